@@ -1,0 +1,19 @@
+"""Tests run stricter than users: see `strict_numerics` and the filters in pyproject.toml."""
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+# Checks the shape and dtype annotations of the pure-JAX packages at run time. Must come before
+# their first import.
+install_import_hook(["vkq_jax", "pallas_kernels"], "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def strict_numerics(request):
+    """In the pure-JAX packages no dtype or rank is promoted silently (Flax and optax rely on it)."""
+    if not any(part in ("vkq_jax", "pallas_kernels") for part in request.path.parts):
+        yield
+        return
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
