@@ -1,0 +1,71 @@
+"""Exact byte counts of a cache: the sum of its live buffers, padding and tables included."""
+
+import dataclasses
+import math
+
+import jax
+
+from vkq_jax.cache import KVCache
+from vkq_jax.dense import DenseTensor
+from vkq_jax.quantized import QuantizedTensor
+
+__all__ = ["CacheBytes", "cache_nbytes"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheBytes:
+    """Bytes of a cache by what they hold.
+
+    Attributes:
+        visual_codes: packed words (or, uncompressed, the values themselves).
+        visual_tables: levels, centres and scales of the visual banks.
+        text: the dense text bank, its whole capacity.
+        visual_full_precision: what the visual banks would take in the text bank's dtype.
+    """
+
+    visual_codes: int
+    visual_tables: int
+    text: int
+    visual_full_precision: int
+
+    @property
+    def visual(self) -> int:
+        """Codes and tables of all visual banks."""
+        return self.visual_codes + self.visual_tables
+
+    @property
+    def total(self) -> int:
+        """All keys and values of the cache."""
+        return self.visual + self.text
+
+    @property
+    def visual_reduction(self) -> float:
+        """Part of the full-precision visual bytes that is saved, 0 without visual tokens."""
+        if not self.visual_full_precision:
+            return 0.0
+        return 1.0 - self.visual / self.visual_full_precision
+
+
+def cache_nbytes(cache: KVCache) -> CacheBytes:
+    """Counts the bytes of a cache's buffers (shapes suffice: tracers are welcome)."""
+    tensors = [tensor for bank in cache.visual for tensor in (bank.key, bank.value)]
+    codes = sum(_nbytes(_codes(tensor)) for tensor in tensors)
+    itemsize = cache.text.key.dtype.itemsize
+    return CacheBytes(
+        visual_codes=codes,
+        visual_tables=sum(_nbytes(tensor) for tensor in tensors) - codes,
+        text=_nbytes((cache.text.key, cache.text.value)),
+        visual_full_precision=sum(_num_elements(tensor) for tensor in tensors) * itemsize,
+    )
+
+
+def _codes(tensor: QuantizedTensor):
+    return tensor.values if isinstance(tensor, DenseTensor) else tensor.packed
+
+
+def _num_elements(tensor: QuantizedTensor) -> int:
+    return math.prod(jax.eval_shape(lambda t: t.dequantize(), tensor).shape)
+
+
+def _nbytes(tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

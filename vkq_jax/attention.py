@@ -1,0 +1,171 @@
+"""Attention of a few queries over a layer's cache, post-scaled, in plain XLA.
+
+One softmax runs over all visual banks and the text bank. The result carries its log-sum-exp, so
+that it can be merged with attention over tokens that are not in the cache yet.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from vkq_jax import post_scaling
+from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.cache import LayerCache
+from vkq_jax.calibration import calibrate
+from vkq_jax.pytree import frozen_pytree
+
+__all__ = ["Attended", "attend_cache", "attend_dense", "from_kv_heads", "merge", "to_kv_heads"]
+
+
+@frozen_pytree
+class Attended:
+    """Attention over one set of positions, mergeable with attention over others.
+
+    Attributes:
+        output: softmax-weighted values, float32; 0 where a query sees nothing.
+        logsumexp: natural logarithm of the softmax denominator; -inf where a query sees nothing.
+        guarded: rows of visual scores that the guard of score calibration left as they were.
+    """
+
+    output: Float[Array, "B T N H"]
+    logsumexp: Float[Array, "B T N"]
+    guarded: Int32[Array, "B"]
+
+
+def attend_cache(
+    query: Float[Array, "B T N H"],
+    layer: LayerCache,
+    *,
+    visible_text: Int32[Array, "B T"] | None = None,
+    logits_scale: float | None = None,
+) -> Attended:
+    """Attention over all visual tokens and the visible text tokens of one layer.
+
+    Args:
+        query: with RoPE, not yet scaled; N = K * queries_per_kv_head, grouped by KV head.
+        layer: the cache, the queries' own keys and values already in it.
+        visible_text: how many entries of the text bank each query sees; by default the queries are
+            its last T entries and see causally.
+        logits_scale: H ** -0.5 by default.
+    """
+    batch, num_queries, _, head_dim = query.shape
+    num_kv_heads = layer.text.key.shape[1]
+    scale = head_dim**-0.5 if logits_scale is None else logits_scale
+    q = to_kv_heads(query.astype(jnp.float32) * scale, num_kv_heads)  # [B, K, Q, H], Q = T * M
+
+    parts = [post_scaling.scores(q, bank.key) for bank in layer.visual]
+    masks = [filled(bank.length, part.shape[-1]) for bank, part in zip(layer.visual, parts)]
+    masks = [jnp.broadcast_to(m[:, None, None], p.shape) for m, p in zip(masks, parts)]
+    guarded = jnp.zeros(batch, jnp.int32)
+    if layer.quant.calibration is not None and parts:
+        joint, hit = calibrate(
+            jnp.concatenate(parts, -1), jnp.concatenate(masks, -1), layer.quant.calibration
+        )
+        parts = jnp.split(joint, _boundaries(parts), axis=-1)
+        guarded = hit.sum((1, 2), dtype=jnp.int32)
+
+    text_key = layer.text.key.astype(jnp.float32)
+    parts.append(_einsum("bkqh,bksh->bkqs", q, text_key))
+    if visible_text is None:
+        visible_text = causal_text(layer.text.length, num_queries)
+    text_mask = filled(visible_text, text_key.shape[-2])  # [B, T, S]
+    per_kv_head = jnp.repeat(text_mask, q.shape[2] // num_queries, axis=1)[:, None]
+    masks.append(jnp.broadcast_to(per_kv_head, parts[-1].shape))
+
+    weights, logsumexp = masked_softmax(jnp.concatenate(parts, -1), jnp.concatenate(masks, -1))
+    *visual, text = jnp.split(weights, _boundaries(parts), axis=-1)
+    output = _einsum("bkqs,bksh->bkqh", text, layer.text.value.astype(jnp.float32))
+    for bank, part in zip(layer.visual, visual):
+        output = output + post_scaling.weighted_sum(part, bank.value)
+    return Attended(
+        from_kv_heads(output, num_queries),
+        from_kv_heads(logsumexp[..., None], num_queries)[..., 0],
+        guarded,
+    )
+
+
+def attend_dense(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"],
+    *,
+    logits_scale: float | None = None,
+) -> Attended:
+    """Attention over full-precision keys and values that are not in the cache (yet)."""
+    num_queries, head_dim = query.shape[1], query.shape[-1]
+    scale = head_dim**-0.5 if logits_scale is None else logits_scale
+    q = to_kv_heads(query.astype(jnp.float32) * scale, key.shape[2])
+    logits = _einsum("bkqh,bskh->bkqs", q, key.astype(jnp.float32))
+    per_kv_head = jnp.repeat(mask, q.shape[2] // num_queries, axis=1)[:, None]
+    weights, logsumexp = masked_softmax(logits, jnp.broadcast_to(per_kv_head, logits.shape))
+    output = _einsum("bkqs,bskh->bkqh", weights, value.astype(jnp.float32))
+    return Attended(
+        from_kv_heads(output, num_queries),
+        from_kv_heads(logsumexp[..., None], num_queries)[..., 0],
+        jnp.zeros(query.shape[0], jnp.int32),
+    )
+
+
+def merge(first: Attended, second: Attended) -> Attended:
+    """One softmax over the positions of both, which must be disjoint."""
+    logsumexp = jnp.logaddexp(first.logsumexp, second.logsumexp)
+    seen = jnp.isfinite(logsumexp)
+
+    def share(part):
+        weight = jnp.exp(part.logsumexp - jnp.where(seen, logsumexp, 0.0))
+        return weight[..., None] * part.output
+
+    return Attended(share(first) + share(second), logsumexp, first.guarded + second.guarded)
+
+
+def masked_softmax(
+    logits: Float[Array, "*lead n"], mask: Bool[Array, "*lead n"]
+) -> tuple[Float[Array, "*lead n"], Float[Array, "*lead"]]:
+    """Softmax over the unmasked positions and its log-sum-exp; all zeros where none is left."""
+    highest = jnp.max(logits, axis=-1, where=mask, initial=-jnp.inf)
+    # A subtracted constant needs no gradient; 0 stands in where nothing is visible.
+    highest = jax.lax.stop_gradient(jnp.where(jnp.isfinite(highest), highest, 0.0))
+    shifted = jnp.where(mask, logits - highest[..., None], -jnp.inf)
+    weights = jnp.exp(shifted)
+    total = weights.sum(-1)
+    some = total > 0.0
+    safe = jnp.where(some, total, 1.0)
+    logsumexp = jnp.where(some, highest + jnp.log(safe), -jnp.inf)
+    return weights / safe[..., None], logsumexp
+
+
+def filled(length: Int32[Array, "*lead"], capacity: int) -> Bool[Array, "*lead n"]:
+    """True for the first `length` of `capacity` positions."""
+    shape = (*length.shape, capacity)
+    return jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1) < length[..., None]
+
+
+def causal_text(length: Int32[Array, "B"], num_queries: int) -> Int32[Array, "B T"]:
+    """Text entries visible to each of the last `num_queries` tokens of the text bank."""
+    back = jnp.arange(num_queries - 1, -1, -1, dtype=jnp.int32)
+    return length[:, None] - back[None]
+
+
+def to_kv_heads(x: Float[Array, "B T N C"], num_kv_heads: int) -> Float[Array, "B K Q C"]:
+    """Queries (or what belongs to them) grouped by the KV head they read: Q = T * N / K."""
+    batch, num_queries, num_heads, size = x.shape
+    if num_heads % num_kv_heads:
+        raise ValueError(f"{num_heads} query heads cannot share {num_kv_heads} key/value heads")
+    x = x.reshape(batch, num_queries, num_kv_heads, num_heads // num_kv_heads, size)
+    return x.transpose(0, 2, 1, 3, 4).reshape(batch, num_kv_heads, -1, size)
+
+
+def from_kv_heads(x: Float[Array, "B K Q C"], num_queries: int) -> Float[Array, "B T N C"]:
+    """The inverse of `to_kv_heads`."""
+    batch, num_kv_heads, _, size = x.shape
+    x = x.reshape(batch, num_kv_heads, num_queries, -1, size)
+    return x.transpose(0, 2, 1, 3, 4).reshape(batch, num_queries, -1, size)
+
+
+def _boundaries(parts):
+    ends = [sum(part.shape[-1] for part in parts[: i + 1]) for i in range(len(parts))]
+    return ends[:-1]
+
+
+def _einsum(spec: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(spec, a, b, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,83 @@
+"""Updates of a whole `KVCache`; each returns a new cache and leaves the given one as it is."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.cache import KVCache, TextBank, VisualBank
+
+__all__ = ["append", "grow", "take_sequences"]
+
+
+def append(
+    cache: KVCache,
+    key: Float[Array, "L B T K H"],
+    value: Float[Array, "L B T K H"],
+    valid: Bool[Array, "B T"] | None = None,
+) -> KVCache:
+    """Appends T text tokens of all layers (keys after RoPE); invalid ones take no slot.
+
+    Raises:
+        ValueError: the tokens do not fit and the lengths are known (outside jit); inside jit what
+            does not fit is dropped, so `grow` the cache beforehand.
+    """
+    if valid is None:
+        valid = jnp.ones(key.shape[1:3], bool)
+    text = cache.text
+    longest = jnp.max(text.length + valid.sum(-1, dtype=jnp.int32))
+    if not isinstance(longest, jax.core.Tracer) and longest > text.cache_length:
+        raise ValueError(
+            f"the cache holds {text.cache_length} text tokens a sequence, {longest} are needed: "
+            "grow(cache, cache_length) first"
+        )
+    for layer in range(key.shape[0]):
+        text = text.write(layer, key[layer], value[layer], valid)
+    moved = cache.position + valid.sum(-1, dtype=jnp.int32)
+    return dataclasses.replace(cache, text=text.advance(valid), position=moved)
+
+
+def grow(cache: KVCache, cache_length: int) -> KVCache:
+    """The same cache with room for at least `cache_length` text tokens a sequence."""
+    extra = cache_length - cache.text.cache_length
+    if extra <= 0:
+        return cache
+
+    def pad(bank):
+        return jnp.pad(bank, [(0, 0)] * (bank.ndim - 2) + [(0, extra), (0, 0)])
+
+    text = TextBank(pad(cache.text.key), pad(cache.text.value), cache.text.length)
+    return dataclasses.replace(cache, text=text)
+
+
+def take_sequences(cache: KVCache, indices: Int32[Array, "b"]) -> KVCache:
+    """The sequences `indices` of the batch, in that order: beam reorder, slice, repeat.
+
+    Outside jit indices are checked; inside, out-of-range ones are clamped as JAX does.
+    """
+    indices = jnp.asarray(indices, jnp.int32)
+    batch = cache.position.shape[0]
+    if not isinstance(indices, jax.core.Tracer) and not bool(
+        jnp.all((indices >= 0) & (indices < batch))
+    ):
+        raise ValueError(f"sequence indices must lie in [0, {batch}), got {indices.tolist()}")
+
+    def stacked(tree):  # [L, B, ...]
+        return jax.tree.map(lambda x: jnp.take(x, indices, axis=1, mode="clip"), tree)
+
+    def per_sequence(x):  # [B]
+        return jnp.take(x, indices, axis=0, mode="clip")
+
+    return KVCache(
+        tuple(
+            VisualBank(stacked(bank.key), stacked(bank.value), per_sequence(bank.length))
+            for bank in cache.visual
+        ),
+        TextBank(
+            stacked(cache.text.key), stacked(cache.text.value), per_sequence(cache.text.length)
+        ),
+        position=per_sequence(cache.position),
+        guarded=per_sequence(cache.guarded),
+        quant=cache.quant,
+    )

@@ -1,0 +1,86 @@
+"""The float32 oracle of attention over a cache: dequantize, concatenate, softmax.
+
+Every fast path must equal this function to float32 rounding. It is written to be read, head by
+head and sequence by sequence as far as `vmap` allows, and shares no arithmetic with the fast path.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.attention import Attended
+from vkq_jax.cache import LayerCache
+from vkq_jax.calibration import calibrate
+from vkq_jax.dense import DenseTensor
+from vkq_jax.quantized import QuantizedTensor
+
+__all__ = ["attend_cache"]
+
+
+def attend_cache(
+    query: Float[Array, "B T N H"],
+    layer: LayerCache,
+    *,
+    visible_text: Int32[Array, "B T"] | None = None,
+    logits_scale: float | None = None,
+) -> Attended:
+    """Same contract as `vkq_jax.attention.attend_cache`."""
+    num_queries, num_heads, head_dim = query.shape[1:]
+    queries_per_kv_head = num_heads // layer.text.key.shape[1]
+    scale = head_dim**-0.5 if logits_scale is None else logits_scale
+    if visible_text is None:
+        own = jnp.arange(1, num_queries + 1, dtype=jnp.int32)
+        visible_text = layer.text.length[:, None] - num_queries + own[None]
+
+    def per_query_head(x):  # [B, K, ...] -> [B, N, ...]
+        return jnp.repeat(x.astype(jnp.float32), queries_per_kv_head, axis=1)
+
+    banks = [
+        (
+            per_query_head(bank.key.dequantize()),
+            per_query_head(bank.value.dequantize()),
+            per_query_head(_score_error(bank.key)),
+            bank.length,
+        )
+        for bank in layer.visual
+    ]
+    text_key, text_value = per_query_head(layer.text.key), per_query_head(layer.text.value)
+
+    def attend(query, banks, text_key, text_value, visible):  # one sequence, query and head
+        parts, masks, values = [], [], []
+        for key, value, error, length in banks:
+            bias = (query @ query) * scale**2 * error
+            parts.append(scale * (key @ query) - bias)
+            masks.append(jnp.arange(key.shape[0]) < length)
+            values.append(value)
+        guarded = jnp.array(False)
+        if banks and layer.quant.calibration is not None:
+            visual, guarded = calibrate(
+                jnp.concatenate(parts), jnp.concatenate(masks), layer.quant.calibration
+            )
+            parts = [visual]
+        logits = jnp.concatenate([*parts, scale * (text_key @ query)])
+        mask = jnp.concatenate([*masks, jnp.arange(text_key.shape[0]) < visible])
+        logits = jnp.where(mask, logits, -jnp.inf)
+        logsumexp = jax.nn.logsumexp(logits)
+        weights = jnp.where(mask, jnp.exp(logits - logsumexp), 0.0)
+        weights = jnp.where(jnp.any(mask), weights, 0.0)
+        return weights @ jnp.concatenate([*values, text_value]), logsumexp, guarded
+
+    over_heads = jax.vmap(attend, in_axes=(0, [(0, 0, 0, None)] * len(banks), 0, 0, None))
+    over_queries = jax.vmap(over_heads, in_axes=(0, None, None, None, 0))
+    with jax.default_matmul_precision("highest"):
+        output, logsumexp, guarded = jax.vmap(over_queries)(
+            query.astype(jnp.float32), banks, text_key, text_value, visible_text
+        )
+    return Attended(output, logsumexp, guarded.sum((1, 2), dtype=jnp.int32))
+
+
+def _score_error(key: QuantizedTensor) -> Float[Array, "B K V"]:
+    """What a coded key's score is lowered by, per |query|^2 and logits_scale^2."""
+    if isinstance(key, DenseTensor):
+        return jnp.zeros(key.values.shape[:-1], jnp.float32)
+    codes = key.decoding()
+    if codes.score_error is None:
+        return jnp.zeros(codes.packed.shape[:-1], jnp.float32)
+    return codes.score_error
