@@ -1,0 +1,124 @@
+"""The decode loop: a `lax.while_loop` over one state, until every sequence has stopped."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+import pallas_kernels
+from models.model import Model
+from models.sampling import Sampling, sample
+from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.cache import KVCache
+from vkq_jax.pytree import frozen_pytree
+
+__all__ = ["DecodeState", "decode", "decode_step"]
+
+
+@frozen_pytree
+class DecodeState:
+    """What decoding carries from token to token.
+
+    Attributes:
+        logits: of the next token, not yet sampled.
+        cache: holds every token so far, the emitted ones included.
+        done: sequences that have emitted a stop token.
+        key: PRNG key for the tokens to come; None when decoding is greedy.
+    """
+
+    logits: Float[Array, "B vocab"]
+    cache: KVCache
+    done: Bool[Array, "B"]
+    key: jax.Array | None
+
+
+@partial(jax.jit, static_argnames=("steps", "sampling", "stop_tokens", "pad", "implementation"))
+def decode(
+    model: Model,
+    state: DecodeState,
+    *,
+    steps: int,
+    sampling: Sampling,
+    stop_tokens: tuple[int, ...],
+    pad: int = 0,
+    implementation: str | None = None,
+) -> tuple[Int32[Array, "B steps"], Int32[Array, "B"], DecodeState]:
+    """Emits up to `steps` tokens a sequence; ends early once all have stopped.
+
+    Each emitted token, a stop token too, is fed to the model at once: the cache that comes back is
+    complete, and a conversation goes on from it without bookkeeping.
+
+    Returns:
+        Tokens (`pad` behind the last one), how many each sequence emitted, and the new state.
+    """
+    stops = jnp.asarray(stop_tokens, jnp.int32)
+    batch = state.done.shape[0]
+
+    def unfinished(carry):
+        step, state, _, _ = carry
+        return (step < steps) & ~jnp.all(state.done)
+
+    def emit(carry):
+        step, state, tokens, lengths = carry
+        key, draw = (None, None) if state.key is None else jax.random.split(state.key)
+        token = sample(state.logits, sampling, draw)
+        active = ~state.done
+        tokens = tokens.at[:, step].set(jnp.where(active, token, pad))
+        lengths = lengths + active
+        stopped = jnp.any(token[:, None] == stops[None], axis=-1)
+        logits, cache = decode_step(
+            model, token, state.cache, active, implementation=implementation
+        )
+        state = DecodeState(logits, cache, state.done | stopped, key)
+        return step + 1, state, tokens, lengths
+
+    tokens = jnp.full((batch, steps), pad, jnp.int32)
+    start = (jnp.int32(0), state, tokens, jnp.zeros(batch, jnp.int32))
+    _, state, tokens, lengths = jax.lax.while_loop(unfinished, emit, start)
+    return tokens, lengths, state
+
+
+def decode_step(
+    model: Model,
+    token: Int32[Array, "B"],
+    cache: KVCache,
+    active: Bool[Array, "B"] | None = None,
+    *,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B vocab"], KVCache]:
+    """Feeds one token to each active sequence.
+
+    Args:
+        model: weights and configuration.
+        token: the tokens.
+        cache: all before them; it must have room for one more text token.
+        active: sequences to go on with, all by default; the others' caches stay as they are.
+        implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
+
+    Returns:
+        Logits of the following token, float32, and the cache with this one in it.
+    """
+    module = model.module()
+    active = jnp.ones(token.shape, bool) if active is None else active
+    valid = active[:, None]
+    visible = (cache.text.length + active)[:, None]
+
+    def attend(layer, query, key, value, text):
+        text = text.write(layer, key, value, valid)
+        view = dataclasses.replace(cache, text=text).layer(layer)
+        attended = pallas_kernels.attend_cache(
+            query, view, implementation=implementation, visible_text=visible
+        )
+        return attended.output.astype(query.dtype), text, attended.guarded
+
+    hidden, text, guarded = module.text(
+        module.text.embed(token[:, None]), cache.position[:, None], attend, cache.text
+    )
+    cache = dataclasses.replace(
+        cache,
+        text=text.advance(valid),
+        position=cache.position + active,
+        guarded=cache.guarded + jnp.where(active, guarded.sum(0), 0),
+    )
+    return module.text.logits(hidden)[:, 0], cache

@@ -1,0 +1,118 @@
+"""Prefill: a prompt through the model, each layer's visual keys and values coded on the way.
+
+Prompt positions attend to each other in full precision. A layer's visual keys and values are coded
+inside the layer loop, so that no more than one layer's full-precision visual cache ever exists.
+With a cache from earlier turns the prompt also attends to that, coded as it is.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+import pallas_kernels
+from models.attention import dense_attention
+from models.inputs import Inputs
+from models.model import Model
+from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.attention import attend_dense, merge
+from vkq_jax.cache import KVCache, VisualBank, quantize_visual
+from vkq_jax.cache_updates import grow
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.visual import compact
+
+__all__ = ["new_cache", "prefill"]
+
+
+@partial(jax.jit, static_argnames=("quant", "cache_length", "implementation"))
+def prefill(
+    model: Model,
+    inputs: Inputs,
+    cache: KVCache | None = None,
+    *,
+    quant: KVQuantConfig,
+    cache_length: int,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B vocab"], KVCache]:
+    """Runs a prompt, behind what `cache` holds if one is given.
+
+    Args:
+        model: weights and configuration.
+        inputs: prompt tokens and images.
+        cache: that of earlier turns, made with the same `quant`; None starts a conversation.
+        quant: how the visual tokens are coded.
+        cache_length: text tokens a sequence of the new cache can hold; those of this prompt must
+            fit behind those of `cache`, as must the ones that will be generated.
+        implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
+
+    Returns:
+        Logits of the token after each sequence's last one, float32, and the new cache.
+    """
+    module = model.module()
+    past = cache
+    if cache is None:
+        cache = new_cache(model, inputs.mask.shape[0], quant=quant, cache_length=cache_length)
+    elif cache.quant != quant:
+        raise ValueError(f"the cache was made with {cache.quant}, not with {quant}")
+    else:
+        cache = grow(cache, cache_length)
+    is_visual = inputs.visual_mask & inputs.mask
+    is_text = inputs.mask & ~is_visual
+    index, taken = compact(is_visual, inputs.shape.visual)
+    causal = jnp.tril(jnp.ones((inputs.mask.shape[1],) * 2, bool))
+    mask = causal[None] & inputs.mask[:, None, :]
+    past_text = jnp.broadcast_to(cache.text.length[:, None], inputs.mask.shape)
+
+    def attend(layer, query, key, value, text):
+        if past is not None:
+            view = dataclasses.replace(cache, text=text).layer(layer)
+            earlier = pallas_kernels.attend_cache(
+                query, view, implementation=implementation, visible_text=past_text
+            )
+            attended = merge(earlier, attend_dense(query, key, value, mask))
+            output, guarded = attended.output.astype(query.dtype), attended.guarded
+        else:
+            output = dense_attention(query, key, value, mask, logits_scale=query.shape[-1] ** -0.5)
+            guarded = jnp.zeros_like(cache.guarded)
+        bank = None
+        if inputs.shape.visual:
+            bank = quantize_visual(key, value, index, taken, cache.quant)
+            bank = (bank.key, bank.value)
+        return output, text.write(layer, key, value, is_text), (bank, guarded)
+
+    positions = inputs.positions + cache.position[:, None]
+    hidden, text, (bank, guarded) = module.text(
+        module.embed_inputs(inputs), positions, attend, cache.text
+    )
+    banks = cache.visual
+    if bank is not None:
+        banks = (*banks, VisualBank(*bank, length=taken.sum(-1, dtype=jnp.int32)))
+    new = dataclasses.replace(
+        cache,
+        visual=banks,
+        text=text.advance(is_text),
+        position=cache.position + inputs.mask.sum(-1, dtype=jnp.int32),
+        guarded=cache.guarded + guarded.sum(0),
+    )
+    return module.text.logits(_last(hidden, inputs.mask)), new
+
+
+def new_cache(model: Model, batch: int, *, quant: KVQuantConfig, cache_length: int) -> KVCache:
+    """An empty cache of the shape that `model` fills, in the dtype it computes in."""
+    text = model.config.text
+    return KVCache.init(
+        num_layers=text.num_layers,
+        batch=batch,
+        num_kv_heads=text.num_kv_heads,
+        head_dim=text.head_dim,
+        cache_length=cache_length,
+        quant=quant,
+        dtype=model.dtype,
+    )
+
+
+def _last(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
+    """The hidden state of each sequence's last real token."""
+    index = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    return jnp.take_along_axis(hidden, index[:, None, None], axis=1)[:, 0]

@@ -1,0 +1,41 @@
+"""Imports point one way: vkq_jax -> pallas_kernels -> models -> vkq_apps."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ["vkq_jax", "pallas_kernels", "models", "vkq_apps"]
+FORBIDDEN = {"vkq_jax": {"flax", "transformers", "optax"}, "pallas_kernels": {"flax"}}
+
+
+def imported_packages(path: Path) -> set[str]:
+    packages = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            packages.add(node.module.split(".")[0])
+    return packages
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_never_point_to_a_later_layer(layer):
+    later = set(LAYERS[LAYERS.index(layer) + 1 :]) | FORBIDDEN.get(layer, set())
+    files = list((ROOT / layer).rglob("*.py"))
+    assert files
+    offenders = {
+        str(path.relative_to(ROOT)): sorted(imported_packages(path) & later) for path in files
+    }
+    assert {path: names for path, names in offenders.items() if names} == {}
+
+
+def test_torch_is_never_imported():
+    offenders = [
+        str(path.relative_to(ROOT))
+        for layer in LAYERS
+        for path in (ROOT / layer).rglob("*.py")
+        if "torch" in imported_packages(path)
+    ]
+    assert offenders == []
