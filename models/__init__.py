@@ -1,1 +1,7 @@
-"""vkq-jax."""
+"""Multimodal models in Flax NNX: loading, preparing prompts, running."""
+
+from models.forward import forward
+from models.inputs import Inputs, PromptShape
+from models.model import Model
+
+__all__ = ["Inputs", "Model", "PromptShape", "forward"]

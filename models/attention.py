@@ -1,0 +1,27 @@
+"""Attention without a cache, in plain XLA."""
+
+import jax
+
+from vkq_jax.array_types import Array, Bool, Float
+
+__all__ = ["dense_attention"]
+
+
+def dense_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    mask: Bool[Array, "#B T S"] | None,
+    *,
+    logits_scale: float,
+) -> Float[Array, "B T N H"]:
+    """softmax(query . key * logits_scale) . value where `mask` is True; softmax in float32.
+
+    N is a multiple of K: consecutive query heads share a key/value head. A query that may see
+    nothing (padding) gets the mean of all values, not NaN. `mask=None` lets everything be seen.
+    """
+    heads = None if mask is None else mask[:, None]
+    # Not cudnn: its fused kernel does not exist on every device and cannot mask arbitrarily.
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=heads, scale=logits_scale, implementation="xla"
+    )

@@ -1,0 +1,188 @@
+"""Rotary position embedding: inverse frequencies of every published kind, and their use.
+
+A pair of channels (i, i + H/2) of a query or key at position t turns by t * inverse_frequency[i].
+The kinds differ only in how the frequencies are stretched beyond the length seen in pretraining.
+"""
+
+import dataclasses
+import math
+from enum import StrEnum
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from vkq_jax.array_types import Array, Float, Int32
+
+__all__ = [
+    "RopeConfig",
+    "RopeKind",
+    "apply_rope",
+    "attention_scaling",
+    "inverse_frequencies",
+    "rope",
+]
+
+
+class RopeKind(StrEnum):
+    """How frequencies are stretched."""
+
+    DEFAULT = "default"
+    LINEAR = "linear"
+    DYNAMIC = "dynamic"
+    YARN = "yarn"
+    LONGROPE = "longrope"
+    LLAMA3 = "llama3"
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeConfig:
+    """Settings of the rotary embedding; each kind reads only what its formula needs.
+
+    Attributes:
+        kind: the formula. head_dim: H. theta: base of the geometric series of wavelengths.
+        max_length: longest sequence the model is meant for.
+        original_max_length: longest sequence of pretraining, before any stretching.
+        factor: stretching; None where it is max_length / original_max_length.
+        attention_factor: explicit value of `attention_scaling` (yarn, longrope).
+        beta_fast, beta_slow, truncate, mscale, mscale_all_dim: yarn's ramp and scaling.
+        low_freq_factor, high_freq_factor: llama3's band of interpolation.
+        short_factor, long_factor: longrope's divisors, one per pair of channels.
+    """
+
+    head_dim: int
+    max_length: int
+    kind: RopeKind = RopeKind.DEFAULT
+    theta: float = 10000.0
+    original_max_length: int | None = None
+    factor: float | None = None
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+
+    @property
+    def pretraining_length(self) -> int:
+        """Longest sequence of pretraining."""
+        return self.original_max_length or self.max_length
+
+    @property
+    def stretch(self) -> float:
+        """The factor, explicit or implied by the two lengths."""
+        return self.max_length / self.pretraining_length if self.factor is None else self.factor
+
+
+def rope(
+    positions: Int32[Array, "B T"], config: RopeConfig, dtype: DTypeLike
+) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
+    """Cosine and sine of the angles at `positions`, computed in float32 and returned in `dtype`.
+
+    The dynamic and longrope kinds choose their frequencies by the largest position of the call,
+    over the whole batch.
+    """
+    frequencies = inverse_frequencies(config, positions.max() + 1)
+    angles = positions[..., None].astype(jnp.float32) * frequencies[None, None, :]
+    scaling = attention_scaling(config)
+    return (jnp.cos(angles) * scaling).astype(dtype), (jnp.sin(angles) * scaling).astype(dtype)
+
+
+def apply_rope(
+    x: Float[Array, "B T heads H"], cos: Float[Array, "B T half"], sin: Float[Array, "B T half"]
+) -> Float[Array, "B T heads H"]:
+    """Rotates queries or keys, in their own dtype."""
+    first, second = jnp.split(x, 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def inverse_frequencies(config: RopeConfig, length: Int32[Array, ""] | int) -> Float[Array, "half"]:
+    """Radians per position of each pair of channels, float32.
+
+    `length` is the largest position of the call plus one, possibly traced; only the dynamic and
+    longrope kinds read it.
+    """
+    match config.kind:
+        case RopeKind.DEFAULT:
+            return jnp.asarray(_geometric(config))
+        case RopeKind.LINEAR:
+            return jnp.asarray(_geometric(config) / np.float32(config.stretch))
+        case RopeKind.DYNAMIC:
+            return _dynamic(config, length)
+        case RopeKind.YARN:
+            return jnp.asarray(_yarn(config))
+        case RopeKind.LONGROPE:
+            return _longrope(config, length)
+        case RopeKind.LLAMA3:
+            return jnp.asarray(_llama3(config))
+
+
+def attention_scaling(config: RopeConfig) -> float:
+    """What cosine and sine are multiplied by: 1, but for yarn and longrope."""
+    if config.kind not in (RopeKind.YARN, RopeKind.LONGROPE):
+        return 1.0
+    if config.attention_factor is not None:
+        return config.attention_factor
+    if config.stretch <= 1:
+        return 1.0
+    if config.kind is RopeKind.LONGROPE:
+        return math.sqrt(1 + math.log(config.stretch) / math.log(config.pretraining_length))
+    growth = 0.1 * math.log(config.stretch)
+    if config.mscale and config.mscale_all_dim:
+        return (growth * config.mscale + 1) / (growth * config.mscale_all_dim + 1)
+    return growth + 1
+
+
+def _exponents(config: RopeConfig) -> np.ndarray:
+    return np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+
+
+def _geometric(config: RopeConfig) -> np.ndarray:
+    return np.float32(1) / np.float32(config.theta) ** _exponents(config)
+
+
+def _dynamic(config: RopeConfig, length: Int32[Array, ""] | int) -> Float[Array, "half"]:
+    """The base grows with the call's length once that exceeds `max_length` (NTK-aware scaling)."""
+    excess = jnp.maximum(length, config.max_length).astype(jnp.float32) / config.max_length
+    growth = config.stretch * excess - (config.stretch - 1)
+    base = config.theta * growth ** (config.head_dim / (config.head_dim - 2))
+    return 1 / base ** jnp.asarray(_exponents(config))
+
+
+def _yarn(config: RopeConfig) -> np.ndarray:
+    """Fast pairs keep their frequency, slow pairs are stretched, a linear ramp joins them."""
+
+    def pair_of(rotations: float) -> float:
+        """The pair (as a real number) that makes so many turns over the pretraining length."""
+        wavelength = config.pretraining_length / (rotations * 2 * math.pi)
+        return config.head_dim * math.log(wavelength) / (2 * math.log(config.theta))
+
+    low, high = pair_of(config.beta_fast), pair_of(config.beta_slow)
+    if config.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, config.head_dim - 1)
+    high += 0.001 if low == high else 0  # a ramp of no width would divide by zero
+    pairs = np.arange(config.head_dim // 2, dtype=np.float32)
+    stretched = np.clip((pairs - np.float32(low)) / np.float32(high - low), 0, 1)
+    frequencies = _geometric(config)
+    return frequencies / np.float32(config.stretch) * stretched + frequencies * (1 - stretched)
+
+
+def _longrope(config: RopeConfig, length: Int32[Array, ""] | int) -> Float[Array, "half"]:
+    short = _geometric(config) / np.asarray(config.short_factor, np.float32)
+    long = _geometric(config) / np.asarray(config.long_factor, np.float32)
+    return jnp.where(length > config.pretraining_length, jnp.asarray(long), jnp.asarray(short))
+
+
+def _llama3(config: RopeConfig) -> np.ndarray:
+    """Wavelengths beyond the pretraining length are stretched, a smooth band joins them."""
+    frequencies = _geometric(config)
+    turns = np.float32(config.pretraining_length) * frequencies / np.float32(2 * math.pi)
+    low, high = np.float32(config.low_freq_factor), np.float32(config.high_freq_factor)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 - kept) * frequencies / np.float32(config.stretch) + kept * frequencies
