@@ -9,13 +9,20 @@ import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Int32, Shaped, UInt32
 
-__all__ = ["SUPPORTED_BITS", "num_words", "pack", "unpack"]
+__all__ = ["SUPPORTED_BITS", "check_bits", "num_words", "pack", "unpack"]
 
 SUPPORTED_BITS = (1, 2, 4, 8)
 
 
+def check_bits(bits: int) -> None:
+    """Raises ValueError unless `bits` is a width that codes can have."""
+    if bits not in SUPPORTED_BITS:
+        raise ValueError(f"bits must be one of {SUPPORTED_BITS}, got {bits}")
+
+
 def num_words(length: int, bits: int) -> int:
     """Words that hold `length` codes of `bits` bits."""
+    check_bits(bits)
     return -(-length * bits // 32)
 
 
@@ -26,16 +33,19 @@ def pack(codes: Shaped[Array, "*lead n"], bits: int) -> UInt32[Array, "*lead W"]
     padding = [(0, 0)] * len(lead) + [(0, words * per_word - length)]
     fields = jnp.pad(codes.astype(jnp.uint32), padding).reshape(*lead, words, per_word)
     # Fields do not overlap, so a sum is a bitwise or.
-    return (fields << _shifts(bits)).sum(-1, dtype=jnp.uint32)
+    return (fields << _shifts(bits, fields.ndim)).sum(-1, dtype=jnp.uint32)
 
 
 def unpack(packed: UInt32[Array, "*lead W"], bits: int, length: int) -> Int32[Array, "*lead n"]:
     """The first `length` codes of packed words: the inverse of `pack`."""
-    fields = (packed[..., None] >> _shifts(bits)) & jnp.uint32(2**bits - 1)
-    return fields.reshape(*packed.shape[:-1], -1)[..., :length].astype(jnp.int32)
+    fields = (packed[..., None] >> _shifts(bits, packed.ndim + 1)) & jnp.uint32(2**bits - 1)
+    # No -1 in the shape: there may be no positions at all.
+    codes = fields.reshape(*packed.shape[:-1], packed.shape[-1] * (32 // bits))
+    return codes[..., :length].astype(jnp.int32)
 
 
-def _shifts(bits: int) -> UInt32[Array, "P"]:
-    if bits not in SUPPORTED_BITS:
-        raise ValueError(f"bits must be one of {SUPPORTED_BITS}, got {bits}")
-    return jnp.arange(0, 32, bits, dtype=jnp.uint32)
+def _shifts(bits: int, ndim: int) -> UInt32[Array, "..."]:
+    """Where each field of a word begins, on the last of `ndim` axes."""
+    check_bits(bits)
+    shifts = jnp.arange(0, 32, bits, dtype=jnp.uint32)
+    return shifts.reshape(*[1] * (ndim - 1), -1)

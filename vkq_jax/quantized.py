@@ -6,7 +6,7 @@ import abc
 
 import jax.numpy as jnp
 
-from vkq_jax import packing, rotation
+from vkq_jax import groups, packing, rotation
 from vkq_jax.array_types import Array, Bool, Float, Shaped, UInt32
 from vkq_jax.pytree import frozen_pytree, static_field
 
@@ -107,5 +107,5 @@ class AffineTensor(QuantizedTensor):
     def _per_element(self, table: Float[Array, "*lead A C"]) -> Float[Array, "*lead V H"]:
         rows, columns = table.shape[-2:]
         if rows != self.num_positions:  # a table per group of positions
-            table = jnp.repeat(table, self.group_size, axis=-2)[..., : self.num_positions, :]
+            table = groups.per_position(table, self.group_size, self.num_positions)
         return jnp.repeat(table.astype(jnp.float32), self.head_dim // columns, axis=-1)

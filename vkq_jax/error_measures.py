@@ -1,0 +1,69 @@
+"""How far a coded tensor is from the original, head by head."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.pytree import frozen_pytree
+from vkq_jax.quantize import quantize
+from vkq_jax.quantized import CodeFamily
+
+__all__ = ["QuantizationError", "cosine", "quantization_error", "relative_squared_error"]
+
+
+@frozen_pytree
+class QuantizationError:
+    """Errors of one quantization, one number for each leading index (layer, batch, head).
+
+    Attributes:
+        relative_squared_error: |x_hat - x|^2 / |x|^2 over all valid positions and channels.
+        cosine: cosine of x_hat[t] and x[t], mean over the valid positions.
+    """
+
+    relative_squared_error: Float[Array, "*lead"]
+    cosine: Float[Array, "*lead"]
+
+
+def quantization_error(
+    x: Float[Array, "*lead V H"], config: CodeFamily, *, valid: Bool[Array, "*lead V"] | None = None
+) -> QuantizationError:
+    """Error that coding `x` with `config` makes; arguments and errors as for `quantize`."""
+    x_hat = quantize(x, config, valid=valid).dequantize()
+    return QuantizationError(
+        relative_squared_error(x, x_hat, valid=valid), cosine(x, x_hat, valid=valid)
+    )
+
+
+def relative_squared_error(
+    x: Float[Array, "*lead V H"],
+    x_hat: Float[Array, "*lead V H"],
+    *,
+    valid: Bool[Array, "*lead V"] | None = None,
+) -> Float[Array, "*lead"]:
+    """|x_hat - x|^2 / |x|^2 over the valid positions, float32; 0 / 0 is 0."""
+    x, x_hat = _masked(x, valid), _masked(x_hat, valid)
+    return _ratio(jnp.square(x_hat - x).sum((-2, -1)), jnp.square(x).sum((-2, -1)))
+
+
+def cosine(
+    x: Float[Array, "*lead V H"],
+    x_hat: Float[Array, "*lead V H"],
+    *,
+    valid: Bool[Array, "*lead V"] | None = None,
+) -> Float[Array, "*lead"]:
+    """Cosine of x_hat[t] and x[t], mean over the valid positions, float32; 0 for a zero vector."""
+    x, x_hat = _masked(x, valid), _masked(x_hat, valid)
+    norms = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(x_hat, axis=-1)
+    cosines = _ratio((x * x_hat).sum(-1), norms)
+    count = jnp.full(x.shape[:-2], x.shape[-2]) if valid is None else valid.sum(-1)
+    return _ratio(cosines.sum(-1), count.astype(jnp.float32))
+
+
+def _masked(x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"] | None) -> Array:
+    x = x.astype(jnp.float32)
+    return x if valid is None else jnp.where(valid[..., None], x, 0.0)
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    return jnp.where(denominator == 0, 0.0, numerator / jnp.where(denominator == 0, 1, denominator))

@@ -1,0 +1,87 @@
+"""Groups of positions that share a table, and statistics over the valid elements of a group."""
+
+import jax.numpy as jnp
+
+from vkq_jax.array_types import Array, Bool, Float, Shaped
+
+__all__ = [
+    "check_group_size",
+    "check_table_dtype",
+    "masked_mean",
+    "masked_quantiles",
+    "per_position",
+    "resolve_group_size",
+    "split_positions",
+]
+
+TABLE_DTYPES = ("bfloat16", "float16", "float32")
+
+
+def check_group_size(group_size: int | None) -> None:
+    """Raises ValueError unless `group_size` is None or at least 1."""
+    if group_size is not None and group_size < 1:
+        raise ValueError(f"group_size must be None or at least 1, got {group_size}")
+
+
+def check_table_dtype(table_dtype: str) -> None:
+    """Raises ValueError unless tables can be stored in `table_dtype`."""
+    if table_dtype not in TABLE_DTYPES:
+        raise ValueError(f"table_dtype must be one of {TABLE_DTYPES}, got {table_dtype!r}")
+
+
+def resolve_group_size(group_size: int | None, num_positions: int) -> int:
+    """Positions of one group: None, and more than there are, mean the whole segment."""
+    return max(1, min(group_size or num_positions, num_positions))
+
+
+def split_positions(
+    x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"], group_size: int
+) -> tuple[Float[Array, "*lead G H E"], Bool[Array, "*lead G H E"]]:
+    """Puts the E = group_size positions of each group on the last axis.
+
+    The last group is filled up with positions that are not valid.
+    """
+    *lead, length, channels = x.shape
+    num_groups = -(-length // group_size)
+    no_padding, padding = [(0, 0)] * len(lead), (0, num_groups * group_size - length)
+    x = jnp.pad(x, [*no_padding, padding, (0, 0)])
+    x = jnp.swapaxes(x.reshape(*lead, num_groups, group_size, channels), -1, -2)
+    valid = jnp.pad(valid, [*no_padding, padding])
+    valid = valid.reshape(*lead, num_groups, 1, group_size)
+    return x, jnp.broadcast_to(valid, x.shape)
+
+
+def per_position(
+    table: Shaped[Array, "*lead G C"], group_size: int, num_positions: int
+) -> Shaped[Array, "*lead V C"]:
+    """Repeats each group's row of a table for each of its positions."""
+    return jnp.repeat(table, group_size, axis=-2)[..., :num_positions, :]
+
+
+def masked_mean(
+    x: Float[Array, "*groups E"], valid: Bool[Array, "*groups E"]
+) -> Float[Array, "*groups"]:
+    """Mean of the valid elements; 0 where there are none."""
+    count = jnp.maximum(valid.sum(-1), 1)
+    return jnp.where(valid, x, 0.0).sum(-1) / count.astype(x.dtype)
+
+
+def masked_quantiles(
+    x: Float[Array, "*groups E"], valid: Bool[Array, "*groups E"], *fractions: float
+) -> tuple[Float[Array, "*groups"], ...]:
+    """Quantiles of the valid elements, linearly interpolated (numpy's default); 0 without any."""
+    ordered = jnp.sort(jnp.where(valid, x, jnp.inf), axis=-1)
+    count = valid.sum(-1)
+    last = jnp.maximum(count - 1, 0)
+
+    def element(index):
+        return jnp.take_along_axis(ordered, index[..., None], axis=-1)[..., 0]
+
+    def quantile(fraction):
+        position = fraction * last.astype(jnp.float32)
+        below = jnp.floor(position).astype(last.dtype)
+        low, high = element(below), element(jnp.minimum(below + 1, last))
+        between = low + (high - low) * (position - below.astype(jnp.float32))
+        return jnp.where(count > 0, between, 0.0)
+
+    return tuple(quantile(fraction) for fraction in fractions)

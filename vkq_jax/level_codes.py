@@ -1,0 +1,169 @@
+"""Level codes: a group of elements shares a pair of levels, the ends of a uniform grid."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+import jax.numpy as jnp
+
+from vkq_jax import groups, packing
+from vkq_jax.array_types import Array, Bool, Float, UInt32
+from vkq_jax.pytree import frozen_pytree, static_field
+from vkq_jax.quantized import AffineTensor, CodeFamily, QuantizedTensor
+from vkq_jax.range_rules import MinMax, RangeRule
+
+__all__ = ["Granularity", "LevelCodes", "LevelTensor"]
+
+
+class Granularity(enum.Enum):
+    """Which elements share a pair of levels."""
+
+    PER_CHANNEL = "per_channel"
+    """Consecutive positions of one channel of one head."""
+    PER_TOKEN = "per_token"
+    """Consecutive channels of one position."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelCodes(CodeFamily):
+    """Settings of codes on a uniform grid between two levels per group.
+
+    Attributes:
+        bits: width of a code, one of 1, 2, 4, 8.
+        range_rule: where the two levels come from, see `vkq_jax.range_rules`.
+        granularity: which elements form a group.
+        group_size: elements of a group: positions (PER_CHANNEL; the last group may be shorter) or
+            channels (PER_TOKEN; must divide head_dim). None: all of them.
+        table_dtype: dtype in which the levels are stored: bfloat16, float16 or float32.
+
+    Raises:
+        ValueError: bits, group_size or table_dtype is not one of the above, or range_rule is not
+            a hashable callable.
+    """
+
+    bits: int = 1
+    range_rule: RangeRule = MinMax()
+    granularity: Granularity = Granularity.PER_CHANNEL
+    group_size: int | None = None
+    table_dtype: str = "bfloat16"
+
+    def __post_init__(self):
+        """Checks the settings."""
+        packing.check_bits(self.bits)
+        groups.check_group_size(self.group_size)
+        groups.check_table_dtype(self.table_dtype)
+        if not isinstance(self.granularity, Granularity):
+            raise ValueError(f"granularity must be a Granularity, got {self.granularity!r}")
+        if not callable(self.range_rule) or self.range_rule.__hash__ is None:
+            raise ValueError(f"range_rule must be a hashable callable, got {self.range_rule!r}")
+
+    def quantize(self, x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"]) -> LevelTensor:
+        """Codes `x`. Positions that are not valid get code 0 and enter no table.
+
+        Raises:
+            ValueError: group_size does not divide H (PER_TOKEN), or the range rule returns another
+                shape than one level per group.
+        """
+        x = jnp.where(valid[..., None], x.astype(jnp.float32), 0.0)
+        num_positions, head_dim = x.shape[-2:]
+        if self.granularity is Granularity.PER_CHANNEL:
+            group_size = groups.resolve_group_size(self.group_size, num_positions)
+            lower, upper = self._levels(*groups.split_positions(x, valid, group_size))
+
+            def per_element(table):
+                return groups.per_position(table, group_size, num_positions)
+        else:
+            group_size = self.group_size or head_dim
+            if head_dim % group_size:
+                raise ValueError(
+                    f"group_size of PER_TOKEN must divide head_dim {head_dim}, got {group_size}"
+                )
+            runs = x.reshape(*x.shape[:-1], head_dim // group_size, group_size)
+            lower, upper = self._levels(runs, jnp.broadcast_to(valid[..., None, None], runs.shape))
+
+            def per_element(table):
+                return jnp.repeat(table, group_size, axis=-1)
+
+        # From the levels as they are stored, so that each element gets the nearest of its levels.
+        step = _step(lower, upper, self.bits)
+        code = (x - per_element(lower.astype(jnp.float32))) / per_element(
+            jnp.where(step == 0, 1.0, step)
+        )
+        code = jnp.clip(jnp.round(code), 0, 2**self.bits - 1)
+        used = valid[..., None] & per_element(step != 0)
+        return LevelTensor(
+            packed=packing.pack(jnp.where(used, code, 0.0).astype(jnp.uint32), self.bits),
+            lower=lower,
+            upper=upper,
+            bits=self.bits,
+            head_dim=head_dim,
+            group_size=group_size,
+            granularity=self.granularity,
+        )
+
+    def _levels(
+        self, x: Float[Array, "*groups E"], valid: Bool[Array, "*groups E"]
+    ) -> tuple[Float[Array, "*groups"], Float[Array, "*groups"]]:
+        """The stored levels: what the rule says, rounded; 0 for a group without valid elements."""
+        ends = self.range_rule(x, valid, self.bits)
+        if any(jnp.shape(end) != x.shape[:-1] for end in ends):
+            raise ValueError(
+                f"range_rule {self.range_rule!r} must return levels of shape {x.shape[:-1]}, "
+                f"got {[jnp.shape(end) for end in ends]}"
+            )
+        some = valid.any(-1)
+        lower, upper = (jnp.where(some, end, 0.0).astype(self.table_dtype) for end in ends)
+        return lower, upper
+
+
+@frozen_pytree
+class LevelTensor(QuantizedTensor):
+    """A tensor whose elements lie on a uniform grid between the two levels of their group.
+
+        x_hat = lower + scale * code,    scale = (upper - lower) / (2^bits - 1)
+
+    Attributes:
+        packed: codes as little-endian bit fields, see `vkq_jax.packing`.
+        lower, upper: the level of the least and of the greatest code, in the table dtype: per group
+            of positions and channel (PER_CHANNEL), or per position and run of channels (PER_TOKEN).
+        bits: width of a code. head_dim: H. group_size: positions (PER_CHANNEL) or channels
+            (PER_TOKEN) that share a pair of levels.
+        granularity: which of the two.
+    """
+
+    packed: UInt32[Array, "*lead V W"]
+    lower: Float[Array, "*lead G H"] | Float[Array, "*lead V R"]
+    upper: Float[Array, "*lead G H"] | Float[Array, "*lead V R"]
+    bits: int = static_field(kw_only=True)
+    head_dim: int = static_field(kw_only=True)
+    group_size: int = static_field(kw_only=True)
+    granularity: Granularity = static_field(kw_only=True)
+
+    def decoding(self) -> AffineTensor:
+        """The general form: channel tables (PER_CHANNEL) or token tables (PER_TOKEN)."""
+        offset, scale = self.lower.astype(jnp.float32), _step(self.lower, self.upper, self.bits)
+        if self.granularity is Granularity.PER_CHANNEL:
+            return AffineTensor(
+                packed=self.packed,
+                channel_offset=offset,
+                channel_scale=scale,
+                bits=self.bits,
+                head_dim=self.head_dim,
+                group_size=self.group_size,
+            )
+        return AffineTensor(
+            packed=self.packed,
+            token_offset=offset,
+            token_scale=scale,
+            bits=self.bits,
+            head_dim=self.head_dim,
+            group_size=self.packed.shape[-2],
+        )
+
+
+def _step(
+    lower: Float[Array, "*table"], upper: Float[Array, "*table"], bits: int
+) -> Float[Array, "*table"]:
+    """Distance between the values of neighbouring codes, float32."""
+    return (upper.astype(jnp.float32) - lower.astype(jnp.float32)) / (2**bits - 1)

@@ -1,0 +1,105 @@
+"""Quantize, dequantize, and both at once with a gradient."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.quantized import CodeFamily, QuantizedTensor
+
+__all__ = ["dequantize", "fake_quantize", "quantize"]
+
+
+def quantize(
+    x: Float[Array, "*lead V H"],
+    config: CodeFamily,
+    *,
+    valid: Bool[Array, "*#lead #V"] | None = None,
+) -> QuantizedTensor:
+    """Codes a tensor of V positions with H channels, independently for each leading index.
+
+    Pure; works under `jax.jit` and `jax.vmap`.
+
+    Args:
+        x: any floating dtype; the arithmetic is float32.
+        config: the settings of a code family, for instance `presets["vkq-1bit"].key`.
+        valid: which positions are tokens; the rest is padding, whose values have no influence on
+            anything and which decodes to unspecified finite values. Broadcasts to x.shape[:-1].
+            None: all are valid.
+
+    Raises:
+        ValueError: config is no `CodeFamily`; x is not floating or has less than two axes; valid
+            is not boolean or does not broadcast to x.shape[:-1].
+    """
+    if not isinstance(config, CodeFamily):
+        raise ValueError(
+            "config must be the settings of one code family, such as LevelCodes(bits=1) or "
+            f'presets["vkq-1bit"].key (or .value), got {config!r}'
+        )
+    x = jnp.asarray(x)
+    if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"x must be floating, of shape [..., V, H]; got {x.dtype} of shape {x.shape}"
+        )
+    return config.quantize(x, _check_valid(valid, x.shape[:-1]))
+
+
+def dequantize(q: QuantizedTensor) -> Float[Array, "*lead V H"]:
+    """The float32 values that the codes stand for."""
+    return q.dequantize()
+
+
+def fake_quantize(
+    x: Float[Array, "*lead V H"],
+    config: CodeFamily,
+    *,
+    valid: Bool[Array, "*#lead #V"] | None = None,
+    gradient: Literal["straight_through", "zero"] = "straight_through",
+) -> Float[Array, "*lead V H"]:
+    """What `x` becomes by coding and decoding, in the dtype of `x`.
+
+    Args:
+        x, config, valid: as for `quantize`.
+        gradient: "straight_through" differentiates as the identity at valid positions (at padded
+            ones, on whose values nothing depends, the gradient is 0); "zero" is the gradient of
+            the step function that coding is.
+
+    Raises:
+        ValueError: as for `quantize`, or gradient is neither of the two.
+    """
+    if gradient not in ("straight_through", "zero"):
+        raise ValueError(f'gradient must be "straight_through" or "zero", got {gradient!r}')
+    decoded = quantize(jax.lax.stop_gradient(x), config, valid=valid).dequantize().astype(x.dtype)
+    if gradient == "zero":
+        return decoded
+    return _straight_through(x, decoded, _check_valid(valid, x.shape[:-1]))
+
+
+# Not the usual x + stop_gradient(decoded - x): that rounds twice, and is NaN where padding is.
+@jax.custom_jvp
+def _straight_through(x: Array, decoded: Array, valid: Array) -> Array:
+    del x, valid
+    return decoded
+
+
+@_straight_through.defjvp
+def _straight_through_jvp(primals, tangents):
+    _, decoded, valid = primals
+    tangent, *_ = tangents
+    return decoded, jnp.where(valid[..., None], tangent, jnp.zeros_like(tangent))
+
+
+def _check_valid(valid: Bool[Array, "..."] | None, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    if valid is None:
+        return jnp.ones(shape, bool)
+    valid = jnp.asarray(valid)
+    try:
+        if valid.dtype == bool:
+            return jnp.broadcast_to(valid, shape)
+    except ValueError:
+        pass
+    raise ValueError(
+        f"valid must be boolean and broadcast to x.shape[:-1] = {shape}; "
+        f"got {valid.dtype} of shape {valid.shape}"
+    )
