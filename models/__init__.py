@@ -2,6 +2,7 @@
 
 from models.forward import forward
 from models.inputs import Inputs, PromptShape
+from models.loading import load, save_weights
 from models.model import Model
 
-__all__ = ["Inputs", "Model", "PromptShape", "forward"]
+__all__ = ["Inputs", "Model", "PromptShape", "forward", "load", "save_weights"]

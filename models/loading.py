@@ -1,0 +1,125 @@
+"""Models from Hugging Face checkpoint folders."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from safetensors.numpy import save_file
+
+from models.checkpoint import Checkpoint, read_json
+from models.llava import params as llava_params
+from models.llava.config import LlavaConfig
+from models.llava.model import LlavaModel
+from models.model import Model
+from models.weights import check_weights, read_weights, to_stored
+
+__all__ = ["TINY", "load", "save_weights"]
+
+TINY = Path(__file__).parent / "tiny_checkpoint"
+"""The embedded checkpoint's folder."""
+
+
+def load(path: str | os.PathLike[str], *, dtype: DTypeLike = jnp.bfloat16) -> Model:
+    """Loads an unmodified checkpoint folder of Hugging Face (config.json and safetensors).
+
+    Args:
+        path: the folder, or "tiny" for the embedded checkpoint.
+        dtype: of parameters and computation, whatever that of the files.
+
+    Raises:
+        FileNotFoundError: the folder, its config.json, its weights or one of its shards is missing.
+        NotImplementedError: an architecture, or a setting of it, that this library does not have.
+        ValueError: a broken file, or weights that do not fit config.json; the error lists all.
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be a floating type, got {jnp.dtype(dtype)}")
+    folder = TINY if path == "tiny" else Path(path)
+    if not folder.is_dir():
+        embedded = "; the embedded checkpoint is not part of this copy" if path == "tiny" else ""
+        raise FileNotFoundError(f"checkpoint folder {folder} does not exist{embedded}")
+    config = _read_config(folder)
+    with Checkpoint(folder) as checkpoint:
+        keys = {llava_params.canonical(key): key for key in checkpoint.tensors}
+        if config.text.tied_head and not _is_tied(checkpoint, keys):
+            config = dataclasses.replace(
+                config, text=dataclasses.replace(config.text, tied_head=False)
+            )
+        module = nnx.eval_shape(lambda: LlavaModel(config, rngs=nnx.Rngs(0), dtype=dtype))
+        graphdef, params = nnx.split(module)
+        problems = check_weights(
+            params,
+            llava_params.source,
+            keys,
+            checkpoint,
+            lambda name: llava_params.is_unused(name, config),
+        )
+        if problems:
+            raise ValueError(
+                f"{folder}: {len(problems)} weights do not fit config.json:\n" + "\n".join(problems)
+            )
+        params = read_weights(params, llava_params.source, keys, checkpoint)
+    return Model(params=params, graphdef=graphdef, config=config, source=str(folder))
+
+
+def save_weights(model: Model, folder: str | os.PathLike[str]) -> None:
+    """Writes model.safetensors with Hugging Face's names, in the dtype of the parameters.
+
+    config.json and the processor's files are the caller's. Vision layers that the model does not
+    use are not written.
+    """
+    stored = to_stored(model.params, llava_params.source)
+    tensors = {llava_params.published(name): tensor for name, tensor in stored.items()}
+    save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+
+
+def _read_config(folder: Path) -> LlavaConfig:
+    # Here and not above, because this import takes seconds.
+    from transformers import LlavaConfig as HfLlavaConfig
+
+    content = read_json(folder / "config.json")
+    family = content.get("model_type")
+    if family != "llava":
+        raise NotImplementedError(
+            f"{folder / 'config.json'}: model_type={family!r}; supported: 'llava'"
+        )
+    _check_towers(content)
+    try:
+        hf = HfLlavaConfig.from_dict(content)
+    # transformers validates with exceptions of many types.
+    except Exception as error:
+        raise ValueError(f"{folder / 'config.json'} is not valid: {error}") from error
+    config = LlavaConfig.from_hf(hf)
+    generation = folder / "generation_config.json"
+    eos = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    if eos is None:
+        return config
+    return dataclasses.replace(config, eos_token_ids=tuple([eos] if isinstance(eos, int) else eos))
+
+
+def _check_towers(content: dict[str, Any]) -> None:
+    """Refuses other towers by name before transformers fails on those that it does not know."""
+    for tower, supported in (("text_config", "llama"), ("vision_config", "clip_vision_model")):
+        settings = content.get(tower)
+        found = settings.get("model_type", supported) if isinstance(settings, dict) else supported
+        if found != supported:
+            raise NotImplementedError(f"{tower}.model_type={found!r}; supported: {supported!r}")
+
+
+def _is_tied(checkpoint: Checkpoint, keys: dict[str, str]) -> bool:
+    """Whether the head is absent or the same as the embedding; files may hold another one."""
+    head, table = keys.get("head.weight"), keys.get("text.embed_tokens.weight")
+    if head is None or table is None:
+        return True
+    shape = checkpoint.tensors[head].shape
+    if shape != checkpoint.tensors[table].shape:
+        return False
+    step = 4096  # rows at a time: both tables in full would double the largest tensor
+    blocks = (slice(start, start + step) for start in range(0, shape[0], step))
+    return all(
+        np.array_equal(checkpoint.read(head, rows), checkpoint.read(table, rows)) for rows in blocks
+    )
