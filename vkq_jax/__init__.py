@@ -1,5 +1,9 @@
 """The visual KV cache of multimodal LLMs in 1 bit: pure JAX, the layer that all others use."""
 
+from vkq_jax.accounting import CacheBytes, cache_nbytes
+from vkq_jax.attention import Attended
+from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
+from vkq_jax.cache_updates import append, grow, take_sequences
 from vkq_jax.calibration import ScoreCalibration
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dense import Dense, DenseTensor
@@ -10,20 +14,26 @@ from vkq_jax.error_measures import (
     relative_squared_error,
 )
 from vkq_jax.level_codes import Granularity, LevelCodes, LevelTensor
+from vkq_jax.persistence import load_cache, save_cache
 from vkq_jax.presets import presets, resolve
 from vkq_jax.quantize import dequantize, fake_quantize, quantize
 from vkq_jax.quantized import AffineTensor, CodeFamily, QuantizedTensor
 from vkq_jax.range_rules import MSE, MinMax, Quantile, RangeRule, Shrink
 from vkq_jax.sign_codes import SignCodes, SignTensor
+from vkq_jax.visual import VisualSpan, visual_mask, visual_spans
 
 __all__ = [
     "MSE",
     "AffineTensor",
+    "Attended",
+    "CacheBytes",
     "CodeFamily",
     "Dense",
     "DenseTensor",
     "Granularity",
+    "KVCache",
     "KVQuantConfig",
+    "LayerCache",
     "LevelCodes",
     "LevelTensor",
     "MinMax",
@@ -35,12 +45,23 @@ __all__ = [
     "Shrink",
     "SignCodes",
     "SignTensor",
+    "TextBank",
+    "VisualBank",
+    "VisualSpan",
+    "append",
+    "cache_nbytes",
     "cosine",
     "dequantize",
     "fake_quantize",
+    "grow",
+    "load_cache",
     "presets",
     "quantization_error",
     "quantize",
     "relative_squared_error",
     "resolve",
+    "save_cache",
+    "take_sequences",
+    "visual_mask",
+    "visual_spans",
 ]

@@ -53,8 +53,10 @@ def attend_cache(
     q = to_kv_heads(query.astype(jnp.float32) * scale, num_kv_heads)  # [B, K, Q, H], Q = T * M
 
     parts = [post_scaling.scores(q, bank.key) for bank in layer.visual]
-    masks = [filled(bank.length, part.shape[-1]) for bank, part in zip(layer.visual, parts)]
-    masks = [jnp.broadcast_to(m[:, None, None], p.shape) for m, p in zip(masks, parts)]
+    masks = [
+        jnp.broadcast_to(filled(bank.length, part.shape[-1])[:, None, None], part.shape)
+        for bank, part in zip(layer.visual, parts, strict=True)
+    ]
     guarded = jnp.zeros(batch, jnp.int32)
     if layer.quant.calibration is not None and parts:
         joint, hit = calibrate(
@@ -74,7 +76,7 @@ def attend_cache(
     weights, logsumexp = masked_softmax(jnp.concatenate(parts, -1), jnp.concatenate(masks, -1))
     *visual, text = jnp.split(weights, _boundaries(parts), axis=-1)
     output = _einsum("bkqs,bksh->bkqh", text, layer.text.value.astype(jnp.float32))
-    for bank, part in zip(layer.visual, visual):
+    for bank, part in zip(layer.visual, visual, strict=True):
         output = output + post_scaling.weighted_sum(part, bank.value)
     return Attended(
         from_kv_heads(output, num_queries),

@@ -74,7 +74,7 @@ class LevelCodes(CodeFamily):
             def per_element(table):
                 return groups.per_position(table, group_size, num_positions)
         else:
-            group_size = self.group_size or head_dim
+            group_size = min(self.group_size or head_dim, head_dim)
             if head_dim % group_size:
                 raise ValueError(
                     f"group_size of PER_TOKEN must divide head_dim {head_dim}, got {group_size}"

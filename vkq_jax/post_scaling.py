@@ -15,9 +15,7 @@ from vkq_jax.quantized import AffineTensor, QuantizedTensor
 __all__ = ["scores", "weighted_sum"]
 
 
-def scores(
-    query: Float[Array, "*lead Q H"], key: QuantizedTensor
-) -> Float[Array, "*lead Q V"]:
+def scores(query: Float[Array, "*lead Q H"], key: QuantizedTensor) -> Float[Array, "*lead Q V"]:
     """query . key_hat[t] for every cached position t, less the score bias of coded keys.
 
     Args:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, dataclass_transform
 
 import jax
+from jax.tree_util import GetAttrKey
 
 __all__ = ["frozen_pytree", "static_field"]
 
@@ -15,6 +16,30 @@ def static_field(**kwargs: Any) -> Any:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static_field))
 def frozen_pytree[T](cls: type[T]) -> type[T]:
-    """Class decorator: a frozen dataclass registered as a pytree, with key paths for its leaves."""
+    """Class decorator: a frozen dataclass registered as a pytree, with key paths for its leaves.
+
+    Unlike `jax.tree_util.register_dataclass`, unflattening does not call `__init__`: JAX puts all
+    sorts of objects in place of leaves (axis numbers, shapes, None), which no check of a field's
+    type or value should meet.
+    """
     # eq=False: comparing dataclasses of arrays field by field has no single truth value.
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
+    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    data = tuple(f.name for f in fields if not f.metadata.get("static"))
+    static = tuple(f.name for f in fields if f.metadata.get("static"))
+
+    def flatten(tree):
+        return tuple(getattr(tree, n) for n in data), tuple(getattr(tree, n) for n in static)
+
+    def flatten_with_keys(tree):
+        leaves, structure = flatten(tree)
+        return tuple(zip(map(GetAttrKey, data), leaves, strict=True)), structure
+
+    def unflatten(structure, leaves):
+        tree = object.__new__(cls)
+        for name, value in zip((*data, *static), (*leaves, *structure), strict=True):
+            object.__setattr__(tree, name, value)
+        return tree
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls

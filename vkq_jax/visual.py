@@ -38,7 +38,7 @@ def visual_mask(
 def visual_spans(
     input_ids: np.ndarray, visual_token_ids: int | tuple[int, ...]
 ) -> list[list[VisualSpan]]:
-    """The spans of each sequence of a batch `[B, T]`, in order (host side, for people and plots)."""
+    """The spans of each sequence of a batch [B, T], in order (host side, for people and plots)."""
     mask = np.isin(np.atleast_2d(input_ids), visual_token_ids)
     return [list(_runs(row)) for row in mask]
 

@@ -1,0 +1,177 @@
+"""One suite for decode attention, run by every implementation against the float32 oracle."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pallas_kernels
+import vkq_jax
+import vkq_jax.reference
+from tests.support.caches import SHAPES, Shape, random_layer, relative_error
+from vkq_jax import (
+    Dense,
+    Granularity,
+    KVQuantConfig,
+    LevelCodes,
+    Quantile,
+    ScoreCalibration,
+    SignCodes,
+)
+
+FAST = [name for name in pallas_kernels.IMPLEMENTATIONS if name != "reference"]
+
+TOKEN_LEVELS = LevelCodes(bits=2, granularity=Granularity.PER_TOKEN, group_size=8)
+CHANNEL_LEVELS = LevelCodes(bits=2, range_rule=Quantile(0.05), group_size=32)
+CODES = {
+    **vkq_jax.presets,
+    "level codes by channel and by token": KVQuantConfig(key=CHANNEL_LEVELS, value=TOKEN_LEVELS),
+    "level codes by token and by channel": KVQuantConfig(key=TOKEN_LEVELS, value=CHANNEL_LEVELS),
+    "sign codes in groups, score bias": KVQuantConfig(
+        key=SignCodes(group_size=24, beta=0.5, gamma=0.5, scale_bits=8),
+        value=SignCodes(rotation=None, gamma=0.0, group_size=24),
+    ),
+    "dense keys, 8-bit values, calibration": KVQuantConfig(
+        key=Dense(), value=LevelCodes(bits=8), calibration=ScoreCalibration(tau2=3.0)
+    ),
+}
+
+
+# Every family on a ragged cache of two banks; every shape with one family of each kind.
+CASES = [(codes, "two banks") for codes in CODES]
+CASES += [
+    (codes, shape)
+    for shape in SHAPES
+    for codes in ("vkq-1bit", "level codes by channel and by token")
+    if shape != "two banks"
+]
+
+
+@pytest.mark.parametrize("implementation", FAST)
+@pytest.mark.parametrize(("codes", "shape"), CASES)
+def test_equals_the_oracle(implementation, codes, shape):
+    query, layer = random_layer(SHAPES[shape], CODES[codes])
+    attend = jax.jit(pallas_kernels.attend_cache, static_argnames="implementation")
+    got = attend(query, layer, implementation=implementation)
+    expected = jax.jit(vkq_jax.reference.attend_cache)(query, layer)
+    assert relative_error(got.output, expected.output) < 3e-6
+    np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(got.guarded, expected.guarded)
+
+
+@pytest.mark.parametrize("implementation", pallas_kernels.IMPLEMENTATIONS)
+def test_padding_is_never_seen(implementation):
+    """Whatever lies behind `length`, in the text bank or in the visual one, changes nothing."""
+    query, layer = random_layer(Shape(), vkq_jax.presets["vkq-1bit"])
+    (bank,) = layer.visual
+    packed = bank.key.packed.at[1, :, 33:].set(0xFFFFFFFF)
+    scales = bank.value.token_scale.at[1, :, 33:].set(250)
+    other = dataclasses.replace(
+        layer,
+        visual=(
+            dataclasses.replace(
+                bank,
+                key=dataclasses.replace(bank.key, packed=packed),
+                value=dataclasses.replace(bank.value, token_scale=scales),
+            ),
+        ),
+        text=dataclasses.replace(layer.text, key=layer.text.key.at[0, :, 5:].set(1e9)),
+    )
+    run = pallas_kernels.decode_attention
+    np.testing.assert_array_equal(
+        run(query, layer, implementation=implementation),
+        run(query, other, implementation=implementation),
+    )
+
+
+@pytest.mark.parametrize("implementation", pallas_kernels.IMPLEMENTATIONS)
+def test_a_query_that_sees_nothing_gives_zero(implementation):
+    shape = Shape(text=(0, 3), visual=((8, (0, 8)),))
+    query, layer = random_layer(shape, vkq_jax.presets["quantile-1bit"])
+    attended = pallas_kernels.attend_cache(query, layer, implementation=implementation)
+    assert not attended.output[0].any()
+    assert np.isneginf(attended.logsumexp[0]).all()
+    assert np.isfinite(attended.output).all()
+    assert attended.output[1].any()
+
+
+@pytest.mark.parametrize("implementation", pallas_kernels.IMPLEMENTATIONS)
+def test_visible_text_limits_each_query(implementation):
+    query, layer = random_layer(Shape(num_queries=2), vkq_jax.presets["none"])
+    seen = jnp.asarray([[1, 4], [2, 2]], jnp.int32)
+    both = pallas_kernels.attend_cache(
+        query, layer, visible_text=seen, implementation=implementation
+    )
+    for i in range(2):
+        text = dataclasses.replace(layer.text, length=seen[:, i])
+        alone = pallas_kernels.attend_cache(
+            query[:, i : i + 1],
+            dataclasses.replace(layer, text=text),
+            implementation=implementation,
+        )
+        np.testing.assert_allclose(both.output[:, i : i + 1], alone.output, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", FAST)
+def test_vmap_over_any_axis_nested_and_scanned(implementation):
+    query, layer = random_layer(Shape(), vkq_jax.presets["vkq-1bit"])
+    queries = jnp.stack([query * factor for factor in (0.5, 1.0, 2.0)], axis=2)  # [B, T, 3, N, H]
+
+    def run(q):
+        return pallas_kernels.decode_attention(q, layer, implementation=implementation)
+
+    one_by_one = jnp.stack([run(queries[:, :, i]) for i in range(3)])
+    mapped = jax.vmap(run, in_axes=2)(queries)
+    nested = jax.vmap(jax.vmap(run, in_axes=2))(jnp.stack([queries, -queries]))
+    scanned = jax.lax.scan(lambda _, q: (None, run(q)), None, jnp.moveaxis(queries, 2, 0))[1]
+    for got in (mapped, nested[0], scanned):
+        np.testing.assert_allclose(got, one_by_one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", FAST)
+def test_vmap_over_caches(implementation):
+    pairs = [random_layer(Shape(), vkq_jax.presets["kivi-2bit"], seed) for seed in range(3)]
+    query, layer = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pairs)
+
+    def run(q, c):
+        return pallas_kernels.decode_attention(q, c, implementation=implementation)
+
+    got = jax.vmap(run)(query, layer)
+    expected = jnp.stack([run(q, c) for q, c in pairs])
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", FAST)
+def test_gradients_equal_the_oracles(implementation):
+    """With respect to queries and to dense keys and values."""
+    query, layer = random_layer(Shape(num_queries=2), vkq_jax.presets["vkq-1bit"])
+
+    def loss(query, text_key, text_value, attend):
+        text = dataclasses.replace(layer.text, key=text_key, value=text_value)
+        output = attend(query, dataclasses.replace(layer, text=text)).output
+        return jnp.sum(jnp.sin(output))
+
+    def fast(query, layer):
+        return pallas_kernels.attend_cache(query, layer, implementation=implementation)
+
+    grad = jax.grad(loss, argnums=(0, 1, 2))
+    arguments = (query, layer.text.key, layer.text.value)
+    got = grad(*arguments, fast)
+    expected = grad(*arguments, vkq_jax.reference.attend_cache)
+    for g, e in zip(got, expected, strict=True):
+        assert relative_error(g, e) < 1e-5
+
+
+def test_keeps_the_dtype_of_the_query():
+    query, layer = random_layer(Shape(), vkq_jax.presets["vkq-1bit"])
+    assert pallas_kernels.decode_attention(query.astype(jnp.bfloat16), layer).dtype == jnp.bfloat16
+
+
+def test_unknown_implementation_and_bad_shapes_are_errors():
+    query, layer = random_layer(Shape(), vkq_jax.presets["none"])
+    with pytest.raises(ValueError, match=r"one of xla, reference or None, got 'cuda'"):
+        pallas_kernels.decode_attention(query, layer, implementation="cuda")
+    with pytest.raises(ValueError, match=r"multiple of 2, H=16\] for this cache, got \[2, 1, 3"):
+        pallas_kernels.decode_attention(query[:, :, :3], layer)

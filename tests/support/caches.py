@@ -1,0 +1,85 @@
+"""Random caches and the settings that every attention implementation is tested with."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import vkq_jax
+from vkq_jax.cache import LayerCache, TextBank, VisualBank, quantize_visual
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """One attention problem; `visual` has one (capacity, lengths) for each bank."""
+
+    batch: int = 2
+    num_queries: int = 1
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 16
+    cache_length: int = 9
+    text: tuple[int, ...] = (5, 9)
+    visual: tuple[tuple[int, tuple[int, ...]], ...] = ((70, (70, 33)),)
+
+
+SHAPES = {
+    "grouped queries, ragged": Shape(),
+    "one query head per KV head": Shape(num_heads=2),
+    "several queries": Shape(num_queries=3),
+    "empty visual bank": Shape(visual=((70, (0, 70)),)),
+    "two banks": Shape(visual=((70, (70, 1)), (40, (0, 40)))),
+    "no visual bank": Shape(visual=()),
+    "no text": Shape(text=(0, 0), visual=((33, (33, 7)),), num_queries=1),
+    "head_dim 80": Shape(head_dim=80, num_heads=2, num_kv_heads=1),
+}
+
+
+_quantize = jax.jit(quantize_visual, static_argnames="quant")
+
+
+def random_layer(shape: Shape, quant: vkq_jax.KVQuantConfig, seed: int = 0):
+    """A query `[B, T, N, H]` and a layer of a cache, both from a seed.
+
+    Channels have unlike offsets and sizes, as real keys do.
+    """
+    rng = np.random.default_rng(seed)
+
+    def normal(*dims):
+        return jnp.asarray(rng.normal(size=dims), jnp.float32)
+
+    def kv(positions):
+        x = normal(shape.batch, positions, shape.num_kv_heads, shape.head_dim)
+        channels = (1, 1, shape.num_kv_heads, shape.head_dim)
+        return x * jnp.exp(normal(*channels)) + 2.0 * normal(*channels)
+
+    banks = []
+    for capacity, lengths in shape.visual:
+        valid = np.arange(capacity)[None] < np.asarray(lengths)[:, None]
+        index = np.where(valid, np.arange(capacity)[None], 0)
+        banks.append(
+            _quantize(
+                kv(capacity),
+                kv(capacity),
+                jnp.asarray(index, jnp.int32),
+                jnp.asarray(valid),
+                quant=quant,
+            )
+        )
+    text = TextBank(
+        kv(shape.cache_length).transpose(0, 2, 1, 3),
+        kv(shape.cache_length).transpose(0, 2, 1, 3),
+        jnp.asarray(shape.text, jnp.int32),
+    )
+    query = normal(shape.batch, shape.num_queries, shape.num_heads, shape.head_dim)
+    return query, LayerCache(tuple(banks), text, quant=quant)
+
+
+def relative_error(got: jax.Array, expected: jax.Array) -> float:
+    """|got - expected| / |expected| over all elements."""
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    return float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30))
+
+
+__all__ = ["SHAPES", "Shape", "VisualBank", "random_layer", "relative_error"]

@@ -1,0 +1,77 @@
+"""A LLaVA of a few thousand random parameters, without a checkpoint or a processor."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models import Inputs, Model
+from models.llava.config import LlavaConfig, TextConfig, VisionConfig
+from models.llava.model import LlavaModel
+from models.rope import RopeConfig
+
+IMAGE = 63
+VISUAL_TOKENS = 16
+
+CONFIG = LlavaConfig(
+    vision=VisionConfig(
+        width=16,
+        mlp_width=32,
+        depth=2,
+        num_heads=2,
+        image_size=16,
+        patch_size=4,
+        feature_layers=(1,),
+    ),
+    text=TextConfig(
+        vocab_size=64,
+        width=32,
+        mlp_width=48,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        rope=RopeConfig(head_dim=16, max_length=512),
+    ),
+    image_token_id=IMAGE,
+    eos_token_ids=(2,),
+)
+
+
+def tiny_model(dtype=jnp.float32, seed: int = 0, config: LlavaConfig = CONFIG) -> Model:
+    """Random weights, widened so that logits are far apart."""
+    model = Model.from_module(LlavaModel(config, rngs=nnx.Rngs(seed), dtype=dtype))
+    keys = iter(jax.random.split(jax.random.key(seed), 100))
+
+    def widen(x):
+        if x.ndim < 2:
+            return x
+        return x + jax.random.normal(next(keys), x.shape, x.dtype) * 0.2
+
+    return Model(
+        jax.tree.map(widen, model.params), graphdef=model.graphdef, config=config, source=None
+    )
+
+
+def prompt(*parts: int | str, seed: int = 0) -> list[int]:
+    """Token ids: an int is that many text tokens, "image" the tokens of one image."""
+    rng = np.random.default_rng(seed)
+    ids: list[int] = []
+    for part in parts:
+        if part == "image":
+            ids += [IMAGE] * VISUAL_TOKENS
+        else:
+            ids += rng.integers(3, IMAGE, int(part)).tolist()
+    return ids
+
+
+def batch(*rows: list[int], side: str = "right", seed: int = 0) -> Inputs:
+    """Inputs of rows padded at one side, with random images."""
+    width = max(map(len, rows))
+    ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
+    for i, row in enumerate(rows):
+        place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        ids[i, place], mask[i, place] = row, True
+    images = int((ids == IMAGE).sum()) // VISUAL_TOKENS
+    pixels = np.random.default_rng(seed).normal(size=(images, 3, 16, 16)).astype(np.float32)
+    return Inputs.from_arrays(CONFIG, ids, mask, pixels if images else None)

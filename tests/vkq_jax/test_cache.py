@@ -1,0 +1,175 @@
+"""Cache operations: each returns a new cache, and attention sees what it should."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vkq_jax
+from vkq_jax.attention import attend_cache
+from vkq_jax.cache import VisualBank, quantize_visual
+from vkq_jax.visual import compact
+
+LAYERS, BATCH, HEADS, DIM = 3, 2, 2, 16
+
+
+def empty(quant="vkq-1bit", cache_length=6, dtype=jnp.float32):
+    return vkq_jax.KVCache.init(
+        num_layers=LAYERS,
+        batch=BATCH,
+        num_kv_heads=HEADS,
+        head_dim=DIM,
+        cache_length=cache_length,
+        quant=vkq_jax.resolve(quant),
+        dtype=dtype,
+    )
+
+
+def tokens(count, seed=0, batch=BATCH):
+    shape = (LAYERS, batch, count, HEADS, DIM)
+    keys = jax.random.split(jax.random.key(seed))
+    return jax.random.normal(keys[0], shape), jax.random.normal(keys[1], shape)
+
+
+def with_visual(quant="vkq-1bit", positions=40, counts=(40, 11)):
+    """A cache with one visual bank of ragged length and two text tokens."""
+    cache = empty(quant)
+    index, valid = compact(jnp.arange(positions)[None] < jnp.asarray(counts)[:, None], positions)
+
+    @jax.jit
+    @jax.vmap
+    def code(key, value):
+        bank = quantize_visual(key, value, index, valid, cache.quant)
+        return bank.key, bank.value
+
+    bank = VisualBank(*code(*tokens(positions, seed=1)), jnp.asarray(counts, jnp.int32))
+    cache = dataclasses.replace(cache, visual=(bank,))
+    return vkq_jax.append(cache, *tokens(2))
+
+
+def attend(cache, layer=1, seed=3):
+    batch = cache.position.shape[0]
+    query = jax.random.normal(jax.random.key(seed), (BATCH, 1, 2 * HEADS, DIM))[:batch]
+    return attend_cache(query, cache.layer(layer)).output
+
+
+def test_append_equals_one_by_one_and_skips_invalid_tokens():
+    key, value = tokens(3)
+    valid = jnp.asarray([[True, True, True], [False, True, False]])
+    at_once = vkq_jax.append(empty(), key, value, valid)
+    step = empty()
+    for t in range(3):
+        step = vkq_jax.append(step, *(x[:, :, t : t + 1] for x in (key, value)), valid[:, t : t + 1])
+    chex.assert_trees_all_equal(at_once, step)
+    assert at_once.text.length.tolist() == at_once.position.tolist() == [3, 1]
+    np.testing.assert_array_equal(at_once.text.key[:, 1, :, 0], key[:, 1, 1])
+
+
+def test_append_leaves_the_given_cache_alone():
+    cache = empty()
+    before = jax.tree.map(np.asarray, cache)
+    vkq_jax.append(cache, *tokens(2))
+    chex.assert_trees_all_equal(jax.tree.map(np.asarray, cache), before)
+
+
+def test_append_beyond_the_capacity_is_an_error():
+    with pytest.raises(ValueError, match=r"holds 6 text tokens a sequence, 7 are needed"):
+        vkq_jax.append(empty(), *tokens(7))
+
+
+def test_append_under_jit_and_scan():
+    key, value = tokens(4)
+
+    def step(cache, kv):
+        return vkq_jax.append(cache, *(x[:, :, None] for x in kv)), None
+
+    moved = tuple(jnp.moveaxis(x, 2, 0) for x in (key, value))
+    scanned, _ = jax.jit(lambda c, kv: jax.lax.scan(step, c, kv))(empty(), moved)
+    chex.assert_trees_all_equal(scanned, vkq_jax.append(empty(), key, value))
+
+
+def test_grow_changes_nothing_that_is_seen():
+    cache = with_visual()
+    grown = vkq_jax.grow(cache, 20)
+    assert grown.text.cache_length == 20
+    assert vkq_jax.grow(cache, 3) is cache
+    np.testing.assert_allclose(attend(grown), attend(cache), rtol=1e-6, atol=1e-6)
+
+
+def test_take_sequences_reorders_slices_and_repeats():
+    cache = with_visual()
+    for indices in ([1, 0], [1], [0, 0]):
+        taken = vkq_jax.take_sequences(cache, jnp.asarray(indices))
+        assert taken.visual[0].length.tolist() == [[40, 11][i] for i in indices]
+        for row, index in enumerate(indices):
+            one = vkq_jax.take_sequences(taken, jnp.asarray([row]))
+            chex.assert_trees_all_equal(
+                one, vkq_jax.take_sequences(cache, jnp.asarray([index]))
+            )
+
+
+def test_take_sequences_checks_indices_outside_jit():
+    with pytest.raises(ValueError, match=r"must lie in \[0, 2\), got \[0, 2\]"):
+        vkq_jax.take_sequences(with_visual(), jnp.asarray([0, 2]))
+    jitted = jax.jit(vkq_jax.take_sequences)(with_visual(), jnp.asarray([1, 0]))
+    assert jitted.visual[0].length.tolist() == [11, 40]
+
+
+def test_a_layer_may_be_traced():
+    cache = with_visual()
+    traced = jax.jit(lambda c, i: c.layer(i))(cache, 2)
+    chex.assert_trees_all_equal(traced, cache.layer(2))
+
+
+@pytest.mark.parametrize("quant", vkq_jax.presets)
+def test_saved_and_restored(tmp_path, quant):
+    cache = with_visual(quant)
+    vkq_jax.save_cache(tmp_path / "cache.safetensors", cache)
+    restored = vkq_jax.load_cache(tmp_path / "cache.safetensors")
+    chex.assert_trees_all_equal(restored, cache)
+    assert restored.quant == cache.quant
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.safetensors"]
+
+
+def test_damaged_and_foreign_files_are_one_clear_error(tmp_path):
+    path = tmp_path / "cache.safetensors"
+    vkq_jax.save_cache(path, with_visual())
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match="is damaged"):
+        vkq_jax.load_cache(path)
+    with pytest.raises(FileNotFoundError, match="no cache file at"):
+        vkq_jax.load_cache(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("quant", "bits"),
+    [("none", 32.0), ("minmax-1bit", 1 + 32 / 40), ("vkq-1bit", None), ("kivi-2bit", None)],
+)
+def test_bytes_are_the_sum_of_live_buffers(quant, bits):
+    cache = with_visual(quant)
+    nbytes = vkq_jax.cache_nbytes(cache)
+    leaves = jax.tree.leaves((cache.visual[0].key, cache.visual[0].value))
+    assert nbytes.visual == sum(leaf.nbytes for leaf in leaves)
+    assert nbytes.text == cache.text.key.nbytes + cache.text.value.nbytes
+    elements = 2 * LAYERS * BATCH * HEADS * 40 * DIM
+    assert nbytes.visual_full_precision == 4 * elements
+    if bits is not None:  # 16 channels fill half of a 32-bit word: padding counts
+        padded = 2.0 if bits < 8 else 1.0
+        codes = (1 if bits < 8 else bits) * padded
+        tables = 32 / 40 if bits < 8 else 0.0
+        assert nbytes.visual * 8 == pytest.approx(elements * (codes + tables))
+
+
+def test_no_visual_tokens_no_visual_bytes():
+    assert vkq_jax.cache_nbytes(empty()).visual == 0
+    assert vkq_jax.cache_nbytes(empty()).visual_reduction == 0.0
+
+
+@pytest.mark.parametrize("name", ["batch", "cache_length"])
+def test_sizes_are_checked(name):
+    sizes = {"num_layers": 1, "batch": 1, "num_kv_heads": 1, "head_dim": 8, "cache_length": 4}
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        vkq_jax.KVCache.init(**{**sizes, name: 0}, quant=vkq_jax.resolve("none"))
