@@ -1,11 +1,12 @@
 """Quantize, dequantize, and both at once with a gradient."""
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.array_types import Array, Bool, Float, Shaped
 from vkq_jax.quantized import CodeFamily, QuantizedTensor
 
 __all__ = ["dequantize", "fake_quantize", "quantize"]
@@ -42,9 +43,18 @@ def quantize(
         raise ValueError(
             f"x must be floating, of shape [..., V, H]; got {x.dtype} of shape {x.shape}"
         )
-    return config.quantize(x, _check_valid(valid, x.shape[:-1]))
+    return _quantize(x, _check_valid(valid, x.shape[:-1]), config)
 
 
+# Compiled, also when the caller is not: a few dozen operations on the whole cache become one.
+@functools.partial(jax.jit, static_argnums=2)
+def _quantize(
+    x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"], config: CodeFamily
+) -> QuantizedTensor:
+    return config.quantize(x, valid)
+
+
+@jax.jit
 def dequantize(q: QuantizedTensor) -> Float[Array, "*lead V H"]:
     """The float32 values that the codes stand for."""
     return q.dequantize()
@@ -90,7 +100,7 @@ def _straight_through_jvp(primals, tangents):
     return decoded, jnp.where(valid[..., None], tangent, jnp.zeros_like(tangent))
 
 
-def _check_valid(valid: Bool[Array, "..."] | None, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+def _check_valid(valid: Shaped[Array, "..."] | None, shape: tuple[int, ...]) -> Bool[Array, "..."]:
     if valid is None:
         return jnp.ones(shape, bool)
     valid = jnp.asarray(valid)

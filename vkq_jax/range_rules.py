@@ -20,11 +20,11 @@ that spans k standard deviations to both sides of the mean:
     ...         deviation = jnp.sqrt(masked_mean(jnp.square(x - mean[..., None]), valid))
     ...         return mean - self.k * deviation, mean + self.k * deviation
     >>> from vkq_jax.level_codes import LevelCodes
-    >>> tensor = LevelCodes(bits=1, range_rule=Deviations()).quantize(
+    >>> tensor = LevelCodes(bits=1, range_rule=Deviations(k=1.0)).quantize(
     ...     jnp.array([[0.0], [2.0], [4.0]]), jnp.array([True, True, False])
     ... )
     >>> tensor.lower.item(), tensor.upper.item()
-    (0.19921875, 1.796875)
+    (0.0, 2.0)
 """
 
 import dataclasses

@@ -1,0 +1,43 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vkq_jax import groups
+
+
+@pytest.mark.parametrize(("group_size", "num_groups"), [(1, 5), (2, 3), (5, 1)])
+def test_split_positions_keeps_every_element_once(group_size, num_groups):
+    x = jnp.arange(30.0).reshape(5, 6)
+    elements, valid = groups.split_positions(x, jnp.ones(5, bool), group_size)
+    assert elements.shape == valid.shape == (num_groups, 6, group_size)
+    assert valid.sum() == x.size
+    np.testing.assert_array_equal(elements[-1, :, 0], x[(num_groups - 1) * group_size])
+
+
+def test_per_position_repeats_a_groups_row():
+    table = jnp.array([[1.0], [2.0]])
+    assert groups.per_position(table, 3, 5)[:, 0].tolist() == [1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("group_size", "num_positions", "expected"), [(None, 7, 7), (4, 7, 4), (64, 7, 7), (None, 0, 1)]
+)
+def test_resolve_group_size(group_size, num_positions, expected):
+    assert groups.resolve_group_size(group_size, num_positions) == expected
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data(), fraction=st.floats(0, 1))
+def test_masked_quantiles_equal_numpys(data, fraction):
+    floats = st.floats(-1e3, 1e3, width=32)
+    x = np.array(data.draw(st.lists(floats, min_size=8, max_size=8)), np.float32)
+    valid = np.array(data.draw(st.lists(st.booleans(), min_size=8, max_size=8)))
+    expected = np.quantile(x[valid], fraction) if valid.any() else 0
+    (actual,) = groups.masked_quantiles(jnp.where(valid, x, jnp.nan), jnp.asarray(valid), fraction)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-2)
+
+
+def test_masked_mean_of_nothing_is_zero():
+    assert groups.masked_mean(jnp.full((1, 2), jnp.nan), jnp.zeros((1, 2), bool)) == 0

@@ -1,0 +1,47 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vkq_jax import packing
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    bits=st.sampled_from(packing.SUPPORTED_BITS),
+    length=st.sampled_from([0, 1, 31, 32, 33, 70]),
+    lead=st.sampled_from([(2,), (2, 0)]),
+    seed=st.integers(0, 99),
+)
+def test_unpack_inverts_pack(bits, length, lead, seed):
+    codes = np.random.default_rng(seed).integers(0, 2**bits, (*lead, length))
+    packed = packing.pack(jnp.asarray(codes, jnp.uint32), bits)
+    assert packed.shape == (*lead, packing.num_words(length, bits))
+    np.testing.assert_array_equal(packing.unpack(packed, bits, length), codes)
+
+
+@pytest.mark.parametrize(
+    ("bits", "codes", "words"),
+    [
+        (1, [1, 0, 1, 1], [0b1101]),
+        (1, [0] * 31 + [1, 1], [1 << 31, 1]),
+        (2, [3, 0, 1], [0b01_00_11]),
+        (4, [0xA, 0xB, 0xC], [0xCBA]),
+        (8, [1, 2, 3, 4, 5], [0x04030201, 5]),
+    ],
+)
+def test_bit_order_is_little_endian(bits, codes, words):
+    np.testing.assert_array_equal(packing.pack(jnp.array(codes, jnp.uint32), bits), words)
+
+
+def test_booleans_pack_as_one_bit():
+    assert packing.pack(jnp.array([True, False, True]), 1).tolist() == [5]
+
+
+@pytest.mark.parametrize("bits", [0, 3, 16])
+def test_other_widths_are_refused(bits):
+    with pytest.raises(ValueError, match=rf"one of \(1, 2, 4, 8\), got {bits}"):
+        packing.pack(jnp.zeros(4, jnp.uint32), bits)
+    with pytest.raises(ValueError, match=f"got {bits}"):
+        packing.unpack(jnp.zeros(1, jnp.uint32), bits, 4)

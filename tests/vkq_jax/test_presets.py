@@ -1,0 +1,49 @@
+import inspect
+
+import jax
+import pytest
+
+from vkq_jax import Dense, KVQuantConfig, LevelCodes, ScoreCalibration, presets, resolve
+
+
+def test_presets_are_hashable_read_only_and_distinct():
+    assert len(set(presets.values())) == len(presets)
+    with pytest.raises(TypeError):
+        presets["mine"] = presets["none"]
+
+
+@pytest.mark.parametrize("name", presets)
+def test_resolve(name):
+    assert resolve(name) is resolve(presets[name]) is presets[name]
+
+
+def test_resolve_names_the_known_presets():
+    with pytest.raises(ValueError, match=r"unknown preset 'vkq-2bit', known are vkq-1bit, .*none"):
+        resolve("vkq-2bit")
+    with pytest.raises(ValueError, match="did you mean 'quantile-1bit'"):
+        resolve("quantil-1bit")
+    with pytest.raises(ValueError, match="name of a preset or a KVQuantConfig, got 1"):
+        inspect.unwrap(resolve)(1)
+
+
+def test_config_can_be_a_static_argument():
+    config = KVQuantConfig(LevelCodes(), Dense(), ScoreCalibration())
+    same = KVQuantConfig(LevelCodes(), Dense(), ScoreCalibration())
+    traces = []
+    identity = jax.jit(lambda x, config: traces.append(config) or x, static_argnums=1)
+    identity(1.0, config)
+    identity(1.0, same)
+    assert len(traces) == 1
+
+
+def test_config_is_checked():
+    check = inspect.unwrap(KVQuantConfig.__post_init__)
+    for field, value, message in [
+        ("key", "vkq-1bit", "key must be a CodeFamily such as .*, got 'vkq-1bit'"),
+        ("value", None, "value must be a CodeFamily"),
+        ("calibration", True, "calibration must be a ScoreCalibration or None, got True"),
+    ]:
+        config = KVQuantConfig(LevelCodes(), Dense())
+        object.__setattr__(config, field, value)
+        with pytest.raises(ValueError, match=message):
+            check(config)
