@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from vkq_jax import packing
 )
 def test_unpack_inverts_pack(bits, length, lead, seed):
     codes = np.random.default_rng(seed).integers(0, 2**bits, (*lead, length))
-    packed = packing.pack(jnp.asarray(codes, jnp.uint32), bits)
+    packed = jax.jit(packing.pack, static_argnums=1)(jnp.asarray(codes, jnp.uint32), bits)
     assert packed.shape == (*lead, packing.num_words(length, bits))
-    np.testing.assert_array_equal(packing.unpack(packed, bits, length), codes)
+    unpack = jax.jit(packing.unpack, static_argnums=(1, 2))
+    np.testing.assert_array_equal(unpack(packed, bits, length), codes)
 
 
 @pytest.mark.parametrize(

@@ -7,33 +7,39 @@ import numpy as np
 import pytest
 
 from vkq_jax import MSE, LevelCodes, MinMax, Quantile, Shrink, dequantize, quantize, range_rules
-from vkq_jax.packing import SUPPORTED_BITS
 
 RULES = [MinMax(), Quantile(0.2), Shrink(0.5), MSE()]
 by_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 
 
+# Compiled: operation by operation, most of the time would go into compiling.
+ends = jax.jit(lambda rule, x, valid, bits: rule(x, valid, bits), static_argnums=(0, 3))
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
 def squared_error(x, rule, bits=1):
     """Mean squared error of each channel's codes."""
     codes = LevelCodes(bits=bits, range_rule=rule, table_dtype="float32")
-    return np.square(np.asarray(dequantize(quantize(x, codes)) - x)).mean(-2)
+    return np.square(np.asarray(dequantize(quantize(x, codes))) - np.asarray(x)).mean(-2)
 
 
 @by_rule
 @pytest.mark.parametrize("bits", [1, 2])
 def test_padding_has_no_influence(rule, bits):
-    x = jax.random.normal(jax.random.key(0), (3, 11))
-    padded = jnp.concatenate([x, jnp.full((3, 5), jnp.nan)], -1)
-    valid = jnp.isfinite(padded)
-    expected = rule(x, jnp.ones(x.shape, bool), bits)
-    np.testing.assert_allclose(rule(padded, valid, bits), expected, rtol=1e-5)
+    x = normal(3, 11)
+    padded = jnp.pad(x, [(0, 0), (0, 5)], constant_values=np.nan)
+    expected = ends(rule, x, jnp.ones(x.shape, bool), bits)
+    np.testing.assert_allclose(ends(rule, padded, jnp.isfinite(padded), bits), expected, rtol=1e-5)
 
 
 @by_rule
 @pytest.mark.parametrize("bits", [1, 2])
 def test_groups_of_nothing_and_of_one_value(rule, bits):
     x = jnp.full((2, 4), 3.0)
-    lower, upper = rule(x, jnp.array([[False] * 4, [True] * 4]), bits)
+    lower, upper = ends(rule, x, jnp.array([[False] * 4, [True] * 4]), bits)
     assert lower[0] == upper[0] == 0
     assert lower[1] == upper[1]
 
@@ -58,7 +64,7 @@ def test_definitions():
 )
 def test_relative_error_on_a_normal_distribution(rule, expected):
     """The table in method.md: one bit, 3328 positions."""
-    x = jax.random.normal(jax.random.key(0), (3328, 64))
+    x = normal(3328, 64)
     assert squared_error(x, rule).mean() == pytest.approx(expected, rel=0.05)
 
 
@@ -78,11 +84,11 @@ def test_mse_at_one_bit_is_the_best_split(seed):
 @pytest.mark.parametrize(("bits", "lloyd_max"), [(2, 0.1188), (4, 0.01154)])
 def test_mse_finds_the_uniform_grid_of_the_normal_distribution(bits, lloyd_max):
     """Max, "Quantizing for minimum distortion" (1960), table II."""
-    x = jax.random.normal(jax.random.key(1), (3328, 16))
+    x = normal(3328, 16)
     assert squared_error(x, MSE(), bits).mean() == pytest.approx(lloyd_max, rel=0.05)
 
 
-@pytest.mark.parametrize("bits", SUPPORTED_BITS)
+@pytest.mark.parametrize("bits", [2, 4, 8])
 def test_mse_is_never_worse_than_minmax(bits):
     rng = np.random.default_rng(2)
     for x in (
