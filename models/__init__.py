@@ -1,10 +1,26 @@
 """Multimodal models in Flax NNX: loading, preparing prompts, running."""
 
 from models.forward import forward
+from models.generate import GenerateOptions, Generation, generate, stream
 from models.inputs import Inputs, PromptShape
 from models.loading import load, save_weights
 from models.model import Model
 from models.preparation import prepare
 from models.processor import decode
+from models.sampling import Sampling
 
-__all__ = ["Inputs", "Model", "PromptShape", "decode", "forward", "load", "prepare", "save_weights"]
+__all__ = [
+    "GenerateOptions",
+    "Generation",
+    "Inputs",
+    "Model",
+    "PromptShape",
+    "Sampling",
+    "decode",
+    "forward",
+    "generate",
+    "load",
+    "prepare",
+    "save_weights",
+    "stream",
+]

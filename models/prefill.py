@@ -10,16 +10,17 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from vkq_jax.config import KVQuantConfig
 
 import pallas_kernels
 from models.attention import dense_attention
+from models.forward import causal_mask
 from models.inputs import Inputs
 from models.model import Model
 from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.attention import attend_dense, merge
 from vkq_jax.cache import KVCache, VisualBank, quantize_visual
 from vkq_jax.cache_updates import grow
-from vkq_jax.config import KVQuantConfig
 from vkq_jax.visual import compact
 
 __all__ = ["new_cache", "prefill"]
@@ -57,11 +58,11 @@ def prefill(
         raise ValueError(f"the cache was made with {cache.quant}, not with {quant}")
     else:
         cache = grow(cache, cache_length)
+    scale = model.config.text.logits_scale
     is_visual = inputs.visual_mask & inputs.mask
     is_text = inputs.mask & ~is_visual
-    index, taken = compact(is_visual, inputs.shape.visual)
-    causal = jnp.tril(jnp.ones((inputs.mask.shape[1],) * 2, bool))
-    mask = causal[None] & inputs.mask[:, None, :]
+    index, taken = compact(is_visual, inputs.prompt_shape.visual)
+    mask = causal_mask(inputs.mask)
     past_text = jnp.broadcast_to(cache.text.length[:, None], inputs.mask.shape)
 
     def attend(layer, query, key, value, text):
@@ -73,10 +74,10 @@ def prefill(
             attended = merge(earlier, attend_dense(query, key, value, mask))
             output, guarded = attended.output.astype(query.dtype), attended.guarded
         else:
-            output = dense_attention(query, key, value, mask, logits_scale=query.shape[-1] ** -0.5)
+            output = dense_attention(query, key, value, mask, logits_scale=scale)
             guarded = jnp.zeros_like(cache.guarded)
         bank = None
-        if inputs.shape.visual:
+        if inputs.prompt_shape.visual:
             bank = quantize_visual(key, value, index, taken, cache.quant)
             bank = (bank.key, bank.value)
         return output, text.write(layer, key, value, is_text), (bank, guarded)
@@ -108,7 +109,7 @@ def new_cache(model: Model, batch: int, *, quant: KVQuantConfig, cache_length: i
         head_dim=text.head_dim,
         cache_length=cache_length,
         quant=quant,
-        dtype=model.dtype,
+        dtype=model.module().text.dtype,
     )
 
 

@@ -15,20 +15,20 @@ def split_after_images(inputs: Inputs) -> tuple[Inputs, Inputs]:
     """Each sequence up to and with its last image token, and what comes after it.
 
     Sequences without an image are wholly in the second part. Works on traced inputs: the sizes
-    come from `inputs.shape`.
+    come from `inputs.prompt_shape`.
     """
     is_visual = inputs.visual_mask & inputs.mask
     after = jnp.cumsum(is_visual, axis=1) == is_visual.sum(1, keepdims=True)
     after = inputs.mask & after & ~is_visual
-    shape = inputs.shape
+    shape = inputs.prompt_shape
     before = _select(inputs, inputs.mask & ~after, shape.prefix)
     rest = _select(inputs, after, shape.suffix)
     return (
         dataclasses.replace(
-            before, shape=PromptShape(shape.visual, shape.text, shape.prefix, suffix=0)
+            before, prompt_shape=PromptShape(shape.visual, shape.text, shape.prefix, suffix=0)
         ),
         dataclasses.replace(
-            rest, pixel_values=None, shape=PromptShape(0, shape.suffix, 0, shape.suffix)
+            rest, pixel_values=None, prompt_shape=PromptShape(0, shape.suffix, 0, shape.suffix)
         ),
     )
 

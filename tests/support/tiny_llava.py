@@ -1,5 +1,7 @@
 """A LLaVA of a few thousand random parameters, without a checkpoint or a processor."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,18 +41,16 @@ CONFIG = LlavaConfig(
 
 
 def tiny_model(dtype=jnp.float32, seed: int = 0, config: LlavaConfig = CONFIG) -> Model:
-    """Random weights, widened so that logits are far apart."""
-    model = Model.from_module(LlavaModel(config, rngs=nnx.Rngs(seed), dtype=dtype))
-    keys = iter(jax.random.split(jax.random.key(seed), 100))
+    """Random weights, wide enough for logits to lie far apart."""
+    module = nnx.eval_shape(lambda: LlavaModel(config, rngs=nnx.Rngs(0), dtype=dtype))
+    shapes = Model.from_module(module)
+    rng = np.random.default_rng(seed)
 
-    def widen(x):
-        if x.ndim < 2:
-            return x
-        return x + jax.random.normal(next(keys), x.shape, x.dtype) * 0.2
+    def draw(path, leaf):
+        centre = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
+        return jnp.asarray(centre + 0.2 * rng.normal(size=leaf.shape), leaf.dtype)
 
-    return Model(
-        jax.tree.map(widen, model.params), graphdef=model.graphdef, config=config, source=None
-    )
+    return dataclasses.replace(shapes, params=jax.tree_util.tree_map_with_path(draw, shapes.params))
 
 
 def prompt(*parts: int | str, seed: int = 0) -> list[int]:

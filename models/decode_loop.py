@@ -13,7 +13,7 @@ from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import KVCache
 from vkq_jax.pytree import frozen_pytree
 
-__all__ = ["DecodeState", "decode", "decode_step"]
+__all__ = ["DecodeState", "decode_loop", "decode_step"]
 
 
 @frozen_pytree
@@ -34,9 +34,10 @@ class DecodeState:
 
 
 @partial(jax.jit, static_argnames=("steps", "sampling", "stop_tokens", "pad", "implementation"))
-def decode(
+def decode_loop(
     model: Model,
     state: DecodeState,
+    limit: int | None = None,
     *,
     steps: int,
     sampling: Sampling,
@@ -49,15 +50,26 @@ def decode(
     Each emitted token, a stop token too, is fed to the model at once: the cache that comes back is
     complete, and a conversation goes on from it without bookkeeping.
 
+    Args:
+        model: weights and configuration.
+        state: from `prefill` or an earlier call.
+        limit: emit at most this many tokens instead, without compiling anew for each number.
+        steps: size of the token buffer.
+        sampling: how tokens are drawn.
+        stop_tokens: ids that end a sequence.
+        pad: what fills the buffer behind a sequence's last token.
+        implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
+
     Returns:
         Tokens (`pad` behind the last one), how many each sequence emitted, and the new state.
     """
     stops = jnp.asarray(stop_tokens, jnp.int32)
     batch = state.done.shape[0]
+    limit = steps if limit is None else limit
 
     def unfinished(carry):
         step, state, _, _ = carry
-        return (step < steps) & ~jnp.all(state.done)
+        return (step < limit) & ~jnp.all(state.done)
 
     def emit(carry):
         step, state, tokens, lengths = carry

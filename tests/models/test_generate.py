@@ -1,0 +1,214 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+import vkq_jax
+from models.decode_loop import decode_loop
+from models.prefill import prefill
+from models.sampling import Sampling
+from tests.support.tiny_llava import batch, prompt, tiny_model
+
+ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(6, seed=2))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+def greedy_without_cache(model, inputs, steps):
+    """The next token of a whole forward pass, over and over: one sequence."""
+    ids = np.asarray(inputs.input_ids)
+    for _ in range(steps):
+        again = models.Inputs.from_arrays(model.config, ids, None, inputs.pixel_values)
+        token = int(models.forward(model, again)[0, -1].argmax())
+        ids = np.concatenate([ids, [[token]]], axis=1)
+    return ids[0, -steps:]
+
+
+def test_without_quantization_it_is_greedy_decoding_of_the_forward_pass(model):
+    inputs = batch(ROWS[0])
+    got = models.generate(model, inputs, quant="none", max_new_tokens=6, stop_tokens=())
+    np.testing.assert_array_equal(got.tokens[0], greedy_without_cache(model, inputs, 6))
+    assert got.lengths.tolist() == [6]
+
+
+@pytest.mark.parametrize(("quant", "side"), [("vkq-1bit", "left"), ("kivi-2bit", "right")])
+def test_a_batch_of_unlike_prompts_gives_what_each_gives_alone(model, quant, side):
+    together = models.generate(
+        model, batch(*ROWS, side=side), quant=quant, max_new_tokens=4, stop_tokens=()
+    )
+    pixels = batch(*ROWS).pixel_values
+    for i, images in enumerate([pixels[:1], pixels[1:], None]):
+        inputs = dataclasses.replace(batch(ROWS[i]), pixel_values=images)
+        alone = models.generate(model, inputs, quant=quant, max_new_tokens=4, stop_tokens=())
+        np.testing.assert_array_equal(together.tokens[i], alone.tokens[0])
+
+
+@pytest.mark.parametrize("quantize_at", ["prompt", "image"])
+def test_eight_bits_follow_full_precision(model, quantize_at):
+    inputs = batch(*ROWS)
+    exact = models.generate(model, inputs, quant="none", max_new_tokens=5)
+    coded = models.generate(
+        model, inputs, quant="minmax-8bit", max_new_tokens=5, quantize_at=quantize_at
+    )
+    np.testing.assert_array_equal(exact.tokens, coded.tokens)
+
+
+def test_coding_before_the_question_equals_two_turns(model):
+    """quantize_at="image" is a prefill of the image and one of the question on its cache."""
+    quant = vkq_jax.resolve("vkq-1bit")
+    whole = models.generate(
+        model, batch(ROWS[0]), max_new_tokens=4, quantize_at="image", stop_tokens=()
+    )
+    images = batch(ROWS[0][:-5])
+    _, cache = prefill(model, images, quant=quant, cache_length=12)
+    turn = models.generate(
+        model, batch(ROWS[0][-5:]), cache=cache, max_new_tokens=4, stop_tokens=()
+    )
+    np.testing.assert_array_equal(whole.tokens, turn.tokens)
+    for a, b in zip(jax.tree.leaves(whole.cache), jax.tree.leaves(turn.cache), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_turns_equal_one_long_prompt_in_full_precision(model):
+    first, second = prompt(3, "image", 4), prompt(2, "image", 3, seed=5)
+    one = models.generate(model, batch(first), quant="none", max_new_tokens=3, stop_tokens=())
+    two = models.generate(
+        model, batch(second, seed=1), cache=one.cache, max_new_tokens=4, stop_tokens=()
+    )
+    pixels = jnp.concatenate([batch(first).pixel_values, batch(second, seed=1).pixel_values])
+    joined = dataclasses.replace(
+        batch(first + one.tokens[0].tolist() + second), pixel_values=pixels
+    )
+    np.testing.assert_array_equal(two.tokens[0], greedy_without_cache(model, joined, 4))
+    assert len(two.cache.visual) == 2
+    assert two.cache.position.tolist() == [len(first) + 3 + len(second) + 4]
+
+
+def test_stops_and_pads(model):
+    inputs = batch(ROWS[0], prompt(4, "image", 2, seed=9))
+    free = models.generate(model, inputs, quant="none", max_new_tokens=6, stop_tokens=())
+    stop = int(free.tokens[0, 2])
+    got = models.generate(model, inputs, quant="none", max_new_tokens=6, stop_tokens=(stop, 1))
+    for row, length, all_tokens in zip(got.tokens, got.lengths, free.tokens, strict=True):
+        hits = np.flatnonzero(np.isin(all_tokens, (stop, 1)))
+        expected = int(hits[0]) + 1 if hits.size else 6
+        assert int(length) == expected
+        np.testing.assert_array_equal(row[:expected], all_tokens[:expected])
+        assert not row[expected:].any()
+
+
+def test_vmap_over_images_gives_the_tokens_of_a_loop(model):
+    inputs = batch(ROWS[0])
+    pixels = jnp.stack([batch(ROWS[0], seed=seed).pixel_values for seed in range(3)])
+
+    def answer(pixel_values):
+        example = dataclasses.replace(inputs, pixel_values=pixel_values)
+        return models.generate(model, example, max_new_tokens=5, stop_tokens=()).tokens
+
+    np.testing.assert_array_equal(jax.vmap(answer)(pixels), jnp.stack([*map(answer, pixels)]))
+
+
+def test_jit_of_the_whole_generation(model):
+    inputs = batch(*ROWS)
+
+    @jax.jit
+    def answer(model, inputs):
+        return models.generate(model, inputs, max_new_tokens=4).tokens
+
+    expected = models.generate(model, inputs, max_new_tokens=4).tokens
+    np.testing.assert_array_equal(answer(model, inputs), expected)
+
+
+def test_the_same_shapes_do_not_trace_again(model):
+    options = {"max_new_tokens": 3, "quant": "quantile-1bit", "stop_tokens": ()}
+    models.generate(model, batch(ROWS[0]), **options)
+    before = prefill._cache_size(), decode_loop._cache_size()
+    other = prompt(3, "image", 5, seed=77)
+    models.generate(model, batch(other, seed=3), **options)
+    assert (prefill._cache_size(), decode_loop._cache_size()) == before
+
+
+def test_streaming_ends_with_what_generate_returns(model):
+    inputs = batch(*ROWS[:2])
+    expected = models.generate(model, inputs, max_new_tokens=7)
+    steps = list(models.stream(model, inputs, max_new_tokens=7, chunk=3))
+    assert len(steps) > 1
+    np.testing.assert_array_equal(steps[-1].tokens, expected.tokens)
+    np.testing.assert_array_equal(steps[-1].lengths, expected.lengths)
+
+
+def test_sampling_needs_a_key_and_follows_it(model):
+    inputs = batch(ROWS[0])
+
+    def draw(seed, **sampling):
+        return models.generate(
+            model,
+            inputs,
+            max_new_tokens=8,
+            sampling=Sampling(**sampling),
+            key=jax.random.key(seed),
+            stop_tokens=(),
+        ).tokens
+
+    np.testing.assert_array_equal(draw(0, temperature=2.0), draw(0, temperature=2.0))
+    assert (draw(0, temperature=2.0) != draw(1, temperature=2.0)).any()
+    greedy = models.generate(model, inputs, max_new_tokens=8, stop_tokens=()).tokens
+    np.testing.assert_array_equal(draw(0, temperature=2.0, top_k=1), greedy)
+    np.testing.assert_array_equal(draw(0, temperature=2.0, top_p=1e-6), greedy)
+    with pytest.raises(ValueError, match="PRNG key"):
+        models.generate(model, inputs, max_new_tokens=1, sampling=Sampling(temperature=1.0))
+
+
+def test_the_guard_of_score_calibration_is_counted(model):
+    got = models.generate(model, batch(*ROWS), quant="calibquant-1bit", max_new_tokens=3)
+    assert got.cache.guarded[2] == 0  # no image, no visual scores
+    steps = int(got.lengths[0])
+    assert 0 <= int(got.cache.guarded[0]) <= steps * 3 * 4
+
+
+def test_prefill_with_codes_needs_less_memory_than_without(model):
+    """The full-precision visual cache of more than one layer never exists."""
+    inputs = batch(prompt(2, *["image"] * 8, 2))
+
+    def bytes_of(quant):
+        compiled = prefill.lower(
+            model, inputs, quant=vkq_jax.resolve(quant), cache_length=8
+        ).compile()
+        analysis = compiled.memory_analysis()
+        return analysis.temp_size_in_bytes, analysis.output_size_in_bytes
+
+    text = model.config.text
+    layer = 2 * 8 * 16 * text.num_kv_heads * text.head_dim * 4  # K and V of one layer, float32
+    temp_coded, out_coded = bytes_of("vkq-1bit")
+    temp_exact, out_exact = bytes_of("none")
+    assert out_exact - out_coded > 0.9 * text.num_layers * layer
+    assert temp_coded - temp_exact < 2 * layer  # work space of coding, one layer at a time
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"max_new_tokens": 4, "cache_length": 9}, "longer than the cache.*=12, got 9"),
+        ({"max_new_tokens": 4, "quant": "vkq-1bits"}, "vkq-1bit"),
+        ({"max_new_tokens": 4, "quantize_at": "never"}, '"prompt" or "image", got \'never\''),
+        ({"max_new_tokens": 4, "implementation": "cuda"}, "xla, reference or None, got .cuda."),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        models.generate(model, batch(ROWS[0]), **options)
+
+
+def test_a_conversation_keeps_its_codes(model):
+    one = models.generate(model, batch(ROWS[0]), quant="none", max_new_tokens=1)
+    with pytest.raises(ValueError, match="keeps the codes"):
+        models.generate(
+            model, batch(prompt(3)), cache=one.cache, quant="vkq-1bit", max_new_tokens=1
+        )

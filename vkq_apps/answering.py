@@ -1,0 +1,60 @@
+"""Asking a model one question and measuring what the cache held: what the command line shows."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import models
+import vkq_jax
+from models import GenerateOptions, Inputs, Model
+
+__all__ = ["Answer", "ask"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An answer and its cache's size.
+
+    Attributes:
+        text: the answer, without special tokens.
+        num_tokens: emitted tokens, stop token included.
+        visual_tokens: image tokens held by the cache.
+        nbytes: of the cache, by what they hold.
+        tokens_per_second: of the decode loop once it is compiled; None for very short answers.
+    """
+
+    text: str
+    num_tokens: int
+    visual_tokens: int
+    nbytes: vkq_jax.CacheBytes
+    tokens_per_second: float | None
+
+
+def ask(
+    model: Model,
+    inputs: Inputs,
+    *,
+    max_new_tokens: int,
+    on_text: Callable[[str], None] = lambda text: None,
+    chunk: int = 4,
+    **options: GenerateOptions,
+) -> Answer:
+    """Answers one prompt; `on_text` gets the answer so far whenever it has grown."""
+    generation, clock, first = None, [], 0
+    for generation in models.stream(
+        model, inputs, max_new_tokens=max_new_tokens, chunk=chunk, **options
+    ):
+        clock.append(time.perf_counter())
+        on_text(models.decode(model, generation.tokens)[0])
+        first = first or int(generation.lengths.sum())
+    assert generation is not None
+    num_tokens = int(generation.lengths.sum())
+    # The first chunk's time holds prefill and compilation.
+    rate = (num_tokens - first) / (clock[-1] - clock[0]) if len(clock) > 1 else None
+    return Answer(
+        text=models.decode(model, generation.tokens)[0],
+        num_tokens=num_tokens,
+        visual_tokens=sum(int(bank.length.sum()) for bank in generation.cache.visual),
+        nbytes=vkq_jax.cache_nbytes(generation.cache),
+        tokens_per_second=rate,
+    )

@@ -1,0 +1,116 @@
+"""`vkq demo` and `vkq generate`: an image, a question, the answer from a coded cache."""
+
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+import models
+import vkq_jax
+from vkq_apps.answering import Answer, ask
+from vkq_apps.cli.console import human_bytes, log, out, print_json, stage
+
+__all__ = ["demo", "generate"]
+
+DEMO_PICTURE = "demo.png"
+DEMO_QUESTION = "what is the total ?"
+
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+QuantOption = Annotated[
+    str, typer.Option(help=f"Preset of the visual cache: {', '.join(vkq_jax.presets)}.")
+]
+
+
+def demo(quant: QuantOption = "vkq-1bit", json: JsonOption = False) -> None:
+    """The embedded model reads a receipt, at full precision and from a 1-bit cache."""
+    with resources.as_file(resources.files("vkq_apps.cli") / DEMO_PICTURE) as picture:
+        record = _answer("tiny", [picture], DEMO_QUESTION, quant, 16, "prompt", True, json)
+    del record["tokens_per_second"]
+    _show(record, quant, json)
+
+
+def generate(
+    model: Annotated[str, typer.Option(help='Hugging Face checkpoint folder, or "tiny".')],
+    image: Annotated[list[Path], typer.Option(help="Picture file; repeat for several.")],
+    prompt: Annotated[str, typer.Option(help="Question, or a whole prompt with <image> in it.")],
+    quant: QuantOption = "vkq-1bit",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to emit.")] = 64,
+    quantize_at: Annotated[
+        str, typer.Option(help="Code images after the whole 'prompt', or before the question.")
+    ] = "prompt",
+    compare: Annotated[bool, typer.Option(help="Also answer at full precision.")] = True,
+    json: JsonOption = False,
+) -> None:
+    """Answers one question about the given images."""
+    record = _answer(model, image, prompt, quant, max_new_tokens, quantize_at, compare, json)
+    _show(record, quant, json)
+
+
+def _answer(
+    source: str,
+    images: list[Path],
+    prompt: str,
+    quant: str,
+    max_new_tokens: int,
+    quantize_at: str,
+    compare: bool,
+    quiet: bool,
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    settings = vkq_jax.resolve(quant)
+    with stage(f"loading {source}"):
+        model = models.load(source)
+        if "<image>" not in prompt:
+            prompt = models.chat_prompt(model, prompt, num_images=len(images))
+        inputs = models.prepare(model, images=list(images), prompts=prompt)
+    exact: Answer | None = None
+    if compare:
+        with stage("answering at full precision"):
+            exact = ask(model, inputs, quant="none", max_new_tokens=max_new_tokens)
+    with stage(f"answering from a {quant} cache") as show:
+        coded = ask(
+            model,
+            inputs,
+            quant=settings,
+            max_new_tokens=max_new_tokens,
+            quantize_at=quantize_at,
+            on_text=show if not quiet else lambda text: None,
+        )
+    return {
+        "image": str(images[0]) if len(images) == 1 else [str(path) for path in images],
+        "prompt": prompt,
+        "answer": coded.text,
+        "answer_full_precision": None if exact is None else exact.text,
+        "visual_tokens": coded.visual_tokens,
+        "visual_kv_bytes": coded.nbytes.visual,
+        "visual_kv_bytes_full_precision": coded.nbytes.visual_full_precision,
+        "visual_kv_reduction": round(coded.nbytes.visual_reduction, 4),
+        "seconds": round(time.perf_counter() - started, 2),
+        "tokens_per_second": coded.tokens_per_second,
+    }
+
+
+def _show(record: dict[str, Any], quant: str, json: bool) -> None:
+    if json:
+        print_json(record)
+        return
+    table = Table(title=f"{record['visual_tokens']} visual tokens: {record['prompt']!r}")
+    for column in ("visual cache", "answer", "visual KV"):
+        table.add_column(column)
+    table.add_row(
+        "full precision",
+        record["answer_full_precision"] or "(not asked)",
+        human_bytes(record["visual_kv_bytes_full_precision"]),
+    )
+    table.add_row(
+        quant,
+        record["answer"],
+        f"{human_bytes(record['visual_kv_bytes'])} (-{record['visual_kv_reduction']:.1%})",
+    )
+    out.print(table)
+    rate = record.get("tokens_per_second")
+    speed = f", {rate:.1f} tokens/s once compiled" if rate else ""
+    log.print(f"{record['seconds']} s in all{speed}")

@@ -1,0 +1,43 @@
+"""What a run says: tables and progress for people, one JSON object for programs."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+__all__ = ["human_bytes", "log", "out", "print_json", "stage"]
+
+log = Console(stderr=True, highlight=False)
+out = Console(highlight=False)
+
+
+@contextmanager
+def stage(description: str) -> Iterator[Callable[[str], None]]:
+    """Says on stderr what is going on, with a spinner where a person is watching.
+
+    Gives a function that shows text beside the description while the stage lasts.
+    """
+    if not log.is_terminal:
+        log.print(f"{description} ...")
+        yield lambda text: None
+        return
+    with log.status(f"{description} ...") as status:
+        yield lambda text: status.update(f"{description}: [bold]{escape(text)}")
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """The record as one JSON object on stdout."""
+    print(json.dumps(record, ensure_ascii=False))
+
+
+def human_bytes(count: int) -> str:
+    """A byte count with a binary unit: 1536 -> '1.5 KiB'."""
+    size, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
