@@ -1,5 +1,6 @@
 """Multimodal models in Flax NNX: loading, preparing prompts, running."""
 
+from models.chat import chat_prompt
 from models.forward import forward
 from models.generate import GenerateOptions, Generation, generate, stream
 from models.inputs import Inputs, PromptShape
@@ -16,6 +17,7 @@ __all__ = [
     "Model",
     "PromptShape",
     "Sampling",
+    "chat_prompt",
     "decode",
     "forward",
     "generate",
