@@ -119,7 +119,7 @@ def _is_tied(checkpoint: Checkpoint, keys: dict[str, str]) -> bool:
     if shape != checkpoint.tensors[table].shape:
         return False
     step = 4096  # rows at a time: both tables in full would double the largest tensor
-    blocks = (slice(start, start + step) for start in range(0, shape[0], step))
+    blocks = (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))
     return all(
         np.array_equal(checkpoint.read(head, rows), checkpoint.read(table, rows)) for rows in blocks
     )
