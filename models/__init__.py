@@ -6,6 +6,7 @@ from models.generate import GenerateOptions, Generation, generate, stream
 from models.inputs import Inputs, PromptShape
 from models.loading import load, save_weights
 from models.model import Model
+from models.padding import pad_to_multiple
 from models.preparation import prepare
 from models.processor import decode
 from models.sampling import Sampling
@@ -22,6 +23,7 @@ __all__ = [
     "forward",
     "generate",
     "load",
+    "pad_to_multiple",
     "prepare",
     "save_weights",
     "stream",

@@ -212,3 +212,17 @@ def test_a_conversation_keeps_its_codes(model):
         models.generate(
             model, batch(prompt(3)), cache=one.cache, quant="vkq-1bit", max_new_tokens=1
         )
+
+
+@pytest.mark.parametrize("quantize_at", ["prompt", "image"])
+def test_padding_to_a_multiple_shares_compilations_and_changes_no_answer(model, quantize_at):
+    options = {"max_new_tokens": 4, "quantize_at": quantize_at, "stop_tokens": ()}
+    inputs = batch(ROWS[0])
+    padded = models.pad_to_multiple(inputs, 16)
+    assert padded.input_ids.shape == (1, 32)
+    got = models.generate(model, padded, **options)
+    np.testing.assert_array_equal(got.tokens, models.generate(model, inputs, **options).tokens)
+    sizes = prefill._cache_size(), decode_loop._cache_size()
+    longer = models.pad_to_multiple(batch(prompt(4, "image", 9)), 16)
+    models.generate(model, longer, **options)
+    assert (prefill._cache_size(), decode_loop._cache_size()) == sizes
