@@ -7,6 +7,7 @@ import click
 import typer
 
 from vkq_apps.cli.ask import demo, generate
+from vkq_apps.cli.evaluate import evaluate
 
 __all__ = ["app", "main"]
 
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(generate)
+app.command("eval")(evaluate)
 
 
 def main(arguments: list[str] | None = None) -> None:

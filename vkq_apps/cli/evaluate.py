@@ -1,0 +1,120 @@
+"""`vkq eval`: does 1 bit keep the answer? Held-out pictures, several presets, one table."""
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from rich.progress import Progress
+from rich.table import Table
+
+import models
+import vkq_jax
+from models.generate import QuantizeAt
+from vkq_apps.cli.console import log, out, print_json, stage
+from vkq_apps.evals.answers import answer_all, score
+from vkq_apps.provenance import provenance
+from vkq_apps.training.heldout import Question, questions
+from vkq_apps.training.pictures import KINDS
+
+__all__ = ["evaluate"]
+
+DEFAULT_PRESETS = "vkq-1bit,quantile-1bit,calibquant-1bit,minmax-1bit"
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help='A checkpoint of the recipe, or "tiny".')] = "tiny",
+    quant: Annotated[str, typer.Option(help="Presets to compare, comma-separated.")] = (
+        DEFAULT_PRESETS
+    ),
+    quantize_at: Annotated[
+        str, typer.Option(help="Code images before the question, or after the whole 'prompt'.")
+    ] = "image",
+    pictures: Annotated[int, typer.Option(min=1, help="Held-out pictures of each kind.")] = 8,
+    questions_per_picture: Annotated[
+        int, typer.Option(min=1, help="At most so many questions about each picture.")
+    ] = 2,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
+    results: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Exact match on held-out questions and agreement with full precision, for each preset."""
+    presets = [name.strip() for name in quant.split(",") if name.strip() and name != "none"]
+    for name in presets:
+        vkq_jax.resolve(name)
+    if quantize_at not in get_args(QuantizeAt):
+        raise ValueError(f"--quantize-at must be image or prompt, got {quantize_at}")
+    with stage(f"loading {model}"):
+        loaded = models.load(model)
+        asked = _choose(pictures, questions_per_picture)
+    truth = [question.answer for question in asked]
+    groups = {
+        "all": list(range(len(asked))),
+        **{kind: [i for i, q in enumerate(asked) if q.kind == kind] for kind in KINDS},
+    }
+    record: dict[str, Any] = {
+        "command": "vkq eval",
+        **provenance(),
+        "model": model,
+        "quantize_at": quantize_at,
+        "questions": len(asked),
+        "presets": {},
+    }
+    exact: list[str] = []
+    with Progress(console=log, transient=True) as progress:
+        for name in ["none", *presets]:
+            task = progress.add_task(name, total=len(asked))
+            answers, nbytes = answer_all(
+                loaded,
+                asked,
+                name,
+                quantize_at=quantize_at,  # type: ignore[arg-type]
+                batch_size=batch_size,
+                on_batch=lambda done, task=task: progress.advance(task, done),
+            )
+            exact = exact or answers
+            scores = {
+                group: score(*([texts[i] for i in members] for texts in (answers, truth, exact)))
+                for group, members in groups.items()
+            }
+            record["presets"][name] = {
+                "visual_kv_reduction": round(nbytes.visual_reduction, 4),
+                "scores": {group: vars(value) for group, value in scores.items()},
+            }
+    if results is not None:
+        results.parent.mkdir(parents=True, exist_ok=True)
+        results.write_text(json_module.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if json:
+        print_json(record)
+    else:
+        out.print(_table(record))
+
+
+def _choose(pictures: int, per_picture: int) -> list[Question]:
+    chosen: dict[tuple[str, int], int] = {}
+    kept = []
+    for question in questions(pictures):
+        place = (question.kind, question.index)
+        chosen[place] = chosen.get(place, 0) + 1
+        if chosen[place] <= per_picture:
+            kept.append(question)
+    return kept
+
+
+def _table(record: dict[str, Any]) -> Table:
+    table = Table(
+        title=f"{record['questions']} held-out questions, visual cache coded at the "
+        f"{record['quantize_at']}: exact match (agreement with full precision)"
+    )
+    table.add_column("visual cache")
+    table.add_column("visual KV saved", justify="right")
+    groups = list(record["presets"]["none"]["scores"])
+    for group in groups:
+        table.add_column(group, justify="right")
+    for name, row in record["presets"].items():
+        cells = [
+            f"{row['scores'][group]['exact']:.0%} ({row['scores'][group]['agreement']:.0%})"
+            for group in groups
+        ]
+        table.add_row(name, f"{row['visual_kv_reduction']:.1%}", *cells)
+    return table

@@ -1,0 +1,1 @@
+"""What coding the visual cache does to a model's answers."""
