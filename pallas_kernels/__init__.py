@@ -5,6 +5,19 @@ from pallas_kernels.api import (
     attend_cache,
     choose_implementation,
     decode_attention,
+    explain,
+    unavailable_reason,
 )
+from pallas_kernels.tiled import TiledLevels, TiledSigns, tile
 
-__all__ = ["IMPLEMENTATIONS", "attend_cache", "choose_implementation", "decode_attention"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "TiledLevels",
+    "TiledSigns",
+    "attend_cache",
+    "choose_implementation",
+    "decode_attention",
+    "explain",
+    "tile",
+    "unavailable_reason",
+]

@@ -5,15 +5,24 @@ from types import MappingProxyType
 
 import vkq_jax.attention
 import vkq_jax.reference
+from pallas_kernels import mosaic_gpu
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import Attended
 from vkq_jax.cache import LayerCache
 
-__all__ = ["IMPLEMENTATIONS", "attend_cache", "choose_implementation", "decode_attention"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "attend_cache",
+    "choose_implementation",
+    "decode_attention",
+    "explain",
+    "unavailable_reason",
+]
 
 # In order of preference: with `implementation=None` the first one that applies is taken.
 IMPLEMENTATIONS: Mapping[str, Callable[..., Attended]] = MappingProxyType(
     {
+        "mosaic_gpu": mosaic_gpu.attend_cache,
         "xla": vkq_jax.attention.attend_cache,
         "reference": vkq_jax.reference.attend_cache,
     }
@@ -42,6 +51,7 @@ def decode_attention(
 
     Raises:
         ValueError: unknown implementation, or shapes that do not fit.
+        NotImplementedError: the implementation asked for does not apply; the message says why.
     """
     attended = attend_cache(
         query,
@@ -68,15 +78,44 @@ def attend_cache(
             f"query must be [B={batch}, T, N=multiple of {num_kv_heads}, H={head_dim}] for this "
             f"cache, got {list(query.shape)}"
         )
-    attend = IMPLEMENTATIONS[choose_implementation(implementation)]
+    attend = IMPLEMENTATIONS[choose_implementation(implementation, cache_layer)]
     return attend(query, cache_layer, visible_text=visible_text, logits_scale=logits_scale)
 
 
-def choose_implementation(name: str | None = None) -> str:
-    """The implementation that a call with `implementation=name` runs."""
+def choose_implementation(name: str | None = None, cache_layer: LayerCache | None = None) -> str:
+    """The implementation that a call with `implementation=name` runs on this cache and device.
+
+    Raises:
+        ValueError: unknown name.
+        NotImplementedError: the implementation asked for does not apply.
+    """
     if name is None:
-        return next(iter(IMPLEMENTATIONS))
+        return next(n for n in IMPLEMENTATIONS if unavailable_reason(n, cache_layer) is None)
     if name not in IMPLEMENTATIONS:
         known = ", ".join(IMPLEMENTATIONS)
         raise ValueError(f"implementation must be one of {known} or None, got {name!r}")
+    reason = unavailable_reason(name, cache_layer)
+    if reason:
+        raise NotImplementedError(f"implementation {name!r} does not apply here: {reason}")
     return name
+
+
+def unavailable_reason(name: str, cache_layer: LayerCache | None = None) -> str | None:
+    """Why an implementation does not apply on this device (and to this cache); None if it does."""
+    if name != "mosaic_gpu":
+        return None
+    reason = mosaic_gpu.device_reason()
+    if reason is None and cache_layer is not None:
+        reason = mosaic_gpu.unsupported_reason(cache_layer)
+    return reason
+
+
+def explain(cache_layer: LayerCache) -> str:
+    """Which implementation this cache takes here, and why not those before it."""
+    lines = []
+    for name in IMPLEMENTATIONS:
+        reason = unavailable_reason(name, cache_layer)
+        lines.append(f"{name}: {reason or 'taken'}")
+        if reason is None:
+            break
+    return "\n".join(lines)

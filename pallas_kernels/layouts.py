@@ -1,0 +1,148 @@
+"""The kernel's layout of packed words: blocks of 256 positions, one 16-byte load a lane.
+
+Codes of one bit, head_dim H of 64 or 128. A block of 256 positions of one head is H / 16 rows of
+32 lanes of 4 words; lane = 4 g + t, as in the tensor core's fragments (g in 0..7, t in 0..3):
+
+    words [*lead, blocks, H / 16, 32, 4]
+
+    row 0  | lane 0: 4 words | lane 1: 4 words | ... | lane 31: 4 words |   512 bytes
+    row 1  | ...                                                        |
+
+**Keys** keep 32 consecutive channels of one position in a word, as `vkq_jax.packing` does, so that
+a row of the tensor core's left operand is a position (H = 128) or a pair of them (H = 64):
+
+    H = 128   row 2k + c, word 2e + r   position 64k + 32r + 8 (2c + e) + g,   channels 32t...
+    H = 64    row k, word 2c + r        position 64k + 32r + 8 (2c + t//2) + g, channels 32 (t%2)...
+
+(k in 0..3; c, e, r in 0..1.) Lane 8 * quarter + g then ends up with position 32 (2k + r) + 8 *
+quarter + g, quarter = 2c + e or 2c + t // 2.
+
+**Values** hold 32 consecutive positions of one channel in a word, so that a row of the left operand
+is a channel and the sum over positions runs inside the instruction:
+
+    row m, word 2h + r          positions 128h + 32t..., channel 16m + 8r + g
+
+**Scales per position** lie in the order in which lanes need them: lane 4g + t takes positions
+32i + 8t + g, i in 0..7, as eight consecutive bytes (8-bit scales) or eight bfloat16:
+
+    words [*lead, blocks, 32, 2 or 4]
+"""
+
+import jax
+import jax.numpy as jnp
+
+from vkq_jax import packing
+from vkq_jax.array_types import Array, Shaped, UInt32
+
+__all__ = [
+    "BLOCK",
+    "HEAD_DIMS",
+    "num_blocks",
+    "tile_keys",
+    "tile_scales",
+    "tile_values",
+    "untile_keys",
+    "untile_scales",
+    "untile_values",
+]
+
+BLOCK = 256
+HEAD_DIMS = (64, 128)
+
+# Axes of a block's key words, [position..., channel word...] -> [row, lane, word], by head_dim.
+# Positions split as (k, r, c, e, g); a word's number among those of a position is t or t % 2.
+_KEY_AXES = {
+    # (k, r, c, e, g, t) -> row (k, c), lane (g, t), word (e, r)
+    128: ((4, 2, 2, 2, 8, 4), (0, 2, 4, 5, 3, 1)),
+    # (k, r, c, e, g, t % 2), e being t // 2 -> row k, lane (g, t), word (c, r)
+    64: ((4, 2, 2, 2, 8, 2), (0, 4, 3, 5, 2, 1)),
+}
+
+
+def num_blocks(num_positions: int) -> int:
+    """Blocks that hold `num_positions`."""
+    return -(-num_positions // BLOCK)
+
+
+def tile_keys(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead n rows 32 4"]:
+    """Key words from the order of `vkq_jax.packing`; missing positions are zero."""
+    *lead, _, words = packed.shape
+    sizes, order = _KEY_AXES[32 * words]
+    blocks = _in_blocks(packed, axis=-2)
+    blocks = blocks.reshape(*blocks.shape[: len(lead) + 1], *sizes)
+    return _permute(blocks, order).reshape(*blocks.shape[: len(lead) + 1], 2 * words, 32, 4)
+
+
+def untile_keys(
+    tiled: UInt32[Array, "*lead n rows 32 4"], num_positions: int
+) -> UInt32[Array, "*lead V W"]:
+    """The inverse of `tile_keys`."""
+    *lead, blocks, rows, _, _ = tiled.shape
+    sizes, order = _KEY_AXES[16 * rows]
+    axes = tiled.reshape(*lead, blocks, *(sizes[axis] for axis in order))
+    packed = _permute(axes, _inverse(order)).reshape(*lead, blocks * BLOCK, rows // 2)
+    return packed[..., :num_positions, :]
+
+
+def tile_values(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead n rows 32 4"]:
+    """Value words from the order of `vkq_jax.packing`; missing positions are zero."""
+    *lead, _, words = packed.shape
+    codes = _in_blocks(packing.unpack(packed, 1, 32 * words).astype(bool), axis=-2)
+    blocks = codes.shape[len(lead)]
+    # A word takes 32 positions of a channel: [(h, t), (m, r, g)] -> row m, lane (g, t), word (h, r)
+    by_channel = codes.reshape(*lead, blocks, 8, 32, 32 * words).swapaxes(-1, -2)
+    axes = packing.pack(by_channel, 1).reshape(*lead, blocks, 2, 4, 2 * words, 2, 8)
+    return _permute(axes, (2, 4, 1, 0, 3)).reshape(*lead, blocks, 2 * words, 32, 4)
+
+
+def untile_values(
+    tiled: UInt32[Array, "*lead n rows 32 4"], num_positions: int
+) -> UInt32[Array, "*lead V W"]:
+    """The inverse of `tile_values`."""
+    *lead, blocks, rows, _, _ = tiled.shape
+    axes = _permute(tiled.reshape(*lead, blocks, rows, 8, 4, 2, 2), (3, 2, 0, 4, 1))
+    words = axes.reshape(*lead, blocks, 8, 16 * rows, 1)
+    codes = packing.unpack(words, 1, 32).swapaxes(-1, -2)
+    packed = packing.pack(codes.reshape(*lead, blocks * BLOCK, 16 * rows), 1)
+    return packed[..., :num_positions, :]
+
+
+def tile_scales(scales: Shaped[Array, "*lead V"]) -> UInt32[Array, "*lead n 32 words"]:
+    """Scales per position (uint8 or bfloat16) in the order of lanes; missing ones are zero."""
+    *lead, _ = scales.shape
+    blocks = _in_blocks(scales, axis=-1)
+    axes = blocks.reshape(*lead, -1, 8, 4, 8)  # position = 32 i + 8 t + g
+    per_lane = _permute(axes, (2, 1, 0)).reshape(*lead, blocks.shape[-2], 32, -1)
+    per_word = 4 // scales.dtype.itemsize
+    grouped = per_lane.reshape(*per_lane.shape[:-1], 8 // per_word, per_word)
+    return jax.lax.bitcast_convert_type(grouped, jnp.uint32)
+
+
+def untile_scales(
+    tiled: UInt32[Array, "*lead n 32 words"], num_positions: int
+) -> Shaped[Array, "*lead V"]:
+    """The inverse of `tile_scales`."""
+    *lead, blocks, _, words = tiled.shape
+    dtype = jnp.uint8 if words == 2 else jnp.bfloat16
+    axes = jax.lax.bitcast_convert_type(tiled, dtype).reshape(*lead, blocks, 8, 4, 8)
+    return _permute(axes, (2, 1, 0)).reshape(*lead, blocks * BLOCK)[..., :num_positions]
+
+
+def _in_blocks(x: Array, axis: int) -> Array:
+    """Splits the (negative) axis of positions into blocks, the last one filled with zeros."""
+    positions = x.shape[axis]
+    blocks = num_blocks(positions)
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, blocks * BLOCK - positions)
+    axis += x.ndim
+    return jnp.pad(x, padding).reshape(*x.shape[:axis], blocks, BLOCK, *x.shape[axis + 1 :])
+
+
+def _permute(x: Array, order: tuple[int, ...]) -> Array:
+    """Permutes the last axes."""
+    lead = x.ndim - len(order)
+    return x.transpose(*range(lead), *(lead + axis for axis in order))
+
+
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(order.index(axis) for axis in range(len(order)))

@@ -1,0 +1,300 @@
+"""The instructions that a kernel's body is written in, one method each.
+
+A body is a Python function that is given an `Operations` and calls its methods on values of which
+every lane of a warp holds its own. Each method's docstring says what it computes and its body says
+which PTX instruction that is; a backend is a subclass:
+
+| backend | what a call does |
+|---|---|
+| `mlir_operations.MlirOperations` | puts the instruction into the GPU kernel that is being built |
+| `emulated_operations.EmulatedOperations` | computes it with NumPy, for all warps at once |
+
+So the very same body runs on the GPU and, in tests, on a laptop. Values have one of three types:
+`r` a 32-bit word (integers, packed bits), `f` a float32, `l` a 64-bit address. Wherever a word or a
+float is expected a Python number may stand. Lane numbers are written `lane = 4 g + t`, as in the
+PTX manual's pictures of matrix fragments.
+"""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+__all__ = ["Operations", "Value"]
+
+Value = Any  # what a backend computes with; a body never looks inside
+
+
+class Operations(abc.ABC):
+    """One method an instruction; see the module's docstring."""
+
+    @abc.abstractmethod
+    def emit(
+        self, ptx: str, results: str, arguments: str, *values: Value, ordered: bool = False
+    ) -> Any:
+        """One instruction: `$0, $1, ...` in `ptx` are its results, then its arguments.
+
+        Args:
+            ptx: the instruction. results, arguments: a type letter for each.
+            values: the arguments.
+            ordered: it touches memory or other lanes and must stay where it is.
+        """
+
+    # Control flow and special registers ---------------------------------------------------------
+
+    @abc.abstractmethod
+    def loop(
+        self,
+        count: Value,
+        carried: Sequence[Value],
+        body: Callable[[Value, list[Value]], Sequence[Value]],
+    ) -> list[Value]:
+        """Runs `carried = body(i, carried)` for i in range(count); count is equal in all lanes."""
+
+    @abc.abstractmethod
+    def cond(
+        self,
+        condition: Value,
+        carried: Sequence[Value],
+        body: Callable[[list[Value]], Sequence[Value]],
+    ) -> list[Value]:
+        """`body(carried)` if the word `condition` (equal in all lanes) is not 0, else carried."""
+
+    @abc.abstractmethod
+    def pointer(self, name: str) -> Value:
+        """Address of the first byte of an operand in device memory."""
+
+    @abc.abstractmethod
+    def block_index(self) -> Value:
+        """Number of this thread block in the grid."""
+
+    @abc.abstractmethod
+    def thread_index(self) -> Value:
+        """Number of this thread in its block."""
+
+    @abc.abstractmethod
+    def shared(self) -> Value:
+        """Address (a word) of the block's shared memory."""
+
+    # Integers -----------------------------------------------------------------------------------
+
+    def add(self, a: Value, b: Value) -> Value:
+        """The sum a + b, modulo 2^32."""
+        return self.emit("add.u32 $0, $1, $2;", "r", "rr", a, b)
+
+    def sub(self, a: Value, b: Value) -> Value:
+        """The difference a - b, modulo 2^32."""
+        return self.emit("sub.u32 $0, $1, $2;", "r", "rr", a, b)
+
+    def mad(self, a: Value, b: Value, c: Value) -> Value:
+        """The low 32 bits of a * b + c."""
+        return self.emit("mad.lo.u32 $0, $1, $2, $3;", "r", "rrr", a, b, c)
+
+    def div(self, a: Value, divisor: int) -> Value:
+        """The quotient a // divisor, of unsigned words by a constant."""
+        return self.emit(f"div.u32 $0, $1, {divisor};", "r", "r", a)
+
+    def rem(self, a: Value, divisor: int) -> Value:
+        """The remainder a % divisor, of unsigned words by a constant."""
+        return self.emit(f"rem.u32 $0, $1, {divisor};", "r", "r", a)
+
+    def min(self, a: Value, b: Value) -> Value:
+        """The smaller of two signed words."""
+        return self.emit("min.s32 $0, $1, $2;", "r", "rr", a, b)
+
+    def max(self, a: Value, b: Value) -> Value:
+        """The greater of two signed words."""
+        return self.emit("max.s32 $0, $1, $2;", "r", "rr", a, b)
+
+    def bit_and(self, a: Value, b: Value) -> Value:
+        """The bits in both a and b."""
+        return self.emit("and.b32 $0, $1, $2;", "r", "rr", a, b)
+
+    def bit_or(self, a: Value, b: Value) -> Value:
+        """The bits in a or b."""
+        return self.emit("or.b32 $0, $1, $2;", "r", "rr", a, b)
+
+    def bit_xor(self, a: Value, b: Value) -> Value:
+        """The bits in just one of a and b."""
+        return self.emit("xor.b32 $0, $1, $2;", "r", "rr", a, b)
+
+    def bit_select(self, mask: Value, a: Value, b: Value) -> Value:
+        """Bits of a where the mask is 1, of b where it is 0."""
+        return self.emit("lop3.b32 $0, $1, $2, $3, 0xca;", "r", "rrr", mask, a, b)
+
+    def shift_left(self, a: Value, amount: int) -> Value:
+        """The word a << amount."""
+        return self.emit(f"shl.b32 $0, $1, {amount};", "r", "r", a)
+
+    def shift_right(self, a: Value, amount: int) -> Value:
+        """The word a >> amount, filled with zeros."""
+        return self.emit(f"shr.u32 $0, $1, {amount};", "r", "r", a)
+
+    def shift_right_signed(self, a: Value, amount: int) -> Value:
+        """The word a >> amount, filled with copies of the sign."""
+        return self.emit(f"shr.s32 $0, $1, {amount};", "r", "r", a)
+
+    def rotate_left(self, a: Value, amount: Value) -> Value:
+        """The word's bits moved up by `amount`, those that fall out coming in below."""
+        return self.emit("shf.l.wrap.b32 $0, $1, $1, $2;", "r", "rr", a, amount)
+
+    def bytes(self, a: Value, b: Value, selector: Value) -> Value:
+        """Four bytes of (a, b): digit i of the selector (0-3 in a, 4-7 in b) gives byte i."""
+        return self.emit("prmt.b32 $0, $1, $2, $3;", "r", "rrr", a, b, selector)
+
+    def where_less(self, a: Value, b: Value, x: Value, y: Value) -> Value:
+        """The word x where a < b (signed), else y."""
+        ptx = "{ .reg .pred p; setp.lt.s32 p, $1, $2; selp.b32 $0, $3, $4, p; }"
+        return self.emit(ptx, "r", "rrrr", a, b, x, y)
+
+    def where_less_float(self, a: Value, b: Value, x: Value, y: Value) -> Value:
+        """The float x where the words a < b (signed), else the float y."""
+        ptx = "{ .reg .pred p; setp.lt.s32 p, $1, $2; selp.f32 $0, $3, $4, p; }"
+        return self.emit(ptx, "f", "rrff", a, b, x, y)
+
+    # Floats -------------------------------------------------------------------------------------
+
+    def fadd(self, a: Value, b: Value) -> Value:
+        """The sum a + b."""
+        return self.emit("add.f32 $0, $1, $2;", "f", "ff", a, b)
+
+    def fsub(self, a: Value, b: Value) -> Value:
+        """The difference a - b."""
+        return self.emit("sub.f32 $0, $1, $2;", "f", "ff", a, b)
+
+    def fmul(self, a: Value, b: Value) -> Value:
+        """The product a * b."""
+        return self.emit("mul.f32 $0, $1, $2;", "f", "ff", a, b)
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        """The float a * b + c, rounded once."""
+        return self.emit("fma.rn.f32 $0, $1, $2, $3;", "f", "fff", a, b, c)
+
+    def fmax(self, a: Value, b: Value) -> Value:
+        """The greater of two floats."""
+        return self.emit("max.f32 $0, $1, $2;", "f", "ff", a, b)
+
+    def exp2(self, a: Value) -> Value:
+        """The power 2^a, to about 2 units in the last place; exactly 0 below 2^-126."""
+        return self.emit("ex2.approx.ftz.f32 $0, $1;", "f", "f", a)
+
+    def log2(self, a: Value) -> Value:
+        """Logarithm to base 2; -inf for 0."""
+        return self.emit("lg2.approx.f32 $0, $1;", "f", "f", a)
+
+    def reciprocal(self, a: Value) -> Value:
+        """The quotient 1 / a, to about 1 unit in the last place."""
+        return self.emit("rcp.approx.f32 $0, $1;", "f", "f", a)
+
+    def to_float(self, a: Value) -> Value:
+        """A signed word as the nearest float."""
+        return self.emit("cvt.rn.f32.s32 $0, $1;", "f", "r", a)
+
+    def to_int(self, a: Value) -> Value:
+        """The nearest integer, as a signed word."""
+        return self.emit("cvt.rni.s32.f32 $0, $1;", "r", "f", a)
+
+    def as_bits(self, a: Value) -> Value:
+        """The bits of a float."""
+        return self.emit("mov.b32 $0, $1;", "r", "f", a)
+
+    def from_bits(self, a: Value) -> Value:
+        """The float that has these bits."""
+        return self.emit("mov.b32 $0, $1;", "f", "r", a)
+
+    # Memory -------------------------------------------------------------------------------------
+
+    def address(self, base: Value, index: Value, stride: int) -> Value:
+        """The address base + index * stride (bytes), for an unsigned index."""
+        return self.emit(f"mad.wide.u32 $0, $1, {stride}, $2;", "l", "rl", index, base)
+
+    def load4(self, address: Value, offset: int) -> list[Value]:
+        """Four words from 16 bytes of device memory that are read once."""
+        ptx = "ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {$0, $1, $2, $3}, "
+        return self.emit(ptx + f"[$4+{offset}];", "rrrr", "l", address, ordered=True)
+
+    def load2(self, address: Value, offset: int) -> list[Value]:
+        """Two words from 8 bytes of device memory that are read once."""
+        ptx = "ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {$0, $1}, "
+        return self.emit(ptx + f"[$2+{offset}];", "rr", "l", address, ordered=True)
+
+    def load(self, address: Value, offset: int = 0) -> Value:
+        """A word from device memory."""
+        return self.emit(f"ld.global.nc.u32 $0, [$1+{offset}];", "r", "l", address, ordered=True)
+
+    def load_half(self, address: Value, offset: int = 0) -> Value:
+        """Two bytes from device memory, as the low half of a word."""
+        return self.emit(f"ld.global.nc.u16 $0, [$1+{offset}];", "r", "l", address, ordered=True)
+
+    def load_float(self, address: Value, offset: int = 0) -> Value:
+        """A float from device memory."""
+        return self.emit(f"ld.global.nc.f32 $0, [$1+{offset}];", "f", "l", address, ordered=True)
+
+    def store_float(self, condition: Value, address: Value, offset: int, value: Value) -> None:
+        """Writes a float to device memory in the lanes whose word `condition` is not 0."""
+        ptx = f"{{ .reg .pred p; setp.ne.b32 p, $0, 0; @p st.global.f32 [$1+{offset}], $2; }}"
+        self.emit(ptx, "", "rlf", condition, address, value, ordered=True)
+
+    def store_shared(self, address: Value, offset: int, value: Value) -> None:
+        """Writes a float to shared memory."""
+        ptx = f"st.shared.f32 [$0+{offset}], $1;"
+        self.emit(ptx, "", "rf", address, value, ordered=True)
+
+    def load_shared(self, address: Value, offset: int) -> Value:
+        """A float from shared memory."""
+        return self.emit(f"ld.shared.f32 $0, [$1+{offset}];", "f", "r", address, ordered=True)
+
+    def barrier(self) -> None:
+        """Waits for all threads of the block: what they wrote to shared memory can be read."""
+        self.emit("bar.sync 0;", "", "", ordered=True)
+
+    # Across the lanes of a warp -----------------------------------------------------------------
+
+    def uniform(self, a: Value) -> Value:
+        """The word of lane 0 in all lanes; tells the compiler that it is equal in all."""
+        ptx = "shfl.sync.idx.b32 $0, $1, 0, 31, 0xffffffff;"
+        return self.emit(ptx, "r", "r", a, ordered=True)
+
+    def exchange(self, a: Value, bit: int) -> Value:
+        """The word of the lane whose number differs in the bit of value `bit`."""
+        ptx = f"shfl.sync.bfly.b32 $0, $1, {bit}, 31, 0xffffffff;"
+        return self.emit(ptx, "r", "r", a, ordered=True)
+
+    def warp_max(self, a: Value) -> Value:
+        """The greatest signed word of the warp, in all lanes."""
+        ptx = "redux.sync.max.s32 $0, $1, 0xffffffff;"
+        return self.emit(ptx, "r", "r", a, ordered=True)
+
+    # Tensor core: D = A B (+ C). Fragments: lane 4g + t holds of C the elements (row g, columns 2t
+    # and 2t + 1), then those of row g + 8.
+
+    def mma_b1_k128(self, a: Sequence[Value], b: Value) -> list[Value]:
+        """Counts of common one bits: D[16, 8] = sum over 128 bits of A[16, 128] & B[8, 128].
+
+        Lane 4g + t holds bits 32t to 32t + 31: of A in rows g and g + 8, of B in row g.
+        """
+        ptx = (
+            "mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc "
+            "{$0, $1, $2, $3}, {$4, $5}, {$6}, {$7, $7, $7, $7};"
+        )
+        return self.emit(ptx, "rrrr", "rrrr", *a, b, 0, ordered=True)
+
+    def mma_b1_k256(self, a: Sequence[Value], b: Sequence[Value]) -> list[Value]:
+        """The same over 256 bits: a second pair of A and second word of B hold bits 128 + 32t."""
+        ptx = (
+            "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
+            "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $10, $10, $10};"
+        )
+        return self.emit(ptx, "rrrr", "rrrrrrr", *a, *b, 0, ordered=True)
+
+    def mma_f16(self, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value]) -> list[Value]:
+        """Half-precision product: D[16, 8] = A[16, 16] B[16, 8] + C, float32 sums.
+
+        Each word holds two neighbours. Lane 4g + t holds of A columns 2t, 2t + 1 of rows g and
+        g + 8, then columns 2t + 8, 2t + 9 of both; of B rows 2t, 2t + 1, then 2t + 8, 2t + 9 of
+        column g.
+        """
+        ptx = (
+            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0, $1, $2, $3}, "
+            "{$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+        )
+        return self.emit(ptx, "ffff", "rrrrrrffff", *a, *b, *c, ordered=True)

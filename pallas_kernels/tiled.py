@@ -1,0 +1,182 @@
+"""Coded tensors whose words lie in the kernel's layout; everything else about them is as before.
+
+A tiled tensor is itself a `QuantizedTensor`: its `decoding()` is that of the tensor it was made
+from, so the oracle, the XLA path, byte counts and saving work on it unchanged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+
+from pallas_kernels import layouts
+from vkq_jax.array_types import Array, Float, UInt32
+from vkq_jax.cache import VisualBank
+from vkq_jax.level_codes import Granularity, LevelTensor
+from vkq_jax.pytree import frozen_pytree, static_field
+from vkq_jax.quantized import AffineTensor, QuantizedTensor
+from vkq_jax.sign_codes import SignTensor
+
+__all__ = ["Side", "TiledLevels", "TiledSigns", "tile", "tile_tensor", "untileable_reason"]
+
+Side = Literal["key", "value"]
+
+
+@frozen_pytree
+class TiledLevels(QuantizedTensor):
+    """A `LevelTensor` of one bit per channel, its words as `pallas_kernels.layouts` says.
+
+    Attributes:
+        packed: words in the layout of keys or of values.
+        lower, upper: as in `LevelTensor`.
+        side: which of the two layouts. num_positions: V, without the padding of the last block.
+        head_dim: H. group_size: positions that share a pair of levels.
+    """
+
+    packed: UInt32[Array, "*lead n rows 32 4"]
+    lower: Float[Array, "*lead G H"]
+    upper: Float[Array, "*lead G H"]
+    side: Side = static_field(kw_only=True)
+    num_positions: int = static_field(kw_only=True)
+    head_dim: int = static_field(kw_only=True)
+    group_size: int = static_field(kw_only=True)
+
+    def untile(self) -> LevelTensor:
+        """The tensor it was made from."""
+        return LevelTensor(
+            packed=_untile_words(self.packed, self.side, self.num_positions),
+            lower=self.lower,
+            upper=self.upper,
+            bits=1,
+            head_dim=self.head_dim,
+            group_size=self.group_size,
+            granularity=Granularity.PER_CHANNEL,
+        )
+
+    def decoding(self) -> AffineTensor:
+        """That of the tensor it was made from."""
+        return self.untile().decoding()
+
+
+@frozen_pytree
+class TiledSigns(QuantizedTensor):
+    """A `SignTensor` with one centre, its words and scales as `pallas_kernels.layouts` says.
+
+    Attributes:
+        packed: words in the layout of keys or of values.
+        centre: as in `SignTensor`, one group.
+        token_scale: words of four 8-bit or two bfloat16 scales.
+        side: which of the two layouts. num_positions: V, without the padding of the last block.
+        head_dim, rotated, score_error_factor: as in `SignTensor`.
+    """
+
+    packed: UInt32[Array, "*lead n rows 32 4"]
+    centre: Float[Array, "*lead 1 H"]
+    token_scale: UInt32[Array, "*lead n 32 words"]
+    side: Side = static_field(kw_only=True)
+    num_positions: int = static_field(kw_only=True)
+    head_dim: int = static_field(kw_only=True)
+    rotated: bool = static_field(kw_only=True)
+    score_error_factor: float = static_field(kw_only=True)
+
+    def untile(self) -> SignTensor:
+        """The tensor it was made from."""
+        return SignTensor(
+            packed=_untile_words(self.packed, self.side, self.num_positions),
+            centre=self.centre,
+            token_scale=layouts.untile_scales(self.token_scale, self.num_positions),
+            head_dim=self.head_dim,
+            group_size=max(1, self.num_positions),
+            rotated=self.rotated,
+            score_error_factor=self.score_error_factor,
+        )
+
+    def decoding(self) -> AffineTensor:
+        """That of the tensor it was made from."""
+        return self.untile().decoding()
+
+
+def tile(bank: VisualBank) -> VisualBank:
+    """The bank in the kernel's layout, at the end of a layer's prefill; any leading axes.
+
+    A bank that the kernel does not cover (see `untileable_reason`) is returned as it is.
+    """
+    if untileable_reason(bank.key) or untileable_reason(bank.value):
+        return bank
+    key, value = tile_tensor(bank.key, "key"), tile_tensor(bank.value, "value")
+    return dataclasses.replace(bank, key=key, value=value)
+
+
+def tile_tensor(x: QuantizedTensor, side: Side) -> TiledLevels | TiledSigns:
+    """One tensor in the kernel's layout.
+
+    Raises:
+        NotImplementedError: the kernel does not cover it, see `untileable_reason`.
+    """
+    if isinstance(x, TiledLevels | TiledSigns):
+        return x
+    reason = untileable_reason(x)
+    if reason:
+        raise NotImplementedError(reason)
+    assert isinstance(x, LevelTensor | SignTensor)
+    words = (layouts.tile_keys if side == "key" else layouts.tile_values)(x.packed)
+    num_positions = x.packed.shape[-2]
+    if isinstance(x, LevelTensor):
+        return TiledLevels(
+            words,
+            x.lower,
+            x.upper,
+            side=side,
+            num_positions=num_positions,
+            head_dim=x.head_dim,
+            group_size=x.group_size,
+        )
+    return TiledSigns(
+        words,
+        x.centre,
+        layouts.tile_scales(x.token_scale),
+        side=side,
+        num_positions=num_positions,
+        head_dim=x.head_dim,
+        rotated=x.rotated,
+        score_error_factor=x.score_error_factor,
+    )
+
+
+def untileable_reason(x: QuantizedTensor) -> str | None:
+    """Why a coded tensor has no form in the kernel's layout; None if it has one."""
+    if isinstance(x, TiledLevels | TiledSigns):
+        return None
+    if not isinstance(x, LevelTensor | SignTensor):
+        return f"{type(x).__name__} is neither level codes nor sign codes"
+    if x.head_dim not in layouts.HEAD_DIMS:
+        return f"head_dim {x.head_dim} is none of {layouts.HEAD_DIMS}"
+    num_positions = x.packed.shape[-2]
+    if not num_positions:
+        return "the bank has no positions"
+    whole = x.group_size >= num_positions
+    if isinstance(x, SignTensor):
+        if not whole:
+            return f"sign codes with a centre per {x.group_size} positions"
+        tables = x.centre
+    else:
+        if x.bits != 1:
+            return f"{x.bits}-bit codes"
+        if x.granularity is not Granularity.PER_CHANNEL:
+            return "level codes per token"
+        if not whole and x.group_size % layouts.BLOCK:
+            return (
+                f"a group of {x.group_size} positions is neither the whole bank nor a multiple of "
+                f"the block of {layouts.BLOCK}"
+            )
+        tables = x.lower
+    if tables.dtype != jnp.bfloat16:
+        return f"tables in {tables.dtype}, not bfloat16"
+    return None
+
+
+def _untile_words(words: Array, side: Side, num_positions: int) -> Array:
+    untile = layouts.untile_keys if side == "key" else layouts.untile_values
+    return untile(words, num_positions)

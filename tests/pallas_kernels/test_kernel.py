@@ -1,0 +1,281 @@
+"""The fused kernel's body, emulated on the CPU, against the float32 oracle; lowering to CUDA."""
+
+import contextlib
+import dataclasses
+import functools
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pallas_kernels
+import vkq_jax
+import vkq_jax.reference
+from pallas_kernels import mosaic_gpu
+from pallas_kernels.emulated_operations import EmulatedOperations
+from pallas_kernels.kernel_b1 import KernelB1
+from pallas_kernels.launch import emulated_launch, gpu_launch
+from pallas_kernels.operations import Operations
+from pallas_kernels.problem import Coding, Problem, Tiling
+from pallas_kernels.tilings import choose_tiling
+from tests.support.caches import Shape, random_layer, relative_error
+from tests.support.ptx_operations import PtxOperations
+from vkq_jax import KVQuantConfig, LevelCodes, ScoreCalibration, SignCodes
+
+attend = functools.partial(mosaic_gpu.attend_cache, launch=emulated_launch)
+
+SIGNS = SignCodes(scale_bits=8)
+BIASED = SignCodes(scale_bits=16, gamma=0.5, beta=0.25, rotation=None)
+LEVELS = LevelCodes()
+CODES = {
+    "levels": KVQuantConfig(LEVELS, LEVELS),
+    "levels in groups": KVQuantConfig(LevelCodes(group_size=512), LevelCodes(group_size=256)),
+    "signs": KVQuantConfig(SIGNS, SIGNS),
+    "signs, 16-bit scales, score bias": KVQuantConfig(BIASED, BIASED),
+    "signs and levels": KVQuantConfig(SIGNS, LevelCodes(group_size=256)),
+    "levels and signs": KVQuantConfig(LevelCodes(group_size=256), SIGNS),
+}
+# head_dim, query heads per KV head, bank, tiling
+SHAPES = {
+    "one query head": (128, 1, (700, (700, 33)), Tiling(1, 2)),
+    "four query heads, split": (128, 4, (1300, (1300, 0)), Tiling(1, 4, 2)),
+    "seven query heads, small heads": (64, 7, (600, (1, 513)), Tiling(1, 1)),
+    "one query head, small heads": (64, 1, (256, (256, 255)), None),
+}
+
+
+def layer_of(shape, codes, **changes):
+    head_dim, per_kv_head, visual, tiling = SHAPES[shape]
+    shape = Shape(head_dim=head_dim, num_heads=2 * per_kv_head, visual=(visual,), **changes)
+    return *random_layer(shape, CODES[codes]), tiling
+
+
+def check(query, layer, tiling=None):
+    got = attend(query, layer, tiling=tiling)
+    expected = vkq_jax.reference.attend_cache(query, layer)
+    assert np.isfinite(got.output).all()
+    assert relative_error(got.output, expected.output) < 3e-4
+    np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=3e-5, atol=3e-4)
+
+
+# Every pair of codes at each head_dim; every shape with one pair of each kind.
+CASES = [
+    (shape, codes)
+    for shape in ("one query head", "seven query heads, small heads")
+    for codes in CODES
+]
+CASES += [(shape, "signs") for shape in ("four query heads, split", "one query head, small heads")]
+
+
+@pytest.mark.parametrize(("shape", "codes"), CASES)
+def test_equals_the_oracle(shape, codes):
+    check(*layer_of(shape, codes))
+
+
+def test_two_banks_and_several_queries():
+    shape = Shape(
+        head_dim=64, num_queries=3, visual=((300, (300, 1)), (256, (0, 256))), num_heads=2
+    )
+    check(*random_layer(shape, CODES["signs"]))
+
+
+@pytest.mark.parametrize("codes", ["levels", "signs"])
+@pytest.mark.parametrize("case", ["peaked", "sink", "one channel rules", "constant", "huge"])
+def test_hard_inputs(case, codes):
+    rng = np.random.default_rng(1)
+    key, value = rng.normal(size=(2, 2, 1, 600, 128)).astype(np.float32)
+    query = rng.normal(size=(2, 1, 1, 128)).astype(np.float32)
+    match case:
+        case "peaked":
+            query *= 8
+        case "sink":
+            key[:, :, 3] = 4 * query[:, :, 0]
+        case "one channel rules":
+            key[..., 5] *= 300
+            query[..., 5] /= 30
+        case "constant":
+            key[:], value[..., :64] = 1.5, -2.0
+        case "huge":
+            key *= 1e4
+            query *= 1e-4
+            value *= 1e6
+    text = random_layer(Shape(head_dim=128, num_heads=1, num_kv_heads=1), CODES[codes])[1].text
+    text = dataclasses.replace(text, length=jnp.zeros(2, jnp.int32))
+    bank = vkq_jax.cache.VisualBank(
+        vkq_jax.quantize(jnp.asarray(key), CODES[codes].key),
+        vkq_jax.quantize(jnp.asarray(value), CODES[codes].value),
+        jnp.asarray([600, 257], jnp.int32),
+    )
+    layer = vkq_jax.cache.LayerCache((bank,), text, quant=CODES[codes])
+    check(jnp.asarray(query), layer)
+
+
+def test_what_lies_behind_the_length_changes_nothing():
+    query, layer, tiling = layer_of("one query head", "signs")
+    bank = pallas_kernels.tile(layer.visual[0])
+    row, block = 1, slice(1, None)  # 33 positions are visible
+    other = dataclasses.replace(
+        bank,
+        key=dataclasses.replace(bank.key, packed=bank.key.packed.at[row, :, block].set(0xFFFFFFFF)),
+        value=dataclasses.replace(
+            bank.value, token_scale=bank.value.token_scale.at[row, :, block].set(0xFFFFFFFF)
+        ),
+    )
+    first, second = (
+        attend(query, dataclasses.replace(layer, visual=(b,)), tiling=tiling).output
+        for b in (bank, other)
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_query_that_sees_nothing_gives_zero():
+    shape = Shape(head_dim=64, text=(0, 3), visual=((8, (0, 8)),))
+    query, layer = random_layer(shape, CODES["signs"])
+    attended = attend(query, layer)
+    assert not attended.output[0].any()
+    assert np.isneginf(attended.logsumexp[0]).all()
+    assert np.isfinite(attended.output).all()
+
+
+def test_vmap_folds_the_axis_into_one_launch():
+    query, layer = random_layer(Shape(head_dim=64, num_heads=2), CODES["levels"])
+    other = random_layer(Shape(head_dim=64, num_heads=2), CODES["levels"], seed=1)[1]
+    queries, layers = (
+        jnp.stack([query, -query]),
+        jax.tree.map(lambda *x: jnp.stack(x), layer, other),
+    )
+    shapes = []
+
+    def counted(problem, operands):
+        shapes.append((problem.batch, problem.queries))
+        return emulated_launch(problem, operands)
+
+    def run(q, c):
+        return mosaic_gpu.attend_cache(q, c, launch=counted).output
+
+    one_by_one = jnp.stack([run(queries[i], c) for i, c in enumerate((layer, other))])
+    shapes.clear()
+    np.testing.assert_allclose(jax.vmap(run)(queries, layers), one_by_one, rtol=1e-5, atol=1e-5)
+    assert shapes[-1] == (4, 1)
+    shapes.clear()
+    got = jax.vmap(run, in_axes=(0, None))(queries, layer)
+    np.testing.assert_allclose(got[0], one_by_one[0], rtol=1e-5, atol=1e-5)
+    assert shapes[-1] == (2, 2)
+
+
+def test_gradients_equal_the_oracles():
+    query, layer, _ = layer_of("one query head, small heads", "signs")
+
+    def loss(query, text_key, text_value, attend):
+        text = dataclasses.replace(layer.text, key=text_key, value=text_value)
+        return jnp.sum(jnp.sin(attend(query, dataclasses.replace(layer, text=text)).output))
+
+    grad = jax.grad(loss, argnums=(0, 1, 2))
+    arguments = (query, layer.text.key, layer.text.value)
+    got = grad(*arguments, attend)
+    expected = grad(*arguments, vkq_jax.reference.attend_cache)
+    for g, e in zip(got, expected, strict=True):
+        assert relative_error(g, e) < 1e-3
+
+
+# Without a GPU: what the backends have in common, lowering, ptxas
+
+
+def test_every_instruction_is_emulated():
+    names = {name for name in vars(Operations) if not name.startswith("_")}
+    assert names <= vars(EmulatedOperations).keys()
+
+
+def problems():
+    signs = Coding(scale_bits=8, rotated=True, score_error_factor=0.1)
+    levels, groups = Coding(), Coding(groups=4, group_blocks=2)
+    for head_dim in (64, 128):
+        for key, value in ((levels, levels), (signs, signs), (groups, Coding(scale_bits=16))):
+            yield Problem(2, 2, 2, 8, head_dim, key, value, Tiling(2, 4))
+
+
+def operand_shapes(problem):
+    heads, blocks = problem.batch * problem.kv_heads, problem.blocks
+    shapes = {
+        "query": ((problem.rows, problem.head_dim), jnp.float32),
+        "length": ((problem.batch,), jnp.int32),
+    }
+    for name, coding in (("key", problem.key), ("value", problem.value)):
+        shapes[name] = ((heads * blocks, problem.head_dim // 16, 32, 4), jnp.uint32)
+        table = ((heads * coding.groups, problem.head_dim), jnp.bfloat16)
+        if coding.signs:
+            shapes[f"{name}_scale"] = ((heads * blocks, 32, coding.scale_bits // 4), jnp.uint32)
+            shapes[f"{name}_centre"] = table
+        else:
+            shapes[f"{name}_lower"] = shapes[f"{name}_upper"] = table
+    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    "problem", list(problems()), ids=lambda p: f"{p.head_dim}-{p.key}-{p.value}"
+)
+def test_lowers_to_cuda(problem):
+    device = contextlib.nullcontext()
+    if hasattr(jax.sharding, "AbstractDevice"):
+        mesh = jax.sharding.AbstractMesh(
+            (), (), abstract_device=jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
+        )
+        device = jax.sharding.use_abstract_mesh(mesh)
+    with device:
+        traced = jax.jit(functools.partial(gpu_launch, problem)).trace(operand_shapes(problem))
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "mosaic_gpu" in text
+
+
+@pytest.mark.skipif(shutil.which("ptxas") is None, reason="needs ptxas")
+@pytest.mark.parametrize(
+    "problem", list(problems()), ids=lambda p: f"{p.head_dim}-{p.key}-{p.value}"
+)
+def test_ptxas_accepts_every_instruction(problem, tmp_path):
+    names = [*operand_shapes(problem), "output", "logsumexp"]
+    ops = PtxOperations(names, shared_words=problem.warps * problem.merge_row)
+    KernelB1(ops, problem).run()
+    source = tmp_path / "kernel.ptx"
+    source.write_text(ops.text(threads=32 * problem.warps))
+    command = ["ptxas", "-arch=sm_90a", "-O3", "-v", source, "-o", tmp_path / "kernel.cubin"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+# Which implementation a call takes
+
+
+def test_the_choice_is_visible():
+    layer = random_layer(Shape(head_dim=64), CODES["signs"])[1]
+    if jax.default_backend() == "cpu":
+        assert pallas_kernels.choose_implementation(None, layer) == "xla"
+        assert "needs an NVIDIA GPU" in pallas_kernels.explain(layer)
+        with pytest.raises(NotImplementedError, match="needs an NVIDIA GPU"):
+            pallas_kernels.choose_implementation("mosaic_gpu", layer)
+
+
+def test_what_the_kernel_does_not_cover_is_said():
+    def reason(**changes):
+        shape = Shape(**{"head_dim": 64, "visual": ((300, (300, 3)),)} | changes)
+        return lambda quant: mosaic_gpu.unsupported_reason(random_layer(shape, quant)[1])
+
+    signs = CODES["signs"]
+    assert reason()(signs) is None
+    assert reason(visual=())(signs) == "there is no visual bank"
+    assert "head_dim 80" in reason(head_dim=80)(signs)
+    assert "2-bit" in reason()(KVQuantConfig(LevelCodes(bits=2), LEVELS))
+    assert "group of 64" in reason()(vkq_jax.presets["quantile-1bit"])
+    assert reason()(KVQuantConfig(SIGNS, SIGNS, ScoreCalibration())) == "score calibration"
+    query, layer = random_layer(Shape(head_dim=80), signs)
+    with pytest.raises(NotImplementedError, match="head_dim 80"):
+        mosaic_gpu.attend_cache(query, layer, launch=emulated_launch)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 32, 64, 512, 4096])
+@pytest.mark.parametrize("blocks", [1, 2, 3, 9, 32, 128])
+def test_a_tiling_fits_any_shape(rows, blocks):
+    tiling = choose_tiling(rows, blocks)
+    Problem(1, 1, rows, blocks, 128, Coding(), Coding(), tiling)
