@@ -1,0 +1,179 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import models
+from tests.models.hf_files import random_weights, write_checkpoint, write_processor
+
+QUESTION = "USER: <image> what is this ? ASSISTANT:"
+PICTURE = np.random.default_rng(0).integers(0, 255, (50, 60, 3), np.uint8)
+
+
+@pytest.fixture(scope="module", params=["current", "legacy"])
+def model(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    write_processor(folder, legacy=request.param == "legacy")
+    return models.load(write_checkpoint(folder, random_weights()), dtype=jnp.float32)
+
+
+def test_a_prompt_and_its_picture(model):
+    inputs = models.prepare(model, images=PICTURE, prompts=QUESTION)
+    np.testing.assert_array_equal(inputs.input_ids, [[1, 4, 12, 12, 12, 12, 6, 7, 8, 9, 5]])
+    assert inputs.pixel_values.shape == (1, 3, 28, 28)
+    assert inputs.prompt_shape == models.PromptShape(visual=4, text=7, prefix=6, suffix=5)
+    assert models.decode(model, inputs.input_ids) == ["USER: what is this ? ASSISTANT:"]
+    assert models.forward(model, inputs).shape == (1, 11, 20)
+
+
+def test_a_batch_with_several_pictures_one_and_none(model):
+    inputs = models.prepare(
+        model,
+        prompts=[QUESTION, "<image> <image>", "what is"],
+        images=[PICTURE, [PICTURE] * 2, None],
+    )
+    np.testing.assert_array_equal(inputs.mask.sum(1), [11, 9, 3])
+    np.testing.assert_array_equal(inputs.visual_mask.sum(1), [4, 8, 0])
+    assert not inputs.mask[2, 0]  # padded in front, as the tokenizer says
+    assert inputs.pixel_values.shape == (3, 3, 28, 28)
+
+
+def test_text_alone(model):
+    inputs = models.prepare(model, prompts="what is this ?")
+    assert inputs.pixel_values is None
+    assert inputs.prompt_shape.visual == 0
+
+
+def test_pictures_come_as_files_images_and_arrays(model, tmp_path):
+    file = tmp_path / "picture.png"
+    Image.fromarray(PICTURE).save(file)
+    forms = [str(file), file, Image.open(file), PICTURE, [file]]
+    expected = models.prepare(model, images=PICTURE, prompts=QUESTION).pixel_values
+    for form in forms:
+        got = models.prepare(model, images=form, prompts=QUESTION)
+        np.testing.assert_array_equal(got.pixel_values, expected)
+    forms[2].close()
+    two = models.prepare(model, images=[file, PICTURE], prompts="<image> <image>")
+    np.testing.assert_array_equal(two.pixel_values, np.repeat(expected, 2, 0))
+
+
+def test_grey_and_transparent_pictures_become_rgb(model, tmp_path):
+    grey = PICTURE[..., 0]
+    clear = np.dstack([PICTURE, grey])
+    rgb = np.dstack([grey] * 3)
+
+    def pixels(picture):
+        return models.prepare(model, images=picture, prompts=QUESTION).pixel_values
+
+    np.testing.assert_array_equal(pixels(grey), pixels(rgb))
+    np.testing.assert_array_equal(pixels(clear), pixels(PICTURE))
+
+
+def test_a_file_is_turned_as_its_exif_says(model, tmp_path):
+    turned = Image.fromarray(np.rot90(PICTURE))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown a quarter turn clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
+    got = models.prepare(model, images=tmp_path / "turned.png", prompts=QUESTION)
+    expected = models.prepare(model, images=PICTURE, prompts=QUESTION)
+    np.testing.assert_array_equal(got.pixel_values, expected.pixel_values)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": QUESTION}, "1 image tokens .*image tokens without an image"),
+        ({"prompts": "what", "images": PICTURE}, "no image token for an image"),
+        ({"prompts": QUESTION, "images": [PICTURE] * 2}, "more images than tokens"),
+        ({"prompts": "<image> <image>", "images": PICTURE}, "more tokens than images"),
+        ({"prompts": [QUESTION] * 2, "images": [PICTURE]}, "each of 2 prompts, got 1"),
+        ({"prompts": ["what", QUESTION], "images": [None, None]}, "prompt 1 has 0 images"),
+        ({"prompts": "  "}, "empty prompt"),
+        ({"prompts": []}, "empty prompt"),
+        ({"prompts": [3]}, "empty prompt: expected text"),
+        ({}, "prepare needs prompts"),
+        ({"images": PICTURE}, "prepare needs prompts"),
+        ({"prompts": QUESTION, "input_ids": [[1]]}, "not both"),
+        ({"attention_mask": [[1]]}, "expected input_ids"),
+        ({"input_ids": [[1]], "image_sizes": [[2, 2]]}, "image_sizes"),
+        ({"prompts": QUESTION, "images": PICTURE / 255}, "expected uint8 .*got float64"),
+        ({"prompts": QUESTION, "images": PICTURE[:, :, :2]}, r"got uint8 \(50, 60, 2\)"),
+        ({"prompts": QUESTION, "images": [3]}, "expected a path, a PIL image or an array, got 3"),
+    ],
+)
+def test_bad_prompts_and_pictures_are_one_clear_error(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        models.prepare(model, **arguments)
+
+
+def test_unreadable_files_are_named(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png does not exist"):
+        models.prepare(model, images=tmp_path / "nowhere.png", prompts=QUESTION)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"cannot read image .*text\.png"):
+        models.prepare(model, images=tmp_path / "text.png", prompts=QUESTION)
+    Image.fromarray(PICTURE).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"cannot read image .*half\.png"):
+        models.prepare(model, images=tmp_path / "half.png", prompts=QUESTION)
+
+
+@pytest.mark.parametrize("mask", [None, [[1, 1, 1, 1], [0, 0, 1, 1]], [[1, 1, 1, 1], [1, 1, 0, 0]]])
+def test_single_image_tokens_of_legacy_processors_become_as_many_as_features(model, mask):
+    ids = {None: [[1, 12, 5, 12], [1, 4, 12, 5]]}.get(mask) if mask is None else None
+    if ids is None:
+        second = [0, 0, 12, 5] if mask[1][0] == 0 else [12, 5, 0, 0]
+        ids = [[1, 12, 5, 12], second]
+    images = np.zeros((3, 3, 28, 28), np.float32)
+    inputs = models.prepare(model, input_ids=ids, attention_mask=mask, pixel_values=images)
+    np.testing.assert_array_equal(inputs.input_ids[0], [1, 12, 12, 12, 12, 5, 12, 12, 12, 12])
+    words = inputs.input_ids[1][inputs.mask[1]].tolist()
+    assert words == ([1, 4] if mask is None else []) + [12, 12, 12, 12, 5]
+    back = mask is not None and mask[1][0] == 1
+    assert bool(inputs.mask[1, 0]) == back
+
+
+def test_processor_output_passes_through(model):
+    ids, mask = [[0, 1, 12, 12, 12, 12, 5]], [[0, 1, 1, 1, 1, 1, 1]]
+    images = np.zeros((1, 3, 28, 28), np.float32)
+    inputs = models.prepare(model, input_ids=ids, attention_mask=mask, pixel_values=images)
+    np.testing.assert_array_equal(inputs.input_ids, ids)
+    np.testing.assert_array_equal(inputs.mask, np.array(mask, bool))
+
+
+def test_decode_stops_at_each_length(model):
+    tokens = np.array([[4, 5, 6], [7, 8, 2]])
+    assert models.decode(model, tokens) == ["USER: ASSISTANT: what", "is this"]
+    assert models.decode(model, tokens, [1, 2]) == ["USER:", "is this"]
+    assert models.decode(model, tokens[0]) == ["USER: ASSISTANT: what"]
+    with pytest.raises(ValueError, match="expected integers"):
+        models.decode(model, tokens * 1.0)
+    with pytest.raises(ValueError, match=r"lengths: expected shape \(2,\)"):
+        models.decode(model, tokens, [1])
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (["tokenizer.json"], "tokenizer.json or tokenizer.model"),
+        (["preprocessor_config.json", "processor_config.json"], "preprocessor_config.json or"),
+    ],
+)
+def test_missing_processor_files_are_named(tmp_path, missing, message):
+    write_processor(tmp_path)
+    model = models.load(write_checkpoint(tmp_path, random_weights()))
+    for name in missing:
+        (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=message):
+        models.prepare(model, images=PICTURE, prompts=QUESTION)
+
+
+def test_broken_processor_files_and_models_without_a_folder(tmp_path):
+    write_processor(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    model = models.load(write_checkpoint(tmp_path, random_weights()))
+    with pytest.raises(ValueError, match="cannot read the processor in"):
+        models.prepare(model, prompts="what")
+    homeless = models.Model(model.params, graphdef=model.graphdef, config=model.config)
+    with pytest.raises(ValueError, match="not loaded from a folder"):
+        models.prepare(homeless, prompts="what")

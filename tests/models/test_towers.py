@@ -1,0 +1,203 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import models
+from models.attention import dense_attention
+from models.forward import causal_mask
+from models.llava.model import LlavaModel
+from models.model import Model
+from tests.support.tiny_llava import CONFIG, IMAGE, VISUAL_TOKENS, batch, prompt, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return batch(prompt(2, "image", 3), prompt(6, seed=1), side="left")
+
+
+def random_model(config, **dtypes):
+    """Like `tiny_model`, for any dtypes: drawing in JAX would compile for seconds."""
+    module = nnx.eval_shape(lambda: LlavaModel(config, rngs=nnx.Rngs(0), **dtypes))
+    model = Model.from_module(module)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.2, p.dtype), model.params
+    )
+    return dataclasses.replace(model, params=params)
+
+
+def attend_causally(mask):
+    def attend(layer, query, key, value, carry):
+        output = dense_attention(query, key, value, mask, logits_scale=0.25)
+        return output, carry + layer, {"key": key, "layer": layer}
+
+    return attend
+
+
+def test_dense_attention_is_softmax_attention_of_grouped_heads():
+    query, key, value = (
+        jax.random.normal(jax.random.key(i), (2, 3, heads, 8)) for i, heads in enumerate((4, 2, 2))
+    )
+    mask = causal_mask(jnp.array([[True, True, True], [False, True, True]]))
+    got = dense_attention(query, key, value, mask, logits_scale=0.3)
+    key, value = (np.repeat(np.asarray(x), 2, axis=2) for x in (key, value))
+    scores = np.einsum("btnh,bsnh->bnts", query, key) * 0.3
+    scores = np.where(mask[:, None], scores, -1e30)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    np.testing.assert_allclose(got, np.einsum("bnts,bsnh->btnh", weights, value), atol=1e-5)
+    assert jnp.isfinite(got).all()  # the first query of the second row sees nothing
+
+
+def test_attend_gets_every_layer_and_its_outputs_are_stacked(model, inputs):
+    text = CONFIG.text
+    x, carry, out = model.module().text(
+        model.module().embed_inputs(inputs),
+        inputs.positions,
+        attend_causally(causal_mask(inputs.mask)),
+        jnp.int32(10),
+    )
+    rows, length = inputs.input_ids.shape
+    assert x.shape == (rows, length, text.width)
+    assert int(carry) == 10 + 0 + 1 + 2
+    assert out["key"].shape == (text.num_layers, rows, length, text.num_kv_heads, text.head_dim)
+    np.testing.assert_array_equal(out["layer"], [0, 1, 2])
+
+
+def test_a_stack_is_its_blocks_one_after_another(model):
+    tower = model.module().vision
+    x = jax.random.normal(jax.random.key(0), (1, 3, 16, 16))
+    config = dataclasses.replace(CONFIG.vision, feature_layers=(2, 0, 1))
+    stacked = random_model(dataclasses.replace(CONFIG, vision=config)).module().vision
+    hidden = stacked.embedding_norm(stacked._embed(x))
+    graphdef, params = nnx.split(stacked.layers)
+    states = [hidden]
+    for layer in range(2):
+        states.append(nnx.merge(graphdef, jax.tree.map(lambda p: p[layer], params))(states[-1]))  # noqa: B023
+    expected = jnp.concatenate([states[2], states[0], states[1]], axis=-1)[:, 1:]
+    np.testing.assert_allclose(jax.jit(stacked)(x), expected, atol=1e-5)
+    # Of a tower whose second last layer is asked for, the last layer does not exist.
+    assert tower.layers.query.kernel.shape[0] == 1
+
+
+def test_compiled_size_does_not_grow_with_depth(inputs):
+    def equations(depth):
+        config = dataclasses.replace(
+            CONFIG, text=dataclasses.replace(CONFIG.text, num_layers=depth)
+        )
+        model = random_model(config)
+        return str(jax.make_jaxpr(models.forward)(model, inputs)).count("\n")
+
+    assert equations(2) == equations(7)
+
+
+def test_remat_changes_no_gradient(model, inputs):
+    def loss(model, remat):
+        module = model.module()
+        x, _, _ = module.text(
+            module.embed_inputs(inputs),
+            inputs.positions,
+            attend_causally(causal_mask(inputs.mask)),
+            jnp.int32(0),
+            remat=remat,
+        )
+        return (module.text.logits(x) ** 2).mean()
+
+    kept, recomputed = (jax.jit(jax.grad(loss), static_argnums=1)(model, r) for r in (False, True))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), kept, recomputed
+    )
+    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(kept.params["text"]))
+
+
+def test_features_take_the_places_of_image_tokens_in_order(model):
+    inputs = batch(prompt("image", 2, "image"), prompt(3, "image", seed=1))
+    module = model.module()
+    features = module.image_features(inputs.pixel_values)
+    embedded = module.embed_inputs(inputs)
+    np.testing.assert_allclose(
+        embedded[inputs.visual_mask], features.reshape(-1, CONFIG.text.width), atol=1e-6
+    )
+    text = ~np.asarray(inputs.visual_mask)
+    np.testing.assert_array_equal(embedded[text], module.text.embed(inputs.input_ids)[text])
+
+
+def test_padding_changes_no_logits(model):
+    rows = prompt(2, "image", 3), prompt(6, seed=1)
+    for row in rows:
+        alone = models.forward(model, batch(row))[0]
+        for side in ("left", "right"):
+            inputs = batch(*rows, side=side)
+            which = rows.index(row)
+            padded = models.forward(model, inputs)[which][inputs.mask[which]]
+            np.testing.assert_allclose(padded, alone, atol=1e-4)
+
+
+def test_vmap_over_pictures_is_a_batch_of_them(model):
+    single = batch(prompt(2, "image", 3))
+    pictures = jax.random.normal(jax.random.key(0), (3, 1, 3, 16, 16))
+
+    def logits(picture):
+        return models.forward(model, dataclasses.replace(single, pixel_values=picture))
+
+    mapped = jax.vmap(logits)(pictures)
+    for got, picture in zip(mapped, pictures, strict=True):
+        np.testing.assert_allclose(got, logits(picture), atol=1e-4)
+
+
+def test_prompts_of_one_padded_length_share_a_compilation(model):
+    from models.forward import _forward
+
+    models.forward(model, batch(prompt(4, "image", 3)))
+    before = _forward._cache_size()
+    for text in (1, 2, 5):
+        models.forward(model, batch(prompt(text, "image", 7 - text)))
+    models.forward(tiny_model(seed=1), batch(prompt(4, "image", 3)))
+    assert _forward._cache_size() == before
+
+
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+def test_parameters_and_computation_have_their_own_dtypes(inputs, param_dtype):
+    model = random_model(CONFIG, dtype=jnp.bfloat16, param_dtype=param_dtype)
+    assert {p.dtype for p in jax.tree.leaves(model)} == {jnp.dtype(param_dtype)}
+    embedded = jax.eval_shape(lambda model: model.module().embed_inputs(inputs), model)
+    assert embedded.dtype == jnp.bfloat16
+    logits = models.forward(model, inputs)
+    assert logits.dtype == jnp.float32
+    assert jnp.isfinite(logits).all()
+
+
+def test_a_rim_that_fills_no_patch_is_left_out():
+    config = dataclasses.replace(CONFIG.vision, image_size=18)
+    tower = jax.jit(random_model(dataclasses.replace(CONFIG, vision=config)).module().vision)
+    pixels = jax.random.normal(jax.random.key(0), (1, 3, 18, 18))
+    assert tower(pixels).shape[1] == VISUAL_TOKENS
+    np.testing.assert_array_equal(tower(pixels), tower(pixels.at[..., 16:, :].set(9.0)))
+
+
+def test_an_image_token_beyond_the_embedding_is_replaced_like_any_other(model):
+    beyond = dataclasses.replace(CONFIG, image_token_id=5000)
+    inputs = batch(prompt(2, "image", 3))
+    ids = np.where(inputs.visual_mask, 5000, inputs.input_ids)
+    moved = models.Inputs.from_arrays(beyond, ids, None, inputs.pixel_values)
+    embed = model.module().embed_inputs
+    np.testing.assert_array_equal(embed(moved), embed(inputs))
+    assert IMAGE not in ids
+
+
+def test_random_parameters_of_each_layer_differ():
+    key = jax.random.key(0, impl="unsafe_rbg")  # compiles faster than the default
+    model = Model.from_module(LlavaModel(CONFIG, rngs=nnx.Rngs(key)))
+    kernel = model.params["text"]["layers"]["query"]["kernel"][...]
+    assert kernel.std() == pytest.approx(CONFIG.text.width**-0.5, rel=0.1)
+    assert jnp.abs(kernel[0] - kernel[1]).max() > 0.1
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(model))
