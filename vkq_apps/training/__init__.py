@@ -1,0 +1,1 @@
+"""The embedded checkpoint's recipe: pictures out of a seed, tokenizer, training, export."""

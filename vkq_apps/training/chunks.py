@@ -1,0 +1,63 @@
+"""Chunks: arrays of rendered pictures with their packed rows and labels."""
+
+import dataclasses
+import random
+
+import numpy as np
+
+from vkq_apps.training.pictures import GRID, SIZE, choose_kind, make_picture
+from vkq_apps.training.rows import LANES, ROW_LENGTH, pack_row
+
+__all__ = ["ChunkArrays", "fill_chunk", "new_chunk", "render_row"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkArrays:
+    """n training examples.
+
+    Attributes:
+        images: uint8 [n, 336, 336, 3].
+        rows: int16 [n, 5, R], see `rows.LANES`.
+        labels: uint8 [n, 576, 2], classes of what is centred in each patch.
+    """
+
+    images: np.ndarray
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+def shapes(size: int) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Shape and dtype of each array of a chunk of `size` examples."""
+    return {
+        "images": ((size, SIZE, SIZE, 3), np.uint8),
+        "rows": ((size, len(LANES), ROW_LENGTH), np.int16),
+        "labels": ((size, GRID * GRID, 2), np.uint8),
+    }
+
+
+def new_chunk(size: int) -> ChunkArrays:
+    """An empty chunk in ordinary memory."""
+    return ChunkArrays(**{name: np.zeros(*spec) for name, spec in shapes(size).items()})
+
+
+def fill_chunk(chunk: ChunkArrays, seed: str, difficulty: float) -> None:
+    """Renders training examples: most at `difficulty`, the rest easier."""
+    for index in range(len(chunk.images)):
+        rng = random.Random(f"{seed}/{index}")
+        level = difficulty if rng.random() < 0.7 else rng.uniform(0.1, difficulty)
+        render_row(chunk, index, choose_kind(rng), f"train/{seed}/{index}", level, rng)
+
+
+def render_row(
+    chunk: ChunkArrays,
+    index: int,
+    kind: str,
+    seed: str,
+    difficulty: float = 1.0,
+    rng: random.Random | None = None,
+) -> None:
+    """Renders one picture into place `index`; `rng` shuffles its turns."""
+    picture = make_picture(kind, seed, difficulty)
+    chunk.images[index] = picture.image
+    chunk.rows[index] = pack_row(picture.turns, rng)
+    chunk.labels[index] = picture.labels

@@ -1,0 +1,114 @@
+"""Writes a trained model as a Hugging Face LLaVA checkpoint in bfloat16.
+
+python -m vkq_apps.training.export runs/tiny/state.safetensors models/tiny_checkpoint
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from models.llava.params import published, source
+from models.weights import to_stored
+from vkq_apps.training import checkpointing
+from vkq_apps.training.model import ModelSize, create_model, hf_config
+from vkq_apps.training.optimizer import Schedule
+from vkq_apps.training.processor import save_processor
+from vkq_apps.training.step import initial_state
+from vkq_apps.training.tokenizer import BOS, EOS, PAD
+
+__all__ = ["export", "export_state", "stored_weights"]
+
+_CARD = Path(__file__).parent / "model_card.md"
+_SHARD_BYTES = 14 * 2**20
+
+
+def export(params: Any, size: ModelSize, folder: Path) -> None:
+    """Writes weights, configuration, tokenizer, processor and model card.
+
+    Args:
+        params: of a `TrainedModel`; the auxiliary head is left out.
+        size: the model's.
+        folder: made if it does not exist.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_shards(stored_weights(params), folder)
+    _write_json(folder / "config.json", hf_config(size))
+    generation = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD, "do_sample": False}
+    _write_json(folder / "generation_config.json", generation)
+    save_processor(folder)
+    shutil.copyfile(_CARD, folder / "README.md")
+
+
+def export_state(file: Path, folder: Path) -> dict[str, Any]:
+    """`export` of a state that training saved; returns its `info`."""
+    info = checkpointing.read_info(file)
+    size = ModelSize(**info["size"])
+    _, params = create_model(size, 0)
+    state, _ = checkpointing.restore(file, initial_state(params, Schedule(info["steps"])))
+    export(state.params, size, folder)
+    return info
+
+
+def stored_weights(params: Any) -> dict[str, np.ndarray]:
+    """bfloat16 tensors by their Hugging Face names."""
+    rounded: nnx.State = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params["llava"])
+    stored = to_stored(rounded, source)
+    # The norm of the pooled output, which LLaVA does not use; there so that nothing is missing.
+    width = params["llava"]["vision"]["class_embedding"].shape[0]
+    stored["vision.post_layernorm.weight"] = np.ones(width, ml_dtypes.bfloat16)
+    stored["vision.post_layernorm.bias"] = np.zeros(width, ml_dtypes.bfloat16)
+    return {published(name): tensor for name, tensor in stored.items()}
+
+
+def _save_shards(tensors: dict[str, np.ndarray], folder: Path) -> None:
+    """Fewest files of at most `_SHARD_BYTES`, in the order of the names, and their index."""
+    shards: list[dict[str, np.ndarray]] = [{}]
+    filled = 0
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        assert tensor.dtype == ml_dtypes.bfloat16
+        if filled + tensor.nbytes > _SHARD_BYTES and shards[-1]:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensor
+        filled += tensor.nbytes
+    for old in folder.glob("model*.safetensors*"):
+        old.unlink()
+    where = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)
+        where |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("state", type=Path, help="state.safetensors of a training")
+    parser.add_argument("folder", type=Path, help="checkpoint folder to write")
+    options = parser.parse_args()
+    info = export_state(options.state, options.folder)
+    print(json.dumps({"step": info["step"], "of": info["steps"], "folder": str(options.folder)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Where batches come from: a pool on the device that rendering processes keep refilling.
+
+Training takes more pictures than are rendered, so a picture may be seen again, a few times at most,
+until a new chunk takes its chunk's place. A batch mixes several chunks.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vkq_apps.training.chunks import ChunkArrays, fill_chunk, new_chunk
+from vkq_apps.training.rendering import Renderers
+from vkq_jax.array_types import Array
+from vkq_jax.pytree import frozen_pytree
+
+__all__ = ["Chunk", "Feed", "InlineFeed", "PooledFeed", "to_device"]
+
+
+@frozen_pytree
+class Chunk:
+    """`ChunkArrays` on the device."""
+
+    images: Array
+    rows: Array
+    labels: Array
+
+
+def to_device(arrays: ChunkArrays) -> Chunk:
+    """A copy on the default device; returns once nothing reads `arrays` any more."""
+    # On the CPU a device array may be a view of the host's memory, hence the copy.
+    return jax.block_until_ready(
+        Chunk(*(jax.device_put(np.array(x)) for x in (arrays.images, arrays.rows, arrays.labels)))
+    )
+
+
+class Feed(Protocol):
+    """A source of batches."""
+
+    def sources(self, step: int, difficulty: float) -> tuple[tuple[Chunk, ...], Array]:
+        """Chunks and, for each, the places int32 [chunks, n] of the examples to take from it."""
+        ...
+
+    @property
+    def rendered(self) -> int:
+        """Pictures rendered so far."""
+        ...
+
+
+class InlineFeed:
+    """Renders each batch when it is asked for: slow, and the same whatever happened before."""
+
+    def __init__(self, batch: int, seed: int):
+        self._batch, self._seed, self.rendered = batch, seed, 0
+
+    def sources(self, step: int, difficulty: float) -> tuple[tuple[Chunk, ...], Array]:
+        """The batch of a step."""
+        arrays = new_chunk(self._batch)
+        fill_chunk(arrays, f"{self._seed}/inline/{step}", difficulty)
+        self.rendered += self._batch
+        return (to_device(arrays),), jnp.arange(self._batch, dtype=jnp.int32)[None]
+
+
+class PooledFeed:
+    """Chunks on the device, the oldest replaced by a thread as new ones are rendered."""
+
+    def __init__(
+        self,
+        renderers: Renderers,
+        *,
+        chunks: int,
+        mixed: int,
+        batch: int,
+        chunk_size: int,
+        seed: int,
+    ):
+        """Waits until `mixed` chunks are there.
+
+        Args:
+            renderers: where chunks come from.
+            chunks: size of the pool. mixed: chunks that a batch is drawn from.
+            batch: examples of a batch, a multiple of `mixed`. chunk_size: examples of a chunk.
+            seed: of the draws.
+        """
+        if batch % mixed:
+            raise ValueError(f"batch must be a multiple of mixed={mixed}, got {batch}")
+        self._renderers, self._capacity = renderers, chunks
+        self._pool: list[Chunk] = []
+        self._next, self._lock = 0, threading.Lock()
+        self._failure: BaseException | None = None
+        self._mixed, self._each, self._chunk_size = mixed, batch // mixed, chunk_size
+        self._seed, self._stop = seed, threading.Event()
+        self._thread = threading.Thread(target=self._refill, daemon=True)
+        self._thread.start()
+        while len(self._pool) < mixed:
+            self._check()
+            self._stop.wait(0.05)
+
+    @property
+    def rendered(self) -> int:
+        """Pictures rendered so far."""
+        return self._renderers.rendered
+
+    def sources(self, step: int, difficulty: float) -> tuple[tuple[Chunk, ...], Array]:
+        """`mixed` random chunks and random places in them."""
+        self._check()
+        self._renderers.set_difficulty(difficulty)
+        rng = np.random.default_rng((self._seed, step))
+        with self._lock:
+            chosen = rng.choice(len(self._pool), self._mixed, replace=False)
+            chunks = tuple(self._pool[index] for index in chosen)
+        places = rng.integers(self._chunk_size, size=(self._mixed, self._each), dtype=np.int32)
+        return chunks, jnp.asarray(places)
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._stop.set()
+        self._thread.join()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise RuntimeError("refilling the pool of pictures failed") from self._failure
+
+    def _refill(self) -> None:
+        try:
+            while not self._stop.is_set():
+                chunk = self._renderers.take(to_device, timeout=0.5)
+                if chunk is None:
+                    continue
+                with self._lock:
+                    if len(self._pool) < self._capacity:
+                        self._pool.append(chunk)
+                    else:
+                        self._pool[self._next] = chunk
+                        self._next = (self._next + 1) % self._capacity
+        except BaseException as failure:  # the trainer reports it
+            self._failure = failure

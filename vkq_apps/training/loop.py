@@ -1,0 +1,246 @@
+"""The training loop: feeds steps, logs, evaluates, saves, stops in time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vkq_apps.training import checkpointing
+from vkq_apps.training.attention import choose_implementation
+from vkq_apps.training.evaluation import evaluate
+from vkq_apps.training.feeding import Feed, InlineFeed, PooledFeed
+from vkq_apps.training.heldout import heldout_chunk
+from vkq_apps.training.model import ModelSize, create_model
+from vkq_apps.training.optimizer import Schedule
+from vkq_apps.training.options import TrainOptions
+from vkq_apps.training.rendering import Renderers
+from vkq_apps.training.step import TrainState, bind, initial_state, make_predict, make_train_step
+
+__all__ = ["SMALL", "STATE_FILE", "train"]
+
+STATE_FILE, LOG_FILE = "state.safetensors", "log.jsonl"
+SMALL = ModelSize(width=64, num_layers=2, vision_mlp_width=128, text_mlp_width=96)
+_LOG_STEPS = 100
+_AHEAD = 2
+"""Steps that may be under way: more would only delay stopping."""
+
+
+def train(options: TrainOptions) -> TrainState:
+    """Runs one piece of a training and returns the state at its end."""
+    started = time.perf_counter()
+    file = options.out / STATE_FILE
+    if file.exists() != options.resume:
+        raise SystemExit(
+            f"{file} does not exist: leave out --resume"
+            if options.resume
+            else f"{file} exists: give --resume to go on, or another --out"
+        )
+    size = SMALL if options.smoke else ModelSize()
+    schedule = Schedule(steps=options.steps, peak=options.peak, warmup=options.warmup)
+    first = checkpointing.read_info(file)["step"] if options.resume else 0
+    with contextlib.ExitStack() as stack:
+        # Processes start before JAX takes the device, and render while the step compiles.
+        renderers = _start_renderers(options, first, schedule, stack)
+        implementation, refused = choose_implementation(options.attention)
+        dtype = jnp.float32 if options.smoke else jnp.bfloat16
+        graphdef, params = create_model(size, options.seed, dtype)
+        state = initial_state(params, schedule)
+        if options.resume:
+            state, _ = checkpointing.restore(file, state)
+        log = _Log(options.out / LOG_FILE)
+        log(
+            event="start",
+            step=first,
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params["llava"])),
+            device=jax.devices()[0].device_kind,
+            jax=jax.__version__,
+            attention=implementation,
+            attention_refused=refused,
+            options={name: str(value) for name, value in vars(options).items()},
+        )
+        predict, test = make_predict(graphdef, implementation), heldout_chunk(options.heldout)
+        piece = _Piece(
+            options,
+            schedule,
+            feed=_start_feed(options, renderers, stack),
+            step=make_train_step(graphdef, schedule, implementation, unroll=options.unroll),
+            score=lambda params, roll=0: evaluate(
+                bind(predict, params), test, options.heldout, roll=roll
+            ),
+            save=lambda state, number: checkpointing.save(
+                file, state, {"step": number, "steps": options.steps, "size": vars(size)}
+            ),
+            log=log,
+            stop=stack.enter_context(_stop_signals()),
+            deadline=started + (options.stop_after_seconds or float("inf")),
+        )
+        return piece.run(state, first)
+
+
+@dataclasses.dataclass
+class _Piece:
+    """What one piece of a training works with."""
+
+    options: TrainOptions
+    schedule: Schedule
+    feed: Feed
+    step: Callable[..., Any]
+    score: Callable[..., dict[str, float]]
+    save: Callable[[TrainState, int], None]
+    log: _Log
+    stop: list[int]
+    deadline: float
+
+    def run(self, state: TrainState, number: int) -> TrainState:
+        """Steps until the schedule, the time or a signal ends the piece; saves and scores."""
+        saved = scored = time.perf_counter()
+        window = _Window(number)
+        with _progress_bar(self.options.steps, number) as advance:
+            while number < self.options.steps:
+                now = time.perf_counter()
+                if self.stop or now > self.deadline:
+                    break
+                if now - saved > self.options.save_every:
+                    self.save(state, number)
+                    saved = now
+                if now - scored > self.options.evaluate_every:
+                    self.log(event="evaluation", step=number, exact=self.score(state.params))
+                    scored = now
+                    window = _Window(number)
+                difficulty = self.schedule.difficulty(number)
+                state, losses = self.step(state, *self.feed.sources(number, difficulty))
+                number += 1
+                window.add(losses)
+                advance(number)
+                if number % _LOG_STEPS == 0 or number == self.options.steps or self.options.smoke:
+                    self._log_window(window, number)
+                    window = _Window(number)
+        self.save(state, number)
+        if not self.stop:  # whoever sent a signal does not want to wait
+            self.log(event="evaluation", step=number, exact=self.score(state.params))
+            if number >= self.options.steps:
+                exact = self.score(state.params, roll=1)
+                self.log(event="shuffled_control", step=number, exact=exact)
+        self.log(event="end", step=number)
+        return state
+
+    def _log_window(self, window: _Window, number: int) -> None:
+        means = window.means()
+        seconds = time.perf_counter() - window.began
+        self.log(
+            event="steps",
+            step=number,
+            **means,
+            learning_rate=float(self.schedule.learning_rate(number - 1)),
+            pictures_per_second=round((number - window.first) * self.options.batch / seconds, 1),
+            rendered=self.feed.rendered,
+        )
+
+
+class _Window:
+    """Losses since the last log entry, left on the device until then."""
+
+    def __init__(self, first: int):
+        self.first, self.began = first, time.perf_counter()
+        self._losses: list[dict[str, jax.Array]] = []
+
+    def add(self, losses: dict[str, jax.Array]) -> None:
+        """Adds a step's, and waits for the step before the last."""
+        self._losses.append(losses)
+        if len(self._losses) > _AHEAD:
+            self._losses[-1 - _AHEAD]["loss"].block_until_ready()
+
+    def means(self) -> dict[str, float]:
+        """Mean of each."""
+        names = self._losses[0]
+        return {name: round(float(np.mean([x[name] for x in self._losses])), 5) for name in names}
+
+
+class _Log:
+    """Appends JSON lines to a file and prints them."""
+
+    def __init__(self, file: Path):
+        self._file, self._began = file, time.perf_counter()
+
+    def __call__(self, **entry: Any) -> None:
+        entry["seconds"] = round(time.perf_counter() - self._began, 1)
+        stats = jax.devices()[0].memory_stats() or {}
+        if "peak_bytes_in_use" in stats:
+            entry["peak_gib"] = round(stats["peak_bytes_in_use"] / 2**30, 2)
+        line = json.dumps(entry)
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+
+def _start_renderers(
+    options: TrainOptions, first: int, schedule: Schedule, stack: contextlib.ExitStack
+) -> Renderers | None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    if not options.workers:
+        return None
+    renderers = Renderers(
+        options.workers,
+        chunk_size=options.chunk,
+        slots=options.slots,
+        # Each piece draws pictures of its own.
+        seed=f"{options.seed}/{first}",
+        difficulty=schedule.difficulty(first),
+    )
+    return stack.enter_context(renderers)
+
+
+def _start_feed(
+    options: TrainOptions, renderers: Renderers | None, stack: contextlib.ExitStack
+) -> Feed:
+    if renderers is None:
+        return InlineFeed(options.batch, options.seed)
+    feed = PooledFeed(
+        renderers,
+        chunks=options.pool,
+        mixed=options.mixed,
+        batch=options.batch,
+        chunk_size=options.chunk,
+        seed=options.seed,
+    )
+    stack.callback(feed.close)
+    return feed
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that gets the number of a signal to stop, so that a step is never cut in two."""
+    received: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: received.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _progress_bar(steps: int, first: int) -> Iterator[Callable[[int], None]]:
+    """Shows steps where somebody watches; elsewhere the log's lines are enough."""
+    columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as progress:
+        if not progress.console.is_terminal:
+            progress.stop()
+            yield lambda number: None
+            return
+        task = progress.add_task("steps", total=steps, completed=first)
+        yield lambda number: progress.update(task, completed=number)

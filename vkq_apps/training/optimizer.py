@@ -1,0 +1,93 @@
+"""The optimiser and everything that changes as training goes on.
+
+Muon orthogonalises the momentum of each hidden matrix (query, key, value, gate, ... are matrices
+of their own here); AdamW moves tables, heads and vectors. Muon's update is scaled so that both
+want the same learning rate.
+"""
+
+import dataclasses
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from vkq_jax.array_types import Array, Float
+
+__all__ = ["Schedule", "make_optimizer", "param_group"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Settings as functions of the step, out of `steps` in all pieces of a training together.
+
+    Attributes:
+        peak: learning rate after `warmup` steps; it falls as a cosine to `final` of that.
+        easy: share of the steps over which pictures grow from easy to full difficulty.
+        patch_weight: weight of the auxiliary loss for the first 60 %, then a fifth of it.
+    """
+
+    steps: int
+    peak: float = 3e-3
+    warmup: int = 150
+    final: float = 0.02
+    easy: float = 0.1
+    patch_weight: float = 0.5
+
+    def learning_rate(self, step: Any) -> Float[Array, ""]:
+        """Learning rate of a step, counted from 0."""
+        progress = jnp.minimum(step / self.steps, 1.0)
+        cosine = self.final + (1 - self.final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return self.peak * jnp.minimum(1.0, (step + 1) / self.warmup) * cosine
+
+    def auxiliary_weight(self, step: Any) -> Float[Array, ""]:
+        """Weight of the auxiliary loss at a step."""
+        return self.patch_weight * jnp.where(step < 0.6 * self.steps, 1.0, 0.2)
+
+    def difficulty(self, step: int) -> float:
+        """Difficulty of pictures drawn at a step."""
+        if self.easy <= 0:
+            return 1.0
+        return min(1.0, 0.2 + 0.8 * step / (self.easy * self.steps))
+
+
+def make_optimizer(schedule: Schedule, weight_decay: float = 0.05) -> optax.GradientTransformation:
+    """Clipping, then Muon or AdamW by `param_group`; vectors do not decay."""
+    rate = schedule.learning_rate
+    matrix = MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+
+    def adamw(decay: float) -> optax.GradientTransformation:
+        return optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=decay)
+
+    groups: dict[Hashable, optax.GradientTransformation] = {
+        "matrix": muon(
+            rate,
+            weight_decay=weight_decay,
+            consistent_rms=0.2,
+            # Leading axes, such as that over layers, are orthogonalised one by one.
+            muon_weight_dimension_numbers=lambda params: jax.tree.map(lambda _: matrix, params),
+        ),
+        "table": adamw(weight_decay),
+        "vector": adamw(0.0),
+    }
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.partition(groups, lambda params: jax.tree.map_with_path(_group_of, params)),
+    )
+
+
+def param_group(name: str) -> str:
+    """ "matrix", "table" or "vector", by a parameter's path, such as `llava/text/norm/scale`."""
+    *module, leaf = name.split("/")
+    if leaf in ("scale", "bias", "class_embedding"):
+        return "vector"
+    if leaf == "kernel" and ("layers" in module or "projector" in module):
+        return "matrix"
+    return "table"
+
+
+def _group_of(path: tuple[Any, ...], leaf: Any) -> str:
+    names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+    return param_group("/".join(name for name in names if name != "value"))
