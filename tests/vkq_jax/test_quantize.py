@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from vkq_jax import (
-    MSE,
     LevelCodes,
     Quantile,
     SignCodes,
@@ -23,10 +22,8 @@ FAMILIES = {
     "vkq-1bit": presets["vkq-1bit"].key,
     "quantile-1bit": LevelCodes(range_rule=Quantile(0.2), group_size=4),
     "calibquant-1bit": presets["calibquant-1bit"].key,
-    "minmax-8bit": presets["minmax-8bit"].key,
     "kivi-2bit values": presets["kivi-2bit"].value,
     "none": presets["none"].key,
-    "mse": LevelCodes(bits=2, range_rule=MSE(), group_size=4),
     "median": SignCodes(rotation=None, centre="median", group_size=4, beta=0.5),
 }
 for_every_family = pytest.mark.parametrize("config", FAMILIES.values(), ids=list(FAMILIES))
@@ -63,10 +60,9 @@ def test_jit_vmap_and_scan_change_nothing(config):
     def code(x):
         return quantize(x, config)
 
-    assert_same(jax.jit(code)(x), expected)
-    assert_same(jax.vmap(jax.vmap(code))(x), expected)
-    assert_same(jax.vmap(code, in_axes=2)(jnp.moveaxis(x, 0, 2)), expected)
-    assert_same(jax.lax.scan(lambda carry, x: (carry, code(x)), None, x)[1], expected)
+    assert_same(jax.vmap(jax.vmap(code), in_axes=2)(jnp.moveaxis(x, 0, 2)), expected)
+    scan = jax.jit(lambda x: jax.lax.scan(lambda carry, row: (carry, code(row)), None, x)[1])
+    assert_same(scan(x), expected)
     decoded = jax.vmap(dequantize, out_axes=-1)(expected)
     np.testing.assert_allclose(np.moveaxis(decoded, -1, 0), dequantize(expected), atol=1e-5)
 
@@ -126,14 +122,14 @@ def test_valid_broadcasts():
         assert_same(quantize(x, config, valid=valid.reshape(shape)), expected)
 
 
+@pytest.mark.parametrize("gradient", ["straight_through", "zero"])
 @for_every_family
-def test_fake_quantize_is_the_round_trip(config):
-    x = jnp.asarray(normal(V, H)).astype(jnp.bfloat16)
-    expected = dequantize(quantize(x, config)).astype(jnp.bfloat16)
-    for gradient in ("straight_through", "zero"):
-        actual = fake_quantize(x, config, gradient=gradient)
-        assert actual.dtype == jnp.bfloat16
-        np.testing.assert_array_equal(actual, expected)
+def test_fake_quantize_is_the_round_trip(config, gradient):
+    x = jnp.asarray(normal(V, H), jnp.bfloat16)
+    actual = fake_quantize(x, config, gradient=gradient)
+    assert actual.dtype == jnp.bfloat16
+    expected = np.asarray(dequantize(quantize(x, config)))
+    np.testing.assert_array_equal(actual, expected.astype(jnp.bfloat16))
 
 
 @for_every_family
