@@ -6,7 +6,6 @@ until a new chunk takes its chunk's place. A batch mixes several chunks.
 
 from __future__ import annotations
 
-import threading
 from typing import Protocol
 
 import jax
@@ -66,7 +65,11 @@ class InlineFeed:
 
 
 class PooledFeed:
-    """Chunks on the device, the oldest replaced by a thread as new ones are rendered."""
+    """Chunks on the device, the oldest replaced as new ones are rendered.
+
+    Copies run on the caller's thread, between steps: while a program with cuDNN attention runs for
+    the first time, CUDA calls of another thread make both fail.
+    """
 
     def __init__(
         self,
@@ -90,15 +93,11 @@ class PooledFeed:
             raise ValueError(f"batch must be a multiple of mixed={mixed}, got {batch}")
         self._renderers, self._capacity = renderers, chunks
         self._pool: list[Chunk] = []
-        self._next, self._lock = 0, threading.Lock()
-        self._failure: BaseException | None = None
+        self._next = 0
         self._mixed, self._each, self._chunk_size = mixed, batch // mixed, chunk_size
-        self._seed, self._stop = seed, threading.Event()
-        self._thread = threading.Thread(target=self._refill, daemon=True)
-        self._thread.start()
+        self._seed = seed
         while len(self._pool) < mixed:
-            self._check()
-            self._stop.wait(0.05)
+            self._refill(timeout=1.0)
 
     @property
     def rendered(self) -> int:
@@ -107,35 +106,25 @@ class PooledFeed:
 
     def sources(self, step: int, difficulty: float) -> tuple[tuple[Chunk, ...], Array]:
         """`mixed` random chunks and random places in them."""
-        self._check()
         self._renderers.set_difficulty(difficulty)
+        # More than training consumes; what is left over waits in memory.
+        for _ in range(2 * self._mixed):
+            if not self._refill(timeout=0.0):
+                break
         rng = np.random.default_rng((self._seed, step))
-        with self._lock:
-            chosen = rng.choice(len(self._pool), self._mixed, replace=False)
-            chunks = tuple(self._pool[index] for index in chosen)
+        chosen = rng.choice(len(self._pool), self._mixed, replace=False)
+        chunks = tuple(self._pool[index] for index in chosen)
         places = rng.integers(self._chunk_size, size=(self._mixed, self._each), dtype=np.int32)
         return chunks, jnp.asarray(places)
 
-    def close(self) -> None:
-        """Ends the thread."""
-        self._stop.set()
-        self._thread.join()
-
-    def _check(self) -> None:
-        if self._failure is not None:
-            raise RuntimeError("refilling the pool of pictures failed") from self._failure
-
-    def _refill(self) -> None:
-        try:
-            while not self._stop.is_set():
-                chunk = self._renderers.take(to_device, timeout=0.5)
-                if chunk is None:
-                    continue
-                with self._lock:
-                    if len(self._pool) < self._capacity:
-                        self._pool.append(chunk)
-                    else:
-                        self._pool[self._next] = chunk
-                        self._next = (self._next + 1) % self._capacity
-        except BaseException as failure:  # the trainer reports it
-            self._failure = failure
+    def _refill(self, timeout: float) -> bool:
+        """Moves one rendered chunk to the device; False if there is none in time."""
+        chunk = self._renderers.take(to_device, timeout)
+        if chunk is None:
+            return False
+        if len(self._pool) < self._capacity:
+            self._pool.append(chunk)
+        else:
+            self._pool[self._next] = chunk
+            self._next = (self._next + 1) % self._capacity
+        return True

@@ -73,7 +73,7 @@ def train(options: TrainOptions) -> TrainState:
         piece = _Piece(
             options,
             schedule,
-            feed=_start_feed(options, renderers, stack),
+            feed=_start_feed(options, renderers),
             step=make_train_step(graphdef, schedule, implementation, unroll=options.unroll),
             score=lambda params, roll=0: evaluate(
                 bind(predict, params), test, options.heldout, roll=roll
@@ -201,12 +201,10 @@ def _start_renderers(
     return stack.enter_context(renderers)
 
 
-def _start_feed(
-    options: TrainOptions, renderers: Renderers | None, stack: contextlib.ExitStack
-) -> Feed:
+def _start_feed(options: TrainOptions, renderers: Renderers | None) -> Feed:
     if renderers is None:
         return InlineFeed(options.batch, options.seed)
-    feed = PooledFeed(
+    return PooledFeed(
         renderers,
         chunks=options.pool,
         mixed=options.mixed,
@@ -214,8 +212,6 @@ def _start_feed(
         chunk_size=options.chunk,
         seed=options.seed,
     )
-    stack.callback(feed.close)
-    return feed
 
 
 @contextlib.contextmanager

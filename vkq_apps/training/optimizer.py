@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
 
+from vkq_apps.training.muon import scale_by_muon
 from vkq_jax.array_types import Array, Float
 
 __all__ = ["Schedule", "make_optimizer", "param_group"]
@@ -56,18 +56,15 @@ class Schedule:
 def make_optimizer(schedule: Schedule, weight_decay: float = 0.05) -> optax.GradientTransformation:
     """Clipping, then Muon or AdamW by `param_group`; vectors do not decay."""
     rate = schedule.learning_rate
-    matrix = MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 
     def adamw(decay: float) -> optax.GradientTransformation:
         return optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=decay)
 
     groups: dict[Hashable, optax.GradientTransformation] = {
-        "matrix": muon(
-            rate,
-            weight_decay=weight_decay,
-            consistent_rms=0.2,
-            # Leading axes, such as that over layers, are orthogonalised one by one.
-            muon_weight_dimension_numbers=lambda params: jax.tree.map(lambda _: matrix, params),
+        "matrix": optax.chain(
+            scale_by_muon(),
+            optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(rate),
         ),
         "table": adamw(weight_decay),
         "vector": adamw(0.0),
