@@ -1,0 +1,219 @@
+"""What `vkq inspect` measures."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+import vkq_jax
+from models.prefill import prefill
+from tests.support.tiny_llava import CONFIG, VISUAL_TOKENS, batch, prompt, tiny_model
+from vkq_apps.inspection.attention import layers_as_batch, over_cache
+from vkq_apps.inspection.capture import capture
+from vkq_apps.inspection.layout import read_layout
+from vkq_apps.inspection.measure import inspect_capture
+from vkq_apps.inspection.output_folder import SUMMARY, WRITTEN_BY, complete_or_nothing
+from vkq_apps.inspection.pictures import patch_maps, seen_pictures
+from vkq_apps.inspection.plots.style import choose_layers
+from vkq_apps.inspection.ranges import FRACTIONS, channel_ranges
+from vkq_apps.inspection.summary import raw_arrays, summarize
+from vkq_jax import rotation
+
+SCALE = CONFIG.text.logits_scale
+LAYERS, HEADS, KV_HEADS, HEAD_DIM = 3, 4, 2, 16
+INPUTS = batch(prompt(3, "image", 4, "image", 5))
+
+
+@functools.cache
+def caught():
+    return capture(tiny_model(), INPUTS)
+
+
+@functools.cache
+def inspection(quant: str):
+    return inspect_capture(caught(), quant=vkq_jax.resolve(quant), logits_scale=SCALE)
+
+
+def test_captures_what_a_full_precision_cache_holds():
+    quant = vkq_jax.resolve("none")
+    _, cache = prefill(tiny_model(), INPUTS, quant=quant, cache_length=12)
+    (bank,) = cache.visual
+    assert caught().key.shape == (LAYERS, KV_HEADS, 2 * VISUAL_TOKENS, HEAD_DIM)
+    np.testing.assert_allclose(caught().key, bank.key.values[:, 0], atol=1e-6)
+    np.testing.assert_allclose(caught().value, bank.value.values[:, 0], atol=1e-6)
+    np.testing.assert_allclose(caught().text_key, cache.text.key[:, 0], atol=1e-6)
+    np.testing.assert_allclose(caught().text_value, cache.text.value[:, 0], atol=1e-6)
+
+
+def test_captures_the_last_token_whatever_the_padding():
+    padded = models.pad_to_multiple(INPUTS, 32)
+    assert padded.input_ids.shape[1] > INPUTS.input_ids.shape[1]
+    for got, expected in zip(
+        *map(jax.tree.leaves, (capture(tiny_model(), padded), caught())), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_capture_needs_one_prompt_with_an_image():
+    with pytest.raises(ValueError, match="expected one prompt, got 2"):
+        capture(tiny_model(), batch(prompt(3, "image"), prompt("image", 3)))
+    with pytest.raises(ValueError, match="no visual tokens"):
+        capture(tiny_model(), batch(prompt(5)))
+
+
+@pytest.mark.parametrize("quant", ["vkq-1bit", "calibquant-1bit", "kivi-2bit", "none"])
+def test_weights_are_those_of_the_output(quant):
+    cache = layers_as_batch(caught(), vkq_jax.resolve(quant))
+    attended = over_cache(caught().query, cache, logits_scale=SCALE)
+    np.testing.assert_allclose(attended.visual.sum(-1) + attended.text.sum(-1), 1, atol=1e-5)
+    value = jnp.concatenate([cache.visual[0].value.dequantize(), cache.text.value], axis=2)
+    weights = jnp.concatenate([attended.visual, attended.text], -1)
+    per_head = jnp.repeat(value, HEADS // KV_HEADS, axis=1)
+    expected = jnp.einsum("lns,lnsh->lnh", weights, per_head)
+    np.testing.assert_allclose(attended.output, expected, atol=1e-4)
+
+
+def test_nothing_changes_without_codes():
+    none = inspection("none")
+    for table in (none.key.error.relative_squared_error, none.output_error, none.moved):
+        np.testing.assert_array_equal(table, 0)
+    assert none.key.ranges.lowest is None
+    assert none.nbytes.visual_reduction == 0
+
+
+def test_more_bits_less_error():
+    presets = ("minmax-1bit", "minmax-2bit", "minmax-8bit")
+    for measure in (
+        lambda x: x.key.error.relative_squared_error,
+        lambda x: x.value.error.relative_squared_error,
+        lambda x: x.output_error,
+        lambda x: x.moved,
+    ):
+        coarse, medium, fine = (float(measure(inspection(name)).mean()) for name in presets)
+        assert coarse > medium > fine >= 0
+
+
+def test_levels_of_min_max_codes_are_the_extremes():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 50, 8)), jnp.float32)
+    config = vkq_jax.LevelCodes(bits=2, table_dtype="float32")
+    ranges = channel_ranges(x, vkq_jax.quantize(x, config))
+    np.testing.assert_allclose(ranges.lowest, x.min(1), atol=1e-6)
+    np.testing.assert_allclose(ranges.highest, x.max(1), atol=1e-6)
+    np.testing.assert_allclose(ranges.quantiles[2], np.median(x, axis=1), atol=1e-6)
+    assert ranges.quantiles.shape == (len(FRACTIONS), 2, 8)
+    assert ranges.coded_quantiles is None
+
+
+def test_levels_of_rotated_sign_codes_lie_around_the_rotated_centre():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(50, 16)) + 3.0, jnp.float32)
+    tensor = vkq_jax.quantize(x, vkq_jax.SignCodes(table_dtype="float32"))
+    ranges = channel_ranges(x, tensor)
+    scale = np.median(np.asarray(tensor.token_scale, np.float32))
+    centre = rotation.rotate(tensor.centre)[0]
+    np.testing.assert_allclose(ranges.lowest, centre - scale, atol=1e-4)
+    np.testing.assert_allclose(ranges.highest, centre + scale, atol=1e-4)
+    expected = np.median(rotation.rotate(x), axis=0)
+    np.testing.assert_allclose(ranges.coded_quantiles[2], expected, atol=1e-5)
+
+
+def test_patch_maps_leave_out_the_class_token():
+    vision = dataclasses.replace(CONFIG.vision, keep_class_token=True)
+    weights = np.arange(2 * 17, dtype=np.float32)[None]
+    maps = patch_maps(weights, vision)
+    assert maps.shape == (1, 2, 4, 4)
+    assert maps[0, 1, 0, 0] == 18
+    assert maps[0, 0, 0, 1] == 2
+    assert patch_maps(weights[:, :32], CONFIG.vision)[0, 1, 0, 0] == 16
+
+
+def test_seen_pictures_undo_normalization():
+    picture = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), np.uint8)
+    mean, std = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.3, 0.4])
+    pixels = np.moveaxis((picture / 255 - mean) / std, -1, 1)
+    np.testing.assert_array_equal(seen_pictures(pixels, mean, std, CONFIG.vision), picture)
+    vision = dataclasses.replace(CONFIG.vision, patch_size=5)
+    assert seen_pictures(pixels, mean, std, vision).shape == (1, 15, 15, 3)
+
+
+def test_layout_has_no_gaps():
+    ids = np.array([1, 9, 9, 2, 3, 9, 9])
+    segments = read_layout(ids, 9, lambda tokens: [f"t{token}" for token in tokens])
+    assert [(s.start, s.stop, s.text) for s in segments] == [
+        (0, 1, ("t1",)),
+        (1, 3, None),
+        (3, 5, ("t2", "t3")),
+        (5, 7, None),
+    ]
+
+
+def test_summary_is_json_and_means_are_means():
+    segments = read_layout(np.asarray(INPUTS.input_ids)[0], INPUTS.image_token_id, list)
+    record = json.loads(json.dumps(summarize(inspection("vkq-1bit"), segments)))
+    assert record["visual_tokens"] == 2 * VISUAL_TOKENS
+    assert record["visual_spans"] == [[3, 16], [23, 16]]
+    assert record["visual_kv_bytes"] < record["visual_kv_bytes_full_precision"]
+    assert len(record["layers"]) == LAYERS
+    assert len(record["layers"][0]["key_error"]) == KV_HEADS
+    assert len(record["layers"][0]["output_error"]) == HEADS
+    for name, mean in record["mean"].items():
+        assert mean == pytest.approx(np.mean([layer[name] for layer in record["layers"]]), rel=1e-4)
+    arrays = raw_arrays(inspection("vkq-1bit"))
+    assert arrays["weights_after"].shape == (LAYERS, HEADS, 2 * VISUAL_TOKENS)
+    assert arrays["key_coded_quantiles"].shape == (5, LAYERS, KV_HEADS, HEAD_DIM)
+    assert "key_lowest" not in raw_arrays(inspection("none"))
+
+
+@pytest.mark.parametrize(("layers", "chosen"), [(2, [0, 1]), (32, [0, 4, 9, 13, 18, 22, 27, 31])])
+def test_layers_shown(layers, chosen):
+    assert choose_layers(layers) == chosen
+
+
+def fill(folder, content="new"):
+    (folder / "plot.png").write_text(content)
+    summary = {"written_by": WRITTEN_BY, "files": [SUMMARY, "plot.png"]}
+    (folder / SUMMARY).write_text(json.dumps(summary))
+
+
+def test_folder_appears_when_all_is_written(tmp_path):
+    target = tmp_path / "a" / "b"
+    with complete_or_nothing(target) as folder:
+        fill(folder)
+        assert not target.exists()
+    assert {path.name for path in target.iterdir()} == {SUMMARY, "plot.png"}
+    with complete_or_nothing(target) as folder:
+        fill(folder, "newer")
+    assert (target / "plot.png").read_text() == "newer"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_failure_leaves_what_was_there(tmp_path):
+    target = tmp_path / "out"
+    with complete_or_nothing(target) as folder:
+        fill(folder)
+
+    def stop_half_way():
+        with complete_or_nothing(target) as folder:
+            fill(folder, "half")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        stop_half_way()
+    assert (target / "plot.png").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_foreign_files_are_never_replaced(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    with complete_or_nothing(target) as folder:  # empty: fine
+        fill(folder)
+    (target / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"did not write its 'thesis\.txt'"):
+        complete_or_nothing(target).__enter__()
+    with pytest.raises(ValueError, match="is not a folder"):
+        complete_or_nothing(target / "thesis.txt").__enter__()

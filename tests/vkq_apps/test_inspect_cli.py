@@ -1,0 +1,113 @@
+"""`vkq inspect`: what it writes and what it refuses."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+from tokenizers import models as tokenizer_models
+
+import models
+from tests.support.tiny_llava import IMAGE, tiny_model
+from vkq_apps.cli.inspect import inspect
+
+PLOTS = {
+    "prompt.png",
+    "ranges_keys.png",
+    "ranges_values.png",
+    "errors.png",
+    "attention_mass.png",
+    "attention.png",
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder with a processor for the tiny random model."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    words = ["<unk>", "<s>", "</s>", "USER:", "ASSISTANT:", "what", "colour", "?"]
+    words += [f"<unused{i}>" for i in range(len(words), IMAGE)]
+    vocabulary = {word: i for i, word in enumerate(words)} | {"<image>": IMAGE}
+    tokenizer = Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([AddedToken("<image>", special=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    files = {
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "unk_token": "<unk>",
+            "eos_token": "</s>",
+        },
+        "preprocessor_config.json": {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": 16},
+            "crop_size": {"height": 16, "width": 16},
+        },
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "picture.png")
+    return folder
+
+
+@pytest.fixture
+def arguments(checkpoint, tmp_path, monkeypatch):
+    loaded = dataclasses.replace(tiny_model(), source=str(checkpoint))
+    monkeypatch.setattr(models, "load", lambda path: loaded)
+    return {
+        "model": "random",
+        "image": [checkpoint / "picture.png"],
+        "prompt": "what colour ?",
+        "out_folder": tmp_path / "out",
+        "json": True,
+    }
+
+
+def test_writes_plots_and_figures(arguments, capsys):
+    inspect(**arguments, quant="vkq-1bit")
+    folder = arguments["out_folder"]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((folder / "summary.json").read_text())
+    assert {path.name for path in folder.iterdir()} == {*PLOTS, "summary.json", "arrays.npz"}
+    assert set(printed["files"]) == {path.name for path in folder.iterdir()}
+    for name in PLOTS:
+        with Image.open(folder / name) as plot:
+            assert min(plot.size) > 200
+    assert printed["quant"] == "vkq-1bit"
+    assert printed["visual_spans"] == [[1, 16]]
+    assert printed["prompt"] == "USER: <image>\nwhat colour ? ASSISTANT:"
+    assert {"visual_tokens", "visual_kv_reduction", "mean", "layers", "seconds"} <= set(printed)
+    with np.load(folder / "arrays.npz") as arrays:
+        assert arrays["weights_before"].shape == (3, 4, 16)
+
+    # Again, over the earlier result: a table for people, two pictures, another preset.
+    two = arguments | {"image": arguments["image"] * 2, "json": False}
+    inspect(**two, quant="none")
+    assert "mean" in capsys.readouterr().out
+    names = {path.name for path in folder.iterdir()}
+    assert {"attention_1.png", "attention_2.png"} <= names
+    assert "attention.png" not in names
+
+
+def test_refuses_before_loading(arguments, monkeypatch):
+    def fail(path):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(models, "load", fail)
+    with pytest.raises(ValueError, match="unknown preset 'vkq-1bits'"):
+        inspect(**arguments, quant="vkq-1bits")
+    arguments["out_folder"].mkdir()
+    (arguments["out_folder"] / "notes.txt").touch()
+    with pytest.raises(ValueError, match="is not empty"):
+        inspect(**arguments)
+
+
+def test_bad_input_leaves_no_folder(arguments, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.png does not exist"):
+        inspect(**arguments | {"image": [tmp_path / "gone.png"]})
+    with pytest.raises(ValueError, match="more tokens than images"):
+        inspect(**arguments | {"prompt": "<image> <image> what"})
+    assert list(tmp_path.iterdir()) == []

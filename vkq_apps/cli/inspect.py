@@ -1,0 +1,136 @@
+"""`vkq inspect`: what the visual KV of one prompt looks like, before and after coding."""
+
+import json as jsonlib
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+import models
+import vkq_jax
+from models import Inputs, Model
+from models.processor import processor_of
+from vkq_apps.cli.ask import JsonOption, QuantOption
+from vkq_apps.cli.console import human_bytes, log, out, print_json, stage
+from vkq_apps.inspection.layout import Segment, read_layout
+from vkq_apps.inspection.measure import inspect_visual
+from vkq_apps.inspection.output_folder import (
+    SUMMARY,
+    WRITTEN_BY,
+    check_replaceable,
+    complete_or_nothing,
+)
+from vkq_apps.inspection.pictures import seen_pictures
+from vkq_apps.inspection.summary import raw_arrays, summarize
+
+__all__ = ["inspect"]
+
+ARRAYS = "arrays.npz"
+
+
+def inspect(
+    model: Annotated[str, typer.Option(help='Hugging Face checkpoint folder, or "tiny".')],
+    image: Annotated[list[Path], typer.Option(help="Picture file; repeat for several.")],
+    prompt: Annotated[str, typer.Option(help="Question, or a whole prompt with <image> in it.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder for plots and figures.")],
+    quant: QuantOption = "vkq-1bit",
+    json: JsonOption = False,
+) -> None:
+    """Plots channel ranges, errors by layer and head, and attention before and after coding."""
+    started = time.perf_counter()
+    settings = vkq_jax.resolve(quant)
+    check_replaceable(out_folder)
+    with stage(f"loading {model}"):
+        loaded = models.load(model)
+        if "<image>" not in prompt:
+            prompt = models.chat_prompt(loaded, prompt, num_images=len(image))
+        inputs = models.prepare(loaded, images=list(image), prompts=prompt)
+    with stage(f"measuring at full precision and with {quant}"):
+        inspection = inspect_visual(loaded, inputs, settings)
+        segments = _segments(loaded, inputs)
+        record = {
+            "written_by": WRITTEN_BY,
+            "model": model,
+            "image": str(image[0]) if len(image) == 1 else [str(path) for path in image],
+            "prompt": prompt,
+            "quant": quant,
+            **summarize(inspection, segments),
+        }
+    with stage("plotting"), complete_or_nothing(out_folder) as folder:
+        # Here and not above, because this import takes a second.
+        from vkq_apps.inspection.plots.write import write_plots
+
+        names = write_plots(
+            folder,
+            quant=quant,
+            inspection=inspection,
+            segments=segments,
+            pictures=_seen_pictures(loaded, inputs),
+            vision=loaded.config.vision,
+        )
+        np.savez_compressed(folder / ARRAYS, allow_pickle=False, **raw_arrays(inspection))
+        record["files"] = [SUMMARY, ARRAYS, *names]
+        record["seconds"] = round(time.perf_counter() - started, 2)
+        text = jsonlib.dumps(record, indent=1, ensure_ascii=False)
+        (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
+    if json:
+        print_json(record)
+    else:
+        _show(record)
+        log.print(f"{len(record['files'])} files in {out_folder}, {record['seconds']} s")
+
+
+def _segments(model: Model, inputs: Inputs) -> list[Segment]:
+    (ids,), (mask,) = np.asarray(inputs.input_ids), np.asarray(inputs.mask)
+    tokenizer = processor_of(model).tokenizer
+    return read_layout(
+        ids[mask],
+        inputs.image_token_id,
+        lambda tokens: [tokenizer.decode([token]) for token in tokens],
+    )
+
+
+def _seen_pictures(model: Model, inputs: Inputs) -> np.ndarray:
+    processor = processor_of(model).image_processor
+    mean, std = processor.image_mean, processor.image_std
+    if not processor.do_normalize:
+        mean, std = (0.0,) * 3, (1.0,) * 3
+    return seen_pictures(
+        np.asarray(inputs.pixel_values), np.asarray(mean), np.asarray(std), model.config.vision
+    )
+
+
+def _show(record: dict[str, Any]) -> None:
+    table = Table(
+        title=f"{record['visual_tokens']} visual tokens, {record['quant']}: "
+        f"{human_bytes(record['visual_kv_bytes'])} for "
+        f"{human_bytes(record['visual_kv_bytes_full_precision'])} "
+        f"(-{record['visual_kv_reduction']:.1%})",
+        caption="Means over heads. Errors are relative and squared; attention is that of the last "
+        "prompt token.",
+    )
+    columns = {
+        "layer": None,
+        "key error": "key_error",
+        "value error": "value_error",
+        "output error": "output_error",
+        "on image: exact": "visual_mass_full_precision",
+        "coded": "visual_mass",
+        "moved": "moved",
+    }
+    shares = ("visual_mass_full_precision", "visual_mass", "moved")
+    for heading in columns:
+        table.add_column(heading, justify="right")
+
+    def cells(values: dict[str, Any]) -> list[str]:
+        means = {name: float(np.mean(values[name])) for name in columns.values() if name}
+        return [f"{x:.1%}" if name in shares else f"{x:.3f}" for name, x in means.items()]
+
+    for layer in record["layers"]:
+        table.add_row(str(layer["layer"]), *cells(layer))
+    table.add_section()
+    table.add_row("mean", *cells(record["mean"]))
+    out.print(table)

@@ -1,0 +1,75 @@
+"""Attention of the last prompt token over a coded visual bank, all layers at once.
+
+Each layer gets the queries and the text of the full-precision run: what differs is that layer's
+own coding, and not what earlier layers made of theirs. The layers stand where attention over a
+cache has the batch.
+"""
+
+import jax.numpy as jnp
+
+from vkq_apps.inspection.capture import Capture
+from vkq_jax import post_scaling
+from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.attention import attend_cache, from_kv_heads, masked_softmax, to_kv_heads
+from vkq_jax.cache import LayerCache, TextBank, VisualBank
+from vkq_jax.calibration import calibrate
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.pytree import frozen_pytree
+from vkq_jax.quantize import quantize
+
+__all__ = ["LastTokenAttention", "layers_as_batch", "over_cache"]
+
+
+@frozen_pytree
+class LastTokenAttention:
+    """Attention of one query per layer and head, float32.
+
+    Attributes:
+        visual, text: softmax weights; together they sum to 1.
+        output: the weighted values.
+        guarded: heads whose scores the guard of score calibration left as they were.
+    """
+
+    visual: Float[Array, "L N V"]
+    text: Float[Array, "L N S"]
+    output: Float[Array, "L N H"]
+    guarded: Int32[Array, "L"]
+
+    @property
+    def visual_mass(self) -> Float[Array, "L N"]:
+        """Share of the attention that goes to visual tokens."""
+        return self.visual.sum(-1)
+
+
+def layers_as_batch(caught: Capture, quant: KVQuantConfig) -> LayerCache:
+    """The cache that coding with `quant` leaves, its layers in the place of the batch."""
+    layers, _, visual, _ = caught.key.shape
+    key, value = quantize(caught.key, quant.key), quantize(caught.value, quant.value)
+    return LayerCache(
+        (VisualBank(key, value, jnp.full(layers, visual, jnp.int32)),),
+        TextBank(
+            caught.text_key,
+            caught.text_value,
+            jnp.full(layers, caught.text_key.shape[-2], jnp.int32),
+        ),
+        quant=quant,
+    )
+
+
+def over_cache(
+    query: Float[Array, "L N H"], cache: LayerCache, *, logits_scale: float
+) -> LastTokenAttention:
+    """Attention of `query` over `cache` (see `layers_as_batch`), with its weights."""
+    attended = attend_cache(query[:, None], cache, logits_scale=logits_scale)
+    # Attention does not hand out its weights, so they are computed again, from the same parts.
+    (bank,) = cache.visual
+    q = to_kv_heads(query[:, None].astype(jnp.float32) * logits_scale, cache.text.key.shape[1])
+    scores = post_scaling.scores(q, bank.key)
+    if cache.quant.calibration is not None:
+        scores, _ = calibrate(scores, jnp.ones(scores.shape, bool), cache.quant.calibration)
+    text = jnp.einsum("lkmh,lksh->lkms", q, cache.text.key.astype(jnp.float32), precision="highest")
+    joint = jnp.concatenate([scores, text], -1)
+    weights, _ = masked_softmax(joint, jnp.ones(joint.shape, bool))
+    weights = from_kv_heads(weights, 1)[:, 0]
+    visual, text = jnp.split(weights, [scores.shape[-1]], axis=-1)
+    return LastTokenAttention(visual, text, attended.output[:, 0], attended.guarded)

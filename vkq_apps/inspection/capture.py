@@ -1,0 +1,78 @@
+"""The queries, keys and values of a prompt, caught on their way through the text tower."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from models import Inputs, Model
+from models.attention import dense_attention
+from models.forward import causal_mask
+from vkq_jax.array_types import Array, Float
+from vkq_jax.pytree import frozen_pytree
+from vkq_jax.visual import compact
+
+__all__ = ["Capture", "capture"]
+
+
+@frozen_pytree
+class Capture:
+    """What the last token of one prompt attends with and to, in all layers; the model's dtype.
+
+    Attributes:
+        query: of the last token, with RoPE, not scaled.
+        key, value: of the visual tokens in the prompt's order, keys with RoPE.
+        text_key, text_value: of the S other tokens.
+    """
+
+    query: Float[Array, "L N H"]
+    key: Float[Array, "L K V H"]
+    value: Float[Array, "L K V H"]
+    text_key: Float[Array, "L K S H"]
+    text_value: Float[Array, "L K S H"]
+
+
+def capture(model: Model, inputs: Inputs) -> Capture:
+    """Runs one prompt at full precision and keeps what its last token's attention reads.
+
+    Raises:
+        ValueError: not exactly one prompt, or one without visual tokens.
+    """
+    if inputs.input_ids.shape[0] != 1:
+        raise ValueError(f"expected one prompt, got {inputs.input_ids.shape[0]}")
+    visual = int((inputs.visual_mask & inputs.mask).sum())
+    if not visual:
+        raise ValueError("the prompt has no visual tokens, so there is no visual KV")
+    # Counted, because those of `inputs.prompt_shape` may be rounded up.
+    return _capture(model, inputs, visual, int(inputs.mask.sum()) - visual)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _capture(model: Model, inputs: Inputs, num_visual: int, num_text: int) -> Capture:
+    module = model.module()
+    mask = causal_mask(inputs.mask)
+    is_visual = inputs.visual_mask & inputs.mask
+    visual, _ = compact(is_visual, num_visual)
+    text, _ = compact(inputs.mask & ~is_visual, num_text)
+    # The last position that is not padding.
+    last = inputs.mask.shape[1] - 1 - jnp.argmax(inputs.mask[0, ::-1])
+
+    def pick(x, index):  # [1, T, K, H] -> [K, positions, H]
+        return x[0, index[0]].transpose(1, 0, 2)
+
+    def attend(layer, query, key, value, carry):
+        del layer
+        output = dense_attention(
+            query, key, value, mask, logits_scale=model.config.text.logits_scale
+        )
+        caught = Capture(
+            query=query[0, last],
+            key=pick(key, visual),
+            value=pick(value, visual),
+            text_key=pick(key, text),
+            text_value=pick(value, text),
+        )
+        return output, carry, caught
+
+    _, _, caught = module.text(module.embed_inputs(inputs), inputs.positions, attend)
+    return caught

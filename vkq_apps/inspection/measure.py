@@ -1,0 +1,95 @@
+"""All that is measured of one prompt's visual KV, as one pytree."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from models import Inputs, Model
+from vkq_apps.inspection.attention import LastTokenAttention, layers_as_batch, over_cache
+from vkq_apps.inspection.capture import Capture, capture
+from vkq_apps.inspection.ranges import ChannelRanges, channel_ranges
+from vkq_jax.accounting import CacheBytes, cache_nbytes
+from vkq_jax.array_types import Array, Float
+from vkq_jax.cache import KVCache, LayerCache
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.error_measures import QuantizationError, cosine, relative_squared_error
+from vkq_jax.presets import presets
+from vkq_jax.pytree import frozen_pytree, static_field
+from vkq_jax.quantized import QuantizedTensor
+
+__all__ = ["Inspection", "TensorInspection", "inspect_capture", "inspect_visual"]
+
+
+@frozen_pytree
+class TensorInspection:
+    """Keys or values: channel ranges with lead L K, and errors for each layer and KV head."""
+
+    ranges: ChannelRanges
+    error: QuantizationError
+
+
+@frozen_pytree
+class Inspection:
+    """Visual KV of one prompt before (full precision) and after coding.
+
+    Attributes:
+        key, value: the coded tensors against the exact ones.
+        before, after: attention of the last prompt token.
+        output_error: |after - before|^2 / |before|^2 of that attention's output.
+        moved: share of the attention weights that lie on other tokens after than before (half the
+            sum of absolute differences).
+        nbytes: of the prompt's cache.
+    """
+
+    key: TensorInspection
+    value: TensorInspection
+    before: LastTokenAttention
+    after: LastTokenAttention
+    output_error: Float[Array, "L N"]
+    moved: Float[Array, "L N"]
+    nbytes: CacheBytes = static_field()
+
+
+def inspect_visual(model: Model, inputs: Inputs, quant: KVQuantConfig) -> Inspection:
+    """Measures one prompt; errors as for `capture`."""
+    return inspect_capture(
+        capture(model, inputs), quant=quant, logits_scale=model.config.text.logits_scale
+    )
+
+
+@partial(jax.jit, static_argnames=("quant", "logits_scale"))
+def inspect_capture(caught: Capture, *, quant: KVQuantConfig, logits_scale: float) -> Inspection:
+    """Measures what was caught."""
+    cache = layers_as_batch(caught, quant)
+    (bank,) = cache.visual
+    before = _exact(caught, logits_scale)
+    after = over_cache(caught.query, cache, logits_scale=logits_scale)
+    visual, text = after.visual - before.visual, after.text - before.text
+    return Inspection(
+        key=_inspect_tensor(caught.key, bank.key),
+        value=_inspect_tensor(caught.value, bank.value),
+        before=before,
+        after=after,
+        output_error=relative_squared_error(before.output[:, :, None], after.output[:, :, None]),
+        moved=(jnp.abs(visual).sum(-1) + jnp.abs(text).sum(-1)) / 2,
+        nbytes=_count_bytes(cache),
+    )
+
+
+def _exact(caught: Capture, logits_scale: float) -> LastTokenAttention:
+    none = presets["none"]
+    return over_cache(caught.query, layers_as_batch(caught, none), logits_scale=logits_scale)
+
+
+def _inspect_tensor(x: Float[Array, "L K V H"], coded: QuantizedTensor) -> TensorInspection:
+    x_hat = coded.dequantize()
+    error = QuantizationError(relative_squared_error(x, x_hat), cosine(x, x_hat))
+    return TensorInspection(channel_ranges(x, coded), error)
+
+
+def _count_bytes(cache: LayerCache) -> CacheBytes:
+    none = jnp.zeros(cache.text.length.shape, jnp.int32)
+    return cache_nbytes(
+        KVCache(cache.visual, cache.text, position=none, guarded=none, quant=cache.quant)
+    )

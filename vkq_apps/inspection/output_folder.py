@@ -1,0 +1,79 @@
+"""An output folder that appears complete or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["SUMMARY", "WRITTEN_BY", "check_replaceable", "complete_or_nothing"]
+
+SUMMARY = "summary.json"
+WRITTEN_BY = "vkq inspect"
+
+
+def check_replaceable(folder: Path) -> None:
+    """Checks that nothing but results of an earlier inspection would be lost.
+
+    Raises:
+        ValueError: `folder` is a file, or holds anything that `vkq inspect` did not write.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    found = {path.name for path in folder.iterdir()}
+    foreign = sorted(found - _own_files(folder))
+    if foreign:
+        raise ValueError(
+            f"folder {folder} is not empty and {WRITTEN_BY!r} did not write its {foreign[0]!r}; "
+            f"choose another one"
+        )
+
+
+@contextmanager
+def complete_or_nothing(folder: Path) -> Iterator[Path]:
+    """Gives a folder to write to that becomes `folder` once all is written.
+
+    The files must include a `SUMMARY` whose "written_by" is `WRITTEN_BY` and whose "files" lists
+    them all. On an exception nothing is left behind, and an earlier result stays.
+
+    Raises:
+        ValueError: as for `check_replaceable`.
+    """
+    folder = folder.resolve()
+    check_replaceable(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building, old = (
+        folder.with_name(f".{folder.name}.{os.getpid()}.{suffix}") for suffix in ("new", "old")
+    )
+    building.mkdir()
+    try:
+        yield building
+        check_replaceable(folder)
+        _swap(building, folder, old)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _swap(new: Path, folder: Path, old: Path) -> None:
+    if not folder.exists():
+        new.rename(folder)
+        return
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)
+
+
+def _own_files(folder: Path) -> set[str]:
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        ours = summary["written_by"] == WRITTEN_BY
+        return set(summary["files"]) if ours else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()

@@ -1,0 +1,1 @@
+"""Plots of an inspection: functions from arrays to matplotlib figures, nothing computed."""

@@ -1,0 +1,50 @@
+"""Error by layer and head."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vkq_apps.inspection.plots.style import new_figure
+
+__all__ = ["plot_errors"]
+
+_MOST_ANNOTATED = 96
+
+
+def plot_errors(quant: str, key: np.ndarray, value: np.ndarray, output: np.ndarray) -> Figure:
+    """Heat maps of relative squared errors, [L, K] of keys and values, [L, N] of the output."""
+    layers = len(key)
+    panels = (
+        ("keys", "key/value head", key),
+        ("values", "key/value head", value),
+        ("attention output, last token", "query head", output),
+    )
+    width = sum(max(2.2, 0.28 * table.shape[1]) for *_, table in panels)
+    figure = new_figure(
+        2.8 + width,
+        1.6 + max(2.0, 0.32 * layers),
+        f"Relative squared error |after − before|² / |before|², {quant}",  # noqa: RUF001  # a minus sign
+    )
+    ratios = [max(2.2, 0.28 * table.shape[1]) for *_, table in panels]
+    grid = figure.subplots(1, 3, width_ratios=ratios, squeeze=False)[0]
+    both = float(max(key.max(), value.max()))
+    tops = (both, both, float(output.max()))
+    for axes, (title, heads, table), top in zip(grid, panels, tops, strict=True):
+        _draw_table(axes, table, top or 1.0)
+        axes.set(title=title, xlabel=heads, ylabel="layer" if axes is grid[0] else "")
+    return figure
+
+
+def _draw_table(axes: Axes, table: np.ndarray, top: float) -> None:
+    """One heat map, with its scale from 0 to `top`; few enough cells get their numbers."""
+    image = axes.imshow(table, cmap="cividis", vmin=0, vmax=top, aspect="auto")
+    axes.spines[:].set_visible(False)
+    for axis, count in zip((axes.yaxis, axes.xaxis), table.shape, strict=True):
+        axis.set_ticks(range(0, count, max(1, count // 8)))
+    if table.size <= _MOST_ANNOTATED:
+        for (row, column), error in np.ndenumerate(table):
+            ink = "black" if error > 0.55 * top else "white"
+            number = f"{error:.2f}" if top > 0.1 else f"{error:.1g}"
+            axes.text(column, row, number, ha="center", va="center", color=ink, fontsize=7.5)
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.9, aspect=25, pad=0.02)
+    bar.outline.set_visible(False)  # type: ignore[operator]  # a matplotlib Spine

@@ -1,0 +1,84 @@
+"""The figures behind the plots: per layer and head for reading, arrays for all the rest."""
+
+from typing import Any
+
+import numpy as np
+
+from vkq_apps.inspection.layout import Segment
+from vkq_apps.inspection.measure import Inspection, TensorInspection
+from vkq_apps.inspection.ranges import FRACTIONS
+
+__all__ = ["raw_arrays", "summarize"]
+
+
+def summarize(inspection: Inspection, segments: list[Segment]) -> dict[str, Any]:
+    """Plain numbers, fit for JSON: means over everything, then layer by layer, head by head.
+
+    Errors are relative squared errors; "visual_mass" and "moved" are shares of the attention of
+    the last prompt token.
+    """
+    per_layer = {
+        "key_error": inspection.key.error.relative_squared_error,
+        "key_cosine": inspection.key.error.cosine,
+        "value_error": inspection.value.error.relative_squared_error,
+        "value_cosine": inspection.value.error.cosine,
+        "output_error": inspection.output_error,
+        "visual_mass_full_precision": inspection.before.visual_mass,
+        "visual_mass": inspection.after.visual_mass,
+        "moved": inspection.moved,
+    }
+    columns = {name: np.asarray(table, np.float64) for name, table in per_layer.items()}
+    nbytes = inspection.nbytes
+    return {
+        "prompt_tokens": segments[-1].stop,
+        "visual_tokens": sum(segment.length for segment in segments if segment.is_visual),
+        "visual_spans": [[s.start, s.length] for s in segments if s.is_visual],
+        "visual_kv_bytes": nbytes.visual,
+        "visual_kv_bytes_full_precision": nbytes.visual_full_precision,
+        "visual_kv_reduction": round(nbytes.visual_reduction, 4),
+        "text_kv_bytes": nbytes.text,
+        "guarded_heads": int(inspection.after.guarded.sum()),
+        "mean": {name: _short(table.mean()) for name, table in columns.items()},
+        "layers": [
+            {"layer": layer} | {name: _row(table[layer]) for name, table in columns.items()}
+            for layer in range(len(inspection.output_error))
+        ],
+    }
+
+
+def raw_arrays(inspection: Inspection) -> dict[str, np.ndarray]:
+    """What is too much for JSON, float32, by name.
+
+    `weights_*` [L, N, V]: attention weights on the visual tokens. `*_quantiles` [F, L, K, H] at
+    `fractions` [F]; `*_coded_quantiles` those of the channels that the codes describe, and
+    `*_lowest`, `*_highest` [L, K, H] their levels, see `ChannelRanges`.
+    """
+    return {
+        "fractions": np.asarray(FRACTIONS, np.float32),
+        "weights_before": np.asarray(inspection.before.visual),
+        "weights_after": np.asarray(inspection.after.visual),
+        **_range_arrays("key", inspection.key),
+        **_range_arrays("value", inspection.value),
+    }
+
+
+def _range_arrays(name: str, tensor: TensorInspection) -> dict[str, np.ndarray]:
+    ranges = tensor.ranges
+    parts = {
+        "quantiles": ranges.quantiles,
+        "coded_quantiles": ranges.coded_quantiles,
+        "lowest": ranges.lowest,
+        "highest": ranges.highest,
+    }
+    return {
+        f"{name}_{part}": np.asarray(array) for part, array in parts.items() if array is not None
+    }
+
+
+def _row(values: np.ndarray) -> list[float]:
+    return [_short(value) for value in values]
+
+
+def _short(value: float) -> float:
+    """Six significant digits: more would only claim a precision that is not there."""
+    return float(f"{value:.6g}")
