@@ -168,6 +168,15 @@ def test_summary_is_json_and_means_are_means():
     assert "key_lowest" not in raw_arrays(inspection("none"))
 
 
+def test_summary_refuses_what_is_not_finite():
+    segments = read_layout(np.asarray(INPUTS.input_ids)[0], INPUTS.image_token_id, list)
+    broken = dataclasses.replace(
+        inspection("vkq-1bit"), output_error=jnp.ones((LAYERS, HEADS)).at[1, 2].set(jnp.nan)
+    )
+    with pytest.raises(ValueError, match="output_error of layer 1 is not finite"):
+        summarize(broken, segments)
+
+
 @pytest.mark.parametrize(("layers", "chosen"), [(2, [0, 1]), (32, [0, 4, 9, 13, 18, 22, 27, 31])])
 def test_layers_shown(layers, chosen):
     assert choose_layers(layers) == chosen

@@ -71,7 +71,8 @@ def inspect(
             pictures=_seen_pictures(loaded, inputs),
             vision=loaded.config.vision,
         )
-        np.savez_compressed(folder / ARRAYS, allow_pickle=False, **raw_arrays(inspection))
+        arrays = raw_arrays(inspection)  # none of them is called allow_pickle
+        np.savez_compressed(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
         record["files"] = [SUMMARY, ARRAYS, *names]
         record["seconds"] = round(time.perf_counter() - started, 2)
         text = jsonlib.dumps(record, indent=1, ensure_ascii=False)

@@ -16,6 +16,9 @@ def summarize(inspection: Inspection, segments: list[Segment]) -> dict[str, Any]
 
     Errors are relative squared errors; "visual_mass" and "moved" are shares of the attention of
     the last prompt token.
+
+    Raises:
+        ValueError: a figure is not finite.
     """
     per_layer = {
         "key_error": inspection.key.error.relative_squared_error,
@@ -28,6 +31,12 @@ def summarize(inspection: Inspection, segments: list[Segment]) -> dict[str, Any]
         "moved": inspection.moved,
     }
     columns = {name: np.asarray(table, np.float64) for name, table in per_layer.items()}
+    for name, table in columns.items():
+        if not np.isfinite(table).all():
+            layer = int(np.flatnonzero(~np.isfinite(table).all(1))[0])
+            raise ValueError(
+                f"{name} of layer {layer} is not finite: keys or values hold NaN or infinity"
+            )
     nbytes = inspection.nbytes
     return {
         "prompt_tokens": segments[-1].stop,

@@ -44,7 +44,7 @@ def plot_attention(
             _draw_map(grid[row, column], picture, maps[layer] / top)
         grid[0, column].set_title(f"layer {layer}")
         scale = figure.colorbar(_mappable(100 * top), cax=grid[2, column], orientation="horizontal")
-        scale.set_ticks([0, 100 * top], labels=["0", f"{100 * top:.2g} %"])
+        scale.set_ticks([0, 100 * top], labels=["0", f"{100 * top:.3g} %"])
         scale.outline.set_visible(False)  # type: ignore[operator]  # a matplotlib Spine
     for row, label in enumerate(("full precision", quant)):
         grid[row, 1].set_ylabel(label, fontweight="bold")
@@ -63,7 +63,9 @@ def plot_mass(quant: str, before: np.ndarray, after: np.ndarray) -> Figure:
     """Share of the attention on visual tokens, [L, N]: each head a line, the mean a dot."""
     layers = len(before)
     figure = new_figure(
-        max(5.0, 1.6 + 0.8 * layers), 3.6, "Attention mass on visual tokens, last prompt token"
+        min(max(5.0, 1.6 + 0.8 * layers), 13.0),
+        3.6,
+        "Attention mass on visual tokens, last prompt token",
     )
     axes = figure.subplots()
     x = np.arange(layers)

@@ -19,13 +19,12 @@ def plot_errors(quant: str, key: np.ndarray, value: np.ndarray, output: np.ndarr
         ("values", "key/value head", value),
         ("attention output, last token", "query head", output),
     )
-    width = sum(max(2.2, 0.28 * table.shape[1]) for *_, table in panels)
+    ratios = [min(max(2.2, 0.28 * table.shape[1]), 4.5) for *_, table in panels]
     figure = new_figure(
-        2.8 + width,
-        1.6 + max(2.0, 0.32 * layers),
-        f"Relative squared error |after − before|² / |before|², {quant}",  # noqa: RUF001  # a minus sign
+        2.8 + sum(ratios),
+        1.6 + min(max(2.0, 0.32 * layers), 7.0),
+        f"Relative squared error |after − before|² / |before|², {quant}",  # noqa: RUF001
     )
-    ratios = [max(2.2, 0.28 * table.shape[1]) for *_, table in panels]
     grid = figure.subplots(1, 3, width_ratios=ratios, squeeze=False)[0]
     both = float(max(key.max(), value.max()))
     tops = (both, both, float(output.max()))
