@@ -1,8 +1,16 @@
 """Tests run stricter than users: see `strict_numerics` and the filters in pyproject.toml."""
 
-import jax
-import pytest
-from jaxtyping import install_import_hook
+import os
+
+# Nearly all of the suite's time is XLA compiling small programs once. Before JAX is imported.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 # Checks the shape and dtype annotations of the pure-JAX packages at run time. Must come before
 # their first import.

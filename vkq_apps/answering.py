@@ -3,10 +3,11 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Unpack
 
 import models
 import vkq_jax
-from models import GenerateOptions, Inputs, Model
+from models import GenerateOptions, Generation, Inputs, Model
 
 __all__ = ["Answer", "ask"]
 
@@ -37,7 +38,7 @@ def ask(
     max_new_tokens: int,
     on_text: Callable[[str], None] = lambda text: None,
     chunk: int = 4,
-    **options: GenerateOptions,
+    **options: Unpack[GenerateOptions],
 ) -> Answer:
     """Answers one prompt; `on_text` gets the answer so far whenever it has grown."""
     generation, clock, first = None, [], 0
@@ -45,16 +46,20 @@ def ask(
         model, inputs, max_new_tokens=max_new_tokens, chunk=chunk, **options
     ):
         clock.append(time.perf_counter())
-        on_text(models.decode(model, generation.tokens)[0])
+        on_text(_text(model, generation))
         first = first or int(generation.lengths.sum())
     assert generation is not None
     num_tokens = int(generation.lengths.sum())
     # The first chunk's time holds prefill and compilation.
     rate = (num_tokens - first) / (clock[-1] - clock[0]) if len(clock) > 1 else None
     return Answer(
-        text=models.decode(model, generation.tokens)[0],
+        text=_text(model, generation),
         num_tokens=num_tokens,
         visual_tokens=sum(int(bank.length.sum()) for bank in generation.cache.visual),
         nbytes=vkq_jax.cache_nbytes(generation.cache),
         tokens_per_second=rate,
     )
+
+
+def _text(model: Model, generation: Generation) -> str:
+    return models.decode(model, generation.tokens, generation.lengths)[0].strip()

@@ -16,7 +16,7 @@ from vkq_apps.cli.console import human_bytes, log, out, print_json, stage
 __all__ = ["demo", "generate"]
 
 DEMO_PICTURE = "demo.png"
-DEMO_QUESTION = "what is the total ?"
+DEMO_QUESTION = "what is the total?"
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 QuantOption = Annotated[

@@ -3,7 +3,6 @@
 import os
 import sys
 
-import click
 import typer
 
 from vkq_apps.cli.ask import demo, generate
@@ -14,13 +13,21 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="vkq",
     help="Multimodal LLMs in JAX with their visual KV cache in 1 bit.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
 app.command()(generate)
 app.command("eval")(evaluate)
+
+# Typer brings its own copy of click's exceptions and exports only some of them by name.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,20 +37,12 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         code = app(arguments, standalone_mode=False)
-    except click.exceptions.Exit as request:
+    except typer.Exit as request:
         code = request.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        code = 2
-    except click.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         code = 130
-    except click.ClickException as error:
-        code = _report(error.format_message())
-    except (ValueError, NotImplementedError, OSError) as error:
-        code = _report(str(error))
+    except (_UsageError, ValueError, NotImplementedError, OSError) as error:
+        describe = getattr(error, "format_message", error.__str__)
+        print(f"vkq: error: {' '.join(describe().split())}", file=sys.stderr)
+        code = 2
     sys.exit(code or 0)
-
-
-def _report(message: str) -> int:
-    print(f"vkq: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
