@@ -7,6 +7,7 @@ import typer
 
 from vkq_apps.cli.ask import demo, generate
 from vkq_apps.cli.evaluate import evaluate
+from vkq_apps.cli.inspect import inspect
 
 __all__ = ["app", "main"]
 
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(generate)
+app.command()(inspect)
 app.command("eval")(evaluate)
 
 # Typer brings its own copy of click's exceptions and exports only some of them by name.
