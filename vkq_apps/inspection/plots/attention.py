@@ -2,6 +2,8 @@
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from vkq_apps.inspection.plots.style import (
@@ -43,8 +45,15 @@ def plot_attention(
         for row, maps in enumerate((before, after)):
             _draw_map(grid[row, column], picture, maps[layer] / top)
         grid[0, column].set_title(f"layer {layer}")
-        scale = figure.colorbar(_mappable(100 * top), cax=grid[2, column], orientation="horizontal")
-        scale.set_ticks([0, 100 * top], labels=["0", f"{100 * top:.3g} %"])
+        scale = figure.colorbar(
+            ScalarMappable(PowerNorm(0.5, 0, 100 * top), _COLOURS),
+            cax=grid[2, column],
+            orientation="horizontal",
+        )
+        scale.set_ticks(
+            [0, 25 * top, 100 * top], labels=["0", f"{25 * top:.2g}", f"{100 * top:.3g} %"]
+        )
+        scale.minorticks_off()
         scale.outline.set_visible(False)  # type: ignore[operator]  # a matplotlib Spine
     for row, label in enumerate(("full precision", quant)):
         grid[row, 1].set_ylabel(label, fontweight="bold")
@@ -96,8 +105,7 @@ def _draw_map(axes: Axes, picture: np.ndarray, share: np.ndarray) -> None:
     axes.imshow(
         share,
         cmap=_COLOURS,
-        vmin=0,
-        vmax=1,
+        norm=PowerNorm(0.5, 0, 1),
         alpha=0.2 + 0.75 * np.sqrt(share),
         extent=(-0.5, side - 0.5, side - 0.5, -0.5),
         interpolation="nearest",
@@ -106,10 +114,3 @@ def _draw_map(axes: Axes, picture: np.ndarray, share: np.ndarray) -> None:
     axes.set_yticks([])
     axes.spines[:].set_visible(True)
     axes.spines[:].set_color(INK)
-
-
-def _mappable(top: float):
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    return ScalarMappable(Normalize(0, top), cmap=_COLOURS)

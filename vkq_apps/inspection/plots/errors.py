@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from vkq_apps.inspection.plots.style import new_figure
@@ -35,15 +36,17 @@ def plot_errors(quant: str, key: np.ndarray, value: np.ndarray, output: np.ndarr
 
 
 def _draw_table(axes: Axes, table: np.ndarray, top: float) -> None:
-    """One heat map, with its scale from 0 to `top`; few enough cells get their numbers."""
-    image = axes.imshow(table, cmap="cividis", vmin=0, vmax=top, aspect="auto")
+    """One heat map, its colours from 0 to `top`; few enough cells get their numbers."""
+    # The square root keeps small errors apart where one head is far off.
+    scale = PowerNorm(0.5, 0, top)
+    image = axes.imshow(table, cmap="cividis", norm=scale, aspect="auto")
     axes.spines[:].set_visible(False)
     for axis, count in zip((axes.yaxis, axes.xaxis), table.shape, strict=True):
         axis.set_ticks(range(0, count, max(1, count // 8)))
     if table.size <= _MOST_ANNOTATED:
         for (row, column), error in np.ndenumerate(table):
-            ink = "black" if error > 0.55 * top else "white"
-            number = f"{error:.2f}" if top > 0.1 else f"{error:.1g}"
+            ink = "black" if scale(error) > 0.55 else "white"
+            number = f"{error:.2f}" if error >= 0.1 else f"{error:.1g}"
             axes.text(column, row, number, ha="center", va="center", color=ink, fontsize=7.5)
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.9, aspect=25, pad=0.02)
     bar.outline.set_visible(False)  # type: ignore[operator]  # a matplotlib Spine
