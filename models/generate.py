@@ -7,8 +7,6 @@ from typing import Literal, TypedDict, Unpack, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.presets import resolve
 
 import pallas_kernels
 from models.decode_loop import DecodeState, decode_loop
@@ -19,6 +17,8 @@ from models.sampling import Sampling
 from models.split import split_after_images
 from vkq_jax.array_types import Array, Int32
 from vkq_jax.cache import KVCache
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.presets import resolve
 from vkq_jax.pytree import frozen_pytree
 
 __all__ = ["GenerateOptions", "Generation", "QuantizeAt", "generate", "stream"]

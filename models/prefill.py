@@ -10,7 +10,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from vkq_jax.config import KVQuantConfig
 
 import pallas_kernels
 from models.attention import dense_attention
@@ -21,6 +20,7 @@ from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.attention import attend_dense, merge
 from vkq_jax.cache import KVCache, VisualBank, quantize_visual
 from vkq_jax.cache_updates import grow
+from vkq_jax.config import KVQuantConfig
 from vkq_jax.visual import compact
 
 __all__ = ["new_cache", "prefill"]

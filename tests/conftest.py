@@ -8,9 +8,9 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+import jax
+import pytest
+from jaxtyping import install_import_hook
 
 # Checks the shape and dtype annotations of the pure-JAX packages at run time. Must come before
 # their first import.
@@ -19,7 +19,7 @@ install_import_hook(["vkq_jax", "pallas_kernels"], "beartype.beartype")
 
 @pytest.fixture(autouse=True)
 def strict_numerics(request):
-    """In the pure-JAX packages no dtype or rank is promoted silently (Flax and optax rely on it)."""
+    """In the pure-JAX packages no dtype or rank is promoted silently (Flax relies on it)."""
     if not any(part in ("vkq_jax", "pallas_kernels") for part in request.path.parts):
         yield
         return

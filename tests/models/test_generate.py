@@ -198,7 +198,10 @@ def test_prefill_with_codes_needs_less_memory_than_without(model):
         ({"max_new_tokens": 4, "cache_length": 9}, "longer than the cache.*=12, got 9"),
         ({"max_new_tokens": 4, "quant": "vkq-1bits"}, "vkq-1bit"),
         ({"max_new_tokens": 4, "quantize_at": "never"}, '"prompt" or "image", got \'never\''),
-        ({"max_new_tokens": 4, "implementation": "cuda"}, "xla, reference or None, got .cuda."),
+        (
+            {"max_new_tokens": 4, "implementation": "cuda"},
+            "mosaic_gpu, reference or None, got .cuda.",
+        ),
     ],
 )
 def test_bad_arguments_are_one_clear_error(model, options, message):

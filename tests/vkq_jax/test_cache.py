@@ -62,7 +62,9 @@ def test_append_equals_one_by_one_and_skips_invalid_tokens():
     at_once = vkq_jax.append(empty(), key, value, valid)
     step = empty()
     for t in range(3):
-        step = vkq_jax.append(step, *(x[:, :, t : t + 1] for x in (key, value)), valid[:, t : t + 1])
+        step = vkq_jax.append(
+            step, *(x[:, :, t : t + 1] for x in (key, value)), valid[:, t : t + 1]
+        )
     chex.assert_trees_all_equal(at_once, step)
     assert at_once.text.length.tolist() == at_once.position.tolist() == [3, 1]
     np.testing.assert_array_equal(at_once.text.key[:, 1, :, 0], key[:, 1, 1])
@@ -106,9 +108,7 @@ def test_take_sequences_reorders_slices_and_repeats():
         assert taken.visual[0].length.tolist() == [[40, 11][i] for i in indices]
         for row, index in enumerate(indices):
             one = vkq_jax.take_sequences(taken, jnp.asarray([row]))
-            chex.assert_trees_all_equal(
-                one, vkq_jax.take_sequences(cache, jnp.asarray([index]))
-            )
+            chex.assert_trees_all_equal(one, vkq_jax.take_sequences(cache, jnp.asarray([index])))
 
 
 def test_take_sequences_checks_indices_outside_jit():

@@ -104,16 +104,16 @@ def _choose(pictures: int, per_picture: int) -> list[Question]:
 def _table(record: dict[str, Any]) -> Table:
     table = Table(
         title=f"{record['questions']} held-out questions, visual cache coded at the "
-        f"{record['quantize_at']}: exact match (agreement with full precision)"
+        f"{record['quantize_at']}: % right / % as at full precision"
     )
-    table.add_column("visual cache")
-    table.add_column("visual KV saved", justify="right")
+    table.add_column("visual cache", no_wrap=True)
+    table.add_column("saved", justify="right", no_wrap=True)
     groups = list(record["presets"]["none"]["scores"])
     for group in groups:
-        table.add_column(group, justify="right")
+        table.add_column(group, justify="right", no_wrap=True)
     for name, row in record["presets"].items():
         cells = [
-            f"{row['scores'][group]['exact']:.0%} ({row['scores'][group]['agreement']:.0%})"
+            f"{row['scores'][group]['exact']:.0%}/{row['scores'][group]['agreement']:.0%}"
             for group in groups
         ]
         table.add_row(name, f"{row['visual_kv_reduction']:.1%}", *cells)

@@ -108,7 +108,7 @@ class PooledFeed:
         """`mixed` random chunks and random places in them."""
         self._renderers.set_difficulty(difficulty)
         # More than training consumes; what is left over waits in memory.
-        for _ in range(2 * self._mixed):
+        for _ in range(3):
             if not self._refill(timeout=0.0):
                 break
         rng = np.random.default_rng((self._seed, step))

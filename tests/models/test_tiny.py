@@ -1,0 +1,54 @@
+"""The embedded checkpoint: a model that reads, so that answers mean something."""
+
+import itertools
+
+import pytest
+
+import models
+import vkq_jax
+from vkq_apps.training.heldout import questions
+
+
+@pytest.fixture(scope="module")
+def model():
+    return models.load("tiny")
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """Two questions each on a text card, a receipt, a scene, shapes and a bar chart."""
+    by_kind = itertools.groupby(questions(1), key=lambda question: question.kind)
+    return [question for _, group in by_kind for question in itertools.islice(group, 2)]
+
+
+@pytest.fixture(scope="module")
+def answers(model, asked):
+    inputs = models.prepare(
+        model,
+        images=[question.image for question in asked],
+        prompts=[models.chat_prompt(model, question.question) for question in asked],
+    )
+
+    def answer(quant):
+        generation = models.generate(
+            model, inputs, quant=quant, max_new_tokens=24, quantize_at="image"
+        )
+        texts = models.decode(model, generation.tokens, generation.lengths)
+        return [text.strip() for text in texts], vkq_jax.cache_nbytes(generation.cache)
+
+    return {quant: answer(quant) for quant in ("none", "minmax-8bit", "vkq-1bit")}
+
+
+def test_it_reads(asked, answers):
+    right = [a == q.answer for a, q in zip(answers["none"][0], asked, strict=True)]
+    assert sum(right) >= 0.8 * len(asked)
+
+
+def test_eight_bits_give_the_same_answers(answers):
+    assert answers["minmax-8bit"][0] == answers["none"][0]
+
+
+def test_one_bit_keeps_the_answers_and_saves_nine_tenths(answers):
+    same = [a == b for a, b in zip(answers["vkq-1bit"][0], answers["none"][0], strict=True)]
+    assert sum(same) >= 0.8 * len(same)
+    assert answers["vkq-1bit"][1].visual_reduction >= 0.9
