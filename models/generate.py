@@ -7,6 +7,7 @@ from typing import Literal, TypedDict, Unpack, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 import pallas_kernels
 from models.decode_loop import DecodeState, decode_loop
@@ -163,12 +164,12 @@ def _begin(
         implementation=implementation,
     )
     if quantize_at == "prompt" or not inputs.prompt_shape.visual:
-        logits, cache = run(model, inputs, cache)
+        logits, filled = run(model, inputs, cache)
     else:
         images, question = split_after_images(inputs)
-        logits, cache = run(model, images, cache)
+        logits, filled = run(model, images, cache)
         if inputs.prompt_shape.suffix:
-            after, cache = run(model, question, cache)
+            after, filled = run(model, question, filled)
             # A prompt that ends with its image has nothing in the second piece.
             logits = jnp.where(question.mask.any(-1)[:, None], after, logits)
     emit = partial(
@@ -178,7 +179,7 @@ def _begin(
         stop_tokens=model.config.eos_token_ids if stop_tokens is None else tuple(stop_tokens),
         implementation=implementation,
     )
-    return DecodeState(logits, cache, jnp.zeros(logits.shape[0], bool), key), emit
+    return DecodeState(logits, filled, jnp.zeros(logits.shape[0], bool), key), emit
 
 
 def _settle_quant(quant: str | KVQuantConfig | None, cache: KVCache | None) -> KVQuantConfig:
@@ -210,6 +211,6 @@ def _settle_length(
 
 def _longest_text(cache: KVCache) -> int:
     """Text tokens of the longest sequence; the whole capacity where lengths are traced."""
-    if isinstance(cache.text.length, jax.core.Tracer):
+    if isinstance(cache.text.length, Tracer):
         return cache.text.cache_length
     return int(cache.text.length.max())

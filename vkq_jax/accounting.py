@@ -60,7 +60,10 @@ def cache_nbytes(cache: KVCache) -> CacheBytes:
 
 
 def _codes(tensor: QuantizedTensor):
-    return tensor.values if isinstance(tensor, DenseTensor) else tensor.packed
+    if isinstance(tensor, DenseTensor):
+        return tensor.values
+    # As stored: a family may keep its words in another layout than `decoding()` shows them in.
+    return tensor.packed if hasattr(tensor, "packed") else tensor.decoding().packed  # type: ignore
 
 
 def _num_elements(tensor: QuantizedTensor) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.config import KVQuantConfig
@@ -122,7 +123,7 @@ class KVCache:
         head_dim: int,
         cache_length: int,
         quant: KVQuantConfig,
-        dtype: jnp.dtype | type = jnp.bfloat16,
+        dtype: DTypeLike = jnp.bfloat16,
     ) -> KVCache:
         """An empty cache with room for `cache_length` text tokens a sequence."""
         for name, size in (("batch", batch), ("cache_length", cache_length)):

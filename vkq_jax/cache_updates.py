@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import KVCache, TextBank, VisualBank
@@ -27,7 +28,7 @@ def append(
         valid = jnp.ones(key.shape[1:3], bool)
     text = cache.text
     longest = jnp.max(text.length + valid.sum(-1, dtype=jnp.int32))
-    if not isinstance(longest, jax.core.Tracer) and longest > text.cache_length:
+    if not isinstance(longest, Tracer) and longest > text.cache_length:
         raise ValueError(
             f"the cache holds {text.cache_length} text tokens a sequence, {longest} are needed: "
             "grow(cache, cache_length) first"
@@ -58,9 +59,7 @@ def take_sequences(cache: KVCache, indices: Int32[Array, "b"]) -> KVCache:
     """
     indices = jnp.asarray(indices, jnp.int32)
     batch = cache.position.shape[0]
-    if not isinstance(indices, jax.core.Tracer) and not bool(
-        jnp.all((indices >= 0) & (indices < batch))
-    ):
+    if not isinstance(indices, Tracer) and not bool(jnp.all((indices >= 0) & (indices < batch))):
         raise ValueError(f"sequence indices must lie in [0, {batch}), got {indices.tolist()}")
 
     def stacked(tree):  # [L, B, ...]

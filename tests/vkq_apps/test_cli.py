@@ -77,7 +77,7 @@ def test_eval_writes_its_table(capsys, tmp_path):
         (["demo", "--quant", "vkq-2bit"], "unknown preset 'vkq-2bit'"),
         (["generate", "--model", "/none", "--image", "x", "--prompt", "y"], "/none does not exist"),
         (["generate", "--model", "tiny", "--image", "/x.png", "--prompt", "y"], "/x.png"),
-        (["eval", "--quantize-at", "never"], "must be image or prompt, got never"),
+        (["eval", "--quantize-at", "never"], "'never' is not one of"),
     ],
 )
 def test_bad_input_is_one_clear_line(capsys, arguments, message):

@@ -10,6 +10,7 @@ from rich.table import Table
 
 import models
 import vkq_jax
+from models.generate import QuantizeAt
 from vkq_apps.answering import Answer, ask
 from vkq_apps.cli.console import human_bytes, log, out, print_json, stage
 
@@ -39,7 +40,7 @@ def generate(
     quant: QuantOption = "vkq-1bit",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to emit.")] = 64,
     quantize_at: Annotated[
-        str, typer.Option(help="Code images after the whole 'prompt', or before the question.")
+        QuantizeAt, typer.Option(help="Code images after the whole prompt, or before the question.")
     ] = "prompt",
     compare: Annotated[bool, typer.Option(help="Also answer at full precision.")] = True,
     json: JsonOption = False,
@@ -55,7 +56,7 @@ def _answer(
     prompt: str,
     quant: str,
     max_new_tokens: int,
-    quantize_at: str,
+    quantize_at: QuantizeAt,
     compare: bool,
     quiet: bool,
 ) -> dict[str, Any]:

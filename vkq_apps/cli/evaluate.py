@@ -2,7 +2,7 @@
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
@@ -28,7 +28,7 @@ def evaluate(
         DEFAULT_PRESETS
     ),
     quantize_at: Annotated[
-        str, typer.Option(help="Code images before the question, or after the whole 'prompt'.")
+        QuantizeAt, typer.Option(help="Code images before the question, or after the whole prompt.")
     ] = "image",
     pictures: Annotated[int, typer.Option(min=1, help="Held-out pictures of each kind.")] = 8,
     questions_per_picture: Annotated[
@@ -42,8 +42,6 @@ def evaluate(
     presets = [name.strip() for name in quant.split(",") if name.strip() and name != "none"]
     for name in presets:
         vkq_jax.resolve(name)
-    if quantize_at not in get_args(QuantizeAt):
-        raise ValueError(f"--quantize-at must be image or prompt, got {quantize_at}")
     with stage(f"loading {model}"):
         loaded = models.load(model)
         asked = _choose(pictures, questions_per_picture)
@@ -68,7 +66,7 @@ def evaluate(
                 loaded,
                 asked,
                 name,
-                quantize_at=quantize_at,  # type: ignore[arg-type]
+                quantize_at=quantize_at,
                 batch_size=batch_size,
                 on_batch=lambda done, task=task: progress.advance(task, done),
             )
