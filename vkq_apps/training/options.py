@@ -14,11 +14,11 @@ class TrainOptions:
     """Settings of a training; the defaults are those of the embedded checkpoint on one H100."""
 
     out: Path = Path("runs/tiny")
-    steps: int = 12000
+    steps: int = 6400
     batch: int = 256
     workers: int = 14
-    pool: int = 120
-    chunk: int = 256
+    pool: int = 480
+    chunk: int = 64
     mixed: int = 8
     slots: int = 28
     heldout: int = 128
