@@ -71,7 +71,7 @@ def make_train_step(
         batch = _take(chunks, places)
         gradient, losses = jax.grad(loss_function, has_aux=True)(state.params, batch, state.step)
         updates, moments = optimizer.update(gradient, state.optimizer, state.params)
-        losses |= {"gradient_norm": optax.global_norm(gradient)}
+        losses |= {"gradient_norm": optax.tree.norm(gradient)}
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, moments, state.step + 1), losses
 

@@ -1,5 +1,7 @@
 """The recipe of the embedded checkpoint, in its smoke size."""
 
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from models.loading import TINY
 from vkq_apps.training import prompts
 from vkq_apps.training.export import export_state
 from vkq_apps.training.heldout import heldout, questions, shuffled
-from vkq_apps.training.loop import STATE_FILE, train
+from vkq_apps.training.loop import STATE_FILE, _Piece, train
 from vkq_apps.training.muon import orthogonalize
 from vkq_apps.training.options import SMOKE, TrainOptions
 from vkq_apps.training.pictures import KINDS, make_picture
@@ -59,11 +61,9 @@ def test_a_resumed_training_equals_one_piece_and_its_export_loads(tmp_path, monk
         return TrainOptions(out=tmp_path / out, **settings)
 
     whole = train(options("whole"))
-    # The first piece ends after two steps, as if its time were over.
-    ends = iter([0.0] * 100)
-    monkeypatch.setattr("vkq_apps.training.loop._Piece.run", _stop_after(2, ends))
-    train(options("pieces"))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("vkq_apps.training.loop._Piece.run", _stop_after(2))
+        train(options("pieces"))
     pieces = train(options("pieces", resume=True))
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(pieces.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -77,20 +77,19 @@ def test_a_resumed_training_equals_one_piece_and_its_export_loads(tmp_path, monk
     assert bool(jnp.isfinite(models.forward(model, inputs)).all())
 
 
-def _stop_after(steps, _):
-    from vkq_apps.training.loop import _Piece
+def _stop_after(steps):
+    """`_Piece.run` that gets a signal to stop while it draws the batch of step `steps`."""
+    run = _Piece.run
 
-    original = _Piece.run
-
-    def run(self, state, number):
-        advance = self.feed.sources
+    def stopped(piece, state, number):
+        draw = piece.feed.sources
 
         def sources(step, difficulty):
-            if step == number + steps - 1:
-                self.stop.append(15)
-            return advance(step, difficulty)
+            if step == steps - 1:
+                piece.stop.append(signal.SIGTERM)
+            return draw(step, difficulty)
 
-        self.feed.sources = sources
-        return original(self, state, number)
+        piece.feed.sources = sources
+        return run(piece, state, number)
 
-    return run
+    return stopped
