@@ -59,7 +59,7 @@ def test_eval_writes_its_table(capsys, tmp_path):
     path = tmp_path / "new" / "answers.json"
     code, out, _ = run(
         capsys, "eval", "--quant", "vkq-1bit", "--pictures", "1", "--questions-per-picture", "1",
-        "--batch-size", "5", "--out", str(path), "--json",
+        "--batch-size", "5", "--control", "--out", str(path), "--json",
     )  # fmt: skip
     assert code == 0
     record = json.loads(path.read_text())
@@ -67,6 +67,8 @@ def test_eval_writes_its_table(capsys, tmp_path):
     assert record["questions"] == 5
     assert record["presets"]["none"]["scores"]["all"]["agreement"] == 1.0
     assert record["presets"]["vkq-1bit"]["visual_kv_reduction"] >= 0.9
+    control = record["presets"]["none, shuffled images"]["scores"]["all"]
+    assert control["exact"] < record["presets"]["none"]["scores"]["all"]["exact"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ __all__ = ["human_bytes", "log", "out", "print_json", "stage"]
 
 log = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
+if not out.is_terminal:
+    out.width = 120  # a file or pipe has no width of its own; tables need about this much
 
 
 @contextmanager

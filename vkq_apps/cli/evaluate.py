@@ -14,11 +14,12 @@ from models.generate import QuantizeAt
 from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.evals.answers import answer_all, score
 from vkq_apps.provenance import provenance
-from vkq_apps.training.heldout import Question, questions
+from vkq_apps.training.heldout import Question, questions, shuffled
 from vkq_apps.training.pictures import KINDS
 
 __all__ = ["evaluate"]
 
+CONTROL = "none, shuffled images"
 DEFAULT_PRESETS = "vkq-1bit,quantile-1bit,calibquant-1bit,minmax-1bit"
 
 
@@ -34,6 +35,9 @@ def evaluate(
     questions_per_picture: Annotated[
         int, typer.Option(min=1, help="At most so many questions about each picture.")
     ] = 2,
+    control: Annotated[
+        bool, typer.Option(help="Also ask about another picture: what guessing would get.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
     results: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
@@ -60,12 +64,15 @@ def evaluate(
     }
     exact: list[str] = []
     with Progress(console=log, transient=True) as progress:
-        for name in ["none", *presets]:
+        runs = [(name, name, asked) for name in ["none", *presets]]
+        if control:
+            runs.append((CONTROL, "none", [shuffled(question) for question in asked]))
+        for name, preset, pictured in runs:
             task = progress.add_task(name, total=len(asked))
             answers, nbytes = answer_all(
                 loaded,
-                asked,
-                name,
+                pictured,
+                preset,
                 quantize_at=quantize_at,
                 batch_size=batch_size,
                 on_batch=lambda done, task=task: progress.advance(task, done),
