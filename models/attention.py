@@ -1,10 +1,11 @@
 """Attention without a cache, in plain XLA."""
 
 import jax
+import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float
 
-__all__ = ["dense_attention"]
+__all__ = ["causal_mask", "dense_attention"]
 
 
 def dense_attention(
@@ -25,3 +26,9 @@ def dense_attention(
     return jax.nn.dot_product_attention(
         query, key, value, mask=heads, scale=logits_scale, implementation="xla"
     )
+
+
+def causal_mask(mask: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """Which position (last axis) each position sees: itself and earlier ones, padding apart."""
+    length = mask.shape[-1]
+    return jnp.tril(jnp.ones((1, length, length), bool)) & mask[:, None, :]

@@ -120,7 +120,11 @@ def decode_step(
         text = text.write(layer, key, value, valid)
         view = dataclasses.replace(cache, text=text).layer(layer)
         attended = pallas_kernels.attend_cache(
-            query, view, implementation=implementation, visible_text=visible
+            query,
+            view,
+            implementation=implementation,
+            visible_text=visible,
+            logits_scale=model.config.text.logits_scale,
         )
         return attended.output.astype(query.dtype), text, attended.guarded
 

@@ -3,14 +3,13 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
-from models.attention import dense_attention
+from models.attention import causal_mask, dense_attention
 from models.inputs import Inputs, PromptShape
 from models.model import Model
-from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.array_types import Array, Float
 
-__all__ = ["causal_mask", "forward"]
+__all__ = ["forward"]
 
 
 def forward(model: Model, inputs: Inputs) -> Float[Array, "B T vocab"]:
@@ -33,9 +32,3 @@ def _forward(model: Model, inputs: Inputs) -> Float[Array, "B T vocab"]:
 
     x, _, _ = module.text(module.embed_inputs(inputs), inputs.positions, attend)
     return module.text.logits(x)
-
-
-def causal_mask(mask: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """Which position (last axis) each position sees: itself and earlier ones, padding apart."""
-    length = mask.shape[-1]
-    return jnp.tril(jnp.ones((1, length, length), bool)) & mask[:, None, :]

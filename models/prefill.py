@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 import pallas_kernels
-from models.attention import dense_attention
-from models.forward import causal_mask
+from models.attention import causal_mask, dense_attention
 from models.inputs import Inputs
 from models.model import Model
 from vkq_jax.array_types import Array, Bool, Float
@@ -69,9 +68,14 @@ def prefill(
         if past is not None:
             view = dataclasses.replace(cache, text=text).layer(layer)
             earlier = pallas_kernels.attend_cache(
-                query, view, implementation=implementation, visible_text=past_text
+                query,
+                view,
+                implementation=implementation,
+                visible_text=past_text,
+                logits_scale=scale,
             )
-            attended = merge(earlier, attend_dense(query, key, value, mask))
+            fresh = attend_dense(query, key, value, mask, logits_scale=scale)
+            attended = merge(earlier, fresh)
             output, guarded = attended.output.astype(query.dtype), attended.guarded
         else:
             output = dense_attention(query, key, value, mask, logits_scale=scale)

@@ -11,7 +11,7 @@ from pallas_kernels.problem import Tiling
 from pallas_kernels.tiled import tile, untileable_reason
 from pallas_kernels.visual_attention import attend_visual
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.attention import Attended, from_kv_heads, merge, to_kv_heads
+from vkq_jax.attention import Attended, merge, to_kv_heads
 from vkq_jax.cache import LayerCache
 
 __all__ = ["attend_cache", "device_reason", "unsupported_reason"]
@@ -54,11 +54,7 @@ def attend_cache(
     )
     for bank in layer.visual:
         output, logsumexp = attend_visual(rows, tile(bank), launch, tiling)
-        visual = Attended(
-            from_kv_heads(output, num_queries),
-            from_kv_heads(logsumexp[..., None], num_queries)[..., 0],
-            jnp.zeros_like(attended.guarded),
-        )
+        visual = Attended.from_kv_heads(output, logsumexp, num_queries)
         attended = merge(attended, visual)
     return attended
 

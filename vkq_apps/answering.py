@@ -7,7 +7,7 @@ from typing import Unpack
 
 import models
 import vkq_jax
-from models import GenerateOptions, Generation, Inputs, Model
+from models import GenerateOptions, Inputs, Model
 
 __all__ = ["Answer", "ask"]
 
@@ -41,25 +41,22 @@ def ask(
     **options: Unpack[GenerateOptions],
 ) -> Answer:
     """Answers one prompt; `on_text` gets the answer so far whenever it has grown."""
-    generation, clock, first = None, [], 0
+    generation, text, clock, first = None, "", [], 0
     for generation in models.stream(
         model, inputs, max_new_tokens=max_new_tokens, chunk=chunk, **options
     ):
         clock.append(time.perf_counter())
-        on_text(_text(model, generation))
+        text = models.decode(model, generation.tokens, generation.lengths)[0].strip()
+        on_text(text)
         first = first or int(generation.lengths.sum())
     assert generation is not None
     num_tokens = int(generation.lengths.sum())
     # The first chunk's time holds prefill and compilation.
     rate = (num_tokens - first) / (clock[-1] - clock[0]) if len(clock) > 1 else None
     return Answer(
-        text=_text(model, generation),
+        text=text,
         num_tokens=num_tokens,
         visual_tokens=sum(int(bank.length.sum()) for bank in generation.cache.visual),
         nbytes=vkq_jax.cache_nbytes(generation.cache),
         tokens_per_second=rate,
     )
-
-
-def _text(model: Model, generation: Generation) -> str:
-    return models.decode(model, generation.tokens, generation.lengths)[0].strip()

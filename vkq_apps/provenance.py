@@ -15,8 +15,11 @@ PACKAGES = ("jax", "jaxlib", "flax", "transformers", "numpy")
 
 def provenance() -> dict[str, Any]:
     """Device, versions, commit (with "+" when files differ from it) and time, for a record."""
+    device = jax.devices()[0]
     return {
-        "device": jax.devices()[0].device_kind,
+        "device": device.device_kind,
+        "platform": device.platform,
+        "platform_version": device.client.platform_version,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "commit": _commit(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

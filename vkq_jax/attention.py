@@ -4,6 +4,8 @@ One softmax runs over all visual banks and the text bank. The result carries its
 that it can be merged with attention over tokens that are not in the cache yet.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 
@@ -11,6 +13,7 @@ from vkq_jax import post_scaling
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import LayerCache
 from vkq_jax.calibration import calibrate
+from vkq_jax.exact_einsum import exact_einsum
 from vkq_jax.pytree import frozen_pytree
 
 __all__ = ["Attended", "attend_cache", "attend_dense", "from_kv_heads", "merge", "to_kv_heads"]
@@ -30,6 +33,20 @@ class Attended:
     logsumexp: Float[Array, "B T N"]
     guarded: Int32[Array, "B"]
 
+    @classmethod
+    def from_kv_heads(
+        cls,
+        output: Float[Array, "B K Q H"],
+        logsumexp: Float[Array, "B K Q"],
+        num_queries: int,
+        guarded: Int32[Array, "B"] | None = None,
+    ) -> Attended:
+        """From results grouped by KV head, as `to_kv_heads` groups queries; nothing guarded."""
+        if guarded is None:
+            guarded = jnp.zeros(output.shape[0], jnp.int32)
+        logsumexp = from_kv_heads(logsumexp[..., None], num_queries)[..., 0]
+        return cls(from_kv_heads(output, num_queries), logsumexp, guarded)
+
 
 def attend_cache(
     query: Float[Array, "B T N H"],
@@ -47,7 +64,7 @@ def attend_cache(
             its last T entries and see causally.
         logits_scale: H ** -0.5 by default.
     """
-    batch, num_queries, _, head_dim = query.shape
+    num_queries, head_dim = query.shape[1], query.shape[-1]
     num_kv_heads = layer.text.key.shape[1]
     scale = head_dim**-0.5 if logits_scale is None else logits_scale
     q = to_kv_heads(query.astype(jnp.float32) * scale, num_kv_heads)  # [B, K, Q, H], Q = T * M
@@ -57,7 +74,7 @@ def attend_cache(
         jnp.broadcast_to(filled(bank.length, part.shape[-1])[:, None, None], part.shape)
         for bank, part in zip(layer.visual, parts, strict=True)
     ]
-    guarded = jnp.zeros(batch, jnp.int32)
+    guarded = None
     if layer.quant.calibration is not None and parts:
         joint, hit = calibrate(
             jnp.concatenate(parts, -1), jnp.concatenate(masks, -1), layer.quant.calibration
@@ -66,23 +83,17 @@ def attend_cache(
         guarded = hit.sum((1, 2), dtype=jnp.int32)
 
     text_key = layer.text.key.astype(jnp.float32)
-    parts.append(_einsum("bkqh,bksh->bkqs", q, text_key))
+    parts.append(exact_einsum("bkqh,bksh->bkqs", q, text_key))
     if visible_text is None:
         visible_text = causal_text(layer.text.length, num_queries)
-    text_mask = filled(visible_text, text_key.shape[-2])  # [B, T, S]
-    per_kv_head = jnp.repeat(text_mask, q.shape[2] // num_queries, axis=1)[:, None]
-    masks.append(jnp.broadcast_to(per_kv_head, parts[-1].shape))
+    masks.append(_per_kv_head(filled(visible_text, text_key.shape[-2]), parts[-1]))
 
     weights, logsumexp = masked_softmax(jnp.concatenate(parts, -1), jnp.concatenate(masks, -1))
     *visual, text = jnp.split(weights, _boundaries(parts), axis=-1)
-    output = _einsum("bkqs,bksh->bkqh", text, layer.text.value.astype(jnp.float32))
+    output = exact_einsum("bkqs,bksh->bkqh", text, layer.text.value.astype(jnp.float32))
     for bank, part in zip(layer.visual, visual, strict=True):
         output = output + post_scaling.weighted_sum(part, bank.value)
-    return Attended(
-        from_kv_heads(output, num_queries),
-        from_kv_heads(logsumexp[..., None], num_queries)[..., 0],
-        guarded,
-    )
+    return Attended.from_kv_heads(output, logsumexp, num_queries, guarded)
 
 
 def attend_dense(
@@ -97,15 +108,10 @@ def attend_dense(
     num_queries, head_dim = query.shape[1], query.shape[-1]
     scale = head_dim**-0.5 if logits_scale is None else logits_scale
     q = to_kv_heads(query.astype(jnp.float32) * scale, key.shape[2])
-    logits = _einsum("bkqh,bskh->bkqs", q, key.astype(jnp.float32))
-    per_kv_head = jnp.repeat(mask, q.shape[2] // num_queries, axis=1)[:, None]
-    weights, logsumexp = masked_softmax(logits, jnp.broadcast_to(per_kv_head, logits.shape))
-    output = _einsum("bkqs,bskh->bkqh", weights, value.astype(jnp.float32))
-    return Attended(
-        from_kv_heads(output, num_queries),
-        from_kv_heads(logsumexp[..., None], num_queries)[..., 0],
-        jnp.zeros(query.shape[0], jnp.int32),
-    )
+    logits = exact_einsum("bkqh,bskh->bkqs", q, key.astype(jnp.float32))
+    weights, logsumexp = masked_softmax(logits, _per_kv_head(mask, logits))
+    output = exact_einsum("bkqs,bskh->bkqh", weights, value.astype(jnp.float32))
+    return Attended.from_kv_heads(output, logsumexp, num_queries)
 
 
 def merge(first: Attended, second: Attended) -> Attended:
@@ -164,10 +170,14 @@ def from_kv_heads(x: Float[Array, "B K Q C"], num_queries: int) -> Float[Array, 
     return x.transpose(0, 2, 1, 3, 4).reshape(batch, num_queries, -1, size)
 
 
+def _per_kv_head(
+    mask: Bool[Array, "B T S"], logits: Float[Array, "B K Q S"]
+) -> Bool[Array, "B K Q S"]:
+    """What each query sees, for all query heads of each KV head."""
+    per_query = jnp.repeat(mask, logits.shape[2] // mask.shape[1], axis=1)
+    return jnp.broadcast_to(per_query[:, None], logits.shape)
+
+
 def _boundaries(parts):
     ends = [sum(part.shape[-1] for part in parts[: i + 1]) for i in range(len(parts))]
     return ends[:-1]
-
-
-def _einsum(spec: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(spec, a, b, precision=jax.lax.Precision.HIGHEST)

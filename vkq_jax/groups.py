@@ -7,6 +7,7 @@ from vkq_jax.array_types import Array, Bool, Float, Shaped
 __all__ = [
     "check_group_size",
     "check_table_dtype",
+    "group_positions",
     "masked_mean",
     "masked_quantiles",
     "per_position",
@@ -41,14 +42,19 @@ def split_positions(
 
     The last group is filled up with positions that are not valid.
     """
-    *lead, length, channels = x.shape
-    num_groups = -(-length // group_size)
-    no_padding, padding = [(0, 0)] * len(lead), (0, num_groups * group_size - length)
-    x = jnp.pad(x, [*no_padding, padding, (0, 0)])
-    x = jnp.swapaxes(x.reshape(*lead, num_groups, group_size, channels), -1, -2)
-    valid = jnp.pad(valid, [*no_padding, padding])
-    valid = valid.reshape(*lead, num_groups, 1, group_size)
+    x = jnp.swapaxes(group_positions(x, group_size), -1, -2)
+    valid = jnp.swapaxes(group_positions(valid[..., None], group_size), -1, -2)
     return x, jnp.broadcast_to(valid, x.shape)
+
+
+def group_positions(x: Shaped[Array, "*lead V C"], group_size: int) -> Shaped[Array, "*lead G E C"]:
+    """Splits positions into groups of at most `group_size`, the last one padded with zeros."""
+    *lead, length, channels = x.shape
+    group_size = resolve_group_size(group_size, length)
+    num_groups = -(-length // group_size)
+    padding = [(0, 0)] * x.ndim
+    padding[-2] = (0, num_groups * group_size - length)
+    return jnp.pad(x, padding).reshape(*lead, num_groups, group_size, channels)
 
 
 def per_position(

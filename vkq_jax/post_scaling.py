@@ -4,12 +4,12 @@ Both functions follow `AffineTensor`'s equation term by term; neither forms a de
 Everything is float32: folding large key scales into a half-precision query overflows.
 """
 
-import jax
 import jax.numpy as jnp
 
-from vkq_jax import rotation
-from vkq_jax.array_types import Array, Float, Shaped
+from vkq_jax import groups, rotation
+from vkq_jax.array_types import Array, Float
 from vkq_jax.dense import DenseTensor
+from vkq_jax.exact_einsum import exact_einsum
 from vkq_jax.quantized import AffineTensor, QuantizedTensor
 
 __all__ = ["scores", "weighted_sum"]
@@ -23,7 +23,7 @@ def scores(query: Float[Array, "*lead Q H"], key: QuantizedTensor) -> Float[Arra
         key: coded keys of logical shape [*lead, V, H].
     """
     if isinstance(key, DenseTensor):
-        return _einsum("...qh,...vh->...qv", query, key.values.astype(jnp.float32))
+        return exact_einsum("...qh,...vh->...qv", query, key.values.astype(jnp.float32))
     codes = key.decoding()
     square = jnp.sum(query * query, -1, keepdims=True)  # rotation leaves it alone
     if codes.rotated:
@@ -34,9 +34,9 @@ def scores(query: Float[Array, "*lead Q H"], key: QuantizedTensor) -> Float[Arra
     if codes.channel_scale is not None:
         folded = folded * codes.channel_scale[..., None, :, :]
     folded = folded.reshape(*folded.shape[:-1], runs, -1)
-    grouped = _grouped(codes.codes().astype(jnp.float32), _scale_group_size(codes))
+    grouped = groups.group_positions(codes.codes().astype(jnp.float32), _scale_group_size(codes))
     grouped = grouped.reshape(*grouped.shape[:-1], runs, -1)
-    product = _einsum("...qgrh,...gsrh->...qgsr", folded, grouped)
+    product = exact_einsum("...qgrh,...gsrh->...qgsr", folded, grouped)
     product = product.reshape(*query.shape[:-1], -1, runs)[..., : codes.num_positions, :]
 
     if codes.token_scale is not None:  # per token, after the product
@@ -44,10 +44,11 @@ def scores(query: Float[Array, "*lead Q H"], key: QuantizedTensor) -> Float[Arra
     total = product.sum(-1)
     if codes.token_offset is not None:
         query_runs = query.reshape(*query.shape[:-1], codes.token_offset.shape[-1], -1).sum(-1)
-        total = total + _einsum("...qr,...vr->...qv", query_runs, codes.token_offset)
+        total = total + exact_einsum("...qr,...vr->...qv", query_runs, codes.token_offset)
     if codes.channel_offset is not None:  # one dot product per group
-        offset = _einsum("...qh,...gh->...qg", query, codes.channel_offset)
-        total = total + _per_position(offset, codes)
+        offset = exact_einsum("...qh,...gh->...qg", query, codes.channel_offset)
+        offset = groups.per_position(offset[..., None], codes.group_size, codes.num_positions)
+        total = total + offset[..., 0]
     if codes.score_error is not None:
         total = total - square * codes.score_error[..., None, :]
     return total
@@ -63,7 +64,7 @@ def weighted_sum(
         value: coded values of logical shape [*lead, V, H].
     """
     if isinstance(value, DenseTensor):
-        return _einsum("...qv,...vh->...qh", weights, value.values.astype(jnp.float32))
+        return exact_einsum("...qv,...vh->...qh", weights, value.values.astype(jnp.float32))
     codes = value.decoding()
     group_size = _scale_group_size(codes)
 
@@ -71,20 +72,24 @@ def weighted_sum(
     if codes.token_scale is not None:
         scaled = scaled * codes.token_scale[..., None, :, :]
     runs = scaled.shape[-1]
-    scaled = _grouped(scaled, group_size)  # [*lead, Q, G, s, R]
-    grouped = _grouped(codes.codes().astype(jnp.float32), group_size)  # [*lead, G, s, H]
+    scaled = groups.group_positions(scaled, group_size)  # [*lead, Q, G, s, R]
+    grouped = groups.group_positions(
+        codes.codes().astype(jnp.float32), group_size
+    )  # [*lead, G, s, H]
     grouped = grouped.reshape(*grouped.shape[:-1], runs, -1)
-    product = _einsum("...qgsr,...gsrh->...qgrh", scaled, grouped)
+    product = exact_einsum("...qgsr,...gsrh->...qgrh", scaled, grouped)
     product = product.reshape(*product.shape[:-2], codes.head_dim)
 
     if codes.channel_scale is not None:  # per group, after the sum over its tokens
         product = product * codes.channel_scale[..., None, :, :]
     total = product.sum(-2)
     if codes.channel_offset is not None:
-        mass = _grouped(weights[..., None], codes.group_size)[..., 0].sum(-1)  # [*lead, Q, G]
-        total = total + _einsum("...qg,...gh->...qh", mass, codes.channel_offset)
+        mass = groups.group_positions(weights[..., None], codes.group_size)[..., 0].sum(
+            -1
+        )  # [*lead, Q, G]
+        total = total + exact_einsum("...qg,...gh->...qh", mass, codes.channel_offset)
     if codes.token_offset is not None:
-        offset = _einsum("...qv,...vr->...qr", weights, codes.token_offset)
+        offset = exact_einsum("...qv,...vr->...qr", weights, codes.token_offset)
         total = total + jnp.repeat(offset, codes.head_dim // offset.shape[-1], axis=-1)
     return rotation.unrotate(total) if codes.rotated else total
 
@@ -92,21 +97,3 @@ def weighted_sum(
 def _scale_group_size(codes: AffineTensor) -> int:
     """Positions over which one product with the bits runs: those that share a channel scale."""
     return codes.num_positions if codes.channel_scale is None else codes.group_size
-
-
-def _grouped(x: Shaped[Array, "*lead V C"], group_size: int) -> Shaped[Array, "*lead G s C"]:
-    """Splits positions into groups, the last one padded with zeros."""
-    positions = x.shape[-2]
-    size = max(1, min(group_size, positions))
-    groups = -(-positions // size)
-    padding = [(0, 0)] * x.ndim
-    padding[-2] = (0, groups * size - positions)
-    return jnp.pad(x, padding).reshape(*x.shape[:-2], groups, size, x.shape[-1])
-
-
-def _per_position(x: Float[Array, "*lead G"], codes: AffineTensor) -> Float[Array, "*lead V"]:
-    return jnp.repeat(x, codes.group_size, axis=-1)[..., : codes.num_positions]
-
-
-def _einsum(spec: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(spec, a, b, precision=jax.lax.Precision.HIGHEST)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import models
-from models.attention import dense_attention
-from models.forward import causal_mask
+from models.attention import causal_mask, dense_attention
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -8,8 +8,7 @@ import pytest
 from flax import nnx
 
 import models
-from models.attention import dense_attention
-from models.forward import causal_mask
+from models.attention import causal_mask, dense_attention
 from models.layers import stack_layers
 from models.llava.model import LlavaModel
 from models.model import Model

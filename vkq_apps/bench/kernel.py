@@ -24,7 +24,8 @@ from pallas_kernels import TiledLevels, TiledSigns, layouts, mosaic_gpu
 from pallas_kernels.launch import Launch, emulated_launch, gpu_launch
 from pallas_kernels.problem import Tiling
 from pallas_kernels.visual_attention import attend_visual
-from vkq_apps.bench.timing import provenance, seconds_per_layer
+from vkq_apps.bench.timing import seconds_per_layer
+from vkq_apps.provenance import provenance
 from vkq_jax.cache import VisualBank
 from vkq_jax.post_scaling import scores, weighted_sum
 

@@ -1,14 +1,13 @@
-"""Timing on a device, and what a result must say about where it came from."""
+"""Timing on a device."""
 
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-__all__ = ["provenance", "seconds_per_layer"]
+__all__ = ["seconds_per_layer"]
 
 
 def seconds_per_layer(
@@ -38,19 +37,3 @@ def seconds_per_layer(
         jax.block_until_ready([chain(query, layers) for _ in range(calls)])
         times.append((time.perf_counter() - start) / calls)
     return statistics.median(times) / len(layers)
-
-
-def provenance() -> dict[str, str]:
-    """Device, versions and commit."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    device = jax.devices()[0]
-    return {
-        "device": device.device_kind,
-        "platform": device.platform,
-        "platform_version": device.client.platform_version,
-        "jax": jax.__version__,
-        "commit": commit.stdout.strip() or "unknown",
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }

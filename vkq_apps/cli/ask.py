@@ -8,21 +8,21 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-import models
 import vkq_jax
 from models.generate import QuantizeAt
 from vkq_apps.answering import Answer, ask
+from vkq_apps.cli.arguments import (
+    JsonOption,
+    QuantOption,
+    describe_images,
+    load_and_prepare,
+)
 from vkq_apps.cli.console import human_bytes, log, out, print_json, stage
 
 __all__ = ["demo", "generate"]
 
 DEMO_PICTURE = "demo.png"
 DEMO_QUESTION = "what is the total?"
-
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-QuantOption = Annotated[
-    str, typer.Option(help=f"Preset of the visual cache: {', '.join(vkq_jax.presets)}.")
-]
 
 
 def demo(quant: QuantOption = "vkq-1bit", json: JsonOption = False) -> None:
@@ -62,11 +62,7 @@ def _answer(
 ) -> dict[str, Any]:
     started = time.perf_counter()
     settings = vkq_jax.resolve(quant)
-    with stage(f"loading {source}"):
-        model = models.load(source)
-        if "<image>" not in prompt:
-            prompt = models.chat_prompt(model, prompt, num_images=len(images))
-        inputs = models.prepare(model, images=list(images), prompts=prompt)
+    model, prompt, inputs = load_and_prepare(source, images, prompt)
     exact: Answer | None = None
     if compare:
         with stage("answering at full precision"):
@@ -81,7 +77,7 @@ def _answer(
             on_text=show if not quiet else lambda text: None,
         )
     return {
-        "image": str(images[0]) if len(images) == 1 else [str(path) for path in images],
+        "image": describe_images(images),
         "prompt": prompt,
         "answer": coded.text,
         "answer_full_precision": None if exact is None else exact.text,

@@ -11,6 +11,7 @@ from rich.table import Table
 import models
 import vkq_jax
 from models.generate import QuantizeAt
+from vkq_apps.cli.arguments import JsonOption
 from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.evals.answers import answer_all, score
 from vkq_apps.provenance import provenance
@@ -40,10 +41,10 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
     results: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Exact match on held-out questions and agreement with full precision, for each preset."""
-    presets = [name.strip() for name in quant.split(",") if name.strip() and name != "none"]
+    presets = [name for name in map(str.strip, quant.split(",")) if name not in ("", "none")]
     for name in presets:
         vkq_jax.resolve(name)
     with stage(f"loading {model}"):

@@ -9,11 +9,15 @@ import numpy as np
 import typer
 from rich.table import Table
 
-import models
 import vkq_jax
 from models import Inputs, Model
 from models.processor import processor_of
-from vkq_apps.cli.ask import JsonOption, QuantOption
+from vkq_apps.cli.arguments import (
+    JsonOption,
+    QuantOption,
+    describe_images,
+    load_and_prepare,
+)
 from vkq_apps.cli.console import human_bytes, log, out, print_json, stage
 from vkq_apps.inspection.layout import Segment, read_layout
 from vkq_apps.inspection.measure import inspect_visual
@@ -43,18 +47,14 @@ def inspect(
     started = time.perf_counter()
     settings = vkq_jax.resolve(quant)
     check_replaceable(out_folder)
-    with stage(f"loading {model}"):
-        loaded = models.load(model)
-        if "<image>" not in prompt:
-            prompt = models.chat_prompt(loaded, prompt, num_images=len(image))
-        inputs = models.prepare(loaded, images=list(image), prompts=prompt)
+    loaded, prompt, inputs = load_and_prepare(model, image, prompt)
     with stage(f"measuring at full precision and with {quant}"):
         inspection = inspect_visual(loaded, inputs, settings)
         segments = _segments(loaded, inputs)
         record = {
             "written_by": WRITTEN_BY,
             "model": model,
-            "image": str(image[0]) if len(image) == 1 else [str(path) for path in image],
+            "image": describe_images(image),
             "prompt": prompt,
             "quant": quant,
             **summarize(inspection, segments),

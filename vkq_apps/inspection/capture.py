@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from models import Inputs, Model
-from models.attention import dense_attention
-from models.forward import causal_mask
+from models.attention import causal_mask, dense_attention
 from vkq_jax.array_types import Array, Float
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.visual import compact

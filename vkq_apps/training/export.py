@@ -23,7 +23,7 @@ from models.weights import to_stored
 from vkq_apps.training import checkpointing
 from vkq_apps.training.model import ModelSize, create_model, hf_config
 from vkq_apps.training.optimizer import Schedule
-from vkq_apps.training.processor import save_processor
+from vkq_apps.training.processor import save_processor, write_json
 from vkq_apps.training.step import initial_state
 from vkq_apps.training.tokenizer import BOS, EOS, PAD
 
@@ -43,9 +43,9 @@ def export(params: Any, size: ModelSize, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     _save_shards(stored_weights(params), folder)
-    _write_json(folder / "config.json", hf_config(size))
+    write_json(folder / "config.json", hf_config(size))
     generation = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD, "do_sample": False}
-    _write_json(folder / "generation_config.json", generation)
+    write_json(folder / "generation_config.json", generation)
     save_processor(folder)
     shutil.copyfile(_CARD, folder / "README.md")
 
@@ -93,11 +93,7 @@ def _save_shards(tensors: dict[str, np.ndarray], folder: Path) -> None:
         where |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": where}
-    _write_json(folder / "model.safetensors.index.json", index)
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "model.safetensors.index.json", index)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from vkq_apps.training.pictures import SIZE
 from vkq_apps.training.prompts import CHAT_TEMPLATE, IMAGE_TOKEN
 from vkq_apps.training.tokenizer import build_tokenizer
 
-__all__ = ["PIXEL_MEAN", "PIXEL_STD", "save_processor"]
+__all__ = ["PIXEL_MEAN", "PIXEL_STD", "save_processor", "write_json"]
 
 # CLIP's.
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -49,14 +49,15 @@ def save_processor(folder: Path) -> None:
     settings.pop("is_local", None)
     if not settings.get("extra_special_tokens"):
         settings.pop("extra_special_tokens", None)  # transformers 4 wants a dictionary there
-    _write(file, settings)
-    _write(
+    write_json(file, settings)
+    write_json(
         folder / "preprocessor_config.json",
         _IMAGE_PROCESSOR | {"processor_class": "LlavaProcessor"},
     )
-    _write(folder / "processor_config.json", _PROCESSOR)
+    write_json(folder / "processor_config.json", _PROCESSOR)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
-def _write(file: Path, content: dict[str, Any]) -> None:
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Writes an object, indented."""
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

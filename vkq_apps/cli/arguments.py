@@ -1,0 +1,32 @@
+"""What several commands take, and the way from there to a model and its inputs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import models
+import vkq_jax
+from models import Inputs, Model
+from vkq_apps.cli.console import stage
+
+__all__ = ["JsonOption", "QuantOption", "describe_images", "load_and_prepare"]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+QuantOption = Annotated[
+    str, typer.Option(help=f"Preset of the visual cache: {', '.join(vkq_jax.presets)}.")
+]
+
+
+def load_and_prepare(source: str, images: list[Path], prompt: str) -> tuple[Model, str, Inputs]:
+    """The model, the whole prompt (a bare question gets the chat template), and the inputs."""
+    with stage(f"loading {source}"):
+        model = models.load(source)
+        if "<image>" not in prompt:
+            prompt = models.chat_prompt(model, prompt, num_images=len(images))
+        return model, prompt, models.prepare(model, images=list(images), prompts=prompt)
+
+
+def describe_images(images: list[Path]) -> str | list[str]:
+    """The files in a record: one path, or the list of several."""
+    return str(images[0]) if len(images) == 1 else [str(path) for path in images]
