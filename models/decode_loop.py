@@ -118,10 +118,10 @@ def decode_step(
 
     def attend(layer, query, key, value, text):
         text = text.write(layer, key, value, valid)
-        view = dataclasses.replace(cache, text=text).layer(layer)
-        attended = pallas_kernels.attend_cache(
+        attended = pallas_kernels.attend_layer(
             query,
-            view,
+            dataclasses.replace(cache, text=text),
+            layer,
             implementation=implementation,
             visible_text=visible,
             logits_scale=model.config.text.logits_scale,

@@ -66,10 +66,10 @@ def prefill(
 
     def attend(layer, query, key, value, text):
         if past is not None:
-            view = dataclasses.replace(cache, text=text).layer(layer)
-            earlier = pallas_kernels.attend_cache(
+            earlier = pallas_kernels.attend_layer(
                 query,
-                view,
+                dataclasses.replace(cache, text=text),
+                layer,
                 implementation=implementation,
                 visible_text=past_text,
                 logits_scale=scale,

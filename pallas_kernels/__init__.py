@@ -3,6 +3,7 @@
 from pallas_kernels.api import (
     IMPLEMENTATIONS,
     attend_cache,
+    attend_layer,
     choose_implementation,
     decode_attention,
     explain,
@@ -15,6 +16,7 @@ __all__ = [
     "TiledLevels",
     "TiledSigns",
     "attend_cache",
+    "attend_layer",
     "choose_implementation",
     "decode_attention",
     "explain",

@@ -8,23 +8,23 @@ import vkq_jax.reference
 from pallas_kernels import mosaic_gpu
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import Attended
-from vkq_jax.cache import LayerCache
+from vkq_jax.cache import KVCache, LayerCache
 
 __all__ = [
     "IMPLEMENTATIONS",
     "attend_cache",
+    "attend_layer",
     "choose_implementation",
     "decode_attention",
     "explain",
     "unavailable_reason",
 ]
 
-# In order of preference: with `implementation=None` the first one that applies is taken. The fused
-# kernel has to be asked for by name until its benchmarks stand.
+# In order of preference: with `implementation=None` the first one that applies is taken.
 IMPLEMENTATIONS: Mapping[str, Callable[..., Attended]] = MappingProxyType(
     {
-        "xla": vkq_jax.attention.attend_cache,
         "mosaic_gpu": mosaic_gpu.attend_cache,
+        "xla": vkq_jax.attention.attend_cache,
         "reference": vkq_jax.reference.attend_cache,
     }
 )
@@ -73,17 +73,35 @@ def attend_cache(
     logits_scale: float | None = None,
 ) -> Attended:
     """`decode_attention` in float32 with its log-sum-exp and the count of guarded rows."""
-    batch, num_kv_heads, _, head_dim = cache_layer.text.key.shape
-    if query.shape[0] != batch or query.shape[3] != head_dim or query.shape[2] % num_kv_heads:
-        raise ValueError(
-            f"query must be [B={batch}, T, N=multiple of {num_kv_heads}, H={head_dim}] for this "
-            f"cache, got {list(query.shape)}"
-        )
+    _check_query(query, cache_layer)
     attend = IMPLEMENTATIONS[choose_implementation(implementation, cache_layer)]
     return attend(query, cache_layer, visible_text=visible_text, logits_scale=logits_scale)
 
 
-def choose_implementation(name: str | None = None, cache_layer: LayerCache | None = None) -> str:
+def attend_layer(
+    query: Float[Array, "B T N H"],
+    cache: KVCache,
+    index: Int32[Array, ""] | int,
+    *,
+    implementation: str | None = None,
+    visible_text: Int32[Array, "B T"] | None = None,
+    logits_scale: float | None = None,
+) -> Attended:
+    """`attend_cache` on `cache.layer(index)`, for loops over layers.
+
+    An implementation that reads its layer in place spares the copy that taking it out would be.
+    """
+    _check_query(query, cache)
+    name = choose_implementation(implementation, cache)
+    options = {"visible_text": visible_text, "logits_scale": logits_scale}
+    if name == "mosaic_gpu":
+        return mosaic_gpu.attend_layer(query, cache, index, **options)
+    return IMPLEMENTATIONS[name](query, cache.layer(index), **options)
+
+
+def choose_implementation(
+    name: str | None = None, cache: LayerCache | KVCache | None = None
+) -> str:
     """The implementation that a call with `implementation=name` runs on this cache and device.
 
     Raises:
@@ -91,31 +109,40 @@ def choose_implementation(name: str | None = None, cache_layer: LayerCache | Non
         NotImplementedError: the implementation asked for does not apply.
     """
     if name is None:
-        return next(n for n in IMPLEMENTATIONS if unavailable_reason(n, cache_layer) is None)
+        return next(n for n in IMPLEMENTATIONS if unavailable_reason(n, cache) is None)
     if name not in IMPLEMENTATIONS:
         known = ", ".join(IMPLEMENTATIONS)
         raise ValueError(f"implementation must be one of {known} or None, got {name!r}")
-    reason = unavailable_reason(name, cache_layer)
+    reason = unavailable_reason(name, cache)
     if reason:
         raise NotImplementedError(f"implementation {name!r} does not apply here: {reason}")
     return name
 
 
-def unavailable_reason(name: str, cache_layer: LayerCache | None = None) -> str | None:
+def unavailable_reason(name: str, cache: LayerCache | KVCache | None = None) -> str | None:
     """Why an implementation does not apply on this device (and to this cache); None if it does."""
     if name != "mosaic_gpu":
         return None
     reason = mosaic_gpu.device_reason()
-    if reason is None and cache_layer is not None:
-        reason = mosaic_gpu.unsupported_reason(cache_layer)
+    if reason is None and cache is not None:
+        reason = mosaic_gpu.unsupported_reason(cache)
     return reason
 
 
-def explain(cache_layer: LayerCache) -> str:
+def explain(cache: LayerCache | KVCache) -> str:
     """Which implementation this cache takes here by default, and what the others would do."""
-    chosen = choose_implementation(None, cache_layer)
+    chosen = choose_implementation(None, cache)
     lines = []
     for name in IMPLEMENTATIONS:
-        reason = unavailable_reason(name, cache_layer)
+        reason = unavailable_reason(name, cache)
         lines.append(f"{name}: {reason or ('taken' if name == chosen else 'on request')}")
     return "\n".join(lines)
+
+
+def _check_query(query: Array, cache: LayerCache | KVCache) -> None:
+    batch, num_kv_heads, _, head_dim = cache.text.key.shape[-4:]
+    if query.shape[0] != batch or query.shape[3] != head_dim or query.shape[2] % num_kv_heads:
+        raise ValueError(
+            f"query must be [B={batch}, T, N=multiple of {num_kv_heads}, H={head_dim}] for this "
+            f"cache, got {list(query.shape)}"
+        )

@@ -7,6 +7,7 @@ Every access to device memory is checked against the operand's size.
 
 from collections.abc import Callable, Mapping, Sequence
 
+import ml_dtypes
 import numpy as np
 
 from pallas_kernels.operations import Operations, Value
@@ -22,19 +23,25 @@ class EmulatedOperations(Operations):
     Args:
         operands: arrays by name; outputs among them are written in place.
         blocks: thread blocks in the grid. warps: warps of each block.
-        shared_words: 32-bit words of shared memory of each block.
+        shared_words: 32-bit words of shared memory of each block. cluster: blocks of a cluster.
     """
 
     def __init__(
-        self, operands: Mapping[str, np.ndarray], *, blocks: int, warps: int, shared_words: int
+        self,
+        operands: Mapping[str, np.ndarray],
+        *,
+        blocks: int,
+        warps: int,
+        shared_words: int,
+        cluster: int = 1,
     ):
         """Starts all warps."""
         contiguous = (np.ascontiguousarray(x) for x in operands.values())
         self._memory = [x.reshape(-1).view(np.uint8) for x in contiguous]
         self._names = list(operands)
         self._shape = (blocks * warps, 32)
-        self._warps = warps
-        self._shared = np.zeros((blocks, shared_words), np.float32)
+        self._warps, self._cluster = warps, cluster
+        self._shared = np.full((blocks, shared_words), np.nan, np.float32)
         self._active = np.ones(blocks * warps, bool)
 
     def emit(self, ptx, results, arguments, *values, ordered=False):
@@ -226,6 +233,12 @@ class EmulatedOperations(Operations):
         """See `Operations.from_bits`."""
         return _word(a).view(np.float32)
 
+    def pack_bfloat16(self, low, high):
+        """See `Operations.pack_bfloat16`."""
+        halves = (self._full(_float(x)).astype(ml_dtypes.bfloat16) for x in (low, high))
+        low, high = (half.view(np.uint16).astype(np.uint32) for half in halves)
+        return low | high << np.uint32(16)
+
     # Memory
 
     def address(self, base, index, stride):
@@ -258,20 +271,28 @@ class EmulatedOperations(Operations):
         memory, index = self._resolve(address, offset, np.float32, 1, writes)
         memory[index[writes]] = self._full(_float(value))[writes]
 
-    def store_shared(self, address, offset, value):
+    def store_shared(self, condition, address, offset, value):
         """See `Operations.store_shared`."""
         index = (self._full(_word(address)) + np.uint32(offset)) // np.uint32(4)
-        writes = np.broadcast_to(self._active[:, None], self._shape)
+        writes = self._active[:, None] & (self._full(_word(condition)) != 0)
         self._shared[self.block_index()[writes], index[writes]] = self._full(_float(value))[writes]
 
     def load_shared(self, address, offset):
         """See `Operations.load_shared`."""
-        index = (self._full(_word(address)) + np.uint32(offset)) // np.uint32(4)
-        return self._shared[self.block_index(), np.where(self._active[:, None], index, 0)]
+        return self._load_shared(self.block_index(), address, offset)
+
+    def load_remote(self, rank, address, offset):
+        """See `Operations.load_remote`."""
+        block = self.block_index()
+        return self._load_shared(block - block % np.uint32(self._cluster) + rank, address, offset)
 
     def barrier(self):
         """See `Operations.barrier`."""
         assert self._active.all(), "a barrier that not all warps reach"
+
+    def cluster_barrier(self):
+        """See `Operations.cluster_barrier`."""
+        self.barrier()
 
     # Across the lanes of a warp
 
@@ -288,6 +309,12 @@ class EmulatedOperations(Operations):
         highest = self._full(_word(a)).view(np.int32).max(1, keepdims=True)
         return self._full(highest.view(np.uint32))
 
+    def transpose_halves(self, a):
+        """See `Operations.transpose_halves`."""
+        matrix = self._full(_word(a)).copy().view(np.uint16).reshape(-1, 8, 8)
+        transposed = np.ascontiguousarray(matrix.swapaxes(1, 2)).reshape(-1, 64)
+        return transposed.view(np.uint32)
+
     # Tensor core
 
     def mma_b1_k128(self, a, b):
@@ -300,7 +327,14 @@ class EmulatedOperations(Operations):
 
     def mma_f16(self, a, b, c):
         """See `Operations.mma_f16`."""
-        halves = [self._halves(word) for word in (*a, *b)]  # each [warps, g, 2t + i]
+        return self._mma_halves(np.float16, a, b, c)
+
+    def mma_bfloat16(self, a, b, c):
+        """See `Operations.mma_bfloat16`."""
+        return self._mma_halves(ml_dtypes.bfloat16, a, b, c)
+
+    def _mma_halves(self, dtype, a, b, c):
+        halves = [self._halves(word, dtype) for word in (*a, *b)]  # each [warps, g, 2t + i]
         # Words 0 and 2 of A belong to row g, words 1 and 3 to row g + 8.
         left = np.concatenate([np.concatenate(halves[i:4:2], 2) for i in (0, 1)], 1)
         right = np.concatenate(halves[4:], 2)  # [warps, column, k]
@@ -350,6 +384,10 @@ class EmulatedOperations(Operations):
             value[used] = memory[index[used] + i]
         return values
 
+    def _load_shared(self, block, address, offset) -> np.ndarray:
+        index = (self._full(_word(address)) + np.uint32(offset)) // np.uint32(4)
+        return self._shared[block, np.where(self._active[:, None], index, 0)]
+
     def _common_bits(self, a, b) -> np.ndarray:
         def fragment(words):  # [warps, rows, 4 words]
             return np.concatenate([self._full(_word(w)).reshape(-1, 8, 4) for w in words], 1)
@@ -362,9 +400,9 @@ class EmulatedOperations(Operations):
         parts = matrix.reshape(-1, 2, 8, 4, 2)  # row = 8 half + g, column = 2 t + i
         return [parts[:, half, :, :, i].reshape(-1, 32) for half in (0, 1) for i in (0, 1)]
 
-    def _halves(self, word) -> np.ndarray:
+    def _halves(self, word, dtype) -> np.ndarray:
         """A word of a half-precision fragment as float64 [warps, g, 2t + i]."""
-        halves = np.ascontiguousarray(self._full(_word(word))).view(np.float16)
+        halves = np.ascontiguousarray(self._full(_word(word))).view(dtype)
         return halves.reshape(-1, 8, 8).astype(np.float64)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.emulated_operations import EmulatedOperations
-from pallas_kernels.kernel_b1 import KernelB1
+from pallas_kernels.kernel import Kernel
 from pallas_kernels.mlir_operations import MlirOperations
 from pallas_kernels.problem import Problem
 
@@ -18,7 +18,7 @@ Launch = Callable[[Problem, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array
 
 
 def gpu_launch(problem: Problem, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """The kernel on a GPU: output [rows * splits, H] and logsumexp [rows * splits]."""
+    """The kernel on a GPU: output [rows, H] and logsumexp [rows]."""
     results = _results(problem)
     names = [*operands, *results]
 
@@ -27,17 +27,20 @@ def gpu_launch(problem: Problem, operands: Mapping[str, jax.Array]) -> tuple[jax
         def build(_, *refs):
             *operands, shared = refs
             ops = MlirOperations(dict(zip(names, operands, strict=True)), shared)
-            KernelB1(ops, problem).run()
+            Kernel(ops, problem).run()
 
         build(*refs)
 
+    splits = problem.tiling.splits
     kernel = plgpu.kernel(
         body,
         out_type=tuple(results.values()),
-        scratch_types=[plgpu.SMEM((problem.warps * problem.merge_row,), jnp.float32)],
+        scratch_types=[plgpu.SMEM((problem.shared_words,), jnp.float32)],
         grid=(problem.grid,),
         grid_names=("block",),
-        num_threads=problem.tiling.warpgroups,
+        cluster=(splits,) if splits > 1 else (),
+        cluster_names=("split",) if splits > 1 else (),
+        num_threads=problem.tiling.warps // 4,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Lane  # pyright: ignore
@@ -58,19 +61,19 @@ def emulated_launch(
         arrays |= {name: np.full(x.shape, np.nan, x.dtype) for name, x in results.items()}
         ops = EmulatedOperations(
             arrays,
-            blocks=problem.grid,
-            warps=problem.warps,
-            shared_words=problem.warps * problem.merge_row,
+            blocks=problem.grid * problem.tiling.splits,
+            warps=problem.tiling.warps,
+            shared_words=problem.shared_words,
+            cluster=problem.tiling.splits,
         )
-        KernelB1(ops, problem).run()
+        Kernel(ops, problem).run()
         return tuple(arrays[name] for name in results)
 
     return jax.pure_callback(run, tuple(results.values()), dict(operands))
 
 
 def _results(problem: Problem) -> dict[str, jax.ShapeDtypeStruct]:
-    rows = problem.rows * problem.tiling.splits
     return {
-        "output": jax.ShapeDtypeStruct((rows, problem.head_dim), jnp.float32),
-        "logsumexp": jax.ShapeDtypeStruct((rows,), jnp.float32),
+        "output": jax.ShapeDtypeStruct((problem.rows, problem.head_dim), jnp.float32),
+        "logsumexp": jax.ShapeDtypeStruct((problem.rows,), jnp.float32),
     }

@@ -1,9 +1,12 @@
 """The kernel's layout of packed words: blocks of 256 positions, one 16-byte load a lane.
 
-Codes of one bit, head_dim H of 64 or 128. A block of 256 positions of one head is H / 16 rows of
-32 lanes of 4 words; lane = 4 g + t, as in the tensor core's fragments (g in 0..7, t in 0..3):
+Codes of one bit, head_dim H of 64 or 128. The words of one head are a row of blocks; the last block
+may be cut short, in steps of `QUARTER` = 64 positions (keys) or two of them (values):
 
-    words [*lead, blocks, H / 16, 32, 4]
+    words [*lead, n]:  | block 0 | block 1 | ... | whole quarters of the rest |
+
+A block is H / 16 rows of 32 lanes of 4 words; lane = 4 g + t, as in the tensor core's fragments
+(g in 0..7, t in 0..3):
 
     row 0  | lane 0: 4 words | lane 1: 4 words | ... | lane 31: 4 words |   512 bytes
     row 1  | ...                                                        |
@@ -15,15 +18,18 @@ a row of the tensor core's left operand is a position (H = 128) or a pair of the
     H = 64    row k, word 2c + r        position 64k + 32r + 8 (2c + t//2) + g, channels 32 (t%2)...
 
 (k in 0..3; c, e, r in 0..1.) Lane 8 * quarter + g then ends up with position 32 (2k + r) + 8 *
-quarter + g, quarter = 2c + e or 2c + t // 2.
+quarter + g, quarter = 2c + e or 2c + t // 2. A block cut short keeps its first rows.
 
 **Values** hold 32 consecutive positions of one channel in a word, so that a row of the left operand
 is a channel and the sum over positions runs inside the instruction:
 
     row m, word 2h + r          positions 128h + 32t..., channel 16m + 8r + g
 
+In a block of at most 128 positions only h = 0 exists: rows of 256 bytes, two words a lane.
+
 **Scales per position** lie in the order in which lanes need them: lane 4g + t takes positions
-32i + 8t + g, i in 0..7, as eight consecutive bytes (8-bit scales) or eight bfloat16:
+32i + 8t + g, i in 0..7, as eight consecutive bytes (8-bit scales) or eight bfloat16; the last block
+is always whole:
 
     words [*lead, blocks, 32, 2 or 4]
 """
@@ -37,16 +43,21 @@ from vkq_jax.array_types import Array, Shaped, UInt32
 __all__ = [
     "BLOCK",
     "HEAD_DIMS",
+    "QUARTER",
+    "key_words",
     "num_blocks",
+    "split_blocks",
     "tile_keys",
     "tile_scales",
     "tile_values",
     "untile_keys",
     "untile_scales",
     "untile_values",
+    "value_words",
 ]
 
 BLOCK = 256
+QUARTER = 64
 HEAD_DIMS = (64, 128)
 
 # Axes of a block's key words, [position..., channel word...] -> [row, lane, word], by head_dim.
@@ -60,54 +71,87 @@ _KEY_AXES = {
 
 
 def num_blocks(num_positions: int) -> int:
-    """Blocks that hold `num_positions`."""
+    """Blocks that hold `num_positions`, the one cut short included."""
     return -(-num_positions // BLOCK)
 
 
-def tile_keys(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead n rows 32 4"]:
+def split_blocks(num_positions: int) -> tuple[int, int]:
+    """Whole blocks, and quarters (0 to 3) of the block that is cut short."""
+    return divmod(-(-num_positions // QUARTER), BLOCK // QUARTER)
+
+
+def key_words(num_positions: int, head_dim: int) -> int:
+    """Words that hold the keys of one head."""
+    blocks, quarters = split_blocks(num_positions)
+    return (BLOCK * blocks + QUARTER * quarters) * head_dim // 32
+
+
+def value_words(num_positions: int, head_dim: int) -> int:
+    """Words that hold the values of one head."""
+    blocks, quarters = split_blocks(num_positions)
+    return (BLOCK * blocks + BLOCK // 2 * -(-quarters // 2)) * head_dim // 32
+
+
+def tile_keys(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead n"]:
     """Key words from the order of `vkq_jax.packing`; missing positions are zero."""
-    *lead, _, words = packed.shape
+    *lead, num_positions, words = packed.shape
     sizes, order = _KEY_AXES[32 * words]
     blocks = _in_blocks(packed, axis=-2)
-    blocks = blocks.reshape(*blocks.shape[: len(lead) + 1], *sizes)
-    return _permute(blocks, order).reshape(*blocks.shape[: len(lead) + 1], 2 * words, 32, 4)
+    axes = _permute(blocks.reshape(*blocks.shape[:-2], *sizes), order)
+    return axes.reshape(*lead, -1)[..., : key_words(num_positions, 32 * words)]
 
 
 def untile_keys(
-    tiled: UInt32[Array, "*lead n rows 32 4"], num_positions: int
+    tiled: UInt32[Array, "*lead n"], num_positions: int, head_dim: int
 ) -> UInt32[Array, "*lead V W"]:
     """The inverse of `tile_keys`."""
-    *lead, blocks, rows, _, _ = tiled.shape
-    sizes, order = _KEY_AXES[16 * rows]
-    axes = tiled.reshape(*lead, blocks, *(sizes[axis] for axis in order))
-    packed = _permute(axes, _inverse(order)).reshape(*lead, blocks * BLOCK, rows // 2)
+    sizes, order = _KEY_AXES[head_dim]
+    blocks = num_blocks(num_positions)
+    whole = _pad_last(tiled, blocks * BLOCK * head_dim // 32)
+    axes = whole.reshape(*tiled.shape[:-1], blocks, *(sizes[axis] for axis in order))
+    packed = _permute(axes, _inverse(order))
+    packed = packed.reshape(*tiled.shape[:-1], blocks * BLOCK, head_dim // 32)
     return packed[..., :num_positions, :]
 
 
-def tile_values(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead n rows 32 4"]:
+def tile_values(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead n"]:
     """Value words from the order of `vkq_jax.packing`; missing positions are zero."""
-    *lead, _, words = packed.shape
+    *lead, num_positions, words = packed.shape
     codes = _in_blocks(packing.unpack(packed, 1, 32 * words).astype(bool), axis=-2)
     blocks = codes.shape[len(lead)]
     # A word takes 32 positions of a channel: [(h, t), (m, r, g)] -> row m, lane (g, t), word (h, r)
     by_channel = codes.reshape(*lead, blocks, 8, 32, 32 * words).swapaxes(-1, -2)
     axes = packing.pack(by_channel, 1).reshape(*lead, blocks, 2, 4, 2 * words, 2, 8)
-    return _permute(axes, (2, 4, 1, 0, 3)).reshape(*lead, blocks, 2 * words, 32, 4)
+    axes = _permute(axes, (2, 4, 1, 0, 3))  # [*lead, blocks, m, g, t, h, r]
+    whole, quarters = split_blocks(num_positions)
+    parts = [axes[..., :whole, :, :, :, :, :].reshape(*lead, -1)]
+    if quarters:
+        halves = -(-quarters // 2)
+        parts.append(axes[..., whole, :, :, :, :halves, :].reshape(*lead, -1))
+    return jnp.concatenate(parts, axis=-1)
 
 
 def untile_values(
-    tiled: UInt32[Array, "*lead n rows 32 4"], num_positions: int
+    tiled: UInt32[Array, "*lead n"], num_positions: int, head_dim: int
 ) -> UInt32[Array, "*lead V W"]:
     """The inverse of `tile_values`."""
-    *lead, blocks, rows, _, _ = tiled.shape
-    axes = _permute(tiled.reshape(*lead, blocks, rows, 8, 4, 2, 2), (3, 2, 0, 4, 1))
-    words = axes.reshape(*lead, blocks, 8, 16 * rows, 1)
+    lead, rows = tiled.shape[:-1], head_dim // 16
+    whole, quarters = split_blocks(num_positions)
+    size = whole * BLOCK * head_dim // 32
+    axes = tiled[..., :size].reshape(*lead, whole, rows, 8, 4, 2, 2)
+    if quarters:
+        halves = -(-quarters // 2)
+        rest = tiled[..., size:].reshape(*lead, 1, rows, 8, 4, halves, 2)
+        rest = jnp.pad(rest, [(0, 0)] * (rest.ndim - 2) + [(0, 2 - halves), (0, 0)])
+        axes = jnp.concatenate([axes, rest], axis=len(lead))
+    blocks = axes.shape[len(lead)]
+    words = _permute(axes, (3, 2, 0, 4, 1)).reshape(*lead, blocks, 8, 16 * rows, 1)
     codes = packing.unpack(words, 1, 32).swapaxes(-1, -2)
     packed = packing.pack(codes.reshape(*lead, blocks * BLOCK, 16 * rows), 1)
     return packed[..., :num_positions, :]
 
 
-def tile_scales(scales: Shaped[Array, "*lead V"]) -> UInt32[Array, "*lead n 32 words"]:
+def tile_scales(scales: Shaped[Array, "*lead V"]) -> UInt32[Array, "*lead blocks 32 words"]:
     """Scales per position (uint8 or bfloat16) in the order of lanes; missing ones are zero."""
     *lead, _ = scales.shape
     blocks = _in_blocks(scales, axis=-1)
@@ -119,7 +163,7 @@ def tile_scales(scales: Shaped[Array, "*lead V"]) -> UInt32[Array, "*lead n 32 w
 
 
 def untile_scales(
-    tiled: UInt32[Array, "*lead n 32 words"], num_positions: int
+    tiled: UInt32[Array, "*lead blocks 32 words"], num_positions: int
 ) -> Shaped[Array, "*lead V"]:
     """The inverse of `tile_scales`."""
     *lead, blocks, _, words = tiled.shape
@@ -136,6 +180,10 @@ def _in_blocks(x: Array, axis: int) -> Array:
     padding[axis] = (0, blocks * BLOCK - positions)
     axis += x.ndim
     return jnp.pad(x, padding).reshape(*x.shape[:axis], blocks, BLOCK, *x.shape[axis + 1 :])
+
+
+def _pad_last(x: Array, size: int) -> Array:
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
 
 
 def _permute(x: Array, order: tuple[int, ...]) -> Array:

@@ -1,20 +1,25 @@
-"""Decode attention whose visual part is the fused GPU kernel; the text part is XLA's."""
+"""Decode attention by the fused GPU kernel: one launch for a layer, the text bank in it."""
+
+from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 import vkq_jax.attention
+from pallas_kernels import layouts
+from pallas_kernels.fused import Banks, DenseBank, fused_attention
 from pallas_kernels.launch import Launch, gpu_launch
 from pallas_kernels.problem import Tiling
 from pallas_kernels.tiled import tile, untileable_reason
-from pallas_kernels.visual_attention import attend_visual
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.attention import Attended, merge, to_kv_heads
-from vkq_jax.cache import LayerCache
+from vkq_jax.attention import Attended, causal_text, merge, to_kv_heads
+from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
+from vkq_jax.dense import DenseTensor
 
-__all__ = ["attend_cache", "device_reason", "unsupported_reason"]
+__all__ = ["attend_cache", "attend_layer", "device_reason", "unsupported_reason"]
 
 _CAPABILITIES = ("9.0",)  # tested ones; the 1-bit instruction is native on 8.0 to 9.0
 
@@ -28,44 +33,140 @@ def attend_cache(
     launch: Launch = gpu_launch,
     tiling: Tiling | None = None,
 ) -> Attended:
-    """Same contract as `vkq_jax.attention.attend_cache`.
+    """`attend_layer` for a layer that has been taken out of its cache."""
+    text = TextBank(layer.text.key[None], layer.text.value[None], layer.text.length)
+    banks = tuple(
+        VisualBank(*jax.tree.map(lambda x: x[None], (bank.key, bank.value)), bank.length)
+        for bank in layer.visual
+    )
+    none = jnp.zeros_like(text.length)
+    cache = KVCache(banks, text, position=none, guarded=none, quant=layer.quant)
+    return attend_layer(
+        query,
+        cache,
+        0,
+        visible_text=visible_text,
+        logits_scale=logits_scale,
+        launch=launch,
+        tiling=tiling,
+    )
+
+
+def attend_layer(
+    query: Float[Array, "B T N H"],
+    cache: KVCache,
+    index: Int32[Array, ""] | int,
+    *,
+    visible_text: Int32[Array, "B T"] | None = None,
+    logits_scale: float | None = None,
+    launch: Launch = gpu_launch,
+    tiling: Tiling | None = None,
+) -> Attended:
+    """Same contract as `vkq_jax.attention.attend_cache` on `cache.layer(index)`.
+
+    The kernel reads its layer in place: no bank is sliced or copied. The gradient, with respect to
+    queries and the text bank, is that of post-scaled attention in XLA.
 
     Args:
-        query, layer, visible_text, logits_scale: as there. Banks that are not tiled yet (see
-            `pallas_kernels.tile`) are tiled on the way, which costs more than the attention.
+        query, visible_text, logits_scale: as there.
+        cache: banks that are not tiled yet (see `pallas_kernels.tile`) are tiled on the way, which
+            costs more than the attention.
+        index: of the layer.
         launch: runs the kernel; tests emulate it.
         tiling: how the kernel's work is cut; None chooses by shape.
 
     Raises:
         NotImplementedError: the kernel does not cover these codes.
     """
-    reason = unsupported_reason(layer)
+    reason = unsupported_reason(cache)
     if reason:
         raise NotImplementedError(f"mosaic_gpu: {reason}")
+    if visible_text is None:
+        visible_text = causal_text(cache.text.length, query.shape[1])
+    attend = functools.partial(_attend, logits_scale, launch, tiling)
+    output, logsumexp = attend(
+        (query, cache.text.key, cache.text.value), cache, jnp.asarray(index), visible_text
+    )
+    return Attended(output, logsumexp, jnp.zeros(query.shape[0], jnp.int32))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attend(logits_scale, launch, tiling, differentiable, cache, index, visible_text):
+    query, text_key, text_value = differentiable
     num_queries, head_dim = query.shape[1], query.shape[-1]
     scale = head_dim**-0.5 if logits_scale is None else logits_scale
-    rows = to_kv_heads(query.astype(jnp.float32) * scale, layer.text.key.shape[1])
+    rows = to_kv_heads(query.astype(jnp.float32) * scale, text_key.shape[2])
+    packed, dense = [], {}
+    visible = {}
+    for bank in cache.visual:
+        if isinstance(bank.key, DenseTensor):
+            dense[f"visual{len(dense)}"] = DenseBank(bank.key.values, bank.value.values)
+            seen = jnp.broadcast_to(bank.length[:, None], visible_text.shape)
+            visible[f"visual{len(visible)}"] = seen
+        else:
+            packed.append(tile(bank))
+    fused_text = text_key.dtype == jnp.bfloat16
+    if fused_text:
+        dense["text"], visible["text"] = DenseBank(text_key, text_value), visible_text
+    first = Banks(packed[0] if packed else None, dense)
+    launches = [(first, visible)] + [(Banks(bank, {}), {}) for bank in packed[1:]]
+    parts = [
+        Attended.from_kv_heads(
+            *fused_attention(rows, visible, banks, index, launch, tiling), num_queries
+        )
+        for banks, visible in launches
+    ]
+    if not fused_text:
+        layer = dataclasses.replace(cache, visual=()).layer(index)
+        parts.append(
+            vkq_jax.attention.attend_cache(
+                query, layer, visible_text=visible_text, logits_scale=logits_scale
+            )
+        )
+    attended = functools.reduce(merge, parts)
+    return attended.output, attended.logsumexp
 
-    attended = vkq_jax.attention.attend_cache(
-        query,
-        dataclasses.replace(layer, visual=()),
-        visible_text=visible_text,
-        logits_scale=logits_scale,
-    )
-    for bank in layer.visual:
-        output, logsumexp = attend_visual(rows, tile(bank), launch, tiling)
-        visual = Attended.from_kv_heads(output, logsumexp, num_queries)
-        attended = merge(attended, visual)
-    return attended
+
+def _forward(logits_scale, launch, tiling, differentiable, cache, index, visible_text):
+    result = _attend(logits_scale, launch, tiling, differentiable, cache, index, visible_text)
+    return result, (differentiable, cache, index, visible_text)
 
 
-def unsupported_reason(layer: LayerCache) -> str | None:
+def _backward(logits_scale, launch, tiling, residuals, cotangents):
+    del launch, tiling
+    differentiable, cache, index, visible_text = residuals
+
+    def reference(differentiable):
+        query, key, value = differentiable
+        text = dataclasses.replace(cache.text, key=key, value=value)
+        attended = vkq_jax.attention.attend_cache(
+            query,
+            dataclasses.replace(cache, text=text).layer(index),
+            visible_text=visible_text,
+            logits_scale=logits_scale,
+        )
+        return attended.output, attended.logsumexp
+
+    _, pullback = jax.vjp(reference, differentiable)
+    return (*pullback(cotangents), None, None, None)
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def unsupported_reason(cache: LayerCache | KVCache) -> str | None:
     """Why the kernel does not cover a cache; None if it does."""
-    if not layer.visual:
-        return "there is no visual bank"
-    if layer.quant.calibration is not None:
+    head_dim = cache.text.key.shape[-1]
+    if head_dim not in layouts.HEAD_DIMS:
+        return f"head_dim {head_dim} is none of {layouts.HEAD_DIMS}"
+    if cache.quant.calibration is not None:
         return "score calibration"
-    for bank in layer.visual:
+    dense = [bank for bank in cache.visual if isinstance(bank.key, DenseTensor)]
+    if cache.text.key.dtype != jnp.bfloat16 and (dense or not cache.visual):
+        return f"dense banks in {cache.text.key.dtype}, not bfloat16"
+    for bank in cache.visual:
+        if isinstance(bank.key, DenseTensor) and isinstance(bank.value, DenseTensor):
+            continue
         for name, tensor in (("keys", bank.key), ("values", bank.value)):
             reason = untileable_reason(tensor)
             if reason:

@@ -201,6 +201,10 @@ class Operations(abc.ABC):
         """The float that has these bits."""
         return self.emit("mov.b32 $0, $1;", "f", "r", a)
 
+    def pack_bfloat16(self, low: Value, high: Value) -> Value:
+        """Two floats, rounded to bfloat16, as the halves of a word."""
+        return self.emit("cvt.rn.bf16x2.f32 $0, $2, $1;", "r", "ff", low, high)
+
     # Memory -------------------------------------------------------------------------------------
 
     def address(self, base: Value, index: Value, stride: int) -> Value:
@@ -234,10 +238,10 @@ class Operations(abc.ABC):
         ptx = f"{{ .reg .pred p; setp.ne.b32 p, $0, 0; @p st.global.f32 [$1+{offset}], $2; }}"
         self.emit(ptx, "", "rlf", condition, address, value, ordered=True)
 
-    def store_shared(self, address: Value, offset: int, value: Value) -> None:
-        """Writes a float to shared memory."""
-        ptx = f"st.shared.f32 [$0+{offset}], $1;"
-        self.emit(ptx, "", "rf", address, value, ordered=True)
+    def store_shared(self, condition: Value, address: Value, offset: int, value: Value) -> None:
+        """Writes a float to shared memory in the lanes whose word `condition` is not 0."""
+        ptx = f"{{ .reg .pred p; setp.ne.b32 p, $0, 0; @p st.shared.f32 [$1+{offset}], $2; }}"
+        self.emit(ptx, "", "rrf", condition, address, value, ordered=True)
 
     def load_shared(self, address: Value, offset: int) -> Value:
         """A float from shared memory."""
@@ -246,6 +250,19 @@ class Operations(abc.ABC):
     def barrier(self) -> None:
         """Waits for all threads of the block: what they wrote to shared memory can be read."""
         self.emit("bar.sync 0;", "", "", ordered=True)
+
+    def load_remote(self, rank: int, address: Value, offset: int) -> Value:
+        """A float from the shared memory of the cluster's thread block number `rank`."""
+        ptx = (
+            "{ .reg .u32 a; mapa.shared::cluster.u32 a, $1, $2; "
+            f"ld.shared::cluster.f32 $0, [a+{offset}]; }}"
+        )
+        return self.emit(ptx, "f", "rr", address, rank, ordered=True)
+
+    def cluster_barrier(self) -> None:
+        """`barrier` for all thread blocks of the cluster."""
+        ptx = "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;"
+        self.emit(ptx, "", "", ordered=True)
 
     # Across the lanes of a warp -----------------------------------------------------------------
 
@@ -262,6 +279,11 @@ class Operations(abc.ABC):
     def warp_max(self, a: Value) -> Value:
         """The greatest signed word of the warp, in all lanes."""
         ptx = "redux.sync.max.s32 $0, $1, 0xffffffff;"
+        return self.emit(ptx, "r", "r", a, ordered=True)
+
+    def transpose_halves(self, a: Value) -> Value:
+        """A matrix [8, 8] of halves, transposed: lane 4g + t holds (g, 2t) and (g, 2t + 1)."""
+        ptx = "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;"
         return self.emit(ptx, "r", "r", a, ordered=True)
 
     # Tensor core: D = A B (+ C). Fragments: lane 4g + t holds of C the elements (row g, columns 2t
@@ -295,6 +317,16 @@ class Operations(abc.ABC):
         """
         ptx = (
             "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0, $1, $2, $3}, "
+            "{$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+        )
+        return self.emit(ptx, "ffff", "rrrrrrffff", *a, *b, *c, ordered=True)
+
+    def mma_bfloat16(
+        self, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value]
+    ) -> list[Value]:
+        """`mma_f16` with operands in bfloat16."""
+        ptx = (
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0, $1, $2, $3}, "
             "{$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
         )
         return self.emit(ptx, "ffff", "rrrrrrffff", *a, *b, *c, ordered=True)

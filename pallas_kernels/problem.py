@@ -5,7 +5,7 @@ import math
 
 from pallas_kernels import layouts
 
-__all__ = ["Coding", "Problem", "Tiling"]
+__all__ = ["Coding", "Packed", "Problem", "Tiling"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,64 +32,33 @@ class Coding:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tiling:
-    """How the work is cut.
+class Packed:
+    """A bank of packed visual tokens.
 
     Attributes:
-        warpgroups: groups of four warps in a thread block.
-        warps_per_row: warps that share the positions of one row (a query of one KV head).
-        splits: thread blocks, or parts of one, that share a row; merged by XLA afterwards.
-        query_bytes: of the query in fixed point, 2 or 3.
+        num_positions: V. key, value: how they are coded.
+        calibrated: whether scores are mapped by a slope and a shift for each query.
     """
 
-    warpgroups: int = 1
-    warps_per_row: int = 4
-    splits: int = 1
-    query_bytes: int = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """One launch.
-
-    Attributes:
-        batch, kv_heads, blocks: of the bank. queries: queries that read each KV head.
-        head_dim: H. key, value: how they are coded. tiling: how the work is cut.
-    """
-
-    batch: int
-    kv_heads: int
-    queries: int
-    blocks: int
-    head_dim: int
+    num_positions: int
     key: Coding
     value: Coding
-    tiling: Tiling
+    calibrated: bool = False
 
     @property
-    def rows(self) -> int:
-        """Queries of the whole launch."""
-        return self.batch * self.kv_heads * self.queries
+    def blocks(self) -> int:
+        """Blocks, the one cut short included."""
+        return layouts.num_blocks(self.num_positions)
 
     @property
-    def block_bytes(self) -> int:
-        """Bytes of the words of one block of keys, or of values."""
-        return layouts.BLOCK * self.head_dim // 8
+    def whole_blocks(self) -> int:
+        """Blocks that are not cut short."""
+        return layouts.split_blocks(self.num_positions)[0]
 
     @property
-    def warps(self) -> int:
-        """Warps of a thread block."""
-        return 4 * self.tiling.warpgroups
-
-    @property
-    def rows_per_block(self) -> int:
-        """Parts of rows that a thread block works on."""
-        return self.warps // self.tiling.warps_per_row
-
-    @property
-    def grid(self) -> int:
-        """Thread blocks."""
-        return self.rows * self.tiling.splits // self.rows_per_block
+    def quarters(self) -> int:
+        """Quarters of the block that is cut short; 0: there is none."""
+        return layouts.split_blocks(self.num_positions)[1]
 
     @property
     def chunk_blocks(self) -> int:
@@ -97,13 +66,106 @@ class Problem:
         sizes = [side.group_blocks for side in (self.key, self.value) if side.groups > 1]
         return math.gcd(*sizes) if sizes else self.blocks
 
-    @property
-    def merge_row(self) -> int:
-        """Words of shared memory in which a warp leaves its result."""
-        return self.head_dim + 32
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the work is cut. A team of warps shares the positions of a few queries of a KV head.
+
+    Attributes:
+        warps: of a thread block, a multiple of four.
+        team: warps of a team within a thread block.
+        splits: thread blocks that share a team's positions: a cluster, 1 to 8.
+        queries: queries of a team, 1 to 4.
+        query_bytes: of the query in fixed point, 2 or 3.
+    """
+
+    warps: int = 4
+    team: int = 4
+    splits: int = 1
+    queries: int = 1
+    query_bytes: int = 3
 
     def __post_init__(self):
-        """Checks that the tiling fits."""
+        """Checks that the numbers fit each other."""
+        if (
+            self.warps % 4
+            or self.warps % self.team
+            or not 1 <= self.splits <= 8
+            or not 1 <= self.queries <= 4
+            or self.query_bytes not in (2, 3)
+        ):
+            raise ValueError(f"{self} does not fit together")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One launch.
+
+    Attributes:
+        outer: copies of the whole bank side by side (mapped axes). layers: layers of the bank, of
+            which one is read. batch, kv_heads: of the bank.
+        queries: queries that read each KV head, those of all positions.
+        positions: query positions, each with a number of text entries that it sees.
+        head_dim: H.
+        packed: the packed bank, if any.
+        dense: names and capacities of the dense banks (bfloat16), 0 to 2 of them.
+        tiling: how the work is cut.
+    """
+
+    batch: int
+    kv_heads: int
+    queries: int
+    head_dim: int
+    packed: Packed | None
+    dense: tuple[tuple[str, int], ...] = ()
+    outer: int = 1
+    layers: int = 1
+    positions: int = 1
+    tiling: Tiling = Tiling()
+
+    @property
+    def heads(self) -> int:
+        """KV heads of the whole launch."""
+        return self.outer * self.batch * self.kv_heads
+
+    @property
+    def rows(self) -> int:
+        """Queries of the whole launch."""
+        return self.heads * self.queries
+
+    @property
+    def head_teams(self) -> int:
+        """Teams that read each KV head."""
+        return -(-self.queries // self.tiling.queries)
+
+    @property
+    def teams(self) -> int:
+        """Teams that have work."""
+        return self.heads * self.head_teams
+
+    @property
+    def block_teams(self) -> int:
+        """Teams in a thread block."""
+        return self.tiling.warps // self.tiling.team
+
+    @property
+    def grid(self) -> int:
+        """Thread blocks, or clusters of them."""
+        return -(-self.teams // self.block_teams)
+
+    @property
+    def sides(self) -> int:
+        """Kinds of partial results a warp has: of the packed bank, of the dense ones."""
+        return (self.packed is not None) + bool(self.dense)
+
+    @property
+    def partial_words(self) -> int:
+        """Words of shared memory of one partial result: channels, then a scalar for each lane."""
+        return self.head_dim + 32
+
+    @property
+    def shared_words(self) -> int:
+        """Words of shared memory of a thread block."""
         tiling = self.tiling
-        if self.warps % tiling.warps_per_row or (self.rows * tiling.splits % self.rows_per_block):
-            raise ValueError(f"{tiling} does not fit {self.rows} rows")
+        partials = tiling.warps + (self.block_teams if tiling.splits > 1 else 0)
+        return partials * self.sides * tiling.queries * self.partial_words

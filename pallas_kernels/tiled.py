@@ -35,7 +35,7 @@ class TiledLevels(QuantizedTensor):
         head_dim: H. group_size: positions that share a pair of levels.
     """
 
-    packed: UInt32[Array, "*lead n rows 32 4"]
+    packed: UInt32[Array, "*lead n"]
     lower: Float[Array, "*lead G H"]
     upper: Float[Array, "*lead G H"]
     side: Side = static_field(kw_only=True)
@@ -46,7 +46,7 @@ class TiledLevels(QuantizedTensor):
     def untile(self) -> LevelTensor:
         """The tensor it was made from."""
         return LevelTensor(
-            packed=_untile_words(self.packed, self.side, self.num_positions),
+            packed=_untile_words(self),
             lower=self.lower,
             upper=self.upper,
             bits=1,
@@ -72,9 +72,9 @@ class TiledSigns(QuantizedTensor):
         head_dim, rotated, score_error_factor: as in `SignTensor`.
     """
 
-    packed: UInt32[Array, "*lead n rows 32 4"]
+    packed: UInt32[Array, "*lead n"]
     centre: Float[Array, "*lead 1 H"]
-    token_scale: UInt32[Array, "*lead n 32 words"]
+    token_scale: UInt32[Array, "*lead blocks 32 words"]
     side: Side = static_field(kw_only=True)
     num_positions: int = static_field(kw_only=True)
     head_dim: int = static_field(kw_only=True)
@@ -84,7 +84,7 @@ class TiledSigns(QuantizedTensor):
     def untile(self) -> SignTensor:
         """The tensor it was made from."""
         return SignTensor(
-            packed=_untile_words(self.packed, self.side, self.num_positions),
+            packed=_untile_words(self),
             centre=self.centre,
             token_scale=layouts.untile_scales(self.token_scale, self.num_positions),
             head_dim=self.head_dim,
@@ -177,6 +177,6 @@ def untileable_reason(x: QuantizedTensor) -> str | None:
     return None
 
 
-def _untile_words(words: Array, side: Side, num_positions: int) -> Array:
-    untile = layouts.untile_keys if side == "key" else layouts.untile_values
-    return untile(words, num_positions)
+def _untile_words(x: TiledLevels | TiledSigns) -> Array:
+    untile = layouts.untile_keys if x.side == "key" else layouts.untile_values
+    return untile(x.packed, x.num_positions, x.head_dim)

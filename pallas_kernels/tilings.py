@@ -1,22 +1,26 @@
-"""How the work of a launch is cut: measured choices, by the number of rows and blocks."""
+"""How the work of a launch is cut: measured choices, by the number of queries and positions."""
 
-from pallas_kernels.problem import Tiling
+from pallas_kernels.problem import Packed, Tiling
 
 __all__ = ["choose_tiling"]
 
-_WARPS = 132 * 16  # that an H100 holds at 128 registers a thread
+_WARPS = 132 * 8  # that keep an H100's memory busy
 
 
-def choose_tiling(rows: int, blocks: int) -> Tiling:
-    """The tiling for `rows` queries of one KV head each, over `blocks` blocks of positions."""
-    if blocks in (3, 9) and rows % 4 == 0:
-        return Tiling(warpgroups=3, warps_per_row=3)
-    warps_per_row = 4
-    splits = 1
-    while rows * warps_per_row * splits < _WARPS and 2 * splits * warps_per_row <= blocks:
+def choose_tiling(
+    heads: int, queries: int, packed: Packed | None, dense: tuple[tuple[str, int], ...]
+) -> Tiling:
+    """The tiling for `heads` KV heads, each read by `queries` queries.
+
+    A warp handles up to four queries of a KV head at once, so that a block is loaded once for them;
+    long banks and few heads are shared by more warps, and by the thread blocks of a cluster.
+    """
+    per_team = -(-queries // -(-queries // 4))
+    blocks = (packed.blocks if packed else 0) + sum(-(-capacity // 16) for _, capacity in dense)
+    teams = heads * -(-queries // per_team)
+    team, splits = 1, 1
+    while team < 8 and teams * team < 2 * _WARPS and 2 * team <= blocks:
+        team *= 2
+    while splits < 8 and teams * team * splits < _WARPS and 2 * splits * team <= blocks:
         splits *= 2
-    long = blocks >= 16 * warps_per_row * splits
-    for warpgroups in (2, 1) if long else (4, 2, 1):
-        if rows * splits % warpgroups == 0:
-            return Tiling(warpgroups, warps_per_row, splits)
-    raise AssertionError("one warpgroup always fits")
+    return Tiling(warps=max(4, team), team=team, splits=splits, queries=per_team)

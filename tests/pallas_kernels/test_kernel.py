@@ -16,14 +16,16 @@ import vkq_jax
 import vkq_jax.reference
 from pallas_kernels import mosaic_gpu
 from pallas_kernels.emulated_operations import EmulatedOperations
-from pallas_kernels.kernel_b1 import KernelB1
+from pallas_kernels.kernel import Kernel
 from pallas_kernels.launch import emulated_launch, gpu_launch
 from pallas_kernels.operations import Operations
-from pallas_kernels.problem import Coding, Problem, Tiling
+from pallas_kernels.problem import Coding, Packed, Problem, Tiling
 from pallas_kernels.tilings import choose_tiling
 from tests.support.caches import Shape, random_layer, relative_error
 from tests.support.ptx_operations import PtxOperations
 from vkq_jax import KVQuantConfig, LevelCodes, ScoreCalibration, SignCodes
+from vkq_jax.cache import KVCache, TextBank, VisualBank
+from vkq_jax.dense import DenseTensor
 
 attend = functools.partial(mosaic_gpu.attend_cache, launch=emulated_launch)
 
@@ -36,13 +38,14 @@ CODES = {
     "signs": KVQuantConfig(SIGNS, SIGNS),
     "signs, 16-bit scales, score bias": KVQuantConfig(BIASED, BIASED),
     "signs and levels": KVQuantConfig(SIGNS, LevelCodes(group_size=256)),
+    "dense": vkq_jax.presets["none"],
     "levels and signs": KVQuantConfig(LevelCodes(group_size=256), SIGNS),
 }
 # head_dim, query heads per KV head, bank, tiling
 SHAPES = {
-    "one query head": (128, 1, (700, (700, 33)), Tiling(1, 2)),
-    "four query heads, split": (128, 4, (1300, (1300, 0)), Tiling(1, 4, 2)),
-    "seven query heads, small heads": (64, 7, (600, (1, 513)), Tiling(1, 1)),
+    "one query head": (128, 1, (700, (700, 33)), Tiling(4, 2)),
+    "four query heads, split": (128, 4, (1300, (1300, 0)), Tiling(8, 4, 2, queries=4)),
+    "seven query heads, small heads": (64, 7, (600, (1, 513)), Tiling(4, 1, queries=3)),
     "one query head, small heads": (64, 1, (256, (256, 255)), None),
 }
 
@@ -51,6 +54,28 @@ def layer_of(shape, codes, **changes):
     head_dim, per_kv_head, visual, tiling = SHAPES[shape]
     shape = Shape(head_dim=head_dim, num_heads=2 * per_kv_head, visual=(visual,), **changes)
     return *random_layer(shape, CODES[codes]), tiling
+
+
+def stacked(layer, num_layers, index=1):
+    """A cache of several layers, that layer among others; its text in bfloat16."""
+
+    def stack(x):
+        other = jnp.zeros_like(x)
+        return jnp.stack([x if i == index else other for i in range(num_layers)])
+
+    text = TextBank(
+        stack(layer.text.key.astype(jnp.bfloat16)),
+        stack(layer.text.value.astype(jnp.bfloat16)),
+        layer.text.length,
+    )
+    banks = []
+    for bank in map(pallas_kernels.tile, layer.visual):
+        key, value = bank.key, bank.value
+        if isinstance(key, DenseTensor):
+            key, value = (DenseTensor(x.values.astype(jnp.bfloat16)) for x in (key, value))
+        banks.append(VisualBank(*jax.tree.map(stack, (key, value)), bank.length))
+    none = jnp.zeros_like(layer.text.length)
+    return KVCache(tuple(banks), text, position=none, guarded=none, quant=layer.quant)
 
 
 def check(query, layer, tiling=None):
@@ -66,6 +91,7 @@ CASES = [
     (shape, codes)
     for shape in ("one query head", "seven query heads, small heads")
     for codes in CODES
+    if codes != "dense"
 ]
 CASES += [(shape, "signs") for shape in ("four query heads, split", "one query head, small heads")]
 
@@ -73,6 +99,35 @@ CASES += [(shape, "signs") for shape in ("four query heads, split", "one query h
 @pytest.mark.parametrize(("shape", "codes"), CASES)
 def test_equals_the_oracle(shape, codes):
     check(*layer_of(shape, codes))
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "per_kv_head", "codes", "tiling"),
+    [
+        (128, 1, "signs", Tiling(8, 2, 2)),
+        (128, 4, "signs", Tiling(4, 2, queries=4)),
+        (64, 3, "levels in groups", Tiling(4, 4, queries=2)),
+        (128, 7, "dense", Tiling(8, 4, 2, queries=4)),
+        (64, 2, "dense", Tiling(4, 4, queries=2)),
+    ],
+)
+def test_a_layer_of_a_cache_with_its_text(head_dim, per_kv_head, codes, tiling):
+    """Packed (or dense) bank and text bank in one launch, for several query positions."""
+    shape = Shape(
+        head_dim=head_dim,
+        num_heads=2 * per_kv_head,
+        num_queries=3,
+        cache_length=45,
+        text=(2, 45),
+        visual=((700, (700, 33)),),
+    )
+    query, layer = random_layer(shape, CODES[codes])
+    cache = stacked(layer, 3)
+    run = functools.partial(mosaic_gpu.attend_layer, launch=emulated_launch, tiling=tiling)
+    got = jax.jit(run)(query, cache, 1)
+    expected = vkq_jax.reference.attend_cache(query, cache.layer(1))
+    assert relative_error(got.output, expected.output) < 3e-4
+    np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=3e-5, atol=3e-4)
 
 
 def test_two_banks_and_several_queries():
@@ -116,12 +171,14 @@ def test_hard_inputs(case, codes):
 def test_what_lies_behind_the_length_changes_nothing():
     query, layer, tiling = layer_of("one query head", "signs")
     bank = pallas_kernels.tile(layer.visual[0])
-    row, block = 1, slice(1, None)  # 33 positions are visible
+    row, behind = 1, slice(256 * 4, None)  # 33 positions are visible: part of the first block
     other = dataclasses.replace(
         bank,
-        key=dataclasses.replace(bank.key, packed=bank.key.packed.at[row, :, block].set(0xFFFFFFFF)),
+        key=dataclasses.replace(
+            bank.key, packed=bank.key.packed.at[row, :, behind].set(0xFFFFFFFF)
+        ),
         value=dataclasses.replace(
-            bank.value, token_scale=bank.value.token_scale.at[row, :, block].set(0xFFFFFFFF)
+            bank.value, token_scale=bank.value.token_scale.at[row, :, 1:].set(0xFFFFFFFF)
         ),
     )
     first, second = (
@@ -150,7 +207,7 @@ def test_vmap_folds_the_axis_into_one_launch():
     shapes = []
 
     def counted(problem, operands):
-        shapes.append((problem.batch, problem.queries))
+        shapes.append((problem.outer, problem.batch, problem.queries))
         return emulated_launch(problem, operands)
 
     def run(q, c):
@@ -159,11 +216,11 @@ def test_vmap_folds_the_axis_into_one_launch():
     one_by_one = jnp.stack([run(queries[i], c) for i, c in enumerate((layer, other))])
     shapes.clear()
     np.testing.assert_allclose(jax.vmap(run)(queries, layers), one_by_one, rtol=1e-5, atol=1e-5)
-    assert shapes[-1] == (4, 1)
+    assert shapes[-1] == (2, 2, 1)
     shapes.clear()
     got = jax.vmap(run, in_axes=(0, None))(queries, layer)
     np.testing.assert_allclose(got[0], one_by_one[0], rtol=1e-5, atol=1e-5)
-    assert shapes[-1] == (2, 2)
+    assert shapes[-1] == (1, 2, 2)
 
 
 def test_gradients_equal_the_oracles():
@@ -189,57 +246,57 @@ def test_every_instruction_is_emulated():
     assert names <= vars(EmulatedOperations).keys()
 
 
-def problems():
-    signs = Coding(scale_bits=8, rotated=True, score_error_factor=0.1)
-    levels, groups = Coding(), Coding(groups=4, group_blocks=2)
-    for head_dim in (64, 128):
-        for key, value in ((levels, levels), (signs, signs), (groups, Coding(scale_bits=16))):
-            yield Problem(2, 2, 2, 8, head_dim, key, value, Tiling(2, 4))
+LAUNCHES = {
+    "levels": (128, 1, "levels", Tiling(8, 4)),
+    "levels in groups": (128, 4, "levels in groups", Tiling(4, 4, 2, queries=4)),
+    "signs": (128, 1, "signs", Tiling(8, 4, query_bytes=2)),
+    "signs, four queries": (128, 4, "signs", Tiling(8, 4, 4, queries=4)),
+    "small heads": (64, 3, "signs, 16-bit scales, score bias", Tiling(4, 2, queries=3)),
+    "dense": (128, 4, "dense", Tiling(8, 4, 2, queries=4)),
+    "dense, small heads": (64, 1, "dense", Tiling(4, 4)),
+}
 
 
-def operand_shapes(problem):
-    heads, blocks = problem.batch * problem.kv_heads, problem.blocks
-    shapes = {
-        "query": ((problem.rows, problem.head_dim), jnp.float32),
-        "length": ((problem.batch,), jnp.int32),
-    }
-    for name, coding in (("key", problem.key), ("value", problem.value)):
-        shapes[name] = ((heads * blocks, problem.head_dim // 16, 32, 4), jnp.uint32)
-        table = ((heads * coding.groups, problem.head_dim), jnp.bfloat16)
-        if coding.signs:
-            shapes[f"{name}_scale"] = ((heads * blocks, 32, coding.scale_bits // 4), jnp.uint32)
-            shapes[f"{name}_centre"] = table
-        else:
-            shapes[f"{name}_lower"] = shapes[f"{name}_upper"] = table
-    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+def launch_of(name):
+    """The problem and the operands' shapes, text bank in bfloat16 and two layers included."""
+    head_dim, per_kv_head, codes, tiling = LAUNCHES[name]
+    shape = Shape(head_dim=head_dim, num_heads=2 * per_kv_head, visual=((600, (600, 3)),))
+    query, layer = random_layer(shape, CODES[codes])
+    found = []
+
+    def launch(problem, operands):
+        shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in operands.items()}
+        found.append((problem, shapes))
+        return jnp.zeros((problem.rows, head_dim)), jnp.zeros(problem.rows)
+
+    cache = stacked(layer, 2)
+    jax.eval_shape(lambda: mosaic_gpu.attend_layer(query, cache, 1, launch=launch, tiling=tiling))
+    return found[-1]
 
 
-@pytest.mark.parametrize(
-    "problem", list(problems()), ids=lambda p: f"{p.head_dim}-{p.key}-{p.value}"
-)
-def test_lowers_to_cuda(problem):
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_lowers_to_cuda(name):
     device = contextlib.nullcontext()
     if hasattr(jax.sharding, "AbstractDevice"):
         mesh = jax.sharding.AbstractMesh(
             (), (), abstract_device=jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
         )
         device = jax.sharding.use_abstract_mesh(mesh)
+    problem, operands = launch_of(name)
     with device:
-        traced = jax.jit(functools.partial(gpu_launch, problem)).trace(operand_shapes(problem))
+        traced = jax.jit(functools.partial(gpu_launch, problem)).trace(operands)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "mosaic_gpu" in text
 
 
 @pytest.mark.skipif(shutil.which("ptxas") is None, reason="needs ptxas")
-@pytest.mark.parametrize(
-    "problem", list(problems()), ids=lambda p: f"{p.head_dim}-{p.key}-{p.value}"
-)
-def test_ptxas_accepts_every_instruction(problem, tmp_path):
-    names = [*operand_shapes(problem), "output", "logsumexp"]
-    ops = PtxOperations(names, shared_words=problem.warps * problem.merge_row)
-    KernelB1(ops, problem).run()
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_ptxas_accepts_every_instruction(name, tmp_path):
+    problem, operands = launch_of(name)
+    ops = PtxOperations([*operands, "output", "logsumexp"], shared_words=problem.shared_words)
+    Kernel(ops, problem).run()
     source = tmp_path / "kernel.ptx"
-    source.write_text(ops.text(threads=32 * problem.warps))
+    source.write_text(ops.text(threads=32 * problem.tiling.warps))
     command = ["ptxas", "-arch=sm_90a", "-O3", "-v", source, "-o", tmp_path / "kernel.cubin"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -264,7 +321,7 @@ def test_what_the_kernel_does_not_cover_is_said():
 
     signs = CODES["signs"]
     assert reason()(signs) is None
-    assert reason(visual=())(signs) == "there is no visual bank"
+    assert "dense banks in float32" in reason(visual=())(signs)
     assert "head_dim 80" in reason(head_dim=80)(signs)
     assert "2-bit" in reason()(KVQuantConfig(LevelCodes(bits=2), LEVELS))
     assert "group of 64" in reason()(vkq_jax.presets["quantile-1bit"])
@@ -274,8 +331,12 @@ def test_what_the_kernel_does_not_cover_is_said():
         mosaic_gpu.attend_cache(query, layer, launch=emulated_launch)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7, 32, 64, 512, 4096])
-@pytest.mark.parametrize("blocks", [1, 2, 3, 9, 32, 128])
-def test_a_tiling_fits_any_shape(rows, blocks):
-    tiling = choose_tiling(rows, blocks)
-    Problem(1, 1, rows, blocks, 128, Coding(), Coding(), tiling)
+@pytest.mark.parametrize("heads", [1, 2, 7, 32, 512, 4096])
+@pytest.mark.parametrize("queries", [1, 4, 7, 8, 30])
+@pytest.mark.parametrize("positions", [1, 576, 2304, 32768])
+def test_a_tiling_fits_any_shape(heads, queries, positions):
+    packed = Packed(positions, Coding(), Coding())
+    tiling = choose_tiling(heads, queries, packed, (("text", 100),))
+    problem = Problem(heads, 1, queries, 128, packed, tiling=tiling)
+    assert problem.grid * problem.block_teams >= problem.teams
+    assert 4 * problem.shared_words <= 200_000

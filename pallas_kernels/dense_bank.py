@@ -1,0 +1,199 @@
+"""Attention of a warp over dense keys and values in bfloat16, for up to four queries at once.
+
+A block is 16 positions. Both products run on the tensor core with the bank as its left operand,
+loaded 16 bytes a lane; the order of channels inside a product is free, so it follows the loads:
+
+    scores   [16 positions, 8 columns] = K [16, H] Q [H, 8]
+    channels [H, 8 columns]           += V^T [H, 16] P [16, 8]
+
+Columns 2 q and 2 q + 1 belong to query q: what bfloat16 holds of a number, and what it leaves (16
+bits of mantissa together). Lane 4 g + t gets the scores of query t at positions g and g + 8, and
+of its channels 8 g ... those listed in `_channels`.
+"""
+
+import functools
+from collections.abc import Sequence
+
+from pallas_kernels.operations import Operations, Value
+from pallas_kernels.partials import Partials
+from pallas_kernels.problem import Problem
+from pallas_kernels.warp_math import LOWEST, exchange_float, warp_sum
+from pallas_kernels.work import Work
+
+__all__ = ["DenseBanks"]
+
+_BLOCK = 16
+_SAME_QUERY = (4, 8, 16)  # bits of the numbers of lanes that share t
+_HIGH = 0xFFFF0000
+
+
+class DenseBanks:
+    """The dense banks' part of the work of one warp; `run()` does it all.
+
+    Operands: query [rows, H] float32, times logits_scale * log2(e); for each bank {name}_key and
+    {name}_value [heads, S, H] bfloat16, and {name}_visible [sequences, positions] int32: positions
+    that the queries see.
+    """
+
+    def __init__(self, ops: Operations, problem: Problem, work: Work):
+        """Loads the queries."""
+        self.ops, self.problem, self.work = ops, problem, work
+        self._right = self._load_queries()
+
+    def run(self, partials: Partials, side: int) -> None:
+        """Leaves a partial result for each query."""
+        ops, problem, work = self.ops, self.problem, self.work
+        tiles = problem.head_dim // 16
+        sums = [LOWEST, 0.0] + [0.0] * (4 * tiles)
+        for name, capacity in problem.dense:
+            sums = self._add_bank(name, capacity, sums)
+        highest, mass, *channels = sums
+        mass = warp_sum(ops, mass, _SAME_QUERY)
+        # Columns 2t and 2t + 1 are the two parts of the weights of query t.
+        channels = [ops.fadd(channels[i], channels[i + 1]) for i in range(0, len(channels), 2)]
+        mine = ops.where_less(work.t, problem.tiling.queries, 1, 0)
+        partials.store(
+            side,
+            work.t if problem.tiling.queries == 4 else ops.mad(work.t, mine, 0),
+            highest,
+            mass,
+            channels,
+            at=ops.mad(work.g, 8, 0),
+            offsets=[channel for tile in range(tiles) for channel in self._channels(tile)],
+            where=mine,
+            once=ops.where_less(work.g, 1, mine, 0),
+        )
+
+    def _add_bank(self, name: str, capacity: int, sums: list[Value]) -> list[Value]:
+        ops, problem, work = self.ops, self.problem, self.work
+        visible = [self._visible(name, number) for number in range(problem.tiling.queries)]
+        most = functools.reduce(ops.max, visible, 0)
+        mine = visible[0]
+        for number, count in enumerate(visible[1:], 1):
+            mine = ops.where_less(work.t, number, mine, count)
+        first, last = work.share(ops.div(ops.add(most, _BLOCK - 1), _BLOCK))
+        start = [*self._load_keys(name, capacity, first), *sums]
+        num_ahead = len(start) - len(sums)
+
+        def block(i, carried):
+            ahead, sums = carried[:num_ahead], carried[num_ahead:]
+            number = ops.add(first, i)
+            values = self._load_values(name, capacity, number)
+            scores = self._scores(ahead)
+            ahead = self._load_keys(name, capacity, ops.add(number, 1))
+            position = ops.mad(number, _BLOCK, work.g)
+            scores = [
+                ops.where_less_float(ops.add(position, 8 * i), mine, score, 2 * LOWEST)
+                for i, score in enumerate(scores)
+            ]
+            return [*ahead, *self._add_block(sums, scores, values)]
+
+        return ops.loop(ops.sub(last, first), start, block)[num_ahead:]
+
+    def _visible(self, name: str, number: int) -> Value:
+        """Positions that query `number` of the team sees."""
+        ops, problem, work = self.ops, self.problem, self.work
+        query = ops.div(work.query(number), problem.queries // problem.positions)
+        index = ops.mad(work.sequence, problem.positions, query)
+        return ops.uniform(ops.load(ops.address(ops.pointer(f"{name}_visible"), index, 4)))
+
+    # Loads ----------------------------------------------------------------------------------------
+
+    def _load_queries(self) -> list[list[Value]]:
+        """Right operands: column g is part g % 2 of query g // 2."""
+        ops, problem, work = self.ops, self.problem, self.work
+        number = ops.min(ops.shift_right(work.g, 1), problem.tiling.queries - 1)
+        row = work.row(ops.min(ops.add(work.first_query, number), problem.queries - 1))
+        address = ops.address(ops.pointer("query"), row, 4 * problem.head_dim)
+        address = ops.address(address, work.t, 32)  # 8 channels
+        low_part = ops.bit_and(work.g, 1)
+        right = []
+        for c in range(problem.head_dim // 32):
+            for half in (0, 16):
+                words = ops.load4(address, 128 * c + half)
+                floats = [ops.from_bits(word) for word in words]
+                right.append([self._part(*floats[:2], low_part), self._part(*floats[2:], low_part)])
+        return right
+
+    def _part(self, first: Value, second: Value, low_part: Value) -> Value:
+        """Two neighbours' bfloat16, or what it leaves of them in lanes where low_part is not 0."""
+        ops = self.ops
+        high = [ops.from_bits(ops.bit_and(ops.as_bits(x), _HIGH)) for x in (first, second)]
+        low = [ops.fsub(x, h) for x, h in zip((first, second), high, strict=True)]
+        return ops.where_less(low_part, 1, ops.pack_bfloat16(*high), ops.pack_bfloat16(*low))
+
+    def _load_keys(self, name: str, capacity: int, block: Value) -> list[Value]:
+        """Channels 32 c + 8 t ... + 7 of positions g and g + 8: four words each."""
+        words = []
+        for row in (0, 8):
+            position = self.ops.add(self.work.g, row)
+            address = self._address(f"{name}_key", capacity, block, position, self.work.t)
+            for c in range(self.problem.head_dim // 32):
+                words += self.ops.load4(address, 64 * c)
+        return words
+
+    def _load_values(self, name: str, capacity: int, block: Value) -> list[list[Value]]:
+        """Channels 8 g ... (and 64 + 8 g ...) of positions 2t, 2t + 1, 2t + 8, 2t + 9."""
+        rows = []
+        twice = self.ops.shift_left(self.work.t, 1)
+        for offset in (0, 1, 8, 9):
+            position = self.ops.add(twice, offset)
+            address = self._address(f"{name}_value", capacity, block, position, self.work.g)
+            pieces = range(self.problem.head_dim // 64)
+            rows.append([w for piece in pieces for w in self.ops.load4(address, 128 * piece)])
+        return rows
+
+    def _address(self, name: str, capacity: int, block, position, lane: Value) -> Value:
+        """Of 16 bytes of a position of a block; behind the bank's end, of its last position."""
+        ops, work, row_bytes = self.ops, self.work, 2 * self.problem.head_dim
+        position = ops.min(ops.mad(block, _BLOCK, position), capacity - 1)
+        address = ops.address(ops.pointer(name), work.stored_head, capacity * row_bytes)
+        return ops.address(ops.address(address, position, row_bytes), lane, 16)
+
+    # Products -------------------------------------------------------------------------------------
+
+    def _scores(self, keys: list[Value]) -> list[Value]:
+        """Of query t at positions g and g + 8."""
+        ops, half = self.ops, len(keys) // 2
+        sums = [0.0] * 4
+        for i, right in enumerate(self._right):
+            at = 2 * i
+            left = [keys[at], keys[half + at], keys[at + 1], keys[half + at + 1]]
+            sums = ops.mma_bfloat16(left, right, sums)
+        return [ops.fadd(sums[0], sums[1]), ops.fadd(sums[2], sums[3])]
+
+    def _add_block(self, sums: Sequence[Value], scores: list[Value], values) -> list[Value]:
+        """Softmax of one block and its product with the values, added to the sums."""
+        ops = self.ops
+        highest, mass, *channels = sums
+        top = ops.fmax(*scores)
+        for bit in _SAME_QUERY:
+            top = ops.fmax(top, exchange_float(ops, top, bit))
+        top = ops.fmax(top, highest)
+        old = ops.exp2(ops.fsub(highest, top))
+        weights = [ops.exp2(ops.fsub(score, top)) for score in scores]
+        mass = ops.fma(mass, old, ops.fadd(*weights))
+        right = [self._weight_operand(weight) for weight in weights]
+        new = []
+        for tile in range(self.problem.head_dim // 16):
+            left = [self._pair(values, tile, half, pair) for pair in (0, 2) for half in (0, 1)]
+            sums_of = [ops.fmul(x, old) for x in channels[4 * tile : 4 * tile + 4]]
+            new += ops.mma_bfloat16(left, right, sums_of)
+        return [top, mass, *new]
+
+    def _weight_operand(self, weight: Value) -> Value:
+        """Rows k (positions) and columns n of a right operand, from a score's place (n, k)."""
+        ops = self.ops
+        high = ops.from_bits(ops.bit_and(ops.as_bits(weight), _HIGH))
+        return ops.transpose_halves(ops.pack_bfloat16(high, ops.fsub(weight, high)))
+
+    def _channels(self, tile: int) -> tuple[int, int]:
+        """Channels, from 8 g on, of rows g and g + 8 of a tile."""
+        return (tile, 64 + tile) if self.problem.head_dim == 128 else (tile, 4 + tile)
+
+    def _pair(self, values: list[list[Value]], tile: int, half: int, pair: int) -> Value:
+        """One channel at two neighbouring positions."""
+        channel = self._channels(tile)[half]
+        word = 4 * (channel // 64) + channel % 64 // 2
+        selector = 0x7632 if channel % 2 else 0x5410
+        return self.ops.bytes(values[pair][word], values[pair + 1][word], selector)

@@ -1,0 +1,168 @@
+"""Operands of a launch, and mapped axes folded into it: what lies between arrays and the kernel."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.launch import Launch
+from pallas_kernels.layouts import BLOCK
+from pallas_kernels.problem import Coding, Packed, Problem, Tiling
+from pallas_kernels.tiled import TiledLevels, TiledSigns
+from pallas_kernels.tilings import choose_tiling
+from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.cache import VisualBank
+from vkq_jax.pytree import frozen_pytree
+
+__all__ = ["Banks", "DenseBank", "fused_attention"]
+
+Result = tuple[Float[Array, "B K Q H"], Float[Array, "B K Q"]]
+
+
+@frozen_pytree
+class DenseBank:
+    """Dense keys and values of all layers, bfloat16."""
+
+    key: Float[Array, "*Z L B K S H"]
+    value: Float[Array, "*Z L B K S H"]
+
+
+@frozen_pytree
+class Banks:
+    """What one launch attends to: at most one packed bank (tiled) and dense ones, of all layers."""
+
+    packed: VisualBank | None
+    dense: dict[str, DenseBank]
+
+
+def fused_attention(
+    query: Float[Array, "B K Q H"],
+    visible: dict[str, Int32[Array, "B T"]],
+    banks: Banks,
+    layer: Int32[Array, ""],
+    launch: Launch,
+    tiling: Tiling | None = None,
+) -> Result:
+    """One launch: attention of all queries of a KV head over one layer of its banks.
+
+    Args:
+        query: float32, already times `logits_scale`; Q = T * queries_per_kv_head, T in front.
+        visible: for each dense bank, positions that the queries of each query position see.
+        banks: stacked over layers: the kernel finds its layer, nothing is sliced or copied.
+        layer: which one.
+        launch: runs the kernel.
+        tiling: how the work is cut; None chooses by shape.
+
+    Returns:
+        Output and natural log-sum-exp; -inf (and finite output) where nothing is visible. Mapped
+        axes become an axis around the layers or, where no bank is mapped, part of the queries: one
+        launch, no copy.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def attend(query, visible, banks, layer):
+        return _launch(query, visible, banks, layer, launch, tiling)
+
+    @attend.def_vmap
+    def fold(axis_size, in_batched, query, visible, banks, layer):
+        query_batched, visible_batched, banks_batched, layer_batched = in_batched
+        if layer_batched:
+            raise NotImplementedError("mosaic_gpu: a mapped layer number")
+
+        def mapped(tree, batched):
+            return jax.tree.map(
+                lambda x, b: x if b else jnp.broadcast_to(x, (axis_size, *x.shape)), tree, batched
+            )
+
+        query, visible = mapped((query, visible), (query_batched, visible_batched))
+        if any(jax.tree.leaves(banks_batched)):
+
+            def outward(tree):  # [Y, Z, ...] -> [Y * Z, ...]
+                return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+            banks = mapped(banks, banks_batched)
+            results = attend(*outward((query, visible, banks)), layer)
+            unfolded = (x.reshape(axis_size, -1, *x.shape[1:]) for x in results)
+        else:  # query [Y, Z, B, K, Q, H] -> [Z, B, K, Y * Q, H], visible [Y, Z, B, T] alike
+            moved = jnp.moveaxis(query, 0, 3)
+            flat = moved.reshape(*moved.shape[:3], -1, moved.shape[-1])
+            seen = {name: jnp.moveaxis(x, 0, 2) for name, x in visible.items()}
+            seen = {name: x.reshape(*x.shape[:2], -1) for name, x in seen.items()}
+            output, logsumexp = attend(flat, seen, banks, layer)
+            unfolded = (
+                jnp.moveaxis(x.reshape(*moved.shape[:5], *x.shape[4:]), 3, 0)
+                for x in (output, logsumexp)
+            )
+        return tuple(unfolded), (True, True)
+
+    one = jax.tree.map(lambda x: x[None], (query, visible, banks))
+    output, logsumexp = attend(*one, layer)
+    return output[0], logsumexp[0]
+
+
+def _launch(query, visible, banks: Banks, layer, launch: Launch, tiling: Tiling | None):
+    """With an axis Z in front of everything but the layer's number."""
+    outer, batch, kv_heads, queries, head_dim = query.shape
+    packed = None if banks.packed is None else _packed(banks.packed)
+    dense = tuple((name, bank.key.shape[-2]) for name, bank in banks.dense.items())
+    stacked = banks.packed.key.packed if banks.packed is not None else _first(banks.dense).key
+    problem = Problem(
+        outer=outer,
+        layers=stacked.shape[1],
+        batch=batch,
+        kv_heads=kv_heads,
+        queries=queries,
+        positions=_first(visible).shape[-1] if visible else 1,
+        head_dim=head_dim,
+        packed=packed,
+        dense=dense,
+        tiling=tiling or choose_tiling(outer * batch * kv_heads, queries, packed, dense),
+    )
+    operands = {"query": (query * math.log2(math.e)).reshape(-1, head_dim)}
+    if problem.layers > 1:
+        operands["layer"] = layer.reshape(1)
+    if banks.packed is not None:
+        operands["length"] = banks.packed.length.reshape(-1)
+        operands |= _tensor_operands("key", banks.packed.key)
+        operands |= _tensor_operands("value", banks.packed.value)
+    for name, bank in banks.dense.items():
+        operands[f"{name}_key"] = bank.key.reshape(-1, *bank.key.shape[-2:])
+        operands[f"{name}_value"] = bank.value.reshape(-1, *bank.value.shape[-2:])
+        operands[f"{name}_visible"] = visible[name].reshape(-1, problem.positions)
+    output, logsumexp = launch(problem, operands)
+    return output.reshape(query.shape), logsumexp.reshape(query.shape[:-1])
+
+
+def _first(by_name: dict[str, Any]) -> Any:
+    return next(iter(by_name.values()))
+
+
+def _packed(bank: VisualBank) -> Packed:
+    assert isinstance(bank.key, TiledLevels | TiledSigns)
+    assert isinstance(bank.value, TiledLevels | TiledSigns)
+    return Packed(bank.key.num_positions, _coding(bank.key), _coding(bank.value))
+
+
+def _coding(x: TiledLevels | TiledSigns) -> Coding:
+    if isinstance(x, TiledLevels):
+        groups = x.lower.shape[-2]
+        return Coding(groups=groups, group_blocks=x.group_size // BLOCK if groups > 1 else 0)
+    return Coding(
+        scale_bits=4 * x.token_scale.shape[-1],
+        rotated=x.rotated,
+        score_error_factor=x.score_error_factor,
+    )
+
+
+def _tensor_operands(name: str, x: TiledLevels | TiledSigns) -> dict[str, Array]:
+    """The tensor's arrays by operand name, axes that the kernel does not tell apart joined."""
+    arrays = {name: x.packed.reshape(-1, x.packed.shape[-1])}
+    if isinstance(x, TiledLevels):
+        tables = {"lower": x.lower, "upper": x.upper}
+    else:
+        arrays[f"{name}_scale"] = x.token_scale.reshape(-1, *x.token_scale.shape[-2:])
+        tables = {"centre": x.centre}
+    return arrays | {f"{name}_{key}": t.reshape(-1, t.shape[-1]) for key, t in tables.items()}

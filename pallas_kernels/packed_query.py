@@ -1,0 +1,101 @@
+"""A query on its way to packed keys: rotated, scaled, folded with the keys' tables, in planes."""
+
+import functools
+import math
+
+from pallas_kernels.bit_planes import COUNT_UNIT, BitPlanes
+from pallas_kernels.operations import Operations, Value
+from pallas_kernels.problem import Packed, Problem
+from pallas_kernels.tables import load_table
+from pallas_kernels.warp_math import dot, rotate, warp_sum
+from pallas_kernels.work import Work
+
+__all__ = ["PackedQuery"]
+
+
+class PackedQuery:
+    """One query of the team, channels 32 k + 8 t + g in lane 4 g + t.
+
+    Attributes:
+        shared_score: what the scores of all positions have in common (log2), tables of level codes
+            apart.
+        query_sum: sum over the rotated channels. kappa: factor of a squared scale in a score.
+    """
+
+    def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work, number: int):
+        """Loads query `number` of the team."""
+        self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
+        self._place = ops.mad(work.t, 8, work.g)
+        self._channels = [32 * k for k in range(problem.head_dim // 32)]
+        row = work.row(work.query(number))
+        address = ops.address(ops.pointer("query"), row, 4 * problem.head_dim)
+        address = ops.address(address, self._place, 4)
+        query = [ops.load_float(address, 4 * channel) for channel in self._channels]
+        self.shared_score = self.query_sum = self.kappa = 0.0
+        slope = 1.0
+        if packed.calibrated:
+            slope, self.shared_score = (
+                ops.load_float(ops.address(ops.pointer(name), row, 4))
+                for name in ("slope", "shift")
+            )
+        square = dot(ops, query, query)
+        query = [ops.fmul(q, slope) for q in query] if packed.calibrated else query
+        if packed.key.signs:
+            centre = self._table("key_centre", None)
+            score = warp_sum(ops, dot(ops, query, centre))
+            self.shared_score = ops.fadd(self.shared_score, score)
+            if packed.key.score_error_factor:
+                # |q|^2 / log2(e)^2 times the factor, in units of log2: times log2(e).
+                factor = packed.key.score_error_factor / math.log2(math.e)
+                self.kappa = ops.fmul(warp_sum(ops, square), ops.fmul(slope, factor))
+            if packed.key.rotated:
+                query = self._rotate(query)
+            self.query_sum = warp_sum(ops, functools.reduce(ops.fadd, query))
+        self._query = query
+
+    def fold(self, planes: BitPlanes, block: Value) -> tuple:
+        """For one chunk: planes, what a count is worth, the chunk's own score, and this query."""
+        ops, problem, packed = self._ops, self._problem, self._packed
+        query, offset = self._query, 0.0
+        if not packed.key.signs:
+            lower, upper = (self._table(f"key_{name}", block) for name in ("lower", "upper"))
+            offset = warp_sum(ops, dot(ops, query, lower))
+            query = [
+                ops.fmul(q, ops.fsub(high, low))
+                for q, low, high in zip(query, lower, upper, strict=True)
+            ]
+        largest = functools.reduce(
+            ops.max, [ops.bit_and(ops.as_bits(q), 0x7FFFFFFF) for q in query]
+        )
+        largest = ops.fmax(ops.from_bits(ops.warp_max(largest)), 1e-30)
+        num_bytes = problem.tiling.query_bytes
+        greatest = 2.0 ** (8 * num_bytes - 1) * (1 - 2.0**-15)  # rounding stays within the range
+        factor = ops.fmul(ops.reciprocal(largest), greatest)
+        numbers = [ops.to_int(ops.fmul(q, factor)) for q in query]
+        if problem.head_dim == 128:
+            words = [planes.split(numbers, num_bytes)] * 2
+        else:  # even positions lie in the words of lanes t = 0, 1, odd ones in those of t = 2, 3
+            both = planes.split(numbers * 2, num_bytes)
+            words = [
+                [ops.where_less(self._work.t, 2, word, 0) for word in both],
+                [ops.where_less(self._work.t, 2, 0, word) for word in both],
+            ]
+        unit = 256.0 ** (num_bytes - 2) / (greatest * COUNT_UNIT)
+        return words, ops.fmul(largest, unit), offset, self
+
+    def _table(self, name: str, block: Value) -> list[Value]:
+        return load_table(
+            self._ops,
+            self._problem,
+            self._work,
+            name,
+            self._packed.key,
+            block,
+            self._place,
+            self._channels,
+        )
+
+    def _rotate(self, query: list[Value]) -> list[Value]:
+        # `rotate` wants channel 32 k + lane; here it is 32 k + 8 t + g, lane = 4 g + t: the lane's
+        # bits in another order, which exchanges butterflies but not their result.
+        return rotate(self._ops, query, self._work.lane, self._problem.head_dim)

@@ -1,0 +1,29 @@
+"""Entries of a tensor's tables, for the channels of a lane."""
+
+from collections.abc import Sequence
+
+from pallas_kernels.operations import Operations, Value
+from pallas_kernels.problem import Coding, Problem
+from pallas_kernels.work import Work
+
+__all__ = ["load_table"]
+
+
+def load_table(
+    ops: Operations,
+    problem: Problem,
+    work: Work,
+    name: str,
+    coding: Coding,
+    block: Value,
+    start: Value,
+    offsets: Sequence[int],
+) -> list[Value]:
+    """Channels `start` plus each offset of a bfloat16 table [heads, G, H], as floats."""
+    row = work.stored_head
+    if coding.groups > 1:
+        row = ops.mad(row, coding.groups, ops.div(block, coding.group_blocks))
+    address = ops.address(ops.pointer(name), row, 2 * problem.head_dim)
+    address = ops.address(address, start, 2)
+    halves = [ops.load_half(address, 2 * offset) for offset in offsets]
+    return [ops.from_bits(ops.shift_left(half, 16)) for half in halves]

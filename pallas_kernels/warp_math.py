@@ -1,0 +1,63 @@
+"""Small computations of a warp, made of `Operations`."""
+
+import functools
+from collections.abc import Sequence
+
+from pallas_kernels.operations import Operations, Value
+
+__all__ = ["LOWEST", "dot", "exchange_float", "merge", "rotate", "warp_max_float", "warp_sum"]
+
+LOWEST = -1e30  # a score that no position has; finite, so that differences are
+
+
+def dot(ops: Operations, a: Sequence[Value], b: Sequence[Value]) -> Value:
+    """Sum of products of what a lane holds."""
+    return functools.reduce(lambda sum, pair: ops.fma(*pair, sum), zip(a, b, strict=True), 0.0)
+
+
+def exchange_float(ops: Operations, x: Value, bit: int) -> Value:
+    """The float of the lane whose number differs in the bit of value `bit`."""
+    return ops.from_bits(ops.exchange(ops.as_bits(x), bit))
+
+
+def warp_sum(ops: Operations, x: Value, bits: Sequence[int] = (1, 2, 4, 8, 16)) -> Value:
+    """Sum over the lanes whose numbers differ in `bits`, in all of them."""
+    for bit in bits:
+        x = ops.fadd(x, exchange_float(ops, x, bit))
+    return x
+
+
+def warp_max_float(ops: Operations, x: Value) -> Value:
+    """Greatest float of the warp, by the order of its bits (negative ones turned around)."""
+
+    def ordered(bits):
+        return ops.bit_xor(bits, ops.bit_and(ops.shift_right_signed(bits, 31), 0x7FFFFFFF))
+
+    return ops.from_bits(ordered(ops.warp_max(ordered(ops.as_bits(x)))))
+
+
+def rotate(ops: Operations, x: Sequence[Value], lane: Value, head_dim: int) -> list[Value]:
+    """The orthonormal Hadamard rotation of a vector whose channels are 32 k + one per lane.
+
+    One butterfly for each bit of the channel's number: those of the lane, then those of k.
+    """
+    x = list(x)
+    for bit in range(5):
+        upper = ops.shift_left(ops.bit_and(lane, 1 << bit), 31 - bit)
+        sign = ops.from_bits(ops.bit_xor(upper, 0x3F800000))  # -1 where the bit is set
+        x = [ops.fma(v, sign, exchange_float(ops, v, 1 << bit)) for v in x]
+    for bit in range(len(x).bit_length() - 1):
+        step = 1 << bit
+        x = [
+            ops.fsub(x[k - step], v) if k & step else ops.fadd(v, x[k + step])
+            for k, v in enumerate(x)
+        ]
+    return [ops.fmul(v, head_dim**-0.5) for v in x]
+
+
+def merge(ops: Operations, parts: Sequence[Sequence[Value]]) -> list[Value]:
+    """Joins partial results of a softmax: each a maximum, then sums of weights relative to it."""
+    top = functools.reduce(ops.fmax, [part[0] for part in parts])
+    shares = [ops.exp2(ops.fsub(part[0], top)) for part in parts]
+    sums = zip(*(part[1:] for part in parts), strict=True)
+    return [top, *(dot(ops, column, shares) for column in sums)]

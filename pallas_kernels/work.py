@@ -1,0 +1,66 @@
+"""Which part of a launch is this warp's, and where its data lie."""
+
+from pallas_kernels.operations import Operations, Value
+from pallas_kernels.problem import Problem
+
+__all__ = ["Work"]
+
+
+class Work:
+    """Lane and warp numbers, the team's queries and KV head, and shares of positions.
+
+    Lanes are numbered lane = 4 g + t. A team takes `tiling.queries` queries of one KV head; where
+    they run out the last one is taken again and its result not stored.
+
+    Attributes:
+        lane, t, g, warp: numbers of this lane and warp.
+        team: number of the team in its thread block. member: of the warp in the team.
+        split: number of the thread block in its cluster.
+        head: (outer * batch) * KV heads + KV head. sequence: outer * batch.
+        stored_head: number of the KV head in the bank's arrays, layers counted.
+        first_query: of the team, among those of the KV head.
+        has_work: a word, 0 where the launch has more teams than work.
+    """
+
+    def __init__(self, ops: Operations, problem: Problem):
+        """Computes them all."""
+        self._ops, self._problem, tiling = ops, problem, problem.tiling
+        thread = ops.thread_index()
+        self.lane = ops.bit_and(thread, 31)
+        self.t, self.g = ops.bit_and(self.lane, 3), ops.shift_right(self.lane, 2)
+        self.warp = ops.uniform(ops.shift_right(thread, 5))
+        self.team = ops.div(self.warp, tiling.team)
+        self.member = ops.rem(self.warp, tiling.team)
+
+        block = ops.block_index()
+        self.split = ops.rem(block, tiling.splits)
+        team = ops.mad(ops.div(block, tiling.splits), problem.block_teams, self.team)
+        self.has_work = ops.where_less(team, problem.teams, 1, 0)
+        team = ops.min(team, problem.teams - 1)
+        self.head = ops.div(team, problem.head_teams)
+        self.first_query = ops.mad(ops.rem(team, problem.head_teams), tiling.queries, 0)
+        self.sequence = ops.div(self.head, problem.kv_heads)
+        self.stored_head = self.head
+        if problem.layers > 1:
+            inner = problem.batch * problem.kv_heads
+            layer = ops.uniform(ops.load(ops.pointer("layer")))
+            outer = ops.div(self.head, inner)
+            behind = ops.mad(outer, (problem.layers - 1) * inner, self.head)
+            self.stored_head = ops.mad(layer, inner, behind)
+
+    def share(self, count: Value) -> tuple[Value, Value]:
+        """This warp's part [first, last) of `count` things that its team divides evenly."""
+        ops, tiling = self._ops, self._problem.tiling
+        parts = tiling.splits * tiling.team
+        part = ops.mad(self.split, tiling.team, self.member)
+        first = ops.div(ops.mad(count, part, 0), parts)
+        return first, ops.div(ops.mad(count, part, count), parts)
+
+    def query(self, number: int) -> Value:
+        """Query `number` of the team, among those of the KV head."""
+        last = self._problem.queries - 1
+        return self._ops.min(self._ops.add(self.first_query, number), last)
+
+    def row(self, query: Value) -> Value:
+        """The row of a query of the KV head in the arrays of queries and results."""
+        return self._ops.mad(self.head, self._problem.queries, query)
