@@ -15,13 +15,14 @@ import functools
 from collections.abc import Sequence
 
 from pallas_kernels.operations import Operations, Value
-from pallas_kernels.partials import Partials
 from pallas_kernels.problem import Problem
-from pallas_kernels.warp_math import LOWEST, exchange_float, warp_sum
+from pallas_kernels.scratch import Scratch
+from pallas_kernels.warp_math import LOWEST, exchange_float, merge, warp_sum
 from pallas_kernels.work import Work
 
-__all__ = ["DenseBanks"]
+__all__ = ["AT_ONCE", "DenseBanks"]
 
+AT_ONCE = 4  # queries
 _BLOCK = 16
 _SAME_QUERY = (4, 8, 16)  # bits of the numbers of lanes that share t
 _HIGH = 0xFFFF0000
@@ -35,38 +36,38 @@ class DenseBanks:
     that the queries see.
     """
 
-    def __init__(self, ops: Operations, problem: Problem, work: Work):
-        """Loads the queries."""
+    def __init__(self, ops: Operations, problem: Problem, work: Work, first_query: int):
+        """Loads the queries of the team from `first_query` on, at most four."""
         self.ops, self.problem, self.work = ops, problem, work
+        self._first = first_query
+        self._count = min(AT_ONCE, problem.tiling.queries - first_query)
         self._right = self._load_queries()
 
-    def run(self, partials: Partials, side: int) -> None:
-        """Leaves a partial result for each query."""
+    def run(self, scratch: Scratch) -> None:
+        """Joins this warp's results for its queries with those over the packed bank, if any."""
         ops, problem, work = self.ops, self.problem, self.work
         tiles = problem.head_dim // 16
         sums = [LOWEST, 0.0] + [0.0] * (4 * tiles)
         for name, capacity in problem.dense:
             sums = self._add_bank(name, capacity, sums)
         highest, mass, *channels = sums
-        mass = warp_sum(ops, mass, _SAME_QUERY)
         # Columns 2t and 2t + 1 are the two parts of the weights of query t.
         channels = [ops.fadd(channels[i], channels[i + 1]) for i in range(0, len(channels), 2)]
-        mine = ops.where_less(work.t, problem.tiling.queries, 1, 0)
-        partials.store(
-            side,
-            work.t if problem.tiling.queries == 4 else ops.mad(work.t, mine, 0),
-            highest,
-            mass,
-            channels,
-            at=ops.mad(work.g, 8, 0),
-            offsets=[channel for tile in range(tiles) for channel in self._channels(tile)],
-            where=mine,
-            once=ops.where_less(work.g, 1, mine, 0),
-        )
+        result = [highest, warp_sum(ops, mass, _SAME_QUERY), *channels]
+        query = ops.add(ops.min(work.t, self._count - 1), self._first)
+        offsets = [channel for tile in range(tiles) for channel in self._channels(tile)]
+        at = ops.mad(work.g, 8, 0)
+        if problem.packed is not None:
+            ops.warp_barrier()
+            result = merge(ops, [result, scratch.load_result(query, at=at, offsets=offsets)])
+            ops.warp_barrier()
+        mine = ops.where_less(work.t, self._count, 1, 0)
+        once = ops.where_less(work.g, 1, mine, 0)
+        scratch.store_result(query, result, at=at, offsets=offsets, where=mine, once=once)
 
     def _add_bank(self, name: str, capacity: int, sums: list[Value]) -> list[Value]:
-        ops, problem, work = self.ops, self.problem, self.work
-        visible = [self._visible(name, number) for number in range(problem.tiling.queries)]
+        ops, work = self.ops, self.work
+        visible = [self._visible(name, self._first + i) for i in range(self._count)]
         most = functools.reduce(ops.max, visible, 0)
         mine = visible[0]
         for number, count in enumerate(visible[1:], 1):
@@ -102,8 +103,8 @@ class DenseBanks:
     def _load_queries(self) -> list[list[Value]]:
         """Right operands: column g is part g % 2 of query g // 2."""
         ops, problem, work = self.ops, self.problem, self.work
-        number = ops.min(ops.shift_right(work.g, 1), problem.tiling.queries - 1)
-        row = work.row(ops.min(ops.add(work.first_query, number), problem.queries - 1))
+        number = ops.min(ops.shift_right(work.g, 1), self._count - 1)
+        row = work.row(work.query(ops.add(number, self._first)))
         address = ops.address(ops.pointer("query"), row, 4 * problem.head_dim)
         address = ops.address(address, work.t, 32)  # 8 channels
         low_part = ops.bit_and(work.g, 1)

@@ -176,6 +176,10 @@ class EmulatedOperations(Operations):
         """See `Operations.where_less`."""
         return np.where(_signed(a) < _signed(b), _word(x), _word(y))
 
+    def equal(self, a, b):
+        """See `Operations.equal`."""
+        return (_word(a) == _word(b)).astype(np.uint32)
+
     def where_less_float(self, a, b, x, y):
         """See `Operations.where_less_float`."""
         return np.where(_signed(a) < _signed(b), _float(x), _float(y))
@@ -280,6 +284,9 @@ class EmulatedOperations(Operations):
     def load_shared(self, address, offset):
         """See `Operations.load_shared`."""
         return self._load_shared(self.block_index(), address, offset)
+
+    def warp_barrier(self):
+        """See `Operations.warp_barrier`: lanes run in lockstep."""
 
     def load_remote(self, rank, address, offset):
         """See `Operations.load_remote`."""

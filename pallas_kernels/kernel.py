@@ -2,14 +2,12 @@
 
 import math
 
-from pallas_kernels import warp_math
-from pallas_kernels.dense_bank import DenseBanks
+from pallas_kernels.dense_bank import AT_ONCE, DenseBanks
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.packed_b1 import PackedB1
-from pallas_kernels.packed_query import PackedQuery
-from pallas_kernels.partials import Partials
+from pallas_kernels.packed_team import PackedTeam
 from pallas_kernels.problem import Problem
-from pallas_kernels.tables import load_table
+from pallas_kernels.scratch import Scratch
 from pallas_kernels.work import Work
 
 __all__ = ["Kernel"]
@@ -18,95 +16,68 @@ __all__ = ["Kernel"]
 class Kernel:
     """`run()` does the work of one warp.
 
-    Every warp computes partial results over its share of positions, those of the dense banks first;
-    no warp waits for another before that is done. Then one warp for each query joins those of its
-    team and, where thread blocks of a cluster share a team, of its cluster.
+    Every warp computes a result over its share of positions. Then one warp for each query joins
+    those of its team and, where thread blocks of a cluster share a team, of its cluster.
 
-    Operands: those of `PackedB1` and `DenseBanks`; layer [1] int32 where there are several; slope
-    and shift (log2) [rows] where scores are calibrated. Results: output [rows, H] and logsumexp
-    [rows] (natural), float32.
+    Operands: those of the parts; layer [1] int32 where there are several; slope and shift (log2)
+    [rows] where scores are calibrated. Results: output [rows, H] and logsumexp [rows] (natural),
+    float32.
     """
 
     def __init__(self, ops: Operations, problem: Problem):
         """Finds out which part of the work is this warp's."""
-        self.ops, self.problem, self.work = ops, problem, Work(ops, problem)
-        self.partials = Partials(ops, problem, self.work)
-        # The side of the dense banks, of which the packed bank's is the first if there is one.
-        self.dense_side = problem.sides - 1 if problem.dense else None
+        self._ops, self._problem, self._work = ops, problem, Work(ops, problem)
+        self._scratch = Scratch(ops, problem, self._work)
 
     def run(self) -> None:
         """Everything, for this warp."""
-        ops, problem, tiling = self.ops, self.problem, self.problem.tiling
-        if self.dense_side is not None:
-            DenseBanks(ops, problem, self.work).run(self.partials, self.dense_side)
-        queries: list[PackedQuery | None] = [None] * tiling.queries
+        ops, problem, work, tiling = self._ops, self._problem, self._work, self._problem.tiling
         if problem.packed is not None:
-            part = PackedB1(ops, problem, problem.packed, self.work)
-            queries = [*part.run(self.partials, 0)]
+            part = PackedTeam if problem.shares_queries else PackedB1
+            part(ops, problem, problem.packed, work).run(self._scratch)
+        if problem.dense:
+            for first in range(0, tiling.queries, AT_ONCE):
+                DenseBanks(ops, problem, work, first).run(self._scratch)
         ops.barrier()
         if tiling.splits == 1:
-            for number in range(tiling.queries):
-                self._if_mine(self.work.member, number % tiling.team, self._finish, number, queries)
+            for query in range(tiling.queries):
+                self._if(work.member, query % tiling.team, self._write, query)
             return
-        for number in range(tiling.queries):
-            self._if_mine(self.work.member, number % tiling.team, self._join_team, number)
+        for query in range(tiling.queries):
+            self._if(work.member, query % tiling.team, self._join, query)
         ops.cluster_barrier()
-        for number in range(tiling.queries):
-            mine = ops.mad(self.work.split, tiling.team, self.work.member)
-            at = number % tiling.splits * tiling.team + number % tiling.team
-            self._if_mine(mine, at, self._finish, number, queries)
+        mine = ops.mad(work.split, tiling.team, work.member)
+        for query in range(tiling.queries):
+            writer = query % tiling.splits * tiling.team + query // tiling.splits % tiling.team
+            self._if(mine, writer, self._write, query)
         ops.cluster_barrier()  # no shared memory goes away before it has been read
 
-    def _if_mine(self, mine: Value, wanted: int, action, *arguments) -> None:
-        ops = self.ops
-
+    def _if(self, number: Value, wanted: int, action, query: int) -> None:
         def run(_):
-            action(*arguments)
+            action(query)
             return []
 
-        ops.cond(ops.where_less(ops.bit_xor(mine, wanted), 1, 1, 0), [], run)
+        self._ops.cond(self._ops.equal(number, wanted), [], run)
 
-    def _join_team(self, number: int) -> None:
-        for side in range(self.problem.sides):
-            self.partials.store_team(side, number, self.partials.join_team(side, number))
+    def _join(self, query: int) -> None:
+        self._scratch.store_joined(query, self._scratch.join_team(query))
 
-    def _finish(self, number: int, queries: list[PackedQuery | None]) -> None:
-        """Joins what there is of a query, normalizes it and writes it."""
-        ops, problem, work = self.ops, self.problem, self.work
-        join = self.partials.join_team
-        if problem.tiling.splits > 1:
-            join = self.partials.join_cluster
-        sides = [join(side, number) for side in range(problem.sides)]
-        query = queries[number]
-        if problem.packed is not None and query is not None:
-            sides[0] = self._decode(sides[0], query)
-        top, mass, *channels = warp_math.merge(ops, sides)
+    def _write(self, query: int) -> None:
+        """Normalizes the result of a query of the team and writes it."""
+        ops, problem, work, scratch = self._ops, self._problem, self._work, self._scratch
+        join = scratch.join_team if problem.tiling.splits == 1 else scratch.join_cluster
+        top, mass, *channels = join(query)
         normalize = ops.reciprocal(ops.fmax(mass, 1e-30))
-
-        wanted = ops.add(work.first_query, number)
-        stores = ops.where_less(wanted, problem.queries, work.has_work, 0)
-        row = work.row(work.query(number))
+        exists = ops.add(work.first_query, query)
+        exists = ops.where_less(exists, problem.queries, work.has_work, 0)
+        row = work.row(work.query(query))
         address = ops.address(ops.pointer("output"), row, 4 * problem.head_dim)
         address = ops.address(address, work.lane, 4)
         for k, x in enumerate(channels):
-            ops.store_float(stores, address, 128 * k, ops.fmul(x, normalize))
+            ops.store_float(exists, address, 128 * k, ops.fmul(x, normalize))
         ops.store_float(
-            ops.where_less(work.lane, 1, stores, 0),
+            ops.where_less(work.lane, 1, exists, 0),
             ops.address(ops.pointer("logsumexp"), row, 4),
             0,
             ops.fmul(ops.fadd(top, ops.log2(mass)), math.log(2.0)),
         )
-
-    def _decode(self, side: list[Value], query: PackedQuery) -> list[Value]:
-        """The packed bank's result with what all its positions share."""
-        ops, problem, work, packed = self.ops, self.problem, self.work, self.problem.packed
-        top, mass, *channels = side
-        if packed is not None and packed.value.signs:
-            if packed.value.rotated:
-                channels = warp_math.rotate(ops, channels, work.lane, problem.head_dim)
-            offsets = [32 * k for k in range(problem.head_dim // 32)]
-            centre = load_table(
-                ops, problem, work, "value_centre", packed.value, None, work.lane, offsets
-            )
-            channels = [ops.fma(c, mass, x) for x, c in zip(channels, centre, strict=True)]
-        return [ops.fadd(top, query.shared_score), mass, *channels]

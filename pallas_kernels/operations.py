@@ -146,6 +146,11 @@ class Operations(abc.ABC):
         ptx = "{ .reg .pred p; setp.lt.s32 p, $1, $2; selp.b32 $0, $3, $4, p; }"
         return self.emit(ptx, "r", "rrrr", a, b, x, y)
 
+    def equal(self, a: Value, b: Value) -> Value:
+        """The word 1 where a = b, else 0."""
+        ptx = "{ .reg .pred p; setp.eq.u32 p, $1, $2; selp.b32 $0, 1, 0, p; }"
+        return self.emit(ptx, "r", "rr", a, b)
+
     def where_less_float(self, a: Value, b: Value, x: Value, y: Value) -> Value:
         """The float x where the words a < b (signed), else the float y."""
         ptx = "{ .reg .pred p; setp.lt.s32 p, $1, $2; selp.f32 $0, $3, $4, p; }"
@@ -250,6 +255,10 @@ class Operations(abc.ABC):
     def barrier(self) -> None:
         """Waits for all threads of the block: what they wrote to shared memory can be read."""
         self.emit("bar.sync 0;", "", "", ordered=True)
+
+    def warp_barrier(self) -> None:
+        """`barrier` for the lanes of a warp."""
+        self.emit("bar.warp.sync 0xffffffff;", "", "", ordered=True)
 
     def load_remote(self, rank: int, address: Value, offset: int) -> Value:
         """A float from the shared memory of the cluster's thread block number `rank`."""

@@ -4,6 +4,7 @@ import functools
 import math
 
 from pallas_kernels.bit_planes import COUNT_UNIT, BitPlanes
+from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Packed, Problem
 from pallas_kernels.tables import load_table
@@ -16,25 +17,22 @@ __all__ = ["PackedQuery"]
 class PackedQuery:
     """One query of the team, channels 32 k + 8 t + g in lane 4 g + t.
 
-    Attributes:
-        shared_score: what the scores of all positions have in common (log2), tables of level codes
-            apart.
-        query_sum: sum over the rotated channels. kappa: factor of a squared scale in a score.
+    Operands: query [rows, H] float32, times logits_scale * log2(e); for level codes
+    key_{lower,upper} [heads, G, H] bfloat16, for sign codes key_centre [heads, H] bfloat16.
     """
 
     def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work, number: int):
         """Loads query `number` of the team."""
         self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
-        self._place = ops.mad(work.t, 8, work.g)
         self._channels = [32 * k for k in range(problem.head_dim // 32)]
         row = work.row(work.query(number))
         address = ops.address(ops.pointer("query"), row, 4 * problem.head_dim)
-        address = ops.address(address, self._place, 4)
+        address = ops.address(address, work.place, 4)
         query = [ops.load_float(address, 4 * channel) for channel in self._channels]
-        self.shared_score = self.query_sum = self.kappa = 0.0
+        self._shared_score = self._query_sum = self._kappa = 0.0
         slope = 1.0
         if packed.calibrated:
-            slope, self.shared_score = (
+            slope, self._shared_score = (
                 ops.load_float(ops.address(ops.pointer(name), row, 4))
                 for name in ("slope", "shift")
             )
@@ -43,18 +41,18 @@ class PackedQuery:
         if packed.key.signs:
             centre = self._table("key_centre", None)
             score = warp_sum(ops, dot(ops, query, centre))
-            self.shared_score = ops.fadd(self.shared_score, score)
+            self._shared_score = ops.fadd(self._shared_score, score)
             if packed.key.score_error_factor:
                 # |q|^2 / log2(e)^2 times the factor, in units of log2: times log2(e).
                 factor = packed.key.score_error_factor / math.log2(math.e)
-                self.kappa = ops.fmul(warp_sum(ops, square), ops.fmul(slope, factor))
+                self._kappa = ops.fmul(warp_sum(ops, square), ops.fmul(slope, factor))
             if packed.key.rotated:
-                query = self._rotate(query)
-            self.query_sum = warp_sum(ops, functools.reduce(ops.fadd, query))
+                query = rotate(ops, query, work.lane, problem.head_dim)
+            self._query_sum = warp_sum(ops, functools.reduce(ops.fadd, query))
         self._query = query
 
-    def fold(self, planes: BitPlanes, block: Value) -> tuple:
-        """For one chunk: planes, what a count is worth, the chunk's own score, and this query."""
+    def fold(self, planes: BitPlanes, block: Value) -> FoldedQuery:
+        """The query for the chunk that `block` belongs to."""
         ops, problem, packed = self._ops, self._problem, self._packed
         query, offset = self._query, 0.0
         if not packed.key.signs:
@@ -81,7 +79,13 @@ class PackedQuery:
                 [ops.where_less(self._work.t, 2, 0, word) for word in both],
             ]
         unit = 256.0 ** (num_bytes - 2) / (greatest * COUNT_UNIT)
-        return words, ops.fmul(largest, unit), offset, self
+        return FoldedQuery(
+            words,
+            ops.fmul(largest, unit),
+            self._query_sum,
+            self._kappa,
+            ops.fadd(self._shared_score, offset),
+        )
 
     def _table(self, name: str, block: Value) -> list[Value]:
         return load_table(
@@ -91,11 +95,6 @@ class PackedQuery:
             name,
             self._packed.key,
             block,
-            self._place,
+            self._work.place,
             self._channels,
         )
-
-    def _rotate(self, query: list[Value]) -> list[Value]:
-        # `rotate` wants channel 32 k + lane; here it is 32 k + 8 t + g, lane = 4 g + t: the lane's
-        # bits in another order, which exchanges butterflies but not their result.
-        return rotate(self._ops, query, self._work.lane, self._problem.head_dim)

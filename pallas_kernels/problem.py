@@ -75,7 +75,7 @@ class Tiling:
         warps: of a thread block, a multiple of four.
         team: warps of a team within a thread block.
         splits: thread blocks that share a team's positions: a cluster, 1 to 8.
-        queries: queries of a team, 1 to 4.
+        queries: queries of a team, 1 to 8.
         query_bytes: of the query in fixed point, 2 or 3.
     """
 
@@ -91,7 +91,7 @@ class Tiling:
             self.warps % 4
             or self.warps % self.team
             or not 1 <= self.splits <= 8
-            or not 1 <= self.queries <= 4
+            or not 1 <= self.queries <= 8
             or self.query_bytes not in (2, 3)
         ):
             raise ValueError(f"{self} does not fit together")
@@ -154,18 +154,45 @@ class Problem:
         return -(-self.teams // self.block_teams)
 
     @property
-    def sides(self) -> int:
-        """Kinds of partial results a warp has: of the packed bank, of the dense ones."""
-        return (self.packed is not None) + bool(self.dense)
+    def plane_sets(self) -> int:
+        """Kinds of words with a query's bit planes: of small heads two positions share a row."""
+        return 1 if self.head_dim == 128 else 2
 
     @property
-    def partial_words(self) -> int:
-        """Words of shared memory of one partial result: channels, then a scalar for each lane."""
+    def sums_words(self) -> int:
+        """Words of the sums over a packed bank of one query: three and channels, for each lane."""
+        return 32 * (3 + self.head_dim // 32)
+
+    @property
+    def joined_words(self) -> int:
+        """Words of a result: channels, greatest score, mass; whole rows of banks."""
         return self.head_dim + 32
+
+    @property
+    def shares_queries(self) -> bool:
+        """Whether queries and sums wait in shared memory."""
+        return self.packed is not None and self.tiling.queries > 1
+
+    @property
+    def result_words(self) -> int:
+        """Words in which a warp leaves the result for a query."""
+        return max(self.joined_words, self.sums_words if self.shares_queries else 0)
+
+    @property
+    def query_words(self) -> int:
+        """Words in which a team keeps a query: planes of each lane, four scalars."""
+        return 32 * self.plane_sets * self.tiling.query_bytes + 4 if self.shares_queries else 0
 
     @property
     def shared_words(self) -> int:
         """Words of shared memory of a thread block."""
         tiling = self.tiling
-        partials = tiling.warps + (self.block_teams if tiling.splits > 1 else 0)
-        return partials * self.sides * tiling.queries * self.partial_words
+        words = tiling.warps * self.result_words + self.block_teams * self.query_words
+        if tiling.splits > 1:
+            words += self.block_teams * self.joined_words
+        return words * tiling.queries
+
+    def __post_init__(self):
+        """Checks what the parts do not know of each other."""
+        if self.shares_queries and self.packed.chunk_blocks < self.packed.blocks:  # type: ignore
+            raise ValueError("tables in groups need a tiling of one query a team")

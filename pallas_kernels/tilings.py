@@ -4,7 +4,8 @@ from pallas_kernels.problem import Packed, Tiling
 
 __all__ = ["choose_tiling"]
 
-_WARPS = 132 * 8  # that keep an H100's memory busy
+_MULTIPROCESSORS = 132  # of an H100
+_WARPS = 16  # that one of them holds at 128 registers a thread
 
 
 def choose_tiling(
@@ -12,15 +13,18 @@ def choose_tiling(
 ) -> Tiling:
     """The tiling for `heads` KV heads, each read by `queries` queries.
 
-    A warp handles up to four queries of a KV head at once, so that a block is loaded once for them;
-    long banks and few heads are shared by more warps, and by the thread blocks of a cluster.
+    A team takes up to eight queries of a KV head, so that a block is loaded once for them (one
+    where tables come in groups). Long banks and few heads are shared by more warps, then by the
+    thread blocks of a cluster.
     """
-    per_team = -(-queries // -(-queries // 4))
-    blocks = (packed.blocks if packed else 0) + sum(-(-capacity // 16) for _, capacity in dense)
+    grouped = packed is not None and packed.chunk_blocks < packed.blocks
+    per_team = 1 if grouped else -(-queries // -(-queries // 8))
     teams = heads * -(-queries // per_team)
-    team, splits = 1, 1
-    while team < 8 and teams * team < 2 * _WARPS and 2 * team <= blocks:
+    blocks = (packed.blocks if packed else 0) + sum(-(-capacity // 16) for _, capacity in dense)
+    wanted = _MULTIPROCESSORS * _WARPS
+    team = splits = 1
+    while team < _WARPS and teams * team < wanted // 2 and 2 * team <= blocks:
         team *= 2
-    while splits < 8 and teams * team * splits < _WARPS and 2 * splits * team <= blocks:
+    while splits < 8 and teams * team * splits < wanted // 2 and 2 * splits * team <= blocks:
         splits *= 2
-    return Tiling(warps=max(4, team), team=team, splits=splits, queries=per_team)
+    return Tiling(warps=_WARPS, team=team, splits=splits, queries=per_team)

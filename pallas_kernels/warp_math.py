@@ -37,9 +37,10 @@ def warp_max_float(ops: Operations, x: Value) -> Value:
 
 
 def rotate(ops: Operations, x: Sequence[Value], lane: Value, head_dim: int) -> list[Value]:
-    """The orthonormal Hadamard rotation of a vector whose channels are 32 k + one per lane.
+    """The orthonormal Hadamard rotation of a vector spread over a warp, a few channels a lane.
 
-    One butterfly for each bit of the channel's number: those of the lane, then those of k.
+    One butterfly for each bit of the channel's number. Which bits are the lane's and which those of
+    the place k in the lane does not matter: the matrix is a product of one factor for each.
     """
     x = list(x)
     for bit in range(5):

@@ -14,6 +14,8 @@ class Work:
 
     Attributes:
         lane, t, g, warp: numbers of this lane and warp.
+        place: 8 t + g, of the lane's positions, and channels of queries, in each 32.
+        channel: 16 t + g: its channels of results are 64 h + 16 t + 8 r + g.
         team: number of the team in its thread block. member: of the warp in the team.
         split: number of the thread block in its cluster.
         head: (outer * batch) * KV heads + KV head. sequence: outer * batch.
@@ -28,6 +30,8 @@ class Work:
         thread = ops.thread_index()
         self.lane = ops.bit_and(thread, 31)
         self.t, self.g = ops.bit_and(self.lane, 3), ops.shift_right(self.lane, 2)
+        self.place = ops.mad(self.t, 8, self.g)
+        self.channel = ops.mad(self.t, 16, self.g)
         self.warp = ops.uniform(ops.shift_right(thread, 5))
         self.team = ops.div(self.warp, tiling.team)
         self.member = ops.rem(self.warp, tiling.team)
@@ -56,7 +60,7 @@ class Work:
         first = ops.div(ops.mad(count, part, 0), parts)
         return first, ops.div(ops.mad(count, part, count), parts)
 
-    def query(self, number: int) -> Value:
+    def query(self, number: Value) -> Value:
         """Query `number` of the team, among those of the KV head."""
         last = self._problem.queries - 1
         return self._ops.min(self._ops.add(self.first_query, number), last)

@@ -1,0 +1,90 @@
+"""A warp's share of a packed bank: its blocks, their words and scales, where they end."""
+
+from collections.abc import Sequence
+
+from pallas_kernels import layouts
+from pallas_kernels.fixed_point import TO_INT, TO_INT_BITS
+from pallas_kernels.layouts import BLOCK, QUARTER
+from pallas_kernels.operations import Operations, Value
+from pallas_kernels.problem import Coding, Packed, Problem
+from pallas_kernels.warp_math import LOWEST
+from pallas_kernels.work import Work
+
+__all__ = ["WHOLE", "PackedBlocks"]
+
+WHOLE = BLOCK // QUARTER
+
+
+class PackedBlocks:
+    """Blocks [first, last) of the warp, [first, last_whole) of them not cut short.
+
+    Operands: key, value: words of each head; length [sequences]; for sign codes {key,value}_scale:
+    words of each head.
+    """
+
+    def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
+        """Divides the blocks that hold anything between the warps of the team."""
+        self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
+        length = ops.address(ops.pointer("length"), work.sequence, 4)
+        self._length = ops.uniform(ops.load(length))
+        blocks = ops.div(ops.add(self._length, BLOCK - 1), BLOCK)
+        self.first, self.last = work.share(blocks)
+        self.last_whole = ops.min(self.last, packed.whole_blocks)
+        self.has_rest = ops.where_less(packed.whole_blocks, self.last, 1, 0)
+
+    def load_words(self, name: str, block: Value, quarters: int = WHOLE) -> list[Value]:
+        """This lane's words of a block: 4 of each row (2 for values of at most two quarters)."""
+        ops, head_dim = self._ops, self._problem.head_dim
+        count = layouts.key_words if name == "key" else layouts.value_words
+        head_bytes = 4 * count(self._packed.num_positions, head_dim)
+        address = ops.address(ops.pointer(name), self._work.stored_head, head_bytes)
+        address = ops.address(address, block, BLOCK * head_dim // 8)
+        rows = head_dim // 16
+        if name == "value" and quarters <= 2:
+            address = ops.address(address, self._work.lane, 8)
+            return [word for row in range(rows) for word in ops.load2(address, 256 * row)]
+        if name == "key":
+            rows = rows * quarters // 4
+        address = ops.address(address, self._work.lane, 16)
+        return [word for row in range(rows) for word in ops.load4(address, 512 * row)]
+
+    def load_scales(self, name: str, block: Value) -> list[Value]:
+        """This lane's words of a block's scales; none for level codes."""
+        ops, packed = self._ops, self._packed
+        coding = packed.key if name == "key" else packed.value
+        if not coding.signs:
+            return []
+        number = ops.mad(self._work.stored_head, self._packed.blocks, block)
+        address = ops.address(ops.pointer(f"{name}_scale"), number, BLOCK * coding.scale_bits // 8)
+        address = ops.address(address, self._work.lane, coding.scale_bits)
+        return (ops.load2 if coding.scale_bits == 8 else ops.load4)(address, 0)
+
+    def decode_scales(self, words: Sequence[Value], coding: Coding) -> list[Value]:
+        """The lane's eight scales as floats, from bfloat16 or `vkq_jax.log_scale`; none of none."""
+        ops = self._ops
+        scales = []
+        for i in range(8 if words else 0):
+            word = words[i * coding.scale_bits // 32]
+            if coding.scale_bits == 16:
+                bits = ops.bit_and(word, 0xFFFF0000) if i % 2 else ops.shift_left(word, 16)
+                scales.append(ops.from_bits(bits))
+            else:  # 2^((code - 128) / 8); code 0 is 0
+                bits = ops.bytes(word, TO_INT_BITS, 0x7540 + i % 4)
+                power = ops.fma(ops.from_bits(bits), 1 / 8, -(TO_INT + 128) / 8)
+                zero = TO_INT_BITS + 1
+                scales.append(ops.where_less_float(bits, zero, 0.0, ops.exp2(power)))
+        return scales
+
+    def hide_padding(self, block: Value, scores: list[Value]) -> list[Value]:
+        """Scores of positions 32 i + 8 t + g from the length on become too low to have weight."""
+        ops = self._ops
+        left = ops.sub(self._length, ops.mad(block, BLOCK, 0))  # positions from the block's first
+
+        def hide(scores):
+            mine = ops.sub(left, self._work.place)
+            return [
+                ops.where_less_float(32 * i, mine, score, 2 * LOWEST)
+                for i, score in enumerate(scores)
+            ]
+
+        return ops.cond(ops.where_less(left, 32 * len(scores), 1, 0), scores, hide)

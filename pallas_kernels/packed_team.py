@@ -1,0 +1,88 @@
+"""A warp's part of attention over a packed bank, for several queries of a KV head.
+
+A block's words are loaded once and stay in registers while a loop takes one query after the other;
+what belongs to a query waits in shared memory. The queries themselves are prepared once for the
+team, each by one of its warps. All positions share their tables.
+"""
+
+from pallas_kernels.b1_products import B1Products
+from pallas_kernels.bit_planes import BitPlanes
+from pallas_kernels.operations import Operations, Value
+from pallas_kernels.packed_blocks import WHOLE, PackedBlocks
+from pallas_kernels.packed_query import PackedQuery
+from pallas_kernels.packed_values import PackedValues
+from pallas_kernels.problem import Packed, Problem
+from pallas_kernels.scratch import Scratch
+from pallas_kernels.work import Work
+
+__all__ = ["PackedTeam"]
+
+
+class PackedTeam:
+    """`run()` does the work. Operands: those of the classes that it uses."""
+
+    def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
+        """Finds this warp's blocks."""
+        self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
+        self._planes = BitPlanes(ops, work.lane)
+        self._blocks = PackedBlocks(ops, problem, packed, work)
+        self._products = B1Products(ops, problem, packed, self._planes)
+        self._values = PackedValues(ops, problem, packed, work)
+
+    def run(self, scratch: Scratch) -> None:
+        """Leaves a partial result for each query."""
+        ops, packed, blocks = self._ops, self._packed, self._blocks
+        queries = self._problem.tiling.queries
+        self._prepare(scratch)
+        ops.barrier()
+
+        def block(i, _):
+            self._block(scratch, ops.add(blocks.first, i), WHOLE)
+            return []
+
+        def rest(_):
+            self._block(scratch, packed.whole_blocks, packed.quarters)
+            return []
+
+        if packed.whole_blocks:
+            ops.loop(ops.sub(blocks.last_whole, blocks.first), [], block)
+        if packed.quarters:
+            ops.cond(blocks.has_rest, [], rest)
+
+        def finish(query, _):
+            sums = scratch.load_sums(query)
+            offset = scratch.load_query(query).offset
+            ops.warp_barrier()  # the result takes the place of the sums
+            self._values.store(scratch, query, self._values.decode(sums, offset, 0))
+            return []
+
+        ops.loop(queries, [], finish)
+
+    def _prepare(self, scratch: Scratch) -> None:
+        """Each warp of the team prepares some of its queries, and clears its own sums."""
+        ops, tiling = self._ops, self._problem.tiling
+        for number in range(tiling.queries):
+            scratch.store_sums(number, self._products.empty())
+
+            def prepare(_, number=number):
+                query = PackedQuery(ops, self._problem, self._packed, self._work, number)
+                scratch.store_query(number, query.fold(self._planes, 0))
+                return []
+
+            ops.cond(ops.equal(self._work.member, number % tiling.team), [], prepare)
+
+    def _block(self, scratch: Scratch, block: Value, quarters: int) -> None:
+        ops, blocks, packed = self._ops, self._blocks, self._packed
+        keys = blocks.load_words("key", block, quarters)
+        values = blocks.load_words("value", block, quarters)
+        key_scales = blocks.decode_scales(blocks.load_scales("key", block), packed.key)
+        value_scales = blocks.decode_scales(blocks.load_scales("value", block), packed.value)
+
+        def step(query, _):
+            scores = self._products.scores(scratch.load_query(query), keys, key_scales)
+            scores = blocks.hide_padding(block, scores)
+            sums = scratch.load_sums(query)
+            scratch.store_sums(query, self._products.add(sums, scores, values, value_scales))
+            return []
+
+        ops.loop(self._problem.tiling.queries, [], step)

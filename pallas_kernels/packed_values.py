@@ -1,0 +1,79 @@
+"""What the sums over bits of values stand for, and the way of a warp's result out of it."""
+
+from collections.abc import Sequence
+
+from pallas_kernels.operations import Operations, Value
+from pallas_kernels.problem import Packed, Problem
+from pallas_kernels.scratch import Scratch
+from pallas_kernels.tables import load_table
+from pallas_kernels.warp_math import rotate, warp_sum
+from pallas_kernels.work import Work
+
+__all__ = ["PackedValues"]
+
+
+class PackedValues:
+    """Decodes sums over a chunk, and results over all chunks.
+
+    Operands, bfloat16: for level codes value_{lower,upper} [heads, G, H], for sign codes
+    value_centre [heads, H].
+    """
+
+    def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
+        """Keeps what the methods need."""
+        self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
+        # A lane's channels start at `work.channel`: 64 h + 8 r.
+        self._offsets = [64 * h + 8 * r for h in range(problem.head_dim // 64) for r in (0, 1)]
+
+    def decode(self, sums: Sequence[Value], offset: Value, block: Value) -> list[Value]:
+        """From a chunk's sums (see `B1Products`): maximum, mass, channels.
+
+        Values of sign codes stay rotated and around their centre.
+
+        Args:
+            sums: over a chunk. offset: of its scores. block: any block of the chunk.
+        """
+        ops = self._ops
+        top, mass, scaled_mass, *products = sums
+        mass = warp_sum(ops, mass)
+        if self._packed.value.signs:
+            less = ops.fsub(0.0, warp_sum(ops, scaled_mass))
+            channels = [ops.fma(x, 2.0, less) for x in products]
+        else:
+            lower, upper = (self._table(f"value_{name}", block) for name in ("lower", "upper"))
+            channels = [
+                ops.fma(x, ops.fsub(high, low), ops.fmul(mass, low))
+                for x, low, high in zip(products, lower, upper, strict=True)
+            ]
+        return [ops.fadd(top, offset), mass, *channels]
+
+    def store(self, scratch: Scratch, query: Value, result: Sequence[Value]) -> None:
+        """Leaves the result over all chunks as this warp's for a query of the team."""
+        ops, packed = self._ops, self._packed
+        if packed.value.signs:
+            highest, mass, *channels = result
+            if packed.value.rotated:  # the lanes' numbers and h, r together tell the channel
+                channels = rotate(ops, channels, self._work.lane, self._problem.head_dim)
+            centre = self._table("value_centre", None)
+            channels = [ops.fma(c, mass, x) for x, c in zip(channels, centre, strict=True)]
+            result = [highest, mass, *channels]
+        scratch.store_result(
+            query,
+            result,
+            at=self._work.channel,
+            offsets=self._offsets,
+            where=1,
+            once=ops.where_less(self._work.lane, 1, 1, 0),
+        )
+
+    def _table(self, name: str, block: Value) -> list[Value]:
+        return load_table(
+            self._ops,
+            self._problem,
+            self._work,
+            name,
+            self._packed.value,
+            block,
+            self._work.channel,
+            self._offsets,
+        )
