@@ -1,18 +1,17 @@
 """Shapes of published models, by name: what benchmarks and tests mean by "at a real shape".
 
-Figures come from the text settings of each checkpoint's `config.json` on Hugging Face; visual tokens
-are those of the usual prompt, by the model's own way of cutting pictures:
+Figures come from the text settings of each checkpoint's `config.json` on Hugging Face; visual
+tokens are those of the usual prompt, by the model's own way of cutting pictures:
 
 | name | checkpoint | visual tokens |
 |---|---|---|
-| llava-1.5-7b | llava-hf/llava-1.5-7b-hf (Vicuna 7B) | one picture of (336 / 14)^2 |
-| llava-next-7b | llava-hf/llava-v1.6-mistral-7b-hf (Mistral 7B) | 4 tiles and an overview, 576 each |
-| internvl2.5-8b | OpenGVLab/InternVL2_5-8B, `llm_config` (InternLM2.5 7B) | 12 tiles and one overview, 256 each |
-| qwen2.5-vl-7b | Qwen/Qwen2.5-VL-7B-Instruct | 8,192 of video, a choice of this project |
+| llava-1.5-7b | llava-hf/llava-1.5-7b-hf (Vicuna 7B) | a picture of (336 / 14)^2 |
+| llava-next-7b | llava-hf/llava-v1.6-mistral-7b-hf (Mistral 7B) | 4 tiles, an overview, 576 each |
+| internvl2.5-8b | OpenGVLab/InternVL2_5-8B (InternLM2.5 7B) | 12 tiles, an overview, 256 each |
+| qwen2.5-vl-7b | Qwen/Qwen2.5-VL-7B-Instruct | 8,192 of video: this project's choice |
 
-What changes no byte and no operation of a decode step is left out: norms' epsilon, Mistral's sliding
-window (null in this checkpoint), InternLM's dynamic RoPE below its limit. Qwen's biases of queries,
-keys and values are left out too, 0.01 % of its weights.
+What changes no byte and no operation of a decode step is left out: norms' epsilon, InternLM's
+dynamic RoPE below its limit; and Qwen's biases of queries, keys and values, 0.002 % of its weights.
 """
 
 import dataclasses

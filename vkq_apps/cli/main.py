@@ -6,6 +6,7 @@ import sys
 import typer
 
 from vkq_apps.cli.ask import demo, generate
+from vkq_apps.cli.bench import bench
 from vkq_apps.cli.evaluate import evaluate
 from vkq_apps.cli.inspect import inspect
 
@@ -21,6 +22,7 @@ app.command()(demo)
 app.command()(generate)
 app.command()(inspect)
 app.command("eval")(evaluate)
+app.add_typer(bench, name="bench")
 
 # Typer brings its own copy of click's exceptions and exports only some of them by name.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -48,3 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"vkq: error: {' '.join(describe().split())}", file=sys.stderr)
         code = 2
     sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""`vkq bench`: rows, their file, and every measurement at a tiny shape."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+import vkq_jax
+from pallas_kernels.shapes import find_shape
+from vkq_apps.bench import rows, throughput, worker
+from vkq_apps.bench.decoding import compare_implementations, first_state
+from vkq_apps.bench.prefilling import measure_prefill, most_sequences
+from vkq_apps.bench.random_model import abstract_model, prompts, random_params
+from vkq_apps.bench.results_file import ResultsFile
+from vkq_apps.bench.sequence_cache import abstract_cache, arranged
+from vkq_apps.bench.throughput_plan import compare_throughput, plan_throughput
+from vkq_apps.cli.main import main
+
+HEAD = {"device": "cpu", "commit": "c", "time": "now"}
+TINY = ["--shape", "tiny", "--budget", "0.001", "--sequences", "2", "--repeats", "1"]
+TINY += ["--steps", "2,4", "--compare-steps", "2"]
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout and stderr of one call."""
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", *arguments])
+    captured = capsys.readouterr()
+    return exit_.value.code, captured.out, captured.err
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Workers run in this process; gives the settings they were called with."""
+    made = []
+
+    def call(task, settings, *, compile_cache=None):
+        made.append((task, settings))
+        return worker.TASKS[task](**settings)
+
+    monkeypatch.setattr(worker, "call", call)
+    return made
+
+
+@pytest.fixture(scope="module")
+def prefilled():
+    """A tiny model, and logits and cache of two prompts coded in one bit."""
+    shape = find_shape("tiny")
+    model = abstract_model(shape)
+    model = dataclasses.replace(model, params=random_params(model.params))
+    logits, cache, _ = measure_prefill(
+        model,
+        prompts(shape, 2, 6),
+        quant=vkq_jax.resolve("vkq-1bit"),
+        cache_length=16,
+        implementation=None,
+        repeats=1,
+    )
+    return model, logits, cache
+
+
+def test_throughput_measures_compares_and_resumes(capsys, tmp_path, calls):
+    path = tmp_path / "new" / "throughput.json"
+    code, out, err = run(capsys, "throughput", *TINY, "--out", str(path), "--json")
+    record = json.loads(out)
+    assert code == 0
+    assert record == json.loads(path.read_text())
+    assert "[3/3] tiny, 0.001 GB, vkq-1bit (default, batch of none)" in err
+    dense, coded, equal = record["rows"]
+    assert [row["status"] for row in record["rows"]] == ["measured"] * 3
+    assert dense["batch"] == equal["batch"] < coded["batch"]
+    for row in record["rows"]:
+        one = row["bytes_per_sequence"]
+        assert one["total"] == one["visual_codes"] + one["visual_tables"] + one["text"]
+        assert row["cache_bytes"] == row["batch"] * one["total"] <= 1e6
+        assert row["tokens_per_second"] == pytest.approx(1e3 * row["batch"] / row["step_ms"])
+        ratio = row["tokens_per_second"] / dense["tokens_per_second"]
+        assert row["ratio_to_bf16"] == pytest.approx(ratio)
+        assert row["implementation_taken"] == "xla"
+        assert row["device"] == record["device"]
+        assert {"weights_ms", "ttft_ms", "peak_bytes", "decode_compile_seconds"} <= set(row)
+
+    calls.clear()
+    code, again, _ = run(capsys, "throughput", *TINY, "--out", str(path), "--resume", "--json")
+    assert [task for task, _ in calls] == ["probe"]
+    assert json.loads(again)["rows"] == record["rows"]
+    code, table, _ = run(capsys, "throughput", *TINY, "--out", str(path), "--resume")
+    assert "tokens/s" in table
+
+
+def test_a_budget_below_one_sequence_is_a_row_that_says_so(capsys, calls):
+    arguments = ["throughput", "--shape", "tiny", "--budget", "0.0001", "--json"]
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    dense, coded, equal = json.loads(out)["rows"]
+    assert dense["status"] == coded["status"] == equal["status"] == "does not fit"
+    assert "458752 bytes" in equal["message"]
+
+
+def test_a_failure_is_a_row_fails_the_command_and_is_measured_again(
+    capsys, tmp_path, monkeypatch, calls
+):
+    path = tmp_path / "throughput.json"
+
+    def hinder(setup, row, say):
+        row["batch"] = 3
+        if setup.preset == "none":
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+        raise AssertionError("broken")
+
+    monkeypatch.setattr(worker, "measure_throughput", hinder)
+    code, out, _ = run(capsys, "throughput", *TINY, "--out", str(path), "--json")
+    assert code == 1
+    assert [row["status"] for row in json.loads(out)["rows"]] == ["out of memory"] + ["failed"] * 2
+    assert json.loads(out)["rows"][1]["message"] == "AssertionError: broken"
+    assert json.loads(out)["rows"][1]["batch"] == 3
+
+    def unsupported(setup, row, say):
+        raise NotImplementedError("no such kernel")
+
+    monkeypatch.setattr(worker, "measure_throughput", unsupported)
+    code, out, _ = run(capsys, "throughput", *TINY, "--out", str(path), "--resume", "--json")
+    assert code == 0
+    assert [row["status"] for row in json.loads(out)["rows"]] == ["not supported"] * 3
+
+
+def test_plan_has_a_group_for_each_shape_and_budget():
+    groups = plan_throughput(
+        ["tiny"], [1.0, 2.0], ["vkq-1bit"], ["mosaic_gpu", None], ["xla"], compare_steps=3
+    )
+    assert [[setup.batch_of for setup in group] for group in groups] == [
+        ["none", "vkq-1bit", "none", "vkq-1bit", "none"]
+    ] * 2
+    assert [setup.compare_steps for setup in groups[0]] == [3, 3, 0, 3, 0]
+    assert {setup.compare_steps for setup in groups[1]} == {0}
+    assert [setup.implementation for setup in groups[0]] == [
+        "xla", "mosaic_gpu", "mosaic_gpu", None, None,
+    ]  # fmt: skip
+    first, second = groups[0][0], groups[0][1]
+    assert first.key == dataclasses.replace(first, compare_steps=0).key != second.key
+
+
+def test_ratios_are_to_the_fastest_bf16_row():
+    def row(preset, implementation, speed):
+        return {
+            "status": "measured",
+            "preset": preset,
+            "implementation_taken": implementation,
+            "tokens_per_second": speed,
+            "ttft_ms": 1.0,
+        }
+
+    slow, fast, coded = row("none", "xla", 10), row("none", "fused", 40), row("x", "fused", 100)
+    compare_throughput(coded, [slow, fast])
+    assert coded["ratio_to_bf16"] == 2.5
+    assert coded["baseline_implementation"] == "fused"
+    unpaired = row("x", "fused", 100)
+    compare_throughput(unpaired, [slow | {"status": "out of memory"}])
+    assert "ratio_to_bf16" not in unpaired
+
+
+@dataclasses.dataclass(frozen=True)
+class Fake:
+    number: int
+
+    @property
+    def key(self):
+        return {"number": self.number}
+
+
+def test_no_row_begins_that_would_end_too_late(monkeypatch, tmp_path):
+    clock = [0.0]
+    monkeypatch.setattr(rows.time, "perf_counter", lambda: clock[0])
+
+    def measure(setup):
+        clock[0] += 10.0
+        return {"status": "measured"}
+
+    def measured(seconds, resume):
+        results = ResultsFile(tmp_path / "rows.json", HEAD, resume=resume)
+        groups = [[Fake(0), Fake(1)], [Fake(2), Fake(3)], [Fake(4)]]
+        rows.run_groups(
+            groups,
+            measure,
+            results,
+            compare=lambda row, earlier: None,
+            say=lambda text: None,
+            seconds=seconds,
+        )
+        return [row["number"] for row in results.rows], results.record()["left_out"]
+
+    # After one group (20 s) the next, of two rows, would end at 40 s; the one of a single row fits.
+    assert measured(35, resume=False) == ([0, 1, 4], ["Fake(number=2)", "Fake(number=3)"])
+    assert measured(None, resume=True) == ([0, 1, 4, 2, 3], [])
+
+
+def test_a_group_of_which_a_row_is_missing_is_measured_anew(tmp_path):
+    results = ResultsFile(tmp_path / "rows.json", HEAD)
+    results.add({"number": 0, "status": "measured", "old": True})
+    other = ResultsFile(tmp_path / "rows.json", HEAD | {"device": "other"}, resume=True)
+    assert (other.rows, other.dropped) == ([], 1)
+    resumed = ResultsFile(tmp_path / "rows.json", HEAD, resume=True)
+    rows.run_groups(
+        [[Fake(0), Fake(1)]],
+        lambda setup: {"status": "measured"},
+        resumed,
+        compare=lambda row, earlier: None,
+        say=lambda text: None,
+    )
+    assert [(row["number"], "old" in row) for row in resumed.rows] == [(0, False), (1, False)]
+
+
+def test_planned_bytes_are_those_of_the_cache(prefilled):
+    _, _, cache = prefilled
+    quant = vkq_jax.resolve("vkq-1bit")
+    planned = abstract_cache(find_shape("tiny"), quant, 2, 16)
+    assert vkq_jax.cache_nbytes(planned) == vkq_jax.cache_nbytes(cache)
+    shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(planned)]
+    assert shapes == [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(cache)]
+
+
+def test_a_cache_arranged_for_the_kernel_gives_the_same_tokens(prefilled):
+    model, logits, cache = prefilled
+    assert arranged(cache, "xla") is cache
+    tiled = arranged(cache, "mosaic_gpu")
+    assert not isinstance(tiled.visual[0].key, vkq_jax.SignTensor)
+    found = compare_implementations(model, first_state(logits, tiled), "xla", "reference", 4)
+    assert found["equal_tokens"] == 1.0
+    assert found["logits_relative_error"] < 0.02  # activations are bfloat16
+
+
+def test_prefill_takes_few_sequences_at_once_where_they_are_long():
+    assert most_sequences(find_shape("qwen2.5-vl-7b"), 32) == 1
+    assert most_sequences(find_shape("tiny"), 32) == 4
+
+
+def test_quantize_states_cost_and_errors(capsys, tmp_path):
+    path = tmp_path / "quantize.json"
+    code, out, _ = run(
+        capsys, "quantize", "--shape", "tiny", "--preset", "vkq-1bit,minmax-1bit",
+        "--sequences", "1", "--repeats", "1", "--out", str(path),
+    )  # fmt: skip
+    assert code == 0
+    assert "of the block" in out
+    for row in json.loads(path.read_text())["rows"]:
+        assert row["status"] == "measured"
+        assert row["coding_percent"] == pytest.approx(100 * row["coding_ms"] / row["block_ms"])
+        assert row["key_difference_from_plain"] == 0.0
+        assert row["key_squared_error"] > 0.1
+
+
+def test_scaling_writes_rows_and_a_plot(capsys, tmp_path):
+    path = tmp_path / "scaling.json"
+    code, out, _ = run(
+        capsys, "scaling", "--shape", "tiny", "--length", "64", "--batch", "3,1000000000",
+        "--repeats", "1", "--out", str(path), "--json",
+    )  # fmt: skip
+    assert code == 0
+    record = json.loads(out)
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert len(record["rows"]) == 4
+    for row in record["rows"]:
+        assert row["status"] == ("measured" if row["batch"] == 3 else "does not fit")
+        if row["batch"] == 3:
+            assert row["relative_error"] < 1e-4
+            assert ("ratio_to_bf16" in row) == (row["preset"] != "none")
+
+
+def test_explain_needs_no_memory(capsys, tmp_path):
+    path = tmp_path / "explain.json"
+    arguments = ["explain", "--shape", "qwen2.5-vl-7b", "--batch", "4096", "--preset", "vkq-1bit"]
+    code, out, _ = run(capsys, *arguments, "--queries-per-step", "2", "--out", str(path))
+    assert code == 0
+    assert "queries [4096, 2, 28, 128]" in out
+    assert "xla: taken" in out
+    assert json.loads(path.read_text())["implementation_taken"] == "xla"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["throughput", "--shape", "llava"], "unknown shape 'llava', known are llava-1.5-7b"),
+        (["throughput", "--preset", "vkq-2bit"], "unknown preset 'vkq-2bit'"),
+        (["throughput", "--budget", "5,many"], "--budget: expected positive numbers"),
+        (["throughput", "--steps", "20,4"], "steps must be two rising numbers"),
+        (["throughput", "--text-capacity", "40"], "do not fit a text capacity of 40"),
+        (["throughput", "--implementation", "cuda"], "implementation must be auto, "),
+        (["throughput", "--resume"], "--resume needs --out"),
+        (["scaling", "--batch", "0"], "--batch: expected positive numbers"),
+        (["quantize", "--preset", "one-bit"], "unknown preset 'one-bit'"),
+        (["explain"], "Missing option '--shape'"),
+        (["nonsense"], "No such command"),
+    ],
+)
+def test_bad_input_is_one_clear_line(capsys, arguments, message):
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    (line,) = [line for line in err.splitlines() if line.startswith("vkq: error: ")]
+    assert message in line
+
+
+def test_without_a_subcommand_it_shows_help(capsys):
+    code, out, _ = run(capsys)
+    assert code == 0
+    assert "throughput" in out
+
+
+def test_a_worker_is_a_process_of_its_own(tmp_path, monkeypatch):
+    settings = vars(
+        throughput.ThroughputSetup(
+            shape="tiny",
+            preset="none",
+            implementation=None,
+            budget_gb=1e-4,
+            batch_of="none",
+            batch_implementation=None,
+        )
+    )
+    row = worker.call("throughput", settings, compile_cache=str(tmp_path))
+    assert row["status"] == "does not fit"
+    monkeypatch.setattr(worker.sys, "executable", "false")
+    broken = worker.call("throughput", settings)
+    assert broken == {"status": "failed", "message": "the process ended with code 1"}

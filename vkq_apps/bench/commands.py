@@ -1,0 +1,96 @@
+"""What the commands of `vkq bench` do once their arguments are read: plan, measure, record."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vkq_apps.bench import device_memory, worker
+from vkq_apps.bench.quantize import QuantizeSetup, measure_quantize
+from vkq_apps.bench.results_file import ResultsFile
+from vkq_apps.bench.rows import attempt, run_groups
+from vkq_apps.bench.scaling import ScalingSetup, compare_scaling, measure_scaling
+from vkq_apps.bench.throughput import ThroughputSetup
+from vkq_apps.bench.throughput_plan import compare_throughput, floors
+from vkq_apps.bench.timing import bandwidth
+from vkq_apps.provenance import provenance
+
+__all__ = ["Output", "run_quantize", "run_scaling", "run_throughput"]
+
+Say = Callable[[str], None]
+
+
+class Output:
+    """Where rows go, and for how long they may be measured."""
+
+    def __init__(self, path: Path | None, *, resume: bool, seconds: float | None, say: Say):
+        """Checks that what is to be resumed is there to be named."""
+        if resume and path is None:
+            raise ValueError("--resume needs --out, the file to go on from")
+        self.path, self.resume, self.seconds, self.say = path, resume, seconds, say
+
+    def open(self, command: str, head: dict[str, Any]) -> ResultsFile:
+        """The file, with the rows that need no measuring."""
+        return ResultsFile(self.path, {"command": command, **head}, resume=self.resume)
+
+
+def run_throughput(groups: Sequence[Sequence[ThroughputSetup]], output: Output) -> ResultsFile:
+    """Each row in a process of its own; this one never touches the device.
+
+    Raises:
+        OSError: the first process, which only looks at the device, fails.
+    """
+    with contextlib.ExitStack() as stack:
+        cache = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        output.say("looking at the device")
+        head = worker.call("probe", {})
+        if "device" not in head:
+            raise OSError(f"the device cannot be measured on: {head['message']}")
+        results = output.open("vkq bench throughput", head)
+
+        def measure(setup: ThroughputSetup) -> dict[str, Any]:
+            row = worker.call("throughput", vars(setup), compile_cache=cache)
+            floors(row, head["bandwidth"])
+            return row
+
+        run_groups(
+            groups,
+            measure,
+            results,
+            compare=compare_throughput,
+            say=output.say,
+            seconds=output.seconds,
+        )
+        return results
+
+
+def run_quantize(setups: Sequence[QuantizeSetup], output: Output) -> ResultsFile:
+    """All rows in this process."""
+    device_memory.claim_memory()
+    results = output.open("vkq bench quantize", provenance())
+    run_groups(
+        [[setup] for setup in setups],
+        lambda setup: attempt(lambda row: measure_quantize(setup, row), {}),
+        results,
+        compare=lambda row, earlier: None,
+        say=output.say,
+        seconds=output.seconds,
+    )
+    return results
+
+
+def run_scaling(groups: Sequence[Sequence[ScalingSetup]], output: Output) -> ResultsFile:
+    """All rows in this process: bytes are counted, not read off the device's peak."""
+    device_memory.claim_memory()
+    head = provenance() | {"shape": groups[0][0].shape, "bandwidth": bandwidth()}
+    results = output.open("vkq bench scaling", head)
+    run_groups(
+        groups,
+        lambda setup: attempt(lambda row: measure_scaling(setup, row), {}),
+        results,
+        compare=compare_scaling,
+        say=output.say,
+        seconds=output.seconds,
+    )
+    return results

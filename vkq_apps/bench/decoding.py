@@ -1,0 +1,135 @@
+"""Decoding from a full cache of a given batch: time of a step, memory, equal tokens."""
+
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import vkq_jax
+from models.decode_loop import DecodeState, decode_loop
+from models.model import Model
+from models.sampling import Sampling
+from vkq_apps.bench import device_memory
+from vkq_apps.bench.compiling import compile_ahead
+from vkq_jax.array_types import Array, Float
+from vkq_jax.cache import KVCache
+
+__all__ = ["compare_implementations", "first_state", "measure_decoding", "replicate"]
+
+
+def first_state(logits: Float[Array, "B vocab"], cache: KVCache) -> DecodeState:
+    """What greedy decoding starts from."""
+    return DecodeState(logits, cache, jnp.zeros(logits.shape[0], bool), None)
+
+
+def replicate(state: DecodeState, batch: int) -> DecodeState:
+    """The state of `batch` sequences, those of `state` over and over, in memory of their own."""
+    index = jnp.arange(batch, dtype=jnp.int32) % state.done.shape[0]
+    cache = vkq_jax.take_sequences(state.cache, index)
+    return first_state(jnp.take(state.logits, index, axis=0), cache)
+
+
+def measure_decoding(
+    model: Model,
+    state: DecodeState,
+    batch: int,
+    *,
+    implementation: str | None,
+    steps: tuple[int, int],
+    repeats: int,
+) -> dict[str, Any]:
+    """Time of a step of `models`' decode loop at `batch`; consumes `state`, the few prefilled.
+
+    One compiled loop runs for a few and for more steps: the difference is that of whole steps, free
+    of what a call costs. The loop's state is donated, so that the cache exists once.
+    """
+    short, long = steps
+
+    def run(model, state, limit):
+        return decode_loop(
+            model,
+            state,
+            limit,
+            steps=long,
+            sampling=Sampling(),
+            stop_tokens=(),
+            implementation=implementation,
+        )
+
+    grow = jax.jit(replicate, static_argnums=1)
+    compiled = compile_ahead(
+        jax.jit(run, donate_argnums=1), model, jax.eval_shape(grow, state, batch), short
+    )
+    full = jax.block_until_ready(grow(state, batch))
+    for leaf in jax.tree.leaves(state):
+        leaf.delete()
+    nbytes, held = vkq_jax.cache_nbytes(full.cache), device_memory.in_use()
+    start_length, start_position = (
+        np.array(x) for x in (full.cache.text.length, full.cache.position)
+    )
+
+    def timed(state, limit):
+        # Back to the prompt's end: the text bank never runs over.
+        text = dataclasses.replace(state.cache.text, length=jnp.array(start_length))
+        cache = dataclasses.replace(state.cache, text=text, position=jnp.array(start_position))
+        state = dataclasses.replace(state, cache=cache)
+        start = time.perf_counter()
+        tokens, lengths, state = compiled.call(model, state, limit)
+        jax.block_until_ready(tokens)
+        return time.perf_counter() - start, lengths, state
+
+    _, lengths, full = timed(full, short)
+    assert int(lengths.min()) == short
+    times = []
+    for _ in range(repeats):
+        fast, _, full = timed(full, short)
+        slow, _, full = timed(full, long)
+        times.append((slow - fast) / (long - short))
+    step = statistics.median(times)
+    return {
+        "cache_bytes": nbytes.total,
+        "held_bytes": held,
+        "peak_bytes": device_memory.peak(),
+        "decode_temporary_bytes": compiled.temporary_bytes,
+        "decode_compile_seconds": compiled.seconds,
+        "decode_compile_cached": compiled.cached,
+        "step_ms": 1e3 * step,
+        "step_ms_range": [1e3 * min(times), 1e3 * max(times)],
+        "tokens_per_second": batch / step,
+    }
+
+
+def compare_implementations(
+    model: Model, state: DecodeState, ours: str, other: str, steps: int
+) -> dict[str, Any]:
+    """How far two implementations agree on the few prefilled sequences.
+
+    Tokens are greedy and free-running, each implementation reading its own; logits are those behind
+    the first token, which both get from the prefill.
+    """
+
+    def run(implementation, limit):
+        return decode_loop(
+            model,
+            state,
+            limit,
+            steps=steps,
+            sampling=Sampling(),
+            stop_tokens=(),
+            implementation=implementation,
+        )
+
+    (tokens, _, _), (expected, _, _) = run(ours, steps), run(other, steps)
+    (_, _, one), (_, _, right) = run(ours, 1), run(other, 1)
+    error = jnp.linalg.norm(one.logits - right.logits) / jnp.linalg.norm(right.logits)
+    return {
+        "against": other,
+        "sequences": tokens.shape[0],
+        "steps": steps,
+        "equal_tokens": float(jnp.mean(tokens == expected)),
+        "logits_relative_error": float(error),
+    }

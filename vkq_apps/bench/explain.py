@@ -1,0 +1,34 @@
+"""Which implementation a shape takes on this device, and why: no memory, no computation."""
+
+from typing import Any
+
+import pallas_kernels
+import vkq_jax
+from pallas_kernels.shapes import find_shape
+from vkq_apps.bench.sequence_cache import abstract_cache, per_sequence, taken
+
+__all__ = ["explain_shape"]
+
+
+def explain_shape(
+    name: str, batch: int, preset: str, queries_per_step: int, text_capacity: int
+) -> dict[str, Any]:
+    """What `pallas_kernels.explain` says of the cache of `batch` sequences of a published shape.
+
+    Raises:
+        ValueError: no such shape or preset, or a number that is not positive.
+    """
+    shape, quant = find_shape(name), vkq_jax.resolve(preset)
+    if min(batch, queries_per_step, text_capacity) < 1:
+        raise ValueError("batch, queries per step and text capacity must be positive")
+    cache = abstract_cache(shape, quant, batch, text_capacity)
+    return {
+        "shape": name,
+        "preset": preset,
+        "batch": batch,
+        "queries_per_step": queries_per_step,
+        "query": [batch, queries_per_step, shape.num_heads, shape.head_dim],
+        "bytes_per_sequence": per_sequence(vkq_jax.cache_nbytes(cache), batch),
+        "implementation_taken": taken(None, cache),
+        "explanation": pallas_kernels.explain(cache).splitlines(),
+    }

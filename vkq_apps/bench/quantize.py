@@ -1,0 +1,172 @@
+"""What coding a layer's keys and values costs beside the prefill of that layer.
+
+Both are timed at the same number of tokens: a whole decoder block of the real text tower, and what
+`models.prefill` does with the keys and values that the block leaves.
+"""
+
+import dataclasses
+import functools
+import math
+import statistics
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import pallas_kernels
+import vkq_jax
+from models.attention import causal_mask, dense_attention
+from models.llava.text import LlamaTower
+from pallas_kernels.shapes import ModelShape, find_shape
+from vkq_apps.bench.compiling import compile_ahead
+from vkq_apps.bench.prefilling import most_sequences
+from vkq_apps.bench.random_model import random_params, text_config
+from vkq_apps.bench.timing import seconds_of_calls
+from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.cache import VisualBank, quantize_visual
+from vkq_jax.config import KVQuantConfig
+
+__all__ = ["GOAL_PERCENT", "QuantizeSetup", "code_layer", "measure_quantize"]
+
+GOAL_PERCENT = 3.0
+
+# Copies of the keys and values to be coded: more than a GPU's cache holds, but few to compile.
+_CACHE_BYTES, _MOST_COPIES = 1.5e8, 6
+
+
+def code_layer(
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    index: Int32[Array, "B V"],
+    valid: Bool[Array, "B V"],
+    quant: KVQuantConfig,
+) -> VisualBank:
+    """What prefill does with a layer's keys and values: the one name to change with it."""
+    return pallas_kernels.tile(quantize_visual(key, value, index, valid, quant))
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeSetup:
+    """What one row measures.
+
+    Attributes:
+        shape: name in `pallas_kernels.shapes`. preset: of the visual cache.
+        prompt_text: text tokens of a prompt beside the visual ones.
+        sequences: at once; None: as many as `most_sequences` says. repeats: of each timing.
+    """
+
+    shape: str
+    preset: str
+    prompt_text: int = 32
+    sequences: int | None = None
+    repeats: int = 7
+
+    def __post_init__(self) -> None:
+        """Checks the names."""
+        find_shape(self.shape)
+        vkq_jax.resolve(self.preset)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All of it."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.shape}, {self.preset}"
+
+
+def measure_quantize(setup: QuantizeSetup, row: dict[str, Any]) -> None:
+    """Fills the row: times of the block and of coding, their ratio, and what coding loses."""
+    shape, quant = find_shape(setup.shape), vkq_jax.resolve(setup.preset)
+    sequences = setup.sequences or most_sequences(shape, setup.prompt_text)
+    tokens = shape.visual_tokens + setup.prompt_text
+    start = setup.prompt_text // 2
+    index = start + jnp.arange(shape.visual_tokens, dtype=jnp.int32)
+    index = jnp.broadcast_to(index, (sequences, shape.visual_tokens))
+    valid = jnp.ones(index.shape, bool)
+
+    block = _block_milliseconds(shape, sequences, tokens, setup.repeats)
+    row |= {
+        "sequences_at_once": sequences,
+        "tokens": tokens,
+        "block_ms": statistics.median(block),
+        "block_ms_range": [min(block), max(block)],
+    }
+    dims = (sequences, tokens, shape.num_kv_heads, shape.head_dim)
+    copies = max(2, min(_MOST_COPIES, int(_CACHE_BYTES / (4 * math.prod(dims)))))
+    layers = [_keys_and_values(dims, seed) for seed in range(copies)]
+
+    def code(layers, index, valid):
+        return [code_layer(key, value, index, valid, quant) for key, value in layers]
+
+    compiled = compile_ahead(jax.jit(code), layers, index, valid)
+    times = [
+        1e3 * seconds / copies
+        for seconds in seconds_of_calls(compiled.call, layers, index, valid, repeats=setup.repeats)
+    ]
+    row |= {
+        "coding_ms": statistics.median(times),
+        "coding_ms_range": [min(times), max(times)],
+        "coding_percent": 100 * statistics.median(times) / row["block_ms"],
+        "coding_temporary_bytes": compiled.temporary_bytes,
+        "coding_compile_seconds": compiled.seconds,
+    }
+    bank = compiled.call(layers, index, valid)[0]
+    errors = _errors(bank, *layers[0], index, valid, quant)
+    row |= {name: float(error) for name, error in errors.items()}
+
+
+@functools.cache
+def _block_milliseconds(
+    shape: ModelShape, sequences: int, tokens: int, repeats: int
+) -> list[float]:
+    """Times of a decoder block (and the final norm) over whole prompts, attention as in prefill."""
+    config = dataclasses.replace(text_config(shape), num_layers=1, vocab_size=2)
+    tower = nnx.eval_shape(lambda: LlamaTower(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+    graphdef, shapes = nnx.split(tower)
+    params = random_params(shapes)
+    x = jax.random.normal(jax.random.key(1), (sequences, tokens, shape.width), jnp.bfloat16)
+    positions = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32), (sequences, tokens))
+
+    @jax.jit
+    def block(params, x, positions):
+        mask = causal_mask(jnp.ones(positions.shape, bool))
+
+        def attend(layer, query, key, value, carry):
+            output = dense_attention(query, key, value, mask, logits_scale=config.logits_scale)
+            return output, carry, (key, value)
+
+        return nnx.merge(graphdef, params)(x, positions, attend)
+
+    times = seconds_of_calls(block, params, x, positions, repeats=repeats)
+    return [1e3 * seconds for seconds in times]
+
+
+def _keys_and_values(dims: tuple[int, ...], seed: int) -> tuple[Array, Array]:
+    """Random keys and values whose channels have offsets and sizes of their own."""
+
+    @jax.jit
+    def draw(key):
+        offset, size = jax.random.normal(jax.random.fold_in(key, 1), (2, 1, 1, *dims[2:]))
+        return (jax.random.normal(key, dims) * jnp.exp(0.5 * size) + offset).astype(jnp.bfloat16)
+
+    key, value = jax.random.split(jax.random.key(seed))
+    return draw(key), draw(value)
+
+
+@functools.partial(jax.jit, static_argnames="quant")
+def _errors(
+    bank: VisualBank, key: Array, value: Array, index: Array, valid: Array, quant: KVQuantConfig
+) -> dict[str, Array]:
+    """How far coded values are from the exact ones, and from plain coding of the same values."""
+    exact = quantize_visual(key, value, index, valid, vkq_jax.resolve("none"))
+    plain = quantize_visual(key, value, index, valid, quant)
+    found = {}
+    for name in ("key", "value"):
+        got, right, same = (getattr(x, name).dequantize() for x in (bank, exact, plain))
+        size = jnp.sum(jnp.square(right))
+        found[f"{name}_squared_error"] = jnp.sum(jnp.square(got - right)) / size
+        found[f"{name}_difference_from_plain"] = jnp.sqrt(jnp.sum(jnp.square(got - same)) / size)
+    return found

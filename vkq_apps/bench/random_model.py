@@ -1,0 +1,137 @@
+"""Models of a published shape with random weights, made on the device, and prompts for them.
+
+The text tower is what is measured. It is fed by a real CLIP tower of the right number of features,
+cut to two layers.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models.inputs import Inputs
+from models.llava.config import LlavaConfig, TextConfig, VisionConfig
+from models.llava.model import LlavaModel
+from models.model import Model
+from models.rope import RopeConfig
+from pallas_kernels.shapes import ModelShape
+
+__all__ = [
+    "VISION_LAYERS",
+    "abstract_model",
+    "decode_weight_bytes",
+    "llava_config",
+    "prompts",
+    "random_params",
+    "text_config",
+]
+
+VISION_LAYERS = 2
+
+# Image and patch sizes: the first whose number of patches divides the visual tokens is taken.
+_PICTURES = ((336, 14), (224, 14), (64, 8))
+
+
+def text_config(shape: ModelShape) -> TextConfig:
+    """The text tower of this shape."""
+    return TextConfig(
+        vocab_size=shape.vocab_size,
+        width=shape.width,
+        mlp_width=shape.mlp_width,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        rope=RopeConfig(head_dim=shape.head_dim, max_length=32768, theta=shape.rope_theta),
+    )
+
+
+def llava_config(shape: ModelShape) -> LlavaConfig:
+    """A LLaVA whose prompts reach exactly `shape.visual_tokens` with whole pictures."""
+    size, patch = next(
+        (size, patch)
+        for size, patch in _PICTURES
+        if shape.visual_tokens % (size // patch) ** 2 == 0
+    )
+    width = min(1024, shape.width)
+    vision = VisionConfig(
+        width=width,
+        mlp_width=4 * width,
+        depth=24,
+        num_heads=max(1, width // 64),
+        image_size=size,
+        patch_size=patch,
+        feature_layers=(VISION_LAYERS,),
+    )
+    return LlavaConfig(vision, text_config(shape), image_token_id=shape.vocab_size - 1)
+
+
+def abstract_model(shape: ModelShape) -> Model:
+    """The bfloat16 model without memory: shapes in place of parameters."""
+    config = llava_config(shape)
+    return Model.from_module(
+        nnx.eval_shape(lambda: LlavaModel(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+    )
+
+
+def random_params[T](shapes: T, seed: int = 0) -> T:
+    """Parameters of these shapes, drawn in one jit: nothing is made on the host.
+
+    Norms are the identity, matrices keep the size of what they multiply; blocks of a stack are
+    drawn one after another, so that little more memory is ever held than the parameters take.
+    """
+
+    def draw(path, leaf, key):
+        name = jax.tree_util.keystr(path)
+        if "scale" in name or "bias" in name:
+            return jnp.full(leaf.shape, "scale" in name, leaf.dtype)
+        fan_in = leaf.shape[-2] if leaf.ndim > 1 else leaf.shape[-1]
+        size = 0.02 if "embedding" in name and "kernel" not in name else 1 / math.sqrt(fan_in)
+
+        def normal(key, shape):
+            return (size * jax.random.normal(key, shape)).astype(leaf.dtype)
+
+        if leaf.ndim < 3:
+            return normal(key, leaf.shape)
+        keys = jax.random.split(key, leaf.shape[0])
+        return jax.lax.map(lambda key: normal(key, leaf.shape[1:]), keys)
+
+    @jax.jit
+    def make(key):
+        flat, structure = jax.tree_util.tree_flatten_with_path(shapes)
+        keys = jax.random.split(key, len(flat))
+        leaves = [draw(*item, key) for item, key in zip(flat, keys, strict=True)]
+        return jax.tree_util.tree_unflatten(structure, leaves)
+
+    return make(jax.random.key(seed))
+
+
+def decode_weight_bytes(model: Model) -> int:
+    """Weights that a decode step reads: the text tower without the rows of the embedding."""
+    _, params = nnx.split(model.module().text)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return sum(
+        leaf.size * leaf.dtype.itemsize
+        for path, leaf in leaves
+        if model.config.text.tied_head or "embedding" not in jax.tree_util.keystr(path)
+    )
+
+
+def prompts(shape: ModelShape, sequences: int, text_tokens: int, seed: int = 0) -> Inputs:
+    """Random prompts: half of the text, `shape.visual_tokens` image tokens, the other half."""
+    config = llava_config(shape)
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, config.image_token_id, (sequences, text_tokens + shape.visual_tokens))
+    start = text_tokens // 2
+    ids[:, start : start + shape.visual_tokens] = config.image_token_id
+    images = sequences * shape.visual_tokens // config.vision.num_features
+    size = config.vision.image_size
+    one = rng.normal(size=(1, 3, size, size)).astype(np.float32)
+    inputs = Inputs.from_arrays(config, ids, None, np.broadcast_to(one, (images, 3, size, size)))
+    # Pictures that differ, without drawing them all on the host.
+    gain = jnp.linspace(0.5, 1.5, images)[:, None, None, None]
+    assert inputs.pixel_values is not None
+    return dataclasses.replace(inputs, pixel_values=inputs.pixel_values * gain)

@@ -1,0 +1,99 @@
+"""A file of measured rows: written after each row, so that nothing is lost when time runs out."""
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ResultsFile", "source_digest", "write_json"]
+
+PACKAGES = ("vkq_jax", "pallas_kernels", "models", "vkq_apps")
+FINAL = ("measured", "out of memory", "does not fit", "not supported")
+
+
+class ResultsFile:
+    """Rows with what they have in common, kept in memory and, if there is a path, in a file.
+
+    Every row carries the device, the commit and the digest of the source that it was measured with,
+    and the time at which its run began: rows of one `run` come from one machine and moment.
+    """
+
+    def __init__(self, path: Path | None, head: Mapping[str, Any], *, resume: bool = False):
+        """Starts anew, or with those rows of the file that this code measured on this device.
+
+        Args:
+            path: JSON file; None keeps nothing.
+            head: what is said once: the command, its settings, `provenance()`.
+            resume: take over the rows that are in the file.
+        """
+        self.path, self.head = path, dict(head)
+        self.marks = {
+            "device": head["device"],
+            "commit": head["commit"],
+            "source": source_digest(),
+            "run": head["time"],
+        }
+        self.rows: list[dict[str, Any]] = []
+        self.dropped = 0
+        if resume and path is not None and path.exists():
+            earlier = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            self.rows = [row for row in earlier if self._mine(row)]
+            self.dropped = len(earlier) - len(self.rows)
+
+    def find(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The row that answers these settings for good, if there is one; a failure does not."""
+        return next((row for row in self._all(key) if row["status"] in FINAL), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Adds a row of this run and writes the file."""
+        self.rows.append(row | self.marks)
+        self.write()
+
+    def discard(self, key: Mapping[str, Any]) -> None:
+        """Takes rows of these settings out: they are measured again."""
+        gone = self._all(key)
+        self.rows = [row for row in self.rows if not any(row is other for other in gone)]
+
+    def write(self) -> None:
+        """Writes the file."""
+        write_json(self.path, self.record())
+
+    def record(self) -> dict[str, Any]:
+        """All of it, as the file holds it."""
+        return {**self.head, "source": self.marks["source"], "rows": self.rows}
+
+    def _all(self, key: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [row for row in self.rows if all(row.get(name) == key[name] for name in key)]
+
+    def _mine(self, row: dict[str, Any]) -> bool:
+        return all(row.get(name) == self.marks[name] for name in ("device", "source"))
+
+
+def write_json(path: Path | None, record: Mapping[str, Any]) -> None:
+    """Writes a record, whole or not at all; nothing without a path."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def source_digest() -> str:
+    """A digest of the Python files that were measured.
+
+    The commit alone does not tell: a machine that only measures may have no git, and a changed
+    checkout has no name.
+    """
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        file = importlib.import_module(package).__file__
+        assert file is not None
+        folder = Path(file).parent
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{package}/{path.relative_to(folder)}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

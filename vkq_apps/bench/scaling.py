@@ -1,0 +1,166 @@
+"""Time and memory of one decode attention against length and batch, bfloat16 beside coded."""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import pallas_kernels
+import vkq_jax
+from pallas_kernels.shapes import ModelShape, find_shape
+from vkq_apps.bench import device_memory
+from vkq_apps.bench.compiling import compile_ahead
+from vkq_apps.bench.sequence_cache import arranged, random_layer, taken
+from vkq_apps.bench.timing import seconds_of_calls
+from vkq_jax.cache import LayerCache
+from vkq_jax.config import KVQuantConfig
+
+__all__ = ["ScalingSetup", "compare_scaling", "measure_scaling", "plan_scaling"]
+
+BASELINE = "none"
+
+# Layers are chained until their bytes leave a GPU's cache; more than this many are not compiled.
+_CACHE_BYTES, _MOST_LAYERS = 2.5e8, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalingSetup:
+    """What one row measures: `batch` sequences of `length` visual and `text` text tokens.
+
+    Attributes:
+        shape: name in `pallas_kernels.shapes`, whose heads are taken. preset: of the visual cache.
+        implementation: of attention; None takes the default. repeats: of the timing.
+    """
+
+    shape: str
+    preset: str
+    implementation: str | None
+    length: int
+    batch: int
+    text: int = 64
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        """Checks names and numbers."""
+        find_shape(self.shape)
+        vkq_jax.resolve(self.preset)
+        if min(self.length, self.batch, self.text, self.repeats) < 1:
+            raise ValueError(f"lengths, batches and repeats must be positive, got {self}")
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All of it."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        """For people."""
+        by = self.implementation or "default"
+        return f"{self.shape}, {self.length} tokens x {self.batch}, {self.preset} ({by})"
+
+
+def plan_scaling(
+    lengths: Sequence[int],
+    batches: Sequence[int],
+    preset: str,
+    implementation: str | None,
+    baseline: str | None,
+    **options: Any,
+) -> list[list[ScalingSetup]]:
+    """A pair of rows, bfloat16 first, for each length and batch."""
+    sides = ((BASELINE, baseline), (preset, implementation))
+    return [
+        [
+            ScalingSetup(preset=name, implementation=by, length=length, batch=batch, **options)
+            for name, by in sides
+        ]
+        for length in lengths
+        for batch in batches
+    ]
+
+
+def measure_scaling(setup: ScalingSetup, row: dict[str, Any]) -> None:
+    """Fills the row: time of the attention of one token of each sequence, bytes, and the error.
+
+    All sequences hold the same coded tokens, each in memory of its own; so do the layers that are
+    chained to keep the device's cache out of it.
+    """
+    shape, quant = find_shape(setup.shape), vkq_jax.resolve(setup.preset)
+    sequence = partial(_sequence, shape, setup.length, setup.text, quant)
+    row["implementation_taken"] = implementation = taken(
+        setup.implementation, jax.eval_shape(partial(sequence, "reference"))
+    )
+    one = jax.eval_shape(partial(sequence, implementation))
+    nbytes = setup.batch * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(one))
+    row |= {"cache_bytes": nbytes, "memory_limit": device_memory.limit()}
+    if nbytes > row["memory_limit"]:
+        row |= {"status": "does not fit", "message": "the layer's cache alone exceeds the memory"}
+        return
+    count = max(1, min(_MOST_LAYERS, int(_CACHE_BYTES / nbytes)))
+    dims = (setup.batch, 1, shape.num_heads, shape.head_dim)
+    query = (3 * jax.random.normal(jax.random.key(1), dims)).astype(jnp.bfloat16)
+
+    @jax.jit
+    def chain(query, layers):
+        outputs = []
+        for layer in layers:
+            attended = pallas_kernels.attend_cache(query, layer, implementation=implementation)
+            query = query + (1e-3 * attended.output).astype(query.dtype)
+            outputs.append(_ends(attended.output))
+        return query, outputs[0]
+
+    single = sequence(implementation)
+    expected = _oracle(_ends(query), single)  # first: it takes memory of its own
+    layers = [_repeat(single, setup.batch) for _ in range(count)]
+    compiled = compile_ahead(chain, query, layers)
+    _, output = compiled.call(query, layers)
+    row |= {
+        "layers_chained": count,
+        "temporary_bytes": compiled.temporary_bytes,
+        "compile_seconds": compiled.seconds,
+        "relative_error": float(jnp.linalg.norm(output - expected) / jnp.linalg.norm(expected)),
+    }
+    times = [
+        1e6 * seconds / count
+        for seconds in seconds_of_calls(compiled.call, query, layers, repeats=setup.repeats)
+    ]
+    row |= {
+        "microseconds": statistics.median(times),
+        "microseconds_range": [min(times), max(times)],
+        "bytes_per_second": 1e6 * nbytes / statistics.median(times),
+    }
+
+
+def compare_scaling(row: dict[str, Any], earlier: Sequence[dict[str, Any]]) -> None:
+    """Adds how many times faster than bfloat16 the coded attention is."""
+    measured = [other for other in earlier if other["status"] == "measured"]
+    if row["status"] == "measured" and measured:
+        row["ratio_to_bf16"] = measured[0]["microseconds"] / row["microseconds"]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _sequence(
+    shape: ModelShape, length: int, text: int, quant: KVQuantConfig, implementation: str
+) -> LayerCache:
+    layer = random_layer(jax.random.key(0), shape, length, text, quant)
+    return arranged(layer, implementation)
+
+
+@partial(jax.jit, static_argnums=1)
+def _repeat(layer: LayerCache, batch: int) -> LayerCache:
+    return jax.tree.map(lambda x: jnp.repeat(x, batch, axis=0), layer)
+
+
+@jax.jit
+def _oracle(ends: jax.Array, layer: LayerCache) -> jax.Array:
+    """What the first and the last query get from the sequence that all hold, in float32."""
+    both = _repeat(layer, ends.shape[0])
+    return pallas_kernels.attend_cache(ends, both, implementation="reference").output
+
+
+def _ends(x: jax.Array) -> jax.Array:
+    """Of the first and the last sequence."""
+    return x[jnp.asarray([0, -1])]

@@ -1,0 +1,84 @@
+"""Caches of a shape without a model: abstract ones, and what one sequence takes in bytes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+import pallas_kernels
+from pallas_kernels.shapes import ModelShape
+from vkq_jax.accounting import CacheBytes
+from vkq_jax.array_types import Array, Float
+from vkq_jax.cache import KVCache, LayerCache, TextBank, quantize_visual
+from vkq_jax.config import KVQuantConfig
+
+__all__ = ["abstract_cache", "arranged", "per_sequence", "random_layer", "taken"]
+
+
+def taken(implementation: str | None, cache: KVCache | LayerCache) -> str:
+    """The implementation that decoding from this cache (abstract or not) runs.
+
+    Raises:
+        NotImplementedError: the one asked for does not apply.
+    """
+    return pallas_kernels.choose_implementation(implementation, cache)
+
+
+def arranged[C: (KVCache, LayerCache)](cache: C, implementation: str) -> C:
+    """The cache as `implementation` wants its words; one that lies so already stays as it is."""
+    if implementation != "mosaic_gpu":
+        return cache
+    return dataclasses.replace(cache, visual=tuple(map(pallas_kernels.tile, cache.visual)))
+
+
+def random_layer(
+    key: jax.Array, shape: ModelShape, visual: int, text: int, quant: KVQuantConfig
+) -> LayerCache:
+    """One layer of one sequence: keys and values with unlike channels, coded; a full text bank."""
+
+    def tensor(number: int, positions: int) -> Float[Array, "1 S K H"]:
+        lead = jax.random.fold_in(key, number)
+        dims = (1, positions, shape.num_kv_heads, shape.head_dim)
+        channels = jax.random.normal(jax.random.fold_in(lead, 1), (2, 1, 1, *dims[2:]))
+        x = jax.random.normal(lead, dims) * jnp.exp(0.5 * channels[0]) + channels[1]
+        return x.astype(jnp.bfloat16)
+
+    index = jnp.arange(visual, dtype=jnp.int32)[None]
+    bank = quantize_visual(
+        tensor(0, visual), tensor(1, visual), index, jnp.ones((1, visual), bool), quant
+    )
+    text_key, text_value = (tensor(number, text).swapaxes(1, 2) for number in (2, 3))
+    length = jnp.full(1, text, jnp.int32)
+    return LayerCache((bank,), TextBank(text_key, text_value, length), quant=quant)
+
+
+def abstract_cache(
+    shape: ModelShape, quant: KVQuantConfig, batch: int, text_capacity: int
+) -> KVCache:
+    """The whole cache of `batch` sequences without memory, as coding leaves it."""
+
+    def build() -> KVCache:
+        layer = random_layer(jax.random.key(0), shape, shape.visual_tokens, text_capacity, quant)
+        none = jnp.zeros(batch, jnp.int32)
+
+        def per_layer(x):
+            return jnp.broadcast_to(x, (shape.num_layers, batch, *x.shape[1:]))
+
+        stacked = jax.tree.map(per_layer, (layer.visual, layer.text))
+        visual, text = (
+            tuple(dataclasses.replace(bank, length=none) for bank in stacked[0]),
+            dataclasses.replace(stacked[1], length=none),
+        )
+        return KVCache(visual, text, position=none, guarded=none, quant=quant)
+
+    return jax.eval_shape(build)
+
+
+def per_sequence(nbytes: CacheBytes, batch: int) -> dict[str, int]:
+    """Bytes of one of `batch` equal sequences, by what they hold."""
+    return {
+        "visual_codes": nbytes.visual_codes // batch,
+        "visual_tables": nbytes.visual_tables // batch,
+        "text": nbytes.text // batch,
+        "total": nbytes.total // batch,
+    }

@@ -1,0 +1,182 @@
+"""One row of `vkq bench throughput`: generation at one shape, memory budget and preset.
+
+Runs in a process of its own (see `worker`): a device's peak of memory never falls within one.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+import vkq_jax
+from models.inputs import Inputs
+from models.model import Model
+from models.prefill import prefill
+from pallas_kernels.shapes import find_shape
+from vkq_apps.bench.decoding import (
+    compare_implementations,
+    first_state,
+    measure_decoding,
+)
+from vkq_apps.bench.prefilling import measure_prefill, most_sequences
+from vkq_apps.bench.random_model import (
+    VISION_LAYERS,
+    abstract_model,
+    decode_weight_bytes,
+    prompts,
+    random_params,
+)
+from vkq_apps.bench.sequence_cache import arranged, per_sequence, taken
+from vkq_jax.cache import KVCache
+
+__all__ = ["ThroughputSetup", "measure_throughput"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ThroughputSetup:
+    """What one row measures.
+
+    Attributes:
+        shape: name in `pallas_kernels.shapes`. preset: of the visual cache.
+        implementation: of attention over the cache; None takes the default.
+        budget_gb: 10^9 bytes for the caches of all sequences.
+        batch_of: the preset whose cache size sets the batch: as many as fit the budget. Its own, or
+            another one's for a comparison at equal batch.
+        batch_implementation: with which that other preset is stored.
+        text_capacity: text tokens a sequence can hold. prompt_text: those of the prompt.
+        sequences: prefilled at once; None: as many as `most_sequences` says.
+        short_steps, long_steps: of the two runs whose difference is timed. repeats: of the pair.
+        compare_steps: greedy tokens to compare with the "xla" implementation; 0: none.
+    """
+
+    shape: str
+    preset: str
+    implementation: str | None
+    budget_gb: float
+    batch_of: str
+    batch_implementation: str | None
+    text_capacity: int = 128
+    prompt_text: int = 32
+    sequences: int | None = None
+    short_steps: int = 4
+    long_steps: int = 20
+    repeats: int = 3
+    compare_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks names and numbers before a process is started."""
+        find_shape(self.shape)
+        vkq_jax.resolve(self.preset)
+        if not 0 < self.short_steps < self.long_steps or self.repeats < 1:
+            raise ValueError(
+                f"steps must be two rising numbers and repeats positive, got "
+                f"{self.short_steps}, {self.long_steps} and {self.repeats}"
+            )
+        needed = self.prompt_text + max(self.long_steps, self.compare_steps)
+        if self.prompt_text < 2 or needed > self.text_capacity:
+            raise ValueError(
+                f"{self.prompt_text} text tokens of a prompt and {needed - self.prompt_text} "
+                f"generated ones do not fit a text capacity of {self.text_capacity}"
+            )
+        if not self.budget_gb > 0:
+            raise ValueError(f"a budget must be positive, got {self.budget_gb} GB")
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All but the comparison, which not every run makes in the same row."""
+        key = dataclasses.asdict(self)
+        del key["compare_steps"]
+        return key
+
+    def __str__(self) -> str:
+        """For people."""
+        rule = "" if self.batch_of == self.preset else f", batch of {self.batch_of}"
+        by = self.implementation or "default"
+        return f"{self.shape}, {self.budget_gb:g} GB, {self.preset} ({by}{rule})"
+
+
+def measure_throughput(
+    setup: ThroughputSetup, row: dict[str, Any], say: Callable[[str], None]
+) -> None:
+    """Fills `row` as it goes: what is known before memory runs out stays in it."""
+
+    def stage(text: str) -> None:
+        row["stage"] = text
+        say(text)
+
+    stage("planning")
+    shape, quant = find_shape(setup.shape), vkq_jax.resolve(setup.preset)
+    sequences = setup.sequences or most_sequences(shape, setup.prompt_text)
+    inputs = prompts(shape, sequences, setup.prompt_text)
+    model = abstract_model(shape)
+    cache = _planned_cache(model, inputs, setup.preset, setup.text_capacity, setup.implementation)
+    implementation = taken(setup.implementation, cache)
+    row |= {
+        "implementation_taken": implementation,
+        "visual_tokens": shape.visual_tokens,
+        "vision_layers": VISION_LAYERS,
+        "bytes_per_sequence": per_sequence(vkq_jax.cache_nbytes(cache), sequences),
+        "weight_bytes": decode_weight_bytes(model),
+    }
+    if setup.batch_of != setup.preset:
+        cache = _planned_cache(
+            model, inputs, setup.batch_of, setup.text_capacity, setup.batch_implementation
+        )
+    one = vkq_jax.cache_nbytes(cache).total // sequences
+    row["batch"] = batch = int(setup.budget_gb * 1e9 // one)
+    if not batch:
+        row |= {
+            "status": "does not fit",
+            "message": f"a sequence of {setup.batch_of} takes {one} bytes, more than the budget",
+        }
+        return
+
+    stage("drawing weights")
+    model = dataclasses.replace(model, params=random_params(model.params))
+    jax.block_until_ready(model.params)
+    stage(f"prefilling {sequences} sequences")
+    logits, cache, figures = measure_prefill(
+        model,
+        inputs,
+        quant=quant,
+        cache_length=setup.text_capacity,
+        implementation=setup.implementation,
+        repeats=setup.repeats,
+    )
+    row |= figures
+    cache = jax.jit(lambda cache: arranged(cache, implementation))(cache)
+    state = first_state(logits, cache)
+    if setup.compare_steps:
+        row["agreement"] = None
+        if implementation != "xla":
+            stage(f"comparing with xla on {sequences} sequences")
+            row["agreement"] = compare_implementations(
+                model, state, implementation, "xla", setup.compare_steps
+            )
+    stage(f"decoding {batch} sequences")
+    row |= measure_decoding(
+        model,
+        state,
+        batch,
+        implementation=implementation,
+        steps=(setup.short_steps, setup.long_steps),
+        repeats=setup.repeats,
+    )
+    del row["stage"]
+
+
+def _planned_cache(
+    model: Model, inputs: Inputs, preset: str, text_capacity: int, implementation: str | None
+) -> KVCache:
+    """The cache that prefill fills and decoding reads, abstract."""
+
+    def build(model: Model, inputs: Inputs) -> KVCache:
+        quant = vkq_jax.resolve(preset)
+        _, cache = prefill(model, inputs, None, quant=quant, cache_length=text_capacity)
+        return cache
+
+    cache = jax.eval_shape(build, model, inputs)
+    # As it is stored, not as it is read: which implementation reads it follows from the codes.
+    name = taken(implementation, cache)
+    return jax.eval_shape(lambda cache: arranged(cache, name), cache)

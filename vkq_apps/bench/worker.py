@@ -1,0 +1,84 @@
+"""A process for one measurement: `python -m vkq_apps.bench.worker TASK SETTINGS`.
+
+Prints one JSON object on stdout, progress on stderr. A process of its own has the device's memory
+to itself, and a peak of memory that is its own. Whoever calls it must not use the device.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from vkq_apps.bench import device_memory
+from vkq_apps.bench.rows import attempt
+from vkq_apps.bench.throughput import ThroughputSetup, measure_throughput
+from vkq_apps.bench.timing import bandwidth
+from vkq_apps.cli.console import log
+from vkq_apps.provenance import provenance
+
+__all__ = ["TASKS", "call", "main"]
+
+Task = Callable[..., dict[str, Any]]
+
+
+def probe() -> dict[str, Any]:
+    """What is measured on: the device, its memory and its bandwidth."""
+    return provenance() | {
+        "memory_limit": device_memory.limit(),
+        "bandwidth": bandwidth(),
+    }
+
+
+def throughput(**settings: Any) -> dict[str, Any]:
+    """A row without what its settings say already."""
+    setup = ThroughputSetup(**settings)
+    return attempt(lambda row: measure_throughput(setup, row, _say), {})
+
+
+TASKS: dict[str, Task] = {"probe": probe, "throughput": throughput}
+
+
+def call(
+    task: str, settings: dict[str, Any], *, compile_cache: str | None = None
+) -> dict[str, Any]:
+    """Runs a task in a fresh process, and returns what it printed.
+
+    Args:
+        task: a name of `TASKS`. settings: its arguments.
+        compile_cache: folder in which processes leave compiled programs for each other.
+    """
+    environment = dict(os.environ)
+    if compile_cache is not None:
+        environment |= {
+            "JAX_COMPILATION_CACHE_DIR": compile_cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+    command = [sys.executable, "-m", "vkq_apps.bench.worker", task, json.dumps(settings)]
+    process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    lines = process.stdout.strip().splitlines()
+    if process.returncode or not lines:
+        message = f"the process ended with code {process.returncode}"
+        return {"status": "failed", "message": message}
+    return json.loads(lines[-1])
+
+
+def main(arguments: list[str]) -> None:
+    """Runs a task in this process."""
+    device_memory.claim_memory()
+    task, settings = arguments
+    # Whatever else prints must not come between: stdout is for the one object.
+    result, sys.stdout = sys.stdout, sys.stderr
+    record = TASKS[task](**json.loads(settings))
+    print(json.dumps(record), file=result, flush=True)
+
+
+def _say(text: str) -> None:
+    held = device_memory.in_use()
+    memory = "" if held is None else f" ({held / 1e9:.1f} GB in use)"
+    log.print(f"    {text}{memory}", markup=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,248 @@
+"""`vkq bench`: speed and memory, each row with the device it was measured on and its error."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+import pallas_kernels
+import vkq_jax
+from pallas_kernels.shapes import SHAPES
+from vkq_apps.bench import tables
+from vkq_apps.bench.commands import Output, run_quantize, run_scaling, run_throughput
+from vkq_apps.bench.explain import explain_shape
+from vkq_apps.bench.quantize import QuantizeSetup
+from vkq_apps.bench.results_file import ResultsFile, write_json
+from vkq_apps.bench.scaling import plan_scaling
+from vkq_apps.bench.throughput_plan import plan_throughput
+from vkq_apps.cli.arguments import JsonOption
+from vkq_apps.cli.console import human_bytes, log, out, print_json
+from vkq_apps.provenance import provenance
+
+__all__ = ["bench"]
+
+bench = typer.Typer(help="Speed and memory: attention, coding, whole generation.")
+
+REAL_SHAPES = ",".join(name for name in SHAPES if name != "tiny")
+LENGTHS = ",".join(str(1024 * 2**i) for i in range(8))
+
+Shapes = Annotated[str, typer.Option(help=f"Shapes, comma-separated: {', '.join(SHAPES)}.")]
+Presets = Annotated[
+    str,
+    typer.Option(
+        "--preset",
+        "--quant",
+        help=f"Presets of the visual cache, comma-separated: {', '.join(vkq_jax.presets)}.",
+    ),
+]
+Preset = Annotated[str, typer.Option("--preset", "--quant", help="Preset of the visual cache.")]
+Implementations = Annotated[
+    str,
+    typer.Option(
+        help=f"Of attention: auto, {', '.join(pallas_kernels.IMPLEMENTATIONS)}; comma-separated."
+    ),
+]
+Baselines = Annotated[
+    str, typer.Option(help="The same for bf16; rows are compared with the fastest.")
+]
+Repeats = Annotated[int, typer.Option(min=1, help="Of each timing; the median counts.")]
+PromptText = Annotated[int, typer.Option(min=2, help="Text tokens of a prompt.")]
+Sequences = Annotated[
+    int | None, typer.Option(min=1, help="Prompts at once; by default as many as fit.")
+]
+TextCapacity = Annotated[int, typer.Option(min=1, help="Text tokens a sequence can hold.")]
+Out = Annotated[Path | None, typer.Option("--out", help="JSON file to write, row by row.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Keep the file's rows of this code and device.")
+]
+Seconds = Annotated[
+    float | None, typer.Option(min=0, help="Begin no row that would end later than this.")
+]
+
+
+@bench.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@bench.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def kernel(context: typer.Context) -> None:
+    """The fused kernel against other attention; --help lists its options."""
+    from vkq_apps.bench.kernel import main  # builds kernels' cases: not for other commands
+
+    raise typer.Exit(main(context.args))
+
+
+@bench.command()
+def throughput(
+    shape: Shapes = REAL_SHAPES,
+    budget: Annotated[str, typer.Option(help="GB of KV cache, comma-separated.")] = "5,10,30",
+    preset: Presets = "vkq-1bit",
+    implementation: Implementations = "auto",
+    baseline: Baselines = "auto",
+    text_capacity: TextCapacity = 128,
+    prompt_text: PromptText = 32,
+    sequences: Sequences = None,
+    steps: Annotated[str, typer.Option(help="Of the two runs whose difference counts.")] = "4,20",
+    compare_steps: Annotated[
+        int, typer.Option(min=0, help="Greedy tokens to compare with xla; 0: none.")
+    ] = 8,
+    repeats: Repeats = 3,
+    seconds: Seconds = None,
+    resume: Resume = False,
+    results: Out = None,
+    json: JsonOption = False,
+) -> None:
+    """Whole generation at real shapes and random weights: bf16 and coded, in a budget of GB."""
+    short, long = _numbers("--steps", steps, int, count=2)
+    groups = plan_throughput(
+        _names(shape),
+        _numbers("--budget", budget, float),
+        [name for name in _names(preset) if name != "none"],
+        [_implementation(name) for name in _names(implementation)],
+        [_implementation(name) for name in _names(baseline)],
+        compare_steps=compare_steps,
+        text_capacity=text_capacity,
+        prompt_text=prompt_text,
+        sequences=sequences,
+        short_steps=short,
+        long_steps=long,
+        repeats=repeats,
+    )
+    output = Output(results, resume=resume, seconds=seconds, say=_say)
+    _finish(run_throughput(groups, output), tables.throughput_table, json)
+
+
+@bench.command()
+def quantize(
+    shape: Shapes = REAL_SHAPES,
+    preset: Presets = "vkq-1bit,quantile-1bit,minmax-1bit",
+    prompt_text: PromptText = 32,
+    sequences: Sequences = None,
+    repeats: Repeats = 7,
+    seconds: Seconds = None,
+    resume: Resume = False,
+    results: Out = None,
+    json: JsonOption = False,
+) -> None:
+    """Coding a layer's keys and values beside the prefill of that layer."""
+    setups = [
+        QuantizeSetup(name, code, prompt_text, sequences, repeats)
+        for name in _names(shape)
+        for code in _names(preset)
+    ]
+    output = Output(results, resume=resume, seconds=seconds, say=_say)
+    _finish(run_quantize(setups, output), tables.quantize_table, json)
+
+
+@bench.command()
+def scaling(
+    shape: Annotated[str, typer.Option(help="The shape whose heads are taken.")] = "internvl2.5-8b",
+    length: Annotated[str, typer.Option(help="Visual tokens, comma-separated.")] = LENGTHS,
+    batch: Annotated[str, typer.Option(help="Sequences, comma-separated.")] = "1,4,16,64,256,1024",
+    preset: Preset = "vkq-1bit",
+    implementation: Annotated[str, typer.Option(help="Of attention over codes.")] = "auto",
+    baseline: Annotated[str, typer.Option(help="Of attention over bf16.")] = "auto",
+    repeats: Repeats = 5,
+    seconds: Seconds = None,
+    resume: Resume = False,
+    results: Out = None,
+    json: JsonOption = False,
+) -> None:
+    """One decode attention against length and batch; a plot beside the file."""
+    groups = plan_scaling(
+        _numbers("--length", length, int),
+        _numbers("--batch", batch, int),
+        preset,
+        _implementation(implementation),
+        _implementation(baseline),
+        shape=shape,
+        repeats=repeats,
+    )
+    output = Output(results, resume=resume, seconds=seconds, say=_say)
+    measured = run_scaling(groups, output)
+    if results is not None:
+        # Here and not above, because this import takes a second.
+        from vkq_apps.bench.scaling_plot import plot_scaling
+
+        title = f"Decode attention on {measured.head['device']}, heads of {shape}"
+        plot_scaling(results.with_suffix(".png"), measured.rows, title)
+    _finish(measured, tables.scaling_table, json)
+
+
+@bench.command()
+def explain(
+    shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}.")],
+    batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
+    preset: Preset = "vkq-1bit",
+    queries_per_step: Annotated[int, typer.Option(min=1, help="Query positions.")] = 1,
+    text_capacity: TextCapacity = 128,
+    results: Out = None,
+    json: JsonOption = False,
+) -> None:
+    """Which implementation of attention a shape takes on this device, and why."""
+    record = {
+        "command": "vkq bench explain",
+        **provenance(),
+        **explain_shape(shape, batch, preset, queries_per_step, text_capacity),
+    }
+    write_json(results, record)
+    if json:
+        print_json(record)
+        return
+    size = human_bytes(record["bytes_per_sequence"]["total"])
+    out.print(
+        f"{shape}, {preset}, on {record['device']}: queries {record['query']}, cache {size} a "
+        "sequence",
+        markup=False,
+    )
+    for line in record["explanation"]:
+        out.print(f"  {line}", markup=False)
+
+
+def _say(text: str) -> None:
+    log.print(text, markup=False)
+
+
+def _finish(results: ResultsFile, table: Callable[[dict[str, Any]], Table], json: bool) -> None:
+    """Shows what was measured; a row that failed fails the command."""
+    record = results.record()
+    if json:
+        print_json(record)
+    else:
+        out.print(table(record))
+    if any(row["status"] == "failed" for row in results.rows):
+        raise typer.Exit(1)
+
+
+def _names(text: str) -> list[str]:
+    """The entries of a comma-separated list, each once."""
+    return list(dict.fromkeys(name for name in map(str.strip, text.split(",")) if name))
+
+
+def _numbers[N: (int, float)](option: str, text: str, kind: type[N], count: int = 0) -> list[N]:
+    """The numbers of a comma-separated list."""
+    try:
+        numbers = [kind(name) for name in _names(text)]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) <= 0 or (count and len(numbers) != count):
+        wanted = f"{count} positive numbers" if count else "positive numbers"
+        raise ValueError(f"{option}: expected {wanted}, comma-separated, got {text!r}")
+    return numbers
+
+
+def _implementation(name: str) -> str | None:
+    """The name as the libraries take it: None for the default."""
+    if name == "auto":
+        return None
+    if name not in pallas_kernels.IMPLEMENTATIONS:
+        known = ", ".join(pallas_kernels.IMPLEMENTATIONS)
+        raise ValueError(f"implementation must be auto, {known}, got {name!r}")
+    return name
