@@ -1,7 +1,7 @@
 """One query and one block of packed keys and values, with the tensor core's 1-bit instructions.
 
 1. *scores.* Key words go to the tensor core as they were loaded. The query, scales folded in, is
-   16- or 24-bit fixed point, as bit planes. Lane 4 g + t gets the scores of positions
+   15- or 23-bit fixed point, as bit planes. Lane 4 g + t gets the scores of positions
    32 i + 8 t + g.
 2. *softmax.* Relative to the block's own maximum, so that a sink elsewhere costs no precision. A
    scale per position of the values is folded in here; then 15-bit fixed point, as bit planes.
@@ -63,7 +63,7 @@ class B1Products:
                     at = 4 * k + 2 * (quarter // 2)
                 rows = words[at : at + 2]
                 tiles.append([ops.mma_b1_k128(rows, plane) for plane in query.planes[quarter % 2]])
-            sums += self._planes.weigh(tiles)
+            sums += self._planes.weigh(tiles, signed=True)
         if not self._packed.key.signs:
             return [ops.fmul(x, query.unit) for x in sums]
         twice, less = ops.fmul(query.unit, 2.0), ops.fsub(0.0, query.query_sum)
@@ -127,5 +127,5 @@ class B1Products:
             for quarter in range(4):
                 at = row_words * (4 * h + quarter)
                 tiles.append([mma(words[at : at + row_words], plane) for plane in planes])
-            sums += self._planes.weigh(tiles)
+            sums += self._planes.weigh(tiles, signed=False)
         return sums

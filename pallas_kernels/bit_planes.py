@@ -5,7 +5,8 @@ with the planes' weights:
 
     sum_k code[k] * y[k]  =  sum_p 2^p * popcount(code & plane_p),    plane_p[k] = bit p of y[k]
 
-(two's complement: plane 15 has the weight -2^15). The tensor core counts eight planes at a time.
+The tensor core counts eight planes, a byte of each number, at a time. Signed numbers are two's
+complement less one bit, -2^14 <= y < 2^14 in 16 bits: plane 14 has the weight -2^14, plane 15 is 0.
 """
 
 from collections.abc import Sequence
@@ -40,17 +41,19 @@ class BitPlanes:
             turn = by_bit(4 << k, 1 << k, 32 - (1 << k))
             self._bit_steps.append((4 << k, kept, turn))
 
-        # Halves 2^p of planes p = 2t, 2t + 1, of those 8 below and 8 above; the last is negative.
-        exponent = ops.shift_left(t, 1)
-        fraction, low, high = (self._power_pair(ops.add(exponent, p)) for p in (-8, 0, 8))
-        high = ops.bit_xor(high, ops.where_less(t, 3, 0, 0x80000000))
-        column = ops.shift_right(g, 1)
-        self._weights = []
-        for tile in range(4):
-            ours = ops.bit_xor(column, tile)
-            self._weights.append(
-                [ops.where_less(ours, 1, word, 0) for word in (fraction, low, high)]
-            )
+        # Halves 2^(2t) for planes 2t, and for the last byte of signed numbers.
+        power = ops.shift_left(ops.mad(t, 2, 15), 10)
+        signed = ops.bit_xor(power, ops.where_less(t, 3, 0, 0x8000))
+
+        def weights(value: Value) -> list[list[Value]]:
+            """Right operands for four tiles: `value` in columns 2q and 2q + 1, one half each."""
+
+            def only(column: int) -> Value:
+                return ops.where_less(ops.bit_xor(g, column), 1, value, 0)
+
+            return [[only(2 * tile), only(2 * tile + 1)] for tile in range(4)]
+
+        self._weights, self._signed_weights = weights(power), weights(signed)
 
     def split(self, numbers: Sequence[Value], num_bytes: int) -> list[Value]:
         """Planes of the warp's 128 numbers (the low bytes of four words a lane).
@@ -67,22 +70,38 @@ class BitPlanes:
             planes.append(self._transpose(together))
         return planes
 
-    def weigh(self, counts: Sequence[Sequence[list[Value]]]) -> tuple[Value, Value]:
+    def split_signed(self, numbers: Sequence[Value], num_bytes: int) -> list[Value]:
+        """`split` for signed numbers y, -2^(8 num_bytes - 2) <= y < 2^(8 num_bytes - 2)."""
+        mask = 2 ** (8 * num_bytes - 1) - 1
+        return self.split([self._ops.bit_and(y, mask) for y in numbers], num_bytes)
+
+    def weigh(
+        self, counts: Sequence[Sequence[list[Value]]], *, signed: bool
+    ) -> tuple[Value, Value]:
         """Sums counts over planes, for four tiles of 16 rows with counts for each byte of planes.
 
         The counts' bits are read as halves, denormal ones, which the tensor core multiplies
-        exactly: a left operand [16, 16 planes] as they are. The weights of tile q stand in columns
-        2q and 2q + 1, so that lane 4 g + t gets rows g and g + 8 of tile t. The last two bytes
-        weigh 1 to 2^15, a byte before them 2^-8 to 2^-1. Unit: COUNT_UNIT.
+        exactly. Registers are taken as a left operand [16, 16] as they lie, so that its row g
+        holds the even planes and its row g + 8 the odd ones, first of the tile's row g, in the
+        second half of its columns of row g + 8; odd planes weigh twice as much. The weights of tile
+        q stand in columns 2q and 2q + 1, so that lane 4 g + t gets rows g and g + 8 of tile t. The
+        last two bytes weigh 1 to 2^15, a byte before them 2^-8 to 2^-1. Unit: COUNT_UNIT.
         """
         ops = self._ops
-        sums = [0.0, 0.0, 0.0, 0.0]
-        for tile, (fraction, low, high) in zip(counts, self._weights, strict=True):
-            left = [ops.bytes(byte[r], byte[r + 1], 0x5410) for byte in tile for r in (0, 2)]
-            sums = ops.mma_f16(left[-4:], [low, high], sums)
-            if len(tile) == 3:
-                sums = ops.mma_f16([*left[:2], 0, 0], [fraction, 0], sums)
-        return sums[0], sums[2]
+        num_bytes = len(counts[0])
+        totals = [0.0, 0.0]
+        for byte in range(num_bytes):
+            last = signed and byte == num_bytes - 1
+            sums = [0.0, 0.0, 0.0, 0.0]
+            for tile, right in zip(
+                counts, self._signed_weights if last else self._weights, strict=True
+            ):
+                sums = ops.mma_f16(tile[byte], right, sums)
+            scale = 256.0 ** (byte - (num_bytes - 2))
+            for row in (0, 1):
+                even_and_odd = ops.fma(sums[2 + row], 2.0, sums[row])
+                totals[row] = ops.fma(even_and_odd, scale, totals[row])
+        return totals[0], totals[1]
 
     def _transpose(self, word: Value) -> Value:
         """Bit 8 i + p of lane 4 g + t goes to bit 8 t + g of lane 4 p + i: five butterflies."""
@@ -92,9 +111,3 @@ class BitPlanes:
         for bit, kept, turn in self._bit_steps:
             word = ops.bit_select(kept, word, ops.rotate_left(ops.exchange(word, bit), turn))
         return word
-
-    def _power_pair(self, exponent: Value) -> Value:
-        """The halves 2^exponent and 2^(exponent + 1)."""
-        ops = self._ops
-        biased = ops.add(exponent, 15)
-        return ops.bit_or(ops.shift_left(biased, 10), ops.shift_left(ops.add(biased, 1), 26))

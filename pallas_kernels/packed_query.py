@@ -67,13 +67,13 @@ class PackedQuery:
         )
         largest = ops.fmax(ops.from_bits(ops.warp_max(largest)), 1e-30)
         num_bytes = problem.tiling.query_bytes
-        greatest = 2.0 ** (8 * num_bytes - 1) * (1 - 2.0**-15)  # rounding stays within the range
+        greatest = 2.0 ** (8 * num_bytes - 2) * (1 - 2.0**-14)  # rounding stays within the range
         factor = ops.fmul(ops.reciprocal(largest), greatest)
         numbers = [ops.to_int(ops.fmul(q, factor)) for q in query]
         if problem.head_dim == 128:
-            words = [planes.split(numbers, num_bytes)] * 2
+            words = [planes.split_signed(numbers, num_bytes)] * 2
         else:  # even positions lie in the words of lanes t = 0, 1, odd ones in those of t = 2, 3
-            both = planes.split(numbers * 2, num_bytes)
+            both = planes.split_signed(numbers * 2, num_bytes)
             words = [
                 [ops.where_less(self._work.t, 2, word, 0) for word in both],
                 [ops.where_less(self._work.t, 2, 0, word) for word in both],

@@ -21,20 +21,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import TiledLevels, TiledSigns, layouts, mosaic_gpu
+from pallas_kernels.fused import Banks, DenseBank, fused_attention
 from pallas_kernels.launch import Launch, emulated_launch, gpu_launch
 from pallas_kernels.problem import Tiling
-from pallas_kernels.visual_attention import attend_visual
 from vkq_apps.bench.timing import seconds_per_layer
 from vkq_apps.provenance import provenance
 from vkq_jax.cache import VisualBank
 from vkq_jax.post_scaling import scores, weighted_sum
 
-__all__ = ["CASES", "Case", "main", "random_bank"]
+__all__ = ["CASES", "Case", "main", "random_banks"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One shape, and the ratio to cuDNN that is the goal."""
+    """One shape, and the ratio to cuDNN that is the goal.
+
+    Attributes:
+        codes: "levels", "signs8", "signs16" or "bfloat16", the kernel's own dense path.
+        text: positions of a dense bank beside the visual one, in the same launch.
+    """
 
     batch: int
     kv_heads: int
@@ -43,16 +48,21 @@ class Case:
     codes: str = "levels"
     head_dim: int = 128
     group_size: int | None = None
+    text: int = 0
     goal: float | None = None
-
-    def bytes(self, bits: float) -> float:
-        """Of keys and values, at so many bits an element."""
-        return self.batch * self.kv_heads * self.positions * self.head_dim * 2 * bits / 8
 
     @property
     def bits_stored(self) -> float:
-        """Bits an element, scales per position included, tables per group not."""
+        """Bits an element of the bank, scales per position included, tables per group not."""
+        if self.codes == "bfloat16":
+            return 16.0
         return 1 + {"levels": 0, "signs8": 8, "signs16": 16}[self.codes] / self.head_dim
+
+    @property
+    def bytes(self) -> float:
+        """Of all keys and values."""
+        bits = self.positions * self.bits_stored + self.text * 16
+        return self.batch * self.kv_heads * self.head_dim * 2 * bits / 8
 
 
 CASES = {
@@ -66,37 +76,53 @@ CASES = {
     "mha-32k-groups-1024": Case(16, 32, 1, 32768, group_size=1024),
     "mha-32k-groups-256": Case(16, 32, 1, 32768, group_size=256),
     "b1-mha-32k": Case(1, 32, 1, 32768, goal=10.0),
+    "b1-mha-32k-signs8": Case(1, 32, 1, 32768, "signs8"),
     "gqa4-32k": Case(16, 8, 4, 32768, goal=12.0),
     "gqa4-32k-signs8": Case(16, 8, 4, 32768, "signs8", goal=11.0),
+    "gqa4-3328-signs8": Case(100, 8, 4, 3328, "signs8"),
     "gqa8-32k": Case(16, 4, 8, 32768, goal=9.5),
+    "gqa8-32k-signs8": Case(16, 4, 8, 32768, "signs8"),
+    "gqa7-32k-signs8": Case(16, 4, 7, 32768, "signs8"),
     "gqa7-8k-signs8": Case(16, 4, 7, 8192, "signs8"),
     "h64-8k-signs8": Case(16, 32, 1, 8192, "signs8", head_dim=64),
+    "mha-32k-signs8-text": Case(16, 32, 1, 32768, "signs8", text=256),
+    "gqa4-3328-signs8-text": Case(100, 8, 4, 3328, "signs8", text=128),
+    "mha-8k-bfloat16": Case(16, 32, 1, 8192, "bfloat16"),
+    "gqa4-3328-bfloat16": Case(64, 8, 4, 3328, "bfloat16"),
+    "gqa7-8k-bfloat16": Case(16, 4, 7, 8192, "bfloat16"),
 }
 
 # Small shapes for --check: every code path, lengths that end inside and at the edge of blocks.
 CHECKS = [
-    (Case(2, 2, queries, positions, codes, head_dim, group_size), Tiling(1, warps, splits))
+    (Case(2, 2, queries, positions, codes, head_dim, group_size, text), tiling)
     for head_dim in (128, 64)
-    for codes, group_size, queries, positions, warps, splits in (
-        ("levels", None, 1, 2304, 4, 1),
-        ("levels", 512, 4, 1700, 2, 2),
-        ("signs8", None, 7, 700, 4, 2),
-        ("signs16", None, 2, 2304, 1, 1),
+    for codes, group_size, queries, positions, text, tiling in (
+        ("levels", None, 1, 2304, 0, Tiling(16, 4)),
+        ("levels", 512, 4, 1700, 40, Tiling(8, 2, 2)),
+        ("levels", None, 8, 1700, 40, Tiling(16, 16, 2, 8)),
+        ("signs8", None, 7, 700, 0, Tiling(16, 4, 4, 7)),
+        ("signs8", None, 4, 3328, 130, Tiling(16, 8, 8, 4, 2)),
+        ("signs16", None, 2, 2304, 17, Tiling(4, 1)),
+        ("signs8", None, 1, 576, 33, Tiling(16, 2)),
+        ("bfloat16", None, 4, 700, 40, Tiling(16, 4, 2, 4)),
     )
 ]
 
 
-def random_bank(case: Case, seed: int, *, ragged: bool = False) -> VisualBank:
-    """A bank of random codes, tiled. Ragged: the first sequence is full, the next is empty."""
+def random_banks(case: Case, seed: int, *, ragged: bool = False) -> tuple[Banks, dict[str, Any]]:
+    """Random banks of one layer, and what the queries see of the dense ones.
+
+    Ragged: the first sequence is full, the next has no visual tokens, text lengths vary.
+    """
     rng = np.random.default_rng(seed)
     keys = iter(jax.random.split(jax.random.key(seed), 8))
-    lead = (case.batch, case.kv_heads)
-    blocks = layouts.num_blocks(case.positions)
+    lead = (1, case.batch, case.kv_heads)
     group_size = case.group_size or case.positions
     groups = -(-case.positions // group_size)
 
     def tensor(side):
-        words = (*lead, blocks, case.head_dim // 16, 32, 4)
+        count = layouts.key_words if side == "key" else layouts.value_words
+        words = (*lead, count(case.positions, case.head_dim))
         packed = jax.random.bits(next(keys), words, jnp.uint32)
         shared: dict[str, Any] = {
             "side": side,
@@ -123,34 +149,65 @@ def random_bank(case: Case, seed: int, *, ragged: bool = False) -> VisualBank:
             **shared,
         )
 
-    length = np.full(case.batch, case.positions)
+    def dense(positions):
+        shape = (*lead, positions, case.head_dim)
+        return DenseBank(*(jax.random.normal(next(keys), shape, jnp.bfloat16) for _ in range(2)))
+
+    def lengths(positions):
+        length = np.full(case.batch, positions)
+        if ragged:
+            length[1:] = rng.integers(0, positions, case.batch - 1)
+        return length
+
+    visual = lengths(case.positions)
     if ragged:
-        length[1:] = rng.integers(0, case.positions, case.batch - 1)
-        length[1] = 0
-    return VisualBank(tensor("key"), tensor("value"), jnp.asarray(length, jnp.int32))
+        visual[1] = 0
+    visual = jnp.asarray(visual, jnp.int32)
+    packed, banks, visible = None, {}, {}
+    if case.codes == "bfloat16":
+        banks["visual"], visible["visual"] = dense(case.positions), visual[:, None]
+    else:
+        packed = VisualBank(tensor("key"), tensor("value"), visual)
+    if case.text:
+        banks["text"] = dense(case.text)
+        visible["text"] = jnp.asarray(lengths(case.text), jnp.int32)[:, None]
+    return Banks(packed, banks), visible
+
+
+def reference(query: jax.Array, banks: Banks, visible: dict[str, jax.Array]):
+    """Output and log-sum-exp in float32, from the codes' own arithmetic in XLA."""
+    with jax.default_matmul_precision("highest"):
+        parts, values, masks = [], [], []
+        tensors = jax.tree.map(
+            lambda x: x[0], (banks.dense, banks.packed and (banks.packed.key, banks.packed.value))
+        )
+        for name, bank in tensors[0].items():
+            key, value = (x.astype(jnp.float32) for x in (bank.key, bank.value))
+            parts.append(jnp.einsum("bkqh,bksh->bkqs", query, key))
+            values.append(functools.partial(jnp.einsum, "bksh,bkqs->bkqh", value))
+            masks.append(jnp.arange(key.shape[-2]) < visible[name][:, :1, None, None])
+        if banks.packed is not None:
+            key, value = tensors[1]
+            parts.append(scores(query, key))
+            values.append(lambda weights: weighted_sum(weights, value))
+            seen = banks.packed.length[:, None, None, None]
+            masks.append(jnp.arange(parts[-1].shape[-1]) < seen)
+        logits = [jnp.where(mask, x, -jnp.inf) for x, mask in zip(parts, masks, strict=True)]
+        total = jax.nn.logsumexp(jnp.concatenate(logits, -1), -1)
+        safe = jnp.where(jnp.isfinite(total), total, 0.0)[..., None]
+        output = sum(f(jnp.exp(x - safe)) for f, x in zip(values, logits, strict=True))
+        return output, total
 
 
 def error(case: Case, launch: Launch, tiling: Tiling | None, *, ragged: bool) -> dict[str, float]:
     """Relative error of the output and absolute one of the log-sum-exp against float32."""
     case = dataclasses.replace(case, batch=min(case.batch, 2))
-    bank = random_bank(case, seed=time.time_ns() % 2**31, ragged=ragged)
+    banks, visible = random_banks(case, seed=time.time_ns() % 2**31, ragged=ragged)
     shape = (case.batch, case.kv_heads, case.queries, case.head_dim)
     query = 2 * case.head_dim**-0.5 * jax.random.normal(jax.random.key(5), shape)
-    kernel = jax.jit(functools.partial(attend_visual, launch=launch, tiling=tiling))
-    output, logsumexp = kernel(query, bank)
-
-    @jax.jit
-    def reference(query, bank):
-        with jax.default_matmul_precision("highest"):
-            logits = scores(query, bank.key)
-            visible = jnp.arange(case.positions) < bank.length[:, None, None, None]
-            logits = jnp.where(visible, logits, -jnp.inf)
-            expected = jax.nn.logsumexp(logits, -1)
-            safe = jnp.where(jnp.isfinite(expected), expected, 0.0)
-            weights = jnp.where(visible, jnp.exp(logits - safe[..., None]), 0.0)
-            return weighted_sum(weights, bank.value), expected
-
-    expected, expected_logsumexp = reference(query, bank)
+    kernel = jax.jit(functools.partial(fused_attention, launch=launch, tiling=tiling))
+    output, logsumexp = kernel(query, visible, banks, jnp.int32(0))
+    expected, expected_logsumexp = jax.jit(reference)(query, banks, visible)
     seen = jnp.isfinite(expected_logsumexp)
     if not bool(jnp.all(jnp.isfinite(output)) & jnp.all(jnp.isfinite(logsumexp) == seen)):
         raise AssertionError("not finite, or finite where nothing is visible")
@@ -181,8 +238,8 @@ def rivals(case: Case) -> dict[str, float]:
     """Seconds of bf16 attention over the same positions, by who does it."""
     heads = case.kv_heads * case.queries
     query = jnp.ones((case.batch, 1, heads, case.head_dim), jnp.bfloat16)
-    shape = (case.batch, case.positions, case.kv_heads, case.head_dim)
-    layers = max(1, min(16, round(4e9 / case.bytes(16))))
+    shape = (case.batch, case.positions + case.text, case.kv_heads, case.head_dim)
+    layers = max(1, min(16, round(4e9 / dataclasses.replace(case, codes="bfloat16").bytes)))
     banks = [
         tuple(jax.random.normal(jax.random.key(2 * i + j), shape, jnp.bfloat16) for j in (0, 1))
         for i in range(layers)
@@ -203,17 +260,17 @@ def rivals(case: Case) -> dict[str, float]:
 
 def measure(name: str, case: Case, tiling: Tiling | None, ceiling: float) -> dict[str, Any]:
     """One row of the table."""
-    bf16 = rivals(dataclasses.replace(case, codes="levels", group_size=None, goal=None))
+    bf16 = rivals(dataclasses.replace(case, codes="bfloat16", group_size=None, goal=None))
     shape = (case.batch, case.kv_heads, case.queries, case.head_dim)
     query = case.head_dim**-0.5 * jax.random.normal(jax.random.key(0), shape)
-    layers = max(1, min(16, round(2e9 / case.bytes(case.bits_stored))))
-    banks = [random_bank(case, seed) for seed in range(layers)]
+    layers = max(1, min(16, round(2e9 / case.bytes)))
+    banks = [random_banks(case, seed) for seed in range(layers)]
 
-    def step(query, bank):
-        return attend_visual(query, bank, gpu_launch, tiling)[0]
+    def step(query, layer):
+        banks, visible = layer
+        return fused_attention(query, visible, banks, jnp.int32(0), gpu_launch, tiling)[0]
 
     seconds = seconds_per_layer(step, query, banks)
-    stored = case.bytes(case.bits_stored)
     row = {
         "case": name,
         **dataclasses.asdict(case),
@@ -221,12 +278,12 @@ def measure(name: str, case: Case, tiling: Tiling | None, ceiling: float) -> dic
         "microseconds": 1e6 * seconds,
         "bf16_microseconds": {rival: 1e6 * t for rival, t in bf16.items()},
         "ratio_to_cudnn": bf16.get("cudnn", math.nan) / seconds,
-        "part_of_bandwidth": stored / seconds / ceiling,
+        "part_of_bandwidth": case.bytes / seconds / ceiling,
         **error(case, gpu_launch, tiling, ragged=False),
     }
     print(
         f"{name:22} cudnn {row['bf16_microseconds'].get('cudnn', math.nan):8.1f} us  xla "
-        f"{row['bf16_microseconds'].get('xla', math.nan):8.1f} us  1 bit {1e6 * seconds:7.1f} us  "
+        f"{row['bf16_microseconds'].get('xla', math.nan):8.1f} us  kernel {1e6 * seconds:7.1f} us  "
         f"{row['ratio_to_cudnn']:5.2f}x (goal {case.goal})  {row['part_of_bandwidth']:.0%} of the "
         f"bandwidth  error {row['relative_error']:.1e}  {tiling or ''}",
         flush=True,
@@ -260,7 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--tiling",
         action="append",
         default=[],
-        metavar="WARPGROUPS,WARPS_PER_ROW,SPLITS,QUERY_BYTES",
+        metavar="WARPS,TEAM,SPLITS,QUERIES,QUERY_BYTES",
         help="also try this tiling; repeatable",
     )
     options = parser.parse_args(arguments)
