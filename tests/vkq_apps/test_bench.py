@@ -17,7 +17,7 @@ from vkq_apps.bench.sequence_cache import abstract_cache, arranged
 from vkq_apps.bench.throughput_plan import compare_throughput, plan_throughput
 from vkq_apps.cli.main import main
 
-HEAD = {"device": "cpu", "commit": "c", "time": "now"}
+HEAD = {"command": "vkq bench x", "device": "cpu", "commit": "c", "time": "now"}
 TINY = ["--shape", "tiny", "--budget", "0.001", "--sequences", "2", "--repeats", "1"]
 TINY += ["--steps", "2,4", "--compare-steps", "2"]
 
@@ -152,8 +152,9 @@ def test_ratios_are_to_the_fastest_bf16_row():
         }
 
     slow, fast, coded = row("none", "xla", 10), row("none", "fused", 40), row("x", "fused", 100)
-    compare_throughput(coded, [slow, fast])
-    assert coded["ratio_to_bf16"] == 2.5
+    for own in (slow, coded):
+        compare_throughput(own, [slow, fast, coded])
+    assert (slow["ratio_to_bf16"], coded["ratio_to_bf16"]) == (0.25, 2.5)
     assert coded["baseline_implementation"] == "fused"
     unpaired = row("x", "fused", 100)
     compare_throughput(unpaired, [slow | {"status": "out of memory"}])
@@ -184,7 +185,7 @@ def test_no_row_begins_that_would_end_too_late(monkeypatch, tmp_path):
             groups,
             measure,
             results,
-            compare=lambda row, earlier: None,
+            compare=lambda row, group: None,
             say=lambda text: None,
             seconds=seconds,
         )
@@ -205,7 +206,7 @@ def test_a_group_of_which_a_row_is_missing_is_measured_anew(tmp_path):
         [[Fake(0), Fake(1)]],
         lambda setup: {"status": "measured"},
         resumed,
-        compare=lambda row, earlier: None,
+        compare=lambda row, group: None,
         say=lambda text: None,
     )
     assert [(row["number"], "old" in row) for row in resumed.rows] == [(0, False), (1, False)]
@@ -258,6 +259,8 @@ def test_scaling_writes_rows_and_a_plot(capsys, tmp_path):
     )  # fmt: skip
     assert code == 0
     record = json.loads(out)
+    path.with_suffix(".png").unlink()
+    assert run(capsys, "plot", str(path))[0] == 0
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert len(record["rows"]) == 4
     for row in record["rows"]:
@@ -289,6 +292,7 @@ def test_explain_needs_no_memory(capsys, tmp_path):
         (["throughput", "--resume"], "--resume needs --out"),
         (["scaling", "--batch", "0"], "--batch: expected positive numbers"),
         (["quantize", "--preset", "one-bit"], "unknown preset 'one-bit'"),
+        (["plot", "README.md"], "README.md was not written by `vkq bench scaling`"),
         (["explain"], "Missing option '--shape'"),
         (["nonsense"], "No such command"),
     ],

@@ -73,7 +73,7 @@ def run_quantize(setups: Sequence[QuantizeSetup], output: Output) -> ResultsFile
         [[setup] for setup in setups],
         lambda setup: attempt(lambda row: measure_quantize(setup, row), {}),
         results,
-        compare=lambda row, earlier: None,
+        compare=lambda row, group: None,
         say=output.say,
         seconds=output.seconds,
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ResultsFile", "source_digest", "write_json"]
+__all__ = ["ResultsFile", "read_json", "source_digest", "write_json"]
 
 PACKAGES = ("vkq_jax", "pallas_kernels", "models", "vkq_apps")
 FINAL = ("measured", "out of memory", "does not fit", "not supported")
@@ -39,7 +39,7 @@ class ResultsFile:
         self.rows: list[dict[str, Any]] = []
         self.dropped = 0
         if resume and path is not None and path.exists():
-            earlier = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            earlier = read_json(path, head["command"])["rows"]
             self.rows = [row for row in earlier if self._mine(row)]
             self.dropped = len(earlier) - len(self.rows)
 
@@ -48,8 +48,9 @@ class ResultsFile:
         return next((row for row in self._all(key) if row["status"] in FINAL), None)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Adds a row of this run and writes the file."""
-        self.rows.append(row | self.marks)
+        """Adds a row of this run and writes the file; what changes in the row later does in it."""
+        row |= self.marks
+        self.rows.append(row)
         self.write()
 
     def discard(self, key: Mapping[str, Any]) -> None:
@@ -70,6 +71,21 @@ class ResultsFile:
 
     def _mine(self, row: dict[str, Any]) -> bool:
         return all(row.get(name) == self.marks[name] for name in ("device", "source"))
+
+
+def read_json(path: Path, command: str) -> dict[str, Any]:
+    """A record that `command` wrote.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["command"] == command:
+            return record
+    except (json.JSONDecodeError, TypeError, KeyError):
+        pass
+    raise ValueError(f"{path} was not written by `{command}`")
 
 
 def write_json(path: Path | None, record: Mapping[str, Any]) -> None:

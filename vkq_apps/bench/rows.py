@@ -62,7 +62,7 @@ def run_groups(
         groups: of `Setup`s.
         measure: a row from a setup; catches what hinders it, see `attempt`.
         results: where rows go. What was left out for lack of time is in its head, "left_out".
-        compare: adds to a row what the earlier rows of its group tell.
+        compare: adds to a row what the rows of its group, measured so far, tell.
         say: shows progress.
         seconds: no row is begun that would, at the pace of the slowest one, end later.
     """
@@ -93,8 +93,9 @@ def run_groups(
                 row = dataclasses.asdict(setup) | measure(setup)
                 row["seconds"] = time.perf_counter() - before
                 longest = max(longest, row["seconds"])
-                compare(row, rows)
                 rows.append(row)
+                for other in rows:
+                    compare(other, rows)
                 results.add(row)
         left_out += [str(setup) for setup in group[len(rows) :]]
     results.head["left_out"] = left_out

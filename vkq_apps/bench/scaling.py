@@ -134,11 +134,11 @@ def measure_scaling(setup: ScalingSetup, row: dict[str, Any]) -> None:
     }
 
 
-def compare_scaling(row: dict[str, Any], earlier: Sequence[dict[str, Any]]) -> None:
+def compare_scaling(row: dict[str, Any], group: Sequence[dict[str, Any]]) -> None:
     """Adds how many times faster than bfloat16 the coded attention is."""
-    measured = [other for other in earlier if other["status"] == "measured"]
-    if row["status"] == "measured" and measured:
-        row["ratio_to_bf16"] = measured[0]["microseconds"] / row["microseconds"]
+    dense = group[0]
+    if row is not dense and row["status"] == dense["status"] == "measured":
+        row["ratio_to_bf16"] = dense["microseconds"] / row["microseconds"]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))

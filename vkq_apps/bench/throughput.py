@@ -172,8 +172,14 @@ def _planned_cache(
     """The cache that prefill fills and decoding reads, abstract."""
 
     def build(model: Model, inputs: Inputs) -> KVCache:
-        quant = vkq_jax.resolve(preset)
-        _, cache = prefill(model, inputs, None, quant=quant, cache_length=text_capacity)
+        _, cache = prefill(
+            model,
+            inputs,
+            None,
+            quant=vkq_jax.resolve(preset),
+            cache_length=text_capacity,
+            implementation=implementation,
+        )
         return cache
 
     cache = jax.eval_shape(build, model, inputs)

@@ -53,12 +53,10 @@ def plan_throughput(
     return groups
 
 
-def compare_throughput(row: dict[str, Any], earlier: Sequence[dict[str, Any]]) -> None:
-    """Sets the row beside the fastest bfloat16 row of its group, the row itself included."""
+def compare_throughput(row: dict[str, Any], group: Sequence[dict[str, Any]]) -> None:
+    """Sets the row beside the fastest bfloat16 row of its group."""
     baselines = [
-        other
-        for other in (*earlier, row)
-        if other["preset"] == BASELINE and other["status"] == "measured"
+        other for other in group if other["preset"] == BASELINE and other["status"] == "measured"
     ]
     if row["status"] != "measured" or not baselines:
         return

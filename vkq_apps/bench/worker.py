@@ -47,14 +47,13 @@ def call(
 
     Args:
         task: a name of `TASKS`. settings: its arguments.
-        compile_cache: folder in which processes leave compiled programs for each other.
+        compile_cache: folder in which processes leave compiled programs for each other, unless
+            the environment names one.
     """
     environment = dict(os.environ)
     if compile_cache is not None:
-        environment |= {
-            "JAX_COMPILATION_CACHE_DIR": compile_cache,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+        environment.setdefault("JAX_COMPILATION_CACHE_DIR", compile_cache)
+        environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     command = [sys.executable, "-m", "vkq_apps.bench.worker", task, json.dumps(settings)]
     process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     lines = process.stdout.strip().splitlines()

@@ -14,7 +14,7 @@ from vkq_apps.bench import tables
 from vkq_apps.bench.commands import Output, run_quantize, run_scaling, run_throughput
 from vkq_apps.bench.explain import explain_shape
 from vkq_apps.bench.quantize import QuantizeSetup
-from vkq_apps.bench.results_file import ResultsFile, write_json
+from vkq_apps.bench.results_file import ResultsFile, read_json, write_json
 from vkq_apps.bench.scaling import plan_scaling
 from vkq_apps.bench.throughput_plan import plan_throughput
 from vkq_apps.cli.arguments import JsonOption
@@ -168,12 +168,24 @@ def scaling(
     output = Output(results, resume=resume, seconds=seconds, say=_say)
     measured = run_scaling(groups, output)
     if results is not None:
-        # Here and not above, because this import takes a second.
-        from vkq_apps.bench.scaling_plot import plot_scaling
-
-        title = f"Decode attention on {measured.head['device']}, heads of {shape}"
-        plot_scaling(results.with_suffix(".png"), measured.rows, title)
+        try:
+            plot(results)
+        except ImportError as error:  # a machine that only measures
+            _say(f"no plot: {error}; `vkq bench plot {results}` draws it elsewhere")
     _finish(measured, tables.scaling_table, json)
+
+
+@bench.command()
+def plot(
+    results: Annotated[Path, typer.Argument(help="File that `vkq bench scaling` wrote.")],
+) -> None:
+    """Draws the plot of a scaling file, a PNG beside it."""
+    # Here and not above, because this import takes a second.
+    from vkq_apps.bench.scaling_plot import plot_scaling
+
+    record = read_json(results, "vkq bench scaling")
+    title = f"Decode attention on {record['device']}, heads of {record['shape']}"
+    plot_scaling(results.with_suffix(".png"), record["rows"], title)
 
 
 @bench.command()
