@@ -10,10 +10,10 @@ import pallas_kernels
 from models.model import Model
 from models.sampling import Sampling, sample
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.cache import KVCache
+from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.pytree import frozen_pytree
 
-__all__ = ["DecodeState", "decode_loop", "decode_step"]
+__all__ = ["DecodeState", "decode_loop", "decode_step", "emit_tokens"]
 
 
 @frozen_pytree
@@ -33,7 +33,6 @@ class DecodeState:
     key: jax.Array | None
 
 
-@partial(jax.jit, static_argnames=("steps", "sampling", "stop_tokens", "pad", "implementation"))
 def decode_loop(
     model: Model,
     state: DecodeState,
@@ -63,9 +62,39 @@ def decode_loop(
     Returns:
         Tokens (`pad` behind the last one), how many each sequence emitted, and the new state.
     """
+    # The visual banks never change: beside the state, no loop carries and no call returns them,
+    # which would be a copy of the largest thing there is.
+    visual = state.cache.visual
+    tokens, lengths, state = emit_tokens(
+        model,
+        visual,
+        _with_visual(state, ()),
+        steps if limit is None else limit,
+        steps=steps,
+        sampling=sampling,
+        stop_tokens=stop_tokens,
+        pad=pad,
+        implementation=implementation,
+    )
+    return tokens, lengths, _with_visual(state, visual)
+
+
+@partial(jax.jit, static_argnames=("steps", "sampling", "stop_tokens", "pad", "implementation"))
+def emit_tokens(
+    model: Model,
+    visual: tuple[VisualBank, ...],
+    state: DecodeState,
+    limit: int,
+    *,
+    steps: int,
+    sampling: Sampling,
+    stop_tokens: tuple[int, ...],
+    pad: int,
+    implementation: str | None,
+) -> tuple[Int32[Array, "B steps"], Int32[Array, "B"], DecodeState]:
+    """`decode_loop`, compiled, with the visual banks beside the state."""
     stops = jnp.asarray(stop_tokens, jnp.int32)
     batch = state.done.shape[0]
-    limit = steps if limit is None else limit
 
     def unfinished(carry):
         step, state, _, _ = carry
@@ -79,10 +108,9 @@ def decode_loop(
         tokens = tokens.at[:, step].set(jnp.where(active, token, pad))
         lengths = lengths + active
         stopped = jnp.any(token[:, None] == stops[None], axis=-1)
-        logits, cache = decode_step(
-            model, token, state.cache, active, implementation=implementation
-        )
-        state = DecodeState(logits, cache, state.done | stopped, key)
+        cache = _with_visual(state, visual).cache
+        logits, cache = decode_step(model, token, cache, active, implementation=implementation)
+        state = _with_visual(DecodeState(logits, cache, state.done | stopped, key), ())
         return step + 1, state, tokens, lengths
 
     tokens = jnp.full((batch, steps), pad, jnp.int32)
@@ -138,3 +166,7 @@ def decode_step(
         guarded=cache.guarded + jnp.where(active, guarded.sum(0), 0),
     )
     return module.text.logits(hidden)[:, 0], cache
+
+
+def _with_visual(state: DecodeState, visual: tuple[VisualBank, ...]) -> DecodeState:
+    return dataclasses.replace(state, cache=dataclasses.replace(state.cache, visual=visual))

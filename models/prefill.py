@@ -83,6 +83,7 @@ def prefill(
         bank = None
         if inputs.prompt_shape.visual:
             bank = quantize_visual(key, value, index, taken, cache.quant)
+            bank = pallas_kernels.lay_out(bank, implementation=implementation)
             bank = (bank.key, bank.value)
         return output, text.write(layer, key, value, is_text), (bank, guarded)
 

@@ -7,6 +7,7 @@ from pallas_kernels.api import (
     choose_implementation,
     decode_attention,
     explain,
+    lay_out,
     unavailable_reason,
 )
 from pallas_kernels.tiled import TiledLevels, TiledSigns, tile
@@ -20,6 +21,7 @@ __all__ = [
     "choose_implementation",
     "decode_attention",
     "explain",
+    "lay_out",
     "tile",
     "unavailable_reason",
 ]

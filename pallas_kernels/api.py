@@ -6,9 +6,10 @@ from types import MappingProxyType
 import vkq_jax.attention
 import vkq_jax.reference
 from pallas_kernels import mosaic_gpu
+from pallas_kernels.tiled import tile
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import Attended
-from vkq_jax.cache import KVCache, LayerCache
+from vkq_jax.cache import KVCache, LayerCache, VisualBank
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -17,6 +18,7 @@ __all__ = [
     "choose_implementation",
     "decode_attention",
     "explain",
+    "lay_out",
     "unavailable_reason",
 ]
 
@@ -97,6 +99,16 @@ def attend_layer(
     if name == "mosaic_gpu":
         return mosaic_gpu.attend_layer(query, cache, index, **options)
     return IMPLEMENTATIONS[name](query, cache.layer(index), **options)
+
+
+def lay_out(bank: VisualBank, *, implementation: str | None = None) -> VisualBank:
+    """A bank of one layer, or of all, in the layout of the implementation that will read it.
+
+    What that implementation does not cover stays as it is.
+    """
+    if implementation in (None, "mosaic_gpu") and mosaic_gpu.device_reason() is None:
+        return tile(bank)
+    return bank
 
 
 def choose_implementation(

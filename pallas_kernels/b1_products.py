@@ -113,7 +113,7 @@ class B1Products:
         ]
         return [new_highest, mass, scaled_mass, *channels]
 
-    def _values(self, words: list[Value], numbers: list[Value]) -> list[Value]:
+    def _values(self, words: Sequence[Value], numbers: list[Value]) -> list[Value]:
         """Sums over the block's positions of number times code, for this lane's channels."""
         ops = self._ops
         numbers = [*numbers, *[TO_INT_BITS] * (-len(numbers) % 4)]

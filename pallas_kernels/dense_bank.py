@@ -113,7 +113,8 @@ class DenseBanks:
             for half in (0, 16):
                 words = ops.load4(address, 128 * c + half)
                 floats = [ops.from_bits(word) for word in words]
-                right.append([self._part(*floats[:2], low_part), self._part(*floats[2:], low_part)])
+                pairs = (floats[:2], floats[2:])
+                right.append([self._part(first, second, low_part) for first, second in pairs])
         return right
 
     def _part(self, first: Value, second: Value, low_part: Value) -> Value:

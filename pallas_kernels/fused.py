@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -106,16 +105,22 @@ def fused_attention(
 def _launch(query, visible, banks: Banks, layer, launch: Launch, tiling: Tiling | None):
     """With an axis Z in front of everything but the layer's number."""
     outer, batch, kv_heads, queries, head_dim = query.shape
-    packed = None if banks.packed is None else _packed(banks.packed)
     dense = tuple((name, bank.key.shape[-2]) for name, bank in banks.dense.items())
-    stacked = banks.packed.key.packed if banks.packed is not None else _first(banks.dense).key
+    packed, tensors = None, {}
+    if banks.packed is not None:
+        key, value = banks.packed.key, banks.packed.value
+        assert isinstance(key, TiledLevels | TiledSigns)
+        assert isinstance(value, TiledLevels | TiledSigns)
+        packed = Packed(key.num_positions, _coding(key), _coding(value))
+        tensors = {"length": banks.packed.length.reshape(-1)}
+        tensors |= _tensor_operands("key", key) | _tensor_operands("value", value)
     problem = Problem(
         outer=outer,
-        layers=stacked.shape[1],
+        layers=jax.tree.leaves((banks.packed and banks.packed.key, banks.dense))[0].shape[1],
         batch=batch,
         kv_heads=kv_heads,
         queries=queries,
-        positions=_first(visible).shape[-1] if visible else 1,
+        positions=next((x.shape[-1] for x in visible.values()), 1),
         head_dim=head_dim,
         packed=packed,
         dense=dense,
@@ -124,26 +129,13 @@ def _launch(query, visible, banks: Banks, layer, launch: Launch, tiling: Tiling 
     operands = {"query": (query * math.log2(math.e)).reshape(-1, head_dim)}
     if problem.layers > 1:
         operands["layer"] = layer.reshape(1)
-    if banks.packed is not None:
-        operands["length"] = banks.packed.length.reshape(-1)
-        operands |= _tensor_operands("key", banks.packed.key)
-        operands |= _tensor_operands("value", banks.packed.value)
+    operands |= tensors
     for name, bank in banks.dense.items():
         operands[f"{name}_key"] = bank.key.reshape(-1, *bank.key.shape[-2:])
         operands[f"{name}_value"] = bank.value.reshape(-1, *bank.value.shape[-2:])
         operands[f"{name}_visible"] = visible[name].reshape(-1, problem.positions)
     output, logsumexp = launch(problem, operands)
     return output.reshape(query.shape), logsumexp.reshape(query.shape[:-1])
-
-
-def _first(by_name: dict[str, Any]) -> Any:
-    return next(iter(by_name.values()))
-
-
-def _packed(bank: VisualBank) -> Packed:
-    assert isinstance(bank.key, TiledLevels | TiledSigns)
-    assert isinstance(bank.value, TiledLevels | TiledSigns)
-    return Packed(bank.key.num_positions, _coding(bank.key), _coding(bank.value))
 
 
 def _coding(x: TiledLevels | TiledSigns) -> Coding:

@@ -35,9 +35,12 @@ def attend_cache(
 ) -> Attended:
     """`attend_layer` for a layer that has been taken out of its cache."""
     text = TextBank(layer.text.key[None], layer.text.value[None], layer.text.length)
+
+    def stacked(tensor):
+        return jax.tree.map(lambda x: x[None], tensor)
+
     banks = tuple(
-        VisualBank(*jax.tree.map(lambda x: x[None], (bank.key, bank.value)), bank.length)
-        for bank in layer.visual
+        VisualBank(stacked(bank.key), stacked(bank.value), bank.length) for bank in layer.visual
     )
     none = jnp.zeros_like(text.length)
     cache = KVCache(banks, text, position=none, guarded=none, quant=layer.quant)

@@ -7,7 +7,7 @@ import pytest
 
 import models
 import vkq_jax
-from models.decode_loop import decode_loop
+from models.decode_loop import emit_tokens
 from models.prefill import prefill
 from models.sampling import Sampling
 from tests.support.tiny_llava import batch, prompt, tiny_model
@@ -128,10 +128,10 @@ def test_jit_of_the_whole_generation(model):
 def test_the_same_shapes_do_not_trace_again(model):
     options = {"max_new_tokens": 3, "quant": "quantile-1bit", "stop_tokens": ()}
     models.generate(model, batch(ROWS[0]), **options)
-    before = prefill._cache_size(), decode_loop._cache_size()
+    before = prefill._cache_size(), emit_tokens._cache_size()
     other = prompt(3, "image", 5, seed=77)
     models.generate(model, batch(other, seed=3), **options)
-    assert (prefill._cache_size(), decode_loop._cache_size()) == before
+    assert (prefill._cache_size(), emit_tokens._cache_size()) == before
 
 
 def test_streaming_ends_with_what_generate_returns(model):
@@ -200,7 +200,7 @@ def test_prefill_with_codes_needs_less_memory_than_without(model):
         ({"max_new_tokens": 4, "quantize_at": "never"}, '"prompt" or "image", got \'never\''),
         (
             {"max_new_tokens": 4, "implementation": "cuda"},
-            "mosaic_gpu, reference or None, got .cuda.",
+            "mosaic_gpu, xla, reference or None, got .cuda.",
         ),
     ],
 )
@@ -225,7 +225,7 @@ def test_padding_to_a_multiple_shares_compilations_and_changes_no_answer(model, 
     assert padded.input_ids.shape == (1, 32)
     got = models.generate(model, padded, **options)
     np.testing.assert_array_equal(got.tokens, models.generate(model, inputs, **options).tokens)
-    sizes = prefill._cache_size(), decode_loop._cache_size()
+    sizes = prefill._cache_size(), emit_tokens._cache_size()
     longer = models.pad_to_multiple(batch(prompt(4, "image", 9)), 16)
     models.generate(model, longer, **options)
-    assert (prefill._cache_size(), decode_loop._cache_size()) == sizes
+    assert (prefill._cache_size(), emit_tokens._cache_size()) == sizes

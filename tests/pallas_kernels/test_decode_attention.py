@@ -173,7 +173,7 @@ def test_keeps_the_dtype_of_the_query():
 
 def test_unknown_implementation_and_bad_shapes_are_errors():
     query, layer = random_layer(Shape(), vkq_jax.presets["none"])
-    with pytest.raises(ValueError, match=r"one of xla, mosaic_gpu, reference or None, got 'cuda'"):
+    with pytest.raises(ValueError, match=r"one of mosaic_gpu, xla, reference or None, got 'cuda'"):
         pallas_kernels.decode_attention(query, layer, implementation="cuda")
     with pytest.raises(ValueError, match=r"multiple of 2, H=16\] for this cache, got \[2, 1, 3"):
         pallas_kernels.decode_attention(query[:, :, :3], layer)
