@@ -16,23 +16,33 @@ def random_words(*shape):
 
 
 @pytest.mark.parametrize("head_dim", layouts.HEAD_DIMS)
-@pytest.mark.parametrize("positions", [1, 256, 300])
+@pytest.mark.parametrize("positions", [1, 64, 65, 200, 256, 300, 576])
 def test_tiling_is_undone(head_dim, positions):
     packed = random_words(2, 3, positions, head_dim // 32)
     keys, values = layouts.tile_keys(packed), layouts.tile_values(packed)
-    assert keys.shape == (2, 3, -(-positions // 256), head_dim // 16, 32, 4) == values.shape
-    np.testing.assert_array_equal(layouts.untile_keys(keys, positions), packed)
-    np.testing.assert_array_equal(layouts.untile_values(values, positions), packed)
+    assert keys.shape == (2, 3, layouts.key_words(positions, head_dim))
+    assert values.shape == (2, 3, layouts.value_words(positions, head_dim))
+    np.testing.assert_array_equal(layouts.untile_keys(keys, positions, head_dim), packed)
+    np.testing.assert_array_equal(layouts.untile_values(values, positions, head_dim), packed)
     for dtype in (jnp.uint8, jnp.bfloat16):
         scales = (packed[..., 0] & 255).astype(dtype)
         tiled = layouts.tile_scales(scales)
         np.testing.assert_array_equal(layouts.untile_scales(tiled, positions), scales)
 
 
+def test_a_block_cut_short_takes_no_more_than_two_quarters_too_many():
+    for positions in range(1, 600):
+        for words, step in ((layouts.key_words, 64), (layouts.value_words, 128)):
+            stored = words(positions, 128) * 32 // 128
+            assert positions <= stored < positions + step
+
+
 @pytest.mark.parametrize("head_dim", layouts.HEAD_DIMS)
 def test_words_lie_where_the_docstring_says(head_dim):
     packed = random_words(256, head_dim // 32)
-    keys, values = layouts.tile_keys(packed)[0], layouts.tile_values(packed)[0]
+    rows = (head_dim // 16, 32, 4)
+    keys, values = (f(packed).reshape(rows) for f in (layouts.tile_keys, layouts.tile_values))
+    half = layouts.tile_values(packed[:128]).reshape(head_dim // 16, 32, 2)
     lane = np.arange(32)
     t, g = lane % 4, lane // 4
     for k, c, e, r in np.ndindex(4, 2, 2, 2):
@@ -47,6 +57,8 @@ def test_words_lie_where_the_docstring_says(head_dim):
     for m, h, r in np.ndindex(head_dim // 16, 2, 2):
         expected = by_channel[16 * m + 8 * r + g, 4 * h + t]
         np.testing.assert_array_equal(values[m, :, 2 * h + r], expected)
+        if h == 0:
+            np.testing.assert_array_equal(half[m, :, r], expected)
 
 
 @pytest.mark.parametrize("codes", [LevelCodes(group_size=256), SignCodes(scale_bits=8)])
