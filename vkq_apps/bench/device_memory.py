@@ -9,7 +9,8 @@ __all__ = ["claim_memory", "in_use", "is_out_of_memory", "limit", "peak"]
 
 def claim_memory() -> None:
     """Lets JAX have nearly all of a GPU; must come before anything runs on it."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # the older name; not both
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")
 
 
 def in_use() -> int | None:

@@ -43,7 +43,7 @@ def code_layer(
     quant: KVQuantConfig,
 ) -> VisualBank:
     """What prefill does with a layer's keys and values: the one name to change with it."""
-    return pallas_kernels.tile(quantize_visual(key, value, index, valid, quant))
+    return pallas_kernels.lay_out(quantize_visual(key, value, index, valid, quant))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import vkq_jax
 from pallas_kernels.shapes import ModelShape, find_shape
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
-from vkq_apps.bench.sequence_cache import arranged, random_layer, taken
+from vkq_apps.bench.sequence_cache import random_layer, taken
 from vkq_apps.bench.timing import seconds_of_calls
 from vkq_jax.cache import LayerCache
 from vkq_jax.config import KVQuantConfig
@@ -145,8 +145,7 @@ def compare_scaling(row: dict[str, Any], group: Sequence[dict[str, Any]]) -> Non
 def _sequence(
     shape: ModelShape, length: int, text: int, quant: KVQuantConfig, implementation: str
 ) -> LayerCache:
-    layer = random_layer(jax.random.key(0), shape, length, text, quant)
-    return arranged(layer, implementation)
+    return random_layer(jax.random.key(0), shape, length, text, quant, implementation)
 
 
 @partial(jax.jit, static_argnums=1)

@@ -12,7 +12,7 @@ from vkq_jax.array_types import Array, Float
 from vkq_jax.cache import KVCache, LayerCache, TextBank, quantize_visual
 from vkq_jax.config import KVQuantConfig
 
-__all__ = ["abstract_cache", "arranged", "per_sequence", "random_layer", "taken"]
+__all__ = ["abstract_cache", "per_sequence", "random_layer", "taken"]
 
 
 def taken(implementation: str | None, cache: KVCache | LayerCache) -> str:
@@ -24,17 +24,18 @@ def taken(implementation: str | None, cache: KVCache | LayerCache) -> str:
     return pallas_kernels.choose_implementation(implementation, cache)
 
 
-def arranged[C: (KVCache, LayerCache)](cache: C, implementation: str) -> C:
-    """The cache as `implementation` wants its words; one that lies so already stays as it is."""
-    if implementation != "mosaic_gpu":
-        return cache
-    return dataclasses.replace(cache, visual=tuple(map(pallas_kernels.tile, cache.visual)))
-
-
 def random_layer(
-    key: jax.Array, shape: ModelShape, visual: int, text: int, quant: KVQuantConfig
+    key: jax.Array,
+    shape: ModelShape,
+    visual: int,
+    text: int,
+    quant: KVQuantConfig,
+    implementation: str | None = None,
 ) -> LayerCache:
-    """One layer of one sequence: keys and values with unlike channels, coded; a full text bank."""
+    """One layer of one sequence, as `implementation` reads it, with a full text bank.
+
+    Keys and values are random, their channels unlike.
+    """
 
     def tensor(number: int, positions: int) -> Float[Array, "1 S K H"]:
         lead = jax.random.fold_in(key, number)
@@ -47,6 +48,7 @@ def random_layer(
     bank = quantize_visual(
         tensor(0, visual), tensor(1, visual), index, jnp.ones((1, visual), bool), quant
     )
+    bank = pallas_kernels.lay_out(bank, implementation=implementation)
     text_key, text_value = (tensor(number, text).swapaxes(1, 2) for number in (2, 3))
     length = jnp.full(1, text, jnp.int32)
     return LayerCache((bank,), TextBank(text_key, text_value, length), quant=quant)
@@ -55,7 +57,7 @@ def random_layer(
 def abstract_cache(
     shape: ModelShape, quant: KVQuantConfig, batch: int, text_capacity: int
 ) -> KVCache:
-    """The whole cache of `batch` sequences without memory, as coding leaves it."""
+    """The whole cache of `batch` sequences without memory, as prefill leaves it by default."""
 
     def build() -> KVCache:
         layer = random_layer(jax.random.key(0), shape, shape.visual_tokens, text_capacity, quant)

@@ -27,7 +27,7 @@ from vkq_apps.bench.random_model import (
     prompts,
     random_params,
 )
-from vkq_apps.bench.sequence_cache import arranged, per_sequence, taken
+from vkq_apps.bench.sequence_cache import per_sequence, taken
 from vkq_jax.cache import KVCache
 
 __all__ = ["ThroughputSetup", "measure_throughput"]
@@ -145,7 +145,6 @@ def measure_throughput(
         repeats=setup.repeats,
     )
     row |= figures
-    cache = jax.jit(lambda cache: arranged(cache, implementation))(cache)
     state = first_state(logits, cache)
     if setup.compare_steps:
         row["agreement"] = None
@@ -182,7 +181,4 @@ def _planned_cache(
         )
         return cache
 
-    cache = jax.eval_shape(build, model, inputs)
-    # As it is stored, not as it is read: which implementation reads it follows from the codes.
-    name = taken(implementation, cache)
-    return jax.eval_shape(lambda cache: arranged(cache, name), cache)
+    return jax.eval_shape(build, model, inputs)
