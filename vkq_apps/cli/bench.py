@@ -7,12 +7,27 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-import pallas_kernels
-import vkq_jax
 from pallas_kernels.shapes import SHAPES
 from vkq_apps.bench import tables
 from vkq_apps.bench.commands import Output, run_quantize, run_scaling, run_throughput
 from vkq_apps.bench.explain import explain_shape
+from vkq_apps.bench.options import (
+    Baselines,
+    Implementations,
+    Out,
+    Preset,
+    Presets,
+    PromptText,
+    Repeats,
+    Resume,
+    Seconds,
+    Sequences,
+    Shapes,
+    TextCapacity,
+    implementation_of,
+    names,
+    numbers,
+)
 from vkq_apps.bench.quantize import QuantizeSetup
 from vkq_apps.bench.results_file import ResultsFile, read_json, write_json
 from vkq_apps.bench.scaling import plan_scaling
@@ -27,39 +42,6 @@ bench = typer.Typer(help="Speed and memory: attention, coding, whole generation.
 
 REAL_SHAPES = ",".join(name for name in SHAPES if name != "tiny")
 LENGTHS = ",".join(str(1024 * 2**i) for i in range(8))
-
-Shapes = Annotated[str, typer.Option(help=f"Shapes, comma-separated: {', '.join(SHAPES)}.")]
-Presets = Annotated[
-    str,
-    typer.Option(
-        "--preset",
-        "--quant",
-        help=f"Presets of the visual cache, comma-separated: {', '.join(vkq_jax.presets)}.",
-    ),
-]
-Preset = Annotated[str, typer.Option("--preset", "--quant", help="Preset of the visual cache.")]
-Implementations = Annotated[
-    str,
-    typer.Option(
-        help=f"Of attention: auto, {', '.join(pallas_kernels.IMPLEMENTATIONS)}; comma-separated."
-    ),
-]
-Baselines = Annotated[
-    str, typer.Option(help="The same for bf16; rows are compared with the fastest.")
-]
-Repeats = Annotated[int, typer.Option(min=1, help="Of each timing; the median counts.")]
-PromptText = Annotated[int, typer.Option(min=2, help="Text tokens of a prompt.")]
-Sequences = Annotated[
-    int | None, typer.Option(min=1, help="Prompts at once; by default as many as fit.")
-]
-TextCapacity = Annotated[int, typer.Option(min=1, help="Text tokens a sequence can hold.")]
-Out = Annotated[Path | None, typer.Option("--out", help="JSON file to write, row by row.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Keep the file's rows of this code and device.")
-]
-Seconds = Annotated[
-    float | None, typer.Option(min=0, help="Begin no row that would end later than this.")
-]
 
 
 @bench.callback(invoke_without_command=True)
@@ -100,13 +82,13 @@ def throughput(
     json: JsonOption = False,
 ) -> None:
     """Whole generation at real shapes and random weights: bf16 and coded, in a budget of GB."""
-    short, long = _numbers("--steps", steps, int, count=2)
+    short, long = numbers("--steps", steps, int, count=2)
     groups = plan_throughput(
-        _names(shape),
-        _numbers("--budget", budget, float),
-        [name for name in _names(preset) if name != "none"],
-        [_implementation(name) for name in _names(implementation)],
-        [_implementation(name) for name in _names(baseline)],
+        names(shape),
+        numbers("--budget", budget, float),
+        [name for name in names(preset) if name != "none"],
+        [implementation_of(name) for name in names(implementation)],
+        [implementation_of(name) for name in names(baseline)],
         compare_steps=compare_steps,
         text_capacity=text_capacity,
         prompt_text=prompt_text,
@@ -134,8 +116,8 @@ def quantize(
     """Coding a layer's keys and values beside the prefill of that layer."""
     setups = [
         QuantizeSetup(name, code, prompt_text, sequences, repeats)
-        for name in _names(shape)
-        for code in _names(preset)
+        for name in names(shape)
+        for code in names(preset)
     ]
     output = Output(results, resume=resume, seconds=seconds, say=_say)
     _finish(run_quantize(setups, output), tables.quantize_table, json)
@@ -157,11 +139,11 @@ def scaling(
 ) -> None:
     """One decode attention against length and batch; a plot beside the file."""
     groups = plan_scaling(
-        _numbers("--length", length, int),
-        _numbers("--batch", batch, int),
+        numbers("--length", length, int),
+        numbers("--batch", batch, int),
         preset,
-        _implementation(implementation),
-        _implementation(baseline),
+        implementation_of(implementation),
+        implementation_of(baseline),
         shape=shape,
         repeats=repeats,
     )
@@ -185,7 +167,8 @@ def plot(
 
     record = read_json(results, "vkq bench scaling")
     title = f"Decode attention on {record['device']}, heads of {record['shape']}"
-    plot_scaling(results.with_suffix(".png"), record["rows"], title)
+    rows = [row for row in record["rows"] if row["shape"] == record["shape"]]
+    plot_scaling(results.with_suffix(".png"), rows, title)
 
 
 @bench.command()
@@ -231,30 +214,3 @@ def _finish(results: ResultsFile, table: Callable[[dict[str, Any]], Table], json
         out.print(table(record))
     if any(row["status"] == "failed" for row in results.rows):
         raise typer.Exit(1)
-
-
-def _names(text: str) -> list[str]:
-    """The entries of a comma-separated list, each once."""
-    return list(dict.fromkeys(name for name in map(str.strip, text.split(",")) if name))
-
-
-def _numbers[N: (int, float)](option: str, text: str, kind: type[N], count: int = 0) -> list[N]:
-    """The numbers of a comma-separated list."""
-    try:
-        numbers = [kind(name) for name in _names(text)]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) <= 0 or (count and len(numbers) != count):
-        wanted = f"{count} positive numbers" if count else "positive numbers"
-        raise ValueError(f"{option}: expected {wanted}, comma-separated, got {text!r}")
-    return numbers
-
-
-def _implementation(name: str) -> str | None:
-    """The name as the libraries take it: None for the default."""
-    if name == "auto":
-        return None
-    if name not in pallas_kernels.IMPLEMENTATIONS:
-        known = ", ".join(pallas_kernels.IMPLEMENTATIONS)
-        raise ValueError(f"implementation must be auto, {known}, got {name!r}")
-    return name

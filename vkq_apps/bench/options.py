@@ -1,0 +1,88 @@
+"""Options that the commands of `vkq bench` share, and the lists in them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import pallas_kernels
+import vkq_jax
+from pallas_kernels.shapes import SHAPES
+
+__all__ = [
+    "Baselines",
+    "Implementations",
+    "Out",
+    "Preset",
+    "Presets",
+    "PromptText",
+    "Repeats",
+    "Resume",
+    "Seconds",
+    "Sequences",
+    "Shapes",
+    "TextCapacity",
+    "implementation_of",
+    "names",
+    "numbers",
+]
+
+Shapes = Annotated[str, typer.Option(help=f"Shapes, comma-separated: {', '.join(SHAPES)}.")]
+Presets = Annotated[
+    str,
+    typer.Option(
+        "--preset",
+        "--quant",
+        help=f"Presets of the visual cache, comma-separated: {', '.join(vkq_jax.presets)}.",
+    ),
+]
+Preset = Annotated[str, typer.Option("--preset", "--quant", help="Preset of the visual cache.")]
+Implementations = Annotated[
+    str,
+    typer.Option(
+        help=f"Of attention: auto, {', '.join(pallas_kernels.IMPLEMENTATIONS)}; comma-separated."
+    ),
+]
+Baselines = Annotated[
+    str, typer.Option(help="The same for bf16; rows are compared with the fastest.")
+]
+Repeats = Annotated[int, typer.Option(min=1, help="Of each timing; the median counts.")]
+PromptText = Annotated[int, typer.Option(min=2, help="Text tokens of a prompt.")]
+Sequences = Annotated[
+    int | None, typer.Option(min=1, help="Prompts at once; by default as many as fit.")
+]
+TextCapacity = Annotated[int, typer.Option(min=1, help="Text tokens a sequence can hold.")]
+Out = Annotated[Path | None, typer.Option("--out", help="JSON file to write, row by row.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Keep the file's rows of this code and device.")
+]
+Seconds = Annotated[
+    float | None, typer.Option(min=0, help="Begin no row that would end later than this.")
+]
+
+
+def names(text: str) -> list[str]:
+    """The entries of a comma-separated list, each once."""
+    return list(dict.fromkeys(name for name in map(str.strip, text.split(",")) if name))
+
+
+def numbers[N: (int, float)](option: str, text: str, kind: type[N], count: int = 0) -> list[N]:
+    """The numbers of a comma-separated list."""
+    try:
+        numbers = [kind(name) for name in names(text)]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) <= 0 or (count and len(numbers) != count):
+        wanted = f"{count} positive numbers" if count else "positive numbers"
+        raise ValueError(f"{option}: expected {wanted}, comma-separated, got {text!r}")
+    return numbers
+
+
+def implementation_of(name: str) -> str | None:
+    """The name as the libraries take it: None for the default."""
+    if name == "auto":
+        return None
+    if name not in pallas_kernels.IMPLEMENTATIONS:
+        known = ", ".join(pallas_kernels.IMPLEMENTATIONS)
+        raise ValueError(f"implementation must be auto, {known}, got {name!r}")
+    return name
