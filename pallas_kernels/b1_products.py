@@ -61,9 +61,9 @@ class B1Products:
                     at = 8 * k + 4 * (quarter // 2) + 2 * (quarter % 2)
                 else:
                     at = 4 * k + 2 * (quarter // 2)
-                rows = words[at : at + 2]
-                tiles.append([ops.mma_b1_k128(rows, plane) for plane in query.planes[quarter % 2]])
-            sums += self._planes.weigh(tiles, signed=True)
+                tiles.append(words[at : at + 2])
+            planes = [query.planes[quarter % 2] for quarter in range(4)]
+            sums += self._planes.products(tiles, planes, ops.mma_b1_k128, signed=True)
         if not self._packed.key.signs:
             return [ops.fmul(x, query.unit) for x in sums]
         twice, less = ops.fmul(query.unit, 2.0), ops.fsub(0.0, query.query_sum)
@@ -120,12 +120,11 @@ class B1Products:
         halves = [self._planes.split(numbers[i : i + 4], 2) for i in range(0, len(numbers), 4)]
         planes = list(zip(*halves, strict=True))
         row_words = 2 * len(halves)
-        mma = ops.mma_b1_k256 if len(halves) == 2 else lambda a, b: ops.mma_b1_k128(a, b[0])
+        mma = ops.mma_b1_k256 if len(halves) == 2 else ops.mma_b1_k128
+        planes = planes if len(halves) == 2 else [plane for (plane,) in planes]
         sums = []
         for h in range(self._head_dim // 64):
-            tiles = []
-            for quarter in range(4):
-                at = row_words * (4 * h + quarter)
-                tiles.append([mma(words[at : at + row_words], plane) for plane in planes])
-            sums += self._planes.weigh(tiles, signed=False)
+            rows = range(4 * h, 4 * h + 4)
+            tiles = [words[row_words * row : row_words * (row + 1)] for row in rows]
+            sums += self._planes.products(tiles, [planes] * 4, mma, signed=False)
         return sums

@@ -9,7 +9,7 @@ The tensor core counts eight planes, a byte of each number, at a time. Signed nu
 complement less one bit, -2^14 <= y < 2^14 in 16 bits: plane 14 has the weight -2^14, plane 15 is 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pallas_kernels.operations import Operations, Value
 
@@ -41,8 +41,10 @@ class BitPlanes:
             turn = by_bit(4 << k, 1 << k, 32 - (1 << k))
             self._bit_steps.append((4 << k, kept, turn))
 
-        # Halves 2^(2t) for planes 2t, and for the last byte of signed numbers.
-        power = ops.shift_left(ops.mad(t, 2, 15), 10)
+        # Halves 2^(2t + 8) and 2^(2t), for planes 2t of a byte and of the one below it; of signed
+        # numbers the upper byte's last planes are negative.
+        exponents = ops.mad(t, 2 * (1 + 0x10000), 15 * (1 + 0x10000) + 8)
+        power = ops.shift_left(exponents, 10)
         signed = ops.bit_xor(power, ops.where_less(t, 3, 0, 0x8000))
 
         def weights(value: Value) -> list[list[Value]]:
@@ -54,6 +56,8 @@ class BitPlanes:
             return [[only(2 * tile), only(2 * tile + 1)] for tile in range(4)]
 
         self._weights, self._signed_weights = weights(power), weights(signed)
+        # A factor that the compiler does not know: a shift would take the busier pipe.
+        self._upper_half = ops.unknown(1 << 16)
 
     def split(self, numbers: Sequence[Value], num_bytes: int) -> list[Value]:
         """Planes of the warp's 128 numbers (the low bytes of four words a lane).
@@ -75,33 +79,52 @@ class BitPlanes:
         mask = 2 ** (8 * num_bytes - 1) - 1
         return self.split([self._ops.bit_and(y, mask) for y in numbers], num_bytes)
 
-    def weigh(
-        self, counts: Sequence[Sequence[list[Value]]], *, signed: bool
+    def products(
+        self,
+        tiles: Sequence[Sequence[Value]],
+        planes: Sequence[Sequence[Value]],
+        mma: Callable[..., list[Value]],
+        *,
+        signed: bool,
     ) -> tuple[Value, Value]:
-        """Sums counts over planes, for four tiles of 16 rows with counts for each byte of planes.
+        """Sums of the numbers where bits are one, for four tiles of 16 rows of bits.
+
+        Args:
+            tiles: left operands of `mma`. planes: for each tile its right operands, one for each
+                byte of the numbers, lowest first. mma: `mma_b1_k128` or `mma_b1_k256`.
+            signed: whether the planes come from `split_signed`.
+
+        Returns:
+            In lane 4 g + t rows g and g + 8 of tile t, in units of COUNT_UNIT; of three bytes the
+            first weighs 2^-8 to 2^-1.
+        """
+        ops = self._ops
+        counts = []
+        for tile, (*_, lower, upper) in zip(tiles, planes, strict=True):
+            low = [ops.mad(x, self._upper_half, 0) for x in mma(tile, lower)]
+            counts.append(mma(tile, upper, low))  # the lower byte's counts in the upper halves
+        totals = self._weigh(counts, self._signed_weights if signed else self._weights)
+        if len(planes[0]) == 3:
+            counts = [mma(tile, first) for tile, (first, *_) in zip(tiles, planes, strict=True)]
+            fraction = self._weigh(counts, self._weights)
+            # In the lower halves, where a count weighs 2^8 as much as that byte should by 2^-8.
+            totals = [ops.fma(x, 2.0**-16, y) for x, y in zip(fraction, totals, strict=True)]
+        return totals[0], totals[1]
+
+    def _weigh(self, counts: Sequence[Sequence[Value]], weights) -> list[Value]:
+        """Sums counts over planes.
 
         The counts' bits are read as halves, denormal ones, which the tensor core multiplies
         exactly. Registers are taken as a left operand [16, 16] as they lie, so that its row g
         holds the even planes and its row g + 8 the odd ones, first of the tile's row g, in the
         second half of its columns of row g + 8; odd planes weigh twice as much. The weights of tile
-        q stand in columns 2q and 2q + 1, so that lane 4 g + t gets rows g and g + 8 of tile t. The
-        last two bytes weigh 1 to 2^15, a byte before them 2^-8 to 2^-1. Unit: COUNT_UNIT.
+        q stand in columns 2q and 2q + 1, so that lane 4 g + t gets rows g and g + 8 of tile t.
         """
         ops = self._ops
-        num_bytes = len(counts[0])
-        totals = [0.0, 0.0]
-        for byte in range(num_bytes):
-            last = signed and byte == num_bytes - 1
-            sums = [0.0, 0.0, 0.0, 0.0]
-            for tile, right in zip(
-                counts, self._signed_weights if last else self._weights, strict=True
-            ):
-                sums = ops.mma_f16(tile[byte], right, sums)
-            scale = 256.0 ** (byte - (num_bytes - 2))
-            for row in (0, 1):
-                even_and_odd = ops.fma(sums[2 + row], 2.0, sums[row])
-                totals[row] = ops.fma(even_and_odd, scale, totals[row])
-        return totals[0], totals[1]
+        sums = [0.0, 0.0, 0.0, 0.0]
+        for count, right in zip(counts, weights, strict=True):
+            sums = ops.mma_f16(count, right, sums)
+        return [ops.fma(sums[2 + row], 2.0, sums[row]) for row in (0, 1)]
 
     def _transpose(self, word: Value) -> Value:
         """Bit 8 i + p of lane 4 g + t goes to bit 8 t + g of lane 4 p + i: five butterflies."""

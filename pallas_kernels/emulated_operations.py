@@ -100,6 +100,10 @@ class EmulatedOperations(Operations):
 
     # Integers
 
+    def unknown(self, value):
+        """See `Operations.unknown`."""
+        return self._full(value)
+
     def add(self, a, b):
         """See `Operations.add`."""
         return _word(a) + _word(b)
@@ -324,13 +328,14 @@ class EmulatedOperations(Operations):
 
     # Tensor core
 
-    def mma_b1_k128(self, a, b):
+    def mma_b1_k128(self, a, b, c=(0, 0, 0, 0)):
         """See `Operations.mma_b1_k128`."""
-        return self._accumulators(self._common_bits(a, b))
+        counts = self._accumulators(self._common_bits(a, b))
+        return [_word(x) + _word(d) for x, d in zip(c, counts, strict=True)]
 
-    def mma_b1_k256(self, a, b):
+    def mma_b1_k256(self, a, b, c=(0, 0, 0, 0)):
         """See `Operations.mma_b1_k256`."""
-        return self._accumulators(self._common_bits(a[:2], b[0]) + self._common_bits(a[2:], b[1]))
+        return self.mma_b1_k128(a[2:], b[1], self.mma_b1_k128(a[:2], b[0], c))
 
     def mma_f16(self, a, b, c):
         """See `Operations.mma_f16`."""

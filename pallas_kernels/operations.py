@@ -77,6 +77,10 @@ class Operations(abc.ABC):
 
     # Integers -----------------------------------------------------------------------------------
 
+    def unknown(self, value: int) -> Value:
+        """A word that the compiler does not know (grids have no third axis: it adds 0)."""
+        return self.emit("mov.u32 $0, %ctaid.z; add.u32 $0, $0, $1;", "r", "r", value)
+
     def add(self, a: Value, b: Value) -> Value:
         """The sum a + b, modulo 2^32."""
         return self.emit("add.u32 $0, $1, $2;", "r", "rr", a, b)
@@ -298,24 +302,28 @@ class Operations(abc.ABC):
     # Tensor core: D = A B (+ C). Fragments: lane 4g + t holds of C the elements (row g, columns 2t
     # and 2t + 1), then those of row g + 8.
 
-    def mma_b1_k128(self, a: Sequence[Value], b: Value) -> list[Value]:
-        """Counts of common one bits: D[16, 8] = sum over 128 bits of A[16, 128] & B[8, 128].
+    def mma_b1_k128(
+        self, a: Sequence[Value], b: Value, c: Sequence[Value] = (0, 0, 0, 0)
+    ) -> list[Value]:
+        """Counts of common one bits: D[16, 8] = C + sum over 128 bits of A[16, 128] & B[8, 128].
 
         Lane 4g + t holds bits 32t to 32t + 31: of A in rows g and g + 8, of B in row g.
         """
         ptx = (
             "mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc "
-            "{$0, $1, $2, $3}, {$4, $5}, {$6}, {$7, $7, $7, $7};"
+            "{$0, $1, $2, $3}, {$4, $5}, {$6}, {$7, $8, $9, $10};"
         )
-        return self.emit(ptx, "rrrr", "rrrr", *a, b, 0, ordered=True)
+        return self.emit(ptx, "rrrr", "rrrrrrr", *a, b, *c)
 
-    def mma_b1_k256(self, a: Sequence[Value], b: Sequence[Value]) -> list[Value]:
+    def mma_b1_k256(
+        self, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value] = (0, 0, 0, 0)
+    ) -> list[Value]:
         """The same over 256 bits: a second pair of A and second word of B hold bits 128 + 32t."""
         ptx = (
             "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
-            "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $10, $10, $10};"
+            "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
         )
-        return self.emit(ptx, "rrrr", "rrrrrrr", *a, *b, 0, ordered=True)
+        return self.emit(ptx, "rrrr", "rrrrrrrrrr", *a, *b, *c)
 
     def mma_f16(self, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value]) -> list[Value]:
         """Half-precision product: D[16, 8] = A[16, 16] B[16, 8] + C, float32 sums.
@@ -328,7 +336,7 @@ class Operations(abc.ABC):
             "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0, $1, $2, $3}, "
             "{$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
         )
-        return self.emit(ptx, "ffff", "rrrrrrffff", *a, *b, *c, ordered=True)
+        return self.emit(ptx, "ffff", "rrrrrrffff", *a, *b, *c)
 
     def mma_bfloat16(
         self, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value]
@@ -338,4 +346,4 @@ class Operations(abc.ABC):
             "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0, $1, $2, $3}, "
             "{$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
         )
-        return self.emit(ptx, "ffff", "rrrrrrffff", *a, *b, *c, ordered=True)
+        return self.emit(ptx, "ffff", "rrrrrrffff", *a, *b, *c)
