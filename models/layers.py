@@ -1,8 +1,6 @@
-"""Layers that model families share: norms, activations, stacks of equal blocks."""
+"""Layers that model families share: norms and activations."""
 
-from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,7 @@ from jax.typing import DTypeLike
 
 from vkq_jax.array_types import Array, Float
 
-__all__ = ["Activation", "LayerNorm", "RmsNorm", "activate", "scan_layers", "stack_layers"]
+__all__ = ["Activation", "LayerNorm", "RmsNorm", "activate"]
 
 
 class Activation(StrEnum):
@@ -71,45 +69,6 @@ class LayerNorm(nnx.Module):
         scale, bias = (p[...].astype(jnp.float32) for p in (self.scale, self.bias))
         normed = centred * jax.lax.rsqrt(variance + self.epsilon)
         return (normed * _along_last(scale, x.ndim) + _along_last(bias, x.ndim)).astype(x.dtype)
-
-
-def stack_layers[M: nnx.Module](
-    create: Callable[[nnx.Rngs], M], num_layers: int, rngs: nnx.Rngs
-) -> M:
-    """One module that holds `num_layers` equal blocks: each parameter has a leading axis L."""
-    return nnx.split_rngs(splits=num_layers)(nnx.vmap(create))(rngs)
-
-
-def scan_layers[C](
-    layers: nnx.Module,
-    step: Callable[[Any, Array, C], tuple[C, Any]],
-    carry: C,
-    num_layers: int,
-    *,
-    remat: bool = False,
-) -> tuple[C, Any]:
-    """Runs stacked blocks one after another, compiled once whatever their number.
-
-    Args:
-        layers: what `stack_layers` made.
-        step: `(block, layer int32 scalar, carry) -> (carry, output)`.
-        carry: what goes from block to block.
-        num_layers: L.
-        remat: recompute a block's activations in the backward pass instead of keeping them.
-
-    Returns:
-        The last carry, and the outputs stacked along a leading axis L.
-    """
-    graphdef, params = nnx.split(layers)
-
-    def body(carry: C, item: tuple[Array, Any]) -> tuple[C, Any]:
-        layer, block_params = item
-        return step(nnx.merge(graphdef, block_params), layer, carry)
-
-    if remat:
-        # Inside a scan nothing can be merged across iterations, so the barrier only costs time.
-        body = jax.checkpoint(body, prevent_cse=False)
-    return jax.lax.scan(body, carry, (jnp.arange(num_layers, dtype=jnp.int32), params))
 
 
 def _along_last(parameter: Float[Array, "width"], ndim: int) -> Float[Array, "*ones width"]:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -16,6 +17,7 @@ from models.llava import params as llava_params
 from models.llava.config import LlavaConfig
 from models.llava.model import LlavaModel
 from models.model import Model
+from models.stacks import put_together
 from models.weights import check_weights, read_weights, to_stored
 
 __all__ = ["TINY", "load", "save_weights"]
@@ -24,12 +26,18 @@ TINY = Path(__file__).parent / "tiny_checkpoint"
 """The embedded checkpoint's folder."""
 
 
-def load(path: str | os.PathLike[str], *, dtype: DTypeLike = jnp.bfloat16) -> Model:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike = jnp.bfloat16,
+    layers_apart: bool | None = None,
+) -> Model:
     """Loads an unmodified checkpoint folder of Hugging Face (config.json and safetensors).
 
     Args:
         path: the folder, or "tiny" for the embedded checkpoint.
         dtype: of parameters and computation, whatever that of the files.
+        layers_apart: see `Model.take_apart`; by default where the device is a GPU.
 
     Raises:
         FileNotFoundError: the folder, its config.json, its weights or one of its shards is missing.
@@ -63,7 +71,9 @@ def load(path: str | os.PathLike[str], *, dtype: DTypeLike = jnp.bfloat16) -> Mo
                 f"{folder}: {len(problems)} weights do not fit config.json:\n" + "\n".join(problems)
             )
         params = read_weights(params, llava_params.source, keys, checkpoint)
-    return Model(params=params, graphdef=graphdef, config=config, source=str(folder))
+    model = Model(params=params, graphdef=graphdef, config=config, source=str(folder))
+    apart = jax.default_backend() == "gpu" if layers_apart is None else layers_apart
+    return model.take_apart() if apart else model
 
 
 def save_weights(model: Model, folder: str | os.PathLike[str]) -> None:
@@ -72,7 +82,7 @@ def save_weights(model: Model, folder: str | os.PathLike[str]) -> None:
     config.json and the processor's files are the caller's. Vision layers that the model does not
     use are not written.
     """
-    stored = to_stored(model.params, llava_params.source)
+    stored = to_stored(put_together(model.params), llava_params.source)
     tensors = {llava_params.published(name): tensor for name, tensor in stored.items()}
     save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import jax
 from flax import nnx
 
 from models.llava.config import LlavaConfig
 from models.llava.model import LlavaModel
+from models.stacks import Apart, take_apart
 from vkq_jax.pytree import frozen_pytree, static_field
 
 __all__ = ["Model"]
@@ -18,7 +21,7 @@ class Model:
     """A model that can be passed to jit, grad and vmap.
 
     Attributes:
-        params: the parameters, blocks stacked along a leading axis L.
+        params: the parameters, blocks stacked along a leading axis L or, by `take_apart`, apart.
         graphdef: what `nnx.split` said of the module besides its parameters.
         config: the architecture's settings.
         source: folder that the model was loaded from, if any (its processor lies there).
@@ -34,6 +37,24 @@ class Model:
         """The model that shares `module`'s parameters."""
         graphdef, params = nnx.split(module)
         return cls(params=params, graphdef=graphdef, config=module.config, source=source)
+
+    def take_apart(self) -> Model:
+        """This model with the text tower's layers in buffers of their own; it is used up.
+
+        Each decode step then reads the weights where they lie instead of copying them layer by
+        layer: about 2.5 times faster steps on a GPU, for a compilation that grows with the number
+        of layers. See `models.stacks.Apart`.
+        """
+
+        def apart(path, leaf):
+            if isinstance(leaf, Apart) or "['text']['layers']" not in jax.tree_util.keystr(path):
+                return leaf
+            return take_apart(leaf)
+
+        params = jax.tree_util.tree_map_with_path(
+            apart, self.params, is_leaf=lambda x: isinstance(x, Apart)
+        )
+        return dataclasses.replace(self, params=params)
 
     def module(self) -> LlavaModel:
         """The Flax module that shares these parameters."""

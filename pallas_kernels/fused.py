@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -102,6 +103,8 @@ def fused_attention(
     return output[0], logsumexp[0]
 
 
+# Compiled once for all layers of equal shapes, also where they are not in a loop.
+@functools.partial(jax.jit, static_argnames=("launch", "tiling"))
 def _launch(query, visible, banks: Banks, layer, launch: Launch, tiling: Tiling | None):
     """With an axis Z in front of everything but the layer's number."""
     outer, batch, kv_heads, queries, head_dim = query.shape

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from models.layers import RmsNorm, activate, scan_layers, stack_layers
+from models.layers import RmsNorm, activate
 from models.llava.config import TextConfig
 from models.rope import apply_rope, rope
+from models.stacks import scan_layers, stack_layers
 from vkq_jax.array_types import Array, Float, Int32
 
 __all__ = ["Attend", "LlamaTower"]

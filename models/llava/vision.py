@@ -5,8 +5,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from models.attention import dense_attention
-from models.layers import LayerNorm, activate, scan_layers, stack_layers
+from models.layers import LayerNorm, activate
 from models.llava.config import VisionConfig
+from models.stacks import scan_layers, stack_layers
 from vkq_jax.array_types import Array, Float
 
 __all__ = ["ClipVisionTower"]

@@ -9,9 +9,9 @@ from flax import nnx
 
 import models
 from models.attention import causal_mask, dense_attention
-from models.layers import stack_layers
 from models.llava.model import LlavaModel
 from models.model import Model
+from models.stacks import stack_layers
 from tests.support.tiny_llava import CONFIG, IMAGE, VISUAL_TOKENS, batch, prompt, tiny_model
 
 

@@ -133,7 +133,7 @@ def measure_throughput(
         return
 
     stage("drawing weights")
-    model = dataclasses.replace(model, params=random_params(model.params))
+    model = dataclasses.replace(model, params=random_params(model.params)).take_apart()
     jax.block_until_ready(model.params)
     stage(f"prefilling {sequences} sequences")
     logits, cache, figures = measure_prefill(
