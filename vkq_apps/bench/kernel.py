@@ -24,7 +24,7 @@ from pallas_kernels import TiledLevels, TiledSigns, layouts, mosaic_gpu
 from pallas_kernels.fused import Banks, DenseBank, fused_attention
 from pallas_kernels.launch import Launch, emulated_launch, gpu_launch
 from pallas_kernels.problem import Tiling
-from vkq_apps.bench.timing import seconds_per_layer
+from vkq_apps.bench.timing import bandwidth, seconds_per_layer
 from vkq_apps.provenance import provenance
 from vkq_jax.cache import VisualBank
 from vkq_jax.post_scaling import scores, weighted_sum
@@ -218,19 +218,6 @@ def error(case: Case, launch: Launch, tiling: Tiling | None, *, ragged: bool) ->
         "relative_error": float(jnp.linalg.norm(difference) / norm),
         "logsumexp_error": float(jnp.abs(apart).max()),
     }
-
-
-def bandwidth() -> float:
-    """Bytes a second that a copy reads and writes: the ceiling."""
-    x = [jnp.full((2**28,), i, jnp.float32) for i in range(2)]
-    copy = jax.jit(lambda x: [v + 1 for v in x])
-    jax.block_until_ready(copy(x))
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        jax.block_until_ready(copy(x))
-        times.append(time.perf_counter() - start)
-    return sum(2 * v.nbytes for v in x) / sorted(times)[2]
 
 
 @functools.cache

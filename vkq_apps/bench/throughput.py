@@ -56,7 +56,7 @@ class ThroughputSetup:
     budget_gb: float
     batch_of: str
     batch_implementation: str | None
-    text_capacity: int = 128
+    text_capacity: int = 64
     prompt_text: int = 32
     sequences: int | None = None
     short_steps: int = 4

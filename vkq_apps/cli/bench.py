@@ -68,7 +68,7 @@ def throughput(
     preset: Presets = "vkq-1bit",
     implementation: Implementations = "auto",
     baseline: Baselines = "auto",
-    text_capacity: TextCapacity = 128,
+    text_capacity: TextCapacity = 64,
     prompt_text: PromptText = 32,
     sequences: Sequences = None,
     steps: Annotated[str, typer.Option(help="Of the two runs whose difference counts.")] = "4,20",
@@ -177,7 +177,7 @@ def explain(
     batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
     preset: Preset = "vkq-1bit",
     queries_per_step: Annotated[int, typer.Option(min=1, help="Query positions.")] = 1,
-    text_capacity: TextCapacity = 128,
+    text_capacity: TextCapacity = 64,
     results: Out = None,
     json: JsonOption = False,
 ) -> None:
