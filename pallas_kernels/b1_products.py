@@ -14,6 +14,7 @@ Scores are in units of log2 throughout.
     s[t] = q . centre + a[t] (2 sum_i (R q)_i code[t, i] - sum_i (R q)_i - kappa a[t])   sign codes
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -24,7 +25,21 @@ from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Packed, Problem
 from pallas_kernels.warp_math import LOWEST, warp_max_float
 
-__all__ = ["B1Products"]
+__all__ = ["B1Products", "BlockWeights"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockWeights:
+    """What values of a block are multiplied by.
+
+    Attributes:
+        planes: bit planes of the weights of 128 positions, two bytes; for one half or two.
+        old: factor of the sums so far. count: what a count is worth in the new ones.
+    """
+
+    planes: Sequence[Sequence[Value]]
+    old: Value
+    count: Value
 
 
 class B1Products:
@@ -36,12 +51,8 @@ class B1Products:
 
     def __init__(self, ops: Operations, problem: Problem, packed: Packed, planes: BitPlanes):
         """Keeps what the methods need."""
-        self._ops, self._head_dim, self._packed, self._planes = (
-            ops,
-            problem.head_dim,
-            packed,
-            planes,
-        )
+        self._ops, self._packed, self._planes = ops, packed, planes
+        self._head_dim = problem.head_dim
 
     def empty(self) -> list[Value]:
         """Sums over no block."""
@@ -74,16 +85,17 @@ class B1Products:
             scores = [ops.fma(a, minus, s) for a, s in zip(scales, scores, strict=True)]
         return [ops.fmul(a, s) for a, s in zip(scales, scores, strict=True)]
 
-    def add(
-        self,
-        sums: Sequence[Value],
-        scores: Sequence[Value],
-        words: Sequence[Value],
-        scales: Sequence[Value],
-    ) -> list[Value]:
-        """Softmax relative to the block's maximum, the product with the values, the new sums."""
+    def weigh(
+        self, sums: Sequence[Value], scores: Sequence[Value], scales: Sequence[Value]
+    ) -> tuple[list[Value], BlockWeights]:
+        """Softmax relative to the block's maximum: the new sums but for channels, and weights.
+
+        Args:
+            sums: maximum, sum of p, sum of p times scale.
+            scores, scales: of the block; scales of values, none for level codes.
+        """
         ops = self._ops
-        highest, mass, scaled_mass, *channels = sums
+        highest, mass, scaled_mass = sums
         top = warp_max_float(ops, functools.reduce(ops.fmax, scores))
         weights = [ops.exp2(ops.fsub(s, top)) for s in scores]
         block_mass, largest, factor = 0.0, 1.0, MAX_WEIGHT
@@ -97,7 +109,8 @@ class B1Products:
         numbers = [ops.as_bits(ops.fma(w, factor, TO_INT)) for w in weights]
         total = functools.reduce(ops.add, numbers)
         total = ops.to_float(ops.sub(total, len(numbers) * TO_INT_BITS & 0xFFFFFFFF))
-        products = self._values(words, numbers)
+        numbers += [TO_INT_BITS] * (-len(numbers) % 4)
+        halves = [self._planes.split(numbers[i : i + 4], 2) for i in range(0, len(numbers), 4)]
 
         new_highest = ops.fmax(highest, top)
         old, new = (ops.exp2(ops.fsub(x, new_highest)) for x in (highest, top))
@@ -108,16 +121,22 @@ class B1Products:
         else:  # of the rounded weights, so that they sum to one
             mass = ops.fma(total, unit, ops.fmul(mass, old))
         count = ops.fmul(unit, 1.0 / COUNT_UNIT)
-        channels = [
-            ops.fma(x, count, ops.fmul(sum, old)) for x, sum in zip(products, channels, strict=True)
-        ]
-        return [new_highest, mass, scaled_mass, *channels]
+        return [new_highest, mass, scaled_mass], BlockWeights(halves, old, count)
 
-    def _values(self, words: Sequence[Value], numbers: list[Value]) -> list[Value]:
-        """Sums over the block's positions of number times code, for this lane's channels."""
+    def add_values(
+        self, channels: Sequence[Value], weights: BlockWeights, words: Sequence[Value]
+    ) -> list[Value]:
+        """The new sums of the lane's channels."""
         ops = self._ops
-        numbers = [*numbers, *[TO_INT_BITS] * (-len(numbers) % 4)]
-        halves = [self._planes.split(numbers[i : i + 4], 2) for i in range(0, len(numbers), 4)]
+        products = self._values(words, weights.planes)
+        return [
+            ops.fma(x, weights.count, ops.fmul(sum, weights.old))
+            for x, sum in zip(products, channels, strict=True)
+        ]
+
+    def _values(self, words: Sequence[Value], halves: Sequence[Sequence[Value]]) -> list[Value]:
+        """Sums over the block's positions of weight times code, for this lane's channels."""
+        ops = self._ops
         planes = list(zip(*halves, strict=True))
         row_words = 2 * len(halves)
         mma = ops.mma_b1_k256 if len(halves) == 2 else ops.mma_b1_k128

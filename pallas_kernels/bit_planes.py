@@ -99,10 +99,13 @@ class BitPlanes:
             first weighs 2^-8 to 2^-1.
         """
         ops = self._ops
-        counts = []
-        for tile, (*_, lower, upper) in zip(tiles, planes, strict=True):
-            low = [ops.mad(x, self._upper_half, 0) for x in mma(tile, lower)]
-            counts.append(mma(tile, upper, low))  # the lower byte's counts in the upper halves
+        # Step by step for all tiles, which do not depend on each other.
+        lower = [mma(tile, of_tile[-2]) for tile, of_tile in zip(tiles, planes, strict=True)]
+        lower = [[ops.mad(x, self._upper_half, 0) for x in count] for count in lower]
+        counts = [
+            mma(tile, of_tile[-1], low)  # the lower byte's counts are in the upper halves
+            for tile, of_tile, low in zip(tiles, planes, lower, strict=True)
+        ]
         totals = self._weigh(counts, self._signed_weights if signed else self._weights)
         if len(planes[0]) == 3:
             counts = [mma(tile, first) for tile, (first, *_) in zip(tiles, planes, strict=True)]

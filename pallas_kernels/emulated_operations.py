@@ -265,6 +265,10 @@ class EmulatedOperations(Operations):
         """See `Operations.load`."""
         return self._load(address, offset, np.uint32, 1)[0]
 
+    def prefetch(self, address, offset):
+        """See `Operations.prefetch`: only checks the address."""
+        self._load(address, offset, np.uint32, 1)
+
     def load_half(self, address, offset=0):
         """See `Operations.load_half`."""
         return self._load(address, offset, np.uint16, 1)[0].astype(np.uint32)

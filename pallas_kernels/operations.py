@@ -234,6 +234,10 @@ class Operations(abc.ABC):
         """A word from device memory."""
         return self.emit(f"ld.global.nc.u32 $0, [$1+{offset}];", "r", "l", address, ordered=True)
 
+    def prefetch(self, address: Value, offset: int) -> None:
+        """Has the line of an address in device memory brought into the L2 cache."""
+        self.emit(f"prefetch.global.L2 [$0+{offset}];", "", "l", address, ordered=True)
+
     def load_half(self, address: Value, offset: int = 0) -> Value:
         """Two bytes from device memory, as the low half of a word."""
         return self.emit(f"ld.global.nc.u16 $0, [$1+{offset}];", "r", "l", address, ordered=True)

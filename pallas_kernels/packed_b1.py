@@ -83,7 +83,7 @@ class PackedB1:
         ahead = self._load_keys(ops.min(following, ops.sub(blocks.last_whole, 1)))
         scores = blocks.hide_padding(block, scores)
         scales = blocks.decode_scales(value_scales, packed.value)
-        return [following, *ahead, *self._products.add(sums, scores, words, scales)]
+        return [following, *ahead, *self._add(sums, scores, words, scales)]
 
     def _load_keys(self, block: Value) -> list[Value]:
         """Words and scales of a block of keys, flat."""
@@ -99,4 +99,8 @@ class PackedB1:
         words = blocks.load_words("value", block, packed.quarters)
         keys = blocks.load_words("key", block, packed.quarters)
         scores = blocks.hide_padding(block, self._products.scores(query, keys, key_scales))
-        return self._products.add(sums, scores, words, value_scales)
+        return self._add(sums, scores, words, value_scales)
+
+    def _add(self, sums: Sequence[Value], scores, words, scales) -> list[Value]:
+        totals, weights = self._products.weigh(sums[:3], scores, scales)
+        return [*totals, *self._products.add_values(sums[3:], weights, words)]

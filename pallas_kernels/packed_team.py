@@ -1,8 +1,9 @@
 """A warp's part of attention over a packed bank, for several queries of a KV head.
 
-A block's words are loaded once and stay in registers while a loop takes one query after the other;
-what belongs to a query waits in shared memory. The queries themselves are prepared once for the
-team, each by one of its warps. All positions share their tables.
+A block's keys are loaded once and stay in registers while a loop takes one query after the other,
+then its values; what belongs to a query waits in shared memory. Two loops, so that registers never
+hold both: with them full, instructions could only run one after the other. The queries are prepared
+once for the team, each by one of its warps. All positions share their tables.
 """
 
 from pallas_kernels.b1_products import B1Products
@@ -72,17 +73,31 @@ class PackedTeam:
             ops.cond(ops.equal(self._work.member, number % tiling.team), [], prepare)
 
     def _block(self, scratch: Scratch, block: Value, quarters: int) -> None:
-        ops, blocks, packed = self._ops, self._blocks, self._packed
+        ops, blocks, packed, products = self._ops, self._blocks, self._packed, self._products
+        queries = self._problem.tiling.queries
+        blocks.prefetch_words("value", block, quarters)
         keys = blocks.load_words("key", block, quarters)
-        values = blocks.load_words("value", block, quarters)
         key_scales = blocks.decode_scales(blocks.load_scales("key", block), packed.key)
         value_scales = blocks.decode_scales(blocks.load_scales("value", block), packed.value)
 
-        def step(query, _):
-            scores = self._products.scores(scratch.load_query(query), keys, key_scales)
+        def weigh(query, _):
+            scores = products.scores(scratch.load_query(query), keys, key_scales)
             scores = blocks.hide_padding(block, scores)
-            sums = scratch.load_sums(query)
-            scratch.store_sums(query, self._products.add(sums, scores, values, value_scales))
+            sums, weights = products.weigh(scratch.load_sums(query)[:3], scores, value_scales)
+            scratch.store_sums(query, sums)
+            scratch.store_weights(query, weights)
             return []
 
-        ops.loop(self._problem.tiling.queries, [], step)
+        ops.loop(queries, [], weigh)
+        values = blocks.load_words("value", block, quarters)
+        if quarters == WHOLE:
+            following = ops.min(ops.add(block, 1), ops.sub(blocks.last_whole, 1))
+            blocks.prefetch_words("key", following, quarters)
+
+        def add(query, _):
+            sums = scratch.load_sums(query)
+            weights = scratch.load_weights(query, halves=-(-quarters // 2))
+            scratch.store_sums(query, [*sums[:3], *products.add_values(sums[3:], weights, values)])
+            return []
+
+        ops.loop(queries, [], add)

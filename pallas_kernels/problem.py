@@ -176,7 +176,10 @@ class Problem:
     @property
     def result_words(self) -> int:
         """Words in which a warp leaves the result for a query."""
-        return max(self.joined_words, self.sums_words if self.shares_queries else 0)
+        if not self.shares_queries:
+            return self.joined_words
+        weights = 32 * 6  # of a block: two factors, planes of two bytes for two halves
+        return max(self.joined_words, self.sums_words + weights)
 
     @property
     def query_words(self) -> int:

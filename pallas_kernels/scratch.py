@@ -2,7 +2,7 @@
 
 | region | for each | words |
 |---|---|---|
-| results | warp and query of its team | channels [H], greatest score, mass; before that the sums |
+| results | warp and query of its team | channels [H], greatest score, mass; sums before |
 | queries | team and query (teams of several queries only) | planes, then four scalars |
 | joined | team and query (clusters only) | channels [H], greatest score, mass |
 
@@ -12,6 +12,7 @@ A result is a partial softmax: channels and mass are sums of weights relative to
 from collections.abc import Callable, Sequence
 
 from pallas_kernels import warp_math
+from pallas_kernels.b1_products import BlockWeights
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Problem
@@ -138,6 +139,22 @@ class Scratch:
         at = self._lane_of_sums(query)
         count = self._problem.sums_words // 32
         return [self._ops.load_shared(at, 128 * i) for i in range(count)]
+
+    def store_weights(self, query: Value, weights: BlockWeights) -> None:
+        """Leaves a block's weights behind this warp's sums, lane by lane."""
+        at = self._lane_of_sums(query)
+        words = [self._ops.from_bits(word) for half in weights.planes for word in half]
+        behind = 4 * self._problem.sums_words
+        for i, x in enumerate((weights.old, weights.count, *words)):
+            self._ops.store_shared(1, at, behind + 128 * i, x)
+
+    def load_weights(self, query: Value, halves: int) -> BlockWeights:
+        """What `store_weights` left, of one half of a block or of two."""
+        ops, behind = self._ops, 4 * self._problem.sums_words
+        at = self._lane_of_sums(query)
+        old, count, *words = (ops.load_shared(at, behind + 128 * i) for i in range(2 + 2 * halves))
+        words = [ops.as_bits(word) for word in words]
+        return BlockWeights([words[2 * half : 2 * half + 2] for half in range(halves)], old, count)
 
     # Addresses ------------------------------------------------------------------------------------
 

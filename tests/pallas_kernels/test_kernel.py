@@ -341,4 +341,4 @@ def test_a_tiling_fits_any_shape(heads, queries, positions):
     tiling = choose_tiling(heads, queries, packed, (("text", 100),))
     problem = Problem(heads, 1, queries, 128, packed, tiling=tiling)
     assert problem.grid * problem.block_teams >= problem.teams
-    assert 4 * problem.shared_words <= 200_000
+    assert 4 * problem.shared_words <= 227 * 1024  # what a thread block of an H100 can have
