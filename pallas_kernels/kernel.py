@@ -19,9 +19,8 @@ class Kernel:
     Every warp computes a result over its share of positions. Then one warp for each query joins
     those of its team and, where thread blocks of a cluster share a team, of its cluster.
 
-    Operands: those of the parts; layer [1] int32 where there are several; slope and shift (log2)
-    [rows] where scores are calibrated. Results: output [rows, H] and logsumexp [rows] (natural),
-    float32.
+    Operands: those of the parts; layer [1] int32 where there are several. Results: output [rows, H]
+    and logsumexp [rows] (natural), float32.
     """
 
     def __init__(self, ops: Operations, problem: Problem):

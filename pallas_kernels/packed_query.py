@@ -30,22 +30,13 @@ class PackedQuery:
         address = ops.address(address, work.place, 4)
         query = [ops.load_float(address, 4 * channel) for channel in self._channels]
         self._shared_score = self._query_sum = self._kappa = 0.0
-        slope = 1.0
-        if packed.calibrated:
-            slope, self._shared_score = (
-                ops.load_float(ops.address(ops.pointer(name), row, 4))
-                for name in ("slope", "shift")
-            )
-        square = dot(ops, query, query)
-        query = [ops.fmul(q, slope) for q in query] if packed.calibrated else query
         if packed.key.signs:
             centre = self._table("key_centre", None)
-            score = warp_sum(ops, dot(ops, query, centre))
-            self._shared_score = ops.fadd(self._shared_score, score)
+            self._shared_score = warp_sum(ops, dot(ops, query, centre))
             if packed.key.score_error_factor:
                 # |q|^2 / log2(e)^2 times the factor, in units of log2: times log2(e).
                 factor = packed.key.score_error_factor / math.log2(math.e)
-                self._kappa = ops.fmul(warp_sum(ops, square), ops.fmul(slope, factor))
+                self._kappa = ops.fmul(warp_sum(ops, dot(ops, query, query)), factor)
             if packed.key.rotated:
                 query = rotate(ops, query, work.lane, problem.head_dim)
             self._query_sum = warp_sum(ops, functools.reduce(ops.fadd, query))

@@ -37,13 +37,11 @@ class Packed:
 
     Attributes:
         num_positions: V. key, value: how they are coded.
-        calibrated: whether scores are mapped by a slope and a shift for each query.
     """
 
     num_positions: int
     key: Coding
     value: Coding
-    calibrated: bool = False
 
     @property
     def blocks(self) -> int:

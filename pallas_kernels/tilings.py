@@ -14,9 +14,10 @@ def choose_tiling(
     """The tiling for `heads` KV heads, each read by `queries` queries.
 
     A team takes up to four queries of a KV head, so that a block is loaded once for them (one
-    where tables come in groups); with more, two teams were faster than a large one. Many teams with short banks: small thread blocks, which fill the
-    device evenly whatever their number. Otherwise large ones; long banks and few heads are shared
-    by more warps, then by the thread blocks of a cluster, which cost more.
+    where tables come in groups); with more, two teams were faster than a large one. Many teams with
+    short banks: small thread blocks, which fill the device evenly whatever their number. Otherwise
+    large ones; long banks and few heads are shared by more warps, then by the thread blocks of a
+    cluster, which cost more.
     """
     grouped = packed is not None and packed.chunk_blocks < packed.blocks
     per_team = 1 if grouped else -(-queries // -(-queries // 4))

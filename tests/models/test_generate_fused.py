@@ -1,0 +1,99 @@
+"""Generation through the fused kernel, emulated: the tokens of XLA's attention."""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+import vkq_jax
+from models.prefill import prefill
+from pallas_kernels import TiledSigns, mosaic_gpu
+from pallas_kernels.launch import emulated_launch
+from tests.support.tiny_llava import CONFIG, batch, prompt, tiny_model
+
+ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(6, seed=2))
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """As if there were a GPU, whose kernels are emulated."""
+    monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
+    attend = functools.partial(mosaic_gpu.attend_layer, launch=emulated_launch)
+    monkeypatch.setattr(mosaic_gpu, "attend_layer", attend)
+
+
+@pytest.fixture(scope="module", params=[jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def model(request):
+    """Heads that the kernel covers; in float32 the text bank is XLA's, in bfloat16 the kernel's."""
+    text = dataclasses.replace(
+        CONFIG.text,
+        num_layers=2,
+        num_heads=3,
+        num_kv_heads=1,
+        head_dim=64,
+        rope=dataclasses.replace(CONFIG.text.rope, head_dim=64),
+    )
+    return tiny_model(request.param, config=dataclasses.replace(CONFIG, text=text))
+
+
+@pytest.mark.parametrize("quantize_at", ["prompt", "image"])
+def test_one_bit_gives_the_tokens_of_xla(fused, model, quantize_at):
+    inputs = batch(*ROWS)
+
+    def run(implementation):
+        return models.generate(
+            model,
+            inputs,
+            quant="vkq-1bit",
+            max_new_tokens=4,
+            stop_tokens=(),
+            quantize_at=quantize_at,
+            implementation=implementation,
+        )
+
+    got, expected = run(None), run("xla")
+    assert isinstance(got.cache.visual[0].key, TiledSigns)
+    assert not isinstance(expected.cache.visual[0].key, TiledSigns)
+    np.testing.assert_array_equal(got.tokens, expected.tokens)
+    np.testing.assert_array_equal(
+        got.cache.visual[0].key.dequantize(), expected.cache.visual[0].key.dequantize()
+    )
+
+
+def test_a_conversation_goes_on(fused, model):
+    """A second turn reads the packed bank with several query positions at once."""
+    question = batch(prompt(4, seed=5), prompt(2, seed=6), prompt(3, seed=7))
+
+    def run(implementation):
+        turn = functools.partial(
+            prefill,
+            model,
+            quant=vkq_jax.presets["vkq-1bit"],
+            cache_length=20,
+            implementation=implementation,
+        )
+        return turn(question, turn(batch(*ROWS))[1])[0]
+
+    tolerance = 2e-4 if model.module().text.dtype == jnp.float32 else 3e-2
+    np.testing.assert_allclose(run(None), run("xla"), rtol=0, atol=tolerance)
+
+
+def test_full_precision_too(fused, model):
+    if model.module().text.dtype != jnp.bfloat16:
+        pytest.skip("the kernel's dense banks are bfloat16")
+    inputs = batch(*ROWS)
+
+    def run(implementation):
+        return models.generate(
+            model,
+            inputs,
+            quant="none",
+            max_new_tokens=4,
+            stop_tokens=(),
+            implementation=implementation,
+        ).tokens
+
+    np.testing.assert_array_equal(run("mosaic_gpu"), run("xla"))
