@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import jax
+
 import vkq_jax.attention
 import vkq_jax.reference
 from pallas_kernels import mosaic_gpu
@@ -141,17 +143,25 @@ def unavailable_reason(name: str, cache: LayerCache | KVCache | None = None) -> 
     return reason
 
 
-def explain(cache: LayerCache | KVCache) -> str:
-    """Which implementation this cache takes here by default, and what the others would do."""
+def explain(cache: LayerCache | KVCache, query: jax.ShapeDtypeStruct | None = None) -> str:
+    """Which implementation this cache takes here by default, and what the others would do.
+
+    With the shape of a query [B, T, N, H] (and the cache of all layers) also how the fused kernel
+    would divide the work, on whatever device. Arrays may be abstract.
+    """
     chosen = choose_implementation(None, cache)
     lines = []
     for name in IMPLEMENTATIONS:
         reason = unavailable_reason(name, cache)
         lines.append(f"{name}: {reason or ('taken' if name == chosen else 'on request')}")
+    if query is not None and isinstance(cache, KVCache):
+        _check_query(query, cache)
+        if mosaic_gpu.unsupported_reason(cache) is None:
+            lines += [f"mosaic_gpu: {line}" for line in mosaic_gpu.describe(cache, query)]
     return "\n".join(lines)
 
 
-def _check_query(query: Array, cache: LayerCache | KVCache) -> None:
+def _check_query(query: Array | jax.ShapeDtypeStruct, cache: LayerCache | KVCache) -> None:
     batch, num_kv_heads, _, head_dim = cache.text.key.shape[-4:]
     if query.shape[0] != batch or query.shape[3] != head_dim or query.shape[2] % num_kv_heads:
         raise ValueError(

@@ -17,7 +17,7 @@ from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache import VisualBank
 from vkq_jax.pytree import frozen_pytree
 
-__all__ = ["Banks", "DenseBank", "fused_attention"]
+__all__ = ["Banks", "DenseBank", "fused_attention", "plan"]
 
 Result = tuple[Float[Array, "B K Q H"], Float[Array, "B K Q"]]
 
@@ -107,38 +107,55 @@ def fused_attention(
 @functools.partial(jax.jit, static_argnames=("launch", "tiling"))
 def _launch(query, visible, banks: Banks, layer, launch: Launch, tiling: Tiling | None):
     """With an axis Z in front of everything but the layer's number."""
-    outer, batch, kv_heads, queries, head_dim = query.shape
+    positions = next((x.shape[-1] for x in visible.values()), 1)
+    problem = plan(banks, query.shape, positions, tiling)
+    operands = {"query": (query * math.log2(math.e)).reshape(-1, problem.head_dim)}
+    if problem.layers > 1:
+        operands["layer"] = layer.reshape(1)
+    if banks.packed is not None:
+        operands["length"] = banks.packed.length.reshape(-1)
+        for name in ("key", "value"):
+            operands |= _tensor_operands(name, getattr(banks.packed, name))
+    for name, bank in banks.dense.items():
+        operands[f"{name}_key"] = bank.key.reshape(-1, *bank.key.shape[-2:])
+        operands[f"{name}_value"] = bank.value.reshape(-1, *bank.value.shape[-2:])
+        operands[f"{name}_visible"] = visible[name].reshape(-1, positions)
+    output, logsumexp = launch(problem, operands)
+    return output.reshape(query.shape), logsumexp.reshape(query.shape[:-1])
+
+
+def plan(
+    banks: Banks, query: tuple[int, ...], positions: int, tiling: Tiling | None = None
+) -> Problem:
+    """The launch over tiled banks [..., L, B, K, ...] for a query of shape [Z, B, K, Q, H].
+
+    Args:
+        banks: arrays, or their shapes.
+        query: shape; Q = positions * queries_per_kv_head.
+        positions: query positions.
+        tiling: how the work is cut; None chooses by shape.
+    """
+    outer, batch, kv_heads, queries, head_dim = query
     dense = tuple((name, bank.key.shape[-2]) for name, bank in banks.dense.items())
-    packed, tensors = None, {}
+    packed, layers = None, next((b.key.shape[-5] for b in banks.dense.values()), 1)
     if banks.packed is not None:
         key, value = banks.packed.key, banks.packed.value
         assert isinstance(key, TiledLevels | TiledSigns)
         assert isinstance(value, TiledLevels | TiledSigns)
         packed = Packed(key.num_positions, _coding(key), _coding(value))
-        tensors = {"length": banks.packed.length.reshape(-1)}
-        tensors |= _tensor_operands("key", key) | _tensor_operands("value", value)
-    problem = Problem(
+        layers = key.packed.shape[-4]
+    return Problem(
         outer=outer,
-        layers=jax.tree.leaves((banks.packed and banks.packed.key, banks.dense))[0].shape[1],
+        layers=layers,
         batch=batch,
         kv_heads=kv_heads,
         queries=queries,
-        positions=next((x.shape[-1] for x in visible.values()), 1),
+        positions=positions,
         head_dim=head_dim,
         packed=packed,
         dense=dense,
         tiling=tiling or choose_tiling(outer * batch * kv_heads, queries, packed, dense),
     )
-    operands = {"query": (query * math.log2(math.e)).reshape(-1, head_dim)}
-    if problem.layers > 1:
-        operands["layer"] = layer.reshape(1)
-    operands |= tensors
-    for name, bank in banks.dense.items():
-        operands[f"{name}_key"] = bank.key.reshape(-1, *bank.key.shape[-2:])
-        operands[f"{name}_value"] = bank.value.reshape(-1, *bank.value.shape[-2:])
-        operands[f"{name}_visible"] = visible[name].reshape(-1, problem.positions)
-    output, logsumexp = launch(problem, operands)
-    return output.reshape(query.shape), logsumexp.reshape(query.shape[:-1])
 
 
 def _coding(x: TiledLevels | TiledSigns) -> Coding:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import vkq_jax.attention
 from pallas_kernels import layouts
-from pallas_kernels.fused import Banks, DenseBank, fused_attention
+from pallas_kernels.fused import Banks, DenseBank, fused_attention, plan
 from pallas_kernels.launch import Launch, gpu_launch
 from pallas_kernels.problem import Tiling
 from pallas_kernels.tiled import tile, untileable_reason
@@ -19,7 +19,7 @@ from vkq_jax.attention import Attended, causal_text, merge, to_kv_heads
 from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
 from vkq_jax.dense import DenseTensor
 
-__all__ = ["attend_cache", "attend_layer", "device_reason", "unsupported_reason"]
+__all__ = ["attend_cache", "attend_layer", "describe", "device_reason", "unsupported_reason"]
 
 _CAPABILITIES = ("9.0",)  # tested ones; the 1-bit instruction is native on 8.0 to 9.0
 
@@ -99,27 +99,19 @@ def _attend(logits_scale, launch, tiling, differentiable, cache, index, visible_
     num_queries, head_dim = query.shape[1], query.shape[-1]
     scale = head_dim**-0.5 if logits_scale is None else logits_scale
     rows = to_kv_heads(query.astype(jnp.float32) * scale, text_key.shape[2])
-    packed, dense = [], {}
-    visible = {}
-    for bank in cache.visual:
-        if isinstance(bank.key, DenseTensor):
-            dense[f"visual{len(dense)}"] = DenseBank(bank.key.values, bank.value.values)
-            seen = jnp.broadcast_to(bank.length[:, None], visible_text.shape)
-            visible[f"visual{len(visible)}"] = seen
-        else:
-            packed.append(tile(bank))
-    fused_text = text_key.dtype == jnp.bfloat16
-    if fused_text:
-        dense["text"], visible["text"] = DenseBank(text_key, text_value), visible_text
-    first = Banks(packed[0] if packed else None, dense)
-    launches = [(first, visible)] + [(Banks(bank, {}), {}) for bank in packed[1:]]
-    parts = [
-        Attended.from_kv_heads(
-            *fused_attention(rows, visible, banks, index, launch, tiling), num_queries
-        )
-        for banks, visible in launches
-    ]
-    if not fused_text:
+    text = TextBank(text_key, text_value, cache.text.length)
+    parts = []
+    for banks in _launches(dataclasses.replace(cache, text=text)):
+        visible = {
+            name: jnp.broadcast_to(
+                visible_text if name == "text" else cache.visual[int(name)].length[:, None],
+                visible_text.shape,
+            )
+            for name in banks.dense
+        }
+        result = fused_attention(rows, visible, banks, index, launch, tiling)
+        parts.append(Attended.from_kv_heads(*result, num_queries))
+    if text_key.dtype != jnp.bfloat16:
         layer = dataclasses.replace(cache, visual=()).layer(index)
         parts.append(
             vkq_jax.attention.attend_cache(
@@ -128,6 +120,47 @@ def _attend(logits_scale, launch, tiling, differentiable, cache, index, visible_
         )
     attended = functools.reduce(merge, parts)
     return attended.output, attended.logsumexp
+
+
+def _launches(cache: KVCache) -> list[Banks]:
+    """What each launch attends to: all dense banks with the first packed one, then the others.
+
+    Dense banks are named by their number among the visual ones, or "text"; a text bank that is not
+    bfloat16 is in no launch.
+    """
+    packed, dense = [], {}
+    for number, bank in enumerate(cache.visual):
+        if isinstance(bank.key, DenseTensor):
+            assert isinstance(bank.value, DenseTensor)
+            dense[str(number)] = DenseBank(bank.key.values, bank.value.values)
+        else:
+            packed.append(tile(bank))
+    if cache.text.key.dtype == jnp.bfloat16:
+        dense["text"] = DenseBank(cache.text.key, cache.text.value)
+    first = Banks(packed[0] if packed else None, dense)
+    return [first, *(Banks(bank, {}) for bank in packed[1:])]
+
+
+def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
+    """What `attend_layer` launches for a query [B, T, N, H]; arrays may be abstract."""
+    batch, positions, num_heads, _ = query.shape
+    kv_heads = cache.text.key.shape[2]
+    queries = positions * num_heads // kv_heads
+    lines = []
+    for banks in jax.eval_shape(_launches, cache):
+        problem = plan(banks, (1, batch, kv_heads, queries, query.shape[-1]), positions)
+        parts = [] if problem.packed is None else [f"{problem.packed.num_positions} packed"]
+        parts += [f"{capacity} dense ({name})" for name, capacity in problem.dense]
+        tiling = problem.tiling
+        several = "query" if tiling.queries == 1 else "queries"
+        lines.append(
+            f"one launch over {', '.join(parts)}: {problem.grid * tiling.splits} thread blocks of "
+            f"{tiling.warps} warps, {tiling.team} x {tiling.splits} of them to a team of "
+            f"{tiling.queries} {several} of a KV head"
+        )
+    if cache.text.key.dtype != jnp.bfloat16:
+        lines.append(f"text bank in {cache.text.key.dtype}: by xla, joined by its log-sum-exp")
+    return lines
 
 
 def _forward(logits_scale, launch, tiling, differentiable, cache, index, visible_text):

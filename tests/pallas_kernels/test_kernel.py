@@ -3,8 +3,11 @@
 import contextlib
 import dataclasses
 import functools
+import os
+import pathlib
 import shutil
 import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -342,3 +345,52 @@ def test_a_tiling_fits_any_shape(heads, queries, positions):
     problem = Problem(heads, 1, queries, 128, packed, tiling=tiling)
     assert problem.grid * problem.block_teams >= problem.teams
     assert 4 * problem.shared_words <= 227 * 1024  # what a thread block of an H100 can have
+
+
+def test_explain_says_how_the_work_is_divided():
+    query, layer = random_layer(Shape(head_dim=128, num_heads=8, num_queries=2), CODES["signs"])
+    text = pallas_kernels.explain(stacked(layer, 3), jax.ShapeDtypeStruct(query.shape, query.dtype))
+    assert "one launch over 70 packed, 9 dense (text)" in text
+    assert "to a team of 4 queries" in text
+    plain = pallas_kernels.explain(layer)
+    assert plain.count("\n") == 2
+
+
+def test_shards_over_batch_and_heads(tmp_path):
+    """`shard_map` needs two devices, which a process has from its start."""
+    script = tmp_path / "shards.py"
+    script.write_text(
+        """
+import functools, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import PartitionSpec as P
+from pallas_kernels import mosaic_gpu
+from pallas_kernels.launch import emulated_launch
+from tests.pallas_kernels.test_kernel import CODES, stacked
+from tests.support.caches import Shape, random_layer
+shape = Shape(head_dim=64, num_heads=4, visual=((300, (300, 33)),))
+query, layer = random_layer(shape, CODES["signs"])
+cache = stacked(layer, 2)
+run = functools.partial(mosaic_gpu.attend_layer, launch=emulated_launch)
+def attend(query, cache):
+    return run(query, cache, 1).output
+expected = jax.jit(attend)(query, cache)
+mesh = jax.make_mesh((2,), ("shard",), axis_types=(jax.sharding.AxisType.Auto,))
+per_sequence = jax.tree.map(lambda x: P("shard") if x.ndim == 1 else P(None, "shard"), cache)
+per_head = jax.tree.map(lambda x: P() if x.ndim == 1 else P(None, None, "shard"), cache)
+for query_spec, cache_spec in ((P("shard"), per_sequence), (P(None, None, "shard"), per_head)):
+    sharded = jax.shard_map(
+        attend, mesh=mesh, in_specs=(query_spec, cache_spec), out_specs=query_spec, check_vma=False
+    )
+    np.testing.assert_allclose(jax.jit(sharded)(query, cache), expected, rtol=1e-5, atol=1e-5)
+print("equal")
+"""
+    )
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
+    }
+    result = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.stdout.strip().endswith("equal"), result.stderr

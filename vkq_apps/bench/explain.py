@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 import pallas_kernels
 import vkq_jax
 from pallas_kernels.shapes import find_shape
@@ -22,13 +25,16 @@ def explain_shape(
     if min(batch, queries_per_step, text_capacity) < 1:
         raise ValueError("batch, queries per step and text capacity must be positive")
     cache = abstract_cache(shape, quant, batch, text_capacity)
+    query = (batch, queries_per_step, shape.num_heads, shape.head_dim)
     return {
         "shape": name,
         "preset": preset,
         "batch": batch,
         "queries_per_step": queries_per_step,
-        "query": [batch, queries_per_step, shape.num_heads, shape.head_dim],
+        "query": list(query),
         "bytes_per_sequence": per_sequence(vkq_jax.cache_nbytes(cache), batch),
         "implementation_taken": taken(None, cache),
-        "explanation": pallas_kernels.explain(cache).splitlines(),
+        "explanation": pallas_kernels.explain(
+            cache, jax.ShapeDtypeStruct(query, jnp.bfloat16)
+        ).splitlines(),
     }
