@@ -73,15 +73,17 @@ class DenseBanks:
         for number, count in enumerate(visible[1:], 1):
             mine = ops.where_less(work.t, number, mine, count)
         first, last = work.share(ops.div(ops.add(most, _BLOCK - 1), _BLOCK))
-        start = [*self._load_keys(name, capacity, first), *sums]
-        num_ahead = len(start) - len(sums)
+        # Behind a packed bank, a few blocks of text: not worth the registers of loading ahead.
+        ahead = self._load_keys(name, capacity, first) if self.problem.packed is None else []
+        num_ahead = len(ahead)
 
         def block(i, carried):
             ahead, sums = carried[:num_ahead], carried[num_ahead:]
             number = ops.add(first, i)
             values = self._load_values(name, capacity, number)
-            scores = self._scores(ahead)
-            ahead = self._load_keys(name, capacity, ops.add(number, 1))
+            scores = self._scores(ahead or self._load_keys(name, capacity, number))
+            if ahead:
+                ahead = self._load_keys(name, capacity, ops.add(number, 1))
             position = ops.mad(number, _BLOCK, work.g)
             scores = [
                 ops.where_less_float(ops.add(position, 8 * i), mine, score, 2 * LOWEST)
@@ -89,7 +91,7 @@ class DenseBanks:
             ]
             return [*ahead, *self._add_block(sums, scores, values)]
 
-        return ops.loop(ops.sub(last, first), start, block)[num_ahead:]
+        return ops.loop(ops.sub(last, first), [*ahead, *sums], block)[num_ahead:]
 
     def _visible(self, name: str, number: int) -> Value:
         """Positions that query `number` of the team sees."""
