@@ -35,6 +35,7 @@ class PackedB1:
         """Leaves a partial result."""
         ops, packed, blocks = self._ops, self._packed, self._blocks
         size = packed.chunk_blocks
+        blocks.prefetch_first()
         ahead = []
         if packed.whole_blocks:
             ahead = self._load_keys(ops.min(blocks.first, packed.whole_blocks - 1))

@@ -39,6 +39,13 @@ class PackedBlocks:
         load = ops.load4 if row_bytes == 512 else ops.load2
         return [word for row in range(rows) for word in load(address, row_bytes * row)]
 
+    def prefetch_first(self) -> None:
+        """Has the first block brought near, while queries are prepared."""
+        if self._packed.whole_blocks:
+            first = self._ops.min(self.first, self._packed.whole_blocks - 1)
+            for name in ("key", "value"):
+                self.prefetch_words(name, first)
+
     def prefetch_words(self, name: str, block: Value, quarters: int = WHOLE) -> None:
         """Has a block's words brought near, for `load_words` to wait less."""
         address, rows, row_bytes = self._rows(name, block, quarters)

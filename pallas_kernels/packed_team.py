@@ -34,6 +34,7 @@ class PackedTeam:
         """Leaves a partial result for each query."""
         ops, packed, blocks = self._ops, self._packed, self._blocks
         queries = self._problem.tiling.queries
+        blocks.prefetch_first()
         self._prepare(scratch)
         ops.barrier()
 
