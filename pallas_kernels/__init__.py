@@ -10,6 +10,7 @@ from pallas_kernels.api import (
     lay_out,
     unavailable_reason,
 )
+from pallas_kernels.quantize_bank import quantize_bank
 from pallas_kernels.tiled import TiledLevels, TiledSigns, tile
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "decode_attention",
     "explain",
     "lay_out",
+    "quantize_bank",
     "tile",
     "unavailable_reason",
 ]

@@ -1,7 +1,7 @@
 """The instructions of `Operations` in NumPy, lane by lane: kernels run on any machine.
 
-A value is an array `[warps, 32]`: all warps of all thread blocks run in lockstep, so a barrier has
-nothing to do. Loops run until the last warp is done, and a warp that has left keeps its values.
+A value is an array `[warps, 32]`: all warps of all thread blocks run in lockstep, so a barrier only
+checks that all of them have come. Loops run until the last warp is done, and a warp that has left keeps its values.
 Every access to device memory is checked against the operand's size.
 """
 
@@ -165,6 +165,10 @@ class EmulatedOperations(Operations):
         wide = _word(a).astype(np.uint64) << (_word(amount) & np.uint32(31)).astype(np.uint64)
         return (wide | (wide >> np.uint64(32))).astype(np.uint32)
 
+    def shift_in(self, a, b):
+        """See `Operations.shift_in`."""
+        return _word(a) << np.uint32(1) | _word(b) >> np.uint32(31)
+
     def bytes(self, a, b, selector):
         """See `Operations.bytes`."""
         pair = _word(a).astype(np.uint64) | _word(b).astype(np.uint64) << np.uint64(32)
@@ -206,6 +210,10 @@ class EmulatedOperations(Operations):
         """See `Operations.fma`."""
         wide = _float(a).astype(np.float64) * _float(b).astype(np.float64)
         return (wide + _float(c)).astype(np.float32)
+
+    def fabs(self, a):
+        """See `Operations.fabs`."""
+        return np.abs(_float(a))
 
     def fmax(self, a, b):
         """See `Operations.fmax`."""
@@ -279,9 +287,27 @@ class EmulatedOperations(Operations):
 
     def store_float(self, condition, address, offset, value):
         """See `Operations.store_float`."""
-        writes = self._active[:, None] & (self._full(_word(condition)) != 0)
-        memory, index = self._resolve(address, offset, np.float32, 1, writes)
-        memory[index[writes]] = self._full(_float(value))[writes]
+        self.store(condition, address, offset, self.as_bits(value))
+
+    def store(self, condition, address, offset, value):
+        """See `Operations.store`."""
+        self._store(condition, address, offset, [value])
+
+    def store2(self, condition, address, offset, values):
+        """See `Operations.store2`."""
+        self._store(condition, address, offset, values)
+
+    def store4(self, condition, address, offset, values):
+        """See `Operations.store4`."""
+        self._store(condition, address, offset, values)
+
+    def copy_to_shared(self, shared, offset, address):
+        """See `Operations.copy_to_shared`: at once."""
+        for i, word in enumerate(self.load4(address, 0)):
+            self.store_shared(1, shared, offset + 4 * i, self.from_bits(word))
+
+    def wait_for_copies(self):
+        """See `Operations.wait_for_copies`: nothing to wait for."""
 
     def store_shared(self, condition, address, offset, value):
         """See `Operations.store_shared`."""
@@ -292,6 +318,10 @@ class EmulatedOperations(Operations):
     def load_shared(self, address, offset):
         """See `Operations.load_shared`."""
         return self._load_shared(self.block_index(), address, offset)
+
+    def load_shared4(self, address, offset):
+        """See `Operations.load_shared4`."""
+        return [self.as_bits(self.load_shared(address, offset + 4 * i)) for i in range(4)]
 
     def warp_barrier(self):
         """See `Operations.warp_barrier`: lanes run in lockstep."""
@@ -318,6 +348,16 @@ class EmulatedOperations(Operations):
     def exchange(self, a, bit):
         """See `Operations.exchange`."""
         return self._full(_word(a))[:, np.arange(32) ^ bit]
+
+    def take(self, a, lane):
+        """See `Operations.take`."""
+        lanes = (self._full(_word(lane)) & np.uint32(31)).astype(np.int64)
+        return np.take_along_axis(self._full(_word(a)), lanes, axis=1)
+
+    def ballot(self, a):
+        """See `Operations.ballot`."""
+        bits = (self._full(_word(a)) != 0).astype(np.uint32) << np.arange(32, dtype=np.uint32)
+        return self._full(bits.sum(1, keepdims=True, dtype=np.uint32))
 
     def warp_max(self, a):
         """See `Operations.warp_max`."""
@@ -399,6 +439,12 @@ class EmulatedOperations(Operations):
         for i, value in enumerate(values):
             value[used] = memory[index[used] + i]
         return values
+
+    def _store(self, condition, address, offset, values) -> None:
+        writes = self._active[:, None] & (self._full(_word(condition)) != 0)
+        memory, index = self._resolve(address, offset, np.uint32, len(values), writes)
+        for i, value in enumerate(values):
+            memory[index[writes] + i] = self._full(_word(value))[writes]
 
     def _load_shared(self, block, address, offset) -> np.ndarray:
         index = (self._full(_word(address)) + np.uint32(offset)) // np.uint32(4)

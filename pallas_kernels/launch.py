@@ -1,5 +1,6 @@
-"""Launches of a kernel's body: on a GPU, or emulated; both take the same operands."""
+"""Launches of a body: on a GPU, or emulated; both take the same operands."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import jax
@@ -10,43 +11,47 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.emulated_operations import EmulatedOperations
 from pallas_kernels.kernel import Kernel
 from pallas_kernels.mlir_operations import MlirOperations
+from pallas_kernels.operations import Operations
 from pallas_kernels.problem import Problem
 
-__all__ = ["Launch", "emulated_launch", "gpu_launch"]
+__all__ = [
+    "Launch",
+    "Program",
+    "Run",
+    "emulated_launch",
+    "gpu_launch",
+    "run_emulated",
+    "run_on_gpu",
+]
 
 Launch = Callable[[Problem, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A body and what it is launched with.
+
+    Attributes:
+        body: does the work of one warp.
+        results: shapes of what it writes, by operand name.
+        grid: thread blocks, or clusters of them. warps: of each block, a multiple of four.
+        shared_words: 32-bit words of shared memory of each block. cluster: blocks of a cluster.
+    """
+
+    body: Callable[[Operations], None]
+    results: Mapping[str, jax.ShapeDtypeStruct]
+    grid: int
+    warps: int
+    shared_words: int
+    cluster: int = 1
+
+
+Run = Callable[[Program, Mapping[str, jax.Array]], tuple[jax.Array, ...]]
+
+
 def gpu_launch(problem: Problem, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """The kernel on a GPU: output [rows, H] and logsumexp [rows]."""
-    results = _results(problem)
-    names = [*operands, *results]
-
-    def body(*refs):
-        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),) * len(refs))
-        def build(_, *refs):
-            *operands, shared = refs
-            ops = MlirOperations(dict(zip(names, operands, strict=True)), shared)
-            Kernel(ops, problem).run()
-
-        build(*refs)
-
-    splits = problem.tiling.splits
-    kernel = plgpu.kernel(
-        body,
-        out_type=tuple(results.values()),
-        scratch_types=[plgpu.SMEM((problem.shared_words,), jnp.float32)],
-        grid=(problem.grid,),
-        grid_names=("block",),
-        cluster=(splits,) if splits > 1 else (),
-        cluster_names=("split",) if splits > 1 else (),
-        num_threads=problem.tiling.warps // 4,
-        thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(
-            lowering_semantics=plgpu.LoweringSemantics.Lane  # pyright: ignore
-        ),
-    )
-    output, logsumexp = kernel(*operands.values())
+    """Attention on a GPU: output [rows, H] and logsumexp [rows]."""
+    output, logsumexp = run_on_gpu(_attention(problem), operands)
     return output, logsumexp
 
 
@@ -54,28 +59,73 @@ def emulated_launch(
     problem: Problem, operands: Mapping[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """The same with `EmulatedOperations`, on the host."""
-    results = _results(problem)
+    output, logsumexp = run_emulated(_attention(problem), operands)
+    return output, logsumexp
+
+
+def run_on_gpu(program: Program, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+    """The results of a program, in their order."""
+    names = [*operands, *program.results]
+
+    def body(*refs):
+        @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),) * len(refs))
+        def build(_, *refs):
+            *operands, shared = refs
+            program.body(MlirOperations(dict(zip(names, operands, strict=True)), shared))
+
+        build(*refs)
+
+    kernel = plgpu.kernel(
+        body,
+        out_type=tuple(program.results.values()),
+        scratch_types=[plgpu.SMEM((program.shared_words,), jnp.float32)],
+        grid=(program.grid,),
+        grid_names=("block",),
+        cluster=(program.cluster,) if program.cluster > 1 else (),
+        cluster_names=("split",) if program.cluster > 1 else (),
+        num_threads=program.warps // 4,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(
+            lowering_semantics=plgpu.LoweringSemantics.Lane  # pyright: ignore
+        ),
+    )
+    return tuple(kernel(*operands.values()))
+
+
+def run_emulated(program: Program, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+    """The same with `EmulatedOperations`, on the host."""
 
     def run(operands):
         arrays = {name: np.asarray(x) for name, x in operands.items()}
-        arrays |= {name: np.full(x.shape, np.nan, x.dtype) for name, x in results.items()}
+        # Of ones only, as floats NaN: what is not written shows.
+        arrays |= {
+            name: np.full(x.size * x.dtype.itemsize, 255, np.uint8).view(x.dtype).reshape(x.shape)
+            for name, x in program.results.items()
+        }
         ops = EmulatedOperations(
             arrays,
-            blocks=problem.grid * problem.tiling.splits,
-            warps=problem.tiling.warps,
-            shared_words=problem.shared_words,
-            cluster=problem.tiling.splits,
+            blocks=program.grid * program.cluster,
+            warps=program.warps,
+            shared_words=program.shared_words,
+            cluster=program.cluster,
         )
         # Warps without work compute with whatever there is, as on a GPU.
         with np.errstate(over="ignore", invalid="ignore"):
-            Kernel(ops, problem).run()
-        return tuple(arrays[name] for name in results)
+            program.body(ops)
+        return tuple(arrays[name] for name in program.results)
 
-    return jax.pure_callback(run, tuple(results.values()), dict(operands))
+    return jax.pure_callback(run, tuple(program.results.values()), dict(operands))
 
 
-def _results(problem: Problem) -> dict[str, jax.ShapeDtypeStruct]:
-    return {
-        "output": jax.ShapeDtypeStruct((problem.rows, problem.head_dim), jnp.float32),
-        "logsumexp": jax.ShapeDtypeStruct((problem.rows,), jnp.float32),
-    }
+def _attention(problem: Problem) -> Program:
+    return Program(
+        body=lambda ops: Kernel(ops, problem).run(),
+        results={
+            "output": jax.ShapeDtypeStruct((problem.rows, problem.head_dim), jnp.float32),
+            "logsumexp": jax.ShapeDtypeStruct((problem.rows,), jnp.float32),
+        },
+        grid=problem.grid,
+        warps=problem.tiling.warps,
+        shared_words=problem.shared_words,
+        cluster=problem.tiling.splits,
+    )

@@ -141,6 +141,10 @@ class Operations(abc.ABC):
         """The word's bits moved up by `amount`, those that fall out coming in below."""
         return self.emit("shf.l.wrap.b32 $0, $1, $1, $2;", "r", "rr", a, amount)
 
+    def shift_in(self, a: Value, b: Value) -> Value:
+        """The word a << 1, the highest bit of b coming in below."""
+        return self.emit("shf.l.wrap.b32 $0, $2, $1, 1;", "r", "rr", a, b)
+
     def bytes(self, a: Value, b: Value, selector: Value) -> Value:
         """Four bytes of (a, b): digit i of the selector (0-3 in a, 4-7 in b) gives byte i."""
         return self.emit("prmt.b32 $0, $1, $2, $3;", "r", "rrr", a, b, selector)
@@ -177,6 +181,10 @@ class Operations(abc.ABC):
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """The float a * b + c, rounded once."""
         return self.emit("fma.rn.f32 $0, $1, $2, $3;", "f", "fff", a, b, c)
+
+    def fabs(self, a: Value) -> Value:
+        """The float a without its sign."""
+        return self.emit("abs.f32 $0, $1;", "f", "f", a)
 
     def fmax(self, a: Value, b: Value) -> Value:
         """The greater of two floats."""
@@ -251,6 +259,40 @@ class Operations(abc.ABC):
         ptx = f"{{ .reg .pred p; setp.ne.b32 p, $0, 0; @p st.global.f32 [$1+{offset}], $2; }}"
         self.emit(ptx, "", "rlf", condition, address, value, ordered=True)
 
+    def store(self, condition: Value, address: Value, offset: int, value: Value) -> None:
+        """Writes a word to device memory in the lanes whose word `condition` is not 0."""
+        ptx = f"{{ .reg .pred p; setp.ne.b32 p, $0, 0; @p st.global.b32 [$1+{offset}], $2; }}"
+        self.emit(ptx, "", "rlr", condition, address, value, ordered=True)
+
+    def store2(
+        self, condition: Value, address: Value, offset: int, values: Sequence[Value]
+    ) -> None:
+        """`store` of two words to 8 bytes."""
+        ptx = (
+            "{ .reg .pred p; setp.ne.b32 p, $0, 0; "
+            f"@p st.global.v2.b32 [$1+{offset}], {{$2, $3}}; }}"
+        )
+        self.emit(ptx, "", "rlrr", condition, address, *values, ordered=True)
+
+    def store4(
+        self, condition: Value, address: Value, offset: int, values: Sequence[Value]
+    ) -> None:
+        """`store` of four words to 16 bytes."""
+        ptx = (
+            "{ .reg .pred p; setp.ne.b32 p, $0, 0; "
+            f"@p st.global.v4.b32 [$1+{offset}], {{$2, $3, $4, $5}}; }}"
+        )
+        self.emit(ptx, "", "rlrrrr", condition, address, *values, ordered=True)
+
+    def copy_to_shared(self, shared: Value, offset: int, address: Value) -> None:
+        """Starts to copy 16 bytes of device memory to shared memory; see `wait_for_copies`."""
+        ptx = f"cp.async.cg.shared.global [$0+{offset}], [$1], 16;"
+        self.emit(ptx, "", "rl", shared, address, ordered=True)
+
+    def wait_for_copies(self) -> None:
+        """Waits until all that this lane copies has arrived; others see it after a barrier."""
+        self.emit("cp.async.wait_all;", "", "", ordered=True)
+
     def store_shared(self, condition: Value, address: Value, offset: int, value: Value) -> None:
         """Writes a float to shared memory in the lanes whose word `condition` is not 0."""
         ptx = f"{{ .reg .pred p; setp.ne.b32 p, $0, 0; @p st.shared.f32 [$1+{offset}], $2; }}"
@@ -259,6 +301,11 @@ class Operations(abc.ABC):
     def load_shared(self, address: Value, offset: int) -> Value:
         """A float from shared memory."""
         return self.emit(f"ld.shared.f32 $0, [$1+{offset}];", "f", "r", address, ordered=True)
+
+    def load_shared4(self, address: Value, offset: int) -> list[Value]:
+        """Four words from 16 bytes of shared memory."""
+        ptx = f"ld.shared.v4.u32 {{$0, $1, $2, $3}}, [$4+{offset}];"
+        return self.emit(ptx, "rrrr", "r", address, ordered=True)
 
     def barrier(self) -> None:
         """Waits for all threads of the block: what they wrote to shared memory can be read."""
@@ -291,6 +338,16 @@ class Operations(abc.ABC):
     def exchange(self, a: Value, bit: int) -> Value:
         """The word of the lane whose number differs in the bit of value `bit`."""
         ptx = f"shfl.sync.bfly.b32 $0, $1, {bit}, 31, 0xffffffff;"
+        return self.emit(ptx, "r", "r", a, ordered=True)
+
+    def take(self, a: Value, lane: Value) -> Value:
+        """The word of the lane of that number."""
+        ptx = "shfl.sync.idx.b32 $0, $1, $2, 31, 0xffffffff;"
+        return self.emit(ptx, "r", "rr", a, lane, ordered=True)
+
+    def ballot(self, a: Value) -> Value:
+        """One bit for each lane, in all of them: whether its word is not 0."""
+        ptx = "{ .reg .pred p; setp.ne.b32 p, $1, 0; vote.sync.ballot.b32 $0, p, 0xffffffff; }"
         return self.emit(ptx, "r", "r", a, ordered=True)
 
     def warp_max(self, a: Value) -> Value:

@@ -5,7 +5,16 @@ from collections.abc import Sequence
 
 from pallas_kernels.operations import Operations, Value
 
-__all__ = ["LOWEST", "dot", "exchange_float", "merge", "rotate", "warp_max_float", "warp_sum"]
+__all__ = [
+    "LOWEST",
+    "butterflies",
+    "dot",
+    "exchange_float",
+    "merge",
+    "rotate",
+    "warp_max_float",
+    "warp_sum",
+]
 
 LOWEST = -1e30  # a score that no position has; finite, so that differences are
 
@@ -47,13 +56,19 @@ def rotate(ops: Operations, x: Sequence[Value], lane: Value, head_dim: int) -> l
         upper = ops.shift_left(ops.bit_and(lane, 1 << bit), 31 - bit)
         sign = ops.from_bits(ops.bit_xor(upper, 0x3F800000))  # -1 where the bit is set
         x = [ops.fma(v, sign, exchange_float(ops, v, 1 << bit)) for v in x]
+    return [ops.fmul(v, head_dim**-0.5) for v in butterflies(ops, x)]
+
+
+def butterflies(ops: Operations, x: Sequence[Value]) -> list[Value]:
+    """The Hadamard rotation of what a lane holds, each element times sqrt(len(x))."""
+    x = list(x)
     for bit in range(len(x).bit_length() - 1):
         step = 1 << bit
         x = [
             ops.fsub(x[k - step], v) if k & step else ops.fadd(v, x[k + step])
             for k, v in enumerate(x)
         ]
-    return [ops.fmul(v, head_dim**-0.5) for v in x]
+    return x
 
 
 def merge(ops: Operations, parts: Sequence[Sequence[Value]]) -> list[Value]:

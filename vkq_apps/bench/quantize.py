@@ -1,13 +1,15 @@
 """What coding a layer's keys and values costs beside the prefill of that layer.
 
 Both are timed at the same number of tokens: a whole decoder block of the real text tower, and what
-`models.prefill` does with the keys and values that the block leaves.
+`models.prefill` does with the keys and values that the block leaves. Where the fused coding kernel
+applies it has a row of its own.
 """
 
 import dataclasses
 import functools
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ import vkq_jax
 from models.attention import causal_mask, dense_attention
 from models.llava.text import LlamaTower
 from pallas_kernels.shapes import ModelShape, find_shape
+from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
 from vkq_apps.bench.prefilling import most_sequences
 from vkq_apps.bench.random_model import random_params, text_config
@@ -27,7 +30,7 @@ from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import VisualBank, quantize_visual
 from vkq_jax.config import KVQuantConfig
 
-__all__ = ["GOAL_PERCENT", "QuantizeSetup", "code_layer", "measure_quantize"]
+__all__ = ["GOAL_PERCENT", "QuantizeSetup", "code_layer", "measure_quantize", "plan_quantize"]
 
 GOAL_PERCENT = 3.0
 
@@ -41,9 +44,12 @@ def code_layer(
     index: Int32[Array, "B V"],
     valid: Bool[Array, "B V"],
     quant: KVQuantConfig,
+    implementation: str | None = None,
 ) -> VisualBank:
     """What prefill does with a layer's keys and values: the one name to change with it."""
-    return pallas_kernels.lay_out(quantize_visual(key, value, index, valid, quant))
+    return pallas_kernels.quantize_bank(
+        key, value, index, valid, quant, implementation=implementation
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +60,7 @@ class QuantizeSetup:
         shape: name in `pallas_kernels.shapes`. preset: of the visual cache.
         prompt_text: text tokens of a prompt beside the visual ones.
         sequences: at once; None: as many as `most_sequences` says. repeats: of each timing.
+        implementation: of coding, see `pallas_kernels.quantize_bank`; None is what prefill does.
     """
 
     shape: str
@@ -61,6 +68,7 @@ class QuantizeSetup:
     prompt_text: int = 32
     sequences: int | None = None
     repeats: int = 7
+    implementation: str | None = None
 
     def __post_init__(self) -> None:
         """Checks the names."""
@@ -74,7 +82,26 @@ class QuantizeSetup:
 
     def __str__(self) -> str:
         """For people."""
-        return f"{self.shape}, {self.preset}"
+        return f"{self.shape}, {self.preset}, coded by {self.implementation or 'default'}"
+
+
+def plan_quantize(
+    shapes: Sequence[str],
+    presets: Sequence[str],
+    *,
+    prompt_text: int,
+    sequences: int | None,
+    repeats: int,
+) -> list[QuantizeSetup]:
+    """A row for each shape and preset, and one more where the fused kernel applies."""
+    device_memory.claim_memory()  # whether it applies is asked of the device
+    setups = []
+    for shape in shapes:
+        for preset in presets:
+            setup = QuantizeSetup(shape, preset, prompt_text, sequences, repeats)
+            fused = dataclasses.replace(setup, implementation="mosaic_gpu")
+            setups += [setup, fused] if _applies(fused) else [setup]
+    return setups
 
 
 def measure_quantize(setup: QuantizeSetup, row: dict[str, Any]) -> None:
@@ -99,7 +126,10 @@ def measure_quantize(setup: QuantizeSetup, row: dict[str, Any]) -> None:
     layers = [_keys_and_values(dims, seed) for seed in range(copies)]
 
     def code(layers, index, valid):
-        return [code_layer(key, value, index, valid, quant) for key, value in layers]
+        return [
+            code_layer(key, value, index, valid, quant, setup.implementation)
+            for key, value in layers
+        ]
 
     compiled = compile_ahead(jax.jit(code), layers, index, valid)
     times = [
@@ -116,6 +146,19 @@ def measure_quantize(setup: QuantizeSetup, row: dict[str, Any]) -> None:
     bank = compiled.call(layers, index, valid)[0]
     errors = _errors(bank, *layers[0], index, valid, quant)
     row |= {name: float(error) for name, error in errors.items()}
+
+
+def _applies(setup: QuantizeSetup) -> bool:
+    shape, quant = find_shape(setup.shape), vkq_jax.resolve(setup.preset)
+    visual = (1, shape.visual_tokens)
+    x = jax.ShapeDtypeStruct((*visual, shape.num_kv_heads, shape.head_dim), jnp.bfloat16)
+    index, valid = (jax.ShapeDtypeStruct(visual, dtype) for dtype in (jnp.int32, bool))
+    code = functools.partial(code_layer, quant=quant, implementation=setup.implementation)
+    try:
+        jax.eval_shape(code, x, x, index, valid)
+    except NotImplementedError:
+        return False
+    return True
 
 
 @functools.cache

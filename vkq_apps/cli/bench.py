@@ -28,7 +28,7 @@ from vkq_apps.bench.options import (
     names,
     numbers,
 )
-from vkq_apps.bench.quantize import QuantizeSetup
+from vkq_apps.bench.quantize import plan_quantize
 from vkq_apps.bench.results_file import ResultsFile, read_json, write_json
 from vkq_apps.bench.scaling import plan_scaling
 from vkq_apps.bench.throughput_plan import plan_throughput
@@ -114,11 +114,13 @@ def quantize(
     json: JsonOption = False,
 ) -> None:
     """Coding a layer's keys and values beside the prefill of that layer."""
-    setups = [
-        QuantizeSetup(name, code, prompt_text, sequences, repeats)
-        for name in names(shape)
-        for code in names(preset)
-    ]
+    setups = plan_quantize(
+        names(shape),
+        names(preset),
+        prompt_text=prompt_text,
+        sequences=sequences,
+        repeats=repeats,
+    )
     output = Output(results, resume=resume, seconds=seconds, say=_say)
     _finish(run_quantize(setups, output), tables.quantize_table, json)
 

@@ -1,0 +1,229 @@
+"""The coding kernel's body, emulated on the CPU, against plain coding; lowering to CUDA."""
+
+import contextlib
+import functools
+import re
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pallas_kernels
+from pallas_kernels import launch
+from pallas_kernels.emulated_operations import EmulatedOperations
+from pallas_kernels.launch import run_emulated, run_on_gpu
+from pallas_kernels.quantize_bank import fused_bank, unfused_reason
+from tests.support.caches import relative_error
+from tests.support.ptx_operations import PtxOperations
+from vkq_jax import KVQuantConfig, LevelCodes, SignCodes
+from vkq_jax.cache import quantize_visual
+from vkq_jax.visual import compact
+
+SIGNS = SignCodes(scale_bits=8)
+
+
+def layer(head_dim, num_positions, lengths, dtype=jnp.bfloat16, kv_heads=2):
+    """Keys, values, index and mask: visual tokens between text, padding where they are fewer."""
+    rng = np.random.default_rng(num_positions)
+    batch, tokens = len(lengths), num_positions + 9
+    shape = (2, batch, tokens, kv_heads, head_dim)
+    offset, size = rng.normal(size=(2, 2, 1, 1, kv_heads, head_dim))
+    x = rng.normal(size=shape) * np.exp(size) + 2 * offset
+    visual = np.zeros((batch, tokens), bool)
+    for row, length in zip(visual, lengths, strict=True):
+        row[rng.permutation(tokens)[:length]] = True
+    key, value = jnp.asarray(x, dtype)
+    return key, value, *compact(jnp.asarray(visual), num_positions)
+
+
+@functools.partial(jax.jit, static_argnames="quant")
+def plain_bank(key, value, index, valid, quant):
+    return pallas_kernels.tile(quantize_visual(key, value, index, valid, quant))
+
+
+@jax.jit
+def unpacked(tensor):
+    """Code words, scales in steps (of the logarithm, or of bfloat16), values of each position."""
+    plain = tensor.untile()
+    scale = plain.token_scale
+    if scale.dtype == jnp.bfloat16:
+        scale = jax.lax.bitcast_convert_type(scale, jnp.uint16)
+    return plain.packed, scale.astype(jnp.int32), plain.dequantize()
+
+
+def check(key, value, index, valid, codes, run=run_emulated):
+    quant = KVQuantConfig(codes, codes)
+    got = fused_bank(key, value, index, valid, quant, run=run)
+    plain = plain_bank(key, value, index, valid, quant)
+    assert jax.tree.structure(got) == jax.tree.structure(plain)
+    np.testing.assert_array_equal(got.length, plain.length)
+    for ours, theirs in ((got.key, plain.key), (got.value, plain.value)):
+        np.testing.assert_array_equal(ours.centre, theirs.centre)
+        assert ours.packed.shape == theirs.packed.shape
+        differing = np.bitwise_count(np.asarray(ours.packed) ^ np.asarray(theirs.packed))
+        assert differing.sum() <= 1e-4 * 32 * ours.packed.size
+        # Padding of the last block, too, has no scale.
+        assert ours.token_scale.shape == theirs.token_scale.shape
+        assert not np.asarray(ours.token_scale)[np.asarray(theirs.token_scale) == 0].any()
+        words, steps, values = unpacked(ours)
+        _, expected_steps, expected = unpacked(theirs)
+        steps = np.abs(np.asarray(steps) - np.asarray(expected_steps))
+        assert steps.max() <= 1
+        assert (steps > 0).mean() < 0.01
+        assert relative_error(values, expected) < 0.02
+        padding = np.broadcast_to(~np.asarray(valid)[:, None], steps.shape)
+        assert not np.asarray(words)[padding].any()
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "num_positions", "lengths", "scale_bits"),
+    [
+        (64, 33, (33, 0), 8),
+        (64, 300, (300, 7), 16),
+        (64, 576, (129, 576), 8),
+        (128, 33, (0, 33), 16),
+        (128, 300, (7, 300), 8),
+        (128, 576, (576, 513), 16),
+        (128, 256, (1,), 8),
+    ],
+)
+def test_equals_plain_coding(head_dim, num_positions, lengths, scale_bits):
+    check(*layer(head_dim, num_positions, lengths), SignCodes(scale_bits=scale_bits))
+
+
+@pytest.mark.parametrize(
+    ("rotation", "gamma"), [("hadamard", 0.0), ("hadamard", 0.5), (None, 1.0), (None, 0.5)]
+)
+def test_settings(rotation, gamma):
+    codes = SignCodes(rotation=rotation, gamma=gamma, beta=0.25, group_size=1000)
+    check(*layer(64, 70, (70, 33)), codes)
+
+
+def test_float32():
+    check(*layer(64, 140, (140, 90), jnp.float32), SIGNS)
+
+
+def test_positions_at_the_centre_and_padding_that_is_not_finite():
+    key, value, index, valid = layer(64, 70, (70, 33))
+    unused = jnp.ones(key.shape[:2], bool).at[jnp.arange(2)[:, None], index].set(False)
+    key = jnp.where(unused[..., None, None], jnp.bfloat16(jnp.nan), key)
+    value = jnp.where(unused[..., None, None], jnp.bfloat16(jnp.inf), jnp.full_like(value, -1.5))
+    index = jnp.where(valid, index, jnp.argmax(unused, axis=1).astype(jnp.int32)[:, None])
+    check(key, value, index, valid, SIGNS)
+    quant = KVQuantConfig(SIGNS, SignCodes(gamma=0.5))
+    got = fused_bank(key, value, index, valid, quant, run=run_emulated).value
+    assert not got.packed.any()
+    assert not got.token_scale.any()
+
+
+def test_each_word_is_written_once(monkeypatch):
+    """Results begin as ones only, which no codes of this test are."""
+
+    class Counting(EmulatedOperations):
+        def _store(self, condition, address, offset, values):
+            unwritten = self._unwritten()
+            super()._store(condition, address, offset, values)
+            lanes = (self._full(condition) != 0) & self._active[:, None]
+            assert unwritten - self._unwritten() == len(values) * lanes.sum()
+
+        def _unwritten(self):
+            return sum((m.view(np.uint32) == 0xFFFFFFFF).sum() for m in self._memory[-2:])
+
+    monkeypatch.setattr(launch, "EmulatedOperations", Counting)
+    check(*layer(128, 300, (300, 7)), SIGNS)
+    check(*layer(64, 70, (70, 33)), SignCodes(scale_bits=16))
+
+
+# Without a GPU: lowering, ptxas
+
+
+PROGRAMS = {
+    "keys": (128, jnp.bfloat16, "key", SIGNS),
+    "values": (128, jnp.bfloat16, "value", SIGNS),
+    "values, 16-bit scales": (64, jnp.bfloat16, "value", SignCodes(gamma=0.5)),
+    "float32 keys, not rotated": (64, jnp.float32, "key", SignCodes(rotation=None)),
+}
+
+
+def program_of(name):
+    """A program and its operands' shapes."""
+    head_dim, dtype, side, codes = PROGRAMS[name]
+    found = []
+
+    def run(program, operands):
+        shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in operands.items()}
+        found.append((program, shapes))
+        return tuple(jnp.zeros(x.shape, x.dtype) for x in program.results.values())
+
+    quant = KVQuantConfig(codes, codes)
+    jax.eval_shape(lambda *x: fused_bank(*x, quant, run=run), *layer(head_dim, 300, (300,), dtype))
+    return found[side == "value"]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_lowers_to_cuda(name):
+    device = contextlib.nullcontext()
+    if hasattr(jax.sharding, "AbstractDevice"):
+        mesh = jax.sharding.AbstractMesh(
+            (), (), abstract_device=jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
+        )
+        device = jax.sharding.use_abstract_mesh(mesh)
+    program, operands = program_of(name)
+    with device:
+        traced = jax.jit(functools.partial(run_on_gpu, program)).trace(operands)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "mosaic_gpu" in text
+
+
+@pytest.mark.skipif(shutil.which("ptxas") is None, reason="needs ptxas")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_ptxas_accepts_every_instruction(name, tmp_path):
+    program, operands = program_of(name)
+    ops = PtxOperations([*operands, *program.results], shared_words=program.shared_words)
+    program.body(ops)
+    source = tmp_path / "kernel.ptx"
+    source.write_text(ops.text(threads=32 * program.warps))
+    command = ["ptxas", "-arch=sm_90a", "-O3", "-v", source, "-o", tmp_path / "kernel.cubin"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    # Three thread blocks on a multiprocessor, and nothing waits in memory.
+    assert "0 bytes spill stores" in result.stderr
+    (registers,) = re.findall(r"Used (\d+) registers", result.stderr)
+    assert int(registers) <= 168
+
+
+# Which implementation a call takes
+
+
+def test_the_default_is_plain_coding():
+    arguments = (*layer(64, 33, (33, 4)), KVQuantConfig(SIGNS, LevelCodes()))
+    plain = jax.tree.leaves(pallas_kernels.lay_out(quantize_visual(*arguments)))
+    for implementation in (None, "xla"):
+        got = pallas_kernels.quantize_bank(*arguments, implementation=implementation)
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(got), plain)
+    with pytest.raises(ValueError, match="implementation must be one of"):
+        pallas_kernels.quantize_bank(*arguments, implementation="cuda")
+    if jax.default_backend() == "cpu":
+        with pytest.raises(NotImplementedError, match="needs an NVIDIA GPU"):
+            pallas_kernels.quantize_bank(*arguments, implementation="mosaic_gpu")
+
+
+def test_what_the_kernel_does_not_cover_is_said():
+    key, _, index, _ = layer(64, 33, (33,))
+
+    def reason(x=key, index=index, **changes):
+        return unfused_reason(x, index, SignCodes(**changes))
+
+    assert reason() is None
+    assert reason(group_size=33) is None
+    assert "centre per 32 positions" in str(reason(group_size=32))
+    assert "median" in str(reason(centre="median"))
+    assert "float16" in str(reason(table_dtype="float16"))
+    assert "head_dim 32" in str(reason(key[..., :32]))
+    assert "float16" in str(reason(key.astype(jnp.float16)))
+    assert "no positions" in str(reason(index=index[:, :0]))
+    with pytest.raises(NotImplementedError, match="coding values: LevelCodes are not sign codes"):
+        fused_bank(*layer(64, 33, (33,)), KVQuantConfig(SIGNS, LevelCodes()), run=run_emulated)
