@@ -84,7 +84,8 @@ def prefill(
         if inputs.prompt_shape.visual:
             bank = quantize_visual(key, value, index, taken, cache.quant)
             bank = pallas_kernels.lay_out(bank, implementation=implementation)
-            bank = (bank.key, bank.value)
+            # Codes first, then the next layer: or XLA may put off coding and keep the values.
+            output, bank = jax.lax.optimization_barrier((output, (bank.key, bank.value)))
         return output, text.write(layer, key, value, is_text), (bank, guarded)
 
     positions = inputs.positions + cache.position[:, None]

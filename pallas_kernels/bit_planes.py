@@ -1,12 +1,12 @@
 """Numbers as bit planes, and back: what lets the 1-bit tensor core multiply them.
 
-A product of bits with 16-bit numbers is 16 products of bits with bits, one for each plane, summed
-with the planes' weights:
+A product of bits with numbers of two or three bytes is 16 or 24 products of bits with bits, one for
+each plane, summed with the planes' weights:
 
     sum_k code[k] * y[k]  =  sum_p 2^p * popcount(code & plane_p),    plane_p[k] = bit p of y[k]
 
 The tensor core counts eight planes, a byte of each number, at a time. Signed numbers are two's
-complement less one bit, -2^14 <= y < 2^14 in 16 bits: plane 14 has the weight -2^14, plane 15 is 0.
+complement less one bit, -2^14 <= y < 2^14 in two bytes: plane 14 weighs -2^14, plane 15 is 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ COUNT_UNIT = 2.0**-24  # what a count of 1 is worth when its bits are read as a 
 
 
 class BitPlanes:
-    """Makes planes of 16-bit numbers and weighs their counts, for one warp.
+    """Makes planes of numbers and weighs their counts, for one warp.
 
     Args:
         ops: the instructions. lane: the lane's number, 4 g + t.

@@ -111,7 +111,7 @@ def _attend(logits_scale, launch, tiling, differentiable, cache, index, visible_
         }
         result = fused_attention(rows, visible, banks, index, launch, tiling)
         parts.append(Attended.from_kv_heads(*result, num_queries))
-    if text_key.dtype != jnp.bfloat16:
+    if text_key.dtype != jnp.bfloat16 and text.cache_length:
         layer = dataclasses.replace(cache, visual=()).layer(index)
         parts.append(
             vkq_jax.attention.attend_cache(
@@ -126,7 +126,7 @@ def _launches(cache: KVCache) -> list[Banks]:
     """What each launch attends to: all dense banks with the first packed one, then the others.
 
     Dense banks are named by their number among the visual ones, or "text"; a text bank that is not
-    bfloat16 is in no launch.
+    bfloat16, or has no room for anything, is in no launch.
     """
     packed, dense = [], {}
     for number, bank in enumerate(cache.visual):
@@ -135,7 +135,7 @@ def _launches(cache: KVCache) -> list[Banks]:
             dense[str(number)] = DenseBank(bank.key.values, bank.value.values)
         else:
             packed.append(tile(bank))
-    if cache.text.key.dtype == jnp.bfloat16:
+    if cache.text.key.dtype == jnp.bfloat16 and cache.text.cache_length:
         dense["text"] = DenseBank(cache.text.key, cache.text.value)
     first = Banks(packed[0] if packed else None, dense)
     return [first, *(Banks(bank, {}) for bank in packed[1:])]
@@ -197,11 +197,15 @@ def unsupported_reason(cache: LayerCache | KVCache) -> str | None:
         return f"head_dim {head_dim} is none of {layouts.HEAD_DIMS}"
     if cache.quant.calibration is not None:
         return "score calibration"
-    dense = [bank for bank in cache.visual if isinstance(bank.key, DenseTensor)]
-    if cache.text.key.dtype != jnp.bfloat16 and (dense or not cache.visual):
+    if not cache.visual and cache.text.key.dtype != jnp.bfloat16:
         return f"dense banks in {cache.text.key.dtype}, not bfloat16"
+    if not cache.visual and not cache.text.cache_length:
+        return "the cache has no room for anything"
     for bank in cache.visual:
         if isinstance(bank.key, DenseTensor) and isinstance(bank.value, DenseTensor):
+            for tensor in (bank.key, bank.value):
+                if tensor.values.dtype != jnp.bfloat16:
+                    return f"dense banks in {tensor.values.dtype}, not bfloat16"
             continue
         for name, tensor in (("keys", bank.key), ("values", bank.value)):
             reason = untileable_reason(tensor)

@@ -6,29 +6,17 @@ hold both: with them full, instructions could only run one after the other. The 
 once for the team, each by one of its warps. All positions share their tables.
 """
 
-from pallas_kernels.b1_products import B1Products
-from pallas_kernels.bit_planes import BitPlanes
-from pallas_kernels.operations import Operations, Value
-from pallas_kernels.packed_blocks import WHOLE, PackedBlocks
+from pallas_kernels.operations import Value
+from pallas_kernels.packed_blocks import WHOLE
+from pallas_kernels.packed_part import PackedPart
 from pallas_kernels.packed_query import PackedQuery
-from pallas_kernels.packed_values import PackedValues
-from pallas_kernels.problem import Packed, Problem
 from pallas_kernels.scratch import Scratch
-from pallas_kernels.work import Work
 
 __all__ = ["PackedTeam"]
 
 
-class PackedTeam:
-    """`run()` does the work. Operands: those of the classes that it uses."""
-
-    def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
-        """Finds this warp's blocks."""
-        self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
-        self._planes = BitPlanes(ops, work.lane)
-        self._blocks = PackedBlocks(ops, problem, packed, work)
-        self._products = B1Products(ops, problem, packed, self._planes)
-        self._values = PackedValues(ops, problem, packed, work)
+class PackedTeam(PackedPart):
+    """`run()` does the work."""
 
     def run(self, scratch: Scratch) -> None:
         """Leaves a partial result for each query."""

@@ -106,7 +106,7 @@ class Problem:
         positions: query positions, each with a number of text entries that it sees.
         head_dim: H.
         packed: the packed bank, if any.
-        dense: names and capacities of the dense banks (bfloat16), 0 to 2 of them.
+        dense: names and capacities of the dense banks (bfloat16).
         tiling: how the work is cut.
     """
 

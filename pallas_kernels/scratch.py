@@ -2,9 +2,12 @@
 
 | region | for each | words |
 |---|---|---|
-| results | warp and query of its team | channels [H], greatest score, mass; sums before |
+| results | warp and query of its team | channels [H], greatest score, mass |
 | queries | team and query (teams of several queries only) | planes, then four scalars |
 | joined | team and query (clusters only) | channels [H], greatest score, mass |
+
+In teams of several queries a result's place holds, until it is known, the sums over blocks (see
+`B1Products`) and behind them the weights of the block at hand.
 
 A result is a partial softmax: channels and mass are sums of weights relative to the greatest score.
 """

@@ -135,6 +135,17 @@ def test_a_layer_of_a_cache_with_its_text(head_dim, per_kv_head, codes, tiling):
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=3e-5, atol=3e-4)
 
 
+def test_a_text_bank_without_room():
+    shape = Shape(head_dim=64, num_heads=2, cache_length=0, text=(0, 0))
+    query, layer = random_layer(shape, CODES["signs"])
+    cache = stacked(layer, 2)
+    got = mosaic_gpu.attend_layer(query, cache, 1, launch=emulated_launch)
+    expected = vkq_jax.reference.attend_cache(query, cache.layer(1))
+    assert relative_error(got.output, expected.output) < 3e-4
+    empty = dataclasses.replace(cache, visual=())
+    assert mosaic_gpu.unsupported_reason(empty) == "the cache has no room for anything"
+
+
 def test_two_banks_and_several_queries():
     shape = Shape(
         head_dim=64, num_queries=3, visual=((300, (300, 1)), (256, (0, 256))), num_heads=2
@@ -331,6 +342,11 @@ def test_what_the_kernel_does_not_cover_is_said():
     assert "2-bit" in reason()(KVQuantConfig(LevelCodes(bits=2), LEVELS))
     assert "group of 64" in reason()(vkq_jax.presets["quantile-1bit"])
     assert reason()(KVQuantConfig(SIGNS, SIGNS, ScoreCalibration())) == "score calibration"
+    mixed = stacked(random_layer(Shape(head_dim=64), vkq_jax.presets["none"])[1], 1)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), (mixed.visual[0].key,))[0]
+    bank = dataclasses.replace(mixed.visual[0], key=wide)
+    reason = mosaic_gpu.unsupported_reason(dataclasses.replace(mixed, visual=(bank,)))
+    assert reason == "dense banks in float32, not bfloat16"
     query, layer = random_layer(Shape(head_dim=80), signs)
     with pytest.raises(NotImplementedError, match="head_dim 80"):
         mosaic_gpu.attend_cache(query, layer, launch=emulated_launch)

@@ -24,6 +24,7 @@ from pallas_kernels import TiledLevels, TiledSigns, layouts, mosaic_gpu
 from pallas_kernels.fused import Banks, DenseBank, fused_attention
 from pallas_kernels.launch import Launch, emulated_launch, gpu_launch
 from pallas_kernels.problem import Tiling
+from vkq_apps.bench.results_file import source_digest
 from vkq_apps.bench.timing import bandwidth, seconds_per_layer
 from vkq_apps.provenance import provenance
 from vkq_jax.cache import VisualBank
@@ -317,7 +318,13 @@ def main(arguments: list[str] | None = None) -> int:
     tilings = [None, *(Tiling(*map(int, text.split(","))) for text in options.tiling)]
     ceiling = bandwidth()
     print(f"{jax.devices()[0].device_kind}, copy {ceiling / 1e12:.2f} TB/s", flush=True)
-    record: dict[str, Any] = {**provenance(), "bandwidth": ceiling, "rows": [], "failed": []}
+    record: dict[str, Any] = {
+        **provenance(),
+        "source": source_digest(),
+        "bandwidth": ceiling,
+        "rows": [],
+        "failed": [],
+    }
     for name in options.cases:
         for tiling in tilings:
             try:

@@ -1,0 +1,85 @@
+"""The docs say what the code says, and their picture can be drawn."""
+
+import runpy
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import vkq_jax
+from pallas_kernels import layouts, mosaic_gpu
+from pallas_kernels.tiled import untileable_reason
+from tests.support.caches import Shape, random_layer
+from vkq_jax import KVQuantConfig, LevelCodes, SignCodes
+from vkq_jax.level_codes import Granularity
+
+DOCS = Path(__file__).parents[1] / "docs"
+SIGNS, BANK = SignCodes(scale_bits=8), {"head_dim": 64, "visual": ((300, (300, 3)),)}
+
+
+def said(reason: str) -> bool:
+    """Whether the kernel's page quotes this reason, whatever its lines."""
+    return f'"{reason}"' in " ".join((DOCS / "kernel.md").read_text().split())
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        SignCodes(group_size=256),
+        LevelCodes(group_size=64),
+        LevelCodes(bits=2),
+        LevelCodes(granularity=Granularity.PER_TOKEN),
+        LevelCodes(table_dtype="float32"),
+    ],
+)
+def test_codes_that_the_page_says_are_not_covered(codes):
+    reason = untileable_reason(vkq_jax.quantize(jnp.ones((1, 1, 300, 64)), codes))
+    assert reason
+    assert said(reason)
+    layer = random_layer(Shape(**BANK), KVQuantConfig(codes, SIGNS))[1]
+    assert mosaic_gpu.unsupported_reason(layer) == f"keys: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "preset"),
+    [
+        ({"head_dim": 80}, "vkq-1bit"),
+        ({}, "calibquant-1bit"),
+        ({}, "none"),
+        ({"visual": ()}, "none"),
+    ],
+)
+def test_caches_that_the_page_says_are_not_covered(changes, preset):
+    layer = random_layer(Shape(**BANK | changes), vkq_jax.presets[preset])[1]
+    reason = mosaic_gpu.unsupported_reason(layer)
+    assert reason
+    assert said(reason)
+
+
+@pytest.mark.parametrize("preset", ["vkq-1bit", "minmax-1bit"])
+@pytest.mark.parametrize("head_dim", layouts.HEAD_DIMS)
+def test_caches_that_the_page_says_are_covered(preset, head_dim):
+    layer = random_layer(Shape(**BANK | {"head_dim": head_dim}), vkq_jax.presets[preset])[1]
+    assert mosaic_gpu.unsupported_reason(layer) is None
+
+
+def test_devices_that_the_page_names(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert said(str(mosaic_gpu.device_reason()))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability="8.0")])
+    assert said(str(mosaic_gpu.device_reason()))
+
+
+def test_the_layouts_are_drawn(tmp_path):
+    script = runpy.run_path(str(DOCS / "draw_layouts.py"))
+    script["main"](tmp_path / "layouts.png")
+    with Image.open(tmp_path / "layouts.png") as drawn, Image.open(DOCS / "layouts.png") as kept:
+        assert drawn.size == kept.size
+    # Word 2e + r of row 2k + c holds position 64k + 32r + 8 (2c + e) + g, channels 32t...
+    words = script["locate"]("keys", 256, 128).reshape(8, 32, 4, 2)
+    np.testing.assert_array_equal(words[3, 4 * 5 + 2, 1], [64 + 32 + 16 + 5, 64])
