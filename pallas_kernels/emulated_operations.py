@@ -1,8 +1,8 @@
 """The instructions of `Operations` in NumPy, lane by lane: kernels run on any machine.
 
 A value is an array `[warps, 32]`: all warps of all thread blocks run in lockstep, so a barrier only
-checks that all of them have come. Loops run until the last warp is done, and a warp that has left keeps its values.
-Every access to device memory is checked against the operand's size.
+checks that all of them have come. Loops run until the last warp is done, and a warp that has left
+keeps its values. Every access to device memory is checked against the operand's size.
 """
 
 from collections.abc import Callable, Mapping, Sequence

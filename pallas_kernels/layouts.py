@@ -17,8 +17,9 @@ a row of the tensor core's left operand is a position (H = 128) or a pair of the
     H = 128   row 2k + c, word 2e + r   position 64k + 32r + 8 (2c + e) + g,   channels 32t...
     H = 64    row k, word 2c + r        position 64k + 32r + 8 (2c + t//2) + g, channels 32 (t%2)...
 
-(k in 0..3; c, e, r in 0..1.) Lane 4 g + quarter then ends up with the score of position 32 (2k + r) + 8 *
-quarter + g, quarter = 2c + e or 2c + t // 2. A block cut short keeps its first rows.
+(k in 0..3; c, e, r in 0..1.) Lane 4 g + quarter then ends up with the score of position
+32 (2k + r) + 8 * quarter + g, quarter = 2c + e or 2c + t // 2. A block cut short keeps its first
+rows.
 
 **Values** hold 32 consecutive positions of one channel in a word, so that a row of the left operand
 is a channel and the sum over positions runs inside the instruction:
