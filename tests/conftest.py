@@ -1,5 +1,6 @@
 """Tests run stricter than users: see `strict_numerics` and the filters in pyproject.toml."""
 
+import gc
 import os
 
 # Nearly all of the suite's time is XLA compiling small programs once. Before JAX is imported.
@@ -25,3 +26,15 @@ def strict_numerics(request):
         return
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _free_compiled_programs():
+    """Frees a module's programs at its end.
+
+    Each takes a few memory maps, of which Linux gives a process 65,530: all the suite's together
+    are more, and XLA crashes where it gets none.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
