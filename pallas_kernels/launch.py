@@ -18,6 +18,7 @@ __all__ = [
     "Launch",
     "Program",
     "Run",
+    "attention_program",
     "emulated_launch",
     "gpu_launch",
     "run_emulated",
@@ -51,7 +52,7 @@ Run = Callable[[Program, Mapping[str, jax.Array]], tuple[jax.Array, ...]]
 
 def gpu_launch(problem: Problem, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Attention on a GPU: output [rows, H] and logsumexp [rows]."""
-    output, logsumexp = run_on_gpu(_attention(problem), operands)
+    output, logsumexp = run_on_gpu(attention_program(problem), operands)
     return output, logsumexp
 
 
@@ -59,7 +60,7 @@ def emulated_launch(
     problem: Problem, operands: Mapping[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """The same with `EmulatedOperations`, on the host."""
-    output, logsumexp = run_emulated(_attention(problem), operands)
+    output, logsumexp = run_emulated(attention_program(problem), operands)
     return output, logsumexp
 
 
@@ -117,7 +118,8 @@ def run_emulated(program: Program, operands: Mapping[str, jax.Array]) -> tuple[j
     return jax.pure_callback(run, tuple(program.results.values()), dict(operands))
 
 
-def _attention(problem: Problem) -> Program:
+def attention_program(problem: Problem) -> Program:
+    """Attention, as a program."""
     return Program(
         body=lambda ops: Kernel(ops, problem).run(),
         results={

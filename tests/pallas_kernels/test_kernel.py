@@ -1,11 +1,9 @@
 """The fused kernel's body, emulated on the CPU, against the float32 oracle; lowering to CUDA."""
 
-import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 
@@ -19,13 +17,12 @@ import vkq_jax
 import vkq_jax.reference
 from pallas_kernels import mosaic_gpu
 from pallas_kernels.emulated_operations import EmulatedOperations
-from pallas_kernels.kernel import Kernel
-from pallas_kernels.launch import emulated_launch, gpu_launch
+from pallas_kernels.launch import attention_program, emulated_launch
 from pallas_kernels.operations import Operations
 from pallas_kernels.problem import Coding, Packed, Problem, Tiling
 from pallas_kernels.tilings import choose_tiling
 from tests.support.caches import Shape, random_layer, relative_error
-from tests.support.ptx_operations import PtxOperations
+from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
 from vkq_jax import KVQuantConfig, LevelCodes, ScoreCalibration, SignCodes
 from vkq_jax.cache import KVCache, TextBank, VisualBank
 from vkq_jax.dense import DenseTensor
@@ -292,30 +289,15 @@ def launch_of(name):
 
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_lowers_to_cuda(name):
-    device = contextlib.nullcontext()
-    if hasattr(jax.sharding, "AbstractDevice"):
-        mesh = jax.sharding.AbstractMesh(
-            (), (), abstract_device=jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
-        )
-        device = jax.sharding.use_abstract_mesh(mesh)
     problem, operands = launch_of(name)
-    with device:
-        traced = jax.jit(functools.partial(gpu_launch, problem)).trace(operands)
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert "mosaic_gpu" in text
+    assert "mosaic_gpu" in lower_to_cuda(attention_program(problem), operands)
 
 
-@pytest.mark.skipif(shutil.which("ptxas") is None, reason="needs ptxas")
+@needs_ptxas
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_ptxas_accepts_every_instruction(name, tmp_path):
     problem, operands = launch_of(name)
-    ops = PtxOperations([*operands, "output", "logsumexp"], shared_words=problem.shared_words)
-    Kernel(ops, problem).run()
-    source = tmp_path / "kernel.ptx"
-    source.write_text(ops.text(threads=32 * problem.tiling.warps))
-    command = ["ptxas", "-arch=sm_90a", "-O3", "-v", source, "-o", tmp_path / "kernel.cubin"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    assert "Used" in ptxas(attention_program(problem), operands, tmp_path)
 
 
 # Which implementation a call takes
@@ -382,6 +364,7 @@ from jax.sharding import PartitionSpec as P
 from pallas_kernels import mosaic_gpu
 from pallas_kernels.launch import emulated_launch
 from tests.pallas_kernels.test_kernel import CODES, stacked
+from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
 from tests.support.caches import Shape, random_layer
 shape = Shape(head_dim=64, num_heads=4, visual=((300, (300, 33)),))
 query, layer = random_layer(shape, CODES["signs"])

@@ -1,10 +1,7 @@
 """The coding kernel's body, emulated on the CPU, against plain coding; lowering to CUDA."""
 
-import contextlib
 import functools
 import re
-import shutil
-import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +11,10 @@ import pytest
 import pallas_kernels
 from pallas_kernels import launch
 from pallas_kernels.emulated_operations import EmulatedOperations
-from pallas_kernels.launch import run_emulated, run_on_gpu
+from pallas_kernels.launch import run_emulated
 from pallas_kernels.quantize_bank import fused_bank, unfused_reason
 from tests.support.caches import relative_error
-from tests.support.ptx_operations import PtxOperations
+from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
 from vkq_jax import KVQuantConfig, LevelCodes, SignCodes
 from vkq_jax.cache import quantize_visual
 from vkq_jax.visual import compact
@@ -165,33 +162,16 @@ def program_of(name):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_lowers_to_cuda(name):
-    device = contextlib.nullcontext()
-    if hasattr(jax.sharding, "AbstractDevice"):
-        mesh = jax.sharding.AbstractMesh(
-            (), (), abstract_device=jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
-        )
-        device = jax.sharding.use_abstract_mesh(mesh)
-    program, operands = program_of(name)
-    with device:
-        traced = jax.jit(functools.partial(run_on_gpu, program)).trace(operands)
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert "mosaic_gpu" in text
+    assert "mosaic_gpu" in lower_to_cuda(*program_of(name))
 
 
-@pytest.mark.skipif(shutil.which("ptxas") is None, reason="needs ptxas")
+@needs_ptxas
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_ptxas_accepts_every_instruction(name, tmp_path):
-    program, operands = program_of(name)
-    ops = PtxOperations([*operands, *program.results], shared_words=program.shared_words)
-    program.body(ops)
-    source = tmp_path / "kernel.ptx"
-    source.write_text(ops.text(threads=32 * program.warps))
-    command = ["ptxas", "-arch=sm_90a", "-O3", "-v", source, "-o", tmp_path / "kernel.cubin"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    report = ptxas(*program_of(name), tmp_path)
     # Three thread blocks on a multiprocessor, and nothing waits in memory.
-    assert "0 bytes spill stores" in result.stderr
-    (registers,) = re.findall(r"Used (\d+) registers", result.stderr)
+    assert "0 bytes spill stores" in report
+    (registers,) = re.findall(r"Used (\d+) registers", report)
     assert int(registers) <= 168
 
 
