@@ -23,6 +23,10 @@ def dense_attention(
     """
     heads = None if mask is None else mask[:, None]
     fused = _cudnn_applies(query)
+    if fused and heads is not None:
+        # Under vmap cuDNN's rule wants a mask that is mapped wherever the query is.
+        always = jnp.isfinite(query[:, 0, 0, 0]) | True
+        heads = heads & always[:, None, None, None]
     return jax.nn.dot_product_attention(
         query,
         key,
