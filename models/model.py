@@ -42,7 +42,7 @@ class Model:
         """This model with the text tower's layers in buffers of their own; it is used up.
 
         Each decode step then reads the weights where they lie instead of copying them layer by
-        layer: about 2.5 times faster steps on a GPU, for a compilation that grows with the number
+        layer: steps more than twice as fast on a GPU, for a compilation that grows with the number
         of layers. See `models.stacks.Apart`.
         """
 
