@@ -25,7 +25,9 @@ from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Packed, Problem
 from pallas_kernels.warp_math import LOWEST, warp_max_float
 
-__all__ = ["B1Products", "BlockWeights"]
+__all__ = ["TOTALS", "B1Products", "BlockWeights"]
+
+TOTALS = 3  # sums before those of channels
 
 
 @dataclasses.dataclass(frozen=True)

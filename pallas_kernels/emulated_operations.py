@@ -136,10 +136,6 @@ class EmulatedOperations(Operations):
         """See `Operations.bit_and`."""
         return _word(a) & _word(b)
 
-    def bit_or(self, a, b):
-        """See `Operations.bit_or`."""
-        return _word(a) | _word(b)
-
     def bit_xor(self, a, b):
         """See `Operations.bit_xor`."""
         return _word(a) ^ _word(b)

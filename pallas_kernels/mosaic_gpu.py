@@ -100,8 +100,9 @@ def _attend(logits_scale, launch, tiling, differentiable, cache, index, visible_
     scale = head_dim**-0.5 if logits_scale is None else logits_scale
     rows = to_kv_heads(query.astype(jnp.float32) * scale, text_key.shape[2])
     text = TextBank(text_key, text_value, cache.text.length)
+    cache = dataclasses.replace(cache, text=text)
     parts = []
-    for banks in _launches(dataclasses.replace(cache, text=text)):
+    for banks in _launches(cache):
         visible = {
             name: jnp.broadcast_to(
                 visible_text if name == "text" else cache.visual[int(name)].length[:, None],

@@ -113,10 +113,6 @@ class Operations(abc.ABC):
         """The bits in both a and b."""
         return self.emit("and.b32 $0, $1, $2;", "r", "rr", a, b)
 
-    def bit_or(self, a: Value, b: Value) -> Value:
-        """The bits in a or b."""
-        return self.emit("or.b32 $0, $1, $2;", "r", "rr", a, b)
-
     def bit_xor(self, a: Value, b: Value) -> Value:
         """The bits in just one of a and b."""
         return self.emit("xor.b32 $0, $1, $2;", "r", "rr", a, b)

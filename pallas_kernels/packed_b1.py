@@ -6,6 +6,7 @@ values are applied to its sums.
 
 from collections.abc import Sequence
 
+from pallas_kernels.b1_products import TOTALS
 from pallas_kernels.operations import Value
 from pallas_kernels.packed_part import PackedPart
 from pallas_kernels.packed_query import PackedQuery
@@ -90,5 +91,5 @@ class PackedB1(PackedPart):
         return self._add(sums, scores, words, value_scales)
 
     def _add(self, sums: Sequence[Value], scores, words, scales) -> list[Value]:
-        totals, weights = self._products.weigh(sums[:3], scores, scales)
-        return [*totals, *self._products.add_values(sums[3:], weights, words)]
+        totals, weights = self._products.weigh(sums[:TOTALS], scores, scales)
+        return [*totals, *self._products.add_values(sums[TOTALS:], weights, words)]

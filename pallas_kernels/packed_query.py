@@ -24,14 +24,17 @@ class PackedQuery:
     def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work, number: int):
         """Loads query `number` of the team."""
         self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
-        self._channels = [32 * k for k in range(problem.head_dim // 32)]
+        channels = [32 * k for k in range(problem.head_dim // 32)]
+        self._table = functools.partial(
+            load_table, ops, problem, work, packed.key, work.place, channels
+        )
         row = work.row(work.query(number))
         address = ops.address(ops.pointer("query"), row, 4 * problem.head_dim)
         address = ops.address(address, work.place, 4)
-        query = [ops.load_float(address, 4 * channel) for channel in self._channels]
+        query = [ops.load_float(address, 4 * channel) for channel in channels]
         self._shared_score = self._query_sum = self._kappa = 0.0
         if packed.key.signs:
-            centre = self._table("key_centre", None)
+            centre = self._table("key_centre")
             self._shared_score = warp_sum(ops, dot(ops, query, centre))
             if packed.key.score_error_factor:
                 # |q|^2 / log2(e)^2 times the factor, in units of log2: times log2(e).
@@ -76,16 +79,4 @@ class PackedQuery:
             self._query_sum,
             self._kappa,
             ops.fadd(self._shared_score, offset),
-        )
-
-    def _table(self, name: str, block: Value) -> list[Value]:
-        return load_table(
-            self._ops,
-            self._problem,
-            self._work,
-            name,
-            self._packed.key,
-            block,
-            self._work.place,
-            self._channels,
         )

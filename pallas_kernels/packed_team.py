@@ -6,6 +6,7 @@ hold both: with them full, instructions could only run one after the other. The 
 once for the team, each by one of its warps. All positions share their tables.
 """
 
+from pallas_kernels.b1_products import TOTALS
 from pallas_kernels.operations import Value
 from pallas_kernels.packed_blocks import WHOLE
 from pallas_kernels.packed_part import PackedPart
@@ -72,8 +73,9 @@ class PackedTeam(PackedPart):
         def weigh(query, _):
             scores = products.scores(scratch.load_query(query), keys, key_scales)
             scores = blocks.hide_padding(block, scores)
-            sums, weights = products.weigh(scratch.load_sums(query)[:3], scores, value_scales)
-            scratch.store_sums(query, sums)
+            totals = scratch.load_sums(query, stop=TOTALS)
+            totals, weights = products.weigh(totals, scores, value_scales)
+            scratch.store_sums(query, totals)
             scratch.store_weights(query, weights)
             return []
 
@@ -84,9 +86,10 @@ class PackedTeam(PackedPart):
             blocks.prefetch_words("key", following, quarters)
 
         def add(query, _):
-            sums = scratch.load_sums(query)
+            channels = scratch.load_sums(query, first=TOTALS)
             weights = scratch.load_weights(query, halves=-(-quarters // 2))
-            scratch.store_sums(query, [*sums[:3], *products.add_values(sums[3:], weights, values)])
+            channels = products.add_values(channels, weights, values)
+            scratch.store_sums(query, channels, first=TOTALS)
             return []
 
         ops.loop(queries, [], add)

@@ -1,5 +1,6 @@
 """What the sums over bits of values stand for, and the way of a warp's result out of it."""
 
+import functools
 from collections.abc import Sequence
 
 from pallas_kernels.operations import Operations, Value
@@ -24,6 +25,9 @@ class PackedValues:
         self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
         # A lane's channels start at `work.channel`: 64 h + 8 r.
         self._offsets = [64 * h + 8 * r for h in range(problem.head_dim // 64) for r in (0, 1)]
+        self._table = functools.partial(
+            load_table, ops, problem, work, packed.value, work.channel, self._offsets
+        )
 
     def decode(self, sums: Sequence[Value], offset: Value, block: Value) -> list[Value]:
         """From a chunk's sums (see `B1Products`): maximum, mass, channels.
@@ -54,7 +58,7 @@ class PackedValues:
             highest, mass, *channels = result
             if packed.value.rotated:  # the lanes' numbers and h, r together tell the channel
                 channels = rotate(ops, channels, self._work.lane, self._problem.head_dim)
-            centre = self._table("value_centre", None)
+            centre = self._table("value_centre")
             channels = [ops.fma(c, mass, x) for x, c in zip(channels, centre, strict=True)]
             result = [highest, mass, *channels]
         scratch.store_result(
@@ -64,16 +68,4 @@ class PackedValues:
             offsets=self._offsets,
             where=1,
             once=ops.where_less(self._work.lane, 1, 1, 0),
-        )
-
-    def _table(self, name: str, block: Value) -> list[Value]:
-        return load_table(
-            self._ops,
-            self._problem,
-            self._work,
-            name,
-            self._packed.value,
-            block,
-            self._work.channel,
-            self._offsets,
         )

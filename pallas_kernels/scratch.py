@@ -56,14 +56,7 @@ class Scratch:
             result: greatest score, mass, then this lane's channels: `at` plus each of the offsets.
             where: a word, 0 in lanes that hold nothing. once: not 0 in one lane for each query.
         """
-        ops = self._ops
-        highest, mass, *channels = result
-        base = self._result(self._work.warp, query)
-        lane = ops.mad(at, 4, base)
-        for offset, x in zip(offsets, channels, strict=True):
-            ops.store_shared(where, lane, 4 * offset, x)
-        for i, x in enumerate((highest, mass)):
-            ops.store_shared(once, base, 4 * (self._problem.head_dim + i), x)
+        self._store(self._result(self._work.warp, query), result, at, offsets, where, once)
 
     def load_result(self, query: Value, *, at: Value, offsets: Sequence[int]) -> list[Value]:
         """What `store_result` left, for any lane's choice of channels."""
@@ -82,15 +75,9 @@ class Scratch:
 
     def store_joined(self, query: int, result: Sequence[Value]) -> None:
         """Leaves a team's result where the other thread blocks of the cluster can read it."""
-        ops = self._ops
-        highest, mass, *channels = result
-        base = self._team_query(query)
-        at = ops.mad(self._work.lane, 4, base)
-        for k, x in enumerate(channels):
-            ops.store_shared(1, at, 128 * k, x)
-        first = ops.where_less(self._work.lane, 1, 1, 0)
-        for i, x in enumerate((highest, mass)):
-            ops.store_shared(first, base, 4 * (self._problem.head_dim + i), x)
+        lane = self._work.lane
+        first = self._ops.where_less(lane, 1, 1, 0)
+        self._store(self._team_query(query), result, lane, self._every_lane(), 1, first)
 
     def join_cluster(self, query: int) -> list[Value]:
         """`join_team` over the thread blocks of the cluster, from what `store_joined` left."""
@@ -131,17 +118,17 @@ class Scratch:
         scalars = (ops.load_shared(base, self._query_bytes - 16 + 4 * i) for i in range(4))
         return FoldedQuery(planes * (2 // sets), *scalars)
 
-    def store_sums(self, query: Value, sums: Sequence[Value]) -> None:
-        """Leaves this warp's sums, lane by lane, in the place of its result."""
+    def store_sums(self, query: Value, sums: Sequence[Value], first: int = 0) -> None:
+        """Leaves this warp's sums from number `first` on, lane by lane, in its result's place."""
         at = self._lane_of_sums(query)
-        for i, x in enumerate(sums):
+        for i, x in enumerate(sums, first):
             self._ops.store_shared(1, at, 128 * i, x)
 
-    def load_sums(self, query: Value) -> list[Value]:
-        """What `store_sums` left."""
+    def load_sums(self, query: Value, first: int = 0, stop: int | None = None) -> list[Value]:
+        """What `store_sums` left, numbers [first, stop); all by default."""
         at = self._lane_of_sums(query)
-        count = self._problem.sums_words // 32
-        return [self._ops.load_shared(at, 128 * i) for i in range(count)]
+        stop = self._problem.sums_words // 32 if stop is None else stop
+        return [self._ops.load_shared(at, 128 * i) for i in range(first, stop)]
 
     def store_weights(self, query: Value, weights: BlockWeights) -> None:
         """Leaves a block's weights behind this warp's sums, lane by lane."""
@@ -162,8 +149,20 @@ class Scratch:
     # Addresses ------------------------------------------------------------------------------------
 
     def _load_lanes(self, base: Value, offset: int, load: Callable[[Value, int], Value]):
-        channels = [32 * k for k in range(self._problem.head_dim // 32)]
-        return self._load(base, self._work.lane, channels, offset, load)
+        return self._load(base, self._work.lane, self._every_lane(), offset, load)
+
+    def _every_lane(self) -> list[int]:
+        """Offsets of a lane's channels 32 k + lane."""
+        return [32 * k for k in range(self._problem.head_dim // 32)]
+
+    def _store(self, base, result: Sequence[Value], at, offsets, where, once) -> None:
+        ops = self._ops
+        highest, mass, *channels = result
+        lane = ops.mad(at, 4, base)
+        for offset, x in zip(offsets, channels, strict=True):
+            ops.store_shared(where, lane, 4 * offset, x)
+        for i, x in enumerate((highest, mass)):
+            ops.store_shared(once, base, 4 * (self._problem.head_dim + i), x)
 
     def _load(self, base, at, offsets, offset, load) -> list[Value]:
         lane = self._ops.mad(at, 4, base)

@@ -13,13 +13,19 @@ def load_table(
     ops: Operations,
     problem: Problem,
     work: Work,
-    name: str,
     coding: Coding,
-    block: Value,
     start: Value,
     offsets: Sequence[int],
+    name: str,
+    block: Value = None,
 ) -> list[Value]:
-    """Channels `start` plus each offset of a bfloat16 table [heads, G, H], as floats."""
+    """Channels `start` plus each offset of a bfloat16 table [heads, G, H], as floats.
+
+    Args:
+        ops, problem, work: of the kernel. coding: of the table's side.
+        start, offsets: of this lane's channels.
+        name: of the operand. block: of positions, which tells the group; of one group none.
+    """
     row = work.stored_head
     if coding.groups > 1:
         row = ops.mad(row, coding.groups, ops.div(block, coding.group_blocks))
