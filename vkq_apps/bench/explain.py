@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pallas_kernels
 import vkq_jax
 from pallas_kernels.shapes import find_shape
-from vkq_apps.bench.sequence_cache import abstract_cache, per_sequence, taken
+from vkq_apps.bench.sequence_cache import abstract_cache, per_sequence
 
 __all__ = ["explain_shape"]
 
@@ -33,7 +33,7 @@ def explain_shape(
         "queries_per_step": queries_per_step,
         "query": list(query),
         "bytes_per_sequence": per_sequence(vkq_jax.cache_nbytes(cache), batch),
-        "implementation_taken": taken(None, cache),
+        "implementation_taken": pallas_kernels.choose_implementation(None, cache),
         "explanation": pallas_kernels.explain(
             cache, jax.ShapeDtypeStruct(query, jnp.bfloat16)
         ).splitlines(),

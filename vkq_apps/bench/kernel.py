@@ -8,7 +8,6 @@ Banks are random words: attention does not care what they mean.
 import argparse
 import dataclasses
 import functools
-import json
 import math
 import sys
 import time
@@ -24,7 +23,7 @@ from pallas_kernels import TiledLevels, TiledSigns, layouts, mosaic_gpu
 from pallas_kernels.fused import Banks, DenseBank, fused_attention
 from pallas_kernels.launch import Launch, emulated_launch, gpu_launch
 from pallas_kernels.problem import Tiling
-from vkq_apps.bench.results_file import source_digest
+from vkq_apps.bench.results_file import source_digest, write_json
 from vkq_apps.bench.timing import bandwidth, seconds_per_layer
 from vkq_apps.provenance import provenance
 from vkq_jax.cache import VisualBank
@@ -333,8 +332,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{name} {tiling or ''} failed", flush=True)
                 traceback.print_exc()
                 record["failed"].append(name)
-            if options.out:  # after each row: nothing is lost when time runs out
-                options.out.write_text(json.dumps(record, indent=1))
+            write_json(options.out, record)  # after each row: nothing is lost when time runs out
     return 0
 
 

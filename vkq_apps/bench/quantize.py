@@ -26,30 +26,16 @@ from vkq_apps.bench.compiling import compile_ahead
 from vkq_apps.bench.prefilling import most_sequences
 from vkq_apps.bench.random_model import random_params, text_config
 from vkq_apps.bench.timing import seconds_of_calls
-from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.array_types import Array
 from vkq_jax.cache import VisualBank, quantize_visual
 from vkq_jax.config import KVQuantConfig
 
-__all__ = ["GOAL_PERCENT", "QuantizeSetup", "code_layer", "measure_quantize", "plan_quantize"]
+__all__ = ["GOAL_PERCENT", "QuantizeSetup", "measure_quantize", "plan_quantize"]
 
 GOAL_PERCENT = 3.0
 
 # Copies of the keys and values to be coded: more than a GPU's cache holds, but few to compile.
 _CACHE_BYTES, _MOST_COPIES = 1.5e8, 6
-
-
-def code_layer(
-    key: Float[Array, "B T K H"],
-    value: Float[Array, "B T K H"],
-    index: Int32[Array, "B V"],
-    valid: Bool[Array, "B V"],
-    quant: KVQuantConfig,
-    implementation: str | None = None,
-) -> VisualBank:
-    """What prefill does with a layer's keys and values: the one name to change with it."""
-    return pallas_kernels.quantize_bank(
-        key, value, index, valid, quant, implementation=implementation
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +113,9 @@ def measure_quantize(setup: QuantizeSetup, row: dict[str, Any]) -> None:
 
     def code(layers, index, valid):
         return [
-            code_layer(key, value, index, valid, quant, setup.implementation)
+            pallas_kernels.quantize_bank(
+                key, value, index, valid, quant, implementation=setup.implementation
+            )
             for key, value in layers
         ]
 
@@ -153,7 +141,9 @@ def _applies(setup: QuantizeSetup) -> bool:
     visual = (1, shape.visual_tokens)
     x = jax.ShapeDtypeStruct((*visual, shape.num_kv_heads, shape.head_dim), jnp.bfloat16)
     index, valid = (jax.ShapeDtypeStruct(visual, dtype) for dtype in (jnp.int32, bool))
-    code = functools.partial(code_layer, quant=quant, implementation=setup.implementation)
+    code = functools.partial(
+        pallas_kernels.quantize_bank, quant=quant, implementation=setup.implementation
+    )
     try:
         jax.eval_shape(code, x, x, index, valid)
     except NotImplementedError:

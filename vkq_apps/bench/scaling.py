@@ -14,7 +14,7 @@ import vkq_jax
 from pallas_kernels.shapes import ModelShape, find_shape
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
-from vkq_apps.bench.sequence_cache import random_layer, taken
+from vkq_apps.bench.sequence_cache import random_layer
 from vkq_apps.bench.timing import seconds_of_calls
 from vkq_jax.cache import LayerCache
 from vkq_jax.config import KVQuantConfig
@@ -90,7 +90,7 @@ def measure_scaling(setup: ScalingSetup, row: dict[str, Any]) -> None:
     """
     shape, quant = find_shape(setup.shape), vkq_jax.resolve(setup.preset)
     sequence = partial(_sequence, shape, setup.length, setup.text, quant)
-    row["implementation_taken"] = implementation = taken(
+    row["implementation_taken"] = implementation = pallas_kernels.choose_implementation(
         setup.implementation, jax.eval_shape(partial(sequence, "reference"))
     )
     one = jax.eval_shape(partial(sequence, implementation))

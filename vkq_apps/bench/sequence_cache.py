@@ -12,16 +12,7 @@ from vkq_jax.array_types import Array, Float
 from vkq_jax.cache import KVCache, LayerCache, TextBank, quantize_visual
 from vkq_jax.config import KVQuantConfig
 
-__all__ = ["abstract_cache", "per_sequence", "random_layer", "taken"]
-
-
-def taken(implementation: str | None, cache: KVCache | LayerCache) -> str:
-    """The implementation that decoding from this cache (abstract or not) runs.
-
-    Raises:
-        NotImplementedError: the one asked for does not apply.
-    """
-    return pallas_kernels.choose_implementation(implementation, cache)
+__all__ = ["abstract_cache", "per_sequence", "random_layer"]
 
 
 def random_layer(

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+import pallas_kernels
 import vkq_jax
 from models.inputs import Inputs
 from models.model import Model
@@ -27,7 +28,7 @@ from vkq_apps.bench.random_model import (
     prompts,
     random_params,
 )
-from vkq_apps.bench.sequence_cache import per_sequence, taken
+from vkq_apps.bench.sequence_cache import per_sequence
 from vkq_jax.cache import KVCache
 
 __all__ = ["ThroughputSetup", "measure_throughput"]
@@ -111,7 +112,7 @@ def measure_throughput(
     inputs = prompts(shape, sequences, setup.prompt_text)
     model = abstract_model(shape)
     cache = _planned_cache(model, inputs, setup.preset, setup.text_capacity, setup.implementation)
-    implementation = taken(setup.implementation, cache)
+    implementation = pallas_kernels.choose_implementation(setup.implementation, cache)
     row |= {
         "implementation_taken": implementation,
         "visual_tokens": shape.visual_tokens,
