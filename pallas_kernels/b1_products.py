@@ -1,142 +1,92 @@
 """One query and one block of packed keys and values, with the tensor core's 1-bit instructions.
 
 1. *scores.* Key words go to the tensor core as they were loaded. The query, scales folded in, is
-   15- or 23-bit fixed point, as bit planes. Lane 4 g + t gets the scores of positions
-   32 i + 8 t + g.
-2. *softmax.* Relative to the block's own maximum, so that a sink elsewhere costs no precision. A
-   scale per position of the values is folded in here; then 15-bit fixed point, as bit planes.
+   23-bit fixed point, as bit planes. Lane 4 g + t gets the scores of positions 32 i + 8 t + g.
+2. *softmax* (`BlockSoftmax`): weights, a value's scale folded in, in 15-bit fixed point, as bit
+   planes.
 3. *values.* Value words go to the tensor core as they were loaded. Lane 4 g + t gets channels
    64 h + 16 t + 8 r + g.
-
-Scores are in units of log2 throughout.
-
-    s[t] = q . lower + sum_i (q_i (upper_i - lower_i)) code[t, i]                       level codes
-    s[t] = q . centre + a[t] (2 sum_i (R q)_i code[t, i] - sum_i (R q)_i - kappa a[t])   sign codes
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 from pallas_kernels.bit_planes import COUNT_UNIT, BitPlanes
-from pallas_kernels.fixed_point import MAX_WEIGHT, TO_INT, TO_INT_BITS
+from pallas_kernels.block_softmax import BlockSoftmax, BlockWeights, add_products
+from pallas_kernels.fixed_point import TO_INT_BITS
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
-from pallas_kernels.problem import Packed, Problem
-from pallas_kernels.warp_math import LOWEST, warp_max_float
+from pallas_kernels.problem import Problem
+from pallas_kernels.warp_math import warp_max_float
+from pallas_kernels.work import Work
 
-__all__ = ["TOTALS", "B1Products", "BlockWeights"]
+__all__ = ["B1Products"]
 
-TOTALS = 3  # sums before those of channels
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockWeights:
-    """What values of a block are multiplied by.
-
-    Attributes:
-        planes: bit planes of the weights of 128 positions, two bytes; for one half or two.
-        old: factor of the sums so far. count: what a count is worth in the new ones.
-    """
-
-    planes: Sequence[Sequence[Value]]
-    old: Value
-    count: Value
+_QUERY_BYTES = 3
+_MAX_WEIGHT = 32767.0
 
 
 class B1Products:
-    """Scores of a block, and what a block adds to a query's sums.
+    """Products of a block with one query."""
 
-    Sums are, over the blocks of a chunk: maximum, sum of p, sum of p times scale (sign codes), then
-    sums of p (times scale) times code for the lane's channels, all relative to the maximum.
-    """
+    # Rounding stays within what `BitPlanes.split_signed` takes.
+    greatest_query = 2.0 ** (8 * _QUERY_BYTES - 2) * (1 - 2.0**-14)
 
-    def __init__(self, ops: Operations, problem: Problem, packed: Packed, planes: BitPlanes):
+    def __init__(self, ops: Operations, problem: Problem, work: Work):
         """Keeps what the methods need."""
-        self._ops, self._packed, self._planes = ops, packed, planes
-        self._head_dim = problem.head_dim
+        self._ops, self._work, self._head_dim = ops, work, problem.head_dim
+        self._planes = BitPlanes(ops, work.lane)
+        self._softmax = BlockSoftmax(ops, _MAX_WEIGHT, lambda x: warp_max_float(ops, x))
 
-    def empty(self) -> list[Value]:
-        """Sums over no block."""
-        return [LOWEST, 0.0, 0.0] + [0.0] * (self._head_dim // 32)
+    def encode(self, query: FoldedQuery) -> FoldedQuery:
+        """Its numbers as bit planes, for even and for odd quarters of a block."""
+        ops, numbers = self._ops, query.operands
+        if self._head_dim == 128:
+            words = [self._planes.split_signed(numbers, _QUERY_BYTES)] * 2
+        else:  # even positions lie in the words of lanes t = 0, 1, odd ones in those of t = 2, 3
+            both = self._planes.split_signed([*numbers, *numbers], _QUERY_BYTES)
+            words = [
+                [ops.where_less(self._work.t, 2, word, 0) for word in both],
+                [ops.where_less(self._work.t, 2, 0, word) for word in both],
+            ]
+        unit = 256.0 ** (_QUERY_BYTES - 2) / COUNT_UNIT
+        return dataclasses.replace(query, operands=words, unit=ops.fmul(query.unit, unit))
 
-    def scores(
-        self, query: FoldedQuery, words: Sequence[Value], scales: Sequence[Value]
-    ) -> list[Value]:
-        """Scores of positions 32 i + 8 t + g, less what all positions share."""
-        ops, head_dim = self._ops, self._head_dim
-        row_words = 8 if head_dim == 128 else 4
+    def key_sums(self, query: FoldedQuery, words: Sequence[Value]) -> list[Value]:
+        """Sums over channels of number times code, for positions 32 i + 8 t + g."""
+        row_words = self._head_dim // 16
         sums = []
         for k in range(len(words) // row_words):
             tiles = []
             for quarter in range(4):
-                if head_dim == 128:
+                if self._head_dim == 128:
                     at = 8 * k + 4 * (quarter // 2) + 2 * (quarter % 2)
                 else:
                     at = 4 * k + 2 * (quarter // 2)
                 tiles.append(words[at : at + 2])
-            planes = [query.planes[quarter % 2] for quarter in range(4)]
-            sums += self._planes.products(tiles, planes, ops.mma_b1_k128, signed=True)
-        if not self._packed.key.signs:
-            return [ops.fmul(x, query.unit) for x in sums]
-        twice, less = ops.fmul(query.unit, 2.0), ops.fsub(0.0, query.query_sum)
-        scores = [ops.fma(x, twice, less) for x in sums]
-        scales = scales[: len(scores)]
-        if self._packed.key.score_error_factor:
-            minus = ops.fsub(0.0, query.kappa)
-            scores = [ops.fma(a, minus, s) for a, s in zip(scales, scores, strict=True)]
-        return [ops.fmul(a, s) for a, s in zip(scales, scores, strict=True)]
+            planes = [query.operands[quarter % 2] for quarter in range(4)]
+            sums += self._planes.products(tiles, planes, self._ops.mma_b1_k128, signed=True)
+        return sums
 
     def weigh(
-        self, sums: Sequence[Value], scores: Sequence[Value], scales: Sequence[Value]
+        self, totals: Sequence[Value], scores: Sequence[Value], scales: Sequence[Value]
     ) -> tuple[list[Value], BlockWeights]:
-        """Softmax relative to the block's maximum: the new sums but for channels, and weights.
-
-        Args:
-            sums: maximum, sum of p, sum of p times scale.
-            scores, scales: of the block; scales of values, none for level codes.
-        """
-        ops = self._ops
-        highest, mass, scaled_mass = sums
-        top = warp_max_float(ops, functools.reduce(ops.fmax, scores))
-        weights = [ops.exp2(ops.fsub(s, top)) for s in scores]
-        block_mass, largest, factor = 0.0, 1.0, MAX_WEIGHT
-        scales = scales[: len(scores)]
-        if scales:
-            block_mass = functools.reduce(ops.fadd, weights)
-            weights = [ops.fmul(w, a) for w, a in zip(weights, scales, strict=True)]
-            bits = ops.warp_max(ops.as_bits(functools.reduce(ops.fmax, weights)))
-            largest = ops.fmax(ops.from_bits(bits), 1e-30)
-            factor = ops.fmul(ops.reciprocal(largest), MAX_WEIGHT)
-        numbers = [ops.as_bits(ops.fma(w, factor, TO_INT)) for w in weights]
-        total = functools.reduce(ops.add, numbers)
-        total = ops.to_float(ops.sub(total, len(numbers) * TO_INT_BITS & 0xFFFFFFFF))
-        numbers += [TO_INT_BITS] * (-len(numbers) % 4)
+        """`BlockSoftmax.weigh`, the weights as bit planes of 128 positions, two bytes each."""
+        totals, weights = self._softmax.weigh(totals, scores, scales)
+        numbers = [*weights.operands] + [TO_INT_BITS] * (-len(scores) % 4)
         halves = [self._planes.split(numbers[i : i + 4], 2) for i in range(0, len(numbers), 4)]
-
-        new_highest = ops.fmax(highest, top)
-        old, new = (ops.exp2(ops.fsub(x, new_highest)) for x in (highest, top))
-        unit = ops.fmul(ops.fmul(new, largest), 1.0 / MAX_WEIGHT)
-        if scales:
-            mass = ops.fma(block_mass, new, ops.fmul(mass, old))
-            scaled_mass = ops.fma(total, unit, ops.fmul(scaled_mass, old))
-        else:  # of the rounded weights, so that they sum to one
-            mass = ops.fma(total, unit, ops.fmul(mass, old))
-        count = ops.fmul(unit, 1.0 / COUNT_UNIT)
-        return [new_highest, mass, scaled_mass], BlockWeights(halves, old, count)
+        return totals, dataclasses.replace(weights, operands=halves)
 
     def add_values(
         self, channels: Sequence[Value], weights: BlockWeights, words: Sequence[Value]
     ) -> list[Value]:
         """The new sums of the lane's channels."""
-        ops = self._ops
-        products = self._values(words, weights.planes)
-        return [
-            ops.fma(x, weights.count, ops.fmul(sum, weights.old))
-            for x, sum in zip(products, channels, strict=True)
-        ]
+        unit = self._ops.fmul(weights.unit, 1.0 / COUNT_UNIT)
+        weights = dataclasses.replace(weights, unit=unit)
+        products = self._value_sums(words, weights.operands)
+        return add_products(self._ops, channels, weights, products)
 
-    def _values(self, words: Sequence[Value], halves: Sequence[Sequence[Value]]) -> list[Value]:
+    def _value_sums(self, words: Sequence[Value], halves: Sequence[Sequence[Value]]) -> list[Value]:
         """Sums over the block's positions of weight times code, for this lane's channels."""
         ops = self._ops
         planes = list(zip(*halves, strict=True))

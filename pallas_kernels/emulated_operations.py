@@ -317,7 +317,14 @@ class EmulatedOperations(Operations):
 
     def load_shared4(self, address, offset):
         """See `Operations.load_shared4`."""
+        assert not ((_word(address) + np.uint32(offset)) % 16).any(), "misaligned access"
         return [self.as_bits(self.load_shared(address, offset + 4 * i)) for i in range(4)]
+
+    def store_shared4(self, address, offset, values):
+        """See `Operations.store_shared4`."""
+        assert not ((_word(address) + np.uint32(offset)) % 16).any(), "misaligned access"
+        for i, word in enumerate(values):
+            self.store_shared(1, address, offset + 4 * i, self.from_bits(word))
 
     def warp_barrier(self):
         """See `Operations.warp_barrier`: lanes run in lockstep."""
@@ -376,6 +383,25 @@ class EmulatedOperations(Operations):
     def mma_b1_k256(self, a, b, c=(0, 0, 0, 0)):
         """See `Operations.mma_b1_k256`."""
         return self.mma_b1_k128(a[2:], b[1], self.mma_b1_k128(a[:2], b[0], c))
+
+    def mma_u8_s8(self, a, b, c):
+        """See `Operations.mma_u8_s8`."""
+        return self._mma_bytes(np.int8, a, b, c)
+
+    def mma_u8_u8(self, a, b, c):
+        """See `Operations.mma_u8_u8`."""
+        return self._mma_bytes(np.uint8, a, b, c)
+
+    def _mma_bytes(self, right_dtype, a, b, c):
+        dtypes = (np.uint8,) * 4 + (right_dtype,) * 2
+        parts = [  # each [warps, g, 4t + i]; float64 multiplies integers exactly and fast
+            np.ascontiguousarray(self._full(_word(x))).view(d).reshape(-1, 8, 16).astype(np.float64)
+            for x, d in zip((*a, *b), dtypes, strict=True)
+        ]
+        left = np.concatenate([np.concatenate(parts[i:4:2], 2) for i in (0, 1)], 1)
+        product = left @ np.concatenate(parts[4:], 2).swapaxes(1, 2)
+        registers = self._accumulators(product.astype(np.int64).astype(np.uint32))
+        return [_word(x) + d for x, d in zip(c, registers, strict=True)]
 
     def mma_f16(self, a, b, c):
         """See `Operations.mma_f16`."""

@@ -2,10 +2,10 @@
 
 import math
 
-from pallas_kernels.dense_bank import AT_ONCE, DenseBanks
+from pallas_kernels.dense_bank import DenseBanks
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.packed_b1 import PackedB1
-from pallas_kernels.packed_team import PackedTeam
+from pallas_kernels.packed_s8 import PackedS8
 from pallas_kernels.problem import Problem
 from pallas_kernels.scratch import Scratch
 from pallas_kernels.work import Work
@@ -32,11 +32,10 @@ class Kernel:
         """Everything, for this warp."""
         ops, problem, work, tiling = self._ops, self._problem, self._work, self._problem.tiling
         if problem.packed is not None:
-            part = PackedTeam if problem.shares_queries else PackedB1
+            part = PackedS8 if problem.shares_queries else PackedB1
             part(ops, problem, problem.packed, work).run(self._scratch)
         if problem.dense:
-            for first in range(0, tiling.queries, AT_ONCE):
-                DenseBanks(ops, problem, work, first).run(self._scratch)
+            DenseBanks(ops, problem, work).run(self._scratch)
         ops.barrier()
         if tiling.splits == 1:
             for query in range(tiling.queries):

@@ -303,6 +303,11 @@ class Operations(abc.ABC):
         ptx = f"ld.shared.v4.u32 {{$0, $1, $2, $3}}, [$4+{offset}];"
         return self.emit(ptx, "rrrr", "r", address, ordered=True)
 
+    def store_shared4(self, address: Value, offset: int, values: Sequence[Value]) -> None:
+        """Writes four words to 16 bytes of shared memory."""
+        ptx = f"st.shared.v4.u32 [$0+{offset}], {{$1, $2, $3, $4}};"
+        self.emit(ptx, "", "rrrrr", address, *values, ordered=True)
+
     def barrier(self) -> None:
         """Waits for all threads of the block: what they wrote to shared memory can be read."""
         self.emit("bar.sync 0;", "", "", ordered=True)
@@ -379,6 +384,26 @@ class Operations(abc.ABC):
         ptx = (
             "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
             "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+        )
+        return self.emit(ptx, "rrrr", "rrrrrrrrrr", *a, *b, *c)
+
+    def mma_u8_s8(self, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value]) -> list[Value]:
+        """Byte product: D[16, 8] = A[16, 32] B[32, 8] + C; A unsigned, B signed, 32-bit sums.
+
+        Each word holds four neighbours. Lane 4g + t holds of A columns 4t to 4t + 3 of rows g and
+        g + 8, then columns 4t + 16 to 4t + 19 of both; of B rows 4t to 4t + 3, then 4t + 16 to
+        4t + 19 of column g.
+        """
+        return self._mma_bytes("s8", a, b, c)
+
+    def mma_u8_u8(self, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value]) -> list[Value]:
+        """`mma_u8_s8` with B unsigned."""
+        return self._mma_bytes("u8", a, b, c)
+
+    def _mma_bytes(self, right: str, a, b, c) -> list[Value]:
+        ptx = (
+            f"mma.sync.aligned.m16n8k32.row.col.s32.u8.{right}.s32 {{$0, $1, $2, $3}}, "
+            "{$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
         )
         return self.emit(ptx, "rrrr", "rrrrrrrrrr", *a, *b, *c)
 

@@ -6,18 +6,30 @@ values are applied to its sums.
 
 from collections.abc import Sequence
 
-from pallas_kernels.b1_products import TOTALS
-from pallas_kernels.operations import Value
-from pallas_kernels.packed_part import PackedPart
+from pallas_kernels.b1_products import B1Products
+from pallas_kernels.block_softmax import TOTALS, empty_sums
+from pallas_kernels.operations import Operations, Value
+from pallas_kernels.packed_blocks import PackedBlocks
 from pallas_kernels.packed_query import PackedQuery
+from pallas_kernels.packed_values import PackedValues
+from pallas_kernels.problem import Packed, Problem
 from pallas_kernels.scratch import Scratch
-from pallas_kernels.warp_math import LOWEST, merge
+from pallas_kernels.warp_math import ALL_LANES, LOWEST, merge
+from pallas_kernels.work import Work
 
 __all__ = ["PackedB1"]
 
 
-class PackedB1(PackedPart):
-    """`run()` does the work."""
+class PackedB1:
+    """`run()` does the work. Operands: those of the classes it uses."""
+
+    def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
+        """Finds this warp's blocks."""
+        self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
+        self._blocks = PackedBlocks(ops, problem, packed, work)
+        self._products = B1Products(ops, problem, work)
+        channels = [64 * h + 8 * r for h in range(problem.head_dim // 64) for r in (0, 1)]
+        self._values = PackedValues(ops, problem, packed, work, work.channel, channels, ALL_LANES)
 
     def run(self, scratch: Scratch) -> None:
         """Leaves a partial result."""
@@ -36,9 +48,9 @@ class PackedB1(PackedPart):
         def chunk(i, carried):
             block, *rest = carried
             ahead, total = rest[:num_ahead], rest[num_ahead:]
-            folded = query.fold(self._planes, block)
+            folded = self._products.encode(query.fold(block, self._products.greatest_query))
             stop = ops.min(blocks.last, ops.mad(ops.add(first_chunk, i), size, size))
-            sums = self._products.empty()
+            sums = empty_sums(self._problem.head_dim // 32)
 
             def step(_, carried):
                 block, *rest = carried
@@ -56,7 +68,7 @@ class PackedB1(PackedPart):
 
         empty = [LOWEST, 0.0] + [0.0] * (self._problem.head_dim // 32)
         total = ops.loop(chunks, [blocks.first, *ahead, *empty], chunk)[1 + num_ahead :]
-        self._values.store(scratch, 0, total)
+        self._values.store(scratch, 0, total, 1, ops.where_less(self._work.lane, 1, 1, 0))
 
     def _block(self, query, block: Value, keys, sums) -> list[Value]:
         """A whole block: its keys are in registers, those of the next on their way at the end."""
@@ -65,12 +77,9 @@ class PackedB1(PackedPart):
         value_scales = blocks.load_scales("value", block)
         num_scales = packed.key.scale_bits // 4
         key_words, key_scales = keys[: len(keys) - num_scales], keys[len(keys) - num_scales :]
-        scores = self._products.scores(
-            query, key_words, blocks.decode_scales(key_scales, packed.key)
-        )
+        scores = self._scores(query, block, key_words, key_scales)
         following = ops.add(block, 1)
         ahead = self._load_keys(ops.min(following, ops.sub(blocks.last_whole, 1)))
-        scores = blocks.hide_padding(block, scores)
         scales = blocks.decode_scales(value_scales, packed.value)
         return [following, *ahead, *self._add(sums, scores, words, scales)]
 
@@ -83,13 +92,19 @@ class PackedB1(PackedPart):
         """The block that is cut short: less to load, fewer products."""
         blocks, packed = self._blocks, self._packed
         block = packed.whole_blocks
-        key_scales = blocks.decode_scales(blocks.load_scales("key", block), packed.key)
-        value_scales = blocks.decode_scales(blocks.load_scales("value", block), packed.value)
+        key_scales, value_scales = (blocks.load_scales(name, block) for name in ("key", "value"))
         words = blocks.load_words("value", block, packed.quarters)
         keys = blocks.load_words("key", block, packed.quarters)
-        scores = blocks.hide_padding(block, self._products.scores(query, keys, key_scales))
-        return self._add(sums, scores, words, value_scales)
+        scores = self._scores(query, block, keys, key_scales)
+        return self._add(sums, scores, words, blocks.decode_scales(value_scales, packed.value))
+
+    def _scores(self, query, block: Value, keys, scales) -> list[Value]:
+        ops, blocks, key = self._ops, self._blocks, self._packed.key
+        sums = self._products.key_sums(query, keys)
+        scales = blocks.decode_scales(scales, key)[: len(sums)]
+        scores = query.scores(ops, key, sums, scales)
+        return blocks.hide_padding(block, scores, self._work.place, 32)
 
     def _add(self, sums: Sequence[Value], scores, words, scales) -> list[Value]:
-        totals, weights = self._products.weigh(sums[:TOTALS], scores, scales)
+        totals, weights = self._products.weigh(sums[:TOTALS], scores, scales[: len(scores)])
         return [*totals, *self._products.add_values(sums[TOTALS:], weights, words)]

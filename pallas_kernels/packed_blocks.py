@@ -93,16 +93,18 @@ class PackedBlocks:
                 scales.append(ops.where_less_float(bits, zero, 0.0, ops.exp2(power)))
         return scales
 
-    def hide_padding(self, block: Value, scores: list[Value]) -> list[Value]:
-        """Scores of positions 32 i + 8 t + g from the length on become too low to have weight."""
+    def hide_padding(
+        self, block: Value, scores: list[Value], place: Value, stride: int
+    ) -> list[Value]:
+        """Scores of positions place + stride * i from the length on get too low to have weight."""
         ops = self._ops
         left = ops.sub(self._length, ops.mad(block, BLOCK, 0))  # positions from the block's first
 
         def hide(scores):
-            mine = ops.sub(left, self._work.place)
+            mine = ops.sub(left, place)
             return [
-                ops.where_less_float(32 * i, mine, score, 2 * LOWEST)
+                ops.where_less_float(stride * i, mine, score, 2 * LOWEST)
                 for i, score in enumerate(scores)
             ]
 
-        return ops.cond(ops.where_less(left, 32 * len(scores), 1, 0), scores, hide)
+        return ops.cond(ops.where_less(left, stride * len(scores), 1, 0), scores, hide)

@@ -1,9 +1,8 @@
-"""A query on its way to packed keys: rotated, scaled, folded with the keys' tables, in planes."""
+"""A query on its way to packed keys: rotated, scaled, folded with the keys' tables."""
 
 import functools
 import math
 
-from pallas_kernels.bit_planes import COUNT_UNIT, BitPlanes
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Packed, Problem
@@ -45,11 +44,16 @@ class PackedQuery:
             self._query_sum = warp_sum(ops, functools.reduce(ops.fadd, query))
         self._query = query
 
-    def fold(self, planes: BitPlanes, block: Value) -> FoldedQuery:
-        """The query for the chunk that `block` belongs to."""
-        ops, problem, packed = self._ops, self._problem, self._packed
+    def fold(self, block: Value, greatest: float, factor: Value = 1.0) -> FoldedQuery:
+        """The query for the chunk that `block` belongs to, as integers.
+
+        Args:
+            block: any of the chunk.
+            greatest: number of the largest channel. factor: of this lane's numbers.
+        """
+        ops = self._ops
         query, offset = self._query, 0.0
-        if not packed.key.signs:
+        if not self._packed.key.signs:
             lower, upper = (self._table(f"key_{name}", block) for name in ("lower", "upper"))
             offset = warp_sum(ops, dot(ops, query, lower))
             query = [
@@ -60,22 +64,10 @@ class PackedQuery:
             ops.max, [ops.bit_and(ops.as_bits(q), 0x7FFFFFFF) for q in query]
         )
         largest = ops.fmax(ops.from_bits(ops.warp_max(largest)), 1e-30)
-        num_bytes = problem.tiling.query_bytes
-        greatest = 2.0 ** (8 * num_bytes - 2) * (1 - 2.0**-14)  # rounding stays within the range
-        factor = ops.fmul(ops.reciprocal(largest), greatest)
-        numbers = [ops.to_int(ops.fmul(q, factor)) for q in query]
-        if problem.head_dim == 128:
-            words = [planes.split_signed(numbers, num_bytes)] * 2
-        else:  # even positions lie in the words of lanes t = 0, 1, odd ones in those of t = 2, 3
-            both = planes.split_signed(numbers * 2, num_bytes)
-            words = [
-                [ops.where_less(self._work.t, 2, word, 0) for word in both],
-                [ops.where_less(self._work.t, 2, 0, word) for word in both],
-            ]
-        unit = 256.0 ** (num_bytes - 2) / (greatest * COUNT_UNIT)
+        factor = ops.fmul(ops.fmul(ops.reciprocal(largest), greatest), factor)
         return FoldedQuery(
-            words,
-            ops.fmul(largest, unit),
+            [ops.to_int(ops.fmul(q, factor)) for q in query],
+            ops.fmul(largest, 1.0 / greatest),
             self._query_sum,
             self._kappa,
             ops.fadd(self._shared_score, offset),

@@ -14,23 +14,35 @@ __all__ = ["PackedValues"]
 
 
 class PackedValues:
-    """Decodes sums over a chunk, and results over all chunks.
+    """Decodes sums over a chunk, and results over all chunks; a lane has some channels of a query.
 
     Operands, bfloat16: for level codes value_{lower,upper} [heads, G, H], for sign codes
     value_centre [heads, H].
+
+    Args:
+        ops, problem, packed, work: of the kernel.
+        start, offsets: the lane's channels. bits: of the numbers of lanes that share its query.
     """
 
-    def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
+    def __init__(
+        self,
+        ops: Operations,
+        problem: Problem,
+        packed: Packed,
+        work: Work,
+        start: Value,
+        offsets: Sequence[int],
+        bits: Sequence[int],
+    ):
         """Keeps what the methods need."""
         self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
-        # A lane's channels start at `work.channel`: 64 h + 8 r.
-        self._offsets = [64 * h + 8 * r for h in range(problem.head_dim // 64) for r in (0, 1)]
+        self._start, self._offsets, self._bits = start, offsets, bits
         self._table = functools.partial(
-            load_table, ops, problem, work, packed.value, work.channel, self._offsets
+            load_table, ops, problem, work, packed.value, start, offsets
         )
 
     def decode(self, sums: Sequence[Value], offset: Value, block: Value) -> list[Value]:
-        """From a chunk's sums (see `B1Products`): maximum, mass, channels.
+        """From a chunk's sums (see `block_softmax`): maximum, mass, channels.
 
         Values of sign codes stay rotated and around their centre.
 
@@ -39,9 +51,9 @@ class PackedValues:
         """
         ops = self._ops
         top, mass, scaled_mass, *products = sums
-        mass = warp_sum(ops, mass)
+        mass = warp_sum(ops, mass, self._bits)
         if self._packed.value.signs:
-            less = ops.fsub(0.0, warp_sum(ops, scaled_mass))
+            less = ops.fsub(0.0, warp_sum(ops, scaled_mass, self._bits))
             channels = [ops.fma(x, 2.0, less) for x in products]
         else:
             lower, upper = (self._table(f"value_{name}", block) for name in ("lower", "upper"))
@@ -51,21 +63,24 @@ class PackedValues:
             ]
         return [ops.fadd(top, offset), mass, *channels]
 
-    def store(self, scratch: Scratch, query: Value, result: Sequence[Value]) -> None:
-        """Leaves the result over all chunks as this warp's for a query of the team."""
+    def store(
+        self, scratch: Scratch, query: Value, result: Sequence[Value], where: Value, once: Value
+    ) -> None:
+        """Leaves the result over all chunks as this warp's for a query, see `store_result`."""
         ops, packed = self._ops, self._packed
         if packed.value.signs:
             highest, mass, *channels = result
-            if packed.value.rotated:  # the lanes' numbers and h, r together tell the channel
-                channels = rotate(ops, channels, self._work.lane, self._problem.head_dim)
+            if packed.value.rotated:  # the lanes' numbers and the place together tell the channel
+                head_dim = self._problem.head_dim
+                channels = rotate(ops, channels, self._work.lane, head_dim, self._bits)
             centre = self._table("value_centre")
             channels = [ops.fma(c, mass, x) for x, c in zip(channels, centre, strict=True)]
             result = [highest, mass, *channels]
         scratch.store_result(
             query,
             result,
-            at=self._work.channel,
+            at=self._start,
             offsets=self._offsets,
-            where=1,
-            once=ops.where_less(self._work.lane, 1, 1, 0),
+            where=where,
+            once=once,
         )

@@ -5,7 +5,11 @@ import math
 
 from pallas_kernels import layouts
 
-__all__ = ["Coding", "Packed", "Problem", "Tiling"]
+__all__ = ["SCALES_WORDS", "WEIGHTS_WORDS", "Coding", "Packed", "Problem", "Tiling"]
+
+# Of shared memory, for a block of 256 positions: see `Scratch`.
+WEIGHTS_WORDS = 8 * 72
+SCALES_WORDS = 8 * 36
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,15 +77,13 @@ class Tiling:
         warps: of a thread block, a multiple of four.
         team: warps of a team within a thread block.
         splits: thread blocks that share a team's positions: a cluster, 1 to 8.
-        queries: queries of a team, 1 to 8.
-        query_bytes: of the query in fixed point, 2 or 3.
+        queries: queries of a team, 1 to 4.
     """
 
     warps: int = 4
     team: int = 4
     splits: int = 1
     queries: int = 1
-    query_bytes: int = 3
 
     def __post_init__(self):
         """Checks that the numbers fit each other."""
@@ -89,8 +91,7 @@ class Tiling:
             self.warps % 4
             or self.warps % self.team
             or not 1 <= self.splits <= 8
-            or not 1 <= self.queries <= 8
-            or self.query_bytes not in (2, 3)
+            or not 1 <= self.queries <= 4
         ):
             raise ValueError(f"{self} does not fit together")
 
@@ -152,46 +153,39 @@ class Problem:
         return -(-self.teams // self.block_teams)
 
     @property
-    def plane_sets(self) -> int:
-        """Kinds of words with a query's bit planes: of small heads two positions share a row."""
-        return 1 if self.head_dim == 128 else 2
-
-    @property
-    def sums_words(self) -> int:
-        """Words of the sums over a packed bank of one query: three and channels, for each lane."""
-        return 32 * (3 + self.head_dim // 32)
-
-    @property
     def joined_words(self) -> int:
         """Words of a result: channels, greatest score, mass; whole rows of banks."""
         return self.head_dim + 32
 
     @property
     def shares_queries(self) -> bool:
-        """Whether queries and sums wait in shared memory."""
+        """Whether a packed bank is read by several queries at once."""
         return self.packed is not None and self.tiling.queries > 1
 
     @property
-    def result_words(self) -> int:
-        """Words in which a warp leaves the result for a query."""
+    def exchange_words(self) -> int:
+        """Words in which a warp's lanes exchange a block's weights, then a side's scales each."""
         if not self.shares_queries:
-            return self.joined_words
-        weights = 32 * 6  # of a block: two factors, planes of two bytes for two halves
-        return max(self.joined_words, self.sums_words + weights)
+            return 0
+        packed: Packed = self.packed  # type: ignore
+        return WEIGHTS_WORDS + SCALES_WORDS * (packed.key.signs + packed.value.signs)
+
+    @property
+    def warp_words(self) -> int:
+        """Words of a warp: of its results, in whose place things are exchanged before."""
+        return max(self.joined_words * self.tiling.queries, self.exchange_words)
 
     @property
     def query_words(self) -> int:
-        """Words in which a team keeps a query: planes of each lane, four scalars."""
-        return 32 * self.plane_sets * self.tiling.query_bytes + 4 if self.shares_queries else 0
+        """Words in which a team keeps a query: channels, four scalars."""
+        return self.head_dim + 4 if self.shares_queries else 0
 
     @property
     def shared_words(self) -> int:
         """Words of shared memory of a thread block."""
         tiling = self.tiling
-        words = tiling.warps * self.result_words + self.block_teams * self.query_words
-        if tiling.splits > 1:
-            words += self.block_teams * self.joined_words
-        return words * tiling.queries
+        of_query = self.query_words + (self.joined_words if tiling.splits > 1 else 0)
+        return tiling.warps * self.warp_words + self.block_teams * tiling.queries * of_query
 
     def __post_init__(self):
         """Checks what the parts do not know of each other."""

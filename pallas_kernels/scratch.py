@@ -3,22 +3,26 @@
 | region | for each | words |
 |---|---|---|
 | results | warp and query of its team | channels [H], greatest score, mass |
-| queries | team and query (teams of several queries only) | planes, then four scalars |
+| the same place | warp (teams of several queries only) | weights, scales of keys and values |
+| queries | team and query (teams of several queries only) | channels [H], four scalars |
 | joined | team and query (clusters only) | channels [H], greatest score, mass |
 
-In teams of several queries a result's place holds, until it is known, the sums over blocks (see
-`B1Products`) and behind them the weights of the block at hand.
-
 A result is a partial softmax: channels and mass are sums of weights relative to the greatest score.
+What lanes exchange is laid out so that neither its writing nor its reading, four words at once,
+meets a bank twice:
+
+    weights   word 72 i + 36 byte + 8 query + g    bytes at positions 32 i + 8 q + g, q in 0..3
+    scales    word 36 g + 8 q + i                  of position 32 i + 8 q + g
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from pallas_kernels import warp_math
-from pallas_kernels.b1_products import BlockWeights
+from pallas_kernels.block_softmax import BlockWeights
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
-from pallas_kernels.problem import Problem
+from pallas_kernels.problem import SCALES_WORDS, WEIGHTS_WORDS, Problem
 from pallas_kernels.work import Work
 
 __all__ = ["Scratch"]
@@ -31,11 +35,13 @@ class Scratch:
         """Lays the regions out, as `Problem.shared_words` counts them."""
         self._ops, self._problem, self._work = ops, problem, work
         tiling = problem.tiling
-        self._result_bytes = 4 * problem.result_words
-        self._queries = self._result_bytes * tiling.queries * tiling.warps
+        self._warp_bytes, self._result_bytes = 4 * problem.warp_words, 4 * problem.joined_words
+        self._queries = self._warp_bytes * tiling.warps
         self._query_bytes = 4 * problem.query_words
         self._joined = self._queries + self._query_bytes * tiling.queries * problem.block_teams
-        self._joined_bytes = 4 * problem.joined_words
+        self._scales = {"key": 4 * WEIGHTS_WORDS, "value": 4 * WEIGHTS_WORDS}
+        if problem.packed is not None and problem.packed.key.signs:
+            self._scales["value"] += 4 * SCALES_WORDS
 
     # Results of a warp ----------------------------------------------------------------------------
 
@@ -67,8 +73,7 @@ class Scratch:
         """The result of the team in this thread block, channels 32 k + lane."""
         ops, team = self._ops, self._problem.tiling.team
         base = self._result(ops.mad(self._work.team, team, 0), query)
-        stride = self._result_bytes * self._problem.tiling.queries
-        parts = [self._load_lanes(base, w * stride, ops.load_shared) for w in range(team)]
+        parts = [self._load_lanes(base, w * self._warp_bytes, ops.load_shared) for w in range(team)]
         return warp_math.merge(ops, parts)
 
     # Results of teams that a cluster shares -------------------------------------------------------
@@ -90,61 +95,74 @@ class Scratch:
         splits = range(self._problem.tiling.splits)
         return warp_math.merge(ops, [load_from(rank) for rank in splits])
 
-    # Queries and sums of a team of several queries ------------------------------------------------
+    # Queries of a team of several -----------------------------------------------------------------
 
-    def store_query(self, query: int, folded: FoldedQuery) -> None:
-        """Leaves a query for all warps of the team."""
-        ops = self._ops
+    def store_query(self, query: int, folded: FoldedQuery, channels: Sequence[Value]) -> None:
+        """Leaves a query and its channels 32 k + 8 t + g, as words, for all warps of the team."""
+        ops, work = self._ops, self._work
         base = self._folded(query)
-        at = ops.mad(self._work.lane, 4, base)
-        for i, word in enumerate(self._planes(folded.planes)):
-            ops.store_shared(1, at, 128 * i, ops.from_bits(word))
-        first = ops.where_less(self._work.lane, 1, 1, 0)
+        at = ops.mad(work.place, 4, base)
+        for k, word in enumerate(channels):
+            ops.store_shared(1, at, 128 * k, ops.from_bits(word))
+        first = ops.where_less(work.lane, 1, 1, 0)
         scalars = (folded.unit, folded.query_sum, folded.kappa, folded.offset)
         for i, x in enumerate(scalars):
             ops.store_shared(first, base, self._query_bytes - 16 + 4 * i, x)
 
-    def load_query(self, query: Value) -> FoldedQuery:
-        """What `store_query` left."""
-        ops, problem = self._ops, self._problem
-        base = self._folded(query)
-        at = ops.mad(self._work.lane, 4, base)
-        sets = problem.plane_sets
-        words = [
-            ops.as_bits(ops.load_shared(at, 128 * i))
-            for i in range(sets * problem.tiling.query_bytes)
-        ]
-        planes = [words[i::sets] for i in range(sets)]
+    def load_queries(self) -> tuple[FoldedQuery, list[Value]]:
+        """What `store_query` left: scalars of query t, and 32 channels of query g // 2.
+
+        The channels are 32 t ... 32 t + 31, of small heads 32 (t % 2) ....
+        """
+        ops, work, problem = self._ops, self._work, self._problem
+        base = self._folded(work.column_query)
         scalars = (ops.load_shared(base, self._query_bytes - 16 + 4 * i) for i in range(4))
-        return FoldedQuery(planes * (2 // sets), *scalars)
+        query = ops.min(ops.shift_right(work.g, 1), problem.tiling.queries - 1)
+        part = ops.bit_and(work.t, problem.head_dim // 32 - 1)
+        at = ops.mad(part, 128, self._folded(query))
+        channels = [word for i in range(8) for word in ops.load_shared4(at, 16 * i)]
+        return FoldedQuery([], *scalars), channels
 
-    def store_sums(self, query: Value, sums: Sequence[Value], first: int = 0) -> None:
-        """Leaves this warp's sums from number `first` on, lane by lane, in its result's place."""
-        at = self._lane_of_sums(query)
-        for i, x in enumerate(sums, first):
-            self._ops.store_shared(1, at, 128 * i, x)
+    # What lanes of a warp exchange ----------------------------------------------------------------
 
-    def load_sums(self, query: Value, first: int = 0, stop: int | None = None) -> list[Value]:
-        """What `store_sums` left, numbers [first, stop); all by default."""
-        at = self._lane_of_sums(query)
-        stop = self._problem.sums_words // 32 if stop is None else stop
-        return [self._ops.load_shared(at, 128 * i) for i in range(first, stop)]
+    def spread_scales(self, name: str, scales: Sequence[Value]) -> None:
+        """Leaves a lane's scales, of positions 32 i + 8 t + g, for the lanes of the same g."""
+        ops, work = self._ops, self._work
+        at = ops.mad(work.g, 4 * 36, self._warp(work.warp))
+        at = ops.mad(work.t, 4 * 8, at)
+        for i in range(0, len(scales), 4):
+            words = [ops.as_bits(x) for x in scales[i : i + 4]]
+            ops.store_shared4(at, self._scales[name] + 4 * i, words)
 
-    def store_weights(self, query: Value, weights: BlockWeights) -> None:
-        """Leaves a block's weights behind this warp's sums, lane by lane."""
-        at = self._lane_of_sums(query)
-        words = [self._ops.from_bits(word) for half in weights.planes for word in half]
-        behind = 4 * self._problem.sums_words
-        for i, x in enumerate((weights.old, weights.count, *words)):
-            self._ops.store_shared(1, at, behind + 128 * i, x)
+    def load_scales(self, name: str, first: int, q: int) -> list[Value]:
+        """Scales of positions 32 i + 8 q + g for i from `first` to `first` + 3."""
+        ops, work = self._ops, self._work
+        at = ops.mad(work.g, 4 * 36, self._warp(work.warp))
+        words = ops.load_shared4(at, self._scales[name] + 4 * (8 * q + first))
+        return [ops.from_bits(word) for word in words]
 
-    def load_weights(self, query: Value, halves: int) -> BlockWeights:
-        """What `store_weights` left, of one half of a block or of two."""
-        ops, behind = self._ops, 4 * self._problem.sums_words
-        at = self._lane_of_sums(query)
-        old, count, *words = (ops.load_shared(at, behind + 128 * i) for i in range(2 + 2 * halves))
-        words = [ops.as_bits(word) for word in words]
-        return BlockWeights([words[2 * half : 2 * half + 2] for half in range(halves)], old, count)
+    def exchange_weights(self, weights: BlockWeights) -> BlockWeights:
+        """From `S8Products.weigh` to `S8Products.add_values`.
+
+        Lane 4 g + t gives, for query t and each i, upper and lower bytes at positions
+        32 i + 8 q + g. It gets, for column g and each half h of the block, those at positions
+        32 (4 h + t) + 8 q + b, b in 0..7: the right operands of bits b of value words.
+        """
+        ops, work = self._ops, self._work
+        base = self._warp(work.warp)
+        at = ops.mad(work.g, 4, ops.mad(work.t, 4 * 8, base))
+        for i, of_byte in enumerate(weights.operands):
+            for byte, word in enumerate(of_byte):
+                ops.store_shared(1, at, 4 * (72 * i + 36 * byte), ops.from_bits(word))
+        ops.warp_barrier()
+        at = ops.mad(work.t, 4 * 72, base)
+        at = ops.mad(ops.bit_and(work.g, 1), 4 * 36, at)
+        at = ops.mad(ops.shift_right(work.g, 1), 4 * 8, at)
+        halves = [
+            [word for b in (0, 4) for word in ops.load_shared4(at, 4 * (288 * h + b))]
+            for h in range(len(weights.operands) // 4)
+        ]
+        return dataclasses.replace(weights, operands=halves)
 
     # Addresses ------------------------------------------------------------------------------------
 
@@ -169,17 +187,11 @@ class Scratch:
         scalars = [load(base, offset + 4 * (self._problem.head_dim + i)) for i in (0, 1)]
         return [*scalars, *(load(lane, offset + 4 * channel) for channel in offsets)]
 
-    def _planes(self, planes: Sequence[Sequence[Value]]) -> list[Value]:
-        """Words of the plane sets that differ, those of a byte side by side."""
-        sets = planes[: self._problem.plane_sets]
-        return [word for of_byte in zip(*sets, strict=True) for word in of_byte]
+    def _warp(self, warp: Value) -> Value:
+        return self._ops.mad(warp, self._warp_bytes, self._ops.shared())
 
     def _result(self, warp: Value, query: Value) -> Value:
-        slot = self._ops.mad(warp, self._problem.tiling.queries, query)
-        return self._ops.mad(slot, self._result_bytes, self._ops.shared())
-
-    def _lane_of_sums(self, query: Value) -> Value:
-        return self._ops.mad(self._work.lane, 4, self._result(self._work.warp, query))
+        return self._ops.mad(query, self._result_bytes, self._warp(warp))
 
     def _folded(self, query: Value) -> Value:
         slot = self._ops.mad(self._work.team, self._problem.tiling.queries, query)
@@ -188,5 +200,5 @@ class Scratch:
 
     def _team_query(self, query: Value) -> Value:
         slot = self._ops.mad(self._work.team, self._problem.tiling.queries, query)
-        base = self._ops.mad(slot, self._joined_bytes, self._ops.shared())
+        base = self._ops.mad(slot, self._result_bytes, self._ops.shared())
         return self._ops.add(base, self._joined)

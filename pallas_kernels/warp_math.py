@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pallas_kernels.operations import Operations, Value
 
 __all__ = [
+    "ALL_LANES",
     "LOWEST",
+    "SAME_QUERY",
     "butterflies",
     "dot",
     "exchange_float",
@@ -17,6 +19,8 @@ __all__ = [
 ]
 
 LOWEST = -1e30  # a score that no position has; finite, so that differences are
+ALL_LANES = (1, 2, 4, 8, 16)  # bits of lanes' numbers
+SAME_QUERY = (4, 8, 16)  # of lanes that share t, where query t is theirs
 
 
 def dot(ops: Operations, a: Sequence[Value], b: Sequence[Value]) -> Value:
@@ -29,7 +33,7 @@ def exchange_float(ops: Operations, x: Value, bit: int) -> Value:
     return ops.from_bits(ops.exchange(ops.as_bits(x), bit))
 
 
-def warp_sum(ops: Operations, x: Value, bits: Sequence[int] = (1, 2, 4, 8, 16)) -> Value:
+def warp_sum(ops: Operations, x: Value, bits: Sequence[int] = ALL_LANES) -> Value:
     """Sum over the lanes whose numbers differ in `bits`, in all of them."""
     for bit in bits:
         x = ops.fadd(x, exchange_float(ops, x, bit))
@@ -45,17 +49,23 @@ def warp_max_float(ops: Operations, x: Value) -> Value:
     return ops.from_bits(ordered(ops.warp_max(ordered(ops.as_bits(x)))))
 
 
-def rotate(ops: Operations, x: Sequence[Value], lane: Value, head_dim: int) -> list[Value]:
-    """The orthonormal Hadamard rotation of a vector spread over a warp, a few channels a lane.
+def rotate(
+    ops: Operations,
+    x: Sequence[Value],
+    lane: Value,
+    head_dim: int,
+    bits: Sequence[int] = ALL_LANES,
+) -> list[Value]:
+    """The orthonormal Hadamard rotation of a vector spread over lanes that differ in `bits`.
 
     One butterfly for each bit of the channel's number. Which bits are the lane's and which those of
     the place k in the lane does not matter: the matrix is a product of one factor for each.
     """
     x = list(x)
-    for bit in range(5):
-        upper = ops.shift_left(ops.bit_and(lane, 1 << bit), 31 - bit)
+    for bit in bits:
+        upper = ops.shift_left(ops.bit_and(lane, bit), 32 - bit.bit_length())
         sign = ops.from_bits(ops.bit_xor(upper, 0x3F800000))  # -1 where the bit is set
-        x = [ops.fma(v, sign, exchange_float(ops, v, 1 << bit)) for v in x]
+        x = [ops.fma(v, sign, exchange_float(ops, v, bit)) for v in x]
     return [ops.fmul(v, head_dim**-0.5) for v in butterflies(ops, x)]
 
 

@@ -91,11 +91,11 @@ def check(query, layer, tiling=None):
 # Every pair of codes at each head_dim; every shape with one pair of each kind.
 CASES = [
     (shape, codes)
-    for shape in ("one query head", "seven query heads, small heads")
+    for shape in ("one query head", "four query heads, split", "seven query heads, small heads")
     for codes in CODES
     if codes != "dense"
 ]
-CASES += [(shape, "signs") for shape in ("four query heads, split", "one query head, small heads")]
+CASES += [("one query head, small heads", "signs")]
 
 
 @pytest.mark.parametrize(("shape", "codes"), CASES)
@@ -152,10 +152,11 @@ def test_two_banks_and_several_queries():
 
 @pytest.mark.parametrize("codes", ["levels", "signs"])
 @pytest.mark.parametrize("case", ["peaked", "sink", "one channel rules", "constant", "huge"])
-def test_hard_inputs(case, codes):
+@pytest.mark.parametrize("heads", [1, 4])
+def test_hard_inputs(case, codes, heads):
     rng = np.random.default_rng(1)
     key, value = rng.normal(size=(2, 2, 1, 600, 128)).astype(np.float32)
-    query = rng.normal(size=(2, 1, 1, 128)).astype(np.float32)
+    query = rng.normal(size=(2, 1, heads, 128)).astype(np.float32)
     match case:
         case "peaked":
             query *= 8
@@ -232,7 +233,7 @@ def test_vmap_folds_the_axis_into_one_launch():
     assert shapes[-1] == (2, 2, 1)
     shapes.clear()
     got = jax.vmap(run, in_axes=(0, None))(queries, layer)
-    np.testing.assert_allclose(got[0], one_by_one[0], rtol=1e-5, atol=1e-5)
+    assert relative_error(got[0], one_by_one[0]) < 3e-4  # other instructions, for two queries
     assert shapes[-1] == (1, 2, 2)
 
 
@@ -262,7 +263,7 @@ def test_every_instruction_is_emulated():
 LAUNCHES = {
     "levels": (128, 1, "levels", Tiling(8, 4)),
     "levels in groups": (128, 4, "levels in groups", Tiling(4, 4, 2)),
-    "signs": (128, 1, "signs", Tiling(8, 4, query_bytes=2)),
+    "signs": (128, 1, "signs", Tiling(8, 4)),
     "signs, four queries": (128, 4, "signs", Tiling(8, 4, 4, queries=4)),
     "small heads": (64, 3, "signs, 16-bit scales, score bias", Tiling(4, 2, queries=3)),
     "dense": (128, 4, "dense", Tiling(8, 4, 2, queries=4)),
