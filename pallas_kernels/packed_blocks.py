@@ -13,6 +13,7 @@ from pallas_kernels.work import Work
 __all__ = ["WHOLE", "PackedBlocks"]
 
 WHOLE = BLOCK // QUARTER
+LINE = 128  # bytes of a line of the L2 cache
 
 
 class PackedBlocks:
@@ -36,6 +37,7 @@ class PackedBlocks:
         """This lane's words of a block: 4 of each row (2 for values of at most two quarters)."""
         ops = self._ops
         address, rows, row_bytes = self._rows(name, block, quarters)
+        address = ops.address(address, self._work.lane, row_bytes // 32)
         load = ops.load4 if row_bytes == 512 else ops.load2
         return [word for row in range(rows) for word in load(address, row_bytes * row)]
 
@@ -44,16 +46,21 @@ class PackedBlocks:
         if self._packed.whole_blocks:
             first = self._ops.min(self.first, self._packed.whole_blocks - 1)
             for name in ("key", "value"):
-                self.prefetch_words(name, first)
+                self.prefetch(name, first)
 
-    def prefetch_words(self, name: str, block: Value, quarters: int = WHOLE) -> None:
-        """Has a block's words brought near, for `load_words` to wait less."""
+    def prefetch(self, name: str, block: Value, quarters: int = WHOLE) -> None:
+        """Has a block's words and scales brought near, for loads to wait less: a line a lane."""
+        ops, lane = self._ops, self._work.lane
         address, rows, row_bytes = self._rows(name, block, quarters)
-        for row in range(rows):
-            self._ops.prefetch(address, row_bytes * row)
+        line = ops.min(lane, rows * row_bytes // LINE - 1)
+        ops.prefetch(ops.address(address, line, LINE), 0)
+        coding = self._packed.key if name == "key" else self._packed.value
+        if coding.signs:
+            line = ops.min(lane, BLOCK * coding.scale_bits // 8 // LINE - 1)
+            ops.prefetch(ops.address(self._scales(name, block, coding), line, LINE), 0)
 
     def _rows(self, name: str, block: Value, quarters: int) -> tuple[Value, int, int]:
-        """Address of this lane's part of a block's first row, number of rows, bytes of each."""
+        """Address of a block's first row, number of rows, bytes of each."""
         ops, head_dim = self._ops, self._problem.head_dim
         count = layouts.key_words if name == "key" else layouts.value_words
         head_bytes = 4 * count(self._packed.num_positions, head_dim)
@@ -64,7 +71,7 @@ class PackedBlocks:
             rows = rows * quarters // WHOLE
         elif quarters <= 2:
             row_bytes = 256
-        return ops.address(address, self._work.lane, row_bytes // 32), rows, row_bytes
+        return address, rows, row_bytes
 
     def load_scales(self, name: str, block: Value) -> list[Value]:
         """This lane's words of a block's scales; none for level codes."""
@@ -72,10 +79,15 @@ class PackedBlocks:
         coding = packed.key if name == "key" else packed.value
         if not coding.signs:
             return []
-        number = ops.mad(self._work.stored_head, self._packed.blocks, block)
-        address = ops.address(ops.pointer(f"{name}_scale"), number, BLOCK * coding.scale_bits // 8)
+        address = self._scales(name, block, coding)
         address = ops.address(address, self._work.lane, coding.scale_bits)
         return (ops.load2 if coding.scale_bits == 8 else ops.load4)(address, 0)
+
+    def _scales(self, name: str, block: Value, coding: Coding) -> Value:
+        """Address of a block's scales."""
+        ops = self._ops
+        number = ops.mad(self._work.stored_head, self._packed.blocks, block)
+        return ops.address(ops.pointer(f"{name}_scale"), number, BLOCK * coding.scale_bits // 8)
 
     def decode_scales(self, words: Sequence[Value], coding: Coding) -> list[Value]:
         """The lane's eight scales as floats, from bfloat16 or `vkq_jax.log_scale`; none of none."""

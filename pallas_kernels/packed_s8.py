@@ -78,7 +78,7 @@ class PackedS8:
         for name, coding in (("key", packed.key), ("value", packed.value)):
             scales = blocks.decode_scales(blocks.load_scales(name, block), coding)
             scratch.spread_scales(name, scales)
-        blocks.prefetch_words("value", block, quarters)
+        blocks.prefetch("value", block, quarters)
         ops.warp_barrier()
 
         def load_scales(i, q):
@@ -91,7 +91,7 @@ class PackedS8:
         totals, weights = products.weigh(sums[:TOTALS], scores, scales)
         if quarters == WHOLE:
             following = ops.min(ops.add(block, 1), ops.sub(blocks.last_whole, 1))
-            blocks.prefetch_words("key", following, quarters)
+            blocks.prefetch("key", following, quarters)
         weights = scratch.exchange_weights(weights)
         return [*totals, *products.add_values(sums[TOTALS:], weights, values)]
 
