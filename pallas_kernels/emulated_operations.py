@@ -297,12 +297,15 @@ class EmulatedOperations(Operations):
         """See `Operations.store4`."""
         self._store(condition, address, offset, values)
 
-    def copy_to_shared(self, shared, offset, address):
+    def copy_to_shared(self, shared, offset, address, address_offset=0):
         """See `Operations.copy_to_shared`: at once."""
-        for i, word in enumerate(self.load4(address, 0)):
+        for i, word in enumerate(self.load4(address, address_offset)):
             self.store_shared(1, shared, offset + 4 * i, self.from_bits(word))
 
-    def wait_for_copies(self):
+    def group_copies(self):
+        """See `Operations.group_copies`."""
+
+    def wait_for_copies(self, pending=0):
         """See `Operations.wait_for_copies`: nothing to wait for."""
 
     def store_shared(self, condition, address, offset, value):

@@ -280,14 +280,20 @@ class Operations(abc.ABC):
         )
         self.emit(ptx, "", "rlrrrr", condition, address, *values, ordered=True)
 
-    def copy_to_shared(self, shared: Value, offset: int, address: Value) -> None:
-        """Starts to copy 16 bytes of device memory to shared memory; see `wait_for_copies`."""
-        ptx = f"cp.async.cg.shared.global [$0+{offset}], [$1], 16;"
+    def copy_to_shared(
+        self, shared: Value, offset: int, address: Value, address_offset: int = 0
+    ) -> None:
+        """Starts to copy 16 bytes of device memory to shared memory; see `group_copies`."""
+        ptx = f"cp.async.cg.shared.global [$0+{offset}], [$1+{address_offset}], 16;"
         self.emit(ptx, "", "rl", shared, address, ordered=True)
 
-    def wait_for_copies(self) -> None:
-        """Waits until all that this lane copies has arrived; others see it after a barrier."""
-        self.emit("cp.async.wait_all;", "", "", ordered=True)
+    def group_copies(self) -> None:
+        """Makes a group of this lane's copies since the last one, for `wait_for_copies`."""
+        self.emit("cp.async.commit_group;", "", "", ordered=True)
+
+    def wait_for_copies(self, pending: int = 0) -> None:
+        """Waits for all groups but the last `pending`; other lanes see them after a barrier."""
+        self.emit(f"cp.async.wait_group {pending};", "", "", ordered=True)
 
     def store_shared(self, condition: Value, address: Value, offset: int, value: Value) -> None:
         """Writes a float to shared memory in the lanes whose word `condition` is not 0."""

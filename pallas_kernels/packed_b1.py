@@ -73,7 +73,7 @@ class PackedB1:
     def _block(self, query, block: Value, keys, sums) -> list[Value]:
         """A whole block: its keys are in registers, those of the next on their way at the end."""
         ops, blocks, packed = self._ops, self._blocks, self._packed
-        words = blocks.load_words("value", block)
+        words = _flat(blocks.load_rows("value", block))
         value_scales = blocks.load_scales("value", block)
         num_scales = packed.key.scale_bits // 4
         key_words, key_scales = keys[: len(keys) - num_scales], keys[len(keys) - num_scales :]
@@ -86,15 +86,15 @@ class PackedB1:
     def _load_keys(self, block: Value) -> list[Value]:
         """Words and scales of a block of keys, flat."""
         blocks = self._blocks
-        return [*blocks.load_words("key", block), *blocks.load_scales("key", block)]
+        return [*_flat(blocks.load_rows("key", block)), *blocks.load_scales("key", block)]
 
     def _rest(self, query, sums: Sequence[Value]) -> list[Value]:
         """The block that is cut short: less to load, fewer products."""
         blocks, packed = self._blocks, self._packed
         block = packed.whole_blocks
         key_scales, value_scales = (blocks.load_scales(name, block) for name in ("key", "value"))
-        words = blocks.load_words("value", block, packed.quarters)
-        keys = blocks.load_words("key", block, packed.quarters)
+        words = _flat(blocks.load_rows("value", block, packed.quarters))
+        keys = _flat(blocks.load_rows("key", block, packed.quarters))
         scores = self._scores(query, block, keys, key_scales)
         return self._add(sums, scores, words, blocks.decode_scales(value_scales, packed.value))
 
@@ -108,3 +108,7 @@ class PackedB1:
     def _add(self, sums: Sequence[Value], scores, words, scales) -> list[Value]:
         totals, weights = self._products.weigh(sums[:TOTALS], scores, scales[: len(scores)])
         return [*totals, *self._products.add_values(sums[TOTALS:], weights, words)]
+
+
+def _flat(rows: Sequence[Sequence[Value]]) -> list[Value]:
+    return [word for row in rows for word in row]

@@ -7,6 +7,7 @@ from pallas_kernels.fixed_point import TO_INT, TO_INT_BITS
 from pallas_kernels.layouts import BLOCK, QUARTER
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Coding, Packed, Problem
+from pallas_kernels.scratch import Scratch
 from pallas_kernels.warp_math import LOWEST
 from pallas_kernels.work import Work
 
@@ -33,31 +34,33 @@ class PackedBlocks:
         self.last_whole = ops.min(self.last, packed.whole_blocks)
         self.has_rest = ops.where_less(packed.whole_blocks, self.last, 1, 0)
 
-    def load_words(self, name: str, block: Value, quarters: int = WHOLE) -> list[Value]:
+    def load_rows(self, name: str, block: Value, quarters: int = WHOLE) -> list[list[Value]]:
         """This lane's words of a block: 4 of each row (2 for values of at most two quarters)."""
         ops = self._ops
         address, rows, row_bytes = self._rows(name, block, quarters)
         address = ops.address(address, self._work.lane, row_bytes // 32)
         load = ops.load4 if row_bytes == 512 else ops.load2
-        return [word for row in range(rows) for word in load(address, row_bytes * row)]
+        return [load(address, row_bytes * row) for row in range(rows)]
+
+    def copy_rows(self, scratch: Scratch, name: str, block: Value) -> None:
+        """Starts to copy this lane's words of a whole block to shared memory."""
+        ops = self._ops
+        address, rows, row_bytes = self._rows(name, block, WHOLE)
+        address = ops.address(address, self._work.lane, row_bytes // 32)
+        for row in range(rows):
+            scratch.copy_row(name, row, address, row_bytes * row)
+        ops.group_copies()
 
     def prefetch_first(self) -> None:
-        """Has the first block brought near, while queries are prepared."""
-        if self._packed.whole_blocks:
-            first = self._ops.min(self.first, self._packed.whole_blocks - 1)
-            for name in ("key", "value"):
-                self.prefetch(name, first)
-
-    def prefetch(self, name: str, block: Value, quarters: int = WHOLE) -> None:
-        """Has a block's words and scales brought near, for loads to wait less: a line a lane."""
-        ops, lane = self._ops, self._work.lane
-        address, rows, row_bytes = self._rows(name, block, quarters)
-        line = ops.min(lane, rows * row_bytes // LINE - 1)
-        ops.prefetch(ops.address(address, line, LINE), 0)
-        coding = self._packed.key if name == "key" else self._packed.value
-        if coding.signs:
-            line = ops.min(lane, BLOCK * coding.scale_bits // 8 // LINE - 1)
-            ops.prefetch(ops.address(self._scales(name, block, coding), line, LINE), 0)
+        """Has the words of the first block brought near, while the query is prepared."""
+        if not self._packed.whole_blocks:
+            return
+        ops = self._ops
+        for name in ("key", "value"):
+            first = ops.min(self.first, self._packed.whole_blocks - 1)
+            address, rows, row_bytes = self._rows(name, first, WHOLE)
+            line = ops.min(self._work.lane, rows * row_bytes // LINE - 1)
+            ops.prefetch(ops.address(address, line, LINE), 0)
 
     def _rows(self, name: str, block: Value, quarters: int) -> tuple[Value, int, int]:
         """Address of a block's first row, number of rows, bytes of each."""

@@ -5,11 +5,9 @@ import math
 
 from pallas_kernels import layouts
 
-__all__ = ["SCALES_WORDS", "WEIGHTS_WORDS", "Coding", "Packed", "Problem", "Tiling"]
+__all__ = ["EXCHANGE_WORDS", "Coding", "Packed", "Problem", "Tiling"]
 
-# Of shared memory, for a block of 256 positions: see `Scratch`.
-WEIGHTS_WORDS = 8 * 72
-SCALES_WORDS = 8 * 36
+EXCHANGE_WORDS = 8 * 72  # in which a warp's lanes exchange scales and weights, see `Scratch`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,17 +161,15 @@ class Problem:
         return self.packed is not None and self.tiling.queries > 1
 
     @property
-    def exchange_words(self) -> int:
-        """Words in which a warp's lanes exchange a block's weights, then a side's scales each."""
-        if not self.shares_queries:
-            return 0
-        packed: Packed = self.packed  # type: ignore
-        return WEIGHTS_WORDS + SCALES_WORDS * (packed.key.signs + packed.value.signs)
+    def staged_words(self) -> int:
+        """Words of a block of keys, or of values, that wait in shared memory."""
+        return layouts.BLOCK * self.head_dim // 32 if self.shares_queries else 0
 
     @property
     def warp_words(self) -> int:
-        """Words of a warp: of its results, in whose place things are exchanged before."""
-        return max(self.joined_words * self.tiling.queries, self.exchange_words)
+        """Words of a warp: of its results, or what it needs before it has them."""
+        exchanged = EXCHANGE_WORDS if self.shares_queries else 0
+        return max(self.joined_words * self.tiling.queries, exchanged + 2 * self.staged_words)
 
     @property
     def query_words(self) -> int:

@@ -197,6 +197,7 @@ class QuantizeKernel:
         address = ops.address(ops.pointer("centre"), self._head, 4 * problem.head_dim)
         target = ops.mad(self._lane, _PIECE, rows)
         ops.copy_to_shared(target, 32 * problem.stride, ops.address(address, piece, _PIECE))
+        ops.group_copies()
         ops.wait_for_copies()
         ops.warp_barrier()
         return rows

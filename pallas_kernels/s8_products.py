@@ -87,26 +87,30 @@ class S8Products:
         self,
         query: FoldedQuery,
         key: Coding,
-        words: Sequence[Value],
+        quarters: int,
+        load_row: Callable[[int], Sequence[Value]],
         load_scales: Callable[[int, int], Sequence[Value]],
     ) -> list[Value]:
         """Scores of query t at positions 8 p + g, less what all have in common.
 
         Args:
-            query: with operands. key: how keys are coded. words: of a block of keys.
+            query: with operands. key: how keys are coded. quarters: of a block.
+            load_row: words of a row of keys, loaded when they are needed.
             load_scales: (i, q) to scales of positions 32 i + 8 q + g for i to i + 3.
         """
-        row_words = self._head_dim // 16
-        quarters = len(words) // row_words
+        load_row = functools.cache(load_row)
         scores: list[Value] = [None] * (8 * quarters)
         for first in range(0, quarters, 2):
             rows = range(first, min(first + 2, quarters))
             for q in range(4):
                 sums = []
                 for k in rows:
-                    at = row_words * k
-                    at += 4 * (q // 2) + 2 * (q % 2) if self._head_dim == 128 else 2 * (q // 2)
-                    sums += self._key_sums(words[at : at + 2], *query.operands[q % 2])
+                    if self._head_dim == 128:
+                        row, at = 2 * k + q // 2, 2 * (q % 2)
+                    else:
+                        row, at = k, 2 * (q // 2)
+                    words = load_row(row)[at : at + 2]
+                    sums += self._key_sums(words, *query.operands[q % 2])
                 scales = load_scales(2 * first, q)[: len(sums)]
                 found = query.scores(self._ops, key, sums, scales)
                 for i, score in enumerate(found, 2 * first):
@@ -129,24 +133,27 @@ class S8Products:
         return totals, dataclasses.replace(weights, operands=words)
 
     def add_values(
-        self, channels: Sequence[Value], weights: BlockWeights, words: Sequence[Value]
+        self,
+        channels: Sequence[Value],
+        weights: BlockWeights,
+        load_row: Callable[[int], Sequence[Value]],
     ) -> list[Value]:
         """The new sums of channels 16 m + 8 r + g of query t.
 
         Args:
-            channels: sums so far. words: of a block of values.
+            channels: sums so far.
             weights: operands are eight words for each half of a block: of bits 0 to 7 of a byte.
+            load_row: words of a row of values, loaded when they are needed.
         """
         ops = self._ops
         halves = weights.operands
         products = []
         for m in range(self._head_dim // 16):
-            sums = [0, 0, 0, 0]
+            sums, words = [0, 0, 0, 0], load_row(m)
             for h, right in enumerate(halves):
-                at = 2 * (len(halves) * m + h)
                 for n in range(4):
                     # Bits 2n and 2n + 1 of each byte as 64 and 128.
-                    pair = words[at : at + 2]
+                    pair = words[2 * h : 2 * h + 2]
                     if n < 3:
                         pair = [ops.shift_left(w, 6 - 2 * n) for w in pair]
                     left = self._bits(pair, 6)

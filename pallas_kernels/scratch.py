@@ -3,16 +3,17 @@
 | region | for each | words |
 |---|---|---|
 | results | warp and query of its team | channels [H], greatest score, mass |
-| the same place | warp (teams of several queries only) | weights, scales of keys and values |
+| the same place | warp (teams of several queries only) | exchanged, keys, values of a block |
 | queries | team and query (teams of several queries only) | channels [H], four scalars |
 | joined | team and query (clusters only) | channels [H], greatest score, mass |
 
 A result is a partial softmax: channels and mass are sums of weights relative to the greatest score.
-What lanes exchange is laid out so that neither its writing nor its reading, four words at once,
-meets a bank twice:
+Words of keys and values are copied there ahead of time; each lane reads those that it copied. What
+lanes exchange is laid out so that neither its writing nor its reading, four words at once, meets a
+bank twice; weights take the place of scales:
 
-    weights   word 72 i + 36 byte + 8 query + g    bytes at positions 32 i + 8 q + g, q in 0..3
-    scales    word 36 g + 8 q + i                  of position 32 i + 8 q + g
+    scales    word 36 g + 8 q + i (of values 288 more)    of position 32 i + 8 q + g
+    weights   word 72 i + 36 byte + 8 query + g           bytes at positions 32 i + 8 q + g, all q
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from pallas_kernels import warp_math
 from pallas_kernels.block_softmax import BlockWeights
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
-from pallas_kernels.problem import SCALES_WORDS, WEIGHTS_WORDS, Problem
+from pallas_kernels.problem import EXCHANGE_WORDS, Problem
 from pallas_kernels.work import Work
 
 __all__ = ["Scratch"]
@@ -39,9 +40,11 @@ class Scratch:
         self._queries = self._warp_bytes * tiling.warps
         self._query_bytes = 4 * problem.query_words
         self._joined = self._queries + self._query_bytes * tiling.queries * problem.block_teams
-        self._scales = {"key": 4 * WEIGHTS_WORDS, "value": 4 * WEIGHTS_WORDS}
-        if problem.packed is not None and problem.packed.key.signs:
-            self._scales["value"] += 4 * SCALES_WORDS
+        self._scales = {"key": 0, "value": 2 * EXCHANGE_WORDS}
+        self._staged = {
+            "key": 4 * EXCHANGE_WORDS,
+            "value": 4 * (EXCHANGE_WORDS + problem.staged_words),
+        }
 
     # Results of a warp ----------------------------------------------------------------------------
 
@@ -123,6 +126,17 @@ class Scratch:
         channels = [word for i in range(8) for word in ops.load_shared4(at, 16 * i)]
         return FoldedQuery([], *scalars), channels
 
+    # Words of a block, of this lane ---------------------------------------------------------------
+
+    def copy_row(self, name: str, row: int, address: Value, offset: int) -> None:
+        """Starts to copy a row of a block's words of keys or values, 16 bytes for this lane."""
+        at = self._staged_lane()
+        self._ops.copy_to_shared(at, self._staged[name] + 512 * row, address, offset)
+
+    def load_row(self, name: str, row: int) -> list[Value]:
+        """What `copy_row` left."""
+        return self._ops.load_shared4(self._staged_lane(), self._staged[name] + 512 * row)
+
     # What lanes of a warp exchange ----------------------------------------------------------------
 
     def spread_scales(self, name: str, scales: Sequence[Value]) -> None:
@@ -150,6 +164,7 @@ class Scratch:
         """
         ops, work = self._ops, self._work
         base = self._warp(work.warp)
+        ops.warp_barrier()
         at = ops.mad(work.g, 4, ops.mad(work.t, 4 * 8, base))
         for i, of_byte in enumerate(weights.operands):
             for byte, word in enumerate(of_byte):
@@ -186,6 +201,9 @@ class Scratch:
         lane = self._ops.mad(at, 4, base)
         scalars = [load(base, offset + 4 * (self._problem.head_dim + i)) for i in (0, 1)]
         return [*scalars, *(load(lane, offset + 4 * channel) for channel in offsets)]
+
+    def _staged_lane(self) -> Value:
+        return self._ops.mad(self._work.lane, 16, self._warp(self._work.warp))
 
     def _warp(self, warp: Value) -> Value:
         return self._ops.mad(warp, self._warp_bytes, self._ops.shared())

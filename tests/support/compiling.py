@@ -33,7 +33,7 @@ def lower_to_cuda(program: Program, operands: Mapping[str, jax.ShapeDtypeStruct]
 
 def ptxas(program: Program, operands: Mapping[str, object], folder: pathlib.Path) -> str:
     """What `ptxas` reports of the program's body: registers, spills; fails if it refuses it."""
-    ops = PtxOperations([*operands, *program.results], shared_words=program.shared_words)
+    ops = PtxOperations([*operands, *program.results])
     program.body(ops)
     source = folder / "kernel.ptx"
     source.write_text(ops.text(threads=32 * program.warps))

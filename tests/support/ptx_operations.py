@@ -11,9 +11,9 @@ _TYPE = {"r": "b32", "f": "f32", "l": "b64"}
 class PtxOperations(Operations):
     """Writes one instruction after the other; `text()` is the whole module."""
 
-    def __init__(self, operands: list[str], shared_words: int):
+    def __init__(self, operands: list[str]):
         self._lines, self._kinds, self._labels = [], [], 0
-        self._operands, self._shared_words = operands, shared_words
+        self._operands = operands
         self._pointers = {name: self._new("l") for name in operands}
         for i, register in enumerate(self._pointers.values()):
             self._lines.append(f"ld.param.u64 {register}, [operand{i}];")
@@ -73,7 +73,7 @@ class PtxOperations(Operations):
                 ".version 8.0",
                 ".target sm_90a",
                 ".address_size 64",
-                f".shared .align 16 .b8 scratch[{4 * self._shared_words}];",
+                ".extern .shared .align 16 .b8 scratch[];",
                 f".visible .entry kernel({parameters}) .maxntid {threads}, 1, 1 {{",
                 *registers,
                 *self._lines,
