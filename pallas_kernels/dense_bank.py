@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Problem
 from pallas_kernels.scratch import Scratch
-from pallas_kernels.warp_math import LOWEST, SAME_QUERY, exchange_float, merge, warp_sum
+from pallas_kernels.warp_math import LOG2_E, LOWEST, SAME_QUERY, exchange_float, merge, warp_sum
 from pallas_kernels.work import Work
 
 __all__ = ["DenseBanks"]
@@ -29,7 +29,7 @@ _HIGH = 0xFFFF0000
 class DenseBanks:
     """The dense banks' part of the work of one warp; `run()` does it all.
 
-    Operands: query [rows, H] float32, times logits_scale * log2(e); for each bank {name}_key and
+    Operands: query [rows, H] float32, times logits_scale; for each bank {name}_key and
     {name}_value [heads, S, H] bfloat16, and {name}_visible [sequences, positions] int32: positions
     that the queries see.
     """
@@ -113,7 +113,7 @@ class DenseBanks:
         for c in range(problem.head_dim // 32):
             for half in (0, 16):
                 words = ops.load4(address, 128 * c + half)
-                floats = [ops.from_bits(word) for word in words]
+                floats = [ops.fmul(ops.from_bits(word), LOG2_E) for word in words]
                 pairs = (floats[:2], floats[2:])
                 right.append([self._part(first, second, low_part) for first, second in pairs])
         return right

@@ -389,13 +389,13 @@ class EmulatedOperations(Operations):
 
     def mma_u8_s8(self, a, b, c):
         """See `Operations.mma_u8_s8`."""
-        return self._mma_bytes(np.int8, a, b, c)
+        return self._multiply_bytes(np.int8, a, b, c)
 
     def mma_u8_u8(self, a, b, c):
         """See `Operations.mma_u8_u8`."""
-        return self._mma_bytes(np.uint8, a, b, c)
+        return self._multiply_bytes(np.uint8, a, b, c)
 
-    def _mma_bytes(self, right_dtype, a, b, c):
+    def _multiply_bytes(self, right_dtype, a, b, c):
         dtypes = (np.uint8,) * 4 + (right_dtype,) * 2
         parts = [  # each [warps, g, 4t + i]; float64 multiplies integers exactly and fast
             np.ascontiguousarray(self._full(_word(x))).view(d).reshape(-1, 8, 16).astype(np.float64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +108,7 @@ def _launch(query, visible, banks: Banks, layer, launch: Launch, tiling: Tiling 
     """With an axis Z in front of everything but the layer's number."""
     positions = next((x.shape[-1] for x in visible.values()), 1)
     problem = plan(banks, query.shape, positions, tiling)
-    operands = {"query": (query * math.log2(math.e)).reshape(-1, problem.head_dim)}
+    operands = {"query": query.reshape(-1, problem.head_dim)}
     if problem.layers > 1:
         operands["layer"] = layer.reshape(1)
     if banks.packed is not None:

@@ -1,13 +1,12 @@
 """A query on its way to packed keys: rotated, scaled, folded with the keys' tables."""
 
 import functools
-import math
 
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Packed, Problem
 from pallas_kernels.tables import load_table
-from pallas_kernels.warp_math import dot, rotate, warp_sum
+from pallas_kernels.warp_math import LOG2_E, dot, rotate, warp_sum
 from pallas_kernels.work import Work
 
 __all__ = ["PackedQuery"]
@@ -16,7 +15,7 @@ __all__ = ["PackedQuery"]
 class PackedQuery:
     """One query of the team, channels 32 k + 8 t + g in lane 4 g + t.
 
-    Operands: query [rows, H] float32, times logits_scale * log2(e); for level codes
+    Operands: query [rows, H] float32, times logits_scale; for level codes
     key_{lower,upper} [heads, G, H] bfloat16, for sign codes key_centre [heads, H] bfloat16.
     """
 
@@ -31,13 +30,14 @@ class PackedQuery:
         address = ops.address(ops.pointer("query"), row, 4 * problem.head_dim)
         address = ops.address(address, work.place, 4)
         query = [ops.load_float(address, 4 * channel) for channel in channels]
+        query = [ops.fmul(q, LOG2_E) for q in query]
         self._shared_score = self._query_sum = self._kappa = 0.0
         if packed.key.signs:
             centre = self._table("key_centre")
             self._shared_score = warp_sum(ops, dot(ops, query, centre))
             if packed.key.score_error_factor:
                 # |q|^2 / log2(e)^2 times the factor, in units of log2: times log2(e).
-                factor = packed.key.score_error_factor / math.log2(math.e)
+                factor = packed.key.score_error_factor / LOG2_E
                 self._kappa = ops.fmul(warp_sum(ops, dot(ops, query, query)), factor)
             if packed.key.rotated:
                 query = rotate(ops, query, work.lane, problem.head_dim)

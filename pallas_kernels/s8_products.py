@@ -193,8 +193,8 @@ class S8Products:
         """Of words 8 j + b the byte that the selector names: j-th byte of word b."""
         ops, gathered = self._ops, []
         for b in range(8):
-            pairs = (ops.bytes(words[j + b], words[j + b + 8], selector) for j in (0, 16))
-            gathered.append(ops.bytes(*pairs, 0x5410))
+            low, high = (ops.bytes(words[j + b], words[j + b + 8], selector) for j in (0, 16))
+            gathered.append(ops.bytes(low, high, 0x5410))
         return gathered
 
     def _row_max(self, x: Value) -> Value:

@@ -1,12 +1,14 @@
 """Small computations of a warp, made of `Operations`."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 from pallas_kernels.operations import Operations, Value
 
 __all__ = [
     "ALL_LANES",
+    "LOG2_E",
     "LOWEST",
     "SAME_QUERY",
     "butterflies",
@@ -18,6 +20,7 @@ __all__ = [
     "warp_sum",
 ]
 
+LOG2_E = math.log2(math.e)  # scores are in units of log2 inside the kernel
 LOWEST = -1e30  # a score that no position has; finite, so that differences are
 ALL_LANES = (1, 2, 4, 8, 16)  # bits of lanes' numbers
 SAME_QUERY = (4, 8, 16)  # of lanes that share t, where query t is theirs

@@ -1,6 +1,9 @@
 """Timing on a device."""
 
+import dataclasses
+import pathlib
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,27 +11,70 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["bandwidth", "seconds_of_calls", "seconds_per_layer"]
+__all__ = ["LayerTime", "bandwidth", "seconds_of_calls", "time_per_layer"]
 
 
-def seconds_per_layer(
+@dataclasses.dataclass(frozen=True)
+class LayerTime:
+    """Seconds of one step.
+
+    Attributes:
+        wall: by the clock, what the host needs to launch it included.
+        device: of its kernels by the device's own records; None where there are none.
+    """
+
+    wall: float
+    device: float | None
+
+    @property
+    def best(self) -> float:
+        """The device's, where it is known."""
+        return self.wall if self.device is None else self.device
+
+
+def time_per_layer(
     step: Callable[..., jax.Array], query: jax.Array, layers: Sequence[Any], *, repeats: int = 7
-) -> float:
-    """Median time of `step(query, layer)` over a chain of layers in one jit.
+) -> LayerTime:
+    """Median times of `step(query, layer)` over a chain of layers in one jit.
 
-    Layers have buffers of their own, so that no cache of the device holds them, and each query
-    depends on the output before it, so that they run one after the other. Each repeat runs the
-    chain several times before it waits: neither Python nor the launch of a single call is measured.
+    Layers have buffers of their own, so that no cache of the device holds them, and a barrier
+    orders each step behind the one before. Each repeat runs the chain several times before it
+    waits, so that Python is not measured; what the host needs for a launch may be, and of short
+    kernels it can be most of the wall time.
     """
 
     @jax.jit
     def chain(query, layers):
+        outputs = []
         for layer in layers:
-            query = query + (1e-3 * step(query, layer)).astype(query.dtype)
-        return query
+            outputs.append(step(query, layer))
+            query, outputs[-1] = jax.lax.optimization_barrier((query, outputs[-1]))
+        return outputs
 
-    times = seconds_of_calls(chain, query, layers, repeats=repeats)
-    return statistics.median(times) / len(layers)
+    wall = statistics.median(seconds_of_calls(chain, query, layers, repeats=repeats))
+    device = _seconds_on_device(lambda: chain(query, layers), calls=repeats)
+    return LayerTime(wall / len(layers), device and device / len(layers))
+
+
+def _seconds_on_device(function: Callable[[], Any], calls: int) -> float | None:
+    """Seconds that a call's kernels take on the first GPU, as the profiler records them."""
+    if jax.default_backend() != "gpu":
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(calls):
+                jax.block_until_ready(function())
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        planes = jax.profiler.ProfileData.from_file(str(path)).planes
+        nanoseconds = sum(
+            event.duration_ns
+            for plane in planes
+            if plane.name.startswith("/device:GPU:0")
+            for line in plane.lines
+            if line.name.startswith("Stream")
+            for event in line.events
+        )
+    return nanoseconds / 1e9 / calls or None
 
 
 def seconds_of_calls(
