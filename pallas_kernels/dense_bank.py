@@ -15,7 +15,7 @@ import functools
 from collections.abc import Sequence
 
 from pallas_kernels.operations import Operations, Value
-from pallas_kernels.problem import Problem
+from pallas_kernels.problem import SET, Problem
 from pallas_kernels.scratch import Scratch
 from pallas_kernels.warp_math import LOG2_E, LOWEST, SAME_QUERY, exchange_float, merge, warp_sum
 from pallas_kernels.work import Work
@@ -34,10 +34,11 @@ class DenseBanks:
     that the queries see.
     """
 
-    def __init__(self, ops: Operations, problem: Problem, work: Work):
-        """Loads the queries of the team."""
+    def __init__(self, ops: Operations, problem: Problem, work: Work, first_query: int):
+        """Loads the queries of the team from `first_query` on, at most four."""
         self.ops, self.problem, self.work = ops, problem, work
-        self._count = problem.tiling.queries
+        self._first = first_query
+        self._count = min(SET, problem.tiling.queries - first_query)
         self._right = self._load_queries()
 
     def run(self, scratch: Scratch) -> None:
@@ -51,22 +52,21 @@ class DenseBanks:
         # Columns 2t and 2t + 1 are the two parts of the weights of query t.
         channels = [ops.fadd(channels[i], channels[i + 1]) for i in range(0, len(channels), 2)]
         result = [highest, warp_sum(ops, mass, SAME_QUERY), *channels]
+        query = work.team_query(work.t, self._first)
         offsets = [channel for tile in range(tiles) for channel in self._channels(tile)]
         at = ops.mad(work.g, 8, 0)
         if problem.packed is not None:
             ops.warp_barrier()
-            packed = scratch.load_result(work.column_query, at=at, offsets=offsets)
+            packed = scratch.load_result(query, at=at, offsets=offsets)
             result = merge(ops, [result, packed])
             ops.warp_barrier()
         mine = ops.where_less(work.t, self._count, 1, 0)
         once = ops.where_less(work.g, 1, mine, 0)
-        scratch.store_result(
-            work.column_query, result, at=at, offsets=offsets, where=mine, once=once
-        )
+        scratch.store_result(query, result, at=at, offsets=offsets, where=mine, once=once)
 
     def _add_bank(self, name: str, capacity: int, sums: list[Value]) -> list[Value]:
         ops, work = self.ops, self.work
-        visible = [self._visible(name, i) for i in range(self._count)]
+        visible = [self._visible(name, self._first + i) for i in range(self._count)]
         most = functools.reduce(ops.max, visible, 0)
         mine = visible[0]
         for number, count in enumerate(visible[1:], 1):
@@ -105,7 +105,7 @@ class DenseBanks:
         """Right operands: column g is part g % 2 of query g // 2."""
         ops, problem, work = self.ops, self.problem, self.work
         number = ops.min(ops.shift_right(work.g, 1), self._count - 1)
-        row = work.row(work.query(number))
+        row = work.row(work.query(ops.add(number, self._first)))
         address = ops.address(ops.pointer("query"), row, 4 * problem.head_dim)
         address = ops.address(address, work.t, 32)  # 8 channels
         low_part = ops.bit_and(work.g, 1)

@@ -6,7 +6,7 @@ from pallas_kernels.dense_bank import DenseBanks
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.packed_b1 import PackedB1
 from pallas_kernels.packed_s8 import PackedS8
-from pallas_kernels.problem import Problem
+from pallas_kernels.problem import SET, Problem
 from pallas_kernels.scratch import Scratch
 from pallas_kernels.work import Work
 
@@ -35,7 +35,8 @@ class Kernel:
             part = PackedS8 if problem.shares_queries else PackedB1
             part(ops, problem, problem.packed, work).run(self._scratch)
         if problem.dense:
-            DenseBanks(ops, problem, work).run(self._scratch)
+            for first in range(0, tiling.queries, SET):
+                DenseBanks(ops, problem, work, first).run(self._scratch)
         ops.barrier()
         if tiling.splits == 1:
             for query in range(tiling.queries):

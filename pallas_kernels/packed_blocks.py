@@ -52,15 +52,16 @@ class PackedBlocks:
         ops.group_copies()
 
     def prefetch_first(self) -> None:
-        """Has the words of the first block brought near, while the query is prepared."""
+        """Has the words of the first two blocks brought near, while the query is prepared."""
         if not self._packed.whole_blocks:
             return
         ops = self._ops
-        for name in ("key", "value"):
-            first = ops.min(self.first, self._packed.whole_blocks - 1)
-            address, rows, row_bytes = self._rows(name, first, WHOLE)
-            line = ops.min(self._work.lane, rows * row_bytes // LINE - 1)
-            ops.prefetch(ops.address(address, line, LINE), 0)
+        for number in (0, 1):
+            block = ops.min(ops.add(self.first, number), self._packed.whole_blocks - 1)
+            for name in ("key", "value"):
+                address, rows, row_bytes = self._rows(name, block, WHOLE)
+                line = ops.min(self._work.lane, rows * row_bytes // LINE - 1)
+                ops.prefetch(ops.address(address, line, LINE), 0)
 
     def _rows(self, name: str, block: Value, quarters: int) -> tuple[Value, int, int]:
         """Address of a block's first row, number of rows, bytes of each."""
@@ -109,11 +110,14 @@ class PackedBlocks:
         return scales
 
     def hide_padding(
-        self, block: Value, scores: list[Value], place: Value, stride: int
+        self, block: Value, scores: list[Value], place: Value, stride: int, first: int = 0
     ) -> list[Value]:
-        """Scores of positions place + stride * i from the length on get too low to have weight."""
+        """Scores of positions from the length on become too low to have weight.
+
+        Score i is that of the block's position `first` + place + stride * i.
+        """
         ops = self._ops
-        left = ops.sub(self._length, ops.mad(block, BLOCK, 0))  # positions from the block's first
+        left = ops.sub(self._length, ops.mad(block, BLOCK, first))
 
         def hide(scores):
             mine = ops.sub(left, place)

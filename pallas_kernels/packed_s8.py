@@ -1,24 +1,30 @@
-"""A warp's part of attention over a packed bank, for up to four queries of a KV head at once.
+"""A warp's part of attention over a packed bank, for up to eight queries of a KV head at once.
 
-A block's codes are made into bytes once for all of them. The queries are prepared once for the
-team, each by one of its warps. All positions share their tables.
+A block's codes are made into bytes once for all of them. Two sets of four queries take a block's
+scores in two halves, to have room for them. The queries are prepared once for the team, each by one
+of its warps. All positions share their tables.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 
-from pallas_kernels.block_softmax import TOTALS, empty_sums
+from pallas_kernels.block_softmax import TOTALS, BlockWeights, empty_sums
 from pallas_kernels.folded_query import FoldedQuery
+from pallas_kernels.layouts import QUARTER
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.packed_blocks import WHOLE, PackedBlocks
 from pallas_kernels.packed_query import PackedQuery
 from pallas_kernels.packed_values import PackedValues
-from pallas_kernels.problem import Packed, Problem
+from pallas_kernels.problem import SET, Packed, Problem
 from pallas_kernels.s8_products import S8Products
 from pallas_kernels.scratch import Scratch
 from pallas_kernels.warp_math import SAME_QUERY
 from pallas_kernels.work import Work
 
 __all__ = ["PackedS8"]
+
+LoadRow = Callable[[int], Sequence[Value]]
 
 
 class PackedS8:
@@ -34,7 +40,7 @@ class PackedS8:
 
     def run(self, scratch: Scratch) -> None:
         """Leaves a partial result for each query."""
-        ops, packed, blocks, work = self._ops, self._packed, self._blocks, self._work
+        ops, packed, blocks = self._ops, self._packed, self._blocks
         scales = []
         if packed.whole_blocks:
             first = ops.min(blocks.first, packed.whole_blocks - 1)
@@ -43,26 +49,36 @@ class PackedS8:
             scales = self._load_scales(first)
         self._prepare(scratch)
         ops.barrier()
-        query = self._products.encode(*scratch.load_queries())
-        sums = empty_sums(self._problem.head_dim // 8)
+        queries = self._load_queries(scratch)
+        sums = empty_sums(self._problem.head_dim // 8) * self._problem.sets
 
         def block(i, carried):
-            return self._whole_block(scratch, query, ops.add(blocks.first, i), carried)
+            return self._whole_block(scratch, queries, ops.add(blocks.first, i), carried)
 
         def rest(sums):
-            return self._rest(scratch, query, sums)
+            return self._rest(scratch, queries, sums)
 
         if packed.whole_blocks:
             count = ops.sub(blocks.last_whole, blocks.first)
             sums = ops.loop(count, [*sums, *scales], block)[: len(sums)]
         if packed.quarters:
             sums = ops.cond(blocks.has_rest, sums, rest)
-        result = self._values.decode(sums, query.offset, 0)
         ops.wait_for_copies()
         ops.warp_barrier()  # results take the place of what was copied and exchanged
-        mine = ops.where_less(work.t, self._problem.tiling.queries, 1, 0)
+        for number, query in enumerate(queries):
+            self._store(scratch, SET * number, query, self._of_set(sums, number))
+
+    def _store(self, scratch: Scratch, first: int, query: FoldedQuery, sums: list[Value]) -> None:
+        """Leaves the results of the set of queries from `first` on."""
+        ops, work = self._ops, self._work
+        left = self._problem.tiling.queries - first
+        mine = ops.where_less(work.t, left, 1, 0)
         self._values.store(
-            scratch, work.column_query, result, mine, ops.where_less(work.g, 1, mine, 0)
+            scratch,
+            work.team_query(work.t, first),
+            self._values.decode(sums, query.offset, 0),
+            where=mine,
+            once=ops.where_less(work.g, 1, mine, 0),
         )
 
     def _prepare(self, scratch: Scratch) -> None:
@@ -78,15 +94,22 @@ class PackedS8:
 
             ops.cond(ops.equal(self._work.member, number % tiling.team), [], prepare)
 
+    def _load_queries(self, scratch: Scratch) -> list[FoldedQuery]:
+        """Query t of each set, with the operands of all."""
+        firsts = range(0, self._problem.tiling.queries, SET)
+        queries, channels = zip(*(scratch.load_queries(first) for first in firsts), strict=True)
+        operands = self._products.encode(channels)
+        return [dataclasses.replace(query, operands=operands) for query in queries]
+
     def _whole_block(
-        self, scratch: Scratch, query: FoldedQuery, block: Value, carried: list[Value]
+        self, scratch: Scratch, queries: list[FoldedQuery], block: Value, carried: list[Value]
     ) -> list[Value]:
         """The sums with a block added, and the next one's scales.
 
         Its words are in shared memory or on their way; those of the next follow once they are read.
         """
-        ops, blocks, products = self._ops, self._blocks, self._products
-        num_sums = TOTALS + self._problem.head_dim // 8
+        ops, blocks = self._ops, self._blocks
+        num_sums = len(carried) - (self._packed.key.scale_bits + self._packed.value.scale_bits) // 4
         sums, scales = carried[:num_sums], carried[num_sums:]
         following = ops.add(block, 1)
         more = ops.where_less(following, blocks.last_whole, 1, 0)
@@ -97,33 +120,82 @@ class PackedS8:
         self._spread_scales(scratch, scales)
         scales = self._load_scales(ops.min(following, ops.sub(blocks.last_whole, 1)))
         ops.wait_for_copies(1)
-        scores = self._scores(
-            scratch, query, block, WHOLE, functools.partial(scratch.load_row, "key")
-        )
+        load_row = functools.partial(scratch.load_row, "key")
+        totals, parts = self._weigh(scratch, queries, block, WHOLE, sums, load_row)
         copy_next("key")
-        totals, weights = products.weigh(
-            sums[:TOTALS], scores, self._value_scales(scratch, len(scores))
-        )
-        weights = scratch.exchange_weights(weights)
         ops.wait_for_copies(1)
-        channels = products.add_values(
-            sums[TOTALS:], weights, functools.partial(scratch.load_row, "value")
-        )
+        load_row = functools.partial(scratch.load_row, "value")
+        sums = self._add_values(scratch, sums, totals, parts, load_row)
         copy_next("value")
-        return [*totals, *channels, *scales]
+        return [*sums, *scales]
 
-    def _rest(self, scratch: Scratch, query: FoldedQuery, sums: list[Value]) -> list[Value]:
+    def _rest(self, scratch: Scratch, queries: list[FoldedQuery], sums: list[Value]) -> list[Value]:
         """The sums with the block that is cut short added, straight from device memory."""
-        packed, products = self._packed, self._products
-        block, quarters = packed.whole_blocks, packed.quarters
+        block, quarters = self._packed.whole_blocks, self._packed.quarters
         keys, values = (self._blocks.load_rows(x, block, quarters) for x in ("key", "value"))
         self._spread_scales(scratch, self._load_scales(block))
-        scores = self._scores(scratch, query, block, quarters, keys.__getitem__)
-        totals, weights = products.weigh(
-            sums[:TOTALS], scores, self._value_scales(scratch, len(scores))
-        )
-        weights = scratch.exchange_weights(weights)
-        return [*totals, *products.add_values(sums[TOTALS:], weights, values.__getitem__)]
+        totals, parts = self._weigh(scratch, queries, block, quarters, sums, keys.__getitem__)
+        return self._add_values(scratch, sums, totals, parts, values.__getitem__)
+
+    def _of_set(self, sums: Sequence[Value], number: int) -> Sequence[Value]:
+        size = TOTALS + self._problem.head_dim // 8
+        return sums[size * number : size * (number + 1)]
+
+    def _weigh(
+        self,
+        scratch: Scratch,
+        queries: list[FoldedQuery],
+        block: Value,
+        quarters: int,
+        sums: Sequence[Value],
+        load_row: LoadRow,
+    ) -> tuple[list[Sequence[Value]], list[list[BlockWeights]]]:
+        """Each set's new totals; for each part of the block each set's weights, left in scratch."""
+        ops, sets = self._ops, range(len(queries))
+        totals = [self._of_set(sums, number)[:TOTALS] for number in sets]
+        at_once = WHOLE if len(queries) == 1 else WHOLE // 2
+        parts = []
+        for first in range(0, quarters, at_once):
+            part = range(first, min(first + at_once, quarters))
+            scores = self._scores(scratch, queries, block, part, load_row)
+            scales = self._value_scales(scratch, part)
+            parts.append([])
+            for number in sets:
+                totals[number], weights = self._products.weigh(
+                    totals[number], scores[number], scales
+                )
+                if len(queries) == 1:
+                    ops.warp_barrier()  # weights take the place of scales
+                scratch.store_weights(number, 2 * first, weights.operands)
+                parts[-1].append(weights)
+        ops.warp_barrier()
+        return totals, parts
+
+    def _add_values(
+        self,
+        scratch: Scratch,
+        sums: Sequence[Value],
+        totals: list[Sequence[Value]],
+        parts: list[list[BlockWeights]],
+        load_row: LoadRow,
+    ) -> list[Value]:
+        """The new sums of all sets."""
+        half, loaded = 0, []
+        for part in parts:
+            halves = range(half, half + len(part[0].operands) // 4)
+            half = halves.stop
+            loaded.append(
+                [
+                    dataclasses.replace(
+                        weights, operands=[scratch.load_weights(number, h) for h in halves]
+                    )
+                    for number, weights in enumerate(part)
+                ]
+            )
+        channels = [self._of_set(sums, number)[TOTALS:] for number in range(len(totals))]
+        channels = self._products.add_values(channels, loaded, load_row)
+        pairs = zip(totals, channels, strict=True)
+        return [x for of_totals, of_channels in pairs for x in (*of_totals, *of_channels)]
 
     def _load_scales(self, block: Value) -> list[Value]:
         """Words of this lane's scales, of keys and of values."""
@@ -138,23 +210,29 @@ class PackedS8:
             at = stop
         self._ops.warp_barrier()
 
-    def _scores(self, scratch: Scratch, query, block: Value, quarters: int, load_row):
-        """Scores of a block, positions behind the length hidden."""
-        key, products = self._packed.key, self._products
+    def _scores(
+        self, scratch: Scratch, queries: list[FoldedQuery], block: Value, part: range, load_row
+    ) -> list[list[Value]]:
+        """Scores of some quarters of a block, positions behind the length hidden."""
+        key = self._packed.key
 
         def load_scales(i, q):
             return scratch.load_scales("key", i, q) if key.signs else []
 
-        scores = products.scores(query, key, quarters, load_row, load_scales)
-        return self._blocks.hide_padding(block, scores, self._work.g, 8)
+        scores = self._products.scores(queries, key, part, load_row, load_scales)
+        return [
+            self._blocks.hide_padding(block, x, self._work.g, 8, QUARTER * part.start)
+            for x in scores
+        ]
 
-    def _value_scales(self, scratch: Scratch, count: int) -> list[Value]:
-        """Of positions 8 p + g, in their order; none for level codes."""
+    def _value_scales(self, scratch: Scratch, part: range) -> list[Value]:
+        """Of positions 8 p + g of some quarters, in their order; none for level codes."""
         if not self._packed.value.signs:
             return []
-        scales: list[Value] = [None] * 32
-        for first in (0, 4):
+        scales: list[Value] = [None] * (8 * len(part))
+        for first in range(2 * part.start, 2 * part.stop, 4):
             for q in range(4):
                 for i, scale in enumerate(scratch.load_scales("value", first, q), first):
-                    scales[4 * i + q] = scale
-        return scales[:count]
+                    if i < 2 * part.stop:
+                        scales[4 * (i - 2 * part.start) + q] = scale
+        return scales

@@ -5,9 +5,10 @@ import math
 
 from pallas_kernels import layouts
 
-__all__ = ["EXCHANGE_WORDS", "Coding", "Packed", "Problem", "Tiling"]
+__all__ = ["EXCHANGE_WORDS", "SET", "Coding", "Packed", "Problem", "Tiling"]
 
-EXCHANGE_WORDS = 8 * 72  # in which a warp's lanes exchange scales and weights, see `Scratch`
+SET = 4  # queries whose products are columns of one right operand, two each
+EXCHANGE_WORDS = 8 * 72  # in which a warp's lanes exchange scales, or a set's weights: `Scratch`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Tiling:
         warps: of a thread block, a multiple of four.
         team: warps of a team within a thread block.
         splits: thread blocks that share a team's positions: a cluster, 1 to 8.
-        queries: queries of a team, 1 to 4.
+        queries: queries of a team, 1 to 8.
     """
 
     warps: int = 4
@@ -89,7 +90,7 @@ class Tiling:
             self.warps % 4
             or self.warps % self.team
             or not 1 <= self.splits <= 8
-            or not 1 <= self.queries <= 4
+            or not 1 <= self.queries <= 2 * SET
         ):
             raise ValueError(f"{self} does not fit together")
 
@@ -161,14 +162,26 @@ class Problem:
         return self.packed is not None and self.tiling.queries > 1
 
     @property
+    def sets(self) -> int:
+        """Sets of at most `SET` queries in a team."""
+        return -(-self.tiling.queries // SET)
+
+    @property
     def staged_words(self) -> int:
         """Words of a block of keys, or of values, that wait in shared memory."""
         return layouts.BLOCK * self.head_dim // 32 if self.shares_queries else 0
 
     @property
+    def weights_words(self) -> int:
+        """Words of all sets' weights behind the place of scales, which those of one set take."""
+        return 0 if self.sets == 1 else EXCHANGE_WORDS * self.sets
+
+    @property
     def warp_words(self) -> int:
         """Words of a warp: of its results, or what it needs before it has them."""
-        exchanged = EXCHANGE_WORDS if self.shares_queries else 0
+        exchanged = 0
+        if self.shares_queries:
+            exchanged = EXCHANGE_WORDS + self.weights_words
         return max(self.joined_words * self.tiling.queries, exchanged + 2 * self.staged_words)
 
     @property

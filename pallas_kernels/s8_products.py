@@ -1,20 +1,21 @@
-"""Up to four queries and one block of packed keys and values, with 8-bit integer instructions.
+"""Several queries and one block of packed keys and values, with 8-bit integer instructions.
 
 A word `w` holds 32 codes. `w & 0x01010101 << b` is four of them, bits b, 8 + b, 16 + b and 24 + b,
 as bytes of value 2^b: a left operand of `mma_u8_*` in one instruction. The 2^-b is folded into the
 number that the code is multiplied by. Operands are shared by all queries, whose numbers' bytes are
-the columns of the right operand:
+the columns of right operands. A *set* is four queries q; a team has one or two:
 
-    numbers of    column 2 q            column 2 q + 1       second product, column 2 q
-    keys          upper byte, query q   middle byte          lower byte (24 bits, signed digits)
-    values        upper byte            lower byte (16 bits, unsigned)
+    numbers of    column 2 q, for each set    column 2 q + 1    once, columns 2 q and 2 q + 1
+    keys          upper byte                  middle byte       lower bytes, first and second set
+    values        upper byte                  lower byte
 
-so that lane 4 g + t ends up with all bytes' sums for query t and need not ask another lane.
+(24 bits in signed digits, 16 bits unsigned), so that lane 4 g + t ends up with all bytes' sums for
+query t of each set and need not ask another lane.
 
-1. *scores* of query t at positions 8 p + g, p in 0..31.
+1. *scores* of query t at positions 8 p + g.
 2. *softmax* (`BlockSoftmax`) in the lane, and over the eight that share t.
 3. *values*: channels 16 m + 8 r + g of query t. Weights change lanes on the way, see
-   `Scratch.exchange_weights`.
+   `Scratch.store_weights`.
 """
 
 import dataclasses
@@ -57,26 +58,27 @@ class S8Products:
         # Factors that the compiler does not know: shifts would take the busier pipe.
         self._byte, self._two_bytes = ops.unknown(1 << 8), ops.unknown(1 << 16)
 
-    def encode(self, query: FoldedQuery, channels: Sequence[Value]) -> FoldedQuery:
-        """With right operands for even and for odd quarters of a block.
+    def encode(self, sets: Sequence[Sequence[Value]]) -> list[list[list[Value]]]:
+        """Right operands for even and for odd quarters of a block: of each set, and lower bytes.
 
         Args:
-            query: of this lane's scores, t.
-            channels: numbers of query g // 2, as `signed_digits`: 32 t ... 32 t + 31, or of small
-                heads 32 (t % 2)....
+            sets: for each set, numbers of query g // 2 as `signed_digits`, channels 32 t to
+                32 t + 31, or of small heads 32 (t % 2)....
         """
         ops = self._ops
         selector = ops.where_less(self._odd, 1, 0x62, 0x51)
-        upper = self._gather(channels, selector)
-        lower = [ops.where_less(self._odd, 1, x, 0) for x in self._gather(channels, 0x40)]
-        sets = [(upper, lower)] * 2
-        if self._head_dim == 64:  # positions of even quarters lie in lanes t = 0, 1
-            t = self._work.t
-            sets = [
-                tuple([ops.where_less(t, 2, *choice(x)) for x in words] for words in (upper, lower))
-                for choice in (lambda x: (x, 0), lambda x: (0, x))
-            ]
-        return dataclasses.replace(query, operands=sets)
+        operands = [self._gather(channels, selector) for channels in sets]
+        lower = [self._gather(channels, 0x40) for channels in sets] + [[0] * 8]
+        operands.append(
+            [ops.where_less(self._odd, 1, *pair) for pair in zip(*lower[:2], strict=True)]
+        )
+        if self._head_dim == 128:
+            return [operands] * 2
+        t = self._work.t  # positions of even quarters lie in lanes t = 0, 1
+        return [
+            [[ops.where_less(t, 2, *choice(x)) for x in words] for words in operands]
+            for choice in (lambda x: (x, 0), lambda x: (0, x))
+        ]
 
     def signed_digits(self, numbers: Sequence[Value]) -> list[Value]:
         """Numbers whose lower three bytes, taken as signed ones, sum up to them."""
@@ -85,45 +87,50 @@ class S8Products:
 
     def scores(
         self,
-        query: FoldedQuery,
+        queries: Sequence[FoldedQuery],
         key: Coding,
-        quarters: int,
+        quarters: Sequence[int],
         load_row: Callable[[int], Sequence[Value]],
         load_scales: Callable[[int, int], Sequence[Value]],
-    ) -> list[Value]:
-        """Scores of query t at positions 8 p + g, less what all have in common.
+    ) -> list[list[Value]]:
+        """For each set scores of query t at positions 8 p + g, less what all have in common.
 
         Args:
-            query: with operands. key: how keys are coded. quarters: of a block.
+            queries: of each set, with the same operands.
+            key: how keys are coded. quarters: of the block, in a row.
             load_row: words of a row of keys, loaded when they are needed.
             load_scales: (i, q) to scales of positions 32 i + 8 q + g for i to i + 3.
         """
         load_row = functools.cache(load_row)
-        scores: list[Value] = [None] * (8 * quarters)
-        for first in range(0, quarters, 2):
-            rows = range(first, min(first + 2, quarters))
+        scores: list[list[Value]] = [[None] * (8 * len(quarters)) for _ in queries]
+        for first in range(0, len(quarters), 2):
             for q in range(4):
-                sums = []
-                for k in rows:
+                sums = [[] for _ in queries]
+                for k in quarters[first : first + 2]:
                     if self._head_dim == 128:
                         row, at = 2 * k + q // 2, 2 * (q % 2)
                     else:
                         row, at = k, 2 * (q // 2)
                     words = load_row(row)[at : at + 2]
-                    sums += self._key_sums(words, *query.operands[q % 2])
-                scales = load_scales(2 * first, q)[: len(sums)]
-                found = query.scores(self._ops, key, sums, scales)
-                for i, score in enumerate(found, 2 * first):
-                    scores[4 * i + q] = score
+                    found = self._key_sums(words, queries[0].operands[q % 2])
+                    sums = [old + new for old, new in zip(sums, found, strict=True)]
+                scales = load_scales(2 * quarters[first], q)[: len(sums[0])]
+                for query, of_set, into in zip(queries, sums, scores, strict=True):
+                    found = query.scores(self._ops, key, of_set, scales)
+                    for i, score in enumerate(found, 2 * first):
+                        into[4 * i + q] = score
         return scores
 
     def weigh(
         self, totals: Sequence[Value], scores: Sequence[Value], scales: Sequence[Value]
     ) -> tuple[list[Value], BlockWeights]:
-        """`BlockSoftmax.weigh`; for each i upper and lower bytes at positions 32 i + 8 q + g."""
+        """`BlockSoftmax.weigh` of a set, for positions of whole halves of a block.
+
+        The weights' bytes are in `Scratch.store_weights`'s order: for each i upper and lower ones.
+        """
         ops = self._ops
         totals, weights = self._softmax.weigh(totals, scores, scales)
-        numbers = [*weights.operands] + [TO_INT_BITS] * (-len(scores) % 16)  # of whole halves
+        numbers = [*weights.operands] + [TO_INT_BITS] * (-len(scores) % 16)
         words = []
         for i in range(0, len(numbers), 4):
             first, second = (
@@ -134,55 +141,77 @@ class S8Products:
 
     def add_values(
         self,
-        channels: Sequence[Value],
-        weights: BlockWeights,
+        channels: Sequence[Sequence[Value]],
+        parts: Sequence[Sequence[BlockWeights]],
         load_row: Callable[[int], Sequence[Value]],
-    ) -> list[Value]:
-        """The new sums of channels 16 m + 8 r + g of query t.
+    ) -> list[list[Value]]:
+        """For each set the new sums of channels 16 m + 8 r + g of query t.
 
         Args:
-            channels: sums so far.
-            weights: operands are eight words for each half of a block: of bits 0 to 7 of a byte.
+            channels: for each set sums so far.
+            parts: of the block, one after the other; for each set its weights. Operands are eight
+                words for each half of a block: of bits 0 to 7 of a byte.
             load_row: words of a row of values, loaded when they are needed.
         """
         ops = self._ops
-        halves = weights.operands
-        products = []
+        new: list[list[Value]] = [[] for _ in channels]
         for m in range(self._head_dim // 16):
-            sums, words = [0, 0, 0, 0], load_row(m)
-            for h, right in enumerate(halves):
-                for n in range(4):
-                    # Bits 2n and 2n + 1 of each byte as 64 and 128.
-                    pair = words[2 * h : 2 * h + 2]
-                    if n < 3:
-                        pair = [ops.shift_left(w, 6 - 2 * n) for w in pair]
-                    left = self._bits(pair, 6)
-                    sums = ops.mma_u8_u8(left, right[2 * n : 2 * n + 2], sums)
-            products += [
-                ops.to_float(ops.mad(upper, self._byte, lower))
-                for upper, lower in (sums[:2], sums[2:])
-            ]
-        unit = ops.fmul(weights.unit, 1.0 / _VALUE_UNIT)
-        return add_products(ops, channels, dataclasses.replace(weights, unit=unit), products)
+            words = [*load_row(m)]
+            sums = [list(of_set[2 * m : 2 * m + 2]) for of_set in channels]
+            for part in parts:
+                halves = len(part[0].operands)
+                products = self._value_sums(words[: 2 * halves], [x.operands for x in part])
+                words = words[2 * halves :]
+                sums = [
+                    add_products(ops, old, self._of_codes(weights), found)
+                    for old, weights, found in zip(sums, part, products, strict=True)
+                ]
+            new = [old + added for old, added in zip(new, sums, strict=True)]
+        return new
+
+    def _of_codes(self, weights: BlockWeights) -> BlockWeights:
+        unit = self._ops.fmul(weights.unit, 1.0 / _VALUE_UNIT)
+        return dataclasses.replace(weights, unit=unit)
+
+    def _value_sums(
+        self, words: Sequence[Value], sets: Sequence[Sequence[Sequence[Value]]]
+    ) -> list[list[Value]]:
+        """For each set sums over positions of weight times code, at rows g and g + 8."""
+        ops = self._ops
+        sums: list[list[Value]] = [[0, 0, 0, 0] for _ in sets]
+        for h in range(len(words) // 2):
+            for n in range(4):
+                # Bits 2n and 2n + 1 of each byte as 64 and 128.
+                pair = words[2 * h : 2 * h + 2]
+                if n < 3:
+                    pair = [ops.shift_left(w, 6 - 2 * n) for w in pair]
+                left = self._bits(pair, 6)
+                for number, halves in enumerate(sets):
+                    right = halves[h][2 * n : 2 * n + 2]
+                    sums[number] = ops.mma_u8_u8(left, right, sums[number])
+        return [
+            [ops.to_float(ops.mad(x[row], self._byte, x[row + 1])) for row in (0, 2)] for x in sums
+        ]
 
     def _key_sums(
-        self, words: Sequence[Value], upper: Sequence[Value], lower: Sequence[Value]
-    ) -> list[Value]:
-        """Sums over channels of number times code, of query t at a tile's rows g and g + 8."""
+        self, words: Sequence[Value], operands: Sequence[Sequence[Value]]
+    ) -> list[list[Value]]:
+        """For each set sums over channels of number times code, at a tile's rows g and g + 8."""
         ops = self._ops
         shifted = [ops.shift_right(w, 4) for w in words]
-        high, low = [0, 0, 0, 0], [0, 0, 0, 0]
+        sums: list[list[Value]] = [[0, 0, 0, 0] for _ in operands]
         for n in range(4):
             # Bits 2n and 2n + 1 of each byte as 1 and 2, or 4 and 8.
             left = self._bits(words if n < 2 else shifted, 2 * (n % 2))
-            high = ops.mma_u8_s8(left, upper[2 * n : 2 * n + 2], high)
-            low = ops.mma_u8_s8(left, lower[2 * n : 2 * n + 2], low)
-        return [
-            ops.to_float(
-                ops.mad(high[row], self._two_bytes, ops.mad(high[row + 1], self._byte, low[row]))
-            )
-            for row in (0, 2)
-        ]
+            for i, right in enumerate(operands):
+                sums[i] = ops.mma_u8_s8(left, right[2 * n : 2 * n + 2], sums[i])
+        *upper, lower = sums
+
+        def total(x: list[Value], row: int, number: int) -> Value:
+            last = ops.mad(x[row + 1], self._byte, lower[row + number])
+            return ops.to_float(ops.mad(x[row], self._two_bytes, last))
+
+        return [[total(x, row, number) for row in (0, 2)] for number, x in enumerate(upper)]
 
     def _bits(self, rows: Sequence[Value], bit: int) -> list[Value]:
         """Left operand: bits `bit` and `bit + 1` of each byte of rows g and g + 8, in place."""

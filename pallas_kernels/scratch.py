@@ -10,17 +10,15 @@
 A result is a partial softmax: channels and mass are sums of weights relative to the greatest score.
 Words of keys and values are copied there ahead of time; each lane reads those that it copied. What
 lanes exchange is laid out so that neither its writing nor its reading, four words at once, meets a
-bank twice; weights take the place of scales:
+bank twice; weights of a single set take the place of scales, those of two lie behind:
 
     scales    word 36 g + 8 q + i (of values 288 more)    of position 32 i + 8 q + g
     weights   word 72 i + 36 byte + 8 query + g           bytes at positions 32 i + 8 q + g, all q
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 from pallas_kernels import warp_math
-from pallas_kernels.block_softmax import BlockWeights
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import EXCHANGE_WORDS, Problem
@@ -41,10 +39,9 @@ class Scratch:
         self._query_bytes = 4 * problem.query_words
         self._joined = self._queries + self._query_bytes * tiling.queries * problem.block_teams
         self._scales = {"key": 0, "value": 2 * EXCHANGE_WORDS}
-        self._staged = {
-            "key": 4 * EXCHANGE_WORDS,
-            "value": 4 * (EXCHANGE_WORDS + problem.staged_words),
-        }
+        self._weights = 0 if problem.sets == 1 else 4 * EXCHANGE_WORDS
+        keys = EXCHANGE_WORDS + problem.weights_words
+        self._staged = {"key": 4 * keys, "value": 4 * (keys + problem.staged_words)}
 
     # Results of a warp ----------------------------------------------------------------------------
 
@@ -112,15 +109,15 @@ class Scratch:
         for i, x in enumerate(scalars):
             ops.store_shared(first, base, self._query_bytes - 16 + 4 * i, x)
 
-    def load_queries(self) -> tuple[FoldedQuery, list[Value]]:
-        """What `store_query` left: scalars of query t, and 32 channels of query g // 2.
+    def load_queries(self, first: int) -> tuple[FoldedQuery, list[Value]]:
+        """What `store_query` left: scalars of query first + t, 32 channels of first + g // 2.
 
         The channels are 32 t ... 32 t + 31, of small heads 32 (t % 2) ....
         """
         ops, work, problem = self._ops, self._work, self._problem
-        base = self._folded(work.column_query)
+        base = self._folded(work.team_query(work.t, first))
         scalars = (ops.load_shared(base, self._query_bytes - 16 + 4 * i) for i in range(4))
-        query = ops.min(ops.shift_right(work.g, 1), problem.tiling.queries - 1)
+        query = work.team_query(ops.shift_right(work.g, 1), first)
         part = ops.bit_and(work.t, problem.head_dim // 32 - 1)
         at = ops.mad(part, 128, self._folded(query))
         channels = [word for i in range(8) for word in ops.load_shared4(at, 16 * i)]
@@ -155,29 +152,32 @@ class Scratch:
         words = ops.load_shared4(at, self._scales[name] + 4 * (8 * q + first))
         return [ops.from_bits(word) for word in words]
 
-    def exchange_weights(self, weights: BlockWeights) -> BlockWeights:
-        """From `S8Products.weigh` to `S8Products.add_values`.
+    def store_weights(self, number: int, first: int, words: Sequence[Sequence[Value]]) -> None:
+        """Leaves a set's weights, for `load_weights` in other lanes.
 
-        Lane 4 g + t gives, for query t and each i, upper and lower bytes at positions
-        32 i + 8 q + g. It gets, for column g and each half h of the block, those at positions
-        32 (4 h + t) + 8 q + b, b in 0..7: the right operands of bits b of value words.
+        Args:
+            number: of the set.
+            first: i of the first words.
+            words: for each i upper and lower bytes of query t at positions 32 i + 8 q + g.
         """
         ops, work = self._ops, self._work
-        base = self._warp(work.warp)
-        ops.warp_barrier()
-        at = ops.mad(work.g, 4, ops.mad(work.t, 4 * 8, base))
-        for i, of_byte in enumerate(weights.operands):
+        at = ops.mad(work.g, 4, ops.mad(work.t, 4 * 8, self._warp(work.warp)))
+        base = self._weights + 4 * EXCHANGE_WORDS * number
+        for i, of_byte in enumerate(words, first):
             for byte, word in enumerate(of_byte):
-                ops.store_shared(1, at, 4 * (72 * i + 36 * byte), ops.from_bits(word))
-        ops.warp_barrier()
-        at = ops.mad(work.t, 4 * 72, base)
+                ops.store_shared(1, at, base + 4 * (72 * i + 36 * byte), ops.from_bits(word))
+
+    def load_weights(self, number: int, half: int) -> list[Value]:
+        """Of column g those at positions 32 (4 half + t) + 8 q + b, for b in 0..7.
+
+        These are the right operands of bits b of the words of values.
+        """
+        ops, work = self._ops, self._work
+        at = ops.mad(work.t, 4 * 72, self._warp(work.warp))
         at = ops.mad(ops.bit_and(work.g, 1), 4 * 36, at)
         at = ops.mad(ops.shift_right(work.g, 1), 4 * 8, at)
-        halves = [
-            [word for b in (0, 4) for word in ops.load_shared4(at, 4 * (288 * h + b))]
-            for h in range(len(weights.operands) // 4)
-        ]
-        return dataclasses.replace(weights, operands=halves)
+        base = self._weights + 4 * (EXCHANGE_WORDS * number + 288 * half)
+        return [word for b in (0, 4) for word in ops.load_shared4(at, base + 4 * b)]
 
     # Addresses ------------------------------------------------------------------------------------
 

@@ -21,7 +21,6 @@ class Work:
         head: (outer * batch) * KV heads + KV head. sequence: outer * batch.
         stored_head: number of the KV head in the bank's arrays, layers counted.
         first_query: of the team, among those of the KV head.
-        column_query: number in the team of the query whose columns are this lane's, 2t and 2t + 1.
         has_work: a word, 0 where the launch has more teams than work.
     """
 
@@ -44,7 +43,6 @@ class Work:
         team = ops.min(team, problem.teams - 1)
         self.head = ops.div(team, problem.head_teams)
         self.first_query = ops.mad(ops.rem(team, problem.head_teams), tiling.queries, 0)
-        self.column_query = ops.min(self.t, tiling.queries - 1)
         self.sequence = ops.div(self.head, problem.kv_heads)
         self.stored_head = self.head
         if problem.layers > 1:
@@ -61,6 +59,11 @@ class Work:
         part = ops.mad(self.split, tiling.team, self.member)
         first = ops.div(ops.mad(count, part, 0), parts)
         return first, ops.div(ops.mad(count, part, count), parts)
+
+    def team_query(self, column: Value, first: int) -> Value:
+        """Number in the team of query `first` + column; where they run out, the last one."""
+        ops = self._ops
+        return ops.min(ops.add(column, first), self._problem.tiling.queries - 1)
 
     def query(self, number: Value) -> Value:
         """Query `number` of the team, among those of the KV head."""

@@ -46,6 +46,8 @@ SHAPES = {
     "one query head": (128, 1, (700, (700, 33)), Tiling(4, 2)),
     "four query heads, split": (128, 4, (1300, (1300, 0)), Tiling(8, 4, 2, queries=4)),
     "seven query heads, small heads": (64, 7, (600, (1, 513)), Tiling(4, 1, queries=3)),
+    "seven query heads": (128, 7, (700, (700, 257)), Tiling(4, 2, queries=7)),
+    "eight query heads, small heads": (64, 8, (600, (513, 77)), Tiling(4, 4, queries=8)),
     "one query head, small heads": (64, 1, (256, (256, 255)), None),
 }
 
@@ -96,6 +98,11 @@ CASES = [
     if codes != "dense"
 ]
 CASES += [("one query head, small heads", "signs")]
+CASES += [
+    (shape, codes)
+    for shape in ("seven query heads", "eight query heads, small heads")
+    for codes in ("signs", "levels", "signs, 16-bit scales, score bias")
+]
 
 
 @pytest.mark.parametrize(("shape", "codes"), CASES)
@@ -110,6 +117,8 @@ def test_equals_the_oracle(shape, codes):
         (128, 4, "signs", Tiling(4, 2, queries=4)),
         (64, 3, "levels in groups", Tiling(4, 4)),
         (128, 7, "dense", Tiling(8, 4, 2, queries=4)),
+        (128, 4, "signs", Tiling(4, 2, queries=6)),
+        (64, 3, "dense", Tiling(4, 4, queries=7)),
         (64, 2, "dense", Tiling(4, 4, queries=2)),
     ],
 )
@@ -152,7 +161,7 @@ def test_two_banks_and_several_queries():
 
 @pytest.mark.parametrize("codes", ["levels", "signs"])
 @pytest.mark.parametrize("case", ["peaked", "sink", "one channel rules", "constant", "huge"])
-@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("heads", [1, 4, 8])
 def test_hard_inputs(case, codes, heads):
     rng = np.random.default_rng(1)
     key, value = rng.normal(size=(2, 2, 1, 600, 128)).astype(np.float32)
@@ -265,6 +274,7 @@ LAUNCHES = {
     "levels in groups": (128, 4, "levels in groups", Tiling(4, 4, 2)),
     "signs": (128, 1, "signs", Tiling(8, 4)),
     "signs, four queries": (128, 4, "signs", Tiling(8, 4, 4, queries=4)),
+    "signs, eight queries": (128, 8, "signs", Tiling(12, 4, queries=8)),
     "small heads": (64, 3, "signs, 16-bit scales, score bias", Tiling(4, 2, queries=3)),
     "dense": (128, 4, "dense", Tiling(8, 4, 2, queries=4)),
     "dense, small heads": (64, 1, "dense", Tiling(4, 4)),
@@ -350,7 +360,7 @@ def test_explain_says_how_the_work_is_divided():
     query, layer = random_layer(Shape(head_dim=128, num_heads=8, num_queries=2), CODES["signs"])
     text = pallas_kernels.explain(stacked(layer, 3), jax.ShapeDtypeStruct(query.shape, query.dtype))
     assert "one launch over 70 packed, 9 dense (text)" in text
-    assert "to a team of 4 queries" in text
+    assert "to a team of 8 queries" in text
     plain = pallas_kernels.explain(layer)
     assert plain.count("\n") == 2
 
