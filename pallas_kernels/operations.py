@@ -19,9 +19,10 @@ import abc
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["Operations", "Value"]
+__all__ = ["LINE", "Operations", "Value"]
 
 Value = Any  # what a backend computes with; a body never looks inside
+LINE = 128  # bytes of a line of the L2 cache: what one lane prefetches
 
 
 class Operations(abc.ABC):

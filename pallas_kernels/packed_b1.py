@@ -24,23 +24,25 @@ class PackedB1:
     """`run()` does the work. Operands: those of the classes it uses."""
 
     def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
-        """Finds this warp's blocks."""
+        """Keeps what the methods need."""
         self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
-        self._blocks = PackedBlocks(ops, problem, packed, work)
         self._products = B1Products(ops, problem, work)
         channels = [64 * h + 8 * r for h in range(problem.head_dim // 64) for r in (0, 1)]
         self._values = PackedValues(ops, problem, packed, work, work.channel, channels, ALL_LANES)
 
     def run(self, scratch: Scratch) -> None:
         """Leaves a partial result."""
-        ops, packed, blocks = self._ops, self._packed, self._blocks
+        ops, packed = self._ops, self._packed
         size = packed.chunk_blocks
-        blocks.prefetch_first()
+        query = PackedQuery(ops, self._problem, packed, self._work, 0)
+        blocks = self._blocks = PackedBlocks(ops, self._problem, packed, self._work)
         ahead = []
         if packed.whole_blocks:
             ahead = self._load_keys(ops.min(blocks.first, packed.whole_blocks - 1))
+        blocks.prefetch_first()
         num_ahead = len(ahead)
-        query = PackedQuery(ops, self._problem, packed, self._work, 0)
+        self._values.prefetch_tables()
+        query.prepare()
         first_chunk = ops.div(blocks.first, size)
         chunks = ops.sub(ops.div(ops.add(blocks.last, size - 1), size), first_chunk)
         chunks = ops.where_less(blocks.first, blocks.last, chunks, 0)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pallas_kernels import layouts
 from pallas_kernels.fixed_point import TO_INT, TO_INT_BITS
 from pallas_kernels.layouts import BLOCK, QUARTER
-from pallas_kernels.operations import Operations, Value
+from pallas_kernels.operations import LINE, Operations, Value
 from pallas_kernels.problem import Coding, Packed, Problem
 from pallas_kernels.scratch import Scratch
 from pallas_kernels.warp_math import LOWEST
@@ -14,7 +14,6 @@ from pallas_kernels.work import Work
 __all__ = ["WHOLE", "PackedBlocks"]
 
 WHOLE = BLOCK // QUARTER
-LINE = 128  # bytes of a line of the L2 cache
 
 
 class PackedBlocks:
@@ -52,16 +51,15 @@ class PackedBlocks:
         ops.group_copies()
 
     def prefetch_first(self) -> None:
-        """Has the words of the first two blocks brought near, while the query is prepared."""
+        """Has words of the first two blocks brought near, but for keys of the very first."""
         if not self._packed.whole_blocks:
             return
         ops = self._ops
-        for number in (0, 1):
+        for number, name in ((0, "value"), (1, "key"), (1, "value")):
             block = ops.min(ops.add(self.first, number), self._packed.whole_blocks - 1)
-            for name in ("key", "value"):
-                address, rows, row_bytes = self._rows(name, block, WHOLE)
-                line = ops.min(self._work.lane, rows * row_bytes // LINE - 1)
-                ops.prefetch(ops.address(address, line, LINE), 0)
+            address, rows, row_bytes = self._rows(name, block, WHOLE)
+            line = ops.min(self._work.lane, rows * row_bytes // LINE - 1)
+            ops.prefetch(ops.address(address, line, LINE), 0)
 
     def _rows(self, name: str, block: Value, quarters: int) -> tuple[Value, int, int]:
         """Address of a block's first row, number of rows, bytes of each."""

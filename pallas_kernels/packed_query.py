@@ -15,11 +15,16 @@ __all__ = ["PackedQuery"]
 class PackedQuery:
     """One query of the team, channels 32 k + 8 t + g in lane 4 g + t.
 
-    Operands: query [rows, H] float32, times logits_scale; for level codes
-    key_{lower,upper} [heads, G, H] bfloat16, for sign codes key_centre [heads, H] bfloat16.
+    Loads come first, in the constructor: before a kernel asks for its first blocks, behind which
+    they would have to wait.
+
+    Operands: query [rows, H] float32, times logits_scale; for level codes key_{lower,upper}
+    [heads, G, H] bfloat16, for sign codes key_centre [heads, H] bfloat16.
     """
 
-    def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work, number: int):
+    def __init__(
+        self, ops: Operations, problem: Problem, packed: Packed, work: Work, number: Value
+    ):
         """Loads query `number` of the team."""
         self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
         channels = [32 * k for k in range(problem.head_dim // 32)]
@@ -29,18 +34,22 @@ class PackedQuery:
         row = work.row(work.query(number))
         address = ops.address(ops.pointer("query"), row, 4 * problem.head_dim)
         address = ops.address(address, work.place, 4)
-        query = [ops.load_float(address, 4 * channel) for channel in channels]
-        query = [ops.fmul(q, LOG2_E) for q in query]
+        self._query = [ops.load_float(address, 4 * channel) for channel in channels]
+        self._centre = self._table("key_centre") if packed.key.signs else []
         self._shared_score = self._query_sum = self._kappa = 0.0
-        if packed.key.signs:
-            centre = self._table("key_centre")
-            self._shared_score = warp_sum(ops, dot(ops, query, centre))
-            if packed.key.score_error_factor:
+
+    def prepare(self) -> None:
+        """Does what needs no levels: rotates the query, and sums that sign codes ask for."""
+        ops, key = self._ops, self._packed.key
+        query = [ops.fmul(q, LOG2_E) for q in self._query]
+        if key.signs:
+            self._shared_score = warp_sum(ops, dot(ops, query, self._centre))
+            if key.score_error_factor:
                 # |q|^2 / log2(e)^2 times the factor, in units of log2: times log2(e).
-                factor = packed.key.score_error_factor / LOG2_E
+                factor = key.score_error_factor / LOG2_E
                 self._kappa = ops.fmul(warp_sum(ops, dot(ops, query, query)), factor)
-            if packed.key.rotated:
-                query = rotate(ops, query, work.lane, problem.head_dim)
+            if key.rotated:
+                query = rotate(ops, query, self._work.lane, self._problem.head_dim)
             self._query_sum = warp_sum(ops, functools.reduce(ops.fadd, query))
         self._query = query
 

@@ -31,23 +31,24 @@ class PackedS8:
     """`run()` does the work. Operands: those of the classes it uses."""
 
     def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
-        """Finds this warp's blocks."""
+        """Keeps what the methods need."""
         self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
-        self._blocks = PackedBlocks(ops, problem, packed, work)
         self._products = S8Products(ops, problem, work)
         rows = range(0, problem.head_dim, 8)
         self._values = PackedValues(ops, problem, packed, work, work.g, rows, SAME_QUERY)
 
     def run(self, scratch: Scratch) -> None:
         """Leaves a partial result for each query."""
-        ops, packed, blocks = self._ops, self._packed, self._blocks
+        ops, packed = self._ops, self._packed
+        self._prepare(scratch)
+        blocks = self._blocks = PackedBlocks(ops, self._problem, packed, self._work)
         scales = []
         if packed.whole_blocks:
             first = ops.min(blocks.first, packed.whole_blocks - 1)
+            scales = self._load_scales(first)
             for name in ("key", "value"):
                 blocks.copy_rows(scratch, name, first)
-            scales = self._load_scales(first)
-        self._prepare(scratch)
+        self._values.prefetch_tables()
         ops.barrier()
         queries = self._load_queries(scratch)
         sums = empty_sums(self._problem.head_dim // 8) * self._problem.sets
@@ -68,7 +69,9 @@ class PackedS8:
         for number, query in enumerate(queries):
             self._store(scratch, SET * number, query, self._of_set(sums, number))
 
-    def _store(self, scratch: Scratch, first: int, query: FoldedQuery, sums: list[Value]) -> None:
+    def _store(
+        self, scratch: Scratch, first: int, query: FoldedQuery, sums: Sequence[Value]
+    ) -> None:
         """Leaves the results of the set of queries from `first` on."""
         ops, work = self._ops, self._work
         left = self._problem.tiling.queries - first
@@ -82,17 +85,26 @@ class PackedS8:
         )
 
     def _prepare(self, scratch: Scratch) -> None:
-        """Each warp of the team prepares some of its queries."""
-        ops, tiling, products = self._ops, self._problem.tiling, self._products
-        for number in range(tiling.queries):
+        """Each warp of the team prepares some of its queries: one after `team` others."""
+        ops, problem, packed, work = self._ops, self._problem, self._packed, self._work
+        tiling, products = problem.tiling, self._products
 
-            def prepare(_, number=number):
-                query = PackedQuery(ops, self._problem, self._packed, self._work, number)
+        def prepare(_):
+            numbers = [ops.add(work.member, i) for i in range(0, tiling.queries, tiling.team)]
+            queries = [PackedQuery(ops, problem, packed, work, number) for number in numbers]
+            for number, query in zip(numbers, queries, strict=True):
+                query.prepare()
                 folded = query.fold(0, products.greatest_query, products.query_factor)
-                scratch.store_query(number, folded, products.signed_digits(folded.operands))
-                return []
+                digits = products.signed_digits(folded.operands)
 
-            ops.cond(ops.equal(self._work.member, number % tiling.team), [], prepare)
+                def store(_, number=number, folded=folded, digits=digits):
+                    scratch.store_query(number, folded, digits)
+                    return []
+
+                ops.cond(ops.where_less(number, tiling.queries, 1, 0), [], store)
+            return []
+
+        ops.cond(ops.where_less(work.member, tiling.queries, 1, 0), [], prepare)
 
     def _load_queries(self, scratch: Scratch) -> list[FoldedQuery]:
         """Query t of each set, with the operands of all."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Packed, Problem
 from pallas_kernels.scratch import Scratch
-from pallas_kernels.tables import load_table
+from pallas_kernels.tables import load_table, prefetch_table
 from pallas_kernels.warp_math import rotate, warp_sum
 from pallas_kernels.work import Work
 
@@ -40,6 +40,12 @@ class PackedValues:
         self._table = functools.partial(
             load_table, ops, problem, work, packed.value, start, offsets
         )
+
+    def prefetch_tables(self) -> None:
+        """Has what is needed at the end brought near."""
+        coding = self._packed.value
+        for name in ("value_centre",) if coding.signs else ("value_lower", "value_upper"):
+            prefetch_table(self._ops, self._problem, self._work, coding, name)
 
     def decode(self, sums: Sequence[Value], offset: Value, block: Value) -> list[Value]:
         """From a chunk's sums (see `block_softmax`): maximum, mass, channels.

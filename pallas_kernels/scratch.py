@@ -97,7 +97,7 @@ class Scratch:
 
     # Queries of a team of several -----------------------------------------------------------------
 
-    def store_query(self, query: int, folded: FoldedQuery, channels: Sequence[Value]) -> None:
+    def store_query(self, query: Value, folded: FoldedQuery, channels: Sequence[Value]) -> None:
         """Leaves a query and its channels 32 k + 8 t + g, as words, for all warps of the team."""
         ops, work = self._ops, self._work
         base = self._folded(query)

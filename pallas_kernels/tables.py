@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from pallas_kernels.operations import Operations, Value
+from pallas_kernels.operations import LINE, Operations, Value
 from pallas_kernels.problem import Coding, Problem
 from pallas_kernels.work import Work
 
-__all__ = ["load_table"]
+__all__ = ["load_table", "prefetch_table"]
 
 
 def load_table(
@@ -29,7 +29,20 @@ def load_table(
     row = work.stored_head
     if coding.groups > 1:
         row = ops.mad(row, coding.groups, ops.div(block, coding.group_blocks))
-    address = ops.address(ops.pointer(name), row, 2 * problem.head_dim)
+    address = _row(ops, problem, name, row)
     address = ops.address(address, start, 2)
     halves = [ops.load_half(address, 2 * offset) for offset in offsets]
     return [ops.from_bits(ops.shift_left(half, 16)) for half in halves]
+
+
+def prefetch_table(
+    ops: Operations, problem: Problem, work: Work, coding: Coding, name: str
+) -> None:
+    """Has the first group's entries of a table brought near, a line a lane."""
+    line = ops.min(work.lane, 2 * problem.head_dim // LINE - 1)
+    row = ops.mad(work.stored_head, coding.groups, 0)
+    ops.prefetch(ops.address(_row(ops, problem, name, row), line, LINE), 0)
+
+
+def _row(ops: Operations, problem: Problem, name: str, row: Value) -> Value:
+    return ops.address(ops.pointer(name), row, 2 * problem.head_dim)
