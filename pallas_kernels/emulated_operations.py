@@ -318,6 +318,11 @@ class EmulatedOperations(Operations):
         """See `Operations.load_shared`."""
         return self._load_shared(self.block_index(), address, offset)
 
+    def load_shared2(self, address, offset):
+        """See `Operations.load_shared2`."""
+        assert not ((_word(address) + np.uint32(offset)) % 8).any(), "misaligned access"
+        return [self.as_bits(self.load_shared(address, offset + 4 * i)) for i in range(2)]
+
     def load_shared4(self, address, offset):
         """See `Operations.load_shared4`."""
         assert not ((_word(address) + np.uint32(offset)) % 16).any(), "misaligned access"

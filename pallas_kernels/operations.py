@@ -305,6 +305,11 @@ class Operations(abc.ABC):
         """A float from shared memory."""
         return self.emit(f"ld.shared.f32 $0, [$1+{offset}];", "f", "r", address, ordered=True)
 
+    def load_shared2(self, address: Value, offset: int) -> list[Value]:
+        """Two words from 8 bytes of shared memory."""
+        ptx = f"ld.shared.v2.u32 {{$0, $1}}, [$2+{offset}];"
+        return self.emit(ptx, "rr", "r", address, ordered=True)
+
     def load_shared4(self, address: Value, offset: int) -> list[Value]:
         """Four words from 16 bytes of shared memory."""
         ptx = f"ld.shared.v4.u32 {{$0, $1, $2, $3}}, [$4+{offset}];"

@@ -1,7 +1,7 @@
 """A warp's part of attention over a packed bank, for up to eight queries of a KV head at once.
 
-A block's codes are made into bytes once for all of them. Two sets of four queries take a block's
-scores in two halves, to have room for them. The queries are prepared once for the team, each by one
+A block's codes are made into bytes once for all of them. Two sets of four queries take a block in
+two halves, to have room for their scores. The queries are prepared once for the team, each by one
 of its warps. All positions share their tables.
 """
 
@@ -25,6 +25,11 @@ from pallas_kernels.work import Work
 __all__ = ["PackedS8"]
 
 LoadRow = Callable[[int], Sequence[Value]]
+
+
+def _halves(part: range) -> range:
+    """The halves of a block that its quarters lie in."""
+    return range(part.start // 2, -(-part.stop // 2))
 
 
 class PackedS8:
@@ -67,7 +72,8 @@ class PackedS8:
         ops.wait_for_copies()
         ops.warp_barrier()  # results take the place of what was copied and exchanged
         for number, query in enumerate(queries):
-            self._store(scratch, SET * number, query, self._of_set(sums, number))
+            totals, channels = self._of_set(sums, number)
+            self._store(scratch, SET * number, query, [*totals, *channels])
 
     def _store(
         self, scratch: Scratch, first: int, query: FoldedQuery, sums: Sequence[Value]
@@ -131,13 +137,17 @@ class PackedS8:
 
         self._spread_scales(scratch, scales)
         scales = self._load_scales(ops.min(following, ops.sub(blocks.last_whole, 1)))
-        ops.wait_for_copies(1)
-        load_row = functools.partial(scratch.load_row, "key")
-        totals, parts = self._weigh(scratch, queries, block, WHOLE, sums, load_row)
-        copy_next("key")
-        ops.wait_for_copies(1)
-        load_row = functools.partial(scratch.load_row, "value")
-        sums = self._add_values(scratch, sums, totals, parts, load_row)
+        parts = self._parts(WHOLE)
+        for part in parts:
+            ops.wait_for_copies(1)
+            load_row = functools.partial(scratch.load_row, "key")
+            sums, weights = self._weigh(scratch, queries, block, part, sums, load_row)
+            if part is parts[-1]:
+                copy_next("key")
+            if part is parts[0]:
+                ops.wait_for_copies(1 if len(parts) == 1 else 0)
+            load_row = functools.partial(scratch.load_row, "value", halves=_halves(part))
+            sums = self._add_values(scratch, sums, weights, load_row)
         copy_next("value")
         return [*sums, *scales]
 
@@ -146,68 +156,65 @@ class PackedS8:
         block, quarters = self._packed.whole_blocks, self._packed.quarters
         keys, values = (self._blocks.load_rows(x, block, quarters) for x in ("key", "value"))
         self._spread_scales(scratch, self._load_scales(block))
-        totals, parts = self._weigh(scratch, queries, block, quarters, sums, keys.__getitem__)
-        return self._add_values(scratch, sums, totals, parts, values.__getitem__)
+        for part in self._parts(quarters):
+            sums, weights = self._weigh(scratch, queries, block, part, sums, keys.__getitem__)
+            words = slice(2 * _halves(part).start, 2 * _halves(part).stop)
+            sums = self._add_values(scratch, sums, weights, lambda row, at=words: values[row][at])
+        return sums
 
-    def _of_set(self, sums: Sequence[Value], number: int) -> Sequence[Value]:
-        size = TOTALS + self._problem.head_dim // 8
-        return sums[size * number : size * (number + 1)]
+    def _parts(self, quarters: int) -> list[range]:
+        """Quarters of a block that are worked on at once: half a block's by two sets of queries."""
+        at_once = WHOLE // self._problem.sets
+        return [
+            range(first, min(first + at_once, quarters)) for first in range(0, quarters, at_once)
+        ]
 
     def _weigh(
         self,
         scratch: Scratch,
         queries: list[FoldedQuery],
         block: Value,
-        quarters: int,
+        part: range,
         sums: Sequence[Value],
         load_row: LoadRow,
-    ) -> tuple[list[Sequence[Value]], list[list[BlockWeights]]]:
-        """Each set's new totals; for each part of the block each set's weights, left in scratch."""
-        ops, sets = self._ops, range(len(queries))
-        totals = [self._of_set(sums, number)[:TOTALS] for number in sets]
-        at_once = WHOLE if len(queries) == 1 else WHOLE // 2
-        parts = []
-        for first in range(0, quarters, at_once):
-            part = range(first, min(first + at_once, quarters))
-            scores = self._scores(scratch, queries, block, part, load_row)
-            scales = self._value_scales(scratch, part)
-            parts.append([])
-            for number in sets:
-                totals[number], weights = self._products.weigh(
-                    totals[number], scores[number], scales
-                )
-                if len(queries) == 1:
-                    ops.warp_barrier()  # weights take the place of scales
-                scratch.store_weights(number, 2 * first, weights.operands)
-                parts[-1].append(weights)
+    ) -> tuple[list[Value], list[BlockWeights]]:
+        """The sums with new totals, and each set's weights, left in scratch."""
+        ops = self._ops
+        scores = self._scores(scratch, queries, block, part, load_row)
+        scales = self._value_scales(scratch, part)
+        new, found = [], []
+        ops.warp_barrier()  # weights take the place of what the lanes have read by now
+        for number, of_set in enumerate(scores):
+            totals, channels = self._of_set(sums, number)
+            totals, weights = self._products.weigh(totals, of_set, scales)
+            scratch.store_weights(number, weights.operands)
+            new += [*totals, *channels]
+            found.append(weights)
         ops.warp_barrier()
-        return totals, parts
+        return new, found
 
     def _add_values(
         self,
         scratch: Scratch,
         sums: Sequence[Value],
-        totals: list[Sequence[Value]],
-        parts: list[list[BlockWeights]],
+        weights: list[BlockWeights],
         load_row: LoadRow,
     ) -> list[Value]:
-        """The new sums of all sets."""
-        half, loaded = 0, []
-        for part in parts:
-            halves = range(half, half + len(part[0].operands) // 4)
-            half = halves.stop
-            loaded.append(
-                [
-                    dataclasses.replace(
-                        weights, operands=[scratch.load_weights(number, h) for h in halves]
-                    )
-                    for number, weights in enumerate(part)
-                ]
-            )
-        channels = [self._of_set(sums, number)[TOTALS:] for number in range(len(totals))]
-        channels = self._products.add_values(channels, loaded, load_row)
-        pairs = zip(totals, channels, strict=True)
-        return [x for of_totals, of_channels in pairs for x in (*of_totals, *of_channels)]
+        """The sums with new channels."""
+        loaded = []
+        for number, of_set in enumerate(weights):
+            halves = range(len(of_set.operands) // 4)
+            words = [scratch.load_weights(number, half) for half in halves]
+            loaded.append(dataclasses.replace(of_set, operands=words))
+        old = [self._of_set(sums, number) for number in range(len(loaded))]
+        channels = self._products.add_values([x for _, x in old], loaded, load_row)
+        return [x for (totals, _), new in zip(old, channels, strict=True) for x in (*totals, *new)]
+
+    def _of_set(self, sums: Sequence[Value], number: int) -> tuple[list[Value], list[Value]]:
+        """A set's totals and channels."""
+        size = TOTALS + self._problem.head_dim // 8
+        of_set = list(sums[size * number : size * (number + 1)])
+        return of_set[:TOTALS], of_set[TOTALS:]
 
     def _load_scales(self, block: Value) -> list[Value]:
         """Words of this lane's scales, of keys and of values."""

@@ -8,7 +8,7 @@ from pallas_kernels import layouts
 __all__ = ["EXCHANGE_WORDS", "SET", "Coding", "Packed", "Problem", "Tiling"]
 
 SET = 4  # queries whose products are columns of one right operand, two each
-EXCHANGE_WORDS = 8 * 72  # in which a warp's lanes exchange scales, or a set's weights: `Scratch`
+EXCHANGE_WORDS = 8 * 72  # for a block's scales, or its weights of one set; see `Scratch`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,17 +172,15 @@ class Problem:
         return layouts.BLOCK * self.head_dim // 32 if self.shares_queries else 0
 
     @property
-    def weights_words(self) -> int:
-        """Words of all sets' weights behind the place of scales, which those of one set take."""
-        return 0 if self.sets == 1 else EXCHANGE_WORDS * self.sets
+    def exchange_words(self) -> int:
+        """Words in which the lanes of a warp exchange a block's scales and weights."""
+        return EXCHANGE_WORDS * self.sets if self.shares_queries else 0
 
     @property
     def warp_words(self) -> int:
         """Words of a warp: of its results, or what it needs before it has them."""
-        exchanged = 0
-        if self.shares_queries:
-            exchanged = EXCHANGE_WORDS + self.weights_words
-        return max(self.joined_words * self.tiling.queries, exchanged + 2 * self.staged_words)
+        before = self.exchange_words + 2 * self.staged_words
+        return max(self.joined_words * self.tiling.queries, before)
 
     @property
     def query_words(self) -> int:

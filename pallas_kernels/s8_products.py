@@ -142,36 +142,28 @@ class S8Products:
     def add_values(
         self,
         channels: Sequence[Sequence[Value]],
-        parts: Sequence[Sequence[BlockWeights]],
+        weights: Sequence[BlockWeights],
         load_row: Callable[[int], Sequence[Value]],
     ) -> list[list[Value]]:
         """For each set the new sums of channels 16 m + 8 r + g of query t.
 
         Args:
             channels: for each set sums so far.
-            parts: of the block, one after the other; for each set its weights. Operands are eight
-                words for each half of a block: of bits 0 to 7 of a byte.
-            load_row: words of a row of values, loaded when they are needed.
+            weights: for each set; operands are eight words for each half of a block: of bits 0 to 7
+                of a byte.
+            load_row: words of a row of values in those halves, loaded when they are needed.
         """
         ops = self._ops
+        units = [ops.fmul(x.unit, 1.0 / _VALUE_UNIT) for x in weights]
+        weights = [
+            dataclasses.replace(x, unit=unit) for x, unit in zip(weights, units, strict=True)
+        ]
         new: list[list[Value]] = [[] for _ in channels]
         for m in range(self._head_dim // 16):
-            words = [*load_row(m)]
-            sums = [list(of_set[2 * m : 2 * m + 2]) for of_set in channels]
-            for part in parts:
-                halves = len(part[0].operands)
-                products = self._value_sums(words[: 2 * halves], [x.operands for x in part])
-                words = words[2 * halves :]
-                sums = [
-                    add_products(ops, old, self._of_codes(weights), found)
-                    for old, weights, found in zip(sums, part, products, strict=True)
-                ]
-            new = [old + added for old, added in zip(new, sums, strict=True)]
+            found = self._value_sums(load_row(m), [x.operands for x in weights])
+            for into, old, of_set, sums in zip(new, channels, weights, found, strict=True):
+                into += add_products(ops, old[2 * m : 2 * m + 2], of_set, sums)
         return new
-
-    def _of_codes(self, weights: BlockWeights) -> BlockWeights:
-        unit = self._ops.fmul(weights.unit, 1.0 / _VALUE_UNIT)
-        return dataclasses.replace(weights, unit=unit)
 
     def _value_sums(
         self, words: Sequence[Value], sets: Sequence[Sequence[Sequence[Value]]]

@@ -10,7 +10,8 @@
 A result is a partial softmax: channels and mass are sums of weights relative to the greatest score.
 Words of keys and values are copied there ahead of time; each lane reads those that it copied. What
 lanes exchange is laid out so that neither its writing nor its reading, four words at once, meets a
-bank twice; weights of a single set take the place of scales, those of two lie behind:
+bank twice. Weights of one set take the place of scales; those of two, half a block's each, lie
+behind:
 
     scales    word 36 g + 8 q + i (of values 288 more)    of position 32 i + 8 q + g
     weights   word 72 i + 36 byte + 8 query + g           bytes at positions 32 i + 8 q + g, all q
@@ -39,9 +40,10 @@ class Scratch:
         self._query_bytes = 4 * problem.query_words
         self._joined = self._queries + self._query_bytes * tiling.queries * problem.block_teams
         self._scales = {"key": 0, "value": 2 * EXCHANGE_WORDS}
-        self._weights = 0 if problem.sets == 1 else 4 * EXCHANGE_WORDS
-        keys = EXCHANGE_WORDS + problem.weights_words
-        self._staged = {"key": 4 * keys, "value": 4 * (keys + problem.staged_words)}
+        # A single set's weights take the place of scales; two sets have half a block's each.
+        self._weights = 4 * (problem.exchange_words - EXCHANGE_WORDS)
+        keys = 4 * problem.exchange_words
+        self._staged = {"key": keys, "value": keys + 4 * problem.staged_words}
 
     # Results of a warp ----------------------------------------------------------------------------
 
@@ -130,9 +132,12 @@ class Scratch:
         at = self._staged_lane()
         self._ops.copy_to_shared(at, self._staged[name] + 512 * row, address, offset)
 
-    def load_row(self, name: str, row: int) -> list[Value]:
-        """What `copy_row` left."""
-        return self._ops.load_shared4(self._staged_lane(), self._staged[name] + 512 * row)
+    def load_row(self, name: str, row: int, halves: range = range(2)) -> list[Value]:
+        """What `copy_row` left: the words of values in these halves of a block, of keys all."""
+        at, offset = self._staged_lane(), self._staged[name] + 512 * row
+        if len(halves) == 2:
+            return self._ops.load_shared4(at, offset)
+        return self._ops.load_shared2(at, offset + 8 * halves.start)
 
     # What lanes of a warp exchange ----------------------------------------------------------------
 
@@ -152,18 +157,17 @@ class Scratch:
         words = ops.load_shared4(at, self._scales[name] + 4 * (8 * q + first))
         return [ops.from_bits(word) for word in words]
 
-    def store_weights(self, number: int, first: int, words: Sequence[Sequence[Value]]) -> None:
+    def store_weights(self, number: int, words: Sequence[Sequence[Value]]) -> None:
         """Leaves a set's weights, for `load_weights` in other lanes.
 
         Args:
             number: of the set.
-            first: i of the first words.
             words: for each i upper and lower bytes of query t at positions 32 i + 8 q + g.
         """
         ops, work = self._ops, self._work
         at = ops.mad(work.g, 4, ops.mad(work.t, 4 * 8, self._warp(work.warp)))
-        base = self._weights + 4 * EXCHANGE_WORDS * number
-        for i, of_byte in enumerate(words, first):
+        base = self._weights + 2 * EXCHANGE_WORDS * number
+        for i, of_byte in enumerate(words):
             for byte, word in enumerate(of_byte):
                 ops.store_shared(1, at, base + 4 * (72 * i + 36 * byte), ops.from_bits(word))
 
@@ -176,7 +180,7 @@ class Scratch:
         at = ops.mad(work.t, 4 * 72, self._warp(work.warp))
         at = ops.mad(ops.bit_and(work.g, 1), 4 * 36, at)
         at = ops.mad(ops.shift_right(work.g, 1), 4 * 8, at)
-        base = self._weights + 4 * (EXCHANGE_WORDS * number + 288 * half)
+        base = self._weights + 2 * EXCHANGE_WORDS * (number + half)
         return [word for b in (0, 4) for word in ops.load_shared4(at, base + 4 * b)]
 
     # Addresses ------------------------------------------------------------------------------------
