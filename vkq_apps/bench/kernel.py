@@ -1,7 +1,8 @@
-"""The fused kernel against bf16 attention: `python -m vkq_apps.bench.kernel --out FILE`.
+"""The fused kernel against other attention: `python -m vkq_apps.bench.kernel --out FILE`.
 
-One row a case: time of cuDNN's and XLA's bf16 attention and of the kernel over the same number of
-positions, the kernel's error against float32, and the part of the measured bandwidth it reaches.
+One row a case: time of its rivals (bf16 by cuDNN, XLA and PyTorch, fp8 by XLA) and of the kernel
+over the same number of positions, the kernel's error against float32, and the part of the measured
+bandwidth it reaches. A rival that cannot run is left out, and the row says why.
 Banks are random words: attention does not care what they mean.
 """
 
@@ -12,8 +13,9 @@ import math
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,90 +25,23 @@ from pallas_kernels import TiledLevels, TiledSigns, layouts, mosaic_gpu
 from pallas_kernels.fused import Banks, DenseBank, fused_attention
 from pallas_kernels.launch import Launch, emulated_launch, gpu_launch
 from pallas_kernels.problem import Tiling
+from vkq_apps.bench.cases import CASES, CHECKS, Case
 from vkq_apps.bench.results_file import source_digest, write_json
+from vkq_apps.bench.rivals import (
+    BF16_RIVALS,
+    FP8_RIVALS,
+    RIVALS,
+    DecodeShape,
+    Measured,
+    measure_rivals,
+    torch_version,
+)
 from vkq_apps.bench.timing import LayerTime, bandwidth, time_per_layer
 from vkq_apps.provenance import provenance
 from vkq_jax.cache import VisualBank
 from vkq_jax.post_scaling import scores, weighted_sum
 
 __all__ = ["CASES", "Case", "main", "random_banks"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One shape, and the ratio to cuDNN that is the goal.
-
-    Attributes:
-        codes: "levels", "signs8", "signs16" or "bfloat16", the kernel's own dense path.
-        text: positions of a dense bank beside the visual one, in the same launch.
-    """
-
-    batch: int
-    kv_heads: int
-    queries: int
-    positions: int
-    codes: str = "levels"
-    head_dim: int = 128
-    group_size: int | None = None
-    text: int = 0
-    goal: float | None = None
-
-    @property
-    def bits_stored(self) -> float:
-        """Bits an element of the bank, scales per position included, tables per group not."""
-        if self.codes == "bfloat16":
-            return 16.0
-        return 1 + {"levels": 0, "signs8": 8, "signs16": 16}[self.codes] / self.head_dim
-
-    @property
-    def bytes(self) -> float:
-        """Of all keys and values."""
-        bits = self.positions * self.bits_stored + self.text * 16
-        return self.batch * self.kv_heads * self.head_dim * 2 * bits / 8
-
-
-CASES = {
-    "mha-32k": Case(16, 32, 1, 32768, goal=14.5),
-    "mha-8k": Case(16, 32, 1, 8192, goal=13.0),
-    "mha-2304": Case(16, 32, 1, 2304, goal=11.0),
-    "mha-32k-signs8": Case(16, 32, 1, 32768, "signs8", goal=13.0),
-    "mha-8k-signs8": Case(16, 32, 1, 8192, "signs8"),
-    "mha-2304-signs8": Case(16, 32, 1, 2304, "signs8"),
-    "mha-576-signs8": Case(64, 32, 1, 576, "signs8"),
-    "mha-32k-groups-1024": Case(16, 32, 1, 32768, group_size=1024),
-    "mha-32k-groups-256": Case(16, 32, 1, 32768, group_size=256),
-    "b1-mha-32k": Case(1, 32, 1, 32768, goal=10.0),
-    "b1-mha-32k-signs8": Case(1, 32, 1, 32768, "signs8"),
-    "gqa4-32k": Case(16, 8, 4, 32768, goal=12.0),
-    "gqa4-32k-signs8": Case(16, 8, 4, 32768, "signs8", goal=11.0),
-    "gqa4-3328-signs8": Case(133, 8, 4, 3328, "signs8"),
-    "gqa8-32k": Case(16, 4, 8, 32768, goal=9.5),
-    "gqa8-32k-signs8": Case(16, 4, 8, 32768, "signs8"),
-    "gqa7-32k-signs8": Case(16, 4, 7, 32768, "signs8"),
-    "gqa7-8k-signs8": Case(16, 4, 7, 8192, "signs8"),
-    "h64-8k-signs8": Case(16, 32, 1, 8192, "signs8", head_dim=64),
-    "mha-32k-signs8-text": Case(16, 32, 1, 32768, "signs8", text=256),
-    "gqa4-3328-signs8-text": Case(133, 8, 4, 3328, "signs8", text=64),
-    "mha-8k-bfloat16": Case(16, 32, 1, 8192, "bfloat16"),
-    "gqa4-3328-bfloat16": Case(64, 8, 4, 3328, "bfloat16"),
-    "gqa7-8k-bfloat16": Case(16, 4, 7, 8192, "bfloat16"),
-}
-
-# Small shapes for --check: every code path, lengths that end inside and at the edge of blocks.
-CHECKS = [
-    (Case(2, 2, queries, positions, codes, head_dim, group_size, text), tiling)
-    for head_dim in (128, 64)
-    for codes, group_size, queries, positions, text, tiling in (
-        ("levels", None, 1, 2304, 0, Tiling(16, 4)),
-        ("levels", 512, 4, 1700, 40, Tiling(8, 2, 2)),
-        ("levels", None, 8, 1700, 40, Tiling(16, 16, 2, 4)),
-        ("signs8", None, 7, 700, 0, Tiling(16, 4, 4, 4)),
-        ("signs8", None, 4, 3328, 130, Tiling(16, 8, 8, 4)),
-        ("signs16", None, 2, 2304, 17, Tiling(4, 1)),
-        ("signs8", None, 1, 576, 33, Tiling(16, 2)),
-        ("bfloat16", None, 4, 700, 40, Tiling(16, 4, 2, 4)),
-    )
-]
 
 
 def random_banks(case: Case, seed: int, *, ragged: bool = False) -> tuple[Banks, dict[str, Any]]:
@@ -220,34 +155,16 @@ def error(case: Case, launch: Launch, tiling: Tiling | None, *, ragged: bool) ->
     }
 
 
-@functools.cache
-def rivals(case: Case) -> dict[str, LayerTime]:
-    """Times of bf16 attention over the same positions, by who does it."""
-    heads = case.kv_heads * case.queries
-    query = jnp.ones((case.batch, 1, heads, case.head_dim), jnp.bfloat16)
-    shape = (case.batch, case.positions + case.text, case.kv_heads, case.head_dim)
-    layers = max(1, min(16, round(4e9 / dataclasses.replace(case, codes="bfloat16").bytes)))
-    banks = [
-        tuple(jax.random.normal(jax.random.key(2 * i + j), shape, jnp.bfloat16) for j in (0, 1))
-        for i in range(layers)
-    ]
-    times = {}
-    names: tuple[Literal["cudnn", "xla"], ...] = ("cudnn", "xla")
-    for name in names:
-
-        def step(query, bank, name: Literal["cudnn", "xla"] = name):
-            return jax.nn.dot_product_attention(query, *bank, implementation=name)
-
-        try:
-            times[name] = time_per_layer(step, query, banks)
-        except Exception:
-            traceback.print_exc()
-    return times
-
-
-def measure(name: str, case: Case, tiling: Tiling | None, ceiling: float) -> dict[str, Any]:
+def measure(
+    name: str, case: Case, tiling: Tiling | None, ceiling: float, rivals: Sequence[str]
+) -> dict[str, Any]:
     """One row of the table."""
-    bf16 = rivals(dataclasses.replace(case, codes="bfloat16", group_size=None, goal=None))
+    others = measure_rivals(
+        DecodeShape(
+            case.batch, case.kv_heads, case.queries, case.positions + case.text, case.head_dim
+        ),
+        tuple(rivals),
+    )
     shape = (case.batch, case.kv_heads, case.queries, case.head_dim)
     query = case.head_dim**-0.5 * jax.random.normal(jax.random.key(0), shape)
     layers = max(1, min(16, round(2e9 / case.bytes)))
@@ -258,29 +175,54 @@ def measure(name: str, case: Case, tiling: Tiling | None, ceiling: float) -> dic
         return fused_attention(query, visible, banks, jnp.int32(0), gpu_launch, tiling)[0]
 
     taken = time_per_layer(step, query, banks)
-    rival_us = {rival: 1e6 * t.best for rival, t in bf16.items()}
     row = {
         "case": name,
         **dataclasses.asdict(case),
         "tiling": None if tiling is None else dataclasses.asdict(tiling),
-        "microseconds": 1e6 * taken.best,
-        "wall_microseconds": 1e6 * taken.wall,
-        "timed_by": "clock" if taken.device is None else "device",
-        "bf16_microseconds": rival_us,
-        "bf16_wall_microseconds": {rival: 1e6 * t.wall for rival, t in bf16.items()},
-        "ratio_to_cudnn": rival_us.get("cudnn", math.nan) / (1e6 * taken.best),
+        **compare(taken, others),
         "part_of_bandwidth": case.bytes / taken.best / ceiling,
         **error(case, gpu_launch, tiling, ragged=False),
     }
-    cudnn, xla = (rival_us.get(rival, math.nan) for rival in ("cudnn", "xla"))
-    print(
-        f"{name:22} cudnn {cudnn:8.1f} us  xla {xla:8.1f} us  kernel {row['microseconds']:7.1f} us "
-        f"(by the clock {row['wall_microseconds']:7.1f})  {row['ratio_to_cudnn']:5.2f}x "
-        f"(goal {case.goal})  {row['part_of_bandwidth']:.0%} of the bandwidth  "
-        f"error {row['relative_error']:.1e}  {tiling or ''}",
-        flush=True,
-    )
+    print(_line(row), tiling or "", flush=True)
     return row
+
+
+def compare(taken: LayerTime, others: Measured) -> dict[str, Any]:
+    """What a row says of the kernel's time and the others'; a ratio is None without the other."""
+    bf16_us, strongest = others.microseconds(BF16_RIVALS), others.strongest()
+    ratios = {rival: us / (1e6 * taken.best) for rival, us in bf16_us.items()}
+    return {
+        "microseconds": 1e6 * taken.best,
+        "wall_microseconds": 1e6 * taken.wall,
+        "timed_by": taken.timed_by,
+        "bf16_microseconds": bf16_us,
+        "bf16_wall_microseconds": others.wall_microseconds(BF16_RIVALS),
+        "fp8_microseconds": others.microseconds(FP8_RIVALS),
+        "fp8_wall_microseconds": others.wall_microseconds(FP8_RIVALS),
+        "rivals_timed_by": {rival: time.timed_by for rival, time in others.times.items()},
+        "rivals_left_out": others.left_out,
+        "strongest_rival": strongest,
+        "ratio_to_cudnn": ratios.get("cudnn"),
+        "ratio_to_strongest": None if strongest is None else ratios[strongest],
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A row in short, for the terminal; times in microseconds."""
+    times = row["bf16_microseconds"] | row["fp8_microseconds"]
+    strongest = f"strongest: {row['strongest_rival']}"
+    ratios = {"cudnn": row["ratio_to_cudnn"], strongest: row["ratio_to_strongest"]}
+    return "  ".join(
+        [
+            f"{row['case']:22}",
+            *(f"{rival} {us:.1f} us" for rival, us in times.items()),
+            f"kernel {row['microseconds']:.1f} us (by the clock {row['wall_microseconds']:.1f})",
+            *(f"{ratio:.2f}x ({to})" for to, ratio in ratios.items() if ratio is not None),
+            f"goal {row['goal']}",
+            f"{row['part_of_bandwidth']:.0%} of the bandwidth",
+            f"error {row['relative_error']:.1e}",
+        ]
+    )
 
 
 def check(launch: Launch) -> bool:
@@ -303,6 +245,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument(
+        "--rivals", nargs="*", default=list(RIVALS), choices=RIVALS, help="others to time"
+    )
     parser.add_argument("--check", action="store_true", help="correctness of small cases only")
     parser.add_argument("--emulate", action="store_true", help="--check without a GPU")
     parser.add_argument(
@@ -325,6 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
     record: dict[str, Any] = {
         **provenance(),
         "source": source_digest(),
+        "torch": torch_version(),
         "bandwidth": ceiling,
         "rows": [],
         "failed": [],
@@ -332,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in options.cases:
         for tiling in tilings:
             try:
-                record["rows"].append(measure(name, CASES[name], tiling, ceiling))
+                record["rows"].append(measure(name, CASES[name], tiling, ceiling, options.rivals))
             except Exception:
                 print(f"{name} {tiling or ''} failed", flush=True)
                 traceback.print_exc()

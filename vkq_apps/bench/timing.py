@@ -5,13 +5,13 @@ import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-__all__ = ["LayerTime", "bandwidth", "seconds_of_calls", "time_per_layer"]
+__all__ = ["LayerTime", "bandwidth", "seconds_of_calls", "seconds_of_kernels", "time_per_layer"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,11 @@ class LayerTime:
     def best(self) -> float:
         """The device's, where it is known."""
         return self.wall if self.device is None else self.device
+
+    @property
+    def timed_by(self) -> str:
+        """Whose time is the best: "device" or "clock"."""
+        return "clock" if self.device is None else "device"
 
 
 def time_per_layer(
@@ -57,7 +62,7 @@ def time_per_layer(
 
 
 def _seconds_on_device(function: Callable[[], Any], calls: int) -> float | None:
-    """Seconds that a call's kernels take on the first GPU, as the profiler records them."""
+    """Seconds that a call's kernels take on the first GPU; None where the profiler sees none."""
     if jax.default_backend() != "gpu":
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -65,29 +70,40 @@ def _seconds_on_device(function: Callable[[], Any], calls: int) -> float | None:
             for _ in range(calls):
                 jax.block_until_ready(function())
         (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
-        planes = jax.profiler.ProfileData.from_file(str(path)).planes
-        nanoseconds = sum(
-            event.duration_ns
-            for plane in planes
-            if plane.name.startswith("/device:GPU:0")
-            for line in plane.lines
-            if line.name.startswith("Stream")
-            for event in line.events
-        )
-    return nanoseconds / 1e9 / calls or None
+        seconds = seconds_of_kernels(jax.profiler.ProfileData.from_file(str(path)).planes)
+    return seconds / calls or None
+
+
+def seconds_of_kernels(planes: Iterable[Any]) -> float:
+    """Seconds of all that ran in the first GPU's streams, by the planes of a profiler's record.
+
+    Other lines of the GPU's plane group the same kernels by module or operation: they do not count.
+    """
+    return 1e-9 * sum(
+        event.duration_ns
+        for plane in planes
+        if plane.name.startswith("/device:GPU:0")
+        for line in plane.lines
+        if line.name.startswith("Stream")
+        for event in line.events
+    )
 
 
 def seconds_of_calls(
-    function: Callable[..., Any], *arguments: Any, repeats: int = 7, at_least: float = 0.03
+    function: Callable[..., Any],
+    *arguments: Any,
+    repeats: int = 7,
+    at_least: float = 0.03,
+    wait: Callable[[Any], Any] = jax.block_until_ready,
 ) -> list[float]:
-    """Times of one call, one for each repeat, warm.
+    """Seconds of one call, one for each repeat, warm; `wait` ends when its result is there.
 
     A repeat waits once, after as many calls as take `at_least` seconds: what Python does between
     calls hides behind the device's work, where there is enough of it.
     """
-    jax.block_until_ready(function(*arguments))
+    wait(function(*arguments))
     start = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
+    wait(function(*arguments))
     once = time.perf_counter() - start
     calls = max(2, min(50, int(at_least / once)))
     times = []
@@ -96,7 +112,7 @@ def seconds_of_calls(
         result = None
         for _ in range(calls):
             result = function(*arguments)  # the one before is freed: outputs do not pile up
-        jax.block_until_ready(result)
+        wait(result)
         times.append((time.perf_counter() - start) / calls)
     return times
 

@@ -1,0 +1,219 @@
+"""`vkq bench kernel`: its times, its rivals and its rows, as far as a CPU can tell."""
+
+import importlib
+import json
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vkq_apps.bench import kernel, rivals, timing
+from vkq_apps.bench.rivals import DecodeShape, Measured
+from vkq_apps.bench.timing import LayerTime
+from vkq_apps.cli.main import main
+
+SHAPE = DecodeShape(batch=2, kv_heads=2, queries=3, positions=40, head_dim=16)
+
+
+def test_time_per_layer_is_of_one_layer_by_the_clock_where_no_gpu_is():
+    chains = []
+
+    def step(query, layer):
+        chains.append(layer)
+        return query + layer
+
+    layers = [jnp.full(4, float(i)) for i in range(3)]
+    taken = timing.time_per_layer(step, jnp.ones(4), layers, repeats=2)
+    assert len(chains) == len(layers)  # traced once
+    assert taken.wall > 0
+    assert (taken.device, taken.best, taken.timed_by) == (None, taken.wall, "clock")
+    assert (LayerTime(2.0, 1.0).best, LayerTime(2.0, 1.0).timed_by) == (1.0, "device")
+
+
+def test_calls_are_waited_for_once_a_repeat():
+    waited = []
+    times = timing.seconds_of_calls(lambda x: x + 1, 1, repeats=3, at_least=0.0, wait=waited.append)
+    assert len(times) == 3
+    assert waited == [2] * (2 + 3)
+
+
+def test_kernels_are_counted_in_the_first_gpus_streams_only():
+    def plane(name, **lines):
+        return SimpleNamespace(
+            name=name,
+            lines=[
+                SimpleNamespace(
+                    name=line, events=[SimpleNamespace(duration_ns=ns) for ns in durations]
+                )
+                for line, durations in lines.items()
+            ],
+        )
+
+    planes = [
+        plane("/host:CPU", **{"Stream #1": [1e9]}),
+        plane("/device:GPU:0", **{"Stream #1": [250, 500], "Stream #2": [250], "XLA Ops": [9e9]}),
+        plane("/device:GPU:1", **{"Stream #1": [1e9]}),
+    ]
+    assert timing.seconds_of_kernels(planes) == pytest.approx(1e-6)
+    assert timing.seconds_of_kernels([]) == 0
+
+
+def test_layers_are_too_many_for_a_cache_and_few_enough_for_the_memory():
+    assert SHAPE.layers == 16
+    assert DecodeShape(16, 32, 1, 8192, 128).layers == 2
+    assert DecodeShape(16, 32, 1, 32768, 128).layers == 1
+
+
+def test_fp8_attention_is_attention_but_for_three_bits_of_mantissa():
+    query, (key, value) = SHAPE.query(), SHAPE.layer(0)
+    key = key * jnp.asarray([1.0, 300.0], jnp.bfloat16)[:, None]  # heads need scales of their own
+    (key8, key_scale), (value8, value_scale) = layer = rivals.to_fp8(key), rivals.to_fp8(value)
+    assert key8.dtype == value8.dtype == jnp.float8_e4m3fn
+    assert key_scale.shape == (2, 1, 2, 1)
+    found = rivals.fp8_attention(query, layer).astype(jnp.float32)
+
+    def attend(key, value):
+        exact = (x.astype(jnp.float32) for x in (query, key, value))
+        return jax.nn.dot_product_attention(*exact, implementation="xla")
+
+    def apart(expected):
+        return float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected))
+
+    raised = (x.astype(jnp.float32) for x in (key8, value8))
+    scaled = (x * s for x, s in zip(raised, (key_scale, value_scale), strict=True))
+    assert apart(attend(*scaled)) < 0.02  # bfloat16
+    assert apart(attend(key, value)) < 0.2
+
+
+def test_rivals_that_cannot_run_here_are_left_out_and_say_so(capsys):
+    measured = rivals.measure_rivals(SHAPE)
+    assert set(measured.times) == {"xla", "xla_fp8"}
+    assert set(measured.left_out) == {"cudnn", "torch"}
+    assert "torch is left out: ModuleNotFoundError: " in capsys.readouterr().out
+    assert measured.strongest() == "xla"
+    assert measured.microseconds(rivals.FP8_RIVALS) == {
+        "xla_fp8": pytest.approx(1e6 * measured.times["xla_fp8"].best)
+    }
+    assert rivals.measure_rivals(SHAPE, ()).strongest() is None
+
+
+@pytest.mark.parity  # where PyTorch is installed
+def test_torch_is_timed_by_events_around_a_graph_and_frees_its_memory(monkeypatch):
+    """PyTorch's attention itself on the CPU, with a device that does nothing."""
+    torch = pytest.importorskip("torch")
+    calls = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            calls.append("record")
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return 112.0  # milliseconds, of 7 replays of 16 layers
+
+    class Graph:
+        def __init__(self, graph=None, capture_error_mode=None):
+            pass
+
+        def __enter__(self):
+            calls.append("capture")
+
+        def __exit__(self, *_):
+            pass
+
+        def replay(self):
+            calls.append("replay")
+
+    fake = {
+        "is_available": lambda: True,
+        "synchronize": lambda: None,
+        "empty_cache": lambda: calls.append("empty"),
+        "Event": Event,
+        "CUDAGraph": Graph,
+        "graph": Graph,
+    }
+    for name, value in fake.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda size, dtype, device: randn(size, dtype=dtype))
+    taken = rivals.torch_attention(SHAPE)
+    assert taken.device == pytest.approx(1e-3)
+    assert taken.wall > 0
+    assert calls == ["capture", *(["record", *["replay"] * 7, "record"] * 7), "empty"]
+
+
+def test_a_row_compares_with_cudnn_and_with_the_strongest_over_bf16():
+    times = {
+        "cudnn": LayerTime(9e-6, 6e-6),
+        "torch": LayerTime(5e-6, None),
+        "xla_fp8": LayerTime(4e-6, 3e-6),
+    }
+    row = kernel.compare(LayerTime(3e-6, 1e-6), Measured(times, {"xla": "ValueError: no"}))
+    assert row["bf16_microseconds"] == pytest.approx({"cudnn": 6.0, "torch": 5.0})
+    assert row["bf16_wall_microseconds"] == pytest.approx({"cudnn": 9.0, "torch": 5.0})
+    assert row["fp8_microseconds"] == pytest.approx({"xla_fp8": 3.0})
+    assert row["fp8_wall_microseconds"] == pytest.approx({"xla_fp8": 4.0})
+    assert row["rivals_timed_by"] == {"cudnn": "device", "torch": "clock", "xla_fp8": "device"}
+    assert row["rivals_left_out"] == {"xla": "ValueError: no"}
+    assert row["ratio_to_cudnn"] == pytest.approx(6.0)
+    assert row["strongest_rival"] == "torch"
+    assert row["ratio_to_strongest"] == pytest.approx(5.0)
+    alone = kernel.compare(LayerTime(3e-6, 1e-6), Measured({}, {}))
+    assert alone["ratio_to_cudnn"] is alone["ratio_to_strongest"] is None
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    """Calls `vkq bench kernel` as on a GPU whose kernel takes a microsecond; gives its record."""
+    monkeypatch.setattr(kernel.mosaic_gpu, "device_reason", lambda: None)
+    monkeypatch.setattr(kernel, "bandwidth", lambda: 1e12)
+    monkeypatch.setattr(kernel, "time_per_layer", lambda *_: LayerTime(2e-6, 1e-6))
+    monkeypatch.setattr(kernel, "error", lambda *_, **__: {"relative_error": 0.0})
+    case = kernel.Case(2, 2, 3, 256, "signs8", text=8, head_dim=64)
+    monkeypatch.setitem(kernel.CASES, "gqa7-8k-signs8", case)
+
+    def call(*arguments):
+        path = tmp_path / "kernel.json"
+        with pytest.raises(SystemExit) as exit_:
+            main(["bench", "kernel", "--cases", "gqa7-8k-signs8", "--out", str(path), *arguments])
+        assert exit_.value.code == 0
+        return json.loads(path.read_text())
+
+    return call
+
+
+def test_the_command_times_the_rivals_it_is_told_to(bench, capsys, monkeypatch):
+    timed = {}
+
+    def rival(name):
+        return lambda shape: timed.update({name: shape}) or LayerTime(8e-6, 4e-6)
+
+    monkeypatch.setattr(rivals, "TIMED", {name: rival(name) for name in rivals.RIVALS})
+    record = bench("--rivals", "torch", "xla_fp8")
+    assert timed == dict.fromkeys(("torch", "xla_fp8"), DecodeShape(2, 2, 3, 264, 64))
+    (row,) = record["rows"]
+    assert (record["failed"], row["rivals_left_out"]) == ([], {})
+    assert (row["strongest_rival"], row["ratio_to_cudnn"]) == ("torch", None)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "torch 4.0 us  xla_fp8 4.0 us  kernel 1.0 us (by the clock 2.0)" in line
+    assert "4.00x (strongest: torch)" in line
+    bench()
+    assert set(timed) == set(rivals.RIVALS)
+
+
+def test_an_unknown_rival_is_refused(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", "kernel", "--rivals", "flash"])
+    assert exit_.value.code == 2
+    assert "invalid choice: 'flash'" in capsys.readouterr().err
+
+
+def test_torch_version_is_recorded_where_it_is_installed():
+    installed = importlib.util.find_spec("torch") is not None
+    assert (rivals.torch_version() is not None) == installed

@@ -1,0 +1,84 @@
+"""The shapes that `vkq bench kernel` times, and the small ones that it checks."""
+
+import dataclasses
+
+from pallas_kernels.problem import Tiling
+
+__all__ = ["CASES", "CHECKS", "Case"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One shape, and the ratio to cuDNN that is the goal.
+
+    Attributes:
+        codes: "levels", "signs8", "signs16" or "bfloat16", the kernel's own dense path.
+        text: positions of a dense bank beside the visual one, in the same launch.
+    """
+
+    batch: int
+    kv_heads: int
+    queries: int
+    positions: int
+    codes: str = "levels"
+    head_dim: int = 128
+    group_size: int | None = None
+    text: int = 0
+    goal: float | None = None
+
+    @property
+    def bits_stored(self) -> float:
+        """Bits an element of the bank, scales per position included, tables per group not."""
+        if self.codes == "bfloat16":
+            return 16.0
+        return 1 + {"levels": 0, "signs8": 8, "signs16": 16}[self.codes] / self.head_dim
+
+    @property
+    def bytes(self) -> float:
+        """Of all keys and values."""
+        bits = self.positions * self.bits_stored + self.text * 16
+        return self.batch * self.kv_heads * self.head_dim * 2 * bits / 8
+
+
+CASES = {
+    "mha-32k": Case(16, 32, 1, 32768, goal=14.5),
+    "mha-8k": Case(16, 32, 1, 8192, goal=13.0),
+    "mha-2304": Case(16, 32, 1, 2304, goal=11.0),
+    "mha-32k-signs8": Case(16, 32, 1, 32768, "signs8", goal=13.0),
+    "mha-8k-signs8": Case(16, 32, 1, 8192, "signs8"),
+    "mha-2304-signs8": Case(16, 32, 1, 2304, "signs8"),
+    "mha-576-signs8": Case(64, 32, 1, 576, "signs8"),
+    "mha-32k-groups-1024": Case(16, 32, 1, 32768, group_size=1024),
+    "mha-32k-groups-256": Case(16, 32, 1, 32768, group_size=256),
+    "b1-mha-32k": Case(1, 32, 1, 32768, goal=10.0),
+    "b1-mha-32k-signs8": Case(1, 32, 1, 32768, "signs8"),
+    "gqa4-32k": Case(16, 8, 4, 32768, goal=12.0),
+    "gqa4-32k-signs8": Case(16, 8, 4, 32768, "signs8", goal=11.0),
+    "gqa4-3328-signs8": Case(133, 8, 4, 3328, "signs8"),
+    "gqa8-32k": Case(16, 4, 8, 32768, goal=9.5),
+    "gqa8-32k-signs8": Case(16, 4, 8, 32768, "signs8"),
+    "gqa7-32k-signs8": Case(16, 4, 7, 32768, "signs8"),
+    "gqa7-8k-signs8": Case(16, 4, 7, 8192, "signs8"),
+    "h64-8k-signs8": Case(16, 32, 1, 8192, "signs8", head_dim=64),
+    "mha-32k-signs8-text": Case(16, 32, 1, 32768, "signs8", text=256),
+    "gqa4-3328-signs8-text": Case(133, 8, 4, 3328, "signs8", text=64),
+    "mha-8k-bfloat16": Case(16, 32, 1, 8192, "bfloat16"),
+    "gqa4-3328-bfloat16": Case(64, 8, 4, 3328, "bfloat16"),
+    "gqa7-8k-bfloat16": Case(16, 4, 7, 8192, "bfloat16"),
+}
+
+# Small shapes for --check: every code path, lengths that end inside and at the edge of blocks.
+CHECKS = [
+    (Case(2, 2, queries, positions, codes, head_dim, group_size, text), tiling)
+    for head_dim in (128, 64)
+    for codes, group_size, queries, positions, text, tiling in (
+        ("levels", None, 1, 2304, 0, Tiling(16, 4)),
+        ("levels", 512, 4, 1700, 40, Tiling(8, 2, 2)),
+        ("levels", None, 8, 1700, 40, Tiling(16, 16, 2, 4)),
+        ("signs8", None, 7, 700, 0, Tiling(16, 4, 4, 4)),
+        ("signs8", None, 4, 3328, 130, Tiling(16, 8, 8, 4)),
+        ("signs16", None, 2, 2304, 17, Tiling(4, 1)),
+        ("signs8", None, 1, 576, 33, Tiling(16, 2)),
+        ("bfloat16", None, 4, 700, 40, Tiling(16, 4, 2, 4)),
+    )
+]
