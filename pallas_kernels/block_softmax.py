@@ -89,7 +89,9 @@ class BlockSoftmax:
         if scales:
             block_mass = functools.reduce(ops.fadd, weights)
             weights = [ops.fmul(w, a) for w, a in zip(weights, scales, strict=True)]
-            largest = ops.fmax(self._row_max(functools.reduce(ops.fmax, weights)), 1e-30)
+            # Of floats that are not negative, as integers: three at once.
+            largest = functools.reduce(ops.max, [ops.as_bits(w) for w in weights])
+            largest = ops.fmax(self._row_max(ops.from_bits(largest)), 1e-30)
             factor = ops.fmul(ops.reciprocal(largest), self._greatest)
         if self._down is not None:
             factor = ops.fmul(factor, self._down)

@@ -23,7 +23,7 @@ class EmulatedOperations(Operations):
     Args:
         operands: arrays by name; outputs among them are written in place.
         blocks: thread blocks in the grid. warps: warps of each block.
-        shared_words: 32-bit words of shared memory of each block. cluster: blocks of a cluster.
+        shared_words: 32-bit words of shared memory of each block.
     """
 
     def __init__(
@@ -33,14 +33,13 @@ class EmulatedOperations(Operations):
         blocks: int,
         warps: int,
         shared_words: int,
-        cluster: int = 1,
     ):
         """Starts all warps."""
         contiguous = (np.ascontiguousarray(x) for x in operands.values())
         self._memory = [x.reshape(-1).view(np.uint8) for x in contiguous]
         self._names = list(operands)
         self._shape = (blocks * warps, 32)
-        self._warps, self._cluster = warps, cluster
+        self._warps = warps
         self._shared = np.full((blocks, shared_words), np.nan, np.float32)
         self._active = np.ones(blocks * warps, bool)
 
@@ -316,7 +315,8 @@ class EmulatedOperations(Operations):
 
     def load_shared(self, address, offset):
         """See `Operations.load_shared`."""
-        return self._load_shared(self.block_index(), address, offset)
+        index = (self._full(_word(address)) + np.uint32(offset)) // np.uint32(4)
+        return self._shared[self.block_index(), np.where(self._active[:, None], index, 0)]
 
     def load_shared2(self, address, offset):
         """See `Operations.load_shared2`."""
@@ -337,18 +337,9 @@ class EmulatedOperations(Operations):
     def warp_barrier(self):
         """See `Operations.warp_barrier`: lanes run in lockstep."""
 
-    def load_remote(self, rank, address, offset):
-        """See `Operations.load_remote`."""
-        block = self.block_index()
-        return self._load_shared(block - block % np.uint32(self._cluster) + rank, address, offset)
-
     def barrier(self):
         """See `Operations.barrier`."""
         assert self._active.all(), "a barrier that not all warps reach"
-
-    def cluster_barrier(self):
-        """See `Operations.cluster_barrier`."""
-        self.barrier()
 
     # Across the lanes of a warp
 
@@ -475,10 +466,6 @@ class EmulatedOperations(Operations):
         memory, index = self._resolve(address, offset, np.uint32, len(values), writes)
         for i, value in enumerate(values):
             memory[index[writes] + i] = self._full(_word(value))[writes]
-
-    def _load_shared(self, block, address, offset) -> np.ndarray:
-        index = (self._full(_word(address)) + np.uint32(offset)) // np.uint32(4)
-        return self._shared[block, np.where(self._active[:, None], index, 0)]
 
     def _common_bits(self, a, b) -> np.ndarray:
         def fragment(words):  # [warps, rows, 4 words]

@@ -120,7 +120,23 @@ def _launch(query, visible, banks: Banks, layer, launch: Launch, tiling: Tiling 
         operands[f"{name}_value"] = bank.value.reshape(-1, *bank.value.shape[-2:])
         operands[f"{name}_visible"] = visible[name].reshape(-1, positions)
     output, logsumexp = launch(problem, operands)
-    return output.reshape(query.shape), logsumexp.reshape(query.shape[:-1])
+    splits = problem.tiling.splits
+    output = output.reshape(splits, *query.shape)
+    logsumexp = logsumexp.reshape(splits, *query.shape[:-1])
+    return _join(output, logsumexp) if splits > 1 else (output[0], logsumexp[0])
+
+
+def _join(
+    output: Float[Array, "P *rows H"], logsumexp: Float[Array, "P *rows"]
+) -> tuple[Float[Array, "*rows H"], Float[Array, "*rows"]]:
+    """Joins results over parts of the positions; element by element, so that it is one kernel."""
+    highest = functools.reduce(jnp.maximum, logsumexp)
+    highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
+    weights = [jnp.exp(x - highest) for x in logsumexp]
+    mass = functools.reduce(jnp.add, weights)
+    share = 1.0 / jnp.where(mass > 0, mass, 1.0)
+    parts = [(w * share)[..., None] * x for w, x in zip(weights, output, strict=True)]
+    return functools.reduce(jnp.add, parts), highest + jnp.log(mass)
 
 
 def plan(

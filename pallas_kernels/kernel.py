@@ -3,7 +3,7 @@
 import math
 
 from pallas_kernels.dense_bank import DenseBanks
-from pallas_kernels.operations import Operations, Value
+from pallas_kernels.operations import Operations
 from pallas_kernels.packed_b1 import PackedB1
 from pallas_kernels.packed_s8 import PackedS8
 from pallas_kernels.problem import SET, Problem
@@ -17,10 +17,11 @@ class Kernel:
     """`run()` does the work of one warp.
 
     Every warp computes a result over its share of positions. Then one warp for each query joins
-    those of its team and, where thread blocks of a cluster share a team, of its cluster.
+    those of its team.
 
-    Operands: those of the parts; layer [1] int32 where there are several. Results: output [rows, H]
-    and logsumexp [rows] (natural), float32.
+    Operands: those of the parts; layer [1] int32 where there are several. Results, one after the
+    other for each split: output [splits * rows, H] and logsumexp [splits * rows] (natural),
+    float32.
     """
 
     def __init__(self, ops: Operations, problem: Problem):
@@ -38,38 +39,22 @@ class Kernel:
             for first in range(0, tiling.queries, SET):
                 DenseBanks(ops, problem, work, first).run(self._scratch)
         ops.barrier()
-        if tiling.splits == 1:
-            for query in range(tiling.queries):
-                self._if(work.member, query % tiling.team, self._write, query)
-            return
         for query in range(tiling.queries):
-            self._if(work.member, query % tiling.team, self._join, query)
-        ops.cluster_barrier()
-        mine = ops.mad(work.split, tiling.team, work.member)
-        for query in range(tiling.queries):
-            writer = query % tiling.splits * tiling.team + query // tiling.splits % tiling.team
-            self._if(mine, writer, self._write, query)
-        ops.cluster_barrier()  # no shared memory goes away before it has been read
 
-    def _if(self, number: Value, wanted: int, action, query: int) -> None:
-        def run(_):
-            action(query)
-            return []
+            def write(_, query=query):
+                self._write(query)
+                return []
 
-        self._ops.cond(self._ops.equal(number, wanted), [], run)
-
-    def _join(self, query: int) -> None:
-        self._scratch.store_joined(query, self._scratch.join_team(query))
+            ops.cond(ops.equal(work.member, query % tiling.team), [], write)
 
     def _write(self, query: int) -> None:
         """Normalizes the result of a query of the team and writes it."""
-        ops, problem, work, scratch = self._ops, self._problem, self._work, self._scratch
-        join = scratch.join_team if problem.tiling.splits == 1 else scratch.join_cluster
-        top, mass, *channels = join(query)
+        ops, problem, work = self._ops, self._problem, self._work
+        top, mass, *channels = self._scratch.join_team(query)
         normalize = ops.reciprocal(ops.fmax(mass, 1e-30))
         exists = ops.add(work.first_query, query)
         exists = ops.where_less(exists, problem.queries, work.has_work, 0)
-        row = work.row(work.query(query))
+        row = ops.mad(work.split, problem.rows, work.row(work.query(query)))
         address = ops.address(ops.pointer("output"), row, 4 * problem.head_dim)
         address = ops.address(address, work.lane, 4)
         for k, x in enumerate(channels):

@@ -35,8 +35,8 @@ class Program:
     Attributes:
         body: does the work of one warp.
         results: shapes of what it writes, by operand name.
-        grid: thread blocks, or clusters of them. warps: of each block, a multiple of four.
-        shared_words: 32-bit words of shared memory of each block. cluster: blocks of a cluster.
+        grid: thread blocks. warps: of each block, a multiple of four.
+        shared_words: 32-bit words of shared memory of each block.
     """
 
     body: Callable[[Operations], None]
@@ -44,14 +44,13 @@ class Program:
     grid: int
     warps: int
     shared_words: int
-    cluster: int = 1
 
 
 Run = Callable[[Program, Mapping[str, jax.Array]], tuple[jax.Array, ...]]
 
 
 def gpu_launch(problem: Problem, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Attention on a GPU: output [rows, H] and logsumexp [rows]."""
+    """Attention on a GPU: output [splits * rows, H] and logsumexp [splits * rows]."""
     output, logsumexp = run_on_gpu(attention_program(problem), operands)
     return output, logsumexp
 
@@ -82,8 +81,6 @@ def run_on_gpu(program: Program, operands: Mapping[str, jax.Array]) -> tuple[jax
         scratch_types=[plgpu.SMEM((program.shared_words,), jnp.float32)],
         grid=(program.grid,),
         grid_names=("block",),
-        cluster=(program.cluster,) if program.cluster > 1 else (),
-        cluster_names=("split",) if program.cluster > 1 else (),
         num_threads=program.warps // 4,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(
@@ -105,10 +102,9 @@ def run_emulated(program: Program, operands: Mapping[str, jax.Array]) -> tuple[j
         }
         ops = EmulatedOperations(
             arrays,
-            blocks=program.grid * program.cluster,
+            blocks=program.grid,
             warps=program.warps,
             shared_words=program.shared_words,
-            cluster=program.cluster,
         )
         # Warps without work compute with whatever there is, as on a GPU.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -120,14 +116,14 @@ def run_emulated(program: Program, operands: Mapping[str, jax.Array]) -> tuple[j
 
 def attention_program(problem: Problem) -> Program:
     """Attention, as a program."""
+    rows = (problem.tiling.splits * problem.rows,)
     return Program(
         body=lambda ops: Kernel(ops, problem).run(),
         results={
-            "output": jax.ShapeDtypeStruct((problem.rows, problem.head_dim), jnp.float32),
-            "logsumexp": jax.ShapeDtypeStruct((problem.rows,), jnp.float32),
+            "output": jax.ShapeDtypeStruct((*rows, problem.head_dim), jnp.float32),
+            "logsumexp": jax.ShapeDtypeStruct(rows, jnp.float32),
         },
         grid=problem.grid,
         warps=problem.tiling.warps,
         shared_words=problem.shared_words,
-        cluster=problem.tiling.splits,
     )

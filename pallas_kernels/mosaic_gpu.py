@@ -155,7 +155,7 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
         tiling = problem.tiling
         several = "query" if tiling.queries == 1 else "queries"
         lines.append(
-            f"one launch over {', '.join(parts)}: {problem.grid * tiling.splits} thread blocks of "
+            f"one launch over {', '.join(parts)}: {problem.grid} thread blocks of "
             f"{tiling.warps} warps, {tiling.team} x {tiling.splits} of them to a team of "
             f"{tiling.queries} {several} of a KV head"
         )

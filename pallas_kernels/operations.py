@@ -328,19 +328,6 @@ class Operations(abc.ABC):
         """`barrier` for the lanes of a warp."""
         self.emit("bar.warp.sync 0xffffffff;", "", "", ordered=True)
 
-    def load_remote(self, rank: int, address: Value, offset: int) -> Value:
-        """A float from the shared memory of the cluster's thread block number `rank`."""
-        ptx = (
-            "{ .reg .u32 a; mapa.shared::cluster.u32 a, $1, $2; "
-            f"ld.shared::cluster.f32 $0, [a+{offset}]; }}"
-        )
-        return self.emit(ptx, "f", "rr", address, rank, ordered=True)
-
-    def cluster_barrier(self) -> None:
-        """`barrier` for all thread blocks of the cluster."""
-        ptx = "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;"
-        self.emit(ptx, "", "", ordered=True)
-
     # Across the lanes of a warp -----------------------------------------------------------------
 
     def uniform(self, a: Value) -> Value:

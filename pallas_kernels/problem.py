@@ -75,7 +75,7 @@ class Tiling:
     Attributes:
         warps: of a thread block, a multiple of four.
         team: warps of a team within a thread block.
-        splits: thread blocks that share a team's positions: a cluster, 1 to 8.
+        splits: thread blocks that share a team's positions; each has results of its own.
         queries: queries of a team, 1 to 8.
     """
 
@@ -89,7 +89,7 @@ class Tiling:
         if (
             self.warps % 4
             or self.warps % self.team
-            or not 1 <= self.splits <= 8
+            or self.splits < 1
             or not 1 <= self.queries <= 2 * SET
         ):
             raise ValueError(f"{self} does not fit together")
@@ -148,8 +148,8 @@ class Problem:
 
     @property
     def grid(self) -> int:
-        """Thread blocks, or clusters of them."""
-        return -(-self.teams // self.block_teams)
+        """Thread blocks."""
+        return -(-self.teams // self.block_teams) * self.tiling.splits
 
     @property
     def joined_words(self) -> int:
@@ -191,8 +191,8 @@ class Problem:
     def shared_words(self) -> int:
         """Words of shared memory of a thread block."""
         tiling = self.tiling
-        of_query = self.query_words + (self.joined_words if tiling.splits > 1 else 0)
-        return tiling.warps * self.warp_words + self.block_teams * tiling.queries * of_query
+        queries = self.block_teams * tiling.queries * self.query_words
+        return tiling.warps * self.warp_words + queries
 
     def __post_init__(self):
         """Checks what the parts do not know of each other."""

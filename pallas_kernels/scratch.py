@@ -5,7 +5,6 @@
 | results | warp and query of its team | channels [H], greatest score, mass |
 | the same place | warp (teams of several queries only) | exchanged, keys, values of a block |
 | queries | team and query (teams of several queries only) | channels [H], four scalars |
-| joined | team and query (clusters only) | channels [H], greatest score, mass |
 
 A result is a partial softmax: channels and mass are sums of weights relative to the greatest score.
 Words of keys and values are copied there ahead of time; each lane reads those that it copied. What
@@ -38,7 +37,6 @@ class Scratch:
         self._warp_bytes, self._result_bytes = 4 * problem.warp_words, 4 * problem.joined_words
         self._queries = self._warp_bytes * tiling.warps
         self._query_bytes = 4 * problem.query_words
-        self._joined = self._queries + self._query_bytes * tiling.queries * problem.block_teams
         self._scales = {"key": 0, "value": 2 * EXCHANGE_WORDS}
         # A single set's weights take the place of scales; two sets have half a block's each.
         self._weights = 4 * (problem.exchange_words - EXCHANGE_WORDS)
@@ -72,30 +70,11 @@ class Scratch:
         return self._load(base, at, offsets, 0, self._ops.load_shared)
 
     def join_team(self, query: int) -> list[Value]:
-        """The result of the team in this thread block, channels 32 k + lane."""
+        """The result of the team, channels 32 k + lane."""
         ops, team = self._ops, self._problem.tiling.team
         base = self._result(ops.mad(self._work.team, team, 0), query)
         parts = [self._load_lanes(base, w * self._warp_bytes, ops.load_shared) for w in range(team)]
         return warp_math.merge(ops, parts)
-
-    # Results of teams that a cluster shares -------------------------------------------------------
-
-    def store_joined(self, query: int, result: Sequence[Value]) -> None:
-        """Leaves a team's result where the other thread blocks of the cluster can read it."""
-        lane = self._work.lane
-        first = self._ops.where_less(lane, 1, 1, 0)
-        self._store(self._team_query(query), result, lane, self._every_lane(), 1, first)
-
-    def join_cluster(self, query: int) -> list[Value]:
-        """`join_team` over the thread blocks of the cluster, from what `store_joined` left."""
-        ops = self._ops
-        base = self._team_query(query)
-
-        def load_from(rank):
-            return self._load_lanes(base, 0, lambda at, offset: ops.load_remote(rank, at, offset))
-
-        splits = range(self._problem.tiling.splits)
-        return warp_math.merge(ops, [load_from(rank) for rank in splits])
 
     # Queries of a team of several -----------------------------------------------------------------
 
@@ -219,8 +198,3 @@ class Scratch:
         slot = self._ops.mad(self._work.team, self._problem.tiling.queries, query)
         base = self._ops.mad(slot, self._query_bytes, self._ops.shared())
         return self._ops.add(base, self._queries)
-
-    def _team_query(self, query: Value) -> Value:
-        slot = self._ops.mad(self._work.team, self._problem.tiling.queries, query)
-        base = self._ops.mad(slot, self._result_bytes, self._ops.shared())
-        return self._ops.add(base, self._joined)

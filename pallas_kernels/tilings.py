@@ -6,7 +6,6 @@ __all__ = ["choose_tiling"]
 
 _MULTIPROCESSORS = 132  # of an H100
 _WARPS = 16  # that one of them holds at 128 registers a thread
-_WARPS_OF_TWO_SETS = 12  # at 168 registers
 
 
 def choose_tiling(
@@ -17,8 +16,8 @@ def choose_tiling(
     A team takes up to eight queries of a KV head, so that a block is loaded once for them (one
     where tables come in groups, four where there is no packed bank). Many teams with short banks:
     small thread blocks, which fill the device evenly whatever their number. Otherwise large ones;
-    long banks and few heads are shared by more warps, then by the thread blocks of a cluster, which
-    cost more.
+    long banks and few heads are shared by more warps, then by more thread blocks, whose results
+    have to be joined.
     """
     grouped = packed is not None and packed.chunk_blocks < packed.blocks
     most = 1 if grouped else SET if packed is None else 2 * SET
@@ -27,13 +26,11 @@ def choose_tiling(
     if packed is not None and packed.blocks <= 16 and 2 * teams >= 7 * _MULTIPROCESSORS:
         return Tiling(warps=4, team=2, queries=per_team)
     blocks = (packed.blocks if packed else 0) + sum(-(-capacity // 16) for _, capacity in dense)
-    warps = _WARPS if per_team <= SET else _WARPS_OF_TWO_SETS
-    wanted = _MULTIPROCESSORS * warps // 2
-    team, *larger = (size for size in range(1, warps + 1) if warps % size == 0)
-    for size in larger:
-        if teams * team < wanted and size <= blocks:
-            team = size
+    wanted = _MULTIPROCESSORS * _WARPS // 2
     splits = 1
-    while splits < 8 and teams * team * splits < wanted and 2 * splits * team <= blocks:
+    team = 1 if per_team <= SET else 4  # shared memory has room for the queries of four such teams
+    while team < _WARPS and teams * team < wanted and 2 * team <= blocks:
+        team *= 2
+    while teams * team * splits < wanted and 2 * splits * team <= blocks:
         splits *= 2
-    return Tiling(warps=warps, team=team, splits=splits, queries=per_team)
+    return Tiling(warps=_WARPS, team=team, splits=splits, queries=per_team)

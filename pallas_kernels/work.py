@@ -17,7 +17,7 @@ class Work:
         place: 8 t + g, of the lane's positions, and channels of queries, in each 32.
         channel: 16 t + g: its channels of results are 64 h + 16 t + 8 r + g.
         team: number of the team in its thread block. member: of the warp in the team.
-        split: number of the thread block in its cluster.
+        split: number of the thread block among those that share its teams.
         head: (outer * batch) * KV heads + KV head. sequence: outer * batch.
         stored_head: number of the KV head in the bank's arrays, layers counted.
         first_query: of the team, among those of the KV head.
@@ -71,5 +71,5 @@ class Work:
         return self._ops.min(self._ops.add(self.first_query, number), last)
 
     def row(self, query: Value) -> Value:
-        """The row of a query of the KV head in the arrays of queries and results."""
+        """The row of a query of the KV head in the array of queries, and in a split's results."""
         return self._ops.mad(self.head, self._problem.queries, query)
