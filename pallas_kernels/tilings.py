@@ -14,16 +14,17 @@ def choose_tiling(
     """The tiling for `heads` KV heads, each read by `queries` queries.
 
     A team takes up to eight queries of a KV head, so that a block is loaded once for them (one
-    where tables come in groups, four where there is no packed bank). Many teams with short banks:
-    small thread blocks, which fill the device evenly whatever their number. Otherwise large ones;
-    long banks and few heads are shared by more warps, then by more thread blocks, whose results
+    where tables come in groups, four where there is no packed bank). Many teams of up to four
+    with short banks: small thread blocks, which fill the device evenly whatever their number.
+    Otherwise large ones; long banks and few heads are shared by more warps, then by more thread blocks, whose results
     have to be joined.
     """
     grouped = packed is not None and packed.chunk_blocks < packed.blocks
     most = 1 if grouped else SET if packed is None else 2 * SET
     per_team = -(-queries // -(-queries // most))
     teams = heads * -(-queries // per_team)
-    if packed is not None and packed.blocks <= 16 and 2 * teams >= 7 * _MULTIPROCESSORS:
+    short = packed is not None and packed.blocks <= 16 and per_team <= SET
+    if short and 2 * teams >= 7 * _MULTIPROCESSORS:
         return Tiling(warps=4, team=2, queries=per_team)
     blocks = (packed.blocks if packed else 0) + sum(-(-capacity // 16) for _, capacity in dense)
     wanted = _MULTIPROCESSORS * _WARPS // 2

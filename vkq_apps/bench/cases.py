@@ -74,8 +74,8 @@ CHECKS = [
     for codes, group_size, queries, positions, text, tiling in (
         ("levels", None, 1, 2304, 0, Tiling(16, 4)),
         ("levels", 512, 4, 1700, 40, Tiling(8, 2, 2)),
-        ("levels", None, 8, 1700, 40, Tiling(16, 16, 2, 4)),
-        ("signs8", None, 7, 700, 0, Tiling(16, 4, 4, 4)),
+        ("levels", None, 8, 1700, 40, Tiling(16, 16, 2, 8)),
+        ("signs8", None, 7, 700, 0, Tiling(16, 4, 4, 7)),
         ("signs8", None, 4, 3328, 130, Tiling(16, 8, 8, 4)),
         ("signs16", None, 2, 2304, 17, Tiling(4, 1)),
         ("signs8", None, 1, 576, 33, Tiling(16, 2)),
