@@ -214,6 +214,10 @@ class EmulatedOperations(Operations):
         """See `Operations.fmax`."""
         return np.maximum(_float(a), _float(b))
 
+    def fmin(self, a, b):
+        """See `Operations.fmin`."""
+        return np.minimum(_float(a), _float(b))
+
     def exp2(self, a):
         """See `Operations.exp2`."""
         power = np.exp2(np.maximum(_float(a), np.float32(-127)))

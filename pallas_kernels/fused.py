@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.launch import Launch
 from pallas_kernels.layouts import BLOCK
-from pallas_kernels.problem import Coding, Packed, Problem, Tiling
+from pallas_kernels.problem import Coding, Packed, Problem, Task, Tiling
 from pallas_kernels.tiled import TiledLevels, TiledSigns
 from pallas_kernels.tilings import choose_tiling
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache import VisualBank
 from vkq_jax.pytree import frozen_pytree
 
-__all__ = ["Banks", "DenseBank", "fused_attention", "plan"]
+__all__ = ["Banks", "DenseBank", "ScoreMap", "fused_attention", "plan", "score_range"]
 
 Result = tuple[Float[Array, "B K Q H"], Float[Array, "B K Q"]]
+ScoreMap = tuple[Float[Array, "B K Q"], Float[Array, "B K Q"]]
 
 
 @frozen_pytree
@@ -44,6 +47,7 @@ def fused_attention(
     layer: Int32[Array, ""],
     launch: Launch,
     tiling: Tiling | None = None,
+    score_map: ScoreMap | None = None,
 ) -> Result:
     """One launch: attention of all queries of a KV head over one layer of its banks.
 
@@ -54,20 +58,54 @@ def fused_attention(
         layer: which one.
         launch: runs the kernel.
         tiling: how the work is cut; None chooses by shape.
+        score_map: slope and shift of each query's scores over the packed bank.
 
     Returns:
         Output and natural log-sum-exp; -inf (and finite output) where nothing is visible. Mapped
         axes become an axis around the layers or, where no bank is mapped, part of the queries: one
         launch, no copy.
     """
+    rows = {"query": query}
+    if score_map is not None:
+        rows |= dict(zip(("slope", "shift"), score_map, strict=True))
+    run = functools.partial(_launch, launch=launch, tiling=tiling, task="attention")
+    output, logsumexp = _fold_mapped_axes(run, rows, visible, banks, layer)
+    return output, logsumexp
+
+
+def score_range(
+    query: Float[Array, "B K Q H"],
+    packed: VisualBank,
+    layer: Int32[Array, ""],
+    launch: Launch,
+    tiling: Tiling | None = None,
+) -> tuple[Float[Array, "B K Q"], Float[Array, "B K Q"]]:
+    """One launch: each query's lowest and highest score over one layer of a packed bank.
+
+    Where nothing is visible, the lowest is above the highest. Arguments: see `fused_attention`.
+    """
+    run = functools.partial(_launch, launch=launch, tiling=tiling, task="score range")
+    highest, lowest = _fold_mapped_axes(run, {"query": query}, {}, Banks(packed, {}), layer)
+    return lowest, highest
+
+
+def _fold_mapped_axes(
+    run: Callable[..., tuple[Array, Array]], rows, visible, banks: Banks, layer: Array
+) -> tuple[Array, Array]:
+    """`run(rows, visible, banks, layer)`, once whatever axes are mapped around it.
+
+    Args:
+        run: takes everything but the layer's number with an axis Z in front.
+        rows: arrays [B, K, Q, ...] by name. visible: [B, T]. banks, layer: see `fused_attention`.
+    """
 
     @jax.custom_batching.custom_vmap
-    def attend(query, visible, banks, layer):
-        return _launch(query, visible, banks, layer, launch, tiling)
+    def attend(rows, visible, banks, layer):
+        return run(rows, visible, banks, layer)
 
     @attend.def_vmap
-    def fold(axis_size, in_batched, query, visible, banks, layer):
-        query_batched, visible_batched, banks_batched, layer_batched = in_batched
+    def fold(axis_size, in_batched, rows, visible, banks, layer):
+        rows_batched, visible_batched, banks_batched, layer_batched = in_batched
         if layer_batched:
             raise NotImplementedError("mosaic_gpu: a mapped layer number")
 
@@ -76,39 +114,47 @@ def fused_attention(
                 lambda x, b: x if b else jnp.broadcast_to(x, (axis_size, *x.shape)), tree, batched
             )
 
-        query, visible = mapped((query, visible), (query_batched, visible_batched))
+        rows, visible = mapped((rows, visible), (rows_batched, visible_batched))
         if any(jax.tree.leaves(banks_batched)):
 
             def outward(tree):  # [Y, Z, ...] -> [Y * Z, ...]
                 return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
             banks = mapped(banks, banks_batched)
-            results = attend(*outward((query, visible, banks)), layer)
+            results = attend(*outward((rows, visible, banks)), layer)
             unfolded = (x.reshape(axis_size, -1, *x.shape[1:]) for x in results)
-        else:  # query [Y, Z, B, K, Q, H] -> [Z, B, K, Y * Q, H], visible [Y, Z, B, T] alike
-            moved = jnp.moveaxis(query, 0, 3)
-            flat = moved.reshape(*moved.shape[:3], -1, moved.shape[-1])
-            seen = {name: jnp.moveaxis(x, 0, 2) for name, x in visible.items()}
-            seen = {name: x.reshape(*x.shape[:2], -1) for name, x in seen.items()}
-            output, logsumexp = attend(flat, seen, banks, layer)
+        else:  # rows [Y, Z, B, K, Q, ...] -> [Z, B, K, Y * Q, ...], visible [Y, Z, B, T] alike
+            flat = {name: _inward(x, 3) for name, x in rows.items()}
+            seen = {name: _inward(x, 2) for name, x in visible.items()}
             unfolded = (
-                jnp.moveaxis(x.reshape(*moved.shape[:5], *x.shape[4:]), 3, 0)
-                for x in (output, logsumexp)
+                jnp.moveaxis(x.reshape(*x.shape[:3], axis_size, -1, *x.shape[4:]), 3, 0)
+                for x in attend(flat, seen, banks, layer)
             )
         return tuple(unfolded), (True, True)
 
-    one = jax.tree.map(lambda x: x[None], (query, visible, banks))
-    output, logsumexp = attend(*one, layer)
-    return output[0], logsumexp[0]
+    one = jax.tree.map(lambda x: x[None], (rows, visible, banks))
+    first, second = attend(*one, layer)
+    return first[0], second[0]
+
+
+def _inward(x: Array, axis: int) -> Array:
+    """Joins the first axis with the one behind `axis`."""
+    x = jnp.moveaxis(x, 0, axis)
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
 # Compiled once for all layers of equal shapes, also where they are not in a loop.
-@functools.partial(jax.jit, static_argnames=("launch", "tiling"))
-def _launch(query, visible, banks: Banks, layer, launch: Launch, tiling: Tiling | None):
+@functools.partial(jax.jit, static_argnames=("launch", "tiling", "task"))
+def _launch(
+    rows, visible, banks: Banks, layer, launch: Launch, tiling: Tiling | None, task: Task
+) -> tuple[Array, Array]:
     """With an axis Z in front of everything but the layer's number."""
+    query = rows["query"]
     positions = next((x.shape[-1] for x in visible.values()), 1)
     problem = plan(banks, query.shape, positions, tiling)
+    problem = dataclasses.replace(problem, task=task, maps_scores="slope" in rows)
     operands = {"query": query.reshape(-1, problem.head_dim)}
+    operands |= {name: rows[name].reshape(-1) for name in ("slope", "shift") if name in rows}
     if problem.layers > 1:
         operands["layer"] = layer.reshape(1)
     if banks.packed is not None:
@@ -119,8 +165,12 @@ def _launch(query, visible, banks: Banks, layer, launch: Launch, tiling: Tiling 
         operands[f"{name}_key"] = bank.key.reshape(-1, *bank.key.shape[-2:])
         operands[f"{name}_value"] = bank.value.reshape(-1, *bank.value.shape[-2:])
         operands[f"{name}_visible"] = visible[name].reshape(-1, positions)
-    output, logsumexp = launch(problem, operands)
+    results = launch(problem, operands)
     splits = problem.tiling.splits
+    if task == "score range":
+        highest, lowest = (x.reshape(splits, *query.shape[:-1]) for x in results)
+        return functools.reduce(jnp.maximum, highest), functools.reduce(jnp.minimum, lowest)
+    output, logsumexp = results
     output = output.reshape(splits, *query.shape)
     logsumexp = logsumexp.reshape(splits, *query.shape[:-1])
     return _join(output, logsumexp) if splits > 1 else (output[0], logsumexp[0])

@@ -13,14 +13,15 @@ from pallas_kernels.kernel import Kernel
 from pallas_kernels.mlir_operations import MlirOperations
 from pallas_kernels.operations import Operations
 from pallas_kernels.problem import Problem
+from pallas_kernels.score_range import ScoreRange
 
 __all__ = [
     "Launch",
     "Program",
     "Run",
-    "attention_program",
     "emulated_launch",
     "gpu_launch",
+    "program_of",
     "run_emulated",
     "run_on_gpu",
 ]
@@ -50,17 +51,17 @@ Run = Callable[[Program, Mapping[str, jax.Array]], tuple[jax.Array, ...]]
 
 
 def gpu_launch(problem: Problem, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Attention on a GPU: output [splits * rows, H] and logsumexp [splits * rows]."""
-    output, logsumexp = run_on_gpu(attention_program(problem), operands)
-    return output, logsumexp
+    """On a GPU: the results of `Kernel` or of `ScoreRange`, by the problem's task."""
+    first, second = run_on_gpu(program_of(problem), operands)
+    return first, second
 
 
 def emulated_launch(
     problem: Problem, operands: Mapping[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """The same with `EmulatedOperations`, on the host."""
-    output, logsumexp = run_emulated(attention_program(problem), operands)
-    return output, logsumexp
+    first, second = run_emulated(program_of(problem), operands)
+    return first, second
 
 
 def run_on_gpu(program: Program, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
@@ -114,15 +115,16 @@ def run_emulated(program: Program, operands: Mapping[str, jax.Array]) -> tuple[j
     return jax.pure_callback(run, tuple(program.results.values()), dict(operands))
 
 
-def attention_program(problem: Problem) -> Program:
-    """Attention, as a program."""
+def program_of(problem: Problem) -> Program:
+    """What computes a problem, as a program."""
     rows = (problem.tiling.splits * problem.rows,)
+    if problem.task == "score range":
+        body, shapes = ScoreRange, {"highest": rows, "lowest": rows}
+    else:
+        body, shapes = Kernel, {"output": (*rows, problem.head_dim), "logsumexp": rows}
     return Program(
-        body=lambda ops: Kernel(ops, problem).run(),
-        results={
-            "output": jax.ShapeDtypeStruct((*rows, problem.head_dim), jnp.float32),
-            "logsumexp": jax.ShapeDtypeStruct(rows, jnp.float32),
-        },
+        body=lambda ops: body(ops, problem).run(),
+        results={name: jax.ShapeDtypeStruct(x, jnp.float32) for name, x in shapes.items()},
         grid=problem.grid,
         warps=problem.tiling.warps,
         shared_words=problem.shared_words,

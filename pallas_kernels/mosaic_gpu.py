@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 import vkq_jax.attention
+import vkq_jax.calibration
 from pallas_kernels import layouts
-from pallas_kernels.fused import Banks, DenseBank, fused_attention, plan
+from pallas_kernels.fused import Banks, DenseBank, fused_attention, plan, score_range
 from pallas_kernels.launch import Launch, gpu_launch
 from pallas_kernels.problem import Tiling
 from pallas_kernels.tiled import tile, untileable_reason
@@ -87,10 +88,9 @@ def attend_layer(
     if visible_text is None:
         visible_text = causal_text(cache.text.length, query.shape[1])
     attend = functools.partial(_attend, logits_scale, launch, tiling)
-    output, logsumexp = attend(
-        (query, cache.text.key, cache.text.value), cache, jnp.asarray(index), visible_text
+    return Attended(
+        *attend((query, cache.text.key, cache.text.value), cache, jnp.asarray(index), visible_text)
     )
-    return Attended(output, logsumexp, jnp.zeros(query.shape[0], jnp.int32))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -101,8 +101,23 @@ def _attend(logits_scale, launch, tiling, differentiable, cache, index, visible_
     rows = to_kv_heads(query.astype(jnp.float32) * scale, text_key.shape[2])
     text = TextBank(text_key, text_value, cache.text.length)
     cache = dataclasses.replace(cache, text=text)
+    launches = _launches(cache)
+    score_map, guarded = None, jnp.zeros(query.shape[0], jnp.int32)
+    if cache.quant.calibration is not None and cache.visual:
+        ranges = [
+            score_range(rows, banks.packed, index, launch, tiling)
+            for banks in launches
+            if banks.packed is not None
+        ]
+        lowest, highest = zip(*ranges, strict=True)
+        slope, shift, hit = vkq_jax.calibration.score_map(
+            functools.reduce(jnp.minimum, lowest),
+            functools.reduce(jnp.maximum, highest),
+            cache.quant.calibration,
+        )
+        score_map, guarded = (slope, shift), hit.sum((1, 2), dtype=jnp.int32)
     parts = []
-    for banks in _launches(cache):
+    for banks in launches:
         visible = {
             name: jnp.broadcast_to(
                 visible_text if name == "text" else cache.visual[int(name)].length[:, None],
@@ -110,7 +125,8 @@ def _attend(logits_scale, launch, tiling, differentiable, cache, index, visible_
             )
             for name in banks.dense
         }
-        result = fused_attention(rows, visible, banks, index, launch, tiling)
+        mapped = None if banks.packed is None else score_map
+        result = fused_attention(rows, visible, banks, index, launch, tiling, mapped)
         parts.append(Attended.from_kv_heads(*result, num_queries))
     if text_key.dtype != jnp.bfloat16 and text.cache_length:
         layer = dataclasses.replace(cache, visual=()).layer(index)
@@ -120,7 +136,7 @@ def _attend(logits_scale, launch, tiling, differentiable, cache, index, visible_
             )
         )
     attended = functools.reduce(merge, parts)
-    return attended.output, attended.logsumexp
+    return attended.output, attended.logsumexp, guarded
 
 
 def _launches(cache: KVCache) -> list[Banks]:
@@ -159,6 +175,8 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
             f"{tiling.warps} warps, {tiling.team} x {tiling.splits} of them to a team of "
             f"{tiling.queries} {several} of a KV head"
         )
+        if problem.packed is not None and cache.quant.calibration is not None:
+            lines.append("score calibration: one more launch before, over the packed keys")
     if cache.text.key.dtype != jnp.bfloat16:
         lines.append(f"text bank in {cache.text.key.dtype}: by xla, joined by its log-sum-exp")
     return lines
@@ -185,7 +203,7 @@ def _backward(logits_scale, launch, tiling, residuals, cotangents):
         return attended.output, attended.logsumexp
 
     _, pullback = jax.vjp(reference, differentiable)
-    return (*pullback(cotangents), None, None, None)
+    return (*pullback(cotangents[:2]), None, None, None)
 
 
 _attend.defvjp(_forward, _backward)
@@ -196,14 +214,14 @@ def unsupported_reason(cache: LayerCache | KVCache) -> str | None:
     head_dim = cache.text.key.shape[-1]
     if head_dim not in layouts.HEAD_DIMS:
         return f"head_dim {head_dim} is none of {layouts.HEAD_DIMS}"
-    if cache.quant.calibration is not None:
-        return "score calibration"
     if not cache.visual and cache.text.key.dtype != jnp.bfloat16:
         return f"dense banks in {cache.text.key.dtype}, not bfloat16"
     if not cache.visual and not cache.text.cache_length:
         return "the cache has no room for anything"
     for bank in cache.visual:
         if isinstance(bank.key, DenseTensor) and isinstance(bank.value, DenseTensor):
+            if cache.quant.calibration is not None:
+                return "score calibration of an uncoded bank"
             for tensor in (bank.key, bank.value):
                 if tensor.values.dtype != jnp.bfloat16:
                     return f"dense banks in {tensor.values.dtype}, not bfloat16"

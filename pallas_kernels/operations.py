@@ -187,6 +187,10 @@ class Operations(abc.ABC):
         """The greater of two floats."""
         return self.emit("max.f32 $0, $1, $2;", "f", "ff", a, b)
 
+    def fmin(self, a: Value, b: Value) -> Value:
+        """The smaller of two floats."""
+        return self.emit("min.f32 $0, $1, $2;", "f", "ff", a, b)
+
     def exp2(self, a: Value) -> Value:
         """The power 2^a, to about 2 units in the last place; exactly 0 below 2^-126."""
         return self.emit("ex2.approx.ftz.f32 $0, $1;", "f", "f", a)

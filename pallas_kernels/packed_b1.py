@@ -5,11 +5,12 @@ values are applied to its sums.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from pallas_kernels.b1_products import B1Products
 from pallas_kernels.block_softmax import TOTALS, empty_sums
 from pallas_kernels.operations import Operations, Value
-from pallas_kernels.packed_blocks import PackedBlocks
+from pallas_kernels.packed_blocks import WHOLE, PackedBlocks
 from pallas_kernels.packed_query import PackedQuery
 from pallas_kernels.packed_values import PackedValues
 from pallas_kernels.problem import Packed, Problem
@@ -21,7 +22,12 @@ __all__ = ["PackedB1"]
 
 
 class PackedB1:
-    """`run()` does the work. Operands: those of the classes it uses."""
+    """`run()` does the work. Operands: those of the classes it uses.
+
+    What is made of a block's scores lies in methods of its own, for `score_range`.
+    """
+
+    _sides = ("key", "value")  # that are read
 
     def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
         """Keeps what the methods need."""
@@ -39,9 +45,10 @@ class PackedB1:
         ahead = []
         if packed.whole_blocks:
             ahead = self._load_keys(ops.min(blocks.first, packed.whole_blocks - 1))
-        blocks.prefetch_first()
+        blocks.prefetch_first(self._sides)
         num_ahead = len(ahead)
-        self._values.prefetch_tables()
+        if "value" in self._sides:
+            self._values.prefetch_tables()
         query.prepare()
         first_chunk = ops.div(blocks.first, size)
         chunks = ops.sub(ops.div(ops.add(blocks.last, size - 1), size), first_chunk)
@@ -52,7 +59,7 @@ class PackedB1:
             ahead, total = rest[:num_ahead], rest[num_ahead:]
             folded = self._products.encode(query.fold(block, self._products.greatest_query))
             stop = ops.min(blocks.last, ops.mad(ops.add(first_chunk, i), size, size))
-            sums = empty_sums(self._problem.head_dim // 32)
+            sums = self._empty()
 
             def step(_, carried):
                 block, *rest = carried
@@ -65,25 +72,22 @@ class PackedB1:
             if packed.quarters:
                 cut_short = ops.where_less(packed.whole_blocks, stop, 1, 0)
                 sums = ops.cond(cut_short, sums, lambda sums: self._rest(folded, sums))
-            added = self._values.decode(sums, folded.offset, block)
-            return [stop, *ahead, *merge(ops, [total, added])]
+            return [stop, *ahead, *self._join(total, sums, folded.offset, block)]
 
-        empty = [LOWEST, 0.0] + [0.0] * (self._problem.head_dim // 32)
+        empty = self._empty_total()
         total = ops.loop(chunks, [blocks.first, *ahead, *empty], chunk)[1 + num_ahead :]
-        self._values.store(scratch, 0, total, 1, ops.where_less(self._work.lane, 1, 1, 0))
+        self._leave(scratch, total)
 
     def _block(self, query, block: Value, keys, sums) -> list[Value]:
         """A whole block: its keys are in registers, those of the next on their way at the end."""
-        ops, blocks, packed = self._ops, self._blocks, self._packed
-        words = _flat(blocks.load_rows("value", block))
-        value_scales = blocks.load_scales("value", block)
-        num_scales = packed.key.scale_bits // 4
+        ops, blocks = self._ops, self._blocks
+        values = self._load_values(block, WHOLE)
+        num_scales = self._packed.key.scale_bits // 4
         key_words, key_scales = keys[: len(keys) - num_scales], keys[len(keys) - num_scales :]
         scores = self._scores(query, block, key_words, key_scales)
         following = ops.add(block, 1)
         ahead = self._load_keys(ops.min(following, ops.sub(blocks.last_whole, 1)))
-        scales = blocks.decode_scales(value_scales, packed.value)
-        return [following, *ahead, *self._add(sums, scores, words, scales)]
+        return [following, *ahead, *self._add(sums, scores, block, values)]
 
     def _load_keys(self, block: Value) -> list[Value]:
         """Words and scales of a block of keys, flat."""
@@ -94,11 +98,11 @@ class PackedB1:
         """The block that is cut short: less to load, fewer products."""
         blocks, packed = self._blocks, self._packed
         block = packed.whole_blocks
-        key_scales, value_scales = (blocks.load_scales(name, block) for name in ("key", "value"))
-        words = _flat(blocks.load_rows("value", block, packed.quarters))
+        scales = blocks.load_scales("key", block)
+        values = self._load_values(block, packed.quarters)
         keys = _flat(blocks.load_rows("key", block, packed.quarters))
-        scores = self._scores(query, block, keys, key_scales)
-        return self._add(sums, scores, words, blocks.decode_scales(value_scales, packed.value))
+        scores = self._scores(query, block, keys, scales)
+        return self._add(sums, scores, block, values)
 
     def _scores(self, query, block: Value, keys, scales) -> list[Value]:
         ops, blocks, key = self._ops, self._blocks, self._packed.key
@@ -107,9 +111,36 @@ class PackedB1:
         scores = query.scores(ops, key, sums, scales)
         return blocks.hide_padding(block, scores, self._work.place, 32)
 
-    def _add(self, sums: Sequence[Value], scores, words, scales) -> list[Value]:
-        totals, weights = self._products.weigh(sums[:TOTALS], scores, scales[: len(scores)])
+    # What is made of scores -----------------------------------------------------------------------
+
+    def _load_values(self, block: Value, quarters: int) -> Any:
+        """What `_add` takes of a block's values, as it was loaded."""
+        words = _flat(self._blocks.load_rows("value", block, quarters))
+        return words, self._blocks.load_scales("value", block)
+
+    def _empty(self) -> list[Value]:
+        """Sums over no block of a chunk."""
+        return empty_sums(self._problem.head_dim // 32)
+
+    def _empty_total(self) -> list[Value]:
+        """A result over no chunk."""
+        return [LOWEST, 0.0] + [0.0] * (self._problem.head_dim // 32)
+
+    def _add(self, sums: Sequence[Value], scores: list[Value], block: Value, values) -> list[Value]:
+        """The sums with a block added."""
+        del block
+        words, scales = values
+        scales = self._blocks.decode_scales(scales, self._packed.value)[: len(scores)]
+        totals, weights = self._products.weigh(sums[:TOTALS], scores, scales)
         return [*totals, *self._products.add_values(sums[TOTALS:], weights, words)]
+
+    def _join(self, total: Sequence[Value], sums, offset: Value, block: Value) -> list[Value]:
+        """The result with a chunk's sums added."""
+        return merge(self._ops, [total, self._values.decode(sums, offset, block)])
+
+    def _leave(self, scratch: Scratch, total: Sequence[Value]) -> None:
+        """Leaves the result for the team."""
+        self._values.store(scratch, 0, total, 1, self._ops.where_less(self._work.lane, 1, 1, 0))
 
 
 def _flat(rows: Sequence[Sequence[Value]]) -> list[Value]:

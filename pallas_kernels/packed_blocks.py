@@ -50,12 +50,14 @@ class PackedBlocks:
             scratch.copy_row(name, row, address, row_bytes * row)
         ops.group_copies()
 
-    def prefetch_first(self) -> None:
+    def prefetch_first(self, sides: Sequence[str]) -> None:
         """Has words of the first two blocks brought near, but for keys of the very first."""
         if not self._packed.whole_blocks:
             return
         ops = self._ops
         for number, name in ((0, "value"), (1, "key"), (1, "value")):
+            if name not in sides:
+                continue
             block = ops.min(ops.add(self.first, number), self._packed.whole_blocks - 1)
             address, rows, row_bytes = self._rows(name, block, WHOLE)
             line = ops.min(self._work.lane, rows * row_bytes // LINE - 1)
@@ -108,9 +110,15 @@ class PackedBlocks:
         return scales
 
     def hide_padding(
-        self, block: Value, scores: list[Value], place: Value, stride: int, first: int = 0
+        self,
+        block: Value,
+        scores: list[Value],
+        place: Value,
+        stride: int,
+        first: int = 0,
+        hidden: float = 2 * LOWEST,
     ) -> list[Value]:
-        """Scores of positions from the length on become too low to have weight.
+        """Scores of positions from the length on become `hidden`: too low to have weight.
 
         Score i is that of the block's position `first` + place + stride * i.
         """
@@ -120,7 +128,7 @@ class PackedBlocks:
         def hide(scores):
             mine = ops.sub(left, place)
             return [
-                ops.where_less_float(stride * i, mine, score, 2 * LOWEST)
+                ops.where_less_float(stride * i, mine, score, hidden)
                 for i, score in enumerate(scores)
             ]
 

@@ -19,7 +19,8 @@ class PackedQuery:
     they would have to wait.
 
     Operands: query [rows, H] float32, times logits_scale; for level codes key_{lower,upper}
-    [heads, G, H] bfloat16, for sign codes key_centre [heads, H] bfloat16.
+    [heads, G, H] bfloat16, for sign codes key_centre [heads, H] bfloat16; where scores are mapped,
+    slope and shift [rows] float32, shift natural.
     """
 
     def __init__(
@@ -37,17 +38,27 @@ class PackedQuery:
         self._query = [ops.load_float(address, 4 * channel) for channel in channels]
         self._centre = self._table("key_centre") if packed.key.signs else []
         self._shared_score = self._query_sum = self._kappa = 0.0
+        self._map = []
+        if problem.maps_scores:
+            pointers = (ops.pointer(name) for name in ("slope", "shift"))
+            self._map = [ops.load_float(ops.address(pointer, row, 4)) for pointer in pointers]
 
     def prepare(self) -> None:
         """Does what needs no levels: rotates the query, and sums that sign codes ask for."""
         ops, key = self._ops, self._packed.key
         query = [ops.fmul(q, LOG2_E) for q in self._query]
+        if key.signs and key.score_error_factor:
+            # |q|^2 / log2(e)^2 times the factor, in units of log2: times log2(e).
+            factor = key.score_error_factor / LOG2_E
+            self._kappa = ops.fmul(warp_sum(ops, dot(ops, query, query)), factor)
+        if self._map:  # all but the square is proportional to the query
+            slope, shift = self._map
+            query = [ops.fmul(q, slope) for q in query]
+            self._kappa = ops.fmul(self._kappa, slope)
+            self._shared_score = ops.fmul(shift, LOG2_E)
         if key.signs:
-            self._shared_score = warp_sum(ops, dot(ops, query, self._centre))
-            if key.score_error_factor:
-                # |q|^2 / log2(e)^2 times the factor, in units of log2: times log2(e).
-                factor = key.score_error_factor / LOG2_E
-                self._kappa = ops.fmul(warp_sum(ops, dot(ops, query, query)), factor)
+            centre = warp_sum(ops, dot(ops, query, self._centre))
+            self._shared_score = ops.fadd(self._shared_score, centre)
             if key.rotated:
                 query = rotate(ops, query, self._work.lane, self._problem.head_dim)
             self._query_sum = warp_sum(ops, functools.reduce(ops.fadd, query))

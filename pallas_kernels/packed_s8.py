@@ -35,6 +35,8 @@ def _halves(part: range) -> range:
 class PackedS8:
     """`run()` does the work. Operands: those of the classes it uses."""
 
+    _sides = ("key", "value")  # that are read
+
     def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
         """Keeps what the methods need."""
         self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
@@ -218,12 +220,13 @@ class PackedS8:
 
     def _load_scales(self, block: Value) -> list[Value]:
         """Words of this lane's scales, of keys and of values."""
-        return [word for x in ("key", "value") for word in self._blocks.load_scales(x, block)]
+        return [word for x in self._sides for word in self._blocks.load_scales(x, block)]
 
     def _spread_scales(self, scratch: Scratch, words: list[Value]) -> None:
         """Leaves the scales of `_load_scales` for all lanes."""
         at = 0
-        for name, coding in (("key", self._packed.key), ("value", self._packed.value)):
+        for name in self._sides:
+            coding = getattr(self._packed, name)
             stop = at + coding.scale_bits // 4
             scratch.spread_scales(name, self._blocks.decode_scales(words[at:stop], coding))
             at = stop
@@ -239,10 +242,11 @@ class PackedS8:
             return scratch.load_scales("key", i, q) if key.signs else []
 
         scores = self._products.scores(queries, key, part, load_row, load_scales)
-        return [
-            self._blocks.hide_padding(block, x, self._work.g, 8, QUARTER * part.start)
-            for x in scores
-        ]
+        return [self._hide_padding(block, x, part) for x in scores]
+
+    def _hide_padding(self, block: Value, scores: list[Value], part: range, **hidden: float):
+        first = QUARTER * part.start
+        return self._blocks.hide_padding(block, scores, self._work.g, 8, first, **hidden)
 
     def _value_scales(self, scratch: Scratch, part: range) -> list[Value]:
         """Of positions 8 p + g of some quarters, in their order; none for level codes."""

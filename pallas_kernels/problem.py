@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
+from typing import Literal
 
 from pallas_kernels import layouts
 
-__all__ = ["EXCHANGE_WORDS", "SET", "Coding", "Packed", "Problem", "Tiling"]
+__all__ = ["EXCHANGE_WORDS", "SET", "Coding", "Packed", "Problem", "Task", "Tiling"]
+
+Task = Literal["attention", "score range"]
 
 SET = 4  # queries whose products are columns of one right operand, two each
 EXCHANGE_WORDS = 8 * 72  # for a block's scales, or its weights of one set; see `Scratch`
@@ -104,6 +107,8 @@ class Problem:
             which one is read. batch, kv_heads: of the bank.
         queries: queries that read each KV head, those of all positions.
         positions: query positions, each with a number of text entries that it sees.
+        task: what is computed: attention, or the range of each query's scores over the packed bank.
+        maps_scores: whether scores of the packed bank go through a map of their row, a calibration.
         head_dim: H.
         packed: the packed bank, if any.
         dense: names and capacities of the dense banks (bfloat16).
@@ -119,6 +124,8 @@ class Problem:
     outer: int = 1
     layers: int = 1
     positions: int = 1
+    task: Task = "attention"
+    maps_scores: bool = False
     tiling: Tiling = Tiling()
 
     @property

@@ -76,6 +76,13 @@ class Scratch:
         parts = [self._load_lanes(base, w * self._warp_bytes, ops.load_shared) for w in range(team)]
         return warp_math.merge(ops, parts)
 
+    def load_team_scalars(self, query: int) -> list[list[Value]]:
+        """Of each warp of the team the two numbers in front of the channels of its result."""
+        team = self._problem.tiling.team
+        base = self._result(self._ops.mad(self._work.team, team, 0), query)
+        strides = (warp * self._warp_bytes for warp in range(team))
+        return [self._load(base, 0, (), stride, self._ops.load_shared) for stride in strides]
+
     # Queries of a team of several -----------------------------------------------------------------
 
     def store_query(self, query: Value, folded: FoldedQuery, channels: Sequence[Value]) -> None:

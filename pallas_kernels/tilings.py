@@ -16,8 +16,8 @@ def choose_tiling(
     A team takes up to eight queries of a KV head, so that a block is loaded once for them (one
     where tables come in groups, four where there is no packed bank). Many teams of up to four
     with short banks: small thread blocks, which fill the device evenly whatever their number.
-    Otherwise large ones; long banks and few heads are shared by more warps, then by more thread blocks, whose results
-    have to be joined.
+    Otherwise large ones; long banks and few heads are shared by more warps, then by more thread
+    blocks, whose results have to be joined.
     """
     grouped = packed is not None and packed.chunk_blocks < packed.blocks
     most = 1 if grouped else SET if packed is None else 2 * SET

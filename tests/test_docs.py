@@ -14,7 +14,8 @@ import vkq_jax
 from pallas_kernels import layouts, mosaic_gpu
 from pallas_kernels.tiled import untileable_reason
 from tests.support.caches import Shape, random_layer
-from vkq_jax import KVQuantConfig, LevelCodes, SignCodes
+from vkq_jax import KVQuantConfig, LevelCodes, ScoreCalibration, SignCodes
+from vkq_jax.dense import Dense
 from vkq_jax.level_codes import Granularity
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -45,16 +46,16 @@ def test_codes_that_the_page_says_are_not_covered(codes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "preset"),
+    ("changes", "quant"),
     [
-        ({"head_dim": 80}, "vkq-1bit"),
-        ({}, "calibquant-1bit"),
-        ({}, "none"),
-        ({"visual": ()}, "none"),
+        ({"head_dim": 80}, KVQuantConfig(SIGNS, SIGNS)),
+        ({}, KVQuantConfig(Dense(), Dense(), ScoreCalibration())),
+        ({}, vkq_jax.presets["none"]),
+        ({"visual": ()}, vkq_jax.presets["none"]),
     ],
 )
-def test_caches_that_the_page_says_are_not_covered(changes, preset):
-    layer = random_layer(Shape(**BANK | changes), vkq_jax.presets[preset])[1]
+def test_caches_that_the_page_says_are_not_covered(changes, quant):
+    layer = random_layer(Shape(**BANK | changes), quant)[1]
     reason = mosaic_gpu.unsupported_reason(layer)
     assert reason
     assert said(reason)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float
 
-__all__ = ["ScoreCalibration", "calibrate"]
+__all__ = ["ScoreCalibration", "calibrate", "score_map"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +36,24 @@ def calibrate(
     """
     gamma = jnp.min(scores, axis=-1, where=visible, initial=jnp.inf)
     delta = jnp.max(scores, axis=-1, where=visible, initial=-jnp.inf)
-    some = visible.any(-1)
+    slope, shift, guarded = score_map(gamma, delta, settings)
+    return scores * slope[..., None] + shift[..., None], guarded
+
+
+def score_map(
+    gamma: Float[Array, "*lead"], delta: Float[Array, "*lead"], settings: ScoreCalibration
+) -> tuple[Float[Array, "*lead"], Float[Array, "*lead"], Bool[Array, "*lead"]]:
+    """Slope and shift of the map of each row's scores, and where the guard left it the identity.
+
+    Args:
+        gamma, delta: the row's lowest and highest score; gamma > delta where it has none.
+        settings: of the map.
+    """
+    some = gamma <= delta
     span = jnp.where(some, delta - gamma, 0.0)
     narrowing = settings.tau2 - settings.tau1
     keeps_order = span > narrowing
     slope = jnp.where(keeps_order, 1.0 - narrowing / jnp.where(keeps_order, span, 1.0), 1.0)
     lowest = jnp.where(some, gamma, 0.0)
     shift = jnp.where(keeps_order, lowest * (1.0 - slope) - settings.tau1, 0.0)
-    return scores * slope[..., None] + shift[..., None], some & ~keeps_order
+    return slope, shift, some & ~keeps_order

@@ -17,7 +17,7 @@ import vkq_jax
 import vkq_jax.reference
 from pallas_kernels import mosaic_gpu
 from pallas_kernels.emulated_operations import EmulatedOperations
-from pallas_kernels.launch import attention_program, emulated_launch
+from pallas_kernels.launch import emulated_launch, program_of
 from pallas_kernels.operations import Operations
 from pallas_kernels.problem import Coding, Packed, Problem, Tiling
 from pallas_kernels.tilings import choose_tiling
@@ -39,6 +39,11 @@ CODES = {
     "signs, 16-bit scales, score bias": KVQuantConfig(BIASED, BIASED),
     "signs and levels": KVQuantConfig(SIGNS, LevelCodes(group_size=256)),
     "dense": vkq_jax.presets["none"],
+    "levels, calibrated": vkq_jax.presets["calibquant-1bit"],
+    "signs, calibrated": KVQuantConfig(BIASED, SIGNS, ScoreCalibration(tau1=0.5, tau2=1.5)),
+    "groups, calibrated": KVQuantConfig(
+        LevelCodes(group_size=256), SIGNS, ScoreCalibration(tau1=-0.5)
+    ),
     "levels and signs": KVQuantConfig(LevelCodes(group_size=256), SIGNS),
 }
 # head_dim, query heads per KV head, bank, tiling
@@ -88,6 +93,7 @@ def check(query, layer, tiling=None):
     assert np.isfinite(got.output).all()
     assert relative_error(got.output, expected.output) < 3e-4
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=3e-5, atol=3e-4)
+    np.testing.assert_array_equal(got.guarded, expected.guarded)
 
 
 # Every pair of codes at each head_dim; every shape with one pair of each kind.
@@ -157,6 +163,7 @@ def test_two_banks_and_several_queries():
         head_dim=64, num_queries=3, visual=((300, (300, 1)), (256, (0, 256))), num_heads=2
     )
     check(*random_layer(shape, CODES["signs"]))
+    check(*random_layer(shape, CODES["signs, calibrated"]))  # one range over both
 
 
 @pytest.mark.parametrize("codes", ["levels", "signs"])
@@ -275,14 +282,16 @@ LAUNCHES = {
     "signs": (128, 1, "signs", Tiling(8, 4)),
     "signs, four queries": (128, 4, "signs", Tiling(8, 4, 4, queries=4)),
     "signs, eight queries": (128, 8, "signs", Tiling(12, 4, queries=8)),
+    "calibrated": (128, 1, "levels, calibrated", Tiling(8, 4)),
+    "calibrated, eight queries": (128, 8, "signs, calibrated", Tiling(16, 16, 2, queries=8)),
     "small heads": (64, 3, "signs, 16-bit scales, score bias", Tiling(4, 2, queries=3)),
     "dense": (128, 4, "dense", Tiling(8, 4, 2, queries=4)),
     "dense, small heads": (64, 1, "dense", Tiling(4, 4)),
 }
 
 
-def launch_of(name):
-    """The problem and the operands' shapes, text bank in bfloat16 and two layers included."""
+def launches_of(name):
+    """Problems and their operands' shapes, text bank in bfloat16 and two layers included."""
     head_dim, per_kv_head, codes, tiling = LAUNCHES[name]
     shape = Shape(head_dim=head_dim, num_heads=2 * per_kv_head, visual=((600, (600, 3)),))
     query, layer = random_layer(shape, CODES[codes])
@@ -291,25 +300,24 @@ def launch_of(name):
     def launch(problem, operands):
         shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in operands.items()}
         found.append((problem, shapes))
-        results = attention_program(problem).results
-        return jnp.zeros(results["output"].shape), jnp.zeros(results["logsumexp"].shape)
+        return tuple(jnp.zeros(x.shape, x.dtype) for x in program_of(problem).results.values())
 
     cache = stacked(layer, 2)
     jax.eval_shape(lambda: mosaic_gpu.attend_layer(query, cache, 1, launch=launch, tiling=tiling))
-    return found[-1]
+    return found
 
 
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_lowers_to_cuda(name):
-    problem, operands = launch_of(name)
-    assert "mosaic_gpu" in lower_to_cuda(attention_program(problem), operands)
+    for problem, operands in launches_of(name):
+        assert "mosaic_gpu" in lower_to_cuda(program_of(problem), operands)
 
 
 @needs_ptxas
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_ptxas_accepts_every_instruction(name, tmp_path):
-    problem, operands = launch_of(name)
-    assert "Used" in ptxas(attention_program(problem), operands, tmp_path)
+    for problem, operands in launches_of(name):
+        assert "Used" in ptxas(program_of(problem), operands, tmp_path)
 
 
 # Which implementation a call takes
@@ -335,7 +343,7 @@ def test_what_the_kernel_does_not_cover_is_said():
     assert "head_dim 80" in reason(head_dim=80)(signs)
     assert "2-bit" in reason()(KVQuantConfig(LevelCodes(bits=2), LEVELS))
     assert "group of 64" in reason()(vkq_jax.presets["quantile-1bit"])
-    assert reason()(KVQuantConfig(SIGNS, SIGNS, ScoreCalibration())) == "score calibration"
+    assert reason()(KVQuantConfig(SIGNS, SIGNS, ScoreCalibration())) is None
     mixed = stacked(random_layer(Shape(head_dim=64), vkq_jax.presets["none"])[1], 1)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), (mixed.visual[0].key,))[0]
     bank = dataclasses.replace(mixed.visual[0], key=wide)

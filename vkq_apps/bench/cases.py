@@ -14,6 +14,7 @@ class Case:
     Attributes:
         codes: "levels", "signs8", "signs16" or "bfloat16", the kernel's own dense path.
         text: positions of a dense bank beside the visual one, in the same launch.
+        calibrated: whether scores are calibrated: one more launch, over the keys, before.
     """
 
     batch: int
@@ -24,6 +25,7 @@ class Case:
     head_dim: int = 128
     group_size: int | None = None
     text: int = 0
+    calibrated: bool = False
     goal: float | None = None
 
     @property
@@ -62,6 +64,8 @@ CASES = {
     "h64-8k-signs8": Case(16, 32, 1, 8192, "signs8", head_dim=64),
     "mha-32k-signs8-text": Case(16, 32, 1, 32768, "signs8", text=256),
     "gqa4-3328-signs8-text": Case(133, 8, 4, 3328, "signs8", text=64),
+    "mha-32k-calibrated": Case(16, 32, 1, 32768, calibrated=True),
+    "gqa4-32k-calibrated": Case(16, 8, 4, 32768, calibrated=True),
     "mha-8k-bfloat16": Case(16, 32, 1, 8192, "bfloat16"),
     "gqa4-3328-bfloat16": Case(64, 8, 4, 3328, "bfloat16"),
     "gqa7-8k-bfloat16": Case(16, 4, 7, 8192, "bfloat16"),
@@ -69,16 +73,16 @@ CASES = {
 
 # Small shapes for --check: every code path, lengths that end inside and at the edge of blocks.
 CHECKS = [
-    (Case(2, 2, queries, positions, codes, head_dim, group_size, text), tiling)
+    (Case(2, 2, queries, positions, codes, head_dim, group_size, text, calibrated), tiling)
     for head_dim in (128, 64)
-    for codes, group_size, queries, positions, text, tiling in (
-        ("levels", None, 1, 2304, 0, Tiling(16, 4)),
-        ("levels", 512, 4, 1700, 40, Tiling(8, 2, 2)),
-        ("levels", None, 8, 1700, 40, Tiling(16, 16, 2, 8)),
-        ("signs8", None, 7, 700, 0, Tiling(16, 4, 4, 7)),
-        ("signs8", None, 4, 3328, 130, Tiling(16, 8, 8, 4)),
-        ("signs16", None, 2, 2304, 17, Tiling(4, 1)),
-        ("signs8", None, 1, 576, 33, Tiling(16, 2)),
-        ("bfloat16", None, 4, 700, 40, Tiling(16, 4, 2, 4)),
+    for codes, group_size, queries, positions, text, calibrated, tiling in (
+        ("levels", None, 1, 2304, 0, False, Tiling(16, 4)),
+        ("levels", 512, 4, 1700, 40, True, Tiling(8, 2, 2)),
+        ("levels", None, 8, 1700, 40, True, Tiling(16, 16, 2, 8)),
+        ("signs8", None, 7, 700, 0, False, Tiling(16, 4, 4, 7)),
+        ("signs8", None, 4, 3328, 130, False, Tiling(16, 8, 8, 4)),
+        ("signs16", None, 2, 2304, 17, True, Tiling(4, 1, 1, 2)),
+        ("signs8", None, 1, 576, 33, False, Tiling(16, 2)),
+        ("bfloat16", None, 4, 700, 40, False, Tiling(16, 4, 2, 4)),
     )
 ]

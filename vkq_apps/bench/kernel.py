@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import TiledLevels, TiledSigns, layouts, mosaic_gpu
-from pallas_kernels.fused import Banks, DenseBank, fused_attention
+from pallas_kernels.fused import Banks, DenseBank, fused_attention, score_range
 from pallas_kernels.launch import Launch, emulated_launch, gpu_launch
 from pallas_kernels.problem import Tiling
 from vkq_apps.bench.cases import CASES, CHECKS, Case
@@ -39,6 +39,7 @@ from vkq_apps.bench.rivals import (
 from vkq_apps.bench.timing import LayerTime, bandwidth, time_per_layer
 from vkq_apps.provenance import provenance
 from vkq_jax.cache import VisualBank
+from vkq_jax.calibration import ScoreCalibration, calibrate, score_map
 from vkq_jax.post_scaling import scores, weighted_sum
 
 __all__ = ["CASES", "Case", "main", "random_banks"]
@@ -50,7 +51,30 @@ def random_banks(case: Case, seed: int, *, ragged: bool = False) -> tuple[Banks,
     Ragged: the first sequence is full, the next has no visual tokens, text lengths vary.
     """
     rng = np.random.default_rng(seed)
-    keys = iter(jax.random.split(jax.random.key(seed), 8))
+
+    def lengths(positions):
+        length = np.full(case.batch, positions)
+        if ragged:
+            length[1:] = rng.integers(0, positions, case.batch - 1)
+        return length
+
+    visual = lengths(case.positions)
+    if ragged:
+        visual[1] = 0
+    visual = jnp.asarray(visual, jnp.int32)
+    tensors, dense = _random_tensors(case, jax.random.key(seed))
+    visible = {}
+    if "visual" in dense:
+        visible["visual"] = visual[:, None]
+    if "text" in dense:
+        visible["text"] = jnp.asarray(lengths(case.text), jnp.int32)[:, None]
+    return Banks(VisualBank(*tensors, visual) if tensors else None, dense), visible
+
+
+@functools.partial(jax.jit, static_argnames="case")
+def _random_tensors(case: Case, key: jax.Array) -> tuple[list[Any], dict[str, DenseBank]]:
+    """Packed keys and values, if any, and dense banks; of one layer."""
+    keys = iter(jax.random.split(key, 16))
     lead = (1, case.batch, case.kv_heads)
     group_size = case.group_size or case.positions
     groups = -(-case.positions // group_size)
@@ -88,28 +112,36 @@ def random_banks(case: Case, seed: int, *, ragged: bool = False) -> tuple[Banks,
         shape = (*lead, positions, case.head_dim)
         return DenseBank(*(jax.random.normal(next(keys), shape, jnp.bfloat16) for _ in range(2)))
 
-    def lengths(positions):
-        length = np.full(case.batch, positions)
-        if ragged:
-            length[1:] = rng.integers(0, positions, case.batch - 1)
-        return length
-
-    visual = lengths(case.positions)
-    if ragged:
-        visual[1] = 0
-    visual = jnp.asarray(visual, jnp.int32)
-    packed, banks, visible = None, {}, {}
-    if case.codes == "bfloat16":
-        banks["visual"], visible["visual"] = dense(case.positions), visual[:, None]
-    else:
-        packed = VisualBank(tensor("key"), tensor("value"), visual)
+    is_dense = case.codes == "bfloat16"
+    banks = {"visual": dense(case.positions)} if is_dense else {}
     if case.text:
         banks["text"] = dense(case.text)
-        visible["text"] = jnp.asarray(lengths(case.text), jnp.int32)[:, None]
-    return Banks(packed, banks), visible
+    return [] if is_dense else [tensor("key"), tensor("value")], banks
 
 
-def reference(query: jax.Array, banks: Banks, visible: dict[str, jax.Array]):
+def attend(
+    calibration: ScoreCalibration | None,
+    launch: Launch,
+    tiling: Tiling | None,
+    query: jax.Array,
+    banks: Banks,
+    visible: dict[str, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """Output and log-sum-exp by the kernel."""
+    layer, mapped = jnp.int32(0), None
+    if calibration is not None:
+        assert banks.packed is not None
+        found = score_range(query, banks.packed, layer, launch, tiling)
+        mapped = score_map(*found, calibration)[:2]
+    return fused_attention(query, visible, banks, layer, launch, tiling, mapped)
+
+
+def reference(
+    calibration: ScoreCalibration | None,
+    query: jax.Array,
+    banks: Banks,
+    visible: dict[str, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
     """Output and log-sum-exp in float32, from the codes' own arithmetic in XLA."""
     with jax.default_matmul_precision("highest"):
         parts, values, masks = [], [], []
@@ -127,11 +159,14 @@ def reference(query: jax.Array, banks: Banks, visible: dict[str, jax.Array]):
             values.append(lambda weights: weighted_sum(weights, value))
             seen = banks.packed.length[:, None, None, None]
             masks.append(jnp.arange(parts[-1].shape[-1]) < seen)
+            if calibration is not None:
+                mask = jnp.broadcast_to(masks[-1], parts[-1].shape)
+                parts[-1] = calibrate(parts[-1], mask, calibration)[0]
         logits = [jnp.where(mask, x, -jnp.inf) for x, mask in zip(parts, masks, strict=True)]
         total = jax.nn.logsumexp(jnp.concatenate(logits, -1), -1)
         safe = jnp.where(jnp.isfinite(total), total, 0.0)[..., None]
-        output = sum(f(jnp.exp(x - safe)) for f, x in zip(values, logits, strict=True))
-        return output, total
+        weighted = [f(jnp.exp(x - safe)) for f, x in zip(values, logits, strict=True)]
+        return functools.reduce(jnp.add, weighted), total
 
 
 def error(case: Case, launch: Launch, tiling: Tiling | None, *, ragged: bool) -> dict[str, float]:
@@ -140,9 +175,13 @@ def error(case: Case, launch: Launch, tiling: Tiling | None, *, ragged: bool) ->
     banks, visible = random_banks(case, seed=time.time_ns() % 2**31, ragged=ragged)
     shape = (case.batch, case.kv_heads, case.queries, case.head_dim)
     query = 2 * case.head_dim**-0.5 * jax.random.normal(jax.random.key(5), shape)
-    kernel = jax.jit(functools.partial(fused_attention, launch=launch, tiling=tiling))
-    output, logsumexp = kernel(query, visible, banks, jnp.int32(0))
-    expected, expected_logsumexp = jax.jit(reference)(query, banks, visible)
+    calibration = ScoreCalibration() if case.calibrated else None
+    output, logsumexp = jax.jit(functools.partial(attend, calibration, launch, tiling))(
+        query, banks, visible
+    )
+    expected, expected_logsumexp = jax.jit(functools.partial(reference, calibration))(
+        query, banks, visible
+    )
     seen = jnp.isfinite(expected_logsumexp)
     if not bool(jnp.all(jnp.isfinite(output)) & jnp.all(jnp.isfinite(logsumexp) == seen)):
         raise AssertionError("not finite, or finite where nothing is visible")
@@ -170,9 +209,10 @@ def measure(
     layers = max(1, min(16, round(2e9 / case.bytes)))
     banks = [random_banks(case, seed) for seed in range(layers)]
 
+    calibration = ScoreCalibration() if case.calibrated else None
+
     def step(query, layer):
-        banks, visible = layer
-        return fused_attention(query, visible, banks, jnp.int32(0), gpu_launch, tiling)[0]
+        return attend(calibration, gpu_launch, tiling, query, *layer)[0]
 
     taken = time_per_layer(step, query, banks)
     row = {

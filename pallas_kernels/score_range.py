@@ -1,0 +1,172 @@
+"""The lowest and the highest score of each query over a packed bank: what score calibration maps.
+
+A pass of its own, over the keys alone: the map has to be known before the first weight.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+from pallas_kernels.folded_query import FoldedQuery
+from pallas_kernels.operations import Operations, Value
+from pallas_kernels.packed_b1 import PackedB1
+from pallas_kernels.packed_blocks import WHOLE, PackedBlocks
+from pallas_kernels.packed_s8 import PackedS8
+from pallas_kernels.problem import SET, Problem
+from pallas_kernels.scratch import Scratch
+from pallas_kernels.warp_math import (
+    ALL_LANES,
+    LOWEST,
+    SAME_QUERY,
+    exchange_float,
+)
+from pallas_kernels.work import Work
+
+__all__ = ["ScoreRange"]
+
+_EMPTY = [LOWEST, -LOWEST]  # highest, lowest
+
+
+class ScoreRange:
+    """`run()` does the work of one warp.
+
+    Operands: those of the parts, but for values; layer [1] int32 where there are several. Results,
+    one after the other for each split: highest and lowest [splits * rows], float32, natural;
+    `LOWEST` and its opposite, about, where nothing is visible.
+    """
+
+    def __init__(self, ops: Operations, problem: Problem):
+        """Finds out which part of the work is this warp's."""
+        self._ops, self._problem, self._work = ops, problem, Work(ops, problem)
+        self._scratch = Scratch(ops, problem, self._work)
+
+    def run(self) -> None:
+        """Everything, for this warp."""
+        ops, problem, work, tiling = self._ops, self._problem, self._work, self._problem.tiling
+        assert problem.packed is not None
+        part = _RangeS8 if problem.shares_queries else _RangeB1
+        part(ops, problem, problem.packed, work).run(self._scratch)
+        ops.barrier()
+        for query in range(tiling.queries):
+
+            def write(_, query=query):
+                self._write(query)
+                return []
+
+            ops.cond(ops.equal(work.member, query % tiling.team), [], write)
+
+    def _write(self, query: int) -> None:
+        ops, problem, work = self._ops, self._problem, self._work
+        parts = self._scratch.load_team_scalars(query)
+        found = functools.reduce(lambda a, b: _joined(ops, a, b), parts)
+        exists = ops.add(work.first_query, query)
+        exists = ops.where_less(exists, problem.queries, work.has_work, 0)
+        row = ops.mad(work.split, problem.rows, work.row(work.query(query)))
+        for name, x in zip(("highest", "lowest"), found, strict=True):
+            address = ops.address(ops.pointer(name), row, 4)
+            first = ops.where_less(work.lane, 1, exists, 0)
+            ops.store_float(first, address, 0, ops.fmul(x, math.log(2.0)))
+
+
+class _RangeB1(PackedB1):
+    """The part of a warp for one query; its sums are the range."""
+
+    _sides = ("key",)
+
+    def _load_values(self, block: Value, quarters: int) -> None:
+        return None
+
+    def _empty(self) -> list[Value]:
+        return _EMPTY
+
+    _empty_total = _empty
+
+    def _add(self, sums: Sequence[Value], scores: list[Value], block: Value, values) -> list[Value]:
+        shown = self._blocks.hide_padding(block, scores, self._work.place, 32, hidden=-LOWEST)
+        return _joined(self._ops, sums, _range(self._ops, scores, shown))
+
+    def _join(self, total: Sequence[Value], sums, offset: Value, block: Value) -> list[Value]:
+        found = [self._ops.fadd(x, offset) for x in sums]
+        return _joined(self._ops, total, found)
+
+    def _leave(self, scratch: Scratch, total: Sequence[Value]) -> None:
+        found = _over_lanes(self._ops, total, ALL_LANES)
+        once = self._ops.where_less(self._work.lane, 1, 1, 0)
+        scratch.store_result(0, found, at=0, offsets=(), where=0, once=once)
+
+
+class _RangeS8(PackedS8):
+    """The part of a warp for several queries; blocks straight from device memory."""
+
+    _sides = ("key",)
+
+    def run(self, scratch: Scratch) -> None:
+        """Leaves a range for each query."""
+        ops, packed, work = self._ops, self._packed, self._work
+        self._prepare(scratch)
+        blocks = self._blocks = PackedBlocks(ops, self._problem, packed, work)
+        ops.barrier()
+        queries = self._load_queries(scratch)
+        ranges = _EMPTY * len(queries)
+
+        def whole(i, ranges):
+            return self._add_block(scratch, queries, ops.add(blocks.first, i), WHOLE, ranges)
+
+        def rest(ranges):
+            return self._add_block(scratch, queries, packed.whole_blocks, packed.quarters, ranges)
+
+        if packed.whole_blocks:
+            ranges = ops.loop(ops.sub(blocks.last_whole, blocks.first), ranges, whole)
+        if packed.quarters:
+            ranges = ops.cond(blocks.has_rest, ranges, rest)
+        ops.warp_barrier()
+        for number, query in enumerate(queries):
+            found = [ops.fadd(x, query.offset) for x in ranges[2 * number : 2 * number + 2]]
+            left = self._problem.tiling.queries - SET * number
+            mine = ops.where_less(work.t, left, 1, 0)
+            scratch.store_result(
+                work.team_query(work.t, SET * number),
+                _over_lanes(ops, found, SAME_QUERY),
+                at=0,
+                offsets=(),
+                where=0,
+                once=ops.where_less(work.g, 1, mine, 0),
+            )
+
+    def _add_block(
+        self,
+        scratch: Scratch,
+        queries: list[FoldedQuery],
+        block: Value,
+        quarters: int,
+        ranges: Sequence[Value],
+    ) -> list[Value]:
+        ops, blocks = self._ops, self._blocks
+        rows = blocks.load_rows("key", block, quarters)
+        self._spread_scales(scratch, self._load_scales(block))
+        for part in self._parts(quarters):
+            new = []
+            scores = self._scores(scratch, queries, block, part, rows.__getitem__)
+            for number, of_set in enumerate(scores):
+                shown = self._hide_padding(block, of_set, part, hidden=-LOWEST)
+                old = ranges[2 * number : 2 * number + 2]
+                new += _joined(ops, old, _range(ops, of_set, shown))
+            ranges = new
+        ops.warp_barrier()  # the next block's scales take the place of these
+        return list(ranges)
+
+
+def _range(ops: Operations, highest: list[Value], lowest: list[Value]) -> list[Value]:
+    """Maximum of the ones, minimum of the others: scores hidden below, and above, all others."""
+    return [functools.reduce(ops.fmax, highest), functools.reduce(ops.fmin, lowest)]
+
+
+def _joined(ops: Operations, a: Sequence[Value], b: Sequence[Value]) -> list[Value]:
+    return [ops.fmax(a[0], b[0]), ops.fmin(a[1], b[1])]
+
+
+def _over_lanes(ops: Operations, found: Sequence[Value], bits: Sequence[int]) -> list[Value]:
+    """The range over lanes whose numbers differ in these bits."""
+    return functools.reduce(
+        lambda x, bit: _joined(ops, x, [exchange_float(ops, y, bit) for y in x]), bits, [*found]
+    )
