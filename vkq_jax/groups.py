@@ -1,10 +1,12 @@
 """Groups of positions that share a table, and statistics over the valid elements of a group."""
 
+import jax
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float, Shaped
 
 __all__ = [
+    "as_stored",
     "check_group_size",
     "check_table_dtype",
     "group_positions",
@@ -28,6 +30,15 @@ def check_table_dtype(table_dtype: str) -> None:
     """Raises ValueError unless tables can be stored in `table_dtype`."""
     if table_dtype not in TABLE_DTYPES:
         raise ValueError(f"table_dtype must be one of {TABLE_DTYPES}, got {table_dtype!r}")
+
+
+def as_stored(table: Float[Array, "*shape"], table_dtype: str) -> Float[Array, "*shape"]:
+    """The table rounded to `table_dtype`, for whoever reads it in the same computation, too.
+
+    Without the barrier XLA drops the rounding from f32 -> bf16 -> f32 on a GPU ("excess
+    precision"): codes would be taken around other values than those that are stored.
+    """
+    return jax.lax.optimization_barrier(table.astype(table_dtype))
 
 
 def resolve_group_size(group_size: int | None, num_positions: int) -> int:

@@ -113,7 +113,9 @@ class LevelCodes(CodeFamily):
                 f"got {[jnp.shape(end) for end in ends]}"
             )
         some = valid.any(-1)
-        lower, upper = (jnp.where(some, end, 0.0).astype(self.table_dtype) for end in ends)
+        lower, upper = (
+            groups.as_stored(jnp.where(some, end, 0.0), self.table_dtype) for end in ends
+        )
         return lower, upper
 
 

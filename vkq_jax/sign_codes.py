@@ -75,7 +75,7 @@ class SignCodes(CodeFamily):
         else:
             (centre,) = groups.masked_quantiles(elements, elements_valid, 0.5)
         # Rounded before the residual is taken: the scale then makes good for that error, too.
-        centre = centre.astype(self.table_dtype)
+        centre = groups.as_stored(centre, self.table_dtype)
 
         u = x - groups.per_position(centre.astype(jnp.float32), group_size, num_positions)
         u = jnp.where(valid[..., None], u, 0.0)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vkq_jax import groups
+import vkq_jax
+from vkq_jax import LevelCodes, SignCodes, groups
 
 
 @pytest.mark.parametrize(("group_size", "num_groups"), [(1, 5), (2, 3), (5, 1)])
@@ -27,6 +28,20 @@ def test_per_position_repeats_a_groups_row():
 )
 def test_resolve_group_size(group_size, num_positions, expected):
     assert groups.resolve_group_size(group_size, num_positions) == expected
+
+
+@pytest.mark.parametrize("table_dtype", groups.TABLE_DTYPES)
+def test_tables_are_rounded_for_a_reader_in_the_same_computation_too(table_dtype):
+    x = jnp.linspace(-3.0, 3.0, 50)
+    read = jax.jit(lambda x: groups.as_stored(x, table_dtype).astype(jnp.float32))
+    np.testing.assert_array_equal(read(x), x.astype(table_dtype).astype(jnp.float32))
+    assert "optimization_barrier" in read.lower(x).as_text()  # a CPU rounds without it, too
+
+
+@pytest.mark.parametrize("codes", [SignCodes(), LevelCodes()])
+def test_codes_are_taken_around_tables_as_they_are_stored(codes):
+    lowered = jax.jit(lambda x: vkq_jax.quantize(x, codes)).lower(jnp.ones((40, 64)))
+    assert "optimization_barrier" in lowered.as_text()
 
 
 @settings(max_examples=30, deadline=None)
