@@ -17,7 +17,7 @@ from models.inputs import Inputs
 from models.model import Model
 from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.attention import attend_dense, merge
-from vkq_jax.cache import KVCache, VisualBank, quantize_visual
+from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.cache_updates import grow
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.visual import compact
@@ -62,6 +62,8 @@ def prefill(
     is_text = inputs.mask & ~is_visual
     index, taken = compact(is_visual, inputs.prompt_shape.visual)
     mask = causal_mask(inputs.mask)
+    # Attention's kernel covers more codes than the one that codes: asked for, it asks for no other.
+    coding = None if implementation == "mosaic_gpu" else implementation
     past_text = jnp.broadcast_to(cache.text.length[:, None], inputs.mask.shape)
 
     def attend(layer, query, key, value, text):
@@ -82,8 +84,9 @@ def prefill(
             guarded = jnp.zeros_like(cache.guarded)
         bank = None
         if inputs.prompt_shape.visual:
-            bank = quantize_visual(key, value, index, taken, cache.quant)
-            bank = pallas_kernels.lay_out(bank, implementation=implementation)
+            bank = pallas_kernels.quantize_bank(
+                key, value, index, taken, cache.quant, implementation=coding
+            )
             # Codes first, then the next layer: or XLA may put off coding and keep the values.
             output, bank = jax.lax.optimization_barrier((output, (bank.key, bank.value)))
         return output, text.write(layer, key, value, is_text), (bank, guarded)

@@ -10,7 +10,7 @@ from pallas_kernels.api import (
     lay_out,
     unavailable_reason,
 )
-from pallas_kernels.quantize_bank import quantize_bank
+from pallas_kernels.quantize_bank import choose_coding, explain_coding, quantize_bank
 from pallas_kernels.tiled import TiledLevels, TiledSigns, tile
 
 __all__ = [
@@ -19,9 +19,11 @@ __all__ = [
     "TiledSigns",
     "attend_cache",
     "attend_layer",
+    "choose_coding",
     "choose_implementation",
     "decode_attention",
     "explain",
+    "explain_coding",
     "lay_out",
     "quantize_bank",
     "tile",

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import layouts
-from pallas_kernels.api import choose_implementation, lay_out
+from pallas_kernels.api import choose_implementation, lay_out, unavailable_reason
 from pallas_kernels.launch import Program, Run, run_on_gpu
 from pallas_kernels.quantize_kernel import HALF, WARPS, QuantizeKernel, QuantizeProblem
 from pallas_kernels.tiled import Side, TiledSigns
+from vkq_jax import groups
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import VisualBank, quantize_visual
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.quantized import CodeFamily
 from vkq_jax.sign_codes import SignCodes, error_ratio
 
-__all__ = ["fused_bank", "quantize_bank", "unfused_reason"]
+__all__ = ["choose_coding", "explain_coding", "fused_bank", "quantize_bank", "unfused_reason"]
+
+Arrays = Array | jax.ShapeDtypeStruct
 
 
 def quantize_bank(
@@ -37,19 +42,57 @@ def quantize_bank(
         index, valid: the visual ones among them, see `vkq_jax.visual.compact`.
         quant: how they are coded.
         implementation: "mosaic_gpu" is the fused kernel, one pass each over keys and values after
-            the centres. It has not been timed on a GPU yet and so is never the default. None and
-            the other names of `IMPLEMENTATIONS` code in XLA and lay the bank out for that name.
+            the centres; the other names of `IMPLEMENTATIONS` code in XLA and lay the bank out for
+            that name. None takes the kernel where it applies, see `explain_coding`, and otherwise
+            XLA, laid out for the attention that is the default here.
 
     Raises:
         ValueError: unknown implementation.
         NotImplementedError: the fused kernel does not cover these codes, shapes or this device.
     """
-    if implementation is not None:
-        choose_implementation(implementation)
-    if implementation == "mosaic_gpu":
+    if choose_coding(key, value, index, quant, implementation=implementation) == "mosaic_gpu":
         return fused_bank(key, value, index, valid, quant)
     bank = quantize_visual(key, value, index, valid, quant)
     return lay_out(bank, implementation=implementation)
+
+
+def choose_coding(
+    key: Arrays,
+    value: Arrays,
+    index: Arrays,
+    quant: KVQuantConfig,
+    *,
+    implementation: str | None = None,
+) -> str:
+    """The implementation that `quantize_bank` runs; arrays may be abstract. Raises as it does."""
+    if implementation not in (None, "mosaic_gpu"):
+        return choose_implementation(implementation)
+    reason = _unavailable(key, value, index, quant)
+    if reason is None:
+        return "mosaic_gpu"
+    if implementation is None:
+        return "xla"
+    raise NotImplementedError(f"implementation 'mosaic_gpu' does not apply here: {reason}")
+
+
+def explain_coding(key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig) -> str:
+    """What `quantize_bank` does by default and why, as `explain` says it of attention."""
+    reason = _unavailable(key, value, index, quant)
+    return f"mosaic_gpu: {reason or 'taken'}\nxla: {'taken' if reason else 'on request'}"
+
+
+def _unavailable(key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig) -> str | None:
+    """Why the kernel does not code these on this device; None if it does."""
+    return unavailable_reason("mosaic_gpu") or _uncovered(key, value, index, quant)
+
+
+def _uncovered(key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig) -> str | None:
+    """Why the kernel does not code these, whatever the device."""
+    for side, x, codes in (("key", key, quant.key), ("value", value, quant.value)):
+        reason = unfused_reason(x, index, codes)
+        if reason:
+            return f"coding {side}s: {reason}"
+    return None
 
 
 def fused_bank(
@@ -66,11 +109,11 @@ def fused_bank(
     Raises:
         NotImplementedError: the kernel does not cover it, see `unfused_reason`.
     """
+    reason = _uncovered(key, value, index, quant)
+    if reason:
+        raise NotImplementedError(f"mosaic_gpu: {reason}")
 
     def code(side: Side, x: Array, codes: CodeFamily) -> TiledSigns:
-        reason = unfused_reason(x, index, codes)
-        if reason:
-            raise NotImplementedError(f"mosaic_gpu: coding {side}s: {reason}")
         assert isinstance(codes, SignCodes)
         return _code(x, index, valid, codes, side, run)
 
@@ -81,9 +124,7 @@ def fused_bank(
     )
 
 
-def unfused_reason(
-    x: Float[Array, "B T K H"], index: Int32[Array, "B V"], codes: CodeFamily
-) -> str | None:
+def unfused_reason(x: Arrays, index: Arrays, codes: CodeFamily) -> str | None:
     """Why the kernel does not code keys or values `x`; None if it does."""
     num_positions, head_dim = index.shape[1], x.shape[-1]
     if not isinstance(codes, SignCodes):
@@ -136,7 +177,7 @@ def _code(
         ),
         "centre": jnp.where(exact == 0, 0.0, exact),  # the kernel wants no -0
     }
-    words, scale = run(_program(problem), jax.lax.stop_gradient(operands))
+    words, scale = _launch(problem, run, jax.lax.stop_gradient(operands))
     return TiledSigns(
         packed=words.reshape(batch, kv_heads, -1),
         centre=centre[:, :, None],
@@ -149,14 +190,34 @@ def _code(
     )
 
 
+def _launch(problem: QuantizeProblem, run: Run, operands: Mapping[str, Array]) -> tuple[Array, ...]:
+    """Words and scales; a mapped axis becomes part of the batch, still one launch."""
+
+    @jax.custom_batching.custom_vmap
+    def launch(operands):
+        return run(_program(problem), operands)
+
+    @launch.def_vmap
+    def fold(axis_size, in_batched, operands):
+        def outward(x, batched):  # [Y, B * ..., ...] -> [Y * B * ..., ...]
+            x = x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+            return x.reshape(-1, *x.shape[2:])
+
+        folded = dataclasses.replace(problem, batch=axis_size * problem.batch)
+        results = _launch(folded, run, jax.tree.map(outward, operands, in_batched[0]))
+        return tuple(x.reshape(axis_size, -1, *x.shape[1:]) for x in results), (True, True)
+
+    return launch(dict(operands))
+
+
 def _centre(
     x: Float[Array, "B T K H"], index: Int32[Array, "B V"], valid: Bool[Array, "B V"]
 ) -> Float[Array, "B K H"]:
-    """The mean over valid positions, in bfloat16; 0 where there are none."""
+    """The mean over valid positions, summed in float32, in bfloat16; 0 where there are none."""
     visual = jnp.take_along_axis(x, index[:, :, None, None], axis=1).astype(jnp.float32)
     total = jnp.where(valid[:, :, None, None], visual, 0.0).sum(1)
     count = jnp.maximum(valid.sum(-1), 1).astype(jnp.float32)
-    return (total / count[:, None, None]).astype(jnp.bfloat16)
+    return groups.as_stored(total / count[:, None, None], "bfloat16")
 
 
 def _program(problem: QuantizeProblem) -> Program:

@@ -12,6 +12,7 @@ from PIL import Image
 
 import vkq_jax
 from pallas_kernels import layouts, mosaic_gpu
+from pallas_kernels.quantize_bank import unfused_reason
 from pallas_kernels.tiled import untileable_reason
 from tests.support.caches import Shape, random_layer
 from vkq_jax import KVQuantConfig, LevelCodes, ScoreCalibration, SignCodes
@@ -66,6 +67,25 @@ def test_caches_that_the_page_says_are_not_covered(changes, quant):
 def test_caches_that_the_page_says_are_covered(preset, head_dim):
     layer = random_layer(Shape(**BANK | {"head_dim": head_dim}), vkq_jax.presets[preset])[1]
     assert mosaic_gpu.unsupported_reason(layer) is None
+
+
+@pytest.mark.parametrize(
+    ("codes", "head_dim", "dtype"),
+    [
+        (LevelCodes(), 64, "bfloat16"),
+        (SignCodes(centre="median"), 64, "bfloat16"),
+        (SignCodes(group_size=256), 64, "bfloat16"),
+        (SignCodes(table_dtype="float32"), 64, "bfloat16"),
+        (SIGNS, 80, "bfloat16"),
+        (SIGNS, 64, "float16"),
+    ],
+)
+def test_codes_that_the_page_says_are_not_coded_by_the_kernel(codes, head_dim, dtype):
+    x = jax.ShapeDtypeStruct((1, 300, 2, head_dim), dtype)
+    index = jax.ShapeDtypeStruct((1, 300), jnp.int32)
+    reason = unfused_reason(x, index, codes)
+    assert reason
+    assert said(reason)
 
 
 def test_devices_that_the_page_names(monkeypatch):

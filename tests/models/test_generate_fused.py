@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,8 @@ import models
 import vkq_jax
 from models.prefill import prefill
 from pallas_kernels import TiledSigns, mosaic_gpu
-from pallas_kernels.launch import emulated_launch
+from pallas_kernels.launch import emulated_launch, run_emulated
+from pallas_kernels.quantize_bank import fused_bank
 from tests.support.tiny_llava import CONFIG, batch, prompt, tiny_model
 
 ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(6, seed=2))
@@ -23,6 +25,8 @@ def fused(monkeypatch):
     monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
     attend = functools.partial(mosaic_gpu.attend_layer, launch=emulated_launch)
     monkeypatch.setattr(mosaic_gpu, "attend_layer", attend)
+    code = functools.partial(fused_bank, run=run_emulated)
+    monkeypatch.setattr(sys.modules["pallas_kernels.quantize_bank"], "fused_bank", code)
 
 
 @pytest.fixture(scope="module", params=[jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])

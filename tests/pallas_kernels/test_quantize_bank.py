@@ -2,6 +2,7 @@
 
 import functools
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from pallas_kernels import launch
+from pallas_kernels import launch, mosaic_gpu
 from pallas_kernels.emulated_operations import EmulatedOperations
 from pallas_kernels.launch import run_emulated
 from pallas_kernels.quantize_bank import fused_bank, unfused_reason
@@ -178,17 +179,100 @@ def test_ptxas_accepts_every_instruction(name, tmp_path):
 # Which implementation a call takes
 
 
-def test_the_default_is_plain_coding():
-    arguments = (*layer(64, 33, (33, 4)), KVQuantConfig(SIGNS, LevelCodes()))
-    plain = jax.tree.leaves(pallas_kernels.lay_out(quantize_visual(*arguments)))
+@pytest.fixture
+def gpu(monkeypatch):
+    """As if there were a GPU, whose coding kernel is emulated."""
+    monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
+    emulated = functools.partial(fused_bank, run=run_emulated)
+    monkeypatch.setattr(sys.modules["pallas_kernels.quantize_bank"], "fused_bank", emulated)
+
+
+def same(got, expected):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_without_the_device_the_default_is_plain_coding():
+    arguments = (*layer(64, 33, (33, 4)), KVQuantConfig(SIGNS, SIGNS))
     for implementation in (None, "xla"):
         got = pallas_kernels.quantize_bank(*arguments, implementation=implementation)
-        jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(got), plain)
+        plain = quantize_visual(*arguments)
+        same(got, pallas_kernels.lay_out(plain, implementation=implementation))
     with pytest.raises(ValueError, match="implementation must be one of"):
         pallas_kernels.quantize_bank(*arguments, implementation="cuda")
     if jax.default_backend() == "cpu":
+        key, value, index, _, quant = arguments
+        said = pallas_kernels.explain_coding(key, value, index, quant).splitlines()
+        assert said[0].startswith("mosaic_gpu: needs an NVIDIA GPU")
+        assert said[1:] == ["xla: taken"]
         with pytest.raises(NotImplementedError, match="needs an NVIDIA GPU"):
             pallas_kernels.quantize_bank(*arguments, implementation="mosaic_gpu")
+
+
+def test_with_the_device_the_default_is_the_kernel(gpu):
+    arguments = (*layer(64, 33, (33, 4)), KVQuantConfig(SIGNS, SIGNS))
+    fused = fused_bank(*arguments, run=run_emulated)
+    for implementation in (None, "mosaic_gpu"):
+        same(pallas_kernels.quantize_bank(*arguments, implementation=implementation), fused)
+    plain = pallas_kernels.quantize_bank(*arguments, implementation="xla")
+    same(plain, quantize_visual(*arguments))
+    key, value, index, _, quant = arguments
+    abstract = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (key, value, index))
+    said = pallas_kernels.explain_coding(*abstract, quant)
+    assert said.splitlines() == ["mosaic_gpu: taken", "xla: on request"]
+
+
+def test_what_the_kernel_does_not_code_falls_back_visibly(gpu):
+    arguments = (*layer(64, 33, (33, 4)), KVQuantConfig(SIGNS, LevelCodes()))
+    same(pallas_kernels.quantize_bank(*arguments), pallas_kernels.tile(quantize_visual(*arguments)))
+    key, value, index, _, quant = arguments
+    assert pallas_kernels.choose_coding(key, value, index, quant) == "xla"
+    said = pallas_kernels.explain_coding(key, value, index, quant).splitlines()
+    assert said == ["mosaic_gpu: coding values: LevelCodes are not sign codes", "xla: taken"]
+    with pytest.raises(NotImplementedError, match="coding values: LevelCodes are not sign codes"):
+        pallas_kernels.quantize_bank(*arguments, implementation="mosaic_gpu")
+
+
+# vmap and gradients
+
+
+def test_mapped_axes_are_folded_into_one_launch():
+    key, value, index, valid = layer(64, 150, (150, 7, 64, 0, 3, 90))
+    quant = KVQuantConfig(SIGNS, SIGNS)
+
+    def code(*arguments):
+        return fused_bank(*arguments, quant, run=run_emulated)
+
+    def split(x):  # [6, ...] -> [3, 2, 1, ...]
+        return x.reshape(3, 2, 1, *x.shape[1:])
+
+    mapped, arguments = jax.vmap(jax.vmap(code)), [*map(split, (key, value, index, valid))]
+    assert str(jax.make_jaxpr(mapped)(*arguments)).count("pure_callback[") == 2  # keys, values
+    got, expected = mapped(*arguments), code(key, value, index, valid)
+    jax.tree.map(np.testing.assert_array_equal, got, jax.tree.map(split, expected))
+
+
+def test_only_some_operands_mapped():
+    key, value, index, valid = layer(64, 40, (40, 7))
+    valids = jnp.stack([valid, valid & (index % 2 == 0)])
+    quant = KVQuantConfig(SIGNS, SIGNS)
+
+    def code(valid):
+        return fused_bank(key, value, index, valid, quant, run=run_emulated)
+
+    expected = jax.tree.map(lambda *x: jnp.stack(x), *map(code, valids))
+    jax.tree.map(np.testing.assert_array_equal, jax.vmap(code)(valids), expected)
+
+
+def test_a_gradient_passes_the_kernel_by():
+    key, value, index, valid = layer(64, 40, (40, 7), jnp.float32)
+    quant = KVQuantConfig(SIGNS, SIGNS)
+
+    def loss(key):
+        bank = fused_bank(key, value, index, valid, quant, run=run_emulated)
+        return bank.key.dequantize().sum() + jnp.square(key).sum()
+
+    assert np.isfinite(jax.grad(loss)(key)).all()
 
 
 def test_what_the_kernel_does_not_cover_is_said():

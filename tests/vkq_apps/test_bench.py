@@ -7,10 +7,12 @@ import jax
 import pytest
 
 import vkq_jax
+from pallas_kernels import mosaic_gpu
 from pallas_kernels.shapes import find_shape
-from vkq_apps.bench import rows, throughput, worker
+from vkq_apps.bench import device_memory, rows, throughput, worker
 from vkq_apps.bench.decoding import compare_implementations, first_state
 from vkq_apps.bench.prefilling import measure_prefill, most_sequences
+from vkq_apps.bench.quantize import plan_quantize
 from vkq_apps.bench.random_model import abstract_model, prompts, random_params
 from vkq_apps.bench.results_file import ResultsFile
 from vkq_apps.bench.sequence_cache import abstract_cache
@@ -242,11 +244,26 @@ def test_quantize_states_cost_and_errors(capsys, tmp_path):
     )  # fmt: skip
     assert code == 0
     assert "of the block" in out
-    for row in json.loads(path.read_text())["rows"]:
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["implementation"] for row in rows] == ["xla", "xla"]
+    for row in rows:
         assert row["status"] == "measured"
         assert row["coding_percent"] == pytest.approx(100 * row["coding_ms"] / row["block_ms"])
         assert row["key_difference_from_plain"] == 0.0
         assert row["key_squared_error"] > 0.1
+
+
+def test_quantize_has_a_row_for_the_fused_kernel_where_it_applies(monkeypatch):
+    monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
+    monkeypatch.setattr(device_memory, "claim_memory", lambda: None)
+    setups = plan_quantize(
+        ["internvl2.5-8b"], ["vkq-1bit", "minmax-1bit"], prompt_text=8, sequences=1, repeats=1
+    )
+    assert [(setup.preset, setup.implementation) for setup in setups] == [
+        ("vkq-1bit", "xla"),
+        ("vkq-1bit", "mosaic_gpu"),
+        ("minmax-1bit", "xla"),
+    ]
 
 
 def test_scaling_writes_rows_and_a_plot(capsys, tmp_path):
@@ -274,7 +291,8 @@ def test_explain_needs_no_memory(capsys, tmp_path):
     code, out, _ = run(capsys, *arguments, "--queries-per-step", "2", "--out", str(path))
     assert code == 0
     assert "queries [4096, 2, 28, 128]" in out
-    assert "xla: taken" in out
+    assert "  xla: taken" in out
+    assert "  coding, xla: taken" in out
     assert json.loads(path.read_text())["implementation_taken"] == "xla"
 
 

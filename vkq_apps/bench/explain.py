@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pallas_kernels
 import vkq_jax
 from pallas_kernels.shapes import find_shape
-from vkq_apps.bench.sequence_cache import abstract_cache, per_sequence
+from vkq_apps.bench.sequence_cache import abstract_cache, abstract_visual, per_sequence
 
 __all__ = ["explain_shape"]
 
@@ -16,7 +16,7 @@ __all__ = ["explain_shape"]
 def explain_shape(
     name: str, batch: int, preset: str, queries_per_step: int, text_capacity: int
 ) -> dict[str, Any]:
-    """What `pallas_kernels.explain` says of the cache of `batch` sequences of a published shape.
+    """What `pallas_kernels` says of `batch` sequences of a published shape: attention and coding.
 
     Raises:
         ValueError: no such shape or preset, or a number that is not positive.
@@ -25,6 +25,7 @@ def explain_shape(
     if min(batch, queries_per_step, text_capacity) < 1:
         raise ValueError("batch, queries per step and text capacity must be positive")
     cache = abstract_cache(shape, quant, batch, text_capacity)
+    x, index = abstract_visual(shape)
     query = (batch, queries_per_step, shape.num_heads, shape.head_dim)
     return {
         "shape": name,
@@ -37,4 +38,5 @@ def explain_shape(
         "explanation": pallas_kernels.explain(
             cache, jax.ShapeDtypeStruct(query, jnp.bfloat16)
         ).splitlines(),
+        "coding_explanation": pallas_kernels.explain_coding(x, x, index, quant).splitlines(),
     }

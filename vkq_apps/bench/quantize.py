@@ -1,8 +1,8 @@
 """What coding a layer's keys and values costs beside the prefill of that layer.
 
 Both are timed at the same number of tokens: a whole decoder block of the real text tower, and what
-`models.prefill` does with the keys and values that the block leaves. Where the fused coding kernel
-applies it has a row of its own.
+`models.prefill` does with the keys and values that the block leaves: XLA codes them and lays them
+out for attention; where the fused kernel applies, which prefill then takes, it has another row.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
 from vkq_apps.bench.prefilling import most_sequences
 from vkq_apps.bench.random_model import random_params, text_config
+from vkq_apps.bench.sequence_cache import abstract_visual
 from vkq_apps.bench.timing import seconds_of_calls
 from vkq_jax.array_types import Array
 from vkq_jax.cache import VisualBank, quantize_visual
@@ -46,7 +47,7 @@ class QuantizeSetup:
         shape: name in `pallas_kernels.shapes`. preset: of the visual cache.
         prompt_text: text tokens of a prompt beside the visual ones.
         sequences: at once; None: as many as `most_sequences` says. repeats: of each timing.
-        implementation: of coding, see `pallas_kernels.quantize_bank`; None is what prefill does.
+        implementation: of coding, see `pallas_kernels.quantize_bank`.
     """
 
     shape: str
@@ -54,7 +55,7 @@ class QuantizeSetup:
     prompt_text: int = 32
     sequences: int | None = None
     repeats: int = 7
-    implementation: str | None = None
+    implementation: str = "xla"
 
     def __post_init__(self) -> None:
         """Checks the names."""
@@ -68,7 +69,7 @@ class QuantizeSetup:
 
     def __str__(self) -> str:
         """For people."""
-        return f"{self.shape}, {self.preset}, coded by {self.implementation or 'default'}"
+        return f"{self.shape}, {self.preset}, coded by {self.implementation}"
 
 
 def plan_quantize(
@@ -79,14 +80,15 @@ def plan_quantize(
     sequences: int | None,
     repeats: int,
 ) -> list[QuantizeSetup]:
-    """A row for each shape and preset, and one more where the fused kernel applies."""
+    """A row by XLA for each shape and preset, and one by the fused kernel where it applies."""
     device_memory.claim_memory()  # whether it applies is asked of the device
     setups = []
     for shape in shapes:
         for preset in presets:
             setup = QuantizeSetup(shape, preset, prompt_text, sequences, repeats)
-            fused = dataclasses.replace(setup, implementation="mosaic_gpu")
-            setups += [setup, fused] if _applies(fused) else [setup]
+            setups.append(setup)
+            if _default(setup) == "mosaic_gpu":
+                setups.append(dataclasses.replace(setup, implementation="mosaic_gpu"))
     return setups
 
 
@@ -112,12 +114,13 @@ def measure_quantize(setup: QuantizeSetup, row: dict[str, Any]) -> None:
     layers = [_keys_and_values(dims, seed) for seed in range(copies)]
 
     def code(layers, index, valid):
-        return [
+        banks = (
             pallas_kernels.quantize_bank(
                 key, value, index, valid, quant, implementation=setup.implementation
             )
             for key, value in layers
-        ]
+        )
+        return [pallas_kernels.lay_out(bank) for bank in banks]  # as attention reads it here
 
     compiled = compile_ahead(jax.jit(code), layers, index, valid)
     times = [
@@ -136,19 +139,11 @@ def measure_quantize(setup: QuantizeSetup, row: dict[str, Any]) -> None:
     row |= {name: float(error) for name, error in errors.items()}
 
 
-def _applies(setup: QuantizeSetup) -> bool:
+def _default(setup: QuantizeSetup) -> str:
+    """What codes it in prefill, on this device."""
     shape, quant = find_shape(setup.shape), vkq_jax.resolve(setup.preset)
-    visual = (1, shape.visual_tokens)
-    x = jax.ShapeDtypeStruct((*visual, shape.num_kv_heads, shape.head_dim), jnp.bfloat16)
-    index, valid = (jax.ShapeDtypeStruct(visual, dtype) for dtype in (jnp.int32, bool))
-    code = functools.partial(
-        pallas_kernels.quantize_bank, quant=quant, implementation=setup.implementation
-    )
-    try:
-        jax.eval_shape(code, x, x, index, valid)
-    except NotImplementedError:
-        return False
-    return True
+    x, index = abstract_visual(shape)
+    return pallas_kernels.choose_coding(x, x, index, quant)
 
 
 @functools.cache

@@ -45,6 +45,12 @@ def random_layer(
     return LayerCache((bank,), TextBank(text_key, text_value, length), quant=quant)
 
 
+def abstract_visual(shape: ModelShape) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Keys (or values) of one layer of one sequence as they are coded, and their index."""
+    dims = (1, shape.visual_tokens, shape.num_kv_heads, shape.head_dim)
+    return jax.ShapeDtypeStruct(dims, jnp.bfloat16), jax.ShapeDtypeStruct(dims[:2], jnp.int32)
+
+
 def abstract_cache(
     shape: ModelShape, quant: KVQuantConfig, batch: int, text_capacity: int
 ) -> KVCache:

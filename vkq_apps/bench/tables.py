@@ -47,7 +47,7 @@ def quantize_table(record: dict[str, Any]) -> Table:
     columns: Columns = {
         "shape": lambda row: row["shape"],
         "visual cache": lambda row: row["preset"],
-        "by": lambda row: row["implementation"] or "default",
+        "by": lambda row: row["implementation"],
         "prompts": lambda row: f"{row['sequences_at_once']} x {row['tokens']}",
         "decoder block": lambda row: f"{row['block_ms']:.3f} ms",
         "coding": lambda row: f"{row['coding_ms']:.3f} ms",

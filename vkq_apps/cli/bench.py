@@ -183,7 +183,7 @@ def explain(
     results: Out = None,
     json: JsonOption = False,
 ) -> None:
-    """Which implementation of attention a shape takes on this device, and why."""
+    """Which implementations, of attention and coding, a shape takes on this device, and why."""
     record = {
         "command": "vkq bench explain",
         **provenance(),
@@ -201,6 +201,8 @@ def explain(
     )
     for line in record["explanation"]:
         out.print(f"  {line}", markup=False)
+    for line in record["coding_explanation"]:
+        out.print(f"  coding, {line}", markup=False)
 
 
 def _say(text: str) -> None:
