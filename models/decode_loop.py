@@ -1,10 +1,10 @@
 """The decode loop: a `lax.while_loop` over one state, until every sequence has stopped."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 import pallas_kernels
 from models.model import Model
@@ -13,7 +13,7 @@ from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.pytree import frozen_pytree
 
-__all__ = ["DecodeState", "decode_loop", "decode_step", "emit_tokens"]
+__all__ = ["DecodeState", "decode_loop", "decode_step", "emit_tokens", "emit_tokens_in_place"]
 
 
 @frozen_pytree
@@ -43,6 +43,7 @@ def decode_loop(
     stop_tokens: tuple[int, ...],
     pad: int = 0,
     implementation: str | None = None,
+    consume: bool = False,
 ) -> tuple[Int32[Array, "B steps"], Int32[Array, "B"], DecodeState]:
     """Emits up to `steps` tokens a sequence; ends early once all have stopped.
 
@@ -58,6 +59,9 @@ def decode_loop(
         stop_tokens: ids that end a sequence.
         pad: what fills the buffer behind a sequence's last token.
         implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
+        consume: the new state takes the place of `state` (all but its visual banks and its key),
+            which must not be used afterwards: the text bank never exists twice. Inside jit or vmap
+            memory is not this function's to give away; it has no effect there.
 
     Returns:
         Tokens (`pad` behind the last one), how many each sequence emitted, and the new state.
@@ -65,10 +69,13 @@ def decode_loop(
     # The visual banks never change: beside the state, no loop carries and no call returns them,
     # which would be a copy of the largest thing there is.
     visual = state.cache.visual
-    tokens, lengths, state = emit_tokens(
+    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((model, state)))
+    emit = emit_tokens_in_place if consume and not traced else emit_tokens
+    tokens, lengths, state = emit(
         model,
         visual,
-        _with_visual(state, ()),
+        state.key,  # the caller's own
+        dataclasses.replace(_with_visual(state, ()), key=None),
         steps if limit is None else limit,
         steps=steps,
         sampling=sampling,
@@ -79,10 +86,10 @@ def decode_loop(
     return tokens, lengths, _with_visual(state, visual)
 
 
-@partial(jax.jit, static_argnames=("steps", "sampling", "stop_tokens", "pad", "implementation"))
-def emit_tokens(
+def _emit_tokens(
     model: Model,
     visual: tuple[VisualBank, ...],
+    key: jax.Array | None,
     state: DecodeState,
     limit: int,
     *,
@@ -92,7 +99,8 @@ def emit_tokens(
     pad: int,
     implementation: str | None,
 ) -> tuple[Int32[Array, "B steps"], Int32[Array, "B"], DecodeState]:
-    """`decode_loop`, compiled, with the visual banks beside the state."""
+    """`decode_loop`, to be compiled, with the visual banks and the key beside the state."""
+    state = dataclasses.replace(state, key=key)
     stops = jnp.asarray(stop_tokens, jnp.int32)
     batch = state.done.shape[0]
 
@@ -117,6 +125,11 @@ def emit_tokens(
     start = (jnp.int32(0), state, tokens, jnp.zeros(batch, jnp.int32))
     _, state, tokens, lengths = jax.lax.while_loop(unfinished, emit, start)
     return tokens, lengths, state
+
+
+_STATIC = ("steps", "sampling", "stop_tokens", "pad", "implementation")
+emit_tokens = jax.jit(_emit_tokens, static_argnames=_STATIC)
+emit_tokens_in_place = jax.jit(_emit_tokens, static_argnames=_STATIC, donate_argnames="state")
 
 
 def decode_step(

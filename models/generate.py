@@ -91,7 +91,8 @@ def generate(
         cache_length=cache_length,
         implementation=implementation,
     )
-    tokens, lengths, state = emit(state, steps=max_new_tokens)
+    # Nobody else holds the state that prefill left. `stream` shows its states, and keeps them.
+    tokens, lengths, state = emit(state, steps=max_new_tokens, consume=True)
     return Generation(tokens, lengths, state.cache)
 
 

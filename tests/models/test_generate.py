@@ -7,7 +7,7 @@ import pytest
 
 import models
 import vkq_jax
-from models.decode_loop import emit_tokens
+from models.decode_loop import DecodeState, decode_loop, emit_tokens_in_place
 from models.prefill import prefill
 from models.sampling import Sampling
 from tests.support.tiny_llava import batch, prompt, tiny_model
@@ -90,6 +90,73 @@ def test_turns_equal_one_long_prompt_in_full_precision(model):
     assert two.cache.position.tolist() == [len(first) + 3 + len(second) + 4]
 
 
+def deleted(tree):
+    """Which buffers have been given away."""
+    return [x.is_deleted() for x in jax.tree.leaves(tree)]
+
+
+def test_decoding_in_place_consumes_all_but_visual_banks_and_key(model):
+    def decode(**options):
+        logits, cache = prefill(
+            model, batch(*ROWS), quant=vkq_jax.resolve("vkq-1bit"), cache_length=16
+        )
+        state = DecodeState(logits, cache, jnp.zeros(len(ROWS), bool), jax.random.key(0))
+        sampling = Sampling(temperature=1.0)
+        return state, decode_loop(
+            model, state, steps=4, sampling=sampling, stop_tokens=(), **options
+        )
+
+    (kept, expected), (consumed, got) = decode(), decode(consume=True)
+    assert not any(deleted((kept, got)))
+    assert not any(deleted((consumed.cache.visual, consumed.key)))
+    rest = dataclasses.replace(consumed.cache, visual=())
+    assert all(deleted((consumed.logits, rest, consumed.done)))
+    np.testing.assert_array_equal(got[0], expected[0])
+
+
+def test_the_text_bank_does_not_exist_twice(model):
+    logits, cache = prefill(model, batch(*ROWS), quant=vkq_jax.resolve("none"), cache_length=64)
+    state = DecodeState(
+        logits, dataclasses.replace(cache, visual=()), jnp.zeros(len(ROWS), bool), None
+    )
+    compiled = emit_tokens_in_place.lower(
+        model, cache.visual, None, state, 4,
+        steps=4, sampling=Sampling(), stop_tokens=(), pad=0, implementation=None,
+    ).compile()  # fmt: skip
+    text = cache.text.key.nbytes + cache.text.value.nbytes
+    assert compiled.memory_analysis().alias_size_in_bytes >= text
+
+
+def test_a_cache_can_be_gone_on_from_more_than_once(model):
+    one = models.generate(model, batch(ROWS[0]), max_new_tokens=2, stop_tokens=())
+    length = one.cache.text.cache_length + 8
+
+    def turn(**options):
+        question = batch(prompt(2, seed=3))
+        return models.generate(
+            model, question, cache=one.cache, max_new_tokens=3, stop_tokens=(), **options
+        ).tokens
+
+    first = turn(cache_length=length)
+    np.testing.assert_array_equal(turn(), first)
+    assert not any(deleted(one))
+    # A cache with room enough is not copied to grow.
+    roomy = models.generate(model, batch(ROWS[0]), max_new_tokens=2, cache_length=length)
+    for _ in range(2):
+        models.generate(model, batch(prompt(2)), cache=roomy.cache, max_new_tokens=3)
+    assert not any(deleted(roomy))
+
+
+def test_vmap_over_keys_of_one_prompt(model):
+    def draw(key):
+        return models.generate(
+            model, batch(ROWS[0]), max_new_tokens=3, sampling=Sampling(temperature=2.0), key=key
+        ).tokens
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    np.testing.assert_array_equal(jax.vmap(draw)(keys), jnp.stack([*map(draw, keys)]))
+
+
 def test_stops_and_pads(model):
     inputs = batch(ROWS[0], prompt(4, "image", 2, seed=9))
     free = models.generate(model, inputs, quant="none", max_new_tokens=6, stop_tokens=())
@@ -128,10 +195,10 @@ def test_jit_of_the_whole_generation(model):
 def test_the_same_shapes_do_not_trace_again(model):
     options = {"max_new_tokens": 3, "quant": "quantile-1bit", "stop_tokens": ()}
     models.generate(model, batch(ROWS[0]), **options)
-    before = prefill._cache_size(), emit_tokens._cache_size()
+    before = prefill._cache_size(), emit_tokens_in_place._cache_size()
     other = prompt(3, "image", 5, seed=77)
     models.generate(model, batch(other, seed=3), **options)
-    assert (prefill._cache_size(), emit_tokens._cache_size()) == before
+    assert (prefill._cache_size(), emit_tokens_in_place._cache_size()) == before
 
 
 def test_streaming_ends_with_what_generate_returns(model):
@@ -141,6 +208,7 @@ def test_streaming_ends_with_what_generate_returns(model):
     assert len(steps) > 1
     np.testing.assert_array_equal(steps[-1].tokens, expected.tokens)
     np.testing.assert_array_equal(steps[-1].lengths, expected.lengths)
+    assert not any(deleted(steps))
 
 
 def test_sampling_needs_a_key_and_follows_it(model):
@@ -225,7 +293,7 @@ def test_padding_to_a_multiple_shares_compilations_and_changes_no_answer(model, 
     assert padded.input_ids.shape == (1, 32)
     got = models.generate(model, padded, **options)
     np.testing.assert_array_equal(got.tokens, models.generate(model, inputs, **options).tokens)
-    sizes = prefill._cache_size(), emit_tokens._cache_size()
+    sizes = prefill._cache_size(), emit_tokens_in_place._cache_size()
     longer = models.pad_to_multiple(batch(prompt(4, "image", 9)), 16)
     models.generate(model, longer, **options)
-    assert (prefill._cache_size(), emit_tokens._cache_size()) == sizes
+    assert (prefill._cache_size(), emit_tokens_in_place._cache_size()) == sizes
