@@ -68,7 +68,8 @@ def random_banks(case: Case, seed: int, *, ragged: bool = False) -> tuple[Banks,
         visible["visual"] = visual[:, None]
     if "text" in dense:
         visible["text"] = jnp.asarray(lengths(case.text), jnp.int32)[:, None]
-    return Banks(VisualBank(*tensors, visual) if tensors else None, dense), visible
+    packed = VisualBank(key=tensors[0], value=tensors[1], length=visual) if tensors else None
+    return Banks(packed, dense), visible
 
 
 @functools.partial(jax.jit, static_argnames="case")
