@@ -14,13 +14,30 @@ def choose_tiling(
     """The tiling for `heads` KV heads, each read by `queries` queries.
 
     A team takes up to eight queries of a KV head, so that a block is loaded once for them (one
-    where tables come in groups, four where there is no packed bank). Many teams of up to four
-    with short banks: small thread blocks, which fill the device evenly whatever their number.
-    Otherwise large ones; long banks and few heads are shared by more warps, then by more thread
-    blocks, whose results have to be joined.
+    where tables come in groups, four where there is no packed bank). With few heads and banks of
+    less than 64 blocks, two teams of four are faster than one whose positions are split.
     """
     grouped = packed is not None and packed.chunk_blocks < packed.blocks
     most = 1 if grouped else SET if packed is None else 2 * SET
+    tiling = _tiling(heads, queries, most, packed, dense)
+    if packed is not None and packed.blocks < 64 and tiling.queries > SET and tiling.splits > 1:
+        return _tiling(heads, queries, SET, packed, dense)
+    return tiling
+
+
+def _tiling(
+    heads: int,
+    queries: int,
+    most: int,
+    packed: Packed | None,
+    dense: tuple[tuple[str, int], ...],
+) -> Tiling:
+    """The tiling for teams of at most `most` queries.
+
+    Many teams of up to four with short banks: small thread blocks, which fill the device evenly
+    whatever their number. Otherwise large ones; long banks and few heads are shared by more warps,
+    then by more thread blocks, whose results have to be joined.
+    """
     per_team = -(-queries // -(-queries // most))
     teams = heads * -(-queries // per_team)
     short = packed is not None and packed.blocks <= 16 and per_team <= SET
