@@ -226,7 +226,8 @@ def plan(
 def _coding(x: TiledLevels | TiledSigns) -> Coding:
     if isinstance(x, TiledLevels):
         groups = x.lower.shape[-2]
-        return Coding(groups=groups, group_blocks=x.group_size // BLOCK if groups > 1 else 0)
+        group_blocks = x.group_size // BLOCK if groups > 1 else 0
+        return Coding(bits=x.bits, groups=groups, group_blocks=group_blocks)
     return Coding(
         scale_bits=4 * x.token_scale.shape[-1],
         rotated=x.rotated,

@@ -14,7 +14,7 @@ from pallas_kernels import layouts
 from pallas_kernels.fused import Banks, DenseBank, fused_attention, plan, score_range
 from pallas_kernels.launch import Launch, gpu_launch
 from pallas_kernels.problem import Tiling
-from pallas_kernels.tiled import tile, untileable_reason
+from pallas_kernels.tiled import tile, untileable_bank_reason
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import Attended, causal_text, merge, to_kv_heads
 from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
@@ -226,10 +226,9 @@ def unsupported_reason(cache: LayerCache | KVCache) -> str | None:
                 if tensor.values.dtype != jnp.bfloat16:
                     return f"dense banks in {tensor.values.dtype}, not bfloat16"
             continue
-        for name, tensor in (("keys", bank.key), ("values", bank.value)):
-            reason = untileable_reason(tensor)
-            if reason:
-                return f"{name}: {reason}"
+        reason = untileable_bank_reason(bank)
+        if reason:
+            return reason
     return None
 
 

@@ -34,17 +34,21 @@ class PackedBlocks:
         self.has_rest = ops.where_less(packed.whole_blocks, self.last, 1, 0)
 
     def load_rows(self, name: str, block: Value, quarters: int = WHOLE) -> list[list[Value]]:
-        """This lane's words of a block: 4 of each row (2 for values of at most two quarters)."""
+        """This lane's words of a block of one-bit codes, row by row."""
+        _, rows, _ = self._rows(name, block, quarters, 0)
+        return [self.load_row(name, block, quarters, 0, row) for row in range(rows)]
+
+    def load_row(self, name: str, block: Value, quarters: int, bit: int, row: int) -> list[Value]:
+        """This lane's words of a bit of a row: 4 (2 for values of at most two quarters)."""
         ops = self._ops
-        address, rows, row_bytes = self._rows(name, block, quarters)
+        address, _, row_bytes = self._rows(name, block, quarters, bit)
         address = ops.address(address, self._work.lane, row_bytes // 32)
-        load = ops.load4 if row_bytes == 512 else ops.load2
-        return [load(address, row_bytes * row) for row in range(rows)]
+        return (ops.load4 if row_bytes == 512 else ops.load2)(address, row_bytes * row)
 
     def copy_rows(self, scratch: Scratch, name: str, block: Value) -> None:
         """Starts to copy this lane's words of a whole block to shared memory."""
         ops = self._ops
-        address, rows, row_bytes = self._rows(name, block, WHOLE)
+        address, rows, row_bytes = self._rows(name, block, WHOLE, 0)
         address = ops.address(address, self._work.lane, row_bytes // 32)
         for row in range(rows):
             scratch.copy_row(name, row, address, row_bytes * row)
@@ -54,21 +58,27 @@ class PackedBlocks:
         """Has words of the first two blocks brought near, but for keys of the very first."""
         if not self._packed.whole_blocks:
             return
-        ops = self._ops
         for number, name in ((0, "value"), (1, "key"), (1, "value")):
-            if name not in sides:
-                continue
-            block = ops.min(ops.add(self.first, number), self._packed.whole_blocks - 1)
-            address, rows, row_bytes = self._rows(name, block, WHOLE)
+            if name in sides:
+                self.prefetch(name, self._ops.add(self.first, number))
+
+    def prefetch(self, name: str, block: Value) -> None:
+        """Has the words of a whole block brought near, or of the last one if there is none."""
+        ops = self._ops
+        block = ops.min(block, self._packed.whole_blocks - 1)
+        for bit in range(getattr(self._packed, name).bits):
+            address, rows, row_bytes = self._rows(name, block, WHOLE, bit)
             line = ops.min(self._work.lane, rows * row_bytes // LINE - 1)
             ops.prefetch(ops.address(address, line, LINE), 0)
 
-    def _rows(self, name: str, block: Value, quarters: int) -> tuple[Value, int, int]:
-        """Address of a block's first row, number of rows, bytes of each."""
+    def _rows(self, name: str, block: Value, quarters: int, bit: int) -> tuple[Value, int, int]:
+        """Address of a bit of a block's first row, number of rows, bytes of each."""
         ops, head_dim = self._ops, self._problem.head_dim
         count = layouts.key_words if name == "key" else layouts.value_words
-        head_bytes = 4 * count(self._packed.num_positions, head_dim)
-        address = ops.address(ops.pointer(name), self._work.stored_head, head_bytes)
+        bit_bytes = 4 * count(self._packed.num_positions, head_dim)
+        bits = getattr(self._packed, name).bits
+        number = ops.mad(self._work.stored_head, bits, bit)
+        address = ops.address(ops.pointer(name), number, bit_bytes)
         address = ops.address(address, block, BLOCK * head_dim // 8)
         rows, row_bytes = head_dim // 16, 512
         if name == "key":

@@ -76,8 +76,9 @@ class PackedQuery:
         if not self._packed.key.signs:
             lower, upper = (self._table(f"key_{name}", block) for name in ("lower", "upper"))
             offset = warp_sum(ops, dot(ops, query, lower))
+            steps = 2**self._packed.key.bits - 1
             query = [
-                ops.fmul(q, ops.fsub(high, low))
+                ops.fmul(ops.fmul(q, 1.0 / steps), ops.fsub(high, low))
                 for q, low, high in zip(query, lower, upper, strict=True)
             ]
         largest = functools.reduce(

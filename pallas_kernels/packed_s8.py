@@ -24,7 +24,7 @@ from pallas_kernels.work import Work
 
 __all__ = ["PackedS8"]
 
-LoadRow = Callable[[int], Sequence[Value]]
+LoadRow = Callable[[int, int], Sequence[Value]]  # of a bit and a row
 
 
 def _halves(part: range) -> range:
@@ -50,7 +50,8 @@ class PackedS8:
         self._prepare(scratch)
         blocks = self._blocks = PackedBlocks(ops, self._problem, packed, self._work)
         scales = []
-        if packed.whole_blocks:
+        staged = self._problem.stages_words and packed.whole_blocks > 0
+        if staged:
             first = ops.min(blocks.first, packed.whole_blocks - 1)
             scales = self._load_scales(first)
             for name in ("key", "value"):
@@ -61,10 +62,13 @@ class PackedS8:
         sums = empty_sums(self._problem.head_dim // 8) * self._problem.sets
 
         def block(i, carried):
-            return self._whole_block(scratch, queries, ops.add(blocks.first, i), carried)
+            number = ops.add(blocks.first, i)
+            if staged:
+                return self._staged_block(scratch, queries, number, carried)
+            return self._direct_block(scratch, queries, number, WHOLE, carried)
 
         def rest(sums):
-            return self._rest(scratch, queries, sums)
+            return self._direct_block(scratch, queries, packed.whole_blocks, packed.quarters, sums)
 
         if packed.whole_blocks:
             count = ops.sub(blocks.last_whole, blocks.first)
@@ -121,7 +125,7 @@ class PackedS8:
         operands = self._products.encode(channels)
         return [dataclasses.replace(query, operands=operands) for query in queries]
 
-    def _whole_block(
+    def _staged_block(
         self, scratch: Scratch, queries: list[FoldedQuery], block: Value, carried: list[Value]
     ) -> list[Value]:
         """The sums with a block added, and the next one's scales.
@@ -142,26 +146,54 @@ class PackedS8:
         parts = self._parts(WHOLE)
         for part in parts:
             ops.wait_for_copies(1)
-            load_row = functools.partial(scratch.load_row, "key")
+            load_row = functools.partial(self._staged_row, scratch, "key")
             sums, weights = self._weigh(scratch, queries, block, part, sums, load_row)
             if part is parts[-1]:
                 copy_next("key")
             if part is parts[0]:
                 ops.wait_for_copies(1 if len(parts) == 1 else 0)
-            load_row = functools.partial(scratch.load_row, "value", halves=_halves(part))
+            load_row = functools.partial(self._staged_row, scratch, "value", halves=_halves(part))
             sums = self._add_values(scratch, sums, weights, load_row)
         copy_next("value")
         return [*sums, *scales]
 
-    def _rest(self, scratch: Scratch, queries: list[FoldedQuery], sums: list[Value]) -> list[Value]:
-        """The sums with the block that is cut short added, straight from device memory."""
-        block, quarters = self._packed.whole_blocks, self._packed.quarters
-        keys, values = (self._blocks.load_rows(x, block, quarters) for x in ("key", "value"))
+    def _staged_row(
+        self, scratch: Scratch, name: str, bit: int, row: int, halves: range = range(2)
+    ) -> list[Value]:
+        assert bit == 0, "only codes of one bit are staged"
+        return scratch.load_row(name, row, halves)
+
+    def _direct_block(
+        self,
+        scratch: Scratch,
+        queries: list[FoldedQuery],
+        block: Value,
+        quarters: int,
+        sums: list[Value],
+    ) -> list[Value]:
+        """The sums with a block added, straight from device memory."""
+        blocks = self._blocks
+        load = functools.partial(blocks.load_row, block=block, quarters=quarters)
         self._spread_scales(scratch, self._load_scales(block))
+        if quarters == WHOLE:
+            for name in self._sides:
+                blocks.prefetch(name, self._ops.add(block, 1))
         for part in self._parts(quarters):
-            sums, weights = self._weigh(scratch, queries, block, part, sums, keys.__getitem__)
+            sums, weights = self._weigh(
+                scratch,
+                queries,
+                block,
+                part,
+                sums,
+                lambda bit, row: load("key", bit=bit, row=row),
+            )
             words = slice(2 * _halves(part).start, 2 * _halves(part).stop)
-            sums = self._add_values(scratch, sums, weights, lambda row, at=words: values[row][at])
+            sums = self._add_values(
+                scratch,
+                sums,
+                weights,
+                lambda bit, row, at=words: load("value", bit=bit, row=row)[at],
+            )
         return sums
 
     def _parts(self, quarters: int) -> list[range]:
@@ -209,7 +241,9 @@ class PackedS8:
             words = [scratch.load_weights(number, half) for half in halves]
             loaded.append(dataclasses.replace(of_set, operands=words))
         old = [self._of_set(sums, number) for number in range(len(loaded))]
-        channels = self._products.add_values([x for _, x in old], loaded, load_row)
+        channels = self._products.add_values(
+            [x for _, x in old], loaded, self._packed.value, load_row
+        )
         return [x for (totals, _), new in zip(old, channels, strict=True) for x in (*totals, *new)]
 
     def _of_set(self, sums: Sequence[Value], number: int) -> tuple[list[Value], list[Value]]:

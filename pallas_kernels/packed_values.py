@@ -63,8 +63,9 @@ class PackedValues:
             channels = [ops.fma(x, 2.0, less) for x in products]
         else:
             lower, upper = (self._table(f"value_{name}", block) for name in ("lower", "upper"))
+            steps = 2**self._packed.value.bits - 1
             channels = [
-                ops.fma(x, ops.fsub(high, low), ops.fmul(mass, low))
+                ops.fma(ops.fmul(x, 1.0 / steps), ops.fsub(high, low), ops.fmul(mass, low))
                 for x, low, high in zip(products, lower, upper, strict=True)
             ]
         return [ops.fadd(top, offset), mass, *channels]

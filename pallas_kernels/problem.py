@@ -19,13 +19,15 @@ class Coding:
     """How one side, keys or values, is coded.
 
     Attributes:
-        scale_bits: of the scale per position of sign codes; 0: level codes, two levels per channel.
+        scale_bits: of the scale per position of sign codes; 0: level codes, per channel.
+        bits: of a code.
         groups: groups of positions, each with its own levels. group_blocks: blocks of a group.
         rotated: whether sign codes describe Hadamard-rotated channels.
         score_error_factor: see `vkq_jax.SignTensor` (keys only).
     """
 
     scale_bits: int = 0
+    bits: int = 1
     groups: int = 1
     group_blocks: int = 0
     rotated: bool = False
@@ -63,6 +65,11 @@ class Packed:
     def quarters(self) -> int:
         """Quarters of the block that is cut short; 0: there is none."""
         return layouts.split_blocks(self.num_positions)[1]
+
+    @property
+    def most_bits(self) -> int:
+        """Bits of a code, of the side that has more."""
+        return max(self.key.bits, self.value.bits)
 
     @property
     def chunk_blocks(self) -> int:
@@ -164,9 +171,14 @@ class Problem:
         return self.head_dim + 32
 
     @property
-    def shares_queries(self) -> bool:
-        """Whether a packed bank is read by several queries at once."""
-        return self.packed is not None and self.tiling.queries > 1
+    def uses_bytes(self) -> bool:
+        """Whether a packed bank's codes are made into bytes, see `S8Products`."""
+        return self.packed is not None and (self.tiling.queries > 1 or self.packed.most_bits > 1)
+
+    @property
+    def stages_words(self) -> bool:
+        """Whether words of the next block wait in shared memory, where there is room for them."""
+        return self.packed is not None and self.uses_bytes and self.packed.most_bits == 1
 
     @property
     def sets(self) -> int:
@@ -176,12 +188,12 @@ class Problem:
     @property
     def staged_words(self) -> int:
         """Words of a block of keys, or of values, that wait in shared memory."""
-        return layouts.BLOCK * self.head_dim // 32 if self.shares_queries else 0
+        return layouts.BLOCK * self.head_dim // 32 if self.stages_words else 0
 
     @property
     def exchange_words(self) -> int:
         """Words in which the lanes of a warp exchange a block's scales and weights."""
-        return EXCHANGE_WORDS * self.sets if self.shares_queries else 0
+        return EXCHANGE_WORDS * self.sets if self.uses_bytes else 0
 
     @property
     def warp_words(self) -> int:
@@ -192,7 +204,7 @@ class Problem:
     @property
     def query_words(self) -> int:
         """Words in which a team keeps a query: channels, four scalars."""
-        return self.head_dim + 4 if self.shares_queries else 0
+        return self.head_dim + 4 if self.uses_bytes else 0
 
     @property
     def shared_words(self) -> int:
@@ -203,5 +215,5 @@ class Problem:
 
     def __post_init__(self):
         """Checks what the parts do not know of each other."""
-        if self.shares_queries and self.packed.chunk_blocks < self.packed.blocks:  # type: ignore
-            raise ValueError("tables in groups need a tiling of one query a team")
+        if self.uses_bytes and self.packed.chunk_blocks < self.packed.blocks:  # type: ignore
+            raise ValueError("tables in groups need codes of one bit and one query a team")

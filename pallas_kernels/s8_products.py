@@ -90,7 +90,7 @@ class S8Products:
         queries: Sequence[FoldedQuery],
         key: Coding,
         quarters: Sequence[int],
-        load_row: Callable[[int], Sequence[Value]],
+        load_row: Callable[[int, int], Sequence[Value]],
         load_scales: Callable[[int, int], Sequence[Value]],
     ) -> list[list[Value]]:
         """For each set scores of query t at positions 8 p + g, less what all have in common.
@@ -98,7 +98,7 @@ class S8Products:
         Args:
             queries: of each set, with the same operands.
             key: how keys are coded. quarters: of the block, in a row.
-            load_row: words of a row of keys, loaded when they are needed.
+            load_row: (bit, row) to words of a row of keys, loaded when they are needed.
             load_scales: (i, q) to scales of positions 32 i + 8 q + g for i to i + 3.
         """
         load_row = functools.cache(load_row)
@@ -111,8 +111,12 @@ class S8Products:
                         row, at = 2 * k + q // 2, 2 * (q % 2)
                     else:
                         row, at = k, 2 * (q // 2)
-                    words = load_row(row)[at : at + 2]
-                    found = self._key_sums(words, queries[0].operands[q % 2])
+                    found = self._over_bits(
+                        key.bits,
+                        lambda bit, row=row, at=at, right=queries[0].operands[q % 2]: (
+                            self._key_sums(load_row(bit, row)[at : at + 2], right)
+                        ),
+                    )
                     sums = [old + new for old, new in zip(sums, found, strict=True)]
                 scales = load_scales(2 * quarters[first], q)[: len(sums[0])]
                 for query, of_set, into in zip(queries, sums, scores, strict=True):
@@ -143,7 +147,8 @@ class S8Products:
         self,
         channels: Sequence[Sequence[Value]],
         weights: Sequence[BlockWeights],
-        load_row: Callable[[int], Sequence[Value]],
+        value: Coding,
+        load_row: Callable[[int, int], Sequence[Value]],
     ) -> list[list[Value]]:
         """For each set the new sums of channels 16 m + 8 r + g of query t.
 
@@ -151,7 +156,9 @@ class S8Products:
             channels: for each set sums so far.
             weights: for each set; operands are eight words for each half of a block: of bits 0 to 7
                 of a byte.
-            load_row: words of a row of values in those halves, loaded when they are needed.
+            value: how values are coded.
+            load_row: (bit, row) to words of a row of values in those halves, loaded when they are
+                needed.
         """
         ops = self._ops
         units = [ops.fmul(x.unit, 1.0 / _VALUE_UNIT) for x in weights]
@@ -160,10 +167,23 @@ class S8Products:
         ]
         new: list[list[Value]] = [[] for _ in channels]
         for m in range(self._head_dim // 16):
-            found = self._value_sums(load_row(m), [x.operands for x in weights])
+            found = self._over_bits(
+                value.bits,
+                lambda bit, m=m: self._value_sums(load_row(bit, m), [x.operands for x in weights]),
+            )
             for into, old, of_set, sums in zip(new, channels, weights, found, strict=True):
                 into += add_products(ops, old[2 * m : 2 * m + 2], of_set, sums)
         return new
+
+    def _over_bits(self, bits: int, sums: Callable[[int], list[list[Value]]]) -> list[list[Value]]:
+        """For each set the sums of all bits of the codes, from those of each."""
+        total = sums(0)
+        for bit in range(1, bits):
+            total = [
+                [self._ops.fma(x, 2.0**bit, old) for x, old in zip(new, olds, strict=True)]
+                for new, olds in zip(sums(bit), total, strict=True)
+            ]
+        return total
 
     def _value_sums(
         self, words: Sequence[Value], sets: Sequence[Sequence[Sequence[Value]]]

@@ -44,7 +44,7 @@ class ScoreRange:
         """Everything, for this warp."""
         ops, problem, work, tiling = self._ops, self._problem, self._work, self._problem.tiling
         assert problem.packed is not None
-        part = _RangeS8 if problem.shares_queries else _RangeB1
+        part = _RangeS8 if problem.uses_bytes else _RangeB1
         part(ops, problem, problem.packed, work).run(self._scratch)
         ops.barrier()
         for query in range(tiling.queries):
@@ -142,11 +142,11 @@ class _RangeS8(PackedS8):
         ranges: Sequence[Value],
     ) -> list[Value]:
         ops, blocks = self._ops, self._blocks
-        rows = blocks.load_rows("key", block, quarters)
+        load_row = functools.partial(blocks.load_row, "key", block, quarters)
         self._spread_scales(scratch, self._load_scales(block))
         for part in self._parts(quarters):
             new = []
-            scores = self._scores(scratch, queries, block, part, rows.__getitem__)
+            scores = self._scores(scratch, queries, block, part, load_row)
             for number, of_set in enumerate(scores):
                 shown = self._hide_padding(block, of_set, part, hidden=-LOWEST)
                 old = ranges[2 * number : 2 * number + 2]

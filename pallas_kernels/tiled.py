@@ -12,6 +12,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from pallas_kernels import layouts
+from vkq_jax import packing
 from vkq_jax.array_types import Array, Float, UInt32
 from vkq_jax.cache import VisualBank
 from vkq_jax.level_codes import Granularity, LevelTensor
@@ -19,20 +20,30 @@ from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.quantized import AffineTensor, QuantizedTensor
 from vkq_jax.sign_codes import SignTensor
 
-__all__ = ["Side", "TiledLevels", "TiledSigns", "tile", "tile_tensor", "untileable_reason"]
+__all__ = [
+    "Side",
+    "TiledLevels",
+    "TiledSigns",
+    "tile",
+    "tile_tensor",
+    "untileable_bank_reason",
+    "untileable_reason",
+]
 
 Side = Literal["key", "value"]
+_BITS = (1, 2, 4)
 
 
 @frozen_pytree
 class TiledLevels(QuantizedTensor):
-    """A `LevelTensor` of one bit per channel, its words as `pallas_kernels.layouts` says.
+    """A `LevelTensor` per channel, its words as `pallas_kernels.layouts` says.
 
     Attributes:
-        packed: words in the layout of keys or of values.
+        packed: words in the layout of keys or of values; of all codes' lowest bits, then of the
+            next ones.
         lower, upper: as in `LevelTensor`.
         side: which of the two layouts. num_positions: V, without the padding of the last block.
-        head_dim: H. group_size: positions that share a pair of levels.
+        head_dim: H. group_size: positions that share a pair of levels. bits: of a code.
     """
 
     packed: UInt32[Array, "*lead n"]
@@ -42,14 +53,15 @@ class TiledLevels(QuantizedTensor):
     num_positions: int = static_field(kw_only=True)
     head_dim: int = static_field(kw_only=True)
     group_size: int = static_field(kw_only=True)
+    bits: int = static_field(kw_only=True, default=1)
 
     def untile(self) -> LevelTensor:
         """The tensor it was made from."""
         return LevelTensor(
-            packed=_untile_words(self),
+            packed=_untile_words(self, self.bits),
             lower=self.lower,
             upper=self.upper,
-            bits=1,
+            bits=self.bits,
             head_dim=self.head_dim,
             group_size=self.group_size,
             granularity=Granularity.PER_CHANNEL,
@@ -84,7 +96,7 @@ class TiledSigns(QuantizedTensor):
     def untile(self) -> SignTensor:
         """The tensor it was made from."""
         return SignTensor(
-            packed=_untile_words(self),
+            packed=_untile_words(self, bits=1),
             centre=self.centre,
             token_scale=layouts.untile_scales(self.token_scale, self.num_positions),
             head_dim=self.head_dim,
@@ -101,9 +113,9 @@ class TiledSigns(QuantizedTensor):
 def tile(bank: VisualBank) -> VisualBank:
     """The bank in the kernel's layout, at the end of a layer's prefill; any leading axes.
 
-    A bank that the kernel does not cover (see `untileable_reason`) is returned as it is.
+    A bank that the kernel does not cover (see `untileable_bank_reason`) is returned as it is.
     """
-    if untileable_reason(bank.key) or untileable_reason(bank.value):
+    if untileable_bank_reason(bank):
         return bank
     key, value = tile_tensor(bank.key, "key"), tile_tensor(bank.value, "value")
     return dataclasses.replace(bank, key=key, value=value)
@@ -121,7 +133,8 @@ def tile_tensor(x: QuantizedTensor, side: Side) -> TiledLevels | TiledSigns:
     if reason:
         raise NotImplementedError(reason)
     assert isinstance(x, LevelTensor | SignTensor)
-    words = (layouts.tile_keys if side == "key" else layouts.tile_values)(x.packed)
+    bits = x.bits if isinstance(x, LevelTensor) else 1
+    words = _tile_words(x.packed, bits, x.head_dim, side)
     num_positions = x.packed.shape[-2]
     if isinstance(x, LevelTensor):
         return TiledLevels(
@@ -132,6 +145,7 @@ def tile_tensor(x: QuantizedTensor, side: Side) -> TiledLevels | TiledSigns:
             num_positions=num_positions,
             head_dim=x.head_dim,
             group_size=x.group_size,
+            bits=bits,
         )
     return TiledSigns(
         words,
@@ -143,6 +157,18 @@ def tile_tensor(x: QuantizedTensor, side: Side) -> TiledLevels | TiledSigns:
         rotated=x.rotated,
         score_error_factor=x.score_error_factor,
     )
+
+
+def untileable_bank_reason(bank: VisualBank) -> str | None:
+    """Why a coded bank has no form in the kernel's layout; None if it has one."""
+    for name, tensor in (("keys", bank.key), ("values", bank.value)):
+        reason = untileable_reason(tensor)
+        if reason:
+            return f"{name}: {reason}"
+    levels = [x for x in (bank.key, bank.value) if isinstance(x, LevelTensor | TiledLevels)]
+    if any(x.bits > 1 for x in levels) and any(x.lower.shape[-2] > 1 for x in levels):
+        return "codes of several bits beside tables in groups"
+    return None
 
 
 def untileable_reason(x: QuantizedTensor) -> str | None:
@@ -162,7 +188,7 @@ def untileable_reason(x: QuantizedTensor) -> str | None:
             return f"sign codes with a centre per {x.group_size} positions"
         tables = x.centre
     else:
-        if x.bits != 1:
+        if x.bits not in _BITS:
             return f"{x.bits}-bit codes"
         if x.granularity is not Granularity.PER_CHANNEL:
             return "level codes per token"
@@ -171,12 +197,30 @@ def untileable_reason(x: QuantizedTensor) -> str | None:
                 f"a group of {x.group_size} positions is neither the whole bank nor a multiple of "
                 f"the block of {layouts.BLOCK}"
             )
+        if not whole and x.bits > 1:
+            return f"{x.bits}-bit codes in groups"
         tables = x.lower
     if tables.dtype != jnp.bfloat16:
         return f"tables in {tables.dtype}, not bfloat16"
     return None
 
 
-def _untile_words(x: TiledLevels | TiledSigns) -> Array:
+def _tile_words(packed: Array, bits: int, head_dim: int, side: Side) -> Array:
+    """Words of each bit of the codes in the kernel's layout, one bit after the other."""
+    tile_bit = layouts.tile_keys if side == "key" else layouts.tile_values
+    if bits == 1:
+        return tile_bit(packed)
+    codes = packing.unpack(packed, bits, head_dim)
+    planes = (packing.pack((codes >> bit) & 1, 1) for bit in range(bits))
+    return jnp.concatenate([tile_bit(plane) for plane in planes], axis=-1)
+
+
+def _untile_words(x: TiledLevels | TiledSigns, bits: int) -> Array:
     untile = layouts.untile_keys if x.side == "key" else layouts.untile_values
-    return untile(x.packed, x.num_positions, x.head_dim)
+    planes = [
+        untile(words, x.num_positions, x.head_dim) for words in jnp.split(x.packed, bits, axis=-1)
+    ]
+    if bits == 1:
+        return planes[0]
+    codes = [packing.unpack(plane, 1, x.head_dim) << bit for bit, plane in enumerate(planes)]
+    return packing.pack(sum(codes[1:], codes[0]), bits)

@@ -14,11 +14,13 @@ def choose_tiling(
     """The tiling for `heads` KV heads, each read by `queries` queries.
 
     A team takes up to eight queries of a KV head, so that a block is loaded once for them (one
-    where tables come in groups, four where there is no packed bank). With few heads and banks of
-    less than 64 blocks, two teams of four are faster than one whose positions are split.
+    where tables come in groups, four where there is no packed bank or codes have several bits).
+    With few heads and banks of less than 64 blocks, two teams of four are faster than one whose
+    positions are split.
     """
     grouped = packed is not None and packed.chunk_blocks < packed.blocks
-    most = 1 if grouped else SET if packed is None else 2 * SET
+    narrow = packed is None or packed.most_bits > 1
+    most = 1 if grouped else SET if narrow else 2 * SET
     tiling = _tiling(heads, queries, most, packed, dense)
     if packed is not None and packed.blocks < 64 and tiling.queries > SET and tiling.splits > 1:
         return _tiling(heads, queries, SET, packed, dense)

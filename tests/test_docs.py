@@ -33,7 +33,8 @@ def said(reason: str) -> bool:
     [
         SignCodes(group_size=256),
         LevelCodes(group_size=64),
-        LevelCodes(bits=2),
+        LevelCodes(bits=8),
+        LevelCodes(bits=2, group_size=256),
         LevelCodes(granularity=Granularity.PER_TOKEN),
         LevelCodes(table_dtype="float32"),
     ],
@@ -51,6 +52,7 @@ def test_codes_that_the_page_says_are_not_covered(codes):
     [
         ({"head_dim": 80}, KVQuantConfig(SIGNS, SIGNS)),
         ({}, KVQuantConfig(Dense(), Dense(), ScoreCalibration())),
+        ({}, KVQuantConfig(LevelCodes(group_size=256), LevelCodes(bits=4))),
         ({}, vkq_jax.presets["none"]),
         ({"visual": ()}, vkq_jax.presets["none"]),
     ],

@@ -44,6 +44,11 @@ CODES = {
     "groups, calibrated": KVQuantConfig(
         LevelCodes(group_size=256), SIGNS, ScoreCalibration(tau1=-0.5)
     ),
+    "two bits": KVQuantConfig(LevelCodes(bits=2), LevelCodes(bits=2)),
+    "four bits and signs": KVQuantConfig(LevelCodes(bits=4), SIGNS),
+    "levels and four bits, calibrated": KVQuantConfig(
+        LEVELS, LevelCodes(bits=4), ScoreCalibration()
+    ),
     "levels and signs": KVQuantConfig(LevelCodes(group_size=256), SIGNS),
 }
 # head_dim, query heads per KV head, bank, tiling
@@ -282,6 +287,7 @@ LAUNCHES = {
     "signs": (128, 1, "signs", Tiling(8, 4)),
     "signs, four queries": (128, 4, "signs", Tiling(8, 4, 4, queries=4)),
     "signs, eight queries": (128, 8, "signs", Tiling(12, 4, queries=8)),
+    "four bits": (128, 2, "four bits and signs", Tiling(8, 4, queries=2)),
     "calibrated": (128, 1, "levels, calibrated", Tiling(8, 4)),
     "calibrated, eight queries": (128, 8, "signs, calibrated", Tiling(16, 16, 2, queries=8)),
     "small heads": (64, 3, "signs, 16-bit scales, score bias", Tiling(4, 2, queries=3)),
@@ -341,7 +347,7 @@ def test_what_the_kernel_does_not_cover_is_said():
     assert reason()(signs) is None
     assert "dense banks in float32" in reason(visual=())(signs)
     assert "head_dim 80" in reason(head_dim=80)(signs)
-    assert "2-bit" in reason()(KVQuantConfig(LevelCodes(bits=2), LEVELS))
+    assert "8-bit" in reason()(KVQuantConfig(LevelCodes(bits=8), LEVELS))
     assert "group of 64" in reason()(vkq_jax.presets["quantile-1bit"])
     assert reason()(KVQuantConfig(SIGNS, SIGNS, ScoreCalibration())) is None
     mixed = stacked(random_layer(Shape(head_dim=64), vkq_jax.presets["none"])[1], 1)

@@ -61,7 +61,15 @@ def test_words_lie_where_the_docstring_says(head_dim):
             np.testing.assert_array_equal(half[m, :, r], expected)
 
 
-@pytest.mark.parametrize("codes", [LevelCodes(group_size=256), SignCodes(scale_bits=8)])
+@pytest.mark.parametrize(
+    "codes",
+    [
+        LevelCodes(group_size=256),
+        SignCodes(scale_bits=8),
+        LevelCodes(bits=2),
+        LevelCodes(bits=4),
+    ],
+)
 def test_a_tiled_bank_means_what_it_was_made_from(codes):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 300, 64)), jnp.float32)
     coded = vkq_jax.quantize(x, codes)
@@ -75,7 +83,7 @@ def test_a_tiled_bank_means_what_it_was_made_from(codes):
 
 def test_what_cannot_be_tiled_stays_as_it_is():
     x = jnp.ones((1, 1, 300, 64))
-    for quant in (vkq_jax.presets["kivi-2bit"], KVQuantConfig(SignCodes(), LevelCodes(bits=2))):
+    for quant in (vkq_jax.presets["kivi-2bit"], KVQuantConfig(SignCodes(), LevelCodes(bits=8))):
         key, value = vkq_jax.quantize(x, quant.key), vkq_jax.quantize(x, quant.value)
         bank = VisualBank(key, value, jnp.full(1, 300, jnp.int32))
         assert tile(bank) is bank

@@ -12,7 +12,8 @@ class Case:
     """One shape, and the ratio to cuDNN that is the goal.
 
     Attributes:
-        codes: "levels", "signs8", "signs16" or "bfloat16", the kernel's own dense path.
+        codes: "levels", "levels2" or "levels4" (bits), "signs8" or "signs16" (bits of a scale), or
+            "bfloat16", the kernel's own dense path.
         text: positions of a dense bank beside the visual one, in the same launch.
         calibrated: whether scores are calibrated: one more launch, over the keys, before.
     """
@@ -33,7 +34,14 @@ class Case:
         """Bits an element of the bank, scales per position included, tables per group not."""
         if self.codes == "bfloat16":
             return 16.0
-        return 1 + {"levels": 0, "signs8": 8, "signs16": 16}[self.codes] / self.head_dim
+        if self.codes.startswith("signs"):
+            return 1 + int(self.codes.removeprefix("signs")) / self.head_dim
+        return self.level_bits
+
+    @property
+    def level_bits(self) -> int:
+        """Bits of a level code."""
+        return int(self.codes.removeprefix("levels") or 1)
 
     @property
     def bytes(self) -> float:
@@ -64,6 +72,8 @@ CASES = {
     "h64-8k-signs8": Case(16, 32, 1, 8192, "signs8", head_dim=64),
     "mha-32k-signs8-text": Case(16, 32, 1, 32768, "signs8", text=256),
     "gqa4-3328-signs8-text": Case(133, 8, 4, 3328, "signs8", text=64),
+    "mha-32k-2bit": Case(16, 32, 1, 32768, "levels2", goal=7.0),
+    "mha-32k-4bit": Case(16, 32, 1, 32768, "levels4", goal=3.7),
     "mha-32k-calibrated": Case(16, 32, 1, 32768, calibrated=True),
     "gqa4-32k-calibrated": Case(16, 8, 4, 32768, calibrated=True),
     "mha-8k-bfloat16": Case(16, 32, 1, 8192, "bfloat16"),
@@ -83,6 +93,8 @@ CHECKS = [
         ("signs8", None, 4, 3328, 130, False, Tiling(16, 8, 8, 4)),
         ("signs16", None, 2, 2304, 17, True, Tiling(4, 1, 1, 2)),
         ("signs8", None, 1, 576, 33, False, Tiling(16, 2)),
+        ("levels2", None, 1, 700, 40, False, Tiling(8, 4)),
+        ("levels4", None, 4, 1700, 40, True, Tiling(8, 8, 2, 4)),
         ("bfloat16", None, 4, 700, 40, False, Tiling(16, 4, 2, 4)),
     )
 ]

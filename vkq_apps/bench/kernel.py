@@ -82,7 +82,9 @@ def _random_tensors(case: Case, key: jax.Array) -> tuple[list[Any], dict[str, De
 
     def tensor(side):
         count = layouts.key_words if side == "key" else layouts.value_words
-        words = (*lead, count(case.positions, case.head_dim))
+        is_levels = case.codes.startswith("levels")
+        bits = case.level_bits if is_levels else 1
+        words = (*lead, bits * count(case.positions, case.head_dim))
         packed = jax.random.bits(next(keys), words, jnp.uint32)
         shared: dict[str, Any] = {
             "side": side,
@@ -91,10 +93,10 @@ def _random_tensors(case: Case, key: jax.Array) -> tuple[list[Any], dict[str, De
         }
         table = (*lead, groups, case.head_dim)
         centre = 0.3 * jax.random.normal(next(keys), table)
-        if case.codes == "levels":
+        if is_levels:
             step = jax.random.uniform(next(keys), table, minval=0.5, maxval=2.5)
             lower, upper = ((centre + s * step).astype(jnp.bfloat16) for s in (-0.5, 0.5))
-            return TiledLevels(packed, lower, upper, group_size=group_size, **shared)
+            return TiledLevels(packed, lower, upper, group_size=group_size, bits=bits, **shared)
         positions = jnp.exp(0.3 * jax.random.normal(next(keys), (*lead, case.positions)))
         if case.codes == "signs8":
             scale = jnp.clip(jnp.round(8 * jnp.log2(positions)) + 128, 1, 255).astype(jnp.uint8)
