@@ -139,7 +139,11 @@ class PackedS8:
         more = ops.where_less(following, blocks.last_whole, 1, 0)
 
         def copy_next(name):
-            ops.cond(more, [], lambda _: blocks.copy_rows(scratch, name, following) or [])
+            def copy(_):
+                blocks.copy_rows(scratch, name, following)
+                return []
+
+            ops.cond(more, [], copy)
 
         self._spread_scales(scratch, scales)
         scales = self._load_scales(ops.min(following, ops.sub(blocks.last_whole, 1)))
@@ -258,6 +262,9 @@ class PackedS8:
 
     def _spread_scales(self, scratch: Scratch, words: list[Value]) -> None:
         """Leaves the scales of `_load_scales` for all lanes."""
+        if not words:
+            return
+        self._ops.warp_barrier()  # they take the place of what was exchanged for the block before
         at = 0
         for name in self._sides:
             coding = getattr(self._packed, name)

@@ -152,7 +152,6 @@ class _RangeS8(PackedS8):
                 old = ranges[2 * number : 2 * number + 2]
                 new += _joined(ops, old, _range(ops, of_set, shown))
             ranges = new
-        ops.warp_barrier()  # the next block's scales take the place of these
         return list(ranges)
 
 
