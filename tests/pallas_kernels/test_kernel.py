@@ -232,9 +232,10 @@ def test_a_query_that_sees_nothing_gives_zero():
     assert np.isfinite(attended.output).all()
 
 
-def test_vmap_folds_the_axis_into_one_launch():
-    query, layer = random_layer(Shape(head_dim=64, num_heads=2), CODES["levels"])
-    other = random_layer(Shape(head_dim=64, num_heads=2), CODES["levels"], seed=1)[1]
+@pytest.mark.parametrize("codes", ["levels", "levels, calibrated"])
+def test_vmap_folds_the_axis_into_one_launch(codes):
+    query, layer = random_layer(Shape(head_dim=64, num_heads=2), CODES[codes])
+    other = random_layer(Shape(head_dim=64, num_heads=2), CODES[codes], seed=1)[1]
     queries, layers = (
         jnp.stack([query, -query]),
         jax.tree.map(lambda *x: jnp.stack(x), layer, other),
