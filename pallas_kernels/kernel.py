@@ -39,22 +39,14 @@ class Kernel:
             for first in range(0, tiling.queries, SET):
                 DenseBanks(ops, problem, work, first).run(self._scratch)
         ops.barrier()
-        for query in range(tiling.queries):
-
-            def write(_, query=query):
-                self._write(query)
-                return []
-
-            ops.cond(ops.equal(work.member, query % tiling.team), [], write)
+        work.for_each_query(self._write)
 
     def _write(self, query: int) -> None:
         """Normalizes the result of a query of the team and writes it."""
         ops, problem, work = self._ops, self._problem, self._work
         top, mass, *channels = self._scratch.join_team(query)
         normalize = ops.reciprocal(ops.fmax(mass, 1e-30))
-        exists = ops.add(work.first_query, query)
-        exists = ops.where_less(exists, problem.queries, work.has_work, 0)
-        row = ops.mad(work.split, problem.rows, work.row(work.query(query)))
+        exists, row = work.result_row(query)
         address = ops.address(ops.pointer("output"), row, 4 * problem.head_dim)
         address = ops.address(address, work.lane, 4)
         for k, x in enumerate(channels):

@@ -42,26 +42,18 @@ class ScoreRange:
 
     def run(self) -> None:
         """Everything, for this warp."""
-        ops, problem, work, tiling = self._ops, self._problem, self._work, self._problem.tiling
+        ops, problem, work = self._ops, self._problem, self._work
         assert problem.packed is not None
         part = _RangeS8 if problem.uses_bytes else _RangeB1
         part(ops, problem, problem.packed, work).run(self._scratch)
         ops.barrier()
-        for query in range(tiling.queries):
-
-            def write(_, query=query):
-                self._write(query)
-                return []
-
-            ops.cond(ops.equal(work.member, query % tiling.team), [], write)
+        work.for_each_query(self._write)
 
     def _write(self, query: int) -> None:
-        ops, problem, work = self._ops, self._problem, self._work
+        ops, work = self._ops, self._work
         parts = self._scratch.load_team_scalars(query)
         found = functools.reduce(lambda a, b: _joined(ops, a, b), parts)
-        exists = ops.add(work.first_query, query)
-        exists = ops.where_less(exists, problem.queries, work.has_work, 0)
-        row = ops.mad(work.split, problem.rows, work.row(work.query(query)))
+        exists, row = work.result_row(query)
         for name, x in zip(("highest", "lowest"), found, strict=True):
             address = ops.address(ops.pointer(name), row, 4)
             first = ops.where_less(work.lane, 1, exists, 0)

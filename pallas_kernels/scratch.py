@@ -3,8 +3,8 @@
 | region | for each | words |
 |---|---|---|
 | results | warp and query of its team | channels [H], greatest score, mass |
-| the same place | warp (teams of several queries only) | exchanged, keys, values of a block |
-| queries | team and query (teams of several queries only) | channels [H], four scalars |
+| the same place | warp (byte products only) | exchanged, keys, values of a block |
+| queries | team and query (byte products only) | channels [H], four scalars |
 
 A result is a partial softmax: channels and mass are sums of weights relative to the greatest score.
 Words of keys and values are copied there ahead of time; each lane reads those that it copied. What

@@ -1,5 +1,7 @@
 """Which part of a launch is this warp's, and where its data lie."""
 
+from collections.abc import Callable
+
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Problem
 
@@ -69,6 +71,24 @@ class Work:
         """Query `number` of the team, among those of the KV head."""
         last = self._problem.queries - 1
         return self._ops.min(self._ops.add(self.first_query, number), last)
+
+    def for_each_query(self, action: Callable[[int], None]) -> None:
+        """Runs `action` once for each query of the team, each in one of its warps."""
+        ops, tiling = self._ops, self._problem.tiling
+        for number in range(tiling.queries):
+
+            def run(_, number=number):
+                action(number)
+                return []
+
+            ops.cond(ops.equal(self.member, number % tiling.team), [], run)
+
+    def result_row(self, number: int) -> tuple[Value, Value]:
+        """Whether query `number` of the team exists, a word, and the row of its results."""
+        ops, problem = self._ops, self._problem
+        exists = ops.add(self.first_query, number)
+        exists = ops.where_less(exists, problem.queries, self.has_work, 0)
+        return exists, ops.mad(self.split, problem.rows, self.row(self.query(number)))
 
     def row(self, query: Value) -> Value:
         """The row of a query of the KV head in the array of queries, and in a split's results."""
