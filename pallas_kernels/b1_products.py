@@ -17,7 +17,7 @@ from pallas_kernels.fixed_point import TO_INT_BITS
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Problem
-from pallas_kernels.warp_math import warp_max_float
+from pallas_kernels.warp_math import by_lane_pair, warp_max_float
 from pallas_kernels.work import Work
 
 __all__ = ["B1Products"]
@@ -43,12 +43,9 @@ class B1Products:
         ops, numbers = self._ops, query.operands
         if self._head_dim == 128:
             words = [self._planes.split_signed(numbers, _QUERY_BYTES)] * 2
-        else:  # even positions lie in the words of lanes t = 0, 1, odd ones in those of t = 2, 3
+        else:
             both = self._planes.split_signed([*numbers, *numbers], _QUERY_BYTES)
-            words = [
-                [ops.where_less(self._work.t, 2, word, 0) for word in both],
-                [ops.where_less(self._work.t, 2, 0, word) for word in both],
-            ]
+            words = by_lane_pair(ops, self._work.t, both)
         unit = 256.0 ** (_QUERY_BYTES - 2) / COUNT_UNIT
         return dataclasses.replace(query, operands=words, unit=ops.fmul(query.unit, unit))
 

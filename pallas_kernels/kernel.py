@@ -8,6 +8,7 @@ from pallas_kernels.packed_b1 import PackedB1
 from pallas_kernels.packed_s8 import PackedS8
 from pallas_kernels.problem import SET, Problem
 from pallas_kernels.scratch import Scratch
+from pallas_kernels.warp_math import merge
 from pallas_kernels.work import Work
 
 __all__ = ["Kernel"]
@@ -44,7 +45,8 @@ class Kernel:
     def _write(self, query: int) -> None:
         """Normalizes the result of a query of the team and writes it."""
         ops, problem, work = self._ops, self._problem, self._work
-        top, mass, *channels = self._scratch.join_team(query)
+        parts = self._scratch.load_team(query, range(0, problem.head_dim, 32))
+        top, mass, *channels = merge(ops, parts)
         normalize = ops.reciprocal(ops.fmax(mass, 1e-30))
         exists, row = work.result_row(query)
         address = ops.address(ops.pointer("output"), row, 4 * problem.head_dim)

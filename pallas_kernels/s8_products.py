@@ -27,7 +27,7 @@ from pallas_kernels.fixed_point import TO_INT_BITS
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Coding, Problem
-from pallas_kernels.warp_math import SAME_QUERY, exchange_float
+from pallas_kernels.warp_math import SAME_QUERY, by_lane_pair, exchange_float
 from pallas_kernels.work import Work
 
 __all__ = ["S8Products"]
@@ -74,11 +74,8 @@ class S8Products:
         )
         if self._head_dim == 128:
             return [operands] * 2
-        t = self._work.t  # positions of even quarters lie in lanes t = 0, 1
-        return [
-            [[ops.where_less(t, 2, *choice(x)) for x in words] for words in operands]
-            for choice in (lambda x: (x, 0), lambda x: (0, x))
-        ]
+        pairs = [by_lane_pair(ops, self._work.t, words) for words in operands]
+        return [list(of_quarter) for of_quarter in zip(*pairs, strict=True)]
 
     def signed_digits(self, numbers: Sequence[Value]) -> list[Value]:
         """Numbers whose lower three bytes, taken as signed ones, sum up to them."""

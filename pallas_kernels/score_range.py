@@ -51,7 +51,7 @@ class ScoreRange:
 
     def _write(self, query: int) -> None:
         ops, work = self._ops, self._work
-        parts = self._scratch.load_team_scalars(query)
+        parts = self._scratch.load_team(query, ())
         found = functools.reduce(lambda a, b: _joined(ops, a, b), parts)
         exists, row = work.result_row(query)
         for name, x in zip(("highest", "lowest"), found, strict=True):

@@ -16,9 +16,8 @@ behind:
     weights   word 72 i + 36 byte + 8 query + g           bytes at positions 32 i + 8 q + g, all q
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from pallas_kernels import warp_math
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import EXCHANGE_WORDS, Problem
@@ -62,26 +61,25 @@ class Scratch:
             result: greatest score, mass, then this lane's channels: `at` plus each of the offsets.
             where: a word, 0 in lanes that hold nothing. once: not 0 in one lane for each query.
         """
-        self._store(self._result(self._work.warp, query), result, at, offsets, where, once)
+        ops, head_dim = self._ops, self._problem.head_dim
+        base = self._result(self._work.warp, query)
+        highest, mass, *channels = result
+        lane = ops.mad(at, 4, base)
+        for offset, x in zip(offsets, channels, strict=True):
+            ops.store_shared(where, lane, 4 * offset, x)
+        for i, x in enumerate((highest, mass)):
+            ops.store_shared(once, base, 4 * (head_dim + i), x)
 
     def load_result(self, query: Value, *, at: Value, offsets: Sequence[int]) -> list[Value]:
         """What `store_result` left, for any lane's choice of channels."""
-        base = self._result(self._work.warp, query)
-        return self._load(base, at, offsets, 0, self._ops.load_shared)
+        return self._load(self._result(self._work.warp, query), 0, at, offsets)
 
-    def join_team(self, query: int) -> list[Value]:
-        """The result of the team, channels 32 k + lane."""
-        ops, team = self._ops, self._problem.tiling.team
-        base = self._result(ops.mad(self._work.team, team, 0), query)
-        parts = [self._load_lanes(base, w * self._warp_bytes, ops.load_shared) for w in range(team)]
-        return warp_math.merge(ops, parts)
-
-    def load_team_scalars(self, query: int) -> list[list[Value]]:
-        """Of each warp of the team the two numbers in front of the channels of its result."""
+    def load_team(self, query: int, offsets: Sequence[int]) -> list[list[Value]]:
+        """What each warp of the team left for a query: channels lane + each of the offsets."""
         team = self._problem.tiling.team
         base = self._result(self._ops.mad(self._work.team, team, 0), query)
-        strides = (warp * self._warp_bytes for warp in range(team))
-        return [self._load(base, 0, (), stride, self._ops.load_shared) for stride in strides]
+        starts = (warp * self._warp_bytes for warp in range(team))
+        return [self._load(base, start, self._work.lane, offsets) for start in starts]
 
     # Queries of a team of several -----------------------------------------------------------------
 
@@ -171,26 +169,12 @@ class Scratch:
 
     # Addresses ------------------------------------------------------------------------------------
 
-    def _load_lanes(self, base: Value, offset: int, load: Callable[[Value, int], Value]):
-        return self._load(base, self._work.lane, self._every_lane(), offset, load)
-
-    def _every_lane(self) -> list[int]:
-        """Offsets of a lane's channels 32 k + lane."""
-        return [32 * k for k in range(self._problem.head_dim // 32)]
-
-    def _store(self, base, result: Sequence[Value], at, offsets, where, once) -> None:
-        ops = self._ops
-        highest, mass, *channels = result
+    def _load(self, base: Value, start: int, at: Value, offsets: Sequence[int]) -> list[Value]:
+        """The result at `base` + `start` bytes."""
+        ops, head_dim = self._ops, self._problem.head_dim
         lane = ops.mad(at, 4, base)
-        for offset, x in zip(offsets, channels, strict=True):
-            ops.store_shared(where, lane, 4 * offset, x)
-        for i, x in enumerate((highest, mass)):
-            ops.store_shared(once, base, 4 * (self._problem.head_dim + i), x)
-
-    def _load(self, base, at, offsets, offset, load) -> list[Value]:
-        lane = self._ops.mad(at, 4, base)
-        scalars = [load(base, offset + 4 * (self._problem.head_dim + i)) for i in (0, 1)]
-        return [*scalars, *(load(lane, offset + 4 * channel) for channel in offsets)]
+        scalars = [ops.load_shared(base, start + 4 * (head_dim + i)) for i in (0, 1)]
+        return [*scalars, *(ops.load_shared(lane, start + 4 * channel) for channel in offsets)]
 
     def _staged_lane(self) -> Value:
         return self._ops.mad(self._work.lane, 16, self._warp(self._work.warp))

@@ -12,6 +12,7 @@ __all__ = [
     "LOWEST",
     "SAME_QUERY",
     "butterflies",
+    "by_lane_pair",
     "dot",
     "exchange_float",
     "merge",
@@ -82,6 +83,18 @@ def butterflies(ops: Operations, x: Sequence[Value]) -> list[Value]:
             for k, v in enumerate(x)
         ]
     return x
+
+
+def by_lane_pair(ops: Operations, t: Value, words: Sequence[Value]) -> list[list[Value]]:
+    """The words with zeros in lanes t = 2, 3, and with zeros in lanes t = 0, 1.
+
+    A row of words of small heads holds two positions, one in either pair of lanes: a right operand
+    that is zero in the other's lanes tells them apart.
+    """
+    return [
+        [ops.where_less(t, 2, word, 0) for word in words],
+        [ops.where_less(t, 2, 0, word) for word in words],
+    ]
 
 
 def merge(ops: Operations, parts: Sequence[Sequence[Value]]) -> list[Value]:
