@@ -75,17 +75,16 @@ class B1Products:
         return totals, dataclasses.replace(weights, operands=halves)
 
     def add_values(
-        self, channels: Sequence[Value], weights: BlockWeights, words: Sequence[Value]
+        self, channels: Sequence[Value], weights: BlockWeights, sums: Sequence[Value]
     ) -> list[Value]:
-        """The new sums of the lane's channels."""
+        """The new sums of the lane's channels, from those of the block."""
         unit = self._ops.fmul(weights.unit, 1.0 / COUNT_UNIT)
         weights = dataclasses.replace(weights, unit=unit)
-        products = self._value_sums(words, weights.operands)
-        return add_products(self._ops, channels, weights, products)
+        return add_products(self._ops, channels, weights, sums)
 
-    def _value_sums(self, words: Sequence[Value], halves: Sequence[Sequence[Value]]) -> list[Value]:
+    def value_sums(self, words: Sequence[Value], weights: BlockWeights) -> list[Value]:
         """Sums over the block's positions of weight times code, for this lane's channels."""
-        ops = self._ops
+        ops, halves = self._ops, weights.operands
         planes = list(zip(*halves, strict=True))
         row_words = 2 * len(halves)
         mma = ops.mma_b1_k256 if len(halves) == 2 else ops.mma_b1_k128

@@ -4,21 +4,23 @@ Blocks that share all tables form a chunk: the query's planes are made anew for 
 values are applied to its sums.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from pallas_kernels.b1_products import B1Products
 from pallas_kernels.block_softmax import TOTALS, empty_sums
+from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.packed_blocks import WHOLE, PackedBlocks
 from pallas_kernels.packed_query import PackedQuery
 from pallas_kernels.packed_values import PackedValues
 from pallas_kernels.problem import Packed, Problem
 from pallas_kernels.scratch import Scratch
-from pallas_kernels.warp_math import ALL_LANES, LOWEST, merge
+from pallas_kernels.warp_math import ALL_LANES, LOWEST, join_bits, merge
 from pallas_kernels.work import Work
 
-__all__ = ["PackedB1"]
+__all__ = ["PackedB1", "Words"]
+
+Words = tuple[list[Value], list[Value]]  # of one bit of a block's codes, and the block's scales
 
 
 class PackedB1:
@@ -44,7 +46,7 @@ class PackedB1:
         blocks = self._blocks = PackedBlocks(ops, self._problem, packed, self._work)
         ahead = []
         if packed.whole_blocks:
-            ahead = self._load_keys(ops.min(blocks.first, packed.whole_blocks - 1))
+            ahead = _flat(self._load_first(ops.min(blocks.first, packed.whole_blocks - 1)))
         blocks.prefetch_first(self._sides)
         num_ahead = len(ahead)
         if "value" in self._sides:
@@ -78,45 +80,65 @@ class PackedB1:
         total = ops.loop(chunks, [blocks.first, *ahead, *empty], chunk)[1 + num_ahead :]
         self._leave(scratch, total)
 
-    def _block(self, query, block: Value, keys, sums) -> list[Value]:
-        """A whole block: its keys are in registers, those of the next on their way at the end."""
-        ops, blocks = self._ops, self._blocks
-        values = self._load_values(block, WHOLE)
-        num_scales = self._packed.key.scale_bits // 4
-        key_words, key_scales = keys[: len(keys) - num_scales], keys[len(keys) - num_scales :]
-        scores = self._scores(query, block, key_words, key_scales)
+    def _block(
+        self, query: FoldedQuery, block: Value, ahead: Sequence[Value], sums: Sequence[Value]
+    ) -> list[Value]:
+        """A whole block: its first words are in registers, the next one's on their way at the end.
+
+        So two bits' words are in registers at a time, whatever the number of bits.
+        """
+        ops = self._ops
+        split = len(ahead) - self._packed.key.scale_bits // 4
         following = ops.add(block, 1)
-        ahead = self._load_keys(ops.min(following, ops.sub(blocks.last_whole, 1)))
-        return [following, *ahead, *self._add(sums, scores, block, values)]
 
-    def _load_keys(self, block: Value) -> list[Value]:
-        """Words and scales of a block of keys, flat."""
-        blocks = self._blocks
-        return [*_flat(blocks.load_rows("key", block)), *blocks.load_scales("key", block)]
+        def load_following() -> Words:
+            return self._load_first(ops.min(following, ops.sub(self._blocks.last_whole, 1)))
 
-    def _rest(self, query, sums: Sequence[Value]) -> list[Value]:
+        first = (list(ahead[:split]), list(ahead[split:]))
+        words = _one_ahead(first, [*self._loads(block, WHOLE)[1:], load_following])
+        sums = self._add(sums, self._scores(query, words), block, words)
+        return [following, *_flat(next(words)), *sums]
+
+    def _rest(self, query: FoldedQuery, sums: Sequence[Value]) -> list[Value]:
         """The block that is cut short: less to load, fewer products."""
-        blocks, packed = self._blocks, self._packed
-        block = packed.whole_blocks
-        scales = blocks.load_scales("key", block)
-        values = self._load_values(block, packed.quarters)
-        keys = _flat(blocks.load_rows("key", block, packed.quarters))
-        scores = self._scores(query, block, keys, scales)
-        return self._add(sums, scores, block, values)
+        block = self._packed.whole_blocks
+        first, *others = self._loads(block, self._packed.quarters)
+        words = _one_ahead(first(), others)
+        return self._add(sums, self._scores(query, words), block, words)
 
-    def _scores(self, query, block: Value, keys, scales) -> list[Value]:
-        ops, blocks, key = self._ops, self._blocks, self._packed.key
-        sums = self._products.key_sums(query, keys)
-        scales = blocks.decode_scales(scales, key)[: len(sums)]
-        scores = query.scores(ops, key, sums, scales)
-        return blocks.hide_padding(block, scores, self._work.place, 32)
+    def _loads(self, block: Value, quarters: int) -> list[Callable[[], Words]]:
+        """What loads each bit's words of a block, in the order in which they are used."""
+        return [
+            lambda name=name, bit=bit: self._load(name, block, quarters, bit)
+            for name in self._sides
+            for bit in range(getattr(self._packed, name).bits)
+        ]
+
+    def _load_first(self, block: Value) -> Words:
+        """The first of a whole block's words."""
+        return self._load("key", block, WHOLE, 0)
+
+    def _load(self, name: str, block: Value, quarters: int, bit: int) -> Words:
+        """Words of one bit, beside those of the first one the scales."""
+        words = [word for row in self._blocks.load_rows(name, block, quarters, bit) for word in row]
+        return words, [] if bit else self._blocks.load_scales(name, block)
+
+    def _scores(self, query: FoldedQuery, words: Iterator[Words]) -> list[Value]:
+        """Scores less what they have in common, of padding too."""
+        ops, key = self._ops, self._packed.key
+        of_bits, scales = [], []
+        for bit in range(key.bits):
+            of_bit, loaded = next(words)
+            scales = scales if bit else loaded
+            of_bits.append(self._products.key_sums(query, of_bit))
+        sums = join_bits(ops, of_bits)
+        scales = self._blocks.decode_scales(scales, key)[: len(sums)]
+        return query.scores(ops, key, sums, scales)
+
+    def _hide_padding(self, block: Value, scores: list[Value], **hidden: float) -> list[Value]:
+        return self._blocks.hide_padding(block, scores, self._work.place, 32, 0, **hidden)
 
     # What is made of scores -----------------------------------------------------------------------
-
-    def _load_values(self, block: Value, quarters: int) -> Any:
-        """What `_add` takes of a block's values, as it was loaded."""
-        words = _flat(self._blocks.load_rows("value", block, quarters))
-        return words, self._blocks.load_scales("value", block)
 
     def _empty(self) -> list[Value]:
         """Sums over no block of a chunk."""
@@ -126,13 +148,20 @@ class PackedB1:
         """A result over no chunk."""
         return [LOWEST, 0.0] + [0.0] * (self._problem.head_dim // 32)
 
-    def _add(self, sums: Sequence[Value], scores: list[Value], block: Value, values) -> list[Value]:
-        """The sums with a block added."""
-        del block
-        words, scales = values
-        scales = self._blocks.decode_scales(scales, self._packed.value)[: len(scores)]
+    def _add(
+        self, sums: Sequence[Value], scores: list[Value], block: Value, words: Iterator[Words]
+    ) -> list[Value]:
+        """The sums with a block added, whose words of values come next."""
+        ops, value = self._ops, self._packed.value
+        scores = self._hide_padding(block, scores)
+        of_bit, scales = next(words)
+        scales = self._blocks.decode_scales(scales, value)[: len(scores)]
         totals, weights = self._products.weigh(sums[:TOTALS], scores, scales)
-        return [*totals, *self._products.add_values(sums[TOTALS:], weights, words)]
+        of_bits = [self._products.value_sums(of_bit, weights)]
+        for _ in range(1, value.bits):
+            of_bits.append(self._products.value_sums(next(words)[0], weights))
+        products = join_bits(ops, of_bits)
+        return [*totals, *self._products.add_values(sums[TOTALS:], weights, products)]
 
     def _join(self, total: Sequence[Value], sums, offset: Value, block: Value) -> list[Value]:
         """The result with a chunk's sums added."""
@@ -143,5 +172,14 @@ class PackedB1:
         self._values.store(scratch, 0, total, 1, self._ops.where_less(self._work.lane, 1, 1, 0))
 
 
-def _flat(rows: Sequence[Sequence[Value]]) -> list[Value]:
-    return [word for row in rows for word in row]
+def _one_ahead(first: Words, loads: Sequence[Callable[[], Words]]) -> Iterator[Words]:
+    """`first`, then what each of `loads` loads: asked for when the one before is handed out."""
+    for load in loads:
+        following = load()
+        yield first
+        first = following
+    yield first
+
+
+def _flat(words: Words) -> list[Value]:
+    return [*words[0], *words[1]]

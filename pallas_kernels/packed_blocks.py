@@ -33,10 +33,10 @@ class PackedBlocks:
         self.last_whole = ops.min(self.last, packed.whole_blocks)
         self.has_rest = ops.where_less(packed.whole_blocks, self.last, 1, 0)
 
-    def load_rows(self, name: str, block: Value, quarters: int = WHOLE) -> list[list[Value]]:
-        """This lane's words of a block of one-bit codes, row by row."""
-        _, rows, _ = self._rows(name, block, quarters, 0)
-        return [self.load_row(name, block, quarters, 0, row) for row in range(rows)]
+    def load_rows(self, name: str, block: Value, quarters: int, bit: int) -> list[list[Value]]:
+        """This lane's words of a bit of a block, row by row."""
+        _, rows, _ = self._rows(name, block, quarters, bit)
+        return [self.load_row(name, block, quarters, bit, row) for row in range(rows)]
 
     def load_row(self, name: str, block: Value, quarters: int, bit: int, row: int) -> list[Value]:
         """This lane's words of a bit of a row: 4 (2 for values of at most two quarters)."""

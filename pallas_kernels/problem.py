@@ -173,7 +173,7 @@ class Problem:
     @property
     def uses_bytes(self) -> bool:
         """Whether a packed bank's codes are made into bytes, see `S8Products`."""
-        return self.packed is not None and (self.tiling.queries > 1 or self.packed.most_bits > 1)
+        return self.packed is not None and self.tiling.queries > 1
 
     @property
     def stages_words(self) -> bool:
@@ -216,4 +216,4 @@ class Problem:
     def __post_init__(self):
         """Checks what the parts do not know of each other."""
         if self.uses_bytes and self.packed.chunk_blocks < self.packed.blocks:  # type: ignore
-            raise ValueError("tables in groups need codes of one bit and one query a team")
+            raise ValueError("tables in groups need one query a team")

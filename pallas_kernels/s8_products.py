@@ -27,7 +27,7 @@ from pallas_kernels.fixed_point import TO_INT_BITS
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Coding, Problem
-from pallas_kernels.warp_math import SAME_QUERY, by_lane_pair, exchange_float
+from pallas_kernels.warp_math import SAME_QUERY, by_lane_pair, exchange_float, join_bits
 from pallas_kernels.work import Work
 
 __all__ = ["S8Products"]
@@ -108,13 +108,12 @@ class S8Products:
                         row, at = 2 * k + q // 2, 2 * (q % 2)
                     else:
                         row, at = k, 2 * (q // 2)
-                    found = self._over_bits(
-                        key.bits,
-                        lambda bit, row=row, at=at, right=queries[0].operands[q % 2]: (
-                            self._key_sums(load_row(bit, row)[at : at + 2], right)
-                        ),
-                    )
-                    sums = [old + new for old, new in zip(sums, found, strict=True)]
+                    of_bits = [
+                        self._key_sums(load_row(bit, row)[at : at + 2], queries[0].operands[q % 2])
+                        for bit in range(key.bits)
+                    ]
+                    for old, *of_set in zip(sums, *of_bits, strict=True):
+                        old += join_bits(self._ops, of_set)
                 scales = load_scales(2 * quarters[first], q)[: len(sums[0])]
                 for query, of_set, into in zip(queries, sums, scores, strict=True):
                     found = query.scores(self._ops, key, of_set, scales)
@@ -164,23 +163,13 @@ class S8Products:
         ]
         new: list[list[Value]] = [[] for _ in channels]
         for m in range(self._head_dim // 16):
-            found = self._over_bits(
-                value.bits,
-                lambda bit, m=m: self._value_sums(load_row(bit, m), [x.operands for x in weights]),
-            )
-            for into, old, of_set, sums in zip(new, channels, weights, found, strict=True):
-                into += add_products(ops, old[2 * m : 2 * m + 2], of_set, sums)
-        return new
-
-    def _over_bits(self, bits: int, sums: Callable[[int], list[list[Value]]]) -> list[list[Value]]:
-        """For each set the sums of all bits of the codes, from those of each."""
-        total = sums(0)
-        for bit in range(1, bits):
-            total = [
-                [self._ops.fma(x, 2.0**bit, old) for x, old in zip(new, olds, strict=True)]
-                for new, olds in zip(sums(bit), total, strict=True)
+            of_bits = [
+                self._value_sums(load_row(bit, m), [x.operands for x in weights])
+                for bit in range(value.bits)
             ]
-        return total
+            for into, old, of_set, *sums in zip(new, channels, weights, *of_bits, strict=True):
+                into += add_products(ops, old[2 * m : 2 * m + 2], of_set, join_bits(ops, sums))
+        return new
 
     def _value_sums(
         self, words: Sequence[Value], sets: Sequence[Sequence[Sequence[Value]]]

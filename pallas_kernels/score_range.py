@@ -65,17 +65,15 @@ class _RangeB1(PackedB1):
 
     _sides = ("key",)
 
-    def _load_values(self, block: Value, quarters: int) -> None:
-        return None
-
     def _empty(self) -> list[Value]:
         return _EMPTY
 
     _empty_total = _empty
 
-    def _add(self, sums: Sequence[Value], scores: list[Value], block: Value, values) -> list[Value]:
-        shown = self._blocks.hide_padding(block, scores, self._work.place, 32, hidden=-LOWEST)
-        return _joined(self._ops, sums, _range(self._ops, scores, shown))
+    def _add(self, sums: Sequence[Value], scores: list[Value], block: Value, words) -> list[Value]:
+        highest = self._hide_padding(block, scores)
+        lowest = self._hide_padding(block, scores, hidden=-LOWEST)
+        return _joined(self._ops, sums, _range(self._ops, highest, lowest))
 
     def _join(self, total: Sequence[Value], sums, offset: Value, block: Value) -> list[Value]:
         found = [self._ops.fadd(x, offset) for x in sums]

@@ -165,9 +165,6 @@ def untileable_bank_reason(bank: VisualBank) -> str | None:
         reason = untileable_reason(tensor)
         if reason:
             return f"{name}: {reason}"
-    levels = [x for x in (bank.key, bank.value) if isinstance(x, LevelTensor | TiledLevels)]
-    if any(x.bits > 1 for x in levels) and any(x.lower.shape[-2] > 1 for x in levels):
-        return "codes of several bits beside tables in groups"
     return None
 
 
@@ -197,8 +194,6 @@ def untileable_reason(x: QuantizedTensor) -> str | None:
                 f"a group of {x.group_size} positions is neither the whole bank nor a multiple of "
                 f"the block of {layouts.BLOCK}"
             )
-        if not whole and x.bits > 1:
-            return f"{x.bits}-bit codes in groups"
         tables = x.lower
     if tables.dtype != jnp.bfloat16:
         return f"tables in {tables.dtype}, not bfloat16"

@@ -15,6 +15,7 @@ __all__ = [
     "by_lane_pair",
     "dot",
     "exchange_float",
+    "join_bits",
     "merge",
     "rotate",
     "warp_max_float",
@@ -95,6 +96,14 @@ def by_lane_pair(ops: Operations, t: Value, words: Sequence[Value]) -> list[list
         [ops.where_less(t, 2, word, 0) for word in words],
         [ops.where_less(t, 2, 0, word) for word in words],
     ]
+
+
+def join_bits(ops: Operations, sums: Sequence[Sequence[Value]]) -> list[Value]:
+    """Sums over codes, from those over each of their bits, the lowest first."""
+    total = list(sums[0])
+    for bit, of_bit in enumerate(sums[1:], 1):
+        total = [ops.fma(x, 2.0**bit, old) for x, old in zip(of_bit, total, strict=True)]
+    return total
 
 
 def merge(ops: Operations, parts: Sequence[Sequence[Value]]) -> list[Value]:

@@ -50,6 +50,9 @@ CODES = {
         LEVELS, LevelCodes(bits=4), ScoreCalibration()
     ),
     "levels and signs": KVQuantConfig(LevelCodes(group_size=256), SIGNS),
+    "two bits and one, in groups": KVQuantConfig(
+        LevelCodes(bits=2, group_size=256), LevelCodes(group_size=512), ScoreCalibration()
+    ),
 }
 # head_dim, query heads per KV head, bank, tiling
 SHAPES = {
