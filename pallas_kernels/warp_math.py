@@ -17,6 +17,7 @@ __all__ = [
     "exchange_float",
     "merge",
     "rotate",
+    "soft_capped",
     "warp_max_float",
     "warp_sum",
 ]
@@ -95,6 +96,16 @@ def by_lane_pair(ops: Operations, t: Value, words: Sequence[Value]) -> list[list
         [ops.where_less(t, 2, word, 0) for word in words],
         [ops.where_less(t, 2, 0, word) for word in words],
     ]
+
+
+def soft_capped(ops: Operations, score: Value, cap: float, common: Value = 0.0) -> Value:
+    """cap * tanh((score + common) / cap), scores in units of log2; off by about 1e-7 cap.
+
+    tanh(x) = 1 - 2 / (1 + e^2x): where the power overflows, its reciprocal is 0.
+    """
+    unit, highest = 2.0 / cap, LOG2_E * cap
+    power = ops.exp2(ops.fma(score, unit, ops.fmul(common, unit)))
+    return ops.fma(ops.reciprocal(ops.fadd(power, 1.0)), -2.0 * highest, highest)
 
 
 def merge(ops: Operations, parts: Sequence[Sequence[Value]]) -> list[Value]:
