@@ -41,6 +41,7 @@ def decode_attention(
     implementation: str | None = None,
     visible_text: Int32[Array, "B T"] | None = None,
     logits_scale: float | None = None,
+    logits_soft_cap: float | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention of the newest tokens over one layer of the cache, without dequantizing it.
 
@@ -50,12 +51,15 @@ def decode_attention(
         implementation: a name of `IMPLEMENTATIONS`; None takes the first that applies.
         visible_text: text entries each query sees; causal over the last T entries by default.
         logits_scale: H ** -0.5 by default.
+        logits_soft_cap: cap of cap * tanh(logits / cap) before the softmax, on visual and text
+            scores alike (Gemma 2, arXiv 2408.00118, section 2); before score calibration.
 
     Returns:
         Softmax-weighted values in the query's dtype; 0 where a query sees nothing at all.
 
     Raises:
-        ValueError: unknown implementation, or shapes that do not fit.
+        ValueError: unknown implementation, shapes that do not fit, or a soft-cap that is no finite
+            positive number.
         NotImplementedError: the implementation asked for does not apply; the message says why.
     """
     attended = attend_cache(
@@ -64,6 +68,7 @@ def decode_attention(
         implementation=implementation,
         visible_text=visible_text,
         logits_scale=logits_scale,
+        logits_soft_cap=logits_soft_cap,
     )
     return attended.output.astype(query.dtype)
 
@@ -75,11 +80,18 @@ def attend_cache(
     implementation: str | None = None,
     visible_text: Int32[Array, "B T"] | None = None,
     logits_scale: float | None = None,
+    logits_soft_cap: float | None = None,
 ) -> Attended:
     """`decode_attention` in float32 with its log-sum-exp and the count of guarded rows."""
     _check_query(query, cache_layer)
-    attend = IMPLEMENTATIONS[choose_implementation(implementation, cache_layer)]
-    return attend(query, cache_layer, visible_text=visible_text, logits_scale=logits_scale)
+    name = choose_implementation(implementation, cache_layer, logits_soft_cap)
+    return IMPLEMENTATIONS[name](
+        query,
+        cache_layer,
+        visible_text=visible_text,
+        logits_scale=logits_scale,
+        logits_soft_cap=logits_soft_cap,
+    )
 
 
 def attend_layer(
@@ -90,14 +102,19 @@ def attend_layer(
     implementation: str | None = None,
     visible_text: Int32[Array, "B T"] | None = None,
     logits_scale: float | None = None,
+    logits_soft_cap: float | None = None,
 ) -> Attended:
     """`attend_cache` on `cache.layer(index)`, for loops over layers.
 
     An implementation that reads its layer in place spares the copy that taking it out would be.
     """
     _check_query(query, cache)
-    name = choose_implementation(implementation, cache)
-    options = {"visible_text": visible_text, "logits_scale": logits_scale}
+    name = choose_implementation(implementation, cache, logits_soft_cap)
+    options = {
+        "visible_text": visible_text,
+        "logits_scale": logits_scale,
+        "logits_soft_cap": logits_soft_cap,
+    }
     if name == "mosaic_gpu":
         return mosaic_gpu.attend_layer(query, cache, index, **options)
     return IMPLEMENTATIONS[name](query, cache.layer(index), **options)
@@ -114,49 +131,67 @@ def lay_out(bank: VisualBank, *, implementation: str | None = None) -> VisualBan
 
 
 def choose_implementation(
-    name: str | None = None, cache: LayerCache | KVCache | None = None
+    name: str | None = None,
+    cache: LayerCache | KVCache | None = None,
+    logits_soft_cap: float | None = None,
 ) -> str:
     """The implementation that a call with `implementation=name` runs on this cache and device.
+
+    Of what else a call may ask for, the soft-cap matters: not every implementation has it with
+    score calibration.
 
     Raises:
         ValueError: unknown name.
         NotImplementedError: the implementation asked for does not apply.
     """
     if name is None:
-        return next(n for n in IMPLEMENTATIONS if unavailable_reason(n, cache) is None)
+        return next(
+            n for n in IMPLEMENTATIONS if unavailable_reason(n, cache, logits_soft_cap) is None
+        )
     if name not in IMPLEMENTATIONS:
         known = ", ".join(IMPLEMENTATIONS)
         raise ValueError(f"implementation must be one of {known} or None, got {name!r}")
-    reason = unavailable_reason(name, cache)
+    reason = unavailable_reason(name, cache, logits_soft_cap)
     if reason:
         raise NotImplementedError(f"implementation {name!r} does not apply here: {reason}")
     return name
 
 
-def unavailable_reason(name: str, cache: LayerCache | KVCache | None = None) -> str | None:
-    """Why an implementation does not apply on this device (and to this cache); None if it does."""
+def unavailable_reason(
+    name: str,
+    cache: LayerCache | KVCache | None = None,
+    logits_soft_cap: float | None = None,
+) -> str | None:
+    """Why an implementation does not apply here; None if it does.
+
+    Here: on this device and, where they are given, to this cache with this soft-cap.
+    """
     if name != "mosaic_gpu":
         return None
     reason = mosaic_gpu.device_reason()
     if reason is None and cache is not None:
-        reason = mosaic_gpu.unsupported_reason(cache)
+        reason = mosaic_gpu.unsupported_reason(cache, logits_soft_cap)
     return reason
 
 
-def explain(cache: LayerCache | KVCache, query: jax.ShapeDtypeStruct | None = None) -> str:
+def explain(
+    cache: LayerCache | KVCache,
+    query: jax.ShapeDtypeStruct | None = None,
+    logits_soft_cap: float | None = None,
+) -> str:
     """Which implementation this cache takes here by default, and what the others would do.
 
     With the shape of a query [B, T, N, H] (and the cache of all layers) also how the fused kernel
     would divide the work, on whatever device. Arrays may be abstract.
     """
-    chosen = choose_implementation(None, cache)
+    chosen = choose_implementation(None, cache, logits_soft_cap)
     lines = []
     for name in IMPLEMENTATIONS:
-        reason = unavailable_reason(name, cache)
+        reason = unavailable_reason(name, cache, logits_soft_cap)
         lines.append(f"{name}: {reason or ('taken' if name == chosen else 'on request')}")
     if query is not None and isinstance(cache, KVCache):
         _check_query(query, cache)
-        if mosaic_gpu.unsupported_reason(cache) is None:
+        if mosaic_gpu.unsupported_reason(cache, logits_soft_cap) is None:
             lines += [f"mosaic_gpu: {line}" for line in mosaic_gpu.describe(cache, query)]
     return "\n".join(lines)
 

@@ -17,7 +17,15 @@ from collections.abc import Sequence
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import SET, Problem
 from pallas_kernels.scratch import Scratch
-from pallas_kernels.warp_math import LOG2_E, LOWEST, SAME_QUERY, exchange_float, merge, warp_sum
+from pallas_kernels.warp_math import (
+    LOG2_E,
+    LOWEST,
+    SAME_QUERY,
+    exchange_float,
+    merge,
+    soft_capped,
+    warp_sum,
+)
 from pallas_kernels.work import Work
 
 __all__ = ["DenseBanks"]
@@ -163,7 +171,9 @@ class DenseBanks:
             at = 2 * i
             left = [keys[at], keys[half + at], keys[at + 1], keys[half + at + 1]]
             sums = ops.mma_bfloat16(left, right, sums)
-        return [ops.fadd(sums[0], sums[1]), ops.fadd(sums[2], sums[3])]
+        scores = [ops.fadd(sums[0], sums[1]), ops.fadd(sums[2], sums[3])]
+        cap = self.problem.logits_soft_cap
+        return scores if cap is None else [soft_capped(ops, x, cap) for x in scores]
 
     def _add_block(self, sums: Sequence[Value], scores: list[Value], values) -> list[Value]:
         """Softmax of one block and its product with the values, added to the sums."""

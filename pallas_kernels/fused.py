@@ -48,6 +48,7 @@ def fused_attention(
     launch: Launch,
     tiling: Tiling | None = None,
     score_map: ScoreMap | None = None,
+    logits_soft_cap: float | None = None,
 ) -> Result:
     """One launch: attention of all queries of a KV head over one layer of its banks.
 
@@ -59,6 +60,7 @@ def fused_attention(
         launch: runs the kernel.
         tiling: how the work is cut; None chooses by shape.
         score_map: slope and shift of each query's scores over the packed bank.
+        logits_soft_cap: of all scores, see `vkq_jax.soft_cap`; not together with a score map.
 
     Returns:
         Output and natural log-sum-exp; -inf (and finite output) where nothing is visible. Mapped
@@ -68,7 +70,9 @@ def fused_attention(
     rows = {"query": query}
     if score_map is not None:
         rows |= dict(zip(("slope", "shift"), score_map, strict=True))
-    run = functools.partial(_launch, launch=launch, tiling=tiling, task="attention")
+    run = functools.partial(
+        _launch, launch=launch, tiling=tiling, task="attention", logits_soft_cap=logits_soft_cap
+    )
     output, logsumexp = _fold_mapped_axes(run, rows, visible, banks, layer)
     return output, logsumexp
 
@@ -144,15 +148,24 @@ def _inward(x: Array, axis: int) -> Array:
 
 
 # Compiled once for all layers of equal shapes, also where they are not in a loop.
-@functools.partial(jax.jit, static_argnames=("launch", "tiling", "task"))
+@functools.partial(jax.jit, static_argnames=("launch", "tiling", "task", "logits_soft_cap"))
 def _launch(
-    rows, visible, banks: Banks, layer, launch: Launch, tiling: Tiling | None, task: Task
+    rows,
+    visible,
+    banks: Banks,
+    layer,
+    launch: Launch,
+    tiling: Tiling | None,
+    task: Task,
+    logits_soft_cap: float | None = None,
 ) -> tuple[Array, Array]:
     """With an axis Z in front of everything but the layer's number."""
     query = rows["query"]
     positions = next((x.shape[-1] for x in visible.values()), 1)
     problem = plan(banks, query.shape, positions, tiling)
-    problem = dataclasses.replace(problem, task=task, maps_scores="slope" in rows)
+    problem = dataclasses.replace(
+        problem, task=task, maps_scores="slope" in rows, logits_soft_cap=logits_soft_cap
+    )
     operands = {"query": query.reshape(-1, problem.head_dim)}
     operands |= {name: rows[name].reshape(-1) for name in ("slope", "shift") if name in rows}
     if problem.layers > 1:

@@ -19,6 +19,7 @@ from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import Attended, causal_text, merge, to_kv_heads
 from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
 from vkq_jax.dense import DenseTensor
+from vkq_jax.soft_cap import check_soft_cap
 
 __all__ = ["attend_cache", "attend_layer", "describe", "device_reason", "unsupported_reason"]
 
@@ -31,6 +32,7 @@ def attend_cache(
     *,
     visible_text: Int32[Array, "B T"] | None = None,
     logits_scale: float | None = None,
+    logits_soft_cap: float | None = None,
     launch: Launch = gpu_launch,
     tiling: Tiling | None = None,
 ) -> Attended:
@@ -51,6 +53,7 @@ def attend_cache(
         0,
         visible_text=visible_text,
         logits_scale=logits_scale,
+        logits_soft_cap=logits_soft_cap,
         launch=launch,
         tiling=tiling,
     )
@@ -63,6 +66,7 @@ def attend_layer(
     *,
     visible_text: Int32[Array, "B T"] | None = None,
     logits_scale: float | None = None,
+    logits_soft_cap: float | None = None,
     launch: Launch = gpu_launch,
     tiling: Tiling | None = None,
 ) -> Attended:
@@ -72,7 +76,7 @@ def attend_layer(
     queries and the text bank, is that of post-scaled attention in XLA.
 
     Args:
-        query, visible_text, logits_scale: as there.
+        query, visible_text, logits_scale, logits_soft_cap: as there.
         cache: banks that are not tiled yet (see `pallas_kernels.tile`) are tiled on the way, which
             costs more than the attention.
         index: of the layer.
@@ -80,21 +84,24 @@ def attend_layer(
         tiling: how the kernel's work is cut; None chooses by shape.
 
     Raises:
-        NotImplementedError: the kernel does not cover these codes.
+        NotImplementedError: the kernel does not cover this cache, or not with a soft-cap.
     """
-    reason = unsupported_reason(cache)
+    check_soft_cap(logits_soft_cap)
+    reason = unsupported_reason(cache, logits_soft_cap)
     if reason:
         raise NotImplementedError(f"mosaic_gpu: {reason}")
     if visible_text is None:
         visible_text = causal_text(cache.text.length, query.shape[1])
-    attend = functools.partial(_attend, logits_scale, launch, tiling)
+    attend = functools.partial(_attend, logits_scale, logits_soft_cap, launch, tiling)
     return Attended(
         *attend((query, cache.text.key, cache.text.value), cache, jnp.asarray(index), visible_text)
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(logits_scale, launch, tiling, differentiable, cache, index, visible_text):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _attend(
+    logits_scale, logits_soft_cap, launch, tiling, differentiable, cache, index, visible_text
+):
     query, text_key, text_value = differentiable
     num_queries, head_dim = query.shape[1], query.shape[-1]
     scale = head_dim**-0.5 if logits_scale is None else logits_scale
@@ -126,13 +133,19 @@ def _attend(logits_scale, launch, tiling, differentiable, cache, index, visible_
             for name in banks.dense
         }
         mapped = None if banks.packed is None else score_map
-        result = fused_attention(rows, visible, banks, index, launch, tiling, mapped)
+        result = fused_attention(
+            rows, visible, banks, index, launch, tiling, mapped, logits_soft_cap
+        )
         parts.append(Attended.from_kv_heads(*result, num_queries))
     if text_key.dtype != jnp.bfloat16 and text.cache_length:
         layer = dataclasses.replace(cache, visual=()).layer(index)
         parts.append(
             vkq_jax.attention.attend_cache(
-                query, layer, visible_text=visible_text, logits_scale=logits_scale
+                query,
+                layer,
+                visible_text=visible_text,
+                logits_scale=logits_scale,
+                logits_soft_cap=logits_soft_cap,
             )
         )
     attended = functools.reduce(merge, parts)
@@ -182,12 +195,11 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
     return lines
 
 
-def _forward(logits_scale, launch, tiling, differentiable, cache, index, visible_text):
-    result = _attend(logits_scale, launch, tiling, differentiable, cache, index, visible_text)
-    return result, (differentiable, cache, index, visible_text)
+def _forward(logits_scale, logits_soft_cap, launch, tiling, *residuals):
+    return _attend(logits_scale, logits_soft_cap, launch, tiling, *residuals), residuals
 
 
-def _backward(logits_scale, launch, tiling, residuals, cotangents):
+def _backward(logits_scale, logits_soft_cap, launch, tiling, residuals, cotangents):
     del launch, tiling
     differentiable, cache, index, visible_text = residuals
 
@@ -199,6 +211,7 @@ def _backward(logits_scale, launch, tiling, residuals, cotangents):
             dataclasses.replace(cache, text=text).layer(index),
             visible_text=visible_text,
             logits_scale=logits_scale,
+            logits_soft_cap=logits_soft_cap,
         )
         return attended.output, attended.logsumexp
 
@@ -209,8 +222,10 @@ def _backward(logits_scale, launch, tiling, residuals, cotangents):
 _attend.defvjp(_forward, _backward)
 
 
-def unsupported_reason(cache: LayerCache | KVCache) -> str | None:
-    """Why the kernel does not cover a cache; None if it does."""
+def unsupported_reason(
+    cache: LayerCache | KVCache, logits_soft_cap: float | None = None
+) -> str | None:
+    """Why the kernel does not cover a cache (and a soft-cap); None if it does."""
     head_dim = cache.text.key.shape[-1]
     if head_dim not in layouts.HEAD_DIMS:
         return f"head_dim {head_dim} is none of {layouts.HEAD_DIMS}"
@@ -218,9 +233,12 @@ def unsupported_reason(cache: LayerCache | KVCache) -> str | None:
         return f"dense banks in {cache.text.key.dtype}, not bfloat16"
     if not cache.visual and not cache.text.cache_length:
         return "the cache has no room for anything"
+    calibrated = cache.quant.calibration is not None and bool(cache.visual)
+    if logits_soft_cap is not None and calibrated:
+        return "logits soft-cap together with score calibration"
     for bank in cache.visual:
         if isinstance(bank.key, DenseTensor) and isinstance(bank.value, DenseTensor):
-            if cache.quant.calibration is not None:
+            if calibrated:
                 return "score calibration of an uncoded bank"
             for tensor in (bank.key, bank.value):
                 if tensor.values.dtype != jnp.bfloat16:

@@ -92,4 +92,5 @@ class PackedQuery:
             self._query_sum,
             self._kappa,
             ops.fadd(self._shared_score, offset),
+            self._problem.logits_soft_cap,
         )

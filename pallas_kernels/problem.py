@@ -116,6 +116,7 @@ class Problem:
         positions: query positions, each with a number of text entries that it sees.
         task: what is computed: attention, or the range of each query's scores over the packed bank.
         maps_scores: whether scores of the packed bank go through a map of their row, a calibration.
+        logits_soft_cap: of the scores of all banks (not of mapped ones); None: no cap.
         head_dim: H.
         packed: the packed bank, if any.
         dense: names and capacities of the dense banks (bfloat16).
@@ -133,6 +134,7 @@ class Problem:
     positions: int = 1
     task: Task = "attention"
     maps_scores: bool = False
+    logits_soft_cap: float | None = None
     tiling: Tiling = Tiling()
 
     @property

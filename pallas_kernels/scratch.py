@@ -91,7 +91,7 @@ class Scratch:
         for k, word in enumerate(channels):
             ops.store_shared(1, at, 128 * k, ops.from_bits(word))
         first = ops.where_less(work.lane, 1, 1, 0)
-        scalars = (folded.unit, folded.query_sum, folded.kappa, folded.offset)
+        scalars = (folded.unit, folded.query_sum, folded.kappa, folded.common)
         for i, x in enumerate(scalars):
             ops.store_shared(first, base, self._query_bytes - 16 + 4 * i, x)
 
@@ -107,7 +107,7 @@ class Scratch:
         part = ops.bit_and(work.t, problem.head_dim // 32 - 1)
         at = ops.mad(part, 128, self._folded(query))
         channels = [word for i in range(8) for word in ops.load_shared4(at, 16 * i)]
-        return FoldedQuery([], *scalars), channels
+        return FoldedQuery([], *scalars, soft_cap=problem.logits_soft_cap), channels
 
     # Words of a block, of this lane ---------------------------------------------------------------
 

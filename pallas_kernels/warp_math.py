@@ -18,6 +18,7 @@ __all__ = [
     "join_bits",
     "merge",
     "rotate",
+    "soft_capped",
     "warp_max_float",
     "warp_sum",
 ]
@@ -104,6 +105,16 @@ def join_bits(ops: Operations, sums: Sequence[Sequence[Value]]) -> list[Value]:
     for bit, of_bit in enumerate(sums[1:], 1):
         total = [ops.fma(x, 2.0**bit, old) for x, old in zip(of_bit, total, strict=True)]
     return total
+
+
+def soft_capped(ops: Operations, score: Value, cap: float, common: Value = 0.0) -> Value:
+    """cap * tanh((score + common) / cap), scores in units of log2; off by about 1e-7 cap.
+
+    tanh(x) = 1 - 2 / (1 + e^2x): where the power overflows, its reciprocal is 0.
+    """
+    unit, highest = 2.0 / cap, LOG2_E * cap
+    power = ops.exp2(ops.fma(score, unit, ops.fmul(common, unit)))
+    return ops.fma(ops.reciprocal(ops.fadd(power, 1.0)), -2.0 * highest, highest)
 
 
 def merge(ops: Operations, parts: Sequence[Sequence[Value]]) -> list[Value]:

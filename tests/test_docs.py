@@ -64,6 +64,12 @@ def test_caches_that_the_page_says_are_not_covered(changes, quant):
     assert said(reason)
 
 
+def test_options_that_the_page_says_are_not_covered():
+    calibrated = KVQuantConfig(SIGNS, SIGNS, ScoreCalibration())
+    layer = random_layer(Shape(**BANK), calibrated)[1]
+    assert said(str(mosaic_gpu.unsupported_reason(layer, logits_soft_cap=50.0)))
+
+
 @pytest.mark.parametrize("preset", ["vkq-1bit", "minmax-1bit"])
 @pytest.mark.parametrize("head_dim", layouts.HEAD_DIMS)
 def test_caches_that_the_page_says_are_covered(preset, head_dim):

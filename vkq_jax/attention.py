@@ -15,6 +15,7 @@ from vkq_jax.cache import LayerCache
 from vkq_jax.calibration import calibrate
 from vkq_jax.exact_einsum import exact_einsum
 from vkq_jax.pytree import frozen_pytree
+from vkq_jax.soft_cap import soft_cap
 
 __all__ = ["Attended", "attend_cache", "attend_dense", "from_kv_heads", "merge", "to_kv_heads"]
 
@@ -54,6 +55,7 @@ def attend_cache(
     *,
     visible_text: Int32[Array, "B T"] | None = None,
     logits_scale: float | None = None,
+    logits_soft_cap: float | None = None,
 ) -> Attended:
     """Attention over all visual tokens and the visible text tokens of one layer.
 
@@ -63,13 +65,14 @@ def attend_cache(
         visible_text: how many entries of the text bank each query sees; by default the queries are
             its last T entries and see causally.
         logits_scale: H ** -0.5 by default.
+        logits_soft_cap: see `soft_cap`; of visual and text scores, before score calibration.
     """
     num_queries, head_dim = query.shape[1], query.shape[-1]
     num_kv_heads = layer.text.key.shape[1]
     scale = head_dim**-0.5 if logits_scale is None else logits_scale
     q = to_kv_heads(query.astype(jnp.float32) * scale, num_kv_heads)  # [B, K, Q, H], Q = T * M
 
-    parts = [post_scaling.scores(q, bank.key) for bank in layer.visual]
+    parts = [soft_cap(post_scaling.scores(q, bank.key), logits_soft_cap) for bank in layer.visual]
     masks = [
         jnp.broadcast_to(filled(bank.length, part.shape[-1])[:, None, None], part.shape)
         for bank, part in zip(layer.visual, parts, strict=True)
@@ -83,7 +86,7 @@ def attend_cache(
         guarded = hit.sum((1, 2), dtype=jnp.int32)
 
     text_key = layer.text.key.astype(jnp.float32)
-    parts.append(exact_einsum("bkqh,bksh->bkqs", q, text_key))
+    parts.append(soft_cap(exact_einsum("bkqh,bksh->bkqs", q, text_key), logits_soft_cap))
     if visible_text is None:
         visible_text = causal_text(layer.text.length, num_queries)
     masks.append(_per_kv_head(filled(visible_text, text_key.shape[-2]), parts[-1]))
@@ -103,12 +106,14 @@ def attend_dense(
     mask: Bool[Array, "B T S"],
     *,
     logits_scale: float | None = None,
+    logits_soft_cap: float | None = None,
 ) -> Attended:
     """Attention over full-precision keys and values that are not in the cache (yet)."""
     num_queries, head_dim = query.shape[1], query.shape[-1]
     scale = head_dim**-0.5 if logits_scale is None else logits_scale
     q = to_kv_heads(query.astype(jnp.float32) * scale, key.shape[2])
     logits = exact_einsum("bkqh,bskh->bkqs", q, key.astype(jnp.float32))
+    logits = soft_cap(logits, logits_soft_cap)
     weights, logsumexp = masked_softmax(logits, _per_kv_head(mask, logits))
     output = exact_einsum("bkqs,bskh->bkqh", weights, value.astype(jnp.float32))
     return Attended.from_kv_heads(output, logsumexp, num_queries)

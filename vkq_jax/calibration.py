@@ -13,11 +13,11 @@ __all__ = ["ScoreCalibration", "calibrate", "score_map"]
 class ScoreCalibration:
     """Settings of the score map of CalibQuant (arXiv 2502.14882v2, "calibration").
 
-    The visual scores of one query and head, which span [gamma, delta], are mapped to
-    [gamma - tau1, delta - tau2] before the joint softmax with the text scores. The slope of that
-    map is 1 - (tau2 - tau1) / (delta - gamma): where the scores span less than tau2 - tau1 it is
-    negative and would reverse the order of the tokens (the paper's code has no guard). There the
-    scores are left as they are, and the case is counted.
+    The visual scores of one query and head (after a soft-cap, if any), which span [gamma, delta],
+    are mapped to [gamma - tau1, delta - tau2] before the joint softmax with the text scores. The
+    slope of that map is 1 - (tau2 - tau1) / (delta - gamma): where the scores span less than
+    tau2 - tau1 it is negative and would reverse the order of the tokens (the paper's code has no
+    guard). There the scores are left as they are, and the case is counted.
 
     Attributes:
         tau1, tau2: how far the lowest and the highest score are lowered, in nats.

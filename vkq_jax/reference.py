@@ -13,6 +13,7 @@ from vkq_jax.cache import LayerCache
 from vkq_jax.calibration import calibrate
 from vkq_jax.dense import DenseTensor
 from vkq_jax.quantized import QuantizedTensor
+from vkq_jax.soft_cap import soft_cap
 
 __all__ = ["attend_cache"]
 
@@ -23,6 +24,7 @@ def attend_cache(
     *,
     visible_text: Int32[Array, "B T"] | None = None,
     logits_scale: float | None = None,
+    logits_soft_cap: float | None = None,
 ) -> Attended:
     """Same contract as `vkq_jax.attention.attend_cache`."""
     num_queries, num_heads, head_dim = query.shape[1:]
@@ -50,7 +52,7 @@ def attend_cache(
         parts, masks, values = [], [], []
         for key, value, error, length in banks:
             bias = (query @ query) * scale**2 * error
-            parts.append(scale * (key @ query) - bias)
+            parts.append(soft_cap(scale * (key @ query) - bias, logits_soft_cap))
             masks.append(jnp.arange(key.shape[0]) < length)
             values.append(value)
         guarded = jnp.array(False)
@@ -59,7 +61,7 @@ def attend_cache(
                 jnp.concatenate(parts), jnp.concatenate(masks), layer.quant.calibration
             )
             parts = [visual]
-        logits = jnp.concatenate([*parts, scale * (text_key @ query)])
+        logits = jnp.concatenate([*parts, soft_cap(scale * (text_key @ query), logits_soft_cap)])
         mask = jnp.concatenate([*masks, jnp.arange(text_key.shape[0]) < visible])
         logits = jnp.where(mask, logits, -jnp.inf)
         logsumexp = jax.nn.logsumexp(logits)

@@ -1,6 +1,7 @@
 """One suite for decode attention, run by every implementation against the float32 oracle."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -42,25 +43,78 @@ CODES = {
 
 
 # Every family on a ragged cache of two banks; every shape with one family of each kind.
-CASES = [(codes, "two banks") for codes in CODES]
+CASES = [(codes, "two banks", None) for codes in CODES]
 CASES += [
-    (codes, shape)
+    (codes, shape, None)
     for shape in SHAPES
     for codes in ("vkq-1bit", "level codes by channel and by token")
     if shape != "two banks"
 ]
+CASES += [
+    (codes, "two banks", 5.0)
+    for codes in (
+        "level codes by channel and by token",
+        "sign codes in groups, score bias",
+        "dense keys, 8-bit values, calibration",
+    )
+]
 
 
 @pytest.mark.parametrize("implementation", FAST)
-@pytest.mark.parametrize(("codes", "shape"), CASES)
-def test_equals_the_oracle(implementation, codes, shape):
+@pytest.mark.parametrize(("codes", "shape", "soft_cap"), CASES)
+def test_equals_the_oracle(implementation, codes, shape, soft_cap):
     query, layer = random_layer(SHAPES[shape], CODES[codes])
-    attend = jax.jit(pallas_kernels.attend_cache, static_argnames="implementation")
-    got = attend(query, layer, implementation=implementation)
-    expected = jax.jit(vkq_jax.reference.attend_cache)(query, layer)
+    options = {"logits_soft_cap": soft_cap}
+    attend = jax.jit(
+        pallas_kernels.attend_cache, static_argnames=("implementation", "logits_soft_cap")
+    )
+    got = attend(query, layer, implementation=implementation, **options)
+    reference = jax.jit(vkq_jax.reference.attend_cache, static_argnames="logits_soft_cap")
+    expected = reference(query, layer, **options)
     assert relative_error(got.output, expected.output) < 3e-6
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(got.guarded, expected.guarded)
+
+
+@pytest.mark.parametrize("implementation", HERE)
+@pytest.mark.parametrize("soft_cap", [3.0, 50.0, 1e6])
+def test_a_soft_cap_is_a_tanh_of_what_scores_would_be(implementation, soft_cap):
+    """Score bias of coded keys included; a cap far above all scores changes nothing."""
+    shape = Shape(num_heads=1, num_kv_heads=1)
+    query, layer = random_layer(shape, CODES["sign codes in groups, score bias"])
+    (bank,), text = layer.visual, layer.text
+    error = bank.key.decoding().score_error
+    attended = pallas_kernels.attend_cache(
+        query, layer, implementation=implementation, logits_scale=0.2, logits_soft_cap=soft_cap
+    )
+    for i, q in enumerate(0.2 * query[:, 0, 0]):
+        seen = [bank.length[i], text.length[i]]
+        keys, values = (
+            [np.asarray(x[i, 0, :n], np.float64) for x, n in zip(tensors, seen, strict=True)]
+            for tensors in (
+                (bank.key.dequantize(), text.key),
+                (bank.value.dequantize(), text.value),
+            )
+        )
+        logits = np.concatenate(keys) @ np.asarray(q, np.float64)
+        logits[: seen[0]] -= float(q @ q) * np.asarray(error[i, 0, : seen[0]])
+        if soft_cap < 1e6:
+            logits = soft_cap * np.tanh(logits / soft_cap)
+        weights = np.exp(logits)
+        expected = weights @ np.concatenate(values) / weights.sum()
+        assert relative_error(attended.output[i, 0, 0], expected) < 1e-5
+        np.testing.assert_allclose(attended.logsumexp[i, 0, 0], np.log(weights.sum()), rtol=1e-5)
+
+
+def test_dense_attention_with_a_soft_cap_equals_that_of_a_cache():
+    query, layer = random_layer(Shape(num_queries=2, visual=()), vkq_jax.presets["none"])
+    key, value = (jnp.moveaxis(x, 1, 2) for x in (layer.text.key, layer.text.value))
+    seen = jnp.asarray([[1, 4], [2, 9]], jnp.int32)
+    mask = jnp.arange(key.shape[1])[None, None] < seen[..., None]
+    got = vkq_jax.attention.attend_dense(query, key, value, mask, logits_soft_cap=5.0)
+    expected = vkq_jax.reference.attend_cache(query, layer, visible_text=seen, logits_soft_cap=5.0)
+    assert relative_error(got.output, expected.output) < 3e-6
+    np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", HERE)
@@ -146,18 +200,17 @@ def test_vmap_over_caches(implementation):
 
 
 @pytest.mark.parametrize("implementation", FAST)
-def test_gradients_equal_the_oracles(implementation):
+@pytest.mark.parametrize("soft_cap", [None, 5.0])
+def test_gradients_equal_the_oracles(implementation, soft_cap):
     """With respect to queries and to dense keys and values."""
     query, layer = random_layer(Shape(num_queries=2), vkq_jax.presets["vkq-1bit"])
 
     def loss(query, text_key, text_value, attend):
         text = dataclasses.replace(layer.text, key=text_key, value=text_value)
-        output = attend(query, dataclasses.replace(layer, text=text)).output
-        return jnp.sum(jnp.sin(output))
+        changed = dataclasses.replace(layer, text=text)
+        return jnp.sum(jnp.sin(attend(query, changed, logits_soft_cap=soft_cap).output))
 
-    def fast(query, layer):
-        return pallas_kernels.attend_cache(query, layer, implementation=implementation)
-
+    fast = functools.partial(pallas_kernels.attend_cache, implementation=implementation)
     grad = jax.grad(loss, argnums=(0, 1, 2))
     arguments = (query, layer.text.key, layer.text.value)
     got = grad(*arguments, fast)
@@ -177,3 +230,15 @@ def test_unknown_implementation_and_bad_shapes_are_errors():
         pallas_kernels.decode_attention(query, layer, implementation="cuda")
     with pytest.raises(ValueError, match=r"multiple of 2, H=16\] for this cache, got \[2, 1, 3"):
         pallas_kernels.decode_attention(query[:, :, :3], layer)
+
+
+@pytest.mark.parametrize("cap", [0.0, -30.0, float("inf"), float("nan")])
+def test_a_soft_cap_that_is_no_finite_positive_number_is_an_error(cap):
+    query, layer = random_layer(Shape(), vkq_jax.presets["none"])
+    key = jnp.ones((2, 3, 2, 16))
+    mask = jnp.ones((2, 1, 3), bool)
+    attend = [functools.partial(f, query, layer) for f in pallas_kernels.IMPLEMENTATIONS.values()]
+    attend += [functools.partial(vkq_jax.attention.attend_dense, query, key, key, mask)]
+    for call in attend:
+        with pytest.raises(ValueError, match=f"logits_soft_cap .* or None, got {cap}"):
+            call(logits_soft_cap=cap)

@@ -95,9 +95,9 @@ def stacked(layer, num_layers, index=1):
     return KVCache(tuple(banks), text, position=none, guarded=none, quant=layer.quant)
 
 
-def check(query, layer, tiling=None):
-    got = attend(query, layer, tiling=tiling)
-    expected = vkq_jax.reference.attend_cache(query, layer)
+def check(query, layer, tiling=None, soft_cap=None):
+    got = attend(query, layer, tiling=tiling, logits_soft_cap=soft_cap)
+    expected = vkq_jax.reference.attend_cache(query, layer, logits_soft_cap=soft_cap)
     assert np.isfinite(got.output).all()
     assert relative_error(got.output, expected.output) < 3e-4
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=3e-5, atol=3e-4)
@@ -106,37 +106,48 @@ def check(query, layer, tiling=None):
 
 # Every pair of codes at each head_dim; every shape with one pair of each kind.
 CASES = [
-    (shape, codes)
+    (shape, codes, None)
     for shape in ("one query head", "four query heads, split", "seven query heads, small heads")
     for codes in CODES
     if codes != "dense"
 ]
-CASES += [("one query head, small heads", "signs")]
+CASES += [("one query head, small heads", "signs", None)]
 CASES += [
-    (shape, codes)
+    (shape, codes, None)
     for shape in ("seven query heads", "eight query heads, small heads")
     for codes in ("signs", "levels", "signs, 16-bit scales, score bias")
 ]
+CASES += [
+    ("one query head, small heads", "signs", 0.1),  # powers overflow
+    ("one query head", "levels in groups", 5.0),
+    ("one query head", "signs, 16-bit scales, score bias", 50.0),
+    ("four query heads, split", "levels", 50.0),
+    ("seven query heads, small heads", "four bits and signs", 5.0),
+    ("eight query heads, small heads", "signs, 16-bit scales, score bias", 5.0),
+]
 
 
-@pytest.mark.parametrize(("shape", "codes"), CASES)
-def test_equals_the_oracle(shape, codes):
-    check(*layer_of(shape, codes))
+@pytest.mark.parametrize(("shape", "codes", "soft_cap"), CASES)
+def test_equals_the_oracle(shape, codes, soft_cap):
+    check(*layer_of(shape, codes), soft_cap=soft_cap)
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "per_kv_head", "codes", "tiling"),
+    ("head_dim", "per_kv_head", "codes", "tiling", "soft_cap"),
     [
-        (128, 1, "signs", Tiling(8, 2, 2)),
-        (128, 4, "signs", Tiling(4, 2, queries=4)),
-        (64, 3, "levels in groups", Tiling(4, 4)),
-        (128, 7, "dense", Tiling(8, 4, 2, queries=4)),
-        (128, 4, "signs", Tiling(4, 2, queries=6)),
-        (64, 3, "dense", Tiling(4, 4, queries=7)),
-        (64, 2, "dense", Tiling(4, 4, queries=2)),
+        (128, 1, "signs", Tiling(8, 2, 2), None),
+        (128, 4, "signs", Tiling(4, 2, queries=4), None),
+        (64, 3, "levels in groups", Tiling(4, 4), None),
+        (128, 7, "dense", Tiling(8, 4, 2, queries=4), None),
+        (128, 4, "signs", Tiling(4, 2, queries=6), None),
+        (64, 3, "dense", Tiling(4, 4, queries=7), None),
+        (64, 2, "dense", Tiling(4, 4, queries=2), None),
+        (64, 1, "signs", Tiling(4, 4), 5.0),
+        (64, 2, "signs", Tiling(4, 4, queries=2), 50.0),
+        (64, 2, "dense", Tiling(4, 4, queries=2), 5.0),
     ],
 )
-def test_a_layer_of_a_cache_with_its_text(head_dim, per_kv_head, codes, tiling):
+def test_a_layer_of_a_cache_with_its_text(head_dim, per_kv_head, codes, tiling, soft_cap):
     """Packed (or dense) bank and text bank in one launch, for several query positions."""
     shape = Shape(
         head_dim=head_dim,
@@ -148,9 +159,11 @@ def test_a_layer_of_a_cache_with_its_text(head_dim, per_kv_head, codes, tiling):
     )
     query, layer = random_layer(shape, CODES[codes])
     cache = stacked(layer, 3)
-    run = functools.partial(mosaic_gpu.attend_layer, launch=emulated_launch, tiling=tiling)
+    run = functools.partial(
+        mosaic_gpu.attend_layer, launch=emulated_launch, tiling=tiling, logits_soft_cap=soft_cap
+    )
     got = jax.jit(run)(query, cache, 1)
-    expected = vkq_jax.reference.attend_cache(query, cache.layer(1))
+    expected = vkq_jax.reference.attend_cache(query, cache.layer(1), logits_soft_cap=soft_cap)
     assert relative_error(got.output, expected.output) < 3e-4
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=3e-5, atol=3e-4)
 
@@ -171,6 +184,7 @@ def test_two_banks_and_several_queries():
         head_dim=64, num_queries=3, visual=((300, (300, 1)), (256, (0, 256))), num_heads=2
     )
     check(*random_layer(shape, CODES["signs"]))
+    check(*random_layer(shape, CODES["signs"]), soft_cap=5.0)
     check(*random_layer(shape, CODES["signs, calibrated"]))  # one range over both
 
 
@@ -262,12 +276,14 @@ def test_vmap_folds_the_axis_into_one_launch(codes):
     assert shapes[-1] == (1, 2, 2)
 
 
-def test_gradients_equal_the_oracles():
+@pytest.mark.parametrize("soft_cap", [None, 5.0])
+def test_gradients_equal_the_oracles(soft_cap):
     query, layer, _ = layer_of("one query head, small heads", "signs")
 
     def loss(query, text_key, text_value, attend):
         text = dataclasses.replace(layer.text, key=text_key, value=text_value)
-        return jnp.sum(jnp.sin(attend(query, dataclasses.replace(layer, text=text)).output))
+        changed = dataclasses.replace(layer, text=text)
+        return jnp.sum(jnp.sin(attend(query, changed, logits_soft_cap=soft_cap).output))
 
     grad = jax.grad(loss, argnums=(0, 1, 2))
     arguments = (query, layer.text.key, layer.text.value)
@@ -298,9 +314,12 @@ LAUNCHES = {
     "dense": (128, 4, "dense", Tiling(8, 4, 2, queries=4)),
     "dense, small heads": (64, 1, "dense", Tiling(4, 4)),
 }
+# With a cap the body differs in its scores only.
+LAUNCH_CASES = [(name, None) for name in LAUNCHES]
+LAUNCH_CASES += [("levels in groups", 50.0), ("signs, eight queries", 50.0)]
 
 
-def launches_of(name):
+def launches_of(name, soft_cap=None):
     """Problems and their operands' shapes, text bank in bfloat16 and two layers included."""
     head_dim, per_kv_head, codes, tiling = LAUNCHES[name]
     shape = Shape(head_dim=head_dim, num_heads=2 * per_kv_head, visual=((600, (600, 3)),))
@@ -313,20 +332,21 @@ def launches_of(name):
         return tuple(jnp.zeros(x.shape, x.dtype) for x in program_of(problem).results.values())
 
     cache = stacked(layer, 2)
-    jax.eval_shape(lambda: mosaic_gpu.attend_layer(query, cache, 1, launch=launch, tiling=tiling))
+    options = {"launch": launch, "tiling": tiling, "logits_soft_cap": soft_cap}
+    jax.eval_shape(lambda: mosaic_gpu.attend_layer(query, cache, 1, **options))
     return found
 
 
-@pytest.mark.parametrize("name", LAUNCHES)
-def test_lowers_to_cuda(name):
-    for problem, operands in launches_of(name):
+@pytest.mark.parametrize(("name", "soft_cap"), LAUNCH_CASES)
+def test_lowers_to_cuda(name, soft_cap):
+    for problem, operands in launches_of(name, soft_cap):
         assert "mosaic_gpu" in lower_to_cuda(program_of(problem), operands)
 
 
 @needs_ptxas
-@pytest.mark.parametrize("name", LAUNCHES)
-def test_ptxas_accepts_every_instruction(name, tmp_path):
-    for problem, operands in launches_of(name):
+@pytest.mark.parametrize(("name", "soft_cap"), LAUNCH_CASES)
+def test_ptxas_accepts_every_instruction(name, soft_cap, tmp_path):
+    for problem, operands in launches_of(name, soft_cap):
         assert "Used" in ptxas(program_of(problem), operands, tmp_path)
 
 
@@ -362,6 +382,24 @@ def test_what_the_kernel_does_not_cover_is_said():
     query, layer = random_layer(Shape(head_dim=80), signs)
     with pytest.raises(NotImplementedError, match="head_dim 80"):
         mosaic_gpu.attend_cache(query, layer, launch=emulated_launch)
+
+
+def test_a_soft_cap_together_with_calibration_is_not_covered(monkeypatch):
+    query, layer = random_layer(Shape(head_dim=64), CODES["signs, calibrated"])
+    reason = "logits soft-cap together with score calibration"
+    with pytest.raises(NotImplementedError, match=reason):
+        attend(query, layer, logits_soft_cap=50.0)
+    only_text = dataclasses.replace(stacked(layer, 1), visual=())  # nothing to calibrate
+    assert mosaic_gpu.unsupported_reason(only_text, 50.0) is None
+    monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
+    assert pallas_kernels.choose_implementation(None, layer) == "mosaic_gpu"
+    assert pallas_kernels.choose_implementation(None, layer, 50.0) == "xla"
+    assert f"mosaic_gpu: {reason}" in pallas_kernels.explain(layer, logits_soft_cap=50.0)
+    with pytest.raises(NotImplementedError, match=f"'mosaic_gpu' does not apply here: {reason}"):
+        pallas_kernels.decode_attention(
+            query, layer, implementation="mosaic_gpu", logits_soft_cap=50.0
+        )
+    assert pallas_kernels.decode_attention(query, layer, logits_soft_cap=50.0).shape == query.shape
 
 
 @pytest.mark.parametrize("heads", [1, 2, 7, 32, 512, 4096])
