@@ -47,7 +47,6 @@ class PackedB1:
         ahead = []
         if packed.whole_blocks:
             ahead = _flat(self._load_first(ops.min(blocks.first, packed.whole_blocks - 1)))
-        blocks.prefetch_first(self._sides)
         num_ahead = len(ahead)
         if "value" in self._sides:
             self._values.prefetch_tables()

@@ -54,14 +54,6 @@ class PackedBlocks:
             scratch.copy_row(name, row, address, row_bytes * row)
         ops.group_copies()
 
-    def prefetch_first(self, sides: Sequence[str]) -> None:
-        """Has words of the first two blocks brought near, but for keys of the very first."""
-        if not self._packed.whole_blocks:
-            return
-        for number, name in ((0, "value"), (1, "key"), (1, "value")):
-            if name in sides:
-                self.prefetch(name, self._ops.add(self.first, number))
-
     def prefetch(self, name: str, block: Value) -> None:
         """Has the words of a whole block brought near, or of the last one if there is none."""
         ops = self._ops

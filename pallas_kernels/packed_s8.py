@@ -131,6 +131,7 @@ class PackedS8:
         """The sums with a block added, and the next one's scales.
 
         Its words are in shared memory or on their way; those of the next follow once they are read.
+        A lane reads those that it copied itself: what `compute-sanitizer` asks barriers for anyway.
         """
         ops, blocks = self._ops, self._blocks
         num_sums = len(carried) - (self._packed.key.scale_bits + self._packed.value.scale_bits) // 4
@@ -145,19 +146,20 @@ class PackedS8:
 
             ops.cond(more, [], copy)
 
+        ops.wait_for_copies(1)
         self._spread_scales(scratch, scales)
         scales = self._load_scales(ops.min(following, ops.sub(blocks.last_whole, 1)))
         parts = self._parts(WHOLE)
         for part in parts:
-            ops.wait_for_copies(1)
             load_row = functools.partial(self._staged_row, scratch, "key")
             sums, weights = self._weigh(scratch, queries, block, part, sums, load_row)
+            ops.wait_for_copies()
+            ops.warp_barrier()
             if part is parts[-1]:
                 copy_next("key")
-            if part is parts[0]:
-                ops.wait_for_copies(1 if len(parts) == 1 else 0)
             load_row = functools.partial(self._staged_row, scratch, "value", halves=_halves(part))
             sums = self._add_values(scratch, sums, weights, load_row)
+        ops.warp_barrier()
         copy_next("value")
         return [*sums, *scales]
 
@@ -191,6 +193,7 @@ class PackedS8:
                 sums,
                 lambda bit, row: load("key", bit=bit, row=row),
             )
+            self._ops.warp_barrier()
             words = slice(2 * _halves(part).start, 2 * _halves(part).stop)
             sums = self._add_values(
                 scratch,
@@ -216,7 +219,7 @@ class PackedS8:
         sums: Sequence[Value],
         load_row: LoadRow,
     ) -> tuple[list[Value], list[BlockWeights]]:
-        """The sums with new totals, and each set's weights, left in scratch."""
+        """The sums with new totals, and each set's weights, left in scratch; a barrier is due."""
         ops = self._ops
         scores = self._scores(scratch, queries, block, part, load_row)
         scales = self._value_scales(scratch, part)
@@ -228,7 +231,6 @@ class PackedS8:
             scratch.store_weights(number, weights.operands)
             new += [*totals, *channels]
             found.append(weights)
-        ops.warp_barrier()
         return new, found
 
     def _add_values(
@@ -261,15 +263,15 @@ class PackedS8:
         return [word for x in self._sides for word in self._blocks.load_scales(x, block)]
 
     def _spread_scales(self, scratch: Scratch, words: list[Value]) -> None:
-        """Leaves the scales of `_load_scales` for all lanes."""
-        if not words:
-            return
-        self._ops.warp_barrier()  # they take the place of what was exchanged for the block before
+        """Leaves the scales of `_load_scales` for all lanes, and what they had written before."""
+        if words:  # they take the place of what was exchanged for the block before
+            self._ops.warp_barrier()
         at = 0
         for name in self._sides:
             coding = getattr(self._packed, name)
             stop = at + coding.scale_bits // 4
-            scratch.spread_scales(name, self._blocks.decode_scales(words[at:stop], coding))
+            if coding.signs:
+                scratch.spread_scales(name, self._blocks.decode_scales(words[at:stop], coding))
             at = stop
         self._ops.warp_barrier()
 

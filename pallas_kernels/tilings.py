@@ -15,42 +15,37 @@ def choose_tiling(
 
     A team takes up to eight queries of a KV head, so that a block is loaded once for them (one
     where tables come in groups, four where there is no packed bank or codes have several bits).
-    With few heads and banks of less than 64 blocks, two teams of four are faster than one whose
-    positions are split.
+
+    Many teams of up to four with short banks: two warps each, in small thread blocks, which fill
+    the device evenly whatever their number; in large ones where those do too. Otherwise large ones;
+    long banks and few heads are shared by more warps, then by more thread blocks, whose results
+    have to be joined. Teams of more than four whose warps have little to do are done sooner by half
+    as many warps, with twice the registers.
     """
     grouped = packed is not None and packed.chunk_blocks < packed.blocks
     narrow = packed is None or packed.most_bits > 1
     most = 1 if grouped else SET if narrow else 2 * SET
-    tiling = _tiling(heads, queries, most, packed, dense)
-    if packed is not None and packed.blocks < 64 and tiling.queries > SET and tiling.splits > 1:
-        return _tiling(heads, queries, SET, packed, dense)
-    return tiling
-
-
-def _tiling(
-    heads: int,
-    queries: int,
-    most: int,
-    packed: Packed | None,
-    dense: tuple[tuple[str, int], ...],
-) -> Tiling:
-    """The tiling for teams of at most `most` queries.
-
-    Many teams of up to four with short banks: small thread blocks, which fill the device evenly
-    whatever their number. Otherwise large ones; long banks and few heads are shared by more warps,
-    then by more thread blocks, whose results have to be joined.
-    """
     per_team = -(-queries // -(-queries // most))
     teams = heads * -(-queries // per_team)
-    short = packed is not None and packed.blocks <= 16 and per_team <= SET
+    wide = per_team > SET
+    short = packed is not None and packed.blocks <= 16 and not wide
     if short and 2 * teams >= 7 * _MULTIPROCESSORS:
-        return Tiling(warps=4, team=2, queries=per_team)
+        large = per_team > 1 and _fills_evenly(-(-2 * teams // _WARPS))
+        return Tiling(warps=_WARPS if large else 4, team=2, queries=per_team)
     blocks = (packed.blocks if packed else 0) + sum(-(-capacity // 16) for _, capacity in dense)
     wanted = _MULTIPROCESSORS * _WARPS // 2
     splits = 1
-    team = 1 if per_team <= SET else 4  # shared memory has room for the queries of four such teams
+    team = 4 if wide else 1  # shared memory has room for the queries of four wide teams
     while team < _WARPS and teams * team < wanted and 2 * team <= blocks:
         team *= 2
     while teams * team * splits < wanted and 2 * splits * team <= blocks:
         splits *= 2
+    if wide and team == _WARPS and packed is not None and packed.blocks <= 8 * team * splits:
+        return Tiling(warps=8, team=8, splits=splits, queries=per_team)
     return Tiling(warps=_WARPS, team=team, splits=splits, queries=per_team)
+
+
+def _fills_evenly(thread_blocks: int) -> bool:
+    """Whether large thread blocks, one to a multiprocessor, leave few of these idle at the end."""
+    rounds = -(-thread_blocks // _MULTIPROCESSORS)
+    return thread_blocks >= 0.9 * rounds * _MULTIPROCESSORS
