@@ -10,11 +10,15 @@ import vkq_jax
 from models import Inputs, Model
 from vkq_apps.cli.console import stage
 
-__all__ = ["JsonOption", "QuantOption", "describe_images", "load_and_prepare"]
+__all__ = ["JsonOption", "QuantOption", "ScoreMapOption", "describe_images", "load_and_prepare"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 QuantOption = Annotated[
     str, typer.Option(help=f"Preset of the visual cache: {', '.join(vkq_jax.presets)}.")
+]
+ScoreMapOption = Annotated[
+    Path | None,
+    typer.Option("--score-map", help="Static score calibration, a file of `vkq calibrate`."),
 ]
 
 

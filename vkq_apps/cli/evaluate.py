@@ -11,7 +11,7 @@ from rich.table import Table
 import models
 import vkq_jax
 from models.generate import QuantizeAt
-from vkq_apps.cli.arguments import JsonOption
+from vkq_apps.cli.arguments import JsonOption, ScoreMapOption
 from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.evals.answers import answer_all, score
 from vkq_apps.provenance import provenance
@@ -36,6 +36,7 @@ def evaluate(
     questions_per_picture: Annotated[
         int, typer.Option(min=1, help="At most so many questions about each picture.")
     ] = 2,
+    score_map: ScoreMapOption = None,
     control: Annotated[
         bool, typer.Option(help="Also ask about another picture: what guessing would get.")
     ] = False,
@@ -43,10 +44,15 @@ def evaluate(
     results: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Exact match on held-out questions and agreement with full precision, for each preset."""
+    """Exact match on held-out questions and agreement with full precision, for each preset.
+
+    With a score map, presets that calibrate scores at each step are also asked with that map.
+    """
     presets = [name for name in map(str.strip, quant.split(",")) if name not in ("", "none")]
-    for name in presets:
-        vkq_jax.resolve(name)
+    calibrated = [name for name in presets if vkq_jax.resolve(name).calibration is not None]
+    if score_map is not None and not calibrated:
+        raise ValueError(f"--score-map: no preset of {quant!r} calibrates scores")
+    static = None if score_map is None else vkq_jax.load_score_map(score_map)
     with stage(f"loading {model}"):
         loaded = models.load(model)
         asked = _choose(pictures, questions_per_picture)
@@ -60,21 +66,25 @@ def evaluate(
         **provenance(),
         "model": model,
         "quantize_at": quantize_at,
+        "score_map": None if score_map is None else str(score_map),
         "questions": len(asked),
         "presets": {},
     }
     exact: list[str] = []
     with Progress(console=log, transient=True) as progress:
-        runs = [(name, name, asked) for name in ["none", *presets]]
+        runs = [(name, name, asked, None) for name in ["none", *presets]]
+        if static is not None:
+            runs += [(f"{name}, static scores", name, asked, static) for name in calibrated]
         if control:
-            runs.append((CONTROL, "none", [shuffled(question) for question in asked]))
-        for name, preset, pictured in runs:
+            runs.append((CONTROL, "none", [shuffled(question) for question in asked], None))
+        for name, preset, pictured, mapping in runs:
             task = progress.add_task(name, total=len(asked))
             answers, nbytes = answer_all(
                 loaded,
                 pictured,
                 preset,
                 quantize_at=quantize_at,
+                score_map=mapping,
                 batch_size=batch_size,
                 on_batch=lambda done, task=task: progress.advance(task, done),
             )

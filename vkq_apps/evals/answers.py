@@ -32,6 +32,7 @@ def answer_all(
     quant: str,
     *,
     quantize_at: QuantizeAt,
+    score_map: vkq_jax.ScoreMap | None = None,
     max_new_tokens: int = 40,
     batch_size: int = 16,
     on_batch: Callable[[int], None] = lambda done: None,
@@ -57,6 +58,7 @@ def answer_all(
             quant=quant,
             max_new_tokens=max_new_tokens,
             quantize_at=quantize_at,
+            score_map=score_map,
         )
         texts = models.decode(model, generation.tokens, generation.lengths)
         answers += [text.strip() for text in texts[: len(asked)]]
