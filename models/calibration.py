@@ -66,6 +66,8 @@ def calibrate_scores(
         raise ValueError(f'quantize_at must be "prompt" or "image", got {quantize_at!r}')
     sums, count = jnp.float32(0.0), 0
     for batch in [inputs] if isinstance(inputs, Inputs) else inputs:
+        if not batch.prompt_shape.visual:
+            continue
         more, queries = _sum_ranges(
             model,
             batch,

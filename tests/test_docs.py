@@ -14,7 +14,7 @@ import vkq_jax
 from pallas_kernels import layouts, mosaic_gpu
 from pallas_kernels.quantize_bank import unfused_reason
 from pallas_kernels.tiled import untileable_reason
-from tests.support.caches import Shape, random_layer
+from tests.support.caches import Shape, random_layer, with_score_map
 from vkq_jax import KVQuantConfig, LevelCodes, ScoreCalibration, SignCodes
 from vkq_jax.dense import Dense
 from vkq_jax.level_codes import Granularity
@@ -62,6 +62,11 @@ def test_caches_that_the_page_says_are_not_covered(changes, quant):
     reason = mosaic_gpu.unsupported_reason(layer)
     assert reason
     assert said(reason)
+
+
+def test_an_uncoded_bank_takes_no_static_score_map_either():
+    layer = with_score_map(random_layer(Shape(**BANK), vkq_jax.presets["none"])[1], num_heads=4)
+    assert mosaic_gpu.unsupported_reason(layer) == "score calibration of an uncoded bank"
 
 
 @pytest.mark.parametrize("preset", ["vkq-1bit", "minmax-1bit"])

@@ -2,10 +2,12 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+import vkq_jax
 from vkq_apps.cli.main import main
 
 
@@ -71,6 +73,29 @@ def test_eval_writes_its_table(capsys, tmp_path):
     assert control["exact"] < record["presets"]["none"]["scores"]["all"]["exact"]
 
 
+def test_calibrate_writes_a_map_that_generate_takes(capsys, tmp_path, picture):
+    path = str(tmp_path / "new" / "map.safetensors")
+    code, out, _ = run(
+        capsys, "calibrate", "--model", "tiny", "--image", picture, "--image", picture,
+        "--prompt", "describe the picture", "--max-new-tokens", "2", "--out", path, "--json",
+    )  # fmt: skip
+    record = json.loads(out)
+    assert code == 0
+    assert record["sample_prompts"] == 2
+    score_map = vkq_jax.load_score_map(path)
+    assert score_map.slope.shape == (record["layers"], record["query_heads"])
+    assert record["heads_left_alone"] == (score_map.slope == 1).sum()
+
+    ask = ["generate", "--model", "tiny", "--image", picture, "--prompt", "describe the picture"]
+    ask += ["--quant", "calibquant-1bit", "--max-new-tokens", "2", "--no-compare", "--score-map"]
+    code, _, _ = run(capsys, *ask, path)
+    assert code == 0
+    vkq_jax.save_score_map(path, jax.tree.map(lambda x: x[:1], score_map))
+    code, _, err = run(capsys, *ask, path)
+    assert code == 2
+    assert "score_map.slope: expected [layers, query heads]" in err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -80,6 +105,8 @@ def test_eval_writes_its_table(capsys, tmp_path):
         (["generate", "--model", "/none", "--image", "x", "--prompt", "y"], "/none does not exist"),
         (["generate", "--model", "tiny", "--image", "/x.png", "--prompt", "y"], "/x.png"),
         (["eval", "--quantize-at", "never"], "'never' is not one of"),
+        (["eval", "--quant", "vkq-1bit", "--score-map", "x"], "no preset of 'vkq-1bit' calibrates"),
+        (["eval", "--quant", "calibquant-1bit", "--score-map", "/x"], "no score map file at /x"),
     ],
 )
 def test_bad_input_is_one_clear_line(capsys, arguments, message):
