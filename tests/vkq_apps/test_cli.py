@@ -60,13 +60,15 @@ def test_generate_shows_a_table_to_people(capsys, picture):
 def test_eval_writes_its_table(capsys, tmp_path):
     path = tmp_path / "new" / "answers.json"
     code, out, _ = run(
-        capsys, "eval", "--quant", "vkq-1bit", "--pictures", "1", "--questions-per-picture", "1",
-        "--batch-size", "5", "--control", "--out", str(path), "--json",
+        capsys, "eval", "--quant", "vkq-1bit,calibquant-1bit", "--pictures", "1",
+        "--questions-per-picture", "1", "--batch-size", "5", "--control",
+        "--calibration-pictures", "1", "--out", str(path), "--json",
     )  # fmt: skip
     assert code == 0
     record = json.loads(path.read_text())
     assert record == json.loads(out)
-    assert record["questions"] == 5
+    assert record["questions"] == record["calibration_questions"] == 5
+    assert "calibquant-1bit, static scores" in record["presets"]
     assert record["presets"]["none"]["scores"]["all"]["agreement"] == 1.0
     assert record["presets"]["vkq-1bit"]["visual_kv_reduction"] >= 0.9
     control = record["presets"]["none, shuffled images"]["scores"]["all"]
@@ -105,8 +107,14 @@ def test_calibrate_writes_a_map_that_generate_takes(capsys, tmp_path, picture):
         (["generate", "--model", "/none", "--image", "x", "--prompt", "y"], "/none does not exist"),
         (["generate", "--model", "tiny", "--image", "/x.png", "--prompt", "y"], "/x.png"),
         (["eval", "--quantize-at", "never"], "'never' is not one of"),
-        (["eval", "--quant", "vkq-1bit", "--score-map", "x"], "no preset of 'vkq-1bit' calibrates"),
-        (["eval", "--quant", "calibquant-1bit", "--score-map", "/x"], "no score map file at /x"),
+        (
+            ["eval", "--quant", "vkq-1bit", "--calibration-pictures", "1"],
+            "no preset of 'vkq-1bit' calibrates",
+        ),
+        (
+            ["generate", "--model", "tiny", "--image", "x", "--prompt", "y", "--score-map", "/x"],
+            "no score map file at /x",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_line(capsys, arguments, message):

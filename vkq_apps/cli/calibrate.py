@@ -14,7 +14,7 @@ import models
 import vkq_jax
 from models import Inputs
 from models.generate import QuantizeAt
-from vkq_apps.cli.arguments import JsonOption, QuantOption
+from vkq_apps.cli.arguments import JsonOption, QuantOption, whole_prompt
 from vkq_apps.cli.console import log, out, print_json, stage
 
 __all__ = ["calibrate"]
@@ -23,7 +23,9 @@ __all__ = ["calibrate"]
 def calibrate(
     model: Annotated[str, typer.Option(help='Hugging Face checkpoint folder, or "tiny".')],
     image: Annotated[list[Path], typer.Option(help="Sample picture; repeat for several.")],
-    prompt: Annotated[list[str], typer.Option(help="Sample question; repeat for several.")],
+    prompt: Annotated[
+        list[str], typer.Option(help="Sample question, or prompt; repeat for several.")
+    ],
     out_file: Annotated[Path, typer.Option("--out", help="safetensors file to write.")],
     quant: QuantOption = "calibquant-1bit",
     quantize_at: Annotated[
@@ -47,7 +49,7 @@ def calibrate(
                 inputs = models.prepare(
                     loaded,
                     images=[path for path, _ in batch],
-                    prompts=[models.chat_prompt(loaded, question) for _, question in batch],
+                    prompts=[whole_prompt(loaded, question) for _, question in batch],
                 )
                 yield models.pad_to_multiple(inputs, 32)
                 progress.advance(task, len(batch))
