@@ -208,5 +208,5 @@ def test_unknown_implementation_and_bad_shapes_are_errors():
         pallas_kernels.decode_attention(query, layer, implementation="cuda")
     with pytest.raises(ValueError, match=r"multiple of 2, H=16\] for this cache, got \[2, 1, 3"):
         pallas_kernels.decode_attention(query[:, :, :3], layer)
-    with pytest.raises(ValueError, match=r"score map is for 2 query heads, the query has 4"):
+    with pytest.raises(ValueError, match=r"score_map must be \[4\] .*, got \[2\]"):
         pallas_kernels.decode_attention(query, with_score_map(layer, 2))
