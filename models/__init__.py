@@ -1,5 +1,6 @@
 """Multimodal models in Flax NNX: loading, preparing prompts, running."""
 
+from models.calibration import calibrate_scores
 from models.chat import chat_prompt
 from models.forward import forward
 from models.generate import GenerateOptions, Generation, generate, stream
@@ -18,6 +19,7 @@ __all__ = [
     "Model",
     "PromptShape",
     "Sampling",
+    "calibrate_scores",
     "chat_prompt",
     "decode",
     "forward",

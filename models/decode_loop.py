@@ -1,6 +1,8 @@
 """The decode loop: a `lax.while_loop` over one state, until every sequence has stopped."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,17 @@ from models.model import Model
 from models.sampling import Sampling, sample
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import KVCache, VisualBank
+from vkq_jax.calibration import ScoreMap
 from vkq_jax.pytree import frozen_pytree
 
-__all__ = ["DecodeState", "decode_loop", "decode_step", "emit_tokens", "emit_tokens_in_place"]
+__all__ = [
+    "DecodeState",
+    "decode_loop",
+    "decode_step",
+    "emit_tokens",
+    "emit_tokens_in_place",
+    "observed_step",
+]
 
 
 @frozen_pytree
@@ -59,23 +69,24 @@ def decode_loop(
         stop_tokens: ids that end a sequence.
         pad: what fills the buffer behind a sequence's last token.
         implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
-        consume: the new state takes the place of `state` (all but its visual banks and its key),
-            which must not be used afterwards: the text bank never exists twice. Inside jit or vmap
-            memory is not this function's to give away; it has no effect there.
+        consume: the new state takes the place of `state` (all but its visual banks, score map and
+            key), which must not be used afterwards: the text bank never exists twice. Inside jit or
+            vmap memory is not this function's to give away; it has no effect there.
 
     Returns:
         Tokens (`pad` behind the last one), how many each sequence emitted, and the new state.
     """
-    # The visual banks never change: beside the state, no loop carries and no call returns them,
-    # which would be a copy of the largest thing there is.
-    visual = state.cache.visual
+    # Visual banks and score map never change: beside the state, no loop carries and no call returns
+    # them, which for the banks would be a copy of the largest thing there is.
+    visual, score_map = state.cache.visual, state.cache.score_map
     traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((model, state)))
     emit = emit_tokens_in_place if consume and not traced else emit_tokens
     tokens, lengths, state = emit(
         model,
         visual,
+        score_map,
         state.key,  # the caller's own
-        dataclasses.replace(_with_visual(state, ()), key=None),
+        dataclasses.replace(_with_fixed(state, (), None), key=None),
         steps if limit is None else limit,
         steps=steps,
         sampling=sampling,
@@ -83,12 +94,13 @@ def decode_loop(
         pad=pad,
         implementation=implementation,
     )
-    return tokens, lengths, _with_visual(state, visual)
+    return tokens, lengths, _with_fixed(state, visual, score_map)
 
 
 def _emit_tokens(
     model: Model,
     visual: tuple[VisualBank, ...],
+    score_map: ScoreMap | None,
     key: jax.Array | None,
     state: DecodeState,
     limit: int,
@@ -99,7 +111,7 @@ def _emit_tokens(
     pad: int,
     implementation: str | None,
 ) -> tuple[Int32[Array, "B steps"], Int32[Array, "B"], DecodeState]:
-    """`decode_loop`, to be compiled, with the visual banks and the key beside the state."""
+    """`decode_loop`, to be compiled, with visual banks, score map and key beside the state."""
     state = dataclasses.replace(state, key=key)
     stops = jnp.asarray(stop_tokens, jnp.int32)
     batch = state.done.shape[0]
@@ -116,9 +128,9 @@ def _emit_tokens(
         tokens = tokens.at[:, step].set(jnp.where(active, token, pad))
         lengths = lengths + active
         stopped = jnp.any(token[:, None] == stops[None], axis=-1)
-        cache = _with_visual(state, visual).cache
+        cache = _with_fixed(state, visual, score_map).cache
         logits, cache = decode_step(model, token, cache, active, implementation=implementation)
-        state = _with_visual(DecodeState(logits, cache, state.done | stopped, key), ())
+        state = _with_fixed(DecodeState(logits, cache, state.done | stopped, key), (), None)
         return step + 1, state, tokens, lengths
 
     tokens = jnp.full((batch, steps), pad, jnp.int32)
@@ -152,6 +164,26 @@ def decode_step(
     Returns:
         Logits of the following token, float32, and the cache with this one in it.
     """
+    logits, cache, _ = observed_step(
+        model, token, cache, active, implementation=implementation, observe=lambda *_: None
+    )
+    return logits, cache
+
+
+def observed_step(
+    model: Model,
+    token: Int32[Array, "B"],
+    cache: KVCache,
+    active: Bool[Array, "B"] | None = None,
+    *,
+    implementation: str | None = None,
+    observe: Callable[[Array, KVCache, Array], Any],
+) -> tuple[Float[Array, "B vocab"], KVCache, Any]:
+    """`decode_step` and, stacked over layers, what `observe(query, cache, layer)` gives of each.
+
+    `observe` gets what attention reads: the queries [B, 1, N, H], with RoPE and not scaled, the
+    cache with their own text in it, and the layer's number.
+    """
     module = model.module()
     active = jnp.ones(token.shape, bool) if active is None else active
     valid = active[:, None]
@@ -159,17 +191,19 @@ def decode_step(
 
     def attend(layer, query, key, value, text):
         text = text.write(layer, key, value, valid)
+        written = dataclasses.replace(cache, text=text)
         attended = pallas_kernels.attend_layer(
             query,
-            dataclasses.replace(cache, text=text),
+            written,
             layer,
             implementation=implementation,
             visible_text=visible,
             logits_scale=model.config.text.logits_scale,
         )
-        return attended.output.astype(query.dtype), text, attended.guarded
+        seen = observe(query, written, layer)
+        return attended.output.astype(query.dtype), text, (attended.guarded, seen)
 
-    hidden, text, guarded = module.text(
+    hidden, text, (guarded, seen) = module.text(
         module.text.embed(token[:, None]), cache.position[:, None], attend, cache.text
     )
     cache = dataclasses.replace(
@@ -178,8 +212,11 @@ def decode_step(
         position=cache.position + active,
         guarded=cache.guarded + jnp.where(active, guarded.sum(0), 0),
     )
-    return module.text.logits(hidden)[:, 0], cache
+    return module.text.logits(hidden)[:, 0], cache, seen
 
 
-def _with_visual(state: DecodeState, visual: tuple[VisualBank, ...]) -> DecodeState:
-    return dataclasses.replace(state, cache=dataclasses.replace(state.cache, visual=visual))
+def _with_fixed(
+    state: DecodeState, visual: tuple[VisualBank, ...], score_map: ScoreMap | None
+) -> DecodeState:
+    cache = dataclasses.replace(state.cache, visual=visual, score_map=score_map)
+    return dataclasses.replace(state, cache=cache)

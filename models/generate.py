@@ -18,6 +18,7 @@ from models.sampling import Sampling
 from models.split import split_after_images
 from vkq_jax.array_types import Array, Int32
 from vkq_jax.cache import KVCache
+from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.presets import resolve
 from vkq_jax.pytree import frozen_pytree
@@ -55,6 +56,7 @@ def generate(
     cache: KVCache | None = None,
     cache_length: int | None = None,
     implementation: str | None = None,
+    score_map: ScoreMap | None = None,
 ) -> Generation:
     """Answers prompts: jit-compiled prefill and decode loop, pure, fit for `jax.vmap`.
 
@@ -74,9 +76,12 @@ def generate(
         cache_length: text tokens a sequence can hold, prompts and new tokens of all turns; by
             default as many as needed.
         implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
+        score_map: static calibration of visual scores [L, N], from `calibrate_scores`; takes the
+            place of the one that `quant` finds at every step. By default the given cache's own.
 
     Raises:
-        ValueError: an argument is out of range, or the prompt does not fit `cache_length`.
+        ValueError: an argument is out of range, or the prompt does not fit `cache_length`, or the
+            score map not the model.
     """
     state, emit = _begin(
         model,
@@ -90,6 +95,7 @@ def generate(
         cache=cache,
         cache_length=cache_length,
         implementation=implementation,
+        score_map=score_map,
     )
     # Nobody else holds the state that prefill left. `stream` shows its states, and keeps them.
     tokens, lengths, state = emit(state, steps=max_new_tokens, consume=True)
@@ -107,6 +113,7 @@ class GenerateOptions(TypedDict, total=False):
     cache: KVCache | None
     cache_length: int | None
     implementation: str | None
+    score_map: ScoreMap | None
 
 
 def stream(
@@ -149,6 +156,7 @@ def _begin(
     cache: KVCache | None = None,
     cache_length: int | None = None,
     implementation: str | None = None,
+    score_map: ScoreMap | None = None,
 ) -> tuple[DecodeState, Callable[..., tuple[Array, Array, DecodeState]]]:
     """Checks the arguments, prefills, and binds those of `decode_loop` that stay the same."""
     if max_new_tokens < 1:
@@ -158,11 +166,14 @@ def _begin(
     if not sampling.greedy and key is None:
         raise ValueError("sampling with a temperature needs a PRNG key: key=jax.random.key(seed)")
     pallas_kernels.choose_implementation(implementation)
+    if score_map is not None:
+        _check_score_map(model, score_map)
     run = partial(
         prefill,
         quant=_settle_quant(quant, cache),
         cache_length=_settle_length(inputs, cache, cache_length, max_new_tokens),
         implementation=implementation,
+        score_map=score_map,
     )
     if quantize_at == "prompt" or not inputs.prompt_shape.visual:
         logits, filled = run(model, inputs, cache)
@@ -192,6 +203,18 @@ def _settle_quant(quant: str | KVQuantConfig | None, cache: KVCache | None) -> K
             f"got {quant!r}"
         )
     return cache.quant
+
+
+def _check_score_map(model: Model, score_map: ScoreMap) -> None:
+    text = model.config.text
+    expected = (text.num_layers, text.num_heads)
+    for name in ("slope", "shift"):
+        shape = getattr(score_map, name).shape
+        if shape != expected:
+            raise ValueError(
+                f"score_map.{name}: expected [layers, query heads] = {list(expected)} for this "
+                f"model, got {list(shape)}"
+            )
 
 
 def _settle_length(

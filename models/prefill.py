@@ -19,6 +19,7 @@ from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.attention import attend_dense, merge
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.cache_updates import grow
+from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.visual import compact
 
@@ -34,6 +35,7 @@ def prefill(
     quant: KVQuantConfig,
     cache_length: int,
     implementation: str | None = None,
+    score_map: ScoreMap | None = None,
 ) -> tuple[Float[Array, "B vocab"], KVCache]:
     """Runs a prompt, behind what `cache` holds if one is given.
 
@@ -45,6 +47,7 @@ def prefill(
         cache_length: text tokens a sequence of the new cache can hold; those of this prompt must
             fit behind those of `cache`, as must the ones that will be generated.
         implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
+        score_map: static score calibration of the new cache; that of `cache` by default.
 
     Returns:
         Logits of the token after each sequence's last one, float32, and the new cache.
@@ -57,6 +60,8 @@ def prefill(
         raise ValueError(f"the cache was made with {cache.quant}, not with {quant}")
     else:
         cache = grow(cache, cache_length)
+    if score_map is not None:
+        cache = dataclasses.replace(cache, score_map=score_map)
     scale = model.config.text.logits_scale
     is_visual = inputs.visual_mask & inputs.mask
     is_text = inputs.mask & ~is_visual

@@ -203,3 +203,10 @@ def _check_query(query: Array | jax.ShapeDtypeStruct, cache: LayerCache | KVCach
             f"query must be [B={batch}, T, N=multiple of {num_kv_heads}, H={head_dim}] for this "
             f"cache, got {list(query.shape)}"
         )
+    if cache.score_map is not None:
+        expected = (*cache.text.key.shape[:-4], query.shape[2])
+        if cache.score_map.slope.shape != expected:
+            raise ValueError(
+                f"score_map must be {list(expected)} (layers of the cache, query heads), got "
+                f"{list(cache.score_map.slope.shape)}"
+            )

@@ -16,12 +16,12 @@ from pallas_kernels.tiled import TiledLevels, TiledSigns
 from pallas_kernels.tilings import choose_tiling
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache import VisualBank
+from vkq_jax.calibration import ScoreMap
 from vkq_jax.pytree import frozen_pytree
 
-__all__ = ["Banks", "DenseBank", "ScoreMap", "fused_attention", "plan", "score_range"]
+__all__ = ["Banks", "DenseBank", "fused_attention", "plan", "score_range"]
 
 Result = tuple[Float[Array, "B K Q H"], Float[Array, "B K Q"]]
-ScoreMap = tuple[Float[Array, "B K Q"], Float[Array, "B K Q"]]
 
 
 @frozen_pytree
@@ -59,7 +59,7 @@ def fused_attention(
         layer: which one.
         launch: runs the kernel.
         tiling: how the work is cut; None chooses by shape.
-        score_map: slope and shift of each query's scores over the packed bank.
+        score_map: [B, K, Q], of each query's scores over the packed bank.
         logits_soft_cap: of all scores, see `vkq_jax.soft_cap`; not together with a score map.
 
     Returns:
@@ -69,7 +69,7 @@ def fused_attention(
     """
     rows = {"query": query}
     if score_map is not None:
-        rows |= dict(zip(("slope", "shift"), score_map, strict=True))
+        rows |= {"slope": score_map.slope, "shift": score_map.shift}
     run = functools.partial(
         _launch, launch=launch, tiling=tiling, task="attention", logits_soft_cap=logits_soft_cap
     )

@@ -16,8 +16,8 @@ from pallas_kernels.launch import Launch, gpu_launch
 from pallas_kernels.problem import Tiling
 from pallas_kernels.tiled import tile, untileable_bank_reason
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.attention import Attended, causal_text, merge, to_kv_heads
-from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
+from vkq_jax.attention import Attended, causal_text, map_of_rows, merge, to_kv_heads
+from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank, take_layer
 from vkq_jax.dense import DenseTensor
 from vkq_jax.soft_cap import check_soft_cap
 
@@ -46,7 +46,14 @@ def attend_cache(
         VisualBank(stacked(bank.key), stacked(bank.value), bank.length) for bank in layer.visual
     )
     none = jnp.zeros_like(text.length)
-    cache = KVCache(banks, text, position=none, guarded=none, quant=layer.quant)
+    cache = KVCache(
+        banks,
+        text,
+        position=none,
+        guarded=none,
+        quant=layer.quant,
+        score_map=stacked(layer.score_map),
+    )
     return attend_layer(
         query,
         cache,
@@ -73,7 +80,7 @@ def attend_layer(
     """Same contract as `vkq_jax.attention.attend_cache` on `cache.layer(index)`.
 
     The kernel reads its layer in place: no bank is sliced or copied. The gradient, with respect to
-    queries and the text bank, is that of post-scaled attention in XLA.
+    queries, the text bank and a score map, is that of post-scaled attention in XLA.
 
     Args:
         query, visible_text, logits_scale, logits_soft_cap: as there.
@@ -93,16 +100,15 @@ def attend_layer(
     if visible_text is None:
         visible_text = causal_text(cache.text.length, query.shape[1])
     attend = functools.partial(_attend, logits_scale, logits_soft_cap, launch, tiling)
-    return Attended(
-        *attend((query, cache.text.key, cache.text.value), cache, jnp.asarray(index), visible_text)
-    )
+    differentiable = (query, cache.text.key, cache.text.value, cache.score_map)
+    return Attended(*attend(differentiable, cache, jnp.asarray(index), visible_text))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _attend(
     logits_scale, logits_soft_cap, launch, tiling, differentiable, cache, index, visible_text
 ):
-    query, text_key, text_value = differentiable
+    query, text_key, text_value, static = differentiable
     num_queries, head_dim = query.shape[1], query.shape[-1]
     scale = head_dim**-0.5 if logits_scale is None else logits_scale
     rows = to_kv_heads(query.astype(jnp.float32) * scale, text_key.shape[2])
@@ -110,19 +116,21 @@ def _attend(
     cache = dataclasses.replace(cache, text=text)
     launches = _launches(cache)
     score_map, guarded = None, jnp.zeros(query.shape[0], jnp.int32)
-    if cache.quant.calibration is not None and cache.visual:
+    if static is not None:
+        score_map = map_of_rows(take_layer(static, index), query.shape, text_key.shape[2])
+    elif cache.quant.calibration is not None and cache.visual:
         ranges = [
             score_range(rows, banks.packed, index, launch, tiling)
             for banks in launches
             if banks.packed is not None
         ]
         lowest, highest = zip(*ranges, strict=True)
-        slope, shift, hit = vkq_jax.calibration.score_map(
+        score_map, hit = vkq_jax.calibration.score_map(
             functools.reduce(jnp.minimum, lowest),
             functools.reduce(jnp.maximum, highest),
             cache.quant.calibration,
         )
-        score_map, guarded = (slope, shift), hit.sum((1, 2), dtype=jnp.int32)
+        guarded = hit.sum((1, 2), dtype=jnp.int32)
     parts = []
     for banks in launches:
         visible = {
@@ -188,7 +196,9 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
             f"{tiling.warps} warps, {tiling.team} x {tiling.splits} of them to a team of "
             f"{tiling.queries} {several} of a KV head"
         )
-        if problem.packed is not None and cache.quant.calibration is not None:
+        if problem.packed is not None and cache.score_map is not None:
+            lines.append("score calibration: static, in the query, no launch of its own")
+        elif problem.packed is not None and cache.quant.calibration is not None:
             lines.append("score calibration: one more launch before, over the packed keys")
     if cache.text.key.dtype != jnp.bfloat16:
         lines.append(f"text bank in {cache.text.key.dtype}: by xla, joined by its log-sum-exp")
@@ -204,11 +214,11 @@ def _backward(logits_scale, logits_soft_cap, launch, tiling, residuals, cotangen
     differentiable, cache, index, visible_text = residuals
 
     def reference(differentiable):
-        query, key, value = differentiable
+        query, key, value, static = differentiable
         text = dataclasses.replace(cache.text, key=key, value=value)
         attended = vkq_jax.attention.attend_cache(
             query,
-            dataclasses.replace(cache, text=text).layer(index),
+            dataclasses.replace(cache, text=text, score_map=static).layer(index),
             visible_text=visible_text,
             logits_scale=logits_scale,
             logits_soft_cap=logits_soft_cap,
@@ -233,7 +243,8 @@ def unsupported_reason(
         return f"dense banks in {cache.text.key.dtype}, not bfloat16"
     if not cache.visual and not cache.text.cache_length:
         return "the cache has no room for anything"
-    calibrated = cache.quant.calibration is not None and bool(cache.visual)
+    asked = cache.quant.calibration is not None or cache.score_map is not None
+    calibrated = asked and bool(cache.visual)
     if logits_soft_cap is not None and calibrated:
         return "logits soft-cap together with score calibration"
     for bank in cache.visual:

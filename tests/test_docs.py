@@ -14,7 +14,7 @@ import vkq_jax
 from pallas_kernels import layouts, mosaic_gpu
 from pallas_kernels.quantize_bank import unfused_reason
 from pallas_kernels.tiled import untileable_reason
-from tests.support.caches import Shape, random_layer
+from tests.support.caches import Shape, random_layer, with_score_map
 from vkq_jax import KVQuantConfig, LevelCodes, ScoreCalibration, SignCodes
 from vkq_jax.dense import Dense
 from vkq_jax.level_codes import Granularity
@@ -34,7 +34,6 @@ def said(reason: str) -> bool:
         SignCodes(group_size=256),
         LevelCodes(group_size=64),
         LevelCodes(bits=8),
-        LevelCodes(bits=2, group_size=256),
         LevelCodes(granularity=Granularity.PER_TOKEN),
         LevelCodes(table_dtype="float32"),
     ],
@@ -52,7 +51,6 @@ def test_codes_that_the_page_says_are_not_covered(codes):
     [
         ({"head_dim": 80}, KVQuantConfig(SIGNS, SIGNS)),
         ({}, KVQuantConfig(Dense(), Dense(), ScoreCalibration())),
-        ({}, KVQuantConfig(LevelCodes(group_size=256), LevelCodes(bits=4))),
         ({}, vkq_jax.presets["none"]),
         ({"visual": ()}, vkq_jax.presets["none"]),
     ],
@@ -68,6 +66,11 @@ def test_options_that_the_page_says_are_not_covered():
     calibrated = KVQuantConfig(SIGNS, SIGNS, ScoreCalibration())
     layer = random_layer(Shape(**BANK), calibrated)[1]
     assert said(str(mosaic_gpu.unsupported_reason(layer, logits_soft_cap=50.0)))
+
+
+def test_an_uncoded_bank_takes_no_static_score_map_either():
+    layer = with_score_map(random_layer(Shape(**BANK), vkq_jax.presets["none"])[1], num_heads=4)
+    assert mosaic_gpu.unsupported_reason(layer) == "score calibration of an uncoded bank"
 
 
 @pytest.mark.parametrize("preset", ["vkq-1bit", "minmax-1bit"])

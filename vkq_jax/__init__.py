@@ -4,7 +4,7 @@ from vkq_jax.accounting import CacheBytes, cache_nbytes
 from vkq_jax.attention import Attended
 from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
 from vkq_jax.cache_updates import append, grow, take_sequences
-from vkq_jax.calibration import ScoreCalibration
+from vkq_jax.calibration import ScoreCalibration, ScoreMap
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dense import Dense, DenseTensor
 from vkq_jax.error_measures import (
@@ -14,7 +14,7 @@ from vkq_jax.error_measures import (
     relative_squared_error,
 )
 from vkq_jax.level_codes import Granularity, LevelCodes, LevelTensor
-from vkq_jax.persistence import load_cache, save_cache
+from vkq_jax.persistence import load_cache, load_score_map, save_cache, save_score_map
 from vkq_jax.presets import presets, resolve
 from vkq_jax.quantize import dequantize, fake_quantize, quantize
 from vkq_jax.quantized import AffineTensor, CodeFamily, QuantizedTensor
@@ -42,6 +42,7 @@ __all__ = [
     "QuantizedTensor",
     "RangeRule",
     "ScoreCalibration",
+    "ScoreMap",
     "Shrink",
     "SignCodes",
     "SignTensor",
@@ -55,12 +56,14 @@ __all__ = [
     "fake_quantize",
     "grow",
     "load_cache",
+    "load_score_map",
     "presets",
     "quantization_error",
     "quantize",
     "relative_squared_error",
     "resolve",
     "save_cache",
+    "save_score_map",
     "take_sequences",
     "visual_mask",
     "visual_spans",

@@ -47,7 +47,10 @@ class CacheBytes:
 
 
 def cache_nbytes(cache: KVCache) -> CacheBytes:
-    """Counts the bytes of a cache's buffers (shapes suffice: tracers are welcome)."""
+    """Counts the bytes of a cache's buffers (shapes suffice: tracers are welcome).
+
+    Keys and values: not counters per sequence, nor a score map, which all caches of a model share.
+    """
     tensors = [tensor for bank in cache.visual for tensor in (bank.key, bank.value)]
     codes = sum(_nbytes(_codes(tensor)) for tensor in tensors)
     itemsize = cache.text.key.dtype.itemsize

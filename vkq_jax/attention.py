@@ -12,12 +12,21 @@ import jax.numpy as jnp
 from vkq_jax import post_scaling
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import LayerCache
-from vkq_jax.calibration import calibrate
+from vkq_jax.calibration import ScoreMap, calibrate
 from vkq_jax.exact_einsum import exact_einsum
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.soft_cap import soft_cap
 
-__all__ = ["Attended", "attend_cache", "attend_dense", "from_kv_heads", "merge", "to_kv_heads"]
+__all__ = [
+    "Attended",
+    "attend_cache",
+    "attend_dense",
+    "from_kv_heads",
+    "map_of_rows",
+    "merge",
+    "score_range",
+    "to_kv_heads",
+]
 
 
 @frozen_pytree
@@ -67,18 +76,15 @@ def attend_cache(
         logits_scale: H ** -0.5 by default.
         logits_soft_cap: see `soft_cap`; of visual and text scores, before score calibration.
     """
-    num_queries, head_dim = query.shape[1], query.shape[-1]
-    num_kv_heads = layer.text.key.shape[1]
-    scale = head_dim**-0.5 if logits_scale is None else logits_scale
-    q = to_kv_heads(query.astype(jnp.float32) * scale, num_kv_heads)  # [B, K, Q, H], Q = T * M
-
-    parts = [soft_cap(post_scaling.scores(q, bank.key), logits_soft_cap) for bank in layer.visual]
-    masks = [
-        jnp.broadcast_to(filled(bank.length, part.shape[-1])[:, None, None], part.shape)
-        for bank, part in zip(layer.visual, parts, strict=True)
-    ]
+    num_queries, num_kv_heads = query.shape[1], layer.text.key.shape[1]
+    q = _scaled_rows(query, num_kv_heads, logits_scale)
+    parts, masks = _visual_scores(q, layer)
+    parts = [soft_cap(part, logits_soft_cap) for part in parts]
     guarded = None
-    if layer.quant.calibration is not None and parts:
+    if layer.score_map is not None and parts:
+        static = map_of_rows(layer.score_map, query.shape, num_kv_heads)
+        parts = [static.apply(part) for part in parts]
+    elif layer.quant.calibration is not None and parts:
         joint, hit = calibrate(
             jnp.concatenate(parts, -1), jnp.concatenate(masks, -1), layer.quant.calibration
         )
@@ -99,6 +105,42 @@ def attend_cache(
     return Attended.from_kv_heads(output, logsumexp, num_queries, guarded)
 
 
+def score_range(
+    query: Float[Array, "B T N H"], layer: LayerCache, *, logits_scale: float | None = None
+) -> tuple[Float[Array, "B T N"], Float[Array, "B T N"]]:
+    """Each query's lowest and highest visual score (gamma, delta) before any calibration, in nats.
+
+    What a static `ScoreMap` is made from (see `score_map`). The lowest is inf and the highest -inf
+    where a sequence has no visual tokens. Arguments: see `attend_cache`.
+    """
+    q = _scaled_rows(query, layer.text.key.shape[1], logits_scale)
+    lowest = jnp.full(q.shape[:-1], jnp.inf, jnp.float32)
+    highest = -lowest
+    for scores, mask in zip(*_visual_scores(q, layer), strict=True):
+        lowest = jnp.minimum(lowest, jnp.min(scores, axis=-1, where=mask, initial=jnp.inf))
+        highest = jnp.maximum(highest, jnp.max(scores, axis=-1, where=mask, initial=-jnp.inf))
+
+    def per_query(x):  # [B, K, Q] -> [B, T, N]
+        return from_kv_heads(x[..., None], query.shape[1])[..., 0]
+
+    return per_query(lowest), per_query(highest)
+
+
+def map_of_rows(static: ScoreMap, query: tuple[int, ...], num_kv_heads: int) -> ScoreMap:
+    """A layer's static map [N] as one of rows [B, K, Q], see `to_kv_heads`.
+
+    Args:
+        static: of a layer.
+        query: shape of the queries, [B, T, N, H].
+        num_kv_heads: K.
+    """
+
+    def rows(x):
+        return to_kv_heads(jnp.broadcast_to(x[:, None], (*query[:-1], 1)), num_kv_heads)[..., 0]
+
+    return ScoreMap(rows(static.slope), rows(static.shift))
+
+
 def attend_dense(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
@@ -109,9 +151,8 @@ def attend_dense(
     logits_soft_cap: float | None = None,
 ) -> Attended:
     """Attention over full-precision keys and values that are not in the cache (yet)."""
-    num_queries, head_dim = query.shape[1], query.shape[-1]
-    scale = head_dim**-0.5 if logits_scale is None else logits_scale
-    q = to_kv_heads(query.astype(jnp.float32) * scale, key.shape[2])
+    num_queries = query.shape[1]
+    q = _scaled_rows(query, key.shape[2], logits_scale)
     logits = exact_einsum("bkqh,bskh->bkqs", q, key.astype(jnp.float32))
     logits = soft_cap(logits, logits_soft_cap)
     weights, logsumexp = masked_softmax(logits, _per_kv_head(mask, logits))
@@ -173,6 +214,24 @@ def from_kv_heads(x: Float[Array, "B K Q C"], num_queries: int) -> Float[Array, 
     batch, num_kv_heads, _, size = x.shape
     x = x.reshape(batch, num_kv_heads, num_queries, -1, size)
     return x.transpose(0, 2, 1, 3, 4).reshape(batch, num_queries, -1, size)
+
+
+def _scaled_rows(
+    query: Float[Array, "B T N H"], num_kv_heads: int, logits_scale: float | None
+) -> Float[Array, "B K Q H"]:
+    """Queries in float32, times `logits_scale`, grouped by KV head."""
+    scale = query.shape[-1] ** -0.5 if logits_scale is None else logits_scale
+    return to_kv_heads(query.astype(jnp.float32) * scale, num_kv_heads)
+
+
+def _visual_scores(q: Float[Array, "B K Q H"], layer: LayerCache) -> tuple[list, list]:
+    """Scores [B, K, Q, V] of each visual bank, and which of them are not padding."""
+    parts = [post_scaling.scores(q, bank.key) for bank in layer.visual]
+    masks = [
+        jnp.broadcast_to(filled(bank.length, part.shape[-1])[:, None, None], part.shape)
+        for bank, part in zip(layer.visual, parts, strict=True)
+    ]
+    return parts, masks
 
 
 def _per_kv_head(

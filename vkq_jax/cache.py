@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.quantize import quantize
 from vkq_jax.quantized import QuantizedTensor
 
-__all__ = ["KVCache", "LayerCache", "TextBank", "VisualBank", "quantize_visual"]
+__all__ = ["KVCache", "LayerCache", "TextBank", "VisualBank", "quantize_visual", "take_layer"]
 
 
 @frozen_pytree
@@ -87,11 +88,13 @@ class LayerCache:
         visual: banks without the layer axis; empty where no prompt had an image.
         text: bank without the layer axis.
         quant: settings the banks were made with (attention needs the calibration).
+        score_map: static score calibration [N], see `KVCache`.
     """
 
     visual: tuple[VisualBank, ...]
     text: TextBank
     quant: KVQuantConfig = static_field()
+    score_map: ScoreMap | None = None
 
 
 @frozen_pytree
@@ -105,6 +108,9 @@ class KVCache:
         guarded: how often the guard of score calibration left a head's scores as they were, summed
             over layers, heads and queries of each sequence.
         quant: settings for keys, values and scores.
+        score_map: static score calibration [L, N], shared by all sequences; where there is one, it
+            takes the place of the calibration that `quant` asks for at every step, and nothing is
+            guarded.
     """
 
     visual: tuple[VisualBank, ...]
@@ -112,6 +118,7 @@ class KVCache:
     position: Int32[Array, "B"]
     guarded: Int32[Array, "B"]
     quant: KVQuantConfig = static_field()
+    score_map: ScoreMap | None = None
 
     @classmethod
     def init(
@@ -138,13 +145,12 @@ class KVCache:
         """The view of one layer; `index` may be traced."""
         return LayerCache(
             tuple(
-                VisualBank(_layer(bank.key, index), _layer(bank.value, index), bank.length)
+                VisualBank(*take_layer((bank.key, bank.value), index), bank.length)
                 for bank in self.visual
             ),
-            TextBank(
-                _layer(self.text.key, index), _layer(self.text.value, index), self.text.length
-            ),
+            TextBank(*take_layer((self.text.key, self.text.value), index), self.text.length),
             quant=self.quant,
+            score_map=take_layer(self.score_map, index),
         )
 
 
@@ -169,7 +175,8 @@ def quantize_visual(
     )
 
 
-def _layer(tree, index):
+def take_layer[T](stacked: T, index: Int32[Array, ""] | int) -> T:
+    """One layer of a pytree of arrays [L, ...]; `index` may be traced."""
     return jax.tree.map(
-        lambda x: jax.lax.dynamic_index_in_dim(x, index, axis=0, keepdims=False), tree
+        lambda x: jax.lax.dynamic_index_in_dim(x, index, axis=0, keepdims=False), stacked
     )

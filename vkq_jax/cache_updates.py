@@ -79,4 +79,5 @@ def take_sequences(cache: KVCache, indices: Int32[Array, "b"]) -> KVCache:
         position=per_sequence(cache.position),
         guarded=per_sequence(cache.guarded),
         quant=cache.quant,
+        score_map=cache.score_map,
     )

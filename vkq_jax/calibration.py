@@ -1,12 +1,17 @@
-"""Score calibration: an affine map of the visual scores that narrows their range (CalibQuant)."""
+"""Score calibration: an affine map of the visual scores that narrows their range (CalibQuant).
+
+Per step, each query's map follows from its own lowest and highest score. A static map is made once
+from those of sample prompts; it spares decoding the search for them.
+"""
 
 import dataclasses
 
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.pytree import frozen_pytree
 
-__all__ = ["ScoreCalibration", "calibrate", "score_map"]
+__all__ = ["ScoreCalibration", "ScoreMap", "calibrate", "score_map"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +32,26 @@ class ScoreCalibration:
     tau2: float = 3.0
 
 
+@frozen_pytree
+class ScoreMap:
+    """The map s -> slope * s + shift of visual scores, which are in nats, after `logits_scale`.
+
+    A static map (ours; CalibQuant finds gamma and delta at every step) has one slope and shift for
+    each layer and query head, [L, N], in a `KVCache`, and [N] in a `LayerCache`. It belongs to the
+    model and the codes that it was calibrated with (see `models.calibrate_scores`).
+
+    Attributes:
+        slope, shift: float32, of each row of scores.
+    """
+
+    slope: Float[Array, "*lead"]
+    shift: Float[Array, "*lead"]
+
+    def apply(self, scores: Float[Array, "*lead V"]) -> Float[Array, "*lead V"]:
+        """The mapped scores of each row."""
+        return scores * self.slope[..., None] + self.shift[..., None]
+
+
 def calibrate(
     scores: Float[Array, "*lead V"], visible: Bool[Array, "*lead V"], settings: ScoreCalibration
 ) -> tuple[Float[Array, "*lead V"], Bool[Array, "*lead"]]:
@@ -36,14 +61,14 @@ def calibrate(
     """
     gamma = jnp.min(scores, axis=-1, where=visible, initial=jnp.inf)
     delta = jnp.max(scores, axis=-1, where=visible, initial=-jnp.inf)
-    slope, shift, guarded = score_map(gamma, delta, settings)
-    return scores * slope[..., None] + shift[..., None], guarded
+    mapping, guarded = score_map(gamma, delta, settings)
+    return mapping.apply(scores), guarded
 
 
 def score_map(
     gamma: Float[Array, "*lead"], delta: Float[Array, "*lead"], settings: ScoreCalibration
-) -> tuple[Float[Array, "*lead"], Float[Array, "*lead"], Bool[Array, "*lead"]]:
-    """Slope and shift of the map of each row's scores, and where the guard left it the identity.
+) -> tuple[ScoreMap, Bool[Array, "*lead"]]:
+    """The map of each row's scores, and where the guard left it the identity.
 
     Args:
         gamma, delta: the row's lowest and highest score; gamma > delta where it has none.
@@ -56,4 +81,4 @@ def score_map(
     slope = jnp.where(keeps_order, 1.0 - narrowing / jnp.where(keeps_order, span, 1.0), 1.0)
     lowest = jnp.where(some, gamma, 0.0)
     shift = jnp.where(keeps_order, lowest * (1.0 - slope) - settings.tau1, 0.0)
-    return slope, shift, some & ~keeps_order
+    return ScoreMap(slope, shift), some & ~keeps_order

@@ -1,6 +1,7 @@
-"""Saving and restoring a cache: one safetensors file, its structure as JSON in the header.
+"""Saving and restoring caches and score maps, each in one safetensors file.
 
-Nothing is executed on restoring: types come from this package or from those the caller names.
+Its header holds the structure as JSON. Nothing is executed on restoring: types come from this
+package or from those the caller names.
 """
 
 import dataclasses
@@ -20,25 +21,14 @@ from safetensors.numpy import save_file
 
 import vkq_jax
 from vkq_jax.cache import KVCache
+from vkq_jax.calibration import ScoreMap
 
-__all__ = ["load_cache", "save_cache"]
-
-_FORMAT = "vkq-jax cache 1"
+__all__ = ["load_cache", "load_score_map", "save_cache", "save_score_map"]
 
 
 def save_cache(path: str | os.PathLike[str], cache: KVCache) -> None:
     """Writes a cache; the file appears whole or not at all."""
-    arrays: dict[str, np.ndarray] = {}
-    structure = json.dumps(_describe(cache, "cache", arrays))
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    try:
-        save_file(arrays, temporary, metadata={"format": _FORMAT, "structure": structure})
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    _save(path, cache, "cache")
 
 
 def load_cache(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> KVCache:
@@ -52,22 +42,61 @@ def load_cache(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> K
         FileNotFoundError: no such file.
         ValueError: not a whole cache file, or a type that is neither this package's nor in `types`.
     """
+    return _load(path, "cache", KVCache, types)
+
+
+def save_score_map(path: str | os.PathLike[str], score_map: ScoreMap) -> None:
+    """Writes a static score map [L, N]; the file appears whole or not at all."""
+    _save(path, score_map, "score map")
+
+
+def load_score_map(path: str | os.PathLike[str]) -> ScoreMap:
+    """Reads a static score map back; whether it fits a model is for its user to check.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a whole score map file.
+    """
+    return _load(path, "score map", ScoreMap)
+
+
+def _save(path: str | os.PathLike[str], value: Any, kind: str) -> None:
+    arrays: dict[str, np.ndarray] = {}
+    structure = json.dumps(_describe(value, kind, arrays))
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    try:
+        save_file(arrays, temporary, metadata={"format": _format(kind), "structure": structure})
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _load[T](
+    path: str | os.PathLike[str], kind: str, cls: type[T], types: Iterable[type] = ()
+) -> T:
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no cache file at {path}")
-    known = {cls.__qualname__: cls for cls in [*_own_types(), *types]}
+        raise FileNotFoundError(f"no {kind} file at {path}")
+    known = {known.__qualname__: known for known in [*_own_types(), *types]}
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise ValueError(f"{path} is not a cache written by vkq_jax.save_cache")
+            if metadata.get("format") != _format(kind):
+                raise ValueError(f"{path} is not a {kind} written by vkq_jax")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    cache = _rebuild(json.loads(metadata["structure"]), arrays, known)
-    if not isinstance(cache, KVCache):
-        raise ValueError(f"{path} holds a {type(cache).__name__}, not a KVCache")
-    return cache
+    value = _rebuild(json.loads(metadata["structure"]), arrays, known)
+    if not isinstance(value, cls):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not a {cls.__name__}")
+    return value
+
+
+def _format(kind: str) -> str:
+    return f"vkq-jax {kind} 1"
 
 
 def _describe(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:

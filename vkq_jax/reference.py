@@ -48,7 +48,8 @@ def attend_cache(
     ]
     text_key, text_value = per_query_head(layer.text.key), per_query_head(layer.text.value)
 
-    def attend(query, banks, text_key, text_value, visible):  # one sequence, query and head
+    # One sequence, query and head.
+    def attend(query, banks, text_key, text_value, visible, score_map):
         parts, masks, values = [], [], []
         for key, value, error, length in banks:
             bias = (query @ query) * scale**2 * error
@@ -56,7 +57,9 @@ def attend_cache(
             masks.append(jnp.arange(key.shape[0]) < length)
             values.append(value)
         guarded = jnp.array(False)
-        if banks and layer.quant.calibration is not None:
+        if score_map is not None:
+            parts = [score_map.slope * part + score_map.shift for part in parts]
+        elif banks and layer.quant.calibration is not None:
             visual, guarded = calibrate(
                 jnp.concatenate(parts), jnp.concatenate(masks), layer.quant.calibration
             )
@@ -69,11 +72,12 @@ def attend_cache(
         weights = jnp.where(jnp.any(mask), weights, 0.0)
         return weights @ jnp.concatenate([*values, text_value]), logsumexp, guarded
 
-    over_heads = jax.vmap(attend, in_axes=(0, [(0, 0, 0, None)] * len(banks), 0, 0, None))
-    over_queries = jax.vmap(over_heads, in_axes=(0, None, None, None, 0))
+    over_heads = jax.vmap(attend, in_axes=(0, [(0, 0, 0, None)] * len(banks), 0, 0, None, 0))
+    over_queries = jax.vmap(over_heads, in_axes=(0, None, None, None, 0, None))
+    over_sequences = jax.vmap(over_queries, in_axes=(0, 0, 0, 0, 0, None))
     with jax.default_matmul_precision("highest"):
-        output, logsumexp, guarded = jax.vmap(over_queries)(
-            query.astype(jnp.float32), banks, text_key, text_value, visible_text
+        output, logsumexp, guarded = over_sequences(
+            query.astype(jnp.float32), banks, text_key, text_value, visible_text, layer.score_map
         )
     return Attended(output, logsumexp, guarded.sum((1, 2), dtype=jnp.int32))
 

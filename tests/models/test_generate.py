@@ -120,7 +120,7 @@ def test_the_text_bank_does_not_exist_twice(model):
         logits, dataclasses.replace(cache, visual=()), jnp.zeros(len(ROWS), bool), None
     )
     compiled = emit_tokens_in_place.lower(
-        model, cache.visual, None, state, 4,
+        model, cache.visual, None, None, state, 4,
         steps=4, sampling=Sampling(), stop_tokens=(), pad=0, implementation=None,
     ).compile()  # fmt: skip
     text = cache.text.key.nbytes + cache.text.value.nbytes

@@ -67,6 +67,25 @@ def test_one_bit_gives_the_tokens_of_xla(fused, model, quantize_at):
     )
 
 
+def test_a_static_score_map_gives_the_tokens_of_xla(fused, model):
+    inputs = batch(*ROWS)
+    score_map = models.calibrate_scores(model, inputs, max_new_tokens=2)
+
+    def run(implementation):
+        return models.generate(
+            model,
+            inputs,
+            quant="calibquant-1bit",
+            max_new_tokens=4,
+            stop_tokens=(),
+            quantize_at="image",
+            implementation=implementation,
+            score_map=score_map,
+        ).tokens
+
+    np.testing.assert_array_equal(run("mosaic_gpu"), run("xla"))
+
+
 def test_a_conversation_goes_on(fused, model):
     """A second turn reads the packed bank with several query positions at once."""
     question = batch(prompt(4, seed=5), prompt(2, seed=6), prompt(3, seed=7))

@@ -11,7 +11,7 @@ import pytest
 import pallas_kernels
 import vkq_jax
 import vkq_jax.reference
-from tests.support.caches import SHAPES, Shape, random_layer, relative_error
+from tests.support.caches import SHAPES, Shape, random_layer, relative_error, with_score_map
 from vkq_jax import (
     Dense,
     Granularity,
@@ -74,6 +74,22 @@ def test_equals_the_oracle(implementation, codes, shape, soft_cap):
     assert relative_error(got.output, expected.output) < 3e-6
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(got.guarded, expected.guarded)
+
+
+@pytest.mark.parametrize("implementation", FAST)
+@pytest.mark.parametrize("shape", ["several queries", "two banks", "no visual bank"])
+@pytest.mark.parametrize("codes", ["vkq-1bit", "calibquant-1bit"])
+def test_a_static_score_map_equals_the_oracle(implementation, codes, shape):
+    """Whether the codes ask for calibration at each step or not."""
+    query, plain = random_layer(SHAPES[shape], CODES[codes])
+    layer = with_score_map(plain, 4)
+    got = pallas_kernels.attend_cache(query, layer, implementation=implementation)
+    expected = vkq_jax.reference.attend_cache(query, layer)
+    assert relative_error(got.output, expected.output) < 3e-6
+    np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
+    assert not got.guarded.any()
+    without = vkq_jax.reference.attend_cache(query, plain)
+    assert (relative_error(expected.output, without.output) > 0.01) == bool(plain.visual)
 
 
 @pytest.mark.parametrize("implementation", HERE)
@@ -200,6 +216,21 @@ def test_vmap_over_caches(implementation):
 
 
 @pytest.mark.parametrize("implementation", FAST)
+def test_vmap_over_score_maps(implementation):
+    query, layer = random_layer(Shape(num_queries=2), vkq_jax.presets["calibquant-1bit"])
+    layers = [with_score_map(layer, 4), with_score_map(layer, 4)]
+    layers[1] = dataclasses.replace(layer, score_map=jax.tree.map(jnp.flip, layers[0].score_map))
+
+    def run(score_map):
+        mapped = dataclasses.replace(layer, score_map=score_map)
+        return pallas_kernels.decode_attention(query, mapped, implementation=implementation)
+
+    maps = jax.tree.map(lambda *x: jnp.stack(x), *(x.score_map for x in layers))
+    expected = jnp.stack([run(x.score_map) for x in layers])
+    assert relative_error(jax.vmap(run)(maps), expected) < 3e-6
+
+
+@pytest.mark.parametrize("implementation", FAST)
 @pytest.mark.parametrize("soft_cap", [None, 5.0])
 def test_gradients_equal_the_oracles(implementation, soft_cap):
     """With respect to queries and to dense keys and values."""
@@ -230,6 +261,8 @@ def test_unknown_implementation_and_bad_shapes_are_errors():
         pallas_kernels.decode_attention(query, layer, implementation="cuda")
     with pytest.raises(ValueError, match=r"multiple of 2, H=16\] for this cache, got \[2, 1, 3"):
         pallas_kernels.decode_attention(query[:, :, :3], layer)
+    with pytest.raises(ValueError, match=r"score_map must be \[4\] .*, got \[2\]"):
+        pallas_kernels.decode_attention(query, with_score_map(layer, 2))
 
 
 @pytest.mark.parametrize("cap", [0.0, -30.0, float("inf"), float("nan")])

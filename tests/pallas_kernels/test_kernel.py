@@ -17,13 +17,15 @@ import vkq_jax
 import vkq_jax.reference
 from pallas_kernels import mosaic_gpu
 from pallas_kernels.emulated_operations import EmulatedOperations
+from pallas_kernels.fused import score_range
 from pallas_kernels.launch import emulated_launch, program_of
 from pallas_kernels.operations import Operations
 from pallas_kernels.problem import Coding, Packed, Problem, Tiling
 from pallas_kernels.tilings import choose_tiling
-from tests.support.caches import Shape, random_layer, relative_error
+from tests.support.caches import Shape, random_layer, relative_error, with_score_map
 from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
 from vkq_jax import KVQuantConfig, LevelCodes, ScoreCalibration, SignCodes
+from vkq_jax.attention import from_kv_heads, to_kv_heads
 from vkq_jax.cache import KVCache, TextBank, VisualBank
 from vkq_jax.dense import DenseTensor
 
@@ -92,7 +94,14 @@ def stacked(layer, num_layers, index=1):
             key, value = (DenseTensor(x.values.astype(jnp.bfloat16)) for x in (key, value))
         banks.append(VisualBank(*jax.tree.map(stack, (key, value)), bank.length))
     none = jnp.zeros_like(layer.text.length)
-    return KVCache(tuple(banks), text, position=none, guarded=none, quant=layer.quant)
+    return KVCache(
+        tuple(banks),
+        text,
+        position=none,
+        guarded=none,
+        quant=layer.quant,
+        score_map=jax.tree.map(stack, layer.score_map),
+    )
 
 
 def check(query, layer, tiling=None, soft_cap=None):
@@ -166,6 +175,66 @@ def test_a_layer_of_a_cache_with_its_text(head_dim, per_kv_head, codes, tiling, 
     expected = vkq_jax.reference.attend_cache(query, cache.layer(1), logits_soft_cap=soft_cap)
     assert relative_error(got.output, expected.output) < 3e-4
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=3e-5, atol=3e-4)
+
+
+def recorded(problems):
+    """An emulated launch that notes its problems."""
+
+    def launch(problem, operands):
+        problems.append(problem)
+        return emulated_launch(problem, operands)
+
+    return launch
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "per_kv_head", "codes", "tiling"),
+    [
+        (128, 1, "signs, 16-bit scales, score bias", Tiling(4, 2)),
+        (64, 3, "levels, calibrated", Tiling(4, 2, 2, queries=4)),
+        (128, 8, "signs", Tiling(8, 4, queries=8)),
+    ],
+)
+@pytest.mark.parametrize("text", [jnp.bfloat16, jnp.float32])
+def test_a_static_score_map_costs_no_launch(head_dim, per_kv_head, codes, tiling, text):
+    """Of a traced layer, for several query positions; a float32 text bank is left alone."""
+    shape = Shape(
+        head_dim=head_dim, num_heads=2 * per_kv_head, num_queries=2, visual=((300, (300, 33)),)
+    )
+    query, layer = random_layer(shape, CODES[codes])
+    cache = stacked(with_score_map(layer, shape.num_heads), 3)
+    wide = jax.tree.map(lambda x: x.astype(text), (cache.text.key, cache.text.value))
+    cache = dataclasses.replace(cache, text=TextBank(*wide, cache.text.length))
+    problems = []
+    run = functools.partial(mosaic_gpu.attend_layer, launch=recorded(problems), tiling=tiling)
+    got = jax.jit(run)(query, cache, 1)
+    (problem,) = problems
+    assert problem.maps_scores
+    expected = vkq_jax.reference.attend_cache(query, cache.layer(1))
+    assert relative_error(got.output, expected.output) < 3e-4
+    np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=3e-5, atol=3e-4)
+    assert not got.guarded.any()
+
+
+def test_a_querys_own_static_map_is_the_calibration_of_its_step():
+    """The same slope and shift: found by the kernel at its step, or given."""
+    shape = Shape(head_dim=64, batch=1, text=(5,), visual=((300, (33,)), (256, (256,))))
+    query, layer = random_layer(shape, CODES["levels, calibrated"])
+    rows = to_kv_heads(query * 64**-0.5, 2)
+    banks = [
+        VisualBank(*jax.tree.map(lambda x: x[None], (bank.key, bank.value)), bank.length)
+        for bank in map(pallas_kernels.tile, layer.visual)
+    ]
+    found = [score_range(rows, bank, jnp.int32(0), emulated_launch) for bank in banks]
+    own, _ = vkq_jax.calibration.score_map(
+        functools.reduce(jnp.minimum, [lowest for lowest, _ in found]),
+        functools.reduce(jnp.maximum, [highest for _, highest in found]),
+        layer.quant.calibration,
+    )
+    own = jax.tree.map(lambda x: from_kv_heads(x[..., None], 1)[0, 0, :, 0], own)
+    got, expected = attend(query, dataclasses.replace(layer, score_map=own)), attend(query, layer)
+    np.testing.assert_array_equal(got.output, expected.output)
+    np.testing.assert_array_equal(got.logsumexp, expected.logsumexp)
 
 
 def test_a_text_bank_without_room():
@@ -249,10 +318,13 @@ def test_a_query_that_sees_nothing_gives_zero():
     assert np.isfinite(attended.output).all()
 
 
-@pytest.mark.parametrize("codes", ["levels", "levels, calibrated"])
+@pytest.mark.parametrize("codes", ["levels", "levels, calibrated", "levels, static map"])
 def test_vmap_folds_the_axis_into_one_launch(codes):
+    codes, *static = codes.split(", static map")
     query, layer = random_layer(Shape(head_dim=64, num_heads=2), CODES[codes])
     other = random_layer(Shape(head_dim=64, num_heads=2), CODES[codes], seed=1)[1]
+    if static:
+        layer, other = (with_score_map(x, 2) for x in (layer, other))
     queries, layers = (
         jnp.stack([query, -query]),
         jax.tree.map(lambda *x: jnp.stack(x), layer, other),
@@ -278,18 +350,21 @@ def test_vmap_folds_the_axis_into_one_launch(codes):
 
 @pytest.mark.parametrize("soft_cap", [None, 5.0])
 def test_gradients_equal_the_oracles(soft_cap):
+    """By queries, text and, where there is no cap, a score map."""
     query, layer, _ = layer_of("one query head, small heads", "signs")
+    if soft_cap is None:
+        layer = with_score_map(layer, 2)
 
-    def loss(query, text_key, text_value, attend):
+    def loss(inputs, attend):
+        query, text_key, text_value, score_map = inputs
         text = dataclasses.replace(layer.text, key=text_key, value=text_value)
-        changed = dataclasses.replace(layer, text=text)
+        changed = dataclasses.replace(layer, text=text, score_map=score_map)
         return jnp.sum(jnp.sin(attend(query, changed, logits_soft_cap=soft_cap).output))
 
-    grad = jax.grad(loss, argnums=(0, 1, 2))
-    arguments = (query, layer.text.key, layer.text.value)
-    got = grad(*arguments, attend)
-    expected = grad(*arguments, vkq_jax.reference.attend_cache)
-    for g, e in zip(got, expected, strict=True):
+    inputs = (query, layer.text.key, layer.text.value, layer.score_map)
+    got = jax.grad(loss)(inputs, attend)
+    expected = jax.grad(loss)(inputs, vkq_jax.reference.attend_cache)
+    for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert relative_error(g, e) < 1e-3
 
 
@@ -420,6 +495,16 @@ def test_explain_says_how_the_work_is_divided():
     assert "to a team of 8 queries" in text
     plain = pallas_kernels.explain(layer)
     assert plain.count("\n") == 2
+
+
+def test_explain_says_what_score_calibration_costs():
+    query, layer = random_layer(Shape(head_dim=128, num_heads=8), CODES["levels, calibrated"])
+    shape = jax.ShapeDtypeStruct(query.shape, query.dtype)
+    each_step = pallas_kernels.explain(stacked(layer, 3), shape)
+    assert "score calibration: one more launch before" in each_step
+    static = pallas_kernels.explain(stacked(with_score_map(layer, 8), 3), shape)
+    assert "score calibration: static, in the query, no launch of its own" in static
+    assert "one more launch" not in static
 
 
 def test_shards_over_batch_and_heads(tmp_path):

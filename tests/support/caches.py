@@ -76,10 +76,16 @@ def random_layer(shape: Shape, quant: vkq_jax.KVQuantConfig, seed: int = 0):
     return query, LayerCache(tuple(banks), text, quant=quant)
 
 
+def with_score_map(layer: LayerCache, num_heads: int) -> LayerCache:
+    """The layer with a static score map, unlike for each query head."""
+    slope = jnp.linspace(0.3, 1.2, num_heads, dtype=jnp.float32)
+    return dataclasses.replace(layer, score_map=vkq_jax.ScoreMap(slope, 2.0 - 3.0 * slope))
+
+
 def relative_error(got: jax.Array, expected: jax.Array) -> float:
     """|got - expected| / |expected| over all elements."""
     got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
     return float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30))
 
 
-__all__ = ["SHAPES", "Shape", "VisualBank", "random_layer", "relative_error"]
+__all__ = ["SHAPES", "Shape", "VisualBank", "random_layer", "relative_error", "with_score_map"]

@@ -50,6 +50,12 @@ def with_visual(quant="vkq-1bit", positions=40, counts=(40, 11)):
     return vkq_jax.append(cache, *tokens(2))
 
 
+def mapped(cache):
+    """With a static score map, unlike for each layer and query head."""
+    slope = jnp.linspace(0.2, 0.9, LAYERS * 2 * HEADS, dtype=jnp.float32).reshape(LAYERS, -1)
+    return dataclasses.replace(cache, score_map=vkq_jax.ScoreMap(slope, 1 - slope))
+
+
 def attend(cache, layer=1, seed=3):
     batch = cache.position.shape[0]
     query = jax.random.normal(jax.random.key(seed), (BATCH, 1, 2 * HEADS, DIM))[:batch]
@@ -122,6 +128,45 @@ def test_a_layer_may_be_traced():
     cache = with_visual()
     traced = jax.jit(lambda c, i: c.layer(i))(cache, 2)
     chex.assert_trees_all_equal(traced, cache.layer(2))
+
+
+def test_every_update_keeps_the_score_map():
+    cache = mapped(with_visual())
+    for updated in (
+        vkq_jax.append(cache, *tokens(1)),
+        vkq_jax.grow(cache, 20),
+        vkq_jax.take_sequences(cache, jnp.asarray([1, 1, 0])),
+    ):
+        chex.assert_trees_all_equal(updated.score_map, cache.score_map)
+    one = cache.layer(1).score_map
+    np.testing.assert_array_equal(one.slope, cache.score_map.slope[1])
+    np.testing.assert_array_equal(one.shift, cache.score_map.shift[1])
+    assert (attend(cache) != attend(with_visual())).any()
+
+
+def test_saved_and_restored_with_a_score_map(tmp_path):
+    cache = mapped(with_visual())
+    vkq_jax.save_cache(tmp_path / "cache.safetensors", cache)
+    chex.assert_trees_all_equal(vkq_jax.load_cache(tmp_path / "cache.safetensors"), cache)
+    path = tmp_path / "map.safetensors"
+    vkq_jax.save_score_map(path, cache.score_map)
+    chex.assert_trees_all_equal(vkq_jax.load_score_map(path), cache.score_map)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache.safetensors", "map.safetensors"]
+
+
+def test_score_map_files_that_are_none_are_one_clear_error(tmp_path):
+    path = tmp_path / "map.safetensors"
+    vkq_jax.save_cache(path, empty())
+    with pytest.raises(ValueError, match="is not a score map written by vkq_jax"):
+        vkq_jax.load_score_map(path)
+    vkq_jax.save_score_map(path, mapped(empty()).score_map)
+    with pytest.raises(ValueError, match="is not a cache written by vkq_jax"):
+        vkq_jax.load_cache(path)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match="is damaged"):
+        vkq_jax.load_score_map(path)
+    with pytest.raises(FileNotFoundError, match="no score map file at"):
+        vkq_jax.load_score_map(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("quant", vkq_jax.presets)

@@ -1,8 +1,14 @@
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vkq_jax.calibration import ScoreCalibration, calibrate
+import vkq_jax
+from tests.support.caches import Shape, random_layer
+from vkq_jax.attention import attend_cache, score_range
+from vkq_jax.calibration import ScoreCalibration, ScoreMap, calibrate, score_map
 
 SCORES = jnp.asarray([[0.0, 5.0, 10.0, 99.0], [1.0, 2.0, 2.5, -99.0]], jnp.float32)
 VISIBLE = jnp.asarray([[True, True, True, False]] * 2)
@@ -34,3 +40,69 @@ def test_equal_scores_are_guarded_and_finite():
     mapped, guarded = calibrate(jnp.ones((1, 4)), VISIBLE[:1], ScoreCalibration())
     np.testing.assert_array_equal(mapped, jnp.ones((1, 4)))
     assert guarded.tolist() == [True]
+
+
+CALIBQUANT = vkq_jax.presets["calibquant-1bit"]
+
+
+def test_the_range_of_scores_leaves_padding_out_and_covers_all_banks():
+    shape = Shape(num_queries=3, visual=((70, (70, 33)), (40, (0, 7))))
+    query, layer = random_layer(shape, CALIBQUANT)
+    gamma, delta = score_range(query, layer, logits_scale=0.5)
+    for b, lengths in enumerate(((70, 0), (33, 7))):
+        keys = [
+            bank.key.dequantize()[b, :, :length]
+            for bank, length in zip(layer.visual, lengths, strict=True)
+        ]
+        for n in range(4):  # query heads, two to a KV head
+            key = jnp.concatenate([x[n // 2] for x in keys])
+            scores = 0.5 * jnp.matmul(query[b, :, n], key.T, precision="highest")
+            np.testing.assert_allclose(gamma[b, :, n], scores.min(-1), rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(delta[b, :, n], scores.max(-1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("visual", [(), ((8, (0, 8)),)])
+def test_without_visual_tokens_the_range_is_empty(visual):
+    gamma, delta = score_range(*random_layer(Shape(visual=visual), CALIBQUANT))
+    assert np.isposinf(gamma[0]).all()
+    assert np.isneginf(delta[0]).all()
+    assert score_map(gamma[0], delta[0], ScoreCalibration())[0].slope.tolist() == [[1.0] * 4]
+
+
+def test_a_querys_own_static_map_is_the_calibration_of_its_step():
+    shape = Shape(batch=1, text=(5,), visual=((70, (33,)), (40, (40,))))
+    query, layer = random_layer(shape, CALIBQUANT)
+    gamma, delta = score_range(query, layer)
+    own, _ = score_map(gamma[0, 0], delta[0, 0], CALIBQUANT.calibration)
+    assert (own.slope < 1).any()
+    got = attend_cache(query, dataclasses.replace(layer, score_map=own))
+    expected = attend_cache(query, layer)
+    np.testing.assert_array_equal(got.output, expected.output)
+    np.testing.assert_array_equal(got.logsumexp, expected.logsumexp)
+
+
+def test_a_static_map_acts_on_visual_scores_only_and_guards_nothing():
+    """With keys that are not coded: the map is that of the visual keys' own scores."""
+    query, layer = random_layer(Shape(num_queries=2), vkq_jax.presets["none"])
+    layer = dataclasses.replace(
+        layer, quant=dataclasses.replace(layer.quant, calibration=ScoreCalibration(tau2=1e9))
+    )
+    assert attend_cache(query, layer).guarded.all()
+    (bank,) = layer.visual
+    slope = jnp.asarray([0.25, 0.5, 0.75, 2.0], jnp.float32)
+    mapped = dataclasses.replace(layer, score_map=ScoreMap(slope, jnp.log(slope)))
+    got = attend_cache(query, mapped)
+    assert not got.guarded.any()
+    scale = query.shape[-1] ** -0.5
+    for b, (visible, seen) in enumerate(((70, 5), (33, 9))):
+        for n in range(4):
+            keys = bank.key.values[b, n // 2, :visible], layer.text.key[b, n // 2]
+            visual, text = (
+                scale * jnp.matmul(query[b, :, n], key.T, precision="highest") for key in keys
+            )
+            mask = jnp.arange(9)[None] < seen - 1 + jnp.arange(2)[:, None]  # causal
+            text = jnp.where(mask, text, -jnp.inf)
+            logits = jnp.concatenate([slope[n] * visual + jnp.log(slope[n]), text], -1)
+            np.testing.assert_allclose(
+                got.logsumexp[b, :, n], jax.nn.logsumexp(logits, -1), rtol=1e-5
+            )

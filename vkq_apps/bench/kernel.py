@@ -135,7 +135,7 @@ def attend(
     if calibration is not None:
         assert banks.packed is not None
         found = score_range(query, banks.packed, layer, launch, tiling)
-        mapped = score_map(*found, calibration)[:2]
+        mapped, _ = score_map(*found, calibration)
     return fused_attention(query, visible, banks, layer, launch, tiling, mapped)
 
 

@@ -10,21 +10,38 @@ import vkq_jax
 from models import Inputs, Model
 from vkq_apps.cli.console import stage
 
-__all__ = ["JsonOption", "QuantOption", "describe_images", "load_and_prepare"]
+__all__ = [
+    "JsonOption",
+    "QuantOption",
+    "ScoreMapOption",
+    "describe_images",
+    "load_and_prepare",
+    "whole_prompt",
+]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 QuantOption = Annotated[
     str, typer.Option(help=f"Preset of the visual cache: {', '.join(vkq_jax.presets)}.")
 ]
+ScoreMapOption = Annotated[
+    Path | None,
+    typer.Option("--score-map", help="Static score calibration, a file of `vkq calibrate`."),
+]
 
 
 def load_and_prepare(source: str, images: list[Path], prompt: str) -> tuple[Model, str, Inputs]:
-    """The model, the whole prompt (a bare question gets the chat template), and the inputs."""
+    """The model, the whole prompt, and the inputs."""
     with stage(f"loading {source}"):
         model = models.load(source)
-        if "<image>" not in prompt:
-            prompt = models.chat_prompt(model, prompt, num_images=len(images))
+        prompt = whole_prompt(model, prompt, num_images=len(images))
         return model, prompt, models.prepare(model, images=list(images), prompts=prompt)
+
+
+def whole_prompt(model: Model, prompt: str, *, num_images: int = 1) -> str:
+    """A bare question in the chat template; a prompt with <image> in it as it is."""
+    if "<image>" in prompt:
+        return prompt
+    return models.chat_prompt(model, prompt, num_images=num_images)
 
 
 def describe_images(images: list[Path]) -> str | list[str]:

@@ -14,6 +14,7 @@ from vkq_apps.answering import Answer, ask
 from vkq_apps.cli.arguments import (
     JsonOption,
     QuantOption,
+    ScoreMapOption,
     describe_images,
     load_and_prepare,
 )
@@ -28,7 +29,7 @@ DEMO_QUESTION = "what is the total?"
 def demo(quant: QuantOption = "vkq-1bit", json: JsonOption = False) -> None:
     """The embedded model reads a receipt, at full precision and from a 1-bit cache."""
     with resources.as_file(resources.files("vkq_apps.cli") / DEMO_PICTURE) as picture:
-        record = _answer("tiny", [picture], DEMO_QUESTION, quant, 16, "prompt", True, json)
+        record = _answer("tiny", [picture], DEMO_QUESTION, quant, 16, "prompt", None, True, json)
     del record["tokens_per_second"]
     _show(record, quant, json)
 
@@ -42,11 +43,14 @@ def generate(
     quantize_at: Annotated[
         QuantizeAt, typer.Option(help="Code images after the whole prompt, or before the question.")
     ] = "prompt",
+    score_map: ScoreMapOption = None,
     compare: Annotated[bool, typer.Option(help="Also answer at full precision.")] = True,
     json: JsonOption = False,
 ) -> None:
     """Answers one question about the given images."""
-    record = _answer(model, image, prompt, quant, max_new_tokens, quantize_at, compare, json)
+    record = _answer(
+        model, image, prompt, quant, max_new_tokens, quantize_at, score_map, compare, json
+    )
     _show(record, quant, json)
 
 
@@ -57,11 +61,13 @@ def _answer(
     quant: str,
     max_new_tokens: int,
     quantize_at: QuantizeAt,
+    score_map: Path | None,
     compare: bool,
     quiet: bool,
 ) -> dict[str, Any]:
     started = time.perf_counter()
     settings = vkq_jax.resolve(quant)
+    static = None if score_map is None else vkq_jax.load_score_map(score_map)
     model, prompt, inputs = load_and_prepare(source, images, prompt)
     exact: Answer | None = None
     if compare:
@@ -74,6 +80,7 @@ def _answer(
             quant=settings,
             max_new_tokens=max_new_tokens,
             quantize_at=quantize_at,
+            score_map=static,
             on_text=show if not quiet else lambda text: None,
         )
     return {

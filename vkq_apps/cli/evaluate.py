@@ -13,7 +13,7 @@ import vkq_jax
 from models.generate import QuantizeAt
 from vkq_apps.cli.arguments import JsonOption
 from vkq_apps.cli.console import log, out, print_json, stage
-from vkq_apps.evals.answers import answer_all, score
+from vkq_apps.evals.answers import answer_all, in_batches, score
 from vkq_apps.provenance import provenance
 from vkq_apps.training.heldout import Question, questions, shuffled
 from vkq_apps.training.pictures import KINDS
@@ -36,6 +36,13 @@ def evaluate(
     questions_per_picture: Annotated[
         int, typer.Option(min=1, help="At most so many questions about each picture.")
     ] = 2,
+    calibration_pictures: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Also with a static score map, from so many further pictures of each kind.",
+        ),
+    ] = 0,
     control: Annotated[
         bool, typer.Option(help="Also ask about another picture: what guessing would get.")
     ] = False,
@@ -43,13 +50,18 @@ def evaluate(
     results: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Exact match on held-out questions and agreement with full precision, for each preset."""
+    """Exact match on held-out questions and agreement with full precision, for each preset.
+
+    Presets that calibrate scores at each step are also asked with a static map of theirs, if there
+    are pictures to calibrate it with.
+    """
     presets = [name for name in map(str.strip, quant.split(",")) if name not in ("", "none")]
-    for name in presets:
-        vkq_jax.resolve(name)
+    calibrated = [name for name in presets if vkq_jax.resolve(name).calibration is not None]
+    if calibration_pictures and not calibrated:
+        raise ValueError(f"--calibration-pictures: no preset of {quant!r} calibrates scores")
     with stage(f"loading {model}"):
         loaded = models.load(model)
-        asked = _choose(pictures, questions_per_picture)
+        asked, samples = _choose(pictures, calibration_pictures, questions_per_picture)
     truth = [question.answer for question in asked]
     groups = {
         "all": list(range(len(asked))),
@@ -60,21 +72,30 @@ def evaluate(
         **provenance(),
         "model": model,
         "quantize_at": quantize_at,
+        "calibration_questions": len(samples),
         "questions": len(asked),
         "presets": {},
     }
     exact: list[str] = []
     with Progress(console=log, transient=True) as progress:
-        runs = [(name, name, asked) for name in ["none", *presets]]
+        runs: list[tuple[str, str, list[Question], vkq_jax.ScoreMap | None]]
+        runs = [(name, name, asked, None) for name in ["none", *presets]]
+        for name in calibrated if samples else ():
+            task = progress.add_task(f"{name}: calibrating", total=None)
+            batches = in_batches(loaded, samples, batch_size)
+            static = models.calibrate_scores(loaded, batches, quant=name, quantize_at=quantize_at)
+            progress.remove_task(task)
+            runs.append((f"{name}, static scores", name, asked, static))
         if control:
-            runs.append((CONTROL, "none", [shuffled(question) for question in asked]))
-        for name, preset, pictured in runs:
+            runs.append((CONTROL, "none", [shuffled(question) for question in asked], None))
+        for name, preset, pictured, score_map in runs:
             task = progress.add_task(name, total=len(asked))
             answers, nbytes = answer_all(
                 loaded,
                 pictured,
                 preset,
                 quantize_at=quantize_at,
+                score_map=score_map,
                 batch_size=batch_size,
                 on_batch=lambda done, task=task: progress.advance(task, done),
             )
@@ -96,15 +117,18 @@ def evaluate(
         out.print(_table(record))
 
 
-def _choose(pictures: int, per_picture: int) -> list[Question]:
+def _choose(
+    pictures: int, calibration_pictures: int, per_picture: int
+) -> tuple[list[Question], list[Question]]:
+    """Questions to score, and others about further pictures to calibrate with."""
     chosen: dict[tuple[str, int], int] = {}
-    kept = []
-    for question in questions(pictures):
+    scored, samples = [], []
+    for question in questions(pictures + calibration_pictures):
         place = (question.kind, question.index)
         chosen[place] = chosen.get(place, 0) + 1
         if chosen[place] <= per_picture:
-            kept.append(question)
-    return kept
+            (scored if question.index < pictures else samples).append(question)
+    return scored, samples
 
 
 def _table(record: dict[str, Any]) -> Table:

@@ -7,6 +7,7 @@ import typer
 
 from vkq_apps.cli.ask import demo, generate
 from vkq_apps.cli.bench import bench
+from vkq_apps.cli.calibrate import calibrate
 from vkq_apps.cli.evaluate import evaluate
 from vkq_apps.cli.inspect import inspect
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(generate)
 app.command()(inspect)
+app.command()(calibrate)
 app.command("eval")(evaluate)
 app.add_typer(bench, name="bench")
 

@@ -1,0 +1,135 @@
+"""Static score calibration: a slope and shift per layer and query head, from sample prompts."""
+
+import dataclasses
+from collections.abc import Iterable
+from functools import partial
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+
+from models.decode_loop import observed_step
+from models.generate import QuantizeAt
+from models.inputs import Inputs
+from models.model import Model
+from models.prefill import prefill
+from models.split import split_after_images
+from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.attention import score_range
+from vkq_jax.calibration import ScoreMap, score_map
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.presets import resolve
+
+__all__ = ["calibrate_scores"]
+
+
+def calibrate_scores(
+    model: Model,
+    inputs: Inputs | Iterable[Inputs],
+    *,
+    quant: str | KVQuantConfig = "calibquant-1bit",
+    max_new_tokens: int = 16,
+    quantize_at: QuantizeAt = "prompt",
+    stop_tokens: tuple[int, ...] | None = None,
+) -> ScoreMap:
+    """A static score map for `generate(..., score_map=...)`, from the answers to sample prompts.
+
+    CalibQuant (arXiv 2502.14882v2) finds the lowest and highest visual score of each query and
+    head, gamma and delta, at every decode step. The static form is ours: their means per layer and
+    query head, over prompts and steps, give one map for good. A head whose mean scores span less
+    than `tau2 - tau1` keeps them as they are (see `ScoreCalibration`).
+
+    Prompts are answered greedily, with the calibration of each step. What counts is each query that
+    reads coded visual tokens: those of the answer and, with `quantize_at="image"`, those of the
+    question, which is fed token by token here. Not for use inside jit.
+
+    Args:
+        model: from `models.load`.
+        inputs: sample prompts, one batch or several, with images.
+        quant: preset name or settings of the visual cache, with a calibration.
+        max_new_tokens: most tokens of each answer.
+        quantize_at: when the visual tokens are coded, as for `generate`.
+        stop_tokens: token ids that end an answer; the checkpoint's own by default.
+
+    Returns:
+        Slope and shift [L, N], float32, of scores after `logits_scale`, in nats.
+
+    Raises:
+        ValueError: settings without a calibration, or no visual tokens to calibrate with.
+    """
+    settings = resolve(quant)
+    if settings.calibration is None:
+        raise ValueError(f"there is no score calibration in quant={quant!r}")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if quantize_at not in get_args(QuantizeAt):
+        raise ValueError(f'quantize_at must be "prompt" or "image", got {quantize_at!r}')
+    sums, count = jnp.float32(0.0), 0
+    for batch in [inputs] if isinstance(inputs, Inputs) else inputs:
+        if not batch.prompt_shape.visual:
+            continue
+        more, queries = _sum_ranges(
+            model,
+            batch,
+            quant=settings,
+            steps=max_new_tokens,
+            quantize_at=quantize_at,
+            stop_tokens=model.config.eos_token_ids if stop_tokens is None else tuple(stop_tokens),
+        )
+        sums, count = sums + more, count + int(queries)
+    if not count:
+        raise ValueError("the sample prompts have no visual tokens to calibrate scores with")
+    gamma, delta = sums / count
+    return score_map(gamma, delta, settings.calibration)[0]
+
+
+@partial(jax.jit, static_argnames=("quant", "steps", "quantize_at", "stop_tokens"))
+def _sum_ranges(
+    model: Model,
+    inputs: Inputs,
+    *,
+    quant: KVQuantConfig,
+    steps: int,
+    quantize_at: QuantizeAt,
+    stop_tokens: tuple[int, ...],
+) -> tuple[Float[Array, "2 L N"], Int32[Array, ""]]:
+    """Sums of gamma and delta over the queries that read coded visual tokens, and their number."""
+    images, question = inputs, None
+    if quantize_at == "image":
+        images, question = split_after_images(inputs)
+    length = inputs.prompt_shape.text + steps
+    logits, cache = prefill(model, images, quant=quant, cache_length=length)
+    visual = cache.visual  # beside the carry: they never change
+    looks = (inputs.visual_mask & inputs.mask).any(-1)
+    stops = jnp.asarray(stop_tokens, jnp.int32)
+
+    def observe(query, cache, layer):
+        scale = model.config.text.logits_scale
+        return score_range(query, cache.layer(layer), logits_scale=scale)
+
+    def feed(carry, token, active):
+        logits, cache = carry
+        cache = dataclasses.replace(cache, visual=visual)
+        after, cache, ranges = observed_step(model, token, cache, active, observe=observe)
+        counts = active & looks
+        seen = jnp.where(counts[:, None], jnp.stack(ranges)[:, :, :, 0], 0.0)  # [2, L, B, N]
+        logits = jnp.where(active[:, None], after, logits)
+        return (logits, dataclasses.replace(cache, visual=())), (seen.sum(2), counts.sum())
+
+    def read(carry, item):
+        return feed(carry, *item)
+
+    def answer(carry, _):
+        carry, done = carry
+        token = jnp.argmax(carry[0], axis=-1).astype(jnp.int32)
+        carry, found = feed(carry, token, ~done)
+        return (carry, done | jnp.any(token[:, None] == stops[None], axis=-1)), found
+
+    carry, found = (logits, dataclasses.replace(cache, visual=())), []
+    if question is not None:
+        carry, of_question = jax.lax.scan(read, carry, (question.input_ids.T, question.mask.T))
+        found.append(of_question)
+    _, of_answer = jax.lax.scan(answer, (carry, jnp.zeros_like(looks)), length=steps)
+    found.append(of_answer)
+    sums, counts = zip(*found, strict=True)
+    return jnp.concatenate(sums).sum(0), jnp.concatenate(counts).sum()

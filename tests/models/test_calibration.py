@@ -1,0 +1,122 @@
+"""Static score calibration: made from sample prompts, used by generation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+import vkq_jax
+from tests.support.tiny_llava import batch, prompt, tiny_model
+from vkq_jax import ScoreCalibration
+
+ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(6, seed=2))
+QUANT = vkq_jax.presets["calibquant-1bit"]
+# Widens scores instead of narrowing them: the guard has nothing to do.
+UNGUARDED = dataclasses.replace(QUANT, calibration=ScoreCalibration(tau1=1.0, tau2=-1.0))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def score_map(model):
+    return models.calibrate_scores(model, batch(*ROWS), max_new_tokens=3)
+
+
+def test_of_one_query_it_is_the_calibration_of_that_step(model):
+    inputs = batch(ROWS[1])
+    own = models.calibrate_scores(model, inputs, max_new_tokens=1)
+    assert own.slope.shape == own.shift.shape == (3, 4)
+    assert own.slope.dtype == own.shift.dtype == jnp.float32
+    assert ((own.slope > 0) & (own.slope <= 1)).all()
+
+    def text(**options):  # what later layers make of the token, which depends on earlier ones
+        options |= {"quant": QUANT, "max_new_tokens": 1}
+        return models.generate(model, inputs, **options).cache.text.value
+
+    np.testing.assert_allclose(text(score_map=own), text(), rtol=1e-5, atol=1e-5)
+    other = jax.tree.map(lambda x: 0.5 * x, own)
+    assert not np.allclose(text(score_map=other), text(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("quantize_at", ["prompt", "image"])
+def test_every_query_counts_once_and_padding_never(model, quantize_at):
+    """A padded batch, its prompts one by one, and text alone, which has nothing to add."""
+    options = {"quant": UNGUARDED, "quantize_at": quantize_at, "max_new_tokens": 3}
+    pixels = batch(*ROWS).pixel_values
+    alone = [
+        dataclasses.replace(batch(row), pixel_values=images)
+        for row, images in zip(ROWS, (pixels[:1], pixels[1:], None), strict=True)
+    ]
+    expected = models.calibrate_scores(model, alone, **options)
+    for inputs in (batch(*ROWS, side="left"), models.pad_to_multiple(batch(*ROWS), 16)):
+        got = models.calibrate_scores(model, inputs, **options)
+        np.testing.assert_allclose(got.slope, expected.slope, rtol=1e-4)
+        np.testing.assert_allclose(got.shift, expected.shift, rtol=1e-4, atol=1e-4)
+
+
+def test_the_question_counts_where_it_reads_codes(model):
+    """One answered token: with a question before it there are six queries, not one."""
+    inputs, options = batch(ROWS[0]), {"quant": UNGUARDED, "max_new_tokens": 1}
+    at_prompt, at_image = (
+        models.calibrate_scores(model, inputs, quantize_at=at, **options)
+        for at in ("prompt", "image")
+    )
+    assert not np.allclose(at_prompt.slope, at_image.slope, rtol=1e-2)
+
+
+@pytest.mark.parametrize("quantize_at", ["prompt", "image"])
+def test_generation_keeps_the_map_and_guards_nothing(model, score_map, quantize_at):
+    wide = dataclasses.replace(QUANT, calibration=ScoreCalibration(tau2=1e9))
+    options = {"quant": wide, "max_new_tokens": 3, "quantize_at": quantize_at}
+    got = models.generate(model, batch(*ROWS), score_map=score_map, **options)
+    assert not got.cache.guarded.any()
+    np.testing.assert_array_equal(got.cache.score_map.slope, score_map.slope)
+    assert models.generate(model, batch(*ROWS), **options).cache.guarded[0] > 0
+
+    question = batch(*(prompt(2, seed=i) for i in range(3)))
+    turn = models.generate(model, question, cache=got.cache, max_new_tokens=1)
+    np.testing.assert_array_equal(turn.cache.score_map.slope, score_map.slope)
+    other = jax.tree.map(jnp.flip, score_map)
+    turn = models.generate(model, question, cache=got.cache, score_map=other, max_new_tokens=1)
+    np.testing.assert_array_equal(turn.cache.score_map.slope, other.slope)
+
+
+def test_vmap_over_score_maps_and_streaming(model, score_map):
+    inputs, options = batch(*ROWS[:2]), {"quant": QUANT, "max_new_tokens": 4, "stop_tokens": ()}
+    maps = jax.tree.map(lambda x: jnp.stack([x, jnp.flip(x)]), score_map)
+
+    def answer(score_map):
+        return models.generate(model, inputs, score_map=score_map, **options).tokens
+
+    one_by_one = [answer(jax.tree.map(lambda x, i=i: x[i], maps)) for i in range(2)]
+    np.testing.assert_array_equal(jax.vmap(answer)(maps), jnp.stack(one_by_one))
+    *_, last = models.stream(model, inputs, score_map=score_map, chunk=3, **options)
+    np.testing.assert_array_equal(last.tokens, one_by_one[0])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        (batch(ROWS[0]), {"quant": "vkq-1bit"}, "no score calibration in quant='vkq-1bit'"),
+        (batch(ROWS[2]), {}, "no visual tokens to calibrate"),
+        ([], {}, "no visual tokens to calibrate"),
+        (batch(ROWS[0]), {"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        (batch(ROWS[0]), {"quantize_at": "never"}, '"prompt" or "image", got \'never\''),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(model, inputs, options, message):
+    with pytest.raises(ValueError, match=message):
+        models.calibrate_scores(model, inputs, **options)
+
+
+def test_a_map_of_another_model_is_one_clear_error(model, score_map):
+    short = jax.tree.map(lambda x: x[:2], score_map)
+    message = r"score_map.slope: expected \[layers, query heads\] = \[3, 4\].*got \[2, 4\]"
+    with pytest.raises(ValueError, match=message):
+        models.generate(model, batch(ROWS[0]), score_map=short, max_new_tokens=1)

@@ -1,0 +1,86 @@
+"""`vkq calibrate`: a static score map from sample pictures and prompts."""
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.progress import Progress
+
+import models
+import vkq_jax
+from models import Inputs
+from models.generate import QuantizeAt
+from vkq_apps.cli.arguments import JsonOption, QuantOption, whole_prompt
+from vkq_apps.cli.console import log, out, print_json, stage
+
+__all__ = ["calibrate"]
+
+
+def calibrate(
+    model: Annotated[str, typer.Option(help='Hugging Face checkpoint folder, or "tiny".')],
+    image: Annotated[list[Path], typer.Option(help="Sample picture; repeat for several.")],
+    prompt: Annotated[
+        list[str], typer.Option(help="Sample question, or prompt; repeat for several.")
+    ],
+    out_file: Annotated[Path, typer.Option("--out", help="safetensors file to write.")],
+    quant: QuantOption = "calibquant-1bit",
+    quantize_at: Annotated[
+        QuantizeAt, typer.Option(help="Code images after the whole prompt, or before the question.")
+    ] = "prompt",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of each answer.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = 8,
+    json: JsonOption = False,
+) -> None:
+    """Calibrates visual scores once, asking each question about each picture."""
+    started = time.perf_counter()
+    vkq_jax.resolve(quant)
+    with stage(f"loading {model}"):
+        loaded = models.load(model)
+    pairs = list(itertools.product(image, prompt))
+    with Progress(console=log, transient=True) as progress:
+        task = progress.add_task("calibrating", total=len(pairs))
+
+        def batches() -> Iterator[Inputs]:
+            for batch in itertools.batched(pairs, batch_size):
+                inputs = models.prepare(
+                    loaded,
+                    images=[path for path, _ in batch],
+                    prompts=[whole_prompt(loaded, question) for _, question in batch],
+                )
+                yield models.pad_to_multiple(inputs, 32)
+                progress.advance(task, len(batch))
+
+        score_map = models.calibrate_scores(
+            loaded,
+            batches(),
+            quant=quant,
+            max_new_tokens=max_new_tokens,
+            quantize_at=quantize_at,
+        )
+    out_file.parent.mkdir(parents=True, exist_ok=True)
+    vkq_jax.save_score_map(out_file, score_map)
+    slope = np.asarray(score_map.slope)
+    record = {
+        "model": model,
+        "quant": quant,
+        "quantize_at": quantize_at,
+        "sample_prompts": len(pairs),
+        "layers": slope.shape[0],
+        "query_heads": slope.shape[1],
+        "heads_left_alone": int((slope == 1).sum()),
+        "mean_slope": round(float(slope.mean()), 4),
+        "file": str(out_file),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    if json:
+        print_json(record)
+        return
+    out.print(
+        f"{out_file}: {slope.size} heads from {len(pairs)} sample prompts, mean slope "
+        f"{slope.mean():.2f}; {record['heads_left_alone']} heads left alone, their scores span too "
+        "little"
+    )
