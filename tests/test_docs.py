@@ -34,7 +34,6 @@ def said(reason: str) -> bool:
         SignCodes(group_size=256),
         LevelCodes(group_size=64),
         LevelCodes(bits=8),
-        LevelCodes(bits=2, group_size=256),
         LevelCodes(granularity=Granularity.PER_TOKEN),
         LevelCodes(table_dtype="float32"),
     ],
@@ -50,9 +49,8 @@ def test_codes_that_the_page_says_are_not_covered(codes):
 @pytest.mark.parametrize(
     ("changes", "quant"),
     [
-        ({"head_dim": 80}, KVQuantConfig(SIGNS, SIGNS)),
+        ({"head_dim": 256}, KVQuantConfig(SIGNS, SIGNS)),
         ({}, KVQuantConfig(Dense(), Dense(), ScoreCalibration())),
-        ({}, KVQuantConfig(LevelCodes(group_size=256), LevelCodes(bits=4))),
         ({}, vkq_jax.presets["none"]),
         ({"visual": ()}, vkq_jax.presets["none"]),
     ],
@@ -64,6 +62,12 @@ def test_caches_that_the_page_says_are_not_covered(changes, quant):
     assert said(reason)
 
 
+def test_dense_banks_that_the_page_says_are_not_covered():
+    layer = random_layer(Shape(**BANK | {"head_dim": 96}), vkq_jax.presets["none"])[1]
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.ndim > 1 else x, layer)
+    assert said(str(mosaic_gpu.unsupported_reason(narrow)))
+
+
 def test_options_that_the_page_says_are_not_covered():
     calibrated = KVQuantConfig(SIGNS, SIGNS, ScoreCalibration())
     layer = random_layer(Shape(**BANK), calibrated)[1]
@@ -71,7 +75,7 @@ def test_options_that_the_page_says_are_not_covered():
 
 
 @pytest.mark.parametrize("preset", ["vkq-1bit", "minmax-1bit"])
-@pytest.mark.parametrize("head_dim", layouts.HEAD_DIMS)
+@pytest.mark.parametrize("head_dim", [*layouts.HEAD_DIMS, 80, 96])
 def test_caches_that_the_page_says_are_covered(preset, head_dim):
     layer = random_layer(Shape(**BANK | {"head_dim": head_dim}), vkq_jax.presets[preset])[1]
     assert mosaic_gpu.unsupported_reason(layer) is None
