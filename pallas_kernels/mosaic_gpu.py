@@ -262,8 +262,8 @@ def unsupported_reason(
     return None
 
 
-def _uncovered_dense(x: Array) -> str | None:
-    """Why no launch reads dense keys or values; None if one does."""
+def _uncovered_dense(x: Array | jax.ShapeDtypeStruct) -> str | None:
+    """Why no launch reads dense keys or values (maybe abstract); None if one does."""
     if x.dtype != jnp.bfloat16:
         return f"dense banks in {x.dtype}, not bfloat16"
     if x.shape[-1] not in layouts.HEAD_DIMS:
