@@ -9,8 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import layouts, outer_rotation
 from pallas_kernels.launch import Launch
-from pallas_kernels.layouts import BLOCK
 from pallas_kernels.problem import Coding, Packed, Problem, Task, Tiling
 from pallas_kernels.tiled import TiledLevels, TiledSigns
 from pallas_kernels.tilings import choose_tiling
@@ -34,7 +34,10 @@ class DenseBank:
 
 @frozen_pytree
 class Banks:
-    """What one launch attends to: at most one packed bank (tiled) and dense ones, of all layers."""
+    """What one launch attends to: at most one packed bank (tiled) and dense ones, of all layers.
+
+    Dense ones only where H is what the layout stores: padding them would copy them at every call.
+    """
 
     packed: VisualBank | None
     dense: dict[str, DenseBank]
@@ -60,13 +63,19 @@ def fused_attention(
         launch: runs the kernel.
         tiling: how the work is cut; None chooses by shape.
         score_map: [B, K, Q], of each query's scores over the packed bank.
-        logits_soft_cap: of all scores, see `vkq_jax.soft_cap`; not together with a score map.
+        logits_soft_cap: of all scores, see `vkq_jax.soft_cap`; not together with a score map, which
+            would come first.
 
     Returns:
         Output and natural log-sum-exp; -inf (and finite output) where nothing is visible. Mapped
         axes become an axis around the layers or, where no bank is mapped, part of the queries: one
         launch, no copy.
     """
+    packed = banks.packed
+    if packed is not None and outer_rotation.rotates_outside(packed.key):
+        query, lacking = outer_rotation.rotate_query(query, packed.key, layer)
+        score_map = score_map or ScoreMap(jnp.ones_like(lacking), jnp.zeros_like(lacking))
+        score_map = ScoreMap(score_map.slope, score_map.apply(lacking[..., None])[..., 0])
     rows = {"query": query}
     if score_map is not None:
         rows |= {"slope": score_map.slope, "shift": score_map.shift}
@@ -74,6 +83,8 @@ def fused_attention(
         _launch, launch=launch, tiling=tiling, task="attention", logits_soft_cap=logits_soft_cap
     )
     output, logsumexp = _fold_mapped_axes(run, rows, visible, banks, layer)
+    if packed is not None and outer_rotation.rotates_outside(packed.value):
+        output = outer_rotation.unrotate_output(output, logsumexp, packed.value, layer)
     return output, logsumexp
 
 
@@ -88,9 +99,12 @@ def score_range(
 
     Where nothing is visible, the lowest is above the highest. Arguments: see `fused_attention`.
     """
+    lacking = 0.0
+    if outer_rotation.rotates_outside(packed.key):
+        query, lacking = outer_rotation.rotate_query(query, packed.key, layer)
     run = functools.partial(_launch, launch=launch, tiling=tiling, task="score range")
     highest, lowest = _fold_mapped_axes(run, {"query": query}, {}, Banks(packed, {}), layer)
-    return lowest, highest
+    return lowest + lacking, highest + lacking
 
 
 def _fold_mapped_axes(
@@ -166,7 +180,7 @@ def _launch(
     problem = dataclasses.replace(
         problem, task=task, maps_scores="slope" in rows, logits_soft_cap=logits_soft_cap
     )
-    operands = {"query": query.reshape(-1, problem.head_dim)}
+    operands = {"query": layouts.pad_channels(query).reshape(-1, problem.head_dim)}
     operands |= {name: rows[name].reshape(-1) for name in ("slope", "shift") if name in rows}
     if problem.layers > 1:
         operands["layer"] = layer.reshape(1)
@@ -184,7 +198,7 @@ def _launch(
         highest, lowest = (x.reshape(splits, *query.shape[:-1]) for x in results)
         return functools.reduce(jnp.maximum, highest), functools.reduce(jnp.minimum, lowest)
     output, logsumexp = results
-    output = output.reshape(splits, *query.shape)
+    output = output[:, : query.shape[-1]].reshape(splits, *query.shape)
     logsumexp = logsumexp.reshape(splits, *query.shape[:-1])
     return _join(output, logsumexp) if splits > 1 else (output[0], logsumexp[0])
 
@@ -214,6 +228,9 @@ def plan(
         tiling: how the work is cut; None chooses by shape.
     """
     outer, batch, kv_heads, queries, head_dim = query
+    stored = layouts.stored_head_dim(head_dim)
+    if banks.dense and head_dim != stored:
+        raise ValueError(f"dense banks of head_dim {head_dim} in a launch")
     dense = tuple((name, bank.key.shape[-2]) for name, bank in banks.dense.items())
     packed, layers = None, next((b.key.shape[-5] for b in banks.dense.values()), 1)
     if banks.packed is not None:
@@ -229,7 +246,7 @@ def plan(
         kv_heads=kv_heads,
         queries=queries,
         positions=positions,
-        head_dim=head_dim,
+        head_dim=stored,
         packed=packed,
         dense=dense,
         tiling=tiling or choose_tiling(outer * batch * kv_heads, queries, packed, dense),
@@ -239,11 +256,11 @@ def plan(
 def _coding(x: TiledLevels | TiledSigns) -> Coding:
     if isinstance(x, TiledLevels):
         groups = x.lower.shape[-2]
-        group_blocks = x.group_size // BLOCK if groups > 1 else 0
+        group_blocks = x.group_size // layouts.BLOCK if groups > 1 else 0
         return Coding(bits=x.bits, groups=groups, group_blocks=group_blocks)
     return Coding(
         scale_bits=4 * x.token_scale.shape[-1],
-        rotated=x.rotated,
+        rotated=x.rotated and not outer_rotation.rotates_outside(x),
         score_error_factor=x.score_error_factor,
     )
 

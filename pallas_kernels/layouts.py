@@ -1,7 +1,9 @@
 """The kernel's layout of packed words: blocks of 256 positions, one 16-byte load a lane.
 
-Codes of one bit, head_dim H of 64 or 128. The words of one head are a row of blocks; the last block
-may be cut short, in steps of `QUARTER` = 64 positions (keys) or two of them (values):
+Codes of one bit, head_dim H of 64 or 128. Of any other H up to 128, channels of zeros are stored
+behind the others (`stored_head_dim`): 80 and 96 take the words of 128. The words of one head are a
+row of blocks; the last block may be cut short, in steps of `QUARTER` = 64 positions (keys) or two
+of them (values):
 
     words [*lead, n]:  | block 0 | block 1 | ... | whole quarters of the rest |
 
@@ -45,9 +47,12 @@ __all__ = [
     "BLOCK",
     "HEAD_DIMS",
     "QUARTER",
+    "head_dim_reason",
     "key_words",
     "num_blocks",
+    "pad_channels",
     "split_blocks",
+    "stored_head_dim",
     "tile_keys",
     "tile_scales",
     "tile_values",
@@ -71,6 +76,21 @@ _KEY_AXES = {
 }
 
 
+def stored_head_dim(head_dim: int) -> int:
+    """H with the channels of zeros that the layout stores behind the others."""
+    return min(stored for stored in HEAD_DIMS if stored >= head_dim)
+
+
+def head_dim_reason(head_dim: int) -> str | None:
+    """Why the layout has no place for so many channels; None if it has."""
+    return f"head_dim {head_dim} is above {HEAD_DIMS[-1]}" if head_dim > HEAD_DIMS[-1] else None
+
+
+def pad_channels(x: Shaped[Array, "*lead H"]) -> Shaped[Array, "*lead S"]:
+    """Queries or tables with zeros for the channels that are only stored."""
+    return _pad_last(x, stored_head_dim(x.shape[-1]))
+
+
 def num_blocks(num_positions: int) -> int:
     """Blocks that hold `num_positions`, the one cut short included."""
     return -(-num_positions // BLOCK)
@@ -84,17 +104,18 @@ def split_blocks(num_positions: int) -> tuple[int, int]:
 def key_words(num_positions: int, head_dim: int) -> int:
     """Words that hold the keys of one head."""
     blocks, quarters = split_blocks(num_positions)
-    return (BLOCK * blocks + QUARTER * quarters) * head_dim // 32
+    return (BLOCK * blocks + QUARTER * quarters) * stored_head_dim(head_dim) // 32
 
 
 def value_words(num_positions: int, head_dim: int) -> int:
     """Words that hold the values of one head."""
     blocks, quarters = split_blocks(num_positions)
-    return (BLOCK * blocks + BLOCK // 2 * -(-quarters // 2)) * head_dim // 32
+    return (BLOCK * blocks + BLOCK // 2 * -(-quarters // 2)) * stored_head_dim(head_dim) // 32
 
 
 def tile_keys(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead n"]:
-    """Key words from the order of `vkq_jax.packing`; missing positions are zero."""
+    """Key words from the order of `vkq_jax.packing`; missing positions and channels are zero."""
+    packed = _pad_words(packed)
     *lead, num_positions, words = packed.shape
     sizes, order = _KEY_AXES[32 * words]
     blocks = _in_blocks(packed, axis=-2)
@@ -106,17 +127,19 @@ def untile_keys(
     tiled: UInt32[Array, "*lead n"], num_positions: int, head_dim: int
 ) -> UInt32[Array, "*lead V W"]:
     """The inverse of `tile_keys`."""
-    sizes, order = _KEY_AXES[head_dim]
+    stored = stored_head_dim(head_dim)
+    sizes, order = _KEY_AXES[stored]
     blocks = num_blocks(num_positions)
-    whole = _pad_last(tiled, blocks * BLOCK * head_dim // 32)
+    whole = _pad_last(tiled, blocks * BLOCK * stored // 32)
     axes = whole.reshape(*tiled.shape[:-1], blocks, *(sizes[axis] for axis in order))
     packed = _permute(axes, _inverse(order))
-    packed = packed.reshape(*tiled.shape[:-1], blocks * BLOCK, head_dim // 32)
-    return packed[..., :num_positions, :]
+    packed = packed.reshape(*tiled.shape[:-1], blocks * BLOCK, stored // 32)
+    return packed[..., :num_positions, : packing.num_words(head_dim, 1)]
 
 
 def tile_values(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead n"]:
-    """Value words from the order of `vkq_jax.packing`; missing positions are zero."""
+    """Value words from the order of `vkq_jax.packing`; missing positions and channels are zero."""
+    packed = _pad_words(packed)
     *lead, num_positions, words = packed.shape
     codes = _in_blocks(packing.unpack(packed, 1, 32 * words).astype(bool), axis=-2)
     blocks = codes.shape[len(lead)]
@@ -136,9 +159,10 @@ def untile_values(
     tiled: UInt32[Array, "*lead n"], num_positions: int, head_dim: int
 ) -> UInt32[Array, "*lead V W"]:
     """The inverse of `tile_values`."""
-    lead, rows = tiled.shape[:-1], head_dim // 16
+    stored = stored_head_dim(head_dim)
+    lead, rows = tiled.shape[:-1], stored // 16
     whole, quarters = split_blocks(num_positions)
-    size = whole * BLOCK * head_dim // 32
+    size = whole * BLOCK * stored // 32
     axes = tiled[..., :size].reshape(*lead, whole, rows, 8, 4, 2, 2)
     if quarters:
         halves = -(-quarters // 2)
@@ -148,8 +172,8 @@ def untile_values(
     blocks = axes.shape[len(lead)]
     words = _permute(axes, (3, 2, 0, 4, 1)).reshape(*lead, blocks, 8, 16 * rows, 1)
     codes = packing.unpack(words, 1, 32).swapaxes(-1, -2)
-    packed = packing.pack(codes.reshape(*lead, blocks * BLOCK, 16 * rows), 1)
-    return packed[..., :num_positions, :]
+    packed = packing.pack(codes.reshape(*lead, blocks * BLOCK, stored), 1)
+    return packed[..., :num_positions, : packing.num_words(head_dim, 1)]
 
 
 def tile_scales(scales: Shaped[Array, "*lead V"]) -> UInt32[Array, "*lead blocks 32 words"]:
@@ -171,6 +195,11 @@ def untile_scales(
     dtype = jnp.uint8 if words == 2 else jnp.bfloat16
     axes = jax.lax.bitcast_convert_type(tiled, dtype).reshape(*lead, blocks, 8, 4, 8)
     return _permute(axes, (2, 1, 0)).reshape(*lead, blocks * BLOCK)[..., :num_positions]
+
+
+def _pad_words(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead V S"]:
+    """Words of a position with those of channels that are only stored."""
+    return _pad_last(packed, stored_head_dim(32 * packed.shape[-1]) // 32)
 
 
 def _in_blocks(x: Array, axis: int) -> Array:

@@ -1,4 +1,8 @@
-"""Decode attention by the fused GPU kernel: one launch for a layer, the text bank in it."""
+"""Decode attention by the fused GPU kernel: one launch for a layer, the text bank in it.
+
+Where H is neither 64 nor 128, the text bank is XLA's, and so is the rotation of sign codes
+(`outer_rotation`).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ import vkq_jax.calibration
 from pallas_kernels import layouts
 from pallas_kernels.fused import Banks, DenseBank, fused_attention, plan, score_range
 from pallas_kernels.launch import Launch, gpu_launch
+from pallas_kernels.outer_rotation import rotates_outside
 from pallas_kernels.problem import Tiling
 from pallas_kernels.tiled import tile, untileable_bank_reason
 from vkq_jax.array_types import Array, Float, Int32
@@ -145,7 +150,7 @@ def _attend(
             rows, visible, banks, index, launch, tiling, mapped, logits_soft_cap
         )
         parts.append(Attended.from_kv_heads(*result, num_queries))
-    if text_key.dtype != jnp.bfloat16 and text.cache_length:
+    if _uncovered_dense(text_key) and text.cache_length:
         layer = dataclasses.replace(cache, visual=()).layer(index)
         parts.append(
             vkq_jax.attention.attend_cache(
@@ -164,7 +169,7 @@ def _launches(cache: KVCache) -> list[Banks]:
     """What each launch attends to: all dense banks with the first packed one, then the others.
 
     Dense banks are named by their number among the visual ones, or "text"; a text bank that is not
-    bfloat16, or has no room for anything, is in no launch.
+    covered (`_uncovered_dense`), or has no room for anything, is in no launch.
     """
     packed, dense = [], {}
     for number, bank in enumerate(cache.visual):
@@ -173,7 +178,7 @@ def _launches(cache: KVCache) -> list[Banks]:
             dense[str(number)] = DenseBank(bank.key.values, bank.value.values)
         else:
             packed.append(tile(bank))
-    if cache.text.key.dtype == jnp.bfloat16 and cache.text.cache_length:
+    if not _uncovered_dense(cache.text.key) and cache.text.cache_length:
         dense["text"] = DenseBank(cache.text.key, cache.text.value)
     first = Banks(packed[0] if packed else None, dense)
     return [first, *(Banks(bank, {}) for bank in packed[1:])]
@@ -181,12 +186,12 @@ def _launches(cache: KVCache) -> list[Banks]:
 
 def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
     """What `attend_layer` launches for a query [B, T, N, H]; arrays may be abstract."""
-    batch, positions, num_heads, _ = query.shape
+    batch, positions, num_heads, head_dim = query.shape
     kv_heads = cache.text.key.shape[2]
     queries = positions * num_heads // kv_heads
     lines = []
     for banks in jax.eval_shape(_launches, cache):
-        problem = plan(banks, (1, batch, kv_heads, queries, query.shape[-1]), positions)
+        problem = plan(banks, (1, batch, kv_heads, queries, head_dim), positions)
         parts = [] if problem.packed is None else [f"{problem.packed.num_positions} packed"]
         parts += [f"{capacity} dense ({name})" for name, capacity in problem.dense]
         tiling = problem.tiling
@@ -200,8 +205,17 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
             lines.append("score calibration: static, in the query, no launch of its own")
         elif problem.packed is not None and cache.quant.calibration is not None:
             lines.append("score calibration: one more launch before, over the packed keys")
-    if cache.text.key.dtype != jnp.bfloat16:
-        lines.append(f"text bank in {cache.text.key.dtype}: by xla, joined by its log-sum-exp")
+        if banks.packed is not None:
+            tensors = (("queries", banks.packed.key), ("results", banks.packed.value))
+            rotated = [name for name, x in tensors if rotates_outside(x)]
+            if rotated:
+                lines.append(f"rotation of {' and '.join(rotated)}: by xla")
+    stored = layouts.stored_head_dim(head_dim)
+    if stored != head_dim:
+        lines.append(f"head_dim {head_dim}: stored with zeros, as {stored}")
+    reason = _uncovered_dense(cache.text.key)
+    if reason and cache.text.cache_length:
+        lines.append(f"text bank by xla, joined by its log-sum-exp: {reason}")
     return lines
 
 
@@ -236,11 +250,11 @@ def unsupported_reason(
     cache: LayerCache | KVCache, logits_soft_cap: float | None = None
 ) -> str | None:
     """Why the kernel does not cover a cache (and a soft-cap); None if it does."""
-    head_dim = cache.text.key.shape[-1]
-    if head_dim not in layouts.HEAD_DIMS:
-        return f"head_dim {head_dim} is none of {layouts.HEAD_DIMS}"
-    if not cache.visual and cache.text.key.dtype != jnp.bfloat16:
-        return f"dense banks in {cache.text.key.dtype}, not bfloat16"
+    reason = layouts.head_dim_reason(cache.text.key.shape[-1])
+    if reason:
+        return reason
+    if not cache.visual and (reason := _uncovered_dense(cache.text.key)):
+        return reason
     if not cache.visual and not cache.text.cache_length:
         return "the cache has no room for anything"
     asked = cache.quant.calibration is not None or cache.score_map is not None
@@ -251,13 +265,20 @@ def unsupported_reason(
         if isinstance(bank.key, DenseTensor) and isinstance(bank.value, DenseTensor):
             if calibrated:
                 return "score calibration of an uncoded bank"
-            for tensor in (bank.key, bank.value):
-                if tensor.values.dtype != jnp.bfloat16:
-                    return f"dense banks in {tensor.values.dtype}, not bfloat16"
-            continue
-        reason = untileable_bank_reason(bank)
+            reason = _uncovered_dense(bank.key.values) or _uncovered_dense(bank.value.values)
+        else:
+            reason = untileable_bank_reason(bank)
         if reason:
             return reason
+    return None
+
+
+def _uncovered_dense(x: Array | jax.ShapeDtypeStruct) -> str | None:
+    """Why no launch reads dense keys or values (maybe abstract); None if one does."""
+    if x.dtype != jnp.bfloat16:
+        return f"dense banks in {x.dtype}, not bfloat16"
+    if x.shape[-1] not in layouts.HEAD_DIMS:
+        return f"dense banks of head_dim {x.shape[-1]}, none of {layouts.HEAD_DIMS}"
     return None
 
 

@@ -22,7 +22,7 @@ class Coding:
         scale_bits: of the scale per position of sign codes; 0: level codes, per channel.
         bits: of a code.
         groups: groups of positions, each with its own levels. group_blocks: blocks of a group.
-        rotated: whether sign codes describe Hadamard-rotated channels.
+        rotated: whether the launch rotates channels, by the Hadamard matrix of the stored ones.
         score_error_factor: see `vkq_jax.SignTensor` (keys only).
     """
 
@@ -115,9 +115,10 @@ class Problem:
         queries: queries that read each KV head, those of all positions.
         positions: query positions, each with a number of text entries that it sees.
         task: what is computed: attention, or the range of each query's scores over the packed bank.
-        maps_scores: whether scores of the packed bank go through a map of their row, a calibration.
-        logits_soft_cap: of the scores of all banks (not of mapped ones); None: no cap.
-        head_dim: H.
+        maps_scores: whether scores of the packed bank go through a map of their row: a calibration,
+            or a shift.
+        logits_soft_cap: of the scores of all banks, mapped ones after the map; None: no cap.
+        head_dim: H, as it is stored: 64 or 128.
         packed: the packed bank, if any.
         dense: names and capacities of the dense banks (bfloat16).
         tiling: how the work is cut.

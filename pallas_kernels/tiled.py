@@ -1,7 +1,9 @@
 """Coded tensors whose words lie in the kernel's layout; everything else about them is as before.
 
 A tiled tensor is itself a `QuantizedTensor`: its `decoding()` is that of the tensor it was made
-from, so the oracle, the XLA path, byte counts and saving work on it unchanged.
+from, so the oracle, the XLA path, byte counts and saving work on it unchanged. Where H is neither
+64 nor 128, words and tables have the S channels that the layout stores, so that no call has to pad
+them.
 """
 
 from __future__ import annotations
@@ -41,14 +43,15 @@ class TiledLevels(QuantizedTensor):
     Attributes:
         packed: words in the layout of keys or of values; of all codes' lowest bits, then of the
             next ones.
-        lower, upper: as in `LevelTensor`.
+        lower, upper: as in `LevelTensor`, 0 for channels that are only stored.
         side: which of the two layouts. num_positions: V, without the padding of the last block.
-        head_dim: H. group_size: positions that share a pair of levels. bits: of a code.
+        head_dim: H, without the padding to S. group_size: positions that share a pair of levels.
+        bits: of a code.
     """
 
     packed: UInt32[Array, "*lead n"]
-    lower: Float[Array, "*lead G H"]
-    upper: Float[Array, "*lead G H"]
+    lower: Float[Array, "*lead G S"]
+    upper: Float[Array, "*lead G S"]
     side: Side = static_field(kw_only=True)
     num_positions: int = static_field(kw_only=True)
     head_dim: int = static_field(kw_only=True)
@@ -59,8 +62,8 @@ class TiledLevels(QuantizedTensor):
         """The tensor it was made from."""
         return LevelTensor(
             packed=_untile_words(self, self.bits),
-            lower=self.lower,
-            upper=self.upper,
+            lower=self.lower[..., : self.head_dim],
+            upper=self.upper[..., : self.head_dim],
             bits=self.bits,
             head_dim=self.head_dim,
             group_size=self.group_size,
@@ -78,14 +81,14 @@ class TiledSigns(QuantizedTensor):
 
     Attributes:
         packed: words in the layout of keys or of values.
-        centre: as in `SignTensor`, one group.
+        centre: as in `SignTensor`, one group; 0 for channels that are only stored.
         token_scale: words of four 8-bit or two bfloat16 scales.
         side: which of the two layouts. num_positions: V, without the padding of the last block.
-        head_dim, rotated, score_error_factor: as in `SignTensor`.
+        head_dim: H, without the padding to S. rotated, score_error_factor: as in `SignTensor`.
     """
 
     packed: UInt32[Array, "*lead n"]
-    centre: Float[Array, "*lead 1 H"]
+    centre: Float[Array, "*lead 1 S"]
     token_scale: UInt32[Array, "*lead blocks 32 words"]
     side: Side = static_field(kw_only=True)
     num_positions: int = static_field(kw_only=True)
@@ -97,7 +100,7 @@ class TiledSigns(QuantizedTensor):
         """The tensor it was made from."""
         return SignTensor(
             packed=_untile_words(self, bits=1),
-            centre=self.centre,
+            centre=self.centre[..., : self.head_dim],
             token_scale=layouts.untile_scales(self.token_scale, self.num_positions),
             head_dim=self.head_dim,
             group_size=max(1, self.num_positions),
@@ -139,8 +142,8 @@ def tile_tensor(x: QuantizedTensor, side: Side) -> TiledLevels | TiledSigns:
     if isinstance(x, LevelTensor):
         return TiledLevels(
             words,
-            x.lower,
-            x.upper,
+            layouts.pad_channels(x.lower),
+            layouts.pad_channels(x.upper),
             side=side,
             num_positions=num_positions,
             head_dim=x.head_dim,
@@ -149,7 +152,7 @@ def tile_tensor(x: QuantizedTensor, side: Side) -> TiledLevels | TiledSigns:
         )
     return TiledSigns(
         words,
-        x.centre,
+        layouts.pad_channels(x.centre),
         layouts.tile_scales(x.token_scale),
         side=side,
         num_positions=num_positions,
@@ -174,8 +177,9 @@ def untileable_reason(x: QuantizedTensor) -> str | None:
         return None
     if not isinstance(x, LevelTensor | SignTensor):
         return f"{type(x).__name__} is neither level codes nor sign codes"
-    if x.head_dim not in layouts.HEAD_DIMS:
-        return f"head_dim {x.head_dim} is none of {layouts.HEAD_DIMS}"
+    reason = layouts.head_dim_reason(x.head_dim)
+    if reason:
+        return reason
     num_positions = x.packed.shape[-2]
     if not num_positions:
         return "the bank has no positions"

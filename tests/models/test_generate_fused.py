@@ -29,18 +29,23 @@ def fused(monkeypatch):
     monkeypatch.setattr(sys.modules["pallas_kernels.quantize_bank"], "fused_bank", code)
 
 
-@pytest.fixture(scope="module", params=[jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.fixture(
+    scope="module",
+    params=[(jnp.float32, 64), (jnp.bfloat16, 64), (jnp.float32, 96)],
+    ids=["float32", "bfloat16", "96 channels"],
+)
 def model(request):
     """Heads that the kernel covers; in float32 the text bank is XLA's, in bfloat16 the kernel's."""
+    dtype, head_dim = request.param
     text = dataclasses.replace(
         CONFIG.text,
         num_layers=2,
         num_heads=3,
         num_kv_heads=1,
-        head_dim=64,
-        rope=dataclasses.replace(CONFIG.text.rope, head_dim=64),
+        head_dim=head_dim,
+        rope=dataclasses.replace(CONFIG.text.rope, head_dim=head_dim),
     )
-    return tiny_model(request.param, config=dataclasses.replace(CONFIG, text=text))
+    return tiny_model(dtype, config=dataclasses.replace(CONFIG, text=text))
 
 
 @pytest.mark.parametrize("quantize_at", ["prompt", "image"])

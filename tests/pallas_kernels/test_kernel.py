@@ -33,6 +33,7 @@ attend = functools.partial(mosaic_gpu.attend_cache, launch=emulated_launch)
 
 SIGNS = SignCodes(scale_bits=8)
 BIASED = SignCodes(scale_bits=16, gamma=0.5, beta=0.25, rotation=None)
+ROTATED = dataclasses.replace(BIASED, rotation="hadamard")
 LEVELS = LevelCodes()
 CODES = {
     "levels": KVQuantConfig(LEVELS, LEVELS),
@@ -43,6 +44,9 @@ CODES = {
     "dense": vkq_jax.presets["none"],
     "levels, calibrated": vkq_jax.presets["calibquant-1bit"],
     "signs, calibrated": KVQuantConfig(BIASED, SIGNS, ScoreCalibration(tau1=0.5, tau2=1.5)),
+    "rotated signs, score bias, calibrated": KVQuantConfig(
+        ROTATED, SIGNS, ScoreCalibration(tau1=0.5, tau2=1.5)
+    ),
     "groups, calibrated": KVQuantConfig(
         LevelCodes(group_size=256), SIGNS, ScoreCalibration(tau1=-0.5)
     ),
@@ -64,6 +68,8 @@ SHAPES = {
     "seven query heads": (128, 7, (700, (700, 257)), Tiling(4, 2, queries=7)),
     "eight query heads, small heads": (64, 8, (600, (513, 77)), Tiling(4, 4, queries=8)),
     "one query head, small heads": (64, 1, (256, (256, 255)), None),
+    "one query head, 96 channels": (96, 1, (600, (600, 33)), Tiling(4, 2)),
+    "three query heads, 80 channels": (80, 3, (300, (300, 0)), Tiling(4, 1, 2, queries=3)),
 }
 
 
@@ -127,7 +133,20 @@ CASES += [
     for codes in ("signs", "levels", "signs, 16-bit scales, score bias")
 ]
 CASES += [
+    (shape, codes, None)
+    for shape in ("one query head, 96 channels", "three query heads, 80 channels")
+    for codes in (
+        "signs",
+        "signs, 16-bit scales, score bias",
+        "rotated signs, score bias, calibrated",
+        "levels in groups",
+        "two bits",
+        "levels and signs",
+    )
+]
+CASES += [
     ("one query head, small heads", "signs", 0.1),  # powers overflow
+    ("one query head, 96 channels", "signs", 5.0),
     ("one query head", "levels in groups", 5.0),
     ("one query head", "signs, 16-bit scales, score bias", 50.0),
     ("four query heads, split", "levels", 50.0),
@@ -154,10 +173,15 @@ def test_equals_the_oracle(shape, codes, soft_cap):
         (64, 1, "signs", Tiling(4, 4), 5.0),
         (64, 2, "signs", Tiling(4, 4, queries=2), 50.0),
         (64, 2, "dense", Tiling(4, 4, queries=2), 5.0),
+        (96, 1, "signs", Tiling(8, 2, 2), None),
+        (80, 2, "signs and levels", Tiling(4, 4), 5.0),
     ],
 )
 def test_a_layer_of_a_cache_with_its_text(head_dim, per_kv_head, codes, tiling, soft_cap):
-    """Packed (or dense) bank and text bank in one launch, for several query positions."""
+    """Packed (or dense) bank and text bank for several query positions.
+
+    In one launch, but for heads that are stored with zeros.
+    """
     shape = Shape(
         head_dim=head_dim,
         num_heads=2 * per_kv_head,
@@ -237,24 +261,34 @@ def test_a_querys_own_static_map_is_the_calibration_of_its_step():
     np.testing.assert_array_equal(got.logsumexp, expected.logsumexp)
 
 
-def test_a_text_bank_without_room():
-    shape = Shape(head_dim=64, num_heads=2, cache_length=0, text=(0, 0))
+@pytest.mark.parametrize("head_dim", [64, 80])
+def test_a_text_bank_without_room(head_dim):
+    shape = Shape(
+        head_dim=head_dim, num_heads=2, cache_length=0, text=(0, 0), visual=((70, (70, 0)),)
+    )
     query, layer = random_layer(shape, CODES["signs"])
     cache = stacked(layer, 2)
     got = mosaic_gpu.attend_layer(query, cache, 1, launch=emulated_launch)
     expected = vkq_jax.reference.attend_cache(query, cache.layer(1))
     assert relative_error(got.output, expected.output) < 3e-4
-    empty = dataclasses.replace(cache, visual=())
+    assert not got.output[1].any()
+
+
+def test_a_cache_without_room():
+    layer = random_layer(Shape(head_dim=64, cache_length=0, text=(0, 0)), CODES["signs"])[1]
+    empty = dataclasses.replace(stacked(layer, 1), visual=())
     assert mosaic_gpu.unsupported_reason(empty) == "the cache has no room for anything"
 
 
-def test_two_banks_and_several_queries():
+@pytest.mark.parametrize("head_dim", [64, 96])
+def test_two_banks_and_several_queries(head_dim):
     shape = Shape(
-        head_dim=64, num_queries=3, visual=((300, (300, 1)), (256, (0, 256))), num_heads=2
+        head_dim=head_dim, num_queries=3, visual=((300, (300, 1)), (256, (0, 256))), num_heads=2
     )
     check(*random_layer(shape, CODES["signs"]))
     check(*random_layer(shape, CODES["signs"]), soft_cap=5.0)
-    check(*random_layer(shape, CODES["signs, calibrated"]))  # one range over both
+    # One range over both.
+    check(*random_layer(shape, CODES["rotated signs, score bias, calibrated"]))
 
 
 @pytest.mark.parametrize("codes", ["levels", "signs"])
@@ -318,11 +352,20 @@ def test_a_query_that_sees_nothing_gives_zero():
     assert np.isfinite(attended.output).all()
 
 
-@pytest.mark.parametrize("codes", ["levels", "levels, calibrated", "levels, static map"])
-def test_vmap_folds_the_axis_into_one_launch(codes):
+@pytest.mark.parametrize(
+    ("head_dim", "codes"),
+    [
+        (64, "levels"),
+        (64, "levels, calibrated"),
+        (64, "levels, static map"),
+        (96, "signs"),
+        (96, "signs, static map"),
+    ],
+)
+def test_vmap_folds_the_axis_into_one_launch(head_dim, codes):
     codes, *static = codes.split(", static map")
-    query, layer = random_layer(Shape(head_dim=64, num_heads=2), CODES[codes])
-    other = random_layer(Shape(head_dim=64, num_heads=2), CODES[codes], seed=1)[1]
+    query, layer = random_layer(Shape(head_dim=head_dim, num_heads=2), CODES[codes])
+    other = random_layer(Shape(head_dim=head_dim, num_heads=2), CODES[codes], seed=1)[1]
     if static:
         layer, other = (with_score_map(x, 2) for x in (layer, other))
     queries, layers = (
@@ -348,12 +391,19 @@ def test_vmap_folds_the_axis_into_one_launch(codes):
     assert shapes[-1] == (1, 2, 2)
 
 
-@pytest.mark.parametrize("soft_cap", [None, 5.0])
-def test_gradients_equal_the_oracles(soft_cap):
+@pytest.mark.parametrize(
+    ("shape", "soft_cap"),
+    [
+        ("one query head, small heads", None),
+        ("one query head, small heads", 5.0),
+        ("three query heads, 80 channels", None),
+    ],
+)
+def test_gradients_equal_the_oracles(shape, soft_cap):
     """By queries, text and, where there is no cap, a score map."""
-    query, layer, _ = layer_of("one query head, small heads", "signs")
+    query, layer, _ = layer_of(shape, "signs")
     if soft_cap is None:
-        layer = with_score_map(layer, 2)
+        layer = with_score_map(layer, query.shape[2])
 
     def loss(inputs, attend):
         query, text_key, text_value, score_map = inputs
@@ -388,10 +438,13 @@ LAUNCHES = {
     "small heads": (64, 3, "signs, 16-bit scales, score bias", Tiling(4, 2, queries=3)),
     "dense": (128, 4, "dense", Tiling(8, 4, 2, queries=4)),
     "dense, small heads": (64, 1, "dense", Tiling(4, 4)),
+    "96 channels": (96, 1, "signs", Tiling(8, 4)),
 }
 # With a cap the body differs in its scores only.
 LAUNCH_CASES = [(name, None) for name in LAUNCHES]
-LAUNCH_CASES += [("levels in groups", 50.0), ("signs, eight queries", 50.0)]
+LAUNCH_CASES += [
+    (name, 50.0) for name in ("levels in groups", "signs, eight queries", "96 channels")
+]
 
 
 def launches_of(name, soft_cap=None):
@@ -445,7 +498,8 @@ def test_what_the_kernel_does_not_cover_is_said():
     signs = CODES["signs"]
     assert reason()(signs) is None
     assert "dense banks in float32" in reason(visual=())(signs)
-    assert "head_dim 80" in reason(head_dim=80)(signs)
+    assert reason(head_dim=80)(signs) is None
+    assert reason(head_dim=160)(signs) == "head_dim 160 is above 128"
     assert "8-bit" in reason()(KVQuantConfig(LevelCodes(bits=8), LEVELS))
     assert "group of 64" in reason()(vkq_jax.presets["quantile-1bit"])
     assert reason()(KVQuantConfig(SIGNS, SIGNS, ScoreCalibration())) is None
@@ -454,8 +508,12 @@ def test_what_the_kernel_does_not_cover_is_said():
     bank = dataclasses.replace(mixed.visual[0], key=wide)
     reason = mosaic_gpu.unsupported_reason(dataclasses.replace(mixed, visual=(bank,)))
     assert reason == "dense banks in float32, not bfloat16"
-    query, layer = random_layer(Shape(head_dim=80), signs)
-    with pytest.raises(NotImplementedError, match="head_dim 80"):
+    narrow = stacked(random_layer(Shape(head_dim=80), vkq_jax.presets["none"])[1], 1)
+    for cache in (narrow, dataclasses.replace(narrow, visual=())):  # pictures, only text
+        reason = mosaic_gpu.unsupported_reason(cache)
+        assert reason == "dense banks of head_dim 80, none of (64, 128)"
+    query, layer = random_layer(Shape(head_dim=160), signs)
+    with pytest.raises(NotImplementedError, match="head_dim 160"):
         mosaic_gpu.attend_cache(query, layer, launch=emulated_launch)
 
 
@@ -505,6 +563,19 @@ def test_explain_says_what_score_calibration_costs():
     static = pallas_kernels.explain(stacked(with_score_map(layer, 8), 3), shape)
     assert "score calibration: static, in the query, no launch of its own" in static
     assert "one more launch" not in static
+
+
+def test_explain_says_what_happens_beside_the_launches_of_padded_heads():
+    query, layer = random_layer(Shape(head_dim=96), CODES["signs and levels"])
+    shapes = jax.eval_shape(lambda: (stacked(layer, 3), query))  # no arrays are needed
+    text = pallas_kernels.explain(*shapes)
+    assert [line.removeprefix("mosaic_gpu: ") for line in text.splitlines()[4:]] == [
+        "rotation of queries: by xla",
+        "head_dim 96: stored with zeros, as 128",
+        "text bank by xla, joined by its log-sum-exp: "
+        "dense banks of head_dim 96, none of (64, 128)",
+    ]
+    assert "one launch over 70 packed:" in text.splitlines()[3]
 
 
 def test_shards_over_batch_and_heads(tmp_path):

@@ -1,5 +1,8 @@
 """The kernel's layout of words: its formula, and that nothing is lost."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ import pytest
 import vkq_jax
 from pallas_kernels import layouts, tile
 from vkq_jax import KVQuantConfig, LevelCodes, SignCodes, packing
-from vkq_jax.cache import VisualBank
+from vkq_jax.cache import KVCache, VisualBank
 
 
 def random_words(*shape):
@@ -15,7 +18,7 @@ def random_words(*shape):
     return jnp.asarray(rng.integers(0, 2**32, shape, dtype=np.uint32))
 
 
-@pytest.mark.parametrize("head_dim", layouts.HEAD_DIMS)
+@pytest.mark.parametrize("head_dim", [*layouts.HEAD_DIMS, 32, 96])
 @pytest.mark.parametrize("positions", [1, 64, 65, 200, 256, 300, 576])
 def test_tiling_is_undone(head_dim, positions):
     packed = random_words(2, 3, positions, head_dim // 32)
@@ -70,19 +73,44 @@ def test_words_lie_where_the_docstring_says(head_dim):
         LevelCodes(bits=4),
     ],
 )
-def test_a_tiled_bank_means_what_it_was_made_from(codes):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 300, 64)), jnp.float32)
+@pytest.mark.parametrize("head_dim", [64, 80, 96])
+def test_a_tiled_bank_means_what_it_was_made_from(codes, head_dim):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 300, head_dim)), jnp.float32)
     coded = vkq_jax.quantize(x, codes)
     bank = VisualBank(coded, coded, jnp.full(2, 300, jnp.int32))
     tiled = tile(bank)
     for x in (tiled.key, tiled.value):
         assert type(x) is not type(coded)
         np.testing.assert_array_equal(x.dequantize(), coded.dequantize())
+        assert x.head_dim == head_dim
+        arrays, expected = (jax.tree.leaves(t) for t in (x.untile(), coded))
+        for array, original in zip(arrays, expected, strict=True):
+            np.testing.assert_array_equal(array, original)
     assert tile(tiled).key is tiled.key
+
+
+def test_channels_of_zeros_are_stored_and_counted():
+    x = jnp.ones((1, 1, 2, 512, 96), jnp.bfloat16)  # [L, B, K, V, H]
+    coded = vkq_jax.quantize(x, SignCodes(scale_bits=8))
+    bank = tile(VisualBank(coded, coded, jnp.full(1, 512, jnp.int32)))
+    quant = vkq_jax.presets["vkq-1bit"]
+    sizes = {"num_layers": 1, "batch": 1, "num_kv_heads": 2, "head_dim": 96, "cache_length": 1}
+    cache = dataclasses.replace(KVCache.init(**sizes, quant=quant), visual=(bank,))
+    counted = vkq_jax.cache_nbytes(cache)
+    assert counted.visual_codes == 2 * 2 * 512 * 128 // 8
+    assert counted.visual_tables == 2 * 2 * (128 * 2 + 512)
+    assert counted.visual_full_precision == 2 * 2 * 512 * 96 * 2
+    words = packing.unpack(layouts.untile_keys(bank.key.packed, 512, 128), 1, 128)
+    assert not words[..., 96:].any()
+    assert bank.key.centre.shape[-1] == 128
+    assert not bank.key.centre[..., 96:].any()
 
 
 def test_what_cannot_be_tiled_stays_as_it_is():
     x = jnp.ones((1, 1, 300, 64))
+    wide = vkq_jax.quantize(jnp.ones((1, 1, 300, 160)), SignCodes())
+    bank = VisualBank(wide, wide, jnp.full(1, 300, jnp.int32))
+    assert tile(bank) is bank
     for quant in (vkq_jax.presets["kivi-2bit"], KVQuantConfig(SignCodes(), LevelCodes(bits=8))):
         key, value = vkq_jax.quantize(x, quant.key), vkq_jax.quantize(x, quant.value)
         bank = VisualBank(key, value, jnp.full(1, 300, jnp.int32))

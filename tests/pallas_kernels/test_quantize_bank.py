@@ -233,6 +233,16 @@ def test_what_the_kernel_does_not_code_falls_back_visibly(gpu):
         pallas_kernels.quantize_bank(*arguments, implementation="mosaic_gpu")
 
 
+def test_heads_that_attention_pads_are_coded_in_xla(gpu):
+    arguments = (*layer(96, 33, (33, 4)), KVQuantConfig(SIGNS, SIGNS))
+    got = pallas_kernels.quantize_bank(*arguments)
+    assert isinstance(got.key, pallas_kernels.TiledSigns)
+    same(got, pallas_kernels.tile(quantize_visual(*arguments)))
+    key, value, index, _, quant = arguments
+    said = pallas_kernels.explain_coding(key, value, index, quant)
+    assert said.startswith("mosaic_gpu: coding keys: head_dim 96 is none of (64, 128)")
+
+
 # vmap and gradients
 
 

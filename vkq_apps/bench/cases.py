@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from pallas_kernels import layouts
 from pallas_kernels.problem import Tiling
 
 __all__ = ["CASES", "CHECKS", "Case"]
@@ -31,17 +32,22 @@ class Case:
 
     @property
     def bits_stored(self) -> float:
-        """Bits an element of the bank, scales per position included, tables per group not."""
+        """Bits an element of the bank, scales per position included, tables per group not.
+
+        With the channels of zeros that are stored beside its own.
+        """
         if self.codes == "bfloat16":
             return 16.0
+        scale_bits = 0
         if self.codes.startswith("signs"):
-            return 1 + int(self.codes.removeprefix("signs")) / self.head_dim
-        return self.level_bits
+            scale_bits = int(self.codes.removeprefix("signs"))
+        stored = layouts.stored_head_dim(self.head_dim)
+        return (self.code_bits * stored + scale_bits) / self.head_dim
 
     @property
-    def level_bits(self) -> int:
-        """Bits of a level code."""
-        return int(self.codes.removeprefix("levels") or 1)
+    def code_bits(self) -> int:
+        """Bits of a code."""
+        return int(self.codes.removeprefix("levels") or 1) if self.codes.startswith("levels") else 1
 
     @property
     def bytes(self) -> float:
@@ -70,6 +76,7 @@ CASES = {
     "gqa7-32k-signs8": Case(16, 4, 7, 32768, "signs8"),
     "gqa7-8k-signs8": Case(16, 4, 7, 8192, "signs8"),
     "h64-8k-signs8": Case(16, 32, 1, 8192, "signs8", head_dim=64),
+    "h96-8k-signs8": Case(16, 32, 1, 8192, "signs8", head_dim=96),
     "mha-32k-signs8-text": Case(16, 32, 1, 32768, "signs8", text=256),
     "gqa4-3328-signs8-text": Case(133, 8, 4, 3328, "signs8", text=64),
     "mha-32k-2bit": Case(16, 32, 1, 32768, "levels2", goal=7.0),
@@ -98,3 +105,5 @@ CHECKS = [
         ("bfloat16", None, 4, 700, 40, False, Tiling(16, 4, 2, 4)),
     )
 ]
+# Stored with channels of zeros, rotated outside the launch.
+CHECKS += [(Case(2, 2, 1, 2304, "signs8", head_dim=96, calibrated=True), Tiling(16, 4))]

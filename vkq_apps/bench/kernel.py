@@ -80,11 +80,12 @@ def _random_tensors(case: Case, key: jax.Array) -> tuple[list[Any], dict[str, De
     group_size = case.group_size or case.positions
     groups = -(-case.positions // group_size)
 
+    def stored(table):
+        return layouts.pad_channels(table.astype(jnp.bfloat16))
+
     def tensor(side):
         count = layouts.key_words if side == "key" else layouts.value_words
-        is_levels = case.codes.startswith("levels")
-        bits = case.level_bits if is_levels else 1
-        words = (*lead, bits * count(case.positions, case.head_dim))
+        words = (*lead, case.code_bits * count(case.positions, case.head_dim))
         packed = jax.random.bits(next(keys), words, jnp.uint32)
         shared: dict[str, Any] = {
             "side": side,
@@ -93,10 +94,12 @@ def _random_tensors(case: Case, key: jax.Array) -> tuple[list[Any], dict[str, De
         }
         table = (*lead, groups, case.head_dim)
         centre = 0.3 * jax.random.normal(next(keys), table)
-        if is_levels:
+        if case.codes.startswith("levels"):
             step = jax.random.uniform(next(keys), table, minval=0.5, maxval=2.5)
-            lower, upper = ((centre + s * step).astype(jnp.bfloat16) for s in (-0.5, 0.5))
-            return TiledLevels(packed, lower, upper, group_size=group_size, bits=bits, **shared)
+            lower, upper = (stored(centre + s * step) for s in (-0.5, 0.5))
+            return TiledLevels(
+                packed, lower, upper, group_size=group_size, bits=case.code_bits, **shared
+            )
         positions = jnp.exp(0.3 * jax.random.normal(next(keys), (*lead, case.positions)))
         if case.codes == "signs8":
             scale = jnp.clip(jnp.round(8 * jnp.log2(positions)) + 128, 1, 255).astype(jnp.uint8)
@@ -104,7 +107,7 @@ def _random_tensors(case: Case, key: jax.Array) -> tuple[list[Any], dict[str, De
             scale = positions.astype(jnp.bfloat16)
         return TiledSigns(
             packed,
-            centre.astype(jnp.bfloat16),
+            stored(centre),
             layouts.tile_scales(scale),
             rotated=True,
             score_error_factor=0.01,
