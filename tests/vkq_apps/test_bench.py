@@ -21,7 +21,7 @@ from vkq_apps.cli.main import main
 
 HEAD = {"command": "vkq bench x", "device": "cpu", "commit": "c", "time": "now"}
 TINY = ["--shape", "tiny", "--budget", "0.001", "--sequences", "2", "--repeats", "1"]
-TINY += ["--steps", "2,4", "--compare-steps", "2"]
+TINY += ["--steps", "2,16", "--compare-steps", "2"]
 
 
 def run(capsys, *arguments):
@@ -68,10 +68,14 @@ def test_throughput_measures_compares_and_resumes(capsys, tmp_path, calls):
     record = json.loads(out)
     assert code == 0
     assert record == json.loads(path.read_text())
-    assert "[3/3] tiny, 0.001 GB, vkq-1bit (default, batch of none)" in err
-    dense, coded, equal = record["rows"]
-    assert [row["status"] for row in record["rows"]] == ["measured"] * 3
-    assert dense["batch"] == equal["batch"] < coded["batch"]
+    assert "[2/2] tiny, 0.001 GB, vkq-1bit (default)" in err
+    dense, coded = record["rows"]
+    assert [row["status"] for row in record["rows"]] == ["measured"] * 2
+    assert [figures["batch"] for figures in dense["batches"]] == [dense["batch"]]
+    assert coded["equal_batch"] == dense["batch"] < coded["batch"]
+    assert [figures["batch"] for figures in coded["batches"]][-1] == coded["equal_batch"]
+    assert coded["ratio_to_bf16_at_equal_batch"] > 0
+    assert "ratio_to_bf16_at_equal_batch" not in dense
     for row in record["rows"]:
         one = row["bytes_per_sequence"]
         assert one["total"] == one["visual_codes"] + one["visual_tables"] + one["text"]
@@ -88,16 +92,16 @@ def test_throughput_measures_compares_and_resumes(capsys, tmp_path, calls):
     assert [task for task, _ in calls] == ["probe"]
     assert json.loads(again)["rows"] == record["rows"]
     code, table, _ = run(capsys, "throughput", *TINY, "--out", str(path), "--resume")
-    assert "tokens/s" in table
+    assert "generation within a budget" in table
 
 
 def test_a_budget_below_one_sequence_is_a_row_that_says_so(capsys, calls):
     arguments = ["throughput", "--shape", "tiny", "--budget", "0.00005", "--json"]
     code, out, _ = run(capsys, *arguments)
     assert code == 0
-    dense, coded, equal = json.loads(out)["rows"]
-    assert dense["status"] == coded["status"] == equal["status"] == "does not fit"
-    assert "393216 bytes" in equal["message"]
+    dense, coded = json.loads(out)["rows"]
+    assert dense["status"] == coded["status"] == "does not fit"
+    assert "393216 bytes" in dense["message"]
 
 
 def test_a_failure_is_a_row_fails_the_command_and_is_measured_again(
@@ -114,7 +118,7 @@ def test_a_failure_is_a_row_fails_the_command_and_is_measured_again(
     monkeypatch.setattr(worker, "measure_throughput", hinder)
     code, out, _ = run(capsys, "throughput", *TINY, "--out", str(path), "--json")
     assert code == 1
-    assert [row["status"] for row in json.loads(out)["rows"]] == ["out of memory"] + ["failed"] * 2
+    assert [row["status"] for row in json.loads(out)["rows"]] == ["out of memory", "failed"]
     assert json.loads(out)["rows"][1]["message"] == "AssertionError: broken"
     assert json.loads(out)["rows"][1]["batch"] == 3
 
@@ -124,40 +128,42 @@ def test_a_failure_is_a_row_fails_the_command_and_is_measured_again(
     monkeypatch.setattr(worker, "measure_throughput", unsupported)
     code, out, _ = run(capsys, "throughput", *TINY, "--out", str(path), "--resume", "--json")
     assert code == 0
-    assert [row["status"] for row in json.loads(out)["rows"]] == ["not supported"] * 3
+    assert [row["status"] for row in json.loads(out)["rows"]] == ["not supported"] * 2
 
 
 def test_plan_has_a_group_for_each_shape_and_budget():
     groups = plan_throughput(
         ["tiny"], [1.0, 2.0], ["vkq-1bit"], ["mosaic_gpu", None], ["xla"], compare_steps=3
     )
-    assert [[setup.batch_of for setup in group] for group in groups] == [
-        ["none", "vkq-1bit", "none", "vkq-1bit", "none"]
-    ] * 2
-    assert [setup.compare_steps for setup in groups[0]] == [3, 3, 0, 3, 0]
+    assert [[setup.equal_to for setup in group] for group in groups] == [[None, "none", "none"]] * 2
+    assert {setup.compare_steps for setup in groups[0]} == {3}
     assert {setup.compare_steps for setup in groups[1]} == {0}
     assert [setup.implementation for setup in groups[0]] == [
-        "xla", "mosaic_gpu", "mosaic_gpu", None, None,
+        "xla", "mosaic_gpu", None,
     ]  # fmt: skip
     first, second = groups[0][0], groups[0][1]
     assert first.key == dataclasses.replace(first, compare_steps=0).key != second.key
 
 
 def test_ratios_are_to_the_fastest_bf16_row():
-    def row(preset, implementation, speed):
+    def row(preset, implementation, speed, equal=None):
         return {
             "status": "measured",
             "preset": preset,
             "implementation_taken": implementation,
             "tokens_per_second": speed,
             "ttft_ms": 1.0,
+            "batches": [{"batch": 3, "tokens_per_second": speed / 4}],
+            "equal_batch": equal,
         }
 
-    slow, fast, coded = row("none", "xla", 10), row("none", "fused", 40), row("x", "fused", 100)
+    slow, fast, coded = row("none", "xla", 10), row("none", "fused", 40), row("x", "fused", 100, 3)
     for own in (slow, coded):
         compare_throughput(own, [slow, fast, coded])
     assert (slow["ratio_to_bf16"], coded["ratio_to_bf16"]) == (0.25, 2.5)
     assert coded["baseline_implementation"] == "fused"
+    assert coded["ratio_to_bf16_at_equal_batch"] == 2.5
+    assert "ratio_to_bf16_at_equal_batch" not in slow
     unpaired = row("x", "fused", 100)
     compare_throughput(unpaired, [slow | {"status": "out of memory"}])
     assert "ratio_to_bf16" not in unpaired
@@ -334,8 +340,6 @@ def test_a_worker_is_a_process_of_its_own(tmp_path, monkeypatch):
             preset="none",
             implementation=None,
             budget_gb=1e-4,
-            batch_of="none",
-            batch_implementation=None,
         )
     )
     row = worker.call("throughput", settings, compile_cache=str(tmp_path))

@@ -15,6 +15,7 @@ from models.inputs import Inputs
 from models.model import Model
 from models.prefill import prefill
 from pallas_kernels.shapes import find_shape
+from vkq_apps.bench import device_memory
 from vkq_apps.bench.decoding import (
     compare_implementations,
     first_state,
@@ -42,9 +43,9 @@ class ThroughputSetup:
         shape: name in `pallas_kernels.shapes`. preset: of the visual cache.
         implementation: of attention over the cache; None takes the default.
         budget_gb: 10^9 bytes for the caches of all sequences.
-        batch_of: the preset whose cache size sets the batch: as many as fit the budget. Its own, or
-            another one's for a comparison at equal batch.
-        batch_implementation: with which that other preset is stored.
+        round_to: besides the largest batch that fits, that batch rounded down to a multiple of this
+            is measured, which matrix products like better; the faster one counts. 0: it is not.
+        equal_to: preset at whose largest batch the row is measured as well; None: none.
         text_capacity: text tokens a sequence can hold. prompt_text: those of the prompt.
         sequences: prefilled at once; None: as many as `most_sequences` says.
         short_steps, long_steps: of the two runs whose difference is timed. repeats: of the pair.
@@ -55,8 +56,8 @@ class ThroughputSetup:
     preset: str
     implementation: str | None
     budget_gb: float
-    batch_of: str
-    batch_implementation: str | None
+    round_to: int = 64
+    equal_to: str | None = None
     text_capacity: int = 64
     prompt_text: int = 32
     sequences: int | None = None
@@ -82,6 +83,8 @@ class ThroughputSetup:
             )
         if not self.budget_gb > 0:
             raise ValueError(f"a budget must be positive, got {self.budget_gb} GB")
+        if self.round_to < 0:
+            raise ValueError(f"a batch cannot be rounded to {self.round_to}")
 
     @property
     def key(self) -> dict[str, Any]:
@@ -92,9 +95,8 @@ class ThroughputSetup:
 
     def __str__(self) -> str:
         """For people."""
-        rule = "" if self.batch_of == self.preset else f", batch of {self.batch_of}"
         by = self.implementation or "default"
-        return f"{self.shape}, {self.budget_gb:g} GB, {self.preset} ({by}{rule})"
+        return f"{self.shape}, {self.budget_gb:g} GB, {self.preset} ({by})"
 
 
 def measure_throughput(
@@ -120,18 +122,21 @@ def measure_throughput(
         "bytes_per_sequence": per_sequence(vkq_jax.cache_nbytes(cache), sequences),
         "weight_bytes": decode_weight_bytes(model),
     }
-    if setup.batch_of != setup.preset:
-        cache = _planned_cache(
-            model, inputs, setup.batch_of, setup.text_capacity, setup.batch_implementation
-        )
     one = vkq_jax.cache_nbytes(cache).total // sequences
-    row["batch"] = batch = int(setup.budget_gb * 1e9 // one)
-    if not batch:
+    largest = row["batch"] = int(setup.budget_gb * 1e9 // one)
+    if not largest:
         row |= {
             "status": "does not fit",
-            "message": f"a sequence of {setup.batch_of} takes {one} bytes, more than the budget",
+            "message": f"a sequence of {setup.preset} takes {one} bytes, more than the budget",
         }
         return
+    own = {largest}
+    if setup.round_to:
+        own.add(largest // setup.round_to * setup.round_to)
+    equal = 0
+    if setup.equal_to is not None:
+        other = _planned_cache(model, inputs, setup.equal_to, setup.text_capacity, None)
+        equal = int(setup.budget_gb * 1e9 // (vkq_jax.cache_nbytes(other).total // sequences))
 
     stage("drawing weights")
     model = dataclasses.replace(model, params=random_params(model.params)).take_apart()
@@ -154,15 +159,24 @@ def measure_throughput(
             row["agreement"] = compare_implementations(
                 model, state, implementation, "xla", setup.compare_steps
             )
-    stage(f"decoding {batch} sequences")
-    row |= measure_decoding(
-        model,
-        state,
-        batch,
-        implementation=implementation,
-        steps=(setup.short_steps, setup.long_steps),
-        repeats=setup.repeats,
+    row["batches"] = []
+    for batch in sorted({*own, equal} - {0}, reverse=True):
+        stage(f"decoding {batch} sequences")
+        figures = measure_decoding(
+            model,
+            state,
+            batch,
+            implementation=implementation,
+            steps=(setup.short_steps, setup.long_steps),
+            repeats=setup.repeats,
+        )
+        row["batches"].append({"batch": batch, **figures})
+    row |= max(
+        (figures for figures in row["batches"] if figures["batch"] in own),
+        key=lambda figures: figures["tokens_per_second"],
     )
+    row["peak_bytes"] = device_memory.peak()
+    row["equal_batch"] = equal or None
     del row["stage"]
 
 

@@ -21,12 +21,12 @@ def plan_throughput(
     compare_steps: int,
     **options: Any,
 ) -> list[list[ThroughputSetup]]:
-    """A group for each shape and budget: bfloat16, each preset with its own batch and bfloat16's.
+    """A group for each shape and budget: bfloat16, and each preset.
 
     Args:
         shapes, budgets, presets: what is multiplied out.
         implementations: that presets are measured with. baselines: that bfloat16 is measured with.
-        compare_steps: of the rows of the first budget that fill it.
+        compare_steps: of the rows of the first budget.
         **options: of every `ThroughputSetup`.
     """
     groups = []
@@ -37,18 +37,15 @@ def plan_throughput(
                 preset=BASELINE,
                 implementation=None,
                 budget_gb=budget,
-                batch_of=BASELINE,
-                batch_implementation=None,
                 compare_steps=0 if number else compare_steps,
                 **options,
             )
             group = [dataclasses.replace(base, implementation=name) for name in baselines]
             for preset in presets:
-                for name in implementations:
-                    own = dataclasses.replace(
-                        base, preset=preset, implementation=name, batch_of=preset
-                    )
-                    group += [own, dataclasses.replace(own, batch_of=BASELINE, compare_steps=0)]
+                group += [
+                    dataclasses.replace(base, preset=preset, implementation=name, equal_to=BASELINE)
+                    for name in implementations
+                ]
             groups.append(group)
     return groups
 
@@ -64,6 +61,21 @@ def compare_throughput(row: dict[str, Any], group: Sequence[dict[str, Any]]) -> 
     row["baseline_implementation"] = best["implementation_taken"]
     row["ratio_to_bf16"] = row["tokens_per_second"] / best["tokens_per_second"]
     row["ttft_ratio_to_bf16"] = row["ttft_ms"] / best["ttft_ms"]
+    fastest = _speed_at(row, [row])
+    rival = _speed_at(row, baselines)
+    if fastest and rival:
+        row["ratio_to_bf16_at_equal_batch"] = fastest / rival
+
+
+def _speed_at(row: dict[str, Any], others: Sequence[dict[str, Any]]) -> float | None:
+    """The greatest tokens/s of the others at the row's equal batch; None: it was not measured."""
+    speeds = [
+        figures["tokens_per_second"]
+        for other in others
+        for figures in other["batches"]
+        if figures["batch"] == row.get("equal_batch")
+    ]
+    return max(speeds, default=None)
 
 
 def floors(row: dict[str, Any], bandwidth: float) -> None:

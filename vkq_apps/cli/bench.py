@@ -72,6 +72,13 @@ def throughput(
     prompt_text: PromptText = 32,
     sequences: Sequences = None,
     steps: Annotated[str, typer.Option(help="Of the two runs whose difference counts.")] = "4,20",
+    round_to: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Also try the largest batch, rounded down to a multiple of this; 0: do not.",
+        ),
+    ] = 64,
     compare_steps: Annotated[
         int, typer.Option(min=0, help="Greedy tokens to compare with xla; 0: none.")
     ] = 8,
@@ -90,6 +97,7 @@ def throughput(
         [implementation_of(name) for name in names(implementation)],
         [implementation_of(name) for name in names(baseline)],
         compare_steps=compare_steps,
+        round_to=round_to,
         text_capacity=text_capacity,
         prompt_text=prompt_text,
         sequences=sequences,
