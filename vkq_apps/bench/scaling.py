@@ -1,7 +1,6 @@
 """Time and memory of one decode attention against length and batch, bfloat16 beside coded."""
 
 import dataclasses
-import statistics
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from pallas_kernels.shapes import ModelShape, find_shape
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
 from vkq_apps.bench.sequence_cache import random_layer
-from vkq_apps.bench.timing import seconds_of_calls
+from vkq_apps.bench.timing import time_of_layers
 from vkq_jax.cache import LayerCache
 from vkq_jax.config import KVQuantConfig
 
@@ -123,14 +122,12 @@ def measure_scaling(setup: ScalingSetup, row: dict[str, Any]) -> None:
         "compile_seconds": compiled.seconds,
         "relative_error": float(jnp.linalg.norm(output - expected) / jnp.linalg.norm(expected)),
     }
-    times = [
-        1e6 * seconds / count
-        for seconds in seconds_of_calls(compiled.call, query, layers, repeats=setup.repeats)
-    ]
+    taken = time_of_layers(compiled.call, query, layers, count=count, repeats=setup.repeats)
     row |= {
-        "microseconds": statistics.median(times),
-        "microseconds_range": [min(times), max(times)],
-        "bytes_per_second": 1e6 * nbytes / statistics.median(times),
+        "microseconds": 1e6 * taken.best,
+        "wall_microseconds": 1e6 * taken.wall,
+        "timed_by": taken.timed_by,
+        "bytes_per_second": nbytes / taken.best,
     }
 
 

@@ -11,7 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["LayerTime", "bandwidth", "seconds_of_calls", "seconds_of_kernels", "time_per_layer"]
+__all__ = [
+    "LayerTime",
+    "bandwidth",
+    "seconds_of_calls",
+    "seconds_of_kernels",
+    "time_of_layers",
+    "time_per_layer",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +63,16 @@ def time_per_layer(
             query, outputs[-1] = jax.lax.optimization_barrier((query, outputs[-1]))
         return outputs
 
-    wall = statistics.median(seconds_of_calls(chain, query, layers, repeats=repeats))
-    device = _seconds_on_device(lambda: chain(query, layers), calls=repeats)
-    return LayerTime(wall / len(layers), device and device / len(layers))
+    return time_of_layers(chain, query, layers, count=len(layers), repeats=repeats)
+
+
+def time_of_layers(
+    chain: Callable[..., Any], *arguments: Any, count: int, repeats: int = 7
+) -> LayerTime:
+    """Median times of one of the `count` layers that a compiled call runs through."""
+    wall = statistics.median(seconds_of_calls(chain, *arguments, repeats=repeats))
+    device = _seconds_on_device(lambda: chain(*arguments), calls=repeats)
+    return LayerTime(wall / count, device and device / count)
 
 
 def _seconds_on_device(function: Callable[[], Any], calls: int) -> float | None:
