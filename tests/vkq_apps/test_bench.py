@@ -153,6 +153,7 @@ def test_ratios_are_to_the_fastest_bf16_row():
             "implementation_taken": implementation,
             "tokens_per_second": speed,
             "ttft_ms": 1.0,
+            "prefill_device_ms": speed / 10,
             "batches": [{"batch": 3, "tokens_per_second": speed / 4}],
             "equal_batch": equal,
         }
@@ -163,6 +164,7 @@ def test_ratios_are_to_the_fastest_bf16_row():
     assert (slow["ratio_to_bf16"], coded["ratio_to_bf16"]) == (0.25, 2.5)
     assert coded["baseline_implementation"] == "fused"
     assert coded["ratio_to_bf16_at_equal_batch"] == 2.5
+    assert (coded["ttft_ratio_to_bf16"], coded["prefill_ratio_to_bf16"]) == (1.0, 2.5)
     assert "ratio_to_bf16_at_equal_batch" not in slow
     unpaired = row("x", "fused", 100)
     compare_throughput(unpaired, [slow | {"status": "out of memory"}])

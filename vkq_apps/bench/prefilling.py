@@ -1,7 +1,5 @@
 """The prefill of a few sequences: their cache, the time to the first token, the memory it takes."""
 
-import statistics
-import time
 from typing import Any
 
 import jax
@@ -12,6 +10,7 @@ from models.prefill import prefill
 from pallas_kernels.shapes import ModelShape
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
+from vkq_apps.bench.timing import time_of_calls
 from vkq_jax.array_types import Array, Float
 from vkq_jax.cache import KVCache
 from vkq_jax.config import KVQuantConfig
@@ -52,20 +51,15 @@ def measure_prefill(
     held, before = device_memory.in_use(), device_memory.peak()
     logits, cache = jax.block_until_ready(compiled.call(model, inputs, None))
     peak = device_memory.peak()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        again = jax.block_until_ready(compiled.call(model, inputs, None))
-        times.append(1e3 * (time.perf_counter() - start))
-        del again
+    taken = time_of_calls(compiled.call, model, inputs, None, repeats=repeats)
     return (
         logits,
         cache,
         {
             "prefill_sequences": inputs.input_ids.shape[0],
             "prefill_tokens": inputs.input_ids.shape[1],
-            "ttft_ms": statistics.median(times),
-            "ttft_ms_range": [min(times), max(times)],
+            "ttft_ms": 1e3 * taken.wall,
+            "prefill_device_ms": taken.device and 1e3 * taken.device,
             "prefill_held_bytes": held,
             "prefill_peak_bytes": peak if before is None or (peak or 0) > before else None,
             "prefill_temporary_bytes": compiled.temporary_bytes,

@@ -14,7 +14,7 @@ from pallas_kernels.shapes import ModelShape, find_shape
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
 from vkq_apps.bench.sequence_cache import random_layer
-from vkq_apps.bench.timing import time_of_layers
+from vkq_apps.bench.timing import time_of_calls
 from vkq_jax.cache import LayerCache
 from vkq_jax.config import KVQuantConfig
 
@@ -122,7 +122,7 @@ def measure_scaling(setup: ScalingSetup, row: dict[str, Any]) -> None:
         "compile_seconds": compiled.seconds,
         "relative_error": float(jnp.linalg.norm(output - expected) / jnp.linalg.norm(expected)),
     }
-    taken = time_of_layers(compiled.call, query, layers, count=count, repeats=setup.repeats)
+    taken = time_of_calls(compiled.call, query, layers, steps=count, repeats=setup.repeats)
     row |= {
         "microseconds": 1e6 * taken.best,
         "wall_microseconds": 1e6 * taken.wall,

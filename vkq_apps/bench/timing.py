@@ -16,7 +16,7 @@ __all__ = [
     "bandwidth",
     "seconds_of_calls",
     "seconds_of_kernels",
-    "time_of_layers",
+    "time_of_calls",
     "time_per_layer",
 ]
 
@@ -63,16 +63,16 @@ def time_per_layer(
             query, outputs[-1] = jax.lax.optimization_barrier((query, outputs[-1]))
         return outputs
 
-    return time_of_layers(chain, query, layers, count=len(layers), repeats=repeats)
+    return time_of_calls(chain, query, layers, steps=len(layers), repeats=repeats)
 
 
-def time_of_layers(
-    chain: Callable[..., Any], *arguments: Any, count: int, repeats: int = 7
+def time_of_calls(
+    function: Callable[..., Any], *arguments: Any, steps: int = 1, repeats: int = 7
 ) -> LayerTime:
-    """Median times of one of the `count` layers that a compiled call runs through."""
-    wall = statistics.median(seconds_of_calls(chain, *arguments, repeats=repeats))
-    device = _seconds_on_device(lambda: chain(*arguments), calls=repeats)
-    return LayerTime(wall / count, device and device / count)
+    """Median times of one of the equal steps that a compiled call takes."""
+    wall = statistics.median(seconds_of_calls(function, *arguments, repeats=repeats))
+    device = _seconds_on_device(lambda: function(*arguments), calls=repeats)
+    return LayerTime(wall / steps, device and device / steps)
 
 
 def _seconds_on_device(function: Callable[[], Any], calls: int) -> float | None:
