@@ -546,6 +546,21 @@ def test_a_tiling_fits_any_shape(heads, queries, positions):
     assert 4 * problem.shared_words <= 227 * 1024  # what a thread block of an H100 can have
 
 
+@pytest.mark.parametrize(
+    ("heads", "queries", "positions", "tiling"),
+    [
+        (16 * 32, 1, 2304, Tiling(4, 2)),
+        (128 * 8, 4, 3328, Tiling(16, 2, 1, 4)),  # 128 thread blocks: one round
+        (133 * 8, 4, 3328, Tiling(4, 2, 1, 4)),  # 133 would be two
+        (16 * 4, 8, 32768, Tiling(8, 8, 2, 8)),
+        (16 * 4, 8, 131072, Tiling(16, 16, 2, 8)),
+    ],
+)
+def test_tilings_that_were_measured(heads, queries, positions, tiling):
+    packed = Packed(positions, Coding(), Coding())
+    assert choose_tiling(heads, queries, packed, (("text", 64),)) == tiling
+
+
 def test_explain_says_how_the_work_is_divided():
     query, layer = random_layer(Shape(head_dim=128, num_heads=8, num_queries=2), CODES["signs"])
     text = pallas_kernels.explain(stacked(layer, 3), jax.ShapeDtypeStruct(query.shape, query.dtype))
@@ -588,7 +603,6 @@ from jax.sharding import PartitionSpec as P
 from pallas_kernels import mosaic_gpu
 from pallas_kernels.launch import emulated_launch
 from tests.pallas_kernels.test_kernel import CODES, stacked
-from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
 from tests.support.caches import Shape, random_layer
 shape = Shape(head_dim=64, num_heads=4, visual=((300, (300, 33)),))
 query, layer = random_layer(shape, CODES["signs"])
