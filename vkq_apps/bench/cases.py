@@ -1,11 +1,14 @@
 """The shapes that `vkq bench kernel` times, and the small ones that it checks."""
 
 import dataclasses
+from typing import Literal
 
 from pallas_kernels import layouts
 from pallas_kernels.problem import Tiling
 
-__all__ = ["CASES", "CHECKS", "Case"]
+__all__ = ["CASES", "CHECKS", "Calibration", "Case"]
+
+Calibration = Literal["per step", "static"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +19,8 @@ class Case:
         codes: "levels", "levels2" or "levels4" (bits), "signs8" or "signs16" (bits of a scale), or
             "bfloat16", the kernel's own dense path.
         text: positions of a dense bank beside the visual one, in the same launch.
-        calibrated: whether scores are calibrated: one more launch, over the keys, before.
+        calibration: of the scores: "per step", which takes one more launch, over the keys, before;
+            or "static".
     """
 
     batch: int
@@ -27,7 +31,7 @@ class Case:
     head_dim: int = 128
     group_size: int | None = None
     text: int = 0
-    calibrated: bool = False
+    calibration: Calibration | None = None
     goal: float | None = None
 
     @property
@@ -81,29 +85,31 @@ CASES = {
     "gqa4-3328-signs8-text": Case(133, 8, 4, 3328, "signs8", text=64),
     "mha-32k-2bit": Case(16, 32, 1, 32768, "levels2", goal=7.0),
     "mha-32k-4bit": Case(16, 32, 1, 32768, "levels4", goal=3.7),
-    "mha-32k-calibrated": Case(16, 32, 1, 32768, calibrated=True),
-    "gqa4-32k-calibrated": Case(16, 8, 4, 32768, calibrated=True),
+    "mha-32k-calibrated": Case(16, 32, 1, 32768, calibration="per step"),
+    "gqa4-32k-calibrated": Case(16, 8, 4, 32768, calibration="per step"),
+    "gqa4-32k-static-map": Case(16, 8, 4, 32768, calibration="static"),
     "mha-8k-bfloat16": Case(16, 32, 1, 8192, "bfloat16"),
     "gqa4-3328-bfloat16": Case(64, 8, 4, 3328, "bfloat16"),
     "gqa7-8k-bfloat16": Case(16, 4, 7, 8192, "bfloat16"),
 }
 
 # Small shapes for --check: every code path, lengths that end inside and at the edge of blocks.
+_SMALL: list[tuple[str, int | None, int, int, int, Calibration | None, Tiling]] = [
+    ("levels", None, 1, 2304, 0, None, Tiling(16, 4)),
+    ("levels", 512, 4, 1700, 40, "per step", Tiling(8, 2, 2)),
+    ("levels", None, 8, 1700, 40, "per step", Tiling(16, 16, 2, 8)),
+    ("signs8", None, 7, 700, 0, None, Tiling(16, 4, 4, 7)),
+    ("signs8", None, 4, 3328, 130, None, Tiling(16, 8, 8, 4)),
+    ("signs16", None, 2, 2304, 17, "static", Tiling(4, 1, 1, 2)),
+    ("signs8", None, 1, 576, 33, None, Tiling(16, 2)),
+    ("levels2", None, 1, 700, 40, None, Tiling(8, 4)),
+    ("levels4", None, 4, 1700, 40, "per step", Tiling(8, 8, 2, 4)),
+    ("bfloat16", None, 4, 700, 40, None, Tiling(16, 4, 2, 4)),
+]
 CHECKS = [
-    (Case(2, 2, queries, positions, codes, head_dim, group_size, text, calibrated), tiling)
+    (Case(2, 2, queries, positions, codes, head_dim, group_size, text, calibration), tiling)
     for head_dim in (128, 64)
-    for codes, group_size, queries, positions, text, calibrated, tiling in (
-        ("levels", None, 1, 2304, 0, False, Tiling(16, 4)),
-        ("levels", 512, 4, 1700, 40, True, Tiling(8, 2, 2)),
-        ("levels", None, 8, 1700, 40, True, Tiling(16, 16, 2, 8)),
-        ("signs8", None, 7, 700, 0, False, Tiling(16, 4, 4, 7)),
-        ("signs8", None, 4, 3328, 130, False, Tiling(16, 8, 8, 4)),
-        ("signs16", None, 2, 2304, 17, True, Tiling(4, 1, 1, 2)),
-        ("signs8", None, 1, 576, 33, False, Tiling(16, 2)),
-        ("levels2", None, 1, 700, 40, False, Tiling(8, 4)),
-        ("levels4", None, 4, 1700, 40, True, Tiling(8, 8, 2, 4)),
-        ("bfloat16", None, 4, 700, 40, False, Tiling(16, 4, 2, 4)),
-    )
+    for codes, group_size, queries, positions, text, calibration, tiling in _SMALL
 ]
 # Stored with channels of zeros, rotated outside the launch.
-CHECKS += [(Case(2, 2, 1, 2304, "signs8", head_dim=96, calibrated=True), Tiling(16, 4))]
+CHECKS += [(Case(2, 2, 1, 2304, "signs8", head_dim=96, calibration="per step"), Tiling(16, 4))]

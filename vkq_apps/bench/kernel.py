@@ -25,7 +25,7 @@ from pallas_kernels import TiledLevels, TiledSigns, layouts, mosaic_gpu
 from pallas_kernels.fused import Banks, DenseBank, fused_attention, score_range
 from pallas_kernels.launch import Launch, emulated_launch, gpu_launch
 from pallas_kernels.problem import Tiling
-from vkq_apps.bench.cases import CASES, CHECKS, Case
+from vkq_apps.bench.cases import CASES, CHECKS, Calibration, Case
 from vkq_apps.bench.results_file import source_digest, write_json
 from vkq_apps.bench.rivals import (
     BF16_RIVALS,
@@ -39,10 +39,13 @@ from vkq_apps.bench.rivals import (
 from vkq_apps.bench.timing import LayerTime, bandwidth, time_per_layer
 from vkq_apps.provenance import provenance
 from vkq_jax.cache import VisualBank
-from vkq_jax.calibration import ScoreCalibration, calibrate, score_map
+from vkq_jax.calibration import ScoreCalibration, ScoreMap, calibrate, score_map
 from vkq_jax.post_scaling import scores, weighted_sum
 
 __all__ = ["CASES", "Case", "main", "random_banks"]
+
+
+_CALIBRATION = ScoreCalibration()
 
 
 def random_banks(case: Case, seed: int, *, ragged: bool = False) -> tuple[Banks, dict[str, Any]]:
@@ -126,7 +129,7 @@ def _random_tensors(case: Case, key: jax.Array) -> tuple[list[Any], dict[str, De
 
 
 def attend(
-    calibration: ScoreCalibration | None,
+    calibration: Calibration | None,
     launch: Launch,
     tiling: Tiling | None,
     query: jax.Array,
@@ -135,15 +138,22 @@ def attend(
 ) -> tuple[jax.Array, jax.Array]:
     """Output and log-sum-exp by the kernel."""
     layer, mapped = jnp.int32(0), None
-    if calibration is not None:
+    if calibration == "per step":
         assert banks.packed is not None
         found = score_range(query, banks.packed, layer, launch, tiling)
-        mapped, _ = score_map(*found, calibration)
+        mapped, _ = score_map(*found, _CALIBRATION)
+    elif calibration == "static":
+        mapped = _static_map(query.shape[:-1])
     return fused_attention(query, visible, banks, layer, launch, tiling, mapped)
 
 
+def _static_map(rows: tuple[int, ...]) -> ScoreMap:
+    """A map of scores, as if it had been made before."""
+    return ScoreMap(jnp.full(rows, 0.9), jnp.full(rows, -0.25))
+
+
 def reference(
-    calibration: ScoreCalibration | None,
+    calibration: Calibration | None,
     query: jax.Array,
     banks: Banks,
     visible: dict[str, jax.Array],
@@ -165,9 +175,11 @@ def reference(
             values.append(lambda weights: weighted_sum(weights, value))
             seen = banks.packed.length[:, None, None, None]
             masks.append(jnp.arange(parts[-1].shape[-1]) < seen)
-            if calibration is not None:
+            if calibration == "per step":
                 mask = jnp.broadcast_to(masks[-1], parts[-1].shape)
-                parts[-1] = calibrate(parts[-1], mask, calibration)[0]
+                parts[-1] = calibrate(parts[-1], mask, _CALIBRATION)[0]
+            elif calibration == "static":
+                parts[-1] = _static_map(query.shape[:-1]).apply(parts[-1])
         logits = [jnp.where(mask, x, -jnp.inf) for x, mask in zip(parts, masks, strict=True)]
         total = jax.nn.logsumexp(jnp.concatenate(logits, -1), -1)
         safe = jnp.where(jnp.isfinite(total), total, 0.0)[..., None]
@@ -182,16 +194,17 @@ def error(case: Case, launch: Launch, tiling: Tiling | None, *, ragged: bool) ->
     which is quicker, and all that `compute-sanitizer` has to follow.
     """
     case = dataclasses.replace(case, batch=min(case.batch, 2))
-    calibration = ScoreCalibration() if case.calibrated else None
     with jax.default_device(jax.devices("cpu")[0] if ragged else None):
         banks, visible = random_banks(case, seed=time.time_ns() % 2**31, ragged=ragged)
         shape = (case.batch, case.kv_heads, case.queries, case.head_dim)
         query = 2 * case.head_dim**-0.5 * jax.random.normal(jax.random.key(5), shape)
-        expected, expected_logsumexp = jax.jit(functools.partial(reference, calibration))(
+        expected, expected_logsumexp = jax.jit(functools.partial(reference, case.calibration))(
             query, banks, visible
         )
     inputs = jax.device_put((query, banks, visible), jax.devices()[0])
-    output, logsumexp = jax.jit(functools.partial(attend, calibration, launch, tiling))(*inputs)
+    output, logsumexp = jax.jit(functools.partial(attend, case.calibration, launch, tiling))(
+        *inputs
+    )
     expected, expected_logsumexp = jax.device_put((expected, expected_logsumexp), jax.devices()[0])
     seen = jnp.isfinite(expected_logsumexp)
     if not bool(jnp.all(jnp.isfinite(output)) & jnp.all(jnp.isfinite(logsumexp) == seen)):
@@ -220,10 +233,8 @@ def measure(
     layers = max(1, min(16, round(2e9 / case.bytes)))
     banks = [random_banks(case, seed) for seed in range(layers)]
 
-    calibration = ScoreCalibration() if case.calibrated else None
-
     def step(query, layer):
-        return attend(calibration, gpu_launch, tiling, query, *layer)[0]
+        return attend(case.calibration, gpu_launch, tiling, query, *layer)[0]
 
     taken = time_per_layer(step, query, banks)
     row = {
