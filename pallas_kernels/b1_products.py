@@ -6,6 +6,8 @@
    planes.
 3. *values.* Value words go to the tensor core as they were loaded. Lane 4 g + t gets channels
    64 h + 16 t + 8 r + g.
+
+One code plane at a time: of 256 channels, those of either half.
 """
 
 import dataclasses
@@ -86,7 +88,7 @@ class B1Products:
         return add_products(self._ops, channels, weights, sums)
 
     def value_sums(self, words: Sequence[Value], weights: BlockWeights) -> list[Value]:
-        """Sums over the block's positions of weight times code, for this lane's of a half's channels."""
+        """Sums over the block's positions of weight times code: this lane's channels of a half."""
         ops, halves = self._ops, weights.operands
         planes = list(zip(*halves, strict=True))
         row_words = 2 * len(halves)

@@ -3,6 +3,9 @@
 A block's codes are made into bytes once for all of them. Two sets of four queries take a block in
 two halves, to have room for their scores. The queries are prepared once for the team, each by one
 of its warps. All positions share their tables.
+
+Words of several code planes are not staged in shared memory, which has no room for them beside 16
+warps (for one bit of 256 channels, beside 8 warps, it would have: not tried).
 """
 
 import dataclasses

@@ -203,7 +203,7 @@ class Problem:
 
     @property
     def stages_words(self) -> bool:
-        """Whether words of the next block wait in shared memory, where there is room for them."""
+        """Whether words of the next block wait in shared memory: of one plane a side."""
         one_plane = self.packed is not None and self.packed.most_bits * self.halves == 1
         return one_plane and self.uses_bytes
 

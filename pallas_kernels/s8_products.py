@@ -16,6 +16,8 @@ query t of each set and need not ask another lane.
 2. *softmax* (`BlockSoftmax`) in the lane, and over the eight that share t.
 3. *values*: channels 16 m + 8 r + g of query t. Weights change lanes on the way, see
    `Scratch.store_weights`.
+
+Of 256 channels, each half has right operands of its own for the keys; those of values serve both.
 """
 
 import dataclasses

@@ -41,7 +41,7 @@ class TiledLevels(QuantizedTensor):
     """A `LevelTensor` per channel, its words as `pallas_kernels.layouts` says.
 
     Attributes:
-        packed: words in the layout of keys or of values; of all codes' lowest bits, then of the
+        packed: words in the layout of keys or of values; code planes of the lowest bit, then of the
             next ones.
         lower, upper: as in `LevelTensor`, 0 for channels that are only stored.
         side: which of the two layouts. num_positions: V, without the padding of the last block.

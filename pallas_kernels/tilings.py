@@ -16,7 +16,7 @@ def choose_tiling(
     packed: Packed | None,
     dense: tuple[tuple[str, int], ...],
 ) -> Tiling:
-    """The tiling for `heads` KV heads of `head_dim` stored channels, each read by `queries` queries.
+    """The tiling for `heads` KV heads of `head_dim` stored channels, each with `queries` queries.
 
     A team takes up to eight queries of a KV head, so that a block is loaded once for them (one
     where tables come in groups, four where there is no packed bank or a side has several code

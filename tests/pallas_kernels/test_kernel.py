@@ -572,7 +572,9 @@ def test_a_tiling_fits_any_shape(heads, queries, positions, head_dim):
     dense = () if head_dim == 256 else (("text", 100),)
     tiling = choose_tiling(heads, queries, head_dim, packed, dense)
     problem = Problem(heads, 1, queries, head_dim, packed, dense, tiling=tiling)
-    assert head_dim == 128 or tiling.queries == 1 or tiling.warps <= 8 and tiling.queries <= 4
+    if head_dim == 256 and tiling.queries > 1:  # registers
+        assert tiling.warps <= 8
+        assert tiling.queries <= 4
     assert problem.grid * problem.block_teams >= problem.teams
     assert 4 * problem.shared_words <= 227 * 1024  # what a thread block of an H100 can have
 

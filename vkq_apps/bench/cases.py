@@ -107,3 +107,5 @@ CHECKS = [
 ]
 # Stored with channels of zeros, rotated outside the launch.
 CHECKS += [(Case(2, 2, 1, 2304, "signs8", head_dim=96, calibrated=True), Tiling(16, 4))]
+# Two code planes of each side.
+CHECKS += [(Case(2, 2, 4, 1700, "signs8", head_dim=256, calibrated=True), Tiling(8, 4, 2, 4))]
