@@ -6,6 +6,8 @@
    planes.
 3. *values.* Value words go to the tensor core as they were loaded. Lane 4 g + t gets channels
    64 h + 16 t + 8 r + g.
+
+One code plane at a time: of 256 channels, those of either half.
 """
 
 import dataclasses
@@ -34,34 +36,37 @@ class B1Products:
 
     def __init__(self, ops: Operations, problem: Problem, work: Work):
         """Keeps what the methods need."""
-        self._ops, self._work, self._head_dim = ops, work, problem.head_dim
+        self._ops, self._work, self._plane_dim = ops, work, problem.plane_dim
         self._planes = BitPlanes(ops, work.lane)
         self._softmax = BlockSoftmax(ops, _MAX_WEIGHT, lambda x: warp_max_float(ops, x))
 
     def encode(self, query: FoldedQuery) -> FoldedQuery:
-        """Its numbers as bit planes, for even and for odd quarters of a block."""
+        """Its numbers as bit planes: of each half, for even and for odd quarters of a block."""
         ops, numbers = self._ops, query.operands
-        if self._head_dim == 128:
-            words = [self._planes.split_signed(numbers, _QUERY_BYTES)] * 2
+        if self._plane_dim == 128:
+            words = [
+                [self._planes.split_signed(numbers[first : first + 4], _QUERY_BYTES)] * 2
+                for first in range(0, len(numbers), 4)
+            ]
         else:
             both = self._planes.split_signed([*numbers, *numbers], _QUERY_BYTES)
-            words = by_lane_pair(ops, self._work.t, both)
+            words = [by_lane_pair(ops, self._work.t, both)]
         unit = 256.0 ** (_QUERY_BYTES - 2) / COUNT_UNIT
         return dataclasses.replace(query, operands=words, unit=ops.fmul(query.unit, unit))
 
-    def key_sums(self, query: FoldedQuery, words: Sequence[Value]) -> list[Value]:
-        """Sums over channels of number times code, for positions 32 i + 8 t + g."""
-        row_words = self._head_dim // 16
+    def key_sums(self, query: FoldedQuery, words: Sequence[Value], half: int) -> list[Value]:
+        """Sums over a half's channels of number times code, for positions 32 i + 8 t + g."""
+        row_words = self._plane_dim // 16
         sums = []
         for k in range(len(words) // row_words):
             tiles = []
             for quarter in range(4):
-                if self._head_dim == 128:
+                if self._plane_dim == 128:
                     at = 8 * k + 4 * (quarter // 2) + 2 * (quarter % 2)
                 else:
                     at = 4 * k + 2 * (quarter // 2)
                 tiles.append(words[at : at + 2])
-            planes = [query.operands[quarter % 2] for quarter in range(4)]
+            planes = [query.operands[half][quarter % 2] for quarter in range(4)]
             sums += self._planes.products(tiles, planes, self._ops.mma_b1_k128, signed=True)
         return sums
 
@@ -83,14 +88,14 @@ class B1Products:
         return add_products(self._ops, channels, weights, sums)
 
     def value_sums(self, words: Sequence[Value], weights: BlockWeights) -> list[Value]:
-        """Sums over the block's positions of weight times code, for this lane's channels."""
+        """Sums over the block's positions of weight times code: this lane's channels of a half."""
         ops, halves = self._ops, weights.operands
         planes = list(zip(*halves, strict=True))
         row_words = 2 * len(halves)
         mma = ops.mma_b1_k256 if len(halves) == 2 else ops.mma_b1_k128
         planes = planes if len(halves) == 2 else [plane for (plane,) in planes]
         sums = []
-        for h in range(self._head_dim // 64):
+        for h in range(self._plane_dim // 64):
             rows = range(4 * h, 4 * h + 4)
             tiles = [words[row_words * row : row_words * (row + 1)] for row in rows]
             sums += self._planes.products(tiles, [planes] * 4, mma, signed=False)

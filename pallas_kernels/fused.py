@@ -36,7 +36,7 @@ class DenseBank:
 class Banks:
     """What one launch attends to: at most one packed bank (tiled) and dense ones, of all layers.
 
-    Dense ones only where H is what the layout stores: padding them would copy them at every call.
+    Dense ones only of `layouts.HEAD_DIMS`: padding others would copy them at every call.
     """
 
     packed: VisualBank | None
@@ -229,7 +229,7 @@ def plan(
     """
     outer, batch, kv_heads, queries, head_dim = query
     stored = layouts.stored_head_dim(head_dim)
-    if banks.dense and head_dim != stored:
+    if banks.dense and head_dim not in layouts.HEAD_DIMS:
         raise ValueError(f"dense banks of head_dim {head_dim} in a launch")
     dense = tuple((name, bank.key.shape[-2]) for name, bank in banks.dense.items())
     packed, layers = None, next((b.key.shape[-5] for b in banks.dense.values()), 1)
@@ -249,7 +249,7 @@ def plan(
         head_dim=stored,
         packed=packed,
         dense=dense,
-        tiling=tiling or choose_tiling(outer * batch * kv_heads, queries, packed, dense),
+        tiling=tiling or choose_tiling(outer * batch * kv_heads, queries, stored, packed, dense),
     )
 
 

@@ -1,9 +1,14 @@
 """The kernel's layout of packed words: blocks of 256 positions, one 16-byte load a lane.
 
-Codes of one bit, head_dim H of 64 or 128. Of any other H up to 128, channels of zeros are stored
-behind the others (`stored_head_dim`): 80 and 96 take the words of 128. The words of one head are a
-row of blocks; the last block may be cut short, in steps of `QUARTER` = 64 positions (keys) or two
-of them (values):
+Codes of one bit, head_dim H of 64, 128 or 256. Of any other H up to 256, channels of zeros are
+stored behind the others (`stored_head_dim`): 80 and 96 take the words of 128.
+
+A **code plane** is one bit of the codes of 64 or 128 channels; all of the below is about one.
+256 channels are two, codes of several bits (`TiledLevels`) as many for each bit: the words of one
+plane of a head after those of another, the halves of the channels within the bits.
+
+The words of a plane are a row of blocks; the last block may be cut short, in steps of `QUARTER` =
+64 positions (keys) or two of them (values):
 
     words [*lead, n]:  | block 0 | block 1 | ... | whole quarters of the rest |
 
@@ -47,10 +52,12 @@ __all__ = [
     "BLOCK",
     "HEAD_DIMS",
     "QUARTER",
+    "STORED_HEAD_DIMS",
     "head_dim_reason",
     "key_words",
     "num_blocks",
     "pad_channels",
+    "plane_dim",
     "split_blocks",
     "stored_head_dim",
     "tile_keys",
@@ -64,7 +71,8 @@ __all__ = [
 
 BLOCK = 256
 QUARTER = 64
-HEAD_DIMS = (64, 128)
+HEAD_DIMS = (64, 128)  # of one plane
+STORED_HEAD_DIMS = (*HEAD_DIMS, 2 * HEAD_DIMS[-1])
 
 # Axes of a block's key words, [position..., channel word...] -> [row, lane, word], by head_dim.
 # Positions split as (k, r, c, e, g); a word's number among those of a position is t or t % 2.
@@ -78,12 +86,18 @@ _KEY_AXES = {
 
 def stored_head_dim(head_dim: int) -> int:
     """H with the channels of zeros that the layout stores behind the others."""
-    return min(stored for stored in HEAD_DIMS if stored >= head_dim)
+    return min(stored for stored in STORED_HEAD_DIMS if stored >= head_dim)
+
+
+def plane_dim(head_dim: int) -> int:
+    """Channels of a plane, those included that are only stored."""
+    return min(stored_head_dim(head_dim), HEAD_DIMS[-1])
 
 
 def head_dim_reason(head_dim: int) -> str | None:
     """Why the layout has no place for so many channels; None if it has."""
-    return f"head_dim {head_dim} is above {HEAD_DIMS[-1]}" if head_dim > HEAD_DIMS[-1] else None
+    greatest = STORED_HEAD_DIMS[-1]
+    return f"head_dim {head_dim} is above {greatest}" if head_dim > greatest else None
 
 
 def pad_channels(x: Shaped[Array, "*lead H"]) -> Shaped[Array, "*lead S"]:
@@ -115,31 +129,32 @@ def value_words(num_positions: int, head_dim: int) -> int:
 
 def tile_keys(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead n"]:
     """Key words from the order of `vkq_jax.packing`; missing positions and channels are zero."""
-    packed = _pad_words(packed)
+    packed = _by_plane(packed)
     *lead, num_positions, words = packed.shape
     sizes, order = _KEY_AXES[32 * words]
     blocks = _in_blocks(packed, axis=-2)
     axes = _permute(blocks.reshape(*blocks.shape[:-2], *sizes), order)
-    return axes.reshape(*lead, -1)[..., : key_words(num_positions, 32 * words)]
+    tiled = axes.reshape(*lead, -1)[..., : key_words(num_positions, 32 * words)]
+    return tiled.reshape(*lead[:-1], -1)
 
 
 def untile_keys(
     tiled: UInt32[Array, "*lead n"], num_positions: int, head_dim: int
 ) -> UInt32[Array, "*lead V W"]:
     """The inverse of `tile_keys`."""
-    stored = stored_head_dim(head_dim)
-    sizes, order = _KEY_AXES[stored]
+    tiled, dim = _split_planes(tiled, head_dim)
+    sizes, order = _KEY_AXES[dim]
     blocks = num_blocks(num_positions)
-    whole = _pad_last(tiled, blocks * BLOCK * stored // 32)
+    whole = _pad_last(tiled, blocks * BLOCK * dim // 32)
     axes = whole.reshape(*tiled.shape[:-1], blocks, *(sizes[axis] for axis in order))
     packed = _permute(axes, _inverse(order))
-    packed = packed.reshape(*tiled.shape[:-1], blocks * BLOCK, stored // 32)
-    return packed[..., :num_positions, : packing.num_words(head_dim, 1)]
+    packed = packed.reshape(*tiled.shape[:-1], blocks * BLOCK, dim // 32)
+    return _join_planes(packed, num_positions, head_dim)
 
 
 def tile_values(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead n"]:
     """Value words from the order of `vkq_jax.packing`; missing positions and channels are zero."""
-    packed = _pad_words(packed)
+    packed = _by_plane(packed)
     *lead, num_positions, words = packed.shape
     codes = _in_blocks(packing.unpack(packed, 1, 32 * words).astype(bool), axis=-2)
     blocks = codes.shape[len(lead)]
@@ -152,17 +167,17 @@ def tile_values(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead n"]:
     if quarters:
         halves = -(-quarters // 2)
         parts.append(axes[..., whole, :, :, :, :halves, :].reshape(*lead, -1))
-    return jnp.concatenate(parts, axis=-1)
+    return jnp.concatenate(parts, axis=-1).reshape(*lead[:-1], -1)
 
 
 def untile_values(
     tiled: UInt32[Array, "*lead n"], num_positions: int, head_dim: int
 ) -> UInt32[Array, "*lead V W"]:
     """The inverse of `tile_values`."""
-    stored = stored_head_dim(head_dim)
-    lead, rows = tiled.shape[:-1], stored // 16
+    tiled, dim = _split_planes(tiled, head_dim)
+    lead, rows = tiled.shape[:-1], dim // 16
     whole, quarters = split_blocks(num_positions)
-    size = whole * BLOCK * stored // 32
+    size = whole * BLOCK * dim // 32
     axes = tiled[..., :size].reshape(*lead, whole, rows, 8, 4, 2, 2)
     if quarters:
         halves = -(-quarters // 2)
@@ -172,8 +187,8 @@ def untile_values(
     blocks = axes.shape[len(lead)]
     words = _permute(axes, (3, 2, 0, 4, 1)).reshape(*lead, blocks, 8, 16 * rows, 1)
     codes = packing.unpack(words, 1, 32).swapaxes(-1, -2)
-    packed = packing.pack(codes.reshape(*lead, blocks * BLOCK, stored), 1)
-    return packed[..., :num_positions, : packing.num_words(head_dim, 1)]
+    packed = packing.pack(codes.reshape(*lead, blocks * BLOCK, dim), 1)
+    return _join_planes(packed, num_positions, head_dim)
 
 
 def tile_scales(scales: Shaped[Array, "*lead V"]) -> UInt32[Array, "*lead blocks 32 words"]:
@@ -197,9 +212,29 @@ def untile_scales(
     return _permute(axes, (2, 1, 0)).reshape(*lead, blocks * BLOCK)[..., :num_positions]
 
 
-def _pad_words(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead V S"]:
-    """Words of a position with those of channels that are only stored."""
-    return _pad_last(packed, stored_head_dim(32 * packed.shape[-1]) // 32)
+def _by_plane(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead planes V P"]:
+    """Words of each plane, with those of channels that are only stored."""
+    *lead, num_positions, words = packed.shape
+    stored, dim = stored_head_dim(32 * words), plane_dim(32 * words)
+    whole = _pad_last(packed, stored // 32).reshape(*lead, num_positions, stored // dim, dim // 32)
+    return whole.swapaxes(-3, -2)
+
+
+def _split_planes(
+    tiled: UInt32[Array, "*lead n"], head_dim: int
+) -> tuple[UInt32[Array, "*lead planes m"], int]:
+    """Words of each plane, and its channels."""
+    dim = plane_dim(head_dim)
+    return tiled.reshape(*tiled.shape[:-1], stored_head_dim(head_dim) // dim, -1), dim
+
+
+def _join_planes(
+    packed: UInt32[Array, "*lead planes P_V P"], num_positions: int, head_dim: int
+) -> UInt32[Array, "*lead V W"]:
+    """The inverse of `_by_plane`, without what is only stored."""
+    *lead, planes, positions, words = packed.shape
+    joined = packed.swapaxes(-3, -2).reshape(*lead, positions, planes * words)
+    return joined[..., :num_positions, : packing.num_words(head_dim, 1)]
 
 
 def _in_blocks(x: Array, axis: int) -> Array:

@@ -1,7 +1,7 @@
 """Decode attention by the fused GPU kernel: one launch for a layer, the text bank in it.
 
-Where H is neither 64 nor 128, the text bank is XLA's, and so is the rotation of sign codes
-(`outer_rotation`).
+Where H is neither 64 nor 128, the text bank is XLA's, and so is, but for 256, the rotation of sign
+codes (`outer_rotation`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The rotation of sign codes where it is not the kernel's own: in XLA, before and after a launch.
 
-The kernel rotates by the Hadamard matrix of the channels that are stored, 64 or 128. For another H
-the codes were made with the R of H channels (`vkq_jax.rotation`), so that the launch takes them as
-not rotated. With q' = R q, whose length is that of q, it computes
+The kernel rotates by the Hadamard matrix of the channels that are stored, 64, 128 or 256. For
+another H the codes were made with the R of H channels (`vkq_jax.rotation`), so that the launch
+takes them as not rotated. With q' = R q, whose length is that of q, it computes
 
     s'[t] = q' . c + a[t] (2 sum_i q'_i code[t, i] - sum_i q'_i - kappa a[t]),    o' = c + x
 
@@ -26,7 +26,7 @@ __all__ = ["rotate_query", "rotates_outside", "unrotate_output"]
 
 def rotates_outside(x: QuantizedTensor) -> TypeGuard[TiledSigns]:
     """Whether a launch takes these codes as not rotated although they are."""
-    return isinstance(x, TiledSigns) and x.rotated and x.head_dim not in layouts.HEAD_DIMS
+    return isinstance(x, TiledSigns) and x.rotated and x.head_dim not in layouts.STORED_HEAD_DIMS
 
 
 def rotate_query(

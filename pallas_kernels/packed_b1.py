@@ -1,7 +1,7 @@
 """A warp's part of attention over a packed bank, for one query: all that it carries in registers.
 
-Blocks that share all tables form a chunk: the query's planes are made anew for each, and levels of
-values are applied to its sums.
+Blocks that share all tables form a chunk: the query's bit planes are made anew for each, and levels
+of values are applied to its sums.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +13,14 @@ from pallas_kernels.operations import Operations, Value
 from pallas_kernels.packed_blocks import WHOLE, PackedBlocks
 from pallas_kernels.packed_query import PackedQuery
 from pallas_kernels.packed_values import PackedValues
-from pallas_kernels.problem import Packed, Problem
+from pallas_kernels.problem import Packed, Plane, Problem
 from pallas_kernels.scratch import Scratch
-from pallas_kernels.warp_math import ALL_LANES, LOWEST, join_bits, merge
+from pallas_kernels.warp_math import ALL_LANES, LOWEST, join_planes, merge
 from pallas_kernels.work import Work
 
 __all__ = ["PackedB1", "Words"]
 
-Words = tuple[list[Value], list[Value]]  # of one bit of a block's codes, and the block's scales
+Words = tuple[list[Value], list[Value]]  # of one code plane of a block, and the block's scales
 
 
 class PackedB1:
@@ -84,7 +84,7 @@ class PackedB1:
     ) -> list[Value]:
         """A whole block: its first words are in registers, the next one's on their way at the end.
 
-        So two bits' words are in registers at a time, whatever the number of bits.
+        So two planes' words are in registers at a time, whatever the number of planes.
         """
         ops = self._ops
         split = len(ahead) - self._packed.key.scale_bits // 4
@@ -106,31 +106,34 @@ class PackedB1:
         return self._add(sums, self._scores(query, words), block, words)
 
     def _loads(self, block: Value, quarters: int) -> list[Callable[[], Words]]:
-        """What loads each bit's words of a block, in the order in which they are used."""
+        """What loads each plane's words of a block, in the order in which they are used."""
         return [
-            lambda name=name, bit=bit: self._load(name, block, quarters, bit)
+            lambda name=name, plane=plane: self._load(name, block, quarters, plane)
             for name in self._sides
-            for bit in range(getattr(self._packed, name).bits)
+            for plane in self._problem.planes(getattr(self._packed, name))
         ]
 
     def _load_first(self, block: Value) -> Words:
         """The first of a whole block's words."""
-        return self._load("key", block, WHOLE, 0)
+        first, *_ = self._problem.planes(self._packed.key)
+        return self._load("key", block, WHOLE, first)
 
-    def _load(self, name: str, block: Value, quarters: int, bit: int) -> Words:
-        """Words of one bit, beside those of the first one the scales."""
-        words = [word for row in self._blocks.load_rows(name, block, quarters, bit) for word in row]
-        return words, [] if bit else self._blocks.load_scales(name, block)
+    def _load(self, name: str, block: Value, quarters: int, plane: Plane) -> Words:
+        """Words of one plane, beside those of the first one the scales."""
+        rows = self._blocks.load_rows(name, block, quarters, plane)
+        words = [word for row in rows for word in row]
+        return words, [] if plane.number else self._blocks.load_scales(name, block)
 
     def _scores(self, query: FoldedQuery, words: Iterator[Words]) -> list[Value]:
         """Scores less what they have in common, of padding too."""
         ops, key = self._ops, self._packed.key
-        of_bits, scales = [], []
-        for bit in range(key.bits):
-            of_bit, loaded = next(words)
-            scales = scales if bit else loaded
-            of_bits.append(self._products.key_sums(query, of_bit))
-        sums = join_bits(ops, of_bits)
+        planes = self._problem.planes(key)
+        of_planes, scales = [], []
+        for plane in planes:
+            of_plane, loaded = next(words)
+            scales = scales if plane.number else loaded
+            of_planes.append(self._products.key_sums(query, of_plane, plane.half))
+        sums = join_planes(ops, planes, of_planes)
         scales = self._blocks.decode_scales(scales, key)[: len(sums)]
         return query.scores(ops, key, sums, scales)
 
@@ -153,13 +156,18 @@ class PackedB1:
         """The sums with a block added, whose words of values come next."""
         ops, value = self._ops, self._packed.value
         scores = self._hide_padding(block, scores)
-        of_bit, scales = next(words)
+        of_plane, scales = next(words)
         scales = self._blocks.decode_scales(scales, value)[: len(scores)]
         totals, weights = self._products.weigh(sums[:TOTALS], scores, scales)
-        of_bits = [self._products.value_sums(of_bit, weights)]
-        for _ in range(1, value.bits):
-            of_bits.append(self._products.value_sums(next(words)[0], weights))
-        products = join_bits(ops, of_bits)
+        planes, halves = self._problem.planes(value), self._problem.halves
+        of_planes = [self._products.value_sums(of_plane, weights)]
+        for _ in planes[1:]:
+            of_planes.append(self._products.value_sums(next(words)[0], weights))
+        products = [
+            x
+            for half in range(halves)
+            for x in join_planes(ops, planes[half::halves], of_planes[half::halves])
+        ]
         return [*totals, *self._products.add_values(sums[TOTALS:], weights, products)]
 
     def _join(self, total: Sequence[Value], sums, offset: Value, block: Value) -> list[Value]:

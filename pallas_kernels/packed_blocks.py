@@ -6,7 +6,7 @@ from pallas_kernels import layouts
 from pallas_kernels.fixed_point import TO_INT, TO_INT_BITS
 from pallas_kernels.layouts import BLOCK, QUARTER
 from pallas_kernels.operations import LINE, Operations, Value
-from pallas_kernels.problem import Coding, Packed, Problem
+from pallas_kernels.problem import Coding, Packed, Plane, Problem
 from pallas_kernels.scratch import Scratch
 from pallas_kernels.warp_math import LOWEST
 from pallas_kernels.work import Work
@@ -33,22 +33,25 @@ class PackedBlocks:
         self.last_whole = ops.min(self.last, packed.whole_blocks)
         self.has_rest = ops.where_less(packed.whole_blocks, self.last, 1, 0)
 
-    def load_rows(self, name: str, block: Value, quarters: int, bit: int) -> list[list[Value]]:
-        """This lane's words of a bit of a block, row by row."""
-        _, rows, _ = self._rows(name, block, quarters, bit)
-        return [self.load_row(name, block, quarters, bit, row) for row in range(rows)]
+    def load_rows(self, name: str, block: Value, quarters: int, plane: Plane) -> list[list[Value]]:
+        """This lane's words of a plane of a block, row by row."""
+        _, rows, _ = self._rows(name, block, quarters, plane)
+        return [self.load_row(name, block, quarters, plane, row) for row in range(rows)]
 
-    def load_row(self, name: str, block: Value, quarters: int, bit: int, row: int) -> list[Value]:
-        """This lane's words of a bit of a row: 4 (2 for values of at most two quarters)."""
+    def load_row(
+        self, name: str, block: Value, quarters: int, plane: Plane, row: int
+    ) -> list[Value]:
+        """This lane's words of a row of a plane: 4 (2 for values of at most two quarters)."""
         ops = self._ops
-        address, _, row_bytes = self._rows(name, block, quarters, bit)
+        address, _, row_bytes = self._rows(name, block, quarters, plane)
         address = ops.address(address, self._work.lane, row_bytes // 32)
         return (ops.load4 if row_bytes == 512 else ops.load2)(address, row_bytes * row)
 
     def copy_rows(self, scratch: Scratch, name: str, block: Value) -> None:
-        """Starts to copy this lane's words of a whole block to shared memory."""
+        """Starts to copy this lane's words of a whole block, of one plane, to shared memory."""
         ops = self._ops
-        address, rows, row_bytes = self._rows(name, block, WHOLE, 0)
+        (plane,) = self._planes(name)
+        address, rows, row_bytes = self._rows(name, block, WHOLE, plane)
         address = ops.address(address, self._work.lane, row_bytes // 32)
         for row in range(rows):
             scratch.copy_row(name, row, address, row_bytes * row)
@@ -58,21 +61,23 @@ class PackedBlocks:
         """Has the words of a whole block brought near, or of the last one if there is none."""
         ops = self._ops
         block = ops.min(block, self._packed.whole_blocks - 1)
-        for bit in range(getattr(self._packed, name).bits):
-            address, rows, row_bytes = self._rows(name, block, WHOLE, bit)
+        for plane in self._planes(name):
+            address, rows, row_bytes = self._rows(name, block, WHOLE, plane)
             line = ops.min(self._work.lane, rows * row_bytes // LINE - 1)
             ops.prefetch(ops.address(address, line, LINE), 0)
 
-    def _rows(self, name: str, block: Value, quarters: int, bit: int) -> tuple[Value, int, int]:
-        """Address of a bit of a block's first row, number of rows, bytes of each."""
-        ops, head_dim = self._ops, self._problem.head_dim
+    def _planes(self, name: str) -> list[Plane]:
+        return self._problem.planes(getattr(self._packed, name))
+
+    def _rows(self, name: str, block: Value, quarters: int, plane: Plane) -> tuple[Value, int, int]:
+        """Address of a plane of a block's first row, number of rows, bytes of each."""
+        ops, dim = self._ops, self._problem.plane_dim
         count = layouts.key_words if name == "key" else layouts.value_words
-        bit_bytes = 4 * count(self._packed.num_positions, head_dim)
-        bits = getattr(self._packed, name).bits
-        number = ops.mad(self._work.stored_head, bits, bit)
-        address = ops.address(ops.pointer(name), number, bit_bytes)
-        address = ops.address(address, block, BLOCK * head_dim // 8)
-        rows, row_bytes = head_dim // 16, 512
+        plane_bytes = 4 * count(self._packed.num_positions, dim)
+        number = ops.mad(self._work.stored_head, len(self._planes(name)), plane.number)
+        address = ops.address(ops.pointer(name), number, plane_bytes)
+        address = ops.address(address, block, BLOCK * dim // 8)
+        rows, row_bytes = dim // 16, 512
         if name == "key":
             rows = rows * quarters // WHOLE
         elif quarters <= 2:

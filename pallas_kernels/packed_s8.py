@@ -3,6 +3,9 @@
 A block's codes are made into bytes once for all of them. Two sets of four queries take a block in
 two halves, to have room for their scores. The queries are prepared once for the team, each by one
 of its warps. All positions share their tables.
+
+Words of several code planes are not staged in shared memory, which has no room for them beside 16
+warps (for one bit of 256 channels, beside 8 warps, it would have: not tried).
 """
 
 import dataclasses
@@ -16,7 +19,7 @@ from pallas_kernels.operations import Operations, Value
 from pallas_kernels.packed_blocks import WHOLE, PackedBlocks
 from pallas_kernels.packed_query import PackedQuery
 from pallas_kernels.packed_values import PackedValues
-from pallas_kernels.problem import SET, Packed, Problem
+from pallas_kernels.problem import SET, Packed, Plane, Problem
 from pallas_kernels.s8_products import S8Products
 from pallas_kernels.scratch import Scratch
 from pallas_kernels.warp_math import SAME_QUERY
@@ -24,7 +27,7 @@ from pallas_kernels.work import Work
 
 __all__ = ["PackedS8"]
 
-LoadRow = Callable[[int, int], Sequence[Value]]  # of a bit and a row
+LoadRow = Callable[[Plane, int], Sequence[Value]]  # of a plane and a row of it
 
 
 def _halves(part: range) -> range:
@@ -122,7 +125,7 @@ class PackedS8:
         """Query t of each set, with the operands of all."""
         firsts = range(0, self._problem.tiling.queries, SET)
         queries, channels = zip(*(scratch.load_queries(first) for first in firsts), strict=True)
-        operands = self._products.encode(channels)
+        operands = [self._products.encode(of_half) for of_half in zip(*channels, strict=True)]
         return [dataclasses.replace(query, operands=operands) for query in queries]
 
     def _staged_block(
@@ -164,9 +167,9 @@ class PackedS8:
         return [*sums, *scales]
 
     def _staged_row(
-        self, scratch: Scratch, name: str, bit: int, row: int, halves: range = range(2)
+        self, scratch: Scratch, name: str, plane: Plane, row: int, halves: range = range(2)
     ) -> list[Value]:
-        assert bit == 0, "only codes of one bit are staged"
+        assert plane.number == 0, "only codes of one plane are staged"
         return scratch.load_row(name, row, halves)
 
     def _direct_block(
@@ -191,7 +194,7 @@ class PackedS8:
                 block,
                 part,
                 sums,
-                lambda bit, row: load("key", bit=bit, row=row),
+                lambda plane, row: load("key", plane=plane, row=row),
             )
             self._ops.warp_barrier()
             words = slice(2 * _halves(part).start, 2 * _halves(part).stop)
@@ -199,7 +202,7 @@ class PackedS8:
                 scratch,
                 sums,
                 weights,
-                lambda bit, row, at=words: load("value", bit=bit, row=row)[at],
+                lambda plane, row, at=words: load("value", plane=plane, row=row)[at],
             )
         return sums
 

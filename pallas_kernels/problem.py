@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pallas_kernels import layouts
 
-__all__ = ["EXCHANGE_WORDS", "SET", "Coding", "Packed", "Problem", "Task", "Tiling"]
+__all__ = ["EXCHANGE_WORDS", "SET", "Coding", "Packed", "Plane", "Problem", "Task", "Tiling"]
 
 Task = Literal["attention", "score range"]
 
@@ -37,6 +37,14 @@ class Coding:
     def signs(self) -> bool:
         """Sign codes with a scale per position."""
         return self.scale_bits > 0
+
+
+class Plane(NamedTuple):
+    """A code plane, see `layouts`: its number among those of a head, its bit and its channels."""
+
+    number: int
+    bit: int
+    half: int  # of the channels; of up to 128 there is one only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +126,7 @@ class Problem:
         maps_scores: whether scores of the packed bank go through a map of their row: a calibration,
             or a shift.
         logits_soft_cap: of the scores of all banks, mapped ones after the map; None: no cap.
-        head_dim: H, as it is stored: 64 or 128.
+        head_dim: H, as it is stored: 64, 128 or, without dense banks, 256.
         packed: the packed bank, if any.
         dense: names and capacities of the dense banks (bfloat16).
         tiling: how the work is cut.
@@ -169,6 +177,21 @@ class Problem:
         return -(-self.teams // self.block_teams) * self.tiling.splits
 
     @property
+    def plane_dim(self) -> int:
+        """Channels of a code plane."""
+        return layouts.plane_dim(self.head_dim)
+
+    @property
+    def halves(self) -> int:
+        """Code planes of a bit."""
+        return self.head_dim // self.plane_dim
+
+    def planes(self, coding: Coding) -> list[Plane]:
+        """Code planes of a side, in the order in which they are stored."""
+        count = coding.bits * self.halves
+        return [Plane(number, *divmod(number, self.halves)) for number in range(count)]
+
+    @property
     def joined_words(self) -> int:
         """Words of a result: channels, greatest score, mass; whole rows of banks."""
         return self.head_dim + 32
@@ -180,8 +203,9 @@ class Problem:
 
     @property
     def stages_words(self) -> bool:
-        """Whether words of the next block wait in shared memory, where there is room for them."""
-        return self.packed is not None and self.uses_bytes and self.packed.most_bits == 1
+        """Whether words of the next block wait in shared memory: of one plane a side."""
+        one_plane = self.packed is not None and self.packed.most_bits * self.halves == 1
+        return one_plane and self.uses_bytes
 
     @property
     def sets(self) -> int:

@@ -16,6 +16,8 @@ query t of each set and need not ask another lane.
 2. *softmax* (`BlockSoftmax`) in the lane, and over the eight that share t.
 3. *values*: channels 16 m + 8 r + g of query t. Weights change lanes on the way, see
    `Scratch.store_weights`.
+
+Of 256 channels, each half has right operands of its own for the keys; those of values serve both.
 """
 
 import dataclasses
@@ -26,8 +28,8 @@ from pallas_kernels.block_softmax import BlockSoftmax, BlockWeights, add_product
 from pallas_kernels.fixed_point import TO_INT_BITS
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
-from pallas_kernels.problem import Coding, Problem
-from pallas_kernels.warp_math import SAME_QUERY, by_lane_pair, exchange_float, join_bits
+from pallas_kernels.problem import Coding, Plane, Problem
+from pallas_kernels.warp_math import SAME_QUERY, by_lane_pair, exchange_float, join_planes
 from pallas_kernels.work import Work
 
 __all__ = ["S8Products"]
@@ -44,7 +46,7 @@ class S8Products:
 
     def __init__(self, ops: Operations, problem: Problem, work: Work):
         """Computes what depends on the lane only."""
-        self._ops, self._work, self._head_dim = ops, work, problem.head_dim
+        self._ops, self._problem, self._work = ops, problem, work
 
         def power(exponent: Value) -> Value:  # 2^-exponent
             return ops.from_bits(ops.shift_left(ops.sub(127, exponent), 23))
@@ -63,7 +65,7 @@ class S8Products:
 
         Args:
             sets: for each set, numbers of query g // 2 as `signed_digits`, channels 32 t to
-                32 t + 31, or of small heads 32 (t % 2)....
+                32 t + 31 of a half, or of small heads 32 (t % 2)....
         """
         ops = self._ops
         selector = ops.where_less(self._odd, 1, 0x62, 0x51)
@@ -72,7 +74,7 @@ class S8Products:
         operands.append(
             [ops.where_less(self._odd, 1, *pair) for pair in zip(*lower[:2], strict=True)]
         )
-        if self._head_dim == 128:
+        if self._problem.plane_dim == 128:
             return [operands] * 2
         pairs = [by_lane_pair(ops, self._work.t, words) for words in operands]
         return [list(of_quarter) for of_quarter in zip(*pairs, strict=True)]
@@ -87,33 +89,37 @@ class S8Products:
         queries: Sequence[FoldedQuery],
         key: Coding,
         quarters: Sequence[int],
-        load_row: Callable[[int, int], Sequence[Value]],
+        load_row: Callable[[Plane, int], Sequence[Value]],
         load_scales: Callable[[int, int], Sequence[Value]],
     ) -> list[list[Value]]:
         """For each set scores of query t at positions 8 p + g, less what all have in common.
 
         Args:
-            queries: of each set, with the same operands.
+            queries: of each set, with the same operands: for each half what `encode` returns.
             key: how keys are coded. quarters: of the block, in a row.
-            load_row: (bit, row) to words of a row of keys, loaded when they are needed.
+            load_row: (plane, row) to words of a row of keys, loaded when they are needed.
             load_scales: (i, q) to scales of positions 32 i + 8 q + g for i to i + 3.
         """
         load_row = functools.cache(load_row)
+        planes, operands = self._problem.planes(key), queries[0].operands
         scores: list[list[Value]] = [[None] * (8 * len(quarters)) for _ in queries]
         for first in range(0, len(quarters), 2):
             for q in range(4):
                 sums = [[] for _ in queries]
                 for k in quarters[first : first + 2]:
-                    if self._head_dim == 128:
+                    if self._problem.plane_dim == 128:
                         row, at = 2 * k + q // 2, 2 * (q % 2)
                     else:
                         row, at = k, 2 * (q // 2)
-                    of_bits = [
-                        self._key_sums(load_row(bit, row)[at : at + 2], queries[0].operands[q % 2])
-                        for bit in range(key.bits)
+                    # Floats: a whole sum over 256 channels may need more than 32 bits.
+                    of_planes = [
+                        self._key_sums(
+                            load_row(plane, row)[at : at + 2], operands[plane.half][q % 2]
+                        )
+                        for plane in planes
                     ]
-                    for old, *of_set in zip(sums, *of_bits, strict=True):
-                        old += join_bits(self._ops, of_set)
+                    for old, *of_set in zip(sums, *of_planes, strict=True):
+                        old += join_planes(self._ops, planes, of_set)
                 scales = load_scales(2 * quarters[first], q)[: len(sums[0])]
                 for query, of_set, into in zip(queries, sums, scores, strict=True):
                     found = query.scores(self._ops, key, of_set, scales)
@@ -144,7 +150,7 @@ class S8Products:
         channels: Sequence[Sequence[Value]],
         weights: Sequence[BlockWeights],
         value: Coding,
-        load_row: Callable[[int, int], Sequence[Value]],
+        load_row: Callable[[Plane, int], Sequence[Value]],
     ) -> list[list[Value]]:
         """For each set the new sums of channels 16 m + 8 r + g of query t.
 
@@ -153,22 +159,25 @@ class S8Products:
             weights: for each set; operands are eight words for each half of a block: of bits 0 to 7
                 of a byte.
             value: how values are coded.
-            load_row: (bit, row) to words of a row of values in those halves, loaded when they are
+            load_row: (plane, row) to words of a row of values in those halves, loaded when they are
                 needed.
         """
-        ops = self._ops
+        ops, problem = self._ops, self._problem
         units = [ops.fmul(x.unit, 1.0 / _VALUE_UNIT) for x in weights]
         weights = [
             dataclasses.replace(x, unit=unit) for x, unit in zip(weights, units, strict=True)
         ]
         new: list[list[Value]] = [[] for _ in channels]
-        for m in range(self._head_dim // 16):
-            of_bits = [
-                self._value_sums(load_row(bit, m), [x.operands for x in weights])
-                for bit in range(value.bits)
+        for m in range(problem.head_dim // 16):
+            half, row = divmod(m, problem.plane_dim // 16)
+            planes = problem.planes(value)[half :: problem.halves]
+            of_planes = [
+                self._value_sums(load_row(plane, row), [x.operands for x in weights])
+                for plane in planes
             ]
-            for into, old, of_set, *sums in zip(new, channels, weights, *of_bits, strict=True):
-                into += add_products(ops, old[2 * m : 2 * m + 2], of_set, join_bits(ops, sums))
+            for into, old, of_set, *sums in zip(new, channels, weights, *of_planes, strict=True):
+                products = join_planes(ops, planes, sums)
+                into += add_products(ops, old[2 * m : 2 * m + 2], of_set, products)
         return new
 
     def _value_sums(

@@ -95,18 +95,21 @@ class Scratch:
         for i, x in enumerate(scalars):
             ops.store_shared(first, base, self._query_bytes - 16 + 4 * i, x)
 
-    def load_queries(self, first: int) -> tuple[FoldedQuery, list[Value]]:
-        """What `store_query` left: scalars of query first + t, 32 channels of first + g // 2.
+    def load_queries(self, first: int) -> tuple[FoldedQuery, list[list[Value]]]:
+        """What `store_query` left: scalars of query first + t, channels of first + g // 2.
 
-        The channels are 32 t ... 32 t + 31, of small heads 32 (t % 2) ....
+        The channels are, of each half, 32 t ... 32 t + 31, of small heads 32 (t % 2) ....
         """
         ops, work, problem = self._ops, self._work, self._problem
         base = self._folded(work.team_query(work.t, first))
         scalars = (ops.load_shared(base, self._query_bytes - 16 + 4 * i) for i in range(4))
         query = work.team_query(ops.shift_right(work.g, 1), first)
-        part = ops.bit_and(work.t, problem.head_dim // 32 - 1)
+        part = ops.bit_and(work.t, problem.plane_dim // 32 - 1)
         at = ops.mad(part, 128, self._folded(query))
-        channels = [word for i in range(8) for word in ops.load_shared4(at, 16 * i)]
+        channels = [
+            [word for i in range(8) for word in ops.load_shared4(at, start + 16 * i)]
+            for start in range(0, 4 * problem.head_dim, 4 * problem.plane_dim)
+        ]
         return FoldedQuery([], *scalars, soft_cap=problem.logits_soft_cap), channels
 
     # Words of a block, of this lane ---------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Coded tensors whose words lie in the kernel's layout; everything else about them is as before.
 
 A tiled tensor is itself a `QuantizedTensor`: its `decoding()` is that of the tensor it was made
-from, so the oracle, the XLA path, byte counts and saving work on it unchanged. Where H is neither
-64 nor 128, words and tables have the S channels that the layout stores, so that no call has to pad
-them.
+from, so the oracle, the XLA path, byte counts and saving work on it unchanged. Where H is not
+itself stored (`layouts.stored_head_dim`), words and tables have the S channels that are, so that no
+call has to pad them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TiledLevels(QuantizedTensor):
     """A `LevelTensor` per channel, its words as `pallas_kernels.layouts` says.
 
     Attributes:
-        packed: words in the layout of keys or of values; of all codes' lowest bits, then of the
+        packed: words in the layout of keys or of values; code planes of the lowest bit, then of the
             next ones.
         lower, upper: as in `LevelTensor`, 0 for channels that are only stored.
         side: which of the two layouts. num_positions: V, without the padding of the last block.

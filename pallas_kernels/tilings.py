@@ -1,5 +1,6 @@
 """How the work of a launch is cut: measured choices, by the number of queries and positions."""
 
+from pallas_kernels.layouts import HEAD_DIMS
 from pallas_kernels.problem import SET, Packed, Tiling
 
 __all__ = ["choose_tiling"]
@@ -9,12 +10,17 @@ _WARPS = 16  # that one of them holds at 128 registers a thread
 
 
 def choose_tiling(
-    heads: int, queries: int, packed: Packed | None, dense: tuple[tuple[str, int], ...]
+    heads: int,
+    queries: int,
+    head_dim: int,
+    packed: Packed | None,
+    dense: tuple[tuple[str, int], ...],
 ) -> Tiling:
-    """The tiling for `heads` KV heads, each read by `queries` queries.
+    """The tiling for `heads` KV heads of `head_dim` stored channels, each with `queries` queries.
 
     A team takes up to eight queries of a KV head, so that a block is loaded once for them (one
-    where tables come in groups, four where there is no packed bank or codes have several bits).
+    where tables come in groups, four where there is no packed bank or a side has several code
+    planes). Several queries of 256 channels need twice the registers: half as many warps.
 
     Many teams of up to four with short banks: two warps each, in small thread blocks, which fill
     the device evenly whatever their number; in large ones where those do too. Otherwise large ones;
@@ -23,26 +29,27 @@ def choose_tiling(
     as many warps, with twice the registers.
     """
     grouped = packed is not None and packed.chunk_blocks < packed.blocks
-    narrow = packed is None or packed.most_bits > 1
+    narrow = packed is None or packed.most_bits > 1 or head_dim > HEAD_DIMS[-1]
     most = 1 if grouped else SET if narrow else 2 * SET
     per_team = -(-queries // -(-queries // most))
     teams = heads * -(-queries // per_team)
     wide = per_team > SET
+    warps = _WARPS // 2 if per_team > 1 and head_dim > HEAD_DIMS[-1] else _WARPS
     short = packed is not None and packed.blocks <= 16 and not wide
     if short and 2 * teams >= 7 * _MULTIPROCESSORS:
-        large = per_team > 1 and _fills_evenly(-(-2 * teams // _WARPS))
-        return Tiling(warps=_WARPS if large else 4, team=2, queries=per_team)
+        large = per_team > 1 and _fills_evenly(-(-2 * teams // warps))
+        return Tiling(warps=warps if large else 4, team=2, queries=per_team)
     blocks = (packed.blocks if packed else 0) + sum(-(-capacity // 16) for _, capacity in dense)
-    wanted = _MULTIPROCESSORS * _WARPS // 2
+    wanted = _MULTIPROCESSORS * warps // 2
     splits = 1
     team = 4 if wide else 1  # shared memory has room for the queries of four wide teams
-    while team < _WARPS and teams * team < wanted and 2 * team <= blocks:
+    while team < warps and teams * team < wanted and 2 * team <= blocks:
         team *= 2
     while teams * team * splits < wanted and 2 * splits * team <= blocks:
         splits *= 2
     if wide and team == _WARPS and packed is not None and packed.blocks <= 8 * team * splits:
         return Tiling(warps=8, team=8, splits=splits, queries=per_team)
-    return Tiling(warps=_WARPS, team=team, splits=splits, queries=per_team)
+    return Tiling(warps=warps, team=team, splits=splits, queries=per_team)
 
 
 def _fills_evenly(thread_blocks: int) -> bool:

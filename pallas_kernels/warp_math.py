@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 from pallas_kernels.operations import Operations, Value
+from pallas_kernels.problem import Plane
 
 __all__ = [
     "ALL_LANES",
@@ -15,7 +16,7 @@ __all__ = [
     "by_lane_pair",
     "dot",
     "exchange_float",
-    "join_bits",
+    "join_planes",
     "merge",
     "rotate",
     "soft_capped",
@@ -99,11 +100,14 @@ def by_lane_pair(ops: Operations, t: Value, words: Sequence[Value]) -> list[list
     ]
 
 
-def join_bits(ops: Operations, sums: Sequence[Sequence[Value]]) -> list[Value]:
-    """Sums over codes, from those over each of their bits, the lowest first."""
+def join_planes(
+    ops: Operations, planes: Sequence[Plane], sums: Sequence[Sequence[Value]]
+) -> list[Value]:
+    """Sums over codes, from those over each of these planes, of bit 0 the first."""
     total = list(sums[0])
-    for bit, of_bit in enumerate(sums[1:], 1):
-        total = [ops.fma(x, 2.0**bit, old) for x, old in zip(of_bit, total, strict=True)]
+    for plane, of_plane in zip(planes[1:], sums[1:], strict=True):
+        weight = 2.0**plane.bit
+        total = [ops.fma(x, weight, old) for x, old in zip(of_plane, total, strict=True)]
     return total
 
 

@@ -49,7 +49,7 @@ def test_codes_that_the_page_says_are_not_covered(codes):
 @pytest.mark.parametrize(
     ("changes", "quant"),
     [
-        ({"head_dim": 256}, KVQuantConfig(SIGNS, SIGNS)),
+        ({"head_dim": 320}, KVQuantConfig(SIGNS, SIGNS)),
         ({}, KVQuantConfig(Dense(), Dense(), ScoreCalibration())),
         ({}, vkq_jax.presets["none"]),
         ({"visual": ()}, vkq_jax.presets["none"]),
@@ -80,7 +80,7 @@ def test_an_uncoded_bank_takes_no_static_score_map_either():
 
 
 @pytest.mark.parametrize("preset", ["vkq-1bit", "minmax-1bit"])
-@pytest.mark.parametrize("head_dim", [*layouts.HEAD_DIMS, 80, 96])
+@pytest.mark.parametrize("head_dim", [*layouts.STORED_HEAD_DIMS, 80, 96, 160])
 def test_caches_that_the_page_says_are_covered(preset, head_dim):
     layer = random_layer(Shape(**BANK | {"head_dim": head_dim}), vkq_jax.presets[preset])[1]
     assert mosaic_gpu.unsupported_reason(layer) is None

@@ -70,6 +70,11 @@ SHAPES = {
     "one query head, small heads": (64, 1, (256, (256, 255)), None),
     "one query head, 96 channels": (96, 1, (600, (600, 33)), Tiling(4, 2)),
     "three query heads, 80 channels": (80, 3, (300, (300, 0)), Tiling(4, 1, 2, queries=3)),
+    "one query head, 256 channels": (256, 1, (600, (600, 33)), Tiling(4, 2)),
+    "four query heads, 256 channels, split": (256, 4, (600, (600, 0)), Tiling(4, 2, 2, queries=4)),
+    "seven query heads, 256 channels": (256, 7, (300, (300, 257)), None),
+    "four query heads, 160 channels": (160, 4, (300, (300, 33)), Tiling(4, 2, queries=4)),
+    "one query head, 160 channels": (160, 1, (300, (300, 77)), Tiling(4, 1, 2)),
 }
 
 
@@ -145,6 +150,22 @@ CASES += [
     )
 ]
 CASES += [
+    (shape, codes, None)
+    for shape in ("one query head, 256 channels", "four query heads, 256 channels, split")
+    for codes in (
+        "signs",
+        "rotated signs, score bias, calibrated",
+        "levels in groups",
+        "two bits",
+        "levels and four bits, calibrated",
+    )
+]
+CASES += [
+    ("seven query heads, 256 channels", "signs, 16-bit scales, score bias", None),
+    ("four query heads, 160 channels", "rotated signs, score bias, calibrated", None),
+    ("one query head, 160 channels", "levels and signs", None),
+]
+CASES += [
     ("one query head, small heads", "signs", 0.1),  # powers overflow
     ("one query head, 96 channels", "signs", 5.0),
     ("one query head", "levels in groups", 5.0),
@@ -175,12 +196,15 @@ def test_equals_the_oracle(shape, codes, soft_cap):
         (64, 2, "dense", Tiling(4, 4, queries=2), 5.0),
         (96, 1, "signs", Tiling(8, 2, 2), None),
         (80, 2, "signs and levels", Tiling(4, 4), 5.0),
+        (256, 4, "signs", Tiling(8, 2, queries=4), None),
+        (256, 1, "two bits", Tiling(4, 2, 2), 5.0),
+        (160, 1, "signs", Tiling(4, 4), None),
     ],
 )
 def test_a_layer_of_a_cache_with_its_text(head_dim, per_kv_head, codes, tiling, soft_cap):
     """Packed (or dense) bank and text bank for several query positions.
 
-    In one launch, but for heads that are stored with zeros.
+    In one launch, but for other heads than of 64 or 128 channels.
     """
     shape = Shape(
         head_dim=head_dim,
@@ -439,6 +463,8 @@ LAUNCHES = {
     "dense": (128, 4, "dense", Tiling(8, 4, 2, queries=4)),
     "dense, small heads": (64, 1, "dense", Tiling(4, 4)),
     "96 channels": (96, 1, "signs", Tiling(8, 4)),
+    "256 channels": (256, 1, "signs", Tiling(16, 4)),
+    "256 channels, four queries": (256, 4, "signs", Tiling(8, 4, 2, queries=4)),
 }
 # With a cap the body differs in its scores only.
 LAUNCH_CASES = [(name, None) for name in LAUNCHES]
@@ -499,7 +525,8 @@ def test_what_the_kernel_does_not_cover_is_said():
     assert reason()(signs) is None
     assert "dense banks in float32" in reason(visual=())(signs)
     assert reason(head_dim=80)(signs) is None
-    assert reason(head_dim=160)(signs) == "head_dim 160 is above 128"
+    assert reason(head_dim=160)(signs) is None
+    assert reason(head_dim=257)(signs) == "head_dim 257 is above 256"
     assert "8-bit" in reason()(KVQuantConfig(LevelCodes(bits=8), LEVELS))
     assert "group of 64" in reason()(vkq_jax.presets["quantile-1bit"])
     assert reason()(KVQuantConfig(SIGNS, SIGNS, ScoreCalibration())) is None
@@ -508,12 +535,13 @@ def test_what_the_kernel_does_not_cover_is_said():
     bank = dataclasses.replace(mixed.visual[0], key=wide)
     reason = mosaic_gpu.unsupported_reason(dataclasses.replace(mixed, visual=(bank,)))
     assert reason == "dense banks in float32, not bfloat16"
-    narrow = stacked(random_layer(Shape(head_dim=80), vkq_jax.presets["none"])[1], 1)
-    for cache in (narrow, dataclasses.replace(narrow, visual=())):  # pictures, only text
-        reason = mosaic_gpu.unsupported_reason(cache)
-        assert reason == "dense banks of head_dim 80, none of (64, 128)"
-    query, layer = random_layer(Shape(head_dim=160), signs)
-    with pytest.raises(NotImplementedError, match="head_dim 160"):
+    for head_dim in (80, 256):
+        other = stacked(random_layer(Shape(head_dim=head_dim), vkq_jax.presets["none"])[1], 1)
+        for cache in (other, dataclasses.replace(other, visual=())):  # pictures, only text
+            reason = mosaic_gpu.unsupported_reason(cache)
+            assert reason == f"dense banks of head_dim {head_dim}, none of (64, 128)"
+    query, layer = random_layer(Shape(head_dim=257), signs)
+    with pytest.raises(NotImplementedError, match="head_dim 257"):
         mosaic_gpu.attend_cache(query, layer, launch=emulated_launch)
 
 
@@ -538,10 +566,15 @@ def test_a_soft_cap_together_with_calibration_is_not_covered(monkeypatch):
 @pytest.mark.parametrize("heads", [1, 2, 7, 32, 512, 4096])
 @pytest.mark.parametrize("queries", [1, 4, 7, 8, 30])
 @pytest.mark.parametrize("positions", [1, 576, 2304, 32768])
-def test_a_tiling_fits_any_shape(heads, queries, positions):
+@pytest.mark.parametrize("head_dim", [128, 256])
+def test_a_tiling_fits_any_shape(heads, queries, positions, head_dim):
     packed = Packed(positions, Coding(), Coding())
-    tiling = choose_tiling(heads, queries, packed, (("text", 100),))
-    problem = Problem(heads, 1, queries, 128, packed, tiling=tiling)
+    dense = () if head_dim == 256 else (("text", 100),)
+    tiling = choose_tiling(heads, queries, head_dim, packed, dense)
+    problem = Problem(heads, 1, queries, head_dim, packed, dense, tiling=tiling)
+    if head_dim == 256 and tiling.queries > 1:  # registers
+        assert tiling.warps <= 8
+        assert tiling.queries <= 4
     assert problem.grid * problem.block_teams >= problem.teams
     assert 4 * problem.shared_words <= 227 * 1024  # what a thread block of an H100 can have
 
@@ -558,7 +591,7 @@ def test_a_tiling_fits_any_shape(heads, queries, positions):
 )
 def test_tilings_that_were_measured(heads, queries, positions, tiling):
     packed = Packed(positions, Coding(), Coding())
-    assert choose_tiling(heads, queries, packed, (("text", 64),)) == tiling
+    assert choose_tiling(heads, queries, 128, packed, (("text", 64),)) == tiling
 
 
 def test_explain_says_how_the_work_is_divided():
@@ -580,15 +613,22 @@ def test_explain_says_what_score_calibration_costs():
     assert "one more launch" not in static
 
 
-def test_explain_says_what_happens_beside_the_launches_of_padded_heads():
-    query, layer = random_layer(Shape(head_dim=96), CODES["signs and levels"])
+@pytest.mark.parametrize(
+    ("head_dim", "rotated_and_stored"),
+    [
+        (96, ["rotation of queries: by xla", "head_dim 96: stored with zeros, as 128"]),
+        (160, ["rotation of queries: by xla", "head_dim 160: stored with zeros, as 256"]),
+        (256, []),
+    ],
+)
+def test_explain_says_what_happens_beside_the_launches_of_other_heads(head_dim, rotated_and_stored):
+    query, layer = random_layer(Shape(head_dim=head_dim), CODES["signs and levels"])
     shapes = jax.eval_shape(lambda: (stacked(layer, 3), query))  # no arrays are needed
     text = pallas_kernels.explain(*shapes)
     assert [line.removeprefix("mosaic_gpu: ") for line in text.splitlines()[4:]] == [
-        "rotation of queries: by xla",
-        "head_dim 96: stored with zeros, as 128",
+        *rotated_and_stored,
         "text bank by xla, joined by its log-sum-exp: "
-        "dense banks of head_dim 96, none of (64, 128)",
+        f"dense banks of head_dim {head_dim}, none of (64, 128)",
     ]
     assert "one launch over 70 packed:" in text.splitlines()[3]
 

@@ -18,7 +18,7 @@ def random_words(*shape):
     return jnp.asarray(rng.integers(0, 2**32, shape, dtype=np.uint32))
 
 
-@pytest.mark.parametrize("head_dim", [*layouts.HEAD_DIMS, 32, 96])
+@pytest.mark.parametrize("head_dim", [*layouts.STORED_HEAD_DIMS, 32, 96, 160])
 @pytest.mark.parametrize("positions", [1, 64, 65, 200, 256, 300, 576])
 def test_tiling_is_undone(head_dim, positions):
     packed = random_words(2, 3, positions, head_dim // 32)
@@ -64,6 +64,13 @@ def test_words_lie_where_the_docstring_says(head_dim):
             np.testing.assert_array_equal(half[m, :, r], expected)
 
 
+def test_halves_of_256_channels_lie_one_after_the_other():
+    packed = random_words(2, 300, 8)
+    for tiled in (layouts.tile_keys, layouts.tile_values):
+        halves = [tiled(packed[..., :4]), tiled(packed[..., 4:])]
+        np.testing.assert_array_equal(tiled(packed), jnp.concatenate(halves, axis=-1))
+
+
 @pytest.mark.parametrize(
     "codes",
     [
@@ -73,7 +80,7 @@ def test_words_lie_where_the_docstring_says(head_dim):
         LevelCodes(bits=4),
     ],
 )
-@pytest.mark.parametrize("head_dim", [64, 80, 96])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 160, 256])
 def test_a_tiled_bank_means_what_it_was_made_from(codes, head_dim):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 300, head_dim)), jnp.float32)
     coded = vkq_jax.quantize(x, codes)
@@ -108,7 +115,7 @@ def test_channels_of_zeros_are_stored_and_counted():
 
 def test_what_cannot_be_tiled_stays_as_it_is():
     x = jnp.ones((1, 1, 300, 64))
-    wide = vkq_jax.quantize(jnp.ones((1, 1, 300, 160)), SignCodes())
+    wide = vkq_jax.quantize(jnp.ones((1, 1, 300, 257)), SignCodes())
     bank = VisualBank(wide, wide, jnp.full(1, 300, jnp.int32))
     assert tile(bank) is bank
     for quant in (vkq_jax.presets["kivi-2bit"], KVQuantConfig(SignCodes(), LevelCodes(bits=8))):

@@ -81,6 +81,8 @@ CASES = {
     "gqa7-8k-signs8": Case(16, 4, 7, 8192, "signs8"),
     "h64-8k-signs8": Case(16, 32, 1, 8192, "signs8", head_dim=64),
     "h96-8k-signs8": Case(16, 32, 1, 8192, "signs8", head_dim=96),
+    "h256-8k-signs8": Case(16, 16, 1, 8192, "signs8", head_dim=256),
+    "h256-gqa4-8k-signs8": Case(16, 4, 4, 8192, "signs8", head_dim=256),
     "mha-32k-signs8-text": Case(16, 32, 1, 32768, "signs8", text=256),
     "gqa4-3328-signs8-text": Case(133, 8, 4, 3328, "signs8", text=64),
     "mha-32k-2bit": Case(16, 32, 1, 32768, "levels2", goal=7.0),
@@ -113,3 +115,8 @@ CHECKS = [
 ]
 # Stored with channels of zeros, rotated outside the launch.
 CHECKS += [(Case(2, 2, 1, 2304, "signs8", head_dim=96, calibration="per step"), Tiling(16, 4))]
+# Two code planes of each side.
+CHECKS += [
+    (Case(2, 2, 4, 1700, "signs8", head_dim=256, calibration="per step"), Tiling(8, 4, 2, 4)),
+    (Case(2, 2, 1, 1700, "levels", head_dim=256), Tiling(16, 4)),
+]
