@@ -121,3 +121,15 @@ def test_the_layouts_are_drawn(tmp_path):
     # Word 2e + r of row 2k + c holds position 64k + 32r + 8 (2c + e) + g, channels 32t...
     words = script["locate"]("keys", 256, 128).reshape(8, 32, 4, 2)
     np.testing.assert_array_equal(words[3, 4 * 5 + 2, 1], [64 + 32 + 16 + 5, 64])
+
+
+def test_tables_of_figures_are_those_of_the_result_files():
+    """Rows on the pages are those that `docs/tables.py` makes; kernel.md shows them all."""
+    tables = runpy.run_path(str(DOCS / "tables.py"))
+    kernel, throughput = tables["kernel_rows"](), tables["throughput_rows"]()
+    made = {*kernel, *throughput, *tables["kernel_rows"]("kernel_calibrated.json")}
+    for page in (DOCS / "kernel.md", DOCS.parent / "README.md"):
+        shown = {line for line in page.read_text().splitlines() if " us | " in line}
+        shown |= {line for line in page.read_text().splitlines() if " GB | `" in line}
+        assert set(throughput) < shown <= made
+    assert made <= set((DOCS / "kernel.md").read_text().splitlines())

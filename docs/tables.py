@@ -1,0 +1,70 @@
+"""Prints the tables of README.md and kernel.md that are made from results/: paste them there.
+
+`tests/test_docs.py` holds the pages to them.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
+CASES = {
+    "mha-32k": "32 heads, 32,768 positions, level codes",
+    "mha-32k-signs8": "the same, sign codes (`vkq-1bit`)",
+    "mha-8k": "32 heads, 8,192 positions, level codes",
+    "mha-2304": "32 heads, 2,304 positions, level codes",
+    "b1-mha-32k": "one sequence, 32 heads, 32,768 positions, level codes",
+    "gqa4-32k": "8 KV heads, 4 queries each, 32,768 positions, level codes",
+    "gqa4-32k-signs8": "the same, sign codes",
+    "gqa8-32k": "4 KV heads, 8 queries each, 32,768 positions, level codes",
+    "gqa8-32k-signs8": "the same with sign codes",
+    "gqa7-8k-signs8": "4 KV heads, 7 queries each, 8,192 positions, sign codes",
+    "mha-32k-2bit": "32 heads, 32,768 positions, 2 bits",
+    "mha-32k-4bit": "32 heads, 32,768 positions, 4 bits",
+    "gqa4-3328-signs8-text": "128 sequences, 8 KV heads, 4 queries, 3,328 and 64 text, sign codes",
+    "mha-32k-calibrated": "32 heads, 32,768 positions, level codes, calibrated each step",
+    "gqa4-32k-calibrated": "8 KV heads, 4 queries each, 32,768 positions, the same",
+}
+
+
+def read(name: str) -> dict[str, Any]:
+    """A file of results."""
+    return json.loads((RESULTS / name).read_text())
+
+
+def kernel_rows(name: str = "kernel.json") -> list[str]:
+    """Of each case: cuDNN's and the kernel's time, ratio, goal, part of the bandwidth, error."""
+    return [
+        f"| {CASES[row['case']]} | {row['ratio_to_cudnn'] * row['microseconds']:,.0f} us "
+        f"| {row['microseconds']:.1f} us | {row['ratio_to_cudnn']:.1f}x | {_goal(row)} "
+        f"| {row['part_of_bandwidth']:.0%} | {row['relative_error']:.0e} |"
+        for row in read(name)["rows"]
+    ]
+
+
+def throughput_rows() -> list[str]:
+    """Of each shape, budget and cache: bytes, batch, step, tokens/s, ratio at bf16's batch."""
+    lines = []
+    for row in read("throughput.json")["rows"]:
+        coded = row["preset"] != "none"
+        ratio = f" ({row['ratio_to_bf16']:.1f}x)" if coded else ""
+        equal = f"{row['ratio_to_bf16_at_equal_batch']:.2f}x" if coded else ""
+        lines.append(
+            f"| {row['shape']}, {row['budget_gb']:.0f} GB | `{row['preset']}` "
+            f"| {row['bytes_per_sequence']['total'] / 1e6:.0f} | {row['batch']} "
+            f"| {row['step_ms']:.1f} ms | {row['tokens_per_second']:,.0f}{ratio} | {equal} "
+            f"| {row['peak_bytes'] / 1e9:.1f} GB |"
+        )
+    return lines
+
+
+def _goal(row: dict[str, Any]) -> str:
+    if row["goal"] is None:
+        return ""
+    missed = row["ratio_to_cudnn"] < row["goal"]
+    return f"**{row['goal']:g}x missed**" if missed else f"{row['goal']:g}x"
+
+
+if __name__ == "__main__":
+    for lines in (throughput_rows(), kernel_rows(), kernel_rows("kernel_calibrated.json")):
+        print("\n".join(lines), end="\n\n")
