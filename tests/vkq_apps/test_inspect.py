@@ -1,6 +1,7 @@
 """What `vkq inspect` measures."""
 
 import dataclasses
+import errno
 import functools
 import json
 
@@ -13,11 +14,17 @@ import models
 import vkq_jax
 from models.prefill import prefill
 from tests.support.tiny_llava import CONFIG, VISUAL_TOKENS, batch, prompt, tiny_model
+from vkq_apps.inspection import output_folder
 from vkq_apps.inspection.attention import layers_as_batch, over_cache
 from vkq_apps.inspection.capture import capture
 from vkq_apps.inspection.layout import read_layout
 from vkq_apps.inspection.measure import inspect_capture
-from vkq_apps.inspection.output_folder import SUMMARY, WRITTEN_BY, complete_or_nothing
+from vkq_apps.inspection.output_folder import (
+    SUMMARY,
+    WRITTEN_BY,
+    check_replaceable,
+    complete_or_nothing,
+)
 from vkq_apps.inspection.pictures import patch_maps, seen_pictures
 from vkq_apps.inspection.plots.style import choose_layers
 from vkq_apps.inspection.ranges import FRACTIONS, channel_ranges
@@ -214,6 +221,20 @@ def test_a_failure_leaves_what_was_there(tmp_path):
         stop_half_way()
     assert (target / "plot.png").read_text() == "new"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(tmp_path, monkeypatch):
+    check_replaceable(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+    def read_only(prefix, dir):
+        raise OSError(errno.EROFS, "Read-only file system", f"{dir}/{prefix}123")
+
+    monkeypatch.setattr(output_folder.tempfile, "mkdtemp", read_only)
+    with pytest.raises(ValueError, match="Read-only file system") as caught:
+        check_replaceable(tmp_path / "a" / "b")
+    message = f"folder {tmp_path}/a/b cannot be written: in {tmp_path}: Read-only file system"
+    assert str(caught.value) == message
 
 
 def test_foreign_files_are_never_replaced(tmp_path):

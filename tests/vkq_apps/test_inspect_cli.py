@@ -103,6 +103,11 @@ def test_refuses_before_loading(arguments, monkeypatch):
     (arguments["out_folder"] / "notes.txt").touch()
     with pytest.raises(ValueError, match="is not empty"):
         inspect(**arguments)
+    file = arguments["out_folder"] / "notes.txt"
+    with pytest.raises(ValueError, match=r"notes\.txt is not a folder"):
+        inspect(**arguments | {"out_folder": file})
+    with pytest.raises(ValueError, match=r"folder .*/new/plots cannot be written: in .*notes\.txt"):
+        inspect(**arguments | {"out_folder": file / "new" / "plots"})
 
 
 def test_bad_input_leaves_no_folder(arguments, tmp_path):

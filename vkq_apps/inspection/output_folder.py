@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +15,13 @@ WRITTEN_BY = "vkq inspect"
 
 
 def check_replaceable(folder: Path) -> None:
-    """Checks that nothing but results of an earlier inspection would be lost.
+    """Checks that `folder` can be written, and that only an earlier inspection would be lost.
 
     Raises:
-        ValueError: `folder` is a file, or holds anything that `vkq inspect` did not write.
+        ValueError: `folder` is a file or cannot be made, or it holds anything that `vkq inspect`
+            did not write.
     """
+    _check_writable(folder)
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -30,6 +33,17 @@ def check_replaceable(folder: Path) -> None:
             f"folder {folder} is not empty and {WRITTEN_BY!r} did not write its {foreign[0]!r}; "
             f"choose another one"
         )
+
+
+def _check_writable(folder: Path) -> None:
+    """Makes a folder where the first one would be made: permissions alone do not tell."""
+    above = next(path for path in folder.resolve().parents if path.exists())
+    try:
+        Path(tempfile.mkdtemp(prefix=".vkq-", dir=above)).rmdir()
+    except OSError as error:
+        raise ValueError(
+            f"folder {folder} cannot be written: in {above}: {error.strerror}"
+        ) from error
 
 
 @contextmanager
