@@ -214,6 +214,36 @@ def test_an_unknown_rival_is_refused(capsys):
     assert "invalid choice: 'flash'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--emulate"], "--emulate needs --check"),
+        (["--cases", "mha-9k"], "invalid choice: 'mha-9k' (choose from 'mha-32k', "),
+    ],
+)
+def test_bad_options_are_one_clear_line(capsys, arguments, message):
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", "kernel", *arguments])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("usage: vkq bench kernel ")
+    assert error.splitlines()[-1].startswith("vkq bench kernel: error: ")
+    assert message in error
+    assert error.count("gqa8-32k-signs8") == (1 if "--cases" in arguments else 0)
+
+
+def test_checks_need_a_gpu_or_emulation(capsys, monkeypatch):
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", "kernel", "--check"])
+    assert exit_.value.code == 2
+    assert "needs an NVIDIA GPU" in capsys.readouterr().err
+    taken = []
+    monkeypatch.setattr(kernel, "check", lambda launch: taken.append(launch) or True)
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", "kernel", "--check", "--emulate"])
+    assert (exit_.value.code, taken) == (0, [kernel.emulated_launch])
+
+
 def test_torch_version_is_recorded_where_it_is_installed():
     installed = importlib.util.find_spec("torch") is not None
     assert (rivals.torch_version() is not None) == installed

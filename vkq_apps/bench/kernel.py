@@ -1,4 +1,4 @@
-"""The fused kernel against other attention: `python -m vkq_apps.bench.kernel --out FILE`.
+"""The fused kernel against other attention: `vkq bench kernel --out FILE`.
 
 One row a case: time of its rivals (bf16 by cuDNN, XLA and PyTorch, fp8 by XLA) and of the kernel
 over the same number of positions, the kernel's error against float32, and the part of the measured
@@ -304,11 +304,23 @@ def check(launch: Launch) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the checks or the table; returns the process's exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="vkq bench kernel", description=__doc__)
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument(
-        "--rivals", nargs="*", default=list(RIVALS), choices=RIVALS, help="others to time"
+        "--cases",
+        nargs="+",
+        default=list(CASES),
+        choices=list(CASES),
+        metavar="CASE",
+        help=f"shapes to time, all by default: {', '.join(CASES)}",
+    )
+    parser.add_argument(
+        "--rivals",
+        nargs="*",
+        default=list(RIVALS),
+        choices=RIVALS,
+        metavar="RIVAL",
+        help=f"others to time, all by default: {', '.join(RIVALS)}",
     )
     parser.add_argument("--check", action="store_true", help="correctness of small cases only")
     parser.add_argument("--emulate", action="store_true", help="--check without a GPU")
@@ -320,12 +332,14 @@ def main(arguments: list[str] | None = None) -> int:
         help="also try this tiling; repeatable",
     )
     options = parser.parse_args(arguments)
-    if options.check:
-        return 0 if check(emulated_launch if options.emulate else gpu_launch) else 1
-    reason = mosaic_gpu.device_reason()
+    if options.emulate and not options.check:
+        parser.error("--emulate needs --check: without a GPU there are no times to take")
+    reason = None if options.emulate else mosaic_gpu.device_reason()
     if reason:
         print(f"vkq: error: {reason}", file=sys.stderr)
         return 2
+    if options.check:
+        return 0 if check(emulated_launch if options.emulate else gpu_launch) else 1
     tilings = [None, *(Tiling(*map(int, text.split(","))) for text in options.tiling)]
     ceiling = bandwidth()
     print(f"{jax.devices()[0].device_kind}, copy {ceiling / 1e12:.2f} TB/s", flush=True)
