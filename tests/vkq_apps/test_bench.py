@@ -5,18 +5,19 @@ import json
 
 import jax
 import pytest
+from rich.console import Console
 
 import vkq_jax
 from pallas_kernels import mosaic_gpu
 from pallas_kernels.shapes import find_shape
-from vkq_apps.bench import device_memory, rows, throughput, worker
+from vkq_apps.bench import device_memory, rows, scaling_plot, tables, throughput, worker
 from vkq_apps.bench.decoding import compare_implementations, first_state
 from vkq_apps.bench.prefilling import measure_prefill, most_sequences
 from vkq_apps.bench.quantize import plan_quantize
 from vkq_apps.bench.random_model import abstract_model, prompts, random_params
 from vkq_apps.bench.results_file import ResultsFile
 from vkq_apps.bench.sequence_cache import abstract_cache
-from vkq_apps.bench.throughput_plan import compare_throughput, plan_throughput
+from vkq_apps.bench.throughput_plan import compare_throughput, floors, plan_throughput
 from vkq_apps.cli.main import main
 
 HEAD = {"command": "vkq bench x", "device": "cpu", "commit": "c", "time": "now"}
@@ -129,6 +130,16 @@ def test_a_failure_is_a_row_fails_the_command_and_is_measured_again(
     code, out, _ = run(capsys, "throughput", *TINY, "--out", str(path), "--resume", "--json")
     assert code == 0
     assert [row["status"] for row in json.loads(out)["rows"]] == ["not supported"] * 2
+
+
+@pytest.mark.parametrize("known", [{}, {"weight_bytes": 4}, {"bytes_per_sequence": {}}])
+def test_a_row_that_failed_early_has_the_floors_of_what_it_knows(known):
+    row = {"status": "failed", **known}
+    floors(row, 2.0)
+    assert row.get("weights_ms") == (2000.0 if "weight_bytes" in known else None)
+    assert "visual_ms" not in row
+    with pytest.raises(ValueError, match="must be positive and finite, got inf GB"):
+        throughput.ThroughputSetup("tiny", "none", None, budget_gb=float("inf"))
 
 
 def test_plan_has_a_group_for_each_shape_and_budget():
@@ -293,6 +304,80 @@ def test_scaling_writes_rows_and_a_plot(capsys, tmp_path):
             assert ("ratio_to_bf16" in row) == (row["preset"] != "none")
 
 
+def test_scaling_says_why_rows_were_not_measured(capsys):
+    code, out, _ = run(
+        capsys, "scaling", "--shape", "tiny", "--length", "64", "--batch", "1,2",
+        "--repeats", "1", "--implementation", "mosaic_gpu",
+    )  # fmt: skip
+    assert code == 0
+    text = " ".join(out.split())
+    assert text.count("does not apply here: needs an NVIDIA GPU") == 1
+    assert "to bf16" not in text  # no row has it
+
+
+def drawn_in_legend(rows):
+    return [handle.get_label() for handle in scaling_plot._legend(rows)]
+
+
+def test_the_legend_of_a_plot_lists_what_is_drawn():
+    dense = {"preset": "none", "status": "measured"}
+    coded = {"preset": "vkq-1bit", "status": "measured"}
+    assert drawn_in_legend([dense]) == ["bf16"]
+    assert drawn_in_legend([dense, coded]) == ["bf16", "vkq-1bit"]
+    left_out = coded | {"status": "not supported"}
+    assert drawn_in_legend([dense, left_out]) == ["bf16", "vkq-1bit", "not measured"]
+
+
+def test_a_table_of_wide_rows_is_whole_and_has_no_empty_column():
+    row = {
+        "shape": "internvl2.5-8b",
+        "budget_gb": 30.0,
+        "preset": "vkq-1bit",
+        "implementation_taken": "mosaic_gpu",
+        "batch": 1024,
+        "bytes_per_sequence": {"total": 37.5e6},
+        "tokens_per_second": 23441.0,
+        "ratio_to_bf16": 16.08,
+        "ratio_to_bf16_at_equal_batch": 11.98,
+        "step_ms": 34.13,
+        "weights_ms": 15.01,
+        "ttft_ms": 1218.0,
+        "prefill_ratio_to_bf16": 1.08,
+        "peak_bytes": 46.1e9,
+        "agreement": None,
+        "status": "measured",
+    }
+    failed = {"shape": "tiny", "budget_gb": 1.0, "preset": "none"}
+    failed |= {"status": "out of memory", "message": "[no] room"}
+
+    def shown(*rows):
+        console = Console(width=120)
+        record = {"device": "GPU", "bandwidth": 2.9e12, "rows": rows}
+        with console.capture() as captured:
+            console.print(tables.throughput_table(record))
+        return " ".join(captured.get().split())
+
+    assert "xla" not in shown(row)
+    compared = row | {"agreement": {"equal_tokens": 0.995}}
+    assert "as xla: greedy tokens that XLA's attention gives too; blank" in shown(row, compared)
+    text = shown(row, compared, failed)
+    assert "…" not in text
+    assert "out of memory: [no] room" in text
+    assert {"internvl2.5-8b", "mosaic_gpu", "23441", "34.13"} <= set(text.split())
+
+
+def test_explain_says_why_the_kernel_does_not_cover_a_cache_without_a_gpu(capsys):
+    arguments = ["explain", "--shape", "internvl2.5-8b", "--preset"]
+    _, out, _ = run(capsys, *arguments, "kivi-2bit", "--json")
+    lines = json.loads(out)["explanation"]
+    reason = "mosaic_gpu: does not cover this cache on any device: keys: a group of 32 positions"
+    assert [line for line in lines if line.startswith(reason)]
+    assert reason in " ".join(run(capsys, *arguments, "kivi-2bit")[1].split())
+    _, out, _ = run(capsys, *arguments, "vkq-1bit")
+    assert "does not cover" not in out
+    assert "mosaic_gpu: one launch over" in out
+
+
 def test_explain_needs_no_memory(capsys, tmp_path):
     path = tmp_path / "explain.json"
     arguments = ["explain", "--shape", "qwen2.5-vl-7b", "--batch", "4096", "--preset", "vkq-1bit"]
@@ -309,14 +394,23 @@ def test_explain_needs_no_memory(capsys, tmp_path):
     [
         (["throughput", "--shape", "llava"], "unknown shape 'llava', known are llava-1.5-7b"),
         (["throughput", "--preset", "vkq-2bit"], "unknown preset 'vkq-2bit'"),
-        (["throughput", "--budget", "5,many"], "--budget: expected positive numbers"),
+        (["throughput", "--budget", "5,many"], "--budget: expected finite positive numbers"),
+        (["throughput", "--budget", "inf"], "--budget: expected finite positive numbers"),
+        (["throughput", "--budget", "nan"], "--budget: expected finite positive numbers"),
+        (["throughput", "--shape", ""], "--shape: expected names, comma-separated, got ''"),
+        (["throughput", "--baseline", ","], "--baseline: expected names"),
         (["throughput", "--steps", "20,4"], "steps must be two rising numbers"),
         (["throughput", "--text-capacity", "40"], "do not fit a text capacity of 40"),
         (["throughput", "--implementation", "cuda"], "implementation must be auto, "),
         (["throughput", "--resume"], "--resume needs --out"),
-        (["scaling", "--batch", "0"], "--batch: expected positive numbers"),
+        (["scaling", "--batch", "0"], "--batch: expected positive integers"),
+        (["quantize", "--preset", ""], "--preset: expected names, comma-separated, got ''"),
         (["quantize", "--preset", "one-bit"], "unknown preset 'one-bit'"),
         (["plot", "README.md"], "README.md was not written by `vkq bench scaling`"),
+        (
+            ["plot", "vkq_apps/cli/demo.png"],
+            "expected a JSON file that `vkq bench scaling` wrote, got vkq_apps/cli/demo.png",
+        ),
         (["explain"], "Missing option '--shape'"),
         (["nonsense"], "No such command"),
     ],

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 import pallas_kernels
 import vkq_jax
+from pallas_kernels import mosaic_gpu
 from pallas_kernels.shapes import find_shape
 from vkq_apps.bench.sequence_cache import abstract_cache, abstract_visual, per_sequence
 
@@ -27,6 +28,12 @@ def explain_shape(
     cache = abstract_cache(shape, quant, batch, text_capacity)
     x, index = abstract_visual(shape)
     query = (batch, queries_per_step, shape.num_heads, shape.head_dim)
+    explanation = pallas_kernels.explain(
+        cache, jax.ShapeDtypeStruct(query, jnp.bfloat16)
+    ).splitlines()
+    reason = mosaic_gpu.unsupported_reason(cache)
+    if reason and mosaic_gpu.device_reason():  # the device's reason alone would hide the cache's
+        explanation.append(f"mosaic_gpu: does not cover this cache on any device: {reason}")
     return {
         "shape": name,
         "preset": preset,
@@ -35,8 +42,6 @@ def explain_shape(
         "query": list(query),
         "bytes_per_sequence": per_sequence(vkq_jax.cache_nbytes(cache), batch),
         "implementation_taken": pallas_kernels.choose_implementation(None, cache),
-        "explanation": pallas_kernels.explain(
-            cache, jax.ShapeDtypeStruct(query, jnp.bfloat16)
-        ).splitlines(),
+        "explanation": explanation,
         "coding_explanation": pallas_kernels.explain_coding(x, x, index, quant).splitlines(),
     }

@@ -1,5 +1,6 @@
 """Options that the commands of `vkq bench` share, and the lists in them."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -61,21 +62,30 @@ Seconds = Annotated[
 ]
 
 
-def names(text: str) -> list[str]:
-    """The entries of a comma-separated list, each once."""
-    return list(dict.fromkeys(name for name in map(str.strip, text.split(",")) if name))
+def names(option: str, text: str) -> list[str]:
+    """The entries of a comma-separated list, each once; at least one."""
+    entries = _entries(text)
+    if not entries:
+        raise ValueError(f"{option}: expected names, comma-separated, got {text!r}")
+    return entries
 
 
 def numbers[N: (int, float)](option: str, text: str, kind: type[N], count: int = 0) -> list[N]:
-    """The numbers of a comma-separated list."""
+    """The numbers of a comma-separated list: positive, finite, `count` of them if it is given."""
     try:
-        numbers = [kind(name) for name in names(text)]
+        numbers = [kind(entry) for entry in _entries(text)]
     except ValueError:
         numbers = []
-    if not numbers or min(numbers) <= 0 or (count and len(numbers) != count):
-        wanted = f"{count} positive numbers" if count else "positive numbers"
+    in_range = all(0 < number < math.inf for number in numbers)
+    if not numbers or not in_range or (count and len(numbers) != count):
+        wanted = "positive integers" if kind is int else "finite positive numbers"
+        wanted = f"{count} {wanted}" if count else wanted
         raise ValueError(f"{option}: expected {wanted}, comma-separated, got {text!r}")
     return numbers
+
+
+def _entries(text: str) -> list[str]:
+    return list(dict.fromkeys(entry for entry in map(str.strip, text.split(",")) if entry))
 
 
 def implementation_of(name: str) -> str | None:

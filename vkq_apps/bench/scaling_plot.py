@@ -34,14 +34,22 @@ def plot_scaling(path: Path, rows: Rows, title: str) -> None:
             memory.axhline(1e-9 * limit, color=INK, linewidth=1.0, linestyle=":")
             place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "fontsize": 7.5}
             memory.annotate(" the device's memory", (0, 1e-9 * limit), **place)
-        coded = next((row["preset"] for row in rows if row["preset"] != BASELINE), "coded")
-        handles = [
-            Line2D([], [], color=BEFORE, label="bf16"),
-            Line2D([], [], color=AFTER, label=coded),
-            Line2D([], [], color=INK, marker="x", linestyle="", label="not measured"),
-        ]
-        time.legend(handles=handles, loc="upper left", fontsize=8.0)
+        handles = _legend(rows)
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8.0)
         figure.savefig(path)
+
+
+def _legend(rows: Rows) -> list[Line2D]:
+    """What of it all is drawn."""
+    handles = []
+    if any(row["preset"] == BASELINE for row in rows):
+        handles.append(Line2D([], [], color=BEFORE, label="bf16"))
+    coded = {row["preset"]: None for row in rows if row["preset"] != BASELINE}
+    if coded:
+        handles.append(Line2D([], [], color=AFTER, label=", ".join(coded)))
+    if any(row["status"] != "measured" for row in rows):
+        handles.append(Line2D([], [], color=INK, marker="x", linestyle="", label="not measured"))
+    return handles
 
 
 def _gigabytes(row: dict[str, Any]) -> float | None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from vkq_apps.bench.quantize import GOAL_PERCENT
@@ -24,24 +25,29 @@ def throughput_table(record: dict[str, Any]) -> Table:
         "by": lambda row: row["implementation_taken"],
         "batch": lambda row: str(row["batch"]),
         "MB each": lambda row: f"{row['bytes_per_sequence']['total'] / 1e6:.3g}",
-        "tokens/s": lambda row: f"{row['tokens_per_second']:.0f}",
+        "tokens /s": lambda row: f"{row['tokens_per_second']:.0f}",
         "x bf16": _ratios,
         "step ms": lambda row: f"{row['step_ms']:.2f}",
-        "weights": lambda row: f"{row['weights_ms']:.2f}",
+        "read ms": lambda row: f"{row['weights_ms']:.2f}",
         "TTFT ms": lambda row: f"{row['ttft_ms']:.0f} ({_prefill_ratio(row):.2f})",
         "peak GB": lambda row: f"{row['peak_bytes'] / 1e9:.1f}",
-        "= xla": lambda row: f"{row['agreement']['equal_tokens']:.0%}",
+        "as xla": lambda row: f"{row['agreement']['equal_tokens']:.0%}",
     }
     return _table(
         record,
         columns,
         "generation within a budget of KV cache",
-        "batch: the largest that fits, or that rounded down for matrix products, whichever is "
-        "faster. x bf16: tokens/s, in brackets both at bf16's largest batch. weights: ms to read "
-        "them once at the bandwidth of a copy, "
-        f"{record['bandwidth'] / 1e9:.0f} GB/s. TTFT: prefill of a few prompts at once (x "
-        "bf16, of the device's time where it is known). = xla: greedy tokens that XLA's attention "
-        "gives too.",
+        {
+            "batch": "the largest that fits, or that rounded down for matrix products, whichever "
+            "is faster",
+            "x bf16": "tokens/s, in brackets both at bf16's largest batch",
+            "read ms": "to read the weights once at the bandwidth of a copy, "
+            f"{record['bandwidth'] / 1e9:.0f} GB/s",
+            "TTFT ms": "prefill of a few prompts at once (x bf16, of the device's time where it "
+            "is known)",
+            "as xla": "greedy tokens that XLA's attention gives too; blank where XLA itself runs "
+            "or nothing was compared",
+        },
     )
 
 
@@ -52,9 +58,9 @@ def quantize_table(record: dict[str, Any]) -> Table:
         "visual cache": lambda row: row["preset"],
         "by": lambda row: row["implementation"],
         "prompts": lambda row: f"{row['sequences_at_once']} x {row['tokens']}",
-        "decoder block": lambda row: f"{row['block_ms']:.3f} ms",
-        "coding": lambda row: f"{row['coding_ms']:.3f} ms",
-        "of the block": lambda row: f"{row['coding_percent']:.2f} %",
+        "block ms": lambda row: f"{row['block_ms']:.3f}",
+        "coding ms": lambda row: f"{row['coding_ms']:.3f}",
+        "% of block": lambda row: f"{row['coding_percent']:.2f}",
         "key error": lambda row: f"{row['key_squared_error']:.3f}",
         "value error": lambda row: f"{row['value_squared_error']:.3f}",
         "from plain": lambda row: "{:.1e}".format(
@@ -65,7 +71,11 @@ def quantize_table(record: dict[str, Any]) -> Table:
         record,
         columns,
         f"coding a layer's keys and values (goal: at most {GOAL_PERCENT:g} % of the block)",
-        "Errors are relative and squared; from plain: distance to plain coding in XLA.",
+        {
+            "block ms": "a decoder block",
+            "key error": "relative and squared, as the values'",
+            "from plain": "distance to plain coding in XLA",
+        },
     )
 
 
@@ -86,34 +96,57 @@ def scaling_table(record: dict[str, Any]) -> Table:
         record,
         columns,
         f"one decode attention at the heads of {record['shape']}",
-        "Errors are relative, against the float32 oracle over the same codes. A copy reaches "
-        f"{record['bandwidth'] / 1e9:.0f} GB/s.",
+        {
+            "GB/s": f"a copy reaches {record['bandwidth'] / 1e9:.0f}",
+            "error": "relative, against the float32 oracle over the same codes",
+        },
     )
 
 
-def _table(record: dict[str, Any], columns: Columns, title: str, caption: str) -> Table:
+def _table(record: dict[str, Any], columns: Columns, title: str, notes: Mapping[str, str]) -> Table:
+    """A table without the columns that no row fills; below it what the others mean, and why.
+
+    Args:
+        notes: what columns mean, by their headings.
+    """
+    rows = record["rows"]
+    cells = {name: [_cell(row, show) for row in rows] for name, show in columns.items()}
+    cells[""] = ["" if row["status"] == "measured" else row["status"] for row in rows]
+    cells = {name: column for name, column in cells.items() if any(column)}
+    below = [f"{name}: {notes[name]}." for name in cells if name in notes]
     table = Table(
         title=f"{record['device']}: {title}",
-        caption=caption,
+        caption="\n".join([" ".join(below), *_reasons(record)]).strip(),
+        caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
     )
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for row in record["rows"]:
-        status = "" if row["status"] == "measured" else row["status"]
-        table.add_row(*(_cell(row, show) for show in columns.values()), status)
-    if record.get("left_out"):
-        table.caption = f"{caption}\nLeft out for lack of time: {'; '.join(record['left_out'])}."
+    for number, (name, column) in enumerate(cells.items()):
+        table.add_column(
+            name.replace(" ", "\n"),
+            justify="right" if number else "left",
+            no_wrap=not any(" " in cell for cell in column),  # a number is never broken
+        )
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*row)
     return table
+
+
+def _reasons(record: dict[str, Any]) -> list[str]:
+    """Why rows were not measured, each reason once."""
+    reasons = [
+        escape(f"{row['status']}: {row['message']}") for row in record["rows"] if "message" in row
+    ]
+    if record.get("left_out"):
+        reasons.append(escape(f"left out for lack of time: {'; '.join(record['left_out'])}"))
+    return list(dict.fromkeys(reasons))
 
 
 def _cell(row: Row, show: Callable[[Row], str]) -> str:
     """A figure, or nothing where the row does not have it."""
     try:
-        return show(row)
+        return show(row) or ""
     except (KeyError, TypeError):
         return ""
 

@@ -4,6 +4,7 @@ Runs in a process of its own (see `worker`): a device's peak of memory never fal
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -81,8 +82,8 @@ class ThroughputSetup:
                 f"{self.prompt_text} text tokens of a prompt and {needed - self.prompt_text} "
                 f"generated ones do not fit a text capacity of {self.text_capacity}"
             )
-        if not self.budget_gb > 0:
-            raise ValueError(f"a budget must be positive, got {self.budget_gb} GB")
+        if not 0 < self.budget_gb < math.inf:
+            raise ValueError(f"a budget must be positive and finite, got {self.budget_gb} GB")
         if self.round_to < 0:
             raise ValueError(f"a batch cannot be rounded to {self.round_to}")
 

@@ -81,10 +81,14 @@ def _speed_at(row: dict[str, Any], others: Sequence[dict[str, Any]]) -> float | 
 
 
 def floors(row: dict[str, Any], bandwidth: float) -> None:
-    """Adds what reading the weights, and the cache, takes at least, at the copy's bandwidth."""
+    """Adds what reading the weights, and the cache, takes at least, at the copy's bandwidth.
+
+    Of what the row knows: one that failed may lack its batch, or all of it.
+    """
     row["bandwidth"] = bandwidth
     if "weight_bytes" in row:
         row["weights_ms"] = 1e3 * row["weight_bytes"] / bandwidth
+    if "batch" in row and "bytes_per_sequence" in row:
         one = row["bytes_per_sequence"]
         visual = row["batch"] * (one["visual_codes"] + one["visual_tables"])
         row["visual_ms"] = 1e3 * visual / bandwidth

@@ -91,11 +91,11 @@ def throughput(
     """Whole generation at real shapes and random weights: bf16 and coded, in a budget of GB."""
     short, long = numbers("--steps", steps, int, count=2)
     groups = plan_throughput(
-        names(shape),
+        names("--shape", shape),
         numbers("--budget", budget, float),
-        [name for name in names(preset) if name != "none"],
-        [implementation_of(name) for name in names(implementation)],
-        [implementation_of(name) for name in names(baseline)],
+        [name for name in names("--preset", preset) if name != "none"],
+        [implementation_of(name) for name in names("--implementation", implementation)],
+        [implementation_of(name) for name in names("--baseline", baseline)],
         compare_steps=compare_steps,
         round_to=round_to,
         text_capacity=text_capacity,
@@ -123,8 +123,8 @@ def quantize(
 ) -> None:
     """Coding a layer's keys and values beside the prefill of that layer."""
     setups = plan_quantize(
-        names(shape),
-        names(preset),
+        names("--shape", shape),
+        names("--preset", preset),
         prompt_text=prompt_text,
         sequences=sequences,
         repeats=repeats,
@@ -175,7 +175,12 @@ def plot(
     # Here and not above, because this import takes a second.
     from vkq_apps.bench.scaling_plot import plot_scaling
 
-    record = read_json(results, "vkq bench scaling")
+    try:
+        record = read_json(results, "vkq bench scaling")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"expected a JSON file that `vkq bench scaling` wrote, got {results}, which is not text"
+        ) from error
     title = f"Decode attention on {record['device']}, heads of {record['shape']}"
     rows = [row for row in record["rows"] if row["shape"] == record["shape"]]
     plot_scaling(results.with_suffix(".png"), rows, title)
