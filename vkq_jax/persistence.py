@@ -8,7 +8,6 @@ import dataclasses
 import enum
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,18 @@ from safetensors.numpy import save_file
 import vkq_jax
 from vkq_jax.cache import KVCache
 from vkq_jax.calibration import ScoreMap
+from vkq_jax.whole_file import whole_file
 
 __all__ = ["load_cache", "load_score_map", "save_cache", "save_score_map"]
 
 
 def save_cache(path: str | os.PathLike[str], cache: KVCache) -> None:
-    """Writes a cache; the file appears whole or not at all."""
+    """Writes a cache; the file, or what a link leads to, appears whole or not at all.
+
+    Raises:
+        ValueError: something other than a regular file is there, or the cache uses what has no
+            stored form.
+    """
     _save(path, cache, "cache")
 
 
@@ -40,43 +45,60 @@ def load_cache(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> K
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a whole cache file, or a type that is neither this package's nor in `types`.
+        ValueError: not a whole and consistent cache file, a type that is neither this package's nor
+            in `types`, or a score map with values that are none.
     """
-    return _load(path, "cache", KVCache, types)
+    cache = _load(path, "cache", KVCache, types)
+    if cache.score_map is not None:
+        _check_values(path, cache.score_map)
+    return cache
 
 
 def save_score_map(path: str | os.PathLike[str], score_map: ScoreMap) -> None:
-    """Writes a static score map [L, N]; the file appears whole or not at all."""
+    """Writes a static score map [L, N] and the settings of its codes, as `save_cache` does."""
     _save(path, score_map, "score map")
 
 
-def load_score_map(path: str | os.PathLike[str]) -> ScoreMap:
-    """Reads a static score map back; whether it fits a model is for its user to check.
+def load_score_map(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> ScoreMap:
+    """Reads a static score map back; `models.generate` checks that it fits a model and its codes.
+
+    Args:
+        path: file written by `save_score_map`.
+        types: classes of your own that its codes use, as for `load_cache`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a whole score map file.
+        ValueError: not a whole and consistent score map file, a type that is neither this package's
+            nor in `types`, slopes that are negative, or values that are not finite.
     """
-    return _load(path, "score map", ScoreMap)
+    score_map = _load(path, "score map", ScoreMap, types)
+    _check_values(path, score_map)
+    return score_map
+
+
+def _check_values(path: str | os.PathLike[str], score_map: ScoreMap) -> None:
+    slope, shift = np.asarray(score_map.slope), np.asarray(score_map.shift)
+    if slope.shape != shift.shape:
+        raise ValueError(
+            f"{path}: expected a slope and a shift of each head, got {list(slope.shape)} slopes "
+            f"and {list(shift.shape)} shifts"
+        )
+    for name, values, good, kind in (
+        ("slope", slope, np.isfinite(slope) & (slope >= 0), "finite and not negative"),
+        ("shift", shift, np.isfinite(shift), "finite"),
+    ):
+        if not good.all():
+            raise ValueError(f"{path}: expected every {name} {kind}, got {values[~good][0]}")
 
 
 def _save(path: str | os.PathLike[str], value: Any, kind: str) -> None:
     arrays: dict[str, np.ndarray] = {}
     structure = json.dumps(_describe(value, kind, arrays))
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    try:
-        save_file(arrays, temporary, metadata={"format": _format(kind), "structure": structure})
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as part:
+        save_file(arrays, part, metadata={"format": _format(kind), "structure": structure})
 
 
-def _load[T](
-    path: str | os.PathLike[str], kind: str, cls: type[T], types: Iterable[type] = ()
-) -> T:
+def _load[T](path: str | os.PathLike[str], kind: str, cls: type[T], types: Iterable[type]) -> T:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no {kind} file at {path}")
@@ -84,12 +106,15 @@ def _load[T](
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != _format(kind):
+            if metadata.get("format") != _format(kind) or "structure" not in metadata:
                 raise ValueError(f"{path} is not a {kind} written by vkq_jax")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    value = _rebuild(json.loads(metadata["structure"]), arrays, known)
+    try:
+        value = _rebuild(json.loads(metadata["structure"]), arrays, known)
+    except (ValueError, TypeError) as error:  # TypeError: settings that a class does not take
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(value, cls):
         raise ValueError(f"{path} holds a {type(value).__name__}, not a {cls.__name__}")
     return value
@@ -122,22 +147,30 @@ def _describe(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
 def _rebuild(node: Any, arrays: Mapping[str, np.ndarray], known: Mapping[str, type]) -> Any:
     match node:
         case {"array": name}:
+            if name not in arrays:
+                raise ValueError(f"expected an array {name}, got {', '.join(arrays) or 'none'}")
             return jnp.asarray(arrays[name])
         case {"enum": name, "name": member}:
-            return _lookup(known, name)[member]  # type: ignore[index]
-        case {"type": name, "fields": fields}:
-            values = {key: _rebuild(field, arrays, known) for key, field in fields.items()}
-            return _lookup(known, name)(**values)
-        case {"tuple": items}:
+            members: Mapping[str, Any] = getattr(_lookup(known, name), "__members__", {})
+            if member not in members:
+                raise ValueError(f"expected a member of {name}, got {member!r}")
+            return members[member]
+        case {"type": name, "fields": dict(fields)}:
+            cls = _lookup(known, name)
+            expected = sorted(field.name for field in dataclasses.fields(cls))
+            if sorted(fields) != expected:
+                raise ValueError(f"expected fields {expected} of {name}, got {sorted(fields)}")
+            return cls(**{key: _rebuild(field, arrays, known) for key, field in fields.items()})
+        case {"tuple": list(items)}:
             return tuple(_rebuild(item, arrays, known) for item in items)
         case {"value": value}:
             return value
-    raise ValueError(f"unknown entry in a cache file: {node!r}")
+    raise ValueError(f"unknown entry {node!r}")
 
 
 def _lookup(known: Mapping[str, type], name: str) -> type:
     if name not in known:
-        raise ValueError(f"the cache uses the type {name}: pass it as load_cache(..., types=[...])")
+        raise ValueError(f"the file uses the type {name}: pass the class in types=[...]")
     return known[name]
 
 

@@ -3,10 +3,11 @@
 import hashlib
 import importlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from vkq_jax.whole_file import check_writable, whole_file
 
 __all__ = ["ResultsFile", "read_json", "source_digest", "write_json"]
 
@@ -28,7 +29,12 @@ class ResultsFile:
             path: JSON file; None keeps nothing.
             head: what is said once: the command, its settings, `provenance()`.
             resume: take over the rows that are in the file.
+
+        Raises:
+            ValueError: the path cannot be written to, or another command's file is resumed.
         """
+        if path is not None:
+            check_writable(path)
         self.path, self.head = path, dict(head)
         self.marks = {
             "device": head["device"],
@@ -89,13 +95,11 @@ def read_json(path: Path, command: str) -> dict[str, Any]:
 
 
 def write_json(path: Path | None, record: Mapping[str, Any]) -> None:
-    """Writes a record, whole or not at all; nothing without a path."""
+    """Writes a record, whole or not at all (see `whole_file`); nothing without a path."""
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def source_digest() -> str:
