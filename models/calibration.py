@@ -52,7 +52,8 @@ def calibrate_scores(
         stop_tokens: token ids that end an answer; the checkpoint's own by default.
 
     Returns:
-        Slope and shift [L, N], float32, of scores after `logits_scale`, in nats.
+        Slope and shift [L, N], float32, of scores after `logits_scale`, in nats; and `quant`, for
+        `generate` to refuse the map with other codes.
 
     Raises:
         ValueError: settings without a calibration, or no visual tokens to calibrate with.
@@ -80,7 +81,8 @@ def calibrate_scores(
     if not count:
         raise ValueError("the sample prompts have no visual tokens to calibrate scores with")
     gamma, delta = sums / count
-    return score_map(gamma, delta, settings.calibration)[0]
+    static, _ = score_map(gamma, delta, settings.calibration)
+    return dataclasses.replace(static, quant=settings)
 
 
 @partial(jax.jit, static_argnames=("quant", "steps", "quantize_at", "stop_tokens"))

@@ -77,11 +77,12 @@ def generate(
             default as many as needed.
         implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
         score_map: static calibration of visual scores [L, N], from `calibrate_scores`; takes the
-            place of the one that `quant` finds at every step. By default the given cache's own.
+            place of the one that `quant` finds at every step, and takes the same codes as it was
+            calibrated with. By default the given cache's own.
 
     Raises:
         ValueError: an argument is out of range, or the prompt does not fit `cache_length`, or the
-            score map not the model.
+            score map not the model or the codes.
     """
     state, emit = _begin(
         model,
@@ -166,11 +167,13 @@ def _begin(
     if not sampling.greedy and key is None:
         raise ValueError("sampling with a temperature needs a PRNG key: key=jax.random.key(seed)")
     pallas_kernels.choose_implementation(implementation)
+    settings = _settle_quant(quant, cache)
     if score_map is not None:
         _check_score_map(model, score_map)
+        score_map.check_codes(settings)
     run = partial(
         prefill,
-        quant=_settle_quant(quant, cache),
+        quant=settings,
         cache_length=_settle_length(inputs, cache, cache_length, max_new_tokens),
         implementation=implementation,
         score_map=score_map,

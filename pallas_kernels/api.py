@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import jax
+import jax.numpy as jnp
 
 import vkq_jax.attention
 import vkq_jax.reference
@@ -12,6 +13,7 @@ from pallas_kernels.tiled import tile
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import Attended
 from vkq_jax.cache import KVCache, LayerCache, VisualBank
+from vkq_jax.soft_cap import check_soft_cap, is_finite_number
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -50,16 +52,18 @@ def decode_attention(
         cache_layer: `KVCache.layer(i)`, the queries' own keys and values already appended.
         implementation: a name of `IMPLEMENTATIONS`; None takes the first that applies.
         visible_text: text entries each query sees; causal over the last T entries by default.
-        logits_scale: H ** -0.5 by default.
+        logits_scale: H ** -0.5 by default; a Python number, static under jit.
         logits_soft_cap: cap of cap * tanh(logits / cap) before the softmax, on visual and text
-            scores alike (Gemma 2, arXiv 2408.00118, section 2); before score calibration.
+            scores alike (Gemma 2, arXiv 2408.00118, section 2); before score calibration. A Python
+            number, static under jit.
 
     Returns:
         Softmax-weighted values in the query's dtype; 0 where a query sees nothing at all.
 
     Raises:
-        ValueError: unknown implementation, shapes that do not fit, or a soft-cap that is no finite
-            positive number.
+        ValueError: unknown implementation, a query that is not of floats, shapes that do not fit, a
+            scale that is no finite number or a soft-cap that is no finite positive one, or a score
+            map of other codes.
         NotImplementedError: the implementation asked for does not apply; the message says why.
     """
     attended = attend_cache(
@@ -84,6 +88,7 @@ def attend_cache(
 ) -> Attended:
     """`decode_attention` in float32 with its log-sum-exp and the count of guarded rows."""
     _check_query(query, cache_layer)
+    _check_options(query, visible_text, logits_scale)
     name = choose_implementation(implementation, cache_layer, logits_soft_cap)
     return IMPLEMENTATIONS[name](
         query,
@@ -109,6 +114,7 @@ def attend_layer(
     An implementation that reads its layer in place spares the copy that taking it out would be.
     """
     _check_query(query, cache)
+    _check_options(query, visible_text, logits_scale)
     name = choose_implementation(implementation, cache, logits_soft_cap)
     options = {
         "visible_text": visible_text,
@@ -141,9 +147,10 @@ def choose_implementation(
     score calibration.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or a soft-cap that is no finite positive number.
         NotImplementedError: the implementation asked for does not apply.
     """
+    check_soft_cap(logits_soft_cap)
     if name is None:
         return next(
             n for n in IMPLEMENTATIONS if unavailable_reason(n, cache, logits_soft_cap) is None
@@ -198,11 +205,14 @@ def explain(
 
 def _check_query(query: Array | jax.ShapeDtypeStruct, cache: LayerCache | KVCache) -> None:
     batch, num_kv_heads, _, head_dim = cache.text.key.shape[-4:]
-    if query.shape[0] != batch or query.shape[3] != head_dim or query.shape[2] % num_kv_heads:
+    fits = len(query.shape) == 4 and (query.shape[0], query.shape[3]) == (batch, head_dim)
+    if not fits or query.shape[2] % num_kv_heads:
         raise ValueError(
             f"query must be [B={batch}, T, N=multiple of {num_kv_heads}, H={head_dim}] for this "
             f"cache, got {list(query.shape)}"
         )
+    if not jnp.issubdtype(query.dtype, jnp.floating):
+        raise ValueError(f"expected a float query, got {query.dtype}")
     if cache.score_map is not None:
         expected = (*cache.text.key.shape[:-4], query.shape[2])
         if cache.score_map.slope.shape != expected:
@@ -210,3 +220,16 @@ def _check_query(query: Array | jax.ShapeDtypeStruct, cache: LayerCache | KVCach
                 f"score_map must be {list(expected)} (layers of the cache, query heads), got "
                 f"{list(cache.score_map.slope.shape)}"
             )
+        cache.score_map.check_codes(cache.quant)
+
+
+def _check_options(query: Array, visible_text: Array | None, logits_scale: float | None) -> None:
+    if visible_text is not None and visible_text.shape != query.shape[:2]:
+        raise ValueError(
+            f"visible_text must be [B, T] = {list(query.shape[:2])}, as the query, got "
+            f"{list(visible_text.shape)}"
+        )
+    if logits_scale is not None and not is_finite_number(logits_scale):
+        raise ValueError(
+            f"logits_scale must be a finite number, static under jit, or None, got {logits_scale!r}"
+        )

@@ -4,8 +4,8 @@ from vkq_jax.accounting import CacheBytes, cache_nbytes
 from vkq_jax.attention import Attended
 from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
 from vkq_jax.cache_updates import append, grow, take_sequences
-from vkq_jax.calibration import ScoreCalibration, ScoreMap
-from vkq_jax.config import KVQuantConfig
+from vkq_jax.calibration import ScoreMap
+from vkq_jax.config import KVQuantConfig, ScoreCalibration
 from vkq_jax.dense import Dense, DenseTensor
 from vkq_jax.error_measures import (
     QuantizationError,

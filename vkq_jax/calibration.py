@@ -4,32 +4,13 @@ Per step, each query's map follows from its own lowest and highest score. A stat
 from those of sample prompts; it spares decoding the search for them.
 """
 
-import dataclasses
-
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float
-from vkq_jax.pytree import frozen_pytree
+from vkq_jax.config import KVQuantConfig, ScoreCalibration
+from vkq_jax.pytree import frozen_pytree, static_field
 
-__all__ = ["ScoreCalibration", "ScoreMap", "calibrate", "score_map"]
-
-
-@dataclasses.dataclass(frozen=True)
-class ScoreCalibration:
-    """Settings of the score map of CalibQuant (arXiv 2502.14882v2, "calibration").
-
-    The visual scores of one query and head (after a soft-cap, if any), which span [gamma, delta],
-    are mapped to [gamma - tau1, delta - tau2] before the joint softmax with the text scores. The
-    slope of that map is 1 - (tau2 - tau1) / (delta - gamma): where the scores span less than
-    tau2 - tau1 it is negative and would reverse the order of the tokens (the paper's code has no
-    guard). There the scores are left as they are, and the case is counted.
-
-    Attributes:
-        tau1, tau2: how far the lowest and the highest score are lowered, in nats.
-    """
-
-    tau1: float = 0.0
-    tau2: float = 3.0
+__all__ = ["ScoreMap", "calibrate", "score_map"]
 
 
 @frozen_pytree
@@ -38,18 +19,37 @@ class ScoreMap:
 
     A static map (ours; CalibQuant finds gamma and delta at every step) has one slope and shift for
     each layer and query head, [L, N], in a `KVCache`, and [N] in a `LayerCache`. It belongs to the
-    model and the codes that it was calibrated with (see `models.calibrate_scores`).
+    model and the codes that it was calibrated with (see `models.calibrate_scores`): it carries
+    their settings, also through files, and attention refuses it on a cache of other codes.
 
     Attributes:
         slope, shift: float32, of each row of scores.
+        quant: settings it was calibrated with; None (a map of your own making) fits any codes.
     """
 
     slope: Float[Array, "*lead"]
     shift: Float[Array, "*lead"]
+    quant: KVQuantConfig | None = static_field(default=None)
 
     def apply(self, scores: Float[Array, "*lead V"]) -> Float[Array, "*lead V"]:
         """The mapped scores of each row."""
         return scores * self.slope[..., None] + self.shift[..., None]
+
+    def check_codes(self, quant: KVQuantConfig) -> None:
+        """Checks that it was calibrated with these codes of keys and values.
+
+        Their calibration does not count: a static map takes its place.
+
+        Raises:
+            ValueError: it was calibrated with others.
+        """
+        for name in ("key", "value") if self.quant is not None else ():
+            own, asked = getattr(self.quant, name), getattr(quant, name)
+            if own != asked:
+                raise ValueError(
+                    f"score_map was calibrated with other codes: expected {name}={own}, "
+                    f"got {name}={asked}"
+                )
 
 
 def calibrate(

@@ -2,10 +2,27 @@
 
 import dataclasses
 
-from vkq_jax.calibration import ScoreCalibration
 from vkq_jax.quantized import CodeFamily
 
-__all__ = ["KVQuantConfig"]
+__all__ = ["KVQuantConfig", "ScoreCalibration"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreCalibration:
+    """Settings of the score map of CalibQuant (arXiv 2502.14882v2, "calibration").
+
+    The visual scores of one query and head (after a soft-cap, if any), which span [gamma, delta],
+    are mapped to [gamma - tau1, delta - tau2] before the joint softmax with the text scores. The
+    slope of that map is 1 - (tau2 - tau1) / (delta - gamma): where the scores span less than
+    tau2 - tau1 it is negative and would reverse the order of the tokens (the paper's code has no
+    guard). There the scores are left as they are, and the case is counted.
+
+    Attributes:
+        tau1, tau2: how far the lowest and the highest score are lowered, in nats.
+    """
+
+    tau1: float = 0.0
+    tau2: float = 3.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from math import pi, sqrt
 from types import MappingProxyType
 
-from vkq_jax.calibration import ScoreCalibration
-from vkq_jax.config import KVQuantConfig
+from vkq_jax.config import KVQuantConfig, ScoreCalibration
 from vkq_jax.dense import Dense
 from vkq_jax.level_codes import Granularity, LevelCodes
 from vkq_jax.range_rules import Quantile, Shrink

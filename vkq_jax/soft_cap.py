@@ -1,12 +1,14 @@
 """The soft-cap of attention logits (Gemma 2, arXiv 2408.00118, section 2)."""
 
 import math
+import numbers
+from typing import Any
 
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Float
 
-__all__ = ["check_soft_cap", "soft_cap"]
+__all__ = ["check_soft_cap", "is_finite_number", "soft_cap"]
 
 
 def soft_cap(logits: Float[Array, "*lead n"], cap: float | None) -> Float[Array, "*lead n"]:
@@ -15,7 +17,16 @@ def soft_cap(logits: Float[Array, "*lead n"], cap: float | None) -> Float[Array,
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def check_soft_cap(cap: float | None) -> None:
-    """Raises ValueError for a cap that is no finite positive number."""
-    if cap is not None and not (math.isfinite(cap) and cap > 0):
-        raise ValueError(f"logits_soft_cap must be a finite positive number or None, got {cap}")
+def check_soft_cap(cap: Any) -> None:
+    """Raises ValueError for a cap that is no finite positive number, or is traced."""
+    if cap is not None and not (is_finite_number(cap) and cap > 0):
+        raise ValueError(
+            f"logits_soft_cap must be a finite positive number, static under jit, or None, "
+            f"got {cap!r}"
+        )
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether it is a finite real number of Python or NumPy: no array, traced or not, no bool."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return number and math.isfinite(value)

@@ -32,6 +32,7 @@ def test_of_one_query_it_is_the_calibration_of_that_step(model):
     inputs = batch(ROWS[1])
     own = models.calibrate_scores(model, inputs, max_new_tokens=1)
     assert own.slope.shape == own.shift.shape == (3, 4)
+    assert own.quant == QUANT
     assert own.slope.dtype == own.shift.dtype == jnp.float32
     assert ((own.slope > 0) & (own.slope <= 1)).all()
 
@@ -119,4 +120,14 @@ def test_a_map_of_another_model_is_one_clear_error(model, score_map):
     short = jax.tree.map(lambda x: x[:2], score_map)
     message = r"score_map.slope: expected \[layers, query heads\] = \[3, 4\].*got \[2, 4\]"
     with pytest.raises(ValueError, match=message):
-        models.generate(model, batch(ROWS[0]), score_map=short, max_new_tokens=1)
+        models.generate(model, batch(ROWS[0]), quant=QUANT, score_map=short, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_map_of_other_codes_is_one_clear_error(model, score_map, goes_on):
+    options = {"max_new_tokens": 1, "cache": None}
+    if goes_on:
+        options["cache"] = models.generate(model, batch(ROWS[0]), max_new_tokens=1).cache
+    message = r"calibrated with other codes: expected key=LevelCodes.*, got key=SignCodes"
+    with pytest.raises(ValueError, match=message):
+        models.generate(model, batch(ROWS[0]), score_map=score_map, **options)

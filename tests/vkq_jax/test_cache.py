@@ -1,12 +1,16 @@
 """Cache operations: each returns a new cache, and attention sees what it should."""
 
 import dataclasses
+import json
 
 import chex
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import vkq_jax
 from vkq_jax.attention import attend_cache
@@ -53,7 +57,8 @@ def with_visual(quant="vkq-1bit", positions=40, counts=(40, 11)):
 def mapped(cache):
     """With a static score map, unlike for each layer and query head."""
     slope = jnp.linspace(0.2, 0.9, LAYERS * 2 * HEADS, dtype=jnp.float32).reshape(LAYERS, -1)
-    return dataclasses.replace(cache, score_map=vkq_jax.ScoreMap(slope, 1 - slope))
+    score_map = vkq_jax.ScoreMap(slope, 1 - slope, quant=cache.quant)
+    return dataclasses.replace(cache, score_map=score_map)
 
 
 def attend(cache, layer=1, seed=3):
@@ -150,7 +155,9 @@ def test_saved_and_restored_with_a_score_map(tmp_path):
     chex.assert_trees_all_equal(vkq_jax.load_cache(tmp_path / "cache.safetensors"), cache)
     path = tmp_path / "map.safetensors"
     vkq_jax.save_score_map(path, cache.score_map)
-    chex.assert_trees_all_equal(vkq_jax.load_score_map(path), cache.score_map)
+    restored = vkq_jax.load_score_map(path)
+    chex.assert_trees_all_equal(restored, cache.score_map)
+    assert restored.quant == cache.quant
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache.safetensors", "map.safetensors"]
 
 
@@ -167,6 +174,60 @@ def test_score_map_files_that_are_none_are_one_clear_error(tmp_path):
         vkq_jax.load_score_map(path)
     with pytest.raises(FileNotFoundError, match="no score map file at"):
         vkq_jax.load_score_map(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("slope", np.nan, "every slope finite and not negative, got nan"),
+        ("slope", -0.5, "every slope finite and not negative, got -0.5"),
+        ("shift", np.inf, "every shift finite, got inf"),
+    ],
+)
+def test_a_score_map_of_values_that_are_none_is_one_clear_error(tmp_path, name, value, message):
+    cache, path = mapped(with_visual()), tmp_path / "file.safetensors"
+    values = getattr(cache.score_map, name).at[1, 2].set(value)
+    bad = dataclasses.replace(cache.score_map, **{name: values})
+    vkq_jax.save_score_map(path, bad)
+    with pytest.raises(ValueError, match=message):
+        vkq_jax.load_score_map(path)
+    vkq_jax.save_cache(path, dataclasses.replace(cache, score_map=bad))
+    with pytest.raises(ValueError, match=message):
+        vkq_jax.load_cache(path)
+
+
+def test_a_slope_without_its_shift_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+    path, whole = tmp_path / "map.safetensors", mapped(empty()).score_map
+    vkq_jax.save_score_map(path, dataclasses.replace(whole, shift=whole.shift[:1]))
+    with pytest.raises(ValueError, match=r"got \[3, 4\] slopes and \[1, 4\] shifts"):
+        vkq_jax.load_score_map(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays, structure: arrays.pop("score map.shift"), "expected an array score map.sh"),
+        (lambda arrays, structure: structure["fields"].pop("quant"), "expected fields .*'quant'"),
+        (lambda arrays, structure: structure.update(fields=3), "unknown entry"),
+        (lambda arrays, structure: structure.update(type="Nothing"), ".*uses the type Nothing"),
+        (lambda arrays, structure: structure.update(type="Dense"), "expected fields .* of Dense"),
+        (lambda arrays, structure: structure.clear(), "unknown entry {}"),
+    ],
+)
+def test_an_inconsistent_file_is_one_clear_error(tmp_path, change, message):
+    path = tmp_path / "map.safetensors"
+    vkq_jax.save_score_map(path, mapped(empty()).score_map)
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    arrays, structure = load_file(path), json.loads(metadata["structure"])
+    change(arrays, structure)
+    save_file(arrays, path, metadata | {"structure": json.dumps(structure)})
+    with pytest.raises(ValueError, match=f"map.safetensors: {message}"):
+        vkq_jax.load_score_map(path)
+    save_file(arrays, path, {"format": metadata["format"]})
+    with pytest.raises(ValueError, match="is not a score map written by vkq_jax"):
+        vkq_jax.load_score_map(path)
 
 
 @pytest.mark.parametrize("quant", vkq_jax.presets)

@@ -7,8 +7,9 @@ import pytest
 
 import vkq_jax
 from tests.support.caches import Shape, random_layer
+from vkq_jax import ScoreCalibration
 from vkq_jax.attention import attend_cache, score_range
-from vkq_jax.calibration import ScoreCalibration, ScoreMap, calibrate, score_map
+from vkq_jax.calibration import ScoreMap, calibrate, score_map
 
 SCORES = jnp.asarray([[0.0, 5.0, 10.0, 99.0], [1.0, 2.0, 2.5, -99.0]], jnp.float32)
 VISIBLE = jnp.asarray([[True, True, True, False]] * 2)
@@ -79,6 +80,15 @@ def test_a_querys_own_static_map_is_the_calibration_of_its_step():
     expected = attend_cache(query, layer)
     np.testing.assert_array_equal(got.output, expected.output)
     np.testing.assert_array_equal(got.logsumexp, expected.logsumexp)
+
+
+def test_a_map_is_refused_with_other_codes_but_not_with_another_calibration():
+    row = jnp.ones(4)
+    other = dataclasses.replace(CALIBQUANT, value=vkq_jax.presets["vkq-1bit"].value)
+    for quant in (None, CALIBQUANT, dataclasses.replace(CALIBQUANT, calibration=None)):
+        ScoreMap(row, row, quant).check_codes(CALIBQUANT)
+    with pytest.raises(ValueError, match=r"expected value=SignCodes\(.*got value=LevelCodes\("):
+        ScoreMap(row, row, other).check_codes(CALIBQUANT)
 
 
 def test_a_static_map_acts_on_visual_scores_only_and_guards_nothing():
