@@ -1,8 +1,10 @@
 """The command line: what programs and people get, and one clear line for bad input."""
 
 import json
+import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -90,12 +92,57 @@ def test_calibrate_writes_a_map_that_generate_takes(capsys, tmp_path, picture):
 
     ask = ["generate", "--model", "tiny", "--image", picture, "--prompt", "describe the picture"]
     ask += ["--quant", "calibquant-1bit", "--max-new-tokens", "2", "--no-compare", "--score-map"]
-    code, _, _ = run(capsys, *ask, path)
+    code, out, _ = run(capsys, *ask, path, "--json")
     assert code == 0
+    record = json.loads(out)
+    assert (record["quant"], record["score_map"]) == ("calibquant-1bit", path)
+    code, _, err = run(capsys, *ask, path, "--quant", "vkq-1bit", "--model", "/never loaded")
+    assert code == 2
+    assert "score_map was calibrated with other codes" in err.splitlines()[-1]
     vkq_jax.save_score_map(path, jax.tree.map(lambda x: x[:1], score_map))
     code, _, err = run(capsys, *ask, path)
     assert code == 2
     assert "score_map.slope: expected [layers, query heads]" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("slopes", "ending"),
+    [
+        ([[0.5, 0.25, 0.75]], "mean slope 0.50"),
+        (
+            [[1.0, 1.0, 0.25]],
+            "2 of 1 x 3 heads kept the identity: their scores span less than tau2 - tau1 = 3",
+        ),
+    ],
+)
+def test_calibrate_says_which_heads_it_left_alone(capsys, monkeypatch, tmp_path, slopes, ending):
+    made = vkq_jax.ScoreMap(jnp.asarray(slopes), jnp.zeros((1, 3)))
+    monkeypatch.setattr("models.calibrate_scores", lambda model, inputs, **options: made)
+    code, out, _ = run(
+        capsys, "calibrate", "--model", "tiny", "--image", "x", "--prompt", "y",
+        "--out", str(tmp_path / "map"),
+    )  # fmt: skip
+    assert code == 0
+    assert " ".join(out.split()).endswith(ending)
+
+
+def test_calibrate_checks_before_it_loads_a_model(capsys, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    ask = ["calibrate", "--model", "/never loaded", "--image", "x"]
+    for options, message in (
+        (["--prompt", "y", "--out", str(tmp_path)], f"{tmp_path}: expected a regular file"),
+        (["--prompt", "y", "--out", str(tmp_path / "pipe")], "pipe: expected a regular file"),
+        (["--prompt", "y", "--out", str(tmp_path / "file" / "x")], "expected a folder that can"),
+        (["--prompt", "y", "--prompt", " ", "--out", "x"], "--prompt: expected a question"),
+        (
+            ["--prompt", "y", "--out", "x", "--quant", "vkq-1bit"],
+            "a preset that calibrates scores (calibquant-1bit), got 'vkq-1bit'",
+        ),
+    ):
+        code, _, err = run(capsys, *ask, *options)
+        assert code == 2
+        assert message in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -114,6 +161,10 @@ def test_calibrate_writes_a_map_that_generate_takes(capsys, tmp_path, picture):
         (
             ["generate", "--model", "tiny", "--image", "x", "--prompt", "y", "--score-map", "/x"],
             "no score map file at /x",
+        ),
+        (
+            ["generate", "--model", "/never loaded", "--image", "x", "--prompt", " "],
+            "--prompt: expected a question, or a prompt with <image>, got ' '",
         ),
     ],
 )

@@ -14,6 +14,7 @@ __all__ = [
     "JsonOption",
     "QuantOption",
     "ScoreMapOption",
+    "check_question",
     "describe_images",
     "load_and_prepare",
     "whole_prompt",
@@ -31,10 +32,17 @@ ScoreMapOption = Annotated[
 
 def load_and_prepare(source: str, images: list[Path], prompt: str) -> tuple[Model, str, Inputs]:
     """The model, the whole prompt, and the inputs."""
+    check_question(prompt)
     with stage(f"loading {source}"):
         model = models.load(source)
         prompt = whole_prompt(model, prompt, num_images=len(images))
         return model, prompt, models.prepare(model, images=list(images), prompts=prompt)
+
+
+def check_question(prompt: str) -> None:
+    """Raises ValueError for a prompt without a word."""
+    if not prompt.strip():
+        raise ValueError(f"--prompt: expected a question, or a prompt with <image>, got {prompt!r}")
 
 
 def whole_prompt(model: Model, prompt: str, *, num_images: int = 1) -> str:

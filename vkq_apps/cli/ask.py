@@ -48,9 +48,11 @@ def generate(
     json: JsonOption = False,
 ) -> None:
     """Answers one question about the given images."""
-    record = _answer(
+    answer = _answer(
         model, image, prompt, quant, max_new_tokens, quantize_at, score_map, compare, json
     )
+    file = None if score_map is None else str(score_map)
+    record = {"quant": quant, "score_map": file, **answer}
     _show(record, quant, json)
 
 
@@ -67,7 +69,10 @@ def _answer(
 ) -> dict[str, Any]:
     started = time.perf_counter()
     settings = vkq_jax.resolve(quant)
-    static = None if score_map is None else vkq_jax.load_score_map(score_map)
+    static = None
+    if score_map is not None:
+        static = vkq_jax.load_score_map(score_map)
+        static.check_codes(settings)
     model, prompt, inputs = load_and_prepare(source, images, prompt)
     exact: Answer | None = None
     if compare:

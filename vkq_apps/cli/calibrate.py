@@ -14,8 +14,9 @@ import models
 import vkq_jax
 from models import Inputs
 from models.generate import QuantizeAt
-from vkq_apps.cli.arguments import JsonOption, QuantOption, whole_prompt
+from vkq_apps.cli.arguments import JsonOption, QuantOption, check_question, whole_prompt
 from vkq_apps.cli.console import log, out, print_json, stage
+from vkq_jax.whole_file import check_writable
 
 __all__ = ["calibrate"]
 
@@ -37,7 +38,15 @@ def calibrate(
 ) -> None:
     """Calibrates visual scores once, asking each question about each picture."""
     started = time.perf_counter()
-    vkq_jax.resolve(quant)
+    calibration = vkq_jax.resolve(quant).calibration
+    if calibration is None:
+        known = ", ".join(name for name, preset in vkq_jax.presets.items() if preset.calibration)
+        raise ValueError(
+            f"--quant: expected a preset that calibrates scores ({known}), got {quant!r}"
+        )
+    for question in prompt:
+        check_question(question)
+    check_writable(out_file)
     with stage(f"loading {model}"):
         loaded = models.load(model)
     pairs = list(itertools.product(image, prompt))
@@ -61,17 +70,18 @@ def calibrate(
             max_new_tokens=max_new_tokens,
             quantize_at=quantize_at,
         )
-    out_file.parent.mkdir(parents=True, exist_ok=True)
     vkq_jax.save_score_map(out_file, score_map)
     slope = np.asarray(score_map.slope)
+    layers, heads = slope.shape
+    left_alone = int((slope == 1).sum())
     record = {
         "model": model,
         "quant": quant,
         "quantize_at": quantize_at,
         "sample_prompts": len(pairs),
-        "layers": slope.shape[0],
-        "query_heads": slope.shape[1],
-        "heads_left_alone": int((slope == 1).sum()),
+        "layers": layers,
+        "query_heads": heads,
+        "heads_left_alone": left_alone,
         "mean_slope": round(float(slope.mean()), 4),
         "file": str(out_file),
         "seconds": round(time.perf_counter() - started, 2),
@@ -79,8 +89,11 @@ def calibrate(
     if json:
         print_json(record)
         return
-    out.print(
-        f"{out_file}: {slope.size} heads from {len(pairs)} sample prompts, mean slope "
-        f"{slope.mean():.2f}; {record['heads_left_alone']} heads left alone, their scores span too "
-        "little"
-    )
+    text = f"{out_file}: {layers} x {heads} heads from {len(pairs)} sample prompts, "
+    text += f"mean slope {slope.mean():.2f}"
+    if left_alone:
+        text += (
+            f"; {left_alone} of {layers} x {heads} heads kept the identity: their scores span less "
+            f"than tau2 - tau1 = {calibration.tau2 - calibration.tau1:g}"
+        )
+    out.print(text, markup=False)
