@@ -39,8 +39,10 @@ from vkq_apps.bench.rivals import (
 from vkq_apps.bench.timing import LayerTime, bandwidth, time_per_layer
 from vkq_apps.provenance import provenance
 from vkq_jax.cache import VisualBank
-from vkq_jax.calibration import ScoreCalibration, ScoreMap, calibrate, score_map
+from vkq_jax.calibration import ScoreMap, calibrate, score_map
+from vkq_jax.config import ScoreCalibration
 from vkq_jax.post_scaling import scores, weighted_sum
+from vkq_jax.whole_file import check_writable
 
 __all__ = ["CASES", "Case", "main", "random_banks"]
 
@@ -302,6 +304,14 @@ def check(launch: Launch) -> bool:
     return good
 
 
+def _tiling(text: str) -> Tiling:
+    try:
+        return Tiling(*map(int, text.split(",")))
+    except (TypeError, ValueError) as error:
+        wanted = "expected WARPS,TEAM,SPLITS,QUERIES that fit together"
+        raise argparse.ArgumentTypeError(f"{wanted}, got {text!r}") from error
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the checks or the table; returns the process's exit code."""
     parser = argparse.ArgumentParser(prog="vkq bench kernel", description=__doc__)
@@ -328,19 +338,25 @@ def main(arguments: list[str] | None = None) -> int:
         "--tiling",
         action="append",
         default=[],
+        type=_tiling,
         metavar="WARPS,TEAM,SPLITS,QUERIES",
         help="also try this tiling; repeatable",
     )
     options = parser.parse_args(arguments)
     if options.emulate and not options.check:
         parser.error("--emulate needs --check: without a GPU there are no times to take")
+    if options.out is not None:
+        try:
+            check_writable(options.out)
+        except ValueError as error:
+            parser.error(str(error))
     reason = None if options.emulate else mosaic_gpu.device_reason()
     if reason:
         print(f"vkq: error: {reason}", file=sys.stderr)
         return 2
     if options.check:
         return 0 if check(emulated_launch if options.emulate else gpu_launch) else 1
-    tilings = [None, *(Tiling(*map(int, text.split(","))) for text in options.tiling)]
+    tilings = [None, *options.tiling]
     ceiling = bandwidth()
     print(f"{jax.devices()[0].device_kind}, copy {ceiling / 1e12:.2f} TB/s", flush=True)
     record: dict[str, Any] = {

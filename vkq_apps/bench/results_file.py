@@ -89,7 +89,7 @@ def read_json(path: Path, command: str) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["command"] == command:
             return record
-    except (json.JSONDecodeError, TypeError, KeyError):
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError):
         pass
     raise ValueError(f"{path} was not written by `{command}`")
 

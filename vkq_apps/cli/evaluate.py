@@ -1,6 +1,5 @@
 """`vkq eval`: does 1 bit keep the answer? Held-out pictures, several presets, one table."""
 
-import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +10,14 @@ from rich.table import Table
 import models
 import vkq_jax
 from models.generate import QuantizeAt
+from vkq_apps.bench.results_file import write_json
 from vkq_apps.cli.arguments import JsonOption
 from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.evals.answers import answer_all, in_batches, score
 from vkq_apps.provenance import provenance
 from vkq_apps.training.heldout import Question, questions, shuffled
 from vkq_apps.training.pictures import KINDS
+from vkq_jax.whole_file import check_writable
 
 __all__ = ["evaluate"]
 
@@ -59,6 +60,8 @@ def evaluate(
     calibrated = [name for name in presets if vkq_jax.resolve(name).calibration is not None]
     if calibration_pictures and not calibrated:
         raise ValueError(f"--calibration-pictures: no preset of {quant!r} calibrates scores")
+    if results is not None:
+        check_writable(results)
     with stage(f"loading {model}"):
         loaded = models.load(model)
         asked, samples = _choose(pictures, calibration_pictures, questions_per_picture)
@@ -108,9 +111,7 @@ def evaluate(
                 "visual_kv_reduction": round(nbytes.visual_reduction, 4),
                 "scores": {group: vars(value) for group, value in scores.items()},
             }
-    if results is not None:
-        results.parent.mkdir(parents=True, exist_ok=True)
-        results.write_text(json_module.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(results, record)
     if json:
         print_json(record)
     else:
