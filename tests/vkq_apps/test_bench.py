@@ -409,7 +409,7 @@ def test_explain_needs_no_memory(capsys, tmp_path):
         (["plot", "README.md"], "README.md was not written by `vkq bench scaling`"),
         (
             ["plot", "vkq_apps/cli/demo.png"],
-            "expected a JSON file that `vkq bench scaling` wrote, got vkq_apps/cli/demo.png",
+            "vkq_apps/cli/demo.png was not written by `vkq bench scaling`",
         ),
         (["explain"], "Missing option '--shape'"),
         (["nonsense"], "No such command"),
