@@ -21,7 +21,7 @@ from pallas_kernels.outer_rotation import rotates_outside
 from pallas_kernels.problem import Tiling
 from pallas_kernels.tiled import tile, untileable_bank_reason
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.attention import Attended, causal_text, map_of_rows, merge, to_kv_heads
+from vkq_jax.attention import Attended, causal_text, map_of_rows, merge, scaled_rows
 from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank, take_layer
 from vkq_jax.dense import DenseTensor
 from vkq_jax.soft_cap import check_soft_cap
@@ -114,9 +114,8 @@ def _attend(
     logits_scale, logits_soft_cap, launch, tiling, differentiable, cache, index, visible_text
 ):
     query, text_key, text_value, static = differentiable
-    num_queries, head_dim = query.shape[1], query.shape[-1]
-    scale = head_dim**-0.5 if logits_scale is None else logits_scale
-    rows = to_kv_heads(query.astype(jnp.float32) * scale, text_key.shape[2])
+    num_queries = query.shape[1]
+    rows = scaled_rows(query, text_key.shape[2], logits_scale)
     text = TextBank(text_key, text_value, cache.text.length)
     cache = dataclasses.replace(cache, text=text)
     launches = _launches(cache)

@@ -12,13 +12,13 @@ one more rotation of the result, whose weights sum to one.
 
 from typing import TypeGuard
 
-import jax
 import jax.numpy as jnp
 
 from pallas_kernels import layouts
 from pallas_kernels.tiled import TiledSigns
 from vkq_jax import rotation
 from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.cache import take_layer
 from vkq_jax.quantized import QuantizedTensor
 
 __all__ = ["rotate_query", "rotates_outside", "unrotate_output"]
@@ -50,5 +50,4 @@ def unrotate_output(
 
 
 def _centre(x: TiledSigns, layer: Int32[Array, ""]) -> Float[Array, "B K 1 H"]:
-    centre = jax.lax.dynamic_index_in_dim(x.centre, layer, axis=0, keepdims=False)
-    return centre[..., : x.head_dim].astype(jnp.float32)
+    return take_layer(x.centre, layer)[..., : x.head_dim].astype(jnp.float32)

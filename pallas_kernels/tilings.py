@@ -48,7 +48,8 @@ def choose_tiling(
     while teams * team * splits < wanted and 2 * splits * team <= blocks:
         splits *= 2
     if wide and team == _WARPS and packed is not None and packed.blocks <= 8 * team * splits:
-        return Tiling(warps=8, team=8, splits=splits, queries=per_team)
+        half = _WARPS // 2
+        return Tiling(warps=half, team=half, splits=splits, queries=per_team)
     return Tiling(warps=warps, team=team, splits=splits, queries=per_team)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from vkq_jax import post_scaling
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import LayerCache
-from vkq_jax.calibration import ScoreMap, calibrate
+from vkq_jax.calibration import ScoreMap, calibrate, visible_range
 from vkq_jax.exact_einsum import exact_einsum
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.soft_cap import soft_cap
@@ -24,6 +24,7 @@ __all__ = [
     "from_kv_heads",
     "map_of_rows",
     "merge",
+    "scaled_rows",
     "score_range",
     "to_kv_heads",
 ]
@@ -77,7 +78,7 @@ def attend_cache(
         logits_soft_cap: see `soft_cap`; of visual and text scores, before score calibration.
     """
     num_queries, num_kv_heads = query.shape[1], layer.text.key.shape[1]
-    q = _scaled_rows(query, num_kv_heads, logits_scale)
+    q = scaled_rows(query, num_kv_heads, logits_scale)
     parts, masks = _visual_scores(q, layer)
     parts = [soft_cap(part, logits_soft_cap) for part in parts]
     guarded = None
@@ -113,12 +114,12 @@ def score_range(
     What a static `ScoreMap` is made from (see `score_map`). The lowest is inf and the highest -inf
     where a sequence has no visual tokens. Arguments: see `attend_cache`.
     """
-    q = _scaled_rows(query, layer.text.key.shape[1], logits_scale)
+    q = scaled_rows(query, layer.text.key.shape[1], logits_scale)
     lowest = jnp.full(q.shape[:-1], jnp.inf, jnp.float32)
     highest = -lowest
     for scores, mask in zip(*_visual_scores(q, layer), strict=True):
-        lowest = jnp.minimum(lowest, jnp.min(scores, axis=-1, where=mask, initial=jnp.inf))
-        highest = jnp.maximum(highest, jnp.max(scores, axis=-1, where=mask, initial=-jnp.inf))
+        gamma, delta = visible_range(scores, mask)
+        lowest, highest = jnp.minimum(lowest, gamma), jnp.maximum(highest, delta)
 
     def per_query(x):  # [B, K, Q] -> [B, T, N]
         return from_kv_heads(x[..., None], query.shape[1])[..., 0]
@@ -152,7 +153,7 @@ def attend_dense(
 ) -> Attended:
     """Attention over full-precision keys and values that are not in the cache (yet)."""
     num_queries = query.shape[1]
-    q = _scaled_rows(query, key.shape[2], logits_scale)
+    q = scaled_rows(query, key.shape[2], logits_scale)
     logits = exact_einsum("bkqh,bskh->bkqs", q, key.astype(jnp.float32))
     logits = soft_cap(logits, logits_soft_cap)
     weights, logsumexp = masked_softmax(logits, _per_kv_head(mask, logits))
@@ -216,7 +217,7 @@ def from_kv_heads(x: Float[Array, "B K Q C"], num_queries: int) -> Float[Array, 
     return x.transpose(0, 2, 1, 3, 4).reshape(batch, num_queries, -1, size)
 
 
-def _scaled_rows(
+def scaled_rows(
     query: Float[Array, "B T N H"], num_kv_heads: int, logits_scale: float | None
 ) -> Float[Array, "B K Q H"]:
     """Queries in float32, times `logits_scale`, grouped by KV head."""

@@ -10,7 +10,7 @@ from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.config import KVQuantConfig, ScoreCalibration
 from vkq_jax.pytree import frozen_pytree, static_field
 
-__all__ = ["ScoreMap", "calibrate", "score_map"]
+__all__ = ["ScoreMap", "calibrate", "score_map", "visible_range"]
 
 
 @frozen_pytree
@@ -59,10 +59,16 @@ def calibrate(
 
     Rows without a visible score are returned unchanged and do not count as guarded.
     """
-    gamma = jnp.min(scores, axis=-1, where=visible, initial=jnp.inf)
-    delta = jnp.max(scores, axis=-1, where=visible, initial=-jnp.inf)
-    mapping, guarded = score_map(gamma, delta, settings)
+    mapping, guarded = score_map(*visible_range(scores, visible), settings)
     return mapping.apply(scores), guarded
+
+
+def visible_range(
+    scores: Float[Array, "*lead V"], visible: Bool[Array, "*lead V"]
+) -> tuple[Float[Array, "*lead"], Float[Array, "*lead"]]:
+    """The lowest and the highest visible score of each row, inf and -inf where there is none."""
+    lowest = jnp.min(scores, axis=-1, where=visible, initial=jnp.inf)
+    return lowest, jnp.max(scores, axis=-1, where=visible, initial=-jnp.inf)
 
 
 def score_map(

@@ -123,7 +123,7 @@ def measure_throughput(
         "bytes_per_sequence": per_sequence(vkq_jax.cache_nbytes(cache), sequences),
         "weight_bytes": decode_weight_bytes(model),
     }
-    one = vkq_jax.cache_nbytes(cache).total // sequences
+    one = row["bytes_per_sequence"]["total"]
     largest = row["batch"] = int(setup.budget_gb * 1e9 // one)
     if not largest:
         row |= {
@@ -137,7 +137,8 @@ def measure_throughput(
     equal = 0
     if setup.equal_to is not None:
         other = _planned_cache(model, inputs, setup.equal_to, setup.text_capacity, None)
-        equal = int(setup.budget_gb * 1e9 // (vkq_jax.cache_nbytes(other).total // sequences))
+        one = per_sequence(vkq_jax.cache_nbytes(other), sequences)["total"]
+        equal = int(setup.budget_gb * 1e9 // one)
 
     stage("drawing weights")
     model = dataclasses.replace(model, params=random_params(model.params)).take_apart()

@@ -8,11 +8,13 @@ import typer
 import models
 import vkq_jax
 from models import Inputs, Model
+from models.generate import QuantizeAt
 from vkq_apps.cli.console import stage
 
 __all__ = [
     "JsonOption",
     "QuantOption",
+    "QuantizeAtOption",
     "ScoreMapOption",
     "check_question",
     "describe_images",
@@ -23,6 +25,9 @@ __all__ = [
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 QuantOption = Annotated[
     str, typer.Option(help=f"Preset of the visual cache: {', '.join(vkq_jax.presets)}.")
+]
+QuantizeAtOption = Annotated[
+    QuantizeAt, typer.Option(help="Code images after the whole prompt, or before the question.")
 ]
 ScoreMapOption = Annotated[
     Path | None,

@@ -13,6 +13,7 @@ from models.generate import QuantizeAt
 from vkq_apps.answering import Answer, ask
 from vkq_apps.cli.arguments import (
     JsonOption,
+    QuantizeAtOption,
     QuantOption,
     ScoreMapOption,
     describe_images,
@@ -40,9 +41,7 @@ def generate(
     prompt: Annotated[str, typer.Option(help="Question, or a whole prompt with <image> in it.")],
     quant: QuantOption = "vkq-1bit",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to emit.")] = 64,
-    quantize_at: Annotated[
-        QuantizeAt, typer.Option(help="Code images after the whole prompt, or before the question.")
-    ] = "prompt",
+    quantize_at: QuantizeAtOption = "prompt",
     score_map: ScoreMapOption = None,
     compare: Annotated[bool, typer.Option(help="Also answer at full precision.")] = True,
     json: JsonOption = False,

@@ -13,8 +13,13 @@ from rich.progress import Progress
 import models
 import vkq_jax
 from models import Inputs
-from models.generate import QuantizeAt
-from vkq_apps.cli.arguments import JsonOption, QuantOption, check_question, whole_prompt
+from vkq_apps.cli.arguments import (
+    JsonOption,
+    QuantizeAtOption,
+    QuantOption,
+    check_question,
+    whole_prompt,
+)
 from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_jax.whole_file import check_writable
 
@@ -29,9 +34,7 @@ def calibrate(
     ],
     out_file: Annotated[Path, typer.Option("--out", help="safetensors file to write.")],
     quant: QuantOption = "calibquant-1bit",
-    quantize_at: Annotated[
-        QuantizeAt, typer.Option(help="Code images after the whole prompt, or before the question.")
-    ] = "prompt",
+    quantize_at: QuantizeAtOption = "prompt",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of each answer.")] = 16,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = 8,
     json: JsonOption = False,

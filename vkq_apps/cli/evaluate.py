@@ -9,9 +9,8 @@ from rich.table import Table
 
 import models
 import vkq_jax
-from models.generate import QuantizeAt
 from vkq_apps.bench.results_file import write_json
-from vkq_apps.cli.arguments import JsonOption
+from vkq_apps.cli.arguments import JsonOption, QuantizeAtOption
 from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.evals.answers import answer_all, in_batches, score
 from vkq_apps.provenance import provenance
@@ -30,9 +29,7 @@ def evaluate(
     quant: Annotated[str, typer.Option(help="Presets to compare, comma-separated.")] = (
         DEFAULT_PRESETS
     ),
-    quantize_at: Annotated[
-        QuantizeAt, typer.Option(help="Code images before the question, or after the whole prompt.")
-    ] = "image",
+    quantize_at: QuantizeAtOption = "image",
     pictures: Annotated[int, typer.Option(min=1, help="Held-out pictures of each kind.")] = 8,
     questions_per_picture: Annotated[
         int, typer.Option(min=1, help="At most so many questions about each picture.")

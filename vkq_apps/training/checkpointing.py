@@ -1,7 +1,6 @@
 """Training state in one file, replaced atomically."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from vkq_jax.whole_file import whole_file
+
 __all__ = ["read_info", "restore", "save"]
 
 
@@ -17,10 +18,8 @@ def save(file: Path, state: Any, info: dict[str, Any]) -> None:
     """Writes a pytree of arrays and some JSON; a kill leaves the old file or the new one."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     tensors = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".unfinished")
-    save_file(tensors, unfinished, metadata={"info": json.dumps(info)})
-    os.replace(unfinished, file)
+    with whole_file(file) as part:
+        save_file(tensors, part, metadata={"info": json.dumps(info)})
 
 
 def read_info(file: Path) -> dict[str, Any]:
