@@ -21,10 +21,11 @@ from pallas_kernels.outer_rotation import rotates_outside
 from pallas_kernels.problem import Tiling
 from pallas_kernels.tiled import tile, untileable_bank_reason
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.attention import Attended, causal_text, map_of_rows, merge, scaled_rows
+from vkq_jax.attention import Attended, map_of_rows, merge, scaled_rows
 from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank, take_layer
 from vkq_jax.dense import DenseTensor
 from vkq_jax.soft_cap import check_soft_cap
+from vkq_jax.visibility import Starts, causal_text
 
 __all__ = ["attend_cache", "attend_layer", "describe", "device_reason", "unsupported_reason"]
 

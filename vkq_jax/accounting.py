@@ -18,8 +18,8 @@ class CacheBytes:
 
     Attributes:
         visual_codes: packed words (or, uncompressed, the values themselves).
-        visual_tables: levels, centres and scales of the visual banks.
-        text: the dense text bank, its whole capacity.
+        visual_tables: levels, centres and scales of the visual banks, positions where kept.
+        text: the dense text bank, its whole capacity, positions where kept.
         visual_full_precision: what the visual banks would take in the text bank's dtype.
     """
 
@@ -49,15 +49,17 @@ class CacheBytes:
 def cache_nbytes(cache: KVCache) -> CacheBytes:
     """Counts the bytes of a cache's buffers (shapes suffice: tracers are welcome).
 
-    Keys and values: not counters per sequence, nor a score map, which all caches of a model share.
+    All that grows with the tokens: not counters per sequence, nor a score map, which all caches of
+    a model share.
     """
     tensors = [tensor for bank in cache.visual for tensor in (bank.key, bank.value)]
     codes = sum(_nbytes(_codes(tensor)) for tensor in tensors)
+    positions = [bank.position for bank in cache.visual]
     itemsize = cache.text.key.dtype.itemsize
     return CacheBytes(
         visual_codes=codes,
-        visual_tables=sum(_nbytes(tensor) for tensor in tensors) - codes,
-        text=_nbytes((cache.text.key, cache.text.value)),
+        visual_tables=_nbytes((tensors, positions)) - codes,
+        text=_nbytes((cache.text.key, cache.text.value, cache.text.position)),
         visual_full_precision=sum(_num_elements(tensor) for tensor in tensors) * itemsize,
     )
 

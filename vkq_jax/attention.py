@@ -16,6 +16,7 @@ from vkq_jax.calibration import ScoreMap, calibrate, visible_range
 from vkq_jax.exact_einsum import exact_einsum
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.soft_cap import soft_cap
+from vkq_jax.visibility import Starts, causal_text, visible
 
 __all__ = [
     "Attended",
@@ -64,22 +65,25 @@ def attend_cache(
     layer: LayerCache,
     *,
     visible_text: Int32[Array, "B T"] | None = None,
+    starts: Starts | None = None,
     logits_scale: float | None = None,
     logits_soft_cap: float | None = None,
 ) -> Attended:
-    """Attention over all visual tokens and the visible text tokens of one layer.
+    """Attention over the visible visual and text tokens of one layer.
 
     Args:
         query: with RoPE, not yet scaled; N = K * queries_per_kv_head, grouped by KV head.
         layer: the cache, the queries' own keys and values already in it.
         visible_text: how many entries of the text bank each query sees; by default the queries are
             its last T entries and see causally.
+        starts: where a sliding window lets each query begin, see `window_starts`; by default visual
+            banks are seen whole, and text from its first entry on.
         logits_scale: H ** -0.5 by default.
         logits_soft_cap: see `soft_cap`; of visual and text scores, before score calibration.
     """
     num_queries, num_kv_heads = query.shape[1], layer.text.key.shape[1]
     q = scaled_rows(query, num_kv_heads, logits_scale)
-    parts, masks = _visual_scores(q, layer)
+    parts, masks = _visual_scores(q, layer, starts)
     parts = [soft_cap(part, logits_soft_cap) for part in parts]
     guarded = None
     if layer.score_map is not None and parts:
@@ -96,7 +100,9 @@ def attend_cache(
     parts.append(soft_cap(exact_einsum("bkqh,bksh->bkqs", q, text_key), logits_soft_cap))
     if visible_text is None:
         visible_text = causal_text(layer.text.length, num_queries)
-    masks.append(_per_kv_head(filled(visible_text, text_key.shape[-2]), parts[-1]))
+    text_start = None if starts is None else starts.text
+    seen = visible(text_start, visible_text, text_key.shape[-2])
+    masks.append(_per_kv_head(seen, parts[-1]))
 
     weights, logsumexp = masked_softmax(jnp.concatenate(parts, -1), jnp.concatenate(masks, -1))
     *visual, text = jnp.split(weights, _boundaries(parts), axis=-1)
@@ -107,17 +113,21 @@ def attend_cache(
 
 
 def score_range(
-    query: Float[Array, "B T N H"], layer: LayerCache, *, logits_scale: float | None = None
+    query: Float[Array, "B T N H"],
+    layer: LayerCache,
+    *,
+    starts: Starts | None = None,
+    logits_scale: float | None = None,
 ) -> tuple[Float[Array, "B T N"], Float[Array, "B T N"]]:
     """Each query's lowest and highest visual score (gamma, delta) before any calibration, in nats.
 
     What a static `ScoreMap` is made from (see `score_map`). The lowest is inf and the highest -inf
-    where a sequence has no visual tokens. Arguments: see `attend_cache`.
+    where a query sees no visual tokens. Arguments: see `attend_cache`.
     """
     q = scaled_rows(query, layer.text.key.shape[1], logits_scale)
     lowest = jnp.full(q.shape[:-1], jnp.inf, jnp.float32)
     highest = -lowest
-    for scores, mask in zip(*_visual_scores(q, layer), strict=True):
+    for scores, mask in zip(*_visual_scores(q, layer, starts), strict=True):
         gamma, delta = visible_range(scores, mask)
         lowest, highest = jnp.minimum(lowest, gamma), jnp.maximum(highest, delta)
 
@@ -189,18 +199,6 @@ def masked_softmax(
     return weights / safe[..., None], logsumexp
 
 
-def filled(length: Int32[Array, "*lead"], capacity: int) -> Bool[Array, "*lead n"]:
-    """True for the first `length` of `capacity` positions."""
-    shape = (*length.shape, capacity)
-    return jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1) < length[..., None]
-
-
-def causal_text(length: Int32[Array, "B"], num_queries: int) -> Int32[Array, "B T"]:
-    """Text entries visible to each of the last `num_queries` tokens of the text bank."""
-    back = jnp.arange(num_queries - 1, -1, -1, dtype=jnp.int32)
-    return length[:, None] - back[None]
-
-
 def to_kv_heads(x: Float[Array, "B T N C"], num_kv_heads: int) -> Float[Array, "B K Q C"]:
     """Queries (or what belongs to them) grouped by the KV head they read: Q = T * N / K."""
     batch, num_queries, num_heads, size = x.shape
@@ -225,13 +223,16 @@ def scaled_rows(
     return to_kv_heads(query.astype(jnp.float32) * scale, num_kv_heads)
 
 
-def _visual_scores(q: Float[Array, "B K Q H"], layer: LayerCache) -> tuple[list, list]:
-    """Scores [B, K, Q, V] of each visual bank, and which of them are not padding."""
+def _visual_scores(
+    q: Float[Array, "B K Q H"], layer: LayerCache, starts: Starts | None
+) -> tuple[list, list]:
+    """Scores [B, K, Q, V] of each visual bank, and which of them are visible."""
     parts = [post_scaling.scores(q, bank.key) for bank in layer.visual]
-    masks = [
-        jnp.broadcast_to(filled(bank.length, part.shape[-1])[:, None, None], part.shape)
-        for bank, part in zip(layer.visual, parts, strict=True)
-    ]
+    masks = []
+    for number, (bank, part) in enumerate(zip(layer.visual, parts, strict=True)):
+        start = None if starts is None else starts.visual[number]
+        seen = visible(start, bank.length[:, None], part.shape[-1])
+        masks.append(_per_kv_head(seen, part))
     return parts, masks
 
 

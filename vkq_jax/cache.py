@@ -7,6 +7,8 @@ generated tokens) in one dense bank, whatever their order in the conversation.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -28,11 +30,13 @@ class VisualBank:
     Attributes:
         key, value: logical shape [B, K, V, H], or [L, B, K, V, H] for all layers.
         length: visual tokens of each sequence; positions from there on are padding.
+        position: RoPE position of each token, for all layers; None: not kept, see `KVCache.init`.
     """
 
     key: QuantizedTensor
     value: QuantizedTensor
     length: Int32[Array, "B"]
+    position: Int32[Array, "B V"] | None = None
 
 
 @frozen_pytree
@@ -42,11 +46,13 @@ class TextBank:
     Attributes:
         key, value: [B, K, S, H], or [L, B, K, S, H] for all layers; S is the capacity.
         length: filled positions of each sequence.
+        position: as in `VisualBank`.
     """
 
     key: Float[Array, "*L B K S H"]
     value: Float[Array, "*L B K S H"]
     length: Int32[Array, "B"]
+    position: Int32[Array, "B S"] | None = None
 
     @property
     def cache_length(self) -> int:
@@ -65,19 +71,33 @@ class TextBank:
         Tokens that are not `valid` take no slot. What does not fit is dropped, as it must be under
         jit: `grow` first.
         """
-        rank = jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1
-        slot = jnp.where(valid, self.length[:, None] + rank, self.cache_length)
-        row = jnp.arange(key.shape[0], dtype=jnp.int32)[:, None]
+        row, slot = self._slots(valid)
 
         def scatter(bank, new):
             return bank.at[layer, row, :, slot].set(new.astype(bank.dtype), mode="drop")
 
-        return TextBank(scatter(self.key, key), scatter(self.value, value), self.length)
+        return dataclasses.replace(
+            self, key=scatter(self.key, key), value=scatter(self.value, value)
+        )
 
-    def advance(self, valid: Bool[Array, "B T"]) -> TextBank:
-        """Counts the valid tokens as filled, once every layer has written them."""
+    def advance(self, valid: Bool[Array, "B T"], positions: Int32[Array, "B T"]) -> TextBank:
+        """Counts the valid tokens as filled, once every layer has written them.
+
+        Their RoPE positions are noted if the bank keeps any.
+        """
+        position = self.position
+        if position is not None:
+            position = position.at[self._slots(valid)].set(positions, mode="drop")
         length = self.length + valid.sum(-1, dtype=jnp.int32)
-        return TextBank(self.key, self.value, length)
+        return dataclasses.replace(self, length=length, position=position)
+
+    def _slots(
+        self, valid: Bool[Array, "B T"]
+    ) -> tuple[Int32[Array, "B 1"], Int32[Array, "B T"]]:
+        """Sequence and slot of each new token; behind the capacity for one that is not valid."""
+        rank = jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1
+        slot = jnp.where(valid, self.length[:, None] + rank, self.cache_length)
+        return jnp.arange(valid.shape[0], dtype=jnp.int32)[:, None], slot
 
 
 @frozen_pytree
@@ -86,7 +106,7 @@ class LayerCache:
 
     Attributes:
         visual: banks without the layer axis; empty where no prompt had an image.
-        text: bank without the layer axis.
+        text: bank without the layer axis. Neither has positions: see `visibility.Starts`.
         quant: settings the banks were made with (attention needs the calibration).
         score_map: static score calibration [N], see `KVCache`.
     """
@@ -131,15 +151,25 @@ class KVCache:
         cache_length: int,
         quant: KVQuantConfig,
         dtype: DTypeLike = jnp.bfloat16,
+        keep_positions: bool = False,
     ) -> KVCache:
-        """An empty cache with room for `cache_length` text tokens a sequence."""
+        """An empty cache with room for `cache_length` text tokens a sequence.
+
+        One that keeps the RoPE positions of its tokens, 4 bytes each, fits a sliding window.
+        """
         for name, size in (("batch", batch), ("cache_length", cache_length)):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
         shape = (num_layers, batch, num_kv_heads, cache_length, head_dim)
         none = jnp.zeros(batch, jnp.int32)
-        text = TextBank(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), none)
+        position = jnp.zeros((batch, cache_length), jnp.int32) if keep_positions else None
+        text = TextBank(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), none, position)
         return cls((), text, position=none, guarded=none, quant=quant)
+
+    @property
+    def keeps_positions(self) -> bool:
+        """Whether the banks know the RoPE positions of their tokens."""
+        return self.text.position is not None
 
     def layer(self, index: Int32[Array, ""] | int) -> LayerCache:
         """The view of one layer; `index` may be traced."""

@@ -35,8 +35,10 @@ def append(
         )
     for layer in range(key.shape[0]):
         text = text.write(layer, key[layer], value[layer], valid)
+    moved = cache.position[:, None] + jnp.cumsum(valid, axis=-1, dtype=jnp.int32)
+    text = text.advance(valid, moved - 1)
     moved = cache.position + valid.sum(-1, dtype=jnp.int32)
-    return dataclasses.replace(cache, text=text.advance(valid), position=moved)
+    return dataclasses.replace(cache, text=text, position=moved)
 
 
 def grow(cache: KVCache, cache_length: int) -> KVCache:
@@ -45,10 +47,13 @@ def grow(cache: KVCache, cache_length: int) -> KVCache:
     if extra <= 0:
         return cache
 
-    def pad(bank):
-        return jnp.pad(bank, [(0, 0)] * (bank.ndim - 2) + [(0, extra), (0, 0)])
+    def pad(x, axis):
+        return jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)])
 
-    text = TextBank(pad(cache.text.key), pad(cache.text.value), cache.text.length)
+    text = cache.text
+    key, value = pad(text.key, 3), pad(text.value, 3)
+    position = jax.tree.map(lambda x: pad(x, 1), text.position)
+    text = dataclasses.replace(text, key=key, value=value, position=position)
     return dataclasses.replace(cache, text=text)
 
 
@@ -65,17 +70,20 @@ def take_sequences(cache: KVCache, indices: Int32[Array, "b"]) -> KVCache:
     def stacked(tree):  # [L, B, ...]
         return jax.tree.map(lambda x: jnp.take(x, indices, axis=1, mode="clip"), tree)
 
-    def per_sequence(x):  # [B]
-        return jnp.take(x, indices, axis=0, mode="clip")
+    def per_sequence(tree):  # [B, ...]
+        return jax.tree.map(lambda x: jnp.take(x, indices, axis=0, mode="clip"), tree)
+
+    def taken[Bank: (VisualBank, TextBank)](bank: Bank) -> Bank:
+        return type(bank)(
+            stacked(bank.key),
+            stacked(bank.value),
+            per_sequence(bank.length),
+            per_sequence(bank.position),
+        )
 
     return KVCache(
-        tuple(
-            VisualBank(stacked(bank.key), stacked(bank.value), per_sequence(bank.length))
-            for bank in cache.visual
-        ),
-        TextBank(
-            stacked(cache.text.key), stacked(cache.text.value), per_sequence(cache.text.length)
-        ),
+        tuple(map(taken, cache.visual)),
+        taken(cache.text),
         position=per_sequence(cache.position),
         guarded=per_sequence(cache.guarded),
         quant=cache.quant,

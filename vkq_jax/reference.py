@@ -14,6 +14,7 @@ from vkq_jax.calibration import calibrate
 from vkq_jax.dense import DenseTensor
 from vkq_jax.quantized import QuantizedTensor
 from vkq_jax.soft_cap import soft_cap
+from vkq_jax.visibility import Starts
 
 __all__ = ["attend_cache"]
 
@@ -23,6 +24,7 @@ def attend_cache(
     layer: LayerCache,
     *,
     visible_text: Int32[Array, "B T"] | None = None,
+    starts: Starts | None = None,
     logits_scale: float | None = None,
     logits_soft_cap: float | None = None,
 ) -> Attended:
@@ -33,6 +35,9 @@ def attend_cache(
     if visible_text is None:
         own = jnp.arange(1, num_queries + 1, dtype=jnp.int32)
         visible_text = layer.text.length[:, None] - num_queries + own[None]
+    if starts is None:
+        everything = jnp.zeros_like(visible_text)
+        starts = Starts((everything,) * len(layer.visual), everything)
 
     def per_query_head(x):  # [B, K, ...] -> [B, N, ...]
         return jnp.repeat(x.astype(jnp.float32), queries_per_kv_head, axis=1)
@@ -49,12 +54,16 @@ def attend_cache(
     text_key, text_value = per_query_head(layer.text.key), per_query_head(layer.text.value)
 
     # One sequence, query and head.
-    def attend(query, banks, text_key, text_value, visible, score_map):
+    def attend(query, banks, text_key, text_value, visible, starts, score_map):
+        def seen(bank, start, stop):
+            slot = jnp.arange(bank.shape[0])
+            return (start <= slot) & (slot < stop)
+
         parts, masks, values = [], [], []
-        for key, value, error, length in banks:
+        for (key, value, error, length), start in zip(banks, starts.visual, strict=True):
             bias = (query @ query) * scale**2 * error
             parts.append(soft_cap(scale * (key @ query) - bias, logits_soft_cap))
-            masks.append(jnp.arange(key.shape[0]) < length)
+            masks.append(seen(key, start, length))
             values.append(value)
         guarded = jnp.array(False)
         if score_map is not None:
@@ -65,19 +74,25 @@ def attend_cache(
             )
             parts = [visual]
         logits = jnp.concatenate([*parts, soft_cap(scale * (text_key @ query), logits_soft_cap)])
-        mask = jnp.concatenate([*masks, jnp.arange(text_key.shape[0]) < visible])
+        mask = jnp.concatenate([*masks, seen(text_key, starts.text, visible)])
         logits = jnp.where(mask, logits, -jnp.inf)
         logsumexp = jax.nn.logsumexp(logits)
         weights = jnp.where(mask, jnp.exp(logits - logsumexp), 0.0)
         weights = jnp.where(jnp.any(mask), weights, 0.0)
         return weights @ jnp.concatenate([*values, text_value]), logsumexp, guarded
 
-    over_heads = jax.vmap(attend, in_axes=(0, [(0, 0, 0, None)] * len(banks), 0, 0, None, 0))
-    over_queries = jax.vmap(over_heads, in_axes=(0, None, None, None, 0, None))
-    over_sequences = jax.vmap(over_queries, in_axes=(0, 0, 0, 0, 0, None))
+    over_heads = jax.vmap(attend, in_axes=(0, [(0, 0, 0, None)] * len(banks), 0, 0, None, None, 0))
+    over_queries = jax.vmap(over_heads, in_axes=(0, None, None, None, 0, 0, None))
+    over_sequences = jax.vmap(over_queries, in_axes=(0, 0, 0, 0, 0, 0, None))
     with jax.default_matmul_precision("highest"):
         output, logsumexp, guarded = over_sequences(
-            query.astype(jnp.float32), banks, text_key, text_value, visible_text, layer.score_map
+            query.astype(jnp.float32),
+            banks,
+            text_key,
+            text_value,
+            visible_text,
+            starts,
+            layer.score_map,
         )
     return Attended(output, logsumexp, guarded.sum((1, 2), dtype=jnp.int32))
 

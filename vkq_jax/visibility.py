@@ -1,0 +1,68 @@
+"""What a query sees of a bank: its slots [start, stop).
+
+`stop` hides padding and, of the text, tokens to come. `start` is a sliding window's: a query at RoPE
+position p sees keys at positions j with p - window < j <= p (Mistral 7B, arXiv 2310.06825). Within
+a bank positions increase from slot to slot, so what a window hides of it are its first slots.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from vkq_jax.array_types import Array, Bool, Int32
+from vkq_jax.cache import KVCache, TextBank, VisualBank
+from vkq_jax.pytree import frozen_pytree
+
+__all__ = ["Starts", "causal_text", "filled", "visible", "window_starts"]
+
+
+@frozen_pytree
+class Starts:
+    """The first slot of each bank that each query sees; a start at the bank's length hides it all.
+
+    Attributes:
+        visual: of each visual bank. text: of the text bank.
+    """
+
+    visual: tuple[Int32[Array, "B T"], ...]
+    text: Int32[Array, "B T"]
+
+
+def window_starts(cache: KVCache, positions: Int32[Array, "B T"], window: int) -> Starts:
+    """Starts of queries at RoPE `positions` that see `window` positions, their own the last.
+
+    Raises:
+        ValueError: the cache does not keep the positions of its tokens.
+    """
+    oldest = positions - (window - 1)
+
+    def start(bank: VisualBank | TextBank) -> Int32[Array, "B T"]:
+        if bank.position is None:
+            raise ValueError(
+                "a sliding window needs a cache that keeps the positions of its tokens: "
+                "KVCache.init(..., keep_positions=True)"
+            )
+        hidden = bank.position[:, None] < oldest[..., None]
+        hidden = hidden & filled(bank.length, bank.position.shape[-1])[:, None]
+        return hidden.sum(-1, dtype=jnp.int32)
+
+    return Starts(tuple(start(bank) for bank in cache.visual), start(cache.text))
+
+
+def visible(
+    start: Int32[Array, "*#lead"] | None, stop: Int32[Array, "*#lead"], capacity: int
+) -> Bool[Array, "*#lead n"]:
+    """True for slots [start, stop) of `capacity`; from the first one on where there is no start."""
+    seen = filled(stop, capacity)
+    return seen if start is None else seen & ~filled(start, capacity)
+
+
+def filled(length: Int32[Array, "*lead"], capacity: int) -> Bool[Array, "*lead n"]:
+    """True for the first `length` of `capacity` slots."""
+    shape = (*length.shape, capacity)
+    return jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1) < length[..., None]
+
+
+def causal_text(length: Int32[Array, "B"], num_queries: int) -> Int32[Array, "B T"]:
+    """Text entries visible to each of the last `num_queries` tokens of the text bank."""
+    back = jnp.arange(num_queries - 1, -1, -1, dtype=jnp.int32)
+    return length[:, None] - back[None]
