@@ -14,6 +14,7 @@ from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import Attended
 from vkq_jax.cache import KVCache, LayerCache, VisualBank
 from vkq_jax.soft_cap import check_soft_cap, is_finite_number
+from vkq_jax.visibility import Starts
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -42,6 +43,7 @@ def decode_attention(
     *,
     implementation: str | None = None,
     visible_text: Int32[Array, "B T"] | None = None,
+    starts: Starts | None = None,
     logits_scale: float | None = None,
     logits_soft_cap: float | None = None,
 ) -> Float[Array, "B T N H"]:
@@ -52,6 +54,8 @@ def decode_attention(
         cache_layer: `KVCache.layer(i)`, the queries' own keys and values already appended.
         implementation: a name of `IMPLEMENTATIONS`; None takes the first that applies.
         visible_text: text entries each query sees; causal over the last T entries by default.
+        starts: of a sliding window, from `vkq_jax.window_starts`: the first position of each bank
+            that each query sees; by default that of all.
         logits_scale: H ** -0.5 by default; a Python number, static under jit.
         logits_soft_cap: cap of cap * tanh(logits / cap) before the softmax, on visual and text
             scores alike (Gemma 2, arXiv 2408.00118, section 2); before score calibration. A Python
@@ -71,6 +75,7 @@ def decode_attention(
         cache_layer,
         implementation=implementation,
         visible_text=visible_text,
+        starts=starts,
         logits_scale=logits_scale,
         logits_soft_cap=logits_soft_cap,
     )
@@ -83,17 +88,19 @@ def attend_cache(
     *,
     implementation: str | None = None,
     visible_text: Int32[Array, "B T"] | None = None,
+    starts: Starts | None = None,
     logits_scale: float | None = None,
     logits_soft_cap: float | None = None,
 ) -> Attended:
     """`decode_attention` in float32 with its log-sum-exp and the count of guarded rows."""
     _check_query(query, cache_layer)
-    _check_options(query, visible_text, logits_scale)
+    _check_options(query, cache_layer, visible_text, starts, logits_scale)
     name = choose_implementation(implementation, cache_layer, logits_soft_cap)
     return IMPLEMENTATIONS[name](
         query,
         cache_layer,
         visible_text=visible_text,
+        starts=starts,
         logits_scale=logits_scale,
         logits_soft_cap=logits_soft_cap,
     )
@@ -106,6 +113,7 @@ def attend_layer(
     *,
     implementation: str | None = None,
     visible_text: Int32[Array, "B T"] | None = None,
+    starts: Starts | None = None,
     logits_scale: float | None = None,
     logits_soft_cap: float | None = None,
 ) -> Attended:
@@ -114,10 +122,11 @@ def attend_layer(
     An implementation that reads its layer in place spares the copy that taking it out would be.
     """
     _check_query(query, cache)
-    _check_options(query, visible_text, logits_scale)
+    _check_options(query, cache, visible_text, starts, logits_scale)
     name = choose_implementation(implementation, cache, logits_soft_cap)
     options = {
         "visible_text": visible_text,
+        "starts": starts,
         "logits_scale": logits_scale,
         "logits_soft_cap": logits_soft_cap,
     }
@@ -223,12 +232,28 @@ def _check_query(query: Array | jax.ShapeDtypeStruct, cache: LayerCache | KVCach
         cache.score_map.check_codes(cache.quant)
 
 
-def _check_options(query: Array, visible_text: Array | None, logits_scale: float | None) -> None:
-    if visible_text is not None and visible_text.shape != query.shape[:2]:
-        raise ValueError(
-            f"visible_text must be [B, T] = {list(query.shape[:2])}, as the query, got "
-            f"{list(visible_text.shape)}"
-        )
+def _check_options(
+    query: Array,
+    cache: LayerCache | KVCache,
+    visible_text: Array | None,
+    starts: Starts | None,
+    logits_scale: float | None,
+) -> None:
+    per_query = {} if visible_text is None else {"visible_text": visible_text}
+    if starts is not None:
+        if len(starts.visual) != len(cache.visual):
+            raise ValueError(
+                f"starts.visual must have one entry for each of {len(cache.visual)} visual banks, "
+                f"got {len(starts.visual)}"
+            )
+        per_query |= {f"starts.visual[{i}]": start for i, start in enumerate(starts.visual)}
+        per_query["starts.text"] = starts.text
+    for name, x in per_query.items():
+        if x.shape != query.shape[:2]:
+            raise ValueError(
+                f"{name} must be [B, T] = {list(query.shape[:2])}, as the query, got "
+                f"{list(x.shape)}"
+            )
     if logits_scale is not None and not is_finite_number(logits_scale):
         raise ValueError(
             f"logits_scale must be a finite number, static under jit, or None, got {logits_scale!r}"

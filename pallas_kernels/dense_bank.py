@@ -74,12 +74,15 @@ class DenseBanks:
 
     def _add_bank(self, name: str, capacity: int, sums: list[Value]) -> list[Value]:
         ops, work = self.ops, self.work
-        visible = [self._visible(name, self._first + i) for i in range(self._count)]
+        visible = work.of_queries(f"{name}_visible", self._first, self._count)
         most = functools.reduce(ops.max, visible, 0)
-        mine = visible[0]
-        for number, count in enumerate(visible[1:], 1):
-            mine = ops.where_less(work.t, number, mine, count)
-        first, last = work.share(ops.div(ops.add(most, _BLOCK - 1), _BLOCK))
+        stop, blocks = work.mine(visible), ops.div(ops.add(most, _BLOCK - 1), _BLOCK)
+        start, hidden = 0, None
+        if self.problem.windowed:
+            starts = work.of_queries(f"{name}_start", self._first, self._count)
+            hidden = ops.div(functools.reduce(ops.min, starts), _BLOCK)
+            start, hidden = work.mine(starts), ops.min(hidden, blocks)
+        first, last = work.share(blocks, hidden)
         # Behind a packed bank, a few blocks of text: not worth the registers of loading ahead.
         ahead = self._load_keys(name, capacity, first) if self.problem.packed is None else []
         num_ahead = len(ahead)
@@ -92,20 +95,19 @@ class DenseBanks:
             if ahead:
                 ahead = self._load_keys(name, capacity, ops.add(number, 1))
             position = ops.mad(number, _BLOCK, work.g)
+            places = [ops.add(position, 8 * i) for i in range(len(scores))]
             scores = [
-                ops.where_less_float(ops.add(position, 8 * i), mine, score, 2 * LOWEST)
-                for i, score in enumerate(scores)
+                ops.where_less_float(place, stop, score, 2 * LOWEST)
+                for place, score in zip(places, scores, strict=True)
             ]
+            if self.problem.windowed:
+                scores = [
+                    ops.where_less_float(place, start, 2 * LOWEST, score)
+                    for place, score in zip(places, scores, strict=True)
+                ]
             return [*ahead, *self._add_block(sums, scores, values)]
 
         return ops.loop(ops.sub(last, first), [*ahead, *sums], block)[num_ahead:]
-
-    def _visible(self, name: str, number: int) -> Value:
-        """Positions that query `number` of the team sees."""
-        ops, problem, work = self.ops, self.problem, self.work
-        query = ops.div(work.query(number), problem.queries // problem.positions)
-        index = ops.mad(work.sequence, problem.positions, query)
-        return ops.uniform(ops.load(ops.address(ops.pointer(f"{name}_visible"), index, 4)))
 
     # Loads ----------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -45,19 +45,20 @@ class Banks:
 
 def fused_attention(
     query: Float[Array, "B K Q H"],
-    visible: dict[str, Int32[Array, "B T"]],
+    visible: Mapping[str, Int32[Array, "B T"]],
     banks: Banks,
     layer: Int32[Array, ""],
     launch: Launch,
     tiling: Tiling | None = None,
     score_map: ScoreMap | None = None,
     logits_soft_cap: float | None = None,
+    starts: Mapping[str, Int32[Array, "B T"]] | None = None,
 ) -> Result:
     """One launch: attention of all queries of a KV head over one layer of its banks.
 
     Args:
         query: float32, already times `logits_scale`; Q = T * queries_per_kv_head, T in front.
-        visible: for each dense bank, positions that the queries of each query position see.
+        visible: for each dense bank, where what the queries of each query position see of it ends.
         banks: stacked over layers: the kernel finds its layer, nothing is sliced or copied.
         layer: which one.
         launch: runs the kernel.
@@ -65,6 +66,8 @@ def fused_attention(
         score_map: [B, K, Q], of each query's scores over the packed bank.
         logits_soft_cap: of all scores, see `vkq_jax.soft_cap`; not together with a score map, which
             would come first.
+        starts: with a window, where what they see begins: of each dense bank, and of the packed one
+            by the name of "packed".
 
     Returns:
         Output and natural log-sum-exp; -inf (and finite output) where nothing is visible. Mapped
@@ -82,7 +85,8 @@ def fused_attention(
     run = functools.partial(
         _launch, launch=launch, tiling=tiling, task="attention", logits_soft_cap=logits_soft_cap
     )
-    output, logsumexp = _fold_mapped_axes(run, rows, visible, banks, layer)
+    seen = {"visible": dict(visible), "start": dict(starts or {})}
+    output, logsumexp = _fold_mapped_axes(run, rows, seen, banks, layer)
     if packed is not None and outer_rotation.rotates_outside(packed.value):
         output = outer_rotation.unrotate_output(output, logsumexp, packed.value, layer)
     return output, logsumexp
@@ -94,6 +98,7 @@ def score_range(
     layer: Int32[Array, ""],
     launch: Launch,
     tiling: Tiling | None = None,
+    start: Int32[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B K Q"], Float[Array, "B K Q"]]:
     """One launch: each query's lowest and highest score over one layer of a packed bank.
 
@@ -103,27 +108,30 @@ def score_range(
     if outer_rotation.rotates_outside(packed.key):
         query, lacking = outer_rotation.rotate_query(query, packed.key, layer)
     run = functools.partial(_launch, launch=launch, tiling=tiling, task="score range")
-    highest, lowest = _fold_mapped_axes(run, {"query": query}, {}, Banks(packed, {}), layer)
+    seen = {"visible": {}, "start": {} if start is None else {"packed": start}}
+    highest, lowest = _fold_mapped_axes(run, {"query": query}, seen, Banks(packed, {}), layer)
     return lowest + lacking, highest + lacking
 
 
 def _fold_mapped_axes(
-    run: Callable[..., tuple[Array, Array]], rows, visible, banks: Banks, layer: Array
+    run: Callable[..., tuple[Array, Array]], rows, seen, banks: Banks, layer: Array
 ) -> tuple[Array, Array]:
-    """`run(rows, visible, banks, layer)`, once whatever axes are mapped around it.
+    """`run(rows, seen, banks, layer)`, once whatever axes are mapped around it.
 
     Args:
         run: takes everything but the layer's number with an axis Z in front.
-        rows: arrays [B, K, Q, ...] by name. visible: [B, T]. banks, layer: see `fused_attention`.
+        rows: arrays [B, K, Q, ...] by name.
+        seen: of each query position, [B, T]: "visible" and "start", by bank.
+        banks, layer: see `fused_attention`.
     """
 
     @jax.custom_batching.custom_vmap
-    def attend(rows, visible, banks, layer):
-        return run(rows, visible, banks, layer)
+    def attend(rows, seen, banks, layer):
+        return run(rows, seen, banks, layer)
 
     @attend.def_vmap
-    def fold(axis_size, in_batched, rows, visible, banks, layer):
-        rows_batched, visible_batched, banks_batched, layer_batched = in_batched
+    def fold(axis_size, in_batched, rows, seen, banks, layer):
+        rows_batched, seen_batched, banks_batched, layer_batched = in_batched
         if layer_batched:
             raise NotImplementedError("mosaic_gpu: a mapped layer number")
 
@@ -132,25 +140,25 @@ def _fold_mapped_axes(
                 lambda x, b: x if b else jnp.broadcast_to(x, (axis_size, *x.shape)), tree, batched
             )
 
-        rows, visible = mapped((rows, visible), (rows_batched, visible_batched))
+        rows, seen = mapped((rows, seen), (rows_batched, seen_batched))
         if any(jax.tree.leaves(banks_batched)):
 
             def outward(tree):  # [Y, Z, ...] -> [Y * Z, ...]
                 return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
             banks = mapped(banks, banks_batched)
-            results = attend(*outward((rows, visible, banks)), layer)
+            results = attend(*outward((rows, seen, banks)), layer)
             unfolded = (x.reshape(axis_size, -1, *x.shape[1:]) for x in results)
-        else:  # rows [Y, Z, B, K, Q, ...] -> [Z, B, K, Y * Q, ...], visible [Y, Z, B, T] alike
+        else:  # rows [Y, Z, B, K, Q, ...] -> [Z, B, K, Y * Q, ...], seen [Y, Z, B, T] alike
             flat = {name: _inward(x, 3) for name, x in rows.items()}
-            seen = {name: _inward(x, 2) for name, x in visible.items()}
+            seen = jax.tree.map(lambda x: _inward(x, 2), seen)
             unfolded = (
                 jnp.moveaxis(x.reshape(*x.shape[:3], axis_size, -1, *x.shape[4:]), 3, 0)
                 for x in attend(flat, seen, banks, layer)
             )
         return tuple(unfolded), (True, True)
 
-    one = jax.tree.map(lambda x: x[None], (rows, visible, banks))
+    one = jax.tree.map(lambda x: x[None], (rows, seen, banks))
     first, second = attend(*one, layer)
     return first[0], second[0]
 
@@ -165,7 +173,7 @@ def _inward(x: Array, axis: int) -> Array:
 @functools.partial(jax.jit, static_argnames=("launch", "tiling", "task", "logits_soft_cap"))
 def _launch(
     rows,
-    visible,
+    seen,
     banks: Banks,
     layer,
     launch: Launch,
@@ -175,10 +183,14 @@ def _launch(
 ) -> tuple[Array, Array]:
     """With an axis Z in front of everything but the layer's number."""
     query = rows["query"]
-    positions = next((x.shape[-1] for x in visible.values()), 1)
+    positions = next((x.shape[-1] for x in jax.tree.leaves(seen)), 1)
     problem = plan(banks, query.shape, positions, tiling)
     problem = dataclasses.replace(
-        problem, task=task, maps_scores="slope" in rows, logits_soft_cap=logits_soft_cap
+        problem,
+        windowed=bool(seen["start"]),
+        task=task,
+        maps_scores="slope" in rows,
+        logits_soft_cap=logits_soft_cap,
     )
     operands = {"query": layouts.pad_channels(query).reshape(-1, problem.head_dim)}
     operands |= {name: rows[name].reshape(-1) for name in ("slope", "shift") if name in rows}
@@ -191,7 +203,8 @@ def _launch(
     for name, bank in banks.dense.items():
         operands[f"{name}_key"] = bank.key.reshape(-1, *bank.key.shape[-2:])
         operands[f"{name}_value"] = bank.value.reshape(-1, *bank.value.shape[-2:])
-        operands[f"{name}_visible"] = visible[name].reshape(-1, positions)
+    for what, by_bank in seen.items():
+        operands |= {f"{name}_{what}": x.reshape(-1, positions) for name, x in by_bank.items()}
     results = launch(problem, operands)
     splits = problem.tiling.splits
     if task == "score range":

@@ -37,6 +37,7 @@ def attend_cache(
     layer: LayerCache,
     *,
     visible_text: Int32[Array, "B T"] | None = None,
+    starts: Starts | None = None,
     logits_scale: float | None = None,
     logits_soft_cap: float | None = None,
     launch: Launch = gpu_launch,
@@ -65,6 +66,7 @@ def attend_cache(
         cache,
         0,
         visible_text=visible_text,
+        starts=starts,
         logits_scale=logits_scale,
         logits_soft_cap=logits_soft_cap,
         launch=launch,
@@ -78,6 +80,7 @@ def attend_layer(
     index: Int32[Array, ""] | int,
     *,
     visible_text: Int32[Array, "B T"] | None = None,
+    starts: Starts | None = None,
     logits_scale: float | None = None,
     logits_soft_cap: float | None = None,
     launch: Launch = gpu_launch,
@@ -89,7 +92,7 @@ def attend_layer(
     queries, the text bank and a score map, is that of post-scaled attention in XLA.
 
     Args:
-        query, visible_text, logits_scale, logits_soft_cap: as there.
+        query, visible_text, starts, logits_scale, logits_soft_cap: as there.
         cache: banks that are not tiled yet (see `pallas_kernels.tile`) are tiled on the way, which
             costs more than the attention.
         index: of the layer.
@@ -107,26 +110,34 @@ def attend_layer(
         visible_text = causal_text(cache.text.length, query.shape[1])
     attend = functools.partial(_attend, logits_scale, logits_soft_cap, launch, tiling)
     differentiable = (query, cache.text.key, cache.text.value, cache.score_map)
-    return Attended(*attend(differentiable, cache, jnp.asarray(index), visible_text))
+    return Attended(*attend(differentiable, cache, jnp.asarray(index), visible_text, starts))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _attend(
-    logits_scale, logits_soft_cap, launch, tiling, differentiable, cache, index, visible_text
+    logits_scale,
+    logits_soft_cap,
+    launch,
+    tiling,
+    differentiable,
+    cache,
+    index,
+    visible_text,
+    starts,
 ):
     query, text_key, text_value, static = differentiable
     num_queries = query.shape[1]
     rows = scaled_rows(query, text_key.shape[2], logits_scale)
     text = TextBank(text_key, text_value, cache.text.length)
     cache = dataclasses.replace(cache, text=text)
-    launches = _launches(cache)
+    launches = _launches(cache, starts)
     score_map, guarded = None, jnp.zeros(query.shape[0], jnp.int32)
     if static is not None:
         score_map = map_of_rows(take_layer(static, index), query.shape, text_key.shape[2])
     elif cache.quant.calibration is not None and cache.visual:
         ranges = [
-            score_range(rows, banks.packed, index, launch, tiling)
-            for banks in launches
+            score_range(rows, banks.packed, index, launch, tiling, begins.get("packed"))
+            for banks, begins in launches
             if banks.packed is not None
         ]
         lowest, highest = zip(*ranges, strict=True)
@@ -137,7 +148,7 @@ def _attend(
         )
         guarded = hit.sum((1, 2), dtype=jnp.int32)
     parts = []
-    for banks in launches:
+    for banks, begins in launches:
         visible = {
             name: jnp.broadcast_to(
                 visible_text if name == "text" else cache.visual[int(name)].length[:, None],
@@ -147,7 +158,7 @@ def _attend(
         }
         mapped = None if banks.packed is None else score_map
         result = fused_attention(
-            rows, visible, banks, index, launch, tiling, mapped, logits_soft_cap
+            rows, visible, banks, index, launch, tiling, mapped, logits_soft_cap, begins
         )
         parts.append(Attended.from_kv_heads(*result, num_queries))
     if _uncovered_dense(text_key) and text.cache_length:
@@ -157,6 +168,7 @@ def _attend(
                 query,
                 layer,
                 visible_text=visible_text,
+                starts=starts and dataclasses.replace(starts, visual=()),
                 logits_scale=logits_scale,
                 logits_soft_cap=logits_soft_cap,
             )
@@ -165,23 +177,31 @@ def _attend(
     return attended.output, attended.logsumexp, guarded
 
 
-def _launches(cache: KVCache) -> list[Banks]:
+def _launches(
+    cache: KVCache, starts: Starts | None = None
+) -> list[tuple[Banks, dict[str, Int32[Array, "B T"]]]]:
     """What each launch attends to: all dense banks with the first packed one, then the others.
 
     Dense banks are named by their number among the visual ones, or "text"; a text bank that is not
-    covered (`_uncovered_dense`), or has no room for anything, is in no launch.
+    covered (`_uncovered_dense`), or has no room for anything, is in no launch. Beside the banks of
+    a launch their starts, see `fused_attention`.
     """
-    packed, dense = [], {}
+    packed, dense, begins = [], {}, {}
     for number, bank in enumerate(cache.visual):
+        start = None if starts is None else starts.visual[number]
         if isinstance(bank.key, DenseTensor):
             assert isinstance(bank.value, DenseTensor)
             dense[str(number)] = DenseBank(bank.key.values, bank.value.values)
+            begins[str(number)] = start
         else:
-            packed.append(tile(bank))
+            packed.append((tile(bank), {"packed": start}))
     if not _uncovered_dense(cache.text.key) and cache.text.cache_length:
         dense["text"] = DenseBank(cache.text.key, cache.text.value)
-    first = Banks(packed[0] if packed else None, dense)
-    return [first, *(Banks(bank, {}) for bank in packed[1:])]
+        begins["text"] = None if starts is None else starts.text
+    (first, of_first), *others = packed or [(None, {})]
+    launches = [(Banks(first, dense), of_first | begins)]
+    launches += [(Banks(bank, {}), start) for bank, start in others]
+    return [(banks, begins if starts is not None else {}) for banks, begins in launches]
 
 
 def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
@@ -190,7 +210,7 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
     kv_heads = cache.text.key.shape[2]
     queries = positions * num_heads // kv_heads
     lines = []
-    for banks in jax.eval_shape(_launches, cache):
+    for banks, _ in jax.eval_shape(_launches, cache):
         problem = plan(banks, (1, batch, kv_heads, queries, head_dim), positions)
         parts = [] if problem.packed is None else [f"{problem.packed.num_positions} packed"]
         parts += [f"{capacity} dense ({name})" for name, capacity in problem.dense]
@@ -225,7 +245,7 @@ def _forward(logits_scale, logits_soft_cap, launch, tiling, *residuals):
 
 def _backward(logits_scale, logits_soft_cap, launch, tiling, residuals, cotangents):
     del launch, tiling
-    differentiable, cache, index, visible_text = residuals
+    differentiable, cache, index, visible_text, starts = residuals
 
     def reference(differentiable):
         query, key, value, static = differentiable
@@ -234,13 +254,14 @@ def _backward(logits_scale, logits_soft_cap, launch, tiling, residuals, cotangen
             query,
             dataclasses.replace(cache, text=text, score_map=static).layer(index),
             visible_text=visible_text,
+            starts=starts,
             logits_scale=logits_scale,
             logits_soft_cap=logits_soft_cap,
         )
         return attended.output, attended.logsumexp
 
     _, pullback = jax.vjp(reference, differentiable)
-    return (*pullback(cotangents[:2]), None, None, None)
+    return (*pullback(cotangents[:2]), None, None, None, None)
 
 
 _attend.defvjp(_forward, _backward)

@@ -137,8 +137,8 @@ class PackedB1:
         scales = self._blocks.decode_scales(scales, key)[: len(sums)]
         return query.scores(ops, key, sums, scales)
 
-    def _hide_padding(self, block: Value, scores: list[Value], **hidden: float) -> list[Value]:
-        return self._blocks.hide_padding(block, scores, self._work.place, 32, 0, **hidden)
+    def _hide(self, block: Value, scores: list[Value], hidden: float = 2 * LOWEST) -> list[Value]:
+        return self._blocks.hide(block, scores, self._work.place, 32, hidden=hidden)
 
     # What is made of scores -----------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ class PackedB1:
     ) -> list[Value]:
         """The sums with a block added, whose words of values come next."""
         ops, value = self._ops, self._packed.value
-        scores = self._hide_padding(block, scores)
+        scores = self._hide(block, scores)
         of_plane, scales = next(words)
         scales = self._blocks.decode_scales(scales, value)[: len(scores)]
         totals, weights = self._products.weigh(sums[:TOTALS], scores, scales)

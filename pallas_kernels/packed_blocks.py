@@ -1,12 +1,13 @@
-"""A warp's share of a packed bank: its blocks, their words and scales, where they end."""
+"""A warp's share of a packed bank: its blocks, their words and scales, what is visible of them."""
 
+import functools
 from collections.abc import Sequence
 
 from pallas_kernels import layouts
 from pallas_kernels.fixed_point import TO_INT, TO_INT_BITS
 from pallas_kernels.layouts import BLOCK, QUARTER
 from pallas_kernels.operations import LINE, Operations, Value
-from pallas_kernels.problem import Coding, Packed, Plane, Problem
+from pallas_kernels.problem import SET, Coding, Packed, Plane, Problem
 from pallas_kernels.scratch import Scratch
 from pallas_kernels.warp_math import LOWEST
 from pallas_kernels.work import Work
@@ -19,17 +20,26 @@ WHOLE = BLOCK // QUARTER
 class PackedBlocks:
     """Blocks [first, last) of the warp, [first, last_whole) of them not cut short.
 
+    Blocks that a window hides from all queries of the team are nobody's.
+
     Operands: key, value: words of each head; length [sequences]; for sign codes {key,value}_scale:
-    words of each head.
+    words of each head; with a window packed_start [sequences, positions] int32: the first position
+    that the queries see.
     """
 
     def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
-        """Divides the blocks that hold anything between the warps of the team."""
+        """Divides the blocks that show anything between the warps of the team."""
         self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
         length = ops.address(ops.pointer("length"), work.sequence, 4)
         self._length = ops.uniform(ops.load(length))
         blocks = ops.div(ops.add(self._length, BLOCK - 1), BLOCK)
-        self.first, self.last = work.share(blocks)
+        hidden = None
+        if problem.windowed:
+            starts = work.of_queries("packed_start", 0, problem.tiling.queries)
+            hidden = ops.min(ops.div(functools.reduce(ops.min, starts), BLOCK), blocks)
+            self._last_start = functools.reduce(ops.max, starts)
+            self._starts = [work.mine(starts[i : i + SET]) for i in range(0, len(starts), SET)]
+        self.first, self.last = work.share(blocks, hidden)
         self.last_whole = ops.min(self.last, packed.whole_blocks)
         self.has_rest = ops.where_less(packed.whole_blocks, self.last, 1, 0)
 
@@ -116,27 +126,40 @@ class PackedBlocks:
                 scales.append(ops.where_less_float(bits, zero, 0.0, ops.exp2(power)))
         return scales
 
-    def hide_padding(
+    def hide(
         self,
         block: Value,
         scores: list[Value],
         place: Value,
         stride: int,
         first: int = 0,
+        number: int = 0,
         hidden: float = 2 * LOWEST,
     ) -> list[Value]:
-        """Scores of positions from the length on become `hidden`: too low to have weight.
+        """Scores of positions that are not visible become `hidden`: too low to have weight.
 
-        Score i is that of the block's position `first` + place + stride * i.
+        Score i is that of the block's position `first` + place + stride * i, of the team's only
+        query or of query t of set `number`.
         """
         ops = self._ops
-        left = ops.sub(self._length, ops.mad(block, BLOCK, first))
+        before = ops.mad(block, BLOCK, first)
+        left = ops.sub(self._length, before)
 
-        def hide(scores):
+        def hide_padding(scores):
             mine = ops.sub(left, place)
             return [
                 ops.where_less_float(stride * i, mine, score, hidden)
                 for i, score in enumerate(scores)
             ]
 
-        return ops.cond(ops.where_less(left, stride * len(scores), 1, 0), scores, hide)
+        def hide_beginning(scores):
+            mine = ops.sub(ops.sub(self._starts[number], before), place)
+            return [
+                ops.where_less_float(stride * i, mine, hidden, score)
+                for i, score in enumerate(scores)
+            ]
+
+        scores = ops.cond(ops.where_less(left, stride * len(scores), 1, 0), scores, hide_padding)
+        if not self._problem.windowed:
+            return scores
+        return ops.cond(ops.where_less(before, self._last_start, 1, 0), scores, hide_beginning)

@@ -22,7 +22,7 @@ from pallas_kernels.packed_values import PackedValues
 from pallas_kernels.problem import SET, Packed, Plane, Problem
 from pallas_kernels.s8_products import S8Products
 from pallas_kernels.scratch import Scratch
-from pallas_kernels.warp_math import SAME_QUERY
+from pallas_kernels.warp_math import LOWEST, SAME_QUERY
 from pallas_kernels.work import Work
 
 __all__ = ["PackedS8"]
@@ -281,18 +281,25 @@ class PackedS8:
     def _scores(
         self, scratch: Scratch, queries: list[FoldedQuery], block: Value, part: range, load_row
     ) -> list[list[Value]]:
-        """Scores of some quarters of a block, positions behind the length hidden."""
+        """Each set's scores of some quarters of a block, those that are not visible hidden."""
         key = self._packed.key
 
         def load_scales(i, q):
             return scratch.load_scales("key", i, q) if key.signs else []
 
         scores = self._products.scores(queries, key, part, load_row, load_scales)
-        return [self._hide_padding(block, x, part) for x in scores]
+        return [self._hide(block, x, part, number) for number, x in enumerate(scores)]
 
-    def _hide_padding(self, block: Value, scores: list[Value], part: range, **hidden: float):
+    def _hide(
+        self,
+        block: Value,
+        scores: list[Value],
+        part: range,
+        number: int,
+        hidden: float = 2 * LOWEST,
+    ) -> list[Value]:
         first = QUARTER * part.start
-        return self._blocks.hide_padding(block, scores, self._work.g, 8, first, **hidden)
+        return self._blocks.hide(block, scores, self._work.g, 8, first, number, hidden)
 
     def _value_scales(self, scratch: Scratch, part: range) -> list[Value]:
         """Of positions 8 p + g of some quarters, in their order; none for level codes."""

@@ -122,6 +122,7 @@ class Problem:
             which one is read. batch, kv_heads: of the bank.
         queries: queries that read each KV head, those of all positions.
         positions: query positions, each with a number of text entries that it sees.
+        windowed: whether a query position sees each bank from a position of its own on.
         task: what is computed: attention, or the range of each query's scores over the packed bank.
         maps_scores: whether scores of the packed bank go through a map of their row: a calibration,
             or a shift.
@@ -141,6 +142,7 @@ class Problem:
     outer: int = 1
     layers: int = 1
     positions: int = 1
+    windowed: bool = False
     task: Task = "attention"
     maps_scores: bool = False
     logits_soft_cap: float | None = None

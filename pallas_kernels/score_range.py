@@ -71,8 +71,8 @@ class _RangeB1(PackedB1):
     _empty_total = _empty
 
     def _add(self, sums: Sequence[Value], scores: list[Value], block: Value, words) -> list[Value]:
-        highest = self._hide_padding(block, scores)
-        lowest = self._hide_padding(block, scores, hidden=-LOWEST)
+        highest = self._hide(block, scores)
+        lowest = self._hide(block, scores, hidden=-LOWEST)
         return _joined(self._ops, sums, _range(self._ops, highest, lowest))
 
     def _join(self, total: Sequence[Value], sums, offset: Value, block: Value) -> list[Value]:
@@ -138,7 +138,7 @@ class _RangeS8(PackedS8):
             new = []
             scores = self._scores(scratch, queries, block, part, load_row)
             for number, of_set in enumerate(scores):
-                shown = self._hide_padding(block, of_set, part, hidden=-LOWEST)
+                shown = self._hide(block, of_set, part, number, hidden=-LOWEST)
                 old = ranges[2 * number : 2 * number + 2]
                 new += _joined(ops, old, _range(ops, of_set, shown))
             ranges = new

@@ -1,6 +1,6 @@
 """Which part of a launch is this warp's, and where its data lie."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Problem
@@ -54,13 +54,34 @@ class Work:
             behind = ops.mad(outer, (problem.layers - 1) * inner, self.head)
             self.stored_head = ops.mad(layer, inner, behind)
 
-    def share(self, count: Value) -> tuple[Value, Value]:
-        """This warp's part [first, last) of `count` things that its team divides evenly."""
+    def share(self, stop: Value, start: Value | None = None) -> tuple[Value, Value]:
+        """This warp's part of the things [start, stop), or [0, stop), that its team divides."""
         ops, tiling = self._ops, self._problem.tiling
+        count = stop if start is None else ops.sub(stop, start)
         parts = tiling.splits * tiling.team
         part = ops.mad(self.split, tiling.team, self.member)
         first = ops.div(ops.mad(count, part, 0), parts)
-        return first, ops.div(ops.mad(count, part, count), parts)
+        last = ops.div(ops.mad(count, part, count), parts)
+        if start is None:
+            return first, last
+        return ops.add(start, first), ops.add(start, last)
+
+    def of_queries(self, name: str, first: int, count: int) -> list[Value]:
+        """Words of an operand [sequences, positions], for `count` queries of the team."""
+        ops, problem = self._ops, self._problem
+        words = []
+        for number in range(first, first + count):
+            position = ops.div(self.query(number), problem.queries // problem.positions)
+            index = ops.mad(self.sequence, problem.positions, position)
+            words.append(ops.uniform(ops.load(ops.address(ops.pointer(name), index, 4))))
+        return words
+
+    def mine(self, words: Sequence[Value]) -> Value:
+        """Of words for some queries that of query t; where they run out, the last one."""
+        mine = words[0]
+        for number, word in enumerate(words[1:], 1):
+            mine = self._ops.where_less(self.t, number, mine, word)
+        return mine
 
     def team_query(self, column: Value, first: int) -> Value:
         """Number in the team of query `first` + column; where they run out, the last one."""

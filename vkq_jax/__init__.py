@@ -20,6 +20,7 @@ from vkq_jax.quantize import dequantize, fake_quantize, quantize
 from vkq_jax.quantized import AffineTensor, CodeFamily, QuantizedTensor
 from vkq_jax.range_rules import MSE, MinMax, Quantile, RangeRule, Shrink
 from vkq_jax.sign_codes import SignCodes, SignTensor
+from vkq_jax.visibility import Starts, window_starts
 from vkq_jax.visual import VisualSpan, visual_mask, visual_spans
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Shrink",
     "SignCodes",
     "SignTensor",
+    "Starts",
     "TextBank",
     "VisualBank",
     "VisualSpan",
@@ -67,4 +69,5 @@ __all__ = [
     "take_sequences",
     "visual_mask",
     "visual_spans",
+    "window_starts",
 ]

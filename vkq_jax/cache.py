@@ -91,9 +91,7 @@ class TextBank:
         length = self.length + valid.sum(-1, dtype=jnp.int32)
         return dataclasses.replace(self, length=length, position=position)
 
-    def _slots(
-        self, valid: Bool[Array, "B T"]
-    ) -> tuple[Int32[Array, "B 1"], Int32[Array, "B T"]]:
+    def _slots(self, valid: Bool[Array, "B T"]) -> tuple[Int32[Array, "B 1"], Int32[Array, "B T"]]:
         """Sequence and slot of each new token; behind the capacity for one that is not valid."""
         rank = jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1
         slot = jnp.where(valid, self.length[:, None] + rank, self.cache_length)

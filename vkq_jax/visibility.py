@@ -1,8 +1,8 @@
 """What a query sees of a bank: its slots [start, stop).
 
-`stop` hides padding and, of the text, tokens to come. `start` is a sliding window's: a query at RoPE
-position p sees keys at positions j with p - window < j <= p (Mistral 7B, arXiv 2310.06825). Within
-a bank positions increase from slot to slot, so what a window hides of it are its first slots.
+`stop` hides padding and, of the text, tokens to come. `start` is a sliding window's: a query at
+RoPE position p sees keys at positions j with p - window < j <= p (Mistral 7B, arXiv 2310.06825).
+Within a bank positions increase from slot to slot, so that a window hides its first slots.
 """
 
 import jax
