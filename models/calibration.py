@@ -65,7 +65,7 @@ def calibrate_scores(
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if quantize_at not in get_args(QuantizeAt):
         raise ValueError(f'quantize_at must be "prompt" or "image", got {quantize_at!r}')
-    sums, count = jnp.float32(0.0), 0
+    sums, count = jnp.float32(0.0), jnp.int32(0)
     for batch in [inputs] if isinstance(inputs, Inputs) else inputs:
         if not batch.prompt_shape.visual:
             continue
@@ -77,10 +77,11 @@ def calibrate_scores(
             quantize_at=quantize_at,
             stop_tokens=model.config.eos_token_ids if stop_tokens is None else tuple(stop_tokens),
         )
-        sums, count = sums + more, count + int(queries)
-    if not count:
+        sums, count = sums + more, count + queries
+    if not count.any():
         raise ValueError("the sample prompts have no visual tokens to calibrate scores with")
-    gamma, delta = sums / count
+    nothing = jnp.asarray([jnp.inf, -jnp.inf])[:, None, None]
+    gamma, delta = jnp.where(count > 0, sums / jnp.maximum(count, 1), nothing)
     static, _ = score_map(gamma, delta, settings.calibration)
     return dataclasses.replace(static, quant=settings)
 
@@ -94,29 +95,32 @@ def _sum_ranges(
     steps: int,
     quantize_at: QuantizeAt,
     stop_tokens: tuple[int, ...],
-) -> tuple[Float[Array, "2 L N"], Int32[Array, ""]]:
-    """Sums of gamma and delta over the queries that read coded visual tokens, and their number."""
+) -> tuple[Float[Array, "2 L N"], Int32[Array, "L N"]]:
+    """Sums of gamma and delta over the queries that read coded visual tokens, and their number.
+
+    A sliding window may hide them all from some queries, in some layers.
+    """
     images, question = inputs, None
     if quantize_at == "image":
         images, question = split_after_images(inputs)
     length = inputs.prompt_shape.text + steps
     logits, cache = prefill(model, images, quant=quant, cache_length=length)
     visual = cache.visual  # beside the carry: they never change
-    looks = (inputs.visual_mask & inputs.mask).any(-1)
     stops = jnp.asarray(stop_tokens, jnp.int32)
 
-    def observe(query, cache, layer):
+    def observe(query, cache, layer, starts):
         scale = model.config.text.logits_scale
-        return score_range(query, cache.layer(layer), logits_scale=scale)
+        return score_range(query, cache.layer(layer), starts=starts, logits_scale=scale)
 
     def feed(carry, token, active):
         logits, cache = carry
         cache = dataclasses.replace(cache, visual=visual)
         after, cache, ranges = observed_step(model, token, cache, active, observe=observe)
-        counts = active & looks
-        seen = jnp.where(counts[:, None], jnp.stack(ranges)[:, :, :, 0], 0.0)  # [2, L, B, N]
+        gamma, delta = (x[:, :, 0] for x in ranges)  # [L, B, N]
+        looks = active[None, :, None] & (gamma <= delta)
+        sums = jnp.where(looks, jnp.stack((gamma, delta)), 0.0).sum(2)
         logits = jnp.where(active[:, None], after, logits)
-        return (logits, dataclasses.replace(cache, visual=())), (seen.sum(2), counts.sum())
+        return (logits, dataclasses.replace(cache, visual=())), (sums, looks.sum(1))
 
     def read(carry, item):
         return feed(carry, *item)
@@ -131,7 +135,7 @@ def _sum_ranges(
     if question is not None:
         carry, of_question = jax.lax.scan(read, carry, (question.input_ids.T, question.mask.T))
         found.append(of_question)
-    _, of_answer = jax.lax.scan(answer, (carry, jnp.zeros_like(looks)), length=steps)
+    _, of_answer = jax.lax.scan(answer, (carry, jnp.zeros(len(logits), bool)), length=steps)
     found.append(of_answer)
     sums, counts = zip(*found, strict=True)
-    return jnp.concatenate(sums).sum(0), jnp.concatenate(counts).sum()
+    return jnp.concatenate(sums).sum(0), jnp.concatenate(counts).sum(0)

@@ -11,10 +11,12 @@ from jax.core import Tracer
 import pallas_kernels
 from models.model import Model
 from models.sampling import Sampling, sample
+from models.sliding_window import cache_starts
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.pytree import frozen_pytree
+from vkq_jax.visibility import Starts
 
 __all__ = [
     "DecodeState",
@@ -177,38 +179,43 @@ def observed_step(
     active: Bool[Array, "B"] | None = None,
     *,
     implementation: str | None = None,
-    observe: Callable[[Array, KVCache, Array], Any],
+    observe: Callable[[Array, KVCache, Array, Starts | None], Any],
 ) -> tuple[Float[Array, "B vocab"], KVCache, Any]:
-    """`decode_step` and, stacked over layers, what `observe(query, cache, layer)` gives of each.
+    """`decode_step` and, stacked over layers, what `observe` gives of each.
 
-    `observe` gets what attention reads: the queries [B, 1, N, H], with RoPE and not scaled, the
-    cache with their own text in it, and the layer's number.
+    `observe(query, cache, layer, starts)` gets what attention reads: the queries [B, 1, N, H], with
+    RoPE and not scaled, the cache with their own text in it, the layer's number, and where a
+    sliding window lets what they see begin.
     """
     module = model.module()
     active = jnp.ones(token.shape, bool) if active is None else active
     valid = active[:, None]
     visible = (cache.text.length + active)[:, None]
+    positions = cache.position[:, None]
+    starts_of = cache_starts(model.config.text, cache, positions)
 
     def attend(layer, query, key, value, text):
         text = text.write(layer, key, value, valid)
         written = dataclasses.replace(cache, text=text)
+        starts = starts_of(layer)
         attended = pallas_kernels.attend_layer(
             query,
             written,
             layer,
             implementation=implementation,
             visible_text=visible,
+            starts=starts,
             logits_scale=model.config.text.logits_scale,
         )
-        seen = observe(query, written, layer)
+        seen = observe(query, written, layer, starts)
         return attended.output.astype(query.dtype), text, (attended.guarded, seen)
 
     hidden, text, (guarded, seen) = module.text(
-        module.text.embed(token[:, None]), cache.position[:, None], attend, cache.text
+        module.text.embed(token[:, None]), positions, attend, cache.text
     )
     cache = dataclasses.replace(
         cache,
-        text=text.advance(valid),
+        text=text.advance(valid, positions),
         position=cache.position + active,
         guarded=cache.guarded + jnp.where(active, guarded.sum(0), 0),
     )

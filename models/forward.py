@@ -4,9 +4,10 @@ import dataclasses
 
 import jax
 
-from models.attention import causal_mask, dense_attention
+from models.attention import dense_attention
 from models.inputs import Inputs, PromptShape
 from models.model import Model
+from models.sliding_window import prompt_masks
 from vkq_jax.array_types import Array, Float
 
 __all__ = ["forward"]
@@ -22,11 +23,12 @@ def forward(model: Model, inputs: Inputs) -> Float[Array, "B T vocab"]:
 @jax.jit
 def _forward(model: Model, inputs: Inputs) -> Float[Array, "B T vocab"]:
     module = model.module()
-    mask = causal_mask(inputs.mask)
+    config = model.config.text
+    mask_of = prompt_masks(config, inputs.mask, inputs.positions)
 
     def attend(layer, query, key, value, carry):
         output = dense_attention(
-            query, key, value, mask, logits_scale=model.config.text.logits_scale
+            query, key, value, mask_of(layer), logits_scale=config.logits_scale
         )
         return output, carry, None
 

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from models.checkpoint import Checkpoint, read_json
 from models.llava import params as llava_params
-from models.llava.config import LlavaConfig
+from models.llava.config import TEXT_TOWERS, VISION_TOWERS, LlavaConfig
 from models.llava.model import LlavaModel
 from models.model import Model
 from models.stacks import put_together
@@ -113,11 +113,12 @@ def _read_config(folder: Path) -> LlavaConfig:
 
 def _check_towers(content: dict[str, Any]) -> None:
     """Refuses other towers by name before transformers fails on those that it does not know."""
-    for tower, supported in (("text_config", "llama"), ("vision_config", "clip_vision_model")):
-        settings = content.get(tower)
-        found = settings.get("model_type", supported) if isinstance(settings, dict) else supported
-        if found != supported:
-            raise NotImplementedError(f"{tower}.model_type={found!r}; supported: {supported!r}")
+    for tower, supported in (("text_config", TEXT_TOWERS), ("vision_config", VISION_TOWERS)):
+        settings, default = content.get(tower), supported[0]
+        found = settings.get("model_type", default) if isinstance(settings, dict) else default
+        if found not in supported:
+            known = ", ".join(map(repr, supported))
+            raise NotImplementedError(f"{tower}.model_type={found!r}; supported: {known}")
 
 
 def _is_tied(checkpoint: Checkpoint, keys: dict[str, str]) -> bool:

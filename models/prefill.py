@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 import pallas_kernels
-from models.attention import causal_mask, dense_attention
+from models.attention import dense_attention
 from models.inputs import Inputs
 from models.model import Model
+from models.sliding_window import cache_starts, prompt_masks
 from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.attention import attend_dense, merge
 from vkq_jax.cache import KVCache, VisualBank
@@ -66,7 +67,9 @@ def prefill(
     is_visual = inputs.visual_mask & inputs.mask
     is_text = inputs.mask & ~is_visual
     index, taken = compact(is_visual, inputs.prompt_shape.visual)
-    mask = causal_mask(inputs.mask)
+    positions = inputs.positions + cache.position[:, None]
+    mask_of = prompt_masks(model.config.text, inputs.mask, positions)
+    starts_of = cache_starts(model.config.text, cache, positions)
     # Attention's kernel covers more codes than the one that codes: asked for, it asks for no other.
     coding = None if implementation == "mosaic_gpu" else implementation
     past_text = jnp.broadcast_to(cache.text.length[:, None], inputs.mask.shape)
@@ -79,13 +82,14 @@ def prefill(
                 layer,
                 implementation=implementation,
                 visible_text=past_text,
+                starts=starts_of(layer),
                 logits_scale=scale,
             )
-            fresh = attend_dense(query, key, value, mask, logits_scale=scale)
+            fresh = attend_dense(query, key, value, mask_of(layer), logits_scale=scale)
             attended = merge(earlier, fresh)
             output, guarded = attended.output.astype(query.dtype), attended.guarded
         else:
-            output = dense_attention(query, key, value, mask, logits_scale=scale)
+            output = dense_attention(query, key, value, mask_of(layer), logits_scale=scale)
             guarded = jnp.zeros_like(cache.guarded)
         bank = None
         if inputs.prompt_shape.visual:
@@ -96,17 +100,18 @@ def prefill(
             output, bank = jax.lax.optimization_barrier((output, (bank.key, bank.value)))
         return output, text.write(layer, key, value, is_text), (bank, guarded)
 
-    positions = inputs.positions + cache.position[:, None]
     hidden, text, (bank, guarded) = module.text(
         module.embed_inputs(inputs), positions, attend, cache.text
     )
     banks = cache.visual
     if bank is not None:
-        banks = (*banks, VisualBank(*bank, length=taken.sum(-1, dtype=jnp.int32)))
+        length = taken.sum(-1, dtype=jnp.int32)
+        position = jnp.take_along_axis(positions, index, axis=1) if cache.keeps_positions else None
+        banks = (*banks, VisualBank(*bank, length=length, position=position))
     new = dataclasses.replace(
         cache,
         visual=banks,
-        text=text.advance(is_text),
+        text=text.advance(is_text, positions),
         position=cache.position + inputs.mask.sum(-1, dtype=jnp.int32),
         guarded=cache.guarded + guarded.sum(0),
     )
@@ -124,6 +129,7 @@ def new_cache(model: Model, batch: int, *, quant: KVQuantConfig, cache_length: i
         cache_length=cache_length,
         quant=quant,
         dtype=model.module().text.dtype,
+        keep_positions=text.sliding_window is not None,
     )
 
 

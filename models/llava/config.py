@@ -4,10 +4,14 @@ import dataclasses
 from typing import Any, Self
 
 from models.layers import Activation
-from models.llava.from_hf import activation, read_rope, require, square
+from models.llava.from_hf import activation, read_rope, read_window, require, square
 from models.rope import RopeConfig
 
-__all__ = ["LlavaConfig", "TextConfig", "VisionConfig"]
+__all__ = ["TEXT_TOWERS", "VISION_TOWERS", "LlavaConfig", "TextConfig", "VisionConfig"]
+
+# By model_type, transformers' default first.
+TEXT_TOWERS = ("llama", "mistral", "ministral")
+VISION_TOWERS = ("clip_vision_model",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,7 @@ class VisionConfig:
         Raises:
             NotImplementedError: a setting that this port cannot honour, named.
         """
-        require(hf, "model_type", "clip_vision_model", where="vision_config")
+        require(hf, "model_type", *VISION_TOWERS, where="vision_config")
         require(hf, "num_channels", 3, where="vision_config")
         depth = hf.num_hidden_layers
         chosen = [feature_layers] if isinstance(feature_layers, int) else list(feature_layers)
@@ -86,11 +90,13 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """A LLaMA text tower.
+    """A LLaMA, Mistral or Ministral text tower: they differ in their sliding windows only.
 
     Attributes:
         width: channels of a token. mlp_width: hidden channels of a block's MLP.
         tied_head: whether the embedding doubles as the output head.
+        sliding_window: positions that a token sees, its own the last; None: all before it.
+        full_layers: numbers of the layers that see all nevertheless.
     """
 
     vocab_size: int
@@ -106,6 +112,8 @@ class TextConfig:
     mlp_bias: bool = False
     activation: Activation = Activation.SILU
     norm_epsilon: float = 1e-6
+    sliding_window: int | None = None
+    full_layers: tuple[int, ...] = ()
 
     @property
     def logits_scale(self) -> float:
@@ -114,14 +122,15 @@ class TextConfig:
 
     @classmethod
     def from_hf(cls, hf: Any, *, tied_head: bool) -> Self:
-        """From transformers' LlamaConfig.
+        """From transformers' LlamaConfig, MistralConfig or MinistralConfig.
 
         Raises:
             NotImplementedError: a setting that this port cannot honour, named.
         """
-        require(hf, "model_type", "llama", where="text_config")
-        for name in ("sliding_window", "layer_types", "attention_chunk_size"):
-            require(hf, name, None, where="text_config")
+        require(hf, "model_type", *TEXT_TOWERS, where="text_config")
+        require(hf, "attention_chunk_size", None, where="text_config")
+        head_dim = hf.head_dim or hf.hidden_size // hf.num_attention_heads
+        sliding_window, full_layers = read_window(hf)
         return cls(
             vocab_size=hf.vocab_size,
             width=hf.hidden_size,
@@ -129,13 +138,15 @@ class TextConfig:
             num_layers=hf.num_hidden_layers,
             num_heads=hf.num_attention_heads,
             num_kv_heads=hf.num_key_value_heads,
-            head_dim=hf.head_dim,
-            rope=read_rope(hf),
+            head_dim=head_dim,
+            rope=read_rope(hf, head_dim),
             tied_head=tied_head,
-            attention_bias=hf.attention_bias,
-            mlp_bias=hf.mlp_bias,
+            attention_bias=getattr(hf, "attention_bias", False),
+            mlp_bias=getattr(hf, "mlp_bias", False),
             activation=activation(hf.hidden_act, "text_config.hidden_act"),
             norm_epsilon=hf.rms_norm_eps,
+            sliding_window=sliding_window,
+            full_layers=full_layers,
         )
 
 

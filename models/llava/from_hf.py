@@ -5,7 +5,7 @@ from typing import Any
 from models.layers import Activation
 from models.rope import RopeConfig, RopeKind
 
-__all__ = ["activation", "read_rope", "require", "square"]
+__all__ = ["activation", "read_rope", "read_window", "require", "square"]
 
 _ACTIVATIONS = {
     "gelu": Activation.GELU,
@@ -42,11 +42,12 @@ def activation(name: str, setting: str) -> Activation:
     return _ACTIVATIONS[name]
 
 
-def require(hf: Any, setting: str, expected: Any, *, where: str) -> None:
-    """Refuses a configuration whose `setting` (None where absent) is not `expected`."""
+def require(hf: Any, setting: str, *expected: Any, where: str) -> None:
+    """Refuses a configuration whose `setting` (None where absent) is none of `expected`."""
     got = getattr(hf, setting, None)
-    if got != expected:
-        raise NotImplementedError(f"{where}.{setting}={got!r}; this port supports {expected!r}")
+    if got not in expected:
+        supported = ", ".join(map(repr, expected))
+        raise NotImplementedError(f"{where}.{setting}={got!r}; this port supports {supported}")
 
 
 def square(size: int | list[int] | tuple[int, ...], setting: str) -> int:
@@ -57,8 +58,33 @@ def square(size: int | list[int] | tuple[int, ...], setting: str) -> int:
     return sides.pop()
 
 
-def read_rope(hf: Any) -> RopeConfig:
-    """The rotary embedding of a LlamaConfig, whose reader converts the names of transformers 4."""
+def read_window(hf: Any) -> tuple[int | None, tuple[int, ...]]:
+    """Width of a text tower's sliding window, None without one, and the layers it leaves alone.
+
+    A LLaMA tower of transformers has none whatever its settings say, a Mistral tower one in all
+    layers, a Ministral tower in those that are called so.
+    """
+    if hf.model_type == "llama":
+        require(hf, "sliding_window", None, where="text_config")
+    if hf.model_type != "ministral":
+        require(hf, "layer_types", None, where="text_config")
+    window, kinds = getattr(hf, "sliding_window", None), getattr(hf, "layer_types", None)
+    if window is not None and window < 1:
+        raise ValueError(f"text_config.sliding_window must be at least 1, got {window}")
+    if kinds is None:
+        return window, ()
+    if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
+        raise NotImplementedError(f"text_config.layer_types has {', '.join(sorted(unknown))}")
+    full = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
+    if len(full) == len(kinds):
+        return None, ()
+    if window is None:
+        raise ValueError("text_config.layer_types has sliding_attention, sliding_window is None")
+    return window, full
+
+
+def read_rope(hf: Any, head_dim: int) -> RopeConfig:
+    """The rotary embedding of a text tower, whose reader converts the names of transformers 4."""
     parameters = dict(hf.rope_parameters)
     partial = parameters.pop("partial_rotary_factor", 1.0)
     if partial not in (None, 1.0):
@@ -74,7 +100,7 @@ def read_rope(hf: Any) -> RopeConfig:
         if parameters.get(name) is not None
     }
     return RopeConfig(
-        head_dim=hf.head_dim,
+        head_dim=head_dim,
         max_length=hf.max_position_embeddings,
         kind=RopeKind(kind),
         theta=parameters["rope_theta"],

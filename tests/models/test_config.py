@@ -8,6 +8,9 @@ from models.llava.config import LlavaConfig
 from models.rope import RopeKind
 from tests.models.hf_files import config_json
 
+MISTRAL = {"model_type": "mistral", "head_dim": 4}
+MINISTRAL = MISTRAL | {"model_type": "ministral"}
+
 
 def read(config):
     return LlavaConfig.from_hf(HfLlavaConfig.from_dict(config))
@@ -68,6 +71,7 @@ def test_rope_settings_of_both_generations_read_the_same():
     ("changes", "setting"),
     [
         ({"text": {"sliding_window": 128}}, "text_config.sliding_window=128"),
+        ({"text": {"layer_types": ["sliding_attention"] * 2}}, "text_config.layer_types="),
         ({"text": {"hidden_act": "mish"}}, "text_config.hidden_act='mish'"),
         ({"vision": {"hidden_act": "mish"}}, "vision_config.hidden_act='mish'"),
         ({"projector_hidden_act": "mish"}, "projector_hidden_act='mish'"),
@@ -87,7 +91,16 @@ def test_rope_settings_of_both_generations_read_the_same():
             },
             "partial_rotary_factor=0.5",
         ),
-        ({"text": {"model_type": "mistral"}}, "text_config.model_type='mistral'"),
+        ({"text": {"model_type": "qwen2"}}, "text_config.model_type='qwen2'"),
+        (
+            {
+                "text": {
+                    "model_type": "ministral",
+                    "layer_types": ["full_attention", "chunked_attention"],
+                }
+            },
+            "text_config.layer_types has chunked_attention",
+        ),
         ({"vision": {"model_type": "siglip_vision_model"}}, "vision_config.model_type"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
     ],
@@ -95,6 +108,40 @@ def test_rope_settings_of_both_generations_read_the_same():
 def test_what_cannot_be_honoured_is_refused_by_name(changes, setting):
     with pytest.raises(NotImplementedError, match=setting.replace("[", r"\[")):
         read(config_json(**changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "window", "full_layers"),
+    [
+        (MISTRAL, 4096, ()),
+        (MISTRAL | {"sliding_window": 7}, 7, ()),
+        (MISTRAL | {"sliding_window": None}, None, ()),
+        (MINISTRAL | {"sliding_window": 7}, 7, ()),
+        (MINISTRAL | {"layer_types": ["full_attention", "sliding_attention"]}, 4096, (0,)),
+        (MINISTRAL | {"layer_types": ["full_attention"] * 2}, None, ()),
+        ({"sliding_window": None}, None, ()),
+    ],
+)
+def test_sliding_windows(text, window, full_layers):
+    """As transformers' towers have them: in all layers, or in those that are called so."""
+    got = read(config_json(text=text)).text
+    assert (got.sliding_window, got.full_layers) == (window, full_layers)
+    assert (got.head_dim, got.rope.head_dim) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MISTRAL | {"sliding_window": 0}, "sliding_window must be at least 1, got 0"),
+        (
+            MINISTRAL | {"sliding_window": None, "layer_types": ["sliding_attention"] * 2},
+            "has sliding_attention, sliding_window is None",
+        ),
+    ],
+)
+def test_windows_that_are_none_are_an_error(text, message):
+    with pytest.raises(ValueError, match=message):
+        read(config_json(text=text))
 
 
 @pytest.mark.parametrize("layer", [-5, 4, [1, 7], []])

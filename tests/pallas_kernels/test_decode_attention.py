@@ -13,7 +13,14 @@ import pytest
 import pallas_kernels
 import vkq_jax
 import vkq_jax.reference
-from tests.support.caches import SHAPES, Shape, random_layer, relative_error, with_score_map
+from tests.support.caches import (
+    SHAPES,
+    Shape,
+    random_layer,
+    random_starts,
+    relative_error,
+    with_score_map,
+)
 from vkq_jax import (
     Dense,
     Granularity,
@@ -76,6 +83,56 @@ def test_equals_the_oracle(implementation, codes, shape, soft_cap):
     assert relative_error(got.output, expected.output) < 3e-6
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(got.guarded, expected.guarded)
+
+
+@pytest.mark.parametrize("implementation", FAST)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("codes", "soft_cap"),
+    [
+        ("vkq-1bit", None),
+        ("calibquant-1bit", None),
+        ("sign codes in groups, score bias", 5.0),
+        ("level codes by channel and by token", None),
+    ],
+)
+def test_a_window_equals_the_oracle(implementation, shape, codes, soft_cap):
+    query, layer = random_layer(SHAPES[shape], CODES[codes])
+    options = {"starts": random_starts(query, layer), "logits_soft_cap": soft_cap}
+    got = pallas_kernels.attend_cache(query, layer, implementation=implementation, **options)
+    expected = vkq_jax.reference.attend_cache(query, layer, **options)
+    assert relative_error(got.output, expected.output) < 3e-6
+    np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(got.guarded, expected.guarded)
+
+
+def without_first(layer, sequence, visual, text):
+    """One sequence of a layer of dense banks, without the first positions of each bank."""
+    (bank,), row = layer.visual, slice(sequence, sequence + 1)
+    key, value = (vkq_jax.DenseTensor(x.values[row, :, visual:]) for x in (bank.key, bank.value))
+    key_text, value_text = (x[row, :, text:] for x in (layer.text.key, layer.text.value))
+    return dataclasses.replace(
+        layer,
+        visual=(vkq_jax.VisualBank(key, value, bank.length[row] - visual),),
+        text=vkq_jax.TextBank(key_text, value_text, layer.text.length[row] - text),
+    )
+
+
+@pytest.mark.parametrize("implementation", HERE)
+def test_a_window_is_attention_without_what_it_hides(implementation):
+    """Calibrated by the range of the scores that are left."""
+    calibrated = dataclasses.replace(CODES["none"], calibration=ScoreCalibration(tau2=1.5))
+    query, layer = random_layer(Shape(), calibrated)
+    visual, text = (jnp.asarray(x, jnp.int32) for x in ([[50], [20]], [[2], [5]]))
+    starts = vkq_jax.Starts((visual,), text)
+    got = pallas_kernels.attend_cache(query, layer, starts=starts, implementation=implementation)
+    for i in range(2):
+        alone = without_first(layer, i, int(visual[i, 0]), int(text[i, 0]))
+        expected = pallas_kernels.attend_cache(
+            query[i : i + 1], alone, implementation=implementation
+        )
+        np.testing.assert_allclose(got.output[i], expected.output[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(got.logsumexp[i], expected.logsumexp[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", FAST)
@@ -161,10 +218,19 @@ def test_padding_is_never_seen(implementation):
 
 
 @pytest.mark.parametrize("implementation", HERE)
-def test_a_query_that_sees_nothing_gives_zero(implementation):
-    shape = Shape(text=(0, 3), visual=((8, (0, 8)),))
+@pytest.mark.parametrize("windowed", [False, True])
+def test_a_query_that_sees_nothing_gives_zero(implementation, windowed):
+    """Because there is nothing, or because a window hides all there is."""
+    shape = Shape(text=(3, 3) if windowed else (0, 3), visual=((8, (8 if windowed else 0, 8)),))
     query, layer = random_layer(shape, vkq_jax.presets["quantile-1bit"])
-    attended = pallas_kernels.attend_cache(query, layer, implementation=implementation)
+    starts = None
+    if windowed:
+        starts = vkq_jax.Starts(
+            (jnp.asarray([[8], [7]], jnp.int32),), jnp.asarray([[3], [1]], jnp.int32)
+        )
+    attended = pallas_kernels.attend_cache(
+        query, layer, starts=starts, implementation=implementation
+    )
     assert not attended.output[0].any()
     assert np.isneginf(attended.logsumexp[0]).all()
     assert np.isfinite(attended.output).all()
@@ -313,6 +379,13 @@ def test_arrays_that_do_not_fit_are_errors(unchecked_types):
         pallas_kernels.decode_attention(query[:, 0], layer)
     with pytest.raises(ValueError, match=r"visible_text must be \[B, T\] = \[2, 1\].*got \[2, 3\]"):
         pallas_kernels.decode_attention(query, layer, visible_text=jnp.ones((2, 3), jnp.int32))
+    one, three = (jnp.ones((2, n), jnp.int32) for n in (1, 3))
+    with pytest.raises(ValueError, match=r"starts.visual\[0\] must be \[B, T\] = \[2, 1\], .* 3\]"):
+        pallas_kernels.decode_attention(query, layer, starts=vkq_jax.Starts((three,), one))
+    with pytest.raises(ValueError, match=r"starts.text must be \[B, T\] = \[2, 1\], .*\[2, 3\]"):
+        pallas_kernels.decode_attention(query, layer, starts=vkq_jax.Starts((one,), three))
+    with pytest.raises(ValueError, match="one entry for each of 1 visual banks, got 2"):
+        pallas_kernels.decode_attention(query, layer, starts=vkq_jax.Starts((one, one), one))
 
 
 @pytest.mark.parametrize("cap", [0.0, -30.0, float("inf"), float("nan")])

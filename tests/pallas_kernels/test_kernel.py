@@ -22,7 +22,13 @@ from pallas_kernels.launch import emulated_launch, program_of
 from pallas_kernels.operations import Operations
 from pallas_kernels.problem import Coding, Packed, Problem, Tiling
 from pallas_kernels.tilings import choose_tiling
-from tests.support.caches import Shape, random_layer, relative_error, with_score_map
+from tests.support.caches import (
+    Shape,
+    random_layer,
+    random_starts,
+    relative_error,
+    with_score_map,
+)
 from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
 from vkq_jax import KVQuantConfig, LevelCodes, ScoreCalibration, SignCodes
 from vkq_jax.attention import from_kv_heads, to_kv_heads
@@ -115,9 +121,10 @@ def stacked(layer, num_layers, index=1):
     )
 
 
-def check(query, layer, tiling=None, soft_cap=None):
-    got = attend(query, layer, tiling=tiling, logits_soft_cap=soft_cap)
-    expected = vkq_jax.reference.attend_cache(query, layer, logits_soft_cap=soft_cap)
+def check(query, layer, tiling=None, soft_cap=None, starts=None):
+    options = {"starts": starts, "logits_soft_cap": soft_cap}
+    got = attend(query, layer, tiling=tiling, **options)
+    expected = vkq_jax.reference.attend_cache(query, layer, **options)
     assert np.isfinite(got.output).all()
     assert relative_error(got.output, expected.output) < 3e-4
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=3e-5, atol=3e-4)
@@ -225,6 +232,66 @@ def test_a_layer_of_a_cache_with_its_text(head_dim, per_kv_head, codes, tiling, 
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=3e-5, atol=3e-4)
 
 
+WINDOWS = [
+    # One query a team: groups whose chunks begin inside a share, tails of blocks, other heads.
+    (128, 1, "signs", Tiling(4, 2), None),
+    (64, 3, "levels in groups", Tiling(4, 4), None),
+    (128, 1, "groups, calibrated", Tiling(8, 2, 2), None),
+    (64, 1, "signs, 16-bit scales, score bias", Tiling(4, 4), 5.0),
+    (96, 2, "rotated signs, score bias, calibrated", Tiling(4, 2), None),
+    # Several, with starts of their own; two sets of them.
+    (128, 4, "signs", Tiling(8, 4, 2, queries=4), None),
+    (64, 4, "levels", Tiling(4, 2, queries=4), 50.0),
+    (128, 4, "signs, calibrated", Tiling(8, 4, queries=8), None),
+    (64, 3, "four bits and signs", Tiling(4, 4, queries=7), None),
+    (256, 4, "levels and four bits, calibrated", Tiling(8, 2, queries=4), None),
+    # Dense.
+    (128, 7, "dense", Tiling(8, 4, 2, queries=4), None),
+    (64, 3, "dense", Tiling(4, 4, queries=7), 5.0),
+]
+
+
+@pytest.mark.parametrize(("head_dim", "per_kv_head", "codes", "tiling", "soft_cap"), WINDOWS)
+def test_a_window_over_a_layer_of_a_cache(head_dim, per_kv_head, codes, tiling, soft_cap):
+    """Each of three query positions sees each bank from a position of its own on."""
+    shape = Shape(
+        head_dim=head_dim,
+        num_heads=2 * per_kv_head,
+        num_queries=3,
+        cache_length=45,
+        text=(20, 45),
+        visual=((700, (700, 300)),),
+    )
+    query, layer = random_layer(shape, CODES[codes])
+    cache = stacked(layer, 2)
+    # Whole blocks hidden; starts inside blocks, at their edges and at the end: nothing is seen.
+    of_visual = jnp.asarray([[520, 700, 512], [300, 256, 0]], jnp.int32)
+    of_text = jnp.asarray([[16, 0, 17], [33, 32, 44]], jnp.int32)
+    options = {"starts": vkq_jax.Starts((of_visual,), of_text), "logits_soft_cap": soft_cap}
+    run = functools.partial(mosaic_gpu.attend_layer, launch=emulated_launch, tiling=tiling)
+    got = run(query, cache, 1, **options)
+    expected = vkq_jax.reference.attend_cache(query, cache.layer(1), **options)
+    assert np.isfinite(got.output).all()
+    assert relative_error(got.output, expected.output) < 3e-4
+    np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=3e-5, atol=3e-4)
+    np.testing.assert_array_equal(got.guarded, expected.guarded)
+
+
+def test_hidden_blocks_are_not_read():
+    """NaN in their scales would show, in the words' place none can be."""
+    query, layer, tiling = layer_of("four query heads, split", "signs, 16-bit scales, score bias")
+    bank = pallas_kernels.tile(layer.visual[0])
+    starts = vkq_jax.Starts((jnp.asarray([[600], [0]], jnp.int32),), jnp.zeros((2, 1), jnp.int32))
+    scale = bank.value.token_scale.at[0, :, :2].set(0x7FC07FC0)
+    broken = dataclasses.replace(bank, value=dataclasses.replace(bank.value, token_scale=scale))
+    first, second = (
+        attend(query, dataclasses.replace(layer, visual=(b,)), starts=starts, tiling=tiling).output
+        for b in (bank, broken)
+    )
+    np.testing.assert_array_equal(first, second)
+    assert not np.isfinite(attend(query, dataclasses.replace(layer, visual=(broken,))).output).all()
+
+
 def recorded(problems):
     """An emulated launch that notes its problems."""
 
@@ -312,7 +379,9 @@ def test_two_banks_and_several_queries(head_dim):
     check(*random_layer(shape, CODES["signs"]))
     check(*random_layer(shape, CODES["signs"]), soft_cap=5.0)
     # One range over both.
-    check(*random_layer(shape, CODES["rotated signs, score bias, calibrated"]))
+    query, layer = random_layer(shape, CODES["rotated signs, score bias, calibrated"])
+    check(query, layer)
+    check(query, layer, starts=random_starts(query, layer))
 
 
 @pytest.mark.parametrize("codes", ["levels", "signs"])
@@ -415,25 +484,46 @@ def test_vmap_folds_the_axis_into_one_launch(head_dim, codes):
     assert shapes[-1] == (1, 2, 2)
 
 
+@pytest.mark.parametrize("codes", ["signs", "levels, calibrated"])
+def test_vmap_over_starts(codes):
+    """Mapped queries with mapped starts over one bank, and over mapped ones."""
+    shape = Shape(head_dim=64, num_heads=2, num_queries=2, visual=((300, (300, 270)),))
+    (query, layer), (_, other) = (random_layer(shape, CODES[codes], seed) for seed in range(2))
+    both = [random_starts(query, layer, seed) for seed in range(2)]
+    starts, layers = (jax.tree.map(lambda *x: jnp.stack(x), *xs) for xs in (both, (layer, other)))
+
+    def run(layer, starts):
+        return attend(query, layer, starts=starts).output
+
+    for bank_axis, mapped in ((None, layer), (0, layers)):
+        got = jax.vmap(run, in_axes=(bank_axis, 0))(mapped, starts)
+        for i, one in enumerate((layer, layer if bank_axis is None else other)):
+            assert relative_error(got[i], run(one, both[i])) < 3e-4
+
+
 @pytest.mark.parametrize(
-    ("shape", "soft_cap"),
+    ("shape", "soft_cap", "windowed"),
     [
-        ("one query head, small heads", None),
-        ("one query head, small heads", 5.0),
-        ("three query heads, 80 channels", None),
+        ("one query head, small heads", None, False),
+        ("one query head, small heads", 5.0, True),
+        ("three query heads, 80 channels", None, False),
     ],
 )
-def test_gradients_equal_the_oracles(shape, soft_cap):
+def test_gradients_equal_the_oracles(shape, soft_cap, windowed):
     """By queries, text and, where there is no cap, a score map."""
     query, layer, _ = layer_of(shape, "signs")
     if soft_cap is None:
         layer = with_score_map(layer, query.shape[2])
+    options = {
+        "starts": random_starts(query, layer) if windowed else None,
+        "logits_soft_cap": soft_cap,
+    }
 
     def loss(inputs, attend):
         query, text_key, text_value, score_map = inputs
         text = dataclasses.replace(layer.text, key=text_key, value=text_value)
         changed = dataclasses.replace(layer, text=text, score_map=score_map)
-        return jnp.sum(jnp.sin(attend(query, changed, logits_soft_cap=soft_cap).output))
+        return jnp.sum(jnp.sin(attend(query, changed, **options).output))
 
     inputs = (query, layer.text.key, layer.text.value, layer.score_map)
     got = jax.grad(loss)(inputs, attend)
@@ -466,14 +556,24 @@ LAUNCHES = {
     "256 channels": (256, 1, "signs", Tiling(16, 4)),
     "256 channels, four queries": (256, 4, "signs", Tiling(8, 4, 2, queries=4)),
 }
-# With a cap the body differs in its scores only.
-LAUNCH_CASES = [(name, None) for name in LAUNCHES]
+# With a cap the body differs in its scores only, with a window in these and in what it loads.
+LAUNCH_CASES = [(name, None, False) for name in LAUNCHES]
 LAUNCH_CASES += [
-    (name, 50.0) for name in ("levels in groups", "signs, eight queries", "96 channels")
+    (name, 50.0, False) for name in ("levels in groups", "signs, eight queries", "96 channels")
+]
+LAUNCH_CASES += [
+    (name, None, True)
+    for name in (
+        "levels in groups",
+        "signs, four queries",
+        "calibrated, eight queries",
+        "dense",
+        "256 channels",
+    )
 ]
 
 
-def launches_of(name, soft_cap=None):
+def launches_of(name, soft_cap=None, windowed=False):
     """Problems and their operands' shapes, text bank in bfloat16 and two layers included."""
     head_dim, per_kv_head, codes, tiling = LAUNCHES[name]
     shape = Shape(head_dim=head_dim, num_heads=2 * per_kv_head, visual=((600, (600, 3)),))
@@ -487,20 +587,23 @@ def launches_of(name, soft_cap=None):
 
     cache = stacked(layer, 2)
     options = {"launch": launch, "tiling": tiling, "logits_soft_cap": soft_cap}
+    if windowed:
+        options["starts"] = random_starts(query, layer)
     jax.eval_shape(lambda: mosaic_gpu.attend_layer(query, cache, 1, **options))
     return found
 
 
-@pytest.mark.parametrize(("name", "soft_cap"), LAUNCH_CASES)
-def test_lowers_to_cuda(name, soft_cap):
-    for problem, operands in launches_of(name, soft_cap):
+@pytest.mark.parametrize(("name", "soft_cap", "windowed"), LAUNCH_CASES)
+def test_lowers_to_cuda(name, soft_cap, windowed):
+    for problem, operands in launches_of(name, soft_cap, windowed):
+        assert problem.windowed == any("start" in operand for operand in operands) == windowed
         assert "mosaic_gpu" in lower_to_cuda(program_of(problem), operands)
 
 
 @needs_ptxas
-@pytest.mark.parametrize(("name", "soft_cap"), LAUNCH_CASES)
-def test_ptxas_accepts_every_instruction(name, soft_cap, tmp_path):
-    for problem, operands in launches_of(name, soft_cap):
+@pytest.mark.parametrize(("name", "soft_cap", "windowed"), LAUNCH_CASES)
+def test_ptxas_accepts_every_instruction(name, soft_cap, windowed, tmp_path):
+    for problem, operands in launches_of(name, soft_cap, windowed):
         assert "Used" in ptxas(program_of(problem), operands, tmp_path)
 
 

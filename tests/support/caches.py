@@ -82,10 +82,37 @@ def with_score_map(layer: LayerCache, num_heads: int) -> LayerCache:
     return dataclasses.replace(layer, score_map=vkq_jax.ScoreMap(slope, 2.0 - 3.0 * slope))
 
 
+def random_starts(query: jax.Array, layer: LayerCache, seed: int = 0) -> vkq_jax.Starts:
+    """Starts anywhere in what is filled of each bank; of the first query everything is hidden.
+
+    But for its own text.
+    """
+    rng = np.random.default_rng(seed)
+    batch, num_queries = query.shape[:2]
+
+    def starts(length):
+        drawn = rng.integers(0, np.asarray(length)[:, None] + 1, (batch, num_queries))
+        drawn[0, 0] = length[0]
+        return drawn
+
+    visual = tuple(jnp.asarray(starts(bank.length), jnp.int32) for bank in layer.visual)
+    own = np.asarray(layer.text.length)[:, None] - np.arange(num_queries, 0, -1)
+    text = np.maximum(np.minimum(starts(layer.text.length), own), 0)
+    return vkq_jax.Starts(visual, jnp.asarray(text, jnp.int32))
+
+
 def relative_error(got: jax.Array, expected: jax.Array) -> float:
     """|got - expected| / |expected| over all elements."""
     got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
     return float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30))
 
 
-__all__ = ["SHAPES", "Shape", "VisualBank", "random_layer", "relative_error", "with_score_map"]
+__all__ = [
+    "SHAPES",
+    "Shape",
+    "VisualBank",
+    "random_layer",
+    "random_starts",
+    "relative_error",
+    "with_score_map",
+]

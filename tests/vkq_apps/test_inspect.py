@@ -76,7 +76,7 @@ def test_capture_needs_one_prompt_with_an_image():
 @pytest.mark.parametrize("quant", ["vkq-1bit", "calibquant-1bit", "kivi-2bit", "none"])
 def test_weights_are_those_of_the_output(quant):
     cache = layers_as_batch(caught(), vkq_jax.resolve(quant))
-    attended = jax.jit(functools.partial(over_cache, logits_scale=SCALE))(caught().query, cache)
+    attended = jax.jit(functools.partial(over_cache, logits_scale=SCALE))(caught(), cache)
     np.testing.assert_allclose(attended.visual.sum(-1) + attended.text.sum(-1), 1, atol=1e-5)
     value = jnp.concatenate([cache.visual[0].value.dequantize(), cache.text.value], axis=2)
     weights = jnp.concatenate([attended.visual, attended.text], -1)

@@ -21,6 +21,7 @@ class Case:
         text: positions of a dense bank beside the visual one, in the same launch.
         calibration: of the scores: "per step", which takes one more launch, over the keys, before;
             or "static".
+        window: positions of each bank, its last ones, that the queries see; None: all.
     """
 
     batch: int
@@ -32,6 +33,7 @@ class Case:
     group_size: int | None = None
     text: int = 0
     calibration: Calibration | None = None
+    window: int | None = None
     goal: float | None = None
 
     @property
@@ -54,10 +56,18 @@ class Case:
         return int(self.codes.removeprefix("levels") or 1) if self.codes.startswith("levels") else 1
 
     @property
+    def visible(self) -> int:
+        """Positions that the queries see."""
+        return self._seen(self.positions) + self._seen(self.text)
+
+    @property
     def bytes(self) -> float:
-        """Of all keys and values."""
-        bits = self.positions * self.bits_stored + self.text * 16
+        """Of all keys and values that the queries see."""
+        bits = self._seen(self.positions) * self.bits_stored + self._seen(self.text) * 16
         return self.batch * self.kv_heads * self.head_dim * 2 * bits / 8
+
+    def _seen(self, positions: int) -> int:
+        return positions if self.window is None else min(positions, self.window)
 
 
 CASES = {
@@ -90,6 +100,7 @@ CASES = {
     "mha-32k-calibrated": Case(16, 32, 1, 32768, calibration="per step"),
     "gqa4-32k-calibrated": Case(16, 8, 4, 32768, calibration="per step"),
     "gqa4-32k-static-map": Case(16, 8, 4, 32768, calibration="static"),
+    "gqa4-8k-window4k-signs8": Case(16, 8, 4, 8192, "signs8", window=4096),
     "mha-8k-bfloat16": Case(16, 32, 1, 8192, "bfloat16"),
     "gqa4-3328-bfloat16": Case(64, 8, 4, 3328, "bfloat16"),
     "gqa7-8k-bfloat16": Case(16, 4, 7, 8192, "bfloat16"),
@@ -119,4 +130,13 @@ CHECKS += [(Case(2, 2, 1, 2304, "signs8", head_dim=96, calibration="per step"), 
 CHECKS += [
     (Case(2, 2, 4, 1700, "signs8", head_dim=256, calibration="per step"), Tiling(8, 4, 2, 4)),
     (Case(2, 2, 1, 1700, "levels", head_dim=256), Tiling(16, 4)),
+]
+# A sliding window: over one query, over several of a calibration, over dense banks.
+CHECKS += [
+    (Case(2, 2, 1, 2304, "levels", group_size=512, text=40, window=700), Tiling(16, 4)),
+    (
+        Case(2, 2, 7, 1700, "signs8", text=40, calibration="per step", window=30),
+        Tiling(8, 4, 2, 7),
+    ),
+    (Case(2, 2, 4, 700, "bfloat16", text=40, window=100), Tiling(16, 4, 2, 4)),
 ]

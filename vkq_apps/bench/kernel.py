@@ -1,8 +1,8 @@
 """The fused kernel against other attention: `vkq bench kernel --out FILE`.
 
 One row a case: time of its rivals (bf16 by cuDNN, XLA and PyTorch, fp8 by XLA) and of the kernel
-over the same number of positions, the kernel's error against float32, and the part of the measured
-bandwidth it reaches. A rival that cannot run is left out, and the row says why.
+over the same number of visible positions, the kernel's error against float32, and the part of the
+measured bandwidth it reaches. A rival that cannot run is left out, and the row says why.
 Banks are random words: attention does not care what they mean.
 """
 
@@ -38,6 +38,8 @@ from vkq_apps.bench.rivals import (
 )
 from vkq_apps.bench.timing import LayerTime, bandwidth, time_per_layer
 from vkq_apps.provenance import provenance
+from vkq_jax import visibility
+from vkq_jax.array_types import Array, Int32
 from vkq_jax.cache import VisualBank
 from vkq_jax.calibration import ScoreMap, calibrate, score_map
 from vkq_jax.config import ScoreCalibration
@@ -49,9 +51,13 @@ __all__ = ["CASES", "Case", "main", "random_banks"]
 
 _CALIBRATION = ScoreCalibration()
 
+Seen = dict[str, Int32[Array, "B 1"]]  # by bank
 
-def random_banks(case: Case, seed: int, *, ragged: bool = False) -> tuple[Banks, dict[str, Any]]:
-    """Random banks of one layer, and what the queries see of the dense ones.
+
+def random_banks(case: Case, seed: int, *, ragged: bool = False) -> tuple[Banks, Seen, Seen]:
+    """Random banks of one layer, and where what the queries see of them ends and begins.
+
+    The ends are those of dense banks; without a window there are no beginnings.
 
     Ragged: the first sequence is full, the next has no visual tokens, text lengths vary.
     """
@@ -74,7 +80,11 @@ def random_banks(case: Case, seed: int, *, ragged: bool = False) -> tuple[Banks,
     if "text" in dense:
         visible["text"] = jnp.asarray(lengths(case.text), jnp.int32)[:, None]
     packed = VisualBank(key=tensors[0], value=tensors[1], length=visual) if tensors else None
-    return Banks(packed, dense), visible
+    starts = {}
+    if case.window is not None:
+        ends = visible if packed is None else visible | {"packed": visual[:, None]}
+        starts = {name: jnp.maximum(end - case.window, 0) for name, end in ends.items()}
+    return Banks(packed, dense), visible, starts
 
 
 @functools.partial(jax.jit, static_argnames="case")
@@ -136,17 +146,18 @@ def attend(
     tiling: Tiling | None,
     query: jax.Array,
     banks: Banks,
-    visible: dict[str, jax.Array],
+    visible: Seen,
+    starts: Seen,
 ) -> tuple[jax.Array, jax.Array]:
     """Output and log-sum-exp by the kernel."""
     layer, mapped = jnp.int32(0), None
     if calibration == "per step":
         assert banks.packed is not None
-        found = score_range(query, banks.packed, layer, launch, tiling)
+        found = score_range(query, banks.packed, layer, launch, tiling, starts.get("packed"))
         mapped, _ = score_map(*found, _CALIBRATION)
     elif calibration == "static":
         mapped = _static_map(query.shape[:-1])
-    return fused_attention(query, visible, banks, layer, launch, tiling, mapped)
+    return fused_attention(query, visible, banks, layer, launch, tiling, mapped, starts=starts)
 
 
 def _static_map(rows: tuple[int, ...]) -> ScoreMap:
@@ -158,9 +169,16 @@ def reference(
     calibration: Calibration | None,
     query: jax.Array,
     banks: Banks,
-    visible: dict[str, jax.Array],
+    visible: Seen,
+    starts: Seen,
 ) -> tuple[jax.Array, jax.Array]:
     """Output and log-sum-exp in float32, from the codes' own arithmetic in XLA."""
+
+    def seen(name, end, scores):
+        start = starts.get(name, jnp.zeros_like(end))
+        mask = visibility.visible(start, end, scores.shape[-1])
+        return jnp.broadcast_to(mask[:, None], scores.shape)
+
     with jax.default_matmul_precision("highest"):
         parts, values, masks = [], [], []
         tensors = jax.tree.map(
@@ -170,16 +188,14 @@ def reference(
             key, value = (x.astype(jnp.float32) for x in (bank.key, bank.value))
             parts.append(jnp.einsum("bkqh,bksh->bkqs", query, key))
             values.append(functools.partial(jnp.einsum, "bksh,bkqs->bkqh", value))
-            masks.append(jnp.arange(key.shape[-2]) < visible[name][:, :1, None, None])
+            masks.append(seen(name, visible[name], parts[-1]))
         if banks.packed is not None:
             key, value = tensors[1]
             parts.append(scores(query, key))
             values.append(lambda weights: weighted_sum(weights, value))
-            seen = banks.packed.length[:, None, None, None]
-            masks.append(jnp.arange(parts[-1].shape[-1]) < seen)
+            masks.append(seen("packed", banks.packed.length[:, None], parts[-1]))
             if calibration == "per step":
-                mask = jnp.broadcast_to(masks[-1], parts[-1].shape)
-                parts[-1] = calibrate(parts[-1], mask, _CALIBRATION)[0]
+                parts[-1] = calibrate(parts[-1], masks[-1], _CALIBRATION)[0]
             elif calibration == "static":
                 parts[-1] = _static_map(query.shape[:-1]).apply(parts[-1])
         logits = [jnp.where(mask, x, -jnp.inf) for x, mask in zip(parts, masks, strict=True)]
@@ -197,13 +213,13 @@ def error(case: Case, launch: Launch, tiling: Tiling | None, *, ragged: bool) ->
     """
     case = dataclasses.replace(case, batch=min(case.batch, 2))
     with jax.default_device(jax.devices("cpu")[0] if ragged else None):
-        banks, visible = random_banks(case, seed=time.time_ns() % 2**31, ragged=ragged)
+        banks = random_banks(case, seed=time.time_ns() % 2**31, ragged=ragged)
         shape = (case.batch, case.kv_heads, case.queries, case.head_dim)
         query = 2 * case.head_dim**-0.5 * jax.random.normal(jax.random.key(5), shape)
         expected, expected_logsumexp = jax.jit(functools.partial(reference, case.calibration))(
-            query, banks, visible
+            query, *banks
         )
-    inputs = jax.device_put((query, banks, visible), jax.devices()[0])
+    inputs = jax.device_put((query, *banks), jax.devices()[0])
     output, logsumexp = jax.jit(functools.partial(attend, case.calibration, launch, tiling))(
         *inputs
     )
@@ -225,9 +241,7 @@ def measure(
 ) -> dict[str, Any]:
     """One row of the table."""
     others = measure_rivals(
-        DecodeShape(
-            case.batch, case.kv_heads, case.queries, case.positions + case.text, case.head_dim
-        ),
+        DecodeShape(case.batch, case.kv_heads, case.queries, case.visible, case.head_dim),
         tuple(rivals),
     )
     shape = (case.batch, case.kv_heads, case.queries, case.head_dim)

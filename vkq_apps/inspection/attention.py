@@ -16,6 +16,7 @@ from vkq_jax.calibration import calibrate
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.quantize import quantize
+from vkq_jax.visibility import Starts, visible
 
 __all__ = ["LastTokenAttention", "layers_as_batch", "over_cache"]
 
@@ -56,20 +57,26 @@ def layers_as_batch(caught: Capture, quant: KVQuantConfig) -> LayerCache:
     )
 
 
-def over_cache(
-    query: Float[Array, "L N H"], cache: LayerCache, *, logits_scale: float
-) -> LastTokenAttention:
-    """Attention of `query` over `cache` (see `layers_as_batch`), with its weights."""
-    attended = attend_cache(query[:, None], cache, logits_scale=logits_scale)
+def over_cache(caught: Capture, cache: LayerCache, *, logits_scale: float) -> LastTokenAttention:
+    """Attention of the query that was caught over `cache` (see `layers_as_batch`), with weights."""
+    query = caught.query[:, None]
+    starts = Starts((caught.visual_start[:, None],), caught.text_start[:, None])
+    attended = attend_cache(query, cache, starts=starts, logits_scale=logits_scale)
     # Attention does not hand out its weights, so they are computed again, from the same parts.
     (bank,) = cache.visual
-    q = to_kv_heads(query[:, None].astype(jnp.float32) * logits_scale, cache.text.key.shape[1])
+    q = to_kv_heads(query.astype(jnp.float32) * logits_scale, cache.text.key.shape[1])
+
+    def seen(start, length, scores):
+        mask = visible(start, length, scores.shape[-1])[:, None, None]
+        return jnp.broadcast_to(mask, scores.shape)
+
     scores = post_scaling.scores(q, bank.key)
+    mask = seen(caught.visual_start, bank.length, scores)
     if cache.quant.calibration is not None:
-        scores, _ = calibrate(scores, jnp.ones(scores.shape, bool), cache.quant.calibration)
+        scores, _ = calibrate(scores, mask, cache.quant.calibration)
     text = jnp.einsum("lkmh,lksh->lkms", q, cache.text.key.astype(jnp.float32), precision="highest")
-    joint = jnp.concatenate([scores, text], -1)
-    weights, _ = masked_softmax(joint, jnp.ones(joint.shape, bool))
+    mask = jnp.concatenate([mask, seen(caught.text_start, cache.text.length, text)], -1)
+    weights, _ = masked_softmax(jnp.concatenate([scores, text], -1), mask)
     weights = from_kv_heads(weights, 1)[:, 0]
     visual, text = jnp.split(weights, [scores.shape[-1]], axis=-1)
     return LastTokenAttention(visual, text, attended.output[:, 0], attended.guarded)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from models import Inputs, Model
-from models.attention import causal_mask, dense_attention
-from vkq_jax.array_types import Array, Float
+from models.attention import dense_attention
+from models.sliding_window import prompt_masks
+from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.visual import compact
 
@@ -22,6 +23,8 @@ class Capture:
         query: of the last token, with RoPE, not scaled.
         key, value: of the visual tokens in the prompt's order, keys with RoPE.
         text_key, text_value: of the S other tokens.
+        visual_start, text_start: how many of the visual and of the other tokens, the first ones, a
+            sliding window hides from the last.
     """
 
     query: Float[Array, "L N H"]
@@ -29,6 +32,8 @@ class Capture:
     value: Float[Array, "L K V H"]
     text_key: Float[Array, "L K S H"]
     text_value: Float[Array, "L K S H"]
+    visual_start: Int32[Array, "L"]
+    text_start: Int32[Array, "L"]
 
 
 def capture(model: Model, inputs: Inputs) -> Capture:
@@ -49,7 +54,7 @@ def capture(model: Model, inputs: Inputs) -> Capture:
 @partial(jax.jit, static_argnums=(2, 3))
 def _capture(model: Model, inputs: Inputs, num_visual: int, num_text: int) -> Capture:
     module = model.module()
-    mask = causal_mask(inputs.mask)
+    mask_of = prompt_masks(model.config.text, inputs.mask, inputs.positions)
     is_visual = inputs.visual_mask & inputs.mask
     visual, _ = compact(is_visual, num_visual)
     text, _ = compact(inputs.mask & ~is_visual, num_text)
@@ -60,7 +65,8 @@ def _capture(model: Model, inputs: Inputs, num_visual: int, num_text: int) -> Ca
         return x[0, index[0]].transpose(1, 0, 2)
 
     def attend(layer, query, key, value, carry):
-        del layer
+        mask = mask_of(layer)
+        hidden = ~mask[0, last]
         output = dense_attention(
             query, key, value, mask, logits_scale=model.config.text.logits_scale
         )
@@ -70,6 +76,8 @@ def _capture(model: Model, inputs: Inputs, num_visual: int, num_text: int) -> Ca
             value=pick(value, visual),
             text_key=pick(key, text),
             text_value=pick(value, text),
+            visual_start=hidden[visual[0]].sum(dtype=jnp.int32),
+            text_start=hidden[text[0]].sum(dtype=jnp.int32),
         )
         return output, carry, caught
 

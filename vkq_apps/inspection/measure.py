@@ -64,7 +64,7 @@ def inspect_capture(caught: Capture, *, quant: KVQuantConfig, logits_scale: floa
     cache = layers_as_batch(caught, quant)
     (bank,) = cache.visual
     before = _exact(caught, logits_scale)
-    after = over_cache(caught.query, cache, logits_scale=logits_scale)
+    after = over_cache(caught, cache, logits_scale=logits_scale)
     visual, text = after.visual - before.visual, after.text - before.text
     return Inspection(
         key=_inspect_tensor(caught.key, bank.key),
@@ -79,7 +79,7 @@ def inspect_capture(caught: Capture, *, quant: KVQuantConfig, logits_scale: floa
 
 def _exact(caught: Capture, logits_scale: float) -> LastTokenAttention:
     none = presets["none"]
-    return over_cache(caught.query, layers_as_batch(caught, none), logits_scale=logits_scale)
+    return over_cache(caught, layers_as_batch(caught, none), logits_scale=logits_scale)
 
 
 def _inspect_tensor(x: Float[Array, "L K V H"], coded: QuantizedTensor) -> TensorInspection:
