@@ -95,16 +95,15 @@ class DenseBanks:
             if ahead:
                 ahead = self._load_keys(name, capacity, ops.add(number, 1))
             position = ops.mad(number, _BLOCK, work.g)
-            places = [ops.add(position, 8 * i) for i in range(len(scores))]
-            scores = [
-                ops.where_less_float(place, stop, score, 2 * LOWEST)
-                for place, score in zip(places, scores, strict=True)
-            ]
-            if self.problem.windowed:
-                scores = [
-                    ops.where_less_float(place, start, 2 * LOWEST, score)
-                    for place, score in zip(places, scores, strict=True)
-                ]
+
+            def hide(i, score):
+                place = ops.add(position, 8 * i)
+                score = ops.where_less_float(place, stop, score, 2 * LOWEST)
+                if not self.problem.windowed:
+                    return score
+                return ops.where_less_float(place, start, 2 * LOWEST, score)
+
+            scores = [hide(i, score) for i, score in enumerate(scores)]
             return [*ahead, *self._add_block(sums, scores, values)]
 
         return ops.loop(ops.sub(last, first), [*ahead, *sums], block)[num_ahead:]

@@ -57,7 +57,28 @@ ARCHITECTURES = {
 }
 
 
-def make(folder, *, vision=None, text=None, dtype=torch.float32, **changes):
+WINDOWS = {
+    "mistral": (transformers.MistralConfig, {"sliding_window": 7}),
+    "ministral, mixed layers": (
+        transformers.MinistralConfig,
+        {
+            "sliding_window": 7,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "mistral without a window": (transformers.MistralConfig, {"sliding_window": None}),
+}
+
+
+def make(
+    folder,
+    *,
+    vision=None,
+    text=None,
+    tower=transformers.LlamaConfig,
+    dtype=torch.float32,
+    **changes,
+):
     """A random model in float32 whose weights are saved, rounded to `dtype`, to a folder."""
     vision_config = transformers.CLIPVisionConfig(
         **{
@@ -85,7 +106,7 @@ def make(folder, *, vision=None, text=None, dtype=torch.float32, **changes):
     text_settings["rope_parameters"] = {"rope_theta": 100.0} | text_settings["rope_parameters"]
     config = transformers.LlavaConfig(
         vision_config=vision_config,
-        text_config=transformers.LlamaConfig(**text_settings),
+        text_config=tower(**text_settings),
         image_token_index=IMAGE,
         **changes,
     )
@@ -145,6 +166,38 @@ def test_logits_in_float32(tmp_path, architecture):
     expected = logits_of(expected_model, inputs)
     assert np.abs(expected).max() > 1  # nothing is close because all is small
     assert difference(models.forward(model, inputs), expected, inputs.mask) < 1e-4
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_sliding_windows_smaller_than_the_prompt(tmp_path, name):
+    """Logits of a whole prompt, and greedy decoding from a cache, for rows of unlike lengths."""
+    tower, text = WINDOWS[name]
+    text = text | {"num_key_value_heads": 2, "head_dim": 8}
+    expected_model = make(tmp_path, tower=tower, text=text)
+    model = models.load(tmp_path, dtype=jnp.float32)
+    inputs = prompts(model.config)
+    expected = logits_of(expected_model, inputs)
+    assert difference(models.forward(model, inputs), expected, inputs.mask) < 1e-4
+    if text["sliding_window"]:
+        everything = dataclasses.replace(model.config.text, sliding_window=None)
+        config = dataclasses.replace(model.config, text=everything)
+        unlike = models.forward(dataclasses.replace(model, config=config), inputs)
+        assert difference(unlike, expected, inputs.mask) > 0.1
+
+    with torch.no_grad():
+        tokens = expected_model.generate(
+            input_ids=torch.tensor(np.asarray(inputs.input_ids), dtype=torch.long),
+            attention_mask=torch.tensor(np.asarray(inputs.mask), dtype=torch.long),
+            pixel_values=torch.tensor(np.asarray(inputs.pixel_values)),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    options = {"quant": "none", "max_new_tokens": 12, "stop_tokens": ()}
+    for quantize_at in ("prompt", "image"):
+        got = models.generate(model, inputs, quantize_at=quantize_at, **options)
+        np.testing.assert_array_equal(got.tokens, tokens[:, inputs.input_ids.shape[1] :].numpy())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from vkq_jax.visual import compact
 LAYERS, BATCH, HEADS, DIM = 3, 2, 2, 16
 
 
-def empty(quant="vkq-1bit", cache_length=6, dtype=jnp.float32):
+def empty(quant="vkq-1bit", cache_length=6, dtype=jnp.float32, **options):
     return vkq_jax.KVCache.init(
         num_layers=LAYERS,
         batch=BATCH,
@@ -29,6 +29,7 @@ def empty(quant="vkq-1bit", cache_length=6, dtype=jnp.float32):
         cache_length=cache_length,
         quant=vkq_jax.resolve(quant),
         dtype=dtype,
+        **options,
     )
 
 
@@ -38,9 +39,9 @@ def tokens(count, seed=0, batch=BATCH):
     return jax.random.normal(keys[0], shape), jax.random.normal(keys[1], shape)
 
 
-def with_visual(quant="vkq-1bit", positions=40, counts=(40, 11)):
+def with_visual(quant="vkq-1bit", positions=40, counts=(40, 11), **options):
     """A cache with one visual bank of ragged length and two text tokens."""
-    cache = empty(quant)
+    cache = empty(quant, **options)
     index, valid = compact(jnp.arange(positions)[None] < jnp.asarray(counts)[:, None], positions)
 
     @jax.jit
@@ -49,8 +50,11 @@ def with_visual(quant="vkq-1bit", positions=40, counts=(40, 11)):
         bank = quantize_visual(key, value, index, valid, cache.quant)
         return bank.key, bank.value
 
-    bank = VisualBank(*code(*tokens(positions, seed=1)), jnp.asarray(counts, jnp.int32))
-    cache = dataclasses.replace(cache, visual=(bank,))
+    counts = jnp.asarray(counts, jnp.int32)
+    bank = VisualBank(
+        *code(*tokens(positions, seed=1)), counts, index if cache.keeps_positions else None
+    )
+    cache = dataclasses.replace(cache, visual=(bank,), position=counts)
     return vkq_jax.append(cache, *tokens(2))
 
 
@@ -79,6 +83,40 @@ def test_append_equals_one_by_one_and_skips_invalid_tokens():
     chex.assert_trees_all_equal(at_once, step)
     assert at_once.text.length.tolist() == at_once.position.tolist() == [3, 1]
     np.testing.assert_array_equal(at_once.text.key[:, 1, :, 0], key[:, 1, 1])
+
+
+def test_every_update_keeps_positions_once_for_all_layers():
+    valid = jnp.asarray([[True, True, True], [False, True, False]])
+    cache = vkq_jax.append(with_visual(keep_positions=True), *tokens(3), valid)
+    assert cache.text.position.tolist() == [[40, 41, 42, 43, 44, 0], [11, 12, 13, 0, 0, 0]]
+    grown = vkq_jax.grow(cache, 8)
+    assert grown.text.position.shape == (BATCH, 8)
+    np.testing.assert_array_equal(grown.text.position[:, :6], cache.text.position)
+    taken = vkq_jax.take_sequences(cache, jnp.asarray([1, 1, 0]))
+    for before, after in (
+        (cache.text.position, taken.text.position),
+        (cache.visual[0].position, taken.visual[0].position),
+    ):
+        np.testing.assert_array_equal(after, before[jnp.asarray([1, 1, 0])])
+    assert vkq_jax.append(with_visual(), *tokens(3)).keeps_positions is False
+
+
+def test_positions_under_vmap_save_and_restore(tmp_path):
+    caches = [with_visual(keep_positions=True, counts=c) for c in ((40, 11), (7, 30))]
+    together = jax.tree.map(lambda *x: jnp.stack(x), *caches)
+    appended = jax.vmap(lambda cache: vkq_jax.append(cache, *tokens(2)))(together)
+    for i, cache in enumerate(caches):
+        expected = vkq_jax.append(cache, *tokens(2)).text.position
+        np.testing.assert_array_equal(appended.text.position[i], expected)
+    vkq_jax.save_cache(tmp_path / "cache.safetensors", caches[0])
+    chex.assert_trees_all_equal(vkq_jax.load_cache(tmp_path / "cache.safetensors"), caches[0])
+
+
+def test_positions_are_counted():
+    plain, kept = (vkq_jax.cache_nbytes(with_visual(keep_positions=x)) for x in (False, True))
+    assert kept.visual_tables - plain.visual_tables == 4 * BATCH * 40
+    assert kept.text - plain.text == 4 * BATCH * 6
+    assert kept.visual_codes == plain.visual_codes
 
 
 def test_append_leaves_the_given_cache_alone():
