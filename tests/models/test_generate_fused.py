@@ -72,6 +72,28 @@ def test_one_bit_gives_the_tokens_of_xla(fused, model, quantize_at):
     )
 
 
+def windowed(model):
+    """The same weights, the second layer with a sliding window shorter than an image."""
+    text = dataclasses.replace(model.config.text, sliding_window=9, full_layers=(0,))
+    return dataclasses.replace(model, config=dataclasses.replace(model.config, text=text))
+
+
+@pytest.mark.parametrize("quant", ["vkq-1bit", "calibquant-1bit"])
+def test_a_sliding_window_gives_the_tokens_of_xla(fused, model, quant):
+    def run(implementation):
+        return models.generate(
+            windowed(model),
+            batch(*ROWS),
+            quant=quant,
+            max_new_tokens=4,
+            stop_tokens=(),
+            quantize_at="image",
+            implementation=implementation,
+        ).tokens
+
+    np.testing.assert_array_equal(run("mosaic_gpu"), run("xla"))
+
+
 def test_a_static_score_map_gives_the_tokens_of_xla(fused, model):
     inputs = batch(*ROWS)
     score_map = models.calibrate_scores(model, inputs, max_new_tokens=2)

@@ -39,6 +39,11 @@ CONFIG = LlavaConfig(
     eos_token_ids=(2,),
 )
 
+# A sliding window shorter than an image, in all layers but one.
+WINDOWED = dataclasses.replace(
+    CONFIG, text=dataclasses.replace(CONFIG.text, sliding_window=9, full_layers=(1,))
+)
+
 
 def tiny_model(dtype=jnp.float32, seed: int = 0, config: LlavaConfig = CONFIG) -> Model:
     """Random weights, wide enough for logits to lie far apart."""

@@ -13,7 +13,14 @@ import pytest
 import models
 import vkq_jax
 from models.prefill import prefill
-from tests.support.tiny_llava import CONFIG, VISUAL_TOKENS, batch, prompt, tiny_model
+from tests.support.tiny_llava import (
+    CONFIG,
+    VISUAL_TOKENS,
+    WINDOWED,
+    batch,
+    prompt,
+    tiny_model,
+)
 from vkq_apps.inspection import output_folder
 from vkq_apps.inspection.attention import layers_as_batch, over_cache
 from vkq_apps.inspection.capture import capture
@@ -83,6 +90,21 @@ def test_weights_are_those_of_the_output(quant):
     per_head = jnp.repeat(value, HEADS // KV_HEADS, axis=1)
     expected = jnp.einsum("lns,lnsh->lnh", weights, per_head)
     np.testing.assert_allclose(attended.output, expected, atol=1e-4)
+
+
+def test_a_sliding_window_hides_what_generation_does_not_see():
+    """Its last token sees 9 positions in layers 0 and 2: five of text, four of the second image."""
+    model = tiny_model(config=WINDOWED)
+    windowed = capture(model, batch(prompt(3, "image", 4, "image", 5)))
+    assert windowed.visual_start.tolist() == [28, 0, 28]
+    assert windowed.text_start.tolist() == [7, 0, 7]
+    found = inspect_capture(windowed, quant=vkq_jax.resolve("vkq-1bit"), logits_scale=SCALE)
+    for attended in (found.before, found.after):
+        for layer in (0, 2):
+            np.testing.assert_array_equal(attended.visual[layer, :, :28], 0)
+            np.testing.assert_array_equal(attended.text[layer, :, :7], 0)
+        assert (attended.visual[1] > 0).all()
+        np.testing.assert_allclose(attended.visual.sum(-1) + attended.text.sum(-1), 1, atol=1e-5)
 
 
 def test_nothing_changes_without_codes():
