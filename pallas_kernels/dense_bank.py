@@ -38,8 +38,8 @@ class DenseBanks:
     """The dense banks' part of the work of one warp; `run()` does it all.
 
     Operands: query [rows, H] float32, times logits_scale; for each bank {name}_key and
-    {name}_value [heads, S, H] bfloat16, and {name}_visible [sequences, positions] int32: positions
-    that the queries see.
+    {name}_value [heads, S, H] bfloat16, and {name}_visible [sequences, positions] int32: where what
+    the queries see ends; with a window {name}_start, where it begins.
     """
 
     def __init__(self, ops: Operations, problem: Problem, work: Work, first_query: int):

@@ -201,7 +201,7 @@ def _launches(
     (first, of_first), *others = packed or [(None, {})]
     launches = [(Banks(first, dense), of_first | begins)]
     launches += [(Banks(bank, {}), start) for bank, start in others]
-    return [(banks, begins if starts is not None else {}) for banks, begins in launches]
+    return launches if starts is not None else [(banks, {}) for banks, _ in launches]
 
 
 def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
