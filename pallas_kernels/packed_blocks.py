@@ -57,15 +57,14 @@ class PackedBlocks:
         address = ops.address(address, self._work.lane, row_bytes // 32)
         return (ops.load4 if row_bytes == 512 else ops.load2)(address, row_bytes * row)
 
-    def copy_rows(self, scratch: Scratch, name: str, block: Value) -> None:
+    def copy_rows(self, scratch: Scratch, name: str, block: Value, slot: Value) -> None:
         """Starts to copy this lane's words of a whole block, of one plane, to shared memory."""
         ops = self._ops
         (plane,) = self._planes(name)
         address, rows, row_bytes = self._rows(name, block, WHOLE, plane)
         address = ops.address(address, self._work.lane, row_bytes // 32)
         for row in range(rows):
-            scratch.copy_row(name, row, address, row_bytes * row)
-        ops.group_copies()
+            scratch.copy_row(name, row, slot, address, row_bytes * row)
 
     def prefetch(self, name: str, block: Value) -> None:
         """Has the words of a whole block brought near, or of the last one if there is none."""
@@ -132,17 +131,16 @@ class PackedBlocks:
         scores: list[Value],
         place: Value,
         stride: int,
-        first: int = 0,
         number: int = 0,
         hidden: float = 2 * LOWEST,
     ) -> list[Value]:
         """Scores of positions that are not visible become `hidden`: too low to have weight.
 
-        Score i is that of the block's position `first` + place + stride * i, of the team's only
-        query or of query t of set `number`.
+        Score i is that of the block's position place + stride * i, of the team's only query or of
+        query t of set `number`.
         """
         ops = self._ops
-        before = ops.mad(block, BLOCK, first)
+        before = ops.mad(block, BLOCK, 0)
         left = ops.sub(self._length, before)
 
         def hide_padding(scores):

@@ -1,8 +1,7 @@
 """A warp's part of attention over a packed bank, for up to eight queries of a KV head at once.
 
-A block's codes are made into bytes once for all of them. Two sets of four queries take a block in
-two halves, to have room for their scores. The queries are prepared once for the team, each by one
-of its warps. All positions share their tables.
+A block's codes are made into bytes once for all of them. The queries are prepared once for the
+team, each by one of its warps. All positions share their tables.
 
 Words of several code planes are not staged in shared memory, which has no room for them beside 16
 warps (for one bit of 256 channels, beside 8 warps, it would have: not tried).
@@ -14,7 +13,6 @@ from collections.abc import Callable, Sequence
 
 from pallas_kernels.block_softmax import TOTALS, BlockWeights, empty_sums
 from pallas_kernels.folded_query import FoldedQuery
-from pallas_kernels.layouts import QUARTER
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.packed_blocks import WHOLE, PackedBlocks
 from pallas_kernels.packed_query import PackedQuery
@@ -28,11 +26,6 @@ from pallas_kernels.work import Work
 __all__ = ["PackedS8"]
 
 LoadRow = Callable[[Plane, int], Sequence[Value]]  # of a plane and a row of it
-
-
-def _halves(part: range) -> range:
-    """The halves of a block that its quarters lie in."""
-    return range(part.start // 2, -(-part.stop // 2))
 
 
 class PackedS8:
@@ -55,10 +48,10 @@ class PackedS8:
         scales = []
         staged = self._problem.stages_words and packed.whole_blocks > 0
         if staged:
-            first = ops.min(blocks.first, packed.whole_blocks - 1)
-            scales = self._load_scales(first)
-            for name in ("key", "value"):
-                blocks.copy_rows(scratch, name, first)
+            scales = self._load_scales(ops.min(blocks.first, packed.whole_blocks - 1))
+            for i in range(self._problem.key_slots):
+                self._copy(scratch, "key", ops.add(blocks.first, i), i)
+            self._copy(scratch, "value", blocks.first)
         self._values.prefetch_tables()
         ops.barrier()
         queries = self._load_queries(scratch)
@@ -128,49 +121,48 @@ class PackedS8:
         operands = [self._products.encode(of_half) for of_half in zip(*channels, strict=True)]
         return [dataclasses.replace(query, operands=operands) for query in queries]
 
+    def _copy(self, scratch: Scratch, name: str, block: Value, slot: Value = 0) -> None:
+        """Starts to copy this lane's words of a whole block, if it is one of the warp's."""
+        ops, blocks = self._ops, self._blocks
+
+        def copy(_):
+            blocks.copy_rows(scratch, name, block, slot)
+            return []
+
+        ops.cond(ops.where_less(block, blocks.last_whole, 1, 0), [], copy)
+        ops.group_copies()
+
     def _staged_block(
         self, scratch: Scratch, queries: list[FoldedQuery], block: Value, carried: list[Value]
     ) -> list[Value]:
         """The sums with a block added, and the next one's scales.
 
-        Its words are in shared memory or on their way; those of the next follow once they are read.
-        A lane reads those that it copied itself: what `compute-sanitizer` asks barriers for anyway.
+        Its words are in shared memory or on their way; those of later blocks follow once they are
+        read. A lane reads those that it copied itself: what `compute-sanitizer` asks barriers for
+        anyway.
         """
         ops, blocks = self._ops, self._blocks
         num_sums = len(carried) - (self._packed.key.scale_bits + self._packed.value.scale_bits) // 4
         sums, scales = carried[:num_sums], carried[num_sums:]
         following = ops.add(block, 1)
-        more = ops.where_less(following, blocks.last_whole, 1, 0)
-
-        def copy_next(name):
-            def copy(_):
-                blocks.copy_rows(scratch, name, following)
-                return []
-
-            ops.cond(more, [], copy)
-
-        ops.wait_for_copies(1)
+        slot = ops.bit_and(ops.sub(block, blocks.first), self._problem.key_slots - 1)
+        ops.wait_for_copies(self._problem.key_slots)
         self._spread_scales(scratch, scales)
         scales = self._load_scales(ops.min(following, ops.sub(blocks.last_whole, 1)))
-        parts = self._parts(WHOLE)
-        for part in parts:
-            load_row = functools.partial(self._staged_row, scratch, "key")
-            sums, weights = self._weigh(scratch, queries, block, part, sums, load_row)
-            ops.wait_for_copies()
-            ops.warp_barrier()
-            if part is parts[-1]:
-                copy_next("key")
-            load_row = functools.partial(self._staged_row, scratch, "value", halves=_halves(part))
-            sums = self._add_values(scratch, sums, weights, load_row)
-        ops.warp_barrier()
-        copy_next("value")
-        return [*sums, *scales]
 
-    def _staged_row(
-        self, scratch: Scratch, name: str, plane: Plane, row: int, halves: range = range(2)
-    ) -> list[Value]:
-        assert plane.number == 0, "only codes of one plane are staged"
-        return scratch.load_row(name, row, halves)
+        def load_row(name, slot, plane, row):
+            assert plane.number == 0, "only codes of one plane are staged"
+            return scratch.load_row(name, row, slot)
+
+        load_key = functools.partial(load_row, "key", slot)
+        sums, weights = self._weigh(scratch, queries, block, WHOLE, sums, load_key)
+        ops.wait_for_copies()
+        ops.warp_barrier()
+        self._copy(scratch, "key", ops.add(block, self._problem.key_slots), slot)
+        sums = self._add_values(scratch, sums, weights, functools.partial(load_row, "value", 0))
+        ops.warp_barrier()
+        self._copy(scratch, "value", following)
+        return [*sums, *scales]
 
     def _direct_block(
         self,
@@ -181,51 +173,33 @@ class PackedS8:
         sums: list[Value],
     ) -> list[Value]:
         """The sums with a block added, straight from device memory."""
-        blocks = self._blocks
-        load = functools.partial(blocks.load_row, block=block, quarters=quarters)
+        ops, blocks = self._ops, self._blocks
+
+        def load_row(name, plane, row):
+            return blocks.load_row(name, block, quarters, plane, row)
+
         self._spread_scales(scratch, self._load_scales(block))
         if quarters == WHOLE:
             for name in self._sides:
-                blocks.prefetch(name, self._ops.add(block, 1))
-        for part in self._parts(quarters):
-            sums, weights = self._weigh(
-                scratch,
-                queries,
-                block,
-                part,
-                sums,
-                lambda plane, row: load("key", plane=plane, row=row),
-            )
-            self._ops.warp_barrier()
-            words = slice(2 * _halves(part).start, 2 * _halves(part).stop)
-            sums = self._add_values(
-                scratch,
-                sums,
-                weights,
-                lambda plane, row, at=words: load("value", plane=plane, row=row)[at],
-            )
-        return sums
-
-    def _parts(self, quarters: int) -> list[range]:
-        """Quarters of a block that are worked on at once: half a block's by two sets of queries."""
-        at_once = WHOLE // self._problem.sets
-        return [
-            range(first, min(first + at_once, quarters)) for first in range(0, quarters, at_once)
-        ]
+                blocks.prefetch(name, ops.add(block, 1))
+        load_key = functools.partial(load_row, "key")
+        sums, weights = self._weigh(scratch, queries, block, quarters, sums, load_key)
+        ops.warp_barrier()
+        return self._add_values(scratch, sums, weights, functools.partial(load_row, "value"))
 
     def _weigh(
         self,
         scratch: Scratch,
         queries: list[FoldedQuery],
         block: Value,
-        part: range,
+        quarters: int,
         sums: Sequence[Value],
         load_row: LoadRow,
     ) -> tuple[list[Value], list[BlockWeights]]:
         """The sums with new totals, and each set's weights, left in scratch; a barrier is due."""
         ops = self._ops
-        scores = self._scores(scratch, queries, block, part, load_row)
-        scales = self._value_scales(scratch, part)
+        scores = self._scores(scratch, queries, block, quarters, load_row)
+        scales = self._value_scales(scratch, quarters)
         new, found = [], []
         ops.warp_barrier()  # weights take the place of what the lanes have read by now
         for number, of_set in enumerate(scores):
@@ -279,36 +253,35 @@ class PackedS8:
         self._ops.warp_barrier()
 
     def _scores(
-        self, scratch: Scratch, queries: list[FoldedQuery], block: Value, part: range, load_row
+        self,
+        scratch: Scratch,
+        queries: list[FoldedQuery],
+        block: Value,
+        quarters: int,
+        load_row: LoadRow,
     ) -> list[list[Value]]:
-        """Each set's scores of some quarters of a block, those that are not visible hidden."""
+        """Each set's scores of the first quarters of a block, those that are not visible hidden."""
         key = self._packed.key
 
         def load_scales(i, q):
             return scratch.load_scales("key", i, q) if key.signs else []
 
-        scores = self._products.scores(queries, key, part, load_row, load_scales)
-        return [self._hide(block, x, part, number) for number, x in enumerate(scores)]
+        scores = self._products.scores(queries, key, quarters, load_row, load_scales)
+        return [self._hide(block, x, number) for number, x in enumerate(scores)]
 
     def _hide(
-        self,
-        block: Value,
-        scores: list[Value],
-        part: range,
-        number: int,
-        hidden: float = 2 * LOWEST,
+        self, block: Value, scores: list[Value], number: int, hidden: float = 2 * LOWEST
     ) -> list[Value]:
-        first = QUARTER * part.start
-        return self._blocks.hide(block, scores, self._work.g, 8, first, number, hidden)
+        return self._blocks.hide(block, scores, self._work.g, 8, number, hidden)
 
-    def _value_scales(self, scratch: Scratch, part: range) -> list[Value]:
-        """Of positions 8 p + g of some quarters, in their order; none for level codes."""
+    def _value_scales(self, scratch: Scratch, quarters: int) -> list[Value]:
+        """Of positions 8 p + g of the first quarters, in their order; none for level codes."""
         if not self._packed.value.signs:
             return []
-        scales: list[Value] = [None] * (8 * len(part))
-        for first in range(2 * part.start, 2 * part.stop, 4):
+        scales: list[Value] = [None] * (8 * quarters)
+        for first in range(0, 2 * quarters, 4):
             for q in range(4):
                 for i, scale in enumerate(scratch.load_scales("value", first, q), first):
-                    if i < 2 * part.stop:
-                        scales[4 * (i - 2 * part.start) + q] = scale
+                    if i < 2 * quarters:
+                        scales[4 * i + q] = scale
         return scales

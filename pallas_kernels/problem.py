@@ -220,6 +220,11 @@ class Problem:
         return layouts.BLOCK * self.head_dim // 32 if self.stages_words else 0
 
     @property
+    def key_slots(self) -> int:
+        """Blocks of keys that wait there: 16 warps, of one set each, have no room for two."""
+        return self.sets
+
+    @property
     def exchange_words(self) -> int:
         """Words in which the lanes of a warp exchange a block's scales and weights."""
         return EXCHANGE_WORDS * self.sets if self.uses_bytes else 0
@@ -227,7 +232,7 @@ class Problem:
     @property
     def warp_words(self) -> int:
         """Words of a warp: of its results, or what it needs before it has them."""
-        before = self.exchange_words + 2 * self.staged_words
+        before = self.exchange_words + (1 + self.key_slots) * self.staged_words
         return max(self.joined_words * self.tiling.queries, before)
 
     @property

@@ -88,7 +88,7 @@ class S8Products:
         self,
         queries: Sequence[FoldedQuery],
         key: Coding,
-        quarters: Sequence[int],
+        quarters: int,
         load_row: Callable[[Plane, int], Sequence[Value]],
         load_scales: Callable[[int, int], Sequence[Value]],
     ) -> list[list[Value]]:
@@ -96,17 +96,17 @@ class S8Products:
 
         Args:
             queries: of each set, with the same operands: for each half what `encode` returns.
-            key: how keys are coded. quarters: of the block, in a row.
+            key: how keys are coded. quarters: of the block, from its first one on.
             load_row: (plane, row) to words of a row of keys, loaded when they are needed.
             load_scales: (i, q) to scales of positions 32 i + 8 q + g for i to i + 3.
         """
         load_row = functools.cache(load_row)
         planes, operands = self._problem.planes(key), queries[0].operands
-        scores: list[list[Value]] = [[None] * (8 * len(quarters)) for _ in queries]
-        for first in range(0, len(quarters), 2):
+        scores: list[list[Value]] = [[None] * (8 * quarters) for _ in queries]
+        for first in range(0, quarters, 2):
             for q in range(4):
                 sums = [[] for _ in queries]
-                for k in quarters[first : first + 2]:
+                for k in range(first, min(first + 2, quarters)):
                     if self._problem.plane_dim == 128:
                         row, at = 2 * k + q // 2, 2 * (q % 2)
                     else:
@@ -120,7 +120,7 @@ class S8Products:
                     ]
                     for old, *of_set in zip(sums, *of_planes, strict=True):
                         old += join_planes(self._ops, planes, of_set)
-                scales = load_scales(2 * quarters[first], q)[: len(sums[0])]
+                scales = load_scales(2 * first, q)[: len(sums[0])]
                 for query, of_set, into in zip(queries, sums, scores, strict=True):
                     found = query.scores(self._ops, key, of_set, scales)
                     for i, score in enumerate(found, 2 * first):

@@ -134,15 +134,12 @@ class _RangeS8(PackedS8):
         ops, blocks = self._ops, self._blocks
         load_row = functools.partial(blocks.load_row, "key", block, quarters)
         self._spread_scales(scratch, self._load_scales(block))
-        for part in self._parts(quarters):
-            new = []
-            scores = self._scores(scratch, queries, block, part, load_row)
-            for number, of_set in enumerate(scores):
-                shown = self._hide(block, of_set, part, number, hidden=-LOWEST)
-                old = ranges[2 * number : 2 * number + 2]
-                new += _joined(ops, old, _range(ops, of_set, shown))
-            ranges = new
-        return list(ranges)
+        new = []
+        for number, of_set in enumerate(self._scores(scratch, queries, block, quarters, load_row)):
+            shown = self._hide(block, of_set, number, hidden=-LOWEST)
+            old = ranges[2 * number : 2 * number + 2]
+            new += _joined(ops, old, _range(ops, of_set, shown))
+        return new
 
 
 def _range(ops: Operations, highest: list[Value], lowest: list[Value]) -> list[Value]:

@@ -3,17 +3,16 @@
 | region | for each | words |
 |---|---|---|
 | results | warp and query of its team | channels [H], greatest score, mass |
-| the same place | warp (byte products only) | exchanged, keys, values of a block |
+| the same place | warp (byte products only) | exchanged, values of a block, keys of one or two |
 | queries | team and query (byte products only) | channels [H], four scalars |
 
 A result is a partial softmax: channels and mass are sums of weights relative to the greatest score.
 Words of keys and values are copied there ahead of time; each lane reads those that it copied. What
 lanes exchange is laid out so that neither its writing nor its reading, four words at once, meets a
-bank twice. Weights of one set take the place of scales; those of two, half a block's each, lie
-behind:
+bank twice. Weights take the place of scales:
 
-    scales    word 36 g + 8 q + i (of values 288 more)    of position 32 i + 8 q + g
-    weights   word 72 i + 36 byte + 8 query + g           bytes at positions 32 i + 8 q + g, all q
+    scales    word 36 g + 8 q + i (of values 288 more)      of position 32 i + 8 q + g
+    weights   word 576 set + 72 i + 36 byte + 8 query + g   bytes at positions 32 i + 8 q + g, all q
 """
 
 from collections.abc import Sequence
@@ -37,10 +36,8 @@ class Scratch:
         self._queries = self._warp_bytes * tiling.warps
         self._query_bytes = 4 * problem.query_words
         self._scales = {"key": 0, "value": 2 * EXCHANGE_WORDS}
-        # A single set's weights take the place of scales; two sets have half a block's each.
-        self._weights = 4 * (problem.exchange_words - EXCHANGE_WORDS)
-        keys = 4 * problem.exchange_words
-        self._staged = {"key": keys, "value": keys + 4 * problem.staged_words}
+        values = 4 * problem.exchange_words
+        self._staged = {"value": values, "key": values + 4 * problem.staged_words}
 
     # Results of a warp ----------------------------------------------------------------------------
 
@@ -114,17 +111,14 @@ class Scratch:
 
     # Words of a block, of this lane ---------------------------------------------------------------
 
-    def copy_row(self, name: str, row: int, address: Value, offset: int) -> None:
+    def copy_row(self, name: str, row: int, slot: Value, address: Value, offset: int) -> None:
         """Starts to copy a row of a block's words of keys or values, 16 bytes for this lane."""
-        at = self._staged_lane()
+        at = self._staged_lane(slot)
         self._ops.copy_to_shared(at, self._staged[name] + 512 * row, address, offset)
 
-    def load_row(self, name: str, row: int, halves: range = range(2)) -> list[Value]:
-        """What `copy_row` left: the words of values in these halves of a block, of keys all."""
-        at, offset = self._staged_lane(), self._staged[name] + 512 * row
-        if len(halves) == 2:
-            return self._ops.load_shared4(at, offset)
-        return self._ops.load_shared2(at, offset + 8 * halves.start)
+    def load_row(self, name: str, row: int, slot: Value) -> list[Value]:
+        """What `copy_row` left."""
+        return self._ops.load_shared4(self._staged_lane(slot), self._staged[name] + 512 * row)
 
     # What lanes of a warp exchange ----------------------------------------------------------------
 
@@ -153,7 +147,7 @@ class Scratch:
         """
         ops, work = self._ops, self._work
         at = ops.mad(work.g, 4, ops.mad(work.t, 4 * 8, self._warp(work.warp)))
-        base = self._weights + 2 * EXCHANGE_WORDS * number
+        base = 4 * EXCHANGE_WORDS * number
         for i, of_byte in enumerate(words):
             for byte, word in enumerate(of_byte):
                 ops.store_shared(1, at, base + 4 * (72 * i + 36 * byte), ops.from_bits(word))
@@ -167,7 +161,7 @@ class Scratch:
         at = ops.mad(work.t, 4 * 72, self._warp(work.warp))
         at = ops.mad(ops.bit_and(work.g, 1), 4 * 36, at)
         at = ops.mad(ops.shift_right(work.g, 1), 4 * 8, at)
-        base = self._weights + 2 * EXCHANGE_WORDS * (number + half)
+        base = 4 * EXCHANGE_WORDS * number + 2 * EXCHANGE_WORDS * half
         return [word for b in (0, 4) for word in ops.load_shared4(at, base + 4 * b)]
 
     # Addresses ------------------------------------------------------------------------------------
@@ -179,8 +173,9 @@ class Scratch:
         scalars = [ops.load_shared(base, start + 4 * (head_dim + i)) for i in (0, 1)]
         return [*scalars, *(ops.load_shared(lane, start + 4 * channel) for channel in offsets)]
 
-    def _staged_lane(self) -> Value:
-        return self._ops.mad(self._work.lane, 16, self._warp(self._work.warp))
+    def _staged_lane(self, slot: Value) -> Value:
+        lane = self._ops.mad(self._work.lane, 16, self._warp(self._work.warp))
+        return self._ops.mad(slot, 4 * self._problem.staged_words, lane)
 
     def _warp(self, warp: Value) -> Value:
         return self._ops.mad(warp, self._warp_bytes, self._ops.shared())

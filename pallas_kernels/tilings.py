@@ -20,13 +20,13 @@ def choose_tiling(
 
     A team takes up to eight queries of a KV head, so that a block is loaded once for them (one
     where tables come in groups, four where there is no packed bank or a side has several code
-    planes). Several queries of 256 channels need twice the registers: half as many warps.
+    planes). More than four, or several of 256 channels, need twice the registers: half as many
+    warps.
 
     Many teams of up to four with short banks: two warps each, in small thread blocks, which fill
     the device evenly whatever their number; in large ones where those do too. Otherwise large ones;
     long banks and few heads are shared by more warps, then by more thread blocks, whose results
-    have to be joined. Teams of more than four whose warps have little to do are done sooner by half
-    as many warps, with twice the registers.
+    have to be joined.
     """
     grouped = packed is not None and packed.chunk_blocks < packed.blocks
     narrow = packed is None or packed.most_bits > 1 or head_dim > HEAD_DIMS[-1]
@@ -34,7 +34,7 @@ def choose_tiling(
     per_team = -(-queries // -(-queries // most))
     teams = heads * -(-queries // per_team)
     wide = per_team > SET
-    warps = _WARPS // 2 if per_team > 1 and head_dim > HEAD_DIMS[-1] else _WARPS
+    warps = _WARPS // 2 if wide or (per_team > 1 and head_dim > HEAD_DIMS[-1]) else _WARPS
     short = packed is not None and packed.blocks <= 16 and not wide
     if short and 2 * teams >= 7 * _MULTIPROCESSORS:
         large = per_team > 1 and _fills_evenly(-(-2 * teams // warps))
@@ -42,14 +42,11 @@ def choose_tiling(
     blocks = (packed.blocks if packed else 0) + sum(-(-capacity // 16) for _, capacity in dense)
     wanted = _MULTIPROCESSORS * warps // 2
     splits = 1
-    team = 4 if wide else 1  # shared memory has room for the queries of four wide teams
+    team = 4 if wide else 1  # shared memory has room for the queries of two wide teams
     while team < warps and teams * team < wanted and 2 * team <= blocks:
         team *= 2
     while teams * team * splits < wanted and 2 * splits * team <= blocks:
         splits *= 2
-    if wide and team == _WARPS and packed is not None and packed.blocks <= 8 * team * splits:
-        half = _WARPS // 2
-        return Tiling(warps=half, team=half, splits=splits, queries=per_team)
     return Tiling(warps=warps, team=team, splits=splits, queries=per_team)
 
 

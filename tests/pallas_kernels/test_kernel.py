@@ -548,7 +548,7 @@ LAUNCHES = {
     "signs, eight queries": (128, 8, "signs", Tiling(12, 4, queries=8)),
     "four bits": (128, 2, "four bits and signs", Tiling(8, 4, queries=2)),
     "calibrated": (128, 1, "levels, calibrated", Tiling(8, 4)),
-    "calibrated, eight queries": (128, 8, "signs, calibrated", Tiling(16, 16, 2, queries=8)),
+    "calibrated, eight queries": (128, 8, "signs, calibrated", Tiling(8, 8, 2, queries=8)),
     "small heads": (64, 3, "signs, 16-bit scales, score bias", Tiling(4, 2, queries=3)),
     "dense": (128, 4, "dense", Tiling(8, 4, 2, queries=4)),
     "dense, small heads": (64, 1, "dense", Tiling(4, 4)),
@@ -689,7 +689,7 @@ def test_a_tiling_fits_any_shape(heads, queries, positions, head_dim):
         (128 * 8, 4, 3328, Tiling(16, 2, 1, 4)),  # 128 thread blocks: one round
         (133 * 8, 4, 3328, Tiling(4, 2, 1, 4)),  # 133 would be two
         (16 * 4, 8, 32768, Tiling(8, 8, 2, 8)),
-        (16 * 4, 8, 131072, Tiling(16, 16, 2, 8)),
+        (16 * 4, 8, 131072, Tiling(8, 8, 2, 8)),
     ],
 )
 def test_tilings_that_were_measured(heads, queries, positions, tiling):

@@ -110,8 +110,8 @@ CASES = {
 _SMALL: list[tuple[str, int | None, int, int, int, Calibration | None, Tiling]] = [
     ("levels", None, 1, 2304, 0, None, Tiling(16, 4)),
     ("levels", 512, 4, 1700, 40, "per step", Tiling(8, 2, 2)),
-    ("levels", None, 8, 1700, 40, "per step", Tiling(16, 16, 2, 8)),
-    ("signs8", None, 7, 700, 0, None, Tiling(16, 4, 4, 7)),
+    ("levels", None, 8, 1700, 40, "per step", Tiling(8, 8, 2, 8)),
+    ("signs8", None, 7, 700, 0, None, Tiling(8, 4, 4, 7)),
     ("signs8", None, 4, 3328, 130, None, Tiling(16, 8, 8, 4)),
     ("signs16", None, 2, 2304, 17, "static", Tiling(4, 1, 1, 2)),
     ("signs8", None, 1, 576, 33, None, Tiling(16, 2)),
