@@ -2,13 +2,13 @@
 
 Both are timed at the same number of tokens: a whole decoder block of the real text tower, and what
 `models.prefill` does with the keys and values that the block leaves: XLA codes them and lays them
-out for attention; where the fused kernel applies, which prefill then takes, it has another row.
+out for attention; where the fused kernel applies, which prefill then takes, it has another row. On
+a GPU times are the device's own: in a prefill the host is far ahead of it.
 """
 
 import dataclasses
 import functools
 import math
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +26,7 @@ from vkq_apps.bench.compiling import compile_ahead
 from vkq_apps.bench.prefilling import most_sequences
 from vkq_apps.bench.random_model import random_params, text_config
 from vkq_apps.bench.sequence_cache import abstract_visual
-from vkq_apps.bench.timing import seconds_of_calls
+from vkq_apps.bench.timing import LayerTime, time_of_calls
 from vkq_jax.array_types import Array
 from vkq_jax.cache import VisualBank, quantize_visual
 from vkq_jax.config import KVQuantConfig
@@ -102,12 +102,12 @@ def measure_quantize(setup: QuantizeSetup, row: dict[str, Any]) -> None:
     index = jnp.broadcast_to(index, (sequences, shape.visual_tokens))
     valid = jnp.ones(index.shape, bool)
 
-    block = _block_milliseconds(shape, sequences, tokens, setup.repeats)
+    block = _time_of_block(shape, sequences, tokens, setup.repeats)
     row |= {
         "sequences_at_once": sequences,
         "tokens": tokens,
-        "block_ms": statistics.median(block),
-        "block_ms_range": [min(block), max(block)],
+        "timed_by": block.timed_by,
+        "block_ms": 1e3 * block.best,
     }
     dims = (sequences, tokens, shape.num_kv_heads, shape.head_dim)
     copies = max(2, min(_MOST_COPIES, int(_CACHE_BYTES / (4 * math.prod(dims)))))
@@ -123,14 +123,12 @@ def measure_quantize(setup: QuantizeSetup, row: dict[str, Any]) -> None:
         return [pallas_kernels.lay_out(bank) for bank in banks]  # as attention reads it here
 
     compiled = compile_ahead(jax.jit(code), layers, index, valid)
-    times = [
-        1e3 * seconds / copies
-        for seconds in seconds_of_calls(compiled.call, layers, index, valid, repeats=setup.repeats)
-    ]
+    arguments = layers, index, valid
+    coding = time_of_calls(compiled.call, *arguments, steps=copies, repeats=setup.repeats)
     row |= {
-        "coding_ms": statistics.median(times),
-        "coding_ms_range": [min(times), max(times)],
-        "coding_percent": 100 * statistics.median(times) / row["block_ms"],
+        "coding_ms": 1e3 * coding.best,
+        "coding_wall_ms": 1e3 * coding.wall,
+        "coding_percent": 100 * coding.best / block.best,
         "coding_temporary_bytes": compiled.temporary_bytes,
         "coding_compile_seconds": compiled.seconds,
     }
@@ -147,10 +145,8 @@ def _default(setup: QuantizeSetup) -> str:
 
 
 @functools.cache
-def _block_milliseconds(
-    shape: ModelShape, sequences: int, tokens: int, repeats: int
-) -> list[float]:
-    """Times of a decoder block (and the final norm) over whole prompts, attention as in prefill."""
+def _time_of_block(shape: ModelShape, sequences: int, tokens: int, repeats: int) -> LayerTime:
+    """Time of a decoder block (and the final norm) over whole prompts, attention as in prefill."""
     config = dataclasses.replace(text_config(shape), num_layers=1, vocab_size=2)
     tower = nnx.eval_shape(lambda: LlamaTower(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
     graphdef, shapes = nnx.split(tower)
@@ -168,8 +164,7 @@ def _block_milliseconds(
 
         return nnx.merge(graphdef, params)(x, positions, attend)
 
-    times = seconds_of_calls(block, params, x, positions, repeats=repeats)
-    return [1e3 * seconds for seconds in times]
+    return time_of_calls(block, params, x, positions, repeats=repeats)
 
 
 def _keys_and_values(dims: tuple[int, ...], seed: int) -> tuple[Array, Array]:
