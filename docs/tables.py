@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
+LATER = "throughput_qwen_llava_next.json"
 CASES = {
     "mha-32k": "32 heads, 32,768 positions, level codes",
     "mha-32k-signs8": "the same, sign codes (`vkq-1bit`)",
@@ -22,8 +23,14 @@ CASES = {
     "mha-32k-2bit": "32 heads, 32,768 positions, 2 bits",
     "mha-32k-4bit": "32 heads, 32,768 positions, 4 bits",
     "gqa4-3328-signs8-text": "128 sequences, 8 KV heads, 4 queries, 3,328 and 64 text, sign codes",
+    "mha-32k-signs8-text": "32 heads, 32,768 positions and 256 text, sign codes",
+    "gqa4-32k-static-map": "8 KV heads, 4 queries, 32,768 positions, level codes, static score map",
+    "gqa4-8k-window4k-signs8": "8 KV heads, 4 queries, a window of 4,096 of 8,192, sign codes",
+    "h256-8k-signs8": "16 heads of 256 channels, 8,192 positions, sign codes",
+    "h256-gqa4-8k-signs8": "4 KV heads of 256 channels, 4 queries, 8,192 positions, sign codes",
+    "h96-8k-signs8": "32 heads of 96 channels, 8,192 positions, sign codes",
     "mha-32k-calibrated": "32 heads, 32,768 positions, level codes, calibrated each step",
-    "gqa4-32k-calibrated": "8 KV heads, 4 queries each, 32,768 positions, the same",
+    "gqa4-32k-calibrated": "8 KV heads, 4 queries, 32,768 positions, the same",
 }
 
 
@@ -32,20 +39,20 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / name).read_text())
 
 
-def kernel_rows(name: str = "kernel.json") -> list[str]:
+def kernel_rows() -> list[str]:
     """Of each case: cuDNN's and the kernel's time, ratio, goal, part of the bandwidth, error."""
     return [
         f"| {CASES[row['case']]} | {row['ratio_to_cudnn'] * row['microseconds']:,.0f} us "
         f"| {row['microseconds']:.1f} us | {row['ratio_to_cudnn']:.1f}x | {_goal(row)} "
         f"| {row['part_of_bandwidth']:.0%} | {row['relative_error']:.0e} |"
-        for row in read(name)["rows"]
+        for row in read("kernel.json")["rows"]
     ]
 
 
-def throughput_rows() -> list[str]:
+def throughput_rows(name: str = "throughput.json") -> list[str]:
     """Of each shape, budget and cache: bytes, batch, step, tokens/s, ratio at bf16's batch."""
     lines = []
-    for row in read("throughput.json")["rows"]:
+    for row in read(name)["rows"]:
         coded = row["preset"] != "none"
         ratio = f" ({row['ratio_to_bf16']:.1f}x)" if coded else ""
         equal = f"{row['ratio_to_bf16_at_equal_batch']:.2f}x" if coded else ""
@@ -66,5 +73,5 @@ def _goal(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    for lines in (throughput_rows(), kernel_rows(), kernel_rows("kernel_calibrated.json")):
+    for lines in (throughput_rows(), throughput_rows(LATER), kernel_rows()):
         print("\n".join(lines), end="\n\n")
