@@ -180,14 +180,15 @@ def unavailable_reason(
 ) -> str | None:
     """Why an implementation does not apply here; None if it does.
 
-    Here: on this device and, where they are given, to this cache with this soft-cap.
+    Here: on this device and, where they are given, to this cache with this soft-cap. Both reasons,
+    where there are two: on a laptop one asks what a GPU would do.
     """
     if name != "mosaic_gpu":
         return None
-    reason = mosaic_gpu.device_reason()
-    if reason is None and cache is not None:
-        reason = mosaic_gpu.unsupported_reason(cache, logits_soft_cap)
-    return reason
+    reasons = [mosaic_gpu.device_reason()]
+    if cache is not None:
+        reasons.append(mosaic_gpu.unsupported_reason(cache, logits_soft_cap))
+    return "; ".join(filter(None, reasons)) or None
 
 
 def explain(

@@ -82,8 +82,9 @@ def explain_coding(key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConf
 
 
 def _unavailable(key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig) -> str | None:
-    """Why the kernel does not code these on this device; None if it does."""
-    return unavailable_reason("mosaic_gpu") or _uncovered(key, value, index, quant)
+    """Why the kernel does not code these on this device, all reasons; None if it does."""
+    reasons = unavailable_reason("mosaic_gpu"), _uncovered(key, value, index, quant)
+    return "; ".join(filter(None, reasons)) or None
 
 
 def _uncovered(key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig) -> str | None:

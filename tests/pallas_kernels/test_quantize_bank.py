@@ -207,6 +207,8 @@ def test_without_the_device_the_default_is_plain_coding():
         assert said[1:] == ["xla: taken"]
         with pytest.raises(NotImplementedError, match="needs an NVIDIA GPU"):
             pallas_kernels.quantize_bank(*arguments, implementation="mosaic_gpu")
+        said = pallas_kernels.explain_coding(key, value, index, KVQuantConfig(SIGNS, LevelCodes()))
+        assert "cpu; coding values: LevelCodes are not sign codes" in said
 
 
 def test_with_the_device_the_default_is_the_kernel(gpu):

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 import pallas_kernels
 import vkq_jax
-from pallas_kernels import mosaic_gpu
 from pallas_kernels.shapes import find_shape
 from vkq_apps.bench.sequence_cache import abstract_cache, abstract_visual, per_sequence
 
@@ -31,9 +30,6 @@ def explain_shape(
     explanation = pallas_kernels.explain(
         cache, jax.ShapeDtypeStruct(query, jnp.bfloat16)
     ).splitlines()
-    reason = mosaic_gpu.unsupported_reason(cache)
-    if reason and mosaic_gpu.device_reason():  # the device's reason alone would hide the cache's
-        explanation.append(f"mosaic_gpu: does not cover this cache on any device: {reason}")
     return {
         "shape": name,
         "preset": preset,
