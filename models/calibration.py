@@ -37,7 +37,8 @@ def calibrate_scores(
     CalibQuant (arXiv 2502.14882v2) finds the lowest and highest visual score of each query and
     head, gamma and delta, at every decode step. The static form is ours: their means per layer and
     query head, over prompts and steps, give one map for good. A head whose mean scores span less
-    than `tau2 - tau1` keeps them as they are (see `ScoreCalibration`).
+    than `tau2 - tau1` keeps them as they are (see `ScoreCalibration`), as does one whose sliding
+    window shows it no visual token.
 
     Prompts are answered greedily, with the calibration of each step. What counts is each query that
     reads coded visual tokens: those of the answer and, with `quantize_at="image"`, those of the
@@ -56,7 +57,8 @@ def calibrate_scores(
         `generate` to refuse the map with other codes.
 
     Raises:
-        ValueError: settings without a calibration, or no visual tokens to calibrate with.
+        ValueError: settings without a calibration, or no visual tokens to calibrate with, or none
+            that a query sees.
     """
     settings = resolve(quant)
     if settings.calibration is None:
@@ -79,7 +81,9 @@ def calibrate_scores(
         )
         sums, count = sums + more, count + queries
     if not count.any():
-        raise ValueError("the sample prompts have no visual tokens to calibrate scores with")
+        raise ValueError(
+            "the sample prompts show their queries no visual tokens to calibrate scores with"
+        )
     nothing = jnp.asarray([jnp.inf, -jnp.inf])[:, None, None]
     gamma, delta = jnp.where(count > 0, sums / jnp.maximum(count, 1), nothing)
     static, _ = score_map(gamma, delta, settings.calibration)

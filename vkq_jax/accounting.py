@@ -20,7 +20,8 @@ class CacheBytes:
         visual_codes: packed words (or, uncompressed, the values themselves).
         visual_tables: levels, centres and scales of the visual banks, positions where kept.
         text: the dense text bank, its whole capacity, positions where kept.
-        visual_full_precision: what the visual banks would take in the text bank's dtype.
+        visual_full_precision: what the visual banks would take in the text bank's dtype, with the
+            same positions.
     """
 
     visual_codes: int
@@ -60,7 +61,8 @@ def cache_nbytes(cache: KVCache) -> CacheBytes:
         visual_codes=codes,
         visual_tables=_nbytes((tensors, positions)) - codes,
         text=_nbytes((cache.text.key, cache.text.value, cache.text.position)),
-        visual_full_precision=sum(_num_elements(tensor) for tensor in tensors) * itemsize,
+        visual_full_precision=_nbytes(positions)
+        + sum(_num_elements(tensor) for tensor in tensors) * itemsize,
     )
 
 

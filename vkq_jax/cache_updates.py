@@ -35,8 +35,8 @@ def append(
         )
     for layer in range(key.shape[0]):
         text = text.write(layer, key[layer], value[layer], valid)
-    moved = cache.position[:, None] + jnp.cumsum(valid, axis=-1, dtype=jnp.int32)
-    text = text.advance(valid, moved - 1)
+    positions = cache.position[:, None] + jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1
+    text = text.advance(valid, positions)
     moved = cache.position + valid.sum(-1, dtype=jnp.int32)
     return dataclasses.replace(cache, text=text, position=moved)
 

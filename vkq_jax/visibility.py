@@ -31,8 +31,10 @@ def window_starts(cache: KVCache, positions: Int32[Array, "B T"], window: int) -
     """Starts of queries at RoPE `positions` that see `window` positions, their own the last.
 
     Raises:
-        ValueError: the cache does not keep the positions of its tokens.
+        ValueError: the window is empty, or the cache does not keep the positions of its tokens.
     """
+    if window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
     oldest = positions - (window - 1)
 
     def start(bank: VisualBank | TextBank) -> Int32[Array, "B T"]:

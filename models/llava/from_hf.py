@@ -69,8 +69,8 @@ def read_window(hf: Any) -> tuple[int | None, tuple[int, ...]]:
     if hf.model_type != "ministral":
         require(hf, "layer_types", None, where="text_config")
     window, kinds = getattr(hf, "sliding_window", None), getattr(hf, "layer_types", None)
-    if window is not None and window < 1:
-        raise ValueError(f"text_config.sliding_window must be at least 1, got {window}")
+    if window is not None and not 1 <= window < 2**31:  # positions are int32
+        raise ValueError(f"text_config.sliding_window must lie in [1, 2**31), got {window}")
     if kinds is None:
         return window, ()
     if unknown := set(kinds) - {"full_attention", "sliding_attention"}:

@@ -132,7 +132,8 @@ def test_sliding_windows(text, window, full_layers):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (MISTRAL | {"sliding_window": 0}, "sliding_window must be at least 1, got 0"),
+        (MISTRAL | {"sliding_window": 0}, r"sliding_window must lie in \[1, 2\*\*31\), got 0"),
+        (MISTRAL | {"sliding_window": 2**31}, "got 2147483648"),
         (
             MINISTRAL | {"sliding_window": None, "layer_types": ["sliding_attention"] * 2},
             "has sliding_attention, sliding_window is None",

@@ -120,3 +120,6 @@ def test_calibration_counts_what_is_seen():
         assert np.isfinite(score_map.shift).all()
     assert (near.slope < 1).all()
     assert (far.slope < 1).any(-1).tolist() == [False, True, False]
+    everywhere = tiny_model(config=EVERYWHERE)
+    with pytest.raises(ValueError, match="show their queries no visual tokens"):
+        models.calibrate_scores(everywhere, batch(prompt(3, "image", 20)), **options)

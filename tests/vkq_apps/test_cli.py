@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import vkq_jax
+from tests.support.tiny_llava import CONFIG, WINDOWED, tiny_model
 from vkq_apps.cli.main import main
 
 
@@ -106,17 +107,22 @@ def test_calibrate_writes_a_map_that_generate_takes(capsys, tmp_path, picture):
 
 
 @pytest.mark.parametrize(
-    ("slopes", "ending"),
+    ("config", "slopes", "ending"),
     [
-        ([[0.5, 0.25, 0.75]], "mean slope 0.50"),
+        (CONFIG, [[0.5, 0.25, 0.75]], "mean slope 0.50"),
         (
+            CONFIG,
             [[1.0, 1.0, 0.25]],
             "2 of 1 x 3 heads kept the identity: their scores span less than tau2 - tau1 = 3",
         ),
+        (WINDOWED, [[1.0, 0.5, 0.25]], "= 3, or their sliding window hides the pictures"),
     ],
 )
-def test_calibrate_says_which_heads_it_left_alone(capsys, monkeypatch, tmp_path, slopes, ending):
+def test_calibrate_says_which_heads_it_left_alone(
+    capsys, monkeypatch, tmp_path, config, slopes, ending
+):
     made = vkq_jax.ScoreMap(jnp.asarray(slopes), jnp.zeros((1, 3)))
+    monkeypatch.setattr("models.load", lambda folder: tiny_model(config=config))
     monkeypatch.setattr("models.calibrate_scores", lambda model, inputs, **options: made)
     code, out, _ = run(
         capsys, "calibrate", "--model", "tiny", "--image", "x", "--prompt", "y",

@@ -25,7 +25,7 @@ from vkq_apps.inspection import output_folder
 from vkq_apps.inspection.attention import layers_as_batch, over_cache
 from vkq_apps.inspection.capture import capture
 from vkq_apps.inspection.layout import read_layout
-from vkq_apps.inspection.measure import inspect_capture
+from vkq_apps.inspection.measure import inspect_visual
 from vkq_apps.inspection.output_folder import (
     SUMMARY,
     WRITTEN_BY,
@@ -50,7 +50,7 @@ def caught():
 
 @functools.cache
 def inspection(quant: str):
-    return inspect_capture(caught(), quant=vkq_jax.resolve(quant), logits_scale=SCALE)
+    return inspect_visual(tiny_model(), INPUTS, vkq_jax.resolve(quant))
 
 
 def test_captures_what_a_full_precision_cache_holds():
@@ -95,16 +95,25 @@ def test_weights_are_those_of_the_output(quant):
 def test_a_sliding_window_hides_what_generation_does_not_see():
     """Its last token sees 9 positions in layers 0 and 2: five of text, four of the second image."""
     model = tiny_model(config=WINDOWED)
-    windowed = capture(model, batch(prompt(3, "image", 4, "image", 5)))
+    windowed = capture(model, INPUTS)
     assert windowed.visual_start.tolist() == [28, 0, 28]
     assert windowed.text_start.tolist() == [7, 0, 7]
-    found = inspect_capture(windowed, quant=vkq_jax.resolve("vkq-1bit"), logits_scale=SCALE)
+    found = inspect_visual(model, INPUTS, vkq_jax.resolve("vkq-1bit"))
     for attended in (found.before, found.after):
         for layer in (0, 2):
             np.testing.assert_array_equal(attended.visual[layer, :, :28], 0)
             np.testing.assert_array_equal(attended.text[layer, :, :7], 0)
         assert (attended.visual[1] > 0).all()
         np.testing.assert_allclose(attended.visual.sum(-1) + attended.text.sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [CONFIG, WINDOWED], ids=["no window", "window"])
+def test_bytes_are_those_of_the_cache_that_generation_starts_from(config):
+    """Positions too, where a window needs them, and no padding of the prompt."""
+    model, quant = tiny_model(config=config), vkq_jax.resolve("vkq-1bit")
+    _, cache = prefill(model, INPUTS, quant=quant, cache_length=12)
+    found = inspect_visual(model, models.pad_to_multiple(INPUTS, 32), quant)
+    assert found.nbytes == vkq_jax.cache_nbytes(cache)
 
 
 def test_nothing_changes_without_codes():

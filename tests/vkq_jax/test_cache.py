@@ -117,6 +117,8 @@ def test_positions_are_counted():
     assert kept.visual_tables - plain.visual_tables == 4 * BATCH * 40
     assert kept.text - plain.text == 4 * BATCH * 6
     assert kept.visual_codes == plain.visual_codes
+    # Those of a full-precision cache, too, which saves nothing and costs nothing.
+    assert kept.visual_full_precision - plain.visual_full_precision == 4 * BATCH * 40
 
 
 def test_append_leaves_the_given_cache_alone():

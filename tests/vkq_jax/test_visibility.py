@@ -67,6 +67,12 @@ def test_a_cache_without_positions_has_no_window():
         vkq_jax.window_starts(cache, jnp.zeros((1, 1), jnp.int32), WINDOW)
 
 
+def test_an_empty_window_is_an_error():
+    cache = cache_of([[0]], [[1]], keep_positions=True)
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        vkq_jax.window_starts(cache, jnp.zeros((1, 1), jnp.int32), 0)
+
+
 def test_visible_slots():
     stop = jnp.asarray([[2], [4]], jnp.int32)
     start = jnp.asarray([[0, 2], [1, 5]], jnp.int32)

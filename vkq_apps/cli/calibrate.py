@@ -99,4 +99,6 @@ def calibrate(
             f"; {left_alone} of {layers} x {heads} heads kept the identity: their scores span less "
             f"than tau2 - tau1 = {calibration.tau2 - calibration.tau1:g}"
         )
+        if loaded.config.text.sliding_window is not None:
+            text += ", or their sliding window hides the pictures"
     out.print(text, markup=False)

@@ -6,19 +6,19 @@ import jax
 import jax.numpy as jnp
 
 from models import Inputs, Model
+from models.prefill import prefill
 from vkq_apps.inspection.attention import LastTokenAttention, layers_as_batch, over_cache
 from vkq_apps.inspection.capture import Capture, capture
 from vkq_apps.inspection.ranges import ChannelRanges, channel_ranges
 from vkq_jax.accounting import CacheBytes, cache_nbytes
 from vkq_jax.array_types import Array, Float
-from vkq_jax.cache import KVCache, LayerCache
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.error_measures import QuantizationError, cosine, relative_squared_error
 from vkq_jax.presets import presets
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.quantized import QuantizedTensor
 
-__all__ = ["Inspection", "TensorInspection", "inspect_capture", "inspect_visual"]
+__all__ = ["Inspection", "TensorInspection", "inspect_visual"]
 
 
 @frozen_pytree
@@ -39,7 +39,7 @@ class Inspection:
         output_error: |after - before|^2 / |before|^2 of that attention's output.
         moved: share of the attention weights that lie on other tokens after than before (half the
             sum of absolute differences).
-        nbytes: of the prompt's cache.
+        nbytes: of the prompt's cache, without room for an answer.
     """
 
     key: TensorInspection
@@ -53,14 +53,22 @@ class Inspection:
 
 def inspect_visual(model: Model, inputs: Inputs, quant: KVQuantConfig) -> Inspection:
     """Measures one prompt; errors as for `capture`."""
-    return inspect_capture(
-        capture(model, inputs), quant=quant, logits_scale=model.config.text.logits_scale
+    caught = capture(model, inputs)
+    # Of the cache that generation starts from, in its layout and with its positions.
+    fill = partial(prefill, quant=quant, cache_length=caught.text_key.shape[2])
+    _, filled = jax.eval_shape(fill, model, inputs)
+    return _inspect(
+        caught,
+        quant=quant,
+        logits_scale=model.config.text.logits_scale,
+        nbytes=cache_nbytes(filled),
     )
 
 
-@partial(jax.jit, static_argnames=("quant", "logits_scale"))
-def inspect_capture(caught: Capture, *, quant: KVQuantConfig, logits_scale: float) -> Inspection:
-    """Measures what was caught."""
+@partial(jax.jit, static_argnames=("quant", "logits_scale", "nbytes"))
+def _inspect(
+    caught: Capture, *, quant: KVQuantConfig, logits_scale: float, nbytes: CacheBytes
+) -> Inspection:
     cache = layers_as_batch(caught, quant)
     (bank,) = cache.visual
     before = _exact(caught, logits_scale)
@@ -73,7 +81,7 @@ def inspect_capture(caught: Capture, *, quant: KVQuantConfig, logits_scale: floa
         after=after,
         output_error=relative_squared_error(before.output[:, :, None], after.output[:, :, None]),
         moved=(jnp.abs(visual).sum(-1) + jnp.abs(text).sum(-1)) / 2,
-        nbytes=_count_bytes(cache),
+        nbytes=nbytes,
     )
 
 
@@ -86,10 +94,3 @@ def _inspect_tensor(x: Float[Array, "L K V H"], coded: QuantizedTensor) -> Tenso
     x_hat = coded.dequantize()
     error = QuantizationError(relative_squared_error(x, x_hat), cosine(x, x_hat))
     return TensorInspection(channel_ranges(x, coded), error)
-
-
-def _count_bytes(cache: LayerCache) -> CacheBytes:
-    none = jnp.zeros(cache.text.length.shape, jnp.int32)
-    return cache_nbytes(
-        KVCache(cache.visual, cache.text, position=none, guarded=none, quant=cache.quant)
-    )
