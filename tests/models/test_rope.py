@@ -69,7 +69,7 @@ def test_frequencies_of_transformers(kind, length):
     )
     theirs = LlamaRotaryEmbedding(hf)
     cos, sin = theirs(torch.zeros(1), torch.tensor([[0, length - 1]]))
-    config = read_rope(hf)
+    config = read_rope(hf, hf.head_dim)
     got = inverse_frequencies(config, length)
     np.testing.assert_allclose(got, theirs.inv_freq.numpy(), rtol=2e-6)
     assert attention_scaling(config) == pytest.approx(theirs.attention_scaling, rel=1e-6)
