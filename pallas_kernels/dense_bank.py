@@ -77,7 +77,7 @@ class DenseBanks:
         visible = work.of_queries(f"{name}_visible", self._first, self._count)
         most = functools.reduce(ops.max, visible, 0)
         stop, blocks = work.mine(visible), ops.div(ops.add(most, _BLOCK - 1), _BLOCK)
-        start, hidden = 0, None
+        start, hidden = 0, 0
         if self.problem.windowed:
             starts = work.of_queries(f"{name}_start", self._first, self._count)
             hidden = ops.div(functools.reduce(ops.min, starts), _BLOCK)

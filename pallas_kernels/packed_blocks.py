@@ -33,7 +33,7 @@ class PackedBlocks:
         length = ops.address(ops.pointer("length"), work.sequence, 4)
         self._length = ops.uniform(ops.load(length))
         blocks = ops.div(ops.add(self._length, BLOCK - 1), BLOCK)
-        hidden = None
+        hidden = 0
         if problem.windowed:
             starts = work.of_queries("packed_start", 0, problem.tiling.queries)
             hidden = ops.min(ops.div(functools.reduce(ops.min, starts), BLOCK), blocks)

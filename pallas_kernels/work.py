@@ -54,16 +54,14 @@ class Work:
             behind = ops.mad(outer, (problem.layers - 1) * inner, self.head)
             self.stored_head = ops.mad(layer, inner, behind)
 
-    def share(self, stop: Value, start: Value | None = None) -> tuple[Value, Value]:
-        """This warp's part of the things [start, stop), or [0, stop), that its team divides."""
+    def share(self, stop: Value, start: Value = 0) -> tuple[Value, Value]:
+        """This warp's part of the things [start, stop) that its team divides."""
         ops, tiling = self._ops, self._problem.tiling
-        count = stop if start is None else ops.sub(stop, start)
+        count = ops.sub(stop, start)
         parts = tiling.splits * tiling.team
         part = ops.mad(self.split, tiling.team, self.member)
         first = ops.div(ops.mad(count, part, 0), parts)
         last = ops.div(ops.mad(count, part, count), parts)
-        if start is None:
-            return first, last
         return ops.add(start, first), ops.add(start, last)
 
     def of_queries(self, name: str, first: int, count: int) -> list[Value]:

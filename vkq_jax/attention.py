@@ -25,6 +25,7 @@ __all__ = [
     "from_kv_heads",
     "map_of_rows",
     "merge",
+    "per_kv_head",
     "scaled_rows",
     "score_range",
     "to_kv_heads",
@@ -102,7 +103,7 @@ def attend_cache(
         visible_text = causal_text(layer.text.length, num_queries)
     text_start = None if starts is None else starts.text
     seen = visible(text_start, visible_text, text_key.shape[-2])
-    masks.append(_per_kv_head(seen, parts[-1]))
+    masks.append(per_kv_head(seen, parts[-1]))
 
     weights, logsumexp = masked_softmax(jnp.concatenate(parts, -1), jnp.concatenate(masks, -1))
     *visual, text = jnp.split(weights, _boundaries(parts), axis=-1)
@@ -166,7 +167,7 @@ def attend_dense(
     q = scaled_rows(query, key.shape[2], logits_scale)
     logits = exact_einsum("bkqh,bskh->bkqs", q, key.astype(jnp.float32))
     logits = soft_cap(logits, logits_soft_cap)
-    weights, logsumexp = masked_softmax(logits, _per_kv_head(mask, logits))
+    weights, logsumexp = masked_softmax(logits, per_kv_head(mask, logits))
     output = exact_einsum("bkqs,bskh->bkqh", weights, value.astype(jnp.float32))
     return Attended.from_kv_heads(output, logsumexp, num_queries)
 
@@ -232,11 +233,11 @@ def _visual_scores(
     for number, (bank, part) in enumerate(zip(layer.visual, parts, strict=True)):
         start = None if starts is None else starts.visual[number]
         seen = visible(start, bank.length[:, None], part.shape[-1])
-        masks.append(_per_kv_head(seen, part))
+        masks.append(per_kv_head(seen, part))
     return parts, masks
 
 
-def _per_kv_head(
+def per_kv_head(
     mask: Bool[Array, "B T S"], logits: Float[Array, "B K Q S"]
 ) -> Bool[Array, "B K Q S"]:
     """What each query sees, for all query heads of each KV head."""

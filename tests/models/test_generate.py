@@ -10,7 +10,7 @@ import vkq_jax
 from models.decode_loop import DecodeState, decode_loop, emit_tokens_in_place
 from models.prefill import prefill
 from models.sampling import Sampling
-from tests.support.tiny_llava import batch, prompt, tiny_model
+from tests.support.tiny_llava import batch, greedy_without_cache, prompt, tiny_model
 
 ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(6, seed=2))
 
@@ -18,16 +18,6 @@ ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(6,
 @pytest.fixture(scope="module")
 def model():
     return tiny_model()
-
-
-def greedy_without_cache(model, inputs, steps):
-    """The next token of a whole forward pass, over and over: one sequence."""
-    ids = np.asarray(inputs.input_ids)
-    for _ in range(steps):
-        again = models.Inputs.from_arrays(model.config, ids, None, inputs.pixel_values)
-        token = int(models.forward(model, again)[0, -1].argmax())
-        ids = np.concatenate([ids, [[token]]], axis=1)
-    return ids[0, -steps:]
 
 
 def test_without_quantization_it_is_greedy_decoding_of_the_forward_pass(model):

@@ -11,21 +11,11 @@ import models
 import vkq_jax
 from models.prefill import prefill
 from models.sliding_window import prompt_masks
-from tests.support.tiny_llava import WINDOWED, batch, prompt, tiny_model
+from tests.support.tiny_llava import WINDOWED, batch, greedy_without_cache, prompt, tiny_model
 
 ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(16, seed=2))
 EVERYWHERE = dataclasses.replace(WINDOWED, text=dataclasses.replace(WINDOWED.text, full_layers=()))
 CONFIGS = pytest.mark.parametrize("config", [WINDOWED, EVERYWHERE], ids=["mixed", "all layers"])
-
-
-def by_forward(model, inputs, steps):
-    """Greedy tokens of whole forward passes, one sequence."""
-    ids = np.asarray(inputs.input_ids)
-    for _ in range(steps):
-        again = models.Inputs.from_arrays(model.config, ids, None, inputs.pixel_values)
-        token = int(models.forward(model, again)[0, -1].argmax())
-        ids = np.concatenate([ids, [[token]]], axis=1)
-    return ids[0, -steps:]
 
 
 def test_what_each_layer_sees_of_a_prompt():
@@ -49,7 +39,7 @@ def test_decoding_from_a_cache_is_that_of_the_forward_pass(config, quantize_at):
     pixels = batch(*ROWS).pixel_values
     for i, images in enumerate([pixels[:1], pixels[1:], None]):
         inputs = dataclasses.replace(batch(ROWS[i]), pixel_values=images)
-        np.testing.assert_array_equal(got.tokens[i], by_forward(model, inputs, 12))
+        np.testing.assert_array_equal(got.tokens[i], greedy_without_cache(model, inputs, 12))
     everything = dataclasses.replace(config.text, sliding_window=None)
     unlike = tiny_model(config=dataclasses.replace(config, text=everything))
     assert (models.generate(unlike, batch(*ROWS), **options).tokens != got.tokens).any()
@@ -67,7 +57,7 @@ def test_turns_equal_one_long_prompt(config):
     pixels = jnp.concatenate([batch(first).pixel_values, batch(second, seed=1).pixel_values])
     ids = first + one.tokens[0].tolist() + second
     joined = dataclasses.replace(batch(ids), pixel_values=pixels)
-    np.testing.assert_array_equal(two.tokens[0], by_forward(model, joined, 4))
+    np.testing.assert_array_equal(two.tokens[0], greedy_without_cache(model, joined, 4))
     banks = [bank.position[0].tolist() for bank in two.cache.visual]
     assert banks == [list(range(3, 19)), list(range(28, 44))]
 

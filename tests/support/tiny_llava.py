@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models import Inputs, Model
+from models import Inputs, Model, forward
 from models.llava.config import LlavaConfig, TextConfig, VisionConfig
 from models.llava.model import LlavaModel
 from models.rope import RopeConfig
@@ -80,3 +80,13 @@ def batch(*rows: list[int], side: str = "right", seed: int = 0) -> Inputs:
     images = int((ids == IMAGE).sum()) // VISUAL_TOKENS
     pixels = np.random.default_rng(seed).normal(size=(images, 3, 16, 16)).astype(np.float32)
     return Inputs.from_arrays(CONFIG, ids, mask, pixels if images else None)
+
+
+def greedy_without_cache(model: Model, inputs: Inputs, steps: int) -> np.ndarray:
+    """The next token of a whole forward pass, over and over: one sequence."""
+    ids = np.asarray(inputs.input_ids)
+    for _ in range(steps):
+        again = Inputs.from_arrays(model.config, ids, None, inputs.pixel_values)
+        token = int(forward(model, again)[0, -1].argmax())
+        ids = np.concatenate([ids, [[token]]], axis=1)
+    return ids[0, -steps:]

@@ -27,9 +27,6 @@ def explain_shape(
     cache = abstract_cache(shape, quant, batch, text_capacity)
     x, index = abstract_visual(shape)
     query = (batch, queries_per_step, shape.num_heads, shape.head_dim)
-    explanation = pallas_kernels.explain(
-        cache, jax.ShapeDtypeStruct(query, jnp.bfloat16)
-    ).splitlines()
     return {
         "shape": name,
         "preset": preset,
@@ -38,6 +35,8 @@ def explain_shape(
         "query": list(query),
         "bytes_per_sequence": per_sequence(vkq_jax.cache_nbytes(cache), batch),
         "implementation_taken": pallas_kernels.choose_implementation(None, cache),
-        "explanation": explanation,
+        "explanation": pallas_kernels.explain(
+            cache, jax.ShapeDtypeStruct(query, jnp.bfloat16)
+        ).splitlines(),
         "coding_explanation": pallas_kernels.explain_coding(x, x, index, quant).splitlines(),
     }

@@ -40,6 +40,7 @@ from vkq_apps.bench.timing import LayerTime, bandwidth, time_per_layer
 from vkq_apps.provenance import provenance
 from vkq_jax import visibility
 from vkq_jax.array_types import Array, Int32
+from vkq_jax.attention import per_kv_head
 from vkq_jax.cache import VisualBank
 from vkq_jax.calibration import ScoreMap, calibrate, score_map
 from vkq_jax.config import ScoreCalibration
@@ -176,8 +177,7 @@ def reference(
 
     def seen(name, end, scores):
         start = starts.get(name, jnp.zeros_like(end))
-        mask = visibility.visible(start, end, scores.shape[-1])
-        return jnp.broadcast_to(mask[:, None], scores.shape)
+        return per_kv_head(visibility.visible(start, end, scores.shape[-1]), scores)
 
     with jax.default_matmul_precision("highest"):
         parts, values, masks = [], [], []

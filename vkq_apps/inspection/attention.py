@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from vkq_apps.inspection.capture import Capture
 from vkq_jax import post_scaling
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.attention import attend_cache, from_kv_heads, masked_softmax, to_kv_heads
+from vkq_jax.attention import (
+    attend_cache,
+    from_kv_heads,
+    masked_softmax,
+    per_kv_head,
+    to_kv_heads,
+)
 from vkq_jax.cache import LayerCache, TextBank, VisualBank
 from vkq_jax.calibration import calibrate
 from vkq_jax.config import KVQuantConfig
@@ -67,8 +73,8 @@ def over_cache(caught: Capture, cache: LayerCache, *, logits_scale: float) -> La
     q = to_kv_heads(query.astype(jnp.float32) * logits_scale, cache.text.key.shape[1])
 
     def seen(start, length, scores):
-        mask = visible(start, length, scores.shape[-1])[:, None, None]
-        return jnp.broadcast_to(mask, scores.shape)
+        mask = visible(start[:, None], length[:, None], scores.shape[-1])
+        return per_kv_head(mask, scores)
 
     scores = post_scaling.scores(q, bank.key)
     mask = seen(caught.visual_start, bank.length, scores)
