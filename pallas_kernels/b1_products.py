@@ -74,7 +74,7 @@ class B1Products:
         self, totals: Sequence[Value], scores: Sequence[Value], scales: Sequence[Value]
     ) -> tuple[list[Value], BlockWeights]:
         """`BlockSoftmax.weigh`, the weights as bit planes of 128 positions, two bytes each."""
-        totals, weights = self._softmax.weigh(totals, scores, scales)
+        totals, weights = self._softmax.weigh(totals, scores, None, scales)
         numbers = [*weights.operands] + [TO_INT_BITS] * (-len(scores) % 4)
         halves = [self._planes.split(numbers[i : i + 4], 2) for i in range(0, len(numbers), 4)]
         return totals, dataclasses.replace(weights, operands=halves)

@@ -5,15 +5,20 @@ its largest weight takes the whole range of the fixed point. Scores are in units
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pallas_kernels.fixed_point import TO_INT, TO_INT_BITS
 from pallas_kernels.operations import Operations, Value
-from pallas_kernels.warp_math import LOWEST
+from pallas_kernels.warp_math import LOWEST, in_chains
 
-__all__ = ["TOTALS", "BlockSoftmax", "BlockWeights", "add_products", "empty_sums"]
+__all__ = [
+    "TOTALS",
+    "BlockSoftmax",
+    "BlockWeights",
+    "add_products",
+    "empty_sums",
+]
 
 TOTALS = 3  # sums before those of channels
 
@@ -50,6 +55,12 @@ def add_products(
     ]
 
 
+def _measured(ops: Operations, score: Value, unit: Value) -> Value:
+    """The score times its unit; what hides one, twice `LOWEST`, hides it still."""
+    hidden = ops.fmin(0.0, ops.fsub(score, LOWEST))
+    return ops.fma(hidden, 2.0, ops.fmul(score, unit))
+
+
 class BlockSoftmax:
     """Weights of a lane's scores of a block, all of one query.
 
@@ -73,30 +84,43 @@ class BlockSoftmax:
         self._down, self._up = down, up
 
     def weigh(
-        self, totals: Sequence[Value], scores: Sequence[Value], scales: Sequence[Value]
+        self,
+        totals: Sequence[Value],
+        scores: Sequence[Value],
+        unit: Value | None,
+        scales: Sequence[Value],
     ) -> tuple[list[Value], BlockWeights]:
         """The new totals, and weights as numbers in the low bytes of words.
 
         Args:
             totals: maximum, sum of p, sum of p times scale; all but the first are this lane's part.
-            scores, scales: of the block; scales of values, none for level codes.
+            scores: of the block. unit: what a score of 1 is worth; None: 1.
+            scales: of the block's values, none for level codes.
         """
         ops = self._ops
         highest, mass, scaled_mass = totals
-        top = self._row_max(functools.reduce(ops.fmax, scores))
-        weights = [ops.exp2(ops.fsub(s, top)) for s in scores]
+        top = self._row_max(in_chains(ops.fmax, scores))
         block_mass, largest, factor = 0.0, 1.0, self._greatest
+        if unit is None:
+            weights = [ops.exp2(ops.fsub(s, top)) for s in scores]
+        else:
+            less = ops.fmul(ops.fsub(0.0, top), unit)
+            weights = [ops.exp2(ops.fma(s, unit, less)) for s in scores]
+            off = ops.fma(top, unit, less)  # the rounding of `less`, in all of them
+            top = ops.fsub(_measured(ops, top, unit), off)
+            largest = ops.exp2(off)
+            factor = ops.fmul(ops.reciprocal(largest), self._greatest)
         if scales:
-            block_mass = functools.reduce(ops.fadd, weights)
+            block_mass = in_chains(ops.fadd, weights)
             weights = [ops.fmul(w, a) for w, a in zip(weights, scales, strict=True)]
             # Of floats that are not negative, as integers: three at once.
-            largest = functools.reduce(ops.max, [ops.as_bits(w) for w in weights])
+            largest = in_chains(ops.max, [ops.as_bits(w) for w in weights])
             largest = ops.fmax(self._row_max(ops.from_bits(largest)), 1e-30)
             factor = ops.fmul(ops.reciprocal(largest), self._greatest)
         if self._down is not None:
             factor = ops.fmul(factor, self._down)
         numbers = [ops.as_bits(ops.fma(w, factor, TO_INT)) for w in weights]
-        total = functools.reduce(ops.add, numbers)
+        total = in_chains(ops.add, numbers)
         total = ops.to_float(ops.sub(total, len(numbers) * TO_INT_BITS & 0xFFFFFFFF))
         if self._up is not None:
             total = ops.fmul(total, self._up)

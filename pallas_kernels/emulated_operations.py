@@ -70,12 +70,15 @@ class EmulatedOperations(Operations):
         condition: Value,
         carried: Sequence[Value],
         body: Callable[[list[Value]], Sequence[Value]],
+        otherwise: Callable[[list[Value]], Sequence[Value]] = list,
     ) -> list[Value]:
         """See `Operations.cond`."""
-        outer, values = self._active, [self._full(value) for value in carried]
-        self._active = outer & (self._uniform(_word(condition)) != 0)
-        if self._active.any():
-            values = self._keep(values, body(values))
+        outer, old = self._active, [self._full(value) for value in carried]
+        holds, values = self._uniform(_word(condition)) != 0, old
+        for taken, branch in ((holds, body), (~holds, otherwise)):
+            self._active = outer & taken
+            if self._active.any():
+                values = self._keep(values, branch(old))
         self._active = outer
         return values
 
@@ -369,6 +372,11 @@ class EmulatedOperations(Operations):
         """See `Operations.warp_max`."""
         highest = self._full(_word(a)).view(np.int32).max(1, keepdims=True)
         return self._full(highest.view(np.uint32))
+
+    def warp_add(self, a):
+        """See `Operations.warp_add`."""
+        total = self._full(_word(a)).sum(1, keepdims=True, dtype=np.uint32)
+        return self._full(total)
 
     def transpose_halves(self, a):
         """See `Operations.transpose_halves`."""

@@ -69,6 +69,7 @@ class MlirOperations(Operations):
         condition: Value,
         carried: Sequence[Value],
         body: Callable[[list[Value]], Sequence[Value]],
+        otherwise: Callable[[list[Value]], Sequence[Value]] = list,
     ) -> list[Value]:
         """See `Operations.cond`."""
         old = [self._value(value) for value in carried]
@@ -78,7 +79,7 @@ class MlirOperations(Operations):
             scf.YieldOp([self._value(value) for value in body(old)])
         if branch.else_block is not None:
             with ir.InsertionPoint(branch.else_block):
-                scf.YieldOp(old)
+                scf.YieldOp([self._value(value) for value in otherwise(old)])
         return list(branch.operation.results)
 
     def pointer(self, name: str) -> Value:

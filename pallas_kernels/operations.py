@@ -57,8 +57,12 @@ class Operations(abc.ABC):
         condition: Value,
         carried: Sequence[Value],
         body: Callable[[list[Value]], Sequence[Value]],
+        otherwise: Callable[[list[Value]], Sequence[Value]] = list,
     ) -> list[Value]:
-        """`body(carried)` if the word `condition` (equal in all lanes) is not 0, else carried."""
+        """`body(carried)` if the word `condition` (equal in all lanes) is not 0.
+
+        Else `otherwise(carried)`: without one, what was carried.
+        """
 
     @abc.abstractmethod
     def pointer(self, name: str) -> Value:
@@ -357,6 +361,11 @@ class Operations(abc.ABC):
     def warp_max(self, a: Value) -> Value:
         """The greatest signed word of the warp, in all lanes."""
         ptx = "redux.sync.max.s32 $0, $1, 0xffffffff;"
+        return self.emit(ptx, "r", "r", a, ordered=True)
+
+    def warp_add(self, a: Value) -> Value:
+        """The sum of the words of the warp, modulo 2^32, in all lanes."""
+        ptx = "redux.sync.add.u32 $0, $1, 0xffffffff;"
         return self.emit(ptx, "r", "r", a, ordered=True)
 
     def transpose_halves(self, a: Value) -> Value:

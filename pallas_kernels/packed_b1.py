@@ -138,7 +138,8 @@ class PackedB1:
         return query.scores(ops, key, sums, scales)
 
     def _hide(self, block: Value, scores: list[Value], hidden: float = 2 * LOWEST) -> list[Value]:
-        return self._blocks.hide(block, scores, self._work.place, 32, hidden=hidden)
+        (scores,) = self._blocks.hide(block, [scores], self._work.place, 32, hidden)
+        return scores
 
     # What is made of scores -----------------------------------------------------------------------
 
@@ -172,11 +173,13 @@ class PackedB1:
 
     def _join(self, total: Sequence[Value], sums, offset: Value, block: Value) -> list[Value]:
         """The result with a chunk's sums added."""
-        return merge(self._ops, [total, self._values.decode(sums, offset, block)])
+        found = self._values.decode(sums, offset, self._values.levels(block))
+        return merge(self._ops, [total, found])
 
     def _leave(self, scratch: Scratch, total: Sequence[Value]) -> None:
         """Leaves the result for the team."""
-        self._values.store(scratch, 0, total, 1, self._ops.where_less(self._work.lane, 1, 1, 0))
+        once = self._ops.where_less(self._work.lane, 1, 1, 0)
+        self._values.store(scratch, 0, total, self._values.centre(), where=1, once=once)
 
 
 def _one_ahead(first: Words, loads: Sequence[Callable[[], Words]]) -> Iterator[Words]:

@@ -128,36 +128,37 @@ class PackedBlocks:
     def hide(
         self,
         block: Value,
-        scores: list[Value],
+        sets: Sequence[list[Value]],
         place: Value,
         stride: int,
-        number: int = 0,
         hidden: float = 2 * LOWEST,
-    ) -> list[Value]:
+    ) -> list[list[Value]]:
         """Scores of positions that are not visible become `hidden`: too low to have weight.
 
-        Score i is that of the block's position place + stride * i, of the team's only query or of
-        query t of set `number`.
+        Score i is that of the block's position place + stride * i, of the team's only query or, for
+        each set, of query t.
         """
-        ops = self._ops
+        ops, count = self._ops, len(sets[0])
         before = ops.mad(block, BLOCK, 0)
         left = ops.sub(self._length, before)
 
         def hide_padding(scores):
             mine = ops.sub(left, place)
             return [
-                ops.where_less_float(stride * i, mine, score, hidden)
+                ops.where_less_float(stride * (i % count), mine, score, hidden)
                 for i, score in enumerate(scores)
             ]
 
         def hide_beginning(scores):
-            mine = ops.sub(ops.sub(self._starts[number], before), place)
+            mine = [ops.sub(ops.sub(start, before), place) for start in self._starts]
             return [
-                ops.where_less_float(stride * i, mine, hidden, score)
+                ops.where_less_float(stride * (i % count), mine[i // count], hidden, score)
                 for i, score in enumerate(scores)
             ]
 
-        scores = ops.cond(ops.where_less(left, stride * len(scores), 1, 0), scores, hide_padding)
-        if not self._problem.windowed:
-            return scores
-        return ops.cond(ops.where_less(before, self._last_start, 1, 0), scores, hide_beginning)
+        scores = [score for of_set in sets for score in of_set]
+        scores = ops.cond(ops.where_less(left, stride * count, 1, 0), scores, hide_padding)
+        if self._problem.windowed:
+            hides = ops.where_less(before, self._last_start, 1, 0)
+            scores = ops.cond(hides, scores, hide_beginning)
+        return [scores[i : i + count] for i in range(0, len(scores), count)]

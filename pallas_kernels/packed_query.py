@@ -11,6 +11,8 @@ from pallas_kernels.work import Work
 
 __all__ = ["PackedQuery"]
 
+_LEAST = 1e-12  # that the largest channel of a query counts: what hides a score must do so in sums
+
 
 class PackedQuery:
     """One query of the team, channels 32 k + 8 t + g in lane 4 g + t.
@@ -84,7 +86,7 @@ class PackedQuery:
         largest = functools.reduce(
             ops.max, [ops.bit_and(ops.as_bits(q), 0x7FFFFFFF) for q in query]
         )
-        largest = ops.fmax(ops.from_bits(ops.warp_max(largest)), 1e-30)
+        largest = ops.fmax(ops.from_bits(ops.warp_max(largest)), _LEAST)
         factor = ops.fmul(ops.fmul(ops.reciprocal(largest), greatest), factor)
         return FoldedQuery(
             [ops.to_int(ops.fmul(q, factor)) for q in query],

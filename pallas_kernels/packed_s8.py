@@ -20,11 +20,12 @@ from pallas_kernels.packed_values import PackedValues
 from pallas_kernels.problem import SET, Packed, Plane, Problem
 from pallas_kernels.s8_products import S8Products
 from pallas_kernels.scratch import Scratch
-from pallas_kernels.warp_math import LOWEST, SAME_QUERY
+from pallas_kernels.warp_math import LOG2_E, LOWEST, SAME_QUERY
 from pallas_kernels.work import Work
 
 __all__ = ["PackedS8"]
 
+_LOST_VARIANCE = (1e-4 * LOG2_E) ** 2  # of scores, the most that shortened queries may cause
 LoadRow = Callable[[Plane, int], Sequence[Value]]  # of a plane and a row of it
 
 
@@ -32,6 +33,13 @@ class PackedS8:
     """`run()` does the work. Operands: those of the classes it uses."""
 
     _sides = ("key", "value")  # that are read
+
+    @property
+    def _as_sums(self) -> bool:
+        """Whether scores stay the sums that they are made of, for the softmax to measure."""
+        problem = self._problem
+        plain = not self._packed.key.signs and problem.logits_soft_cap is None
+        return plain and problem.task == "attention"
 
     def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
         """Keeps what the methods need."""
@@ -54,43 +62,48 @@ class PackedS8:
             self._copy(scratch, "value", blocks.first)
         self._values.prefetch_tables()
         ops.barrier()
+        empty = empty_sums(self._problem.head_dim // 8) * self._problem.sets
+
+        def add_blocks(queries, sums):
+            def block(i, carried):
+                number = ops.add(blocks.first, i)
+                if staged:
+                    return self._staged_block(scratch, queries, number, carried)
+                return self._direct_block(scratch, queries, number, WHOLE, carried)
+
+            def rest(sums):
+                block, quarters = packed.whole_blocks, packed.quarters
+                return self._direct_block(scratch, queries, block, quarters, sums)
+
+            if packed.whole_blocks:
+                count = ops.sub(blocks.last_whole, blocks.first)
+                sums = ops.loop(count, [*sums, *scales], block)[: len(sums)]
+            if packed.quarters:
+                sums = ops.cond(blocks.has_rest, sums, rest)
+            return sums
+
         queries = self._load_queries(scratch)
-        sums = empty_sums(self._problem.head_dim // 8) * self._problem.sets
-
-        def block(i, carried):
-            number = ops.add(blocks.first, i)
-            if staged:
-                return self._staged_block(scratch, queries, number, carried)
-            return self._direct_block(scratch, queries, number, WHOLE, carried)
-
-        def rest(sums):
-            return self._direct_block(scratch, queries, packed.whole_blocks, packed.quarters, sums)
-
-        if packed.whole_blocks:
-            count = ops.sub(blocks.last_whole, blocks.first)
-            sums = ops.loop(count, [*sums, *scales], block)[: len(sums)]
-        if packed.quarters:
-            sums = ops.cond(blocks.has_rest, sums, rest)
+        sums = self._shortening(scratch, queries, empty, add_blocks)
         ops.wait_for_copies()
         ops.warp_barrier()  # results take the place of what was copied and exchanged
-        for number, query in enumerate(queries):
-            totals, channels = self._of_set(sums, number)
-            self._store(scratch, SET * number, query, [*totals, *channels])
+        self._store(scratch, queries, sums)
 
-    def _store(
-        self, scratch: Scratch, first: int, query: FoldedQuery, sums: Sequence[Value]
-    ) -> None:
-        """Leaves the results of the set of queries from `first` on."""
-        ops, work = self._ops, self._work
-        left = self._problem.tiling.queries - first
-        mine = ops.where_less(work.t, left, 1, 0)
-        self._values.store(
-            scratch,
-            work.team_query(work.t, first),
-            self._values.decode(sums, query.offset, 0),
-            where=mine,
-            once=ops.where_less(work.g, 1, mine, 0),
-        )
+    def _store(self, scratch: Scratch, queries: list[FoldedQuery], sums: Sequence[Value]) -> None:
+        """Leaves the results of all sets."""
+        ops, work, values = self._ops, self._work, self._values
+        levels, centre = values.levels(0), values.centre()
+        for number, query in enumerate(queries):
+            first = SET * number
+            totals, channels = self._of_set(sums, number)
+            mine = ops.where_less(work.t, self._problem.tiling.queries - first, 1, 0)
+            values.store(
+                scratch,
+                work.team_query(work.t, first),
+                values.decode([*totals, *channels], query.offset, levels),
+                centre,
+                where=mine,
+                once=ops.where_less(work.g, 1, mine, 0),
+            )
 
     def _prepare(self, scratch: Scratch) -> None:
         """Each warp of the team prepares some of its queries: one after `team` others."""
@@ -104,15 +117,43 @@ class PackedS8:
                 query.prepare()
                 folded = query.fold(0, products.greatest_query, products.query_factor)
                 digits = products.signed_digits(folded.operands)
+                lost = 0.0
+                if problem.shortens_queries:
+                    lost = products.lost_variance(digits, folded.unit, packed.key)
 
-                def store(_, number=number, folded=folded, digits=digits):
-                    scratch.store_query(number, folded, digits)
+                def store(_, number=number, folded=folded, digits=digits, lost=lost):
+                    scratch.store_query(number, folded, digits, lost)
                     return []
 
                 ops.cond(ops.where_less(number, tiling.queries, 1, 0), [], store)
             return []
 
         ops.cond(ops.where_less(work.member, tiling.queries, 1, 0), [], prepare)
+
+    def _shortening(
+        self,
+        scratch: Scratch,
+        queries: list[FoldedQuery],
+        carried: Sequence[Value],
+        body: Callable[[list[FoldedQuery], list[Value]], list[Value]],
+    ) -> list[Value]:
+        """`body(queries, carried)`, of shortened ones where they allow for it: it is there twice.
+
+        The choice is the team's: what differed between its warps would fill the instruction cache.
+        """
+        ops = self._ops
+        if not self._problem.shortens_queries:
+            return body(queries, list(carried))
+        firsts = range(0, self._problem.tiling.queries, SET)
+        lost = [ops.as_bits(scratch.load_lost_variance(first)) for first in firsts]
+        lost = ops.warp_max(functools.reduce(ops.max, lost))
+        shortened = self._products.shortened(queries)
+        return ops.cond(
+            ops.where_less(lost, ops.as_bits(_LOST_VARIANCE), 1, 0),
+            carried,
+            functools.partial(body, shortened),
+            functools.partial(body, queries),
+        )
 
     def _load_queries(self, scratch: Scratch) -> list[FoldedQuery]:
         """Query t of each set, with the operands of all."""
@@ -197,17 +238,18 @@ class PackedS8:
         load_row: LoadRow,
     ) -> tuple[list[Value], list[BlockWeights]]:
         """The sums with new totals, and each set's weights, left in scratch; a barrier is due."""
-        ops = self._ops
         scores = self._scores(scratch, queries, block, quarters, load_row)
         scales = self._value_scales(scratch, quarters)
         new, found = [], []
-        ops.warp_barrier()  # weights take the place of what the lanes have read by now
-        for number, of_set in enumerate(scores):
+        for number, (query, of_set) in enumerate(zip(queries, scores, strict=True)):
             totals, channels = self._of_set(sums, number)
-            totals, weights = self._products.weigh(totals, of_set, scales)
-            scratch.store_weights(number, weights.operands)
+            unit = query.unit if self._as_sums else None
+            totals, weights = self._products.weigh(totals, of_set, unit, scales)
             new += [*totals, *channels]
             found.append(weights)
+        self._ops.warp_barrier()  # weights take the place of what the lanes have read by now
+        for number, weights in enumerate(found):
+            scratch.store_weights(number, weights.operands)
         return new, found
 
     def _add_values(
@@ -266,13 +308,13 @@ class PackedS8:
         def load_scales(i, q):
             return scratch.load_scales("key", i, q) if key.signs else []
 
-        scores = self._products.scores(queries, key, quarters, load_row, load_scales)
-        return [self._hide(block, x, number) for number, x in enumerate(scores)]
+        scores = self._products.scores(queries, key, quarters, load_row, load_scales, self._as_sums)
+        return self._hide(block, scores)
 
     def _hide(
-        self, block: Value, scores: list[Value], number: int, hidden: float = 2 * LOWEST
-    ) -> list[Value]:
-        return self._blocks.hide(block, scores, self._work.g, 8, number, hidden)
+        self, block: Value, scores: list[list[Value]], hidden: float = 2 * LOWEST
+    ) -> list[list[Value]]:
+        return self._blocks.hide(block, scores, self._work.g, 8, hidden)
 
     def _value_scales(self, scratch: Scratch, quarters: int) -> list[Value]:
         """Of positions 8 p + g of the first quarters, in their order; none for level codes."""

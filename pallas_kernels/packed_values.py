@@ -47,13 +47,28 @@ class PackedValues:
         for name in ("value_centre",) if coding.signs else ("value_lower", "value_upper"):
             prefetch_table(self._ops, self._problem, self._work, coding, name)
 
-    def decode(self, sums: Sequence[Value], offset: Value, block: Value) -> list[Value]:
+    def levels(self, block: Value) -> list[list[Value]]:
+        """Lower and upper levels of the lane's channels, for `decode`; of sign codes none.
+
+        Args:
+            block: any block of the chunk.
+        """
+        names = () if self._packed.value.signs else ("value_lower", "value_upper")
+        return [self._table(name, block) for name in names]
+
+    def centre(self) -> list[Value]:
+        """The centre of the lane's channels, for `store`; of level codes none."""
+        return self._table("value_centre") if self._packed.value.signs else []
+
+    def decode(
+        self, sums: Sequence[Value], offset: Value, levels: Sequence[Sequence[Value]]
+    ) -> list[Value]:
         """From a chunk's sums (see `block_softmax`): maximum, mass, channels.
 
         Values of sign codes stay rotated and around their centre.
 
         Args:
-            sums: over a chunk. offset: of its scores. block: any block of the chunk.
+            sums: over a chunk. offset: of its scores. levels: of the chunk.
         """
         ops = self._ops
         top, mass, scaled_mass, *products = sums
@@ -62,7 +77,7 @@ class PackedValues:
             less = ops.fsub(0.0, warp_sum(ops, scaled_mass, self._bits))
             channels = [ops.fma(x, 2.0, less) for x in products]
         else:
-            lower, upper = (self._table(f"value_{name}", block) for name in ("lower", "upper"))
+            lower, upper = levels
             steps = 2**self._packed.value.bits - 1
             channels = [
                 ops.fma(ops.fmul(x, 1.0 / steps), ops.fsub(high, low), ops.fmul(mass, low))
@@ -71,16 +86,27 @@ class PackedValues:
         return [ops.fadd(top, offset), mass, *channels]
 
     def store(
-        self, scratch: Scratch, query: Value, result: Sequence[Value], where: Value, once: Value
+        self,
+        scratch: Scratch,
+        query: Value,
+        result: Sequence[Value],
+        centre: Sequence[Value],
+        *,
+        where: Value,
+        once: Value,
     ) -> None:
-        """Leaves the result over all chunks as this warp's for a query, see `store_result`."""
+        """Leaves the result over all chunks as this warp's for a query, see `store_result`.
+
+        Args:
+            scratch: where to. query: number in the team. result: `decode`d, of all chunks.
+            centre: of sign codes. where, once: as there.
+        """
         ops, packed = self._ops, self._packed
         if packed.value.signs:
             highest, mass, *channels = result
             if packed.value.rotated:  # the lanes' numbers and the place together tell the channel
                 head_dim = self._problem.head_dim
                 channels = rotate(ops, channels, self._work.lane, head_dim, self._bits)
-            centre = self._table("value_centre")
             channels = [ops.fma(c, mass, x) for x, c in zip(channels, centre, strict=True)]
             result = [highest, mass, *channels]
         scratch.store_result(

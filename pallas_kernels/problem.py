@@ -6,11 +6,22 @@ from typing import Literal, NamedTuple
 
 from pallas_kernels import layouts
 
-__all__ = ["EXCHANGE_WORDS", "SET", "Coding", "Packed", "Plane", "Problem", "Task", "Tiling"]
+__all__ = [
+    "EXCHANGE_WORDS",
+    "QUERY_STRIDE",
+    "SET",
+    "Coding",
+    "Packed",
+    "Plane",
+    "Problem",
+    "Task",
+    "Tiling",
+]
 
 Task = Literal["attention", "score range"]
 
 SET = 4  # queries whose products are columns of one right operand, two each
+QUERY_STRIDE = 36  # words from 32 channels of a query to the next ones; see `Scratch`
 EXCHANGE_WORDS = 8 * 72  # for a block's scales, or its weights of one set; see `Scratch`
 
 
@@ -210,6 +221,14 @@ class Problem:
         return one_plane and self.uses_bytes
 
     @property
+    def shortens_queries(self) -> bool:
+        """Whether byte products leave out queries' lowest digits where they are worth little.
+
+        Not for sign codes: what they are worth there depends on the scale of each position.
+        """
+        return self.packed is not None and self.uses_bytes and not self.packed.key.signs
+
+    @property
     def sets(self) -> int:
         """Sets of at most `SET` queries in a team."""
         return -(-self.tiling.queries // SET)
@@ -237,8 +256,8 @@ class Problem:
 
     @property
     def query_words(self) -> int:
-        """Words in which a team keeps a query: channels, four scalars."""
-        return self.head_dim + 4 if self.uses_bytes else 0
+        """Words in which a team keeps a query: channels, five scalars, a multiple of four."""
+        return QUERY_STRIDE * self.head_dim // 32 + 8 if self.uses_bytes else 0
 
     @property
     def shared_words(self) -> int:

@@ -29,7 +29,12 @@ from pallas_kernels.fixed_point import TO_INT_BITS
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Coding, Plane, Problem
-from pallas_kernels.warp_math import SAME_QUERY, by_lane_pair, exchange_float, join_planes
+from pallas_kernels.warp_math import (
+    SAME_QUERY,
+    by_lane_pair,
+    exchange_float,
+    join_planes,
+)
 from pallas_kernels.work import Work
 
 __all__ = ["S8Products"]
@@ -52,7 +57,9 @@ class S8Products:
             return ops.from_bits(ops.shift_left(ops.sub(127, exponent), 23))
 
         # Channels 32 k + 8 t + g of a query and positions 8 p + g lie in bits b with b % 8 = g.
-        self.query_factor = power(ops.bit_and(work.g, 3))
+        # Few bits of the place where a word has them cost shifts; many cost precision.
+        self._places = 2 if problem.shortens_queries else 4
+        self.query_factor = power(ops.bit_and(work.g, self._places - 1))
         odd = self._odd = ops.bit_and(work.g, 1)
         self._softmax = BlockSoftmax(
             ops, _MAX_WEIGHT, self._row_max, down=power(odd), up=power(ops.sub(0, odd))
@@ -84,6 +91,33 @@ class S8Products:
         ops = self._ops
         return [ops.bit_xor(ops.add(x, _DIGITS), _DIGITS) for x in numbers]
 
+    def lost_variance(self, digits: Sequence[Value], unit: Value, key: Coding) -> Value:
+        """Of scores, when a query is shortened: a float, in all lanes.
+
+        For codes that are independently zero or greatest, each half the time.
+
+        Args:
+            digits: `signed_digits` of its numbers. unit: of these. key: how keys are coded.
+        """
+        ops = self._ops
+        lost = [ops.shift_right_signed(ops.shift_left(x, 24), 24) for x in digits]
+        squares = functools.reduce(lambda sum, x: ops.mad(x, x, sum), lost, 0)
+        squares = ops.where_less(self._odd, 1, squares, ops.shift_left(squares, 2))
+        deviation = ops.fmul(unit, (2**key.bits - 1) / 2)
+        return ops.fmul(ops.to_float(ops.warp_add(squares)), ops.fmul(deviation, deviation))
+
+    def shortened(self, queries: Sequence[FoldedQuery]) -> list[FoldedQuery]:
+        """Queries for `scores` without their lowest digits, which saves a third of the products."""
+        operands = [
+            [of_quarter[: len(queries)] for of_quarter in of_half]
+            for of_half in queries[0].operands
+        ]
+        units = [self._ops.fmul(query.unit, 256.0) for query in queries]
+        return [
+            dataclasses.replace(query, operands=operands, unit=unit)
+            for query, unit in zip(queries, units, strict=True)
+        ]
+
     def scores(
         self,
         queries: Sequence[FoldedQuery],
@@ -91,51 +125,59 @@ class S8Products:
         quarters: int,
         load_row: Callable[[Plane, int], Sequence[Value]],
         load_scales: Callable[[int, int], Sequence[Value]],
+        as_sums: bool = False,
     ) -> list[list[Value]]:
-        """For each set scores of query t at positions 8 p + g, less what all have in common.
+        """`FoldedQuery.scores` for each set, of query t at positions 8 p + g.
 
         Args:
-            queries: of each set, with the same operands: for each half what `encode` returns.
+            queries: of each set, with the same operands: for each half what `encode` returns; or
+                those `shortened`.
             key: how keys are coded. quarters: of the block, from its first one on.
             load_row: (plane, row) to words of a row of keys, loaded when they are needed.
             load_scales: (i, q) to scales of positions 32 i + 8 q + g for i to i + 3.
+            as_sums: whether to return the sums that scores are made of, instead.
         """
         load_row = functools.cache(load_row)
         planes, operands = self._problem.planes(key), queries[0].operands
         scores: list[list[Value]] = [[None] * (8 * quarters) for _ in queries]
         for first in range(0, quarters, 2):
             for q in range(4):
-                sums = [[] for _ in queries]
+                tiles = []
                 for k in range(first, min(first + 2, quarters)):
                     if self._problem.plane_dim == 128:
-                        row, at = 2 * k + q // 2, 2 * (q % 2)
+                        tiles.append((2 * k + q // 2, 2 * (q % 2)))
                     else:
-                        row, at = k, 2 * (q // 2)
-                    # Floats: a whole sum over 256 channels may need more than 32 bits.
-                    of_planes = [
-                        self._key_sums(
-                            load_row(plane, row)[at : at + 2], operands[plane.half][q % 2]
-                        )
-                        for plane in planes
-                    ]
-                    for old, *of_set in zip(sums, *of_planes, strict=True):
-                        old += join_planes(self._ops, planes, of_set)
+                        tiles.append((k, 2 * (q // 2)))
+                # Floats: a whole sum over 256 channels may need more than 32 bits.
+                of_planes = []
+                for plane in planes:
+                    words = [load_row(plane, row)[at : at + 2] for row, at in tiles]
+                    rights = operands[plane.half][q % 2]
+                    of_planes.append(self._key_sums(words, rights, len(queries)))
+                sums = [
+                    join_planes(self._ops, planes, of_set)
+                    for of_set in zip(*of_planes, strict=True)
+                ]
                 scales = load_scales(2 * first, q)[: len(sums[0])]
                 for query, of_set, into in zip(queries, sums, scores, strict=True):
-                    found = query.scores(self._ops, key, of_set, scales)
+                    found = of_set if as_sums else query.scores(self._ops, key, of_set, scales)
                     for i, score in enumerate(found, 2 * first):
                         into[4 * i + q] = score
         return scores
 
     def weigh(
-        self, totals: Sequence[Value], scores: Sequence[Value], scales: Sequence[Value]
+        self,
+        totals: Sequence[Value],
+        scores: Sequence[Value],
+        unit: Value | None,
+        scales: Sequence[Value],
     ) -> tuple[list[Value], BlockWeights]:
         """`BlockSoftmax.weigh` of a set, for positions of whole halves of a block.
 
         The weights' bytes are in `Scratch.store_weights`'s order: for each i upper and lower ones.
         """
         ops = self._ops
-        totals, weights = self._softmax.weigh(totals, scores, scales)
+        totals, weights = self._softmax.weigh(totals, scores, unit, scales)
         numbers = [*weights.operands] + [TO_INT_BITS] * (-len(scores) % 16)
         words = []
         for i in range(0, len(numbers), 4):
@@ -168,57 +210,81 @@ class S8Products:
             dataclasses.replace(x, unit=unit) for x, unit in zip(weights, units, strict=True)
         ]
         new: list[list[Value]] = [[] for _ in channels]
-        for m in range(problem.head_dim // 16):
+        operands = [x.operands for x in weights]
+        for m in range(0, problem.head_dim // 16, 2):
             half, row = divmod(m, problem.plane_dim // 16)
             planes = problem.planes(value)[half :: problem.halves]
             of_planes = [
-                self._value_sums(load_row(plane, row), [x.operands for x in weights])
+                self._value_sums([load_row(plane, row + i) for i in (0, 1)], operands)
                 for plane in planes
             ]
-            for into, old, of_set, *sums in zip(new, channels, weights, *of_planes, strict=True):
-                products = join_planes(ops, planes, sums)
-                into += add_products(ops, old[2 * m : 2 * m + 2], of_set, products)
+            for i, *of_tile in zip((m, m + 1), *of_planes, strict=True):
+                for into, old, of_set, *sums in zip(new, channels, weights, *of_tile, strict=True):
+                    products = join_planes(ops, planes, sums)
+                    into += add_products(ops, old[2 * i : 2 * i + 2], of_set, products)
         return new
 
     def _value_sums(
-        self, words: Sequence[Value], sets: Sequence[Sequence[Sequence[Value]]]
-    ) -> list[list[Value]]:
-        """For each set sums over positions of weight times code, at rows g and g + 8."""
+        self, tiles: Sequence[Sequence[Value]], sets: Sequence[Sequence[Sequence[Value]]]
+    ) -> list[list[list[Value]]]:
+        """For each tile and set sums over positions of weight times code, at rows g and g + 8.
+
+        Tiles take turns: a product is long under way before its sum is needed.
+        """
         ops = self._ops
-        sums: list[list[Value]] = [[0, 0, 0, 0] for _ in sets]
-        for h in range(len(words) // 2):
+        sums: list[list[list[Value]]] = [[[0, 0, 0, 0] for _ in sets] for _ in tiles]
+        for h in range(len(tiles[0]) // 2):
             for n in range(4):
-                # Bits 2n and 2n + 1 of each byte as 64 and 128.
-                pair = words[2 * h : 2 * h + 2]
-                if n < 3:
-                    pair = [ops.shift_left(w, 6 - 2 * n) for w in pair]
-                left = self._bits(pair, 6)
-                for number, halves in enumerate(sets):
-                    right = halves[h][2 * n : 2 * n + 2]
-                    sums[number] = ops.mma_u8_u8(left, right, sums[number])
+                for words, of_tile in zip(tiles, sums, strict=True):
+                    # Bits 2n and 2n + 1 of each byte as 64 and 128.
+                    pair = words[2 * h : 2 * h + 2]
+                    if n < 3:
+                        pair = [ops.shift_left(w, 6 - 2 * n) for w in pair]
+                    left = self._bits(pair, 6)
+                    for number, halves in enumerate(sets):
+                        right = halves[h][2 * n : 2 * n + 2]
+                        of_tile[number] = ops.mma_u8_u8(left, right, of_tile[number])
         return [
-            [ops.to_float(ops.mad(x[row], self._byte, x[row + 1])) for row in (0, 2)] for x in sums
+            [
+                [ops.to_float(ops.mad(x[row], self._byte, x[row + 1])) for row in (0, 2)]
+                for x in of_tile
+            ]
+            for of_tile in sums
         ]
 
     def _key_sums(
-        self, words: Sequence[Value], operands: Sequence[Sequence[Value]]
+        self,
+        tiles: Sequence[Sequence[Value]],
+        operands: Sequence[Sequence[Value]],
+        sets: int,
     ) -> list[list[Value]]:
-        """For each set sums over channels of number times code, at a tile's rows g and g + 8."""
-        ops = self._ops
-        shifted = [ops.shift_right(w, 4) for w in words]
-        sums: list[list[Value]] = [[0, 0, 0, 0] for _ in operands]
+        """For each set sums over channels of number times code: of each tile at rows g and g + 8.
+
+        Tiles take turns, as in `_value_sums`. Of shortened queries, numbers without their lowest
+        digit.
+        """
+        ops, short = self._ops, len(operands) == sets
+        sums: list[list[list[Value]]] = [[[0, 0, 0, 0] for _ in operands] for _ in tiles]
         for n in range(4):
-            # Bits 2n and 2n + 1 of each byte as 1 and 2, or 4 and 8.
-            left = self._bits(words if n < 2 else shifted, 2 * (n % 2))
-            for i, right in enumerate(operands):
-                sums[i] = ops.mma_u8_s8(left, right[2 * n : 2 * n + 2], sums[i])
-        *upper, lower = sums
+            # Bits 2n and 2n + 1 of each byte, in one of the lowest places.
+            shift, bit = divmod(2 * n, self._places)
+            for words, of_tile in zip(tiles, sums, strict=True):
+                shifted = [ops.shift_right(w, shift * self._places) for w in words]
+                left = self._bits(shifted if shift else words, bit)
+                for i, right in enumerate(operands):
+                    of_tile[i] = ops.mma_u8_s8(left, right[2 * n : 2 * n + 2], of_tile[i])
 
-        def total(x: list[Value], row: int, number: int) -> Value:
-            last = ops.mad(x[row + 1], self._byte, lower[row + number])
-            return ops.to_float(ops.mad(x[row], self._two_bytes, last))
+        def total(of_tile: list[list[Value]], number: int, row: int) -> Value:
+            upper, middle = of_tile[number][row : row + 2]
+            if short:
+                return ops.to_float(ops.mad(upper, self._byte, middle))
+            last = ops.mad(middle, self._byte, of_tile[-1][row + number])
+            return ops.to_float(ops.mad(upper, self._two_bytes, last))
 
-        return [[total(x, row, number) for row in (0, 2)] for number, x in enumerate(upper)]
+        return [
+            [total(of_tile, number, row) for of_tile in sums for row in (0, 2)]
+            for number in range(sets)
+        ]
 
     def _bits(self, rows: Sequence[Value], bit: int) -> list[Value]:
         """Left operand: bits `bit` and `bit + 1` of each byte of rows g and g + 8, in place."""

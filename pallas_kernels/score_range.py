@@ -96,19 +96,21 @@ class _RangeS8(PackedS8):
         self._prepare(scratch)
         blocks = self._blocks = PackedBlocks(ops, self._problem, packed, work)
         ops.barrier()
+
+        def add_blocks(queries, ranges):
+            def whole(i, ranges):
+                return self._add_block(scratch, queries, ops.add(blocks.first, i), WHOLE, ranges)
+
+            def rest(ranges):
+                block, quarters = packed.whole_blocks, packed.quarters
+                return self._add_block(scratch, queries, block, quarters, ranges)
+
+            if packed.whole_blocks:
+                ranges = ops.loop(ops.sub(blocks.last_whole, blocks.first), ranges, whole)
+            return ops.cond(blocks.has_rest, ranges, rest) if packed.quarters else ranges
+
         queries = self._load_queries(scratch)
-        ranges = _EMPTY * len(queries)
-
-        def whole(i, ranges):
-            return self._add_block(scratch, queries, ops.add(blocks.first, i), WHOLE, ranges)
-
-        def rest(ranges):
-            return self._add_block(scratch, queries, packed.whole_blocks, packed.quarters, ranges)
-
-        if packed.whole_blocks:
-            ranges = ops.loop(ops.sub(blocks.last_whole, blocks.first), ranges, whole)
-        if packed.quarters:
-            ranges = ops.cond(blocks.has_rest, ranges, rest)
+        ranges = self._shortening(scratch, queries, _EMPTY * len(queries), add_blocks)
         ops.warp_barrier()
         for number, query in enumerate(queries):
             found = [ops.fadd(x, query.offset) for x in ranges[2 * number : 2 * number + 2]]
@@ -134,11 +136,11 @@ class _RangeS8(PackedS8):
         ops, blocks = self._ops, self._blocks
         load_row = functools.partial(blocks.load_row, "key", block, quarters)
         self._spread_scales(scratch, self._load_scales(block))
+        hidden_below = self._scores(scratch, queries, block, quarters, load_row)
+        hidden_above = self._hide(block, hidden_below, hidden=-LOWEST)
         new = []
-        for number, of_set in enumerate(self._scores(scratch, queries, block, quarters, load_row)):
-            shown = self._hide(block, of_set, number, hidden=-LOWEST)
-            old = ranges[2 * number : 2 * number + 2]
-            new += _joined(ops, old, _range(ops, of_set, shown))
+        for number, of_set in enumerate(zip(hidden_below, hidden_above, strict=True)):
+            new += _joined(ops, ranges[2 * number : 2 * number + 2], _range(ops, *of_set))
         return new
 
 

@@ -4,7 +4,7 @@
 |---|---|---|
 | results | warp and query of its team | channels [H], greatest score, mass |
 | the same place | warp (byte products only) | exchanged, values of a block, keys of one or two |
-| queries | team and query (byte products only) | channels [H], four scalars |
+| queries | team and query (byte products only) | channels, five scalars, three words unused |
 
 A result is a partial softmax: channels and mass are sums of weights relative to the greatest score.
 Words of keys and values are copied there ahead of time; each lane reads those that it copied. What
@@ -12,6 +12,7 @@ lanes exchange is laid out so that neither its writing nor its reading, four wor
 bank twice. Weights take the place of scales:
 
     scales    word 36 g + 8 q + i (of values 288 more)      of position 32 i + 8 q + g
+    queries   word 36 k + p                                 of channel 32 k + p
     weights   word 576 set + 72 i + 36 byte + 8 query + g   bytes at positions 32 i + 8 q + g, all q
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
-from pallas_kernels.problem import EXCHANGE_WORDS, Problem
+from pallas_kernels.problem import EXCHANGE_WORDS, QUERY_STRIDE, Problem
 from pallas_kernels.work import Work
 
 __all__ = ["Scratch"]
@@ -35,6 +36,7 @@ class Scratch:
         self._warp_bytes, self._result_bytes = 4 * problem.warp_words, 4 * problem.joined_words
         self._queries = self._warp_bytes * tiling.warps
         self._query_bytes = 4 * problem.query_words
+        self._scalars = 4 * QUERY_STRIDE * problem.head_dim // 32
         self._scales = {"key": 0, "value": 2 * EXCHANGE_WORDS}
         values = 4 * problem.exchange_words
         self._staged = {"value": values, "key": values + 4 * problem.staged_words}
@@ -80,17 +82,22 @@ class Scratch:
 
     # Queries of a team of several -----------------------------------------------------------------
 
-    def store_query(self, query: Value, folded: FoldedQuery, channels: Sequence[Value]) -> None:
-        """Leaves a query and its channels 32 k + 8 t + g, as words, for all warps of the team."""
+    def store_query(
+        self, query: Value, folded: FoldedQuery, channels: Sequence[Value], lost: Value
+    ) -> None:
+        """Leaves a query and its channels 32 k + 8 t + g, as words, for all warps of the team.
+
+        And its `S8Products.lost_variance`.
+        """
         ops, work = self._ops, self._work
         base = self._folded(query)
         at = ops.mad(work.place, 4, base)
         for k, word in enumerate(channels):
-            ops.store_shared(1, at, 128 * k, ops.from_bits(word))
+            ops.store_shared(1, at, 4 * QUERY_STRIDE * k, ops.from_bits(word))
         first = ops.where_less(work.lane, 1, 1, 0)
-        scalars = (folded.unit, folded.query_sum, folded.kappa, folded.common)
+        scalars = (folded.unit, folded.query_sum, folded.kappa, folded.common, lost)
         for i, x in enumerate(scalars):
-            ops.store_shared(first, base, self._query_bytes - 16 + 4 * i, x)
+            ops.store_shared(first, base, self._scalars + 4 * i, x)
 
     def load_queries(self, first: int) -> tuple[FoldedQuery, list[list[Value]]]:
         """What `store_query` left: scalars of query first + t, channels of first + g // 2.
@@ -99,15 +106,21 @@ class Scratch:
         """
         ops, work, problem = self._ops, self._work, self._problem
         base = self._folded(work.team_query(work.t, first))
-        scalars = (ops.load_shared(base, self._query_bytes - 16 + 4 * i) for i in range(4))
+        scalars = (ops.load_shared(base, self._scalars + 4 * i) for i in range(4))
         query = work.team_query(ops.shift_right(work.g, 1), first)
         part = ops.bit_and(work.t, problem.plane_dim // 32 - 1)
-        at = ops.mad(part, 128, self._folded(query))
+        at = ops.mad(part, 4 * QUERY_STRIDE, self._folded(query))
+        half = 4 * QUERY_STRIDE * problem.plane_dim // 32
         channels = [
-            [word for i in range(8) for word in ops.load_shared4(at, start + 16 * i)]
-            for start in range(0, 4 * problem.head_dim, 4 * problem.plane_dim)
+            [word for i in range(8) for word in ops.load_shared4(at, half * number + 16 * i)]
+            for number in range(problem.halves)
         ]
         return FoldedQuery([], *scalars, soft_cap=problem.logits_soft_cap), channels
+
+    def load_lost_variance(self, first: int) -> Value:
+        """The `lost_variance` of query first + t."""
+        base = self._folded(self._work.team_query(self._work.t, first))
+        return self._ops.load_shared(base, self._scalars + 16)
 
     # Words of a block, of this lane ---------------------------------------------------------------
 

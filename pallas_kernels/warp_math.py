@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Plane
@@ -16,6 +16,7 @@ __all__ = [
     "by_lane_pair",
     "dot",
     "exchange_float",
+    "in_chains",
     "join_planes",
     "merge",
     "rotate",
@@ -25,9 +26,16 @@ __all__ = [
 ]
 
 LOG2_E = math.log2(math.e)  # scores are in units of log2 inside the kernel
-LOWEST = -1e30  # a score that no position has; finite, so that differences are
+# A score that no position has. Finite, so that differences are; products with it are exact.
+LOWEST = -(2.0**100)
 ALL_LANES = (1, 2, 4, 8, 16)  # bits of lanes' numbers
 SAME_QUERY = (4, 8, 16)  # of lanes that share t, where query t is theirs
+
+
+def in_chains(op: Callable[[Value, Value], Value], values: Sequence[Value]) -> Value:
+    """Values joined by an associative operation, eight in a chain that waits for no other."""
+    chains = -(-len(values) // 8)
+    return functools.reduce(op, [functools.reduce(op, values[i::chains]) for i in range(chains)])
 
 
 def dot(ops: Operations, a: Sequence[Value], b: Sequence[Value]) -> Value:

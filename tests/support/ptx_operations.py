@@ -31,8 +31,7 @@ class PtxOperations(Operations):
         i, count, label = self._moved(0), self._value(count, "r"), self._label()
         self._lines += [f"{{ .reg .pred p; setp.ge.s32 p, {i}, {count}; @p bra end{label}; }}"]
         self._lines += [f"loop{label}:"]
-        new = [self._moved(value) for value in body(i, carried)]
-        self._lines += [f"mov.{self._type(c)} {c}, {n};" for c, n in zip(carried, new, strict=True)]
+        self._set(carried, body(i, carried))
         self._lines += [
             f"add.s32 {i}, {i}, 1;",
             f"{{ .reg .pred p; setp.lt.s32 p, {i}, {count}; @p bra loop{label}; }}",
@@ -40,12 +39,13 @@ class PtxOperations(Operations):
         ]
         return carried
 
-    def cond(self, condition, carried, body):
+    def cond(self, condition, carried, body, otherwise=list):
         carried = [self._moved(value) for value in carried]
         condition, label = self._value(condition, "r"), self._label()
-        self._lines += [f"{{ .reg .pred p; setp.eq.b32 p, {condition}, 0; @p bra end{label}; }}"]
-        new = [self._moved(value) for value in body(carried)]
-        self._lines += [f"mov.{self._type(c)} {c}, {n};" for c, n in zip(carried, new, strict=True)]
+        self._lines += [f"{{ .reg .pred p; setp.eq.b32 p, {condition}, 0; @p bra else{label}; }}"]
+        self._set(carried, body(carried))
+        self._lines += [f"bra end{label};", f"else{label}:"]
+        self._set(carried, otherwise(carried))
         self._lines += [f"end{label}:"]
         return carried
 
@@ -92,6 +92,10 @@ class PtxOperations(Operations):
 
     def _type(self, register):
         return "f32" if register.startswith("%f") else "b32"
+
+    def _set(self, carried, values):
+        new = [self._moved(value) for value in values]
+        self._lines += [f"mov.{self._type(c)} {c}, {n};" for c, n in zip(carried, new, strict=True)]
 
     def _moved(self, value):
         letter = "f" if isinstance(value, float) or str(value).startswith("%f") else "r"
