@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from pallas_kernels import layouts
 from pallas_kernels.api import choose_implementation, lay_out, unavailable_reason
 from pallas_kernels.launch import Program, Run, run_on_gpu
 from pallas_kernels.quantize_kernel import HALF, WARPS, QuantizeKernel, QuantizeProblem
+from pallas_kernels.sum_kernel import SumKernel
 from pallas_kernels.tiled import Side, TiledSigns
 from vkq_jax import groups
 from vkq_jax.array_types import Array, Bool, Float, Int32
@@ -41,10 +42,11 @@ def quantize_bank(
         key, value: of all tokens; keys with RoPE.
         index, valid: the visual ones among them, see `vkq_jax.visual.compact`.
         quant: how they are coded.
-        implementation: "mosaic_gpu" is the fused kernel, one pass each over keys and values after
-            the centres; the other names of `IMPLEMENTATIONS` code in XLA and lay the bank out for
-            that name. None takes the kernel where it applies, see `explain_coding`, and otherwise
-            XLA, laid out for the attention that is the default here.
+        implementation: "mosaic_gpu" is the fused kernel, two passes each over keys and values, of
+            which the first sums up the centres; the other names of `IMPLEMENTATIONS` code in XLA
+            and lay the bank out for that name. None takes the kernel where it applies, see
+            `explain_coding`, and otherwise XLA, laid out for the attention that is the default
+            here.
 
     Raises:
         ValueError: unknown implementation.
@@ -168,17 +170,20 @@ def _code(
         rotated=codes.rotation is not None,
         gamma=codes.gamma,
     )
-    centre = _centre(x, index, valid)
-    exact = centre.astype(jnp.float32).reshape(-1, head_dim)
     missing = HALF * problem.halves - num_positions
     operands = {
         "x": x.reshape(-1, head_dim),
         "position": jnp.pad(
             jnp.where(valid, index, -1), ((0, 0), (0, missing)), constant_values=-1
         ),
-        "centre": jnp.where(exact == 0, 0.0, exact),  # the kernel wants no -0
     }
-    words, scale = _launch(problem, run, jax.lax.stop_gradient(operands))
+    (sums,) = _launch(problem, _sum_program, run, jax.lax.stop_gradient(operands))
+    count = jnp.maximum(valid.sum(-1), 1).astype(jnp.float32)
+    mean = sums.reshape(batch, kv_heads, -1, head_dim).sum(2) / count[:, None, None]
+    centre = groups.as_stored(mean, "bfloat16")  # 0 where there are no valid positions
+    exact = centre.astype(jnp.float32).reshape(-1, head_dim)
+    operands["centre"] = jnp.where(exact == 0, 0.0, exact)  # the kernel wants no -0
+    words, scale = _launch(problem, _program, run, jax.lax.stop_gradient(operands))
     return TiledSigns(
         packed=words.reshape(batch, kv_heads, -1),
         centre=centre[:, :, None],
@@ -191,12 +196,17 @@ def _code(
     )
 
 
-def _launch(problem: QuantizeProblem, run: Run, operands: Mapping[str, Array]) -> tuple[Array, ...]:
-    """Words and scales; a mapped axis becomes part of the batch, still one launch."""
+def _launch(
+    problem: QuantizeProblem,
+    program: Callable[[QuantizeProblem], Program],
+    run: Run,
+    operands: Mapping[str, Array],
+) -> tuple[Array, ...]:
+    """The results of a program; a mapped axis becomes part of the batch, still one launch."""
 
     @jax.custom_batching.custom_vmap
     def launch(operands):
-        return run(_program(problem), operands)
+        return run(program(problem), operands)
 
     @launch.def_vmap
     def fold(axis_size, in_batched, operands):
@@ -205,20 +215,22 @@ def _launch(problem: QuantizeProblem, run: Run, operands: Mapping[str, Array]) -
             return x.reshape(-1, *x.shape[2:])
 
         folded = dataclasses.replace(problem, batch=axis_size * problem.batch)
-        results = _launch(folded, run, jax.tree.map(outward, operands, in_batched[0]))
-        return tuple(x.reshape(axis_size, -1, *x.shape[1:]) for x in results), (True, True)
+        results = _launch(folded, program, run, jax.tree.map(outward, operands, in_batched[0]))
+        unfolded = tuple(x.reshape(axis_size, -1, *x.shape[1:]) for x in results)
+        return unfolded, (True,) * len(unfolded)
 
     return launch(dict(operands))
 
 
-def _centre(
-    x: Float[Array, "B T K H"], index: Int32[Array, "B V"], valid: Bool[Array, "B V"]
-) -> Float[Array, "B K H"]:
-    """The mean over valid positions, summed in float32, in bfloat16; 0 where there are none."""
-    visual = jnp.take_along_axis(x, index[:, :, None, None], axis=1).astype(jnp.float32)
-    total = jnp.where(valid[:, :, None, None], visual, 0.0).sum(1)
-    count = jnp.maximum(valid.sum(-1), 1).astype(jnp.float32)
-    return groups.as_stored(total / count[:, None, None], "bfloat16")
+def _sum_program(problem: QuantizeProblem) -> Program:
+    shape = (problem.batch * problem.kv_heads, problem.halves, problem.head_dim)
+    return Program(
+        body=lambda ops: SumKernel(ops, problem).run(),
+        results={"sum": jax.ShapeDtypeStruct(shape, jnp.float32)},
+        grid=problem.grid,
+        warps=WARPS,
+        shared_words=WARPS * problem.head_dim,
+    )
 
 
 def _program(problem: QuantizeProblem) -> Program:

@@ -63,6 +63,19 @@ class QuantizeProblem:
         """Thread blocks."""
         return self.batch * self.halves * self.kv_heads
 
+    def place(self, ops: Operations) -> tuple[Value, Value, Value]:
+        """KV head, half block and sequence of this thread block.
+
+        Heads of a token lie side by side: they come one after another.
+        """
+        block = ops.block_index()
+        half = ops.div(block, self.kv_heads)
+        return (
+            ops.rem(block, self.kv_heads),
+            ops.rem(half, self.halves),
+            ops.div(half, self.halves),
+        )
+
     @property
     def words(self) -> int:
         """Words of the codes of one head."""
@@ -116,11 +129,7 @@ class QuantizeKernel:
         self._thread = ops.thread_index()
         self._lane = ops.bit_and(self._thread, 31)
         self._warp = ops.uniform(ops.shift_right(self._thread, 5))
-        block = ops.block_index()  # heads of a token lie side by side: they come one after another
-        self._kv_head = ops.rem(block, problem.kv_heads)
-        half = ops.div(block, problem.kv_heads)
-        self._half = ops.rem(half, problem.halves)
-        self._sequence = ops.div(half, problem.halves)
+        self._kv_head, self._half, self._sequence = problem.place(ops)
         self._head = ops.mad(self._sequence, problem.kv_heads, self._kv_head)
         self._block, self._upper = ops.shift_right(self._half, 1), ops.bit_and(self._half, 1)
         # Whether the block has no second half.

@@ -139,6 +139,9 @@ def test_each_word_is_written_once(monkeypatch):
 
 
 PROGRAMS = {
+    "sums": (128, jnp.bfloat16, "key sums", SIGNS),
+    "sums of 64 channels": (64, jnp.bfloat16, "key sums", SIGNS),
+    "float32 sums": (128, jnp.float32, "key sums", SIGNS),
     "keys": (128, jnp.bfloat16, "key", SIGNS),
     "values": (128, jnp.bfloat16, "value", SIGNS),
     "values, 16-bit scales": (64, jnp.bfloat16, "value", SignCodes(gamma=0.5)),
@@ -148,7 +151,7 @@ PROGRAMS = {
 
 def program_of(name):
     """A program and its operands' shapes."""
-    head_dim, dtype, side, codes = PROGRAMS[name]
+    head_dim, dtype, what, codes = PROGRAMS[name]
     found = []
 
     def run(program, operands):
@@ -158,7 +161,7 @@ def program_of(name):
 
     quant = KVQuantConfig(codes, codes)
     jax.eval_shape(lambda *x: fused_bank(*x, quant, run=run), *layer(head_dim, 300, (300,), dtype))
-    return found[side == "value"]
+    return found[("key sums", "key", "value sums", "value").index(what)]
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -259,7 +262,7 @@ def test_mapped_axes_are_folded_into_one_launch():
         return x.reshape(3, 2, 1, *x.shape[1:])
 
     mapped, arguments = jax.vmap(jax.vmap(code)), [*map(split, (key, value, index, valid))]
-    assert str(jax.make_jaxpr(mapped)(*arguments)).count("pure_callback[") == 2  # keys, values
+    assert str(jax.make_jaxpr(mapped)(*arguments)).count("pure_callback[") == 4  # sums and codes
     got, expected = mapped(*arguments), code(key, value, index, valid)
     jax.tree.map(np.testing.assert_array_equal, got, jax.tree.map(split, expected))
 
