@@ -12,13 +12,7 @@ from pallas_kernels.fixed_point import TO_INT, TO_INT_BITS
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.warp_math import LOWEST, in_chains
 
-__all__ = [
-    "TOTALS",
-    "BlockSoftmax",
-    "BlockWeights",
-    "add_products",
-    "empty_sums",
-]
+__all__ = ["TOTALS", "BlockSoftmax", "BlockWeights", "add_products", "empty_sums"]
 
 TOTALS = 3  # sums before those of channels
 

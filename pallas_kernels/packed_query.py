@@ -11,7 +11,9 @@ from pallas_kernels.work import Work
 
 __all__ = ["PackedQuery"]
 
-_LEAST = 1e-12  # that the largest channel of a query counts: what hides a score must do so in sums
+# What the largest channel of a query counts at least. Products with level codes are scores, all of
+# which are nothing then, but what hides some has to hide them in this unit.
+_LEAST = {"levels": 1e-12, "signs": 1e-30}
 
 
 class PackedQuery:
@@ -86,7 +88,8 @@ class PackedQuery:
         largest = functools.reduce(
             ops.max, [ops.bit_and(ops.as_bits(q), 0x7FFFFFFF) for q in query]
         )
-        largest = ops.fmax(ops.from_bits(ops.warp_max(largest)), _LEAST)
+        least = _LEAST["signs" if self._packed.key.signs else "levels"]
+        largest = ops.fmax(ops.from_bits(ops.warp_max(largest)), least)
         factor = ops.fmul(ops.fmul(ops.reciprocal(largest), greatest), factor)
         return FoldedQuery(
             [ops.to_int(ops.fmul(q, factor)) for q in query],

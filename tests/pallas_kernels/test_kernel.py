@@ -15,7 +15,7 @@ import pytest
 import pallas_kernels
 import vkq_jax
 import vkq_jax.reference
-from pallas_kernels import mosaic_gpu
+from pallas_kernels import mosaic_gpu, packed_s8
 from pallas_kernels.emulated_operations import EmulatedOperations
 from pallas_kernels.fused import score_range
 from pallas_kernels.launch import emulated_launch, program_of
@@ -416,6 +416,39 @@ def test_hard_inputs(case, codes, heads):
     check(jnp.asarray(query), layer)
 
 
+@pytest.mark.parametrize(("heads", "saved"), [(4, 1 / 2), (8, 1 / 3)])
+def test_flat_queries_are_shortened(heads, saved, monkeypatch):
+    """Without their lowest digits they take fewer products; steep ones keep them."""
+    calls = []
+    product = EmulatedOperations.mma_u8_s8
+
+    def counted(self, *operands):
+        calls.append(1)
+        return product(self, *operands)
+
+    monkeypatch.setattr(EmulatedOperations, "mma_u8_s8", counted)
+
+    def products(query, layer):
+        calls.clear()
+        check(query, layer)
+        return len(calls)
+
+    shape = Shape(head_dim=128, num_heads=heads, num_kv_heads=1, visual=((600, (600, 257)),))
+    query, layer = random_layer(shape, CODES["levels"])
+    assert products(query / 16, layer) == pytest.approx((1 - saved) * products(8 * query, layer))
+    query, layer = random_layer(shape, CODES["signs"])
+    assert products(query / 16, layer) == products(8 * query, layer)
+
+
+def test_shortened_flat_queries_give_nearly_the_same(monkeypatch):
+    query, layer, tiling = layer_of("eight query heads, small heads", "levels")
+    outputs = []
+    for allowed in (0.0, np.inf):
+        monkeypatch.setattr(packed_s8, "_LOST_VARIANCE", allowed)
+        outputs.append(np.asarray(attend(query / 16, layer, tiling=tiling).output))
+    assert 1e-7 < relative_error(*outputs) < 1e-4
+
+
 def test_what_lies_behind_the_length_changes_nothing():
     query, layer, tiling = layer_of("one query head", "signs")
     bank = pallas_kernels.tile(layer.visual[0])
@@ -743,7 +776,7 @@ def test_shards_over_batch_and_heads(tmp_path):
         """
 import functools, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import PartitionSpec as P
-from pallas_kernels import mosaic_gpu
+from pallas_kernels import mosaic_gpu, packed_s8
 from pallas_kernels.launch import emulated_launch
 from tests.pallas_kernels.test_kernel import CODES, stacked
 from tests.support.caches import Shape, random_layer
