@@ -13,15 +13,14 @@ from pallas_kernels import layouts, outer_rotation
 from pallas_kernels.launch import Launch
 from pallas_kernels.problem import Coding, Packed, Problem, Task, Tiling
 from pallas_kernels.tiled import TiledLevels, TiledSigns
-from pallas_kernels.tilings import choose_tiling
+from pallas_kernels.tilings import choose_tiling, keeping_tiling
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache import VisualBank
 from vkq_jax.calibration import ScoreMap
+from vkq_jax.config import ScoreCalibration
 from vkq_jax.pytree import frozen_pytree
 
-__all__ = ["Banks", "DenseBank", "fused_attention", "plan", "score_range"]
-
-Result = tuple[Float[Array, "B K Q H"], Float[Array, "B K Q"]]
+__all__ = ["Banks", "DenseBank", "fused_attention", "keeps_scores", "plan", "score_range"]
 
 
 @frozen_pytree
@@ -53,7 +52,8 @@ def fused_attention(
     score_map: ScoreMap | None = None,
     logits_soft_cap: float | None = None,
     starts: Mapping[str, Int32[Array, "B T"]] | None = None,
-) -> Result:
+    calibration: ScoreCalibration | None = None,
+) -> tuple[Array, ...]:
     """One launch: attention of all queries of a KV head over one layer of its banks.
 
     Args:
@@ -68,11 +68,13 @@ def fused_attention(
             would come first.
         starts: with a window, where what they see begins: of each dense bank, and of the packed one
             by the name of "packed".
+        calibration: of the scores of the packed bank, in this launch; instead of a score map, see
+            `keeps_scores`.
 
     Returns:
-        Output and natural log-sum-exp; -inf (and finite output) where nothing is visible. Mapped
-        axes become an axis around the layers or, where no bank is mapped, part of the queries: one
-        launch, no copy.
+        Output and natural log-sum-exp; -inf (and finite output) where nothing is visible. With a
+        calibration also what `score_range` returns. Mapped axes become an axis around the layers
+        or, where no bank is mapped, part of the queries: one launch, no copy.
     """
     packed = banks.packed
     if packed is not None and outer_rotation.rotates_outside(packed.key):
@@ -83,13 +85,32 @@ def fused_attention(
     if score_map is not None:
         rows |= {"slope": score_map.slope, "shift": score_map.shift}
     run = functools.partial(
-        _launch, launch=launch, tiling=tiling, task="attention", logits_soft_cap=logits_soft_cap
+        _launch,
+        launch=launch,
+        tiling=tiling,
+        task="attention",
+        logits_soft_cap=logits_soft_cap,
+        calibration=calibration,
     )
     seen = {"visible": dict(visible), "start": dict(starts or {})}
-    output, logsumexp = _fold_mapped_axes(run, rows, seen, banks, layer)
+    output, logsumexp, *found = _fold_mapped_axes(run, rows, seen, banks, layer)
     if packed is not None and outer_rotation.rotates_outside(packed.value):
         output = outer_rotation.unrotate_output(output, logsumexp, packed.value, layer)
-    return output, logsumexp
+    return output, logsumexp, *reversed(found)
+
+
+def keeps_scores(banks: Banks, query: tuple[int, ...], tiling: Tiling | None = None) -> bool:
+    """Whether one launch calibrates its scores itself, for a query of shape [B, K, Q, H].
+
+    It does so for one query for each KV head, if a thread block can keep all scores of its packed
+    bank.
+    """
+    packed = banks.packed
+    if packed is None or outer_rotation.rotates_outside(packed.key):
+        return False
+    problem = plan(banks, (1, *query), 1, tiling)
+    assert problem.packed is not None
+    return keeping_tiling(problem.tiling, problem.packed, problem.head_dim) is not None
 
 
 def score_range(
@@ -114,8 +135,8 @@ def score_range(
 
 
 def _fold_mapped_axes(
-    run: Callable[..., tuple[Array, Array]], rows, seen, banks: Banks, layer: Array
-) -> tuple[Array, Array]:
+    run: Callable[..., tuple[Array, ...]], rows, seen, banks: Banks, layer: Array
+) -> tuple[Array, ...]:
     """`run(rows, seen, banks, layer)`, once whatever axes are mapped around it.
 
     Args:
@@ -156,11 +177,11 @@ def _fold_mapped_axes(
                 jnp.moveaxis(x.reshape(*x.shape[:3], axis_size, -1, *x.shape[4:]), 3, 0)
                 for x in attend(flat, seen, banks, layer)
             )
-        return tuple(unfolded), (True, True)
+        results = tuple(unfolded)
+        return results, (True,) * len(results)
 
     one = jax.tree.map(lambda x: x[None], (rows, seen, banks))
-    first, second = attend(*one, layer)
-    return first[0], second[0]
+    return tuple(x[0] for x in attend(*one, layer))
 
 
 def _inward(x: Array, axis: int) -> Array:
@@ -170,7 +191,9 @@ def _inward(x: Array, axis: int) -> Array:
 
 
 # Compiled once for all layers of equal shapes, also where they are not in a loop.
-@functools.partial(jax.jit, static_argnames=("launch", "tiling", "task", "logits_soft_cap"))
+@functools.partial(
+    jax.jit, static_argnames=("launch", "tiling", "task", "logits_soft_cap", "calibration")
+)
 def _launch(
     rows,
     seen,
@@ -180,11 +203,12 @@ def _launch(
     tiling: Tiling | None,
     task: Task,
     logits_soft_cap: float | None = None,
-) -> tuple[Array, Array]:
+    calibration: ScoreCalibration | None = None,
+) -> tuple[Array, ...]:
     """With an axis Z in front of everything but the layer's number."""
     query = rows["query"]
     positions = next((x.shape[-1] for x in jax.tree.leaves(seen)), 1)
-    problem = plan(banks, query.shape, positions, tiling)
+    problem = plan(banks, query.shape, positions, tiling, calibration)
     problem = dataclasses.replace(
         problem,
         windowed=bool(seen["start"]),
@@ -210,10 +234,12 @@ def _launch(
     if task == "score range":
         highest, lowest = (x.reshape(splits, *query.shape[:-1]) for x in results)
         return functools.reduce(jnp.maximum, highest), functools.reduce(jnp.minimum, lowest)
-    output, logsumexp = results
+    output, logsumexp, *found = results
     output = output[:, : query.shape[-1]].reshape(splits, *query.shape)
     logsumexp = logsumexp.reshape(splits, *query.shape[:-1])
-    return _join(output, logsumexp) if splits > 1 else (output[0], logsumexp[0])
+    if splits > 1:
+        return _join(output, logsumexp)
+    return output[0], logsumexp[0], *(x.reshape(query.shape[:-1]) for x in found)
 
 
 def _join(
@@ -230,7 +256,11 @@ def _join(
 
 
 def plan(
-    banks: Banks, query: tuple[int, ...], positions: int, tiling: Tiling | None = None
+    banks: Banks,
+    query: tuple[int, ...],
+    positions: int,
+    tiling: Tiling | None = None,
+    calibration: ScoreCalibration | None = None,
 ) -> Problem:
     """The launch over tiled banks [..., L, B, K, ...] for a query of shape [Z, B, K, Q, H].
 
@@ -239,6 +269,8 @@ def plan(
         query: shape; Q = positions * queries_per_kv_head.
         positions: query positions.
         tiling: how the work is cut; None chooses by shape.
+        calibration: see `fused_attention`. Mapped axes may have added queries to the one for which
+            `keeps_scores`: each has a team of its own.
     """
     outer, batch, kv_heads, queries, head_dim = query
     stored = layouts.stored_head_dim(head_dim)
@@ -252,6 +284,12 @@ def plan(
         assert isinstance(value, TiledLevels | TiledSigns)
         packed = Packed(key.num_positions, _coding(key), _coding(value))
         layers = key.packed.shape[-4]
+    tiling = tiling or choose_tiling(outer * batch * kv_heads, queries, stored, packed, dense)
+    if calibration is not None:
+        assert packed is not None
+        alone = tiling if tiling.queries == 1 else Tiling(warps=16, team=1)
+        tiling = keeping_tiling(alone, packed, stored)
+        assert tiling is not None, "asked for without `keeps_scores`"
     return Problem(
         outer=outer,
         layers=layers,
@@ -262,7 +300,8 @@ def plan(
         head_dim=stored,
         packed=packed,
         dense=dense,
-        tiling=tiling or choose_tiling(outer * batch * kv_heads, queries, stored, packed, dense),
+        calibration=calibration,
+        tiling=tiling,
     )
 
 

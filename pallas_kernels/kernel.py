@@ -2,6 +2,7 @@
 
 import math
 
+from pallas_kernels.calibrated_b1 import CalibratedB1
 from pallas_kernels.dense_bank import DenseBanks
 from pallas_kernels.operations import Operations
 from pallas_kernels.packed_b1 import PackedB1
@@ -22,7 +23,7 @@ class Kernel:
 
     Operands: those of the parts; layer [1] int32 where there are several. Results, one after the
     other for each split: output [splits * rows, H] and logsumexp [splits * rows] (natural),
-    float32.
+    float32; with a calibration also those of `ScoreRange`.
     """
 
     def __init__(self, ops: Operations, problem: Problem):
@@ -35,6 +36,8 @@ class Kernel:
         ops, problem, work, tiling = self._ops, self._problem, self._work, self._problem.tiling
         if problem.packed is not None:
             part = PackedS8 if problem.uses_bytes else PackedB1
+            if problem.calibration is not None:
+                part = CalibratedB1
             part(ops, problem, problem.packed, work).run(self._scratch)
         if problem.dense:
             for first in range(0, tiling.queries, SET):

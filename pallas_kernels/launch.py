@@ -26,7 +26,7 @@ __all__ = [
     "run_on_gpu",
 ]
 
-Launch = Callable[[Problem, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]
+Launch = Callable[[Problem, Mapping[str, jax.Array]], tuple[jax.Array, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,18 +50,14 @@ class Program:
 Run = Callable[[Program, Mapping[str, jax.Array]], tuple[jax.Array, ...]]
 
 
-def gpu_launch(problem: Problem, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def gpu_launch(problem: Problem, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
     """On a GPU: the results of `Kernel` or of `ScoreRange`, by the problem's task."""
-    first, second = run_on_gpu(program_of(problem), operands)
-    return first, second
+    return run_on_gpu(program_of(problem), operands)
 
 
-def emulated_launch(
-    problem: Problem, operands: Mapping[str, jax.Array]
-) -> tuple[jax.Array, jax.Array]:
+def emulated_launch(problem: Problem, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
     """The same with `EmulatedOperations`, on the host."""
-    first, second = run_emulated(program_of(problem), operands)
-    return first, second
+    return run_emulated(program_of(problem), operands)
 
 
 def run_on_gpu(program: Program, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
@@ -118,10 +114,12 @@ def run_emulated(program: Program, operands: Mapping[str, jax.Array]) -> tuple[j
 def program_of(problem: Problem) -> Program:
     """What computes a problem, as a program."""
     rows = (problem.tiling.splits * problem.rows,)
+    attended = {"output": (*rows, problem.head_dim), "logsumexp": rows}
+    found = {"highest": rows, "lowest": rows}
     if problem.task == "score range":
-        body, shapes = ScoreRange, {"highest": rows, "lowest": rows}
+        body, shapes = ScoreRange, found
     else:
-        body, shapes = Kernel, {"output": (*rows, problem.head_dim), "logsumexp": rows}
+        body, shapes = Kernel, attended | (found if problem.calibration is not None else {})
     return Program(
         body=lambda ops: body(ops, problem).run(),
         results={name: jax.ShapeDtypeStruct(x, jnp.float32) for name, x in shapes.items()},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,23 @@ import jax.numpy as jnp
 import vkq_jax.attention
 import vkq_jax.calibration
 from pallas_kernels import layouts
-from pallas_kernels.fused import Banks, DenseBank, fused_attention, plan, score_range
+from pallas_kernels.fused import (
+    Banks,
+    DenseBank,
+    fused_attention,
+    keeps_scores,
+    plan,
+    score_range,
+)
 from pallas_kernels.launch import Launch, gpu_launch
 from pallas_kernels.outer_rotation import rotates_outside
 from pallas_kernels.problem import Tiling
 from pallas_kernels.tiled import tile, untileable_bank_reason
-from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention import Attended, map_of_rows, merge, scaled_rows
 from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank, take_layer
+from vkq_jax.calibration import ScoreMap
+from vkq_jax.config import ScoreCalibration
 from vkq_jax.dense import DenseTensor
 from vkq_jax.soft_cap import check_soft_cap
 from vkq_jax.visibility import Starts, causal_text
@@ -131,22 +141,19 @@ def _attend(
     text = TextBank(text_key, text_value, cache.text.length)
     cache = dataclasses.replace(cache, text=text)
     launches = _launches(cache, starts)
-    score_map, guarded = None, jnp.zeros(query.shape[0], jnp.int32)
+    score_map, in_launch, ranges = None, None, []
     if static is not None:
         score_map = map_of_rows(take_layer(static, index), query.shape, text_key.shape[2])
     elif cache.quant.calibration is not None and cache.visual:
-        ranges = [
-            score_range(rows, banks.packed, index, launch, tiling, begins.get("packed"))
-            for banks, begins in launches
-            if banks.packed is not None
-        ]
-        lowest, highest = zip(*ranges, strict=True)
-        score_map, hit = vkq_jax.calibration.score_map(
-            functools.reduce(jnp.minimum, lowest),
-            functools.reduce(jnp.maximum, highest),
-            cache.quant.calibration,
-        )
-        guarded = hit.sum((1, 2), dtype=jnp.int32)
+        if _calibrates_in_launch([banks for banks, _ in launches], rows.shape, tiling):
+            in_launch = cache.quant.calibration
+        else:
+            ranges = [
+                score_range(rows, banks.packed, index, launch, tiling, begins.get("packed"))
+                for banks, begins in launches
+                if banks.packed is not None
+            ]
+            score_map, _ = _calibration(ranges, cache.quant.calibration)
     parts = []
     for banks, begins in launches:
         visible = {
@@ -157,10 +164,11 @@ def _attend(
             for name in banks.dense
         }
         mapped = None if banks.packed is None else score_map
-        result = fused_attention(
-            rows, visible, banks, index, launch, tiling, mapped, logits_soft_cap, begins
+        output, logsumexp, *found = fused_attention(
+            rows, visible, banks, index, launch, tiling, mapped, logits_soft_cap, begins, in_launch
         )
-        parts.append(Attended.from_kv_heads(*result, num_queries))
+        ranges += [found] if found else []
+        parts.append(Attended.from_kv_heads(output, logsumexp, num_queries))
     if _uncovered_dense(text_key) and text.cache_length:
         layer = dataclasses.replace(cache, visual=()).layer(index)
         parts.append(
@@ -174,7 +182,28 @@ def _attend(
             )
         )
     attended = functools.reduce(merge, parts)
+    guarded = jnp.zeros(query.shape[0], jnp.int32)
+    if ranges and cache.quant.calibration is not None:
+        _, hit = _calibration(ranges, cache.quant.calibration)
+        guarded = hit.sum((1, 2), dtype=jnp.int32)
     return attended.output, attended.logsumexp, guarded
+
+
+def _calibration(
+    ranges: Sequence[Sequence[Float[Array, "B K Q"]]], settings: ScoreCalibration
+) -> tuple[ScoreMap, Bool[Array, "B K Q"]]:
+    """`vkq_jax.calibration.score_map` of scores whose lowest and highest in each bank these are."""
+    lowest, highest = zip(*ranges, strict=True)
+    return vkq_jax.calibration.score_map(
+        functools.reduce(jnp.minimum, lowest), functools.reduce(jnp.maximum, highest), settings
+    )
+
+
+def _calibrates_in_launch(
+    launches: Sequence[Banks], query: tuple[int, ...], tiling: Tiling | None = None
+) -> bool:
+    """Whether the only launch finds the range of its scores itself."""
+    return len(launches) == 1 and keeps_scores(launches[0], query, tiling)
 
 
 def _launches(
@@ -209,9 +238,13 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
     batch, positions, num_heads, head_dim = query.shape
     kv_heads = cache.text.key.shape[2]
     queries = positions * num_heads // kv_heads
-    lines = []
-    for banks, _ in jax.eval_shape(_launches, cache):
-        problem = plan(banks, (1, batch, kv_heads, queries, head_dim), positions)
+    lines, launches = [], [banks for banks, _ in jax.eval_shape(_launches, cache)]
+    calibration = cache.quant.calibration if cache.score_map is None else None
+    if not _calibrates_in_launch(launches, (batch, kv_heads, queries, head_dim)):
+        calibration = None
+    for banks in launches:
+        shape = (1, batch, kv_heads, queries, head_dim)
+        problem = plan(banks, shape, positions, calibration=calibration)
         parts = [] if problem.packed is None else [f"{problem.packed.num_positions} packed"]
         parts += [f"{capacity} dense ({name})" for name, capacity in problem.dense]
         tiling = problem.tiling
@@ -224,7 +257,11 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
         if problem.packed is not None and cache.score_map is not None:
             lines.append("score calibration: static, in the query, no launch of its own")
         elif problem.packed is not None and cache.quant.calibration is not None:
-            lines.append("score calibration: one more launch before, over the packed keys")
+            lines.append(
+                "score calibration: in the launch, which keeps all scores"
+                if calibration is not None
+                else "score calibration: one more launch before, over the packed keys"
+            )
         if banks.packed is not None:
             tensors = (("queries", banks.packed.key), ("results", banks.packed.value))
             rotated = [name for name, x in tensors if rotates_outside(x)]

@@ -26,7 +26,8 @@ Words = tuple[list[Value], list[Value]]  # of one code plane of a block, and the
 class PackedB1:
     """`run()` does the work. Operands: those of the classes it uses.
 
-    What is made of a block's scores lies in methods of its own, for `score_range`.
+    Where a block's scores come from, and what is made of them, lies in methods of their own, for
+    `score_range` and `calibrated_b1`.
     """
 
     _sides = ("key", "value")  # that are read
@@ -42,7 +43,7 @@ class PackedB1:
         """Leaves a partial result."""
         ops, packed = self._ops, self._packed
         size = packed.chunk_blocks
-        query = PackedQuery(ops, self._problem, packed, self._work, 0)
+        self._load_query()
         blocks = self._blocks = PackedBlocks(ops, self._problem, packed, self._work)
         ahead = []
         if packed.whole_blocks:
@@ -50,7 +51,7 @@ class PackedB1:
         num_ahead = len(ahead)
         if "value" in self._sides:
             self._values.prefetch_tables()
-        query.prepare()
+        self._prepare_query()
         first_chunk = ops.div(blocks.first, size)
         chunks = ops.sub(ops.div(ops.add(blocks.last, size - 1), size), first_chunk)
         chunks = ops.where_less(blocks.first, blocks.last, chunks, 0)
@@ -58,7 +59,7 @@ class PackedB1:
         def chunk(i, carried):
             block, *rest = carried
             ahead, total = rest[:num_ahead], rest[num_ahead:]
-            folded = self._products.encode(query.fold(block, self._products.greatest_query))
+            folded = self._fold(block)
             stop = ops.min(blocks.last, ops.mad(ops.add(first_chunk, i), size, size))
             sums = self._empty()
 
@@ -79,6 +80,16 @@ class PackedB1:
         total = ops.loop(chunks, [blocks.first, *ahead, *empty], chunk)[1 + num_ahead :]
         self._leave(scratch, total)
 
+    def _load_query(self) -> None:
+        self._query = PackedQuery(self._ops, self._problem, self._packed, self._work, 0)
+
+    def _prepare_query(self) -> None:
+        self._query.prepare()
+
+    def _fold(self, block: Value) -> FoldedQuery:
+        """The query for the chunk of a block, as the products take it."""
+        return self._products.encode(self._query.fold(block, self._products.greatest_query))
+
     def _block(
         self, query: FoldedQuery, block: Value, ahead: Sequence[Value], sums: Sequence[Value]
     ) -> list[Value]:
@@ -87,7 +98,7 @@ class PackedB1:
         So two planes' words are in registers at a time, whatever the number of planes.
         """
         ops = self._ops
-        split = len(ahead) - self._packed.key.scale_bits // 4
+        split = len(ahead) - getattr(self._packed, self._sides[0]).scale_bits // 4
         following = ops.add(block, 1)
 
         def load_following() -> Words:
@@ -95,15 +106,15 @@ class PackedB1:
 
         first = (list(ahead[:split]), list(ahead[split:]))
         words = _one_ahead(first, [*self._loads(block, WHOLE)[1:], load_following])
-        sums = self._add(sums, self._scores(query, words), block, words)
+        sums = self._add(sums, self._scores(query, block, WHOLE, words), block, words)
         return [following, *_flat(next(words)), *sums]
 
     def _rest(self, query: FoldedQuery, sums: Sequence[Value]) -> list[Value]:
         """The block that is cut short: less to load, fewer products."""
-        block = self._packed.whole_blocks
-        first, *others = self._loads(block, self._packed.quarters)
+        block, quarters = self._packed.whole_blocks, self._packed.quarters
+        first, *others = self._loads(block, quarters)
         words = _one_ahead(first(), others)
-        return self._add(sums, self._scores(query, words), block, words)
+        return self._add(sums, self._scores(query, block, quarters, words), block, words)
 
     def _loads(self, block: Value, quarters: int) -> list[Callable[[], Words]]:
         """What loads each plane's words of a block, in the order in which they are used."""
@@ -115,8 +126,9 @@ class PackedB1:
 
     def _load_first(self, block: Value) -> Words:
         """The first of a whole block's words."""
-        first, *_ = self._problem.planes(self._packed.key)
-        return self._load("key", block, WHOLE, first)
+        name = self._sides[0]
+        first, *_ = self._problem.planes(getattr(self._packed, name))
+        return self._load(name, block, WHOLE, first)
 
     def _load(self, name: str, block: Value, quarters: int, plane: Plane) -> Words:
         """Words of one plane, beside those of the first one the scales."""
@@ -124,8 +136,11 @@ class PackedB1:
         words = [word for row in rows for word in row]
         return words, [] if plane.number else self._blocks.load_scales(name, block)
 
-    def _scores(self, query: FoldedQuery, words: Iterator[Words]) -> list[Value]:
+    def _scores(
+        self, query: FoldedQuery, block: Value, quarters: int, words: Iterator[Words]
+    ) -> list[Value]:
         """Scores less what they have in common, of padding too."""
+        del block, quarters  # told by the words
         ops, key = self._ops, self._packed.key
         planes = self._problem.planes(key)
         of_planes, scales = [], []

@@ -5,6 +5,7 @@ import math
 from typing import Literal, NamedTuple
 
 from pallas_kernels import layouts
+from vkq_jax.config import ScoreCalibration
 
 __all__ = [
     "EXCHANGE_WORDS",
@@ -138,6 +139,7 @@ class Problem:
         maps_scores: whether scores of the packed bank go through a map of their row: a calibration,
             or a shift.
         logits_soft_cap: of the scores of all banks, mapped ones after the map; None: no cap.
+        calibration: of the scores of the packed bank, whose range the launch finds itself.
         head_dim: H, as it is stored: 64, 128 or, without dense banks, 256.
         packed: the packed bank, if any.
         dense: names and capacities of the dense banks (bfloat16).
@@ -157,6 +159,7 @@ class Problem:
     task: Task = "attention"
     maps_scores: bool = False
     logits_soft_cap: float | None = None
+    calibration: ScoreCalibration | None = None
     tiling: Tiling = Tiling()
 
     @property
@@ -260,13 +263,28 @@ class Problem:
         return QUERY_STRIDE * self.head_dim // 32 + 8 if self.uses_bytes else 0
 
     @property
-    def shared_words(self) -> int:
-        """Words of shared memory of a thread block."""
+    def kept_blocks(self) -> int:
+        """Blocks of which a warp keeps the scores until it knows their map."""
+        if self.calibration is None or self.packed is None:
+            return 0
+        return -(-self.packed.blocks // self.tiling.team)
+
+    @property
+    def shared_words_before_kept(self) -> int:
+        """Words of shared memory of a thread block, less those of kept scores."""
         tiling = self.tiling
         queries = self.block_teams * tiling.queries * self.query_words
         return tiling.warps * self.warp_words + queries
+
+    @property
+    def shared_words(self) -> int:
+        """Words of shared memory of a thread block."""
+        kept = self.tiling.warps * self.kept_blocks * layouts.BLOCK
+        return self.shared_words_before_kept + kept
 
     def __post_init__(self):
         """Checks what the parts do not know of each other."""
         if self.uses_bytes and self.packed.chunk_blocks < self.packed.blocks:  # type: ignore
             raise ValueError("tables in groups need one query a team")
+        if self.calibration is not None and (self.uses_bytes or self.tiling.splits > 1):
+            raise ValueError("a calibration in the same launch needs one query a team, no splits")

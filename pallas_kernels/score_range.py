@@ -22,7 +22,7 @@ from pallas_kernels.warp_math import (
 )
 from pallas_kernels.work import Work
 
-__all__ = ["ScoreRange"]
+__all__ = ["RangeB1", "ScoreRange", "team_range", "write_range"]
 
 _EMPTY = [LOWEST, -LOWEST]  # highest, lowest
 
@@ -44,23 +44,32 @@ class ScoreRange:
         """Everything, for this warp."""
         ops, problem, work = self._ops, self._problem, self._work
         assert problem.packed is not None
-        part = _RangeS8 if problem.uses_bytes else _RangeB1
+        part = _RangeS8 if problem.uses_bytes else RangeB1
         part(ops, problem, problem.packed, work).run(self._scratch)
         ops.barrier()
-        work.for_each_query(self._write)
 
-    def _write(self, query: int) -> None:
-        ops, work = self._ops, self._work
-        parts = self._scratch.load_team(query, ())
-        found = functools.reduce(lambda a, b: _joined(ops, a, b), parts)
-        exists, row = work.result_row(query)
-        for name, x in zip(("highest", "lowest"), found, strict=True):
-            address = ops.address(ops.pointer(name), row, 4)
-            first = ops.where_less(work.lane, 1, exists, 0)
-            ops.store_float(first, address, 0, ops.fmul(x, math.log(2.0)))
+        def write(query):
+            write_range(ops, work, query, team_range(ops, self._scratch, query))
+
+        work.for_each_query(write)
 
 
-class _RangeB1(PackedB1):
+def team_range(ops: Operations, scratch: Scratch, query: int) -> list[Value]:
+    """Highest and lowest of what the team's warps left for a query, in units of log2."""
+    parts = scratch.load_team(query, ())
+    return functools.reduce(lambda a, b: _joined(ops, a, b), parts)
+
+
+def write_range(ops: Operations, work: Work, query: int, found: Sequence[Value]) -> None:
+    """Writes it, in nats."""
+    exists, row = work.result_row(query)
+    for name, x in zip(("highest", "lowest"), found, strict=True):
+        address = ops.address(ops.pointer(name), row, 4)
+        first = ops.where_less(work.lane, 1, exists, 0)
+        ops.store_float(first, address, 0, ops.fmul(x, math.log(2.0)))
+
+
+class RangeB1(PackedB1):
     """The part of a warp for one query; its sums are the range."""
 
     _sides = ("key",)

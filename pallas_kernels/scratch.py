@@ -5,6 +5,7 @@
 | results | warp and query of its team | channels [H], greatest score, mass |
 | the same place | warp (byte products only) | exchanged, values of a block, keys of one or two |
 | queries | team and query (byte products only) | channels, five scalars, three words unused |
+| kept | warp (calibration of each step in one launch only) | scores of its blocks |
 
 A result is a partial softmax: channels and mass are sums of weights relative to the greatest score.
 Words of keys and values are copied there ahead of time; each lane reads those that it copied. What
@@ -19,6 +20,7 @@ bank twice. Weights take the place of scales:
 from collections.abc import Sequence
 
 from pallas_kernels.folded_query import FoldedQuery
+from pallas_kernels.layouts import BLOCK
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import EXCHANGE_WORDS, QUERY_STRIDE, Problem
 from pallas_kernels.work import Work
@@ -122,6 +124,21 @@ class Scratch:
         base = self._folded(self._work.team_query(self._work.t, first))
         return self._ops.load_shared(base, self._scalars + 16)
 
+    # Scores of a query, kept until their map is known ---------------------------------------------
+
+    def keep_scores(self, number: Value, scores: Sequence[Value]) -> None:
+        """Keeps a lane's scores, at most eight, of the warp's block of that number."""
+        words = [self._ops.as_bits(x) for x in scores]
+        words += [0] * (-len(words) % 4)
+        for i in range(0, len(words), 4):
+            self._ops.store_shared4(self._kept(number), 128 * i, words[i : i + 4])
+
+    def kept_scores(self, number: Value) -> list[Value]:
+        """What `keep_scores` kept, of a block cut short more."""
+        at = self._kept(number)
+        words = [word for i in (0, 4) for word in self._ops.load_shared4(at, 128 * i)]
+        return [self._ops.from_bits(word) for word in words]
+
     # Words of a block, of this lane ---------------------------------------------------------------
 
     def copy_row(self, name: str, row: int, slot: Value, address: Value, offset: int) -> None:
@@ -185,6 +202,12 @@ class Scratch:
         lane = ops.mad(at, 4, base)
         scalars = [ops.load_shared(base, start + 4 * (head_dim + i)) for i in (0, 1)]
         return [*scalars, *(ops.load_shared(lane, start + 4 * channel) for channel in offsets)]
+
+    def _kept(self, number: Value) -> Value:
+        ops, problem = self._ops, self._problem
+        block = ops.mad(self._work.warp, problem.kept_blocks, number)
+        at = ops.mad(block, 4 * BLOCK, ops.add(ops.shared(), 4 * problem.shared_words_before_kept))
+        return ops.mad(self._work.lane, 16, at)
 
     def _staged_lane(self, slot: Value) -> Value:
         lane = self._ops.mad(self._work.lane, 16, self._warp(self._work.warp))

@@ -1,11 +1,15 @@
 """How the work of a launch is cut: measured choices, by the number of queries and positions."""
 
-from pallas_kernels.layouts import HEAD_DIMS
-from pallas_kernels.problem import SET, Packed, Tiling
+import dataclasses
 
-__all__ = ["choose_tiling"]
+from pallas_kernels.layouts import HEAD_DIMS
+from pallas_kernels.problem import SET, Packed, Problem, Tiling
+from vkq_jax.config import ScoreCalibration
+
+__all__ = ["choose_tiling", "keeping_tiling"]
 
 _MULTIPROCESSORS = 132  # of an H100
+_SHARED_BYTES = 220_000  # that a thread block may have, less what the launch takes itself
 _WARPS = 16  # that one of them holds at 128 registers a thread
 
 
@@ -48,6 +52,31 @@ def choose_tiling(
     while teams * team * splits < wanted and 2 * splits * team <= blocks:
         splits *= 2
     return Tiling(warps=warps, team=team, splits=splits, queries=per_team)
+
+
+def keeping_tiling(tiling: Tiling, packed: Packed, head_dim: int) -> Tiling | None:
+    """The tiling, or one of wider teams, whose shared memory has room for all scores of a bank.
+
+    None where there is none: of several queries a team, of teams in several thread blocks, or of
+    more scores than a thread block can keep.
+    """
+    if tiling.queries > 1 or tiling.splits > 1:
+        return None
+    while True:
+        problem = Problem(
+            batch=1,
+            kv_heads=1,
+            queries=1,
+            head_dim=head_dim,
+            packed=packed,
+            tiling=tiling,
+            calibration=ScoreCalibration(),
+        )
+        if 4 * problem.shared_words <= _SHARED_BYTES:
+            return tiling
+        if 2 * tiling.team > tiling.warps:
+            return None
+        tiling = dataclasses.replace(tiling, team=2 * tiling.team)
 
 
 def _fills_evenly(thread_blocks: int) -> bool:

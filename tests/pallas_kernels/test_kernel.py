@@ -21,7 +21,7 @@ from pallas_kernels.fused import score_range
 from pallas_kernels.launch import emulated_launch, program_of
 from pallas_kernels.operations import Operations
 from pallas_kernels.problem import Coding, Packed, Problem, Tiling
-from pallas_kernels.tilings import choose_tiling
+from pallas_kernels.tilings import choose_tiling, keeping_tiling
 from tests.support.caches import (
     Shape,
     random_layer,
@@ -237,6 +237,7 @@ WINDOWS = [
     (128, 1, "signs", Tiling(4, 2), None),
     (64, 3, "levels in groups", Tiling(4, 4), None),
     (128, 1, "groups, calibrated", Tiling(8, 2, 2), None),
+    (128, 1, "groups, calibrated", Tiling(8, 4), None),
     (64, 1, "signs, 16-bit scales, score bias", Tiling(4, 4), 5.0),
     (96, 2, "rotated signs, score bias, calibrated", Tiling(4, 2), None),
     # Several, with starts of their own; two sets of them.
@@ -300,6 +301,38 @@ def recorded(problems):
         return emulated_launch(problem, operands)
 
     return launch
+
+
+@pytest.mark.parametrize("codes", ["levels, calibrated", "groups, calibrated"])
+def test_a_calibration_of_one_query_takes_one_launch(codes):
+    """Mapped query axes add queries of the same bank: each has a team of its own."""
+    shape = Shape(head_dim=64, num_heads=2, visual=((700, (700, 33)),))
+    query, layer = random_layer(shape, CODES[codes])
+    problems, tiling = [], Tiling(8, 4)
+    run = functools.partial(mosaic_gpu.attend_cache, launch=recorded(problems), tiling=tiling)
+    queries = jnp.stack([query, 2 * query, -query])
+    got = jax.vmap(run, (0, None))(queries, layer)
+    (problem,) = problems
+    assert problem.calibration == CODES[codes].calibration
+    assert (problem.queries, problem.tiling.queries) == (3, 1)
+    for number, one in enumerate(queries):
+        expected = vkq_jax.reference.attend_cache(one, layer)
+        assert relative_error(got.output[number], expected.output) < 3e-4
+        np.testing.assert_array_equal(got.guarded[number], expected.guarded)
+
+
+def test_scores_are_kept_where_they_fit():
+    """A long bank asks for a wide team; several queries, splits and the longest do not fit."""
+    levels = Coding()
+
+    def kept(positions, **tiling):
+        return keeping_tiling(Tiling(16, **tiling), Packed(positions, levels, levels), 128)
+
+    assert kept(2304, team=1) == Tiling(16, team=1)
+    assert kept(32768, team=2) == Tiling(16, team=16)
+    assert kept(65536, team=2) is None
+    assert kept(2304, team=4, splits=2) is None
+    assert kept(2304, team=4, queries=4) is None
 
 
 @pytest.mark.parametrize(
@@ -580,7 +613,8 @@ LAUNCHES = {
     "signs, four queries": (128, 4, "signs", Tiling(8, 4, 4, queries=4)),
     "signs, eight queries": (128, 8, "signs", Tiling(12, 4, queries=8)),
     "four bits": (128, 2, "four bits and signs", Tiling(8, 4, queries=2)),
-    "calibrated": (128, 1, "levels, calibrated", Tiling(8, 4)),
+    "calibrated": (128, 1, "levels, calibrated", Tiling(8, 4, 2)),
+    "calibrated in the launch": (128, 1, "groups, calibrated", Tiling(8, 4)),
     "calibrated, eight queries": (128, 8, "signs, calibrated", Tiling(8, 8, 2, queries=8)),
     "small heads": (64, 3, "signs, 16-bit scales, score bias", Tiling(4, 2, queries=3)),
     "dense": (128, 4, "dense", Tiling(8, 4, 2, queries=4)),
@@ -599,6 +633,7 @@ LAUNCH_CASES += [
     for name in (
         "levels in groups",
         "signs, four queries",
+        "calibrated in the launch",
         "calibrated, eight queries",
         "dense",
         "256 channels",
@@ -744,6 +779,11 @@ def test_explain_says_what_score_calibration_costs():
     shape = jax.ShapeDtypeStruct(query.shape, query.dtype)
     each_step = pallas_kernels.explain(stacked(layer, 3), shape)
     assert "score calibration: one more launch before" in each_step
+    alone = Shape(head_dim=128, num_heads=2)
+    query, alone = random_layer(alone, CODES["levels, calibrated"])
+    shape_alone = jax.ShapeDtypeStruct(query.shape, query.dtype)
+    in_launch = pallas_kernels.explain(stacked(alone, 3), shape_alone)
+    assert "score calibration: in the launch, which keeps all scores" in in_launch
     static = pallas_kernels.explain(stacked(with_score_map(layer, 8), 3), shape)
     assert "score calibration: static, in the query, no launch of its own" in static
     assert "one more launch" not in static

@@ -19,8 +19,8 @@ class Case:
         codes: "levels", "levels2" or "levels4" (bits), "signs8" or "signs16" (bits of a scale), or
             "bfloat16", the kernel's own dense path.
         text: positions of a dense bank beside the visual one, in the same launch.
-        calibration: of the scores: "per step", which takes one more launch, over the keys, before;
-            or "static".
+        calibration: of the scores: "per step", which keeps them in the launch or takes one more,
+            over the keys, before; or "static".
         window: positions of each bank, its last ones, that the queries see; None: all.
     """
 
@@ -98,6 +98,7 @@ CASES = {
     "mha-32k-2bit": Case(16, 32, 1, 32768, "levels2", goal=7.0),
     "mha-32k-4bit": Case(16, 32, 1, 32768, "levels4", goal=3.7),
     "mha-32k-calibrated": Case(16, 32, 1, 32768, calibration="per step"),
+    "mha-2304-calibrated": Case(16, 32, 1, 2304, calibration="per step"),
     "gqa4-32k-calibrated": Case(16, 8, 4, 32768, calibration="per step"),
     "gqa4-32k-static-map": Case(16, 8, 4, 32768, calibration="static"),
     "gqa4-8k-window4k-signs8": Case(16, 8, 4, 8192, "signs8", window=4096),
@@ -126,6 +127,14 @@ CHECKS = [
 ]
 # Stored with channels of zeros, rotated outside the launch.
 CHECKS += [(Case(2, 2, 1, 2304, "signs8", head_dim=96, calibration="per step"), Tiling(16, 4))]
+# Calibrated in the launch: groups of positions, text; a window.
+CHECKS += [
+    (
+        Case(2, 2, 1, 2304, "levels", group_size=512, text=40, calibration="per step"),
+        Tiling(16, 8),
+    ),
+    (Case(2, 2, 1, 1700, "signs8", calibration="per step", window=700), Tiling(8, 4)),
+]
 # Two code planes of each side.
 CHECKS += [
     (Case(2, 2, 4, 1700, "signs8", head_dim=256, calibration="per step"), Tiling(8, 4, 2, 4)),

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import TiledLevels, TiledSigns, layouts, mosaic_gpu
-from pallas_kernels.fused import Banks, DenseBank, fused_attention, score_range
+from pallas_kernels.fused import Banks, DenseBank, fused_attention, keeps_scores, score_range
 from pallas_kernels.launch import Launch, emulated_launch, gpu_launch
 from pallas_kernels.problem import Tiling
 from vkq_apps.bench.cases import CASES, CHECKS, Calibration, Case
@@ -151,14 +151,28 @@ def attend(
     starts: Seen,
 ) -> tuple[jax.Array, jax.Array]:
     """Output and log-sum-exp by the kernel."""
-    layer, mapped = jnp.int32(0), None
+    layer, mapped, in_launch = jnp.int32(0), None, None
     if calibration == "per step":
         assert banks.packed is not None
-        found = score_range(query, banks.packed, layer, launch, tiling, starts.get("packed"))
-        mapped, _ = score_map(*found, _CALIBRATION)
+        if keeps_scores(banks, query.shape, tiling):
+            in_launch = _CALIBRATION
+        else:
+            found = score_range(query, banks.packed, layer, launch, tiling, starts.get("packed"))
+            mapped, _ = score_map(*found, _CALIBRATION)
     elif calibration == "static":
         mapped = _static_map(query.shape[:-1])
-    return fused_attention(query, visible, banks, layer, launch, tiling, mapped, starts=starts)
+    output, logsumexp, *_ = fused_attention(
+        query,
+        visible,
+        banks,
+        layer,
+        launch,
+        tiling,
+        mapped,
+        starts=starts,
+        calibration=in_launch,
+    )
+    return output, logsumexp
 
 
 def _static_map(rows: tuple[int, ...]) -> ScoreMap:
