@@ -8,7 +8,6 @@ import pathlib
 from typing import Any
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
-LATER = "throughput_qwen_llava_next.json"
 CASES = {
     "mha-32k": "32 heads, 32,768 positions, level codes",
     "mha-32k-signs8": "the same, sign codes (`vkq-1bit`)",
@@ -30,6 +29,7 @@ CASES = {
     "h256-gqa4-8k-signs8": "4 KV heads of 256 channels, 4 queries, 8,192 positions, sign codes",
     "h96-8k-signs8": "32 heads of 96 channels, 8,192 positions, sign codes",
     "mha-32k-calibrated": "32 heads, 32,768 positions, level codes, calibrated each step",
+    "mha-2304-calibrated": "32 heads, 2,304 positions, the same",
     "gqa4-32k-calibrated": "8 KV heads, 4 queries, 32,768 positions, the same",
 }
 
@@ -49,10 +49,10 @@ def kernel_rows() -> list[str]:
     ]
 
 
-def throughput_rows(name: str = "throughput.json") -> list[str]:
+def throughput_rows() -> list[str]:
     """Of each shape, budget and cache: bytes, batch, step, tokens/s, ratio at bf16's batch."""
     lines = []
-    for row in read(name)["rows"]:
+    for row in read("throughput.json")["rows"]:
         coded = row["preset"] != "none"
         ratio = f" ({row['ratio_to_bf16']:.1f}x)" if coded else ""
         equal = f"{row['ratio_to_bf16_at_equal_batch']:.2f}x" if coded else ""
@@ -73,5 +73,5 @@ def _goal(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    for lines in (throughput_rows(), throughput_rows(LATER), kernel_rows()):
+    for lines in (throughput_rows(), kernel_rows()):
         print("\n".join(lines), end="\n\n")

@@ -102,8 +102,8 @@ def fused_attention(
 def keeps_scores(banks: Banks, query: tuple[int, ...], tiling: Tiling | None = None) -> bool:
     """Whether one launch calibrates its scores itself, for a query of shape [B, K, Q, H].
 
-    It does so for one query for each KV head, if a thread block can keep all scores of its packed
-    bank.
+    It does so for one query a team (one for each KV head, or tables in groups), if a thread block
+    can keep all scores of its packed bank.
     """
     packed = banks.packed
     if packed is None or outer_rotation.rotates_outside(packed.key):

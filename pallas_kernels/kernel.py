@@ -35,9 +35,10 @@ class Kernel:
         """Everything, for this warp."""
         ops, problem, work, tiling = self._ops, self._problem, self._work, self._problem.tiling
         if problem.packed is not None:
-            part = PackedS8 if problem.uses_bytes else PackedB1
             if problem.calibration is not None:
                 part = CalibratedB1
+            else:
+                part = PackedS8 if problem.uses_bytes else PackedB1
             part(ops, problem, problem.packed, work).run(self._scratch)
         if problem.dense:
             for first in range(0, tiling.queries, SET):

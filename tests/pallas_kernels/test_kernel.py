@@ -312,9 +312,9 @@ def test_a_calibration_of_one_query_takes_one_launch(codes):
     run = functools.partial(mosaic_gpu.attend_cache, launch=recorded(problems), tiling=tiling)
     queries = jnp.stack([query, 2 * query, -query])
     got = jax.vmap(run, (0, None))(queries, layer)
-    (problem,) = problems
-    assert problem.calibration == CODES[codes].calibration
-    assert (problem.queries, problem.tiling.queries) == (3, 1)
+    assert all(problem.task == "attention" for problem in problems)  # as traced, and as mapped
+    assert all(problem.calibration == CODES[codes].calibration for problem in problems)
+    assert (problems[-1].queries, problems[-1].tiling.queries) == (3, 1)
     for number, one in enumerate(queries):
         expected = vkq_jax.reference.attend_cache(one, layer)
         assert relative_error(got.output[number], expected.output) < 3e-4
