@@ -44,7 +44,7 @@ class CalibratedB1:
         assert settings is not None
         narrowing = (settings.tau2 - settings.tau1) * LOG2_E
         span = ops.fsub(highest, lowest)  # below 0 where nothing is visible: nothing is mapped
-        keeps_order = ops.as_bits(ops.fsub(narrowing, span))
+        keeps_order = ops.as_bits(ops.fsub(max(narrowing, 0.0), span))
         slope = ops.fsub(1.0, ops.fmul(narrowing, ops.reciprocal(ops.fmax(span, 1e-30))))
         slope = ops.where_less_float(keeps_order, 0, slope, 1.0)
         shift = ops.fsub(ops.fmul(lowest, ops.fsub(1.0, slope)), settings.tau1 * LOG2_E)

@@ -83,7 +83,7 @@ def score_map(
     some = gamma <= delta
     span = jnp.where(some, delta - gamma, 0.0)
     narrowing = settings.tau2 - settings.tau1
-    keeps_order = span > narrowing
+    keeps_order = span > max(narrowing, 0.0)  # equal scores have no slope either
     slope = jnp.where(keeps_order, 1.0 - narrowing / jnp.where(keeps_order, span, 1.0), 1.0)
     lowest = jnp.where(some, gamma, 0.0)
     shift = jnp.where(keeps_order, lowest * (1.0 - slope) - settings.tau1, 0.0)

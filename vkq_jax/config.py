@@ -15,7 +15,8 @@ class ScoreCalibration:
     are mapped to [gamma - tau1, delta - tau2] before the joint softmax with the text scores. The
     slope of that map is 1 - (tau2 - tau1) / (delta - gamma): where the scores span less than
     tau2 - tau1 it is negative and would reverse the order of the tokens (the paper's code has no
-    guard). There the scores are left as they are, and the case is counted.
+    guard); where all are equal there is none. There the scores are left as they are, and the case
+    is counted.
 
     Attributes:
         tau1, tau2: how far the lowest and the highest score are lowered, in nats.

@@ -321,6 +321,14 @@ def test_a_calibration_of_one_query_takes_one_launch(codes):
         np.testing.assert_array_equal(got.guarded[number], expected.guarded)
 
 
+@pytest.mark.parametrize("tau1", [0.0, 4.0])
+def test_a_calibration_of_one_visible_token(tau1):
+    """It has no range: the guard leaves it, also where the map would widen one."""
+    quant = KVQuantConfig(LEVELS, LEVELS, ScoreCalibration(tau1=tau1, tau2=3.0))
+    shape = Shape(head_dim=64, num_heads=2, visual=((300, (300, 1)),))
+    check(*random_layer(shape, quant), tiling=Tiling(8, 4))
+
+
 def test_scores_are_kept_where_they_fit():
     """A long bank asks for a wide team; several queries, splits and the longest do not fit."""
     levels = Coding()

@@ -37,8 +37,9 @@ def test_without_a_visible_score_nothing_happens(scores):
     assert guarded.tolist() == [False]
 
 
-def test_equal_scores_are_guarded_and_finite():
-    mapped, guarded = calibrate(jnp.ones((1, 4)), VISIBLE[:1], ScoreCalibration())
+@pytest.mark.parametrize("settings", [ScoreCalibration(), ScoreCalibration(tau1=2.0, tau2=1.0)])
+def test_equal_scores_are_guarded_and_finite(settings):
+    mapped, guarded = calibrate(jnp.ones((1, 4)), VISIBLE[:1], settings)
     np.testing.assert_array_equal(mapped, jnp.ones((1, 4)))
     assert guarded.tolist() == [True]
 
