@@ -54,11 +54,6 @@ class CalibratedB1:
 class _Keys(RangeB1):
     """The range of the warp's scores, which stay in scratch, whole."""
 
-    def run(self, scratch: Scratch) -> None:
-        """Leaves both."""
-        self._scratch = scratch
-        super().run(scratch)
-
     def _scores(
         self, query: FoldedQuery, block: Value, quarters: int, words: Iterator[Words]
     ) -> list[Value]:
@@ -87,11 +82,6 @@ class _Values(PackedB1):
     ):
         super().__init__(ops, problem, packed, work)
         self._slope, self._shift = score_map
-
-    def run(self, scratch: Scratch) -> None:
-        """Leaves a partial result."""
-        self._scratch = scratch
-        super().run(scratch)
 
     def _load_query(self) -> None:
         pass

@@ -284,11 +284,13 @@ def plan(
         assert isinstance(value, TiledLevels | TiledSigns)
         packed = Packed(key.num_positions, _coding(key), _coding(value))
         layers = key.packed.shape[-4]
-    tiling = tiling or choose_tiling(outer * batch * kv_heads, queries, stored, packed, dense)
+    heads = outer * batch * kv_heads
+    tiling = tiling or choose_tiling(heads, queries, stored, packed, dense)
     if calibration is not None:
         assert packed is not None
-        alone = tiling if tiling.queries == 1 else Tiling(warps=16, team=1)
-        tiling = keeping_tiling(alone, packed, stored)
+        if tiling.queries > 1:
+            tiling = choose_tiling(heads * queries, 1, stored, packed, dense)
+        tiling = keeping_tiling(tiling, packed, stored)
         assert tiling is not None, "asked for without `keeps_scores`"
     return Problem(
         outer=outer,

@@ -16,14 +16,7 @@ import jax.numpy as jnp
 import vkq_jax.attention
 import vkq_jax.calibration
 from pallas_kernels import layouts
-from pallas_kernels.fused import (
-    Banks,
-    DenseBank,
-    fused_attention,
-    keeps_scores,
-    plan,
-    score_range,
-)
+from pallas_kernels.fused import Banks, DenseBank, fused_attention, keeps_scores, plan, score_range
 from pallas_kernels.launch import Launch, gpu_launch
 from pallas_kernels.outer_rotation import rotates_outside
 from pallas_kernels.problem import Tiling
@@ -141,7 +134,7 @@ def _attend(
     text = TextBank(text_key, text_value, cache.text.length)
     cache = dataclasses.replace(cache, text=text)
     launches = _launches(cache, starts)
-    score_map, in_launch, ranges = None, None, []
+    score_map = in_launch = hit = None
     if static is not None:
         score_map = map_of_rows(take_layer(static, index), query.shape, text_key.shape[2])
     elif cache.quant.calibration is not None and cache.visual:
@@ -153,7 +146,7 @@ def _attend(
                 for banks, begins in launches
                 if banks.packed is not None
             ]
-            score_map, _ = _calibration(ranges, cache.quant.calibration)
+            score_map, hit = _calibration(ranges, cache.quant.calibration)
     parts = []
     for banks, begins in launches:
         visible = {
@@ -167,7 +160,8 @@ def _attend(
         output, logsumexp, *found = fused_attention(
             rows, visible, banks, index, launch, tiling, mapped, logits_soft_cap, begins, in_launch
         )
-        ranges += [found] if found else []
+        if in_launch is not None:
+            _, hit = _calibration([found], in_launch)
         parts.append(Attended.from_kv_heads(output, logsumexp, num_queries))
     if _uncovered_dense(text_key) and text.cache_length:
         layer = dataclasses.replace(cache, visual=()).layer(index)
@@ -182,9 +176,9 @@ def _attend(
             )
         )
     attended = functools.reduce(merge, parts)
-    guarded = jnp.zeros(query.shape[0], jnp.int32)
-    if ranges and cache.quant.calibration is not None:
-        _, hit = _calibration(ranges, cache.quant.calibration)
+    if hit is None:
+        guarded = jnp.zeros(query.shape[0], jnp.int32)
+    else:
         guarded = hit.sum((1, 2), dtype=jnp.int32)
     return attended.output, attended.logsumexp, guarded
 

@@ -41,7 +41,7 @@ class PackedB1:
 
     def run(self, scratch: Scratch) -> None:
         """Leaves a partial result."""
-        ops, packed = self._ops, self._packed
+        ops, packed, self._scratch = self._ops, self._packed, scratch
         size = packed.chunk_blocks
         self._load_query()
         blocks = self._blocks = PackedBlocks(ops, self._problem, packed, self._work)
@@ -78,7 +78,7 @@ class PackedB1:
 
         empty = self._empty_total()
         total = ops.loop(chunks, [blocks.first, *ahead, *empty], chunk)[1 + num_ahead :]
-        self._leave(scratch, total)
+        self._leave(total)
 
     def _load_query(self) -> None:
         self._query = PackedQuery(self._ops, self._problem, self._packed, self._work, 0)
@@ -191,10 +191,10 @@ class PackedB1:
         found = self._values.decode(sums, offset, self._values.levels(block))
         return merge(self._ops, [total, found])
 
-    def _leave(self, scratch: Scratch, total: Sequence[Value]) -> None:
+    def _leave(self, total: Sequence[Value]) -> None:
         """Leaves the result for the team."""
         once = self._ops.where_less(self._work.lane, 1, 1, 0)
-        self._values.store(scratch, 0, total, self._values.centre(), where=1, once=once)
+        self._values.store(self._scratch, 0, total, self._values.centre(), where=1, once=once)
 
 
 def _one_ahead(first: Words, loads: Sequence[Callable[[], Words]]) -> Iterator[Words]:

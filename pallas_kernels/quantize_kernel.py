@@ -18,13 +18,14 @@ A warp of which no position is valid reads nothing. Each word of the results is 
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 from pallas_kernels import layouts
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.tiled import Side
 from pallas_kernels.warp_math import butterflies, dot
 
-__all__ = ["HALF", "WARPS", "QuantizeKernel", "QuantizeProblem"]
+__all__ = ["HALF", "WARPS", "HalfBlock", "QuantizeKernel", "QuantizeProblem"]
 
 HALF = layouts.BLOCK // 2  # positions of a thread block
 WARPS = HALF // 32
@@ -63,19 +64,6 @@ class QuantizeProblem:
         """Thread blocks."""
         return self.batch * self.halves * self.kv_heads
 
-    def place(self, ops: Operations) -> tuple[Value, Value, Value]:
-        """KV head, half block and sequence of this thread block.
-
-        Heads of a token lie side by side: they come one after another.
-        """
-        block = ops.block_index()
-        half = ops.div(block, self.kv_heads)
-        return (
-            ops.rem(block, self.kv_heads),
-            ops.rem(half, self.halves),
-            ops.div(half, self.halves),
-        )
-
     @property
     def words(self) -> int:
         """Words of the codes of one head."""
@@ -113,6 +101,53 @@ class QuantizeProblem:
         return (WARPS * self.warp_bytes + self.image_bytes) // 4 + HALF
 
 
+class HalfBlock:
+    """Which positions of which head are this thread block's; those of a warp lie in its lanes.
+
+    Attributes:
+        thread, lane, warp: numbers in the thread block.
+        kv_head, sequence: of the head. head: its number among those of all sequences.
+        half: number of the half block.
+    """
+
+    def __init__(self, ops: Operations, problem: QuantizeProblem):
+        """Computes them all."""
+        self._ops, self._problem = ops, problem
+        self.thread = ops.thread_index()
+        self.lane = ops.bit_and(self.thread, 31)
+        self.warp = ops.uniform(ops.shift_right(self.thread, 5))
+        block = ops.block_index()  # heads of a token lie side by side: they come one after another
+        self.kv_head = ops.rem(block, problem.kv_heads)
+        half = ops.div(block, problem.kv_heads)
+        self.half = ops.rem(half, problem.halves)
+        self.sequence = ops.div(half, problem.halves)
+        self.head = ops.mad(self.sequence, problem.kv_heads, self.kv_head)
+
+    def load_position(self) -> tuple[Value, Value]:
+        """The token of this lane's visual position, and whether there is one, a word."""
+        ops = self._ops
+        first = ops.mad(self.sequence, HALF * self._problem.halves, ops.mad(self.half, HALF, 0))
+        at = ops.address(ops.pointer("position"), ops.add(first, self.thread), 4)
+        position = ops.load(at)
+        return ops.max(position, 0), ops.where_less(position, 0, 0, 1)
+
+    def row(self, position: Value) -> Value:
+        """The row of x that a token's activations are in."""
+        token = self._ops.mad(self.sequence, self._problem.tokens, position)
+        return self._ops.mad(token, self._problem.kv_heads, self.kv_head)
+
+    def floats(self, words: Sequence[Value]) -> list[Value]:
+        """The activations in these words."""
+        ops = self._ops
+        if self._problem.element_bytes == 4:
+            return [ops.from_bits(word) for word in words]
+        return [
+            ops.from_bits(bits)
+            for word in words
+            for bits in (ops.shift_left(word, 16), ops.bit_and(word, 0xFFFF0000))
+        ]
+
+
 class QuantizeKernel:
     """`run()` does the work of one warp.
 
@@ -126,11 +161,9 @@ class QuantizeKernel:
     def __init__(self, ops: Operations, problem: QuantizeProblem):
         """Finds out which part of the work is this warp's."""
         self._ops, self._problem = ops, problem
-        self._thread = ops.thread_index()
-        self._lane = ops.bit_and(self._thread, 31)
-        self._warp = ops.uniform(ops.shift_right(self._thread, 5))
-        self._kv_head, self._half, self._sequence = problem.place(ops)
-        self._head = ops.mad(self._sequence, problem.kv_heads, self._kv_head)
+        share = self._share = HalfBlock(ops, problem)
+        self._thread, self._lane, self._warp = share.thread, share.lane, share.warp
+        self._head, self._half = share.head, share.half
         self._block, self._upper = ops.shift_right(self._half, 1), ops.bit_and(self._half, 1)
         # Whether the block has no second half.
         lower = ops.sub(1, self._upper)
@@ -141,14 +174,9 @@ class QuantizeKernel:
     def run(self) -> None:
         """Everything, for this warp."""
         ops, problem = self._ops, self._problem
-        first = ops.mad(self._sequence, HALF * problem.halves, ops.mad(self._half, HALF, 0))
-        at = ops.address(ops.pointer("position"), ops.add(first, self._thread), 4)
-        position = ops.load(at)
-        valid = ops.where_less(position, 0, 0, 1)
+        position, valid = self._share.load_position()
         nothing = [0] * (problem.head_dim // 32 + 1)
-        *words, scale = ops.cond(
-            ops.ballot(valid), nothing, lambda _: self._code(ops.max(position, 0), valid)
-        )
+        *words, scale = ops.cond(ops.ballot(valid), nothing, lambda _: self._code(position, valid))
         if problem.side == "key":
             self._put_key_words(words)
         else:
@@ -193,8 +221,7 @@ class QuantizeKernel:
         pieces = problem.row_bytes // _PIECE
         at_once = 32 // pieces
         row, piece = ops.div(self._lane, pieces), ops.rem(self._lane, pieces)
-        token = ops.mad(self._sequence, problem.tokens, position)
-        source = ops.mad(token, problem.kv_heads, self._kv_head)
+        source = self._share.row(position)
         start = ops.address(ops.pointer("x"), piece, _PIECE)
         rows = ops.mad(self._warp, problem.warp_bytes, ops.shared())
         target = ops.mad(piece, _PIECE, ops.mad(row, problem.stride, rows))
@@ -217,12 +244,7 @@ class QuantizeKernel:
         mine = ops.mad(self._lane, problem.stride, rows)
         x = []
         for offset in range(0, problem.row_bytes, _PIECE):
-            for word in ops.load_shared4(mine, offset):
-                if problem.element_bytes == 2:
-                    x.append(ops.from_bits(ops.shift_left(word, 16)))
-                    x.append(ops.from_bits(ops.bit_and(word, 0xFFFF0000)))
-                else:
-                    x.append(ops.from_bits(word))
+            x += self._share.floats(ops.load_shared4(mine, offset))
         centre = []
         for first in range(0, 4 * problem.head_dim, _PIECE):
             centre += ops.load_shared4(rows, 32 * problem.stride + first)

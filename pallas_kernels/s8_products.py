@@ -29,12 +29,7 @@ from pallas_kernels.fixed_point import TO_INT_BITS
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Coding, Plane, Problem
-from pallas_kernels.warp_math import (
-    SAME_QUERY,
-    by_lane_pair,
-    exchange_float,
-    join_planes,
-)
+from pallas_kernels.warp_math import SAME_QUERY, by_lane_pair, exchange_float, join_planes
 from pallas_kernels.work import Work
 
 __all__ = ["S8Products"]

@@ -88,10 +88,10 @@ class RangeB1(PackedB1):
         found = [self._ops.fadd(x, offset) for x in sums]
         return _joined(self._ops, total, found)
 
-    def _leave(self, scratch: Scratch, total: Sequence[Value]) -> None:
+    def _leave(self, total: Sequence[Value]) -> None:
         found = _over_lanes(self._ops, total, ALL_LANES)
         once = self._ops.where_less(self._work.lane, 1, 1, 0)
-        scratch.store_result(0, found, at=0, offsets=(), where=0, once=once)
+        self._scratch.store_result(0, found, at=0, offsets=(), where=0, once=once)
 
 
 class _RangeS8(PackedS8):
