@@ -18,6 +18,15 @@ from jaxtyping import install_import_hook
 install_import_hook(["vkq_jax", "pallas_kernels"], "beartype.beartype")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--cases",
+        type=int,
+        default=None,
+        help="cases of each fuzzer in tests/hostile (a few by default)",
+    )
+
+
 @pytest.fixture(autouse=True)
 def strict_numerics(request):
     """In the pure-JAX packages no dtype or rank is promoted silently (Flax relies on it)."""
