@@ -13,8 +13,7 @@ from models.model import Model
 from models.sampling import Sampling, sample
 from models.sliding_window import cache_starts
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.cache import KVCache, VisualBank
-from vkq_jax.calibration import ScoreMap
+from vkq_jax.cache import NOTHING_FIXED, FixedParts, KVCache
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.visibility import Starts
 
@@ -71,24 +70,23 @@ def decode_loop(
         stop_tokens: ids that end a sequence.
         pad: what fills the buffer behind a sequence's last token.
         implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
-        consume: the new state takes the place of `state` (all but its visual banks, score map and
-            key), which must not be used afterwards: the text bank never exists twice. Inside jit or
-            vmap memory is not this function's to give away; it has no effect there.
+        consume: the new state takes the place of `state` (all but its key and what decoding never
+            changes), which must not be used afterwards: the text bank never exists twice. Inside
+            jit or vmap memory is not this function's to give away; it has no effect there.
 
     Returns:
         Tokens (`pad` behind the last one), how many each sequence emitted, and the new state.
     """
-    # Visual banks and score map never change: beside the state, no loop carries and no call returns
-    # them, which for the banks would be a copy of the largest thing there is.
-    visual, score_map = state.cache.visual, state.cache.score_map
+    # Visual banks, score map and tables never change: beside the state, no loop carries and no call
+    # returns them, which for the banks would be a copy of the largest thing there is.
+    fixed = state.cache.fixed()
     traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((model, state)))
     emit = emit_tokens_in_place if consume and not traced else emit_tokens
     tokens, lengths, state = emit(
         model,
-        visual,
-        score_map,
+        fixed,
         state.key,  # the caller's own
-        dataclasses.replace(_with_fixed(state, (), None), key=None),
+        dataclasses.replace(_with_fixed(state, NOTHING_FIXED), key=None),
         steps if limit is None else limit,
         steps=steps,
         sampling=sampling,
@@ -96,13 +94,12 @@ def decode_loop(
         pad=pad,
         implementation=implementation,
     )
-    return tokens, lengths, _with_fixed(state, visual, score_map)
+    return tokens, lengths, _with_fixed(state, fixed)
 
 
 def _emit_tokens(
     model: Model,
-    visual: tuple[VisualBank, ...],
-    score_map: ScoreMap | None,
+    fixed: FixedParts,
     key: jax.Array | None,
     state: DecodeState,
     limit: int,
@@ -113,7 +110,7 @@ def _emit_tokens(
     pad: int,
     implementation: str | None,
 ) -> tuple[Int32[Array, "B steps"], Int32[Array, "B"], DecodeState]:
-    """`decode_loop`, to be compiled, with visual banks, score map and key beside the state."""
+    """`decode_loop`, to be compiled, with the fixed parts and the key beside the state."""
     state = dataclasses.replace(state, key=key)
     stops = jnp.asarray(stop_tokens, jnp.int32)
     batch = state.done.shape[0]
@@ -130,9 +127,9 @@ def _emit_tokens(
         tokens = tokens.at[:, step].set(jnp.where(active, token, pad))
         lengths = lengths + active
         stopped = jnp.any(token[:, None] == stops[None], axis=-1)
-        cache = _with_fixed(state, visual, score_map).cache
+        cache = _with_fixed(state, fixed).cache
         logits, cache = decode_step(model, token, cache, active, implementation=implementation)
-        state = _with_fixed(DecodeState(logits, cache, state.done | stopped, key), (), None)
+        state = _with_fixed(DecodeState(logits, cache, state.done | stopped, key), NOTHING_FIXED)
         return step + 1, state, tokens, lengths
 
     tokens = jnp.full((batch, steps), pad, jnp.int32)
@@ -222,8 +219,5 @@ def observed_step(
     return module.text.logits(hidden)[:, 0], cache, seen
 
 
-def _with_fixed(
-    state: DecodeState, visual: tuple[VisualBank, ...], score_map: ScoreMap | None
-) -> DecodeState:
-    cache = dataclasses.replace(state.cache, visual=visual, score_map=score_map)
-    return dataclasses.replace(state, cache=cache)
+def _with_fixed(state: DecodeState, fixed: FixedParts) -> DecodeState:
+    return dataclasses.replace(state, cache=state.cache.with_fixed(fixed))

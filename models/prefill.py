@@ -18,9 +18,10 @@ from models.model import Model
 from models.sliding_window import cache_starts, prompt_masks
 from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.attention import attend_dense, merge
-from vkq_jax.cache import KVCache, VisualBank
+from vkq_jax.cache import KVCache, VisualBank, take_layer
 from vkq_jax.cache_updates import grow
 from vkq_jax.calibration import ScoreMap
+from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.visual import compact
 
@@ -37,6 +38,7 @@ def prefill(
     cache_length: int,
     implementation: str | None = None,
     score_map: ScoreMap | None = None,
+    tables: CodeTables | None = None,
 ) -> tuple[Float[Array, "B vocab"], KVCache]:
     """Runs a prompt, behind what `cache` holds if one is given.
 
@@ -49,6 +51,7 @@ def prefill(
             fit behind those of `cache`, as must the ones that will be generated.
         implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
         score_map: static score calibration of the new cache; that of `cache` by default.
+        tables: offline tables of the codes; those of `cache` by default.
 
     Returns:
         Logits of the token after each sequence's last one, float32, and the new cache.
@@ -63,6 +66,8 @@ def prefill(
         cache = grow(cache, cache_length)
     if score_map is not None:
         cache = dataclasses.replace(cache, score_map=score_map)
+    if tables is not None:
+        cache = dataclasses.replace(cache, tables=tables)
     scale = model.config.text.logits_scale
     is_visual = inputs.visual_mask & inputs.mask
     is_text = inputs.mask & ~is_visual
@@ -94,10 +99,17 @@ def prefill(
         bank = None
         if inputs.prompt_shape.visual:
             bank = pallas_kernels.quantize_bank(
-                key, value, index, taken, cache.quant, implementation=coding
+                key,
+                value,
+                index,
+                taken,
+                cache.quant,
+                tables=take_layer(cache.tables, layer),
+                implementation=coding,
             )
             # Codes first, then the next layer: or XLA may put off coding and keep the values.
-            output, bank = jax.lax.optimization_barrier((output, (bank.key, bank.value)))
+            coded = (bank.key, bank.value, bank.class_map)
+            output, bank = jax.lax.optimization_barrier((output, coded))
         return output, text.write(layer, key, value, is_text), (bank, guarded)
 
     hidden, text, (bank, guarded) = module.text(
@@ -107,7 +119,8 @@ def prefill(
     if bank is not None:
         length = taken.sum(-1, dtype=jnp.int32)
         position = jnp.take_along_axis(positions, index, axis=1) if cache.keeps_positions else None
-        banks = (*banks, VisualBank(*bank, length=length, position=position))
+        key, value, class_map = bank
+        banks = (*banks, VisualBank(key, value, length, position, class_map))
     new = dataclasses.replace(
         cache,
         visual=banks,

@@ -18,6 +18,7 @@ from pallas_kernels.tiled import Side, TiledSigns
 from vkq_jax import groups
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import VisualBank, quantize_visual
+from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.quantized import CodeFamily
 from vkq_jax.sign_codes import SignCodes, error_ratio
@@ -34,6 +35,7 @@ def quantize_bank(
     valid: Bool[Array, "B V"],
     quant: KVQuantConfig,
     *,
+    tables: CodeTables | None = None,
     implementation: str | None = None,
 ) -> VisualBank:
     """Gathers one layer's visual positions and codes them, in the layout of attention's kernel.
@@ -42,6 +44,7 @@ def quantize_bank(
         key, value: of all tokens; keys with RoPE.
         index, valid: the visual ones among them, see `vkq_jax.visual.compact`.
         quant: how they are coded.
+        tables: offline tables of the codes, of this layer.
         implementation: "mosaic_gpu" is the fused kernel, two passes each over keys and values, of
             which the first sums up the centres; the other names of `IMPLEMENTATIONS` code in XLA
             and lay the bank out for that name. None takes the kernel where it applies, see
@@ -54,7 +57,7 @@ def quantize_bank(
     """
     if choose_coding(key, value, index, quant, implementation=implementation) == "mosaic_gpu":
         return fused_bank(key, value, index, valid, quant)
-    bank = quantize_visual(key, value, index, valid, quant)
+    bank = quantize_visual(key, value, index, valid, quant, tables)
     return lay_out(bank, implementation=implementation)
 
 

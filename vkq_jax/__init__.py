@@ -5,8 +5,11 @@ from vkq_jax.attention import Attended
 from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
 from vkq_jax.cache_updates import append, grow, take_sequences
 from vkq_jax.calibration import ScoreMap
+from vkq_jax.code_tables import ClassTables, CodeTables, SideTables
 from vkq_jax.config import KVQuantConfig, ScoreCalibration
 from vkq_jax.dense import Dense, DenseTensor
+from vkq_jax.dictionary_codes import DictionaryCodes
+from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.error_measures import (
     QuantizationError,
     cosine,
@@ -20,6 +23,7 @@ from vkq_jax.quantize import dequantize, fake_quantize, quantize
 from vkq_jax.quantized import AffineTensor, CodeFamily, QuantizedTensor
 from vkq_jax.range_rules import MSE, MinMax, Quantile, RangeRule, Shrink
 from vkq_jax.sign_codes import SignCodes, SignTensor
+from vkq_jax.token_classes import ClassMap, TokenClass
 from vkq_jax.visibility import Starts, window_starts
 from vkq_jax.visual import VisualSpan, visual_mask, visual_spans
 
@@ -28,9 +32,14 @@ __all__ = [
     "AffineTensor",
     "Attended",
     "CacheBytes",
+    "ClassMap",
+    "ClassTables",
     "CodeFamily",
+    "CodeTables",
     "Dense",
     "DenseTensor",
+    "DictionaryCodes",
+    "DictionaryTensor",
     "Granularity",
     "KVCache",
     "KVQuantConfig",
@@ -45,10 +54,12 @@ __all__ = [
     "ScoreCalibration",
     "ScoreMap",
     "Shrink",
+    "SideTables",
     "SignCodes",
     "SignTensor",
     "Starts",
     "TextBank",
+    "TokenClass",
     "VisualBank",
     "VisualSpan",
     "append",

@@ -1,7 +1,6 @@
 """Exact byte counts of a cache: the sum of its live buffers, padding and tables included."""
 
 import dataclasses
-import math
 
 import jax
 
@@ -18,7 +17,7 @@ class CacheBytes:
 
     Attributes:
         visual_codes: packed words (or, uncompressed, the values themselves).
-        visual_tables: levels, centres and scales of the visual banks, positions where kept.
+        visual_tables: levels, centres, scales and orders of the visual banks, positions where kept.
         text: the dense text bank, its whole capacity, positions where kept.
         visual_full_precision: what the visual banks would take in the text bank's dtype, with the
             same positions.
@@ -56,13 +55,14 @@ def cache_nbytes(cache: KVCache) -> CacheBytes:
     tensors = [tensor for bank in cache.visual for tensor in (bank.key, bank.value)]
     codes = sum(_nbytes(_codes(tensor)) for tensor in tensors)
     positions = [bank.position for bank in cache.visual]
+    orders = [bank.class_map for bank in cache.visual]
     itemsize = cache.text.key.dtype.itemsize
     return CacheBytes(
         visual_codes=codes,
-        visual_tables=_nbytes((tensors, positions)) - codes,
+        visual_tables=_nbytes((tensors, positions, orders)) - codes,
         text=_nbytes((cache.text.key, cache.text.value, cache.text.position)),
         visual_full_precision=_nbytes(positions)
-        + sum(_num_elements(tensor) for tensor in tensors) * itemsize,
+        + sum(tensor.num_elements() for tensor in tensors) * itemsize,
     )
 
 
@@ -71,10 +71,6 @@ def _codes(tensor: QuantizedTensor):
         return tensor.values
     # As stored: a family may keep its words in another layout than `decoding()` shows them in.
     return tensor.packed if hasattr(tensor, "packed") else tensor.decoding().packed  # type: ignore
-
-
-def _num_elements(tensor: QuantizedTensor) -> int:
-    return math.prod(jax.eval_shape(lambda t: t.dequantize(), tensor).shape)
 
 
 def _nbytes(tree) -> int:

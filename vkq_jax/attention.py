@@ -15,8 +15,9 @@ from vkq_jax.cache import LayerCache
 from vkq_jax.calibration import ScoreMap, calibrate, visible_range
 from vkq_jax.exact_einsum import exact_einsum
 from vkq_jax.pytree import frozen_pytree
+from vkq_jax.slots import visible
 from vkq_jax.soft_cap import soft_cap
-from vkq_jax.visibility import Starts, causal_text, visible
+from vkq_jax.visibility import Starts, causal_text
 
 __all__ = [
     "Attended",
@@ -102,14 +103,15 @@ def attend_cache(
     if visible_text is None:
         visible_text = causal_text(layer.text.length, num_queries)
     text_start = None if starts is None else starts.text
-    seen = visible(text_start, visible_text, text_key.shape[-2])
+    seen = visible(text_start, visible_text, text_key.shape[-2])[:, None]
     masks.append(per_kv_head(seen, parts[-1]))
 
     weights, logsumexp = masked_softmax(jnp.concatenate(parts, -1), jnp.concatenate(masks, -1))
     *visual, text = jnp.split(weights, _boundaries(parts), axis=-1)
     output = exact_einsum("bkqs,bksh->bkqh", text, layer.text.value.astype(jnp.float32))
+    value_tables = None if layer.tables is None else layer.tables.value
     for bank, part in zip(layer.visual, visual, strict=True):
-        output = output + post_scaling.weighted_sum(part, bank.value)
+        output = output + post_scaling.weighted_sum(part, bank.value, value_tables)
     return Attended.from_kv_heads(output, logsumexp, num_queries, guarded)
 
 
@@ -167,7 +169,7 @@ def attend_dense(
     q = scaled_rows(query, key.shape[2], logits_scale)
     logits = exact_einsum("bkqh,bskh->bkqs", q, key.astype(jnp.float32))
     logits = soft_cap(logits, logits_soft_cap)
-    weights, logsumexp = masked_softmax(logits, per_kv_head(mask, logits))
+    weights, logsumexp = masked_softmax(logits, per_kv_head(mask[:, None], logits))
     output = exact_einsum("bkqs,bskh->bkqh", weights, value.astype(jnp.float32))
     return Attended.from_kv_heads(output, logsumexp, num_queries)
 
@@ -228,21 +230,22 @@ def _visual_scores(
     q: Float[Array, "B K Q H"], layer: LayerCache, starts: Starts | None
 ) -> tuple[list, list]:
     """Scores [B, K, Q, V] of each visual bank, and which of them are visible."""
-    parts = [post_scaling.scores(q, bank.key) for bank in layer.visual]
+    tables = None if layer.tables is None else layer.tables.key
+    parts = [post_scaling.scores(q, bank.key, tables) for bank in layer.visual]
     masks = []
     for number, (bank, part) in enumerate(zip(layer.visual, parts, strict=True)):
         start = None if starts is None else starts.visual[number]
-        seen = visible(start, bank.length[:, None], part.shape[-1])
+        seen = bank.visible(start, bank.length[:, None], part.shape[-1])
         masks.append(per_kv_head(seen, part))
     return parts, masks
 
 
 def per_kv_head(
-    mask: Bool[Array, "B T S"], logits: Float[Array, "B K Q S"]
+    mask: Bool[Array, "B k T S"], logits: Float[Array, "B K Q S"]
 ) -> Bool[Array, "B K Q S"]:
-    """What each query sees, for all query heads of each KV head."""
-    per_query = jnp.repeat(mask, logits.shape[2] // mask.shape[1], axis=1)
-    return jnp.broadcast_to(per_query[:, None], logits.shape)
+    """What each query sees, for all query heads of each KV head; k is K, or 1 for all alike."""
+    per_query = jnp.repeat(mask, logits.shape[2] // mask.shape[2], axis=2)
+    return jnp.broadcast_to(per_query, logits.shape)
 
 
 def _boundaries(parts):

@@ -13,14 +13,30 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vkq_jax import packing
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.calibration import ScoreMap
+from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
+from vkq_jax.dictionary_codes import DictionaryCodes, quantize_pair
+from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.pytree import frozen_pytree, static_field
-from vkq_jax.quantize import quantize
+from vkq_jax.quantize import dequantize, quantize
 from vkq_jax.quantized import QuantizedTensor
+from vkq_jax.slots import filled, visible
+from vkq_jax.token_classes import ClassMap
 
-__all__ = ["KVCache", "LayerCache", "TextBank", "VisualBank", "quantize_visual", "take_layer"]
+__all__ = [
+    "NOTHING_FIXED",
+    "FixedParts",
+    "KVCache",
+    "LayerCache",
+    "TextBank",
+    "VisualBank",
+    "code_bank",
+    "quantize_visual",
+    "take_layer",
+]
 
 
 @frozen_pytree
@@ -31,12 +47,62 @@ class VisualBank:
         key, value: logical shape [B, K, V, H], or [L, B, K, V, H] for all layers.
         length: visual tokens of each sequence; positions from there on are padding.
         position: RoPE position of each token, for all layers; None: not kept, see `KVCache.init`.
+        class_map: of dictionary codes, which class each token of a head belongs to: the order in
+            which both tensors hold their tokens. None: they hold them as they came.
     """
 
     key: QuantizedTensor
     value: QuantizedTensor
     length: Int32[Array, "B"]
     position: Int32[Array, "B V"] | None = None
+    class_map: ClassMap | None = None
+
+    def of_layer(self, index: Int32[Array, ""] | int) -> VisualBank:
+        """One layer of a bank of all layers, without positions; `index` may be traced."""
+        key, value, class_map = take_layer((self.key, self.value, self.class_map), index)
+        return VisualBank(key, value, self.length, class_map=class_map)
+
+    def visible(
+        self, start: Int32[Array, "B T"] | None, stop: Int32[Array, "B 1"], capacity: int
+    ) -> Bool[Array, "B k T S"]:
+        """Which slots of one layer hold a token of positions [start, stop).
+
+        Args:
+            start: the first position that each query sees; None: the first of all.
+            stop: one past the last. capacity: slots of the bank.
+        """
+        if self.class_map is None:
+            return visible(start, stop, capacity)[:, None]
+        words = self.class_map.words
+        heads = jnp.broadcast_to(self.length[:, None], words.shape[:-1])
+        valid = filled(heads, self.class_map.num_positions)
+
+        class_map = self.class_map
+
+        def below(position):
+            shape = (*words.shape[:-1], position.shape[-1])
+            return class_map.slots_below(jnp.broadcast_to(position[:, None], shape), valid)
+
+        seen = below(stop)
+        return seen if start is None else seen & ~below(start)
+
+    def dequantize(
+        self, tables: CodeTables | None = None
+    ) -> tuple[Float[Array, "*L B K V H"], Float[Array, "*L B K V H"]]:
+        """Float32 keys and values in the order in which the tokens came."""
+        if self.class_map is None:
+            return dequantize(self.key), dequantize(self.value)
+        assert isinstance(self.key, DictionaryTensor)
+        assert isinstance(self.value, DictionaryTensor)
+        shape = self.class_map.words.shape[:-1]
+        heads = jnp.broadcast_to(self.length[:, None], shape)
+        valid = packing.pack(filled(heads, self.class_map.num_positions), 1)
+        class_map = dataclasses.replace(self.class_map, valid=valid)
+        key_tables, value_tables = (None, None) if tables is None else (tables.key, tables.value)
+        return (
+            self.key.dequantize(key_tables, class_map),
+            self.value.dequantize(value_tables, class_map),
+        )
 
 
 @frozen_pytree
@@ -107,12 +173,26 @@ class LayerCache:
         text: bank without the layer axis. Neither has positions: see `visibility.Starts`.
         quant: settings the banks were made with (attention needs the calibration).
         score_map: static score calibration [N], see `KVCache`.
+        tables: offline tables of the codes, see `KVCache`.
     """
 
     visual: tuple[VisualBank, ...]
     text: TextBank
     quant: KVQuantConfig = static_field()
     score_map: ScoreMap | None = None
+    tables: CodeTables | None = None
+
+
+@frozen_pytree
+class FixedParts:
+    """The parts of a cache that no decode step changes, see `KVCache`."""
+
+    visual: tuple[VisualBank, ...]
+    score_map: ScoreMap | None
+    tables: CodeTables | None
+
+
+NOTHING_FIXED = FixedParts((), None, None)
 
 
 @frozen_pytree
@@ -129,6 +209,8 @@ class KVCache:
         score_map: static score calibration [L, N], shared by all sequences; where there is one, it
             takes the place of the calibration that `quant` asks for at every step, and nothing is
             guarded.
+        tables: offline tables of the model that the codes were made with [L, K, ...], shared by all
+            sequences; None where the codes need none.
     """
 
     visual: tuple[VisualBank, ...]
@@ -137,6 +219,7 @@ class KVCache:
     guarded: Int32[Array, "B"]
     quant: KVQuantConfig = static_field()
     score_map: ScoreMap | None = None
+    tables: CodeTables | None = None
 
     @classmethod
     def init(
@@ -164,6 +247,16 @@ class KVCache:
         text = TextBank(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), none, position)
         return cls((), text, position=none, guarded=none, quant=quant)
 
+    def fixed(self) -> FixedParts:
+        """What decoding leaves as it is."""
+        return FixedParts(self.visual, self.score_map, self.tables)
+
+    def with_fixed(self, fixed: FixedParts) -> KVCache:
+        """The same cache with other parts of those that decoding leaves as they are."""
+        return dataclasses.replace(
+            self, visual=fixed.visual, score_map=fixed.score_map, tables=fixed.tables
+        )
+
     @property
     def keeps_positions(self) -> bool:
         """Whether the banks know the RoPE positions of their tokens."""
@@ -172,14 +265,34 @@ class KVCache:
     def layer(self, index: Int32[Array, ""] | int) -> LayerCache:
         """The view of one layer; `index` may be traced."""
         return LayerCache(
-            tuple(
-                VisualBank(*take_layer((bank.key, bank.value), index), bank.length)
-                for bank in self.visual
-            ),
+            tuple(bank.of_layer(index) for bank in self.visual),
             TextBank(*take_layer((self.text.key, self.text.value), index), self.text.length),
             quant=self.quant,
             score_map=take_layer(self.score_map, index),
+            tables=take_layer(self.tables, index),
         )
+
+
+def code_bank(
+    key: Float[Array, "B K V H"],
+    value: Float[Array, "B K V H"],
+    valid: Bool[Array, "B V"],
+    quant: KVQuantConfig,
+    tables: CodeTables | None = None,
+) -> VisualBank:
+    """Codes one layer's visual tokens; `valid` holds from the first position on."""
+    per_head = jnp.broadcast_to(valid[:, None], key.shape[:-1])
+    length = valid.sum(-1, dtype=jnp.int32)
+    if isinstance(quant.key, DictionaryCodes) and isinstance(quant.value, DictionaryCodes):
+        coded_key, coded_value, class_map = quantize_pair(
+            key, value, per_head, (quant.key, quant.value), tables
+        )
+        return VisualBank(coded_key, coded_value, length, class_map=class_map)
+    return VisualBank(
+        quantize(key, quant.key, valid=per_head),
+        quantize(value, quant.value, valid=per_head),
+        length,
+    )
 
 
 def quantize_visual(
@@ -188,19 +301,18 @@ def quantize_visual(
     index: Int32[Array, "B V"],
     valid: Bool[Array, "B V"],
     quant: KVQuantConfig,
+    tables: CodeTables | None = None,
 ) -> VisualBank:
-    """Gathers one layer's visual positions (see `visual.compact`) and codes them."""
+    """Gathers one layer's visual positions (see `visual.compact`) and codes them.
+
+    `tables` are those of the layer.
+    """
 
     def gather(x):
         positions = jnp.take_along_axis(x, index[:, :, None, None], axis=1)
         return positions.transpose(0, 2, 1, 3)  # [B, K, V, H]
 
-    per_head = jnp.broadcast_to(valid[:, None], (key.shape[0], key.shape[2], index.shape[1]))
-    return VisualBank(
-        quantize(gather(key), quant.key, valid=per_head),
-        quantize(gather(value), quant.value, valid=per_head),
-        valid.sum(-1, dtype=jnp.int32),
-    )
+    return code_bank(gather(key), gather(value), valid, quant, tables)
 
 
 def take_layer[T](stacked: T, index: Int32[Array, ""] | int) -> T:

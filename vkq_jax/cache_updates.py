@@ -74,18 +74,20 @@ def take_sequences(cache: KVCache, indices: Int32[Array, "b"]) -> KVCache:
         return jax.tree.map(lambda x: jnp.take(x, indices, axis=0, mode="clip"), tree)
 
     def taken[Bank: (VisualBank, TextBank)](bank: Bank) -> Bank:
-        return type(bank)(
-            stacked(bank.key),
-            stacked(bank.value),
-            per_sequence(bank.length),
-            per_sequence(bank.position),
+        of_layers = {"key": stacked(bank.key), "value": stacked(bank.value)}
+        if isinstance(bank, VisualBank):
+            of_layers["class_map"] = stacked(bank.class_map)
+        return dataclasses.replace(
+            bank,
+            length=per_sequence(bank.length),
+            position=per_sequence(bank.position),
+            **of_layers,
         )
 
-    return KVCache(
-        tuple(map(taken, cache.visual)),
-        taken(cache.text),
+    return dataclasses.replace(
+        cache,
+        visual=tuple(map(taken, cache.visual)),
+        text=taken(cache.text),
         position=per_sequence(cache.position),
         guarded=per_sequence(cache.guarded),
-        quant=cache.quant,
-        score_map=cache.score_map,
     )

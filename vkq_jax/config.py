@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.quantized import CodeFamily
 
 __all__ = ["KVQuantConfig", "ScoreCalibration"]
@@ -35,7 +36,8 @@ class KVQuantConfig:
         calibration: map of the visual scores before the softmax; None leaves them alone.
 
     Raises:
-        ValueError: an attribute is of another type, or not hashable.
+        ValueError: an attribute is of another type, or not hashable; or only one side has
+            dictionary codes, or the two have unlike shares of tokens (a head keeps one order).
     """
 
     key: CodeFamily
@@ -54,6 +56,15 @@ class KVQuantConfig:
         if not isinstance(self.calibration, ScoreCalibration | None):
             raise ValueError(
                 f"calibration must be a ScoreCalibration or None, got {self.calibration!r}"
+            )
+        shares = [
+            [c.share for c in side.classes] if isinstance(side, DictionaryCodes) else None
+            for side in (self.key, self.value)
+        ]
+        if shares[0] != shares[1]:
+            raise ValueError(
+                "dictionary codes of keys and of values must have classes of the same shares, got "
+                f"{shares[0]} and {shares[1]}"
             )
         try:
             hash(self)

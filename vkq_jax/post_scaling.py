@@ -8,20 +8,29 @@ import jax.numpy as jnp
 
 from vkq_jax import groups, rotation
 from vkq_jax.array_types import Array, Float
+from vkq_jax.code_tables import SideTables
 from vkq_jax.dense import DenseTensor
+from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.exact_einsum import exact_einsum
 from vkq_jax.quantized import AffineTensor, QuantizedTensor
 
 __all__ = ["scores", "weighted_sum"]
 
 
-def scores(query: Float[Array, "*lead Q H"], key: QuantizedTensor) -> Float[Array, "*lead Q V"]:
+def scores(
+    query: Float[Array, "*lead Q H"], key: QuantizedTensor, tables: SideTables | None = None
+) -> Float[Array, "*lead Q V"]:
     """query . key_hat[t] for every cached position t, less the score bias of coded keys.
+
+    Dictionary codes have slots in place of positions, see `vkq_jax.token_classes`.
 
     Args:
         query: float32, already times `logits_scale`.
         key: coded keys of logical shape [*lead, V, H].
+        tables: offline tables that the keys were coded with.
     """
+    if isinstance(key, DictionaryTensor):
+        return key.scores(query, tables)
     if isinstance(key, DenseTensor):
         return exact_einsum("...qh,...vh->...qv", query, key.values.astype(jnp.float32))
     codes = key.decoding()
@@ -55,14 +64,17 @@ def scores(query: Float[Array, "*lead Q H"], key: QuantizedTensor) -> Float[Arra
 
 
 def weighted_sum(
-    weights: Float[Array, "*lead Q V"], value: QuantizedTensor
+    weights: Float[Array, "*lead Q V"], value: QuantizedTensor, tables: SideTables | None = None
 ) -> Float[Array, "*lead Q H"]:
-    """sum_t weights[t] * value_hat[t]: the value side of attention.
+    """sum_t weights[t] * value_hat[t]: the value side of attention; slots as in `scores`.
 
     Args:
         weights: float32, exactly 0 at padded positions.
         value: coded values of logical shape [*lead, V, H].
+        tables: offline tables that the values were coded with.
     """
+    if isinstance(value, DictionaryTensor):
+        return value.weighted_sum(weights, tables)
     if isinstance(value, DenseTensor):
         return exact_einsum("...qv,...vh->...qh", weights, value.values.astype(jnp.float32))
     codes = value.decoding()

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float, Shaped
+from vkq_jax.code_tables import SideTables
+from vkq_jax.dictionary_codes import DictionaryCodes
+from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.quantized import CodeFamily, QuantizedTensor
 
 __all__ = ["dequantize", "fake_quantize", "quantize"]
@@ -17,6 +20,7 @@ def quantize(
     config: CodeFamily,
     *,
     valid: Bool[Array, "*#lead #V"] | None = None,
+    tables: SideTables | None = None,
 ) -> QuantizedTensor:
     """Codes a tensor of V positions with H channels, independently for each leading index.
 
@@ -28,10 +32,11 @@ def quantize(
         valid: which positions are tokens; the rest is padding, whose values have no influence on
             anything and which decodes to unspecified finite values. Broadcasts to x.shape[:-1].
             None: all are valid.
+        tables: offline tables of dictionary codes that need them, [K, ...] for x [*lead, K, V, H].
 
     Raises:
-        ValueError: config is no `CodeFamily`; x is not floating or has less than two axes; valid
-            is not boolean or does not broadcast to x.shape[:-1].
+        ValueError: config is no `CodeFamily`; tables are missing or do not fit; x is not floating
+            or has less than two axes; valid is not boolean or does not broadcast to x.shape[:-1].
     """
     if not isinstance(config, CodeFamily):
         raise ValueError(
@@ -43,20 +48,27 @@ def quantize(
         raise ValueError(
             f"x must be floating, of shape [..., V, H]; got {x.dtype} of shape {x.shape}"
         )
-    return _quantize(x, _check_valid(valid, x.shape[:-1]), config)
+    return _quantize(x, _check_valid(valid, x.shape[:-1]), config, tables)
 
 
 # Compiled, also when the caller is not: a few dozen operations on the whole cache become one.
 @functools.partial(jax.jit, static_argnums=2)
 def _quantize(
-    x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"], config: CodeFamily
+    x: Float[Array, "*lead V H"],
+    valid: Bool[Array, "*lead V"],
+    config: CodeFamily,
+    tables: SideTables | None,
 ) -> QuantizedTensor:
+    if isinstance(config, DictionaryCodes):
+        return config.quantize(x, valid, tables)
     return config.quantize(x, valid)
 
 
 @jax.jit
-def dequantize(q: QuantizedTensor) -> Float[Array, "*lead V H"]:
-    """The float32 values that the codes stand for."""
+def dequantize(q: QuantizedTensor, tables: SideTables | None = None) -> Float[Array, "*lead V H"]:
+    """The float32 values that the codes stand for; `tables` as for `quantize`."""
+    if isinstance(q, DictionaryTensor):
+        return q.dequantize(tables)
     return q.dequantize()
 
 
@@ -65,12 +77,13 @@ def fake_quantize(
     config: CodeFamily,
     *,
     valid: Bool[Array, "*#lead #V"] | None = None,
+    tables: SideTables | None = None,
     gradient: Literal["straight_through", "zero"] = "straight_through",
 ) -> Float[Array, "*lead V H"]:
     """What `x` becomes by coding and decoding, in the dtype of `x`.
 
     Args:
-        x, config, valid: as for `quantize`.
+        x, config, valid, tables: as for `quantize`.
         gradient: "straight_through" differentiates as the identity at valid positions (at padded
             ones, on whose values nothing depends, the gradient is 0); "zero" is the gradient of
             the step function that coding is.
@@ -80,7 +93,8 @@ def fake_quantize(
     """
     if gradient not in ("straight_through", "zero"):
         raise ValueError(f'gradient must be "straight_through" or "zero", got {gradient!r}')
-    decoded = quantize(jax.lax.stop_gradient(x), config, valid=valid).dequantize().astype(x.dtype)
+    coded = quantize(jax.lax.stop_gradient(x), config, valid=valid, tables=tables)
+    decoded = dequantize(coded, tables).astype(x.dtype)
     if gradient == "zero":
         return decoded
     return _straight_through(x, decoded, _check_valid(valid, x.shape[:-1]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+import math
 
+import jax
 import jax.numpy as jnp
 
 from vkq_jax import groups, packing, rotation
@@ -41,6 +43,10 @@ class QuantizedTensor(abc.ABC):
     def dequantize(self) -> Float[Array, "*lead V H"]:
         """The float32 values that the codes stand for."""
         return self.decoding().dequantize()
+
+    def num_elements(self) -> int:
+        """Elements of the logical shape."""
+        return math.prod(jax.eval_shape(lambda t: t.dequantize(), self).shape)
 
 
 @frozen_pytree

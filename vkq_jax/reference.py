@@ -12,6 +12,7 @@ from vkq_jax.attention import Attended
 from vkq_jax.cache import LayerCache
 from vkq_jax.calibration import calibrate
 from vkq_jax.dense import DenseTensor
+from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.quantized import QuantizedTensor
 from vkq_jax.soft_cap import soft_cap
 from vkq_jax.visibility import Starts
@@ -44,8 +45,7 @@ def attend_cache(
 
     banks = [
         (
-            per_query_head(bank.key.dequantize()),
-            per_query_head(bank.value.dequantize()),
+            *map(per_query_head, bank.dequantize(layer.tables)),
             per_query_head(_score_error(bank.key)),
             bank.length,
         )
@@ -101,6 +101,8 @@ def _score_error(key: QuantizedTensor) -> Float[Array, "B K V"]:
     """What a coded key's score is lowered by, per |query|^2 and logits_scale^2."""
     if isinstance(key, DenseTensor):
         return jnp.zeros(key.values.shape[:-1], jnp.float32)
+    if isinstance(key, DictionaryTensor):
+        return jnp.zeros((*key.centre.shape[:-2], key.num_positions), jnp.float32)
     codes = key.decoding()
     if codes.score_error is None:
         return jnp.zeros(codes.packed.shape[:-1], jnp.float32)

@@ -5,14 +5,14 @@ RoPE position p sees keys at positions j with p - window < j <= p (Mistral 7B, a
 Within a bank positions increase from slot to slot, so that a window hides its first slots.
 """
 
-import jax
 import jax.numpy as jnp
 
-from vkq_jax.array_types import Array, Bool, Int32
+from vkq_jax.array_types import Array, Int32
 from vkq_jax.cache import KVCache, TextBank, VisualBank
 from vkq_jax.pytree import frozen_pytree
+from vkq_jax.slots import filled
 
-__all__ = ["Starts", "causal_text", "filled", "visible", "window_starts"]
+__all__ = ["Starts", "causal_text", "window_starts"]
 
 
 @frozen_pytree
@@ -48,20 +48,6 @@ def window_starts(cache: KVCache, positions: Int32[Array, "B T"], window: int) -
         return hidden.sum(-1, dtype=jnp.int32)
 
     return Starts(tuple(start(bank) for bank in cache.visual), start(cache.text))
-
-
-def visible(
-    start: Int32[Array, "*#lead"] | None, stop: Int32[Array, "*#lead"], capacity: int
-) -> Bool[Array, "*#lead n"]:
-    """True for slots [start, stop) of `capacity`; from the first one on where there is no start."""
-    seen = filled(stop, capacity)
-    return seen if start is None else seen & ~filled(start, capacity)
-
-
-def filled(length: Int32[Array, "*lead"], capacity: int) -> Bool[Array, "*lead n"]:
-    """True for the first `length` of `capacity` slots."""
-    shape = (*length.shape, capacity)
-    return jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1) < length[..., None]
 
 
 def causal_text(length: Int32[Array, "B"], num_queries: int) -> Int32[Array, "B T"]:

@@ -23,12 +23,14 @@ from tests.support.caches import (
 )
 from vkq_jax import (
     Dense,
+    DictionaryCodes,
     Granularity,
     KVQuantConfig,
     LevelCodes,
     Quantile,
     ScoreCalibration,
     SignCodes,
+    TokenClass,
 )
 
 # Those that run on this machine; what only a GPU runs is emulated in test_kernel.py.
@@ -37,6 +39,10 @@ FAST = [name for name in HERE if name != "reference"]
 
 TOKEN_LEVELS = LevelCodes(bits=2, granularity=Granularity.PER_TOKEN, group_size=8)
 CHANNEL_LEVELS = LevelCodes(bits=2, range_rule=Quantile(0.05), group_size=32)
+DICTIONARY = DictionaryCodes(
+    (TokenClass(0.1, 3), TokenClass(0.2, 2), TokenClass(0.3, 1), TokenClass(0.4, 0))
+)
+LEARNED = (TokenClass(0.3, 1.5), TokenClass(0.5, 0.75), TokenClass(0.2, 0.5))
 CODES = {
     **vkq_jax.presets,
     "level codes by channel and by token": KVQuantConfig(key=CHANNEL_LEVELS, value=TOKEN_LEVELS),
@@ -44,6 +50,20 @@ CODES = {
     "sign codes in groups, score bias": KVQuantConfig(
         key=SignCodes(group_size=24, beta=0.5, gamma=0.5, scale_bits=8),
         value=SignCodes(rotation=None, gamma=0.0, group_size=24),
+    ),
+    "dictionary codes": KVQuantConfig(key=DICTIONARY, value=DICTIONARY),
+    "dictionary codes, own centres, calibration": KVQuantConfig(
+        key=dataclasses.replace(DICTIONARY, centres=3, table_dtype="float32"),
+        value=dataclasses.replace(DICTIONARY, centres=5),
+        calibration=ScoreCalibration(tau2=3.0),
+    ),
+    "dictionary codes, codebook": KVQuantConfig(
+        key=dataclasses.replace(DICTIONARY, codebook=7),
+        value=dataclasses.replace(DICTIONARY, codebook=16),
+    ),
+    "dictionary codes, learned": KVQuantConfig(
+        key=DictionaryCodes(LEARNED, learned=True, codebook=4, token_scale=False),
+        value=DictionaryCodes(LEARNED, learned=True),
     ),
     "dense keys, 8-bit values, calibration": KVQuantConfig(
         key=Dense(), value=LevelCodes(bits=8), calibration=ScoreCalibration(tau2=3.0)
@@ -56,7 +76,7 @@ CASES = [(codes, "two banks", None) for codes in CODES]
 CASES += [
     (codes, shape, None)
     for shape in SHAPES
-    for codes in ("vkq-1bit", "level codes by channel and by token")
+    for codes in ("vkq-1bit", "level codes by channel and by token", "dictionary codes, codebook")
     if shape != "two banks"
 ]
 CASES += [
@@ -94,6 +114,9 @@ def test_equals_the_oracle(implementation, codes, shape, soft_cap):
         ("calibquant-1bit", None),
         ("sign codes in groups, score bias", 5.0),
         ("level codes by channel and by token", None),
+        ("dictionary codes, codebook", None),
+        ("dictionary codes, own centres, calibration", None),
+        ("dictionary codes, learned", 5.0),
     ],
 )
 def test_a_window_equals_the_oracle(implementation, shape, codes, soft_cap):

@@ -39,12 +39,55 @@ SHAPES = {
 _quantize = jax.jit(quantize_visual, static_argnames="quant")
 
 
+def random_side_tables(
+    codes: vkq_jax.CodeFamily, kv_heads: int, head_dim: int, rng: np.random.Generator
+) -> vkq_jax.SideTables:
+    """Tables that fit the codes, of random numbers; each head has its own."""
+    if not isinstance(codes, vkq_jax.DictionaryCodes):
+        return vkq_jax.SideTables()
+
+    def normal(*dims):
+        return jnp.asarray(rng.normal(size=(kv_heads, *dims)), jnp.float32)
+
+    classes = []
+    for number in range(len(codes.classes)):
+        virtual = codes.virtual_channels(number, head_dim)
+        channel = rng.integers(0, head_dim, (kv_heads, virtual))
+        rows = np.take_along_axis(
+            rng.normal(size=(kv_heads, head_dim, head_dim)), channel[..., None], 1
+        )
+        bits = rng.integers(1, 4, (kv_heads, virtual))
+        classes.append(
+            vkq_jax.ClassTables(
+                analysis=jnp.asarray(rows, jnp.float32),
+                top=jnp.asarray(2**bits - 1, jnp.int32),
+                shift=jnp.asarray(rng.integers(0, bits), jnp.int32),
+                dictionary=normal(head_dim, virtual),
+            )
+        )
+    return vkq_jax.SideTables(
+        codebook=normal(codes.codebook, head_dim) if codes.codebook else None,
+        metric=normal(head_dim, head_dim) if codes.learned else None,
+        classes=tuple(classes) if codes.learned else None,
+    )
+
+
+def random_tables(
+    quant: vkq_jax.KVQuantConfig, kv_heads: int, head_dim: int, seed: int = 0
+) -> vkq_jax.CodeTables:
+    """Tables of one layer, for keys and values."""
+    rng = np.random.default_rng(seed)
+    sides = (random_side_tables(x, kv_heads, head_dim, rng) for x in (quant.key, quant.value))
+    return vkq_jax.CodeTables(*sides)
+
+
 def random_layer(shape: Shape, quant: vkq_jax.KVQuantConfig, seed: int = 0):
     """A query `[B, T, N, H]` and a layer of a cache, both from a seed.
 
     Channels have unlike offsets and sizes, as real keys do.
     """
     rng = np.random.default_rng(seed)
+    tables = random_tables(quant, shape.num_kv_heads, shape.head_dim, seed)
 
     def normal(*dims):
         return jnp.asarray(rng.normal(size=dims), jnp.float32)
@@ -65,6 +108,7 @@ def random_layer(shape: Shape, quant: vkq_jax.KVQuantConfig, seed: int = 0):
                 jnp.asarray(index, jnp.int32),
                 jnp.asarray(valid),
                 quant=quant,
+                tables=tables,
             )
         )
     text = TextBank(
@@ -73,7 +117,7 @@ def random_layer(shape: Shape, quant: vkq_jax.KVQuantConfig, seed: int = 0):
         jnp.asarray(shape.text, jnp.int32),
     )
     query = normal(shape.batch, shape.num_queries, shape.num_heads, shape.head_dim)
-    return query, LayerCache(tuple(banks), text, quant=quant)
+    return query, LayerCache(tuple(banks), text, quant=quant, tables=tables)
 
 
 def with_score_map(layer: LayerCache, num_heads: int) -> LayerCache:
@@ -112,7 +156,9 @@ __all__ = [
     "Shape",
     "VisualBank",
     "random_layer",
+    "random_side_tables",
     "random_starts",
+    "random_tables",
     "relative_error",
     "with_score_map",
 ]

@@ -38,7 +38,7 @@ from vkq_apps.bench.rivals import (
 )
 from vkq_apps.bench.timing import LayerTime, bandwidth, time_per_layer
 from vkq_apps.provenance import provenance
-from vkq_jax import visibility
+from vkq_jax import slots
 from vkq_jax.array_types import Array, Int32
 from vkq_jax.attention import per_kv_head
 from vkq_jax.cache import VisualBank
@@ -191,7 +191,7 @@ def reference(
 
     def seen(name, end, scores):
         start = starts.get(name, jnp.zeros_like(end))
-        return per_kv_head(visibility.visible(start, end, scores.shape[-1]), scores)
+        return per_kv_head(slots.visible(start, end, scores.shape[-1])[:, None], scores)
 
     with jax.default_matmul_precision("highest"):
         parts, values, masks = [], [], []

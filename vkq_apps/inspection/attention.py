@@ -17,12 +17,13 @@ from vkq_jax.attention import (
     per_kv_head,
     to_kv_heads,
 )
-from vkq_jax.cache import LayerCache, TextBank, VisualBank
+from vkq_jax.cache import LayerCache, TextBank, code_bank
 from vkq_jax.calibration import calibrate
+from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.pytree import frozen_pytree
-from vkq_jax.quantize import quantize
-from vkq_jax.visibility import Starts, visible
+from vkq_jax.slots import visible
+from vkq_jax.visibility import Starts
 
 __all__ = ["LastTokenAttention", "layers_as_batch", "over_cache"]
 
@@ -48,18 +49,20 @@ class LastTokenAttention:
         return self.visual.sum(-1)
 
 
-def layers_as_batch(caught: Capture, quant: KVQuantConfig) -> LayerCache:
+def layers_as_batch(
+    caught: Capture, quant: KVQuantConfig, tables: CodeTables | None = None
+) -> LayerCache:
     """The cache that coding with `quant` leaves, its layers in the place of the batch."""
     layers, _, visual, _ = caught.key.shape
-    key, value = quantize(caught.key, quant.key), quantize(caught.value, quant.value)
     return LayerCache(
-        (VisualBank(key, value, jnp.full(layers, visual, jnp.int32)),),
+        (code_bank(caught.key, caught.value, jnp.ones((layers, visual), bool), quant, tables),),
         TextBank(
             caught.text_key,
             caught.text_value,
             jnp.full(layers, caught.text_key.shape[-2], jnp.int32),
         ),
         quant=quant,
+        tables=tables,
     )
 
 
@@ -72,17 +75,19 @@ def over_cache(caught: Capture, cache: LayerCache, *, logits_scale: float) -> La
     (bank,) = cache.visual
     q = to_kv_heads(query.astype(jnp.float32) * logits_scale, cache.text.key.shape[1])
 
-    def seen(start, length, scores):
-        mask = visible(start[:, None], length[:, None], scores.shape[-1])
-        return per_kv_head(mask, scores)
-
-    scores = post_scaling.scores(q, bank.key)
-    mask = seen(caught.visual_start, bank.length, scores)
+    scores = post_scaling.scores(q, bank.key, None if cache.tables is None else cache.tables.key)
+    mask = bank.visible(caught.visual_start[:, None], bank.length[:, None], scores.shape[-1])
+    mask = per_kv_head(mask, scores)
     if cache.quant.calibration is not None:
         scores, _ = calibrate(scores, mask, cache.quant.calibration)
     text = jnp.einsum("lkmh,lksh->lkms", q, cache.text.key.astype(jnp.float32), precision="highest")
-    mask = jnp.concatenate([mask, seen(caught.text_start, cache.text.length, text)], -1)
+    seen = visible(caught.text_start[:, None], cache.text.length[:, None], text.shape[-1])
+    mask = jnp.concatenate([mask, per_kv_head(seen[:, None], text)], -1)
     weights, _ = masked_softmax(jnp.concatenate([scores, text], -1), mask)
-    weights = from_kv_heads(weights, 1)[:, 0]
     visual, text = jnp.split(weights, [scores.shape[-1]], axis=-1)
+    if bank.class_map is not None:
+        slots = bank.class_map.slots_of_positions()[:, :, None]
+        shape = (*visual.shape[:-1], slots.shape[-1])
+        visual = jnp.take_along_axis(visual, jnp.broadcast_to(slots, shape), axis=-1)
+    visual, text = (from_kv_heads(part, 1)[:, 0] for part in (visual, text))
     return LastTokenAttention(visual, text, attended.output[:, 0], attended.guarded)

@@ -1,0 +1,319 @@
+"""Dictionary codes: classes of tokens, each a signed sum of dictionary columns around a centre."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from vkq_jax import groups, log_scale, packing, rotation
+from vkq_jax.array_types import Array, Bool, Float, Int32, Shaped, UInt32
+from vkq_jax.code_tables import ClassTables, CodeTables, SideTables, align
+from vkq_jax.dictionary_tensor import DictionaryTensor
+from vkq_jax.image_centres import image_centres, nearest
+from vkq_jax.pytree import frozen_pytree
+from vkq_jax.quantized import CodeFamily
+from vkq_jax.token_classes import ClassMap, TokenClass, assign_classes, check_classes
+
+__all__ = ["DictionaryCodes", "quantize_pair"]
+
+# Steps of least squared error for N(0, 1), by bits of a code (Max 1960, table II).
+_STEPS = (0.0, 1.5958, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)
+
+
+@dataclasses.dataclass(frozen=True)
+class DictionaryCodes(CodeFamily):
+    """Settings of dictionary codes, see `DictionaryTensor`.
+
+    Tokens are sorted by the energy of what their centre leaves, and get precision by class: tokens
+    are not alike, and saying where the bits are costs next to nothing. The scale of a token,
+    a = |u|^2 / <u, D s>, makes <x_hat - centre, x - centre> exact (the estimator of RaBitQ, arXiv
+    2405.12497): a key shrunk by a code of least squared error would lower the score of just the
+    tokens that matter.
+
+    Attributes:
+        classes: shares of the tokens and their bits per channel, from the greatest energy on.
+        centres: centroids that each image brings of its own, 1 (the mean) to 256.
+        codebook: centroids of the model's codebook, added to the mean; needs tables. 0: none.
+        learned: whether the classes' dictionaries come from tables; otherwise they are Hadamard
+            planes, whose number per class is whole.
+        token_scale: whether each token has a scale; without one the dictionary has fixed steps.
+        table_dtype: dtype in which centres are stored: bfloat16, float16 or float32.
+
+    Raises:
+        ValueError: a setting is none of these, or several centres go with a codebook.
+    """
+
+    classes: tuple[TokenClass, ...] = (
+        TokenClass(0.25, 2),
+        TokenClass(0.5, 1),
+        TokenClass(0.25, 0),
+    )
+    centres: int = 1
+    codebook: int = 0
+    learned: bool = False
+    token_scale: bool = True
+    table_dtype: str = "bfloat16"
+
+    def __post_init__(self):
+        """Checks the settings."""
+        check_classes(self.classes)
+        groups.check_table_dtype(self.table_dtype)
+        for name, least in (("centres", 1), ("codebook", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not least <= value <= 256:
+                raise ValueError(f"{name} must be a whole number in [{least}, 256], got {value!r}")
+        if self.centres > 1 and self.codebook:
+            raise ValueError("centres of the image's own and a codebook exclude each other")
+        if not self.learned and any(c.planes != int(c.planes) for c in self.classes):
+            raise ValueError(
+                "without learned dictionaries each class has a whole number of planes, got "
+                f"{[c.planes for c in self.classes]}"
+            )
+        if not self.learned and not self.token_scale:
+            raise ValueError("Hadamard planes need a scale for each token")
+
+    @property
+    def uses_tables(self) -> bool:
+        """Whether coding and decoding need the model's tables."""
+        return self.learned or self.codebook > 0
+
+    @property
+    def id_bits(self) -> int:
+        """Bits of a centroid's number; 0: there is one centroid."""
+        count = self.codebook or self.centres
+        return 0 if count == 1 else next(b for b in packing.SUPPORTED_BITS if 2**b >= count)
+
+    def virtual_channels(self, number: int, head_dim: int) -> int:
+        """n, the bits of a token of a class."""
+        return round(self.classes[number].planes * head_dim)
+
+    def quantize(
+        self,
+        x: Float[Array, "*lead V H"],
+        valid: Bool[Array, "*lead V"],
+        tables: SideTables | None = None,
+    ) -> DictionaryTensor:
+        """Codes `x` by itself; with the other side of a bank, `quantize_pair` does.
+
+        Raises:
+            ValueError: the settings need tables and there are none, or tables of another shape.
+        """
+        centred = _centre(x, valid, self, tables)
+        class_map = assign_classes(centred.energy, valid, self.classes)
+        tensor = _encode(centred, class_map, self, tables)
+        return dataclasses.replace(tensor, class_map=class_map)
+
+
+def quantize_pair(
+    key: Float[Array, "B K V H"],
+    value: Float[Array, "B K V H"],
+    valid: Bool[Array, "B K V"],
+    codes: tuple[DictionaryCodes, DictionaryCodes],
+    tables: CodeTables | None = None,
+) -> tuple[DictionaryTensor, DictionaryTensor, ClassMap]:
+    """Codes keys and values of the same tokens, whose classes and slots they share.
+
+    A token's energy is that of its key and of its value, each in units of their mean.
+
+    Returns:
+        Keys, values and the map, which neither tensor holds; positions must be valid from the
+        first one on, so that a length says which ones are.
+    """
+    sides = (None, None) if tables is None else (tables.key, tables.value)
+    centred = [
+        _centre(x, valid, side_codes, side)
+        for x, side_codes, side in zip((key, value), codes, sides, strict=True)
+    ]
+    of_keys, of_values = (_in_units_of_mean(c.energy, valid) for c in centred)
+    class_map = assign_classes(of_keys + of_values, valid, codes[0].classes)
+    coded = [
+        _encode(c, class_map, side_codes, side)
+        for c, side_codes, side in zip(centred, codes, sides, strict=True)
+    ]
+    return coded[0], coded[1], dataclasses.replace(class_map, valid=None)
+
+
+@frozen_pytree
+class _Centred:
+    """Tokens, less their centre.
+
+    Attributes:
+        centre: as stored. ids: centroid of each token; None: there is one. residual: u.
+        energy: |A u|^2.
+    """
+
+    centre: Float[Array, "*lead M H"]
+    ids: Int32[Array, "*lead V"] | None
+    residual: Float[Array, "*lead V H"]
+    energy: Float[Array, "*lead V"]
+
+
+def _centre(
+    x: Float[Array, "*lead V H"],
+    valid: Bool[Array, "*lead V"],
+    codes: DictionaryCodes,
+    tables: SideTables | None,
+) -> _Centred:
+    _check_tables(codes, tables, x.shape)
+    x = jnp.where(valid[..., None], x.astype(jnp.float32), 0.0)
+    ids = None
+    if codes.centres > 1:
+        centre = groups.as_stored(image_centres(x, valid, codes.centres), codes.table_dtype)
+        own = centre.astype(jnp.float32)
+        ids = nearest(x, own)
+        residual = x - jnp.take_along_axis(own, ids[..., None], axis=-2)
+    else:
+        mean = groups.masked_mean(jnp.swapaxes(x, -1, -2), _per_channel(valid, x.shape))
+        centre = groups.as_stored(mean[..., None, :], codes.table_dtype)
+        residual = x - centre.astype(jnp.float32)
+    if codes.codebook:
+        assert tables is not None
+        assert tables.codebook is not None
+        book = align(tables.codebook, x.ndim)
+        book = jnp.broadcast_to(book, (*x.shape[:-2], *book.shape[-2:]))
+        ids = nearest(_measure(residual, tables), _measure(book, tables))
+        residual = residual - jnp.take_along_axis(book, ids[..., None], axis=-2)
+    residual = jnp.where(valid[..., None], residual, 0.0)
+    energy = jnp.square(_measure(residual, tables)).sum(-1)
+    return _Centred(centre, ids, residual, energy)
+
+
+def _encode(
+    centred: _Centred, class_map: ClassMap, codes: DictionaryCodes, tables: SideTables | None
+) -> DictionaryTensor:
+    packed, scales, ids = [], [], []
+    head_dim = centred.residual.shape[-1]
+    for number, (position, taken) in enumerate(class_map.positions_of_slots()):
+        u = jnp.take_along_axis(centred.residual, position[..., None], axis=-2)
+        u = jnp.where(taken[..., None], u, 0.0)
+        virtual = codes.virtual_channels(number, head_dim)
+        words, scale = _encode_class(u, virtual, number, codes, tables)
+        packed.append(words)
+        scales.append(scale)
+        if centred.ids is not None:
+            chosen = jnp.take_along_axis(centred.ids, position, axis=-1)
+            ids.append(jnp.where(taken, chosen, 0))
+    return DictionaryTensor(
+        packed=tuple(packed),
+        token_scale=tuple(scales),
+        centre=centred.centre,
+        centre_id=packing.pack(jnp.concatenate(ids, -1), codes.id_bits) if ids else None,
+        virtual=tuple(codes.virtual_channels(c, head_dim) for c in range(len(codes.classes))),
+        head_dim=head_dim,
+        num_positions=class_map.num_positions,
+        num_slots=class_map.num_slots,
+        id_bits=codes.id_bits,
+        codebook=codes.codebook > 0,
+        learned=codes.learned,
+    )
+
+
+def _encode_class(
+    u: Float[Array, "*lead C H"],
+    virtual: int,
+    number: int,
+    codes: DictionaryCodes,
+    tables: SideTables | None,
+) -> tuple[UInt32[Array, "*lead C W"], Shaped[Array, "*lead C"] | None]:
+    """Bits and scales of the tokens of one class."""
+    if not virtual:
+        return packing.pack(jnp.zeros((*u.shape[:-1], 0), jnp.uint32), 1), None
+    learned = tables.of_class(number) if codes.learned and tables is not None else None
+    if learned is None:
+        z = rotation.rotate(u)
+        size = jnp.sqrt(jnp.square(z).mean(-1, keepdims=True))
+        bits = virtual // u.shape[-1]
+        code = _grid(z / (_or_one(size) * _STEPS[bits]), 2**bits - 1)
+        shifts = jnp.arange(bits, dtype=jnp.int32).reshape(*[1] * (z.ndim - 1), bits, 1)
+        bit = ((code[..., None, :] >> shifts) & 1).reshape(*u.shape[:-1], virtual)
+        decoded = (2 * code - (2**bits - 1)).astype(jnp.float32)
+    else:
+        bit, decoded = _encode_learned(u, learned, codes, tables)
+        z, decoded = _measure(u, tables), _measure(decoded, tables)
+    words = packing.pack(bit.astype(jnp.uint32), 1)
+    if not codes.token_scale:
+        return words, None
+    along = (z * decoded).sum(-1)
+    scale = jnp.square(z).sum(-1) / jnp.where(along > 0, along, jnp.inf)
+    return words, log_scale.encode(scale)
+
+
+def _encode_learned(
+    u: Float[Array, "*lead C H"],
+    learned: ClassTables,
+    codes: DictionaryCodes,
+    tables: SideTables | None,
+) -> tuple[Int32[Array, "*lead C n"], Float[Array, "*lead C H"]]:
+    """Bits, and the D s that they stand for."""
+    if codes.token_scale:
+        size = jnp.sqrt(jnp.square(_measure(u, tables)).mean(-1, keepdims=True))
+        u = u / _or_one(size)
+    exact = jax.lax.Precision.HIGHEST
+    analysis = align(learned.analysis, u.ndim)
+    v = jnp.einsum("...vh,...nh->...vn", u, analysis, precision=exact)
+    top, shift = (
+        x.reshape(*[1] * (u.ndim - x.ndim - 1), *x.shape[:-1], 1, x.shape[-1])
+        for x in (learned.top, learned.shift)
+    )
+    bit = (_grid(v, top) >> shift) & 1
+    signs = (2 * bit - 1).astype(jnp.float32)
+    dictionary = align(learned.dictionary, u.ndim)
+    return bit, jnp.einsum("...vn,...hn->...vh", signs, dictionary, precision=exact)
+
+
+def _grid(v: Float[Array, "*x"], top: Int32[Array, "*#x"] | int) -> Int32[Array, "*x"]:
+    """The codes 0 to `top` of numbers on a grid of step 1 around 0."""
+    highest = jnp.asarray(top, jnp.float32)
+    return jnp.clip(jnp.round(v + highest / 2), 0.0, highest).astype(jnp.int32)
+
+
+def _measure(x: Float[Array, "*lead V H"], tables: SideTables | None) -> Float[Array, "*lead V H"]:
+    """A x: what tokens are compared by."""
+    if tables is None or tables.metric is None:
+        return x
+    metric = align(tables.metric, x.ndim)
+    return jnp.einsum("...vh,...gh->...vg", x, metric, precision=jax.lax.Precision.HIGHEST)
+
+
+def _per_channel(valid: Bool[Array, "*lead V"], shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    return jnp.broadcast_to(valid[..., None, :], (*shape[:-2], shape[-1], shape[-2]))
+
+
+def _or_one(x: Float[Array, "*x"]) -> Float[Array, "*x"]:
+    return jnp.where(x == 0, 1.0, x)
+
+
+def _in_units_of_mean(
+    energy: Float[Array, "*lead V"], valid: Bool[Array, "*lead V"]
+) -> Float[Array, "*lead V"]:
+    return energy / _or_one(groups.masked_mean(energy, valid))[..., None]
+
+
+def _check_tables(
+    codes: DictionaryCodes, tables: SideTables | None, shape: tuple[int, ...]
+) -> None:
+    if codes.uses_tables and tables is None:
+        raise ValueError(
+            "these codes need the tables of a model (`vkq calibrate` makes them): pass `tables`"
+        )
+    if tables is None:
+        return
+    head_dim = shape[-1]
+    if codes.codebook and (tables.codebook is None or tables.codebook.shape[-2] != codes.codebook):
+        found = None if tables.codebook is None else tables.codebook.shape[-2]
+        raise ValueError(f"expected a codebook of {codes.codebook} centroids, got {found}")
+    if codes.learned and (tables.classes is None or len(tables.classes) != len(codes.classes)):
+        raise ValueError(f"expected dictionaries of {len(codes.classes)} classes in the tables")
+    for leaf in jax.tree.leaves(tables):
+        if not set(leaf.shape[-2:]) & {head_dim} and jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(f"expected tables of head_dim {head_dim}, got {list(leaf.shape)}")
+    if codes.learned and tables.classes is not None:
+        for number, learned in enumerate(tables.classes):
+            expected = codes.virtual_channels(number, head_dim)
+            if learned is not None and learned.dictionary.shape[-1] != expected:
+                raise ValueError(
+                    f"class {number}: expected a dictionary of {expected} columns, got "
+                    f"{learned.dictionary.shape[-1]}"
+                )

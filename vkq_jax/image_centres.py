@@ -1,0 +1,55 @@
+"""A few centroids of the tokens of one image and head."""
+
+import jax
+import jax.numpy as jnp
+
+from vkq_jax.array_types import Array, Bool, Float, Int32
+
+__all__ = ["image_centres", "nearest"]
+
+_STEPS = 8
+
+
+def image_centres(
+    x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"], count: int
+) -> Float[Array, "*lead M H"]:
+    """k-means centroids of the valid tokens, from a start at tokens far from each other.
+
+    Deterministic: the first centre is the mean, each further one the token farthest from those
+    there are (Gonzalez 1985), then eight steps of Lloyd's algorithm. A centre without tokens stays
+    where it is.
+    """
+    weight = valid.astype(jnp.float32)
+    total = jnp.maximum(weight.sum(-1), 1.0)
+    mean = (x * weight[..., None]).sum(-2) / total[..., None]
+    centres = jnp.zeros((*x.shape[:-2], count, x.shape[-1]), jnp.float32)
+    centres = centres.at[..., 0, :].set(mean)
+    far = jnp.where(valid, jnp.square(x - mean[..., None, :]).sum(-1), -1.0)
+
+    def add(i, state):
+        centres, far = state
+        token = jnp.argmax(far, axis=-1)
+        new = jnp.take_along_axis(x, token[..., None, None], axis=-2)
+        distance = jnp.square(x - new).sum(-1)
+        return centres.at[..., i, :].set(new[..., 0, :]), jnp.minimum(far, distance)
+
+    centres, _ = jax.lax.fori_loop(1, count, add, (centres, far))
+
+    def step(_, centres):
+        member = jax.nn.one_hot(nearest(x, centres), count, dtype=jnp.float32, axis=-1)
+        member = member * weight[..., None]
+        size = member.sum(-2)
+        sums = jnp.einsum("...vm,...vh->...mh", member, x, precision=jax.lax.Precision.HIGHEST)
+        moved = sums / jnp.maximum(size, 1.0)[..., None]
+        return jnp.where(size[..., None] > 0, moved, centres)
+
+    return jax.lax.fori_loop(0, _STEPS, step, centres)
+
+
+def nearest(
+    x: Float[Array, "*lead V H"], centres: Float[Array, "*lead M H"]
+) -> Int32[Array, "*lead V"]:
+    """Number of the centre that is nearest to each token."""
+    dot = jnp.einsum("...vh,...mh->...vm", x, centres, precision=jax.lax.Precision.HIGHEST)
+    distance = jnp.square(centres).sum(-1)[..., None, :] - 2.0 * dot
+    return jnp.argmin(distance, axis=-1).astype(jnp.int32)
