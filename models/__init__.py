@@ -1,7 +1,10 @@
 """Multimodal models in Flax NNX: loading, preparing prompts, running."""
 
+from models.calibrated import attach_tables
 from models.calibration import calibrate_scores
 from models.chat import chat_prompt
+from models.code_calibration import calibrate_codes
+from models.fingerprint import fingerprint
 from models.forward import forward
 from models.generate import GenerateOptions, Generation, generate, stream
 from models.inputs import Inputs, PromptShape
@@ -19,9 +22,12 @@ __all__ = [
     "Model",
     "PromptShape",
     "Sampling",
+    "attach_tables",
+    "calibrate_codes",
     "calibrate_scores",
     "chat_prompt",
     "decode",
+    "fingerprint",
     "forward",
     "generate",
     "load",

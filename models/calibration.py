@@ -8,12 +8,10 @@ from typing import get_args
 import jax
 import jax.numpy as jnp
 
-from models.decode_loop import observed_step
 from models.generate import QuantizeAt
 from models.inputs import Inputs
 from models.model import Model
-from models.prefill import prefill
-from models.split import split_after_images
+from models.observing import observe_answers
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import score_range
 from vkq_jax.calibration import ScoreMap, score_map
@@ -104,42 +102,28 @@ def _sum_ranges(
 
     A sliding window may hide them all from some queries, in some layers.
     """
-    images, question = inputs, None
-    if quantize_at == "image":
-        images, question = split_after_images(inputs)
-    length = inputs.prompt_shape.text + steps
-    logits, cache = prefill(model, images, quant=quant, cache_length=length)
-    visual = cache.visual  # beside the carry: they never change
-    stops = jnp.asarray(stop_tokens, jnp.int32)
 
     def observe(query, cache, layer, starts):
         scale = model.config.text.logits_scale
         return score_range(query, cache.layer(layer), starts=starts, logits_scale=scale)
 
-    def feed(carry, token, active):
-        logits, cache = carry
-        cache = dataclasses.replace(cache, visual=visual)
-        after, cache, ranges = observed_step(model, token, cache, active, observe=observe)
+    def add(total, ranges, active):
+        sums, count = total
         gamma, delta = (x[:, :, 0] for x in ranges)  # [L, B, N]
         looks = active[None, :, None] & (gamma <= delta)
-        sums = jnp.where(looks, jnp.stack((gamma, delta)), 0.0).sum(2)
-        logits = jnp.where(active[:, None], after, logits)
-        return (logits, dataclasses.replace(cache, visual=())), (sums, looks.sum(1))
+        sums = sums + jnp.where(looks, jnp.stack((gamma, delta)), 0.0).sum(2)
+        return sums, count + looks.sum(1, dtype=jnp.int32)
 
-    def read(carry, item):
-        return feed(carry, *item)
-
-    def answer(carry, _):
-        carry, done = carry
-        token = jnp.argmax(carry[0], axis=-1).astype(jnp.int32)
-        carry, found = feed(carry, token, ~done)
-        return (carry, done | jnp.any(token[:, None] == stops[None], axis=-1)), found
-
-    carry, found = (logits, dataclasses.replace(cache, visual=())), []
-    if question is not None:
-        carry, of_question = jax.lax.scan(read, carry, (question.input_ids.T, question.mask.T))
-        found.append(of_question)
-    _, of_answer = jax.lax.scan(answer, (carry, jnp.zeros(len(logits), bool)), length=steps)
-    found.append(of_answer)
-    sums, counts = zip(*found, strict=True)
-    return jnp.concatenate(sums).sum(0), jnp.concatenate(counts).sum(0)
+    heads = (model.config.text.num_layers, model.config.text.num_heads)
+    (sums, count), _ = observe_answers(
+        model,
+        inputs,
+        quant=quant,
+        steps=steps,
+        quantize_at=quantize_at,
+        stop_tokens=stop_tokens,
+        observe=observe,
+        add=add,
+        start=(jnp.zeros((2, *heads), jnp.float32), jnp.zeros(heads, jnp.int32)),
+    )
+    return sums, count

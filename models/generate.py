@@ -1,5 +1,6 @@
 """Generation: prefill, then decoding from a cache whose visual tokens are coded."""
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal, TypedDict, Unpack, get_args
@@ -10,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 import pallas_kernels
+from models.calibrated import settle_codes
 from models.decode_loop import DecodeState, decode_loop
 from models.inputs import Inputs
 from models.model import Model
@@ -18,9 +20,9 @@ from models.sampling import Sampling
 from models.split import split_after_images
 from vkq_jax.array_types import Array, Int32
 from vkq_jax.cache import KVCache
+from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import KVQuantConfig
-from vkq_jax.presets import resolve
 from vkq_jax.pytree import frozen_pytree
 
 __all__ = ["GenerateOptions", "Generation", "QuantizeAt", "generate", "stream"]
@@ -57,6 +59,7 @@ def generate(
     cache_length: int | None = None,
     implementation: str | None = None,
     score_map: ScoreMap | None = None,
+    tables: CalibratedCodes | str | os.PathLike[str] | None = None,
 ) -> Generation:
     """Answers prompts: jit-compiled prefill and decode loop, pure, fit for `jax.vmap`.
 
@@ -79,6 +82,8 @@ def generate(
         score_map: static calibration of visual scores [L, N], from `calibrate_scores`; takes the
             place of the one that `quant` finds at every step, and takes the same codes as it was
             calibrated with. By default the given cache's own.
+        tables: presets calibrated for this model, from `calibrate_codes` or a file that
+            `vkq calibrate` wrote; by default those found beside the checkpoint.
 
     Raises:
         ValueError: an argument is out of range, or the prompt does not fit `cache_length`, or the
@@ -97,6 +102,7 @@ def generate(
         cache_length=cache_length,
         implementation=implementation,
         score_map=score_map,
+        tables=tables,
     )
     # Nobody else holds the state that prefill left. `stream` shows its states, and keeps them.
     tokens, lengths, state = emit(state, steps=max_new_tokens, consume=True)
@@ -115,6 +121,7 @@ class GenerateOptions(TypedDict, total=False):
     cache_length: int | None
     implementation: str | None
     score_map: ScoreMap | None
+    tables: CalibratedCodes | str | os.PathLike[str] | None
 
 
 def stream(
@@ -158,6 +165,7 @@ def _begin(
     cache_length: int | None = None,
     implementation: str | None = None,
     score_map: ScoreMap | None = None,
+    tables: CalibratedCodes | str | os.PathLike[str] | None = None,
 ) -> tuple[DecodeState, Callable[..., tuple[Array, Array, DecodeState]]]:
     """Checks the arguments, prefills, and binds those of `decode_loop` that stay the same."""
     if max_new_tokens < 1:
@@ -167,7 +175,7 @@ def _begin(
     if not sampling.greedy and key is None:
         raise ValueError("sampling with a temperature needs a PRNG key: key=jax.random.key(seed)")
     pallas_kernels.choose_implementation(implementation)
-    settings = _settle_quant(quant, cache)
+    settings, own_tables = settle_codes(model, quant, tables, cache)
     if score_map is not None:
         _check_score_map(model, score_map)
         score_map.check_codes(settings)
@@ -177,6 +185,7 @@ def _begin(
         cache_length=_settle_length(inputs, cache, cache_length, max_new_tokens),
         implementation=implementation,
         score_map=score_map,
+        tables=own_tables,
     )
     if quantize_at == "prompt" or not inputs.prompt_shape.visual:
         logits, filled = run(model, inputs, cache)
@@ -195,17 +204,6 @@ def _begin(
         implementation=implementation,
     )
     return DecodeState(logits, filled, jnp.zeros(logits.shape[0], bool), key), emit
-
-
-def _settle_quant(quant: str | KVQuantConfig | None, cache: KVCache | None) -> KVQuantConfig:
-    if cache is None:
-        return resolve("vkq-1bit" if quant is None else quant)
-    if quant is not None and resolve(quant) != cache.quant:
-        raise ValueError(
-            f"a conversation keeps the codes of its cache, {cache.quant}; leave quant out, "
-            f"got {quant!r}"
-        )
-    return cache.quant
 
 
 def _check_score_map(model: Model, score_map: ScoreMap) -> None:

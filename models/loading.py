@@ -12,6 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
+from models.calibrated import TABLES_FILE, attach_tables
 from models.checkpoint import Checkpoint, read_json
 from models.llava import params as llava_params
 from models.llava.config import TEXT_TOWERS, VISION_TOWERS, LlavaConfig
@@ -42,7 +43,8 @@ def load(
     Raises:
         FileNotFoundError: the folder, its config.json, its weights or one of its shards is missing.
         NotImplementedError: an architecture, or a setting of it, that this library does not have.
-        ValueError: a broken file, or weights that do not fit config.json; the error lists all.
+        ValueError: a broken file, weights that do not fit config.json, or a
+            `vkq_tables.safetensors` in the folder that was made for another model.
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be a floating type, got {jnp.dtype(dtype)}")
@@ -73,7 +75,9 @@ def load(
         params = read_weights(params, llava_params.source, keys, checkpoint)
     model = Model(params=params, graphdef=graphdef, config=config, source=str(folder))
     apart = jax.default_backend() == "gpu" if layers_apart is None else layers_apart
-    return model.take_apart() if apart else model
+    model = model.take_apart() if apart else model
+    tables = folder / TABLES_FILE
+    return attach_tables(model, tables) if tables.is_file() else model
 
 
 def save_weights(model: Model, folder: str | os.PathLike[str]) -> None:

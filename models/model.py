@@ -11,9 +11,22 @@ from flax import nnx
 from models.llava.config import LlavaConfig
 from models.llava.model import LlavaModel
 from models.stacks import Apart, take_apart
+from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.pytree import frozen_pytree, static_field
 
-__all__ = ["Model"]
+__all__ = ["AttachedCodes", "Model"]
+
+
+@dataclasses.dataclass(frozen=True)
+class AttachedCodes:
+    """Calibrated presets as a model's static part: no parameters, the same if their files are.
+
+    Attributes:
+        digest: of the file. codes: what it holds.
+    """
+
+    digest: str
+    codes: CalibratedCodes = dataclasses.field(compare=False, repr=False)
 
 
 @frozen_pytree
@@ -25,12 +38,14 @@ class Model:
         graphdef: what `nnx.split` said of the module besides its parameters.
         config: the architecture's settings.
         source: folder that the model was loaded from, if any (its processor lies there).
+        calibrated: presets calibrated for this model, if any.
     """
 
     params: Any
     graphdef: nnx.GraphDef[LlavaModel] = static_field()
     config: LlavaConfig = static_field()
     source: str | None = static_field(default=None)
+    calibrated: AttachedCodes | None = static_field(default=None)
 
     @classmethod
     def from_module(cls, module: LlavaModel, source: str | None = None) -> Model:

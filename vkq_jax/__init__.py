@@ -4,6 +4,7 @@ from vkq_jax.accounting import CacheBytes, cache_nbytes
 from vkq_jax.attention import Attended
 from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
 from vkq_jax.cache_updates import append, grow, take_sequences
+from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.code_tables import ClassTables, CodeTables, SideTables
 from vkq_jax.config import KVQuantConfig, ScoreCalibration
@@ -17,7 +18,14 @@ from vkq_jax.error_measures import (
     relative_squared_error,
 )
 from vkq_jax.level_codes import Granularity, LevelCodes, LevelTensor
-from vkq_jax.persistence import load_cache, load_score_map, save_cache, save_score_map
+from vkq_jax.persistence import (
+    load_cache,
+    load_score_map,
+    load_tables,
+    save_cache,
+    save_score_map,
+    save_tables,
+)
 from vkq_jax.presets import presets, resolve
 from vkq_jax.quantize import dequantize, fake_quantize, quantize
 from vkq_jax.quantized import AffineTensor, CodeFamily, QuantizedTensor
@@ -32,6 +40,8 @@ __all__ = [
     "AffineTensor",
     "Attended",
     "CacheBytes",
+    "CalibratedCodes",
+    "CalibratedPreset",
     "ClassMap",
     "ClassTables",
     "CodeFamily",
@@ -70,6 +80,7 @@ __all__ = [
     "grow",
     "load_cache",
     "load_score_map",
+    "load_tables",
     "presets",
     "quantization_error",
     "quantize",
@@ -77,6 +88,7 @@ __all__ = [
     "resolve",
     "save_cache",
     "save_score_map",
+    "save_tables",
     "take_sequences",
     "visual_mask",
     "visual_spans",

@@ -20,10 +20,18 @@ from safetensors.numpy import save_file
 
 import vkq_jax
 from vkq_jax.cache import KVCache
+from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.whole_file import whole_file
 
-__all__ = ["load_cache", "load_score_map", "save_cache", "save_score_map"]
+__all__ = [
+    "load_cache",
+    "load_score_map",
+    "load_tables",
+    "save_cache",
+    "save_score_map",
+    "save_tables",
+]
 
 
 def save_cache(path: str | os.PathLike[str], cache: KVCache) -> None:
@@ -74,6 +82,26 @@ def load_score_map(path: str | os.PathLike[str], *, types: Iterable[type] = ()) 
     score_map = _load(path, "score map", ScoreMap, types)
     _check_values(path, score_map)
     return score_map
+
+
+def save_tables(path: str | os.PathLike[str], codes: CalibratedCodes) -> None:
+    """Writes the calibrated presets of a model, as `save_cache` does."""
+    _save(path, codes, "tables")
+
+
+def load_tables(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> CalibratedCodes:
+    """Reads calibrated presets back; `models.generate` checks that they fit a model.
+
+    Args:
+        path: file written by `save_tables`.
+        types: classes of your own that its codes use, as for `load_cache`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a whole and consistent file of tables, or a type that is neither this
+            package's nor in `types`.
+    """
+    return _load(path, "tables", CalibratedCodes, types)
 
 
 def _check_values(path: str | os.PathLike[str], score_map: ScoreMap) -> None:

@@ -8,18 +8,21 @@ from types import MappingProxyType
 
 from vkq_jax.config import KVQuantConfig, ScoreCalibration
 from vkq_jax.dense import Dense
+from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.level_codes import Granularity, LevelCodes
+from vkq_jax.quantized import CodeFamily
 from vkq_jax.range_rules import Quantile, Shrink
 from vkq_jax.sign_codes import SignCodes
+from vkq_jax.token_classes import TokenClass
 
-__all__ = ["presets", "resolve"]
+__all__ = ["calibrated_presets", "presets", "resolve"]
 
 # The levels of least squared error for a normal distribution, -+ sqrt(2 / pi), are its 0.2125- and
 # 0.7875-quantiles.
 _NORMAL_QUANTILE = statistics.NormalDist().cdf(-sqrt(2 / pi))
 
 
-def _both(codes: LevelCodes | SignCodes | Dense) -> KVQuantConfig:
+def _both(codes: CodeFamily) -> KVQuantConfig:
     return KVQuantConfig(key=codes, value=codes)
 
 
@@ -48,6 +51,22 @@ presets: Mapping[str, KVQuantConfig] = MappingProxyType(
         "none": _both(Dense()),
     }
 )
+
+
+def _classes(*planes: tuple[float, float]) -> tuple[TokenClass, ...]:
+    return tuple(TokenClass(share, bits) for share, bits in planes)
+
+
+_ONE_BIT = _classes((0.1, 3), (0.2, 2), (0.3, 1), (0.4, 0))
+_HALF_BIT = _classes((0.05, 3), (0.1, 2), (0.15, 1), (0.7, 0))
+
+calibrated_presets: Mapping[str, KVQuantConfig] = MappingProxyType(
+    {
+        "vkq-1bit": _both(DictionaryCodes(_ONE_BIT, codebook=256)),
+        "vkq-half": _both(DictionaryCodes(_HALF_BIT, codebook=256)),
+    }
+)
+"""What presets stand for once a model is calibrated."""
 
 
 def resolve(quant: str | KVQuantConfig) -> KVQuantConfig:

@@ -1,0 +1,109 @@
+"""Calibrated presets of a model: found beside its checkpoint, or given; never those of another."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+
+from models.fingerprint import fingerprint
+from models.model import AttachedCodes, Model
+from vkq_jax.cache import KVCache
+from vkq_jax.calibrated import CalibratedCodes
+from vkq_jax.code_tables import CodeTables
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.dictionary_codes import DictionaryCodes
+from vkq_jax.persistence import load_tables
+from vkq_jax.presets import resolve
+
+__all__ = ["DEFAULT_QUANT", "TABLES_FILE", "attach_tables", "settle_codes"]
+
+DEFAULT_QUANT = "vkq-1bit"
+TABLES_FILE = "vkq_tables.safetensors"
+
+
+def attach_tables(model: Model, file: str | os.PathLike[str]) -> Model:
+    """The model with the calibrated presets of a file, which `generate` then takes by itself.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a broken file, or one that was made for another model.
+    """
+    codes = load_tables(file)
+    _check(model, codes, str(file))
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return dataclasses.replace(model, calibrated=AttachedCodes(digest, codes))
+
+
+def settle_codes(
+    model: Model,
+    quant: str | KVQuantConfig | None,
+    tables: CalibratedCodes | str | os.PathLike[str] | None,
+    cache: KVCache | None,
+) -> tuple[KVQuantConfig, CodeTables | None]:
+    """The codes that a conversation takes, and their offline tables.
+
+    A cache keeps its own. Otherwise a preset's name stands for what calibration made of it, if
+    `tables` or the model has a calibrated preset of that name, and for the uncalibrated one if not.
+
+    Raises:
+        ValueError: other codes than those of the cache; an unknown preset; `tables` that lack the
+            preset, or belong to another model; codes that need tables where there are none.
+    """
+    if cache is not None:
+        if quant is not None and not _stands_for(model, quant, cache.quant):
+            raise ValueError(
+                "a conversation keeps the codes of its cache: leave quant out, or pass "
+                f"cache.quant; got {quant!r}"
+            )
+        if tables is not None:
+            raise ValueError("a conversation keeps the tables of its cache: leave tables out")
+        return cache.quant, cache.tables
+    quant = DEFAULT_QUANT if quant is None else quant
+    known = _given(model, tables)
+    calibrated = None if known is None else known.find(quant)
+    if calibrated is not None:
+        return calibrated.quant, calibrated.tables
+    settings = resolve(quant)
+    if tables is not None and known is not None:
+        raise ValueError(
+            f"tables: expected a calibrated preset {quant!r}, got {', '.join(known.names)}"
+        )
+    if any(
+        isinstance(x, DictionaryCodes) and x.uses_tables for x in (settings.key, settings.value)
+    ):
+        raise ValueError(
+            "these codes need tables of the model: make them with models.calibrate_codes or "
+            "`vkq calibrate` and pass tables=..."
+        )
+    return settings, None
+
+
+def _given(
+    model: Model, tables: CalibratedCodes | str | os.PathLike[str] | None
+) -> CalibratedCodes | None:
+    if tables is None:
+        return None if model.calibrated is None else model.calibrated.codes
+    if isinstance(tables, CalibratedCodes):
+        _check(model, tables, "tables")
+        return tables
+    if isinstance(tables, str | os.PathLike):
+        codes = load_tables(tables)
+        _check(model, codes, str(tables))
+        return codes
+    raise ValueError(f"tables must be CalibratedCodes or the path of a file, got {tables!r}")
+
+
+def _check(model: Model, codes: CalibratedCodes, name: str) -> None:
+    try:
+        codes.check_model(fingerprint(model))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _stands_for(model: Model, quant: str | KVQuantConfig, settings: KVQuantConfig) -> bool:
+    known = None if model.calibrated is None else model.calibrated.codes.find(quant)
+    return settings == (resolve(quant) if known is None else known.quant) or (
+        isinstance(quant, str) and settings == resolve(quant)
+    )

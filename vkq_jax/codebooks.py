@@ -1,0 +1,52 @@
+"""Codebooks: centroids that tokens of many images share."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from vkq_jax.array_types import Array, Float
+from vkq_jax.image_centres import nearest
+
+__all__ = ["fit_codebook"]
+
+_STEPS = 15
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def fit_codebook(
+    tokens: Float[Array, "*K n H"], count: int, key: jax.Array
+) -> Float[Array, "*K M H"]:
+    """k-means centroids of centred tokens, head by head, float32.
+
+    Starts at tokens drawn at random and takes fifteen steps of Lloyd's algorithm. A centroid that
+    no token is nearest to stays where it is.
+
+    Args:
+        tokens: at least `count` of each head, each less the mean of its image and head.
+        count: M, centroids of a head.
+        key: PRNG key of the start.
+
+    Raises:
+        ValueError: there are fewer tokens than centroids.
+    """
+    *lead, available, head_dim = tokens.shape
+    if available < count:
+        raise ValueError(f"expected at least {count} tokens of each head, got {available}")
+    flat = tokens.astype(jnp.float32).reshape(-1, available, head_dim)
+
+    def fit(args):
+        tokens, key = args
+        start = jax.random.choice(key, tokens, (count,), replace=False)
+
+        def step(_, centres):
+            number = nearest(tokens, centres)
+            sums = jnp.zeros_like(centres).at[number].add(tokens)
+            size = jnp.zeros(count, jnp.float32).at[number].add(1.0)[:, None]
+            return jnp.where(size > 0, sums / jnp.maximum(size, 1.0), centres)
+
+        return jax.lax.fori_loop(0, _STEPS, step, start)
+
+    # One head after the other: the distances of all at once would be large.
+    books = jax.lax.map(fit, (flat, jax.random.split(key, flat.shape[0])))
+    return books.reshape(*lead, count, head_dim)
