@@ -98,9 +98,7 @@ def evaluate(
         "device": head["device"],
         "source": source_digest(),
     }
-    sample_log = SampleLog(
-        None if results is None else log_path(results), marks, resume=resume
-    )
+    sample_log = SampleLog(None if results is None else log_path(results), marks, resume=resume)
     total = sum(len(batch.samples) for batch in batches)
     with progress(log, total, "questions") as show:
         run(

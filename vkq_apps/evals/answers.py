@@ -2,14 +2,13 @@
 
 from typing import Protocol
 
-import jax.numpy as jnp
 import numpy as np
 
 import models
 from models import Model
 from vkq_apps.evals import engine
-from vkq_apps.evals.batches import Prepared
-from vkq_apps.evals.engine import Comparison, Prompted
+from vkq_apps.evals.batches import Batch, Prepared
+from vkq_apps.evals.engine import Answered, Comparison, Prompted
 
 __all__ = ["Answers", "Chosen", "Written"]
 
@@ -18,11 +17,10 @@ class Answers(Protocol):
     """Full precision's own answers, and how a preset's come about.
 
     Attributes:
-        tokens: [Q, steps], what all presets are measured on. lengths: [Q].
+        exact: full precision along its own answers, which every preset is measured on.
     """
 
-    tokens: jnp.ndarray
-    lengths: jnp.ndarray
+    exact: Answered
 
     def rows(self, exact: Comparison) -> list[int]:
         """The row of each sample that holds full precision's own answer."""
@@ -34,12 +32,13 @@ class Answers(Protocol):
 
 
 class Written:
-    """Greedy answers, at most `limit` tokens long."""
+    """Greedy answers, no longer than the task allows."""
 
-    def __init__(self, model: Model, prepared: Prepared, prompted: Prompted, *, steps: int):
+    def __init__(self, model: Model, batch: Batch, prompted: Prompted, *, steps: int):
         """Full precision's own, from its prompts."""
-        self._model, self._steps, self._batch = model, steps, prepared.batch
-        self.tokens, self.lengths, self._own = self._write(prompted)
+        self._model, self._batch, self._steps = model, batch, steps
+        self.exact = self._write(prompted)
+        self._own = self._texts(self.exact)
 
     def rows(self, exact: Comparison) -> list[int]:
         """One row a sample, in order."""
@@ -47,30 +46,27 @@ class Written:
 
     def texts(self, prompted: Prompted, comparison: Comparison) -> list[str]:
         """Full precision's where no token differs along it; written anew for the others."""
-        differs = comparison.first_difference < np.asarray(self.lengths)
-        texts = self._write(prompted)[2] if differs.any() else self._own
-        return [
-            texts[row] if differs[row] else self._own[row] for row in self.rows(comparison)
-        ]
+        differs = comparison.first_difference < np.asarray(self.exact.lengths)
+        texts = self._texts(self._write(prompted)) if differs.any() else self._own
+        return [texts[row] if differs[row] else self._own[row] for row in self.rows(comparison)]
 
-    def _write(self, prompted: Prompted) -> tuple[jnp.ndarray, jnp.ndarray, list[str]]:
+    def _write(self, prompted: Prompted) -> Answered:
         limit = self._batch.task.max_new_tokens
-        tokens, lengths = engine.continue_greedily(
-            self._model, prompted, limit, steps=self._steps
-        )
-        texts = models.decode(self._model, tokens, lengths)
-        return tokens, lengths, [text.strip() for text in texts]
+        return engine.follow(self._model, prompted, limit, steps=self._steps)
+
+    def _texts(self, answered: Answered) -> list[str]:
+        texts = models.decode(self._model, answered.tokens, answered.lengths)
+        return [text.strip() for text in texts]
 
 
 class Chosen:
     """The most likely choices: log-likelihood over the length in bytes, as lm-eval's `acc_norm`."""
 
-    def __init__(self, prepared: Prepared):
-        """The choices of a prepared batch."""
-        assert prepared.forced is not None
+    def __init__(self, model: Model, prepared: Prepared, prompted: Prompted, *, steps: int):
+        """Full precision along all choices of a batch."""
+        assert prepared.choices is not None
         self._batch = prepared.batch
-        self.tokens = jnp.asarray(prepared.forced)
-        self.lengths = jnp.asarray(prepared.forced_lengths)
+        self.exact = engine.follow(model, prompted, steps, prepared.choices, steps=steps)
 
     def rows(self, exact: Comparison) -> list[int]:
         """The row of each sample's best choice."""

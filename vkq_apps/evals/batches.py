@@ -46,15 +46,14 @@ class Prepared:
     """A batch as the model takes it; fields as in `engine.read`.
 
     Attributes:
-        forced, forced_lengths: tokens of the choices [Q, steps], None where answers are free.
+        choices: tokens [Q, steps] and lengths [Q] of the choices; None where answers are free.
     """
 
     batch: Batch
     pictures: Inputs
     question: Inputs
     owner: jnp.ndarray
-    forced: np.ndarray | None = None
-    forced_lengths: np.ndarray | None = None
+    choices: tuple[jnp.ndarray, jnp.ndarray] | None = None
 
 
 def in_batches(task: Task, samples: Sequence[Sample], size: int) -> Iterator[Batch]:
@@ -108,12 +107,10 @@ def prepare(model: Model, batch: Batch, *, steps: int) -> Prepared:
         owner = [names.index(sample.picture) for sample in asked]
     else:
         owner = list(range(len(asked)))
-    forced, lengths = None, None
+    choices = None
     if batch.samples[0].choices:
-        forced, lengths = _choice_tokens(model, prompts, [choice for _, choice in batch.rows], steps)
-    return Prepared(
-        batch, pictures, question, jnp.asarray(owner, jnp.int32), forced, lengths
-    )
+        choices = _choice_tokens(model, prompts, [choice for _, choice in batch.rows], steps)
+    return Prepared(batch, pictures, question, jnp.asarray(owner, jnp.int32), choices)
 
 
 def _inputs(model: Model, pictures: list, prompts: list[str]) -> Inputs:
@@ -131,7 +128,7 @@ def _few(pictures: int, rows: int) -> int:
 
 def _choice_tokens(
     model: Model, prompts: Sequence[str], choices: Sequence[str | None], steps: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[jnp.ndarray, jnp.ndarray]:
     """The tokens that each choice adds to its prompt, and how many."""
     tokenizer = processor_of(model).tokenizer
     tokens, lengths = np.zeros((len(prompts), steps), np.int32), np.zeros(len(prompts), np.int32)
@@ -147,4 +144,4 @@ def _choice_tokens(
                 f"got {len(added)}"
             )
         tokens[row, : len(added)], lengths[row] = added, len(added)
-    return tokens, lengths
+    return jnp.asarray(tokens), jnp.asarray(lengths)

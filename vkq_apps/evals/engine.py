@@ -5,14 +5,15 @@ all presets. A preset then codes that cache and reads the question (or, with `qu
 codes the cache once the question is read), and is measured on full precision's own answer.
 """
 
+import dataclasses
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from models import Inputs, Model, Sampling
-from models.decode_loop import DecodeState, decode_loop, decode_step
+from models import Inputs, Model
+from models.decode_loop import decode_step
 from models.generate import QuantizeAt
 from models.prefill import prefill
 from vkq_apps.evals.coding import FULL_PRECISION, code
@@ -21,7 +22,16 @@ from vkq_jax.cache import KVCache
 from vkq_jax.cache_updates import take_sequences
 from vkq_jax.config import KVQuantConfig
 
-__all__ = ["Comparison", "Prompted", "Reading", "compare", "continue_greedily", "read", "read_coded", "replay"]
+__all__ = [
+    "Answered",
+    "Comparison",
+    "Prompted",
+    "Reading",
+    "compare",
+    "follow",
+    "read",
+    "read_coded",
+]
 
 
 class Prompted(NamedTuple):
@@ -44,6 +54,20 @@ class Reading(NamedTuple):
     question: Inputs
     owner: Array
     prompted: Prompted
+
+
+class Answered(NamedTuple):
+    """Answers and what the model thought on the way.
+
+    Attributes:
+        tokens: the answers, 0 behind their ends. lengths: their tokens, stop token included.
+        kept: log-probabilities of the next token before each of them; what stands behind an
+            answer's end means nothing.
+    """
+
+    tokens: Int32[Array, "B steps"]
+    lengths: Int32[Array, "B"]
+    kept: Float[Array, "B steps vocab"]
 
 
 class Comparison(NamedTuple):
@@ -89,70 +113,69 @@ def _read_question(model: Model, question: Inputs, cache: KVCache) -> Prompted:
     return Prompted(logits, cache)
 
 
-def continue_greedily(
-    model: Model, prompted: Prompted, limit: int, *, steps: int
-) -> tuple[Int32[Array, "B steps"], Int32[Array, "B"]]:
-    """Greedy answers of at most `limit` tokens, as `models.generate` gives, and their lengths."""
-    done = jnp.zeros(prompted.logits.shape[0], bool)
-    tokens, lengths, _ = decode_loop(
-        model,
-        DecodeState(prompted.logits, prompted.cache, done, None),
-        limit,
-        steps=steps,
-        sampling=Sampling(),
-        stop_tokens=model.config.eos_token_ids,
-    )
-    return tokens, lengths
-
-
-@jax.jit
-def replay(
+@partial(jax.jit, static_argnames="steps")
+def follow(
     model: Model,
     prompted: Prompted,
-    tokens: Int32[Array, "B steps"],
-    lengths: Int32[Array, "B"],
-) -> Float[Array, "B steps vocab"]:
-    """Log-probabilities of the next token before each token of the given answers.
+    limit: int,
+    along: tuple[Int32[Array, "B steps"], Int32[Array, "B"]] | None = None,
+    *,
+    steps: int,
+) -> Answered:
+    """Goes on from the prompts, greedily or along given answers, and keeps the distributions.
 
-    Those behind an answer's end mean nothing.
+    Args:
+        model: weights and configuration.
+        prompted: where the answers begin.
+        limit: most tokens of a greedy answer, at most `steps`.
+        along: tokens and lengths of answers to be fed instead (teacher forcing).
+        steps: size of the buffers.
     """
     visual = prompted.cache.visual  # beside the carry: they never change
-    batch, steps = tokens.shape
-    _, vocab = prompted.logits.shape
+    stops = jnp.asarray(model.config.eos_token_ids, jnp.int32)
+    batch, vocab = prompted.logits.shape
 
     def unfinished(carry):
-        return carry[0] < lengths.max()
+        place, active, *_ = carry
+        return active.any() & (place < limit)
 
     def step(carry):
-        place, logits, cache, out = carry
-        out = out.at[:, place].set(jax.nn.log_softmax(logits.astype(jnp.float32)))
-        whole = KVCache(visual, cache.text, cache.position, cache.guarded, cache.quant)
-        logits, whole = decode_step(model, tokens[:, place], whole, place < lengths)
-        return place + 1, logits, _without_visual(whole), out
+        place, active, logits, cache, tokens, lengths, kept = carry
+        kept = kept.at[:, place].set(jax.nn.log_softmax(logits.astype(jnp.float32)))
+        if along is None:
+            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            going_on = active & ~(token[:, None] == stops[None]).any(-1)
+        else:
+            token = along[0][:, place]
+            going_on = place + 1 < along[1]
+        tokens = tokens.at[:, place].set(jnp.where(active, token, 0))
+        whole = dataclasses.replace(cache, visual=visual)
+        logits, whole = decode_step(model, token, whole, active)
+        cache = dataclasses.replace(whole, visual=())
+        return place + 1, going_on, logits, cache, tokens, lengths + active, kept
 
-    out = jnp.zeros((batch, steps, vocab), jnp.float32)
-    cache = _without_visual(prompted.cache)
-    return jax.lax.while_loop(unfinished, step, (0, prompted.logits, cache, out))[3]
+    start = (
+        jnp.int32(0),
+        jnp.ones(batch, bool) if along is None else along[1] > 0,
+        prompted.logits,
+        dataclasses.replace(prompted.cache, visual=()),
+        jnp.zeros((batch, steps), jnp.int32),
+        jnp.zeros(batch, jnp.int32),
+        jnp.zeros((batch, steps, vocab), jnp.float32),
+    )
+    *_, tokens, lengths, kept = jax.lax.while_loop(unfinished, step, start)
+    return Answered(tokens, lengths, kept)
 
 
 @jax.jit
-def compare(
-    exact: Float[Array, "B steps vocab"],
-    coded: Float[Array, "B steps vocab"],
-    tokens: Int32[Array, "B steps"],
-    lengths: Int32[Array, "B"],
-) -> Comparison:
-    """Compares what `replay` gave for full precision and for a preset."""
-    steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    within = steps[None] < lengths[:, None]
-    kl = (jnp.exp(exact) * (exact - coded)).sum(-1)
-    differs = (exact.argmax(-1) != coded.argmax(-1)) & within
-    first = jnp.where(differs, steps[None], lengths[:, None]).min(-1)
-    chosen = jnp.take_along_axis(coded, tokens[..., None], axis=-1)[..., 0]
+def compare(exact: Answered, coded: Answered) -> Comparison:
+    """Compares full precision's answers with a preset that followed them."""
+    steps = jnp.arange(exact.tokens.shape[1], dtype=jnp.int32)
+    within = steps[None] < exact.lengths[:, None]
+    kl = (jnp.exp(exact.kept) * (exact.kept - coded.kept)).sum(-1)
+    differs = (exact.kept.argmax(-1) != coded.kept.argmax(-1)) & within
+    first = jnp.where(differs, steps[None], exact.lengths[:, None]).min(-1)
+    chosen = jnp.take_along_axis(coded.kept, exact.tokens[..., None], axis=-1)[..., 0]
     return Comparison(
         jnp.where(within, kl, 0.0).sum(-1), first, jnp.where(within, chosen, 0.0).sum(-1)
     )
-
-
-def _without_visual(cache: KVCache) -> KVCache:
-    return KVCache((), cache.text, cache.position, cache.guarded, cache.quant)

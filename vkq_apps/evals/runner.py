@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import numpy as np
 
 from models import Model
 from models.generate import QuantizeAt
@@ -81,22 +82,22 @@ def _run_batch(
         model, prepared.pictures, prepared.question, prepared.owner, cache_length=room
     )
     answers: Answers
-    if prepared.forced is None:
-        answers = Written(model, prepared, reading.prompted, steps=steps)
+    if prepared.choices is None:
+        answers = Written(model, prepared.batch, reading.prompted, steps=steps)
     else:
-        answers = Chosen(prepared)
-    tokens, lengths = answers.tokens, answers.lengths
-    exact = engine.replay(model, reading.prompted, tokens, lengths)
-    own = jax.device_get(engine.compare(exact, exact, tokens, lengths))
-    rows = answers.rows(own)
+        answers = Chosen(model, prepared, reading.prompted, steps=steps)
+    exact = answers.exact
+    own = jax.device_get(engine.compare(exact, exact))
+    rows, lengths = answers.rows(own), np.asarray(exact.lengths)
     for setting in missing:
         prompted, comparison = reading.prompted, own
         if setting.quant != full.quant:
             prompted = engine.read_coded(
                 model, reading, quant=setting.quant, quantize_at=quantize_at
             )
-            coded = engine.replay(model, prompted, tokens, lengths)
-            comparison = jax.device_get(engine.compare(exact, coded, tokens, lengths))
+            along = exact.tokens, exact.lengths
+            coded = engine.follow(model, prompted, steps, along, steps=steps)
+            comparison = jax.device_get(engine.compare(exact, coded))
         texts = answers.texts(prompted, comparison)
         size = vars(cache_size(prompted.cache))
         log.add(

@@ -44,7 +44,9 @@ def exchange_pictures(samples: Sequence[Sample]) -> list[Sample]:
     first = {sample.picture: sample for sample in samples}
     names = list(first)
     if len(names) < 2:
-        raise ValueError("--control: expected at least two pictures a task, got one; more --samples")
+        raise ValueError(
+            "--control: expected at least two pictures a task, got one; more --samples"
+        )
     following = dict(zip(names, [*names[1:], names[0]], strict=True))
     exchanged = []
     for sample in samples:

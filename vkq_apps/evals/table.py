@@ -36,7 +36,9 @@ def results_table(results: Mapping[str, Any]) -> Table:
             f"{every['lost']:.1f} [{low:.1f}, {high:.1f}]" if preset != NONE else "",
             f"{every['agreement']:.1%}",
             f"{every['kl']:.5f}",
-            *(f"{row['tasks'][task].get('score', row['tasks'][task]['exact']):.1%}"
-              for task in tasks),
+            *(
+                f"{row['tasks'][task].get('score', row['tasks'][task]['exact']):.1%}"
+                for task in tasks
+            ),
         )
     return table

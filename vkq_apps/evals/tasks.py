@@ -59,8 +59,9 @@ def spread(samples: int, tasks: Sequence[Task]) -> dict[str, int]:
         ValueError: fewer samples than tasks.
     """
     if samples < len(tasks):
-        raise ValueError(f"--samples: expected at least one for each of {len(tasks)} tasks, "
-                         f"got {samples}")
+        raise ValueError(
+            f"--samples: expected at least one for each of {len(tasks)} tasks, got {samples}"
+        )
     shares = dict.fromkeys((task.name for task in tasks), 0)
     open_tasks, left = list(tasks), samples
     while open_tasks and left:
@@ -70,7 +71,8 @@ def spread(samples: int, tasks: Sequence[Task]) -> dict[str, int]:
             shares[task.name] = wanted if task.available is None else min(wanted, task.available)
         left = samples - sum(shares.values())
         open_tasks = [
-            task for task in open_tasks
+            task
+            for task in open_tasks
             if task.available is None or shares[task.name] < task.available
         ]
     return shares
