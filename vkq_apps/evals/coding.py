@@ -1,7 +1,7 @@
 """One full-precision cache, coded with any preset: what makes comparing many presets cheap.
 
-Prompt positions attend in full precision while a prompt is read, whatever its cache is coded with
-then. So the pictures are read once, with `none`, and every preset codes the keys and values of that.
+While a prompt is read its positions attend in full precision, whatever its cache is coded with
+then. So the pictures are read once, with `none`, and every preset codes those keys and values.
 """
 
 import dataclasses

@@ -13,21 +13,23 @@ _SECONDS = 10.0
 
 
 @contextmanager
-def progress(console: Console, total: int, what: str) -> Iterator[Callable[[str, int], None]]:
+def progress(console: Console, what: str) -> Iterator[Callable[[str, int, int], None]]:
     """Shows how far a long run is: a bar in a terminal, else a line every ten seconds.
 
-    Gives a function of what is being done and how many more of `total` are done.
+    Gives a function of what is being done, how many more are done, and how many there are.
     """
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda stage, more: bar.update(task, description=stage, advance=more)
+            task = bar.add_task(what, total=None)
+            yield lambda stage, more, total: bar.update(
+                task, description=stage, advance=more, total=total
+            )
         return
     began = last = time.monotonic()
     done = 0
 
-    def show(stage: str, more: int) -> None:
+    def show(stage: str, more: int, total: int) -> None:
         nonlocal last, done
         done += more
         now = time.monotonic()

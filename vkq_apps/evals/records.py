@@ -27,6 +27,7 @@ class Record:
             precision; None: nowhere.
         key_bytes, value_bytes: of the sample's coded visual cache. elements: of each of the two.
         full_bytes: of its visual cache in the model's dtype.
+        layers: errors in each layer by name, see `layers.layer_errors`; None unless asked for.
     """
 
     preset: str
@@ -40,6 +41,7 @@ class Record:
     value_bytes: float
     elements: int
     full_bytes: int
+    layers: dict[str, list[float]] | None = None
 
 
 def log_path(out: Path) -> Path:

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from vkq_apps.evals.intervals import bootstrap, wilson
 from vkq_apps.evals.records import Record, SampleLog
 from vkq_apps.evals.samples import Sample
-from vkq_apps.evals.settings import NONE, Setting
+from vkq_apps.evals.settings import CONTROL, NONE, Setting
 from vkq_apps.evals.tasks import Task
 
 __all__ = ["ALL", "Judged", "summarize"]
@@ -49,7 +51,8 @@ def summarize(
             for name, some in judged.items()
         }
         tasks[ALL] = _figures(everything, seed)
-        presets[setting.name] = {**_sizes(everything), "tasks": tasks}
+        row = {**_sizes(everything), **_by_layer(everything), "tasks": tasks}
+        presets[setting.name] = _rounded(row)
     return presets
 
 
@@ -88,6 +91,14 @@ def _figures(judged: Sequence[Judged], seed: int) -> dict[str, Any]:
     firsts = [one.record.first_difference for one in judged]
     differing = [first for first in firsts if first is not None]
     count = len(judged)
+    along = {
+        "kl": sum(kl) / sum(positions),
+        "kl_interval": bootstrap(kl, pictures, seed=seed, weights=positions),
+        "diverging": len(differing) / count,
+        "first_diverging_step": sum(differing) / len(differing) if differing else None,
+    }
+    if judged[0].record.preset == CONTROL.name:  # its answers are its own, not full precision's
+        along = dict.fromkeys(along)
     return {
         "samples": count,
         "exact": right / count,
@@ -96,10 +107,7 @@ def _figures(judged: Sequence[Judged], seed: int) -> dict[str, Any]:
         "lost_interval": bootstrap(lost, pictures, seed=seed),
         "agreement": agree / count,
         "agreement_interval": wilson(agree, count),
-        "kl": sum(kl) / sum(positions),
-        "kl_interval": bootstrap(kl, pictures, seed=seed, weights=positions),
-        "diverging": len(differing) / count,
-        "first_diverging_step": sum(differing) / len(differing) if differing else None,
+        **along,
     }
 
 
@@ -130,6 +138,28 @@ def _by_part(judged: Sequence[Judged], seed: int) -> dict[str, Any]:
     if set(parts) == {""}:
         return {}
     return {"parts": {part: _figures(some, seed) for part, some in sorted(parts.items())}}
+
+
+def _by_layer(judged: Sequence[Judged]) -> dict[str, Any]:
+    """Mean error of each layer, where it was asked for."""
+    measured = [one.record.layers for one in judged if one.record.layers]
+    if not measured:
+        return {}
+    return {
+        "layers": {
+            f"{name}_error": np.mean([layers[name] for layers in measured], axis=0).tolist()
+            for name in measured[0]
+        }
+    }
+
+
+def _rounded(figures: Any) -> Any:
+    """Six significant digits are more than any of the figures has."""
+    if isinstance(figures, dict):
+        return {name: _rounded(value) for name, value in figures.items()}
+    if isinstance(figures, list | tuple):
+        return [_rounded(value) for value in figures]
+    return float(f"{figures:.6g}") if isinstance(figures, float) else figures
 
 
 def _sizes(judged: Sequence[Judged]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from vkq_apps.evals import engine
 from vkq_apps.evals.answers import Answers, Chosen, Written
 from vkq_apps.evals.batches import Batch, Prepared, prepare
 from vkq_apps.evals.cache_size import cache_size
+from vkq_apps.evals.layers import layer_errors
 from vkq_apps.evals.records import Record, SampleLog
 from vkq_apps.evals.settings import Setting
 
@@ -26,6 +27,7 @@ def run(
     log: SampleLog,
     *,
     quantize_at: QuantizeAt,
+    by_layer: bool = False,
     on_batch: Callable[[Batch], None] = lambda batch: None,
 ) -> None:
     """Asks every sample with every setting and logs what is not in the log yet.
@@ -36,6 +38,7 @@ def run(
         settings: the first one is full precision, which the others are compared with.
         log: of earlier and new records.
         quantize_at: as for `models.generate`.
+        by_layer: also measure the errors in each layer, at each answer's first token.
         on_batch: called when a batch is done, also one that was done before.
     """
     steps = max(batch.task.max_new_tokens for batch in batches)
@@ -47,7 +50,7 @@ def run(
         else:
             on_batch(batch)
     for prepared, missing in _prepared_ahead(model, todo, steps):
-        _run_batch(model, prepared, settings[0], missing, log, steps, quantize_at)
+        _run_batch(model, prepared, settings[0], missing, log, steps, quantize_at, by_layer)
         on_batch(prepared.batch)
 
 
@@ -76,6 +79,7 @@ def _run_batch(
     log: SampleLog,
     steps: int,
     quantize_at: QuantizeAt,
+    by_layer: bool,
 ) -> None:
     room = prepared.pictures.prompt_shape.text + prepared.question.prompt_shape.suffix + steps
     reading = engine.read(
@@ -98,6 +102,11 @@ def _run_batch(
             along = exact.tokens, exact.lengths
             coded = engine.follow(model, prompted, steps, along, steps=steps)
             comparison = jax.device_get(engine.compare(exact, coded))
+        layers = None
+        if by_layer and setting.quant != full.quant:
+            layers = jax.device_get(
+                layer_errors(model, reading.prompted, prompted, exact.tokens[:, 0])
+            )
         texts = answers.texts(prompted, comparison)
         size = vars(cache_size(prompted.cache))
         log.add(
@@ -109,6 +118,7 @@ def _run_batch(
                 positions=int(lengths[row]),
                 kl=float(comparison.kl[row]),
                 first_difference=_before_end(comparison.first_difference[row], lengths[row]),
+                layers=layers and {name: x[row].tolist() for name, x in layers.items()},
                 **size,
             )
             for sample, text, row in zip(prepared.batch.samples, texts, rows, strict=True)

@@ -5,7 +5,7 @@ import dataclasses
 import vkq_jax
 from vkq_apps.evals.coding import FULL_PRECISION
 
-__all__ = ["NONE", "Setting", "parse_settings"]
+__all__ = ["CONTROL", "FULL", "NONE", "Setting", "parse_settings"]
 
 NONE = "none"
 
@@ -18,6 +18,11 @@ class Setting:
     quant: vkq_jax.KVQuantConfig
 
 
+FULL = Setting(NONE, FULL_PRECISION)
+CONTROL = Setting("none, other pictures", FULL_PRECISION)
+"""Full precision, asked about another picture: what guessing would get."""
+
+
 def parse_settings(names: str) -> list[Setting]:
     """Full precision first, then the presets that a comma-separated list names, each once.
 
@@ -26,5 +31,4 @@ def parse_settings(names: str) -> list[Setting]:
     """
     asked = dict.fromkeys(name for name in map(str.strip, names.split(",")) if name)
     asked.pop(NONE, None)
-    settings = [Setting(name, vkq_jax.resolve(name)) for name in asked]
-    return [Setting(NONE, FULL_PRECISION), *settings]
+    return [FULL, *(Setting(name, vkq_jax.resolve(name)) for name in asked)]

@@ -25,7 +25,7 @@ def synthetic_tasks() -> dict[str, Task]:
 
 
 def is_recipe_checkpoint(model: Model) -> bool:
-    """Whether a checkpoint was trained on these pictures: it then has the recipe's chat template."""
+    """Whether a checkpoint was trained on these pictures: its chat template is the recipe's."""
     template = Path(model.source or "") / "chat_template.jinja"
     return template.is_file() and template.read_text(encoding="utf-8").strip() == CHAT_TEMPLATE
 
