@@ -1,1 +1,1 @@
-"""What coding the visual cache does to a model's answers."""
+"""`vkq eval`: what coding the visual cache does to a model's answers."""

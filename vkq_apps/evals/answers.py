@@ -1,92 +1,84 @@
-"""Answers from coded caches against the truth and against those at full precision."""
+"""Answers of full precision and of presets to one batch: written freely, or chosen."""
 
-import dataclasses
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
 
 import models
-import vkq_jax
-from models import Inputs, Model
-from models.generate import QuantizeAt
-from vkq_apps.training.heldout import Question
+from models import Model
+from vkq_apps.evals import engine
+from vkq_apps.evals.batches import Batch, Prepared
+from vkq_apps.evals.engine import Answered, Comparison, Prompted
 
-__all__ = ["Score", "answer_all", "in_batches", "score"]
+__all__ = ["Answers", "Chosen", "Written"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """How one preset did on one set of questions.
+class Answers(Protocol):
+    """Full precision's own answers, and how a preset's come about.
 
     Attributes:
-        exact: share of answers equal to the truth. agreement: share equal to full precision's.
-        questions: number of questions.
+        exact: full precision along its own answers, which every preset is measured on.
     """
 
-    exact: float
-    agreement: float
-    questions: int
+    exact: Answered
+
+    def rows(self, exact: Comparison) -> list[int]:
+        """The row of each sample that holds full precision's own answer."""
+        ...
+
+    def texts(self, prompted: Prompted, comparison: Comparison) -> list[str]:
+        """A preset's answer to each sample."""
+        ...
 
 
-def answer_all(
-    model: Model,
-    questions: Sequence[Question],
-    quant: str,
-    *,
-    quantize_at: QuantizeAt,
-    score_map: vkq_jax.ScoreMap | None = None,
-    max_new_tokens: int = 40,
-    batch_size: int = 16,
-    on_batch: Callable[[int], None] = lambda done: None,
-) -> tuple[list[str], vkq_jax.CacheBytes]:
-    """Greedy, free-running answers to all questions, and the bytes of the last batch's cache.
+class Written:
+    """Greedy answers, no longer than the task allows."""
 
-    The last batch is filled up with its first question, so that all batches share a compilation.
-    """
-    answers: list[str] = []
-    nbytes = None
-    for start in range(0, len(questions), batch_size):
-        asked = questions[start : start + batch_size]
-        filled = [*asked, *[asked[0]] * (batch_size - len(asked))]
-        generation = models.generate(
-            model,
-            _prepare(model, filled),
-            quant=quant,
-            max_new_tokens=max_new_tokens,
-            quantize_at=quantize_at,
-            score_map=score_map,
-        )
-        texts = models.decode(model, generation.tokens, generation.lengths)
-        answers += [text.strip() for text in texts[: len(asked)]]
-        nbytes = vkq_jax.cache_nbytes(generation.cache)
-        on_batch(len(asked))
-    if nbytes is None:
-        raise ValueError("no questions to answer")
-    return answers, nbytes
+    def __init__(self, model: Model, batch: Batch, prompted: Prompted, *, steps: int):
+        """Full precision's own, from its prompts."""
+        self._model, self._batch, self._steps = model, batch, steps
+        self.exact = self._write(prompted)
+        self._own = self._texts(self.exact)
+
+    def rows(self, exact: Comparison) -> list[int]:
+        """One row a sample, in order."""
+        return [rows[0] for rows in self._batch.rows_of_samples]
+
+    def texts(self, prompted: Prompted, comparison: Comparison) -> list[str]:
+        """Full precision's where no token differs along it; written anew for the others."""
+        differs = comparison.first_difference < np.asarray(self.exact.lengths)
+        texts = self._texts(self._write(prompted)) if differs.any() else self._own
+        return [texts[row] if differs[row] else self._own[row] for row in self.rows(comparison)]
+
+    def _write(self, prompted: Prompted) -> Answered:
+        limit = self._batch.task.max_new_tokens
+        return engine.follow(self._model, prompted, limit, steps=self._steps)
+
+    def _texts(self, answered: Answered) -> list[str]:
+        texts = models.decode(self._model, answered.tokens, answered.lengths)
+        return [text.strip() for text in texts]
 
 
-def in_batches(
-    model: Model, questions: Sequence[Question], batch_size: int = 16
-) -> Iterator[Inputs]:
-    """All questions, each once, as `models.calibrate_scores` takes them."""
-    for batch in itertools.batched(questions, batch_size):
-        yield _prepare(model, batch)
+class Chosen:
+    """The most likely choices: log-likelihood over the length in bytes, as lm-eval's `acc_norm`."""
 
+    def __init__(self, model: Model, prepared: Prepared, prompted: Prompted, *, steps: int):
+        """Full precision along all choices of a batch."""
+        assert prepared.choices is not None
+        self._batch = prepared.batch
+        self.exact = engine.follow(model, prompted, steps, prepared.choices, steps=steps)
 
-def _prepare(model: Model, questions: Sequence[Question]) -> Inputs:
-    """One batch, padded to lengths that others share."""
-    inputs = models.prepare(
-        model,
-        images=[question.image for question in questions],
-        prompts=[models.chat_prompt(model, question.question) for question in questions],
-    )
-    return models.pad_to_multiple(inputs, 32)
+    def rows(self, exact: Comparison) -> list[int]:
+        """The row of each sample's best choice."""
+        best = []
+        for rows in self._batch.rows_of_samples:
+            scores = [
+                exact.log_likelihood[row] / len((self._batch.rows[row][1] or " ").encode())
+                for row in rows
+            ]
+            best.append(rows[int(np.argmax(scores))])
+        return best
 
-
-def score(answers: Sequence[str], truth: Sequence[str], exact: Sequence[str]) -> Score:
-    """Compares answers with the truth and with the answers at full precision."""
-    count = len(answers)
-    return Score(
-        exact=sum(a == t for a, t in zip(answers, truth, strict=True)) / count,
-        agreement=sum(a == e for a, e in zip(answers, exact, strict=True)) / count,
-        questions=count,
-    )
+    def texts(self, prompted: Prompted, comparison: Comparison) -> list[str]:
+        """The best choice of each sample."""
+        return [self._batch.rows[row][1] or "" for row in self.rows(comparison)]

@@ -1,54 +1,31 @@
-"""Held-out pictures: seeds that training never draws."""
+"""Pictures apart from those of training, by the names of their seeds.
 
-import dataclasses
-from collections.abc import Iterator
-
-import numpy as np
+A picture's seed is a text, and each use has a prefix of its own: training draws "train/...", the
+held-out pictures "heldout/...", those that tables are calibrated with "calibration/...". So no
+picture of one use is one of another.
+"""
 
 from vkq_apps.training.chunks import ChunkArrays, new_chunk, render_row
 from vkq_apps.training.pictures import KINDS, Picture, make_picture
 
-__all__ = ["Question", "heldout", "heldout_chunk", "questions", "shuffled"]
+__all__ = ["calibration_picture", "heldout", "heldout_chunk"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """One question for free-running generation.
+def heldout(kind: str, index: int, *, seed: int | None = None) -> Picture:
+    """Held-out picture number `index` of a kind, at full difficulty.
 
-    Attributes:
-        image: uint8 [336, 336, 3].
-        kind, index: of the held-out picture that the question is about.
+    Args:
+        kind: one of `KINDS`.
+        index: from 0 on.
+        seed: another series of pictures for every number; None: the series that training is
+            measured with.
     """
-
-    image: np.ndarray
-    question: str
-    answer: str
-    task: str
-    kind: str
-    index: int
+    return make_picture(kind, _heldout_seed(index, seed))
 
 
-def heldout(kind: str, index: int) -> Picture:
-    """Held-out picture number `index` of a kind, at full difficulty."""
-    return make_picture(kind, _seed(index))
-
-
-def questions(count: int, kinds: tuple[str, ...] = tuple(KINDS)) -> Iterator[Question]:
-    """All questions about the first `count` held-out pictures of each kind."""
-    for kind in kinds:
-        for index in range(count):
-            picture = heldout(kind, index)
-            for turn in picture.turns:
-                yield Question(picture.image, turn.question, turn.answer, turn.task, kind, index)
-
-
-def shuffled(asked: Question, distance: int = 1) -> Question:
-    """The control: the same question and answer, with another picture of the same kind.
-
-    A model that answers it well does not look.
-    """
-    image = heldout(asked.kind, asked.index + distance).image
-    return dataclasses.replace(asked, image=image)
+def calibration_picture(kind: str, index: int, *, seed: int = 0) -> Picture:
+    """Picture number `index` of a kind to calibrate with: none that is ever scored."""
+    return make_picture(kind, f"calibration/{seed}/{index}")
 
 
 def heldout_chunk(count: int) -> ChunkArrays:
@@ -56,9 +33,9 @@ def heldout_chunk(count: int) -> ChunkArrays:
     chunk = new_chunk(count * len(KINDS))
     for number, kind in enumerate(KINDS):
         for index in range(count):
-            render_row(chunk, number * count + index, kind, _seed(index))
+            render_row(chunk, number * count + index, kind, _heldout_seed(index, None))
     return chunk
 
 
-def _seed(index: int) -> str:
-    return f"heldout/{index}"
+def _heldout_seed(index: int, seed: int | None) -> str:
+    return f"heldout/{index}" if seed is None else f"heldout/{seed}/{index}"

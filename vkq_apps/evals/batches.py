@@ -1,0 +1,147 @@
+"""Rows and batches: what the device sees of the samples of one task."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+import models
+from models import Inputs, Model
+from models.processor import processor_of
+from models.split import split_after_images
+from vkq_apps.evals.samples import Sample
+from vkq_apps.evals.tasks import Task
+
+__all__ = ["Batch", "Prepared", "in_batches", "prepare"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Samples that run together.
+
+    Attributes:
+        task: that they are of.
+        samples: those that count.
+        rows: one (sample's place, choice) for each row of the device's batch: a sample without
+            choices has one row, with choice None; rows that only fill up have place -1.
+    """
+
+    task: Task
+    samples: tuple[Sample, ...]
+    rows: tuple[tuple[int, str | None], ...]
+
+    @property
+    def rows_of_samples(self) -> list[list[int]]:
+        """The rows of each sample."""
+        found: list[list[int]] = [[] for _ in self.samples]
+        for row, (place, _) in enumerate(self.rows):
+            if place >= 0:
+                found[place].append(row)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A batch as the model takes it; fields as in `engine.read`.
+
+    Attributes:
+        choices: tokens [Q, steps] and lengths [Q] of the choices; None where answers are free.
+    """
+
+    batch: Batch
+    pictures: Inputs
+    question: Inputs
+    owner: jnp.ndarray
+    choices: tuple[jnp.ndarray, jnp.ndarray] | None = None
+
+
+def in_batches(task: Task, samples: Sequence[Sample], size: int) -> Iterator[Batch]:
+    """Batches of `size` rows; no sample is split.
+
+    Raises:
+        ValueError: a sample has more choices than a batch has rows.
+    """
+    taken: list[Sample] = []
+    rows: list[tuple[int, str | None]] = []
+    for sample in samples:
+        own: list[str | None] = [*sample.choices] or [None]
+        if len(own) > size:
+            raise ValueError(
+                f"--batch-size: expected at least the {len(own)} choices of {task.name}'s sample "
+                f"{sample.key}, got {size}"
+            )
+        if len(rows) + len(own) > size:
+            yield _fill(task, taken, rows, size)
+            taken, rows = [], []
+        rows += [(len(taken), choice) for choice in own]
+        taken.append(sample)
+    if taken:
+        yield _fill(task, taken, rows, size)
+
+
+def _fill(task: Task, samples: list[Sample], rows: list, size: int) -> Batch:
+    filler = (-1, rows[0][1])
+    return Batch(task, tuple(samples), (*rows, *[filler] * (size - len(rows))))
+
+
+def prepare(model: Model, batch: Batch, *, steps: int) -> Prepared:
+    """Reads or draws the pictures and tokenizes the questions of a batch."""
+    asked = [batch.samples[max(place, 0)] for place, _ in batch.rows]
+    prompts = [
+        models.chat_prompt(model, batch.task.ask(sample), num_images=sample.num_pictures)
+        for sample in asked
+    ]
+    loaded = {sample.picture: list(sample.load()) for sample in batch.samples}
+    names = list(loaded)
+    whole = _inputs(model, [loaded[sample.picture] for sample in asked], prompts)
+    pictures, question = split_after_images(whole)
+    few = _few(len(names), len(asked))
+    if few < len(asked):
+        first = {sample.picture: prompt for sample, prompt in zip(asked, prompts, strict=True)}
+        names_filled = [*names, *[names[0]] * (few - len(names))]
+        shared = _inputs(
+            model, [loaded[name] for name in names_filled], [first[name] for name in names_filled]
+        )
+        pictures, _ = split_after_images(shared)
+        owner = [names.index(sample.picture) for sample in asked]
+    else:
+        owner = list(range(len(asked)))
+    choices = None
+    if batch.samples[0].choices:
+        choices = _choice_tokens(model, prompts, [choice for _, choice in batch.rows], steps)
+    return Prepared(batch, pictures, question, jnp.asarray(owner, jnp.int32), choices)
+
+
+def _inputs(model: Model, pictures: list, prompts: list[str]) -> Inputs:
+    """Inputs padded to lengths that many batches share."""
+    return models.pad_to_multiple(models.prepare(model, images=pictures, prompts=prompts), 32)
+
+
+def _few(pictures: int, rows: int) -> int:
+    """The number of pictures, rounded up to a half, a quarter, ... of the rows: few shapes."""
+    few = rows
+    while few % 2 == 0 and few // 2 >= pictures:
+        few //= 2
+    return few
+
+
+def _choice_tokens(
+    model: Model, prompts: Sequence[str], choices: Sequence[str | None], steps: int
+) -> tuple[jnp.ndarray, jnp.ndarray]:
+    """The tokens that each choice adds to its prompt, and how many."""
+    tokenizer = processor_of(model).tokenizer
+    tokens, lengths = np.zeros((len(prompts), steps), np.int32), np.zeros(len(prompts), np.int32)
+    for row, (prompt, choice) in enumerate(zip(prompts, choices, strict=True)):
+        assert choice is not None
+        before = tokenizer(prompt).input_ids
+        space = "" if prompt[-1:].isspace() else " "
+        whole = tokenizer(f"{prompt}{space}{choice}").input_ids
+        added = whole[len(before) :]
+        if whole[: len(before)] != before or not added or len(added) > steps:
+            raise ValueError(
+                f"choice {choice!r}: expected 1 to {steps} tokens of its own behind the prompt, "
+                f"got {len(added)}"
+            )
+        tokens[row, : len(added)], lengths[row] = added, len(added)
+    return jnp.asarray(tokens), jnp.asarray(lengths)

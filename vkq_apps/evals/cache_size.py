@@ -1,0 +1,42 @@
+"""Bytes of a coded visual cache, keys and values apart."""
+
+import dataclasses
+import math
+
+import jax
+
+from vkq_jax.accounting import cache_nbytes
+from vkq_jax.cache import KVCache
+
+__all__ = ["CacheSize", "cache_size"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheSize:
+    """Of one sequence of a batch; arguments of `Record`."""
+
+    key_bytes: float
+    value_bytes: float
+    elements: int
+    full_bytes: int
+
+
+def cache_size(cache: KVCache) -> CacheSize:
+    """Counts the buffers of the visual banks: codes, and every table that belongs to a sequence."""
+    batch = cache.position.shape[0]
+    key = sum(_nbytes(bank.key) for bank in cache.visual)
+    value = sum(_nbytes(bank.value) for bank in cache.visual)
+    total = cache_nbytes(cache)
+    # What belongs to neither (positions, where a sliding window needs them) is shared out.
+    shared = (total.visual - key - value) / 2
+    shapes = [jax.eval_shape(lambda t: t.dequantize(), bank.key).shape for bank in cache.visual]
+    return CacheSize(
+        key_bytes=(key + shared) / batch,
+        value_bytes=(value + shared) / batch,
+        elements=sum(map(math.prod, shapes)) // batch,
+        full_bytes=total.visual_full_precision // batch,
+    )
+
+
+def _nbytes(tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

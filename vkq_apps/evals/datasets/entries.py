@@ -1,0 +1,170 @@
+"""Records of annotation files, and errors that name the file and the line."""
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Entry", "json_entries", "json_mapping", "jsonl_entries", "read_json", "tsv_entries"]
+
+_SHOWN = 60
+
+
+class Entry:
+    """One record, with where it stands."""
+
+    def __init__(self, fields: Any, where: str):
+        """Raises ValueError unless `fields` is a mapping."""
+        self.where = where
+        if not isinstance(fields, Mapping):
+            raise self.error("a JSON object", fields)
+        self.fields = fields
+
+    def error(self, expected: str, got: Any) -> ValueError:
+        """The error that the record is not as expected."""
+        shown = repr(got)
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+        return ValueError(f"{self.where}: expected {expected}, got {shown}")
+
+    def get(self, name: str) -> Any:
+        """A field that has to be there."""
+        if name not in self.fields:
+            raise self.error(f"a field {name!r}", sorted(map(str, self.fields)))
+        return self.fields[name]
+
+    def text(self, name: str) -> str:
+        """A text with a word in it."""
+        value = self.get(name)
+        if not isinstance(value, str) or not value.strip():
+            raise self.error(f"{name!r} to be a text", value)
+        return value.strip()
+
+    def name(self, name: str) -> str:
+        """A number or text that identifies something."""
+        value = self.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+            raise self.error(f"{name!r} to be a number or a text", value)
+        return str(value)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """One text, or a list of at least one; numbers count as texts."""
+        value = self.get(name)
+        values = value if isinstance(value, list) else [value]
+        good = [isinstance(x, str | int | float) and not isinstance(x, bool) for x in values]
+        if not values or not all(good) or not any(str(x).strip() for x in values):
+            raise self.error(f"{name!r} to be a text or a list of texts", value)
+        return tuple(str(x).strip() for x in values)
+
+
+def jsonl_entries(path: Path) -> Iterator[Entry]:
+    """The objects of a JSONL file; empty lines do not count.
+
+    Raises:
+        ValueError: a line is no JSON object.
+    """
+    for number, line in enumerate(_read(path).split("\n"), 1):
+        if line.strip():
+            try:
+                yield Entry(json.loads(line), f"{path}:{number}")
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path}:{number}: expected a JSON object, got {line[:_SHOWN]!r}"
+                ) from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: expected JSON: {error.msg}") from error
+
+
+def json_entries(path: Path, key: str | None = None) -> Iterator[Entry]:
+    """The objects of a JSON file's list, or of the list under a key.
+
+    Raises:
+        ValueError: there is no such list, or something else in it.
+    """
+    content = read_json(path)
+    if key is not None:
+        content = Entry(content, f"{path}:1").get(key)
+    if not isinstance(content, list) or not content:
+        what = "a list of records" if key is None else f"{key!r} to be a list of records"
+        raise ValueError(f"{path}:1: expected {what}, got {type(content).__name__}")
+    for index, fields in enumerate(content):
+        yield _Late(fields, path, key, index)
+
+
+def json_mapping(path: Path) -> Iterator[tuple[str, Entry]]:
+    """The objects of a JSON file's one object, by their names."""
+    content = read_json(path)
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path}:1: expected an object of records, got {type(content).__name__}")
+    for name, fields in content.items():
+        yield name, _Late(fields, path, name, None)
+
+
+def tsv_entries(path: Path) -> Iterator[Entry]:
+    """The rows of a tab-separated file with a head line."""
+    csv.field_size_limit(2**31 - 1)  # pictures in base64 are longer than the default
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file, delimiter="\t")
+            for row in rows:
+                yield Entry(
+                    {name: value for name, value in row.items() if name is not None},
+                    f"{path}:{rows.line_num}",
+                )
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: expected tab-separated text: {error}") from error
+
+
+class _Late(Entry):
+    """A record of a JSON file, whose line is looked for only when there is an error to tell."""
+
+    def __init__(self, fields: Any, path: Path, key: str | None, index: int | None):
+        self._place = path, key, index
+        super().__init__(fields, str(path))
+
+    def error(self, expected: str, got: Any) -> ValueError:
+        path, key, index = self._place
+        self.where = f"{path}:{_line_of(_read(path), key, index)}"
+        return super().error(expected, got)
+
+
+def _line_of(text: str, key: str | None, index: int | None) -> int:
+    """The line where element `index` of the list under `key` (or the value of `key`) begins."""
+    place = 0
+    if key is not None:
+        found = re.search(rf"{re.escape(json.dumps(key))}\s*:\s*", text)
+        place = found.end() if found else 0
+    if index is not None:
+        decoder = json.JSONDecoder()
+        place = text.index("[", place) + 1
+        for _ in range(index):
+            place = _skip(text, decoder.raw_decode(text, _skip(text, place))[1])
+        place = _skip(text, place)
+    return text.count("\n", 0, place) + 1
+
+
+def _skip(text: str, place: int) -> int:
+    """The next place that is neither white space nor a comma."""
+    while place < len(text) and text[place] in " \t\r\n,":
+        place += 1
+    return place
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text: {error}") from error
+    except IsADirectoryError as error:
+        raise ValueError(f"{path}: expected a file, got a folder") from error

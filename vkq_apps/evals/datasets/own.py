@@ -1,0 +1,58 @@
+"""Data of one's own: a JSONL of {image or images, question, answer or answers}."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from vkq_apps.evals.datasets.entries import Entry, jsonl_entries
+from vkq_apps.evals.datasets.format import Format
+from vkq_apps.evals.metrics.text import EXACT_IGNORING_CASE
+from vkq_apps.evals.samples import Sample
+
+__all__ = ["JSONL"]
+
+
+def _read(path: Path) -> Iterator[Sample]:
+    if not path.is_file():
+        raise FileNotFoundError(f"data file {path} does not exist")
+    keys: set[str] = set()
+    for number, entry in enumerate(jsonl_entries(path), 1):
+        key = entry.name("id") if "id" in entry.fields else str(number)
+        if key in keys:
+            raise entry.error("an id of its own", key)
+        keys.add(key)
+        images = [path.parent / name for name in entry.texts(_either(entry, "image", "images"))]
+        for image in images:
+            if not image.is_file():
+                raise entry.error(f"a picture file {image}", "no such file")
+        answers = entry.texts(_either(entry, "answer", "answers"))
+        choices = entry.texts("choices") if "choices" in entry.fields else ()
+        if choices and not set(answers) <= set(choices):
+            raise entry.error(f"the answer to be one of {list(choices)}", list(answers))
+        yield Sample(
+            key=key,
+            picture="\n".join(map(str, images)),
+            load=partial(list, images),
+            question=entry.text("question"),
+            answers=answers,
+            choices=choices,
+            num_pictures=len(images),
+        )
+
+
+def _either(entry: Entry, one: str, several: str) -> str:
+    """Which of two fields there is."""
+    given = [name for name in (one, several) if name in entry.fields]
+    if len(given) != 1:
+        raise entry.error(f"a field {one!r} or {several!r}", sorted(map(str, entry.fields)))
+    return given[0]
+
+
+JSONL = Format(
+    "jsonl",
+    "one object a line: image (or images), question, answer (or answers), and perhaps choices, id",
+    _read,
+    EXACT_IGNORING_CASE,
+    prompt="{question}",
+    max_new_tokens=40,
+)

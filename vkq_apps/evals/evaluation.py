@@ -1,0 +1,109 @@
+"""An evaluation from its arguments to its results."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from models import Model
+from models.generate import QuantizeAt
+from vkq_apps.bench.results_file import source_digest, write_json
+from vkq_apps.evals.batches import Batch
+from vkq_apps.evals.fingerprint import fingerprint
+from vkq_apps.evals.plan import Plan
+from vkq_apps.evals.records import SampleLog, log_path
+from vkq_apps.evals.report import summarize
+from vkq_apps.evals.runner import run
+from vkq_apps.evals.settings import CONTROL, Setting
+from vkq_apps.provenance import provenance
+
+__all__ = ["Options", "evaluate_model"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Settings of an evaluation beside its plan; names as in `vkq eval --help`."""
+
+    quantize_at: QuantizeAt
+    samples: int
+    seed: int
+    batch_size: int
+    control: bool = False
+    by_layer: bool = False
+
+
+def evaluate_model(
+    model: Model,
+    plan: Plan,
+    settings: Sequence[Setting],
+    options: Options,
+    *,
+    results: Path | None = None,
+    resume: bool = False,
+    progress: Callable[[str, int, int], None] = lambda stage, more, total: None,
+) -> dict[str, Any]:
+    """Asks all questions with all settings.
+
+    Args:
+        model: from `models.load`.
+        plan: from `make_plan`.
+        settings: from `parse_settings`: full precision first.
+        options: the rest.
+        results: JSON file to write at the end; the log of samples lies beside it.
+        resume: go on from the log.
+        progress: called with what is being asked, how many more questions are done, and how many
+            there are.
+
+    Returns:
+        The record that the file holds.
+    """
+    started = time.perf_counter()
+    assert model.source is not None
+    head = provenance()
+    asked = {
+        "tasks": list(plan.tasks),
+        "quant": [setting.name for setting in settings],
+        **dataclasses.asdict(options),
+    }
+    marks = {
+        **asked,
+        "weights": fingerprint(Path(model.source)),
+        "codes": {setting.name: repr(setting.quant) for setting in settings},
+        "questions": plan.digest(),
+        "device": head["device"],
+        "source": source_digest(),
+    }
+    log = SampleLog(None if results is None else log_path(results), marks, resume=resume)
+    jobs: list[tuple[Plan, Sequence[Setting]]] = [(plan, settings)]
+    if options.control:
+        jobs.append((plan.exchanged(), [CONTROL]))
+    work = [(one.batches(options.batch_size), some) for one, some in jobs]
+    total = sum(len(batch.samples) for batches, _ in work for batch in batches)
+
+    def on_batch(batch: Batch) -> None:
+        progress(batch.task.name, len(batch.samples), total)
+
+    presets: dict[str, Any] = {}
+    for (one, _), (batches, some) in zip(jobs, work, strict=True):
+        run(
+            model,
+            batches,
+            some,
+            log,
+            quantize_at=options.quantize_at,
+            by_layer=options.by_layer,
+            on_batch=on_batch,
+        )
+        presets |= summarize(log, one.tasks, some, seed=options.seed)
+    record = {
+        "command": "vkq eval",
+        **head,
+        "model": model.source,
+        **asked,
+        "seconds": round(time.perf_counter() - started, 1),
+        "offline_table_bytes": 0,
+        "presets": presets,
+    }
+    write_json(results, record)
+    return record

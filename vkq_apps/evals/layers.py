@@ -1,0 +1,85 @@
+"""Errors that coding makes in the scores and outputs of attention, layer by layer."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+import pallas_kernels
+from models import Model
+from models.decode_loop import observed_step
+from vkq_apps.evals.engine import Prompted
+from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.attention import to_kv_heads
+from vkq_jax.cache import KVCache, take_layer
+from vkq_jax.error_measures import relative_squared_error
+from vkq_jax.quantized import QuantizedTensor
+
+__all__ = ["layer_errors"]
+
+
+@jax.jit
+def layer_errors(
+    model: Model, exact: Prompted, coded: Prompted, token: Int32[Array, "B"]
+) -> dict[str, Float[Array, "B L"]]:
+    """Errors of one decode step over the coded cache, each layer by itself.
+
+    The queries are those of the coded run; in each layer they read both caches.
+
+    Args:
+        model: weights and configuration.
+        exact: the prompts as read in full precision.
+        coded: the same with a preset.
+        token: the step's input.
+
+    Returns:
+        score: squared error of the visual scores over the square of these scores, both taken from
+            their means over the tokens, which the softmax does not see.
+        output: |coded - exact|^2 / |exact|^2 of attention's output.
+    """
+    scale = model.config.text.logits_scale
+    visible = (coded.cache.text.length + 1)[:, None]
+
+    def observe(query, cache, layer, starts):
+        attend = partial(
+            pallas_kernels.attend_layer,
+            query,
+            index=layer,
+            visible_text=visible,
+            starts=starts,
+            logits_scale=scale,
+        )
+        both = KVCache(
+            exact.cache.visual, cache.text, cache.position, cache.guarded, exact.cache.quant
+        )
+        outputs = [attend(cache=one).output[:, 0] for one in (both, cache)]
+        scores = [
+            jnp.concatenate(
+                [
+                    _centred_scores(query, take_layer(bank.key, layer), bank.length)
+                    for bank in one.visual
+                ],
+                axis=-1,
+            )
+            for one in (both, cache)
+        ]
+        return {
+            "score": relative_squared_error(*scores),
+            "output": relative_squared_error(*outputs),
+        }
+
+    _, _, seen = observed_step(model, token, coded.cache, observe=observe)
+    return jax.tree.map(lambda x: x.T, seen)
+
+
+def _centred_scores(
+    query: Float[Array, "B 1 N H"], key: QuantizedTensor, length: Int32[Array, "B"]
+) -> Float[Array, "B N V"]:
+    """Scores [B, N, V] without the factor, less their mean over the bank's tokens."""
+    keys = key.dequantize()
+    q = to_kv_heads(query.astype(jnp.float32), keys.shape[1])
+    scores = jnp.einsum("bkmh,bkvh->bkmv", q, keys, precision="highest")
+    scores = scores.reshape(scores.shape[0], -1, scores.shape[-1])
+    valid = (jnp.arange(scores.shape[-1]) < length[:, None])[:, None]
+    mean = jnp.mean(scores, axis=-1, where=valid, keepdims=True)
+    return jnp.where(valid, scores - mean, 0.0)

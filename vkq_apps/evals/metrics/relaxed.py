@@ -1,0 +1,34 @@
+"""Relaxed accuracy of ChartQA (arXiv 2203.10244): numbers within 5 %, else word for word."""
+
+from collections.abc import Sequence
+
+from vkq_apps.evals.metrics.metric import Metric, of_each
+from vkq_apps.evals.metrics.text import is_exact_ignoring_case
+
+__all__ = ["RELAXED", "is_nearly"]
+
+_TOLERANCE = 0.05
+
+
+def is_nearly(answer: str, answers: Sequence[str]) -> bool:
+    """Whether an answer is within 5 % of a right number, or the same text whatever the case."""
+    return any(_matches(answer.strip(), right.strip()) for right in answers)
+
+
+def _matches(answer: str, right: str) -> bool:
+    given, wanted = _number(answer), _number(right)
+    if given is not None and wanted:
+        return abs(given - wanted) <= _TOLERANCE * abs(wanted)
+    return answer.lower() == right.lower()
+
+
+def _number(text: str) -> float | None:
+    try:
+        if text.endswith("%"):
+            return float(text.removesuffix("%")) / 100
+        return float(text)
+    except ValueError:
+        return None
+
+
+RELAXED = Metric("relaxed_accuracy", of_each(is_nearly), is_exact_ignoring_case)

@@ -1,0 +1,131 @@
+"""The log of an evaluation: one line for every sample of every preset, written as it is known.
+
+The first line says what was asked for. A run that was killed is resumed from the lines that are
+there; a line that was cut off by the kill does not count.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Record", "SampleLog", "log_path"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What one preset did with one sample.
+
+    Attributes:
+        preset, task, sample: which.
+        answer: the text; of choices the chosen one.
+        positions: tokens of full precision's own answer, its stop token included.
+        kl: KL(full precision || preset) summed over these positions, nats.
+        first_difference: first of them where the most likely token is another one than at full
+            precision; None: nowhere.
+        key_bytes, value_bytes: of the sample's coded visual cache. elements: of each of the two.
+        full_bytes: of its visual cache in the model's dtype.
+        layers: errors in each layer by name, see `layers.layer_errors`; None unless asked for.
+    """
+
+    preset: str
+    task: str
+    sample: str
+    answer: str
+    positions: int
+    kl: float
+    first_difference: int | None
+    key_bytes: float
+    value_bytes: float
+    elements: int
+    full_bytes: int
+    layers: dict[str, list[float]] | None = None
+
+
+def log_path(out: Path) -> Path:
+    """The log's file, beside that of the results."""
+    return out.with_name(f"{out.name}.samples.jsonl")
+
+
+class SampleLog:
+    """All records, kept in memory and, if there is a path, in a file that only grows."""
+
+    def __init__(self, path: Path | None, head: Mapping[str, Any], *, resume: bool = False):
+        """Starts anew, or with the records of a file that has the same head.
+
+        Args:
+            path: the file; None keeps none.
+            head: settings that all records depend on.
+            resume: go on with what the file holds, if there is one.
+
+        Raises:
+            ValueError: the file belongs to other settings, or is no such log.
+        """
+        self._path, self._head = path, dict(head)
+        self._records: dict[tuple[str, str, str], Record] = {}
+        if path is None:
+            return
+        if resume and path.exists():
+            self._read(path)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self._head) + "\n", encoding="utf-8")
+
+    def get(self, preset: str, task: str, sample: str) -> Record | None:
+        """The record of one sample, if there is one."""
+        return self._records.get((preset, task, sample))
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Adds records; once this returns they outlast a kill."""
+        lines = ""
+        for record in records:
+            key = (record.preset, record.task, record.sample)
+            assert key not in self._records
+            self._records[key] = record
+            lines += json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n"
+        if self._path is not None and lines:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _read(self, path: Path) -> None:
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        lines = whole.decode("utf-8").splitlines()
+        if not lines:  # killed before the first line was whole
+            path.write_text(json.dumps(self._head) + "\n", encoding="utf-8")
+            return
+        head = _parse(path, 1, lines[0])
+        _check_head(path, head, json.loads(json.dumps(self._head)))
+        for number, line in enumerate(lines[1:], 2):
+            try:
+                record = Record(**_parse(path, number, line))
+            except TypeError as error:
+                raise ValueError(f"{path}:{number}: expected a record, {error}") from error
+            self._records[record.preset, record.task, record.sample] = record
+        if len(whole) < len(content):
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+
+
+def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{number}: expected a JSON object, got {line[:60]!r}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}:{number}: expected a JSON object, got {line[:60]!r}")
+    return found
+
+
+def _check_head(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    for name in sorted(set(found) | set(asked)):
+        if found.get(name) != asked.get(name):
+            raise ValueError(
+                f"--resume: {path} was made with other settings: {name} is "
+                f"{str(found.get(name))[:80]!r} there and {str(asked.get(name))[:80]!r} here; "
+                "give the same settings, or leave --resume out to start anew"
+            )

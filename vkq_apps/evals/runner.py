@@ -1,0 +1,130 @@
+"""Runs an evaluation, batch by batch, and logs every sample."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from models import Model
+from models.generate import QuantizeAt
+from vkq_apps.evals import engine
+from vkq_apps.evals.answers import Answers, Chosen, Written
+from vkq_apps.evals.batches import Batch, Prepared, prepare
+from vkq_apps.evals.cache_size import cache_size
+from vkq_apps.evals.layers import layer_errors
+from vkq_apps.evals.records import Record, SampleLog
+from vkq_apps.evals.settings import Setting
+
+__all__ = ["run"]
+
+
+def run(
+    model: Model,
+    batches: Sequence[Batch],
+    settings: Sequence[Setting],
+    log: SampleLog,
+    *,
+    quantize_at: QuantizeAt,
+    by_layer: bool = False,
+    on_batch: Callable[[Batch], None] = lambda batch: None,
+) -> None:
+    """Asks every sample with every setting and logs what is not in the log yet.
+
+    Args:
+        model: from `models.load`.
+        batches: from `in_batches`.
+        settings: the first one is full precision, which the others are compared with.
+        log: of earlier and new records.
+        quantize_at: as for `models.generate`.
+        by_layer: also measure the errors in each layer, at each answer's first token.
+        on_batch: called when a batch is done, also one that was done before.
+    """
+    steps = max(batch.task.max_new_tokens for batch in batches)
+    todo = []
+    for batch in batches:
+        missing = [setting for setting in settings if _unknown(log, batch, setting)]
+        if missing:
+            todo.append((batch, missing))
+        else:
+            on_batch(batch)
+    for prepared, missing in _prepared_ahead(model, todo, steps):
+        _run_batch(model, prepared, settings[0], missing, log, steps, quantize_at, by_layer)
+        on_batch(prepared.batch)
+
+
+def _unknown(log: SampleLog, batch: Batch, setting: Setting) -> bool:
+    return any(log.get(setting.name, batch.task.name, s.key) is None for s in batch.samples)
+
+
+def _prepared_ahead(
+    model: Model, todo: Sequence[tuple[Batch, list[Setting]]], steps: int
+) -> Iterator[tuple[Prepared, list[Setting]]]:
+    """Prepares the next batch on the host while the device works on this one."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = None
+        for place, (batch, missing) in enumerate(todo):
+            prepared = (coming or pool.submit(prepare, model, batch, steps=steps)).result()
+            if place + 1 < len(todo):
+                coming = pool.submit(prepare, model, todo[place + 1][0], steps=steps)
+            yield prepared, missing
+
+
+def _run_batch(
+    model: Model,
+    prepared: Prepared,
+    full: Setting,
+    missing: Sequence[Setting],
+    log: SampleLog,
+    steps: int,
+    quantize_at: QuantizeAt,
+    by_layer: bool,
+) -> None:
+    room = prepared.pictures.prompt_shape.text + prepared.question.prompt_shape.suffix + steps
+    reading = engine.read(
+        model, prepared.pictures, prepared.question, prepared.owner, cache_length=room
+    )
+    answers: Answers
+    if prepared.choices is None:
+        answers = Written(model, prepared.batch, reading.prompted, steps=steps)
+    else:
+        answers = Chosen(model, prepared, reading.prompted, steps=steps)
+    exact = answers.exact
+    own = jax.device_get(engine.compare(exact, exact))
+    rows, lengths = answers.rows(own), np.asarray(exact.lengths)
+    for setting in missing:
+        prompted, comparison = reading.prompted, own
+        if setting.quant != full.quant:
+            prompted = engine.read_coded(
+                model, reading, quant=setting.quant, quantize_at=quantize_at
+            )
+            along = exact.tokens, exact.lengths
+            coded = engine.follow(model, prompted, steps, along, steps=steps)
+            comparison = jax.device_get(engine.compare(exact, coded))
+        layers = None
+        if by_layer and setting.quant != full.quant:
+            layers = jax.device_get(
+                layer_errors(model, reading.prompted, prompted, exact.tokens[:, 0])
+            )
+        texts = answers.texts(prompted, comparison)
+        size = vars(cache_size(prompted.cache))
+        log.add(
+            Record(
+                preset=setting.name,
+                task=prepared.batch.task.name,
+                sample=sample.key,
+                answer=text,
+                positions=int(lengths[row]),
+                kl=float(comparison.kl[row]),
+                first_difference=_before_end(comparison.first_difference[row], lengths[row]),
+                layers=layers and {name: x[row].tolist() for name, x in layers.items()},
+                **size,
+            )
+            for sample, text, row in zip(prepared.batch.samples, texts, rows, strict=True)
+            if log.get(setting.name, prepared.batch.task.name, sample.key) is None
+        )
+
+
+def _before_end(first: Any, length: Any) -> int | None:
+    return int(first) if first < length else None

@@ -1,0 +1,56 @@
+"""Tasks from the recipe's own pictures: one for each kind, any number of samples of any seed."""
+
+import itertools
+import random
+from functools import partial
+from pathlib import Path
+
+from models import Model
+from vkq_apps.evals.metrics.text import EXACT
+from vkq_apps.evals.samples import Sample
+from vkq_apps.evals.tasks import Task
+from vkq_apps.training.heldout import heldout
+from vkq_apps.training.pictures import KINDS
+from vkq_apps.training.prompts import CHAT_TEMPLATE
+
+__all__ = ["QUESTIONS_PER_PICTURE", "is_recipe_checkpoint", "synthetic_tasks"]
+
+QUESTIONS_PER_PICTURE = 2
+"""Most questions about one picture: many pictures say more than many questions."""
+
+
+def synthetic_tasks() -> dict[str, Task]:
+    """One task for each kind of picture, by name."""
+    return {kind: Task(kind, partial(_choose, kind), EXACT) for kind in KINDS}
+
+
+def is_recipe_checkpoint(model: Model) -> bool:
+    """Whether a checkpoint was trained on these pictures: its chat template is the recipe's."""
+    template = Path(model.source or "") / "chat_template.jinja"
+    return template.is_file() and template.read_text(encoding="utf-8").strip() == CHAT_TEMPLATE
+
+
+def _choose(kind: str, count: int, seed: int) -> list[Sample]:
+    samples: list[Sample] = []
+    for index in itertools.count():
+        picture = f"{kind}/{seed}/{index}"
+        turns = list(enumerate(heldout(kind, index, seed=seed).turns))
+        random.Random(f"questions/{picture}").shuffle(turns)
+        for place, turn in turns[:QUESTIONS_PER_PICTURE]:
+            if len(samples) == count:
+                return samples
+            samples.append(
+                Sample(
+                    key=f"{index}/{place}",
+                    picture=picture,
+                    load=partial(_draw, kind, index, seed),
+                    question=turn.question,
+                    answers=(turn.answer,),
+                    part=turn.task,
+                )
+            )
+    raise AssertionError("there is no last picture")
+
+
+def _draw(kind: str, index: int, seed: int):
+    return [heldout(kind, index, seed=seed).image]
