@@ -17,7 +17,7 @@ from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.persistence import load_tables
 from vkq_jax.presets import resolve
 
-__all__ = ["DEFAULT_QUANT", "TABLES_FILE", "attach_tables", "settle_codes"]
+__all__ = ["DEFAULT_QUANT", "TABLES_FILE", "attach_tables", "find_codes", "settle_codes"]
 
 DEFAULT_QUANT = "vkq-1bit"
 TABLES_FILE = "vkq_tables.safetensors"
@@ -60,19 +60,34 @@ def settle_codes(
         if tables is not None:
             raise ValueError("a conversation keeps the tables of its cache: leave tables out")
         return cache.quant, cache.tables
+    if tables is not None and (given := _given(model, tables)) is not None:
+        name = DEFAULT_QUANT if quant is None else quant
+        if given.find(name) is None:
+            raise ValueError(
+                f"tables: expected a calibrated preset {name!r}, got {', '.join(given.names)}"
+            )
+    return find_codes(model, quant, tables)
+
+
+def find_codes(
+    model: Model,
+    quant: str | KVQuantConfig | None = None,
+    tables: CalibratedCodes | str | os.PathLike[str] | None = None,
+) -> tuple[KVQuantConfig, CodeTables | None]:
+    """What a preset's name or settings stand for: those of `tables`, or of the model, come first.
+
+    Raises:
+        ValueError: an unknown preset, tables of another model, or codes that need tables where
+            there are none.
+    """
     quant = DEFAULT_QUANT if quant is None else quant
     known = _given(model, tables)
-    calibrated = None if known is None else known.find(quant)
-    if calibrated is not None:
-        return calibrated.quant, calibrated.tables
+    found = None if known is None else known.find(quant)
+    if found is not None:
+        return found.quant, found.tables
     settings = resolve(quant)
-    if tables is not None and known is not None:
-        raise ValueError(
-            f"tables: expected a calibrated preset {quant!r}, got {', '.join(known.names)}"
-        )
-    if any(
-        isinstance(x, DictionaryCodes) and x.uses_tables for x in (settings.key, settings.value)
-    ):
+    sides = (settings.key, settings.value)
+    if any(isinstance(side, DictionaryCodes) and side.uses_tables for side in sides):
         raise ValueError(
             "these codes need tables of the model: make them with models.calibrate_codes or "
             "`vkq calibrate` and pass tables=..."

@@ -26,11 +26,17 @@ def _both(codes: CodeFamily) -> KVQuantConfig:
     return KVQuantConfig(key=codes, value=codes)
 
 
+def _classes(*planes: tuple[float, float]) -> tuple[TokenClass, ...]:
+    return tuple(TokenClass(share, bits) for share, bits in planes)
+
+
 presets: Mapping[str, KVQuantConfig] = MappingProxyType(
     {
         # This project's own: unbiased sign codes.
         "vkq-1bit": _both(SignCodes(gamma=1.0, scale_bits=8)),
         # arXiv 2502.14882v1: group-specific and quantile-based.
+        "tc-1bit-plain": _both(DictionaryCodes(_classes((0.25, 2), (0.5, 1), (0.25, 0)))),
+        "tc-1bit-ic4": _both(DictionaryCodes(_classes((0.25, 2), (0.45, 1), (0.3, 0)), centres=4)),
         "quantile-1bit": _both(LevelCodes(range_rule=Quantile(_NORMAL_QUANTILE), group_size=64)),
         # arXiv 2502.14882v2, as its code at 1 bit.
         "calibquant-1bit": KVQuantConfig(
@@ -51,10 +57,6 @@ presets: Mapping[str, KVQuantConfig] = MappingProxyType(
         "none": _both(Dense()),
     }
 )
-
-
-def _classes(*planes: tuple[float, float]) -> tuple[TokenClass, ...]:
-    return tuple(TokenClass(share, bits) for share, bits in planes)
 
 
 _ONE_BIT = _classes((0.1, 3), (0.2, 2), (0.3, 1), (0.4, 0))

@@ -15,7 +15,7 @@ from vkq_apps.evals.plan import known_tasks, make_plan
 from vkq_apps.evals.plots import write_plots
 from vkq_apps.evals.progress import progress
 from vkq_apps.evals.records import log_path
-from vkq_apps.evals.settings import parse_settings
+from vkq_apps.evals.settings import calibrated, parse_settings
 from vkq_apps.evals.table import results_tables
 from vkq_jax.whole_file import check_writable
 
@@ -47,6 +47,10 @@ def evaluate(
     quant: Annotated[
         str, typer.Option(help="Presets to compare with full precision, comma-separated.")
     ] = DEFAULT_PRESETS,
+    tables: Annotated[
+        Path | None,
+        typer.Option(help="Calibrated presets; by default those found beside the checkpoint."),
+    ] = None,
     quantize_at: QuantizeAtOption = "image",
     samples: Annotated[
         int,
@@ -104,6 +108,7 @@ def evaluate(
     own = read_data(data or (), metric)
     with stage(f"loading {model}"):
         loaded = models.load(model)
+    settings = calibrated(settings, loaded, tables)
     known = known_tasks(loaded, own, synthetic=synthetic)
     with stage("choosing questions"):
         plan = make_plan(tasks, known, own, samples=samples, seed=seed)

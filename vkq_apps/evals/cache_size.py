@@ -1,7 +1,6 @@
 """Bytes of a coded visual cache, keys and values apart."""
 
 import dataclasses
-import math
 
 import jax
 
@@ -29,11 +28,10 @@ def cache_size(cache: KVCache) -> CacheSize:
     total = cache_nbytes(cache)
     # What belongs to neither (positions, where a sliding window needs them) is shared out.
     shared = (total.visual - key - value) / 2
-    shapes = [jax.eval_shape(lambda t: t.dequantize(), bank.key).shape for bank in cache.visual]
     return CacheSize(
         key_bytes=(key + shared) / batch,
         value_bytes=(value + shared) / batch,
-        elements=sum(map(math.prod, shapes)) // batch,
+        elements=sum(bank.key.num_elements() for bank in cache.visual) // batch,
         full_bytes=total.visual_full_precision // batch,
     )
 

@@ -20,6 +20,7 @@ from vkq_apps.evals.coding import FULL_PRECISION, code
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache import KVCache
 from vkq_jax.cache_updates import take_sequences
+from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 
 __all__ = [
@@ -97,12 +98,17 @@ def read(
 
 @partial(jax.jit, static_argnames=("quant", "quantize_at"))
 def read_coded(
-    model: Model, reading: Reading, *, quant: KVQuantConfig, quantize_at: QuantizeAt
+    model: Model,
+    reading: Reading,
+    tables: CodeTables | None = None,
+    *,
+    quant: KVQuantConfig,
+    quantize_at: QuantizeAt,
 ) -> Prompted:
-    """The rows of `reading` as `quant` has them when the answer begins."""
+    """The rows of `reading` as `quant` has them, with its tables, when the answer begins."""
     if quantize_at == "prompt":
-        return Prompted(reading.prompted.logits, code(reading.prompted.cache, quant))
-    cache = take_sequences(code(reading.pictures, quant), reading.owner)
+        return Prompted(reading.prompted.logits, code(reading.prompted.cache, quant, tables))
+    cache = take_sequences(code(reading.pictures, quant, tables), reading.owner)
     return _read_question(model, reading.question, cache)
 
 

@@ -1,10 +1,14 @@
 """An evaluation from its arguments to its results."""
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 from models import Model
 from models.generate import QuantizeAt
@@ -69,7 +73,7 @@ def evaluate_model(
     marks = {
         **asked,
         "weights": fingerprint(Path(model.source)),
-        "codes": {setting.name: repr(setting.quant) for setting in settings},
+        "codes": {setting.name: _digest(setting) for setting in settings},
         "questions": plan.digest(),
         "device": head["device"],
         "source": source_digest(),
@@ -102,8 +106,20 @@ def evaluate_model(
         "model": model.source,
         **asked,
         "seconds": round(time.perf_counter() - started, 1),
-        "offline_table_bytes": 0,
+        "offline_table_bytes": {
+            setting.name: setting.tables.nbytes
+            for setting in settings
+            if setting.tables is not None
+        },
         "presets": presets,
     }
     write_json(results, record)
     return record
+
+
+def _digest(setting: Setting) -> str:
+    """Of the codes and their tables: a run with others is not gone on with."""
+    digest = hashlib.sha256(repr(setting.quant).encode())
+    for leaf in jax.tree.leaves(setting.tables):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,5 +1,6 @@
 """Errors that coding makes in the scores and outputs of attention, layer by layer."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -11,9 +12,9 @@ from models.decode_loop import observed_step
 from vkq_apps.evals.engine import Prompted
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import to_kv_heads
-from vkq_jax.cache import KVCache, take_layer
+from vkq_jax.cache import VisualBank
+from vkq_jax.code_tables import CodeTables
 from vkq_jax.error_measures import relative_squared_error
-from vkq_jax.quantized import QuantizedTensor
 
 __all__ = ["layer_errors"]
 
@@ -49,19 +50,16 @@ def layer_errors(
             starts=starts,
             logits_scale=scale,
         )
-        both = KVCache(
-            exact.cache.visual, cache.text, cache.position, cache.guarded, exact.cache.quant
+        both = dataclasses.replace(
+            cache, visual=exact.cache.visual, quant=exact.cache.quant, tables=None
         )
         outputs = [attend(cache=one).output[:, 0] for one in (both, cache)]
         scores = [
             jnp.concatenate(
-                [
-                    _centred_scores(query, take_layer(bank.key, layer), bank.length)
-                    for bank in one.visual
-                ],
+                [_centred_scores(query, bank, view.tables) for bank in view.visual],
                 axis=-1,
             )
-            for one in (both, cache)
+            for view in (both.layer(layer), cache.layer(layer))
         ]
         return {
             "score": relative_squared_error(*scores),
@@ -73,13 +71,13 @@ def layer_errors(
 
 
 def _centred_scores(
-    query: Float[Array, "B 1 N H"], key: QuantizedTensor, length: Int32[Array, "B"]
+    query: Float[Array, "B 1 N H"], bank: VisualBank, tables: CodeTables | None
 ) -> Float[Array, "B N V"]:
     """Scores [B, N, V] without the factor, less their mean over the bank's tokens."""
-    keys = key.dequantize()
+    keys, _ = bank.dequantize(tables)
     q = to_kv_heads(query.astype(jnp.float32), keys.shape[1])
     scores = jnp.einsum("bkmh,bkvh->bkmv", q, keys, precision="highest")
     scores = scores.reshape(scores.shape[0], -1, scores.shape[-1])
-    valid = (jnp.arange(scores.shape[-1]) < length[:, None])[:, None]
+    valid = (jnp.arange(scores.shape[-1]) < bank.length[:, None])[:, None]
     mean = jnp.mean(scores, axis=-1, where=valid, keepdims=True)
     return jnp.where(valid, scores - mean, 0.0)

@@ -97,7 +97,7 @@ def _run_batch(
         prompted, comparison = reading.prompted, own
         if setting.quant != full.quant:
             prompted = engine.read_coded(
-                model, reading, quant=setting.quant, quantize_at=quantize_at
+                model, reading, setting.tables, quant=setting.quant, quantize_at=quantize_at
             )
             along = exact.tokens, exact.lengths
             coded = engine.follow(model, prompted, steps, along, steps=steps)
