@@ -238,10 +238,17 @@ class KVCache:
 
         One that keeps the RoPE positions of its tokens, 4 bytes each, fits a sliding window.
         """
-        for name, size in (("batch", batch), ("cache_length", cache_length)):
+        sizes = {
+            "num_layers": num_layers,
+            "batch": batch,
+            "num_kv_heads": num_kv_heads,
+            "cache_length": cache_length,
+            "head_dim": head_dim,
+        }
+        for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
-        shape = (num_layers, batch, num_kv_heads, cache_length, head_dim)
+        shape = tuple(sizes.values())
         none = jnp.zeros(batch, jnp.int32)
         position = jnp.zeros((batch, cache_length), jnp.int32) if keep_positions else None
         text = TextBank(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), none, position)

@@ -1,13 +1,17 @@
 """Updates of a whole `KVCache`; each returns a new cache and leaves the given one as it is."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
-from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.array_types import Array, Bool, Float, Shaped
 from vkq_jax.cache import KVCache, TextBank, VisualBank
+from vkq_jax.validation import shown
 
 __all__ = ["append", "grow", "take_sequences"]
 
@@ -57,15 +61,19 @@ def grow(cache: KVCache, cache_length: int) -> KVCache:
     return dataclasses.replace(cache, text=text)
 
 
-def take_sequences(cache: KVCache, indices: Int32[Array, "b"]) -> KVCache:
+def take_sequences(cache: KVCache, indices: ArrayLike | Sequence[int]) -> KVCache:
     """The sequences `indices` of the batch, in that order: beam reorder, slice, repeat.
 
-    Outside jit indices are checked; inside, out-of-range ones are clamped as JAX does.
+    Args:
+        cache: of B sequences.
+        indices: integers in [0, B), or B booleans, which keep the sequences where they are true.
+            Inside jit they are integers, and those out of range are clamped as JAX does.
+
+    Raises:
+        ValueError: neither integers nor booleans, not one axis, or none taken; integers out of
+            range (outside jit); not B booleans, or booleans inside jit.
     """
-    indices = jnp.asarray(indices, jnp.int32)
-    batch = cache.position.shape[0]
-    if not isinstance(indices, Tracer) and not bool(jnp.all((indices >= 0) & (indices < batch))):
-        raise ValueError(f"sequence indices must lie in [0, {batch}), got {indices.tolist()}")
+    indices = _checked_indices(indices, cache.position.shape[0])
 
     def stacked(tree):  # [L, B, ...]
         return jax.tree.map(lambda x: jnp.take(x, indices, axis=1, mode="clip"), tree)
@@ -91,3 +99,36 @@ def take_sequences(cache: KVCache, indices: Int32[Array, "b"]) -> KVCache:
         position=per_sequence(cache.position),
         guarded=per_sequence(cache.guarded),
     )
+
+
+def _checked_indices(indices: ArrayLike | Sequence[int], batch: int) -> Shaped[Array, "b"]:
+    got = indices if isinstance(indices, Tracer) else _as_numpy(indices)
+    if got is None or got.ndim != 1 or got.dtype.kind not in "biu" or not got.size:
+        raise ValueError(
+            f"sequences must be a list of integers in [0, {batch}) or of {batch} booleans, with at "
+            f"least one, got {shown(indices)}"
+        )
+    if isinstance(got, Tracer):
+        if got.dtype == bool:
+            raise ValueError("inside jit sequences are taken by integers, got booleans")
+        return got
+    if got.dtype == bool:
+        if got.size != batch or not got.any():
+            raise ValueError(
+                f"a mask of sequences must be {batch} booleans, one of them true, got "
+                f"{shown(got.tolist())}"
+            )
+        got = np.flatnonzero(got)
+    if got.min() < 0 or got.max() >= batch:
+        raise ValueError(f"sequence indices must lie in [0, {batch}), got {shown(got.tolist())}")
+    return jnp.asarray(got, jnp.int32)
+
+
+def _as_numpy(indices: ArrayLike | Sequence[int]) -> np.ndarray | None:
+    """None where there is no array of one kind: NumPy takes a True among integers for a 1."""
+    try:
+        array = np.asarray(indices)
+    except ValueError:
+        return None
+    mixed = isinstance(indices, list | tuple) and len({isinstance(i, bool) for i in indices}) > 1
+    return None if mixed else array

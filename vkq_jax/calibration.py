@@ -31,6 +31,16 @@ class ScoreMap:
     shift: Float[Array, "*lead"]
     quant: KVQuantConfig | None = static_field(default=None)
 
+    def check(self) -> None:
+        """Raises ValueError for values that cannot be, of a map that came from outside."""
+        slope, shift = self.slope, self.shift
+        for name, values, good, kind in (
+            ("slope", slope, jnp.isfinite(slope) & (slope >= 0), "finite and not negative"),
+            ("shift", shift, jnp.isfinite(shift), "finite"),
+        ):
+            if not good.all():
+                raise ValueError(f"expected every {name} {kind}, got {values[~good][0]}")
+
     def apply(self, scores: Float[Array, "*lead V"]) -> Float[Array, "*lead V"]:
         """The mapped scores of each row."""
         return scores * self.slope[..., None] + self.shift[..., None]
@@ -50,6 +60,15 @@ class ScoreMap:
                     f"score_map was calibrated with other codes: expected {name}={own}, "
                     f"got {name}={asked}"
                 )
+
+    def check_heads(self, *, num_layers: int, num_kv_heads: int) -> None:
+        """Raises ValueError unless it is [L, N] for these layers and heads."""
+        shape = self.slope.shape
+        if len(shape) != 2 or shape[0] != num_layers or not shape[1] or shape[1] % num_kv_heads:
+            raise ValueError(
+                f"score_map must be [L, N] for {num_layers} layers and query heads that share "
+                f"{num_kv_heads} key/value heads, got {list(shape)}"
+            )
 
 
 def calibrate(

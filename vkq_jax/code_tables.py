@@ -34,6 +34,13 @@ class ClassTables:
     shift: Int32[Array, "*L K n"]
     dictionary: Float[Array, "*L K H n"]
 
+    def check(self) -> None:
+        """Raises ValueError for codes of more than 8 bits."""
+        for name, greatest in (("top", 255), ("shift", 7)):
+            values = getattr(self, name)
+            if ((values < 0) | (values > greatest)).any():
+                raise ValueError(f"{name} must be in [0, {greatest}]")
+
 
 @frozen_pytree
 class SideTables:

@@ -1,9 +1,11 @@
 """Settings of a quantized visual KV cache."""
 
 import dataclasses
+import math
 
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.quantized import CodeFamily
+from vkq_jax.validation import check_fields
 
 __all__ = ["KVQuantConfig", "ScoreCalibration"]
 
@@ -21,10 +23,20 @@ class ScoreCalibration:
 
     Attributes:
         tau1, tau2: how far the lowest and the highest score are lowered, in nats.
+
+    Raises:
+        ValueError: an attribute is not a finite number.
     """
 
     tau1: float = 0.0
     tau2: float = 3.0
+
+    def __post_init__(self):
+        """Checks the settings."""
+        check_fields(self)
+        for name in ("tau1", "tau2"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True)

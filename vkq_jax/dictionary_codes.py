@@ -15,6 +15,7 @@ from vkq_jax.image_centres import image_centres, nearest
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.quantized import CodeFamily
 from vkq_jax.token_classes import ClassMap, TokenClass, assign_classes, check_classes
+from vkq_jax.validation import check_fields
 
 __all__ = ["DictionaryCodes", "quantize_pair"]
 
@@ -58,12 +59,12 @@ class DictionaryCodes(CodeFamily):
 
     def __post_init__(self):
         """Checks the settings."""
+        check_fields(self)
         check_classes(self.classes)
         groups.check_table_dtype(self.table_dtype)
         for name, least in (("centres", 1), ("codebook", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or not least <= value <= 256:
-                raise ValueError(f"{name} must be a whole number in [{least}, 256], got {value!r}")
+            if not least <= getattr(self, name) <= 256:
+                raise ValueError(f"{name} must be in [{least}, 256], got {getattr(self, name)}")
         if self.centres > 1 and self.codebook:
             raise ValueError("centres of the image's own and a codebook exclude each other")
         if not self.learned and any(c.planes != int(c.planes) for c in self.classes):

@@ -60,6 +60,25 @@ class DictionaryTensor(QuantizedTensor):
     codebook: bool = static_field(default=False, kw_only=True)
     learned: bool = static_field(default=False, kw_only=True)
 
+    def check(self) -> None:
+        """Raises ValueError where the words are none of its codes, or name no centre."""
+        if len(self.packed) != len(self.virtual):
+            raise ValueError(f"expected {len(self.virtual)} classes, got {len(self.packed)}")
+        for words, virtual in zip(self.packed, self.virtual, strict=True):
+            packing.check_words(words, 1, virtual)
+        if self.centre_id is not None:
+            packing.check_words(self.centre_id, self.id_bits, self.num_slots)
+            if not self.codebook:
+                self.check_ids(self.centre.shape[-2])
+
+    def check_ids(self, count: int) -> None:
+        """Raises ValueError where `centre_id` names another than one of `count` centroids."""
+        if self.centre_id is None:
+            return
+        ids = packing.unpack(self.centre_id, self.id_bits, self.num_slots)
+        if (ids >= count).any():
+            raise ValueError(f"centre_id must be in [0, {count}), got {ids.max()}")
+
     def decoding(self) -> AffineTensor:
         """Raises NotImplementedError: the levels of classes are no affine codes of one width."""
         raise NotImplementedError(

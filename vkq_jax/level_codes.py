@@ -12,6 +12,7 @@ from vkq_jax.array_types import Array, Bool, Float, UInt32
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.quantized import AffineTensor, CodeFamily, QuantizedTensor
 from vkq_jax.range_rules import MinMax, RangeRule
+from vkq_jax.validation import check_fields
 
 __all__ = ["Granularity", "LevelCodes", "LevelTensor"]
 
@@ -38,8 +39,7 @@ class LevelCodes(CodeFamily):
         table_dtype: dtype in which the levels are stored: bfloat16, float16 or float32.
 
     Raises:
-        ValueError: bits, group_size or table_dtype is not one of the above, or range_rule is not
-            a hashable callable.
+        ValueError: a setting is not one of the above, or range_rule is not a hashable callable.
     """
 
     bits: int = 1
@@ -50,13 +50,12 @@ class LevelCodes(CodeFamily):
 
     def __post_init__(self):
         """Checks the settings."""
+        if not callable(self.range_rule) or self.range_rule.__hash__ is None:
+            raise ValueError(f"range_rule must be a hashable callable, got {self.range_rule!r}")
+        check_fields(self)
         packing.check_bits(self.bits)
         groups.check_group_size(self.group_size)
         groups.check_table_dtype(self.table_dtype)
-        if not isinstance(self.granularity, Granularity):
-            raise ValueError(f"granularity must be a Granularity, got {self.granularity!r}")
-        if not callable(self.range_rule) or self.range_rule.__hash__ is None:
-            raise ValueError(f"range_rule must be a hashable callable, got {self.range_rule!r}")
 
     def quantize(self, x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"]) -> LevelTensor:
         """Codes `x`. Positions that are not valid get code 0 and enter no table.
@@ -141,6 +140,10 @@ class LevelTensor(QuantizedTensor):
     head_dim: int = static_field(kw_only=True)
     group_size: int = static_field(kw_only=True)
     granularity: Granularity = static_field(kw_only=True)
+
+    def check(self) -> None:
+        """Raises ValueError where the words are none of H codes."""
+        packing.check_words(self.packed, self.bits, self.head_dim)
 
     def decoding(self) -> AffineTensor:
         """The general form: channel tables (PER_CHANNEL) or token tables (PER_TOKEN)."""

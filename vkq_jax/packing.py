@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Int32, Shaped, UInt32
 
-__all__ = ["SUPPORTED_BITS", "check_bits", "num_words", "pack", "unpack"]
+__all__ = ["SUPPORTED_BITS", "check_bits", "check_words", "num_words", "pack", "unpack"]
 
 SUPPORTED_BITS = (1, 2, 4, 8)
 
@@ -18,6 +18,18 @@ def check_bits(bits: int) -> None:
     """Raises ValueError unless `bits` is a width that codes can have."""
     if bits not in SUPPORTED_BITS:
         raise ValueError(f"bits must be one of {SUPPORTED_BITS}, got {bits}")
+
+
+def check_words(packed: UInt32[Array, "*lead W"], bits: int, length: int) -> None:
+    """Raises ValueError unless these are words that `pack` makes of `length` codes."""
+    words = num_words(length, bits)
+    if packed.shape[-1] != words:
+        raise ValueError(
+            f"{length} codes of {bits} bits take {words} words, got {packed.shape[-1]}"
+        )
+    used = length * bits - 32 * (words - 1)  # bits of the last word
+    if words and used < 32 and (packed[..., -1] >> jnp.uint32(used)).any():
+        raise ValueError(f"the unused high bits of the last word of {length} codes must be 0")
 
 
 def num_words(length: int, bits: int) -> int:

@@ -1,14 +1,16 @@
 """Saving and restoring caches and score maps, each in one safetensors file.
 
-Its header holds the structure as JSON. Nothing is executed on restoring: types come from this
-package or from those the caller names.
+Its header holds the structure as JSON and a checksum of all that the file holds. Nothing is
+executed on restoring: types come from this package or from those the caller names. Fields are
+checked, too (see `vkq_jax.validation`): what is saved need not have been consistent.
 """
 
 import dataclasses
 import enum
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ import vkq_jax
 from vkq_jax.cache import KVCache
 from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.calibration import ScoreMap
+from vkq_jax.consistency import check_cache
+from vkq_jax.validation import check_tree, shorten, shown
 from vkq_jax.whole_file import whole_file
 
 __all__ = [
@@ -53,13 +57,11 @@ def load_cache(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> K
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a whole and consistent cache file, a type that is neither this package's nor
-            in `types`, or a score map with values that are none.
+        ValueError: not a whole cache file, bit for bit what was written; a type that is neither
+            this package's nor in `types`; fields that do not hold what their annotations say, do
+            not fit together, or are not finite.
     """
-    cache = _load(path, "cache", KVCache, types)
-    if cache.score_map is not None:
-        _check_values(path, cache.score_map)
-    return cache
+    return _load(path, "cache", KVCache, types, check_cache)
 
 
 def save_score_map(path: str | os.PathLike[str], score_map: ScoreMap) -> None:
@@ -76,12 +78,9 @@ def load_score_map(path: str | os.PathLike[str], *, types: Iterable[type] = ()) 
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a whole and consistent score map file, a type that is neither this package's
-            nor in `types`, slopes that are negative, or values that are not finite.
+        ValueError: as for `load_cache`, or slopes that are negative.
     """
-    score_map = _load(path, "score map", ScoreMap, types)
-    _check_values(path, score_map)
-    return score_map
+    return _load(path, "score map", ScoreMap, types)
 
 
 def save_tables(path: str | os.PathLike[str], codes: CalibratedCodes) -> None:
@@ -104,29 +103,25 @@ def load_tables(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> 
     return _load(path, "tables", CalibratedCodes, types)
 
 
-def _check_values(path: str | os.PathLike[str], score_map: ScoreMap) -> None:
-    slope, shift = np.asarray(score_map.slope), np.asarray(score_map.shift)
-    if slope.shape != shift.shape:
-        raise ValueError(
-            f"{path}: expected a slope and a shift of each head, got {list(slope.shape)} slopes "
-            f"and {list(shift.shape)} shifts"
-        )
-    for name, values, good, kind in (
-        ("slope", slope, np.isfinite(slope) & (slope >= 0), "finite and not negative"),
-        ("shift", shift, np.isfinite(shift), "finite"),
-    ):
-        if not good.all():
-            raise ValueError(f"{path}: expected every {name} {kind}, got {values[~good][0]}")
-
-
 def _save(path: str | os.PathLike[str], value: Any, kind: str) -> None:
     arrays: dict[str, np.ndarray] = {}
     structure = json.dumps(_describe(value, kind, arrays))
+    metadata = {
+        "format": _format(kind),
+        "structure": structure,
+        "sha256": _digest(structure, arrays),
+    }
     with whole_file(path) as part:
-        save_file(arrays, part, metadata={"format": _format(kind), "structure": structure})
+        save_file(arrays, part, metadata=metadata)
 
 
-def _load[T](path: str | os.PathLike[str], kind: str, cls: type[T], types: Iterable[type]) -> T:
+def _load[T](
+    path: str | os.PathLike[str],
+    kind: str,
+    cls: type[T],
+    types: Iterable[type],
+    check: Callable[[T], None] = lambda value: None,
+) -> T:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no {kind} file at {path}")
@@ -137,19 +132,34 @@ def _load[T](path: str | os.PathLike[str], kind: str, cls: type[T], types: Itera
             if metadata.get("format") != _format(kind) or "structure" not in metadata:
                 raise ValueError(f"{path} is not a {kind} written by vkq_jax")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    except (SafetensorError, TypeError, AttributeError) as error:  # the latter for unknown dtypes
+        raise ValueError(f"{path} is damaged: {shorten(str(error), 200)}") from error
+    structure = metadata["structure"]
     try:
-        value = _rebuild(json.loads(metadata["structure"]), arrays, known)
-    except (ValueError, TypeError) as error:  # TypeError: settings that a class does not take
-        raise ValueError(f"{path}: {error}") from error
-    if not isinstance(value, cls):
-        raise ValueError(f"{path} holds a {type(value).__name__}, not a {cls.__name__}")
+        value = _rebuild(json.loads(structure), arrays, known)
+        if not isinstance(value, cls):
+            raise ValueError(f"expected a {cls.__name__}, got a {type(value).__name__}")
+        check_tree(value, kind)
+        check(value)
+    # TypeError: settings that a class does not take. RecursionError: JSON without an end.
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: {shorten(str(error), 250)}") from error
+    if metadata.get("sha256") != _digest(structure, arrays):
+        raise ValueError(f"{path} is damaged: its contents are not those that were written")
     return value
 
 
+def _digest(structure: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """A checksum of all that a file holds, whatever the order of its arrays."""
+    digest = hashlib.sha256(structure.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
 def _format(kind: str) -> str:
-    return f"vkq-jax {kind} 1"
+    return f"vkq-jax {kind} 2"
 
 
 def _describe(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
@@ -174,17 +184,22 @@ def _describe(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
 
 def _rebuild(node: Any, arrays: Mapping[str, np.ndarray], known: Mapping[str, type]) -> Any:
     match node:
-        case {"array": name}:
+        case {"array": str(name)}:
             if name not in arrays:
                 raise ValueError(f"expected an array {name}, got {', '.join(arrays) or 'none'}")
-            return jnp.asarray(arrays[name])
-        case {"enum": name, "name": member}:
+            array = jnp.asarray(arrays[name])
+            if array.dtype != arrays[name].dtype:
+                raise ValueError(f"{name} is {arrays[name].dtype}: set jax_enable_x64 to load it")
+            return array
+        case {"enum": str(name), "name": str(member)}:
             members: Mapping[str, Any] = getattr(_lookup(known, name), "__members__", {})
             if member not in members:
                 raise ValueError(f"expected a member of {name}, got {member!r}")
             return members[member]
-        case {"type": name, "fields": dict(fields)}:
+        case {"type": str(name), "fields": dict(fields)}:
             cls = _lookup(known, name)
+            if not dataclasses.is_dataclass(cls):
+                raise ValueError(f"expected a type with fields, got {name}")
             expected = sorted(field.name for field in dataclasses.fields(cls))
             if sorted(fields) != expected:
                 raise ValueError(f"expected fields {expected} of {name}, got {sorted(fields)}")
@@ -193,7 +208,7 @@ def _rebuild(node: Any, arrays: Mapping[str, np.ndarray], known: Mapping[str, ty
             return tuple(_rebuild(item, arrays, known) for item in items)
         case {"value": value}:
             return value
-    raise ValueError(f"unknown entry {node!r}")
+    raise ValueError(f"unknown entry {shown(node)}")
 
 
 def _lookup(known: Mapping[str, type], name: str) -> type:

@@ -34,6 +34,8 @@ def scores(
     if isinstance(key, DenseTensor):
         return exact_einsum("...qh,...vh->...qv", query, key.values.astype(jnp.float32))
     codes = key.decoding()
+    if not codes.num_positions:  # nothing to divide into groups
+        return jnp.zeros((*query.shape[:-1], 0), jnp.float32)
     square = jnp.sum(query * query, -1, keepdims=True)  # rotation leaves it alone
     if codes.rotated:
         query = rotation.rotate(query)
@@ -78,6 +80,8 @@ def weighted_sum(
     if isinstance(value, DenseTensor):
         return exact_einsum("...qv,...vh->...qh", weights, value.values.astype(jnp.float32))
     codes = value.decoding()
+    if not codes.num_positions:
+        return jnp.zeros((*weights.shape[:-1], codes.head_dim), jnp.float32)
     group_size = _scale_group_size(codes)
 
     scaled = weights[..., None]  # [*lead, Q, V, R]: the token scale is folded into the weights

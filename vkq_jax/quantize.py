@@ -35,8 +35,9 @@ def quantize(
         tables: offline tables of dictionary codes that need them, [K, ...] for x [*lead, K, V, H].
 
     Raises:
-        ValueError: config is no `CodeFamily`; tables are missing or do not fit; x is not floating
-            or has less than two axes; valid is not boolean or does not broadcast to x.shape[:-1].
+        ValueError: config is no `CodeFamily`; tables are missing or do not fit; x is not floating,
+            has less than two axes or no channels; valid is not boolean or does not broadcast to
+            x.shape[:-1].
     """
     if not isinstance(config, CodeFamily):
         raise ValueError(
@@ -44,9 +45,10 @@ def quantize(
             f'presets["vkq-1bit"].key (or .value), got {config!r}'
         )
     x = jnp.asarray(x)
-    if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+    if x.ndim < 2 or not x.shape[-1] or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
-            f"x must be floating, of shape [..., V, H]; got {x.dtype} of shape {x.shape}"
+            f"x must be floating, of shape [..., V, H] with at least one channel; got {x.dtype} of "
+            f"shape {x.shape}"
         )
     return _quantize(x, _check_valid(valid, x.shape[:-1]), config, tables)
 

@@ -33,7 +33,9 @@ class QuantizedTensor(abc.ABC):
     """A coded tensor of logical shape `[*lead, V, H]`: a frozen pytree of packed words and tables.
 
     `decoding()` states what the words mean. Attention and `dequantize` use nothing else, so a
-    family that defines it works everywhere.
+    family that defines it works everywhere. One that is read from a file is checked against the
+    annotations of its fields and against what its family makes (see `vkq_jax.consistency`); a
+    method `check(self)`, where there is one, raises a ValueError for values that cannot be.
     """
 
     @abc.abstractmethod
@@ -90,6 +92,10 @@ class AffineTensor(QuantizedTensor):
     def num_positions(self) -> int:
         """V, padding included."""
         return self.packed.shape[-2]
+
+    def check(self) -> None:
+        """Raises ValueError where the words are none of H codes."""
+        packing.check_words(self.packed, self.bits, self.head_dim)
 
     def decoding(self) -> AffineTensor:
         """Itself: this is the general form."""

@@ -28,6 +28,7 @@ that spans k standard deviations to both sides of the mean:
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -35,6 +36,7 @@ import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.groups import masked_mean, masked_quantiles
+from vkq_jax.validation import check_fields
 
 __all__ = ["MSE", "MinMax", "Quantile", "RangeRule", "Shrink"]
 
@@ -70,13 +72,14 @@ class Quantile:
     error is least.
 
     Raises:
-        ValueError: q is not in [0, 0.5).
+        ValueError: q is not a number in [0, 0.5).
     """
 
     q: float
 
     def __post_init__(self):
         """Checks q."""
+        check_fields(self)
         if not 0 <= self.q < 0.5:
             raise ValueError(f"q must be in [0, 0.5), got {self.q}")
 
@@ -96,15 +99,16 @@ class Shrink:
     values.
 
     Raises:
-        ValueError: s is not positive.
+        ValueError: s is not a positive, finite number.
     """
 
     s: float
 
     def __post_init__(self):
         """Checks s."""
-        if not self.s > 0:
-            raise ValueError(f"s must be positive, got {self.s}")
+        check_fields(self)
+        if not 0 < self.s < math.inf:
+            raise ValueError(f"s must be positive and finite, got {self.s}")
 
     def __call__(
         self, x: Float[Array, "*groups E"], valid: Bool[Array, "*groups E"], bits: int

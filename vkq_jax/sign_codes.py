@@ -12,6 +12,7 @@ from vkq_jax import groups, log_scale, packing, rotation
 from vkq_jax.array_types import Array, Bool, Float, Shaped, UInt32
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.quantized import AffineTensor, CodeFamily, QuantizedTensor
+from vkq_jax.validation import check_fields
 
 __all__ = ["SignCodes", "SignTensor", "error_ratio"]
 
@@ -48,14 +49,7 @@ class SignCodes(CodeFamily):
 
     def __post_init__(self):
         """Checks the settings."""
-        choices = {
-            "rotation": ("hadamard", None),
-            "scale_bits": (8, 16),
-            "centre": ("mean", "median"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        check_fields(self)
         for name in ("gamma", "beta"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(
@@ -122,6 +116,12 @@ class SignTensor(QuantizedTensor):
     group_size: int = static_field(kw_only=True)
     rotated: bool = static_field(kw_only=True)
     score_error_factor: float = static_field(kw_only=True)
+
+    def check(self) -> None:
+        """Raises ValueError where the words are none of H codes, or a scale is negative."""
+        packing.check_words(self.packed, 1, self.head_dim)
+        if (self.token_scale < 0).any():
+            raise ValueError(f"token_scale must not be negative, got {self.token_scale.min()}")
 
     def decoding(self) -> AffineTensor:
         """The general form: the centre as channel offset, 2a and -a as the tables per token."""

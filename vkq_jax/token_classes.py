@@ -19,6 +19,7 @@ import numpy as np
 from vkq_jax import packing
 from vkq_jax.array_types import Array, Bool, Float, Int32, UInt32
 from vkq_jax.pytree import frozen_pytree, static_field
+from vkq_jax.validation import check_fields
 
 __all__ = ["ClassMap", "TokenClass", "assign_classes", "check_classes"]
 
@@ -34,10 +35,17 @@ class TokenClass:
     Attributes:
         share: of the tokens of a head, a multiple of 0.001; the shares of all classes sum to 1.
         planes: bits per channel, on average. 0: only the centre of such a token is kept.
+
+    Raises:
+        ValueError: an attribute is not a number.
     """
 
     share: int | float
     planes: int | float
+
+    def __post_init__(self):
+        """Checks that both are numbers; `check_classes` checks which."""
+        check_fields(self)
 
 
 def check_classes(classes: Sequence[TokenClass]) -> None:
@@ -97,6 +105,12 @@ class ClassMap:
     valid: UInt32[Array, "*lead W1"] | None
     num_positions: int = static_field(kw_only=True)
     capacities: tuple[int, ...] = static_field(kw_only=True)
+
+    def check(self) -> None:
+        """Raises ValueError where the words are none of V positions."""
+        packing.check_words(self.words, _MAP_BITS, self.num_positions)
+        if self.valid is not None:
+            packing.check_words(self.valid, 1, self.num_positions)
 
     @classmethod
     def from_classes(

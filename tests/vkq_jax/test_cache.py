@@ -169,6 +169,50 @@ def test_take_sequences_checks_indices_outside_jit():
     assert jitted.visual[0].length.tolist() == [11, 40]
 
 
+def test_take_sequences_selects_by_a_mask():
+    cache = with_visual()
+    for mask in ([False, True], np.asarray([False, True]), jnp.asarray([False, True])):
+        taken = vkq_jax.take_sequences(cache, mask)
+        chex.assert_trees_all_equal(taken, vkq_jax.take_sequences(cache, [1]))
+    chex.assert_trees_all_equal(vkq_jax.take_sequences(cache, [True, True]), cache)
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([0.9], r"list of integers in \[0, 2\) or of 2 booleans.*got \[0.9\]"),
+        (jnp.asarray([1.0]), r"list of integers.*got float32 \[1\]"),
+        ([[0]], r"got \[\[0\]\]"),
+        ([0, [1]], r"got \[0, \[1\]\]"),
+        (1, r"got 1$"),
+        ([], r"at least one, got \[\]"),
+        ([True, 0], r"got \[True, 0\]"),
+        ([2**70], r"list of integers"),
+        ([-1], r"must lie in \[0, 2\), got \[-1\]"),
+        ([2**40], r"must lie in \[0, 2\)"),
+        ([True], r"a mask of sequences must be 2 booleans, one of them true, got \[True\]"),
+        ([True, False, True], r"a mask of sequences must be 2 booleans"),
+        ([False, False], r"one of them true"),
+    ],
+)
+def test_take_sequences_refuses_what_names_no_sequences(monkeypatch, indices, message):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+    with pytest.raises(ValueError, match=message):
+        vkq_jax.take_sequences(empty(), indices)
+
+
+def test_take_sequences_inside_jit_takes_integers_and_clamps_them():
+    cache = dataclasses.replace(empty(), position=jnp.asarray([3, 4], jnp.int32))
+    take = jax.jit(vkq_jax.take_sequences)
+    for dtype in (jnp.int32, jnp.uint8):
+        assert take(cache, jnp.asarray([1, 200, 0], dtype)).position.tolist() == [4, 4, 3]
+    assert take(cache, jnp.asarray([-2, 0], jnp.int32)).position.tolist() == [3, 3]
+    with pytest.raises(ValueError, match="inside jit sequences are taken by integers"):
+        take(cache, jnp.asarray([True, False]))
+    with pytest.raises(ValueError, match="list of integers"):
+        take(cache, jnp.asarray([0.0]))
+
+
 def test_a_layer_may_be_traced():
     cache = with_visual()
     traced = jax.jit(lambda c, i: c.layer(i))(cache, 2)
@@ -216,6 +260,13 @@ def test_score_map_files_that_are_none_are_one_clear_error(tmp_path):
         vkq_jax.load_score_map(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("preset", ["vkq-1bit", "calibquant-1bit", "kivi-2bit"])
+def test_a_bank_without_capacity(preset):
+    cache = with_visual(preset, positions=0, counts=(0, 0))
+    without = dataclasses.replace(cache, visual=())
+    np.testing.assert_allclose(attend(cache), attend(without), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -240,7 +291,9 @@ def test_a_slope_without_its_shift_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
     path, whole = tmp_path / "map.safetensors", mapped(empty()).score_map
     vkq_jax.save_score_map(path, dataclasses.replace(whole, shift=whole.shift[:1]))
-    with pytest.raises(ValueError, match=r"got \[3, 4\] slopes and \[1, 4\] shifts"):
+    with pytest.raises(
+        ValueError, match=r"shift .* got float32 \[1, 4\] beside slope float32 \[3, 4\]"
+    ):
         vkq_jax.load_score_map(path)
 
 
@@ -314,7 +367,9 @@ def test_no_visual_tokens_no_visual_bytes():
     assert vkq_jax.cache_nbytes(empty()).visual_reduction == 0.0
 
 
-@pytest.mark.parametrize("name", ["batch", "cache_length"])
+@pytest.mark.parametrize(
+    "name", ["num_layers", "batch", "num_kv_heads", "head_dim", "cache_length"]
+)
 def test_sizes_are_checked(name):
     sizes = {"num_layers": 1, "batch": 1, "num_kv_heads": 1, "head_dim": 8, "cache_length": 4}
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):

@@ -105,8 +105,8 @@ def test_parameters_are_checked():
     for q in (-0.1, 0.5, float("nan")):
         with pytest.raises(ValueError, match=r"q must be in \[0, 0.5\), got"):
             Quantile(q)
-    for s in (0.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="s must be positive, got"):
+    for s in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="s must be positive and finite, got"):
             Shrink(s)
 
 

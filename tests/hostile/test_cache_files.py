@@ -1,0 +1,323 @@
+"""Cache and score-map files by field and by bytes: refused, or what was saved.
+
+A file whose checksum no longer fits is never taken for another cache. One that was written with a
+fitting checksum is either refused or a cache that attention can read.
+"""
+
+import dataclasses
+import json
+import random
+
+import chex
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+import vkq_jax
+from tests.support.caches import Shape, random_layer
+from vkq_jax import persistence
+from vkq_jax.attention import attend_cache
+
+attend = jax.jit(attend_cache)
+SHAPE = Shape(visual=((40, (40, 11)),))
+
+
+def both(codes):
+    return vkq_jax.KVQuantConfig(codes, codes)
+
+
+SETTINGS = {
+    "signs": vkq_jax.presets["vkq-1bit"],
+    "levels": vkq_jax.presets["calibquant-1bit"],
+    "levels per token": vkq_jax.presets["kivi-2bit"],
+    "full precision": vkq_jax.presets["none"],
+    "classes of tokens": both(vkq_jax.DictionaryCodes(centres=3)),
+    "tables": both(vkq_jax.DictionaryCodes(codebook=5, learned=True)),
+}
+
+
+@pytest.fixture(autouse=True)
+def _as_users_run_it(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+def whole_cache(quant, positions):
+    """Two layers, with a score map, positions if asked for."""
+    layers = [random_layer(SHAPE, quant, seed)[1] for seed in (0, 1)]
+    banks = [layer.visual[0] for layer in layers]
+
+    def stacked(*parts):
+        return jax.tree.map(lambda *x: jnp.stack(x), *parts)
+
+    lengths = jnp.asarray([40, 11], jnp.int32)
+    place = jnp.broadcast_to(jnp.arange(40, dtype=jnp.int32)[None], (2, 40))
+    bank = vkq_jax.VisualBank(
+        stacked(*(bank.key for bank in banks)),
+        stacked(*(bank.value for bank in banks)),
+        lengths,
+        jnp.where(place < lengths[:, None], place, 0) if positions else None,
+        stacked(*(bank.class_map for bank in banks)),
+    )
+    text = vkq_jax.TextBank(
+        stacked(*(layer.text.key for layer in layers)),
+        stacked(*(layer.text.value for layer in layers)),
+        layers[0].text.length,
+        lengths[:, None] + place[:, :9] if positions else None,
+    )
+    slope = jnp.linspace(0.2, 0.9, 8, dtype=jnp.float32).reshape(2, 4)
+    return vkq_jax.KVCache(
+        (bank,),
+        text,
+        position=lengths + text.length,
+        guarded=jnp.zeros(2, jnp.int32),
+        quant=quant,
+        score_map=vkq_jax.ScoreMap(slope, 1 - slope, quant=quant),
+        tables=stacked(*(layer.tables for layer in layers)),
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A cache for each of the settings and the file that holds it."""
+    folder = tmp_path_factory.mktemp("saved")
+    result = []
+    for number, (name, quant) in enumerate(SETTINGS.items()):
+        cache, path = whole_cache(quant, positions=number % 2 == 0), folder / f"{name}.safetensors"
+        vkq_jax.save_cache(path, cache)
+        result.append((cache, path))
+    return result
+
+
+def read(path):
+    with safe_open(path, framework="np") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return arrays, dict(file.metadata())
+
+
+def refused_or(path, one_clear_error, accept, load=vkq_jax.load_cache):
+    """Loads; `accept` judges what comes. Whether it was refused."""
+    try:
+        loaded = load(path)
+    except Exception as error:
+        one_clear_error(error)
+        return True
+    accept(loaded)
+    return False
+
+
+def equal_to(cache):
+    def accept(loaded):
+        chex.assert_trees_all_equal(loaded, cache)
+        assert jax.tree.structure(loaded) == jax.tree.structure(cache)
+
+    return accept
+
+
+def can_be_read(loaded):
+    """Attention over each layer is finite: nothing in the cache contradicts the rest."""
+    num_layers, batch, num_kv_heads, _, head_dim = loaded.text.key.shape
+    num_heads = num_kv_heads if loaded.score_map is None else loaded.score_map.slope.shape[1]
+    query = jnp.ones((batch, 1, num_heads, head_dim), jnp.float32)
+    for layer in range(num_layers):
+        attended = attend(query, loaded.layer(layer))
+        assert attended.output.shape == query.shape
+        assert np.isfinite(np.asarray(attended.output)).all()
+    vkq_jax.take_sequences(loaded, [0])
+    vkq_jax.grow(loaded, loaded.text.cache_length + 1)
+
+
+def mutated_bytes(raw, rng):
+    raw, at = bytearray(raw), rng.randrange(len(raw))
+    if rng.random() < 0.3:  # in the header
+        at = rng.randrange(min(len(raw), 3000))
+    match rng.randrange(6):
+        case 0:
+            raw[at] ^= 1 << rng.randrange(8)
+        case 1:
+            raw[at : at + rng.randrange(1, 64)] = rng.randbytes(rng.randrange(64))
+        case 2:
+            del raw[at:]
+        case 3:
+            raw[at:at] = raw[rng.randrange(len(raw)) :][: rng.randrange(200)]
+        case 4:
+            raw[:8] = rng.choice([0, 1, 2**20, 2**63, 2**64 - 1, len(raw)]).to_bytes(8, "little")
+        case 5:
+            other = rng.randrange(len(raw))
+            raw[at], raw[other] = raw[other], raw[at]
+    return bytes(raw)
+
+
+def test_mutated_bytes_are_refused_or_harmless(saved, tmp_path, cases, one_clear_error):
+    path = tmp_path / "cache.safetensors"
+    for case in cases(80):
+        rng = random.Random(f"bytes/{case}")
+        cache, original = rng.choice(saved)
+        path.write_bytes(mutated_bytes(original.read_bytes(), rng))
+        refused_or(path, one_clear_error, equal_to(cache))
+
+
+def mutated_array(array, rng):
+    """Another dtype, shape or value, likely one that cannot be."""
+    match rng.randrange(7 if array.size else 5):
+        case 0:
+            dtypes = [np.int32, np.uint32, np.float32, np.float16, np.float64, np.uint8, bool]
+            return array.astype(rng.choice([*dtypes, jnp.bfloat16]))
+        case 1:
+            axis = rng.randrange(array.ndim)
+            return np.concatenate([array, array], axis)
+        case 2:
+            axis = rng.randrange(array.ndim)
+            return np.take(array, range(array.shape[axis] // 2), axis)
+        case 3:
+            return array[..., None] if rng.random() < 0.5 else array[0]
+        case 4:
+            return np.ascontiguousarray(np.swapaxes(array, rng.randrange(array.ndim), 0))
+        case 5:
+            kind = array.dtype.kind
+            odd = [-1, 0, 1, 41, 2**31 - 1] if kind in "iu" else [np.nan, np.inf, -1.0, 1e30]
+            array = array.copy()
+            with np.errstate(all="ignore"):
+                value = np.asarray(rng.choice(odd)).astype(array.dtype)
+            array.reshape(-1)[rng.randrange(array.size)] = value
+            return array
+        case _:
+            array = array.copy()
+            raw = array.reshape(-1).view(np.uint8)
+            raw[rng.randrange(raw.size)] ^= 1 << rng.randrange(8)
+            return array
+
+
+ODD = [None, True, False, 0, 1, -1, 2, 3, 40, 64, 2**31, 2**70, 0.0, 0.5, 1.5, 1e308, float("nan")]
+ODD += [float("inf"), "", "x", "float16", "float32", [], {}, [1], "median", 10**400]
+
+
+def nodes(tree):
+    """Every container of a JSON tree, with each of its keys."""
+    if isinstance(tree, dict):
+        items = list(tree.items())
+    else:
+        items = list(enumerate(tree)) if isinstance(tree, list) else []
+    for key, value in items:
+        yield tree, key
+        yield from nodes(value)
+
+
+def mutated_structure(structure, rng):
+    tree = json.loads(structure)
+    places = list(nodes(tree))
+    parent, key = rng.choice(places)
+    match rng.randrange(4):
+        case 0:
+            parent[key] = rng.choice(ODD)
+        case 1:
+            other, its = rng.choice(places)
+            parent[key] = json.loads(json.dumps(other[its]))
+        case 2:
+            if isinstance(parent, dict):
+                parent[rng.choice(["x", "bits", "value", "array"])] = parent.pop(key)
+            else:
+                del parent[key]
+        case 3:
+            values = [(p, k) for p, k in places if k == "value"]
+            parent, key = rng.choice(values)
+            old = parent[key]
+            if isinstance(old, bool) or not isinstance(old, int | float):
+                parent[key] = rng.choice(ODD)
+            else:
+                parent[key] = rng.choice([old + 1, old - 1, old * 2, -old, float(old), str(old)])
+    return json.dumps(tree)
+
+
+def mutated_fields(original, rng):
+    """Arrays and metadata with one or two changes."""
+    arrays, metadata = read(original)
+    for _ in range(rng.choice([1, 1, 2])):
+        match rng.randrange(4):
+            case 0 | 1:
+                name = rng.choice(sorted(arrays))
+                arrays[name] = mutated_array(arrays[name], rng)
+            case 2:
+                metadata["structure"] = mutated_structure(metadata["structure"], rng)
+            case 3:
+                one, two = rng.choice(sorted(arrays)), rng.choice(sorted(arrays))
+                arrays[one] = arrays[two]
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata
+
+
+def test_mutated_fields_are_refused_or_harmless(saved, tmp_path, cases, one_clear_error):
+    path = tmp_path / "cache.safetensors"
+    for case in cases(60):
+        rng = random.Random(f"fields/{case}")
+        cache, original = rng.choice(saved)
+        arrays, metadata = mutated_fields(original, rng)
+        save_file(arrays, path, metadata)
+        refused_or(path, one_clear_error, equal_to(cache))
+
+
+def test_mutated_fields_with_a_new_checksum_are_refused_or_consistent(
+    saved, tmp_path, cases, one_clear_error
+):
+    path = tmp_path / "cache.safetensors"
+    for case in cases(60):
+        rng = random.Random(f"checksum/{case}")
+        _, original = rng.choice(saved)
+        arrays, metadata = mutated_fields(original, rng)
+        metadata["sha256"] = persistence._digest(metadata["structure"], arrays)
+        save_file(arrays, path, metadata)
+        refused_or(path, one_clear_error, can_be_read)
+
+
+def changed(value, rng):
+    """Another value for a static field."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return rng.choice([value + 1, value - 1, value * 2, -value, float(value) + 0.5, str(value)])
+    if isinstance(value, tuple):
+        return rng.choice([value[1:], (*value, 1), (*value[:-1], value[-1] + 1), list(value)])
+    return rng.choice([None, 3, "x", vkq_jax.Granularity.PER_TOKEN])
+
+
+def test_every_static_field_of_a_tensor_agrees_with_the_settings(
+    saved, tmp_path, cases, one_clear_error
+):
+    path = tmp_path / "cache.safetensors"
+    for case in cases(24):
+        rng = random.Random(f"static/{case}")
+        cache, _ = rng.choice([x for x in saved if x[0].quant != vkq_jax.presets["none"]])
+        side, bank = rng.choice(["key", "value"]), cache.visual[0]
+        tensor = getattr(bank, side)
+        names = [f.name for f in dataclasses.fields(tensor) if f.metadata.get("static")]
+        name = rng.choice(names)
+        value = changed(getattr(tensor, name), rng)
+        if value == getattr(tensor, name) and type(value) is type(getattr(tensor, name)):
+            continue
+        tensor = dataclasses.replace(tensor, **{name: value})
+        bank = dataclasses.replace(bank, **{side: tensor})
+        vkq_jax.save_cache(path, dataclasses.replace(cache, visual=(bank,)))
+        assert refused_or(path, one_clear_error, print), (case, name, value)
+
+
+def test_mutated_score_maps_are_refused_or_harmless(saved, tmp_path, cases, one_clear_error):
+    original, path = tmp_path / "map.safetensors", tmp_path / "mutated.safetensors"
+    whole = saved[1][0].score_map
+    vkq_jax.save_score_map(original, whole)
+    for case in cases(60):
+        rng = random.Random(f"map/{case}")
+        if rng.random() < 0.5:
+            path.write_bytes(mutated_bytes(original.read_bytes(), rng))
+            accept = equal_to(whole)
+        else:
+            arrays, metadata = mutated_fields(original, rng)
+            metadata["sha256"] = persistence._digest(metadata["structure"], arrays)
+            save_file(arrays, path, metadata)
+
+            def accept(loaded):
+                assert loaded.slope.shape == loaded.shift.shape
+                assert bool(jnp.isfinite(loaded.slope).all() & jnp.isfinite(loaded.shift).all())
+
+        refused_or(path, one_clear_error, accept, load=vkq_jax.load_score_map)

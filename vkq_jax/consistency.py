@@ -1,0 +1,180 @@
+"""Whether the parts of a cache fit together: banks, codes, settings and tables."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vkq_jax.array_types import Array, Bool
+from vkq_jax.cache import KVCache, TextBank, VisualBank, code_bank, take_layer
+from vkq_jax.dictionary_tensor import DictionaryTensor
+from vkq_jax.quantized import QuantizedTensor
+from vkq_jax.slots import filled
+from vkq_jax.token_classes import ClassMap
+from vkq_jax.validation import shown
+
+__all__ = ["check_cache"]
+
+
+def check_cache(cache: KVCache) -> None:
+    """Checks the parts of a cache that came from outside against each other.
+
+    Each by itself is checked before (see `vkq_jax.validation`).
+
+    Raises:
+        ValueError: banks of unlike layers, sequences, heads or channels, or not of the codes that
+            the settings make; lengths or positions that are out of range, or positions that only
+            some banks keep; a score map of other heads or codes.
+    """
+    key, value = cache.text.key, cache.text.value
+    if key.ndim != 5 or key.dtype != value.dtype or not key.size:
+        raise ValueError(
+            f"text must have keys and values [L, B, K, S, H] of one dtype, got {shown(key)} and "
+            f"{shown(value)}"
+        )
+    for name in ("position", "guarded"):
+        counts = getattr(cache, name)
+        if counts.shape != key.shape[1:2] or (counts < 0).any():
+            raise ValueError(
+                f"{name} must be a number of at least 0 for each of {key.shape[1]} sequences, got "
+                f"{shown(counts.tolist())}"
+            )
+    _check_filled("text", cache.text, cache, cache.text.cache_length)
+    for number, bank in enumerate(cache.visual):
+        _check_bank(f"visual.{number}", bank, cache)
+    if cache.score_map is not None:
+        cache.score_map.check_codes(cache.quant)
+        cache.score_map.check_heads(num_layers=key.shape[0], num_kv_heads=key.shape[2])
+
+
+def _check_filled(name: str, bank: TextBank | VisualBank, cache: KVCache, capacity: int) -> None:
+    """Checks the lengths and the positions of a bank."""
+    length, position, batch = bank.length, bank.position, cache.position.shape[0]
+    if length.shape != (batch,) or ((length < 0) | (length > capacity)).any():
+        raise ValueError(
+            f"{name}.length must be in [0, {capacity}] for each of {batch} sequences, got "
+            f"{shown(length.tolist())}"
+        )
+    if (position is not None) != cache.keeps_positions:
+        raise ValueError(f"{name}: either all banks keep the positions of their tokens, or none")
+    if position is None:
+        return
+    if position.shape != (batch, capacity):
+        raise ValueError(f"{name}.position must be {[batch, capacity]}, got {shown(position)}")
+    late = filled(length, capacity) & (position >= cache.position[:, None])
+    if (late | (position < 0)).any():
+        raise ValueError(f"{name}.position must be in [0, the next token's position)")
+
+
+def _check_bank(name: str, bank: VisualBank, cache: KVCache) -> None:
+    num_layers, batch, num_kv_heads, _, head_dim = cache.text.key.shape
+    for leaf in jax.tree.leaves((bank.key, bank.value, bank.class_map, cache.tables)):
+        if leaf.shape[:1] != (num_layers,):
+            raise ValueError(f"{name}: expected parts of {num_layers} layers, got {shown(leaf)}")
+    layer, tables = jax.eval_shape(lambda: (bank.of_layer(0), take_layer(cache.tables, 0)))
+    try:
+        key, value = jax.eval_shape(VisualBank.dequantize, layer, tables)
+    except Exception as error:  # whatever JAX says of shapes that do not fit
+        raise ValueError(
+            f"the parts of {name} do not fit together: {_described(layer.key, layer.value)}"
+        ) from error
+    capacity = key.shape[-2]
+    if key.shape != value.shape or key.shape != (batch, num_kv_heads, capacity, head_dim):
+        raise ValueError(
+            f"{name} must have the axes {[batch, num_kv_heads, '*', head_dim]} of the text bank in "
+            f"each layer, got keys {list(key.shape)} and values {list(value.shape)}"
+        )
+    _check_filled(name, bank, cache, capacity)
+
+    def made(dtype: Any) -> VisualBank:
+        x = jax.ShapeDtypeStruct(key.shape, dtype)
+        valid = jax.ShapeDtypeStruct((batch, capacity), bool)
+        return jax.eval_shape(
+            lambda key, value, valid, tables: code_bank(key, value, valid, cache.quant, tables),
+            *(x, x, valid, tables),
+        )
+
+    # Full precision keeps the dtype of what is coded, which nothing but the bank itself tells.
+    floating = {x.dtype for x in jax.tree.leaves(layer) if jnp.issubdtype(x.dtype, jnp.floating)}
+    differences = [_bank_difference(layer, made(dtype)) for dtype in floating or {key.dtype}]
+    if all(differences):
+        raise ValueError(f"{name}: {differences[0]}, with the settings of the cache")
+    if bank.class_map is not None:
+        heads = jnp.broadcast_to(bank.length[None, :, None], (num_layers, batch, num_kv_heads))
+        _check_classes(name, bank.class_map, filled(heads, capacity))
+    if cache.tables is not None:
+        for side in ("key", "value"):
+            codebook = getattr(cache.tables, side).codebook
+            if codebook is not None and isinstance(tensor := getattr(bank, side), DictionaryTensor):
+                tensor.check_ids(codebook.shape[-2])
+
+
+def _check_classes(name: str, class_map: ClassMap, valid: Bool[Array, "L B K V"]) -> None:
+    number = class_map.classes(valid)
+    for c, slots in enumerate(class_map.capacities):
+        if ((number == c).sum(-1) > slots).any():
+            raise ValueError(f"{name}.class_map: class {c} has more tokens than its {slots} slots")
+    if (valid & (number >= len(class_map.capacities))).any():
+        raise ValueError(f"{name}.class_map: a token belongs to none of the classes")
+
+
+def _bank_difference(bank: VisualBank, made: VisualBank) -> str | None:
+    """The first part in which a layer's bank differs from one that the settings make, or None."""
+    if (bank.class_map is None) != (made.class_map is None):
+        return f"expected class_map {shown(made.class_map)}, got {shown(bank.class_map)}"
+    for side in ("key", "value", "class_map"):
+        if (difference := _difference(getattr(bank, side), getattr(made, side))) is not None:
+            return f"{side}: {difference}"
+    return None
+
+
+def _difference(own: Any, made: Any) -> str | None:
+    """The first field in which two tensors or maps differ.
+
+    A tensor of another class, such as one in the layout of a kernel, has the same decoding and
+    agrees in the settings that both have.
+    """
+    if made is None:
+        return None
+    parts, expected = _parts(own), _parts(made)
+    if type(own) is not type(made):
+        static = {f.name for f in dataclasses.fields(made) if f.metadata.get("static")}
+        common = parts.keys() & static
+        parts = {name: parts[name] for name in common} | _parts(_decoded(own))
+        expected = {name: expected[name] for name in common} | _parts(_decoded(made))
+    if parts.keys() != expected.keys():
+        return f"expected a {type(made).__name__}, got a {type(own).__name__}"
+    for name, part in expected.items():
+        if parts[name] != part:
+            return f"expected {name} {_text(part)}, got {_text(parts[name])}"
+    return None
+
+
+def _decoded(tensor: QuantizedTensor) -> QuantizedTensor:
+    try:
+        return jax.eval_shape(lambda t: t.decoding(), tensor)
+    except NotImplementedError:  # full precision and dictionary codes have none
+        return tensor
+
+
+def _parts(tree: Any) -> dict[str, Any]:
+    """The leaves and the structure of each field; arrays as text, by their dtype and shape."""
+
+    def described(field):
+        parts, structure = jax.tree.flatten(getattr(tree, field.name))
+        return [shown(x) if hasattr(x, "shape") else x for x in parts], structure
+
+    return {field.name: described(field) for field in dataclasses.fields(tree)}
+
+
+def _text(part: Any) -> str:
+    leaves, _ = part
+    return ", ".join(map(str, leaves)) or "None"
+
+
+def _described(*tensors: QuantizedTensor) -> str:
+    return "; ".join(
+        ", ".join(f"{name} {_text(part)}" for name, part in _parts(tensor).items())
+        for tensor in tensors
+    )

@@ -1,0 +1,154 @@
+"""Checks of what comes from outside: settings of any kind, and pytrees read from a file.
+
+A class states what its fields may hold in their annotations, and what else has to hold in a method
+`check`, which raises a ValueError. Nothing else is needed for a new class to be checked.
+"""
+
+import dataclasses
+import functools
+import numbers
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Union
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import AbstractArray, jaxtyped
+
+__all__ = ["check_fields", "check_tree", "shorten", "shown"]
+
+_PLAIN = {int: "an integer", float: "a number", str: "a string", bool: "a bool"}
+
+
+def check_tree(tree: Any, name: str) -> None:
+    """Checks a pytree of dataclasses, the innermost first.
+
+    Fields hold what their annotations say, arrays have no value that is not finite, and `check`
+    finds nothing wrong.
+
+    Raises:
+        ValueError: for the first part that cannot be, which is named by its path from `name` on.
+    """
+    if isinstance(tree, tuple):
+        for number, item in enumerate(tree):
+            check_tree(item, f"{name}.{number}")
+    elif isinstance(tree, jax.Array) and jnp.issubdtype(tree.dtype, jnp.floating):
+        finite = jnp.isfinite(tree)
+        if not finite.all():
+            raise ValueError(f"{name} must be finite, got {tree[~finite][0]}")
+    elif dataclasses.is_dataclass(tree):
+        parts = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+        arrays = {part: value for part, value in parts.items() if isinstance(value, jax.Array)}
+        for part, value in parts.items():
+            if part not in arrays:
+                check_tree(value, f"{name}.{part}")
+        try:
+            check_fields(tree)
+            if hasattr(tree, "check"):
+                tree.check()  # type: ignore[operator]
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        for part, value in arrays.items():  # after `check`, which may know more of its values
+            check_tree(value, f"{name}.{part}")
+
+
+def check_fields(value: Any) -> None:
+    """Checks the fields of a dataclass against their annotations.
+
+    Axes of one letter have one size throughout the fields. A number is no bool. The annotations of
+    a class that uses names known to type checkers only say nothing.
+
+    Raises:
+        ValueError: for the first field that holds something else.
+    """
+    # One frame for all arrays: jaxtyping gives every function its own axes.
+    with jaxtyped("context"):
+        for name, options in _annotations(type(value)).items():
+            held = getattr(value, name)
+            if not any(
+                isinstance(held, option) if _is_array(option) else _holds(held, option)
+                for option in options
+            ):
+                expected = " or ".join(_expected(option) for option in options)
+                got = f"{shown(held)}{_beside(value, name)}"
+                raise ValueError(f"{name} must be {expected}, got {got}")
+
+
+def shown(value: Any) -> str:
+    """A short form of any value for a message."""
+    if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+        return f"{value.dtype} {list(value.shape)}"
+    return shorten(repr(value), 100)
+
+
+def shorten(text: str, longest: int) -> str:
+    """The beginning of a text that is longer."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def _beside(value: Any, name: str) -> str:
+    """The arrays before a field, whose axes it shares."""
+    names = [field.name for field in dataclasses.fields(value)]
+    before = {n: getattr(value, n) for n in names[: names.index(name)]}
+    arrays = [f"{n} {shown(x)}" for n, x in before.items() if isinstance(x, jax.Array)]
+    return f" beside {', '.join(arrays)}" if arrays else ""
+
+
+@functools.cache
+def _annotations(cls: type) -> dict[str, tuple[Any, ...]]:
+    """What each field may hold, one entry for each alternative."""
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except NameError:
+        hints = {}
+    return {
+        field.name: tuple(_alternatives(hints.get(field.name, Any)))
+        for field in dataclasses.fields(cls)
+    }
+
+
+def _alternatives(hint: Any) -> Iterable[Any]:
+    if typing.get_origin(hint) not in (Union, types.UnionType):
+        return [hint]
+    return [option for part in typing.get_args(hint) for option in _alternatives(part)]
+
+
+def _is_array(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, AbstractArray)
+
+
+def _holds(value: Any, hint: Any) -> bool:
+    """Whether a value is what an annotation of one alternative says."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if hint in (int, float):
+        kind = numbers.Integral if hint is int else numbers.Real
+        return isinstance(value, kind) and not isinstance(value, bool)
+    if hint is None:
+        return value is None
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in arguments)
+    if origin is tuple and isinstance(value, tuple):
+        items = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+        return len(items) == len(value) and all(
+            any(_holds(item, option) for option in _alternatives(expected))
+            for item, expected in zip(value, items, strict=True)
+        )
+    if origin is Callable:
+        return callable(value)
+    return isinstance(value, origin or hint)
+
+
+def _expected(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return f"one of {typing.get_args(hint)}"
+    if _is_array(hint):
+        return f"{hint.dtype.__name__} [{', '.join(hint.dim_str.split())}]"
+    if hint in (None, types.NoneType):
+        return "None"
+    if isinstance(hint, type) and typing.get_origin(hint) is None:
+        return _PLAIN.get(hint, f"a {hint.__name__}")
+    return str(hint).replace("typing.", "")
