@@ -1,26 +1,27 @@
-"""Calibration of codes: codebooks from sample pictures and prompts."""
+"""Calibration of codes: tables from sample pictures and prompts, and the plan that does best."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models import teacher_forcing
+from models.code_fitting import fit_codes
 from models.code_samples import CodeSamples, sample_codes
 from models.fingerprint import fingerprint
 from models.inputs import Inputs
 from models.model import Model
+from models.split import split_after_images
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
-from vkq_jax.code_tables import CodeTables, SideTables
-from vkq_jax.codebooks import fit_codebook
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.presets import calibrated_presets
 
-__all__ = ["calibrate_codes", "fit_codes"]
+__all__ = ["calibrate_codes"]
 
+_JUDGES = 32  # prompts that plans are compared on
 MOST_TOKENS = 16384  # of each head: more change the centroids little
 
 
@@ -33,6 +34,7 @@ def calibrate_codes(
     max_new_tokens: int = 16,
     seed: int = 0,
     on_batch: Callable[[int], None] = lambda prompts: None,
+    on_preset: Callable[[str, Sequence[float]], None] = lambda name, divergence: None,
 ) -> CalibratedCodes:
     """Tables of a model's codes, from its keys, values and queries on sample prompts.
 
@@ -46,6 +48,8 @@ def calibrate_codes(
         max_new_tokens: most tokens of each answer.
         seed: of what is drawn at random.
         on_batch: is told the number of prompts of each batch that is done.
+        on_preset: is told each preset that is done and the KL of its plans, of which the least is
+            taken, see `vkq_jax.presets.calibrated_presets`.
 
     Raises:
         ValueError: an unknown preset, no prompts, or a prompt without an image.
@@ -55,10 +59,12 @@ def calibrate_codes(
         if name not in calibrated_presets:
             known = ", ".join(calibrated_presets)
             raise ValueError(f"presets: expected some of {known}, got {name!r}")
-    key, samples = jax.random.key(seed), []
+    key, samples, judges = jax.random.key(seed), [], []
     for number, batch in enumerate(inputs):
         if not bool((batch.visual_mask & batch.mask).any(-1).all()):
             raise ValueError("every sample prompt needs an image to calibrate with")
+        if not batch.prompt_shape.suffix:
+            raise ValueError("expected sample prompts with a question behind the image, got none")
         found = sample_codes(
             model,
             batch,
@@ -68,55 +74,62 @@ def calibrate_codes(
             stop_tokens=model.config.eos_token_ids,
         )
         samples.append(jax.tree.map(np.asarray, found))
+        if sum(len(x.mask) for x in judges) < _JUDGES:
+            judges.append(batch)
         on_batch(len(batch.input_ids))
     if not samples:
         raise ValueError("there are no sample prompts to calibrate with")
     joined = _join(samples, seed)
-    calibrated = [
-        CalibratedPreset(
-            fit_codes(joined, calibrated_presets[name], key), None, name=name,
-            quant=calibrated_presets[name],
-        )
-        for name in names
-    ]  # fmt: skip
-    return CalibratedCodes(tuple(calibrated), model=fingerprint(model))
+    chosen = []
+    for name in names:
+        plans = [(plan, fit_codes(joined, plan, seed)) for plan in calibrated_presets[name]]
+        divergence = [
+            _divergence(model, judges, *plan, steps=max_new_tokens) if len(plans) > 1 else 0.0
+            for plan in plans
+        ]
+        quant, tables = plans[int(np.argmin(divergence))]
+        chosen.append(CalibratedPreset(tables, None, name=name, quant=quant))
+        on_preset(name, divergence)
+    return CalibratedCodes(tuple(chosen), model=fingerprint(model))
 
 
-def fit_codes(samples: CodeSamples, quant: KVQuantConfig, key: jax.Array) -> CodeTables:
-    """Tables of one preset's codes, for all layers."""
-    sides = ((quant.key, samples.key), (quant.value, samples.value))
-    return CodeTables(*(_fit_side(codes, tokens, key) for codes, tokens in sides))
-
-
-def _fit_side(
-    codes: DictionaryCodes | object, tokens: jax.Array | np.ndarray, key: jax.Array
-) -> SideTables:
-    if not isinstance(codes, DictionaryCodes) or not codes.codebook:
-        return SideTables()
-    layers = [
-        fit_codebook(jnp.asarray(layer), codes.codebook, jax.random.fold_in(key, number))
-        for number, layer in enumerate(tokens)
-    ]
-    return SideTables(codebook=jnp.stack(layers).astype(jnp.bfloat16))
+def _divergence(
+    model: Model, batches: Sequence[Inputs], quant: KVQuantConfig, tables: CodeTables, *, steps: int
+) -> float:
+    """Mean KL of the next token, in nats, along the model's own answers to the prompts."""
+    total = positions = 0.0
+    for inputs in batches:
+        images, question = split_after_images(inputs)
+        owner = jnp.arange(len(inputs.mask), dtype=jnp.int32)
+        room = inputs.prompt_shape.text + steps
+        reading = teacher_forcing.read(model, images, question, owner, cache_length=room)
+        exact = teacher_forcing.follow(model, reading.prompted, steps, steps=steps)
+        coded = teacher_forcing.read_coded(model, reading, tables, quant=quant, quantize_at="image")
+        along = exact.tokens, exact.lengths
+        followed = teacher_forcing.follow(model, coded, steps, along, steps=steps)
+        total += float(teacher_forcing.compare(exact, followed).kl.sum())
+        positions += float(exact.lengths.sum())
+    return total / positions
 
 
 def _join(samples: Sequence[CodeSamples], seed: int) -> CodeSamples:
     """All samples together, thinned out to `MOST_TOKENS` of each head."""
-    total = sum(x.key.shape[2] for x in samples)
-    kept = np.sort(np.random.default_rng(seed).permutation(total)[:MOST_TOKENS])
-    stops = np.cumsum([x.key.shape[2] for x in samples])
-    starts = [0, *stops[:-1]]
-    chosen = [
-        kept[(start <= kept) & (kept < stop)] - start
-        for start, stop in zip(starts, stops, strict=True)
+    prompts = np.cumsum([0, *(x.key_mean.shape[2] for x in samples)])
+    samples = [
+        dataclasses.replace(x, prompt=x.prompt + first)
+        for x, first in zip(samples, prompts[:-1], strict=True)
     ]
+    total = sum(len(x.prompt) for x in samples)
+    kept = np.sort(np.random.default_rng(seed).permutation(total)[:MOST_TOKENS])
 
-    def tokens(name):
-        parts = (getattr(x, name)[:, :, i] for x, i in zip(samples, chosen, strict=True))
-        return jnp.asarray(np.concatenate(list(parts), axis=2))
+    def joined(field):
+        parts = [getattr(x, field.name) for x in samples]
+        if field.name.startswith("query"):
+            return sum(parts[1:], parts[0])
+        if field.name == "prompt":
+            return np.concatenate(parts)[kept]
+        whole = np.concatenate(parts, axis=2)
+        return whole if field.name.endswith("mean") else whole[:, :, kept]
 
-    moments = jax.tree.map(
-        lambda *parts: jnp.asarray(sum(parts)),
-        *((x.query_moment, x.query_weight) for x in samples),
-    )
-    return CodeSamples(tokens("key"), tokens("value"), *moments)
+    fields = dataclasses.fields(CodeSamples)
+    return CodeSamples(**{field.name: jnp.asarray(joined(field)) for field in fields})

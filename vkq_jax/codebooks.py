@@ -15,15 +15,16 @@ _STEPS = 15
 
 @functools.partial(jax.jit, static_argnames="count")
 def fit_codebook(
-    tokens: Float[Array, "*K n H"], count: int, key: jax.Array
+    tokens: Float[Array, "*K n H"], weight: Float[Array, "*K n"], count: int, key: jax.Array
 ) -> Float[Array, "*K M H"]:
-    """k-means centroids of centred tokens, head by head, float32.
+    """Weighted k-means centroids of tokens, head by head, float32.
 
     Starts at tokens drawn at random and takes fifteen steps of Lloyd's algorithm. A centroid that
     no token is nearest to stays where it is.
 
     Args:
-        tokens: at least `count` of each head, each less the mean of its image and head.
+        tokens: at least `count` of each head.
+        weight: how much each counts.
         count: M, centroids of a head.
         key: PRNG key of the start.
 
@@ -36,17 +37,18 @@ def fit_codebook(
     flat = tokens.astype(jnp.float32).reshape(-1, available, head_dim)
 
     def fit(args):
-        tokens, key = args
+        tokens, weight, key = args
         start = jax.random.choice(key, tokens, (count,), replace=False)
 
         def step(_, centres):
             number = nearest(tokens, centres)
-            sums = jnp.zeros_like(centres).at[number].add(tokens)
-            size = jnp.zeros(count, jnp.float32).at[number].add(1.0)[:, None]
-            return jnp.where(size > 0, sums / jnp.maximum(size, 1.0), centres)
+            sums = jnp.zeros_like(centres).at[number].add(tokens * weight[:, None])
+            size = jnp.zeros(count, jnp.float32).at[number].add(weight)[:, None]
+            return jnp.where(size > 0, sums / jnp.where(size > 0, size, 1.0), centres)
 
         return jax.lax.fori_loop(0, _STEPS, step, start)
 
     # One head after the other: the distances of all at once would be large.
-    books = jax.lax.map(fit, (flat, jax.random.split(key, flat.shape[0])))
+    weights = weight.astype(jnp.float32).reshape(-1, available)
+    books = jax.lax.map(fit, (flat, weights, jax.random.split(key, flat.shape[0])))
     return books.reshape(*lead, count, head_dim)

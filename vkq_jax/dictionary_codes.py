@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +36,15 @@ class DictionaryCodes(CodeFamily):
 
     Attributes:
         classes: shares of the tokens and their bits per channel, from the greatest energy on.
-        centres: centroids that each image brings of its own, 1 (the mean) to 256.
-        codebook: centroids of the model's codebook, added to the mean; needs tables. 0: none.
+        centres: centroids that each image brings of its own: 1 (the mean) to 256, or 0 with a
+            codebook.
+        codebook: centroids of the model's codebook, added to the mean if there is one; needs
+            tables. 0: none.
         learned: whether the classes' dictionaries come from tables; otherwise they are Hadamard
             planes, whose number per class is whole.
-        token_scale: whether each token has a scale; without one the dictionary has fixed steps.
+        metric: whether tokens are compared by |A u| with the A of the tables; otherwise by |u|.
+        scale: a of each token: "unbiased" as above; "norm", the root mean square of A u, for
+            dictionaries that are unbiased themselves; None: 1, the dictionary has fixed steps.
         table_dtype: dtype in which centres are stored: bfloat16, float16 or float32.
 
     Raises:
@@ -54,7 +59,8 @@ class DictionaryCodes(CodeFamily):
     centres: int = 1
     codebook: int = 0
     learned: bool = False
-    token_scale: bool = True
+    metric: bool = False
+    scale: Literal["unbiased", "norm"] | None = "unbiased"
     table_dtype: str = "bfloat16"
 
     def __post_init__(self):
@@ -62,7 +68,7 @@ class DictionaryCodes(CodeFamily):
         check_fields(self)
         check_classes(self.classes)
         groups.check_table_dtype(self.table_dtype)
-        for name, least in (("centres", 1), ("codebook", 0)):
+        for name, least in (("centres", 0 if self.codebook else 1), ("codebook", 0)):
             if not least <= getattr(self, name) <= 256:
                 raise ValueError(f"{name} must be in [{least}, 256], got {getattr(self, name)}")
         if self.centres > 1 and self.codebook:
@@ -72,13 +78,13 @@ class DictionaryCodes(CodeFamily):
                 "without learned dictionaries each class has a whole number of planes, got "
                 f"{[c.planes for c in self.classes]}"
             )
-        if not self.learned and not self.token_scale:
-            raise ValueError("Hadamard planes need a scale for each token")
+        if not self.learned and self.scale != "unbiased":
+            raise ValueError(f'Hadamard planes need scale="unbiased", got {self.scale!r}')
 
     @property
     def uses_tables(self) -> bool:
         """Whether coding and decoding need the model's tables."""
-        return self.learned or self.codebook > 0
+        return self.learned or self.metric or self.codebook > 0
 
     @property
     def id_bits(self) -> int:
@@ -165,6 +171,9 @@ def _centre(
         own = centre.astype(jnp.float32)
         ids = nearest(x, own)
         residual = x - jnp.take_along_axis(own, ids[..., None], axis=-2)
+    elif not codes.centres:
+        centre = jnp.zeros((*x.shape[:-2], 0, x.shape[-1]), codes.table_dtype)
+        residual = x
     else:
         mean = groups.masked_mean(jnp.swapaxes(x, -1, -2), _per_channel(valid, x.shape))
         centre = groups.as_stored(mean[..., None, :], codes.table_dtype)
@@ -174,10 +183,10 @@ def _centre(
         assert tables.codebook is not None
         book = align(tables.codebook, x.ndim)
         book = jnp.broadcast_to(book, (*x.shape[:-2], *book.shape[-2:]))
-        ids = nearest(_measure(residual, tables), _measure(book, tables))
+        ids = nearest(_measure(residual, codes, tables), _measure(book, codes, tables))
         residual = residual - jnp.take_along_axis(book, ids[..., None], axis=-2)
     residual = jnp.where(valid[..., None], residual, 0.0)
-    energy = jnp.square(_measure(residual, tables)).sum(-1)
+    energy = jnp.square(_measure(residual, codes, tables)).sum(-1)
     return _Centred(centre, ids, residual, energy)
 
 
@@ -232,10 +241,12 @@ def _encode_class(
         decoded = (2 * code - (2**bits - 1)).astype(jnp.float32)
     else:
         bit, decoded = _encode_learned(u, learned, codes, tables)
-        z, decoded = _measure(u, tables), _measure(decoded, tables)
+        z, decoded = _measure(u, codes, tables), _measure(decoded, codes, tables)
     words = packing.pack(bit.astype(jnp.uint32), 1)
-    if not codes.token_scale:
+    if codes.scale is None:
         return words, None
+    if codes.scale == "norm":
+        return words, log_scale.encode(_size(u, codes, tables)[..., 0])
     along = (z * decoded).sum(-1)
     scale = jnp.square(z).sum(-1) / jnp.where(along > 0, along, jnp.inf)
     return words, log_scale.encode(scale)
@@ -248,9 +259,8 @@ def _encode_learned(
     tables: SideTables | None,
 ) -> tuple[Int32[Array, "*lead C n"], Float[Array, "*lead C H"]]:
     """Bits, and the D s that they stand for."""
-    if codes.token_scale:
-        size = jnp.sqrt(jnp.square(_measure(u, tables)).mean(-1, keepdims=True))
-        u = u / _or_one(size)
+    if codes.scale is not None:
+        u = u / _or_one(_size(u, codes, tables))
     exact = jax.lax.Precision.HIGHEST
     analysis = align(learned.analysis, u.ndim)
     v = jnp.einsum("...vh,...nh->...vn", u, analysis, precision=exact)
@@ -264,16 +274,27 @@ def _encode_learned(
     return bit, jnp.einsum("...vn,...hn->...vh", signs, dictionary, precision=exact)
 
 
+def _size(
+    u: Float[Array, "*lead C H"], codes: DictionaryCodes, tables: SideTables | None
+) -> Float[Array, "*lead C 1"]:
+    """Root mean square of A u over channels."""
+    return jnp.sqrt(jnp.square(_measure(u, codes, tables)).mean(-1, keepdims=True))
+
+
 def _grid(v: Float[Array, "*x"], top: Int32[Array, "*#x"] | int) -> Int32[Array, "*x"]:
     """The codes 0 to `top` of numbers on a grid of step 1 around 0."""
     highest = jnp.asarray(top, jnp.float32)
     return jnp.clip(jnp.round(v + highest / 2), 0.0, highest).astype(jnp.int32)
 
 
-def _measure(x: Float[Array, "*lead V H"], tables: SideTables | None) -> Float[Array, "*lead V H"]:
+def _measure(
+    x: Float[Array, "*lead V H"], codes: DictionaryCodes, tables: SideTables | None
+) -> Float[Array, "*lead V H"]:
     """A x: what tokens are compared by."""
-    if tables is None or tables.metric is None:
+    if not codes.metric:
         return x
+    assert tables is not None
+    assert tables.metric is not None
     metric = align(tables.metric, x.ndim)
     return jnp.einsum("...vh,...gh->...vg", x, metric, precision=jax.lax.Precision.HIGHEST)
 
@@ -307,6 +328,8 @@ def _check_tables(
         raise ValueError(f"expected a codebook of {codes.codebook} centroids, got {found}")
     if codes.learned and (tables.classes is None or len(tables.classes) != len(codes.classes)):
         raise ValueError(f"expected dictionaries of {len(codes.classes)} classes in the tables")
+    if codes.metric and tables.metric is None:
+        raise ValueError("expected a metric in the tables, got none")
     for leaf in jax.tree.leaves(tables):
         if not set(leaf.shape[-2:]) & {head_dim} and jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(f"expected tables of head_dim {head_dim}, got {list(leaf.shape)}")

@@ -177,7 +177,7 @@ class DictionaryTensor(QuantizedTensor):
         if self.codebook:
             assert tables is not None
             assert tables.codebook is not None
-            return own, align(tables.codebook, ndim)
+            return own if own.shape[-2] else None, align(tables.codebook, ndim)
         return (own, None) if self.centre_id is None else (None, own)
 
     def _ids(self, shape: tuple[int, ...]) -> Int32[Array, "..."]:

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Mapping
 from math import pi, sqrt
 from types import MappingProxyType
+from typing import Any
 
 from vkq_jax.config import KVQuantConfig, ScoreCalibration
 from vkq_jax.dense import Dense
@@ -26,17 +27,21 @@ def _both(codes: CodeFamily) -> KVQuantConfig:
     return KVQuantConfig(key=codes, value=codes)
 
 
-def _classes(*planes: tuple[float, float]) -> tuple[TokenClass, ...]:
-    return tuple(TokenClass(share, bits) for share, bits in planes)
+def _hadamard(*classes: tuple[float, int], centres: int = 1, codebook: int = 0) -> DictionaryCodes:
+    chosen = tuple(TokenClass(*c) for c in classes)
+    return DictionaryCodes(chosen, centres=centres, codebook=codebook)
 
 
 presets: Mapping[str, KVQuantConfig] = MappingProxyType(
     {
-        # This project's own: unbiased sign codes.
-        "vkq-1bit": _both(SignCodes(gamma=1.0, scale_bits=8)),
+        # This project's own, where nothing is calibrated: centres of the image's own, classes of
+        # tokens, an unbiased scale.
+        "vkq-1bit": _both(_hadamard((0.25, 2), (0.45, 1), (0.3, 0), centres=4)),
+        "vkq-half": _both(_hadamard((0.1, 2), (0.2, 1), (0.7, 0), centres=4)),
+        "vkq-2bit": _both(_hadamard((0.25, 3), (0.4, 2), (0.35, 1), centres=4)),
+        # One bit of every channel: what the fused kernel multiplies as it is stored.
+        "signs-1bit": _both(SignCodes(gamma=1.0, scale_bits=8)),
         # arXiv 2502.14882v1: group-specific and quantile-based.
-        "tc-1bit-plain": _both(DictionaryCodes(_classes((0.25, 2), (0.5, 1), (0.25, 0)))),
-        "tc-1bit-ic4": _both(DictionaryCodes(_classes((0.25, 2), (0.45, 1), (0.3, 0)), centres=4)),
         "quantile-1bit": _both(LevelCodes(range_rule=Quantile(_NORMAL_QUANTILE), group_size=64)),
         # arXiv 2502.14882v2, as its code at 1 bit.
         "calibquant-1bit": KVQuantConfig(
@@ -59,16 +64,43 @@ presets: Mapping[str, KVQuantConfig] = MappingProxyType(
 )
 
 
-_ONE_BIT = _classes((0.1, 3), (0.2, 2), (0.3, 1), (0.4, 0))
-_HALF_BIT = _classes((0.05, 3), (0.1, 2), (0.15, 1), (0.7, 0))
+def _principal(
+    shares: tuple[float, ...], key: tuple[float, ...], value: tuple[float, ...], *, metric: bool
+) -> KVQuantConfig:
+    """Learned dictionaries of both sides; keys in fixed steps, values in units of their size."""
 
-calibrated_presets: Mapping[str, KVQuantConfig] = MappingProxyType(
+    def side(planes: tuple[float, ...], **settings: Any) -> DictionaryCodes:
+        classes = tuple(TokenClass(*c) for c in zip(shares, planes, strict=True))
+        return DictionaryCodes(classes, codebook=256, learned=True, **settings)
+
+    return KVQuantConfig(
+        key=side(key, centres=0, metric=metric, scale=None),
+        value=side(value, centres=0, scale="norm"),
+    )
+
+
+calibrated_presets: Mapping[str, tuple[KVQuantConfig, ...]] = MappingProxyType(
     {
-        "vkq-1bit": _both(DictionaryCodes(_ONE_BIT, codebook=256)),
-        "vkq-half": _both(DictionaryCodes(_HALF_BIT, codebook=256)),
+        "vkq-1bit": (
+            _both(_hadamard((0.1, 3), (0.2, 2), (0.3, 1), (0.4, 0), codebook=256)),
+            _principal((0.29, 0.5, 0.21), (1.5, 1, 0.5), (1.5, 1, 0.5), metric=True),
+        ),
+        "vkq-half": (
+            _both(_hadamard((0.045, 3), (0.1, 2), (0.15, 1), (0.705, 0), codebook=256)),
+            _principal((0.05, 0.1, 0.15, 0.7), (3, 2, 1, 0), (3, 2, 1, 0), metric=False),
+        ),
+        "vkq-2bit": (
+            _both(_hadamard((0.2, 3), (0.5, 2), (0.3, 1), codebook=256)),
+            _principal((0.25, 0.5, 0.25), (3, 2, 1), (2.5, 2, 1), metric=False),
+            _principal((0.25, 0.5, 0.25), (2.5, 2, 1.5), (2.5, 2, 1), metric=True),
+        ),
     }
 )
-"""What presets stand for once a model is calibrated."""
+"""Plans of about equal bits that a preset's name may stand for once a model is calibrated.
+
+Calibration takes the one that does least to the model's own answers: which is best depends on the
+model (visual tokens like classes, text-like keys the principal channels under the queries' metric).
+"""
 
 
 def resolve(quant: str | KVQuantConfig) -> KVQuantConfig:

@@ -62,8 +62,8 @@ CODES = {
         value=dataclasses.replace(DICTIONARY, codebook=16),
     ),
     "dictionary codes, learned": KVQuantConfig(
-        key=DictionaryCodes(LEARNED, learned=True, codebook=4, token_scale=False),
-        value=DictionaryCodes(LEARNED, learned=True),
+        key=DictionaryCodes(LEARNED, learned=True, codebook=4, centres=0, metric=True, scale=None),
+        value=DictionaryCodes(LEARNED, learned=True, scale="norm"),
     ),
     "dense keys, 8-bit values, calibration": KVQuantConfig(
         key=Dense(), value=LevelCodes(bits=8), calibration=ScoreCalibration(tau2=3.0)

@@ -67,7 +67,7 @@ def random_side_tables(
         )
     return vkq_jax.SideTables(
         codebook=normal(codes.codebook, head_dim) if codes.codebook else None,
-        metric=normal(head_dim, head_dim) if codes.learned else None,
+        metric=normal(head_dim, head_dim) if codes.metric else None,
         classes=tuple(classes) if codes.learned else None,
     )
 

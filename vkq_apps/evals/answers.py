@@ -5,10 +5,9 @@ from typing import Protocol
 import numpy as np
 
 import models
-from models import Model
-from vkq_apps.evals import engine
+from models import Model, teacher_forcing
+from models.teacher_forcing import Answered, Comparison, Prompted
 from vkq_apps.evals.batches import Batch, Prepared
-from vkq_apps.evals.engine import Answered, Comparison, Prompted
 
 __all__ = ["Answers", "Chosen", "Written"]
 
@@ -52,7 +51,7 @@ class Written:
 
     def _write(self, prompted: Prompted) -> Answered:
         limit = self._batch.task.max_new_tokens
-        return engine.follow(self._model, prompted, limit, steps=self._steps)
+        return teacher_forcing.follow(self._model, prompted, limit, steps=self._steps)
 
     def _texts(self, answered: Answered) -> list[str]:
         texts = models.decode(self._model, answered.tokens, answered.lengths)
@@ -66,7 +65,7 @@ class Chosen:
         """Full precision along all choices of a batch."""
         assert prepared.choices is not None
         self._batch = prepared.batch
-        self.exact = engine.follow(model, prompted, steps, prepared.choices, steps=steps)
+        self.exact = teacher_forcing.follow(model, prompted, steps, prepared.choices, steps=steps)
 
     def rows(self, exact: Comparison) -> list[int]:
         """The row of each sample's best choice."""

@@ -43,7 +43,7 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A batch as the model takes it; fields as in `engine.read`.
+    """A batch as the model takes it; fields as in `teacher_forcing.read`.
 
     Attributes:
         choices: tokens [Q, steps] and lengths [Q] of the choices; None where answers are free.

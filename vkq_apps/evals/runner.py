@@ -7,9 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from models import Model
+from models import Model, teacher_forcing
 from models.generate import QuantizeAt
-from vkq_apps.evals import engine
 from vkq_apps.evals.answers import Answers, Chosen, Written
 from vkq_apps.evals.batches import Batch, Prepared, prepare
 from vkq_apps.evals.cache_size import cache_size
@@ -82,7 +81,7 @@ def _run_batch(
     by_layer: bool,
 ) -> None:
     room = prepared.pictures.prompt_shape.text + prepared.question.prompt_shape.suffix + steps
-    reading = engine.read(
+    reading = teacher_forcing.read(
         model, prepared.pictures, prepared.question, prepared.owner, cache_length=room
     )
     answers: Answers
@@ -91,17 +90,17 @@ def _run_batch(
     else:
         answers = Chosen(model, prepared, reading.prompted, steps=steps)
     exact = answers.exact
-    own = jax.device_get(engine.compare(exact, exact))
+    own = jax.device_get(teacher_forcing.compare(exact, exact))
     rows, lengths = answers.rows(own), np.asarray(exact.lengths)
     for setting in missing:
         prompted, comparison = reading.prompted, own
         if setting.quant != full.quant:
-            prompted = engine.read_coded(
+            prompted = teacher_forcing.read_coded(
                 model, reading, setting.tables, quant=setting.quant, quantize_at=quantize_at
             )
             along = exact.tokens, exact.lengths
-            coded = engine.follow(model, prompted, steps, along, steps=steps)
-            comparison = jax.device_get(engine.compare(exact, coded))
+            coded = teacher_forcing.follow(model, prompted, steps, along, steps=steps)
+            comparison = jax.device_get(teacher_forcing.compare(exact, coded))
         layers = None
         if by_layer and setting.quant != full.quant:
             layers = jax.device_get(

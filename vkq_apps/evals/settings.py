@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import models
 import vkq_jax
 from models.calibrated import find_codes
-from vkq_apps.evals.coding import FULL_PRECISION
+from models.recoding import FULL_PRECISION
 
 __all__ = ["CONTROL", "FULL", "NONE", "Setting", "calibrated", "parse_settings"]
 

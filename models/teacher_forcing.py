@@ -16,7 +16,7 @@ from models import Inputs, Model
 from models.decode_loop import decode_step
 from models.generate import QuantizeAt
 from models.prefill import prefill
-from vkq_apps.evals.coding import FULL_PRECISION, code
+from models.recoding import FULL_PRECISION, recode
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache import KVCache
 from vkq_jax.cache_updates import take_sequences
@@ -107,8 +107,8 @@ def read_coded(
 ) -> Prompted:
     """The rows of `reading` as `quant` has them, with its tables, when the answer begins."""
     if quantize_at == "prompt":
-        return Prompted(reading.prompted.logits, code(reading.prompted.cache, quant, tables))
-    cache = take_sequences(code(reading.pictures, quant, tables), reading.owner)
+        return Prompted(reading.prompted.logits, recode(reading.prompted.cache, quant, tables))
+    cache = take_sequences(recode(reading.pictures, quant, tables), reading.owner)
     return _read_question(model, reading.question, cache)
 
 

@@ -16,12 +16,12 @@ from vkq_jax.config import KVQuantConfig
 from vkq_jax.dense import DenseTensor
 from vkq_jax.presets import presets
 
-__all__ = ["FULL_PRECISION", "code"]
+__all__ = ["FULL_PRECISION", "recode"]
 
 FULL_PRECISION = presets["none"]
 
 
-def code(cache: KVCache, quant: KVQuantConfig, tables: CodeTables | None = None) -> KVCache:
+def recode(cache: KVCache, quant: KVQuantConfig, tables: CodeTables | None = None) -> KVCache:
     """The cache of prompts that were read with `none`, its visual tokens coded with `quant`.
 
     What `models.prefill` makes of the same prompts with `quant`.
