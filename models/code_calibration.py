@@ -17,6 +17,8 @@ from models.inputs import Inputs
 from models.model import Model
 from models.split import split_after_images
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
+from vkq_jax.code_tables import CodeTables
+from vkq_jax.config import KVQuantConfig
 from vkq_jax.presets import calibrated_presets
 
 __all__ = ["calibrate_codes"]

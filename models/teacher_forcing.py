@@ -12,7 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from models import Inputs, Model
+from models.inputs import Inputs
+from models.model import Model
 from models.decode_loop import decode_step
 from models.generate import QuantizeAt
 from models.prefill import prefill

@@ -36,6 +36,7 @@ class DictionaryCodes(CodeFamily):
 
     Attributes:
         classes: shares of the tokens and their bits per channel, from the greatest energy on.
+            Learned dictionaries round the bits of a token up to whole words of 32.
         centres: centroids that each image brings of its own: 1 (the mean) to 256, or 0 with a
             codebook.
         codebook: centroids of the model's codebook, added to the mean if there is one; needs
@@ -93,8 +94,12 @@ class DictionaryCodes(CodeFamily):
         return 0 if count == 1 else next(b for b in packing.SUPPORTED_BITS if 2**b >= count)
 
     def virtual_channels(self, number: int, head_dim: int) -> int:
-        """n, the bits of a token of a class."""
-        return round(self.classes[number].planes * head_dim)
+        """n, the bits of a token of a class.
+
+        A learned dictionary has whole words: bits that would fill up the last one are used.
+        """
+        virtual = round(self.classes[number].planes * head_dim)
+        return packing.num_words(virtual, 1) * 32 if self.learned else virtual
 
     def quantize(
         self,

@@ -65,16 +65,19 @@ presets: Mapping[str, KVQuantConfig] = MappingProxyType(
 
 
 def _principal(
-    shares: tuple[float, ...], key: tuple[float, ...], value: tuple[float, ...], *, metric: bool
+    shares: tuple[float, ...], key: tuple[float, ...], value: tuple[float, ...], **settings: Any
 ) -> KVQuantConfig:
-    """Learned dictionaries of both sides; keys in fixed steps, values in units of their size."""
+    """Transform codes of the principal channels, see `vkq_jax.dictionaries`."""
 
-    def side(planes: tuple[float, ...], **settings: Any) -> DictionaryCodes:
+    def side(planes: tuple[float, ...], **own: Any) -> DictionaryCodes:
         classes = tuple(TokenClass(*c) for c in zip(shares, planes, strict=True))
-        return DictionaryCodes(classes, codebook=256, learned=True, **settings)
+        return DictionaryCodes(classes, codebook=256, learned=True, **own, **settings)
 
+    if settings:
+        return KVQuantConfig(key=side(key), value=side(value))
+    # Keys under the queries' metric in fixed steps, values in units of their size.
     return KVQuantConfig(
-        key=side(key, centres=0, metric=metric, scale=None),
+        key=side(key, centres=0, metric=True, scale=None),
         value=side(value, centres=0, scale="norm"),
     )
 
@@ -83,16 +86,14 @@ calibrated_presets: Mapping[str, tuple[KVQuantConfig, ...]] = MappingProxyType(
     {
         "vkq-1bit": (
             _both(_hadamard((0.1, 3), (0.2, 2), (0.3, 1), (0.4, 0), codebook=256)),
-            _principal((0.29, 0.5, 0.21), (1.5, 1, 0.5), (1.5, 1, 0.5), metric=True),
+            _principal((0.29, 0.5, 0.21), (1.5, 1, 0.5), (1.5, 1, 0.5)),
         ),
         "vkq-half": (
-            _both(_hadamard((0.045, 3), (0.1, 2), (0.15, 1), (0.705, 0), codebook=256)),
-            _principal((0.05, 0.1, 0.15, 0.7), (3, 2, 1, 0), (3, 2, 1, 0), metric=False),
+            _principal((0.045, 0.1, 0.15, 0.705), (3, 2, 1, 0), (3, 2, 1, 0), scale="unbiased"),
         ),
         "vkq-2bit": (
-            _both(_hadamard((0.2, 3), (0.5, 2), (0.3, 1), codebook=256)),
-            _principal((0.25, 0.5, 0.25), (3, 2, 1), (2.5, 2, 1), metric=False),
-            _principal((0.25, 0.5, 0.25), (2.5, 2, 1.5), (2.5, 2, 1), metric=True),
+            _principal((0.22, 0.5, 0.28), (3, 2, 1), (2.5, 1.75, 1), scale="unbiased"),
+            _principal((0.9, 0.1), (2, 2), (2, 1.5)),
         ),
     }
 )
