@@ -11,7 +11,7 @@ __all__ = ["SMOKE", "TrainOptions", "parse_options"]
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """Settings of a training; the defaults are those of the embedded checkpoint on one H100."""
+    """Settings of a training; the defaults are those of the first part of `train`'s recipe."""
 
     out: Path = Path("runs/tiny")
     steps: int = 6400
