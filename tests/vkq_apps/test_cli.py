@@ -70,7 +70,7 @@ def test_eval_writes_its_table(capsys, tmp_path):
     assert code == 0
     record = json.loads(path.read_text())
     assert record == json.loads(out)
-    assert record["questions"] == record["calibration_questions"] == 6
+    assert record["questions"] == record["calibration_questions"] == 5
     assert "calibquant-1bit, static scores" in record["presets"]
     assert record["presets"]["none"]["scores"]["all"]["agreement"] == 1.0
     assert record["presets"]["vkq-1bit"]["visual_kv_reduction"] >= 0.9

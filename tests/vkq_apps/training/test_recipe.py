@@ -19,7 +19,7 @@ from vkq_apps.training.catalogue import (
     sprite_class,
 )
 from vkq_apps.training.export import export_state
-from vkq_apps.training.heldout import heldout, questions, shuffled
+from vkq_apps.training.heldout import calibration_picture, heldout
 from vkq_apps.training.loop import SMALL, STATE_FILE, _Piece, train
 from vkq_apps.training.losses import answer_loss
 from vkq_apps.training.model import ModelSize, create_model, with_checkpoint
@@ -105,11 +105,17 @@ def test_a_training_begins_with_a_checkpoint_of_its_own_size_only():
         with_checkpoint(small, str(TINY))
 
 
-def test_the_control_asks_about_another_picture():
-    asked = next(iter(questions(1, ("document",))))
-    control = shuffled(asked)
-    assert (control.question, control.answer) == (asked.question, asked.answer)
-    np.testing.assert_array_equal(control.image, heldout("document", 1).image)
+def test_pictures_of_different_uses_and_seeds_are_different():
+    pictures = [
+        heldout("shapes", 0),
+        heldout("shapes", 1),
+        heldout("shapes", 0, seed=0),
+        heldout("shapes", 0, seed=1),
+        calibration_picture("shapes", 0),
+        calibration_picture("shapes", 0, seed=1),
+        make_picture("shapes", "train/1/0"),
+    ]
+    assert len({picture.image.tobytes() for picture in pictures}) == len(pictures)
 
 
 @pytest.mark.parametrize("text", ["$385.16", "Ra Qak", "2 boats, 2 cars", "what is the total?"])
