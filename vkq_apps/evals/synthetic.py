@@ -18,10 +18,13 @@ __all__ = ["QUESTIONS_PER_PICTURE", "is_recipe_checkpoint", "synthetic_tasks"]
 QUESTIONS_PER_PICTURE = 2
 """Most questions about one picture: many pictures say more than many questions."""
 
+_LONGEST = 80
+"""Tokens that the longest answer, four lines of text, has room in."""
+
 
 def synthetic_tasks() -> dict[str, Task]:
     """One task for each kind of picture, by name."""
-    return {kind: Task(kind, partial(_choose, kind), EXACT) for kind in KINDS}
+    return {kind: Task(kind, partial(_choose, kind), EXACT, _LONGEST) for kind in KINDS}
 
 
 def is_recipe_checkpoint(model: Model) -> bool:

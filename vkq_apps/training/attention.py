@@ -11,7 +11,6 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from models.attention import dense_attention
 from vkq_jax.array_types import Array, Bool, Float
 
 __all__ = ["Implementation", "choose_implementation", "fused_attention", "row_attention"]
@@ -71,8 +70,9 @@ def row_attention(
         causal=True,
         implementation=implementation,
     )
-    scale = query.shape[-1] ** -0.5
-    text = dense_attention(query[:, start:], key, value, text_mask, logits_scale=scale)
+    text = jax.nn.dot_product_attention(
+        query[:, start:], key, value, mask=text_mask[:, None], implementation="xla"
+    )
     return jnp.concatenate([image, text], axis=1)
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from vkq_apps.training.assets import ASSETS, COLUMNS, SPRITE_SIZE
 
 __all__ = [
+    "ADDED_WORDS",
     "COLORS",
     "FIELDS",
     "NUM_CLASSES",
@@ -17,7 +18,9 @@ __all__ = [
     "SPRITE_PLURALS",
     "TASKS",
     "character_class",
+    "color_class",
     "known_words",
+    "number_class",
     "shape_class",
     "sprite_class",
     "sprite_pixels",
@@ -62,6 +65,12 @@ TASKS = (
     "bar_value_axis",
     "bar_color",
     "bar_extreme",
+    "read_lines",
+    "field_list",
+    "bar_list",
+    "table_row",
+    "table_column",
+    "table_cell",
 )
 
 _QUESTION_WORDS = (
@@ -71,20 +80,29 @@ _QUESTION_WORDS = (
 )
 
 
+ADDED_WORDS = ("row", "column", "lines", "fields", "list")
+"""Words that came after the first training: they have the last ids, so that all others stay."""
+
+
 @functools.cache
 def known_words() -> tuple[str, ...]:
-    """Every word that questions and answers use, sorted; all else is spelled by character."""
+    """Every word that questions and answers use; all else is spelled by character.
+
+    Sorted, and `ADDED_WORDS` at the end.
+    """
     words = [
         *_QUESTION_WORDS.split(), *SPRITES, *SPRITE_PLURALS, *COLORS,
         *SHAPES, *(shape + "s" for shape in SHAPES), *FIELDS,
     ]  # fmt: skip
-    return tuple(sorted(set(words)))
+    return *sorted(set(words)), *ADDED_WORDS
 
 
-# Classes of the auxiliary head: 0 is none, then characters, then sprites, then coloured shapes.
+# Classes of the auxiliary head: 0 is none, then characters, sprites, coloured shapes and colours.
+# Numbers share their classes with characters.
 _FIRST_SPRITE = 1 + 94
 _FIRST_SHAPE = _FIRST_SPRITE + len(SPRITES)
-NUM_CLASSES = _FIRST_SHAPE + len(COLORS) * len(SHAPES)
+_FIRST_COLOR = _FIRST_SHAPE + len(COLORS) * len(SHAPES)
+NUM_CLASSES = _FIRST_COLOR + len(COLORS)
 
 
 def character_class(character: str) -> int:
@@ -100,6 +118,16 @@ def sprite_class(sprite: int) -> int:
 def shape_class(color: str, shape: str) -> int:
     """Class of a coloured shape."""
     return _FIRST_SHAPE + list(COLORS).index(color) * len(SHAPES) + SHAPES.index(shape)
+
+
+def color_class(color: str) -> int:
+    """Class of a colour."""
+    return _FIRST_COLOR + list(COLORS).index(color)
+
+
+def number_class(number: int) -> int:
+    """Class of a small number, from 0: those up to 9 are their digits."""
+    return character_class(chr(ord("0") + number))
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 
-from vkq_apps.training.pictures import GRID, SIZE, choose_kind, make_picture
+from vkq_apps.training.pictures import GRID, NUM_SLOTS, SIZE, choose_kind, make_picture
 from vkq_apps.training.rows import LANES, ROW_LENGTH, pack_row
 
 __all__ = ["ChunkArrays", "fill_chunk", "new_chunk", "render_row"]
@@ -18,7 +18,7 @@ class ChunkArrays:
     Attributes:
         images: uint8 [n, 336, 336, 3].
         rows: int16 [n, 5, R], see `rows.LANES`.
-        labels: uint8 [n, 576, 2], classes of what is centred in each patch.
+        labels: uint8 [n, 576, 7], classes of what is in each patch; see `Picture`.
     """
 
     images: np.ndarray
@@ -31,7 +31,7 @@ def shapes(size: int) -> dict[str, tuple[tuple[int, ...], type]]:
     return {
         "images": ((size, SIZE, SIZE, 3), np.uint8),
         "rows": ((size, len(LANES), ROW_LENGTH), np.int16),
-        "labels": ((size, GRID * GRID, 2), np.uint8),
+        "labels": ((size, GRID * GRID, NUM_SLOTS), np.uint8),
     }
 
 

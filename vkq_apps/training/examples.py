@@ -16,6 +16,7 @@ EXAMPLES = {
     "scene": ("scene", 1),
     "shapes": ("shapes", 1),
     "bars": ("bars", 0),
+    "table": ("table", 3),
 }
 """Name of a file: kind and number of the held-out picture."""
 

@@ -5,6 +5,8 @@ held-out pictures "heldout/...", those that tables are calibrated with "calibrat
 picture of one use is one of another.
 """
 
+import random
+
 from vkq_apps.training.chunks import ChunkArrays, new_chunk, render_row
 from vkq_apps.training.pictures import KINDS, Picture, make_picture
 
@@ -33,7 +35,9 @@ def heldout_chunk(count: int) -> ChunkArrays:
     chunk = new_chunk(count * len(KINDS))
     for number, kind in enumerate(KINDS):
         for index in range(count):
-            render_row(chunk, number * count + index, kind, _heldout_seed(index, None))
+            # In random order, so that turns which do not fit are not always the last ones.
+            seed = _heldout_seed(index, None)
+            render_row(chunk, number * count + index, kind, seed, rng=random.Random(seed))
     return chunk
 
 

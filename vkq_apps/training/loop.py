@@ -21,7 +21,7 @@ from vkq_apps.training.attention import choose_implementation
 from vkq_apps.training.evaluation import evaluate
 from vkq_apps.training.feeding import Feed, InlineFeed, PooledFeed
 from vkq_apps.training.heldout import heldout_chunk
-from vkq_apps.training.model import ModelSize, create_model
+from vkq_apps.training.model import ModelSize, create_model, with_checkpoint
 from vkq_apps.training.optimizer import Schedule
 from vkq_apps.training.options import TrainOptions
 from vkq_apps.training.rendering import Renderers
@@ -46,8 +46,12 @@ def train(options: TrainOptions) -> TrainState:
             if options.resume
             else f"{file} exists: give --resume to go on, or another --out"
         )
+    if options.resume and options.start_from:
+        raise SystemExit("--resume goes on from the saved state: leave out --start-from")
     size = SMALL if options.smoke else ModelSize()
-    schedule = Schedule(steps=options.steps, peak=options.peak, warmup=options.warmup)
+    schedule = Schedule(
+        steps=options.steps, peak=options.peak, warmup=options.warmup, easy=options.easy
+    )
     first = checkpointing.read_info(file)["step"] if options.resume else 0
     with contextlib.ExitStack() as stack:
         # Processes start before JAX takes the device, and render while the step compiles.
@@ -55,6 +59,8 @@ def train(options: TrainOptions) -> TrainState:
         implementation, refused = choose_implementation(options.attention)
         dtype = jnp.float32 if options.smoke else jnp.bfloat16
         graphdef, params = create_model(size, options.seed, dtype)
+        if options.start_from:
+            params = with_checkpoint(params, options.start_from)
         state = initial_state(params, schedule)
         if options.resume:
             state, _ = checkpointing.restore(file, state)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from vkq_apps.training.pictures import NUM_FACTS
 from vkq_jax.array_types import Array, Float, Shaped
 
 __all__ = ["answer_loss", "patch_loss"]
@@ -12,18 +13,27 @@ _BACKGROUND_WEIGHT = 0.05
 
 
 def answer_loss(
-    logits: Float[Array, "B R vocab"], target: Shaped[Array, "B R"]
+    logits: Float[Array, "B R vocab"], rows: Shaped[Array, "B 5 R"]
 ) -> Float[Array, ""]:
-    """Mean cross-entropy over the positions whose target is not negative."""
-    counts = (target >= 0).astype(jnp.float32)
-    return (_cross_entropy(logits, jnp.maximum(target, 0)) * counts).sum() / counts.sum()
+    """Weighted mean cross-entropy of the answers' tokens.
+
+    Each of an answer's n tokens weighs n^-1/2: by the token, a colour or a count would weigh next
+    to nothing beside a line of text; by the answer, a line would learn too slowly.
+    """
+    turn, target = rows[:, 1], rows[:, 3]
+    asked = (target >= 0).astype(jnp.float32)
+    same = (turn[:, :, None] == turn[:, None, :]).astype(jnp.float32)
+    length = jnp.einsum("brs,bs->br", same, asked)
+    weights = asked * jnp.maximum(length, 1.0) ** -0.5
+    return (_cross_entropy(logits, jnp.maximum(target, 0)) * weights).sum() / weights.sum()
 
 
 def patch_loss(
-    logits: Float[Array, "B P two classes"], labels: Shaped[Array, "B P two"]
+    logits: Float[Array, "B P slots classes"], labels: Shaped[Array, "B P slots"]
 ) -> Float[Array, ""]:
-    """Weighted mean cross-entropy over the slots of all patches."""
-    weights = jnp.where(labels == 0, _BACKGROUND_WEIGHT, 1.0)
+    """Weighted mean cross-entropy over the slots of all patches; a fact not stated weighs 0."""
+    things = jnp.arange(labels.shape[-1]) < labels.shape[-1] - NUM_FACTS
+    weights = jnp.where(labels == 0, _BACKGROUND_WEIGHT * things, 1.0)
     return (_cross_entropy(logits, labels) * weights).sum() / weights.sum()
 
 

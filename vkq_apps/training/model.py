@@ -9,15 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import models
 from models.layers import LayerNorm
 from models.llava.config import LlavaConfig
 from models.llava.model import LlavaModel
 from vkq_apps.training.catalogue import NUM_CLASSES
-from vkq_apps.training.pictures import SIZE
+from vkq_apps.training.pictures import NUM_SLOTS, SIZE
 from vkq_apps.training.tokenizer import BOS, EOS, IMAGE, PAD, vocab_size
 from vkq_jax.array_types import Array, Float
 
-__all__ = ["ModelSize", "PatchClassifier", "TrainedModel", "create_model", "hf_config"]
+__all__ = [
+    "ModelSize",
+    "PatchClassifier",
+    "TrainedModel",
+    "create_model",
+    "hf_config",
+    "with_checkpoint",
+]
 
 PATCH_SIZE, HEAD_DIM = 14, 64
 
@@ -88,7 +96,7 @@ def hf_config(size: ModelSize) -> dict[str, Any]:
 
 
 class PatchClassifier(nnx.Module):
-    """The auxiliary head: up to two things centred in each patch. Not part of the checkpoint.
+    """The auxiliary head: what is in each patch (see `Picture.labels`). Not in the checkpoint.
 
     It tells the vision tower early what is worth seeing, long before the answers do.
     """
@@ -96,13 +104,13 @@ class PatchClassifier(nnx.Module):
     def __init__(self, width: int, *, rngs: nnx.Rngs, dtype: Any):
         self.norm = LayerNorm(width, epsilon=1e-5, param_dtype=jnp.float32)
         self.linear = nnx.Linear(
-            width, 2 * NUM_CLASSES, dtype=dtype, param_dtype=jnp.float32, rngs=rngs
+            width, NUM_SLOTS * NUM_CLASSES, dtype=dtype, param_dtype=jnp.float32, rngs=rngs
         )
 
-    def __call__(self, features: Float[Array, "B P width"]) -> Float[Array, "B P two classes"]:
+    def __call__(self, features: Float[Array, "B P width"]) -> Float[Array, "B P slots classes"]:
         """Scores of the classes, in the compute dtype."""
         scores = self.linear(self.norm(features))
-        return scores.reshape(*scores.shape[:-1], 2, NUM_CLASSES)
+        return scores.reshape(*scores.shape[:-1], NUM_SLOTS, NUM_CLASSES)
 
 
 class TrainedModel(nnx.Module):
@@ -136,6 +144,22 @@ def create_model(
         nnx.eval_shape(lambda: TrainedModel(config, rngs=nnx.Rngs(seed), dtype=dtype))
     )
     return graphdef, initial_params()
+
+
+def with_checkpoint(params: nnx.State, folder: str) -> nnx.State:
+    """Parameters at the start of training, with an exported checkpoint's in place of the LLaVA's.
+
+    Raises:
+        ValueError: the checkpoint has another size, or another vocabulary.
+    """
+    loaded = models.load(folder, dtype=jnp.float32, layers_apart=False).params
+    wanted, found = (jax.tree.map(jnp.shape, x) for x in (params["llava"], loaded))
+    if wanted != found:
+        raise ValueError(
+            f"{folder} is a model of another size or vocabulary than the one to train: start from "
+            "a checkpoint of this recipe, without --smoke"
+        )
+    return nnx.State({**params, "llava": loaded})
 
 
 def _draw(path: tuple[Any, ...], shape: tuple[int, ...], key: Array, size: ModelSize) -> Array:

@@ -11,7 +11,7 @@ __all__ = ["SMOKE", "TrainOptions", "parse_options"]
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """Settings of a training; the defaults are those of the embedded checkpoint on one H100."""
+    """Settings of a training; the defaults are those of the first part of `train`'s recipe."""
 
     out: Path = Path("runs/tiny")
     steps: int = 6400
@@ -25,6 +25,8 @@ class TrainOptions:
     seed: int = 1
     peak: float = 3e-3
     warmup: int = 150
+    easy: float = 0.1
+    start_from: str = ""
     stop_after_seconds: float = 0.0
     save_every: float = 60.0
     evaluate_every: float = 60.0
@@ -58,6 +60,8 @@ _HELP = {
     "seed": "of parameters and pictures",
     "peak": "highest learning rate",
     "warmup": "steps up to it",
+    "easy": "share of the steps over which pictures grow to full difficulty",
+    "start_from": "checkpoint folder whose weights a new training begins with",
     "stop_after_seconds": "end this piece after so long, state saved (0: never)",
     "save_every": "seconds between saved states",
     "evaluate_every": "seconds between evaluations",

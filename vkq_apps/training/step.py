@@ -60,7 +60,7 @@ def make_train_step(
     def loss_function(params: Any, batch: Chunk, step: Array) -> tuple[Array, dict[str, Array]]:
         model = nnx.merge(graphdef, params)
         logits, features = forward(model, batch.images, batch.rows, implementation, unroll=unroll)
-        answers = answer_loss(logits, batch.rows[:, 3])
+        answers = answer_loss(logits, batch.rows)
         patches = patch_loss(model.classifier(features), batch.labels)
         total = answers + schedule.auxiliary_weight(step) * patches
         return total, {"loss": answers, "patch_loss": patches}

@@ -12,7 +12,7 @@ import functools
 import re
 from typing import TYPE_CHECKING
 
-from vkq_apps.training.catalogue import known_words
+from vkq_apps.training.catalogue import ADDED_WORDS, known_words
 from vkq_apps.training.prompts import CHAT_TEMPLATE, IMAGE_TOKEN
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", IMAGE_TOKEN)
 PAD, BOS, EOS, UNKNOWN, IMAGE = range(5)
 _SPACE = "▁"
 _FIRST_WORDS = ("describe", "how", "is", "read", "what", "where", "which")
-"""Words that may open a line, and so have no space before them."""
+"""Words that may open a line, and so have no space before them; "list" is one more."""
 
 
 @functools.cache
@@ -32,7 +32,8 @@ def vocabulary() -> dict[str, int]:
     """Token ids; unused ones fill up to a multiple of 16."""
     characters = [*(chr(code) for code in range(33, 127)), "\n", _SPACE]
     words = [*_FIRST_WORDS, "USER:", _SPACE + "ASSISTANT:"]
-    words += [_SPACE + word for word in known_words() if len(word) > 1]
+    words += [_SPACE + word for word in known_words() if len(word) > 1 and word not in ADDED_WORDS]
+    words += [word if word == "list" else _SPACE + word for word in ADDED_WORDS]
     tokens = [*_SPECIAL, *characters, *words]
     tokens += [f"<unused{index}>" for index in range(-len(tokens) % 16)]
     assert len(set(tokens)) == len(tokens)

@@ -11,12 +11,23 @@ from transformers import AutoTokenizer
 import models
 from models.loading import TINY
 from vkq_apps.training import prompts
+from vkq_apps.training.catalogue import (
+    SPRITES,
+    character_class,
+    color_class,
+    number_class,
+    sprite_class,
+)
 from vkq_apps.training.export import export_state
-from vkq_apps.training.heldout import heldout, questions, shuffled
-from vkq_apps.training.loop import STATE_FILE, _Piece, train
+from vkq_apps.training.heldout import calibration_picture, heldout
+from vkq_apps.training.loop import SMALL, STATE_FILE, _Piece, train
+from vkq_apps.training.losses import answer_loss
+from vkq_apps.training.model import ModelSize, create_model, with_checkpoint
 from vkq_apps.training.muon import orthogonalize
 from vkq_apps.training.options import SMOKE, TrainOptions
-from vkq_apps.training.pictures import KINDS, make_picture
+from vkq_apps.training.pictures import KINDS, NUM_FACTS, Turn, make_picture
+from vkq_apps.training.rows import pack_row
+from vkq_apps.training.tokenizer import vocab_size
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -29,11 +40,82 @@ def test_pictures_are_the_same_always_and_ask_something(kind):
     assert (first.image != other.image).any()
 
 
-def test_the_control_asks_about_another_picture():
-    asked = next(iter(questions(1, ("document",))))
-    control = shuffled(asked)
-    assert (control.question, control.answer) == (asked.question, asked.answer)
-    np.testing.assert_array_equal(control.image, heldout("document", 1).image)
+def test_auxiliary_labels_tie_a_bar_to_its_name():
+    picture = make_picture("bars", "a")
+    asked = {turn.question: turn.answer for turn in picture.turns}
+    things, facts = picture.labels[:, 0], picture.labels[:, -NUM_FACTS:]
+    for question, color in asked.items():
+        if question.startswith("what color is bar "):
+            name = character_class(question[-2])
+            value = asked[question.replace("color is", "is the value of")]
+            expected = [color_class(color), name, number_class(int(value))]
+            assert facts[things == name, :3].tolist().count(expected) >= 1
+
+
+def test_a_scene_states_every_answer_about_positions_as_a_fact():
+    picture = max((make_picture("scene", s) for s in range(4)), key=lambda p: len(p.turns))
+    asked = [turn for turn in picture.turns if turn.task == "position"]
+    assert len(asked) > 1
+    for turn in asked:
+        _, _, direction, *_, name = turn.question.removesuffix("?").split()
+        fact = picture.labels[:, 3 + ["left", "right", "above", "below"].index(direction)]
+        own = picture.labels[:, 0] == sprite_class(SPRITES.index(name))
+        assert set(fact[own].tolist()) == {sprite_class(SPRITES.index(turn.answer))}
+
+
+def test_the_cells_of_a_table_are_those_of_its_rows_and_columns():
+    compared = 0
+    for seed in range(8):
+        asked = {turn.question: turn.answer for turn in make_picture("table", seed).turns}
+        for question, answer in asked.items():
+            if not question.startswith("what is the "):
+                continue
+            name, row = question.removeprefix("what is the ").removesuffix("?").split(" in row ")
+            if column := asked.get(f"read the {name} column"):
+                assert column.split(", ")[int(row) - 1] == answer
+                compared += 1
+            if cells := asked.get(f"read row {row}"):
+                assert answer in cells.split(", ")
+                compared += 1
+    assert compared > 8
+
+
+def test_every_token_of_an_answer_weighs_less_the_longer_it_is():
+    short = Turn("is there a dog?", "no", "presence")
+    long = Turn("read row 1", "12, 34", "table_row")
+    rows = jnp.asarray(pack_row([short, long]))[None]
+    wrong = jnp.zeros((1, rows.shape[-1], vocab_size()))
+
+    def loss_with_one_right(turn):
+        place = int(jnp.argmax((rows[0, 1] == turn) & (rows[0, 3] >= 0)))
+        logits = wrong.at[0, place, rows[0, 3, place]].set(100.0)
+        return float(answer_loss(logits, rows))
+
+    assert loss_with_one_right(0) < loss_with_one_right(1) < float(answer_loss(wrong, rows))
+
+
+def test_a_training_begins_with_a_checkpoint_of_its_own_size_only():
+    _, params = create_model(ModelSize(), 0)
+    started = with_checkpoint(params, str(TINY))
+    expected = models.load("tiny", dtype=jnp.float32, layers_apart=False).params
+    for a, b in zip(jax.tree.leaves(started["llava"]), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+    _, small = create_model(SMALL, 0)
+    with pytest.raises(ValueError, match="another size or vocabulary"):
+        with_checkpoint(small, str(TINY))
+
+
+def test_pictures_of_different_uses_and_seeds_are_different():
+    pictures = [
+        heldout("shapes", 0),
+        heldout("shapes", 1),
+        heldout("shapes", 0, seed=0),
+        heldout("shapes", 0, seed=1),
+        calibration_picture("shapes", 0),
+        calibration_picture("shapes", 0, seed=1),
+        make_picture("shapes", "train/1/0"),
+    ]
+    assert len({picture.image.tobytes() for picture in pictures}) == len(pictures)
 
 
 @pytest.mark.parametrize("text", ["$385.16", "Ra Qak", "2 boats, 2 cars", "what is the total?"])

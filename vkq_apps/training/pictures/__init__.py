@@ -1,13 +1,23 @@
-"""Pictures out of a seed: five kinds, one file each."""
+"""Pictures out of a seed: six kinds, one file each."""
 
 import random
 from collections.abc import Callable
 from types import MappingProxyType
 
-from vkq_apps.training.pictures import bars, documents, scenes, shapes, text_lines
-from vkq_apps.training.pictures.canvas import GRID, SIZE, Picture, Turn
+from vkq_apps.training.pictures import bars, documents, scenes, shapes, tables, text_lines
+from vkq_apps.training.pictures.canvas import GRID, NUM_FACTS, NUM_SLOTS, SIZE, Picture, Turn
 
-__all__ = ["GRID", "KINDS", "SIZE", "Picture", "Turn", "choose_kind", "make_picture"]
+__all__ = [
+    "GRID",
+    "KINDS",
+    "NUM_FACTS",
+    "NUM_SLOTS",
+    "SIZE",
+    "Picture",
+    "Turn",
+    "choose_kind",
+    "make_picture",
+]
 
 _DRAW: dict[str, Callable[[random.Random, float], Picture]] = {
     "text": text_lines.draw,
@@ -15,10 +25,11 @@ _DRAW: dict[str, Callable[[random.Random, float], Picture]] = {
     "scene": scenes.draw,
     "shapes": shapes.draw,
     "bars": bars.draw,
+    "table": tables.draw,
 }
 
 KINDS = MappingProxyType(
-    {"text": 0.31, "document": 0.24, "scene": 0.24, "shapes": 0.1, "bars": 0.11}
+    {"text": 0.23, "document": 0.13, "scene": 0.26, "shapes": 0.12, "bars": 0.12, "table": 0.14}
 )
 """Share of each kind in training."""
 

@@ -2,7 +2,7 @@
 
 import random
 
-from vkq_apps.training.catalogue import COLORS
+from vkq_apps.training.catalogue import COLORS, character_class, color_class, number_class
 from vkq_apps.training.pictures.canvas import Canvas, Picture, Turn, text_width
 
 __all__ = ["draw"]
@@ -37,12 +37,17 @@ def draw(rng: random.Random, difficulty: float) -> Picture:
         rim = (250, 250, 250) if canvas.dark else (40, 40, 40)
         box = (middle - half, height, middle + half, base - 1)
         canvas.draw.rectangle(box, fill=COLORS[color], outline=rim)
+        # The colour is far from the name that it is asked by: without facts the model only ever
+        # learned to answer with some colour of the chart.
+        facts = (color_class(color), character_class(name), number_class(value))
+        area = (middle, (height + base) / 2, half, (base - height) / 2)
+        canvas.label_area(*area, color_class(color), facts)
         x = middle - text_width(name, face, _NAME_SIZE) / 2
-        canvas.write(x, base + 20, name, face, _NAME_SIZE, ink)
+        canvas.write(x, base + 20, name, face, _NAME_SIZE, ink, facts)
         if printed:
             x = middle - text_width(str(value), face, _VALUE_SIZE) / 2
-            canvas.write(x, height - 4, str(value), face, _VALUE_SIZE, ink)
-    return canvas.finish(_questions(rng, names, values, colors, printed=printed))
+            canvas.write(x, height - 4, str(value), face, _VALUE_SIZE, ink, facts)
+    return canvas.finish(_questions(names, values, colors, printed=printed))
 
 
 def _distinct_extremes(rng: random.Random, count: int, top_value: int) -> list[int]:
@@ -54,15 +59,16 @@ def _distinct_extremes(rng: random.Random, count: int, top_value: int) -> list[i
 
 
 def _questions(
-    rng: random.Random, names: list[str], values: list[int], colors: list[str], *, printed: bool
+    names: list[str], values: list[int], colors: list[str], *, printed: bool
 ) -> list[Turn]:
     task = "bar_value_printed" if printed else "bar_value_axis"
     turns = []
     for name, value, color in zip(names, values, colors, strict=True):
         turns.append(Turn(f"what is the value of bar {name}?", str(value), task))
-        if rng.random() < 0.5:
-            turns.append(Turn(f"what color is bar {name}?", color, "bar_color"))
+        turns.append(Turn(f"what color is bar {name}?", color, "bar_color"))
     tallest, shortest = names[values.index(max(values))], names[values.index(min(values))]
     turns.append(Turn("which bar is tallest?", tallest, "bar_extreme"))
     turns.append(Turn("which bar is shortest?", shortest, "bar_extreme"))
+    answer = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+    turns.append(Turn("list the bars", answer, "bar_list"))
     return turns

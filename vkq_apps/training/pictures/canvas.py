@@ -5,6 +5,7 @@ import functools
 import math
 import random
 import string
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import ImageDraw, ImageFont
@@ -15,6 +16,8 @@ from vkq_apps.training.pictures.grounds import SIZE, add_clutter, add_noise, dra
 
 __all__ = [
     "GRID",
+    "NUM_FACTS",
+    "NUM_SLOTS",
     "PATCH",
     "SIZE",
     "Canvas",
@@ -27,6 +30,7 @@ __all__ = [
 
 PATCH = 14
 GRID = SIZE // PATCH
+NUM_SLOTS, NUM_FACTS = 7, 5
 
 type Color = tuple[int, int, int]
 
@@ -47,7 +51,9 @@ class Picture:
     Attributes:
         image: uint8 [336, 336, 3].
         turns: questions, each answerable by itself.
-        labels: uint8 [576, 2], classes of up to two things centred in each patch; 0 is none.
+        labels: uint8 [576, 7], classes that the auxiliary head learns of each patch: up to two
+            things centred in it, then up to five facts about the first of them, such as its
+            neighbours or its row; each kind of picture has facts of its own. 0 is none.
     """
 
     image: np.ndarray
@@ -72,11 +78,11 @@ class Canvas:
         self.image = draw_ground(rng, dark=self.dark, strength=difficulty)
         add_clutter(rng, self.image, rng.randint(0, round(difficulty * clutter)))
         self.draw = ImageDraw.Draw(self.image)
-        self._labels = bytearray(GRID * GRID * 2)
+        self._labels = bytearray(GRID * GRID * NUM_SLOTS)
 
     def finish(self, turns: list[Turn]) -> Picture:
         """The picture, with grain."""
-        labels = np.frombuffer(bytes(self._labels), np.uint8).reshape(GRID * GRID, 2)
+        labels = np.frombuffer(bytes(self._labels), np.uint8).reshape(GRID * GRID, NUM_SLOTS)
         return Picture(add_noise(self.rng, self.image), turns, labels)
 
     def ink(self) -> Color:
@@ -88,37 +94,63 @@ class Canvas:
         """A random font."""
         return self.rng.randrange(len(FONTS))
 
-    def write(self, x: float, baseline: float, text: str, face: int, size: int, ink: Color) -> None:
+    def write(
+        self,
+        x: float,
+        baseline: float,
+        text: str,
+        face: int,
+        size: int,
+        ink: Color,
+        facts: Sequence[int] = (),
+    ) -> None:
         """Writes text from its left end on a baseline, and labels the patch of each character."""
         font, advances = _font(face, size)
         self.draw.text((x, baseline), text, font=font, fill=ink, anchor="ls")
         for character in text:
             if character != " ":
                 middle = x + advances[character] / 2
-                self._label(middle, baseline - 0.36 * size, character_class(character))
+                self._label(middle, baseline - 0.36 * size, character_class(character), facts)
             x += advances[character]
 
-    def paste_sprite(self, x: float, y: float, half: float, sprite: int) -> None:
+    def paste_sprite(
+        self, x: float, y: float, half: float, sprite: int, facts: Sequence[int] = ()
+    ) -> None:
         """Draws a sprite centred on (x, y) and labels the patches that it fills."""
         size = max(6, int(2 * half) // 6 * 6)  # few sizes, so that the cache stays small
         pixels = sprite_pixels(sprite, size)
         self.image.paste(pixels, (int(x - size / 2), int(y - size / 2)), pixels)
-        self.label_area(x, y, 0.62 * half, sprite_class(sprite))
+        self.label_area(x, y, 0.62 * half, 0.62 * half, sprite_class(sprite), facts)
 
-    def label_area(self, x: float, y: float, half: float, label: int) -> None:
-        """Labels every patch whose centre lies within `half` of (x, y) in both directions."""
-        for row in _patches_within(y, half):
-            for column in _patches_within(x, half):
-                self._labels[2 * (row * GRID + column)] = label
+    def label_area(
+        self,
+        x: float,
+        y: float,
+        half_width: float,
+        half_height: float,
+        label: int,
+        facts: Sequence[int] = (),
+    ) -> None:
+        """Labels every patch whose centre lies so near to (x, y) in both directions."""
+        for row in _patches_within(y, half_height):
+            for column in _patches_within(x, half_width):
+                first = NUM_SLOTS * (row * GRID + column)
+                self._labels[first] = label
+                self._state_facts(first, facts)
 
-    def _label(self, x: float, y: float, label: int) -> None:
+    def _label(self, x: float, y: float, label: int, facts: Sequence[int]) -> None:
         row, column = int(y) // PATCH, int(x) // PATCH
         if 0 <= row < GRID and 0 <= column < GRID:
-            first = 2 * (row * GRID + column)
-            for slot in (first, first + 1):
-                if not self._labels[slot]:
-                    self._labels[slot] = label
-                    return
+            first = NUM_SLOTS * (row * GRID + column)
+            if not self._labels[first]:
+                self._labels[first] = label
+                self._state_facts(first, facts)
+            elif not self._labels[first + 1]:
+                self._labels[first + 1] = label
+
+    def _state_facts(self, first: int, facts: Sequence[int]) -> None:
+        start = first + NUM_SLOTS - NUM_FACTS
+        self._labels[start : start + len(facts)] = bytes(facts)
 
 
 def _patches_within(centre: float, half: float) -> range:

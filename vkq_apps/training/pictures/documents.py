@@ -5,7 +5,7 @@ import random
 from vkq_apps.training.catalogue import FIELDS, SPRITES
 from vkq_apps.training.pictures.canvas import SIZE, Canvas, Picture, Turn, random_word, text_width
 
-__all__ = ["draw"]
+__all__ = ["draw", "random_value"]
 
 
 def draw(rng: random.Random, difficulty: float) -> Picture:
@@ -20,10 +20,11 @@ def draw(rng: random.Random, difficulty: float) -> Picture:
     value_size = max(15, size + rng.randint(-1, 1))
     upper = rng.random() < 0.4
     left, column, layout = rng.randint(6, 24), rng.randint(120, 150), rng.randrange(3)
+    fields = rng.sample(list(FIELDS), count)
     turns = []
-    for field in rng.sample(list(FIELDS), count):
+    for field in fields:
         y += pitch
-        value = _value(rng, FIELDS[field])
+        value = random_value(rng, FIELDS[field])
         label = (field.upper() if upper else field.title()) + ":"
         label_end = left + text_width(label, label_face, size)
         width = text_width(value, value_face, value_size)
@@ -39,6 +40,7 @@ def draw(rng: random.Random, difficulty: float) -> Picture:
         turns.append(Turn(f"what is the {field}?", value, "document_field"))
     if SIZE - y > 40:
         _draw_barcode(canvas, y + 12, ink)
+    turns.append(Turn("list the fields", ", ".join(fields), "field_list"))
     return canvas.finish(turns)
 
 
@@ -72,7 +74,8 @@ def _draw_barcode(canvas: Canvas, top: int, ink: tuple[int, int, int]) -> None:
         x += width + rng.randint(1, 4)
 
 
-def _value(rng: random.Random, kind: str) -> str:
+def random_value(rng: random.Random, kind: str) -> str:
+    """A value of a kind that `catalogue.FIELDS` names."""
     match kind:
         case "money":
             whole = rng.choice((rng.randint(0, 9), rng.randint(10, 99), rng.randint(100, 999)))

@@ -3,14 +3,15 @@
 import random
 from collections import Counter
 
-from vkq_apps.training.catalogue import SPRITE_PLURALS, SPRITES
+from vkq_apps.training.catalogue import SPRITE_PLURALS, SPRITES, number_class, sprite_class
 from vkq_apps.training.pictures.canvas import SIZE, Canvas, Picture, Turn, place_squares
 
 __all__ = ["draw"]
 
 # Nearer than this, "left of" or "the middle" is a matter of opinion.
-_GAP, _MARGIN = 40, 18
+_GAP, _MARGIN = 48, 24
 _THIRD = SIZE / 3
+_DIRECTIONS = (("left of", "right of"), ("above", "below"))
 
 
 def draw(rng: random.Random, difficulty: float) -> Picture:
@@ -21,13 +22,14 @@ def draw(rng: random.Random, difficulty: float) -> Picture:
     objects = kinds + [rng.choice(kinds) for _ in range(extra)]
     places = place_squares(rng, len(objects), 44, 108)
     objects = objects[: len(places)]
-    for (x, y, half), sprite in zip(places, objects, strict=True):
-        canvas.paste_sprite(x, y, half, sprite)
-    counts = Counter(objects)
+    counts, centres = Counter(objects), [(x, y) for x, y, _ in places]
+    neighbors = _neighbors(objects, centres)
+    for (x, y, half), sprite, around in zip(places, objects, neighbors, strict=True):
+        canvas.paste_sprite(x, y, half, sprite, _facts(counts[sprite], around))
     turns = [
         Turn("describe the picture", _caption(counts), "caption"),
         *_counting(rng, counts),
-        *_relations(objects, [(x, y) for x, y, _ in places], counts),
+        *_relations(objects, centres, counts, neighbors),
     ]
     return canvas.finish(turns)
 
@@ -54,22 +56,44 @@ def _counting(rng: random.Random, counts: Counter[int]) -> list[Turn]:
     return turns
 
 
-def _relations(
-    objects: list[int], centres: list[tuple[float, float]], counts: Counter[int]
-) -> list[Turn]:
-    turns = []
-    for axis, before, after in ((0, "left of", "right of"), (1, "above", "below")):
+def _facts(count: int, around: dict[str, int]) -> tuple[int, ...]:
+    """How many there are of a sprite, and what is left, right, above and below it."""
+    beside = (
+        sprite_class(around[direction]) if direction in around else 0
+        for pair in _DIRECTIONS
+        for direction in pair
+    )  # fmt: skip
+    return (number_class(count), *beside)
+
+
+def _neighbors(objects: list[int], centres: list[tuple[float, float]]) -> list[dict[str, int]]:
+    """What is next to each object in each direction, by `_DIRECTIONS`, where it is clear."""
+    neighbors: list[dict[str, int]] = [{} for _ in objects]
+    for axis, (before, after) in enumerate(_DIRECTIONS):
         order = sorted(range(len(objects)), key=lambda index: centres[index][axis])
         at = [centres[index][axis] for index in order]
-        names = [SPRITES[objects[index]] for index in order]
-        single = [counts[objects[index]] == 1 for index in order]
         for k in range(len(order) - 1):
             if at[k + 1] - at[k] < _GAP:
                 continue
-            if single[k + 1] and (k == 0 or at[k] - at[k - 1] >= _GAP):
-                turns.append(Turn(f"what is {before} the {names[k + 1]}?", names[k], "position"))
-            if single[k] and (k + 2 == len(order) or at[k + 2] - at[k + 1] >= _GAP):
-                turns.append(Turn(f"what is {after} the {names[k]}?", names[k + 1], "position"))
+            if k == 0 or at[k] - at[k - 1] >= _GAP:
+                neighbors[order[k + 1]][before] = objects[order[k]]
+            if k + 2 == len(order) or at[k + 2] - at[k + 1] >= _GAP:
+                neighbors[order[k]][after] = objects[order[k + 1]]
+    return neighbors
+
+
+def _relations(
+    objects: list[int],
+    centres: list[tuple[float, float]],
+    counts: Counter[int],
+    neighbors: list[dict[str, int]],
+) -> list[Turn]:
+    turns = []
+    for sprite, around in zip(objects, neighbors, strict=True):
+        if counts[sprite] == 1:
+            for direction, other in around.items():
+                question = f"what is {direction} the {SPRITES[sprite]}?"
+                turns.append(Turn(question, SPRITES[other], "position"))
     for sprite, (x, y) in zip(objects, centres, strict=True):
         if counts[sprite] == 1 and _is_clear(x) and _is_clear(y):
             row = ("top", "middle", "bottom")[int(y // _THIRD)]

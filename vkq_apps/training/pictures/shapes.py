@@ -3,7 +3,7 @@
 import math
 import random
 
-from vkq_apps.training.catalogue import COLORS, SHAPES, shape_class
+from vkq_apps.training.catalogue import COLORS, SHAPES, number_class, shape_class
 from vkq_apps.training.pictures.canvas import Canvas, Picture, Turn, place_squares
 
 __all__ = ["draw"]
@@ -20,8 +20,19 @@ def draw(rng: random.Random, difficulty: float) -> Picture:
     objects = [rng.choice(kinds) for _ in places]
     for (x, y, half), (color, shape) in zip(places, objects, strict=True):
         _draw_shape(canvas, x, y, half - 1, color, shape)
-        canvas.label_area(x, y, max(7.1, 0.75 * half), shape_class(color, shape))
+        reach = max(7.1, 0.75 * half)
+        facts = _counts(objects, color, shape)
+        canvas.label_area(x, y, reach, reach, shape_class(color, shape), facts)
     return canvas.finish(_questions(rng, objects, kinds))
+
+
+def _counts(objects: list[tuple[str, str]], color: str, shape: str) -> tuple[int, ...]:
+    """Facts about a shape: how many there are of all, of its form, of its colour, and of both."""
+    forms, colors = [s for _, s in objects], [c for c, _ in objects]
+    counts = (
+        len(objects), forms.count(shape), colors.count(color), objects.count((color, shape))
+    )  # fmt: skip
+    return tuple(number_class(count) for count in counts)
 
 
 def _draw_shape(canvas: Canvas, x: float, y: float, half: float, color: str, shape: str) -> None:
