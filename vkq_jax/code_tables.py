@@ -17,29 +17,44 @@ __all__ = ["ClassTables", "CodeTables", "SideTables", "align"]
 
 @frozen_pytree
 class ClassTables:
-    """The dictionary of one class of tokens, of one side, for each KV head (and layer).
+    """The transform code of one class of tokens, of one side, for each KV head (and layer).
 
-    A code of several bits per channel is several virtual channels, one for each of its bits.
+        z = E u,    code[i] = clip(round(z[i] / step[i] + top[i] / 2), 0, top[i])
+        D s = F y,  y[i] = sum of weight[m] s[m] over the virtual channels m of channel i
+
+    A code of several bits is several virtual channels, one for each bit: D [H, n] has a column for
+    each, made when it is needed, so that the tables have H^2 numbers whatever n is.
 
     Attributes:
-        analysis: P; row n is what the channel of virtual channel n is measured with, divided by
-            the step between its codes.
-        top: greatest code of that channel, 2^bits - 1.
-        shift: which bit of the code the virtual channel is.
-        dictionary: D; column n is what bit n adds to or takes from the token.
+        analysis: E. synthesis: F; None: the transpose of E.
+        step: between the codes of a channel. top: greatest code, 2^bits - 1.
+        channel: of each virtual channel. shift: which bit of its channel's code it is.
+        weight: what the bit adds or takes away, gain * step * 2^(shift - 1).
     """
 
-    analysis: Float[Array, "*L K n H"]
-    top: Int32[Array, "*L K n"]
+    analysis: Float[Array, "*L K H H"]
+    synthesis: Float[Array, "*L K H H"] | None
+    step: Float[Array, "*L K H"]
+    top: Int32[Array, "*L K H"]
+    channel: Int32[Array, "*L K n"]
     shift: Int32[Array, "*L K n"]
-    dictionary: Float[Array, "*L K H n"]
+    weight: Float[Array, "*L K n"]
 
-    def check(self) -> None:
-        """Raises ValueError for codes of more than 8 bits."""
-        for name, greatest in (("top", 255), ("shift", 7)):
-            values = getattr(self, name)
-            if ((values < 0) | (values > greatest)).any():
-                raise ValueError(f"{name} must be in [0, {greatest}]")
+    @property
+    def virtual(self) -> int:
+        """n, bits of a token."""
+        return self.channel.shape[-1]
+
+    def dictionary(self) -> Float[Array, "*L K H n"]:
+        """D, float32."""
+        if self.synthesis is None:
+            synthesis = jnp.swapaxes(self.analysis, -1, -2)
+        else:
+            synthesis = self.synthesis
+        columns = jnp.take_along_axis(
+            synthesis.astype(jnp.float32), self.channel[..., None, :], axis=-1
+        )
+        return columns * self.weight[..., None, :]
 
 
 @frozen_pytree

@@ -20,6 +20,7 @@ _MOST_BITS = 7
 _STEPS = (1.5958, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569)
 _FACTORS = (0.8, 0.9, 1.0, 1.12, 1.25, 1.45)
 _RIDGE = 0.02
+_TABLE_DTYPE = jnp.bfloat16
 
 
 def metric_root(moment: Float[Array, "K H H"]) -> Float[Array, "K H H"]:
@@ -63,15 +64,17 @@ def fit_dictionary(
     heads, _, head_dim = tokens.shape
     if not 0 <= virtual <= _MOST_BITS * head_dim:
         raise ValueError(f"virtual must be in [0, {_MOST_BITS * head_dim}], got {virtual}")
-    root = jnp.broadcast_to(jnp.eye(head_dim, dtype=jnp.float32), (heads, head_dim, head_dim))
-    root = root if metric is None else metric
+    identity = jnp.broadcast_to(jnp.eye(head_dim, dtype=jnp.float32), (heads, head_dim, head_dim))
+    root = identity if metric is None else metric
     channels, distortion, step, gain = jax.tree.map(np.asarray, _measure(tokens, weight, root))
-    inverse = np.linalg.inv(np.asarray(root, np.float64))
-    tables = [
-        _tables(_spend(distortion[k], virtual), step[k], gain[k], channels[k], root[k], inverse[k])
-        for k in range(heads)
-    ]
-    return ClassTables(*(jnp.asarray(np.stack(x)) for x in zip(*tables, strict=True)))
+    layouts = [_lay_out(_spend(distortion[k], virtual), step[k], gain[k]) for k in range(heads)]
+    analysis = np.swapaxes(channels, -1, -2) @ np.asarray(root)
+    synthesis = None if metric is None else np.linalg.solve(np.asarray(metric, np.float64), channels)
+    return ClassTables(
+        jnp.asarray(analysis, _TABLE_DTYPE),
+        None if synthesis is None else jnp.asarray(synthesis, _TABLE_DTYPE),
+        *(jnp.asarray(np.stack(x)) for x in zip(*layouts, strict=True)),
+    )
 
 
 @jax.jit
@@ -121,25 +124,16 @@ def _spend(distortion: np.ndarray, virtual: int) -> np.ndarray:
     return bits
 
 
-def _tables(
-    bits: np.ndarray,
-    steps: np.ndarray,
-    gains: np.ndarray,
-    channels: np.ndarray,
-    root: Array,
-    inverse: np.ndarray,
-) -> tuple[np.ndarray, ...]:
-    """One head's analysis, top, shift and dictionary."""
-    channel = np.repeat(np.arange(len(bits)), bits)
-    shift = np.concatenate([np.arange(b) for b in bits]) if len(channel) else channel
-    step = steps[channel, bits[channel]]
-    gain = gains[channel, bits[channel]]
-    vectors = channels[:, channel]  # [H, n]
-    analysis = (vectors / step).T @ np.asarray(root)
-    dictionary = inverse @ vectors * (gain * step * 2.0 ** (shift - 1))
+def _lay_out(bits: np.ndarray, steps: np.ndarray, gains: np.ndarray) -> tuple[np.ndarray, ...]:
+    """One head's step, top, channel, shift and weight."""
+    each = np.arange(len(bits))
+    channel = np.repeat(each, bits)
+    shift = np.arange(len(channel)) - np.repeat(np.cumsum(bits) - bits, bits)
+    step, gain = steps[each, bits], gains[each, bits]
     return (
-        analysis.astype(np.float32),
-        (2 ** bits[channel] - 1).astype(np.int32),
+        step.astype(np.float32),
+        (2**bits - 1).astype(np.int32),
+        channel.astype(np.int32),
         shift.astype(np.int32),
-        dictionary.astype(np.float32),
+        ((gain * step)[channel] * 2.0 ** (shift - 1)).astype(np.float32),
     )

@@ -267,15 +267,16 @@ def _encode_learned(
     if codes.scale is not None:
         u = u / _or_one(_size(u, codes, tables))
     exact = jax.lax.Precision.HIGHEST
-    analysis = align(learned.analysis, u.ndim)
-    v = jnp.einsum("...vh,...nh->...vn", u, analysis, precision=exact)
-    top, shift = (
+    z = jnp.einsum("...vh,...ch->...vc", u, align(learned.analysis, u.ndim), precision=exact)
+    step, top, channel, shift = (
         x.reshape(*[1] * (u.ndim - x.ndim - 1), *x.shape[:-1], 1, x.shape[-1])
-        for x in (learned.top, learned.shift)
+        for x in (learned.step, learned.top, learned.channel, learned.shift)
     )
-    bit = (_grid(v, top) >> shift) & 1
+    code = _grid(z / step, top)
+    shape = (*code.shape[:-1], learned.virtual)
+    bit = jnp.take_along_axis(code, jnp.broadcast_to(channel, shape), axis=-1) >> shift & 1
     signs = (2 * bit - 1).astype(jnp.float32)
-    dictionary = align(learned.dictionary, u.ndim)
+    dictionary = align(learned.dictionary(), u.ndim)
     return bit, jnp.einsum("...vn,...hn->...vh", signs, dictionary, precision=exact)
 
 
@@ -341,8 +342,8 @@ def _check_tables(
     if codes.learned and tables.classes is not None:
         for number, learned in enumerate(tables.classes):
             expected = codes.virtual_channels(number, head_dim)
-            if learned is not None and learned.dictionary.shape[-1] != expected:
+            if learned is not None and learned.virtual != expected:
                 raise ValueError(
                     f"class {number}: expected a dictionary of {expected} columns, got "
-                    f"{learned.dictionary.shape[-1]}"
+                    f"{learned.virtual}"
                 )

@@ -193,7 +193,7 @@ class DictionaryTensor(QuantizedTensor):
         if learned is None:
             matrix = jnp.asarray(hadamard_dictionary(self.head_dim, self.virtual[number]))
             return jnp.matmul(query, matrix, precision=jax.lax.Precision.HIGHEST)
-        dictionary = align(learned.dictionary, query.ndim)
+        dictionary = align(learned.dictionary(), query.ndim)
         return exact_einsum("...qh,...hn->...qn", query, dictionary)
 
     def _unfold(self, x: Array, number: int, tables: SideTables | None) -> Array:
@@ -202,7 +202,7 @@ class DictionaryTensor(QuantizedTensor):
         if learned is None:
             matrix = jnp.asarray(hadamard_dictionary(self.head_dim, self.virtual[number]).T)
             return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
-        return exact_einsum("...qn,...hn->...qh", x, align(learned.dictionary, x.ndim))
+        return exact_einsum("...qn,...hn->...qh", x, align(learned.dictionary(), x.ndim))
 
     def _learned(self, number: int, tables: SideTables | None) -> ClassTables | None:
         return tables.of_class(number) if self.learned and tables is not None else None

@@ -52,17 +52,18 @@ def random_side_tables(
     classes = []
     for number in range(len(codes.classes)):
         virtual = codes.virtual_channels(number, head_dim)
+        bits = rng.integers(1, 4, (kv_heads, head_dim))
         channel = rng.integers(0, head_dim, (kv_heads, virtual))
-        rows = np.take_along_axis(
-            rng.normal(size=(kv_heads, head_dim, head_dim)), channel[..., None], 1
-        )
-        bits = rng.integers(1, 4, (kv_heads, virtual))
+        shift = rng.integers(0, np.take_along_axis(bits, channel, -1))
         classes.append(
             vkq_jax.ClassTables(
-                analysis=jnp.asarray(rows, jnp.float32),
+                analysis=normal(head_dim, head_dim),
+                synthesis=normal(head_dim, head_dim) if codes.metric else None,
+                step=jnp.abs(normal(head_dim)) + 0.5,
                 top=jnp.asarray(2**bits - 1, jnp.int32),
-                shift=jnp.asarray(rng.integers(0, bits), jnp.int32),
-                dictionary=normal(head_dim, virtual),
+                channel=jnp.asarray(channel, jnp.int32),
+                shift=jnp.asarray(shift, jnp.int32),
+                weight=normal(virtual),
             )
         )
     return vkq_jax.SideTables(
