@@ -119,13 +119,13 @@ def test_calibrate_writes_a_map_that_generate_takes(capsys, tmp_path, picture):
     ],
 )
 def test_calibrate_says_which_heads_it_left_alone(
-    capsys, monkeypatch, tmp_path, config, slopes, ending
+    capsys, monkeypatch, tmp_path, picture, config, slopes, ending
 ):
     made = vkq_jax.ScoreMap(jnp.asarray(slopes), jnp.zeros((1, 3)))
     monkeypatch.setattr("models.load", lambda folder: tiny_model(config=config))
     monkeypatch.setattr("models.calibrate_scores", lambda model, inputs, **options: made)
     code, out, _ = run(
-        capsys, "calibrate", "--model", "tiny", "--image", "x", "--prompt", "y",
+        capsys, "calibrate", "--model", "tiny", "--image", picture, "--prompt", "y",
         "--out", str(tmp_path / "map"),
     )  # fmt: skip
     assert code == 0
@@ -182,7 +182,7 @@ def test_bad_input_is_one_clear_line(capsys, arguments, message):
     assert message in line
 
 
-def test_an_unreadable_image_and_more_images_than_tokens(capsys, tmp_path, picture):
+def test_an_unreadable_image_and_more_images_than_the_context_holds(capsys, tmp_path, picture):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"not a picture")
     ask = ["generate", "--model", "tiny", "--prompt", "USER: <image> hi ASSISTANT:"]
@@ -191,7 +191,7 @@ def test_an_unreadable_image_and_more_images_than_tokens(capsys, tmp_path, pictu
     assert "broken.png" in err.splitlines()[-1]
     code, _, err = run(capsys, *ask, "--image", picture, "--image", picture)
     assert code == 2
-    assert "more images than tokens" in err.splitlines()[-1]
+    assert "the prompt is too long: 1152 visual and 0 text tokens" in err.splitlines()[-1]
 
 
 def test_without_a_command_it_shows_help(capsys):

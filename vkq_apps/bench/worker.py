@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
 def _say(text: str) -> None:
     held = device_memory.in_use()
     memory = "" if held is None else f" ({held / 1e9:.1f} GB in use)"
-    log.print(f"    {text}{memory}", markup=False)
+    log.print(f"    {text}{memory}")
 
 
 if __name__ == "__main__":

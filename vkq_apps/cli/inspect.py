@@ -14,6 +14,7 @@ from models import Inputs, Model
 from models.processor import processor_of
 from vkq_apps.cli.arguments import (
     JsonOption,
+    ModelOption,
     QuantOption,
     describe_images,
     load_and_prepare,
@@ -36,7 +37,7 @@ ARRAYS = "arrays.npz"
 
 
 def inspect(
-    model: Annotated[str, typer.Option(help='Hugging Face checkpoint folder, or "tiny".')],
+    model: ModelOption,
     image: Annotated[list[Path], typer.Option(help="Picture file; repeat for several.")],
     prompt: Annotated[str, typer.Option(help="Question, or a whole prompt with <image> in it.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for plots and figures.")],
@@ -75,8 +76,9 @@ def inspect(
         np.savez_compressed(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
         record["files"] = [SUMMARY, ARRAYS, *names]
         record["seconds"] = round(time.perf_counter() - started, 2)
-        text = jsonlib.dumps(record, indent=1, ensure_ascii=False)
-        (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
+        text = jsonlib.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        # The bytes of a file name that are no UTF-8 become JSON's escapes.
+        (folder / SUMMARY).write_text(text, encoding="utf-8", errors="backslashreplace")
     if json:
         print_json(record)
     else:

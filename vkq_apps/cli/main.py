@@ -1,57 +1,86 @@
-"""Entry point of `vkq`: bad input ends with one clear line on stderr and exit code 2."""
+"""Entry point of `vkq`. It imports next to nothing, so that Ctrl-C is heard during imports too."""
 
+import io
 import os
 import sys
+from typing import Any
 
-import typer
+from vkq_apps.cli.interrupts import hear_interrupts
 
-from vkq_apps.cli.ask import demo, generate
-from vkq_apps.cli.bench import bench
-from vkq_apps.cli.calibrate import calibrate
-from vkq_apps.cli.evaluate import evaluate
-from vkq_apps.cli.inspect import inspect
-
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    name="vkq",
-    help="Multimodal LLMs in JAX with their visual KV cache in 1 bit.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.command()(demo)
-app.command()(generate)
-app.command()(inspect)
-app.command()(calibrate)
-app.command("eval")(evaluate)
-app.add_typer(bench, name="bench")
-
-# Typer brings its own copy of click's exceptions and exports only some of them by name.
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
-
-
-@app.callback(invoke_without_command=True)
-def _root(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        print(context.get_help())
+__all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line and exits: 0 for success, 2 for bad input, 130 when interrupted."""
+    """Runs the command line and exits, without a traceback whatever happens.
+
+    Exit codes:
+        0: success.
+        1: a measurement or a check failed, or nobody reads the output any more (`vkq ... | head`).
+        2: an error, described by one line on stderr.
+        130: interrupted by Ctrl-C.
+    """
     # transformers advises installing PyTorch, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    with hear_interrupts() as interrupted:
+        try:
+            code = _run(arguments)
+        except BaseException as error:
+            code = _describe(error)
+        if interrupted.is_set():
+            _say("vkq: interrupted")
+            code = 130
+    sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
+    if sys.stderr is None:  # closed by the caller, as stdout below
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # stays open until the process ends
+    if sys.stdout is None:
+        raise OSError("standard output is closed: nothing could be answered")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal without the letters of an answer shows their numbers.
+            stream.reconfigure(errors="backslashreplace")
+    from vkq_apps.cli.app import run
+
+    code = run(arguments)
     try:
-        code = app(arguments, standalone_mode=False)
-    except typer.Exit as request:
-        code = request.exit_code
-    except (typer.Abort, KeyboardInterrupt):
-        code = 130
-    except (_UsageError, ValueError, NotImplementedError, OSError) as error:
-        describe = getattr(error, "format_message", error.__str__)
-        print(f"vkq: error: {' '.join(describe().split())}", file=sys.stderr)
-        code = 2
-    sys.exit(code or 0)
+        sys.stdout.flush()
+    except OSError as error:
+        _discard(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            return 1
+        raise OSError(f"standard output cannot be written: {error.strerror}") from error
+    return code
+
+
+def _describe(error: BaseException) -> int:
+    """Says what went wrong, if anybody has to hear of it; returns the exit code."""
+    if isinstance(error, SystemExit):  # of a library that ends the process by itself
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, BrokenPipeError):
+        _discard(sys.stdout)
+        return 1
+    from vkq_apps.cli.errors import describe
+
+    _say(f"vkq: error: {describe(error)}")
+    return 2
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # nobody reads it
+        _discard(sys.stderr)
+
+
+def _discard(stream: Any) -> None:
+    """Sends what is left in the buffer nowhere: Python flushes it once more when it ends."""
+    if isinstance(stream, io.TextIOWrapper):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+"""Ctrl-C that is heard wherever it falls."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["hear_interrupts"]
+
+SECONDS_UNTIL_REPEATED = 0.05
+
+
+@contextmanager
+def hear_interrupts() -> Iterator[threading.Event]:
+    """Makes Ctrl-C raise KeyboardInterrupt; gives an event that is set once it was pressed.
+
+    Python drops an exception that a callback of the garbage collector (JAX has one) or a `__del__`
+    raises: the interrupt is then raised again a moment later. The event tells of an interrupt that
+    became another exception on its way, as in a callback that XLA calls.
+    """
+    pressed, listening = threading.Event(), threading.Event()
+    main_thread = threading.main_thread()
+    # A process that was told to ignore Ctrl-C (`nohup`, `&` in a script) goes on ignoring it.
+    if (
+        threading.current_thread() is not main_thread
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield pressed
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        pressed.set()
+        raise KeyboardInterrupt
+
+    def repeat() -> None:
+        if listening.is_set() and main_thread.ident is not None:
+            signal.pthread_kill(main_thread.ident, signal.SIGINT)
+
+    def dropped(unraisable: Any) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        timer = threading.Timer(SECONDS_UNTIL_REPEATED, repeat)
+        timer.daemon = True
+        timer.start()
+
+    before, sys.unraisablehook = sys.unraisablehook, dropped
+    listening.set()
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield pressed
+    finally:
+        listening.clear()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = before
