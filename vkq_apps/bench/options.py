@@ -10,9 +10,9 @@ import typer
 import pallas_kernels
 import vkq_jax
 from pallas_kernels.shapes import SHAPES
+from vkq_apps.cli.counts import LARGEST, check_count
 
 __all__ = [
-    "LARGEST",
     "Baselines",
     "Implementations",
     "Out",
@@ -30,44 +30,68 @@ __all__ = [
     "numbers",
 ]
 
-LARGEST = 2**31 - 1
-"""Largest count that a command takes: positions and lengths are int32."""
-
-Shapes = Annotated[str, typer.Option(help=f"Shapes, comma-separated: {', '.join(SHAPES)}.")]
+Shapes = Annotated[
+    str,
+    typer.Option(
+        metavar="NAMES",
+        help=f"Shapes, comma-separated: {', '.join(SHAPES)}.",
+        show_default="all but tiny",
+    ),
+]
 Presets = Annotated[
     str,
     typer.Option(
         "--preset",
         "--quant",
+        metavar="NAMES",
         help=f"Presets of the visual cache, comma-separated: {', '.join(vkq_jax.presets)}.",
     ),
 ]
-Preset = Annotated[str, typer.Option("--preset", "--quant", help="Preset of the visual cache.")]
+Preset = Annotated[
+    str, typer.Option("--preset", "--quant", metavar="NAME", help="Preset of the visual cache.")
+]
 Implementations = Annotated[
     str,
     typer.Option(
-        help=f"Of attention: auto, {', '.join(pallas_kernels.IMPLEMENTATIONS)}; comma-separated."
+        metavar="NAMES",
+        help=f"Of attention: auto, {', '.join(pallas_kernels.IMPLEMENTATIONS)}; comma-separated.",
     ),
 ]
 Baselines = Annotated[
-    str, typer.Option(help="The same for bf16; rows are compared with the fastest.")
+    str,
+    typer.Option(metavar="NAMES", help="The same for bf16; rows are compared with the fastest."),
 ]
 Repeats = Annotated[
-    int, typer.Option(min=1, max=LARGEST, help="Of each timing; the median counts.")
+    int,
+    typer.Option(
+        min=1, metavar="N", callback=check_count, help="Of each timing; the median counts."
+    ),
 ]
-PromptText = Annotated[int, typer.Option(min=2, max=LARGEST, help="Text tokens of a prompt.")]
+PromptText = Annotated[
+    int, typer.Option(min=2, metavar="N", callback=check_count, help="Text tokens of a prompt.")
+]
 Sequences = Annotated[
-    int | None, typer.Option(min=1, max=LARGEST, help="Prompts at once; by default as many as fit.")
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        callback=check_count,
+        help="Prompts at once; by default as many as fit.",
+    ),
 ]
 TextCapacity = Annotated[
-    int, typer.Option(min=1, max=LARGEST, help="Text tokens a sequence can hold.")
+    int,
+    typer.Option(min=1, metavar="N", callback=check_count, help="Text tokens a sequence can hold."),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="JSON file to write, row by row.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="JSON file to write, row by row.")
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Keep the file's rows of this code and device.")
 ]
 Seconds = Annotated[
-    float | None, typer.Option(min=0, help="Begin no row that would end later than this.")
+    float | None,
+    typer.Option(min=0, metavar="S", help="Begin no row that would end later than this."),
 ]
 
 

@@ -11,15 +11,15 @@ import vkq_jax
 from models import Inputs, Model
 from models.generate import QuantizeAt
 from models.images import read_picture
-from vkq_apps.bench.options import LARGEST
 from vkq_apps.cli.console import stage
 from vkq_apps.cli.room import check_room
 
 __all__ = [
-    "LARGEST",
     "PRESETS",
+    "ImageOption",
     "JsonOption",
     "ModelOption",
+    "PromptOption",
     "QuantOption",
     "QuantizeAtOption",
     "check_before_loading",
@@ -31,9 +31,17 @@ __all__ = [
 
 PRESETS = f"Preset of the visual cache: {', '.join(vkq_jax.presets)}."
 
-ModelOption = Annotated[str, typer.Option(help='Hugging Face checkpoint folder, or "tiny".')]
+ModelOption = Annotated[
+    str, typer.Option(metavar="FOLDER", help='Hugging Face checkpoint folder, or "tiny".')
+]
+ImageOption = Annotated[
+    list[Path], typer.Option(metavar="FILE", help="Picture file; repeat for several.")
+]
+PromptOption = Annotated[
+    str, typer.Option(metavar="TEXT", help="Question, or a whole prompt with <image> in it.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-QuantOption = Annotated[str, typer.Option(help=PRESETS)]
+QuantOption = Annotated[str, typer.Option(metavar="NAME", help=PRESETS)]
 QuantizeAtOption = Annotated[
     QuantizeAt, typer.Option(help="Code images after the whole prompt, or before the question.")
 ]

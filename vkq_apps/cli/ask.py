@@ -14,16 +14,18 @@ import vkq_jax
 from models import GenerateOptions
 from vkq_apps.answering import Answer, ask
 from vkq_apps.cli.arguments import (
-    LARGEST,
     PRESETS,
+    ImageOption,
     JsonOption,
     ModelOption,
+    PromptOption,
     QuantizeAtOption,
     QuantOption,
     describe_images,
     load_and_prepare,
 )
 from vkq_apps.cli.console import human_bytes, log, out, print_json, stage
+from vkq_apps.cli.counts import check_count
 
 __all__ = ["demo", "generate"]
 
@@ -50,31 +52,39 @@ def demo(quant: QuantOption = DEFAULT_PRESET, json: JsonOption = False) -> None:
 
 def generate(
     model: ModelOption,
-    image: Annotated[list[Path], typer.Option(help="Picture file; repeat for several.")],
-    prompt: Annotated[str, typer.Option(help="Question, or a whole prompt with <image> in it.")],
+    image: ImageOption,
+    prompt: PromptOption,
     quant: Annotated[
         str | None,
-        typer.Option(help=f"{PRESETS} By default that of --score-map, else {DEFAULT_PRESET}."),
+        typer.Option(
+            metavar="NAME", help=f"{PRESETS} By default that of --score-map, else {DEFAULT_PRESET}."
+        ),
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, max=LARGEST, help="Most tokens to emit.")
+        int, typer.Option(min=1, metavar="N", callback=check_count, help="Most tokens to emit.")
     ] = 64,
     temperature: Annotated[
         float | None,
-        typer.Option(help="Draw tokens at random; 0 takes the most probable ones."),
+        typer.Option(metavar="X", help="Draw tokens at random; 0 takes the most probable ones."),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=1, max=LARGEST, help="Draw from the k most probable.")
+        int | None,
+        typer.Option(
+            min=1, metavar="N", callback=check_count, help="Draw from the k most probable."
+        ),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Draw from the most probable that reach this probability.")
+        float | None,
+        typer.Option(metavar="X", help="Draw from the most probable that reach this probability."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=LARGEST, help="Of the draws; 0 by default.")
+        int | None,
+        typer.Option(min=0, metavar="N", callback=check_count, help="Of the draws; 0 by default."),
     ] = None,
     quantize_at: QuantizeAtOption = "prompt",
     score_map: Annotated[
-        Path | None, typer.Option(help="Static score calibration, a file of `vkq calibrate`.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Static score calibration, a file of `vkq calibrate`."),
     ] = None,
     compare: Annotated[bool, typer.Option(help="Also answer at full precision.")] = True,
     json: JsonOption = False,

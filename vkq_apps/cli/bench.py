@@ -15,7 +15,6 @@ from vkq_apps.bench.cases import CASES
 from vkq_apps.bench.commands import Output, run_quantize, run_scaling, run_throughput
 from vkq_apps.bench.explain import explain_shape
 from vkq_apps.bench.options import (
-    LARGEST,
     Baselines,
     Implementations,
     Out,
@@ -39,6 +38,7 @@ from vkq_apps.bench.scaling import plan_scaling
 from vkq_apps.bench.throughput_plan import plan_throughput
 from vkq_apps.cli.arguments import JsonOption
 from vkq_apps.cli.console import human_bytes, log, out, print_json
+from vkq_apps.cli.counts import check_count
 from vkq_apps.provenance import provenance
 
 __all__ = ["bench"]
@@ -58,16 +58,28 @@ def _root(context: typer.Context) -> None:
 @bench.command()
 def kernel(
     cases: Annotated[
-        str, typer.Option(help=f"Shapes to time, comma-separated: {', '.join(CASES)}.")
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help=f"Shapes to time, comma-separated: {', '.join(CASES)}.",
+            show_default="all",
+        ),
     ] = ",".join(CASES),
     rivals: Annotated[
-        str, typer.Option(help=f"Others to time, comma-separated: {', '.join(RIVALS)}; or none.")
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help=f"Others to time, comma-separated: {', '.join(RIVALS)}; or none.",
+            show_default="all",
+        ),
     ] = ",".join(RIVALS),
     check: Annotated[bool, typer.Option("--check", help="Only check small cases.")] = False,
     emulate: Annotated[bool, typer.Option("--emulate", help="Check without a GPU.")] = False,
     tiling: Annotated[
         list[str] | None,
-        typer.Option(metavar="WARPS,TEAM,SPLITS,QUERIES", help="Also try this; repeatable."),
+        typer.Option(
+            metavar="N,N,N,N", help="Also try these warps, team, splits, queries; repeatable."
+        ),
     ] = None,
     results: Out = None,
     json: JsonOption = False,
@@ -98,24 +110,35 @@ def kernel(
 @bench.command()
 def throughput(
     shape: Shapes = REAL_SHAPES,
-    budget: Annotated[str, typer.Option(help="GB of KV cache, comma-separated.")] = "5,10,30",
+    budget: Annotated[
+        str, typer.Option(metavar="GB", help="GB of KV cache, comma-separated.")
+    ] = "5,10,30",
     preset: Presets = "vkq-1bit",
     implementation: Implementations = "auto",
     baseline: Baselines = "auto",
     text_capacity: TextCapacity = 64,
     prompt_text: PromptText = 32,
     sequences: Sequences = None,
-    steps: Annotated[str, typer.Option(help="Of the two runs whose difference counts.")] = "4,20",
+    steps: Annotated[
+        str, typer.Option(metavar="N,N", help="Of the two runs whose difference counts.")
+    ] = "4,20",
     round_to: Annotated[
         int,
         typer.Option(
             min=0,
-            max=LARGEST,
+            metavar="N",
+            callback=check_count,
             help="Also try the largest batch, rounded down to a multiple of this; 0: do not.",
         ),
     ] = 64,
     compare_steps: Annotated[
-        int, typer.Option(min=0, max=LARGEST, help="Greedy tokens to compare with xla; 0: none.")
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            callback=check_count,
+            help="Greedy tokens to compare with xla; 0: none.",
+        ),
     ] = 8,
     repeats: Repeats = 3,
     seconds: Seconds = None,
@@ -170,12 +193,25 @@ def quantize(
 
 @bench.command()
 def scaling(
-    shape: Annotated[str, typer.Option(help="The shape whose heads are taken.")] = "internvl2.5-8b",
-    length: Annotated[str, typer.Option(help="Visual tokens, comma-separated.")] = LENGTHS,
-    batch: Annotated[str, typer.Option(help="Sequences, comma-separated.")] = "1,4,16,64,256,1024",
+    shape: Annotated[
+        str, typer.Option(metavar="NAME", help="The shape whose heads are taken.")
+    ] = "internvl2.5-8b",
+    length: Annotated[
+        str,
+        typer.Option(
+            metavar="NS",
+            help="Visual tokens, comma-separated.",
+            show_default="1024 to 131072, doubled",
+        ),
+    ] = LENGTHS,
+    batch: Annotated[
+        str, typer.Option(metavar="NS", help="Sequences, comma-separated.")
+    ] = "1,4,16,64,256,1024",
     preset: Preset = "vkq-1bit",
-    implementation: Annotated[str, typer.Option(help="Of attention over codes.")] = "auto",
-    baseline: Annotated[str, typer.Option(help="Of attention over bf16.")] = "auto",
+    implementation: Annotated[
+        str, typer.Option(metavar="NAME", help="Of attention over codes.")
+    ] = "auto",
+    baseline: Annotated[str, typer.Option(metavar="NAME", help="Of attention over bf16.")] = "auto",
     repeats: Repeats = 5,
     seconds: Seconds = None,
     resume: Resume = False,
@@ -204,7 +240,9 @@ def scaling(
 
 @bench.command()
 def plot(
-    results: Annotated[Path, typer.Argument(help="File that `vkq bench scaling` wrote.")],
+    results: Annotated[
+        Path, typer.Argument(metavar="FILE", help="File that `vkq bench scaling` wrote.")
+    ],
 ) -> None:
     """Draws the plot of a scaling file, a PNG beside it."""
     # Here and not above, because this import takes a second.
@@ -224,10 +262,14 @@ def plot(
 
 @bench.command()
 def explain(
-    shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}.")],
-    batch: Annotated[int, typer.Option(min=1, max=LARGEST, help="Sequences.")] = 1,
+    shape: Annotated[str, typer.Option(metavar="NAME", help=f"One of {', '.join(SHAPES)}.")],
+    batch: Annotated[
+        int, typer.Option(min=1, metavar="N", callback=check_count, help="Sequences.")
+    ] = 1,
     preset: Preset = "vkq-1bit",
-    queries_per_step: Annotated[int, typer.Option(min=1, max=LARGEST, help="Query positions.")] = 1,
+    queries_per_step: Annotated[
+        int, typer.Option(min=1, metavar="N", callback=check_count, help="Query positions.")
+    ] = 1,
     text_capacity: TextCapacity = 64,
     results: Out = None,
     json: JsonOption = False,

@@ -13,7 +13,6 @@ import models
 import vkq_jax
 from models import Inputs
 from vkq_apps.cli.arguments import (
-    LARGEST,
     JsonOption,
     ModelOption,
     QuantizeAtOption,
@@ -22,6 +21,7 @@ from vkq_apps.cli.arguments import (
     whole_prompt,
 )
 from vkq_apps.cli.console import out, print_json, progress, stage
+from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.room import check_room
 from vkq_jax.whole_file import check_writable
 
@@ -30,18 +30,25 @@ __all__ = ["calibrate"]
 
 def calibrate(
     model: ModelOption,
-    image: Annotated[list[Path], typer.Option(help="Sample picture; repeat for several.")],
-    prompt: Annotated[
-        list[str], typer.Option(help="Sample question, or prompt; repeat for several.")
+    image: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="Sample picture; repeat for several.")
     ],
-    out_file: Annotated[Path, typer.Option("--out", help="safetensors file to write.")],
+    prompt: Annotated[
+        list[str],
+        typer.Option(metavar="TEXT", help="Sample question, or prompt; repeat for several."),
+    ],
+    out_file: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="safetensors file to write.")
+    ],
     quant: QuantOption = "calibquant-1bit",
     quantize_at: QuantizeAtOption = "prompt",
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, max=LARGEST, help="Most tokens of each answer.")
+        int,
+        typer.Option(min=1, metavar="N", callback=check_count, help="Most tokens of each answer."),
     ] = 16,
     batch_size: Annotated[
-        int, typer.Option(min=1, max=LARGEST, help="Prompts answered at once.")
+        int,
+        typer.Option(min=1, metavar="N", callback=check_count, help="Prompts answered at once."),
     ] = 8,
     json: JsonOption = False,
 ) -> None:

@@ -41,8 +41,9 @@ def _words(error: BaseException) -> str:
         return f"{message.rstrip('.')}; see `{command} --help`"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return f"out of memory: {error}"
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        place = "reading or writing failed" if error.filename is None else error.filename
+        return f"{place}: {error.strerror}"
     if isinstance(error, ValueError | NotImplementedError | OSError) and str(error):
         return str(error)
     return f"unexpected {type(error).__name__}: {error}; `vkq --traceback ...` shows where from"

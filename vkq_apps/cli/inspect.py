@@ -13,8 +13,10 @@ import vkq_jax
 from models import Inputs, Model
 from models.processor import processor_of
 from vkq_apps.cli.arguments import (
+    ImageOption,
     JsonOption,
     ModelOption,
+    PromptOption,
     QuantOption,
     describe_images,
     load_and_prepare,
@@ -38,9 +40,11 @@ ARRAYS = "arrays.npz"
 
 def inspect(
     model: ModelOption,
-    image: Annotated[list[Path], typer.Option(help="Picture file; repeat for several.")],
-    prompt: Annotated[str, typer.Option(help="Question, or a whole prompt with <image> in it.")],
-    out_folder: Annotated[Path, typer.Option("--out", help="Folder for plots and figures.")],
+    image: ImageOption,
+    prompt: PromptOption,
+    out_folder: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Folder for plots and figures.")
+    ],
     quant: QuantOption = "vkq-1bit",
     json: JsonOption = False,
 ) -> None:
