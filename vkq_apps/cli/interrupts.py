@@ -1,5 +1,6 @@
 """Ctrl-C that is heard wherever it falls."""
 
+import logging
 import signal
 import sys
 import threading
@@ -46,6 +47,14 @@ def hear_interrupts() -> Iterator[threading.Event]:
         timer.daemon = True
         timer.start()
 
+    def is_news(record: logging.LogRecord) -> bool:
+        kind = record.exc_info[0] if record.exc_info else None
+        return kind is None or not issubclass(kind, KeyboardInterrupt)
+
+    # JAX logs the traceback of whatever a callback raises.
+    printer = logging.lastResort
+    if printer is not None:
+        printer.addFilter(is_news)
     before, sys.unraisablehook = sys.unraisablehook, dropped
     listening.set()
     signal.signal(signal.SIGINT, interrupt)
@@ -55,3 +64,5 @@ def hear_interrupts() -> Iterator[threading.Event]:
         listening.clear()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.unraisablehook = before
+        if printer is not None:
+            printer.removeFilter(is_news)

@@ -23,13 +23,16 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with hear_interrupts() as interrupted:
+        code, failure = 0, None
         try:
             code = _run(arguments)
         except BaseException as error:
-            code = _describe(error)
+            failure = error
         if interrupted.is_set():
             _say("vkq: interrupted")
             code = 130
+        elif failure is not None:
+            code = _describe(failure)
     sys.exit(code)
 
 
