@@ -18,8 +18,9 @@ def hear_interrupts() -> Iterator[threading.Event]:
     """Makes Ctrl-C raise KeyboardInterrupt; gives an event that is set once it was pressed.
 
     Python drops an exception that a callback of the garbage collector (JAX has one) or a `__del__`
-    raises: the interrupt is then raised again a moment later. The event tells of an interrupt that
-    became another exception on its way, as in a callback that XLA calls.
+    raises, and C code that imports modules prints it: the interrupt is then raised again a moment
+    later, and its traceback is not shown. The event tells of an interrupt that became another
+    exception on its way, as in a callback that XLA calls.
     """
     pressed, listening = threading.Event(), threading.Event()
     main_thread = threading.main_thread()
@@ -39,13 +40,24 @@ def hear_interrupts() -> Iterator[threading.Event]:
         if listening.is_set() and main_thread.ident is not None:
             signal.pthread_kill(main_thread.ident, signal.SIGINT)
 
-    def dropped(unraisable: Any) -> None:
-        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-            before(unraisable)
-            return
+    def raise_again() -> None:
         timer = threading.Timer(SECONDS_UNTIL_REPEATED, repeat)
         timer.daemon = True
         timer.start()
+
+    unraisable_before, shown_before = sys.unraisablehook, sys.excepthook
+
+    def drop(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            raise_again()
+        else:
+            unraisable_before(unraisable)
+
+    def show(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            raise_again()
+        else:
+            shown_before(kind, error, traceback)
 
     def is_news(record: logging.LogRecord) -> bool:
         kind = record.exc_info[0] if record.exc_info else None
@@ -55,7 +67,7 @@ def hear_interrupts() -> Iterator[threading.Event]:
     printer = logging.lastResort
     if printer is not None:
         printer.addFilter(is_news)
-    before, sys.unraisablehook = sys.unraisablehook, dropped
+    sys.unraisablehook, sys.excepthook = drop, show
     listening.set()
     signal.signal(signal.SIGINT, interrupt)
     try:
@@ -63,6 +75,6 @@ def hear_interrupts() -> Iterator[threading.Event]:
     finally:
         listening.clear()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.unraisablehook = before
+        sys.unraisablehook, sys.excepthook = unraisable_before, shown_before
         if printer is not None:
             printer.removeFilter(is_news)
