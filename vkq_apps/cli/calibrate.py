@@ -20,9 +20,10 @@ from vkq_apps.cli.arguments import (
     check_before_loading,
     whole_prompt,
 )
-from vkq_apps.cli.console import out, print_json, progress, stage
+from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.room import check_room
+from vkq_apps.evals.progress import progress
 from vkq_jax.whole_file import check_writable
 
 __all__ = ["calibrate"]
@@ -65,7 +66,7 @@ def calibrate(
     with stage(f"loading {model}"):
         loaded = models.load(model)
     pairs = list(itertools.product(image, prompt))
-    with progress("calibrating", len(pairs)) as advance:
+    with progress(log, "prompts") as show:
 
         def batches() -> Iterator[Inputs]:
             for batch in itertools.batched(pairs, batch_size):
@@ -82,7 +83,7 @@ def calibrate(
                     max_new_tokens=max_new_tokens,
                 )
                 yield models.pad_to_multiple(inputs, 32)
-                advance(len(batch))
+                show("calibrating", len(batch), len(pairs))
 
         score_map = models.calibrate_scores(
             loaded,

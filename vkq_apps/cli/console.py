@@ -2,18 +2,14 @@
 
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 
-__all__ = ["human_bytes", "log", "out", "print_json", "progress", "stage"]
-
-SECONDS_BETWEEN_LINES = 10
+__all__ = ["human_bytes", "log", "out", "print_json", "stage"]
 
 # Answers, prompts and file names are shown as they are, [brackets] and :colons: included.
 log = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -35,30 +31,6 @@ def stage(description: str) -> Iterator[Callable[[str], None]]:
     shown = escape(description)  # a spinner's text is markup whatever the console is told
     with log.status(f"{shown} ...") as status:
         yield lambda text: status.update(f"{shown}: [bold]{escape(text)}")
-
-
-@contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Says on stderr how much is done: a bar where a person is watching, else lines now and then.
-
-    Gives a function that is told how many more of the `total` steps are done.
-    """
-    if log.is_terminal:
-        with Progress(console=log, transient=True) as bar:
-            task = bar.add_task(escape(description), total=total)
-            yield lambda steps: bar.advance(task, steps)
-        return
-    done, said = 0, time.monotonic()
-
-    def advance(steps: int) -> None:
-        nonlocal done, said
-        done += steps
-        if done == total or time.monotonic() - said >= SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
-            log.print(f"{description}: {done} of {total}")
-
-    log.print(f"{description}: 0 of {total}")
-    yield advance
 
 
 def print_json(record: dict[str, Any]) -> None:
