@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -61,13 +61,13 @@ def write_folder(path: Path, number: int) -> None:
     with complete_or_nothing(path) as folder:
         files = [SUMMARY, *(f"{i}.txt" for i in range(3))]
         for name in files[1:]:
-            (folder / name).write_text(str(number))
+            (folder / name).write_text(f"{number} " * 2000)
         (folder / SUMMARY).write_text(json.dumps({"written_by": WRITTEN_BY, "files": files}))
 
 
 def read_folder(path: Path) -> int:
     files = json.loads((path / SUMMARY).read_text())["files"]
-    (number,) = {(path / name).read_text() for name in files[1:]}
+    (number,) = {number for name in files[1:] for number in (path / name).read_text().split()}
     return int(number) if {file.name for file in path.iterdir()} == set(files) else -1
 
 
@@ -103,29 +103,29 @@ def kill_at(step: int) -> None:
     sys.addaudithook(count)
 
 
-def kill_at_each_step(name: str, folder: Path) -> Iterator[str]:
-    """Problems that the writer's kills leave behind; first of all how many steps there are."""
+def kill_at_each_step(name: str, folder: Path) -> tuple[int, list[str]]:
+    """How many steps a writer has, and the problems that its death before any of them leaves."""
     write, read = WRITERS[name]
-    path = folder / "file"
+    path, problems = folder / "file", []
     write(path, 0)
     for step in range(1000):
         status = run_child(lambda step=step: (kill_at(step), write(path, 1)))
         if not os.WIFSIGNALED(status):
-            yield str(step)
             if status != 0 or read(path) != 1:
-                yield "the whole write is not there"
-            return
+                problems.append("the whole write is not there")
+            return step, problems
         # Two renames replace a folder: between them it is away, whole, in the part folder.
         if path.exists() or name != "folder":
             try:
                 if read(path) not in (0, 1):
-                    yield f"step {step}: neither the old file nor the new one"
+                    problems.append(f"step {step}: neither the old file nor the new one")
             except Exception as error:
-                yield f"step {step}: {type(error).__name__}: {error}"
+                problems.append(f"step {step}: {type(error).__name__}: {error}")
         write(path, 0)
         left = sorted(entry.name for entry in folder.iterdir() if entry != path)
         if left or read(path) != 0:
-            yield f"step {step}: the next write leaves {left} and {read(path)}"
+            problems.append(f"step {step}: the next write leaves {left} and {read(path)}")
+    return 1000, ["the writer never ends"]
 
 
 def overtake_a_live_writer(folder: Path) -> list[str]:
@@ -159,8 +159,6 @@ def fill_the_disk(folder: Path) -> list[str]:
     for name, (write, read) in WRITERS.items():
         path = folder / name
         write(path, 0)
-        if name == "folder":
-            continue  # its files are too small
         most, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
         try:
@@ -180,8 +178,8 @@ def main(folder: Path) -> None:
     for name in WRITERS:
         place = folder / name
         place.mkdir()
-        steps, *problems = kill_at_each_step(name, place)
-        record[name] = {"steps": int(steps), "problems": problems}
+        steps, problems = kill_at_each_step(name, place)
+        record[name] = {"steps": steps, "problems": problems}
     for work in (overtake_a_live_writer, fill_the_disk):
         place = folder / work.__name__
         place.mkdir()

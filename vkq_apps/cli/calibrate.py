@@ -120,4 +120,4 @@ def calibrate(
         )
         if loaded.config.text.sliding_window is not None:
             text += ", or their sliding window hides the pictures"
-    out.print(text)
+    out.print(text, soft_wrap=True)

@@ -25,7 +25,7 @@ def stage(description: str) -> Iterator[Callable[[str], None]]:
     Gives a function that shows text beside the description while the stage lasts.
     """
     if not log.is_terminal:
-        log.print(f"{description} ...")
+        log.print(f"{description} ...", soft_wrap=True)
         yield lambda text: None
         return
     shown = escape(description)  # a spinner's text is markup whatever the console is told

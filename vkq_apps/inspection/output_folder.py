@@ -44,23 +44,31 @@ def complete_or_nothing(folder: Path) -> Iterator[Path]:
 
     Raises:
         ValueError: as for `check_replaceable`.
+        OSError: writing fails, for example because the disk is full.
     """
     folder = folder.resolve()
     check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with part_folder(folder) as parts:
-        new, old = parts / "new", parts / "old"
-        new.mkdir()
-        yield new
-        check_replaceable(folder)
-        if folder.exists():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except BaseException:  # an interrupt too must not lose the earlier result
-            if old.exists():
-                old.rename(folder)
-            raise
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with part_folder(folder) as parts:
+            new = parts / "new"
+            new.mkdir()
+            yield new
+            check_replaceable(folder)
+            _swap(new, folder, parts / "old")
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def _swap(new: Path, folder: Path, old: Path) -> None:
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:  # an interrupt too must not lose the earlier result
+        if old.exists():
+            old.rename(folder)
+        raise
 
 
 def _own_files(folder: Path) -> set[str]:
