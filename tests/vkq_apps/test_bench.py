@@ -394,7 +394,7 @@ def test_explain_needs_no_memory(capsys, tmp_path):
     ("arguments", "message"),
     [
         (["throughput", "--shape", "llava"], "unknown shape 'llava', known are llava-1.5-7b"),
-        (["throughput", "--preset", "vkq-2bit"], "unknown preset 'vkq-2bit'"),
+        (["throughput", "--preset", "vkq-7bit"], "unknown preset 'vkq-7bit'"),
         (["throughput", "--budget", "5,many"], "--budget: expected finite positive numbers"),
         (["throughput", "--budget", "inf"], "--budget: expected finite positive numbers"),
         (["throughput", "--budget", "nan"], "--budget: expected finite positive numbers"),

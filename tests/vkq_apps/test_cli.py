@@ -209,7 +209,7 @@ def test_calibrate_checks_before_it_loads_a_model(capsys, tmp_path):
     [
         (["generate", "--modle", "tiny"], "No such option: --modle"),
         (["nonsense"], "No such command"),
-        (["demo", "--quant", "vkq-2bit"], "unknown preset 'vkq-2bit'"),
+        (["demo", "--quant", "vkq-7bit"], "unknown preset 'vkq-7bit'"),
         (["generate", "--model", "/none", "--image", "x", "--prompt", "y"], "/none does not exist"),
         (["generate", "--model", "tiny", "--image", "/x.png", "--prompt", "y"], "/x.png"),
         (["eval", "--quantize-at", "never"], "'never' is not one of"),
