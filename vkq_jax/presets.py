@@ -65,11 +65,14 @@ presets: Mapping[str, KVQuantConfig] = MappingProxyType(
 
 
 def _principal(
-    shares: tuple[float, ...], key: tuple[float, ...], value: tuple[float, ...], **settings: Any
+    shares: tuple[int | float, ...],
+    key: tuple[int | float, ...],
+    value: tuple[int | float, ...],
+    **settings: Any,
 ) -> KVQuantConfig:
     """Transform codes of the principal channels, see `vkq_jax.dictionaries`."""
 
-    def side(planes: tuple[float, ...], **own: Any) -> DictionaryCodes:
+    def side(planes: tuple[int | float, ...], **own: Any) -> DictionaryCodes:
         classes = tuple(TokenClass(*c) for c in zip(shares, planes, strict=True))
         return DictionaryCodes(classes, codebook=256, learned=True, **own, **settings)
 
