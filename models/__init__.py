@@ -8,7 +8,7 @@ from models.fingerprint import fingerprint
 from models.forward import forward
 from models.generate import GenerateOptions, Generation, generate, stream
 from models.inputs import Inputs, PromptShape
-from models.loading import load, save_weights
+from models.loading import load, read_config, save_weights
 from models.model import Model
 from models.padding import pad_to_multiple
 from models.preparation import prepare
@@ -33,6 +33,7 @@ __all__ = [
     "load",
     "pad_to_multiple",
     "prepare",
+    "read_config",
     "save_weights",
     "stream",
 ]

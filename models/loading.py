@@ -21,7 +21,7 @@ from models.model import Model
 from models.stacks import put_together
 from models.weights import check_weights, read_weights, to_stored
 
-__all__ = ["TINY", "load", "save_weights"]
+__all__ = ["TINY", "load", "read_config", "save_weights"]
 
 TINY = Path(__file__).parent / "tiny_checkpoint"
 """The embedded checkpoint's folder."""
@@ -48,10 +48,7 @@ def load(
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype must be a floating type, got {jnp.dtype(dtype)}")
-    folder = TINY if path == "tiny" else Path(path)
-    if not folder.is_dir():
-        embedded = "; the embedded checkpoint is not part of this copy" if path == "tiny" else ""
-        raise FileNotFoundError(f"checkpoint folder {folder} does not exist{embedded}")
+    folder = _find(path)
     config = _read_config(folder)
     with Checkpoint(folder) as checkpoint:
         keys = {llava_params.canonical(key): key for key in checkpoint.tensors}
@@ -80,6 +77,17 @@ def load(
     return attach_tables(model, tables) if tables.is_file() else model
 
 
+def read_config(path: str | os.PathLike[str]) -> LlavaConfig:
+    """The architecture's settings in a checkpoint folder, or of "tiny", without the weights.
+
+    Raises:
+        FileNotFoundError: the folder or its config.json is missing.
+        NotImplementedError: an architecture, or a setting of it, that this library does not have.
+        ValueError: a broken config.json.
+    """
+    return _read_config(_find(path))
+
+
 def save_weights(model: Model, folder: str | os.PathLike[str]) -> None:
     """Writes model.safetensors with Hugging Face's names, in the dtype of the parameters.
 
@@ -89,6 +97,14 @@ def save_weights(model: Model, folder: str | os.PathLike[str]) -> None:
     stored = to_stored(put_together(model.params), llava_params.source)
     tensors = {llava_params.published(name): tensor for name, tensor in stored.items()}
     save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+
+
+def _find(path: str | os.PathLike[str]) -> Path:
+    folder = TINY if path == "tiny" else Path(path)
+    if not folder.is_dir():
+        embedded = "; the embedded checkpoint is not part of this copy" if path == "tiny" else ""
+        raise FileNotFoundError(f"checkpoint folder {folder} does not exist{embedded}")
+    return folder
 
 
 def _read_config(folder: Path) -> LlavaConfig:

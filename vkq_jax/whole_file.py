@@ -1,32 +1,67 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
+import contextlib
+import hashlib
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["check_writable", "whole_file"]
+from safetensors import SafetensorError
+
+try:
+    import fcntl
+except ImportError:  # Windows: folders stay unlocked there, and none is taken for a killed writer's
+    fcntl = None
+
+__all__ = ["check_place", "check_writable", "part_folder", "whole_file"]
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """The file that `whole_file(path)` would write, symbolic links followed; writes nothing.
+    """The file that `whole_file(path)` would write, symbolic links followed; leaves nothing behind.
 
-    For what takes long and ends with a file: called first, it spares the work.
+    For work that takes long and ends with a file: called first, it spares the work.
 
     Raises:
         ValueError: something other than a regular file is there, or no file can be made there.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: expected a regular file, or none yet, to write to")
     # A link to a file is written through, as by `open`; replacing it would leave the file as it is.
     target = Path(os.path.realpath(path))
-    nearest = next(folder for folder in target.parents if folder.exists())
+    # `realpath` leaves a link in place only where links lead in a circle.
+    if (os.path.exists(path) and not path.is_file()) or os.path.islink(target):
+        raise ValueError(f"{path}: expected a regular file, or none yet, to write to")
+    check_place(target, path)
+    return target
+
+
+def check_place(target: Path, path: str | os.PathLike[str]) -> None:
+    """Checks that a file or folder can be made at `target`, by making one like it for a moment.
+
+    Permissions alone do not tell: a name may be too long, a file system read-only or virtual.
+
+    Args:
+        target: absolute path.
+        path: the caller's name for it, for the error.
+
+    Raises:
+        ValueError: nothing can be made there.
+    """
+    nearest = next((folder for folder in target.parents if os.path.exists(folder)), target)
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise ValueError(f"{path}: expected a folder that can be written to, got {nearest}")
-    return target
+    try:
+        with part_folder(target, nearest) as folder:
+            trial = folder / target.relative_to(nearest)
+            trial.parent.mkdir(parents=True, exist_ok=True)
+            trial.touch()
+    except OSError as error:
+        raise ValueError(
+            f"{path}: expected a place that can be written to, got {error.strerror!r} in {nearest}"
+        ) from error
 
 
 @contextmanager
@@ -34,15 +69,76 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` once the block ends without an error.
 
     Missing folders are made. The file has the mode that `open` would give it: an existing file's
-    own, or by the umask. Raises as `check_writable` does.
+    own, or by the umask.
+
+    Raises:
+        ValueError: as `check_writable` does.
+        OSError: writing fails, for example because the disk is full; `path` is as it was before.
     """
     target = check_writable(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, since a rename does not cross file systems.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".part-") as folder:
-        part = Path(folder) / target.name
-        part.touch()
-        mode = (target if target.exists() else part).stat().st_mode
-        yield part
-        part.chmod(stat.S_IMODE(mode))  # some writers put a private file in its place
-        os.replace(part, target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with part_folder(target) as folder:
+            part = folder / target.name
+            part.touch()
+            mode = (target if target.exists() else part).stat().st_mode
+            yield part
+            part.chmod(stat.S_IMODE(mode))  # some writers put a private file in its place
+            os.replace(part, target)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"{path} cannot be written: {reason}") from error
+
+
+@contextmanager
+def part_folder(target: Path, parent: Path | None = None) -> Iterator[Path]:
+    """An empty folder for what will take the place of `target`; it is removed at the end.
+
+    A kill leaves it behind. Therefore every writer locks its own folder for as long as it lives,
+    and first removes those folders of the same target that nobody holds locked.
+
+    Args:
+        target: file or folder to be replaced.
+        parent: where the folder is made. By default beside `target`, since a rename does not cross
+            file systems.
+
+    Raises:
+        OSError: no folder can be made there.
+    """
+    parent = target.parent if parent is None else parent
+    # The name itself may be too long to be part of another name.
+    prefix = f".part-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}-"
+    for left in list(parent.glob(f"{prefix}*")):
+        with contextlib.suppress(OSError), _locked(left):
+            shutil.rmtree(left, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        folder = _make_locked(prefix, parent, stack)
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
+
+
+def _make_locked(prefix: str, parent: Path, stack: contextlib.ExitStack) -> Path:
+    """A new folder, locked until `stack` ends."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        try:
+            stack.enter_context(_locked(folder))
+        except (BlockingIOError, FileNotFoundError):
+            continue  # another writer took the folder for a killed one's before it was locked
+        except OSError:
+            pass  # a file system without locks: there nobody removes a folder of another writer
+        if folder.is_dir():
+            return folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder; raises OSError where another has it, or there are no locks."""
+    if fcntl is None:
+        raise OSError("this operating system has no locks of folders")
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)

@@ -394,7 +394,7 @@ def test_explain_needs_no_memory(capsys, tmp_path):
     ("arguments", "message"),
     [
         (["throughput", "--shape", "llava"], "unknown shape 'llava', known are llava-1.5-7b"),
-        (["throughput", "--preset", "vkq-2bit"], "unknown preset 'vkq-2bit'"),
+        (["throughput", "--preset", "vkq-7bit"], "unknown preset 'vkq-7bit'"),
         (["throughput", "--budget", "5,many"], "--budget: expected finite positive numbers"),
         (["throughput", "--budget", "inf"], "--budget: expected finite positive numbers"),
         (["throughput", "--budget", "nan"], "--budget: expected finite positive numbers"),
@@ -404,7 +404,7 @@ def test_explain_needs_no_memory(capsys, tmp_path):
         (["throughput", "--text-capacity", "40"], "do not fit a text capacity of 40"),
         (["throughput", "--implementation", "cuda"], "implementation must be auto, "),
         (["throughput", "--resume"], "--resume needs --out"),
-        (["scaling", "--batch", "0"], "--batch: expected positive integers"),
+        (["scaling", "--batch", "0"], "--batch: expected positive integers below 2**31"),
         (["quantize", "--preset", ""], "--preset: expected names, comma-separated, got ''"),
         (["quantize", "--preset", "one-bit"], "unknown preset 'one-bit'"),
         (["plot", "README.md"], "README.md was not written by `vkq bench scaling`"),

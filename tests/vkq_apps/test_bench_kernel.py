@@ -178,11 +178,11 @@ def bench(monkeypatch, tmp_path):
     case = kernel.Case(2, 2, 3, 256, "signs8", text=8, head_dim=64)
     monkeypatch.setitem(kernel.CASES, "gqa7-8k-signs8", case)
 
-    def call(*arguments):
+    def call(*arguments, code=0):
         path = tmp_path / "kernel.json"
         with pytest.raises(SystemExit) as exit_:
             main(["bench", "kernel", "--cases", "gqa7-8k-signs8", "--out", str(path), *arguments])
-        assert exit_.value.code == 0
+        assert exit_.value.code == code
         return json.loads(path.read_text())
 
     return call
@@ -195,7 +195,7 @@ def test_the_command_times_the_rivals_it_is_told_to(bench, capsys, monkeypatch):
         return lambda shape: timed.update({name: shape}) or LayerTime(8e-6, 4e-6)
 
     monkeypatch.setattr(rivals, "TIMED", {name: rival(name) for name in rivals.RIVALS})
-    record = bench("--rivals", "torch", "xla_fp8")
+    record = bench("--rivals", "torch,xla_fp8")
     assert timed == dict.fromkeys(("torch", "xla_fp8"), DecodeShape(2, 2, 3, 264, 64))
     (row,) = record["rows"]
     assert (record["failed"], row["rivals_left_out"]) == ([], {})
@@ -207,36 +207,47 @@ def test_the_command_times_the_rivals_it_is_told_to(bench, capsys, monkeypatch):
     assert set(timed) == set(rivals.RIVALS)
 
 
-def test_an_unknown_rival_is_refused(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main(["bench", "kernel", "--rivals", "flash"])
-    assert exit_.value.code == 2
-    assert "invalid choice: 'flash'" in capsys.readouterr().err
+def test_a_row_without_rivals_as_json(bench, capsys):
+    record = bench("--rivals", "none", "--json")
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == record
+    assert "kernel 1.0 us" in captured.err
+    assert record["rows"][0]["strongest_rival"] is None
+
+
+def test_a_case_that_fails_fails_the_command_and_stays_in_the_record(bench, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(kernel, "error", broken)
+    assert bench("--rivals", "none", code=1)["failed"] == ["gqa7-8k-signs8"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--emulate"], "--emulate needs --check"),
-        (["--cases", "mha-9k"], "invalid choice: 'mha-9k' (choose from 'mha-32k', "),
+        (["--check", "--out", "x"], "--check writes no file and has cases of its own"),
+        (["--cases", "mha-9k"], "--cases: expected some of mha-32k, "),
+        (["--cases", ""], "--cases: expected names, comma-separated, got ''"),
+        (["--rivals", "flash"], "--rivals: expected some of cudnn, "),
+        (["--tiling", "1,2"], "--tiling: expected WARPS,TEAM,SPLITS,QUERIES that fit together"),
+        (["--check"], "needs an NVIDIA GPU"),
+        ([], "needs an NVIDIA GPU"),
     ],
 )
 def test_bad_options_are_one_clear_line(capsys, arguments, message):
     with pytest.raises(SystemExit) as exit_:
         main(["bench", "kernel", *arguments])
     assert exit_.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("usage: vkq bench kernel ")
-    assert error.splitlines()[-1].startswith("vkq bench kernel: error: ")
-    assert message in error
-    assert error.count("gqa8-32k-signs8") == (1 if "--cases" in arguments else 0)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("vkq: error: ")
+    assert message in line
 
 
-def test_checks_need_a_gpu_or_emulation(capsys, monkeypatch):
-    with pytest.raises(SystemExit) as exit_:
-        main(["bench", "kernel", "--check"])
-    assert exit_.value.code == 2
-    assert "needs an NVIDIA GPU" in capsys.readouterr().err
+def test_checks_run_emulated_without_a_gpu(monkeypatch):
     taken = []
     monkeypatch.setattr(kernel, "check", lambda launch: taken.append(launch) or True)
     with pytest.raises(SystemExit) as exit_:

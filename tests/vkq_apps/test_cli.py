@@ -1,17 +1,29 @@
 """The command line: what programs and people get, and one clear line for bad input."""
 
+import dataclasses
+import importlib
 import json
 import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
 import vkq_jax
+from models.rope import RopeConfig, RopeKind
 from tests.support.tiny_llava import CONFIG, WINDOWED, tiny_model
+from vkq_apps.bench import device_memory
+from vkq_apps.cli.app import COMMANDS
 from vkq_apps.cli.main import main
+from vkq_apps.cli.room import check_room, context_length
+
+LINEAR = RopeConfig(head_dim=16, max_length=512, kind=RopeKind.LINEAR, factor=4.0)
+ASK = ["generate", "--model", "tiny", "--image", "x", "--prompt", "y"]
 
 
 def run(capsys, *arguments):
@@ -27,6 +39,48 @@ def picture(tmp_path):
     path = tmp_path / "picture.png"
     Image.fromarray(np.full((40, 40, 3), 200, np.uint8)).save(path)
     return str(path)
+
+
+def every_command():
+    """The arguments that name each command, the groups included."""
+    for name, place in COMMANDS.items():
+        yield [name]
+        found = getattr(importlib.import_module(place.module), place.attribute)
+        if isinstance(found, typer.Typer):
+            yield from ([name, inner] for inner in typer.main.get_group(found).commands)
+
+
+def test_help_and_version_import_nothing_that_takes_long():
+    program = "import sys; from vkq_apps.cli.main import main\n"
+    program += "try: main(sys.argv[1:])\n"
+    program += "finally: print([name for name in ('jax', 'numpy') if name in sys.modules])"
+    for arguments, found in ((["--help"], "generate"), (["--version"], "vkq-jax ")):
+        command = [sys.executable, "-c", program, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert found in done.stdout
+        assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_fits_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in ([], *every_command()):
+        code, out, _ = run(capsys, *words, "--help")
+        assert code == 0
+        assert max(map(len, out.splitlines())) <= 80
+        assert "…" not in out or words == ["eval"]  # whose file names are longer than a column
+    _, out, _ = run(capsys)
+    for name, place in COMMANDS.items():
+        assert f"{name} " in out
+        assert place.summary in out  # in one line
+
+
+def test_a_shell_completes_commands_and_options(capsys, monkeypatch):
+    for words, completed in (("vkq gen", "generate"), ("vkq bench --", "--help")):
+        monkeypatch.setenv("_VKQ_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        code, out, _ = run(capsys)
+        assert (code, out.split()) == (0, [completed])
 
 
 def test_demo_reads_the_receipt_from_one_bit(capsys):
@@ -49,6 +103,23 @@ def test_demo_reads_the_receipt_from_one_bit(capsys):
     assert record["visual_kv_reduction"] >= 0.9
 
 
+def test_generate_draws_at_random_by_the_seed(capsys, picture):
+    ask = ["generate", "--model", "tiny", "--image", picture, "--prompt", "what is it?", "--json"]
+    ask += ["--max-new-tokens", "3", "--no-compare", "--temperature", "5", "--top-k", "300"]
+    answers = []
+    for seed in ("1", "1", "2"):
+        code, out, _ = run(capsys, *ask, "--top-p", "0.99", "--seed", seed)
+        assert code == 0
+        answers.append(json.loads(out)["answer"])
+    assert json.loads(out)["sampling"] == {
+        "temperature": 5.0,
+        "top_k": 300,
+        "top_p": 0.99,
+        "seed": 2,
+    }
+    assert answers[0] == answers[1] != answers[2]
+
+
 def test_generate_shows_a_table_to_people(capsys, picture):
     code, out, err = run(
         capsys, "generate", "--model", "tiny", "--image", picture,
@@ -58,24 +129,6 @@ def test_generate_shows_a_table_to_people(capsys, picture):
     assert "vkq-1bit" in out
     assert "576 visual tokens" in out
     assert "in all" in err
-
-
-def test_eval_writes_its_table(capsys, tmp_path):
-    path = tmp_path / "new" / "answers.json"
-    code, out, _ = run(
-        capsys, "eval", "--quant", "vkq-1bit,calibquant-1bit", "--pictures", "1",
-        "--questions-per-picture", "1", "--batch-size", "5", "--control",
-        "--calibration-pictures", "1", "--out", str(path), "--json",
-    )  # fmt: skip
-    assert code == 0
-    record = json.loads(path.read_text())
-    assert record == json.loads(out)
-    assert record["questions"] == record["calibration_questions"] == 5
-    assert "calibquant-1bit, static scores" in record["presets"]
-    assert record["presets"]["none"]["scores"]["all"]["agreement"] == 1.0
-    assert record["presets"]["vkq-1bit"]["visual_kv_reduction"] >= 0.9
-    control = record["presets"]["none, shuffled images"]["scores"]["all"]
-    assert control["exact"] < record["presets"]["none"]["scores"]["all"]["exact"]
 
 
 def test_calibrate_writes_a_map_that_generate_takes(capsys, tmp_path, picture):
@@ -92,8 +145,8 @@ def test_calibrate_writes_a_map_that_generate_takes(capsys, tmp_path, picture):
     assert record["heads_left_alone"] == (score_map.slope == 1).sum()
 
     ask = ["generate", "--model", "tiny", "--image", picture, "--prompt", "describe the picture"]
-    ask += ["--quant", "calibquant-1bit", "--max-new-tokens", "2", "--no-compare", "--score-map"]
-    code, out, _ = run(capsys, *ask, path, "--json")
+    ask += ["--max-new-tokens", "2", "--no-compare", "--score-map"]
+    code, out, _ = run(capsys, *ask, path, "--json")  # the map knows its codes
     assert code == 0
     record = json.loads(out)
     assert (record["quant"], record["score_map"]) == ("calibquant-1bit", path)
@@ -119,13 +172,13 @@ def test_calibrate_writes_a_map_that_generate_takes(capsys, tmp_path, picture):
     ],
 )
 def test_calibrate_says_which_heads_it_left_alone(
-    capsys, monkeypatch, tmp_path, config, slopes, ending
+    capsys, monkeypatch, tmp_path, picture, config, slopes, ending
 ):
     made = vkq_jax.ScoreMap(jnp.asarray(slopes), jnp.zeros((1, 3)))
     monkeypatch.setattr("models.load", lambda folder: tiny_model(config=config))
     monkeypatch.setattr("models.calibrate_scores", lambda model, inputs, **options: made)
     code, out, _ = run(
-        capsys, "calibrate", "--model", "tiny", "--image", "x", "--prompt", "y",
+        capsys, "calibrate", "--model", "tiny", "--image", picture, "--prompt", "y",
         "--out", str(tmp_path / "map"),
     )  # fmt: skip
     assert code == 0
@@ -156,18 +209,24 @@ def test_calibrate_checks_before_it_loads_a_model(capsys, tmp_path):
     [
         (["generate", "--modle", "tiny"], "No such option: --modle"),
         (["nonsense"], "No such command"),
-        (["demo", "--quant", "vkq-2bit"], "unknown preset 'vkq-2bit'"),
+        (["demo", "--quant", "vkq-7bit"], "unknown preset 'vkq-7bit'"),
         (["generate", "--model", "/none", "--image", "x", "--prompt", "y"], "/none does not exist"),
         (["generate", "--model", "tiny", "--image", "/x.png", "--prompt", "y"], "/x.png"),
         (["eval", "--quantize-at", "never"], "'never' is not one of"),
         (
-            ["eval", "--quant", "vkq-1bit", "--calibration-pictures", "1"],
-            "no preset of 'vkq-1bit' calibrates",
-        ),
-        (
             ["generate", "--model", "tiny", "--image", "x", "--prompt", "y", "--score-map", "/x"],
             "no score map file at /x",
         ),
+        (
+            [*ASK, "--max-new-tokens", "100000000"],
+            "--max-new-tokens: expected at most 448, since the model's context holds 1024 tokens, "
+            "576 of them for the prompt; got 100000000",
+        ),
+        ([*ASK, "--max-new-tokens", "99999999999"], "expected at most 2147483647"),
+        ([*ASK, "--seed", "1"], "--seed: only tokens drawn at random heed it"),
+        ([*ASK, "--top-k", "3", "--temperature", "0"], "--top-k: only tokens drawn at random"),
+        ([*ASK, "--temperature", "-1"], "temperature"),
+        ([*ASK, "--temperature", "1", "--top-p", "2"], "top_p"),
         (
             ["generate", "--model", "/never loaded", "--image", "x", "--prompt", " "],
             "--prompt: expected a question, or a prompt with <image>, got ' '",
@@ -182,7 +241,7 @@ def test_bad_input_is_one_clear_line(capsys, arguments, message):
     assert message in line
 
 
-def test_an_unreadable_image_and_more_images_than_tokens(capsys, tmp_path, picture):
+def test_an_unreadable_image_and_more_images_than_the_context_holds(capsys, tmp_path, picture):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"not a picture")
     ask = ["generate", "--model", "tiny", "--prompt", "USER: <image> hi ASSISTANT:"]
@@ -191,7 +250,33 @@ def test_an_unreadable_image_and_more_images_than_tokens(capsys, tmp_path, pictu
     assert "broken.png" in err.splitlines()[-1]
     code, _, err = run(capsys, *ask, "--image", picture, "--image", picture)
     assert code == 2
-    assert "more images than tokens" in err.splitlines()[-1]
+    assert "the prompt is too long: 1152 visual and 0 text tokens" in err.splitlines()[-1]
+
+
+def test_an_answer_longer_than_the_context_left_by_the_prompt(capsys, picture, monkeypatch):
+    """Before loading the prompt's text is not known; behind it, it is."""
+    monkeypatch.setattr("models.stream", None)
+    ask = ["generate", "--model", "tiny", "--image", picture, "--prompt", "what is it?"]
+    code, _, err = run(capsys, *ask, "--max-new-tokens", "440")
+    assert code == 2
+    assert "the model's context holds 1024 tokens, 58" in err.splitlines()[-1]
+
+
+def test_the_room_of_a_model(monkeypatch):
+    config = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, rope=LINEAR))
+    assert context_length(CONFIG) == 512
+    assert context_length(config) == 2048
+    check_room(config, visual=16, text=1000, max_new_tokens=1032)
+    with pytest.raises(ValueError, match="expected at most 1032, since the model's context holds"):
+        check_room(config, visual=16, text=1000, max_new_tokens=1033)
+    with pytest.raises(ValueError, match="the prompt is too long: 2048 visual and 0 text tokens"):
+        check_room(config, visual=2048, text=0, max_new_tokens=1)
+    check_room(config, visual=2048, text=0, max_new_tokens=0)
+    one = 2 * 2 * 3 * 2 * 16  # keys and values, two bytes, layers, heads, channels
+    monkeypatch.setattr(device_memory, "limit", lambda: 100 * one)
+    check_room(config, visual=1000, text=60, max_new_tokens=40)
+    with pytest.raises(ValueError, match=r"a cache of 101 text tokens takes 37\.9 KiB, and"):
+        check_room(config, visual=1000, text=61, max_new_tokens=40)
 
 
 def test_without_a_command_it_shows_help(capsys):

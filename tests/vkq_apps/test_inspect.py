@@ -21,7 +21,6 @@ from tests.support.tiny_llava import (
     prompt,
     tiny_model,
 )
-from vkq_apps.inspection import output_folder
 from vkq_apps.inspection.attention import layers_as_batch, over_cache
 from vkq_apps.inspection.capture import capture
 from vkq_apps.inspection.layout import read_layout
@@ -261,11 +260,11 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_work(tmp_path, monk
     def read_only(prefix, dir):
         raise OSError(errno.EROFS, "Read-only file system", f"{dir}/{prefix}123")
 
-    monkeypatch.setattr(output_folder.tempfile, "mkdtemp", read_only)
+    monkeypatch.setattr("tempfile.mkdtemp", read_only)
     with pytest.raises(ValueError, match="Read-only file system") as caught:
         check_replaceable(tmp_path / "a" / "b")
-    message = f"folder {tmp_path}/a/b cannot be written: in {tmp_path}: Read-only file system"
-    assert str(caught.value) == message
+    message = f"{tmp_path}/a/b: expected a place that can be written to, "
+    assert str(caught.value) == message + f"got 'Read-only file system' in {tmp_path}"
 
 
 def test_foreign_files_are_never_replaced(tmp_path):

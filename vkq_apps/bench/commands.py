@@ -1,6 +1,7 @@
 """What the commands of `vkq bench` do once their arguments are read: plan, measure, record."""
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from vkq_apps.bench.throughput import ThroughputSetup
 from vkq_apps.bench.throughput_plan import compare_throughput, floors
 from vkq_apps.bench.timing import bandwidth
 from vkq_apps.provenance import provenance
+from vkq_jax.whole_file import check_writable
 
 __all__ = ["Output", "run_quantize", "run_scaling", "run_throughput"]
 
@@ -25,9 +27,13 @@ class Output:
     """Where rows go, and for how long they may be measured."""
 
     def __init__(self, path: Path | None, *, resume: bool, seconds: float | None, say: Say):
-        """Checks that what is to be resumed is there to be named."""
+        """Checks the options, before anything is measured."""
         if resume and path is None:
             raise ValueError("--resume needs --out, the file to go on from")
+        if path is not None:
+            check_writable(path)
+        if seconds is not None and math.isnan(seconds):
+            raise ValueError("--seconds: expected a number, got nan")
         self.path, self.resume, self.seconds, self.say = path, resume, seconds, say
 
     def open(self, command: str, head: dict[str, Any]) -> ResultsFile:

@@ -6,11 +6,9 @@ measured bandwidth it reaches. A rival that cannot run is left out, and the row 
 Banks are random words: attention does not care what they mean.
 """
 
-import argparse
 import dataclasses
 import functools
 import math
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -30,7 +28,6 @@ from vkq_apps.bench.results_file import source_digest, write_json
 from vkq_apps.bench.rivals import (
     BF16_RIVALS,
     FP8_RIVALS,
-    RIVALS,
     DecodeShape,
     Measured,
     measure_rivals,
@@ -47,7 +44,15 @@ from vkq_jax.config import ScoreCalibration
 from vkq_jax.post_scaling import scores, weighted_sum
 from vkq_jax.whole_file import check_writable
 
-__all__ = ["CASES", "Case", "main", "random_banks"]
+__all__ = [
+    "CASES",
+    "Case",
+    "check_without_times",
+    "measure_cases",
+    "random_banks",
+    "read_tiling",
+    "require_gpu",
+]
 
 
 _CALIBRATION = ScoreCalibration()
@@ -332,59 +337,41 @@ def check(launch: Launch) -> bool:
     return good
 
 
-def _tiling(text: str) -> Tiling:
+def read_tiling(text: str) -> Tiling:
+    """A tiling from "WARPS,TEAM,SPLITS,QUERIES"."""
     try:
         return Tiling(*map(int, text.split(",")))
     except (TypeError, ValueError) as error:
         wanted = "expected WARPS,TEAM,SPLITS,QUERIES that fit together"
-        raise argparse.ArgumentTypeError(f"{wanted}, got {text!r}") from error
+        raise ValueError(f"--tiling: {wanted}, got {text!r}") from error
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the checks or the table; returns the process's exit code."""
-    parser = argparse.ArgumentParser(prog="vkq bench kernel", description=__doc__)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument(
-        "--cases",
-        nargs="+",
-        default=list(CASES),
-        choices=list(CASES),
-        metavar="CASE",
-        help=f"shapes to time, all by default: {', '.join(CASES)}",
-    )
-    parser.add_argument(
-        "--rivals",
-        nargs="*",
-        default=list(RIVALS),
-        choices=RIVALS,
-        metavar="RIVAL",
-        help=f"others to time, all by default: {', '.join(RIVALS)}",
-    )
-    parser.add_argument("--check", action="store_true", help="correctness of small cases only")
-    parser.add_argument("--emulate", action="store_true", help="--check without a GPU")
-    parser.add_argument(
-        "--tiling",
-        action="append",
-        default=[],
-        type=_tiling,
-        metavar="WARPS,TEAM,SPLITS,QUERIES",
-        help="also try this tiling; repeatable",
-    )
-    options = parser.parse_args(arguments)
-    if options.emulate and not options.check:
-        parser.error("--emulate needs --check: without a GPU there are no times to take")
-    if options.out is not None:
-        try:
-            check_writable(options.out)
-        except ValueError as error:
-            parser.error(str(error))
-    reason = None if options.emulate else mosaic_gpu.device_reason()
+def check_without_times(emulate: bool) -> bool:
+    """Whether the kernel computes the small cases right, on the GPU or emulated without one."""
+    if not emulate:
+        require_gpu()
+    return check(emulated_launch if emulate else gpu_launch)
+
+
+def require_gpu() -> None:
+    """Raises NotImplementedError where the kernel cannot run."""
+    reason = mosaic_gpu.device_reason()
     if reason:
-        print(f"vkq: error: {reason}", file=sys.stderr)
-        return 2
-    if options.check:
-        return 0 if check(emulated_launch if options.emulate else gpu_launch) else 1
-    tilings = [None, *options.tiling]
+        raise NotImplementedError(reason)
+
+
+def measure_cases(
+    cases: Sequence[str], rivals: Sequence[str], tilings: Sequence[Tiling], out: Path | None
+) -> dict[str, Any]:
+    """The table: each case with the default tiling and with `tilings`, written row by row.
+
+    Raises:
+        NotImplementedError: the kernel cannot run here.
+        ValueError: `out` cannot be written to.
+    """
+    if out is not None:
+        check_writable(out)
+    require_gpu()
     ceiling = bandwidth()
     print(f"{jax.devices()[0].device_kind}, copy {ceiling / 1e12:.2f} TB/s", flush=True)
     record: dict[str, Any] = {
@@ -395,17 +382,13 @@ def main(arguments: list[str] | None = None) -> int:
         "rows": [],
         "failed": [],
     }
-    for name in options.cases:
-        for tiling in tilings:
+    for name in cases:
+        for tiling in (None, *tilings):
             try:
-                record["rows"].append(measure(name, CASES[name], tiling, ceiling, options.rivals))
+                record["rows"].append(measure(name, CASES[name], tiling, ceiling, rivals))
             except Exception:
                 print(f"{name} {tiling or ''} failed", flush=True)
                 traceback.print_exc()
                 record["failed"].append(name)
-            write_json(options.out, record)  # after each row: nothing is lost when time runs out
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            write_json(out, record)  # after each row: nothing is lost when time runs out
+    return record

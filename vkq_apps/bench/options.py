@@ -1,6 +1,7 @@
 """Options that the commands of `vkq bench` share, and the lists in them."""
 
-import math
+import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 import pallas_kernels
 import vkq_jax
 from pallas_kernels.shapes import SHAPES
+from vkq_apps.cli.counts import LARGEST, check_count
 
 __all__ = [
     "Baselines",
@@ -28,57 +30,97 @@ __all__ = [
     "numbers",
 ]
 
-Shapes = Annotated[str, typer.Option(help=f"Shapes, comma-separated: {', '.join(SHAPES)}.")]
+Shapes = Annotated[
+    str,
+    typer.Option(
+        metavar="NAMES",
+        help=f"Shapes, comma-separated: {', '.join(SHAPES)}.",
+        show_default="all but tiny",
+    ),
+]
 Presets = Annotated[
     str,
     typer.Option(
         "--preset",
         "--quant",
+        metavar="NAMES",
         help=f"Presets of the visual cache, comma-separated: {', '.join(vkq_jax.presets)}.",
     ),
 ]
-Preset = Annotated[str, typer.Option("--preset", "--quant", help="Preset of the visual cache.")]
+Preset = Annotated[
+    str, typer.Option("--preset", "--quant", metavar="NAME", help="Preset of the visual cache.")
+]
 Implementations = Annotated[
     str,
     typer.Option(
-        help=f"Of attention: auto, {', '.join(pallas_kernels.IMPLEMENTATIONS)}; comma-separated."
+        metavar="NAMES",
+        help=f"Of attention: auto, {', '.join(pallas_kernels.IMPLEMENTATIONS)}; comma-separated.",
     ),
 ]
 Baselines = Annotated[
-    str, typer.Option(help="The same for bf16; rows are compared with the fastest.")
+    str,
+    typer.Option(metavar="NAMES", help="The same for bf16; rows are compared with the fastest."),
 ]
-Repeats = Annotated[int, typer.Option(min=1, help="Of each timing; the median counts.")]
-PromptText = Annotated[int, typer.Option(min=2, help="Text tokens of a prompt.")]
+Repeats = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="N", callback=check_count, help="Of each timing; the median counts."
+    ),
+]
+PromptText = Annotated[
+    int, typer.Option(min=2, metavar="N", callback=check_count, help="Text tokens of a prompt.")
+]
 Sequences = Annotated[
-    int | None, typer.Option(min=1, help="Prompts at once; by default as many as fit.")
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        callback=check_count,
+        help="Prompts at once; by default as many as fit.",
+    ),
 ]
-TextCapacity = Annotated[int, typer.Option(min=1, help="Text tokens a sequence can hold.")]
-Out = Annotated[Path | None, typer.Option("--out", help="JSON file to write, row by row.")]
+TextCapacity = Annotated[
+    int,
+    typer.Option(min=1, metavar="N", callback=check_count, help="Text tokens a sequence can hold."),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="JSON file to write, row by row.")
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Keep the file's rows of this code and device.")
 ]
 Seconds = Annotated[
-    float | None, typer.Option(min=0, help="Begin no row that would end later than this.")
+    float | None,
+    typer.Option(min=0, metavar="S", help="Begin no row that would end later than this."),
 ]
 
 
-def names(option: str, text: str) -> list[str]:
-    """The entries of a comma-separated list, each once; at least one."""
+def names(option: str, text: str, known: Collection[str] | None = None) -> list[str]:
+    """The entries of a comma-separated list, each once; at least one, and all of them known."""
     entries = _entries(text)
     if not entries:
         raise ValueError(f"{option}: expected names, comma-separated, got {text!r}")
+    unknown = [entry for entry in entries if known is not None and entry not in known]
+    if known is not None and unknown:
+        raise ValueError(
+            f"{option}: expected some of {', '.join(known)}, comma-separated, got {unknown[0]!r}"
+        )
     return entries
 
 
 def numbers[N: (int, float)](option: str, text: str, kind: type[N], count: int = 0) -> list[N]:
-    """The numbers of a comma-separated list: positive, finite, `count` of them if it is given."""
+    """The numbers of a comma-separated list, `count` of them if it is given.
+
+    They are positive, and finite or at most `LARGEST`.
+    """
     try:
         numbers = [kind(entry) for entry in _entries(text)]
     except ValueError:
         numbers = []
-    in_range = all(0 < number < math.inf for number in numbers)
+    most = LARGEST if kind is int else sys.float_info.max
+    in_range = all(0 < number <= most for number in numbers)
     if not numbers or not in_range or (count and len(numbers) != count):
-        wanted = "positive integers" if kind is int else "finite positive numbers"
+        wanted = "positive integers below 2**31" if kind is int else "finite positive numbers"
         wanted = f"{count} {wanted}" if count else wanted
         raise ValueError(f"{option}: expected {wanted}, comma-separated, got {text!r}")
     return numbers

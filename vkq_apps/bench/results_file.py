@@ -83,15 +83,23 @@ def read_json(path: Path, command: str) -> dict[str, Any]:
     """A record that `command` wrote.
 
     Raises:
+        FileNotFoundError: no such file.
         ValueError: the file holds something else.
     """
+    if path.exists() and not path.is_file():  # a device or a pipe may never end
+        raise ValueError(f"{path}: expected a file that `{command}` wrote, got no regular file")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["command"] == command:
-            return record
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError):
-        pass
-    raise ValueError(f"{path} was not written by `{command}`")
+    except (ValueError, RecursionError):
+        record = None
+    head, rows = (record, record.get("rows")) if isinstance(record, dict) else ({}, None)
+    if (
+        head.get("command") != command
+        or not isinstance(rows, list)
+        or not all(isinstance(row, dict) and "status" in row for row in rows)
+    ):
+        raise ValueError(f"{path} was not written by `{command}`")
+    return head
 
 
 def write_json(path: Path | None, record: Mapping[str, Any]) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from vkq_apps.bench.quantize import GOAL_PERCENT
 from vkq_apps.cli.console import human_bytes
@@ -116,7 +116,7 @@ def _table(record: dict[str, Any], columns: Columns, title: str, notes: Mapping[
     below = [f"{name}: {notes[name]}." for name in cells if name in notes]
     table = Table(
         title=f"{record['device']}: {title}",
-        caption="\n".join([" ".join(below), *_reasons(record)]).strip(),
+        caption=Text("\n".join([" ".join(below), *_reasons(record)]).strip()),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -135,11 +135,9 @@ def _table(record: dict[str, Any], columns: Columns, title: str, notes: Mapping[
 
 def _reasons(record: dict[str, Any]) -> list[str]:
     """Why rows were not measured, each reason once."""
-    reasons = [
-        escape(f"{row['status']}: {row['message']}") for row in record["rows"] if "message" in row
-    ]
+    reasons = [f"{row['status']}: {row['message']}" for row in record["rows"] if "message" in row]
     if record.get("left_out"):
-        reasons.append(escape(f"left out for lack of time: {'; '.join(record['left_out'])}"))
+        reasons.append(f"left out for lack of time: {'; '.join(record['left_out'])}")
     return list(dict.fromkeys(reasons))
 
 

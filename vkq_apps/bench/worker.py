@@ -1,4 +1,4 @@
-"""A process for one measurement: `python -m vkq_apps.bench.worker TASK SETTINGS`.
+"""A process for one measurement; by hand `python -m vkq_apps.bench.worker TASK SETTINGS`.
 
 Prints one JSON object on stdout, progress on stderr. A process of its own has the device's memory
 to itself, and a peak of memory that is its own. Whoever calls it must not use the device.
@@ -21,6 +21,12 @@ from vkq_apps.provenance import provenance
 __all__ = ["TASKS", "call", "main"]
 
 Task = Callable[..., dict[str, Any]]
+
+# Ctrl-C reaches both processes: the calling one hears it, and ends this one.
+_START = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from vkq_apps.bench.worker import main; main(sys.argv[1:])"
+)
 
 
 def probe() -> dict[str, Any]:
@@ -54,7 +60,7 @@ def call(
     if compile_cache is not None:
         environment.setdefault("JAX_COMPILATION_CACHE_DIR", compile_cache)
         environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    command = [sys.executable, "-m", "vkq_apps.bench.worker", task, json.dumps(settings)]
+    command = [sys.executable, "-c", _START, task, json.dumps(settings)]
     process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     lines = process.stdout.strip().splitlines()
     if process.returncode or not lines:
@@ -76,7 +82,7 @@ def main(arguments: list[str]) -> None:
 def _say(text: str) -> None:
     held = device_memory.in_use()
     memory = "" if held is None else f" ({held / 1e9:.1f} GB in use)"
-    log.print(f"    {text}{memory}", markup=False)
+    log.print(f"    {text}{memory}")
 
 
 if __name__ == "__main__":

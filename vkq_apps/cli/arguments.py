@@ -1,5 +1,6 @@
-"""What several commands take, and the way from there to a model and its inputs."""
+"""Arguments that several commands take, and the way from there to a model and its inputs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,39 +10,85 @@ import models
 import vkq_jax
 from models import Inputs, Model
 from models.generate import QuantizeAt
+from models.images import read_picture
 from vkq_apps.cli.console import stage
+from vkq_apps.cli.room import check_room
 
 __all__ = [
+    "PRESETS",
+    "ImageOption",
     "JsonOption",
+    "ModelOption",
+    "PromptOption",
     "QuantOption",
     "QuantizeAtOption",
-    "ScoreMapOption",
+    "check_before_loading",
     "check_question",
     "describe_images",
     "load_and_prepare",
     "whole_prompt",
 ]
 
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-QuantOption = Annotated[
-    str, typer.Option(help=f"Preset of the visual cache: {', '.join(vkq_jax.presets)}.")
+PRESETS = f"Preset of the visual cache: {', '.join(vkq_jax.presets)}."
+
+ModelOption = Annotated[
+    str, typer.Option(metavar="FOLDER", help='Hugging Face checkpoint folder, or "tiny".')
 ]
+ImageOption = Annotated[
+    list[Path], typer.Option(metavar="FILE", help="Picture file; repeat for several.")
+]
+PromptOption = Annotated[
+    str, typer.Option(metavar="TEXT", help="Question, or a whole prompt with <image> in it.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+QuantOption = Annotated[str, typer.Option(metavar="NAME", help=PRESETS)]
 QuantizeAtOption = Annotated[
     QuantizeAt, typer.Option(help="Code images after the whole prompt, or before the question.")
 ]
-ScoreMapOption = Annotated[
-    Path | None,
-    typer.Option("--score-map", help="Static score calibration, a file of `vkq calibrate`."),
-]
 
 
-def load_and_prepare(source: str, images: list[Path], prompt: str) -> tuple[Model, str, Inputs]:
-    """The model, the whole prompt, and the inputs."""
-    check_question(prompt)
+def load_and_prepare(
+    source: str, images: Sequence[Path], prompt: str, *, max_new_tokens: int = 0
+) -> tuple[Model, str, Inputs]:
+    """The model, the whole prompt, and the inputs; everything that can be is checked first."""
+    check_before_loading(
+        source, images, [prompt], per_prompt=len(images), max_new_tokens=max_new_tokens
+    )
     with stage(f"loading {source}"):
         model = models.load(source)
         prompt = whole_prompt(model, prompt, num_images=len(images))
-        return model, prompt, models.prepare(model, images=list(images), prompts=prompt)
+        inputs = models.prepare(model, images=list(images), prompts=prompt)
+    shape = inputs.prompt_shape
+    check_room(model.config, visual=shape.visual, text=shape.text, max_new_tokens=max_new_tokens)
+    return model, prompt, inputs
+
+
+def check_before_loading(
+    source: str,
+    images: Sequence[Path],
+    prompts: Sequence[str],
+    *,
+    per_prompt: int,
+    max_new_tokens: int,
+) -> None:
+    """Checks arguments before a model is loaded, which takes long.
+
+    Args:
+        source: folder of the model. images, prompts: as given.
+        per_prompt: images of one prompt. max_new_tokens: of the answer; 0 for none.
+
+    Raises:
+        FileNotFoundError: a file that is not there.
+        NotImplementedError: a model that `models.load` refuses.
+        ValueError: an empty prompt, an unreadable image, or no room for the answer.
+    """
+    for prompt in prompts:
+        check_question(prompt)
+    config = models.read_config(source)
+    visual = per_prompt * config.vision.num_features
+    check_room(config, visual=visual, text=0, max_new_tokens=max_new_tokens)
+    for path in images:
+        read_picture(path)
 
 
 def check_question(prompt: str) -> None:
@@ -57,6 +104,6 @@ def whole_prompt(model: Model, prompt: str, *, num_images: int = 1) -> str:
     return models.chat_prompt(model, prompt, num_images=num_images)
 
 
-def describe_images(images: list[Path]) -> str | list[str]:
+def describe_images(images: Sequence[Path]) -> str | list[str]:
     """The files in a record: one path, or the list of several."""
     return str(images[0]) if len(images) == 1 else [str(path) for path in images]

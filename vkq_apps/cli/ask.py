@@ -3,89 +3,184 @@
 import time
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
+import jax
 import typer
 from rich.table import Table
 
+import models
 import vkq_jax
-from models.generate import QuantizeAt
+from models import GenerateOptions
 from vkq_apps.answering import Answer, ask
 from vkq_apps.cli.arguments import (
+    PRESETS,
+    ImageOption,
     JsonOption,
+    ModelOption,
+    PromptOption,
     QuantizeAtOption,
     QuantOption,
-    ScoreMapOption,
     describe_images,
     load_and_prepare,
 )
 from vkq_apps.cli.console import human_bytes, log, out, print_json, stage
+from vkq_apps.cli.counts import check_count
 
 __all__ = ["demo", "generate"]
 
 DEMO_PICTURE = "demo.png"
 DEMO_QUESTION = "what is the total?"
+DEFAULT_PRESET = "vkq-1bit"
 
 
-def demo(quant: QuantOption = "vkq-1bit", json: JsonOption = False) -> None:
+def demo(quant: QuantOption = DEFAULT_PRESET, json: JsonOption = False) -> None:
     """The embedded model reads a receipt, at full precision and from a 1-bit cache."""
     with resources.as_file(resources.files("vkq_apps.cli") / DEMO_PICTURE) as picture:
-        record = _answer("tiny", [picture], DEMO_QUESTION, quant, 16, "prompt", None, True, json)
+        record = _answer(
+            "tiny",
+            [picture],
+            DEMO_QUESTION,
+            max_new_tokens=16,
+            name=quant,
+            quant=vkq_jax.resolve(quant),
+            watched=not json,
+        )
     del record["tokens_per_second"]
     _show(record, quant, json)
 
 
 def generate(
-    model: Annotated[str, typer.Option(help='Hugging Face checkpoint folder, or "tiny".')],
-    image: Annotated[list[Path], typer.Option(help="Picture file; repeat for several.")],
-    prompt: Annotated[str, typer.Option(help="Question, or a whole prompt with <image> in it.")],
-    quant: QuantOption = "vkq-1bit",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to emit.")] = 64,
+    model: ModelOption,
+    image: ImageOption,
+    prompt: PromptOption,
+    quant: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help=f"{PRESETS} By default that of --score-map, else {DEFAULT_PRESET}."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", callback=check_count, help="Most tokens to emit.")
+    ] = 64,
+    temperature: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Draw tokens at random; 0 takes the most probable ones."),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", callback=check_count, help="Draw from the k most probable."
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Draw from the most probable that reach this probability."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", callback=check_count, help="Of the draws; 0 by default."),
+    ] = None,
     quantize_at: QuantizeAtOption = "prompt",
-    score_map: ScoreMapOption = None,
+    score_map: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Static score calibration, a file of `vkq calibrate`."),
+    ] = None,
     compare: Annotated[bool, typer.Option(help="Also answer at full precision.")] = True,
     json: JsonOption = False,
 ) -> None:
     """Answers one question about the given images."""
+    static = None if score_map is None else vkq_jax.load_score_map(score_map)
+    name, settings = _choose_codes(quant, static)
+    drawn = _check_draws(temperature, top_k, top_p, seed)
+    draws: GenerateOptions = {}
+    if drawn is not None:
+        sampling = {name: value for name, value in drawn.items() if name != "seed"}
+        draws["sampling"] = models.Sampling(**sampling)
+        draws["key"] = jax.random.key(drawn["seed"])
     answer = _answer(
-        model, image, prompt, quant, max_new_tokens, quantize_at, score_map, compare, json
+        model,
+        image,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        name=name,
+        watched=not json,
+        compare=compare,
+        draws=draws,
+        quant=settings,
+        quantize_at=quantize_at,
+        score_map=static,
     )
     file = None if score_map is None else str(score_map)
-    record = {"quant": quant, "score_map": file, **answer}
-    _show(record, quant, json)
+    record = {"quant": name, "score_map": file, "sampling": drawn, **answer}
+    _show(record, name, json)
+
+
+def _choose_codes(
+    quant: str | None, score_map: vkq_jax.ScoreMap | None
+) -> tuple[str, vkq_jax.KVQuantConfig]:
+    """Name and settings of the visual cache: a score map brings those it was calibrated with."""
+    own = None if score_map is None else score_map.quant
+    if quant is None and own is not None:
+        names = (name for name, preset in vkq_jax.presets.items() if preset == own)
+        return next(names, "the score map's own codes"), own
+    name = DEFAULT_PRESET if quant is None else quant
+    settings = vkq_jax.resolve(name)
+    if score_map is not None:
+        score_map.check_codes(settings)
+    return name, settings
+
+
+def _check_draws(
+    temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None
+) -> dict[str, Any] | None:
+    """The options of drawing at random; None where none is given."""
+    others = {"--top-k": top_k, "--top-p": top_p, "--seed": seed}
+    given = [option for option, value in others.items() if value is not None]
+    if given and not temperature:
+        raise ValueError(
+            f"{given[0]}: only tokens drawn at random heed it; expected a --temperature above 0 "
+            f"beside it, got {temperature}"
+        )
+    if temperature is None:
+        return None
+    drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return {**drawn, "seed": 0 if seed is None else seed}
 
 
 def _answer(
     source: str,
     images: list[Path],
     prompt: str,
-    quant: str,
+    *,
     max_new_tokens: int,
-    quantize_at: QuantizeAt,
-    score_map: Path | None,
-    compare: bool,
-    quiet: bool,
+    name: str,
+    watched: bool,
+    compare: bool = True,
+    draws: GenerateOptions | None = None,
+    **options: Unpack[GenerateOptions],
 ) -> dict[str, Any]:
+    """Asks the model; returns the record of its answer.
+
+    Args:
+        name: of the codes. watched: whether to show the answer while it grows.
+        compare: also ask at full precision.
+        draws: options of both answers. options: of the answer from the coded cache.
+    """
     started = time.perf_counter()
-    settings = vkq_jax.resolve(quant)
-    static = None
-    if score_map is not None:
-        static = vkq_jax.load_score_map(score_map)
-        static.check_codes(settings)
-    model, prompt, inputs = load_and_prepare(source, images, prompt)
+    draws = draws or {}
+    model, prompt, inputs = load_and_prepare(source, images, prompt, max_new_tokens=max_new_tokens)
     exact: Answer | None = None
     if compare:
         with stage("answering at full precision"):
-            exact = ask(model, inputs, quant="none", max_new_tokens=max_new_tokens)
-    with stage(f"answering from a {quant} cache") as show:
+            exact = ask(model, inputs, max_new_tokens=max_new_tokens, **{**draws, "quant": "none"})
+    with stage(f"answering from a {name} cache") as show:
         coded = ask(
             model,
             inputs,
-            quant=settings,
             max_new_tokens=max_new_tokens,
-            quantize_at=quantize_at,
-            score_map=static,
-            on_text=show if not quiet else lambda text: None,
+            on_text=show if watched else lambda text: None,
+            **{**options, **draws},
         )
     return {
         "image": describe_images(images),

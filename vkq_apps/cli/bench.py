@@ -1,5 +1,7 @@
 """`vkq bench`: speed and memory, each row with the device it was measured on and its error."""
 
+import contextlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +11,7 @@ from rich.table import Table
 
 from pallas_kernels.shapes import SHAPES
 from vkq_apps.bench import tables
+from vkq_apps.bench.cases import CASES
 from vkq_apps.bench.commands import Output, run_quantize, run_scaling, run_throughput
 from vkq_apps.bench.explain import explain_shape
 from vkq_apps.bench.options import (
@@ -30,10 +33,12 @@ from vkq_apps.bench.options import (
 )
 from vkq_apps.bench.quantize import plan_quantize
 from vkq_apps.bench.results_file import ResultsFile, read_json, write_json
+from vkq_apps.bench.rivals import RIVALS
 from vkq_apps.bench.scaling import plan_scaling
 from vkq_apps.bench.throughput_plan import plan_throughput
 from vkq_apps.cli.arguments import JsonOption
 from vkq_apps.cli.console import human_bytes, log, out, print_json
+from vkq_apps.cli.counts import check_count
 from vkq_apps.provenance import provenance
 
 __all__ = ["bench"]
@@ -50,37 +55,90 @@ def _root(context: typer.Context) -> None:
         print(context.get_help())
 
 
-@bench.command(
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
-def kernel(context: typer.Context) -> None:
-    """The fused kernel against other attention; --help lists its options."""
-    from vkq_apps.bench.kernel import main  # builds kernels' cases: not for other commands
+@bench.command()
+def kernel(
+    cases: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help=f"Shapes to time, comma-separated: {', '.join(CASES)}.",
+            show_default="all",
+        ),
+    ] = ",".join(CASES),
+    rivals: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help=f"Others to time, comma-separated: {', '.join(RIVALS)}; or none.",
+            show_default="all",
+        ),
+    ] = ",".join(RIVALS),
+    check: Annotated[bool, typer.Option("--check", help="Only check small cases.")] = False,
+    emulate: Annotated[bool, typer.Option("--emulate", help="Check without a GPU.")] = False,
+    tiling: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="N,N,N,N", help="Also try these warps, team, splits, queries; repeatable."
+        ),
+    ] = None,
+    results: Out = None,
+    json: JsonOption = False,
+) -> None:
+    """The fused kernel against other attention over the same positions."""
+    # Here and not above: this import builds kernels, which other commands do not need.
+    from vkq_apps.bench import kernel as fused
 
-    raise typer.Exit(main(context.args))
+    if emulate and not check:
+        raise ValueError("--emulate needs --check: without a GPU there are no times to take")
+    if check and (tiling or results is not None):
+        raise ValueError(
+            "--check writes no file and has cases of its own: leave out --out, --tiling"
+        )
+    chosen = names("--cases", cases, CASES)
+    others = [] if rivals == "none" else names("--rivals", rivals, RIVALS)
+    tilings = [fused.read_tiling(text) for text in tiling or ()]
+    with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
+        if check:
+            raise typer.Exit(0 if fused.check_without_times(emulate) else 1)
+        record = fused.measure_cases(chosen, others, tilings, results)
+    if json:
+        print_json(record)
+    if record["failed"]:
+        raise typer.Exit(1)
 
 
 @bench.command()
 def throughput(
     shape: Shapes = REAL_SHAPES,
-    budget: Annotated[str, typer.Option(help="GB of KV cache, comma-separated.")] = "5,10,30",
+    budget: Annotated[
+        str, typer.Option(metavar="GB", help="GB of KV cache, comma-separated.")
+    ] = "5,10,30",
     preset: Presets = "vkq-1bit",
     implementation: Implementations = "auto",
     baseline: Baselines = "auto",
     text_capacity: TextCapacity = 64,
     prompt_text: PromptText = 32,
     sequences: Sequences = None,
-    steps: Annotated[str, typer.Option(help="Of the two runs whose difference counts.")] = "4,20",
+    steps: Annotated[
+        str, typer.Option(metavar="N,N", help="Of the two runs whose difference counts.")
+    ] = "4,20",
     round_to: Annotated[
         int,
         typer.Option(
             min=0,
+            metavar="N",
+            callback=check_count,
             help="Also try the largest batch, rounded down to a multiple of this; 0: do not.",
         ),
     ] = 64,
     compare_steps: Annotated[
-        int, typer.Option(min=0, help="Greedy tokens to compare with xla; 0: none.")
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            callback=check_count,
+            help="Greedy tokens to compare with xla; 0: none.",
+        ),
     ] = 8,
     repeats: Repeats = 3,
     seconds: Seconds = None,
@@ -135,12 +193,25 @@ def quantize(
 
 @bench.command()
 def scaling(
-    shape: Annotated[str, typer.Option(help="The shape whose heads are taken.")] = "internvl2.5-8b",
-    length: Annotated[str, typer.Option(help="Visual tokens, comma-separated.")] = LENGTHS,
-    batch: Annotated[str, typer.Option(help="Sequences, comma-separated.")] = "1,4,16,64,256,1024",
+    shape: Annotated[
+        str, typer.Option(metavar="NAME", help="The shape whose heads are taken.")
+    ] = "internvl2.5-8b",
+    length: Annotated[
+        str,
+        typer.Option(
+            metavar="NS",
+            help="Visual tokens, comma-separated.",
+            show_default="1024 to 131072, doubled",
+        ),
+    ] = LENGTHS,
+    batch: Annotated[
+        str, typer.Option(metavar="NS", help="Sequences, comma-separated.")
+    ] = "1,4,16,64,256,1024",
     preset: Preset = "vkq-1bit",
-    implementation: Annotated[str, typer.Option(help="Of attention over codes.")] = "auto",
-    baseline: Annotated[str, typer.Option(help="Of attention over bf16.")] = "auto",
+    implementation: Annotated[
+        str, typer.Option(metavar="NAME", help="Of attention over codes.")
+    ] = "auto",
+    baseline: Annotated[str, typer.Option(metavar="NAME", help="Of attention over bf16.")] = "auto",
     repeats: Repeats = 5,
     seconds: Seconds = None,
     resume: Resume = False,
@@ -169,24 +240,36 @@ def scaling(
 
 @bench.command()
 def plot(
-    results: Annotated[Path, typer.Argument(help="File that `vkq bench scaling` wrote.")],
+    results: Annotated[
+        Path, typer.Argument(metavar="FILE", help="File that `vkq bench scaling` wrote.")
+    ],
 ) -> None:
     """Draws the plot of a scaling file, a PNG beside it."""
     # Here and not above, because this import takes a second.
     from vkq_apps.bench.scaling_plot import plot_scaling
 
     record = read_json(results, "vkq bench scaling")
-    title = f"Decode attention on {record['device']}, heads of {record['shape']}"
-    rows = [row for row in record["rows"] if row["shape"] == record["shape"]]
-    plot_scaling(results.with_suffix(".png"), rows, title)
+    title = f"Decode attention on {record.get('device')}, heads of {record.get('shape')}"
+    rows = [row for row in record["rows"] if row.get("shape") == record.get("shape")]
+    try:
+        plot_scaling(results.with_suffix(".png"), rows, title)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{results}: expected rows as `vkq bench scaling` writes them, got one that lacks or "
+            f"changes {error}"
+        ) from error
 
 
 @bench.command()
 def explain(
-    shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}.")],
-    batch: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
+    shape: Annotated[str, typer.Option(metavar="NAME", help=f"One of {', '.join(SHAPES)}.")],
+    batch: Annotated[
+        int, typer.Option(min=1, metavar="N", callback=check_count, help="Sequences.")
+    ] = 1,
     preset: Preset = "vkq-1bit",
-    queries_per_step: Annotated[int, typer.Option(min=1, help="Query positions.")] = 1,
+    queries_per_step: Annotated[
+        int, typer.Option(min=1, metavar="N", callback=check_count, help="Query positions.")
+    ] = 1,
     text_capacity: TextCapacity = 64,
     results: Out = None,
     json: JsonOption = False,
@@ -204,17 +287,16 @@ def explain(
     size = human_bytes(record["bytes_per_sequence"]["total"])
     out.print(
         f"{shape}, {preset}, on {record['device']}: queries {record['query']}, cache {size} a "
-        "sequence",
-        markup=False,
+        "sequence"
     )
     for line in record["explanation"]:
-        out.print(f"  {line}", markup=False)
+        out.print(f"  {line}")
     for line in record["coding_explanation"]:
-        out.print(f"  coding, {line}", markup=False)
+        out.print(f"  coding, {line}")
 
 
 def _say(text: str) -> None:
-    log.print(text, markup=False)
+    log.print(text)
 
 
 def _finish(results: ResultsFile, table: Callable[[dict[str, Any]], Table], json: bool) -> None:

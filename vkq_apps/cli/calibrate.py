@@ -8,35 +8,49 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from rich.progress import Progress
 
 import models
 import vkq_jax
 from models import Inputs
 from vkq_apps.cli.arguments import (
     JsonOption,
+    ModelOption,
     QuantizeAtOption,
     QuantOption,
-    check_question,
+    check_before_loading,
     whole_prompt,
 )
 from vkq_apps.cli.console import log, out, print_json, stage
+from vkq_apps.cli.counts import check_count
+from vkq_apps.cli.room import check_room
+from vkq_apps.evals.progress import progress
 from vkq_jax.whole_file import check_writable
 
 __all__ = ["calibrate"]
 
 
 def calibrate(
-    model: Annotated[str, typer.Option(help='Hugging Face checkpoint folder, or "tiny".')],
-    image: Annotated[list[Path], typer.Option(help="Sample picture; repeat for several.")],
-    prompt: Annotated[
-        list[str], typer.Option(help="Sample question, or prompt; repeat for several.")
+    model: ModelOption,
+    image: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="Sample picture; repeat for several.")
     ],
-    out_file: Annotated[Path, typer.Option("--out", help="safetensors file to write.")],
+    prompt: Annotated[
+        list[str],
+        typer.Option(metavar="TEXT", help="Sample question, or prompt; repeat for several."),
+    ],
+    out_file: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="safetensors file to write.")
+    ],
     quant: QuantOption = "calibquant-1bit",
     quantize_at: QuantizeAtOption = "prompt",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of each answer.")] = 16,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = 8,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", callback=check_count, help="Most tokens of each answer."),
+    ] = 16,
+    batch_size: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", callback=check_count, help="Prompts answered at once."),
+    ] = 8,
     json: JsonOption = False,
 ) -> None:
     """Calibrates visual scores once, asking each question about each picture."""
@@ -47,14 +61,12 @@ def calibrate(
         raise ValueError(
             f"--quant: expected a preset that calibrates scores ({known}), got {quant!r}"
         )
-    for question in prompt:
-        check_question(question)
     check_writable(out_file)
+    check_before_loading(model, image, prompt, per_prompt=1, max_new_tokens=max_new_tokens)
     with stage(f"loading {model}"):
         loaded = models.load(model)
     pairs = list(itertools.product(image, prompt))
-    with Progress(console=log, transient=True) as progress:
-        task = progress.add_task("calibrating", total=len(pairs))
+    with progress(log, "prompts") as show:
 
         def batches() -> Iterator[Inputs]:
             for batch in itertools.batched(pairs, batch_size):
@@ -63,8 +75,15 @@ def calibrate(
                     images=[path for path, _ in batch],
                     prompts=[whole_prompt(loaded, question) for _, question in batch],
                 )
+                shape = inputs.prompt_shape
+                check_room(
+                    loaded.config,
+                    visual=shape.visual,
+                    text=shape.text,
+                    max_new_tokens=max_new_tokens,
+                )
                 yield models.pad_to_multiple(inputs, 32)
-                progress.advance(task, len(batch))
+                show("calibrating", len(batch), len(pairs))
 
         score_map = models.calibrate_scores(
             loaded,
@@ -101,4 +120,4 @@ def calibrate(
         )
         if loaded.config.text.sliding_window is not None:
             text += ", or their sliding window hides the pictures"
-    out.print(text, markup=False)
+    out.print(text, soft_wrap=True)

@@ -13,7 +13,10 @@ import vkq_jax
 from models import Inputs, Model
 from models.processor import processor_of
 from vkq_apps.cli.arguments import (
+    ImageOption,
     JsonOption,
+    ModelOption,
+    PromptOption,
     QuantOption,
     describe_images,
     load_and_prepare,
@@ -36,10 +39,12 @@ ARRAYS = "arrays.npz"
 
 
 def inspect(
-    model: Annotated[str, typer.Option(help='Hugging Face checkpoint folder, or "tiny".')],
-    image: Annotated[list[Path], typer.Option(help="Picture file; repeat for several.")],
-    prompt: Annotated[str, typer.Option(help="Question, or a whole prompt with <image> in it.")],
-    out_folder: Annotated[Path, typer.Option("--out", help="Folder for plots and figures.")],
+    model: ModelOption,
+    image: ImageOption,
+    prompt: PromptOption,
+    out_folder: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Folder for plots and figures.")
+    ],
     quant: QuantOption = "vkq-1bit",
     json: JsonOption = False,
 ) -> None:
@@ -75,8 +80,9 @@ def inspect(
         np.savez_compressed(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
         record["files"] = [SUMMARY, ARRAYS, *names]
         record["seconds"] = round(time.perf_counter() - started, 2)
-        text = jsonlib.dumps(record, indent=1, ensure_ascii=False)
-        (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
+        text = jsonlib.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        # The bytes of a file name that are no UTF-8 become JSON's escapes.
+        (folder / SUMMARY).write_text(text, encoding="utf-8", errors="backslashreplace")
     if json:
         print_json(record)
     else:

@@ -1,57 +1,27 @@
-"""Entry point of `vkq`: bad input ends with one clear line on stderr and exit code 2."""
+"""Entry point of `vkq`. It imports nothing by itself, so that Ctrl-C is heard in every import."""
 
-import os
 import sys
 
-import typer
-
-from vkq_apps.cli.ask import demo, generate
-from vkq_apps.cli.bench import bench
-from vkq_apps.cli.calibrate import calibrate
-from vkq_apps.cli.evaluate import evaluate
-from vkq_apps.cli.inspect import inspect
-
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    name="vkq",
-    help="Multimodal LLMs in JAX with their visual KV cache in 1 bit.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.command()(demo)
-app.command()(generate)
-app.command()(inspect)
-app.command()(calibrate)
-app.command("eval")(evaluate)
-app.add_typer(bench, name="bench")
-
-# Typer brings its own copy of click's exceptions and exports only some of them by name.
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
-
-
-@app.callback(invoke_without_command=True)
-def _root(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        print(context.get_help())
+__all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line and exits: 0 for success, 2 for bad input, 130 when interrupted."""
-    # transformers advises installing PyTorch, which nothing here needs.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    """Runs the command line and exits, without a traceback whatever happens.
+
+    Exit codes:
+        0: success.
+        1: a measurement or a check failed, or nobody reads the output any more (`vkq ... | head`).
+        2: an error, described by one line on stderr.
+        130: interrupted by Ctrl-C.
+    """
     try:
-        code = app(arguments, standalone_mode=False)
-    except typer.Exit as request:
-        code = request.exit_code
-    except (typer.Abort, KeyboardInterrupt):
+        from vkq_apps.cli.program import run_program
+
+        code = run_program(arguments)
+    except KeyboardInterrupt:  # before `run_program` listens
+        print("vkq: interrupted", file=sys.stderr)
         code = 130
-    except (_UsageError, ValueError, NotImplementedError, OSError) as error:
-        describe = getattr(error, "format_message", error.__str__)
-        print(f"vkq: error: {' '.join(describe().split())}", file=sys.stderr)
-        code = 2
-    sys.exit(code or 0)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

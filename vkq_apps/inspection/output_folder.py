@@ -2,11 +2,11 @@
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from vkq_jax.whole_file import check_place, part_folder
 
 __all__ = ["SUMMARY", "WRITTEN_BY", "check_replaceable", "complete_or_nothing"]
 
@@ -21,7 +21,7 @@ def check_replaceable(folder: Path) -> None:
         ValueError: `folder` is a file or cannot be made, or it holds anything that `vkq inspect`
             did not write.
     """
-    _check_writable(folder)
+    check_place(Path(os.path.realpath(folder)), folder)
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -35,17 +35,6 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def _check_writable(folder: Path) -> None:
-    """Makes a folder where the first one would be made: permissions alone do not tell."""
-    above = next(path for path in folder.resolve().parents if path.exists())
-    try:
-        Path(tempfile.mkdtemp(prefix=".vkq-", dir=above)).rmdir()
-    except OSError as error:
-        raise ValueError(
-            f"folder {folder} cannot be written: in {above}: {error.strerror}"
-        ) from error
-
-
 @contextmanager
 def complete_or_nothing(folder: Path) -> Iterator[Path]:
     """Gives a folder to write to that becomes `folder` once all is written.
@@ -55,33 +44,31 @@ def complete_or_nothing(folder: Path) -> Iterator[Path]:
 
     Raises:
         ValueError: as for `check_replaceable`.
+        OSError: writing fails, for example because the disk is full.
     """
     folder = folder.resolve()
     check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building, old = (
-        folder.with_name(f".{folder.name}.{os.getpid()}.{suffix}") for suffix in ("new", "old")
-    )
-    building.mkdir()
     try:
-        yield building
-        check_replaceable(folder)
-        _swap(building, folder, old)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with part_folder(folder) as parts:
+            new = parts / "new"
+            new.mkdir()
+            yield new
+            check_replaceable(folder)
+            _swap(new, folder, parts / "old")
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
 def _swap(new: Path, folder: Path, old: Path) -> None:
-    if not folder.exists():
-        new.rename(folder)
-        return
-    folder.rename(old)
+    if folder.exists():
+        folder.rename(old)
     try:
         new.rename(folder)
-    except OSError:
-        old.rename(folder)
+    except BaseException:  # an interrupt too must not lose the earlier result
+        if old.exists():
+            old.rename(folder)
         raise
-    shutil.rmtree(old)
 
 
 def _own_files(folder: Path) -> set[str]:
@@ -89,5 +76,5 @@ def _own_files(folder: Path) -> set[str]:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         ours = summary["written_by"] == WRITTEN_BY
         return set(summary["files"]) if ours else set()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()

@@ -1,0 +1,86 @@
+"""Writers that are killed, overtaken, or out of space: files are whole, nothing is left."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.support.killed_writers import WRITERS
+from vkq_jax.whole_file import check_writable, part_folder, whole_file
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    """The record of `tests.support.killed_writers`."""
+    command = [sys.executable, "-m", "tests.support.killed_writers", tmp_path_factory.mktemp("k")]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_kill_at_any_step_leaves_whole_files_and_the_next_write_cleans_up(record, name):
+    assert record[name]["steps"] > 10
+    assert record[name]["problems"] == []
+
+
+def test_a_live_writer_keeps_its_part(record, tmp_path):
+    assert record["overtake_a_live_writer"] == []
+    path = tmp_path / "file"  # and within one process
+    with whole_file(path) as first:
+        first.write_text("first")
+        check_writable(path)
+        with whole_file(path) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_clear_error_and_changes_nothing(record):
+    messages = record["fill_the_disk"]
+    assert len(messages) == len(WRITERS)
+    for message in messages:
+        assert "cannot be written: " in message
+        assert "File too large" in message
+
+
+def test_folders_of_other_targets_and_of_others_stay(tmp_path):
+    with part_folder(tmp_path / "other") as killed:
+        (killed / "x").touch()
+        shutil.copytree(killed, tmp_path / ".part-other-killed")
+    (tmp_path / ".part-photos").mkdir()
+    before = set(tmp_path.iterdir())
+    with whole_file(tmp_path / "file") as part:
+        part.write_text("text")
+    assert set(tmp_path.iterdir()) == {*before, tmp_path / "file"}
+
+
+def test_kills_at_random_moments(cases, tmp_path):
+    """The steps above are those that Python sees; a kill falls anywhere."""
+    program = (
+        "import sys, numpy, pathlib; from vkq_apps.training.checkpointing import save\n"
+        "for i in range(10**6):\n"
+        "    save(pathlib.Path(sys.argv[1]), {'a': numpy.full(10**6, i)}, {'step': i})\n"
+        "    print(i, flush=True)"
+    )
+    path = tmp_path / "state"
+    for case in cases(1):
+        command = [sys.executable, "-c", program, path]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "0\n"
+            time.sleep(0.2 * random.Random(f"writers/{case}").random())
+            process.send_signal(signal.SIGKILL)
+            written = process.stdout.read().splitlines()
+        read = WRITERS["training"][1](path)
+        assert read in (int(written[-1]) + i for i in (0, 1)) if written else read in (0, 1)
+    WRITERS["training"][0](path, 7)
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,95 @@
+"""The commands of `vkq`, each imported when it is called: `vkq --help` needs none of them."""
+
+import importlib
+import importlib.metadata
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from vkq_apps.cli.errors import show_tracebacks
+
+__all__ = ["COMMANDS", "run"]
+
+
+class Place(NamedTuple):
+    """Where a command is defined, and what the list of commands says of it.
+
+    Attributes:
+        module, attribute: a function, or a `typer.Typer` with commands of its own.
+        summary: short enough for one line of a terminal of 80 columns.
+    """
+
+    module: str
+    attribute: str
+    summary: str
+
+
+COMMANDS = {
+    "demo": Place("vkq_apps.cli.ask", "demo", "A real model reads a receipt in 16 bits and in 1."),
+    "generate": Place("vkq_apps.cli.ask", "generate", "Answer a question about your pictures."),
+    "inspect": Place("vkq_apps.cli.inspect", "inspect", "Plot the visual cache of one prompt."),
+    "calibrate": Place(
+        "vkq_apps.cli.calibrate", "calibrate", "Make a static score map from sample prompts."
+    ),
+    "eval": Place("vkq_apps.cli.evaluate", "evaluate", "Measure what coding does to answers."),
+    "bench": Place("vkq_apps.cli.bench", "bench", "Measure time and memory."),
+}
+
+_app = typer.Typer(
+    name="vkq",
+    help="Multimodal LLMs in JAX with their visual KV cache in 1 bit.",
+    pretty_exceptions_enable=False,
+)
+
+
+class _OnDemand(TyperCommand):
+    """A command that is known by its name and summary until it is called."""
+
+    def __init__(self, name: str, place: Place):
+        super().__init__(name, help=place.summary)
+        self._place = place
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
+        found = getattr(importlib.import_module(self._place.module), self._place.attribute)
+        if isinstance(found, typer.Typer):
+            command = typer.main.get_group(found)
+        else:
+            single = typer.Typer(add_completion=False)
+            single.command(self.name)(found)
+            command = typer.main.get_command(single)
+        return command.make_context(info_name, args, *rest, **extra)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        versions = (f"{name} {importlib.metadata.version(name)}" for name in ("vkq-jax", "jax"))
+        print(", ".join(versions))
+        raise typer.Exit
+
+
+@_app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error came from.")
+    ] = False,
+) -> None:
+    show_tracebacks(traceback)
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def run(arguments: list[str] | None) -> int:
+    """Runs the command line; returns its exit code. Raises what the command raises."""
+    group = typer.main.get_command(_app)
+    assert isinstance(group, TyperGroup)
+    for name, place in COMMANDS.items():
+        group.add_command(_OnDemand(name, place))
+    return group(arguments, prog_name="vkq", standalone_mode=False) or 0

@@ -1,0 +1,61 @@
+"""Any exception in one line of bounded length."""
+
+import logging
+
+import typer
+
+__all__ = ["LONGEST", "describe", "show_tracebacks"]
+
+LONGEST = 380
+"""Most characters of a description."""
+
+_TAIL = 130  # characters of a long description that are kept of its end, which says what to do
+
+_logger = logging.getLogger("vkq")
+
+# Typer brings its own copy of click's exceptions and exports only some of them by name.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def show_tracebacks(wanted: bool) -> None:
+    """Sets whether `describe` also logs where an exception came from."""
+    _logger.setLevel(logging.DEBUG if wanted else logging.WARNING)
+
+
+def describe(error: BaseException) -> str:
+    """One line for people, at most `LONGEST` printable characters."""
+    if isinstance(error, typer.Abort) and error.__cause__ is not None:
+        error = error.__cause__  # typer takes the end of a damaged file for that of a dialogue
+    if _logger.isEnabledFor(logging.DEBUG):
+        if not logging.getLogger().handlers:
+            logging.basicConfig(format="%(message)s")
+        _logger.debug("vkq: traceback", exc_info=error)
+    return _shorten(_words(error))
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, _UsageError):
+        context = getattr(error, "ctx", None)
+        command = "vkq" if context is None else context.command_path
+        message = error.format_message()  # type: ignore[attr-defined]
+        return f"{message.rstrip('.')}; see `{command} --help`"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return f"out of memory: {error}"
+    if isinstance(error, OSError) and error.strerror:
+        place = "reading or writing failed" if error.filename is None else error.filename
+        return f"{place}: {error.strerror}"
+    if isinstance(error, ValueError | NotImplementedError | OSError) and str(error):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error}; `vkq --traceback ...` shows where from"
+
+
+def _shorten(text: str) -> str:
+    """On one line, unprintable characters escaped, the middle left out where it is too long."""
+    line = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in " ".join(text.split())
+    )
+    if len(line) <= LONGEST:
+        return line
+    gap = " [...] "
+    return line[: LONGEST - _TAIL - len(gap)] + gap + line[-_TAIL:]

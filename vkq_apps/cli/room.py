@@ -1,0 +1,50 @@
+"""Whether a prompt and its answer fit the model's context and the device's memory."""
+
+from models.llava.config import LlavaConfig
+from models.rope import RopeKind
+from vkq_apps.bench import device_memory
+from vkq_apps.cli.console import human_bytes
+
+__all__ = ["check_room", "context_length"]
+
+
+def context_length(config: LlavaConfig) -> int:
+    """Most tokens of prompt and answer together that a model is meant for."""
+    rope = config.text.rope
+    # In these two kinds of scaling, the stated length is that before stretching.
+    if rope.kind in (RopeKind.LINEAR, RopeKind.DYNAMIC):
+        return int(rope.max_length * rope.stretch)
+    return rope.max_length
+
+
+def check_room(config: LlavaConfig, *, visual: int, text: int, max_new_tokens: int) -> None:
+    """Checks one prompt and the answer to it.
+
+    Args:
+        config: of the model.
+        visual, text: tokens of the prompt, as far as they are known.
+        max_new_tokens: of the answer; 0 for none.
+
+    Raises:
+        ValueError: the context or the memory is too small.
+    """
+    prompt, longest = visual + text, context_length(config)
+    if prompt + min(max_new_tokens, 1) > longest:
+        raise ValueError(
+            f"the prompt is too long: {visual} visual and {text} text tokens, and the model's "
+            f"context holds {longest} tokens; give fewer or smaller images, or less text"
+        )
+    if prompt + max_new_tokens > longest:
+        raise ValueError(
+            f"--max-new-tokens: expected at most {longest - prompt}, since the model's context "
+            f"holds {longest} tokens, {prompt} of them for the prompt; got {max_new_tokens}"
+        )
+    tower = config.text
+    per_token = 2 * 2 * tower.num_layers * tower.num_kv_heads * tower.head_dim  # bfloat16
+    needed, limit = per_token * (text + max_new_tokens), device_memory.limit()
+    if needed > limit:
+        raise ValueError(
+            f"--max-new-tokens: a cache of {text + max_new_tokens} text tokens takes "
+            f"{human_bytes(needed)}, and the device has {human_bytes(limit)}: expected fewer "
+            f"tokens, got {max_new_tokens}"
+        )
