@@ -12,10 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from models.inputs import Inputs
-from models.model import Model
 from models.decode_loop import decode_step
 from models.generate import QuantizeAt
+from models.inputs import Inputs
+from models.model import Model
 from models.prefill import prefill
 from models.recoding import FULL_PRECISION, recode
 from vkq_jax.array_types import Array, Float, Int32

@@ -26,7 +26,7 @@ from vkq_jax.persistence import (
     save_score_map,
     save_tables,
 )
-from vkq_jax.presets import presets, resolve
+from vkq_jax.presets import calibrated_presets, presets, resolve
 from vkq_jax.quantize import dequantize, fake_quantize, quantize
 from vkq_jax.quantized import AffineTensor, CodeFamily, QuantizedTensor
 from vkq_jax.range_rules import MSE, MinMax, Quantile, RangeRule, Shrink
@@ -74,6 +74,7 @@ __all__ = [
     "VisualSpan",
     "append",
     "cache_nbytes",
+    "calibrated_presets",
     "cosine",
     "dequantize",
     "fake_quantize",

@@ -69,10 +69,12 @@ def fit_dictionary(
     channels, distortion, step, gain = jax.tree.map(np.asarray, _measure(tokens, weight, root))
     layouts = [_lay_out(_spend(distortion[k], virtual), step[k], gain[k]) for k in range(heads)]
     analysis = np.swapaxes(channels, -1, -2) @ np.asarray(root)
-    synthesis = None if metric is None else np.linalg.solve(np.asarray(metric, np.float64), channels)
+    synthesis = (
+        None if metric is None else np.linalg.solve(np.asarray(metric, np.float64), channels)
+    )
     return ClassTables(
         jnp.asarray(analysis, _TABLE_DTYPE),
-        None if synthesis is None else jnp.asarray(synthesis, _TABLE_DTYPE),
+        synthesis,
         *(jnp.asarray(np.stack(x)) for x in zip(*layouts, strict=True)),
     )
 

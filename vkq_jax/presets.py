@@ -36,7 +36,7 @@ presets: Mapping[str, KVQuantConfig] = MappingProxyType(
     {
         # This project's own, where nothing is calibrated: centres of the image's own, classes of
         # tokens, an unbiased scale.
-        "vkq-1bit": _both(_hadamard((0.25, 2), (0.45, 1), (0.3, 0), centres=4)),
+        "vkq-1bit": _both(_hadamard((0.18, 2), (0.6, 1), (0.22, 0), centres=4)),
         "vkq-half": _both(_hadamard((0.1, 2), (0.2, 1), (0.7, 0), centres=4)),
         "vkq-2bit": _both(_hadamard((0.25, 3), (0.4, 2), (0.35, 1), centres=4)),
         # One bit of every channel: what the fused kernel multiplies as it is stored.

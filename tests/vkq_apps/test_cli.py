@@ -134,7 +134,7 @@ def test_generate_shows_a_table_to_people(capsys, picture):
 def test_calibrate_writes_a_map_that_generate_takes(capsys, tmp_path, picture):
     path = str(tmp_path / "new" / "map.safetensors")
     code, out, _ = run(
-        capsys, "calibrate", "--model", "tiny", "--image", picture, "--image", picture,
+        capsys, "calibrate-scores", "--model", "tiny", "--image", picture, "--image", picture,
         "--prompt", "describe the picture", "--max-new-tokens", "2", "--out", path, "--json",
     )  # fmt: skip
     record = json.loads(out)
@@ -178,7 +178,7 @@ def test_calibrate_says_which_heads_it_left_alone(
     monkeypatch.setattr("models.load", lambda folder: tiny_model(config=config))
     monkeypatch.setattr("models.calibrate_scores", lambda model, inputs, **options: made)
     code, out, _ = run(
-        capsys, "calibrate", "--model", "tiny", "--image", picture, "--prompt", "y",
+        capsys, "calibrate-scores", "--model", "tiny", "--image", picture, "--prompt", "y",
         "--out", str(tmp_path / "map"),
     )  # fmt: skip
     assert code == 0
@@ -188,7 +188,7 @@ def test_calibrate_says_which_heads_it_left_alone(
 def test_calibrate_checks_before_it_loads_a_model(capsys, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
-    ask = ["calibrate", "--model", "/never loaded", "--image", "x"]
+    ask = ["calibrate-scores", "--model", "/never loaded", "--image", "x"]
     for options, message in (
         (["--prompt", "y", "--out", str(tmp_path)], f"{tmp_path}: expected a regular file"),
         (["--prompt", "y", "--out", str(tmp_path / "pipe")], "pipe: expected a regular file"),

@@ -29,8 +29,11 @@ COMMANDS = {
     "demo": Place("vkq_apps.cli.ask", "demo", "A real model reads a receipt in 16 bits and in 1."),
     "generate": Place("vkq_apps.cli.ask", "generate", "Answer a question about your pictures."),
     "inspect": Place("vkq_apps.cli.inspect", "inspect", "Plot the visual cache of one prompt."),
-    "calibrate": Place(
-        "vkq_apps.cli.calibrate", "calibrate", "Make a static score map from sample prompts."
+    "calibrate": Place("vkq_apps.cli.calibrate", "calibrate", "Fit the codes to your model, once."),
+    "calibrate-scores": Place(
+        "vkq_apps.cli.calibrate_scores",
+        "calibrate_scores",
+        "Make a static score map from sample prompts.",
     ),
     "eval": Place("vkq_apps.cli.evaluate", "evaluate", "Measure what coding does to answers."),
     "bench": Place("vkq_apps.cli.bench", "bench", "Measure time and memory."),

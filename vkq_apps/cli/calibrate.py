@@ -1,123 +1,179 @@
-"""`vkq calibrate`: a static score map from sample pictures and prompts."""
+"""`vkq calibrate`: tables of codes for a model, from a folder of pictures."""
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 import models
 import vkq_jax
-from models import Inputs
-from vkq_apps.cli.arguments import (
-    JsonOption,
-    ModelOption,
-    QuantizeAtOption,
-    QuantOption,
-    check_before_loading,
-    whole_prompt,
-)
+from models import Inputs, Model
+from vkq_apps.cli.arguments import JsonOption, ModelOption, whole_prompt
 from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.cli.counts import check_count
-from vkq_apps.cli.room import check_room
 from vkq_apps.evals.progress import progress
 from vkq_jax.whole_file import check_writable
 
 __all__ = ["calibrate"]
 
+PROMPTS = (
+    "describe the picture.",
+    "what is written in the picture?",
+    "how many things are there, and where?",
+)
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+
 
 def calibrate(
     model: ModelOption,
-    image: Annotated[
-        list[Path], typer.Option(metavar="FILE", help="Sample picture; repeat for several.")
-    ],
-    prompt: Annotated[
-        list[str],
-        typer.Option(metavar="TEXT", help="Sample question, or prompt; repeat for several."),
-    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Pictures like those to come; a few dozen do."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Questions about them, one a line; some are built in."),
+    ] = None,
     out_file: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="safetensors file to write.")
-    ],
-    quant: QuantOption = "calibquant-1bit",
-    quantize_at: QuantizeAtOption = "prompt",
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="File to write; beside the checkpoint, as vkq_tables.safetensors, it is found by "
+            "itself.",
+        ),
+    ] = None,
+    presets: Annotated[
+        str, typer.Option(metavar="NAMES", help="Presets to calibrate, comma-separated, or all.")
+    ] = "all",
+    most: Annotated[
+        int,
+        typer.Option(
+            "--pictures", min=1, metavar="N", callback=check_count, help="Most pictures to look at."
+        ),
+    ] = 128,
     max_new_tokens: Annotated[
         int,
         typer.Option(min=1, metavar="N", callback=check_count, help="Most tokens of each answer."),
-    ] = 16,
+    ] = 24,
     batch_size: Annotated[
         int,
         typer.Option(min=1, metavar="N", callback=check_count, help="Prompts answered at once."),
-    ] = 8,
+    ] = 16,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of what is drawn.")] = 0,
     json: JsonOption = False,
 ) -> None:
-    """Calibrates visual scores once, asking each question about each picture."""
+    """Fits codebooks and dictionaries to a model's own keys, values and queries.
+
+    The model answers questions about the pictures at full precision; then plans of equal bits are
+    compared on its own answers, and the best is kept for each preset. The embedded model ("tiny")
+    takes pictures of its recipe if no folder is given.
+    """
     started = time.perf_counter()
-    calibration = vkq_jax.resolve(quant).calibration
-    if calibration is None:
-        known = ", ".join(name for name, preset in vkq_jax.presets.items() if preset.calibration)
-        raise ValueError(
-            f"--quant: expected a preset that calibrates scores ({known}), got {quant!r}"
-        )
+    names = _names(presets)
+    if images is None and model != "tiny":
+        raise ValueError('--images: expected a folder of pictures (only "tiny" draws its own)')
+    if out_file is None:
+        raise ValueError("--out: expected a file to write the tables to")
     check_writable(out_file)
-    check_before_loading(model, image, prompt, per_prompt=1, max_new_tokens=max_new_tokens)
+    questions = _read_prompts(prompts)
+    pairs = _drawn(most, seed) if images is None else _asked(_pictures(images)[:most], questions)
     with stage(f"loading {model}"):
         loaded = models.load(model)
-    pairs = list(itertools.product(image, prompt))
+    found: dict[str, list[float]] = {}
     with progress(log, "prompts") as show:
-
-        def batches() -> Iterator[Inputs]:
-            for batch in itertools.batched(pairs, batch_size):
-                inputs = models.prepare(
-                    loaded,
-                    images=[path for path, _ in batch],
-                    prompts=[whole_prompt(loaded, question) for _, question in batch],
-                )
-                shape = inputs.prompt_shape
-                check_room(
-                    loaded.config,
-                    visual=shape.visual,
-                    text=shape.text,
-                    max_new_tokens=max_new_tokens,
-                )
-                yield models.pad_to_multiple(inputs, 32)
-                show("calibrating", len(batch), len(pairs))
-
-        score_map = models.calibrate_scores(
+        codes = models.calibrate_codes(
             loaded,
-            batches(),
-            quant=quant,
+            _batches(loaded, pairs, batch_size),
+            presets=names,
             max_new_tokens=max_new_tokens,
-            quantize_at=quantize_at,
+            seed=seed,
+            on_batch=lambda done: show("answering", done, len(pairs)),
+            on_preset=lambda name, kl: found.update({name: [float(x) for x in kl]}),
         )
-    vkq_jax.save_score_map(out_file, score_map)
-    slope = np.asarray(score_map.slope)
-    layers, heads = slope.shape
-    left_alone = int((slope == 1).sum())
+    vkq_jax.save_tables(out_file, codes)
     record = {
         "model": model,
-        "quant": quant,
-        "quantize_at": quantize_at,
-        "sample_prompts": len(pairs),
-        "layers": layers,
-        "query_heads": heads,
-        "heads_left_alone": left_alone,
-        "mean_slope": round(float(slope.mean()), 4),
+        "prompts": len(pairs),
+        "presets": {
+            preset.name: {
+                "plan_kl": found[preset.name],
+                "table_bytes": preset.tables.nbytes if preset.tables is not None else 0,
+            }
+            for preset in codes.presets
+        },
         "file": str(out_file),
         "seconds": round(time.perf_counter() - started, 2),
     }
     if json:
         print_json(record)
         return
-    text = f"{out_file}: {layers} x {heads} heads from {len(pairs)} sample prompts, "
-    text += f"mean slope {slope.mean():.2f}"
-    if left_alone:
-        text += (
-            f"; {left_alone} of {layers} x {heads} heads kept the identity: their scores span less "
-            f"than tau2 - tau1 = {calibration.tau2 - calibration.tau1:g}"
+    for name, one in record["presets"].items():
+        plans = " / ".join(f"{kl:.4f}" for kl in one["plan_kl"])
+        out.print(f"{name}: KL of its plans {plans}, {one['table_bytes'] / 1e6:.1f} MB of tables")
+    out.print(f"{out_file}: calibrated on {len(pairs)} prompts", soft_wrap=True)
+
+
+def _names(presets: str) -> list[str]:
+    known = list(vkq_jax.calibrated_presets)
+    names = [name for name in map(str.strip, presets.split(",")) if name]
+    if names == ["all"]:
+        return known
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--presets: expected some of {', '.join(known)}, got {name!r}")
+    return names
+
+
+def _read_prompts(file: Path | None) -> Sequence[str]:
+    if file is None:
+        return PROMPTS
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--prompts: {file} cannot be read as text: {error}") from error
+    found = [line for line in lines if line]
+    if not found:
+        raise ValueError(f"--prompts: expected a question a line in {file}, got none")
+    return found
+
+
+def _pictures(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ValueError(f"--images: expected a folder of pictures, {folder} is none")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
+    if not found:
+        raise ValueError(f"--images: expected pictures ({', '.join(_PICTURES)}) in {folder}")
+    return found
+
+
+def _asked(pictures: Sequence[Path], questions: Sequence[str]) -> list[tuple[Any, str]]:
+    """Each picture with one question, the questions in turn."""
+    return list(zip(pictures, itertools.cycle(questions), strict=False))
+
+
+def _drawn(most: int, seed: int) -> list[tuple[Any, str]]:
+    """Pictures of the embedded model's recipe, none of which is ever scored, with its questions."""
+    from vkq_apps.training.heldout import calibration_picture
+    from vkq_apps.training.pictures import KINDS
+
+    drawn = []
+    for number in range(most):
+        kind = list(KINDS)[number % len(KINDS)]
+        picture = calibration_picture(kind, number // len(KINDS), seed=seed)
+        turn = picture.turns[number // len(KINDS) % len(picture.turns)]
+        drawn.append((picture.image, turn.question))
+    return drawn
+
+
+def _batches(model: Model, pairs: Sequence[tuple[Any, str]], batch_size: int) -> Iterator[Inputs]:
+    for batch in itertools.batched(pairs, batch_size):
+        inputs = models.prepare(
+            model,
+            images=[picture for picture, _ in batch],
+            prompts=[whole_prompt(model, question) for _, question in batch],
         )
-        if loaded.config.text.sliding_window is not None:
-            text += ", or their sliding window hides the pictures"
-    out.print(text, soft_wrap=True)
+        yield models.pad_to_multiple(inputs, 32)

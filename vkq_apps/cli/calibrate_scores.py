@@ -1,0 +1,123 @@
+"""`vkq calibrate-scores`: a static score map from sample pictures and prompts."""
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+import models
+import vkq_jax
+from models import Inputs
+from vkq_apps.cli.arguments import (
+    JsonOption,
+    ModelOption,
+    QuantizeAtOption,
+    QuantOption,
+    check_before_loading,
+    whole_prompt,
+)
+from vkq_apps.cli.console import log, out, print_json, stage
+from vkq_apps.cli.counts import check_count
+from vkq_apps.cli.room import check_room
+from vkq_apps.evals.progress import progress
+from vkq_jax.whole_file import check_writable
+
+__all__ = ["calibrate_scores"]
+
+
+def calibrate_scores(
+    model: ModelOption,
+    image: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="Sample picture; repeat for several.")
+    ],
+    prompt: Annotated[
+        list[str],
+        typer.Option(metavar="TEXT", help="Sample question, or prompt; repeat for several."),
+    ],
+    out_file: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="safetensors file to write.")
+    ],
+    quant: QuantOption = "calibquant-1bit",
+    quantize_at: QuantizeAtOption = "prompt",
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", callback=check_count, help="Most tokens of each answer."),
+    ] = 16,
+    batch_size: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", callback=check_count, help="Prompts answered at once."),
+    ] = 8,
+    json: JsonOption = False,
+) -> None:
+    """Calibrates visual scores once, asking each question about each picture."""
+    started = time.perf_counter()
+    calibration = vkq_jax.resolve(quant).calibration
+    if calibration is None:
+        known = ", ".join(name for name, preset in vkq_jax.presets.items() if preset.calibration)
+        raise ValueError(
+            f"--quant: expected a preset that calibrates scores ({known}), got {quant!r}"
+        )
+    check_writable(out_file)
+    check_before_loading(model, image, prompt, per_prompt=1, max_new_tokens=max_new_tokens)
+    with stage(f"loading {model}"):
+        loaded = models.load(model)
+    pairs = list(itertools.product(image, prompt))
+    with progress(log, "prompts") as show:
+
+        def batches() -> Iterator[Inputs]:
+            for batch in itertools.batched(pairs, batch_size):
+                inputs = models.prepare(
+                    loaded,
+                    images=[path for path, _ in batch],
+                    prompts=[whole_prompt(loaded, question) for _, question in batch],
+                )
+                shape = inputs.prompt_shape
+                check_room(
+                    loaded.config,
+                    visual=shape.visual,
+                    text=shape.text,
+                    max_new_tokens=max_new_tokens,
+                )
+                yield models.pad_to_multiple(inputs, 32)
+                show("calibrating", len(batch), len(pairs))
+
+        score_map = models.calibrate_scores(
+            loaded,
+            batches(),
+            quant=quant,
+            max_new_tokens=max_new_tokens,
+            quantize_at=quantize_at,
+        )
+    vkq_jax.save_score_map(out_file, score_map)
+    slope = np.asarray(score_map.slope)
+    layers, heads = slope.shape
+    left_alone = int((slope == 1).sum())
+    record = {
+        "model": model,
+        "quant": quant,
+        "quantize_at": quantize_at,
+        "sample_prompts": len(pairs),
+        "layers": layers,
+        "query_heads": heads,
+        "heads_left_alone": left_alone,
+        "mean_slope": round(float(slope.mean()), 4),
+        "file": str(out_file),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    if json:
+        print_json(record)
+        return
+    text = f"{out_file}: {layers} x {heads} heads from {len(pairs)} sample prompts, "
+    text += f"mean slope {slope.mean():.2f}"
+    if left_alone:
+        text += (
+            f"; {left_alone} of {layers} x {heads} heads kept the identity: their scores span less "
+            f"than tau2 - tau1 = {calibration.tau2 - calibration.tau1:g}"
+        )
+        if loaded.config.text.sliding_window is not None:
+            text += ", or their sliding window hides the pictures"
+    out.print(text, soft_wrap=True)
