@@ -1,7 +1,6 @@
 """The commands of `vkq`, each imported when it is called: `vkq --help` needs none of them."""
 
 import importlib
-import importlib.metadata
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -66,7 +65,9 @@ class _OnDemand(TyperCommand):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        versions = (f"{name} {importlib.metadata.version(name)}" for name in ("vkq-jax", "jax"))
+        from importlib.metadata import version  # here: `vkq --help` should not wait for it
+
+        versions = (f"{name} {version(name)}" for name in ("vkq-jax", "jax"))
         print(", ".join(versions))
         raise typer.Exit
 
