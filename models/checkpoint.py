@@ -120,11 +120,10 @@ def _leaves_folder(shard: str) -> bool:
 
 def _broken(file: Path, error: Exception) -> str:
     """What is wrong with a file that is no safetensors file."""
-    with file.open("rb") as stream:
-        start = stream.read(64)
-    if start.startswith(b"version https://git-lfs"):
-        return f"{show_path(file)} is only a pointer to the weights: run `git lfs pull`"
-    return f"{show_path(file)} is truncated or no safetensors file: {str(error)[:120]}"
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        if stream.read(64).startswith(b"version https://git-lfs"):
+            return f"{show_path(file)} is only a pointer to the weights: run `git lfs pull`"
+    return f"{show_path(file)} is truncated or no safetensors file: {show_name(str(error))}"
 
 
 def _no_weights(folder: Path) -> Exception:

@@ -23,6 +23,7 @@ from models.messages import LONGEST, show, show_path, some
 from models.model import Model
 from models.stacks import put_together
 from models.weights import FLOATS, Problem, check_sizes, check_weights, read_weights, to_stored
+from vkq_jax.whole_file import whole_file
 
 __all__ = ["TINY", "load", "read_config", "save_weights"]
 
@@ -100,11 +101,12 @@ def save_weights(model: Model, folder: str | os.PathLike[str]) -> None:
     """Writes model.safetensors with Hugging Face's names, in the dtype of the parameters.
 
     config.json and the processor's files are the caller's. Vision layers that the model does not
-    use are not written.
+    use are not written. A missing folder is made; the file appears whole or not at all.
     """
     stored = to_stored(put_together(model.params), llava_params.source)
     tensors = {llava_params.published(name): tensor for name, tensor in stored.items()}
-    save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+    with whole_file(Path(folder) / "model.safetensors") as part:
+        save_file(tensors, part, metadata={"format": "pt"})
 
 
 def _check_dtype(dtype: DTypeLike) -> np.dtype:

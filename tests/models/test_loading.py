@@ -560,6 +560,11 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, reference):
         np.testing.assert_array_equal(value, original[key])
 
 
+def test_weights_are_saved_whole_and_folders_made(tmp_path, reference):
+    models.save_weights(reference, tmp_path / "a" / "b")
+    assert [file.name for file in (tmp_path / "a" / "b").iterdir()] == ["model.safetensors"]
+
+
 def test_loading_holds_the_weights_once(tmp_path):
     """Above the weights themselves, the host holds one stack over layers and one tensor."""
     layers, width = 12, 128
