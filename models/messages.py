@@ -16,7 +16,7 @@ _LONGEST_PATH = 80
 
 
 def show(value: object) -> str:
-    """`repr` of a value, at most about 100 characters long."""
+    """`repr` of a value, at most 100 characters long, however deep its nesting."""
     text = _SHORT.repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
 

@@ -192,7 +192,7 @@ def _read(
                     f"load with another dtype"
                 )
             raise ValueError(
-                f"{show_name(keys[name])} has NaN or infinite values: the file is damaged"
+                f"{show_name(keys[name])} has NaN or infinite values: get the file anew"
             )
     # The transfer ends before the host's copy is dropped and the next one made.
     return jax.block_until_ready(jax.device_put(stack))

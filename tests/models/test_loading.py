@@ -389,6 +389,10 @@ def recursive_config(folder):
     (folder / "config.json").write_text('{"a":' * 200_000)
 
 
+def deep_setting(folder):
+    (folder / "config.json").write_text('{"model_type": ' + "[" * 1400 + "]" * 1400 + "}")
+
+
 def twice_in_config(folder):
     (folder / "config.json").write_text('{"b": {"a": 1, "a": 1}}')
 
@@ -436,6 +440,7 @@ def invalid_config(folder):
         (break_config, ValueError, r"config\.json is not valid JSON"),
         (list_config, ValueError, r"config\.json should hold a JSON object, got a list"),
         (recursive_config, ValueError, r"config\.json is not valid JSON: it is nested too deep"),
+        (deep_setting, NotImplementedError, r"config\.json: model_type=\[\["),
         (twice_in_config, ValueError, r"config\.json is not valid JSON: 'a' is given twice"),
         (latin_config, ValueError, r"config\.json is not valid JSON: it is not UTF-8 at byte 7"),
         (long_number, ValueError, r"config\.json is not valid JSON: "),
