@@ -177,13 +177,13 @@ def peak_megabytes():
 
 def test_settings_mutated_by_schema(folder, cases, one_clear_error, known):
     before, loaded = peak_megabytes(), 0
-    for case in cases(25):
+    for case in cases(15):
         for name, content in mutated_files(random.Random(f"schema/{case}")).items():
             (folder / name).write_bytes(content)
         loaded += load_or_error(folder, one_clear_error, known)
         (folder / "generation_config.json").unlink(missing_ok=True)
     assert peak_megabytes() < before + MEGABYTES
-    assert 0 < loaded < len(cases(25))
+    assert 0 < loaded < len(cases(15))
 
 
 def test_settings_mutated_by_bytes(folder, cases, one_clear_error, known):
@@ -225,7 +225,7 @@ def text_config(rng):
 
 def test_rotary_settings_are_read_as_in_transformers(cases):
     """The same kind, theta, factor and length, wherever a file says them."""
-    for case in cases(200):
+    for case in cases(60):
         text = text_config(random.Random(f"rope/{case}"))
         theirs = transformers.LlamaConfig(**copy.deepcopy(text))
         theirs.standardize_rope_params()  # as its model does once more
