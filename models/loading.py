@@ -103,9 +103,10 @@ def save_weights(model: Model, folder: str | os.PathLike[str]) -> None:
     config.json and the processor's files are the caller's. Vision layers that the model does not
     use are not written. A missing folder is made; the file appears whole or not at all.
     """
+    file = Path(_check_path(folder)) / "model.safetensors"
     stored = to_stored(put_together(model.params), llava_params.source)
     tensors = {llava_params.published(name): tensor for name, tensor in stored.items()}
-    with whole_file(Path(folder) / "model.safetensors") as part:
+    with whole_file(file) as part:
         save_file(tensors, part, metadata={"format": "pt"})
 
 
@@ -129,13 +130,18 @@ def _check_dtype(dtype: DTypeLike) -> np.dtype:
     return found
 
 
-def _find_folder(path: str | os.PathLike[str]) -> Path:
+def _check_path(path: str | os.PathLike[str]) -> str:
     try:
         text = os.fspath(path)
     except TypeError:
         text = b""
     if not isinstance(text, str) or not text:
-        raise ValueError(f'path: expected a checkpoint folder or "tiny", got {show(path)}')
+        raise ValueError(f"path: expected that of a folder, as text or Path, got {show(path)}")
+    return text
+
+
+def _find_folder(path: str | os.PathLike[str]) -> Path:
+    text = _check_path(path)
     folder = TINY if text == "tiny" else Path(text)
     # pathlib's is_dir raises for some impossible names.
     if os.path.isdir(folder):

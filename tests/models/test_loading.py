@@ -508,10 +508,12 @@ def test_float16_is_refused_on_a_cpu(tmp_path):
         models.load(write_checkpoint(tmp_path, random_weights()), dtype="float16")
 
 
-@pytest.mark.parametrize("path", [None, 3, b"tiny", "", ["tiny"], {"a": 1}])
-def test_a_path_is_text_or_a_path(path):
-    with pytest.raises(ValueError, match='path: expected a checkpoint folder or "tiny", got'):
+@pytest.mark.parametrize("path", [None, 3, b"tiny", "", ["tiny"]])
+def test_a_path_is_text_or_a_path(reference, path):
+    with pytest.raises(ValueError, match="path: expected that of a folder, as text or Path, got"):
         models.load(path)
+    with pytest.raises(ValueError, match="path: expected that of a folder, as text or Path, got"):
+        models.save_weights(reference, path)
 
 
 @pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "\ud800", "llava-hf/llava-1.5-7b-hf"])
