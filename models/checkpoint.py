@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-from collections.abc import Iterable
-from pathlib import Path
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import ml_dtypes  # noqa: F401  # lets NumPy hold bfloat16, which safetensors asks it for
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-__all__ = ["Checkpoint", "TensorInfo", "read_json"]
+from models.foreign import recognise_files
+from models.hf_settings import Settings, errors_of, read_json
+from models.messages import show, show_name, show_path, some
+
+__all__ = ["Checkpoint", "TensorInfo"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -36,7 +40,9 @@ class Checkpoint(contextlib.ExitStack):
     """
 
     def __init__(self, folder: Path):
-        """Reads the headers of the folder's one file, or of all shards that its index names.
+        """Reads the headers of model.safetensors, or else of all shards that the index names.
+
+        With both in the folder the index is not looked at, as in transformers.
 
         Raises:
             FileNotFoundError: no weights, or a shard is missing.
@@ -45,10 +51,12 @@ class Checkpoint(contextlib.ExitStack):
         super().__init__()
         self.tensors: dict[str, TensorInfo] = {}
         self._handles: dict[Path, Any] = {}
+        single = folder / _SINGLE
+        shard_of = {} if single.is_file() else _read_index(folder)
         with contextlib.ExitStack() as on_error:
             on_error.push(self)
-            for file in _weight_files(folder):
-                self._open(file)
+            for file in sorted(set(shard_of.values())) or [single]:
+                self._open(file, shard_of)
             on_error.pop_all()
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
@@ -56,58 +64,76 @@ class Checkpoint(contextlib.ExitStack):
         handle = self._handles[self.tensors[name].file]
         return handle.get_tensor(name) if rows == slice(None) else handle.get_slice(name)[rows]
 
-    def _open(self, file: Path) -> None:
+    def _open(self, file: Path, shard_of: Mapping[str, Path]) -> None:
         try:
             handle = self.enter_context(safe_open(file, framework="numpy"))
-        except SafetensorError as error:
-            raise ValueError(f"{file} is truncated or no safetensors file: {error}") from error
+        except (SafetensorError, OSError) as error:
+            raise ValueError(_broken(file, error)) from error
         self._handles[file] = handle
         for name in handle.keys():  # noqa: SIM118  # a handle is no dict
             entry = handle.get_slice(name)
             info = TensorInfo(file, tuple(entry.get_shape()), entry.get_dtype())
-            if name in self.tensors:
-                raise ValueError(f"{name} is stored in {self.tensors[name].file} and in {file}")
-            self.tensors[name] = info
+            earlier = self.tensors.get(name)
+            if earlier is not None and shard_of.get(name) not in (earlier.file, file):
+                raise ValueError(
+                    f"{show_name(name)} is stored in {show_path(earlier.file)} and in {file.name}"
+                )
+            if earlier is None or shard_of[name] == file:
+                self.tensors[name] = info
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a JSON object.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} should hold a JSON object, got {type(content).__name__}")
-    return content
+@dataclasses.dataclass(frozen=True)
+class _Index(Settings):
+    weight_map: dict[str, Any]
 
 
-def _weight_files(folder: Path) -> Iterable[Path]:
+def _read_index(folder: Path) -> dict[str, Path]:
+    """The shard of each tensor."""
     index = folder / _INDEX
-    if index.is_file():
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise ValueError(f"{index} has no weight_map")
-        files = sorted({folder / name for name in shards.values()})
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise FileNotFoundError(f"{index} names shards that are missing: {', '.join(missing)}")
-        return files
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    found = sorted(file.name for file in folder.glob("*.safetensors"))
-    if found:
-        raise FileNotFoundError(f"{index} is missing beside {', '.join(found)}")
-    pickled = sorted(file.name for file in folder.glob("*.bin"))
-    if pickled:
-        raise ValueError(
-            f"{folder} has weights only as {', '.join(pickled)}; "
-            f"convert them to safetensors (transformers' save_pretrained does)"
+    if not index.is_file():
+        raise _no_weights(folder)
+    content = read_json(index)
+    with errors_of(index):
+        shards = _Index.read(content).weight_map
+        if not shards:
+            raise ValueError("weight_map is empty")
+        for tensor, shard in shards.items():
+            if not isinstance(shard, str) or _leaves_folder(shard):
+                raise ValueError(
+                    f"weight_map: expected a file of this folder for {show(tensor)}, "
+                    f"got {show(shard)}"
+                )
+    files = {tensor: folder / shard for tensor, shard in shards.items()}
+    # pathlib's is_file raises for some impossible names.
+    missing = sorted({file.name for file in files.values() if not os.path.isfile(file)})
+    if missing:
+        raise FileNotFoundError(
+            f"{show_path(index)} names shards that are missing: {some(missing)}"
         )
-    raise FileNotFoundError(f"{folder} has neither {_SINGLE} nor {_INDEX}")
+    return files
+
+
+def _leaves_folder(shard: str) -> bool:
+    path = PurePosixPath(shard.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts or ":" in shard
+
+
+def _broken(file: Path, error: Exception) -> str:
+    """What is wrong with a file that is no safetensors file."""
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        if stream.read(64).startswith(b"version https://git-lfs"):
+            return f"{show_path(file)} is only a pointer to the weights: run `git lfs pull`"
+    return f"{show_path(file)} is truncated or no safetensors file: {show_name(str(error))}"
+
+
+def _no_weights(folder: Path) -> Exception:
+    """The error for a folder without weights that can be read."""
+    if known := recognise_files(folder):
+        return ValueError(f"{show_path(folder)} {known}")
+    shards = sorted(file.name for file in folder.glob("*.safetensors"))
+    if shards:
+        return FileNotFoundError(
+            f"{show_path(folder / _INDEX)} is missing beside {some(shards)}; "
+            f"a single file has to be called {_SINGLE}"
+        )
+    return FileNotFoundError(f"{show_path(folder)} has neither {_SINGLE} nor {_INDEX}")

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +12,18 @@ from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from models.calibrated import TABLES_FILE, attach_tables
-from models.checkpoint import Checkpoint, read_json
+from models.checkpoint import Checkpoint
+from models.foreign import recognise_files, recognise_model_type, recognise_names
+from models.hf_fields import TokenIds, token_ids
+from models.hf_settings import Settings, errors_of, read_json
 from models.llava import params as llava_params
-from models.llava.config import TEXT_TOWERS, VISION_TOWERS, LlavaConfig
+from models.llava.config import LlavaConfig
 from models.llava.model import LlavaModel
+from models.messages import LONGEST, show, show_path, some
 from models.model import Model
 from models.stacks import put_together
-from models.weights import check_weights, read_weights, to_stored
+from models.weights import FLOATS, Problem, check_sizes, check_weights, read_weights, to_stored
+from vkq_jax.whole_file import whole_file
 
 __all__ = ["TINY", "load", "read_config", "save_weights"]
 
@@ -37,21 +41,26 @@ def load(
 
     Args:
         path: the folder, or "tiny" for the embedded checkpoint.
-        dtype: of parameters and computation, whatever that of the files.
+        dtype: float32, bfloat16 or float16 (float64 where JAX has it enabled), of parameters and
+            computation, whatever that of the files. float16 needs an accelerator.
         layers_apart: see `Model.take_apart`; by default where the device is a GPU.
 
     Raises:
         FileNotFoundError: the folder, its config.json, its weights or one of its shards is missing.
         NotImplementedError: an architecture, or a setting of it, that this library does not have.
-        ValueError: a broken file, weights that do not fit config.json, or a
+        ValueError: an argument of a wrong type, a broken file, settings that cannot be, weights
+            that do not fit config.json, or that hold NaN or infinity, or a
             `vkq_tables.safetensors` in the folder that was made for another model.
     """
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype must be a floating type, got {jnp.dtype(dtype)}")
-    folder = _find(path)
+    dtype = _check_dtype(dtype)
+    if layers_apart is not None and not isinstance(layers_apart, bool):
+        raise ValueError(f"layers_apart: expected True, False or None, got {show(layers_apart)}")
+    folder = _find_folder(path)
     config = _read_config(folder)
     with Checkpoint(folder) as checkpoint:
         keys = {llava_params.canonical(key): key for key in checkpoint.tensors}
+        if problems := check_sizes(llava_params.sizes(config), keys, checkpoint):
+            raise _misfit(folder, "config.json does not fit the weights", problems, checkpoint)
         if config.text.tied_head and not _is_tied(checkpoint, keys):
             config = dataclasses.replace(
                 config, text=dataclasses.replace(config.text, tied_head=False)
@@ -66,11 +75,11 @@ def load(
             lambda name: llava_params.is_unused(name, config),
         )
         if problems:
-            raise ValueError(
-                f"{folder}: {len(problems)} weights do not fit config.json:\n" + "\n".join(problems)
-            )
-        params = read_weights(params, llava_params.source, keys, checkpoint)
-    model = Model(params=params, graphdef=graphdef, config=config, source=str(folder))
+            raise _misfit(folder, "weights do not fit config.json", problems, checkpoint)
+        with errors_of(folder):
+            params = read_weights(params, llava_params.source, keys, checkpoint)
+    # Absolute, for the processor is read later, perhaps from another working directory.
+    model = Model(params=params, graphdef=graphdef, config=config, source=str(folder.absolute()))
     apart = jax.default_backend() == "gpu" if layers_apart is None else layers_apart
     model = model.take_apart() if apart else model
     tables = folder / TABLES_FILE
@@ -85,60 +94,110 @@ def read_config(path: str | os.PathLike[str]) -> LlavaConfig:
         NotImplementedError: an architecture, or a setting of it, that this library does not have.
         ValueError: a broken config.json.
     """
-    return _read_config(_find(path))
+    return _read_config(_find_folder(path))
 
 
 def save_weights(model: Model, folder: str | os.PathLike[str]) -> None:
     """Writes model.safetensors with Hugging Face's names, in the dtype of the parameters.
 
     config.json and the processor's files are the caller's. Vision layers that the model does not
-    use are not written.
+    use are not written. A missing folder is made; the file appears whole or not at all.
     """
+    file = Path(_check_path(folder)) / "model.safetensors"
     stored = to_stored(put_together(model.params), llava_params.source)
     tensors = {llava_params.published(name): tensor for name, tensor in stored.items()}
-    save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+    with whole_file(file) as part:
+        save_file(tensors, part, metadata={"format": "pt"})
 
 
-def _find(path: str | os.PathLike[str]) -> Path:
-    folder = TINY if path == "tiny" else Path(path)
-    if not folder.is_dir():
-        embedded = "; the embedded checkpoint is not part of this copy" if path == "tiny" else ""
-        raise FileNotFoundError(f"checkpoint folder {folder} does not exist{embedded}")
-    return folder
+def _check_dtype(dtype: DTypeLike) -> np.dtype:
+    """The dtype that an argument stands for, if models compute in it here."""
+    supported = ["float32", "bfloat16", "float16"] + ["float64"] * jax.config.jax_enable_x64
+    try:
+        # NumPy takes None for float64.
+        name = "None" if dtype is None else jnp.dtype(dtype).name
+    # NumPy parses strings, and fails on some with SyntaxError.
+    except Exception:
+        name = show(dtype)
+    if name not in supported:
+        raise ValueError(f"dtype: expected {', '.join(supported)}, got {name}")
+    found = jnp.dtype(name)
+    if found == jnp.float16 and jax.default_backend() == "cpu":
+        raise ValueError(
+            "dtype float16 does not run on a CPU, whose matrix products of float16 JAX cannot "
+            "accumulate in float32: load with dtype=jnp.bfloat16 or jnp.float32"
+        )
+    return found
+
+
+def _check_path(path: str | os.PathLike[str]) -> str:
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        text = b""
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"path: expected that of a folder, as text or Path, got {show(path)}")
+    return text
+
+
+def _find_folder(path: str | os.PathLike[str]) -> Path:
+    text = _check_path(path)
+    folder = TINY if text == "tiny" else Path(text)
+    # pathlib's is_dir raises for some impossible names.
+    if os.path.isdir(folder):
+        return folder
+    if text == "tiny":
+        hint = "the embedded checkpoint is not part of this copy"
+    elif os.path.isfile(folder):
+        raise ValueError(f"path: expected a checkpoint folder, got the file {show_path(folder)}")
+    else:
+        hint = "nothing is downloaded: get a folder with `hf download`"
+    raise FileNotFoundError(f"checkpoint folder {show_path(folder)} does not exist; {hint}")
 
 
 def _read_config(folder: Path) -> LlavaConfig:
-    # Here and not above, because this import takes seconds.
-    from transformers import LlavaConfig as HfLlavaConfig
-
-    content = read_json(folder / "config.json")
+    file = folder / "config.json"
+    if not file.is_file() and (known := recognise_files(folder)):
+        raise FileNotFoundError(f"{show_path(file)} is missing: the folder {known}")
+    content = read_json(file)
     family = content.get("model_type")
     if family != "llava":
+        hint = recognise_model_type(family)
         raise NotImplementedError(
-            f"{folder / 'config.json'}: model_type={family!r}; supported: 'llava'"
+            f"{show_path(file)}: model_type={show(family)}; supported: 'llava'"
+            + (f"; this is {hint}" if hint else "")
         )
-    _check_towers(content)
-    try:
-        hf = HfLlavaConfig.from_dict(content)
-    # transformers validates with exceptions of many types.
-    except Exception as error:
-        raise ValueError(f"{folder / 'config.json'} is not valid: {error}") from error
-    config = LlavaConfig.from_hf(hf)
+    with errors_of(file):
+        config = LlavaConfig.from_hf(content)
     generation = folder / "generation_config.json"
-    eos = read_json(generation).get("eos_token_id") if generation.is_file() else None
-    if eos is None:
+    if not generation.is_file():
         return config
-    return dataclasses.replace(config, eos_token_ids=tuple([eos] if isinstance(eos, int) else eos))
+    content = read_json(generation)
+    with errors_of(generation):
+        stops = token_ids(_GenerationSettings.read(content).eos_token_id)
+    return dataclasses.replace(config, eos_token_ids=stops) if stops else config
 
 
-def _check_towers(content: dict[str, Any]) -> None:
-    """Refuses other towers by name before transformers fails on those that it does not know."""
-    for tower, supported in (("text_config", TEXT_TOWERS), ("vision_config", VISION_TOWERS)):
-        settings, default = content.get(tower), supported[0]
-        found = settings.get("model_type", default) if isinstance(settings, dict) else default
-        if found not in supported:
-            known = ", ".join(map(repr, supported))
-            raise NotImplementedError(f"{tower}.model_type={found!r}; supported: {known}")
+@dataclasses.dataclass(frozen=True)
+class _GenerationSettings(Settings):
+    eos_token_id: TokenIds | None = None
+
+
+def _misfit(
+    folder: Path, summary: str, problems: list[Problem], checkpoint: Checkpoint
+) -> ValueError:
+    """One line: what does not fit, the first few by name, and what the checkpoint looks like."""
+    kinds: dict[str, list[str]] = {}
+    for kind, name, detail in problems:
+        kinds.setdefault(kind, []).append(f"{name} ({detail})" if detail else name)
+    text = f"{show_path(folder)}: {summary} ({len(problems)}): "
+    known = recognise_names(checkpoint.tensors)
+    hint = f"; this looks like {known}" if known else ""
+    for most, longest in ((3, 120), (2, 120), (1, 120), (1, 40), (1, 20)):
+        parts = [f"{kind}: {some(names, most, longest)}" for kind, names in kinds.items()]
+        if len(line := text + "; ".join(parts) + hint) < LONGEST:
+            break
+    return ValueError(line)
 
 
 def _is_tied(checkpoint: Checkpoint, keys: dict[str, str]) -> bool:
@@ -146,8 +205,11 @@ def _is_tied(checkpoint: Checkpoint, keys: dict[str, str]) -> bool:
     head, table = keys.get("head.weight"), keys.get("text.embed_tokens.weight")
     if head is None or table is None:
         return True
-    shape = checkpoint.tensors[head].shape
-    if shape != checkpoint.tensors[table].shape:
+    (shape, dtype), (other, _) = (
+        (info.shape, info.dtype) for info in (checkpoint.tensors[head], checkpoint.tensors[table])
+    )
+    # What is no matrix of floats is refused later, by name.
+    if shape != other or len(shape) != 2 or dtype not in FLOATS:
         return False
     step = 4096  # rows at a time: both tables in full would double the largest tensor
     blocks = (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))

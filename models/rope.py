@@ -67,6 +67,34 @@ class RopeConfig:
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
 
+    def __post_init__(self):
+        """Checks what the settings say together; their ranges are those of the file they come from.
+
+        Raises:
+            ValueError: settings that contradict each other, named as in Hugging Face's files.
+        """
+        least = 4 if self.kind is RopeKind.DYNAMIC else 2  # dynamic's exponent divides by H - 2
+        if self.head_dim < least or self.head_dim % 2:
+            raise ValueError(
+                f"head_dim: expected an even number of at least {least} for "
+                f"rope_type={self.kind.value!r}, got {self.head_dim}"
+            )
+        if self.kind is RopeKind.LLAMA3 and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor: expected less than high_freq_factor={self.high_freq_factor}, "
+                f"got {self.low_freq_factor}"
+            )
+        if self.kind is RopeKind.YARN and self.beta_fast < self.beta_slow:
+            raise ValueError(
+                f"beta_fast: expected at least beta_slow={self.beta_slow}, got {self.beta_fast}"
+            )
+        for name in ("short_factor", "long_factor") if self.kind is RopeKind.LONGROPE else ():
+            if (count := len(getattr(self, name))) != self.head_dim // 2:
+                raise ValueError(
+                    f"{name}: expected {self.head_dim // 2} numbers, half of "
+                    f"head_dim={self.head_dim}, got {count}"
+                )
+
     @property
     def pretraining_length(self) -> int:
         """Longest sequence of pretraining."""

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import ml_dtypes
 import numpy as np
 from flax import nnx
 
 from models.checkpoint import Checkpoint
+from models.messages import show_name
 
-__all__ = ["Layout", "Source", "check_weights", "read_weights", "to_stored"]
+__all__ = [
+    "FLOATS",
+    "Layout",
+    "Problem",
+    "Size",
+    "Source",
+    "all_finite",
+    "check_sizes",
+    "check_weights",
+    "read_weights",
+    "to_stored",
+]
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 type ParameterPath = tuple[Any, ...]
 
@@ -54,14 +68,60 @@ class Source:
         return shape if self.layout is Layout.SAME else shape[::-1]
 
 
+class Size(NamedTuple):
+    """A size that config.json states and that a stored tensor shows.
+
+    Attributes:
+        setting: the field. value: what it says, or what it and others make of that axis.
+        name: of the tensor. axis: of the tensor; None for a prefix of names that the number of a
+            layer follows, where the files hold at least `value` layers.
+    """
+
+    setting: str
+    value: int
+    name: str
+    axis: int | None = None
+
+
+class Problem(NamedTuple):
+    """Why a stored tensor does not fit."""
+
+    kind: str
+    name: str
+    detail: str = ""
+
+
+def check_sizes(
+    sizes: Iterable[Size], keys: Mapping[str, str], checkpoint: Checkpoint
+) -> list[Problem]:
+    """The settings that the files contradict, before anything is made in their size.
+
+    Tensors that the files lack are left to `check_weights`.
+    """
+    problems = []
+    for setting, value, name, axis in sizes:
+        if axis is None:
+            layers = re.compile(re.escape(name) + "([0-9]{1,9})[.]")
+            numbers = [int(match[1]) for match in map(layers.match, keys) if match]
+            stored = max(numbers, default=-1) + 1
+            if 0 < stored < value:
+                problems.append(Problem("wrong size", f"{setting}={value}", f"stored: {stored}"))
+        elif name in keys:
+            shape = checkpoint.tensors[keys[name]].shape
+            if not -len(shape) <= axis < len(shape) or shape[axis] != value:
+                detail = f"{keys[name]} has shape {shape}"
+                problems.append(Problem("wrong size", f"{setting}={value}", detail))
+    return problems
+
+
 def check_weights(
     params: nnx.State,
     source: Callable[[ParameterPath], Source],
     keys: Mapping[str, str],
     checkpoint: Checkpoint,
     is_unused: Callable[[str], bool],
-) -> list[str]:
-    """Everything that is missing, unexpected, or of a wrong shape or dtype, one line each.
+) -> list[Problem]:
+    """Everything that is missing, unexpected, or of a wrong shape or dtype.
 
     Args:
         params: parameters or their `jax.ShapeDtypeStruct`s.
@@ -77,21 +137,20 @@ def check_weights(
         for name in origin.names(parameter):
             expected.add(name)
             if name not in keys:
-                problems.append(f"missing: {name}")
+                problems.append(Problem("missing", name))
                 continue
             info = checkpoint.tensors[keys[name]]
             shape = info.shape
             if origin.layout is Layout.PATCHES and len(shape) == 4:
                 shape = (shape[0], shape[1] * shape[2] * shape[3])
             if shape != size:
-                problems.append(f"wrong shape: {keys[name]}: expected {size}, got {info.shape}")
-            if info.dtype not in _FLOATS:
-                problems.append(
-                    f"wrong dtype: {keys[name]}: expected one of {', '.join(_FLOATS)}, "
-                    f"got {info.dtype}"
-                )
+                detail = f"expected {size}, got {info.shape}"
+                problems.append(Problem("wrong shape", keys[name], detail))
+            if info.dtype not in FLOATS:
+                detail = f"expected {', '.join(FLOATS)}, got {info.dtype}"
+                problems.append(Problem("wrong dtype", keys[name], detail))
     known = {key for name, key in keys.items() if name in expected or is_unused(name)}
-    return problems + [f"unexpected: {key}" for key in checkpoint.tensors if key not in known]
+    return problems + [Problem("unexpected", key) for key in checkpoint.tensors if key not in known]
 
 
 def read_weights(
@@ -103,7 +162,10 @@ def read_weights(
     """Parameters on the default device, of the shapes and dtypes that `params` states.
 
     On the host there is at most one parameter (a stack over layers) and one stored tensor at a
-    time.
+    time; each is looked through for NaN and infinity while it is there.
+
+    Raises:
+        ValueError: a value that is not finite, or not once it is cast; the tensor is named.
     """
     return nnx.from_flat_state(
         (path, parameter.replace(_read(parameter, source(path), keys, checkpoint)))
@@ -121,9 +183,34 @@ def _read(
         if origin.layout is not Layout.SAME:
             tensor = tensor.reshape(tensor.shape[0], -1).T
         # Transposes and casts in one pass, without another array.
-        np.copyto(part, tensor, casting="unsafe")
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.copyto(part, tensor, casting="unsafe")
+        if not all_finite(part):
+            if all_finite(tensor):
+                raise ValueError(
+                    f"{show_name(keys[name])} has values too large for {part.dtype}: "
+                    f"load with another dtype"
+                )
+            raise ValueError(
+                f"{show_name(keys[name])} has NaN or infinite values: get the file anew"
+            )
     # The transfer ends before the host's copy is dropped and the next one made.
     return jax.block_until_ready(jax.device_put(stack))
+
+
+_FINITE_BLOCK = 2**16  # elements, whose copy stays in the processor's cache
+
+
+def all_finite(tensor: np.ndarray) -> bool:
+    """Whether no element is NaN or infinite, whatever the float type, at the speed of memory."""
+    # The exponent's bits, all set in NaN and infinity only: integers compare faster than bfloat16.
+    info = ml_dtypes.finfo(tensor.dtype)
+    word = np.dtype(f"u{tensor.dtype.itemsize}")
+    exponent = word.type(((1 << info.nexp) - 1) << info.nmant)
+    magnitude = word.type((1 << (8 * word.itemsize - 1)) - 1)
+    bits = np.ravel(tensor, order="K").view(word)
+    blocks = (bits[start : start + _FINITE_BLOCK] for start in range(0, bits.size, _FINITE_BLOCK))
+    return all((block & magnitude).max() < exponent for block in blocks)
 
 
 def to_stored(

@@ -1,17 +1,25 @@
 """Settings of a LLaVA-1.5 model, in this project's words: plain, frozen and hashable."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Self
 
+from models.hf_fields import token_ids
+from models.hf_rope import read_rope
 from models.layers import Activation
-from models.llava.from_hf import activation, read_rope, read_window, require, square
+from models.llava.from_hf import (
+    LlavaSettings,
+    TextSettings,
+    VisionSettings,
+    layer_window,
+    square,
+    text_settings,
+    vision_settings,
+)
+from models.messages import show
 from models.rope import RopeConfig
 
-__all__ = ["TEXT_TOWERS", "VISION_TOWERS", "LlavaConfig", "TextConfig", "VisionConfig"]
-
-# By model_type, transformers' default first.
-TEXT_TOWERS = ("llama", "mistral", "ministral")
-VISION_TOWERS = ("clip_vision_model",)
+__all__ = ["LlavaConfig", "TextConfig", "VisionConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,33 +65,49 @@ class VisionConfig:
         return self.width * len(self.feature_layers)
 
     @classmethod
-    def from_hf(cls, hf: Any, *, feature_layers: int | list[int], keep_class_token: bool) -> Self:
-        """From transformers' CLIPVisionConfig and the two settings that LLaVA adds.
+    def from_hf(
+        cls, hf: VisionSettings, *, feature_layers: int | tuple[int, ...], keep_class_token: bool
+    ) -> Self:
+        """From the tower's fields and the two that LLaVA adds.
 
         Raises:
             NotImplementedError: a setting that this port cannot honour, named.
+            ValueError: settings that contradict each other, named.
         """
-        require(hf, "model_type", *VISION_TOWERS, where="vision_config")
-        require(hf, "num_channels", 3, where="vision_config")
-        depth = hf.num_hidden_layers
-        chosen = [feature_layers] if isinstance(feature_layers, int) else list(feature_layers)
+        depth, heads = hf.num_hidden_layers, hf.num_attention_heads
+        chosen = (feature_layers,) if isinstance(feature_layers, int) else feature_layers
         resolved = tuple(index if index >= 0 else depth + 1 + index for index in chosen)
         if not resolved or min(resolved) < 0 or max(resolved) > depth:
             raise ValueError(
-                f"vision_feature_layer={feature_layers} points outside the {depth} vision layers"
+                f"vision_feature_layer={show(feature_layers)} points outside the {depth} vision "
+                f"layers"
             )
         if max(resolved) == 0:
-            raise NotImplementedError(f"vision_feature_layer={feature_layers} uses no vision layer")
+            raise NotImplementedError(
+                f"vision_feature_layer={show(feature_layers)} uses no vision layer"
+            )
+        if hf.hidden_size % heads:
+            raise ValueError(
+                f"vision_config.hidden_size: expected a multiple of num_attention_heads={heads}, "
+                f"got {hf.hidden_size}"
+            )
+        image_size = square(hf.image_size, "vision_config.image_size")
+        patch_size = square(hf.patch_size, "vision_config.patch_size")
+        if patch_size > image_size:
+            raise ValueError(
+                f"vision_config.patch_size: expected at most image_size={image_size}, "
+                f"got {patch_size}"
+            )
         return cls(
             width=hf.hidden_size,
             mlp_width=hf.intermediate_size,
             depth=depth,
-            num_heads=hf.num_attention_heads,
-            image_size=square(hf.image_size, "vision_config.image_size"),
-            patch_size=square(hf.patch_size, "vision_config.patch_size"),
+            num_heads=heads,
+            image_size=image_size,
+            patch_size=patch_size,
             feature_layers=resolved,
             keep_class_token=keep_class_token,
-            activation=activation(hf.hidden_act, "vision_config.hidden_act"),
+            activation=hf.hidden_act,
             norm_epsilon=hf.layer_norm_eps,
         )
 
@@ -121,29 +145,35 @@ class TextConfig:
         return self.head_dim**-0.5
 
     @classmethod
-    def from_hf(cls, hf: Any, *, tied_head: bool) -> Self:
-        """From transformers' LlamaConfig, MistralConfig or MinistralConfig.
-
-        Raises:
-            NotImplementedError: a setting that this port cannot honour, named.
-        """
-        require(hf, "model_type", *TEXT_TOWERS, where="text_config")
-        require(hf, "attention_chunk_size", None, where="text_config")
-        head_dim = hf.head_dim or hf.hidden_size // hf.num_attention_heads
-        sliding_window, full_layers = read_window(hf)
+    def from_hf(cls, hf: TextSettings, *, tied_head: bool) -> Self:
+        """From the tower's fields. Raises as `VisionConfig.from_hf` does."""
+        heads = hf.num_attention_heads
+        kv_heads = heads if hf.num_key_value_heads is None else hf.num_key_value_heads
+        if heads % kv_heads:
+            raise ValueError(
+                f"text_config.num_key_value_heads: expected a divisor of "
+                f"num_attention_heads={heads}, got {kv_heads}"
+            )
+        if hf.head_dim is None and hf.hidden_size % heads:
+            raise ValueError(
+                f"text_config.hidden_size: expected a multiple of num_attention_heads={heads}, "
+                f"got {hf.hidden_size}"
+            )
+        head_dim = hf.hidden_size // heads if hf.head_dim is None else hf.head_dim
+        sliding_window, full_layers = layer_window(hf)
         return cls(
             vocab_size=hf.vocab_size,
             width=hf.hidden_size,
             mlp_width=hf.intermediate_size,
             num_layers=hf.num_hidden_layers,
-            num_heads=hf.num_attention_heads,
-            num_kv_heads=hf.num_key_value_heads,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
             head_dim=head_dim,
-            rope=read_rope(hf, head_dim),
+            rope=read_rope(hf, head_dim, "text_config"),
             tied_head=tied_head,
-            attention_bias=getattr(hf, "attention_bias", False),
-            mlp_bias=getattr(hf, "mlp_bias", False),
-            activation=activation(hf.hidden_act, "text_config.hidden_act"),
+            attention_bias=hf.attention_bias,
+            mlp_bias=hf.mlp_bias,
+            activation=hf.hidden_act,
             norm_epsilon=hf.rms_norm_eps,
             sliding_window=sliding_window,
             full_layers=full_layers,
@@ -167,28 +197,27 @@ class LlavaConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     @classmethod
-    def from_hf(cls, hf: Any) -> Self:
-        """From transformers' LlavaConfig, read from a file of transformers 4 or 5.
+    def from_hf(cls, content: Mapping[str, Any]) -> Self:
+        """From the content of a config.json, written by transformers 4 or 5.
 
         Raises:
             NotImplementedError: a setting that this port cannot honour, named.
+            ValueError: a field of a wrong type, out of range, or contradicting another, named.
         """
-        require(hf, "model_type", "llava", where="config")
-        require(hf, "quantization_config", None, where="config")
-        strategy = hf.vision_feature_select_strategy
-        if strategy not in ("default", "full"):
-            raise NotImplementedError(f"vision_feature_select_strategy={strategy!r}")
-        eos = getattr(hf, "eos_token_id", None)
-        eos = hf.text_config.eos_token_id if eos is None else eos
+        hf = LlavaSettings.read(content)
+        vision, text = vision_settings(hf), text_settings(hf)
+        eos = text.eos_token_id if hf.eos_token_id is None else hf.eos_token_id
         return cls(
             vision=VisionConfig.from_hf(
-                hf.vision_config,
+                vision,
                 feature_layers=hf.vision_feature_layer,
-                keep_class_token=strategy == "full",
+                keep_class_token=hf.vision_feature_select_strategy == "full",
             ),
-            text=TextConfig.from_hf(hf.text_config, tied_head=hf.tie_word_embeddings),
-            image_token_id=hf.image_token_index,
-            projector_activation=activation(hf.projector_hidden_act, "projector_hidden_act"),
+            text=TextConfig.from_hf(
+                text, tied_head=hf.tie_word_embeddings or text.tie_word_embeddings
+            ),
+            image_token_id=hf.image_token_index if hf.image_token_id is None else hf.image_token_id,
+            projector_activation=hf.projector_hidden_act,
             projector_bias=hf.multimodal_projector_bias,
-            eos_token_ids=() if eos is None else tuple([eos] if isinstance(eos, int) else eos),
+            eos_token_ids=token_ids(eos),
         )

@@ -1,108 +1,201 @@
-"""Translation of single Hugging Face settings, each refused by name where it has no equivalent."""
+"""What config.json says of a LLaVA-1.5 model: fields, ranges, and transformers' defaults."""
 
-from typing import Any
+import dataclasses
+from typing import Annotated, Any, Literal
 
+from models.hf_fields import (
+    NO_EFFECT,
+    ActivationName,
+    Count,
+    Epsilon,
+    Length,
+    Side,
+    Theta,
+    TokenId,
+    TokenIds,
+    Width,
+)
+from models.hf_settings import Between, Settings
 from models.layers import Activation
-from models.rope import RopeConfig, RopeKind
+from models.messages import show, some
 
-__all__ = ["activation", "read_rope", "read_window", "require", "square"]
+__all__ = [
+    "TEXT_TOWERS",
+    "LlavaSettings",
+    "TextSettings",
+    "VisionSettings",
+    "layer_window",
+    "square",
+    "text_settings",
+    "vision_settings",
+]
 
-_ACTIVATIONS = {
-    "gelu": Activation.GELU,
-    "gelu_python": Activation.GELU,
-    "gelu_fast": Activation.GELU_TANH,
-    "gelu_new": Activation.GELU_TANH,
-    "gelu_pytorch_tanh": Activation.GELU_TANH,
-    "quick_gelu": Activation.QUICK_GELU,
-    "relu": Activation.RELU,
-    "silu": Activation.SILU,
-    "swish": Activation.SILU,
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionSettings(Settings):
+    """`vision_config` of a CLIP tower."""
+
+    model_type: Literal["clip_vision_model"] = "clip_vision_model"
+    hidden_size: Width = 768
+    intermediate_size: Width = 3072
+    num_hidden_layers: Count = 12
+    num_attention_heads: Count = 12
+    num_channels: Literal[3] = 3
+    image_size: Side | tuple[Side, ...] = 224
+    patch_size: Side | tuple[Side, ...] = 32
+    hidden_act: ActivationName = Activation.QUICK_GELU
+    layer_norm_eps: Epsilon = 1e-5
+    ignored = NO_EFFECT | {"vocab_size"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextSettings(Settings):
+    """`text_config` of a LLaMA, Mistral or Ministral tower: what they have in common."""
+
+    vocab_size: Width = 32000
+    hidden_size: Width = 4096
+    intermediate_size: Width = 14336
+    num_hidden_layers: Count = 32
+    num_attention_heads: Count = 32
+    num_key_value_heads: Count | None = 8
+    head_dim: Count | None = None
+    hidden_act: ActivationName = Activation.SILU
+    max_position_embeddings: Length = 4096 * 32
+    original_max_position_embeddings: Length | None = None
+    partial_rotary_factor: float | None = None
+    rope_theta: Theta = 10000.0
+    rope_parameters: dict[str, Any] | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rms_norm_eps: Epsilon = 1e-6
+    sliding_window: Length | None = 4096
+    layer_types: tuple[str, ...] | None = None
+    attention_chunk_size: None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    eos_token_id: TokenIds | None = 2
+    ignored = NO_EFFECT | {"model_type"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaSettings(TextSettings):
+    """A tower without a sliding window."""
+
+    intermediate_size: Width = 11008
+    num_key_value_heads: Count | None = None
+    max_position_embeddings: Length = 2048
+    sliding_window: None = None
+    layer_types: None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MistralSettings(TextSettings):
+    """A tower with a sliding window in all layers."""
+
+    layer_types: None = None
+    attention_bias: Literal[False] = False
+    mlp_bias: Literal[False] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MinistralSettings(TextSettings):
+    """A tower with a sliding window in those layers that are called so."""
+
+    attention_bias: Literal[False] = False
+    mlp_bias: Literal[False] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlavaSettings(Settings):
+    """The whole file; its towers are read by `vision_settings` and `text_settings`."""
+
+    model_type: Literal["llava"]
+    vision_config: dict[str, Any] | None = None
+    text_config: dict[str, Any] | None = None
+    image_token_index: TokenId = 32000
+    image_token_id: TokenId | None = None  # another name of image_token_index, which it overrides
+    projector_hidden_act: ActivationName = Activation.GELU
+    multimodal_projector_bias: bool = True
+    vision_feature_layer: (
+        Annotated[int, Between(-4097, 4096)] | tuple[Annotated[int, Between(-4097, 4096)], ...]
+    ) = -2
+    vision_feature_select_strategy: Literal["default", "full"] = "default"
+    tie_word_embeddings: bool = False
+    quantization_config: None = None
+    eos_token_id: TokenIds | None = None
+    # How long an image is follows from the vision tower.
+    ignored = NO_EFFECT | {"ignore_index", "image_seq_length"}
+
+
+TEXT_TOWERS: dict[str, type[TextSettings]] = {
+    "llama": LlamaSettings,
+    "mistral": MistralSettings,
+    "ministral": MinistralSettings,
+}
+"""By model_type, transformers' default first."""
+
+# The tower of a file that says nothing of it.
+_LLAVA_VISION = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
 }
 
-_ROPE_FIELDS = {
-    "factor": "factor",
-    "original_max_position_embeddings": "original_max_length",
-    "attention_factor": "attention_factor",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
-    "truncate": "truncate",
-    "mscale": "mscale",
-    "mscale_all_dim": "mscale_all_dim",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "short_factor": "short_factor",
-    "long_factor": "long_factor",
-}
+
+def vision_settings(llava: LlavaSettings) -> VisionSettings:
+    """The vision tower's fields.
+
+    Raises:
+        NotImplementedError: another tower, or a setting that is not supported.
+        ValueError: a field of a wrong type or out of range.
+    """
+    content = _LLAVA_VISION if llava.vision_config is None else llava.vision_config
+    return VisionSettings.read(content, "vision_config")
 
 
-def activation(name: str, setting: str) -> Activation:
-    """The activation called `name`."""
-    if name not in _ACTIVATIONS:
-        raise NotImplementedError(f"{setting}={name!r}; supported: {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
+def text_settings(llava: LlavaSettings) -> TextSettings:
+    """The text tower's fields. Raises as `vision_settings` does."""
+    content = llava.text_config or {}
+    family = _Family.read(content, "text_config").model_type
+    return TEXT_TOWERS[family].read(content, "text_config")
 
 
-def require(hf: Any, setting: str, *expected: Any, where: str) -> None:
-    """Refuses a configuration whose `setting` (None where absent) is none of `expected`."""
-    got = getattr(hf, setting, None)
-    if got not in expected:
-        supported = ", ".join(map(repr, expected))
-        raise NotImplementedError(f"{where}.{setting}={got!r}; this port supports {supported}")
+@dataclasses.dataclass(frozen=True)
+class _Family(Settings):
+    model_type: Literal["llama", "mistral", "ministral"] = "llama"
 
 
-def square(size: int | list[int] | tuple[int, ...], setting: str) -> int:
+def square(size: int | tuple[int, ...], setting: str) -> int:
     """The side of a square given as one number or two equal ones."""
     sides = {size} if isinstance(size, int) else set(size)
-    if len(sides) != 1:
-        raise NotImplementedError(f"{setting}={size}; this port supports squares")
+    if len(sides) != 1 or (isinstance(size, tuple) and len(size) != 2):
+        raise NotImplementedError(f"{setting}={show(size)}; this port supports squares")
     return sides.pop()
 
 
-def read_window(hf: Any) -> tuple[int | None, tuple[int, ...]]:
+def layer_window(text: TextSettings) -> tuple[int | None, tuple[int, ...]]:
     """Width of a text tower's sliding window, None without one, and the layers it leaves alone.
 
-    A LLaMA tower of transformers has none whatever its settings say, a Mistral tower one in all
-    layers, a Ministral tower in those that are called so.
+    Raises:
+        NotImplementedError: another type of layer.
+        ValueError: types of too many or too few layers, or a window without a width.
     """
-    if hf.model_type == "llama":
-        require(hf, "sliding_window", None, where="text_config")
-    if hf.model_type != "ministral":
-        require(hf, "layer_types", None, where="text_config")
-    window, kinds = getattr(hf, "sliding_window", None), getattr(hf, "layer_types", None)
-    if window is not None and not 1 <= window < 2**31:  # positions are int32
-        raise ValueError(f"text_config.sliding_window must lie in [1, 2**31), got {window}")
+    kinds = text.layer_types
     if kinds is None:
-        return window, ()
-    if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
-        raise NotImplementedError(f"text_config.layer_types has {', '.join(sorted(unknown))}")
+        return text.sliding_window, ()
+    if unknown := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
+        raise NotImplementedError(f"text_config.layer_types has {some(unknown)}")
+    if len(kinds) != text.num_hidden_layers:
+        raise ValueError(
+            f"text_config.layer_types: expected one for each of the {text.num_hidden_layers} "
+            f"layers, got {len(kinds)}"
+        )
     full = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
     if len(full) == len(kinds):
         return None, ()
-    if window is None:
+    if text.sliding_window is None:
         raise ValueError("text_config.layer_types has sliding_attention, sliding_window is None")
-    return window, full
-
-
-def read_rope(hf: Any, head_dim: int) -> RopeConfig:
-    """The rotary embedding of a text tower, whose reader converts the names of transformers 4."""
-    parameters = dict(hf.rope_parameters)
-    partial = parameters.pop("partial_rotary_factor", 1.0)
-    if partial not in (None, 1.0):
-        raise NotImplementedError(f"text_config.rope_parameters partial_rotary_factor={partial}")
-    kind = parameters.pop("rope_type", "default")
-    if kind not in list(RopeKind):
-        raise NotImplementedError(
-            f"text_config.rope_parameters rope_type={kind!r}; supported: {', '.join(RopeKind)}"
-        )
-    settings: dict[str, Any] = {
-        field: tuple(parameters[name]) if isinstance(parameters[name], list) else parameters[name]
-        for name, field in _ROPE_FIELDS.items()
-        if parameters.get(name) is not None
-    }
-    return RopeConfig(
-        head_dim=head_dim,
-        max_length=hf.max_position_embeddings,
-        kind=RopeKind(kind),
-        theta=parameters["rope_theta"],
-        **settings,
-    )
+    return text.sliding_window, full

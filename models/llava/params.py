@@ -8,9 +8,9 @@ import re
 from typing import Any
 
 from models.llava.config import LlavaConfig
-from models.weights import Layout, Source
+from models.weights import Layout, Size, Source
 
-__all__ = ["canonical", "is_unused", "published", "source"]
+__all__ = ["canonical", "is_unused", "published", "sizes", "source"]
 
 # The first that matches applies.
 _PREFIXES = (
@@ -85,7 +85,7 @@ _NEVER_USED = re.compile(
     r"|vision\.embeddings\.position_ids"
     r"|vision\.post_layernorm\.(weight|bias)"
 )
-_VISION_LAYER = re.compile(r"vision\.encoder\.layers\.(\d+)\.")
+_VISION_LAYER = re.compile(r"vision\.encoder\.layers\.([0-9]{1,9})\.")
 
 
 def canonical(key: str) -> str:
@@ -115,6 +115,50 @@ def source(path: tuple[Any, ...]) -> Source:
     if name == "vision.embeddings.patch_embedding":
         layout = Layout.PATCHES
     return Source(f"{name}.{suffix}", layout)
+
+
+def sizes(config: LlavaConfig) -> list[Size]:
+    """Where the files show the sizes that config.json states."""
+    vision, text = config.vision, config.text
+    vision_block, text_block = "vision.encoder.layers.0", "text.layers.0"
+    queries, keys = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    return [
+        Size("text_config.num_hidden_layers", text.num_layers, "text.layers."),
+        Size("text_config.vocab_size", text.vocab_size, "text.embed_tokens.weight", 0),
+        Size("text_config.hidden_size", text.width, "text.embed_tokens.weight", 1),
+        Size(
+            "text_config.intermediate_size", text.mlp_width, f"{text_block}.mlp.up_proj.weight", 0
+        ),
+        Size(
+            "text_config.num_attention_heads * head_dim",
+            queries,
+            f"{text_block}.self_attn.q_proj.weight",
+            0,
+        ),
+        Size(
+            "text_config.num_key_value_heads * head_dim",
+            keys,
+            f"{text_block}.self_attn.k_proj.weight",
+            0,
+        ),
+        Size("layers up to vision_feature_layer", vision.num_layers, "vision.encoder.layers."),
+        Size("vision_config.hidden_size", vision.width, "vision.embeddings.class_embedding", 0),
+        Size(
+            "vision_config.intermediate_size", vision.mlp_width, f"{vision_block}.mlp.fc1.bias", 0
+        ),
+        Size(
+            "vision_config.patch_size",
+            vision.patch_size,
+            "vision.embeddings.patch_embedding.weight",
+            -1,
+        ),
+        Size(
+            "(vision_config.image_size / patch_size)**2 + 1",
+            vision.num_patches + 1,
+            "vision.embeddings.position_embedding.weight",
+            0,
+        ),
+    ]
 
 
 def is_unused(name: str, config: LlavaConfig) -> bool:

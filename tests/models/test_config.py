@@ -1,10 +1,13 @@
+import dataclasses
+
 import pytest
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlavaConfig as HfLlavaConfig
 
 from models.layers import Activation
 from models.llava.config import LlavaConfig
+from models.llava.from_hf import TEXT_TOWERS, LlavaSettings, VisionSettings
 from models.rope import RopeKind
 from tests.models.hf_files import config_json
 
@@ -13,7 +16,7 @@ MINISTRAL = MISTRAL | {"model_type": "ministral"}
 
 
 def read(config):
-    return LlavaConfig.from_hf(HfLlavaConfig.from_dict(config))
+    return LlavaConfig.from_hf(config)
 
 
 def test_published_llava_7b_file():
@@ -132,7 +135,10 @@ def test_sliding_windows(text, window, full_layers):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (MISTRAL | {"sliding_window": 0}, r"sliding_window must lie in \[1, 2\*\*31\), got 0"),
+        (
+            MISTRAL | {"sliding_window": 0},
+            "sliding_window: expected an integer from 1 .* got 0",
+        ),
         (MISTRAL | {"sliding_window": 2**31}, "got 2147483648"),
         (
             MINISTRAL | {"sliding_window": None, "layer_types": ["sliding_attention"] * 2},
@@ -143,6 +149,86 @@ def test_sliding_windows(text, window, full_layers):
 def test_windows_that_are_none_are_an_error(text, message):
     with pytest.raises(ValueError, match=message):
         read(config_json(text=text))
+
+
+NAN, INFINITY = float("nan"), float("inf")
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [2.0, 2.0]}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": {"rms_norm_eps": NAN}}, "text_config.rms_norm_eps: expected a finite number"),
+        ({"text": {"rms_norm_eps": -1e-5}}, "text_config.rms_norm_eps: expected a number from"),
+        ({"text": {"rms_norm_eps": 10**400}}, "text_config.rms_norm_eps: expected a finite"),
+        ({"text": {"rms_norm_eps": "1e-5"}}, "text_config.rms_norm_eps: expected a number"),
+        ({"vision": {"layer_norm_eps": INFINITY}}, "vision_config.layer_norm_eps: expected a fin"),
+        ({"text": {"rope_theta": 0}}, "text_config.rope_theta: expected a number from"),
+        ({"text": {"rope_theta": -1e4}}, "text_config.rope_theta: expected a number from"),
+        ({"text": {"rope_theta": True}}, "text_config.rope_theta: expected a number"),
+        ({"text": {"hidden_size": None}}, "text_config.hidden_size: expected an integer from 1"),
+        ({"text": {"hidden_size": 16.0}}, "text_config.hidden_size: expected an integer from 1"),
+        ({"text": {"hidden_size": 2**63}}, "text_config.hidden_size: expected an integer from 1"),
+        ({"text": {"num_hidden_layers": 2**31}}, "text_config.num_hidden_layers: .* to 4096, got"),
+        ({"text": {"num_hidden_layers": 0}}, "text_config.num_hidden_layers: expected an integer"),
+        ({"text": {"num_attention_heads": 6}}, "hidden_size: expected a multiple of .*=6, got 16"),
+        ({"text": {"num_key_value_heads": 3}}, "num_key_value_heads: expected a divisor of .*=4"),
+        ({"text": {"head_dim": 5}}, "head_dim: expected an even number of at least 2"),
+        ({"vision": {"num_attention_heads": 3}}, "vision_config.hidden_size: expected a multiple"),
+        (
+            {"vision": {"patch_size": 29}},
+            "vision_config.patch_size: expected at most .*=28",
+        ),
+        ({"vision": {"image_size": 0}}, "vision_config.image_size: expected an integer from 1"),
+        ({"text_config": 3}, "text_config: expected an object or null, got 3"),
+        ({"image_token_index": -1}, "image_token_index: expected an integer from 0"),
+        ({"eos_token_id": ["2"]}, r"eos_token_id\[0\]: expected an integer from 0 .* got '2'"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings: expected true or false, got 'fal"),
+        (
+            {"text": MINISTRAL | {"layer_types": ["full_attention"]}},
+            "layer_types: expected one for each of the 2 layers, got 1",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        read(config_json(**changes))
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        ({"rope_type": "linear", "factor": 0}, "rope_parameters.factor: expected a number from"),
+        ({"rope_type": "yarn", "factor": NAN}, "rope_parameters.factor: expected a finite"),
+        ({"rope_type": "dynamic"}, "rope_parameters.factor is missing: dynamic needs it"),
+        (LLAMA3 | {"low_freq_factor": 4.0}, "low_freq_factor: expected less than .*=4.0, got 4.0"),
+        (LLAMA3 | {"low_freq_factor": 0.0}, "rope_parameters.low_freq_factor: expected a number"),
+        (LONGROPE | {"short_factor": [1.0]}, "short_factor: expected 2 numbers.* got 1"),
+        (LONGROPE | {"long_factor": [1.0, 0.0]}, r"long_factor\[1\]: expected a number from"),
+        (LONGROPE | {"long_factor": 2.0}, "long_factor: expected a list"),
+        ({"rope_type": "default", "rope_theta": 0.0}, "rope_parameters.rope_theta: expected a num"),
+        (
+            {"rope_type": "yarn", "factor": 2.0, "beta_fast": 1.0, "beta_slow": 2.0},
+            "beta_fast: expected at least beta_slow=2.0, got 1.0",
+        ),
+    ],
+)
+def test_rotary_settings_that_cannot_be_are_refused_by_name(rope, message):
+    with pytest.raises(ValueError, match=message):
+        read(config_json(text={"rope_parameters": rope}))
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "mrope_section": [1, 1]},
+        {"full_attention": {"rope_type": "default"}},
+    ],
+)
+def test_rotary_settings_that_are_unknown_are_refused(rope):
+    with pytest.raises(NotImplementedError, match=r"rope_parameters has .* is not supported"):
+        read(config_json(text={"rope_parameters": rope}))
 
 
 @pytest.mark.parametrize("layer", [-5, 4, [1, 7], []])
@@ -161,3 +247,47 @@ def test_feature_layers_index_the_hidden_states(layers):
 
 def test_full_strategy_keeps_the_class_token():
     assert read(config_json(vision_feature_select_strategy="full")).vision.num_features == 5
+
+
+def test_another_name_of_the_image_token():
+    assert read(config_json(image_token_id=7)).image_token_id == 7
+
+
+TOWERS = {
+    "LlamaConfig": TEXT_TOWERS["llama"],
+    "MistralConfig": TEXT_TOWERS["mistral"],
+    "MinistralConfig": TEXT_TOWERS["ministral"],
+    "CLIPVisionConfig": VisionSettings,
+    "LlavaConfig": LlavaSettings,
+}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_every_field_of_transformers_is_read_or_known_to_have_no_effect(name):
+    """A release of transformers that adds a field to one of these fails here."""
+    common = {field.name for field in dataclasses.fields(transformers.PreTrainedConfig)}
+    theirs = getattr(transformers, name)
+    fields = {field.name for field in dataclasses.fields(theirs)} - common
+    assert TOWERS[name].unread(dict.fromkeys(fields)) == []
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_defaults_are_those_of_transformers(name):
+    """Files of the hub leave out what equals transformers' default."""
+    schema, theirs = TOWERS[name], getattr(transformers, name)
+    fields = {field.name: field.default for field in dataclasses.fields(theirs)}
+    written = {
+        field.name: fields[field.name]
+        for field in dataclasses.fields(schema)
+        if fields.get(field.name) is not None
+    }
+    assert len(written) >= 5
+    needed = {"model_type": theirs.model_type}
+    assert schema.read(written | needed) == schema.read(needed)
+
+
+def test_the_vision_tower_of_a_file_without_one():
+    theirs = transformers.LlavaConfig(text_config=config_json()["text_config"]).to_dict()
+    without = config_json()
+    del without["vision_config"]
+    assert read(without).vision == read(without | {"vision_config": theirs["vision_config"]}).vision

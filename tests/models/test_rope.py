@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.llava.from_hf import read_rope
+from models.hf_rope import read_rope
+from models.llava.from_hf import TEXT_TOWERS
 from models.rope import (
     RopeConfig,
     RopeKind,
@@ -69,7 +70,14 @@ def test_frequencies_of_transformers(kind, length):
     )
     theirs = LlamaRotaryEmbedding(hf)
     cos, sin = theirs(torch.zeros(1), torch.tensor([[0, length - 1]]))
-    config = read_rope(hf, hf.head_dim)
+    tower = TEXT_TOWERS["llama"].read(
+        {
+            "max_position_embeddings": 1024,
+            "rope_theta": 5000.0,
+            "rope_parameters": PUBLISHED[kind],
+        }
+    )
+    config = read_rope(tower, 32, "text_config")
     got = inverse_frequencies(config, length)
     np.testing.assert_allclose(got, theirs.inv_freq.numpy(), rtol=2e-6)
     assert attention_scaling(config) == pytest.approx(theirs.attention_scaling, rel=1e-6)

@@ -125,9 +125,7 @@ def create_model(
     size: ModelSize, seed: int, dtype: Any = jnp.bfloat16
 ) -> tuple[nnx.GraphDef[TrainedModel], nnx.State]:
     """Structure and float32 parameters at the start of training."""
-    from transformers import LlavaConfig as HfLlavaConfig  # takes seconds
-
-    config = LlavaConfig.from_hf(HfLlavaConfig.from_dict(hf_config(size)))
+    config = LlavaConfig.from_hf(hf_config(size))
 
     @jax.jit
     def initial_params() -> nnx.State:
