@@ -70,7 +70,7 @@ def load(
                 f"{folder}: {len(problems)} weights do not fit config.json:\n" + "\n".join(problems)
             )
         params = read_weights(params, llava_params.source, keys, checkpoint)
-    model = Model(params=params, graphdef=graphdef, config=config, source=str(folder))
+    model = Model(params=params, graphdef=graphdef, config=config, source=str(folder.absolute()))
     apart = jax.default_backend() == "gpu" if layers_apart is None else layers_apart
     model = model.take_apart() if apart else model
     tables = folder / TABLES_FILE

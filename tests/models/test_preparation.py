@@ -7,6 +7,7 @@ import models
 from tests.models.hf_files import random_weights, write_checkpoint, write_processor
 
 QUESTION = "USER: <image> what is this ? ASSISTANT:"
+ONES = np.ones((1, 3, 28, 28))
 PICTURE = np.random.default_rng(0).integers(0, 255, (50, 60, 3), np.uint8)
 
 
@@ -57,28 +58,6 @@ def test_pictures_come_as_files_images_and_arrays(model, tmp_path):
     np.testing.assert_array_equal(two.pixel_values, np.repeat(expected, 2, 0))
 
 
-def test_grey_and_transparent_pictures_become_rgb(model, tmp_path):
-    grey = PICTURE[..., 0]
-    clear = np.dstack([PICTURE, grey])
-    rgb = np.dstack([grey] * 3)
-
-    def pixels(picture):
-        return models.prepare(model, images=picture, prompts=QUESTION).pixel_values
-
-    np.testing.assert_array_equal(pixels(grey), pixels(rgb))
-    np.testing.assert_array_equal(pixels(clear), pixels(PICTURE))
-
-
-def test_a_file_is_turned_as_its_exif_says(model, tmp_path):
-    turned = Image.fromarray(np.rot90(PICTURE))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown a quarter turn clockwise
-    turned.save(tmp_path / "turned.png", exif=exif)
-    got = models.prepare(model, images=tmp_path / "turned.png", prompts=QUESTION)
-    expected = models.prepare(model, images=PICTURE, prompts=QUESTION)
-    np.testing.assert_array_equal(got.pixel_values, expected.pixel_values)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -94,11 +73,21 @@ def test_a_file_is_turned_as_its_exif_says(model, tmp_path):
         ({}, "prepare needs prompts"),
         ({"images": PICTURE}, "prepare needs prompts"),
         ({"prompts": QUESTION, "input_ids": [[1]]}, "not both"),
-        ({"attention_mask": [[1]]}, "expected input_ids"),
-        ({"input_ids": [[1]], "image_sizes": [[2, 2]]}, "image_sizes"),
+        ({"prompts": 3}, "empty prompt: expected text, got 3"),
+        ({"input_ids": [[1]], "later_turn": True}, "not both"),
+        ({"attention_mask": [[1]]}, "expected input_ids, got attention_mask"),
+        ({"input_ids": [[1], [1, 2]]}, "input_ids: cannot be read as an array"),
+        ({"input_ids": [[1]], "image_sizes": [[2, 2]]}, "got also image_sizes"),
+        ({"input_ids": [[1]], "pixel_values": 3.0}, r"expected floats .* got float64 \(\)"),
+        ({"input_ids": [[12]], "attention_mask": [1], "pixel_values": ONES}, "attention_mask"),
+        ({"input_ids": [[12]], "pixel_values": ONES * np.nan}, "expected finite"),
+        ({"input_ids": [[12]], "pixel_values": ONES * 1e300}, "expected finite"),
         ({"prompts": QUESTION, "images": PICTURE / 255}, "expected uint8 .*got float64"),
         ({"prompts": QUESTION, "images": PICTURE[:, :, :2]}, r"got uint8 \(50, 60, 2\)"),
-        ({"prompts": QUESTION, "images": [3]}, "expected a path, a PIL image or an array, got 3"),
+        (
+            {"prompts": QUESTION, "images": [3]},
+            "expected a path, a PIL image or a NumPy array, got 3",
+        ),
     ],
 )
 def test_bad_prompts_and_pictures_are_one_clear_error(model, arguments, message):

@@ -1,0 +1,42 @@
+"""Foreign values in error messages: bounded in length, and on one line whatever they hold."""
+
+import os
+import reprlib
+from collections.abc import Collection
+
+__all__ = ["LONGEST", "show", "show_name", "show_path", "some"]
+
+LONGEST = 400
+"""Characters that an error message stays below."""
+
+_SHORT = reprlib.Repr(
+    maxlevel=2, maxdict=3, maxlist=4, maxtuple=4, maxset=4, maxstring=48, maxlong=24, maxother=48
+)
+_LONGEST_PATH = 80
+
+
+def show(value: object) -> str:
+    """`repr` of a value, at most 100 characters long, however deep its nesting."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def show_path(path: str | os.PathLike[str]) -> str:
+    """A path, or the end of a long one; control characters are escaped."""
+    text = os.fspath(path)
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= _LONGEST_PATH else f"...{text[-_LONGEST_PATH:]}"
+
+
+def show_name(name: str, longest: int = 120) -> str:
+    """A tensor's or file's name, or start and end of a long one; control characters are escaped."""
+    name = name if name.isprintable() else repr(name)
+    half = longest // 2 - 2
+    return name if len(name) <= longest else f"{name[:half]}...{name[-half:]}"
+
+
+def some(names: Collection[str], most: int = 2, longest: int = 80) -> str:
+    """The first names, each of at most so many characters, and how many more there are."""
+    shown = [show_name(name, longest) for name, _ in zip(names, range(most), strict=False)]
+    rest = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
