@@ -84,7 +84,7 @@ def _render(
             problem = problem or error
             continue
         if later_turn:
-            before, found, text = text.rpartition(_ANSWER)
+            _, found, text = text.rpartition(_ANSWER)
             if not found:
                 problem = problem or ValueError("it leaves out earlier answers")
                 continue

@@ -12,6 +12,7 @@ __all__ = ["check_image_settings", "check_resized"]
 _LARGEST_RESIZED = 2**26
 """Pixels of a resized or padded picture: 1 GB while transformers works on it."""
 
+_LARGEST_EDGE = 2**16
 _SWITCHES = ("do_convert_rgb", "do_resize", "do_center_crop", "do_rescale", "do_normalize")
 
 
@@ -43,8 +44,8 @@ def check_image_settings(image_processor: Any, image_size: int) -> None:
         known = isinstance(resample, int) and resample in list(Image.Resampling)
         _check("resample", resample, resample is None or known, "one of Pillow's filters, 0 to 5")
         for edge, value in _sizes(image_processor.size).items():
-            valid = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            _check(f"size.{edge}", value, valid, "a whole number above 0")
+            valid = type(value) is int and 0 < value <= _LARGEST_EDGE
+            _check(f"size.{edge}", value, valid, f"a whole number from 1 to {_LARGEST_EDGE}")
     for step, name in (("do_center_crop", "crop_size"), ("do_pad", "pad_size")):
         size = getattr(image_processor, name, None)
         if getattr(image_processor, step, None) and size is not None:

@@ -145,7 +145,8 @@ def test_half_transparent_parts_are_half_white():
 def test_a_transparent_colour_is_white(dtype):
     grey = (GREY * np.float64(257 if dtype == np.uint16 else 1)).astype(dtype)
     image = saved(Image.fromarray(grey), "PNG", transparency=int(grey[1, 1]))
-    expected = np.where(GREY == GREY[1, 1], 255, GREY)
+    hidden = GREY[1, 1]
+    expected = np.where(hidden == GREY, 255, GREY)
     np.testing.assert_array_equal(read(image), as_rgb(expected))
 
 
