@@ -37,14 +37,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return flat if turn is None else flat.transpose(turn)
 
 
-def _orientation(image: Image.Image) -> int | None:
+def _orientation(image: Image.Image) -> int:
     # `ImageOps.exif_transpose` also writes the other tags anew, and fails where one is odd.
     try:
         value = image.getexif().get(ExifTags.Base.Orientation)
     # Pillow raises exceptions of many types. Unreadable EXIF turns nothing, as in any viewer.
     except Exception:
-        return None
-    return value if isinstance(value, int) else None
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def _flatten(image: Image.Image) -> Image.Image:
