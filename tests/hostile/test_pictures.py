@@ -85,7 +85,6 @@ def test_files_of_every_kind_whole_and_damaged(cases, one_clear_error, tmp_path)
             got = read_picture(file)
         except Exception as error:
             one_clear_error(error)
-            assert file.name in str(error)
             continue
         read += 1
         assert got.mode == "RGB"

@@ -1,4 +1,4 @@
-"""Tokenizer, preprocessor and chat-template files with anything in them: inputs or one clear error."""
+"""Files of a processor, and chat templates, with anything in them: inputs or one clear error."""
 
 import dataclasses
 import json
@@ -92,7 +92,7 @@ def hostile_value(rng: random.Random):
 
 
 def mutate(rng: random.Random, node):
-    """Changes one value somewhere inside a JSON value; at the leaves more often than at the root."""
+    """Changes one value somewhere inside a JSON value, more often a leaf than the root."""
     if isinstance(node, dict) and node and rng.random() < 0.9:
         key = rng.choice(sorted(node))
         if rng.random() < 0.15:
