@@ -45,7 +45,7 @@ def render(template: str, messages: list[dict[str, Any]], special_tokens: dict[s
         "add_generation_prompt": True,
     }
     with _lock:
-        if _worker is None:
+        if _worker is None or not _worker.is_running():
             _worker = _Worker()
         try:
             answer = _worker.ask(request)
@@ -74,6 +74,10 @@ class _Worker:
         )
         atexit.register(self.end)
         self._read(_START_LIMIT)
+
+    def is_running(self) -> bool:
+        """Whether the process still lives; Ctrl-C may have ended it."""
+        return self._process.poll() is None
 
     def ask(self, request: dict[str, Any]) -> dict[str, str]:
         """The answer to one request."""

@@ -111,7 +111,7 @@ def _process(
     at_back = tokenizer.padding_side == "right"
     return Inputs.from_arrays(
         model.config,
-        np.stack([_pad(row, width, at_back, tokenizer.pad_token_id) for row in rows]),
+        np.stack([_pad(row, width, at_back, _pad_token(model.config, tokenizer)) for row in rows]),
         np.stack([_pad(np.ones_like(row), width, at_back) for row in rows]),
         pixel_values or None,
         bos_token_id=None if later_turn else tokenizer.bos_token_id,
@@ -139,6 +139,14 @@ def _process_one(
     if not ids.size:
         raise ValueError("no token comes of the text")
     return ids, list(output["pixel_values"]) if pictures else []
+
+
+def _pad_token(config: LlavaConfig, tokenizer: Any) -> int:
+    """The tokenizer's own, if the model has it; else any will do, since the mask hides it."""
+    own = tokenizer.pad_token_id
+    if own is not None and own < config.text.vocab_size and own != config.image_token_id:
+        return own
+    return int(config.image_token_id == 0)
 
 
 def _describe(marks: int, images: int) -> str:

@@ -95,10 +95,6 @@ def _load(folder: Path, config: LlavaConfig) -> Any:
         processor.num_additional_image_tokens = 1
         keep = config.vision.keep_class_token
         processor.vision_feature_select_strategy = "full" if keep else "default"
-        tokenizer = processor.tokenizer
-        if tokenizer.pad_token_id is None:
-            # Any token will do: the mask hides it.
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return processor
 
 

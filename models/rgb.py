@@ -26,11 +26,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     2**31 - 1, and 1, 255 and 65535 for floats, that the picture stays within.
 
     Raises:
-        ValueError: no pixels, or values outside these ranges. Pillow raises exceptions of many
-            types for pictures that it cannot decode.
+        ValueError: no pixels, values outside these ranges, or an EPS file. Pillow raises
+            exceptions of many types for pictures that it cannot decode.
     """
     if 0 in image.size:
         raise ValueError(f"expected a picture with pixels, got {image.width} x {image.height}")
+    if image.format == "EPS":
+        # Pillow would have Ghostscript run it, without a time limit.
+        raise ValueError("EPS files are programs: convert it to PNG first")
     image.load()
     turn = _TURNS.get(_orientation(image))
     flat = _flatten(image)

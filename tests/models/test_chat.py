@@ -210,6 +210,14 @@ def test_a_template_without_end_is_stopped_and_the_next_one_works(model, use, mo
     assert models.chat_prompt(model, "what").startswith("<s>USER:")
 
 
+def test_a_process_that_was_ended_is_started_again(model, use):
+    use(TEMPLATES["with BOS"])
+    prompt = models.chat_prompt(model, "what")
+    chat_template._worker._process.kill()
+    chat_template._worker._process.wait()
+    assert models.chat_prompt(model, "what") == prompt
+
+
 def test_a_template_that_forgets_answers_has_no_later_turns(model, use):
     use("USER: {{ messages[-1]['content'][-1]['text'] }}")
     assert models.chat_prompt(model, "what", num_images=0) == "USER: what"

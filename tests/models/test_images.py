@@ -225,6 +225,12 @@ def test_a_decoder_that_fails_with_a_runtime_error_is_named(tmp_path):
         read_picture(file)
 
 
+def test_eps_files_are_not_run(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "program.eps")
+    with pytest.raises(ValueError, match=r"program\.eps: EPS files are programs"):
+        read_picture(tmp_path / "program.eps")
+
+
 def test_a_text_chunk_is_no_danger(tmp_path):
     info = PngImagePlugin.PngInfo()
     info.add_text("Raw profile type exif", "\nexif\n4\nzz")

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 import models
+from models.processor import processor_of
 from tests.models.hf_files import random_weights, write_checkpoint, write_processor
 
 QUESTION = "USER: <image> what is this ? ASSISTANT:"
@@ -154,3 +155,17 @@ def test_pytorch_tensors_of_every_dtype_with_or_without_gradients(model):
             )
             expected = images.detach().float().numpy()
             np.testing.assert_array_equal(inputs.pixel_values, expected)
+
+
+@pytest.mark.parametrize(("own", "used"), [(None, 0), ("<image>", 0), ("<pad>", 3)])
+def test_prompts_are_padded_with_a_token_that_the_model_has(model, own, used, monkeypatch):
+    monkeypatch.setattr(processor_of(model).tokenizer, "pad_token", own)
+    inputs = models.prepare(model, prompts=["what is", "what"])
+    np.testing.assert_array_equal(inputs.input_ids, [[1, 6, 7], [used, 1, 6]])
+    np.testing.assert_array_equal(inputs.mask, [[1, 1, 1], [0, 1, 1]])
+
+
+@pytest.mark.parametrize("multiple", [0, -1, 2.5, "8"])
+def test_padding_to_no_whole_number_is_refused(model, multiple):
+    with pytest.raises(ValueError, match="multiple must be a whole number"):
+        models.pad_to_multiple(models.prepare(model, prompts="what"), multiple)
