@@ -4,7 +4,6 @@ import pytest
 from PIL import Image
 
 import models
-from models.processor import processor_of
 from tests.models.hf_files import random_weights, write_checkpoint, write_processor
 
 QUESTION = "USER: <image> what is this ? ASSISTANT:"
@@ -155,14 +154,6 @@ def test_pytorch_tensors_of_every_dtype_with_or_without_gradients(model):
             )
             expected = images.detach().float().numpy()
             np.testing.assert_array_equal(inputs.pixel_values, expected)
-
-
-@pytest.mark.parametrize(("own", "used"), [(None, 0), ("<image>", 0), ("<pad>", 3)])
-def test_prompts_are_padded_with_a_token_that_the_model_has(model, own, used, monkeypatch):
-    monkeypatch.setattr(processor_of(model).tokenizer, "pad_token", own)
-    inputs = models.prepare(model, prompts=["what is", "what"])
-    np.testing.assert_array_equal(inputs.input_ids, [[1, 6, 7], [used, 1, 6]])
-    np.testing.assert_array_equal(inputs.mask, [[1, 1, 1], [0, 1, 1]])
 
 
 @pytest.mark.parametrize("multiple", [0, -1, 2.5, "8"])

@@ -151,3 +151,14 @@ def test_a_relative_folder_still_has_its_processor_elsewhere(tmp_path, monkeypat
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
     assert models.prepare(model, prompts="what").input_ids.shape == (1, 2)
+
+
+@pytest.mark.parametrize(("own", "used"), [(None, 0), ("<image>", 0), ("<pad>", 3), ("new", 13)])
+def test_prompts_are_padded_with_a_token_that_the_model_has(tmp_path, model, own, used):
+    write_processor(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": own}))
+    other = dataclasses.replace(model, source=str(tmp_path))
+    inputs = models.prepare(other, prompts=["what is", "what"])
+    np.testing.assert_array_equal(inputs.input_ids, [[1, 6, 7], [used, 1, 6]])
+    np.testing.assert_array_equal(inputs.mask, [[1, 1, 1], [0, 1, 1]])
