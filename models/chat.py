@@ -13,6 +13,7 @@ __all__ = ["chat_prompt"]
 
 # Stands for the answer before a later turn: the text behind it is the later turn's prompt.
 _ANSWER = "the-answer-before"
+_SHOWN_PART = "{'type': "
 
 
 def chat_prompt(
@@ -84,14 +85,15 @@ def _render(
             problem = problem or error
             continue
         if later_turn:
-            _, found, text = text.rpartition(_ANSWER)
+            _, found, text = text.partition(_ANSWER)
             if not found:
                 problem = problem or ValueError("it leaves out earlier answers")
                 continue
             text = _without_stop_token(model, tokenizer, text)
         marks = text.count(image) - question.count(image)
         # A template of plain text writes a list of parts as Python shows it.
-        if marks == num_images and question.strip() in text and "{'type': " not in text:
+        shown = text.count(_SHOWN_PART) > question.count(_SHOWN_PART)
+        if marks == num_images and question.strip() in text and not shown:
             return text
         problem = problem or ValueError(
             f"it makes {show(text)} of a question with {num_images} images; expected the question "

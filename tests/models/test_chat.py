@@ -114,6 +114,17 @@ def test_a_template_of_plain_text_gets_plain_text(model, use):
     assert later == "USER: what ASSISTANT:"
 
 
+@pytest.mark.parametrize(
+    "question", ["{'type': 'text'}", " what ", "the-answer-before", "<image> ?"]
+)
+@pytest.mark.parametrize("later_turn", [False, True])
+def test_odd_questions_arrive_whole(model, use, question, later_turn):
+    use(TEMPLATES["with BOS"])
+    prompt = models.chat_prompt(model, question, later_turn=later_turn)
+    bos = "" if later_turn else "<s>"
+    assert prompt == f"{bos}USER: <image> {question} ASSISTANT:"
+
+
 def test_without_a_template_prompts_are_those_of_llava(model):
     assert models.chat_prompt(model, "what") == "USER: <image>\nwhat ASSISTANT:"
     later = models.chat_prompt(model, "what", num_images=0, later_turn=True)
