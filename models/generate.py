@@ -75,7 +75,8 @@ def generate(
         quantize_at: "prompt" reads the whole prompt in full precision and codes the visual tokens
             then; "image" codes them once the last image is in, and the rest of the prompt already
             reads the codes (one image, many questions).
-        cache: of earlier turns (`Generation.cache`); `inputs` then holds the new turn only.
+        cache: of earlier turns (`Generation.cache`); `inputs` then holds the new turn only, and a
+            BOS token that `prepare` put at its start is left out.
         cache_length: text tokens a sequence can hold, prompts and new tokens of all turns; by
             default as many as needed.
         implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
@@ -176,6 +177,8 @@ def _begin(
         raise ValueError("sampling with a temperature needs a PRNG key: key=jax.random.key(seed)")
     pallas_kernels.choose_implementation(implementation)
     settings, own_tables = settle_codes(model, quant, tables, cache)
+    if cache is not None:
+        inputs = inputs.continuing()
     if score_map is not None:
         _check_score_map(model, score_map)
         score_map.check_codes(settings)

@@ -5,12 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from models.foreign_errors import named
+from models.messages import show, show_path
+from models.rgb import to_rgb
 
 __all__ = ["Picture", "Pictures", "group_by_prompt", "read_picture"]
 
 type Picture = str | os.PathLike[str] | Image.Image | np.ndarray
-"""A file's path, a PIL image, or uint8 pixels [height, width] or [height, width, 3 or 4]."""
+"""A file's path, a PIL image, or uint8 pixels [height, width] or [height, width, 1, 3 or 4]."""
 
 type Pictures = Picture | Sequence[Picture | Sequence[Picture] | None] | None
 """One picture, or one entry for each prompt: a picture, several, or None."""
@@ -39,28 +43,36 @@ def group_by_prompt(images: Pictures, prompts: list[str], *, single: bool) -> li
 
 
 def read_picture(picture: Picture) -> Image.Image:
-    """The picture in RGB, turned as its file says.
+    """The picture upright, in 8-bit RGB, transparent parts on white; see `models.rgb`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a picture, or a broken one.
+        ValueError: not a picture, a broken one, or one without pixels.
     """
     if isinstance(picture, np.ndarray):
-        channels = picture.shape[2:]
-        if picture.dtype != np.uint8 or picture.ndim < 2 or channels not in ((), (3,), (4,)):
-            raise ValueError(
-                "image: expected uint8 [height, width] or [height, width, 3 or 4], "
-                f"got {picture.dtype} {picture.shape}"
-            )
-        return Image.fromarray(picture).convert("RGB")
+        return _from_array(picture)
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        with named(f"cannot read a PIL image of mode {picture.mode}"):
+            return to_rgb(picture)
     if not isinstance(picture, (str, os.PathLike)):
-        raise ValueError(f"image: expected a path, a PIL image or an array, got {picture!r}")
-    if not os.path.isfile(picture):
-        raise FileNotFoundError(f"image file {os.fspath(picture)} does not exist")
-    try:
-        with Image.open(picture) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read image {os.fspath(picture)}: {error}") from error
+        raise ValueError(
+            f"image: expected a path, a PIL image or a NumPy array, got {show(picture)}"
+        )
+    file = os.fsdecode(picture)
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"image file {show_path(file)} does not exist")
+    with named(f"cannot read image {show_path(file)}"), Image.open(file) as image:
+        return to_rgb(image)
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if pixels.dtype != np.uint8 or pixels.ndim < 2 or pixels.shape[2:] not in ((), (3,), (4,)):
+        raise ValueError(
+            "image: expected uint8 [height, width] or [height, width, 1, 3 or 4], "
+            f"got {pixels.dtype} {pixels.shape}"
+        )
+    if not pixels.size:
+        raise ValueError(f"image: expected an array with pixels, got shape {pixels.shape}")
+    return to_rgb(Image.fromarray(pixels))

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from models.inputs import Inputs, PromptShape
+from models.messages import show
 
 __all__ = ["pad_to_multiple"]
 
@@ -16,8 +17,8 @@ def pad_to_multiple(inputs: Inputs, multiple: int = 32) -> Inputs:
     prompts of a whole evaluation compile once or twice. Answers do not change; caches grow by the
     rounding of the text counts (visual counts stay exact).
     """
-    if multiple < 1:
-        raise ValueError(f"multiple must be at least 1, got {multiple}")
+    if not isinstance(multiple, int) or multiple < 1:
+        raise ValueError(f"multiple must be a whole number of at least 1, got {show(multiple)}")
 
     def round_up(count: int) -> int:
         return -(-count // multiple) * multiple

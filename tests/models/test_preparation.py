@@ -7,6 +7,7 @@ import models
 from tests.models.hf_files import random_weights, write_checkpoint, write_processor
 
 QUESTION = "USER: <image> what is this ? ASSISTANT:"
+ONES = np.ones((1, 3, 28, 28))
 PICTURE = np.random.default_rng(0).integers(0, 255, (50, 60, 3), np.uint8)
 
 
@@ -57,28 +58,6 @@ def test_pictures_come_as_files_images_and_arrays(model, tmp_path):
     np.testing.assert_array_equal(two.pixel_values, np.repeat(expected, 2, 0))
 
 
-def test_grey_and_transparent_pictures_become_rgb(model, tmp_path):
-    grey = PICTURE[..., 0]
-    clear = np.dstack([PICTURE, grey])
-    rgb = np.dstack([grey] * 3)
-
-    def pixels(picture):
-        return models.prepare(model, images=picture, prompts=QUESTION).pixel_values
-
-    np.testing.assert_array_equal(pixels(grey), pixels(rgb))
-    np.testing.assert_array_equal(pixels(clear), pixels(PICTURE))
-
-
-def test_a_file_is_turned_as_its_exif_says(model, tmp_path):
-    turned = Image.fromarray(np.rot90(PICTURE))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown a quarter turn clockwise
-    turned.save(tmp_path / "turned.png", exif=exif)
-    got = models.prepare(model, images=tmp_path / "turned.png", prompts=QUESTION)
-    expected = models.prepare(model, images=PICTURE, prompts=QUESTION)
-    np.testing.assert_array_equal(got.pixel_values, expected.pixel_values)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -94,11 +73,21 @@ def test_a_file_is_turned_as_its_exif_says(model, tmp_path):
         ({}, "prepare needs prompts"),
         ({"images": PICTURE}, "prepare needs prompts"),
         ({"prompts": QUESTION, "input_ids": [[1]]}, "not both"),
-        ({"attention_mask": [[1]]}, "expected input_ids"),
-        ({"input_ids": [[1]], "image_sizes": [[2, 2]]}, "image_sizes"),
+        ({"prompts": 3}, "empty prompt: expected text, got 3"),
+        ({"input_ids": [[1]], "later_turn": True}, "not both"),
+        ({"attention_mask": [[1]]}, "expected input_ids, got attention_mask"),
+        ({"input_ids": [[1], [1, 2]]}, "input_ids: cannot be read as an array"),
+        ({"input_ids": [[1]], "image_sizes": [[2, 2]]}, "got also image_sizes"),
+        ({"input_ids": [[1]], "pixel_values": 3.0}, r"expected floats .* got float64 \(\)"),
+        ({"input_ids": [[12]], "attention_mask": [1], "pixel_values": ONES}, "attention_mask"),
+        ({"input_ids": [[12]], "pixel_values": ONES * np.nan}, "expected finite"),
+        ({"input_ids": [[12]], "pixel_values": ONES * 1e300}, "expected finite"),
         ({"prompts": QUESTION, "images": PICTURE / 255}, "expected uint8 .*got float64"),
         ({"prompts": QUESTION, "images": PICTURE[:, :, :2]}, r"got uint8 \(50, 60, 2\)"),
-        ({"prompts": QUESTION, "images": [3]}, "expected a path, a PIL image or an array, got 3"),
+        (
+            {"prompts": QUESTION, "images": [3]},
+            "or a NumPy array, got 3",
+        ),
     ],
 )
 def test_bad_prompts_and_pictures_are_one_clear_error(model, arguments, message):
@@ -141,39 +130,33 @@ def test_processor_output_passes_through(model):
     np.testing.assert_array_equal(inputs.mask, np.array(mask, bool))
 
 
-def test_decode_stops_at_each_length(model):
-    tokens = np.array([[4, 5, 6], [7, 8, 2]])
-    assert models.decode(model, tokens) == ["USER: ASSISTANT: what", "is this"]
-    assert models.decode(model, tokens, [1, 2]) == ["USER:", "is this"]
-    assert models.decode(model, tokens[0]) == ["USER: ASSISTANT: what"]
-    with pytest.raises(ValueError, match="expected integers"):
-        models.decode(model, tokens * 1.0)
-    with pytest.raises(ValueError, match=r"lengths: expected shape \(2,\)"):
-        models.decode(model, tokens, [1])
+def test_redundant_outputs_of_a_processor_are_accepted(model):
+    ids = np.array([[1, 12, 12, 12, 12, 5]])
+    images = np.zeros((1, 3, 28, 28), np.float32)
+    extra = {"token_type_ids": 0 * ids, "mm_token_type_ids": ids == 12, "special_tokens_mask": ids}
+    inputs = models.prepare(model, input_ids=ids, pixel_values=images, **extra)
+    np.testing.assert_array_equal(inputs.input_ids, ids)
 
 
-@pytest.mark.parametrize(
-    ("missing", "message"),
-    [
-        (["tokenizer.json"], "tokenizer.json or tokenizer.model"),
-        (["preprocessor_config.json", "processor_config.json"], "preprocessor_config.json or"),
-    ],
-)
-def test_missing_processor_files_are_named(tmp_path, missing, message):
-    write_processor(tmp_path)
-    model = models.load(write_checkpoint(tmp_path, random_weights()))
-    for name in missing:
-        (tmp_path / name).unlink()
-    with pytest.raises(FileNotFoundError, match=message):
-        models.prepare(model, images=PICTURE, prompts=QUESTION)
+@pytest.mark.parity
+def test_pytorch_tensors_of_every_dtype_with_or_without_gradients(model):
+    torch = pytest.importorskip("torch")
+
+    pixels = np.random.default_rng(0).normal(size=(1, 3, 28, 28)).astype(np.float32)
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        images = torch.tensor(pixels, dtype=dtype, requires_grad=True)
+        for form in (images, images * 1.0, [images[0]], images.detach()):
+            inputs = models.prepare(
+                model,
+                input_ids=torch.tensor([[1, 12, 12, 12, 12, 5]], dtype=torch.int32),
+                attention_mask=torch.ones(1, 6, dtype=torch.bool),
+                pixel_values=form,
+            )
+            expected = images.detach().float().numpy()
+            np.testing.assert_array_equal(inputs.pixel_values, expected)
 
 
-def test_broken_processor_files_and_models_without_a_folder(tmp_path):
-    write_processor(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{")
-    model = models.load(write_checkpoint(tmp_path, random_weights()))
-    with pytest.raises(ValueError, match="cannot read the processor in"):
-        models.prepare(model, prompts="what")
-    homeless = models.Model(model.params, graphdef=model.graphdef, config=model.config)
-    with pytest.raises(ValueError, match="not loaded from a folder"):
-        models.prepare(homeless, prompts="what")
+@pytest.mark.parametrize("multiple", [0, -1, 2.5, "8"])
+def test_padding_to_no_whole_number_is_refused(model, multiple):
+    with pytest.raises(ValueError, match="multiple must be a whole number"):
+        models.pad_to_multiple(models.prepare(model, prompts="what"), multiple)

@@ -1,0 +1,99 @@
+"""Checks of a checkpoint's image settings (preprocessor_config.json) before they are used."""
+
+import math
+from typing import Any
+
+from PIL import Image
+
+from models.messages import show
+
+__all__ = ["check_image_settings", "check_resized"]
+
+_LARGEST_RESIZED = 2**26
+"""Pixels of a resized or padded picture: 1 GB while transformers works on it."""
+
+_LARGEST_EDGE = 2**16
+_SWITCHES = ("do_convert_rgb", "do_resize", "do_center_crop", "do_rescale", "do_normalize")
+
+
+def check_image_settings(image_processor: Any, image_size: int) -> None:
+    """Checks what transformers takes as it comes, whatever its type or range.
+
+    Args:
+        image_processor: of transformers.
+        image_size: height and width that the vision tower takes.
+
+    Raises:
+        ValueError: a setting of a wrong type or out of range, named.
+    """
+    for name in (*_SWITCHES, "do_pad"):
+        value = getattr(image_processor, name, None)
+        _check(name, value, value is None or isinstance(value, bool), "true or false")
+    if image_processor.do_normalize:
+        for name, low in (("image_mean", -math.inf), ("image_std", 0.0)):
+            value = getattr(image_processor, name)
+            numbers = value if isinstance(value, (list, tuple)) else [value] * 3
+            valid = len(numbers) == 3 and all(_is_number(number, low) for number in numbers)
+            above = " above 0" if low == 0 else ""
+            _check(name, value, valid, f"three finite numbers{above}")
+    if image_processor.do_rescale:
+        factor = image_processor.rescale_factor
+        _check("rescale_factor", factor, _is_number(factor, 0.0), "a finite number above 0")
+    if image_processor.do_resize:
+        resample = image_processor.resample
+        known = isinstance(resample, int) and resample in list(Image.Resampling)
+        _check("resample", resample, resample is None or known, "one of Pillow's filters, 0 to 5")
+        for edge, value in _sizes(image_processor.size).items():
+            valid = type(value) is int and 0 < value <= _LARGEST_EDGE
+            _check(f"size.{edge}", value, valid, f"a whole number from 1 to {_LARGEST_EDGE}")
+    for step, name in (("do_center_crop", "crop_size"), ("do_pad", "pad_size")):
+        size = getattr(image_processor, name, None)
+        if getattr(image_processor, step, None) and size is not None:
+            found = _sizes(size)
+            valid = found == {"height": image_size, "width": image_size}
+            _check(name, found, valid, f"height and width {image_size}, as in the vision tower")
+
+
+def check_resized(image_processor: Any, picture: Image.Image) -> None:
+    """Checks how large a picture becomes on its way to the model's size.
+
+    Raises:
+        ValueError: it is so long and narrow, or the setting so large, that it would be resized or
+            padded to more than 2**26 pixels.
+    """
+    width, height = picture.size
+    pixels = 0.0
+    if getattr(image_processor, "do_pad", None):
+        width = height = max(width, height)
+        pixels = width * height
+    size = _sizes(image_processor.size) if image_processor.do_resize else {}
+    if "shortest_edge" in size:
+        resized = width * height * (size["shortest_edge"] / min(width, height)) ** 2
+        pixels = max(pixels, min(resized, size.get("longest_edge", math.inf) ** 2))
+    elif size:
+        pixels = max(pixels, math.prod(size.values()))
+    if pixels > _LARGEST_RESIZED:
+        raise ValueError(
+            f"image: a picture of {picture.width} x {picture.height} would grow to "
+            f"{pixels / 1e6:.0f} million pixels on its way to the model "
+            f"(preprocessor_config.json: size={show(size)}), of at most "
+            f"{_LARGEST_RESIZED / 1e6:.0f} million; crop long, narrow pictures first"
+        )
+
+
+def _sizes(size: Any) -> dict[str, int]:
+    """The edges that are set, of transformers' SizeDict or of a dict."""
+    return {name: value for name, value in dict(size).items() if value is not None}
+
+
+def _is_number(value: object, above: float) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return above < value < math.inf
+
+
+def _check(name: str, value: object, valid: bool, expected: str) -> None:
+    if not valid:
+        raise ValueError(
+            f"preprocessor_config.json: {name}: expected {expected}, got {show(value)}"
+        )
