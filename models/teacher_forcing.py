@@ -180,6 +180,7 @@ def compare(exact: Answered, coded: Answered) -> Comparison:
     steps = jnp.arange(exact.tokens.shape[1], dtype=jnp.int32)
     within = steps[None] < exact.lengths[:, None]
     kl = (jnp.exp(exact.kept) * (exact.kept - coded.kept)).sum(-1)
+    kl = jnp.maximum(kl, 0.0)  # rounding can bring it just below
     differs = (exact.kept.argmax(-1) != coded.kept.argmax(-1)) & within
     first = jnp.where(differs, steps[None], exact.lengths[:, None]).min(-1)
     chosen = jnp.take_along_axis(coded.kept, exact.tokens[..., None], axis=-1)[..., 0]

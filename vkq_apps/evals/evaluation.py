@@ -12,6 +12,7 @@ import numpy as np
 
 from models import Model
 from models.generate import QuantizeAt
+from models.loading import TINY
 from vkq_apps.bench.results_file import source_digest, write_json
 from vkq_apps.evals.batches import Batch
 from vkq_apps.evals.fingerprint import fingerprint
@@ -103,7 +104,7 @@ def evaluate_model(
     record = {
         "command": "vkq eval",
         **head,
-        "model": model.source,
+        "model": "tiny" if Path(model.source) == TINY else model.source,
         **asked,
         "seconds": round(time.perf_counter() - started, 1),
         "offline_table_bytes": {

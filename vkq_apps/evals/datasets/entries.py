@@ -1,5 +1,6 @@
 """Records of annotation files, and errors that name the file and the line."""
 
+import copy
 import csv
 import json
 import re
@@ -18,9 +19,18 @@ class Entry:
     def __init__(self, fields: Any, where: str):
         """Raises ValueError unless `fields` is a mapping."""
         self.where = where
+        self.fields: Mapping[str, Any] = self._check(fields)
+
+    def within(self, fields: Any) -> "Entry":
+        """An object inside this record."""
+        inner = copy.copy(self)
+        inner.fields = self._check(fields)
+        return inner
+
+    def _check(self, fields: Any) -> Mapping[str, Any]:
         if not isinstance(fields, Mapping):
             raise self.error("a JSON object", fields)
-        self.fields = fields
+        return fields
 
     def error(self, expected: str, got: Any) -> ValueError:
         """The error that the record is not as expected."""
