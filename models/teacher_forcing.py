@@ -5,7 +5,6 @@ all presets. A preset then codes that cache and reads the question (or, with `qu
 codes the cache once the question is read), and is measured on full precision's own answer.
 """
 
-import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from models.generate import QuantizeAt
 from models.prefill import prefill
 from models.recoding import FULL_PRECISION, recode
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.cache import KVCache
+from vkq_jax.cache import NOTHING_FIXED, KVCache
 from vkq_jax.cache_updates import take_sequences
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
@@ -138,7 +137,7 @@ def follow(
         along: tokens and lengths of answers to be fed instead (teacher forcing).
         steps: size of the buffers.
     """
-    visual = prompted.cache.visual  # beside the carry: they never change
+    fixed = prompted.cache.fixed()  # beside the carry: the loop does not change it
     stops = jnp.asarray(model.config.eos_token_ids, jnp.int32)
     batch, vocab = prompted.logits.shape
 
@@ -156,16 +155,15 @@ def follow(
             token = along[0][:, place]
             going_on = place + 1 < along[1]
         tokens = tokens.at[:, place].set(jnp.where(active, token, 0))
-        whole = dataclasses.replace(cache, visual=visual)
-        logits, whole = decode_step(model, token, whole, active)
-        cache = dataclasses.replace(whole, visual=())
+        logits, cache = decode_step(model, token, cache.with_fixed(fixed), active)
+        cache = cache.with_fixed(NOTHING_FIXED)
         return place + 1, going_on, logits, cache, tokens, lengths + active, kept
 
     start = (
         jnp.int32(0),
         jnp.ones(batch, bool) if along is None else along[1] > 0,
         prompted.logits,
-        dataclasses.replace(prompted.cache, visual=()),
+        prompted.cache.with_fixed(NOTHING_FIXED),
         jnp.zeros((batch, steps), jnp.int32),
         jnp.zeros(batch, jnp.int32),
         jnp.zeros((batch, steps, vocab), jnp.float32),

@@ -15,7 +15,7 @@ from models.generate import QuantizeAt
 from models.loading import TINY
 from vkq_apps.bench.results_file import source_digest, write_json
 from vkq_apps.evals.batches import Batch
-from vkq_apps.evals.fingerprint import fingerprint
+from vkq_apps.evals.checkpoint_digest import checkpoint_digest
 from vkq_apps.evals.plan import Plan
 from vkq_apps.evals.records import SampleLog, log_path
 from vkq_apps.evals.report import summarize
@@ -73,7 +73,7 @@ def evaluate_model(
     }
     marks = {
         **asked,
-        "weights": fingerprint(Path(model.source)),
+        "weights": checkpoint_digest(Path(model.source)),
         "codes": {setting.name: _digest(setting) for setting in settings},
         "questions": plan.digest(),
         "device": head["device"],

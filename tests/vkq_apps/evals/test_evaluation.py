@@ -44,7 +44,7 @@ def whole(folder):
 def test_the_record_says_what_the_command_promises(whole):
     record, _ = whole
     assert record["command"] == "vkq eval"
-    assert record["offline_table_bytes"] == 0
+    assert set(record["offline_table_bytes"]) <= {"vkq-1bit"}
     assert list(record["presets"]) == ["none", "vkq-1bit", "none, other pictures"]
     for name, preset in record["presets"].items():
         bits = preset["bits_per_element"]
