@@ -11,10 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from models.inputs import Inputs
-from models.model import Model
 from models.decode_loop import decode_step
 from models.generate import QuantizeAt
+from models.inputs import Inputs
+from models.model import Model
 from models.prefill import prefill
 from models.recoding import FULL_PRECISION, recode
 from vkq_jax.array_types import Array, Float, Int32
@@ -32,6 +32,7 @@ __all__ = [
     "follow",
     "read",
     "read_coded",
+    "read_question",
 ]
 
 
@@ -93,7 +94,7 @@ def read(
     """Reads P pictures and Q questions about them in full precision."""
     _, cache = prefill(model, pictures, quant=FULL_PRECISION, cache_length=cache_length)
     expanded = take_sequences(cache, owner)
-    return Reading(cache, question, owner, _read_question(model, question, expanded))
+    return Reading(cache, question, owner, read_question(model, question, expanded))
 
 
 @partial(jax.jit, static_argnames=("quant", "quantize_at"))
@@ -109,10 +110,11 @@ def read_coded(
     if quantize_at == "prompt":
         return Prompted(reading.prompted.logits, recode(reading.prompted.cache, quant, tables))
     cache = take_sequences(recode(reading.pictures, quant, tables), reading.owner)
-    return _read_question(model, reading.question, cache)
+    return read_question(model, reading.question, cache)
 
 
-def _read_question(model: Model, question: Inputs, cache: KVCache) -> Prompted:
+def read_question(model: Model, question: Inputs, cache: KVCache) -> Prompted:
+    """Reads what follows the pictures that a cache holds, with the codes of that cache."""
     logits, cache = prefill(
         model, question, cache, quant=cache.quant, cache_length=cache.text.cache_length
     )

@@ -48,7 +48,8 @@ def evaluate(
         str,
         typer.Option(
             help="Presets to compare with full precision, comma-separated; "
-            f"NAME{PLAIN} is a preset without the tables that the model has for it."
+            f"NAME{PLAIN} is a preset without the tables that the model has for it, keep-7% drops "
+            "all but 7 % of the visual tokens, those of most attention."
         ),
     ] = DEFAULT_PRESETS,
     tables: Annotated[
@@ -104,6 +105,8 @@ def evaluate(
     names = preset_names(quant)
     if resume and results is None:
         raise ValueError("--resume: expected --out FILE, whose log is gone on from")
+    if quantize_at != "image" and any(name.startswith("keep-") for name in names):
+        raise ValueError("--quant keep-N%: expected --quantize-at image, where tokens are dropped")
     if results is not None:
         check_writable(results)
         check_writable(log_path(results))

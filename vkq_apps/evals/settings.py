@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 
 import vkq_jax
@@ -19,11 +20,22 @@ PLAIN = ":plain"
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One way to keep the visual cache, its name in the results, and its offline tables."""
+    """One way to keep the visual cache.
+
+    Attributes:
+        name: in the results. quant: the codes. tables: their offline tables, if they have any.
+        kept: share of the visual tokens that are kept, see `dropping`; None: all of them.
+    """
 
     name: str
     quant: vkq_jax.KVQuantConfig
     tables: vkq_jax.CodeTables | None = None
+    kept: float | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether this is full precision itself."""
+        return self.quant == FULL_PRECISION and self.kept is None
 
 
 FULL = Setting(NONE, FULL_PRECISION)
@@ -40,9 +52,19 @@ def preset_names(text: str) -> list[str]:
     names = dict.fromkeys(name for name in map(str.strip, text.split(",")) if name)
     names.pop(NONE, None)
     for name in names:
-        if name not in calibrated_presets:
+        if name not in calibrated_presets and _kept(name) is None:
             vkq_jax.resolve(name.removesuffix(PLAIN))
     return list(names)
+
+
+def _kept(name: str) -> float | None:
+    """The share that `keep-7%` keeps; None for another name."""
+    if (found := re.fullmatch(r"keep-(\d+(?:\.\d+)?)%", name)) is None:
+        return None
+    share = float(found[1]) / 100
+    if not 0 < share < 1:
+        raise ValueError(f"--quant: expected more than 0 % and less than 100 %, got {name!r}")
+    return share
 
 
 def settings_of(
@@ -62,6 +84,9 @@ def settings_of(
     given = None if tables is None else vkq_jax.load_tables(tables)
     settings = [FULL]
     for name in names:
+        if (share := _kept(name)) is not None:
+            settings.append(Setting(name, FULL_PRECISION, kept=share))
+            continue
         if name.endswith(PLAIN):
             settings.append(Setting(name, vkq_jax.resolve(name.removesuffix(PLAIN))))
             continue

@@ -180,6 +180,7 @@ def test_another_checkpoint_is_not_asked_about_the_recipes_pictures(tmp_path):
         (["--quant", "minmax-3bit"], "unknown preset 'minmax-3bit'"),
         (["--samples", "2"], "--samples: expected at least one for each of"),
         (["--resume"], "--resume: expected --out FILE"),
+        (["--quant", "keep-7%", "--quantize-at", "prompt"], "expected --quantize-at image"),
         (["--data", "docvqa=/none"], "/none does not exist"),
         (["--quantize-at", "never"], "'never' is not one of"),
     ],
