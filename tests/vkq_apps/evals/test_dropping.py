@@ -86,7 +86,7 @@ def test_settings_keep_a_share_or_take_the_plain_preset(model):
     assert names == ["keep-7%", "vkq-1bit:plain", "keep-4.5%"]
     full, seven, plain, four = settings_of(model, names)
     assert full.exact
-    assert not (seven.exact or plain.exact or four.exact)
+    assert [one.exact for one in (seven, plain, four)] == [False, False, False]
     assert (seven.kept, four.kept, plain.kept) == (0.07, 0.045, None)
     for name in ("keep-0%", "keep-100%"):
         with pytest.raises(ValueError, match=f"more than 0 % and less than 100 %, got '{name}'"):
