@@ -5,7 +5,6 @@ all presets. A preset then codes that cache and reads the question (or, with `qu
 codes the cache once the question is read), and is measured on full precision's own answer.
 """
 
-import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from models.model import Model
 from models.prefill import prefill
 from models.recoding import FULL_PRECISION, recode
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.cache import KVCache
+from vkq_jax.cache import NOTHING_FIXED, KVCache
 from vkq_jax.cache_updates import take_sequences
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
@@ -33,6 +32,7 @@ __all__ = [
     "follow",
     "read",
     "read_coded",
+    "read_question",
 ]
 
 
@@ -94,7 +94,7 @@ def read(
     """Reads P pictures and Q questions about them in full precision."""
     _, cache = prefill(model, pictures, quant=FULL_PRECISION, cache_length=cache_length)
     expanded = take_sequences(cache, owner)
-    return Reading(cache, question, owner, _read_question(model, question, expanded))
+    return Reading(cache, question, owner, read_question(model, question, expanded))
 
 
 @partial(jax.jit, static_argnames=("quant", "quantize_at"))
@@ -110,10 +110,11 @@ def read_coded(
     if quantize_at == "prompt":
         return Prompted(reading.prompted.logits, recode(reading.prompted.cache, quant, tables))
     cache = take_sequences(recode(reading.pictures, quant, tables), reading.owner)
-    return _read_question(model, reading.question, cache)
+    return read_question(model, reading.question, cache)
 
 
-def _read_question(model: Model, question: Inputs, cache: KVCache) -> Prompted:
+def read_question(model: Model, question: Inputs, cache: KVCache) -> Prompted:
+    """Reads what follows the pictures that a cache holds, with the codes of that cache."""
     logits, cache = prefill(
         model, question, cache, quant=cache.quant, cache_length=cache.text.cache_length
     )
@@ -138,7 +139,7 @@ def follow(
         along: tokens and lengths of answers to be fed instead (teacher forcing).
         steps: size of the buffers.
     """
-    visual = prompted.cache.visual  # beside the carry: they never change
+    fixed = prompted.cache.fixed()  # beside the carry: the loop does not change it
     stops = jnp.asarray(model.config.eos_token_ids, jnp.int32)
     batch, vocab = prompted.logits.shape
 
@@ -156,16 +157,15 @@ def follow(
             token = along[0][:, place]
             going_on = place + 1 < along[1]
         tokens = tokens.at[:, place].set(jnp.where(active, token, 0))
-        whole = dataclasses.replace(cache, visual=visual)
-        logits, whole = decode_step(model, token, whole, active)
-        cache = dataclasses.replace(whole, visual=())
+        logits, cache = decode_step(model, token, cache.with_fixed(fixed), active)
+        cache = cache.with_fixed(NOTHING_FIXED)
         return place + 1, going_on, logits, cache, tokens, lengths + active, kept
 
     start = (
         jnp.int32(0),
         jnp.ones(batch, bool) if along is None else along[1] > 0,
         prompted.logits,
-        dataclasses.replace(prompted.cache, visual=()),
+        prompted.cache.with_fixed(NOTHING_FIXED),
         jnp.zeros((batch, steps), jnp.int32),
         jnp.zeros(batch, jnp.int32),
         jnp.zeros((batch, steps, vocab), jnp.float32),
@@ -180,6 +180,7 @@ def compare(exact: Answered, coded: Answered) -> Comparison:
     steps = jnp.arange(exact.tokens.shape[1], dtype=jnp.int32)
     within = steps[None] < exact.lengths[:, None]
     kl = (jnp.exp(exact.kept) * (exact.kept - coded.kept)).sum(-1)
+    kl = jnp.maximum(kl, 0.0)  # rounding can bring it just below
     differs = (exact.kept.argmax(-1) != coded.kept.argmax(-1)) & within
     first = jnp.where(differs, steps[None], exact.lengths[:, None]).min(-1)
     chosen = jnp.take_along_axis(coded.kept, exact.tokens[..., None], axis=-1)[..., 0]

@@ -15,7 +15,7 @@ from vkq_apps.evals.plan import known_tasks, make_plan
 from vkq_apps.evals.plots import write_plots
 from vkq_apps.evals.progress import progress
 from vkq_apps.evals.records import log_path
-from vkq_apps.evals.settings import calibrated, parse_settings
+from vkq_apps.evals.settings import PLAIN, preset_names, settings_of
 from vkq_apps.evals.table import results_tables
 from vkq_jax.whole_file import check_writable
 
@@ -45,7 +45,12 @@ def evaluate(
         str | None, typer.Option(help=f"Of JSONL data: {', '.join(METRICS)}.")
     ] = None,
     quant: Annotated[
-        str, typer.Option(help="Presets to compare with full precision, comma-separated.")
+        str,
+        typer.Option(
+            help="Presets to compare with full precision, comma-separated; "
+            f"NAME{PLAIN} is a preset without the tables that the model has for it, keep-7% drops "
+            "all but 7 % of the visual tokens, those of most attention."
+        ),
     ] = DEFAULT_PRESETS,
     tables: Annotated[
         Path | None,
@@ -97,9 +102,11 @@ def evaluate(
     answers equal to full precision's own. kl: mean KL(full precision || preset) of the next-token
     distributions along full precision's own answer, in nats.
     """
-    settings = parse_settings(quant)
+    names = preset_names(quant)
     if resume and results is None:
         raise ValueError("--resume: expected --out FILE, whose log is gone on from")
+    if quantize_at != "image" and any(name.startswith("keep-") for name in names):
+        raise ValueError("--quant keep-N%: expected --quantize-at image, where tokens are dropped")
     if results is not None:
         check_writable(results)
         check_writable(log_path(results))
@@ -108,7 +115,7 @@ def evaluate(
     own = read_data(data or (), metric)
     with stage(f"loading {model}"):
         loaded = models.load(model)
-    settings = calibrated(settings, loaded, tables)
+    settings = settings_of(loaded, names, tables)
     known = known_tasks(loaded, own, synthetic=synthetic)
     with stage("choosing questions"):
         plan = make_plan(tasks, known, own, samples=samples, seed=seed)

@@ -20,19 +20,23 @@ class CacheSize:
     full_bytes: int
 
 
-def cache_size(cache: KVCache) -> CacheSize:
-    """Counts the buffers of the visual banks: codes, and every table that belongs to a sequence."""
+def cache_size(cache: KVCache, full: KVCache) -> CacheSize:
+    """Counts the buffers of the visual banks: codes, and every table that belongs to a sequence.
+
+    Args:
+        cache: the coded one.
+        full: the same prompts in full precision, all of whose elements count.
+    """
     batch = cache.position.shape[0]
     key = sum(_nbytes(bank.key) for bank in cache.visual)
     value = sum(_nbytes(bank.value) for bank in cache.visual)
-    total = cache_nbytes(cache)
-    # What belongs to neither (positions, where a sliding window needs them) is shared out.
-    shared = (total.visual - key - value) / 2
+    # What belongs to neither (an order of the tokens, positions for a sliding window) is shared.
+    shared = (cache_nbytes(cache).visual - key - value) / 2
     return CacheSize(
         key_bytes=(key + shared) / batch,
         value_bytes=(value + shared) / batch,
-        elements=sum(bank.key.num_elements() for bank in cache.visual) // batch,
-        full_bytes=total.visual_full_precision // batch,
+        elements=sum(bank.key.num_elements() for bank in full.visual) // batch,
+        full_bytes=cache_nbytes(full).visual // batch,
     )
 
 

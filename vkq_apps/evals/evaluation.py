@@ -12,9 +12,10 @@ import numpy as np
 
 from models import Model
 from models.generate import QuantizeAt
+from models.loading import TINY
 from vkq_apps.bench.results_file import source_digest, write_json
 from vkq_apps.evals.batches import Batch
-from vkq_apps.evals.fingerprint import fingerprint
+from vkq_apps.evals.checkpoint_digest import checkpoint_digest
 from vkq_apps.evals.plan import Plan
 from vkq_apps.evals.records import SampleLog, log_path
 from vkq_apps.evals.report import summarize
@@ -72,7 +73,7 @@ def evaluate_model(
     }
     marks = {
         **asked,
-        "weights": fingerprint(Path(model.source)),
+        "weights": checkpoint_digest(Path(model.source)),
         "codes": {setting.name: _digest(setting) for setting in settings},
         "questions": plan.digest(),
         "device": head["device"],
@@ -103,7 +104,7 @@ def evaluate_model(
     record = {
         "command": "vkq eval",
         **head,
-        "model": model.source,
+        "model": "tiny" if Path(model.source) == TINY else model.source,
         **asked,
         "seconds": round(time.perf_counter() - started, 1),
         "offline_table_bytes": {

@@ -17,7 +17,8 @@ def wilson(right: float, count: int) -> tuple[float, float]:
     middle = share + _Z**2 / (2 * count)
     reach = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
     scale = 1 + _Z**2 / count
-    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
+    low, high = (middle - reach) / scale, (middle + reach) / scale
+    return (0.0 if right == 0 else low), (1.0 if right == count else high)  # exactly
 
 
 def bootstrap(

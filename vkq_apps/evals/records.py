@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vkq_jax.validation import check_fields
+
 __all__ = ["Record", "SampleLog", "log_path"]
 
 
@@ -94,31 +96,37 @@ class SampleLog:
     def _read(self, path: Path) -> None:
         content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        lines = whole.decode("utf-8").splitlines()
+        lines = whole.split(b"\n")[:-1]
         if not lines:  # killed before the first line was whole
             path.write_text(json.dumps(self._head) + "\n", encoding="utf-8")
             return
         head = _parse(path, 1, lines[0])
         _check_head(path, head, json.loads(json.dumps(self._head)))
         for number, line in enumerate(lines[1:], 2):
-            try:
-                record = Record(**_parse(path, number, line))
-            except TypeError as error:
-                raise ValueError(f"{path}:{number}: expected a record, {error}") from error
+            record = _record(path, number, _parse(path, number, line))
             self._records[record.preset, record.task, record.sample] = record
         if len(whole) < len(content):
             with path.open("r+b") as file:
                 file.truncate(len(whole))
 
 
-def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
+def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{number}: expected a JSON object, got {line[:60]!r}") from error
+    except ValueError:  # of JSON or of UTF-8
+        found = None
     if not isinstance(found, dict):
         raise ValueError(f"{path}:{number}: expected a JSON object, got {line[:60]!r}")
     return found
+
+
+def _record(path: Path, number: int, fields: Mapping[str, Any]) -> Record:
+    try:
+        record = Record(**fields)
+        check_fields(record)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}:{number}: expected a record: {str(error)[:200]}") from error
+    return record
 
 
 def _check_head(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

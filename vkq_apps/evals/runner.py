@@ -9,9 +9,11 @@ import numpy as np
 
 from models import Model, teacher_forcing
 from models.generate import QuantizeAt
+from models.teacher_forcing import Prompted, Reading
 from vkq_apps.evals.answers import Answers, Chosen, Written
 from vkq_apps.evals.batches import Batch, Prepared, prepare
 from vkq_apps.evals.cache_size import cache_size
+from vkq_apps.evals.dropping import read_kept
 from vkq_apps.evals.layers import layer_errors
 from vkq_apps.evals.records import Record, SampleLog
 from vkq_apps.evals.settings import Setting
@@ -34,7 +36,7 @@ def run(
     Args:
         model: from `models.load`.
         batches: from `in_batches`.
-        settings: the first one is full precision, which the others are compared with.
+        settings: all of them are compared with full precision.
         log: of earlier and new records.
         quantize_at: as for `models.generate`.
         by_layer: also measure the errors in each layer, at each answer's first token.
@@ -49,7 +51,7 @@ def run(
         else:
             on_batch(batch)
     for prepared, missing in _prepared_ahead(model, todo, steps):
-        _run_batch(model, prepared, settings[0], missing, log, steps, quantize_at, by_layer)
+        _run_batch(model, prepared, missing, log, steps, quantize_at, by_layer)
         on_batch(prepared.batch)
 
 
@@ -73,7 +75,6 @@ def _prepared_ahead(
 def _run_batch(
     model: Model,
     prepared: Prepared,
-    full: Setting,
     missing: Sequence[Setting],
     log: SampleLog,
     steps: int,
@@ -94,20 +95,18 @@ def _run_batch(
     rows, lengths = answers.rows(own), np.asarray(exact.lengths)
     for setting in missing:
         prompted, comparison = reading.prompted, own
-        if setting.quant != full.quant:
-            prompted = teacher_forcing.read_coded(
-                model, reading, setting.tables, quant=setting.quant, quantize_at=quantize_at
-            )
+        if not setting.exact:
+            prompted = _read(model, prepared, reading, setting, quantize_at)
             along = exact.tokens, exact.lengths
             coded = teacher_forcing.follow(model, prompted, steps, along, steps=steps)
             comparison = jax.device_get(teacher_forcing.compare(exact, coded))
         layers = None
-        if by_layer and setting.quant != full.quant:
+        if by_layer and setting.kept is None and not setting.exact:
             layers = jax.device_get(
                 layer_errors(model, reading.prompted, prompted, exact.tokens[:, 0])
             )
         texts = answers.texts(prompted, comparison)
-        size = vars(cache_size(prompted.cache))
+        size = vars(cache_size(prompted.cache, reading.prompted.cache))
         log.add(
             Record(
                 preset=setting.name,
@@ -123,6 +122,16 @@ def _run_batch(
             for sample, text, row in zip(prepared.batch.samples, texts, rows, strict=True)
             if log.get(setting.name, prepared.batch.task.name, sample.key) is None
         )
+
+
+def _read(
+    model: Model, prepared: Prepared, reading: Reading, setting: Setting, quantize_at: QuantizeAt
+) -> Prompted:
+    if setting.kept is not None:
+        return read_kept(model, reading, prepared.pictures, share=setting.kept)
+    return teacher_forcing.read_coded(
+        model, reading, setting.tables, quant=setting.quant, quantize_at=quantize_at
+    )
 
 
 def _before_end(first: Any, length: Any) -> int | None:

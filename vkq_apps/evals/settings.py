@@ -1,26 +1,41 @@
-"""The rows of an evaluation: presets by name."""
+"""The rows of an evaluation: presets by name, as they are for one model."""
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 
-import models
 import vkq_jax
+from models import Model
 from models.calibrated import find_codes
 from models.recoding import FULL_PRECISION
+from vkq_jax.presets import calibrated_presets
 
-__all__ = ["CONTROL", "FULL", "NONE", "Setting", "calibrated", "parse_settings"]
+__all__ = ["CONTROL", "FULL", "NONE", "PLAIN", "Setting", "preset_names", "settings_of"]
 
 NONE = "none"
+PLAIN = ":plain"
+"""Behind a preset's name: without the tables that the model has for it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One way to keep the visual cache, its name in the results, and its offline tables."""
+    """One way to keep the visual cache.
+
+    Attributes:
+        name: in the results. quant: the codes. tables: their offline tables, if they have any.
+        kept: share of the visual tokens that are kept, see `dropping`; None: all of them.
+    """
 
     name: str
     quant: vkq_jax.KVQuantConfig
     tables: vkq_jax.CodeTables | None = None
+    kept: float | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether this is full precision itself."""
+        return self.quant == FULL_PRECISION and self.kept is None
 
 
 FULL = Setting(NONE, FULL_PRECISION)
@@ -28,30 +43,55 @@ CONTROL = Setting("none, other pictures", FULL_PRECISION)
 """Full precision, asked about another picture: what guessing would get."""
 
 
-def parse_settings(names: str) -> list[Setting]:
-    """Full precision first, then the presets that a comma-separated list names, each once.
+def preset_names(text: str) -> list[str]:
+    """The presets of a comma-separated list, each once, apart from `none`.
 
     Raises:
         ValueError: there is no preset of a name.
     """
-    asked = dict.fromkeys(name for name in map(str.strip, names.split(",")) if name)
-    asked.pop(NONE, None)
-    return [FULL, *(Setting(name, vkq_jax.resolve(name)) for name in asked)]
+    names = dict.fromkeys(name for name in map(str.strip, text.split(",")) if name)
+    names.pop(NONE, None)
+    for name in names:
+        if name not in calibrated_presets and _kept(name) is None:
+            vkq_jax.resolve(name.removesuffix(PLAIN))
+    return list(names)
 
 
-def calibrated(
-    settings: Sequence[Setting],
-    model: models.Model,
-    tables: vkq_jax.CalibratedCodes | str | os.PathLike[str] | None = None,
+def _kept(name: str) -> float | None:
+    """The share that `keep-7%` keeps; None for another name."""
+    if (found := re.fullmatch(r"keep-(\d+(?:\.\d+)?)%", name)) is None:
+        return None
+    share = float(found[1]) / 100
+    if not 0 < share < 1:
+        raise ValueError(f"--quant: expected more than 0 % and less than 100 %, got {name!r}")
+    return share
+
+
+def settings_of(
+    model: Model, names: Sequence[str], tables: str | os.PathLike[str] | None = None
 ) -> list[Setting]:
-    """The settings as they are for a model: its own, or the given, calibrated presets count.
+    """Full precision first, then the presets, calibrated for the model where they can be.
+
+    Args:
+        model: from `models.load`.
+        names: from `preset_names`.
+        tables: file of calibrated presets; by default those that the model found.
 
     Raises:
-        ValueError: the tables belong to another model.
+        FileNotFoundError: no such file.
+        ValueError: the tables belong to another model, or a preset needs tables and has none.
     """
-    return [
-        setting
-        if setting.quant == FULL_PRECISION
-        else Setting(setting.name, *find_codes(model, setting.name, tables))
-        for setting in settings
-    ]
+    given = None if tables is None else vkq_jax.load_tables(tables)
+    settings = [FULL]
+    for name in names:
+        if (share := _kept(name)) is not None:
+            settings.append(Setting(name, FULL_PRECISION, kept=share))
+            continue
+        if name.endswith(PLAIN):
+            settings.append(Setting(name, vkq_jax.resolve(name.removesuffix(PLAIN))))
+            continue
+        try:
+            settings.append(Setting(name, *find_codes(model, name, given)))
+        except ValueError as error:
+            raise ValueError(f"--quant {name}: {error}") from error
+    return settings

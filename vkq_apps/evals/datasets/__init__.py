@@ -14,24 +14,8 @@ from vkq_apps.evals.tasks import Task
 
 __all__ = ["FORMATS", "read_data"]
 
-FORMATS = MappingProxyType[str, Format](
-    {
-        one.name: one
-        for one in (
-            JSONL,
-            COCO,
-            DOCVQA,
-            TEXTVQA,
-            CHARTQA,
-            OCR_BENCH,
-            MMBENCH,
-            MME,
-            POPE,
-            VQAV2,
-            GQA,
-        )
-    }
-)
+_ALL = (JSONL, COCO, DOCVQA, TEXTVQA, CHARTQA, OCR_BENCH, MMBENCH, MME, POPE, VQAV2, GQA)
+FORMATS = MappingProxyType[str, Format]({one.name: one for one in _ALL})
 
 
 def read_data(given: Sequence[str], metric: str | None = None) -> dict[str, Task]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vkq_apps.evals.datasets.entries import Entry, tsv_entries
+from vkq_apps.evals.datasets.entries import Entry, read_text, tsv_entries
 from vkq_apps.evals.datasets.files import Pictures, find_files
 from vkq_apps.evals.datasets.format import SHORT_ANSWER, Format, picture_sample
 from vkq_apps.evals.metrics.text import EXACT
@@ -65,7 +65,7 @@ def _read_mme(folder: Path) -> Iterator[Sample]:
         names = [
             f"{place}{file.stem}{end}" for place in ("images/", "") for end in (".jpg", ".png")
         ]
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(read_text(file).split("\n"), 1):
             if not line.strip():
                 continue
             entry = Entry({}, f"{file}:{number}")

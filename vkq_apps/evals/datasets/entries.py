@@ -1,5 +1,6 @@
 """Records of annotation files, and errors that name the file and the line."""
 
+import copy
 import csv
 import json
 import re
@@ -7,7 +8,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Entry", "json_entries", "json_mapping", "jsonl_entries", "read_json", "tsv_entries"]
+__all__ = [
+    "Entry",
+    "json_entries",
+    "json_mapping",
+    "jsonl_entries",
+    "read_json",
+    "read_text",
+    "tsv_entries",
+]
 
 _SHOWN = 60
 
@@ -18,15 +27,24 @@ class Entry:
     def __init__(self, fields: Any, where: str):
         """Raises ValueError unless `fields` is a mapping."""
         self.where = where
+        self.fields: Mapping[str, Any] = self._check(fields)
+
+    def within(self, fields: Any) -> "Entry":
+        """An object inside this record."""
+        inner = copy.copy(self)
+        inner.fields = self._check(fields)
+        return inner
+
+    def _check(self, fields: Any) -> Mapping[str, Any]:
         if not isinstance(fields, Mapping):
             raise self.error("a JSON object", fields)
-        self.fields = fields
+        return fields
 
     def error(self, expected: str, got: Any) -> ValueError:
         """The error that the record is not as expected."""
-        shown = repr(got)
-        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-        return ValueError(f"{self.where}: expected {expected}, got {shown}")
+        return ValueError(
+            f"{self.where}: expected {_clipped(expected, 2 * _SHOWN)}, got {_clipped(repr(got))}"
+        )
 
     def get(self, name: str) -> Any:
         """A field that has to be there."""
@@ -64,7 +82,7 @@ def jsonl_entries(path: Path) -> Iterator[Entry]:
     Raises:
         ValueError: a line is no JSON object.
     """
-    for number, line in enumerate(_read(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             try:
                 yield Entry(json.loads(line), f"{path}:{number}")
@@ -81,7 +99,7 @@ def read_json(path: Path) -> Any:
         ValueError: it is not JSON.
     """
     try:
-        return json.loads(_read(path))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: expected JSON: {error.msg}") from error
 
@@ -135,8 +153,12 @@ class _Late(Entry):
 
     def error(self, expected: str, got: Any) -> ValueError:
         path, key, index = self._place
-        self.where = f"{path}:{_line_of(_read(path), key, index)}"
+        self.where = f"{path}:{_line_of(read_text(path), key, index)}"
         return super().error(expected, got)
+
+
+def _clipped(text: str, length: int = _SHOWN) -> str:
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def _line_of(text: str, key: str | None, index: int | None) -> int:
@@ -161,7 +183,12 @@ def _skip(text: str, place: int) -> int:
     return place
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The content of a text file.
+
+    Raises:
+        ValueError: it is not UTF-8, or a folder.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

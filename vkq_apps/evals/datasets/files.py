@@ -1,6 +1,7 @@
 """Annotation files and pictures in a local folder, however deep they lie."""
 
 import functools
+import os
 from pathlib import Path
 
 __all__ = ["Pictures", "find_files"]
@@ -32,7 +33,7 @@ class Pictures:
         """The file of one of these names, as a path from the folder or by its last part."""
         for name in names:
             path = self._folder / name
-            if path.is_file():
+            if os.path.isfile(path):  # False, too, for a name that no file can have
                 return path
         for name in names:
             found = self._by_name.get(Path(name).name)

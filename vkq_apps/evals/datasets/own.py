@@ -1,5 +1,6 @@
 """Data of one's own: a JSONL of {image or images, question, answer or answers}."""
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ def _read(path: Path) -> Iterator[Sample]:
         keys.add(key)
         images = [path.parent / name for name in entry.texts(_either(entry, "image", "images"))]
         for image in images:
-            if not image.is_file():
+            if not os.path.isfile(image):  # nor a name that no file can have
                 raise entry.error(f"a picture file {image}", "no such file")
         answers = entry.texts(_either(entry, "answer", "answers"))
         choices = entry.texts("choices") if "choices" in entry.fields else ()

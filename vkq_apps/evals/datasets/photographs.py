@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from vkq_apps.evals.datasets.entries import Entry, json_entries, json_mapping, jsonl_entries
+from vkq_apps.evals.datasets.entries import json_entries, json_mapping, jsonl_entries
 from vkq_apps.evals.datasets.files import Pictures, find_files
 from vkq_apps.evals.datasets.format import Format, picture_sample
 from vkq_apps.evals.metrics.caption import CIDER
@@ -45,7 +45,7 @@ def _read_vqav2(folder: Path) -> Iterator[Sample]:
         if not isinstance(people, list) or not people:
             raise entry.error("'answers' to be a list", people)
         answers[entry.name("question_id")] = tuple(
-            Entry(one, entry.where).text("answer") for one in people
+            entry.within(one).text("answer") for one in people
         )
     for entry in json_entries(questions, "questions"):
         key, image = entry.name("question_id"), entry.name("image_id")

@@ -1,17 +1,18 @@
-"""What tells one checkpoint from another."""
+"""What tells the files of one checkpoint from those of another."""
 
 import hashlib
 from pathlib import Path
 
-__all__ = ["fingerprint"]
+__all__ = ["checkpoint_digest"]
 
 _EDGE = 2**20
 
 
-def fingerprint(folder: Path) -> str:
+def checkpoint_digest(folder: Path) -> str:
     """A digest of config.json and of the weights' names, sizes, first and last megabytes.
 
-    Reading all of a large checkpoint would take longer than a small evaluation.
+    Reading all of a large checkpoint would take longer than a small evaluation. Unlike
+    `models.fingerprint`, which tables are known by, it covers the vision tower, too.
     """
     digest = hashlib.sha256()
     digest.update((folder / "config.json").read_bytes())

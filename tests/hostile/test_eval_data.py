@@ -1,0 +1,109 @@
+"""Annotation files and logs of `vkq eval`, damaged: read, or refused in one clear line."""
+
+import json
+import random
+
+import pytest
+
+from tests.vkq_apps.evals.test_datasets import FIXTURES, GOOD, save_picture
+from vkq_apps.evals.datasets import read_data
+from vkq_apps.evals.records import Record, SampleLog
+
+STRANGE = [None, True, -1, 1e999, "", " ", "\x00", "x" * 2000, [], [[]], {}, {"a": []}, ["a", 3]]
+
+
+def damage(rng, content):
+    """Bytes with a few of them gone, doubled or changed; or a field of another type."""
+    if rng.random() < 0.5:
+        try:
+            tree = json.loads(content)
+        except ValueError:
+            tree = None
+        if tree is not None:
+            return json.dumps(spoil(rng, tree)).encode()
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        place = rng.randrange(len(data) + 1)
+        match rng.randrange(3):
+            case 0:
+                del data[place : place + rng.randint(1, 20)]
+            case 1:
+                data[place:place] = data[max(0, place - 9) : place]
+            case _:
+                data[place:place] = bytes([rng.randrange(256)])
+    return bytes(data)
+
+
+def spoil(rng, tree):
+    """The same tree with one node changed, taken out or doubled."""
+    if isinstance(tree, dict) and tree and rng.random() < 0.9:
+        name = rng.choice(list(tree))
+        if rng.random() < 0.2:
+            return {key: value for key, value in tree.items() if key != name}
+        return {**tree, name: spoil(rng, tree[name])}
+    if isinstance(tree, list) and tree and rng.random() < 0.9:
+        place = rng.randrange(len(tree))
+        return [*tree[:place], spoil(rng, tree[place]), *tree[place + rng.randint(0, 1) :]]
+    return rng.choice(STRANGE)
+
+
+def use(samples):
+    """What an evaluation does with samples before the model sees them."""
+    for sample in samples:
+        assert sample.question
+        assert sample.answers
+        list(sample.load())
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_damaged_published_data(name, tmp_path, cases, one_clear_error):
+    make = FIXTURES[name][0]
+    for case in cases(4):
+        folder = tmp_path / str(case)
+        make(folder)
+        rng = random.Random(f"eval data/{name}/{case}")
+        suffixes = (".json", ".tsv", ".txt")
+        file = rng.choice(sorted(path for path in folder.rglob("*") if path.suffix in suffixes))
+        file.write_bytes(damage(rng, file.read_bytes()))
+        try:
+            task = read_data([f"{name}={folder}"])[name]
+            samples = task.choose(10, case)
+            use(samples)
+            task.metric.scores(["a"] * len(samples), samples)
+        except Exception as error:
+            one_clear_error(error)
+
+
+def test_damaged_data_of_ones_own(tmp_path, cases, one_clear_error):
+    save_picture(tmp_path / "x.png")
+    path = tmp_path / "own.jsonl"
+    records = [GOOD, {**GOOD, "id": "b", "choices": ["a", "b"]}, {**GOOD, "answer": ["a", "b"]}]
+    for case in cases(20):
+        rng = random.Random(f"own data/{case}")
+        lines = [json.dumps(record).encode() for record in records]
+        place = rng.randrange(len(lines))
+        lines[place] = damage(rng, lines[place])
+        path.write_bytes(b"\n".join(lines))
+        try:
+            use(read_data([f"jsonl={path}"])["own"].choose(10, case))
+        except Exception as error:
+            one_clear_error(error)
+
+
+def test_damaged_logs(tmp_path, cases, one_clear_error):
+    path = tmp_path / "log.jsonl"
+    head = {"seed": 1}
+    for case in cases(20):
+        rng = random.Random(f"log/{case}")
+        records = [Record("none", "t", str(n), "a", 3, 0.5, 1, 1.0, 1.0, 8, 32) for n in range(3)]
+        SampleLog(path, head).add(records)
+        lines = path.read_bytes().splitlines()
+        place = rng.randrange(len(lines))
+        lines[place] = damage(rng, lines[place])
+        path.write_bytes(b"\n".join(lines) + b"\n")
+        try:
+            log = SampleLog(path, head, resume=True)
+            found = [log.get("none", "t", str(n)) for n in range(3)]
+            assert all(record is None or record.positions > 0 for record in found)
+        except Exception as error:
+            one_clear_error(error)

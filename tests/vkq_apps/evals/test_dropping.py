@@ -1,0 +1,95 @@
+"""Token dropping, on a model of a few thousand random parameters."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import teacher_forcing
+from models.prefill import prefill
+from models.recoding import FULL_PRECISION
+from models.split import split_after_images
+from tests.support.tiny_llava import VISUAL_TOKENS, WINDOWED, batch, prompt, tiny_model
+from vkq_apps.evals.cache_size import cache_size
+from vkq_apps.evals.dropping import attention_mass, keep_tokens, read_kept
+from vkq_apps.evals.settings import preset_names, settings_of
+
+ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 4, seed=1))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return split_after_images(batch(*ROWS))
+
+
+@pytest.fixture(scope="module")
+def reading(model, parts):
+    owner = jnp.arange(2, dtype=jnp.int32)
+    return teacher_forcing.read(model, *parts, owner, cache_length=16)
+
+
+def test_keeping_all_tokens_in_another_order_changes_nothing(model, parts, reading):
+    kept = read_kept(model, reading, parts[0], share=1 - 1e-9)
+    np.testing.assert_allclose(kept.logits, reading.prompted.logits, atol=2e-5)
+
+
+def test_attention_mass_is_that_of_the_visual_tokens(model, parts):
+    mass = np.asarray(attention_mass(model, parts[0]))
+    layers, heads = model.config.text.num_layers, model.config.text.num_kv_heads
+    assert mass.shape == (layers, 2, heads, 2 * VISUAL_TOKENS)
+    assert (mass[:, 0, :, VISUAL_TOKENS:] == 0).all()
+    assert (mass[:, 1] > 0).all()
+    # Each query gives a mass of 1, to text as well; the text before the image gives it none.
+    queries = [VISUAL_TOKENS, 2 * VISUAL_TOKENS]
+    per_head = model.config.text.num_heads // heads
+    for row, most in enumerate(queries):
+        assert (mass[:, row].sum(-1) < per_head * most).all()
+        # The first visual token is seen by all queries from there on, the last one by itself.
+        assert (mass[:, row, :, 0] > mass[:, row, :, most - 1]).mean() > 0.5
+
+
+def test_the_tokens_of_most_attention_are_kept(reading):
+    shape = (3, 2, 2, 2 * VISUAL_TOKENS)
+    mass = jnp.asarray(np.random.default_rng(0).uniform(size=shape), jnp.float32)
+    kept = keep_tokens(reading.pictures, mass, 0.25)
+    (before,), (after,) = reading.pictures.visual, kept.visual
+    assert after.length.tolist() == [VISUAL_TOKENS // 4, 2 * VISUAL_TOKENS // 4]
+    for row, valid in enumerate((VISUAL_TOKENS, 2 * VISUAL_TOKENS)):
+        order = np.argsort(-np.asarray(mass)[1, row, 0, :valid])[: valid // 4]
+        for bank, few in ((before.key, after.key), (before.value, after.value)):
+            np.testing.assert_array_equal(
+                few.values[1, row, 0, : valid // 4], bank.values[1, row, 0, order]
+            )
+
+
+def test_bytes_count_against_all_elements(reading):
+    mass = jnp.ones((3, 2, 2, 2 * VISUAL_TOKENS))
+    size = cache_size(keep_tokens(reading.pictures, mass, 0.25), reading.pictures)
+    assert size.key_bytes == size.value_bytes == size.full_bytes / 8
+    assert 8 * size.key_bytes / size.elements == 0.25 * 32  # float32
+
+
+def test_a_sliding_window_is_refused():
+    model = tiny_model(config=WINDOWED)
+    images, _ = split_after_images(batch(*ROWS))
+    _, cache = prefill(model, images, quant=FULL_PRECISION, cache_length=8)
+    with pytest.raises(NotImplementedError, match="sliding window"):
+        keep_tokens(cache, jnp.ones((3, 2, 2, 2 * VISUAL_TOKENS)), 0.5)
+
+
+def test_settings_keep_a_share_or_take_the_plain_preset(model):
+    names = preset_names("keep-7%, none,vkq-1bit:plain,keep-4.5%,keep-7%")
+    assert names == ["keep-7%", "vkq-1bit:plain", "keep-4.5%"]
+    full, seven, plain, four = settings_of(model, names)
+    assert full.exact
+    assert [one.exact for one in (seven, plain, four)] == [False, False, False]
+    assert (seven.kept, four.kept, plain.kept) == (0.07, 0.045, None)
+    for name in ("keep-0%", "keep-100%"):
+        with pytest.raises(ValueError, match=f"more than 0 % and less than 100 %, got '{name}'"):
+            preset_names(name)
+    with pytest.raises(ValueError, match="unknown preset 'keep-x%'"):
+        preset_names("keep-x%")

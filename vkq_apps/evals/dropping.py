@@ -1,0 +1,82 @@
+"""Token dropping, the rival: a few visual tokens in full precision instead of all in few bits.
+
+The tokens that stay are those of the largest attention, summed over the queries of the prompt, each
+KV head of each layer by itself (H2O, arXiv 2306.14048; VL-Cache, arXiv 2410.23317).
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from models.attention import dense_attention
+from models.inputs import Inputs
+from models.model import Model
+from models.sliding_window import prompt_masks
+from models.teacher_forcing import Prompted, Reading, read_question
+from vkq_jax.array_types import Array, Float
+from vkq_jax.cache import KVCache, VisualBank
+from vkq_jax.cache_updates import take_sequences
+from vkq_jax.dense import DenseTensor
+from vkq_jax.visual import compact
+
+__all__ = ["attention_mass", "keep_tokens", "read_kept"]
+
+
+@jax.jit
+def attention_mass(model: Model, inputs: Inputs) -> Float[Array, "L B K V"]:
+    """Attention that each visual token gets from all queries of its prompt, in full precision.
+
+    Tokens are in the order of the prompt, as in its visual bank; 0 where there is none.
+    """
+    module = model.module()
+    text = model.config.text
+    mask_of = prompt_masks(text, inputs.mask, inputs.positions)
+    index, taken = compact(inputs.visual_mask & inputs.mask, inputs.prompt_shape.visual)
+
+    def attend(layer, query, key, value, carry):
+        mask = mask_of(layer)
+        output = dense_attention(query, key, value, mask, logits_scale=text.logits_scale)
+        q = query.reshape(*query.shape[:2], text.num_kv_heads, -1, text.head_dim)
+        scores = jnp.einsum("btkmh,bskh->bkmts", q, key, preferred_element_type=jnp.float32)
+        scores = jnp.where(mask[:, None, None], scores * text.logits_scale, -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=-1)
+        seen = jnp.where(inputs.mask[:, None, None, :, None], weights, 0.0).sum((2, 3))
+        mass = jnp.take_along_axis(seen, index[:, None], axis=-1)
+        return output, carry, jnp.where(taken[:, None], mass, 0.0)
+
+    _, _, mass = module.text(module.embed_inputs(inputs), inputs.positions, attend)
+    return mass
+
+
+def keep_tokens(cache: KVCache, mass: Float[Array, "L B K V"], share: float) -> KVCache:
+    """The cache of prompts read with `none`, with that share of each sequence's visual tokens.
+
+    Raises:
+        NotImplementedError: a sliding window has to know the position of every token.
+    """
+    if cache.keeps_positions:
+        raise NotImplementedError("token dropping is not for models with a sliding window")
+    (bank,) = cache.visual
+    assert isinstance(bank.key, DenseTensor)
+    assert isinstance(bank.value, DenseTensor)
+    valid = jnp.arange(mass.shape[-1]) < bank.length[:, None]
+    most = max(1, round(share * mass.shape[-1]))
+    _, kept = jax.lax.top_k(jnp.where(valid[:, None], mass, -1.0), most)
+
+    def take(tensor: DenseTensor) -> DenseTensor:
+        return DenseTensor(jnp.take_along_axis(tensor.values, kept[..., None], axis=-2))
+
+    few = jnp.round(share * bank.length).astype(jnp.int32)
+    length = jnp.clip(few, jnp.minimum(bank.length, 1), most)
+    return dataclasses.replace(
+        cache, visual=(VisualBank(take(bank.key), take(bank.value), length),)
+    )
+
+
+@partial(jax.jit, static_argnames="share")
+def read_kept(model: Model, reading: Reading, pictures: Inputs, *, share: float) -> Prompted:
+    """The rows of `reading`, whose questions see that share of the visual tokens."""
+    cache = keep_tokens(reading.pictures, attention_mass(model, pictures), share)
+    return read_question(model, reading.question, take_sequences(cache, reading.owner))
