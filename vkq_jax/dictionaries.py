@@ -69,9 +69,9 @@ def fit_dictionary(
     channels, distortion, step, gain = jax.tree.map(np.asarray, _measure(tokens, weight, root))
     layouts = [_lay_out(_spend(distortion[k], virtual), step[k], gain[k]) for k in range(heads)]
     analysis = np.swapaxes(channels, -1, -2) @ np.asarray(root)
-    synthesis = (
-        None if metric is None else np.linalg.solve(np.asarray(metric, np.float64), channels)
-    )
+    synthesis = None
+    if metric is not None:
+        synthesis = jnp.asarray(np.linalg.solve(np.asarray(metric), channels), _TABLE_DTYPE)
     return ClassTables(
         jnp.asarray(analysis, _TABLE_DTYPE),
         synthesis,

@@ -1,0 +1,156 @@
+"""Dictionary codes: unbiased, blind to padding, within their bits, the same under transforms."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vkq_jax
+from tests.support.caches import random_side_tables, random_tables
+from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass, dequantize, quantize
+from vkq_jax.cache import code_bank
+
+H = 64
+CLASSES = (TokenClass(0.1, 3), TokenClass(0.2, 2), TokenClass(0.3, 1), TokenClass(0.4, 0))
+PLAIN = DictionaryCodes(CLASSES)
+
+
+def tokens(*shape: int, seed: int = 0) -> jax.Array:
+    """Tokens of unlike energy around an offset, as visual keys are."""
+    rng = np.random.default_rng(seed)
+    size = np.exp(rng.normal(size=(*shape[:-1], 1)))
+    return jnp.asarray(rng.normal(size=shape) * size + 3 * rng.normal(size=shape[-1]), jnp.float32)
+
+
+def nbytes(tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def test_inner_products_of_a_token_with_itself_are_exact():
+    """<x_hat - c, x - c> = |x - c|^2, up to the 8-bit scale, in every class that has bits."""
+    x = tokens(2, 200, H)
+    coded = quantize(x, PLAIN)
+    centre = coded.centre.astype(jnp.float32)
+    u, u_hat = x - centre, dequantize(coded) - centre
+    ratio = np.asarray((u * u_hat).sum(-1) / (u * u).sum(-1))
+    number = np.asarray(coded.class_map.classes())
+    assert np.abs(ratio[number < 3] - 1).max() < 0.05
+    assert np.abs(ratio[number < 3].mean() - 1) < 0.005
+    np.testing.assert_array_equal(ratio[number == 3], 0)
+
+
+def test_more_planes_are_closer():
+    x = tokens(2, 300, H)
+    coded = quantize(x, PLAIN)
+    centre = coded.centre.astype(jnp.float32)
+    error = np.asarray(jnp.square(dequantize(coded) - x).sum(-1) / jnp.square(x - centre).sum(-1))
+    number = np.asarray(coded.class_map.classes())
+    means = [error[number == c].mean() for c in range(4)]
+    # Of N(0, 1), unbiased: 1 / (1 - D) - 1 for the D of a uniform grid; 1 without bits.
+    np.testing.assert_allclose(means, [0.039, 0.135, 0.571, 1.0], rtol=0.15)
+
+
+@pytest.mark.parametrize("codes", [PLAIN, dataclasses.replace(PLAIN, centres=5)])
+def test_padding_has_no_influence(codes):
+    x = tokens(2, 90, H)
+    valid = jnp.arange(90)[None] < jnp.asarray([[90], [55]])
+    noise = jnp.where(valid[..., None], x, jnp.nan)
+    got = dequantize(quantize(noise, codes, valid=valid))
+    alone = dequantize(quantize(x[1:, :55], codes))
+    np.testing.assert_allclose(got[1, :55], alone[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(got[0], dequantize(quantize(x, codes))[0])
+
+
+def test_own_centres_leave_less_to_code():
+    rng = np.random.default_rng(0)
+    kinds = jnp.asarray(8 * rng.normal(size=(4, H)), jnp.float32)
+    x = kinds[rng.integers(0, 4, 300)] + tokens(300, H)[None, :, :][0]
+    one, four = (
+        vkq_jax.relative_squared_error(
+            x, dequantize(quantize(x, dataclasses.replace(PLAIN, centres=n)))
+        )
+        for n in (1, 4)
+    )
+    assert four < 0.5 * one
+
+
+@pytest.mark.parametrize("name", ["vkq-1bit", "vkq-half", "vkq-2bit"])
+@pytest.mark.parametrize(("head_dim", "column"), [(128, 0), (64, 1)])
+def test_presets_keep_within_their_bits(name, head_dim, column):
+    """All that a sequence stores, of an image of 576 tokens: the goals of issue 12."""
+    most = {"vkq-1bit": (1.15, 1.25), "vkq-half": (0.62, 0.70), "vkq-2bit": (2.1, 2.2)}[name]
+    x = jax.ShapeDtypeStruct((1, 1, 576, head_dim), jnp.float32)
+    valid = jax.ShapeDtypeStruct((1, 576), bool)
+    for quant in (vkq_jax.presets[name], *vkq_jax.calibrated_presets[name]):
+        tables = random_tables(quant, 1, head_dim)
+        code = functools.partial(code_bank, quant=quant, tables=tables)
+        bank = jax.eval_shape(code, x, x, valid)
+        coded = nbytes((bank.key, bank.value, bank.class_map))
+        assert 8 * coded / (2 * 576 * head_dim) <= most[column], quant
+
+
+def test_transforms_give_the_same_codes():
+    x = tokens(3, 40, H)
+    alone = [dequantize(quantize(row, PLAIN)) for row in x]
+    mapped = jax.vmap(lambda row: dequantize(quantize(row, PLAIN)))(x)
+    _, scanned = jax.lax.scan(lambda c, row: (c, dequantize(quantize(row, PLAIN))), None, x)
+    for other in (mapped, scanned, jax.jit(lambda x: dequantize(quantize(x, PLAIN)))(x)):
+        np.testing.assert_allclose(other, jnp.stack(alone), rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_is_straight_through():
+    x = tokens(1, 30, H)
+    gradient = jax.grad(lambda x: (2.0 * vkq_jax.fake_quantize(x, PLAIN)).sum())(x)
+    np.testing.assert_array_equal(gradient, jnp.full_like(x, 2.0))
+
+
+@pytest.mark.parametrize("length", [0, 1, 2])
+def test_hardly_any_tokens(length):
+    x = tokens(2, length, H)
+    got = dequantize(quantize(x, dataclasses.replace(PLAIN, centres=4)))
+    assert got.shape == x.shape
+    assert jnp.isfinite(got).all()
+    if length == 1:  # its own centre, rounded
+        np.testing.assert_allclose(got, x, rtol=2**-7, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"centres": 0}, r"centres must be in \[1, 256\]"),
+        ({"centres": 300}, r"centres must be in \[1, 256\]"),
+        ({"codebook": 257}, r"codebook must be in \[0, 256\]"),
+        ({"centres": 2, "codebook": 8}, "exclude each other"),
+        ({"classes": (TokenClass(1, 0.5),)}, "whole number of planes"),
+        ({"scale": "norm"}, 'scale="unbiased"'),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PLAIN, **settings)
+
+
+def test_tables_that_do_not_fit_are_refused():
+    codes, x = DictionaryCodes(CLASSES, codebook=16), tokens(2, 30, H)
+    tables = random_side_tables(codes, 2, H, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="need the tables"):
+        quantize(x, codes)
+    with pytest.raises(ValueError, match="codebook of 8 centroids, got 16"):
+        quantize(x, dataclasses.replace(codes, codebook=8), tables=tables)
+    with pytest.raises(ValueError, match="head_dim 32"):
+        quantize(x[..., :32], codes, tables=tables)
+    with pytest.raises(ValueError, match="dictionaries of 4 classes"):
+        quantize(x, dataclasses.replace(codes, learned=True), tables=tables)
+    with pytest.raises(ValueError, match="cannot be read without them"):
+        dequantize(quantize(x, codes, tables=tables))
+
+
+def test_keys_and_values_have_classes_of_the_same_shares():
+    other = DictionaryCodes((TokenClass(0.5, 1), TokenClass(0.5, 0)))
+    with pytest.raises(ValueError, match="same shares"):
+        KVQuantConfig(key=PLAIN, value=other)
+    with pytest.raises(ValueError, match="same shares"):
+        KVQuantConfig(key=PLAIN, value=vkq_jax.SignCodes())
