@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from vkq_jax.array_types import Array, Bool, Float, Shaped
 
 __all__ = [
-    "as_stored",
     "LARGEST",
+    "as_stored",
     "check_group_size",
     "check_table_dtype",
     "coded_input",
@@ -22,7 +22,7 @@ __all__ = [
 TABLE_DTYPES = ("bfloat16", "float16", "float32")
 
 LARGEST = (2 - 2**-7) * 2.0**126
-"""1.7e38: the greatest number of bfloat16 whose double is finite, as the span of levels has to be."""
+"""1.7e38: the greatest bfloat16 whose double is finite, as the span of two levels has to be."""
 
 
 def check_group_size(group_size: int | None) -> None:
@@ -45,7 +45,7 @@ def coded_input(
     Elements saturate at +-largest. Those that are not valid or not finite are 0: they cannot spoil
     what they do not belong to, and the family marks what they do belong to.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x if x.dtype == jnp.float64 else x.astype(jnp.float32)
     finite = jnp.isfinite(wide)
     taken = valid[..., None]
     x = jnp.clip(jnp.where(taken & finite, wide, 0.0), -largest, largest).astype(jnp.float32)
@@ -55,8 +55,9 @@ def coded_input(
 def as_stored(table: Float[Array, "*shape"], table_dtype: str) -> Float[Array, "*shape"]:
     """The table rounded to `table_dtype`, for whoever reads it in the same computation, too.
 
-    It saturates at the dtype's greatest number and at `LARGEST`. Without the barrier XLA drops the rounding from f32 -> bf16 -> f32 on a GPU ("excess
-    precision"): codes would be taken around other values than those that are stored.
+    It saturates at the dtype's greatest number and at `LARGEST`. Without the barrier XLA drops the
+    rounding from f32 -> bf16 -> f32 on a GPU ("excess precision"): codes would be taken around
+    other values than those that are stored.
     """
     largest = min(LARGEST, float(jnp.finfo(table_dtype).max))
     return jax.lax.optimization_barrier(jnp.clip(table, -largest, largest).astype(table_dtype))

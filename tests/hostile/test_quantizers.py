@@ -233,8 +233,8 @@ def test_gradient_passes_at_the_edge(cases):
         rng = random.Random(f"gradient/{case}")
         codes, (name, x, valid) = random_codes(rng), random_input(rng)
 
-        def total(x, codes=codes, valid=jnp.asarray(valid)):
-            return vkq_jax.fake_quantize(x, codes, valid=valid).sum()
+        def total(x, codes=codes, valid=valid):
+            return vkq_jax.fake_quantize(x, codes, valid=jnp.asarray(valid)).sum()
 
         gradient = np.asarray(jax.grad(total)(jnp.asarray(x)))
         expected = np.broadcast_to(valid[..., None], x.shape)
