@@ -35,8 +35,8 @@ class DictionaryTensor(QuantizedTensor):
         out      = c sum_t p[t] + C (mass of each id) + D (sum_t p[t] a[t] s[t])
 
     Elements saturate at 2^48 (2.8e14), whose squares can be summed, and scales at 6.0e4. A NaN or
-    infinite element of a token makes the centres NaN, and so all values of the tokens of its head; with
-    a codebook and no centre of its own (`centres=0`) nothing carries the NaN: it counts as 0.
+    infinite element of a token makes the centres NaN, and so all values of the tokens of its head;
+    with a codebook and no centre of its own (`centres=0`) nothing carries the NaN: it counts as 0.
 
     Tokens lie in slots, class by class, see `ClassMap`.
 

@@ -15,7 +15,7 @@ import vkq_jax
 from tests.support.caches import Shape, random_layer, random_starts, with_score_map
 from vkq_jax.attention import attend_cache, attend_dense, merge
 
-PRESETS = ["vkq-1bit", "calibquant-1bit", "kivi-2bit", "none"]
+PRESETS = ["vkq-1bit", "signs-1bit", "calibquant-1bit", "kivi-2bit", "none"]
 SHAPES = [
     Shape(visual=((20, (20, 7)),)),
     Shape(num_queries=3, visual=((20, (0, 20)), (9, (9, 1)))),

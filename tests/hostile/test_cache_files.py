@@ -31,7 +31,7 @@ def both(codes):
 
 
 SETTINGS = {
-    "signs": vkq_jax.presets["vkq-1bit"],
+    "signs": vkq_jax.presets["signs-1bit"],
     "levels": vkq_jax.presets["calibquant-1bit"],
     "levels per token": vkq_jax.presets["kivi-2bit"],
     "full precision": vkq_jax.presets["none"],
