@@ -90,9 +90,10 @@ class LevelCodes(CodeFamily):
 
         # From the levels as they are stored, so that each element gets the nearest of its levels.
         step = _step(lower, upper, self.bits)
-        code = (x - per_element(lower.astype(jnp.float32))) / per_element(
-            jnp.where(step == 0, 1.0, step)
-        )
+        # In quarters where steps are large: the reciprocal of one near 2^127 is 0 on most devices.
+        unit = jnp.where(step > 1, 0.25, 1.0)
+        code = (x - per_element(lower.astype(jnp.float32))) * per_element(unit)
+        code = code / per_element(jnp.where(step == 0, 1.0, step * unit))
         code = jnp.clip(jnp.round(code), 0, 2**self.bits - 1)
         used = valid[..., None] & per_element((step != 0) & jnp.isfinite(step))
         return LevelTensor(

@@ -148,7 +148,8 @@ def _unit(x: Array, valid: Array) -> Array:
     """
     greatest = jnp.max(jnp.abs(x), axis=-1, where=valid, initial=0.0)
     _, exponent = jnp.frexp(greatest)
-    return jnp.ldexp(jnp.ones_like(greatest), jnp.clip(exponent, -126, 127))
+    # A power whose reciprocal is not subnormal: devices take those for 0.
+    return jnp.ldexp(jnp.ones_like(greatest), jnp.clip(exponent, -124, 124))
 
 
 def _two_means(x: Array, valid: Array, bits: int) -> tuple[Array, Array]:

@@ -141,6 +141,9 @@ def test_level_codes_keep_every_element_within_a_step(cases):
         error = np.abs(got - expected)[valid]
         allowed = (step / 2 * (1 + 2**-18) + 2 * rounding + tiny)[valid]
         assert (error <= allowed).all(), (case, name, codes, (error / allowed).max())
+        # An element that is one of its group's ends is that level.
+        ends = ((expected == low) | (expected == high))[valid]
+        assert (error[ends] <= (2 * rounding + tiny)[valid][ends]).all(), (case, name, codes)
 
 
 def random_level_codes(rng):
