@@ -50,11 +50,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "tree"
-        for part in ("vkq_jax", "pallas_kernels", "tests", "pyproject.toml"):
-            copied = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-            copy.mkdir(exist_ok=True)
-            copied(ROOT / part, copy / part)
+        copy = Path(folder)
+        for part in ("vkq_jax", "pallas_kernels", "tests"):
+            shutil.copytree(ROOT / part, copy / part)
+        shutil.copy(ROOT / "pyproject.toml", copy)
         for name in options.modules:
             run(copy, name, options.sample, options.seed)
 
@@ -62,15 +61,13 @@ def main() -> None:
 def run(copy: Path, name: str, sample: int, seed: int) -> None:
     """Mutates one module of the copy."""
     own = f"tests/vkq_jax/test_{name}.py"
-    tests = [own] if (copy / own).exists() else []
-    config, session = copy / f"{name}.toml", copy / f"{name}.sqlite"
-    tests = " ".join(tests + MORE.get(name, []))
+    tests = [own] * (copy / own).exists() + MORE.get(name, [])
     if not tests:
         raise SystemExit(f"there are no tests for {name}: name them in MORE")
-    config.write_text(CONFIG.format(name=name, python=sys.executable, tests=tests))
+    config, session = copy / f"{name}.toml", copy / f"{name}.sqlite"
+    config.write_text(CONFIG.format(name=name, python=sys.executable, tests=" ".join(tests)))
     cosmic_ray("init", config.name, session.name, copy=copy)
     with sqlite3.connect(session) as database:
-        jobs = [row[0] for row in database.execute("SELECT job_id FROM work_items ORDER BY job_id")]
         places = "SELECT job_id FROM mutation_specs ORDER BY operator_name, start_pos_row, job_id"
         jobs = [row[0] for row in database.execute(places)]
         kept = set(random.Random(seed).sample(range(len(jobs)), min(sample, len(jobs))))
