@@ -340,9 +340,10 @@ def _check_tables(
         raise ValueError(f"expected dictionaries of {len(codes.classes)} classes in the tables")
     if codes.metric and tables.metric is None:
         raise ValueError("expected a metric in the tables, got none")
-    for leaf in jax.tree.leaves(tables):
-        if not set(leaf.shape[-2:]) & {head_dim} and jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"expected tables of head_dim {head_dim}, got {list(leaf.shape)}")
+    of_channels = [c.analysis for c in tables.classes or () if c is not None]
+    for table in (tables.codebook, tables.metric, *of_channels):
+        if table is not None and table.shape[-1] != head_dim:
+            raise ValueError(f"expected tables of head_dim {head_dim}, got {list(table.shape)}")
     if codes.learned and tables.classes is not None:
         for number, learned in enumerate(tables.classes):
             expected = codes.virtual_channels(number, head_dim)
