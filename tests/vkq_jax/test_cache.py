@@ -48,12 +48,11 @@ def with_visual(quant="vkq-1bit", positions=40, counts=(40, 11), **options):
     @jax.vmap
     def code(key, value):
         bank = quantize_visual(key, value, index, valid, cache.quant)
-        return bank.key, bank.value
+        return bank.key, bank.value, bank.class_map
 
     counts = jnp.asarray(counts, jnp.int32)
-    bank = VisualBank(
-        *code(*tokens(positions, seed=1)), counts, index if cache.keeps_positions else None
-    )
+    key, value, class_map = code(*tokens(positions, seed=1))
+    bank = VisualBank(key, value, counts, index if cache.keeps_positions else None, class_map)
     cache = dataclasses.replace(cache, visual=(bank,), position=counts)
     return vkq_jax.append(cache, *tokens(2))
 
