@@ -240,7 +240,8 @@ def _mass_by_id(
 ) -> Float[Array, "*lead Q M"]:
     """Sum of the weights of each centroid."""
     *lead, slots = weights.shape
-    flat, flat_ids = weights.reshape(-1, slots), ids.reshape(-1, slots)
-    rows = jnp.arange(flat.shape[0], dtype=jnp.int32)[:, None]
-    mass = jnp.zeros((flat.shape[0], count), jnp.float32).at[rows, flat_ids].add(flat)
+    rows = math.prod(lead)  # no -1: there may be no slots
+    flat, flat_ids = weights.reshape(rows, slots), ids.reshape(rows, slots)
+    row = jnp.arange(rows, dtype=jnp.int32)[:, None]
+    mass = jnp.zeros((rows, count), jnp.float32).at[row, flat_ids].add(flat)
     return mass.reshape(*lead, count)
