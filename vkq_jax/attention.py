@@ -196,7 +196,7 @@ def masked_softmax(
     shifted = jnp.where(mask, logits - highest[..., None], -jnp.inf)
     weights = jnp.exp(shifted)
     total = weights.sum(-1)
-    some = total > 0.0
+    some = total != 0.0  # NaN scores stay NaN, also in the log-sum-exp
     safe = jnp.where(some, total, 1.0)
     logsumexp = jnp.where(some, highest + jnp.log(safe), -jnp.inf)
     return weights / safe[..., None], logsumexp

@@ -40,6 +40,14 @@ class ClassTables:
     shift: Int32[Array, "*L K n"]
     weight: Float[Array, "*L K n"]
 
+    def check(self) -> None:
+        """Raises ValueError for numbers of channels, codes or bits that cannot be."""
+        channels = self.step.shape[-1]
+        for name, stop in (("top", 256), ("channel", channels), ("shift", 8)):
+            values = getattr(self, name)
+            if ((values < 0) | (values >= stop)).any():
+                raise ValueError(f"{name} must be in [0, {stop})")
+
     @property
     def virtual(self) -> int:
         """n, bits of a token."""

@@ -28,6 +28,8 @@ class DenseTensor(QuantizedTensor):
 
         x_hat = values
 
+    NaN and infinite values stay what they are.
+
     Attributes:
         values: floating; 0 at positions that are not valid.
     """

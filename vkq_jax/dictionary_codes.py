@@ -20,6 +20,8 @@ from vkq_jax.validation import check_fields
 
 __all__ = ["DictionaryCodes", "quantize_pair"]
 
+_LARGEST = 2.0**48
+
 # Steps of least squared error for N(0, 1), by bits of a code (Max 1960, table II).
 _STEPS = (0.0, 1.5958, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)
 
@@ -169,7 +171,7 @@ def _centre(
     tables: SideTables | None,
 ) -> _Centred:
     _check_tables(codes, tables, x.shape)
-    x = jnp.where(valid[..., None], x.astype(jnp.float32), 0.0)
+    x, bad = groups.coded_input(x, valid, _LARGEST)
     ids = None
     if codes.centres > 1:
         centre = groups.as_stored(image_centres(x, valid, codes.centres), codes.table_dtype)
@@ -192,6 +194,8 @@ def _centre(
         residual = residual - jnp.take_along_axis(book, ids[..., None], axis=-2)
     residual = jnp.where(valid[..., None], residual, 0.0)
     energy = jnp.square(_measure(residual, codes, tables)).sum(-1)
+    # The scale of a token has no NaN, and its bits have none; the centre has.
+    centre = jnp.where(bad.any((-2, -1))[..., None, None], jnp.nan, centre)
     return _Centred(centre, ids, residual, energy)
 
 
@@ -336,9 +340,10 @@ def _check_tables(
         raise ValueError(f"expected dictionaries of {len(codes.classes)} classes in the tables")
     if codes.metric and tables.metric is None:
         raise ValueError("expected a metric in the tables, got none")
-    for leaf in jax.tree.leaves(tables):
-        if not set(leaf.shape[-2:]) & {head_dim} and jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"expected tables of head_dim {head_dim}, got {list(leaf.shape)}")
+    of_channels = [c.analysis for c in tables.classes or () if c is not None]
+    for table in (tables.codebook, tables.metric, *of_channels):
+        if table is not None and table.shape[-1] != head_dim:
+            raise ValueError(f"expected tables of head_dim {head_dim}, got {list(table.shape)}")
     if codes.learned and tables.classes is not None:
         for number, learned in enumerate(tables.classes):
             expected = codes.virtual_channels(number, head_dim)

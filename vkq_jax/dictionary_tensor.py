@@ -34,6 +34,10 @@ class DictionaryTensor(QuantizedTensor):
         score[t] = q . c + q . C[id[t]] + a[t] (D^T q) . s[t]
         out      = c sum_t p[t] + C (mass of each id) + D (sum_t p[t] a[t] s[t])
 
+    Elements saturate at 2^48 (2.8e14), whose squares can be summed, and scales at 6.0e4. A NaN or
+    infinite element of a token makes the centres NaN, and so all values of the tokens of its head;
+    with a codebook and no centre of its own (`centres=0`) nothing carries the NaN: it counts as 0.
+
     Tokens lie in slots, class by class, see `ClassMap`.
 
     Attributes:
@@ -236,7 +240,8 @@ def _mass_by_id(
 ) -> Float[Array, "*lead Q M"]:
     """Sum of the weights of each centroid."""
     *lead, slots = weights.shape
-    flat, flat_ids = weights.reshape(-1, slots), ids.reshape(-1, slots)
-    rows = jnp.arange(flat.shape[0], dtype=jnp.int32)[:, None]
-    mass = jnp.zeros((flat.shape[0], count), jnp.float32).at[rows, flat_ids].add(flat)
+    rows = math.prod(lead)  # no -1: there may be no slots
+    flat, flat_ids = weights.reshape(rows, slots), ids.reshape(rows, slots)
+    row = jnp.arange(rows, dtype=jnp.int32)[:, None]
+    mass = jnp.zeros((rows, count), jnp.float32).at[row, flat_ids].add(flat)
     return mass.reshape(*lead, count)

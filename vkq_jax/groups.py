@@ -6,9 +6,11 @@ import jax.numpy as jnp
 from vkq_jax.array_types import Array, Bool, Float, Shaped
 
 __all__ = [
+    "LARGEST",
     "as_stored",
     "check_group_size",
     "check_table_dtype",
+    "coded_input",
     "group_positions",
     "masked_mean",
     "masked_quantiles",
@@ -18,6 +20,9 @@ __all__ = [
 ]
 
 TABLE_DTYPES = ("bfloat16", "float16", "float32")
+
+LARGEST = (2 - 2**-7) * 2.0**126
+"""1.7e38: the greatest bfloat16 whose double is finite, as the span of two levels has to be."""
 
 
 def check_group_size(group_size: int | None) -> None:
@@ -32,13 +37,30 @@ def check_table_dtype(table_dtype: str) -> None:
         raise ValueError(f"table_dtype must be one of {TABLE_DTYPES}, got {table_dtype!r}")
 
 
+def coded_input(
+    x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"], largest: float
+) -> tuple[Float[Array, "*lead V H"], Bool[Array, "*lead V H"]]:
+    """What a code family codes, float32, and which valid elements are NaN or infinite.
+
+    Elements saturate at +-largest. Those that are not valid or not finite are 0: they cannot spoil
+    what they do not belong to, and the family marks what they do belong to.
+    """
+    wide = x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+    finite = jnp.isfinite(wide)
+    taken = valid[..., None]
+    x = jnp.clip(jnp.where(taken & finite, wide, 0.0), -largest, largest).astype(jnp.float32)
+    return x, taken & ~finite
+
+
 def as_stored(table: Float[Array, "*shape"], table_dtype: str) -> Float[Array, "*shape"]:
     """The table rounded to `table_dtype`, for whoever reads it in the same computation, too.
 
-    Without the barrier XLA drops the rounding from f32 -> bf16 -> f32 on a GPU ("excess
-    precision"): codes would be taken around other values than those that are stored.
+    It saturates at the dtype's greatest number and at `LARGEST`. Without the barrier XLA drops the
+    rounding from f32 -> bf16 -> f32 on a GPU ("excess precision"): codes would be taken around
+    other values than those that are stored.
     """
-    return jax.lax.optimization_barrier(table.astype(table_dtype))
+    largest = min(LARGEST, float(jnp.finfo(table_dtype).max))
+    return jax.lax.optimization_barrier(jnp.clip(table, -largest, largest).astype(table_dtype))
 
 
 def resolve_group_size(group_size: int | None, num_positions: int) -> int:

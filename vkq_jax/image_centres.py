@@ -19,6 +19,8 @@ def image_centres(
     there are (Gonzalez 1985), then eight steps of Lloyd's algorithm. A centre without tokens stays
     where it is.
     """
+    if not x.shape[-2]:  # no token to start from
+        return jnp.zeros((*x.shape[:-2], count, x.shape[-1]), jnp.float32)
     weight = valid.astype(jnp.float32)
     total = jnp.maximum(weight.sum(-1), 1.0)
     mean = (x * weight[..., None]).sum(-2) / total[..., None]

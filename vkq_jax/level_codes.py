@@ -64,11 +64,12 @@ class LevelCodes(CodeFamily):
             ValueError: group_size does not divide H (PER_TOKEN), or the range rule returns another
                 shape than one level per group.
         """
-        x = jnp.where(valid[..., None], x.astype(jnp.float32), 0.0)
+        x, bad = groups.coded_input(x, valid, groups.LARGEST)
         num_positions, head_dim = x.shape[-2:]
         if self.granularity is Granularity.PER_CHANNEL:
             group_size = groups.resolve_group_size(self.group_size, num_positions)
-            lower, upper = self._levels(*groups.split_positions(x, valid, group_size))
+            bad = groups.group_positions(bad, group_size).any(-2)
+            lower, upper = self._levels(*groups.split_positions(x, valid, group_size), bad)
 
             def per_element(table):
                 return groups.per_position(table, group_size, num_positions)
@@ -79,18 +80,22 @@ class LevelCodes(CodeFamily):
                     f"group_size of PER_TOKEN must divide head_dim {head_dim}, got {group_size}"
                 )
             runs = x.reshape(*x.shape[:-1], head_dim // group_size, group_size)
-            lower, upper = self._levels(runs, jnp.broadcast_to(valid[..., None, None], runs.shape))
+            bad = bad.reshape(runs.shape).any(-1)
+            lower, upper = self._levels(
+                runs, jnp.broadcast_to(valid[..., None, None], runs.shape), bad
+            )
 
             def per_element(table):
                 return jnp.repeat(table, group_size, axis=-1)
 
         # From the levels as they are stored, so that each element gets the nearest of its levels.
         step = _step(lower, upper, self.bits)
-        code = (x - per_element(lower.astype(jnp.float32))) / per_element(
-            jnp.where(step == 0, 1.0, step)
-        )
+        # In quarters where steps are large: the reciprocal of one near 2^127 is 0 on most devices.
+        unit = jnp.where(step > 1, 0.25, 1.0)
+        code = (x - per_element(lower.astype(jnp.float32))) * per_element(unit)
+        code = code / per_element(jnp.where(step == 0, 1.0, step * unit))
         code = jnp.clip(jnp.round(code), 0, 2**self.bits - 1)
-        used = valid[..., None] & per_element(step != 0)
+        used = valid[..., None] & per_element((step != 0) & jnp.isfinite(step))
         return LevelTensor(
             packed=packing.pack(jnp.where(used, code, 0.0).astype(jnp.uint32), self.bits),
             lower=lower,
@@ -102,9 +107,15 @@ class LevelCodes(CodeFamily):
         )
 
     def _levels(
-        self, x: Float[Array, "*groups E"], valid: Bool[Array, "*groups E"]
+        self,
+        x: Float[Array, "*groups E"],
+        valid: Bool[Array, "*groups E"],
+        bad: Bool[Array, "*groups"],
     ) -> tuple[Float[Array, "*groups"], Float[Array, "*groups"]]:
-        """The stored levels: what the rule says, rounded; 0 for a group without valid elements."""
+        """The stored levels: what the rule says, rounded.
+
+        0 for a group without valid elements, NaN for a `bad` one.
+        """
         ends = self.range_rule(x, valid, self.bits)
         if any(jnp.shape(end) != x.shape[:-1] for end in ends):
             raise ValueError(
@@ -113,7 +124,8 @@ class LevelCodes(CodeFamily):
             )
         some = valid.any(-1)
         lower, upper = (
-            groups.as_stored(jnp.where(some, end, 0.0), self.table_dtype) for end in ends
+            groups.as_stored(jnp.where(bad, jnp.nan, jnp.where(some, end, 0.0)), self.table_dtype)
+            for end in ends
         )
         return lower, upper
 
@@ -123,6 +135,9 @@ class LevelTensor(QuantizedTensor):
     """A tensor whose elements lie on a uniform grid between the two levels of their group.
 
         x_hat = lower + scale * code,    scale = (upper - lower) / (2^bits - 1)
+
+    Levels saturate at the greatest number of the table dtype and at 1.7e38. Of a group with a NaN
+    or infinite element at a valid position both levels are NaN, and so are all its values.
 
     Attributes:
         packed: codes as little-endian bit fields, see `vkq_jax.packing`.

@@ -5,7 +5,8 @@
 Neighbours differ by a factor of 2^(1/8), so the relative error is at most 4.5 %; codes cover
 1.7e-5 to 6.0e4. Rounding is to the nearest code (in the logarithm: the mean relative error is then
 3e-4, much less than that of the nearest value) and saturates: what is too large gets code 255, what
-is too small code 0.
+is too small code 0. There is no code for NaN: it gets code 0, and whatever has such a scale has to
+carry the NaN elsewhere.
 """
 
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ _ZERO_POINT, _PER_OCTAVE = 128, 8
 def encode(a: Float[Array, "*shape"]) -> Shaped[Array, "*shape"]:
     """The uint8 codes of numbers that are not negative."""
     code = jnp.round(_PER_OCTAVE * jnp.log2(a)) + _ZERO_POINT  # -inf for 0
+    code = jnp.where(jnp.isnan(code), 0.0, code)  # the integer that NaN becomes is undefined
     return jnp.clip(code, 0, 255).astype(jnp.uint8)
 
 

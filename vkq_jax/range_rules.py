@@ -131,12 +131,25 @@ class MSE:
         self, x: Float[Array, "*groups E"], valid: Bool[Array, "*groups E"], bits: int
     ) -> Ends:
         """Ends of each group; 0, 0 for a group without valid elements."""
+        unit = _unit(x, valid)
+        x = x / unit[..., None]
         # Centred, for the sake of the precision of the sums.
         mean = masked_mean(x, valid)
         centred = jnp.where(valid, x - mean[..., None], 0.0)
         fit = _two_means if bits == 1 else _uniform_grid
         lower, upper = fit(centred, valid, bits)
-        return mean + lower, mean + upper
+        return (mean + lower) * unit, (mean + upper) * unit
+
+
+def _unit(x: Array, valid: Array) -> Array:
+    """A power of two near the greatest magnitude of each group: in its units no square overflows.
+
+    Dividing by it changes no digit.
+    """
+    greatest = jnp.max(jnp.abs(x), axis=-1, where=valid, initial=0.0)
+    _, exponent = jnp.frexp(greatest)
+    # A power whose reciprocal is not subnormal: devices take those for 0.
+    return jnp.ldexp(jnp.ones_like(greatest), jnp.clip(exponent, -124, 124))
 
 
 def _two_means(x: Array, valid: Array, bits: int) -> tuple[Array, Array]:

@@ -56,7 +56,7 @@ def attend_cache(
     # One sequence, query and head.
     def attend(query, banks, text_key, text_value, visible, starts, score_map):
         def seen(bank, start, stop):
-            slot = jnp.arange(bank.shape[0])
+            slot = jnp.arange(bank.shape[0], dtype=jnp.int32)
             return (start <= slot) & (slot < stop)
 
         parts, masks, values = [], [], []

@@ -16,6 +16,8 @@ from vkq_jax.validation import check_fields
 
 __all__ = ["SignCodes", "SignTensor", "error_ratio"]
 
+_LARGEST = 2.0**100
+
 
 @dataclasses.dataclass(frozen=True)
 class SignCodes(CodeFamily):
@@ -60,7 +62,7 @@ class SignCodes(CodeFamily):
 
     def quantize(self, x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"]) -> SignTensor:
         """Codes `x`. Positions that are not valid get code 0 and scale 0 and enter no centre."""
-        x = jnp.where(valid[..., None], x.astype(jnp.float32), 0.0)
+        x, bad = groups.coded_input(x, valid, _LARGEST)
         num_positions, head_dim = x.shape[-2:]
         group_size = groups.resolve_group_size(self.group_size, num_positions)
         elements, elements_valid = groups.split_positions(x, valid, group_size)
@@ -76,6 +78,8 @@ class SignCodes(CodeFamily):
         if self.rotation is not None:
             u = rotation.rotate(u)
         scale = _token_scale(u, self.gamma)
+        # A scale of 8 bits has no NaN; the centre, which all tokens of the group share, has.
+        centre = jnp.where(groups.group_positions(bad, group_size).any(-2), jnp.nan, centre)
         return SignTensor(
             packed=packing.pack(u > 0, bits=1),
             centre=centre,
@@ -100,6 +104,11 @@ class SignTensor(QuantizedTensor):
     with g(t) = t // group_size and R the orthonormal Hadamard matrix (or the identity). At gamma 1,
     a = |u|^2 / |u|_1 and <x_hat - centre, x - centre> = |x - centre|^2; at gamma 0 the squared
     error is least.
+
+    Elements saturate at 2^100 (1.3e30), so that no sum over channels overflows; a 16-bit scale
+    holds what they give, an 8-bit one saturates at 6.0e4. A NaN or infinite element at a valid
+    position makes the centre of its group NaN in that channel: with R all values of the group are
+    then NaN, without it those of the channel.
 
     Attributes:
         packed: codes as little-endian bit fields, see `vkq_jax.packing`.

@@ -48,12 +48,11 @@ def with_visual(quant="vkq-1bit", positions=40, counts=(40, 11), **options):
     @jax.vmap
     def code(key, value):
         bank = quantize_visual(key, value, index, valid, cache.quant)
-        return bank.key, bank.value
+        return bank.key, bank.value, bank.class_map
 
     counts = jnp.asarray(counts, jnp.int32)
-    bank = VisualBank(
-        *code(*tokens(positions, seed=1)), counts, index if cache.keeps_positions else None
-    )
+    key, value, class_map = code(*tokens(positions, seed=1))
+    bank = VisualBank(key, value, counts, index if cache.keeps_positions else None, class_map)
     cache = dataclasses.replace(cache, visual=(bank,), position=counts)
     return vkq_jax.append(cache, *tokens(2))
 
@@ -350,7 +349,7 @@ def test_damaged_and_foreign_files_are_one_clear_error(tmp_path):
 def test_bytes_are_the_sum_of_live_buffers(quant, bits):
     cache = with_visual(quant)
     nbytes = vkq_jax.cache_nbytes(cache)
-    leaves = jax.tree.leaves((cache.visual[0].key, cache.visual[0].value))
+    leaves = jax.tree.leaves([getattr(cache.visual[0], x) for x in ("key", "value", "class_map")])
     assert nbytes.visual == sum(leaf.nbytes for leaf in leaves)
     assert nbytes.text == cache.text.key.nbytes + cache.text.value.nbytes
     elements = 2 * LAYERS * BATCH * HEADS * 40 * DIM

@@ -58,3 +58,34 @@ def test_masked_quantiles_equal_numpys(data, fraction):
 
 def test_masked_mean_of_nothing_is_zero():
     assert groups.masked_mean(jnp.full((1, 2), jnp.nan), jnp.zeros((1, 2), bool)) == 0
+
+
+def test_what_is_coded_is_finite_and_says_what_was_not():
+    x = jnp.asarray([[1.0, jnp.nan], [-jnp.inf, 9.0], [jnp.nan, -9.0]], jnp.float32)
+    got, bad = groups.coded_input(x, jnp.asarray([True, True, False]), 4.0)
+    assert got.tolist() == [[1, 0], [0, 4], [0, 0]]
+    assert bad.tolist() == [[False, True], [True, False], [False, False]]
+    got, bad = groups.coded_input(jnp.asarray([[70.0]], jnp.float16), jnp.asarray([True]), 1e38)
+    assert (got.dtype, got.tolist(), bad.tolist()) == (jnp.float32, [[70.0]], [[False]])
+
+
+def test_double_precision_saturates_too():
+    with jax.enable_x64(True):
+        x = jnp.asarray([[1e300, jnp.inf]], jnp.float64)
+        got, bad = groups.coded_input(x, jnp.asarray([True]), groups.LARGEST)
+    assert (got.dtype, got.tolist()) == (jnp.float32, [[groups.LARGEST, 0.0]])
+    assert bad.tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest"),
+    [("float16", 65504.0), ("bfloat16", groups.LARGEST), ("float32", groups.LARGEST)],
+)
+def test_tables_saturate(dtype, largest):
+    table = jnp.asarray([3e38, -3e38, 2.0, jnp.nan, jnp.inf], jnp.float32)
+    stored = groups.as_stored(table, dtype)
+    assert stored.dtype == jnp.dtype(dtype)
+    np.testing.assert_array_equal(
+        np.asarray(stored, np.float64), [largest, -largest, 2.0, np.nan, largest]
+    )
+    assert np.isfinite(np.float32(2 * groups.LARGEST))

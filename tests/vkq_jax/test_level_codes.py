@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vkq_jax import MSE, Granularity, LevelCodes, Quantile, dequantize, quantize
+from vkq_jax import MSE, Granularity, LevelCodes, MinMax, Quantile, dequantize, quantize
 from vkq_jax.packing import SUPPORTED_BITS
 
 PER_CHANNEL, PER_TOKEN = Granularity.PER_CHANNEL, Granularity.PER_TOKEN
@@ -152,3 +152,30 @@ def test_a_rule_of_the_wrong_shape_is_named():
 
     with pytest.raises(ValueError, match=r"whole.* must return levels of shape \(1, 8\), got"):
         quantize(jnp.ones((2, 8)), LevelCodes(range_rule=whole))
+
+
+@pytest.mark.parametrize("range_rule", [MinMax(), MSE(), Quantile(0.0)])
+@pytest.mark.parametrize("bits", [1, 2])
+def test_levels_at_the_edge_of_float32(range_rule, bits):
+    x = jnp.asarray([[-1e38], [1e38], [-1e38], [1e38]], jnp.float32)
+    codes = LevelCodes(bits=bits, range_rule=range_rule, table_dtype="float32")
+    np.testing.assert_allclose(dequantize(quantize(x, codes)), x, rtol=1e-6)
+
+
+def test_a_float16_table_saturates():
+    x = jnp.asarray([[-1e6], [0.0], [1e6]], jnp.float32)
+    got = dequantize(quantize(x, LevelCodes(bits=8, table_dtype="float16")))
+    np.testing.assert_allclose(got, [[-65504.0], [0.0], [65504.0]], atol=65504 / 255 * 1.01)
+
+
+@pytest.mark.parametrize("granularity", Granularity)
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+def test_what_is_not_finite_makes_its_group_nan(granularity, bad):
+    codes = LevelCodes(group_size=2, granularity=granularity)
+    x = normal(0, 4, 4)
+    spoilt, clean = (np.asarray(dequantize(quantize(v, codes))) for v in (x.at[2, 1].set(bad), x))
+    group = np.s_[2:4, 1:2] if granularity is PER_CHANNEL else np.s_[2:3, 0:2]
+    expected = clean.copy()
+    expected[group] = np.nan
+    np.testing.assert_array_equal(spoilt, expected)
+    assert codes_of(quantize(x.at[2, 1].set(bad), codes))[group].tolist() in ([[0], [0]], [[0, 0]])

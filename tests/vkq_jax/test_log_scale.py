@@ -20,3 +20,8 @@ def test_relative_error_is_small_and_has_almost_no_mean():
     error = log_scale.decode(log_scale.encode(a)) / a - 1
     assert jnp.abs(error).max() < 0.045
     assert 0 < error.mean() < 4e-4
+
+
+def test_what_has_no_code():
+    a = jnp.asarray([jnp.nan, jnp.inf, 3e38, 1e-38], jnp.float32)
+    assert log_scale.encode(a).tolist() == [0, 255, 255, 0]

@@ -47,3 +47,27 @@ def test_other_widths_are_refused(bits):
         packing.pack(jnp.zeros(4, jnp.uint32), bits)
     with pytest.raises(ValueError, match=f"got {bits}"):
         packing.unpack(jnp.zeros(1, jnp.uint32), bits, 4)
+
+
+@pytest.mark.parametrize(
+    ("bits", "length", "words", "message"),
+    [
+        (1, 33, [[7, 1], [2**31, 0]], None),
+        (1, 33, [[7, 1], [0, 2]], "unused high bits of the last word of 33 codes must be 0"),
+        (2, 17, [[2**32 - 1, 3]], None),
+        (2, 17, [[0, 4]], "unused high bits"),
+        (4, 8, [[2**32 - 1]], None),
+        (8, 1, [[255]], None),
+        (8, 1, [[256]], "unused high bits"),
+        (1, 0, [[]], None),
+        (1, 32, [[1, 0]], "32 codes of 1 bits take 1 words, got 2"),
+        (1, 33, [[1]], "33 codes of 1 bits take 2 words, got 1"),
+        (3, 8, [[1]], "bits must be one of"),
+    ],
+)
+def test_words_from_outside_are_checked(bits, length, words, message):
+    packed = jnp.asarray(np.asarray(words, np.uint32))
+    if message is None:
+        return packing.check_words(packed, bits, length)
+    with pytest.raises(ValueError, match=message):
+        packing.check_words(packed, bits, length)

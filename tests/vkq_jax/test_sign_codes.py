@@ -113,3 +113,25 @@ def test_settings_are_checked():
     ]:
         with pytest.raises(ValueError, match=message):
             SignCodes(**bad)
+
+
+@pytest.mark.parametrize("scale_bits", [8, 16])
+@pytest.mark.parametrize("rotation", ["hadamard", None])
+def test_what_is_not_finite_makes_its_group_nan(scale_bits, rotation):
+    codes = SignCodes(group_size=2, scale_bits=scale_bits, rotation=rotation)
+    x = keys(0, 4, H)
+    tensor = quantize(x.at[2, 1].set(jnp.inf), codes)
+    spoilt, clean = np.asarray(dequantize(tensor)), np.asarray(dequantize(quantize(x, codes)))
+    assert np.isnan(spoilt[2:, slice(1, 2) if rotation is None else slice(None)]).all()
+    np.testing.assert_array_equal(spoilt[:2], clean[:2])
+    if rotation is None:
+        assert np.isfinite(np.delete(spoilt, 1, axis=1)).all()
+
+
+def test_the_edge_of_float32_saturates():
+    signs = jnp.where(keys(0, 1, H) > 0, 3e38, -3e38).astype(jnp.float32)
+    x = jnp.concatenate([signs, -signs, signs, -signs])  # around 0
+    got = dequantize(quantize(x, SignCodes(rotation=None)))
+    np.testing.assert_allclose(got, jnp.sign(x) * 2.0**100, rtol=0.02)
+    tensor = quantize(x, SignCodes(scale_bits=8))
+    assert tensor.token_scale.tolist() == [255] * 4

@@ -9,7 +9,7 @@ import pytest
 
 import vkq_jax
 from vkq_jax.cache import VisualBank
-from vkq_jax.visibility import visible
+from vkq_jax.slots import visible
 
 WINDOW = 5
 

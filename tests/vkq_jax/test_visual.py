@@ -36,3 +36,12 @@ def test_compact_keeps_order_and_counts(rows):
         for row, positions, taken in zip(mask, np.asarray(index), np.asarray(valid), strict=True):
             np.testing.assert_array_equal(positions[taken], np.flatnonzero(row))
             assert not positions[~taken].any()
+
+
+def test_compact_keeps_the_order_of_many_positions():
+    mask = np.random.default_rng(0).random((2, 600)) < 0.5
+    index, valid = compact(jnp.asarray(mask), 400)
+    for row in range(2):
+        expected = np.flatnonzero(mask[row])
+        np.testing.assert_array_equal(index[row, : len(expected)], expected)
+        assert valid[row].sum() == len(expected)

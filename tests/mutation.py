@@ -1,0 +1,94 @@
+"""Mutation tests: do the tests of a module of vkq_jax notice when a line of it is changed?
+
+    uv run --with cosmic-ray python tests/mutation.py groups packing --sample 20
+
+runs, for each module, the tests that bear its name (and those of tests/hostile that are listed
+below) against a sample of cosmic-ray's mutants, in a copy of the working tree, and shows the
+mutants that survive. A survivor becomes a test, or is equivalent.
+"""
+
+import argparse
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MORE = {
+    "attention": ["tests/hostile/test_attention.py"],
+    "cache_updates": ["tests/vkq_jax/test_cache.py"],
+    "calibration": ["tests/vkq_jax/test_cache.py"],
+    "consistency": ["tests/hostile/test_cache_files.py", "tests/vkq_jax/test_cache.py"],
+    "groups": ["tests/vkq_jax/test_sign_codes.py", "tests/hostile/test_quantizers.py"],
+    "level_codes": ["tests/hostile/test_quantizers.py"],
+    "log_scale": ["tests/hostile/test_quantizers.py"],
+    "persistence": ["tests/vkq_jax/test_cache.py", "tests/hostile/test_cache_files.py"],
+    "post_scaling": ["tests/hostile/test_attention.py"],
+    "range_rules": ["tests/hostile/test_quantizers.py"],
+    "sign_codes": ["tests/hostile/test_quantizers.py"],
+    "soft_cap": ["tests/hostile/test_attention.py"],
+}
+CONFIG = """
+[cosmic-ray]
+module-path = "vkq_jax/{name}.py"
+timeout = 300.0
+excluded-modules = []
+test-command = "{python} -m pytest -x -q -p no:cacheprovider {tests}"
+[cosmic-ray.distributor]
+name = "local"
+"""
+
+
+def main() -> None:
+    """Runs the mutants of each module and prints what survived."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modules", nargs="+")
+    parser.add_argument("--sample", type=int, default=20, help="mutants of each module")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for part in ("vkq_jax", "pallas_kernels", "tests"):
+            shutil.copytree(ROOT / part, copy / part)
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        for name in options.modules:
+            run(copy, name, options.sample, options.seed)
+
+
+def run(copy: Path, name: str, sample: int, seed: int) -> None:
+    """Mutates one module of the copy."""
+    own = f"tests/vkq_jax/test_{name}.py"
+    tests = [own] * (copy / own).exists() + MORE.get(name, [])
+    if not tests:
+        raise SystemExit(f"there are no tests for {name}: name them in MORE")
+    config, session = copy / f"{name}.toml", copy / f"{name}.sqlite"
+    config.write_text(CONFIG.format(name=name, python=sys.executable, tests=" ".join(tests)))
+    cosmic_ray("init", config.name, session.name, copy=copy)
+    with sqlite3.connect(session) as database:
+        places = "SELECT job_id FROM mutation_specs ORDER BY operator_name, start_pos_row, job_id"
+        jobs = [row[0] for row in database.execute(places)]
+        kept = set(random.Random(seed).sample(range(len(jobs)), min(sample, len(jobs))))
+        for number, job in enumerate(jobs):
+            if number not in kept:
+                database.execute("DELETE FROM mutation_specs WHERE job_id = ?", (job,))
+                database.execute("DELETE FROM work_items WHERE job_id = ?", (job,))
+    cosmic_ray("exec", config.name, session.name, copy=copy)
+    with sqlite3.connect(session) as database:
+        survivors = database.execute(
+            "SELECT diff FROM work_results WHERE test_outcome = 'SURVIVED'"
+        ).fetchall()
+    print(f"{name}: {len(survivors)} of {len(kept)} mutants (of {len(jobs)}) survived")
+    for (diff,) in survivors:
+        print("\n".join(line for line in diff.splitlines() if line[:1] in "+-@"))
+
+
+def cosmic_ray(*arguments: str, copy: Path) -> None:
+    """Runs cosmic-ray in the copy."""
+    subprocess.run(["cosmic-ray", *arguments], cwd=copy, check=True)
+
+
+if __name__ == "__main__":
+    main()
