@@ -67,7 +67,9 @@ def test_padding_has_no_influence(codes):
 def test_own_centres_leave_less_to_code():
     rng = np.random.default_rng(0)
     kinds = jnp.asarray(8 * rng.normal(size=(4, H)), jnp.float32)
-    x = kinds[rng.integers(0, 4, 300)] + tokens(300, H)[None, :, :][0]
+    x = kinds[rng.integers(0, 4, 300)] + 0.3 * (
+        tokens(300, H) - tokens(300, H).mean(0, keepdims=True)
+    )
     one, four = (
         vkq_jax.relative_squared_error(
             x, dequantize(quantize(x, dataclasses.replace(PLAIN, centres=n)))
