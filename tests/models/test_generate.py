@@ -110,7 +110,7 @@ def test_the_text_bank_does_not_exist_twice(model):
     logits, cache = prefill(model, batch(*ROWS), quant=vkq_jax.resolve("none"), cache_length=64)
     state = DecodeState.start(logits, dataclasses.replace(cache, visual=()))
     compiled = emit_tokens_in_place.lower(
-        model, cache.fixed, None, state, TokenChooser.create(Sampling(), ()), 4,
+        model, cache.fixed(), None, state, TokenChooser.create(Sampling(), ()), 4,
         steps=4, pad=0, implementation=None,
     ).compile()  # fmt: skip
     text = cache.text.key.nbytes + cache.text.value.nbytes
