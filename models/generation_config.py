@@ -60,7 +60,8 @@ def read_sampling(folder: Path, config: Mapping[str, Any], vocab_size: int) -> S
     found = {name: content[name] for name in _READ if content.get(name) is not None}
     do_sample = content.get("do_sample")
     if not isinstance(do_sample, bool | None):
-        raise ValueError(f"{show_path(file)}: do_sample must be true or false, got {show(do_sample)}")
+        got = show(do_sample)
+        raise ValueError(f"{show_path(file)}: do_sample must be true or false, got {got}")
     if do_sample:
         found = {"temperature": 1.0, "top_k": _TOP_K_WHEN_SAMPLING} | found
     try:
@@ -76,7 +77,8 @@ def read_sampling(folder: Path, config: Mapping[str, Any], vocab_size: int) -> S
     if others:
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         warnings.warn(
-            f"{show_path(file)}: not implemented here and not honoured: {', '.join(others[:5])}{more}",
+            f"{show_path(file)}: not implemented here and not honoured: "
+            f"{', '.join(others[:5])}{more}",
             stacklevel=2,
         )
     return sampling if do_sample else dataclasses.replace(sampling, temperature=None)

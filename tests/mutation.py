@@ -1,133 +1,112 @@
-"""Changes one operator or number of a file at a time and asks whether the tests notice.
+"""Mutation tests: do the tests of a module notice when a line of it is changed?
 
-    uv run python -m tests.mutation models/sampling.py -- tests/models/test_sampling.py
+    uv run --with cosmic-ray python tests/mutation.py groups models/sampling --sample 20
 
-Each mutant is a fork of one process that has imported JAX, in a copy of the tree, with JAX's
-compilation cache: a second or two instead of the half minute of a tool that starts anew each time.
-Survivors are printed with their line; messages of errors, annotations and decorators are left alone.
+runs, for each module (of vkq_jax where no package is named), the tests that bear its name and those
+that are listed below against a sample of cosmic-ray's mutants, in a copy of the working tree, and
+shows the mutants that survive. A survivor becomes a test, or is equivalent.
 """
 
-import ast
-import copy
-import os
+import argparse
+import random
 import shutil
-import signal
+import sqlite3
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-_SECONDS = 300
-_SWAPS: dict[type, type] = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd, ast.And: ast.Or, ast.Or: ast.And,
-}  # fmt: skip
+ROOT = Path(__file__).resolve().parent.parent
+MORE = {
+    "attention": ["tests/hostile/test_attention.py"],
+    "cache_updates": ["tests/vkq_jax/test_cache.py"],
+    "calibration": ["tests/vkq_jax/test_cache.py"],
+    "consistency": ["tests/hostile/test_cache_files.py", "tests/vkq_jax/test_cache.py"],
+    "groups": ["tests/vkq_jax/test_sign_codes.py", "tests/hostile/test_quantizers.py"],
+    "level_codes": ["tests/hostile/test_quantizers.py"],
+    "log_scale": ["tests/hostile/test_quantizers.py"],
+    "persistence": ["tests/vkq_jax/test_cache.py", "tests/hostile/test_cache_files.py"],
+    "post_scaling": ["tests/hostile/test_attention.py"],
+    "range_rules": ["tests/hostile/test_quantizers.py"],
+    "sign_codes": ["tests/hostile/test_quantizers.py"],
+    "soft_cap": ["tests/hostile/test_attention.py"],
+    "models/argument_checks": [
+        "tests/models/test_sampling.py",
+        "tests/models/test_finite_check.py",
+    ],
+    "models/generation_config": ["tests/models/test_sampling.py"],
+    "models/padding": ["tests/models/test_split_and_padding.py"],
+    "models/split": ["tests/models/test_split_and_padding.py"],
+    "models/token_chooser": ["tests/models/test_logits_processors.py"],
+    "models/token_history": [
+        "tests/models/test_logits_processors.py",
+        "tests/models/test_generate.py",
+    ],
+}
+CONFIG = """
+[cosmic-ray]
+module-path = "{name}.py"
+timeout = 300.0
+excluded-modules = []
+test-command = "{python} -m pytest -x -q -p no:cacheprovider -m 'not parity' {tests}"
+[cosmic-ray.distributor]
+name = "local"
+"""
 
 
-def mutants(tree: ast.Module) -> Iterator[ast.Module]:
-    """The module with one change, for each change there is."""
-    for number, node in enumerate(ast.walk(tree)):
-        if node in _left_alone(tree):
-            continue
-        for change in range(2):
-            mutated = copy.deepcopy(tree)
-            if _change(next(n for i, n in enumerate(ast.walk(mutated)) if i == number), change):
-                yield mutated
-
-
-def _left_alone(tree: ast.Module) -> set[ast.AST]:
-    roots: list[ast.AST | None] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Raise | ast.TypeAlias | ast.Import | ast.ImportFrom):
-            roots.append(node)
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            roots += [*node.decorator_list, *([node.returns] if hasattr(node, "returns") else [])]
-        elif isinstance(node, ast.arg | ast.AnnAssign):
-            roots.append(node.annotation)
-    return {inner for root in roots if root is not None for inner in ast.walk(root)}
-
-
-def _change(node: ast.AST, change: int) -> bool:
-    """Changes the node in place; whether there is a change of this number."""
-    match node:
-        case ast.Compare() if change < len(node.ops) and type(node.ops[change]) in _SWAPS:
-            node.ops[change] = _SWAPS[type(node.ops[change])]()
-        case ast.BinOp() | ast.AugAssign() | ast.BoolOp() if not change and type(node.op) in _SWAPS:
-            node.op = _SWAPS[type(node.op)]()
-        case ast.UnaryOp() if not change:
-            node.op = ast.UAdd() if isinstance(node.op, ast.USub) else ast.Not()
-            if isinstance(node.op, ast.Not):
-                node.operand = ast.UnaryOp(ast.Not(), node.operand)
-        case ast.IfExp() if not change:
-            node.body, node.orelse = node.orelse, node.body
-        case ast.If() if not change:
-            node.test = ast.UnaryOp(ast.Not(), node.test)
-        case ast.Constant(bool(value)) if not change:
-            node.value = not value
-        case ast.Constant(int(value) | float(value)) if not isinstance(value, bool):
-            node.value = value + 1 if not change else value - 1
-        case _:
-            return False
-    ast.fix_missing_locations(node)
-    return True
-
-
-def _survives(tree: Path, tests: list[str]) -> bool:
-    """Whether the tests pass in a fork that works in `tree`."""
-    child = os.fork()
-    if child == 0:
-        signal.alarm(_SECONDS)  # a mutant that never ends is noticed
-        os.chdir(tree)
-        silent = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silent, 1)
-        os.dup2(silent, 2)
-        sys.path[:] = [str(tree), *(p for p in sys.path if p not in ("", os.environ["PWD"]))]
-        import pytest
-
-        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])))
-    return os.waitpid(child, 0)[1] == 0
-
-
-def main(arguments: list[str]) -> int:
-    """Runs all mutants of the files before `--` against the tests behind it."""
-    split = arguments.index("--")
-    files, tests = arguments[:split], arguments[split + 1 :]
-    survivors = total = 0
+def main() -> None:
+    """Runs the mutants of each module and prints what survived."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modules", nargs="+")
+    parser.add_argument("--sample", type=int, default=20, help="mutants of each module")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/cache"
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-        import flax.nnx
-        import jaxtyping  # noqa: F401  # what every test imports
+        copy = Path(folder) / "tree"
+        parts = ("vkq_jax", "pallas_kernels", "models", "vkq_apps", "tests", "pyproject.toml")
+        for part in parts:
+            copied = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+            copy.mkdir(exist_ok=True)
+            copied(ROOT / part, copy / part)
+        for name in options.modules:
+            run(copy, name, options.sample, options.seed)
 
-        tree = Path(folder, "tree")
-        hidden = shutil.ignore_patterns(".*", "results", "docs", "__pycache__")
-        shutil.copytree(Path.cwd(), tree, ignore=hidden)
-        sys.dont_write_bytecode = True
-        if not _survives(tree, tests):
-            print("the tests fail as they are")
-            return 2
-        for file in files:
-            source = Path(file).read_text()
-            lines = ast.unparse(ast.parse(source)).splitlines()
-            for mutated in mutants(ast.parse(source)):
-                text = ast.unparse(mutated)
-                (tree / file).write_text(text)
-                total += 1
-                if _survives(tree, tests):
-                    survivors += 1
-                    changed = [
-                        f"{old.strip()}  ->  {new.strip()}"
-                        for old, new in zip(lines, text.splitlines(), strict=False)
-                        if old != new
-                    ]
-                    print(f"{file}: {changed[0] if changed else '?'}", flush=True)
-            (tree / file).write_text(source)
-    print(f"{survivors} of {total} mutants survive", flush=True)
-    return int(survivors > 0)
+
+def run(copy: Path, name: str, sample: int, seed: int) -> None:
+    """Mutates one module of the copy."""
+    path = name if "/" in name else f"vkq_jax/{name}"
+    package, module = path.rsplit("/", 1)
+    own = f"tests/{package}/test_{module}.py"
+    tests = [own] if (copy / own).exists() else []
+    config, session = copy / f"{module}.toml", copy / f"{module}.sqlite"
+    tests = " ".join(tests + MORE.get(name, []))
+    if not tests:
+        raise SystemExit(f"there are no tests for {name}: name them in MORE")
+    config.write_text(CONFIG.format(name=path, python=sys.executable, tests=tests))
+    cosmic_ray("init", config.name, session.name, copy=copy)
+    with sqlite3.connect(session) as database:
+        jobs = [row[0] for row in database.execute("SELECT job_id FROM work_items ORDER BY job_id")]
+        places = "SELECT job_id FROM mutation_specs ORDER BY operator_name, start_pos_row, job_id"
+        jobs = [row[0] for row in database.execute(places)]
+        kept = set(random.Random(seed).sample(range(len(jobs)), min(sample, len(jobs))))
+        for number, job in enumerate(jobs):
+            if number not in kept:
+                database.execute("DELETE FROM mutation_specs WHERE job_id = ?", (job,))
+                database.execute("DELETE FROM work_items WHERE job_id = ?", (job,))
+    cosmic_ray("exec", config.name, session.name, copy=copy)
+    with sqlite3.connect(session) as database:
+        survivors = database.execute(
+            "SELECT diff FROM work_results WHERE test_outcome = 'SURVIVED'"
+        ).fetchall()
+    print(f"{name}: {len(survivors)} of {len(kept)} mutants (of {len(jobs)}) survived")
+    for (diff,) in survivors:
+        print("\n".join(line for line in diff.splitlines() if line[:1] in "+-@"))
+
+
+def cosmic_ray(*arguments: str, copy: Path) -> None:
+    """Runs cosmic-ray in the copy."""
+    subprocess.run(["cosmic-ray", *arguments], cwd=copy, check=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

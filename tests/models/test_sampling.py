@@ -190,7 +190,7 @@ def test_what_is_not_honoured_is_named_in_one_warning(tmp_path):
     [
         ({"temperature": "warm"}, "temperature: expected a finite number, got 'warm'"),
         ({"do_sample": "yes"}, "do_sample must be true or false, got 'yes'"),
-        ({"do_sample": 1}, "do_sample must be true or false, got '1'"),
+        ({"do_sample": 1}, "do_sample must be true or false, got 1"),
         ({"bad_words_ids": [[99]]}, r"bad_words_ids: expected tokens in \[0, 64\), got 99"),
     ],
 )
