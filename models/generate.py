@@ -238,7 +238,8 @@ def _begin(
         implementation=implementation,
     )
     history = TokenHistory.of_prompts(inputs, max_new_tokens) if chooser.needs_history else None
-    return DecodeState.start(logits, filled, key, history), emit
+    draws = None if sampling.greedy else key
+    return DecodeState.start(logits, filled, draws, history), emit
 
 
 def _check_score_map(model: Model, score_map: ScoreMap) -> None:
