@@ -110,6 +110,14 @@ def test_the_nucleus_by_hand():
         assert np.flatnonzero(np.isfinite(got[0])).tolist() == kept, top_p
 
 
+def test_runs_of_tokens_match_from_the_first_slot_on():
+    """The last token of a run is banned, wherever the others lie, and only that."""
+    sampling = Sampling(bad_words_ids=[[4, 5, 6], [5, 9], [8, 4, 5, 1]])
+    got = processed(sampling, [[4, 5], [3, 5], [4, 4]], 1, np.zeros((3, VOCAB), np.float32))
+    banned = [np.flatnonzero(np.isinf(row)).tolist() for row in got]
+    assert banned == [[6, 9], [9], []]
+
+
 def test_draws_follow_the_probabilities():
     """All that is left is drawn, as often as it should be; nothing else is."""
     logits = jnp.log(jnp.array([0.3, 0.05, 0.5, 0.15]))
