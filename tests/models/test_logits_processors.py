@@ -118,6 +118,17 @@ def test_runs_of_tokens_match_from_the_first_slot_on():
     assert banned == [[6, 9], [9], []]
 
 
+def test_the_order_within_an_ngram_and_the_first_token_of_an_answer():
+    rows = [[1, 2, 3, 1, 2], [1, 2, 3, 2, 1]]
+    for settings, emitted, expected in (
+        ({"no_repeat_ngram_size": 3}, 1, [[3], []]),
+        ({"begin_suppress_tokens": [4]}, 0, [[4], [4]]),
+        ({"begin_suppress_tokens": [4]}, 1, [[], []]),
+    ):
+        got = processed(Sampling(**settings), rows, emitted, np.zeros((2, VOCAB), np.float32))
+        assert [np.flatnonzero(np.isinf(row)).tolist() for row in got] == expected
+
+
 def test_draws_follow_the_probabilities():
     """All that is left is drawn, as often as it should be; nothing else is."""
     logits = jnp.log(jnp.array([0.3, 0.05, 0.5, 0.15]))
