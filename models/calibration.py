@@ -3,11 +3,12 @@
 import dataclasses
 from collections.abc import Iterable
 from functools import partial
-from typing import get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from models import argument_checks as checks
 from models.generate import QuantizeAt
 from models.inputs import Inputs
 from models.model import Model
@@ -38,7 +39,8 @@ def calibrate_scores(
     than `tau2 - tau1` keeps them as they are (see `ScoreCalibration`), as does one whose sliding
     window shows it no visual token.
 
-    Prompts are answered greedily, with the calibration of each step. What counts is each query that
+    Prompts are answered greedily, the most probable token at each step whatever the checkpoint's
+    generation_config.json says, with the calibration of each step. What counts is each query that
     reads coded visual tokens: those of the answer and, with `quantize_at="image"`, those of the
     question, which is fed token by token here. Not for use inside jit.
 
@@ -55,27 +57,30 @@ def calibrate_scores(
         `generate` to refuse the map with other codes.
 
     Raises:
-        ValueError: settings without a calibration, or no visual tokens to calibrate with, or none
-            that a query sees.
+        ValueError: an argument of a wrong type, settings without a calibration, or no visual tokens
+            to calibrate with, or none that a query sees.
     """
+    checks.check_type("model", model, Model, hint="models.load")
     settings = resolve(quant)
     if settings.calibration is None:
         raise ValueError(f"there is no score calibration in quant={quant!r}")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if quantize_at not in get_args(QuantizeAt):
-        raise ValueError(f'quantize_at must be "prompt" or "image", got {quantize_at!r}')
+    steps = checks.check_count("max_new_tokens", max_new_tokens)
+    checks.check_choice("quantize_at", quantize_at, QuantizeAt)
+    stops = checks.check_stop_tokens(model, stop_tokens)
+    one = isinstance(inputs, str | bytes | dict) or not isinstance(inputs, Iterable)
+    batches: Any = [inputs] if one else inputs
     sums, count = jnp.float32(0.0), jnp.int32(0)
-    for batch in [inputs] if isinstance(inputs, Inputs) else inputs:
+    for batch in batches:
+        checks.check_type("inputs", batch, Inputs, hint="models.prepare")
         if not batch.prompt_shape.visual:
             continue
         more, queries = _sum_ranges(
             model,
             batch,
             quant=settings,
-            steps=max_new_tokens,
+            steps=steps,
             quantize_at=quantize_at,
-            stop_tokens=model.config.eos_token_ids if stop_tokens is None else tuple(stop_tokens),
+            stop_tokens=stops,
         )
         sums, count = sums + more, count + queries
     if not count.any():
@@ -83,7 +88,7 @@ def calibrate_scores(
             "the sample prompts show their queries no visual tokens to calibrate scores with"
         )
     nothing = jnp.asarray([jnp.inf, -jnp.inf])[:, None, None]
-    gamma, delta = jnp.where(count > 0, sums / jnp.maximum(count, 1), nothing)
+    gamma, delta = jnp.where(count > 0, sums / jnp.maximum(count, 1).astype(jnp.float32), nothing)
     static, _ = score_map(gamma, delta, settings.calibration)
     return dataclasses.replace(static, quant=settings)
 

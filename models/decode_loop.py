@@ -1,5 +1,7 @@
 """The decode loop: a `lax.while_loop` over one state, until every sequence has stopped."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +12,10 @@ from jax.core import Tracer
 
 import pallas_kernels
 from models.model import Model
-from models.sampling import Sampling, sample
+from models.sampling import Sampling
 from models.sliding_window import cache_starts
+from models.token_chooser import TokenChooser
+from models.token_history import TokenHistory
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import NOTHING_FIXED, FixedParts, KVCache
 from vkq_jax.pytree import frozen_pytree
@@ -35,13 +39,29 @@ class DecodeState:
         logits: of the next token, not yet sampled.
         cache: holds every token so far, the emitted ones included.
         done: sequences that have emitted a stop token.
+        finite: sequences all of whose tokens were chosen from finite logits.
         key: PRNG key for the tokens to come; None when decoding is greedy.
+        history: the tokens so far, for sampling settings that look back at them.
     """
 
     logits: Float[Array, "B vocab"]
     cache: KVCache
     done: Bool[Array, "B"]
+    finite: Bool[Array, "B"]
     key: jax.Array | None
+    history: TokenHistory | None
+
+    @classmethod
+    def start(
+        cls,
+        logits: Float[Array, "B vocab"],
+        cache: KVCache,
+        key: jax.Array | None = None,
+        history: TokenHistory | None = None,
+    ) -> DecodeState:
+        """The state behind a prefill, before the first token."""
+        done = jnp.zeros(logits.shape[0], bool)
+        return cls(logits, cache, done, ~done, key, history)
 
 
 def decode_loop(
@@ -66,7 +86,7 @@ def decode_loop(
         state: from `prefill` or an earlier call.
         limit: emit at most this many tokens instead, without compiling anew for each number.
         steps: size of the token buffer.
-        sampling: how tokens are drawn.
+        sampling: how tokens are chosen; what it leaves open is off.
         stop_tokens: ids that end a sequence.
         pad: what fills the buffer behind a sequence's last token.
         implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
@@ -87,10 +107,9 @@ def decode_loop(
         fixed,
         state.key,  # the caller's own
         dataclasses.replace(_with_fixed(state, NOTHING_FIXED), key=None),
+        TokenChooser.create(sampling, stop_tokens),
         steps if limit is None else limit,
         steps=steps,
-        sampling=sampling,
-        stop_tokens=stop_tokens,
         pad=pad,
         implementation=implementation,
     )
@@ -102,17 +121,16 @@ def _emit_tokens(
     fixed: FixedParts,
     key: jax.Array | None,
     state: DecodeState,
+    chooser: TokenChooser,
     limit: int,
     *,
     steps: int,
-    sampling: Sampling,
-    stop_tokens: tuple[int, ...],
     pad: int,
     implementation: str | None,
 ) -> tuple[Int32[Array, "B steps"], Int32[Array, "B"], DecodeState]:
     """`decode_loop`, to be compiled, with the fixed parts and the key beside the state."""
     state = dataclasses.replace(state, key=key)
-    stops = jnp.asarray(stop_tokens, jnp.int32)
+    stops = jnp.asarray(chooser.stop_tokens, jnp.int32)
     batch = state.done.shape[0]
 
     def unfinished(carry):
@@ -122,15 +140,17 @@ def _emit_tokens(
     def emit(carry):
         step, state, tokens, lengths = carry
         key, draw = (None, None) if state.key is None else jax.random.split(state.key)
-        token = sample(state.logits, sampling, draw)
+        token = chooser.choose(state.logits, state.history, state.cache.position, draw)
         active = ~state.done
+        finite = state.finite & (state.done | jnp.isfinite(state.logits).all(-1))
+        history = None if state.history is None else state.history.add(token, active)
         tokens = tokens.at[:, step].set(jnp.where(active, token, pad))
-        lengths = lengths + active
+        lengths = lengths + active.astype(jnp.int32)
         stopped = jnp.any(token[:, None] == stops[None], axis=-1)
         cache = _with_fixed(state, fixed).cache
         logits, cache = decode_step(model, token, cache, active, implementation=implementation)
-        state = _with_fixed(DecodeState(logits, cache, state.done | stopped, key), NOTHING_FIXED)
-        return step + 1, state, tokens, lengths
+        state = DecodeState(logits, cache, state.done | stopped, finite, key, history)
+        return step + jnp.int32(1), _with_fixed(state, NOTHING_FIXED), tokens, lengths
 
     tokens = jnp.full((batch, steps), pad, jnp.int32)
     start = (jnp.int32(0), state, tokens, jnp.zeros(batch, jnp.int32))
@@ -138,7 +158,7 @@ def _emit_tokens(
     return tokens, lengths, state
 
 
-_STATIC = ("steps", "sampling", "stop_tokens", "pad", "implementation")
+_STATIC = ("steps", "pad", "implementation")
 emit_tokens = jax.jit(_emit_tokens, static_argnames=_STATIC)
 emit_tokens_in_place = jax.jit(_emit_tokens, static_argnames=_STATIC, donate_argnames="state")
 
@@ -187,7 +207,7 @@ def observed_step(
     module = model.module()
     active = jnp.ones(token.shape, bool) if active is None else active
     valid = active[:, None]
-    visible = (cache.text.length + active)[:, None]
+    visible = (cache.text.length + active.astype(jnp.int32))[:, None]
     positions = cache.position[:, None]
     starts_of = cache_starts(model.config.text, cache, positions)
 
@@ -213,7 +233,7 @@ def observed_step(
     cache = dataclasses.replace(
         cache,
         text=text.advance(valid, positions),
-        position=cache.position + active,
+        position=cache.position + active.astype(jnp.int32),
         guarded=cache.guarded + jnp.where(active, guarded.sum(0), 0),
     )
     return module.text.logits(hidden)[:, 0], cache, seen

@@ -1,9 +1,10 @@
 """Generation: prefill, then decoding from a cache whose visual tokens are coded."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal, TypedDict, Unpack, get_args
+from typing import Literal, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,18 @@ import numpy as np
 from jax.core import Tracer
 
 import pallas_kernels
+from models import argument_checks as checks
 from models.calibrated import settle_codes
 from models.decode_loop import DecodeState, decode_loop
+from models.finite_check import refuse_non_finite
 from models.inputs import Inputs
 from models.model import Model
 from models.prefill import prefill
 from models.sampling import Sampling
 from models.split import split_after_images
-from vkq_jax.array_types import Array, Int32
+from models.token_chooser import TokenChooser
+from models.token_history import TokenHistory
+from vkq_jax.array_types import Array, Bool, Int32
 from vkq_jax.cache import KVCache
 from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.calibration import ScoreMap
@@ -38,11 +43,14 @@ class Generation:
         tokens: emitted tokens, stop token included, 0 behind the last one.
         lengths: emitted tokens of each sequence.
         cache: holds the prompt and every emitted token: pass it to the next turn.
+        finite: sequences all of whose tokens were chosen from finite logits. Outside jit and vmap
+            they all are, or `generate` raises an error.
     """
 
     tokens: Int32[Array, "B max_new_tokens"]
     lengths: Int32[Array, "B"]
     cache: KVCache
+    finite: Bool[Array, "B"]
 
 
 def generate(
@@ -69,8 +77,12 @@ def generate(
         max_new_tokens: most tokens to emit, the stop token counted.
         quant: preset name or settings of the visual cache; "vkq-1bit" by default, or the given
             cache's own.
-        sampling: how tokens are drawn; greedy by default.
-        key: PRNG key, needed unless greedy.
+        sampling: how tokens are chosen; what it leaves open is the checkpoint's own, from its
+            generation_config.json (`model.config.sampling`), as in transformers. Where neither
+            says otherwise decoding is greedy: `Sampling(temperature=0.0)` always is. The tokens
+            that a penalty looks back at are those of this call, not those of earlier turns.
+        key: PRNG key for random draws. Needed where `sampling` asks for them; where only the
+            checkpoint does, a call without a key is greedy, with a warning.
         stop_tokens: token ids that end a sequence; the checkpoint's own by default, () for none.
         quantize_at: "prompt" reads the whole prompt in full precision and codes the visual tokens
             then; "image" codes them once the last image is in, and the rest of the prompt already
@@ -87,9 +99,12 @@ def generate(
             `vkq calibrate` wrote; by default those found beside the checkpoint.
 
     Raises:
-        ValueError: an argument is out of range, or the prompt does not fit `cache_length`, or the
-            score map not the model or the codes.
+        ValueError: an argument is of a wrong type or out of range, the prompt does not fit
+            `cache_length`, the cache or the score map does not fit the model, or the logits are
+            not finite; the error names the first layer with a non-finite value. Inside jit or vmap
+            nothing is raised for logits: see `Generation.finite`.
     """
+    max_new_tokens = checks.check_count("max_new_tokens", max_new_tokens)
     state, emit = _begin(
         model,
         inputs,
@@ -107,7 +122,9 @@ def generate(
     )
     # Nobody else holds the state that prefill left. `stream` shows its states, and keeps them.
     tokens, lengths, state = emit(state, steps=max_new_tokens, consume=True)
-    return Generation(tokens, lengths, state.cache)
+    generation = Generation(tokens, lengths, state.cache, state.finite)
+    refuse_non_finite(model, inputs, cache, tokens, lengths, generation.finite)
+    return generation
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -135,10 +152,11 @@ def stream(
 ) -> Iterator[Generation]:
     """`generate` for people who watch: yields the answer so far after every `chunk` tokens.
 
-    The last one yielded is what `generate` returns for the same arguments. Not for use inside jit.
+    The last one yielded is what `generate` returns for the same arguments; errors are the same
+    too, those of arguments when the first answer is asked for. Not for use inside jit.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    chunk = checks.check_count("chunk", chunk)
+    max_new_tokens = checks.check_count("max_new_tokens", max_new_tokens)
     state, emit = _begin(model, inputs, max_new_tokens=max_new_tokens, **options)
     batch = inputs.input_ids.shape[0]
     tokens, lengths = np.zeros((batch, max_new_tokens), np.int32), np.zeros(batch, np.int32)
@@ -147,7 +165,9 @@ def stream(
         new, count, state = emit(state, room, steps=chunk)
         tokens[:, start : start + room] = new[:, :room]
         lengths += np.asarray(count)
-        yield Generation(jnp.asarray(tokens), jnp.asarray(lengths), state.cache)
+        so_far = jnp.asarray(tokens), jnp.asarray(lengths)
+        refuse_non_finite(model, inputs, options.get("cache"), *so_far, state.finite)
+        yield Generation(*so_far, state.cache, state.finite)
         if bool(state.done.all()):
             return
 
@@ -169,17 +189,28 @@ def _begin(
     tables: CalibratedCodes | str | os.PathLike[str] | None = None,
 ) -> tuple[DecodeState, Callable[..., tuple[Array, Array, DecodeState]]]:
     """Checks the arguments, prefills, and binds those of `decode_loop` that stay the same."""
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if quantize_at not in get_args(QuantizeAt):
-        raise ValueError(f'quantize_at must be "prompt" or "image", got {quantize_at!r}')
-    if not sampling.greedy and key is None:
-        raise ValueError("sampling with a temperature needs a PRNG key: key=jax.random.key(seed)")
+    checks.check_type("model", model, Model, hint="models.load")
+    checks.check_type("inputs", inputs, Inputs, hint="models.prepare")
+    checks.check_choice("quantize_at", quantize_at, QuantizeAt)
+    checks.check_key(key)
+    checks.check_cache(model, inputs, cache)
+    if cache_length is not None:
+        cache_length = checks.check_count("cache_length", cache_length)
+    stops = checks.check_stop_tokens(model, stop_tokens)
+    sampling = checks.settle_sampling(model, sampling, key)
+    chooser = TokenChooser.create(sampling, stops)
+    if cache is not None and chooser.looks_back:
+        warnings.warn(
+            f"{', '.join(chooser.looks_back)}: only the tokens of this turn count, a cache holds "
+            "no token ids of earlier ones",
+            stacklevel=3,
+        )
     pallas_kernels.choose_implementation(implementation)
     settings, own_tables = settle_codes(model, quant, tables, cache)
     if cache is not None:
         inputs = inputs.continuing()
     if score_map is not None:
+        checks.check_type("score_map", score_map, ScoreMap, hint="models.calibrate_scores")
         _check_score_map(model, score_map)
         score_map.check_codes(settings)
     run = partial(
@@ -203,10 +234,12 @@ def _begin(
         decode_loop,
         model,
         sampling=sampling,
-        stop_tokens=model.config.eos_token_ids if stop_tokens is None else tuple(stop_tokens),
+        stop_tokens=stops,
         implementation=implementation,
     )
-    return DecodeState(logits, filled, jnp.zeros(logits.shape[0], bool), key), emit
+    history = TokenHistory.of_prompts(inputs, max_new_tokens) if chooser.needs_history else None
+    draws = None if sampling.greedy else key
+    return DecodeState.start(logits, filled, draws, history), emit
 
 
 def _check_score_map(model: Model, score_map: ScoreMap) -> None:

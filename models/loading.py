@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from models.calibrated import TABLES_FILE, attach_tables
 from models.checkpoint import Checkpoint
 from models.foreign import recognise_files, recognise_model_type, recognise_names
+from models.generation_config import read_sampling
 from models.hf_fields import TokenIds, token_ids
 from models.hf_settings import Settings, errors_of, read_json
 from models.llava import params as llava_params
@@ -170,12 +171,12 @@ def _read_config(folder: Path) -> LlavaConfig:
     with errors_of(file):
         config = LlavaConfig.from_hf(content)
     generation = folder / "generation_config.json"
-    if not generation.is_file():
-        return config
-    content = read_json(generation)
-    with errors_of(generation):
-        stops = token_ids(_GenerationSettings.read(content).eos_token_id)
-    return dataclasses.replace(config, eos_token_ids=stops) if stops else config
+    if generation.is_file():
+        with errors_of(generation):
+            stops = token_ids(_GenerationSettings.read(read_json(generation)).eos_token_id)
+        config = dataclasses.replace(config, eos_token_ids=stops) if stops else config
+    sampling = read_sampling(folder, content, config.text.vocab_size)
+    return dataclasses.replace(config, sampling=sampling)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""Mutation tests: do the tests of a module of vkq_jax notice when a line of it is changed?
+"""Mutation tests: do the tests of a module notice when a line of it is changed?
 
-    uv run --with cosmic-ray python tests/mutation.py groups packing --sample 20
+    uv run --with cosmic-ray python tests/mutation.py groups models/sampling --sample 20
 
-runs, for each module, the tests that bear its name (and those of tests/hostile that are listed
-below) against a sample of cosmic-ray's mutants, in a copy of the working tree, and shows the
-mutants that survive. A survivor becomes a test, or is equivalent.
+runs, for each module (of vkq_jax where no package is named), the tests that bear its name and those
+that are listed below against a sample of cosmic-ray's mutants, in a copy of the working tree, and
+shows the mutants that survive. A survivor becomes a test, or is equivalent.
 """
 
 import argparse
@@ -30,13 +30,25 @@ MORE = {
     "range_rules": ["tests/hostile/test_quantizers.py"],
     "sign_codes": ["tests/hostile/test_quantizers.py"],
     "soft_cap": ["tests/hostile/test_attention.py"],
+    "models/argument_checks": [
+        "tests/models/test_sampling.py",
+        "tests/models/test_finite_check.py",
+    ],
+    "models/generation_config": ["tests/models/test_sampling.py"],
+    "models/padding": ["tests/models/test_split_and_padding.py"],
+    "models/split": ["tests/models/test_split_and_padding.py"],
+    "models/token_chooser": ["tests/models/test_logits_processors.py"],
+    "models/token_history": [
+        "tests/models/test_logits_processors.py",
+        "tests/models/test_generate.py",
+    ],
 }
 CONFIG = """
 [cosmic-ray]
-module-path = "vkq_jax/{name}.py"
+module-path = "{name}.py"
 timeout = 300.0
 excluded-modules = []
-test-command = "{python} -m pytest -x -q -p no:cacheprovider {tests}"
+test-command = "{python} -m pytest -x -q -p no:cacheprovider -m 'not parity' {tests}"
 [cosmic-ray.distributor]
 name = "local"
 """
@@ -50,24 +62,30 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)
-        for part in ("vkq_jax", "pallas_kernels", "tests"):
-            shutil.copytree(ROOT / part, copy / part)
-        shutil.copy(ROOT / "pyproject.toml", copy)
+        copy = Path(folder) / "tree"
+        parts = ("vkq_jax", "pallas_kernels", "models", "vkq_apps", "tests", "pyproject.toml")
+        for part in parts:
+            copied = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+            copy.mkdir(exist_ok=True)
+            copied(ROOT / part, copy / part)
         for name in options.modules:
             run(copy, name, options.sample, options.seed)
 
 
 def run(copy: Path, name: str, sample: int, seed: int) -> None:
     """Mutates one module of the copy."""
-    own = f"tests/vkq_jax/test_{name}.py"
-    tests = [own] * (copy / own).exists() + MORE.get(name, [])
+    path = name if "/" in name else f"vkq_jax/{name}"
+    package, module = path.rsplit("/", 1)
+    own = f"tests/{package}/test_{module}.py"
+    tests = [own] if (copy / own).exists() else []
+    config, session = copy / f"{module}.toml", copy / f"{module}.sqlite"
+    tests = " ".join(tests + MORE.get(name, []))
     if not tests:
         raise SystemExit(f"there are no tests for {name}: name them in MORE")
-    config, session = copy / f"{name}.toml", copy / f"{name}.sqlite"
-    config.write_text(CONFIG.format(name=name, python=sys.executable, tests=" ".join(tests)))
+    config.write_text(CONFIG.format(name=path, python=sys.executable, tests=tests))
     cosmic_ray("init", config.name, session.name, copy=copy)
     with sqlite3.connect(session) as database:
+        jobs = [row[0] for row in database.execute("SELECT job_id FROM work_items ORDER BY job_id")]
         places = "SELECT job_id FROM mutation_specs ORDER BY operator_name, start_pos_row, job_id"
         jobs = [row[0] for row in database.execute(places)]
         kept = set(random.Random(seed).sample(range(len(jobs)), min(sample, len(jobs))))

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Unpack
 
+import jax
+
 import models
 import vkq_jax
 from models import GenerateOptions, Inputs, Model
@@ -40,7 +42,12 @@ def ask(
     chunk: int = 4,
     **options: Unpack[GenerateOptions],
 ) -> Answer:
-    """Answers one prompt; `on_text` gets the answer so far whenever it has grown."""
+    """Answers one prompt; `on_text` gets the answer so far whenever it has grown.
+
+    A checkpoint whose generation_config.json asks for sampling gets its draws from seed 0 where no
+    key is given: answers from two caches then differ by the caches alone.
+    """
+    options = GenerateOptions(key=jax.random.key(0)) | options
     generation, text, clock, first = None, "", [], 0
     for generation in models.stream(
         model, inputs, max_new_tokens=max_new_tokens, chunk=chunk, **options

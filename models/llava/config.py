@@ -18,6 +18,7 @@ from models.llava.from_hf import (
 )
 from models.messages import show
 from models.rope import RopeConfig
+from models.sampling import Sampling
 
 __all__ = ["LlavaConfig", "TextConfig", "VisionConfig"]
 
@@ -187,6 +188,7 @@ class LlavaConfig:
     Attributes:
         image_token_id: the token whose embedding an image feature replaces.
         eos_token_ids: tokens that end an answer.
+        sampling: how the checkpoint wants tokens chosen.
     """
 
     vision: VisionConfig
@@ -195,6 +197,7 @@ class LlavaConfig:
     projector_activation: Activation = Activation.GELU
     projector_bias: bool = True
     eos_token_ids: tuple[int, ...] = ()
+    sampling: Sampling = Sampling()
 
     @classmethod
     def from_hf(cls, content: Mapping[str, Any]) -> Self:

@@ -10,6 +10,8 @@ import vkq_jax
 from models.decode_loop import DecodeState, decode_loop, emit_tokens_in_place
 from models.prefill import prefill
 from models.sampling import Sampling
+from models.token_chooser import TokenChooser
+from tests.support import sampling_oracle
 from tests.support.tiny_llava import batch, greedy_without_cache, prompt, tiny_model
 
 ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(6, seed=2))
@@ -90,7 +92,7 @@ def test_decoding_in_place_consumes_all_but_visual_banks_and_key(model):
         logits, cache = prefill(
             model, batch(*ROWS), quant=vkq_jax.resolve("vkq-1bit"), cache_length=16
         )
-        state = DecodeState(logits, cache, jnp.zeros(len(ROWS), bool), jax.random.key(0))
+        state = DecodeState.start(logits, cache, jax.random.key(0))
         sampling = Sampling(temperature=1.0)
         return state, decode_loop(
             model, state, steps=4, sampling=sampling, stop_tokens=(), **options
@@ -106,12 +108,10 @@ def test_decoding_in_place_consumes_all_but_visual_banks_and_key(model):
 
 def test_the_text_bank_does_not_exist_twice(model):
     logits, cache = prefill(model, batch(*ROWS), quant=vkq_jax.resolve("none"), cache_length=64)
-    state = DecodeState(
-        logits, dataclasses.replace(cache, visual=()), jnp.zeros(len(ROWS), bool), None
-    )
+    state = DecodeState.start(logits, dataclasses.replace(cache, visual=()))
     compiled = emit_tokens_in_place.lower(
-        model, cache.visual, None, None, state, 4,
-        steps=4, sampling=Sampling(), stop_tokens=(), pad=0, implementation=None,
+        model, cache.fixed(), None, state, TokenChooser.create(Sampling(), ()), 4,
+        steps=4, pad=0, implementation=None,
     ).compile()  # fmt: skip
     text = cache.text.key.nbytes + cache.text.value.nbytes
     assert compiled.memory_analysis().alias_size_in_bytes >= text
@@ -287,3 +287,58 @@ def test_padding_to_a_multiple_shares_compilations_and_changes_no_answer(model, 
     longer = models.pad_to_multiple(batch(prompt(4, "image", 9)), 16)
     models.generate(model, longer, **options)
     assert (prefill._cache_size(), emit_tokens_in_place._cache_size()) == sizes
+
+
+def test_logits_processors_look_back_at_prompt_and_answer(model):
+    """Each token is the best one of a forward pass over all before it, after every processor."""
+    rows, stops = (ROWS[0], ROWS[2]), (2,)
+    sampling = Sampling(
+        repetition_penalty=1.5,
+        no_repeat_ngram_size=2,
+        bad_words_ids=((13,), (60, 57)),
+        suppress_tokens=(46,),
+        begin_suppress_tokens=(60,),
+        min_new_tokens=4,
+        forced_eos_token_id=5,
+    )
+    options = {"quant": "none", "max_new_tokens": 6, "stop_tokens": stops, "sampling": sampling}
+    got = models.generate(model, batch(*rows, side="left"), **options)
+    *_, last = models.stream(model, batch(*rows, side="left"), chunk=4, **options)
+    np.testing.assert_array_equal(last.tokens, got.tokens)
+    whole = [row + got.tokens[i, : got.lengths[i]].tolist() for i, row in enumerate(rows)]
+    logits = models.forward(model, batch(*whole))
+    for i, row in enumerate(rows):
+        for step, token in enumerate(whole[i][len(row) :]):
+            before = whole[i][: len(row) + step]
+            expected = sampling_oracle.process(
+                sampling, logits[i, len(before) - 1], before,
+                stops=stops, emitted=step, max_new_tokens=6,
+            )  # fmt: skip
+            assert token == expected.argmax()
+    assert all(sequence[-1] in (2, 5) for sequence in whole)
+
+
+def test_a_checkpoints_own_sampling_counts_and_another_temperature_compiles_nothing(model):
+    own = Sampling(temperature=0.5, top_p=0.9, repetition_penalty=1.2)
+    checkpoint = dataclasses.replace(model, config=dataclasses.replace(model.config, sampling=own))
+    options = {"max_new_tokens": 3, "key": jax.random.key(0)}
+    got = models.generate(checkpoint, batch(ROWS[0]), **options)
+    expected = models.generate(model, batch(ROWS[0]), sampling=own, **options)
+    np.testing.assert_array_equal(got.tokens, expected.tokens)
+    size = emit_tokens_in_place._cache_size()
+    warm = Sampling(temperature=1.7, top_p=0.3, repetition_penalty=2.0)
+    models.generate(model, batch(ROWS[0]), sampling=warm, **options)
+    assert emit_tokens_in_place._cache_size() == size
+    with pytest.warns(UserWarning, match="repetition_penalty: only the tokens of this turn count"):
+        models.generate(model, batch(prompt(2)), cache=got.cache, sampling=own, **options)
+
+
+def test_strict_promotion_and_raw_keys(model):
+    options = {"max_new_tokens": 2, "sampling": Sampling(temperature=1.0, top_k=5, min_length=30)}
+    inputs, key = batch(*ROWS), jax.random.key(3)
+    expected = models.generate(model, inputs, key=key, quantize_at="image", **options)
+    with jax.numpy_dtype_promotion("strict"):
+        raw = jax.random.key_data(key)
+        got = models.generate(model, inputs, key=raw, quantize_at="image", **options)
+        models.calibrate_scores(model, inputs, max_new_tokens=1)
+    np.testing.assert_array_equal(got.tokens, expected.tokens)

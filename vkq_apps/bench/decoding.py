@@ -23,7 +23,7 @@ __all__ = ["compare_implementations", "first_state", "measure_decoding", "replic
 
 def first_state(logits: Float[Array, "B vocab"], cache: KVCache) -> DecodeState:
     """What greedy decoding starts from."""
-    return DecodeState(logits, cache, jnp.zeros(logits.shape[0], bool), None)
+    return DecodeState.start(logits, cache)
 
 
 def replicate(state: DecodeState, batch: int) -> DecodeState:
