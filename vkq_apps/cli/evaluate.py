@@ -25,54 +25,69 @@ DEFAULT_PRESETS = "vkq-1bit,quantile-1bit,calibquant-1bit,kivi-2bit"
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help='Checkpoint folder, or "tiny".')] = "tiny",
+    model: Annotated[
+        str, typer.Option(metavar="PATH", help='Checkpoint folder, or "tiny".')
+    ] = "tiny",
     tasks: Annotated[
         str | None,
         typer.Option(
+            metavar="NAMES",
             help='Comma-separated names, or "all"; by default those of --data, or else the kinds '
-            "of picture that the embedded model was trained on."
+            "of picture that the embedded model was trained on.",
         ),
     ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FORMAT=PATH",
-            help="Questions of a file or folder of your own; repeat for several. Formats: "
-            + "; ".join(f"{name} ({one.description})" for name, one in FORMATS.items()),
+            help="Questions of your own or of a published data set in a local folder; repeat for "
+            f"several. Formats: {', '.join(FORMATS)}. A jsonl file has one object a line: "
+            "image or images, question, answer or answers, and perhaps choices and id.",
         ),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help=f"Of JSONL data: {', '.join(METRICS)}.")
+        str | None, typer.Option(metavar="NAME", help=f"Of jsonl data: {', '.join(METRICS)}.")
     ] = None,
     quant: Annotated[
         str,
         typer.Option(
+            metavar="NAMES",
             help="Presets to compare with full precision, comma-separated; "
             f"NAME{PLAIN} is a preset without the tables that the model has for it, keep-7% drops "
-            "all but 7 % of the visual tokens, those of most attention."
+            "all but 7 % of the visual tokens, those of most attention.",
         ),
     ] = DEFAULT_PRESETS,
     tables: Annotated[
         Path | None,
-        typer.Option(help="Calibrated presets; by default those found beside the checkpoint."),
+        typer.Option(
+            metavar="FILE", help="Calibrated presets; by default those found beside the checkpoint."
+        ),
     ] = None,
     quantize_at: QuantizeAtOption = "image",
     samples: Annotated[
         int,
         typer.Option(
             min=1,
+            metavar="N",
             help="Questions in all, spread evenly over the tasks (the first ones get one more; a "
             "task that has fewer gives all it has, and the others share the rest).",
         ),
     ] = 200,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the pictures or samples drawn, and of the intervals.")
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Of the pictures or samples drawn, and of the intervals."
+        ),
     ] = 0,
     control: Annotated[
-        bool, typer.Option(help="Also ask about another picture: what guessing would get.")
+        bool,
+        typer.Option("--control", help="Also ask about another picture: what guessing would get."),
     ] = False,
     by_layer: Annotated[
-        bool, typer.Option(help="Also the error of scores and attention outputs in each layer.")
+        bool,
+        typer.Option(
+            "--by-layer", help="Also the error of scores and attention outputs in each layer."
+        ),
     ] = False,
     synthetic: Annotated[
         bool,
@@ -80,10 +95,16 @@ def evaluate(
             "--synthetic", help="Ask the embedded model's questions of another checkpoint, too."
         ),
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Questions answered at once.")
+    ] = 16,
     results: Annotated[
         Path | None,
-        typer.Option("--out", help="JSON file to write; FILE.samples.jsonl beside it is the log."),
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="JSON file to write; FILE.samples.jsonl beside it is the log.",
+        ),
     ] = None,
     resume: Annotated[
         bool,
@@ -91,16 +112,21 @@ def evaluate(
     ] = False,
     plots: Annotated[
         Path | None,
-        typer.Option(help="Folder for plots of accuracy and KL against bits."),
+        typer.Option(metavar="FOLDER", help="Folder for plots of accuracy and KL against bits."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """Right answers, and what each preset loses against full precision, question by question.
 
-    exact: share of answers that are right word for word. lost: points of it that full precision
-    has more, paired; intervals are 95 % (Wilson; bootstrap over pictures). agreement: share of
-    answers equal to full precision's own. kl: mean KL(full precision || preset) of the next-token
-    distributions along full precision's own answer, in nats.
+    exact: share of answers that are right word for word.
+
+    lost: points of it that full precision has more, paired.
+
+    agreement: share of answers equal to full precision's own.
+
+    kl: mean KL(full precision || preset) of the next token along full precision's answer, in nats.
+
+    Intervals are 95 %: Wilson's of shares, else the bootstrap over pictures.
     """
     names = preset_names(quant)
     if resume and results is None:
