@@ -10,7 +10,7 @@ from typing import Any
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 CASES = {
     "mha-32k": "32 heads, 32,768 positions, level codes",
-    "mha-32k-signs8": "the same, sign codes (`vkq-1bit`)",
+    "mha-32k-signs8": "the same, sign codes (`signs-1bit`)",
     "mha-8k": "32 heads, 8,192 positions, level codes",
     "mha-2304": "32 heads, 2,304 positions, level codes",
     "b1-mha-32k": "one sequence, 32 heads, 32,768 positions, level codes",

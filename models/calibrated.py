@@ -15,9 +15,16 @@ from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.persistence import load_tables
-from vkq_jax.presets import resolve
+from vkq_jax.presets import calibrated_presets, resolve
 
-__all__ = ["DEFAULT_QUANT", "TABLES_FILE", "attach_tables", "find_codes", "settle_codes"]
+__all__ = [
+    "DEFAULT_QUANT",
+    "TABLES_FILE",
+    "attach_tables",
+    "find_codes",
+    "is_uncalibrated",
+    "settle_codes",
+]
 
 DEFAULT_QUANT = "vkq-1bit"
 TABLES_FILE = "vkq_tables.safetensors"
@@ -93,6 +100,12 @@ def find_codes(
             "`vkq calibrate` and pass tables=..."
         )
     return settings, None
+
+
+def is_uncalibrated(model: Model, name: str) -> bool:
+    """Whether calibration would improve a preset that the model has no tables for."""
+    own = None if model.calibrated is None else model.calibrated.codes.find(name)
+    return name in calibrated_presets and own is None
 
 
 def _given(

@@ -79,7 +79,7 @@ def test_an_uncoded_bank_takes_no_static_score_map_either():
     assert mosaic_gpu.unsupported_reason(layer) == "score calibration of an uncoded bank"
 
 
-@pytest.mark.parametrize("preset", ["vkq-1bit", "minmax-1bit"])
+@pytest.mark.parametrize("preset", ["signs-1bit", "minmax-1bit"])
 @pytest.mark.parametrize("head_dim", [*layouts.STORED_HEAD_DIMS, 80, 96, 160])
 def test_caches_that_the_page_says_are_covered(preset, head_dim):
     layer = random_layer(Shape(**BANK | {"head_dim": head_dim}), vkq_jax.presets[preset])[1]

@@ -36,9 +36,9 @@ presets: Mapping[str, KVQuantConfig] = MappingProxyType(
     {
         # This project's own, where nothing is calibrated: centres of the image's own, classes of
         # tokens, an unbiased scale.
-        "vkq-1bit": _both(_hadamard((0.18, 2), (0.6, 1), (0.22, 0), centres=4)),
-        "vkq-half": _both(_hadamard((0.1, 2), (0.2, 1), (0.7, 0), centres=4)),
-        "vkq-2bit": _both(_hadamard((0.25, 3), (0.4, 2), (0.35, 1), centres=4)),
+        "vkq-1bit": _both(_hadamard((0.25, 2), (0.49, 1), (0.26, 0), centres=3)),
+        "vkq-half": _both(_hadamard((0.1, 2), (0.2, 1), (0.7, 0), centres=3)),
+        "vkq-2bit": _both(_hadamard((0.23, 3), (0.45, 2), (0.32, 1), centres=3)),
         # One bit of every channel: what the fused kernel multiplies as it is stored.
         "signs-1bit": _both(SignCodes(gamma=1.0, scale_bits=8)),
         # arXiv 2502.14882v1: group-specific and quantile-based.

@@ -218,7 +218,7 @@ def test_dense_attention_with_a_soft_cap_equals_that_of_a_cache():
 @pytest.mark.parametrize("implementation", HERE)
 def test_padding_is_never_seen(implementation):
     """Whatever lies behind `length`, in the text bank or in the visual one, changes nothing."""
-    query, layer = random_layer(Shape(), vkq_jax.presets["vkq-1bit"])
+    query, layer = random_layer(Shape(), vkq_jax.presets["signs-1bit"])
     (bank,) = layer.visual
     packed = bank.key.packed.at[1, :, 33:].set(0xFFFFFFFF)
     scales = bank.value.token_scale.at[1, :, 33:].set(250)
@@ -279,7 +279,7 @@ def test_visible_text_limits_each_query(implementation):
 
 @pytest.mark.parametrize("implementation", FAST)
 def test_vmap_over_any_axis_nested_and_scanned(implementation):
-    query, layer = random_layer(Shape(), vkq_jax.presets["vkq-1bit"])
+    query, layer = random_layer(Shape(), vkq_jax.presets["signs-1bit"])
     queries = jnp.stack([query * factor for factor in (0.5, 1.0, 2.0)], axis=2)  # [B, T, 3, N, H]
 
     def run(q):
@@ -342,7 +342,7 @@ def test_gradients_equal_the_oracles(implementation, soft_cap):
 
 
 def test_keeps_the_dtype_of_the_query():
-    query, layer = random_layer(Shape(), vkq_jax.presets["vkq-1bit"])
+    query, layer = random_layer(Shape(), vkq_jax.presets["signs-1bit"])
     assert pallas_kernels.decode_attention(query.astype(jnp.bfloat16), layer).dtype == jnp.bfloat16
 
 

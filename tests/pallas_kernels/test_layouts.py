@@ -100,7 +100,7 @@ def test_channels_of_zeros_are_stored_and_counted():
     x = jnp.ones((1, 1, 2, 512, 96), jnp.bfloat16)  # [L, B, K, V, H]
     coded = vkq_jax.quantize(x, SignCodes(scale_bits=8))
     bank = tile(VisualBank(coded, coded, jnp.full(1, 512, jnp.int32)))
-    quant = vkq_jax.presets["vkq-1bit"]
+    quant = vkq_jax.presets["signs-1bit"]
     sizes = {"num_layers": 1, "batch": 1, "num_kv_heads": 2, "head_dim": 96, "cache_length": 1}
     cache = dataclasses.replace(KVCache.init(**sizes, quant=quant), visual=(bank,))
     counted = vkq_jax.cache_nbytes(cache)

@@ -55,7 +55,7 @@ def prefilled():
     logits, cache, _ = measure_prefill(
         model,
         prompts(shape, 2, 6),
-        quant=vkq_jax.resolve("vkq-1bit"),
+        quant=vkq_jax.resolve("signs-1bit"),
         cache_length=16,
         implementation=None,
         repeats=1,
@@ -69,7 +69,7 @@ def test_throughput_measures_compares_and_resumes(capsys, tmp_path, calls):
     record = json.loads(out)
     assert code == 0
     assert record == json.loads(path.read_text())
-    assert "[2/2] tiny, 0.001 GB, vkq-1bit (default)" in err
+    assert "[2/2] tiny, 0.001 GB, signs-1bit (default)" in err
     dense, coded = record["rows"]
     assert [row["status"] for row in record["rows"]] == ["measured"] * 2
     assert [figures["batch"] for figures in dense["batches"]] == [dense["batch"]]
@@ -144,7 +144,7 @@ def test_a_row_that_failed_early_has_the_floors_of_what_it_knows(known):
 
 def test_plan_has_a_group_for_each_shape_and_budget():
     groups = plan_throughput(
-        ["tiny"], [1.0, 2.0], ["vkq-1bit"], ["mosaic_gpu", None], ["xla"], compare_steps=3
+        ["tiny"], [1.0, 2.0], ["signs-1bit"], ["mosaic_gpu", None], ["xla"], compare_steps=3
     )
     assert [[setup.equal_to for setup in group] for group in groups] == [[None, "none", "none"]] * 2
     assert {setup.compare_steps for setup in groups[0]} == {3}
@@ -235,7 +235,7 @@ def test_a_group_of_which_a_row_is_missing_is_measured_anew(tmp_path):
 
 def test_planned_bytes_are_those_of_the_cache(prefilled):
     _, _, cache = prefilled
-    quant = vkq_jax.resolve("vkq-1bit")
+    quant = vkq_jax.resolve("signs-1bit")
     planned = abstract_cache(find_shape("tiny"), quant, 2, 16)
     assert vkq_jax.cache_nbytes(planned) == vkq_jax.cache_nbytes(cache)
     shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(planned)]
@@ -258,7 +258,7 @@ def test_prefill_takes_few_sequences_at_once_where_they_are_long():
 def test_quantize_states_cost_and_errors(capsys, tmp_path):
     path = tmp_path / "quantize.json"
     code, out, _ = run(
-        capsys, "quantize", "--shape", "tiny", "--preset", "vkq-1bit,minmax-1bit",
+        capsys, "quantize", "--shape", "tiny", "--preset", "signs-1bit,minmax-1bit",
         "--sequences", "1", "--repeats", "1", "--out", str(path),
     )  # fmt: skip
     assert code == 0
@@ -276,11 +276,11 @@ def test_quantize_has_a_row_for_the_fused_kernel_where_it_applies(monkeypatch):
     monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
     monkeypatch.setattr(device_memory, "claim_memory", lambda: None)
     setups = plan_quantize(
-        ["internvl2.5-8b"], ["vkq-1bit", "minmax-1bit"], prompt_text=8, sequences=1, repeats=1
+        ["internvl2.5-8b"], ["signs-1bit", "minmax-1bit"], prompt_text=8, sequences=1, repeats=1
     )
     assert [(setup.preset, setup.implementation) for setup in setups] == [
-        ("vkq-1bit", "xla"),
-        ("vkq-1bit", "mosaic_gpu"),
+        ("signs-1bit", "xla"),
+        ("signs-1bit", "mosaic_gpu"),
         ("minmax-1bit", "xla"),
     ]
 
@@ -321,18 +321,18 @@ def drawn_in_legend(rows):
 
 def test_the_legend_of_a_plot_lists_what_is_drawn():
     dense = {"preset": "none", "status": "measured"}
-    coded = {"preset": "vkq-1bit", "status": "measured"}
+    coded = {"preset": "signs-1bit", "status": "measured"}
     assert drawn_in_legend([dense]) == ["bf16"]
-    assert drawn_in_legend([dense, coded]) == ["bf16", "vkq-1bit"]
+    assert drawn_in_legend([dense, coded]) == ["bf16", "signs-1bit"]
     left_out = coded | {"status": "not supported"}
-    assert drawn_in_legend([dense, left_out]) == ["bf16", "vkq-1bit", "not measured"]
+    assert drawn_in_legend([dense, left_out]) == ["bf16", "signs-1bit", "not measured"]
 
 
 def test_a_table_of_wide_rows_is_whole_and_has_no_empty_column():
     row = {
         "shape": "internvl2.5-8b",
         "budget_gb": 30.0,
-        "preset": "vkq-1bit",
+        "preset": "signs-1bit",
         "implementation_taken": "mosaic_gpu",
         "batch": 1024,
         "bytes_per_sequence": {"total": 37.5e6},
@@ -374,14 +374,14 @@ def test_explain_says_why_the_kernel_does_not_cover_a_cache_without_a_gpu(capsys
     (line,) = [line for line in lines if reason in line]
     assert line.startswith("mosaic_gpu: needs an NVIDIA GPU")
     assert reason in " ".join(run(capsys, *arguments, "kivi-2bit")[1].split())
-    _, out, _ = run(capsys, *arguments, "vkq-1bit")
+    _, out, _ = run(capsys, *arguments, "signs-1bit")
     assert reason not in out
     assert "mosaic_gpu: one launch over" in out
 
 
 def test_explain_needs_no_memory(capsys, tmp_path):
     path = tmp_path / "explain.json"
-    arguments = ["explain", "--shape", "qwen2.5-vl-7b", "--batch", "4096", "--preset", "vkq-1bit"]
+    arguments = ["explain", "--shape", "qwen2.5-vl-7b", "--batch", "4096", "--preset", "signs-1bit"]
     code, out, _ = run(capsys, *arguments, "--queries-per-step", "2", "--out", str(path))
     assert code == 0
     assert "queries [4096, 2, 28, 128]" in out

@@ -84,7 +84,7 @@ def test_weights_are_those_of_the_output(quant):
     cache = layers_as_batch(caught(), vkq_jax.resolve(quant))
     attended = jax.jit(functools.partial(over_cache, logits_scale=SCALE))(caught(), cache)
     np.testing.assert_allclose(attended.visual.sum(-1) + attended.text.sum(-1), 1, atol=1e-5)
-    value = jnp.concatenate([cache.visual[0].value.dequantize(), cache.text.value], axis=2)
+    value = jnp.concatenate([cache.visual[0].dequantize()[1], cache.text.value], axis=2)
     weights = jnp.concatenate([attended.visual, attended.text], -1)
     per_head = jnp.repeat(value, HEADS // KV_HEADS, axis=1)
     expected = jnp.einsum("lns,lnsh->lnh", weights, per_head)
@@ -138,7 +138,8 @@ def test_more_bits_less_error():
 def test_levels_of_min_max_codes_are_the_extremes():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 50, 8)), jnp.float32)
     config = vkq_jax.LevelCodes(bits=2, table_dtype="float32")
-    ranges = channel_ranges(x, vkq_jax.quantize(x, config))
+    tensor = vkq_jax.quantize(x, config)
+    ranges = channel_ranges(x, tensor.dequantize(), tensor)
     np.testing.assert_allclose(ranges.lowest, x.min(1), atol=1e-6)
     np.testing.assert_allclose(ranges.highest, x.max(1), atol=1e-6)
     np.testing.assert_allclose(ranges.quantiles[2], np.median(x, axis=1), atol=1e-6)
@@ -149,7 +150,7 @@ def test_levels_of_min_max_codes_are_the_extremes():
 def test_levels_of_rotated_sign_codes_lie_around_the_rotated_centre():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(50, 16)) + 3.0, jnp.float32)
     tensor = vkq_jax.quantize(x, vkq_jax.SignCodes(table_dtype="float32"))
-    ranges = channel_ranges(x, tensor)
+    ranges = channel_ranges(x, tensor.dequantize(), tensor)
     scale = np.median(np.asarray(tensor.token_scale, np.float32))
     centre = rotation.rotate(tensor.centre)[0]
     np.testing.assert_allclose(ranges.lowest, centre - scale, atol=1e-4)

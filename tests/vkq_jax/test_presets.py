@@ -18,8 +18,8 @@ def test_resolve(name):
 
 
 def test_resolve_names_the_known_presets():
-    with pytest.raises(ValueError, match=r"unknown preset 'vkq-2bit', known are vkq-1bit, .*none"):
-        resolve("vkq-2bit")
+    with pytest.raises(ValueError, match=r"unknown preset 'vkq-3bit', known are vkq-1bit, .*none"):
+        resolve("vkq-3bit")
     with pytest.raises(ValueError, match="did you mean 'quantile-1bit'"):
         resolve("quantil-1bit")
     with pytest.raises(ValueError, match="name of a preset or a KVQuantConfig, got 1"):

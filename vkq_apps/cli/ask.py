@@ -12,6 +12,7 @@ from rich.table import Table
 import models
 import vkq_jax
 from models import GenerateOptions
+from models.calibrated import is_uncalibrated
 from vkq_apps.answering import Answer, ask
 from vkq_apps.cli.arguments import (
     PRESETS,
@@ -42,8 +43,8 @@ def demo(quant: QuantOption = DEFAULT_PRESET, json: JsonOption = False) -> None:
             [picture],
             DEMO_QUESTION,
             max_new_tokens=16,
-            name=quant,
-            quant=vkq_jax.resolve(quant),
+            name=_known(quant),
+            quant=quant,
             watched=not json,
         )
     del record["tokens_per_second"]
@@ -84,13 +85,24 @@ def generate(
     quantize_at: QuantizeAtOption = "prompt",
     score_map: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Static score calibration, a file of `vkq calibrate`."),
+        typer.Option(
+            metavar="FILE", help="Static score calibration, a file of `vkq calibrate-scores`."
+        ),
+    ] = None,
+    tables: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Tables of the codes, a file of `vkq calibrate`; by default those beside the "
+            "checkpoint.",
+        ),
     ] = None,
     compare: Annotated[bool, typer.Option(help="Also answer at full precision.")] = True,
     json: JsonOption = False,
 ) -> None:
     """Answers one question about the given images."""
     static = None if score_map is None else vkq_jax.load_score_map(score_map)
+    given = None if tables is None else vkq_jax.load_tables(tables)
     name, settings = _choose_codes(quant, static)
     drawn = _check_draws(temperature, top_k, top_p, seed)
     draws: GenerateOptions = {}
@@ -110,25 +122,32 @@ def generate(
         quant=settings,
         quantize_at=quantize_at,
         score_map=static,
+        tables=given,
     )
     file = None if score_map is None else str(score_map)
     record = {"quant": name, "score_map": file, "sampling": drawn, **answer}
+    record["tables"] = None if tables is None else str(tables)
     _show(record, name, json)
 
 
 def _choose_codes(
     quant: str | None, score_map: vkq_jax.ScoreMap | None
-) -> tuple[str, vkq_jax.KVQuantConfig]:
-    """Name and settings of the visual cache: a score map brings those it was calibrated with."""
+) -> tuple[str, str | vkq_jax.KVQuantConfig]:
+    """Name and codes of the visual cache: a score map brings those it was calibrated with."""
     own = None if score_map is None else score_map.quant
     if quant is None and own is not None:
         names = (name for name, preset in vkq_jax.presets.items() if preset == own)
         return next(names, "the score map's own codes"), own
-    name = DEFAULT_PRESET if quant is None else quant
-    settings = vkq_jax.resolve(name)
+    name = _known(DEFAULT_PRESET if quant is None else quant)
     if score_map is not None:
-        score_map.check_codes(settings)
-    return name, settings
+        score_map.check_codes(vkq_jax.resolve(name))
+    return name, name
+
+
+def _known(name: str) -> str:
+    """The name, which has to be that of a preset."""
+    vkq_jax.resolve(name)
+    return name
 
 
 def _check_draws(
@@ -170,6 +189,8 @@ def _answer(
     started = time.perf_counter()
     draws = draws or {}
     model, prompt, inputs = load_and_prepare(source, images, prompt, max_new_tokens=max_new_tokens)
+    if options.get("tables") is None and is_uncalibrated(model, name):
+        log.print(f"no tables of this model: {name} as it is without; `vkq calibrate` makes them")
     exact: Answer | None = None
     if compare:
         with stage("answering at full precision"):

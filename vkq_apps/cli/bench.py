@@ -113,7 +113,7 @@ def throughput(
     budget: Annotated[
         str, typer.Option(metavar="GB", help="GB of KV cache, comma-separated.")
     ] = "5,10,30",
-    preset: Presets = "vkq-1bit",
+    preset: Presets = "signs-1bit",
     implementation: Implementations = "auto",
     baseline: Baselines = "auto",
     text_capacity: TextCapacity = 64,
@@ -170,7 +170,7 @@ def throughput(
 @bench.command()
 def quantize(
     shape: Shapes = REAL_SHAPES,
-    preset: Presets = "vkq-1bit,quantile-1bit,minmax-1bit",
+    preset: Presets = "signs-1bit,quantile-1bit,minmax-1bit",
     prompt_text: PromptText = 32,
     sequences: Sequences = None,
     repeats: Repeats = 7,
@@ -207,7 +207,7 @@ def scaling(
     batch: Annotated[
         str, typer.Option(metavar="NS", help="Sequences, comma-separated.")
     ] = "1,4,16,64,256,1024",
-    preset: Preset = "vkq-1bit",
+    preset: Preset = "signs-1bit",
     implementation: Annotated[
         str, typer.Option(metavar="NAME", help="Of attention over codes.")
     ] = "auto",
@@ -266,7 +266,7 @@ def explain(
     batch: Annotated[
         int, typer.Option(min=1, metavar="N", callback=check_count, help="Sequences.")
     ] = 1,
-    preset: Preset = "vkq-1bit",
+    preset: Preset = "signs-1bit",
     queries_per_step: Annotated[
         int, typer.Option(min=1, metavar="N", callback=check_count, help="Query positions.")
     ] = 1,

@@ -11,6 +11,7 @@ from rich.table import Table
 
 import vkq_jax
 from models import Inputs, Model
+from models.calibrated import find_codes
 from models.processor import processor_of
 from vkq_apps.cli.arguments import (
     ImageOption,
@@ -50,11 +51,11 @@ def inspect(
 ) -> None:
     """Plots channel ranges, errors by layer and head, and attention before and after coding."""
     started = time.perf_counter()
-    settings = vkq_jax.resolve(quant)
+    vkq_jax.resolve(quant)  # an unknown name fails before anything is loaded
     check_replaceable(out_folder)
     loaded, prompt, inputs = load_and_prepare(model, image, prompt)
     with stage(f"measuring at full precision and with {quant}"):
-        inspection = inspect_visual(loaded, inputs, settings)
+        inspection = inspect_visual(loaded, inputs, *find_codes(loaded, quant))
         segments = _segments(loaded, inputs)
         record = {
             "written_by": WRITTEN_BY,

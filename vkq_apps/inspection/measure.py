@@ -12,6 +12,7 @@ from vkq_apps.inspection.capture import Capture, capture
 from vkq_apps.inspection.ranges import ChannelRanges, channel_ranges
 from vkq_jax.accounting import CacheBytes, cache_nbytes
 from vkq_jax.array_types import Array, Float
+from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.error_measures import QuantizationError, cosine, relative_squared_error
 from vkq_jax.presets import presets
@@ -51,14 +52,17 @@ class Inspection:
     nbytes: CacheBytes = static_field()
 
 
-def inspect_visual(model: Model, inputs: Inputs, quant: KVQuantConfig) -> Inspection:
-    """Measures one prompt; errors as for `capture`."""
+def inspect_visual(
+    model: Model, inputs: Inputs, quant: KVQuantConfig, tables: CodeTables | None = None
+) -> Inspection:
+    """Measures one prompt, coded with `quant` and its offline tables; errors as for `capture`."""
     caught = capture(model, inputs)
     # Of the cache that generation starts from, in its layout and with its positions.
-    fill = partial(prefill, quant=quant, cache_length=caught.text_key.shape[2])
+    fill = partial(prefill, quant=quant, cache_length=caught.text_key.shape[2], tables=tables)
     _, filled = jax.eval_shape(fill, model, inputs)
     return _inspect(
         caught,
+        tables,
         quant=quant,
         logits_scale=model.config.text.logits_scale,
         nbytes=cache_nbytes(filled),
@@ -67,16 +71,22 @@ def inspect_visual(model: Model, inputs: Inputs, quant: KVQuantConfig) -> Inspec
 
 @partial(jax.jit, static_argnames=("quant", "logits_scale", "nbytes"))
 def _inspect(
-    caught: Capture, *, quant: KVQuantConfig, logits_scale: float, nbytes: CacheBytes
+    caught: Capture,
+    tables: CodeTables | None,
+    *,
+    quant: KVQuantConfig,
+    logits_scale: float,
+    nbytes: CacheBytes,
 ) -> Inspection:
-    cache = layers_as_batch(caught, quant)
+    cache = layers_as_batch(caught, quant, tables)
     (bank,) = cache.visual
     before = _exact(caught, logits_scale)
     after = over_cache(caught, cache, logits_scale=logits_scale)
+    key_hat, value_hat = bank.dequantize(tables)
     visual, text = after.visual - before.visual, after.text - before.text
     return Inspection(
-        key=_inspect_tensor(caught.key, bank.key),
-        value=_inspect_tensor(caught.value, bank.value),
+        key=_inspect_tensor(caught.key, key_hat, bank.key),
+        value=_inspect_tensor(caught.value, value_hat, bank.value),
         before=before,
         after=after,
         output_error=relative_squared_error(before.output[:, :, None], after.output[:, :, None]),
@@ -90,7 +100,8 @@ def _exact(caught: Capture, logits_scale: float) -> LastTokenAttention:
     return over_cache(caught, layers_as_batch(caught, none), logits_scale=logits_scale)
 
 
-def _inspect_tensor(x: Float[Array, "L K V H"], coded: QuantizedTensor) -> TensorInspection:
-    x_hat = coded.dequantize()
+def _inspect_tensor(
+    x: Float[Array, "L K V H"], x_hat: Float[Array, "L K V H"], coded: QuantizedTensor
+) -> TensorInspection:
     error = QuantizationError(relative_squared_error(x, x_hat), cosine(x, x_hat))
-    return TensorInspection(channel_ranges(x, coded), error)
+    return TensorInspection(channel_ranges(x, x_hat, coded), error)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from vkq_jax import rotation
 from vkq_jax.array_types import Array, Float
 from vkq_jax.dense import DenseTensor
+from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.quantized import AffineTensor, QuantizedTensor
 
@@ -24,7 +25,8 @@ class ChannelRanges:
             describe rotated channels, else None.
         lowest, highest: what the least and the greatest code stand for, in the channels that the
             codes describe, median over the positions (levels may differ by group of positions and
-            by token); None for a tensor without codes.
+            by token); the least and the greatest decoded value where channels have no levels of
+            their own (dictionary codes); None for a tensor without codes.
     """
 
     quantiles: Float[Array, "F *lead H"]
@@ -33,12 +35,16 @@ class ChannelRanges:
     highest: Float[Array, "*lead H"] | None
 
 
-def channel_ranges(x: Float[Array, "*lead V H"], coded: QuantizedTensor) -> ChannelRanges:
-    """Ranges of `x`, and the levels of `coded`, which is `x` in codes."""
+def channel_ranges(
+    x: Float[Array, "*lead V H"], x_hat: Float[Array, "*lead V H"], coded: QuantizedTensor
+) -> ChannelRanges:
+    """Ranges of `x`, and the levels of `coded`, which is `x` in codes and decodes to `x_hat`."""
     x = x.astype(jnp.float32)
     quantiles = _quantiles(x)
     if isinstance(coded, DenseTensor):
         return ChannelRanges(quantiles, None, None, None)
+    if isinstance(coded, DictionaryTensor):
+        return ChannelRanges(quantiles, None, x_hat.min(-2), x_hat.max(-2))
     lowest, highest = _levels(coded)
     rotated = _quantiles(rotation.rotate(x)) if coded.decoding().rotated else None
     return ChannelRanges(quantiles, rotated, lowest, highest)
