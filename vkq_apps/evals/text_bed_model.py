@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import sys
 import warnings
 from collections.abc import Callable
@@ -69,6 +70,9 @@ class TextModel:
                 f"{span.tokens}: a window drops positions of the coded part"
             )
         self.model, self.tokenize, self.span = model, tokenize, span
+        # How transformers names the argument from 5.24 on, and before.
+        known = inspect.signature(model.forward).parameters
+        self._cache_argument = "cache" if "cache" in known else "past_key_values"
         self.num_layers: int = config.num_hidden_layers
         self.num_kv_heads: int = config.num_key_value_heads
 
@@ -110,7 +114,7 @@ class TextModel:
 
         cache = DynamicCache(config=self.model.config)
         with torch.inference_mode():
-            self.model(self._batch(ids[: self.span.prefix]), past_key_values=cache)
+            self._forward(ids[: self.span.prefix], cache)
         return cache
 
     def coded_part(self, cache: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -138,8 +142,8 @@ class TextModel:
                 assert coded is not None
                 layer.keys[0, :, part] = torch.from_numpy(coded[0][number])
                 layer.values[0, :, part] = torch.from_numpy(coded[1][number])
-            rest = self._batch(ids[self.span.prefix : -1])
-            return self.model(rest, past_key_values=own).logits[0].float().log_softmax(-1)
+            logits = self._forward(ids[self.span.prefix : -1], own).logits
+            return logits[0].float().log_softmax(-1)
 
     def observe(self, ids: list[int]) -> Observed:
         """Reads a text and looks at what the predicted positions attend to."""
@@ -162,17 +166,18 @@ class TextModel:
 
         cache = DynamicCache(config=self.model.config)
         with torch.inference_mode(), _observed(self.model, look):
-            self.model(self._batch(ids), past_key_values=cache)
+            self._forward(ids, cache)
         looks = [seen[layer] for layer in range(self.num_layers)]
         return Observed(
             *self.coded_part(cache),
             *(np.stack([x.numpy() for x in field]) for field in zip(*looks, strict=True)),
         )
 
-    def _batch(self, ids: list[int]) -> Any:
+    def _forward(self, ids: list[int], cache: Any) -> Any:
         import torch
 
-        return torch.tensor(ids, dtype=torch.long)[None]
+        row = torch.tensor(ids, dtype=torch.long)[None]
+        return self.model(row, **{self._cache_argument: cache})
 
 
 class _observed:
