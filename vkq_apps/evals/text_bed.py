@@ -132,9 +132,7 @@ def _calibrated(
     return chosen
 
 
-def _sample(
-    model: TextModel, texts: Sequence[Excerpt], done: Callable[[], None]
-) -> CodeSamples:
+def _sample(model: TextModel, texts: Sequence[Excerpt], done: Callable[[], None]) -> CodeSamples:
     found = []
     for text in texts:
         found.append(model.observe(text.ids))

@@ -1,4 +1,4 @@
-"""The project's codes on keys and values of a text model: tables from some texts, bits, decoding."""
+"""Codes of the project on keys and values of a text model: tables, bits, and what is decoded."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ import numpy as np
 
 from vkq_jax.array_types import Float
 
-__all__ = ["Observed", "Span", "TextModel"]
+__all__ = ["Observed", "Span", "TextModel", "register"]
 
 _ATTENTION = "vkq_text_bed"
 
@@ -88,13 +88,13 @@ class TextModel:
         try:
             import transformers
 
-            _register(transformers)
+            attention = register()
             source = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
             tokenizer = transformers.AutoTokenizer.from_pretrained(source[0], **source[1])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of GGUF arrays that cannot be written to
                 model = transformers.AutoModelForCausalLM.from_pretrained(
-                    source[0], **source[1], dtype="float32", attn_implementation=_ATTENTION
+                    source[0], **source[1], dtype="float32", attn_implementation=attention
                 )
         except ImportError as error:
             raise ValueError(
@@ -196,11 +196,14 @@ class _observed:
             del module.text_bed_look
 
 
-def _register(transformers: Any) -> None:
+def register() -> str:
+    """Makes an attention known to transformers that can be looked at; returns its name."""
+    import transformers
     from transformers.masking_utils import eager_mask
 
     transformers.AttentionInterface.register(_ATTENTION, _attend)
     transformers.AttentionMaskInterface.register(_ATTENTION, eager_mask)
+    return _ATTENTION
 
 
 def _attend(module: Any, query: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
