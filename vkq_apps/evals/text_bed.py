@@ -148,9 +148,9 @@ def _figures(measured: dict[str, Any], texts: Sequence[Excerpt], seed: int) -> d
     return {
         "bits_per_element": {"key": key, "value": value, "mean": (key + value) / 2},
         "kl": round(float(kl.mean()), 5),
-        "kl_interval": [round(x, 5) for x in bootstrap(kl, names, seed=seed)],
+        "kl_interval": [round(x, 5) for x in bootstrap(kl.tolist(), names, seed=seed)],
         "agreement": round(float(same.mean()), 4),
-        "agreement_interval": [round(x, 4) for x in bootstrap(same, names, seed=seed)],
+        "agreement_interval": [round(x, 4) for x in bootstrap(same.tolist(), names, seed=seed)],
         "kl_by_kind": {kind: round(float(kl[of].mean()), 5) for kind, of in sorted(kinds.items())},
     }
 

@@ -74,27 +74,30 @@ def fitted(name: str, samples: CodeSamples, seed: int) -> list[Plan]:
 def samples_of(texts: Sequence[Observed]) -> CodeSamples:
     """What tables are fitted to."""
 
-    def side(name: str) -> tuple[np.ndarray, np.ndarray]:
-        whole = np.stack([getattr(text, name) for text in texts], 2)  # [L, K, P, V, H]
+    def side(name: str) -> tuple[Array, Array]:
+        whole = jnp.stack([getattr(text, name) for text in texts], 2)  # [L, K, P, V, H]
         mean = whole.mean(3)
-        return (whole - mean[:, :, :, None]).reshape(*whole.shape[:2], -1, whole.shape[-1]), mean
+        centred = whole - mean[:, :, :, None]
+        return centred.reshape(*whole.shape[:2], -1, whole.shape[-1]), mean
 
-    def weight(name: str) -> np.ndarray:
-        return np.concatenate([getattr(text, name) for text in texts], 2)
+    def weight(name: str) -> Array:
+        return jnp.concatenate([getattr(text, name) for text in texts], 2)
+
+    def total(name: str) -> Array:
+        return jnp.asarray(np.sum([getattr(text, name) for text in texts], 0))
 
     (key, key_mean), (value, value_mean) = side("key"), side("value")
-    fields = CodeSamples(
+    return CodeSamples(
         key=key,
         value=value,
         key_mean=key_mean,
         value_mean=value_mean,
-        prompt=np.repeat(np.arange(len(texts), dtype=np.int32), texts[0].key.shape[2]),
+        prompt=jnp.repeat(jnp.arange(len(texts), dtype=jnp.int32), texts[0].key.shape[2]),
         key_weight=weight("key_weight"),
         value_weight=weight("value_weight"),
-        query_moment=sum(text.query_moment for text in texts),
-        query_weight=sum(text.query_weight for text in texts),
+        query_moment=total("query_moment"),
+        query_weight=total("query_weight"),
     )
-    return jax.tree.map(jnp.asarray, fields)
 
 
 def code(plan: Plan, key: np.ndarray, value: np.ndarray) -> Coded:

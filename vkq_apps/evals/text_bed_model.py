@@ -70,9 +70,6 @@ class TextModel:
                 f"{span.tokens}: a window drops positions of the coded part"
             )
         self.model, self.tokenize, self.span = model, tokenize, span
-        # How transformers names the argument from 5.24 on, and before.
-        known = inspect.signature(model.forward).parameters
-        self._cache_argument = "cache" if "cache" in known else "past_key_values"
         self.num_layers: int = config.num_hidden_layers
         self.num_kv_heads: int = config.num_key_value_heads
 
@@ -142,8 +139,8 @@ class TextModel:
                 assert coded is not None
                 layer.keys[0, :, part] = torch.from_numpy(coded[0][number])
                 layer.values[0, :, part] = torch.from_numpy(coded[1][number])
-            logits = self._forward(ids[self.span.prefix : -1], own).logits
-            return logits[0].float().log_softmax(-1)
+            found = self._forward(ids[self.span.prefix : -1], own, logits=True)
+            return found.logits[0].float().log_softmax(-1)
 
     def observe(self, ids: list[int]) -> Observed:
         """Reads a text and looks at what the predicted positions attend to."""
@@ -173,11 +170,15 @@ class TextModel:
             *(np.stack([x.numpy() for x in field]) for field in zip(*looks, strict=True)),
         )
 
-    def _forward(self, ids: list[int], cache: Any) -> Any:
+    def _forward(self, ids: list[int], cache: Any, *, logits: bool = False) -> Any:
         import torch
 
-        row = torch.tensor(ids, dtype=torch.long)[None]
-        return self.model(row, **{self._cache_argument: cache})
+        # Without its head, which is most of a small model, where nobody reads the logits.
+        module = self.model if logits else self.model.base_model
+        # How transformers names the argument from 5.24 on, and before.
+        known = inspect.signature(module.forward).parameters
+        name = "cache" if "cache" in known else "past_key_values"
+        return module(torch.tensor(ids, dtype=torch.long)[None], **{name: cache})
 
 
 class _observed:

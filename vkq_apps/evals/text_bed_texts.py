@@ -1,6 +1,7 @@
 """Prose and code for the text bed: a folder's, or what every Python installation has at hand."""
 
 import dataclasses
+import functools
 import html
 import importlib.metadata
 import pydoc_data.topics
@@ -16,6 +17,7 @@ _KINDS = {
     ".py": "code", ".c": "code", ".h": "code", ".js": "code", ".rs": "code",
     ".md": "prose", ".rst": "prose", ".txt": "prose", ".html": "prose",
 }  # fmt: skip
+_Sources = Mapping[str, Mapping[str, Callable[[], str]]]  # kind, name, how to read it
 _SKIPPED = 500  # characters: a file's head is often a licence, alike in many files
 _PER_TOKEN = 8  # characters that hold a token, and more
 
@@ -96,36 +98,41 @@ def _excerpts(
             yield Excerpt(kind, name, ids)
 
 
-def _own_sources() -> dict[str, dict[str, Callable[[], str]]]:
+def _own_sources() -> _Sources:
     library = Path(sysconfig.get_path("stdlib"))
-    code = {path.name: _reader(path) for path in library.glob("*.py")}
     topics = pydoc_data.topics.topics
-    reference = {name: lambda name=name: topics[name] for name in topics}
     readme = {
-        package.name: lambda package=package: package.metadata.get_payload() or ""
+        package.name: functools.partial(_description, package)
         for package in importlib.metadata.distributions()
     }
-    return {"code": code, "reference": reference, "readme": readme}
+    return {
+        "code": {path.name: functools.partial(_read, path) for path in library.glob("*.py")},
+        "reference": {name: functools.partial(topics.__getitem__, name) for name in topics},
+        "readme": readme,
+    }
 
 
-def _files(folder: Path) -> dict[str, dict[str, Callable[[], str]]]:
+def _description(package: importlib.metadata.Distribution) -> str:
+    return str(package.metadata.json.get("description", ""))
+
+
+def _files(folder: Path) -> _Sources:
     if not folder.is_dir():
         raise ValueError(f"--texts: expected a folder, got {folder}")
     found: dict[str, dict[str, Callable[[], str]]] = {}
     for path in folder.rglob("*"):
         kind = _KINDS.get(path.suffix.lower())
         if kind is not None and path.is_file():
-            found.setdefault(kind, {})[str(path.relative_to(folder))] = _reader(path)
+            found.setdefault(kind, {})[str(path.relative_to(folder))] = functools.partial(
+                _read, path
+            )
     return dict(sorted(found.items()))
 
 
-def _reader(path: Path) -> Callable[[], str]:
-    def read() -> str:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        if path.suffix.lower() != ".html":
-            return text
-        main = re.search(r"<main>(.*?)</main>", text, re.DOTALL)
-        text = html.unescape(re.sub(r"<[^>]+>", "", main[1] if main else text))
-        return re.sub(r"\n\s*\n+", "\n\n", text)
-
-    return read
+def _read(path: Path) -> str:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if path.suffix.lower() != ".html":
+        return text
+    main = re.search(r"<main>(.*?)</main>", text, re.DOTALL)
+    text = html.unescape(re.sub(r"<[^>]+>", "", main[1] if main else text))
+    return re.sub(r"\n\s*\n+", "\n\n", text)
