@@ -146,7 +146,10 @@ def _figures(measured: dict[str, Any], texts: Sequence[Excerpt], seed: int) -> d
     kinds = {kind: np.array([t.kind == kind for t in texts]) for kind in {t.kind for t in texts}}
     key, value = measured["bits"]
     return {
-        "bits_per_element": {"key": key, "value": value, "mean": (key + value) / 2},
+        "bits_per_element": {
+            name: round(bits, 4)
+            for name, bits in (("key", key), ("value", value), ("mean", (key + value) / 2))
+        },
         "kl": round(float(kl.mean()), 5),
         "kl_interval": [round(x, 5) for x in bootstrap(kl.tolist(), names, seed=seed)],
         "agreement": round(float(same.mean()), 4),
