@@ -1,0 +1,252 @@
+"""The text bed: what codes of keys and values do to the next tokens of a pretrained text model.
+
+    python -m vkq_apps.evals.text_bed --model GGUF_OR_FOLDER --quant NAMES --out FILE
+
+A second judge beside the visual one: its weights are real, though its tokens are not visual. Each
+text's first positions are read at full precision; all but the first few are then coded, and the
+rest of the text is predicted from codes. kl: mean KL(full precision || codes) of the next token, in
+nats. Tables are fitted to other texts, among them none of one kind that is measured; of a preset's
+plans the one of least KL on a few of those texts is taken. PyTorch runs the model
+(`uv run --group parity`, for GGUF files also `--with gguf --with accelerate`).
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from models.code_samples import CodeSamples
+from vkq_apps.bench.results_file import write_json
+from vkq_apps.cli.console import log, out
+from vkq_apps.evals.intervals import bootstrap
+from vkq_apps.evals.progress import progress
+from vkq_apps.evals.text_bed_codes import Plan, code, fitted, plans_of, samples_of, uncalibrated
+from vkq_apps.evals.text_bed_model import Span, TextModel
+from vkq_apps.evals.text_bed_texts import Excerpt, cut_texts
+from vkq_apps.provenance import provenance
+from vkq_jax.whole_file import check_writable
+
+__all__ = ["judge", "main"]
+
+DEFAULT_PRESETS = "vkq-1bit,vkq-half,vkq-2bit,signs-1bit,quantile-1bit,kivi-2bit"
+WITHOUT_TABLES = ", no tables"
+JUDGES = 8  # calibration texts that plans are compared on
+COMMAND = "text_bed"
+
+
+class _Texts:
+    """Some texts read at full precision: what every preset is compared with."""
+
+    def __init__(self, model: TextModel, texts: Sequence[Excerpt], done: Callable[[], None]):
+        self.model, self.texts = model, texts
+        self.caches, self.exact = [], []
+        for text in texts:
+            self.caches.append(model.read(text.ids))
+            self.exact.append(model.predict(text.ids, self.caches[-1]).half())
+            done()
+        sides = zip(*(model.coded_part(cache) for cache in self.caches), strict=True)
+        self.key, self.value = (np.stack(side, 1) for side in sides)  # [L, B, K, V, H]
+
+    def measure(self, plan: Plan, done: Callable[[], None]) -> dict[str, Any]:
+        """KL and agreement of each text, and bits per element."""
+        coded = code(plan, self.key, self.value)
+        kl, same = [], []
+        for number, (text, cache) in enumerate(zip(self.texts, self.caches, strict=True)):
+            found = self.model.predict(text.ids, cache, coded.of_text(number))
+            exact = self.exact[number].float()
+            kl.append(float((exact.exp() * (exact - found)).sum(-1).mean()))
+            same.append(float((exact.argmax(-1) == found.argmax(-1)).float().mean()))
+            done()
+        return {"kl": kl, "same": same, "bits": coded.bits}
+
+
+def judge(
+    model: TextModel,
+    names: Sequence[str],
+    calibration: Sequence[Excerpt],
+    texts: Sequence[Excerpt],
+    *,
+    seed: int = 0,
+    show: Callable[[str, int, int], None] = lambda stage, more, total: None,
+) -> dict[str, Any]:
+    """The figures of presets: with tables where they have some, and without.
+
+    Args:
+        model: whose keys and values are coded. names: of presets.
+        calibration: texts for tables. texts: those to measure on.
+        seed: of fits and intervals.
+        show: told what is done, how many more texts, and how many in all.
+
+    Raises:
+        ValueError: a preset is unknown, or is more than codes of keys and values.
+    """
+    plain = {name: uncalibrated(name) for name in names}
+    with_tables = [name for name in names if plans_of(name)]
+    judges = list(calibration[:JUDGES])
+    choices = sum(len(plans_of(name)) for name in with_tables)
+    total = len(texts) * (1 + len(names) + len(with_tables))
+    if with_tables:
+        total += len(calibration) + len(judges) * (1 + choices)
+
+    def done(stage: str) -> Callable[[], None]:
+        return lambda: show(stage, 1, total)
+
+    rows: dict[str, Any] = {}
+    chosen = _calibrated(model, with_tables, calibration, judges, seed, done)
+    measured = _Texts(model, texts, done("full precision"))
+    for name in names:
+        if name in chosen:
+            plan, divergence = chosen[name]
+            figures = _figures(measured.measure(plan, done(name)), texts, seed)
+            choice = {"plan": plan.number, "kl_of_plans": [round(x, 5) for x in divergence]}
+            rows[name] = figures | choice
+        row = name + WITHOUT_TABLES if name in chosen else name
+        rows[row] = _figures(measured.measure(plain[name], done(row)), texts, seed)
+    return rows
+
+
+def _calibrated(
+    model: TextModel,
+    names: Sequence[str],
+    calibration: Sequence[Excerpt],
+    judges: Sequence[Excerpt],
+    seed: int,
+    done: Callable[[str], Callable[[], None]],
+) -> dict[str, tuple[Plan, list[float]]]:
+    """The plan of least KL of each preset, and the KL of all its plans, on the judges."""
+    if not names:
+        return {}
+    samples = _sample(model, calibration, done("calibrating"))
+    held_in = _Texts(model, judges, done("calibrating"))
+    chosen = {}
+    for name in names:
+        plans = fitted(name, samples, seed)
+        of = done(f"{name}: plans")
+        divergence = [float(np.mean(held_in.measure(plan, of)["kl"])) for plan in plans]
+        chosen[name] = plans[int(np.argmin(divergence))], divergence
+    return chosen
+
+
+def _sample(model: TextModel, texts: Sequence[Excerpt], done: Callable[[], None]) -> CodeSamples:
+    found = []
+    for text in texts:
+        found.append(model.observe(text.ids))
+        done()
+    return samples_of(found)
+
+
+def _figures(measured: dict[str, Any], texts: Sequence[Excerpt], seed: int) -> dict[str, Any]:
+    kl, same = (np.array(measured[name]) for name in ("kl", "same"))
+    names = [text.name for text in texts]
+    kinds = {kind: np.array([t.kind == kind for t in texts]) for kind in {t.kind for t in texts}}
+    key, value = measured["bits"]
+    return {
+        "bits_per_element": {
+            name: round(bits, 4)
+            for name, bits in (("key", key), ("value", value), ("mean", (key + value) / 2))
+        },
+        "kl": round(float(kl.mean()), 5),
+        "kl_interval": [round(x, 5) for x in bootstrap(kl.tolist(), names, seed=seed)],
+        "agreement": round(float(same.mean()), 4),
+        "agreement_interval": [round(x, 4) for x in bootstrap(same.tolist(), names, seed=seed)],
+        "kl_by_kind": {kind: round(float(kl[of].mean()), 5) for kind, of in sorted(kinds.items())},
+    }
+
+
+def results_table(rows: dict[str, Any], title: str) -> Table:
+    """The figures for people."""
+    table = Table(title=title)
+    table.add_column("codes", no_wrap=True)
+    for name in ("bits", "KL", "same next token", "plan"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in rows.items():
+        low, high = row["kl_interval"]
+        table.add_row(
+            name,
+            f"{row['bits_per_element']['mean']:.2f}",
+            f"{row['kl']:.4f} [{low:.4f}, {high:.4f}]",
+            f"{row['agreement']:.1%}",
+            str(row.get("plan", "")),
+        )
+    return table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m vkq_apps.evals.text_bed", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--model", type=Path, required=True, help="folder or GGUF file")
+    parser.add_argument("--quant", default=DEFAULT_PRESETS, help="presets, comma-separated")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--texts", type=Path, help="folder of prose and code, instead of Python's")
+    counts = {
+        "calibration": (32, "texts that tables are fitted to"),
+        "samples": (32, "texts to measure on"),
+        "dense": (4, "first positions of a text, which stay as they are"),
+        "coded": (384, "positions to code"),
+        "predicted": (93, "positions behind, all but the last of which are predicted from"),
+        "seed": (0, "of the choice of texts, of fits and of intervals"),
+    }
+    for name, (default, text) in counts.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} [{default}]")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code, 2 for bad input."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        record = _run(options)
+    except ValueError as error:
+        parser.error(" ".join(str(error).split()))
+    out.print(results_table(record["presets"], f"{options.samples} texts (95 % intervals)"))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    least = {"calibration": 1, "samples": 1, "dense": 0, "coded": 1, "predicted": 2, "seed": 0}
+    for name, floor in least.items():
+        if getattr(options, name) < floor:
+            raise ValueError(f"--{name}: expected at least {floor}, got {getattr(options, name)}")
+    if options.out is not None:
+        check_writable(options.out)
+    names = list(dict.fromkeys(name for name in map(str.strip, options.quant.split(",")) if name))
+    for name in names:
+        uncalibrated(name)
+    span = Span(options.dense, options.coded, options.predicted)
+    model = TextModel.load(options.model, span)
+    calibration, texts = cut_texts(
+        model.tokenize,
+        calibration=options.calibration,
+        test=options.samples,
+        tokens=span.tokens,
+        folder=options.texts,
+        seed=options.seed,
+    )
+    with progress(log, "texts") as show:
+        rows = judge(model, names, calibration, texts, seed=options.seed, show=show)
+    settings = {name: getattr(options, name) for name in least}
+    record = {
+        "command": COMMAND,
+        "model": options.model.name,
+        **settings,
+        "texts": {
+            role: [f"{text.kind}/{text.name}" for text in some]
+            for role, some in (("calibration", calibration), ("measured", texts))
+        },
+        "presets": rows,
+        **provenance(),
+    }
+    if options.out is not None:
+        write_json(options.out, record)
+    return record
+
+
+if __name__ == "__main__":
+    sys.exit(main())

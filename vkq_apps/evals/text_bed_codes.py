@@ -1,0 +1,139 @@
+"""Codes of the project on keys and values of a text model: tables, bits, and what is decoded."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.code_fitting import fit_codes
+from models.code_samples import CodeSamples
+from vkq_apps.evals.text_bed_model import Observed
+from vkq_jax.array_types import Array, Float
+from vkq_jax.cache import VisualBank, code_bank, take_layer
+from vkq_jax.code_tables import CodeTables
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.dictionary_tensor import DictionaryTensor
+from vkq_jax.presets import calibrated_presets, resolve
+from vkq_jax.quantize import dequantize
+
+__all__ = ["Coded", "Plan", "code", "fitted", "plans_of", "samples_of", "uncalibrated"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Settings with the tables they need; `number` among the preset's, None without tables."""
+
+    quant: KVQuantConfig
+    tables: CodeTables | None = None
+    number: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Coded:
+    """What the codes of some texts stand for, and their bits per element, keys and values."""
+
+    key: Float[np.ndarray, "L B K V H"]
+    value: Float[np.ndarray, "L B K V H"]
+    bits: tuple[float, float]
+
+    def of_text(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values [L, K, V, H] of one text."""
+        return self.key[:, index], self.value[:, index]
+
+
+def plans_of(name: str) -> tuple[KVQuantConfig, ...]:
+    """The settings that a preset's name may stand for once there are tables; () if it has none."""
+    return calibrated_presets.get(name, ())
+
+
+def uncalibrated(name: str) -> Plan:
+    """A preset where nothing is calibrated.
+
+    Raises:
+        ValueError: there is no such preset, or it maps scores, which belong to no key or value.
+    """
+    quant = resolve(name)
+    if quant.calibration is not None:
+        raise ValueError(
+            f"--quant: {name!r} also maps attention scores, which the text bed leaves alone; "
+            "expected presets that code keys and values only"
+        )
+    return Plan(quant)
+
+
+def fitted(name: str, samples: CodeSamples, seed: int) -> list[Plan]:
+    """The plans of a preset with tables for the model."""
+    return [
+        Plan(quant, fit_codes(samples, quant, seed), number)
+        for number, quant in enumerate(plans_of(name))
+    ]
+
+
+def samples_of(texts: Sequence[Observed]) -> CodeSamples:
+    """What tables are fitted to."""
+
+    def side(name: str) -> tuple[Array, Array]:
+        whole = jnp.stack([getattr(text, name) for text in texts], 2)  # [L, K, P, V, H]
+        mean = whole.mean(3)
+        centred = whole - mean[:, :, :, None]
+        return centred.reshape(*whole.shape[:2], -1, whole.shape[-1]), mean
+
+    def weight(name: str) -> Array:
+        return jnp.concatenate([getattr(text, name) for text in texts], 2)
+
+    def total(name: str) -> Array:
+        return jnp.asarray(np.sum([getattr(text, name) for text in texts], 0))
+
+    (key, key_mean), (value, value_mean) = side("key"), side("value")
+    return CodeSamples(
+        key=key,
+        value=value,
+        key_mean=key_mean,
+        value_mean=value_mean,
+        prompt=jnp.repeat(jnp.arange(len(texts), dtype=jnp.int32), texts[0].key.shape[2]),
+        key_weight=weight("key_weight"),
+        value_weight=weight("value_weight"),
+        query_moment=total("query_moment"),
+        query_weight=total("query_weight"),
+    )
+
+
+def code(plan: Plan, key: np.ndarray, value: np.ndarray) -> Coded:
+    """Codes and decodes the keys and values [L, B, K, V, H] of some texts, layer by layer."""
+    valid = jnp.ones((key.shape[1], key.shape[3]), bool)
+    decoded: list[tuple[np.ndarray, np.ndarray]] = []
+    bits = np.zeros(2)
+    for layer in range(len(key)):
+        tables = take_layer(plan.tables, layer)
+        bank = _code_layer(key[layer], value[layer], valid, plan.quant, tables)
+        decoded.append(_decode(bank, tables))
+        bits += _bits(bank, key[layer].size)
+    keys, values = (np.stack(side) for side in zip(*decoded, strict=True))
+    mean = bits / len(key)
+    return Coded(keys, values, (float(mean[0]), float(mean[1])))
+
+
+_code_layer = jax.jit(code_bank, static_argnames="quant")
+
+
+def _decode(bank: VisualBank, tables: CodeTables | None) -> tuple[np.ndarray, np.ndarray]:
+    def side(tensor, own) -> Float[Array, "B K V H"]:
+        if isinstance(tensor, DictionaryTensor):  # the bank holds what both sides share
+            tensor = dataclasses.replace(tensor, class_map=bank.class_map)
+        return dequantize(tensor, own)
+
+    own = (None, None) if tables is None else (tables.key, tables.value)
+    return np.asarray(side(bank.key, own[0])), np.asarray(side(bank.value, own[1]))
+
+
+def _bits(bank: VisualBank, elements: int) -> np.ndarray:
+    """Bits per element of keys and of values, the tables of a sequence counted."""
+    sides = [
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(side))
+        for side in (bank.key, bank.value)
+    ]
+    # What both sides share (the map of classes) is halved between them.
+    shared = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(bank.class_map))
+    return 8 * (np.array(sides, float) + shared / 2) / elements
