@@ -40,11 +40,13 @@ def calibrate_codes(
 ) -> CalibratedCodes:
     """Tables of a model's codes, from its keys, values and queries on sample prompts.
 
-    Each batch is answered greedily at full precision. Not for use inside jit.
+    Each batch is answered greedily at full precision. The first 32 prompts compare the plans of a
+    preset; if there are more, only those are fitted to. Not for use inside jit.
 
     Args:
         model: from `models.load`.
-        inputs: batches of sample prompts, each with images: a few dozen pictures do.
+        inputs: batches of sample prompts, each with images. From a few dozen pictures on tables
+            are good, more make them better: learned dictionaries fit themselves to few.
         presets: names of those to calibrate; all that calibration improves by default.
         tokens: visual tokens to keep of each prompt, for each head.
         max_new_tokens: most tokens of each answer.
@@ -61,12 +63,14 @@ def calibrate_codes(
         if name not in calibrated_presets:
             known = ", ".join(calibrated_presets)
             raise ValueError(f"presets: expected some of {known}, got {name!r}")
-    key, samples, judges = jax.random.key(seed), [], []
+    key, judges, samples = jax.random.key(seed), [], []
     for number, batch in enumerate(inputs):
         if not bool((batch.visual_mask & batch.mask).any(-1).all()):
             raise ValueError("every sample prompt needs an image to calibrate with")
         if not batch.prompt_shape.suffix:
             raise ValueError("expected sample prompts with a question behind the image, got none")
+        if sum(len(x.mask) for x in judges) < _JUDGES:
+            judges.append(batch)
         found = sample_codes(
             model,
             batch,
@@ -76,11 +80,10 @@ def calibrate_codes(
             stop_tokens=model.config.eos_token_ids,
         )
         samples.append(jax.tree.map(np.asarray, found))
-        if sum(len(x.mask) for x in judges) < _JUDGES:
-            judges.append(batch)
         on_batch(len(batch.input_ids))
     if not samples:
         raise ValueError("there are no sample prompts to calibrate with")
+    samples = samples[len(judges) :] or samples
     joined = _join(samples, seed)
     chosen = []
     for name in names:

@@ -1,0 +1,165 @@
+"""Tables of codes: made from sample prompts, kept with the model, taken by generation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+import vkq_jax
+from models import code_calibration
+from tests.support.tiny_llava import WINDOWED, batch, prompt, tiny_model
+from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass
+
+ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 3, seed=1))
+SHARES = (0.3, 0.5, 0.2)
+
+
+def plan(*planes: float, **settings) -> DictionaryCodes:
+    classes = tuple(TokenClass(*c) for c in zip(SHARES, planes, strict=True))
+    return DictionaryCodes(classes, codebook=16, **settings)
+
+
+PLANS = (
+    KVQuantConfig(plan(2, 1, 0), plan(2, 1, 0)),
+    KVQuantConfig(
+        plan(2, 2, 2, learned=True, centres=0, metric=True, scale=None),
+        plan(2, 2, 2, learned=True, centres=0, scale="norm"),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def calibrated(model):
+    """Of two plans, of which the second has more bits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code_calibration, "calibrated_presets", {"vkq-1bit": PLANS})
+        told = {}
+        codes = models.calibrate_codes(
+            model,
+            [batch(*ROWS), batch(*ROWS, seed=1)],
+            max_new_tokens=3,
+            tokens=64,
+            on_preset=lambda name, divergence: told.update({name: list(divergence)}),
+        )
+    assert len(told["vkq-1bit"]) == 2
+    assert codes.presets[0].quant == PLANS[int(np.argmin(told["vkq-1bit"]))]
+    return codes
+
+
+def test_the_plan_that_diverges_least_is_taken(calibrated):
+    assert calibrated.names == ("vkq-1bit",)
+    assert calibrated.presets[0].quant == PLANS[1]
+    assert calibrated.presets[0].tables.nbytes > 0
+
+
+@pytest.mark.parametrize("quantize_at", ["prompt", "image"])
+def test_a_presets_name_stands_for_what_calibration_made_of_it(model, calibrated, quantize_at):
+    inputs, options = batch(*ROWS), {"max_new_tokens": 3, "quantize_at": quantize_at}
+    got = models.generate(model, inputs, tables=calibrated, **options)
+    assert got.cache.quant == PLANS[1]
+    assert got.cache.tables is not None
+    own = models.generate(model, inputs, quant=PLANS[1], tables=calibrated, **options)
+    np.testing.assert_array_equal(got.tokens, own.tokens)
+    plain = models.generate(model, inputs, **options)
+    assert plain.cache.quant == vkq_jax.presets["vkq-1bit"]
+    assert plain.cache.tables is None
+
+
+def test_files_of_tables_serve_like_the_tables(model, calibrated, tmp_path):
+    file = tmp_path / "tables.safetensors"
+    vkq_jax.save_tables(file, calibrated)
+    loaded = vkq_jax.load_tables(file)
+    assert loaded.model == calibrated.model == models.fingerprint(model)
+    jax.tree.map(np.testing.assert_array_equal, loaded, calibrated)
+    inputs = batch(*ROWS)
+    expected = models.generate(model, inputs, tables=calibrated, max_new_tokens=2)
+    attached = models.attach_tables(model, file)
+    for source, options in ((model, {"tables": file}), (attached, {})):
+        got = models.generate(source, inputs, max_new_tokens=2, **options)
+        np.testing.assert_array_equal(got.cache.text.value, expected.cache.text.value)
+
+
+def test_tables_of_another_model_are_refused(calibrated, tmp_path):
+    other, file = tiny_model(seed=1), tmp_path / "tables.safetensors"
+    vkq_jax.save_tables(file, calibrated)
+    with pytest.raises(ValueError, match="made for another model: expected fingerprint") as caught:
+        models.generate(other, batch(*ROWS), tables=calibrated, max_new_tokens=1)
+    assert len(str(caught.value)) < 400
+    with pytest.raises(ValueError, match=r"tables\.safetensors: the tables were made for another"):
+        models.attach_tables(other, file)
+
+
+def test_presets_that_tables_lack_are_refused(model, calibrated):
+    with pytest.raises(ValueError, match="expected a calibrated preset 'kivi-2bit', got vkq-1bit"):
+        models.generate(model, batch(*ROWS), quant="kivi-2bit", tables=calibrated, max_new_tokens=1)
+    with pytest.raises(ValueError, match="need tables of the model"):
+        models.generate(model, batch(*ROWS), quant=PLANS[0], max_new_tokens=1)
+    with pytest.raises(ValueError, match="CalibratedCodes or the path of a file, got 3"):
+        models.generate(model, batch(*ROWS), tables=3, max_new_tokens=1)
+
+
+def test_a_conversation_keeps_its_tables(model, calibrated, tmp_path):
+    """A later turn with an image, sequences in another order, and a file in between."""
+    first = models.generate(model, batch(*ROWS), tables=calibrated, max_new_tokens=2)
+    vkq_jax.save_cache(tmp_path / "cache", first.cache)
+    restored = vkq_jax.load_cache(tmp_path / "cache")
+    turn = batch(prompt(2, "image", 2, seed=3), prompt(4, seed=4))
+    options = {"max_new_tokens": 3}
+    expected = models.generate(model, turn, cache=first.cache, **options)
+    got = models.generate(model, turn, cache=restored, **options)
+    np.testing.assert_array_equal(got.tokens, expected.tokens)
+    assert len(got.cache.visual) == 2
+    back = batch(prompt(4, seed=4), prompt(2, "image", 2, seed=3))
+    swapped = vkq_jax.take_sequences(first.cache, jnp.asarray([1, 0]))
+    other = models.generate(model, back, cache=swapped, **options)
+    np.testing.assert_array_equal(other.tokens, np.asarray(expected.tokens)[::-1])
+
+
+def test_vmap_over_images(model, calibrated):
+    rows = [batch(ROWS[0], seed=seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+
+    def answer(inputs):
+        return models.generate(model, inputs, tables=calibrated, max_new_tokens=2).cache.text.value
+
+    got = jax.vmap(answer)(stacked)
+    for one, inputs in zip(got, rows, strict=True):
+        np.testing.assert_allclose(one, answer(inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_a_sliding_window_sees_the_tokens_it_would_see(calibrated):
+    """All planes on every token make the codes nearly exact: so are the scores under a window."""
+    model = tiny_model(config=WINDOWED)
+    fine = DictionaryCodes((TokenClass(0.5, 8), TokenClass(0.5, 8)))
+    quant = KVQuantConfig(fine, fine)
+    inputs = batch(*ROWS)
+    exact, coded = (
+        models.generate(model, inputs, quant=q, max_new_tokens=4, quantize_at="image")
+        for q in ("none", quant)
+    )
+    np.testing.assert_array_equal(exact.tokens, coded.tokens)
+    np.testing.assert_allclose(exact.cache.text.value, coded.cache.text.value, rtol=0.1, atol=0.05)
+
+
+def test_prompts_that_cannot_calibrate_are_refused(model):
+    for inputs, message in (
+        ([], "no sample prompts"),
+        ([batch(prompt(5))], "needs an image"),
+        ([batch(prompt(3, "image"))], "a question behind the image"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            models.calibrate_codes(model, inputs)
+    with pytest.raises(ValueError, match=r"expected some of vkq-1bit, .*got 'none'"):
+        models.calibrate_codes(model, [], presets=["none"])
+
+
+def test_the_fingerprint_does_not_depend_on_how_weights_are_kept(model):
+    assert models.fingerprint(tiny_model().take_apart()) == models.fingerprint(model)
+    assert models.fingerprint(tiny_model(dtype=jnp.bfloat16)) == models.fingerprint(model)
+    assert models.fingerprint(tiny_model(seed=1)) != models.fingerprint(model)
