@@ -65,6 +65,32 @@ def throughput_rows() -> list[str]:
     return lines
 
 
+def answer_rows() -> list[str]:
+    """Of each preset: bits, saved, right, lost, as full precision, KL; points lost by kind."""
+    record = read("answers.json")
+    kinds = [task for task in record["presets"]["none"]["tasks"] if task != "all"]
+    lines = [
+        f"| visual cache | bits | saved | right | points lost | agree | KL | {' | '.join(kinds)} |",
+        f"|{'---|' * (7 + len(kinds))}",
+    ]
+    for name, row in record["presets"].items():
+        bits, whole = row["bits_per_element"]["mean"], row["tasks"]["all"]
+        cells = [f"`{name}`", f"{bits:.2f}", f"{row['visual_kv_reduction']:.1%}"]
+        cells.append(f"{whole['exact']:.1%}")
+        if name == "none":
+            lost = ["", "", "", *[f"{row['tasks'][kind]['exact']:.1%}" for kind in kinds]]
+        else:
+            low, high = whole["lost_interval"]
+            lost = [
+                f"{whole['lost']:.1f} [{low:.1f}, {high:.1f}]",
+                f"{whole['agreement']:.1%}",
+                f"{whole['kl']:.4f}",
+                *[f"{row['tasks'][kind]['lost']:.1f}" for kind in kinds],
+            ]
+        lines.append("| " + " | ".join([*cells, *lost]) + " |")
+    return lines
+
+
 def _goal(row: dict[str, Any]) -> str:
     if row["goal"] is None:
         return ""
@@ -73,5 +99,5 @@ def _goal(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    for lines in (throughput_rows(), kernel_rows()):
+    for lines in (answer_rows(), throughput_rows(), kernel_rows()):
         print("\n".join(lines), end="\n\n")

@@ -132,4 +132,6 @@ def test_tables_of_figures_are_those_of_the_result_files():
         shown = {line for line in page.read_text().splitlines() if " us | " in line}
         shown |= {line for line in page.read_text().splitlines() if " GB | `" in line}
         assert set(throughput) < shown <= made
+    readme = (DOCS.parent / "README.md").read_text().splitlines()
+    assert set(tables["answer_rows"]()) <= set(readme)
     assert made <= set((DOCS / "kernel.md").read_text().splitlines())

@@ -128,6 +128,6 @@ def test_a_map_of_other_codes_is_one_clear_error(model, score_map, goes_on):
     options = {"max_new_tokens": 1, "cache": None}
     if goes_on:
         options["cache"] = models.generate(model, batch(ROWS[0]), max_new_tokens=1).cache
-    message = r"calibrated with other codes: expected key=LevelCodes.*, got key=SignCodes"
+    message = r"calibrated with other codes: expected key=LevelCodes.*, got key=DictionaryCodes"
     with pytest.raises(ValueError, match=message):
         models.generate(model, batch(ROWS[0]), score_map=score_map, **options)

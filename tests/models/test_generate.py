@@ -246,7 +246,9 @@ def test_prefill_with_codes_needs_less_memory_than_without(model):
     temp_coded, out_coded = bytes_of("vkq-1bit")
     temp_exact, out_exact = bytes_of("none")
     assert out_exact - out_coded > 0.9 * text.num_layers * layer
-    assert temp_coded - temp_exact < 2 * layer  # work space of coding, one layer at a time
+    # Work space of coding, one layer at a time: float32 copies of its tokens in two orders.
+    assert temp_coded - temp_exact < 3 * layer
+    assert temp_coded + out_coded < temp_exact + out_exact
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_one_bit_gives_the_tokens_of_xla(fused, model, quantize_at):
         return models.generate(
             model,
             inputs,
-            quant="vkq-1bit",
+            quant="signs-1bit",
             max_new_tokens=4,
             stop_tokens=(),
             quantize_at=quantize_at,
@@ -78,7 +78,7 @@ def windowed(model):
     return dataclasses.replace(model, config=dataclasses.replace(model.config, text=text))
 
 
-@pytest.mark.parametrize("quant", ["vkq-1bit", "calibquant-1bit"])
+@pytest.mark.parametrize("quant", ["signs-1bit", "calibquant-1bit"])
 def test_a_sliding_window_gives_the_tokens_of_xla(fused, model, quant):
     def run(implementation):
         return models.generate(
@@ -121,7 +121,7 @@ def test_a_conversation_goes_on(fused, model):
         turn = functools.partial(
             prefill,
             model,
-            quant=vkq_jax.presets["vkq-1bit"],
+            quant=vkq_jax.presets["signs-1bit"],
             cache_length=20,
             implementation=implementation,
         )

@@ -200,7 +200,8 @@ def test_summary_is_json_and_means_are_means():
     assert len(record["layers"][0]["output_error"]) == HEADS
     for name, mean in record["mean"].items():
         assert mean == pytest.approx(np.mean([layer[name] for layer in record["layers"]]), rel=1e-4)
-    arrays = raw_arrays(inspection("vkq-1bit"))
+    assert "key_coded_quantiles" not in raw_arrays(inspection("vkq-1bit"))
+    arrays = raw_arrays(inspection("signs-1bit"))
     assert arrays["weights_after"].shape == (LAYERS, HEADS, 2 * VISUAL_TOKENS)
     assert arrays["key_coded_quantiles"].shape == (5, LAYERS, KV_HEADS, HEAD_DIM)
     assert "key_lowest" not in raw_arrays(inspection("none"))
