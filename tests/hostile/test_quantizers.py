@@ -123,7 +123,7 @@ def spans(codes, x, valid):
 
 def test_level_codes_keep_every_element_within_a_step(cases):
     """With levels at the ends, the error of an element is at most half a step."""
-    for case in cases(8):
+    for case in cases(4):
         rng = random.Random(f"levels/{case}")
         codes = dataclasses.replace(
             random_level_codes(rng), range_rule=rng.choice([MinMax(), Quantile(0.0), Shrink(1.0)])
@@ -154,7 +154,7 @@ def random_level_codes(rng):
 
 def test_every_family_is_finite_for_finite_elements(cases):
     """Whatever the padding holds, and at the edge of float32."""
-    for case in cases(10):
+    for case in cases(3):
         rng = random.Random(f"finite/{case}")
         codes, (name, x, valid) = random_codes(rng), random_input(rng)
         tensor = coded(x, codes, valid)
@@ -166,7 +166,7 @@ def test_every_family_is_finite_for_finite_elements(cases):
 
 
 def test_padding_has_no_influence(cases):
-    for case in cases(5):
+    for case in cases(3):
         rng = random.Random(f"padding/{case}")
         codes, (name, x, valid) = random_codes(rng), random_input(rng)
         clean = np.where(valid[..., None], x, 0.0).astype(np.float32)
@@ -176,7 +176,7 @@ def test_padding_has_no_influence(cases):
 
 
 def test_what_is_not_finite_spoils_its_group_and_nothing_else(cases):
-    for case in cases(10):
+    for case in cases(3):
         rng = random.Random(f"nan/{case}")
         codes, (name, x, valid) = random_codes(rng), random_input(rng)
         if not valid.any():
@@ -206,7 +206,7 @@ def test_what_is_not_finite_spoils_its_group_and_nothing_else(cases):
 
 def test_sign_codes_are_unbiased_in_float64(cases):
     """<x_hat - c, x - c> = |x - c|^2 at gamma 1, until an element or a scale saturates."""
-    for case in cases(5):
+    for case in cases(3):
         rng = random.Random(f"signs/{case}")
         codes = SignCodes(
             rotation=rng.choice(["hadamard", None]),
