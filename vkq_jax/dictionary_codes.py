@@ -74,6 +74,8 @@ class DictionaryCodes(CodeFamily):
         for name, least in (("centres", 0 if self.codebook else 1), ("codebook", 0)):
             if not least <= getattr(self, name) <= 256:
                 raise ValueError(f"{name} must be in [{least}, 256], got {getattr(self, name)}")
+        if self.codebook == 1:
+            raise ValueError("a codebook has 2 to 256 centroids or none (0), got 1")
         if self.centres > 1 and self.codebook:
             raise ValueError("centres of the image's own and a codebook exclude each other")
         if not self.learned and any(c.planes != int(c.planes) for c in self.classes):

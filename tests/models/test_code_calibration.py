@@ -133,6 +133,15 @@ def test_vmap_over_images(model, calibrated):
         np.testing.assert_allclose(one, answer(inputs), rtol=1e-4, atol=1e-4)
 
 
+def test_jit_with_the_model_as_an_argument(model, calibrated):
+    @jax.jit
+    def answer(model, inputs):
+        return models.generate(model, inputs, tables=calibrated, max_new_tokens=2).tokens
+
+    expected = models.generate(model, batch(*ROWS), tables=calibrated, max_new_tokens=2).tokens
+    np.testing.assert_array_equal(answer(model, batch(*ROWS)), expected)
+
+
 def test_a_sliding_window_hides_positions_whatever_their_slots():
     """Slots are in the order of classes; the oracle decodes them to the order of positions."""
     model, inputs = tiny_model(config=WINDOWED), batch(*ROWS)

@@ -351,7 +351,7 @@ def test_a_table_of_wide_rows_is_whole_and_has_no_empty_column():
     failed |= {"status": "out of memory", "message": "[no] room"}
 
     def shown(*rows):
-        console = Console(width=120)
+        console = Console(width=124)
         record = {"device": "GPU", "bandwidth": 2.9e12, "rows": rows}
         with console.capture() as captured:
             console.print(tables.throughput_table(record))

@@ -85,7 +85,7 @@ def test_a_querys_own_static_map_is_the_calibration_of_its_step():
 
 def test_a_map_is_refused_with_other_codes_but_not_with_another_calibration():
     row = jnp.ones(4)
-    other = dataclasses.replace(CALIBQUANT, value=vkq_jax.presets["vkq-1bit"].value)
+    other = dataclasses.replace(CALIBQUANT, value=vkq_jax.presets["signs-1bit"].value)
     for quant in (None, CALIBQUANT, dataclasses.replace(CALIBQUANT, calibration=None)):
         ScoreMap(row, row, quant).check_codes(CALIBQUANT)
     with pytest.raises(ValueError, match=r"expected value=SignCodes\(.*got value=LevelCodes\("):

@@ -15,7 +15,7 @@ __all__ = ["human_bytes", "log", "out", "print_json", "stage"]
 log = Console(stderr=True, highlight=False, markup=False, emoji=False)
 out = Console(highlight=False, markup=False, emoji=False)
 if not out.is_terminal:
-    out.width = 120  # a file or pipe has no width of its own; tables need about this much
+    out.width = 124  # a file or pipe has no width of its own; tables need about this much
 
 
 @contextmanager
