@@ -106,7 +106,7 @@ class TextModel:
 
     def read(self, ids: list[int]) -> Any:
         """The cache of a text's prefix, at full precision."""
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self.model.config)
@@ -130,7 +130,7 @@ class TextModel:
             ids: of the whole text. cache: from `read`; stays as it is.
             coded: keys and values to put in the place of the coded part's.
         """
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         with torch.inference_mode():
             own = copy.deepcopy(cache)
@@ -144,7 +144,7 @@ class TextModel:
 
     def observe(self, ids: list[int]) -> Observed:
         """Reads a text and looks at what the predicted positions attend to."""
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         prefix = self.span.prefix
         part = slice(self.span.dense, prefix)
@@ -171,7 +171,7 @@ class TextModel:
         )
 
     def _forward(self, ids: list[int], cache: Any, *, logits: bool = False) -> Any:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         # Without its head, which is most of a small model, where nobody reads the logits.
         module = self.model if logits else self.model.base_model
