@@ -66,7 +66,7 @@ def throughput_rows() -> list[str]:
 
 
 def answer_rows() -> list[str]:
-    """Of each preset: bits, saved, right, lost, as full precision, KL; points lost by kind."""
+    """A row for each preset: bits, saved, right, lost, agreement, KL, points lost by kind."""
     record = read("answers.json")
     kinds = [task for task in record["presets"]["none"]["tasks"] if task != "all"]
     lines = [

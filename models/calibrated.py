@@ -70,13 +70,12 @@ def settle_codes(
         if tables is not None:
             raise ValueError("a conversation keeps the tables of its cache: leave tables out")
         return cache.quant, cache.tables
-    if tables is not None and (given := _given(model, tables)) is not None:
-        name = DEFAULT_QUANT if quant is None else quant
-        if given.find(name) is None:
-            raise ValueError(
-                f"tables: expected a calibrated preset {name!r}, got {', '.join(given.names)}"
-            )
-    return find_codes(model, quant, tables)
+    given, name = _given(model, tables), DEFAULT_QUANT if quant is None else quant
+    if tables is not None and given is not None and given.find(name) is None:
+        raise ValueError(
+            f"tables: expected a calibrated preset {name!r}, got {', '.join(given.names)}"
+        )
+    return _choose(given, name)
 
 
 def find_codes(
@@ -84,14 +83,18 @@ def find_codes(
     quant: str | KVQuantConfig | None = None,
     tables: CalibratedCodes | str | os.PathLike[str] | None = None,
 ) -> tuple[KVQuantConfig, CodeTables | None]:
-    """What a preset's name or settings stand for: those of `tables`, or of the model, come first.
+    """The codes that a preset's name or settings stand for: calibrated ones come first.
 
     Raises:
         ValueError: an unknown preset, tables of another model, or codes that need tables where
             there are none.
     """
-    quant = DEFAULT_QUANT if quant is None else quant
-    known = _given(model, tables)
+    return _choose(_given(model, tables), DEFAULT_QUANT if quant is None else quant)
+
+
+def _choose(
+    known: CalibratedCodes | None, quant: str | KVQuantConfig
+) -> tuple[KVQuantConfig, CodeTables | None]:
     found = None if known is None else known.find(quant)
     if found is not None:
         return found.quant, found.tables

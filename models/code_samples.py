@@ -1,4 +1,4 @@
-"""What calibration looks at: visual keys and values, and the queries that read them."""
+"""Samples for calibration: visual keys and values, and the queries that read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint's generation_config.json says about choosing tokens."""
+"""The settings of a checkpoint's generation_config.json for choosing tokens."""
 
 import dataclasses
 import warnings

@@ -255,7 +255,7 @@ class KVCache:
         return cls((), text, position=none, guarded=none, quant=quant)
 
     def fixed(self) -> FixedParts:
-        """What decoding leaves as it is."""
+        """The parts that decoding leaves as they are."""
         return FixedParts(self.visual, self.score_map, self.tables)
 
     def with_fixed(self, fixed: FixedParts) -> KVCache:

@@ -1,4 +1,4 @@
-"""What calibration found for a model, preset by preset: the content of `vkq_tables.safetensors`."""
+"""Calibrated presets of a model: the content of `vkq_tables.safetensors`."""
 
 from __future__ import annotations
 

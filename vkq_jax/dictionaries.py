@@ -11,13 +11,12 @@ import numpy as np
 
 from vkq_jax.array_types import Array, Float
 from vkq_jax.code_tables import ClassTables
+from vkq_jax.dictionary_codes import NORMAL_STEPS
 
 __all__ = ["fit_dictionary", "metric_root"]
 
 _MOST_BITS = 7
-# Steps of least squared error for N(0, 1), by bits of a code (Max 1960, table II), and what to
-# multiply them with for channels that are not normal.
-_STEPS = (1.5958, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569)
+# Channels are not normal: the steps of normal ones are tried times each of these.
 _FACTORS = (0.8, 0.9, 1.0, 1.12, 1.25, 1.45)
 _RIDGE = 0.02
 _TABLE_DTYPE = jnp.bfloat16
@@ -93,7 +92,7 @@ def _measure(
     mean = functools.partial(jnp.sum, axis=1)
     variance = jnp.maximum(mean(z * z * share), 1e-20)
     best = [(variance, jnp.ones_like(variance), jnp.zeros_like(variance))]
-    for bits, normal in enumerate(_STEPS, start=1):
+    for bits, normal in enumerate(NORMAL_STEPS[1 : _MOST_BITS + 1], start=1):
         half = (2**bits - 1) / 2
         error, step, gain = jnp.full_like(variance, jnp.inf), best[0][1], best[0][2]
         for factor in _FACTORS:

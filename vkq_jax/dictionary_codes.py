@@ -18,12 +18,12 @@ from vkq_jax.quantized import CodeFamily
 from vkq_jax.token_classes import ClassMap, TokenClass, assign_classes, check_classes
 from vkq_jax.validation import check_fields
 
-__all__ = ["DictionaryCodes", "quantize_pair"]
+__all__ = ["NORMAL_STEPS", "DictionaryCodes", "quantize_pair"]
 
 _LARGEST = 2.0**48
 
 # Steps of least squared error for N(0, 1), by bits of a code (Max 1960, table II).
-_STEPS = (0.0, 1.5958, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)
+NORMAL_STEPS = (0.0, 1.5958, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +246,7 @@ def _encode_class(
         z = rotation.rotate(u)
         size = jnp.sqrt(jnp.square(z).mean(-1, keepdims=True))
         bits = virtual // u.shape[-1]
-        code = _grid(z / (_or_one(size) * _STEPS[bits]), 2**bits - 1)
+        code = _grid(z / (_or_one(size) * NORMAL_STEPS[bits]), 2**bits - 1)
         shifts = jnp.arange(bits, dtype=jnp.int32).reshape(*[1] * (z.ndim - 1), bits, 1)
         bit = ((code[..., None, :] >> shifts) & 1).reshape(*u.shape[:-1], virtual)
         decoded = (2 * code - (2**bits - 1)).astype(jnp.float32)

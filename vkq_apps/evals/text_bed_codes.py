@@ -72,7 +72,7 @@ def fitted(name: str, samples: CodeSamples, seed: int) -> list[Plan]:
 
 
 def samples_of(texts: Sequence[Observed]) -> CodeSamples:
-    """What tables are fitted to."""
+    """The samples that tables are fitted to."""
 
     def side(name: str) -> tuple[Array, Array]:
         whole = jnp.stack([getattr(text, name) for text in texts], 2)  # [L, K, P, V, H]
