@@ -88,33 +88,39 @@ def calibrate_codes(
     chosen = []
     for name in names:
         plans = [(plan, fit_codes(joined, plan, seed)) for plan in calibrated_presets[name]]
-        divergence = [
-            _divergence(model, judges, *plan, steps=max_new_tokens) if len(plans) > 1 else 0.0
-            for plan in plans
-        ]
+        divergence = [0.0]  # of the only plan, which needs no judge
+        if len(plans) > 1:
+            divergence = _divergences(model, judges, plans, steps=max_new_tokens)
         quant, tables = plans[int(np.argmin(divergence))]
         chosen.append(CalibratedPreset(tables, None, name=name, quant=quant))
         on_preset(name, divergence)
     return CalibratedCodes(tuple(chosen), model=fingerprint(model))
 
 
-def _divergence(
-    model: Model, batches: Sequence[Inputs], quant: KVQuantConfig, tables: CodeTables, *, steps: int
-) -> float:
-    """Mean KL of the next token, in nats, along the model's own answers to the prompts."""
-    total = positions = 0.0
+def _divergences(
+    model: Model,
+    batches: Sequence[Inputs],
+    plans: Sequence[tuple[KVQuantConfig, CodeTables]],
+    *,
+    steps: int,
+) -> list[float]:
+    """Each plan's mean KL of the next token, in nats, along the model's own answers."""
+    totals, positions = [0.0] * len(plans), 0.0
     for inputs in batches:
         images, question = split_after_images(inputs)
         owner = jnp.arange(len(inputs.mask), dtype=jnp.int32)
         room = inputs.prompt_shape.text + steps
         reading = teacher_forcing.read(model, images, question, owner, cache_length=room)
         exact = teacher_forcing.follow(model, reading.prompted, steps, steps=steps)
-        coded = teacher_forcing.read_coded(model, reading, tables, quant=quant, quantize_at="image")
         along = exact.tokens, exact.lengths
-        followed = teacher_forcing.follow(model, coded, steps, along, steps=steps)
-        total += float(teacher_forcing.compare(exact, followed).kl.sum())
         positions += float(exact.lengths.sum())
-    return total / positions
+        for number, (quant, tables) in enumerate(plans):
+            coded = teacher_forcing.read_coded(
+                model, reading, tables, quant=quant, quantize_at="image"
+            )
+            followed = teacher_forcing.follow(model, coded, steps, along, steps=steps)
+            totals[number] += float(teacher_forcing.compare(exact, followed).kl.sum())
+    return [total / positions for total in totals]
 
 
 def _join(samples: Sequence[CodeSamples], seed: int) -> CodeSamples:
