@@ -1,19 +1,19 @@
 """Multimodal models in Flax NNX: loading, preparing prompts, running."""
 
-from models.calibrated import attach_tables
-from models.calibration import calibrate_scores
-from models.chat import chat_prompt
-from models.code_calibration import calibrate_codes
-from models.fingerprint import fingerprint
-from models.forward import forward
-from models.generate import GenerateOptions, Generation, generate, stream
-from models.inputs import Inputs, PromptShape
+from models.calibration.attached import attach_tables
+from models.calibration.codes import calibrate_codes
+from models.calibration.scores import calibrate_scores
+from models.checkpoints.fingerprint import fingerprint
+from models.generation.forward import forward
+from models.generation.generate import GenerateOptions, Generation, generate, stream
+from models.generation.sampling import Sampling
+from models.inputs.batch import Inputs, PromptShape
+from models.inputs.chat import chat_prompt
+from models.inputs.padding import pad_to_multiple
+from models.inputs.preparation import prepare
+from models.inputs.processor import decode
 from models.loading import load, read_config, save_weights
 from models.model import Model
-from models.padding import pad_to_multiple
-from models.preparation import prepare
-from models.processor import decode
-from models.sampling import Sampling
 
 __all__ = [
     "GenerateOptions",

@@ -11,19 +11,26 @@ from flax import nnx
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from models.calibrated import TABLES_FILE, attach_tables
-from models.checkpoint import Checkpoint
-from models.foreign import recognise_files, recognise_model_type, recognise_names
-from models.generation_config import read_sampling
-from models.hf_fields import TokenIds, token_ids
-from models.hf_settings import Settings, errors_of, read_json
-from models.llava import params as llava_params
-from models.llava.config import LlavaConfig
-from models.llava.model import LlavaModel
+from models.calibration.attached import TABLES_FILE, attach_tables
+from models.checkpoints.folder import Checkpoint
+from models.checkpoints.foreign import recognise_files, recognise_model_type, recognise_names
+from models.checkpoints.hf_fields import TokenIds, token_ids
+from models.checkpoints.hf_settings import Settings, errors_of, read_json
+from models.checkpoints.weights import (
+    FLOATS,
+    Problem,
+    check_sizes,
+    check_weights,
+    read_weights,
+    to_stored,
+)
+from models.families.llava import weights as llava_weights
+from models.families.llava.config import LlavaConfig
+from models.families.llava.model import LlavaModel
+from models.generation.generation_config import read_sampling
+from models.layers.layer_scan import put_together
 from models.messages import LONGEST, show, show_path, some
 from models.model import Model
-from models.stacks import put_together
-from models.weights import FLOATS, Problem, check_sizes, check_weights, read_weights, to_stored
 from vkq_jax.whole_file import whole_file
 
 __all__ = ["TINY", "load", "read_config", "save_weights"]
@@ -59,8 +66,8 @@ def load(
     folder = _find_folder(path)
     config = _read_config(folder)
     with Checkpoint(folder) as checkpoint:
-        keys = {llava_params.canonical(key): key for key in checkpoint.tensors}
-        if problems := check_sizes(llava_params.sizes(config), keys, checkpoint):
+        keys = {llava_weights.canonical(key): key for key in checkpoint.tensors}
+        if problems := check_sizes(llava_weights.sizes(config), keys, checkpoint):
             raise _misfit(folder, "config.json does not fit the weights", problems, checkpoint)
         if config.text.tied_head and not _is_tied(checkpoint, keys):
             config = dataclasses.replace(
@@ -70,15 +77,15 @@ def load(
         graphdef, params = nnx.split(module)
         problems = check_weights(
             params,
-            llava_params.source,
+            llava_weights.source,
             keys,
             checkpoint,
-            lambda name: llava_params.is_unused(name, config),
+            lambda name: llava_weights.is_unused(name, config),
         )
         if problems:
             raise _misfit(folder, "weights do not fit config.json", problems, checkpoint)
         with errors_of(folder):
-            params = read_weights(params, llava_params.source, keys, checkpoint)
+            params = read_weights(params, llava_weights.source, keys, checkpoint)
     # Absolute, for the processor is read later, perhaps from another working directory.
     model = Model(params=params, graphdef=graphdef, config=config, source=str(folder.absolute()))
     apart = jax.default_backend() == "gpu" if layers_apart is None else layers_apart
@@ -105,8 +112,8 @@ def save_weights(model: Model, folder: str | os.PathLike[str]) -> None:
     use are not written. A missing folder is made; the file appears whole or not at all.
     """
     file = Path(_check_path(folder)) / "model.safetensors"
-    stored = to_stored(put_together(model.params), llava_params.source)
-    tensors = {llava_params.published(name): tensor for name, tensor in stored.items()}
+    stored = to_stored(put_together(model.params), llava_weights.source)
+    tensors = {llava_weights.published(name): tensor for name, tensor in stored.items()}
     with whole_file(file) as part:
         save_file(tensors, part, metadata={"format": "pt"})
 

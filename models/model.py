@@ -8,9 +8,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from models.llava.config import LlavaConfig
-from models.llava.model import LlavaModel
-from models.stacks import Apart, take_apart
+from models.families.llava.config import LlavaConfig
+from models.families.llava.model import LlavaModel
+from models.layers.layer_scan import Apart, take_apart
 from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.pytree import frozen_pytree, static_field
 
@@ -58,7 +58,7 @@ class Model:
 
         Each decode step then reads the weights where they lie instead of copying them layer by
         layer: steps more than twice as fast on a GPU, for a compilation that grows with the number
-        of layers. See `models.stacks.Apart`.
+        of layers. See `models.layers.layer_scan.Apart`.
         """
 
         def apart(path, leaf):

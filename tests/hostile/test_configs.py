@@ -15,8 +15,8 @@ import pytest
 import transformers
 
 import models
-from models.hf_rope import RopeSettings, read_rope
-from models.llava.from_hf import TEXT_TOWERS, LlavaSettings, VisionSettings
+from models.checkpoints.hf_rope import RopeSettings, read_rope
+from models.families.llava.settings import TEXT_TOWERS, LlavaSettings, VisionSettings
 from tests.models.hf_files import config_json, random_weights, write_checkpoint
 
 SECONDS, MEGABYTES = 30, 2000  # for one case, and for all of them

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import models
-from models import chat_template
-from models.processor import processor_of
+from models.inputs import chat_template
+from models.inputs.processor import processor_of
 from tests.models.hf_files import random_weights, write_checkpoint, write_processor
 from tests.support.tiny_llava import CONFIG
 

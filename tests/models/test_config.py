@@ -5,10 +5,10 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.layers import Activation
-from models.llava.config import LlavaConfig
-from models.llava.from_hf import TEXT_TOWERS, LlavaSettings, VisionSettings
-from models.rope import RopeKind
+from models.families.llava.config import LlavaConfig
+from models.families.llava.settings import TEXT_TOWERS, LlavaSettings, VisionSettings
+from models.layers.norms import Activation
+from models.layers.rope import RopeKind
 from tests.models.hf_files import config_json
 
 MISTRAL = {"model_type": "mistral", "head_dim": 4}

@@ -10,9 +10,9 @@ import pytest
 
 import models
 import vkq_jax
-from models.argument_checks import check_cache
-from models.finite_check import first_non_finite, refuse_non_finite
-from models.prefill import prefill
+from models.generation.argument_checks import check_cache
+from models.generation.finite_check import first_non_finite, refuse_non_finite
+from models.generation.prefill import prefill
 from tests.support.tiny_llava import CONFIG, batch, prompt, tiny_model
 
 ROWS = (prompt(3, "image", 2), prompt(4, seed=2))

@@ -7,10 +7,10 @@ import pytest
 
 import models
 import vkq_jax
-from models.decode_loop import DecodeState, decode_loop, emit_tokens_in_place
-from models.prefill import prefill
-from models.sampling import Sampling
-from models.token_chooser import TokenChooser
+from models.generation.decode_loop import DecodeState, decode_loop, emit_tokens_in_place
+from models.generation.prefill import prefill
+from models.generation.sampling import Sampling
+from models.generation.token_chooser import TokenChooser
 from tests.support import sampling_oracle
 from tests.support.tiny_llava import batch, greedy_without_cache, prompt, tiny_model
 

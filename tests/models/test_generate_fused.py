@@ -10,7 +10,7 @@ import pytest
 
 import models
 import vkq_jax
-from models.prefill import prefill
+from models.generation.prefill import prefill
 from pallas_kernels import TiledSigns, mosaic_gpu
 from pallas_kernels.launch import emulated_launch, run_emulated
 from pallas_kernels.quantize_bank import fused_bank

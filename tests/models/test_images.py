@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, PngImagePlugin
 
-from models.image_settings import check_resized
-from models.images import read_picture
-from models.rgb import _TURNS
+from models.inputs.image_settings import check_resized
+from models.inputs.images import read_picture
+from models.inputs.rgb import _TURNS
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 8), np.uint8)

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 import models
 from models import loading
+from models.checkpoints.weights import all_finite
 from models.loading import TINY
-from models.weights import all_finite
 from tests.models.hf_files import (
     config_json,
     random_weights,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from models import Sampling
-from models.token_chooser import TokenChooser
-from models.token_history import TokenHistory
+from models.generation.token_chooser import TokenChooser
+from models.generation.token_history import TokenHistory
 from tests.support import sampling_oracle
 
 VOCAB, SLOTS, BATCH, MAX_NEW = 23, 14, 3, 5

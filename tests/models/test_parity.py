@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import models
-from models.attention import causal_mask, dense_attention
+from models.layers.attention import causal_mask, dense_attention
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.hf_rope import read_rope
-from models.llava.from_hf import TEXT_TOWERS
-from models.rope import (
+from models.checkpoints.hf_rope import read_rope
+from models.families.llava.settings import TEXT_TOWERS
+from models.layers.rope import (
     RopeConfig,
     RopeKind,
     apply_rope,

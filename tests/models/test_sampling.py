@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import models
-from models import Sampling, argument_checks
-from models.argument_checks import settle_sampling
-from models.generation_config import read_sampling
+from models import Sampling
+from models.generation import argument_checks
+from models.generation.argument_checks import settle_sampling
+from models.generation.generation_config import read_sampling
 from tests.support.tiny_llava import batch, prompt, tiny_model
 
 VOCAB = 64

@@ -9,8 +9,8 @@ import pytest
 
 import models
 import vkq_jax
-from models.prefill import prefill
-from models.sliding_window import prompt_masks
+from models.generation.prefill import prefill
+from models.text.masks import prompt_masks
 from tests.support.tiny_llava import WINDOWED, batch, greedy_without_cache, prompt, tiny_model
 
 ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(16, seed=2))

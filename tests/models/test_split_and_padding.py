@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import models
-from models.inputs import PromptShape
-from models.split import split_after_images
+from models.inputs.batch import PromptShape
+from models.inputs.split import split_after_images
 from tests.support.tiny_llava import IMAGE, batch, prompt
 
 ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(6, seed=2))

@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import models
-from models.stacks import Apart
+from models.layers.layer_scan import Apart
 from tests.support.tiny_llava import batch, prompt, tiny_model
 
 

@@ -8,10 +8,10 @@ import pytest
 from flax import nnx
 
 import models
-from models.attention import causal_mask, dense_attention
-from models.llava.model import LlavaModel
+from models.families.llava.model import LlavaModel
+from models.layers.attention import causal_mask, dense_attention
+from models.layers.layer_scan import stack_layers
 from models.model import Model
-from models.stacks import stack_layers
 from tests.support.tiny_llava import CONFIG, IMAGE, VISUAL_TOKENS, batch, prompt, tiny_model
 
 
@@ -166,7 +166,7 @@ def test_vmap_over_pictures_is_a_batch_of_them(model):
 
 
 def test_prompts_of_one_padded_length_share_a_compilation(model):
-    from models.forward import _forward
+    from models.generation.forward import _forward
 
     models.forward(model, batch(prompt(4, "image", 3)))
     before = _forward._cache_size()

@@ -8,9 +8,9 @@ import numpy as np
 from flax import nnx
 
 from models import Inputs, Model, forward
-from models.llava.config import LlavaConfig, TextConfig, VisionConfig
-from models.llava.model import LlavaModel
-from models.rope import RopeConfig
+from models.families.llava.config import LlavaConfig, TextConfig, VisionConfig
+from models.families.llava.model import LlavaModel
+from models.layers.rope import RopeConfig
 
 IMAGE = 63
 VISUAL_TOKENS = 16

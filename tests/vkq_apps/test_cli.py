@@ -15,7 +15,7 @@ import typer
 from PIL import Image
 
 import vkq_jax
-from models.rope import RopeConfig, RopeKind
+from models.layers.rope import RopeConfig, RopeKind
 from tests.support.tiny_llava import CONFIG, WINDOWED, tiny_model
 from vkq_apps.bench import device_memory
 from vkq_apps.cli.app import COMMANDS

@@ -12,7 +12,7 @@ import pytest
 
 import models
 import vkq_jax
-from models.prefill import prefill
+from models.generation.prefill import prefill
 from tests.support.tiny_llava import (
     CONFIG,
     VISUAL_TOKENS,

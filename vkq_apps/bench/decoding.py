@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import vkq_jax
-from models.decode_loop import DecodeState, decode_loop
+from models.generation.decode_loop import DecodeState, decode_loop
+from models.generation.sampling import Sampling
 from models.model import Model
-from models.sampling import Sampling
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
 from vkq_jax.array_types import Array, Float

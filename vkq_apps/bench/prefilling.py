@@ -4,9 +4,9 @@ from typing import Any
 
 import jax
 
-from models.inputs import Inputs
+from models.generation.prefill import prefill
+from models.inputs.batch import Inputs
 from models.model import Model
-from models.prefill import prefill
 from pallas_kernels.shapes import ModelShape
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead

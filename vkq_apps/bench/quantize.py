@@ -1,9 +1,9 @@
 """What coding a layer's keys and values costs beside the prefill of that layer.
 
 Both are timed at the same number of tokens: a whole decoder block of the real text tower, and what
-`models.prefill` does with the keys and values that the block leaves: XLA codes them and lays them
-out for attention; where the fused kernel applies, which prefill then takes, it has another row. On
-a GPU times are the device's own: in a prefill the host is far ahead of it.
+`models.generation.prefill` does with the keys and values that the block leaves: XLA codes them and
+lays them out for attention; where the fused kernel applies, which prefill then takes, it has another
+row. On a GPU times are the device's own: in a prefill the host is far ahead of it.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from flax import nnx
 
 import pallas_kernels
 import vkq_jax
-from models.attention import causal_mask, dense_attention
-from models.llava.text import LlamaTower
+from models.layers.attention import causal_mask, dense_attention
+from models.text.decoder import LlamaTower
 from pallas_kernels.shapes import ModelShape, find_shape
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.inputs import Inputs
-from models.llava.config import LlavaConfig, TextConfig, VisionConfig
-from models.llava.model import LlavaModel
+from models.families.llava.config import LlavaConfig, TextConfig, VisionConfig
+from models.families.llava.model import LlavaModel
+from models.inputs.batch import Inputs
+from models.layers.rope import RopeConfig
 from models.model import Model
-from models.rope import RopeConfig
 from pallas_kernels.shapes import ModelShape
 
 __all__ = [

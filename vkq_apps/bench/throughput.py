@@ -12,9 +12,9 @@ import jax
 
 import pallas_kernels
 import vkq_jax
-from models.inputs import Inputs
+from models.generation.prefill import prefill
+from models.inputs.batch import Inputs
 from models.model import Model
-from models.prefill import prefill
 from pallas_kernels.shapes import find_shape
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.decoding import (

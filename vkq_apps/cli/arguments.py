@@ -9,8 +9,8 @@ import typer
 import models
 import vkq_jax
 from models import Inputs, Model
-from models.generate import QuantizeAt
-from models.images import read_picture
+from models.generation.generate import QuantizeAt
+from models.inputs.images import read_picture
 from vkq_apps.cli.console import stage
 from vkq_apps.cli.room import check_room
 

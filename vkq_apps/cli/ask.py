@@ -12,7 +12,7 @@ from rich.table import Table
 import models
 import vkq_jax
 from models import GenerateOptions
-from models.calibrated import is_uncalibrated
+from models.calibration.attached import is_uncalibrated
 from vkq_apps.answering import Answer, ask
 from vkq_apps.cli.arguments import (
     PRESETS,

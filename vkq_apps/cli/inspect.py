@@ -11,8 +11,8 @@ from rich.table import Table
 
 import vkq_jax
 from models import Inputs, Model
-from models.calibrated import find_codes
-from models.processor import processor_of
+from models.calibration.attached import find_codes
+from models.inputs.processor import processor_of
 from vkq_apps.cli.arguments import (
     ImageOption,
     JsonOption,

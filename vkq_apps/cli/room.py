@@ -1,7 +1,7 @@
 """Whether a prompt and its answer fit the model's context and the device's memory."""
 
-from models.llava.config import LlavaConfig
-from models.rope import RopeKind
+from models.families.llava.config import LlavaConfig
+from models.layers.rope import RopeKind
 from vkq_apps.bench import device_memory
 from vkq_apps.cli.console import human_bytes
 

@@ -5,8 +5,9 @@ from typing import Protocol
 import numpy as np
 
 import models
-from models import Model, teacher_forcing
-from models.teacher_forcing import Answered, Comparison, Prompted
+from models import Model
+from models.generation import teacher_forcing
+from models.generation.teacher_forcing import Answered, Comparison, Prompted
 from vkq_apps.evals.batches import Batch, Prepared
 
 __all__ = ["Answers", "Chosen", "Written"]

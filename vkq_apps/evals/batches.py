@@ -8,8 +8,8 @@ import numpy as np
 
 import models
 from models import Inputs, Model
-from models.processor import processor_of
-from models.split import split_after_images
+from models.inputs.processor import processor_of
+from models.inputs.split import split_after_images
 from vkq_apps.evals.samples import Sample
 from vkq_apps.evals.tasks import Task
 

@@ -10,11 +10,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from models.attention import dense_attention
-from models.inputs import Inputs
+from models.generation.teacher_forcing import Prompted, Reading, read_question
+from models.inputs.batch import Inputs
+from models.layers.attention import dense_attention
 from models.model import Model
-from models.sliding_window import prompt_masks
-from models.teacher_forcing import Prompted, Reading, read_question
+from models.text.masks import prompt_masks
 from vkq_jax.array_types import Array, Float
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.cache_updates import take_sequences

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 import pallas_kernels
 from models import Model
-from models.decode_loop import observed_step
-from models.teacher_forcing import Prompted
+from models.generation.decode_loop import observed_step
+from models.generation.teacher_forcing import Prompted
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import to_kv_heads
 from vkq_jax.cache import VisualBank

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from models import Model, teacher_forcing
-from models.generate import QuantizeAt
-from models.teacher_forcing import Prompted, Reading
+from models import Model
+from models.generation import teacher_forcing
+from models.generation.generate import QuantizeAt
+from models.generation.teacher_forcing import Prompted, Reading
 from vkq_apps.evals.answers import Answers, Chosen, Written
 from vkq_apps.evals.batches import Batch, Prepared, prepare
 from vkq_apps.evals.cache_size import cache_size

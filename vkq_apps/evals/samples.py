@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from models.images import Picture
+from models.inputs.images import Picture
 
 __all__ = ["Sample", "exchange_pictures"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import vkq_jax
 from models import Model
-from models.calibrated import find_codes
-from models.recoding import FULL_PRECISION
+from models.calibration.attached import find_codes
+from models.generation.recoding import FULL_PRECISION
 from vkq_jax.presets import calibrated_presets
 
 __all__ = ["CONTROL", "FULL", "NONE", "PLAIN", "Setting", "preset_names", "settings_of"]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from models.code_samples import CodeSamples
+from models.calibration.samples import CodeSamples
 from vkq_apps.bench.results_file import write_json
 from vkq_apps.cli.console import log, out
 from vkq_apps.evals.intervals import bootstrap

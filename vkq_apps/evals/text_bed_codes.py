@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.code_fitting import fit_codes
-from models.code_samples import CodeSamples
+from models.calibration.fitting import fit_codes
+from models.calibration.samples import CodeSamples
 from vkq_apps.evals.text_bed_model import Observed
 from vkq_jax.array_types import Array, Float
 from vkq_jax.cache import VisualBank, code_bank, take_layer

@@ -42,7 +42,7 @@ class Span:
 class Observed:
     """Keys and values at the coded positions of a text, and how the queries behind read them.
 
-    Fields as those of `models.code_samples.CodeSamples`.
+    Fields as those of `models.calibration.samples.CodeSamples`.
     """
 
     key: Float[np.ndarray, "L K V H"]

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from models import Inputs, Model
-from models.attention import dense_attention
-from models.sliding_window import prompt_masks
+from models.layers.attention import dense_attention
+from models.text.masks import prompt_masks
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.visual import compact

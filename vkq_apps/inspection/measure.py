@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from models import Inputs, Model
-from models.prefill import prefill
+from models.generation.prefill import prefill
 from vkq_apps.inspection.attention import LastTokenAttention, layers_as_batch, over_cache
 from vkq_apps.inspection.capture import Capture, capture
 from vkq_apps.inspection.ranges import ChannelRanges, channel_ranges

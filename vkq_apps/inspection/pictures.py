@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from models.llava.config import VisionConfig
+from models.families.llava.config import VisionConfig
 
 __all__ = ["patch_maps", "seen_pictures"]
 

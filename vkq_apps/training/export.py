@@ -18,8 +18,8 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from models.llava.params import published, source
-from models.weights import to_stored
+from models.checkpoints.weights import to_stored
+from models.families.llava.weights import published, source
 from vkq_apps.training import checkpointing
 from vkq_apps.training.model import ModelSize, create_model, hf_config
 from vkq_apps.training.optimizer import Schedule

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.layers import activate
-from models.llava.vision import ClipVisionTower
-from models.rope import rope
+from models.layers.norms import activate
+from models.layers.rope import rope
+from models.vision.clip import ClipVisionTower
 from vkq_apps.training.attention import Implementation, fused_attention, row_attention
 from vkq_apps.training.model import TrainedModel
 from vkq_apps.training.processor import PIXEL_MEAN, PIXEL_STD

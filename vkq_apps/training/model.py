@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 
 import models
-from models.layers import LayerNorm
-from models.llava.config import LlavaConfig
-from models.llava.model import LlavaModel
+from models.families.llava.config import LlavaConfig
+from models.families.llava.model import LlavaModel
+from models.layers.norms import LayerNorm
 from vkq_apps.training.catalogue import NUM_CLASSES
 from vkq_apps.training.pictures import NUM_SLOTS, SIZE
 from vkq_apps.training.tokenizer import BOS, EOS, IMAGE, PAD, vocab_size

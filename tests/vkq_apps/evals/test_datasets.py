@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.images import read_picture
+from models.inputs.images import read_picture
 from vkq_apps.evals.datasets import FORMATS, read_data
 
 

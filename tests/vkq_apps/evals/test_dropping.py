@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import teacher_forcing
-from models.prefill import prefill
-from models.recoding import FULL_PRECISION
-from models.split import split_after_images
+from models.generation import teacher_forcing
+from models.generation.prefill import prefill
+from models.generation.recoding import FULL_PRECISION
+from models.inputs.split import split_after_images
 from tests.support.tiny_llava import VISUAL_TOKENS, WINDOWED, batch, prompt, tiny_model
 from vkq_apps.evals.cache_size import cache_size
 from vkq_apps.evals.dropping import attention_mass, keep_tokens, read_kept

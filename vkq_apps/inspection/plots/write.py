@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from models.llava.config import VisionConfig
+from models.families.llava.config import VisionConfig
 from vkq_apps.inspection.layout import Segment
 from vkq_apps.inspection.measure import Inspection
 from vkq_apps.inspection.pictures import patch_maps

@@ -1,0 +1,1 @@
+"""Score maps and code tables from a model's own answers."""

@@ -1,0 +1,145 @@
+"""Calibrated presets of a model: found beside its checkpoint, or given; never those of another."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+
+import jax
+from jax.core import Tracer
+
+from models.checkpoints.fingerprint import fingerprint
+from models.model import AttachedCodes, Model
+from vkq_jax.cache import KVCache
+from vkq_jax.calibrated import CalibratedCodes
+from vkq_jax.code_tables import CodeTables
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.dictionary_codes import DictionaryCodes
+from vkq_jax.persistence import load_tables
+from vkq_jax.presets import calibrated_presets, resolve
+
+__all__ = [
+    "DEFAULT_QUANT",
+    "TABLES_FILE",
+    "attach_tables",
+    "find_codes",
+    "is_uncalibrated",
+    "settle_codes",
+]
+
+DEFAULT_QUANT = "vkq-1bit"
+TABLES_FILE = "vkq_tables.safetensors"
+
+
+def attach_tables(model: Model, file: str | os.PathLike[str]) -> Model:
+    """The model with the calibrated presets of a file, which `generate` then takes by itself.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a broken file, or one that was made for another model.
+    """
+    codes = load_tables(file)
+    _check(model, codes, str(file))
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return dataclasses.replace(model, calibrated=AttachedCodes(digest, codes))
+
+
+def settle_codes(
+    model: Model,
+    quant: str | KVQuantConfig | None,
+    tables: CalibratedCodes | str | os.PathLike[str] | None,
+    cache: KVCache | None,
+) -> tuple[KVQuantConfig, CodeTables | None]:
+    """The codes that a conversation takes, and their offline tables.
+
+    A cache keeps its own. Otherwise a preset's name stands for what calibration made of it, if
+    `tables` or the model has a calibrated preset of that name, and for the uncalibrated one if not.
+
+    Raises:
+        ValueError: other codes than those of the cache; an unknown preset; `tables` that lack the
+            preset, or belong to another model; codes that need tables where there are none.
+    """
+    if cache is not None:
+        if quant is not None and not _stands_for(model, quant, cache.quant):
+            raise ValueError(
+                "a conversation keeps the codes of its cache: leave quant out, or pass "
+                f"cache.quant; got {quant!r}"
+            )
+        if tables is not None:
+            raise ValueError("a conversation keeps the tables of its cache: leave tables out")
+        return cache.quant, cache.tables
+    given, name = _given(model, tables), DEFAULT_QUANT if quant is None else quant
+    if tables is not None and given is not None and given.find(name) is None:
+        raise ValueError(
+            f"tables: expected a calibrated preset {name!r}, got {', '.join(given.names)}"
+        )
+    return _choose(given, name)
+
+
+def find_codes(
+    model: Model,
+    quant: str | KVQuantConfig | None = None,
+    tables: CalibratedCodes | str | os.PathLike[str] | None = None,
+) -> tuple[KVQuantConfig, CodeTables | None]:
+    """The codes that a preset's name or settings stand for: calibrated ones come first.
+
+    Raises:
+        ValueError: an unknown preset, tables of another model, or codes that need tables where
+            there are none.
+    """
+    return _choose(_given(model, tables), DEFAULT_QUANT if quant is None else quant)
+
+
+def _choose(
+    known: CalibratedCodes | None, quant: str | KVQuantConfig
+) -> tuple[KVQuantConfig, CodeTables | None]:
+    found = None if known is None else known.find(quant)
+    if found is not None:
+        return found.quant, found.tables
+    settings = resolve(quant)
+    sides = (settings.key, settings.value)
+    if any(isinstance(side, DictionaryCodes) and side.uses_tables for side in sides):
+        raise ValueError(
+            "these codes need tables of the model: make them with models.calibrate_codes or "
+            "`vkq calibrate` and pass tables=..."
+        )
+    return settings, None
+
+
+def is_uncalibrated(model: Model, name: str) -> bool:
+    """Whether calibration would improve a preset that the model has no tables for."""
+    own = None if model.calibrated is None else model.calibrated.codes.find(name)
+    return name in calibrated_presets and own is None
+
+
+def _given(
+    model: Model, tables: CalibratedCodes | str | os.PathLike[str] | None
+) -> CalibratedCodes | None:
+    if tables is None:
+        return None if model.calibrated is None else model.calibrated.codes
+    if isinstance(tables, CalibratedCodes):
+        _check(model, tables, "tables")
+        return tables
+    if isinstance(tables, str | os.PathLike):
+        codes = load_tables(tables)
+        _check(model, codes, str(tables))
+        return codes
+    raise ValueError(f"tables must be CalibratedCodes or the path of a file, got {tables!r}")
+
+
+def _check(model: Model, codes: CalibratedCodes, name: str) -> None:
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(model)):
+        return  # inside jit weights have no values yet; the caller has loaded model and tables
+    try:
+        codes.check_model(fingerprint(model))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _stands_for(model: Model, quant: str | KVQuantConfig, settings: KVQuantConfig) -> bool:
+    known = None if model.calibrated is None else model.calibrated.codes.find(quant)
+    return settings == (resolve(quant) if known is None else known.quant) or (
+        isinstance(quant, str) and settings == resolve(quant)
+    )

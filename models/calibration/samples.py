@@ -1,0 +1,146 @@
+"""Samples for calibration: visual keys and values, and the queries that read them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from models.calibration.observing import observe_answers
+from models.inputs.batch import Inputs
+from models.model import Model
+from vkq_jax import post_scaling
+from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.attention import attend_cache, per_kv_head, scaled_rows, to_kv_heads
+from vkq_jax.dense import DenseTensor
+from vkq_jax.presets import presets
+from vkq_jax.pytree import frozen_pytree
+from vkq_jax.slots import filled
+
+__all__ = ["CodeSamples", "sample_codes"]
+
+
+@frozen_pytree
+class CodeSamples:
+    """Visual tokens, and the moments of the queries that read them.
+
+    Attributes:
+        key, value: tokens of each head, less the mean of their prompt's.
+        key_mean, value_mean: those means. prompt: which of the P prompts a token is from.
+        key_weight: sum of p (1 - p) over the queries that read a token with weight p: what its
+            key does to attention. value_weight: sum of p^2, what its value does to the output.
+        query_moment: sum of w q q^T over queries and the query heads of a KV head, where
+            w = sum_t p_t (1 - p_t) over visual tokens: what an error of a key does to attention.
+        query_weight: sum of w.
+    """
+
+    key: Float[Array, "L K n H"]
+    value: Float[Array, "L K n H"]
+    key_mean: Float[Array, "L K P H"]
+    value_mean: Float[Array, "L K P H"]
+    prompt: Int32[Array, "n"]
+    key_weight: Float[Array, "L K n"]
+    value_weight: Float[Array, "L K n"]
+    query_moment: Float[Array, "L K H H"]
+    query_weight: Float[Array, "L K"]
+
+    @property
+    def metric(self) -> Float[Array, "L K H H"]:
+        """Mean of q q^T, weighted."""
+        weight = jnp.where(self.query_weight > 0, self.query_weight, 1.0)
+        return self.query_moment / weight[..., None, None]
+
+
+@partial(jax.jit, static_argnames=("tokens", "steps", "stop_tokens"))
+def sample_codes(
+    model: Model,
+    inputs: Inputs,
+    key: jax.Array,
+    *,
+    tokens: int,
+    steps: int,
+    stop_tokens: tuple[int, ...],
+) -> CodeSamples:
+    """Answers a batch of prompts at full precision and keeps what calibration needs.
+
+    Args:
+        model, inputs: whom to ask what; every prompt has visual tokens.
+        key: PRNG key of the tokens to keep.
+        tokens: how many tokens of each sequence to keep, n = B * tokens.
+        steps: most tokens of an answer. stop_tokens: ids that end one.
+    """
+    text = model.config.text
+
+    def observe(query, cache, layer, starts):
+        view = cache.layer(layer)
+        scale = text.logits_scale
+        attended = attend_cache(query, view, starts=starts, logits_scale=scale)
+        rows = scaled_rows(query, text.num_kv_heads, scale)
+        (bank,) = view.visual
+        scores = post_scaling.scores(rows, bank.key)
+        first = None if starts is None else starts.visual[0]
+        seen = bank.visible(first, bank.length[:, None], scores.shape[-1])
+        logsumexp = to_kv_heads(attended.logsumexp[..., None], text.num_kv_heads)
+        weight = jnp.exp(scores - logsumexp)
+        weight = jnp.where(per_kv_head(seen, scores), weight, 0.0)
+        spread = weight * (1.0 - weight)
+        w = spread.sum(-1)  # [B, K, Q]
+        moment = jnp.einsum("bkq,bkqh,bkqg->bkhg", w, rows, rows)
+        return moment, w.sum(-1), spread.sum(2), jnp.square(weight).sum(2)
+
+    def add(total, seen, active):
+        moment, weight, of_keys, of_values = (
+            jnp.where(active.reshape(1, -1, *[1] * (x.ndim - 2)), x, 0.0) for x in seen
+        )
+        new = (moment.sum(1), weight.sum(1), of_keys, of_values)
+        return jax.tree.map(jnp.add, total, new)
+
+    heads = (text.num_layers, text.num_kv_heads)
+    per_token = jnp.zeros((heads[0], len(inputs.mask), heads[1], inputs.prompt_shape.visual))
+    (moment, weight, of_keys, of_values), cache = observe_answers(
+        model,
+        inputs,
+        quant=presets["none"],
+        steps=steps,
+        quantize_at="image",
+        stop_tokens=stop_tokens,
+        observe=observe,
+        add=add,
+        start=(
+            jnp.zeros((*heads, text.head_dim, text.head_dim), jnp.float32),
+            jnp.zeros(heads, jnp.float32),
+            per_token,
+            per_token,
+        ),
+    )
+    (bank,) = cache.visual
+    assert isinstance(bank.key, DenseTensor)
+    assert isinstance(bank.value, DenseTensor)
+    valid = filled(bank.length, bank.key.values.shape[-2])
+    # Drawn with replacement, from each sequence's own tokens.
+    draw = jax.random.uniform(key, (len(bank.length), tokens)) * bank.length[:, None]
+    index = jnp.minimum(draw.astype(jnp.int32), bank.length[:, None] - 1)
+
+    def centred(x):  # [L, B, K, V, H]
+        x = jnp.where(valid[None, :, None, :, None], x.astype(jnp.float32), 0.0)
+        mean = x.sum(-2, keepdims=True) / bank.length[None, :, None, None, None]
+        return pick(x - mean), mean[..., 0, :].transpose(0, 2, 1, 3)
+
+    def pick(x):  # [L, B, K, V, C] -> [L, K, B * tokens, C]
+        x = jnp.take_along_axis(x, index[None, :, None, :, None], axis=-2)
+        return x.transpose(0, 2, 1, 3, 4).reshape(*heads, -1, x.shape[-1])
+
+    key_tokens, key_mean = centred(bank.key.values)
+    value_tokens, value_mean = centred(bank.value.values)
+    return CodeSamples(
+        key=key_tokens,
+        value=value_tokens,
+        key_mean=key_mean,
+        value_mean=value_mean,
+        prompt=jnp.repeat(jnp.arange(len(bank.length), dtype=jnp.int32), tokens),
+        key_weight=pick(of_keys[..., None])[..., 0],
+        value_weight=pick(of_values[..., None])[..., 0],
+        query_moment=moment,
+        query_weight=weight,
+    )

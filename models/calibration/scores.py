@@ -1,0 +1,134 @@
+"""Static score calibration: a slope and shift per layer and query head, from sample prompts."""
+
+import dataclasses
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models.calibration.observing import observe_answers
+from models.generation import argument_checks as checks
+from models.generation.generate import QuantizeAt
+from models.inputs.batch import Inputs
+from models.model import Model
+from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.attention import score_range
+from vkq_jax.calibration import ScoreMap, score_map
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.presets import resolve
+
+__all__ = ["calibrate_scores"]
+
+
+def calibrate_scores(
+    model: Model,
+    inputs: Inputs | Iterable[Inputs],
+    *,
+    quant: str | KVQuantConfig = "calibquant-1bit",
+    max_new_tokens: int = 16,
+    quantize_at: QuantizeAt = "prompt",
+    stop_tokens: tuple[int, ...] | None = None,
+) -> ScoreMap:
+    """A static score map for `generate(..., score_map=...)`, from the answers to sample prompts.
+
+    CalibQuant (arXiv 2502.14882v2) finds the lowest and highest visual score of each query and
+    head, gamma and delta, at every decode step. The static form is ours: their means per layer and
+    query head, over prompts and steps, give one map for good. A head whose mean scores span less
+    than `tau2 - tau1` keeps them as they are (see `ScoreCalibration`), as does one whose sliding
+    window shows it no visual token.
+
+    Prompts are answered greedily, the most probable token at each step whatever the checkpoint's
+    generation_config.json says, with the calibration of each step. What counts is each query that
+    reads coded visual tokens: those of the answer and, with `quantize_at="image"`, those of the
+    question, which is fed token by token here. Not for use inside jit.
+
+    Args:
+        model: from `models.load`.
+        inputs: sample prompts, one batch or several, with images.
+        quant: preset name or settings of the visual cache, with a calibration.
+        max_new_tokens: most tokens of each answer.
+        quantize_at: when the visual tokens are coded, as for `generate`.
+        stop_tokens: token ids that end an answer; the checkpoint's own by default.
+
+    Returns:
+        Slope and shift [L, N], float32, of scores after `logits_scale`, in nats; and `quant`, for
+        `generate` to refuse the map with other codes.
+
+    Raises:
+        ValueError: an argument of a wrong type, settings without a calibration, or no visual tokens
+            to calibrate with, or none that a query sees.
+    """
+    checks.check_type("model", model, Model, hint="models.load")
+    settings = resolve(quant)
+    if settings.calibration is None:
+        raise ValueError(f"there is no score calibration in quant={quant!r}")
+    steps = checks.check_count("max_new_tokens", max_new_tokens)
+    checks.check_choice("quantize_at", quantize_at, QuantizeAt)
+    stops = checks.check_stop_tokens(model, stop_tokens)
+    one = isinstance(inputs, str | bytes | dict) or not isinstance(inputs, Iterable)
+    batches: Any = [inputs] if one else inputs
+    sums, count = jnp.float32(0.0), jnp.int32(0)
+    for batch in batches:
+        checks.check_type("inputs", batch, Inputs, hint="models.prepare")
+        if not batch.prompt_shape.visual:
+            continue
+        more, queries = _sum_ranges(
+            model,
+            batch,
+            quant=settings,
+            steps=steps,
+            quantize_at=quantize_at,
+            stop_tokens=stops,
+        )
+        sums, count = sums + more, count + queries
+    if not count.any():
+        raise ValueError(
+            "the sample prompts show their queries no visual tokens to calibrate scores with"
+        )
+    nothing = jnp.asarray([jnp.inf, -jnp.inf])[:, None, None]
+    gamma, delta = jnp.where(count > 0, sums / jnp.maximum(count, 1).astype(jnp.float32), nothing)
+    static, _ = score_map(gamma, delta, settings.calibration)
+    return dataclasses.replace(static, quant=settings)
+
+
+@partial(jax.jit, static_argnames=("quant", "steps", "quantize_at", "stop_tokens"))
+def _sum_ranges(
+    model: Model,
+    inputs: Inputs,
+    *,
+    quant: KVQuantConfig,
+    steps: int,
+    quantize_at: QuantizeAt,
+    stop_tokens: tuple[int, ...],
+) -> tuple[Float[Array, "2 L N"], Int32[Array, "L N"]]:
+    """Sums of gamma and delta over the queries that read coded visual tokens, and their number.
+
+    A sliding window may hide them all from some queries, in some layers.
+    """
+
+    def observe(query, cache, layer, starts):
+        scale = model.config.text.logits_scale
+        return score_range(query, cache.layer(layer), starts=starts, logits_scale=scale)
+
+    def add(total, ranges, active):
+        sums, count = total
+        gamma, delta = (x[:, :, 0] for x in ranges)  # [L, B, N]
+        looks = active[None, :, None] & (gamma <= delta)
+        sums = sums + jnp.where(looks, jnp.stack((gamma, delta)), 0.0).sum(2)
+        return sums, count + looks.sum(1, dtype=jnp.int32)
+
+    heads = (model.config.text.num_layers, model.config.text.num_heads)
+    (sums, count), _ = observe_answers(
+        model,
+        inputs,
+        quant=quant,
+        steps=steps,
+        quantize_at=quantize_at,
+        stop_tokens=stop_tokens,
+        observe=observe,
+        add=add,
+        start=(jnp.zeros((2, *heads), jnp.float32), jnp.zeros(heads, jnp.int32)),
+    )
+    return sums, count

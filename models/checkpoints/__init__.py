@@ -1,0 +1,1 @@
+"""Checkpoint folders of Hugging Face: files, settings and weights."""

@@ -1,0 +1,139 @@
+"""A folder of safetensors files as one set of named tensors, read one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import ml_dtypes  # noqa: F401  # lets NumPy hold bfloat16, which safetensors asks it for
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from models.checkpoints.foreign import recognise_files
+from models.checkpoints.hf_settings import Settings, errors_of, read_json
+from models.messages import show, show_name, show_path, some
+
+__all__ = ["Checkpoint", "TensorInfo"]
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies, and what its file's header says of it (`dtype` as F32, BF16, ...)."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Checkpoint(contextlib.ExitStack):
+    """An opened checkpoint folder; a context manager that closes its files.
+
+    Attributes:
+        tensors: every stored tensor by name.
+    """
+
+    def __init__(self, folder: Path):
+        """Reads the headers of model.safetensors, or else of all shards that the index names.
+
+        With both in the folder the index is not looked at, as in transformers.
+
+        Raises:
+            FileNotFoundError: no weights, or a shard is missing.
+            ValueError: weights of another format, or a broken file.
+        """
+        super().__init__()
+        self.tensors: dict[str, TensorInfo] = {}
+        self._handles: dict[Path, Any] = {}
+        single = folder / _SINGLE
+        shard_of = {} if single.is_file() else _read_index(folder)
+        with contextlib.ExitStack() as on_error:
+            on_error.push(self)
+            for file in sorted(set(shard_of.values())) or [single]:
+                self._open(file, shard_of)
+            on_error.pop_all()
+
+    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        """A copy of one tensor, or of some of its rows, in the dtype of the file."""
+        handle = self._handles[self.tensors[name].file]
+        return handle.get_tensor(name) if rows == slice(None) else handle.get_slice(name)[rows]
+
+    def _open(self, file: Path, shard_of: Mapping[str, Path]) -> None:
+        try:
+            handle = self.enter_context(safe_open(file, framework="numpy"))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(_broken(file, error)) from error
+        self._handles[file] = handle
+        for name in handle.keys():  # noqa: SIM118  # a handle is no dict
+            entry = handle.get_slice(name)
+            info = TensorInfo(file, tuple(entry.get_shape()), entry.get_dtype())
+            earlier = self.tensors.get(name)
+            if earlier is not None and shard_of.get(name) not in (earlier.file, file):
+                raise ValueError(
+                    f"{show_name(name)} is stored in {show_path(earlier.file)} and in {file.name}"
+                )
+            if earlier is None or shard_of[name] == file:
+                self.tensors[name] = info
+
+
+@dataclasses.dataclass(frozen=True)
+class _Index(Settings):
+    weight_map: dict[str, Any]
+
+
+def _read_index(folder: Path) -> dict[str, Path]:
+    """The shard of each tensor."""
+    index = folder / _INDEX
+    if not index.is_file():
+        raise _no_weights(folder)
+    content = read_json(index)
+    with errors_of(index):
+        shards = _Index.read(content).weight_map
+        if not shards:
+            raise ValueError("weight_map is empty")
+        for tensor, shard in shards.items():
+            if not isinstance(shard, str) or _leaves_folder(shard):
+                raise ValueError(
+                    f"weight_map: expected a file of this folder for {show(tensor)}, "
+                    f"got {show(shard)}"
+                )
+    files = {tensor: folder / shard for tensor, shard in shards.items()}
+    # pathlib's is_file raises for some impossible names.
+    missing = sorted({file.name for file in files.values() if not os.path.isfile(file)})
+    if missing:
+        raise FileNotFoundError(
+            f"{show_path(index)} names shards that are missing: {some(missing)}"
+        )
+    return files
+
+
+def _leaves_folder(shard: str) -> bool:
+    path = PurePosixPath(shard.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts or ":" in shard
+
+
+def _broken(file: Path, error: Exception) -> str:
+    """What is wrong with a file that is no safetensors file."""
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        if stream.read(64).startswith(b"version https://git-lfs"):
+            return f"{show_path(file)} is only a pointer to the weights: run `git lfs pull`"
+    return f"{show_path(file)} is truncated or no safetensors file: {show_name(str(error))}"
+
+
+def _no_weights(folder: Path) -> Exception:
+    """The error for a folder without weights that can be read."""
+    if known := recognise_files(folder):
+        return ValueError(f"{show_path(folder)} {known}")
+    shards = sorted(file.name for file in folder.glob("*.safetensors"))
+    if shards:
+        return FileNotFoundError(
+            f"{show_path(folder / _INDEX)} is missing beside {some(shards)}; "
+            f"a single file has to be called {_SINGLE}"
+        )
+    return FileNotFoundError(f"{show_path(folder)} has neither {_SINGLE} nor {_INDEX}")

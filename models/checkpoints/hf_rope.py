@@ -1,0 +1,111 @@
+"""Rotary embeddings as config.json describes them, in the names of transformers 4 and 5."""
+
+import dataclasses
+from typing import Annotated, Any, Protocol
+
+from models.checkpoints.hf_fields import Factor, Length, Theta
+from models.checkpoints.hf_settings import Between, OneOf, Settings
+from models.layers.rope import RopeConfig, RopeKind
+from models.messages import some
+
+__all__ = ["RopeSettings", "read_rope"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeSettings(Settings):
+    """The object `rope_parameters` of transformers 5, `rope_scaling` of transformers 4."""
+
+    rope_type: Annotated[RopeKind, OneOf({kind.value: kind for kind in RopeKind})]
+    rope_theta: Theta
+    partial_rotary_factor: float | None = None
+    factor: Factor | None = None
+    original_max_position_embeddings: Length | None = None
+    attention_factor: Factor | None = None
+    beta_fast: Factor | None = None
+    beta_slow: Factor | None = None
+    truncate: bool | None = None
+    mscale: Annotated[float, Between(0, 1e6)] | None = None
+    mscale_all_dim: Annotated[float, Between(0, 1e6)] | None = None
+    low_freq_factor: Factor | None = None
+    high_freq_factor: Factor | None = None
+    short_factor: tuple[Factor, ...] | None = None
+    long_factor: tuple[Factor, ...] | None = None
+    ignored = frozenset({"type", "finetuned"})
+
+
+class TowerSettings(Protocol):
+    """The fields of a text tower that say how its queries and keys turn."""
+
+    @property
+    def max_position_embeddings(self) -> int: ...
+    @property
+    def original_max_position_embeddings(self) -> int | None: ...
+    @property
+    def partial_rotary_factor(self) -> float | None: ...
+    @property
+    def rope_theta(self) -> float: ...
+    @property
+    def rope_parameters(self) -> dict[str, Any] | None: ...
+    @property
+    def rope_scaling(self) -> dict[str, Any] | None: ...
+
+
+_NEEDED = {
+    RopeKind.LINEAR: ("factor",),
+    RopeKind.DYNAMIC: ("factor",),
+    RopeKind.YARN: ("factor",),
+    RopeKind.LLAMA3: ("factor", "low_freq_factor", "high_freq_factor"),
+    RopeKind.LONGROPE: ("short_factor", "long_factor"),
+}
+
+
+def read_rope(tower: TowerSettings, head_dim: int, where: str) -> RopeConfig:
+    """The rotary embedding of a text tower.
+
+    As in transformers, `rope_scaling` goes before `rope_parameters`, what they say of theta before
+    the tower, and the tower's `original_max_position_embeddings` before theirs.
+
+    Args:
+        tower: the fields of the tower.
+        head_dim: channels of a head.
+        where: name of the tower in config.json.
+
+    Raises:
+        NotImplementedError: a setting that is not supported, named.
+        ValueError: one that is missing, out of range, or contradicts another.
+    """
+    given = tower.rope_scaling or tower.rope_parameters or {}
+    where_rope = f"{where}.{'rope_scaling' if tower.rope_scaling else 'rope_parameters'}"
+    if unread := RopeSettings.unread(given):
+        raise NotImplementedError(f"{where_rope} has {some(unread)}, which is not supported")
+    defaults = {
+        "rope_type": given.get("type", RopeKind.DEFAULT.value),
+        "rope_theta": tower.rope_theta,
+        "partial_rotary_factor": tower.partial_rotary_factor,
+    }
+    settings = RopeSettings.read(defaults | given, where_rope)
+    if settings.partial_rotary_factor not in (None, 1.0):
+        raise NotImplementedError(
+            f"{where_rope}.partial_rotary_factor={settings.partial_rotary_factor}; supported: 1.0"
+        )
+    for name in _NEEDED.get(settings.rope_type, ()):
+        if getattr(settings, name) is None:
+            raise ValueError(f"{where_rope}.{name} is missing: {settings.rope_type.value} needs it")
+    optional = {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(RopeConfig)
+        if getattr(settings, field.name, None) is not None
+    }
+    try:
+        return RopeConfig(
+            head_dim=head_dim,
+            max_length=tower.max_position_embeddings,
+            kind=settings.rope_type,
+            theta=settings.rope_theta,
+            original_max_length=(
+                tower.original_max_position_embeddings or settings.original_max_position_embeddings
+            ),
+            **optional,
+        )
+    except ValueError as error:
+        raise ValueError(f"{where_rope}: {error}") from error

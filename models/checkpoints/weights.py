@@ -1,0 +1,239 @@
+"""Parameters from stored tensors and back: matching by name, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum, auto
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax import nnx
+
+from models.checkpoints.folder import Checkpoint
+from models.messages import show_name
+
+__all__ = [
+    "FLOATS",
+    "Layout",
+    "Problem",
+    "Size",
+    "Source",
+    "all_finite",
+    "check_sizes",
+    "check_weights",
+    "read_weights",
+    "to_stored",
+]
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+type ParameterPath = tuple[Any, ...]
+
+
+class Layout(Enum):
+    """How a stored tensor relates to the parameter."""
+
+    SAME = auto()
+    TRANSPOSED = auto()
+    """Stored [out, in], held [in, out]."""
+    PATCHES = auto()
+    """Stored as a convolution [out, channels, rows, columns], held [channels*rows*columns, out]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Name and layout of what a parameter is made of; `{}` in the name is the layer's number."""
+
+    name: str
+    layout: Layout = Layout.SAME
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the parameter is a stack over layers."""
+        return "{}" in self.name
+
+    def names(self, parameter: Any) -> list[str]:
+        """The names of the stored tensors, layer by layer."""
+        count = parameter.shape[0] if self.stacked else 1
+        return [self.name.format(layer) for layer in range(count)]
+
+    def stored_size(self, parameter: Any) -> tuple[int, ...]:
+        """The stored shape, a convolution's [out, channels*rows*columns]."""
+        shape = parameter.shape[1:] if self.stacked else parameter.shape
+        return shape if self.layout is Layout.SAME else shape[::-1]
+
+
+class Size(NamedTuple):
+    """A size that config.json states and that a stored tensor shows.
+
+    Attributes:
+        setting: the field. value: what it says, or what it and others make of that axis.
+        name: of the tensor. axis: of the tensor; None for a prefix of names that the number of a
+            layer follows, where the files hold at least `value` layers.
+    """
+
+    setting: str
+    value: int
+    name: str
+    axis: int | None = None
+
+
+class Problem(NamedTuple):
+    """Why a stored tensor does not fit."""
+
+    kind: str
+    name: str
+    detail: str = ""
+
+
+def check_sizes(
+    sizes: Iterable[Size], keys: Mapping[str, str], checkpoint: Checkpoint
+) -> list[Problem]:
+    """The settings that the files contradict, before anything is made in their size.
+
+    Tensors that the files lack are left to `check_weights`.
+    """
+    problems = []
+    for setting, value, name, axis in sizes:
+        if axis is None:
+            layers = re.compile(re.escape(name) + "([0-9]{1,9})[.]")
+            numbers = [int(match[1]) for match in map(layers.match, keys) if match]
+            stored = max(numbers, default=-1) + 1
+            if 0 < stored < value:
+                problems.append(Problem("wrong size", f"{setting}={value}", f"stored: {stored}"))
+        elif name in keys:
+            shape = checkpoint.tensors[keys[name]].shape
+            if not -len(shape) <= axis < len(shape) or shape[axis] != value:
+                detail = f"{keys[name]} has shape {shape}"
+                problems.append(Problem("wrong size", f"{setting}={value}", detail))
+    return problems
+
+
+def check_weights(
+    params: nnx.State,
+    source: Callable[[ParameterPath], Source],
+    keys: Mapping[str, str],
+    checkpoint: Checkpoint,
+    is_unused: Callable[[str], bool],
+) -> list[Problem]:
+    """Everything that is missing, unexpected, or of a wrong shape or dtype.
+
+    Args:
+        params: parameters or their `jax.ShapeDtypeStruct`s.
+        source: where the parameter at a path comes from.
+        keys: the checkpoint's key of each name that it has.
+        checkpoint: the stored tensors; only their headers are looked at.
+        is_unused: tells the names that are no parameters but may be there.
+    """
+    problems, expected = [], set()
+    for path, parameter in nnx.to_flat_state(params):
+        origin = source(path)
+        size = origin.stored_size(parameter)
+        for name in origin.names(parameter):
+            expected.add(name)
+            if name not in keys:
+                problems.append(Problem("missing", name))
+                continue
+            info = checkpoint.tensors[keys[name]]
+            shape = info.shape
+            if origin.layout is Layout.PATCHES and len(shape) == 4:
+                shape = (shape[0], shape[1] * shape[2] * shape[3])
+            if shape != size:
+                detail = f"expected {size}, got {info.shape}"
+                problems.append(Problem("wrong shape", keys[name], detail))
+            if info.dtype not in FLOATS:
+                detail = f"expected {', '.join(FLOATS)}, got {info.dtype}"
+                problems.append(Problem("wrong dtype", keys[name], detail))
+    known = {key for name, key in keys.items() if name in expected or is_unused(name)}
+    return problems + [Problem("unexpected", key) for key in checkpoint.tensors if key not in known]
+
+
+def read_weights(
+    params: nnx.State,
+    source: Callable[[ParameterPath], Source],
+    keys: Mapping[str, str],
+    checkpoint: Checkpoint,
+) -> nnx.State:
+    """Parameters on the default device, of the shapes and dtypes that `params` states.
+
+    On the host there is at most one parameter (a stack over layers) and one stored tensor at a
+    time; each is looked through for NaN and infinity while it is there.
+
+    Raises:
+        ValueError: a value that is not finite, or not once it is cast; the tensor is named.
+    """
+    return nnx.from_flat_state(
+        (path, parameter.replace(_read(parameter, source(path), keys, checkpoint)))
+        for path, parameter in nnx.to_flat_state(params)
+    )
+
+
+def _read(
+    parameter: Any, origin: Source, keys: Mapping[str, str], checkpoint: Checkpoint
+) -> jax.Array:
+    stack: np.ndarray = np.empty(parameter.shape, parameter.dtype)
+    parts: np.ndarray = stack if origin.stacked else stack[None]
+    for part, name in zip(parts, origin.names(parameter), strict=True):
+        tensor = checkpoint.read(keys[name])
+        if origin.layout is not Layout.SAME:
+            tensor = tensor.reshape(tensor.shape[0], -1).T
+        # Transposes and casts in one pass, without another array.
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.copyto(part, tensor, casting="unsafe")
+        if not all_finite(part):
+            if all_finite(tensor):
+                raise ValueError(
+                    f"{show_name(keys[name])} has values too large for {part.dtype}: "
+                    f"load with another dtype"
+                )
+            raise ValueError(
+                f"{show_name(keys[name])} has NaN or infinite values: get the file anew"
+            )
+    # The transfer ends before the host's copy is dropped and the next one made.
+    return jax.block_until_ready(jax.device_put(stack))
+
+
+_FINITE_BLOCK = 2**16  # elements, whose copy stays in the processor's cache
+
+
+def all_finite(tensor: np.ndarray) -> bool:
+    """Whether no element is NaN or infinite, whatever the float type, at the speed of memory."""
+    # The exponent's bits, all set in NaN and infinity only: integers compare faster than bfloat16.
+    info = ml_dtypes.finfo(tensor.dtype)
+    word = np.dtype(f"u{tensor.dtype.itemsize}")
+    exponent = word.type(((1 << info.nexp) - 1) << info.nmant)
+    magnitude = word.type((1 << (8 * word.itemsize - 1)) - 1)
+    bits = np.ravel(tensor, order="K").view(word)
+    blocks = (bits[start : start + _FINITE_BLOCK] for start in range(0, bits.size, _FINITE_BLOCK))
+    return all((block & magnitude).max() < exponent for block in blocks)
+
+
+def to_stored(
+    params: nnx.State, source: Callable[[ParameterPath], Source], num_channels: int = 3
+) -> dict[str, np.ndarray]:
+    """Every stored tensor by name: the inverse of `read_weights`."""
+    return dict(
+        itertools.chain.from_iterable(
+            _unstack(parameter, source(path), num_channels)
+            for path, parameter in nnx.to_flat_state(params)
+        )
+    )
+
+
+def _unstack(parameter: Any, origin: Source, num_channels: int) -> list[tuple[str, np.ndarray]]:
+    value = np.asarray(parameter[...])
+    parts = value if origin.stacked else value[None]
+    stored = []
+    for part, name in zip(parts, origin.names(value), strict=True):
+        tensor = part if origin.layout is Layout.SAME else part.T
+        if origin.layout is Layout.PATCHES:
+            side = round((tensor.shape[1] / num_channels) ** 0.5)
+            tensor = tensor.reshape(-1, num_channels, side, side)
+        # The file format takes an array's memory as it lies, whatever its strides.
+        stored.append((name, np.ascontiguousarray(tensor)))
+    return stored

@@ -1,0 +1,1 @@
+"""From inputs to answers: prefill, decoding and the choice of tokens."""

@@ -1,0 +1,157 @@
+"""Checks of the arguments that `generate`, `stream` and `calibrate_scores` share."""
+
+import dataclasses
+import warnings
+from collections.abc import Iterable
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.generation.prefill import new_cache
+from models.generation.sampling import Sampling, is_integer
+from models.inputs.batch import Inputs
+from models.model import Model
+from vkq_jax.cache import KVCache
+
+__all__ = [
+    "check_cache",
+    "check_choice",
+    "check_count",
+    "check_key",
+    "check_stop_tokens",
+    "check_type",
+    "settle_sampling",
+]
+
+
+def check_type(name: str, value: Any, expected: type, *, hint: str = "") -> None:
+    """Raises ValueError unless `value` is an `expected`; `hint` says where to get one."""
+    if not isinstance(value, expected):
+        raise ValueError(
+            f"{name}: expected {expected.__name__}{hint and f' ({hint})'}, got {_brief(value)}"
+        )
+
+
+def check_count(name: str, value: Any) -> int:
+    """The value as a plain integer of at least 1."""
+    if not is_integer(value):
+        raise ValueError(f"{name} must be an integer of at least 1, got {_brief(value)}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raises ValueError unless `value` is one of a Literal's strings."""
+    known = get_args(choices)
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(
+            f"{name} must be {' or '.join(f'"{choice}"' for choice in known)}, got {_brief(value)}"
+        )
+
+
+def check_stop_tokens(model: Model, value: Any) -> tuple[int, ...]:
+    """The given token ids, or the checkpoint's own for None."""
+    if value is None:
+        return model.config.eos_token_ids
+    vocab = model.config.text.vocab_size
+    expected = f"stop_tokens: expected token ids in [0, {vocab}), () for none, None for the model's"
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | dict):
+        raise ValueError(f"{expected}, got {_brief(value)}")
+    tokens = tuple(value)
+    for token in tokens:
+        if not is_integer(token) or not 0 <= token < vocab:
+            raise ValueError(f"{expected}, got {_brief(token)} among them")
+    return tuple(int(token) for token in tokens)
+
+
+def check_key(key: Any) -> None:
+    """Raises ValueError unless `key` is one PRNG key, typed or raw, or None."""
+    if key is None:
+        return
+    hint = "expected one PRNG key, jax.random.key(seed)"
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise ValueError(f"key: {hint}, got {_brief(key)}")
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed and (key.dtype != jnp.uint32 or key.ndim == 0):
+        raise ValueError(f"key: {hint}, got an array {key.dtype}{list(key.shape)}")
+    if key.ndim != (0 if typed else 1):
+        raise ValueError(f"key: {hint}, got keys of shape {list(key.shape)}; use jax.vmap for many")
+
+
+def check_cache(model: Model, inputs: Inputs, cache: Any) -> None:
+    """Raises ValueError unless `model` could have filled `cache` for a batch like `inputs`."""
+    if cache is None:
+        return
+    hint = "Generation.cache of an earlier turn, or vkq_jax.load_cache"
+    check_type("cache", cache, KVCache, hint=hint)
+    batch = inputs.input_ids.shape[0]
+    expected = jax.eval_shape(
+        lambda model: new_cache(model, batch, quant=cache.quant, cache_length=1).text.key, model
+    )
+    wanted = _sizes(expected.shape)
+    for name, bank in (("keys", cache.text.key), ("values", cache.text.value)):
+        got = _sizes(bank.shape)
+        if _fixed(got) != _fixed(wanted) or bank.dtype != expected.dtype:
+            raise ValueError(
+                f"cache: it is not one of this model: its {name} have {_list(_fixed(got))} in "
+                f"{bank.dtype}, the model's have {_list(_fixed(wanted))} in {expected.dtype}"
+            )
+        if got["sequences"] != batch:
+            raise ValueError(
+                f"cache: it holds {got['sequences']} sequences, inputs {batch}; "
+                "vkq_jax.take_sequences(cache, indices) selects or repeats them"
+            )
+
+
+def settle_sampling(model: Model, sampling: Sampling, key: jax.Array | None) -> Sampling:
+    """The given settings over the checkpoint's own.
+
+    Raises:
+        ValueError: no `Sampling`, a token that the model does not have, settings that greedy
+            decoding would ignore, or no key for draws that the call itself asks for.
+    """
+    check_type("sampling", sampling, Sampling, hint="models.Sampling(temperature=...)")
+    settled = sampling.over(model.config.sampling)
+    settled.check_vocabulary(model.config.text.vocab_size)
+    own = sampling.narrows
+    if settled.greedy and own:
+        raise ValueError(f"{', '.join(own)} need a temperature above 0: greedy ignores them")
+    if settled.greedy or key is not None:
+        return settled
+    if own or not sampling.greedy:
+        raise ValueError("sampling with a temperature needs a PRNG key: key=jax.random.key(seed)")
+    warnings.warn(
+        f"the checkpoint's generation_config.json asks for sampling at a temperature of "
+        f"{settled.temperature:g}, which needs key=jax.random.key(seed); without one decoding is "
+        "greedy, as with sampling=Sampling(temperature=0.0)",
+        stacklevel=4,
+    )
+    return dataclasses.replace(settled, temperature=0.0)
+
+
+def _sizes(shape: tuple[int, ...]) -> dict[str, int]:
+    """Sizes by axis of a text bank's keys or values [L, B, K, S, H]."""
+    axes = ("layers", "sequences", "KV heads", "length", "head_dim")
+    return dict(zip(axes, shape, strict=True))
+
+
+def _fixed(sizes: dict[str, int]) -> dict[str, int]:
+    """The sizes that a model prescribes."""
+    return {name: sizes[name] for name in ("layers", "KV heads", "head_dim")}
+
+
+def _list(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{size} {name}" for name, size in sizes.items())
+
+
+def _brief(value: Any) -> str:
+    """A short form that fetches no array and prints no pytree."""
+    if hasattr(value, "shape"):
+        return f"an array of shape {value.shape}"
+    if not isinstance(value, str | bytes | int | float | complex | type(None)):
+        return f"a {type(value).__name__}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -1,0 +1,243 @@
+"""The decode loop: a `lax.while_loop` over one state, until every sequence has stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+import pallas_kernels
+from models.generation.sampling import Sampling
+from models.generation.token_chooser import TokenChooser
+from models.generation.token_history import TokenHistory
+from models.model import Model
+from models.text.masks import cache_starts
+from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.cache import NOTHING_FIXED, FixedParts, KVCache
+from vkq_jax.pytree import frozen_pytree
+from vkq_jax.visibility import Starts
+
+__all__ = [
+    "DecodeState",
+    "decode_loop",
+    "decode_step",
+    "emit_tokens",
+    "emit_tokens_in_place",
+    "observed_step",
+]
+
+
+@frozen_pytree
+class DecodeState:
+    """What decoding carries from token to token.
+
+    Attributes:
+        logits: of the next token, not yet sampled.
+        cache: holds every token so far, the emitted ones included.
+        done: sequences that have emitted a stop token.
+        finite: sequences all of whose tokens were chosen from finite logits.
+        key: PRNG key for the tokens to come; None when decoding is greedy.
+        history: the tokens so far, for sampling settings that look back at them.
+    """
+
+    logits: Float[Array, "B vocab"]
+    cache: KVCache
+    done: Bool[Array, "B"]
+    finite: Bool[Array, "B"]
+    key: jax.Array | None
+    history: TokenHistory | None
+
+    @classmethod
+    def start(
+        cls,
+        logits: Float[Array, "B vocab"],
+        cache: KVCache,
+        key: jax.Array | None = None,
+        history: TokenHistory | None = None,
+    ) -> DecodeState:
+        """The state behind a prefill, before the first token."""
+        done = jnp.zeros(logits.shape[0], bool)
+        return cls(logits, cache, done, ~done, key, history)
+
+
+def decode_loop(
+    model: Model,
+    state: DecodeState,
+    limit: int | None = None,
+    *,
+    steps: int,
+    sampling: Sampling,
+    stop_tokens: tuple[int, ...],
+    pad: int = 0,
+    implementation: str | None = None,
+    consume: bool = False,
+) -> tuple[Int32[Array, "B steps"], Int32[Array, "B"], DecodeState]:
+    """Emits up to `steps` tokens a sequence; ends early once all have stopped.
+
+    Each emitted token, a stop token too, is fed to the model at once: the cache that comes back is
+    complete, and a conversation goes on from it without bookkeeping.
+
+    Args:
+        model: weights and configuration.
+        state: from `prefill` or an earlier call.
+        limit: emit at most this many tokens instead, without compiling anew for each number.
+        steps: size of the token buffer.
+        sampling: how tokens are chosen; what it leaves open is off.
+        stop_tokens: ids that end a sequence.
+        pad: what fills the buffer behind a sequence's last token.
+        implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
+        consume: the new state takes the place of `state` (all but its key and what decoding never
+            changes), which must not be used afterwards: the text bank never exists twice. Inside
+            jit or vmap memory is not this function's to give away; it has no effect there.
+
+    Returns:
+        Tokens (`pad` behind the last one), how many each sequence emitted, and the new state.
+    """
+    # Visual banks, score map and tables never change: beside the state, no loop carries and no call
+    # returns them, which for the banks would be a copy of the largest thing there is.
+    fixed = state.cache.fixed()
+    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((model, state)))
+    emit = emit_tokens_in_place if consume and not traced else emit_tokens
+    tokens, lengths, state = emit(
+        model,
+        fixed,
+        state.key,  # the caller's own
+        dataclasses.replace(_with_fixed(state, NOTHING_FIXED), key=None),
+        TokenChooser.create(sampling, stop_tokens),
+        steps if limit is None else limit,
+        steps=steps,
+        pad=pad,
+        implementation=implementation,
+    )
+    return tokens, lengths, _with_fixed(state, fixed)
+
+
+def _emit_tokens(
+    model: Model,
+    fixed: FixedParts,
+    key: jax.Array | None,
+    state: DecodeState,
+    chooser: TokenChooser,
+    limit: int,
+    *,
+    steps: int,
+    pad: int,
+    implementation: str | None,
+) -> tuple[Int32[Array, "B steps"], Int32[Array, "B"], DecodeState]:
+    """`decode_loop`, to be compiled, with the fixed parts and the key beside the state."""
+    state = dataclasses.replace(state, key=key)
+    stops = jnp.asarray(chooser.stop_tokens, jnp.int32)
+    batch = state.done.shape[0]
+
+    def unfinished(carry):
+        step, state, _, _ = carry
+        return (step < limit) & ~jnp.all(state.done)
+
+    def emit(carry):
+        step, state, tokens, lengths = carry
+        key, draw = (None, None) if state.key is None else jax.random.split(state.key)
+        token = chooser.choose(state.logits, state.history, state.cache.position, draw)
+        active = ~state.done
+        finite = state.finite & (state.done | jnp.isfinite(state.logits).all(-1))
+        history = None if state.history is None else state.history.add(token, active)
+        tokens = tokens.at[:, step].set(jnp.where(active, token, pad))
+        lengths = lengths + active.astype(jnp.int32)
+        stopped = jnp.any(token[:, None] == stops[None], axis=-1)
+        cache = _with_fixed(state, fixed).cache
+        logits, cache = decode_step(model, token, cache, active, implementation=implementation)
+        state = DecodeState(logits, cache, state.done | stopped, finite, key, history)
+        return step + jnp.int32(1), _with_fixed(state, NOTHING_FIXED), tokens, lengths
+
+    tokens = jnp.full((batch, steps), pad, jnp.int32)
+    start = (jnp.int32(0), state, tokens, jnp.zeros(batch, jnp.int32))
+    _, state, tokens, lengths = jax.lax.while_loop(unfinished, emit, start)
+    return tokens, lengths, state
+
+
+_STATIC = ("steps", "pad", "implementation")
+emit_tokens = jax.jit(_emit_tokens, static_argnames=_STATIC)
+emit_tokens_in_place = jax.jit(_emit_tokens, static_argnames=_STATIC, donate_argnames="state")
+
+
+def decode_step(
+    model: Model,
+    token: Int32[Array, "B"],
+    cache: KVCache,
+    active: Bool[Array, "B"] | None = None,
+    *,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B vocab"], KVCache]:
+    """Feeds one token to each active sequence.
+
+    Args:
+        model: weights and configuration.
+        token: the tokens.
+        cache: all before them; it must have room for one more text token.
+        active: sequences to go on with, all by default; the others' caches stay as they are.
+        implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
+
+    Returns:
+        Logits of the following token, float32, and the cache with this one in it.
+    """
+    logits, cache, _ = observed_step(
+        model, token, cache, active, implementation=implementation, observe=lambda *_: None
+    )
+    return logits, cache
+
+
+def observed_step(
+    model: Model,
+    token: Int32[Array, "B"],
+    cache: KVCache,
+    active: Bool[Array, "B"] | None = None,
+    *,
+    implementation: str | None = None,
+    observe: Callable[[Array, KVCache, Array, Starts | None], Any],
+) -> tuple[Float[Array, "B vocab"], KVCache, Any]:
+    """`decode_step` and, stacked over layers, what `observe` gives of each.
+
+    `observe(query, cache, layer, starts)` gets what attention reads: the queries [B, 1, N, H], with
+    RoPE and not scaled, the cache with their own text in it, the layer's number, and where a
+    sliding window lets what they see begin.
+    """
+    module = model.module()
+    active = jnp.ones(token.shape, bool) if active is None else active
+    valid = active[:, None]
+    visible = (cache.text.length + active.astype(jnp.int32))[:, None]
+    positions = cache.position[:, None]
+    starts_of = cache_starts(model.config.text, cache, positions)
+
+    def attend(layer, query, key, value, text):
+        text = text.write(layer, key, value, valid)
+        written = dataclasses.replace(cache, text=text)
+        starts = starts_of(layer)
+        attended = pallas_kernels.attend_layer(
+            query,
+            written,
+            layer,
+            implementation=implementation,
+            visible_text=visible,
+            starts=starts,
+            logits_scale=model.config.text.logits_scale,
+        )
+        seen = observe(query, written, layer, starts)
+        return attended.output.astype(query.dtype), text, (attended.guarded, seen)
+
+    hidden, text, (guarded, seen) = module.text(
+        module.text.embed(token[:, None]), positions, attend, cache.text
+    )
+    cache = dataclasses.replace(
+        cache,
+        text=text.advance(valid, positions),
+        position=cache.position + active.astype(jnp.int32),
+        guarded=cache.guarded + jnp.where(active, guarded.sum(0), 0),
+    )
+    return module.text.logits(hidden)[:, 0], cache, seen
+
+
+def _with_fixed(state: DecodeState, fixed: FixedParts) -> DecodeState:
+    return dataclasses.replace(state, cache=state.cache.with_fixed(fixed))

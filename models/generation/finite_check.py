@@ -1,0 +1,152 @@
+"""Where a value that is not finite comes from: looked for once an answer turns out to have one."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from models.inputs.batch import Inputs, PromptShape
+from models.layers.attention import dense_attention
+from models.layers.layer_scan import scan_layers
+from models.layers.rope import rope
+from models.model import Model
+from models.text.masks import prompt_masks
+from models.vision.clip import ClipVisionTower
+from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.cache import KVCache
+from vkq_jax.visual import compact
+
+__all__ = ["first_non_finite", "refuse_non_finite"]
+
+
+def refuse_non_finite(
+    model: Model,
+    inputs: Inputs,
+    cache: KVCache | None,
+    tokens: Int32[Array, "B max_new_tokens"],
+    lengths: Int32[Array, "B"],
+    finite: Bool[Array, "B"],
+) -> None:
+    """Raises ValueError where logits were not finite; inside jit or vmap it cannot, and does not.
+
+    Args:
+        model: that answered.
+        inputs: the prompts.
+        cache: of earlier turns, if any.
+        tokens: of the answers.
+        lengths: tokens of each answer.
+        finite: sequences whose logits all were finite.
+    """
+    if isinstance(finite, Tracer) or np.asarray(finite).all():
+        return
+    row = int(np.asarray(finite).argmin())
+    place = _find(model, inputs, cache, tokens, lengths)
+    raise ValueError(
+        f"the logits of sequence {row} are not finite: {place}. Check the weights, pixel values "
+        "and settings there, or load with dtype=jnp.float32 if they overflow"
+    )
+
+
+def _find(
+    model: Model, inputs: Inputs, cache: KVCache | None, tokens: Array, lengths: Array
+) -> str:
+    if cache is not None:
+        layer = _first_in_cache(cache)
+        if layer is not None:
+            return f"layer {layer} of the given cache holds NaN or infinity"
+    first = first_non_finite(model, inputs)
+    if first is None:
+        first = first_non_finite(model, _whole(inputs, tokens, lengths))
+    if first is None:
+        return (
+            "prompt and answer give finite values without a cache, so the cache's codes or its "
+            "attention make them: quant='none' or another implementation tells which"
+        )
+    return f"the first NaN or infinity is {first}"
+
+
+def first_non_finite(model: Model, inputs: Inputs) -> str | None:
+    """The first place in a forward pass without a cache with a non-finite value, or None."""
+    inputs = dataclasses.replace(inputs, prompt_shape=PromptShape(0, 0, 0, 0))
+    for name, flags in _places(model, inputs):
+        bad = np.flatnonzero(~np.asarray(flags))
+        if len(bad):
+            return name.format(bad[0], len(flags) - 1)
+    return None
+
+
+def _places(model: Model, inputs: Inputs) -> Iterator[tuple[str, Array]]:
+    """Names and whether all values there are finite, in the order in which they are computed."""
+    if inputs.pixel_values is not None:
+        yield "in the pixel values", jnp.isfinite(inputs.pixel_values).all()[None]
+        embedded, layers, features = _vision_flags(model, inputs.pixel_values)
+        yield "in the patch embeddings of the vision tower", embedded[None]
+        yield "the output of vision layer {0} (they count from 0 to {1})", layers
+        yield "the output of the projector", features[None]
+    embedded, layers, logits = _text_flags(model, inputs)
+    yield "in the token embeddings", embedded[None]
+    yield "the output of text layer {0} (they count from 0 to {1})", layers
+    yield "the output of the last norm and the head", logits[None]
+
+
+@jax.jit
+def _vision_flags(model: Model, pixel_values: Array) -> tuple[Array, Array, Array]:
+    module = model.module()
+    config, width = module.vision.config, module.vision.config.width
+    # A tower that gives the states before and behind each of its layers.
+    all_layers = dataclasses.replace(
+        config, feature_layers=tuple(range(config.num_layers + 1)), keep_class_token=True
+    )
+    features = module.image_features(pixel_values)
+    tower: ClipVisionTower = module.vision
+    tower.config = all_layers
+    states = tower(pixel_values)
+    finite = jnp.isfinite(states).reshape(-1, config.num_layers + 1, width).all((0, 2))
+    return finite[0], finite[1:], jnp.isfinite(features).all()
+
+
+@jax.jit
+def _text_flags(model: Model, inputs: Inputs) -> tuple[Array, Array, Array]:
+    module = model.module()
+    config = model.config.text
+    mask_of = prompt_masks(config, inputs.mask, inputs.positions)
+
+    # Padding counts, too: attention multiplies it by 0, which leaves NaN.
+    def finite(x: Float[Array, "B T width"]) -> Bool[Array, ""]:
+        return jnp.isfinite(x).all()
+
+    def attend(layer, query, key, value, carry):
+        scale = config.logits_scale
+        return dense_attention(query, key, value, mask_of(layer), logits_scale=scale), carry, None
+
+    def step(block, layer, x):
+        x, _, _ = block(x, cos, sin, layer, attend, None)
+        return x, finite(x)
+
+    x = module.embed_inputs(inputs)
+    cos, sin = rope(inputs.positions, config.rope, x.dtype)
+    last, layers = scan_layers(module.text.layers, step, x, config.num_layers)
+    return finite(x), layers, finite(module.text.logits(module.text.norm(last)))
+
+
+def _whole(inputs: Inputs, tokens: Array, lengths: Array) -> Inputs:
+    """Prompts with their answers behind them."""
+    emitted = jnp.arange(tokens.shape[1]) < lengths[:, None]
+    mask = jnp.concatenate([inputs.mask, emitted], axis=1)
+    index, valid = compact(mask, mask.shape[1])
+    ids = jnp.take_along_axis(jnp.concatenate([inputs.input_ids, tokens], axis=1), index, axis=1)
+    return dataclasses.replace(inputs, input_ids=jnp.where(valid, ids, 0), mask=valid)
+
+
+def _first_in_cache(cache: KVCache) -> int | None:
+    """The first layer in which a cached key or value is not finite."""
+    for layer in range(cache.text.key.shape[0]):
+        view = cache.layer(layer)
+        arrays = [view.text.key, view.text.value]
+        arrays += [x.dequantize() for bank in view.visual for x in (bank.key, bank.value)]
+        if not all(bool(jnp.isfinite(x).all()) for x in arrays):
+            return layer
+    return None

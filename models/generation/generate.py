@@ -1,0 +1,277 @@
+"""Generation: prefill, then decoding from a cache whose visual tokens are coded."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Literal, TypedDict, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+import pallas_kernels
+from models.calibration.attached import settle_codes
+from models.generation import argument_checks as checks
+from models.generation.decode_loop import DecodeState, decode_loop
+from models.generation.finite_check import refuse_non_finite
+from models.generation.prefill import prefill
+from models.generation.sampling import Sampling
+from models.generation.token_chooser import TokenChooser
+from models.generation.token_history import TokenHistory
+from models.inputs.batch import Inputs
+from models.inputs.split import split_after_images
+from models.model import Model
+from vkq_jax.array_types import Array, Bool, Int32
+from vkq_jax.cache import KVCache
+from vkq_jax.calibrated import CalibratedCodes
+from vkq_jax.calibration import ScoreMap
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.pytree import frozen_pytree
+
+__all__ = ["GenerateOptions", "Generation", "QuantizeAt", "generate", "stream"]
+
+QuantizeAt = Literal["prompt", "image"]
+
+
+@frozen_pytree
+class Generation:
+    """What was generated, and the cache to go on from.
+
+    Attributes:
+        tokens: emitted tokens, stop token included, 0 behind the last one.
+        lengths: emitted tokens of each sequence.
+        cache: holds the prompt and every emitted token: pass it to the next turn.
+        finite: sequences all of whose tokens were chosen from finite logits. Outside jit and vmap
+            they all are, or `generate` raises an error.
+    """
+
+    tokens: Int32[Array, "B max_new_tokens"]
+    lengths: Int32[Array, "B"]
+    cache: KVCache
+    finite: Bool[Array, "B"]
+
+
+def generate(
+    model: Model,
+    inputs: Inputs,
+    *,
+    max_new_tokens: int,
+    quant: str | KVQuantConfig | None = None,
+    sampling: Sampling = Sampling(),
+    key: jax.Array | None = None,
+    stop_tokens: tuple[int, ...] | None = None,
+    quantize_at: QuantizeAt = "prompt",
+    cache: KVCache | None = None,
+    cache_length: int | None = None,
+    implementation: str | None = None,
+    score_map: ScoreMap | None = None,
+    tables: CalibratedCodes | str | os.PathLike[str] | None = None,
+) -> Generation:
+    """Answers prompts: jit-compiled prefill and decode loop, pure, fit for `jax.vmap`.
+
+    Args:
+        model: from `models.load`.
+        inputs: from `models.prepare`.
+        max_new_tokens: most tokens to emit, the stop token counted.
+        quant: preset name or settings of the visual cache; "vkq-1bit" by default, or the given
+            cache's own.
+        sampling: how tokens are chosen; what it leaves open is the checkpoint's own, from its
+            generation_config.json (`model.config.sampling`), as in transformers. Where neither
+            says otherwise decoding is greedy: `Sampling(temperature=0.0)` always is. The tokens
+            that a penalty looks back at are those of this call, not those of earlier turns.
+        key: PRNG key for random draws. Needed where `sampling` asks for them; where only the
+            checkpoint does, a call without a key is greedy, with a warning.
+        stop_tokens: token ids that end a sequence; the checkpoint's own by default, () for none.
+        quantize_at: "prompt" reads the whole prompt in full precision and codes the visual tokens
+            then; "image" codes them once the last image is in, and the rest of the prompt already
+            reads the codes (one image, many questions).
+        cache: of earlier turns (`Generation.cache`); `inputs` then holds the new turn only, and a
+            BOS token that `prepare` put at its start is left out.
+        cache_length: text tokens a sequence can hold, prompts and new tokens of all turns; by
+            default as many as needed.
+        implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
+        score_map: static calibration of visual scores [L, N], from `calibrate_scores`; takes the
+            place of the one that `quant` finds at every step, and takes the same codes as it was
+            calibrated with. By default the given cache's own.
+        tables: presets calibrated for this model, from `calibrate_codes` or a file that
+            `vkq calibrate` wrote; by default those found beside the checkpoint.
+
+    Raises:
+        ValueError: an argument is of a wrong type or out of range, the prompt does not fit
+            `cache_length`, the cache or the score map does not fit the model, or the logits are
+            not finite; the error names the first layer with a non-finite value. Inside jit or vmap
+            nothing is raised for logits: see `Generation.finite`.
+    """
+    max_new_tokens = checks.check_count("max_new_tokens", max_new_tokens)
+    state, emit = _begin(
+        model,
+        inputs,
+        max_new_tokens=max_new_tokens,
+        quant=quant,
+        sampling=sampling,
+        key=key,
+        stop_tokens=stop_tokens,
+        quantize_at=quantize_at,
+        cache=cache,
+        cache_length=cache_length,
+        implementation=implementation,
+        score_map=score_map,
+        tables=tables,
+    )
+    # Nobody else holds the state that prefill left. `stream` shows its states, and keeps them.
+    tokens, lengths, state = emit(state, steps=max_new_tokens, consume=True)
+    generation = Generation(tokens, lengths, state.cache, state.finite)
+    refuse_non_finite(model, inputs, cache, tokens, lengths, generation.finite)
+    return generation
+
+
+class GenerateOptions(TypedDict, total=False):
+    """The optional arguments of `generate`."""
+
+    quant: str | KVQuantConfig | None
+    sampling: Sampling
+    key: jax.Array | None
+    stop_tokens: tuple[int, ...] | None
+    quantize_at: QuantizeAt
+    cache: KVCache | None
+    cache_length: int | None
+    implementation: str | None
+    score_map: ScoreMap | None
+    tables: CalibratedCodes | str | os.PathLike[str] | None
+
+
+def stream(
+    model: Model,
+    inputs: Inputs,
+    *,
+    max_new_tokens: int,
+    chunk: int = 4,
+    **options: Unpack[GenerateOptions],
+) -> Iterator[Generation]:
+    """`generate` for people who watch: yields the answer so far after every `chunk` tokens.
+
+    The last one yielded is what `generate` returns for the same arguments; errors are the same
+    too, those of arguments when the first answer is asked for. Not for use inside jit.
+    """
+    chunk = checks.check_count("chunk", chunk)
+    max_new_tokens = checks.check_count("max_new_tokens", max_new_tokens)
+    state, emit = _begin(model, inputs, max_new_tokens=max_new_tokens, **options)
+    batch = inputs.input_ids.shape[0]
+    tokens, lengths = np.zeros((batch, max_new_tokens), np.int32), np.zeros(batch, np.int32)
+    for start in range(0, max_new_tokens, chunk):
+        room = min(chunk, max_new_tokens - start)
+        new, count, state = emit(state, room, steps=chunk)
+        tokens[:, start : start + room] = new[:, :room]
+        lengths += np.asarray(count)
+        so_far = jnp.asarray(tokens), jnp.asarray(lengths)
+        refuse_non_finite(model, inputs, options.get("cache"), *so_far, state.finite)
+        yield Generation(*so_far, state.cache, state.finite)
+        if bool(state.done.all()):
+            return
+
+
+def _begin(
+    model: Model,
+    inputs: Inputs,
+    *,
+    max_new_tokens: int,
+    quant: str | KVQuantConfig | None = None,
+    sampling: Sampling = Sampling(),
+    key: jax.Array | None = None,
+    stop_tokens: tuple[int, ...] | None = None,
+    quantize_at: QuantizeAt = "prompt",
+    cache: KVCache | None = None,
+    cache_length: int | None = None,
+    implementation: str | None = None,
+    score_map: ScoreMap | None = None,
+    tables: CalibratedCodes | str | os.PathLike[str] | None = None,
+) -> tuple[DecodeState, Callable[..., tuple[Array, Array, DecodeState]]]:
+    """Checks the arguments, prefills, and binds those of `decode_loop` that stay the same."""
+    checks.check_type("model", model, Model, hint="models.load")
+    checks.check_type("inputs", inputs, Inputs, hint="models.prepare")
+    checks.check_choice("quantize_at", quantize_at, QuantizeAt)
+    checks.check_key(key)
+    checks.check_cache(model, inputs, cache)
+    if cache_length is not None:
+        cache_length = checks.check_count("cache_length", cache_length)
+    stops = checks.check_stop_tokens(model, stop_tokens)
+    sampling = checks.settle_sampling(model, sampling, key)
+    chooser = TokenChooser.create(sampling, stops)
+    if cache is not None and chooser.looks_back:
+        warnings.warn(
+            f"{', '.join(chooser.looks_back)}: only the tokens of this turn count, a cache holds "
+            "no token ids of earlier ones",
+            stacklevel=3,
+        )
+    pallas_kernels.choose_implementation(implementation)
+    settings, own_tables = settle_codes(model, quant, tables, cache)
+    if cache is not None:
+        inputs = inputs.continuing()
+    if score_map is not None:
+        checks.check_type("score_map", score_map, ScoreMap, hint="models.calibrate_scores")
+        _check_score_map(model, score_map)
+        score_map.check_codes(settings)
+    run = partial(
+        prefill,
+        quant=settings,
+        cache_length=_settle_length(inputs, cache, cache_length, max_new_tokens),
+        implementation=implementation,
+        score_map=score_map,
+        tables=own_tables,
+    )
+    if quantize_at == "prompt" or not inputs.prompt_shape.visual:
+        logits, filled = run(model, inputs, cache)
+    else:
+        images, question = split_after_images(inputs)
+        logits, filled = run(model, images, cache)
+        if inputs.prompt_shape.suffix:
+            after, filled = run(model, question, filled)
+            # A prompt that ends with its image has nothing in the second piece.
+            logits = jnp.where(question.mask.any(-1)[:, None], after, logits)
+    emit = partial(
+        decode_loop,
+        model,
+        sampling=sampling,
+        stop_tokens=stops,
+        implementation=implementation,
+    )
+    history = TokenHistory.of_prompts(inputs, max_new_tokens) if chooser.needs_history else None
+    draws = None if sampling.greedy else key
+    return DecodeState.start(logits, filled, draws, history), emit
+
+
+def _check_score_map(model: Model, score_map: ScoreMap) -> None:
+    text = model.config.text
+    expected = (text.num_layers, text.num_heads)
+    for name in ("slope", "shift"):
+        shape = getattr(score_map, name).shape
+        if shape != expected:
+            raise ValueError(
+                f"score_map.{name}: expected [layers, query heads] = {list(expected)} for this "
+                f"model, got {list(shape)}"
+            )
+
+
+def _settle_length(
+    inputs: Inputs, cache: KVCache | None, cache_length: int | None, max_new_tokens: int
+) -> int:
+    filled = 0 if cache is None else _longest_text(cache)
+    text = inputs.prompt_shape.text
+    needed = filled + text + max_new_tokens
+    if cache_length is None:
+        return max(needed, 0 if cache is None else cache.text.cache_length)
+    if cache_length < needed:
+        raise ValueError(
+            f"the prompt is longer than the cache: {text} text tokens and {max_new_tokens} new "
+            f"ones behind {filled} need cache_length={needed}, got {cache_length}"
+        )
+    return cache_length
+
+
+def _longest_text(cache: KVCache) -> int:
+    """Text tokens of the longest sequence; the whole capacity where lengths are traced."""
+    if isinstance(cache.text.length, Tracer):
+        return cache.text.cache_length
+    return int(cache.text.length.max())

@@ -1,0 +1,152 @@
+"""Prefill: a prompt through the model, each layer's visual keys and values coded on the way.
+
+Prompt positions attend to each other in full precision. A layer's visual keys and values are coded
+inside the layer loop, so that no more than one layer's full-precision visual cache ever exists.
+With a cache from earlier turns the prompt also attends to that, coded as it is.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+import pallas_kernels
+from models.inputs.batch import Inputs
+from models.layers.attention import dense_attention
+from models.model import Model
+from models.text.masks import cache_starts, prompt_masks
+from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.attention import attend_dense, merge
+from vkq_jax.cache import KVCache, VisualBank, take_layer
+from vkq_jax.cache_updates import grow
+from vkq_jax.calibration import ScoreMap
+from vkq_jax.code_tables import CodeTables
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.visual import compact
+
+__all__ = ["new_cache", "prefill"]
+
+
+@partial(jax.jit, static_argnames=("quant", "cache_length", "implementation"))
+def prefill(
+    model: Model,
+    inputs: Inputs,
+    cache: KVCache | None = None,
+    *,
+    quant: KVQuantConfig,
+    cache_length: int,
+    implementation: str | None = None,
+    score_map: ScoreMap | None = None,
+    tables: CodeTables | None = None,
+) -> tuple[Float[Array, "B vocab"], KVCache]:
+    """Runs a prompt, behind what `cache` holds if one is given.
+
+    Args:
+        model: weights and configuration.
+        inputs: prompt tokens and images.
+        cache: that of earlier turns, made with the same `quant`; None starts a conversation.
+        quant: how the visual tokens are coded.
+        cache_length: text tokens a sequence of the new cache can hold; those of this prompt must
+            fit behind those of `cache`, as must the ones that will be generated.
+        implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
+        score_map: static score calibration of the new cache; that of `cache` by default.
+        tables: offline tables of the codes; those of `cache` by default.
+
+    Returns:
+        Logits of the token after each sequence's last one, float32, and the new cache.
+    """
+    module = model.module()
+    past = cache
+    if cache is None:
+        cache = new_cache(model, inputs.mask.shape[0], quant=quant, cache_length=cache_length)
+    elif cache.quant != quant:
+        raise ValueError(f"the cache was made with {cache.quant}, not with {quant}")
+    else:
+        cache = grow(cache, cache_length)
+    if score_map is not None:
+        cache = dataclasses.replace(cache, score_map=score_map)
+    if tables is not None:
+        cache = dataclasses.replace(cache, tables=tables)
+    scale = model.config.text.logits_scale
+    is_visual = inputs.visual_mask & inputs.mask
+    is_text = inputs.mask & ~is_visual
+    index, taken = compact(is_visual, inputs.prompt_shape.visual)
+    positions = inputs.positions + cache.position[:, None]
+    mask_of = prompt_masks(model.config.text, inputs.mask, positions)
+    starts_of = cache_starts(model.config.text, cache, positions)
+    # Attention's kernel covers more codes than the one that codes: asked for, it asks for no other.
+    coding = None if implementation == "mosaic_gpu" else implementation
+    past_text = jnp.broadcast_to(cache.text.length[:, None], inputs.mask.shape)
+
+    def attend(layer, query, key, value, text):
+        if past is not None:
+            earlier = pallas_kernels.attend_layer(
+                query,
+                dataclasses.replace(cache, text=text),
+                layer,
+                implementation=implementation,
+                visible_text=past_text,
+                starts=starts_of(layer),
+                logits_scale=scale,
+            )
+            fresh = attend_dense(query, key, value, mask_of(layer), logits_scale=scale)
+            attended = merge(earlier, fresh)
+            output, guarded = attended.output.astype(query.dtype), attended.guarded
+        else:
+            output = dense_attention(query, key, value, mask_of(layer), logits_scale=scale)
+            guarded = jnp.zeros_like(cache.guarded)
+        bank = None
+        if inputs.prompt_shape.visual:
+            bank = pallas_kernels.quantize_bank(
+                key,
+                value,
+                index,
+                taken,
+                cache.quant,
+                tables=take_layer(cache.tables, layer),
+                implementation=coding,
+            )
+            # Codes first, then the next layer: or XLA may put off coding and keep the values.
+            coded = (bank.key, bank.value, bank.class_map)
+            output, bank = jax.lax.optimization_barrier((output, coded))
+        return output, text.write(layer, key, value, is_text), (bank, guarded)
+
+    hidden, text, (bank, guarded) = module.text(
+        module.embed_inputs(inputs), positions, attend, cache.text
+    )
+    banks = cache.visual
+    if bank is not None:
+        length = taken.sum(-1, dtype=jnp.int32)
+        position = jnp.take_along_axis(positions, index, axis=1) if cache.keeps_positions else None
+        key, value, class_map = bank
+        banks = (*banks, VisualBank(key, value, length, position, class_map))
+    new = dataclasses.replace(
+        cache,
+        visual=banks,
+        text=text.advance(is_text, positions),
+        position=cache.position + inputs.mask.sum(-1, dtype=jnp.int32),
+        guarded=cache.guarded + guarded.sum(0),
+    )
+    return module.text.logits(_last(hidden, inputs.mask)), new
+
+
+def new_cache(model: Model, batch: int, *, quant: KVQuantConfig, cache_length: int) -> KVCache:
+    """An empty cache of the shape that `model` fills, in the dtype it computes in."""
+    text = model.config.text
+    return KVCache.init(
+        num_layers=text.num_layers,
+        batch=batch,
+        num_kv_heads=text.num_kv_heads,
+        head_dim=text.head_dim,
+        cache_length=cache_length,
+        quant=quant,
+        dtype=model.module().text.dtype,
+        keep_positions=text.sliding_window is not None,
+    )
+
+
+def _last(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
+    """The hidden state of each sequence's last real token."""
+    index = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    return jnp.take_along_axis(hidden, index[:, None, None], axis=1)[:, 0]

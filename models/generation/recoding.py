@@ -1,0 +1,48 @@
+"""One full-precision cache, coded with any preset: what makes comparing many presets cheap.
+
+While a prompt is read its positions attend in full precision, whatever its cache is coded with
+then. So the pictures are read once, with `none`, and every preset codes those keys and values.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+import pallas_kernels
+from vkq_jax.cache import KVCache, VisualBank
+from vkq_jax.code_tables import CodeTables
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.dense import DenseTensor
+from vkq_jax.presets import presets
+
+__all__ = ["FULL_PRECISION", "recode"]
+
+FULL_PRECISION = presets["none"]
+
+
+def recode(cache: KVCache, quant: KVQuantConfig, tables: CodeTables | None = None) -> KVCache:
+    """The cache of prompts that were read with `none`, its visual tokens coded with `quant`.
+
+    What `models.generation.prefill` makes of the same prompts with `quant`.
+    """
+    banks = tuple(_code_bank(bank, quant, tables) for bank in cache.visual)
+    return dataclasses.replace(cache, visual=banks, quant=quant, tables=tables)
+
+
+def _code_bank(bank: VisualBank, quant: KVQuantConfig, tables: CodeTables | None) -> VisualBank:
+    assert isinstance(bank.key, DenseTensor)
+    assert isinstance(bank.value, DenseTensor)
+    slots = jnp.arange(bank.key.values.shape[-2], dtype=jnp.int32)
+    taken = slots[None] < bank.length[:, None]
+    index = jnp.where(taken, slots[None], 0)
+
+    def code_layer(layer):
+        *pair, own = layer
+        key, value = (x.transpose(0, 2, 1, 3) for x in pair)  # [B, V, K, H]
+        coded = pallas_kernels.quantize_bank(key, value, index, taken, quant, tables=own)
+        return coded.key, coded.value, coded.class_map
+
+    layers = (bank.key.values, bank.value.values, tables)
+    key, value, class_map = jax.lax.map(code_layer, layers)
+    return dataclasses.replace(bank, key=key, value=value, class_map=class_map)

@@ -1,0 +1,189 @@
+"""The model's side of an evaluation: compiled functions over one batch of rows.
+
+Several rows may ask about one picture: it is read once, in full precision, for all of them and for
+all presets. A preset then codes that cache and reads the question (or, with `quantize_at="prompt"`,
+codes the cache once the question is read), and is measured on full precision's own answer.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from models.generation.decode_loop import decode_step
+from models.generation.generate import QuantizeAt
+from models.generation.prefill import prefill
+from models.generation.recoding import FULL_PRECISION, recode
+from models.inputs.batch import Inputs
+from models.model import Model
+from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.cache import NOTHING_FIXED, KVCache
+from vkq_jax.cache_updates import take_sequences
+from vkq_jax.code_tables import CodeTables
+from vkq_jax.config import KVQuantConfig
+
+__all__ = [
+    "Answered",
+    "Comparison",
+    "Prompted",
+    "Reading",
+    "compare",
+    "follow",
+    "read",
+    "read_coded",
+    "read_question",
+]
+
+
+class Prompted(NamedTuple):
+    """Prompts that have been read: logits [B, vocab] of the next token, and their cache."""
+
+    logits: Array
+    cache: KVCache
+
+
+class Reading(NamedTuple):
+    """A batch read in full precision.
+
+    Attributes:
+        pictures: P prompts, up to their last image token. question: what follows, Q rows.
+        owner: int32 [Q], which of the P pictures each row asks about.
+        prompted: the Q rows, read to their ends.
+    """
+
+    pictures: KVCache
+    question: Inputs
+    owner: Array
+    prompted: Prompted
+
+
+class Answered(NamedTuple):
+    """Answers and what the model thought on the way.
+
+    Attributes:
+        tokens: the answers, 0 behind their ends. lengths: their tokens, stop token included.
+        kept: log-probabilities of the next token before each of them; what stands behind an
+            answer's end means nothing.
+    """
+
+    tokens: Int32[Array, "B steps"]
+    lengths: Int32[Array, "B"]
+    kept: Float[Array, "B steps vocab"]
+
+
+class Comparison(NamedTuple):
+    """A preset's next-token distributions along full precision's answers.
+
+    Attributes:
+        kl: KL(full precision || preset) summed over each answer's positions, nats.
+        first_difference: first position whose most likely token differs; the answer's length where
+            there is none.
+        log_likelihood: of the answer, nats.
+    """
+
+    kl: Float[Array, "B"]
+    first_difference: Int32[Array, "B"]
+    log_likelihood: Float[Array, "B"]
+
+
+@partial(jax.jit, static_argnames="cache_length")
+def read(
+    model: Model, pictures: Inputs, question: Inputs, owner: Int32[Array, "B"], *, cache_length: int
+) -> Reading:
+    """Reads P pictures and Q questions about them in full precision."""
+    _, cache = prefill(model, pictures, quant=FULL_PRECISION, cache_length=cache_length)
+    expanded = take_sequences(cache, owner)
+    return Reading(cache, question, owner, read_question(model, question, expanded))
+
+
+@partial(jax.jit, static_argnames=("quant", "quantize_at"))
+def read_coded(
+    model: Model,
+    reading: Reading,
+    tables: CodeTables | None = None,
+    *,
+    quant: KVQuantConfig,
+    quantize_at: QuantizeAt,
+) -> Prompted:
+    """The rows of `reading` as `quant` has them, with its tables, when the answer begins."""
+    if quantize_at == "prompt":
+        return Prompted(reading.prompted.logits, recode(reading.prompted.cache, quant, tables))
+    cache = take_sequences(recode(reading.pictures, quant, tables), reading.owner)
+    return read_question(model, reading.question, cache)
+
+
+def read_question(model: Model, question: Inputs, cache: KVCache) -> Prompted:
+    """Reads what follows the pictures that a cache holds, with the codes of that cache."""
+    logits, cache = prefill(
+        model, question, cache, quant=cache.quant, cache_length=cache.text.cache_length
+    )
+    return Prompted(logits, cache)
+
+
+@partial(jax.jit, static_argnames="steps")
+def follow(
+    model: Model,
+    prompted: Prompted,
+    limit: int,
+    along: tuple[Int32[Array, "B steps"], Int32[Array, "B"]] | None = None,
+    *,
+    steps: int,
+) -> Answered:
+    """Goes on from the prompts, greedily or along given answers, and keeps the distributions.
+
+    Args:
+        model: weights and configuration.
+        prompted: where the answers begin.
+        limit: most tokens of a greedy answer, at most `steps`.
+        along: tokens and lengths of answers to be fed instead (teacher forcing).
+        steps: size of the buffers.
+    """
+    fixed = prompted.cache.fixed()  # beside the carry: the loop does not change it
+    stops = jnp.asarray(model.config.eos_token_ids, jnp.int32)
+    batch, vocab = prompted.logits.shape
+
+    def unfinished(carry):
+        place, active, *_ = carry
+        return active.any() & (place < limit)
+
+    def step(carry):
+        place, active, logits, cache, tokens, lengths, kept = carry
+        kept = kept.at[:, place].set(jax.nn.log_softmax(logits.astype(jnp.float32)))
+        if along is None:
+            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            going_on = active & ~(token[:, None] == stops[None]).any(-1)
+        else:
+            token = along[0][:, place]
+            going_on = place + 1 < along[1]
+        tokens = tokens.at[:, place].set(jnp.where(active, token, 0))
+        logits, cache = decode_step(model, token, cache.with_fixed(fixed), active)
+        cache = cache.with_fixed(NOTHING_FIXED)
+        return place + 1, going_on, logits, cache, tokens, lengths + active, kept
+
+    start = (
+        jnp.int32(0),
+        jnp.ones(batch, bool) if along is None else along[1] > 0,
+        prompted.logits,
+        prompted.cache.with_fixed(NOTHING_FIXED),
+        jnp.zeros((batch, steps), jnp.int32),
+        jnp.zeros(batch, jnp.int32),
+        jnp.zeros((batch, steps, vocab), jnp.float32),
+    )
+    *_, tokens, lengths, kept = jax.lax.while_loop(unfinished, step, start)
+    return Answered(tokens, lengths, kept)
+
+
+@jax.jit
+def compare(exact: Answered, coded: Answered) -> Comparison:
+    """Compares full precision's answers with a preset that followed them."""
+    steps = jnp.arange(exact.tokens.shape[1], dtype=jnp.int32)
+    within = steps[None] < exact.lengths[:, None]
+    kl = (jnp.exp(exact.kept) * (exact.kept - coded.kept)).sum(-1)
+    kl = jnp.maximum(kl, 0.0)  # rounding can bring it just below
+    differs = (exact.kept.argmax(-1) != coded.kept.argmax(-1)) & within
+    first = jnp.where(differs, steps[None], exact.lengths[:, None]).min(-1)
+    chosen = jnp.take_along_axis(coded.kept, exact.tokens[..., None], axis=-1)[..., 0]
+    return Comparison(
+        jnp.where(within, kl, 0.0).sum(-1), first, jnp.where(within, chosen, 0.0).sum(-1)
+    )

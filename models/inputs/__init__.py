@@ -1,0 +1,1 @@
+"""Prompts and pictures, from text and files to checked arrays."""

@@ -1,0 +1,78 @@
+"""Pictures from wherever they come: files, PIL images, NumPy arrays."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from models.checkpoints.foreign_errors import named
+from models.inputs.rgb import to_rgb
+from models.messages import show, show_path
+
+__all__ = ["Picture", "Pictures", "group_by_prompt", "read_picture"]
+
+type Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+"""A file's path, a PIL image, or uint8 pixels [height, width] or [height, width, 1, 3 or 4]."""
+
+type Pictures = Picture | Sequence[Picture | Sequence[Picture] | None] | None
+"""One picture, or one entry for each prompt: a picture, several, or None."""
+
+
+def group_by_prompt(images: Pictures, prompts: list[str], *, single: bool) -> list[list[Picture]]:
+    """The pictures of each prompt.
+
+    Args:
+        images: as given by the caller.
+        prompts: all prompts.
+        single: whether the caller gave one prompt and not a list; `images` may then list the
+            pictures of that prompt.
+    """
+    entries: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
+    if images is None:
+        return [[] for _ in prompts]
+    if single and not any(isinstance(entry, (list, tuple)) for entry in entries):
+        entries = [entries]
+    if len(entries) != len(prompts):
+        raise ValueError(
+            f"images: expected one entry for each of {len(prompts)} prompts, got {len(entries)}"
+        )
+    groups = ([] if entry is None else entry for entry in entries)
+    return [list(group) if isinstance(group, (list, tuple)) else [group] for group in groups]
+
+
+def read_picture(picture: Picture) -> Image.Image:
+    """The picture upright, in 8-bit RGB, transparent parts on white; see `models.inputs.rgb`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a picture, a broken one, or one without pixels.
+    """
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture)
+    if isinstance(picture, Image.Image):
+        with named(f"cannot read a PIL image of mode {picture.mode}"):
+            return to_rgb(picture)
+    if not isinstance(picture, (str, os.PathLike)):
+        raise ValueError(
+            f"image: expected a path, a PIL image or a NumPy array, got {show(picture)}"
+        )
+    file = os.fsdecode(picture)
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"image file {show_path(file)} does not exist")
+    with named(f"cannot read image {show_path(file)}"), Image.open(file) as image:
+        return to_rgb(image)
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if pixels.dtype != np.uint8 or pixels.ndim < 2 or pixels.shape[2:] not in ((), (3,), (4,)):
+        raise ValueError(
+            "image: expected uint8 [height, width] or [height, width, 1, 3 or 4], "
+            f"got {pixels.dtype} {pixels.shape}"
+        )
+    if not pixels.size:
+        raise ValueError(f"image: expected an array with pixels, got shape {pixels.shape}")
+    return to_rgb(Image.fromarray(pixels))

@@ -1,0 +1,187 @@
+"""Prompts and pictures to `Inputs`."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from models.checkpoints.foreign_errors import named
+from models.families.llava.config import LlavaConfig
+from models.inputs.batch import Inputs, to_numpy
+from models.inputs.image_settings import check_resized
+from models.inputs.images import Pictures, group_by_prompt, read_picture
+from models.inputs.processor import processor_of
+from models.messages import show, some
+from models.model import Model
+
+__all__ = ["prepare"]
+
+_PROCESSOR_OUTPUT = ("input_ids", "attention_mask", "pixel_values")
+# Other outputs of transformers' processors that say nothing which the ids do not say.
+_REDUNDANT_OUTPUT = ("token_type_ids", "mm_token_type_ids", "special_tokens_mask")
+
+
+def prepare(
+    model: Model,
+    *,
+    prompts: str | Sequence[str] | None = None,
+    images: Pictures = None,
+    later_turn: bool = False,
+    **processor_output: Any,
+) -> Inputs:
+    """A batch of inputs from prompts and pictures, or from what a processor made of them.
+
+    The ids are those of Hugging Face's processor: special tokens (BOS) are added to a prompt unless
+    it is written with one. A prompt that goes on from a cache needs none in its middle, and
+    `generate(..., cache=...)` leaves out a BOS that starts it.
+
+    Args:
+        model: from `models.load`; its folder holds the processor.
+        prompts: one prompt or several, as the model wants them, with one `<image>` for each
+            picture.
+        images: a path, PIL image or uint8 array; one such entry, or a list of them, or None, for
+            each prompt. With one prompt, the list of its pictures.
+        later_turn: the prompts follow finished answers, as `chat_prompt(..., later_turn=True)`
+            writes them: tokens are those of the text alone, as they are behind an answer.
+        **processor_output: instead of the above, `input_ids`, `attention_mask` and
+            `pixel_values` of any processor, NumPy or PyTorch; the one image token of a legacy
+            processor becomes as many as an image has features. `token_type_ids`,
+            `mm_token_type_ids` and `special_tokens_mask` are accepted and say nothing new. The ids
+            are taken as they are: those of a later turn should not start with BOS.
+
+    Raises:
+        FileNotFoundError: an image file, or the processor's files, do not exist.
+        ValueError: an unreadable image, or one that would be resized to more than 64 million
+            pixels; pictures that do not match the prompts' image tokens; an empty prompt; broken
+            processor files; or arrays that `Inputs.from_arrays` refuses.
+    """
+    if processor_output:
+        if prompts is not None or images is not None or later_turn:
+            raise ValueError("give prompts and images, or a processor's output, not both")
+        return _from_processor_output(model.config, processor_output)
+    if prompts is None:
+        raise ValueError("prepare needs prompts, or a processor's output")
+    return _process(model, prompts, images, later_turn)
+
+
+def _from_processor_output(config: LlavaConfig, output: dict[str, Any]) -> Inputs:
+    unknown = sorted(set(output) - {*_PROCESSOR_OUTPUT, *_REDUNDANT_OUTPUT})
+    if unknown:
+        raise ValueError(
+            f"processor output: expected {', '.join(_PROCESSOR_OUTPUT)}, got also {some(unknown)}, "
+            "which this model does not take"
+        )
+    if "input_ids" not in output:
+        raise ValueError(f"processor output: expected input_ids, got {some(sorted(output))}")
+    arrays = {
+        name: to_numpy(name, output[name])
+        for name in _PROCESSOR_OUTPUT
+        if output.get(name) is not None
+    }
+    return Inputs.from_arrays(config, *_expand(config, **arrays))
+
+
+def _process(
+    model: Model, prompts: str | Sequence[str], images: Pictures, later_turn: bool
+) -> Inputs:
+    texts = [prompts] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else prompts
+    texts = list(texts)
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"empty prompt: expected text, got {show(prompts)}")
+    groups = group_by_prompt(images, texts, single=isinstance(prompts, str))
+    processor = processor_of(model)
+    for row, (text, group) in enumerate(zip(texts, groups, strict=True)):
+        marks = text.count(processor.image_token)
+        if marks != len(group):
+            raise ValueError(
+                f"prompt {row} has {len(group)} images and {marks} image tokens "
+                f"({processor.image_token}): {_describe(marks, len(group))}"
+            )
+    tokenizer = processor.tokenizer
+    rows, pixel_values = [], []
+    for row, (text, group) in enumerate(zip(texts, groups, strict=True)):
+        pictures = [read_picture(picture) for picture in group]
+        for picture in pictures:
+            check_resized(processor.image_processor, picture)
+        with named(f"the checkpoint's processor fails on prompt {row} or its pictures"):
+            ids, pixels = _process_one(processor, text, pictures, later_turn)
+        rows.append(ids)
+        pixel_values += pixels
+    width = max(map(len, rows))
+    at_back = tokenizer.padding_side == "right"
+    return Inputs.from_arrays(
+        model.config,
+        np.stack([_pad(row, width, at_back, _pad_token(model.config, tokenizer)) for row in rows]),
+        np.stack([_pad(np.ones_like(row), width, at_back) for row in rows]),
+        pixel_values or None,
+        bos_token_id=None if later_turn else tokenizer.bos_token_id,
+    )
+
+
+def _process_one(
+    processor: Any, text: str, pictures: list[Any], later_turn: bool
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Token ids of one prompt without padding, and its preprocessed pictures."""
+    tokenizer = processor.tokenizer
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token if later_turn else None
+    # Tokenizers treat a text's beginning in their own way. A later turn lies behind an answer,
+    # and so behind the token that ends it.
+    written = (eos or "") + text
+    add_special_tokens = not (later_turn or (bos and text.startswith(bos)))
+    output = processor(
+        text=[written], images=pictures or None, add_special_tokens=add_special_tokens
+    )
+    ids = np.asarray(output["input_ids"][0], np.int64)
+    if eos:
+        if ids[:1] != tokenizer.eos_token_id:
+            raise ValueError(f"expected the EOS token {show(eos)} to be one token")
+        ids = ids[1:]
+    if not ids.size:
+        raise ValueError("no token comes of the text")
+    return ids, list(output["pixel_values"]) if pictures else []
+
+
+def _pad_token(config: LlavaConfig, tokenizer: Any) -> int:
+    """The tokenizer's own, if the model has it; else any will do, since the mask hides it."""
+    own = tokenizer.pad_token_id
+    if own is not None and own < config.text.vocab_size and own != config.image_token_id:
+        return own
+    return int(config.image_token_id == 0)
+
+
+def _describe(marks: int, images: int) -> str:
+    if images == 0:
+        return "image tokens without an image"
+    if marks == 0:
+        return "no image token for an image"
+    return "more images than tokens" if images > marks else "more tokens than images"
+
+
+def _expand(
+    config: LlavaConfig,
+    input_ids: np.ndarray,
+    attention_mask: np.ndarray | None = None,
+    pixel_values: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Repeats image tokens where a processor left one for each image."""
+    images = len(pixel_values) if pixel_values is not None and pixel_values.ndim else 0
+    visual = input_ids == config.image_token_id
+    mask = np.ones_like(input_ids) if attention_mask is None else attention_mask
+    one_each = images > 0 and visual.sum() == images
+    if input_ids.ndim != 2 or mask.shape != input_ids.shape or not one_each:
+        return input_ids, attention_mask, pixel_values
+    repeats = np.where(visual, config.vision.num_features, 1)
+    width = int(repeats.sum(-1).max())
+    # Rows grow by different amounts; what is short is padded at the front, where generation
+    # expects it, or at the back, if that is where this processor pads.
+    at_back = bool((mask[:, 0] == 1).all() and not mask.all())
+    rows = [
+        tuple(_pad(np.repeat(row, times), width, at_back) for row in pair)
+        for *pair, times in zip(input_ids, mask, repeats, strict=True)
+    ]
+    return np.stack([row for row, _ in rows]), np.stack([row for _, row in rows]), pixel_values
+
+
+def _pad(row: np.ndarray, width: int, at_back: bool, value: int = 0) -> np.ndarray:
+    missing = width - len(row)
+    return np.pad(row, (0, missing) if at_back else (missing, 0), constant_values=value)
