@@ -24,11 +24,11 @@ from models.checkpoints.weights import (
     read_weights,
     to_stored,
 )
-from models.families.llava import weights as llava_weights
-from models.families.llava.config import LlavaConfig
-from models.families.llava.model import LlavaModel
+from models.families.base import ModelConfig
+from models.families.registry import MODEL_TYPES, family_of
 from models.generation.generation_config import read_sampling
 from models.layers.layer_scan import put_together
+from models.layers.linear import Maker
 from models.messages import LONGEST, show, show_path, some
 from models.model import Model
 from vkq_jax.whole_file import whole_file
@@ -65,27 +65,23 @@ def load(
         raise ValueError(f"layers_apart: expected True, False or None, got {show(layers_apart)}")
     folder = _find_folder(path)
     config = _read_config(folder)
+    family = family_of(config.model_type)
     with Checkpoint(folder) as checkpoint:
-        keys = {llava_weights.canonical(key): key for key in checkpoint.tensors}
-        if problems := check_sizes(llava_weights.sizes(config), keys, checkpoint):
+        names = family.weights(config)
+        keys = {names.canonical(key): key for key in checkpoint.tensors}
+        if problems := check_sizes(names.sizes, keys, checkpoint):
             raise _misfit(folder, "config.json does not fit the weights", problems, checkpoint)
-        if config.text.tied_head and not _is_tied(checkpoint, keys):
+        if config.text.tie_word_embeddings and not _is_tied(checkpoint, keys):
             config = dataclasses.replace(
-                config, text=dataclasses.replace(config.text, tied_head=False)
+                config, text=dataclasses.replace(config.text, tie_word_embeddings=False)
             )
-        module = nnx.eval_shape(lambda: LlavaModel(config, rngs=nnx.Rngs(0), dtype=dtype))
+            names = family.weights(config)
+        module = nnx.eval_shape(lambda: family.build(config, Maker.create(nnx.Rngs(0), dtype)))
         graphdef, params = nnx.split(module)
-        problems = check_weights(
-            params,
-            llava_weights.source,
-            keys,
-            checkpoint,
-            lambda name: llava_weights.is_unused(name, config),
-        )
-        if problems:
+        if problems := check_weights(params, names.source, keys, checkpoint, names.is_unused):
             raise _misfit(folder, "weights do not fit config.json", problems, checkpoint)
         with errors_of(folder):
-            params = read_weights(params, llava_weights.source, keys, checkpoint)
+            params = read_weights(params, names.source, keys, checkpoint)
     # Absolute, for the processor is read later, perhaps from another working directory.
     model = Model(params=params, graphdef=graphdef, config=config, source=str(folder.absolute()))
     apart = jax.default_backend() == "gpu" if layers_apart is None else layers_apart
@@ -94,7 +90,7 @@ def load(
     return attach_tables(model, tables) if tables.is_file() else model
 
 
-def read_config(path: str | os.PathLike[str]) -> LlavaConfig:
+def read_config(path: str | os.PathLike[str]) -> ModelConfig:
     """The architecture's settings in a checkpoint folder, or of "tiny", without the weights.
 
     Raises:
@@ -112,8 +108,9 @@ def save_weights(model: Model, folder: str | os.PathLike[str]) -> None:
     use are not written. A missing folder is made; the file appears whole or not at all.
     """
     file = Path(_check_path(folder)) / "model.safetensors"
-    stored = to_stored(put_together(model.params), llava_weights.source)
-    tensors = {llava_weights.published(name): tensor for name, tensor in stored.items()}
+    names = family_of(model.config.model_type).weights(model.config)
+    stored = to_stored(put_together(model.params), names.source)
+    tensors = {names.to_published(name): tensor for name, tensor in stored.items()}
     with whole_file(file) as part:
         save_file(tensors, part, metadata={"format": "pt"})
 
@@ -163,20 +160,20 @@ def _find_folder(path: str | os.PathLike[str]) -> Path:
     raise FileNotFoundError(f"checkpoint folder {show_path(folder)} does not exist; {hint}")
 
 
-def _read_config(folder: Path) -> LlavaConfig:
+def _read_config(folder: Path) -> ModelConfig:
     file = folder / "config.json"
     if not file.is_file() and (known := recognise_files(folder)):
         raise FileNotFoundError(f"{show_path(file)} is missing: the folder {known}")
     content = read_json(file)
-    family = content.get("model_type")
-    if family != "llava":
-        hint = recognise_model_type(family)
+    model_type = content.get("model_type")
+    if model_type not in MODEL_TYPES:
+        hint = recognise_model_type(model_type)
         raise NotImplementedError(
-            f"{show_path(file)}: model_type={show(family)}; supported: 'llava'"
-            + (f"; this is {hint}" if hint else "")
+            f"{show_path(file)}: model_type={show(model_type)}; supported: "
+            f"{', '.join(map(repr, MODEL_TYPES))}" + (f"; this is {hint}" if hint else "")
         )
     with errors_of(file):
-        config = LlavaConfig.from_hf(content)
+        config = family_of(model_type).read_config(content)
     generation = folder / "generation_config.json"
     if generation.is_file():
         with errors_of(generation):
@@ -210,7 +207,7 @@ def _misfit(
 
 def _is_tied(checkpoint: Checkpoint, keys: dict[str, str]) -> bool:
     """Whether the head is absent or the same as the embedding; files may hold another one."""
-    head, table = keys.get("head.weight"), keys.get("text.embed_tokens.weight")
+    head, table = keys.get("text.lm_head.weight"), keys.get("text.embed_tokens.weight")
     if head is None or table is None:
         return True
     (shape, dtype), (other, _) = (

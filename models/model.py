@@ -8,8 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from models.families.llava.config import LlavaConfig
-from models.families.llava.model import LlavaModel
+from models.families.base import ModelConfig, MultimodalModel
 from models.layers.layer_scan import Apart, take_apart
 from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.pytree import frozen_pytree, static_field
@@ -42,13 +41,13 @@ class Model:
     """
 
     params: Any
-    graphdef: nnx.GraphDef[LlavaModel] = static_field()
-    config: LlavaConfig = static_field()
+    graphdef: nnx.GraphDef[MultimodalModel] = static_field()
+    config: ModelConfig = static_field()
     source: str | None = static_field(default=None)
     calibrated: AttachedCodes | None = static_field(default=None)
 
     @classmethod
-    def from_module(cls, module: LlavaModel, source: str | None = None) -> Model:
+    def from_module(cls, module: MultimodalModel, source: str | None = None) -> Model:
         """The model that shares `module`'s parameters."""
         graphdef, params = nnx.split(module)
         return cls(params=params, graphdef=graphdef, config=module.config, source=source)
@@ -71,6 +70,6 @@ class Model:
         )
         return dataclasses.replace(self, params=params)
 
-    def module(self) -> LlavaModel:
+    def module(self) -> MultimodalModel:
         """The Flax module that shares these parameters."""
         return nnx.merge(self.graphdef, self.params)

@@ -17,10 +17,11 @@ class CacheBytes:
 
     Attributes:
         visual_codes: packed words (or, uncompressed, the values themselves).
-        visual_tables: levels, centres, scales and orders of the visual banks, positions where kept.
-        text: the dense text bank, its whole capacity, positions where kept.
+        visual_tables: levels, centres, scales and orders of the visual banks, and token numbers
+            where kept.
+        text: the dense text bank, its whole capacity, token numbers where kept.
         visual_full_precision: what the visual banks would take in the text bank's dtype, with the
-            same positions.
+            same numbers.
     """
 
     visual_codes: int
@@ -54,14 +55,14 @@ def cache_nbytes(cache: KVCache) -> CacheBytes:
     """
     tensors = [tensor for bank in cache.visual for tensor in (bank.key, bank.value)]
     codes = sum(_nbytes(_codes(tensor)) for tensor in tensors)
-    positions = [bank.position for bank in cache.visual]
+    indices = [bank.index for bank in cache.visual]
     orders = [bank.class_map for bank in cache.visual]
     itemsize = cache.text.key.dtype.itemsize
     return CacheBytes(
         visual_codes=codes,
-        visual_tables=_nbytes((tensors, positions, orders)) - codes,
-        text=_nbytes((cache.text.key, cache.text.value, cache.text.position)),
-        visual_full_precision=_nbytes(positions)
+        visual_tables=_nbytes((tensors, indices, orders)) - codes,
+        text=_nbytes((cache.text.key, cache.text.value, cache.text.index)),
+        visual_full_precision=_nbytes(indices)
         + sum(tensor.num_elements() for tensor in tensors) * itemsize,
     )
 

@@ -46,7 +46,8 @@ class VisualBank:
     Attributes:
         key, value: logical shape [B, K, V, H], or [L, B, K, V, H] for all layers.
         length: visual tokens of each sequence; positions from there on are padding.
-        position: RoPE position of each token, for all layers; None: not kept, see `KVCache.init`.
+        index: number of each token in its whole sequence, for all layers; None: not kept, see
+            `KVCache.init`.
         class_map: of dictionary codes, which class each token of a head belongs to: the order in
             which both tensors hold their tokens. None: they hold them as they came.
     """
@@ -54,11 +55,11 @@ class VisualBank:
     key: QuantizedTensor
     value: QuantizedTensor
     length: Int32[Array, "B"]
-    position: Int32[Array, "B V"] | None = None
+    index: Int32[Array, "B V"] | None = None
     class_map: ClassMap | None = None
 
     def of_layer(self, index: Int32[Array, ""] | int) -> VisualBank:
-        """One layer of a bank of all layers, without positions; `index` may be traced."""
+        """One layer of a bank of all layers, without token indices; `index` may be traced."""
         key, value, class_map = take_layer((self.key, self.value, self.class_map), index)
         return VisualBank(key, value, self.length, class_map=class_map)
 
@@ -112,13 +113,13 @@ class TextBank:
     Attributes:
         key, value: [B, K, S, H], or [L, B, K, S, H] for all layers; S is the capacity.
         length: filled positions of each sequence.
-        position: as in `VisualBank`.
+        index: as in `VisualBank`.
     """
 
     key: Float[Array, "*L B K S H"]
     value: Float[Array, "*L B K S H"]
     length: Int32[Array, "B"]
-    position: Int32[Array, "B S"] | None = None
+    index: Int32[Array, "B S"] | None = None
 
     @property
     def cache_length(self) -> int:
@@ -146,16 +147,16 @@ class TextBank:
             self, key=scatter(self.key, key), value=scatter(self.value, value)
         )
 
-    def advance(self, valid: Bool[Array, "B T"], positions: Int32[Array, "B T"]) -> TextBank:
+    def advance(self, valid: Bool[Array, "B T"], order: Int32[Array, "B T"]) -> TextBank:
         """Counts the valid tokens as filled, once every layer has written them.
 
-        Their RoPE positions are noted if the bank keeps any.
+        Their numbers in the whole sequence, `order`, are noted if the bank keeps any.
         """
-        position = self.position
-        if position is not None:
-            position = position.at[self._slots(valid)].set(positions, mode="drop")
+        index = self.index
+        if index is not None:
+            index = index.at[self._slots(valid)].set(order, mode="drop")
         length = self.length + valid.sum(-1, dtype=jnp.int32)
-        return dataclasses.replace(self, length=length, position=position)
+        return dataclasses.replace(self, length=length, index=index)
 
     def _slots(self, valid: Bool[Array, "B T"]) -> tuple[Int32[Array, "B 1"], Int32[Array, "B T"]]:
         """Sequence and slot of each new token; behind the capacity for one that is not valid."""
@@ -170,7 +171,7 @@ class LayerCache:
 
     Attributes:
         visual: banks without the layer axis; empty where no prompt had an image.
-        text: bank without the layer axis. Neither has positions: see `visibility.Starts`.
+        text: bank without the layer axis. Neither has token indices: see `visibility.Starts`.
         quant: settings the banks were made with (attention needs the calibration).
         score_map: static score calibration [N], see `KVCache`.
         tables: offline tables of the codes, see `KVCache`.
@@ -232,11 +233,12 @@ class KVCache:
         cache_length: int,
         quant: KVQuantConfig,
         dtype: DTypeLike = jnp.bfloat16,
-        keep_positions: bool = False,
+        keep_indices: bool = False,
     ) -> KVCache:
         """An empty cache with room for `cache_length` text tokens a sequence.
 
-        One that keeps the RoPE positions of its tokens, 4 bytes each, fits a sliding window.
+        One that keeps the number of each token in its sequence, 4 bytes each, fits a sliding
+        window.
         """
         sizes = {
             "num_layers": num_layers,
@@ -250,8 +252,8 @@ class KVCache:
                 raise ValueError(f"{name} must be at least 1, got {size}")
         shape = tuple(sizes.values())
         none = jnp.zeros(batch, jnp.int32)
-        position = jnp.zeros((batch, cache_length), jnp.int32) if keep_positions else None
-        text = TextBank(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), none, position)
+        index = jnp.zeros((batch, cache_length), jnp.int32) if keep_indices else None
+        text = TextBank(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), none, index)
         return cls((), text, position=none, guarded=none, quant=quant)
 
     def fixed(self) -> FixedParts:
@@ -265,9 +267,14 @@ class KVCache:
         )
 
     @property
-    def keeps_positions(self) -> bool:
-        """Whether the banks know the RoPE positions of their tokens."""
-        return self.text.position is not None
+    def keeps_indices(self) -> bool:
+        """Whether the banks know the numbers of their tokens in the sequence."""
+        return self.text.index is not None
+
+    @property
+    def num_tokens(self) -> Int32[Array, "B"]:
+        """Tokens of each sequence, visual and text; M-RoPE positions may run slower."""
+        return sum((bank.length for bank in self.visual), self.text.length)
 
     def layer(self, index: Int32[Array, ""] | int) -> LayerCache:
         """The view of one layer; `index` may be traced."""

@@ -39,8 +39,8 @@ def append(
         )
     for layer in range(key.shape[0]):
         text = text.write(layer, key[layer], value[layer], valid)
-    positions = cache.position[:, None] + jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1
-    text = text.advance(valid, positions)
+    order = cache.num_tokens[:, None] + jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1
+    text = text.advance(valid, order)
     moved = cache.position + valid.sum(-1, dtype=jnp.int32)
     return dataclasses.replace(cache, text=text, position=moved)
 
@@ -56,8 +56,8 @@ def grow(cache: KVCache, cache_length: int) -> KVCache:
 
     text = cache.text
     key, value = pad(text.key, 3), pad(text.value, 3)
-    position = jax.tree.map(lambda x: pad(x, 1), text.position)
-    text = dataclasses.replace(text, key=key, value=value, position=position)
+    index = jax.tree.map(lambda x: pad(x, 1), text.index)
+    text = dataclasses.replace(text, key=key, value=value, index=index)
     return dataclasses.replace(cache, text=text)
 
 
@@ -88,7 +88,7 @@ def take_sequences(cache: KVCache, indices: ArrayLike | Sequence[int]) -> KVCach
         return dataclasses.replace(
             bank,
             length=per_sequence(bank.length),
-            position=per_sequence(bank.position),
+            index=per_sequence(bank.index),
             **of_layers,
         )
 

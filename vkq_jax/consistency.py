@@ -24,7 +24,7 @@ def check_cache(cache: KVCache) -> None:
 
     Raises:
         ValueError: banks of unlike layers, sequences, heads or channels, or not of the codes that
-            the settings make; lengths or positions that are out of range, or positions that only
+            the settings make; lengths or token numbers that are out of range, or numbers that only
             some banks keep; a score map of other heads or codes.
     """
     key, value = cache.text.key, cache.text.value
@@ -49,22 +49,22 @@ def check_cache(cache: KVCache) -> None:
 
 
 def _check_filled(name: str, bank: TextBank | VisualBank, cache: KVCache, capacity: int) -> None:
-    """Checks the lengths and the positions of a bank."""
-    length, position, batch = bank.length, bank.position, cache.position.shape[0]
+    """Checks the lengths and the token numbers of a bank."""
+    length, index, batch = bank.length, bank.index, cache.position.shape[0]
     if length.shape != (batch,) or ((length < 0) | (length > capacity)).any():
         raise ValueError(
             f"{name}.length must be in [0, {capacity}] for each of {batch} sequences, got "
             f"{shown(length.tolist())}"
         )
-    if (position is not None) != cache.keeps_positions:
-        raise ValueError(f"{name}: either all banks keep the positions of their tokens, or none")
-    if position is None:
+    if (index is not None) != cache.keeps_indices:
+        raise ValueError(f"{name}: either all banks keep the numbers of their tokens, or none")
+    if index is None:
         return
-    if position.shape != (batch, capacity):
-        raise ValueError(f"{name}.position must be {[batch, capacity]}, got {shown(position)}")
-    late = filled(length, capacity) & (position >= cache.position[:, None])
-    if (late | (position < 0)).any():
-        raise ValueError(f"{name}.position must be in [0, the next token's position)")
+    if index.shape != (batch, capacity):
+        raise ValueError(f"{name}.index must be {[batch, capacity]}, got {shown(index)}")
+    late = filled(length, capacity) & (index >= cache.num_tokens[:, None])
+    if (late | (index < 0)).any():
+        raise ValueError(f"{name}.index must be in [0, the number of tokens)")
 
 
 def _check_bank(name: str, bank: VisualBank, cache: KVCache) -> None:

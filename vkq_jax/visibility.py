@@ -1,8 +1,9 @@
 """What a query sees of a bank: its slots [start, stop).
 
-`stop` hides padding and, of the text, tokens to come. `start` is a sliding window's: a query at
-RoPE position p sees keys at positions j with p - window < j <= p (Mistral 7B, arXiv 2310.06825).
-Within a bank positions increase from slot to slot, so that a window hides its first slots.
+`stop` hides padding and, of the text, tokens to come. `start` is a sliding window's: the query of
+token i sees the keys of tokens j with i - window < j <= i (Mistral 7B, arXiv 2310.06825), whatever
+their RoPE positions. Within a bank numbers increase from slot to slot, so that a window hides its
+first slots.
 """
 
 import jax.numpy as jnp
@@ -27,24 +28,24 @@ class Starts:
     text: Int32[Array, "B T"]
 
 
-def window_starts(cache: KVCache, positions: Int32[Array, "B T"], window: int) -> Starts:
-    """Starts of queries at RoPE `positions` that see `window` positions, their own the last.
+def window_starts(cache: KVCache, index: Int32[Array, "B T"], window: int) -> Starts:
+    """Starts of the queries of tokens `index` that see `window` tokens, their own the last.
 
     Raises:
-        ValueError: the window is empty, or the cache does not keep the positions of its tokens.
+        ValueError: the window is empty, or the cache does not keep the numbers of its tokens.
     """
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
-    oldest = positions - (window - 1)
+    oldest = index - (window - 1)
 
     def start(bank: VisualBank | TextBank) -> Int32[Array, "B T"]:
-        if bank.position is None:
+        if bank.index is None:
             raise ValueError(
-                "a sliding window needs a cache that keeps the positions of its tokens: "
-                "KVCache.init(..., keep_positions=True)"
+                "a sliding window needs a cache that keeps the numbers of its tokens: "
+                "KVCache.init(..., keep_indices=True)"
             )
-        hidden = bank.position[:, None] < oldest[..., None]
-        hidden = hidden & filled(bank.length, bank.position.shape[-1])[:, None]
+        hidden = bank.index[:, None] < oldest[..., None]
+        hidden = hidden & filled(bank.length, bank.index.shape[-1])[:, None]
         return hidden.sum(-1, dtype=jnp.int32)
 
     return Starts(tuple(start(bank) for bank in cache.visual), start(cache.text))

@@ -76,12 +76,12 @@ def sample_codes(
         view = cache.layer(layer)
         scale = text.logits_scale
         attended = attend_cache(query, view, starts=starts, logits_scale=scale)
-        rows = scaled_rows(query, text.num_kv_heads, scale)
+        rows = scaled_rows(query, text.num_key_value_heads, scale)
         (bank,) = view.visual
         scores = post_scaling.scores(rows, bank.key)
         first = None if starts is None else starts.visual[0]
         seen = bank.visible(first, bank.length[:, None], scores.shape[-1])
-        logsumexp = to_kv_heads(attended.logsumexp[..., None], text.num_kv_heads)
+        logsumexp = to_kv_heads(attended.logsumexp[..., None], text.num_key_value_heads)
         weight = jnp.exp(scores - logsumexp)
         weight = jnp.where(per_kv_head(seen, scores), weight, 0.0)
         spread = weight * (1.0 - weight)
@@ -96,7 +96,7 @@ def sample_codes(
         new = (moment.sum(1), weight.sum(1), of_keys, of_values)
         return jax.tree.map(jnp.add, total, new)
 
-    heads = (text.num_layers, text.num_kv_heads)
+    heads = (text.num_hidden_layers, text.num_key_value_heads)
     per_token = jnp.zeros((heads[0], len(inputs.mask), heads[1], inputs.prompt_shape.visual))
     (moment, weight, of_keys, of_values), cache = observe_answers(
         model,

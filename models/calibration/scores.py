@@ -119,7 +119,7 @@ def _sum_ranges(
         sums = sums + jnp.where(looks, jnp.stack((gamma, delta)), 0.0).sum(2)
         return sums, count + looks.sum(1, dtype=jnp.int32)
 
-    heads = (model.config.text.num_layers, model.config.text.num_heads)
+    heads = (model.config.text.num_hidden_layers, model.config.text.num_attention_heads)
     (sums, count), _ = observe_answers(
         model,
         inputs,

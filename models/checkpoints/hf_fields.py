@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from models.checkpoints.hf_settings import Between, OneOf
-from models.layers.norms import Activation
+from models.layers.activations import Activation
 
 __all__ = [
     "NO_EFFECT",

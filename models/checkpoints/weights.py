@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum, auto
@@ -21,6 +20,7 @@ __all__ = [
     "FLOATS",
     "Layout",
     "Problem",
+    "Rows",
     "Size",
     "Source",
     "all_finite",
@@ -41,16 +41,33 @@ class Layout(Enum):
     SAME = auto()
     TRANSPOSED = auto()
     """Stored [out, in], held [in, out]."""
-    PATCHES = auto()
-    """Stored as a convolution [out, channels, rows, columns], held [channels*rows*columns, out]."""
+    CONVOLUTION = auto()
+    """Stored [out, *kernel] with a stride of the kernel's size, held [product of kernel, out]."""
+
+
+class Rows(NamedTuple):
+    """The rows [start, stop) of a stored tensor, which has `total` of them."""
+
+    start: int
+    stop: int
+    total: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Name and layout of what a parameter is made of; `{}` in the name is the layer's number."""
+    """Where a parameter lies in the files.
+
+    Attributes:
+        name: of the stored tensor; `{}` in it is the layer's number.
+        layout: how that tensor relates to the parameter.
+        kernel: of a convolution: channels and the extents that a patch has.
+        rows: where several parameters share a stored tensor: which of its rows are this one.
+    """
 
     name: str
     layout: Layout = Layout.SAME
+    kernel: tuple[int, ...] = ()
+    rows: Rows | None = None
 
     @property
     def stacked(self) -> bool:
@@ -62,10 +79,26 @@ class Source:
         count = parameter.shape[0] if self.stacked else 1
         return [self.name.format(layer) for layer in range(count)]
 
-    def stored_size(self, parameter: Any) -> tuple[int, ...]:
-        """The stored shape, a convolution's [out, channels*rows*columns]."""
+    def stored_shape(self, parameter: Any) -> tuple[int, ...]:
+        """The shape of the stored tensor of one layer."""
         shape = parameter.shape[1:] if self.stacked else parameter.shape
-        return shape if self.layout is Layout.SAME else shape[::-1]
+        match self.layout:
+            case Layout.TRANSPOSED:
+                shape = shape[::-1]
+            case Layout.CONVOLUTION:
+                shape = (shape[-1], *self.kernel)
+        return shape if self.rows is None else (self.rows.total, *shape[1:])
+
+    def to_parameter(self, tensor: np.ndarray) -> np.ndarray:
+        """A stored tensor as one layer of the parameter holds it; no copy."""
+        if self.rows is not None:
+            tensor = tensor[self.rows.start : self.rows.stop]
+        return tensor if self.layout is Layout.SAME else tensor.reshape(tensor.shape[0], -1).T
+
+    def to_tensor(self, part: np.ndarray) -> np.ndarray:
+        """One layer of the parameter as it is stored, those of its rows that it is."""
+        tensor = part if self.layout is Layout.SAME else part.T
+        return tensor.reshape(-1, *self.kernel) if self.kernel else tensor
 
 
 class Size(NamedTuple):
@@ -133,17 +166,14 @@ def check_weights(
     problems, expected = [], set()
     for path, parameter in nnx.to_flat_state(params):
         origin = source(path)
-        size = origin.stored_size(parameter)
+        size = origin.stored_shape(parameter)
         for name in origin.names(parameter):
             expected.add(name)
             if name not in keys:
                 problems.append(Problem("missing", name))
                 continue
             info = checkpoint.tensors[keys[name]]
-            shape = info.shape
-            if origin.layout is Layout.PATCHES and len(shape) == 4:
-                shape = (shape[0], shape[1] * shape[2] * shape[3])
-            if shape != size:
+            if info.shape != size:
                 detail = f"expected {size}, got {info.shape}"
                 problems.append(Problem("wrong shape", keys[name], detail))
             if info.dtype not in FLOATS:
@@ -179,9 +209,7 @@ def _read(
     stack: np.ndarray = np.empty(parameter.shape, parameter.dtype)
     parts: np.ndarray = stack if origin.stacked else stack[None]
     for part, name in zip(parts, origin.names(parameter), strict=True):
-        tensor = checkpoint.read(keys[name])
-        if origin.layout is not Layout.SAME:
-            tensor = tensor.reshape(tensor.shape[0], -1).T
+        tensor = origin.to_parameter(checkpoint.read(keys[name]))
         # Transposes and casts in one pass, without another array.
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(part, tensor, casting="unsafe")
@@ -214,26 +242,20 @@ def all_finite(tensor: np.ndarray) -> bool:
 
 
 def to_stored(
-    params: nnx.State, source: Callable[[ParameterPath], Source], num_channels: int = 3
+    params: nnx.State, source: Callable[[ParameterPath], Source]
 ) -> dict[str, np.ndarray]:
     """Every stored tensor by name: the inverse of `read_weights`."""
-    return dict(
-        itertools.chain.from_iterable(
-            _unstack(parameter, source(path), num_channels)
-            for path, parameter in nnx.to_flat_state(params)
-        )
-    )
-
-
-def _unstack(parameter: Any, origin: Source, num_channels: int) -> list[tuple[str, np.ndarray]]:
-    value = np.asarray(parameter[...])
-    parts = value if origin.stacked else value[None]
-    stored = []
-    for part, name in zip(parts, origin.names(value), strict=True):
-        tensor = part if origin.layout is Layout.SAME else part.T
-        if origin.layout is Layout.PATCHES:
-            side = round((tensor.shape[1] / num_channels) ** 0.5)
-            tensor = tensor.reshape(-1, num_channels, side, side)
-        # The file format takes an array's memory as it lies, whatever its strides.
-        stored.append((name, np.ascontiguousarray(tensor)))
-    return stored
+    shared: dict[str, dict[int, np.ndarray]] = {}
+    for path, parameter in nnx.to_flat_state(params):
+        origin, value = source(path), np.asarray(parameter[...])
+        first = 0 if origin.rows is None else origin.rows.start
+        layers = value if origin.stacked else value[None]
+        for part, name in zip(layers, origin.names(value), strict=True):
+            shared.setdefault(name, {})[first] = origin.to_tensor(part)
+    # The file format takes an array's memory as it lies, whatever its strides.
+    return {
+        name: np.ascontiguousarray(np.concatenate([parts[row] for row in sorted(parts)]))
+        if len(parts) > 1
+        else np.ascontiguousarray(parts[0])
+        for name, parts in shared.items()
+    }

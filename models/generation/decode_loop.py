@@ -209,7 +209,8 @@ def observed_step(
     valid = active[:, None]
     visible = (cache.text.length + active.astype(jnp.int32))[:, None]
     positions = cache.position[:, None]
-    starts_of = cache_starts(model.config.text, cache, positions)
+    order = cache.num_tokens[:, None]
+    starts_of = cache_starts(model.config.text, cache, order)
 
     def attend(layer, query, key, value, text):
         text = text.write(layer, key, value, valid)
@@ -223,6 +224,7 @@ def observed_step(
             visible_text=visible,
             starts=starts,
             logits_scale=model.config.text.logits_scale,
+            logits_soft_cap=model.config.text.attn_logit_softcapping,
         )
         seen = observe(query, written, layer, starts)
         return attended.output.astype(query.dtype), text, (attended.guarded, seen)
@@ -232,7 +234,7 @@ def observed_step(
     )
     cache = dataclasses.replace(
         cache,
-        text=text.advance(valid, positions),
+        text=text.advance(valid, order),
         position=cache.position + active.astype(jnp.int32),
         guarded=cache.guarded + jnp.where(active, guarded.sum(0), 0),
     )

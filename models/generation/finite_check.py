@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,10 @@ import numpy as np
 from jax.core import Tracer
 
 from models.inputs.batch import Inputs, PromptShape
-from models.layers.attention import dense_attention
-from models.layers.layer_scan import scan_layers
-from models.layers.rope import rope
+from models.layers.attention import attend_with_mask
 from models.model import Model
 from models.text.masks import prompt_masks
-from models.vision.clip import ClipVisionTower
+from models.vision.vit import VisionTransformer
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import KVCache
 from vkq_jax.visual import compact
@@ -82,9 +81,10 @@ def _places(model: Model, inputs: Inputs) -> Iterator[tuple[str, Array]]:
     """Names and whether all values there are finite, in the order in which they are computed."""
     if inputs.pixel_values is not None:
         yield "in the pixel values", jnp.isfinite(inputs.pixel_values).all()[None]
-        embedded, layers, features = _vision_flags(model, inputs.pixel_values)
-        yield "in the patch embeddings of the vision tower", embedded[None]
-        yield "the output of vision layer {0} (they count from 0 to {1})", layers
+        states, features = _vision_flags(model, inputs.pixel_values, inputs.vision_layout)
+        if states is not None:
+            yield "in the patch embeddings of the vision tower", states[:1]
+            yield "the output of vision layer {0} (they count from 0 to {1})", states[1:]
         yield "the output of the projector", features[None]
     embedded, layers, logits = _text_flags(model, inputs)
     yield "in the token embeddings", embedded[None]
@@ -93,52 +93,43 @@ def _places(model: Model, inputs: Inputs) -> Iterator[tuple[str, Array]]:
 
 
 @jax.jit
-def _vision_flags(model: Model, pixel_values: Array) -> tuple[Array, Array, Array]:
+def _vision_flags(model: Model, pixel_values: Array, layout: Any) -> tuple[Array | None, Array]:
+    """Flags of the states before and behind each vision layer, where known, and of the features."""
     module = model.module()
-    config, width = module.vision.config, module.vision.config.width
-    # A tower that gives the states before and behind each of its layers.
-    all_layers = dataclasses.replace(
-        config, feature_layers=tuple(range(config.num_layers + 1)), keep_class_token=True
-    )
-    features = module.image_features(pixel_values)
-    tower: ClipVisionTower = module.vision
-    tower.config = all_layers
-    states = tower(pixel_values)
-    finite = jnp.isfinite(states).reshape(-1, config.num_layers + 1, width).all((0, 2))
-    return finite[0], finite[1:], jnp.isfinite(features).all()
+    finite = jnp.isfinite(module.image_features(pixel_values, layout)).all()
+    tower = getattr(module, "vision", None)
+    if not isinstance(tower, VisionTransformer):
+        return None, finite
+    states = tower.hidden_states(pixel_values)
+    return jnp.stack([jnp.isfinite(state).all() for state in states]), finite
 
 
 @jax.jit
 def _text_flags(model: Model, inputs: Inputs) -> tuple[Array, Array, Array]:
     module = model.module()
     config = model.config.text
-    mask_of = prompt_masks(config, inputs.mask, inputs.positions)
 
     # Padding counts, too: attention multiplies it by 0, which leaves NaN.
-    def finite(x: Float[Array, "B T width"]) -> Bool[Array, ""]:
+    def finite(x: Float[Array, "B T width"], layer: Array | None = None) -> Bool[Array, ""]:
         return jnp.isfinite(x).all()
 
-    def attend(layer, query, key, value, carry):
-        scale = config.logits_scale
-        return dense_attention(query, key, value, mask_of(layer), logits_scale=scale), carry, None
-
-    def step(block, layer, x):
-        x, _, _ = block(x, cos, sin, layer, attend, None)
-        return x, finite(x)
-
-    x = module.embed_inputs(inputs)
-    cos, sin = rope(inputs.positions, config.rope, x.dtype)
-    last, layers = scan_layers(module.text.layers, step, x, config.num_layers)
-    return finite(x), layers, finite(module.text.logits(module.text.norm(last)))
+    attend = attend_with_mask(
+        prompt_masks(config, inputs),
+        logits_scale=config.logits_scale,
+        logits_soft_cap=config.attn_logit_softcapping,
+    )
+    embedded = module.embed_inputs(inputs)
+    last, _, _, layers = module.text.run(
+        embedded.hidden, inputs.positions, attend, None, finite, additions=embedded.additions
+    )
+    return finite(embedded.hidden), layers, finite(module.text.logits(module.text.norm(last)))
 
 
 def _whole(inputs: Inputs, tokens: Array, lengths: Array) -> Inputs:
     """Prompts with their answers behind them."""
     emitted = jnp.arange(tokens.shape[1]) < lengths[:, None]
-    mask = jnp.concatenate([inputs.mask, emitted], axis=1)
-    index, valid = compact(mask, mask.shape[1])
-    ids = jnp.take_along_axis(jnp.concatenate([inputs.input_ids, tokens], axis=1), index, axis=1)
-    return dataclasses.replace(inputs, input_ids=jnp.where(valid, ids, 0), mask=valid)
+    whole = inputs.followed_by(tokens, emitted)
+    return whole.take_tokens(*compact(whole.mask, whole.mask.shape[1]))
 
 
 def _first_in_cache(cache: KVCache) -> int | None:

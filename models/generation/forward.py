@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from models.inputs.batch import Inputs, PromptShape
-from models.layers.attention import dense_attention
+from models.layers.attention import attend_with_mask
 from models.model import Model
 from models.text.masks import prompt_masks
 from vkq_jax.array_types import Array, Float
@@ -24,13 +24,10 @@ def forward(model: Model, inputs: Inputs) -> Float[Array, "B T vocab"]:
 def _forward(model: Model, inputs: Inputs) -> Float[Array, "B T vocab"]:
     module = model.module()
     config = model.config.text
-    mask_of = prompt_masks(config, inputs.mask, inputs.positions)
-
-    def attend(layer, query, key, value, carry):
-        output = dense_attention(
-            query, key, value, mask_of(layer), logits_scale=config.logits_scale
-        )
-        return output, carry, None
-
-    x, _, _ = module.text(module.embed_inputs(inputs), inputs.positions, attend)
+    attend = attend_with_mask(
+        prompt_masks(config, inputs),
+        logits_scale=config.logits_scale,
+        logits_soft_cap=config.attn_logit_softcapping,
+    )
+    x, _, _ = module.read(inputs, attend)
     return module.text.logits(x)

@@ -244,7 +244,7 @@ def _begin(
 
 def _check_score_map(model: Model, score_map: ScoreMap) -> None:
     text = model.config.text
-    expected = (text.num_layers, text.num_heads)
+    expected = (text.num_hidden_layers, text.num_attention_heads)
     for name in ("slope", "shift"):
         shape = getattr(score_map, name).shape
         if shape != expected:

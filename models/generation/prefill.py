@@ -68,13 +68,16 @@ def prefill(
         cache = dataclasses.replace(cache, score_map=score_map)
     if tables is not None:
         cache = dataclasses.replace(cache, tables=tables)
-    scale = model.config.text.logits_scale
+    text_config = model.config.text
+    scale, cap = text_config.logits_scale, text_config.attn_logit_softcapping
     is_visual = inputs.visual_mask & inputs.mask
     is_text = inputs.mask & ~is_visual
     index, taken = compact(is_visual, inputs.prompt_shape.visual)
-    positions = inputs.positions + cache.position[:, None]
-    mask_of = prompt_masks(model.config.text, inputs.mask, positions)
-    starts_of = cache_starts(model.config.text, cache, positions)
+    axes = (1,) * (inputs.positions.ndim - 1)
+    positions = inputs.positions + cache.position.reshape(-1, *axes)
+    order = inputs.index + cache.num_tokens[:, None]
+    mask_of = prompt_masks(text_config, inputs)
+    starts_of = cache_starts(text_config, cache, order)
     # Attention's kernel covers more codes than the one that codes: asked for, it asks for no other.
     coding = None if implementation == "mosaic_gpu" else implementation
     past_text = jnp.broadcast_to(cache.text.length[:, None], inputs.mask.shape)
@@ -89,12 +92,17 @@ def prefill(
                 visible_text=past_text,
                 starts=starts_of(layer),
                 logits_scale=scale,
+                logits_soft_cap=cap,
             )
-            fresh = attend_dense(query, key, value, mask_of(layer), logits_scale=scale)
+            fresh = attend_dense(
+                query, key, value, mask_of(layer), logits_scale=scale, logits_soft_cap=cap
+            )
             attended = merge(earlier, fresh)
             output, guarded = attended.output.astype(query.dtype), attended.guarded
         else:
-            output = dense_attention(query, key, value, mask_of(layer), logits_scale=scale)
+            output = dense_attention(
+                query, key, value, mask_of(layer), logits_scale=scale, logits_soft_cap=cap
+            )
             guarded = jnp.zeros_like(cache.guarded)
         bank = None
         if inputs.prompt_shape.visual:
@@ -112,20 +120,21 @@ def prefill(
             output, bank = jax.lax.optimization_barrier((output, coded))
         return output, text.write(layer, key, value, is_text), (bank, guarded)
 
+    embedded = module.embed_inputs(inputs)
     hidden, text, (bank, guarded) = module.text(
-        module.embed_inputs(inputs), positions, attend, cache.text
+        embedded.hidden, positions, attend, cache.text, additions=embedded.additions
     )
     banks = cache.visual
     if bank is not None:
         length = taken.sum(-1, dtype=jnp.int32)
-        position = jnp.take_along_axis(positions, index, axis=1) if cache.keeps_positions else None
+        numbers = jnp.take_along_axis(order, index, axis=1) if cache.keeps_indices else None
         key, value, class_map = bank
-        banks = (*banks, VisualBank(key, value, length, position, class_map))
+        banks = (*banks, VisualBank(key, value, length, numbers, class_map))
     new = dataclasses.replace(
         cache,
         visual=banks,
-        text=text.advance(is_text, positions),
-        position=cache.position + inputs.mask.sum(-1, dtype=jnp.int32),
+        text=text.advance(is_text, order),
+        position=cache.position + inputs.next_position,
         guarded=cache.guarded + guarded.sum(0),
     )
     return module.text.logits(_last(hidden, inputs.mask)), new
@@ -135,14 +144,14 @@ def new_cache(model: Model, batch: int, *, quant: KVQuantConfig, cache_length: i
     """An empty cache of the shape that `model` fills, in the dtype it computes in."""
     text = model.config.text
     return KVCache.init(
-        num_layers=text.num_layers,
+        num_layers=text.num_hidden_layers,
         batch=batch,
-        num_kv_heads=text.num_kv_heads,
+        num_kv_heads=text.num_key_value_heads,
         head_dim=text.head_dim,
         cache_length=cache_length,
         quant=quant,
         dtype=model.module().text.dtype,
-        keep_positions=text.sliding_window is not None,
+        keep_indices=text.sliding_window is not None,
     )
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from models.checkpoints.foreign_errors import named
-from models.families.llava.config import LlavaConfig
+from models.families.base import ModelConfig
+from models.families.registry import family_of
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.pytree import frozen_pytree, static_field
 
@@ -33,53 +36,122 @@ class PromptShape:
 
 @frozen_pytree
 class Inputs:
-    """A batch of prompts and their images, as a model takes them.
+    """A batch of prompts and their pictures, as a model takes them.
 
     Attributes:
         input_ids: tokens, one image token for each visual token.
         mask: False where a position is padding, at either side.
-        pixel_values: all images of the batch in the order of their tokens, or None.
-        image_token_id: the token whose positions are visual.
+        visual_mask: True at visual tokens.
+        positions: what RoPE turns by, from 0 at each prompt's first token; three axes (time, row,
+            column) in families with M-RoPE.
+        pixel_values: all pictures of the batch in the order of their tokens, of the family's own
+            shape ([images, 3, size, size] for LLaVA-1.5), or None.
+        vision_layout: what else the family's vision tower has to know of the pictures, a pytree.
+        attention_group: tokens of one number, 0 or more, see each other whatever their order; None:
+            every token sees itself and those before it.
         prompt_shape: counts that jit needs as constants; upper bounds after `continuing`.
         bos_token_id: the token that starts a conversation; None where every token is to stay.
     """
 
     input_ids: Int32[Array, "B T"]
     mask: Bool[Array, "B T"]
-    pixel_values: Float[Array, "images 3 size size"] | None = None
-    image_token_id: int = static_field(kw_only=True)
+    visual_mask: Bool[Array, "B T"]
+    positions: Int32[Array, "B T *axes"]
+    pixel_values: Float[Array, "*pictures"] | None = None
+    vision_layout: Any = None
+    attention_group: Int32[Array, "B T"] | None = None
     prompt_shape: PromptShape = static_field(kw_only=True)
     bos_token_id: int | None = static_field(kw_only=True, default=None)
 
     @property
-    def positions(self) -> Int32[Array, "B T"]:
-        """Position of each token in its prompt; 0 in leading padding."""
-        counts = jnp.cumsum(self.mask, axis=-1, dtype=jnp.int32)
-        return jnp.maximum(counts - 1, 0)
+    def index(self) -> Int32[Array, "B T"]:
+        """Number of each token in its prompt; 0 in leading padding."""
+        return _count(self.mask)
 
     @property
-    def visual_mask(self) -> Bool[Array, "B T"]:
-        """True at visual tokens."""
-        return self.input_ids == self.image_token_id
+    def next_position(self) -> Int32[Array, "B"]:
+        """The RoPE position that follows each prompt: the greatest of all axes plus 1."""
+        masked = jnp.where(_like(self.mask, self.positions), self.positions, -1)
+        return masked.max(axis=tuple(range(1, masked.ndim))) + 1
+
+    def place_features(
+        self, features: Float[Array, "features hidden_size"], text: Float[Array, "B T hidden_size"]
+    ) -> Float[Array, "B T hidden_size"]:
+        """`text`, with row k of the features at the k-th visual token of the batch."""
+        visual = self.visual_mask
+        row = (jnp.cumsum(visual.ravel()) - 1).reshape(visual.shape)
+        placed = jnp.take(features, row, axis=0, mode="clip").astype(text.dtype)
+        return jnp.where(visual[..., None], placed, text)
+
+    def map_tokens(self, function: Callable[[Array], Array]) -> Inputs:
+        """Every array [B, T, ...] changed alike."""
+        return dataclasses.replace(
+            self,
+            input_ids=function(self.input_ids),
+            mask=function(self.mask),
+            visual_mask=function(self.visual_mask),
+            positions=function(self.positions),
+            attention_group=jax.tree.map(function, self.attention_group),
+        )
+
+    def take_tokens(self, index: Int32[Array, "B C"], valid: Bool[Array, "B C"]) -> Inputs:
+        """The tokens at `index` of each sequence; what is not `valid` becomes padding.
+
+        Positions stay those of the whole prompt.
+        """
+
+        def take(values):
+            taken = jnp.take_along_axis(values, _like(index, values), axis=1)
+            return jnp.where(_like(valid, taken), taken, jnp.zeros((), taken.dtype))
+
+        return self.map_tokens(take)
+
+    def followed_by(self, tokens: Int32[Array, "B S"], valid: Bool[Array, "B S"]) -> Inputs:
+        """These prompts with text behind them, padding between where there is any."""
+        count = jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1
+        after = self.next_position[:, None] + count
+        after = jnp.broadcast_to(
+            _like(after, self.positions), after.shape + self.positions.shape[2:]
+        )
+
+        def join(first, second):
+            return jnp.concatenate([first, second.astype(first.dtype)], axis=1)
+
+        group = self.attention_group
+        return dataclasses.replace(
+            self,
+            input_ids=join(self.input_ids, tokens),
+            mask=join(self.mask, valid),
+            visual_mask=join(self.visual_mask, jnp.zeros_like(valid)),
+            positions=join(self.positions, after),
+            attention_group=None if group is None else join(group, jnp.full_like(tokens, -1)),
+        )
 
     def continuing(self) -> Inputs:
         """These prompts as a later turn: without the BOS token at their start, if there is one."""
         if self.bos_token_id is None:
             return self
-        starts = self.mask & (self.positions == 0) & (self.input_ids == self.bos_token_id)
+        starts = self.mask & (self.index == 0) & (self.input_ids == self.bos_token_id)
         # A prompt of nothing else keeps it: a model needs a token to go on from.
         starts &= self.mask.sum(-1, keepdims=True) > 1
-        return dataclasses.replace(self, mask=self.mask & ~starts, bos_token_id=None)
+        moved = self.positions - _like(starts.any(-1, keepdims=True), self.positions)
+        return dataclasses.replace(
+            self,
+            mask=self.mask & ~starts,
+            positions=jnp.maximum(moved, 0),
+            bos_token_id=None,
+        )
 
     @classmethod
     def from_arrays(
         cls,
-        config: LlavaConfig,
+        config: ModelConfig,
         input_ids: Any,
         attention_mask: Any = None,
         pixel_values: Any = None,
         *,
         bos_token_id: int | None = None,
+        **arrays: Any,
     ) -> Inputs:
         """Checks arrays and puts them on the default device.
 
@@ -90,13 +162,15 @@ class Inputs:
             config: of the model that will take them.
             input_ids: integers [B, T].
             attention_mask: 1 or True where a token counts, [B, T]; all of them by default.
-            pixel_values: preprocessed images, finite floats [images, 3, size, size], or None.
+            pixel_values: preprocessed pictures as the family's processor gives them, finite floats
+                ([images, 3, size, size] for LLaVA-1.5), or None.
             bos_token_id: left out of the start of a prompt that goes on from a cache.
+            **arrays: the other outputs of the family's processor, by its names.
 
         Raises:
             ValueError: a wrong shape or dtype, an id outside the vocabulary, an empty prompt, a
-                mask with a hole, pixels that are not finite, or image tokens that do not match
-                the images.
+                mask with a hole, pixels that are not finite, image tokens that do not match the
+                pictures, or an array that the family does not take or that is missing.
         """
         ids = to_numpy("input_ids", input_ids)
         if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
@@ -104,22 +178,42 @@ class Inputs:
         if ids.size == 0:
             raise ValueError(f"empty prompt: input_ids has shape {ids.shape}")
         mask = _check_mask(attention_mask, ids.shape)
-        image_token = config.image_token_id
-        outside = (ids < 0) | (ids >= config.text.vocab_size) & (ids != image_token)
+        visual = np.isin(ids, config.visual_token_ids)
+        outside = (ids < 0) | (ids >= config.text.vocab_size) & ~visual
         if outside.any():
             raise ValueError(
                 f"input_ids: expected ids in [0, {config.text.vocab_size}), got {ids[outside][0]}"
             )
-        images = None if pixel_values is None else _check_images(config, pixel_values)
-        visual = ids == image_token
+        family = family_of(config.model_type)
+        given = {"pixel_values": pixel_values, **arrays}
+        if unknown := sorted(set(given) - set(family.array_names)):
+            raise ValueError(
+                f"{', '.join(unknown)}: {config.model_type} models take input_ids, attention_mask, "
+                f"{', '.join(family.array_names)}"
+            )
+        pictures = family.visual_inputs(
+            config,
+            ids,
+            mask,
+            {name: to_numpy(name, each) for name, each in given.items() if each is not None},
+        )
         if (visual & ~mask).any():
             raise ValueError("input_ids: an image token lies in the padding")
-        _check_image_tokens(config, int(visual.sum()), 0 if images is None else len(images))
+        positions = pictures.positions
+        if positions is None:
+            positions = np.maximum(np.cumsum(mask, -1) - 1, 0)
         return cls(
             input_ids=jnp.asarray(ids, jnp.int32),
             mask=jnp.asarray(mask),
-            pixel_values=None if images is None else jnp.asarray(images),
-            image_token_id=image_token,
+            visual_mask=jnp.asarray(visual),
+            positions=jnp.asarray(positions, jnp.int32),
+            pixel_values=None
+            if pictures.pixel_values is None
+            else jnp.asarray(pictures.pixel_values),
+            vision_layout=jax.tree.map(jnp.asarray, pictures.layout),
+            attention_group=None
+            if pictures.attention_group is None
+            else jnp.asarray(pictures.attention_group, jnp.int32),
             prompt_shape=_prompt_shape(visual, mask),
             bos_token_id=bos_token_id,
         )
@@ -145,6 +239,15 @@ def _without_torch(values: Any) -> Any:
     return (values.float() if values.is_floating_point() else values).numpy()
 
 
+def _like(per_token: Array, values: Array) -> Array:
+    """An array [B, T] with the further axes of `values`, of one element each."""
+    return per_token.reshape(per_token.shape + (1,) * (values.ndim - per_token.ndim))
+
+
+def _count(mask: Bool[Array, "B T"]) -> Int32[Array, "B T"]:
+    return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
+
+
 def _check_mask(attention_mask: Any, shape: tuple[int, ...]) -> np.ndarray:
     if attention_mask is None:
         return np.ones(shape, bool)
@@ -160,40 +263,6 @@ def _check_mask(attention_mask: Any, shape: tuple[int, ...]) -> np.ndarray:
     if (np.count_nonzero(edges, axis=-1) != 2).any():
         raise ValueError("attention_mask: padding inside a prompt; only its ends may be padded")
     return mask
-
-
-def _check_images(config: LlavaConfig, pixel_values: Any) -> np.ndarray:
-    images = to_numpy("pixel_values", pixel_values)
-    size = config.vision.image_size
-    # jnp's notion of floating knows bfloat16, NumPy's does not.
-    if images.shape[1:] != (3, size, size) or not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(
-            f"pixel_values: expected floats [images, 3, {size}, {size}], "
-            f"got {images.dtype} {images.shape}"
-        )
-    if not len(images):
-        raise ValueError("pixel_values: no image; pass None for a prompt without images")
-    with np.errstate(over="ignore"):
-        images = images.astype(np.float32)
-    if not np.isfinite(images).all():
-        raise ValueError("pixel_values: expected finite float32 values, got NaN or infinite ones")
-    return images
-
-
-def _check_image_tokens(config: LlavaConfig, tokens: int, images: int) -> None:
-    per_image = config.vision.num_features
-    if tokens == images * per_image:
-        return
-    counts = (
-        f"got {images} images, which need {images * per_image} image tokens "
-        f"({per_image} each), and {tokens} image tokens (id {config.image_token_id})"
-    )
-    if tokens == 0:
-        raise ValueError(f"no image token for an image: {counts}")
-    if images == 0:
-        raise ValueError(f"image tokens without an image: {counts}")
-    more = "images than tokens" if tokens < images * per_image else "tokens than images"
-    raise ValueError(f"more {more}: {counts}")
 
 
 def _prompt_shape(visual: np.ndarray, mask: np.ndarray) -> PromptShape:

@@ -46,14 +46,14 @@ def chat_prompt(
     with named(subject):
         template = _template(processor)
     if template is None:
-        return f"USER: {f'{processor.image_token}\n' * num_images}{question} ASSISTANT:"
+        return f"USER: {f'{processor.placeholder}\n' * num_images}{question} ASSISTANT:"
     with named(subject):
         return _render(model, processor, template, question, num_images, later_turn)
 
 
 def _template(processor: Any) -> str | None:
     """The processor's template before the tokenizer's, as transformers prefers; None: neither."""
-    template = getattr(processor, "chat_template", None)
+    template = processor.chat_template
     if template is None:
         template = getattr(processor.tokenizer, "chat_template", None)
     if isinstance(template, dict):
@@ -69,7 +69,7 @@ def _render(
     model: Model, processor: Any, template: str, question: str, num_images: int, later_turn: bool
 ) -> str:
     """Renders with messages of typed parts or, for templates that take none, of plain text."""
-    tokenizer, image = processor.tokenizer, processor.image_token
+    tokenizer, image = processor.tokenizer, processor.placeholder
     problem = None
     for content in (_parts, _plain_text(image)):
         messages = [{"role": "user", "content": content(question, num_images)}]

@@ -24,12 +24,14 @@ def pad_to_multiple(inputs: Inputs, multiple: int = 32) -> Inputs:
         return -(-count // multiple) * multiple
 
     width = inputs.input_ids.shape[1]
-    padding = ((0, 0), (0, round_up(width) - width))
+    missing = round_up(width) - width
+
+    def pad(values):
+        return jnp.pad(values, [(0, 0), (0, missing), *[(0, 0)] * (values.ndim - 2)])
+
     shape = inputs.prompt_shape
     return dataclasses.replace(
-        inputs,
-        input_ids=jnp.pad(inputs.input_ids, padding),
-        mask=jnp.pad(inputs.mask, padding),
+        inputs.map_tokens(pad),
         prompt_shape=PromptShape(
             visual=shape.visual,
             text=round_up(shape.text),

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from models.checkpoints.foreign_errors import named
-from models.families.llava.config import LlavaConfig
+from models.families.base import ModelConfig
+from models.families.registry import family_of
 from models.inputs.batch import Inputs, to_numpy
 from models.inputs.image_settings import check_resized
 from models.inputs.images import Pictures, group_by_prompt, read_picture
@@ -16,8 +17,8 @@ from models.model import Model
 
 __all__ = ["prepare"]
 
-_PROCESSOR_OUTPUT = ("input_ids", "attention_mask", "pixel_values")
-# Other outputs of transformers' processors that say nothing which the ids do not say.
+# Outputs of transformers' processors that say nothing which the ids do not say, unless the family
+# asks for them.
 _REDUNDANT_OUTPUT = ("token_type_ids", "mm_token_type_ids", "special_tokens_mask")
 
 
@@ -37,17 +38,17 @@ def prepare(
 
     Args:
         model: from `models.load`; its folder holds the processor.
-        prompts: one prompt or several, as the model wants them, with one `<image>` for each
-            picture.
+        prompts: one prompt or several, as the model wants them, with one `<image>`, or the
+            checkpoint's own placeholder, for each picture.
         images: a path, PIL image or uint8 array; one such entry, or a list of them, or None, for
             each prompt. With one prompt, the list of its pictures.
         later_turn: the prompts follow finished answers, as `chat_prompt(..., later_turn=True)`
             writes them: tokens are those of the text alone, as they are behind an answer.
-        **processor_output: instead of the above, `input_ids`, `attention_mask` and
-            `pixel_values` of any processor, NumPy or PyTorch; the one image token of a legacy
-            processor becomes as many as an image has features. `token_type_ids`,
-            `mm_token_type_ids` and `special_tokens_mask` are accepted and say nothing new. The ids
-            are taken as they are: those of a later turn should not start with BOS.
+        **processor_output: instead of the above, `input_ids`, `attention_mask`, `pixel_values` and
+            whatever else the family's own processor gives, NumPy or PyTorch; the one image token
+            of a legacy processor becomes as many as an image has features. `token_type_ids`,
+            `mm_token_type_ids` and `special_tokens_mask` are accepted where they say nothing new.
+            The ids are taken as they are: those of a later turn should not start with BOS.
 
     Raises:
         FileNotFoundError: an image file, or the processor's files, do not exist.
@@ -64,21 +65,19 @@ def prepare(
     return _process(model, prompts, images, later_turn)
 
 
-def _from_processor_output(config: LlavaConfig, output: dict[str, Any]) -> Inputs:
-    unknown = sorted(set(output) - {*_PROCESSOR_OUTPUT, *_REDUNDANT_OUTPUT})
+def _from_processor_output(config: ModelConfig, output: dict[str, Any]) -> Inputs:
+    taken = ("input_ids", "attention_mask", *family_of(config.model_type).array_names)
+    unknown = sorted(set(output) - {*taken, *_REDUNDANT_OUTPUT})
     if unknown:
         raise ValueError(
-            f"processor output: expected {', '.join(_PROCESSOR_OUTPUT)}, got also {some(unknown)}, "
+            f"processor output: expected {', '.join(taken)}, got also {some(unknown)}, "
             "which this model does not take"
         )
     if "input_ids" not in output:
         raise ValueError(f"processor output: expected input_ids, got {some(sorted(output))}")
-    arrays = {
-        name: to_numpy(name, output[name])
-        for name in _PROCESSOR_OUTPUT
-        if output.get(name) is not None
-    }
-    return Inputs.from_arrays(config, *_expand(config, **arrays))
+    arrays = {name: to_numpy(name, output[name]) for name in taken if output.get(name) is not None}
+    arrays: dict[str, Any] = _expand(config, arrays)
+    return Inputs.from_arrays(config, **arrays)
 
 
 def _process(
@@ -90,63 +89,68 @@ def _process(
         raise ValueError(f"empty prompt: expected text, got {show(prompts)}")
     groups = group_by_prompt(images, texts, single=isinstance(prompts, str))
     processor = processor_of(model)
+    texts = [processor.with_placeholders(text) for text in texts]
     for row, (text, group) in enumerate(zip(texts, groups, strict=True)):
-        marks = text.count(processor.image_token)
+        marks = text.count(processor.placeholder)
         if marks != len(group):
             raise ValueError(
                 f"prompt {row} has {len(group)} images and {marks} image tokens "
-                f"({processor.image_token}): {_describe(marks, len(group))}"
+                f"({processor.placeholder}): {_describe(marks, len(group))}"
             )
     tokenizer = processor.tokenizer
-    rows, pixel_values = [], []
+    rows, visual = [], []
     for row, (text, group) in enumerate(zip(texts, groups, strict=True)):
         pictures = [read_picture(picture) for picture in group]
         for picture in pictures:
             check_resized(processor.image_processor, picture)
         with named(f"the checkpoint's processor fails on prompt {row} or its pictures"):
-            ids, pixels = _process_one(processor, text, pictures, later_turn)
-        rows.append(ids)
-        pixel_values += pixels
+            if pictures:
+                arrays, inserted = processor.processing.preprocess(
+                    model.config, processor.image_processor, pictures, processor.placeholder
+                )
+                text = _insert(text, processor.placeholder, inserted)
+                visual.append(arrays)
+            rows.append(_tokenize(tokenizer, text, later_turn))
     width = max(map(len, rows))
     at_back = tokenizer.padding_side == "right"
     return Inputs.from_arrays(
         model.config,
         np.stack([_pad(row, width, at_back, _pad_token(model.config, tokenizer)) for row in rows]),
         np.stack([_pad(np.ones_like(row), width, at_back) for row in rows]),
-        pixel_values or None,
         bos_token_id=None if later_turn else tokenizer.bos_token_id,
+        **(processor.processing.join(visual) if visual else {}),
     )
 
 
-def _process_one(
-    processor: Any, text: str, pictures: list[Any], later_turn: bool
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Token ids of one prompt without padding, and its preprocessed pictures."""
-    tokenizer = processor.tokenizer
+def _insert(text: str, placeholder: str, inserted: Sequence[str]) -> str:
+    """A prompt with the text of each picture in the place of its placeholder."""
+    first, *parts = text.split(placeholder)
+    return first + "".join(new + part for new, part in zip(inserted, parts, strict=True))
+
+
+def _tokenize(tokenizer: Any, text: str, later_turn: bool) -> np.ndarray:
+    """Token ids of one prompt, without padding."""
     bos, eos = tokenizer.bos_token, tokenizer.eos_token if later_turn else None
     # Tokenizers treat a text's beginning in their own way. A later turn lies behind an answer,
     # and so behind the token that ends it.
     written = (eos or "") + text
     add_special_tokens = not (later_turn or (bos and text.startswith(bos)))
-    output = processor(
-        text=[written], images=pictures or None, add_special_tokens=add_special_tokens
-    )
-    ids = np.asarray(output["input_ids"][0], np.int64)
+    ids = np.asarray(tokenizer(written, add_special_tokens=add_special_tokens).input_ids, np.int64)
     if eos:
         if ids[:1] != tokenizer.eos_token_id:
             raise ValueError(f"expected the EOS token {show(eos)} to be one token")
         ids = ids[1:]
     if not ids.size:
         raise ValueError("no token comes of the text")
-    return ids, list(output["pixel_values"]) if pictures else []
+    return ids
 
 
-def _pad_token(config: LlavaConfig, tokenizer: Any) -> int:
+def _pad_token(config: ModelConfig, tokenizer: Any) -> int:
     """The tokenizer's own, if the model has it; else any will do, since the mask hides it."""
     own = tokenizer.pad_token_id
-    if own is not None and own < config.text.vocab_size and own != config.image_token_id:
+    if own is not None and own < config.text.vocab_size and own not in config.visual_token_ids:
         return own
-    return int(config.image_token_id == 0)
+    return min(set(range(len(config.visual_token_ids) + 1)) - set(config.visual_token_ids))
 
 
 def _describe(marks: int, images: int) -> str:
@@ -157,29 +161,27 @@ def _describe(marks: int, images: int) -> str:
     return "more images than tokens" if images > marks else "more tokens than images"
 
 
-def _expand(
-    config: LlavaConfig,
-    input_ids: np.ndarray,
-    attention_mask: np.ndarray | None = None,
-    pixel_values: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+def _expand(config: ModelConfig, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Repeats image tokens where a processor left one for each image."""
-    images = len(pixel_values) if pixel_values is not None and pixel_values.ndim else 0
-    visual = input_ids == config.image_token_id
-    mask = np.ones_like(input_ids) if attention_mask is None else attention_mask
+    features = family_of(config.model_type).features_per_image(config)
+    ids, pixels = arrays["input_ids"], arrays.get("pixel_values")
+    images = len(pixels) if pixels is not None and pixels.ndim else 0
+    visual = ids == config.image_token_id
+    mask = arrays.get("attention_mask", np.ones_like(ids))
     one_each = images > 0 and visual.sum() == images
-    if input_ids.ndim != 2 or mask.shape != input_ids.shape or not one_each:
-        return input_ids, attention_mask, pixel_values
-    repeats = np.where(visual, config.vision.num_features, 1)
+    if features is None or ids.ndim != 2 or mask.shape != ids.shape or not one_each:
+        return arrays
+    repeats = np.where(visual, features, 1)
     width = int(repeats.sum(-1).max())
     # Rows grow by different amounts; what is short is padded at the front, where generation
     # expects it, or at the back, if that is where this processor pads.
     at_back = bool((mask[:, 0] == 1).all() and not mask.all())
     rows = [
         tuple(_pad(np.repeat(row, times), width, at_back) for row in pair)
-        for *pair, times in zip(input_ids, mask, repeats, strict=True)
+        for *pair, times in zip(ids, mask, repeats, strict=True)
     ]
-    return np.stack([row for row, _ in rows]), np.stack([row for _, row in rows]), pixel_values
+    ids, mask = (np.stack([row[i] for row in rows]) for i in (0, 1))
+    return arrays | {"input_ids": ids, "attention_mask": mask}
 
 
 def _pad(row: np.ndarray, width: int, at_back: bool, value: int = 0) -> np.ndarray:

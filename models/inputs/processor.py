@@ -1,5 +1,6 @@
-"""A checkpoint's own processor: its tokenizer and image preprocessing."""
+"""A checkpoint's own processor: its tokenizer, image preprocessing and chat template."""
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,44 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from models.checkpoints.foreign_errors import named
-from models.families.llava.config import LlavaConfig
-from models.inputs.image_settings import check_image_settings
+from models.checkpoints.hf_settings import read_json
+from models.families.base import ModelConfig
+from models.families.registry import family_of
+from models.inputs.processing import Processing
 from models.messages import show, show_path
 from models.model import Model
 
-__all__ = ["decode", "processor_of"]
+__all__ = ["Processor", "decode", "processor_of"]
 
 _NEEDED = (
     ("tokenizer.json", "tokenizer.model"),
     ("preprocessor_config.json", "processor_config.json"),
 )
+
+
+@dataclasses.dataclass
+class Processor:
+    """What turns prompts and pictures into arrays.
+
+    Attributes:
+        tokenizer, image_processor: transformers' own.
+        processing: what the family adds to them.
+        chat_template: of the processor's files, before the tokenizer's own; None without one.
+        placeholder: the text of a prompt that stands for one picture.
+        picture_text: what `<image>` becomes in a prompt.
+    """
+
+    tokenizer: Any
+    image_processor: Any
+    processing: Processing
+    chat_template: Any
+    placeholder: str
+    picture_text: str
+
+    def with_placeholders(self, prompt: str) -> str:
+        """A prompt with `picture_text` in place of each `<image>`."""
+        mark = self.processing.image_mark
+        return prompt if mark in self.picture_text else prompt.replace(mark, self.picture_text)
 
 
 def decode(model: Model, tokens: ArrayLike, lengths: ArrayLike | None = None) -> list[str]:
@@ -45,7 +73,7 @@ def decode(model: Model, tokens: ArrayLike, lengths: ArrayLike | None = None) ->
         raise ValueError(f"lengths: expected shape ({len(rows)},), got {counts.shape}")
     if not np.issubdtype(counts.dtype, np.integer) or ((counts < 0) | (counts > width)).any():
         raise ValueError(f"lengths: expected integers in [0, {width}], got {show(counts.tolist())}")
-    vocabulary = max(model.config.text.vocab_size, model.config.image_token_id + 1)
+    vocabulary = max(model.config.text.vocab_size, *(i + 1 for i in model.config.visual_token_ids))
     outside = rows[(rows < 0) | (rows >= vocabulary)]
     if outside.size:
         raise ValueError(f"tokens: expected ids in [0, {vocabulary}), got {outside[0]}")
@@ -55,8 +83,8 @@ def decode(model: Model, tokens: ArrayLike, lengths: ArrayLike | None = None) ->
         return tokenizer.batch_decode(kept, skip_special_tokens=True)
 
 
-def processor_of(model: Model) -> Any:
-    """transformers' processor for a loaded model; made once for each folder.
+def processor_of(model: Model) -> Processor:
+    """The processor of a loaded model; made once for each folder.
 
     Raises:
         FileNotFoundError: the folder lacks the processor's files.
@@ -68,7 +96,7 @@ def processor_of(model: Model) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _load(folder: Path, config: LlavaConfig) -> Any:
+def _load(folder: Path, config: ModelConfig) -> Processor:
     missing = [
         " or ".join(names)
         for names in _NEEDED
@@ -78,29 +106,51 @@ def _load(folder: Path, config: LlavaConfig) -> Any:
         raise FileNotFoundError(
             f"processor files missing in {show_path(folder)}: {', '.join(missing)}"
         )
+    processing = family_of(config.model_type).processing()
     with named(f"cannot read the processor in {show_path(folder)}"):
         # Here and not above, because this import takes seconds.
-        from transformers import LlavaProcessor
+        from transformers import AutoTokenizer
 
-        # PIL in every environment: with torchvision installed pictures would come out differently.
-        # A checkpoint's own code is refused: asked nothing, transformers asks the terminal.
-        processor = LlavaProcessor.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, backend="pil"
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
         )
-        check_image_settings(processor.image_processor, config.vision.image_size)
-        _check_image_token(processor, config)
-        # How many tokens an image takes is the model's to say. Processors saved by transformers 4
-        # know nothing of it, or not of the class token.
-        processor.patch_size = config.vision.patch_size
-        processor.num_additional_image_tokens = 1
-        keep = config.vision.keep_class_token
-        processor.vision_feature_select_strategy = "full" if keep else "default"
-    return processor
+        tokenizer("")  # some settings of a wrong type show only when it runs
+        image_processor = processing.load_image_processor(folder, config)
+        processing.check(config, image_processor)
+        settings = _processor_settings(folder)
+        _check_image_token(settings, tokenizer, config)
+        return Processor(
+            tokenizer=tokenizer,
+            image_processor=image_processor,
+            processing=processing,
+            chat_template=_chat_template(folder, settings),
+            placeholder=processing.placeholder(config, tokenizer),
+            picture_text=processing.picture_text(config, tokenizer),
+        )
 
 
-def _check_image_token(processor: Any, config: LlavaConfig) -> None:
-    token = processor.image_token
-    found = processor.tokenizer.convert_tokens_to_ids(token)
+def _processor_settings(folder: Path) -> dict[str, Any]:
+    file = folder / "processor_config.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> Any:
+    """The template of the processor's files, of transformers 5 or 4; None: the tokenizer's own."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    file = folder / "chat_template.json"
+    if file.is_file():
+        return read_json(file).get("chat_template")
+    return settings.get("chat_template")
+
+
+def _check_image_token(settings: dict[str, Any], tokenizer: Any, config: ModelConfig) -> None:
+    """Checks that files of the processor and of the model mean the same image token."""
+    token = settings.get("image_token") or getattr(tokenizer, "image_token", None)
+    if token is None:
+        return
+    found = tokenizer.convert_tokens_to_ids(token)
     if found != config.image_token_id:
         raise ValueError(
             f"the image token {show(token)} is {show(found)} in the tokenizer, and "

@@ -1,11 +1,46 @@
-"""Attention without a cache."""
+"""Attention without a cache, and how towers call it."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.attention import attend_dense
 
-__all__ = ["causal_mask", "dense_attention"]
+__all__ = ["Attend", "attend_with_mask", "causal_mask", "dense_attention"]
+
+type Attend = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any, Any]]
+"""`attend(layer, query, key, value, carry) -> (output, carry, out)`.
+
+Takes the layer's number (int32 scalar), query [B, T, N, H], key and value [B, T, K, H] and what the
+previous layer handed on; returns [B, T, N, H], what the next layer gets, and any pytree, which the
+tower stacks over layers. Queries and keys carry RoPE if the tower has it; scores are not scaled
+yet.
+"""
+
+
+def attend_with_mask(
+    mask_of: Callable[[Array], Bool[Array, "#B T S"] | None],
+    *,
+    logits_scale: float,
+    logits_soft_cap: float | None = None,
+) -> Attend:
+    """Attention among the tokens of the call, those that a layer's mask shows; hands nothing on."""
+
+    def attend(layer, query, key, value, carry):
+        output = dense_attention(
+            query,
+            key,
+            value,
+            mask_of(layer),
+            logits_scale=logits_scale,
+            logits_soft_cap=logits_soft_cap,
+        )
+        return output, carry, None
+
+    return attend
 
 
 def dense_attention(
@@ -15,12 +50,26 @@ def dense_attention(
     mask: Bool[Array, "#B T S"] | None,
     *,
     logits_scale: float,
+    logits_soft_cap: float | None = None,
 ) -> Float[Array, "B T N H"]:
     """softmax(query . key * logits_scale) . value where `mask` is True; softmax in float32.
 
     N is a multiple of K: consecutive query heads share a key/value head. A query that may see
     nothing (padding) gets the mean of all values, not NaN. `mask=None` lets everything be seen.
+    Scores are capped before the mask where there is a cap, see `vkq_jax.soft_cap`; it needs a mask,
+    and a query that sees nothing then gets 0.
     """
+    if logits_soft_cap is not None:
+        assert mask is not None
+        attended = attend_dense(
+            query,
+            key,
+            value,
+            mask,
+            logits_scale=logits_scale,
+            logits_soft_cap=logits_soft_cap,
+        )
+        return attended.output.astype(query.dtype)
     heads = None if mask is None else mask[:, None]
     fused = _cudnn_applies(query)
     if fused and heads is not None:

@@ -53,6 +53,7 @@ def scan_layers[C](
     num_layers: int,
     *,
     remat: bool = False,
+    unroll: bool = False,
 ) -> tuple[C, Any]:
     """Runs stacked blocks one after another, compiled once whatever their number.
 
@@ -64,6 +65,8 @@ def scan_layers[C](
         carry: what goes from block to block.
         num_layers: L.
         remat: recompute a block's activations in the backward pass instead of keeping them.
+        unroll: compile block by block: the backward pass need not stack the activations that it
+            keeps, which is faster to run and slower to compile.
 
     Returns:
         The last carry, and the outputs stacked along a leading axis L.
@@ -78,12 +81,15 @@ def scan_layers[C](
         # Inside a scan nothing can be merged across iterations, so the barrier only costs time.
         body = jax.checkpoint(body, prevent_cse=False)
     numbers = jnp.arange(num_layers, dtype=jnp.int32)
-    if not any(map(_is_apart, jax.tree.leaves(params, is_leaf=_is_apart))):
+    apart = any(map(_is_apart, jax.tree.leaves(params, is_leaf=_is_apart)))
+    if not apart and not unroll:
         return jax.lax.scan(body, carry, (numbers, params))
 
     outputs = None
     for i in range(num_layers):
-        block_params = jax.tree.map(lambda x, i=i: x.layers[i], params, is_leaf=_is_apart)
+        block_params = jax.tree.map(
+            lambda x, i=i: x.layers[i] if _is_apart(x) else x[i], params, is_leaf=_is_apart
+        )
         carry, output = body(carry, (numbers[i], block_params))
         if outputs is None:  # written layer by layer: no second copy of all of them
             outputs = jax.tree.map(lambda x: jnp.zeros((num_layers, *x.shape), x.dtype), output)

@@ -1,6 +1,7 @@
 """Rotary position embedding: inverse frequencies of every published kind, and their use.
 
-A pair of channels (i, i + H/2) of a query or key at position t turns by t * inverse_frequency[i].
+A pair of channels (i, i + H/2) of a query or key at position t turns by t * inverse_frequency[i],
+H being the channels of a head that turn.
 The kinds differ only in how the frequencies are stretched beyond the length seen in pretraining.
 """
 
@@ -15,6 +16,7 @@ from jax.typing import DTypeLike
 from vkq_jax.array_types import Array, Float, Int32
 
 __all__ = [
+    "MRope",
     "RopeConfig",
     "RopeKind",
     "apply_rope",
@@ -36,11 +38,36 @@ class RopeKind(StrEnum):
 
 
 @dataclasses.dataclass(frozen=True)
+class MRope:
+    """Multimodal RoPE: each pair of channels turns with one axis (time, row, column) of a position.
+
+    Source: Qwen2-VL, arXiv 2409.12191, section 2.1.
+
+    Attributes:
+        section: pairs of each axis.
+        interleaved: whether rows and columns take every third pair (Qwen3-VL) instead of runs.
+    """
+
+    section: tuple[int, int, int]
+    interleaved: bool = False
+
+    def axis_of_pair(self, pairs: int) -> np.ndarray:
+        """The axis, 0 to 2, that each of `pairs` pairs of channels turns with."""
+        if not self.interleaved:
+            return np.repeat(np.arange(3), self.section)
+        axes = np.zeros(pairs, np.int64)
+        for axis in (1, 2):
+            axes[axis : 3 * self.section[axis] : 3] = axis
+        return axes
+
+
+@dataclasses.dataclass(frozen=True)
 class RopeConfig:
     """Settings of the rotary embedding; each kind reads only what its formula needs.
 
     Attributes:
-        kind: the formula. head_dim: H. theta: base of the geometric series of wavelengths.
+        kind: the formula. head_dim: channels of a head that turn, the first ones.
+        theta: base of the geometric series of wavelengths.
         max_length: longest sequence the model is meant for.
         original_max_length: longest sequence of pretraining, before any stretching.
         factor: stretching; None where it is max_length / original_max_length.
@@ -48,6 +75,7 @@ class RopeConfig:
         beta_fast, beta_slow, truncate, mscale, mscale_all_dim: yarn's ramp and scaling.
         low_freq_factor, high_freq_factor: llama3's band of interpolation.
         short_factor, long_factor: longrope's divisors, one per pair of channels.
+        mrope: how pairs of channels are shared among the axes of a position; None: one axis.
     """
 
     head_dim: int
@@ -66,6 +94,7 @@ class RopeConfig:
     high_freq_factor: float = 4.0
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+    mrope: MRope | None = None
 
     def __post_init__(self):
         """Checks what the settings say together; their ranges are those of the file they come from.
@@ -88,6 +117,11 @@ class RopeConfig:
             raise ValueError(
                 f"beta_fast: expected at least beta_slow={self.beta_slow}, got {self.beta_fast}"
             )
+        if self.mrope is not None and (total := sum(self.mrope.section)) != self.head_dim // 2:
+            raise ValueError(
+                f"mrope_section: expected numbers that sum to {self.head_dim // 2}, half of the "
+                f"channels that turn, got {list(self.mrope.section)}, whose sum is {total}"
+            )
         for name in ("short_factor", "long_factor") if self.kind is RopeKind.LONGROPE else ():
             if (count := len(getattr(self, name))) != self.head_dim // 2:
                 raise ValueError(
@@ -107,15 +141,21 @@ class RopeConfig:
 
 
 def rope(
-    positions: Int32[Array, "B T"], config: RopeConfig, dtype: DTypeLike
+    positions: Int32[Array, "B T *axes"], config: RopeConfig, dtype: DTypeLike
 ) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
     """Cosine and sine of the angles at `positions`, computed in float32 and returned in `dtype`.
 
-    The dynamic and longrope kinds choose their frequencies by the largest position of the call,
-    over the whole batch.
+    Positions are numbers, or triples (time, row, column) where `config.mrope` is set. The dynamic
+    and longrope kinds choose their frequencies by the largest position of the call, over the whole
+    batch.
     """
     frequencies = inverse_frequencies(config, positions.max() + 1)
-    angles = positions[..., None].astype(jnp.float32) * frequencies[None, None, :]
+    if positions.ndim == 2:
+        turned = positions[..., None]
+    else:
+        assert config.mrope is not None, "positions of several axes need M-RoPE"
+        turned = positions[..., config.mrope.axis_of_pair(config.head_dim // 2)]
+    angles = turned.astype(jnp.float32) * frequencies
     scaling = attention_scaling(config)
     return (jnp.cos(angles) * scaling).astype(dtype), (jnp.sin(angles) * scaling).astype(dtype)
 
@@ -123,10 +163,12 @@ def rope(
 def apply_rope(
     x: Float[Array, "B T heads H"], cos: Float[Array, "B T half"], sin: Float[Array, "B T half"]
 ) -> Float[Array, "B T heads H"]:
-    """Rotates queries or keys, in their own dtype."""
-    first, second = jnp.split(x, 2, axis=-1)
+    """Rotates queries or keys, in their own dtype: pairs (i, i + half) of the first channels."""
+    half = cos.shape[-1]
+    first, second, still = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned + [still] * bool(still.shape[-1]), axis=-1)
 
 
 def inverse_frequencies(config: RopeConfig, length: Int32[Array, ""] | int) -> Float[Array, "half"]:

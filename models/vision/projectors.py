@@ -1,45 +1,27 @@
-"""The projector: image features to the text tower's width."""
+"""Projectors: image features to the text decoder's width."""
 
-import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
-from models.families.llava.config import LlavaConfig
-from models.layers.norms import activate
+from models.layers.activations import Activation, activate
+from models.layers.linear import Maker
 from vkq_jax.array_types import Array, Float
 
-__all__ = ["Projector"]
+__all__ = ["MlpProjector"]
 
 
-class Projector(nnx.Module):
-    """Two linear layers with an activation between them."""
+class MlpProjector(nnx.Module):
+    """linear_2(act(linear_1(x))): LLaVA-1.5, arXiv 2310.03744."""
 
     def __init__(
-        self,
-        config: LlavaConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike | None = None,
+        self, make: Maker, feature_width: int, hidden_size: int, act: Activation, *, bias: bool
     ):
-        """Random parameters of `param_dtype` (default: `dtype`); computes in `dtype`."""
-
-        def linear(inputs: int) -> nnx.Linear:
-            return nnx.Linear(
-                inputs,
-                config.text.width,
-                use_bias=config.projector_bias,
-                dtype=dtype,
-                param_dtype=dtype if param_dtype is None else param_dtype,
-                rngs=rngs,
-            )
-
-        self.activation = config.projector_activation
-        self.expand = linear(config.vision.feature_width)
-        self.project = linear(config.text.width)
+        """Two linear layers to `hidden_size`, both with a bias or both without."""
+        self.act = act
+        self.linear_1 = make.linear(feature_width, hidden_size, bias=bias)
+        self.linear_2 = make.linear(hidden_size, hidden_size, bias=bias)
 
     def __call__(
-        self, features: Float[Array, "images features width"]
-    ) -> Float[Array, "images features text_width"]:
+        self, features: Float[Array, "images features feature_width"]
+    ) -> Float[Array, "images features hidden_size"]:
         """One visual token's embedding for each feature."""
-        return self.project(activate(self.expand(features), self.activation))
+        return self.linear_2(activate(self.linear_1(features), self.act))

@@ -16,7 +16,9 @@ import transformers
 
 import models
 from models.checkpoints.hf_rope import RopeSettings, read_rope
-from models.families.llava.settings import TEXT_TOWERS, LlavaSettings, VisionSettings
+from models.families.llava.config import LlavaSettings
+from models.text.settings import TEXT_SETTINGS
+from models.vision.settings import ClipVisionSettings
 from tests.models.hf_files import config_json, random_weights, write_checkpoint
 
 SECONDS, MEGABYTES = 30, 2000  # for one case, and for all of them
@@ -24,9 +26,9 @@ SECONDS, MEGABYTES = 30, 2000  # for one case, and for all of them
 # A field of the base, and the schema whose fields are mutated there.
 PLACES = (
     ("config.json", (), LlavaSettings),
-    ("config.json", ("vision_config",), VisionSettings),
-    ("config.json", ("text_config",), TEXT_TOWERS["llama"]),
-    ("config.json", ("text_config",), TEXT_TOWERS["ministral"]),
+    ("config.json", ("vision_config",), ClipVisionSettings),
+    ("config.json", ("text_config",), TEXT_SETTINGS["llama"]),
+    ("config.json", ("text_config",), TEXT_SETTINGS["ministral"]),
     ("config.json", ("text_config", "rope_parameters"), RopeSettings),
 )
 HOSTILE = (
@@ -86,7 +88,7 @@ def rope(rng):
 
 def mutated_files(rng):
     """A config.json and perhaps a generation_config.json, most of them with hostile values."""
-    files = {"config.json": config_json(text={"model_type": rng.choice(list(TEXT_TOWERS))})}
+    files = {"config.json": config_json(text={"model_type": rng.choice(list(TEXT_SETTINGS))})}
     if rng.random() < 0.5:
         files["config.json"]["text_config"]["rope_parameters"] = rope(rng)
     if rng.random() < 0.2:
@@ -230,7 +232,7 @@ def test_rotary_settings_are_read_as_in_transformers(cases):
         theirs = transformers.LlamaConfig(**copy.deepcopy(text))
         theirs.standardize_rope_params()  # as its model does once more
         expected = theirs.rope_parameters
-        got = read_rope(TEXT_TOWERS["llama"].read(text), 16, "text_config")
+        got = read_rope(TEXT_SETTINGS["llama"].read(text), 16, "text_config")
         assert got.kind == expected["rope_type"], case
         assert got.theta == expected["rope_theta"], case
         assert got.factor == expected.get("factor"), case

@@ -4,6 +4,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 
 import models
 from models.inputs import chat_template
@@ -66,8 +67,14 @@ def hf_ids(model, messages, pictures=()):
         for part in message["content"]:
             if part["type"] == "image":
                 part["image"] = next(pictures)
-    output = processor_of(model).apply_chat_template(
-        messages, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="np"
+    theirs = transformers.LlavaProcessor.from_pretrained(model.source, backend="pil")
+    output = theirs.apply_chat_template(
+        messages,
+        tokenize=True,
+        return_dict=True,
+        add_generation_prompt=True,
+        return_tensors="np",
+        chat_template=processor_of(model).chat_template,
     )
     return output["input_ids"], output.get("pixel_values")
 

@@ -5,10 +5,11 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.families.llava.config import LlavaConfig
-from models.families.llava.settings import TEXT_TOWERS, LlavaSettings, VisionSettings
-from models.layers.norms import Activation
+from models.families.llava.config import LlavaConfig, LlavaSettings
+from models.layers.activations import Activation
 from models.layers.rope import RopeKind
+from models.text.settings import TEXT_SETTINGS
+from models.vision.settings import ClipVisionSettings
 from tests.models.hf_files import config_json
 
 MISTRAL = {"model_type": "mistral", "head_dim": 4}
@@ -49,10 +50,18 @@ def test_published_llava_7b_file():
         }
     )
     assert got.vision.num_features == 576
-    assert (got.vision.num_layers, got.vision.depth) == (23, 24)
-    assert got.vision.activation is Activation.QUICK_GELU
-    assert (got.text.num_layers, got.text.num_heads, got.text.num_kv_heads) == (32, 32, 32)
-    assert (got.text.head_dim, got.text.width, got.text.mlp_width) == (128, 4096, 11008)
+    assert (got.vision.num_layers, got.vision.encoder.num_hidden_layers) == (23, 24)
+    assert got.vision.encoder.hidden_act is Activation.QUICK_GELU
+    assert (
+        got.text.num_hidden_layers,
+        got.text.num_attention_heads,
+        got.text.num_key_value_heads,
+    ) == (32, 32, 32)
+    assert (got.text.head_dim, got.text.hidden_size, got.text.intermediate_size) == (
+        128,
+        4096,
+        11008,
+    )
     assert (got.text.rope.theta, got.text.rope.max_length) == (10000.0, 4096)
     assert got.eos_token_ids == (2,)
     assert hash(got) == hash(got)
@@ -94,7 +103,7 @@ def test_rope_settings_of_both_generations_read_the_same():
             },
             "partial_rotary_factor=0.5",
         ),
-        ({"text": {"model_type": "qwen2"}}, "text_config.model_type='qwen2'"),
+        ({"text": {"model_type": "gpt2"}}, "text_config.model_type='gpt2'"),
         (
             {
                 "text": {
@@ -242,7 +251,7 @@ def test_feature_layers_index_the_hidden_states(layers):
     vision = read(config_json(vision_feature_layer=layers)).vision
     states = list(range(4))  # after 0, 1, 2, 3 layers
     assert vision.feature_layers == tuple(states[i] for i in layers)
-    assert vision.feature_width == vision.width * len(layers)
+    assert vision.feature_width == vision.encoder.hidden_size * len(layers)
 
 
 def test_full_strategy_keeps_the_class_token():
@@ -254,10 +263,10 @@ def test_another_name_of_the_image_token():
 
 
 TOWERS = {
-    "LlamaConfig": TEXT_TOWERS["llama"],
-    "MistralConfig": TEXT_TOWERS["mistral"],
-    "MinistralConfig": TEXT_TOWERS["ministral"],
-    "CLIPVisionConfig": VisionSettings,
+    "LlamaConfig": TEXT_SETTINGS["llama"],
+    "MistralConfig": TEXT_SETTINGS["mistral"],
+    "MinistralConfig": TEXT_SETTINGS["ministral"],
+    "CLIPVisionConfig": ClipVisionSettings,
     "LlavaConfig": LlavaSettings,
 }
 

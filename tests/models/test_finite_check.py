@@ -35,16 +35,28 @@ def broken(model, wanted, index, value=jnp.nan):
 
 
 PLACES = [
-    ("['vision']['patch_embedding']", (0, 0), "in the patch embeddings of the vision tower"),
-    ("['vision']['layers']['output']['bias']", (0, 1), "the output of vision layer 0 .*0 to 1"),
-    ("['vision']['layers']['contract']['kernel']", (1, 1), "the output of vision layer 1 "),
-    ("['projector']['project']['bias']", 3, "the output of the projector"),
-    ("['text']['embedding']", ROWS[0][0], "in the token embeddings"),
-    ("['text']['layers']['attention_norm']", (0, 1), "the output of text layer 0 .*0 to 2"),
-    ("['text']['layers']['contract']['kernel']", (1, 1), "the output of text layer 1 "),
-    ("['text']['layers']['key']['kernel']", (2, 1), "the output of text layer 2 "),
+    (
+        "['vision']['embeddings']['patch_embedding']",
+        (0, 0),
+        "in the patch embeddings of the vision tower",
+    ),
+    (
+        "['vision']['encoder']['layers']['self_attn']['out_proj']['bias']",
+        (0, 1),
+        "the output of vision layer 0 .*0 to 1",
+    ),
+    (
+        "['vision']['encoder']['layers']['mlp']['fc2']['kernel']",
+        (1, 1),
+        "the output of vision layer 1 ",
+    ),
+    ("['projector']['linear_2']['bias']", 3, "the output of the projector"),
+    ("['text']['embed_tokens']", ROWS[0][0], "in the token embeddings"),
+    ("['text']['layers']['input_layernorm']", (0, 1), "the output of text layer 0 .*0 to 2"),
+    ("['text']['layers']['mlp']['down_proj']['kernel']", (1, 1), "the output of text layer 1 "),
+    ("['text']['layers']['self_attn']['k_proj']['kernel']", (2, 1), "the output of text layer 2 "),
     ("['text']['norm']", 1, "the output of the last norm and the head"),
-    ("['text']['head']", (1, 9), "the output of the last norm and the head"),
+    ("['text']['lm_head']", (1, 9), "the output of the last norm and the head"),
 ]
 
 
@@ -62,14 +74,14 @@ def test_padding_that_is_not_finite_spoils_all_and_is_named(model):
     unused = next(token for token in range(3, 63) if token not in np.asarray(inputs.input_ids))
     ids = jnp.where(inputs.mask, inputs.input_ids, unused)
     padded = dataclasses.replace(inputs, input_ids=ids)
-    model = broken(model, "['text']['embedding']", unused)
+    model = broken(model, "['text']['embed_tokens']", unused)
     assert first_non_finite(model, padded) == "in the token embeddings"
     with pytest.raises(ValueError, match="in the token embeddings"):
         models.generate(model, padded, max_new_tokens=3, stop_tokens=())
 
 
 def test_generation_ends_in_an_error_and_says_so_under_jit(model):
-    bad = broken(model, "['text']['layers']['contract']['kernel']", (1, 1))
+    bad = broken(model, "['text']['layers']['mlp']['down_proj']['kernel']", (1, 1))
     options = {"max_new_tokens": 3, "stop_tokens": ()}
     message = "logits of sequence 0 are not finite: the first NaN or infinity is the output of text"
     with pytest.raises(ValueError, match=message) as error:
@@ -82,7 +94,7 @@ def test_generation_ends_in_an_error_and_says_so_under_jit(model):
     assert finite(model).tolist() == [True, True]
     # Only one sequence meets the token: the other one is whole.
     token = next(token for token in ROWS[1] if token not in ROWS[0])
-    assert finite(broken(model, "['text']['embedding']", token)).tolist() == [True, False]
+    assert finite(broken(model, "['text']['embed_tokens']", token)).tolist() == [True, False]
 
 
 def test_an_earlier_turn_and_the_cache_can_be_to_blame(model):
@@ -101,9 +113,9 @@ def test_an_earlier_turn_and_the_cache_can_be_to_blame(model):
 def test_a_cache_of_another_model_is_one_clear_error(model):
     text = model.config.text
     shape = {
-        "num_layers": text.num_layers,
+        "num_layers": text.num_hidden_layers,
         "batch": 2,
-        "num_kv_heads": text.num_kv_heads,
+        "num_kv_heads": text.num_key_value_heads,
         "head_dim": text.head_dim,
         "cache_length": 5,
         "quant": vkq_jax.resolve("none"),

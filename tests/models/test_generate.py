@@ -242,10 +242,12 @@ def test_prefill_with_codes_needs_less_memory_than_without(model):
         return analysis.temp_size_in_bytes, analysis.output_size_in_bytes
 
     text = model.config.text
-    layer = 2 * 8 * 16 * text.num_kv_heads * text.head_dim * 4  # K and V of one layer, float32
+    layer = (
+        2 * 8 * 16 * text.num_key_value_heads * text.head_dim * 4
+    )  # K and V of one layer, float32
     temp_coded, out_coded = bytes_of("vkq-1bit")
     temp_exact, out_exact = bytes_of("none")
-    assert out_exact - out_coded > 0.9 * text.num_layers * layer
+    assert out_exact - out_coded > 0.9 * text.num_hidden_layers * layer
     # Work space of coding, one layer at a time: float32 copies of its tokens in two orders.
     assert temp_coded - temp_exact < 3 * layer
     assert temp_coded + out_coded < temp_exact + out_exact

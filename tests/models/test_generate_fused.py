@@ -39,9 +39,9 @@ def model(request):
     dtype, head_dim = request.param
     text = dataclasses.replace(
         CONFIG.text,
-        num_layers=2,
-        num_heads=3,
-        num_kv_heads=1,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
         head_dim=head_dim,
         rope=dataclasses.replace(CONFIG.text.rope, head_dim=head_dim),
     )

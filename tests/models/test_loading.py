@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import models
-from models import loading
 from models.checkpoints.weights import all_finite
+from models.families.llava.model import LlavaModel
 from models.loading import TINY
 from tests.models.hf_files import (
     config_json,
@@ -63,13 +63,17 @@ def test_every_weight_arrives_in_its_place(reference):
     params = reference.params
     layer = "language_model.model.layers.1"
     np.testing.assert_array_equal(
-        params["text"]["layers"]["gate"]["kernel"][1], weights[f"{layer}.mlp.gate_proj.weight"].T
+        params["text"]["layers"]["mlp"]["gate_proj"]["kernel"][1],
+        weights[f"{layer}.mlp.gate_proj.weight"].T,
     )
     np.testing.assert_array_equal(
-        params["text"]["layers"]["attention_norm"]["scale"][1],
+        params["text"]["layers"]["input_layernorm"]["weight"][1],
         weights[f"{layer}.input_layernorm.weight"],
     )
-    assert reference.params["vision"]["layers"]["query"]["kernel"].shape[0] == 2
+    assert (
+        reference.params["vision"]["encoder"]["layers"]["self_attn"]["q_proj"]["kernel"].shape[0]
+        == 2
+    )
     assert logits(reference).shape == (1, 7, 20)
     assert reference.config.eos_token_ids == (2,)
 
@@ -89,7 +93,7 @@ def test_dtypes_of_files_and_models(tmp_path, stored, dtype):
     got = models.load(write_checkpoint(tmp_path, weights), dtype=dtype)
     assert {leaf.dtype for leaf in jax.tree.leaves(got.params)} == {jnp.dtype(dtype)}
     table = weights["language_model.model.embed_tokens.weight"].astype(dtype)
-    np.testing.assert_array_equal(got.params["text"]["embedding"][...], table)
+    np.testing.assert_array_equal(got.params["text"]["embed_tokens"]["weight"][...], table)
 
 
 def test_unneeded_vision_layers_may_be_absent_and_old_buffers_present(tmp_path, reference):
@@ -113,7 +117,7 @@ def test_a_tied_head(tmp_path, head):
     write_checkpoint(tmp_path, weights, config=config_json(tie_word_embeddings=True))
     model = models.load(tmp_path, dtype=jnp.float32)
     # A file that holds another head than its config promises is believed, as transformers does.
-    assert model.config.text.tied_head == (head != "different")
+    assert model.config.text.tie_word_embeddings == (head != "different")
     x = jnp.ones((1, 16))
     expected = x @ (weights["language_model.lm_head.weight"] if head == "different" else table).T
     np.testing.assert_allclose(model.module().text.logits(x), expected, rtol=1e-5)
@@ -201,7 +205,7 @@ def test_a_weight_given_twice_is_unexpected_once(tmp_path):
     ],
 )
 def test_sizes_are_compared_with_the_files_first(tmp_path, monkeypatch, changes, message):
-    monkeypatch.setattr(loading, "LlavaModel", None)  # nothing of that size is made
+    monkeypatch.setattr(LlavaModel, "__init__", None)  # nothing of that size is made
     folder = write_checkpoint(tmp_path, random_weights(), config=config_json(**changes))
     with pytest.raises(ValueError, match=f"config.json does not fit the weights .*{message}"):
         models.load(folder)
@@ -474,7 +478,7 @@ def test_the_embedded_checkpoint_may_be_missing():
     [
         ({"model_type": "qwen2_vl"}, "model_type='qwen2_vl'; supported: 'llava'"),
         ({}, "model_type=None; supported: 'llava'"),
-        (config_json(text={"model_type": "qwen2"}), "text_config.model_type='qwen2'"),
+        (config_json(text={"model_type": "gpt2"}), "text_config.model_type='gpt2'"),
         (config_json(vision={"model_type": "nonsense"}), "vision_config.model_type='nonsense'"),
     ],
 )

@@ -273,10 +273,13 @@ def test_gradients(tmp_path):
     got = jax.grad(lambda model: (models.forward(model, inputs) ** 2).mean())(model).params
     vision = expected_model.model.vision_tower
     pairs = [
-        (got["text"]["embedding"], expected_model.model.language_model.embed_tokens.weight.grad),
-        (got["vision"]["class_embedding"], vision.embeddings.class_embedding.grad),
         (
-            got["projector"]["expand"]["bias"],
+            got["text"]["embed_tokens"]["weight"],
+            expected_model.model.language_model.embed_tokens.weight.grad,
+        ),
+        (got["vision"]["embeddings"]["class_embedding"], vision.embeddings.class_embedding.grad),
+        (
+            got["projector"]["linear_1"]["bias"],
             expected_model.model.multi_modal_projector.linear_1.bias.grad,
         ),
     ]

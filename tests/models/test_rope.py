@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from models.checkpoints.hf_rope import read_rope
-from models.families.llava.settings import TEXT_TOWERS
 from models.layers.rope import (
     RopeConfig,
     RopeKind,
@@ -16,6 +15,7 @@ from models.layers.rope import (
     inverse_frequencies,
     rope,
 )
+from models.text.settings import TEXT_SETTINGS
 
 PLAIN = RopeConfig(head_dim=8, max_length=64)
 
@@ -70,7 +70,7 @@ def test_frequencies_of_transformers(kind, length):
     )
     theirs = LlamaRotaryEmbedding(hf)
     cos, sin = theirs(torch.zeros(1), torch.tensor([[0, length - 1]]))
-    tower = TEXT_TOWERS["llama"].read(
+    tower = TEXT_SETTINGS["llama"].read(
         {
             "max_position_embeddings": 1024,
             "rope_theta": 5000.0,

@@ -58,7 +58,7 @@ def test_turns_equal_one_long_prompt(config):
     ids = first + one.tokens[0].tolist() + second
     joined = dataclasses.replace(batch(ids), pixel_values=pixels)
     np.testing.assert_array_equal(two.tokens[0], greedy_without_cache(model, joined, 4))
-    banks = [bank.position[0].tolist() for bank in two.cache.visual]
+    banks = [bank.index[0].tolist() for bank in two.cache.visual]
     assert banks == [list(range(3, 19)), list(range(28, 44))]
 
 
@@ -90,7 +90,7 @@ def test_a_cache_goes_on_after_updates(tmp_path):
 
 def test_a_cache_of_a_model_without_a_window_is_refused():
     _, cache = prefill(tiny_model(), batch(*ROWS), quant=vkq_jax.resolve("none"), cache_length=24)
-    assert not cache.keeps_positions
+    assert not cache.keeps_indices
     with pytest.raises(ValueError, match="needs a cache that keeps the positions"):
         models.generate(tiny_model(config=WINDOWED), batch(*ROWS), cache=cache, max_new_tokens=1)
 

@@ -9,8 +9,9 @@ from flax import nnx
 
 import models
 from models.families.llava.model import LlavaModel
-from models.layers.attention import causal_mask, dense_attention
+from models.layers.attention import attend_with_mask, causal_mask, dense_attention
 from models.layers.layer_scan import stack_layers
+from models.layers.linear import Maker
 from models.model import Model
 from tests.support.tiny_llava import CONFIG, IMAGE, VISUAL_TOKENS, batch, prompt, tiny_model
 
@@ -27,7 +28,7 @@ def inputs():
 
 def random_model(config, **dtypes):
     """Like `tiny_model`, for any dtypes: drawing in JAX would compile for seconds."""
-    module = nnx.eval_shape(lambda: LlavaModel(config, rngs=nnx.Rngs(0), **dtypes))
+    module = nnx.eval_shape(lambda: LlavaModel(config, Maker.create(nnx.Rngs(0), **dtypes)))
     model = Model.from_module(module)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -38,7 +39,7 @@ def random_model(config, **dtypes):
 
 def embeddings():
     shape = (2, 5)
-    x = jax.random.normal(jax.random.key(0), (*shape, CONFIG.text.width))
+    x = jax.random.normal(jax.random.key(0), (*shape, CONFIG.text.hidden_size))
     return x, jnp.broadcast_to(jnp.arange(shape[1]), shape)
 
 
@@ -74,9 +75,9 @@ def test_attend_gets_every_layer_and_its_outputs_are_stacked(model):
     assert x.shape == embedded.shape
     assert int(carry) == 10 + 0 + 1 + 2
     assert out["key"].shape == (
-        text.num_layers,
+        text.num_hidden_layers,
         *positions.shape,
-        text.num_kv_heads,
+        text.num_key_value_heads,
         text.head_dim,
     )
     np.testing.assert_array_equal(out["layer"], [0, 1, 2])
@@ -87,21 +88,23 @@ def test_a_stack_is_its_blocks_one_after_another(model):
     x = jax.random.normal(jax.random.key(0), (1, 3, 16, 16))
     config = dataclasses.replace(CONFIG.vision, feature_layers=(2, 0, 1))
     stacked = random_model(dataclasses.replace(CONFIG, vision=config)).module().vision
-    hidden = stacked.embedding_norm(stacked._embed(x))
-    graphdef, params = nnx.split(stacked.layers)
+    hidden = stacked.pre_layrnorm(stacked.embeddings(x))
+    graphdef, params = nnx.split(stacked.encoder.layers)
     states = [hidden]
+    attend = attend_with_mask(lambda layer: None, logits_scale=config.encoder.logits_scale)
     for layer in range(2):
-        states.append(nnx.merge(graphdef, jax.tree.map(lambda p: p[layer], params))(states[-1]))  # noqa: B023
+        block = nnx.merge(graphdef, jax.tree.map(lambda p: p[layer], params))  # noqa: B023
+        states.append(block(states[-1], None, layer, attend, None)[0])
     expected = jnp.concatenate([states[2], states[0], states[1]], axis=-1)[:, 1:]
     np.testing.assert_allclose(jax.jit(stacked)(x), expected, atol=1e-5)
     # Of a tower whose second last layer is asked for, the last layer does not exist.
-    assert tower.layers.query.kernel.shape[0] == 1
+    assert tower.encoder.layers.self_attn.q_proj.kernel.shape[0] == 1
 
 
 def test_compiled_size_does_not_grow_with_depth(inputs):
     def equations(depth):
         config = dataclasses.replace(
-            CONFIG, text=dataclasses.replace(CONFIG.text, num_layers=depth)
+            CONFIG, text=dataclasses.replace(CONFIG.text, num_hidden_layers=depth)
         )
         model = random_model(config)
         return str(jax.make_jaxpr(models.forward)(model, inputs)).count("\n")
@@ -131,12 +134,12 @@ def test_features_take_the_places_of_image_tokens_in_order(model):
     features, embedded, words = jax.jit(
         lambda model: (
             model.module().image_features(inputs.pixel_values),
-            model.module().embed_inputs(inputs),
+            model.module().embed_inputs(inputs).hidden,
             model.module().text.embed(inputs.input_ids),
         )
     )(model)
     np.testing.assert_allclose(
-        embedded[inputs.visual_mask], features.reshape(-1, CONFIG.text.width), atol=1e-6
+        embedded[inputs.visual_mask], features.reshape(-1, CONFIG.text.hidden_size), atol=1e-6
     )
     text = ~np.asarray(inputs.visual_mask)
     np.testing.assert_array_equal(embedded[text], words[text])
@@ -180,7 +183,7 @@ def test_prompts_of_one_padded_length_share_a_compilation(model):
 def test_parameters_and_computation_have_their_own_dtypes(inputs, param_dtype):
     model = random_model(CONFIG, dtype=jnp.bfloat16, param_dtype=param_dtype)
     assert {p.dtype for p in jax.tree.leaves(model)} == {jnp.dtype(param_dtype)}
-    embedded = jax.eval_shape(lambda model: model.module().embed_inputs(inputs), model)
+    embedded = jax.eval_shape(lambda model: model.module().embed_inputs(inputs).hidden, model)
     assert embedded.dtype == jnp.bfloat16
     logits = models.forward(model, inputs)
     assert logits.dtype == jnp.float32
@@ -200,7 +203,7 @@ def test_an_image_token_beyond_the_embedding_is_replaced_like_any_other(model):
     inputs = batch(prompt(2, "image", 3))
     ids = np.where(inputs.visual_mask, 5000, inputs.input_ids)
     moved = models.Inputs.from_arrays(beyond, ids, None, inputs.pixel_values)
-    embed = jax.jit(lambda inputs: model.module().embed_inputs(inputs))
+    embed = jax.jit(lambda inputs: model.module().embed_inputs(inputs).hidden)
     np.testing.assert_array_equal(embed(moved), embed(inputs))
     assert IMAGE not in ids
 

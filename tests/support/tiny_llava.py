@@ -8,30 +8,38 @@ import numpy as np
 from flax import nnx
 
 from models import Inputs, Model, forward
-from models.families.llava.config import LlavaConfig, TextConfig, VisionConfig
+from models.families.llava.config import LlavaConfig
 from models.families.llava.model import LlavaModel
+from models.layers.activations import Activation
+from models.layers.linear import Maker
 from models.layers.rope import RopeConfig
+from models.text.config import TextConfig
+from models.vision.encoder import EncoderConfig
+from models.vision.vit import VitConfig
 
 IMAGE = 63
 VISUAL_TOKENS = 16
 
 CONFIG = LlavaConfig(
-    vision=VisionConfig(
-        width=16,
-        mlp_width=32,
-        depth=2,
-        num_heads=2,
+    vision=VitConfig(
+        encoder=EncoderConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            hidden_act=Activation.QUICK_GELU,
+        ),
         image_size=16,
         patch_size=4,
         feature_layers=(1,),
     ),
     text=TextConfig(
         vocab_size=64,
-        width=32,
-        mlp_width=48,
-        num_layers=3,
-        num_heads=4,
-        num_kv_heads=2,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
         head_dim=16,
         rope=RopeConfig(head_dim=16, max_length=512),
     ),
@@ -47,12 +55,13 @@ WINDOWED = dataclasses.replace(
 
 def tiny_model(dtype=jnp.float32, seed: int = 0, config: LlavaConfig = CONFIG) -> Model:
     """Random weights, wide enough for logits to lie far apart."""
-    module = nnx.eval_shape(lambda: LlavaModel(config, rngs=nnx.Rngs(0), dtype=dtype))
+    module = nnx.eval_shape(lambda: LlavaModel(config, Maker.create(nnx.Rngs(0), dtype)))
     shapes = Model.from_module(module)
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
-        centre = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
+        name = jax.tree_util.keystr(path)
+        centre = 1.0 if "norm" in name and "weight" in name else 0.0
         return jnp.asarray(centre + 0.2 * rng.normal(size=leaf.shape), leaf.dtype)
 
     return dataclasses.replace(shapes, params=jax.tree_util.tree_map_with_path(draw, shapes.params))

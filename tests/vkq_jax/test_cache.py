@@ -52,7 +52,7 @@ def with_visual(quant="vkq-1bit", positions=40, counts=(40, 11), **options):
 
     counts = jnp.asarray(counts, jnp.int32)
     key, value, class_map = code(*tokens(positions, seed=1))
-    bank = VisualBank(key, value, counts, index if cache.keeps_positions else None, class_map)
+    bank = VisualBank(key, value, counts, index if cache.keeps_indices else None, class_map)
     cache = dataclasses.replace(cache, visual=(bank,), position=counts)
     return vkq_jax.append(cache, *tokens(2))
 
@@ -84,35 +84,35 @@ def test_append_equals_one_by_one_and_skips_invalid_tokens():
     np.testing.assert_array_equal(at_once.text.key[:, 1, :, 0], key[:, 1, 1])
 
 
-def test_every_update_keeps_positions_once_for_all_layers():
+def test_every_update_keeps_indices_once_for_all_layers():
     valid = jnp.asarray([[True, True, True], [False, True, False]])
-    cache = vkq_jax.append(with_visual(keep_positions=True), *tokens(3), valid)
-    assert cache.text.position.tolist() == [[40, 41, 42, 43, 44, 0], [11, 12, 13, 0, 0, 0]]
+    cache = vkq_jax.append(with_visual(keep_indices=True), *tokens(3), valid)
+    assert cache.text.index.tolist() == [[40, 41, 42, 43, 44, 0], [11, 12, 13, 0, 0, 0]]
     grown = vkq_jax.grow(cache, 8)
-    assert grown.text.position.shape == (BATCH, 8)
-    np.testing.assert_array_equal(grown.text.position[:, :6], cache.text.position)
+    assert grown.text.index.shape == (BATCH, 8)
+    np.testing.assert_array_equal(grown.text.index[:, :6], cache.text.index)
     taken = vkq_jax.take_sequences(cache, jnp.asarray([1, 1, 0]))
     for before, after in (
-        (cache.text.position, taken.text.position),
-        (cache.visual[0].position, taken.visual[0].position),
+        (cache.text.index, taken.text.index),
+        (cache.visual[0].index, taken.visual[0].index),
     ):
         np.testing.assert_array_equal(after, before[jnp.asarray([1, 1, 0])])
-    assert vkq_jax.append(with_visual(), *tokens(3)).keeps_positions is False
+    assert vkq_jax.append(with_visual(), *tokens(3)).keeps_indices is False
 
 
 def test_positions_under_vmap_save_and_restore(tmp_path):
-    caches = [with_visual(keep_positions=True, counts=c) for c in ((40, 11), (7, 30))]
+    caches = [with_visual(keep_indices=True, counts=c) for c in ((40, 11), (7, 30))]
     together = jax.tree.map(lambda *x: jnp.stack(x), *caches)
     appended = jax.vmap(lambda cache: vkq_jax.append(cache, *tokens(2)))(together)
     for i, cache in enumerate(caches):
-        expected = vkq_jax.append(cache, *tokens(2)).text.position
-        np.testing.assert_array_equal(appended.text.position[i], expected)
+        expected = vkq_jax.append(cache, *tokens(2)).text.index
+        np.testing.assert_array_equal(appended.text.index[i], expected)
     vkq_jax.save_cache(tmp_path / "cache.safetensors", caches[0])
     chex.assert_trees_all_equal(vkq_jax.load_cache(tmp_path / "cache.safetensors"), caches[0])
 
 
 def test_positions_are_counted():
-    plain, kept = (vkq_jax.cache_nbytes(with_visual(keep_positions=x)) for x in (False, True))
+    plain, kept = (vkq_jax.cache_nbytes(with_visual(keep_indices=x)) for x in (False, True))
     assert kept.visual_tables - plain.visual_tables == 4 * BATCH * 40
     assert kept.text - plain.text == 4 * BATCH * 6
     assert kept.visual_codes == plain.visual_codes

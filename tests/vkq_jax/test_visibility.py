@@ -35,14 +35,14 @@ def cache_of(visual: list[list[int]], text: list[list[int]], **options) -> vkq_j
 
     values = vkq_jax.DenseTensor(jnp.zeros((1, len(text), 1, 6, 4)))
     bank = VisualBank(values, values, length(visual), position(visual, 6))
-    text_bank = dataclasses.replace(cache.text, length=length(text), position=position(text, 8))
+    text_bank = dataclasses.replace(cache.text, length=length(text), index=position(text, 8))
     return dataclasses.replace(cache, visual=(bank,), text=text_bank)
 
 
 def test_starts_are_where_the_window_begins():
     visual, text = [[2, 3, 4, 5], [0, 1, 9]], [[0, 1, 6, 7, 8], [2, 3, 4, 5, 6, 7, 8]]
     positions = jnp.asarray([[8, 9, 30], [8, 9, 10]], jnp.int32)
-    cache = cache_of(visual, text, keep_positions=True)
+    cache = cache_of(visual, text, keep_indices=True)
     starts = jax.jit(vkq_jax.window_starts, static_argnums=2)(cache, positions, WINDOW)
     for bank, rows in ((starts.visual[0], visual), (starts.text, text)):
         for i, row in enumerate(rows):
@@ -68,7 +68,7 @@ def test_a_cache_without_positions_has_no_window():
 
 
 def test_an_empty_window_is_an_error():
-    cache = cache_of([[0]], [[1]], keep_positions=True)
+    cache = cache_of([[0]], [[1]], keep_indices=True)
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):
         vkq_jax.window_starts(cache, jnp.zeros((1, 1), jnp.int32), 0)
 

@@ -2,8 +2,8 @@
 
 Both are timed at the same number of tokens: a whole decoder block of the real text tower, and what
 `models.generation.prefill` does with the keys and values that the block leaves: XLA codes them and
-lays them out for attention; where the fused kernel applies, which prefill then takes, it has another
-row. On a GPU times are the device's own: in a prefill the host is far ahead of it.
+lays them out for attention; where the fused kernel applies, which prefill then takes, it has
+another row. On a GPU times are the device's own: in a prefill the host is far ahead of it.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ from flax import nnx
 import pallas_kernels
 import vkq_jax
 from models.layers.attention import causal_mask, dense_attention
-from models.text.decoder import LlamaTower
+from models.layers.linear import Maker
+from models.text.decoder import TextDecoder
 from pallas_kernels.shapes import ModelShape, find_shape
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
@@ -147,8 +148,8 @@ def _default(setup: QuantizeSetup) -> str:
 @functools.cache
 def _time_of_block(shape: ModelShape, sequences: int, tokens: int, repeats: int) -> LayerTime:
     """Time of a decoder block (and the final norm) over whole prompts, attention as in prefill."""
-    config = dataclasses.replace(text_config(shape), num_layers=1, vocab_size=2)
-    tower = nnx.eval_shape(lambda: LlamaTower(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+    config = dataclasses.replace(text_config(shape), num_hidden_layers=1, vocab_size=2)
+    tower = nnx.eval_shape(lambda: TextDecoder(config, Maker.create(nnx.Rngs(0), jnp.bfloat16)))
     graphdef, shapes = nnx.split(tower)
     params = random_params(shapes)
     x = jax.random.normal(jax.random.key(1), (sequences, tokens, shape.width), jnp.bfloat16)

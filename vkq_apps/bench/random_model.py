@@ -12,11 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.families.llava.config import LlavaConfig, TextConfig, VisionConfig
+from models.families.llava.config import LlavaConfig
 from models.families.llava.model import LlavaModel
 from models.inputs.batch import Inputs
+from models.layers.activations import Activation
+from models.layers.linear import Maker
 from models.layers.rope import RopeConfig
 from models.model import Model
+from models.text.config import TextConfig
+from models.vision.encoder import EncoderConfig
+from models.vision.vit import VitConfig
 from pallas_kernels.shapes import ModelShape
 
 __all__ = [
@@ -39,11 +44,11 @@ def text_config(shape: ModelShape) -> TextConfig:
     """The text tower of this shape."""
     return TextConfig(
         vocab_size=shape.vocab_size,
-        width=shape.width,
-        mlp_width=shape.mlp_width,
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_kv_heads,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp_width,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
         rope=RopeConfig(head_dim=shape.head_dim, max_length=32768, theta=shape.rope_theta),
     )
@@ -57,23 +62,27 @@ def llava_config(shape: ModelShape) -> LlavaConfig:
         if shape.visual_tokens % (size // patch) ** 2 == 0
     )
     width = min(1024, shape.width)
-    vision = VisionConfig(
-        width=width,
-        mlp_width=4 * width,
-        depth=24,
-        num_heads=max(1, width // 64),
+    encoder = EncoderConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=VISION_LAYERS,
+        num_attention_heads=max(1, width // 64),
+        hidden_act=Activation.QUICK_GELU,
+    )
+    vision = VitConfig(
+        encoder=encoder,
         image_size=size,
         patch_size=patch,
         feature_layers=(VISION_LAYERS,),
     )
-    return LlavaConfig(vision, text_config(shape), image_token_id=shape.vocab_size - 1)
+    return LlavaConfig(vision=vision, text=text_config(shape), image_token_id=shape.vocab_size - 1)
 
 
 def abstract_model(shape: ModelShape) -> Model:
     """The bfloat16 model without memory: shapes in place of parameters."""
     config = llava_config(shape)
     return Model.from_module(
-        nnx.eval_shape(lambda: LlavaModel(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+        nnx.eval_shape(lambda: LlavaModel(config, Maker.create(nnx.Rngs(0), jnp.bfloat16)))
     )
 
 
@@ -86,10 +95,12 @@ def random_params[T](shapes: T, seed: int = 0) -> T:
 
     def draw(path, leaf, key):
         name = jax.tree_util.keystr(path)
-        if "scale" in name or "bias" in name:
-            return jnp.full(leaf.shape, "scale" in name, leaf.dtype)
+        if "bias" in name:
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        if "norm" in name:
+            return jnp.ones(leaf.shape, leaf.dtype)
         fan_in = leaf.shape[-2] if leaf.ndim > 1 else leaf.shape[-1]
-        size = 0.02 if "embedding" in name and "kernel" not in name else 1 / math.sqrt(fan_in)
+        size = 0.02 if "embed" in name and "kernel" not in name else 1 / math.sqrt(fan_in)
 
         def normal(key, shape):
             return (size * jax.random.normal(key, shape)).astype(leaf.dtype)
@@ -116,7 +127,7 @@ def decode_weight_bytes(model: Model) -> int:
     return sum(
         leaf.size * leaf.dtype.itemsize
         for path, leaf in leaves
-        if model.config.text.tied_head or "embedding" not in jax.tree_util.keystr(path)
+        if model.config.text.tie_word_embeddings or "embed_tokens" not in jax.tree_util.keystr(path)
     )
 
 

@@ -9,6 +9,7 @@ import typer
 import models
 import vkq_jax
 from models import Inputs, Model
+from models.families.registry import family_of
 from models.generation.generate import QuantizeAt
 from models.inputs.images import read_picture
 from vkq_apps.cli.console import stage
@@ -85,7 +86,8 @@ def check_before_loading(
     for prompt in prompts:
         check_question(prompt)
     config = models.read_config(source)
-    visual = per_prompt * config.vision.num_features
+    # Zero where it depends on the picture: what does not fit is refused once pictures are read.
+    visual = per_prompt * (family_of(config.model_type).features_per_image(config) or 0)
     check_room(config, visual=visual, text=0, max_new_tokens=max_new_tokens)
     for path in images:
         read_picture(path)

@@ -13,6 +13,7 @@ import vkq_jax
 from models import Inputs, Model
 from models.calibration.attached import find_codes
 from models.inputs.processor import processor_of
+from models.vision.vit import VitConfig
 from vkq_apps.cli.arguments import (
     ImageOption,
     JsonOption,
@@ -75,7 +76,7 @@ def inspect(
             inspection=inspection,
             segments=segments,
             pictures=_seen_pictures(loaded, inputs),
-            vision=loaded.config.vision,
+            vision=_tower(loaded),
         )
         arrays = raw_arrays(inspection)  # none of them is called allow_pickle
         np.savez_compressed(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
@@ -96,7 +97,7 @@ def _segments(model: Model, inputs: Inputs) -> list[Segment]:
     tokenizer = processor_of(model).tokenizer
     return read_layout(
         ids[mask],
-        inputs.image_token_id,
+        model.config.visual_token_ids,
         lambda tokens: [tokenizer.decode([token]) for token in tokens],
     )
 
@@ -107,8 +108,19 @@ def _seen_pictures(model: Model, inputs: Inputs) -> np.ndarray:
     if not processor.do_normalize:
         mean, std = (0.0,) * 3, (1.0,) * 3
     return seen_pictures(
-        np.asarray(inputs.pixel_values), np.asarray(mean), np.asarray(std), model.config.vision
+        np.asarray(inputs.pixel_values), np.asarray(mean), np.asarray(std), _tower(model)
     )
+
+
+def _tower(model: Model) -> VitConfig:
+    """The vision tower's settings, which tell where in a picture each visual token lies."""
+    vision = getattr(model.config, "vision", None)
+    if not isinstance(vision, VitConfig):
+        raise NotImplementedError(
+            "vkq inspect draws pictures over a fixed grid of patches, which "
+            f"{model.config.model_type} models do not have"
+        )
+    return vision
 
 
 def _show(record: dict[str, Any]) -> None:

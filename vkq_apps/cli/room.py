@@ -1,6 +1,6 @@
 """Whether a prompt and its answer fit the model's context and the device's memory."""
 
-from models.families.llava.config import LlavaConfig
+from models.families.base import ModelConfig
 from models.layers.rope import RopeKind
 from vkq_apps.bench import device_memory
 from vkq_apps.cli.console import human_bytes
@@ -8,7 +8,7 @@ from vkq_apps.cli.console import human_bytes
 __all__ = ["check_room", "context_length"]
 
 
-def context_length(config: LlavaConfig) -> int:
+def context_length(config: ModelConfig) -> int:
     """Most tokens of prompt and answer together that a model is meant for."""
     rope = config.text.rope
     # In these two kinds of scaling, the stated length is that before stretching.
@@ -17,7 +17,7 @@ def context_length(config: LlavaConfig) -> int:
     return rope.max_length
 
 
-def check_room(config: LlavaConfig, *, visual: int, text: int, max_new_tokens: int) -> None:
+def check_room(config: ModelConfig, *, visual: int, text: int, max_new_tokens: int) -> None:
     """Checks one prompt and the answer to it.
 
     Args:
@@ -40,7 +40,9 @@ def check_room(config: LlavaConfig, *, visual: int, text: int, max_new_tokens: i
             f"holds {longest} tokens, {prompt} of them for the prompt; got {max_new_tokens}"
         )
     tower = config.text
-    per_token = 2 * 2 * tower.num_layers * tower.num_kv_heads * tower.head_dim  # bfloat16
+    per_token = (
+        2 * 2 * tower.num_hidden_layers * tower.num_key_value_heads * tower.head_dim
+    )  # bfloat16
     needed, limit = per_token * (text + max_new_tokens), device_memory.limit()
     if needed > limit:
         raise ValueError(

@@ -32,13 +32,13 @@ def attention_mass(model: Model, inputs: Inputs) -> Float[Array, "L B K V"]:
     """
     module = model.module()
     text = model.config.text
-    mask_of = prompt_masks(text, inputs.mask, inputs.positions)
+    mask_of = prompt_masks(text, inputs)
     index, taken = compact(inputs.visual_mask & inputs.mask, inputs.prompt_shape.visual)
 
     def attend(layer, query, key, value, carry):
         mask = mask_of(layer)
         output = dense_attention(query, key, value, mask, logits_scale=text.logits_scale)
-        q = query.reshape(*query.shape[:2], text.num_kv_heads, -1, text.head_dim)
+        q = query.reshape(*query.shape[:2], text.num_key_value_heads, -1, text.head_dim)
         scores = jnp.einsum("btkmh,bskh->bkmts", q, key, preferred_element_type=jnp.float32)
         scores = jnp.where(mask[:, None, None], scores * text.logits_scale, -jnp.inf)
         weights = jax.nn.softmax(scores, axis=-1)
@@ -46,7 +46,7 @@ def attention_mass(model: Model, inputs: Inputs) -> Float[Array, "L B K V"]:
         mass = jnp.take_along_axis(seen, index[:, None], axis=-1)
         return output, carry, jnp.where(taken[:, None], mass, 0.0)
 
-    _, _, mass = module.text(module.embed_inputs(inputs), inputs.positions, attend)
+    _, _, mass = module.read(inputs, attend)
     return mass
 
 
@@ -56,7 +56,7 @@ def keep_tokens(cache: KVCache, mass: Float[Array, "L B K V"], share: float) -> 
     Raises:
         NotImplementedError: a sliding window has to know the position of every token.
     """
-    if cache.keeps_positions:
+    if cache.keeps_indices:
         raise NotImplementedError("token dropping is not for models with a sliding window")
     (bank,) = cache.visual
     assert isinstance(bank.key, DenseTensor)

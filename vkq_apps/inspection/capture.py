@@ -54,7 +54,7 @@ def capture(model: Model, inputs: Inputs) -> Capture:
 @partial(jax.jit, static_argnums=(2, 3))
 def _capture(model: Model, inputs: Inputs, num_visual: int, num_text: int) -> Capture:
     module = model.module()
-    mask_of = prompt_masks(model.config.text, inputs.mask, inputs.positions)
+    mask_of = prompt_masks(model.config.text, inputs)
     is_visual = inputs.visual_mask & inputs.mask
     visual, _ = compact(is_visual, num_visual)
     text, _ = compact(inputs.mask & ~is_visual, num_text)
@@ -81,5 +81,5 @@ def _capture(model: Model, inputs: Inputs, num_visual: int, num_text: int) -> Ca
         )
         return output, carry, caught
 
-    _, _, caught = module.text(module.embed_inputs(inputs), inputs.positions, attend)
+    _, _, caught = module.read(inputs, attend)
     return caught

@@ -34,16 +34,18 @@ class Segment:
 
 
 def read_layout(
-    input_ids: np.ndarray, image_token_id: int, decode: Callable[[Sequence[int]], list[str]]
+    input_ids: np.ndarray,
+    visual_token_ids: int | tuple[int, ...],
+    decode: Callable[[Sequence[int]], list[str]],
 ) -> list[Segment]:
     """The segments of one prompt, in order and without gaps.
 
     Args:
         input_ids: integers [T], without padding.
-        image_token_id: the token whose positions are visual.
+        visual_token_ids: tokens whose positions are visual.
         decode: the strings of some token ids, one for each.
     """
-    (spans,) = visual_spans(input_ids[None], image_token_id)
+    (spans,) = visual_spans(input_ids[None], visual_token_ids)
     segments, position = [], 0
     for start, stop in [(s.start, s.stop) for s in spans] + [(len(input_ids), len(input_ids))]:
         if start > position:

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from models.families.llava.config import VisionConfig
+from models.vision.vit import VitConfig
 
 __all__ = ["patch_maps", "seen_pictures"]
 
 
 def seen_pictures(
-    pixel_values: np.ndarray, mean: np.ndarray, std: np.ndarray, vision: VisionConfig
+    pixel_values: np.ndarray, mean: np.ndarray, std: np.ndarray, vision: VitConfig
 ) -> np.ndarray:
     """Undoes the processor's normalization.
 
@@ -20,13 +20,13 @@ def seen_pictures(
     Returns:
         uint8 [images, side, side, 3], a rim that fills no patch left out.
     """
-    side = vision.image_size // vision.patch_size * vision.patch_size
+    side = vision.side * vision.patch_size
     pixels = np.moveaxis(pixel_values[..., :side, :side], 1, -1).astype(np.float32)
     pixels = pixels * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
     return np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
 
 
-def patch_maps(weights: np.ndarray, vision: VisionConfig) -> np.ndarray:
+def patch_maps(weights: np.ndarray, vision: VitConfig) -> np.ndarray:
     """Weights of visual tokens over the patch grid of each picture.
 
     Args:
@@ -36,7 +36,7 @@ def patch_maps(weights: np.ndarray, vision: VisionConfig) -> np.ndarray:
     Returns:
         [..., images, rows, columns]
     """
-    side = vision.image_size // vision.patch_size
+    side = vision.side
     weights = weights.reshape(*weights.shape[:-1], -1, vision.num_features)
     patches = weights[..., vision.num_features - vision.num_patches :]
     return patches.reshape(*patches.shape[:-1], side, side)

@@ -19,7 +19,8 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from models.checkpoints.weights import to_stored
-from models.families.llava.weights import published, source
+from models.families.llava.config import LlavaConfig
+from models.families.registry import family_of
 from vkq_apps.training import checkpointing
 from vkq_apps.training.model import ModelSize, create_model, hf_config
 from vkq_apps.training.optimizer import Schedule
@@ -42,7 +43,7 @@ def export(params: Any, size: ModelSize, folder: Path) -> None:
         folder: made if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _save_shards(stored_weights(params), folder)
+    _save_shards(stored_weights(params, size), folder)
     write_json(folder / "config.json", hf_config(size))
     generation = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD, "do_sample": False}
     write_json(folder / "generation_config.json", generation)
@@ -60,15 +61,16 @@ def export_state(file: Path, folder: Path) -> dict[str, Any]:
     return info
 
 
-def stored_weights(params: Any) -> dict[str, np.ndarray]:
+def stored_weights(params: Any, size: ModelSize) -> dict[str, np.ndarray]:
     """bfloat16 tensors by their Hugging Face names."""
+    config = LlavaConfig.from_hf(hf_config(size))
+    names = family_of(config.model_type).weights(config)
     rounded: nnx.State = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params["llava"])
-    stored = to_stored(rounded, source)
+    stored = to_stored(rounded, names.source)
     # The norm of the pooled output, which LLaVA does not use; there so that nothing is missing.
-    width = params["llava"]["vision"]["class_embedding"].shape[0]
-    stored["vision.post_layernorm.weight"] = np.ones(width, ml_dtypes.bfloat16)
-    stored["vision.post_layernorm.bias"] = np.zeros(width, ml_dtypes.bfloat16)
-    return {published(name): tensor for name, tensor in stored.items()}
+    stored["vision.post_layernorm.weight"] = np.ones(size.width, ml_dtypes.bfloat16)
+    stored["vision.post_layernorm.bias"] = np.zeros(size.width, ml_dtypes.bfloat16)
+    return {names.to_published(name): tensor for name, tensor in stored.items()}
 
 
 def _save_shards(tensors: dict[str, np.ndarray], folder: Path) -> None:

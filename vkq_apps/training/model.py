@@ -12,6 +12,7 @@ from flax import nnx
 import models
 from models.families.llava.config import LlavaConfig
 from models.families.llava.model import LlavaModel
+from models.layers.linear import Maker
 from models.layers.norms import LayerNorm
 from vkq_apps.training.catalogue import NUM_CLASSES
 from vkq_apps.training.pictures import NUM_SLOTS, SIZE
@@ -117,7 +118,7 @@ class TrainedModel(nnx.Module):
     """What training moves: the LLaVA model and the auxiliary head."""
 
     def __init__(self, config: LlavaConfig, *, rngs: nnx.Rngs, dtype: Any):
-        self.llava = LlavaModel(config, rngs=rngs, dtype=dtype, param_dtype=jnp.float32)
+        self.llava = LlavaModel(config, Maker.create(rngs, dtype, jnp.float32))
         self.classifier = PatchClassifier(config.vision.feature_width, rngs=rngs, dtype=dtype)
 
 
@@ -163,16 +164,16 @@ def with_checkpoint(params: nnx.State, folder: str) -> nnx.State:
 def _draw(path: tuple[Any, ...], shape: tuple[int, ...], key: Array, size: ModelSize) -> Array:
     """Start of one parameter: normal, narrower where a block adds to the residual stream."""
     name = path[-1]
-    if name == "scale":
-        return jnp.ones(shape)
     if name in ("bias", "class_embedding"):
         return jnp.zeros(shape)
-    if name == "position_embedding":
+    if "position_embedding" in path:
         return jnp.asarray(_sinusoids(shape))
-    if name == "embedding" or "patch_embedding" in path:
+    if "embed_tokens" in path or "patch_embedding" in path:
         return 0.02 * jax.random.normal(key, shape)
+    if name == "weight":  # of a norm
+        return jnp.ones(shape)
     deviation = 0.7 * shape[-2] ** -0.5
-    if path[-2] in ("output", "contract"):
+    if path[-2] in ("o_proj", "out_proj", "down_proj", "fc2"):
         deviation /= math.sqrt(2 * size.num_layers)
     return deviation * jax.random.normal(key, shape)
 

@@ -76,9 +76,9 @@ def make_optimizer(schedule: Schedule, weight_decay: float = 0.05) -> optax.Grad
 
 
 def param_group(name: str) -> str:
-    """ "matrix", "table" or "vector", by a parameter's path, such as `llava/text/norm/scale`."""
+    """ "matrix", "table" or "vector", by a parameter's path, such as `llava/text/norm/weight`."""
     *module, leaf = name.split("/")
-    if leaf in ("scale", "bias", "class_embedding"):
+    if leaf in ("bias", "class_embedding") or (leaf == "weight" and "norm" in module[-1]):
         return "vector"
     if leaf == "kernel" and ("layers" in module or "projector" in module):
         return "matrix"

@@ -39,13 +39,13 @@ def test_keeping_all_tokens_in_another_order_changes_nothing(model, parts, readi
 
 def test_attention_mass_is_that_of_the_visual_tokens(model, parts):
     mass = np.asarray(attention_mass(model, parts[0]))
-    layers, heads = model.config.text.num_layers, model.config.text.num_kv_heads
+    layers, heads = model.config.text.num_hidden_layers, model.config.text.num_key_value_heads
     assert mass.shape == (layers, 2, heads, 2 * VISUAL_TOKENS)
     assert (mass[:, 0, :, VISUAL_TOKENS:] == 0).all()
     assert (mass[:, 1] > 0).all()
     # Each query gives a mass of 1, to text as well; the text before the image gives it none.
     queries = [VISUAL_TOKENS, 2 * VISUAL_TOKENS]
-    per_head = model.config.text.num_heads // heads
+    per_head = model.config.text.num_attention_heads // heads
     for row, most in enumerate(queries):
         assert (mass[:, row].sum(-1) < per_head * most).all()
         # The first visual token is seen by all queries from there on, the last one by itself.

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from models.families.llava.config import VisionConfig
+from models.vision.vit import VitConfig
 from vkq_apps.inspection.layout import Segment
 from vkq_apps.inspection.measure import Inspection
 from vkq_apps.inspection.pictures import patch_maps
@@ -26,7 +26,7 @@ def write_plots(
     inspection: Inspection,
     segments: Sequence[Segment],
     pictures: np.ndarray,
-    vision: VisionConfig,
+    vision: VitConfig,
 ) -> list[str]:
     """Writes PNG files and returns their names.
 
@@ -50,7 +50,7 @@ def _figures(
     inspection: Inspection,
     segments: Sequence[Segment],
     pictures: np.ndarray,
-    vision: VisionConfig,
+    vision: VitConfig,
 ) -> Iterator[tuple[str, Figure]]:
     yield "prompt.png", plot_layout(quant, segments, inspection.nbytes)
     for name, tensor in (("keys", inspection.key), ("values", inspection.value)):

@@ -1,0 +1,19 @@
+"""Which module holds the family of a `model_type`; families are imported on demand."""
+
+import importlib
+
+from models.families.base import Family
+
+__all__ = ["MODEL_TYPES", "family_of"]
+
+_MODULES = {
+    "llava": "models.families.llava.family",
+}
+
+MODEL_TYPES = tuple(_MODULES)
+"""Every `model_type` of config.json that loads."""
+
+
+def family_of(model_type: str) -> Family:
+    """The family of one of `MODEL_TYPES`."""
+    return importlib.import_module(_MODULES[model_type]).FAMILY

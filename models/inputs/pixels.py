@@ -1,0 +1,56 @@
+"""Checks of pictures as arrays that families share."""
+
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["check_image_tokens", "check_pixels"]
+
+
+def check_pixels(pixels: np.ndarray, shape: tuple[int | None, ...], described: str) -> np.ndarray:
+    """Preprocessed pictures in float32.
+
+    Args:
+        pixels: as given.
+        shape: what is expected behind the first axis; None where any number is right.
+        described: the whole shape in words.
+
+    Raises:
+        ValueError: a wrong shape or dtype, no picture, or values that are not finite.
+    """
+    fits = pixels.ndim == len(shape) + 1 and all(
+        wanted is None or wanted == got for wanted, got in zip(shape, pixels.shape[1:], strict=True)
+    )
+    # jnp's notion of floating knows bfloat16, NumPy's does not.
+    if not fits or not jnp.issubdtype(pixels.dtype, jnp.floating):
+        raise ValueError(
+            f"pixel_values: expected floats {described}, got {pixels.dtype} {pixels.shape}"
+        )
+    if not len(pixels):
+        raise ValueError("pixel_values: no image; pass None for a prompt without images")
+    with np.errstate(over="ignore"):
+        pixels = pixels.astype(np.float32)
+    if not np.isfinite(pixels).all():
+        raise ValueError("pixel_values: expected finite float32 values, got NaN or infinite ones")
+    return pixels
+
+
+def check_image_tokens(token: int, tokens: int, images: int, needed: int) -> None:
+    """Raises ValueError unless there are as many image tokens as the pictures have features.
+
+    Args:
+        token: id of the image token. tokens: how many a batch has.
+        images: its pictures. needed: the features of all of them.
+    """
+    if tokens == needed:
+        return
+    each = f"{needed // images} each" if images and needed % images == 0 else "all together"
+    counts = (
+        f"got {images} images, which need {needed} image tokens ({each}), and {tokens} image "
+        f"tokens (id {token})"
+    )
+    if tokens == 0:
+        raise ValueError(f"no image token for an image: {counts}")
+    if images == 0:
+        raise ValueError(f"image tokens without an image: {counts}")
+    more = "images than tokens" if tokens < needed else "tokens than images"
+    raise ValueError(f"more {more}: {counts}")

@@ -1,0 +1,77 @@
+"""How a family's prompts and pictures become arrays: the part of a processor that differs.
+
+transformers' processor classes are not used: several of them need torch, and what they add to a
+tokenizer and an image processor is the text that takes a picture's place.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["Processing"]
+
+
+class Processing:
+    """Base of the families' processing; a family overrides where it differs.
+
+    Attributes:
+        image_mark: the text that stands for one picture in a prompt, in this library and for all
+            families: prompts may also hold the family's own `placeholder`.
+    """
+
+    image_mark = "<image>"
+
+    def placeholder(self, config: Any, tokenizer: Any) -> str:
+        """The text that the checkpoint's own templates write for one picture: its image token."""
+        return tokenizer.convert_ids_to_tokens(config.image_token_id)
+
+    def picture_text(self, config: Any, tokenizer: Any) -> str:
+        """What `image_mark` becomes in a prompt: the placeholder and the tokens around it."""
+        return self.placeholder(config, tokenizer)
+
+    def load_image_processor(self, folder: Path, config: Any) -> Any:
+        """transformers' image processor, on PIL and NumPy.
+
+        Raises:
+            Exception: anything that transformers raises for broken files.
+        """
+        # Here and not above, because this import takes seconds.
+        from transformers import AutoImageProcessor
+
+        # PIL in every environment: with torchvision installed pictures would come out differently.
+        # A checkpoint's own code is refused: asked nothing, transformers asks the terminal.
+        return AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, backend="pil"
+        )
+
+    def check(self, config: Any, image_processor: Any) -> None:
+        """Raises ValueError for image settings that cannot be, or do not fit the model."""
+        raise NotImplementedError
+
+    def preprocess(
+        self,
+        config: Any,
+        image_processor: Any,
+        pictures: Sequence[Image.Image],
+        placeholder: str,
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
+        """The pictures of one prompt, at least one.
+
+        Returns:
+            The arrays that the model takes, and for each picture the text that its placeholder
+            becomes: as many image tokens as it has features, and what goes between them.
+        """
+        raise NotImplementedError
+
+    def join(self, prompts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The arrays of all prompts, at least one, that have pictures."""
+        return {name: np.concatenate([each[name] for each in prompts]) for name in prompts[0]}
+
+    @staticmethod
+    def run(image_processor: Any, pictures: Sequence[Image.Image]) -> dict[str, np.ndarray]:
+        """The output of transformers' image processor."""
+        output = image_processor(list(pictures), return_tensors="np")
+        return {name: np.asarray(values) for name, values in output.items()}

@@ -1,0 +1,75 @@
+"""Linear layers and embedding tables with one place for dtypes."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from vkq_jax.array_types import Array, Float, Int32
+
+__all__ = ["Embedding", "Maker"]
+
+_STANDARD_DEVIATION = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Maker:
+    """Makes layers that share a stream of random numbers and dtypes.
+
+    Attributes:
+        rngs: where random parameters come from.
+        dtype: what layers compute in.
+        param_dtype: what parameters are held in.
+    """
+
+    rngs: nnx.Rngs
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+
+    @classmethod
+    def create(
+        cls, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike | None = None
+    ) -> "Maker":
+        """A maker whose parameters are of `param_dtype`, `dtype` by default."""
+        return cls(rngs, dtype, dtype if param_dtype is None else param_dtype)
+
+    def with_rngs(self, rngs: nnx.Rngs) -> "Maker":
+        """The same dtypes with another stream of random numbers."""
+        return dataclasses.replace(self, rngs=rngs)
+
+    def linear(self, inputs: int, outputs: int, *, bias: bool = True) -> nnx.Linear:
+        """x @ kernel + bias, kernel [inputs, outputs]."""
+        return nnx.Linear(
+            inputs,
+            outputs,
+            use_bias=bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+    def normal(self, *shape: int) -> nnx.Param:
+        """A parameter of small random numbers."""
+        draw = nnx.initializers.normal(_STANDARD_DEVIATION)
+        return nnx.Param(draw(self.rngs.params(), shape, self.param_dtype))
+
+    def embedding(self, rows: int, width: int) -> "Embedding":
+        """A table of `rows` vectors."""
+        return Embedding(self.normal(rows, width), self.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table of vectors, `weight` [rows, width]."""
+
+    def __init__(self, weight: nnx.Param, dtype: DTypeLike):
+        """The table, read in `dtype`."""
+        self.weight, self.dtype = weight, jnp.dtype(dtype)
+
+    def __call__(self, ids: Int32[Array, "*shape"]) -> Float[Array, "*shape width"]:
+        """Rows of the table in the compute dtype; an id outside the table gets the nearest row."""
+        return jnp.take(self.weight[...], ids, axis=0, mode="clip").astype(self.dtype)
+
+    def table(self) -> Float[Array, "rows width"]:
+        """The whole table in the compute dtype."""
+        return self.weight[...].astype(self.dtype)

@@ -1,0 +1,91 @@
+"""A decoder block: attention, then a gated MLP, each added to the residual stream."""
+
+from typing import Any
+
+from flax import nnx
+
+from models.layers.attention import Attend
+from models.layers.linear import Maker
+from models.layers.mlp import GatedMlp
+from models.layers.norms import OffsetRmsNorm, RmsNorm
+from models.layers.rope import apply_rope
+from models.text.config import TextConfig
+from vkq_jax.array_types import Array
+
+__all__ = ["Block", "decoder_norm"]
+
+
+def decoder_norm(config: TextConfig, make: Maker, width: int | None = None) -> nnx.Module:
+    """The RMS norm of this decoder, over `hidden_size` channels by default."""
+    kind = OffsetRmsNorm if config.offset_norms else RmsNorm
+    return kind(
+        config.hidden_size if width is None else width,
+        epsilon=config.rms_norm_eps,
+        param_dtype=make.param_dtype,
+    )
+
+
+class Block(nnx.Module):
+    """One layer; parts have the names of Hugging Face's files."""
+
+    def __init__(self, config: TextConfig, make: Maker):
+        """Random parameters."""
+        self.config = config
+        self.input_layernorm = decoder_norm(config, make)
+        self.self_attn = _Projections(config, make)
+        self.post_attention_layernorm = decoder_norm(config, make)
+        if config.sandwich_norms:
+            self.pre_feedforward_layernorm = decoder_norm(config, make)
+            self.post_feedforward_layernorm = decoder_norm(config, make)
+        self.mlp = GatedMlp(
+            make,
+            config.hidden_size,
+            config.intermediate_size,
+            config.hidden_act,
+            bias=config.mlp_bias,
+        )
+
+    def __call__(
+        self, x: Array, cos: Array, sin: Array, layer: Array, attend: Attend, carry: Any
+    ) -> tuple[Array, Any, Any]:
+        """The next residual stream, and what `attend` gave."""
+        query, key, value = self.self_attn(self.input_layernorm(x), cos, sin)
+        mixed, carry, out = attend(layer, query, key, value, carry)
+        mixed = self.self_attn.o_proj(mixed.reshape(*x.shape[:2], -1).astype(x.dtype))
+        if self.config.sandwich_norms:
+            x = x + self.post_attention_layernorm(mixed)
+            added = self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+            return x + added, carry, out
+        x = x + self._residual(mixed)
+        return x + self._residual(self.mlp(self.post_attention_layernorm(x))), carry, out
+
+    def _residual(self, added: Array) -> Array:
+        multiplier = self.config.residual_multiplier
+        return added if multiplier == 1.0 else added * multiplier
+
+
+class _Projections(nnx.Module):
+    """Queries, keys and values of attention, and the projection of its output."""
+
+    def __init__(self, config: TextConfig, make: Maker):
+        self.config = config
+        query_width = config.num_attention_heads * config.head_dim
+        kv_width = config.num_key_value_heads * config.head_dim
+        bias = config.attention_bias
+        self.q_proj = make.linear(config.hidden_size, query_width, bias=bias)
+        self.k_proj = make.linear(config.hidden_size, kv_width, bias=bias)
+        self.v_proj = make.linear(config.hidden_size, kv_width, bias=bias)
+        self.o_proj = make.linear(
+            query_width, config.hidden_size, bias=config.attention_output_bias
+        )
+        if config.query_key_norm:
+            self.q_norm = decoder_norm(config, make, config.head_dim)
+            self.k_norm = decoder_norm(config, make, config.head_dim)
+
+    def __call__(self, x: Array, cos: Array, sin: Array) -> tuple[Array, Array, Array]:
+        heads = (*x.shape[:2], -1, self.config.head_dim)
+        query, key = self.q_proj(x).reshape(heads), self.k_proj(x).reshape(heads)
+        if self.config.query_key_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        value = self.v_proj(x).reshape(heads)
+        return apply_rope(query, cos, sin), apply_rope(key, cos, sin), value

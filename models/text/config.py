@@ -1,0 +1,69 @@
+"""Settings of a text decoder, in Hugging Face's names: plain, frozen and hashable."""
+
+import dataclasses
+
+from models.layers.activations import Activation
+from models.layers.rope import RopeConfig
+
+__all__ = ["TextConfig"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """A decoder of LLaMA's kind, with the switches in which families differ.
+
+    Attributes:
+        vocab_size: rows of the embedding. hidden_size: channels of a token.
+        intermediate_size: hidden channels of a block's MLP.
+        num_hidden_layers: L. num_attention_heads: N. num_key_value_heads: K. head_dim: H.
+        rope: how queries and keys turn. sliding_rope: the same in sliding layers, where it differs.
+        tie_word_embeddings: whether the embedding doubles as the output head.
+        attention_bias: biases of the projections of queries, keys and values.
+        attention_output_bias: bias of the projection behind attention.
+        mlp_bias: biases of the MLP.
+        query_key_norm: an RMS norm over the channels of each head's queries and keys, before RoPE.
+        offset_norms: norms multiply by 1 + weight, in float32 (Gemma 1 to 3).
+        sandwich_norms: norms behind attention and the MLP as well as before them (Gemma 2 and 3).
+        sliding_window: positions that a token sees, its own the last; None: all before it.
+        full_layers: numbers of the layers that see all nevertheless.
+        embedding_multiplier: of token embeddings. residual_multiplier: of what a block adds.
+        attention_multiplier: what scores are multiplied by; None: head_dim ** -0.5.
+        attn_logit_softcapping: of scores, see `vkq_jax.soft_cap`. final_logit_softcapping: of
+            logits.
+        groups_cross_window: tokens of one `Inputs.attention_group` see each other beyond a sliding
+            window too.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rope: RopeConfig
+    sliding_rope: RopeConfig | None = None
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    attention_output_bias: bool = False
+    mlp_bias: bool = False
+    query_key_norm: bool = False
+    offset_norms: bool = False
+    sandwich_norms: bool = False
+    hidden_act: Activation = Activation.SILU
+    rms_norm_eps: float = 1e-6
+    sliding_window: int | None = None
+    full_layers: tuple[int, ...] = ()
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    attention_multiplier: float | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    groups_cross_window: bool = False
+
+    @property
+    def logits_scale(self) -> float:
+        """What attention scores are multiplied by."""
+        return (
+            self.head_dim**-0.5 if self.attention_multiplier is None else self.attention_multiplier
+        )

@@ -1,0 +1,37 @@
+"""Where weight files show the sizes of a text decoder that config.json states."""
+
+from models.checkpoints.weights import Size
+from models.text.config import TextConfig
+
+__all__ = ["text_sizes"]
+
+
+def text_sizes(text: TextConfig) -> tuple[Size, ...]:
+    """Sizes by canonical names of weights."""
+    block = "text.layers.0"
+    queries = text.num_attention_heads * text.head_dim
+    keys = text.num_key_value_heads * text.head_dim
+    table = "text.embed_tokens.weight"
+    return (
+        Size("text_config.num_hidden_layers", text.num_hidden_layers, "text.layers."),
+        Size("text_config.vocab_size", text.vocab_size, table, 0),
+        Size("text_config.hidden_size", text.hidden_size, table, 1),
+        Size(
+            "text_config.intermediate_size",
+            text.intermediate_size,
+            f"{block}.mlp.up_proj.weight",
+            0,
+        ),
+        Size(
+            "text_config.num_attention_heads * head_dim",
+            queries,
+            f"{block}.self_attn.q_proj.weight",
+            0,
+        ),
+        Size(
+            "text_config.num_key_value_heads * head_dim",
+            keys,
+            f"{block}.self_attn.k_proj.weight",
+            0,
+        ),
+    )

@@ -1,0 +1,167 @@
+"""The blocks of vision towers: one encoder with the switches in which families differ."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from models.layers.activations import Activation
+from models.layers.attention import Attend
+from models.layers.layer_scan import scan_layers, stack_layers
+from models.layers.linear import Maker
+from models.layers.mlp import GatedMlp, Mlp
+from models.layers.norms import LayerNorm, RmsNorm
+from models.layers.rope import apply_rope
+from vkq_jax.array_types import Array, Float
+
+__all__ = ["Encoder", "EncoderConfig", "encoder_norm"]
+
+type Rope = tuple[Float[Array, "B P half"], Float[Array, "B P half"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """A stack of equal encoder blocks.
+
+    Attributes:
+        hidden_size: channels of a patch. intermediate_size: hidden channels of a block's MLP.
+        num_hidden_layers: blocks that are held and run.
+        rms_norms: RMS norms in place of layer norms.
+        gated_mlp: an MLP with gate_proj, up_proj and down_proj in place of fc1 and fc2.
+        attention_bias: of queries, keys and values.
+        query_key_norm: a norm over all channels of queries and of keys, before they become heads.
+        layer_scale: what attention and the MLP add is multiplied per channel (lambda_1, lambda_2).
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_act: Activation
+    layer_norm_eps: float = 1e-5
+    rms_norms: bool = False
+    gated_mlp: bool = False
+    attention_bias: bool = True
+    attention_output_bias: bool = True
+    mlp_bias: bool = True
+    query_key_norm: bool = False
+    layer_scale: bool = False
+
+    @property
+    def logits_scale(self) -> float:
+        """What attention scores are multiplied by."""
+        return (self.hidden_size // self.num_attention_heads) ** -0.5
+
+
+def encoder_norm(config: EncoderConfig, make: Maker, width: int | None = None) -> nnx.Module:
+    """The norm of this encoder, over `hidden_size` channels by default."""
+    kind = RmsNorm if config.rms_norms else LayerNorm
+    return kind(
+        config.hidden_size if width is None else width,
+        epsilon=config.layer_norm_eps,
+        param_dtype=make.param_dtype,
+    )
+
+
+class Encoder(nnx.Module):
+    """Blocks one after another; attention is the caller's."""
+
+    def __init__(self, config: EncoderConfig, make: Maker):
+        """Random parameters."""
+        self.config = config
+        self.layers = stack_layers(
+            lambda rngs: _Block(config, make.with_rngs(rngs)), config.num_hidden_layers, make.rngs
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "B P hidden_size"],
+        attend: Attend,
+        carry: Any = None,
+        *,
+        rope: Rope | None = None,
+        keep_all: bool = False,
+        unroll: bool = False,
+    ) -> tuple[Float[Array, "B P hidden_size"], Any, Any]:
+        """Runs all blocks.
+
+        Args:
+            x: embedded patches in the compute dtype.
+            attend: see `models.layers.attention.Attend`.
+            carry: what the first block's `attend` gets.
+            rope: cosine and sine that queries and keys are turned by, if any.
+            keep_all: whether every block's output is returned.
+            unroll: see `models.layers.layer_scan.scan_layers`.
+
+        Returns:
+            The last block's output, the last carry, and the outputs of all blocks [L, B, P, D] or
+            None.
+        """
+
+        def step(block, layer, state):
+            x, inner = state
+            x, inner, _ = block(x, rope, layer, attend, inner)
+            return (x, inner), x if keep_all else None
+
+        (x, carry), outputs = scan_layers(
+            self.layers, step, (x, carry), self.config.num_hidden_layers, unroll=unroll
+        )
+        return x, carry, outputs
+
+
+class _Block(nnx.Module):
+    """Attention, then an MLP, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: EncoderConfig, make: Maker):
+        self.config = config
+        width = config.hidden_size
+        self.layer_norm1 = encoder_norm(config, make)
+        self.self_attn = _Projections(config, make)
+        self.layer_norm2 = encoder_norm(config, make)
+        mlp = GatedMlp if config.gated_mlp else Mlp
+        self.mlp = mlp(
+            make, width, config.intermediate_size, config.hidden_act, bias=config.mlp_bias
+        )
+        if config.layer_scale:
+            self.lambda_1 = nnx.Param(jnp.ones(width, make.param_dtype))
+            self.lambda_2 = nnx.Param(jnp.ones(width, make.param_dtype))
+
+    def __call__(
+        self, x: Array, rope: Rope | None, layer: Array, attend: Attend, carry: Any
+    ) -> tuple[Array, Any, Any]:
+        query, key, value = self.self_attn(self.layer_norm1(x), rope)
+        mixed, carry, out = attend(layer, query, key, value, carry)
+        mixed = self.self_attn.out_proj(mixed.reshape(x.shape).astype(x.dtype))
+        x = x + self._scaled(mixed, "lambda_1")
+        return x + self._scaled(self.mlp(self.layer_norm2(x)), "lambda_2"), carry, out
+
+    def _scaled(self, added: Array, name: str) -> Array:
+        if not self.config.layer_scale:
+            return added
+        return added * getattr(self, name)[...].astype(added.dtype)
+
+
+class _Projections(nnx.Module):
+    """Queries, keys and values of attention, and the projection of its output."""
+
+    def __init__(self, config: EncoderConfig, make: Maker):
+        self.config = config
+        width = config.hidden_size
+        self.q_proj, self.k_proj, self.v_proj = (
+            make.linear(width, width, bias=config.attention_bias) for _ in range(3)
+        )
+        self.out_proj = make.linear(width, width, bias=config.attention_output_bias)
+        if config.query_key_norm:
+            self.q_norm = encoder_norm(config, make)
+            self.k_norm = encoder_norm(config, make)
+
+    def __call__(self, x: Array, rope: Rope | None) -> tuple[Array, Array, Array]:
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.config.query_key_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        heads = (*x.shape[:2], self.config.num_attention_heads, -1)
+        query, key, value = (each.reshape(heads) for each in (query, key, value))
+        if rope is not None:
+            query, key = apply_rope(query, *rope), apply_rope(key, *rope)
+        return query, key, value

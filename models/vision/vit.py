@@ -1,0 +1,152 @@
+"""Vision towers over a fixed grid of patches: CLIP, SigLIP and their kin."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+
+from models.layers.attention import Attend, attend_with_mask
+from models.layers.linear import Maker
+from models.vision.encoder import Encoder, EncoderConfig, encoder_norm
+from vkq_jax.array_types import Array, Float
+
+__all__ = ["VisionTransformer", "VitConfig"]
+
+
+@dataclasses.dataclass(frozen=True)
+class VitConfig:
+    """A vision transformer over square images.
+
+    Attributes:
+        encoder: its blocks; those behind the last feature layer are neither held nor run.
+        image_size, patch_size: pixels of a side.
+        feature_layers: after how many blocks features are taken; several are concatenated.
+        class_token: whether a learned token goes before the patches.
+        keep_class_token: whether that token is one of the features.
+        patch_bias: bias of the patch embedding.
+        pre_norm: a norm before the first block. post_norm: one behind the last, of the features.
+    """
+
+    encoder: EncoderConfig
+    image_size: int
+    patch_size: int
+    feature_layers: tuple[int, ...]
+    class_token: bool = True
+    keep_class_token: bool = False
+    patch_bias: bool = False
+    pre_norm: bool = True
+    post_norm: bool = False
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks that are held and run."""
+        return max(self.feature_layers)
+
+    @property
+    def side(self) -> int:
+        """Patches of a side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one image."""
+        return self.side**2
+
+    @property
+    def num_positions(self) -> int:
+        """Patches of one image and its class token."""
+        return self.num_patches + self.class_token
+
+    @property
+    def num_features(self) -> int:
+        """Features of one image."""
+        return self.num_patches + (self.class_token and self.keep_class_token)
+
+    @property
+    def feature_width(self) -> int:
+        """Channels of one feature."""
+        return self.encoder.hidden_size * len(self.feature_layers)
+
+
+class VisionTransformer(nnx.Module):
+    """Patches, a class token and positions to features; parts have the names of CLIP's files."""
+
+    def __init__(self, config: VitConfig, make: Maker):
+        """Random parameters."""
+        self.config, self.dtype = config, jnp.dtype(make.dtype)
+        self.embeddings = _Embeddings(config, make)
+        if config.pre_norm:
+            self.pre_layrnorm = encoder_norm(config.encoder, make)  # the files' spelling
+        held = dataclasses.replace(config.encoder, num_hidden_layers=config.num_layers)
+        self.encoder = Encoder(held, make)
+        if config.post_norm:
+            self.post_layernorm = encoder_norm(config.encoder, make)
+
+    def __call__(
+        self,
+        pixel_values: Float[Array, "images 3 size size"],
+        attend: Attend | None = None,
+        *,
+        unroll: bool = False,
+    ) -> Float[Array, "images features feature_width"]:
+        """Features of each image, row by row (after the class token, if that is kept).
+
+        Features of several layers are concatenated along the channels, in the order configured.
+        `attend` is full attention within an image by default.
+        """
+        config = self.config
+        wanted = config.feature_layers
+        only_last = set(wanted) == {config.num_layers}
+        states = self.hidden_states(pixel_values, attend, keep_all=not only_last, unroll=unroll)
+        chosen = [states[-1 if only_last else index] for index in wanted]
+        if config.post_norm:
+            chosen = [self.post_layernorm(x) for x in chosen]
+        first = 1 if config.class_token and not config.keep_class_token else 0
+        return jnp.concatenate(chosen, axis=-1)[:, first:]
+
+    def hidden_states(
+        self,
+        pixel_values: Float[Array, "images 3 size size"],
+        attend: Attend | None = None,
+        *,
+        keep_all: bool = True,
+        unroll: bool = False,
+    ) -> list[Float[Array, "images positions hidden_size"]]:
+        """The embedded patches and every block's output; without `keep_all` only the last ones."""
+        if attend is None:
+            attend = attend_with_mask(
+                lambda layer: None, logits_scale=self.config.encoder.logits_scale
+            )
+        x = self.embeddings(pixel_values.astype(self.dtype))
+        if self.config.pre_norm:
+            x = self.pre_layrnorm(x)
+        last, _, outputs = self.encoder(x, attend, keep_all=keep_all, unroll=unroll)
+        return [x, *outputs] if keep_all else [x, last]
+
+
+class _Embeddings(nnx.Module):
+    """Pixels to embedded patches."""
+
+    def __init__(self, config: VitConfig, make: Maker):
+        self.config = config
+        width = config.encoder.hidden_size
+        self.patch_embedding = make.linear(3 * config.patch_size**2, width, bias=config.patch_bias)
+        if config.class_token:
+            self.class_embedding = make.normal(width)
+        self.position_embedding = make.embedding(config.num_positions, width)
+
+    def __call__(
+        self, pixel_values: Float[Array, "images 3 size size"]
+    ) -> Float[Array, "images positions hidden_size"]:
+        config = self.config
+        images, patch, side = pixel_values.shape[0], config.patch_size, config.side
+        # A convolution whose stride is its kernel is one product per patch. A rim that does not
+        # fill a patch is left out.
+        x = pixel_values[:, :, : side * patch, : side * patch]
+        x = x.reshape(images, 3, side, patch, side, patch).transpose(0, 2, 4, 1, 3, 5)
+        x = self.patch_embedding(x.reshape(images, side * side, 3 * patch * patch))
+        if config.class_token:
+            first = self.class_embedding[...].astype(x.dtype)
+            first = jnp.broadcast_to(first, (images, 1, x.shape[-1]))
+            x = jnp.concatenate([first, x], axis=1)
+        return x + self.position_embedding.table()[None]

@@ -1,0 +1,52 @@
+"""Weights of a vision transformer over a fixed grid, by canonical names."""
+
+import re
+
+from models.checkpoints.weights import Layout, Size, Source
+from models.vision.vit import VitConfig
+
+__all__ = ["is_unused_in_vit", "vit_sizes", "vit_special"]
+
+_PATCHES = "vision.embeddings.patch_embedding.weight"
+_LAYER = re.compile(r"vision\.encoder\.layers\.([0-9]{1,9})\.")
+# A buffer that older files carry, the norm of CLIP's pooled output, and SigLIP's pooling head.
+_NEVER_USED = re.compile(
+    r"vision\.(embeddings\.position_ids|post_layernorm\.(weight|bias)|head\..*)"
+)
+
+
+def vit_special(vision: VitConfig) -> dict[str, Source]:
+    """Sources of parameters that the general rule does not describe."""
+    patch = vision.patch_size
+    return {_PATCHES: Source(_PATCHES, Layout.CONVOLUTION, kernel=(3, patch, patch))}
+
+
+def vit_sizes(vision: VitConfig) -> tuple[Size, ...]:
+    """Where the files show the sizes that `vision_config` states."""
+    encoder, block = vision.encoder, "vision.encoder.layers.0"
+    table = "vision.embeddings.position_embedding.weight"
+    plus_class = " + 1" if vision.class_token else ""
+    return (
+        Size("layers up to vision_feature_layer", vision.num_layers, block[:-1]),
+        Size("vision_config.hidden_size", encoder.hidden_size, table, 1),
+        Size(
+            "vision_config.intermediate_size",
+            encoder.intermediate_size,
+            f"{block}.mlp.fc1.weight",
+            0,
+        ),
+        Size("vision_config.patch_size", vision.patch_size, _PATCHES, -1),
+        Size(
+            f"(vision_config.image_size / patch_size)**2{plus_class}",
+            vision.num_positions,
+            table,
+            0,
+        ),
+    )
+
+
+def is_unused_in_vit(name: str, vision: VitConfig) -> bool:
+    """Whether a weight that rightly lies in the files has no use: layers that are not run."""
+    if layer := _LAYER.match(name):
+        return vision.num_layers <= int(layer[1]) < vision.encoder.num_hidden_layers
+    return not (vision.post_norm and "post_layernorm" in name) and bool(_NEVER_USED.fullmatch(name))
