@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from models.families.base import ModelConfig, MultimodalModel
+from models.families.registry import family_of
 from models.layers.layer_scan import Apart, take_apart
 from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.pytree import frozen_pytree, static_field
@@ -51,6 +52,11 @@ class Model:
         """The model that shares `module`'s parameters."""
         graphdef, params = nnx.split(module)
         return cls(params=params, graphdef=graphdef, config=module.config, source=source)
+
+    @property
+    def visual_depends_on_question(self) -> bool:
+        """Whether visual keys and values see the question, so that it must be known to code them."""
+        return family_of(self.config.model_type).visual_depends_on_question
 
     def take_apart(self) -> Model:
         """This model with the text tower's layers in buffers of their own; it is used up.

@@ -20,6 +20,7 @@ __all__ = [
     "check_choice",
     "check_count",
     "check_key",
+    "check_quantize_at",
     "check_stop_tokens",
     "check_type",
     "settle_sampling",
@@ -79,6 +80,15 @@ def check_key(key: Any) -> None:
         raise ValueError(f"key: {hint}, got an array {key.dtype}{list(key.shape)}")
     if key.ndim != (0 if typed else 1):
         raise ValueError(f"key: {hint}, got keys of shape {list(key.shape)}; use jax.vmap for many")
+
+
+def check_quantize_at(model: Model, quantize_at: str) -> None:
+    """Raises NotImplementedError for coding pictures before a question that they depend on."""
+    if quantize_at == "image" and model.visual_depends_on_question:
+        raise NotImplementedError(
+            f'quantize_at="image": in {model.config.model_type} models visual tokens attend to the '
+            'question, so their keys and values are not known before it; use quantize_at="prompt"'
+        )
 
 
 def check_cache(model: Model, inputs: Inputs, cache: Any) -> None:

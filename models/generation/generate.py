@@ -192,6 +192,7 @@ def _begin(
     checks.check_type("model", model, Model, hint="models.load")
     checks.check_type("inputs", inputs, Inputs, hint="models.prepare")
     checks.check_choice("quantize_at", quantize_at, QuantizeAt)
+    checks.check_quantize_at(model, quantize_at)
     checks.check_key(key)
     checks.check_cache(model, inputs, cache)
     if cache_length is not None:

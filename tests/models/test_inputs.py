@@ -25,7 +25,7 @@ def test_counts_positions_and_places_of_a_padded_batch(side):
 def test_it_is_a_pytree_whose_counts_are_structure():
     inputs = batch(prompt(2, "image", 3))
     leaves, structure = jax.tree.flatten(inputs)
-    assert len(leaves) == 3
+    assert len(leaves) == 5
     assert jax.tree.structure(batch(prompt(3, "image", 2))) != structure
     assert jax.tree.unflatten(structure, leaves).prompt_shape == inputs.prompt_shape
 

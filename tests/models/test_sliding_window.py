@@ -19,9 +19,8 @@ CONFIGS = pytest.mark.parametrize("config", [WINDOWED, EVERYWHERE], ids=["mixed"
 
 
 def test_what_each_layer_sees_of_a_prompt():
-    mask = jnp.asarray([[False] * 2 + [True] * 12])
-    positions = jnp.maximum(jnp.arange(14) - 2, 0)[None]
-    mask_of = prompt_masks(WINDOWED.text, mask, positions)
+    inputs = batch(prompt(12), prompt(14, seed=1), side="left")
+    mask_of = prompt_masks(WINDOWED.text, inputs)
     for layer in range(3):
         seen = jax.jit(mask_of)(layer)[0]
         for i in range(2, 14):

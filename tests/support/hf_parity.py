@@ -1,0 +1,81 @@
+"""Comparison of a family with transformers' PyTorch model; for tests of the parity group only."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+import models
+from models import Model
+
+__all__ = ["assert_parity", "randomize", "save"]
+
+
+def randomize(model: Any, seed: int = 0) -> Any:
+    """Random weights, wide enough for logits to lie far apart; norms stay close to theirs."""
+    import torch
+
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim > 1:
+                p.normal_(0, 1.0 if "embed_tokens" in name else p[0].numel() ** -0.5)
+            else:
+                p.add_(torch.randn_like(p), alpha=0.2)
+    return model.eval()
+
+
+def save(model: Any, folder: Path, **options: Any) -> Model:
+    """Saved by transformers, loaded by this library in float32."""
+    model.save_pretrained(folder, **options)
+    return models.load(folder, dtype=jnp.float32)
+
+
+def assert_parity(
+    theirs: Any,
+    ours: Model,
+    arrays: dict[str, np.ndarray],
+    *,
+    new_tokens: int = 8,
+    tolerance: float = 1e-4,
+    extra: Callable[[dict[str, Any]], dict[str, Any]] = lambda tensors: tensors,
+) -> None:
+    """Logits of whole prompts agree, and greedy tokens are equal, coded at either time.
+
+    Args:
+        theirs: transformers' model, float32. ours: the same, loaded.
+        arrays: what the family's processor gives: input_ids, attention_mask, pixel_values, ...
+        new_tokens: of the greedy answers.
+        tolerance: of logits, which must be larger than 1 somewhere.
+        extra: changes what transformers' model is called with.
+    """
+    import torch
+
+    inputs = models.prepare(ours, **arrays)
+    tensors = extra({name: torch.tensor(np.asarray(value)) for name, value in arrays.items()})
+    mask = np.asarray(inputs.mask)
+    with torch.no_grad():
+        expected = theirs(**tensors).logits.float().numpy()
+        answers = theirs.generate(
+            **tensors,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )[:, mask.shape[1] :].numpy()
+    assert np.abs(expected[mask]).max() > 1
+    got = np.asarray(models.forward(ours, inputs))
+    assert np.abs(got - expected)[mask].max() < tolerance
+    times = ("prompt",) if ours.visual_depends_on_question else ("prompt", "image")
+    for quantize_at in times:
+        generation = models.generate(
+            ours,
+            inputs,
+            quant="none",
+            max_new_tokens=new_tokens,
+            stop_tokens=(),
+            quantize_at=quantize_at,
+        )
+        np.testing.assert_array_equal(generation.tokens, answers)
