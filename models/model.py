@@ -55,7 +55,7 @@ class Model:
 
     @property
     def visual_depends_on_question(self) -> bool:
-        """Whether visual keys and values see the question, so that it must be known to code them."""
+        """Whether visual keys and values see the question, so that coding has to wait for it."""
         return family_of(self.config.model_type).visual_depends_on_question
 
     def take_apart(self) -> Model:

@@ -77,7 +77,7 @@ def test_a_cache_goes_on_after_updates(tmp_path):
     np.testing.assert_array_equal(got, expected[order])
 
     def one(ids, cache):
-        inputs = dataclasses.replace(question, input_ids=ids, mask=jnp.ones(ids.shape, bool))
+        inputs = dataclasses.replace(question.map_tokens(lambda x: x[:1]), input_ids=ids)
         return models.generate(model, inputs, cache=cache, **options).tokens
 
     rows = [vkq_jax.take_sequences(cache, jnp.asarray([i])) for i in range(3)]
@@ -90,7 +90,7 @@ def test_a_cache_goes_on_after_updates(tmp_path):
 def test_a_cache_of_a_model_without_a_window_is_refused():
     _, cache = prefill(tiny_model(), batch(*ROWS), quant=vkq_jax.resolve("none"), cache_length=24)
     assert not cache.keeps_indices
-    with pytest.raises(ValueError, match="needs a cache that keeps the positions"):
+    with pytest.raises(ValueError, match="needs a cache that keeps the numbers"):
         models.generate(tiny_model(config=WINDOWED), batch(*ROWS), cache=cache, max_new_tokens=1)
 
 
