@@ -98,9 +98,8 @@ class SumKernel:
         def read(i: Value) -> list[Value]:
             address = ops.address(start, ops.take(source, i), problem.row_bytes)
             keep = ops.take(kept, i)
-            return self._share.floats(
-                [ops.bit_and(word, keep) for word in self._load(address, size)]
-            )
+            words = self._load(address, size)
+            return self._share.floats([ops.bit_and(word, keep) for word in words])
 
         return read
 
