@@ -247,10 +247,15 @@ def test_a_folder_is_replaced_where_no_two_can_be_exchanged_in_one_step(tmp_path
         with complete_or_nothing(target) as folder:
             fill(folder, text)
         assert (target / "plot.png").read_text() == text
-    with pytest.raises(OSError, match="cannot be written"), complete_or_nothing(target) as folder:
-        fill(folder, "newer")
-        moved = functools.partial(folder.rename, tmp_path / "moved")
-        monkeypatch.setattr(output_folder, "check_replaceable", lambda _: moved())
+
+    def lose_the_new_one():
+        with complete_or_nothing(target) as folder:
+            fill(folder, "newer")
+            moved = functools.partial(folder.rename, tmp_path / "moved")
+            monkeypatch.setattr(output_folder, "check_replaceable", lambda _: moved())
+
+    with pytest.raises(OSError, match="cannot be written"):
+        lose_the_new_one()
     assert (target / "plot.png").read_text() == "new"
 
 
