@@ -3,20 +3,46 @@
 import os
 import reprlib
 from collections.abc import Collection
+from typing import Any
+
+import numpy as np
 
 __all__ = ["LONGEST", "show", "show_name", "show_path", "some"]
 
 LONGEST = 400
 """Characters that an error message stays below."""
 
-_SHORT = reprlib.Repr(
+
+class _Short(reprlib.Repr):
+    """Shows plain values by their `repr`, everything else by its type: no array is fetched."""
+
+    _PLAIN = (bool, float, complex, bytes, type, type(None), np.generic, os.PathLike)
+
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:  # Python writes out no more than 4,300 digits
+            return f"an integer of {x.bit_length()} bits"
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        if isinstance(x, self._PLAIN):
+            return super().repr_instance(x, level)
+        if hasattr(x, "dtype") and hasattr(x, "shape"):
+            return f"an array {x.dtype}{list(x.shape)}"
+        return f"a {type(x).__name__}"
+
+
+_SHORT = _Short(
     maxlevel=2, maxdict=3, maxlist=4, maxtuple=4, maxset=4, maxstring=48, maxlong=24, maxother=48
 )
 _LONGEST_PATH = 80
 
 
 def show(value: object) -> str:
-    """`repr` of a value, at most 100 characters long, however deep its nesting."""
+    """What a value is, at most 100 characters long, however deep its nesting.
+
+    Plain values and containers of them by their `repr`, arrays by dtype and shape, else the type.
+    """
     text = _SHORT.repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
 

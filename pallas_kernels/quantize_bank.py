@@ -180,13 +180,15 @@ def _code(
             jnp.where(valid, index, -1), ((0, 0), (0, missing)), constant_values=-1
         ),
     }
-    (sums,) = _launch(problem, _sum_program, run, jax.lax.stop_gradient(operands))
+    sums, spoilt = _launch(problem, _sum_program, run, jax.lax.stop_gradient(operands))
     count = jnp.maximum(valid.sum(-1), 1).astype(jnp.float32)
     mean = sums.reshape(batch, kv_heads, -1, head_dim).sum(2) / count[:, None, None]
     centre = groups.as_stored(mean, "bfloat16")  # 0 where there are no valid positions
     exact = centre.astype(jnp.float32).reshape(-1, head_dim)
     operands["centre"] = jnp.where(exact == 0, 0.0, exact)  # the kernel wants no -0
     words, scale = _launch(problem, _program, run, jax.lax.stop_gradient(operands))
+    spoilt = spoilt.reshape(batch, kv_heads, -1, head_dim).any(2)
+    centre = jnp.where(spoilt, jnp.nan, centre)
     return TiledSigns(
         packed=words.reshape(batch, kv_heads, -1),
         centre=centre[:, :, None],
@@ -229,10 +231,13 @@ def _sum_program(problem: QuantizeProblem) -> Program:
     shape = (problem.batch * problem.kv_heads, problem.halves, problem.head_dim)
     return Program(
         body=lambda ops: SumKernel(ops, problem).run(),
-        results={"sum": jax.ShapeDtypeStruct(shape, jnp.float32)},
+        results={
+            "sum": jax.ShapeDtypeStruct(shape, jnp.float32),
+            "spoilt": jax.ShapeDtypeStruct(shape, jnp.uint32),
+        },
         grid=problem.grid,
         warps=WARPS,
-        shared_words=WARPS * problem.head_dim,
+        shared_words=2 * WARPS * problem.head_dim,
     )
 
 

@@ -14,11 +14,16 @@ of a position stay in its lane, and a code costs one instruction, which shifts a
 | image of the half block | thread block | in shared memory, then 16 bytes a lane to device memory |
 
 A warp of which no position is valid reads nothing. Each word of the results is written once.
+
+Elements that are NaN, infinite or beyond +-2^100 count as in `vkq_jax.SignCodes`: as 0, or as the
+nearer end. A warp that meets one, or whose squares are no float32 numbers, computes once more, with
+elements made so and every position divided by its own power of two. The others do nothing for it
+but look at the sum of squares.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pallas_kernels import layouts
 from pallas_kernels.operations import Operations, Value
@@ -31,6 +36,11 @@ HALF = layouts.BLOCK // 2  # positions of a thread block
 WARPS = HALF // 32
 _PIECE = 16  # bytes that a lane copies at once
 _ZERO_POINT, _PER_OCTAVE = 128, 8.0  # of 8-bit scales, see vkq_jax.log_scale
+# Bits of floats: all but the sign; infinity, which are all of the exponent; 1.
+_MAGNITUDE, _INFINITY, _ONE = 0x7FFFFFFF, 0x7F800000, 0x3F800000
+_LARGEST = 2.0**100  # elements saturate, see vkq_jax.sign_codes
+# Bits of 2^-100, 2^120: a sum of squares between these has lost nothing.
+_LEAST_SQUARES, _MOST_SQUARES = (127 - 100) << 23, (127 + 120) << 23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +157,18 @@ class HalfBlock:
             for bits in (ops.shift_left(word, 16), ops.bit_and(word, 0xFFFF0000))
         ]
 
+    def saturated(self, x: Value) -> Value:
+        """An activation as it is coded: 0 where it is not finite, else between +-2^100."""
+        ops = self._ops
+        magnitude = ops.bit_and(ops.as_bits(x), _MAGNITUDE)
+        finite = ops.where_less_float(magnitude, _INFINITY, x, 0.0)
+        return ops.fmin(ops.fmax(finite, -_LARGEST), _LARGEST)
+
+    def not_finite(self, x: Value) -> Value:
+        """The word 1 where a float is NaN or infinite, else 0."""
+        ops = self._ops
+        return ops.where_less(ops.bit_and(ops.as_bits(x), _MAGNITUDE), _INFINITY, 0, 1)
+
 
 class QuantizeKernel:
     """`run()` does the work of one warp.
@@ -154,8 +176,6 @@ class QuantizeKernel:
     Operands: x [B * T * K, H]; position [B, 128 * halves] int32, the token of each visual position,
     negative where there is none; centre [B * K, H] float32, without -0. Results: words [B * K, n]
     and scale [B * K, blocks, 32, words], as in `TiledSigns`.
-
-    Squares are summed in float32 as they are: |x - centre| must lie within 1e-18 and 1e18.
     """
 
     def __init__(self, ops: Operations, problem: QuantizeProblem):
@@ -192,9 +212,31 @@ class QuantizeKernel:
 
     def _code(self, position: Value, valid: Value) -> list[Value]:
         """Words of this lane's position, then its scale's bits."""
-        ops, problem = self._ops, self._problem
+        ops = self._ops
         rows = self._gather(position)
-        u = self._residual(rows)
+        words, square, absolute = self._signs(self._residual(rows), valid)
+        bits = ops.bit_and(ops.as_bits(square), _MAGNITUDE)
+        # A position at the centre has no squares: its sum of absolute values is 0, too.
+        apart = ops.where_less(0, ops.bit_and(ops.as_bits(absolute), _MAGNITUDE), valid, 0)
+        again = ops.where_less(bits, _LEAST_SQUARES, apart, 0)
+        again = ops.where_less(bits, _MOST_SQUARES, again, valid)
+        usual = [*words, self._scale(square, absolute, valid, 0.0)]
+        return ops.cond(ops.ballot(again), usual, lambda _: self._code_again(rows, valid))
+
+    def _code_again(self, rows: Value, valid: Value) -> list[Value]:
+        """`_code` of elements that are not finite, that saturate, or whose squares would."""
+        ops = self._ops
+        u = self._residual(rows, self._share.saturated)
+        magnitudes = (ops.bit_and(ops.as_bits(v), _INFINITY) for v in u)
+        exponent = functools.reduce(ops.max, magnitudes)  # of the greatest, where floats have it
+        power = ops.from_bits(ops.sub(2 * _ONE, exponent))
+        octaves = ops.to_float(ops.sub(ops.shift_right(exponent, 23), 127))
+        words, square, absolute = self._signs([ops.fmul(v, power) for v in u], valid)
+        return [*words, self._scale(square, absolute, valid, octaves)]
+
+    def _signs(self, u: list[Value], valid: Value) -> tuple[list[Value], Value, Value]:
+        """Words of this lane's position, the sum of squares, and that of |u| (times sqrt(H))."""
+        ops, problem = self._ops, self._problem
         square = _total(ops, [dot(ops, part, part) for part in _by_word(u)])
         if problem.rotated:
             u = butterflies(ops, u)  # times sqrt(H)
@@ -210,7 +252,7 @@ class QuantizeKernel:
             for v in reversed(part):
                 word = ops.shift_in(word, ops.as_bits(v))
             words.append(ops.bit_and(word, keep))
-        return [*words, self._scale(square, absolute, valid)]
+        return words, square, absolute
 
     def _gather(self, position: Value) -> Value:
         """Copies the warp's rows and its centre to shared memory; the address of this lane's row.
@@ -238,8 +280,8 @@ class QuantizeKernel:
         ops.warp_barrier()
         return rows
 
-    def _residual(self, rows: Value) -> list[Value]:
-        """The channels of centre - x."""
+    def _residual(self, rows: Value, coded: Callable[[Value], Value] = lambda x: x) -> list[Value]:
+        """The channels of centre - x; `coded` makes elements what they are coded as."""
         ops, problem = self._ops, self._problem
         mine = ops.mad(self._lane, problem.stride, rows)
         x = []
@@ -248,10 +290,13 @@ class QuantizeKernel:
         centre = []
         for first in range(0, 4 * problem.head_dim, _PIECE):
             centre += ops.load_shared4(rows, 32 * problem.stride + first)
-        return [ops.fsub(ops.from_bits(c), v) for c, v in zip(centre, x, strict=True)]
+        return [ops.fsub(ops.from_bits(c), coded(v)) for c, v in zip(centre, x, strict=True)]
 
-    def _scale(self, square: Value, absolute: Value, valid: Value) -> Value:
-        """Bits of the scale, from the sums of squares and of absolute values (times sqrt(H))."""
+    def _scale(self, square: Value, absolute: Value, valid: Value, octaves: Value) -> Value:
+        """Bits of the scale, from the sums of squares and of absolute values (times sqrt(H)).
+
+        Of a position divided by 2^octaves.
+        """
         ops, problem, gamma = self._ops, self._problem, self._problem.gamma
         size = problem.head_dim * (problem.head_dim**0.5 if problem.rotated else 1.0)
         # a = a_ls (|u|^2 / H / a_ls^2)^gamma in logarithms.
@@ -260,6 +305,7 @@ class QuantizeKernel:
         if gamma:
             mean_square = ops.log2(ops.fmul(square, 1 / problem.head_dim))
             logarithm = ops.fma(mean_square, gamma, logarithm)
+        logarithm = ops.fadd(logarithm, octaves)
         if problem.scale_bits == 8:
             code = ops.to_int(ops.fmul(logarithm, _PER_OCTAVE))
             scale = ops.min(ops.max(ops.add(code, _ZERO_POINT), 0), 255)

@@ -66,7 +66,8 @@ def check_classes(classes: Sequence[TokenClass]) -> None:
 
 def capacities(classes: Sequence[TokenClass], num_positions: int) -> tuple[int, ...]:
     """Slots of each class, enough for any number of tokens up to `num_positions`."""
-    tokens = np.arange(num_positions + 1)[:, None]
+    # Slots only grow from one number of tokens to that of a thousand more.
+    tokens = np.arange(max(0, num_positions - _PARTS), num_positions + 1)[:, None]
     stops = (tokens * np.asarray(_bounds(classes)) + _PARTS // 2) // _PARTS
     return tuple(int(x) for x in np.diff(stops, axis=-1, prepend=0).max(0))
 
@@ -86,7 +87,8 @@ def assign_classes(
     rank = jnp.argsort(falling, axis=-1, stable=True).astype(jnp.int32)
     count = valid.sum(-1, dtype=jnp.int32)[..., None, None]
     bounds = jnp.asarray(_bounds(classes)[:-1], jnp.int32).reshape(*[1] * energy.ndim, -1)
-    stops = (count * bounds + _PARTS // 2) // _PARTS
+    thousands, rest = count // _PARTS, count % _PARTS  # their product with bounds stays an int32
+    stops = thousands * bounds + (rest * bounds + _PARTS // 2) // _PARTS
     number = (rank[..., None] >= stops).sum(-1, dtype=jnp.int32)
     return ClassMap.from_classes(jnp.where(valid, number, len(classes)), classes)
 

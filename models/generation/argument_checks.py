@@ -12,6 +12,7 @@ import numpy as np
 from models.generation.prefill import new_cache
 from models.generation.sampling import Sampling, is_integer
 from models.inputs.batch import Inputs
+from models.messages import show
 from models.model import Model
 from vkq_jax.cache import KVCache
 
@@ -31,16 +32,16 @@ def check_type(name: str, value: Any, expected: type, *, hint: str = "") -> None
     """Raises ValueError unless `value` is an `expected`; `hint` says where to get one."""
     if not isinstance(value, expected):
         raise ValueError(
-            f"{name}: expected {expected.__name__}{hint and f' ({hint})'}, got {_brief(value)}"
+            f"{name}: expected {expected.__name__}{hint and f' ({hint})'}, got {show(value)}"
         )
 
 
 def check_count(name: str, value: Any) -> int:
     """The value as a plain integer of at least 1."""
     if not is_integer(value):
-        raise ValueError(f"{name} must be an integer of at least 1, got {_brief(value)}")
+        raise ValueError(f"{name} must be an integer of at least 1, got {show(value)}")
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+        raise ValueError(f"{name} must be at least 1, got {show(value)}")
     return int(value)
 
 
@@ -49,7 +50,7 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
     known = get_args(choices)
     if not isinstance(value, str) or value not in known:
         raise ValueError(
-            f"{name} must be {' or '.join(f'"{choice}"' for choice in known)}, got {_brief(value)}"
+            f"{name} must be {' or '.join(f'"{choice}"' for choice in known)}, got {show(value)}"
         )
 
 
@@ -60,11 +61,11 @@ def check_stop_tokens(model: Model, value: Any) -> tuple[int, ...]:
     vocab = model.config.text.vocab_size
     expected = f"stop_tokens: expected token ids in [0, {vocab}), () for none, None for the model's"
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | dict):
-        raise ValueError(f"{expected}, got {_brief(value)}")
+        raise ValueError(f"{expected}, got {show(value)}")
     tokens = tuple(value)
     for token in tokens:
         if not is_integer(token) or not 0 <= token < vocab:
-            raise ValueError(f"{expected}, got {_brief(token)} among them")
+            raise ValueError(f"{expected}, got {show(token)} among them")
     return tuple(int(token) for token in tokens)
 
 
@@ -74,10 +75,10 @@ def check_key(key: Any) -> None:
         return
     hint = "expected one PRNG key, jax.random.key(seed)"
     if not isinstance(key, jax.Array | np.ndarray):
-        raise ValueError(f"key: {hint}, got {_brief(key)}")
+        raise ValueError(f"key: {hint}, got {show(key)}")
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not typed and (key.dtype != jnp.uint32 or key.ndim == 0):
-        raise ValueError(f"key: {hint}, got an array {key.dtype}{list(key.shape)}")
+        raise ValueError(f"key: {hint}, got {show(key)}")
     if key.ndim != (0 if typed else 1):
         raise ValueError(f"key: {hint}, got keys of shape {list(key.shape)}; use jax.vmap for many")
 
@@ -155,13 +156,3 @@ def _fixed(sizes: dict[str, int]) -> dict[str, int]:
 
 def _list(sizes: dict[str, int]) -> str:
     return ", ".join(f"{size} {name}" for name, size in sizes.items())
-
-
-def _brief(value: Any) -> str:
-    """A short form that fetches no array and prints no pytree."""
-    if hasattr(value, "shape"):
-        return f"an array of shape {value.shape}"
-    if not isinstance(value, str | bytes | int | float | complex | type(None)):
-        return f"a {type(value).__name__}"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."

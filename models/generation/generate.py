@@ -202,8 +202,9 @@ def _begin(
     chooser = TokenChooser.create(sampling, stops)
     if cache is not None and chooser.looks_back:
         warnings.warn(
-            f"{', '.join(chooser.looks_back)}: only the tokens of this turn count, a cache holds "
-            "no token ids of earlier ones",
+            f"{', '.join(chooser.looks_back)}: only the tokens of this turn count, since a cache "
+            "holds no token ids of earlier ones; to have all count, as in transformers, give the "
+            "whole conversation as one prompt, without cache",
             stacklevel=3,
         )
     pallas_kernels.choose_implementation(implementation)

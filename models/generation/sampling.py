@@ -5,6 +5,8 @@ import numbers
 from collections.abc import Iterable
 from typing import Any, Self, TypeGuard
 
+from models.messages import show
+
 __all__ = ["Sampling", "is_integer"]
 
 type TokenIds = tuple[int, ...]
@@ -82,10 +84,10 @@ class Sampling:
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             forced: Any = getattr(self, name) or ()
             if name == "forced_bos_token_id" and len(forced) > 1:
-                raise ValueError(f"{name}: expected one token, got {_brief(forced)}")
+                raise ValueError(f"{name}: expected one token, got {show(forced)}")
             if forced and set(forced) <= set(self.suppress_tokens or ()):
                 raise ValueError(
-                    f"{name}: every token in it is in suppress_tokens, too: {_brief(forced)}"
+                    f"{name}: every token in it is in suppress_tokens, too: {show(forced)}"
                 )
 
     @property
@@ -160,21 +162,21 @@ def _check(name: str, value: Any) -> Any:
 
 def _check_number(name: str, value: Any) -> float:
     if not _is_number(value) or not -_LARGEST_NUMBER <= value <= _LARGEST_NUMBER:
-        raise ValueError(f"{name}: expected a finite number, got {_brief(value)}")
+        raise ValueError(f"{name}: expected a finite number, got {show(value)}")
     return float(value)
 
 
 def _check_count(name: str, value: Any) -> int:
     if not is_integer(value) or not 0 <= value <= _LARGEST_COUNT:
         raise ValueError(
-            f"{name} must be an integer from 0 (off) to {_LARGEST_COUNT}, got {_brief(value)}"
+            f"{name} must be an integer from 0 (off) to {_LARGEST_COUNT}, got {show(value)}"
         )
     return int(value)
 
 
 def _check_token(name: str, value: Any) -> int:
     if not is_integer(value) or not 0 <= value <= _LARGEST_COUNT:
-        raise ValueError(f"{name}: expected token ids, integers from 0, got {_brief(value)}")
+        raise ValueError(f"{name}: expected token ids, integers from 0, got {show(value)}")
     return int(value)
 
 
@@ -188,13 +190,13 @@ def _check_run(name: str, value: Any) -> TokenIds:
 def _check_bias(name: str, pair: Any) -> tuple[TokenIds, float]:
     pair = _items(name, pair)
     if len(pair) != 2:
-        raise ValueError(f"{name}: expected pairs of token ids and a bias, got {_brief(pair)}")
+        raise ValueError(f"{name}: expected pairs of token ids and a bias, got {show(pair)}")
     return _check_run(name, pair[0]), _check_number(name, pair[1])
 
 
 def _items(name: str, value: Any) -> tuple[Any, ...]:
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | dict):
-        raise ValueError(f"{name}: expected a list, got {_brief(value)}")
+        raise ValueError(f"{name}: expected a list, got {show(value)}")
     return tuple(value)
 
 
@@ -205,8 +207,3 @@ def is_integer(value: Any) -> TypeGuard[int]:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -117,10 +117,13 @@ def test_a_failure_is_a_row_fails_the_command_and_is_measured_again(
         raise AssertionError("broken")
 
     monkeypatch.setattr(worker, "measure_throughput", hinder)
-    code, out, _ = run(capsys, "throughput", *TINY, "--out", str(path), "--json")
+    code, out, err = run(capsys, "throughput", *TINY, "--out", str(path), "--json")
     assert code == 1
     assert [row["status"] for row in json.loads(out)["rows"]] == ["out of memory", "failed"]
-    assert json.loads(out)["rows"][1]["message"] == "AssertionError: broken"
+    message = "unexpected AssertionError: broken; `vkq --traceback ...` shows where from"
+    assert json.loads(out)["rows"][1]["message"] == message
+    assert f"failed: {message}" in " ".join(err.split())
+    assert "Traceback" not in err
     assert json.loads(out)["rows"][1]["batch"] == 3
 
     def unsupported(setup, row, say):
@@ -138,7 +141,7 @@ def test_a_row_that_failed_early_has_the_floors_of_what_it_knows(known):
     floors(row, 2.0)
     assert row.get("weights_ms") == (2000.0 if "weight_bytes" in known else None)
     assert "visual_ms" not in row
-    with pytest.raises(ValueError, match="must be positive and finite, got inf GB"):
+    with pytest.raises(ValueError, match=r"must be positive and below 1e\+09 GB, got inf"):
         throughput.ThroughputSetup("tiny", "none", None, budget_gb=float("inf"))
 
 
@@ -302,6 +305,32 @@ def test_scaling_writes_rows_and_a_plot(capsys, tmp_path):
         if row["batch"] == 3:
             assert row["relative_error"] < 1e-4
             assert ("ratio_to_bf16" in row) == (row["preset"] != "none")
+
+
+LARGEST = str(2**31 - 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needs"),
+    [
+        (["scaling", "--length", LARGEST, "--batch", f"1,{LARGEST}", "--preset", "vkq-1bit"],
+         "the keys and values of one sequence in bfloat16 take 1024.0 GiB, and the device has 1.0"),
+        (["scaling", "--length", "1000", "--batch", "1"], "the arrays of one call take "),
+        (["quantize", "--sequences", LARGEST], "two copies of the keys and values in bfloat16"),
+        (["quantize", "--prompt-text", LARGEST], "two copies of the keys and values in bfloat16"),
+        (["throughput", "--budget", "0.01", "--sequences", LARGEST], "the prompts take "),
+        (["throughput", "--budget", "9e8", "--sequences", "1"], "the caches of "),
+    ],
+)  # fmt: skip
+def test_counts_that_do_not_fit_are_refused_before_anything_is_allocated(
+    capsys, monkeypatch, calls, arguments, needs
+):
+    monkeypatch.setattr(device_memory, "limit", lambda: 2**20)
+    code, out, _ = run(capsys, *arguments, "--shape", "tiny", "--repeats", "1", "--json")
+    assert code == 0
+    for row in json.loads(out)["rows"]:
+        assert row["status"] == "does not fit"
+        assert row["message"].startswith(needs)
 
 
 def test_scaling_says_why_rows_were_not_measured(capsys):

@@ -90,7 +90,7 @@ def test_rivals_that_cannot_run_here_are_left_out_and_say_so(capsys):
     measured = rivals.measure_rivals(SHAPE)
     assert set(measured.times) == {"xla", "xla_fp8"}
     assert set(measured.left_out) == {"cudnn", "torch"}
-    assert "torch is left out: ModuleNotFoundError: " in capsys.readouterr().out
+    assert "torch is left out: No module named 'torch'" in capsys.readouterr().err
     assert measured.strongest() == "xla"
     assert measured.microseconds(rivals.FP8_RIVALS) == {
         "xla_fp8": pytest.approx(1e6 * measured.times["xla_fp8"].best)
@@ -215,12 +215,19 @@ def test_a_row_without_rivals_as_json(bench, capsys):
     assert record["rows"][0]["strongest_rival"] is None
 
 
-def test_a_case_that_fails_fails_the_command_and_stays_in_the_record(bench, monkeypatch):
+def test_a_case_that_fails_fails_the_command_and_stays_in_the_record(bench, capsys, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("broken")
 
     monkeypatch.setattr(kernel, "error", broken)
-    assert bench("--rivals", "none", code=1)["failed"] == ["gqa7-8k-signs8"]
+    monkeypatch.setattr(rivals, "TIMED", {"xla": broken})
+    message = "unexpected RuntimeError: broken; `vkq --traceback ...` shows where from"
+    failed = {"case": "gqa7-8k-signs8", "message": message}
+    assert bench("--rivals", "xla", code=1)["failed"] == [failed]
+    assert capsys.readouterr().err.splitlines() == [
+        f"xla is left out: {message}",
+        f"gqa7-8k-signs8  failed: {message}",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from tests.support.tiny_llava import (
     prompt,
     tiny_model,
 )
+from vkq_apps.inspection import output_folder
 from vkq_apps.inspection.attention import layers_as_batch, over_cache
 from vkq_apps.inspection.capture import capture
 from vkq_apps.inspection.layout import read_layout
@@ -237,6 +238,25 @@ def test_folder_appears_when_all_is_written(tmp_path):
         fill(folder, "newer")
     assert (target / "plot.png").read_text() == "newer"
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_folder_is_replaced_where_no_two_can_be_exchanged_in_one_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(output_folder, "_exchange", lambda one, other: False)
+    target = tmp_path / "out"
+    for text in ("old", "new"):
+        with complete_or_nothing(target) as folder:
+            fill(folder, text)
+        assert (target / "plot.png").read_text() == text
+
+    def lose_the_new_one():
+        with complete_or_nothing(target) as folder:
+            fill(folder, "newer")
+            moved = functools.partial(folder.rename, tmp_path / "moved")
+            monkeypatch.setattr(output_folder, "check_replaceable", lambda _: moved())
+
+    with pytest.raises(OSError, match="cannot be written"):
+        lose_the_new_one()
+    assert (target / "plot.png").read_text() == "new"
 
 
 def test_a_failure_leaves_what_was_there(tmp_path):

@@ -33,6 +33,17 @@ def test_the_slots_of_a_class_hold_its_share_of_any_number_of_tokens(parts, leng
             assert abs(size - count * share / 1000) <= 1
 
 
+def test_a_class_keeps_its_share_of_millions_of_tokens():
+    """A thousand times as many tokens is no int32 any more."""
+    length = 2_200_000
+    energy = jnp.arange(length, dtype=jnp.float32)[None]
+    class_map = assign_classes(energy, jnp.ones((1, length), bool), CLASSES)
+    sizes = np.bincount(np.asarray(class_map.classes())[0])
+    np.testing.assert_array_equal(sizes, [length * c.share for c in CLASSES])
+    assert capacities(CLASSES, length) == tuple(sizes)
+    assert capacities(CLASSES, 2**31 - 1)[0] == 214_748_365
+
+
 def test_the_greatest_energies_come_first_and_padding_into_no_class():
     energy = energies(0, 50)
     valid = jnp.asarray(np.random.default_rng(1).random((2, 50)) < 0.7)

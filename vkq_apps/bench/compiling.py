@@ -7,6 +7,8 @@ from typing import Any
 
 import jax.monitoring
 
+from vkq_apps.bench import device_memory
+
 __all__ = ["Compiled", "compile_ahead"]
 
 _hits = 0
@@ -39,11 +41,20 @@ class Compiled:
 
 
 def compile_ahead(function: Any, *arguments: Any, **settings: Any) -> Compiled:
-    """Compiles a jitted function for these arguments, abstract ones too."""
+    """Compiles a jitted function for these arguments, abstract ones too.
+
+    Raises:
+        DoesNotFit: a call needs more memory than the device has. Only devices that do not count
+            their memory are asked: on a CPU the call could end the process, or all others.
+    """
     before, start = _hits, time.perf_counter()
     compiled = function.lower(*arguments, **settings).compile()
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
+    if memory is not None and not device_memory.is_counted():
+        parts = memory.argument_size_in_bytes, memory.output_size_in_bytes
+        needed = sum(parts) + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+        device_memory.check_fits(needed, "the arrays of one call")
     return Compiled(
         call=compiled,
         seconds=seconds,

@@ -1,10 +1,16 @@
-"""What a device says of its memory, and how running out of it looks."""
+"""What a device says of its memory, and a refusal of what does not fit it."""
 
 import os
 
 import jax
 
-__all__ = ["claim_memory", "in_use", "is_out_of_memory", "limit", "peak"]
+from vkq_apps.cli.console import human_bytes
+
+__all__ = ["DoesNotFit", "check_fits", "claim_memory", "in_use", "is_counted", "limit", "peak"]
+
+
+class DoesNotFit(Exception):
+    """A measurement needs more memory than the device has."""
 
 
 def claim_memory() -> None:
@@ -31,9 +37,25 @@ def limit() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is what an allocation that does not fit raises."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+def is_counted() -> bool:
+    """Whether the device counts its memory, and so refuses by itself what does not fit."""
+    return _statistic("bytes_limit") is not None
+
+
+def check_fits(num_bytes: int, subject: str) -> None:
+    """Checks what a measurement needs at least, before anything is allocated.
+
+    Args:
+        num_bytes: needed.
+        subject: what needs them, in the plural: "the keys of one sequence".
+
+    Raises:
+        DoesNotFit: the device has less memory.
+    """
+    if num_bytes > limit():
+        raise DoesNotFit(
+            f"{subject} take {human_bytes(num_bytes)}, and the device has {human_bytes(limit())}"
+        )
 
 
 def _statistic(name: str) -> int | None:

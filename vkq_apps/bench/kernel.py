@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,8 @@ from vkq_apps.bench.rivals import (
     torch_version,
 )
 from vkq_apps.bench.timing import LayerTime, bandwidth, time_per_layer
+from vkq_apps.cli.console import log
+from vkq_apps.cli.errors import describe
 from vkq_apps.provenance import provenance
 from vkq_jax import slots
 from vkq_jax.array_types import Array, Int32
@@ -328,8 +329,8 @@ def check(launch: Launch) -> bool:
     for case, tiling in CHECKS:
         try:
             found = error(case, launch, tiling, ragged=True)
-        except Exception:
-            traceback.print_exc()
+        except Exception as failure:
+            log.print(describe(failure), soft_wrap=True)
             found = {"relative_error": math.inf, "logsumexp_error": math.inf}
         passed = found["relative_error"] < 3e-4 and found["logsumexp_error"] < 1e-3
         good &= passed
@@ -386,9 +387,9 @@ def measure_cases(
         for tiling in (None, *tilings):
             try:
                 record["rows"].append(measure(name, CASES[name], tiling, ceiling, rivals))
-            except Exception:
-                print(f"{name} {tiling or ''} failed", flush=True)
-                traceback.print_exc()
-                record["failed"].append(name)
+            except Exception as failure:
+                message = describe(failure)
+                log.print(f"{name} {tiling or ''} failed: {message}", soft_wrap=True)
+                record["failed"].append({"case": name, "message": message})
             write_json(out, record)  # after each row: nothing is lost when time runs out
     return record

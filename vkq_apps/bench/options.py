@@ -63,9 +63,7 @@ Baselines = Annotated[
 ]
 Repeats = Annotated[
     int,
-    typer.Option(
-        min=1, metavar="N", callback=check_count, help="Of each timing; the median counts."
-    ),
+    typer.Option(min=1, max=1000, metavar="N", help="Of each timing; the median counts."),
 ]
 PromptText = Annotated[
     int, typer.Option(min=2, metavar="N", callback=check_count, help="Text tokens of a prompt.")

@@ -99,6 +99,8 @@ def measure_quantize(setup: QuantizeSetup, row: dict[str, Any]) -> None:
     sequences = setup.sequences or most_sequences(shape, setup.prompt_text)
     tokens = shape.visual_tokens + setup.prompt_text
     start = setup.prompt_text // 2
+    kept = 4 * sequences * tokens * shape.num_kv_heads * shape.head_dim
+    device_memory.check_fits(2 * kept, "two copies of the keys and values in bfloat16")
     index = start + jnp.arange(shape.visual_tokens, dtype=jnp.int32)
     index = jnp.broadcast_to(index, (sequences, shape.visual_tokens))
     valid = jnp.ones(index.shape, bool)
@@ -165,7 +167,8 @@ def _time_of_block(shape: ModelShape, sequences: int, tokens: int, repeats: int)
 
         return nnx.merge(graphdef, params)(x, positions, attend)
 
-    return time_of_calls(block, params, x, positions, repeats=repeats)
+    compiled = compile_ahead(block, params, x, positions)
+    return time_of_calls(compiled.call, params, x, positions, repeats=repeats)
 
 
 def _keys_and_values(dims: tuple[int, ...], seed: int) -> tuple[Array, Array]:

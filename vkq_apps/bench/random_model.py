@@ -23,6 +23,7 @@ from models.text.config import TextConfig
 from models.vision.encoder import EncoderConfig
 from models.vision.vit import VitConfig
 from pallas_kernels.shapes import ModelShape
+from vkq_apps.bench import device_memory
 
 __all__ = [
     "VISION_LAYERS",
@@ -132,10 +133,18 @@ def decode_weight_bytes(model: Model) -> int:
 
 
 def prompts(shape: ModelShape, sequences: int, text_tokens: int, seed: int = 0) -> Inputs:
-    """Random prompts: half of the text, `shape.visual_tokens` image tokens, the other half."""
+    """Random prompts: half of the text, `shape.visual_tokens` image tokens, the other half.
+
+    Raises:
+        DoesNotFit: they need more memory than the device has.
+    """
     config = llava_config(shape)
+    tokens = text_tokens + shape.visual_tokens
+    pictures = -(-shape.visual_tokens // config.vision.num_features)
+    picture_bytes = 4 * 3 * config.vision.image_size**2
+    device_memory.check_fits(sequences * (8 * tokens + pictures * picture_bytes), "the prompts")
     rng = np.random.default_rng(seed)
-    ids = rng.integers(0, config.image_token_id, (sequences, text_tokens + shape.visual_tokens))
+    ids = rng.integers(0, config.image_token_id, (sequences, tokens))
     start = text_tokens // 2
     ids[:, start : start + shape.visual_tokens] = config.image_token_id
     images = sequences * shape.visual_tokens // config.vision.num_features

@@ -9,7 +9,6 @@ import functools
 import importlib
 import importlib.metadata
 import statistics
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -17,6 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from vkq_apps.bench.timing import LayerTime, seconds_of_calls, time_per_layer
+from vkq_apps.cli.console import log
+from vkq_apps.cli.errors import describe
 
 __all__ = [
     "BF16_RIVALS",
@@ -206,8 +207,7 @@ def measure_rivals(shape: DecodeShape, names: tuple[str, ...] = RIVALS) -> Measu
         try:
             measured.times[name] = TIMED[name](shape)
         except Exception as error:
-            if not isinstance(error, ImportError):
-                traceback.print_exc()
-            measured.left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(f"{name} is left out: {measured.left_out[name]}", flush=True)
+            reason = str(error) if isinstance(error, ImportError) else describe(error)
+            measured.left_out[name] = reason
+            log.print(f"{name} is left out: {reason}", soft_wrap=True)
     return measured

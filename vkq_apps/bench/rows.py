@@ -2,12 +2,12 @@
 
 import dataclasses
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from vkq_apps.bench.device_memory import is_out_of_memory
+from vkq_apps.bench.device_memory import DoesNotFit
 from vkq_apps.bench.results_file import ResultsFile
+from vkq_apps.cli.errors import describe, is_out_of_memory
 
 __all__ = ["Setup", "attempt", "run_groups"]
 
@@ -34,13 +34,11 @@ def attempt(measure: Callable[[Row], None], row: Row) -> Row:
         row.setdefault("status", "measured")
     except NotImplementedError as error:
         row |= {"status": "not supported", "message": str(error)}
+    except DoesNotFit as error:
+        row |= {"status": "does not fit", "message": str(error)}
     except Exception as error:
-        if is_out_of_memory(error):
-            row["status"] = "out of memory"
-        else:
-            row["status"] = "failed"
-            traceback.print_exc()
-        row["message"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        status = "out of memory" if is_out_of_memory(error) else "failed"
+        row |= {"status": status, "message": describe(error)}
     return row
 
 
@@ -91,6 +89,8 @@ def run_groups(
                 say(f"[{done}/{total}] {setup}")
                 before = time.perf_counter()
                 row = dataclasses.asdict(setup) | measure(setup)
+                if row["status"] != "measured":
+                    say(f"    {row['status']}: {row.get('message', 'no reason was given')}")
                 row["seconds"] = time.perf_counter() - before
                 longest = max(longest, row["seconds"])
                 rows.append(row)

@@ -88,6 +88,9 @@ def measure_scaling(setup: ScalingSetup, row: dict[str, Any]) -> None:
     chained to keep the device's cache out of it.
     """
     shape, quant = find_shape(setup.shape), vkq_jax.resolve(setup.preset)
+    # First of all: where this does not fit, tracing what codes it may already take for ever.
+    uncoded = 4 * setup.length * shape.num_kv_heads * shape.head_dim
+    device_memory.check_fits(uncoded, "the keys and values of one sequence in bfloat16")
     sequence = partial(_sequence, shape, setup.length, setup.text, quant)
     row["implementation_taken"] = implementation = pallas_kernels.choose_implementation(
         setup.implementation, jax.eval_shape(partial(sequence, "reference"))
@@ -95,9 +98,7 @@ def measure_scaling(setup: ScalingSetup, row: dict[str, Any]) -> None:
     one = jax.eval_shape(partial(sequence, implementation))
     nbytes = setup.batch * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(one))
     row |= {"cache_bytes": nbytes, "memory_limit": device_memory.limit()}
-    if nbytes > row["memory_limit"]:
-        row |= {"status": "does not fit", "message": "the layer's cache alone exceeds the memory"}
-        return
+    device_memory.check_fits(nbytes, "the caches of one layer")
     count = max(1, min(_MOST_LAYERS, int(_CACHE_BYTES / nbytes)))
     dims = (setup.batch, 1, shape.num_heads, shape.head_dim)
     query = (3 * jax.random.normal(jax.random.key(1), dims)).astype(jnp.bfloat16)
@@ -111,9 +112,12 @@ def measure_scaling(setup: ScalingSetup, row: dict[str, Any]) -> None:
             outputs.append(_ends(attended.output))
         return query, outputs[0]
 
-    single = sequence(implementation)
-    expected = _oracle(_ends(query), single)  # first: it takes memory of its own
-    layers = [_repeat(single, setup.batch) for _ in range(count)]
+    dimensions = shape, setup.length, setup.text, quant, implementation
+    single = compile_ahead(_sequence, *dimensions).call()
+    ends = _ends(query)
+    expected = compile_ahead(_oracle, ends, single).call(ends, single)  # first: it takes memory
+    repeat = compile_ahead(_repeat, single, setup.batch)
+    layers = [repeat.call(single) for _ in range(count)]
     compiled = compile_ahead(chain, query, layers)
     _, output = compiled.call(query, layers)
     row |= {

@@ -4,7 +4,6 @@ Runs in a process of its own (see `worker`): a device's peak of memory never fal
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +33,8 @@ from vkq_apps.bench.sequence_cache import per_sequence
 from vkq_jax.cache import KVCache
 
 __all__ = ["ThroughputSetup", "measure_throughput"]
+
+_MOST_GB = 1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +83,10 @@ class ThroughputSetup:
                 f"{self.prompt_text} text tokens of a prompt and {needed - self.prompt_text} "
                 f"generated ones do not fit a text capacity of {self.text_capacity}"
             )
-        if not 0 < self.budget_gb < math.inf:
-            raise ValueError(f"a budget must be positive and finite, got {self.budget_gb} GB")
+        if not 0 < self.budget_gb < _MOST_GB:
+            raise ValueError(
+                f"a budget must be positive and below {_MOST_GB:g} GB, got {self.budget_gb} GB"
+            )
         if self.round_to < 0:
             raise ValueError(f"a batch cannot be rounded to {self.round_to}")
 
@@ -131,6 +134,7 @@ def measure_throughput(
             "message": f"a sequence of {setup.preset} takes {one} bytes, more than the budget",
         }
         return
+    device_memory.check_fits(largest * one, f"the caches of {largest} sequences")
     own = {largest}
     if setup.round_to:
         own.add(largest // setup.round_to * setup.round_to)

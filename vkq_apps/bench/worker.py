@@ -1,5 +1,7 @@
 """A process for one measurement; by hand `python -m vkq_apps.bench.worker TASK SETTINGS`.
 
+A third argument, `--traceback`, shows where an error came from.
+
 Prints one JSON object on stdout, progress on stderr. A process of its own has the device's memory
 to itself, and a peak of memory that is its own. Whoever calls it must not use the device.
 """
@@ -16,6 +18,7 @@ from vkq_apps.bench.rows import attempt
 from vkq_apps.bench.throughput import ThroughputSetup, measure_throughput
 from vkq_apps.bench.timing import bandwidth
 from vkq_apps.cli.console import log
+from vkq_apps.cli.errors import show_tracebacks, tracebacks_shown
 from vkq_apps.provenance import provenance
 
 __all__ = ["TASKS", "call", "main"]
@@ -61,6 +64,7 @@ def call(
         environment.setdefault("JAX_COMPILATION_CACHE_DIR", compile_cache)
         environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     command = [sys.executable, "-c", _START, task, json.dumps(settings)]
+    command += ["--traceback"] * tracebacks_shown()
     process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     lines = process.stdout.strip().splitlines()
     if process.returncode or not lines:
@@ -72,7 +76,8 @@ def call(
 def main(arguments: list[str]) -> None:
     """Runs a task in this process."""
     device_memory.claim_memory()
-    task, settings = arguments
+    task, settings, *flags = arguments
+    show_tracebacks("--traceback" in flags)
     # Whatever else prints must not come between: stdout is for the one object.
     result, sys.stdout = sys.stdout, sys.stderr
     record = TASKS[task](**json.loads(settings))

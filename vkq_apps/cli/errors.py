@@ -4,7 +4,7 @@ import logging
 
 import typer
 
-__all__ = ["LONGEST", "describe", "show_tracebacks"]
+__all__ = ["LONGEST", "describe", "is_out_of_memory", "show_tracebacks", "tracebacks_shown"]
 
 LONGEST = 380
 """Most characters of a description."""
@@ -22,11 +22,24 @@ def show_tracebacks(wanted: bool) -> None:
     _logger.setLevel(logging.DEBUG if wanted else logging.WARNING)
 
 
+def tracebacks_shown() -> bool:
+    """Whether `describe` logs where an exception came from."""
+    return _logger.isEnabledFor(logging.DEBUG)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is what an allocation that does not fit raises, on a GPU or a CPU."""
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        "RESOURCE_EXHAUSTED" in text or "Out of memory allocating" in text
+    )
+
+
 def describe(error: BaseException) -> str:
     """One line for people, at most `LONGEST` printable characters."""
     if isinstance(error, typer.Abort) and error.__cause__ is not None:
         error = error.__cause__  # typer takes the end of a damaged file for that of a dialogue
-    if _logger.isEnabledFor(logging.DEBUG):
+    if tracebacks_shown():
         if not logging.getLogger().handlers:
             logging.basicConfig(format="%(message)s")
         _logger.debug("vkq: traceback", exc_info=error)
@@ -39,7 +52,7 @@ def _words(error: BaseException) -> str:
         command = "vkq" if context is None else context.command_path
         message = error.format_message()  # type: ignore[attr-defined]
         return f"{message.rstrip('.')}; see `{command} --help`"
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+    if is_out_of_memory(error):
         return f"out of memory: {error}"
     if isinstance(error, OSError) and error.strerror:
         place = "reading or writing failed" if error.filename is None else error.filename

@@ -1,5 +1,6 @@
 """An output folder that appears complete or not at all."""
 
+import ctypes
 import json
 import os
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ __all__ = ["SUMMARY", "WRITTEN_BY", "check_replaceable", "complete_or_nothing"]
 
 SUMMARY = "summary.json"
 WRITTEN_BY = "vkq inspect"
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 def check_replaceable(folder: Path) -> None:
@@ -40,7 +43,9 @@ def complete_or_nothing(folder: Path) -> Iterator[Path]:
     """Gives a folder to write to that becomes `folder` once all is written.
 
     The files must include a `SUMMARY` whose "written_by" is `WRITTEN_BY` and whose "files" lists
-    them all. On an exception nothing is left behind, and an earlier result stays.
+    them all. On an exception nothing is left behind, and an earlier result stays; a kill leaves the
+    earlier result or the new one. Only outside Linux there is a moment between two renames in
+    which neither has the name.
 
     Raises:
         ValueError: as for `check_replaceable`.
@@ -62,6 +67,8 @@ def complete_or_nothing(folder: Path) -> Iterator[Path]:
 
 def _swap(new: Path, folder: Path, old: Path) -> None:
     if folder.exists():
+        if _exchange(new, folder):
+            return
         folder.rename(old)
     try:
         new.rename(folder)
@@ -69,6 +76,15 @@ def _swap(new: Path, folder: Path, old: Path) -> None:
         if old.exists():
             old.rename(folder)
         raise
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps two folders in one step; False where the operating or the file system has no such."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2  # Python has no function for it
+    except (AttributeError, OSError, TypeError):
+        return False
+    return rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
 def _own_files(folder: Path) -> set[str]:
