@@ -23,10 +23,11 @@ from pallas_kernels.problem import Tiling
 from pallas_kernels.tiled import tile, untileable_bank_reason
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention import Attended, map_of_rows, merge, scaled_rows
-from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank, take_layer
+from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import ScoreCalibration
 from vkq_jax.dense import DenseTensor
+from vkq_jax.pytree import take_layer
 from vkq_jax.soft_cap import check_soft_cap
 from vkq_jax.visibility import Starts, causal_text
 
@@ -309,6 +310,8 @@ def unsupported_reason(
         return reason
     if not cache.visual and not cache.text.cache_length:
         return "the cache has no room for anything"
+    if cache.visual and cache.key_bias is not None:
+        return "keys that are coded without their bias"
     asked = cache.quant.calibration is not None or cache.score_map is not None
     calibrated = asked and bool(cache.visual)
     if logits_soft_cap is not None and calibrated:

@@ -18,7 +18,7 @@ from pallas_kernels import layouts
 from pallas_kernels.tiled import TiledSigns
 from vkq_jax import rotation
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.cache import take_layer
+from vkq_jax.pytree import take_layer
 from vkq_jax.quantized import QuantizedTensor
 
 __all__ = ["rotate_query", "rotates_outside", "unrotate_output"]

@@ -17,6 +17,7 @@ from vkq_jax.error_measures import (
     quantization_error,
     relative_squared_error,
 )
+from vkq_jax.key_bias import KeyBias
 from vkq_jax.level_codes import Granularity, LevelCodes, LevelTensor
 from vkq_jax.persistence import (
     load_cache,
@@ -53,6 +54,7 @@ __all__ = [
     "Granularity",
     "KVCache",
     "KVQuantConfig",
+    "KeyBias",
     "LayerCache",
     "LevelCodes",
     "LevelTensor",

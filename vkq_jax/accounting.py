@@ -18,7 +18,7 @@ class CacheBytes:
     Attributes:
         visual_codes: packed words (or, uncompressed, the values themselves).
         visual_tables: levels, centres, scales and orders of the visual banks, and token numbers
-            where kept.
+            and positions where kept.
         text: the dense text bank, its whole capacity, token numbers where kept.
         visual_full_precision: what the visual banks would take in the text bank's dtype, with the
             same numbers.
@@ -55,7 +55,7 @@ def cache_nbytes(cache: KVCache) -> CacheBytes:
     """
     tensors = [tensor for bank in cache.visual for tensor in (bank.key, bank.value)]
     codes = sum(_nbytes(_codes(tensor)) for tensor in tensors)
-    indices = [bank.index for bank in cache.visual]
+    indices = [(bank.index, bank.position) for bank in cache.visual]
     orders = [bank.class_map for bank in cache.visual]
     itemsize = cache.text.key.dtype.itemsize
     return CacheBytes(

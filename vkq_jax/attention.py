@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from vkq_jax import post_scaling
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.cache import LayerCache
+from vkq_jax.cache import LayerCache, VisualBank
 from vkq_jax.calibration import ScoreMap, calibrate, visible_range
 from vkq_jax.exact_einsum import exact_einsum
 from vkq_jax.pytree import frozen_pytree
@@ -232,12 +232,24 @@ def _visual_scores(
     """Scores [B, K, Q, V] of each visual bank, and which of them are visible."""
     tables = None if layer.tables is None else layer.tables.key
     parts = [post_scaling.scores(q, bank.key, tables) for bank in layer.visual]
+    if layer.key_bias is not None:
+        shares = [layer.key_bias.scores(q, _positions(bank)) for bank in layer.visual]
+        parts = [
+            part + bank.in_slots(share, part.shape[-1])
+            for part, share, bank in zip(parts, shares, layer.visual, strict=True)
+        ]
     masks = []
     for number, (bank, part) in enumerate(zip(layer.visual, parts, strict=True)):
         start = None if starts is None else starts.visual[number]
         seen = bank.visible(start, bank.length[:, None], part.shape[-1])
         masks.append(per_kv_head(seen, part))
     return parts, masks
+
+
+def _positions(bank: VisualBank) -> Int32[Array, "B V *axes"]:
+    if bank.position is None:
+        raise ValueError("a cache with a key bias needs the RoPE positions of its visual tokens")
+    return bank.position
 
 
 def per_kv_head(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -20,7 +19,8 @@ from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dictionary_codes import DictionaryCodes, quantize_pair
 from vkq_jax.dictionary_tensor import DictionaryTensor
-from vkq_jax.pytree import frozen_pytree, static_field
+from vkq_jax.key_bias import KeyBias
+from vkq_jax.pytree import frozen_pytree, static_field, take_layer
 from vkq_jax.quantize import dequantize, quantize
 from vkq_jax.quantized import QuantizedTensor
 from vkq_jax.slots import filled, visible
@@ -35,7 +35,6 @@ __all__ = [
     "VisualBank",
     "code_bank",
     "quantize_visual",
-    "take_layer",
 ]
 
 
@@ -48,6 +47,8 @@ class VisualBank:
         length: visual tokens of each sequence; positions from there on are padding.
         index: number of each token in its whole sequence, for all layers; None: not kept, see
             `KVCache.init`.
+        position: RoPE position of each token, for all layers; None: not kept, see
+            `KVCache.key_bias`.
         class_map: of dictionary codes, which class each token of a head belongs to: the order in
             which both tensors hold their tokens. None: they hold them as they came.
     """
@@ -56,12 +57,13 @@ class VisualBank:
     value: QuantizedTensor
     length: Int32[Array, "B"]
     index: Int32[Array, "B V"] | None = None
+    position: Int32[Array, "B V *axes"] | None = None
     class_map: ClassMap | None = None
 
     def of_layer(self, index: Int32[Array, ""] | int) -> VisualBank:
         """One layer of a bank of all layers, without token indices; `index` may be traced."""
         key, value, class_map = take_layer((self.key, self.value, self.class_map), index)
-        return VisualBank(key, value, self.length, class_map=class_map)
+        return VisualBank(key, value, self.length, position=self.position, class_map=class_map)
 
     def visible(
         self, start: Int32[Array, "B T"] | None, stop: Int32[Array, "B 1"], capacity: int
@@ -86,6 +88,17 @@ class VisualBank:
 
         seen = below(stop)
         return seen if start is None else seen & ~below(start)
+
+    def in_slots(self, scores: Float[Array, "B K Q V"], capacity: int) -> Float[Array, "B K Q S"]:
+        """Scores of one layer's tokens as they came, in the order of its slots; 0 in free ones."""
+        if self.class_map is None:
+            return scores
+        heads = jnp.broadcast_to(self.length[:, None], self.class_map.words.shape[:-1])
+        valid = filled(heads, self.class_map.num_positions)
+        slot = jnp.where(valid, self.class_map.slots_of_positions(valid), capacity)
+        slot = jnp.broadcast_to(slot[:, :, None], scores.shape)
+        free = jnp.zeros((*scores.shape[:-1], capacity), scores.dtype)
+        return jnp.put_along_axis(free, slot, scores, axis=-1, inplace=False, mode="drop")
 
     def dequantize(
         self, tables: CodeTables | None = None
@@ -175,6 +188,7 @@ class LayerCache:
         quant: settings the banks were made with (attention needs the calibration).
         score_map: static score calibration [N], see `KVCache`.
         tables: offline tables of the codes, see `KVCache`.
+        key_bias: of the layer [K, H], see `KVCache`.
     """
 
     visual: tuple[VisualBank, ...]
@@ -182,6 +196,7 @@ class LayerCache:
     quant: KVQuantConfig = static_field()
     score_map: ScoreMap | None = None
     tables: CodeTables | None = None
+    key_bias: KeyBias | None = None
 
 
 @frozen_pytree
@@ -191,9 +206,10 @@ class FixedParts:
     visual: tuple[VisualBank, ...]
     score_map: ScoreMap | None
     tables: CodeTables | None
+    key_bias: KeyBias | None
 
 
-NOTHING_FIXED = FixedParts((), None, None)
+NOTHING_FIXED = FixedParts((), None, None, None)
 
 
 @frozen_pytree
@@ -212,6 +228,8 @@ class KVCache:
             guarded.
         tables: offline tables of the model that the codes were made with [L, K, ...], shared by all
             sequences; None where the codes need none.
+        key_bias: the keys' bias that the visual banks are coded without [L, K, H]; their tokens
+            keep their RoPE positions then, and scores get its share. None: keys are coded whole.
     """
 
     visual: tuple[VisualBank, ...]
@@ -221,6 +239,7 @@ class KVCache:
     quant: KVQuantConfig = static_field()
     score_map: ScoreMap | None = None
     tables: CodeTables | None = None
+    key_bias: KeyBias | None = None
 
     @classmethod
     def init(
@@ -258,12 +277,16 @@ class KVCache:
 
     def fixed(self) -> FixedParts:
         """The parts that decoding leaves as they are."""
-        return FixedParts(self.visual, self.score_map, self.tables)
+        return FixedParts(self.visual, self.score_map, self.tables, self.key_bias)
 
     def with_fixed(self, fixed: FixedParts) -> KVCache:
         """The same cache with other parts of those that decoding leaves as they are."""
         return dataclasses.replace(
-            self, visual=fixed.visual, score_map=fixed.score_map, tables=fixed.tables
+            self,
+            visual=fixed.visual,
+            score_map=fixed.score_map,
+            tables=fixed.tables,
+            key_bias=fixed.key_bias,
         )
 
     @property
@@ -284,6 +307,7 @@ class KVCache:
             quant=self.quant,
             score_map=take_layer(self.score_map, index),
             tables=take_layer(self.tables, index),
+            key_bias=None if self.key_bias is None else self.key_bias.of_layer(index),
         )
 
 
@@ -327,10 +351,3 @@ def quantize_visual(
         return positions.transpose(0, 2, 1, 3)  # [B, K, V, H]
 
     return code_bank(gather(key), gather(value), valid, quant, tables)
-
-
-def take_layer[T](stacked: T, index: Int32[Array, ""] | int) -> T:
-    """One layer of a pytree of arrays [L, ...]; `index` may be traced."""
-    return jax.tree.map(
-        lambda x: jax.lax.dynamic_index_in_dim(x, index, axis=0, keepdims=False), stacked
-    )

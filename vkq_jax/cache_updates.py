@@ -85,6 +85,7 @@ def take_sequences(cache: KVCache, indices: ArrayLike | Sequence[int]) -> KVCach
         of_layers = {"key": stacked(bank.key), "value": stacked(bank.value)}
         if isinstance(bank, VisualBank):
             of_layers["class_map"] = stacked(bank.class_map)
+            of_layers["position"] = per_sequence(bank.position)
         return dataclasses.replace(
             bank,
             length=per_sequence(bank.length),

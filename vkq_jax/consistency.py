@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool
-from vkq_jax.cache import KVCache, TextBank, VisualBank, code_bank, take_layer
+from vkq_jax.cache import KVCache, TextBank, VisualBank, code_bank
 from vkq_jax.dictionary_tensor import DictionaryTensor
+from vkq_jax.key_bias import KeyBias
+from vkq_jax.pytree import take_layer
 from vkq_jax.quantized import QuantizedTensor
 from vkq_jax.slots import filled
 from vkq_jax.token_classes import ClassMap
@@ -41,11 +43,36 @@ def check_cache(cache: KVCache) -> None:
                 f"{shown(counts.tolist())}"
             )
     _check_filled("text", cache.text, cache, cache.text.cache_length)
+    if cache.key_bias is not None:
+        _check_key_bias(cache.key_bias, key.shape)
     for number, bank in enumerate(cache.visual):
+        if cache.key_bias is not None and bank.position is None:
+            raise ValueError(f"visual.{number}: a cache with a key bias keeps positions, got none")
+        if bank.position is not None:
+            _check_positions(f"visual.{number}.position", bank.position, cache)
         _check_bank(f"visual.{number}", bank, cache)
     if cache.score_map is not None:
         cache.score_map.check_codes(cache.quant)
         cache.score_map.check_heads(num_layers=key.shape[0], num_kv_heads=key.shape[2])
+
+
+def _check_key_bias(bias: KeyBias, text_key: tuple[int, ...]) -> None:
+    num_layers, _, num_kv_heads, _, head_dim = text_key
+    expected, half = (num_layers, num_kv_heads, head_dim), len(bias.frequencies)
+    if bias.bias.shape != expected or 2 * half > head_dim:
+        raise ValueError(
+            f"key_bias must be {list(expected)} with at most {head_dim // 2} frequencies, got "
+            f"{shown(bias.bias)} with {half}"
+        )
+    axes = bias.axis_of_pair
+    if axes is not None and (len(axes) != half or not set(axes) <= {0, 1, 2}):
+        raise ValueError(f"key_bias: expected {half} axes in 0 to 2, got {shown(list(axes))}")
+
+
+def _check_positions(name: str, position: Array, cache: KVCache) -> None:
+    axes = () if cache.key_bias is None or cache.key_bias.axis_of_pair is None else (3,)
+    if position.shape[0] != cache.position.shape[0] or position.shape[2:] not in ((), axes):
+        raise ValueError(f"{name} must have the axes [B, V, {axes}], got {shown(position)}")
 
 
 def _check_filled(name: str, bank: TextBank | VisualBank, cache: KVCache, capacity: int) -> None:

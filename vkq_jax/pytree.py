@@ -6,7 +6,9 @@ from typing import Any, dataclass_transform
 import jax
 from jax.tree_util import GetAttrKey
 
-__all__ = ["frozen_pytree", "static_field"]
+from vkq_jax.array_types import Array, Int32
+
+__all__ = ["frozen_pytree", "static_field", "take_layer"]
 
 
 def static_field(**kwargs: Any) -> Any:
@@ -43,3 +45,10 @@ def frozen_pytree[T](cls: type[T]) -> type[T]:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
+
+
+def take_layer[T](stacked: T, index: Int32[Array, ""] | int) -> T:
+    """One layer of a pytree of arrays [L, ...]; `index` may be traced."""
+    return jax.tree.map(
+        lambda x: jax.lax.dynamic_index_in_dim(x, index, axis=0, keepdims=False), stacked
+    )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import Attended
-from vkq_jax.cache import LayerCache
+from vkq_jax.cache import LayerCache, VisualBank
 from vkq_jax.calibration import calibrate
 from vkq_jax.dense import DenseTensor
 from vkq_jax.dictionary_tensor import DictionaryTensor
@@ -45,7 +45,7 @@ def attend_cache(
 
     banks = [
         (
-            *map(per_query_head, bank.dequantize(layer.tables)),
+            *map(per_query_head, _with_bias(bank, layer)),
             per_query_head(_score_error(bank.key)),
             bank.length,
         )
@@ -95,6 +95,15 @@ def attend_cache(
             layer.score_map,
         )
     return Attended(output, logsumexp, guarded.sum((1, 2), dtype=jnp.int32))
+
+
+def _with_bias(bank: VisualBank, layer: LayerCache) -> tuple[Array, Array]:
+    """Keys as the model made them, and values."""
+    key, value = bank.dequantize(layer.tables)
+    if layer.key_bias is not None:
+        assert bank.position is not None
+        key = key + layer.key_bias.turned(bank.position).transpose(0, 2, 1, 3)
+    return key, value
 
 
 def _score_error(key: QuantizedTensor) -> Float[Array, "B K V"]:

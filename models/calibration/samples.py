@@ -10,10 +10,13 @@ import jax.numpy as jnp
 from models.calibration.observing import observe_answers
 from models.inputs.batch import Inputs
 from models.model import Model
+from models.text.key_bias import key_bias_of
 from vkq_jax import post_scaling
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import attend_cache, per_kv_head, scaled_rows, to_kv_heads
+from vkq_jax.cache import VisualBank
 from vkq_jax.dense import DenseTensor
+from vkq_jax.key_bias import KeyBias
 from vkq_jax.presets import presets
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.slots import filled
@@ -131,7 +134,12 @@ def sample_codes(
         x = jnp.take_along_axis(x, index[None, :, None, :, None], axis=-2)
         return x.transpose(0, 2, 1, 3, 4).reshape(*heads, -1, x.shape[-1])
 
-    key_tokens, key_mean = centred(bank.key.values)
+    keys = bank.key.values
+    numbers = jnp.arange(len(keys), dtype=jnp.int32)
+    bias = key_bias_of(model.module().text)
+    if bias is not None:
+        keys = jax.lax.map(lambda layer: _without_bias(bias, bank, *layer), (numbers, keys))
+    key_tokens, key_mean = centred(keys)
     value_tokens, value_mean = centred(bank.value.values)
     return CodeSamples(
         key=key_tokens,
@@ -144,3 +152,12 @@ def sample_codes(
         query_moment=moment,
         query_weight=weight,
     )
+
+
+def _without_bias(
+    bias: KeyBias, bank: VisualBank, layer: Array, key: Float[Array, "B K V H"]
+) -> Float[Array, "B K V H"]:
+    """One layer's keys as they are coded."""
+    assert bank.position is not None
+    bare = bias.of_layer(layer).taken_out(key.transpose(0, 2, 1, 3), bank.position)
+    return bare.transpose(0, 2, 1, 3)

@@ -15,14 +15,16 @@ import pallas_kernels
 from models.inputs.batch import Inputs
 from models.layers.attention import dense_attention
 from models.model import Model
+from models.text.key_bias import key_bias_for, key_bias_of
 from models.text.masks import cache_starts, prompt_masks
 from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.attention import attend_dense, merge
-from vkq_jax.cache import KVCache, VisualBank, take_layer
+from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.cache_updates import grow
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
+from vkq_jax.pytree import take_layer
 from vkq_jax.visual import compact
 
 __all__ = ["new_cache", "prefill"]
@@ -106,8 +108,11 @@ def prefill(
             guarded = jnp.zeros_like(cache.guarded)
         bank = None
         if inputs.prompt_shape.visual:
+            coded_key = key
+            if cache.key_bias is not None:
+                coded_key = cache.key_bias.of_layer(layer).taken_out(key, positions)
             bank = pallas_kernels.quantize_bank(
-                key,
+                coded_key,
                 value,
                 index,
                 taken,
@@ -128,8 +133,12 @@ def prefill(
     if bank is not None:
         length = taken.sum(-1, dtype=jnp.int32)
         numbers = jnp.take_along_axis(order, index, axis=1) if cache.keeps_indices else None
+        turned_by = None
+        if key_bias_of(module.text) is not None:
+            wide = index.reshape(*index.shape, *axes[1:])
+            turned_by = jnp.take_along_axis(positions, wide, axis=1)
         key, value, class_map = bank
-        banks = (*banks, VisualBank(key, value, length, numbers, class_map))
+        banks = (*banks, VisualBank(key, value, length, numbers, turned_by, class_map))
     new = dataclasses.replace(
         cache,
         visual=banks,
@@ -143,16 +152,18 @@ def prefill(
 def new_cache(model: Model, batch: int, *, quant: KVQuantConfig, cache_length: int) -> KVCache:
     """An empty cache of the shape that `model` fills, in the dtype it computes in."""
     text = model.config.text
-    return KVCache.init(
+    module = model.module().text
+    cache = KVCache.init(
         num_layers=text.num_hidden_layers,
         batch=batch,
         num_kv_heads=text.num_key_value_heads,
         head_dim=text.head_dim,
         cache_length=cache_length,
         quant=quant,
-        dtype=model.module().text.dtype,
+        dtype=module.dtype,
         keep_indices=text.sliding_window is not None,
     )
+    return dataclasses.replace(cache, key_bias=key_bias_for(module, quant))
 
 
 def _last(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:

@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 
 import pallas_kernels
+from models.model import Model
+from models.text.key_bias import key_bias_for
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dense import DenseTensor
+from vkq_jax.key_bias import KeyBias
 from vkq_jax.presets import presets
 
 __all__ = ["FULL_PRECISION", "recode"]
@@ -21,16 +24,21 @@ __all__ = ["FULL_PRECISION", "recode"]
 FULL_PRECISION = presets["none"]
 
 
-def recode(cache: KVCache, quant: KVQuantConfig, tables: CodeTables | None = None) -> KVCache:
-    """The cache of prompts that were read with `none`, its visual tokens coded with `quant`.
+def recode(
+    model: Model, cache: KVCache, quant: KVQuantConfig, tables: CodeTables | None = None
+) -> KVCache:
+    """The cache of prompts that `model` read with `none`, its visual tokens coded with `quant`.
 
     What `models.generation.prefill` makes of the same prompts with `quant`.
     """
-    banks = tuple(_code_bank(bank, quant, tables) for bank in cache.visual)
-    return dataclasses.replace(cache, visual=banks, quant=quant, tables=tables)
+    bias = key_bias_for(model.module().text, quant)
+    banks = tuple(_code_bank(bank, quant, tables, bias) for bank in cache.visual)
+    return dataclasses.replace(cache, visual=banks, quant=quant, tables=tables, key_bias=bias)
 
 
-def _code_bank(bank: VisualBank, quant: KVQuantConfig, tables: CodeTables | None) -> VisualBank:
+def _code_bank(
+    bank: VisualBank, quant: KVQuantConfig, tables: CodeTables | None, bias: KeyBias | None
+) -> VisualBank:
     assert isinstance(bank.key, DenseTensor)
     assert isinstance(bank.value, DenseTensor)
     slots = jnp.arange(bank.key.values.shape[-2], dtype=jnp.int32)
@@ -38,11 +46,15 @@ def _code_bank(bank: VisualBank, quant: KVQuantConfig, tables: CodeTables | None
     index = jnp.where(taken, slots[None], 0)
 
     def code_layer(layer):
-        *pair, own = layer
+        *pair, own, number = layer
         key, value = (x.transpose(0, 2, 1, 3) for x in pair)  # [B, V, K, H]
+        if bias is not None:
+            assert bank.position is not None
+            key = bias.of_layer(number).taken_out(key, bank.position)
         coded = pallas_kernels.quantize_bank(key, value, index, taken, quant, tables=own)
         return coded.key, coded.value, coded.class_map
 
-    layers = (bank.key.values, bank.value.values, tables)
+    numbers = jnp.arange(len(bank.key.values), dtype=jnp.int32)
+    layers = (bank.key.values, bank.value.values, tables, numbers)
     key, value, class_map = jax.lax.map(code_layer, layers)
     return dataclasses.replace(bank, key=key, value=value, class_map=class_map)

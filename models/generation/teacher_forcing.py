@@ -108,8 +108,10 @@ def read_coded(
 ) -> Prompted:
     """The rows of `reading` as `quant` has them, with its tables, when the answer begins."""
     if quantize_at == "prompt":
-        return Prompted(reading.prompted.logits, recode(reading.prompted.cache, quant, tables))
-    cache = take_sequences(recode(reading.pictures, quant, tables), reading.owner)
+        return Prompted(
+            reading.prompted.logits, recode(model, reading.prompted.cache, quant, tables)
+        )
+    cache = take_sequences(recode(model, reading.pictures, quant, tables), reading.owner)
     return read_question(model, reading.question, cache)
 
 

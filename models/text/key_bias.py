@@ -1,0 +1,46 @@
+"""The key bias of a text decoder, which is kept out of the codes of its visual keys."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.layers.layer_scan import put_together
+from models.layers.rope import RopeKind, attention_scaling, inverse_frequencies
+from models.text.decoder import TextDecoder
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.dense import Dense
+from vkq_jax.key_bias import KeyBias
+
+__all__ = ["key_bias_for", "key_bias_of"]
+
+# Their frequencies depend on the length of the call that makes a key.
+_CHANGING = (RopeKind.DYNAMIC, RopeKind.LONGROPE)
+
+
+def key_bias_of(text: TextDecoder) -> KeyBias | None:
+    """The bias of the decoder's keys [L, K, H] as RoPE turns it.
+
+    None without one, and where its share of a key does not follow from the position alone: behind a
+    norm of the keys, or with frequencies that differ from layer to layer or call to call.
+    """
+    config = text.config
+    varies = config.sliding_rope is not None or config.rope.kind in _CHANGING
+    if not config.attention_bias or config.query_key_norm or varies:
+        return None
+    params = put_together(nnx.state(text.layers.self_attn.k_proj))
+    (bias,) = jax.tree.leaves(params["bias"])
+    shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+    mrope = config.rope.mrope
+    return KeyBias(
+        bias=bias.astype(jnp.float32).reshape(shape),
+        frequencies=inverse_frequencies(config.rope, config.rope.max_length),
+        axis_of_pair=None
+        if mrope is None
+        else tuple(map(int, mrope.axis_of_pair(config.rope.head_dim // 2))),
+        scaling=attention_scaling(config.rope),
+    )
+
+
+def key_bias_for(text: TextDecoder, quant: KVQuantConfig) -> KeyBias | None:
+    """`key_bias_of` where `quant` codes keys; keys in full precision keep their bias."""
+    return None if isinstance(quant.key, Dense) else key_bias_of(text)

@@ -1,0 +1,85 @@
+"""Towers with key biases that dwarf the rest of their keys, as Qwen2's are."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+import vkq_jax
+from models.generation.prefill import prefill
+from models.generation.recoding import recode
+from tests.support.tiny_llava import CONFIG, batch, prompt, tiny_model
+
+ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(9, seed=2))
+QUESTION = batch(*(prompt(4, seed=i) for i in (5, 6, 7)))
+BIASED = dataclasses.replace(
+    CONFIG, text=dataclasses.replace(CONFIG.text, attention_bias=True, attention_output_bias=True)
+)
+OPTIONS = {"max_new_tokens": 6, "stop_tokens": ()}
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Its key biases dwarf what they are added to."""
+    model = tiny_model(config=BIASED)
+
+    def change(path, leaf):
+        return 150 * leaf if "['k_proj']['bias']" in jax.tree_util.keystr(path) else leaf
+
+    return dataclasses.replace(model, params=jax.tree_util.tree_map_with_path(change, model.params))
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return batch(*ROWS, side="left")
+
+
+def read(model, inputs, quant, cache=None):
+    """Logits behind the prompts, and their cache."""
+    return prefill(model, inputs, cache, quant=vkq_jax.resolve(quant), cache_length=32)
+
+
+@pytest.mark.parametrize("quant", ["vkq-1bit", "signs-1bit"])
+def test_keys_come_out_of_codes_as_close_as_without_a_bias(model, inputs, quant):
+    exact = read(model, inputs, "none")[1]
+    ours = read(model, inputs, quant)[1]
+    settings = vkq_jax.resolve(quant)
+    bank = exact.visual[0].of_layer(1)
+    whole, _ = bank.dequantize()
+    bias = ours.key_bias.of_layer(1)
+    valid = np.asarray(jnp.arange(whole.shape[2]) < bank.length[:, None])[:, None, :, None]
+
+    def error(keys):
+        return float(jnp.square(jnp.where(valid, keys - whole, 0)).sum())
+
+    share = bias.turned(bank.position).transpose(0, 2, 1, 3)
+    with_remedy = error(ours.visual[0].of_layer(1).dequantize()[0] + share)
+    plain = vkq_jax.cache.code_bank(
+        whole, bank.value.values, jnp.asarray(valid[:, 0, :, 0]), settings
+    )
+    assert with_remedy < 0.1 * error(plain.dequantize()[0])
+
+
+def test_coding_later_is_coding_at_once(model, inputs):
+    exact = read(model, inputs, "none")[1]
+    assert exact.key_bias is None
+    expected = read(model, inputs, "vkq-1bit")[1]
+    got = recode(model, exact, vkq_jax.resolve("vkq-1bit"))
+    for mine, theirs in zip(
+        got.visual[0].of_layer(1).dequantize(),
+        expected.visual[0].of_layer(1).dequantize(),
+        strict=True,
+    ):
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
+
+
+def test_a_cache_goes_through_a_file_and_decodes(model, inputs, tmp_path):
+    answer = models.generate(model, inputs, quant="vkq-1bit", **OPTIONS)
+    vkq_jax.save_cache(tmp_path / "cache", answer.cache)
+    restored = vkq_jax.load_cache(tmp_path / "cache")
+    expected = models.generate(model, QUESTION, cache=answer.cache, **OPTIONS).tokens
+    got = models.generate(model, QUESTION, cache=restored, **OPTIONS).tokens
+    np.testing.assert_array_equal(got, expected)
