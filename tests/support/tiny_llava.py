@@ -92,10 +92,14 @@ def batch(*rows: list[int], side: str = "right", seed: int = 0) -> Inputs:
 
 
 def greedy_without_cache(model: Model, inputs: Inputs, steps: int) -> np.ndarray:
-    """The next token of a whole forward pass, over and over: one sequence."""
-    ids = np.asarray(inputs.input_ids)
-    for _ in range(steps):
-        again = Inputs.from_arrays(model.config, ids, None, inputs.pixel_values)
-        token = int(forward(model, again)[0, -1].argmax())
-        ids = np.concatenate([ids, [[token]]], axis=1)
-    return ids[0, -steps:]
+    """The next token of a whole forward pass, over and over: one sequence.
+
+    Padded behind to its final length, so that all passes are one compiled program.
+    """
+    start = inputs.input_ids.shape[1]
+    ids = np.pad(np.asarray(inputs.input_ids), ((0, 0), (0, steps)))
+    for end in range(start, start + steps):
+        mask = np.arange(start + steps)[None] < end
+        again = Inputs.from_arrays(model.config, ids, mask, inputs.pixel_values)
+        ids[0, end] = int(forward(model, again)[0, end - 1].argmax())
+    return ids[0, start:]

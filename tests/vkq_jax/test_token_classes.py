@@ -15,7 +15,10 @@ def energies(seed: int, length: int, heads: int = 2) -> jnp.ndarray:
     return jnp.asarray(np.random.default_rng(seed).exponential(size=(heads, length)), jnp.float32)
 
 
-@hypothesis.given(st.lists(st.integers(1, 400), min_size=1, max_size=4), st.integers(0, 700))
+@hypothesis.given(
+    st.lists(st.integers(1, 400), min_size=1, max_size=4),
+    st.sampled_from([0, 1, 37, 700]),  # few: every length compiles anew
+)
 @hypothesis.settings(max_examples=50, deadline=None)
 def test_the_slots_of_a_class_hold_its_share_of_any_number_of_tokens(parts, length):
     thousandths = np.diff([0, *np.cumsum(parts[:-1]), 1000])
@@ -23,7 +26,7 @@ def test_the_slots_of_a_class_hold_its_share_of_any_number_of_tokens(parts, leng
     classes = tuple(TokenClass(int(x) / 1000, 1) for x in thousandths)
     check_classes(classes)
     room = capacities(classes, length)
-    for count in {length, length // 2, length // 3}:
+    for count in {length, length // 2, length // 3, sum(parts) % (length + 1)}:
         valid = jnp.arange(length)[None] < count
         number = assign_classes(energies(1, length, 1), valid, classes).classes()
         sizes = [int((number == c).sum()) for c in range(len(classes))]
