@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from models.families.llava.config import LlavaConfig, LlavaSettings
 from models.layers.activations import Activation
 from models.layers.rope import RopeKind
-from models.text.settings import TEXT_SETTINGS
+from models.text.registry import TEXT_SETTINGS
 from models.vision.settings import ClipVisionSettings, SiglipVisionSettings
 from tests.models.hf_files import config_json
 

@@ -8,7 +8,7 @@ from models.checkpoints.hf_fields import NO_EFFECT, ActivationName, TokenId, Tok
 from models.checkpoints.hf_settings import Between, Settings
 from models.families.base import ModelConfig
 from models.layers.activations import Activation
-from models.text.settings import read_text_settings
+from models.text.registry import read_text_settings
 from models.vision.settings import read_vision_settings
 from models.vision.vit import VitConfig
 
