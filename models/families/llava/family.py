@@ -78,6 +78,7 @@ class _Processing(Processing):
         image_processor: Any,
         pictures: Sequence[Image.Image],
         placeholder: str,
+        tokenizer: Any,
     ) -> tuple[dict[str, np.ndarray], list[str]]:
         """As `Processing.preprocess`."""
         pixels = self.run(image_processor, pictures)["pixel_values"]
