@@ -1,9 +1,10 @@
 """Which settings read the text decoder of a `model_type`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from models.messages import show
+from models.text.gemma_settings import Gemma2Settings, Gemma3Settings, GemmaSettings
 from models.text.settings import (
     LlamaSettings,
     MinistralSettings,
@@ -16,6 +17,9 @@ from models.text.settings import (
 __all__ = ["TEXT_SETTINGS", "read_text_settings"]
 
 TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
+    "gemma": GemmaSettings,
+    "gemma2": Gemma2Settings,
+    "gemma3_text": Gemma3Settings,
     "llama": LlamaSettings,
     "mistral": MistralSettings,
     "ministral": MinistralSettings,
@@ -26,13 +30,18 @@ TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
 
 
 def read_text_settings(
-    content: Mapping[str, Any], where: str = "text_config", *, default: str = "llama"
+    content: Mapping[str, Any],
+    where: str = "text_config",
+    *,
+    supported: Collection[str] = TEXT_SETTINGS,
+    default: str = "llama",
 ) -> TextSettings:
     """The fields of a text decoder.
 
     Args:
         content: the object in config.json.
         where: its name there.
+        supported: the decoders that the family takes, by model_type.
         default: the model_type of an object that states none.
 
     Raises:
@@ -42,7 +51,7 @@ def read_text_settings(
     name = content.get("model_type", default)
     if not isinstance(name, str):
         raise ValueError(f"{where}.model_type: expected text, got {show(name)}")
-    if name not in TEXT_SETTINGS:
-        supported = ", ".join(map(repr, TEXT_SETTINGS))
-        raise NotImplementedError(f"{where}.model_type={show(name)}; supported: {supported}")
+    if name not in supported:
+        words = ", ".join(map(repr, supported))
+        raise NotImplementedError(f"{where}.model_type={show(name)}; supported: {words}")
     return TEXT_SETTINGS[name].read(content, where)

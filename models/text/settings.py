@@ -16,6 +16,7 @@ from models.checkpoints.hf_fields import (
 from models.checkpoints.hf_rope import read_rope
 from models.checkpoints.hf_settings import Settings
 from models.layers.activations import Activation
+from models.layers.rope import RopeConfig
 from models.messages import some
 from models.text.config import TextConfig
 
@@ -76,6 +77,7 @@ class TextSettings(Settings):
                 f"num_attention_heads={heads}, got {kv_heads}"
             )
         sliding_window, full_layers = self._window(where)
+        rope, sliding_rope = self.ropes(head_dim, where)
         config = TextConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
@@ -84,7 +86,8 @@ class TextSettings(Settings):
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
-            rope=read_rope(self, head_dim, where),
+            rope=rope,
+            sliding_rope=None if sliding_window is None else sliding_rope,
             tie_word_embeddings=tie_word_embeddings,
             attention_bias=self.attention_bias,
             attention_output_bias=self.attention_bias,
@@ -99,6 +102,10 @@ class TextSettings(Settings):
     def switches(self) -> dict[str, Any]:
         """Fields of `TextConfig` in which a family of decoders differs from LLaMA's."""
         return {}
+
+    def ropes(self, head_dim: int, where: str) -> tuple[RopeConfig, RopeConfig | None]:
+        """How queries and keys turn, and how in sliding layers where it differs there."""
+        return read_rope(self, head_dim, where), None
 
     def kinds(self) -> tuple[str, ...] | None:
         """The kind of each layer, where layers differ."""
