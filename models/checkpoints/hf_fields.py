@@ -11,6 +11,7 @@ __all__ = [
     "Count",
     "Epsilon",
     "Factor",
+    "GemmaActivationName",
     "Length",
     "Side",
     "Theta",
@@ -38,22 +39,21 @@ Epsilon = Annotated[float, Between(1e-30, 1)]
 Theta = Annotated[float, Between(1.001, 1e30)]
 Factor = Annotated[float, Between(1e-3, 1e6)]
 
-ActivationName = Annotated[
-    Activation,
-    OneOf(
-        {
-            "gelu": Activation.GELU,
-            "gelu_python": Activation.GELU,
-            "gelu_fast": Activation.GELU_TANH,
-            "gelu_new": Activation.GELU_TANH,
-            "gelu_pytorch_tanh": Activation.GELU_TANH,
-            "quick_gelu": Activation.QUICK_GELU,
-            "relu": Activation.RELU,
-            "silu": Activation.SILU,
-            "swish": Activation.SILU,
-        }
-    ),
-]
+_ACTIVATIONS = {
+    "gelu": Activation.GELU,
+    "gelu_python": Activation.GELU,
+    "gelu_fast": Activation.GELU_TANH,
+    "gelu_new": Activation.GELU_TANH,
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "quick_gelu": Activation.QUICK_GELU,
+    "relu": Activation.RELU,
+    "silu": Activation.SILU,
+    "swish": Activation.SILU,
+}
+
+ActivationName = Annotated[Activation, OneOf(_ACTIVATIONS)]
+# Gemma's first files say "gelu" and mean the approximation.
+GemmaActivationName = Annotated[Activation, OneOf(_ACTIVATIONS | {"gelu": Activation.GELU_TANH})]
 
 NO_EFFECT = frozenset(
     {

@@ -8,7 +8,7 @@ from models.checkpoints.hf_settings import Between, OneOf, Settings
 from models.layers.rope import RopeConfig, RopeKind
 from models.messages import some
 
-__all__ = ["RopeSettings", "read_rope"]
+__all__ = ["RopeSettings", "read_rope", "rope_of"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,22 +75,34 @@ def read_rope(tower: TowerSettings, head_dim: int, where: str) -> RopeConfig:
         ValueError: one that is missing, out of range, or contradicts another.
     """
     given = tower.rope_scaling or tower.rope_parameters or {}
-    where_rope = f"{where}.{'rope_scaling' if tower.rope_scaling else 'rope_parameters'}"
+    name = "rope_scaling" if tower.rope_scaling else "rope_parameters"
+    return rope_of(given, tower, head_dim, f"{where}.{name}")
+
+
+def rope_of(given: dict[str, Any], tower: TowerSettings, head_dim: int, where: str) -> RopeConfig:
+    """The rotary embedding that one object of a file describes; see `read_rope`.
+
+    Args:
+        given: the object.
+        tower: what holds where the object says nothing.
+        head_dim: channels of a head.
+        where: name of the object in config.json.
+    """
     if unread := RopeSettings.unread(given):
-        raise NotImplementedError(f"{where_rope} has {some(unread)}, which is not supported")
+        raise NotImplementedError(f"{where} has {some(unread)}, which is not supported")
     defaults = {
         "rope_type": given.get("type", RopeKind.DEFAULT.value),
         "rope_theta": tower.rope_theta,
         "partial_rotary_factor": tower.partial_rotary_factor,
     }
-    settings = RopeSettings.read(defaults | given, where_rope)
+    settings = RopeSettings.read(defaults | given, where)
     if settings.partial_rotary_factor not in (None, 1.0):
         raise NotImplementedError(
-            f"{where_rope}.partial_rotary_factor={settings.partial_rotary_factor}; supported: 1.0"
+            f"{where}.partial_rotary_factor={settings.partial_rotary_factor}; supported: 1.0"
         )
     for name in _NEEDED.get(settings.rope_type, ()):
         if getattr(settings, name) is None:
-            raise ValueError(f"{where_rope}.{name} is missing: {settings.rope_type.value} needs it")
+            raise ValueError(f"{where}.{name} is missing: {settings.rope_type.value} needs it")
     optional = {
         field.name: getattr(settings, field.name)
         for field in dataclasses.fields(RopeConfig)
@@ -108,4 +120,4 @@ def read_rope(tower: TowerSettings, head_dim: int, where: str) -> RopeConfig:
             **optional,
         )
     except ValueError as error:
-        raise ValueError(f"{where_rope}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error

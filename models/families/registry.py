@@ -7,6 +7,7 @@ from models.families.base import Family
 __all__ = ["MODEL_TYPES", "family_of"]
 
 _MODULES = {
+    "gemma3": "models.families.gemma3.family",
     "llava": "models.families.llava.family",
 }
 

@@ -106,7 +106,11 @@ def _process(
         with named(f"the checkpoint's processor fails on prompt {row} or its pictures"):
             if pictures:
                 arrays, inserted = processor.processing.preprocess(
-                    model.config, processor.image_processor, pictures, processor.placeholder
+                    model.config,
+                    processor.image_processor,
+                    pictures,
+                    processor.placeholder,
+                    tokenizer,
                 )
                 text = _insert(text, processor.placeholder, inserted)
                 visual.append(arrays)

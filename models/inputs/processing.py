@@ -57,6 +57,7 @@ class Processing:
         image_processor: Any,
         pictures: Sequence[Image.Image],
         placeholder: str,
+        tokenizer: Any,
     ) -> tuple[dict[str, np.ndarray], list[str]]:
         """The pictures of one prompt, at least one.
 

@@ -1,7 +1,6 @@
 """What config.json says of a text decoder: fields, ranges, and transformers' defaults."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from models.checkpoints.hf_fields import (
@@ -17,10 +16,18 @@ from models.checkpoints.hf_fields import (
 from models.checkpoints.hf_rope import read_rope
 from models.checkpoints.hf_settings import Settings
 from models.layers.activations import Activation
-from models.messages import show, some
+from models.layers.rope import RopeConfig
+from models.messages import some
 from models.text.config import TextConfig
 
-__all__ = ["TEXT_SETTINGS", "TextSettings", "read_text_settings"]
+__all__ = [
+    "LlamaSettings",
+    "MinistralSettings",
+    "MistralSettings",
+    "Qwen2Settings",
+    "Qwen3Settings",
+    "TextSettings",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +77,7 @@ class TextSettings(Settings):
                 f"num_attention_heads={heads}, got {kv_heads}"
             )
         sliding_window, full_layers = self._window(where)
+        rope, sliding_rope = self.ropes(head_dim, where)
         config = TextConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
@@ -78,7 +86,8 @@ class TextSettings(Settings):
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
-            rope=read_rope(self, head_dim, where),
+            rope=rope,
+            sliding_rope=None if sliding_window is None else sliding_rope,
             tie_word_embeddings=tie_word_embeddings,
             attention_bias=self.attention_bias,
             attention_output_bias=self.attention_bias,
@@ -93,6 +102,10 @@ class TextSettings(Settings):
     def switches(self) -> dict[str, Any]:
         """Fields of `TextConfig` in which a family of decoders differs from LLaMA's."""
         return {}
+
+    def ropes(self, head_dim: int, where: str) -> tuple[RopeConfig, RopeConfig | None]:
+        """How queries and keys turn, and how in sliding layers where it differs there."""
+        return read_rope(self, head_dim, where), None
 
     def kinds(self) -> tuple[str, ...] | None:
         """The kind of each layer, where layers differ."""
@@ -194,36 +207,3 @@ class Qwen3Settings(Qwen2Settings):
     def switches(self) -> dict[str, Any]:
         """As Qwen3's attention has them."""
         return {"query_key_norm": True}
-
-
-TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
-    "llama": LlamaSettings,
-    "mistral": MistralSettings,
-    "ministral": MinistralSettings,
-    "qwen2": Qwen2Settings,
-    "qwen3": Qwen3Settings,
-}
-"""By model_type."""
-
-
-def read_text_settings(
-    content: Mapping[str, Any], where: str = "text_config", *, default: str = "llama"
-) -> TextSettings:
-    """The fields of a text decoder.
-
-    Args:
-        content: the object in config.json.
-        where: its name there.
-        default: the model_type of an object that states none.
-
-    Raises:
-        NotImplementedError: another decoder, or a setting that is not supported.
-        ValueError: a field of a wrong type or out of range.
-    """
-    name = content.get("model_type", default)
-    if not isinstance(name, str):
-        raise ValueError(f"{where}.model_type: expected text, got {show(name)}")
-    if name not in TEXT_SETTINGS:
-        supported = ", ".join(map(repr, TEXT_SETTINGS))
-        raise NotImplementedError(f"{where}.model_type={show(name)}; supported: {supported}")
-    return TEXT_SETTINGS[name].read(content, where)

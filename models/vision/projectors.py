@@ -1,12 +1,16 @@
 """Projectors: image features to the text decoder's width."""
 
+import math
+
+import jax.numpy as jnp
 from flax import nnx
 
 from models.layers.activations import Activation, activate
 from models.layers.linear import Maker
+from models.layers.norms import OffsetRmsNorm
 from vkq_jax.array_types import Array, Float
 
-__all__ = ["MlpProjector"]
+__all__ = ["MlpProjector", "PoolingProjector"]
 
 
 class MlpProjector(nnx.Module):
@@ -25,3 +29,31 @@ class MlpProjector(nnx.Module):
     ) -> Float[Array, "images features hidden_size"]:
         """One visual token's embedding for each feature."""
         return self.linear_2(activate(self.linear_1(features), self.act))
+
+
+class PoolingProjector(nnx.Module):
+    """Means of squares of neighbouring features, a norm, one matrix: Gemma 3, arXiv 2503.19786."""
+
+    def __init__(
+        self, make: Maker, feature_width: int, hidden_size: int, *, pool: int, epsilon: float
+    ):
+        """A square of `pool` x `pool` features becomes one visual token."""
+        self.pool = pool
+        self.mm_soft_emb_norm = OffsetRmsNorm(
+            feature_width, epsilon=epsilon, param_dtype=make.param_dtype
+        )
+        # [in, out] in the files, too.
+        self.mm_input_projection_weight = make.normal(feature_width, hidden_size)
+
+    def __call__(
+        self, features: Float[Array, "images features feature_width"]
+    ) -> Float[Array, "images pooled hidden_size"]:
+        """Embeddings of the visual tokens of each image, row by row; an odd rim is left out."""
+        images, count, width = features.shape
+        side, pool = math.isqrt(count), self.pool
+        kept = side // pool * pool
+        grid = features.reshape(images, side, side, width)[:, :kept, :kept]
+        squares = grid.reshape(images, side // pool, pool, side // pool, pool, width)
+        means = squares.mean((2, 4), dtype=jnp.float32).astype(features.dtype)
+        normed = self.mm_soft_emb_norm(means.reshape(images, -1, width))
+        return normed @ self.mm_input_projection_weight[...].astype(normed.dtype)

@@ -15,7 +15,7 @@ from models.layers.rope import (
     inverse_frequencies,
     rope,
 )
-from models.text.settings import TEXT_SETTINGS
+from models.text.registry import TEXT_SETTINGS
 
 PLAIN = RopeConfig(head_dim=8, max_length=64)
 

@@ -1,0 +1,96 @@
+"""Settings of a Gemma 3 model with pictures."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from models.checkpoints.hf_fields import NO_EFFECT, Count, TokenId, TokenIds, token_ids
+from models.checkpoints.hf_settings import Settings
+from models.families.base import ModelConfig
+from models.text.registry import read_text_settings
+from models.vision.settings import read_vision_settings
+from models.vision.vit import VitConfig
+
+__all__ = ["Gemma3Config", "Gemma3ModelSettings"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gemma3ModelSettings(Settings):
+    """The whole config.json; its towers are read by their own settings."""
+
+    model_type: Literal["gemma3"]
+    vision_config: dict[str, Any] | None = None
+    text_config: dict[str, Any] | None = None
+    mm_tokens_per_image: Count = 256
+    boi_token_index: TokenId = 255999
+    eoi_token_index: TokenId = 256000
+    image_token_index: TokenId = 262144
+    image_token_id: TokenId | None = None  # another name of image_token_index, which it overrides
+    tie_word_embeddings: bool = True
+    quantization_config: None = None
+    eos_token_id: TokenIds | None = None
+    ignored = NO_EFFECT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gemma3Config(ModelConfig):
+    """A Gemma 3 model: fields of `ModelConfig`, its vision tower and projector.
+
+    Attributes:
+        pool: features of a side of the square whose mean becomes one visual token.
+        begin_image_id, end_image_id: tokens around a picture's own.
+    """
+
+    model_type: str = "gemma3"
+    vision: VitConfig
+    pool: int
+    begin_image_id: int
+    end_image_id: int
+
+    @property
+    def image_tokens(self) -> int:
+        """Visual tokens of one picture."""
+        return (self.vision.side // self.pool) ** 2
+
+    @classmethod
+    def from_hf(cls, content: Mapping[str, Any]) -> Self:
+        """From the content of a config.json, written by transformers 4 or 5.
+
+        Raises:
+            NotImplementedError: a setting that this port cannot honour, named.
+            ValueError: a field of a wrong type, out of range, or contradicting another, named.
+        """
+        hf = Gemma3ModelSettings.read(content)
+        tower = read_vision_settings(
+            hf.vision_config or {}, ("siglip_vision_model",), default="siglip_vision_model"
+        )
+        vision = tower.to_config(-1, post_norm=True)
+        text = read_text_settings(
+            hf.text_config or {}, supported=("gemma3_text",), default="gemma3_text"
+        )
+        eos = text.eos_token_id if hf.eos_token_id is None else hf.eos_token_id
+        return cls(
+            vision=vision,
+            text=text.to_config(
+                "text_config",
+                tie_word_embeddings=hf.tie_word_embeddings or text.tie_word_embeddings,
+            ),
+            pool=_pool(vision.side, hf.mm_tokens_per_image),
+            begin_image_id=hf.boi_token_index,
+            end_image_id=hf.eoi_token_index,
+            image_token_id=hf.image_token_index if hf.image_token_id is None else hf.image_token_id,
+            eos_token_ids=token_ids(eos),
+        )
+
+
+def _pool(side: int, tokens: int) -> int:
+    """Patches of a side of the squares that make `tokens` of `side` x `side` patches."""
+    pool = side // math.isqrt(tokens)
+    # As in transformers, a rim that does not fill a square is left out.
+    if not pool or (side // pool) ** 2 != tokens:
+        raise ValueError(
+            f"mm_tokens_per_image: expected a square number that pooling gives of {side} x {side} "
+            f"patches, got {tokens}"
+        )
+    return pool

@@ -1,0 +1,91 @@
+"""Gemma 3 as a family: its processing, and which tokens of a picture see each other."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from models.families.base import Family, VisualInputs
+from models.families.gemma3.config import Gemma3Config
+from models.families.gemma3.model import Gemma3Model
+from models.families.llava.naming import llava_names
+from models.inputs.image_settings import check_image_settings
+from models.inputs.pixels import check_image_tokens, check_pixels
+from models.inputs.processing import Processing
+
+__all__ = ["FAMILY"]
+
+
+def _visual_inputs(
+    config: Gemma3Config, ids: np.ndarray, mask: np.ndarray, arrays: Mapping[str, np.ndarray]
+) -> VisualInputs:
+    pixels, size = arrays.get("pixel_values"), config.vision.image_size
+    if pixels is not None:
+        pixels = check_pixels(pixels, (3, size, size), f"[images, 3, {size}, {size}]")
+    visual = ids == config.image_token_id
+    images = 0 if pixels is None else len(pixels)
+    check_image_tokens(
+        config.image_token_id, int(visual.sum()), images, images * config.image_tokens
+    )
+    types = arrays.get("token_type_ids")
+    if types is not None and not np.array_equal(types, visual):
+        raise ValueError(
+            f"token_type_ids: expected 1 at image tokens (id {config.image_token_id}) and 0 "
+            f"elsewhere, {ids.shape}, as Gemma 3's processor gives them, or none"
+        )
+    return VisualInputs(pixels, attention_group=None if pixels is None else _runs(visual))
+
+
+def _runs(visual: np.ndarray) -> np.ndarray:
+    """The number of the run of visual tokens that each token is in; -1 outside of all."""
+    starts = visual & ~np.pad(visual, ((0, 0), (1, 0)))[:, :-1]
+    return np.where(visual, np.cumsum(starts, -1) - 1, -1)
+
+
+class _Processing(Processing):
+    """Each picture resized to the tower's square, parts of it behind it where the file asks so."""
+
+    def placeholder(self, config: Gemma3Config, tokenizer: Any) -> str:
+        """As `Processing.placeholder`: templates write the token that begins a picture."""
+        return tokenizer.convert_ids_to_tokens(config.begin_image_id)
+
+    def check(self, config: Gemma3Config, image_processor: Any) -> None:
+        """As `Processing.check`: pictures have the tower's size."""
+        check_image_settings(image_processor, config.vision.image_size)
+
+    def preprocess(
+        self,
+        config: Gemma3Config,
+        image_processor: Any,
+        pictures: Sequence[Image.Image],
+        placeholder: str,
+        tokenizer: Any,
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
+        """As `Processing.preprocess`."""
+        output = self.run(image_processor, pictures)
+        token, end = tokenizer.convert_ids_to_tokens([config.image_token_id, config.end_image_id])
+        whole = f"\n\n{placeholder}{token * config.image_tokens}{end}\n\n"
+        texts = [_with_crops(whole, int(crops)) for crops in output["num_crops"]]
+        return {"pixel_values": output["pixel_values"]}, texts
+
+
+def _with_crops(whole: str, crops: int) -> str:
+    """The text of a picture of which `crops` parts follow (pan and scan)."""
+    if not crops:
+        return whole
+    parts = " ".join([whole] * crops)
+    return (
+        f"Here is the original image {whole} and here are some crops to help you see better {parts}"
+    )
+
+
+FAMILY = Family(
+    read_config=Gemma3Config.from_hf,
+    build=Gemma3Model,
+    weights=llava_names,
+    array_names=("pixel_values", "token_type_ids"),
+    visual_inputs=_visual_inputs,
+    processing=_Processing,
+    features_per_image=lambda config: config.image_tokens,
+)
