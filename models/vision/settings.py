@@ -1,6 +1,7 @@
 """What config.json says of a vision tower over a fixed grid: fields, ranges, defaults."""
 
 import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from models.checkpoints.hf_fields import NO_EFFECT, ActivationName, Count, Epsilon, Side, Width
@@ -10,33 +11,48 @@ from models.messages import show
 from models.vision.encoder import EncoderConfig
 from models.vision.vit import VitConfig
 
-__all__ = ["ClipVisionSettings", "feature_layers", "square"]
+__all__ = [
+    "VISION_SETTINGS",
+    "ClipVisionSettings",
+    "SiglipVisionSettings",
+    "VisionSettings",
+    "feature_layers",
+    "read_vision_settings",
+    "square",
+]
 
 WHERE = "vision_config"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipVisionSettings(Settings):
-    """`vision_config` of a CLIP tower."""
+class VisionSettings(Settings):
+    """Fields of `vision_config` that towers share; subclasses are the kinds of towers."""
 
-    model_type: Literal["clip_vision_model"] = "clip_vision_model"
     hidden_size: Width = 768
     intermediate_size: Width = 3072
     num_hidden_layers: Count = 12
     num_attention_heads: Count = 12
     num_channels: Literal[3] = 3
     image_size: Side | tuple[Side, ...] = 224
-    patch_size: Side | tuple[Side, ...] = 32
-    hidden_act: ActivationName = Activation.QUICK_GELU
-    layer_norm_eps: Epsilon = 1e-5
-    ignored = NO_EFFECT | {"vocab_size"}
+    patch_size: Side | tuple[Side, ...] = 16
+    hidden_act: ActivationName = Activation.GELU_TANH
+    layer_norm_eps: Epsilon = 1e-6
+    ignored = NO_EFFECT | {"model_type", "vocab_size"}
 
-    def to_config(self, chosen: int | tuple[int, ...], *, keep_class_token: bool) -> VitConfig:
+    def to_config(
+        self,
+        chosen: int | tuple[int, ...],
+        *,
+        keep_class_token: bool = False,
+        post_norm: bool = False,
+    ) -> VitConfig:
         """The tower that gives features of these layers.
 
         Args:
-            chosen: the family's `vision_feature_layer`.
+            chosen: the family's `vision_feature_layer`; -1 is the last block's output.
             keep_class_token: whether that token is a feature.
+            post_norm: whether features pass the tower's final norm: `last_hidden_state` of SigLIP
+                is layer -1 with it.
 
         Raises:
             NotImplementedError: a setting that is not supported, named.
@@ -46,6 +62,7 @@ class ClipVisionSettings(Settings):
             encoder=self._encoder(),
             feature_layers=feature_layers(chosen, self.num_hidden_layers),
             keep_class_token=keep_class_token,
+            post_norm=post_norm,
             **self._sides(),
             **self.switches(),
         )
@@ -78,6 +95,57 @@ class ClipVisionSettings(Settings):
                 f"{WHERE}.patch_size: expected at most image_size={image_size}, got {patch_size}"
             )
         return {"image_size": image_size, "patch_size": patch_size}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipVisionSettings(VisionSettings):
+    """`vision_config` of a CLIP tower."""
+
+    patch_size: Side | tuple[Side, ...] = 32
+    hidden_act: ActivationName = Activation.QUICK_GELU
+    layer_norm_eps: Epsilon = 1e-5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SiglipVisionSettings(VisionSettings):
+    """`vision_config` of a SigLIP tower."""
+
+    # The pooling head is behind all features.
+    ignored = VisionSettings.ignored | {"vision_use_head"}
+
+    def switches(self) -> dict[str, Any]:
+        """Patches with a bias, no class token, no norm before the first block."""
+        return {"class_token": False, "patch_bias": True, "pre_norm": False}
+
+
+VISION_SETTINGS: Mapping[str, type[VisionSettings]] = {
+    "clip_vision_model": ClipVisionSettings,
+    "siglip_vision_model": SiglipVisionSettings,
+}
+"""By model_type."""
+
+
+def read_vision_settings(
+    content: Mapping[str, Any], supported: Collection[str] = VISION_SETTINGS, *, default: str
+) -> VisionSettings:
+    """The fields of a vision tower.
+
+    Args:
+        content: the object `vision_config`.
+        supported: the towers that the family takes, by model_type.
+        default: the model_type of an object that states none.
+
+    Raises:
+        NotImplementedError: another tower, or a setting that is not supported.
+        ValueError: a field of a wrong type or out of range.
+    """
+    name = content.get("model_type", default)
+    if not isinstance(name, str):
+        raise ValueError(f"{WHERE}.model_type: expected text, got {show(name)}")
+    if name not in supported:
+        words = ", ".join(map(repr, supported))
+        raise NotImplementedError(f"{WHERE}.model_type={show(name)}; supported: {words}")
+    return VISION_SETTINGS[name].read(content, WHERE)
 
 
 def feature_layers(chosen: int | tuple[int, ...], depth: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from models.families.llava.config import LlavaConfig, LlavaSettings
 from models.layers.activations import Activation
 from models.layers.rope import RopeKind
 from models.text.settings import TEXT_SETTINGS
-from models.vision.settings import ClipVisionSettings
+from models.vision.settings import ClipVisionSettings, SiglipVisionSettings
 from tests.models.hf_files import config_json
 
 MISTRAL = {"model_type": "mistral", "head_dim": 4}
@@ -267,6 +267,7 @@ TOWERS = {
     "MistralConfig": TEXT_SETTINGS["mistral"],
     "MinistralConfig": TEXT_SETTINGS["ministral"],
     "CLIPVisionConfig": ClipVisionSettings,
+    "SiglipVisionConfig": SiglipVisionSettings,
     "LlavaConfig": LlavaSettings,
 }
 

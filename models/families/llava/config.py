@@ -9,7 +9,7 @@ from models.checkpoints.hf_settings import Between, Settings
 from models.families.base import ModelConfig
 from models.layers.activations import Activation
 from models.text.settings import read_text_settings
-from models.vision.settings import ClipVisionSettings
+from models.vision.settings import read_vision_settings
 from models.vision.vit import VitConfig
 
 __all__ = ["LlavaConfig", "LlavaSettings"]
@@ -66,8 +66,10 @@ class LlavaConfig(ModelConfig):
             ValueError: a field of a wrong type, out of range, or contradicting another, named.
         """
         hf = LlavaSettings.read(content)
-        vision = ClipVisionSettings.read(
-            _VISION if hf.vision_config is None else hf.vision_config, "vision_config"
+        vision = read_vision_settings(
+            _VISION if hf.vision_config is None else hf.vision_config,
+            ("clip_vision_model",),
+            default="clip_vision_model",
         )
         text = read_text_settings(hf.text_config or {})
         eos = text.eos_token_id if hf.eos_token_id is None else hf.eos_token_id
