@@ -28,8 +28,7 @@ class WeightNames:
     Attributes:
         rules: regular expressions of keys in files and what their match becomes in canonical
             names, for `re.sub`; the first that matches at the start of a key applies.
-        published: starts of canonical names and what files that this library writes have in their
-            place.
+        published: the same from canonical names to the keys of files that this library writes.
         sizes: where the files show the sizes that config.json states.
         is_unused: tells canonical names that rightly lie in the files and that the model does not
             use.
@@ -37,25 +36,21 @@ class WeightNames:
     """
 
     rules: tuple[tuple[str, str], ...]
-    published: Mapping[str, str]
+    published: tuple[tuple[str, str], ...]
     sizes: tuple[Size, ...] = ()
     is_unused: Callable[[str], bool] = _nothing
     special: Mapping[str, Source] = dataclasses.field(default_factory=dict)
 
     def canonical(self, key: str) -> str:
         """The one name of a weight that files call differently; a foreign key stays as it is."""
-        for pattern, replacement in self.rules:
-            renamed, count = re.subn(rf"\A(?:{pattern})", replacement, key, count=1)
-            if count:
-                return renamed
-        return key
+        return _rename(key, self.rules) or key
 
     def to_published(self, name: str) -> str:
         """A key for a canonical name that transformers reads."""
-        for start, replacement in self.published.items():
-            if name.startswith(start):
-                return replacement + name.removeprefix(start)
-        raise ValueError(f"not a canonical name: {name}")
+        renamed = _rename(name, self.published)
+        if renamed is None:
+            raise ValueError(f"not a canonical name: {name}")
+        return renamed
 
     def source(self, path: tuple[Any, ...]) -> Source:
         """Where the parameter at a path of the module comes from, by canonical name.
@@ -66,3 +61,12 @@ class WeightNames:
         layout = Layout.TRANSPOSED if leaf == "kernel" else Layout.SAME
         name = ".".join([*module, "weight" if leaf == "kernel" else leaf])
         return self.special.get(name, Source(name, layout))
+
+
+def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str | None:
+    """A name by the first rule that matches at its start, if one does."""
+    for pattern, replacement in rules:
+        renamed, count = re.subn(rf"\A(?:{pattern})", replacement, name, count=1)
+        if count:
+            return renamed
+    return None

@@ -61,12 +61,14 @@ class Source:
         name: of the stored tensor; `{}` in it is the layer's number.
         layout: how that tensor relates to the parameter.
         kernel: of a convolution: channels and the extents that a patch has.
+        leading: axes of length 1 that the stored tensor has before those of the parameter.
         rows: where several parameters share a stored tensor: which of its rows are this one.
     """
 
     name: str
     layout: Layout = Layout.SAME
     kernel: tuple[int, ...] = ()
+    leading: int = 0
     rows: Rows | None = None
 
     @property
@@ -87,10 +89,12 @@ class Source:
                 shape = shape[::-1]
             case Layout.CONVOLUTION:
                 shape = (shape[-1], *self.kernel)
-        return shape if self.rows is None else (self.rows.total, *shape[1:])
+        shape = shape if self.rows is None else (self.rows.total, *shape[1:])
+        return (1,) * self.leading + shape
 
     def to_parameter(self, tensor: np.ndarray) -> np.ndarray:
         """A stored tensor as one layer of the parameter holds it; no copy."""
+        tensor = tensor.reshape(tensor.shape[self.leading :])
         if self.rows is not None:
             tensor = tensor[self.rows.start : self.rows.stop]
         return tensor if self.layout is Layout.SAME else tensor.reshape(tensor.shape[0], -1).T
@@ -98,7 +102,8 @@ class Source:
     def to_tensor(self, part: np.ndarray) -> np.ndarray:
         """One layer of the parameter as it is stored, those of its rows that it is."""
         tensor = part if self.layout is Layout.SAME else part.T
-        return tensor.reshape(-1, *self.kernel) if self.kernel else tensor
+        tensor = tensor.reshape(-1, *self.kernel) if self.kernel else tensor
+        return tensor.reshape((1,) * self.leading + tensor.shape)
 
 
 class Size(NamedTuple):

@@ -7,6 +7,7 @@ from models.families.base import Family
 __all__ = ["MODEL_TYPES", "family_of"]
 
 _MODULES = {
+    "internvl": "models.families.internvl.family",
     "llava": "models.families.llava.family",
 }
 

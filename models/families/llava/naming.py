@@ -1,0 +1,69 @@
+"""Names of weights that LLaVA and its kin share: a text decoder, a vision tower, a projector."""
+
+import re
+from collections.abc import Mapping
+from typing import Protocol
+
+from models.checkpoints.naming import WeightNames
+from models.checkpoints.weights import Source
+from models.text.config import TextConfig
+from models.text.sizes import text_sizes
+from models.vision.vit import VitConfig
+from models.vision.vit_weights import is_unused_in_vit, vit_sizes, vit_special
+
+__all__ = ["llava_names"]
+
+type Rules = tuple[tuple[str, str], ...]
+
+_RULES = (
+    (r"(model\.)?language_model\.lm_head\.|lm_head\.", "text.lm_head."),
+    (r"(model\.)?language_model\.model\.|(model\.)?language_model\.", "text."),
+    (r"(model\.)?vision_tower\.(vision_model\.)?", "vision."),
+    (r"(model\.)?multi_modal_projector\.", "projector."),
+)
+
+# What transformers 4 and 5 both write and read.
+_PUBLISHED = (
+    (r"text\.lm_head\.", "language_model.lm_head."),
+    (r"text\.", "language_model.model."),
+    (r"vision\.", "vision_tower.vision_model."),
+    (r"projector\.", "multi_modal_projector."),
+)
+
+# Buffers that older files carry.
+_BUFFERS = re.compile(r"text\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+class _Towers(Protocol):
+    @property
+    def text(self) -> TextConfig: ...
+    @property
+    def vision(self) -> VitConfig: ...
+
+
+def llava_names(
+    config: _Towers,
+    *,
+    rules: Rules = (),
+    published: Rules = (),
+    special: Mapping[str, Source] | None = None,
+) -> WeightNames:
+    """Names of the weights of a model with the parts `text`, `vision` and `projector`.
+
+    Args:
+        config: of the model.
+        rules, published, special: what goes before LLaVA's own in `WeightNames`.
+    """
+
+    def is_unused(name: str) -> bool:
+        if name == "text.lm_head.weight":
+            return config.text.tie_word_embeddings
+        return bool(_BUFFERS.fullmatch(name)) or is_unused_in_vit(name, config.vision)
+
+    return WeightNames(
+        rules=rules + _RULES,
+        published=published + _PUBLISHED,
+        sizes=(*text_sizes(config.text), *vit_sizes(config.vision)),
+        is_unused=is_unused,
+        special={**vit_special(config.vision), **(special or {})},
+    )
