@@ -8,6 +8,7 @@ __all__ = ["MODEL_TYPES", "family_of"]
 
 _MODULES = {
     "gemma3": "models.families.gemma3.family",
+    "internvl": "models.families.internvl.family",
     "llava": "models.families.llava.family",
 }
 

@@ -7,12 +7,13 @@ from PIL import Image
 
 from models.messages import show
 
-__all__ = ["check_image_settings", "check_resized"]
+__all__ = ["check_image_settings", "check_resized", "check_tile_counts"]
 
 _LARGEST_RESIZED = 2**26
 """Pixels of a resized or padded picture: 1 GB while transformers works on it."""
 
 _LARGEST_EDGE = 2**16
+_MOST_TILES = 128
 _SWITCHES = ("do_convert_rgb", "do_resize", "do_center_crop", "do_rescale", "do_normalize")
 
 
@@ -52,6 +53,19 @@ def check_image_settings(image_processor: Any, image_size: int) -> None:
             found = _sizes(size)
             valid = found == {"height": image_size, "width": image_size}
             _check(name, found, valid, f"height and width {image_size}, as in the vision tower")
+
+
+def check_tile_counts(image_processor: Any) -> None:
+    """Checks how many tiles a picture is cut into, `min_patches` to `max_patches`.
+
+    Raises:
+        ValueError: a number of a wrong type or out of range.
+    """
+    low, high = image_processor.min_patches, image_processor.max_patches
+    _check(
+        "max_patches", high, type(high) is int and 1 <= high <= _MOST_TILES, f"1 to {_MOST_TILES}"
+    )
+    _check("min_patches", low, type(low) is int and 1 <= low <= high, f"1 to max_patches={high}")
 
 
 def check_resized(image_processor: Any, picture: Image.Image) -> None:

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["check_image_tokens", "check_pixels"]
+__all__ = ["bucket", "check_image_tokens", "check_pixels", "pad_to_bucket"]
 
 
 def check_pixels(pixels: np.ndarray, shape: tuple[int | None, ...], described: str) -> np.ndarray:
@@ -54,3 +54,19 @@ def check_image_tokens(token: int, tokens: int, images: int, needed: int) -> Non
         raise ValueError(f"image tokens without an image: {counts}")
     more = "images than tokens" if tokens < needed else "tokens than images"
     raise ValueError(f"more {more}: {counts}")
+
+
+def bucket(count: int) -> int:
+    """A size for `count` things, the same for similar counts: compiled functions are kept by size.
+
+    Counts above 8 are rounded up to a multiple of an eighth of the next power of two: four sizes
+    lie between two powers of two, and less than a fifth of a size is padding.
+    """
+    step = max((1 << (count - 1).bit_length()) // 8, 1)
+    return -(-count // step) * step
+
+
+def pad_to_bucket(values: np.ndarray) -> np.ndarray:
+    """`values` with zeros behind them, up to the `bucket` of the first axis."""
+    missing = bucket(len(values)) - len(values)
+    return np.pad(values, [(0, missing), *[(0, 0)] * (values.ndim - 1)])

@@ -17,6 +17,8 @@ from vkq_jax.array_types import Array, Float
 
 __all__ = ["Encoder", "EncoderConfig", "encoder_norm"]
 
+_QUERY_KEY_EPSILON = 1e-6
+
 type Rope = tuple[Float[Array, "B P half"], Float[Array, "B P half"]]
 
 
@@ -30,7 +32,8 @@ class EncoderConfig:
         rms_norms: RMS norms in place of layer norms.
         gated_mlp: an MLP with gate_proj, up_proj and down_proj in place of fc1 and fc2.
         attention_bias: of queries, keys and values.
-        query_key_norm: a norm over all channels of queries and of keys, before they become heads.
+        query_key_norm: an RMS norm (epsilon 1e-6) over all channels of queries and of keys, before
+            they become heads.
         layer_scale: what attention and the MLP add is multiplied per channel (lambda_1, lambda_2).
     """
 
@@ -153,8 +156,10 @@ class _Projections(nnx.Module):
         )
         self.out_proj = make.linear(width, width, bias=config.attention_output_bias)
         if config.query_key_norm:
-            self.q_norm = encoder_norm(config, make)
-            self.k_norm = encoder_norm(config, make)
+            self.q_norm, self.k_norm = (
+                RmsNorm(width, epsilon=_QUERY_KEY_EPSILON, param_dtype=make.param_dtype)
+                for _ in range(2)
+            )
 
     def __call__(self, x: Array, rope: Rope | None) -> tuple[Array, Array, Array]:
         query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)

@@ -7,10 +7,10 @@ from flax import nnx
 
 from models.layers.activations import Activation, activate
 from models.layers.linear import Maker
-from models.layers.norms import OffsetRmsNorm
+from models.layers.norms import LayerNorm, OffsetRmsNorm
 from vkq_jax.array_types import Array, Float
 
-__all__ = ["MlpProjector", "PoolingProjector"]
+__all__ = ["MergingProjector", "MlpProjector", "PoolingProjector", "merge_neighbours"]
 
 
 class MlpProjector(nnx.Module):
@@ -57,3 +57,37 @@ class PoolingProjector(nnx.Module):
         means = squares.mean((2, 4), dtype=jnp.float32).astype(features.dtype)
         normed = self.mm_soft_emb_norm(means.reshape(images, -1, width))
         return normed @ self.mm_input_projection_weight[...].astype(normed.dtype)
+
+
+class MergingProjector(MlpProjector):
+    """The MLP behind a layer norm of neighbouring features side by side: InternVL."""
+
+    def __init__(
+        self, make: Maker, feature_width: int, hidden_size: int, act: Activation, *, merge: int
+    ):
+        """A square of `merge` x `merge` features becomes one visual token."""
+        width = feature_width * merge**2
+        super().__init__(make, width, hidden_size, act, bias=True)
+        self.merge = merge
+        self.layer_norm = LayerNorm(width, epsilon=1e-5, param_dtype=make.param_dtype)
+
+    def __call__(
+        self, features: Float[Array, "images features feature_width"]
+    ) -> Float[Array, "images merged hidden_size"]:
+        """Embeddings of the visual tokens of each image, row by row."""
+        side = math.isqrt(features.shape[1])
+        grid = features.reshape(features.shape[0], side, side, -1)
+        return super().__call__(self.layer_norm(merge_neighbours(grid, self.merge)))
+
+
+def merge_neighbours(
+    grid: Float[Array, "images rows columns width"], merge: int
+) -> Float[Array, "images merged merged_width"]:
+    """Squares of `merge` x `merge` neighbours, row by row, the channels of each side by side.
+
+    Channels of a square are those of its first row's features, from left to right, then of the
+    next row's: the "pixel shuffle" of InternVL and others.
+    """
+    images, rows, columns, width = grid.shape
+    squares = grid.reshape(images, rows // merge, merge, columns // merge, merge, width)
+    return squares.transpose(0, 1, 3, 2, 4, 5).reshape(images, -1, merge * merge * width)

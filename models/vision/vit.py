@@ -7,7 +7,8 @@ from flax import nnx
 
 from models.layers.attention import Attend, attend_with_mask
 from models.layers.linear import Maker
-from models.vision.encoder import Encoder, EncoderConfig, encoder_norm
+from models.layers.norms import LayerNorm
+from models.vision.encoder import Encoder, EncoderConfig
 from vkq_jax.array_types import Array, Float
 
 __all__ = ["VisionTransformer", "VitConfig"]
@@ -24,7 +25,8 @@ class VitConfig:
         class_token: whether a learned token goes before the patches.
         keep_class_token: whether that token is one of the features.
         patch_bias: bias of the patch embedding.
-        pre_norm: a norm before the first block. post_norm: one behind the last, of the features.
+        pre_norm: a layer norm before the first block, whatever the norms within blocks.
+        post_norm: one behind the last, of the features.
     """
 
     encoder: EncoderConfig
@@ -76,11 +78,11 @@ class VisionTransformer(nnx.Module):
         self.config, self.dtype = config, jnp.dtype(make.dtype)
         self.embeddings = _Embeddings(config, make)
         if config.pre_norm:
-            self.pre_layrnorm = encoder_norm(config.encoder, make)  # the files' spelling
+            self.pre_layrnorm = _norm(config, make)  # the files' spelling
         held = dataclasses.replace(config.encoder, num_hidden_layers=config.num_layers)
         self.encoder = Encoder(held, make)
         if config.post_norm:
-            self.post_layernorm = encoder_norm(config.encoder, make)
+            self.post_layernorm = _norm(config, make)
 
     def __call__(
         self,
@@ -122,6 +124,14 @@ class VisionTransformer(nnx.Module):
             x = self.pre_layrnorm(x)
         last, _, outputs = self.encoder(x, attend, keep_all=keep_all, unroll=unroll)
         return [x, *outputs] if keep_all else [x, last]
+
+
+def _norm(config: VitConfig, make: Maker) -> LayerNorm:
+    return LayerNorm(
+        config.encoder.hidden_size,
+        epsilon=config.encoder.layer_norm_eps,
+        param_dtype=make.param_dtype,
+    )
 
 
 class _Embeddings(nnx.Module):

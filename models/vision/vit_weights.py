@@ -28,7 +28,7 @@ def vit_sizes(vision: VitConfig) -> tuple[Size, ...]:
     plus_class = " + 1" if vision.class_token else ""
     return (
         Size("layers up to vision_feature_layer", vision.num_layers, block[:-1]),
-        Size("vision_config.hidden_size", encoder.hidden_size, table, 1),
+        Size("vision_config.hidden_size", encoder.hidden_size, table, -1),
         Size(
             "vision_config.intermediate_size",
             encoder.intermediate_size,
@@ -40,7 +40,7 @@ def vit_sizes(vision: VitConfig) -> tuple[Size, ...]:
             f"(vision_config.image_size / patch_size)**2{plus_class}",
             vision.num_positions,
             table,
-            0,
+            -2,
         ),
     )
 

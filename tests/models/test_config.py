@@ -1,10 +1,12 @@
 import dataclasses
+import json
 
 import pytest
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.families.internvl.config import InternVisionSettings, InternVLSettings
 from models.families.llava.config import LlavaConfig, LlavaSettings
 from models.layers.activations import Activation
 from models.layers.rope import RopeKind
@@ -266,9 +268,13 @@ TOWERS = {
     "LlamaConfig": TEXT_SETTINGS["llama"],
     "MistralConfig": TEXT_SETTINGS["mistral"],
     "MinistralConfig": TEXT_SETTINGS["ministral"],
+    "Qwen2Config": TEXT_SETTINGS["qwen2"],
+    "Qwen3Config": TEXT_SETTINGS["qwen3"],
     "CLIPVisionConfig": ClipVisionSettings,
     "SiglipVisionConfig": SiglipVisionSettings,
     "LlavaConfig": LlavaSettings,
+    "InternVLVisionConfig": InternVisionSettings,
+    "InternVLConfig": InternVLSettings,
 }
 
 
@@ -293,6 +299,8 @@ def test_defaults_are_those_of_transformers(name):
     }
     assert len(written) >= 5
     needed = {"model_type": theirs.model_type}
+    # As files have them, where tuples are lists.
+    written = json.loads(json.dumps(written))
     assert schema.read(written | needed) == schema.read(needed)
 
 

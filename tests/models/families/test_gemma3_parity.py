@@ -1,10 +1,8 @@
 """Against transformers' PyTorch Gemma 3: tiny random checkpoints that transformers saved."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import models
 from tests.support.hf_parity import assert_parity, randomize, save
 
 torch = pytest.importorskip("torch")
@@ -74,7 +72,11 @@ def arrays(counts=(2, 0, 1), seed=0):
     for row, count in enumerate(counts):
         text = [rng.integers(0, 40, 3 + row + i) for i in range(count + 1)]
         pictures = [[41, *[IMAGE] * PER_IMAGE, 42]] * count
-        rows.append(np.concatenate([*(x for pair in zip(text, pictures) for x in pair), text[-1]]))
+        rows.append(
+            np.concatenate(
+                [*(x for pair in zip(text[:-1], pictures, strict=True) for x in pair), text[-1]]
+            )
+        )
     width = max(map(len, rows))
     ids = np.stack([np.pad(row, (width - len(row), 0)) for row in rows])
     mask = np.stack([np.arange(width) >= width - len(row) for row in rows])

@@ -1,0 +1,129 @@
+"""InternVL as a family: names of its weights, its processing, and how the parts join."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from models.checkpoints.naming import WeightNames
+from models.checkpoints.weights import Source
+from models.families.base import Family, VisualInputs
+from models.families.internvl.config import InternVLConfig
+from models.families.internvl.model import InternVLModel
+from models.families.llava.naming import llava_names
+from models.inputs.image_settings import check_image_settings, check_tile_counts
+from models.inputs.pixels import check_image_tokens, check_pixels, pad_to_bucket
+from models.inputs.processing import Processing
+
+__all__ = ["FAMILY"]
+
+_START, _END = "<img>", "</img>"
+
+_TOWER = r"(model\.)?vision_tower\."
+_LAYER = _TOWER + r"encoder\.layer\.(\d+)\."
+_RULES = (
+    (_LAYER + r"attention\.projection_layer\.", r"vision.encoder.layers.\2.self_attn.out_proj."),
+    (_LAYER + r"attention\.", r"vision.encoder.layers.\2.self_attn."),
+    (_LAYER + r"layernorm_before\.", r"vision.encoder.layers.\2.layer_norm1."),
+    (_LAYER + r"layernorm_after\.", r"vision.encoder.layers.\2.layer_norm2."),
+    (_LAYER, r"vision.encoder.layers.\2."),
+    (_TOWER + r"embeddings\.cls_token\Z", "vision.embeddings.class_embedding"),
+    (_TOWER + r"embeddings\.position_embeddings\Z", "vision.embeddings.position_embedding.weight"),
+    (_TOWER + r"embeddings\.patch_embeddings\.projection\.", "vision.embeddings.patch_embedding."),
+    (_TOWER + r"layernorm\.", "vision.post_layernorm."),
+)
+
+_OURS = r"vision\.encoder\.layers\.(\d+)\."
+_THEIRS = r"vision_tower.encoder.layer.\1."
+_PUBLISHED = (
+    (_OURS + r"self_attn\.out_proj\.", _THEIRS + "attention.projection_layer."),
+    (_OURS + r"self_attn\.", _THEIRS + "attention."),
+    (_OURS + r"layer_norm1\.", _THEIRS + "layernorm_before."),
+    (_OURS + r"layer_norm2\.", _THEIRS + "layernorm_after."),
+    (_OURS, _THEIRS),
+    (r"vision\.embeddings\.class_embedding\Z", "vision_tower.embeddings.cls_token"),
+    (
+        r"vision\.embeddings\.position_embedding\.weight\Z",
+        "vision_tower.embeddings.position_embeddings",
+    ),
+    (
+        r"vision\.embeddings\.patch_embedding\.",
+        "vision_tower.embeddings.patch_embeddings.projection.",
+    ),
+    (r"vision\.post_layernorm\.", "vision_tower.layernorm."),
+)
+
+# Files have axes for a batch and, of the class token, for positions.
+_SPECIAL = {
+    source.name: source
+    for source in (
+        Source("vision.embeddings.class_embedding", leading=2),
+        Source("vision.embeddings.position_embedding.weight", leading=1),
+    )
+}
+
+
+def _weights(config: InternVLConfig) -> WeightNames:
+    names = llava_names(config, rules=_RULES, published=_PUBLISHED, special=_SPECIAL)
+
+    def is_unused(name: str) -> bool:
+        return name == "vision.embeddings.mask_token" or names.is_unused(name)
+
+    return dataclasses.replace(names, is_unused=is_unused)
+
+
+def _visual_inputs(
+    config: InternVLConfig, ids: np.ndarray, mask: np.ndarray, arrays: Mapping[str, np.ndarray]
+) -> VisualInputs:
+    pixels, size = arrays.get("pixel_values"), config.vision.image_size
+    if pixels is not None:
+        pixels = check_pixels(pixels, (3, size, size), f"[tiles, 3, {size}, {size}]")
+    tiles = 0 if pixels is None else len(pixels)
+    tokens = int((ids == config.image_token_id).sum())
+    check_image_tokens(config.image_token_id, tokens, tiles, tiles * config.tile_tokens)
+    return VisualInputs(None if pixels is None else pad_to_bucket(pixels))
+
+
+class _Processing(Processing):
+    """Each picture cut into tiles, and once more as a whole where there are several."""
+
+    def placeholder(self, config: InternVLConfig, tokenizer: Any) -> str:
+        """As `Processing.placeholder`; the tokens around a picture have to exist."""
+        for token in (_START, _END):
+            if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+                raise ValueError(f"the tokenizer has no token {token}, which InternVL needs")
+        return super().placeholder(config, tokenizer)
+
+    def check(self, config: InternVLConfig, image_processor: Any) -> None:
+        """As `Processing.check`: tiles have the tower's size."""
+        check_image_settings(image_processor, config.vision.image_size)
+        check_tile_counts(image_processor)
+
+    def preprocess(
+        self,
+        config: InternVLConfig,
+        image_processor: Any,
+        pictures: Sequence[Image.Image],
+        placeholder: str,
+        tokenizer: Any,
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
+        """As `Processing.preprocess`."""
+        # transformers' processor cuts whatever the file of the image processor says.
+        output = self.run(image_processor, pictures, crop_to_patches=True)
+        texts = [
+            f"{_START}{placeholder * (config.tile_tokens * tiles)}{_END}"
+            for tiles in output["num_patches"].tolist()
+        ]
+        return {"pixel_values": output["pixel_values"]}, texts
+
+
+FAMILY = Family(
+    read_config=InternVLConfig.from_hf,
+    build=InternVLModel,
+    weights=_weights,
+    array_names=("pixel_values",),
+    visual_inputs=_visual_inputs,
+    processing=_Processing,
+)
