@@ -6,7 +6,7 @@ from typing import Any, dataclass_transform
 import jax
 from jax.tree_util import GetAttrKey
 
-__all__ = ["frozen_pytree", "static_field"]
+__all__ = ["frozen_pytree", "nbytes", "static_field"]
 
 
 def static_field(**kwargs: Any) -> Any:
@@ -43,3 +43,8 @@ def frozen_pytree[T](cls: type[T]) -> type[T]:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of all arrays of a pytree; shapes suffice, so tracers are welcome."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
+import os
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.calibration.fitting import fit_codes
+from models.calibration.folder import CalibrationFolder, digest_of
+from models.calibration.fitting import CodeFitter
 from models.calibration.samples import CodeSamples, sample_codes
 from models.checkpoints.fingerprint import fingerprint
 from models.generation import teacher_forcing
@@ -35,7 +39,8 @@ def calibrate_codes(
     tokens: int = 256,
     max_new_tokens: int = 16,
     seed: int = 0,
-    on_batch: Callable[[int], None] = lambda prompts: None,
+    folder: str | os.PathLike[str] | None = None,
+    on_step: Callable[[str, int], None] = lambda stage, done: None,
     on_preset: Callable[[str, Sequence[float]], None] = lambda name, divergence: None,
 ) -> CalibratedCodes:
     """Tables of a model's codes, from its keys, values and queries on sample prompts.
@@ -51,9 +56,12 @@ def calibrate_codes(
         tokens: visual tokens to keep of each prompt, for each head.
         max_new_tokens: most tokens of each answer.
         seed: of what is drawn at random.
-        on_batch: is told the number of prompts of each batch that is done.
-        on_preset: is told each preset that is done and the KL of its plans, of which the least is
-            taken, see `vkq_jax.presets.calibrated_presets`.
+        folder: where samples and tables are kept as they are found. A call with the same model and
+            arguments takes them from there, for instance after a kill; nobody removes them.
+        on_step: is told what is being done ("answering", "fitting", "comparing") and how many more
+            prompts or plans are done.
+        on_preset: is told each preset and the KL of its plans, of which the least is taken, see
+            `vkq_jax.presets.calibrated_presets`.
 
     Raises:
         ValueError: an unknown preset, no prompts, or a prompt without an image.
@@ -63,15 +71,21 @@ def calibrate_codes(
         if name not in calibrated_presets:
             known = ", ".join(calibrated_presets)
             raise ValueError(f"presets: expected some of {known}, got {name!r}")
-    key, judges, samples = jax.random.key(seed), [], []
-    for number, batch in enumerate(inputs):
-        if not bool((batch.visual_mask & batch.mask).any(-1).all()):
-            raise ValueError("every sample prompt needs an image to calibrate with")
-        if not batch.prompt_shape.suffix:
-            raise ValueError("expected sample prompts with a question behind the image, got none")
-        if sum(len(x.mask) for x in judges) < _JUDGES:
-            judges.append(batch)
-        found = sample_codes(
+    kept = CalibrationFolder(folder)
+    mark = fingerprint(model)
+    batches = map(_check_batch, inputs)
+    judges: list[Inputs] = []
+    while sum(len(x.mask) for x in judges) < _JUDGES and (batch := next(batches, None)) is not None:
+        judges.append(batch)
+    if not judges:
+        raise ValueError("there are no sample prompts to calibrate with")
+    first = next(batches, None)
+    sampled = iter(judges) if first is None else itertools.chain([first], batches)
+    key, samples, digests = jax.random.key(seed), [], []
+    for number, batch in enumerate(sampled):
+        digest = digest_of(mark, batch, number, seed, tokens, max_new_tokens)
+        make = functools.partial(
+            sample_codes,
             model,
             batch,
             jax.random.fold_in(key, number),
@@ -79,48 +93,77 @@ def calibrate_codes(
             steps=max_new_tokens,
             stop_tokens=model.config.eos_token_ids,
         )
-        samples.append(jax.tree.map(np.asarray, found))
-        on_batch(len(batch.input_ids))
-    if not samples:
-        raise ValueError("there are no sample prompts to calibrate with")
-    samples = samples[len(judges) :] or samples
-    joined = _join(samples, seed)
+        samples.append(kept.samples(digest, make))
+        digests.append(digest)
+        on_step("answering", len(batch.mask))
+    fitter = CodeFitter(_join(samples, seed), seed)
+    plans: list[tuple[str, KVQuantConfig, CodeTables]] = []
+    for name in names:
+        for quant in calibrated_presets[name]:
+            digest = digest_of(digests, seed, quant)
+            tables = kept.tables(digest, quant, functools.partial(fitter.fit, quant))
+            plans.append((name, quant, tables))
+            on_step("fitting", 1)
+    # The only plan of a preset needs no judge.
+    rivals = [(quant, tables) for name, quant, tables in plans if len(calibrated_presets[name]) > 1]
+    judged = iter([])
+    if rivals:
+        step = functools.partial(on_step, "comparing")
+        judged = iter(_divergences(model, judges, rivals, max_new_tokens, kept, step))
     chosen = []
     for name in names:
-        plans = [(plan, fit_codes(joined, plan, seed)) for plan in calibrated_presets[name]]
-        divergence = [0.0]  # of the only plan, which needs no judge
-        if len(plans) > 1:
-            divergence = _divergences(model, judges, plans, steps=max_new_tokens)
-        quant, tables = plans[int(np.argmin(divergence))]
+        own = [(quant, tables) for other, quant, tables in plans if other == name]
+        divergence = [next(judged) for _ in own] if len(own) > 1 else [0.0]
+        quant, tables = own[int(np.argmin(divergence))]
         chosen.append(CalibratedPreset(tables, None, name=name, quant=quant))
         on_preset(name, divergence)
-    return CalibratedCodes(tuple(chosen), model=fingerprint(model))
+    return CalibratedCodes(tuple(chosen), model=mark)
+
+
+def _check_batch(batch: Inputs) -> Inputs:
+    if not bool((batch.visual_mask & batch.mask).any(-1).all()):
+        raise ValueError("every sample prompt needs an image to calibrate with")
+    if not batch.prompt_shape.suffix:
+        raise ValueError("expected sample prompts with a question behind the image, got none")
+    return batch
 
 
 def _divergences(
     model: Model,
     batches: Sequence[Inputs],
     plans: Sequence[tuple[KVQuantConfig, CodeTables]],
-    *,
     steps: int,
+    kept: CalibrationFolder,
+    done: Callable[[int], None],
 ) -> list[float]:
     """Each plan's mean KL of the next token, in nats, along the model's own answers."""
-    totals, positions = [0.0] * len(plans), 0.0
+    totals = np.zeros(1 + len(plans))  # positions, then each plan's sum
     for inputs in batches:
-        images, question = split_after_images(inputs)
-        owner = jnp.arange(len(inputs.mask), dtype=jnp.int32)
-        room = inputs.prompt_shape.text + steps
-        reading = teacher_forcing.read(model, images, question, owner, cache_length=room)
-        exact = teacher_forcing.follow(model, reading.prompted, steps, steps=steps)
+        digest = digest_of(fingerprint(model), inputs, steps, plans)
+        totals += kept.numbers(digest, functools.partial(_judge, model, inputs, plans, steps))
+        done(len(inputs.mask))
+    return (totals[1:] / totals[0]).tolist()
+
+
+def _judge(
+    model: Model,
+    inputs: Inputs,
+    plans: Sequence[tuple[KVQuantConfig, CodeTables]],
+    steps: int,
+) -> list[float]:
+    """Positions of the answers to one batch, and the KL of each plan summed over them."""
+    images, question = split_after_images(inputs)
+    owner = jnp.arange(len(inputs.mask), dtype=jnp.int32)
+    room = inputs.prompt_shape.text + steps
+    reading = teacher_forcing.read(model, images, question, owner, cache_length=room)
+    exact = teacher_forcing.follow(model, reading.prompted, steps, steps=steps)
+    found = [float(exact.lengths.sum())]
+    for quant, tables in plans:
+        coded = teacher_forcing.read_coded(model, reading, tables, quant=quant, quantize_at="image")
         along = exact.tokens, exact.lengths
-        positions += float(exact.lengths.sum())
-        for number, (quant, tables) in enumerate(plans):
-            coded = teacher_forcing.read_coded(
-                model, reading, tables, quant=quant, quantize_at="image"
-            )
-            followed = teacher_forcing.follow(model, coded, steps, along, steps=steps)
-            totals[number] += float(teacher_forcing.compare(exact, followed).kl.sum())
-    return [total / positions for total in totals]
+        followed = teacher_forcing.follow(model, coded, steps, along, steps=steps)
+        found.append(float(teacher_forcing.compare(exact, followed).kl.sum()))
+    return found
 
 
 def _join(samples: Sequence[CodeSamples], seed: int) -> CodeSamples:
