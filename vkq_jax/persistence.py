@@ -103,9 +103,7 @@ def load_tables(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> 
     return _load(path, "tables", CalibratedCodes, types)
 
 
-def _save(
-    path: str | os.PathLike[str], value: Any, kind: str, *, share: bool = False
-) -> None:
+def _save(path: str | os.PathLike[str], value: Any, kind: str, *, share: bool = False) -> None:
     arrays: dict[str, np.ndarray] = {}
     description = _describe(value, kind, arrays)
     if share:

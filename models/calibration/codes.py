@@ -6,14 +6,14 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.calibration.folder import CalibrationFolder, digest_of
 from models.calibration.fitting import CodeFitter
+from models.calibration.folder import CalibrationFolder, digest_of
 from models.calibration.samples import CodeSamples, sample_codes
 from models.checkpoints.fingerprint import fingerprint
 from models.generation import teacher_forcing
@@ -40,7 +40,8 @@ def calibrate_codes(
     max_new_tokens: int = 16,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
-    on_step: Callable[[str, int], None] = lambda stage, done: None,
+    on_batch: Callable[[int], None] = lambda prompts: None,
+    on_plan: Callable[[str, int], None] = lambda name, number: None,
     on_preset: Callable[[str, Sequence[float]], None] = lambda name, divergence: None,
 ) -> CalibratedCodes:
     """Tables of a model's codes, from its keys, values and queries on sample prompts.
@@ -58,8 +59,8 @@ def calibrate_codes(
         seed: of what is drawn at random.
         folder: where samples and tables are kept as they are found. A call with the same model and
             arguments takes them from there, for instance after a kill; nobody removes them.
-        on_step: is told what is being done ("answering", "fitting", "comparing") and how many more
-            prompts or plans are done.
+        on_batch: is told the number of prompts of each batch that is read.
+        on_plan: is told the preset and the number of each plan that has its tables.
         on_preset: is told each preset and the KL of its plans, of which the least is taken, see
             `vkq_jax.presets.calibrated_presets`.
 
@@ -71,19 +72,18 @@ def calibrate_codes(
         if name not in calibrated_presets:
             known = ", ".join(calibrated_presets)
             raise ValueError(f"presets: expected some of {known}, got {name!r}")
-    kept = CalibrationFolder(folder)
-    mark = fingerprint(model)
-    batches = map(_check_batch, inputs)
+    kept, mark = CalibrationFolder(folder), fingerprint(model)
+    batches = _read(inputs, on_batch)
     judges: list[Inputs] = []
     while sum(len(x.mask) for x in judges) < _JUDGES and (batch := next(batches, None)) is not None:
         judges.append(batch)
     if not judges:
         raise ValueError("there are no sample prompts to calibrate with")
     first = next(batches, None)
-    sampled = iter(judges) if first is None else itertools.chain([first], batches)
+    fitted = iter(judges) if first is None else itertools.chain([first], batches)
     key, samples, digests = jax.random.key(seed), [], []
-    for number, batch in enumerate(sampled):
-        digest = digest_of(mark, batch, number, seed, tokens, max_new_tokens)
+    for number, batch in enumerate(fitted):
+        digests.append(digest_of(mark, batch, number, seed, tokens, max_new_tokens))
         make = functools.partial(
             sample_codes,
             model,
@@ -93,39 +93,35 @@ def calibrate_codes(
             steps=max_new_tokens,
             stop_tokens=model.config.eos_token_ids,
         )
-        samples.append(kept.samples(digest, make))
-        digests.append(digest)
-        on_step("answering", len(batch.mask))
+        samples.append(kept.samples(digests[-1], make))
     fitter = CodeFitter(_join(samples, seed), seed)
-    plans: list[tuple[str, KVQuantConfig, CodeTables]] = []
+    plans: dict[str, list[tuple[KVQuantConfig, CodeTables]]] = {name: [] for name in names}
     for name in names:
-        for quant in calibrated_presets[name]:
-            digest = digest_of(digests, seed, quant)
-            tables = kept.tables(digest, quant, functools.partial(fitter.fit, quant))
-            plans.append((name, quant, tables))
-            on_step("fitting", 1)
+        for number, quant in enumerate(calibrated_presets[name]):
+            make = functools.partial(fitter.fit, quant)
+            plans[name].append((quant, kept.tables(digest_of(digests, seed, quant), quant, make)))
+            on_plan(name, number)
     # The only plan of a preset needs no judge.
-    rivals = [(quant, tables) for name, quant, tables in plans if len(calibrated_presets[name]) > 1]
-    judged = iter([])
-    if rivals:
-        step = functools.partial(on_step, "comparing")
-        judged = iter(_divergences(model, judges, rivals, max_new_tokens, kept, step))
+    rivals = [plan for some in plans.values() if len(some) > 1 for plan in some]
+    judged = iter(_divergences(model, judges, rivals, max_new_tokens, kept))
     chosen = []
-    for name in names:
-        own = [(quant, tables) for other, quant, tables in plans if other == name]
-        divergence = [next(judged) for _ in own] if len(own) > 1 else [0.0]
-        quant, tables = own[int(np.argmin(divergence))]
+    for name, some in plans.items():
+        divergence = [next(judged) for _ in some] if len(some) > 1 else [0.0]
+        quant, tables = some[int(np.argmin(divergence))]
         chosen.append(CalibratedPreset(tables, None, name=name, quant=quant))
         on_preset(name, divergence)
     return CalibratedCodes(tuple(chosen), model=mark)
 
 
-def _check_batch(batch: Inputs) -> Inputs:
-    if not bool((batch.visual_mask & batch.mask).any(-1).all()):
-        raise ValueError("every sample prompt needs an image to calibrate with")
-    if not batch.prompt_shape.suffix:
-        raise ValueError("expected sample prompts with a question behind the image, got none")
-    return batch
+def _read(inputs: Iterable[Inputs], on_batch: Callable[[int], None]) -> Iterator[Inputs]:
+    """The batches, each checked."""
+    for batch in inputs:
+        if not bool((batch.visual_mask & batch.mask).any(-1).all()):
+            raise ValueError("every sample prompt needs an image to calibrate with")
+        if not batch.prompt_shape.suffix:
+            raise ValueError("expected sample prompts with a question behind the image, got none")
+        yield batch
+        on_batch(len(batch.mask))
 
 
 def _divergences(
@@ -134,14 +130,14 @@ def _divergences(
     plans: Sequence[tuple[KVQuantConfig, CodeTables]],
     steps: int,
     kept: CalibrationFolder,
-    done: Callable[[int], None],
 ) -> list[float]:
     """Each plan's mean KL of the next token, in nats, along the model's own answers."""
+    if not plans:
+        return []
     totals = np.zeros(1 + len(plans))  # positions, then each plan's sum
     for inputs in batches:
         digest = digest_of(fingerprint(model), inputs, steps, plans)
         totals += kept.numbers(digest, functools.partial(_judge, model, inputs, plans, steps))
-        done(len(inputs.mask))
     return (totals[1:] / totals[0]).tolist()
 
 

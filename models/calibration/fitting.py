@@ -43,7 +43,70 @@ class CodeFitter:
         ]
         return jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
 
-    def _side_tables(side: _Side, number: np.ndarray, rng: np.random.Generator) -> SideTables:
+    def _fit_layer(self, number: int, codes: tuple[DictionaryCodes, DictionaryCodes]) -> CodeTables:
+        prompt = np.asarray(self._samples.prompt)
+        sides = [
+            self._centre_side(number, one, name)
+            for one, name in zip(codes, ("key", "value"), strict=True)
+        ]
+        of_keys, of_values = (_per_prompt_mean(np.asarray(side.energy), prompt) for side in sides)
+        member = _classes_of(of_keys + of_values, prompt, codes[0].classes)
+        rng = (self._seed, number)
+        return CodeTables(*(_side_tables(s, member, np.random.default_rng(rng)) for s in sides))
+
+    def _centre_side(self, layer: int, codes: DictionaryCodes, name: str) -> _Side:
+        samples = self._samples
+        tokens = jnp.asarray(getattr(samples, name)[layer], jnp.float32)
+        if not codes.centres:
+            tokens = tokens + getattr(samples, f"{name}_mean")[layer][:, samples.prompt]
+        weight = getattr(samples, f"{name}_weight")[layer]
+        mean = weight.mean(-1, keepdims=True)
+        weight = weight + jnp.where(mean > 0, _BASE_WEIGHT * mean, 1.0)
+        metric = metric_root(samples.metric[layer]) if codes.metric else None
+        measured = _measure(tokens, metric)
+        codebook, residual = None, tokens
+        if codes.codebook:
+            kind = (name, layer, codes.codebook, codes.centres > 0, codes.metric)
+            if kind not in self._codebooks:
+                key = jax.random.key(self._seed * 8191 + layer)
+                self._codebooks[kind] = fit_codebook(measured, weight, codes.codebook, key)
+            book = self._codebooks[kind]
+            number = nearest(measured, book)
+            if metric is not None:
+                book = jnp.swapaxes(jnp.linalg.solve(metric, jnp.swapaxes(book, -1, -2)), -1, -2)
+            codebook = book.astype(jnp.bfloat16)
+            stored = codebook.astype(jnp.float32)
+            residual = tokens - jnp.take_along_axis(stored, number[..., None], axis=-2)
+            measured = _measure(residual, metric)
+        energy = jnp.square(measured).sum(-1)
+        return _Side(codes, metric, codebook, residual, weight, energy)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Side:
+    """One side of a layer on the way to its tables.
+
+    Attributes:
+        codes: settings. metric: A, or None. codebook: centroids, or None.
+        residual: tokens less their centres. weight: of each token. energy: |A residual|^2.
+    """
+
+    codes: DictionaryCodes
+    metric: Float[Array, "K H H"] | None
+    codebook: Float[Array, "K M H"] | None
+    residual: Float[Array, "K n H"]
+    weight: Float[Array, "K n"]
+    energy: Float[Array, "K n"]
+
+
+def _measure(
+    x: Float[Array, "K n H"], metric: Float[Array, "K H H"] | None
+) -> Float[Array, "K n H"]:
+    """A x."""
+    return x if metric is None else jnp.einsum("knh,kgh->kng", x, metric)
+
+
+def _side_tables(side: _Side, number: np.ndarray, rng: np.random.Generator) -> SideTables:
     """Tables of one side; `number` is the class of each token [K, n]."""
     codes, classes = side.codes, None
     if codes.learned:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
@@ -52,13 +53,14 @@ class CalibrationFolder:
         """The samples of one batch, on the host: those that are kept, or else new ones."""
         file = self._file(f"samples-{digest}.safetensors")
         if file is not None and file.is_file():
-            return CodeSamples(**load_file(file))
-        found = jax.tree.map(np.asarray, make())
+            found = {name: jnp.asarray(array) for name, array in load_file(file).items()}
+            return jax.tree.map(np.asarray, CodeSamples(**found))
+        made = jax.tree.map(np.asarray, make())
         if file is not None:
-            arrays = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+            arrays = {f.name: getattr(made, f.name) for f in dataclasses.fields(CodeSamples)}
             with whole_file(file) as part:
                 save_file(arrays, part)
-        return found
+        return made
 
     def tables(
         self, digest: str, quant: KVQuantConfig, make: Callable[[], CodeTables]

@@ -65,10 +65,7 @@ def uncalibrated(name: str) -> Plan:
 def fitted(name: str, samples: CodeSamples, seed: int) -> list[Plan]:
     """The plans of a preset with tables for the model."""
     fitter = CodeFitter(samples, seed)
-    return [
-        Plan(quant, fitter.fit(quant), number)
-        for number, quant in enumerate(plans_of(name))
-    ]
+    return [Plan(quant, fitter.fit(quant), number) for number, quant in enumerate(plans_of(name))]
 
 
 def samples_of(texts: Sequence[Observed]) -> CodeSamples:
