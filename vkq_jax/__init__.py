@@ -18,6 +18,7 @@ from vkq_jax.error_measures import (
     relative_squared_error,
 )
 from vkq_jax.level_codes import Granularity, LevelCodes, LevelTensor
+from vkq_jax.mixed_codes import MixedCodes, MixedTensor
 from vkq_jax.persistence import (
     load_cache,
     load_score_map,
@@ -29,7 +30,7 @@ from vkq_jax.persistence import (
 from vkq_jax.presets import calibrated_presets, presets, resolve
 from vkq_jax.quantize import dequantize, fake_quantize, quantize
 from vkq_jax.quantized import AffineTensor, CodeFamily, QuantizedTensor
-from vkq_jax.range_rules import MSE, MinMax, Quantile, RangeRule, Shrink
+from vkq_jax.range_rules import MSE, MeanMagnitude, MinMax, Quantile, RangeRule, Shrink
 from vkq_jax.sign_codes import SignCodes, SignTensor
 from vkq_jax.token_classes import ClassMap, TokenClass
 from vkq_jax.visibility import Starts, window_starts
@@ -56,7 +57,10 @@ __all__ = [
     "LayerCache",
     "LevelCodes",
     "LevelTensor",
+    "MeanMagnitude",
     "MinMax",
+    "MixedCodes",
+    "MixedTensor",
     "Quantile",
     "QuantizationError",
     "QuantizedTensor",

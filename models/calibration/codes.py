@@ -152,12 +152,12 @@ def _judge(
     owner = jnp.arange(len(inputs.mask), dtype=jnp.int32)
     room = inputs.prompt_shape.text + steps
     reading = teacher_forcing.read(model, images, question, owner, cache_length=room)
-    exact = teacher_forcing.follow(model, reading.prompted, steps, steps=steps)
+    own = teacher_forcing.answer(model, reading.prompted, steps, steps=steps)
+    exact = teacher_forcing.follow(model, reading.prompted, own.tokens, own.lengths)
     found = [float(exact.lengths.sum())]
     for quant, tables in plans:
         coded = teacher_forcing.read_coded(model, reading, tables, quant=quant, quantize_at="image")
-        along = exact.tokens, exact.lengths
-        followed = teacher_forcing.follow(model, coded, steps, along, steps=steps)
+        followed = teacher_forcing.follow(model, coded, exact.tokens, exact.lengths)
         found.append(float(teacher_forcing.compare(exact, followed).kl.sum()))
     return found
 

@@ -14,7 +14,7 @@ from vkq_jax.array_types import Array, Float
 from vkq_jax.code_tables import ClassTables, CodeTables, SideTables
 from vkq_jax.codebooks import fit_codebook
 from vkq_jax.config import KVQuantConfig
-from vkq_jax.dictionaries import fit_dictionary, metric_root
+from vkq_jax.dictionaries import fit_dictionary, metric_root, mixed_basis
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.image_centres import nearest
 from vkq_jax.token_classes import TokenClass
@@ -78,8 +78,14 @@ class CodeFitter:
             stored = codebook.astype(jnp.float32)
             residual = tokens - jnp.take_along_axis(stored, number[..., None], axis=-2)
             measured = _measure(residual, metric)
+        basis = None
+        if codes.basis == "queries":
+            moment = samples.metric[layer]
+            if name == "value":  # no query reads it: as attention weighs it
+                moment = jnp.einsum("knh,kn,kng->khg", residual, weight, residual)
+            basis = mixed_basis(moment)
         energy = jnp.square(measured).sum(-1)
-        return _Side(codes, metric, codebook, residual, weight, energy)
+        return _Side(codes, metric, basis, codebook, residual, weight, energy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +93,14 @@ class _Side:
     """One side of a layer on the way to its tables.
 
     Attributes:
-        codes: settings. metric: A, or None. codebook: centroids, or None.
+        codes: settings. metric: A, or None. basis: of the dictionaries; None: the principal one.
+        codebook: centroids, or None.
         residual: tokens less their centres. weight: of each token. energy: |A residual|^2.
     """
 
     codes: DictionaryCodes
     metric: Float[Array, "K H H"] | None
+    basis: Float[Array, "K H H"] | None
     codebook: Float[Array, "K M H"] | None
     residual: Float[Array, "K n H"]
     weight: Float[Array, "K n"]
@@ -126,7 +134,7 @@ def _fit_class(
         size = jnp.sqrt(energy / tokens.shape[-1])[..., None]
         tokens = tokens / jnp.where(size == 0, 1.0, size)
     virtual = side.codes.virtual_channels(number, tokens.shape[-1])
-    return fit_dictionary(tokens, weight, side.metric, virtual)
+    return fit_dictionary(tokens, weight, side.metric, virtual, side.basis)
 
 
 def _per_prompt_mean(energy: np.ndarray, prompt: np.ndarray) -> np.ndarray:

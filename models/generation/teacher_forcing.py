@@ -11,13 +11,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+import pallas_kernels
 from models.generation.decode_loop import decode_step
 from models.generation.generate import QuantizeAt
 from models.generation.prefill import prefill
 from models.generation.recoding import FULL_PRECISION, recode
-from models.inputs.batch import Inputs
+from models.inputs.batch import Inputs, PromptShape
 from models.model import Model
+from models.text.masks import cache_starts, prompt_masks
 from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.attention import attend_dense, merge
 from vkq_jax.cache import NOTHING_FIXED, KVCache
 from vkq_jax.cache_updates import take_sequences
 from vkq_jax.code_tables import CodeTables
@@ -28,6 +31,7 @@ __all__ = [
     "Comparison",
     "Prompted",
     "Reading",
+    "answer",
     "compare",
     "follow",
     "read",
@@ -122,21 +126,13 @@ def read_question(model: Model, question: Inputs, cache: KVCache) -> Prompted:
 
 
 @partial(jax.jit, static_argnames="steps")
-def follow(
-    model: Model,
-    prompted: Prompted,
-    limit: int,
-    along: tuple[Int32[Array, "B steps"], Int32[Array, "B"]] | None = None,
-    *,
-    steps: int,
-) -> Answered:
-    """Goes on from the prompts, greedily or along given answers, and keeps the distributions.
+def answer(model: Model, prompted: Prompted, limit: int, *, steps: int) -> Answered:
+    """Goes on from the prompts greedily and keeps the distributions.
 
     Args:
         model: weights and configuration.
         prompted: where the answers begin.
-        limit: most tokens of a greedy answer, at most `steps`.
-        along: tokens and lengths of answers to be fed instead (teacher forcing).
+        limit: most tokens of an answer, at most `steps`.
         steps: size of the buffers.
     """
     fixed = prompted.cache.fixed()  # beside the carry: the loop does not change it
@@ -150,12 +146,8 @@ def follow(
     def step(carry):
         place, active, logits, cache, tokens, lengths, kept = carry
         kept = kept.at[:, place].set(jax.nn.log_softmax(logits.astype(jnp.float32)))
-        if along is None:
-            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-            going_on = active & ~(token[:, None] == stops[None]).any(-1)
-        else:
-            token = along[0][:, place]
-            going_on = place + 1 < along[1]
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        going_on = active & ~(token[:, None] == stops[None]).any(-1)
         tokens = tokens.at[:, place].set(jnp.where(active, token, 0))
         logits, cache = decode_step(model, token, cache.with_fixed(fixed), active)
         cache = cache.with_fixed(NOTHING_FIXED)
@@ -163,7 +155,7 @@ def follow(
 
     start = (
         jnp.int32(0),
-        jnp.ones(batch, bool) if along is None else along[1] > 0,
+        jnp.ones(batch, bool),
         prompted.logits,
         prompted.cache.with_fixed(NOTHING_FIXED),
         jnp.zeros((batch, steps), jnp.int32),
@@ -172,6 +164,62 @@ def follow(
     )
     *_, tokens, lengths, kept = jax.lax.while_loop(unfinished, step, start)
     return Answered(tokens, lengths, kept)
+
+
+def follow(
+    model: Model,
+    prompted: Prompted,
+    tokens: Int32[Array, "B steps"],
+    lengths: Int32[Array, "B"],
+) -> Answered:
+    """The distributions along given answers (teacher forcing), all tokens read at once.
+
+    Each token sees what it would see if it came by itself, so that the distributions are those of
+    decoding up to rounding.
+    """
+    longest, steps = int(lengths.max()), tokens.shape[1]
+    # Few sizes, which many batches share: each is compiled once.
+    size = next((size for size in (16, 32, 64) if longest <= size < steps), steps)
+    kept = _follow(model, prompted, tokens[:, :size], lengths)
+    return Answered(tokens, lengths, jnp.pad(kept, ((0, 0), (0, steps - size), (0, 0))))
+
+
+@jax.jit
+def _follow(
+    model: Model,
+    prompted: Prompted,
+    tokens: Int32[Array, "B T"],
+    lengths: Int32[Array, "B"],
+) -> Float[Array, "B T vocab"]:
+    module, config, cache = model.module(), model.config.text, prompted.cache
+    step = jnp.arange(tokens.shape[1] - 1, dtype=jnp.int32)
+    given = Inputs(
+        tokens[:, :-1],
+        step[None] + 1 < lengths[:, None],
+        image_token_id=-1,  # an answer has no images, whatever its tokens
+        prompt_shape=PromptShape(0, 0, 0, 0),
+    )
+    positions = given.positions + cache.position[:, None]
+    mask_of = prompt_masks(config, given.mask, positions)
+    starts_of = cache_starts(config, cache, positions)
+    before = jnp.broadcast_to(cache.text.length[:, None], given.mask.shape)
+
+    def attend(layer, query, key, value, carry):
+        scale = config.logits_scale
+        earlier = pallas_kernels.attend_layer(
+            query,
+            cache,
+            layer,
+            visible_text=before,
+            starts=starts_of(layer),
+            logits_scale=scale,
+        )
+        fresh = attend_dense(query, key, value, mask_of(layer), logits_scale=scale)
+        return merge(earlier, fresh).output.astype(query.dtype), carry, None
+
+    hidden, _, _ = module.text(module.embed_inputs(given), positions, attend)
+    logits = jnp.concatenate([prompted.logits[:, None], module.text.logits(hidden)], axis=1)
+    return jax.nn.log_softmax(logits.astype(jnp.float32))
 
 
 @jax.jit

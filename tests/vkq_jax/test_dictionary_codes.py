@@ -122,12 +122,12 @@ def test_hardly_any_tokens(length):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"centres": 0}, r"centres must be in \[1, 256\]"),
-        ({"centres": 300}, r"centres must be in \[1, 256\]"),
+        ({"centres": -1}, r"centres must be in \[0, 256\]"),
+        ({"centres": 300}, r"centres must be in \[0, 256\]"),
         ({"codebook": 257}, r"codebook must be in \[0, 256\]"),
         ({"codebook": 1}, "2 to 256 centroids"),
         ({"centres": 2, "codebook": 8}, "exclude each other"),
-        ({"classes": (TokenClass(1, 0.5),)}, "whole number of planes"),
+        ({"basis": "queries"}, "one of learned dictionaries"),
         ({"scale": "norm"}, 'scale="unbiased"'),
     ],
 )
