@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from vkq_jax import groups
@@ -77,9 +78,10 @@ class MixedTensor(QuantizedTensor):
 
     def check(self) -> None:
         """Raises ValueError where `channel` does not name every channel once."""
-        every = jnp.arange(self.wide.head_dim + self.narrow.head_dim, dtype=jnp.int32)
-        if self.channel.shape[-1] != len(every) or (jnp.sort(self._order, -1) != every).any():
-            raise ValueError(f"channel must name each of {len(every)} channels once")
+        head_dim = self.wide.head_dim + self.narrow.head_dim
+        every = jax.lax.broadcasted_iota(jnp.int32, self.channel.shape, self.channel.ndim - 1)
+        if self.channel.shape[-1] != head_dim or (jnp.sort(self._order, -1) != every).any():
+            raise ValueError(f"channel must name each of {head_dim} channels once")
 
     def decoding(self) -> AffineTensor:
         """Raises NotImplementedError: the parts have codes of unlike width."""

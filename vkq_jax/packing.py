@@ -34,8 +34,9 @@ _DIGITS = 5  # of a byte in base 3
 
 def check_bits(bits: int | float) -> None:
     """Raises ValueError unless `bits` is a width that codes can have."""
-    if bits not in (*SUPPORTED_BITS, TERNARY):
-        raise ValueError(f"bits must be one of {SUPPORTED_BITS} or {TERNARY}, got {bits}")
+    whole = isinstance(bits, int) and bits in SUPPORTED_BITS
+    if not whole and bits != TERNARY:
+        raise ValueError(f"bits must be {TERNARY} or one of {SUPPORTED_BITS}, got {bits}")
 
 
 def highest_code(bits: int | float) -> int:

@@ -29,11 +29,11 @@ def _both(codes: CodeFamily) -> KVQuantConfig:
     return KVQuantConfig(key=codes, value=codes)
 
 
-def _hadamard(*classes: tuple[float, float], **settings: Any) -> DictionaryCodes:
+def _hadamard(*classes: tuple[int | float, int | float], **settings: Any) -> DictionaryCodes:
     return DictionaryCodes(tuple(TokenClass(*c) for c in classes), **settings)
 
 
-def _turboquant(bits: float) -> KVQuantConfig:
+def _turboquant(bits: int | float) -> KVQuantConfig:
     """TurboQuant (arXiv 2504.19874): rotated tokens, in units of their norm, on a fixed grid.
 
     The grid is the uniform one of least squared error for a normal distribution (the paper's

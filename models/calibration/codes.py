@@ -14,18 +14,17 @@ import numpy as np
 
 from models.calibration.fitting import CodeFitter
 from models.calibration.folder import CalibrationFolder, digest_of
+from models.calibration.judging import divergences
 from models.calibration.samples import CodeSamples, sample_codes
 from models.checkpoints.fingerprint import fingerprint
-from models.generation import teacher_forcing
 from models.inputs.batch import Inputs
-from models.inputs.split import split_after_images
 from models.model import Model
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.presets import calibrated_presets
 
-__all__ = ["calibrate_codes"]
+__all__ = ["calibrate_codes", "gather_samples"]
 
 _JUDGES = 32  # prompts that plans are compared on
 MOST_TOKENS = 16384  # of each head: more change the centroids little
@@ -80,9 +79,45 @@ def calibrate_codes(
     if not judges:
         raise ValueError("there are no sample prompts to calibrate with")
     first = next(batches, None)
-    fitted = iter(judges) if first is None else itertools.chain([first], batches)
-    key, samples, digests = jax.random.key(seed), [], []
-    for number, batch in enumerate(fitted):
+    sampled = iter(judges) if first is None else itertools.chain([first], batches)
+    samples, digest = gather_samples(
+        model, sampled, tokens=tokens, max_new_tokens=max_new_tokens, seed=seed, kept=kept
+    )
+    fitter = CodeFitter(samples, seed)
+    plans: dict[str, list[tuple[KVQuantConfig, CodeTables]]] = {name: [] for name in names}
+    for name in names:
+        for number, quant in enumerate(calibrated_presets[name]):
+            make = functools.partial(fitter.fit, quant)
+            plans[name].append((quant, kept.tables(digest_of(digest, seed, quant), quant, make)))
+            on_plan(name, number)
+    # The only plan of a preset needs no judge.
+    rivals = [plan for some in plans.values() if len(some) > 1 for plan in some]
+    judged = iter(divergences(model, judges, rivals, steps=max_new_tokens, kept=kept))
+    chosen = []
+    for name, some in plans.items():
+        divergence = [next(judged) for _ in some] if len(some) > 1 else [0.0]
+        quant, tables = some[int(np.argmin(divergence))]
+        chosen.append(CalibratedPreset(tables, None, name=name, quant=quant))
+        on_preset(name, divergence)
+    return CalibratedCodes(tuple(chosen), model=mark)
+
+
+def gather_samples(
+    model: Model,
+    inputs: Iterable[Inputs],
+    *,
+    tokens: int,
+    max_new_tokens: int,
+    seed: int,
+    kept: CalibrationFolder,
+) -> tuple[CodeSamples, str]:
+    """Samples of all batches together, and a digest of all that they depend on.
+
+    Arguments are those of `calibrate_codes`; `kept` has the samples of batches that were read
+    before.
+    """
+    mark, key, samples, digests = fingerprint(model), jax.random.key(seed), [], []
+    for number, batch in enumerate(inputs):
         digests.append(digest_of(mark, batch, number, seed, tokens, max_new_tokens))
         make = functools.partial(
             sample_codes,
@@ -94,23 +129,7 @@ def calibrate_codes(
             stop_tokens=model.config.eos_token_ids,
         )
         samples.append(kept.samples(digests[-1], make))
-    fitter = CodeFitter(_join(samples, seed), seed)
-    plans: dict[str, list[tuple[KVQuantConfig, CodeTables]]] = {name: [] for name in names}
-    for name in names:
-        for number, quant in enumerate(calibrated_presets[name]):
-            make = functools.partial(fitter.fit, quant)
-            plans[name].append((quant, kept.tables(digest_of(digests, seed, quant), quant, make)))
-            on_plan(name, number)
-    # The only plan of a preset needs no judge.
-    rivals = [plan for some in plans.values() if len(some) > 1 for plan in some]
-    judged = iter(_divergences(model, judges, rivals, max_new_tokens, kept))
-    chosen = []
-    for name, some in plans.items():
-        divergence = [next(judged) for _ in some] if len(some) > 1 else [0.0]
-        quant, tables = some[int(np.argmin(divergence))]
-        chosen.append(CalibratedPreset(tables, None, name=name, quant=quant))
-        on_preset(name, divergence)
-    return CalibratedCodes(tuple(chosen), model=mark)
+    return _join(samples, seed), digest_of(digests)
 
 
 def _read(inputs: Iterable[Inputs], on_batch: Callable[[int], None]) -> Iterator[Inputs]:
@@ -122,44 +141,6 @@ def _read(inputs: Iterable[Inputs], on_batch: Callable[[int], None]) -> Iterator
             raise ValueError("expected sample prompts with a question behind the image, got none")
         yield batch
         on_batch(len(batch.mask))
-
-
-def _divergences(
-    model: Model,
-    batches: Sequence[Inputs],
-    plans: Sequence[tuple[KVQuantConfig, CodeTables]],
-    steps: int,
-    kept: CalibrationFolder,
-) -> list[float]:
-    """Each plan's mean KL of the next token, in nats, along the model's own answers."""
-    if not plans:
-        return []
-    totals = np.zeros(1 + len(plans))  # positions, then each plan's sum
-    for inputs in batches:
-        digest = digest_of(fingerprint(model), inputs, steps, plans)
-        totals += kept.numbers(digest, functools.partial(_judge, model, inputs, plans, steps))
-    return (totals[1:] / totals[0]).tolist()
-
-
-def _judge(
-    model: Model,
-    inputs: Inputs,
-    plans: Sequence[tuple[KVQuantConfig, CodeTables]],
-    steps: int,
-) -> list[float]:
-    """Positions of the answers to one batch, and the KL of each plan summed over them."""
-    images, question = split_after_images(inputs)
-    owner = jnp.arange(len(inputs.mask), dtype=jnp.int32)
-    room = inputs.prompt_shape.text + steps
-    reading = teacher_forcing.read(model, images, question, owner, cache_length=room)
-    own = teacher_forcing.answer(model, reading.prompted, steps, steps=steps)
-    exact = teacher_forcing.follow(model, reading.prompted, own.tokens, own.lengths)
-    found = [float(exact.lengths.sum())]
-    for quant, tables in plans:
-        coded = teacher_forcing.read_coded(model, reading, tables, quant=quant, quantize_at="image")
-        followed = teacher_forcing.follow(model, coded, exact.tokens, exact.lengths)
-        found.append(float(teacher_forcing.compare(exact, followed).kl.sum()))
-    return found
 
 
 def _join(samples: Sequence[CodeSamples], seed: int) -> CodeSamples:

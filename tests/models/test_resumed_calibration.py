@@ -7,6 +7,7 @@ import pytest
 import models
 import vkq_jax
 from models.calibration import codes as calibration
+from models.calibration import judging
 from tests.support.tiny_llava import batch, prompt, tiny_model
 from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
@@ -62,7 +63,7 @@ def test_a_stopped_calibration_goes_on_from_its_folder(calibrate, monkeypatch, t
     assert asked == []
     assert fits == list(PLANS)  # preset b has a plan of a, which is kept, too
     jax.tree.map(np.testing.assert_array_equal, got, expected)
-    monkeypatch.setattr(calibration, "_judge", lambda *args: pytest.fail("judged again"))
+    monkeypatch.setattr(judging, "_judge", lambda *args: pytest.fail("judged again"))
     jax.tree.map(np.testing.assert_array_equal, calibrate(folder=tmp_path), expected)
 
 

@@ -128,7 +128,7 @@ def test_hardly_any_tokens(length):
         ({"codebook": 1}, "2 to 256 centroids"),
         ({"centres": 2, "codebook": 8}, "exclude each other"),
         ({"basis": "queries"}, "one of learned dictionaries"),
-        ({"scale": "norm"}, 'scale="unbiased"'),
+        ({"scale": None}, "planes need a scale"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):

@@ -17,6 +17,7 @@ from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.sample_prompts import AnswerTokensOption, BatchSizeOption, batches_of
 from vkq_apps.evals.progress import progress
+from vkq_apps.training.heldout import calibration_questions
 from vkq_jax.whole_file import check_writable
 
 __all__ = ["calibrate"]
@@ -84,7 +85,10 @@ def calibrate(
         raise ValueError("--out: expected a file to write the tables to")
     check_writable(out_file)
     questions = _read_prompts(prompts)
-    pairs = _drawn(most, seed) if images is None else _asked(_pictures(images)[:most], questions)
+    if images is None:
+        pairs = calibration_questions(most, seed=seed)
+    else:
+        pairs = _asked(_pictures(images)[:most], questions)
     with stage(f"loading {model}"):
         loaded = models.load(model)
     found: dict[str, list[float]] = {}
@@ -163,17 +167,3 @@ def _pictures(folder: Path) -> list[Path]:
 def _asked(pictures: Sequence[Path], questions: Sequence[str]) -> list[tuple[Any, str]]:
     """Each picture with one question, the questions in turn."""
     return list(zip(pictures, itertools.cycle(questions), strict=False))
-
-
-def _drawn(most: int, seed: int) -> list[tuple[Any, str]]:
-    """Pictures of the embedded model's recipe, none of which is ever scored, with its questions."""
-    from vkq_apps.training.heldout import calibration_picture
-    from vkq_apps.training.pictures import KINDS
-
-    drawn = []
-    for number in range(most):
-        kind = list(KINDS)[number % len(KINDS)]
-        picture = calibration_picture(kind, number // len(KINDS), seed=seed)
-        turn = picture.turns[number // len(KINDS) % len(picture.turns)]
-        drawn.append((picture.image, turn.question))
-    return drawn
