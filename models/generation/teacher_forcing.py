@@ -11,16 +11,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-import pallas_kernels
 from models.generation.decode_loop import decode_step
 from models.generation.generate import QuantizeAt
-from models.generation.prefill import prefill
+from models.generation.prefill import prefill, run_prompt
 from models.generation.recoding import FULL_PRECISION, recode
 from models.inputs.batch import Inputs, PromptShape
 from models.model import Model
-from models.text.masks import cache_starts, prompt_masks
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.attention import attend_dense, merge
 from vkq_jax.cache import NOTHING_FIXED, KVCache
 from vkq_jax.cache_updates import take_sequences
 from vkq_jax.code_tables import CodeTables
@@ -191,34 +188,19 @@ def _follow(
     tokens: Int32[Array, "B T"],
     lengths: Int32[Array, "B"],
 ) -> Float[Array, "B T vocab"]:
-    module, config, cache = model.module(), model.config.text, prompted.cache
-    step = jnp.arange(tokens.shape[1] - 1, dtype=jnp.int32)
+    cache, count = prompted.cache, tokens.shape[1] - 1
+    mask = jnp.arange(1, count + 1, dtype=jnp.int32)[None] < lengths[:, None]
     given = Inputs(
         tokens[:, :-1],
-        step[None] + 1 < lengths[:, None],
-        image_token_id=-1,  # an answer has no images, whatever its tokens
-        prompt_shape=PromptShape(0, 0, 0, 0),
+        mask,
+        visual_mask=jnp.zeros_like(mask),  # an answer has no images, whatever its tokens
+        positions=jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), mask.shape),
+        prompt_shape=PromptShape(0, count, 0, count),
     )
-    positions = given.positions + cache.position[:, None]
-    mask_of = prompt_masks(config, given.mask, positions)
-    starts_of = cache_starts(config, cache, positions)
-    before = jnp.broadcast_to(cache.text.length[:, None], given.mask.shape)
-
-    def attend(layer, query, key, value, carry):
-        scale = config.logits_scale
-        earlier = pallas_kernels.attend_layer(
-            query,
-            cache,
-            layer,
-            visible_text=before,
-            starts=starts_of(layer),
-            logits_scale=scale,
-        )
-        fresh = attend_dense(query, key, value, mask_of(layer), logits_scale=scale)
-        return merge(earlier, fresh).output.astype(query.dtype), carry, None
-
-    hidden, _, _ = module.text(module.embed_inputs(given), positions, attend)
-    logits = jnp.concatenate([prompted.logits[:, None], module.text.logits(hidden)], axis=1)
+    hidden, _ = run_prompt(
+        model, given, cache, quant=cache.quant, cache_length=cache.text.cache_length
+    )
+    logits = jnp.concatenate([prompted.logits[:, None], model.module().text.logits(hidden)], axis=1)
     return jax.nn.log_softmax(logits.astype(jnp.float32))
 
 
