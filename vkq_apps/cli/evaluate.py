@@ -108,7 +108,11 @@ def evaluate(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on from the log; without it a run starts anew."),
+        typer.Option(
+            "--resume",
+            help="Go on from the log, or add presets to the results of a finished run; without it "
+            "a run starts anew.",
+        ),
     ] = False,
     plots: Annotated[
         Path | None,
