@@ -60,7 +60,7 @@ def calibrate(
     ] = 128,
     max_new_tokens: AnswerTokensOption = 24,
     batch_size: BatchSizeOption = 16,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of what is drawn.")] = 0,
     resume: Annotated[
         bool,
         typer.Option(

@@ -46,7 +46,8 @@ def evaluate(
         ),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"Of jsonl data: {', '.join(METRICS)}.")
+        str | None,
+        typer.Option(metavar="NAME", help=f"For jsonl data: {', '.join(METRICS)}."),
     ] = None,
     quant: Annotated[
         str,
@@ -76,7 +77,7 @@ def evaluate(
     seed: Annotated[
         int,
         typer.Option(
-            min=0, metavar="N", help="Of the pictures or samples drawn, and of the intervals."
+            min=0, metavar="N", help="Seed of the pictures or samples drawn, and of the intervals."
         ),
     ] = 0,
     control: Annotated[

@@ -1,4 +1,4 @@
-"""What each part of the presets with tables is for: the same codes with one part left out.
+"""The use of each part of the presets with tables: the same codes with one part left out.
 
     python -m vkq_apps.evals.ablation --out results/ablation.json
 

@@ -11,7 +11,7 @@ __all__ = ["CacheSize", "cache_size"]
 
 @dataclasses.dataclass(frozen=True)
 class CacheSize:
-    """Of one sequence of a batch; arguments of `Record`."""
+    """Sizes for one sequence of a batch; arguments of `Record`."""
 
     key_bytes: float
     value_bytes: float

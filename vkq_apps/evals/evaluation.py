@@ -140,7 +140,7 @@ def evaluate_model(
 
 
 def _digest(setting: Setting) -> str:
-    """Of the codes and their tables: a run with others is not gone on with."""
+    """A digest of the codes and their tables: a run with others is not gone on with."""
     digest = hashlib.sha256(repr(setting.quant).encode())
     for leaf in jax.tree.leaves(setting.tables):
         digest.update(np.asarray(leaf).tobytes())

@@ -48,7 +48,7 @@ SIDES = ("key", "value")
 
 @dataclasses.dataclass
 class Search:
-    """What the search asks, and all that it measured.
+    """The model and prompts of the search, and all that it measured.
 
     Attributes:
         model: whose cache is coded. batches: calibration prompts. steps: most tokens of an answer.

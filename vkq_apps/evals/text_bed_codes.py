@@ -31,7 +31,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Coded:
-    """What the codes of some texts stand for, and their bits per element, keys and values."""
+    """Keys and values of some texts as their codes have them, and bits per element of either."""
 
     key: Float[np.ndarray, "L B K V H"]
     value: Float[np.ndarray, "L B K V H"]
