@@ -136,7 +136,7 @@ def tile_tensor(x: QuantizedTensor, side: Side) -> TiledLevels | TiledSigns:
     if reason:
         raise NotImplementedError(reason)
     assert isinstance(x, LevelTensor | SignTensor)
-    bits = x.bits if isinstance(x, LevelTensor) else 1
+    bits = int(x.bits) if isinstance(x, LevelTensor) else 1
     words = _tile_words(x.packed, bits, x.head_dim, side)
     num_positions = x.packed.shape[-2]
     if isinstance(x, LevelTensor):
@@ -193,6 +193,8 @@ def untileable_reason(x: QuantizedTensor) -> str | None:
             return f"{x.bits}-bit codes"
         if x.granularity is not Granularity.PER_CHANNEL:
             return "level codes per token"
+        if x.rotated:
+            return "level codes of rotated channels"
         if not whole and x.group_size % layouts.BLOCK:
             return (
                 f"a group of {x.group_size} positions is neither the whole bank nor a multiple of "

@@ -19,6 +19,7 @@ from vkq_jax.error_measures import (
 )
 from vkq_jax.key_bias import KeyBias
 from vkq_jax.level_codes import Granularity, LevelCodes, LevelTensor
+from vkq_jax.mixed_codes import MixedCodes, MixedTensor
 from vkq_jax.persistence import (
     load_cache,
     load_score_map,
@@ -30,7 +31,7 @@ from vkq_jax.persistence import (
 from vkq_jax.presets import calibrated_presets, presets, resolve
 from vkq_jax.quantize import dequantize, fake_quantize, quantize
 from vkq_jax.quantized import AffineTensor, CodeFamily, QuantizedTensor
-from vkq_jax.range_rules import MSE, MinMax, Quantile, RangeRule, Shrink
+from vkq_jax.range_rules import MSE, MeanMagnitude, MinMax, Quantile, RangeRule, Shrink
 from vkq_jax.sign_codes import SignCodes, SignTensor
 from vkq_jax.token_classes import ClassMap, TokenClass
 from vkq_jax.visibility import Starts, window_starts
@@ -58,7 +59,10 @@ __all__ = [
     "LayerCache",
     "LevelCodes",
     "LevelTensor",
+    "MeanMagnitude",
     "MinMax",
+    "MixedCodes",
+    "MixedTensor",
     "Quantile",
     "QuantizationError",
     "QuantizedTensor",

@@ -2,10 +2,9 @@
 
 import dataclasses
 
-import jax
-
 from vkq_jax.cache import KVCache
 from vkq_jax.dense import DenseTensor
+from vkq_jax.pytree import nbytes
 from vkq_jax.quantized import QuantizedTensor
 
 __all__ = ["CacheBytes", "cache_nbytes"]
@@ -54,15 +53,15 @@ def cache_nbytes(cache: KVCache) -> CacheBytes:
     a model share.
     """
     tensors = [tensor for bank in cache.visual for tensor in (bank.key, bank.value)]
-    codes = sum(_nbytes(_codes(tensor)) for tensor in tensors)
+    codes = sum(nbytes(_codes(tensor)) for tensor in tensors)
     indices = [(bank.index, bank.position) for bank in cache.visual]
     orders = [bank.class_map for bank in cache.visual]
     itemsize = cache.text.key.dtype.itemsize
     return CacheBytes(
         visual_codes=codes,
-        visual_tables=_nbytes((tensors, indices, orders)) - codes,
-        text=_nbytes((cache.text.key, cache.text.value, cache.text.index)),
-        visual_full_precision=_nbytes(indices)
+        visual_tables=nbytes((tensors, indices, orders)) - codes,
+        text=nbytes((cache.text.key, cache.text.value, cache.text.index)),
+        visual_full_precision=nbytes(indices)
         + sum(tensor.num_elements() for tensor in tensors) * itemsize,
     )
 
@@ -72,7 +71,3 @@ def _codes(tensor: QuantizedTensor):
         return tensor.values
     # As stored: a family may keep its words in another layout than `decoding()` shows them in.
     return tensor.packed if hasattr(tensor, "packed") else tensor.decoding().packed  # type: ignore
-
-
-def _nbytes(tree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -6,11 +6,10 @@ leave them out (`CodeTables.nbytes` says how many they are).
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.pytree import frozen_pytree
+from vkq_jax.pytree import frozen_pytree, nbytes
 
 __all__ = ["ClassTables", "CodeTables", "SideTables", "align"]
 
@@ -94,7 +93,7 @@ class CodeTables:
     @property
     def nbytes(self) -> int:
         """Bytes of all tables."""
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
+        return nbytes(self)
 
 
 def align(table: Float[Array, "*K a b"], ndim: int) -> Float[Array, "*lead a b"]:

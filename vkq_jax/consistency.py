@@ -181,7 +181,7 @@ def _difference(own: Any, made: Any) -> str | None:
 def _decoded(tensor: QuantizedTensor) -> QuantizedTensor:
     try:
         return jax.eval_shape(lambda t: t.decoding(), tensor)
-    except NotImplementedError:  # full precision and dictionary codes have none
+    except NotImplementedError:  # full precision, dictionary codes and mixed codes have none
         return tensor
 
 

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vkq_jax import rotation
 from vkq_jax.array_types import Array, Float
 from vkq_jax.code_tables import ClassTables
-from vkq_jax.dictionary_codes import NORMAL_STEPS
+from vkq_jax.dictionary_tensor import hadamard_bits
+from vkq_jax.normal_steps import NORMAL_STEPS
 
-__all__ = ["fit_dictionary", "metric_root"]
+__all__ = ["fit_dictionary", "metric_root", "mixed_basis"]
 
 _MOST_BITS = 7
 # Channels are not normal: the steps of normal ones are tried times each of these.
@@ -36,11 +38,22 @@ def metric_root(moment: Float[Array, "K H H"]) -> Float[Array, "K H H"]:
     return (vectors * jnp.sqrt(values)[:, None]) @ jnp.swapaxes(vectors, -1, -2)
 
 
+def mixed_basis(moment: Float[Array, "K H H"]) -> Float[Array, "K H H"]:
+    """Channels in columns, among which a moment, such as that of the queries, is spread evenly.
+
+    Its principal channels are mixed by the Hadamard matrix: errors of equal size in each of them
+    then do the same harm (OSCAR, arXiv 2605.17757).
+    """
+    _, channels = jnp.linalg.eigh(moment)
+    return channels @ jnp.asarray(rotation.hadamard(moment.shape[-1]))
+
+
 def fit_dictionary(
     tokens: Float[Array, "K n H"],
     weight: Float[Array, "K n"],
     metric: Float[Array, "K H H"] | None,
     virtual: int,
+    basis: Float[Array, "K H H"] | None = None,
 ) -> ClassTables:
     """The transform code of `virtual` bits a token, for each head.
 
@@ -56,6 +69,8 @@ def fit_dictionary(
         weight: how much each token counts, for instance its share of the attention.
         metric: A; None: the identity.
         virtual: n, bits of a token.
+        basis: orthonormal channels, in columns, that take the place of U; all have the same number
+            of bits, or one more.
 
     Raises:
         ValueError: there are more bits than the channels can take.
@@ -65,8 +80,13 @@ def fit_dictionary(
         raise ValueError(f"virtual must be in [0, {_MOST_BITS * head_dim}], got {virtual}")
     identity = jnp.broadcast_to(jnp.eye(head_dim, dtype=jnp.float32), (heads, head_dim, head_dim))
     root = identity if metric is None else metric
-    channels, distortion, step, gain = jax.tree.map(np.asarray, _measure(tokens, weight, root))
-    layouts = [_lay_out(_spend(distortion[k], virtual), step[k], gain[k]) for k in range(heads)]
+    measured = _measure(tokens, weight, root, basis)
+    channels, distortion, step, gain = jax.tree.map(np.asarray, measured)
+    layouts = []
+    for k in range(heads):
+        bits = hadamard_bits(head_dim, virtual) if basis is not None else None
+        bits = _spend(distortion[k], virtual) if bits is None else bits
+        layouts.append(_lay_out(bits, step[k], gain[k]))
     analysis = np.swapaxes(channels, -1, -2) @ np.asarray(root)
     synthesis = None
     if metric is not None:
@@ -80,14 +100,19 @@ def fit_dictionary(
 
 @jax.jit
 def _measure(
-    tokens: Float[Array, "K n H"], weight: Float[Array, "K n"], root: Float[Array, "K H H"]
+    tokens: Float[Array, "K n H"],
+    weight: Float[Array, "K n"],
+    root: Float[Array, "K H H"],
+    basis: Float[Array, "K H H"] | None,
 ) -> tuple[Array, Array, Array, Array]:
-    """Principal channels [K, H, H]; distortion, step and gain of each for 0 to 7 bits [K, H, 8]."""
+    """Channels [K, H, H]; distortion, step and gain of each for 0 to 7 bits [K, H, 8]."""
     share = (weight / weight.sum(-1, keepdims=True))[..., None]
     with jax.default_matmul_precision("highest"):
         y = jnp.einsum("knh,kgh->kng", tokens.astype(jnp.float32), root)
-        covariance = jnp.einsum("knh,kng->khg", y * share, y)
-        _, channels = jnp.linalg.eigh(covariance)
+        if basis is None:
+            _, channels = jnp.linalg.eigh(jnp.einsum("knh,kng->khg", y * share, y))
+        else:
+            channels = basis
         z = jnp.einsum("knh,khc->knc", y, channels)
     mean = functools.partial(jnp.sum, axis=1)
     variance = jnp.maximum(mean(z * z * share), 1e-20)

@@ -7,23 +7,22 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vkq_jax import groups, log_scale, packing, rotation
 from vkq_jax.array_types import Array, Bool, Float, Int32, Shaped, UInt32
 from vkq_jax.code_tables import ClassTables, CodeTables, SideTables, align
-from vkq_jax.dictionary_tensor import DictionaryTensor
+from vkq_jax.dictionary_tensor import DictionaryTensor, hadamard_bits
 from vkq_jax.image_centres import image_centres, nearest
+from vkq_jax.normal_steps import NORMAL_STEPS
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.quantized import CodeFamily
 from vkq_jax.token_classes import ClassMap, TokenClass, assign_classes, check_classes
 from vkq_jax.validation import check_fields
 
-__all__ = ["NORMAL_STEPS", "DictionaryCodes", "quantize_pair"]
+__all__ = ["DictionaryCodes", "quantize_pair"]
 
 _LARGEST = 2.0**48
-
-# Steps of least squared error for N(0, 1), by bits of a code (Max 1960, table II).
-NORMAL_STEPS = (0.0, 1.5958, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +36,21 @@ class DictionaryCodes(CodeFamily):
     tokens that matter.
 
     Attributes:
-        classes: shares of the tokens and their bits per channel, from the greatest energy on.
-            Learned dictionaries round the bits of a token up to whole words of 32.
-        centres: centroids that each image brings of its own: 1 (the mean) to 256, or 0 with a
-            codebook.
+        classes: shares of the tokens and their bits per channel, from the greatest energy on. Of a
+            part of a bit the first rotated channels have one more than the others; learned
+            dictionaries round the bits of a token up to whole words of 32.
+        centres: centroids that each image brings of its own: 1 (the mean) to 256, or 0: none.
         codebook: centroids of the model's codebook, added to the mean if there is one; needs
             tables. 0: none.
         learned: whether the classes' dictionaries come from tables; otherwise they are Hadamard
-            planes, whose number per class is whole.
+            planes.
+        basis: channels of learned dictionaries: "principal" ones, with more bits for the strong
+            (see `vkq_jax.dictionaries`), or mixed by a Hadamard matrix from those of the "queries",
+            all with the same bits (OSCAR, arXiv 2605.17757).
         metric: whether tokens are compared by |A u| with the A of the tables; otherwise by |u|.
-        scale: a of each token: "unbiased" as above; "norm", the root mean square of A u, for
-            dictionaries that are unbiased themselves; None: 1, the dictionary has fixed steps.
+        scale: a of each token: "unbiased" as above; "norm", the root mean square of A u, with steps
+            of least squared error for N(0, 1), or for dictionaries that are unbiased themselves;
+            None: 1, the learned dictionary has fixed steps.
         table_dtype: dtype in which centres are stored: bfloat16, float16 or float32.
 
     Raises:
@@ -62,6 +65,7 @@ class DictionaryCodes(CodeFamily):
     centres: int = 1
     codebook: int = 0
     learned: bool = False
+    basis: Literal["principal", "queries"] = "principal"
     metric: bool = False
     scale: Literal["unbiased", "norm"] | None = "unbiased"
     table_dtype: str = "bfloat16"
@@ -71,20 +75,17 @@ class DictionaryCodes(CodeFamily):
         check_fields(self)
         check_classes(self.classes)
         groups.check_table_dtype(self.table_dtype)
-        for name, least in (("centres", 0 if self.codebook else 1), ("codebook", 0)):
-            if not least <= getattr(self, name) <= 256:
-                raise ValueError(f"{name} must be in [{least}, 256], got {getattr(self, name)}")
+        for name in ("centres", "codebook"):
+            if not 0 <= getattr(self, name) <= 256:
+                raise ValueError(f"{name} must be in [0, 256], got {getattr(self, name)}")
         if self.codebook == 1:
             raise ValueError("a codebook has 2 to 256 centroids or none (0), got 1")
         if self.centres > 1 and self.codebook:
             raise ValueError("centres of the image's own and a codebook exclude each other")
-        if not self.learned and any(c.planes != int(c.planes) for c in self.classes):
-            raise ValueError(
-                "without learned dictionaries each class has a whole number of planes, got "
-                f"{[c.planes for c in self.classes]}"
-            )
-        if not self.learned and self.scale != "unbiased":
-            raise ValueError(f'Hadamard planes need scale="unbiased", got {self.scale!r}')
+        if not self.learned and self.scale is None:
+            raise ValueError('Hadamard planes need a scale, "unbiased" or "norm", got None')
+        if self.basis == "queries" and (self.metric or not self.learned):
+            raise ValueError('basis="queries" is one of learned dictionaries without a metric')
 
     @property
     def uses_tables(self) -> bool:
@@ -95,7 +96,7 @@ class DictionaryCodes(CodeFamily):
     def id_bits(self) -> int:
         """Bits of a centroid's number; 0: there is one centroid."""
         count = self.codebook or self.centres
-        return 0 if count == 1 else next(b for b in packing.SUPPORTED_BITS if 2**b >= count)
+        return 0 if count <= 1 else next(b for b in packing.SUPPORTED_BITS if 2**b >= count)
 
     def virtual_channels(self, number: int, head_dim: int) -> int:
         """n, the bits of a token of a class.
@@ -245,11 +246,20 @@ def _encode_class(
     if learned is None:
         z = rotation.rotate(u)
         size = jnp.sqrt(jnp.square(z).mean(-1, keepdims=True))
-        bits = virtual // u.shape[-1]
-        code = _grid(z / (_or_one(size) * NORMAL_STEPS[bits]), 2**bits - 1)
-        shifts = jnp.arange(bits, dtype=jnp.int32).reshape(*[1] * (z.ndim - 1), bits, 1)
-        bit = ((code[..., None, :] >> shifts) & 1).reshape(*u.shape[:-1], virtual)
-        decoded = (2 * code - (2**bits - 1)).astype(jnp.float32)
+        bits = hadamard_bits(u.shape[-1], virtual)
+        step = np.asarray(NORMAL_STEPS, np.float32)[bits]
+        top, unit, step_or_one = (
+            x.reshape(*[1] * (u.ndim - 1), -1)
+            for x in (2**bits - 1, step / step[0], np.where(bits, step, 1))
+        )
+        code = _grid(z / (_or_one(size) * step_or_one), top)
+        planes = [(code >> j & 1)[..., bits > j] for j in range(bits[0])]
+        bit = jnp.concatenate(planes, axis=-1)
+        # In units of half the first channel's step, as the dictionary is.
+        decoded = (2 * code - top).astype(jnp.float32) * unit
+        if codes.scale == "norm":
+            scale = size[..., 0] * (step[0] / 2)
+            return packing.pack(bit.astype(jnp.uint32), 1), log_scale.encode(scale)
     else:
         bit, decoded = _encode_learned(u, learned, codes, tables)
         z, decoded = _measure(u, codes, tables), _measure(decoded, codes, tables)
@@ -293,7 +303,7 @@ def _size(
     return jnp.sqrt(jnp.square(_measure(u, codes, tables)).mean(-1, keepdims=True))
 
 
-def _grid(v: Float[Array, "*x"], top: Int32[Array, "*#x"] | int) -> Int32[Array, "*x"]:
+def _grid(v: Float[Array, "*x"], top: Int32[Array, "*#x"] | np.ndarray) -> Int32[Array, "*x"]:
     """The codes 0 to `top` of numbers on a grid of step 1 around 0."""
     highest = jnp.asarray(top, jnp.float32)
     return jnp.clip(jnp.round(v + highest / 2), 0.0, highest).astype(jnp.int32)

@@ -14,11 +14,12 @@ from vkq_jax import log_scale, packing, rotation
 from vkq_jax.array_types import Array, Float, Int32, Shaped, UInt32
 from vkq_jax.code_tables import ClassTables, SideTables, align
 from vkq_jax.exact_einsum import exact_einsum
+from vkq_jax.normal_steps import NORMAL_STEPS
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.quantized import AffineTensor, QuantizedTensor
 from vkq_jax.token_classes import ClassMap
 
-__all__ = ["DictionaryTensor", "hadamard_dictionary"]
+__all__ = ["DictionaryTensor", "hadamard_bits", "hadamard_dictionary"]
 
 
 @frozen_pytree
@@ -36,7 +37,7 @@ class DictionaryTensor(QuantizedTensor):
 
     Elements saturate at 2^48 (2.8e14), whose squares can be summed, and scales at 6.0e4. A NaN or
     infinite element of a token makes the centres NaN, and so all values of the tokens of its head;
-    with a codebook and no centre of its own (`centres=0`) nothing carries the NaN: it counts as 0.
+    without a centre of its own (`centres=0`) nothing carries the NaN: it counts as 0.
 
     Tokens lie in slots, class by class, see `ClassMap`.
 
@@ -182,7 +183,9 @@ class DictionaryTensor(QuantizedTensor):
             assert tables is not None
             assert tables.codebook is not None
             return own if own.shape[-2] else None, align(tables.codebook, ndim)
-        return (own, None) if self.centre_id is None else (None, own)
+        if self.centre_id is not None:
+            return None, own
+        return own if own.shape[-2] else None, None
 
     def _ids(self, shape: tuple[int, ...]) -> Int32[Array, "..."]:
         """Centroid numbers of the slots, repeated over the axes of `shape` [*lead, *more, S]."""
@@ -223,12 +226,21 @@ class DictionaryTensor(QuantizedTensor):
 def hadamard_dictionary(head_dim: int, virtual: int) -> np.ndarray:
     """[R, 2 R, 4 R, ...], [H, n]: plane j is bit j of a uniform grid in the rotated channels.
 
-    R is symmetric, so that rows and columns may be read either way.
+    R is symmetric, so that rows and columns may be read either way. Where some channels have one
+    bit more than others, the last plane is theirs alone, and each has its own step.
     """
-    planes = virtual // head_dim if head_dim else 0
-    matrix = rotation.hadamard(head_dim)
+    bits = hadamard_bits(head_dim, virtual)
+    step = np.asarray(NORMAL_STEPS, np.float32)[bits]
     empty = np.zeros((head_dim, 0), np.float32)
-    return np.concatenate([empty, *(2.0**j * matrix for j in range(planes))], axis=1)
+    matrix = rotation.hadamard(head_dim) * (step / (step[0] or 1.0))
+    planes = [2.0**j * matrix[:, bits > j] for j in range(bits[0])]
+    return np.concatenate([empty, *planes], axis=1).astype(np.float32)
+
+
+def hadamard_bits(head_dim: int, virtual: int) -> np.ndarray:
+    """Bits of each rotated channel, `virtual` in all: the first ones may have one more."""
+    whole, rest = divmod(virtual, head_dim)
+    return whole + (np.arange(head_dim) < rest).astype(np.int32)
 
 
 def _signs(packed: UInt32[Array, "*lead C W"], virtual: int) -> Float[Array, "*lead C n"]:

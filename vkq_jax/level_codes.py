@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from typing import Literal
 
 import jax.numpy as jnp
 
-from vkq_jax import groups, packing
-from vkq_jax.array_types import Array, Bool, Float, UInt32
+from vkq_jax import groups, packing, rotation
+from vkq_jax.array_types import Array, Bool, Float, UInt8, UInt32
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.quantized import AffineTensor, CodeFamily, QuantizedTensor
 from vkq_jax.range_rules import MinMax, RangeRule
 from vkq_jax.validation import check_fields
 
 __all__ = ["Granularity", "LevelCodes", "LevelTensor"]
+
+_LARGEST_ROTATED = 2.0**100  # channels can be summed
 
 
 class Granularity(enum.Enum):
@@ -31,8 +34,10 @@ class LevelCodes(CodeFamily):
     """Settings of codes on a uniform grid between two levels per group.
 
     Attributes:
-        bits: width of a code, one of 1, 2, 4, 8.
+        bits: width of a code, one of 1, 2, 4, 8, or 1.6 for three levels.
         range_rule: where the two levels come from, see `vkq_jax.range_rules`.
+        rotation: rotates the channels first, so that a vector's energy is spread evenly
+            ("hadamard"), or leaves them (None).
         granularity: which elements form a group.
         group_size: elements of a group: positions (PER_CHANNEL; the last group may be shorter) or
             channels (PER_TOKEN; must divide head_dim). None: all of them.
@@ -42,10 +47,11 @@ class LevelCodes(CodeFamily):
         ValueError: a setting is not one of the above, or range_rule is not a hashable callable.
     """
 
-    bits: int = 1
+    bits: int | float = 1
     range_rule: RangeRule = MinMax()
     granularity: Granularity = Granularity.PER_CHANNEL
     group_size: int | None = None
+    rotation: Literal["hadamard"] | None = None
     table_dtype: str = "bfloat16"
 
     def __post_init__(self):
@@ -64,7 +70,10 @@ class LevelCodes(CodeFamily):
             ValueError: group_size does not divide H (PER_TOKEN), or the range rule returns another
                 shape than one level per group.
         """
-        x, bad = groups.coded_input(x, valid, groups.LARGEST)
+        rotated = self.rotation is not None
+        x, bad = groups.coded_input(x, valid, _LARGEST_ROTATED if rotated else groups.LARGEST)
+        if rotated:  # each rotated channel has a part of every channel
+            x, bad = rotation.rotate(x), jnp.broadcast_to(bad.any(-1, keepdims=True), bad.shape)
         num_positions, head_dim = x.shape[-2:]
         if self.granularity is Granularity.PER_CHANNEL:
             group_size = groups.resolve_group_size(self.group_size, num_positions)
@@ -94,7 +103,7 @@ class LevelCodes(CodeFamily):
         unit = jnp.where(step > 1, 0.25, 1.0)
         code = (x - per_element(lower.astype(jnp.float32))) * per_element(unit)
         code = code / per_element(jnp.where(step == 0, 1.0, step * unit))
-        code = jnp.clip(jnp.round(code), 0, 2**self.bits - 1)
+        code = jnp.clip(jnp.round(code), 0, packing.highest_code(self.bits))
         used = valid[..., None] & per_element((step != 0) & jnp.isfinite(step))
         return LevelTensor(
             packed=packing.pack(jnp.where(used, code, 0.0).astype(jnp.uint32), self.bits),
@@ -104,6 +113,7 @@ class LevelCodes(CodeFamily):
             head_dim=head_dim,
             group_size=group_size,
             granularity=self.granularity,
+            rotated=rotated,
         )
 
     def _levels(
@@ -134,9 +144,10 @@ class LevelCodes(CodeFamily):
 class LevelTensor(QuantizedTensor):
     """A tensor whose elements lie on a uniform grid between the two levels of their group.
 
-        x_hat = lower + scale * code,    scale = (upper - lower) / (2^bits - 1)
+        x_hat = lower + scale * code,    scale = (upper - lower) / (levels - 1)
 
-    Levels saturate at the greatest number of the table dtype and at 1.7e38. Of a group with a NaN
+    for each channel x, or for each Hadamard-rotated one. Levels saturate at the greatest number of
+    the table dtype and at 1.7e38, elements to be rotated at 2^100. Of a group with a NaN
     or infinite element at a valid position both levels are NaN, and so are all its values.
 
     Attributes:
@@ -145,16 +156,18 @@ class LevelTensor(QuantizedTensor):
             of positions and channel (PER_CHANNEL), or per position and run of channels (PER_TOKEN).
         bits: width of a code. head_dim: H. group_size: positions (PER_CHANNEL) or channels
             (PER_TOKEN) that share a pair of levels.
-        granularity: which of the two.
+        granularity: which of the two. rotated: whether the levels are those of the
+            Hadamard-rotated channels.
     """
 
-    packed: UInt32[Array, "*lead V W"]
+    packed: UInt32[Array, "*lead V W"] | UInt8[Array, "*lead V W"]
     lower: Float[Array, "*lead G H"] | Float[Array, "*lead V R"]
     upper: Float[Array, "*lead G H"] | Float[Array, "*lead V R"]
-    bits: int = static_field(kw_only=True)
+    bits: int | float = static_field(kw_only=True)
     head_dim: int = static_field(kw_only=True)
     group_size: int = static_field(kw_only=True)
     granularity: Granularity = static_field(kw_only=True)
+    rotated: bool = static_field(default=False, kw_only=True)
 
     def check(self) -> None:
         """Raises ValueError where the words are none of H codes."""
@@ -171,6 +184,7 @@ class LevelTensor(QuantizedTensor):
                 bits=self.bits,
                 head_dim=self.head_dim,
                 group_size=self.group_size,
+                rotated=self.rotated,
             )
         return AffineTensor(
             packed=self.packed,
@@ -179,11 +193,12 @@ class LevelTensor(QuantizedTensor):
             bits=self.bits,
             head_dim=self.head_dim,
             group_size=self.packed.shape[-2],
+            rotated=self.rotated,
         )
 
 
 def _step(
-    lower: Float[Array, "*table"], upper: Float[Array, "*table"], bits: int
+    lower: Float[Array, "*table"], upper: Float[Array, "*table"], bits: int | float
 ) -> Float[Array, "*table"]:
     """Distance between the values of neighbouring codes, float32."""
-    return (upper.astype(jnp.float32) - lower.astype(jnp.float32)) / (2**bits - 1)
+    return (upper.astype(jnp.float32) - lower.astype(jnp.float32)) / packing.highest_code(bits)

@@ -2,62 +2,110 @@
 
 Codes of `bits` bits are packed along the last axis into uint32 words, little-endian: with
 P = 32 // bits codes to a word, code i lies in word i // P at bits [bits * (i % P), bits * (i % P) +
-bits). The unused high bits of the last word are zero.
+bits). The unused high bits of the last word are zero. Codes of three levels (`TERNARY`) are the
+digits of bytes in base 3, five to a byte, the first the lowest.
 """
 
 import jax.numpy as jnp
+import numpy as np
 
-from vkq_jax.array_types import Array, Int32, Shaped, UInt32
+from vkq_jax.array_types import Array, Int32, Shaped, UInt8, UInt32
 
-__all__ = ["SUPPORTED_BITS", "check_bits", "check_words", "num_words", "pack", "unpack"]
+Words = UInt32[Array, "*lead W"] | UInt8[Array, "*lead W"]
+
+__all__ = [
+    "SUPPORTED_BITS",
+    "TERNARY",
+    "Words",
+    "check_bits",
+    "check_words",
+    "highest_code",
+    "num_words",
+    "pack",
+    "unpack",
+]
 
 SUPPORTED_BITS = (1, 2, 4, 8)
+TERNARY = 1.6
+"""Bits of a code of three levels, as they are stored; log2(3) is 1.585."""
+
+_DIGITS = 5  # of a byte in base 3
 
 
-def check_bits(bits: int) -> None:
+def check_bits(bits: int | float) -> None:
     """Raises ValueError unless `bits` is a width that codes can have."""
-    if bits not in SUPPORTED_BITS:
-        raise ValueError(f"bits must be one of {SUPPORTED_BITS}, got {bits}")
+    whole = isinstance(bits, int) and bits in SUPPORTED_BITS
+    if not whole and bits != TERNARY:
+        raise ValueError(f"bits must be {TERNARY} or one of {SUPPORTED_BITS}, got {bits}")
 
 
-def check_words(packed: UInt32[Array, "*lead W"], bits: int, length: int) -> None:
+def highest_code(bits: int | float) -> int:
+    """The greatest code, one less than there are levels."""
+    check_bits(bits)
+    return 2 if bits == TERNARY else 2 ** int(bits) - 1
+
+
+def check_words(packed: Words, bits: int | float, length: int) -> None:
     """Raises ValueError unless these are words that `pack` makes of `length` codes."""
     words = num_words(length, bits)
     if packed.shape[-1] != words:
         raise ValueError(
             f"{length} codes of {bits} bits take {words} words, got {packed.shape[-1]}"
         )
-    used = length * bits - 32 * (words - 1)  # bits of the last word
+    used = length - _per_word(bits) * (words - 1)  # codes of the last word
+    if bits == TERNARY:
+        most = np.full(words, 3**_DIGITS - 1, np.uint8)
+        most[-1:] = 3**used - 1
+        if (packed > jnp.broadcast_to(most, packed.shape)).any():
+            raise ValueError(f"bytes of {length} codes in base 3 must be at most {most.tolist()}")
+        return
+    used = used * int(bits)
     if words and used < 32 and (packed[..., -1] >> jnp.uint32(used)).any():
         raise ValueError(f"the unused high bits of the last word of {length} codes must be 0")
 
 
-def num_words(length: int, bits: int) -> int:
-    """Words that hold `length` codes of `bits` bits."""
-    check_bits(bits)
-    return -(-length * bits // 32)
+def num_words(length: int, bits: int | float) -> int:
+    """Words (of three levels: bytes) that hold `length` codes of `bits` bits."""
+    return -(-length // _per_word(bits))
 
 
-def pack(codes: Shaped[Array, "*lead n"], bits: int) -> UInt32[Array, "*lead W"]:
-    """Packs unsigned integer (or, at 1 bit, boolean) codes in [0, 2^bits) along the last axis."""
+def pack(codes: Shaped[Array, "*lead n"], bits: int | float) -> Words:
+    """Packs unsigned integer (or, at 1 bit, boolean) codes, at least 0, along the last axis."""
     *lead, length = codes.shape
-    words, per_word = num_words(length, bits), 32 // bits
+    words, per_word = num_words(length, bits), _per_word(bits)
     padding = [(0, 0)] * len(lead) + [(0, words * per_word - length)]
     fields = jnp.pad(codes.astype(jnp.uint32), padding).reshape(*lead, words, per_word)
     # Fields do not overlap, so a sum is a bitwise or.
-    return (fields << _shifts(bits, fields.ndim)).sum(-1, dtype=jnp.uint32)
+    if bits == TERNARY:
+        return (fields * _powers_of_three(fields.ndim)).sum(-1).astype(jnp.uint8)
+    return (fields << _shifts(int(bits), fields.ndim)).sum(-1, dtype=jnp.uint32)
 
 
-def unpack(packed: UInt32[Array, "*lead W"], bits: int, length: int) -> Int32[Array, "*lead n"]:
+def unpack(packed: Words, bits: int | float, length: int) -> Int32[Array, "*lead n"]:
     """The first `length` codes of packed words: the inverse of `pack`."""
-    fields = (packed[..., None] >> _shifts(bits, packed.ndim + 1)) & jnp.uint32(2**bits - 1)
+    if bits == TERNARY:
+        words = packed.astype(jnp.uint32)[..., None]
+        fields = words // _powers_of_three(words.ndim) % jnp.uint32(3)
+    else:
+        mask = jnp.uint32(highest_code(bits))
+        fields = (packed[..., None] >> _shifts(int(bits), packed.ndim + 1)) & mask
     # No -1 in the shape: there may be no positions at all.
-    codes = fields.reshape(*packed.shape[:-1], packed.shape[-1] * (32 // bits))
+    codes = fields.reshape(*packed.shape[:-1], packed.shape[-1] * _per_word(bits))
     return codes[..., :length].astype(jnp.int32)
+
+
+def _per_word(bits: int | float) -> int:
+    check_bits(bits)
+    return _DIGITS if bits == TERNARY else 32 // int(bits)
 
 
 def _shifts(bits: int, ndim: int) -> UInt32[Array, "..."]:
     """Where each field of a word begins, on the last of `ndim` axes."""
-    check_bits(bits)
     shifts = jnp.arange(0, 32, bits, dtype=jnp.uint32)
     return shifts.reshape(*[1] * (ndim - 1), -1)
+
+
+def _powers_of_three(ndim: int) -> UInt32[Array, "..."]:
+    """What a digit of a word counts, on the last of `ndim` axes."""
+    powers = jnp.asarray([3**i for i in range(_DIGITS)], jnp.uint32)
+    return powers.reshape(*[1] * (ndim - 1), -1)

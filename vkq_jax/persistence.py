@@ -84,8 +84,8 @@ def load_score_map(path: str | os.PathLike[str], *, types: Iterable[type] = ()) 
 
 
 def save_tables(path: str | os.PathLike[str], codes: CalibratedCodes) -> None:
-    """Writes the calibrated presets of a model, as `save_cache` does."""
-    _save(path, codes, "tables")
+    """Writes the calibrated presets of a model, as `save_cache` does; equal tables once."""
+    _save(path, codes, "tables", share=True)
 
 
 def load_tables(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> CalibratedCodes:
@@ -103,9 +103,12 @@ def load_tables(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> 
     return _load(path, "tables", CalibratedCodes, types)
 
 
-def _save(path: str | os.PathLike[str], value: Any, kind: str) -> None:
+def _save(path: str | os.PathLike[str], value: Any, kind: str, *, share: bool = False) -> None:
     arrays: dict[str, np.ndarray] = {}
-    structure = json.dumps(_describe(value, kind, arrays))
+    description = _describe(value, kind, arrays)
+    if share:
+        description, arrays = _shared(description, arrays)
+    structure = json.dumps(description)
     metadata = {
         "format": _format(kind),
         "structure": structure,
@@ -136,7 +139,7 @@ def _load[T](
         raise ValueError(f"{path} is damaged: {shorten(str(error), 200)}") from error
     structure = metadata["structure"]
     try:
-        value = _rebuild(json.loads(structure), arrays, known)
+        value = _rebuild(json.loads(structure), _on_device(arrays), known)
         if not isinstance(value, cls):
             raise ValueError(f"expected a {cls.__name__}, got a {type(value).__name__}")
         check_tree(value, kind)
@@ -154,8 +157,13 @@ def _digest(structure: str, arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256(structure.encode())
     for name, array in sorted(arrays.items()):
         digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        digest.update(_content(array).data)
     return digest.hexdigest()
+
+
+def _content(array: np.ndarray) -> np.ndarray:
+    """The bytes of an array, whatever they stand for: NaN equals NaN, and 0 is not -0."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _format(kind: str) -> str:
@@ -182,15 +190,43 @@ def _describe(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     raise ValueError(f"{name} is a {type(value).__qualname__}, which has no stored form")
 
 
-def _rebuild(node: Any, arrays: Mapping[str, np.ndarray], known: Mapping[str, type]) -> Any:
+def _shared(
+    description: Any, arrays: Mapping[str, np.ndarray]
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """The same with each of several equal arrays under the name of the first one."""
+    first: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+    kept = {}
+    for name, array in arrays.items():
+        content = hashlib.sha256(_content(array).data).digest()
+        kept[name] = first.setdefault((str(array.dtype), array.shape, content), name)
+
+    def renamed(node: Any) -> Any:
+        if isinstance(node, list):
+            return [renamed(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "array" in node:
+            return {"array": kept[node["array"]]}
+        return {key: renamed(item) for key, item in node.items()}
+
+    return renamed(description), {name: arrays[name] for name in first.values()}
+
+
+def _on_device(arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Each array once, whatever number of fields it stands for."""
+    found = {name: jnp.asarray(array) for name, array in arrays.items()}
+    for name, array in found.items():
+        if array.dtype != arrays[name].dtype:
+            raise ValueError(f"{name} is {arrays[name].dtype}: set jax_enable_x64 to load it")
+    return found
+
+
+def _rebuild(node: Any, arrays: Mapping[str, jax.Array], known: Mapping[str, type]) -> Any:
     match node:
         case {"array": str(name)}:
             if name not in arrays:
                 raise ValueError(f"expected an array {name}, got {', '.join(arrays) or 'none'}")
-            array = jnp.asarray(arrays[name])
-            if array.dtype != arrays[name].dtype:
-                raise ValueError(f"{name} is {arrays[name].dtype}: set jax_enable_x64 to load it")
-            return array
+            return arrays[name]
         case {"enum": str(name), "name": str(member)}:
             members: Mapping[str, Any] = getattr(_lookup(known, name), "__members__", {})
             if member not in members:

@@ -12,6 +12,7 @@ from vkq_jax.code_tables import SideTables
 from vkq_jax.dense import DenseTensor
 from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.exact_einsum import exact_einsum
+from vkq_jax.mixed_codes import MixedTensor
 from vkq_jax.quantized import AffineTensor, QuantizedTensor
 
 __all__ = ["scores", "weighted_sum"]
@@ -31,6 +32,9 @@ def scores(
     """
     if isinstance(key, DictionaryTensor):
         return key.scores(query, tables)
+    if isinstance(key, MixedTensor):
+        wide, narrow = key.split(query)
+        return scores(wide, key.wide) + scores(narrow, key.narrow)
     if isinstance(key, DenseTensor):
         return exact_einsum("...qh,...vh->...qv", query, key.values.astype(jnp.float32))
     codes = key.decoding()
@@ -77,6 +81,8 @@ def weighted_sum(
     """
     if isinstance(value, DictionaryTensor):
         return value.weighted_sum(weights, tables)
+    if isinstance(value, MixedTensor):
+        return value.join(weighted_sum(weights, value.wide), weighted_sum(weights, value.narrow))
     if isinstance(value, DenseTensor):
         return exact_einsum("...qv,...vh->...qh", weights, value.values.astype(jnp.float32))
     codes = value.decoding()

@@ -11,8 +11,10 @@ from vkq_jax.config import KVQuantConfig, ScoreCalibration
 from vkq_jax.dense import Dense
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.level_codes import Granularity, LevelCodes
+from vkq_jax.mixed_codes import MixedCodes
+from vkq_jax.packing import TERNARY
 from vkq_jax.quantized import CodeFamily
-from vkq_jax.range_rules import Quantile, Shrink
+from vkq_jax.range_rules import MSE, MeanMagnitude, Quantile, Shrink
 from vkq_jax.sign_codes import SignCodes
 from vkq_jax.token_classes import TokenClass
 
@@ -27,9 +29,18 @@ def _both(codes: CodeFamily) -> KVQuantConfig:
     return KVQuantConfig(key=codes, value=codes)
 
 
-def _hadamard(*classes: tuple[float, int], centres: int = 1, codebook: int = 0) -> DictionaryCodes:
-    chosen = tuple(TokenClass(*c) for c in classes)
-    return DictionaryCodes(chosen, centres=centres, codebook=codebook)
+def _hadamard(*classes: tuple[int | float, int | float], **settings: Any) -> DictionaryCodes:
+    return DictionaryCodes(tuple(TokenClass(*c) for c in classes), **settings)
+
+
+def _turboquant(bits: int | float) -> KVQuantConfig:
+    """TurboQuant (arXiv 2504.19874): rotated tokens, in units of their norm, on a fixed grid.
+
+    The grid is the uniform one of least squared error for a normal distribution (the paper's
+    Lloyd-Max levels have 1 % less at 2 bits, 8 % less at 3); half a bit is one more bit for half of
+    the rotated channels, where the paper chooses channels by their outliers.
+    """
+    return _both(_hadamard((1.0, bits), centres=0, scale="norm"))
 
 
 presets: Mapping[str, KVQuantConfig] = MappingProxyType(
@@ -59,6 +70,19 @@ presets: Mapping[str, KVQuantConfig] = MappingProxyType(
             key=LevelCodes(bits=2, group_size=32),
             value=LevelCodes(bits=2, granularity=Granularity.PER_TOKEN, group_size=32),
         ),
+        # VidKV, arXiv 2503.16257: the half of a key's channels with the wider range in 2 bits, the
+        # other in 1; values in three levels. The paper takes the Fourier transform of the 1-bit
+        # channels, which would have to be undone before the product; here their levels are those of
+        # least squared error.
+        "vidkv-1.5bit": KVQuantConfig(
+            key=MixedCodes(wide=LevelCodes(bits=2), narrow=LevelCodes(range_rule=MSE())),
+            value=LevelCodes(bits=TERNARY, range_rule=MeanMagnitude()),
+        ),
+        "turboquant-2bit": _turboquant(2),
+        "turboquant-2.5bit": _turboquant(2.5),
+        "turboquant-3bit": _turboquant(3),
+        # OSCAR, arXiv 2605.17757, where nothing is calibrated: the Hadamard rotation alone.
+        "oscar-2bit": _both(_hadamard((1.0, 2), scale="norm")),
         "none": _both(Dense()),
     }
 )
@@ -98,6 +122,8 @@ calibrated_presets: Mapping[str, tuple[KVQuantConfig, ...]] = MappingProxyType(
             _principal((0.22, 0.5, 0.28), (3, 2, 1), (2.5, 1.75, 1), scale="unbiased"),
             _principal((0.9, 0.1), (2, 2), (2, 1.5)),
         ),
+        # Tokens around their mean, rotated by the queries' covariance, 2 bits and a scale a token.
+        "oscar-2bit": (_both(_hadamard((1.0, 2), learned=True, basis="queries", scale="norm")),),
     }
 )
 """Plans of about equal bits that a preset's name may stand for once a model is calibrated.

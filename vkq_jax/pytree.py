@@ -8,7 +8,7 @@ from jax.tree_util import GetAttrKey
 
 from vkq_jax.array_types import Array, Int32
 
-__all__ = ["frozen_pytree", "static_field", "take_layer"]
+__all__ = ["frozen_pytree", "nbytes", "static_field", "take_layer"]
 
 
 def static_field(**kwargs: Any) -> Any:
@@ -52,3 +52,8 @@ def take_layer[T](stacked: T, index: Int32[Array, ""] | int) -> T:
     return jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(x, index, axis=0, keepdims=False), stacked
     )
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of all arrays of a pytree; shapes suffice, so tracers are welcome."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

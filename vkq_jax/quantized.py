@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vkq_jax import groups, packing, rotation
-from vkq_jax.array_types import Array, Bool, Float, Shaped, UInt32
+from vkq_jax.array_types import Array, Bool, Float, Shaped, UInt8, UInt32
 from vkq_jax.pytree import frozen_pytree, static_field
 
 __all__ = ["AffineTensor", "CodeFamily", "QuantizedTensor"]
@@ -73,17 +73,18 @@ class AffineTensor(QuantizedTensor):
         score_error: mean squared error per channel of each position (a key's |x_hat - x|^2 / H),
             already times the strength with which it is to be taken off the position's score
             (`beta` in method.md); absent when the family does not correct scores.
-        bits: width of a code. head_dim: H. group_size: positions that share a channel table.
+        bits: width of a code, see `vkq_jax.packing`. head_dim: H. group_size: positions that share
+            a channel table.
         rotated: whether the codes describe Hadamard-rotated channels.
     """
 
-    packed: UInt32[Array, "*lead V W"]
+    packed: UInt32[Array, "*lead V W"] | UInt8[Array, "*lead V W"]
     channel_offset: Float[Array, "*lead G H"] | None = None
     channel_scale: Float[Array, "*lead G H"] | None = None
     token_offset: Float[Array, "*lead V R"] | None = None
     token_scale: Float[Array, "*lead V R"] | None = None
     score_error: Float[Array, "*lead V"] | None = None
-    bits: int = static_field(kw_only=True)
+    bits: int | float = static_field(kw_only=True)
     head_dim: int = static_field(kw_only=True)
     group_size: int = static_field(kw_only=True)
     rotated: bool = static_field(default=False, kw_only=True)

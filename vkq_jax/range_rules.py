@@ -34,18 +34,19 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from vkq_jax import packing
 from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.groups import masked_mean, masked_quantiles
 from vkq_jax.validation import check_fields
 
-__all__ = ["MSE", "MinMax", "Quantile", "RangeRule", "Shrink"]
+__all__ = ["MSE", "MeanMagnitude", "MinMax", "Quantile", "RangeRule", "Shrink"]
 
 type Ends = tuple[Float[Array, "*groups"], Float[Array, "*groups"]]
-RangeRule = Callable[[Array, Array, int], tuple[Array, Array]]
+RangeRule = Callable[[Array, Array, int | float], tuple[Array, Array]]
 
 # Half the width, in standard deviations, of the uniform grid of least squared error for a normal
 # distribution (J. Max, "Quantizing for minimum distortion", 1960, table II; 8 bits numerically).
-_NORMAL_HALF_WIDTH = {2: 1.494, 4: 2.514, 8: 3.931}
+_NORMAL_HALF_WIDTH = {packing.TERNARY: 1.224, 2: 1.494, 4: 2.514, 8: 3.931}
 _MSE_ITERATIONS = 12
 
 
@@ -54,7 +55,7 @@ class MinMax:
     """Least and largest element. Poor at 1 bit, where nearly all elements lie in between."""
 
     def __call__(
-        self, x: Float[Array, "*groups E"], valid: Bool[Array, "*groups E"], bits: int
+        self, x: Float[Array, "*groups E"], valid: Bool[Array, "*groups E"], bits: int | float
     ) -> Ends:
         """Ends of each group; 0, 0 for a group without valid elements."""
         some = valid.any(-1)
@@ -84,7 +85,7 @@ class Quantile:
             raise ValueError(f"q must be in [0, 0.5), got {self.q}")
 
     def __call__(
-        self, x: Float[Array, "*groups E"], valid: Bool[Array, "*groups E"], bits: int
+        self, x: Float[Array, "*groups E"], valid: Bool[Array, "*groups E"], bits: int | float
     ) -> Ends:
         """Ends of each group; 0, 0 for a group without valid elements."""
         lower, upper = masked_quantiles(x, valid, self.q, 1 - self.q)
@@ -111,11 +112,28 @@ class Shrink:
             raise ValueError(f"s must be positive and finite, got {self.s}")
 
     def __call__(
-        self, x: Float[Array, "*groups E"], valid: Bool[Array, "*groups E"], bits: int
+        self, x: Float[Array, "*groups E"], valid: Bool[Array, "*groups E"], bits: int | float
     ) -> Ends:
         """Ends of each group; 0, 0 for a group without valid elements."""
         lower, upper = MinMax()(x, valid, bits)
         return self.s * lower, self.s * upper
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanMagnitude:
+    """-+ the mean magnitude of the group, for codes around 0.
+
+    With three levels an element beyond half the mean magnitude keeps its sign, the others become 0
+    (VidKV, arXiv 2503.16257).
+    """
+
+    def __call__(
+        self, x: Float[Array, "*groups E"], valid: Bool[Array, "*groups E"], bits: int | float
+    ) -> Ends:
+        """Ends of each group; 0, 0 for a group without valid elements."""
+        unit = _unit(x, valid)
+        size = masked_mean(jnp.abs(x / unit[..., None]), valid) * unit
+        return -size, size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +146,7 @@ class MSE:
     """
 
     def __call__(
-        self, x: Float[Array, "*groups E"], valid: Bool[Array, "*groups E"], bits: int
+        self, x: Float[Array, "*groups E"], valid: Bool[Array, "*groups E"], bits: int | float
     ) -> Ends:
         """Ends of each group; 0, 0 for a group without valid elements."""
         unit = _unit(x, valid)
@@ -152,7 +170,7 @@ def _unit(x: Array, valid: Array) -> Array:
     return jnp.ldexp(jnp.ones_like(greatest), jnp.clip(exponent, -124, 124))
 
 
-def _two_means(x: Array, valid: Array, bits: int) -> tuple[Array, Array]:
+def _two_means(x: Array, valid: Array, bits: int | float) -> tuple[Array, Array]:
     """Levels of the best split of groups whose mean is 0."""
     del bits
     ordered = jnp.sort(jnp.where(valid, x, jnp.inf), axis=-1)
@@ -169,15 +187,15 @@ def _two_means(x: Array, valid: Array, bits: int) -> tuple[Array, Array]:
     return lower, upper
 
 
-def _uniform_grid(x: Array, valid: Array, bits: int) -> tuple[Array, Array]:
+def _uniform_grid(x: Array, valid: Array, bits: int | float) -> tuple[Array, Array]:
     """Ends of a uniform grid of small squared error, for groups whose mean is 0."""
-    levels = 2**bits - 1
+    highest = packing.highest_code(bits)
 
     def nearest(ends):
         lower, upper = (end[..., None] for end in ends)
-        step = (upper - lower) / levels
+        step = (upper - lower) / highest
         code = jnp.round((x - lower) / jnp.where(step == 0, 1.0, step))
-        return jnp.clip(code, 0, levels), lower, step
+        return jnp.clip(code, 0, highest), lower, step
 
     def error(ends):
         code, lower, step = nearest(ends)
@@ -193,7 +211,7 @@ def _uniform_grid(x: Array, valid: Array, bits: int) -> tuple[Array, Array]:
         deviation = jnp.where(valid, code - mean[..., None], 0.0)
         variance = jnp.square(deviation).sum(-1)
         step = (deviation * x).sum(-1) / jnp.where(variance == 0, 1.0, variance)
-        return -step * mean, step * (levels - mean)
+        return -step * mean, step * (highest - mean)
 
     width = _NORMAL_HALF_WIDTH[bits] * jnp.sqrt(masked_mean(jnp.square(x), valid))
     start = better(MinMax()(x, valid, bits), (-width, width))

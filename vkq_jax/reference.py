@@ -13,6 +13,7 @@ from vkq_jax.cache import LayerCache, VisualBank
 from vkq_jax.calibration import calibrate
 from vkq_jax.dense import DenseTensor
 from vkq_jax.dictionary_tensor import DictionaryTensor
+from vkq_jax.mixed_codes import MixedTensor
 from vkq_jax.quantized import QuantizedTensor
 from vkq_jax.soft_cap import soft_cap
 from vkq_jax.visibility import Starts
@@ -112,6 +113,8 @@ def _score_error(key: QuantizedTensor) -> Float[Array, "B K V"]:
         return jnp.zeros(key.values.shape[:-1], jnp.float32)
     if isinstance(key, DictionaryTensor):
         return jnp.zeros((*key.centre.shape[:-2], key.num_positions), jnp.float32)
+    if isinstance(key, MixedTensor):  # level codes, which correct no scores
+        return jnp.zeros(key.wide.packed.shape[:-1], jnp.float32)
     codes = key.decoding()
     if codes.score_error is None:
         return jnp.zeros(codes.packed.shape[:-1], jnp.float32)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.calibration.fitting import fit_codes
+from models.calibration.fitting import CodeFitter
+from models.calibration.folder import CalibrationFolder, digest_of
+from models.calibration.judging import divergences
 from models.calibration.samples import CodeSamples, sample_codes
 from models.checkpoints.fingerprint import fingerprint
-from models.generation import teacher_forcing
 from models.inputs.batch import Inputs
-from models.inputs.split import split_after_images
 from models.model import Model
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.presets import calibrated_presets
 
-__all__ = ["calibrate_codes"]
+__all__ = ["calibrate_codes", "gather_samples"]
 
 _JUDGES = 32  # prompts that plans are compared on
 MOST_TOKENS = 16384  # of each head: more change the centroids little
@@ -35,7 +38,9 @@ def calibrate_codes(
     tokens: int = 256,
     max_new_tokens: int = 16,
     seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
     on_batch: Callable[[int], None] = lambda prompts: None,
+    on_plan: Callable[[str, int], None] = lambda name, number: None,
     on_preset: Callable[[str, Sequence[float]], None] = lambda name, divergence: None,
 ) -> CalibratedCodes:
     """Tables of a model's codes, from its keys, values and queries on sample prompts.
@@ -51,9 +56,12 @@ def calibrate_codes(
         tokens: visual tokens to keep of each prompt, for each head.
         max_new_tokens: most tokens of each answer.
         seed: of what is drawn at random.
-        on_batch: is told the number of prompts of each batch that is done.
-        on_preset: is told each preset that is done and the KL of its plans, of which the least is
-            taken, see `vkq_jax.presets.calibrated_presets`.
+        folder: where samples and tables are kept as they are found. A call with the same model and
+            arguments takes them from there, for instance after a kill; nobody removes them.
+        on_batch: is told the number of prompts of each batch that is read.
+        on_plan: is told the preset and the number of each plan that has its tables.
+        on_preset: is told each preset and the KL of its plans, of which the least is taken, see
+            `vkq_jax.presets.calibrated_presets`.
 
     Raises:
         ValueError: an unknown preset, no prompts, or a prompt without an image.
@@ -63,15 +71,56 @@ def calibrate_codes(
         if name not in calibrated_presets:
             known = ", ".join(calibrated_presets)
             raise ValueError(f"presets: expected some of {known}, got {name!r}")
-    key, judges, samples = jax.random.key(seed), [], []
+    kept, mark = CalibrationFolder(folder), fingerprint(model)
+    batches = _read(inputs, on_batch)
+    judges: list[Inputs] = []
+    while sum(len(x.mask) for x in judges) < _JUDGES and (batch := next(batches, None)) is not None:
+        judges.append(batch)
+    if not judges:
+        raise ValueError("there are no sample prompts to calibrate with")
+    first = next(batches, None)
+    sampled = iter(judges) if first is None else itertools.chain([first], batches)
+    samples, digest = gather_samples(
+        model, sampled, tokens=tokens, max_new_tokens=max_new_tokens, seed=seed, kept=kept
+    )
+    fitter = CodeFitter(samples, seed)
+    plans: dict[str, list[tuple[KVQuantConfig, CodeTables]]] = {name: [] for name in names}
+    for name in names:
+        for number, quant in enumerate(calibrated_presets[name]):
+            make = functools.partial(fitter.fit, quant)
+            plans[name].append((quant, kept.tables(digest_of(digest, seed, quant), quant, make)))
+            on_plan(name, number)
+    # The only plan of a preset needs no judge.
+    rivals = [plan for some in plans.values() if len(some) > 1 for plan in some]
+    judged = iter(divergences(model, judges, rivals, steps=max_new_tokens, kept=kept))
+    chosen = []
+    for name, some in plans.items():
+        divergence = [next(judged) for _ in some] if len(some) > 1 else [0.0]
+        quant, tables = some[int(np.argmin(divergence))]
+        chosen.append(CalibratedPreset(tables, None, name=name, quant=quant))
+        on_preset(name, divergence)
+    return CalibratedCodes(tuple(chosen), model=mark)
+
+
+def gather_samples(
+    model: Model,
+    inputs: Iterable[Inputs],
+    *,
+    tokens: int,
+    max_new_tokens: int,
+    seed: int,
+    kept: CalibrationFolder,
+) -> tuple[CodeSamples, str]:
+    """Samples of all batches together, and a digest of all that they depend on.
+
+    Arguments are those of `calibrate_codes`; `kept` has the samples of batches that were read
+    before.
+    """
+    mark, key, samples, digests = fingerprint(model), jax.random.key(seed), [], []
     for number, batch in enumerate(inputs):
-        if not bool((batch.visual_mask & batch.mask).any(-1).all()):
-            raise ValueError("every sample prompt needs an image to calibrate with")
-        if not batch.prompt_shape.suffix:
-            raise ValueError("expected sample prompts with a question behind the image, got none")
-        if sum(len(x.mask) for x in judges) < _JUDGES:
-            judges.append(batch)
-        found = sample_codes(
+        digests.append(digest_of(mark, batch, number, seed, tokens, max_new_tokens))
+        make = functools.partial(
+            sample_codes,
             model,
             batch,
             jax.random.fold_in(key, number),
@@ -79,48 +128,19 @@ def calibrate_codes(
             steps=max_new_tokens,
             stop_tokens=model.config.eos_token_ids,
         )
-        samples.append(jax.tree.map(np.asarray, found))
-        on_batch(len(batch.input_ids))
-    if not samples:
-        raise ValueError("there are no sample prompts to calibrate with")
-    samples = samples[len(judges) :] or samples
-    joined = _join(samples, seed)
-    chosen = []
-    for name in names:
-        plans = [(plan, fit_codes(joined, plan, seed)) for plan in calibrated_presets[name]]
-        divergence = [0.0]  # of the only plan, which needs no judge
-        if len(plans) > 1:
-            divergence = _divergences(model, judges, plans, steps=max_new_tokens)
-        quant, tables = plans[int(np.argmin(divergence))]
-        chosen.append(CalibratedPreset(tables, None, name=name, quant=quant))
-        on_preset(name, divergence)
-    return CalibratedCodes(tuple(chosen), model=fingerprint(model))
+        samples.append(kept.samples(digests[-1], make))
+    return _join(samples, seed), digest_of(digests)
 
 
-def _divergences(
-    model: Model,
-    batches: Sequence[Inputs],
-    plans: Sequence[tuple[KVQuantConfig, CodeTables]],
-    *,
-    steps: int,
-) -> list[float]:
-    """Each plan's mean KL of the next token, in nats, along the model's own answers."""
-    totals, positions = [0.0] * len(plans), 0.0
-    for inputs in batches:
-        images, question = split_after_images(inputs)
-        owner = jnp.arange(len(inputs.mask), dtype=jnp.int32)
-        room = inputs.prompt_shape.text + steps
-        reading = teacher_forcing.read(model, images, question, owner, cache_length=room)
-        exact = teacher_forcing.follow(model, reading.prompted, steps, steps=steps)
-        along = exact.tokens, exact.lengths
-        positions += float(exact.lengths.sum())
-        for number, (quant, tables) in enumerate(plans):
-            coded = teacher_forcing.read_coded(
-                model, reading, tables, quant=quant, quantize_at="image"
-            )
-            followed = teacher_forcing.follow(model, coded, steps, along, steps=steps)
-            totals[number] += float(teacher_forcing.compare(exact, followed).kl.sum())
-    return [total / positions for total in totals]
+def _read(inputs: Iterable[Inputs], on_batch: Callable[[int], None]) -> Iterator[Inputs]:
+    """The batches, each checked."""
+    for batch in inputs:
+        if not bool((batch.visual_mask & batch.mask).any(-1).all()):
+            raise ValueError("every sample prompt needs an image to calibrate with")
+        if not batch.prompt_shape.suffix:
+            raise ValueError("expected sample prompts with a question behind the image, got none")
+        yield batch
+        on_batch(len(batch.mask))
 
 
 def _join(samples: Sequence[CodeSamples], seed: int) -> CodeSamples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,33 +14,78 @@ from vkq_jax.array_types import Array, Float
 from vkq_jax.code_tables import ClassTables, CodeTables, SideTables
 from vkq_jax.codebooks import fit_codebook
 from vkq_jax.config import KVQuantConfig
-from vkq_jax.dictionaries import fit_dictionary, metric_root
+from vkq_jax.dictionaries import fit_dictionary, metric_root, mixed_basis
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.image_centres import nearest
 from vkq_jax.token_classes import TokenClass
 
-__all__ = ["fit_codes"]
+__all__ = ["CodeFitter"]
 
 _CLASS_TOKENS = 4096  # of each class and head, that its dictionary is fitted to
 _BASE_WEIGHT = 0.3  # every token's, in units of the mean: what no sample looked at may matter, too
 
 
-def fit_codes(samples: CodeSamples, quant: KVQuantConfig, seed: int = 0) -> CodeTables:
-    """Tables of the codes, for all layers, [L, K, ...].
+class CodeFitter:
+    """Fits tables to samples of a model; codebooks that several settings share are fitted once."""
 
-    Args:
-        samples: of all layers.
-        quant: dictionary codes on both sides.
-        seed: of what is drawn at random.
-    """
-    assert isinstance(quant.key, DictionaryCodes)
-    assert isinstance(quant.value, DictionaryCodes)
-    layers = []
-    for number in range(samples.key.shape[0]):
-        layer = {f.name: getattr(samples, f.name) for f in dataclasses.fields(samples)}
-        layer = {name: x if name == "prompt" else x[number] for name, x in layer.items()}
-        layers.append(_fit_layer(layer, (quant.key, quant.value), (seed, number)))
-    return jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
+    def __init__(self, samples: CodeSamples, seed: int = 0):
+        """Takes the samples of all layers, and the seed of what is drawn at random."""
+        self._samples, self._seed = samples, seed
+        self._codebooks: dict[tuple[Any, ...], Float[Array, "K M H"]] = {}
+
+    def fit(self, quant: KVQuantConfig) -> CodeTables:
+        """Tables of dictionary codes on both sides, for all layers, [L, K, ...]."""
+        assert isinstance(quant.key, DictionaryCodes)
+        assert isinstance(quant.value, DictionaryCodes)
+        layers = [
+            self._fit_layer(number, (quant.key, quant.value))
+            for number in range(self._samples.key.shape[0])
+        ]
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
+
+    def _fit_layer(self, number: int, codes: tuple[DictionaryCodes, DictionaryCodes]) -> CodeTables:
+        prompt = np.asarray(self._samples.prompt)
+        sides = [
+            self._centre_side(number, one, name)
+            for one, name in zip(codes, ("key", "value"), strict=True)
+        ]
+        of_keys, of_values = (_per_prompt_mean(np.asarray(side.energy), prompt) for side in sides)
+        member = _classes_of(of_keys + of_values, prompt, codes[0].classes)
+        rng = (self._seed, number)
+        return CodeTables(*(_side_tables(s, member, np.random.default_rng(rng)) for s in sides))
+
+    def _centre_side(self, layer: int, codes: DictionaryCodes, name: str) -> _Side:
+        samples = self._samples
+        tokens = jnp.asarray(getattr(samples, name)[layer], jnp.float32)
+        if not codes.centres:
+            tokens = tokens + getattr(samples, f"{name}_mean")[layer][:, samples.prompt]
+        weight = getattr(samples, f"{name}_weight")[layer]
+        mean = weight.mean(-1, keepdims=True)
+        weight = weight + jnp.where(mean > 0, _BASE_WEIGHT * mean, 1.0)
+        metric = metric_root(samples.metric[layer]) if codes.metric else None
+        measured = _measure(tokens, metric)
+        codebook, residual = None, tokens
+        if codes.codebook:
+            kind = (name, layer, codes.codebook, codes.centres > 0, codes.metric)
+            if kind not in self._codebooks:
+                key = jax.random.key(self._seed * 8191 + layer)
+                self._codebooks[kind] = fit_codebook(measured, weight, codes.codebook, key)
+            book = self._codebooks[kind]
+            number = nearest(measured, book)
+            if metric is not None:
+                book = jnp.swapaxes(jnp.linalg.solve(metric, jnp.swapaxes(book, -1, -2)), -1, -2)
+            codebook = book.astype(jnp.bfloat16)
+            stored = codebook.astype(jnp.float32)
+            residual = tokens - jnp.take_along_axis(stored, number[..., None], axis=-2)
+            measured = _measure(residual, metric)
+        basis = None
+        if codes.basis == "queries":
+            moment = samples.metric[layer]
+            if name == "value":  # no query reads it: as attention weighs it
+                moment = jnp.einsum("knh,kn,kng->khg", residual, weight, residual)
+            basis = mixed_basis(moment)
+        energy = jnp.square(measured).sum(-1)
+        return _Side(codes, metric, basis, codebook, residual, weight, energy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,61 +93,25 @@ class _Side:
     """One side of a layer on the way to its tables.
 
     Attributes:
-        codes: settings. metric: A, or None. codebook: centroids, or None.
+        codes: settings. metric: A, or None. basis: of the dictionaries; None: the principal one.
+        codebook: centroids, or None.
         residual: tokens less their centres. weight: of each token. energy: |A residual|^2.
     """
 
     codes: DictionaryCodes
     metric: Float[Array, "K H H"] | None
+    basis: Float[Array, "K H H"] | None
     codebook: Float[Array, "K M H"] | None
     residual: Float[Array, "K n H"]
     weight: Float[Array, "K n"]
     energy: Float[Array, "K n"]
 
 
-def _fit_layer(
-    layer: dict[str, Array], codes: tuple[DictionaryCodes, DictionaryCodes], seed: tuple[int, int]
-) -> CodeTables:
-    prompt = np.asarray(layer["prompt"])
-    weight = jnp.where(layer["query_weight"] > 0, layer["query_weight"], 1.0)
-    moment = layer["query_moment"] / weight[:, None, None]
-    sides = [
-        _centre_side(one, layer, name, prompt, moment, jax.random.key(seed[0] * 8191 + seed[1]))
-        for one, name in zip(codes, ("key", "value"), strict=True)
-    ]
-    of_keys, of_values = (_per_prompt_mean(np.asarray(side.energy), prompt) for side in sides)
-    number = _classes_of(of_keys + of_values, prompt, codes[0].classes)
-    return CodeTables(*(_side_tables(side, number, np.random.default_rng(seed)) for side in sides))
-
-
-def _centre_side(
-    codes: DictionaryCodes,
-    layer: dict[str, Array],
-    name: str,
-    prompt: np.ndarray,
-    moment: Float[Array, "K H H"],
-    key: jax.Array,
-) -> _Side:
-    tokens = jnp.asarray(layer[name], jnp.float32)
-    if not codes.centres:
-        tokens = tokens + layer[f"{name}_mean"][:, prompt]
-    weight = layer[f"{name}_weight"]
-    mean = weight.mean(-1, keepdims=True)
-    weight = weight + jnp.where(mean > 0, _BASE_WEIGHT * mean, 1.0)
-    metric = metric_root(moment) if codes.metric else None
-    measured = tokens if metric is None else jnp.einsum("knh,kgh->kng", tokens, metric)
-    codebook, residual = None, tokens
-    if codes.codebook:
-        book = fit_codebook(measured, weight, codes.codebook, key)
-        number = nearest(measured, book)
-        if metric is not None:
-            book = jnp.swapaxes(jnp.linalg.solve(metric, jnp.swapaxes(book, -1, -2)), -1, -2)
-        codebook = book.astype(jnp.bfloat16)
-        stored = codebook.astype(jnp.float32)
-        residual = tokens - jnp.take_along_axis(stored, number[..., None], axis=-2)
-        measured = residual if metric is None else jnp.einsum("knh,kgh->kng", residual, metric)
-    energy = jnp.square(measured).sum(-1)
-    return _Side(codes, metric, codebook, residual, weight, energy)
+def _measure(
+    x: Float[Array, "K n H"], metric: Float[Array, "K H H"] | None
+) -> Float[Array, "K n H"]:
+    """A x."""
+    return x if metric is None else jnp.einsum("knh,kgh->kng", x, metric)
 
 
 def _side_tables(side: _Side, number: np.ndarray, rng: np.random.Generator) -> SideTables:
@@ -124,7 +134,7 @@ def _fit_class(
         size = jnp.sqrt(energy / tokens.shape[-1])[..., None]
         tokens = tokens / jnp.where(size == 0, 1.0, size)
     virtual = side.codes.virtual_channels(number, tokens.shape[-1])
-    return fit_dictionary(tokens, weight, side.metric, virtual)
+    return fit_dictionary(tokens, weight, side.metric, virtual, side.basis)
 
 
 def _per_prompt_mean(energy: np.ndarray, prompt: np.ndarray) -> np.ndarray:

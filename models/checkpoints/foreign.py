@@ -1,4 +1,4 @@
-"""What checkpoints that cannot be loaded look like, and what to do with them."""
+"""Checkpoints that cannot be loaded: how to know them, and what to do with them."""
 
 import re
 from collections.abc import Collection
@@ -44,7 +44,7 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
 def recognise_names(names: Collection[str]) -> str | None:
-    """What a checkpoint with these tensors seems to be and what to do, if that can be told."""
+    """A guess at the checkpoint that has these tensors, with what to do; None: there is none."""
     for wrapper in _WRAPPERS:
         if names and all(name.startswith(wrapper) for name in names):
             return f"weights of a wrapped module: save the inner module's, without `{wrapper}`"
@@ -58,7 +58,7 @@ def recognise_names(names: Collection[str]) -> str | None:
 
 
 def recognise_model_type(model_type: object) -> str | None:
-    """What a config.json of this `model_type` belongs to and what to do, if that is known."""
+    """The kind of model that has this `model_type`, with what to do; None: it is not known."""
     if model_type in ("llava_llama", "llava_mistral", "llava_mpt"):
         return _ORIGINAL
     if model_type in ("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gpt2", "phi3"):
@@ -67,7 +67,7 @@ def recognise_model_type(model_type: object) -> str | None:
 
 
 def recognise_files(folder: Path) -> str | None:
-    """What a folder without loadable weights holds instead, as the end of a sentence."""
+    """The content of a folder without loadable weights, as the end of a sentence."""
     for pattern, meaning in _FILES:
         if any(folder.glob(pattern)):
             return meaning

@@ -27,7 +27,7 @@ from vkq_jax.config import KVQuantConfig
 from vkq_jax.pytree import take_layer
 from vkq_jax.visual import compact
 
-__all__ = ["new_cache", "prefill"]
+__all__ = ["new_cache", "prefill", "run_prompt"]
 
 
 @partial(jax.jit, static_argnames=("quant", "cache_length", "implementation"))
@@ -58,6 +58,31 @@ def prefill(
     Returns:
         Logits of the token after each sequence's last one, float32, and the new cache.
     """
+    hidden, new = run_prompt(
+        model,
+        inputs,
+        cache,
+        quant=quant,
+        cache_length=cache_length,
+        implementation=implementation,
+        score_map=score_map,
+        tables=tables,
+    )
+    return model.module().text.logits(_last(hidden, inputs.mask)), new
+
+
+def run_prompt(
+    model: Model,
+    inputs: Inputs,
+    cache: KVCache | None = None,
+    *,
+    quant: KVQuantConfig,
+    cache_length: int,
+    implementation: str | None = None,
+    score_map: ScoreMap | None = None,
+    tables: CodeTables | None = None,
+) -> tuple[Float[Array, "B T D"], KVCache]:
+    """`prefill`, to be traced: the normed hidden state of every token, and the new cache."""
     module = model.module()
     past = cache
     if cache is None:
@@ -146,7 +171,7 @@ def prefill(
         position=cache.position + inputs.next_position,
         guarded=cache.guarded + guarded.sum(0),
     )
-    return module.text.logits(_last(hidden, inputs.mask)), new
+    return hidden, new
 
 
 def new_cache(model: Model, batch: int, *, quant: KVQuantConfig, cache_length: int) -> KVCache:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from models.generation.decode_loop import decode_step
 from models.generation.generate import QuantizeAt
-from models.generation.prefill import prefill
+from models.generation.prefill import prefill, run_prompt
 from models.generation.recoding import FULL_PRECISION, recode
-from models.inputs.batch import Inputs
+from models.inputs.batch import Inputs, PromptShape
 from models.model import Model
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache import NOTHING_FIXED, KVCache
@@ -28,6 +28,7 @@ __all__ = [
     "Comparison",
     "Prompted",
     "Reading",
+    "answer",
     "compare",
     "follow",
     "read",
@@ -124,21 +125,13 @@ def read_question(model: Model, question: Inputs, cache: KVCache) -> Prompted:
 
 
 @partial(jax.jit, static_argnames="steps")
-def follow(
-    model: Model,
-    prompted: Prompted,
-    limit: int,
-    along: tuple[Int32[Array, "B steps"], Int32[Array, "B"]] | None = None,
-    *,
-    steps: int,
-) -> Answered:
-    """Goes on from the prompts, greedily or along given answers, and keeps the distributions.
+def answer(model: Model, prompted: Prompted, limit: int, *, steps: int) -> Answered:
+    """Goes on from the prompts greedily and keeps the distributions.
 
     Args:
         model: weights and configuration.
         prompted: where the answers begin.
-        limit: most tokens of a greedy answer, at most `steps`.
-        along: tokens and lengths of answers to be fed instead (teacher forcing).
+        limit: most tokens of an answer, at most `steps`.
         steps: size of the buffers.
     """
     fixed = prompted.cache.fixed()  # beside the carry: the loop does not change it
@@ -152,12 +145,8 @@ def follow(
     def step(carry):
         place, active, logits, cache, tokens, lengths, kept = carry
         kept = kept.at[:, place].set(jax.nn.log_softmax(logits.astype(jnp.float32)))
-        if along is None:
-            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-            going_on = active & ~(token[:, None] == stops[None]).any(-1)
-        else:
-            token = along[0][:, place]
-            going_on = place + 1 < along[1]
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        going_on = active & ~(token[:, None] == stops[None]).any(-1)
         tokens = tokens.at[:, place].set(jnp.where(active, token, 0))
         logits, cache = decode_step(model, token, cache.with_fixed(fixed), active)
         cache = cache.with_fixed(NOTHING_FIXED)
@@ -165,7 +154,7 @@ def follow(
 
     start = (
         jnp.int32(0),
-        jnp.ones(batch, bool) if along is None else along[1] > 0,
+        jnp.ones(batch, bool),
         prompted.logits,
         prompted.cache.with_fixed(NOTHING_FIXED),
         jnp.zeros((batch, steps), jnp.int32),
@@ -174,6 +163,47 @@ def follow(
     )
     *_, tokens, lengths, kept = jax.lax.while_loop(unfinished, step, start)
     return Answered(tokens, lengths, kept)
+
+
+def follow(
+    model: Model,
+    prompted: Prompted,
+    tokens: Int32[Array, "B steps"],
+    lengths: Int32[Array, "B"],
+) -> Answered:
+    """The distributions along given answers (teacher forcing), all tokens read at once.
+
+    Each token sees what it would see if it came by itself, so that the distributions are those of
+    decoding up to rounding.
+    """
+    longest, steps = int(lengths.max()), tokens.shape[1]
+    # Few sizes, which many batches share: each is compiled once.
+    size = next((size for size in (16, 32, 64) if longest <= size < steps), steps)
+    kept = _follow(model, prompted, tokens[:, :size], lengths)
+    return Answered(tokens, lengths, jnp.pad(kept, ((0, 0), (0, steps - size), (0, 0))))
+
+
+@jax.jit
+def _follow(
+    model: Model,
+    prompted: Prompted,
+    tokens: Int32[Array, "B T"],
+    lengths: Int32[Array, "B"],
+) -> Float[Array, "B T vocab"]:
+    cache, count = prompted.cache, tokens.shape[1] - 1
+    mask = jnp.arange(1, count + 1, dtype=jnp.int32)[None] < lengths[:, None]
+    given = Inputs(
+        tokens[:, :-1],
+        mask,
+        visual_mask=jnp.zeros_like(mask),  # an answer has no images, whatever its tokens
+        positions=jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), mask.shape),
+        prompt_shape=PromptShape(0, count, 0, count),
+    )
+    hidden, _ = run_prompt(
+        model, given, cache, quant=cache.quant, cache_length=cache.text.cache_length
+    )
+    logits = jnp.concatenate([prompted.logits[:, None], model.module().text.logits(hidden)], axis=1)
+    return jax.nn.log_softmax(logits.astype(jnp.float32))
 
 
 @jax.jit

@@ -122,13 +122,13 @@ def test_hardly_any_tokens(length):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"centres": 0}, r"centres must be in \[1, 256\]"),
-        ({"centres": 300}, r"centres must be in \[1, 256\]"),
+        ({"centres": -1}, r"centres must be in \[0, 256\]"),
+        ({"centres": 300}, r"centres must be in \[0, 256\]"),
         ({"codebook": 257}, r"codebook must be in \[0, 256\]"),
         ({"codebook": 1}, "2 to 256 centroids"),
         ({"centres": 2, "codebook": 8}, "exclude each other"),
-        ({"classes": (TokenClass(1, 0.5),)}, "whole number of planes"),
-        ({"scale": "norm"}, 'scale="unbiased"'),
+        ({"basis": "queries"}, "one of learned dictionaries"),
+        ({"scale": None}, "planes need a scale"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):

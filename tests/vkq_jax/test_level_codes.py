@@ -125,7 +125,7 @@ def test_a_rule_that_makes_nan_of_nothing_does_no_harm():
 
 def test_settings_are_checked():
     for bad, message in [
-        ({"bits": 3}, r"bits must be one of \(1, 2, 4, 8\), got 3"),
+        ({"bits": 3}, r"bits must be 1.6 or one of \(1, 2, 4, 8\), got 3"),
         ({"group_size": 0}, "group_size must be None or at least 1, got 0"),
         ({"group_size": -4}, "got -4"),
         ({"table_dtype": "int8"}, "table_dtype must be one of .*, got 'int8'"),

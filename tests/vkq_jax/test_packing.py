@@ -62,7 +62,7 @@ def test_other_widths_are_refused(bits):
         (1, 0, [[]], None),
         (1, 32, [[1, 0]], "32 codes of 1 bits take 1 words, got 2"),
         (1, 33, [[1]], "33 codes of 1 bits take 2 words, got 1"),
-        (3, 8, [[1]], "bits must be one of"),
+        (3, 8, [[1]], "bits must be 1.6 or one of"),
     ],
 )
 def test_words_from_outside_are_checked(bits, length, words, message):

@@ -82,8 +82,8 @@ def test_tuples_and_numbers_are_strict(limits):
 @pytest.mark.parametrize(
     ("make", "settings", "message"),
     [
-        (LevelCodes, {"bits": True}, "bits must be an integer, got True"),
-        (LevelCodes, {"bits": 1.0}, "bits must be an integer, got 1.0"),
+        (LevelCodes, {"bits": True}, "bits must be an integer or a number, got True"),
+        (LevelCodes, {"bits": 1.0}, r"bits must be 1.6 or one of \(1, 2, 4, 8\), got 1.0"),
         (LevelCodes, {"group_size": "64"}, "group_size must be an integer or None, got '64'"),
         (LevelCodes, {"granularity": "x"}, "granularity must be a Granularity, got 'x'"),
         (LevelCodes, {"table_dtype": jnp.float32}, "table_dtype must be a string, got"),

@@ -1,8 +1,9 @@
 """`vkq calibrate`: tables of codes for a model, from a folder of pictures."""
 
 import itertools
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +11,13 @@ import typer
 
 import models
 import vkq_jax
-from models import Inputs, Model
-from vkq_apps.cli.arguments import JsonOption, ModelOption, whole_prompt
+from vkq_apps.bench.results_file import source_digest
+from vkq_apps.cli.arguments import JsonOption, ModelOption
 from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.cli.counts import check_count
+from vkq_apps.cli.sample_prompts import AnswerTokensOption, BatchSizeOption, batches_of
 from vkq_apps.evals.progress import progress
+from vkq_apps.training.heldout import calibration_questions
 from vkq_jax.whole_file import check_writable
 
 __all__ = ["calibrate"]
@@ -55,15 +58,17 @@ def calibrate(
             "--pictures", min=1, metavar="N", callback=check_count, help="Most pictures to look at."
         ),
     ] = 128,
-    max_new_tokens: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", callback=check_count, help="Most tokens of each answer."),
-    ] = 24,
-    batch_size: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", callback=check_count, help="Prompts answered at once."),
-    ] = 16,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of what is drawn.")] = 0,
+    max_new_tokens: AnswerTokensOption = 24,
+    batch_size: BatchSizeOption = 16,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of what is drawn.")] = 0,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on from what a run that was stopped left in FILE.part; without it a run "
+            "starts anew.",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Fits codebooks and dictionaries to a model's own keys, values and queries.
@@ -80,21 +85,30 @@ def calibrate(
         raise ValueError("--out: expected a file to write the tables to")
     check_writable(out_file)
     questions = _read_prompts(prompts)
-    pairs = _drawn(most, seed) if images is None else _asked(_pictures(images)[:most], questions)
+    if images is None:
+        pairs = calibration_questions(most, seed=seed)
+    else:
+        pairs = _asked(_pictures(images)[:most], questions)
     with stage(f"loading {model}"):
         loaded = models.load(model)
     found: dict[str, list[float]] = {}
+    part = out_file.with_name(f"{out_file.name}.part")
+    if not resume:
+        shutil.rmtree(part, ignore_errors=True)
     with progress(log, "prompts") as show:
         codes = models.calibrate_codes(
             loaded,
-            _batches(loaded, pairs, batch_size),
+            batches_of(loaded, pairs, batch_size),
             presets=names,
             max_new_tokens=max_new_tokens,
             seed=seed,
+            folder=part / source_digest(),
             on_batch=lambda done: show("answering", done, len(pairs)),
+            on_plan=lambda name, number: log.print(f"{name}: plan {number} has its tables"),
             on_preset=lambda name, kl: found.update({name: [float(x) for x in kl]}),
         )
     vkq_jax.save_tables(out_file, codes)
+    shutil.rmtree(part)
     record = {
         "model": model,
         "prompts": len(pairs),
@@ -153,27 +167,3 @@ def _pictures(folder: Path) -> list[Path]:
 def _asked(pictures: Sequence[Path], questions: Sequence[str]) -> list[tuple[Any, str]]:
     """Each picture with one question, the questions in turn."""
     return list(zip(pictures, itertools.cycle(questions), strict=False))
-
-
-def _drawn(most: int, seed: int) -> list[tuple[Any, str]]:
-    """Pictures of the embedded model's recipe, none of which is ever scored, with its questions."""
-    from vkq_apps.training.heldout import calibration_picture
-    from vkq_apps.training.pictures import KINDS
-
-    drawn = []
-    for number in range(most):
-        kind = list(KINDS)[number % len(KINDS)]
-        picture = calibration_picture(kind, number // len(KINDS), seed=seed)
-        turn = picture.turns[number // len(KINDS) % len(picture.turns)]
-        drawn.append((picture.image, turn.question))
-    return drawn
-
-
-def _batches(model: Model, pairs: Sequence[tuple[Any, str]], batch_size: int) -> Iterator[Inputs]:
-    for batch in itertools.batched(pairs, batch_size):
-        inputs = models.prepare(
-            model,
-            images=[picture for picture, _ in batch],
-            prompts=[whole_prompt(model, question) for _, question in batch],
-        )
-        yield models.pad_to_multiple(inputs, 32)

@@ -18,11 +18,15 @@ from vkq_apps.cli.arguments import (
     QuantizeAtOption,
     QuantOption,
     check_before_loading,
-    whole_prompt,
 )
 from vkq_apps.cli.console import log, out, print_json, stage
-from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.room import check_room
+from vkq_apps.cli.sample_prompts import (
+    AnswerTokensOption,
+    BatchSizeOption,
+    TablesOutOption,
+    batches_of,
+)
 from vkq_apps.evals.progress import progress
 from vkq_jax.whole_file import check_writable
 
@@ -38,19 +42,11 @@ def calibrate_scores(
         list[str],
         typer.Option(metavar="TEXT", help="Sample question, or prompt; repeat for several."),
     ],
-    out_file: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="safetensors file to write.")
-    ],
+    out_file: TablesOutOption,
     quant: QuantOption = "calibquant-1bit",
     quantize_at: QuantizeAtOption = "prompt",
-    max_new_tokens: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", callback=check_count, help="Most tokens of each answer."),
-    ] = 16,
-    batch_size: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", callback=check_count, help="Prompts answered at once."),
-    ] = 8,
+    max_new_tokens: AnswerTokensOption = 16,
+    batch_size: BatchSizeOption = 8,
     json: JsonOption = False,
 ) -> None:
     """Calibrates visual scores once, asking each question about each picture."""
@@ -69,12 +65,7 @@ def calibrate_scores(
     with progress(log, "prompts") as show:
 
         def batches() -> Iterator[Inputs]:
-            for batch in itertools.batched(pairs, batch_size):
-                inputs = models.prepare(
-                    loaded,
-                    images=[path for path, _ in batch],
-                    prompts=[whole_prompt(loaded, question) for _, question in batch],
-                )
+            for inputs in batches_of(loaded, pairs, batch_size):
                 shape = inputs.prompt_shape
                 check_room(
                     loaded.config,
@@ -82,8 +73,8 @@ def calibrate_scores(
                     text=shape.text,
                     max_new_tokens=max_new_tokens,
                 )
-                yield models.pad_to_multiple(inputs, 32)
-                show("calibrating", len(batch), len(pairs))
+                yield inputs
+                show("calibrating", len(inputs.mask), len(pairs))
 
         score_map = models.calibrate_scores(
             loaded,

@@ -46,7 +46,8 @@ def evaluate(
         ),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"Of jsonl data: {', '.join(METRICS)}.")
+        str | None,
+        typer.Option(metavar="NAME", help=f"For jsonl data: {', '.join(METRICS)}."),
     ] = None,
     quant: Annotated[
         str,
@@ -76,7 +77,7 @@ def evaluate(
     seed: Annotated[
         int,
         typer.Option(
-            min=0, metavar="N", help="Of the pictures or samples drawn, and of the intervals."
+            min=0, metavar="N", help="Seed of the pictures or samples drawn, and of the intervals."
         ),
     ] = 0,
     control: Annotated[
@@ -108,7 +109,11 @@ def evaluate(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on from the log; without it a run starts anew."),
+        typer.Option(
+            "--resume",
+            help="Go on from the log, or add presets to the results of a finished run; without it "
+            "a run starts anew.",
+        ),
     ] = False,
     plots: Annotated[
         Path | None,

@@ -37,8 +37,9 @@ class Written:
     def __init__(self, model: Model, batch: Batch, prompted: Prompted, *, steps: int):
         """Full precision's own, from its prompts."""
         self._model, self._batch, self._steps = model, batch, steps
-        self.exact = self._write(prompted)
-        self._own = self._texts(self.exact)
+        own = self._write(prompted)
+        self.exact = teacher_forcing.follow(model, prompted, own.tokens, own.lengths)
+        self._own = self._texts(own)
 
     def rows(self, exact: Comparison) -> list[int]:
         """One row a sample, in order."""
@@ -52,7 +53,7 @@ class Written:
 
     def _write(self, prompted: Prompted) -> Answered:
         limit = self._batch.task.max_new_tokens
-        return teacher_forcing.follow(self._model, prompted, limit, steps=self._steps)
+        return teacher_forcing.answer(self._model, prompted, limit, steps=self._steps)
 
     def _texts(self, answered: Answered) -> list[str]:
         texts = models.decode(self._model, answered.tokens, answered.lengths)
@@ -62,11 +63,11 @@ class Written:
 class Chosen:
     """The most likely choices: log-likelihood over the length in bytes, as lm-eval's `acc_norm`."""
 
-    def __init__(self, model: Model, prepared: Prepared, prompted: Prompted, *, steps: int):
+    def __init__(self, model: Model, prepared: Prepared, prompted: Prompted):
         """Full precision along all choices of a batch."""
         assert prepared.choices is not None
         self._batch = prepared.batch
-        self.exact = teacher_forcing.follow(model, prompted, steps, prepared.choices, steps=steps)
+        self.exact = teacher_forcing.follow(model, prompted, *prepared.choices)
 
     def rows(self, exact: Comparison) -> list[int]:
         """The row of each sample's best choice."""

@@ -2,17 +2,16 @@
 
 import dataclasses
 
-import jax
-
 from vkq_jax.accounting import cache_nbytes
 from vkq_jax.cache import KVCache
+from vkq_jax.pytree import nbytes
 
 __all__ = ["CacheSize", "cache_size"]
 
 
 @dataclasses.dataclass(frozen=True)
 class CacheSize:
-    """Of one sequence of a batch; arguments of `Record`."""
+    """Sizes for one sequence of a batch; arguments of `Record`."""
 
     key_bytes: float
     value_bytes: float
@@ -28,8 +27,8 @@ def cache_size(cache: KVCache, full: KVCache) -> CacheSize:
         full: the same prompts in full precision, all of whose elements count.
     """
     batch = cache.position.shape[0]
-    key = sum(_nbytes(bank.key) for bank in cache.visual)
-    value = sum(_nbytes(bank.value) for bank in cache.visual)
+    key = sum(nbytes(bank.key) for bank in cache.visual)
+    value = sum(nbytes(bank.value) for bank in cache.visual)
     # What belongs to neither (an order of the tokens, positions for a sliding window) is shared.
     shared = (cache_nbytes(cache).visual - key - value) / 2
     return CacheSize(
@@ -38,7 +37,3 @@ def cache_size(cache: KVCache, full: KVCache) -> CacheSize:
         elements=sum(bank.key.num_elements() for bank in full.visual) // batch,
         full_bytes=cache_nbytes(full).visual // batch,
     )
-
-
-def _nbytes(tree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

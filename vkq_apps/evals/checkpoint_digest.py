@@ -1,4 +1,4 @@
-"""What tells the files of one checkpoint from those of another."""
+"""A digest that tells the files of one checkpoint from those of another."""
 
 import hashlib
 from pathlib import Path

@@ -16,11 +16,12 @@ from models.loading import TINY
 from vkq_apps.bench.results_file import source_digest, write_json
 from vkq_apps.evals.batches import Batch
 from vkq_apps.evals.checkpoint_digest import checkpoint_digest
+from vkq_apps.evals.finished import FinishedRun
 from vkq_apps.evals.plan import Plan
 from vkq_apps.evals.records import SampleLog, log_path
 from vkq_apps.evals.report import summarize
 from vkq_apps.evals.runner import run
-from vkq_apps.evals.settings import CONTROL, Setting
+from vkq_apps.evals.settings import CONTROL, NONE, Setting
 from vkq_apps.provenance import provenance
 
 __all__ = ["Options", "evaluate_model"]
@@ -56,7 +57,7 @@ def evaluate_model(
         settings: from `parse_settings`: full precision first.
         options: the rest.
         results: JSON file to write at the end; the log of samples lies beside it.
-        resume: go on from the log.
+        resume: go on from the log; presets that the file has already are not asked again.
         progress: called with what is being asked, how many more questions are done, and how many
             there are.
 
@@ -72,15 +73,22 @@ def evaluate_model(
         **dataclasses.asdict(options),
     }
     marks = {
-        **asked,
+        **{name: asked[name] for name in asked if name != "quant"},
         "weights": checkpoint_digest(Path(model.source)),
-        "codes": {setting.name: _digest(setting) for setting in settings},
         "questions": plan.digest(),
         "device": head["device"],
-        "source": source_digest(),
+        "codes": {setting.name: _digest(setting) for setting in settings},
     }
-    log = SampleLog(None if results is None else log_path(results), marks, resume=resume)
-    jobs: list[tuple[Plan, Sequence[Setting]]] = [(plan, settings)]
+    finished, todo = None, list(settings)
+    path = None if results is None else log_path(results)
+    if resume and results is not None and results.exists():
+        finished = FinishedRun(results, marks)
+        todo = [s for s in settings if s.name not in finished.known or s.name == NONE]
+        path = log_path(results.with_name(f"{results.name}.added"))
+    names = [setting.name for setting in todo]
+    log_marks = {**asked, **marks, "quant": names, "source": source_digest()}
+    log = SampleLog(path, log_marks, resume=resume)
+    jobs: list[tuple[Plan, Sequence[Setting]]] = [(plan, todo)]
     if options.control:
         jobs.append((plan.exchanged(), [CONTROL]))
     work = [(one.batches(options.batch_size), some) for one, some in jobs]
@@ -100,26 +108,39 @@ def evaluate_model(
             by_layer=options.by_layer,
             on_batch=on_batch,
         )
-        presets |= summarize(log, one.tasks, some, seed=options.seed)
+        rows = summarize(log, one.tasks, some, seed=options.seed)
+        codes = {setting.name: repr(setting.quant) for setting in some}
+        presets |= {
+            name: {"codes": codes[name], "commit": head["commit"], **row}
+            for name, row in rows.items()
+        }
+    seconds = time.perf_counter() - started
+    if finished is not None:
+        order = [*asked["quant"], *(n for n in presets if n not in asked["quant"])]
+        presets = finished.join(presets, order, NONE)
+        seconds += finished.record["seconds"]
     record = {
         "command": "vkq eval",
         **head,
         "model": "tiny" if Path(model.source) == TINY else model.source,
         **asked,
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(seconds, 1),
         "offline_table_bytes": {
             setting.name: setting.tables.nbytes
             for setting in settings
             if setting.tables is not None
         },
+        "marks": marks,
         "presets": presets,
     }
     write_json(results, record)
+    if finished is not None and path is not None:
+        path.unlink()
     return record
 
 
 def _digest(setting: Setting) -> str:
-    """Of the codes and their tables: a run with others is not gone on with."""
+    """A digest of the codes and their tables: a run with others is not gone on with."""
     digest = hashlib.sha256(repr(setting.quant).encode())
     for leaf in jax.tree.leaves(setting.tables):
         digest.update(np.asarray(leaf).tobytes())

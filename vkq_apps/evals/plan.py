@@ -1,4 +1,4 @@
-"""What an evaluation asks: tasks, their samples, and the order they run in."""
+"""The questions of an evaluation: tasks, their samples, and the order they run in."""
 
 import dataclasses
 import hashlib

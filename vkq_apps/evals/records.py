@@ -18,7 +18,7 @@ __all__ = ["Record", "SampleLog", "log_path"]
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What one preset did with one sample.
+    """The answer of one preset to one sample, its size and its distance from full precision.
 
     Attributes:
         preset, task, sample: which.

@@ -90,7 +90,7 @@ def _run_batch(
     if prepared.choices is None:
         answers = Written(model, prepared.batch, reading.prompted, steps=steps)
     else:
-        answers = Chosen(model, prepared, reading.prompted, steps=steps)
+        answers = Chosen(model, prepared, reading.prompted)
     exact = answers.exact
     own = jax.device_get(teacher_forcing.compare(exact, exact))
     rows, lengths = answers.rows(own), np.asarray(exact.lengths)
@@ -98,8 +98,7 @@ def _run_batch(
         prompted, comparison = reading.prompted, own
         if not setting.exact:
             prompted = _read(model, prepared, reading, setting, quantize_at)
-            along = exact.tokens, exact.lengths
-            coded = teacher_forcing.follow(model, prompted, steps, along, steps=steps)
+            coded = teacher_forcing.follow(model, prompted, exact.tokens, exact.lengths)
             comparison = jax.device_get(teacher_forcing.compare(exact, coded))
         layers = None
         if by_layer and setting.kept is None and not setting.exact:

@@ -12,7 +12,7 @@ __all__ = ["results_tables"]
 
 
 def results_tables(results: Mapping[str, Any]) -> Iterator[Table]:
-    """What each preset costs and loses over all tasks, then the share of right answers by task."""
+    """Two tables: cost and loss of each preset over all tasks, then right answers by task."""
     presets = results["presets"]
     count = presets[NONE]["tasks"][ALL]["samples"]
     yield _overall(

@@ -7,17 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.calibration.fitting import fit_codes
+from models.calibration.fitting import CodeFitter
 from models.calibration.samples import CodeSamples
 from vkq_apps.evals.text_bed_model import Observed
 from vkq_jax.array_types import Array, Float
 from vkq_jax.cache import VisualBank, code_bank
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
-from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.presets import calibrated_presets, resolve
-from vkq_jax.pytree import take_layer
-from vkq_jax.quantize import dequantize
+from vkq_jax.pytree import nbytes, take_layer
 
 __all__ = ["Coded", "Plan", "code", "fitted", "plans_of", "samples_of", "uncalibrated"]
 
@@ -33,7 +31,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Coded:
-    """What the codes of some texts stand for, and their bits per element, keys and values."""
+    """Keys and values of some texts as their codes have them, and bits per element of either."""
 
     key: Float[np.ndarray, "L B K V H"]
     value: Float[np.ndarray, "L B K V H"]
@@ -66,10 +64,8 @@ def uncalibrated(name: str) -> Plan:
 
 def fitted(name: str, samples: CodeSamples, seed: int) -> list[Plan]:
     """The plans of a preset with tables for the model."""
-    return [
-        Plan(quant, fit_codes(samples, quant, seed), number)
-        for number, quant in enumerate(plans_of(name))
-    ]
+    fitter = CodeFitter(samples, seed)
+    return [Plan(quant, fitter.fit(quant), number) for number, quant in enumerate(plans_of(name))]
 
 
 def samples_of(texts: Sequence[Observed]) -> CodeSamples:
@@ -109,7 +105,8 @@ def code(plan: Plan, key: np.ndarray, value: np.ndarray) -> Coded:
     for layer in range(len(key)):
         tables = take_layer(plan.tables, layer)
         bank = _code_layer(key[layer], value[layer], valid, plan.quant, tables)
-        decoded.append(_decode(bank, tables))
+        key_hat, value_hat = bank.dequantize(tables)
+        decoded.append((np.asarray(key_hat), np.asarray(value_hat)))
         bits += _bits(bank, key[layer].size)
     keys, values = (np.stack(side) for side in zip(*decoded, strict=True))
     mean = bits / len(key)
@@ -119,22 +116,8 @@ def code(plan: Plan, key: np.ndarray, value: np.ndarray) -> Coded:
 _code_layer = jax.jit(code_bank, static_argnames="quant")
 
 
-def _decode(bank: VisualBank, tables: CodeTables | None) -> tuple[np.ndarray, np.ndarray]:
-    def side(tensor, own) -> Float[Array, "B K V H"]:
-        if isinstance(tensor, DictionaryTensor):  # the bank holds what both sides share
-            tensor = dataclasses.replace(tensor, class_map=bank.class_map)
-        return dequantize(tensor, own)
-
-    own = (None, None) if tables is None else (tables.key, tables.value)
-    return np.asarray(side(bank.key, own[0])), np.asarray(side(bank.value, own[1]))
-
-
 def _bits(bank: VisualBank, elements: int) -> np.ndarray:
     """Bits per element of keys and of values, the tables of a sequence counted."""
-    sides = [
-        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(side))
-        for side in (bank.key, bank.value)
-    ]
+    sides = np.array([nbytes(bank.key), nbytes(bank.value)], float)
     # What both sides share (the map of classes) is halved between them.
-    shared = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(bank.class_map))
-    return 8 * (np.array(sides, float) + shared / 2) / elements
+    return 8 * (sides + nbytes(bank.class_map) / 2) / elements

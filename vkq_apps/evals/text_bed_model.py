@@ -34,7 +34,7 @@ class Span:
 
     @property
     def tokens(self) -> int:
-        """Of a whole text."""
+        """Number of tokens of a whole text."""
         return self.prefix + self.predicted
 
 

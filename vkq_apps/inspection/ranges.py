@@ -2,10 +2,11 @@
 
 import jax.numpy as jnp
 
-from vkq_jax import rotation
+from vkq_jax import packing, rotation
 from vkq_jax.array_types import Array, Float
 from vkq_jax.dense import DenseTensor
 from vkq_jax.dictionary_tensor import DictionaryTensor
+from vkq_jax.mixed_codes import MixedTensor
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.quantized import AffineTensor, QuantizedTensor
 
@@ -43,7 +44,7 @@ def channel_ranges(
     quantiles = _quantiles(x)
     if isinstance(coded, DenseTensor):
         return ChannelRanges(quantiles, None, None, None)
-    if isinstance(coded, DictionaryTensor):
+    if isinstance(coded, DictionaryTensor | MixedTensor):
         return ChannelRanges(quantiles, None, x_hat.min(-2), x_hat.max(-2))
     lowest, highest = _levels(coded)
     rotated = _quantiles(rotation.rotate(x)) if coded.decoding().rotated else None
@@ -55,12 +56,13 @@ def _quantiles(x: Float[Array, "*lead V H"]) -> Float[Array, "F *lead H"]:
 
 
 def _levels(coded: QuantizedTensor) -> tuple[Float[Array, "*lead H"], Float[Array, "*lead H"]]:
-    """Levels of the extreme codes, by decoding words of all zeros and of all ones."""
+    """Levels of the extreme codes, by decoding tokens of nothing else."""
     codes = coded.decoding()
 
-    def decode(word: int) -> Array:
+    def decode(code: int) -> Array:
+        words = packing.pack(jnp.full(codes.head_dim, code, jnp.uint32), codes.bits)
         same = AffineTensor(
-            jnp.full_like(codes.packed, word),
+            jnp.broadcast_to(words, codes.packed.shape),
             codes.channel_offset,
             codes.channel_scale,
             codes.token_offset,
@@ -71,4 +73,4 @@ def _levels(coded: QuantizedTensor) -> tuple[Float[Array, "*lead H"], Float[Arra
         )
         return jnp.median(same.dequantize(), axis=-2)
 
-    return decode(0), decode(0xFFFFFFFF)
+    return decode(0), decode(packing.highest_code(codes.bits))

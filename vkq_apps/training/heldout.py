@@ -6,11 +6,13 @@ picture of one use is one of another.
 """
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 from vkq_apps.training.chunks import ChunkArrays, new_chunk, render_row
 from vkq_apps.training.pictures import KINDS, Picture, make_picture
 
-__all__ = ["calibration_picture", "heldout", "heldout_chunk"]
+__all__ = ["calibration_picture", "calibration_questions", "heldout", "heldout_chunk"]
 
 
 def heldout(kind: str, index: int, *, seed: int | None = None) -> Picture:
@@ -28,6 +30,18 @@ def heldout(kind: str, index: int, *, seed: int | None = None) -> Picture:
 def calibration_picture(kind: str, index: int, *, seed: int = 0) -> Picture:
     """Picture number `index` of a kind to calibrate with: none that is ever scored."""
     return make_picture(kind, f"calibration/{seed}/{index}")
+
+
+def calibration_questions(
+    count: int, *, seed: int = 0, kinds: Sequence[str] = tuple(KINDS)
+) -> list[tuple[Any, str]]:
+    """Pictures to calibrate with, of each kind in turn, and one question about each."""
+    drawn = []
+    for number in range(count):
+        index, place = divmod(number, len(kinds))
+        picture = calibration_picture(kinds[place], index, seed=seed)
+        drawn.append((picture.image, picture.turns[index % len(picture.turns)].question))
+    return drawn
 
 
 def heldout_chunk(count: int) -> ChunkArrays:

@@ -1,4 +1,4 @@
-"""What a data format is, and how a task comes out of its records."""
+"""Data formats, and how a task comes out of their records."""
 
 import dataclasses
 import random

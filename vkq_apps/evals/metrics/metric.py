@@ -1,4 +1,4 @@
-"""What a metric is."""
+"""Metrics: how answers are scored."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

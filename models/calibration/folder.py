@@ -1,0 +1,92 @@
+"""A folder for parts of a calibration, so that a run that was killed can be gone on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from models.calibration.samples import CodeSamples
+from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
+from vkq_jax.code_tables import CodeTables
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.persistence import load_tables, save_tables
+from vkq_jax.whole_file import whole_file
+
+__all__ = ["CalibrationFolder", "digest_of"]
+
+
+def digest_of(*parts: Any) -> str:
+    """A digest of arrays, pytrees of arrays, and whatever has a `repr` that says all of it."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for leaf in jax.tree.leaves(part):
+            if isinstance(leaf, jax.Array | np.ndarray):
+                array = np.asarray(leaf)
+                digest.update(f"{array.dtype}{array.shape}".encode())
+                digest.update(array.tobytes())
+            else:
+                digest.update(repr(leaf).encode())
+    return digest.hexdigest()[:32]
+
+
+class CalibrationFolder:
+    """Parts by the digest of all that they depend on: what was made of other input is not found.
+
+    Each part is a file that appears whole or not at all.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None):
+        """Uses the folder, which is made when it is needed; None keeps nothing."""
+        self._folder = None if folder is None else Path(folder)
+
+    def samples(self, digest: str, make: Callable[[], CodeSamples]) -> CodeSamples:
+        """The samples of one batch, on the host: those that are kept, or else new ones."""
+        file = self._file(f"samples-{digest}.safetensors")
+        if file is not None and file.is_file():
+            found = {name: jnp.asarray(array) for name, array in load_file(file).items()}
+            return jax.tree.map(np.asarray, CodeSamples(**found))
+        made = jax.tree.map(np.asarray, make())
+        if file is not None:
+            arrays = {f.name: getattr(made, f.name) for f in dataclasses.fields(CodeSamples)}
+            with whole_file(file) as part:
+                save_file(arrays, part)
+        return made
+
+    def tables(
+        self, digest: str, quant: KVQuantConfig, make: Callable[[], CodeTables]
+    ) -> CodeTables:
+        """The tables of one plan."""
+        file = self._file(f"tables-{digest}.safetensors")
+        if file is not None and file.is_file():
+            tables = load_tables(file).presets[0].tables
+            assert tables is not None
+            return tables
+        tables = make()
+        if file is not None:
+            preset = CalibratedPreset(tables, None, name="", quant=quant)
+            save_tables(file, CalibratedCodes((preset,), model=digest))
+        return tables
+
+    def numbers(self, digest: str, make: Callable[[], list[float]]) -> list[float]:
+        """What plans did on one batch of judging prompts."""
+        file = self._file(f"numbers-{digest}.json")
+        if file is not None and file.is_file():
+            return json.loads(file.read_text(encoding="utf-8"))
+        found = make()
+        if file is not None:
+            with whole_file(file) as part:
+                part.write_text(json.dumps(found), encoding="utf-8")
+        return found
+
+    def _file(self, name: str) -> Path | None:
+        return None if self._folder is None else self._folder / name

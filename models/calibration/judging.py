@@ -1,0 +1,67 @@
+"""Codes judged by what they do to a model's own answers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from models.calibration.folder import CalibrationFolder, digest_of
+from models.checkpoints.fingerprint import fingerprint
+from models.generation import teacher_forcing
+from models.inputs.batch import Inputs
+from models.inputs.split import split_after_images
+from models.model import Model
+from vkq_jax.code_tables import CodeTables
+from vkq_jax.config import KVQuantConfig
+
+__all__ = ["divergences"]
+
+
+def divergences(
+    model: Model,
+    batches: Sequence[Inputs],
+    plans: Sequence[tuple[KVQuantConfig, CodeTables | None]],
+    *,
+    steps: int,
+    kept: CalibrationFolder,
+) -> list[float]:
+    """Each plan's mean KL of the next token, in nats, along the model's own answers.
+
+    Args:
+        model: from `models.load`.
+        batches: prompts with images, which are coded before the question is read.
+        plans: codes with their tables, if they have any.
+        steps: most tokens of an answer.
+        kept: has what was measured before.
+    """
+    if not plans:
+        return []
+    totals = np.zeros(1 + len(plans))  # positions, then each plan's sum
+    for inputs in batches:
+        digest = digest_of(fingerprint(model), inputs, steps, plans)
+        totals += kept.numbers(digest, functools.partial(_judge, model, inputs, plans, steps))
+    return (totals[1:] / totals[0]).tolist()
+
+
+def _judge(
+    model: Model,
+    inputs: Inputs,
+    plans: Sequence[tuple[KVQuantConfig, CodeTables | None]],
+    steps: int,
+) -> list[float]:
+    """Positions of the answers to one batch, and the KL of each plan summed over them."""
+    images, question = split_after_images(inputs)
+    owner = jnp.arange(len(inputs.mask), dtype=jnp.int32)
+    room = inputs.prompt_shape.text + steps
+    reading = teacher_forcing.read(model, images, question, owner, cache_length=room)
+    own = teacher_forcing.answer(model, reading.prompted, steps, steps=steps)
+    exact = teacher_forcing.follow(model, reading.prompted, own.tokens, own.lengths)
+    found = [float(exact.lengths.sum())]
+    for quant, tables in plans:
+        coded = teacher_forcing.read_coded(model, reading, tables, quant=quant, quantize_at="image")
+        followed = teacher_forcing.follow(model, coded, exact.tokens, exact.lengths)
+        found.append(float(teacher_forcing.compare(exact, followed).kl.sum()))
+    return found

@@ -1,0 +1,37 @@
+"""Answers followed in one pass are those of decoding, token by token."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vkq_jax
+from models.generation import teacher_forcing
+from models.inputs.split import split_after_images
+from tests.support.tiny_llava import WINDOWED, batch, prompt, tiny_model
+
+ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 3, seed=1))
+STEPS = 6
+
+
+@pytest.mark.parametrize(
+    ("config", "name"), [({}, "vkq-1bit"), ({"config": WINDOWED}, "kivi-2bit")]
+)
+def test_following_an_answer_is_decoding_it(config, name):
+    model = tiny_model(**config)
+    images, question = split_after_images(batch(*ROWS))
+    owner = jnp.arange(2, dtype=jnp.int32)
+    room = images.prompt_shape.text + question.prompt_shape.suffix + STEPS
+    reading = teacher_forcing.read(model, images, question, owner, cache_length=room)
+    coded = teacher_forcing.read_coded(
+        model, reading, quant=vkq_jax.presets[name], quantize_at="image"
+    )
+    own = teacher_forcing.answer(model, coded, STEPS, steps=STEPS)
+    lengths = jnp.minimum(own.lengths, jnp.asarray([STEPS, 3]))  # one is cut short
+    followed = teacher_forcing.follow(model, coded, own.tokens, lengths)
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(
+            followed.kept[row, :length], own.kept[row, :length], rtol=1e-4, atol=1e-4
+        )
+    same = teacher_forcing.compare(followed, followed)
+    np.testing.assert_array_equal(same.kl, 0)
+    np.testing.assert_array_equal(same.first_difference, lengths)

@@ -1,0 +1,251 @@
+"""The use of each part of the presets with tables: the same codes with one part left out.
+
+    python -m vkq_apps.evals.ablation --out results/ablation.json
+
+Every row is a preset, or one of its plans, with one part left out or replaced at about equal bits;
+its tables are fitted anew to the samples of the whole one. All answer the same held-out questions
+of the embedded model's recipe, the cache coded before the question is read: points lost against
+full precision, and KL of the next token, with 95 % intervals. `--calibrate-kinds` and `--kinds` fit
+to some kinds of pictures and ask about others.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from rich.table import Table
+
+import models
+import vkq_jax
+from models import Model
+from models.calibration.codes import gather_samples
+from models.calibration.fitting import CodeFitter
+from models.calibration.folder import CalibrationFolder, digest_of
+from models.calibration.samples import CodeSamples
+from vkq_apps.bench.results_file import source_digest, write_json
+from vkq_apps.cli.console import log, out
+from vkq_apps.cli.sample_prompts import batches_of
+from vkq_apps.evals.evaluation import Options, evaluate_model
+from vkq_apps.evals.plan import make_plan
+from vkq_apps.evals.progress import progress
+from vkq_apps.evals.settings import FULL, Setting
+from vkq_apps.evals.synthetic import synthetic_tasks
+from vkq_apps.training.heldout import calibration_questions
+from vkq_apps.training.pictures import KINDS
+from vkq_jax.code_tables import ClassTables, CodeTables
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.presets import calibrated_presets
+from vkq_jax.token_classes import TokenClass
+from vkq_jax.whole_file import check_writable
+
+__all__ = ["Variant", "main", "variants"]
+
+COMMAND = "ablation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row: a plan with a part left out.
+
+    Attributes:
+        name: of the row. quant: the codes.
+        samples: what is done to the samples before tables are fitted. tables: to the tables.
+    """
+
+    name: str
+    quant: KVQuantConfig
+    samples: Callable[[CodeSamples], CodeSamples] = lambda samples: samples
+    tables: Callable[[CodeTables], CodeTables] = lambda tables: tables
+
+
+def changed(quant: KVQuantConfig, **settings: Any) -> KVQuantConfig:
+    """The codes with other settings on both sides."""
+    return KVQuantConfig(
+        **{side: dataclasses.replace(getattr(quant, side), **settings) for side in ("key", "value")}
+    )
+
+
+def one_class(quant: KVQuantConfig) -> KVQuantConfig:
+    """All tokens alike, with the mean of the classes' bits, to the next half."""
+
+    def mean(codes: vkq_jax.DictionaryCodes) -> tuple[TokenClass, ...]:
+        return (TokenClass(1.0, round(2 * sum(c.share * c.planes for c in codes.classes)) / 2),)
+
+    sides = {side: getattr(quant, side) for side in ("key", "value")}
+    return KVQuantConfig(
+        **{side: dataclasses.replace(c, classes=mean(c)) for side, c in sides.items()}
+    )
+
+
+def whole_planes(quant: KVQuantConfig) -> KVQuantConfig:
+    """Hadamard planes in place of learned dictionaries."""
+    return changed(quant, learned=False, metric=False, scale="unbiased")
+
+
+def equal_weights(samples: CodeSamples) -> CodeSamples:
+    """Every token counts alike, whatever attention it gets."""
+    return dataclasses.replace(
+        samples,
+        key_weight=jnp.ones_like(samples.key_weight),
+        value_weight=jnp.ones_like(samples.value_weight),
+    )
+
+
+def without_gains(tables: CodeTables) -> CodeTables:
+    """Channels as the grid of least squared error has them, which is biased towards 0."""
+
+    def plain(one: ClassTables) -> ClassTables:
+        step = jnp.take_along_axis(one.step, one.channel, axis=-1)
+        return dataclasses.replace(one, weight=step * 2.0 ** (one.shift - 1).astype(jnp.float32))
+
+    def side(tables):
+        return dataclasses.replace(tables, classes=tuple(map(plain, tables.classes)))
+
+    return CodeTables(side(tables.key), side(tables.value))
+
+
+def variants(name: str, number: int) -> Iterator[Variant]:
+    """A plan of a preset and its rows, the whole plan first."""
+    quant = calibrated_presets[name][number]
+    label = f"{name}, plan {number}"
+    key, value = quant.key, quant.value
+    assert isinstance(key, vkq_jax.DictionaryCodes)
+    assert isinstance(value, vkq_jax.DictionaryCodes)
+    yield Variant(label, quant)
+    yield Variant(f"{label}: one class of tokens", one_class(quant))
+    yield Variant(f"{label}: no codebook", changed(quant, codebook=0, centres=1))
+    if key.centres:
+        yield Variant(f"{label}: no mean of the image's own", changed(quant, centres=0))
+    else:
+        yield Variant(f"{label}: with the image's own mean", changed(quant, centres=1))
+    yield Variant(f"{label}: tokens not weighted", quant, samples=equal_weights)
+    if key.learned:
+        yield Variant(f"{label}: no gains", quant, tables=without_gains)
+        if key.metric:
+            yield Variant(f"{label}: no metric", changed(quant, metric=False))
+        if all(c.planes == int(c.planes) for c in (*key.classes, *value.classes)):
+            yield Variant(f"{label}: Hadamard planes", whole_planes(quant))
+    if key.scale == "unbiased":
+        yield Variant(f"{label}: scales of least squared error", changed(quant, scale="norm"))
+
+
+def run(options: argparse.Namespace, model: Model) -> dict[str, Any]:
+    """The record of the results."""
+    part = options.out.with_name(f"{options.out.name}.part") / source_digest()
+    kept = CalibrationFolder(part)
+    pairs = calibration_questions(options.calibration, kinds=options.calibrate_kinds)
+    with progress(log, "calibration prompts") as show:
+
+        def batches():
+            for batch in batches_of(model, pairs, 32):
+                yield batch
+                show("answering", len(batch.mask), len(pairs))
+
+        samples, digest = gather_samples(
+            model, batches(), tokens=256, max_new_tokens=24, seed=0, kept=kept
+        )
+    settings, fitters = [FULL], {}
+    for plan in options.plans:
+        name, _, number = plan.partition("/")
+        for variant in variants(name, int(number)):
+            if options.whole and variant.quant != calibrated_presets[name][int(number)]:
+                continue
+            if variant.samples not in fitters:
+                fitters[variant.samples] = CodeFitter(variant.samples(samples))
+            fitter, quant = fitters[variant.samples], variant.quant
+
+            def fit(fitter=fitter, quant=quant, tables=variant.tables):
+                return tables(fitter.fit(quant))
+
+            tables = None
+            assert isinstance(quant.key, vkq_jax.DictionaryCodes)
+            if quant.key.uses_tables:
+                tables = kept.tables(digest_of(digest, variant.name, quant), quant, fit)
+            settings.append(Setting(variant.name, quant, tables))
+            log.print(f"{variant.name}: has its tables")
+    known = synthetic_tasks()
+    asked = make_plan(
+        ",".join(options.kinds), known, {}, samples=options.samples, seed=options.seed
+    )
+    with progress(log, "questions") as show:
+        record = evaluate_model(
+            model,
+            asked,
+            settings,
+            Options("image", options.samples, options.seed, options.batch_size),
+            results=options.out,
+            resume=options.resume,
+            progress=show,
+        )
+    rows = {"calibration": options.calibration, "calibrate_kinds": options.calibrate_kinds}
+    record = record | {"command": COMMAND} | rows
+    write_json(options.out, record)
+    return record
+
+
+def results_table(record: dict[str, Any]) -> Table:
+    """The rows for people."""
+    table = Table(title=f"{record['samples']} questions (95 % intervals)")
+    table.add_column("codes")
+    for name in ("bits", "points lost", "KL"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in record["presets"].items():
+        whole = row["tasks"]["all"]
+        low, high = whole["lost_interval"]
+        least, most = whole["kl_interval"]
+        table.add_row(
+            name,
+            f"{row['bits_per_element']['mean']:.2f}",
+            f"{whole['lost']:.1f} [{low:.1f}, {high:.1f}]",
+            f"{whole['kl']:.5f} [{least:.5f}, {most:.5f}]",
+        )
+    return table
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code, 2 for bad input."""
+    plans = [f"{name}/{i}" for name, some in calibrated_presets.items() for i in range(len(some))]
+
+    def names(known: list[str]) -> Callable[[str], list[str]]:
+        def split(text: str) -> list[str]:
+            found = [name for name in map(str.strip, text.split(",")) if name]
+            if not found or set(found) - set(known):
+                raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}")
+            return found
+
+        return split
+
+    parser = argparse.ArgumentParser(
+        prog=f"python -m vkq_apps.evals.{COMMAND}",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    own = [plan for plan in plans if plan.startswith("vkq-")]
+    kinds = list(KINDS)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="JSON file to write; the log lies beside it")
+    add("--plans", type=names(plans), default=own, help=f"PRESET/PLAN, of {', '.join(plans)}")
+    add("--whole", action="store_true", help="only the whole plans")
+    add("--samples", type=int, default=300, help="questions [300]")
+    add("--seed", type=int, default=21, help="of the questions [21]")
+    add("--calibration", type=int, default=128, help="calibration prompts [128]")
+    add("--calibrate-kinds", type=names(kinds), default=kinds, help="kinds to fit to [all]")
+    add("--kinds", type=names(kinds), default=kinds, help="kinds to ask about [all]")
+    add("--batch-size", type=int, default=50, help="questions answered at once [50]")
+    add("--resume", action="store_true", help="go on from the log")
+    options = parser.parse_args(arguments)
+    try:
+        check_writable(options.out)
+        record = run(options, models.load("tiny"))
+    except ValueError as error:
+        parser.error(" ".join(str(error).split()))
+    out.print(results_table(record))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Results of a finished evaluation, which presets can be added to."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FinishedRun"]
+
+
+class FinishedRun:
+    """The rows of a file of results that the same questions to the same weights gave."""
+
+    def __init__(self, path: Path, marks: Mapping[str, Any]):
+        """Reads the file.
+
+        Args:
+            path: of the results.
+            marks: what all rows depend on, and the digests of `codes` by preset.
+
+        Raises:
+            ValueError: the file is none of results, or has other marks.
+        """
+        self._path = path
+        try:
+            self.record = json.loads(path.read_text(encoding="utf-8"))
+            found, self._rows = self.record["marks"], self.record["presets"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"--resume: expected results of `vkq eval` in {path}; leave --resume out to start "
+                "anew"
+            ) from error
+        for name in marks:
+            if name != "codes" and found.get(name) != marks[name]:
+                raise ValueError(
+                    f"--resume: {path} was made with other settings: {name} is "
+                    f"{str(found.get(name))[:80]!r} there and {str(marks[name])[:80]!r} here; give "
+                    "the same settings, or leave --resume out to start anew"
+                )
+        self.known = {
+            name
+            for name, digest in marks["codes"].items()
+            if name in self._rows and found["codes"].get(name) == digest
+        }
+
+    def join(self, rows: Mapping[str, Any], names: list[str], full: str) -> dict[str, Any]:
+        """Rows in the order of `names`: new ones, and those of the file for the others.
+
+        Raises:
+            ValueError: full precision did not answer as it did in the file, so that what was lost
+                against it cannot stand side by side.
+        """
+        old, new = (self._right(row) for row in (self._rows[full], rows[full]))
+        if old != new:
+            raise ValueError(
+                f"--resume: full precision has other answers than in {self._path} ({old} there, "
+                f"{new} here): leave --resume out to measure all presets anew"
+            )
+        return {name: rows.get(name, self._rows.get(name)) for name in names}
+
+    @staticmethod
+    def _right(row: Mapping[str, Any]) -> dict[str, float]:
+        return {task: figures["exact"] for task, figures in row["tasks"].items()}
