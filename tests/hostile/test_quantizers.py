@@ -20,7 +20,9 @@ from vkq_jax import (
     DictionaryCodes,
     Granularity,
     LevelCodes,
+    MeanMagnitude,
     MinMax,
+    MixedCodes,
     Quantile,
     Shrink,
     SignCodes,
@@ -28,6 +30,7 @@ from vkq_jax import (
     quantize,
 )
 from vkq_jax.groups import LARGEST
+from vkq_jax.packing import TERNARY, highest_code
 
 LARGEST_SIGN, LARGEST_TOKEN, LARGEST_SCALE = 2.0**100, 2.0**48, 6.2e4
 TABLE_MAX = {"bfloat16": LARGEST, "float16": 65504.0, "float32": LARGEST}
@@ -50,16 +53,17 @@ VALUES = {
     "greatest of float32": lambda rng, shape: rng.choice([-1.0, 1.0], shape) * 3.4028e38,
 }
 
-RULES = [MinMax(), Quantile(0.2), Quantile(0.0), Shrink(0.5), Shrink(3.0), MSE()]
+RULES = [MinMax(), Quantile(0.2), Quantile(0.0), Shrink(0.5), Shrink(3.0), MSE(), MeanMagnitude()]
 
 
 def random_codes(rng):
     table_dtype = rng.choice(sorted(TABLE_MAX))
-    match rng.randrange(5):
+    match rng.randrange(6):
         case 0 | 1:
             return LevelCodes(
-                bits=rng.choice([1, 2, 4, 8]),
+                bits=rng.choice([1, TERNARY, 2, 4, 8]),
                 range_rule=rng.choice(RULES),
+                rotation=rng.choice([None, None, "hadamard"]),
                 granularity=rng.choice(list(Granularity)),
                 group_size=rng.choice([None, 4, 8]),
                 table_dtype=table_dtype,
@@ -76,6 +80,10 @@ def random_codes(rng):
             )
         case 3:
             return DictionaryCodes(centres=rng.choice([1, 3]), table_dtype=table_dtype)
+        case 4:
+            narrow = LevelCodes(range_rule=rng.choice(RULES), table_dtype=table_dtype)
+            wide = LevelCodes(bits=2, table_dtype=table_dtype)
+            return MixedCodes(wide, narrow, share=rng.choice([0.25, 0.5]))
         case _:
             return Dense()
 
@@ -126,7 +134,9 @@ def test_level_codes_keep_every_element_within_a_step(cases):
     for case in cases(4):
         rng = random.Random(f"levels/{case}")
         codes = dataclasses.replace(
-            random_level_codes(rng), range_rule=rng.choice([MinMax(), Quantile(0.0), Shrink(1.0)])
+            random_level_codes(rng),
+            range_rule=rng.choice([MinMax(), Quantile(0.0), Shrink(1.0)]),
+            rotation=None,
         )
         name, x, valid = random_input(rng)
         got = decoded(x, codes, valid).astype(np.float64)
@@ -134,7 +144,7 @@ def test_level_codes_keep_every_element_within_a_step(cases):
         most = TABLE_MAX[codes.table_dtype]
         low, high = np.clip(low, -most, most), np.clip(high, -most, most)
         expected = np.clip(np.where(valid[..., None], x, 0.0).astype(np.float64), -most, most)
-        step = (high - low) / (2**codes.bits - 1)
+        step = (high - low) / highest_code(codes.bits)
         # Levels are rounded, and subnormal numbers of float16 and float32 lose digits or are 0.
         rounding = RELATIVE[codes.table_dtype] * np.maximum(np.abs(low), np.abs(high))
         tiny = 2.0**-24 if codes.table_dtype == "float16" else 2.0**-125
@@ -191,7 +201,7 @@ def test_what_is_not_finite_spoils_its_group_and_nothing_else(cases):
             expected = ~np.isfinite(spoilt)
         elif isinstance(codes, DictionaryCodes):
             expected = np.broadcast_to(bad.any((-1, -2), keepdims=True), bad.shape)
-        elif isinstance(codes, SignCodes) and codes.rotation is not None:
+        elif getattr(codes, "rotation", None) is not None:
             expected = np.broadcast_to(bad.any(-1, keepdims=True), bad.shape)
         else:
             expected = bad

@@ -3,6 +3,8 @@
 import hashlib
 from pathlib import Path
 
+from models.calibration.attached import TABLES_FILE
+
 __all__ = ["checkpoint_digest"]
 
 _EDGE = 2**20
@@ -12,11 +14,12 @@ def checkpoint_digest(folder: Path) -> str:
     """A digest of config.json and of the weights' names, sizes, first and last megabytes.
 
     Reading all of a large checkpoint would take longer than a small evaluation. Unlike
-    `models.fingerprint`, which tables are known by, it covers the vision tower, too.
+    `models.fingerprint`, which tables are known by, it covers the vision tower, too; the tables
+    themselves have digests of their own.
     """
     digest = hashlib.sha256()
     digest.update((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(set(folder.glob("*.safetensors")) - {folder / TABLES_FILE}):
         size = path.stat().st_size
         digest.update(f"{path.name}/{size}\n".encode())
         with path.open("rb") as file:
