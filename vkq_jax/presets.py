@@ -1,9 +1,7 @@
 """Settings by name."""
 
 import difflib
-import statistics
 from collections.abc import Mapping
-from math import pi, sqrt
 from types import MappingProxyType
 from typing import Any
 
@@ -19,10 +17,6 @@ from vkq_jax.sign_codes import SignCodes
 from vkq_jax.token_classes import TokenClass
 
 __all__ = ["calibrated_presets", "presets", "resolve"]
-
-# The levels of least squared error for a normal distribution, -+ sqrt(2 / pi), are its 0.2125- and
-# 0.7875-quantiles.
-_NORMAL_QUANTILE = statistics.NormalDist().cdf(-sqrt(2 / pi))
 
 
 def _both(codes: CodeFamily) -> KVQuantConfig:
@@ -52,8 +46,15 @@ presets: Mapping[str, KVQuantConfig] = MappingProxyType(
         "vkq-2bit": _both(_hadamard((0.23, 3), (0.45, 2), (0.32, 1), centres=3)),
         # One bit of every channel: what the fused kernel multiplies as it is stored.
         "signs-1bit": _both(SignCodes(gamma=1.0, scale_bits=8)),
-        # arXiv 2502.14882v1: group-specific and quantile-based.
-        "quantile-1bit": _both(LevelCodes(range_rule=Quantile(_NORMAL_QUANTILE), group_size=64)),
+        # arXiv 2502.14882v1, group-specific and quantile-based, with the settings that do least to
+        # the embedded model within 1.5 bits, by `python -m vkq_apps.evals.quantile_search`: a group
+        # is a token of a head.
+        "quantile-1bit": KVQuantConfig(
+            key=LevelCodes(
+                range_rule=Quantile(0.1), granularity=Granularity.PER_TOKEN, rotation="hadamard"
+            ),
+            value=LevelCodes(range_rule=Quantile(0.1), granularity=Granularity.PER_TOKEN),
+        ),
         # arXiv 2502.14882v2, as its code at 1 bit.
         "calibquant-1bit": KVQuantConfig(
             key=LevelCodes(range_rule=Shrink(0.5)),

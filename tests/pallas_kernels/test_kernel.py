@@ -707,7 +707,11 @@ def test_what_the_kernel_does_not_cover_is_said():
     assert reason(head_dim=160)(signs) is None
     assert reason(head_dim=257)(signs) == "head_dim 257 is above 256"
     assert "8-bit" in reason()(KVQuantConfig(LevelCodes(bits=8), LEVELS))
-    assert "group of 64" in reason()(vkq_jax.presets["quantile-1bit"])
+    assert "group of 64" in reason()(KVQuantConfig(LevelCodes(group_size=64), LEVELS))
+    assert "per token" in reason()(vkq_jax.presets["quantile-1bit"])
+    assert "1.6-bit" in reason()(KVQuantConfig(LevelCodes(bits=1.6), LEVELS))
+    assert "rotated channels" in reason()(KVQuantConfig(LevelCodes(rotation="hadamard"), LEVELS))
+    assert "MixedTensor is neither" in reason()(vkq_jax.presets["vidkv-1.5bit"])
     assert reason()(KVQuantConfig(SIGNS, SIGNS, ScoreCalibration())) is None
     mixed = stacked(random_layer(Shape(head_dim=64), vkq_jax.presets["none"])[1], 1)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), (mixed.visual[0].key,))[0]

@@ -1,5 +1,8 @@
 """The search for quantile levels and the rows of the ablation, without a model."""
 
+import json
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,8 +10,10 @@ import pytest
 from vkq_apps.evals import ablation, quantile_search
 from vkq_jax import Granularity, LevelCodes, Quantile
 from vkq_jax.code_tables import ClassTables, CodeTables, SideTables
-from vkq_jax.presets import calibrated_presets
+from vkq_jax.presets import calibrated_presets, presets
 from vkq_jax.quantize import quantize
+
+RESULTS = Path(__file__).parents[3] / "results"
 
 
 def test_candidates_stay_within_the_bits():
@@ -21,6 +26,15 @@ def test_candidates_stay_within_the_bits():
     coded = quantize(jnp.ones((576, 64)), found[0])
     held = sum(x.size * x.dtype.itemsize for x in (coded.packed, coded.lower, coded.upper))
     assert quantile_search.bits_of(found[0], 576, 64) == 8 * held / (576 * 64)
+
+
+def test_the_preset_is_what_the_search_chose():
+    chosen = json.loads((RESULTS / "quantile_search.json").read_text())["chosen"]
+    preset = presets["quantile-1bit"]
+    for side in quantile_search.SIDES:
+        found = quantile_search.described(getattr(preset, side))
+        # Groups of the 64 channels of the embedded model's heads are whole tokens.
+        assert chosen[side] | {"group_size": chosen[side]["group_size"] % 64 or None} == found
 
 
 def test_the_search_takes_what_measures_least(monkeypatch):
