@@ -85,8 +85,7 @@ def attend_cache(
     """
     num_queries, num_kv_heads = query.shape[1], layer.text.key.shape[1]
     q = scaled_rows(query, num_kv_heads, logits_scale)
-    parts, masks = _visual_scores(q, layer, starts)
-    parts = [soft_cap(part, logits_soft_cap) for part in parts]
+    parts, masks = _visual_scores(q, layer, starts, logits_soft_cap)
     guarded = None
     if layer.score_map is not None and parts:
         static = map_of_rows(layer.score_map, query.shape, num_kv_heads)
@@ -121,6 +120,7 @@ def score_range(
     *,
     starts: Starts | None = None,
     logits_scale: float | None = None,
+    logits_soft_cap: float | None = None,
 ) -> tuple[Float[Array, "B T N"], Float[Array, "B T N"]]:
     """Each query's lowest and highest visual score (gamma, delta) before any calibration, in nats.
 
@@ -130,7 +130,7 @@ def score_range(
     q = scaled_rows(query, layer.text.key.shape[1], logits_scale)
     lowest = jnp.full(q.shape[:-1], jnp.inf, jnp.float32)
     highest = -lowest
-    for scores, mask in zip(*_visual_scores(q, layer, starts), strict=True):
+    for scores, mask in zip(*_visual_scores(q, layer, starts, logits_soft_cap), strict=True):
         gamma, delta = visible_range(scores, mask)
         lowest, highest = jnp.minimum(lowest, gamma), jnp.maximum(highest, delta)
 
@@ -227,9 +227,12 @@ def scaled_rows(
 
 
 def _visual_scores(
-    q: Float[Array, "B K Q H"], layer: LayerCache, starts: Starts | None
+    q: Float[Array, "B K Q H"],
+    layer: LayerCache,
+    starts: Starts | None,
+    logits_soft_cap: float | None,
 ) -> tuple[list, list]:
-    """Scores [B, K, Q, V] of each visual bank, and which of them are visible."""
+    """Scores [B, K, Q, V] of each visual bank, capped, and which of them are visible."""
     tables = None if layer.tables is None else layer.tables.key
     parts = [post_scaling.scores(q, bank.key, tables) for bank in layer.visual]
     if layer.key_bias is not None:
@@ -238,6 +241,7 @@ def _visual_scores(
             part + bank.in_slots(share, part.shape[-1])
             for part, share, bank in zip(parts, shares, layer.visual, strict=True)
         ]
+    parts = [soft_cap(part, logits_soft_cap) for part in parts]
     masks = []
     for number, (bank, part) in enumerate(zip(layer.visual, parts, strict=True)):
         start = None if starts is None else starts.visual[number]

@@ -20,6 +20,7 @@ from vkq_jax.key_bias import KeyBias
 from vkq_jax.presets import presets
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.slots import filled
+from vkq_jax.soft_cap import soft_cap
 
 __all__ = ["CodeSamples", "sample_codes"]
 
@@ -77,17 +78,19 @@ def sample_codes(
 
     def observe(query, cache, layer, starts):
         view = cache.layer(layer)
-        scale = text.logits_scale
-        attended = attend_cache(query, view, starts=starts, logits_scale=scale)
+        scale, cap = text.logits_scale, text.attn_logit_softcapping
+        attended = attend_cache(query, view, starts=starts, logits_scale=scale, logits_soft_cap=cap)
         rows = scaled_rows(query, text.num_key_value_heads, scale)
         (bank,) = view.visual
-        scores = post_scaling.scores(rows, bank.key)
+        scores = soft_cap(post_scaling.scores(rows, bank.key), cap)
         first = None if starts is None else starts.visual[0]
         seen = bank.visible(first, bank.length[:, None], scores.shape[-1])
         logsumexp = to_kv_heads(attended.logsumexp[..., None], text.num_key_value_heads)
         weight = jnp.exp(scores - logsumexp)
         weight = jnp.where(per_kv_head(seen, scores), weight, 0.0)
         spread = weight * (1.0 - weight)
+        if cap is not None:  # errors of a score shrink by the cap's slope, squared
+            spread = spread * jnp.square(1.0 - jnp.square(scores / cap))
         w = spread.sum(-1)  # [B, K, Q]
         moment = jnp.einsum("bkq,bkqh,bkqg->bkhg", w, rows, rows)
         return moment, w.sum(-1), spread.sum(2), jnp.square(weight).sum(2)

@@ -53,8 +53,8 @@ def calibrate_scores(
         stop_tokens: token ids that end an answer; the checkpoint's own by default.
 
     Returns:
-        Slope and shift [L, N], float32, of scores after `logits_scale`, in nats; and `quant`, for
-        `generate` to refuse the map with other codes.
+        Slope and shift [L, N], float32, of scores after scale and soft-cap, in nats; and `quant`,
+        for `generate` to refuse the map with other codes.
 
     Raises:
         ValueError: an argument of a wrong type, settings without a calibration, or no visual tokens
@@ -109,8 +109,13 @@ def _sum_ranges(
     """
 
     def observe(query, cache, layer, starts):
-        scale = model.config.text.logits_scale
-        return score_range(query, cache.layer(layer), starts=starts, logits_scale=scale)
+        return score_range(
+            query,
+            cache.layer(layer),
+            starts=starts,
+            logits_scale=model.config.text.logits_scale,
+            logits_soft_cap=model.config.text.attn_logit_softcapping,
+        )
 
     def add(total, ranges, active):
         sums, count = total

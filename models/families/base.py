@@ -135,6 +135,7 @@ class Family:
         weights: names of the weights in files.
         array_names: outputs of the family's processor that the model takes beside `input_ids` and
             `attention_mask`.
+        unused_names: outputs of that processor that the model has no use for.
         visual_inputs: checks those outputs against the tokens. Takes the config, `input_ids` and
             the mask [B, T] on the host, and the arrays by name; raises ValueError.
         processing: makes the `models.inputs.processing.Processing` that turns prompts and pictures
@@ -151,5 +152,6 @@ class Family:
     array_names: tuple[str, ...]
     visual_inputs: Callable[[Any, np.ndarray, np.ndarray, Mapping[str, np.ndarray]], VisualInputs]
     processing: Callable[[], Processing]
+    unused_names: tuple[str, ...] = ()
     features_per_image: Callable[[Any], int | None] = lambda config: None
     visual_depends_on_question: bool = False

@@ -10,6 +10,7 @@ _MODULES = {
     "gemma3": "models.families.gemma3.family",
     "internvl": "models.families.internvl.family",
     "llava": "models.families.llava.family",
+    "paligemma": "models.families.paligemma.family",
 }
 
 MODEL_TYPES = tuple(_MODULES)

@@ -129,6 +129,8 @@ class Inputs:
 
     def continuing(self) -> Inputs:
         """These prompts as a later turn: without the BOS token at their start, if there is one."""
+        if self.pixel_values is None:  # then all is causal, as in transformers
+            self = dataclasses.replace(self, attention_group=None)
         if self.bos_token_id is None:
             return self
         starts = self.mask & (self.index == 0) & (self.input_ids == self.bos_token_id)

@@ -22,7 +22,7 @@ def chat_prompt(
     """The prompt that asks `question` about `num_images` new pictures.
 
     Uses the checkpoint's own chat template, that of its processor or of its tokenizer; checkpoints
-    without one get LLaVA-1.5's, `USER: <image>\\nquestion ASSISTANT:`.
+    without one get their family's, LLaVA-1.5's being `USER: <image>\\nquestion ASSISTANT:`.
 
     Args:
         model: from `models.load`.
@@ -46,7 +46,7 @@ def chat_prompt(
     with named(subject):
         template = _template(processor)
     if template is None:
-        return f"USER: {f'{processor.placeholder}\n' * num_images}{question} ASSISTANT:"
+        return processor.processing.plain_prompt(processor.placeholder, question, num_images)
     with named(subject):
         return _render(model, processor, template, question, num_images, later_turn)
 

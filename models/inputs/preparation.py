@@ -11,7 +11,7 @@ from models.families.registry import family_of
 from models.inputs.batch import Inputs, to_numpy
 from models.inputs.image_settings import check_resized
 from models.inputs.images import Pictures, group_by_prompt, read_picture
-from models.inputs.processor import processor_of
+from models.inputs.processor import Processor, processor_of
 from models.messages import show, some
 from models.model import Model
 
@@ -66,8 +66,9 @@ def prepare(
 
 
 def _from_processor_output(config: ModelConfig, output: dict[str, Any]) -> Inputs:
-    taken = ("input_ids", "attention_mask", *family_of(config.model_type).array_names)
-    unknown = sorted(set(output) - {*taken, *_REDUNDANT_OUTPUT})
+    family = family_of(config.model_type)
+    taken = ("input_ids", "attention_mask", *family.array_names)
+    unknown = sorted(set(output) - {*taken, *family.unused_names, *_REDUNDANT_OUTPUT})
     if unknown:
         raise ValueError(
             f"processor output: expected {', '.join(taken)}, got also {some(unknown)}, "
@@ -104,6 +105,8 @@ def _process(
         for picture in pictures:
             check_resized(processor.image_processor, picture)
         with named(f"the checkpoint's processor fails on prompt {row} or its pictures"):
+            bos = "" if later_turn else tokenizer.bos_token or ""
+            text = processor.processing.complete(text, processor.placeholder, bos)
             if pictures:
                 arrays, inserted = processor.processing.preprocess(
                     model.config,
@@ -114,14 +117,17 @@ def _process(
                 )
                 text = _insert(text, processor.placeholder, inserted)
                 visual.append(arrays)
-            rows.append(_tokenize(tokenizer, text, later_turn))
+            rows.append(_tokenize(processor, text, later_turn))
     width = max(map(len, rows))
     at_back = tokenizer.padding_side == "right"
+    pad = _pad_token(model.config, tokenizer)
+    ids = np.stack([_pad(row, width, at_back, pad) for row in rows])
     return Inputs.from_arrays(
         model.config,
-        np.stack([_pad(row, width, at_back, _pad_token(model.config, tokenizer)) for row in rows]),
+        ids,
         np.stack([_pad(np.ones_like(row), width, at_back) for row in rows]),
         bos_token_id=None if later_turn else tokenizer.bos_token_id,
+        **processor.processing.token_arrays(ids),
         **(processor.processing.join(visual) if visual else {}),
     )
 
@@ -132,13 +138,15 @@ def _insert(text: str, placeholder: str, inserted: Sequence[str]) -> str:
     return first + "".join(new + part for new, part in zip(inserted, parts, strict=True))
 
 
-def _tokenize(tokenizer: Any, text: str, later_turn: bool) -> np.ndarray:
+def _tokenize(processor: Processor, text: str, later_turn: bool) -> np.ndarray:
     """Token ids of one prompt, without padding."""
+    tokenizer = processor.tokenizer
     bos, eos = tokenizer.bos_token, tokenizer.eos_token if later_turn else None
     # Tokenizers treat a text's beginning in their own way. A later turn lies behind an answer,
     # and so behind the token that ends it.
     written = (eos or "") + text
-    add_special_tokens = not (later_turn or (bos and text.startswith(bos)))
+    has_them = later_turn or (bos and text.startswith(bos))
+    add_special_tokens = processor.processing.adds_special_tokens and not has_them
     ids = np.asarray(tokenizer(written, add_special_tokens=add_special_tokens).input_ids, np.int64)
     if eos:
         if ids[:1] != tokenizer.eos_token_id:

@@ -20,9 +20,11 @@ class Processing:
     Attributes:
         image_mark: the text that stands for one picture in a prompt, in this library and for all
             families: prompts may also hold the family's own `placeholder`.
+        adds_special_tokens: whether the tokenizer adds its special tokens (BOS) to a prompt.
     """
 
     image_mark = "<image>"
+    adds_special_tokens = True
 
     def placeholder(self, config: Any, tokenizer: Any) -> str:
         """The text that the checkpoint's own templates write for one picture: its image token."""
@@ -31,6 +33,24 @@ class Processing:
     def picture_text(self, config: Any, tokenizer: Any) -> str:
         """What `image_mark` becomes in a prompt: the placeholder and the tokens around it."""
         return self.placeholder(config, tokenizer)
+
+    def plain_prompt(self, placeholder: str, question: str, num_images: int) -> str:
+        """The prompt that asks a question where a checkpoint has no chat template."""
+        return f"USER: {f'{placeholder}\n' * num_images}{question} ASSISTANT:"
+
+    def complete(self, prompt: str, placeholder: str, bos: str) -> str:
+        """A prompt with what the family's processor adds to it.
+
+        Args:
+            prompt: holds a placeholder for each picture.
+            placeholder: that text.
+            bos: text of the tokenizer's BOS token; "" in a later turn.
+        """
+        return prompt
+
+    def token_arrays(self, input_ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays, beside the mask, that the family's processor makes of tokens [B, T]."""
+        return {}
 
     def load_image_processor(self, folder: Path, config: Any) -> Any:
         """transformers' image processor, on PIL and NumPy.

@@ -10,7 +10,13 @@ from models.layers.linear import Maker
 from models.layers.norms import LayerNorm, OffsetRmsNorm
 from vkq_jax.array_types import Array, Float
 
-__all__ = ["MergingProjector", "MlpProjector", "PoolingProjector", "merge_neighbours"]
+__all__ = [
+    "LinearProjector",
+    "MergingProjector",
+    "MlpProjector",
+    "PoolingProjector",
+    "merge_neighbours",
+]
 
 
 class MlpProjector(nnx.Module):
@@ -29,6 +35,20 @@ class MlpProjector(nnx.Module):
     ) -> Float[Array, "images features hidden_size"]:
         """One visual token's embedding for each feature."""
         return self.linear_2(activate(self.linear_1(features), self.act))
+
+
+class LinearProjector(nnx.Module):
+    """One linear layer with a bias: PaliGemma, arXiv 2407.07726."""
+
+    def __init__(self, make: Maker, feature_width: int, hidden_size: int):
+        """From `feature_width` channels to `hidden_size`."""
+        self.linear = make.linear(feature_width, hidden_size)
+
+    def __call__(
+        self, features: Float[Array, "images features feature_width"]
+    ) -> Float[Array, "images features hidden_size"]:
+        """One visual token's embedding for each feature."""
+        return self.linear(features)
 
 
 class PoolingProjector(nnx.Module):

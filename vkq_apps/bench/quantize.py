@@ -162,7 +162,14 @@ def _time_of_block(shape: ModelShape, sequences: int, tokens: int, repeats: int)
         mask = causal_mask(jnp.ones(positions.shape, bool))
 
         def attend(layer, query, key, value, carry):
-            output = dense_attention(query, key, value, mask, logits_scale=config.logits_scale)
+            output = dense_attention(
+                query,
+                key,
+                value,
+                mask,
+                logits_scale=config.logits_scale,
+                logits_soft_cap=config.attn_logit_softcapping,
+            )
             return output, carry, (key, value)
 
         return nnx.merge(graphdef, params)(x, positions, attend)

@@ -19,6 +19,7 @@ from vkq_jax.array_types import Array, Float
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.cache_updates import take_sequences
 from vkq_jax.dense import DenseTensor
+from vkq_jax.soft_cap import soft_cap
 from vkq_jax.visual import compact
 
 __all__ = ["attention_mass", "keep_tokens", "read_kept"]
@@ -37,10 +38,14 @@ def attention_mass(model: Model, inputs: Inputs) -> Float[Array, "L B K V"]:
 
     def attend(layer, query, key, value, carry):
         mask = mask_of(layer)
-        output = dense_attention(query, key, value, mask, logits_scale=text.logits_scale)
+        cap = text.attn_logit_softcapping
+        output = dense_attention(
+            query, key, value, mask, logits_scale=text.logits_scale, logits_soft_cap=cap
+        )
         q = query.reshape(*query.shape[:2], text.num_key_value_heads, -1, text.head_dim)
         scores = jnp.einsum("btkmh,bskh->bkmts", q, key, preferred_element_type=jnp.float32)
-        scores = jnp.where(mask[:, None, None], scores * text.logits_scale, -jnp.inf)
+        scores = soft_cap(scores * text.logits_scale, cap)
+        scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
         weights = jax.nn.softmax(scores, axis=-1)
         seen = jnp.where(inputs.mask[:, None, None, :, None], weights, 0.0).sum((2, 3))
         mass = jnp.take_along_axis(seen, index[:, None], axis=-1)

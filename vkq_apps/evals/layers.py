@@ -15,6 +15,7 @@ from vkq_jax.attention import to_kv_heads
 from vkq_jax.cache import VisualBank
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.error_measures import relative_squared_error
+from vkq_jax.soft_cap import soft_cap
 
 __all__ = ["layer_errors"]
 
@@ -38,7 +39,7 @@ def layer_errors(
             their means over the tokens, which the softmax does not see.
         output: |coded - exact|^2 / |exact|^2 of attention's output.
     """
-    scale = model.config.text.logits_scale
+    scale, cap = model.config.text.logits_scale, model.config.text.attn_logit_softcapping
     visible = (coded.cache.text.length + 1)[:, None]
 
     def observe(query, cache, layer, starts):
@@ -49,14 +50,16 @@ def layer_errors(
             visible_text=visible,
             starts=starts,
             logits_scale=scale,
+            logits_soft_cap=cap,
         )
         both = dataclasses.replace(
             cache, visual=exact.cache.visual, quant=exact.cache.quant, tables=None
         )
+        scaled = query.astype(jnp.float32) * scale
         outputs = [attend(cache=one).output[:, 0] for one in (both, cache)]
         scores = [
             jnp.concatenate(
-                [_centred_scores(query, bank, view.tables) for bank in view.visual],
+                [_centred_scores(scaled, bank, view.tables, cap) for bank in view.visual],
                 axis=-1,
             )
             for view in (both.layer(layer), cache.layer(layer))
@@ -71,13 +74,16 @@ def layer_errors(
 
 
 def _centred_scores(
-    query: Float[Array, "B 1 N H"], bank: VisualBank, tables: CodeTables | None
+    query: Float[Array, "B 1 N H"],
+    bank: VisualBank,
+    tables: CodeTables | None,
+    cap: float | None,
 ) -> Float[Array, "B N V"]:
-    """Scores [B, N, V] without the factor, less their mean over the bank's tokens."""
+    """Scores [B, N, V] of scaled queries, capped, less their mean over the bank's tokens."""
     keys, _ = bank.dequantize(tables)
-    q = to_kv_heads(query.astype(jnp.float32), keys.shape[1])
+    q = to_kv_heads(query, keys.shape[1])
     scores = jnp.einsum("bkmh,bkvh->bkmv", q, keys, precision="highest")
-    scores = scores.reshape(scores.shape[0], -1, scores.shape[-1])
+    scores = soft_cap(scores.reshape(scores.shape[0], -1, scores.shape[-1]), cap)
     valid = (jnp.arange(scores.shape[-1]) < bank.length[:, None])[:, None]
     mean = jnp.mean(scores, axis=-1, where=valid, keepdims=True)
     return jnp.where(valid, scores - mean, 0.0)

@@ -23,6 +23,7 @@ from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.slots import visible
+from vkq_jax.soft_cap import soft_cap
 from vkq_jax.visibility import Starts
 
 __all__ = ["LastTokenAttention", "layers_as_batch", "over_cache"]
@@ -66,21 +67,31 @@ def layers_as_batch(
     )
 
 
-def over_cache(caught: Capture, cache: LayerCache, *, logits_scale: float) -> LastTokenAttention:
+def over_cache(
+    caught: Capture,
+    cache: LayerCache,
+    *,
+    logits_scale: float,
+    logits_soft_cap: float | None = None,
+) -> LastTokenAttention:
     """Attention of the query that was caught over `cache` (see `layers_as_batch`), with weights."""
     query = caught.query[:, None]
     starts = Starts((caught.visual_start[:, None],), caught.text_start[:, None])
-    attended = attend_cache(query, cache, starts=starts, logits_scale=logits_scale)
+    attended = attend_cache(
+        query, cache, starts=starts, logits_scale=logits_scale, logits_soft_cap=logits_soft_cap
+    )
     # Attention does not hand out its weights, so they are computed again, from the same parts.
     (bank,) = cache.visual
     q = to_kv_heads(query.astype(jnp.float32) * logits_scale, cache.text.key.shape[1])
 
     scores = post_scaling.scores(q, bank.key, None if cache.tables is None else cache.tables.key)
+    scores = soft_cap(scores, logits_soft_cap)
     mask = bank.visible(caught.visual_start[:, None], bank.length[:, None], scores.shape[-1])
     mask = per_kv_head(mask, scores)
     if cache.quant.calibration is not None:
         scores, _ = calibrate(scores, mask, cache.quant.calibration)
     text = jnp.einsum("lkmh,lksh->lkms", q, cache.text.key.astype(jnp.float32), precision="highest")
+    text = soft_cap(text, logits_soft_cap)
     seen = visible(caught.text_start[:, None], cache.text.length[:, None], text.shape[-1])
     mask = jnp.concatenate([mask, per_kv_head(seen[:, None], text)], -1)
     weights, _ = masked_softmax(jnp.concatenate([scores, text], -1), mask)

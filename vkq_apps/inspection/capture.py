@@ -68,7 +68,12 @@ def _capture(model: Model, inputs: Inputs, num_visual: int, num_text: int) -> Ca
         mask = mask_of(layer)
         hidden = ~mask[0, last]
         output = dense_attention(
-            query, key, value, mask, logits_scale=model.config.text.logits_scale
+            query,
+            key,
+            value,
+            mask,
+            logits_scale=model.config.text.logits_scale,
+            logits_soft_cap=model.config.text.attn_logit_softcapping,
         )
         caught = Capture(
             query=query[0, last],

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from models import Inputs, Model
 from models.generation.prefill import prefill
+from models.text.config import TextConfig
 from vkq_apps.inspection.attention import LastTokenAttention, layers_as_batch, over_cache
 from vkq_apps.inspection.capture import Capture, capture
 from vkq_apps.inspection.ranges import ChannelRanges, channel_ranges
@@ -64,40 +65,44 @@ def inspect_visual(
         caught,
         tables,
         quant=quant,
-        logits_scale=model.config.text.logits_scale,
+        text=model.config.text,
         nbytes=cache_nbytes(filled),
     )
 
 
-@partial(jax.jit, static_argnames=("quant", "logits_scale", "nbytes"))
+@partial(jax.jit, static_argnames=("quant", "text", "nbytes"))
 def _inspect(
     caught: Capture,
     tables: CodeTables | None,
     *,
     quant: KVQuantConfig,
-    logits_scale: float,
+    text: TextConfig,
     nbytes: CacheBytes,
 ) -> Inspection:
     cache = layers_as_batch(caught, quant, tables)
     (bank,) = cache.visual
-    before = _exact(caught, logits_scale)
-    after = over_cache(caught, cache, logits_scale=logits_scale)
+    exact = layers_as_batch(caught, presets["none"])
+    before, after = (
+        over_cache(
+            caught,
+            one,
+            logits_scale=text.logits_scale,
+            logits_soft_cap=text.attn_logit_softcapping,
+        )
+        for one in (exact, cache)
+    )
     key_hat, value_hat = bank.dequantize(tables)
-    visual, text = after.visual - before.visual, after.text - before.text
+    moved = jnp.abs(after.visual - before.visual).sum(-1)
+    moved = moved + jnp.abs(after.text - before.text).sum(-1)
     return Inspection(
         key=_inspect_tensor(caught.key, key_hat, bank.key),
         value=_inspect_tensor(caught.value, value_hat, bank.value),
         before=before,
         after=after,
         output_error=relative_squared_error(before.output[:, :, None], after.output[:, :, None]),
-        moved=(jnp.abs(visual).sum(-1) + jnp.abs(text).sum(-1)) / 2,
+        moved=moved / 2,
         nbytes=nbytes,
     )
-
-
-def _exact(caught: Capture, logits_scale: float) -> LastTokenAttention:
-    none = presets["none"]
-    return over_cache(caught, layers_as_batch(caught, none), logits_scale=logits_scale)
 
 
 def _inspect_tensor(

@@ -7,10 +7,9 @@ from typing import Any, Literal, Self
 
 from models.checkpoints.hf_fields import NO_EFFECT, Count, TokenId, TokenIds, token_ids
 from models.checkpoints.hf_settings import Settings
-from models.families.base import ModelConfig
+from models.families.fixed_grid import FixedGridConfig
 from models.text.registry import read_text_settings
 from models.vision.settings import read_vision_settings
-from models.vision.vit import VitConfig
 
 __all__ = ["Gemma3Config", "Gemma3ModelSettings"]
 
@@ -34,8 +33,8 @@ class Gemma3ModelSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Gemma3Config(ModelConfig):
-    """A Gemma 3 model: fields of `ModelConfig`, its vision tower and projector.
+class Gemma3Config(FixedGridConfig):
+    """A Gemma 3 model.
 
     Attributes:
         pool: features of a side of the square whose mean becomes one visual token.
@@ -43,7 +42,6 @@ class Gemma3Config(ModelConfig):
     """
 
     model_type: str = "gemma3"
-    vision: VitConfig
     pool: int
     begin_image_id: int
     end_image_id: int

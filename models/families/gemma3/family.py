@@ -7,12 +7,10 @@ import numpy as np
 from PIL import Image
 
 from models.families.base import Family, VisualInputs
+from models.families.fixed_grid import FixedGridProcessing, read_pixels
 from models.families.gemma3.config import Gemma3Config
 from models.families.gemma3.model import Gemma3Model
 from models.families.llava.naming import llava_names
-from models.inputs.image_settings import check_image_settings
-from models.inputs.pixels import check_image_tokens, check_pixels
-from models.inputs.processing import Processing
 
 __all__ = ["FAMILY"]
 
@@ -20,14 +18,7 @@ __all__ = ["FAMILY"]
 def _visual_inputs(
     config: Gemma3Config, ids: np.ndarray, mask: np.ndarray, arrays: Mapping[str, np.ndarray]
 ) -> VisualInputs:
-    pixels, size = arrays.get("pixel_values"), config.vision.image_size
-    if pixels is not None:
-        pixels = check_pixels(pixels, (3, size, size), f"[images, 3, {size}, {size}]")
-    visual = ids == config.image_token_id
-    images = 0 if pixels is None else len(pixels)
-    check_image_tokens(
-        config.image_token_id, int(visual.sum()), images, images * config.image_tokens
-    )
+    pixels, visual = read_pixels(config, ids, arrays), ids == config.image_token_id
     types = arrays.get("token_type_ids")
     if types is not None and not np.array_equal(types, visual):
         raise ValueError(
@@ -43,16 +34,12 @@ def _runs(visual: np.ndarray) -> np.ndarray:
     return np.where(visual, np.cumsum(starts, -1) - 1, -1)
 
 
-class _Processing(Processing):
+class _Processing(FixedGridProcessing):
     """Each picture resized to the tower's square, parts of it behind it where the file asks so."""
 
     def placeholder(self, config: Gemma3Config, tokenizer: Any) -> str:
         """As `Processing.placeholder`: templates write the token that begins a picture."""
         return tokenizer.convert_ids_to_tokens(config.begin_image_id)
-
-    def check(self, config: Gemma3Config, image_processor: Any) -> None:
-        """As `Processing.check`: pictures have the tower's size."""
-        check_image_settings(image_processor, config.vision.image_size)
 
     def preprocess(
         self,

@@ -70,13 +70,10 @@ def arrays(counts=(2, 0, 1), seed=0):
     rng = np.random.default_rng(seed)
     rows = []
     for row, count in enumerate(counts):
-        text = [rng.integers(0, 40, 3 + row + i) for i in range(count + 1)]
-        pictures = [[41, *[IMAGE] * PER_IMAGE, 42]] * count
-        rows.append(
-            np.concatenate(
-                [*(x for pair in zip(text[:-1], pictures, strict=True) for x in pair), text[-1]]
-            )
-        )
+        parts = [rng.integers(0, 40, 3 + row)]
+        for i in range(count):
+            parts += [[41, *[IMAGE] * PER_IMAGE, 42], rng.integers(0, 40, 2 + i)]
+        rows.append(np.concatenate(parts))
     width = max(map(len, rows))
     ids = np.stack([np.pad(row, (width - len(row), 0)) for row in rows])
     mask = np.stack([np.arange(width) >= width - len(row) for row in rows])

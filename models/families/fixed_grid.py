@@ -1,0 +1,93 @@
+"""What families share whose pictures are squares of one size for a vision transformer."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from models.families.base import ModelConfig, MultimodalModel
+from models.inputs.image_settings import check_image_settings
+from models.inputs.pixels import check_image_tokens, check_pixels
+from models.inputs.processing import Processing
+from models.layers.linear import Maker
+from models.text.decoder import TextDecoder
+from models.vision.vit import VisionTransformer, VitConfig
+from vkq_jax.array_types import Array, Float
+
+__all__ = ["FixedGridConfig", "FixedGridModel", "FixedGridProcessing", "read_pixels"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FixedGridConfig(ModelConfig):
+    """Fields of `ModelConfig` and a vision tower."""
+
+    vision: VitConfig
+
+    @property
+    def image_tokens(self) -> int:
+        """Visual tokens of one picture."""
+        return self.vision.num_features
+
+
+class FixedGridModel(MultimodalModel, abc.ABC):
+    """Three parts: `vision`, `projector`, `text`."""
+
+    def __init__(self, config: FixedGridConfig, make: Maker):
+        """Random parameters."""
+        self.config = config
+        self.vision = VisionTransformer(config.vision, make)
+        self.projector = self.make_projector(config, make)
+        self.text = TextDecoder(config.text, make)
+
+    @abc.abstractmethod
+    def make_projector(self, config: Any, make: Maker) -> nnx.Module:
+        """A module from features [images, features, width] to [images, tokens, hidden_size]."""
+
+    def image_features(
+        self, pixel_values: Float[Array, "images 3 size size"], layout: Any = None
+    ) -> Float[Array, "features hidden_size"]:
+        """Embeddings of the visual tokens of all images, one image after another."""
+        features = self.projector(self.vision(pixel_values))
+        return features.reshape(-1, features.shape[-1])
+
+
+def read_pixels(
+    config: FixedGridConfig, ids: np.ndarray, arrays: Mapping[str, np.ndarray]
+) -> np.ndarray | None:
+    """`pixel_values` in float32, if there are any.
+
+    Raises:
+        ValueError: a wrong shape or dtype, values that are not finite, or another number of image
+            tokens than the pictures need.
+    """
+    pixels, size = arrays.get("pixel_values"), config.vision.image_size
+    if pixels is not None:
+        pixels = check_pixels(pixels, (3, size, size), f"[images, 3, {size}, {size}]")
+    images = 0 if pixels is None else len(pixels)
+    tokens = int((ids == config.image_token_id).sum())
+    check_image_tokens(config.image_token_id, tokens, images, images * config.image_tokens)
+    return pixels
+
+
+class FixedGridProcessing(Processing):
+    """Each picture resized to the tower's square; one run of image tokens a picture."""
+
+    def check(self, config: FixedGridConfig, image_processor: Any) -> None:
+        """As `Processing.check`: pictures have the tower's size."""
+        check_image_settings(image_processor, config.vision.image_size)
+
+    def preprocess(
+        self,
+        config: Any,
+        image_processor: Any,
+        pictures: Sequence[Image.Image],
+        placeholder: str,
+        tokenizer: Any,
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
+        """As `Processing.preprocess`."""
+        pixels = self.run(image_processor, pictures)["pixel_values"]
+        return {"pixel_values": pixels}, [placeholder * config.image_tokens] * len(pictures)

@@ -1,0 +1,96 @@
+"""Settings of a PaliGemma model."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from models.checkpoints.hf_fields import NO_EFFECT, TokenId, TokenIds, Width, token_ids
+from models.checkpoints.hf_settings import Settings
+from models.families.fixed_grid import FixedGridConfig
+from models.text.gemma_settings import Gemma2Settings
+from models.text.registry import read_text_settings
+from models.vision.settings import read_vision_settings
+
+__all__ = ["PaliGemmaConfig", "PaliGemmaSettings"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PaliGemmaSettings(Settings):
+    """The whole config.json; its towers are read by their own settings."""
+
+    model_type: Literal["paligemma"]
+    vision_config: dict[str, Any] | None = None
+    text_config: dict[str, Any] | None = None
+    image_token_index: TokenId = 256000
+    image_token_id: TokenId | None = None  # another name of image_token_index, which it overrides
+    projection_dim: Width = 2048
+    tie_word_embeddings: bool = True
+    quantization_config: None = None
+    eos_token_id: TokenIds | None = None
+    # The text tower's own fields are looked at.
+    ignored = NO_EFFECT | {"hidden_size", "vocab_size", "ignore_index"}
+
+
+# The towers of a file that says nothing of them.
+_VISION = {
+    "hidden_size": 1152,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+}
+_TEXT = {
+    "vocab_size": 257152,
+    "hidden_size": 2048,
+    "intermediate_size": 16384,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 1,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PaliGemmaConfig(FixedGridConfig):
+    """A PaliGemma model of version 1 (Gemma) or 2 (Gemma 2)."""
+
+    model_type: str = "paligemma"
+
+    @classmethod
+    def from_hf(cls, content: Mapping[str, Any]) -> Self:
+        """From the content of a config.json, written by transformers 4 or 5.
+
+        Raises:
+            NotImplementedError: a setting that this port cannot honour, named.
+            ValueError: a field of a wrong type, out of range, or contradicting another, named.
+        """
+        hf = PaliGemmaSettings.read(content)
+        tower = read_vision_settings(
+            _VISION if hf.vision_config is None else hf.vision_config,
+            ("siglip_vision_model",),
+            default="siglip_vision_model",
+        )
+        given = dict(_TEXT if hf.text_config is None else hf.text_config)
+        # The processor's token_type_ids say what sees what, whatever this field says.
+        given.pop("use_bidirectional_attention", None)
+        text = read_text_settings(given, supported=("gemma", "gemma2"), default="gemma")
+        if hf.projection_dim != text.hidden_size:
+            raise ValueError(
+                f"projection_dim: expected text_config.hidden_size={text.hidden_size}, "
+                f"got {hf.projection_dim}"
+            )
+        cap = text.final_logit_softcapping if isinstance(text, Gemma2Settings) else None
+        eos = text.eos_token_id if hf.eos_token_id is None else hf.eos_token_id
+        return cls(
+            vision=tower.to_config(-1, post_norm=True),
+            text=dataclasses.replace(
+                text.to_config(
+                    "text_config",
+                    tie_word_embeddings=hf.tie_word_embeddings or text.tie_word_embeddings,
+                ),
+                final_logit_softcapping=cap,
+                groups_cross_window=True,
+            ),
+            image_token_id=hf.image_token_index if hf.image_token_id is None else hf.image_token_id,
+            eos_token_ids=token_ids(eos),
+        )
