@@ -9,6 +9,9 @@ __all__ = ["MODEL_TYPES", "family_of"]
 _MODULES = {
     "gemma3": "models.families.gemma3.family",
     "llava": "models.families.llava.family",
+    "qwen2_vl": "models.families.qwen_vl.family",
+    "qwen2_5_vl": "models.families.qwen_vl.family",
+    "qwen3_vl": "models.families.qwen_vl.family",
 }
 
 MODEL_TYPES = tuple(_MODULES)

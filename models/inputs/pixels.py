@@ -3,16 +3,23 @@
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["check_image_tokens", "check_pixels"]
+__all__ = ["bucket", "check_image_tokens", "check_pixels", "pad_to_bucket"]
 
 
-def check_pixels(pixels: np.ndarray, shape: tuple[int | None, ...], described: str) -> np.ndarray:
+def check_pixels(
+    pixels: np.ndarray,
+    shape: tuple[int | None, ...],
+    described: str,
+    *,
+    name: str = "pixel_values",
+) -> np.ndarray:
     """Preprocessed pictures in float32.
 
     Args:
         pixels: as given.
         shape: what is expected behind the first axis; None where any number is right.
         described: the whole shape in words.
+        name: of the array, for errors.
 
     Raises:
         ValueError: a wrong shape or dtype, no picture, or values that are not finite.
@@ -22,15 +29,13 @@ def check_pixels(pixels: np.ndarray, shape: tuple[int | None, ...], described: s
     )
     # jnp's notion of floating knows bfloat16, NumPy's does not.
     if not fits or not jnp.issubdtype(pixels.dtype, jnp.floating):
-        raise ValueError(
-            f"pixel_values: expected floats {described}, got {pixels.dtype} {pixels.shape}"
-        )
+        raise ValueError(f"{name}: expected floats {described}, got {pixels.dtype} {pixels.shape}")
     if not len(pixels):
-        raise ValueError("pixel_values: no image; pass None for a prompt without images")
+        raise ValueError(f"{name}: no image; pass None for a prompt without images")
     with np.errstate(over="ignore"):
         pixels = pixels.astype(np.float32)
     if not np.isfinite(pixels).all():
-        raise ValueError("pixel_values: expected finite float32 values, got NaN or infinite ones")
+        raise ValueError(f"{name}: expected finite float32 values, got NaN or infinite ones")
     return pixels
 
 
@@ -54,3 +59,19 @@ def check_image_tokens(token: int, tokens: int, images: int, needed: int) -> Non
         raise ValueError(f"image tokens without an image: {counts}")
     more = "images than tokens" if tokens < needed else "tokens than images"
     raise ValueError(f"more {more}: {counts}")
+
+
+def bucket(count: int) -> int:
+    """A size for `count` things, the same for similar counts: compiled functions are kept by size.
+
+    Counts above 8 are rounded up to a multiple of an eighth of the next power of two: four sizes
+    lie between two powers of two, and less than a fifth of a size is padding.
+    """
+    step = max((1 << (count - 1).bit_length()) // 8, 1)
+    return -(-count // step) * step
+
+
+def pad_to_bucket(values: np.ndarray) -> np.ndarray:
+    """`values` with zeros behind them, up to the `bucket` of the first axis."""
+    missing = bucket(len(values)) - len(values)
+    return np.pad(values, [(0, missing), *[(0, 0)] * (values.ndim - 1)])
