@@ -5,7 +5,7 @@ from typing import Annotated, Any, Protocol
 
 from models.checkpoints.hf_fields import Factor, Length, Theta
 from models.checkpoints.hf_settings import Between, OneOf, Settings
-from models.layers.rope import RopeConfig, RopeKind
+from models.layers.rope import MRope, RopeConfig, RopeKind
 from models.messages import some
 
 __all__ = ["RopeSettings", "read_rope", "rope_of"]
@@ -31,6 +31,35 @@ class RopeSettings(Settings):
     short_factor: tuple[Factor, ...] | None = None
     long_factor: tuple[Factor, ...] | None = None
     ignored = frozenset({"type", "finetuned"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MRopeSettings(Settings):
+    """What the same object says in decoders whose positions have three axes."""
+
+    mrope_section: tuple[Annotated[int, Between(0, 2**12)], ...] | None = None
+    mrope_interleaved: bool | None = None
+
+    def settle(self, default: MRope, where: str) -> MRope:
+        """The decoder's M-RoPE; as in transformers, its model_type decides whether it interleaves.
+
+        Raises:
+            NotImplementedError: another order than that of the decoder.
+            ValueError: not three numbers.
+        """
+        if self.mrope_interleaved not in (None, default.interleaved):
+            raise NotImplementedError(
+                f"{where}.mrope_interleaved={self.mrope_interleaved}; supported for this "
+                f"model_type: {default.interleaved}"
+            )
+        if self.mrope_section is None:
+            return default
+        if len(self.mrope_section) != 3:
+            raise ValueError(
+                f"{where}.mrope_section: expected three numbers, got {list(self.mrope_section)}"
+            )
+        time, row, column = self.mrope_section
+        return MRope((time, row, column), default.interleaved)
 
 
 class TowerSettings(Protocol):
@@ -59,7 +88,9 @@ _NEEDED = {
 }
 
 
-def read_rope(tower: TowerSettings, head_dim: int, where: str) -> RopeConfig:
+def read_rope(
+    tower: TowerSettings, head_dim: int, where: str, *, mrope: MRope | None = None
+) -> RopeConfig:
     """The rotary embedding of a text tower.
 
     As in transformers, `rope_scaling` goes before `rope_parameters`, what they say of theta before
@@ -69,6 +100,8 @@ def read_rope(tower: TowerSettings, head_dim: int, where: str) -> RopeConfig:
         tower: the fields of the tower.
         head_dim: channels of a head.
         where: name of the tower in config.json.
+        mrope: how the decoder shares pairs of channels among axes where its file does not say it;
+            None: its positions have one axis.
 
     Raises:
         NotImplementedError: a setting that is not supported, named.
@@ -76,10 +109,17 @@ def read_rope(tower: TowerSettings, head_dim: int, where: str) -> RopeConfig:
     """
     given = tower.rope_scaling or tower.rope_parameters or {}
     name = "rope_scaling" if tower.rope_scaling else "rope_parameters"
-    return rope_of(given, tower, head_dim, f"{where}.{name}")
+    return rope_of(given, tower, head_dim, f"{where}.{name}", mrope=mrope)
 
 
-def rope_of(given: dict[str, Any], tower: TowerSettings, head_dim: int, where: str) -> RopeConfig:
+def rope_of(
+    given: dict[str, Any],
+    tower: TowerSettings,
+    head_dim: int,
+    where: str,
+    *,
+    mrope: MRope | None = None,
+) -> RopeConfig:
     """The rotary embedding that one object of a file describes; see `read_rope`.
 
     Args:
@@ -87,8 +127,16 @@ def rope_of(given: dict[str, Any], tower: TowerSettings, head_dim: int, where: s
         tower: what holds where the object says nothing.
         head_dim: channels of a head.
         where: name of the object in config.json.
+        mrope: see `read_rope`.
     """
-    if unread := RopeSettings.unread(given):
+    unread = RopeSettings.unread(given)
+    if mrope is not None:
+        mrope = MRopeSettings.read(given, where).settle(mrope, where)
+        unread = [name for name in unread if name in MRopeSettings.unread(given)]
+        # transformers 4 calls it a type of its own.
+        plain = RopeKind.DEFAULT.value
+        given = given | {n: plain for n in ("type", "rope_type") if given.get(n) == "mrope"}
+    if unread:
         raise NotImplementedError(f"{where} has {some(unread)}, which is not supported")
     defaults = {
         "rope_type": given.get("type", RopeKind.DEFAULT.value),
@@ -117,6 +165,7 @@ def rope_of(given: dict[str, Any], tower: TowerSettings, head_dim: int, where: s
             original_max_length=(
                 tower.original_max_position_embeddings or settings.original_max_position_embeddings
             ),
+            mrope=mrope,
             **optional,
         )
     except ValueError as error:

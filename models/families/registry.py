@@ -11,6 +11,9 @@ _MODULES = {
     "internvl": "models.families.internvl.family",
     "llava": "models.families.llava.family",
     "paligemma": "models.families.paligemma.family",
+    "qwen2_vl": "models.families.qwen_vl.family",
+    "qwen2_5_vl": "models.families.qwen_vl.family",
+    "qwen3_vl": "models.families.qwen_vl.family",
 }
 
 MODEL_TYPES = tuple(_MODULES)

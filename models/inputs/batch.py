@@ -72,7 +72,9 @@ class Inputs:
     def next_position(self) -> Int32[Array, "B"]:
         """The RoPE position that follows each prompt: the greatest of all axes plus 1."""
         masked = jnp.where(_like(self.mask, self.positions), self.positions, -1)
-        return masked.max(axis=tuple(range(1, masked.ndim))) + 1
+        # At least 0: behind a long clip text may have smaller positions than the clip's last frame,
+        # and where the clip is another part (`split_after_images`), relative ones below 0.
+        return masked.max(axis=tuple(range(1, masked.ndim)), initial=-1) + 1
 
     def place_features(
         self, features: Float[Array, "features hidden_size"], text: Float[Array, "B T hidden_size"]

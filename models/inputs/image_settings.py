@@ -7,7 +7,7 @@ from PIL import Image
 
 from models.messages import show
 
-__all__ = ["check_image_settings", "check_resized", "check_tile_counts"]
+__all__ = ["check_area_settings", "check_image_settings", "check_resized", "check_tile_counts"]
 
 _LARGEST_RESIZED = 2**26
 """Pixels of a resized or padded picture: 1 GB while transformers works on it."""
@@ -27,6 +27,46 @@ def check_image_settings(image_processor: Any, image_size: int) -> None:
     Raises:
         ValueError: a setting of a wrong type or out of range, named.
     """
+    _check_steps(image_processor)
+    if image_processor.do_resize:
+        for edge, value in _sizes(image_processor.size).items():
+            valid = type(value) is int and 0 < value <= _LARGEST_EDGE
+            _check(f"size.{edge}", value, valid, f"a whole number from 1 to {_LARGEST_EDGE}")
+    for step, name in (("do_center_crop", "crop_size"), ("do_pad", "pad_size")):
+        size = getattr(image_processor, name, None)
+        if getattr(image_processor, step, None) and size is not None:
+            found = _sizes(size)
+            valid = found == {"height": image_size, "width": image_size}
+            _check(name, found, valid, f"height and width {image_size}, as in the vision tower")
+
+
+def check_area_settings(image_processor: Any, **tower: int) -> None:
+    """Checks the settings of Qwen-VL's kind, whose `size` holds a least and a greatest area.
+
+    Args:
+        image_processor: of transformers.
+        **tower: what settings have to be for the vision tower, by their names.
+
+    Raises:
+        ValueError: a setting of a wrong type or out of range, named.
+    """
+    _check_steps(image_processor)
+    for name, expected in tower.items():
+        value = getattr(image_processor, name, None)
+        _check(name, value, value == expected, f"{expected}, as in the vision tower")
+    size = _sizes(image_processor.size)
+    least, most = size.get("shortest_edge"), size.get("longest_edge")
+    valid = type(least) is int and type(most) is int and 0 < least <= most <= _LARGEST_RESIZED
+    _check(
+        "size",
+        size,
+        valid or not image_processor.do_resize,
+        f"shortest_edge and longest_edge, pixels of whole pictures up to {_LARGEST_RESIZED}",
+    )
+
+
+def _check_steps(image_processor: Any) -> None:
+    """Checks what the steps that all image processors share are set to."""
     for name in (*_SWITCHES, "do_pad"):
         value = getattr(image_processor, name, None)
         _check(name, value, value is None or isinstance(value, bool), "true or false")
@@ -44,15 +84,6 @@ def check_image_settings(image_processor: Any, image_size: int) -> None:
         resample = image_processor.resample
         known = isinstance(resample, int) and resample in list(Image.Resampling)
         _check("resample", resample, resample is None or known, "one of Pillow's filters, 0 to 5")
-        for edge, value in _sizes(image_processor.size).items():
-            valid = type(value) is int and 0 < value <= _LARGEST_EDGE
-            _check(f"size.{edge}", value, valid, f"a whole number from 1 to {_LARGEST_EDGE}")
-    for step, name in (("do_center_crop", "crop_size"), ("do_pad", "pad_size")):
-        size = getattr(image_processor, name, None)
-        if getattr(image_processor, step, None) and size is not None:
-            found = _sizes(size)
-            valid = found == {"height": image_size, "width": image_size}
-            _check(name, found, valid, f"height and width {image_size}, as in the vision tower")
 
 
 def check_tile_counts(image_processor: Any) -> None:

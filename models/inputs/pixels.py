@@ -6,13 +6,20 @@ import numpy as np
 __all__ = ["bucket", "check_image_tokens", "check_pixels", "pad_to_bucket"]
 
 
-def check_pixels(pixels: np.ndarray, shape: tuple[int | None, ...], described: str) -> np.ndarray:
+def check_pixels(
+    pixels: np.ndarray,
+    shape: tuple[int | None, ...],
+    described: str,
+    *,
+    name: str = "pixel_values",
+) -> np.ndarray:
     """Preprocessed pictures in float32.
 
     Args:
         pixels: as given.
         shape: what is expected behind the first axis; None where any number is right.
         described: the whole shape in words.
+        name: of the array, for errors.
 
     Raises:
         ValueError: a wrong shape or dtype, no picture, or values that are not finite.
@@ -22,15 +29,13 @@ def check_pixels(pixels: np.ndarray, shape: tuple[int | None, ...], described: s
     )
     # jnp's notion of floating knows bfloat16, NumPy's does not.
     if not fits or not jnp.issubdtype(pixels.dtype, jnp.floating):
-        raise ValueError(
-            f"pixel_values: expected floats {described}, got {pixels.dtype} {pixels.shape}"
-        )
+        raise ValueError(f"{name}: expected floats {described}, got {pixels.dtype} {pixels.shape}")
     if not len(pixels):
-        raise ValueError("pixel_values: no image; pass None for a prompt without images")
+        raise ValueError(f"{name}: no image; pass None for a prompt without images")
     with np.errstate(over="ignore"):
         pixels = pixels.astype(np.float32)
     if not np.isfinite(pixels).all():
-        raise ValueError("pixel_values: expected finite float32 values, got NaN or infinite ones")
+        raise ValueError(f"{name}: expected finite float32 values, got NaN or infinite ones")
     return pixels
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from models.inputs.image_settings import check_resized
+
 __all__ = ["Processing"]
 
 
@@ -70,6 +72,10 @@ class Processing:
     def check(self, config: Any, image_processor: Any) -> None:
         """Raises ValueError for image settings that cannot be, or do not fit the model."""
         raise NotImplementedError
+
+    def check_picture(self, image_processor: Any, picture: Image.Image) -> None:
+        """Raises ValueError for a picture that cannot be resized as the settings want it."""
+        check_resized(image_processor, picture)
 
     def preprocess(
         self,

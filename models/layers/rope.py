@@ -21,6 +21,7 @@ __all__ = [
     "RopeKind",
     "apply_rope",
     "attention_scaling",
+    "grid_rope",
     "inverse_frequencies",
     "rope",
 ]
@@ -117,10 +118,11 @@ class RopeConfig:
             raise ValueError(
                 f"beta_fast: expected at least beta_slow={self.beta_slow}, got {self.beta_fast}"
             )
-        if self.mrope is not None and (total := sum(self.mrope.section)) != self.head_dim // 2:
+        runs = () if self.mrope is None or self.mrope.interleaved else self.mrope.section
+        if runs and sum(runs) != self.head_dim // 2:
             raise ValueError(
                 f"mrope_section: expected numbers that sum to {self.head_dim // 2}, half of the "
-                f"channels that turn, got {list(self.mrope.section)}, whose sum is {total}"
+                f"channels that turn, got {list(runs)}, whose sum is {sum(runs)}"
             )
         for name in ("short_factor", "long_factor") if self.kind is RopeKind.LONGROPE else ():
             if (count := len(getattr(self, name))) != self.head_dim // 2:
@@ -169,6 +171,26 @@ def apply_rope(
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     turned = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(turned + [still] * bool(still.shape[-1]), axis=-1)
+
+
+def grid_rope(
+    rows_and_columns: Int32[Array, "B P 2"], head_dim: int, theta: float, dtype: DTypeLike
+) -> tuple[Float[Array, "B P half"], Float[Array, "B P half"]]:
+    """Cosine and sine of patches of a grid: a quarter of the channels turns with each axis.
+
+    The first half of the pairs (i, i + head_dim / 2) turns with the row, the second half with the
+    column, both by the same frequencies. Source: Qwen2-VL, arXiv 2409.12191, section 2.1.
+
+    Args:
+        rows_and_columns: of each patch.
+        head_dim: channels of a head, a multiple of 4.
+        theta: base of the geometric series of wavelengths.
+        dtype: of what is returned; angles are float32.
+    """
+    config = RopeConfig(head_dim=head_dim // 2, max_length=1, theta=theta)
+    angles = rows_and_columns[..., None].astype(jnp.float32) * _geometric(config)
+    angles = angles.reshape(*rows_and_columns.shape[:2], head_dim // 2)
+    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
 
 
 def inverse_frequencies(config: RopeConfig, length: Int32[Array, ""] | int) -> Float[Array, "half"]:

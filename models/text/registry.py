@@ -5,6 +5,7 @@ from typing import Any
 
 from models.messages import show
 from models.text.gemma_settings import Gemma2Settings, Gemma3Settings, GemmaSettings
+from models.text.qwen_vl_settings import Qwen2VLTextSettings, Qwen3VLTextSettings
 from models.text.settings import (
     LlamaSettings,
     MinistralSettings,
@@ -25,6 +26,9 @@ TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
     "ministral": MinistralSettings,
     "qwen2": Qwen2Settings,
     "qwen3": Qwen3Settings,
+    "qwen2_vl_text": Qwen2VLTextSettings,
+    "qwen2_5_vl_text": Qwen2VLTextSettings,
+    "qwen3_vl_text": Qwen3VLTextSettings,
 }
 """By model_type."""
 

@@ -1,7 +1,7 @@
 """What config.json says of a text decoder: fields, ranges, and transformers' defaults."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from models.checkpoints.hf_fields import (
     NO_EFFECT,
@@ -16,7 +16,7 @@ from models.checkpoints.hf_fields import (
 from models.checkpoints.hf_rope import read_rope
 from models.checkpoints.hf_settings import Settings
 from models.layers.activations import Activation
-from models.layers.rope import RopeConfig
+from models.layers.rope import MRope, RopeConfig
 from models.messages import some
 from models.text.config import TextConfig
 
@@ -57,6 +57,8 @@ class TextSettings(Settings):
     tie_word_embeddings: bool = False
     eos_token_id: TokenIds | None = 2
     ignored = NO_EFFECT | {"model_type"}
+    mrope: ClassVar[MRope | None] = None
+    """M-RoPE of a file that does not state its sections; None in decoders without M-RoPE."""
 
     def to_config(self, where: str, *, tie_word_embeddings: bool) -> TextConfig:
         """The decoder's configuration.
@@ -105,7 +107,7 @@ class TextSettings(Settings):
 
     def ropes(self, head_dim: int, where: str) -> tuple[RopeConfig, RopeConfig | None]:
         """How queries and keys turn, and how in sliding layers where it differs there."""
-        return read_rope(self, head_dim, where), None
+        return read_rope(self, head_dim, where, mrope=self.mrope), None
 
     def kinds(self) -> tuple[str, ...] | None:
         """The kind of each layer, where layers differ."""

@@ -84,7 +84,7 @@ class Encoder(nnx.Module):
         carry: Any = None,
         *,
         rope: Rope | None = None,
-        keep_all: bool = False,
+        keep: tuple[int, ...] = (),
         unroll: bool = False,
     ) -> tuple[Float[Array, "B P hidden_size"], Any, Any]:
         """Runs all blocks.
@@ -94,23 +94,27 @@ class Encoder(nnx.Module):
             attend: see `models.layers.attention.Attend`.
             carry: what the first block's `attend` gets.
             rope: cosine and sine that queries and keys are turned by, if any.
-            keep_all: whether every block's output is returned.
+            keep: numbers of the blocks whose outputs are returned, increasing.
             unroll: see `models.layers.layer_scan.scan_layers`.
 
         Returns:
-            The last block's output, the last carry, and the outputs of all blocks [L, B, P, D] or
-            None.
+            The last block's output, the last carry, and the outputs to keep [A, B, P, D] or None.
         """
+        numbers = jnp.asarray(keep, jnp.int32)
+        kept = jnp.zeros((len(keep), *x.shape), x.dtype) if keep else None
 
         def step(block, layer, state):
-            x, inner = state
+            x, inner, kept = state
             x, inner, _ = block(x, rope, layer, attend, inner)
-            return (x, inner), x if keep_all else None
+            if kept is not None:
+                place = jnp.where(numbers == layer, jnp.arange(len(keep)), len(keep)).min()
+                kept = kept.at[place].set(x, mode="drop")
+            return (x, inner, kept), None
 
-        (x, carry), outputs = scan_layers(
-            self.layers, step, (x, carry), self.config.num_hidden_layers, unroll=unroll
+        (x, carry, kept), _ = scan_layers(
+            self.layers, step, (x, carry, kept), self.config.num_hidden_layers, unroll=unroll
         )
-        return x, carry, outputs
+        return x, carry, kept
 
 
 class _Block(nnx.Module):

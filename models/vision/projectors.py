@@ -7,13 +7,14 @@ from flax import nnx
 
 from models.layers.activations import Activation, activate
 from models.layers.linear import Maker
-from models.layers.norms import LayerNorm, OffsetRmsNorm
+from models.layers.norms import LayerNorm, OffsetRmsNorm, RmsNorm
 from vkq_jax.array_types import Array, Float
 
 __all__ = [
     "LinearProjector",
     "MergingProjector",
     "MlpProjector",
+    "PatchMerger",
     "PoolingProjector",
     "merge_neighbours",
 ]
@@ -111,3 +112,38 @@ def merge_neighbours(
     images, rows, columns, width = grid.shape
     squares = grid.reshape(images, rows // merge, merge, columns // merge, merge, width)
     return squares.transpose(0, 1, 3, 2, 4, 5).reshape(images, -1, merge * merge * width)
+
+
+class PatchMerger(nnx.Module):
+    """linear_fc2(gelu(linear_fc1(x))) of the patches of a block side by side: Qwen-VL's.
+
+    A norm goes before it, of each patch or of the whole block.
+    """
+
+    def __init__(
+        self,
+        make: Maker,
+        width: int,
+        hidden_size: int,
+        *,
+        merge: int,
+        norm: type[LayerNorm] | type[RmsNorm],
+        norm_of_block: bool = False,
+    ):
+        """Blocks of `merge` x `merge` patches of `width` channels to `hidden_size` channels."""
+        self.merge, self.norm_of_block = merge, norm_of_block
+        merged = width * merge**2
+        self.norm = norm(
+            merged if norm_of_block else width, epsilon=1e-6, param_dtype=make.param_dtype
+        )
+        self.linear_fc1 = make.linear(merged, merged)
+        self.linear_fc2 = make.linear(merged, hidden_size)
+
+    def __call__(
+        self, patches: Float[Array, "images patches width"]
+    ) -> Float[Array, "images blocks hidden_size"]:
+        """One visual token's embedding for each block; patches lie in merge-block order."""
+        x = patches if self.norm_of_block else self.norm(patches)
+        x = x.reshape(x.shape[0], x.shape[1] // self.merge**2, -1)
+        x = self.norm(x) if self.norm_of_block else x
+        return self.linear_fc2(activate(self.linear_fc1(x), Activation.GELU))

@@ -122,8 +122,9 @@ class VisionTransformer(nnx.Module):
         x = self.embeddings(pixel_values.astype(self.dtype))
         if self.config.pre_norm:
             x = self.pre_layrnorm(x)
-        last, _, outputs = self.encoder(x, attend, keep_all=keep_all, unroll=unroll)
-        return [x, *outputs] if keep_all else [x, last]
+        keep = tuple(range(self.config.num_layers)) if keep_all else ()
+        last, _, kept = self.encoder(x, attend, keep=keep, unroll=unroll)
+        return [x, last] if kept is None else [x, *kept]
 
 
 def _norm(config: VitConfig, make: Maker) -> LayerNorm:

@@ -1,0 +1,106 @@
+"""Settings of a Qwen-VL model."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from models.checkpoints.hf_fields import NO_EFFECT, TokenId, TokenIds, token_ids
+from models.checkpoints.hf_settings import Settings
+from models.families.base import ModelConfig
+from models.messages import show
+from models.text.registry import read_text_settings
+from models.text.settings import TextSettings
+from models.vision.grid_settings import GRID_SETTINGS, Qwen25VisionSettings
+from models.vision.grid_tower import GridConfig
+
+__all__ = ["QwenVLConfig", "QwenVLSettings"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QwenVLSettings(Settings):
+    """The whole config.json; its towers are read by their own settings."""
+
+    model_type: Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+    vision_config: dict[str, Any] | None = None
+    text_config: dict[str, Any] | None = None
+    image_token_id: TokenId = 151655
+    video_token_id: TokenId = 151656
+    vision_start_token_id: TokenId = 151652
+    vision_end_token_id: TokenId = 151653
+    tie_word_embeddings: bool = False
+    quantization_config: None = None
+    eos_token_id: TokenIds | None = None
+    ignored = NO_EFFECT | {"vision_token_id"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QwenVLConfig(ModelConfig):
+    """A Qwen-VL model: fields of `ModelConfig`, its vision tower and the tokens around a picture.
+
+    Attributes:
+        vision: the tower.
+        vision_start_token_id, vision_end_token_id: what stands around the tokens of a picture.
+        tokens_per_second: steps of the time axis in a second of a clip; None: one step a frame.
+        frames_apart: each frame of a clip has positions of its own, between texts that say when it
+            was taken (Qwen3-VL), instead of one time axis for all of them.
+    """
+
+    vision: GridConfig
+    vision_start_token_id: int
+    vision_end_token_id: int
+    tokens_per_second: int | None = None
+    frames_apart: bool = False
+
+    @classmethod
+    def from_hf(cls, content: Mapping[str, Any]) -> Self:
+        """From the content of a config.json, written by transformers 4 or 5.
+
+        Raises:
+            NotImplementedError: a setting that this port cannot honour, named.
+            ValueError: a field of a wrong type, out of range, or contradicting another, named.
+        """
+        hf = QwenVLSettings.read(content)
+        given = hf.vision_config or {}
+        _check_type("vision_config", given, hf.model_type, f"{hf.model_type}_vision")
+        tower = GRID_SETTINGS[hf.model_type].read(given, "vision_config")
+        text, where = _text_settings(hf, content)
+        if tower.output_width != text.hidden_size:
+            raise ValueError(
+                f"vision_config: expected features of {where}.hidden_size={text.hidden_size} "
+                f"channels, got {tower.output_width}"
+            )
+        eos = text.eos_token_id if hf.eos_token_id is None else hf.eos_token_id
+        return cls(
+            model_type=hf.model_type,
+            vision=tower.to_config(),
+            text=text.to_config(
+                where, tie_word_embeddings=hf.tie_word_embeddings or text.tie_word_embeddings
+            ),
+            image_token_id=hf.image_token_id,
+            video_token_id=hf.video_token_id,
+            vision_start_token_id=hf.vision_start_token_id,
+            vision_end_token_id=hf.vision_end_token_id,
+            tokens_per_second=(
+                tower.tokens_per_second if isinstance(tower, Qwen25VisionSettings) else None
+            ),
+            frames_apart=hf.model_type.startswith("qwen3"),
+            eos_token_ids=token_ids(eos),
+        )
+
+
+def _text_settings(hf: QwenVLSettings, content: Mapping[str, Any]) -> tuple[TextSettings, str]:
+    """The decoder's settings and their name; older files have them beside all others."""
+    where, given = "text_config", hf.text_config
+    if given is None:
+        where, given = "config.json", content
+    kind = f"{hf.model_type}_text"
+    _check_type(where, given, hf.model_type, kind)
+    return read_text_settings({**given, "model_type": kind}, where), where
+
+
+def _check_type(where: str, given: Mapping[str, Any], *supported: str) -> None:
+    """Checks the model_type of a part, which older files call like the whole."""
+    found = given.get("model_type")
+    if found is not None and found not in supported:
+        names = ", ".join(map(repr, supported))
+        raise NotImplementedError(f"{where}.model_type={show(found)}; supported: {names}")

@@ -1,0 +1,62 @@
+"""Qwen-VL as a family: names of its weights, its inputs, and how the parts join."""
+
+from models.checkpoints.naming import WeightNames
+from models.families.base import Family
+from models.families.qwen_vl.config import QwenVLConfig
+from models.families.qwen_vl.model import QwenVLModel
+from models.families.qwen_vl.processing import QwenVLProcessing
+from models.families.qwen_vl.visual_inputs import ARRAY_NAMES, visual_inputs
+from models.text.sizes import text_sizes
+from models.vision.grid_weights import GRID_RULES, grid_published, grid_sizes, grid_special
+
+__all__ = ["FAMILY"]
+
+_RULES = (
+    *GRID_RULES,
+    (r"(?:model\.)?visual\.merger\.(?:ln_q|norm)\.", "projector.norm."),
+    (r"(?:model\.)?visual\.merger\.(?:mlp\.0|linear_fc1)\.", "projector.linear_fc1."),
+    (r"(?:model\.)?visual\.merger\.(?:mlp\.2|linear_fc2)\.", "projector.linear_fc2."),
+    (r"(?:model\.)?visual\.deepstack_merger_list\.", "deepstack."),
+    (r"(?:(?:model\.)?language_model\.)?lm_head\.", "text.lm_head."),
+    (r"(?:model\.)?language_model\.(?:model\.)?|model\.", "text."),
+)
+
+
+def _published(model_type: str) -> tuple[tuple[str, str], ...]:
+    """What transformers 4 and 5 both read: Qwen2's names in the older two, modules' in Qwen3-VL."""
+    if model_type in ("qwen2_vl", "qwen2_5_vl"):
+        start, text, merger = "", "model.", {"norm": "ln_q", "linear_fc1": "mlp.0"}
+        merger["linear_fc2"] = "mlp.2"
+    else:
+        start, text, merger = "model.", "model.language_model.", {}
+    parts = ("norm", "linear_fc1", "linear_fc2")
+    return (
+        *grid_published(start, linear_in_names=not merger),
+        *(
+            (rf"projector\.{part}\.", f"{start}visual.merger.{merger.get(part, part)}.")
+            for part in parts
+        ),
+        (r"deepstack\.", f"{start}visual.deepstack_merger_list."),
+        (r"text\.lm_head\.", "lm_head."),
+        (r"text\.", text),
+    )
+
+
+def _weights(config: QwenVLConfig) -> WeightNames:
+    return WeightNames(
+        rules=_RULES,
+        published=_published(config.model_type),
+        sizes=(*text_sizes(config.text), *grid_sizes(config.vision)),
+        is_unused=lambda name: name == "text.lm_head.weight" and config.text.tie_word_embeddings,
+        special=grid_special(config.vision),
+    )
+
+
+FAMILY = Family(
+    read_config=QwenVLConfig.from_hf,
+    build=QwenVLModel,
+    weights=_weights,
+    array_names=ARRAY_NAMES,
+    visual_inputs=visual_inputs,
+    processing=QwenVLProcessing,
+)

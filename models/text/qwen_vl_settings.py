@@ -1,0 +1,49 @@
+"""What config.json says of the text decoders of Qwen-VL models."""
+
+import dataclasses
+from typing import Any, Literal
+
+from models.checkpoints.hf_fields import Count, Epsilon, Length, Theta, TokenIds, Width
+from models.layers.rope import MRope
+from models.text.settings import Qwen2Settings, TextSettings
+
+__all__ = ["Qwen2VLTextSettings", "Qwen3VLTextSettings"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Qwen2VLTextSettings(Qwen2Settings):
+    """Qwen2's decoder with M-RoPE: that of Qwen2-VL and Qwen2.5-VL."""
+
+    vocab_size: Width = 152064
+    hidden_size: Width = 8192
+    intermediate_size: Width = 29568
+    num_hidden_layers: Count = 80
+    num_attention_heads: Count = 64
+    num_key_value_heads: Count | None = 8
+    head_dim: None = None
+    rope_theta: Theta = 1e6
+    rms_norm_eps: Epsilon = 1e-5
+    max_window_layers: int = 80
+    eos_token_id: TokenIds | None = 151645
+    mrope = MRope((16, 24, 24))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Qwen3VLTextSettings(TextSettings):
+    """Qwen3's decoder with interleaved M-RoPE and without windows."""
+
+    vocab_size: Width = 151936
+    intermediate_size: Width = 22016
+    num_key_value_heads: Count | None = 32
+    head_dim: Count | None = 128
+    max_position_embeddings: Length = 128000
+    rope_theta: Theta = 500000.0
+    sliding_window: None = None
+    layer_types: None = None
+    mlp_bias: Literal[False] = False
+    eos_token_id: TokenIds | None = None
+    mrope = MRope((24, 20, 20), interleaved=True)
+
+    def switches(self) -> dict[str, Any]:
+        """As Qwen3's attention has them."""
+        return {"query_key_norm": True}

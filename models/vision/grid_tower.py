@@ -1,0 +1,109 @@
+"""Vision towers over a grid of any size with 2-D RoPE: Qwen-VL's."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+
+from models.layers.attention import Attend, attend_with_mask
+from models.layers.linear import Maker
+from models.layers.rope import grid_rope
+from models.vision.encoder import Encoder, EncoderConfig
+from models.vision.patch_grid import PatchGrids
+from vkq_jax.array_types import Array, Bool, Float
+
+__all__ = ["GridConfig", "GridTransformer"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GridConfig:
+    """A vision transformer over pictures of any size.
+
+    Attributes:
+        encoder: its blocks.
+        patch_size: pixels of a patch's side. temporal_patch_size: frames of a patch.
+        merge: patches of the side of a block that becomes one visual token.
+        patch_bias: bias of the patch embedding.
+        rope_theta: base of the wavelengths of 2-D RoPE.
+        window: patches of a window's side; None: patches see their whole frame.
+        full_layers: numbers of the layers without windows.
+        table_side: side of the table of positions that is stretched over a picture; None without.
+        deepstack_layers: layers whose outputs are features too.
+    """
+
+    encoder: EncoderConfig
+    patch_size: int
+    temporal_patch_size: int
+    merge: int
+    patch_bias: bool = False
+    rope_theta: float = 10000.0
+    window: int | None = None
+    full_layers: tuple[int, ...] = ()
+    table_side: int | None = None
+    deepstack_layers: tuple[int, ...] = ()
+
+    @property
+    def patch_width(self) -> int:
+        """Numbers of one patch: 3 colours, frames, rows, columns."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+
+class GridTransformer(nnx.Module):
+    """Patches to features of patches."""
+
+    def __init__(self, config: GridConfig, make: Maker):
+        """Random parameters."""
+        self.config, self.dtype = config, jnp.dtype(make.dtype)
+        width = config.encoder.hidden_size
+        self.patch_embedding = make.linear(config.patch_width, width, bias=config.patch_bias)
+        if config.table_side is not None:
+            self.position_embedding = make.embedding(config.table_side**2, width)
+        self.encoder = Encoder(config.encoder, make)
+
+    def __call__(
+        self,
+        pixel_values: Float[Array, "F P patch_width"],
+        grids: PatchGrids,
+        attend: Attend | None = None,
+        *,
+        unroll: bool = False,
+    ) -> tuple[Float[Array, "F P hidden_size"], Float[Array, "A F P hidden_size"] | None]:
+        """The last block's output, and those of `deepstack_layers` if there are any.
+
+        `attend` is attention within a frame, and within its windows, by default.
+        """
+        config = self.config
+        patches = pixel_values.shape[1]
+        if attend is None:
+            attend = attend_with_mask(
+                self._mask_of(patches, grids), logits_scale=config.encoder.logits_scale
+            )
+        x = self.patch_embedding(pixel_values.astype(self.dtype))
+        if config.table_side is not None:
+            table = self.position_embedding.weight[...].reshape(
+                config.table_side, config.table_side, -1
+            )
+            x = x + grids.place(table, patches, config.merge).astype(x.dtype)
+        rope = grid_rope(
+            grids.rows_and_columns(patches, config.merge),
+            config.encoder.hidden_size // config.encoder.num_attention_heads,
+            config.rope_theta,
+            x.dtype,
+        )
+        x, _, kept = self.encoder(x, attend, rope=rope, keep=config.deepstack_layers, unroll=unroll)
+        return x, kept
+
+    def _mask_of(self, patches: int, grids: PatchGrids):
+        config = self.config
+        full = _same(grids.segments(patches))
+        if config.window is None:
+            return lambda layer: full
+        windows = _same(grids.windows(patches, config.merge, config.window))
+        return lambda layer: jnp.where(
+            jnp.isin(layer, jnp.asarray(config.full_layers, jnp.int32)), full, windows
+        )
+
+
+def _same(segments: Array) -> Bool[Array, "F P P"]:
+    """Which patches share a segment. Padding sees padding: each row has something to see."""
+    return segments[:, :, None] == segments[:, None]

@@ -1,0 +1,108 @@
+"""Pictures of any size as a batch of patch grids: what a vision tower knows of them.
+
+A frame of a clip is a picture of its own here. Its patches lie in merge-block order: the patches of
+a block of `merge` x `merge` neighbours, which become one visual token, side by side, row by row
+within the block, the blocks row by row.
+
+Compiled functions are kept per shape, so the number of frames, of patches of the largest frame and
+of visual tokens are each rounded up to a `bucket`: whatever the sizes of pictures, there are four
+shapes to each doubling.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from models.inputs.pixels import bucket, pad_to_bucket
+from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.pytree import frozen_pytree
+
+__all__ = ["PatchGrids", "pack_frames"]
+
+
+@frozen_pytree
+class PatchGrids:
+    """Sizes of the frames of a batch, and where each visual token's feature lies.
+
+    Attributes:
+        sizes: rows and columns of patches of each frame; (0, 0) is padding.
+        feature_index: for each visual token of the batch its block among the blocks of all frames,
+            counted with the padding of each frame; 0 behind the last one.
+    """
+
+    sizes: Int32[Array, "F 2"]
+    feature_index: Int32[Array, "features"]
+
+    def rows_and_columns(self, patches: int, merge: int) -> Int32[Array, "F P 2"]:
+        """Row and column of each of `patches` patches of a frame, in merge-block order."""
+        number = jnp.arange(patches, dtype=jnp.int32)
+        block, inside = number // merge**2, number % merge**2
+        blocks_wide = jnp.maximum(self.sizes[:, 1:] // merge, 1)
+        rows = (block // blocks_wide) * merge + inside // merge
+        columns = (block % blocks_wide) * merge + inside % merge
+        return jnp.stack([rows, columns], axis=-1)
+
+    def segments(self, patches: int) -> Int32[Array, "F P"]:
+        """0 for the patches of a frame, -1 for padding."""
+        count = self.sizes[:, :1] * self.sizes[:, 1:]
+        return jnp.where(jnp.arange(patches, dtype=jnp.int32) < count, 0, -1)
+
+    def windows(self, patches: int, merge: int, window: int) -> Int32[Array, "F P"]:
+        """The number of each patch's window of `window` x `window` patches; -1 for padding."""
+        rows, columns = jnp.moveaxis(self.rows_and_columns(patches, merge) // window, -1, 0)
+        across = self.sizes[:, 1:] // window + 1
+        return jnp.where(self.segments(patches) < 0, -1, rows * across + columns)
+
+    def place(
+        self, table: Float[Array, "n n width"], patches: int, merge: int
+    ) -> Float[Array, "F P width"]:
+        """A table of positions stretched over each frame: bilinear, corners on corners."""
+        side = table.shape[0]
+        places = self.rows_and_columns(patches, merge).astype(jnp.float32)
+        steps = jnp.maximum(self.sizes - 1, 1)[:, None].astype(jnp.float32)
+        places = places * (side - 1) / steps
+        low = jnp.floor(places)
+        above, (row, column) = places - low, jnp.moveaxis(low.astype(jnp.int32), -1, 0)
+        total = jnp.zeros((), jnp.float32)
+        for down in (0, 1):
+            for right in (0, 1):
+                near = jnp.stack([jnp.full_like(row, down), jnp.full_like(row, right)], -1)
+                weight = jnp.where(near == 1, above, 1 - above).prod(-1, keepdims=True)
+                taken = table.at[row + down, column + right].get(mode="clip")
+                total = total + taken.astype(jnp.float32) * weight
+        return total
+
+
+def pack_frames(
+    patches: Float[np.ndarray, "patches width"],
+    sizes: Sequence[tuple[int, int]],
+    feature_frames: Int32[np.ndarray, "features"],
+    merge: int,
+) -> tuple[Float[np.ndarray, "F P width"], PatchGrids]:
+    """Frames one behind another as a batch, on the host.
+
+    Args:
+        patches: of all frames.
+        sizes: rows and columns of patches of each frame, multiples of `merge`; their products sum
+            to the number of patches.
+        feature_frames: for each visual token of the batch the number of the frame that it shows;
+            the tokens of a frame are in the order of its blocks.
+        merge: patches of a block's side.
+    """
+    counts = [rows * columns for rows, columns in sizes]
+    area = merge**2
+    longest = area * bucket(max(counts) // area)
+    pixels = np.zeros((len(sizes), longest, patches.shape[1]), np.float32)
+    for frame, part in zip(pixels, np.split(patches, np.cumsum(counts)[:-1]), strict=True):
+        frame[: len(part)] = part
+    # Frames may come in another order than their tokens: pictures first, then clips.
+    within = np.concatenate([np.arange(count // area) for count in counts])
+    index = np.empty(len(feature_frames), np.int32)
+    order = np.argsort(feature_frames, kind="stable")
+    index[order] = feature_frames[order] * (longest // area) + within
+    layout = PatchGrids(
+        jnp.asarray(pad_to_bucket(np.asarray(sizes, np.int32))),
+        jnp.asarray(pad_to_bucket(index)),
+    )
+    return pad_to_bucket(pixels), layout

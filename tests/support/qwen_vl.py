@@ -1,0 +1,113 @@
+"""Tiny Qwen-VL models and inputs for them."""
+
+from typing import Any
+
+import numpy as np
+
+VOCAB, IMAGE, VIDEO, START, END = 48, 40, 41, 42, 43
+PATCH, TEMPORAL, MERGE = 4, 2, 2
+
+_VISION = {
+    "qwen2_vl": {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2},
+    "qwen2_5_vl": {
+        "hidden_size": 16,
+        "intermediate_size": 20,
+        "out_hidden_size": 32,
+        "window_size": 18,
+        "fullatt_block_indexes": [1],
+        "tokens_per_second": 3,
+    },
+    "qwen3_vl": {
+        "hidden_size": 16,
+        "intermediate_size": 20,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 25,
+        "deepstack_visual_indexes": [0, 2],
+    },
+}
+
+
+def config_json(model_type: str, **changes: Any) -> dict[str, Any]:
+    """A config.json of transformers 5; two or three layers everywhere."""
+    vision = {
+        "depth": 3,
+        "num_heads": 2,
+        "patch_size": PATCH,
+        "spatial_merge_size": MERGE,
+        "temporal_patch_size": TEMPORAL,
+    }
+    sections = {"mrope_section": [1, 2, 1]}
+    text = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, **sections},
+    }
+    if model_type == "qwen3_vl":
+        text |= {"head_dim": 8}
+    return {
+        "model_type": model_type,
+        "image_token_id": IMAGE,
+        "video_token_id": VIDEO,
+        "vision_start_token_id": START,
+        "vision_end_token_id": END,
+        "eos_token_id": 1,
+        "tie_word_embeddings": False,
+        "vision_config": vision | _VISION[model_type],
+        "text_config": text,
+        **changes,
+    }
+
+
+def visuals(grids: list[tuple[int, int, int]], rng: np.random.Generator) -> np.ndarray:
+    """Random patches of pictures or clips."""
+    patches = sum(t * h * w for t, h, w in grids)
+    return rng.normal(size=(patches, 3 * TEMPORAL * PATCH**2)).astype(np.float32)
+
+
+def batch(
+    rows: list[list[Any]], rng: np.random.Generator, *, frames_apart: bool = False
+) -> dict[str, np.ndarray]:
+    """A processor's output for rows of parts, padded on the left.
+
+    A part is a number of random text tokens, ("image", rows, columns) or ("video", frames, rows,
+    columns), in patches.
+    """
+    images, videos, sequences = [], [], []
+    for row in rows:
+        ids: list[int] = []
+        for part in row:
+            if isinstance(part, int):
+                ids += rng.integers(2, IMAGE, part).tolist()
+                continue
+            kind, *grid = part
+            frames, height, width = grid if kind == "video" else (1, *grid)
+            (videos if kind == "video" else images).append((frames, height, width))
+            token = VIDEO if kind == "video" else IMAGE
+            run = [token] * (height * width // MERGE**2)
+            if kind == "video" and frames_apart:
+                for _ in range(frames):
+                    ids += [int(rng.integers(2, IMAGE)), START, *run, END]
+            else:
+                ids += [START, *run * frames, END]
+        sequences.append(ids)
+    width = max(map(len, sequences))
+    input_ids = np.zeros((len(rows), width), np.int64)
+    mask = np.zeros_like(input_ids)
+    for row, ids in enumerate(sequences):
+        input_ids[row, width - len(ids) :] = ids
+        mask[row, width - len(ids) :] = 1
+    types = np.where(input_ids == IMAGE, 1, np.where(input_ids == VIDEO, 2, 0))
+    arrays = {"input_ids": input_ids, "attention_mask": mask, "mm_token_type_ids": types}
+    if images:
+        arrays |= {"pixel_values": visuals(images, rng), "image_grid_thw": np.asarray(images)}
+    if videos:
+        arrays |= {
+            "pixel_values_videos": visuals(videos, rng),
+            "video_grid_thw": np.asarray(videos),
+        }
+    return arrays
