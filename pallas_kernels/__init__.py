@@ -12,9 +12,11 @@ from pallas_kernels.api import (
 )
 from pallas_kernels.quantize_bank import choose_coding, explain_coding, quantize_bank
 from pallas_kernels.tiled import TiledLevels, TiledSigns, tile
+from pallas_kernels.tiled_dictionary import TiledDictionary
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "TiledDictionary",
     "TiledLevels",
     "TiledSigns",
     "attend_cache",

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 
 from pallas_kernels.bit_planes import COUNT_UNIT, BitPlanes
 from pallas_kernels.block_softmax import BlockSoftmax, BlockWeights, add_products
+from pallas_kernels.centre_ids import CentreIds
 from pallas_kernels.fixed_point import TO_INT_BITS
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
-from pallas_kernels.problem import Problem
+from pallas_kernels.problem import Coding, Problem
 from pallas_kernels.warp_math import by_lane_pair, warp_max_float
 from pallas_kernels.work import Work
 
@@ -38,7 +39,11 @@ class B1Products:
         """Keeps what the methods need."""
         self._ops, self._work, self._plane_dim = ops, work, problem.plane_dim
         self._planes = BitPlanes(ops, work.lane)
-        self._softmax = BlockSoftmax(ops, _MAX_WEIGHT, lambda x: warp_max_float(ops, x))
+        self._softmax = BlockSoftmax(ops, _MAX_WEIGHT, self.row_max)
+
+    def row_max(self, x: Value) -> Value:
+        """The maximum over all lanes."""
+        return warp_max_float(self._ops, x)
 
     def encode(self, query: FoldedQuery) -> FoldedQuery:
         """Its numbers as bit planes: of each half, for even and for odd quarters of a block."""
@@ -71,13 +76,26 @@ class B1Products:
         return sums
 
     def weigh(
-        self, totals: Sequence[Value], scores: Sequence[Value], scales: Sequence[Value]
+        self,
+        totals: Sequence[Value],
+        scores: Sequence[Value],
+        value: Coding,
+        scales: Sequence[Value],
+        ids: Sequence[CentreIds],
     ) -> tuple[list[Value], BlockWeights]:
         """`BlockSoftmax.weigh`, the weights as bit planes of 128 positions, two bytes each."""
-        totals, weights = self._softmax.weigh(totals, scores, None, scales)
+        totals, weights = self._softmax.weigh(totals, scores, None, value, scales, ids)
         numbers = [*weights.operands] + [TO_INT_BITS] * (-len(scores) % 4)
         halves = [self._planes.split(numbers[i : i + 4], 2) for i in range(0, len(numbers), 4)]
         return totals, dataclasses.replace(weights, operands=halves)
+
+    def ids(self, words: Sequence[Value], count: int) -> list[CentreIds]:
+        """Of the lane's positions 32 i + 8 t + g, from `PackedBlocks.load_ids`."""
+        if not words:
+            return []
+        turn = self._ops.sub(32, self._work.t)
+        turned = [self._ops.rotate_left(word, turn) for word in words]
+        return [CentreIds(turned, 4 * i) for i in range(count)]
 
     def add_values(
         self, channels: Sequence[Value], weights: BlockWeights, sums: Sequence[Value]

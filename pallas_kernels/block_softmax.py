@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pallas_kernels.fixed_point import TO_INT, TO_INT_BITS
+from pallas_kernels.centre_ids import CentreIds, centre_sums
 from pallas_kernels.operations import Operations, Value
+from pallas_kernels.problem import Coding
 from pallas_kernels.warp_math import LOWEST, in_chains
 
-__all__ = ["TOTALS", "BlockSoftmax", "BlockWeights", "add_products", "empty_sums"]
+__all__ = ["BlockSoftmax", "BlockWeights", "add_products", "empty_sums", "num_totals"]
 
-TOTALS = 3  # sums before those of channels
+TOTALS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +33,21 @@ class BlockWeights:
     unit: Value
 
 
-def empty_sums(channels: int) -> list[Value]:
-    """Sums over no block: maximum, sum of p, sum of p times scale (sign codes), channels.
+def num_totals(value: Coding) -> int:
+    """Sums before those of channels: maximum, sum of p, sum of p times scale (sign codes).
+
+    Then, where positions have one of several centroids, `centre_ids.centre_sums` of p. The sum of p
+    times scale takes a code of b bits 2^b - 1 times.
+    """
+    return TOTALS + value.centre_sums
+
+
+def empty_sums(value: Coding, channels: int) -> list[Value]:
+    """Sums over no block: totals, channels.
 
     The last are sums of p (times scale) times code. All are relative to the maximum.
     """
-    return [LOWEST] + [0.0] * (TOTALS - 1 + channels)
+    return [LOWEST] + [0.0] * (num_totals(value) - 1 + channels)
 
 
 def add_products(
@@ -82,19 +93,23 @@ class BlockSoftmax:
         totals: Sequence[Value],
         scores: Sequence[Value],
         unit: Value | None,
+        value: Coding,
         scales: Sequence[Value],
+        ids: Sequence[CentreIds],
     ) -> tuple[list[Value], BlockWeights]:
         """The new totals, and weights as numbers in the low bytes of words.
 
         Args:
-            totals: maximum, sum of p, sum of p times scale; all but the first are this lane's part.
+            totals: see `num_totals`; all but the first are this lane's part.
             scores: of the block. unit: what a score of 1 is worth; None: 1.
-            scales: of the block's values, none for level codes.
+            value: how values are coded. scales: of the block's values, none for level codes.
+            ids: of these; none: all have one centroid.
         """
         ops = self._ops
-        highest, mass, scaled_mass = totals
+        highest, mass, scaled_mass, *of_centres = totals
         top = self._row_max(in_chains(ops.fmax, scores))
         block_mass, largest, factor = 0.0, 1.0, self._greatest
+        new_of_centres: list[Value] = []
         if unit is None:
             weights = [ops.exp2(ops.fsub(s, top)) for s in scores]
         else:
@@ -106,6 +121,8 @@ class BlockSoftmax:
             factor = ops.fmul(ops.reciprocal(largest), self._greatest)
         if scales:
             block_mass = in_chains(ops.fadd, weights)
+            if ids:
+                new_of_centres = centre_sums(ops, ids, weights, len(of_centres))
             weights = [ops.fmul(w, a) for w, a in zip(weights, scales, strict=True)]
             # Of floats that are not negative, as integers: three at once.
             largest = in_chains(ops.max, [ops.as_bits(w) for w in weights])
@@ -124,7 +141,13 @@ class BlockSoftmax:
         unit = ops.fmul(ops.fmul(new, largest), 1.0 / self._greatest)
         if scales:
             mass = ops.fma(block_mass, new, ops.fmul(mass, old))
-            scaled_mass = ops.fma(total, unit, ops.fmul(scaled_mass, old))
+            of_codes = unit if value.bits == 1 else ops.fmul(unit, 2.0**value.bits - 1.0)
+            scaled_mass = ops.fma(total, of_codes, ops.fmul(scaled_mass, old))
+            if ids:
+                of_centres = [
+                    ops.fma(x, new, ops.fmul(sum, old))
+                    for x, sum in zip(new_of_centres, of_centres, strict=True)
+                ]
         else:  # of the rounded weights, so that they sum to one
             mass = ops.fma(total, unit, ops.fmul(mass, old))
-        return [new_highest, mass, scaled_mass], BlockWeights(numbers, old, unit)
+        return [new_highest, mass, scaled_mass, *of_centres], BlockWeights(numbers, old, unit)

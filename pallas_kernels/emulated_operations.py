@@ -190,6 +190,20 @@ class EmulatedOperations(Operations):
         """See `Operations.where_less_float`."""
         return np.where(_signed(a) < _signed(b), _float(x), _float(y))
 
+    def where_bit_float(self, a, bit, x, y):
+        """See `Operations.where_bit_float`."""
+        return np.where(_word(a) >> np.uint32(bit) & np.uint32(1) != 0, _float(x), _float(y))
+
+    def low_bits(self, count):
+        """See `Operations.low_bits`."""
+        assert (_word(count) <= 32).all(), "more bits than a word has"
+        ones = (np.uint64(1) << _word(count).astype(np.uint64)) - np.uint64(1)
+        return ones.astype(np.uint32)
+
+    def count_bits(self, a):
+        """See `Operations.count_bits`."""
+        return np.bitwise_count(_word(a)).astype(np.uint32)
+
     # Floats
 
     def fadd(self, a, b):

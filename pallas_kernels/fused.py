@@ -13,6 +13,7 @@ from pallas_kernels import layouts, outer_rotation
 from pallas_kernels.launch import Launch
 from pallas_kernels.problem import Coding, Packed, Problem, Task, Tiling
 from pallas_kernels.tiled import TiledLevels, TiledSigns
+from pallas_kernels.tiled_dictionary import TiledDictionary
 from pallas_kernels.tilings import choose_tiling, keeping_tiling
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache import VisualBank
@@ -20,7 +21,15 @@ from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import ScoreCalibration
 from vkq_jax.pytree import frozen_pytree
 
-__all__ = ["Banks", "DenseBank", "fused_attention", "keeps_scores", "plan", "score_range"]
+__all__ = [
+    "Banks",
+    "DenseBank",
+    "class_name",
+    "fused_attention",
+    "keeps_scores",
+    "plan",
+    "score_range",
+]
 
 
 @frozen_pytree
@@ -51,7 +60,7 @@ def fused_attention(
     tiling: Tiling | None = None,
     score_map: ScoreMap | None = None,
     logits_soft_cap: float | None = None,
-    starts: Mapping[str, Int32[Array, "B T"]] | None = None,
+    starts: Mapping[str, Int32[Array, "B ... T"]] | None = None,
     calibration: ScoreCalibration | None = None,
 ) -> tuple[Array, ...]:
     """One launch: attention of all queries of a KV head over one layer of its banks.
@@ -67,7 +76,7 @@ def fused_attention(
         logits_soft_cap: of all scores, see `vkq_jax.soft_cap`; not together with a score map, which
             would come first.
         starts: with a window, where what they see begins: of each dense bank, and of the packed one
-            by the name of "packed".
+            by the name of "packed", or [B, K, T] of each class of tokens by its `class_name`.
         calibration: of the scores of the packed bank, in this launch; instead of a score map, see
             `keeps_scores`.
 
@@ -142,7 +151,7 @@ def _fold_mapped_axes(
     Args:
         run: takes everything but the layer's number with an axis Z in front.
         rows: arrays [B, K, Q, ...] by name.
-        seen: of each query position, [B, T]: "visible" and "start", by bank.
+        seen: of each query position, [B, T] or [B, K, T]: "visible" and "start", by bank.
         banks, layer: see `fused_attention`.
     """
 
@@ -170,9 +179,9 @@ def _fold_mapped_axes(
             banks = mapped(banks, banks_batched)
             results = attend(*outward((rows, seen, banks)), layer)
             unfolded = (x.reshape(axis_size, -1, *x.shape[1:]) for x in results)
-        else:  # rows [Y, Z, B, K, Q, ...] -> [Z, B, K, Y * Q, ...], seen [Y, Z, B, T] alike
+        else:  # rows [Y, Z, B, K, Q, ...] -> [Z, B, K, Y * Q, ...], seen [..., T] alike
             flat = {name: _inward(x, 3) for name, x in rows.items()}
-            seen = jax.tree.map(lambda x: _inward(x, 2), seen)
+            seen = jax.tree.map(lambda x: _inward(x, x.ndim - 2), seen)
             unfolded = (
                 jnp.moveaxis(x.reshape(*x.shape[:3], axis_size, -1, *x.shape[4:]), 3, 0)
                 for x in attend(flat, seen, banks, layer)
@@ -221,9 +230,7 @@ def _launch(
     if problem.layers > 1:
         operands["layer"] = layer.reshape(1)
     if banks.packed is not None:
-        operands["length"] = banks.packed.length.reshape(-1)
-        for name in ("key", "value"):
-            operands |= _tensor_operands(name, getattr(banks.packed, name))
+        operands |= _packed_operands(banks.packed)
     for name, bank in banks.dense.items():
         operands[f"{name}_key"] = bank.key.reshape(-1, *bank.key.shape[-2:])
         operands[f"{name}_value"] = bank.value.reshape(-1, *bank.value.shape[-2:])
@@ -277,19 +284,16 @@ def plan(
     if banks.dense and head_dim not in layouts.HEAD_DIMS:
         raise ValueError(f"dense banks of head_dim {head_dim} in a launch")
     dense = tuple((name, bank.key.shape[-2]) for name, bank in banks.dense.items())
-    packed, layers = None, next((b.key.shape[-5] for b in banks.dense.values()), 1)
+    classes, layers = (), next((b.key.shape[-5] for b in banks.dense.values()), 1)
     if banks.packed is not None:
-        key, value = banks.packed.key, banks.packed.value
-        assert isinstance(key, TiledLevels | TiledSigns)
-        assert isinstance(value, TiledLevels | TiledSigns)
-        packed = Packed(key.num_positions, _coding(key), _coding(value))
-        layers = key.packed.shape[-4]
+        classes = _classes(banks.packed)
+        layers = jax.tree.leaves(banks.packed.key)[0].shape[-4]
     heads = outer * batch * kv_heads
-    tiling = tiling or choose_tiling(heads, queries, stored, packed, dense)
+    tiling = tiling or choose_tiling(heads, queries, stored, classes, dense)
     if calibration is not None:
-        assert packed is not None
+        (packed,) = classes
         if tiling.queries > 1:
-            tiling = choose_tiling(heads * queries, 1, stored, packed, dense)
+            tiling = choose_tiling(heads * queries, 1, stored, classes, dense)
         tiling = keeping_tiling(tiling, packed, stored)
         assert tiling is not None, "asked for without `keeps_scores`"
     return Problem(
@@ -300,10 +304,42 @@ def plan(
         queries=queries,
         positions=positions,
         head_dim=stored,
-        packed=packed,
+        classes=classes,
         dense=dense,
         calibration=calibration,
         tiling=tiling,
+    )
+
+
+def class_name(number: int) -> str:
+    """What a class of tokens of dictionary codes is called."""
+    return f"class{number}"
+
+
+def _classes(bank: VisualBank) -> tuple[Packed, ...]:
+    """What is fixed of a packed bank: of dictionary codes for each class that has slots."""
+    key, value = bank.key, bank.value
+    if not isinstance(key, TiledDictionary):
+        assert isinstance(key, TiledLevels | TiledSigns)
+        assert isinstance(value, TiledLevels | TiledSigns)
+        return (Packed(key.num_positions, _coding(key), _coding(value)),)
+    assert isinstance(value, TiledDictionary)
+
+    def coding(x: TiledDictionary, number: int) -> Coding:
+        return Coding(
+            scale_bits=8, bits=x.bits[number], rotated=True, centres=x.centre.shape[-2]
+        )
+
+    return tuple(
+        Packed(
+            slots,
+            coding(key, number),
+            coding(value, number),
+            name=f"{class_name(number)}_",
+            per_head=True,
+        )
+        for number, slots in enumerate(key.capacities)
+        if slots
     )
 
 
@@ -317,6 +353,38 @@ def _coding(x: TiledLevels | TiledSigns) -> Coding:
         rotated=x.rotated and not outer_rotation.rotates_outside(x),
         score_error_factor=x.score_error_factor,
     )
+
+
+def _packed_operands(bank: VisualBank) -> dict[str, Array]:
+    """A packed bank's arrays by operand name."""
+    key, value = bank.key, bank.value
+    if not isinstance(key, TiledDictionary):
+        operands = {"length": bank.length.reshape(-1)}
+        for name, x in (("key", key), ("value", value)):
+            operands |= _tensor_operands(name, x)
+        return operands
+    assert isinstance(value, TiledDictionary)
+    operands = {}
+    for name, x in (("key", key), ("value", value)):
+        operands[f"{name}_centre"] = x.centre.reshape(-1, x.head_dim)
+    for number, slots in enumerate(key.capacities):
+        if not slots:
+            continue
+        own = {"length": key.taken[..., number].reshape(-1)}
+        for name, x in (("key", key), ("value", value)):
+            if x.bits[number]:
+                own[name] = x.packed[number].reshape(-1, x.packed[number].shape[-1])
+                own[f"{name}_scale"] = _joined(x.token_scale[number])
+            if x.centre_id is not None:
+                own[f"{name}_id"] = _joined(x.centre_id[number])
+        operands |= {f"{class_name(number)}_{name}": array for name, array in own.items()}
+    return operands
+
+
+def _joined(x: Array | None) -> Array:
+    """With all axes but the last two as one."""
+    assert x is not None
+    return x.reshape(-1, *x.shape[-2:])
 
 
 def _tensor_operands(name: str, x: TiledLevels | TiledSigns) -> dict[str, Array]:

@@ -6,6 +6,7 @@ from pallas_kernels.calibrated_b1 import CalibratedB1
 from pallas_kernels.dense_bank import DenseBanks
 from pallas_kernels.operations import Operations
 from pallas_kernels.packed_b1 import PackedB1
+from pallas_kernels.packed_classes import ClassesB1, ClassesS8
 from pallas_kernels.packed_s8 import PackedS8
 from pallas_kernels.problem import SET, Problem
 from pallas_kernels.scratch import Scratch
@@ -35,7 +36,9 @@ class Kernel:
         """Everything, for this warp."""
         ops, problem, work, tiling = self._ops, self._problem, self._work, self._problem.tiling
         if problem.packed is not None:
-            if problem.calibration is not None:
+            if problem.packed.per_head:
+                part = ClassesS8 if problem.uses_bytes else ClassesB1
+            elif problem.calibration is not None:
                 part = CalibratedB1
             else:
                 part = PackedS8 if problem.uses_bytes else PackedB1

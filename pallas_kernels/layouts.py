@@ -40,19 +40,27 @@ In a block of at most 128 positions only h = 0 exists: rows of 256 bytes, two wo
 is always whole:
 
     words [*lead, blocks, 32, 2 or 4]
+
+**Centroid numbers** of 1 or 2 bits have a word for each bit: word g, bit p is that of position
+8p + g, p in 0..31; the last block is always whole:
+
+    words [*lead, blocks, 8, 1 or 2]
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from vkq_jax import packing
-from vkq_jax.array_types import Array, Shaped, UInt32
+from vkq_jax.array_types import Array, Int32, Shaped, UInt32
 
 __all__ = [
     "BLOCK",
     "HEAD_DIMS",
     "QUARTER",
     "STORED_HEAD_DIMS",
+    "Side",
     "head_dim_reason",
     "key_words",
     "num_blocks",
@@ -60,15 +68,18 @@ __all__ = [
     "plane_dim",
     "split_blocks",
     "stored_head_dim",
+    "tile_ids",
     "tile_keys",
     "tile_scales",
     "tile_values",
+    "untile_ids",
     "untile_keys",
     "untile_scales",
     "untile_values",
     "value_words",
 ]
 
+Side = Literal["key", "value"]
 BLOCK = 256
 QUARTER = 64
 HEAD_DIMS = (64, 128)  # of one plane
@@ -210,6 +221,26 @@ def untile_scales(
     dtype = jnp.uint8 if words == 2 else jnp.bfloat16
     axes = jax.lax.bitcast_convert_type(tiled, dtype).reshape(*lead, blocks, 8, 4, 8)
     return _permute(axes, (2, 1, 0)).reshape(*lead, blocks * BLOCK)[..., :num_positions]
+
+
+def tile_ids(
+    ids: Int32[Array, "*lead V"], bits: int
+) -> UInt32[Array, "*lead blocks 8 bits"]:
+    """Centroid numbers below 2^bits, a word for each bit; missing ones are zero."""
+    blocks = _in_blocks(ids, axis=-1)
+    by_row = blocks.reshape(*blocks.shape[:-1], 32, 8).swapaxes(-1, -2)
+    return jnp.concatenate([packing.pack(by_row >> bit & 1, 1) for bit in range(bits)], axis=-1)
+
+
+def untile_ids(
+    tiled: UInt32[Array, "*lead blocks 8 bits"], num_positions: int
+) -> Int32[Array, "*lead V"]:
+    """The inverse of `tile_ids`."""
+    *lead, blocks, _, bits = tiled.shape
+    planes = packing.unpack(tiled[..., None], 1, 32)  # [*lead, blocks, 8, bits, 32]
+    weights = (1 << jnp.arange(bits, dtype=jnp.int32)).reshape(*[1] * (planes.ndim - 2), bits, 1)
+    numbers = (planes * weights).sum(-2, dtype=jnp.int32).swapaxes(-1, -2)
+    return numbers.reshape(*lead, blocks * BLOCK)[..., :num_positions]
 
 
 def _by_plane(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead planes V P"]:

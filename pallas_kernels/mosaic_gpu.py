@@ -16,10 +16,18 @@ import jax.numpy as jnp
 import vkq_jax.attention
 import vkq_jax.calibration
 from pallas_kernels import layouts
-from pallas_kernels.fused import Banks, DenseBank, fused_attention, keeps_scores, plan, score_range
+from pallas_kernels.fused import (
+    Banks,
+    DenseBank,
+    class_name,
+    fused_attention,
+    keeps_scores,
+    plan,
+    score_range,
+)
 from pallas_kernels.launch import Launch, gpu_launch
 from pallas_kernels.outer_rotation import rotates_outside
-from pallas_kernels.problem import Tiling
+from pallas_kernels.problem import Packed, Tiling
 from pallas_kernels.tiled import tile, untileable_bank_reason
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention import Attended, map_of_rows, merge, scaled_rows
@@ -54,7 +62,13 @@ def attend_cache(
         return jax.tree.map(lambda x: x[None], tensor)
 
     banks = tuple(
-        VisualBank(stacked(bank.key), stacked(bank.value), bank.length) for bank in layer.visual
+        VisualBank(
+            stacked(bank.key),
+            stacked(bank.value),
+            bank.length,
+            class_map=stacked(bank.class_map),
+        )
+        for bank in layer.visual
     )
     none = jnp.zeros_like(text.length)
     cache = KVCache(
@@ -64,6 +78,7 @@ def attend_cache(
         guarded=none,
         quant=layer.quant,
         score_map=stacked(layer.score_map),
+        tables=stacked(layer.tables),
     )
     return attend_layer(
         query,
@@ -134,7 +149,7 @@ def _attend(
     rows = scaled_rows(query, text_key.shape[2], logits_scale)
     text = TextBank(text_key, text_value, cache.text.length)
     cache = dataclasses.replace(cache, text=text)
-    launches = _launches(cache, starts)
+    launches = _launches(cache, index, starts)
     score_map = in_launch = hit = None
     if static is not None:
         score_map = map_of_rows(take_layer(static, index), query.shape, text_key.shape[2])
@@ -202,8 +217,8 @@ def _calibrates_in_launch(
 
 
 def _launches(
-    cache: KVCache, starts: Starts | None = None
-) -> list[tuple[Banks, dict[str, Int32[Array, "B T"]]]]:
+    cache: KVCache, index: Int32[Array, ""] | int, starts: Starts | None = None
+) -> list[tuple[Banks, dict[str, Int32[Array, "B ... T"]]]]:
     """What each launch attends to: all dense banks with the first packed one, then the others.
 
     Dense banks are named by their number among the visual ones, or "text"; a text bank that is not
@@ -218,7 +233,12 @@ def _launches(
             dense[str(number)] = DenseBank(bank.key.values, bank.value.values)
             begins[str(number)] = start
         else:
-            packed.append((tile(bank), {"packed": start}))
+            begins_of = {"packed": start}
+            if start is not None and bank.class_map is not None:
+                counts = bank.of_layer(index).counts_below(start)
+                begins_of = {class_name(c): count for c, count in enumerate(counts)}
+            tiled = tile(bank)
+            packed.append((VisualBank(tiled.key, tiled.value, tiled.length), begins_of))
     if not _uncovered_dense(cache.text.key) and cache.text.cache_length:
         dense["text"] = DenseBank(cache.text.key, cache.text.value)
         begins["text"] = None if starts is None else starts.text
@@ -233,14 +253,14 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
     batch, positions, num_heads, head_dim = query.shape
     kv_heads = cache.text.key.shape[2]
     queries = positions * num_heads // kv_heads
-    lines, launches = [], [banks for banks, _ in jax.eval_shape(_launches, cache)]
+    lines, launches = [], [banks for banks, _ in jax.eval_shape(_launches, cache, 0)]
     calibration = cache.quant.calibration if cache.score_map is None else None
     if not _calibrates_in_launch(launches, (batch, kv_heads, queries, head_dim)):
         calibration = None
     for banks in launches:
         shape = (1, batch, kv_heads, queries, head_dim)
         problem = plan(banks, shape, positions, calibration=calibration)
-        parts = [] if problem.packed is None else [f"{problem.packed.num_positions} packed"]
+        parts = [f"{packed.num_positions} {_called(packed)}" for packed in problem.classes]
         parts += [f"{capacity} dense ({name})" for name, capacity in problem.dense]
         tiling = problem.tiling
         several = "query" if tiling.queries == 1 else "queries"
@@ -269,6 +289,14 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
     if reason and cache.text.cache_length:
         lines.append(f"text bank by xla, joined by its log-sum-exp: {reason}")
     return lines
+
+
+def _called(packed: Packed) -> str:
+    """What a bank, or a class of tokens, is called in `describe`."""
+    if not packed.per_head:
+        return "packed"
+    bits = packed.key.bits
+    return f"packed in {bits} plane{'s' if bits > 1 else ''}" if bits else "counted by centroid"
 
 
 def _forward(logits_scale, logits_soft_cap, launch, tiling, *residuals):
@@ -316,6 +344,8 @@ def unsupported_reason(
     calibrated = asked and bool(cache.visual)
     if logits_soft_cap is not None and calibrated:
         return "logits soft-cap together with score calibration"
+    if calibrated and any(bank.class_map is not None for bank in cache.visual):
+        return "score calibration of dictionary codes"
     for bank in cache.visual:
         if isinstance(bank.key, DenseTensor) and isinstance(bank.value, DenseTensor):
             if calibrated:

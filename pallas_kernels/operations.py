@@ -165,6 +165,22 @@ class Operations(abc.ABC):
         ptx = "{ .reg .pred p; setp.lt.s32 p, $1, $2; selp.f32 $0, $3, $4, p; }"
         return self.emit(ptx, "f", "rrff", a, b, x, y)
 
+    def where_bit_float(self, a: Value, bit: int, x: Value, y: Value) -> Value:
+        """The float x where that bit of the word a is 1, else the float y."""
+        ptx = (
+            "{ .reg .pred p; .reg .b32 r; "
+            f"and.b32 r, $1, {1 << bit:#x}; setp.ne.b32 p, r, 0; selp.f32 $0, $2, $3, p; }}"
+        )
+        return self.emit(ptx, "f", "rff", a, x, y)
+
+    def low_bits(self, count: Value) -> Value:
+        """The word whose lowest `count` bits, 0 to 32, are 1."""
+        return self.emit("bmsk.clamp.b32 $0, 0, $1;", "r", "r", count)
+
+    def count_bits(self, a: Value) -> Value:
+        """How many bits of a are 1."""
+        return self.emit("popc.b32 $0, $1;", "r", "r", a)
+
     # Floats -------------------------------------------------------------------------------------
 
     def fadd(self, a: Value, b: Value) -> Value:

@@ -7,20 +7,22 @@ of values are applied to its sums.
 from collections.abc import Callable, Iterator, Sequence
 
 from pallas_kernels.b1_products import B1Products
-from pallas_kernels.block_softmax import TOTALS, empty_sums
+from pallas_kernels.block_softmax import empty_sums, num_totals
+from pallas_kernels.centre_ids import CentreIds
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.packed_blocks import WHOLE, PackedBlocks
 from pallas_kernels.packed_query import PackedQuery
 from pallas_kernels.packed_values import PackedValues
-from pallas_kernels.problem import Packed, Plane, Problem
+from pallas_kernels.problem import Coding, Packed, Plane, Problem
 from pallas_kernels.scratch import Scratch
 from pallas_kernels.warp_math import ALL_LANES, LOWEST, join_planes, merge
 from pallas_kernels.work import Work
 
 __all__ = ["PackedB1", "Words"]
 
-Words = tuple[list[Value], list[Value]]  # of one code plane of a block, and the block's scales
+# Of one code plane of a block, and those of its positions, see `load_position_words`.
+Words = tuple[list[Value], list[Value]]
 
 
 class PackedB1:
@@ -35,22 +37,20 @@ class PackedB1:
     def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
         """Keeps what the methods need."""
         self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
-        self._products = B1Products(ops, problem, work)
+        self.products = B1Products(ops, problem, work)
         channels = [64 * h + 8 * r for h in range(problem.head_dim // 64) for r in (0, 1)]
-        self._values = PackedValues(ops, problem, packed, work, work.channel, channels, ALL_LANES)
+        self.values = PackedValues(ops, problem, packed, work, work.channel, channels, ALL_LANES)
 
     def run(self, scratch: Scratch) -> None:
         """Leaves a partial result."""
         ops, packed, self._scratch = self._ops, self._packed, scratch
         size = packed.chunk_blocks
         self._load_query()
-        blocks = self._blocks = PackedBlocks(ops, self._problem, packed, self._work)
-        ahead = []
-        if packed.whole_blocks:
-            ahead = _flat(self._load_first(ops.min(blocks.first, packed.whole_blocks - 1)))
+        blocks = PackedBlocks(ops, self._problem, packed, self._work)
+        ahead = self.load_ahead(blocks)
         num_ahead = len(ahead)
         if "value" in self._sides:
-            self._values.prefetch_tables()
+            self.values.prefetch_tables()
         self._prepare_query()
         first_chunk = ops.div(blocks.first, size)
         chunks = ops.sub(ops.div(ops.add(blocks.last, size - 1), size), first_chunk)
@@ -61,24 +61,48 @@ class PackedB1:
             ahead, total = rest[:num_ahead], rest[num_ahead:]
             folded = self._fold(block)
             stop = ops.min(blocks.last, ops.mad(ops.add(first_chunk, i), size, size))
-            sums = self._empty()
-
-            def step(_, carried):
-                block, *rest = carried
-                return self._block(folded, block, rest[:num_ahead], rest[num_ahead:])
-
-            if packed.whole_blocks:
-                count = ops.sub(ops.min(stop, packed.whole_blocks), block)
-                _, *rest = ops.loop(count, [block, *ahead, *sums], step)
-                ahead, sums = rest[:num_ahead], rest[num_ahead:]
-            if packed.quarters:
-                cut_short = ops.where_less(packed.whole_blocks, stop, 1, 0)
-                sums = ops.cond(cut_short, sums, lambda sums: self._rest(folded, sums))
+            ahead, sums = self.add_blocks(folded, block, stop, ahead, self._empty())
             return [stop, *ahead, *self._join(total, sums, folded.offset, block)]
 
         empty = self._empty_total()
         total = ops.loop(chunks, [blocks.first, *ahead, *empty], chunk)[1 + num_ahead :]
-        self._leave(total)
+        self.leave(scratch, total)
+
+    def load_ahead(self, blocks: PackedBlocks) -> list[Value]:
+        """The first words of the first of the warp's blocks, if it is a whole one."""
+        self._blocks, whole = blocks, self._packed.whole_blocks
+        if not whole:
+            return []
+        return _flat(self._load_first(self._ops.min(blocks.first, whole - 1)))
+
+    def add_blocks(
+        self,
+        query: FoldedQuery,
+        block: Value,
+        stop: Value,
+        ahead: Sequence[Value],
+        sums: Sequence[Value],
+    ) -> tuple[list[Value], list[Value]]:
+        """The first words of block `stop`, and the sums with the blocks before it added.
+
+        Args:
+            query: as the products take it. block: the first one. ahead: its first words.
+            sums: so far.
+        """
+        ops, packed, num_ahead = self._ops, self._packed, len(ahead)
+
+        def step(_, carried):
+            block, *rest = carried
+            return self._block(query, block, rest[:num_ahead], rest[num_ahead:])
+
+        if packed.whole_blocks:
+            count = ops.sub(ops.min(stop, packed.whole_blocks), block)
+            _, *rest = ops.loop(count, [block, *ahead, *sums], step)
+            ahead, sums = rest[:num_ahead], rest[num_ahead:]
+        if packed.quarters:
+            cut_short = ops.where_less(packed.whole_blocks, stop, 1, 0)
+            sums = ops.cond(cut_short, sums, lambda sums: self._rest(query, sums))
+        return list(ahead), list(sums)
 
     def _load_query(self) -> None:
         self._query = PackedQuery(self._ops, self._problem, self._packed, self._work, 0)
@@ -88,7 +112,7 @@ class PackedB1:
 
     def _fold(self, block: Value) -> FoldedQuery:
         """The query for the chunk of a block, as the products take it."""
-        return self._products.encode(self._query.fold(block, self._products.greatest_query))
+        return self.products.encode(self._query.fold(block, self.products.greatest_query))
 
     def _block(
         self, query: FoldedQuery, block: Value, ahead: Sequence[Value], sums: Sequence[Value]
@@ -98,7 +122,7 @@ class PackedB1:
         So two planes' words are in registers at a time, whatever the number of planes.
         """
         ops = self._ops
-        split = len(ahead) - getattr(self._packed, self._sides[0]).scale_bits // 4
+        split = len(ahead) - getattr(self._packed, self._sides[0]).position_words
         following = ops.add(block, 1)
 
         def load_following() -> Words:
@@ -131,10 +155,10 @@ class PackedB1:
         return self._load(name, block, WHOLE, first)
 
     def _load(self, name: str, block: Value, quarters: int, plane: Plane) -> Words:
-        """Words of one plane, beside those of the first one the scales."""
+        """Words of one plane, beside those of the first one those of its positions."""
         rows = self._blocks.load_rows(name, block, quarters, plane)
         words = [word for row in rows for word in row]
-        return words, [] if plane.number else self._blocks.load_scales(name, block)
+        return words, [] if plane.number else self._blocks.load_position_words(name, block)
 
     def _scores(
         self, query: FoldedQuery, block: Value, quarters: int, words: Iterator[Words]
@@ -143,14 +167,20 @@ class PackedB1:
         del block, quarters  # told by the words
         ops, key = self._ops, self._packed.key
         planes = self._problem.planes(key)
-        of_planes, scales = [], []
+        of_planes, of_positions = [], []
         for plane in planes:
             of_plane, loaded = next(words)
-            scales = scales if plane.number else loaded
-            of_planes.append(self._products.key_sums(query, of_plane, plane.half))
+            of_positions = of_positions if plane.number else loaded
+            of_planes.append(self.products.key_sums(query, of_plane, plane.half))
         sums = join_planes(ops, planes, of_planes)
-        scales = self._blocks.decode_scales(scales, key)[: len(sums)]
-        return query.scores(ops, key, sums, scales)
+        return query.scores(ops, key, sums, *self._decode(of_positions, key, len(sums)))
+
+    def _decode(
+        self, words: Sequence[Value], coding: Coding, count: int
+    ) -> tuple[list[Value], list[CentreIds]]:
+        """Scales and centroids of `count` of the lane's positions, none of either for none."""
+        scales = self._blocks.decode_scales(words, coding)[:count]
+        return scales, self.products.ids(words[coding.scale_bits // 4 :], count)
 
     def _hide(self, block: Value, scores: list[Value], hidden: float = 2 * LOWEST) -> list[Value]:
         (scores,) = self._blocks.hide(block, [scores], self._work.place, 32, hidden)
@@ -160,7 +190,7 @@ class PackedB1:
 
     def _empty(self) -> list[Value]:
         """Sums over no block of a chunk."""
-        return empty_sums(self._problem.head_dim // 32)
+        return empty_sums(self._packed.value, self._problem.head_dim // 32)
 
     def _empty_total(self) -> list[Value]:
         """A result over no chunk."""
@@ -172,29 +202,30 @@ class PackedB1:
         """The sums with a block added, whose words of values come next."""
         ops, value = self._ops, self._packed.value
         scores = self._hide(block, scores)
-        of_plane, scales = next(words)
-        scales = self._blocks.decode_scales(scales, value)[: len(scores)]
-        totals, weights = self._products.weigh(sums[:TOTALS], scores, scales)
+        of_plane, of_positions = next(words)
+        of_positions = self._decode(of_positions, value, len(scores))
+        first = num_totals(value)
+        totals, weights = self.products.weigh(sums[:first], scores, value, *of_positions)
         planes, halves = self._problem.planes(value), self._problem.halves
-        of_planes = [self._products.value_sums(of_plane, weights)]
+        of_planes = [self.products.value_sums(of_plane, weights)]
         for _ in planes[1:]:
-            of_planes.append(self._products.value_sums(next(words)[0], weights))
+            of_planes.append(self.products.value_sums(next(words)[0], weights))
         products = [
             x
             for half in range(halves)
             for x in join_planes(ops, planes[half::halves], of_planes[half::halves])
         ]
-        return [*totals, *self._products.add_values(sums[TOTALS:], weights, products)]
+        return [*totals, *self.products.add_values(sums[first:], weights, products)]
 
     def _join(self, total: Sequence[Value], sums, offset: Value, block: Value) -> list[Value]:
         """The result with a chunk's sums added."""
-        found = self._values.decode(sums, offset, self._values.levels(block))
+        found = self.values.decode(sums, offset, self.values.levels(block))
         return merge(self._ops, [total, found])
 
-    def _leave(self, total: Sequence[Value]) -> None:
+    def leave(self, scratch: Scratch, total: Sequence[Value]) -> None:
         """Leaves the result for the team."""
         once = self._ops.where_less(self._work.lane, 1, 1, 0)
-        self._values.store(self._scratch, 0, total, self._values.centre(), where=1, once=once)
+        self.values.store(scratch, 0, total, self.values.centres(), where=1, once=once)
 
 
 def _one_ahead(first: Words, loads: Sequence[Callable[[], Words]]) -> Iterator[Words]:

@@ -23,25 +23,36 @@ class PackedBlocks:
     Blocks that a window hides from all queries of the team are nobody's.
 
     Operands: key, value: words of each head; length [sequences]; for sign codes {key,value}_scale:
-    words of each head; with a window packed_start [sequences, positions] int32: the first position
-    that the queries see.
+    words of each head; with several centroids {key,value}_id: words of each head; with a window
+    packed_start [sequences, positions] int32: the first position that the queries see. Of a class
+    of tokens, its name comes first, and length and start are those of each head.
     """
 
     def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
         """Divides the blocks that show anything between the warps of the team."""
         self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
-        length = ops.address(ops.pointer("length"), work.sequence, 4)
-        self._length = ops.uniform(ops.load(length))
-        blocks = ops.div(ops.add(self._length, BLOCK - 1), BLOCK)
-        hidden = 0
+        owner = work.stored_head if packed.per_head else work.sequence
+        length = ops.address(ops.pointer(f"{packed.name}length"), owner, 4)
+        self.length = ops.uniform(ops.load(length))
+        blocks = ops.div(ops.add(self.length, BLOCK - 1), BLOCK)
+        self.hidden = 0
+        self.starts: list[Value] = []
         if problem.windowed:
-            starts = work.of_queries("packed_start", 0, problem.tiling.queries)
-            hidden = ops.min(ops.div(functools.reduce(ops.min, starts), BLOCK), blocks)
+            owner = work.head if packed.per_head else work.sequence
+            name = f"{packed.start}start"
+            starts = work.of_queries(name, 0, problem.tiling.queries, owner)
+            self.hidden = ops.min(ops.div(functools.reduce(ops.min, starts), BLOCK), blocks)
             self._last_start = functools.reduce(ops.max, starts)
-            self._starts = [work.mine(starts[i : i + SET]) for i in range(0, len(starts), SET)]
-        self.first, self.last = work.share(blocks, hidden)
-        self.last_whole = ops.min(self.last, packed.whole_blocks)
-        self.has_rest = ops.where_less(packed.whole_blocks, self.last, 1, 0)
+            self.starts = [work.mine(starts[i : i + SET]) for i in range(0, len(starts), SET)]
+        self.stop = blocks
+        self.take(*work.share(blocks, self.hidden))
+
+    def take(self, first: Value, last: Value) -> None:
+        """Makes other blocks the warp's."""
+        ops, packed = self._ops, self._packed
+        self.first, self.last = first, last
+        self.last_whole = ops.min(last, packed.whole_blocks)
+        self.has_rest = ops.where_less(packed.whole_blocks, last, 1, 0)
 
     def load_rows(self, name: str, block: Value, quarters: int, plane: Plane) -> list[list[Value]]:
         """This lane's words of a plane of a block, row by row."""
@@ -84,7 +95,8 @@ class PackedBlocks:
         count = layouts.key_words if name == "key" else layouts.value_words
         plane_bytes = 4 * count(self._packed.num_positions, dim)
         number = ops.mad(self._work.stored_head, len(self._planes(name)), plane.number)
-        address = ops.address(ops.pointer(name), number, plane_bytes)
+        pointer = ops.pointer(f"{self._packed.name}{name}")
+        address = ops.address(pointer, number, plane_bytes)
         address = ops.address(address, block, BLOCK * dim // 8)
         rows, row_bytes = dim // 16, 512
         if name == "key":
@@ -93,21 +105,33 @@ class PackedBlocks:
             row_bytes = 256
         return address, rows, row_bytes
 
-    def load_scales(self, name: str, block: Value) -> list[Value]:
-        """This lane's words of a block's scales; none for level codes."""
-        ops, packed = self._ops, self._packed
-        coding = packed.key if name == "key" else packed.value
+    def load_position_words(self, name: str, block: Value) -> list[Value]:
+        """This lane's words of a block's scales, then those of `load_ids`; none for level codes."""
+        ops, coding = self._ops, self._coding(name)
         if not coding.signs:
             return []
-        address = self._scales(name, block, coding)
+        address = self._of_block(f"{name}_scale", block, BLOCK * coding.scale_bits // 8)
         address = ops.address(address, self._work.lane, coding.scale_bits)
-        return (ops.load2 if coding.scale_bits == 8 else ops.load4)(address, 0)
+        scales = (ops.load2 if coding.scale_bits == 8 else ops.load4)(address, 0)
+        return [*scales, *self.load_ids(name, block)]
 
-    def _scales(self, name: str, block: Value, coding: Coding) -> Value:
-        """Address of a block's scales."""
+    def load_ids(self, name: str, block: Value) -> list[Value]:
+        """Words of the centroids' numbers: bit p that of the block's position 8 p + g."""
+        ops, bits = self._ops, self._coding(name).id_bits
+        if not bits:
+            return []
+        address = self._of_block(f"{name}_id", block, 32 * bits)
+        address = ops.address(address, self._work.g, 4 * bits)
+        return [ops.load(address)] if bits == 1 else ops.load2(address, 0)
+
+    def _coding(self, name: str) -> Coding:
+        return self._packed.key if name == "key" else self._packed.value
+
+    def _of_block(self, name: str, block: Value, size: int) -> Value:
+        """Address of what belongs to a block, `size` bytes."""
         ops = self._ops
         number = ops.mad(self._work.stored_head, self._packed.blocks, block)
-        return ops.address(ops.pointer(f"{name}_scale"), number, BLOCK * coding.scale_bits // 8)
+        return ops.address(ops.pointer(f"{self._packed.name}{name}"), number, size)
 
     def decode_scales(self, words: Sequence[Value], coding: Coding) -> list[Value]:
         """The lane's eight scales as floats, from bfloat16 or `vkq_jax.log_scale`; none of none."""
@@ -140,7 +164,7 @@ class PackedBlocks:
         """
         ops, count = self._ops, len(sets[0])
         before = ops.mad(block, BLOCK, 0)
-        left = ops.sub(self._length, before)
+        left = ops.sub(self.length, before)
 
         def hide_padding(scores):
             mine = ops.sub(left, place)
@@ -150,7 +174,7 @@ class PackedBlocks:
             ]
 
         def hide_beginning(scores):
-            mine = [ops.sub(ops.sub(start, before), place) for start in self._starts]
+            mine = [ops.sub(ops.sub(start, before), place) for start in self.starts]
             return [
                 ops.where_less_float(stride * (i % count), mine[i // count], hidden, score)
                 for i, score in enumerate(scores)

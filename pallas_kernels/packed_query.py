@@ -23,8 +23,8 @@ class PackedQuery:
     they would have to wait.
 
     Operands: query [rows, H] float32, times logits_scale; for level codes key_{lower,upper}
-    [heads, G, H] bfloat16, for sign codes key_centre [heads, H] bfloat16; where scores are mapped,
-    slope and shift [rows] float32, shift natural.
+    [heads, G, H] bfloat16, for sign codes key_centre [heads, M, H] bfloat16; where scores are
+    mapped, slope and shift [rows] float32, shift natural.
     """
 
     def __init__(
@@ -40,7 +40,11 @@ class PackedQuery:
         address = ops.address(ops.pointer("query"), row, 4 * problem.head_dim)
         address = ops.address(address, work.place, 4)
         self._query = [ops.load_float(address, 4 * channel) for channel in channels]
-        self._centre = self._table("key_centre") if packed.key.signs else []
+        self._centres = [
+            self._table("key_centre", entry=number)
+            for number in range(packed.key.centres if packed.key.signs else 0)
+        ]
+        self._more_of_centres: list[Value] = []
         self._shared_score = self._query_sum = self._kappa = 0.0
         self._map = []
         if problem.maps_scores:
@@ -61,8 +65,9 @@ class PackedQuery:
             self._kappa = ops.fmul(self._kappa, slope)
             self._shared_score = ops.fmul(shift, LOG2_E)
         if key.signs:
-            centre = warp_sum(ops, dot(ops, query, self._centre))
+            centre, *others = (warp_sum(ops, dot(ops, query, x)) for x in self._centres)
             self._shared_score = ops.fadd(self._shared_score, centre)
+            self._more_of_centres = [ops.fsub(other, centre) for other in others]
             if key.rotated:
                 query = rotate(ops, query, self._work.lane, self._problem.head_dim)
             self._query_sum = warp_sum(ops, functools.reduce(ops.fadd, query))
@@ -98,4 +103,5 @@ class PackedQuery:
             self._kappa,
             ops.fadd(self._shared_score, offset),
             self._problem.logits_soft_cap,
+            self._more_of_centres,
         )

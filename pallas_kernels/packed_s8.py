@@ -11,8 +11,10 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-from pallas_kernels.block_softmax import TOTALS, BlockWeights, empty_sums
+from pallas_kernels.block_softmax import BlockWeights, empty_sums, num_totals
+from pallas_kernels.centre_ids import CentreIds
 from pallas_kernels.folded_query import FoldedQuery
+from pallas_kernels.layouts import BLOCK
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.packed_blocks import WHOLE, PackedBlocks
 from pallas_kernels.packed_query import PackedQuery
@@ -27,6 +29,7 @@ __all__ = ["PackedS8"]
 
 _LOST_VARIANCE = (1e-4 * LOG2_E) ** 2  # of scores, the most that shortened queries may cause
 LoadRow = Callable[[Plane, int], Sequence[Value]]  # of a plane and a row of it
+Ids = dict[str, list[CentreIds]]  # of keys and of values
 
 
 class PackedS8:
@@ -44,54 +47,78 @@ class PackedS8:
     def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
         """Keeps what the methods need."""
         self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
-        self._products = S8Products(ops, problem, work)
+        self.products = S8Products(ops, problem, work)
         rows = range(0, problem.head_dim, 8)
-        self._values = PackedValues(ops, problem, packed, work, work.g, rows, SAME_QUERY)
+        self.values = PackedValues(ops, problem, packed, work, work.g, rows, SAME_QUERY)
 
     def run(self, scratch: Scratch) -> None:
         """Leaves a partial result for each query."""
-        ops, packed = self._ops, self._packed
-        self._prepare(scratch)
-        blocks = self._blocks = PackedBlocks(ops, self._problem, packed, self._work)
-        scales = []
-        staged = self._problem.stages_words and packed.whole_blocks > 0
-        if staged:
-            scales = self._load_scales(ops.min(blocks.first, packed.whole_blocks - 1))
-            for i in range(self._problem.key_slots):
-                self._copy(scratch, "key", ops.add(blocks.first, i), i)
-            self._copy(scratch, "value", blocks.first)
-        self._values.prefetch_tables()
+        ops, problem, packed = self._ops, self._problem, self._packed
+        self.prepare(scratch)
+        ahead = self.load_ahead(scratch, PackedBlocks(ops, problem, packed, self._work))
+        self.values.prefetch_tables()
         ops.barrier()
-        empty = empty_sums(self._problem.head_dim // 8) * self._problem.sets
+        queries = self.load_queries(scratch)
+        empty = empty_sums(packed.value, problem.head_dim // 8) * problem.sets
 
         def add_blocks(queries, sums):
-            def block(i, carried):
-                number = ops.add(blocks.first, i)
-                if staged:
-                    return self._staged_block(scratch, queries, number, carried)
-                return self._direct_block(scratch, queries, number, WHOLE, carried)
+            return self.add_blocks(scratch, queries, ahead, sums)
 
-            def rest(sums):
-                block, quarters = packed.whole_blocks, packed.quarters
-                return self._direct_block(scratch, queries, block, quarters, sums)
+        self.store(scratch, queries, self._shortening(scratch, queries, empty, add_blocks))
 
-            if packed.whole_blocks:
-                count = ops.sub(blocks.last_whole, blocks.first)
-                sums = ops.loop(count, [*sums, *scales], block)[: len(sums)]
-            if packed.quarters:
-                sums = ops.cond(blocks.has_rest, sums, rest)
-            return sums
+    @property
+    def _staged(self) -> bool:
+        return self._problem.stages_words(self._packed) and self._packed.whole_blocks > 0
 
-        queries = self._load_queries(scratch)
-        sums = self._shortening(scratch, queries, empty, add_blocks)
+    def load_ahead(self, scratch: Scratch, blocks: PackedBlocks) -> list[Value]:
+        """Starts to copy the first of the warp's blocks; the words of its positions."""
+        ops, self._blocks = self._ops, blocks
+        if not self._staged:
+            return []
+        ahead = self._load_position_words(ops.min(blocks.first, self._packed.whole_blocks - 1))
+        for i in range(self._problem.key_slots):
+            self._copy(scratch, "key", ops.add(blocks.first, i), i)
+        self._copy(scratch, "value", blocks.first)
+        return ahead
+
+    def add_blocks(
+        self,
+        scratch: Scratch,
+        queries: list[FoldedQuery],
+        ahead: Sequence[Value],
+        sums: Sequence[Value],
+    ) -> list[Value]:
+        """The sums with the warp's blocks added.
+
+        Args:
+            scratch: shared memory. queries: from `load_queries`. ahead: from `load_ahead`.
+            sums: of all sets.
+        """
+        ops, packed, blocks = self._ops, self._packed, self._blocks
+
+        def block(i, carried):
+            number = ops.add(blocks.first, i)
+            if self._staged:
+                return self._staged_block(scratch, queries, number, carried)
+            return self._direct_block(scratch, queries, number, WHOLE, carried)
+
+        def rest(sums):
+            block, quarters = packed.whole_blocks, packed.quarters
+            return self._direct_block(scratch, queries, block, quarters, sums)
+
+        if packed.whole_blocks:
+            count = ops.sub(blocks.last_whole, blocks.first)
+            sums = ops.loop(count, [*sums, *ahead], block)[: len(sums)]
+        if packed.quarters:
+            sums = ops.cond(blocks.has_rest, sums, rest)
+        return list(sums)
+
+    def store(self, scratch: Scratch, queries: list[FoldedQuery], sums: Sequence[Value]) -> None:
+        """Leaves the results of all sets."""
+        ops, work, values = self._ops, self._work, self.values
         ops.wait_for_copies()
         ops.warp_barrier()  # results take the place of what was copied and exchanged
-        self._store(scratch, queries, sums)
-
-    def _store(self, scratch: Scratch, queries: list[FoldedQuery], sums: Sequence[Value]) -> None:
-        """Leaves the results of all sets."""
-        ops, work, values = self._ops, self._work, self._values
-        levels, centre = values.levels(0), values.centre()
+        levels, centres = values.levels(0), values.centres()
         for number, query in enumerate(queries):
             first = SET * number
             totals, channels = self._of_set(sums, number)
@@ -100,15 +127,15 @@ class PackedS8:
                 scratch,
                 work.team_query(work.t, first),
                 values.decode([*totals, *channels], query.offset, levels),
-                centre,
+                centres,
                 where=mine,
                 once=ops.where_less(work.g, 1, mine, 0),
             )
 
-    def _prepare(self, scratch: Scratch) -> None:
+    def prepare(self, scratch: Scratch) -> None:
         """Each warp of the team prepares some of its queries: one after `team` others."""
         ops, problem, packed, work = self._ops, self._problem, self._packed, self._work
-        tiling, products = problem.tiling, self._products
+        tiling, products = problem.tiling, self.products
 
         def prepare(_):
             numbers = [ops.add(work.member, i) for i in range(0, tiling.queries, tiling.team)]
@@ -147,7 +174,7 @@ class PackedS8:
         firsts = range(0, self._problem.tiling.queries, SET)
         lost = [ops.as_bits(scratch.load_lost_variance(first)) for first in firsts]
         lost = ops.warp_max(functools.reduce(ops.max, lost))
-        shortened = self._products.shortened(queries)
+        shortened = self.products.shortened(queries)
         return ops.cond(
             ops.where_less(lost, ops.as_bits(_LOST_VARIANCE), 1, 0),
             carried,
@@ -155,11 +182,11 @@ class PackedS8:
             functools.partial(body, queries),
         )
 
-    def _load_queries(self, scratch: Scratch) -> list[FoldedQuery]:
+    def load_queries(self, scratch: Scratch) -> list[FoldedQuery]:
         """Query t of each set, with the operands of all."""
         firsts = range(0, self._problem.tiling.queries, SET)
         queries, channels = zip(*(scratch.load_queries(first) for first in firsts), strict=True)
-        operands = [self._products.encode(of_half) for of_half in zip(*channels, strict=True)]
+        operands = [self.products.encode(of_half) for of_half in zip(*channels, strict=True)]
         return [dataclasses.replace(query, operands=operands) for query in queries]
 
     def _copy(self, scratch: Scratch, name: str, block: Value, slot: Value = 0) -> None:
@@ -176,34 +203,36 @@ class PackedS8:
     def _staged_block(
         self, scratch: Scratch, queries: list[FoldedQuery], block: Value, carried: list[Value]
     ) -> list[Value]:
-        """The sums with a block added, and the next one's scales.
+        """The sums with a block added, and the words of the next one's positions.
 
         Its words are in shared memory or on their way; those of later blocks follow once they are
         read. A lane reads those that it copied itself: what `compute-sanitizer` asks barriers for
         anyway.
         """
         ops, blocks = self._ops, self._blocks
-        num_sums = len(carried) - (self._packed.key.scale_bits + self._packed.value.scale_bits) // 4
-        sums, scales = carried[:num_sums], carried[num_sums:]
+        key, value = self._packed.key, self._packed.value
+        num_sums = len(carried) - key.position_words - value.position_words
+        sums, of_positions = carried[:num_sums], carried[num_sums:]
         following = ops.add(block, 1)
         slot = ops.bit_and(ops.sub(block, blocks.first), self._problem.key_slots - 1)
         ops.wait_for_copies(self._problem.key_slots)
-        self._spread_scales(scratch, scales)
-        scales = self._load_scales(ops.min(following, ops.sub(blocks.last_whole, 1)))
+        ids = self._spread_scales(scratch, of_positions)
+        last = ops.sub(blocks.last_whole, 1)
+        of_positions = self._load_position_words(ops.min(following, last))
 
         def load_row(name, slot, plane, row):
             assert plane.number == 0, "only codes of one plane are staged"
             return scratch.load_row(name, row, slot)
 
         load_key = functools.partial(load_row, "key", slot)
-        sums, weights = self._weigh(scratch, queries, block, WHOLE, sums, load_key)
+        sums, weights = self._weigh(scratch, queries, block, WHOLE, sums, load_key, ids)
         ops.wait_for_copies()
         ops.warp_barrier()
         self._copy(scratch, "key", ops.add(block, self._problem.key_slots), slot)
         sums = self._add_values(scratch, sums, weights, functools.partial(load_row, "value", 0))
         ops.warp_barrier()
         self._copy(scratch, "value", following)
-        return [*sums, *scales]
+        return [*sums, *of_positions]
 
     def _direct_block(
         self,
@@ -219,12 +248,12 @@ class PackedS8:
         def load_row(name, plane, row):
             return blocks.load_row(name, block, quarters, plane, row)
 
-        self._spread_scales(scratch, self._load_scales(block))
+        ids = self._spread_scales(scratch, self._load_position_words(block))
         if quarters == WHOLE:
             for name in self._sides:
                 blocks.prefetch(name, ops.add(block, 1))
         load_key = functools.partial(load_row, "key")
-        sums, weights = self._weigh(scratch, queries, block, quarters, sums, load_key)
+        sums, weights = self._weigh(scratch, queries, block, quarters, sums, load_key, ids)
         ops.warp_barrier()
         return self._add_values(scratch, sums, weights, functools.partial(load_row, "value"))
 
@@ -236,15 +265,17 @@ class PackedS8:
         quarters: int,
         sums: Sequence[Value],
         load_row: LoadRow,
+        ids: Ids,
     ) -> tuple[list[Value], list[BlockWeights]]:
         """The sums with new totals, and each set's weights, left in scratch; a barrier is due."""
-        scores = self._scores(scratch, queries, block, quarters, load_row)
-        scales = self._value_scales(scratch, quarters)
+        value = self._packed.value
+        scores = self._scores(scratch, queries, block, quarters, load_row, ids["key"])
+        of_values = self._value_scales(scratch, quarters), ids["value"][: 8 * quarters]
         new, found = [], []
         for number, (query, of_set) in enumerate(zip(queries, scores, strict=True)):
             totals, channels = self._of_set(sums, number)
             unit = query.unit if self._as_sums else None
-            totals, weights = self._products.weigh(totals, of_set, unit, scales)
+            totals, weights = self.products.weigh(totals, of_set, unit, value, *of_values)
             new += [*totals, *channels]
             found.append(weights)
         self._ops.warp_barrier()  # weights take the place of what the lanes have read by now
@@ -266,33 +297,41 @@ class PackedS8:
             words = [scratch.load_weights(number, half) for half in halves]
             loaded.append(dataclasses.replace(of_set, operands=words))
         old = [self._of_set(sums, number) for number in range(len(loaded))]
-        channels = self._products.add_values(
+        channels = self.products.add_values(
             [x for _, x in old], loaded, self._packed.value, load_row
         )
         return [x for (totals, _), new in zip(old, channels, strict=True) for x in (*totals, *new)]
 
     def _of_set(self, sums: Sequence[Value], number: int) -> tuple[list[Value], list[Value]]:
         """A set's totals and channels."""
-        size = TOTALS + self._problem.head_dim // 8
+        first = num_totals(self._packed.value)
+        size = first + self._problem.head_dim // 8
         of_set = list(sums[size * number : size * (number + 1)])
-        return of_set[:TOTALS], of_set[TOTALS:]
+        return of_set[:first], of_set[first:]
 
-    def _load_scales(self, block: Value) -> list[Value]:
-        """Words of this lane's scales, of keys and of values."""
-        return [word for x in self._sides for word in self._blocks.load_scales(x, block)]
+    def _load_position_words(self, block: Value) -> list[Value]:
+        """Words of the positions of a block, of keys and of values."""
+        return [word for x in self._sides for word in self._blocks.load_position_words(x, block)]
 
-    def _spread_scales(self, scratch: Scratch, words: list[Value]) -> None:
-        """Leaves the scales of `_load_scales` for all lanes, and what they had written before."""
+    def _spread_scales(self, scratch: Scratch, words: Sequence[Value]) -> Ids:
+        """Leaves the scales of `_load_position_words` for all lanes, and what they wrote before.
+
+        Returns the centroids of each side's positions 8 p + g; none where all have one.
+        """
         if words:  # they take the place of what was exchanged for the block before
             self._ops.warp_barrier()
-        at = 0
+        at, ids = 0, {}
         for name in self._sides:
             coding = getattr(self._packed, name)
-            stop = at + coding.scale_bits // 4
+            scales = at + coding.scale_bits // 4
+            stop = at + coding.position_words
             if coding.signs:
-                scratch.spread_scales(name, self._blocks.decode_scales(words[at:stop], coding))
+                scratch.spread_scales(name, self._blocks.decode_scales(words[at:scales], coding))
+            numbers = words[scales:stop]
+            ids[name] = [CentreIds(numbers, p) for p in range(BLOCK // 8 if numbers else 0)]
             at = stop
         self._ops.warp_barrier()
+        return ids
 
     def _scores(
         self,
@@ -301,6 +340,7 @@ class PackedS8:
         block: Value,
         quarters: int,
         load_row: LoadRow,
+        ids: Sequence[CentreIds],
     ) -> list[list[Value]]:
         """Each set's scores of the first quarters of a block, those that are not visible hidden."""
         key = self._packed.key
@@ -308,7 +348,9 @@ class PackedS8:
         def load_scales(i, q):
             return scratch.load_scales("key", i, q) if key.signs else []
 
-        scores = self._products.scores(queries, key, quarters, load_row, load_scales, self._as_sums)
+        scores = self.products.scores(
+            queries, key, quarters, load_row, load_scales, ids, self._as_sums
+        )
         return self._hide(block, scores)
 
     def _hide(

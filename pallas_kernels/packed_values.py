@@ -3,6 +3,8 @@
 import functools
 from collections.abc import Sequence
 
+from pallas_kernels.block_softmax import num_totals
+from pallas_kernels.centre_ids import centroid_masses
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Packed, Problem
 from pallas_kernels.scratch import Scratch
@@ -17,7 +19,7 @@ class PackedValues:
     """Decodes sums over a chunk, and results over all chunks; a lane has some channels of a query.
 
     Operands, bfloat16: for level codes value_{lower,upper} [heads, G, H], for sign codes
-    value_centre [heads, H].
+    value_centre [heads, M, H].
 
     Args:
         ops, problem, packed, work: of the kernel.
@@ -56,14 +58,16 @@ class PackedValues:
         names = () if self._packed.value.signs else ("value_lower", "value_upper")
         return [self._table(name, block) for name in names]
 
-    def centre(self) -> list[Value]:
-        """The centre of the lane's channels, for `store`; of level codes none."""
-        return self._table("value_centre") if self._packed.value.signs else []
+    def centres(self) -> list[list[Value]]:
+        """Each centroid's numbers in the lane's channels, for `store`; of level codes none."""
+        coding = self._packed.value
+        numbers = range(coding.centres if coding.signs else 0)
+        return [self._table("value_centre", entry=number) for number in numbers]
 
     def decode(
         self, sums: Sequence[Value], offset: Value, levels: Sequence[Sequence[Value]]
     ) -> list[Value]:
-        """From a chunk's sums (see `block_softmax`): maximum, mass, channels.
+        """From a chunk's sums (see `block_softmax`): maximum, mass, sums of centroids, channels.
 
         Values of sign codes stay rotated and around their centre.
 
@@ -71,8 +75,9 @@ class PackedValues:
             sums: over a chunk. offset: of its scores. levels: of the chunk.
         """
         ops = self._ops
-        top, mass, scaled_mass, *products = sums
-        mass = warp_sum(ops, mass, self._bits)
+        first = num_totals(self._packed.value)
+        (top, mass, scaled_mass, *of_centres), products = sums[:first], sums[first:]
+        mass, *of_centres = (warp_sum(ops, x, self._bits) for x in (mass, *of_centres))
         if self._packed.value.signs:
             less = ops.fsub(0.0, warp_sum(ops, scaled_mass, self._bits))
             channels = [ops.fma(x, 2.0, less) for x in products]
@@ -83,14 +88,14 @@ class PackedValues:
                 ops.fma(ops.fmul(x, 1.0 / steps), ops.fsub(high, low), ops.fmul(mass, low))
                 for x, low, high in zip(products, lower, upper, strict=True)
             ]
-        return [ops.fadd(top, offset), mass, *channels]
+        return [ops.fadd(top, offset), mass, *of_centres, *channels]
 
     def store(
         self,
         scratch: Scratch,
         query: Value,
         result: Sequence[Value],
-        centre: Sequence[Value],
+        centres: Sequence[Sequence[Value]],
         *,
         where: Value,
         once: Value,
@@ -99,15 +104,21 @@ class PackedValues:
 
         Args:
             scratch: where to. query: number in the team. result: `decode`d, of all chunks.
-            centre: of sign codes. where, once: as there.
+            centres: of sign codes. where, once: as there.
         """
         ops, packed = self._ops, self._packed
         if packed.value.signs:
             highest, mass, *channels = result
+            of_centres, channels = (
+                channels[: packed.value.centre_sums],
+                channels[packed.value.centre_sums :],
+            )
             if packed.value.rotated:  # the lanes' numbers and the place together tell the channel
                 head_dim = self._problem.head_dim
                 channels = rotate(ops, channels, self._work.lane, head_dim, self._bits)
-            channels = [ops.fma(c, mass, x) for x, c in zip(channels, centre, strict=True)]
+            masses = centroid_masses(ops, mass, of_centres)
+            for share, centre in zip(masses, centres, strict=True):
+                channels = [ops.fma(c, share, x) for x, c in zip(channels, centre, strict=True)]
             result = [highest, mass, *channels]
         scratch.store_result(
             query,

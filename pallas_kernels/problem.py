@@ -32,7 +32,9 @@ class Coding:
 
     Attributes:
         scale_bits: of the scale per position of sign codes; 0: level codes, per channel.
-        bits: of a code.
+        bits: of a code. Those of sign codes stand for odd numbers, -(2^bits - 1) to 2^bits - 1; of
+            none there is only the centre.
+        centres: centroids, one of which each position of sign codes has as its centre.
         groups: groups of positions, each with its own levels. group_blocks: blocks of a group.
         rotated: whether the launch rotates channels, by the Hadamard matrix of the stored ones.
         score_error_factor: see `vkq_jax.SignTensor` (keys only).
@@ -44,11 +46,27 @@ class Coding:
     group_blocks: int = 0
     rotated: bool = False
     score_error_factor: float = 0.0
+    centres: int = 1
 
     @property
     def signs(self) -> bool:
         """Sign codes with a scale per position."""
         return self.scale_bits > 0
+
+    @property
+    def id_bits(self) -> int:
+        """Bits of the number of a position's centroid."""
+        return (self.centres - 1).bit_length()
+
+    @property
+    def centre_sums(self) -> int:
+        """Sums of weights that tell the mass of each centroid, beside that of all."""
+        return self.centres - 1
+
+    @property
+    def position_words(self) -> int:
+        """Words that a lane loads for its positions of a block: scales, numbers of centroids."""
+        return self.scale_bits // 4 + self.id_bits
 
 
 class Plane(NamedTuple):
@@ -61,15 +79,24 @@ class Plane(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """A bank of packed visual tokens.
+    """A bank of packed visual tokens, or a class of tokens of dictionary codes.
 
     Attributes:
         num_positions: V. key, value: how they are coded.
+        name: what the names of its own operands begin with.
+        per_head: whether each head has a length and starts of its own; else each sequence.
     """
 
     num_positions: int
     key: Coding
     value: Coding
+    name: str = ""
+    per_head: bool = False
+
+    @property
+    def start(self) -> str:
+        """Name of what says where the queries of a window begin, see `PackedBlocks`."""
+        return self.name or "packed_"
 
     @property
     def blocks(self) -> int:
@@ -141,7 +168,8 @@ class Problem:
         logits_soft_cap: of the scores of all banks, mapped ones after the map; None: no cap.
         calibration: of the scores of the packed bank, whose range the launch finds itself.
         head_dim: H, as it is stored: 64, 128 or, without dense banks, 256.
-        packed: the packed bank, if any.
+        classes: of the packed bank, if any, alike but in their bits: of dictionary codes one for
+            each class of tokens, else one.
         dense: names and capacities of the dense banks (bfloat16).
         tiling: how the work is cut.
     """
@@ -150,7 +178,7 @@ class Problem:
     kv_heads: int
     queries: int
     head_dim: int
-    packed: Packed | None
+    classes: tuple[Packed, ...]
     dense: tuple[tuple[str, int], ...] = ()
     outer: int = 1
     layers: int = 1
@@ -161,6 +189,11 @@ class Problem:
     logits_soft_cap: float | None = None
     calibration: ScoreCalibration | None = None
     tiling: Tiling = Tiling()
+
+    @property
+    def packed(self) -> Packed | None:
+        """The packed bank, or the first of its classes, if any."""
+        return self.classes[0] if self.classes else None
 
     @property
     def heads(self) -> int:
@@ -217,11 +250,9 @@ class Problem:
         """Whether a packed bank's codes are made into bytes, see `S8Products`."""
         return self.packed is not None and self.tiling.queries > 1
 
-    @property
-    def stages_words(self) -> bool:
-        """Whether words of the next block wait in shared memory: of one plane a side."""
-        one_plane = self.packed is not None and self.packed.most_bits * self.halves == 1
-        return one_plane and self.uses_bytes
+    def stages_words(self, packed: Packed) -> bool:
+        """Whether words of a class's next block wait in shared memory: of one plane a side."""
+        return packed.most_bits * self.halves == 1 and self.uses_bytes
 
     @property
     def shortens_queries(self) -> bool:
@@ -239,7 +270,8 @@ class Problem:
     @property
     def staged_words(self) -> int:
         """Words of a block of keys, or of values, that wait in shared memory."""
-        return layouts.BLOCK * self.head_dim // 32 if self.stages_words else 0
+        staged = any(map(self.stages_words, self.classes))
+        return layouts.BLOCK * self.head_dim // 32 if staged else 0
 
     @property
     def key_slots(self) -> int:
@@ -259,7 +291,7 @@ class Problem:
 
     @property
     def query_words(self) -> int:
-        """Words in which a team keeps a query: channels, five scalars, a multiple of four."""
+        """Words in which a team keeps a query: channels, at most eight scalars."""
         return QUERY_STRIDE * self.head_dim // 32 + 8 if self.uses_bytes else 0
 
     @property

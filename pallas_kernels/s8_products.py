@@ -25,6 +25,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 from pallas_kernels.block_softmax import BlockSoftmax, BlockWeights, add_products
+from pallas_kernels.centre_ids import CentreIds
 from pallas_kernels.fixed_point import TO_INT_BITS
 from pallas_kernels.folded_query import FoldedQuery
 from pallas_kernels.operations import Operations, Value
@@ -57,7 +58,7 @@ class S8Products:
         self.query_factor = power(ops.bit_and(work.g, self._places - 1))
         odd = self._odd = ops.bit_and(work.g, 1)
         self._softmax = BlockSoftmax(
-            ops, _MAX_WEIGHT, self._row_max, down=power(odd), up=power(ops.sub(0, odd))
+            ops, _MAX_WEIGHT, self.row_max, down=power(odd), up=power(ops.sub(0, odd))
         )
         # Factors that the compiler does not know: shifts would take the busier pipe.
         self._byte, self._two_bytes = ops.unknown(1 << 8), ops.unknown(1 << 16)
@@ -120,6 +121,7 @@ class S8Products:
         quarters: int,
         load_row: Callable[[Plane, int], Sequence[Value]],
         load_scales: Callable[[int, int], Sequence[Value]],
+        ids: Sequence[CentreIds],
         as_sums: bool = False,
     ) -> list[list[Value]]:
         """`FoldedQuery.scores` for each set, of query t at positions 8 p + g.
@@ -130,6 +132,7 @@ class S8Products:
             key: how keys are coded. quarters: of the block, from its first one on.
             load_row: (plane, row) to words of a row of keys, loaded when they are needed.
             load_scales: (i, q) to scales of positions 32 i + 8 q + g for i to i + 3.
+            ids: of positions 8 p + g; none: all have one centroid.
             as_sums: whether to return the sums that scores are made of, instead.
         """
         load_row = functools.cache(load_row)
@@ -154,8 +157,11 @@ class S8Products:
                     for of_set in zip(*of_planes, strict=True)
                 ]
                 scales = load_scales(2 * first, q)[: len(sums[0])]
+                of_positions = scales, ids[8 * first + q :: 4][: len(sums[0])]
                 for query, of_set, into in zip(queries, sums, scores, strict=True):
-                    found = of_set if as_sums else query.scores(self._ops, key, of_set, scales)
+                    found = of_set
+                    if not as_sums:
+                        found = query.scores(self._ops, key, of_set, *of_positions)
                     for i, score in enumerate(found, 2 * first):
                         into[4 * i + q] = score
         return scores
@@ -165,14 +171,16 @@ class S8Products:
         totals: Sequence[Value],
         scores: Sequence[Value],
         unit: Value | None,
+        value: Coding,
         scales: Sequence[Value],
+        ids: Sequence[CentreIds],
     ) -> tuple[list[Value], BlockWeights]:
         """`BlockSoftmax.weigh` of a set, for positions of whole halves of a block.
 
         The weights' bytes are in `Scratch.store_weights`'s order: for each i upper and lower ones.
         """
         ops = self._ops
-        totals, weights = self._softmax.weigh(totals, scores, unit, scales)
+        totals, weights = self._softmax.weigh(totals, scores, unit, value, scales, ids)
         numbers = [*weights.operands] + [TO_INT_BITS] * (-len(scores) % 16)
         words = []
         for i in range(0, len(numbers), 4):
@@ -294,7 +302,7 @@ class S8Products:
             gathered.append(ops.bytes(low, high, 0x5410))
         return gathered
 
-    def _row_max(self, x: Value) -> Value:
+    def row_max(self, x: Value) -> Value:
         """The maximum over the lanes that share t."""
         ops = self._ops
         return functools.reduce(

@@ -88,10 +88,11 @@ class RangeB1(PackedB1):
         found = [self._ops.fadd(x, offset) for x in sums]
         return _joined(self._ops, total, found)
 
-    def _leave(self, total: Sequence[Value]) -> None:
+    def leave(self, scratch: Scratch, total: Sequence[Value]) -> None:
+        """Leaves the range for the team."""
         found = _over_lanes(self._ops, total, ALL_LANES)
         once = self._ops.where_less(self._work.lane, 1, 1, 0)
-        self._scratch.store_result(0, found, at=0, offsets=(), where=0, once=once)
+        scratch.store_result(0, found, at=0, offsets=(), where=0, once=once)
 
 
 class _RangeS8(PackedS8):
@@ -102,7 +103,7 @@ class _RangeS8(PackedS8):
     def run(self, scratch: Scratch) -> None:
         """Leaves a range for each query."""
         ops, packed, work = self._ops, self._packed, self._work
-        self._prepare(scratch)
+        self.prepare(scratch)
         blocks = self._blocks = PackedBlocks(ops, self._problem, packed, work)
         ops.barrier()
 
@@ -118,7 +119,7 @@ class _RangeS8(PackedS8):
                 ranges = ops.loop(ops.sub(blocks.last_whole, blocks.first), ranges, whole)
             return ops.cond(blocks.has_rest, ranges, rest) if packed.quarters else ranges
 
-        queries = self._load_queries(scratch)
+        queries = self.load_queries(scratch)
         ranges = self._shortening(scratch, queries, _EMPTY * len(queries), add_blocks)
         ops.warp_barrier()
         for number, query in enumerate(queries):
@@ -144,8 +145,8 @@ class _RangeS8(PackedS8):
     ) -> list[Value]:
         ops, blocks = self._ops, self._blocks
         load_row = functools.partial(blocks.load_row, "key", block, quarters)
-        self._spread_scales(scratch, self._load_scales(block))
-        hidden_below = self._scores(scratch, queries, block, quarters, load_row)
+        ids = self._spread_scales(scratch, self._load_position_words(block))
+        hidden_below = self._scores(scratch, queries, block, quarters, load_row, ids["key"])
         hidden_above = self._hide(block, hidden_below, hidden=-LOWEST)
         new = []
         for number, of_set in enumerate(zip(hidden_below, hidden_above, strict=True)):

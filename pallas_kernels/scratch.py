@@ -4,7 +4,7 @@
 |---|---|---|
 | results | warp and query of its team | channels [H], greatest score, mass |
 | the same place | warp (byte products only) | exchanged, values of a block, keys of one or two |
-| queries | team and query (byte products only) | channels, five scalars, three words unused |
+| queries | team and query (byte products only) | channels, five to eight scalars |
 | kept | warp (calibration of each step in one launch only) | scores of its blocks |
 
 A result is a partial softmax: channels and mass are sums of weights relative to the greatest score.
@@ -98,6 +98,7 @@ class Scratch:
             ops.store_shared(1, at, 4 * QUERY_STRIDE * k, ops.from_bits(word))
         first = ops.where_less(work.lane, 1, 1, 0)
         scalars = (folded.unit, folded.query_sum, folded.kappa, folded.common, lost)
+        scalars = (*scalars, *folded.centres)
         for i, x in enumerate(scalars):
             ops.store_shared(first, base, self._scalars + 4 * i, x)
 
@@ -109,6 +110,8 @@ class Scratch:
         ops, work, problem = self._ops, self._work, self._problem
         base = self._folded(work.team_query(work.t, first))
         scalars = (ops.load_shared(base, self._scalars + 4 * i) for i in range(4))
+        more = problem.packed.key.centres - 1 if problem.packed else 0
+        centres = [ops.load_shared(base, self._scalars + 4 * (5 + i)) for i in range(more)]
         query = work.team_query(ops.shift_right(work.g, 1), first)
         part = ops.bit_and(work.t, problem.plane_dim // 32 - 1)
         at = ops.mad(part, 4 * QUERY_STRIDE, self._folded(query))
@@ -117,7 +120,8 @@ class Scratch:
             [word for i in range(8) for word in ops.load_shared4(at, half * number + 16 * i)]
             for number in range(problem.halves)
         ]
-        return FoldedQuery([], *scalars, soft_cap=problem.logits_soft_cap), channels
+        cap = problem.logits_soft_cap
+        return FoldedQuery([], *scalars, soft_cap=cap, centres=centres), channels
 
     def load_lost_variance(self, first: int) -> Value:
         """The `lost_variance` of query first + t."""

@@ -18,6 +18,7 @@ def load_table(
     offsets: Sequence[int],
     name: str,
     block: Value = None,
+    entry: int = 0,
 ) -> list[Value]:
     """Channels `start` plus each offset of a bfloat16 table [heads, G, H], as floats.
 
@@ -25,10 +26,13 @@ def load_table(
         ops, problem, work: of the kernel. coding: of the table's side.
         start, offsets: of this lane's channels.
         name: of the operand. block: of positions, which tells the group; of one group none.
+        entry: number of the centroid.
     """
     row = work.stored_head
     if coding.groups > 1:
         row = ops.mad(row, coding.groups, ops.div(block, coding.group_blocks))
+    if coding.centres > 1:
+        row = ops.mad(row, coding.centres, entry)
     address = _row(ops, problem, name, row)
     address = ops.address(address, start, 2)
     halves = [ops.load_half(address, 2 * offset) for offset in offsets]
@@ -38,9 +42,9 @@ def load_table(
 def prefetch_table(
     ops: Operations, problem: Problem, work: Work, coding: Coding, name: str
 ) -> None:
-    """Has the first group's entries of a table brought near, a line a lane."""
-    line = ops.min(work.lane, 2 * problem.head_dim // LINE - 1)
-    row = ops.mad(work.stored_head, coding.groups, 0)
+    """Has the first group's entries of a table, of all centroids, brought near, a line a lane."""
+    line = ops.min(work.lane, coding.centres * 2 * problem.head_dim // LINE - 1)
+    row = ops.mad(work.stored_head, coding.groups * coding.centres, 0)
     ops.prefetch(ops.address(_row(ops, problem, name, row), line, LINE), 0)
 
 

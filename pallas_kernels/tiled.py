@@ -9,17 +9,18 @@ call has to pad them.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
-
 import jax.numpy as jnp
 
 from pallas_kernels import layouts
+from pallas_kernels.layouts import Side
+from pallas_kernels.tiled_dictionary import TiledDictionary, tile_pair, untileable_pair_reason
 from vkq_jax import packing
 from vkq_jax.array_types import Array, Float, UInt32
 from vkq_jax.cache import VisualBank
 from vkq_jax.level_codes import Granularity, LevelTensor
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.quantized import AffineTensor, QuantizedTensor
+from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.sign_codes import SignTensor
 
 __all__ = [
@@ -32,7 +33,6 @@ __all__ = [
     "untileable_reason",
 ]
 
-Side = Literal["key", "value"]
 _BITS = (1, 2, 4)
 
 
@@ -120,6 +120,10 @@ def tile(bank: VisualBank) -> VisualBank:
     """
     if untileable_bank_reason(bank):
         return bank
+    if isinstance(bank.key, DictionaryTensor):
+        return tile_pair(bank)
+    if isinstance(bank.key, TiledDictionary):
+        return bank
     key, value = tile_tensor(bank.key, "key"), tile_tensor(bank.value, "value")
     return dataclasses.replace(bank, key=key, value=value)
 
@@ -164,6 +168,8 @@ def tile_tensor(x: QuantizedTensor, side: Side) -> TiledLevels | TiledSigns:
 
 def untileable_bank_reason(bank: VisualBank) -> str | None:
     """Why a coded bank has no form in the kernel's layout; None if it has one."""
+    if isinstance(bank.key.plain(), DictionaryTensor):
+        return untileable_pair_reason(bank)
     for name, tensor in (("keys", bank.key), ("values", bank.value)):
         reason = untileable_reason(tensor)
         if reason:

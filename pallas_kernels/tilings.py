@@ -1,6 +1,7 @@
 """How the work of a launch is cut: measured choices, by the number of queries and positions."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from pallas_kernels.layouts import HEAD_DIMS
 from pallas_kernels.problem import SET, Packed, Problem, Tiling
@@ -17,10 +18,12 @@ def choose_tiling(
     heads: int,
     queries: int,
     head_dim: int,
-    packed: Packed | None,
+    classes: Sequence[Packed],
     dense: tuple[tuple[str, int], ...],
 ) -> Tiling:
     """The tiling for `heads` KV heads of `head_dim` stored channels, each with `queries` queries.
+
+    Of a packed bank those of its `classes` count that have bits.
 
     A team takes up to eight queries of a KV head, so that a block is loaded once for them (one
     where tables come in groups, four where there is no packed bank or a side has several code
@@ -32,18 +35,20 @@ def choose_tiling(
     long banks and few heads are shared by more warps, then by more thread blocks, whose results
     have to be joined.
     """
-    grouped = packed is not None and packed.chunk_blocks < packed.blocks
-    narrow = packed is None or packed.most_bits > 1 or head_dim > HEAD_DIMS[-1]
+    grouped = any(packed.chunk_blocks < packed.blocks for packed in classes)
+    planes = max((packed.most_bits for packed in classes), default=0)
+    narrow = planes != 1 or head_dim > HEAD_DIMS[-1]
     most = 1 if grouped else SET if narrow else 2 * SET
     per_team = -(-queries // -(-queries // most))
     teams = heads * -(-queries // per_team)
     wide = per_team > SET
     warps = _WARPS // 2 if wide or (per_team > 1 and head_dim > HEAD_DIMS[-1]) else _WARPS
-    short = packed is not None and packed.blocks <= 16 and not wide
+    packed_blocks = sum(packed.blocks for packed in classes if packed.most_bits)
+    short = bool(classes) and packed_blocks <= 16 and not wide
     if short and 2 * teams >= 7 * _MULTIPROCESSORS:
         large = per_team > 1 and _fills_evenly(-(-2 * teams // warps))
         return Tiling(warps=warps if large else 4, team=2, queries=per_team)
-    blocks = (packed.blocks if packed else 0) + sum(-(-capacity // 16) for _, capacity in dense)
+    blocks = packed_blocks + sum(-(-capacity // 16) for _, capacity in dense)
     wanted = _MULTIPROCESSORS * warps // 2
     splits = 1
     team = 4 if wide else 1  # shared memory has room for the queries of two wide teams
@@ -68,7 +73,7 @@ def keeping_tiling(tiling: Tiling, packed: Packed, head_dim: int) -> Tiling | No
             kv_heads=1,
             queries=1,
             head_dim=head_dim,
-            packed=packed,
+            classes=(packed,),
             tiling=tiling,
             calibration=ScoreCalibration(),
         )

@@ -64,13 +64,20 @@ class Work:
         last = ops.div(ops.mad(count, part, count), parts)
         return ops.add(start, first), ops.add(start, last)
 
-    def of_queries(self, name: str, first: int, count: int) -> list[Value]:
-        """Words of an operand [sequences, positions], for `count` queries of the team."""
+    def of_queries(
+        self, name: str, first: int, count: int, owner: Value | None = None
+    ) -> list[Value]:
+        """Words of an operand [owners, positions], for `count` queries of the team.
+
+        Args:
+            name: of the operand. first: query of the team. owner: the team's sequence by default.
+        """
         ops, problem = self._ops, self._problem
         words = []
         for number in range(first, first + count):
             position = ops.div(self.query(number), problem.queries // problem.positions)
-            index = ops.mad(self.sequence, problem.positions, position)
+            row = self.sequence if owner is None else owner
+            index = ops.mad(row, problem.positions, position)
             words.append(ops.uniform(ops.load(ops.address(ops.pointer(name), index, 4))))
         return words
 

@@ -76,18 +76,24 @@ class VisualBank:
         """
         if self.class_map is None:
             return visible(start, stop, capacity)[:, None]
-        words = self.class_map.words
-        heads = jnp.broadcast_to(self.length[:, None], words.shape[:-1])
-        valid = filled(heads, self.class_map.num_positions)
+        seen = self.class_map.slots_below(*self._per_head(stop))
+        if start is None:
+            return seen
+        return seen & ~self.class_map.slots_below(*self._per_head(start))
 
-        class_map = self.class_map
+    def counts_below(self, position: Int32[Array, "B T"]) -> list[Int32[Array, "B K T"]]:
+        """How many of the first `position` tokens of one layer are in each class of the map."""
+        assert self.class_map is not None
+        return self.class_map.counts_below(*self._per_head(position))
 
-        def below(position):
-            shape = (*words.shape[:-1], position.shape[-1])
-            return class_map.slots_below(jnp.broadcast_to(position[:, None], shape), valid)
-
-        seen = below(stop)
-        return seen if start is None else seen & ~below(start)
+    def _per_head(
+        self, position: Int32[Array, "B T"]
+    ) -> tuple[Int32[Array, "*L B K T"], Bool[Array, "*L B K V"]]:
+        """The positions, and which ones hold tokens, for each head of the class map."""
+        assert self.class_map is not None
+        heads, num_positions = self.class_map.words.shape[:-1], self.class_map.num_positions
+        valid = filled(jnp.broadcast_to(self.length[:, None], heads), num_positions)
+        return jnp.broadcast_to(position[:, None], (*heads, position.shape[-1])), valid
 
     def in_slots(self, scores: Float[Array, "B K Q V"], capacity: int) -> Float[Array, "B K Q S"]:
         """Scores of one layer's tokens as they came, in the order of its slots; 0 in free ones."""
@@ -106,16 +112,15 @@ class VisualBank:
         """Float32 keys and values in the order in which the tokens came."""
         if self.class_map is None:
             return dequantize(self.key), dequantize(self.value)
-        assert isinstance(self.key, DictionaryTensor)
-        assert isinstance(self.value, DictionaryTensor)
-        shape = self.class_map.words.shape[:-1]
-        heads = jnp.broadcast_to(self.length[:, None], shape)
-        valid = packing.pack(filled(heads, self.class_map.num_positions), 1)
-        class_map = dataclasses.replace(self.class_map, valid=valid)
+        key, value = self.key.plain(), self.value.plain()
+        assert isinstance(key, DictionaryTensor)
+        assert isinstance(value, DictionaryTensor)
+        _, valid = self._per_head(self.length[:, None])
+        class_map = dataclasses.replace(self.class_map, valid=packing.pack(valid, 1))
         key_tables, value_tables = (None, None) if tables is None else (tables.key, tables.value)
         return (
-            self.key.dequantize(key_tables, class_map),
-            self.value.dequantize(value_tables, class_map),
+            key.dequantize(key_tables, class_map),
+            value.dequantize(value_tables, class_map),
         )
 
 

@@ -133,7 +133,8 @@ def _check_bank(name: str, bank: VisualBank, cache: KVCache) -> None:
     if cache.tables is not None:
         for side in ("key", "value"):
             codebook = getattr(cache.tables, side).codebook
-            if codebook is not None and isinstance(tensor := getattr(bank, side), DictionaryTensor):
+            tensor = getattr(bank, side).plain()
+            if codebook is not None and isinstance(tensor, DictionaryTensor):
                 tensor.check_ids(codebook.shape[-2])
 
 
@@ -182,7 +183,7 @@ def _decoded(tensor: QuantizedTensor) -> QuantizedTensor:
     try:
         return jax.eval_shape(lambda t: t.decoding(), tensor)
     except NotImplementedError:  # full precision, dictionary codes and mixed codes have none
-        return tensor
+        return jax.eval_shape(lambda t: t.plain(), tensor)
 
 
 def _parts(tree: Any) -> dict[str, Any]:

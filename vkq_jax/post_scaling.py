@@ -30,7 +30,7 @@ def scores(
         key: coded keys of logical shape [*lead, V, H].
         tables: offline tables that the keys were coded with.
     """
-    if isinstance(key, DictionaryTensor):
+    if isinstance(key := key.plain(), DictionaryTensor):
         return key.scores(query, tables)
     if isinstance(key, MixedTensor):
         wide, narrow = key.split(query)
@@ -79,7 +79,7 @@ def weighted_sum(
         value: coded values of logical shape [*lead, V, H].
         tables: offline tables that the values were coded with.
     """
-    if isinstance(value, DictionaryTensor):
+    if isinstance(value := value.plain(), DictionaryTensor):
         return value.weighted_sum(weights, tables)
     if isinstance(value, MixedTensor):
         return value.join(weighted_sum(weights, value.wide), weighted_sum(weights, value.narrow))

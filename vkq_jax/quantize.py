@@ -69,7 +69,7 @@ def _quantize(
 @jax.jit
 def dequantize(q: QuantizedTensor, tables: SideTables | None = None) -> Float[Array, "*lead V H"]:
     """The float32 values that the codes stand for; `tables` as for `quantize`."""
-    if isinstance(q, DictionaryTensor):
+    if isinstance(q := q.plain(), DictionaryTensor):
         return q.dequantize(tables)
     return q.dequantize()
 

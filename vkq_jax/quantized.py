@@ -42,6 +42,10 @@ class QuantizedTensor(abc.ABC):
     def decoding(self) -> AffineTensor:
         """The same tensor in the general form, its tables widened to float32."""
 
+    def plain(self) -> QuantizedTensor:
+        """The tensor as its family makes it: itself, but for one in the layout of a kernel."""
+        return self
+
     def dequantize(self) -> Float[Array, "*lead V H"]:
         """The float32 values that the codes stand for."""
         return self.decoding().dequantize()

@@ -111,7 +111,7 @@ def _score_error(key: QuantizedTensor) -> Float[Array, "B K V"]:
     """What a coded key's score is lowered by, per |query|^2 and logits_scale^2."""
     if isinstance(key, DenseTensor):
         return jnp.zeros(key.values.shape[:-1], jnp.float32)
-    if isinstance(key, DictionaryTensor):
+    if isinstance(key := key.plain(), DictionaryTensor):
         return jnp.zeros((*key.centre.shape[:-2], key.num_positions), jnp.float32)
     if isinstance(key, MixedTensor):  # level codes, which correct no scores
         return jnp.zeros(key.wide.packed.shape[:-1], jnp.float32)

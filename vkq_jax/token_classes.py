@@ -19,6 +19,7 @@ import numpy as np
 from vkq_jax import packing
 from vkq_jax.array_types import Array, Bool, Float, Int32, UInt32
 from vkq_jax.pytree import frozen_pytree, static_field
+from vkq_jax.slots import filled
 from vkq_jax.validation import check_fields
 
 __all__ = ["ClassMap", "TokenClass", "assign_classes", "check_classes"]
@@ -166,18 +167,24 @@ class ClassMap:
             slot = jnp.where(number == c, offset + rank, slot)
         return slot
 
+    def counts_below(
+        self, position: Int32[Array, "*lead T"], valid: Bool[Array, "*lead V"] | None = None
+    ) -> list[Int32[Array, "*lead T"]]:
+        """How many tokens of each class lie in the first `position` positions."""
+        number = self.classes(valid)
+        shape = (*position.shape, self.num_positions)
+        before = jax.lax.broadcasted_iota(jnp.int32, shape, position.ndim) < position[..., None]
+        return [
+            (before & (number == c)[..., None, :]).sum(-1, dtype=jnp.int32)
+            for c in range(len(self.capacities))
+        ]
+
     def slots_below(
         self, position: Int32[Array, "*lead T"], valid: Bool[Array, "*lead V"] | None = None
     ) -> Bool[Array, "*lead T S"]:
         """Which slots hold one of the first `position` positions."""
-        number = self.classes(valid)
-        shape = (*position.shape, self.num_positions)
-        before = jax.lax.broadcasted_iota(jnp.int32, shape, position.ndim) < position[..., None]
-        below = []
-        for c, capacity in enumerate(self.capacities):
-            count = (before & (number == c)[..., None, :]).sum(-1, keepdims=True, dtype=jnp.int32)
-            slot = jnp.arange(capacity, dtype=jnp.int32).reshape(*[1] * (count.ndim - 1), -1)
-            below.append(slot < count)
+        counts = self.counts_below(position, valid)
+        below = [filled(n, capacity) for n, capacity in zip(counts, self.capacities, strict=True)]
         return jnp.concatenate(below, axis=-1)
 
     def _offsets(self) -> list[int]:

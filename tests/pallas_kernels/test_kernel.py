@@ -753,8 +753,8 @@ def test_a_soft_cap_together_with_calibration_is_not_covered(monkeypatch):
 def test_a_tiling_fits_any_shape(heads, queries, positions, head_dim):
     packed = Packed(positions, Coding(), Coding())
     dense = () if head_dim == 256 else (("text", 100),)
-    tiling = choose_tiling(heads, queries, head_dim, packed, dense)
-    problem = Problem(heads, 1, queries, head_dim, packed, dense, tiling=tiling)
+    tiling = choose_tiling(heads, queries, head_dim, (packed,), dense)
+    problem = Problem(heads, 1, queries, head_dim, (packed,), dense, tiling=tiling)
     if head_dim == 256 and tiling.queries > 1:  # registers
         assert tiling.warps <= 8
         assert tiling.queries <= 4
@@ -774,7 +774,7 @@ def test_a_tiling_fits_any_shape(heads, queries, positions, head_dim):
 )
 def test_tilings_that_were_measured(heads, queries, positions, tiling):
     packed = Packed(positions, Coding(), Coding())
-    assert choose_tiling(heads, queries, 128, packed, (("text", 64),)) == tiling
+    assert choose_tiling(heads, queries, 128, (packed,), (("text", 64),)) == tiling
 
 
 def test_explain_says_how_the_work_is_divided():

@@ -44,7 +44,7 @@ def channel_ranges(
     quantiles = _quantiles(x)
     if isinstance(coded, DenseTensor):
         return ChannelRanges(quantiles, None, None, None)
-    if isinstance(coded, DictionaryTensor | MixedTensor):
+    if isinstance(coded.plain(), DictionaryTensor | MixedTensor):
         return ChannelRanges(quantiles, None, x_hat.min(-2), x_hat.max(-2))
     lowest, highest = _levels(coded)
     rotated = _quantiles(rotation.rotate(x)) if coded.decoding().rotated else None

@@ -1,0 +1,131 @@
+"""A warp's part of attention over a bank of dictionary codes: one class of tokens after another.
+
+Hadamard planes are the bits of odd numbers in one basis. So classes differ in the number of their
+code planes only: the query is folded once for all of them, and sums go on from class to class. A
+class without planes is counted first, see `CentreTokens`.
+"""
+
+from collections.abc import Callable, Sequence
+
+from pallas_kernels.block_softmax import empty_sums
+from pallas_kernels.centre_tokens import CentreTokens
+from pallas_kernels.folded_query import FoldedQuery
+from pallas_kernels.operations import Operations, Value
+from pallas_kernels.packed_b1 import PackedB1
+from pallas_kernels.packed_blocks import PackedBlocks
+from pallas_kernels.packed_query import PackedQuery
+from pallas_kernels.packed_s8 import PackedS8
+from pallas_kernels.problem import Packed, Problem
+from pallas_kernels.scratch import Scratch
+from pallas_kernels.warp_math import merge
+from pallas_kernels.work import Work
+
+__all__ = ["ClassesB1", "ClassesS8"]
+
+
+class _Classes:
+    """What one query and several have in common. Operands: those of the parts."""
+
+    def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
+        """Keeps what the methods need."""
+        self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
+        self._coded = [packed for packed in problem.classes if packed.key.bits]
+        self._uncoded = [packed for packed in problem.classes if not packed.key.bits]
+
+    def _blocks(self, packed: Packed) -> PackedBlocks:
+        return PackedBlocks(self._ops, self._problem, packed, self._work)
+
+    def _shared_blocks(self) -> list[PackedBlocks]:
+        """Blocks of each coded class, so divided that all warps of the team have equal work.
+
+        Blocks of all classes stand in a row. One counts as many units as it has planes, and one
+        more for what is alike in all; a warp takes those that begin in its part of the units.
+        """
+        ops, found = self._ops, [self._blocks(packed) for packed in self._coded]
+        counts = [ops.sub(blocks.stop, blocks.hidden) for blocks in found]
+        units = [packed.key.bits + 1 for packed in self._coded]
+        ends = [0]
+        for count, unit in zip(counts, units, strict=True):
+            ends.append(ops.mad(count, unit, ends[-1]))
+        bounds = self._work.share(ends[-1])
+        for blocks, count, unit, begin in zip(found, counts, units, ends[:-1], strict=True):
+            before = [
+                ops.min(ops.div(ops.add(ops.max(ops.sub(x, begin), 0), unit - 1), unit), count)
+                for x in bounds
+            ]
+            blocks.take(*(ops.add(blocks.hidden, x) for x in before))
+        return found
+
+    def _uncoded_sums(
+        self,
+        query: FoldedQuery,
+        number: int,
+        channels: int,
+        row_max: Callable[[Value], Value],
+        share: float,
+    ) -> list[Value]:
+        """Sums over the tokens without bits, see `CentreTokens.sums`."""
+        parts = [
+            CentreTokens(
+                self._ops, packed, self._work, self._blocks(packed), row_max, share
+            ).sums(query, number, channels)
+            for packed in self._uncoded
+        ]
+        return merge(self._ops, parts) if parts else empty_sums(self._packed.value, channels)
+
+    def _has_work(self, blocks: PackedBlocks) -> Value:
+        return self._ops.where_less(blocks.first, blocks.last, 1, 0)
+
+
+class ClassesB1(_Classes):
+    """`run()` does the work, for one query."""
+
+    def run(self, scratch: Scratch) -> None:
+        """Leaves a partial result."""
+        ops, problem, packed, work = self._ops, self._problem, self._packed, self._work
+        query = PackedQuery(ops, problem, packed, work, 0)
+        shares = self._shared_blocks()
+        parts = [PackedB1(ops, problem, x, work) for x in self._coded]
+        ends = PackedB1(ops, problem, packed, work)
+        ends.values.prefetch_tables()
+        query.prepare()
+        folded = ends.products.encode(query.fold(0, ends.products.greatest_query))
+        # The four lanes that share g count the same.
+        sums = self._uncoded_sums(folded, 0, problem.head_dim // 32, ends.products.row_max, 0.25)
+        for part, blocks in zip(parts, shares, strict=True):
+
+            def add(sums: Sequence[Value], part=part, blocks=blocks) -> list[Value]:
+                ahead = part.load_ahead(blocks)
+                return part.add_blocks(folded, blocks.first, blocks.last, ahead, sums)[1]
+
+            sums = ops.cond(self._has_work(blocks), sums, add)
+        total = ends.values.decode(sums, folded.offset, [])
+        ends.leave(scratch, total)
+
+
+class ClassesS8(_Classes):
+    """`run()` does the work, for several queries."""
+
+    def run(self, scratch: Scratch) -> None:
+        """Leaves a partial result for each query."""
+        ops, problem, packed, work = self._ops, self._problem, self._packed, self._work
+        parts = [PackedS8(ops, problem, x, work) for x in self._coded]
+        ends = PackedS8(ops, problem, packed, work)
+        ends.prepare(scratch)
+        shares = self._shared_blocks()
+        ends.values.prefetch_tables()
+        ops.barrier()
+        queries, channels = ends.load_queries(scratch), problem.head_dim // 8
+        sums = [
+            x
+            for number, query in enumerate(queries)
+            for x in self._uncoded_sums(query, number, channels, ends.products.row_max, 1.0)
+        ]
+        for part, blocks in zip(parts, shares, strict=True):
+
+            def add(sums: Sequence[Value], part=part, blocks=blocks) -> list[Value]:
+                ahead = part.load_ahead(scratch, blocks)
+                return part.add_blocks(scratch, queries, ahead, sums)
+
+            sums = ops.cond(self._has_work(blocks), sums, add)
+        ends.store(scratch, queries, sums)
