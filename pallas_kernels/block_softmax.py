@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pallas_kernels.fixed_point import TO_INT, TO_INT_BITS
 from pallas_kernels.centre_ids import CentreIds, centre_sums
+from pallas_kernels.fixed_point import TO_INT, TO_INT_BITS
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.problem import Coding
 from pallas_kernels.warp_math import LOWEST, in_chains

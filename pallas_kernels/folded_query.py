@@ -87,5 +87,5 @@ class FoldedQuery:
             scores = [ops.fma(a, minus, s) for a, s in zip(scales, scores, strict=True)]
         if ids:
             more = [x.choose(ops, [0.0, *self.centres]) for x in ids]
-            return [ops.fma(*pair, x) for *pair, x in zip(scales, scores, more, strict=True)]
+            return [ops.fma(a, s, x) for a, s, x in zip(scales, scores, more, strict=True)]
         return [ops.fmul(a, s) for a, s in zip(scales, scores, strict=True)]

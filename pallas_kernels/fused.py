@@ -16,7 +16,7 @@ from pallas_kernels.tiled import TiledLevels, TiledSigns
 from pallas_kernels.tiled_dictionary import TiledDictionary
 from pallas_kernels.tilings import choose_tiling, keeping_tiling
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.cache import VisualBank
+from vkq_jax.cache import VisualBank, take_layer
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import ScoreCalibration
 from vkq_jax.pytree import frozen_pytree
@@ -24,9 +24,9 @@ from vkq_jax.pytree import frozen_pytree
 __all__ = [
     "Banks",
     "DenseBank",
-    "class_name",
     "fused_attention",
     "keeps_scores",
+    "packed_starts",
     "plan",
     "score_range",
 ]
@@ -76,7 +76,8 @@ def fused_attention(
         logits_soft_cap: of all scores, see `vkq_jax.soft_cap`; not together with a score map, which
             would come first.
         starts: with a window, where what they see begins: of each dense bank, and of the packed one
-            by the name of "packed", or [B, K, T] of each class of tokens by its `class_name`.
+            by the name of "packed", or [B, K, T] of each class of tokens see
+            `packed_starts`.
         calibration: of the scores of the packed bank, in this launch; instead of a score map, see
             `keeps_scores`.
 
@@ -106,6 +107,19 @@ def fused_attention(
     if packed is not None and outer_rotation.rotates_outside(packed.value):
         output = outer_rotation.unrotate_output(output, logsumexp, packed.value, layer)
     return output, logsumexp, *reversed(found)
+
+
+def packed_starts(
+    bank: VisualBank, layer: Int32[Array, ""] | int, start: Int32[Array, "B T"]
+) -> dict[str, Int32[Array, "B ... T"]]:
+    """Starts of a launch over a packed bank of all layers, from those in its order of tokens.
+
+    Of dictionary codes each class, of each head, has its own.
+    """
+    if bank.class_map is None:
+        return {"packed": start}
+    of_layer = dataclasses.replace(bank, class_map=take_layer(bank.class_map, layer))
+    return {f"class{c}": count for c, count in enumerate(of_layer.counts_below(start))}
 
 
 def keeps_scores(banks: Banks, query: tuple[int, ...], tiling: Tiling | None = None) -> bool:
@@ -284,17 +298,17 @@ def plan(
     if banks.dense and head_dim not in layouts.HEAD_DIMS:
         raise ValueError(f"dense banks of head_dim {head_dim} in a launch")
     dense = tuple((name, bank.key.shape[-2]) for name, bank in banks.dense.items())
-    classes, layers = (), next((b.key.shape[-5] for b in banks.dense.values()), 1)
+    classes: tuple[Packed, ...] = ()
+    layers = next((b.key.shape[-5] for b in banks.dense.values()), 1)
     if banks.packed is not None:
         classes = _classes(banks.packed)
         layers = jax.tree.leaves(banks.packed.key)[0].shape[-4]
     heads = outer * batch * kv_heads
     tiling = tiling or choose_tiling(heads, queries, stored, classes, dense)
     if calibration is not None:
-        (packed,) = classes
         if tiling.queries > 1:
             tiling = choose_tiling(heads * queries, 1, stored, classes, dense)
-        tiling = keeping_tiling(tiling, packed, stored)
+        tiling = keeping_tiling(tiling, classes[0], stored)
         assert tiling is not None, "asked for without `keeps_scores`"
     return Problem(
         outer=outer,
@@ -311,11 +325,6 @@ def plan(
     )
 
 
-def class_name(number: int) -> str:
-    """What a class of tokens of dictionary codes is called."""
-    return f"class{number}"
-
-
 def _classes(bank: VisualBank) -> tuple[Packed, ...]:
     """What is fixed of a packed bank: of dictionary codes for each class that has slots."""
     key, value = bank.key, bank.value
@@ -326,16 +335,14 @@ def _classes(bank: VisualBank) -> tuple[Packed, ...]:
     assert isinstance(value, TiledDictionary)
 
     def coding(x: TiledDictionary, number: int) -> Coding:
-        return Coding(
-            scale_bits=8, bits=x.bits[number], rotated=True, centres=x.centre.shape[-2]
-        )
+        return Coding(scale_bits=8, bits=x.bits[number], rotated=True, centres=x.centre.shape[-2])
 
     return tuple(
         Packed(
             slots,
             coding(key, number),
             coding(value, number),
-            name=f"{class_name(number)}_",
+            name=f"class{number}_",
             per_head=True,
         )
         for number, slots in enumerate(key.capacities)
@@ -361,6 +368,7 @@ def _packed_operands(bank: VisualBank) -> dict[str, Array]:
     if not isinstance(key, TiledDictionary):
         operands = {"length": bank.length.reshape(-1)}
         for name, x in (("key", key), ("value", value)):
+            assert isinstance(x, TiledLevels | TiledSigns)
             operands |= _tensor_operands(name, x)
         return operands
     assert isinstance(value, TiledDictionary)
@@ -377,7 +385,7 @@ def _packed_operands(bank: VisualBank) -> dict[str, Array]:
                 own[f"{name}_scale"] = _joined(x.token_scale[number])
             if x.centre_id is not None:
                 own[f"{name}_id"] = _joined(x.centre_id[number])
-        operands |= {f"{class_name(number)}_{name}": array for name, array in own.items()}
+        operands |= {f"class{number}_{name}": array for name, array in own.items()}
     return operands
 
 

@@ -223,9 +223,7 @@ def untile_scales(
     return _permute(axes, (2, 1, 0)).reshape(*lead, blocks * BLOCK)[..., :num_positions]
 
 
-def tile_ids(
-    ids: Int32[Array, "*lead V"], bits: int
-) -> UInt32[Array, "*lead blocks 8 bits"]:
+def tile_ids(ids: Int32[Array, "*lead V"], bits: int) -> UInt32[Array, "*lead blocks 8 bits"]:
     """Centroid numbers below 2^bits, a word for each bit; missing ones are zero."""
     blocks = _in_blocks(ids, axis=-1)
     by_row = blocks.reshape(*blocks.shape[:-1], 32, 8).swapaxes(-1, -2)

@@ -19,9 +19,9 @@ from pallas_kernels import layouts
 from pallas_kernels.fused import (
     Banks,
     DenseBank,
-    class_name,
     fused_attention,
     keeps_scores,
+    packed_starts,
     plan,
     score_range,
 )
@@ -233,10 +233,7 @@ def _launches(
             dense[str(number)] = DenseBank(bank.key.values, bank.value.values)
             begins[str(number)] = start
         else:
-            begins_of = {"packed": start}
-            if start is not None and bank.class_map is not None:
-                counts = bank.of_layer(index).counts_below(start)
-                begins_of = {class_name(c): count for c, count in enumerate(counts)}
+            begins_of = {} if start is None else packed_starts(bank, index, start)
             tiled = tile(bank)
             packed.append((VisualBank(tiled.key, tiled.value, tiled.length), begins_of))
     if not _uncovered_dense(cache.text.key) and cache.text.cache_length:

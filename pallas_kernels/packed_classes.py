@@ -66,9 +66,9 @@ class _Classes:
     ) -> list[Value]:
         """Sums over the tokens without bits, see `CentreTokens.sums`."""
         parts = [
-            CentreTokens(
-                self._ops, packed, self._work, self._blocks(packed), row_max, share
-            ).sums(query, number, channels)
+            CentreTokens(self._ops, packed, self._work, self._blocks(packed), row_max, share).sums(
+                query, number, channels
+            )
             for packed in self._uncoded
         ]
         return merge(self._ops, parts) if parts else empty_sums(self._packed.value, channels)

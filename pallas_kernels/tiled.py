@@ -9,6 +9,7 @@ call has to pad them.
 from __future__ import annotations
 
 import dataclasses
+
 import jax.numpy as jnp
 
 from pallas_kernels import layouts
@@ -17,10 +18,10 @@ from pallas_kernels.tiled_dictionary import TiledDictionary, tile_pair, untileab
 from vkq_jax import packing
 from vkq_jax.array_types import Array, Float, UInt32
 from vkq_jax.cache import VisualBank
+from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.level_codes import Granularity, LevelTensor
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.quantized import AffineTensor, QuantizedTensor
-from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.sign_codes import SignTensor
 
 __all__ = [

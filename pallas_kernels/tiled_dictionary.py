@@ -49,8 +49,10 @@ class TiledDictionary(QuantizedTensor):
 
     def check(self) -> None:
         """Raises ValueError where a class has more tokens than slots."""
-        if ((self.taken < 0) | (self.taken > jnp.asarray(self.capacities, jnp.int32))).any():
-            raise ValueError(f"taken must be in [0, {self.capacities}]")
+        for number, capacity in enumerate(self.capacities):
+            taken = self.taken[..., number]
+            if ((taken < 0) | (taken > capacity)).any():
+                raise ValueError(f"taken of class {number} must be in [0, {capacity}]")
 
     def plain(self) -> DictionaryTensor:
         """The tensor it was made from; its bank has the map of classes."""

@@ -81,8 +81,8 @@ class VisualBank:
             return seen
         return seen & ~self.class_map.slots_below(*self._per_head(start))
 
-    def counts_below(self, position: Int32[Array, "B T"]) -> list[Int32[Array, "B K T"]]:
-        """How many of the first `position` tokens of one layer are in each class of the map."""
+    def counts_below(self, position: Int32[Array, "B T"]) -> list[Int32[Array, "*L B K T"]]:
+        """How many of the first `position` tokens are in each class of the map."""
         assert self.class_map is not None
         return self.class_map.counts_below(*self._per_head(position))
 

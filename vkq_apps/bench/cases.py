@@ -5,6 +5,9 @@ from typing import Literal
 
 from pallas_kernels import layouts
 from pallas_kernels.problem import Tiling
+from vkq_apps.bench.dictionary_banks import bits_of_tokens
+from vkq_jax.dictionary_codes import DictionaryCodes
+from vkq_jax.presets import presets
 
 __all__ = ["CASES", "CHECKS", "Calibration", "Case"]
 
@@ -16,8 +19,8 @@ class Case:
     """One shape, and the ratio to cuDNN that is the goal.
 
     Attributes:
-        codes: "levels", "levels2" or "levels4" (bits), "signs8" or "signs16" (bits of a scale), or
-            "bfloat16", the kernel's own dense path.
+        codes: "levels", "levels2" or "levels4" (bits), "signs8" or "signs16" (bits of a scale),
+            the name of a preset of dictionary codes, or "bfloat16", the kernel's own dense path.
         text: positions of a dense bank beside the visual one, in the same launch.
         calibration: of the scores: "per step", which keeps them in the launch or takes one more,
             over the keys, before; or "static".
@@ -44,11 +47,19 @@ class Case:
         """
         if self.codes == "bfloat16":
             return 16.0
+        if self.dictionary is not None:
+            return bits_of_tokens(self.dictionary, self.head_dim) / self.head_dim
         scale_bits = 0
         if self.codes.startswith("signs"):
             scale_bits = int(self.codes.removeprefix("signs"))
         stored = layouts.stored_head_dim(self.head_dim)
         return (self.code_bits * stored + scale_bits) / self.head_dim
+
+    @property
+    def dictionary(self) -> DictionaryCodes | None:
+        """Settings of dictionary codes; None: these are others."""
+        codes = presets[self.codes].key if self.codes in presets else None
+        return codes if isinstance(codes, DictionaryCodes) else None
 
     @property
     def code_bits(self) -> int:
@@ -102,6 +113,25 @@ CASES = {
     "gqa4-32k-calibrated": Case(16, 8, 4, 32768, calibration="per step"),
     "gqa4-32k-static-map": Case(16, 8, 4, 32768, calibration="static"),
     "gqa4-8k-window4k-signs8": Case(16, 8, 4, 8192, "signs8", window=4096),
+    "mha-32k-vkq-1bit": Case(16, 32, 1, 32768, "vkq-1bit"),
+    "mha-8k-vkq-1bit": Case(16, 32, 1, 8192, "vkq-1bit"),
+    "mha-2304-vkq-1bit": Case(16, 32, 1, 2304, "vkq-1bit"),
+    "mha-576-vkq-1bit": Case(64, 32, 1, 576, "vkq-1bit"),
+    "b1-mha-32k-vkq-1bit": Case(1, 32, 1, 32768, "vkq-1bit"),
+    "gqa4-32k-vkq-1bit": Case(16, 8, 4, 32768, "vkq-1bit"),
+    "gqa4-3328-vkq-1bit": Case(128, 8, 4, 3328, "vkq-1bit"),
+    "gqa4-3328-vkq-1bit-text": Case(128, 8, 4, 3328, "vkq-1bit", text=64),
+    "gqa8-32k-vkq-1bit": Case(16, 4, 8, 32768, "vkq-1bit"),
+    "gqa7-8k-vkq-1bit": Case(16, 4, 7, 8192, "vkq-1bit"),
+    "h256-gqa4-8k-vkq-1bit": Case(16, 4, 4, 8192, "vkq-1bit", head_dim=256),
+    "gqa4-8k-window4k-vkq-1bit": Case(16, 8, 4, 8192, "vkq-1bit", window=4096),
+    "mha-32k-vkq-half": Case(16, 32, 1, 32768, "vkq-half"),
+    "mha-2304-vkq-half": Case(16, 32, 1, 2304, "vkq-half"),
+    "gqa4-32k-vkq-half": Case(16, 8, 4, 32768, "vkq-half"),
+    "gqa4-3328-vkq-half": Case(128, 8, 4, 3328, "vkq-half"),
+    "gqa8-32k-vkq-half": Case(16, 4, 8, 32768, "vkq-half"),
+    "mha-32k-vkq-2bit": Case(16, 32, 1, 32768, "vkq-2bit"),
+    "gqa4-32k-vkq-2bit": Case(16, 8, 4, 32768, "vkq-2bit"),
     "mha-8k-bfloat16": Case(16, 32, 1, 8192, "bfloat16"),
     "gqa4-3328-bfloat16": Case(64, 8, 4, 3328, "bfloat16"),
     "gqa7-8k-bfloat16": Case(16, 4, 7, 8192, "bfloat16"),
@@ -148,4 +178,14 @@ CHECKS += [
         Tiling(8, 4, 2, 7),
     ),
     (Case(2, 2, 4, 700, "bfloat16", text=40, window=100), Tiling(16, 4, 2, 4)),
+]
+# Dictionary codes: classes of one, two and three planes, tokens that are only counted; windows.
+CHECKS += [
+    (Case(2, 2, 1, 2304, "vkq-1bit", text=40), Tiling(16, 4)),
+    (Case(2, 2, 1, 700, "vkq-2bit", head_dim=64, window=300), Tiling(8, 4)),
+    (Case(2, 2, 1, 1700, "vkq-half", head_dim=256, window=700), Tiling(8, 4, 2)),
+    (Case(2, 2, 4, 3328, "vkq-1bit", text=130), Tiling(16, 8, 2, 4)),
+    (Case(2, 2, 4, 1700, "vkq-half", head_dim=64, text=40, window=700), Tiling(8, 2, 2, 4)),
+    (Case(2, 2, 7, 1700, "vkq-1bit", window=900), Tiling(8, 4, 2, 7)),
+    (Case(2, 2, 3, 700, "vkq-2bit", head_dim=256), Tiling(8, 4, 1, 3)),
 ]

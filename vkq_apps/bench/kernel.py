@@ -19,10 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import TiledLevels, TiledSigns, layouts, mosaic_gpu
-from pallas_kernels.fused import Banks, DenseBank, fused_attention, keeps_scores, score_range
+from pallas_kernels.fused import (
+    Banks,
+    DenseBank,
+    fused_attention,
+    keeps_scores,
+    packed_starts,
+    score_range,
+)
 from pallas_kernels.launch import Launch, emulated_launch, gpu_launch
 from pallas_kernels.problem import Tiling
 from vkq_apps.bench.cases import CASES, CHECKS, Calibration, Case
+from vkq_apps.bench.dictionary_banks import random_bank
 from vkq_apps.bench.results_file import source_digest, write_json
 from vkq_apps.bench.rivals import (
     BF16_RIVALS,
@@ -87,11 +95,20 @@ def random_banks(case: Case, seed: int, *, ragged: bool = False) -> tuple[Banks,
     if "text" in dense:
         visible["text"] = jnp.asarray(lengths(case.text), jnp.int32)[:, None]
     packed = VisualBank(key=tensors[0], value=tensors[1], length=visual) if tensors else None
+    if case.dictionary is not None:
+        packed = _random_dictionary(case, visual, jax.random.key(seed))
     starts = {}
     if case.window is not None:
         ends = visible if packed is None else visible | {"packed": visual[:, None]}
         starts = {name: jnp.maximum(end - case.window, 0) for name, end in ends.items()}
     return Banks(packed, dense), visible, starts
+
+
+@functools.partial(jax.jit, static_argnames="case")
+def _random_dictionary(case: Case, length: Int32[Array, "B"], key: jax.Array) -> VisualBank:
+    assert case.dictionary is not None
+    lead = (1, case.batch, case.kv_heads)
+    return random_bank(case.dictionary, lead, case.positions, case.head_dim, length, key)
 
 
 @functools.partial(jax.jit, static_argnames="case")
@@ -144,7 +161,9 @@ def _random_tensors(case: Case, key: jax.Array) -> tuple[list[Any], dict[str, De
     banks = {"visual": dense(case.positions)} if is_dense else {}
     if case.text:
         banks["text"] = dense(case.text)
-    return [] if is_dense else [tensor("key"), tensor("value")], banks
+    if is_dense or case.dictionary is not None:
+        return [], banks
+    return [tensor("key"), tensor("value")], banks
 
 
 def attend(
@@ -167,6 +186,9 @@ def attend(
             mapped, _ = score_map(*found, _CALIBRATION)
     elif calibration == "static":
         mapped = _static_map(query.shape[:-1])
+    begins = dict(starts)
+    if banks.packed is not None and "packed" in starts:
+        begins |= packed_starts(banks.packed, 0, begins.pop("packed"))
     output, logsumexp, *_ = fused_attention(
         query,
         visible,
@@ -175,7 +197,7 @@ def attend(
         launch,
         tiling,
         mapped,
-        starts=starts,
+        starts=begins,
         calibration=in_launch,
     )
     return output, logsumexp
@@ -197,7 +219,11 @@ def reference(
 
     def seen(name, end, scores):
         start = starts.get(name, jnp.zeros_like(end))
-        return per_kv_head(slots.visible(start, end, scores.shape[-1])[:, None], scores)
+        if name == "packed" and (bank := banks.packed) and bank.class_map is not None:
+            visible = bank.of_layer(0).visible(start, end, scores.shape[-1])
+        else:
+            visible = slots.visible(start, end, scores.shape[-1])[:, None]
+        return per_kv_head(visible, scores)
 
     with jax.default_matmul_precision("highest"):
         parts, values, masks = [], [], []

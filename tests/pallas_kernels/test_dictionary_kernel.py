@@ -1,0 +1,232 @@
+"""Dictionary codes in the fused kernel: emulated on the CPU against the oracle, lowered to CUDA."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pallas_kernels
+import vkq_jax
+import vkq_jax.reference
+from pallas_kernels import TiledDictionary, mosaic_gpu
+from pallas_kernels.launch import emulated_launch, program_of
+from pallas_kernels.problem import Tiling
+from pallas_kernels.tiled import untileable_bank_reason
+from tests.support.caches import Shape, random_layer, random_starts, relative_error
+from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
+from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass
+from vkq_jax.cache import VisualBank
+
+
+def hadamard(*classes, **settings):
+    return DictionaryCodes(tuple(TokenClass(*c) for c in classes), **settings)
+
+
+def both(codes):
+    return KVQuantConfig(codes, codes)
+
+
+CODES = {
+    "vkq-1bit": vkq_jax.presets["vkq-1bit"],
+    "vkq-2bit": vkq_jax.presets["vkq-2bit"],
+    "sides with planes and centroids of their own": KVQuantConfig(
+        hadamard((0.3, 2), (0.4, 1), (0.3, 0), centres=4), hadamard((0.3, 1), (0.4, 3), (0.3, 0))
+    ),
+    "two classes that are counted": both(hadamard((0.3, 0), (0.3, 1), (0.4, 0), centres=2)),
+    "only centroids": both(hadamard((1.0, 0), centres=4)),
+}
+attend = jax.jit(
+    functools.partial(mosaic_gpu.attend_cache, launch=emulated_launch),
+    static_argnames=("tiling", "logits_soft_cap"),
+)
+oracle = jax.jit(vkq_jax.reference.attend_cache, static_argnames="logits_soft_cap")
+tile = jax.jit(pallas_kernels.tile)
+
+# head_dim, query heads per KV head, codes, tiling, soft cap, window
+CASES = [
+    (128, 1, "vkq-1bit", Tiling(4, 2), None, False),
+    (64, 1, "vkq-2bit", Tiling(4, 1, 2), 5.0, True),
+    (128, 1, "sides with planes and centroids of their own", None, 5.0, True),
+    (128, 4, "vkq-1bit", Tiling(4, 2, 2, queries=4), None, True),
+    (128, 7, "sides with planes and centroids of their own", Tiling(4, 4, queries=7), None, False),
+    (64, 2, "two classes that are counted", None, None, True),
+    (64, 1, "only centroids", Tiling(4, 2), 5.0, True),
+    (256, 1, "vkq-1bit", Tiling(4, 2), None, False),
+]
+
+
+@functools.cache
+def layer_of(head_dim, per_kv_head, codes, length=600):
+    shape = Shape(
+        head_dim=head_dim,
+        num_heads=per_kv_head,
+        num_kv_heads=1,
+        visual=((length, (length, length // 3)),),
+    )
+    return random_layer(shape, CODES[codes])
+
+
+def check(got, expected):
+    assert np.isfinite(got.output).all()
+    assert relative_error(got.output, expected.output) < 3e-4
+    np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=3e-5, atol=3e-4)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "per_kv_head", "codes", "tiling", "soft_cap", "windowed"), CASES
+)
+def test_equals_the_oracle(head_dim, per_kv_head, codes, tiling, soft_cap, windowed):
+    query, layer = layer_of(head_dim, per_kv_head, codes)
+    options = {
+        "starts": random_starts(query, layer) if windowed else None,
+        "logits_soft_cap": soft_cap,
+    }
+    check(attend(query, layer, tiling=tiling, **options), oracle(query, layer, **options))
+
+
+def test_a_layer_of_a_cache_takes_one_launch():
+    """Its text bank in it; mapped queries join it."""
+    query, layer = layer_of(64, 2, "vkq-1bit", 70)
+    cache, problems = stacked(layer), []
+
+    def launch(problem, operands):
+        problems.append(problem)
+        return emulated_launch(problem, operands)
+
+    def run(query):
+        return mosaic_gpu.attend_layer(query, cache, 1, launch=launch)
+
+    queries = jnp.stack([query, -query])
+    got = jax.jit(jax.vmap(run))(queries)
+    assert problems[-1].queries == 4
+    assert len(problems[-1].classes) == 3
+    for number, one in enumerate(queries):
+        check(jax.tree.map(lambda x: x[number], got), oracle(one, cache.layer(1)))  # noqa: B023
+
+
+def stacked(layer):
+    """A cache of two layers, that one the second, its text in bfloat16."""
+
+    def stack(tree):
+        return jax.tree.map(lambda x: jnp.stack([jnp.zeros_like(x), x]), tree)
+
+    text = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (layer.text.key, layer.text.value))
+    (bank,) = map(tile, layer.visual)
+    none = jnp.zeros_like(layer.text.length)
+    return vkq_jax.KVCache(
+        (
+            VisualBank(
+                stack(bank.key), stack(bank.value), bank.length, class_map=stack(bank.class_map)
+            ),
+        ),
+        vkq_jax.TextBank(*stack(text), layer.text.length),
+        position=none,
+        guarded=none,
+        quant=layer.quant,
+    )
+
+
+@pytest.mark.parametrize(("head_dim", "codes"), [(64, "vkq-2bit"), (256, "vkq-1bit")])
+def test_a_tiled_bank_is_what_it_was_made_from(head_dim, codes):
+    (bank,) = layer_of(head_dim, 1, codes)[1].visual
+    tiled = tile(bank)
+    assert isinstance(tiled.key, TiledDictionary)
+    for side in ("key", "value"):
+        got, expected = jax.jit(TiledDictionary.plain)(getattr(tiled, side)), getattr(bank, side)
+        assert jax.tree.structure(got) == jax.tree.structure(expected)
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+    tiled.key.check()
+    broken = dataclasses.replace(tiled.key, taken=tiled.key.taken + 300)
+    with pytest.raises(ValueError, match="taken of class 0 must be in"):
+        broken.check()
+
+
+def test_xla_reads_a_tiled_bank():
+    query, layer = layer_of(64, 2, "vkq-1bit", 70)
+    tiled = dataclasses.replace(layer, visual=tuple(map(tile, layer.visual)))
+    got, expected = (jax.jit(vkq_jax.attention.attend_cache)(query, x) for x in (tiled, layer))
+    np.testing.assert_array_equal(got.output, expected.output)
+    (got,), (expected,) = (
+        [jax.jit(VisualBank.dequantize)(bank) for bank in x.visual] for x in (tiled, layer)
+    )
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@pytest.mark.parametrize(
+    ("quant", "head_dim", "reason"),
+    [
+        (both(hadamard((1.0, 1), codebook=256)), 64, "keys: a codebook of the model's tables"),
+        (both(hadamard((1.0, 1), learned=True)), 64, "keys: dictionaries of the model's tables"),
+        (CODES["vkq-1bit"], 96, "keys: dictionary codes of head_dim 96"),
+        (both(hadamard((1.0, 1), centres=5)), 64, "keys: 5 centroids of an image, more than 4"),
+        (both(hadamard((1.0, 5))), 64, "keys: 5 planes in a class, more than 4"),
+        (both(hadamard((1.0, 1), table_dtype="float32")), 64, "keys: tables in float32"),
+        (
+            KVQuantConfig(hadamard((0.5, 1), (0.5, 0)), hadamard((0.5, 1), (0.5, 1))),
+            64,
+            "a class of tokens with bits for only one",
+        ),
+        (
+            dataclasses.replace(CODES["vkq-1bit"], calibration=vkq_jax.ScoreCalibration()),
+            64,
+            "score calibration of dictionary codes",
+        ),
+    ],
+)
+def test_what_is_not_covered_is_said(quant, head_dim, reason):
+    shape = Shape(head_dim=head_dim, num_heads=1, num_kv_heads=1)
+    layer = jax.eval_shape(lambda: random_layer(shape, quant)[1])
+    assert mosaic_gpu.unsupported_reason(layer).startswith(reason)
+
+
+def test_a_bank_without_its_classes_is_not_covered():
+    (bank,) = layer_of(64, 2, "vkq-1bit", 70)[1].visual
+    alone = dataclasses.replace(bank, class_map=None)
+    assert "not in those of the same classes" in untileable_bank_reason(alone)
+
+
+def test_explain_says_what_is_launched():
+    query, layer = layer_of(64, 2, "vkq-1bit", 70)
+    assert mosaic_gpu.unsupported_reason(layer) is None
+    (line,) = mosaic_gpu.describe(stacked(layer), jax.ShapeDtypeStruct(query.shape, query.dtype))
+    parts = "18 packed in 2 planes, 34 packed in 1 plane, 18 counted by centroid, 9 dense (text)"
+    assert line.startswith(f"one launch over {parts}:")
+
+
+LAUNCHES = [
+    (128, 1, "vkq-1bit", Tiling(8, 4), None, False),
+    (128, 4, "sides with planes and centroids of their own", Tiling(8, 4, 2, 4), 5.0, True),
+]
+
+
+def launch_of(head_dim, per_kv_head, codes, tiling, soft_cap, windowed):
+    """Problem and operands' shapes of a layer of a cache with its text bank."""
+    query, layer = layer_of(head_dim, per_kv_head, codes)
+    found = []
+
+    def launch(problem, operands):
+        found.append(
+            (problem, {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in operands.items()})
+        )
+        return tuple(jnp.zeros(x.shape, x.dtype) for x in program_of(problem).results.values())
+
+    options = {"launch": launch, "tiling": tiling, "logits_soft_cap": soft_cap}
+    if windowed:
+        options["starts"] = random_starts(query, layer)
+    jax.eval_shape(lambda: mosaic_gpu.attend_layer(query, stacked(layer), 1, **options))
+    ((problem, operands),) = found
+    return program_of(problem), operands
+
+
+@pytest.mark.parametrize("case", LAUNCHES)
+def test_lowers_to_cuda(case):
+    assert "mosaic_gpu" in lower_to_cuda(*launch_of(*case))
+
+
+@needs_ptxas
+@pytest.mark.parametrize("case", LAUNCHES)
+def test_ptxas_accepts_every_instruction(case, tmp_path):
+    assert "Used" in ptxas(*launch_of(*case), tmp_path)
