@@ -13,12 +13,13 @@ from pallas_kernels.layouts import BLOCK
 from pallas_kernels.operations import Operations, Value
 from pallas_kernels.packed_blocks import PackedBlocks
 from pallas_kernels.problem import Coding, Packed
-from pallas_kernels.warp_math import LOWEST
+from pallas_kernels.warp_math import LOWEST, dot
 from pallas_kernels.work import Work
 
 __all__ = ["CentreTokens"]
 
 _ALL = 0xFFFFFFFF
+_AHEAD = 2  # blocks of a lane whose words are on their way together
 
 
 class CentreTokens:
@@ -27,7 +28,7 @@ class CentreTokens:
     Args:
         ops, packed, work: of the kernel. blocks: the warp's share.
         row_max: see `BlockSoftmax`.
-        share: part that each lane takes of what it counts: those of the same g count the same.
+        several: whether the four lanes that share g have a query each. Else they share blocks.
     """
 
     def __init__(
@@ -37,63 +38,74 @@ class CentreTokens:
         work: Work,
         blocks: PackedBlocks,
         row_max: Callable[[Value], Value],
-        share: float,
+        *,
+        several: bool,
     ):
-        """Keeps what the method needs."""
+        """Keeps what the methods need."""
         self._ops, self._packed, self._work = ops, packed, work
-        self._blocks, self._row_max, self._share = blocks, row_max, share
+        self._blocks, self._row_max, self._several = blocks, row_max, several
 
-    def sums(self, query: FoldedQuery, number: int, channels: int) -> list[Value]:
+    def sums(self, query: FoldedQuery, counts: Sequence[Value], channels: int) -> list[Value]:
         """Sums over these tokens alone, see `block_softmax.empty_sums`.
 
         Args:
-            query: of the set, or the only one. number: of the set. channels: of the sums.
+            query: of the lane. counts: of its set. channels: of the sums.
         """
         ops, value = self._ops, self._packed.value
-        counts = self._counts(number)
+        columns = [list(counts[j :: value.centres]) for j in range(value.centres)]
         scores = query.capped(ops, [0.0, *query.centres])
-        of_keys = [self._total(of_key) for of_key in counts]
+        of_keys = self._added(columns)
         # The score of a centroid that no token has is not to hide the others.
         seen = [
             ops.where_less_float(0, of_key, score, LOWEST)
             for of_key, score in zip(of_keys, scores, strict=True)
         ]
         top = self._row_max(functools.reduce(ops.fmax, seen))
-        weights = [ops.fmul(ops.exp2(ops.fsub(score, top)), self._share) for score in seen]
+        weights = [ops.exp2(ops.fsub(score, top)) for score in seen]
 
         def weighed(numbers: Sequence[Value]) -> Value:
-            mass = 0.0
-            for weight, tokens in zip(weights, numbers, strict=True):
-                mass = ops.fma(weight, ops.to_float(tokens), mass)
-            return mass
+            return dot(ops, weights, [ops.to_float(tokens) for tokens in numbers])
 
-        chosen = [[of_key[j] for of_key in counts] for j in range(value.centres)]
-        by_sum = [weighed(self._added(chosen, group)) for group in _groups(value)]
-        return [top, weighed(of_keys), 0.0, *by_sum, *([0.0] * channels)]
+        of_centres = [weighed(self._added([columns[j] for j in group])) for group in _groups(value)]
+        return [top, weighed(of_keys), 0.0, *of_centres, *([0.0] * channels)]
 
-    def _added(self, columns: Sequence[Sequence[Value]], group: Sequence[int]) -> list[Value]:
-        return [self._total([columns[j][i] for j in group]) for i in range(len(columns[0]))]
+    def _added(self, columns: Sequence[Sequence[Value]]) -> list[Value]:
+        """Sums of columns, row by row."""
+        rows = zip(*columns, strict=True)
+        return [functools.reduce(self._ops.add, row) for row in rows]
 
-    def _total(self, words: Sequence[Value]) -> Value:
-        return functools.reduce(self._ops.add, words)
-
-    def _counts(self, number: int) -> list[list[Value]]:
-        """Of the lane's words: tokens by the centroid of their key, then of their value."""
-        ops, blocks, packed = self._ops, self._blocks, self._packed
+    def counts(self, number: int) -> list[Value]:
+        """The lane's tokens that set `number` sees, by the centroid of their key, then value."""
+        ops, work, blocks, packed = self._ops, self._work, self._blocks, self._packed
+        # Of several queries with starts of their own, each lane counts all blocks for its query.
+        alone = self._several and bool(blocks.starts)
+        lanes = 1 if alone else 4
+        first = blocks.first if alone else ops.add(blocks.first, work.t)
 
         def add(i, counts):
-            block = ops.add(blocks.first, i)
-            keys = self._chosen(blocks.load_ids("key", block), packed.key)
-            values = self._chosen(blocks.load_ids("value", block), packed.value)
-            visible = self._visible(block, number)
-            keys = [ops.bit_and(word, visible) for word in keys]
-            pairs = [ops.bit_and(key, value) for key in keys for value in values]
-            return [ops.add(n, ops.count_bits(x)) for n, x in zip(counts, pairs, strict=True)]
+            for step in range(_AHEAD):
+                block = ops.add(first, ops.mad(i, _AHEAD * lanes, step * lanes))
+                counts = self._add_block(block, number, counts)
+            return counts
 
-        size = packed.value.centres
-        count = ops.sub(blocks.last, blocks.first)
-        counts = ops.loop(count, [0] * (packed.key.centres * size), add)
-        return [counts[i : i + size] for i in range(0, len(counts), size)]
+        trips = ops.sub(ops.add(blocks.last, _AHEAD * lanes - 1), blocks.first)
+        trips = ops.div(trips, _AHEAD * lanes)
+        counts = ops.loop(trips, [0] * (packed.key.centres * packed.value.centres), add)
+        if self._several and not alone:
+            for bit in (1, 2):
+                counts = [ops.add(n, ops.exchange(n, bit)) for n in counts]
+        return counts
+
+    def _add_block(self, block: Value, number: int, counts: Sequence[Value]) -> list[Value]:
+        """The counts with a block added, if it is one of the warp's."""
+        ops, blocks, packed = self._ops, self._blocks, self._packed
+        near = ops.min(block, ops.sub(blocks.last, 1))
+        keys = self._chosen(blocks.load_ids("key", near), packed.key)
+        values = self._chosen(blocks.load_ids("value", near), packed.value)
+        visible = ops.where_less(block, blocks.last, self._visible(block, number), 0)
+        keys = [ops.bit_and(word, visible) for word in keys]
+        pairs = [ops.bit_and(key, value) for key in keys for value in values]
+        return [ops.add(n, ops.count_bits(x)) for n, x in zip(counts, pairs, strict=True)]
 
     def _visible(self, block: Value, number: int) -> Value:
         """Bit p: whether the queries of set `number` see the block's position 8 p + g."""

@@ -308,7 +308,7 @@ def plan(
     if calibration is not None:
         if tiling.queries > 1:
             tiling = choose_tiling(heads * queries, 1, stored, classes, dense)
-        tiling = keeping_tiling(tiling, classes[0], stored)
+        tiling = keeping_tiling(tiling, next(iter(classes)), stored)
         assert tiling is not None, "asked for without `keeps_scores`"
     return Problem(
         outer=outer,
@@ -337,14 +337,9 @@ def _classes(bank: VisualBank) -> tuple[Packed, ...]:
     def coding(x: TiledDictionary, number: int) -> Coding:
         return Coding(scale_bits=8, bits=x.bits[number], rotated=True, centres=x.centre.shape[-2])
 
+    count = len(key.capacities)
     return tuple(
-        Packed(
-            slots,
-            coding(key, number),
-            coding(value, number),
-            name=f"class{number}_",
-            per_head=True,
-        )
+        Packed(slots, coding(key, number), coding(value, number), number, of_classes=count)
         for number, slots in enumerate(key.capacities)
         if slots
     )
@@ -372,13 +367,13 @@ def _packed_operands(bank: VisualBank) -> dict[str, Array]:
             operands |= _tensor_operands(name, x)
         return operands
     assert isinstance(value, TiledDictionary)
-    operands = {}
+    operands = {"length": key.taken.reshape(-1)}
     for name, x in (("key", key), ("value", value)):
         operands[f"{name}_centre"] = x.centre.reshape(-1, x.head_dim)
     for number, slots in enumerate(key.capacities):
         if not slots:
             continue
-        own = {"length": key.taken[..., number].reshape(-1)}
+        own = {}
         for name, x in (("key", key), ("value", value)):
             if x.bits[number]:
                 own[name] = x.packed[number].reshape(-1, x.packed[number].shape[-1])

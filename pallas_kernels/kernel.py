@@ -36,7 +36,7 @@ class Kernel:
         """Everything, for this warp."""
         ops, problem, work, tiling = self._ops, self._problem, self._work, self._problem.tiling
         if problem.packed is not None:
-            if problem.packed.per_head:
+            if problem.packed.of_classes:
                 part = ClassesS8 if problem.uses_bytes else ClassesB1
             elif problem.calibration is not None:
                 part = CalibratedB1

@@ -290,7 +290,7 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
 
 def _called(packed: Packed) -> str:
     """What a bank, or a class of tokens, is called in `describe`."""
-    if not packed.per_head:
+    if not packed.of_classes:
         return "packed"
     bits = packed.key.bits
     return f"packed in {bits} plane{'s' if bits > 1 else ''}" if bits else "counted by centroid"

@@ -25,21 +25,23 @@ class PackedBlocks:
     Operands: key, value: words of each head; length [sequences]; for sign codes {key,value}_scale:
     words of each head; with several centroids {key,value}_id: words of each head; with a window
     packed_start [sequences, positions] int32: the first position that the queries see. Of a class
-    of tokens, its name comes first, and length and start are those of each head.
+    of tokens its name comes first, but for length [heads, classes]; starts are those of each head.
     """
 
     def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
         """Divides the blocks that show anything between the warps of the team."""
         self._ops, self._problem, self._packed, self._work = ops, problem, packed, work
-        owner = work.stored_head if packed.per_head else work.sequence
-        length = ops.address(ops.pointer(f"{packed.name}length"), owner, 4)
+        owner, number = work.sequence, work.sequence
+        if packed.of_classes:
+            owner = work.head
+            number = ops.mad(work.stored_head, packed.of_classes, packed.number)
+        length = ops.address(ops.pointer("length"), number, 4)
         self.length = ops.uniform(ops.load(length))
         blocks = ops.div(ops.add(self.length, BLOCK - 1), BLOCK)
         self.hidden = 0
         self.starts: list[Value] = []
         if problem.windowed:
-            owner = work.head if packed.per_head else work.sequence
-            name = f"{packed.start}start"
+            name = f"{packed.name or 'packed_'}start"
             starts = work.of_queries(name, 0, problem.tiling.queries, owner)
             self.hidden = ops.min(ops.div(functools.reduce(ops.min, starts), BLOCK), blocks)
             self._last_start = functools.reduce(ops.max, starts)
@@ -80,11 +82,25 @@ class PackedBlocks:
     def prefetch(self, name: str, block: Value) -> None:
         """Has the words of a whole block brought near, or of the last one if there is none."""
         ops = self._ops
+        if not self._packed.whole_blocks:
+            return
         block = ops.min(block, self._packed.whole_blocks - 1)
         for plane in self._planes(name):
             address, rows, row_bytes = self._rows(name, block, WHOLE, plane)
-            line = ops.min(self._work.lane, rows * row_bytes // LINE - 1)
-            ops.prefetch(ops.address(address, line, LINE), 0)
+            self._prefetch_lines(address, rows * row_bytes)
+        coding = self._coding(name)
+        if coding.signs:
+            size = BLOCK * coding.scale_bits // 8
+            self._prefetch_lines(self._of_block(f"{name}_scale", block, size), size)
+        if coding.id_bits:
+            size = 32 * coding.id_bits
+            self._prefetch_lines(self._of_block(f"{name}_id", block, size), size)
+
+    def _prefetch_lines(self, address: Value, size: int) -> None:
+        """Has that many bytes brought near, a line a lane."""
+        ops = self._ops
+        line = ops.min(self._work.lane, -(-size // LINE) - 1)
+        ops.prefetch(ops.address(address, line, LINE), 0)
 
     def _planes(self, name: str) -> list[Plane]:
         return self._problem.planes(getattr(self._packed, name))

@@ -36,12 +36,23 @@ class _Classes:
         return PackedBlocks(self._ops, self._problem, packed, self._work)
 
     def _shared_blocks(self) -> list[PackedBlocks]:
-        """Blocks of each coded class, so divided that all warps of the team have equal work.
+        """The warp's blocks of each coded class, the first ones on their way to the L2 cache.
 
-        Blocks of all classes stand in a row. One counts as many units as it has planes, and one
-        more for what is alike in all; a warp takes those that begin in its part of the units.
+        For several queries each class is divided: the instructions of one class fill their cache,
+        and warps that are in unlike ones take a fifth longer. For one query work is divided: blocks
+        of all classes stand in a row, one counts as many units as it has planes, and one more for
+        what is alike in all; a warp takes those that begin in its part of the units.
         """
         ops, found = self._ops, [self._blocks(packed) for packed in self._coded]
+        if not self._problem.uses_bytes:
+            self._divide_work(found)
+        for blocks in found:
+            for name in ("key", "value"):
+                blocks.prefetch(name, blocks.first)
+        return found
+
+    def _divide_work(self, found: Sequence[PackedBlocks]) -> None:
+        ops = self._ops
         counts = [ops.sub(blocks.stop, blocks.hidden) for blocks in found]
         units = [packed.key.bits + 1 for packed in self._coded]
         ends = [0]
@@ -54,24 +65,26 @@ class _Classes:
                 for x in bounds
             ]
             blocks.take(*(ops.add(blocks.hidden, x) for x in before))
-        return found
 
     def _uncoded_sums(
-        self,
-        query: FoldedQuery,
-        number: int,
-        channels: int,
-        row_max: Callable[[Value], Value],
-        share: float,
+        self, queries: Sequence[FoldedQuery], channels: int, row_max: Callable[[Value], Value]
     ) -> list[Value]:
-        """Sums over the tokens without bits, see `CentreTokens.sums`."""
+        """Sums of each set over the tokens without bits, see `CentreTokens`."""
+        several = self._problem.uses_bytes
         parts = [
-            CentreTokens(self._ops, packed, self._work, self._blocks(packed), row_max, share).sums(
-                query, number, channels
+            CentreTokens(
+                self._ops, packed, self._work, self._blocks(packed), row_max, several=several
             )
             for packed in self._uncoded
         ]
-        return merge(self._ops, parts) if parts else empty_sums(self._packed.value, channels)
+        sums, counts = [], [part.counts(0) for part in parts]
+        for number, query in enumerate(queries):
+            if number and self._problem.windowed:
+                counts = [part.counts(number) for part in parts]
+            found = [part.sums(query, x, channels) for part, x in zip(parts, counts, strict=True)]
+            empty = empty_sums(self._packed.value, channels)
+            sums += merge(self._ops, found) if found else empty
+        return sums
 
     def _has_work(self, blocks: PackedBlocks) -> Value:
         return self._ops.where_less(blocks.first, blocks.last, 1, 0)
@@ -90,8 +103,7 @@ class ClassesB1(_Classes):
         ends.values.prefetch_tables()
         query.prepare()
         folded = ends.products.encode(query.fold(0, ends.products.greatest_query))
-        # The four lanes that share g count the same.
-        sums = self._uncoded_sums(folded, 0, problem.head_dim // 32, ends.products.row_max, 0.25)
+        sums = self._uncoded_sums([folded], problem.head_dim // 32, ends.products.row_max)
         for part, blocks in zip(parts, shares, strict=True):
 
             def add(sums: Sequence[Value], part=part, blocks=blocks) -> list[Value]:
@@ -115,12 +127,8 @@ class ClassesS8(_Classes):
         shares = self._shared_blocks()
         ends.values.prefetch_tables()
         ops.barrier()
-        queries, channels = ends.load_queries(scratch), problem.head_dim // 8
-        sums = [
-            x
-            for number, query in enumerate(queries)
-            for x in self._uncoded_sums(query, number, channels, ends.products.row_max, 1.0)
-        ]
+        queries = ends.load_queries(scratch)
+        sums = self._uncoded_sums(queries, problem.head_dim // 8, ends.products.row_max)
         for part, blocks in zip(parts, shares, strict=True):
 
             def add(sums: Sequence[Value], part=part, blocks=blocks) -> list[Value]:

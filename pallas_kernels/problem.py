@@ -83,20 +83,19 @@ class Packed:
 
     Attributes:
         num_positions: V. key, value: how they are coded.
-        name: what the names of its own operands begin with.
-        per_head: whether each head has a length and starts of its own; else each sequence.
+        number: of a class of tokens, among `of_classes`; these are 0 where there are no classes.
     """
 
     num_positions: int
     key: Coding
     value: Coding
-    name: str = ""
-    per_head: bool = False
+    number: int = 0
+    of_classes: int = 0
 
     @property
-    def start(self) -> str:
-        """Name of what says where the queries of a window begin, see `PackedBlocks`."""
-        return self.name or "packed_"
+    def name(self) -> str:
+        """What the names of its own operands begin with."""
+        return f"class{self.number}_" if self.of_classes else ""
 
     @property
     def blocks(self) -> int:
