@@ -135,7 +135,7 @@ def prefill(
         visual=banks,
         text=text.advance(is_text, order),
         position=cache.position + inputs.next_position,
-        guarded=cache.guarded + guarded.sum(0),
+        guarded=cache.guarded + guarded.sum(0, dtype=jnp.int32),
     )
     return module.text.logits(_last(hidden, inputs.mask)), new
 
