@@ -69,10 +69,10 @@ def check_stop_tokens(model: Model, value: Any) -> tuple[int, ...]:
     return tuple(int(token) for token in tokens)
 
 
-def check_key(key: Any) -> None:
-    """Raises ValueError unless `key` is one PRNG key, typed or raw, or None."""
+def check_key(key: Any) -> jax.Array | None:
+    """One PRNG key, typed where it came raw, or None; raises ValueError for anything else."""
     if key is None:
-        return
+        return None
     hint = "expected one PRNG key, jax.random.key(seed)"
     if not isinstance(key, jax.Array | np.ndarray):
         raise ValueError(f"key: {hint}, got {show(key)}")
@@ -81,6 +81,12 @@ def check_key(key: Any) -> None:
         raise ValueError(f"key: {hint}, got {show(key)}")
     if key.ndim != (0 if typed else 1):
         raise ValueError(f"key: {hint}, got keys of shape {list(key.shape)}; use jax.vmap for many")
+    if typed:
+        return key
+    try:
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    except TypeError as error:
+        raise ValueError(f"key: {hint}, got {show(key)}") from error
 
 
 def check_quantize_at(model: Model, quantize_at: str) -> None:

@@ -236,7 +236,7 @@ def observed_step(
         cache,
         text=text.advance(valid, order),
         position=cache.position + active.astype(jnp.int32),
-        guarded=cache.guarded + jnp.where(active, guarded.sum(0), 0),
+        guarded=cache.guarded + jnp.where(active, guarded.sum(0, dtype=jnp.int32), 0),
     )
     return module.text.logits(hidden)[:, 0], cache, seen
 

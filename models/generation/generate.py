@@ -193,7 +193,7 @@ def _begin(
     checks.check_type("inputs", inputs, Inputs, hint="models.prepare")
     checks.check_choice("quantize_at", quantize_at, QuantizeAt)
     checks.check_quantize_at(model, quantize_at)
-    checks.check_key(key)
+    key = checks.check_key(key)
     checks.check_cache(model, inputs, cache)
     if cache_length is not None:
         cache_length = checks.check_count("cache_length", cache_length)

@@ -169,7 +169,7 @@ def run_prompt(
         visual=banks,
         text=text.advance(is_text, order),
         position=cache.position + inputs.next_position,
-        guarded=cache.guarded + guarded.sum(0),
+        guarded=cache.guarded + guarded.sum(0, dtype=jnp.int32),
     )
     return hidden, new
 

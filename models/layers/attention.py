@@ -76,14 +76,15 @@ def dense_attention(
         # Under vmap cuDNN's rule wants a mask that is mapped wherever the query is.
         always = jnp.isfinite(query[:, 0, 0, 0]) | True
         heads = heads & always[:, None, None, None]
-    return jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        mask=heads,
-        scale=logits_scale,
-        implementation="cudnn" if fused else "xla",
-    )
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own function promotes bfloat16
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=heads,
+            scale=logits_scale,
+            implementation="cudnn" if fused else "xla",
+        )
 
 
 def _cudnn_applies(query: Float[Array, "B T N H"]) -> bool:

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 
 import jax
@@ -320,12 +321,29 @@ def test_a_checkpoints_own_sampling_counts_and_another_temperature_compiles_noth
         models.generate(model, batch(prompt(2)), cache=got.cache, sampling=own, **options)
 
 
-def test_strict_promotion_and_raw_keys(model):
+def all_but_x64():
+    stack = contextlib.ExitStack()
+    for setting in (
+        jax.numpy_dtype_promotion("strict"),
+        jax.checking_leaks(),
+        jax.debug_nans(True),
+        jax.enable_custom_prng(True),
+    ):
+        stack.enter_context(setting)
+    return stack
+
+
+@pytest.mark.parametrize(
+    "settings", [all_but_x64, lambda: jax.enable_x64(True)], ids=["others", "x64"]
+)
+def test_it_works_whatever_jax_is_set_to(settings):
+    """The core is tested under each setting alone: `tests/vkq_jax/test_jax_settings.py`."""
+    model = tiny_model(jnp.bfloat16)
     options = {"max_new_tokens": 2, "sampling": Sampling(temperature=1.0, top_k=5, min_length=30)}
     inputs, key = batch(*ROWS), jax.random.key(3)
     expected = models.generate(model, inputs, key=key, quantize_at="image", **options)
-    with jax.numpy_dtype_promotion("strict"):
-        raw = jax.random.key_data(key)
+    with settings():
+        raw = jax.random.key_data(key)  # a legacy key
         got = models.generate(model, inputs, key=raw, quantize_at="image", **options)
         models.calibrate_scores(model, inputs, max_new_tokens=1)
     np.testing.assert_array_equal(got.tokens, expected.tokens)

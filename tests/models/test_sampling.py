@@ -224,13 +224,18 @@ def test_who_decides_between_a_call_and_a_checkpoint(model):
     "key", [jax.random.key(0), jax.random.PRNGKey(0), np.asarray(jax.random.PRNGKey(0)), None]
 )
 def test_keys_that_are(key):
-    assert argument_checks.check_key(key) is None
+    checked = argument_checks.check_key(key)
+    if key is None:
+        assert checked is None
+    else:
+        assert jnp.issubdtype(checked.dtype, jax.dtypes.prng_key)
+        np.testing.assert_array_equal(jax.random.key_data(checked), [0, 0])
 
 
 @pytest.mark.parametrize(
     "key",
     [0, "key", np.uint32(3), jnp.zeros(2), jax.random.split(jax.random.key(0), 3),
-     jax.random.split(jax.random.PRNGKey(0), 3)],
+     jax.random.split(jax.random.PRNGKey(0), 3), np.zeros(4, np.uint32)],
 )  # fmt: skip
 def test_keys_that_are_not(key):
     with pytest.raises(
