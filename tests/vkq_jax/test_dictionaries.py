@@ -7,7 +7,7 @@ import pytest
 
 from vkq_jax import DictionaryCodes, SideTables, TokenClass, dequantize, quantize
 from vkq_jax.codebooks import fit_codebook
-from vkq_jax.dictionaries import fit_dictionary, metric_root
+from vkq_jax.dictionaries import fit_dictionary, metric_root, mixed_basis
 
 K, N, H = 2, 3000, 32
 ONE = (TokenClass(1, 1),)
@@ -103,3 +103,17 @@ def test_a_codebook_finds_the_kinds_of_tokens_and_weighs_them():
     np.testing.assert_allclose(only[:, 0], kinds[:, 1], atol=0.05)
     with pytest.raises(ValueError, match="at least 3001 tokens of each head, got 3000"):
         fit_codebook(x, jnp.ones((K, N)), 3001, jax.random.key(0))
+
+
+def test_mixed_channels_share_a_moment_and_the_bits_evenly():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 500, 16)) * np.exp(rng.normal(size=16)), jnp.float32)
+    moment = jnp.einsum("knh,kng->khg", x, x)
+    basis = mixed_basis(moment)
+    shared = jnp.einsum("khc,khg,kgc->kc", basis, moment, basis)
+    each = jnp.trace(moment, axis1=-2, axis2=-1) / 16
+    np.testing.assert_allclose(shared, jnp.broadcast_to(each[:, None], shared.shape), rtol=1e-3)
+    tables = fit_dictionary(x, jnp.ones((2, 500)), None, 32, basis)
+    np.testing.assert_array_equal(tables.top, 3)
+    analysis = tables.analysis.astype(jnp.float32)
+    np.testing.assert_allclose(analysis, jnp.swapaxes(basis, -1, -2), atol=2**-8)

@@ -11,6 +11,7 @@ to some kinds of pictures and ask about others.
 
 import argparse
 import dataclasses
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -184,6 +185,7 @@ def run(options: argparse.Namespace, model: Model) -> dict[str, Any]:
     rows = {"calibration": options.calibration, "calibrate_kinds": options.calibrate_kinds}
     record = record | {"command": COMMAND} | rows
     write_json(options.out, record)
+    shutil.rmtree(part.parent, ignore_errors=True)
     return record
 
 

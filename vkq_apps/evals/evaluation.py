@@ -83,6 +83,8 @@ def evaluate_model(
     path = None if results is None else log_path(results)
     if resume and results is not None and results.exists():
         finished = FinishedRun(results, marks)
+        if finished.has([*marks["codes"], *([CONTROL.name] if options.control else [])]):
+            return finished.record
         todo = [s for s in settings if s.name not in finished.known or s.name == NONE]
         path = log_path(results.with_name(f"{results.name}.added"))
     names = [setting.name for setting in todo]

@@ -1,7 +1,7 @@
 """Results of a finished evaluation, which presets can be added to."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,17 @@ class FinishedRun:
                     f"{str(found.get(name))[:80]!r} there and {str(marks[name])[:80]!r} here; give "
                     "the same settings, or leave --resume out to start anew"
                 )
+        self._codes = marks["codes"]
         self.known = {
             name
-            for name, digest in marks["codes"].items()
+            for name, digest in self._codes.items()
             if name in self._rows and found["codes"].get(name) == digest
         }
+
+    def has(self, names: Sequence[str]) -> bool:
+        """Whether the file has just these rows, in this order, and none of them is out of date."""
+        current = all(name in self.known for name in names if name in self._codes)
+        return list(self._rows) == list(names) and current
 
     def join(self, rows: Mapping[str, Any], names: list[str], full: str) -> dict[str, Any]:
         """Rows in the order of `names`: new ones, and those of the file for the others.

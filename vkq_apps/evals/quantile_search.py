@@ -12,6 +12,7 @@ of the next token along the model's own answers, in nats.
 
 import argparse
 import dataclasses
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -185,6 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
         **provenance(),
     }
     write_json(options.out, record)
+    shutil.rmtree(part.parent, ignore_errors=True)
     out.print(record["chosen"])
     return 0
 

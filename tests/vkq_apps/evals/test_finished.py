@@ -30,6 +30,13 @@ def test_presets_of_the_same_codes_are_known(path):
     assert [one["tasks"]["all"]["exact"] for one in joined.values()] == [0.9, 0.5, 0.8, 0.6]
 
 
+def test_a_file_that_has_all_is_left_alone(path):
+    assert FinishedRun(path, MARKS).has(["none", "a", "b"])
+    assert not FinishedRun(path, MARKS).has(["none", "b", "a"])
+    changed = MARKS["codes"] | {"b": "changed"}
+    assert not FinishedRun(path, MARKS | {"codes": changed}).has(["none", "a", "b"])
+
+
 def test_full_precision_with_other_answers_is_refused(path):
     with pytest.raises(ValueError, match="full precision has other answers"):
         FinishedRun(path, MARKS).join({"none": row(0.8)}, ["none"], "none")
