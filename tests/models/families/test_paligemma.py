@@ -130,7 +130,9 @@ def test_settings_of_both_versions():
     second = PaliGemmaConfig.from_hf(config_json()).text
     assert (second.attn_logit_softcapping, second.final_logit_softcapping) == (2.0, 30.0)
     assert second.groups_cross_window
-    first = PaliGemmaConfig.from_hf(config_json(text={"model_type": "gemma", "sliding_window": None})).text
+    first = PaliGemmaConfig.from_hf(
+        config_json(text={"model_type": "gemma", "sliding_window": None})
+    ).text
     assert (first.attn_logit_softcapping, first.final_logit_softcapping) == (None, None)
     assert first.sliding_window is None
     plain = PaliGemmaConfig.from_hf({"model_type": "paligemma"})
