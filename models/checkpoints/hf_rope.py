@@ -8,7 +8,7 @@ from models.checkpoints.hf_settings import Between, OneOf, Settings
 from models.layers.rope import MRope, RopeConfig, RopeKind
 from models.messages import some
 
-__all__ = ["RopeSettings", "read_rope", "rope_of"]
+__all__ = ["RopeSettings", "given_rope", "read_rope", "rope_of"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,9 +107,14 @@ def read_rope(
         NotImplementedError: a setting that is not supported, named.
         ValueError: one that is missing, out of range, or contradicts another.
     """
-    given = tower.rope_scaling or tower.rope_parameters or {}
+    given, where = given_rope(tower, where)
+    return rope_of(given, tower, head_dim, where, mrope=mrope)
+
+
+def given_rope(tower: TowerSettings, where: str) -> tuple[dict[str, Any], str]:
+    """The object that describes the rotary embedding of a tower, and its name."""
     name = "rope_scaling" if tower.rope_scaling else "rope_parameters"
-    return rope_of(given, tower, head_dim, f"{where}.{name}", mrope=mrope)
+    return tower.rope_scaling or tower.rope_parameters or {}, f"{where}.{name}"
 
 
 def rope_of(
@@ -119,6 +124,7 @@ def rope_of(
     where: str,
     *,
     mrope: MRope | None = None,
+    partial: bool = False,
 ) -> RopeConfig:
     """The rotary embedding that one object of a file describes; see `read_rope`.
 
@@ -128,6 +134,7 @@ def rope_of(
         head_dim: channels of a head.
         where: name of the object in config.json.
         mrope: see `read_rope`.
+        partial: whether `partial_rotary_factor` may say that only the first channels turn.
     """
     unread = RopeSettings.unread(given)
     if mrope is not None:
@@ -144,10 +151,15 @@ def rope_of(
         "partial_rotary_factor": tower.partial_rotary_factor,
     }
     settings = RopeSettings.read(defaults | given, where)
-    if settings.partial_rotary_factor not in (None, 1.0):
-        raise NotImplementedError(
-            f"{where}.partial_rotary_factor={settings.partial_rotary_factor}; supported: 1.0"
-        )
+    share = settings.partial_rotary_factor
+    if share not in (None, 1.0):
+        if not partial:
+            raise NotImplementedError(f"{where}.partial_rotary_factor={share}; supported: 1.0")
+        if not 0 < share <= 1:
+            raise ValueError(
+                f"{where}.partial_rotary_factor: expected a number above 0, up to 1, got {share}"
+            )
+        head_dim = int(head_dim * share)
     for name in _NEEDED.get(settings.rope_type, ()):
         if getattr(settings, name) is None:
             raise ValueError(f"{where}.{name} is missing: {settings.rope_type.value} needs it")

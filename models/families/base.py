@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -103,6 +104,7 @@ class MultimodalModel(nnx.Module):
         if inputs.pixel_values is None:
             return Embedded(text)
         features = self.image_features(inputs.pixel_values, inputs.vision_layout)
+        features = features * jnp.asarray(self.config.text.feature_multiplier, features.dtype)
         return Embedded(inputs.place_features(features, text))
 
 

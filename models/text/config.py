@@ -26,10 +26,13 @@ class TextConfig:
         sandwich_norms: norms behind attention and the MLP as well as before them (Gemma 2 and 3).
         sliding_window: positions that a token sees, its own the last; None: all before it.
         full_layers: numbers of the layers that see all nevertheless.
-        embedding_multiplier: of token embeddings. residual_multiplier: of what a block adds.
+        embedding_multiplier: of token embeddings. feature_multiplier: of visual ones.
+        residual_multiplier: of what a block adds.
         attention_multiplier: what scores are multiplied by; None: head_dim ** -0.5.
         attn_logit_softcapping: of scores, see `vkq_jax.soft_cap`. final_logit_softcapping: of
             logits.
+        fused_projections: files hold queries, keys and values as one tensor, and the two inner
+            layers of an MLP.
         groups_cross_window: tokens of one `Inputs.attention_group` see each other beyond a sliding
             window too.
     """
@@ -55,10 +58,12 @@ class TextConfig:
     sliding_window: int | None = None
     full_layers: tuple[int, ...] = ()
     embedding_multiplier: float = 1.0
+    feature_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     attention_multiplier: float | None = None
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
+    fused_projections: bool = False
     groups_cross_window: bool = False
 
     @property

@@ -105,6 +105,7 @@ class Gemma3Settings(Gemma2Settings):
     rope_theta: Theta = 1e6
     rope_local_base_freq: Theta = 1e4
     sliding_window_pattern: Count = 6
+    use_bidirectional_attention: Literal[False] | None = False
     # transformers applies neither in a model with pictures, whatever its file says.
     attn_logit_softcapping: None = None
     final_logit_softcapping: None = None

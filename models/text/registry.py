@@ -5,8 +5,10 @@ from typing import Any
 
 from models.messages import show
 from models.text.gemma_settings import Gemma2Settings, Gemma3Settings, GemmaSettings
+from models.text.phi3_settings import Phi3Settings
 from models.text.qwen_vl_settings import Qwen2VLTextSettings, Qwen3VLTextSettings
 from models.text.settings import (
+    GraniteSettings,
     LlamaSettings,
     MinistralSettings,
     MistralSettings,
@@ -21,9 +23,11 @@ TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
     "gemma": GemmaSettings,
     "gemma2": Gemma2Settings,
     "gemma3_text": Gemma3Settings,
+    "granite": GraniteSettings,
     "llama": LlamaSettings,
     "mistral": MistralSettings,
     "ministral": MinistralSettings,
+    "phi3": Phi3Settings,
     "qwen2": Qwen2Settings,
     "qwen3": Qwen3Settings,
     "qwen2_vl_text": Qwen2VLTextSettings,

@@ -8,6 +8,7 @@ from models.checkpoints.hf_fields import (
     ActivationName,
     Count,
     Epsilon,
+    Factor,
     Length,
     Theta,
     TokenIds,
@@ -21,6 +22,7 @@ from models.messages import some
 from models.text.config import TextConfig
 
 __all__ = [
+    "GraniteSettings",
     "LlamaSettings",
     "MinistralSettings",
     "MistralSettings",
@@ -151,6 +153,26 @@ class LlamaSettings(TextSettings):
     max_position_embeddings: Length = 2048
     sliding_window: None = None
     layer_types: None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraniteSettings(LlamaSettings):
+    """A decoder with multipliers of embeddings, visual ones too, of scores and of residuals."""
+
+    embedding_multiplier: Factor = 1.0
+    residual_multiplier: Factor = 1.0
+    attention_multiplier: Factor = 1.0
+    # Models with pictures leave their logits as they are in transformers.
+    ignored = LlamaSettings.ignored | {"logits_scaling"}
+
+    def switches(self) -> dict[str, Any]:
+        """The multipliers."""
+        return {
+            "embedding_multiplier": self.embedding_multiplier,
+            "feature_multiplier": self.embedding_multiplier,
+            "residual_multiplier": self.residual_multiplier,
+            "attention_multiplier": self.attention_multiplier,
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ def _runs(visual: np.ndarray) -> np.ndarray:
 
 
 class _Processing(FixedGridProcessing):
-    """Each picture resized to the tower's square, parts of it behind it where the file asks so."""
+    """Each picture resized to the tower's square, its tokens between two of their own."""
 
     def placeholder(self, config: Gemma3Config, tokenizer: Any) -> str:
         """As `Processing.placeholder`: templates write the token that begins a picture."""
@@ -50,21 +50,11 @@ class _Processing(FixedGridProcessing):
         tokenizer: Any,
     ) -> tuple[dict[str, np.ndarray], list[str]]:
         """As `Processing.preprocess`."""
-        output = self.run(image_processor, pictures)
+        # transformers' processor crops no parts unless a call asks it to, whatever the file says.
+        pixels = self.run(image_processor, pictures, do_pan_and_scan=False)["pixel_values"]
         token, end = tokenizer.convert_ids_to_tokens([config.image_token_id, config.end_image_id])
         whole = f"\n\n{placeholder}{token * config.image_tokens}{end}\n\n"
-        texts = [_with_crops(whole, int(crops)) for crops in output["num_crops"]]
-        return {"pixel_values": output["pixel_values"]}, texts
-
-
-def _with_crops(whole: str, crops: int) -> str:
-    """The text of a picture of which `crops` parts follow (pan and scan)."""
-    if not crops:
-        return whole
-    parts = " ".join([whole] * crops)
-    return (
-        f"Here is the original image {whole} and here are some crops to help you see better {parts}"
-    )
+        return {"pixel_values": pixels}, [whole] * len(pictures)
 
 
 FAMILY = Family(

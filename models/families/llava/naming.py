@@ -7,6 +7,7 @@ from typing import Protocol
 from models.checkpoints.naming import WeightNames
 from models.checkpoints.weights import Source
 from models.text.config import TextConfig
+from models.text.fused_projections import fused_sources
 from models.text.sizes import text_sizes
 from models.vision.vit import VitConfig
 from models.vision.vit_weights import is_unused_in_vit, vit_sizes, vit_special
@@ -65,5 +66,9 @@ def llava_names(
         published=published + _PUBLISHED,
         sizes=(*text_sizes(config.text), *vit_sizes(config.vision)),
         is_unused=is_unused,
-        special={**vit_special(config.vision), **(special or {})},
+        special={
+            **vit_special(config.vision),
+            **fused_sources(config.text),
+            **(special or {}),
+        },
     )

@@ -1,0 +1,34 @@
+"""Where the parameters of a decoder lie whose files hold several projections as one (Phi-3)."""
+
+from itertools import pairwise
+
+import numpy as np
+
+from models.checkpoints.weights import Layout, Rows, Source
+from models.text.config import TextConfig
+
+__all__ = ["fused_sources"]
+
+
+def fused_sources(text: TextConfig) -> dict[str, Source]:
+    """Sources by canonical name; none where each projection has a tensor of its own."""
+    if not text.fused_projections:
+        return {}
+    queries, keys = (
+        heads * text.head_dim for heads in (text.num_attention_heads, text.num_key_value_heads)
+    )
+    fused = {
+        "self_attn.qkv_proj": {"q_proj": queries, "k_proj": keys, "v_proj": keys},
+        "mlp.gate_up_proj": dict.fromkeys(("gate_proj", "up_proj"), text.intermediate_size),
+    }
+    sources = {}
+    for whole, parts in fused.items():
+        block = f"text.layers.{{}}.{whole.partition('.')[0]}"
+        edges = pairwise(np.cumsum([0, *parts.values()]).tolist())
+        for part, (start, stop) in zip(parts, edges, strict=True):
+            sources[f"{block}.{part}.weight"] = Source(
+                f"text.layers.{{}}.{whole}.weight",
+                Layout.TRANSPOSED,
+                rows=Rows(start, stop, sum(parts.values())),
+            )
+    return sources
