@@ -10,6 +10,8 @@ _MODULES = {
     "gemma3": "models.families.gemma3.family",
     "internvl": "models.families.internvl.family",
     "llava": "models.families.llava.family",
+    "llava_next": "models.families.llava_next.family",
+    "llava_onevision": "models.families.llava_onevision.family",
     "paligemma": "models.families.paligemma.family",
 }
 

@@ -5,14 +5,23 @@ import numpy as np
 
 __all__ = ["bucket", "check_image_tokens", "check_pixels", "pad_to_bucket"]
 
+_A = {"image": "an image", "video": "a video"}
 
-def check_pixels(pixels: np.ndarray, shape: tuple[int | None, ...], described: str) -> np.ndarray:
+
+def check_pixels(
+    pixels: np.ndarray,
+    shape: tuple[int | None, ...],
+    described: str,
+    *,
+    name: str = "pixel_values",
+) -> np.ndarray:
     """Preprocessed pictures in float32.
 
     Args:
         pixels: as given.
         shape: what is expected behind the first axis; None where any number is right.
         described: the whole shape in words.
+        name: of the array.
 
     Raises:
         ValueError: a wrong shape or dtype, no picture, or values that are not finite.
@@ -22,37 +31,38 @@ def check_pixels(pixels: np.ndarray, shape: tuple[int | None, ...], described: s
     )
     # jnp's notion of floating knows bfloat16, NumPy's does not.
     if not fits or not jnp.issubdtype(pixels.dtype, jnp.floating):
-        raise ValueError(
-            f"pixel_values: expected floats {described}, got {pixels.dtype} {pixels.shape}"
-        )
+        raise ValueError(f"{name}: expected floats {described}, got {pixels.dtype} {pixels.shape}")
     if not len(pixels):
-        raise ValueError("pixel_values: no image; pass None for a prompt without images")
+        raise ValueError(f"{name}: no image; pass None for a prompt without images")
     with np.errstate(over="ignore"):
         pixels = pixels.astype(np.float32)
     if not np.isfinite(pixels).all():
-        raise ValueError("pixel_values: expected finite float32 values, got NaN or infinite ones")
+        raise ValueError(f"{name}: expected finite float32 values, got NaN or infinite ones")
     return pixels
 
 
-def check_image_tokens(token: int, tokens: int, images: int, needed: int) -> None:
+def check_image_tokens(
+    token: int, tokens: int, images: int, needed: int, *, kind: str = "image"
+) -> None:
     """Raises ValueError unless there are as many image tokens as the pictures have features.
 
     Args:
         token: id of the image token. tokens: how many a batch has.
         images: its pictures. needed: the features of all of them.
+        kind: "image", or "video" for tokens of clips.
     """
     if tokens == needed:
         return
     each = f"{needed // images} each" if images and needed % images == 0 else "all together"
     counts = (
-        f"got {images} images, which need {needed} image tokens ({each}), and {tokens} image "
+        f"got {images} {kind}s, which need {needed} {kind} tokens ({each}), and {tokens} {kind} "
         f"tokens (id {token})"
     )
     if tokens == 0:
-        raise ValueError(f"no image token for an image: {counts}")
+        raise ValueError(f"no {kind} token for {_A[kind]}: {counts}")
     if images == 0:
-        raise ValueError(f"image tokens without an image: {counts}")
-    more = "images than tokens" if tokens < needed else "tokens than images"
+        raise ValueError(f"{kind} tokens without {_A[kind]}: {counts}")
+    more = f"{kind}s than tokens" if tokens < needed else f"tokens than {kind}s"
     raise ValueError(f"more {more}: {counts}")
 
 

@@ -9,7 +9,6 @@ from models.checkpoints.foreign_errors import named
 from models.families.base import ModelConfig
 from models.families.registry import family_of
 from models.inputs.batch import Inputs, to_numpy
-from models.inputs.image_settings import check_resized
 from models.inputs.images import Pictures, group_by_prompt, read_picture
 from models.inputs.processor import Processor, processor_of
 from models.messages import show, some
@@ -103,7 +102,7 @@ def _process(
     for row, (text, group) in enumerate(zip(texts, groups, strict=True)):
         pictures = [read_picture(picture) for picture in group]
         for picture in pictures:
-            check_resized(processor.image_processor, picture)
+            processor.processing.check_picture(processor.image_processor, picture)
         with named(f"the checkpoint's processor fails on prompt {row} or its pictures"):
             bos = "" if later_turn else tokenizer.bos_token or ""
             text = processor.processing.complete(text, processor.placeholder, bos)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from models.inputs.image_settings import check_resized
+
 __all__ = ["Processing"]
 
 
@@ -71,6 +73,10 @@ class Processing:
         """Raises ValueError for image settings that cannot be, or do not fit the model."""
         raise NotImplementedError
 
+    def check_picture(self, image_processor: Any, picture: Image.Image) -> None:
+        """Raises ValueError for a picture that would grow out of all proportion."""
+        check_resized(image_processor, picture)
+
     def preprocess(
         self,
         config: Any,
@@ -92,9 +98,7 @@ class Processing:
         return {name: np.concatenate([each[name] for each in prompts]) for name in prompts[0]}
 
     @staticmethod
-    def run(
-        image_processor: Any, pictures: Sequence[Image.Image], **options: Any
-    ) -> dict[str, np.ndarray]:
+    def run(image_processor: Any, pictures: Sequence[Any], **options: Any) -> dict[str, np.ndarray]:
         """The output of transformers' image processor."""
         output = image_processor(list(pictures), return_tensors="np", **options)
         return {name: np.asarray(values) for name, values in output.items()}

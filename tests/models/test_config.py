@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from models.families.internvl.config import InternVisionSettings, InternVLSettings
 from models.families.llava.config import LlavaConfig, LlavaSettings
+from models.families.llava_next.config import LlavaNextSettings
+from models.families.llava_onevision.config import LlavaOnevisionSettings
 from models.layers.activations import Activation
 from models.layers.rope import RopeKind
 from models.text.registry import TEXT_SETTINGS
@@ -115,7 +117,7 @@ def test_rope_settings_of_both_generations_read_the_same():
             },
             "text_config.layer_types has chunked_attention",
         ),
-        ({"vision": {"model_type": "siglip_vision_model"}}, "vision_config.model_type"),
+        ({"vision": {"model_type": "dinov2"}}, "vision_config.model_type"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
     ],
 )
@@ -273,6 +275,8 @@ TOWERS = {
     "CLIPVisionConfig": ClipVisionSettings,
     "SiglipVisionConfig": SiglipVisionSettings,
     "LlavaConfig": LlavaSettings,
+    "LlavaNextConfig": LlavaNextSettings,
+    "LlavaOnevisionConfig": LlavaOnevisionSettings,
     "InternVLVisionConfig": InternVisionSettings,
     "InternVLConfig": InternVLSettings,
 }
