@@ -103,6 +103,8 @@ class MultimodalModel(nnx.Module):
         if inputs.pixel_values is None:
             return Embedded(text)
         features = self.image_features(inputs.pixel_values, inputs.vision_layout)
+        multiplier = self.config.text.feature_multiplier
+        features = features if multiplier == 1.0 else features * multiplier
         return Embedded(inputs.place_features(features, text))
 
 

@@ -13,6 +13,7 @@ _MODULES = {
     "llava_next": "models.families.llava_next.family",
     "llava_onevision": "models.families.llava_onevision.family",
     "paligemma": "models.families.paligemma.family",
+    "vipllava": "models.families.vipllava.family",
 }
 
 MODEL_TYPES = tuple(_MODULES)

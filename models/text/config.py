@@ -26,7 +26,8 @@ class TextConfig:
         sandwich_norms: norms behind attention and the MLP as well as before them (Gemma 2 and 3).
         sliding_window: positions that a token sees, its own the last; None: all before it.
         full_layers: numbers of the layers that see all nevertheless.
-        embedding_multiplier: of token embeddings. residual_multiplier: of what a block adds.
+        embedding_multiplier: of token embeddings. feature_multiplier: of those of pictures.
+        residual_multiplier: of what a block adds.
         attention_multiplier: what scores are multiplied by; None: head_dim ** -0.5.
         attn_logit_softcapping: of scores, see `vkq_jax.soft_cap`. final_logit_softcapping: of
             logits.
@@ -55,6 +56,7 @@ class TextConfig:
     sliding_window: int | None = None
     full_layers: tuple[int, ...] = ()
     embedding_multiplier: float = 1.0
+    feature_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     attention_multiplier: float | None = None
     attn_logit_softcapping: float | None = None

@@ -5,6 +5,7 @@ from typing import Any
 
 from models.messages import show
 from models.text.gemma_settings import Gemma2Settings, Gemma3Settings, GemmaSettings
+from models.text.granite_settings import GraniteSettings
 from models.text.settings import (
     LlamaSettings,
     MinistralSettings,
@@ -20,6 +21,7 @@ TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
     "gemma": GemmaSettings,
     "gemma2": Gemma2Settings,
     "gemma3_text": Gemma3Settings,
+    "granite": GraniteSettings,
     "llama": LlamaSettings,
     "mistral": MistralSettings,
     "ministral": MinistralSettings,

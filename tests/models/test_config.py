@@ -10,6 +10,7 @@ from models.families.internvl.config import InternVisionSettings, InternVLSettin
 from models.families.llava.config import LlavaConfig, LlavaSettings
 from models.families.llava_next.config import LlavaNextSettings
 from models.families.llava_onevision.config import LlavaOnevisionSettings
+from models.families.vipllava.config import VipLlavaSettings
 from models.layers.activations import Activation
 from models.layers.rope import RopeKind
 from models.text.registry import TEXT_SETTINGS
@@ -275,7 +276,9 @@ TOWERS = {
     "CLIPVisionConfig": ClipVisionSettings,
     "SiglipVisionConfig": SiglipVisionSettings,
     "LlavaConfig": LlavaSettings,
+    "GraniteConfig": TEXT_SETTINGS["granite"],
     "LlavaNextConfig": LlavaNextSettings,
+    "VipLlavaConfig": VipLlavaSettings,
     "LlavaOnevisionConfig": LlavaOnevisionSettings,
     "InternVLVisionConfig": InternVisionSettings,
     "InternVLConfig": InternVLSettings,

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT and LLaVA-OneVision against transformers' models."""
+"""Descendants of LLaVA, and LLaVA with other towers, against transformers' models."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,9 @@ SIZE, IMAGE, VIDEO = 12, 60, 61
 PINPOINTS = [[12, 24], [24, 12], [24, 24], [36, 12]]
 
 
-def torch_model(kind="LlavaNext", *, tower="CLIPVisionConfig", text="LlamaConfig", **changes):
+def torch_model(
+    kind="LlavaNext", *, tower="CLIPVisionConfig", text="LlamaConfig", text_changes=None, **changes
+):
     import transformers
 
     sizes = {
@@ -34,9 +36,9 @@ def torch_model(kind="LlavaNext", *, tower="CLIPVisionConfig", text="LlamaConfig
     }
     config = getattr(transformers, f"{kind}Config")(
         vision_config=getattr(transformers, tower)(**vision).to_dict(),
-        text_config=getattr(transformers, text)(**sizes).to_dict(),
+        text_config=getattr(transformers, text)(**sizes, **(text_changes or {})).to_dict(),
         image_token_index=IMAGE,
-        image_grid_pinpoints=PINPOINTS,
+        **({"image_grid_pinpoints": PINPOINTS} if "Next" in kind or "One" in kind else {}),
         **changes,
     )
     return randomize(getattr(transformers, f"{kind}ForConditionalGeneration")(config))
@@ -71,6 +73,21 @@ def count(theirs, sizes, **options):
             False,
         ),
         ({"text": "MistralConfig", "tie_word_embeddings": True}, True),
+        (
+            {
+                "tower": "SiglipVisionConfig",
+                "text": "GraniteConfig",
+                "vision_feature_layer": [-1, 1],
+                "vision_feature_select_strategy": "full",
+                "text_changes": {
+                    "embedding_multiplier": 3.0,
+                    "residual_multiplier": 0.4,
+                    "attention_multiplier": 0.2,
+                    "logits_scaling": 4.0,
+                },
+            },
+            True,
+        ),
     ],
 )
 def test_llava_next(changes, old_names, tmp_path):
@@ -107,3 +124,28 @@ def test_llava_onevision(tmp_path):
         "pixel_values_videos": pixels(2, 3),
     }
     assert_parity(theirs, ours, rows | arrays)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "features"),
+    [
+        ("VipLlava", {"vision_feature_layer": [-1, 0, 1], "projector_layernorm_eps": 1e-3}, 9),
+        (
+            "Llava",
+            {
+                "tower": "SiglipVisionConfig",
+                "text": "Qwen3Config",
+                "vision_feature_select_strategy": "full",
+                "vision_feature_layer": -1,
+            },
+            9,
+        ),
+        ("Llava", {"tower": "SiglipVisionConfig", "text": "GemmaConfig"}, 8),
+    ],
+)
+def test_pictures_of_one_tile(kind, changes, features, tmp_path):
+    theirs = torch_model(kind, **changes)
+    ours = save(theirs, tmp_path)
+    tokens = [IMAGE] * features
+    rows = padded_rows([3, tokens, 5, tokens, 7], [8, 9, 10], [4, tokens, 6])
+    assert_parity(theirs, ours, rows | {"pixel_values": pixels(3)})
