@@ -10,10 +10,13 @@ _MODULES = {
     "gemma3": "models.families.gemma3.family",
     "internvl": "models.families.internvl.family",
     "llava": "models.families.llava.family",
+    "llava_next": "models.families.llava_next.family",
+    "llava_onevision": "models.families.llava_onevision.family",
     "paligemma": "models.families.paligemma.family",
     "qwen2_vl": "models.families.qwen_vl.family",
     "qwen2_5_vl": "models.families.qwen_vl.family",
     "qwen3_vl": "models.families.qwen_vl.family",
+    "vipllava": "models.families.vipllava.family",
 }
 
 MODEL_TYPES = tuple(_MODULES)

@@ -82,6 +82,7 @@ def check_key(key: Any) -> jax.Array | None:
     if key.ndim != (0 if typed else 1):
         raise ValueError(f"key: {hint}, got keys of shape {list(key.shape)}; use jax.vmap for many")
     if typed:
+        assert isinstance(key, jax.Array)
         return key
     try:
         return jax.random.wrap_key_data(jnp.asarray(key))

@@ -5,6 +5,8 @@ import numpy as np
 
 __all__ = ["bucket", "check_image_tokens", "check_pixels", "pad_to_bucket"]
 
+_A = {"image": "an image", "video": "a video"}
+
 
 def check_pixels(
     pixels: np.ndarray,
@@ -39,25 +41,28 @@ def check_pixels(
     return pixels
 
 
-def check_image_tokens(token: int, tokens: int, images: int, needed: int) -> None:
+def check_image_tokens(
+    token: int, tokens: int, images: int, needed: int, *, kind: str = "image"
+) -> None:
     """Raises ValueError unless there are as many image tokens as the pictures have features.
 
     Args:
         token: id of the image token. tokens: how many a batch has.
         images: its pictures. needed: the features of all of them.
+        kind: "image", or "video" for tokens of clips.
     """
     if tokens == needed:
         return
     each = f"{needed // images} each" if images and needed % images == 0 else "all together"
     counts = (
-        f"got {images} images, which need {needed} image tokens ({each}), and {tokens} image "
+        f"got {images} {kind}s, which need {needed} {kind} tokens ({each}), and {tokens} {kind} "
         f"tokens (id {token})"
     )
     if tokens == 0:
-        raise ValueError(f"no image token for an image: {counts}")
+        raise ValueError(f"no {kind} token for {_A[kind]}: {counts}")
     if images == 0:
-        raise ValueError(f"image tokens without an image: {counts}")
-    more = "images than tokens" if tokens < needed else "tokens than images"
+        raise ValueError(f"{kind} tokens without {_A[kind]}: {counts}")
+    more = f"{kind}s than tokens" if tokens < needed else f"tokens than {kind}s"
     raise ValueError(f"more {more}: {counts}")
 
 

@@ -98,9 +98,7 @@ class Processing:
         return {name: np.concatenate([each[name] for each in prompts]) for name in prompts[0]}
 
     @staticmethod
-    def run(
-        image_processor: Any, pictures: Sequence[Image.Image], **options: Any
-    ) -> dict[str, np.ndarray]:
+    def run(image_processor: Any, pictures: Sequence[Any], **options: Any) -> dict[str, np.ndarray]:
         """The output of transformers' image processor."""
         output = image_processor(list(pictures), return_tensors="np", **options)
         return {name: np.asarray(values) for name, values in output.items()}

@@ -24,6 +24,7 @@ class VitConfig:
         feature_layers: after how many blocks features are taken; several are concatenated.
         class_token: whether a learned token goes before the patches.
         keep_class_token: whether that token is one of the features.
+        drop_first_patch: whether the first patch is none of the features.
         patch_bias: bias of the patch embedding.
         pre_norm: a layer norm before the first block, whatever the norms within blocks.
         post_norm: one behind the last, of the features.
@@ -35,6 +36,7 @@ class VitConfig:
     feature_layers: tuple[int, ...]
     class_token: bool = True
     keep_class_token: bool = False
+    drop_first_patch: bool = False
     patch_bias: bool = False
     pre_norm: bool = True
     post_norm: bool = False
@@ -62,7 +64,12 @@ class VitConfig:
     @property
     def num_features(self) -> int:
         """Features of one image."""
-        return self.num_patches + (self.class_token and self.keep_class_token)
+        return self.num_positions - self.first_feature
+
+    @property
+    def first_feature(self) -> int:
+        """Number of the first position that is a feature."""
+        return (self.class_token and not self.keep_class_token) + self.drop_first_patch
 
     @property
     def feature_width(self) -> int:
@@ -103,8 +110,7 @@ class VisionTransformer(nnx.Module):
         chosen = [states[-1 if only_last else index] for index in wanted]
         if config.post_norm:
             chosen = [self.post_layernorm(x) for x in chosen]
-        first = 1 if config.class_token and not config.keep_class_token else 0
-        return jnp.concatenate(chosen, axis=-1)[:, first:]
+        return jnp.concatenate(chosen, axis=-1)[:, config.first_feature :]
 
     def hidden_states(
         self,

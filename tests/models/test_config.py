@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from models.families.gemma3.config import Gemma3ModelSettings
 from models.families.internvl.config import InternVisionSettings, InternVLSettings
 from models.families.llava.config import LlavaConfig, LlavaSettings
+from models.families.llava_next.config import LlavaNextSettings
+from models.families.llava_onevision.config import LlavaOnevisionSettings
 from models.families.paligemma.config import PaliGemmaSettings
+from models.families.vipllava.config import VipLlavaSettings
 from models.layers.activations import Activation
 from models.layers.rope import RopeKind
 from models.text.registry import TEXT_SETTINGS
@@ -117,7 +120,7 @@ def test_rope_settings_of_both_generations_read_the_same():
             },
             "text_config.layer_types has chunked_attention",
         ),
-        ({"vision": {"model_type": "siglip_vision_model"}}, "vision_config.model_type"),
+        ({"vision": {"model_type": "dinov2"}}, "vision_config.model_type"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
     ],
 )
@@ -272,7 +275,6 @@ TOWERS = {
     "Gemma3TextConfig": TEXT_SETTINGS["gemma3_text"],
     "Gemma3Config": Gemma3ModelSettings,
     "PaliGemmaConfig": PaliGemmaSettings,
-    "GraniteConfig": TEXT_SETTINGS["granite"],
     "Phi3Config": TEXT_SETTINGS["phi3"],
     "LlamaConfig": TEXT_SETTINGS["llama"],
     "MistralConfig": TEXT_SETTINGS["mistral"],
@@ -282,6 +284,10 @@ TOWERS = {
     "CLIPVisionConfig": ClipVisionSettings,
     "SiglipVisionConfig": SiglipVisionSettings,
     "LlavaConfig": LlavaSettings,
+    "GraniteConfig": TEXT_SETTINGS["granite"],
+    "LlavaNextConfig": LlavaNextSettings,
+    "VipLlavaConfig": VipLlavaSettings,
+    "LlavaOnevisionConfig": LlavaOnevisionSettings,
     "InternVLVisionConfig": InternVisionSettings,
     "InternVLConfig": InternVLSettings,
 }

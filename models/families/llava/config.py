@@ -1,8 +1,8 @@
-"""Settings of a LLaVA-1.5 model."""
+"""Settings of a LLaVA-1.5 model, and those that its descendants share."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from models.checkpoints.hf_fields import NO_EFFECT, ActivationName, TokenId, TokenIds, token_ids
 from models.checkpoints.hf_settings import Between, Settings
@@ -12,7 +12,22 @@ from models.text.registry import read_text_settings
 from models.vision.settings import read_vision_settings
 from models.vision.vit import VitConfig
 
-__all__ = ["LlavaConfig", "LlavaSettings"]
+__all__ = ["FeatureLayers", "LlavaConfig", "LlavaSettings"]
+
+_Layer = Annotated[int, Between(-4097, 4096)]
+FeatureLayers = _Layer | tuple[_Layer, ...]
+"""Whose outputs are the features."""
+
+# The tower of a file that says nothing of it.
+_VISION = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,26 +41,15 @@ class LlavaSettings(Settings):
     image_token_id: TokenId | None = None  # another name of image_token_index, which it overrides
     projector_hidden_act: ActivationName = Activation.GELU
     multimodal_projector_bias: bool = True
-    vision_feature_layer: (
-        Annotated[int, Between(-4097, 4096)] | tuple[Annotated[int, Between(-4097, 4096)], ...]
-    ) = -2
+    vision_feature_layer: FeatureLayers = -2
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     tie_word_embeddings: bool = False
     quantization_config: None = None
     eos_token_id: TokenIds | None = None
     # How long an image is follows from the vision tower.
     ignored = NO_EFFECT | {"ignore_index", "image_seq_length"}
-
-
-# The tower of a file that says nothing of it.
-_VISION = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-}
+    default_vision: ClassVar[Mapping[str, Any]] = _VISION
+    default_text: ClassVar[str] = "llama"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,7 @@ class LlavaConfig(ModelConfig):
     vision: VitConfig
     projector_hidden_act: Activation = Activation.GELU
     multimodal_projector_bias: bool = True
+    settings: ClassVar[type[LlavaSettings]] = LlavaSettings
 
     @classmethod
     def from_hf(cls, content: Mapping[str, Any]) -> Self:
@@ -65,19 +70,21 @@ class LlavaConfig(ModelConfig):
             NotImplementedError: a setting that this port cannot honour, named.
             ValueError: a field of a wrong type, out of range, or contradicting another, named.
         """
-        hf = LlavaSettings.read(content)
+        hf = cls.settings.read(content)
         vision = read_vision_settings(
-            _VISION if hf.vision_config is None else hf.vision_config,
-            ("clip_vision_model",),
-            default="clip_vision_model",
+            hf.default_vision if hf.vision_config is None else hf.vision_config,
+            default=hf.default_vision["model_type"],
+        ).to_config(
+            hf.vision_feature_layer,
+            keep_class_token=hf.vision_feature_select_strategy == "full",
         )
-        text = read_text_settings(hf.text_config or {})
+        if hf.vision_feature_select_strategy == "default" and not vision.class_token:
+            # transformers leaves out the first feature, whatever it is.
+            vision = dataclasses.replace(vision, drop_first_patch=True)
+        text = read_text_settings(hf.text_config or {}, default=hf.default_text)
         eos = text.eos_token_id if hf.eos_token_id is None else hf.eos_token_id
         return cls(
-            vision=vision.to_config(
-                hf.vision_feature_layer,
-                keep_class_token=hf.vision_feature_select_strategy == "full",
-            ),
+            vision=vision,
             text=text.to_config(
                 "text_config",
                 tie_word_embeddings=hf.tie_word_embeddings or text.tie_word_embeddings,
@@ -86,4 +93,10 @@ class LlavaConfig(ModelConfig):
             projector_hidden_act=hf.projector_hidden_act,
             multimodal_projector_bias=hf.multimodal_projector_bias,
             eos_token_ids=token_ids(eos),
+            **cls.more(hf, vision),
         )
+
+    @classmethod
+    def more(cls, hf: Any, vision: VitConfig) -> dict[str, Any]:
+        """Fields that a descendant adds, from its settings; raises as `from_hf`."""
+        return {}

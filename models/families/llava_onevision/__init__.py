@@ -1,0 +1,1 @@
+"""LLaVA-OneVision: LLaVA-NeXT with fewer tokens for large pictures, several pictures, clips."""

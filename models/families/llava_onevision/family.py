@@ -1,0 +1,128 @@
+"""LLaVA-OneVision as a family: pictures and clips against tokens, and how they are made."""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from models.families.base import Family, VisualInputs
+from models.families.llava_next.family import LlavaNextProcessing, llava_next_names
+from models.families.llava_next.model import LlavaNextModel
+from models.families.llava_next.pixels import check_sizes, picture_tiles
+from models.families.llava_next.tiles import (
+    clip_rows,
+    num_tiles,
+    picture_rows,
+    tile_layout,
+    whole_rows,
+)
+from models.families.llava_onevision.config import LlavaOnevisionConfig
+from models.inputs.image_settings import check_resized
+from models.inputs.pixels import check_image_tokens, check_pixels, pad_to_bucket
+
+__all__ = ["FAMILY"]
+
+
+def _visual_inputs(
+    config: LlavaOnevisionConfig,
+    ids: np.ndarray,
+    mask: np.ndarray,
+    arrays: Mapping[str, np.ndarray],
+) -> VisualInputs:
+    sizes = check_sizes(arrays)
+    cut = _cut(sizes, arrays.get("batch_num_images"))
+    counts = [num_tiles(config, *size) if c else 1 for size, c in zip(sizes, cut, strict=True)]
+    tiles = [picture_tiles(config, arrays["pixel_values"], sizes, counts)] if sizes else []
+    clips = _check_clips(config, arrays.get("pixel_values_videos"))
+    tiles += [clips.reshape(-1, *clips.shape[2:])] if clips.size else []
+    first = (0, *accumulate(counts))
+    pictures = [
+        picture_rows(config, *size, start) if c else whole_rows(config, start)
+        for size, c, start in zip(sizes, cut, first, strict=False)
+    ]
+    frames = clips.shape[1]
+    videos = [clip_rows(config, frames, first[-1] + i * frames) for i in range(len(clips))]
+    is_image, is_video = ids.ravel() == config.image_token_id, ids.ravel() == config.video_token_id
+    for token, given, parts, kind in (
+        (config.image_token_id, is_image, pictures, "image"),
+        (config.video_token_id or 0, is_video, videos, "video"),
+    ):
+        needed = sum(len(rows) for rows, _ in parts)
+        check_image_tokens(token, int(given.sum()), len(parts), needed, kind=kind)
+    if not tiles:
+        return VisualInputs()
+    pixels = pad_to_bucket(np.concatenate(tiles))
+    # Features of pictures, then of clips; the k-th visual token of the batch takes row order[k].
+    order = np.empty(is_image.sum() + is_video.sum(), int)
+    of_video = is_video[is_image | is_video]
+    order[~of_video] = np.arange(is_image.sum())
+    order[of_video] = is_image.sum() + np.arange(is_video.sum())
+    rows, weights = (np.concatenate(each)[order] for each in zip(*pictures, *videos, strict=True))
+    newline = len(pixels) * config.vision.num_features
+    return VisualInputs(pixels, tile_layout(config, [(rows, weights)], newline))
+
+
+def _cut(sizes: Sequence[tuple[int, int]], images_each: np.ndarray | None) -> list[bool]:
+    """Whether each picture is cut into tiles: where it is the only one of its prompt."""
+    if images_each is None:
+        return [True] * len(sizes)
+    integers = np.issubdtype(images_each.dtype, np.integer) and images_each.ndim == 1
+    if not integers or (images_each < 0).any() or images_each.sum() != len(sizes):
+        raise ValueError(
+            f"batch_num_images: expected how many of the {len(sizes)} pictures each prompt has, "
+            f"got {images_each.dtype} {images_each.tolist()}"
+        )
+    return [int(each) == 1 for each in images_each for _ in range(int(each))]
+
+
+def _check_clips(config: LlavaOnevisionConfig, clips: np.ndarray | None) -> np.ndarray:
+    side = config.vision.image_size
+    if clips is None:
+        return np.zeros((0, 1, 3, side, side), np.float32)
+    return check_pixels(
+        clips,
+        (None, 3, side, side),
+        f"[clips, frames, 3, {side}, {side}]",
+        name="pixel_values_videos",
+    )
+
+
+class _Processing(LlavaNextProcessing):
+    """The only picture of a prompt cut into tiles, several padded to squares."""
+
+    def preprocess(
+        self,
+        config: Any,
+        image_processor: Any,
+        pictures: Sequence[Image.Image],
+        placeholder: str,
+        tokenizer: Any,
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
+        """As `Processing.preprocess`."""
+        if len(pictures) == 1:
+            arrays, texts = super().preprocess(
+                config, image_processor, pictures, placeholder, tokenizer
+            )
+            return arrays | {"batch_num_images": np.array([1])}, texts
+        for picture in pictures:
+            check_resized(image_processor, picture)
+        output = self.run(image_processor, [list(pictures)], do_pad=True)
+        tokens = placeholder * (config.vision.num_features + 1)
+        arrays = {
+            "pixel_values": output["pixel_values"][:, 0],
+            "image_sizes": output["image_sizes"],
+            "batch_num_images": np.array([len(pictures)]),
+        }
+        return arrays, [tokens] * len(pictures)
+
+
+FAMILY = Family(
+    read_config=LlavaOnevisionConfig.from_hf,
+    build=LlavaNextModel,
+    weights=llava_next_names,
+    array_names=("pixel_values", "image_sizes", "batch_num_images", "pixel_values_videos"),
+    visual_inputs=_visual_inputs,
+    processing=_Processing,
+)

@@ -1,0 +1,1 @@
+"""VipLLaVA: LLaVA with features of several layers of the vision tower, normed together."""
