@@ -13,6 +13,7 @@ from jax.core import Tracer
 
 import pallas_kernels
 from models.calibration.attached import settle_codes
+from models.families.registry import family_of
 from models.generation import argument_checks as checks
 from models.generation.decode_loop import DecodeState, decode_loop
 from models.generation.finite_check import refuse_non_finite
@@ -21,6 +22,7 @@ from models.generation.sampling import Sampling
 from models.generation.token_chooser import TokenChooser
 from models.generation.token_history import TokenHistory
 from models.inputs.batch import Inputs
+from models.inputs.padding import pad_to_buckets
 from models.inputs.split import split_after_images
 from models.model import Model
 from vkq_jax.array_types import Array, Bool, Int32
@@ -215,6 +217,8 @@ def _begin(
         checks.check_type("score_map", score_map, ScoreMap, hint="models.calibrate_scores")
         _check_score_map(model, score_map)
         score_map.check_codes(settings)
+    if family_of(model.config.model_type).features_per_image(model.config) is None:
+        inputs = pad_to_buckets(inputs)
     run = partial(
         prefill,
         quant=settings,

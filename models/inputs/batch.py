@@ -70,11 +70,16 @@ class Inputs:
 
     @property
     def next_position(self) -> Int32[Array, "B"]:
-        """The RoPE position that follows each prompt: the greatest of all axes plus 1."""
-        masked = jnp.where(_like(self.mask, self.positions), self.positions, -1)
-        # At least 0: behind a long clip text may have smaller positions than the clip's last frame,
-        # and where the clip is another part (`split_after_images`), relative ones below 0.
-        return masked.max(axis=tuple(range(1, masked.ndim)), initial=-1) + 1
+        """The RoPE position that follows each prompt's last token, 0 where there is none.
+
+        With three axes the time does not count: behind a picture or clip text goes on at the
+        larger of the last token's row and column plus 1, wherever the clip's time has come to.
+        """
+        last = self.mask.shape[1] - 1 - jnp.argmax(self.mask[:, ::-1], axis=1)
+        found = jnp.take_along_axis(self.positions, _like(last[:, None], self.positions), axis=1)
+        found = found[..., 1:] if found.ndim > 2 else found
+        found = found.reshape(len(found), -1).max(axis=1)
+        return jnp.where(self.mask.any(axis=1), found + 1, 0)
 
     def place_features(
         self, features: Float[Array, "features hidden_size"], text: Float[Array, "B T hidden_size"]
