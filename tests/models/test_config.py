@@ -12,10 +12,12 @@ from models.families.llava.config import LlavaConfig, LlavaSettings
 from models.families.llava_next.config import LlavaNextSettings
 from models.families.llava_onevision.config import LlavaOnevisionSettings
 from models.families.paligemma.config import PaliGemmaSettings
+from models.families.qwen_vl.config import QwenVLSettings
 from models.families.vipllava.config import VipLlavaSettings
 from models.layers.activations import Activation
 from models.layers.rope import RopeKind
 from models.text.registry import TEXT_SETTINGS
+from models.vision.grid_settings import GRID_SETTINGS
 from models.vision.settings import ClipVisionSettings, SiglipVisionSettings
 from tests.models.hf_files import config_json
 
@@ -290,6 +292,15 @@ TOWERS = {
     "LlavaOnevisionConfig": LlavaOnevisionSettings,
     "InternVLVisionConfig": InternVisionSettings,
     "InternVLConfig": InternVLSettings,
+    "Qwen2VLTextConfig": TEXT_SETTINGS["qwen2_vl_text"],
+    "Qwen2_5_VLTextConfig": TEXT_SETTINGS["qwen2_5_vl_text"],
+    "Qwen3VLTextConfig": TEXT_SETTINGS["qwen3_vl_text"],
+    "Qwen2VLVisionConfig": GRID_SETTINGS["qwen2_vl"],
+    "Qwen2_5_VLVisionConfig": GRID_SETTINGS["qwen2_5_vl"],
+    "Qwen3VLVisionConfig": GRID_SETTINGS["qwen3_vl"],
+    "Qwen2VLConfig": QwenVLSettings,
+    "Qwen2_5_VLConfig": QwenVLSettings,
+    "Qwen3VLConfig": QwenVLSettings,
 }
 
 
