@@ -78,6 +78,9 @@ def load(
             names = family.weights(config)
         module = nnx.eval_shape(lambda: family.build(config, Maker.create(nnx.Rngs(0), dtype)))
         graphdef, params = nnx.split(module)
+        names = names.fitted(
+            params, {name: checkpoint.tensors[key].shape for name, key in keys.items()}
+        )
         if problems := check_weights(params, names.source, keys, checkpoint, names.is_unused):
             raise _misfit(folder, "weights do not fit config.json", problems, checkpoint)
         with errors_of(folder):

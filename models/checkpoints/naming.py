@@ -4,10 +4,14 @@ The canonical name of a parameter is its path in the module, in Hugging Face's s
 `text.layers.{}.self_attn.q_proj.weight`.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from flax import nnx
 
 from models.checkpoints.weights import Layout, Size, Source
 
@@ -33,6 +37,7 @@ class WeightNames:
         is_unused: tells canonical names that rightly lie in the files and that the model does not
             use.
         special: sources of parameters that the general rule does not describe, by canonical name.
+        alternatives: other sources for some of them, for files that store them so.
     """
 
     rules: tuple[tuple[str, str], ...]
@@ -40,6 +45,21 @@ class WeightNames:
     sizes: tuple[Size, ...] = ()
     is_unused: Callable[[str], bool] = _nothing
     special: Mapping[str, Source] = dataclasses.field(default_factory=dict)
+    alternatives: tuple[Mapping[str, Source], ...] = ()
+
+    def fitted(self, params: nnx.State, shapes: Mapping[str, tuple[int, ...]]) -> WeightNames:
+        """These names with those of `alternatives`, if any, whose tensors the files have.
+
+        Args:
+            params: parameters or their `jax.ShapeDtypeStruct`s.
+            shapes: of the stored tensors by canonical name.
+        """
+        parameters = {_joined(path): each for path, each in nnx.to_flat_state(params)}
+        for sources in self.alternatives:
+            first = [(each, parameters[name]) for name, each in sources.items()]
+            if all(shapes.get(s.names(p)[0]) == s.stored_shape(p) for s, p in first):
+                return dataclasses.replace(self, special={**self.special, **sources})
+        return self
 
     def canonical(self, key: str) -> str:
         """The one name of a weight that files call differently; a foreign key stays as it is."""
@@ -57,10 +77,15 @@ class WeightNames:
 
         Linear layers hold their `kernel` [in, out], files their `weight` [out, in].
         """
-        *module, leaf = (f"{part}.{{}}" if part in _STACKS else str(part) for part in path)
-        layout = Layout.TRANSPOSED if leaf == "kernel" else Layout.SAME
-        name = ".".join([*module, "weight" if leaf == "kernel" else leaf])
+        layout = Layout.TRANSPOSED if path[-1] == "kernel" else Layout.SAME
+        name = _joined(path)
         return self.special.get(name, Source(name, layout))
+
+
+def _joined(path: tuple[Any, ...]) -> str:
+    """The canonical name of the parameter at a path of the module."""
+    *module, leaf = (f"{part}.{{}}" if part in _STACKS else str(part) for part in path)
+    return ".".join([*module, "weight" if leaf == "kernel" else leaf])
 
 
 def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str | None:

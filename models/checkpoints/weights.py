@@ -43,14 +43,17 @@ class Layout(Enum):
     """Stored [out, in], held [in, out]."""
     CONVOLUTION = auto()
     """Stored [out, *kernel] with a stride of the kernel's size, held [product of kernel, out]."""
+    SWAPPED = auto()
+    """Stored [E, out, in], held [E, in, out]."""
 
 
 class Rows(NamedTuple):
-    """The rows [start, stop) of a stored tensor, which has `total` of them."""
+    """The rows [start, stop) of a stored tensor, which has `total` of them along `axis`."""
 
     start: int
     stop: int
     total: int
+    axis: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Source:
     """Where a parameter lies in the files.
 
     Attributes:
-        name: of the stored tensor; `{}` in it is the layer's number.
+        name: of the stored tensor; `{}` in it is the layer's number, a second one the expert's.
         layout: how that tensor relates to the parameter.
         kernel: of a convolution: channels and the extents that a patch has.
         leading: axes of length 1 that the stored tensor has before those of the parameter.
@@ -72,36 +75,49 @@ class Source:
     rows: Rows | None = None
 
     @property
-    def stacked(self) -> bool:
-        """Whether the parameter is a stack over layers."""
-        return "{}" in self.name
+    def stacked(self) -> int:
+        """Over how many leading axes of the parameter stored tensors are stacked."""
+        return self.name.count("{}")
 
     def names(self, parameter: Any) -> list[str]:
         """The names of the stored tensors, layer by layer."""
-        count = parameter.shape[0] if self.stacked else 1
-        return [self.name.format(layer) for layer in range(count)]
+        return [self.name.format(*index) for index in np.ndindex(parameter.shape[: self.stacked])]
+
+    def parts(self, parameter: np.ndarray) -> np.ndarray:
+        """The parameter's parts of one stored tensor each, in the order of `names`."""
+        return parameter.reshape(-1, *parameter.shape[self.stacked :])
 
     def stored_shape(self, parameter: Any) -> tuple[int, ...]:
         """The shape of the stored tensor of one layer."""
-        shape = parameter.shape[1:] if self.stacked else parameter.shape
+        shape = parameter.shape[self.stacked :]
         match self.layout:
             case Layout.TRANSPOSED:
                 shape = shape[::-1]
             case Layout.CONVOLUTION:
                 shape = (shape[-1], *self.kernel)
-        shape = shape if self.rows is None else (self.rows.total, *shape[1:])
+            case Layout.SWAPPED:
+                shape = (*shape[:-2], shape[-1], shape[-2])
+        if self.rows is not None:
+            axis = self.rows.axis
+            shape = (*shape[:axis], self.rows.total, *shape[axis + 1 :])
         return (1,) * self.leading + shape
 
     def to_parameter(self, tensor: np.ndarray) -> np.ndarray:
         """A stored tensor as one layer of the parameter holds it; no copy."""
         tensor = tensor.reshape(tensor.shape[self.leading :])
         if self.rows is not None:
-            tensor = tensor[self.rows.start : self.rows.stop]
-        return tensor if self.layout is Layout.SAME else tensor.reshape(tensor.shape[0], -1).T
+            own = slice(self.rows.start, self.rows.stop)
+            tensor = tensor[(slice(None),) * self.rows.axis + (own,)]
+        match self.layout:
+            case Layout.SAME:
+                return tensor
+            case Layout.SWAPPED:
+                return tensor.swapaxes(-1, -2)
+        return tensor.reshape(tensor.shape[0], -1).T
 
     def to_tensor(self, part: np.ndarray) -> np.ndarray:
         """One layer of the parameter as it is stored, those of its rows that it is."""
-        tensor = part if self.layout is Layout.SAME else part.T
+        tensor = part if self.layout is Layout.SAME else part.swapaxes(-1, -2)
         tensor = tensor.reshape(-1, *self.kernel) if self.kernel else tensor
         return tensor.reshape((1,) * self.leading + tensor.shape)
 
@@ -212,8 +228,7 @@ def _read(
     parameter: Any, origin: Source, keys: Mapping[str, str], checkpoint: Checkpoint
 ) -> jax.Array:
     stack: np.ndarray = np.empty(parameter.shape, parameter.dtype)
-    parts: np.ndarray = stack if origin.stacked else stack[None]
-    for part, name in zip(parts, origin.names(parameter), strict=True):
+    for part, name in zip(origin.parts(stack), origin.names(parameter), strict=True):
         tensor = origin.to_parameter(checkpoint.read(keys[name]))
         # Transposes and casts in one pass, without another array.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -250,17 +265,16 @@ def to_stored(
     params: nnx.State, source: Callable[[ParameterPath], Source]
 ) -> dict[str, np.ndarray]:
     """Every stored tensor by name: the inverse of `read_weights`."""
-    shared: dict[str, dict[int, np.ndarray]] = {}
+    shared: dict[str, dict[tuple[int, int], np.ndarray]] = {}
     for path, parameter in nnx.to_flat_state(params):
         origin, value = source(path), np.asarray(parameter[...])
-        first = 0 if origin.rows is None else origin.rows.start
-        layers = value if origin.stacked else value[None]
-        for part, name in zip(layers, origin.names(value), strict=True):
-            shared.setdefault(name, {})[first] = origin.to_tensor(part)
+        place = (0, 0) if origin.rows is None else (origin.rows.axis, origin.rows.start)
+        for part, name in zip(origin.parts(value), origin.names(value), strict=True):
+            shared.setdefault(name, {})[place] = origin.to_tensor(part)
     # The file format takes an array's memory as it lies, whatever its strides.
     return {
-        name: np.ascontiguousarray(np.concatenate([parts[row] for row in sorted(parts)]))
-        if len(parts) > 1
-        else np.ascontiguousarray(parts[0])
+        name: np.ascontiguousarray(
+            np.concatenate([parts[place] for place in sorted(parts)], axis=min(parts)[0])
+        )
         for name, parts in shared.items()
     }

@@ -17,6 +17,7 @@ _MODULES = {
     "qwen2_5_vl": "models.families.qwen_vl.family",
     "qwen3_vl": "models.families.qwen_vl.family",
     "vipllava": "models.families.vipllava.family",
+    "qwen3_vl_moe": "models.families.qwen_vl.family",
 }
 
 MODEL_TYPES = tuple(_MODULES)

@@ -7,6 +7,7 @@ from flax import nnx
 from models.layers.attention import Attend
 from models.layers.linear import Maker
 from models.layers.mlp import GatedMlp
+from models.layers.moe import MoeMlp
 from models.layers.norms import OffsetRmsNorm, RmsNorm
 from models.layers.rope import apply_rope
 from models.text.config import TextConfig
@@ -37,13 +38,7 @@ class Block(nnx.Module):
         if config.sandwich_norms:
             self.pre_feedforward_layernorm = decoder_norm(config, make)
             self.post_feedforward_layernorm = decoder_norm(config, make)
-        self.mlp = GatedMlp(
-            make,
-            config.hidden_size,
-            config.intermediate_size,
-            config.hidden_act,
-            bias=config.mlp_bias,
-        )
+        self.mlp = _mlp(config, make)
 
     def __call__(
         self, x: Array, cos: Array, sin: Array, layer: Array, attend: Attend, carry: Any
@@ -62,6 +57,18 @@ class Block(nnx.Module):
     def _residual(self, added: Array) -> Array:
         multiplier = self.config.residual_multiplier
         return added if multiplier == 1.0 else added * multiplier
+
+
+def _mlp(config: TextConfig, make: Maker) -> GatedMlp | MoeMlp:
+    if config.moe is not None:
+        return MoeMlp(make, config.hidden_size, config.moe, config.hidden_act)
+    return GatedMlp(
+        make,
+        config.hidden_size,
+        config.intermediate_size,
+        config.hidden_act,
+        bias=config.mlp_bias,
+    )
 
 
 class _Projections(nnx.Module):

@@ -3,6 +3,7 @@
 import dataclasses
 
 from models.layers.activations import Activation
+from models.layers.moe import MoeConfig
 from models.layers.rope import RopeConfig
 
 __all__ = ["TextConfig"]
@@ -20,7 +21,7 @@ class TextConfig:
         tie_word_embeddings: whether the embedding doubles as the output head.
         attention_bias: biases of the projections of queries, keys and values.
         attention_output_bias: bias of the projection behind attention.
-        mlp_bias: biases of the MLP.
+        mlp_bias: biases of the MLP. moe: a mixture of experts in the MLP's place.
         query_key_norm: an RMS norm over the channels of each head's queries and keys, before RoPE.
         offset_norms: norms multiply by 1 + weight, in float32 (Gemma 1 to 3).
         sandwich_norms: norms behind attention and the MLP as well as before them (Gemma 2 and 3).
@@ -50,6 +51,7 @@ class TextConfig:
     attention_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
+    moe: MoeConfig | None = None
     query_key_norm: bool = False
     offset_norms: bool = False
     sandwich_norms: bool = False

@@ -4,10 +4,11 @@ import dataclasses
 from typing import Any, Literal
 
 from models.checkpoints.hf_fields import Count, Epsilon, Length, Theta, TokenIds, Width
+from models.layers.moe import MoeConfig
 from models.layers.rope import MRope
 from models.text.settings import Qwen2Settings, TextSettings
 
-__all__ = ["Qwen2VLTextSettings", "Qwen3VLTextSettings"]
+__all__ = ["Qwen2VLTextSettings", "Qwen3VLMoeTextSettings", "Qwen3VLTextSettings"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,3 +48,48 @@ class Qwen3VLTextSettings(TextSettings):
     def switches(self) -> dict[str, Any]:
         """As Qwen3's attention has them."""
         return {"query_key_norm": True}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Qwen3VLMoeTextSettings(Qwen3VLTextSettings):
+    """The same decoder with a mixture of experts in each layer."""
+
+    hidden_size: Width = 2048
+    intermediate_size: Width = 5632
+    num_hidden_layers: Count = 24
+    num_attention_heads: Count = 16
+    num_key_value_heads: Count | None = 16
+    head_dim: Count | None = None
+    tie_word_embeddings: bool = True
+    num_experts: Count = 60
+    num_local_experts: Count | None = None  # what transformers 5 calls num_experts
+    num_experts_per_tok: Count = 4
+    moe_intermediate_size: Width = 1408
+    decoder_sparse_step: Literal[1] = 1
+    mlp_only_layers: tuple[int, ...] | None = None
+    # Weights of a token's experts always sum to 1 in this decoder.
+    ignored = TextSettings.ignored | {
+        "norm_topk_prob",
+        "output_router_logits",
+        "router_aux_loss_coef",
+    }
+
+    def switches(self) -> dict[str, Any]:
+        """All layers have experts.
+
+        Raises:
+            NotImplementedError: some layers have none.
+            ValueError: more experts for a token than there are.
+        """
+        if self.mlp_only_layers:
+            raise NotImplementedError(
+                f"text_config.mlp_only_layers={list(self.mlp_only_layers)}; supported: none"
+            )
+        count = self.num_local_experts or self.num_experts
+        if self.num_experts_per_tok > count:
+            raise ValueError(
+                f"text_config.num_experts_per_tok: expected at most num_experts={count}, "
+                f"got {self.num_experts_per_tok}"
+            )
+        moe = MoeConfig(count, self.num_experts_per_tok, self.moe_intermediate_size)
+        return super().switches() | {"moe": moe}

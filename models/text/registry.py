@@ -6,7 +6,11 @@ from typing import Any
 from models.messages import show
 from models.text.gemma_settings import Gemma2Settings, Gemma3Settings, GemmaSettings
 from models.text.phi3_settings import Phi3Settings
-from models.text.qwen_vl_settings import Qwen2VLTextSettings, Qwen3VLTextSettings
+from models.text.qwen_vl_settings import (
+    Qwen2VLTextSettings,
+    Qwen3VLMoeTextSettings,
+    Qwen3VLTextSettings,
+)
 from models.text.settings import (
     LlamaSettings,
     MinistralSettings,
@@ -31,6 +35,7 @@ TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
     "qwen2_vl_text": Qwen2VLTextSettings,
     "qwen2_5_vl_text": Qwen2VLTextSettings,
     "qwen3_vl_text": Qwen3VLTextSettings,
+    "qwen3_vl_moe_text": Qwen3VLMoeTextSettings,
 }
 """By model_type."""
 

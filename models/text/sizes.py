@@ -16,12 +16,7 @@ def text_sizes(text: TextConfig) -> tuple[Size, ...]:
         Size("text_config.num_hidden_layers", text.num_hidden_layers, "text.layers."),
         Size("text_config.vocab_size", text.vocab_size, table, 0),
         Size("text_config.hidden_size", text.hidden_size, table, 1),
-        Size(
-            "text_config.intermediate_size",
-            text.intermediate_size,
-            f"{block}.mlp.up_proj.weight",
-            0,
-        ),
+        _mlp_size(text, f"{block}.mlp"),
         Size(
             "text_config.num_attention_heads * head_dim",
             queries,
@@ -35,3 +30,10 @@ def text_sizes(text: TextConfig) -> tuple[Size, ...]:
             0,
         ),
     )
+
+
+def _mlp_size(text: TextConfig, mlp: str) -> Size:
+    if text.moe is not None:
+        return Size("text_config.num_experts", text.moe.num_experts, f"{mlp}.gate.weight", 0)
+    size = text.intermediate_size
+    return Size("text_config.intermediate_size", size, f"{mlp}.up_proj.weight", 0)

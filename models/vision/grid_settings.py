@@ -211,5 +211,6 @@ GRID_SETTINGS: Mapping[str, type[GridVisionSettings]] = {
     "qwen2_vl": Qwen2VisionSettings,
     "qwen2_5_vl": Qwen25VisionSettings,
     "qwen3_vl": Qwen3VisionSettings,
+    "qwen3_vl_moe": Qwen3VisionSettings,
 }
 """By the model_type of the whole model."""

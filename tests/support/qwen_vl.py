@@ -25,6 +25,7 @@ _VISION = {
         "deepstack_visual_indexes": [0, 2],
     },
 }
+_VISION["qwen3_vl_moe"] = _VISION["qwen3_vl"]
 
 
 def config_json(model_type: str, **changes: Any) -> dict[str, Any]:
@@ -47,8 +48,10 @@ def config_json(model_type: str, **changes: Any) -> dict[str, Any]:
         "max_position_embeddings": 256,
         "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, **sections},
     }
-    if model_type == "qwen3_vl":
+    if model_type.startswith("qwen3_vl"):
         text |= {"head_dim": 8}
+    if model_type == "qwen3_vl_moe":
+        text |= {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
     return {
         "model_type": model_type,
         "image_token_id": IMAGE,

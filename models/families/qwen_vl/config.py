@@ -20,7 +20,7 @@ __all__ = ["QwenVLConfig", "QwenVLSettings"]
 class QwenVLSettings(Settings):
     """The whole config.json; its towers are read by their own settings."""
 
-    model_type: Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+    model_type: Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
     vision_config: dict[str, Any] | None = None
     text_config: dict[str, Any] | None = None
     image_token_id: TokenId = 151655

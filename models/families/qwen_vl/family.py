@@ -6,6 +6,7 @@ from models.families.qwen_vl.config import QwenVLConfig
 from models.families.qwen_vl.model import QwenVLModel
 from models.families.qwen_vl.processing import QwenVLProcessing
 from models.families.qwen_vl.visual_inputs import ARRAY_NAMES, visual_inputs
+from models.text.moe_weights import moe_alternatives
 from models.text.sizes import text_sizes
 from models.vision.grid_weights import GRID_RULES, grid_published, grid_sizes, grid_special
 
@@ -43,12 +44,14 @@ def _published(model_type: str) -> tuple[tuple[str, str], ...]:
 
 
 def _weights(config: QwenVLConfig) -> WeightNames:
+    experts = moe_alternatives(config.text)
     return WeightNames(
         rules=_RULES,
         published=_published(config.model_type),
         sizes=(*text_sizes(config.text), *grid_sizes(config.vision)),
         is_unused=lambda name: name == "text.lm_head.weight" and config.text.tie_word_embeddings,
-        special=grid_special(config.vision),
+        special=grid_special(config.vision) | (dict(experts[1]) if experts else {}),
+        alternatives=experts,
     )
 
 

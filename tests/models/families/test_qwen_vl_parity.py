@@ -10,7 +10,12 @@ from tests.support.qwen_vl import batch, config_json
 
 pytestmark = pytest.mark.parity
 
-NAMES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
+NAMES = {
+    "qwen2_vl": "Qwen2VL",
+    "qwen2_5_vl": "Qwen2_5_VL",
+    "qwen3_vl": "Qwen3VL",
+    "qwen3_vl_moe": "Qwen3VLMoe",
+}
 # A prompt without a picture; several of unlike sizes; clips, whose last frame lies behind the text
 # that follows; pictures and clips in one prompt.
 ROWS = [
@@ -30,7 +35,7 @@ def theirs(model_type: str, **changes):
 
 
 def inputs(model_type: str, rows=ROWS):
-    arrays = batch(rows, np.random.default_rng(1), frames_apart=model_type == "qwen3_vl")
+    arrays = batch(rows, np.random.default_rng(1), frames_apart=model_type.startswith("qwen3"))
     if model_type == "qwen2_5_vl" and "video_grid_thw" in arrays:
         seconds = np.random.default_rng(2).uniform(0.3, 2, len(arrays["video_grid_thw"]))
         arrays["second_per_grid_ts"] = seconds.astype(np.float32)

@@ -1,0 +1,104 @@
+"""A mixture of experts: each token goes through the few MLPs that a router chooses for it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.layers.activations import Activation, activate
+from models.layers.linear import Maker
+from vkq_jax.array_types import Array, Float, Int32
+
+__all__ = ["MoeConfig", "MoeMlp"]
+
+_LARGEST_BLOCK = 128  # tokens of one product, enough to be bound by arithmetic
+
+
+@dataclasses.dataclass(frozen=True)
+class MoeConfig:
+    """A layer's experts.
+
+    Attributes:
+        num_experts: E. num_experts_per_tok: how many of them a token goes through.
+        intermediate_size: hidden channels of an expert.
+        norm_topk_prob: the weights of a token's experts are made to sum to 1.
+    """
+
+    num_experts: int
+    num_experts_per_tok: int
+    intermediate_size: int
+    norm_topk_prob: bool = True
+
+
+class MoeMlp(nnx.Module):
+    """sum over the k best e of p[e] * down[e](act(gate[e](x)) * up[e](x)), p = softmax(router(x)).
+
+    Router as in Switch Transformers, arXiv 2101.03961, with k experts as in Mixtral, 2401.04088.
+    """
+
+    def __init__(self, make: Maker, hidden_size: int, config: MoeConfig, act: Activation):
+        """Random parameters."""
+        self.config = config
+        self.gate = make.linear(hidden_size, config.num_experts, bias=False)
+        self.experts = _Experts(make, hidden_size, config, act)
+
+    def __call__(self, x: Float[Array, "B T width"]) -> Float[Array, "B T width"]:
+        """The layer's output, in x's dtype."""
+        tokens = x.reshape(-1, x.shape[-1])
+        shares = jax.nn.softmax(self.gate(tokens).astype(jnp.float32), axis=-1)
+        weight, expert = jax.lax.top_k(shares, self.config.num_experts_per_tok)
+        if self.config.norm_topk_prob:
+            weight = weight / weight.sum(-1, keepdims=True)
+        mixed = self.experts(tokens, expert)
+        return (mixed * weight.astype(x.dtype)[..., None]).sum(1).reshape(x.shape)
+
+
+class _Experts(nnx.Module):
+    """Gated MLPs side by side: `gate_proj` and `up_proj` [E, in, out], `down_proj` [E, out, in]."""
+
+    def __init__(self, make: Maker, hidden_size: int, config: MoeConfig, act: Activation):
+        self.act = act
+        inner, count = config.intermediate_size, config.num_experts
+        self.gate_proj = make.normal(count, hidden_size, inner)
+        self.up_proj = make.normal(count, hidden_size, inner)
+        self.down_proj = make.normal(count, inner, hidden_size)
+
+    def __call__(
+        self, tokens: Float[Array, "N width"], expert: Int32[Array, "N k"]
+    ) -> Float[Array, "N k width"]:
+        """What each token's k experts make of it.
+
+        Tokens are sorted by expert into blocks of one expert each, the last block of each expert
+        filled up: the experts' matrices are read where they are needed and nowhere else.
+        """
+        count, (rows, k) = self.gate_proj.shape[0], expert.shape
+        chosen = expert.reshape(-1)
+        # About as many tokens as an expert gets.
+        per_expert = max(chosen.size // count, 1)
+        block = min(1 << (per_expert - 1).bit_length(), _LARGEST_BLOCK)
+        blocks = -(-chosen.size // block) + min(count, chosen.size)
+
+        order = jnp.argsort(chosen)  # stable
+        sizes = jnp.zeros(count, jnp.int32).at[chosen].add(1)
+        ends = jnp.cumsum(-(-sizes // block))  # of each expert's blocks
+        first_slot = (ends - -(-sizes // block)) * block
+        first_sorted = jnp.cumsum(sizes) - sizes
+        by_expert = chosen[order]
+        rank = jnp.arange(chosen.size, dtype=jnp.int32) - first_sorted[by_expert]
+        slot = jnp.zeros_like(chosen).at[order].set(first_slot[by_expert] + rank)
+        # Slots that nothing fills read the first token; nothing reads their output.
+        token = jnp.zeros(blocks * block, jnp.int32).at[slot].set(jnp.arange(chosen.size) // k)
+        owner = jnp.searchsorted(ends, jnp.arange(blocks), side="right")
+        owner = jnp.minimum(owner, count - 1)
+
+        def run(item):
+            own, x = item
+            gate, up, down = (
+                each[...][own].astype(x.dtype)
+                for each in (self.gate_proj, self.up_proj, self.down_proj)
+            )
+            return (activate(x @ gate, self.act) * (x @ up)) @ down
+
+        out = jax.lax.map(run, (owner, tokens[token].reshape(blocks, block, -1)))
+        return out.reshape(blocks * block, -1)[slot].reshape(rows, k, -1)
