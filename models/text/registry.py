@@ -12,6 +12,7 @@ from models.text.qwen_vl_settings import (
     Qwen3VLTextSettings,
 )
 from models.text.settings import (
+    GraniteSettings,
     LlamaSettings,
     MinistralSettings,
     MistralSettings,
@@ -26,6 +27,7 @@ TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
     "gemma": GemmaSettings,
     "gemma2": Gemma2Settings,
     "gemma3_text": Gemma3Settings,
+    "granite": GraniteSettings,
     "llama": LlamaSettings,
     "mistral": MistralSettings,
     "ministral": MinistralSettings,
