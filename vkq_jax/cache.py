@@ -47,18 +47,18 @@ class VisualBank:
         length: visual tokens of each sequence; positions from there on are padding.
         index: number of each token in its whole sequence, for all layers; None: not kept, see
             `KVCache.init`.
-        position: RoPE position of each token, for all layers; None: not kept, see
-            `KVCache.key_bias`.
         class_map: of dictionary codes, which class each token of a head belongs to: the order in
             which both tensors hold their tokens. None: they hold them as they came.
+        position: RoPE position of each token, for all layers; None: not kept, see
+            `KVCache.key_bias`.
     """
 
     key: QuantizedTensor
     value: QuantizedTensor
     length: Int32[Array, "B"]
     index: Int32[Array, "B V"] | None = None
-    position: Int32[Array, "B V *axes"] | None = None
     class_map: ClassMap | None = None
+    position: Int32[Array, "B V *axes"] | None = None
 
     def of_layer(self, index: Int32[Array, ""] | int) -> VisualBank:
         """One layer of a bank of all layers, without token indices; `index` may be traced."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,8 +91,8 @@ class MixedTensor(QuantizedTensor):
         )
 
     @property
-    def packed(self) -> tuple[Array, Array]:
-        """The words of both parts."""
+    def packed(self) -> tuple[Any, Any]:
+        """The words of both parts; of an abstract tensor their shapes."""
         return self.wide.packed, self.narrow.packed
 
     def dequantize(self) -> Float[Array, "*lead V H"]:

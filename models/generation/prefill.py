@@ -163,7 +163,7 @@ def run_prompt(
             wide = index.reshape(*index.shape, *axes[1:])
             turned_by = jnp.take_along_axis(positions, wide, axis=1)
         key, value, class_map = bank
-        banks = (*banks, VisualBank(key, value, length, numbers, turned_by, class_map))
+        banks = (*banks, VisualBank(key, value, length, numbers, class_map, turned_by))
     new = dataclasses.replace(
         cache,
         visual=banks,

@@ -7,7 +7,7 @@ import pytest
 
 import models
 import vkq_jax
-from models import code_calibration
+from models.calibration import codes as code_calibration
 from tests.support.tiny_llava import WINDOWED, batch, prompt, tiny_model
 from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass
 

@@ -26,7 +26,7 @@ def test_layers_apart_change_no_result():
 
 def test_taking_apart_uses_the_model_up_and_is_done_once():
     model = tiny_model()
-    kernel = model.params["text"]["layers"]["query"]["kernel"][...]
+    kernel = model.params["text"]["layers"]["self_attn"]["q_proj"]["kernel"][...]
     apart = model.take_apart()
     assert kernel.is_deleted()
     stacks = jax.tree.leaves(apart.params, is_leaf=lambda x: isinstance(x, Apart))
@@ -52,6 +52,6 @@ def test_gradients_through_layers_apart():
 
     expected = jax.grad(loss)(tiny_model())
     got = jax.grad(loss)(tiny_model().take_apart())
-    expected = expected.params["text"]["layers"]["query"]["kernel"][...]
-    layers = got.params["text"]["layers"]["query"]["kernel"].get_value().layers
+    expected = expected.params["text"]["layers"]["self_attn"]["q_proj"]["kernel"][...]
+    layers = got.params["text"]["layers"]["self_attn"]["q_proj"]["kernel"].get_value().layers
     np.testing.assert_allclose(np.stack(layers), expected, rtol=1e-4, atol=1e-5)

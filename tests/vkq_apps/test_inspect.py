@@ -191,7 +191,7 @@ def test_layout_has_no_gaps():
 
 
 def test_summary_is_json_and_means_are_means():
-    segments = read_layout(np.asarray(INPUTS.input_ids)[0], INPUTS.image_token_id, list)
+    segments = read_layout(np.asarray(INPUTS.input_ids)[0], CONFIG.image_token_id, list)
     record = json.loads(json.dumps(summarize(inspection("vkq-1bit"), segments)))
     assert record["visual_tokens"] == 2 * VISUAL_TOKENS
     assert record["visual_spans"] == [[3, 16], [23, 16]]
@@ -209,7 +209,7 @@ def test_summary_is_json_and_means_are_means():
 
 
 def test_summary_refuses_what_is_not_finite():
-    segments = read_layout(np.asarray(INPUTS.input_ids)[0], INPUTS.image_token_id, list)
+    segments = read_layout(np.asarray(INPUTS.input_ids)[0], CONFIG.image_token_id, list)
     broken = dataclasses.replace(
         inspection("vkq-1bit"), output_error=jnp.ones((LAYERS, HEADS)).at[1, 2].set(jnp.nan)
     )

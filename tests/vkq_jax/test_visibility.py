@@ -63,7 +63,7 @@ def test_a_cache_without_positions_has_no_window():
         cache_length=8,
         quant=vkq_jax.resolve("none"),
     )
-    with pytest.raises(ValueError, match="needs a cache that keeps the positions"):
+    with pytest.raises(ValueError, match="needs a cache that keeps the numbers"):
         vkq_jax.window_starts(cache, jnp.zeros((1, 1), jnp.int32), WINDOW)
 
 
