@@ -1,8 +1,12 @@
 """Tiny Qwen-VL models and inputs for them."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+from tokenizers import models as tokenizer_models
 
 VOCAB, IMAGE, VIDEO, START, END = 48, 40, 41, 42, 43
 PATCH, TEMPORAL, MERGE = 4, 2, 2
@@ -114,3 +118,48 @@ def batch(
             "video_grid_thw": np.asarray(videos),
         }
     return arrays
+
+
+def write_processor(folder: Path) -> None:
+    """Processor files of Qwen2-VL's kind, with a chat template."""
+    special = ["<|endoftext|>", "<|im_end|>"]
+    words = ["<pad>", *special[1:], "user", "assistant", "what", "is", "this", "and", "that", "?"]
+    vocab = {word: i for i, word in enumerate(words)}
+    marks = {
+        "<|im_start|>": 39,
+        "<|image_pad|>": IMAGE,
+        "<|video_pad|>": VIDEO,
+        "<|vision_start|>": START,
+        "<|vision_end|>": END,
+    }
+    tokenizer = Tokenizer(tokenizer_models.WordLevel(vocab | marks, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([AddedToken(word) for word in ("<|im_end|>", *marks)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = (
+        "{% for message in messages %}<|im_start|> {{ message.role }} "
+        "{% if message.content is string %}{{ message.content }}{% else %}"
+        "{% for part in message.content %}{% if part.type == 'image' %}"
+        "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+        "{% endfor %}{% endif %} <|im_end|> {% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
+    )
+    files = {
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": "<|im_end|>",
+            "pad_token": "<pad>",
+            "padding_side": "left",
+            "chat_template": template,
+        },
+        "preprocessor_config.json": {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "patch_size": 4,
+            "merge_size": 2,
+            "temporal_patch_size": 2,
+            "min_pixels": 64,
+            "max_pixels": 1024,
+        },
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))

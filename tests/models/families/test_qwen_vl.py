@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tokenizers import AddedToken, Tokenizer, pre_tokenizers
-from tokenizers import models as tokenizer_models
 
 import models
 from models import Model
@@ -23,7 +21,7 @@ from models.inputs.pixels import bucket
 from models.layers.linear import Maker
 from models.layers.rope import MRope
 from models.loading import save_weights
-from tests.support.qwen_vl import END, IMAGE, START, VIDEO, batch, config_json
+from tests.support.qwen_vl import END, IMAGE, START, batch, config_json, write_processor
 
 RNG = np.random.default_rng(0)
 
@@ -206,50 +204,6 @@ def test_padding_of_pictures_changes_nothing():
     )
     single = module.image_features(alone.pixel_values, alone.vision_layout)
     assert np.abs(single[:6] - features[:6]).max() < 1e-5 * np.abs(single).max()
-
-
-def write_processor(folder):
-    """Processor files of Qwen2-VL's kind, with a chat template."""
-    special = ["<|endoftext|>", "<|im_end|>"]
-    words = ["<pad>", *special[1:], "user", "assistant", "what", "is", "this", "and", "that", "?"]
-    vocab = {word: i for i, word in enumerate(words)}
-    marks = {
-        "<|im_start|>": 39,
-        "<|image_pad|>": IMAGE,
-        "<|video_pad|>": VIDEO,
-        "<|vision_start|>": START,
-        "<|vision_end|>": END,
-    }
-    tokenizer = Tokenizer(tokenizer_models.WordLevel(vocab | marks, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens([AddedToken(word) for word in ("<|im_end|>", *marks)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    template = (
-        "{% for message in messages %}<|im_start|> {{ message.role }} "
-        "{% if message.content is string %}{{ message.content }}{% else %}"
-        "{% for part in message.content %}{% if part.type == 'image' %}"
-        "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
-        "{% endfor %}{% endif %} <|im_end|> {% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
-    )
-    files = {
-        "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": "<|im_end|>",
-            "pad_token": "<pad>",
-            "chat_template": template,
-        },
-        "preprocessor_config.json": {
-            "image_processor_type": "Qwen2VLImageProcessor",
-            "patch_size": 4,
-            "merge_size": 2,
-            "temporal_patch_size": 2,
-            "min_pixels": 64,
-            "max_pixels": 1024,
-        },
-    }
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content))
 
 
 @pytest.fixture(scope="module")

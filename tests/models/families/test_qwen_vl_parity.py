@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import models
 from tests.support.hf_parity import assert_parity, randomize, save
-from tests.support.qwen_vl import batch, config_json
+from tests.support.qwen_vl import batch, config_json, write_processor
 
 pytestmark = pytest.mark.parity
 
@@ -60,3 +61,55 @@ def test_both_layouts_of_names_load_the_same(model_type, tmp_path):
     again = models.load(tmp_path / "True", dtype=np.float32)
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
     type(hf).from_pretrained(tmp_path / "True")
+
+
+def test_experts_one_by_one_load_the_same(tmp_path):
+    """As Qwen3-MoE's files hold them."""
+    from safetensors.numpy import load_file, save_file
+
+    hf = theirs("qwen3_vl_moe")
+    fused = save(hf, tmp_path, save_original_format=False)
+    file = tmp_path / "model.safetensors"
+    apart = {}
+    for name, tensor in load_file(file).items():
+        start, found, leaf = name.partition("mlp.experts.")
+        if not found:
+            apart[name] = tensor
+            continue
+        parts = {"down_proj": tensor}
+        if leaf == "gate_up_proj":
+            parts = dict(zip(("gate_proj", "up_proj"), np.split(tensor, 2, axis=1), strict=True))
+        for part, experts in parts.items():
+            for number, matrix in enumerate(experts):
+                apart[f"{start}{found}{number}.{part}.weight"] = np.ascontiguousarray(matrix)
+    save_file(apart, file)
+    again = models.load(tmp_path, dtype=np.float32)
+    jax.tree.map(np.testing.assert_array_equal, fused.params, again.params)
+
+
+def test_ids_and_pixels_are_those_of_the_real_processor(tmp_path):
+    """Whose class wants a video processor, which needs torchvision: pictures do without."""
+    from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLProcessor
+
+    class Theirs(Qwen2_5_VLProcessor):
+        def check_argument_for_proper_class(self, name, argument):
+            return type(argument)
+
+    hf = theirs("qwen2_5_vl")
+    ours = save(hf, tmp_path)
+    write_processor(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    processor = Theirs(AutoImageProcessor.from_pretrained(tmp_path, backend="pil"), tokenizer)
+    rng = np.random.default_rng(5)
+    pictures = [
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in ((30, 21), (9, 70))
+    ]
+    prompts = [models.chat_prompt(ours, "what is this ?", num_images=2), "what is this ?"]
+    output = processor(
+        text=prompts, images=pictures, padding=True, padding_side="left", return_tensors="np"
+    )
+    expected = models.prepare(ours, **output)
+    got = models.prepare(ours, images=[pictures, None], prompts=prompts)
+    jax.tree.map(np.testing.assert_array_equal, got.vision_layout, expected.vision_layout)
+    for name in ("input_ids", "mask", "positions", "pixel_values"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
