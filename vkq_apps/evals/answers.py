@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+import jax.numpy as jnp
 import numpy as np
 
 import models
@@ -9,6 +10,8 @@ from models import Model
 from models.generation import teacher_forcing
 from models.generation.teacher_forcing import Answered, Comparison, Prompted
 from vkq_apps.evals.batches import Batch, Prepared
+from vkq_jax.array_types import Array, Int32
+from vkq_jax.cache_updates import take_sequences
 
 __all__ = ["Answers", "Chosen", "Written"]
 
@@ -48,8 +51,20 @@ class Written:
     def texts(self, prompted: Prompted, comparison: Comparison) -> list[str]:
         """Full precision's where no token differs along it; written anew for the others."""
         differs = comparison.first_difference < np.asarray(self.exact.lengths)
-        texts = self._texts(self._write(prompted)) if differs.any() else self._own
-        return [texts[row] if differs[row] else self._own[row] for row in self.rows(comparison)]
+        rows = self.rows(comparison)
+        anew = [row for row in rows if differs[row]]
+        texts = dict(zip(rows, (self._own[row] for row in rows), strict=True))
+        if anew:
+            # Few rows decode in a fraction of the time; few sizes are compiled once each.
+            whole = len(self._batch.rows)
+            size = next((size for size in (8, 16) if len(anew) <= size < whole), whole)
+            taken = jnp.asarray([*anew, *[anew[0]] * size][:size]) if size < whole else None
+            written = self._texts(
+                self._write(prompted if taken is None else _rows(prompted, taken))
+            )
+            places = anew if taken is None else range(len(anew))
+            texts |= {row: written[place] for row, place in zip(anew, places, strict=True)}
+        return [texts[row] for row in rows]
 
     def _write(self, prompted: Prompted) -> Answered:
         limit = self._batch.task.max_new_tokens
@@ -58,6 +73,11 @@ class Written:
     def _texts(self, answered: Answered) -> list[str]:
         texts = models.decode(self._model, answered.tokens, answered.lengths)
         return [text.strip() for text in texts]
+
+
+def _rows(prompted: Prompted, rows: Int32[Array, "n"]) -> Prompted:
+    """Some of the prompts."""
+    return Prompted(prompted.logits[rows], take_sequences(prompted.cache, rows))
 
 
 class Chosen:
