@@ -1,6 +1,6 @@
 """Mutation tests: do the tests of a module notice when a line of it is changed?
 
-    uv run --with cosmic-ray python tests/mutation.py groups models/sampling --sample 20
+    uv run --with cosmic-ray python tests/mutation.py groups models/generation/sampling --sample 20
 
 runs, for each module (of vkq_jax where no package is named), the tests that bear its name and those
 that are listed below against a sample of cosmic-ray's mutants, in a copy of the working tree, and
@@ -8,6 +8,7 @@ shows the mutants that survive. A survivor becomes a test, or is equivalent.
 """
 
 import argparse
+import os
 import random
 import shutil
 import sqlite3
@@ -30,15 +31,15 @@ MORE = {
     "range_rules": ["tests/hostile/test_quantizers.py"],
     "sign_codes": ["tests/hostile/test_quantizers.py"],
     "soft_cap": ["tests/hostile/test_attention.py"],
-    "models/argument_checks": [
+    "models/generation/argument_checks": [
         "tests/models/test_sampling.py",
         "tests/models/test_finite_check.py",
     ],
-    "models/generation_config": ["tests/models/test_sampling.py"],
-    "models/padding": ["tests/models/test_split_and_padding.py"],
-    "models/split": ["tests/models/test_split_and_padding.py"],
-    "models/token_chooser": ["tests/models/test_logits_processors.py"],
-    "models/token_history": [
+    "models/generation/generation_config": ["tests/models/test_sampling.py"],
+    "models/inputs/padding": ["tests/models/test_split_and_padding.py"],
+    "models/inputs/split": ["tests/models/test_split_and_padding.py"],
+    "models/generation/token_chooser": ["tests/models/test_logits_processors.py"],
+    "models/generation/token_history": [
         "tests/models/test_logits_processors.py",
         "tests/models/test_generate.py",
     ],
@@ -75,7 +76,7 @@ def main() -> None:
 def run(copy: Path, name: str, sample: int, seed: int) -> None:
     """Mutates one module of the copy."""
     path = name if "/" in name else f"vkq_jax/{name}"
-    package, module = path.rsplit("/", 1)
+    package, module = path.split("/")[0], path.rsplit("/", 1)[1]
     own = f"tests/{package}/test_{module}.py"
     tests = [own] if (copy / own).exists() else []
     config, session = copy / f"{module}.toml", copy / f"{module}.sqlite"
@@ -105,7 +106,13 @@ def run(copy: Path, name: str, sample: int, seed: int) -> None:
 
 def cosmic_ray(*arguments: str, copy: Path) -> None:
     """Runs cosmic-ray in the copy."""
-    subprocess.run(["cosmic-ray", *arguments], cwd=copy, check=True)
+    # A mutant changes few of the programs that a test compiles: the others are compiled once.
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(copy / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    subprocess.run(["cosmic-ray", *arguments], cwd=copy, check=True, env={**os.environ, **cache})
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def attend_cache(
         mask = jnp.concatenate([*masks, seen(text_key, starts.text, visible)])
         logits = jnp.where(mask, logits, -jnp.inf)
         logsumexp = jax.nn.logsumexp(logits)
-        weights = jnp.where(mask, jnp.exp(logits - logsumexp), 0.0)
+        finite = jnp.where(jnp.isneginf(logsumexp), 0.0, logsumexp)  # -inf - -inf would be NaN
+        weights = jnp.where(mask, jnp.exp(logits - finite), 0.0)
         weights = jnp.where(jnp.any(mask), weights, 0.0)
         return weights @ jnp.concatenate([*values, text_value]), logsumexp, guarded
 

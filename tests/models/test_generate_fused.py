@@ -29,14 +29,17 @@ def fused(monkeypatch):
     monkeypatch.setattr(sys.modules["pallas_kernels.quantize_bank"], "fused_bank", code)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[(jnp.float32, 64), (jnp.bfloat16, 64), (jnp.float32, 96)],
-    ids=["float32", "bfloat16", "96 channels"],
-)
+HEADS = {
+    "float32": (jnp.float32, 64),
+    "bfloat16": (jnp.bfloat16, 64),
+    "96 channels": (jnp.float32, 96),
+}
+
+
+@pytest.fixture(scope="module", params=HEADS)
 def model(request):
     """Heads that the kernel covers; in float32 the text bank is XLA's, in bfloat16 the kernel's."""
-    dtype, head_dim = request.param
+    dtype, head_dim = HEADS[request.param]
     text = dataclasses.replace(
         CONFIG.text,
         num_hidden_layers=2,
@@ -48,7 +51,11 @@ def model(request):
     return tiny_model(dtype, config=dataclasses.replace(CONFIG, text=text))
 
 
-@pytest.mark.parametrize("quantize_at", ["prompt", "image"])
+@pytest.mark.parametrize(
+    ("model", "quantize_at"),
+    [("float32", "prompt"), *((heads, "image") for heads in HEADS)],
+    indirect=["model"],
+)
 def test_one_bit_gives_the_tokens_of_xla(fused, model, quantize_at):
     inputs = batch(*ROWS)
 
@@ -78,7 +85,16 @@ def windowed(model):
     return dataclasses.replace(model, config=dataclasses.replace(model.config, text=text))
 
 
-@pytest.mark.parametrize("quant", ["signs-1bit", "calibquant-1bit"])
+@pytest.mark.parametrize(
+    ("model", "quant"),
+    [
+        ("float32", "signs-1bit"),
+        ("float32", "calibquant-1bit"),
+        ("bfloat16", "calibquant-1bit"),
+        ("96 channels", "signs-1bit"),
+    ],
+    indirect=["model"],
+)
 def test_a_sliding_window_gives_the_tokens_of_xla(fused, model, quant):
     def run(implementation):
         return models.generate(
@@ -94,6 +110,7 @@ def test_a_sliding_window_gives_the_tokens_of_xla(fused, model, quant):
     np.testing.assert_array_equal(run("mosaic_gpu"), run("xla"))
 
 
+@pytest.mark.parametrize("model", ["float32", "bfloat16"], indirect=True)
 def test_a_static_score_map_gives_the_tokens_of_xla(fused, model):
     inputs = batch(*ROWS)
     score_map = models.calibrate_scores(model, inputs, max_new_tokens=2)
@@ -131,9 +148,9 @@ def test_a_conversation_goes_on(fused, model):
     np.testing.assert_allclose(run(None), run("xla"), rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("model", ["bfloat16"], indirect=True)
 def test_full_precision_too(fused, model):
-    if model.module().text.dtype != jnp.bfloat16:
-        pytest.skip("the kernel's dense banks are bfloat16")
+    """The kernel's dense banks are bfloat16."""
     inputs = batch(*ROWS)
 
     def run(implementation):

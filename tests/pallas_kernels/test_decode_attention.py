@@ -105,25 +105,33 @@ def test_equals_the_oracle(implementation, codes, shape, soft_cap):
     np.testing.assert_array_equal(got.guarded, expected.guarded)
 
 
-@pytest.mark.parametrize("implementation", FAST)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(
-    ("codes", "soft_cap"),
-    [
-        ("vkq-1bit", None),
-        ("calibquant-1bit", None),
+# As above: every kind of codes on one shape, every shape with two kinds.
+WINDOWED = [(codes, shape, None) for shape in SHAPES for codes in ("vkq-1bit", "calibquant-1bit")]
+WINDOWED += [
+    (codes, "two banks", soft_cap)
+    for codes, soft_cap in (
         ("sign codes in groups, score bias", 5.0),
         ("level codes by channel and by token", None),
         ("dictionary codes, codebook", None),
         ("dictionary codes, own centres, calibration", None),
         ("dictionary codes, learned", 5.0),
-    ],
-)
-def test_a_window_equals_the_oracle(implementation, shape, codes, soft_cap):
+    )
+]
+WINDOWED += [
+    ("sign codes in groups, score bias", "several queries", 5.0),
+    ("dictionary codes, learned", "several queries", 5.0),
+]
+
+
+@pytest.mark.parametrize("implementation", FAST)
+@pytest.mark.parametrize(("codes", "shape", "soft_cap"), WINDOWED)
+def test_a_window_equals_the_oracle(implementation, codes, shape, soft_cap):
     query, layer = random_layer(SHAPES[shape], CODES[codes])
-    options = {"starts": random_starts(query, layer), "logits_soft_cap": soft_cap}
-    got = pallas_kernels.attend_cache(query, layer, implementation=implementation, **options)
-    expected = vkq_jax.reference.attend_cache(query, layer, **options)
+    options = {"logits_soft_cap": soft_cap}
+    fast = functools.partial(pallas_kernels.attend_cache, implementation=implementation, **options)
+    oracle = functools.partial(vkq_jax.reference.attend_cache, **options)
+    starts = random_starts(query, layer)
+    got, expected = (jax.jit(run)(query, layer, starts=starts) for run in (fast, oracle))
     assert relative_error(got.output, expected.output) < 3e-6
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(got.guarded, expected.guarded)
