@@ -43,7 +43,7 @@ class _Classes:
         of all classes stand in a row, one counts as many units as it has planes, and one more for
         what is alike in all; a warp takes those that begin in its part of the units.
         """
-        ops, found = self._ops, [self._blocks(packed) for packed in self._coded]
+        found = [self._blocks(packed) for packed in self._coded]
         if not self._problem.uses_bytes:
             self._divide_work(found)
         for blocks in found:
