@@ -12,7 +12,6 @@ from models.calibration.folder import CalibrationFolder, digest_of
 from models.checkpoints.fingerprint import fingerprint
 from models.generation import teacher_forcing
 from models.inputs.batch import Inputs
-from models.inputs.split import split_after_images
 from models.model import Model
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
@@ -32,7 +31,8 @@ def divergences(
 
     Args:
         model: from `models.load`.
-        batches: prompts with images, which are coded before the question is read.
+        batches: prompts with images, which are coded before the question is read where they do not
+            attend to it.
         plans: codes with their tables, if they have any.
         steps: most tokens of an answer.
         kept: has what was measured before.
@@ -53,7 +53,7 @@ def _judge(
     steps: int,
 ) -> list[float]:
     """Positions of the answers to one batch, and the KL of each plan summed over them."""
-    images, question = split_after_images(inputs)
+    images, question = teacher_forcing.parts_of(model, inputs)
     owner = jnp.arange(len(inputs.mask), dtype=jnp.int32)
     room = inputs.prompt_shape.text + steps
     reading = teacher_forcing.read(model, images, question, owner, cache_length=room)
@@ -61,7 +61,13 @@ def _judge(
     exact = teacher_forcing.follow(model, reading.prompted, own.tokens, own.lengths)
     found = [float(exact.lengths.sum())]
     for quant, tables in plans:
-        coded = teacher_forcing.read_coded(model, reading, tables, quant=quant, quantize_at="image")
+        coded = teacher_forcing.read_coded(
+            model,
+            reading,
+            tables,
+            quant=quant,
+            quantize_at="prompt" if question is None else "image",
+        )
         followed = teacher_forcing.follow(model, coded, exact.tokens, exact.lengths)
         found.append(float(teacher_forcing.compare(exact, followed).kl.sum()))
     return found

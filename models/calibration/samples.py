@@ -109,7 +109,7 @@ def sample_codes(
         inputs,
         quant=presets["none"],
         steps=steps,
-        quantize_at="image",
+        quantize_at="prompt" if model.visual_depends_on_question else "image",
         stop_tokens=stop_tokens,
         observe=observe,
         add=add,

@@ -57,6 +57,7 @@ def calibrate_scores(
         for `generate` to refuse the map with other codes.
 
     Raises:
+        NotImplementedError: `quantize_at="image"` where visual tokens attend to the question.
         ValueError: an argument of a wrong type, settings without a calibration, or no visual tokens
             to calibrate with, or none that a query sees.
     """
@@ -66,6 +67,7 @@ def calibrate_scores(
         raise ValueError(f"there is no score calibration in quant={quant!r}")
     steps = checks.check_count("max_new_tokens", max_new_tokens)
     checks.check_choice("quantize_at", quantize_at, QuantizeAt)
+    checks.check_quantize_at(model, quantize_at)
     stops = checks.check_stop_tokens(model, stop_tokens)
     one = isinstance(inputs, str | bytes | dict) or not isinstance(inputs, Iterable)
     batches: Any = [inputs] if one else inputs

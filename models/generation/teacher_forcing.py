@@ -16,6 +16,7 @@ from models.generation.generate import QuantizeAt
 from models.generation.prefill import prefill, run_prompt
 from models.generation.recoding import FULL_PRECISION, recode
 from models.inputs.batch import Inputs, PromptShape
+from models.inputs.split import split_after_images
 from models.model import Model
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache import NOTHING_FIXED, KVCache
@@ -31,6 +32,7 @@ __all__ = [
     "answer",
     "compare",
     "follow",
+    "parts_of",
     "read",
     "read_coded",
     "read_question",
@@ -48,13 +50,14 @@ class Reading(NamedTuple):
     """A batch read in full precision.
 
     Attributes:
-        pictures: P prompts, up to their last image token. question: what follows, Q rows.
+        pictures: P prompts, up to their last image token. question: what follows, Q rows, if that
+            can be apart.
         owner: int32 [Q], which of the P pictures each row asks about.
         prompted: the Q rows, read to their ends.
     """
 
     pictures: KVCache
-    question: Inputs
+    question: Inputs | None
     owner: Array
     prompted: Prompted
 
@@ -88,13 +91,28 @@ class Comparison(NamedTuple):
     log_likelihood: Float[Array, "B"]
 
 
+def parts_of(model: Model, inputs: Inputs) -> tuple[Inputs, Inputs | None]:
+    """Prompts up to their last image token and what follows.
+
+    Whole prompts, and None, where visual tokens attend to the question.
+    """
+    return (inputs, None) if model.visual_depends_on_question else split_after_images(inputs)
+
+
 @partial(jax.jit, static_argnames="cache_length")
 def read(
-    model: Model, pictures: Inputs, question: Inputs, owner: Int32[Array, "B"], *, cache_length: int
+    model: Model,
+    pictures: Inputs,
+    question: Inputs | None,
+    owner: Int32[Array, "B"],
+    *,
+    cache_length: int,
 ) -> Reading:
-    """Reads P pictures and Q questions about them in full precision."""
-    _, cache = prefill(model, pictures, quant=FULL_PRECISION, cache_length=cache_length)
+    """Reads P pictures and Q questions about them in full precision, see `parts_of`."""
+    logits, cache = prefill(model, pictures, quant=FULL_PRECISION, cache_length=cache_length)
     expanded = take_sequences(cache, owner)
+    if question is None:
+        return Reading(cache, None, owner, Prompted(logits[owner], expanded))
     return Reading(cache, question, owner, read_question(model, question, expanded))
 
 
@@ -112,6 +130,7 @@ def read_coded(
         return Prompted(
             reading.prompted.logits, recode(model, reading.prompted.cache, quant, tables)
         )
+    assert reading.question is not None, "pictures are coded before a question apart from them"
     cache = take_sequences(recode(model, reading.pictures, quant, tables), reading.owner)
     return read_question(model, reading.question, cache)
 

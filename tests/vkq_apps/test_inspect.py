@@ -80,10 +80,14 @@ def test_capture_needs_one_prompt_with_an_image():
         capture(tiny_model(), batch(prompt(5)))
 
 
-@pytest.mark.parametrize("quant", ["vkq-1bit", "calibquant-1bit", "kivi-2bit", "none"])
-def test_weights_are_those_of_the_output(quant):
+@pytest.mark.parametrize(
+    ("quant", "cap"),
+    [("vkq-1bit", None), ("calibquant-1bit", 0.5), ("kivi-2bit", None), ("none", None)],
+)
+def test_weights_are_those_of_the_output(quant, cap):
     cache = layers_as_batch(caught(), vkq_jax.resolve(quant))
-    attended = jax.jit(functools.partial(over_cache, logits_scale=SCALE))(caught(), cache)
+    attend = functools.partial(over_cache, logits_scale=SCALE, logits_soft_cap=cap)
+    attended = jax.jit(attend)(caught(), cache)
     np.testing.assert_allclose(attended.visual.sum(-1) + attended.text.sum(-1), 1, atol=1e-5)
     value = jnp.concatenate([cache.visual[0].dequantize()[1], cache.text.value], axis=2)
     weights = jnp.concatenate([attended.visual, attended.text], -1)

@@ -10,6 +10,7 @@ from tests.support.caches import Shape, random_layer
 from vkq_jax import ScoreCalibration
 from vkq_jax.attention import attend_cache, score_range
 from vkq_jax.calibration import ScoreMap, calibrate, score_map
+from vkq_jax.soft_cap import soft_cap
 
 SCORES = jnp.asarray([[0.0, 5.0, 10.0, 99.0], [1.0, 2.0, 2.5, -99.0]], jnp.float32)
 VISIBLE = jnp.asarray([[True, True, True, False]] * 2)
@@ -61,6 +62,15 @@ def test_the_range_of_scores_leaves_padding_out_and_covers_all_banks():
             scores = 0.5 * jnp.matmul(query[b, :, n], key.T, precision="highest")
             np.testing.assert_allclose(gamma[b, :, n], scores.min(-1), rtol=1e-4, atol=1e-4)
             np.testing.assert_allclose(delta[b, :, n], scores.max(-1), rtol=1e-4, atol=1e-4)
+
+
+def test_the_range_of_capped_scores_is_the_capped_range():
+    query, layer = random_layer(Shape(num_queries=2, visual=((70, (70, 33)),)), CALIBQUANT)
+    plain = score_range(query, layer, logits_scale=0.5)
+    capped = score_range(query, layer, logits_scale=0.5, logits_soft_cap=0.7)
+    assert jnp.abs(plain[1]).max() > 1
+    for got, uncapped in zip(capped, plain, strict=True):
+        np.testing.assert_allclose(got, soft_cap(uncapped, 0.7), rtol=1e-5)
 
 
 @pytest.mark.parametrize("visual", [(), ((8, (0, 8)),)])

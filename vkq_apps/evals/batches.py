@@ -8,8 +8,8 @@ import numpy as np
 
 import models
 from models import Inputs, Model
+from models.generation.teacher_forcing import parts_of
 from models.inputs.processor import processor_of
-from models.inputs.split import split_after_images
 from vkq_apps.evals.samples import Sample
 from vkq_apps.evals.tasks import Task
 
@@ -51,7 +51,7 @@ class Prepared:
 
     batch: Batch
     pictures: Inputs
-    question: Inputs
+    question: Inputs | None
     owner: jnp.ndarray
     choices: tuple[jnp.ndarray, jnp.ndarray] | None = None
 
@@ -95,15 +95,15 @@ def prepare(model: Model, batch: Batch, *, steps: int) -> Prepared:
     loaded = {sample.picture: list(sample.load()) for sample in batch.samples}
     names = list(loaded)
     whole = _inputs(model, [loaded[sample.picture] for sample in asked], prompts)
-    pictures, question = split_after_images(whole)
+    pictures, question = parts_of(model, whole)
     few = _few(len(names), len(asked))
-    if few < len(asked):
+    if question is not None and few < len(asked):
         first = {sample.picture: prompt for sample, prompt in zip(asked, prompts, strict=True)}
         names_filled = [*names, *[names[0]] * (few - len(names))]
         shared = _inputs(
             model, [loaded[name] for name in names_filled], [first[name] for name in names_filled]
         )
-        pictures, _ = split_after_images(shared)
+        pictures, _ = parts_of(model, shared)
         owner = [names.index(sample.picture) for sample in asked]
     else:
         owner = list(range(len(asked)))

@@ -83,5 +83,6 @@ def keep_tokens(cache: KVCache, mass: Float[Array, "L B K V"], share: float) -> 
 @partial(jax.jit, static_argnames="share")
 def read_kept(model: Model, reading: Reading, pictures: Inputs, *, share: float) -> Prompted:
     """The rows of `reading`, whose questions see that share of the visual tokens."""
+    assert reading.question is not None, "tokens are dropped before a question apart from them"
     cache = keep_tokens(reading.pictures, attention_mass(model, pictures), share)
     return read_question(model, reading.question, take_sequences(cache, reading.owner))

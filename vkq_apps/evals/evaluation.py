@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from models import Model
+from models.generation.argument_checks import check_quantize_at
 from models.generation.generate import QuantizeAt
 from models.loading import TINY
 from vkq_apps.bench.results_file import source_digest, write_json
@@ -63,7 +64,11 @@ def evaluate_model(
 
     Returns:
         The record that the file holds.
+
+    Raises:
+        NotImplementedError: pictures were to be coded before a question that they attend to.
     """
+    check_quantize_at(model, options.quantize_at)
     started = time.perf_counter()
     assert model.source is not None
     head = provenance()

@@ -82,7 +82,8 @@ def _run_batch(
     quantize_at: QuantizeAt,
     by_layer: bool,
 ) -> None:
-    room = prepared.pictures.prompt_shape.text + prepared.question.prompt_shape.suffix + steps
+    suffix = 0 if prepared.question is None else prepared.question.prompt_shape.suffix
+    room = prepared.pictures.prompt_shape.text + suffix + steps
     reading = teacher_forcing.read(
         model, prepared.pictures, prepared.question, prepared.owner, cache_length=room
     )

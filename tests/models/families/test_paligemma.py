@@ -5,11 +5,14 @@ import pytest
 import transformers
 
 import models
+from models.calibration.folder import CalibrationFolder
+from models.calibration.judging import divergences
 from models.families.paligemma.config import PaliGemmaConfig
 from models.inputs.processor import processor_of
 from tests.support.pictures import random_picture
 from tests.support.processor_files import WORDS, write_processor
 from tests.support.random_checkpoint import write_random_checkpoint
+from vkq_jax.presets import presets
 
 SIZE, PER_IMAGE = 16, 4
 IMAGE = len(WORDS)
@@ -139,3 +142,14 @@ def test_settings_of_both_versions():
     assert (plain.text.num_hidden_layers, plain.vision.num_features) == (18, 256)
     with pytest.raises(ValueError, match=r"projection_dim: expected text_config.hidden_size=16"):
         PaliGemmaConfig.from_hf(config_json(projection_dim=8))
+
+
+def test_plans_of_codes_are_compared_once_the_question_is_read(model):
+    inputs = models.prepare(
+        model, prompts=models.chat_prompt(model, "what is this ?"), images=random_picture(8, 8)
+    )
+    plans = [(presets[name], None) for name in ("none", "vkq-1bit")]
+    exact, coded = divergences(model, [inputs], plans, steps=2, kept=CalibrationFolder(None))
+    assert 0 == exact < coded
+    with pytest.raises(NotImplementedError, match="visual tokens attend to the question"):
+        models.calibrate_scores(model, inputs, quantize_at="image")
