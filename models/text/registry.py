@@ -8,6 +8,7 @@ from models.text.gemma_settings import Gemma2Settings, Gemma3Settings, GemmaSett
 from models.text.phi3_settings import Phi3Settings
 from models.text.qwen_vl_settings import Qwen2VLTextSettings, Qwen3VLTextSettings
 from models.text.settings import (
+    GraniteSettings,
     LlamaSettings,
     MinistralSettings,
     MistralSettings,
@@ -22,6 +23,7 @@ TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
     "gemma": GemmaSettings,
     "gemma2": Gemma2Settings,
     "gemma3_text": Gemma3Settings,
+    "granite": GraniteSettings,
     "llama": LlamaSettings,
     "mistral": MistralSettings,
     "ministral": MinistralSettings,
