@@ -57,7 +57,10 @@ def check_words(packed: Words, bits: int | float, length: int) -> None:
         most = np.full(words, 3**_DIGITS - 1, np.uint8)
         most[-1:] = 3**used - 1
         if (packed > jnp.broadcast_to(most, packed.shape)).any():
-            raise ValueError(f"bytes of {length} codes in base 3 must be at most {most.tolist()}")
+            raise ValueError(
+                f"bytes of {length} codes in base 3 must be below {3**_DIGITS}, "
+                f"the last one below {3**used}"
+            )
         return
     used = used * int(bits)
     if words and used < 32 and (packed[..., -1] >> jnp.uint32(used)).any():

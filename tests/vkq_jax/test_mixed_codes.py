@@ -65,7 +65,7 @@ def test_three_levels_are_digits_of_bytes(length):
     assert words.shape == (3, -(-length // 5))
     packing.check_words(words, TERNARY, length)
     np.testing.assert_array_equal(packing.unpack(words, TERNARY, length), codes)
-    with pytest.raises(ValueError, match="in base 3 must be at most"):
+    with pytest.raises(ValueError, match="in base 3 must be below"):
         packing.check_words(words.at[0, -1].set(243), TERNARY, length)
 
 

@@ -63,10 +63,18 @@ def test_other_widths_are_refused(bits):
         (1, 32, [[1, 0]], "32 codes of 1 bits take 1 words, got 2"),
         (1, 33, [[1]], "33 codes of 1 bits take 2 words, got 1"),
         (3, 8, [[1]], "bits must be 1.6 or one of"),
+        (1.6, 7, [[242, 8], [0, 0]], None),
+        (1.6, 7, [[242, 9]], "bytes of 7 codes in base 3 must be below 243, the last one below 9"),
+        (1.6, 7, [[0, 0], [243, 0]], "must be below 243"),
+        (1.6, 10, [[242, 242]], None),
+        (1.6, 10, [[0, 243]], "the last one below 243"),
+        (1.6, 0, [[]], None),
+        (1.6, 10, [[0]], "10 codes of 1.6 bits take 2 words, got 1"),
     ],
 )
 def test_words_from_outside_are_checked(bits, length, words, message):
-    packed = jnp.asarray(np.asarray(words, np.uint32))
+    dtype = np.uint8 if bits == packing.TERNARY else np.uint32
+    packed = jnp.asarray(np.asarray(words, dtype))
     if message is None:
         return packing.check_words(packed, bits, length)
     with pytest.raises(ValueError, match=message):
