@@ -317,9 +317,9 @@ class EmulatedOperations(Operations):
         """See `Operations.store4`."""
         self._store(condition, address, offset, values)
 
-    def copy_to_shared(self, shared, offset, address, address_offset=0):
+    def copy_to_shared(self, shared, offset, address, address_offset=0, size=16):
         """See `Operations.copy_to_shared`: at once."""
-        for i, word in enumerate(self.load4(address, address_offset)):
+        for i, word in enumerate(self._load(address, address_offset, np.uint32, size // 4)):
             self.store_shared(1, shared, offset + 4 * i, self.from_bits(word))
 
     def group_copies(self):

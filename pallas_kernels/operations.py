@@ -306,10 +306,11 @@ class Operations(abc.ABC):
         self.emit(ptx, "", "rlrrrr", condition, address, *values, ordered=True)
 
     def copy_to_shared(
-        self, shared: Value, offset: int, address: Value, address_offset: int = 0
+        self, shared: Value, offset: int, address: Value, address_offset: int = 0, size: int = 16
     ) -> None:
-        """Starts to copy 16 bytes of device memory to shared memory; see `group_copies`."""
-        ptx = f"cp.async.cg.shared.global [$0+{offset}], [$1+{address_offset}], 16;"
+        """Starts to copy 16 or 8 bytes of device memory to shared memory; see `group_copies`."""
+        cache = "cg" if size == 16 else "ca"
+        ptx = f"cp.async.{cache}.shared.global [$0+{offset}], [$1+{address_offset}], {size};"
         self.emit(ptx, "", "rl", shared, address, ordered=True)
 
     def group_copies(self) -> None:

@@ -54,6 +54,8 @@ class PackedBlocks:
         ops, packed = self._ops, self._packed
         self.first, self.last = first, last
         self.last_whole = ops.min(last, packed.whole_blocks)
+        # Of a class the one cut short is like the others: code of its own is dear, see `PackedS8`.
+        self.last_alike = last if packed.of_classes else self.last_whole
         self.has_rest = ops.where_less(packed.whole_blocks, last, 1, 0)
 
     def load_rows(self, name: str, block: Value, quarters: int, plane: Plane) -> list[list[Value]]:
@@ -70,14 +72,36 @@ class PackedBlocks:
         address = ops.address(address, self._work.lane, row_bytes // 32)
         return (ops.load4 if row_bytes == 512 else ops.load2)(address, row_bytes * row)
 
-    def copy_rows(self, scratch: Scratch, name: str, block: Value, slot: Value) -> None:
-        """Starts to copy this lane's words of a whole block, of one plane, to shared memory."""
+    def load_any_row(self, name: str, block: Value, plane: Plane, row: int) -> list[Value]:
+        """`load_row` of a block that may be cut short; what it lacks are any words."""
+        ops, quarters, whole = self._ops, self._packed.quarters, self._packed.whole_blocks
+        _, rows, row_bytes = self._rows(name, block, quarters or WHOLE, plane)
+        if row < rows and row_bytes == 512:
+            return self.load_row(name, block, WHOLE, plane, row)
+        if row_bytes == 512:
+            address, *_ = self._rows(name, block, WHOLE, plane)
+            there = ops.where_less(block, whole, row, 0)
+            address = ops.address(address, ops.mad(there, 32, self._work.lane), 16)
+            return ops.load4(address, 0)
+
+        def of_whole(_):
+            return self.load_row(name, block, WHOLE, plane, row)
+
+        def of_rest(_):
+            return [*self.load_row(name, block, quarters, plane, row), 0, 0]
+
+        return ops.cond(ops.where_less(block, whole, 1, 0), [0] * 4, of_whole, of_rest)
+
+    def copy_rows(
+        self, scratch: Scratch, name: str, block: Value, slot: Value, quarters: int = WHOLE
+    ) -> None:
+        """Starts to copy this lane's words of a block, of one plane, to shared memory."""
         ops = self._ops
         (plane,) = self._planes(name)
-        address, rows, row_bytes = self._rows(name, block, WHOLE, plane)
+        address, rows, row_bytes = self._rows(name, block, quarters, plane)
         address = ops.address(address, self._work.lane, row_bytes // 32)
         for row in range(rows):
-            scratch.copy_row(name, row, slot, address, row_bytes * row)
+            scratch.copy_row(name, row, slot, address, row_bytes * row, row_bytes // 32)
 
     def prefetch(self, name: str, block: Value) -> None:
         """Has the words of a whole block brought near, or of the last one if there is none."""

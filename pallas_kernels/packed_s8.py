@@ -68,14 +68,16 @@ class PackedS8:
 
     @property
     def _staged(self) -> bool:
-        return self._problem.stages_words(self._packed) and self._packed.whole_blocks > 0
+        some = self._packed.whole_blocks > 0 or self._packed.of_classes > 0
+        return self._problem.stages_words(self._packed) and some
 
     def load_ahead(self, scratch: Scratch, blocks: PackedBlocks) -> list[Value]:
         """Starts to copy the first of the warp's blocks; the words of its positions."""
         ops, self._blocks = self._ops, blocks
         if not self._staged:
             return []
-        ahead = self._load_position_words(ops.min(blocks.first, self._packed.whole_blocks - 1))
+        last = (self._packed.blocks if self._packed.of_classes else self._packed.whole_blocks) - 1
+        ahead = self._load_position_words(ops.min(blocks.first, last))
         for i in range(self._problem.key_slots):
             self._copy(scratch, "key", ops.add(blocks.first, i), i)
         self._copy(scratch, "value", blocks.first)
@@ -101,6 +103,10 @@ class PackedS8:
             if self._staged:
                 return self._staged_block(scratch, queries, number, carried)
             return self._direct_block(scratch, queries, number, WHOLE, carried)
+
+        if packed.of_classes:
+            count = ops.sub(blocks.last, blocks.first)
+            return ops.loop(count, [*sums, *ahead], block)[: len(sums)]
 
         def rest(sums):
             block, quarters = packed.whole_blocks, packed.quarters
@@ -190,14 +196,21 @@ class PackedS8:
         return [dataclasses.replace(query, operands=operands) for query in queries]
 
     def _copy(self, scratch: Scratch, name: str, block: Value, slot: Value = 0) -> None:
-        """Starts to copy this lane's words of a whole block, if it is one of the warp's."""
-        ops, blocks = self._ops, self._blocks
+        """Starts to copy this lane's words of a block, if it is one of the warp's.
 
-        def copy(_):
-            blocks.copy_rows(scratch, name, block, slot)
+        One that is cut short only where `PackedBlocks.last_alike` says so.
+        """
+        ops, blocks, packed = self._ops, self._blocks, self._packed
+
+        def copy(_, quarters=WHOLE):
+            blocks.copy_rows(scratch, name, block, slot, quarters)
             return []
 
         ops.cond(ops.where_less(block, blocks.last_whole, 1, 0), [], copy)
+        if packed.of_classes and packed.quarters:
+            cut_short = ops.equal(block, packed.whole_blocks)
+            cut_short = ops.where_less(block, blocks.last, cut_short, 0)
+            ops.cond(cut_short, [], functools.partial(copy, quarters=packed.quarters))
         ops.group_copies()
 
     def _staged_block(
@@ -217,7 +230,7 @@ class PackedS8:
         slot = ops.bit_and(ops.sub(block, blocks.first), self._problem.key_slots - 1)
         ops.wait_for_copies(self._problem.key_slots)
         ids = self._spread_scales(scratch, of_positions)
-        last = ops.sub(blocks.last_whole, 1)
+        last = ops.sub(blocks.last_alike, 1)
         of_positions = self._load_position_words(ops.min(following, last))
 
         def load_row(name, slot, plane, row):
@@ -246,6 +259,8 @@ class PackedS8:
         ops, blocks = self._ops, self._blocks
 
         def load_row(name, plane, row):
+            if self._packed.of_classes:
+                return blocks.load_any_row(name, block, plane, row)
             return blocks.load_row(name, block, quarters, plane, row)
 
         ids = self._spread_scales(scratch, self._load_position_words(block))

@@ -145,10 +145,12 @@ class Scratch:
 
     # Words of a block, of this lane ---------------------------------------------------------------
 
-    def copy_row(self, name: str, row: int, slot: Value, address: Value, offset: int) -> None:
-        """Starts to copy a row of a block's words of keys or values, 16 bytes for this lane."""
+    def copy_row(
+        self, name: str, row: int, slot: Value, address: Value, offset: int, size: int = 16
+    ) -> None:
+        """Starts to copy a row of a block's words of keys or values, `size` bytes for this lane."""
         at = self._staged_lane(slot)
-        self._ops.copy_to_shared(at, self._staged[name] + 512 * row, address, offset)
+        self._ops.copy_to_shared(at, self._staged[name] + 512 * row, address, offset, size)
 
     def load_row(self, name: str, row: int, slot: Value) -> list[Value]:
         """What `copy_row` left."""
