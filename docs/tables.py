@@ -39,6 +39,16 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / name).read_text())
 
 
+def dictionary_rows() -> list[str]:
+    """The same without goals, of the run with dictionary codes; cases by their names."""
+    return [
+        f"| `{row['case']}` | {row['ratio_to_cudnn'] * row['microseconds']:,.0f} us "
+        f"| {row['microseconds']:.1f} us | {row['ratio_to_cudnn']:.1f}x "
+        f"| {row['part_of_bandwidth']:.0%} | {row['relative_error']:.0e} |"
+        for row in read("kernel_dictionary.json")["rows"]
+    ]
+
+
 def kernel_rows() -> list[str]:
     """Of each case: cuDNN's and the kernel's time, ratio, goal, part of the bandwidth, error."""
     return [
@@ -115,5 +125,11 @@ def _goal(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    for lines in (answer_rows(), ablation_rows(), throughput_rows(), kernel_rows()):
+    for lines in (
+        answer_rows(),
+        ablation_rows(),
+        throughput_rows(),
+        kernel_rows(),
+        dictionary_rows(),
+    ):
         print("\n".join(lines), end="\n\n")
