@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from models.checkpoints.hf_fields import NO_EFFECT, ActivationName, TokenId, TokenIds, token_ids
 from models.checkpoints.hf_settings import Between, Settings
-from models.families.base import ModelConfig
+from models.families.fixed_grid import FixedGridConfig
 from models.layers.activations import Activation
 from models.text.registry import read_text_settings
 from models.vision.settings import read_vision_settings
@@ -53,11 +53,10 @@ class LlavaSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LlavaConfig(ModelConfig):
-    """A LLaVA-1.5 model: fields of `ModelConfig`, its vision tower and projector."""
+class LlavaConfig(FixedGridConfig):
+    """A LLaVA-1.5 model: fields of `FixedGridConfig` and its projector."""
 
     model_type: str = "llava"
-    vision: VitConfig
     projector_hidden_act: Activation = Activation.GELU
     multimodal_projector_bias: bool = True
     settings: ClassVar[type[LlavaSettings]] = LlavaSettings

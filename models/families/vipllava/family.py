@@ -33,10 +33,9 @@ class _Projector(MlpProjector):
 class VipLlavaModel(LlavaModel):
     """LLaVA's parts, the projector with a norm of its own."""
 
-    def __init__(self, config: VipLlavaConfig, make: Maker):
-        """Random parameters."""
-        super().__init__(config, make)
-        self.projector = _Projector(config, make)
+    def make_projector(self, config: VipLlavaConfig, make: Maker) -> MlpProjector:
+        """As `FixedGridModel.make_projector`."""
+        return _Projector(config, make)
 
 
 FAMILY = dataclasses.replace(LLAVA, read_config=VipLlavaConfig.from_hf, build=VipLlavaModel)
