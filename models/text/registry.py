@@ -21,7 +21,7 @@ from models.text.settings import (
     TextSettings,
 )
 
-__all__ = ["TEXT_SETTINGS", "read_text_settings"]
+__all__ = ["ONE_AXIS", "TEXT_SETTINGS", "read_text_settings"]
 
 TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
     "gemma": GemmaSettings,
@@ -41,12 +41,15 @@ TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
 }
 """By model_type."""
 
+ONE_AXIS = tuple(name for name in TEXT_SETTINGS if not name.endswith(("_vl_text", "_moe_text")))
+"""Decoders whose positions have one axis: what families without M-RoPE take."""
+
 
 def read_text_settings(
     content: Mapping[str, Any],
     where: str = "text_config",
     *,
-    supported: Collection[str] = TEXT_SETTINGS,
+    supported: Collection[str] = ONE_AXIS,
     default: str = "llama",
 ) -> TextSettings:
     """The fields of a text decoder.

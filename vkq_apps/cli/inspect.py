@@ -12,6 +12,7 @@ from rich.table import Table
 import vkq_jax
 from models import Inputs, Model
 from models.calibration.attached import find_codes
+from models.families.registry import family_of
 from models.inputs.processor import processor_of
 from models.vision.vit import VitConfig
 from vkq_apps.cli.arguments import (
@@ -114,11 +115,18 @@ def _seen_pictures(model: Model, inputs: Inputs) -> np.ndarray:
 
 def _tower(model: Model) -> VitConfig:
     """The vision tower's settings, which tell where in a picture each visual token lies."""
-    vision = getattr(model.config, "vision", None)
-    if not isinstance(vision, VitConfig):
+    config = model.config
+    vision = getattr(config, "vision", None)
+    features = family_of(config.model_type).features_per_image(config)
+    # One visual token a patch, apart from a class token in front.
+    if (
+        not isinstance(vision, VitConfig)
+        or features != vision.num_features
+        or features < vision.num_patches
+    ):
         raise NotImplementedError(
-            "vkq inspect draws pictures over a fixed grid of patches, which "
-            f"{model.config.model_type} models do not have"
+            "vkq inspect draws weights over a picture's patches, one visual token each, which "
+            f"this {config.model_type} model does not have"
         )
     return vision
 

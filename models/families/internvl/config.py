@@ -16,12 +16,11 @@ from models.checkpoints.hf_fields import (
     token_ids,
 )
 from models.checkpoints.hf_settings import Between, Settings
-from models.families.base import ModelConfig
+from models.families.fixed_grid import FixedGridConfig
 from models.layers.activations import Activation
 from models.text.registry import read_text_settings
 from models.vision.encoder import EncoderConfig
 from models.vision.settings import VisionSettings
-from models.vision.vit import VitConfig
 
 __all__ = ["InternVLConfig", "InternVLSettings", "InternVisionSettings"]
 
@@ -86,20 +85,19 @@ class InternVLSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InternVLConfig(ModelConfig):
-    """An InternVL model: fields of `ModelConfig`, its vision tower and projector.
+class InternVLConfig(FixedGridConfig):
+    """An InternVL model: fields of `FixedGridConfig` and its projector; a tile is an image.
 
     Attributes:
         merge: features of a side of the square that becomes one visual token.
     """
 
     model_type: str = "internvl"
-    vision: VitConfig
     merge: int
     projector_hidden_act: Activation
 
     @property
-    def tile_tokens(self) -> int:
+    def image_tokens(self) -> int:
         """Visual tokens of one tile."""
         return self.vision.num_patches // self.merge**2
 

@@ -10,11 +10,12 @@ from PIL import Image
 from models.checkpoints.naming import WeightNames
 from models.checkpoints.weights import Source
 from models.families.base import Family, VisualInputs
+from models.families.fixed_grid import read_pixels
 from models.families.internvl.config import InternVLConfig
 from models.families.internvl.model import InternVLModel
 from models.families.llava.naming import llava_names
 from models.inputs.image_settings import check_image_settings, check_tile_counts
-from models.inputs.pixels import check_image_tokens, check_pixels, pad_to_bucket
+from models.inputs.pixels import pad_to_bucket
 from models.inputs.processing import Processing
 
 __all__ = ["FAMILY"]
@@ -77,12 +78,7 @@ def _weights(config: InternVLConfig) -> WeightNames:
 def _visual_inputs(
     config: InternVLConfig, ids: np.ndarray, mask: np.ndarray, arrays: Mapping[str, np.ndarray]
 ) -> VisualInputs:
-    pixels, size = arrays.get("pixel_values"), config.vision.image_size
-    if pixels is not None:
-        pixels = check_pixels(pixels, (3, size, size), f"[tiles, 3, {size}, {size}]")
-    tiles = 0 if pixels is None else len(pixels)
-    tokens = int((ids == config.image_token_id).sum())
-    check_image_tokens(config.image_token_id, tokens, tiles, tiles * config.tile_tokens)
+    pixels = read_pixels(config, ids, arrays)
     return VisualInputs(None if pixels is None else pad_to_bucket(pixels))
 
 
@@ -113,7 +109,7 @@ class _Processing(Processing):
         # transformers' processor cuts whatever the file of the image processor says.
         output = self.run(image_processor, pictures, crop_to_patches=True)
         texts = [
-            f"{_START}{placeholder * (config.tile_tokens * tiles)}{_END}"
+            f"{_START}{placeholder * (config.image_tokens * tiles)}{_END}"
             for tiles in output["num_patches"].tolist()
         ]
         return {"pixel_values": output["pixel_values"]}, texts

@@ -95,7 +95,7 @@ def _text_settings(hf: QwenVLSettings, content: Mapping[str, Any]) -> tuple[Text
         where, given = "config.json", content
     kind = f"{hf.model_type}_text"
     _check_type(where, given, hf.model_type, kind)
-    return read_text_settings({**given, "model_type": kind}, where), where
+    return read_text_settings({**given, "model_type": kind}, where, supported=(kind,)), where
 
 
 def _check_type(where: str, given: Mapping[str, Any], *supported: str) -> None:
