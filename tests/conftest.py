@@ -1,6 +1,7 @@
 """Tests run stricter than users: see `strict_numerics` and the filters in pyproject.toml."""
 
 import gc
+import importlib.util
 import os
 
 # Nearly all of the suite's time is XLA compiling small programs once. Before JAX is imported.
@@ -25,6 +26,15 @@ def pytest_addoption(parser):
         default=None,
         help="cases of each fuzzer in tests/hostile (a few by default)",
     )
+
+
+def pytest_collection_modifyitems(items):
+    """Comparisons with PyTorch's models run where PyTorch is, in the parity group."""
+    if importlib.util.find_spec("torch") is not None:
+        return
+    for item in items:
+        if item.get_closest_marker("parity"):
+            item.add_marker(pytest.mark.skip(reason="needs PyTorch: --group parity"))
 
 
 @pytest.fixture(autouse=True)

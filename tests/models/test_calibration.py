@@ -45,10 +45,9 @@ def test_of_one_query_it_is_the_calibration_of_that_step(model):
     assert not np.allclose(text(score_map=other), text(), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("quantize_at", ["prompt", "image"])
-def test_every_query_counts_once_and_padding_never(model, quantize_at):
+def test_every_query_counts_once_and_padding_never(model):
     """A padded batch, its prompts one by one, and text alone, which has nothing to add."""
-    options = {"quant": UNGUARDED, "quantize_at": quantize_at, "max_new_tokens": 3}
+    options = {"quant": UNGUARDED, "quantize_at": "image", "max_new_tokens": 3}
     pixels = batch(*ROWS).pixel_values
     alone = [
         dataclasses.replace(batch(row), pixel_values=images)
@@ -71,10 +70,9 @@ def test_the_question_counts_where_it_reads_codes(model):
     assert not np.allclose(at_prompt.slope, at_image.slope, rtol=1e-2)
 
 
-@pytest.mark.parametrize("quantize_at", ["prompt", "image"])
-def test_generation_keeps_the_map_and_guards_nothing(model, score_map, quantize_at):
+def test_generation_keeps_the_map_and_guards_nothing(model, score_map):
     wide = dataclasses.replace(QUANT, calibration=ScoreCalibration(tau2=1e9))
-    options = {"quant": wide, "max_new_tokens": 3, "quantize_at": quantize_at}
+    options = {"quant": wide, "max_new_tokens": 3}
     got = models.generate(model, batch(*ROWS), score_map=score_map, **options)
     assert not got.cache.guarded.any()
     np.testing.assert_array_equal(got.cache.score_map.slope, score_map.slope)

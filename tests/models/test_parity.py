@@ -264,9 +264,10 @@ def test_gradients(tmp_path):
     expected_model = make(tmp_path)
     model = models.load(tmp_path, dtype=jnp.float32)
     inputs = prompts(model.config)
-    inputs = dataclasses.replace(inputs, mask=jnp.ones_like(inputs.mask))
+    ids = np.asarray(inputs.input_ids)
+    inputs = models.Inputs.from_arrays(model.config, ids, None, inputs.pixel_values)
     output = expected_model(
-        input_ids=torch.tensor(np.asarray(inputs.input_ids), dtype=torch.long),
+        input_ids=torch.tensor(ids, dtype=torch.long),
         pixel_values=torch.tensor(np.asarray(inputs.pixel_values)),
     )
     (output.logits**2).mean().backward()

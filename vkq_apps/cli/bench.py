@@ -170,7 +170,7 @@ def throughput(
 @bench.command()
 def quantize(
     shape: Shapes = REAL_SHAPES,
-    preset: Presets = "signs-1bit,quantile-1bit,minmax-1bit",
+    preset: Presets = "signs-1bit,quantile-1bit",
     prompt_text: PromptText = 32,
     sequences: Sequences = None,
     repeats: Repeats = 7,
