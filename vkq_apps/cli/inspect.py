@@ -122,7 +122,7 @@ def _tower(model: Model) -> VitConfig:
     if (
         not isinstance(vision, VitConfig)
         or features != vision.num_features
-        or features < vision.num_patches
+        or vision.num_features < vision.num_patches
     ):
         raise NotImplementedError(
             "vkq inspect draws weights over a picture's patches, one visual token each, which "
