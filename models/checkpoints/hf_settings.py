@@ -24,7 +24,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
@@ -32,7 +32,7 @@ from typing import get_type_hints as type_hints
 
 from models.messages import show, show_path
 
-__all__ = ["Between", "OneOf", "Settings", "errors_of", "read_json"]
+__all__ = ["Between", "OneOf", "Settings", "errors_of", "read_by_type", "read_json"]
 
 _LARGEST_FILE = 2**27  # bytes; the largest published index has some 10 MB
 
@@ -86,6 +86,36 @@ class Settings:
         fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
         known = {field.name for field in fields} | cls.ignored
         return [name for name in content if name not in known]
+
+
+def read_by_type[S: Settings](
+    schemas: Mapping[str, type[S]],
+    content: Mapping[str, Any],
+    where: str,
+    *,
+    supported: Collection[str],
+    default: str,
+) -> S:
+    """The settings in an object whose `model_type` names their schema.
+
+    Args:
+        schemas: by model_type.
+        content: the object.
+        where: its own name in the file, for errors.
+        supported: model types that may be.
+        default: the model_type of an object that states none.
+
+    Raises:
+        NotImplementedError: another model_type, or a setting that is not supported.
+        ValueError: a field of a wrong type or out of range.
+    """
+    name = content.get("model_type", default)
+    if not isinstance(name, str):
+        raise ValueError(f"{where}.model_type: expected text, got {show(name)}")
+    if name not in supported:
+        words = ", ".join(map(repr, supported))
+        raise NotImplementedError(f"{where}.model_type={show(name)}; supported: {words}")
+    return schemas[name].read(content, where)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from models.messages import show
+from models.checkpoints.hf_settings import read_by_type
 from models.text.gemma_settings import Gemma2Settings, Gemma3Settings, GemmaSettings
 from models.text.phi3_settings import Phi3Settings
 from models.text.qwen_vl_settings import (
@@ -41,7 +41,7 @@ TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
 }
 """By model_type."""
 
-ONE_AXIS = tuple(name for name in TEXT_SETTINGS if not name.endswith(("_vl_text", "_moe_text")))
+ONE_AXIS = tuple(name for name, settings in TEXT_SETTINGS.items() if settings.mrope is None)
 """Decoders whose positions have one axis: what families without M-RoPE take."""
 
 
@@ -61,13 +61,6 @@ def read_text_settings(
         default: the model_type of an object that states none.
 
     Raises:
-        NotImplementedError: another decoder, or a setting that is not supported.
-        ValueError: a field of a wrong type or out of range.
+        NotImplementedError, ValueError: see `models.checkpoints.hf_settings.read_by_type`.
     """
-    name = content.get("model_type", default)
-    if not isinstance(name, str):
-        raise ValueError(f"{where}.model_type: expected text, got {show(name)}")
-    if name not in supported:
-        words = ", ".join(map(repr, supported))
-        raise NotImplementedError(f"{where}.model_type={show(name)}; supported: {words}")
-    return TEXT_SETTINGS[name].read(content, where)
+    return read_by_type(TEXT_SETTINGS, content, where, supported=supported, default=default)

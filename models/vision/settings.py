@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from models.checkpoints.hf_fields import NO_EFFECT, ActivationName, Count, Epsilon, Side, Width
-from models.checkpoints.hf_settings import Settings
+from models.checkpoints.hf_settings import Settings, read_by_type
 from models.layers.activations import Activation
 from models.messages import show
 from models.vision.encoder import EncoderConfig
@@ -136,16 +136,9 @@ def read_vision_settings(
         default: the model_type of an object that states none.
 
     Raises:
-        NotImplementedError: another tower, or a setting that is not supported.
-        ValueError: a field of a wrong type or out of range.
+        NotImplementedError, ValueError: see `models.checkpoints.hf_settings.read_by_type`.
     """
-    name = content.get("model_type", default)
-    if not isinstance(name, str):
-        raise ValueError(f"{WHERE}.model_type: expected text, got {show(name)}")
-    if name not in supported:
-        words = ", ".join(map(repr, supported))
-        raise NotImplementedError(f"{WHERE}.model_type={show(name)}; supported: {words}")
-    return VISION_SETTINGS[name].read(content, WHERE)
+    return read_by_type(VISION_SETTINGS, content, WHERE, supported=supported, default=default)
 
 
 def feature_layers(chosen: int | tuple[int, ...], depth: int) -> tuple[int, ...]:

@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from models.checkpoints.hf_fields import NO_EFFECT, Count, TokenId, TokenIds, token_ids
-from models.checkpoints.hf_settings import Settings
+from models.checkpoints.hf_fields import NO_EFFECT, Count, TokenId
 from models.families.fixed_grid import FixedGridConfig
+from models.families.settings import FamilySettings
 from models.text.registry import read_text_settings
 from models.vision.settings import read_vision_settings
 
@@ -15,20 +15,16 @@ __all__ = ["Gemma3Config", "Gemma3ModelSettings"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Gemma3ModelSettings(Settings):
-    """The whole config.json; its towers are read by their own settings."""
+class Gemma3ModelSettings(FamilySettings):
+    """The whole config.json."""
 
     model_type: Literal["gemma3"]
-    vision_config: dict[str, Any] | None = None
-    text_config: dict[str, Any] | None = None
     mm_tokens_per_image: Count = 256
     boi_token_index: TokenId = 255999
     eoi_token_index: TokenId = 256000
     image_token_index: TokenId = 262144
     image_token_id: TokenId | None = None  # another name of image_token_index, which it overrides
     tie_word_embeddings: bool = True
-    quantization_config: None = None
-    eos_token_id: TokenIds | None = None
     ignored = NO_EFFECT
 
 
@@ -67,18 +63,14 @@ class Gemma3Config(FixedGridConfig):
         text = read_text_settings(
             hf.text_config or {}, supported=("gemma3_text",), default="gemma3_text"
         )
-        eos = text.eos_token_id if hf.eos_token_id is None else hf.eos_token_id
         return cls(
             vision=vision,
-            text=text.to_config(
-                "text_config",
-                tie_word_embeddings=hf.tie_word_embeddings or text.tie_word_embeddings,
-            ),
+            text=hf.decoder(text),
             pool=_pool(vision.side, hf.mm_tokens_per_image),
             begin_image_id=hf.boi_token_index,
             end_image_id=hf.eoi_token_index,
             image_token_id=hf.image_token_index if hf.image_token_id is None else hf.image_token_id,
-            eos_token_ids=token_ids(eos),
+            eos_token_ids=hf.eos_token_ids(text),
         )
 
 

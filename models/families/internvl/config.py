@@ -11,12 +11,11 @@ from models.checkpoints.hf_fields import (
     Epsilon,
     Side,
     TokenId,
-    TokenIds,
     Width,
-    token_ids,
 )
-from models.checkpoints.hf_settings import Between, Settings
+from models.checkpoints.hf_settings import Between
 from models.families.fixed_grid import FixedGridConfig
+from models.families.settings import FamilySettings
 from models.layers.activations import Activation
 from models.text.registry import read_text_settings
 from models.vision.encoder import EncoderConfig
@@ -66,20 +65,16 @@ class InternVisionSettings(VisionSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InternVLSettings(Settings):
-    """The whole config.json; its towers are read by their own settings."""
+class InternVLSettings(FamilySettings):
+    """The whole config.json."""
 
     model_type: Literal["internvl"]
-    vision_config: dict[str, Any] | None = None
-    text_config: dict[str, Any] | None = None
     image_token_id: TokenId = 151667
     downsample_ratio: Annotated[float, Between(1e-3, 1)] = 0.5
     projector_hidden_act: ActivationName = Activation.GELU
     vision_feature_layer: Annotated[int, Between(-4097, 4096)] = -1
     vision_feature_select_strategy: Literal["default"] = "default"
     tie_word_embeddings: bool = True
-    quantization_config: None = None
-    eos_token_id: TokenIds | None = None
     # How long a tile is follows from the vision tower.
     ignored = NO_EFFECT | {"image_seq_length"}
 
@@ -123,7 +118,6 @@ class InternVLConfig(FixedGridConfig):
                 f"{vision.side} patches of a tile's side"
             )
         text = read_text_settings(hf.text_config or {}, default="qwen2")
-        eos = text.eos_token_id if hf.eos_token_id is None else hf.eos_token_id
         return cls(
             vision=vision,
             # The text decoder's own field is not looked at.
@@ -131,5 +125,5 @@ class InternVLConfig(FixedGridConfig):
             image_token_id=hf.image_token_id,
             merge=merge,
             projector_hidden_act=hf.projector_hidden_act,
-            eos_token_ids=token_ids(eos),
+            eos_token_ids=hf.eos_token_ids(text),
         )

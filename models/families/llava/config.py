@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from models.checkpoints.hf_fields import NO_EFFECT, ActivationName, TokenId, TokenIds, token_ids
-from models.checkpoints.hf_settings import Between, Settings
+from models.checkpoints.hf_fields import NO_EFFECT, ActivationName, TokenId
+from models.checkpoints.hf_settings import Between
 from models.families.fixed_grid import FixedGridConfig
+from models.families.settings import FamilySettings
 from models.layers.activations import Activation
 from models.text.registry import read_text_settings
 from models.vision.settings import read_vision_settings
@@ -31,21 +32,16 @@ _VISION = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LlavaSettings(Settings):
-    """The whole config.json; its towers are read by their own settings."""
+class LlavaSettings(FamilySettings):
+    """The whole config.json."""
 
     model_type: Literal["llava"]
-    vision_config: dict[str, Any] | None = None
-    text_config: dict[str, Any] | None = None
     image_token_index: TokenId = 32000
     image_token_id: TokenId | None = None  # another name of image_token_index, which it overrides
     projector_hidden_act: ActivationName = Activation.GELU
     multimodal_projector_bias: bool = True
     vision_feature_layer: FeatureLayers = -2
     vision_feature_select_strategy: Literal["default", "full"] = "default"
-    tie_word_embeddings: bool = False
-    quantization_config: None = None
-    eos_token_id: TokenIds | None = None
     # How long an image is follows from the vision tower.
     ignored = NO_EFFECT | {"ignore_index", "image_seq_length"}
     default_vision: ClassVar[Mapping[str, Any]] = _VISION
@@ -81,17 +77,13 @@ class LlavaConfig(FixedGridConfig):
             # transformers leaves out the first feature, whatever it is.
             vision = dataclasses.replace(vision, drop_first_patch=True)
         text = read_text_settings(hf.text_config or {}, default=hf.default_text)
-        eos = text.eos_token_id if hf.eos_token_id is None else hf.eos_token_id
         return cls(
             vision=vision,
-            text=text.to_config(
-                "text_config",
-                tie_word_embeddings=hf.tie_word_embeddings or text.tie_word_embeddings,
-            ),
+            text=hf.decoder(text),
             image_token_id=hf.image_token_index if hf.image_token_id is None else hf.image_token_id,
             projector_hidden_act=hf.projector_hidden_act,
             multimodal_projector_bias=hf.multimodal_projector_bias,
-            eos_token_ids=token_ids(eos),
+            eos_token_ids=hf.eos_token_ids(text),
             **cls.more(hf, vision),
         )
 

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from models.checkpoints.hf_fields import NO_EFFECT, TokenId, TokenIds, Width, token_ids
-from models.checkpoints.hf_settings import Settings
+from models.checkpoints.hf_fields import NO_EFFECT, TokenId, Width
 from models.families.fixed_grid import FixedGridConfig
+from models.families.settings import FamilySettings
 from models.text.gemma_settings import Gemma2Settings
 from models.text.registry import read_text_settings
 from models.vision.settings import read_vision_settings
@@ -15,18 +15,14 @@ __all__ = ["PaliGemmaConfig", "PaliGemmaSettings"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PaliGemmaSettings(Settings):
-    """The whole config.json; its towers are read by their own settings."""
+class PaliGemmaSettings(FamilySettings):
+    """The whole config.json."""
 
     model_type: Literal["paligemma"]
-    vision_config: dict[str, Any] | None = None
-    text_config: dict[str, Any] | None = None
     image_token_index: TokenId = 256000
     image_token_id: TokenId | None = None  # another name of image_token_index, which it overrides
     projection_dim: Width = 2048
     tie_word_embeddings: bool = True
-    quantization_config: None = None
-    eos_token_id: TokenIds | None = None
     # The text tower's own fields are looked at.
     ignored = NO_EFFECT | {"hidden_size", "vocab_size", "ignore_index"}
 
@@ -80,17 +76,13 @@ class PaliGemmaConfig(FixedGridConfig):
                 f"got {hf.projection_dim}"
             )
         cap = text.final_logit_softcapping if isinstance(text, Gemma2Settings) else None
-        eos = text.eos_token_id if hf.eos_token_id is None else hf.eos_token_id
         return cls(
             vision=tower.to_config(-1, post_norm=True),
             text=dataclasses.replace(
-                text.to_config(
-                    "text_config",
-                    tie_word_embeddings=hf.tie_word_embeddings or text.tie_word_embeddings,
-                ),
+                hf.decoder(text),
                 final_logit_softcapping=cap,
                 groups_cross_window=True,
             ),
             image_token_id=hf.image_token_index if hf.image_token_id is None else hf.image_token_id,
-            eos_token_ids=token_ids(eos),
+            eos_token_ids=hf.eos_token_ids(text),
         )

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from models.checkpoints.hf_fields import NO_EFFECT, TokenId, TokenIds, token_ids
-from models.checkpoints.hf_settings import Settings
+from models.checkpoints.hf_fields import NO_EFFECT, TokenId
 from models.families.base import ModelConfig
+from models.families.settings import FamilySettings
 from models.messages import show
-from models.text.registry import read_text_settings
+from models.text.registry import TEXT_SETTINGS
 from models.text.settings import TextSettings
 from models.vision.grid_settings import GRID_SETTINGS, Qwen25VisionSettings
 from models.vision.grid_tower import GridConfig
@@ -17,19 +17,14 @@ __all__ = ["QwenVLConfig", "QwenVLSettings"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QwenVLSettings(Settings):
-    """The whole config.json; its towers are read by their own settings."""
+class QwenVLSettings(FamilySettings):
+    """The whole config.json."""
 
     model_type: Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
-    vision_config: dict[str, Any] | None = None
-    text_config: dict[str, Any] | None = None
     image_token_id: TokenId = 151655
     video_token_id: TokenId = 151656
     vision_start_token_id: TokenId = 151652
     vision_end_token_id: TokenId = 151653
-    tie_word_embeddings: bool = False
-    quantization_config: None = None
-    eos_token_id: TokenIds | None = None
     ignored = NO_EFFECT | {"vision_token_id"}
 
 
@@ -69,13 +64,10 @@ class QwenVLConfig(ModelConfig):
                 f"vision_config: expected features of {where}.hidden_size={text.hidden_size} "
                 f"channels, got {tower.output_width}"
             )
-        eos = text.eos_token_id if hf.eos_token_id is None else hf.eos_token_id
         return cls(
             model_type=hf.model_type,
             vision=tower.to_config(),
-            text=text.to_config(
-                where, tie_word_embeddings=hf.tie_word_embeddings or text.tie_word_embeddings
-            ),
+            text=hf.decoder(text, where),
             image_token_id=hf.image_token_id,
             video_token_id=hf.video_token_id,
             vision_start_token_id=hf.vision_start_token_id,
@@ -84,7 +76,7 @@ class QwenVLConfig(ModelConfig):
                 tower.tokens_per_second if isinstance(tower, Qwen25VisionSettings) else None
             ),
             frames_apart=hf.model_type.startswith("qwen3"),
-            eos_token_ids=token_ids(eos),
+            eos_token_ids=hf.eos_token_ids(text),
         )
 
 
@@ -95,7 +87,7 @@ def _text_settings(hf: QwenVLSettings, content: Mapping[str, Any]) -> tuple[Text
         where, given = "config.json", content
     kind = f"{hf.model_type}_text"
     _check_type(where, given, hf.model_type, kind)
-    return read_text_settings({**given, "model_type": kind}, where, supported=(kind,)), where
+    return TEXT_SETTINGS[kind].read(given, where), where
 
 
 def _check_type(where: str, given: Mapping[str, Any], *supported: str) -> None:
