@@ -99,8 +99,7 @@ class VisualBank:
         """Scores of one layer's tokens as they came, in the order of its slots; 0 in free ones."""
         if self.class_map is None:
             return scores
-        heads = jnp.broadcast_to(self.length[:, None], self.class_map.words.shape[:-1])
-        valid = filled(heads, self.class_map.num_positions)
+        _, valid = self._per_head(self.length[:, None])
         slot = jnp.where(valid, self.class_map.slots_of_positions(valid), capacity)
         slot = jnp.broadcast_to(slot[:, :, None], scores.shape)
         free = jnp.zeros((*scores.shape[:-1], capacity), scores.dtype)

@@ -15,7 +15,7 @@ import pallas_kernels
 from models.inputs.batch import Inputs
 from models.layers.attention import dense_attention
 from models.model import Model
-from models.text.key_bias import key_bias_for, key_bias_of
+from models.text.key_bias import has_key_bias, key_bias_for
 from models.text.masks import cache_starts, prompt_masks
 from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.attention import attend_dense, merge
@@ -159,7 +159,7 @@ def run_prompt(
         length = taken.sum(-1, dtype=jnp.int32)
         numbers = jnp.take_along_axis(order, index, axis=1) if cache.keeps_indices else None
         turned_by = None
-        if key_bias_of(module.text) is not None:
+        if has_key_bias(text_config):
             wide = index.reshape(*index.shape, *axes[1:])
             turned_by = jnp.take_along_axis(positions, wide, axis=1)
         key, value, class_map = bank

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.layers.attention import Attend
+from models.layers.layer_kinds import by_kind
 from models.layers.layer_scan import scan_layers, stack_layers
 from models.layers.linear import Maker
 from models.layers.rope import rope
 from models.text.block import Block, decoder_norm
 from models.text.config import TextConfig
-from models.text.layer_kinds import by_kind
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.soft_cap import soft_cap
 
@@ -102,7 +102,9 @@ class TextDecoder(nnx.Module):
 
         def step(block, layer, carry):
             x, inner = carry
-            cos, sin = full if sliding is full else by_kind(config, layer, sliding, full)
+            cos, sin = full
+            if sliding is not full:
+                cos, sin = by_kind(config.full_layers, layer, sliding, full)
             x, inner, out = block(x, cos, sin, layer, attend, inner)
             if additions is not None:
                 own = additions[jnp.minimum(layer, len(additions) - 1)]

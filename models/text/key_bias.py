@@ -6,26 +6,32 @@ from flax import nnx
 
 from models.layers.layer_scan import put_together
 from models.layers.rope import RopeKind, attention_scaling, inverse_frequencies
+from models.text.config import TextConfig
 from models.text.decoder import TextDecoder
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dense import Dense
 from vkq_jax.key_bias import KeyBias
 
-__all__ = ["key_bias_for", "key_bias_of"]
+__all__ = ["has_key_bias", "key_bias_for", "key_bias_of"]
 
 # Their frequencies depend on the length of the call that makes a key.
 _CHANGING = (RopeKind.DYNAMIC, RopeKind.LONGROPE)
 
 
-def key_bias_of(text: TextDecoder) -> KeyBias | None:
-    """The bias of the decoder's keys [L, K, H] as RoPE turns it.
+def has_key_bias(config: TextConfig) -> bool:
+    """Whether keys have a bias whose share of a key follows from the position alone.
 
-    None without one, and where its share of a key does not follow from the position alone: behind a
-    norm of the keys, or with frequencies that differ from layer to layer or call to call.
+    It does not behind a norm of the keys, nor with frequencies that differ from layer to layer or
+    call to call.
     """
-    config = text.config
     varies = config.sliding_rope is not None or config.rope.kind in _CHANGING
-    if not config.attention_bias or config.query_key_norm or varies:
+    return config.attention_bias and not config.query_key_norm and not varies
+
+
+def key_bias_of(text: TextDecoder) -> KeyBias | None:
+    """The bias of the decoder's keys [L, K, H] as RoPE turns it, if `has_key_bias`."""
+    config = text.config
+    if not has_key_bias(config):
         return None
     params = put_together(nnx.state(text.layers.self_attn.k_proj))
     (bias,) = jax.tree.leaves(params["bias"])

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from models.inputs.batch import Inputs
 from models.layers.attention import causal_mask
+from models.layers.layer_kinds import by_kind
 from models.text.config import TextConfig
-from models.text.layer_kinds import by_kind
 from vkq_jax.array_types import Array, Bool, Int32
 from vkq_jax.cache import KVCache
 from vkq_jax.visibility import Starts, window_starts
@@ -37,7 +37,7 @@ def prompt_masks(config: TextConfig, inputs: Inputs) -> Callable[[Array], Bool[A
         sliding = (seen & near) | together
     else:
         sliding = full & near
-    return lambda layer: by_kind(config, layer, sliding, full)
+    return lambda layer: by_kind(config.full_layers, layer, sliding, full)
 
 
 def cache_starts(
@@ -54,4 +54,4 @@ def cache_starts(
         return lambda layer: None
     starts = window_starts(cache, index, config.sliding_window)
     everything = jax.tree.map(jnp.zeros_like, starts)
-    return lambda layer: by_kind(config, layer, starts, everything)
+    return lambda layer: by_kind(config.full_layers, layer, starts, everything)

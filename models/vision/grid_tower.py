@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.layers.attention import Attend, attend_with_mask
+from models.layers.layer_kinds import by_kind
 from models.layers.linear import Maker
 from models.layers.rope import grid_rope
 from models.vision.encoder import Encoder, EncoderConfig
@@ -99,9 +100,7 @@ class GridTransformer(nnx.Module):
         if config.window is None:
             return lambda layer: full
         windows = _same(grids.windows(patches, config.merge, config.window))
-        return lambda layer: jnp.where(
-            jnp.isin(layer, jnp.asarray(config.full_layers, jnp.int32)), full, windows
-        )
+        return lambda layer: by_kind(config.full_layers, layer, windows, full)
 
 
 def _same(segments: Array) -> Bool[Array, "F P P"]:

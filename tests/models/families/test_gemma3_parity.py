@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.support.hf_parity import assert_parity, randomize, save
+from tests.support.rows import padded_rows
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -74,14 +75,8 @@ def arrays(counts=(2, 0, 1), seed=0):
         for i in range(count):
             parts += [[41, *[IMAGE] * PER_IMAGE, 42], rng.integers(0, 40, 2 + i)]
         rows.append(np.concatenate(parts))
-    width = max(map(len, rows))
-    ids = np.stack([np.pad(row, (width - len(row), 0)) for row in rows])
-    mask = np.stack([np.arange(width) >= width - len(row) for row in rows])
-    found = {
-        "input_ids": ids,
-        "attention_mask": mask.astype(np.int64),
-        "token_type_ids": (ids == IMAGE).astype(np.int64),
-    }
+    found = padded_rows(*(row.tolist() for row in rows))
+    found["token_type_ids"] = (found["input_ids"] == IMAGE).astype(np.int64)
     if sum(counts):
         pixels = rng.normal(size=(sum(counts), 3, SIZE, SIZE)).astype(np.float32)
         found["pixel_values"] = pixels

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.support.hf_parity import assert_parity, randomize, save
+from tests.support.rows import padded_rows
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -67,14 +68,10 @@ def arrays(counts=(1, 2, 0), suffix=3, seed=0):
         np.concatenate([np.full(PER_IMAGE * count, IMAGE), rng.integers(0, 40, 4 + suffix + row)])
         for row, count in enumerate(counts)
     ]
-    width = max(map(len, rows))
-    ids = np.stack([np.pad(row, (width - len(row), 0)) for row in rows])
-    types = np.where(np.arange(width) < width - suffix, 0, 1)
-    found = {
-        "input_ids": ids,
-        "attention_mask": np.stack([np.arange(width) >= width - len(row) for row in rows]) + 0,
-        "token_type_ids": np.broadcast_to(types, ids.shape),
-    }
+    found = padded_rows(*(row.tolist() for row in rows))
+    shape = found["input_ids"].shape
+    types = np.where(np.arange(shape[1]) < shape[1] - suffix, 0, 1)
+    found["token_type_ids"] = np.broadcast_to(types, shape)
     if sum(counts):
         pixels = rng.normal(size=(sum(counts), 3, SIZE, SIZE)).astype(np.float32)
         found["pixel_values"] = pixels
