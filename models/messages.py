@@ -39,7 +39,7 @@ _LONGEST_PATH = 80
 
 
 def show(value: object) -> str:
-    """What a value is, at most 100 characters long, however deep its nesting.
+    """A value as text, at most 100 characters long, however deep its nesting.
 
     Plain values and containers of them by their `repr`, arrays by dtype and shape, else the type.
     """

@@ -90,7 +90,7 @@ class B1Products:
         return totals, dataclasses.replace(weights, operands=halves)
 
     def ids(self, words: Sequence[Value], count: int) -> list[CentreIds]:
-        """Of the lane's positions 32 i + 8 t + g, from `PackedBlocks.load_ids`."""
+        """Centroids of the lane's positions 32 i + 8 t + g, from `PackedBlocks.load_ids`."""
         if not words:
             return []
         turn = self._ops.sub(32, self._work.t)

@@ -77,7 +77,7 @@ class CentreTokens:
     def counts(self, number: int) -> list[Value]:
         """The lane's tokens that set `number` sees, by the centroid of their key, then value."""
         ops, work, blocks, packed = self._ops, self._work, self._blocks, self._packed
-        # Of several queries with starts of their own, each lane counts all blocks for its query.
+        # Each lane counts all blocks for its query where several queries have starts of their own.
         alone = self._several and bool(blocks.starts)
         lanes = 1 if alone else 4
         first = blocks.first if alone else ops.add(blocks.first, work.t)

@@ -326,7 +326,7 @@ def plan(
 
 
 def _classes(bank: VisualBank) -> tuple[Packed, ...]:
-    """What is fixed of a packed bank: of dictionary codes for each class that has slots."""
+    """The fixed part of a packed bank; of dictionary codes one for each class that has slots."""
     key, value = bank.key, bank.value
     if not isinstance(key, TiledDictionary):
         assert isinstance(key, TiledLevels | TiledSigns)

@@ -289,7 +289,7 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
 
 
 def _called(packed: Packed) -> str:
-    """What a bank, or a class of tokens, is called in `describe`."""
+    """The name of a bank, or a class of tokens, in `describe`."""
     if not packed.of_classes:
         return "packed"
     bits = packed.key.bits

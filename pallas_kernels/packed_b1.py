@@ -21,7 +21,7 @@ from pallas_kernels.work import Work
 
 __all__ = ["PackedB1", "Words"]
 
-# Of one code plane of a block, and those of its positions, see `load_position_words`.
+# Words of one code plane of a block, and of its positions, see `load_position_words`.
 Words = tuple[list[Value], list[Value]]
 
 

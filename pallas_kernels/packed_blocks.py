@@ -54,7 +54,8 @@ class PackedBlocks:
         ops, packed = self._ops, self._packed
         self.first, self.last = first, last
         self.last_whole = ops.min(last, packed.whole_blocks)
-        # Of a class the one cut short is like the others: code of its own is dear, see `PackedS8`.
+        # A class treats the block cut short like the others: code of its own is dear, see
+        # `PackedS8`.
         self.last_alike = last if packed.of_classes else self.last_whole
         self.has_rest = ops.where_less(packed.whole_blocks, last, 1, 0)
 

@@ -24,7 +24,7 @@ __all__ = ["ClassesB1", "ClassesS8"]
 
 
 class _Classes:
-    """What one query and several have in common. Operands: those of the parts."""
+    """The part that one query and several have in common. Operands: those of the parts."""
 
     def __init__(self, ops: Operations, problem: Problem, packed: Packed, work: Work):
         """Keeps what the methods need."""

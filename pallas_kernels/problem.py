@@ -94,7 +94,7 @@ class Packed:
 
     @property
     def name(self) -> str:
-        """What the names of its own operands begin with."""
+        """The start of the names of its own operands."""
         return f"class{self.number}_" if self.of_classes else ""
 
     @property

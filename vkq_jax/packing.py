@@ -109,6 +109,6 @@ def _shifts(bits: int, ndim: int) -> UInt32[Array, "..."]:
 
 
 def _powers_of_three(ndim: int) -> UInt32[Array, "..."]:
-    """What a digit of a word counts, on the last of `ndim` axes."""
+    """The value of each digit of a word, on the last of `ndim` axes."""
     powers = jnp.asarray([3**i for i in range(_DIGITS)], jnp.uint32)
     return powers.reshape(*[1] * (ndim - 1), -1)

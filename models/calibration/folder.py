@@ -78,7 +78,7 @@ class CalibrationFolder:
         return tables
 
     def numbers(self, digest: str, make: Callable[[], list[float]]) -> list[float]:
-        """What plans did on one batch of judging prompts."""
+        """The effect of plans on one batch of judging prompts."""
         file = self._file(f"numbers-{digest}.json")
         if file is not None and file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))

@@ -35,7 +35,7 @@ class RopeSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MRopeSettings(Settings):
-    """What the same object says in decoders whose positions have three axes."""
+    """Fields of the same object in decoders whose positions have three axes."""
 
     mrope_section: tuple[Annotated[int, Between(0, 2**12)], ...] | None = None
     mrope_interleaved: bool | None = None

@@ -1,4 +1,4 @@
-"""What a model family is: the few functions in which it differs from others."""
+"""A model family: the few functions in which it differs from others."""
 
 from __future__ import annotations
 

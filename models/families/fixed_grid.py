@@ -1,4 +1,4 @@
-"""What families share whose pictures are squares of one size for a vision transformer."""
+"""Parts of families whose pictures are squares of one size for a vision transformer."""
 
 import abc
 import dataclasses

@@ -29,7 +29,7 @@ def recode(
 ) -> KVCache:
     """The cache of prompts that `model` read with `none`, its visual tokens coded with `quant`.
 
-    What `models.generation.prefill` makes of the same prompts with `quant`.
+    `models.generation.prefill` makes the same of these prompts with `quant`.
     """
     bias = key_bias_for(model.module().text, quant)
     banks = tuple(_code_bank(bank, quant, tables, bias) for bank in cache.visual)

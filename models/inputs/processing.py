@@ -33,7 +33,7 @@ class Processing:
         return tokenizer.convert_ids_to_tokens(config.image_token_id)
 
     def picture_text(self, config: Any, tokenizer: Any) -> str:
-        """What `image_mark` becomes in a prompt: the placeholder and the tokens around it."""
+        """The text that `image_mark` becomes: the placeholder and the tokens around it."""
         return self.placeholder(config, tokenizer)
 
     def plain_prompt(self, placeholder: str, question: str, num_images: int) -> str:

@@ -26,7 +26,7 @@ _NEEDED = (
 
 @dataclasses.dataclass
 class Processor:
-    """What turns prompts and pictures into arrays.
+    """The parts that turn prompts and pictures into arrays.
 
     Attributes:
         tokenizer, image_processor: transformers' own.

@@ -67,7 +67,7 @@ class _Experts(nnx.Module):
     def __call__(
         self, tokens: Float[Array, "N width"], expert: Int32[Array, "N k"]
     ) -> Float[Array, "N k width"]:
-        """What each token's k experts make of it.
+        """The outputs of each token's k experts.
 
         Tokens are sorted by expert into blocks of one expert each, the last block of each expert
         filled up: the experts' matrices are read where they are needed and nowhere else.

@@ -70,7 +70,7 @@ class TextConfig:
 
     @property
     def logits_scale(self) -> float:
-        """What attention scores are multiplied by."""
+        """The factor of attention scores."""
         return (
             self.head_dim**-0.5 if self.attention_multiplier is None else self.attention_multiplier
         )

@@ -1,4 +1,4 @@
-"""What config.json says of Gemma's text decoders, versions 1 to 3."""
+"""Settings of Gemma's text decoders in config.json, versions 1 to 3."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ _QueryScalar = Annotated[float, Between(1e-6, 1e12)]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _GemmaSettings(TextSettings):
-    """What all versions have."""
+    """Fields that all versions have."""
 
     head_dim: Count | None = 256
     max_position_embeddings: Length = 8192

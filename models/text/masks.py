@@ -1,4 +1,4 @@
-"""What tokens see in each layer, of a prompt and of a cache: causal, windows, groups.
+"""Masks of each layer, over a prompt and over a cache: causal, windows, groups.
 
 Masks go by a token's index in its sequence, never by its RoPE position: with M-RoPE, positions are
 neither distinct nor increasing. Layers run in a loop over their traced number: what differs between

@@ -1,4 +1,4 @@
-"""What config.json says of Phi-3's text decoder."""
+"""Settings of Phi-3's text decoder in config.json."""
 
 import dataclasses
 from typing import Any, Literal

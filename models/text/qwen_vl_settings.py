@@ -1,4 +1,4 @@
-"""What config.json says of the text decoders of Qwen-VL models."""
+"""Settings of the text decoders of Qwen-VL models in config.json."""
 
 import dataclasses
 from typing import Any, Literal

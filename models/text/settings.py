@@ -1,4 +1,4 @@
-"""What config.json says of a text decoder: fields, ranges, and transformers' defaults."""
+"""Settings of a text decoder in config.json: fields, ranges, and transformers' defaults."""
 
 import dataclasses
 from typing import Any, ClassVar, Literal

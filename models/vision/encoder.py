@@ -53,7 +53,7 @@ class EncoderConfig:
 
     @property
     def logits_scale(self) -> float:
-        """What attention scores are multiplied by."""
+        """The factor of attention scores."""
         return (self.hidden_size // self.num_attention_heads) ** -0.5
 
 

@@ -1,4 +1,4 @@
-"""What config.json says of a vision tower over a grid of any size: fields, ranges, defaults."""
+"""Settings of a vision tower over any grid in config.json: fields, ranges, defaults."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What config.json says of a vision tower over a fixed grid: fields, ranges, defaults."""
+"""Settings of a vision tower over a fixed grid in config.json: fields, ranges, defaults."""
 
 import dataclasses
 from collections.abc import Collection, Mapping

@@ -1,4 +1,4 @@
-"""What a device says of its memory, and a refusal of what does not fit it."""
+"""The memory that a device states, and a refusal of work that does not fit it."""
 
 import os
 

@@ -42,7 +42,7 @@ class InternVisionSettings(VisionSettings):
     norm_type: Literal["layer_norm", "rms_norm"] = "layer_norm"
     use_mean_pooling: bool = True
     use_absolute_position_embeddings: Literal[True] = True
-    # Of training: dropout, a token for hidden patches, what lambda_1 and lambda_2 start from.
+    # Training alone has dropout, a token for hidden patches, and a start of lambda_1 and lambda_2.
     ignored = NO_EFFECT | {
         "hidden_dropout_prob",
         "projection_dropout",

@@ -23,7 +23,7 @@ _RULES = (
     (r"(model\.)?multi_modal_projector\.", "projector."),
 )
 
-# What transformers 4 and 5 both write and read.
+# transformers 4 and 5 both write and read these names.
 _PUBLISHED = (
     (r"text\.lm_head\.", "language_model.lm_head."),
     (r"text\.", "language_model.model."),

@@ -24,7 +24,7 @@ _RULES = (
 
 
 def _published(model_type: str) -> tuple[tuple[str, str], ...]:
-    """What transformers 4 and 5 both read: Qwen2's names in the older two, modules' in Qwen3-VL."""
+    """Names that transformers 4 and 5 both read: Qwen2's in the older two, modules' in Qwen3-VL."""
     if model_type in ("qwen2_vl", "qwen2_5_vl"):
         start, text, merger = "", "model.", {"norm": "ln_q", "linear_fc1": "mlp.0"}
         merger["linear_fc2"] = "mlp.2"

@@ -1,4 +1,4 @@
-"""What a batch's pictures and clips make of its tokens, checked on the host."""
+"""A batch's pictures and clips checked against its tokens, on the host."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
