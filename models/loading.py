@@ -27,11 +27,11 @@ from models.checkpoints.weights import (
 from models.families.base import ModelConfig
 from models.families.registry import MODEL_TYPES, family_of
 from models.generation.generation_config import read_sampling
-from models.layers.layer_scan import put_together
+from models.layers.layer_scan import restack_layers
 from models.layers.linear import Maker
 from models.messages import LONGEST, show, show_path, some
 from models.model import Model
-from vkq_jax.whole_file import whole_file
+from vkq_jax.atomic_write import atomic_write
 
 __all__ = ["TINY", "load", "read_config", "save_weights"]
 
@@ -51,7 +51,7 @@ def load(
         path: the folder, or "tiny" for the embedded checkpoint.
         dtype: float32, bfloat16 or float16 (float64 where JAX has it enabled), of parameters and
             computation, whatever that of the files. float16 needs an accelerator.
-        layers_apart: see `Model.take_apart`; by default where the device is a GPU.
+        layers_apart: see `Model.unstack_layers`; by default where the device is a GPU.
 
     Raises:
         FileNotFoundError: the folder, its config.json, its weights or one of its shards is missing.
@@ -88,7 +88,7 @@ def load(
     # Absolute, for the processor is read later, perhaps from another working directory.
     model = Model(params=params, graphdef=graphdef, config=config, source=str(folder.absolute()))
     apart = jax.default_backend() == "gpu" if layers_apart is None else layers_apart
-    model = model.take_apart() if apart else model
+    model = model.unstack_layers() if apart else model
     tables = folder / TABLES_FILE
     return attach_tables(model, tables) if tables.is_file() else model
 
@@ -112,9 +112,9 @@ def save_weights(model: Model, folder: str | os.PathLike[str]) -> None:
     """
     file = Path(_check_path(folder)) / "model.safetensors"
     names = family_of(model.config.model_type).weights(model.config)
-    stored = to_stored(put_together(model.params), names.source)
+    stored = to_stored(restack_layers(model.params), names.source)
     tensors = {names.to_published(name): tensor for name, tensor in stored.items()}
-    with whole_file(file) as part:
+    with atomic_write(file) as part:
         save_file(tensors, part, metadata={"format": "pt"})
 
 

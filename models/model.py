@@ -10,7 +10,7 @@ from flax import nnx
 
 from models.families.base import ModelConfig, MultimodalModel
 from models.families.registry import family_of
-from models.layers.layer_scan import Apart, take_apart
+from models.layers.layer_scan import UnstackedParam, unstack_layers
 from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.pytree import frozen_pytree, static_field
 
@@ -34,7 +34,7 @@ class Model:
     """A model that can be passed to jit, grad and vmap.
 
     Attributes:
-        params: the parameters, blocks stacked along a leading axis L or, by `take_apart`, apart.
+        params: the parameters, blocks stacked along a leading axis L or `UnstackedParam`s.
         graphdef: what `nnx.split` said of the module besides its parameters.
         config: the architecture's settings.
         source: folder that the model was loaded from, if any (its processor lies there).
@@ -58,21 +58,22 @@ class Model:
         """Whether visual keys and values see the question, so that coding has to wait for it."""
         return family_of(self.config.model_type).visual_depends_on_question
 
-    def take_apart(self) -> Model:
+    def unstack_layers(self) -> Model:
         """This model with the text tower's layers in buffers of their own; it is used up.
 
         Each decode step then reads the weights where they lie instead of copying them layer by
         layer: steps more than twice as fast on a GPU, for a compilation that grows with the number
-        of layers. See `models.layers.layer_scan.Apart`.
+        of layers. See `models.layers.layer_scan.UnstackedParam`.
         """
 
         def apart(path, leaf):
-            if isinstance(leaf, Apart) or "['text']['layers']" not in jax.tree_util.keystr(path):
+            stacked = "['text']['layers']" in jax.tree_util.keystr(path)
+            if isinstance(leaf, UnstackedParam) or not stacked:
                 return leaf
-            return take_apart(leaf)
+            return unstack_layers(leaf)
 
         params = jax.tree_util.tree_map_with_path(
-            apart, self.params, is_leaf=lambda x: isinstance(x, Apart)
+            apart, self.params, is_leaf=lambda x: isinstance(x, UnstackedParam)
         )
         return dataclasses.replace(self, params=params)
 

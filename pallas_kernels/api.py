@@ -92,7 +92,7 @@ def attend_cache(
     logits_scale: float | None = None,
     logits_soft_cap: float | None = None,
 ) -> Attended:
-    """`decode_attention` in float32 with its log-sum-exp and the count of guarded rows."""
+    """`decode_attention` in float32, with log-sum-exp and count of skipped calibrations."""
     _check_query(query, cache_layer)
     _check_options(query, cache_layer, visible_text, starts, logits_scale)
     name = choose_implementation(implementation, cache_layer, logits_soft_cap)

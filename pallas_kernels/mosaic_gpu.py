@@ -75,7 +75,7 @@ def attend_cache(
         banks,
         text,
         position=none,
-        guarded=none,
+        calibration_skipped=none,
         quant=layer.quant,
         score_map=stacked(layer.score_map),
         tables=stacked(layer.tables),
@@ -193,10 +193,10 @@ def _attend(
         )
     attended = functools.reduce(merge, parts)
     if hit is None:
-        guarded = jnp.zeros(query.shape[0], jnp.int32)
+        calibration_skipped = jnp.zeros(query.shape[0], jnp.int32)
     else:
-        guarded = hit.sum((1, 2), dtype=jnp.int32)
-    return attended.output, attended.logsumexp, guarded
+        calibration_skipped = hit.sum((1, 2), dtype=jnp.int32)
+    return attended.output, attended.logsumexp, calibration_skipped
 
 
 def _calibration(

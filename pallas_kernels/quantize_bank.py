@@ -20,7 +20,7 @@ from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import VisualBank, quantize_visual
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
-from vkq_jax.quantized import CodeFamily
+from vkq_jax.quantized import Quantizer
 from vkq_jax.sign_codes import SignCodes, error_ratio
 
 __all__ = ["choose_coding", "explain_coding", "fused_bank", "quantize_bank", "unfused_reason"]
@@ -42,7 +42,7 @@ def quantize_bank(
 
     Args:
         key, value: of all tokens; keys with RoPE.
-        index, valid: the visual ones among them, see `vkq_jax.visual.compact`.
+        index, valid: the visual ones among them, see `vkq_jax.visual.left_pack`.
         quant: how they are coded.
         tables: offline tables of the codes, of this layer.
         implementation: "mosaic_gpu" is the fused kernel, two passes each over keys and values, of
@@ -119,7 +119,7 @@ def fused_bank(
     if reason:
         raise NotImplementedError(f"mosaic_gpu: {reason}")
 
-    def code(side: Side, x: Array, codes: CodeFamily) -> TiledSigns:
+    def code(side: Side, x: Array, codes: Quantizer) -> TiledSigns:
         assert isinstance(codes, SignCodes)
         return _code(x, index, valid, codes, side, run)
 
@@ -130,7 +130,7 @@ def fused_bank(
     )
 
 
-def unfused_reason(x: Arrays, index: Arrays, codes: CodeFamily) -> str | None:
+def unfused_reason(x: Arrays, index: Arrays, codes: Quantizer) -> str | None:
     """Why the kernel does not code keys or values `x`; None if it does."""
     num_positions, head_dim = index.shape[1], x.shape[-1]
     if not isinstance(codes, SignCodes):

@@ -30,7 +30,7 @@ from vkq_jax.persistence import (
 )
 from vkq_jax.presets import calibrated_presets, presets, resolve
 from vkq_jax.quantize import dequantize, fake_quantize, quantize
-from vkq_jax.quantized import AffineTensor, CodeFamily, QuantizedTensor
+from vkq_jax.quantized import AffineTensor, QuantizedTensor, Quantizer
 from vkq_jax.range_rules import MSE, MeanMagnitude, MinMax, Quantile, RangeRule, Shrink
 from vkq_jax.sign_codes import SignCodes, SignTensor
 from vkq_jax.token_classes import ClassMap, TokenClass
@@ -46,7 +46,6 @@ __all__ = [
     "CalibratedPreset",
     "ClassMap",
     "ClassTables",
-    "CodeFamily",
     "CodeTables",
     "Dense",
     "DenseTensor",
@@ -66,6 +65,7 @@ __all__ = [
     "Quantile",
     "QuantizationError",
     "QuantizedTensor",
+    "Quantizer",
     "RangeRule",
     "ScoreCalibration",
     "ScoreMap",

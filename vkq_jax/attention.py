@@ -40,12 +40,12 @@ class Attended:
     Attributes:
         output: softmax-weighted values, float32; 0 where a query sees nothing.
         logsumexp: natural logarithm of the softmax denominator; -inf where a query sees nothing.
-        guarded: rows of visual scores that the guard of score calibration left as they were.
+        calibration_skipped: rows of visual scores that the guard left uncalibrated.
     """
 
     output: Float[Array, "B T N H"]
     logsumexp: Float[Array, "B T N"]
-    guarded: Int32[Array, "B"]
+    calibration_skipped: Int32[Array, "B"]
 
     @classmethod
     def from_kv_heads(
@@ -53,13 +53,13 @@ class Attended:
         output: Float[Array, "B K Q H"],
         logsumexp: Float[Array, "B K Q"],
         num_queries: int,
-        guarded: Int32[Array, "B"] | None = None,
+        calibration_skipped: Int32[Array, "B"] | None = None,
     ) -> Attended:
-        """From results grouped by KV head, as `to_kv_heads` groups queries; nothing guarded."""
-        if guarded is None:
-            guarded = jnp.zeros(output.shape[0], jnp.int32)
+        """From results grouped by KV head, as `to_kv_heads` groups queries."""
+        if calibration_skipped is None:
+            calibration_skipped = jnp.zeros(output.shape[0], jnp.int32)
         logsumexp = from_kv_heads(logsumexp[..., None], num_queries)[..., 0]
-        return cls(from_kv_heads(output, num_queries), logsumexp, guarded)
+        return cls(from_kv_heads(output, num_queries), logsumexp, calibration_skipped)
 
 
 def attend_cache(
@@ -86,7 +86,7 @@ def attend_cache(
     num_queries, num_kv_heads = query.shape[1], layer.text.key.shape[1]
     q = scaled_rows(query, num_kv_heads, logits_scale)
     parts, masks = _visual_scores(q, layer, starts, logits_soft_cap)
-    guarded = None
+    calibration_skipped = None
     if layer.score_map is not None and parts:
         static = map_of_rows(layer.score_map, query.shape, num_kv_heads)
         parts = [static.apply(part) for part in parts]
@@ -95,7 +95,7 @@ def attend_cache(
             jnp.concatenate(parts, -1), jnp.concatenate(masks, -1), layer.quant.calibration
         )
         parts = jnp.split(joint, _boundaries(parts), axis=-1)
-        guarded = hit.sum((1, 2), dtype=jnp.int32)
+        calibration_skipped = hit.sum((1, 2), dtype=jnp.int32)
 
     text_key = layer.text.key.astype(jnp.float32)
     parts.append(soft_cap(exact_einsum("bkqh,bksh->bkqs", q, text_key), logits_soft_cap))
@@ -111,7 +111,7 @@ def attend_cache(
     value_tables = None if layer.tables is None else layer.tables.value
     for bank, part in zip(layer.visual, visual, strict=True):
         output = output + post_scaling.weighted_sum(part, bank.value, value_tables)
-    return Attended.from_kv_heads(output, logsumexp, num_queries, guarded)
+    return Attended.from_kv_heads(output, logsumexp, num_queries, calibration_skipped)
 
 
 def score_range(
@@ -183,7 +183,11 @@ def merge(first: Attended, second: Attended) -> Attended:
         weight = jnp.exp(part.logsumexp - jnp.where(seen, logsumexp, 0.0))
         return weight[..., None] * part.output
 
-    return Attended(share(first) + share(second), logsumexp, first.guarded + second.guarded)
+    return Attended(
+        share(first) + share(second),
+        logsumexp,
+        first.calibration_skipped + second.calibration_skipped,
+    )
 
 
 def masked_softmax(

@@ -224,12 +224,12 @@ class KVCache:
         visual: one bank for each prompt that had images, stacked over layers.
         text: the dense bank, stacked over layers.
         position: RoPE position of the next token of each sequence.
-        guarded: how often the guard of score calibration left a head's scores as they were, summed
+        calibration_skipped: how often the guard left a head's scores uncalibrated, summed
             over layers, heads and queries of each sequence.
         quant: settings for keys, values and scores.
         score_map: static score calibration [L, N], shared by all sequences; where there is one, it
             takes the place of the calibration that `quant` asks for at every step, and nothing is
-            guarded.
+            calibration_skipped.
         tables: offline tables of the model that the codes were made with [L, K, ...], shared by all
             sequences; None where the codes need none.
         key_bias: the keys' bias that the visual banks are coded without [L, K, H]; their tokens
@@ -239,7 +239,7 @@ class KVCache:
     visual: tuple[VisualBank, ...]
     text: TextBank
     position: Int32[Array, "B"]
-    guarded: Int32[Array, "B"]
+    calibration_skipped: Int32[Array, "B"]
     quant: KVQuantConfig = static_field()
     score_map: ScoreMap | None = None
     tables: CodeTables | None = None
@@ -277,7 +277,7 @@ class KVCache:
         none = jnp.zeros(batch, jnp.int32)
         index = jnp.zeros((batch, cache_length), jnp.int32) if keep_indices else None
         text = TextBank(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), none, index)
-        return cls((), text, position=none, guarded=none, quant=quant)
+        return cls((), text, position=none, calibration_skipped=none, quant=quant)
 
     def fixed(self) -> FixedParts:
         """The parts that decoding leaves as they are."""
@@ -345,7 +345,7 @@ def quantize_visual(
     quant: KVQuantConfig,
     tables: CodeTables | None = None,
 ) -> VisualBank:
-    """Gathers one layer's visual positions (see `visual.compact`) and codes them.
+    """Gathers one layer's visual positions (see `visual.left_pack`) and codes them.
 
     `tables` are those of the layer.
     """

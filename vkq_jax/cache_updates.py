@@ -98,7 +98,7 @@ def take_sequences(cache: KVCache, indices: ArrayLike | Sequence[int]) -> KVCach
         visual=tuple(map(taken, cache.visual)),
         text=taken(cache.text),
         position=per_sequence(cache.position),
-        guarded=per_sequence(cache.guarded),
+        calibration_skipped=per_sequence(cache.calibration_skipped),
     )
 
 

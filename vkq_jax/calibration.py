@@ -76,10 +76,10 @@ def calibrate(
 ) -> tuple[Float[Array, "*lead V"], Bool[Array, "*lead"]]:
     """Maps the visible scores of each row; also returns where the guard left a row as it was.
 
-    Rows without a visible score are returned unchanged and do not count as guarded.
+    Rows without a visible score are returned unchanged and do not count as skipped.
     """
-    mapping, guarded = score_map(*visible_range(scores, visible), settings)
-    return mapping.apply(scores), guarded
+    mapping, calibration_skipped = score_map(*visible_range(scores, visible), settings)
+    return mapping.apply(scores), calibration_skipped
 
 
 def visible_range(

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from vkq_jax.dictionary_codes import DictionaryCodes
-from vkq_jax.quantized import CodeFamily
+from vkq_jax.quantized import Quantizer
 from vkq_jax.validation import check_fields
 
 __all__ = ["KVQuantConfig", "ScoreCalibration"]
@@ -52,17 +52,17 @@ class KVQuantConfig:
             dictionary codes, or the two have unlike shares of tokens (a head keeps one order).
     """
 
-    key: CodeFamily
-    value: CodeFamily
+    key: Quantizer
+    value: Quantizer
     calibration: ScoreCalibration | None = None
 
     def __post_init__(self):
         """Checks the settings."""
         for name in ("key", "value"):
             family = getattr(self, name)
-            if not isinstance(family, CodeFamily):
+            if not isinstance(family, Quantizer):
                 raise ValueError(
-                    f"{name} must be a CodeFamily such as LevelCodes, SignCodes or Dense, "
+                    f"{name} must be a Quantizer such as LevelCodes, SignCodes or Dense, "
                     f"got {family!r}"
                 )
         if not isinstance(self.calibration, ScoreCalibration | None):

@@ -35,7 +35,7 @@ def check_cache(cache: KVCache) -> None:
             f"text must have keys and values [L, B, K, S, H] of one dtype, got {shown(key)} and "
             f"{shown(value)}"
         )
-    for name in ("position", "guarded"):
+    for name in ("position", "calibration_skipped"):
         counts = getattr(cache, name)
         if counts.shape != key.shape[1:2] or (counts < 0).any():
             raise ValueError(

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.pytree import frozen_pytree
-from vkq_jax.quantized import AffineTensor, CodeFamily, QuantizedTensor
+from vkq_jax.quantized import AffineTensor, QuantizedTensor, Quantizer
 
 __all__ = ["Dense", "DenseTensor"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Dense(CodeFamily):
+class Dense(Quantizer):
     """Settings of the tensor that is stored as it is: the "none" preset, and the baseline."""
 
     def quantize(self, x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"]) -> DenseTensor:

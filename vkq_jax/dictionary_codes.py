@@ -16,7 +16,7 @@ from vkq_jax.dictionary_tensor import DictionaryTensor, hadamard_bits
 from vkq_jax.image_centres import image_centres, nearest
 from vkq_jax.normal_steps import NORMAL_STEPS
 from vkq_jax.pytree import frozen_pytree
-from vkq_jax.quantized import CodeFamily
+from vkq_jax.quantized import Quantizer
 from vkq_jax.token_classes import ClassMap, TokenClass, assign_classes, check_classes
 from vkq_jax.validation import check_fields
 
@@ -26,7 +26,7 @@ _LARGEST = 2.0**48
 
 
 @dataclasses.dataclass(frozen=True)
-class DictionaryCodes(CodeFamily):
+class DictionaryCodes(Quantizer):
     """Settings of dictionary codes, see `DictionaryTensor`.
 
     Tokens are sorted by the energy of what their centre leaves, and get precision by class: tokens

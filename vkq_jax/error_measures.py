@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.quantize import quantize
-from vkq_jax.quantized import CodeFamily
+from vkq_jax.quantized import Quantizer
 
 __all__ = ["QuantizationError", "cosine", "quantization_error", "relative_squared_error"]
 
@@ -26,7 +26,7 @@ class QuantizationError:
 
 
 def quantization_error(
-    x: Float[Array, "*lead V H"], config: CodeFamily, *, valid: Bool[Array, "*lead V"] | None = None
+    x: Float[Array, "*lead V H"], config: Quantizer, *, valid: Bool[Array, "*lead V"] | None = None
 ) -> QuantizationError:
     """Error that coding `x` with `config` makes; arguments and errors as for `quantize`."""
     x_hat = quantize(x, config, valid=valid).dequantize()

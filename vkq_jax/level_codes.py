@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from vkq_jax import groups, packing, rotation
 from vkq_jax.array_types import Array, Bool, Float, UInt8, UInt32
 from vkq_jax.pytree import frozen_pytree, static_field
-from vkq_jax.quantized import AffineTensor, CodeFamily, QuantizedTensor
+from vkq_jax.quantized import AffineTensor, QuantizedTensor, Quantizer
 from vkq_jax.range_rules import MinMax, RangeRule
 from vkq_jax.validation import check_fields
 
@@ -30,7 +30,7 @@ class Granularity(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class LevelCodes(CodeFamily):
+class LevelCodes(Quantizer):
     """Settings of codes on a uniform grid between two levels per group.
 
     Attributes:

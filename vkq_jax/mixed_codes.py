@@ -12,14 +12,14 @@ from vkq_jax import groups
 from vkq_jax.array_types import Array, Bool, Float, Shaped
 from vkq_jax.level_codes import LevelCodes, LevelTensor
 from vkq_jax.pytree import frozen_pytree
-from vkq_jax.quantized import AffineTensor, CodeFamily, QuantizedTensor
+from vkq_jax.quantized import AffineTensor, QuantizedTensor, Quantizer
 from vkq_jax.validation import check_fields
 
 __all__ = ["MixedCodes", "MixedTensor"]
 
 
 @dataclasses.dataclass(frozen=True)
-class MixedCodes(CodeFamily):
+class MixedCodes(Quantizer):
     """Settings of codes whose precision is that of the channel (VidKV, arXiv 2503.16257).
 
     Attributes:

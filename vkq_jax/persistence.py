@@ -21,12 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 import vkq_jax
+from vkq_jax.atomic_write import atomic_write
 from vkq_jax.cache import KVCache
 from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.consistency import check_cache
 from vkq_jax.validation import check_tree, shorten, shown
-from vkq_jax.whole_file import whole_file
 
 __all__ = [
     "load_cache",
@@ -114,7 +114,7 @@ def _save(path: str | os.PathLike[str], value: Any, kind: str, *, share: bool = 
         "structure": structure,
         "sha256": _digest(structure, arrays),
     }
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         save_file(arrays, part, metadata=metadata)
 
 

@@ -11,7 +11,7 @@ from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.level_codes import Granularity, LevelCodes
 from vkq_jax.mixed_codes import MixedCodes
 from vkq_jax.packing import TERNARY
-from vkq_jax.quantized import CodeFamily
+from vkq_jax.quantized import Quantizer
 from vkq_jax.range_rules import MSE, MeanMagnitude, Quantile, Shrink
 from vkq_jax.sign_codes import SignCodes
 from vkq_jax.token_classes import TokenClass
@@ -19,7 +19,7 @@ from vkq_jax.token_classes import TokenClass
 __all__ = ["calibrated_presets", "presets", "resolve"]
 
 
-def _both(codes: CodeFamily) -> KVQuantConfig:
+def _both(codes: Quantizer) -> KVQuantConfig:
     return KVQuantConfig(key=codes, value=codes)
 
 

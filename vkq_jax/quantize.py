@@ -10,14 +10,14 @@ from vkq_jax.array_types import Array, Bool, Float, Shaped
 from vkq_jax.code_tables import SideTables
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.dictionary_tensor import DictionaryTensor
-from vkq_jax.quantized import CodeFamily, QuantizedTensor
+from vkq_jax.quantized import QuantizedTensor, Quantizer
 
 __all__ = ["dequantize", "fake_quantize", "quantize"]
 
 
 def quantize(
     x: Float[Array, "*lead V H"],
-    config: CodeFamily,
+    config: Quantizer,
     *,
     valid: Bool[Array, "*#lead #V"] | None = None,
     tables: SideTables | None = None,
@@ -35,11 +35,11 @@ def quantize(
         tables: offline tables of dictionary codes that need them, [K, ...] for x [*lead, K, V, H].
 
     Raises:
-        ValueError: config is no `CodeFamily`; tables are missing or do not fit; x is not floating,
+        ValueError: config is no `Quantizer`; tables are missing or do not fit; x is not floating,
             has less than two axes or no channels; valid is not boolean or does not broadcast to
             x.shape[:-1].
     """
-    if not isinstance(config, CodeFamily):
+    if not isinstance(config, Quantizer):
         raise ValueError(
             "config must be the settings of one code family, such as LevelCodes(bits=1) or "
             f'presets["vkq-1bit"].key (or .value), got {config!r}'
@@ -58,7 +58,7 @@ def quantize(
 def _quantize(
     x: Float[Array, "*lead V H"],
     valid: Bool[Array, "*lead V"],
-    config: CodeFamily,
+    config: Quantizer,
     tables: SideTables | None,
 ) -> QuantizedTensor:
     if isinstance(config, DictionaryCodes):
@@ -76,7 +76,7 @@ def dequantize(q: QuantizedTensor, tables: SideTables | None = None) -> Float[Ar
 
 def fake_quantize(
     x: Float[Array, "*lead V H"],
-    config: CodeFamily,
+    config: Quantizer,
     *,
     valid: Bool[Array, "*#lead #V"] | None = None,
     tables: SideTables | None = None,

@@ -12,10 +12,10 @@ from vkq_jax import groups, packing, rotation
 from vkq_jax.array_types import Array, Bool, Float, Shaped, UInt8, UInt32
 from vkq_jax.pytree import frozen_pytree, static_field
 
-__all__ = ["AffineTensor", "CodeFamily", "QuantizedTensor"]
+__all__ = ["AffineTensor", "QuantizedTensor", "Quantizer"]
 
 
-class CodeFamily(abc.ABC):
+class Quantizer(abc.ABC):
     """Settings of one way to code a tensor: a frozen, hashable dataclass of plain Python values.
 
     A new family is a subclass with one method. It may return any `QuantizedTensor`; the general

@@ -66,11 +66,11 @@ def attend_cache(
             parts.append(soft_cap(scale * (key @ query) - bias, logits_soft_cap))
             masks.append(seen(key, start, length))
             values.append(value)
-        guarded = jnp.array(False)
+        calibration_skipped = jnp.array(False)
         if score_map is not None:
             parts = [score_map.slope * part + score_map.shift for part in parts]
         elif banks and layer.quant.calibration is not None:
-            visual, guarded = calibrate(
+            visual, calibration_skipped = calibrate(
                 jnp.concatenate(parts), jnp.concatenate(masks), layer.quant.calibration
             )
             parts = [visual]
@@ -81,13 +81,13 @@ def attend_cache(
         finite = jnp.where(jnp.isneginf(logsumexp), 0.0, logsumexp)  # -inf - -inf would be NaN
         weights = jnp.where(mask, jnp.exp(logits - finite), 0.0)
         weights = jnp.where(jnp.any(mask), weights, 0.0)
-        return weights @ jnp.concatenate([*values, text_value]), logsumexp, guarded
+        return weights @ jnp.concatenate([*values, text_value]), logsumexp, calibration_skipped
 
     over_heads = jax.vmap(attend, in_axes=(0, [(0, 0, 0, None)] * len(banks), 0, 0, None, None, 0))
     over_queries = jax.vmap(over_heads, in_axes=(0, None, None, None, 0, 0, None))
     over_sequences = jax.vmap(over_queries, in_axes=(0, 0, 0, 0, 0, 0, None))
     with jax.default_matmul_precision("highest"):
-        output, logsumexp, guarded = over_sequences(
+        output, logsumexp, calibration_skipped = over_sequences(
             query.astype(jnp.float32),
             banks,
             text_key,
@@ -96,7 +96,7 @@ def attend_cache(
             starts,
             layer.score_map,
         )
-    return Attended(output, logsumexp, guarded.sum((1, 2), dtype=jnp.int32))
+    return Attended(output, logsumexp, calibration_skipped.sum((1, 2), dtype=jnp.int32))
 
 
 def _with_bias(bank: VisualBank, layer: LayerCache) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from vkq_jax import groups, log_scale, packing, rotation
 from vkq_jax.array_types import Array, Bool, Float, Shaped, UInt32
 from vkq_jax.pytree import frozen_pytree, static_field
-from vkq_jax.quantized import AffineTensor, CodeFamily, QuantizedTensor
+from vkq_jax.quantized import AffineTensor, QuantizedTensor, Quantizer
 from vkq_jax.validation import check_fields
 
 __all__ = ["SignCodes", "SignTensor", "error_ratio"]
@@ -20,7 +20,7 @@ _LARGEST = 2.0**100
 
 
 @dataclasses.dataclass(frozen=True)
-class SignCodes(CodeFamily):
+class SignCodes(Quantizer):
     """Settings of sign codes around a centre (method.md, "Sign codes").
 
     Attributes:

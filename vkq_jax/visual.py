@@ -8,7 +8,7 @@ import numpy as np
 
 from vkq_jax.array_types import Array, Bool, Int32
 
-__all__ = ["VisualSpan", "compact", "visual_mask", "visual_spans"]
+__all__ = ["VisualSpan", "left_pack", "visual_mask", "visual_spans"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ def visual_spans(
     return [list(_runs(row)) for row in mask]
 
 
-def compact(
+def left_pack(
     mask: Bool[Array, "B T"], capacity: int
 ) -> tuple[Int32[Array, "B C"], Bool[Array, "B C"]]:
     """Positions where `mask` holds, moved to the front of `capacity` slots, in order.

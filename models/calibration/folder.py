@@ -16,11 +16,11 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from models.calibration.samples import CodeSamples
+from vkq_jax.atomic_write import atomic_write
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.persistence import load_tables, save_tables
-from vkq_jax.whole_file import whole_file
 
 __all__ = ["CalibrationFolder", "digest_of"]
 
@@ -58,7 +58,7 @@ class CalibrationFolder:
         made = jax.tree.map(np.asarray, make())
         if file is not None:
             arrays = {f.name: getattr(made, f.name) for f in dataclasses.fields(CodeSamples)}
-            with whole_file(file) as part:
+            with atomic_write(file) as part:
                 save_file(arrays, part)
         return made
 
@@ -84,7 +84,7 @@ class CalibrationFolder:
             return json.loads(file.read_text(encoding="utf-8"))
         found = make()
         if file is not None:
-            with whole_file(file) as part:
+            with atomic_write(file) as part:
                 part.write_text(json.dumps(found), encoding="utf-8")
         return found
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.layers.layer_scan import Apart
+from models.layers.layer_scan import UnstackedParam
 from models.model import Model
 
 __all__ = ["fingerprint"]
@@ -22,13 +22,13 @@ def fingerprint(model: Model) -> str:
     """
     digest = hashlib.sha256()
     leaves = jax.tree_util.tree_leaves_with_path(
-        model.params, is_leaf=lambda x: isinstance(x, Apart)
+        model.params, is_leaf=lambda x: isinstance(x, UnstackedParam)
     )
     for path, leaf in leaves:
         name = jax.tree_util.keystr(path)
         if "['text']['layers']" not in name:
             continue
-        blocks = leaf.layers if isinstance(leaf, Apart) else leaf
+        blocks = leaf.layers if isinstance(leaf, UnstackedParam) else leaf
         for block in (blocks[0], blocks[-1]):
             rows = np.asarray(block[:_ROWS].astype(jnp.bfloat16))
             digest.update(f"{name}{block.shape}".encode())

@@ -227,16 +227,17 @@ def observed_step(
             logits_soft_cap=model.config.text.attn_logit_softcapping,
         )
         seen = observe(query, written, layer, starts)
-        return attended.output.astype(query.dtype), text, (attended.guarded, seen)
+        return attended.output.astype(query.dtype), text, (attended.calibration_skipped, seen)
 
-    hidden, text, (guarded, seen) = module.text(
+    hidden, text, (skipped, seen) = module.text(
         module.text.embed(token[:, None]), positions, attend, cache.text
     )
     cache = dataclasses.replace(
         cache,
         text=text.advance(valid, order),
         position=cache.position + active.astype(jnp.int32),
-        guarded=cache.guarded + jnp.where(active, guarded.sum(0, dtype=jnp.int32), 0),
+        calibration_skipped=cache.calibration_skipped
+        + jnp.where(active, skipped.sum(0, dtype=jnp.int32), 0),
     )
     return module.text.logits(hidden)[:, 0], cache, seen
 

@@ -16,7 +16,7 @@ from models.text.masks import prompt_masks
 from models.vision.vit import VisionTransformer
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import KVCache
-from vkq_jax.visual import compact
+from vkq_jax.visual import left_pack
 
 __all__ = ["first_non_finite", "refuse_non_finite"]
 
@@ -129,7 +129,7 @@ def _whole(inputs: Inputs, tokens: Array, lengths: Array) -> Inputs:
     """Prompts with their answers behind them."""
     emitted = jnp.arange(tokens.shape[1]) < lengths[:, None]
     whole = inputs.followed_by(tokens, emitted)
-    return whole.take_tokens(*compact(whole.mask, whole.mask.shape[1]))
+    return whole.take_tokens(*left_pack(whole.mask, whole.mask.shape[1]))
 
 
 def _first_in_cache(cache: KVCache) -> int | None:

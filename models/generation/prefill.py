@@ -25,7 +25,7 @@ from vkq_jax.calibration import ScoreMap
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.pytree import take_layer
-from vkq_jax.visual import compact
+from vkq_jax.visual import left_pack
 
 __all__ = ["new_cache", "prefill", "run_prompt"]
 
@@ -99,7 +99,7 @@ def run_prompt(
     scale, cap = text_config.logits_scale, text_config.attn_logit_softcapping
     is_visual = inputs.visual_mask & inputs.mask
     is_text = inputs.mask & ~is_visual
-    index, taken = compact(is_visual, inputs.prompt_shape.visual)
+    index, taken = left_pack(is_visual, inputs.prompt_shape.visual)
     axes = (1,) * (inputs.positions.ndim - 1)
     positions = inputs.positions + cache.position.reshape(-1, *axes)
     order = inputs.index + cache.num_tokens[:, None]
@@ -125,12 +125,12 @@ def run_prompt(
                 query, key, value, mask_of(layer), logits_scale=scale, logits_soft_cap=cap
             )
             attended = merge(earlier, fresh)
-            output, guarded = attended.output.astype(query.dtype), attended.guarded
+            output, skipped = attended.output.astype(query.dtype), attended.calibration_skipped
         else:
             output = dense_attention(
                 query, key, value, mask_of(layer), logits_scale=scale, logits_soft_cap=cap
             )
-            guarded = jnp.zeros_like(cache.guarded)
+            skipped = jnp.zeros_like(cache.calibration_skipped)
         bank = None
         if inputs.prompt_shape.visual:
             coded_key = key
@@ -148,10 +148,10 @@ def run_prompt(
             # Codes first, then the next layer: or XLA may put off coding and keep the values.
             coded = (bank.key, bank.value, bank.class_map)
             output, bank = jax.lax.optimization_barrier((output, coded))
-        return output, text.write(layer, key, value, is_text), (bank, guarded)
+        return output, text.write(layer, key, value, is_text), (bank, skipped)
 
     embedded = module.embed_inputs(inputs)
-    hidden, text, (bank, guarded) = module.text(
+    hidden, text, (bank, skipped) = module.text(
         embedded.hidden, positions, attend, cache.text, additions=embedded.additions
     )
     banks = cache.visual
@@ -169,7 +169,7 @@ def run_prompt(
         visual=banks,
         text=text.advance(is_text, order),
         position=cache.position + inputs.next_position,
-        guarded=cache.guarded + guarded.sum(0, dtype=jnp.int32),
+        calibration_skipped=cache.calibration_skipped + skipped.sum(0, dtype=jnp.int32),
     )
     return hidden, new
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from models.inputs.batch import Inputs
 from vkq_jax.array_types import Array, Bool, Int32
 from vkq_jax.pytree import frozen_pytree
-from vkq_jax.visual import compact
+from vkq_jax.visual import left_pack
 
 __all__ = ["TokenHistory"]
 
@@ -33,7 +33,7 @@ class TokenHistory:
     @classmethod
     def of_prompts(cls, inputs: Inputs, max_new_tokens: int) -> TokenHistory:
         """The prompts, with room for `max_new_tokens` more."""
-        index, valid = compact(inputs.mask, inputs.mask.shape[1])
+        index, valid = left_pack(inputs.mask, inputs.mask.shape[1])
         tokens = jnp.take_along_axis(inputs.input_ids, index, axis=1)
         return cls(
             jnp.pad(tokens, ((0, 0), (0, max_new_tokens))),

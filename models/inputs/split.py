@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from models.inputs.batch import Inputs, PromptShape
-from vkq_jax.visual import compact
+from vkq_jax.visual import left_pack
 
 __all__ = ["split_after_images"]
 
@@ -20,8 +20,8 @@ def split_after_images(inputs: Inputs) -> tuple[Inputs, Inputs]:
     after = jnp.cumsum(is_visual, axis=1) == is_visual.sum(1, keepdims=True)
     after = inputs.mask & after & ~is_visual
     shape = inputs.prompt_shape
-    before = inputs.take_tokens(*compact(inputs.mask & ~after, shape.prefix))
-    rest = inputs.take_tokens(*compact(after, shape.suffix))
+    before = inputs.take_tokens(*left_pack(inputs.mask & ~after, shape.prefix))
+    rest = inputs.take_tokens(*left_pack(after, shape.suffix))
     # Positions of a part count from its own first token.
     start = before.next_position.reshape(-1, *(1,) * (rest.positions.ndim - 1))
     return (

@@ -10,7 +10,7 @@ from flax import nnx
 from vkq_jax.array_types import Array
 from vkq_jax.pytree import frozen_pytree
 
-__all__ = ["Apart", "put_together", "scan_layers", "stack_layers", "take_apart"]
+__all__ = ["UnstackedParam", "restack_layers", "scan_layers", "stack_layers", "unstack_layers"]
 
 
 def stack_layers[M: nnx.Module](
@@ -21,7 +21,7 @@ def stack_layers[M: nnx.Module](
 
 
 @frozen_pytree
-class Apart:
+class UnstackedParam:
     """A parameter of stacked blocks whose layers lie in buffers of their own.
 
     A loop over a stack hands each layer a copy of its slice, because a matrix product wants its
@@ -32,17 +32,17 @@ class Apart:
     layers: tuple[Array, ...]
 
 
-def take_apart(stack: Array) -> Apart:
-    """A stacked parameter with its layers apart; the stack is freed, its memory is needed."""
+def unstack_layers(stack: Array) -> UnstackedParam:
+    """A stacked parameter with each layer in a buffer of its own; frees the stack."""
     layers = tuple(jax.block_until_ready([stack[i] for i in range(stack.shape[0])]))
     stack.delete()
-    return Apart(layers)
+    return UnstackedParam(layers)
 
 
-def put_together(params: Any) -> Any:
+def restack_layers(params: Any) -> Any:
     """The stacked parameters again."""
     return jax.tree.map(
-        lambda x: jnp.stack(x.layers) if isinstance(x, Apart) else x, params, is_leaf=_is_apart
+        lambda x: jnp.stack(x.layers) if _is_unstacked(x) else x, params, is_leaf=_is_unstacked
     )
 
 
@@ -57,7 +57,7 @@ def scan_layers[C](
 ) -> tuple[C, Any]:
     """Runs stacked blocks one after another, compiled once whatever their number.
 
-    Blocks whose parameters lie `Apart` are compiled one by one.
+    Blocks whose parameters are `UnstackedParam`s are compiled one by one.
 
     Args:
         layers: what `stack_layers` made.
@@ -81,14 +81,14 @@ def scan_layers[C](
         # Inside a scan nothing can be merged across iterations, so the barrier only costs time.
         body = jax.checkpoint(body, prevent_cse=False)
     numbers = jnp.arange(num_layers, dtype=jnp.int32)
-    apart = any(map(_is_apart, jax.tree.leaves(params, is_leaf=_is_apart)))
+    apart = any(map(_is_unstacked, jax.tree.leaves(params, is_leaf=_is_unstacked)))
     if not apart and not unroll:
         return jax.lax.scan(body, carry, (numbers, params))
 
     outputs = None
     for i in range(num_layers):
         block_params = jax.tree.map(
-            lambda x, i=i: x.layers[i] if _is_apart(x) else x[i], params, is_leaf=_is_apart
+            lambda x, i=i: x.layers[i] if _is_unstacked(x) else x[i], params, is_leaf=_is_unstacked
         )
         carry, output = body(carry, (numbers[i], block_params))
         if outputs is None:  # written layer by layer: no second copy of all of them
@@ -97,5 +97,5 @@ def scan_layers[C](
     return carry, outputs
 
 
-def _is_apart(x: Any) -> bool:
-    return isinstance(x, Apart)
+def _is_unstacked(x: Any) -> bool:
+    return isinstance(x, UnstackedParam)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.layers.layer_scan import put_together
+from models.layers.layer_scan import restack_layers
 from models.layers.rope import RopeKind, attention_scaling, inverse_frequencies
 from models.text.config import TextConfig
 from models.text.decoder import TextDecoder
@@ -33,7 +33,7 @@ def key_bias_of(text: TextDecoder) -> KeyBias | None:
     config = text.config
     if not has_key_bias(config):
         return None
-    params = put_together(nnx.state(text.layers.self_attn.k_proj))
+    params = restack_layers(nnx.state(text.layers.self_attn.k_proj))
     (bias,) = jax.tree.leaves(params["bias"])
     shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
     mrope = config.rope.mrope

@@ -73,7 +73,7 @@ def whole_cache(quant, positions):
         (bank,),
         text,
         position=lengths + text.length,
-        guarded=jnp.zeros(2, jnp.int32),
+        calibration_skipped=jnp.zeros(2, jnp.int32),
         quant=quant,
         score_map=vkq_jax.ScoreMap(slope, 1 - slope, quant=quant),
         tables=stacked(*(layer.tables for layer in layers)),

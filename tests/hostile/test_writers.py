@@ -12,7 +12,7 @@ import time
 import pytest
 
 from tests.support.killed_writers import WRITERS
-from vkq_jax.whole_file import check_writable, part_folder, whole_file
+from vkq_jax.atomic_write import atomic_write, check_writable, part_folder
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def test_a_kill_at_any_step_leaves_whole_files_and_the_next_write_cleans_up(reco
 def test_a_live_writer_keeps_its_part(record, tmp_path):
     assert record["overtake_a_live_writer"] == []
     path = tmp_path / "file"  # and within one process
-    with whole_file(path) as first:
+    with atomic_write(path) as first:
         first.write_text("first")
         check_writable(path)
-        with whole_file(path) as second:
+        with atomic_write(path) as second:
             second.write_text("second")
         assert path.read_text() == "second"
     assert path.read_text() == "first"
@@ -58,7 +58,7 @@ def test_folders_of_other_targets_and_of_others_stay(tmp_path):
         shutil.copytree(killed, tmp_path / ".part-other-killed")
     (tmp_path / ".part-photos").mkdir()
     before = set(tmp_path.iterdir())
-    with whole_file(tmp_path / "file") as part:
+    with atomic_write(tmp_path / "file") as part:
         part.write_text("text")
     assert set(tmp_path.iterdir()) == {*before, tmp_path / "file"}
 

@@ -74,9 +74,9 @@ def test_generation_keeps_the_map_and_guards_nothing(model, score_map):
     wide = dataclasses.replace(QUANT, calibration=ScoreCalibration(tau2=1e9))
     options = {"quant": wide, "max_new_tokens": 3}
     got = models.generate(model, batch(*ROWS), score_map=score_map, **options)
-    assert not got.cache.guarded.any()
+    assert not got.cache.calibration_skipped.any()
     np.testing.assert_array_equal(got.cache.score_map.slope, score_map.slope)
-    assert models.generate(model, batch(*ROWS), **options).cache.guarded[0] > 0
+    assert models.generate(model, batch(*ROWS), **options).cache.calibration_skipped[0] > 0
 
     question = batch(*(prompt(2, seed=i) for i in range(3)))
     turn = models.generate(model, question, cache=got.cache, max_new_tokens=1)

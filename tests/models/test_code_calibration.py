@@ -167,6 +167,6 @@ def test_prompts_that_cannot_calibrate_are_refused(model):
 
 
 def test_the_fingerprint_does_not_depend_on_how_weights_are_kept(model):
-    assert models.fingerprint(tiny_model().take_apart()) == models.fingerprint(model)
+    assert models.fingerprint(tiny_model().unstack_layers()) == models.fingerprint(model)
     assert models.fingerprint(tiny_model(dtype=jnp.bfloat16)) == models.fingerprint(model)
     assert models.fingerprint(tiny_model(seed=1)) != models.fingerprint(model)

@@ -209,9 +209,9 @@ def test_sampling_needs_a_key_and_follows_it(model):
 
 def test_the_guard_of_score_calibration_is_counted(model):
     got = models.generate(model, batch(*ROWS), quant="calibquant-1bit", max_new_tokens=3)
-    assert got.cache.guarded[2] == 0  # no image, no visual scores
+    assert got.cache.calibration_skipped[2] == 0  # no image, no visual scores
     steps = int(got.lengths[0])
-    assert 0 <= int(got.cache.guarded[0]) <= steps * 3 * 4
+    assert 0 <= int(got.cache.calibration_skipped[0]) <= steps * 3 * 4
 
 
 def test_prefill_with_codes_needs_less_memory_than_without(model):

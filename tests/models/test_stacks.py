@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import models
-from models.layers.layer_scan import Apart
+from models.layers.layer_scan import UnstackedParam
 from tests.support.tiny_llava import batch, prompt, tiny_model
 
 
@@ -16,7 +16,7 @@ def test_layers_apart_change_no_result():
     def run(model):
         return models.generate(model, inputs, max_new_tokens=4, stop_tokens=())
 
-    got, expected = run(tiny_model().take_apart()), run(tiny_model())
+    got, expected = run(tiny_model().unstack_layers()), run(tiny_model())
     np.testing.assert_array_equal(got.tokens, expected.tokens)
     for x, y in zip(jax.tree.leaves(got.cache), jax.tree.leaves(expected.cache), strict=True):
         np.testing.assert_allclose(
@@ -27,11 +27,11 @@ def test_layers_apart_change_no_result():
 def test_taking_apart_uses_the_model_up_and_is_done_once():
     model = tiny_model()
     kernel = model.params["text"]["layers"]["self_attn"]["q_proj"]["kernel"][...]
-    apart = model.take_apart()
+    apart = model.unstack_layers()
     assert kernel.is_deleted()
-    stacks = jax.tree.leaves(apart.params, is_leaf=lambda x: isinstance(x, Apart))
-    assert sum(isinstance(x, Apart) for x in stacks) == 9
-    again = apart.take_apart()
+    stacks = jax.tree.leaves(apart.params, is_leaf=lambda x: isinstance(x, UnstackedParam))
+    assert sum(isinstance(x, UnstackedParam) for x in stacks) == 9
+    again = apart.unstack_layers()
     assert jax.tree.leaves(again.params)[0] is jax.tree.leaves(apart.params)[0]
 
 
@@ -51,7 +51,7 @@ def test_gradients_through_layers_apart():
         return models.forward(model, inputs)[0, -1].sum()
 
     expected = jax.grad(loss)(tiny_model())
-    got = jax.grad(loss)(tiny_model().take_apart())
+    got = jax.grad(loss)(tiny_model().unstack_layers())
     expected = expected.params["text"]["layers"]["self_attn"]["q_proj"]["kernel"][...]
     layers = got.params["text"]["layers"]["self_attn"]["q_proj"]["kernel"].get_value().layers
     np.testing.assert_allclose(np.stack(layers), expected, rtol=1e-4, atol=1e-5)

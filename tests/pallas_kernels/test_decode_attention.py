@@ -102,7 +102,7 @@ def test_equals_the_oracle(implementation, codes, shape, soft_cap):
     expected = reference(query, layer, **options)
     assert relative_error(got.output, expected.output) < 3e-6
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(got.guarded, expected.guarded)
+    np.testing.assert_array_equal(got.calibration_skipped, expected.calibration_skipped)
 
 
 # As above: every kind of codes on one shape, every shape with two kinds.
@@ -134,7 +134,7 @@ def test_a_window_equals_the_oracle(implementation, codes, shape, soft_cap):
     got, expected = (jax.jit(run)(query, layer, starts=starts) for run in (fast, oracle))
     assert relative_error(got.output, expected.output) < 3e-6
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(got.guarded, expected.guarded)
+    np.testing.assert_array_equal(got.calibration_skipped, expected.calibration_skipped)
 
 
 def without_first(layer, sequence, visual, text):
@@ -177,7 +177,7 @@ def test_a_static_score_map_equals_the_oracle(implementation, codes, shape):
     expected = vkq_jax.reference.attend_cache(query, layer)
     assert relative_error(got.output, expected.output) < 3e-6
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
-    assert not got.guarded.any()
+    assert not got.calibration_skipped.any()
     without = vkq_jax.reference.attend_cache(query, plain)
     assert (relative_error(expected.output, without.output) > 0.01) == bool(plain.visual)
 
@@ -386,7 +386,7 @@ def test_a_factor_that_is_no_number_is_an_error(unchecked_types, name, values, m
     text = jax.tree.map(lambda x: x[None], layer.text)
     none = jnp.zeros(2, jnp.int32)
     text = dataclasses.replace(text, length=layer.text.length)
-    cache = vkq_jax.KVCache((), text, position=none, guarded=none, quant=layer.quant)
+    cache = vkq_jax.KVCache((), text, position=none, calibration_skipped=none, quant=layer.quant)
 
     def of_layer(query, layer, **options):
         return pallas_kernels.attend_layer(query, cache, 0, **options)

@@ -124,7 +124,7 @@ def stacked(layer):
         ),
         vkq_jax.TextBank(*stack(text), layer.text.length),
         position=none,
-        guarded=none,
+        calibration_skipped=none,
         quant=layer.quant,
     )
 

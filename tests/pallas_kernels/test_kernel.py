@@ -115,7 +115,7 @@ def stacked(layer, num_layers, index=1):
         tuple(banks),
         text,
         position=none,
-        guarded=none,
+        calibration_skipped=none,
         quant=layer.quant,
         score_map=jax.tree.map(stack, layer.score_map),
     )
@@ -129,7 +129,7 @@ def check(query, layer, tiling=None, soft_cap=None, starts=None):
     assert np.isfinite(got.output).all()
     assert relative_error(got.output, expected.output) < 3e-4
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=3e-5, atol=3e-4)
-    np.testing.assert_array_equal(got.guarded, expected.guarded)
+    np.testing.assert_array_equal(got.calibration_skipped, expected.calibration_skipped)
 
 
 # Every pair of codes at each head_dim; every shape with one pair of each kind.
@@ -276,7 +276,7 @@ def test_a_window_over_a_layer_of_a_cache(head_dim, per_kv_head, codes, tiling, 
     assert np.isfinite(got.output).all()
     assert relative_error(got.output, expected.output) < 3e-4
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=3e-5, atol=3e-4)
-    np.testing.assert_array_equal(got.guarded, expected.guarded)
+    np.testing.assert_array_equal(got.calibration_skipped, expected.calibration_skipped)
 
 
 def test_hidden_blocks_are_not_read():
@@ -319,7 +319,7 @@ def test_a_calibration_of_one_query_takes_one_launch(codes):
     for number, one in enumerate(queries):
         expected = vkq_jax.reference.attend_cache(one, layer)
         assert relative_error(got.output[number], expected.output) < 3e-4
-        np.testing.assert_array_equal(got.guarded[number], expected.guarded)
+        np.testing.assert_array_equal(got.calibration_skipped[number], expected.calibration_skipped)
 
 
 @pytest.mark.parametrize("tau1", [0.0, 4.0])
@@ -370,7 +370,7 @@ def test_a_static_score_map_costs_no_launch(head_dim, per_kv_head, codes, tiling
     expected = vkq_jax.reference.attend_cache(query, cache.layer(1))
     assert relative_error(got.output, expected.output) < 3e-4
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=3e-5, atol=3e-4)
-    assert not got.guarded.any()
+    assert not got.calibration_skipped.any()
 
 
 def test_a_querys_own_static_map_is_the_calibration_of_its_step():

@@ -18,7 +18,7 @@ from tests.support.caches import relative_error
 from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
 from vkq_jax import KVQuantConfig, LevelCodes, SignCodes
 from vkq_jax.cache import quantize_visual
-from vkq_jax.visual import compact
+from vkq_jax.visual import left_pack
 
 SIGNS = SignCodes(scale_bits=8)
 
@@ -34,7 +34,7 @@ def layer(head_dim, num_positions, lengths, dtype=jnp.bfloat16, kv_heads=2):
     for row, length in zip(visual, lengths, strict=True):
         row[rng.permutation(tokens)[:length]] = True
     key, value = jnp.asarray(x, dtype)
-    return key, value, *compact(jnp.asarray(visual), num_positions)
+    return key, value, *left_pack(jnp.asarray(visual), num_positions)
 
 
 @functools.partial(jax.jit, static_argnames="quant")

@@ -40,7 +40,7 @@ _quantize = jax.jit(quantize_visual, static_argnames="quant")
 
 
 def random_side_tables(
-    codes: vkq_jax.CodeFamily, kv_heads: int, head_dim: int, rng: np.random.Generator
+    codes: vkq_jax.Quantizer, kv_heads: int, head_dim: int, rng: np.random.Generator
 ) -> vkq_jax.SideTables:
     """Tables that fit the codes, of random numbers; each head has its own."""
     if not isinstance(codes, vkq_jax.DictionaryCodes):

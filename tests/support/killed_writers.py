@@ -19,7 +19,7 @@ import vkq_jax
 from vkq_apps.bench.results_file import write_json
 from vkq_apps.inspection.output_folder import SUMMARY, WRITTEN_BY, complete_or_nothing
 from vkq_apps.training import checkpointing
-from vkq_jax.whole_file import whole_file
+from vkq_jax.atomic_write import atomic_write
 
 # What Python tells of before it happens: https://docs.python.org/3/library/audit_events.html
 STEPS = ("open", "os.", "shutil.", "tempfile.", "fcntl.")
@@ -134,7 +134,7 @@ def overtake_a_live_writer(folder: Path) -> list[str]:
     if child == 0:
         code = 1
         try:
-            with whole_file(path) as part:
+            with atomic_write(path) as part:
                 part.write_text("first")
                 os.write(started[1], b".")
                 os.read(go_on[0], 1)
@@ -142,7 +142,7 @@ def overtake_a_live_writer(folder: Path) -> list[str]:
         finally:
             os._exit(code)
     os.read(started[0], 1)
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_text("second")
     problems = [] if path.read_text() == "second" else ["the second write is not there"]
     os.write(go_on[1], b".")

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 import vkq_jax
 from vkq_jax.attention import attend_cache
 from vkq_jax.cache import VisualBank, quantize_visual
-from vkq_jax.visual import compact
+from vkq_jax.visual import left_pack
 
 LAYERS, BATCH, HEADS, DIM = 3, 2, 2, 16
 
@@ -42,7 +42,7 @@ def tokens(count, seed=0, batch=BATCH):
 def with_visual(quant="vkq-1bit", positions=40, counts=(40, 11), **options):
     """A cache with one visual bank of ragged length and two text tokens."""
     cache = empty(quant, **options)
-    index, valid = compact(jnp.arange(positions)[None] < jnp.asarray(counts)[:, None], positions)
+    index, valid = left_pack(jnp.arange(positions)[None] < jnp.asarray(counts)[:, None], positions)
 
     @jax.jit
     @jax.vmap

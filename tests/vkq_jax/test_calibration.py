@@ -108,12 +108,12 @@ def test_a_static_map_acts_on_visual_scores_only_and_guards_nothing():
     layer = dataclasses.replace(
         layer, quant=dataclasses.replace(layer.quant, calibration=ScoreCalibration(tau2=1e9))
     )
-    assert attend_cache(query, layer).guarded.all()
+    assert attend_cache(query, layer).calibration_skipped.all()
     (bank,) = layer.visual
     slope = jnp.asarray([0.25, 0.5, 0.75, 2.0], jnp.float32)
     mapped = dataclasses.replace(layer, score_map=ScoreMap(slope, jnp.log(slope)))
     got = attend_cache(query, mapped)
-    assert not got.guarded.any()
+    assert not got.calibration_skipped.any()
     scale = query.shape[-1] ** -0.5
     for b, (visible, seen) in enumerate(((70, 5), (33, 9))):
         for n in range(4):

@@ -30,7 +30,7 @@ def everything(preset, path):
         (VisualBank(*stacked[:2], bank.length, position, stacked[2]),),
         TextBank(layer.text.key[None], layer.text.value[None], layer.text.length, position[:, :4]),
         position=jnp.asarray([14, 15], jnp.int32),
-        guarded=jnp.zeros(2, jnp.int32),
+        calibration_skipped=jnp.zeros(2, jnp.int32),
         quant=quant,
         tables=jax.tree.map(lambda x: x[None], layer.tables),
     )
@@ -52,6 +52,6 @@ def test_fast_path_and_oracle_agree(tmp_path, name, preset):
     with SETTINGS[name]():
         got, oracle, gradient = everything(preset, tmp_path / "cache")
     assert got.output.dtype == got.logsumexp.dtype == jnp.float32
-    assert got.guarded.dtype == jnp.int32
+    assert got.calibration_skipped.dtype == jnp.int32
     np.testing.assert_allclose(got.output, oracle.output, atol=1e-5)
     np.testing.assert_array_equal(gradient, jnp.ones_like(gradient))

@@ -39,8 +39,8 @@ def test_config_can_be_a_static_argument():
 def test_config_is_checked():
     check = inspect.unwrap(KVQuantConfig.__post_init__)
     for field, value, message in [
-        ("key", "vkq-1bit", "key must be a CodeFamily such as .*, got 'vkq-1bit'"),
-        ("value", None, "value must be a CodeFamily"),
+        ("key", "vkq-1bit", "key must be a Quantizer such as .*, got 'vkq-1bit'"),
+        ("value", None, "value must be a Quantizer"),
         ("calibration", True, "calibration must be a ScoreCalibration or None, got True"),
     ]:
         config = KVQuantConfig(LevelCodes(), Dense())

@@ -109,7 +109,7 @@ def test_long_values_are_cut():
 
 
 @dataclasses.dataclass(frozen=True)
-class Halves(vkq_jax.CodeFamily):
+class Halves(vkq_jax.Quantizer):
     """A family of one's own: half precision."""
 
     def quantize(self, x, valid):

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vkq_jax.visual import VisualSpan, compact, visual_mask, visual_spans
+from vkq_jax.visual import VisualSpan, left_pack, visual_mask, visual_spans
 
 IDS = np.array([[1, 9, 9, 9, 4, 9, 8], [1, 2, 3, 4, 5, 6, 7], [9, 9, 9, 9, 9, 9, 9]], np.int32)
 
@@ -31,7 +31,7 @@ def test_mask_of_one_and_of_several_tokens():
 def test_compact_keeps_order_and_counts(rows):
     mask = np.array(rows)
     for capacity in (int(mask.sum(1).max()), 6, 9):
-        index, valid = compact(jnp.asarray(mask), capacity)
+        index, valid = left_pack(jnp.asarray(mask), capacity)
         assert index.shape == valid.shape == (len(rows), capacity)
         for row, positions, taken in zip(mask, np.asarray(index), np.asarray(valid), strict=True):
             np.testing.assert_array_equal(positions[taken], np.flatnonzero(row))
@@ -40,7 +40,7 @@ def test_compact_keeps_order_and_counts(rows):
 
 def test_compact_keeps_the_order_of_many_positions():
     mask = np.random.default_rng(0).random((2, 600)) < 0.5
-    index, valid = compact(jnp.asarray(mask), 400)
+    index, valid = left_pack(jnp.asarray(mask), 400)
     for row in range(2):
         expected = np.flatnonzero(mask[row])
         np.testing.assert_array_equal(index[row, : len(expected)], expected)

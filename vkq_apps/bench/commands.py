@@ -16,7 +16,7 @@ from vkq_apps.bench.throughput import ThroughputSetup
 from vkq_apps.bench.throughput_plan import compare_throughput, floors
 from vkq_apps.bench.timing import bandwidth
 from vkq_apps.provenance import provenance
-from vkq_jax.whole_file import check_writable
+from vkq_jax.atomic_write import check_writable
 
 __all__ = ["Output", "run_quantize", "run_scaling", "run_throughput"]
 

@@ -46,12 +46,12 @@ from vkq_apps.cli.errors import describe
 from vkq_apps.provenance import provenance
 from vkq_jax import slots
 from vkq_jax.array_types import Array, Int32
+from vkq_jax.atomic_write import check_writable
 from vkq_jax.attention import per_kv_head
 from vkq_jax.cache import VisualBank
 from vkq_jax.calibration import ScoreMap, calibrate, score_map
 from vkq_jax.config import ScoreCalibration
 from vkq_jax.post_scaling import scores, weighted_sum
-from vkq_jax.whole_file import check_writable
 
 __all__ = [
     "CASES",

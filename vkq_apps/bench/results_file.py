@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vkq_jax.whole_file import check_writable, whole_file
+from vkq_jax.atomic_write import atomic_write, check_writable
 
 __all__ = ["ResultsFile", "read_json", "source_digest", "write_json"]
 
@@ -103,10 +103,10 @@ def read_json(path: Path, command: str) -> dict[str, Any]:
 
 
 def write_json(path: Path | None, record: Mapping[str, Any]) -> None:
-    """Writes a record, whole or not at all (see `whole_file`); nothing without a path."""
+    """Writes a record, whole or not at all (see `atomic_write`); nothing without a path."""
     if path is None:
         return
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

@@ -68,7 +68,7 @@ def abstract_cache(
             tuple(dataclasses.replace(bank, length=none) for bank in stacked[0]),
             dataclasses.replace(stacked[1], length=none),
         )
-        return KVCache(visual, text, position=none, guarded=none, quant=quant)
+        return KVCache(visual, text, position=none, calibration_skipped=none, quant=quant)
 
     return jax.eval_shape(build)
 

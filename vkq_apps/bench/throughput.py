@@ -145,7 +145,7 @@ def measure_throughput(
         equal = int(setup.budget_gb * 1e9 // one)
 
     stage("drawing weights")
-    model = dataclasses.replace(model, params=random_params(model.params)).take_apart()
+    model = dataclasses.replace(model, params=random_params(model.params)).unstack_layers()
     jax.block_until_ready(model.params)
     stage(f"prefilling {sequences} sequences")
     logits, cache, figures = measure_prefill(

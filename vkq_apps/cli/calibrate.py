@@ -18,7 +18,7 @@ from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.sample_prompts import AnswerTokensOption, BatchSizeOption, batches_of
 from vkq_apps.evals.progress import progress
 from vkq_apps.training.heldout import calibration_questions
-from vkq_jax.whole_file import check_writable
+from vkq_jax.atomic_write import check_writable
 
 __all__ = ["calibrate"]
 

@@ -28,7 +28,7 @@ from vkq_apps.cli.sample_prompts import (
     batches_of,
 )
 from vkq_apps.evals.progress import progress
-from vkq_jax.whole_file import check_writable
+from vkq_jax.atomic_write import check_writable
 
 __all__ = ["calibrate_scores"]
 

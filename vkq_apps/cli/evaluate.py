@@ -17,7 +17,7 @@ from vkq_apps.evals.progress import progress
 from vkq_apps.evals.records import log_path
 from vkq_apps.evals.settings import PLAIN, preset_names, settings_of
 from vkq_apps.evals.table import results_tables
-from vkq_jax.whole_file import check_writable
+from vkq_jax.atomic_write import check_writable
 
 __all__ = ["evaluate"]
 

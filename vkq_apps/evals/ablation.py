@@ -37,11 +37,11 @@ from vkq_apps.evals.settings import FULL, Setting
 from vkq_apps.evals.synthetic import synthetic_tasks
 from vkq_apps.training.heldout import calibration_questions
 from vkq_apps.training.pictures import KINDS
+from vkq_jax.atomic_write import check_writable
 from vkq_jax.code_tables import ClassTables, CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.presets import calibrated_presets
 from vkq_jax.token_classes import TokenClass
-from vkq_jax.whole_file import check_writable
 
 __all__ = ["Variant", "main", "variants"]
 

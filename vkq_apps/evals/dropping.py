@@ -20,7 +20,7 @@ from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.cache_updates import take_sequences
 from vkq_jax.dense import DenseTensor
 from vkq_jax.soft_cap import soft_cap
-from vkq_jax.visual import compact
+from vkq_jax.visual import left_pack
 
 __all__ = ["attention_mass", "keep_tokens", "read_kept"]
 
@@ -34,7 +34,7 @@ def attention_mass(model: Model, inputs: Inputs) -> Float[Array, "L B K V"]:
     module = model.module()
     text = model.config.text
     mask_of = prompt_masks(text, inputs)
-    index, taken = compact(inputs.visual_mask & inputs.mask, inputs.prompt_shape.visual)
+    index, taken = left_pack(inputs.visual_mask & inputs.mask, inputs.prompt_shape.visual)
 
     def attend(layer, query, key, value, carry):
         mask = mask_of(layer)

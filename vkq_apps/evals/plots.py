@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from vkq_apps.evals.report import ALL
 from vkq_apps.evals.settings import CONTROL, NONE
 from vkq_apps.inspection.plots.style import AFTER, BEFORE, INK, new_figure, styled
-from vkq_jax.whole_file import whole_file
+from vkq_jax.atomic_write import atomic_write
 
 __all__ = ["write_plots"]
 
@@ -23,7 +23,7 @@ def write_plots(folder: Path, results: Mapping[str, Any]) -> list[str]:
     with styled():
         figures = {"accuracy.png": _accuracy(rows, full), "kl.png": _kl(rows)}
         for name, figure in figures.items():
-            with whole_file(folder / name) as part:
+            with atomic_write(folder / name) as part:
                 figure.savefig(part, format="png")
     return list(figures)
 

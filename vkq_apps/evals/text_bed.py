@@ -29,7 +29,7 @@ from vkq_apps.evals.text_bed_codes import Plan, code, fitted, plans_of, samples_
 from vkq_apps.evals.text_bed_model import Span, TextModel
 from vkq_apps.evals.text_bed_texts import Excerpt, cut_texts
 from vkq_apps.provenance import provenance
-from vkq_jax.whole_file import check_writable
+from vkq_jax.atomic_write import check_writable
 
 __all__ = ["judge", "main"]
 

@@ -36,13 +36,13 @@ class LastTokenAttention:
     Attributes:
         visual, text: softmax weights; together they sum to 1.
         output: the weighted values.
-        guarded: heads whose scores the guard of score calibration left as they were.
+        calibration_skipped: heads whose scores the guard of score calibration left as they were.
     """
 
     visual: Float[Array, "L N V"]
     text: Float[Array, "L N S"]
     output: Float[Array, "L N H"]
-    guarded: Int32[Array, "L"]
+    calibration_skipped: Int32[Array, "L"]
 
     @property
     def visual_mass(self) -> Float[Array, "L N"]:
@@ -101,4 +101,4 @@ def over_cache(
         shape = (*visual.shape[:-1], slots.shape[-1])
         visual = jnp.take_along_axis(visual, jnp.broadcast_to(slots, shape), axis=-1)
     visual, text = (from_kv_heads(part, 1)[:, 0] for part in (visual, text))
-    return LastTokenAttention(visual, text, attended.output[:, 0], attended.guarded)
+    return LastTokenAttention(visual, text, attended.output[:, 0], attended.calibration_skipped)

@@ -10,7 +10,7 @@ from models.layers.attention import dense_attention
 from models.text.masks import prompt_masks
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.pytree import frozen_pytree
-from vkq_jax.visual import compact
+from vkq_jax.visual import left_pack
 
 __all__ = ["Capture", "capture"]
 
@@ -56,8 +56,8 @@ def _capture(model: Model, inputs: Inputs, num_visual: int, num_text: int) -> Ca
     module = model.module()
     mask_of = prompt_masks(model.config.text, inputs)
     is_visual = inputs.visual_mask & inputs.mask
-    visual, _ = compact(is_visual, num_visual)
-    text, _ = compact(inputs.mask & ~is_visual, num_text)
+    visual, _ = left_pack(is_visual, num_visual)
+    text, _ = left_pack(inputs.mask & ~is_visual, num_text)
     # The last position that is not padding.
     last = inputs.mask.shape[1] - 1 - jnp.argmax(inputs.mask[0, ::-1])
 

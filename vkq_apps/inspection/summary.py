@@ -46,7 +46,7 @@ def summarize(inspection: Inspection, segments: list[Segment]) -> dict[str, Any]
         "visual_kv_bytes_full_precision": nbytes.visual_full_precision,
         "visual_kv_reduction": round(nbytes.visual_reduction, 4),
         "text_kv_bytes": nbytes.text,
-        "guarded_heads": int(inspection.after.guarded.sum()),
+        "guarded_heads": int(inspection.after.calibration_skipped.sum()),
         "mean": {name: _short(table.mean()) for name, table in columns.items()},
         "layers": [
             {"layer": layer} | {name: _row(table[layer]) for name, table in columns.items()}

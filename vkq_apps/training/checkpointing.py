@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from vkq_jax.whole_file import whole_file
+from vkq_jax.atomic_write import atomic_write
 
 __all__ = ["read_info", "restore", "save"]
 
@@ -18,7 +18,7 @@ def save(file: Path, state: Any, info: dict[str, Any]) -> None:
     """Writes a pytree of arrays and some JSON; a kill leaves the old file or the new one."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     tensors = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-    with whole_file(file) as part:
+    with atomic_write(file) as part:
         save_file(tensors, part, metadata={"info": json.dumps(info)})
 
 

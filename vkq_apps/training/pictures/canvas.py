@@ -12,7 +12,7 @@ from PIL import ImageDraw, ImageFont
 
 from vkq_apps.training.assets import ASSETS, FONTS
 from vkq_apps.training.catalogue import character_class, known_words, sprite_class, sprite_pixels
-from vkq_apps.training.pictures.grounds import SIZE, add_clutter, add_noise, draw_ground
+from vkq_apps.training.pictures.backgrounds import SIZE, add_clutter, add_noise, draw_ground
 
 __all__ = [
     "GRID",

@@ -17,13 +17,13 @@ try:
 except ImportError:  # Windows: folders stay unlocked there, and none is taken for a killed writer's
     fcntl = None
 
-__all__ = ["check_place", "check_writable", "part_folder", "whole_file"]
+__all__ = ["atomic_write", "check_place", "check_writable", "part_folder"]
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """The file that `whole_file(path)` would write, symbolic links followed; leaves nothing behind.
+    """The file that `atomic_write(path)` would write, symbolic links followed.
 
-    For work that takes long and ends with a file: called first, it spares the work.
+    Long work that ends with a file calls this first; it leaves nothing behind.
 
     Raises:
         ValueError: something other than a regular file is there, or no file can be made there.
@@ -65,7 +65,7 @@ def check_place(target: Path, path: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` once the block ends without an error.
 
     Missing folders are made. The file has the mode that `open` would give it: an existing file's

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import pytest
 
 import vkq_jax
-from vkq_jax.whole_file import check_writable, whole_file
+from vkq_jax.atomic_write import atomic_write, check_writable
 
 
 def write(path, text="new"):
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text)
 
 
@@ -47,7 +47,7 @@ def test_what_fails_leaves_everything_as_it_was(tmp_path):
     write(path, "old")
 
     def interrupted():
-        with whole_file(path) as part:
+        with atomic_write(path) as part:
             part.write_text("half")
             raise KeyboardInterrupt
 
