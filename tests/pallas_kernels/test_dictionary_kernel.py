@@ -58,6 +58,9 @@ CASES = [
 ]
 
 
+SMALL = Shape(head_dim=64, num_heads=1, num_kv_heads=1)
+
+
 @functools.cache
 def layer_of(head_dim, per_kv_head, codes, length=600):
     shape = Shape(
@@ -164,6 +167,8 @@ def test_xla_reads_a_tiled_bank():
         (both(hadamard((1.0, 1), centres=5)), 64, "keys: 5 centroids of an image, more than 4"),
         (both(hadamard((1.0, 5))), 64, "keys: 5 planes in a class, more than 4"),
         (both(hadamard((1.0, 1), table_dtype="float32")), 64, "keys: tables in float32"),
+        (both(hadamard((1.0, 1), centres=0)), 64, "keys: dictionary codes without a centre"),
+        (both(hadamard((1.0, 2.5))), 64, "keys: a class of tokens with half a plane"),
         (
             KVQuantConfig(hadamard((0.5, 1), (0.5, 0)), hadamard((0.5, 1), (0.5, 1))),
             64,
@@ -177,9 +182,17 @@ def test_xla_reads_a_tiled_bank():
     ],
 )
 def test_what_is_not_covered_is_said(quant, head_dim, reason):
-    shape = Shape(head_dim=head_dim, num_heads=1, num_kv_heads=1)
+    shape = dataclasses.replace(SMALL, head_dim=head_dim)
     layer = jax.eval_shape(lambda: random_layer(shape, quant)[1])
     assert mosaic_gpu.unsupported_reason(layer).startswith(reason)
+
+
+@pytest.mark.parametrize("name", vkq_jax.presets)
+def test_each_preset_is_refused_or_traced(name):
+    query, layer = jax.eval_shape(lambda: random_layer(SMALL, vkq_jax.presets[name]))
+    if mosaic_gpu.unsupported_reason(layer) is None:
+        attended = jax.eval_shape(mosaic_gpu.attend_cache, query, layer)
+        assert attended.output.shape == query.shape
 
 
 def test_a_bank_without_its_classes_is_not_covered():

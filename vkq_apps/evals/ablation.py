@@ -152,9 +152,8 @@ def run(options: argparse.Namespace, model: Model) -> dict[str, Any]:
     settings, fitters = [FULL], {}
     for plan in options.plans:
         name, _, number = plan.partition("/")
-        for variant in variants(name, int(number)):
-            if options.whole and variant.quant != calibrated_presets[name][int(number)]:
-                continue
+        whole, *rows = variants(name, int(number))
+        for variant in [whole] if options.whole else [whole, *rows]:
             if variant.samples not in fitters:
                 fitters[variant.samples] = CodeFitter(variant.samples(samples))
             fitter, quant = fitters[variant.samples], variant.quant
