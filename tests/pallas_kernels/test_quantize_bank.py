@@ -2,7 +2,6 @@
 
 import functools
 import re
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +9,11 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from pallas_kernels import launch, mosaic_gpu
-from pallas_kernels.emulated_operations import EmulatedOperations
-from pallas_kernels.launch import run_emulated
-from pallas_kernels.quantize_bank import fused_bank, unfused_reason
+from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.isa.emulated_operations import EmulatedOperations
+from pallas_kernels.isa.program import run_emulated
+from pallas_kernels.quantize import quantize_bank
+from pallas_kernels.quantize.quantize_bank import fused_bank, unfused_reason
 from tests.support.caches import relative_error
 from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
 from vkq_jax import KVQuantConfig, LevelCodes, SignCodes
@@ -187,7 +187,7 @@ def gpu(monkeypatch):
     """As if there were a GPU, whose coding kernel is emulated."""
     monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
     emulated = functools.partial(fused_bank, run=run_emulated)
-    monkeypatch.setattr(sys.modules["pallas_kernels.quantize_bank"], "fused_bank", emulated)
+    monkeypatch.setattr(quantize_bank, "fused_bank", emulated)
 
 
 def same(got, expected):
