@@ -1,4 +1,4 @@
-"""Draws `layouts.png` by asking `pallas_kernels.layouts` where each word goes.
+"""Draws `layouts.png` by asking `pallas_kernels.layout.layouts` where each word goes.
 
     uv run python docs/draw_layouts.py
 
@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
-from pallas_kernels import layouts
+from pallas_kernels.layout import layouts
 from vkq_apps.inspection.plots.style import AFTER, BEFORE, INK, SHADE, TEXT, new_figure, styled
 from vkq_jax import packing
 

@@ -10,9 +10,9 @@ from pallas_kernels.api import (
     lay_out,
     unavailable_reason,
 )
-from pallas_kernels.quantize_bank import choose_coding, explain_coding, quantize_bank
-from pallas_kernels.tiled import TiledLevels, TiledSigns, tile
-from pallas_kernels.tiled_dictionary import TiledDictionary
+from pallas_kernels.layout.tiled import TiledLevels, TiledSigns, tile
+from pallas_kernels.layout.tiled_dictionary import TiledDictionary
+from pallas_kernels.quantize.quantize_bank import choose_coding, explain_coding, quantize_bank
 
 __all__ = [
     "IMPLEMENTATIONS",

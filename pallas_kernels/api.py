@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 import vkq_jax.attention
 import vkq_jax.reference
-from pallas_kernels import mosaic_gpu
-from pallas_kernels.tiled import tile
+from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.layout.tiled import tile
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import Attended
 from vkq_jax.cache import KVCache, LayerCache, VisualBank

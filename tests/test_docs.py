@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 import vkq_jax
-from pallas_kernels import layouts, mosaic_gpu
-from pallas_kernels.quantize_bank import unfused_reason
-from pallas_kernels.tiled import untileable_reason
+from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.layout import layouts
+from pallas_kernels.layout.tiled import untileable_reason
+from pallas_kernels.quantize.quantize_bank import unfused_reason
 from tests.support.caches import Shape, random_layer, with_score_map
 from vkq_jax import KVQuantConfig, LevelCodes, ScoreCalibration, SignCodes
 from vkq_jax.dense import Dense

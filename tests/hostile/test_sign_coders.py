@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from pallas_kernels.launch import run_emulated
-from pallas_kernels.quantize_bank import fused_bank
+from pallas_kernels.isa.program import run_emulated
+from pallas_kernels.quantize.quantize_bank import fused_bank
 from tests.hostile.test_quantizers import LARGEST_SIGN, VALUES
 from vkq_jax import KVQuantConfig, SignCodes
 from vkq_jax.cache import quantize_visual

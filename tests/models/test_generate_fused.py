@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +10,12 @@ import pytest
 import models
 import vkq_jax
 from models.generation.prefill import prefill
-from pallas_kernels import TiledSigns, mosaic_gpu
-from pallas_kernels.launch import emulated_launch, run_emulated
-from pallas_kernels.quantize_bank import fused_bank
+from pallas_kernels import TiledSigns
+from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention.launch import emulated_launch
+from pallas_kernels.isa.program import run_emulated
+from pallas_kernels.quantize import quantize_bank
+from pallas_kernels.quantize.quantize_bank import fused_bank
 from tests.support.tiny_llava import CONFIG, batch, prompt, tiny_model
 
 ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(6, seed=2))
@@ -26,7 +28,7 @@ def fused(monkeypatch):
     attend = functools.partial(mosaic_gpu.attend_layer, launch=emulated_launch)
     monkeypatch.setattr(mosaic_gpu, "attend_layer", attend)
     code = functools.partial(fused_bank, run=run_emulated)
-    monkeypatch.setattr(sys.modules["pallas_kernels.quantize_bank"], "fused_bank", code)
+    monkeypatch.setattr(quantize_bank, "fused_bank", code)
 
 
 HEADS = {

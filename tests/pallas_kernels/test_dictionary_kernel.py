@@ -11,10 +11,11 @@ import pytest
 import pallas_kernels
 import vkq_jax
 import vkq_jax.reference
-from pallas_kernels import TiledDictionary, mosaic_gpu
-from pallas_kernels.launch import emulated_launch, program_of
-from pallas_kernels.problem import Tiling
-from pallas_kernels.tiled import untileable_bank_reason
+from pallas_kernels import TiledDictionary
+from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention.kernel_spec import TuningConfig
+from pallas_kernels.attention.launch import emulated_launch, program_of
+from pallas_kernels.layout.tiled import untileable_bank_reason
 from tests.support.caches import Shape, random_layer, random_starts, relative_error
 from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
 from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass
@@ -40,21 +41,28 @@ CODES = {
 }
 attend = jax.jit(
     functools.partial(mosaic_gpu.attend_cache, launch=emulated_launch),
-    static_argnames=("tiling", "logits_soft_cap"),
+    static_argnames=("tuning", "logits_soft_cap"),
 )
 oracle = jax.jit(vkq_jax.reference.attend_cache, static_argnames="logits_soft_cap")
 tile = jax.jit(pallas_kernels.tile)
 
-# head_dim, query heads per KV head, codes, tiling, soft cap, window
+# head_dim, query heads per KV head, codes, tuning, soft cap, window
 CASES = [
-    (128, 1, "vkq-1bit", Tiling(4, 2), None, False),
-    (64, 1, "vkq-2bit", Tiling(4, 1, 2), 5.0, True),
+    (128, 1, "vkq-1bit", TuningConfig(4, 2), None, False),
+    (64, 1, "vkq-2bit", TuningConfig(4, 1, 2), 5.0, True),
     (128, 1, "sides with planes and centroids of their own", None, 5.0, True),
-    (128, 4, "vkq-1bit", Tiling(4, 2, 2, queries=4), None, True),
-    (128, 7, "sides with planes and centroids of their own", Tiling(4, 4, queries=7), None, False),
+    (128, 4, "vkq-1bit", TuningConfig(4, 2, 2, queries=4), None, True),
+    (
+        128,
+        7,
+        "sides with planes and centroids of their own",
+        TuningConfig(4, 4, queries=7),
+        None,
+        False,
+    ),
     (64, 2, "two classes that are counted", None, None, True),
-    (64, 1, "only centroids", Tiling(4, 2), 5.0, True),
-    (256, 1, "vkq-1bit", Tiling(4, 2), None, False),
+    (64, 1, "only centroids", TuningConfig(4, 2), 5.0, True),
+    (256, 1, "vkq-1bit", TuningConfig(4, 2), None, False),
 ]
 
 
@@ -79,33 +87,33 @@ def check(got, expected):
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "per_kv_head", "codes", "tiling", "soft_cap", "windowed"), CASES
+    ("head_dim", "per_kv_head", "codes", "tuning", "soft_cap", "windowed"), CASES
 )
-def test_equals_the_oracle(head_dim, per_kv_head, codes, tiling, soft_cap, windowed):
+def test_equals_the_oracle(head_dim, per_kv_head, codes, tuning, soft_cap, windowed):
     query, layer = layer_of(head_dim, per_kv_head, codes)
     options = {
         "starts": random_starts(query, layer) if windowed else None,
         "logits_soft_cap": soft_cap,
     }
-    check(attend(query, layer, tiling=tiling, **options), oracle(query, layer, **options))
+    check(attend(query, layer, tuning=tuning, **options), oracle(query, layer, **options))
 
 
 def test_a_layer_of_a_cache_takes_one_launch():
     """Its text bank in it; mapped queries join it."""
     query, layer = layer_of(64, 2, "vkq-1bit", 70)
-    cache, problems = stacked(layer), []
+    cache, specs = stacked(layer), []
 
-    def launch(problem, operands):
-        problems.append(problem)
-        return emulated_launch(problem, operands)
+    def launch(spec, operands):
+        specs.append(spec)
+        return emulated_launch(spec, operands)
 
     def run(query):
         return mosaic_gpu.attend_layer(query, cache, 1, launch=launch)
 
     queries = jnp.stack([query, -query])
     got = jax.jit(jax.vmap(run))(queries)
-    assert problems[-1].queries == 4
-    assert len(problems[-1].classes) == 3
+    assert specs[-1].queries == 4
+    assert len(specs[-1].classes) == 3
     for number, one in enumerate(queries):
         check(jax.tree.map(lambda x: x[number], got), oracle(one, cache.layer(1)))  # noqa: B023
 
@@ -210,28 +218,28 @@ def test_explain_says_what_is_launched():
 
 
 LAUNCHES = [
-    (128, 1, "vkq-1bit", Tiling(8, 4), None, False),
-    (128, 4, "sides with planes and centroids of their own", Tiling(8, 4, 2, 4), 5.0, True),
+    (128, 1, "vkq-1bit", TuningConfig(8, 4), None, False),
+    (128, 4, "sides with planes and centroids of their own", TuningConfig(8, 4, 2, 4), 5.0, True),
 ]
 
 
-def launch_of(head_dim, per_kv_head, codes, tiling, soft_cap, windowed):
-    """Problem and operands' shapes of a layer of a cache with its text bank."""
+def launch_of(head_dim, per_kv_head, codes, tuning, soft_cap, windowed):
+    """KernelSpec and operands' shapes of a layer of a cache with its text bank."""
     query, layer = layer_of(head_dim, per_kv_head, codes)
     found = []
 
-    def launch(problem, operands):
+    def launch(spec, operands):
         found.append(
-            (problem, {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in operands.items()})
+            (spec, {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in operands.items()})
         )
-        return tuple(jnp.zeros(x.shape, x.dtype) for x in program_of(problem).results.values())
+        return tuple(jnp.zeros(x.shape, x.dtype) for x in program_of(spec).results.values())
 
-    options = {"launch": launch, "tiling": tiling, "logits_soft_cap": soft_cap}
+    options = {"launch": launch, "tuning": tuning, "logits_soft_cap": soft_cap}
     if windowed:
         options["starts"] = random_starts(query, layer)
     jax.eval_shape(lambda: mosaic_gpu.attend_layer(query, stacked(layer), 1, **options))
-    ((problem, operands),) = found
-    return program_of(problem), operands
+    ((spec, operands),) = found
+    return program_of(spec), operands
 
 
 @pytest.mark.parametrize("case", LAUNCHES)

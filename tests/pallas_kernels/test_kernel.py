@@ -15,13 +15,14 @@ import pytest
 import pallas_kernels
 import vkq_jax
 import vkq_jax.reference
-from pallas_kernels import mosaic_gpu, packed_s8
-from pallas_kernels.emulated_operations import EmulatedOperations
-from pallas_kernels.fused import score_range
-from pallas_kernels.launch import emulated_launch, program_of
-from pallas_kernels.operations import Operations
-from pallas_kernels.problem import Coding, Packed, Problem, Tiling
-from pallas_kernels.tilings import choose_tiling, keeping_tiling
+from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention.body import packed_s8
+from pallas_kernels.attention.fused import score_range
+from pallas_kernels.attention.kernel_spec import Coding, KernelSpec, Packed, TuningConfig
+from pallas_kernels.attention.launch import emulated_launch, program_of
+from pallas_kernels.attention.tuning_configs import choose_tuning, keeping_tuning
+from pallas_kernels.isa.emulated_operations import EmulatedOperations
+from pallas_kernels.isa.operations import Operations
 from tests.support.caches import (
     Shape,
     random_layer,
@@ -66,30 +67,35 @@ CODES = {
         LevelCodes(bits=2, group_size=256), LevelCodes(group_size=512), ScoreCalibration()
     ),
 }
-# head_dim, query heads per KV head, bank, tiling
+# head_dim, query heads per KV head, bank, tuning
 SHAPES = {
-    "one query head": (128, 1, (700, (700, 33)), Tiling(4, 2)),
-    "four query heads, split": (128, 4, (1300, (1300, 0)), Tiling(8, 4, 2, queries=4)),
-    "seven query heads, small heads": (64, 7, (600, (1, 513)), Tiling(4, 1, queries=3)),
-    "seven query heads": (128, 7, (700, (700, 257)), Tiling(4, 2, queries=7)),
-    "eight query heads, small heads": (64, 8, (600, (513, 77)), Tiling(4, 4, queries=8)),
+    "one query head": (128, 1, (700, (700, 33)), TuningConfig(4, 2)),
+    "four query heads, split": (128, 4, (1300, (1300, 0)), TuningConfig(8, 4, 2, queries=4)),
+    "seven query heads, small heads": (64, 7, (600, (1, 513)), TuningConfig(4, 1, queries=3)),
+    "seven query heads": (128, 7, (700, (700, 257)), TuningConfig(4, 2, queries=7)),
+    "eight query heads, small heads": (64, 8, (600, (513, 77)), TuningConfig(4, 4, queries=8)),
     "one query head, small heads": (64, 1, (256, (256, 255)), None),
-    "one query head, 96 channels": (96, 1, (600, (600, 33)), Tiling(4, 2)),
-    "three query heads, 80 channels": (80, 3, (300, (300, 0)), Tiling(4, 1, 2, queries=3)),
-    "one query head, 256 channels": (256, 1, (600, (600, 33)), Tiling(4, 2)),
-    "four query heads, 256 channels, split": (256, 4, (600, (600, 0)), Tiling(4, 2, 2, queries=4)),
+    "one query head, 96 channels": (96, 1, (600, (600, 33)), TuningConfig(4, 2)),
+    "three query heads, 80 channels": (80, 3, (300, (300, 0)), TuningConfig(4, 1, 2, queries=3)),
+    "one query head, 256 channels": (256, 1, (600, (600, 33)), TuningConfig(4, 2)),
+    "four query heads, 256 channels, split": (
+        256,
+        4,
+        (600, (600, 0)),
+        TuningConfig(4, 2, 2, queries=4),
+    ),
     "seven query heads, 256 channels": (256, 7, (300, (300, 257)), None),
-    "four query heads, 160 channels": (160, 4, (300, (300, 33)), Tiling(4, 2, queries=4)),
-    "one query head, 160 channels": (160, 1, (300, (300, 77)), Tiling(4, 1, 2)),
+    "four query heads, 160 channels": (160, 4, (300, (300, 33)), TuningConfig(4, 2, queries=4)),
+    "one query head, 160 channels": (160, 1, (300, (300, 77)), TuningConfig(4, 1, 2)),
 }
 
 
 def layer_of(shape, codes, **changes):
-    head_dim, per_kv_head, visual, tiling = SHAPES[shape]
+    head_dim, per_kv_head, visual, tuning = SHAPES[shape]
     if any(getattr(side, "group_size", None) for side in (CODES[codes].key, CODES[codes].value)):
-        tiling = tiling and dataclasses.replace(tiling, queries=1)
+        tuning = tuning and dataclasses.replace(tuning, queries=1)
     shape = Shape(head_dim=head_dim, num_heads=2 * per_kv_head, visual=(visual,), **changes)
-    return *random_layer(shape, CODES[codes]), tiling
+    return *random_layer(shape, CODES[codes]), tuning
 
 
 def stacked(layer, num_layers, index=1):
@@ -121,9 +127,9 @@ def stacked(layer, num_layers, index=1):
     )
 
 
-def check(query, layer, tiling=None, soft_cap=None, starts=None):
+def check(query, layer, tuning=None, soft_cap=None, starts=None):
     # Compiled as a whole: alone, a new shape's operations are a hundred programs.
-    fast = functools.partial(attend, tiling=tiling, logits_soft_cap=soft_cap)
+    fast = functools.partial(attend, tuning=tuning, logits_soft_cap=soft_cap)
     oracle = functools.partial(vkq_jax.reference.attend_cache, logits_soft_cap=soft_cap)
     got, expected = (jax.jit(run)(query, layer, starts=starts) for run in (fast, oracle))
     assert np.isfinite(got.output).all()
@@ -190,26 +196,26 @@ def test_equals_the_oracle(shape, codes, soft_cap):
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "per_kv_head", "codes", "tiling", "soft_cap"),
+    ("head_dim", "per_kv_head", "codes", "tuning", "soft_cap"),
     [
-        (128, 1, "signs", Tiling(8, 2, 2), None),
-        (128, 4, "signs", Tiling(4, 2, queries=4), None),
-        (64, 3, "levels in groups", Tiling(4, 4), None),
-        (128, 7, "dense", Tiling(8, 4, 2, queries=4), None),
-        (128, 4, "signs", Tiling(4, 2, queries=6), None),
-        (64, 3, "dense", Tiling(4, 4, queries=7), None),
-        (64, 2, "dense", Tiling(4, 4, queries=2), None),
-        (64, 1, "signs", Tiling(4, 4), 5.0),
-        (64, 2, "signs", Tiling(4, 4, queries=2), 50.0),
-        (64, 2, "dense", Tiling(4, 4, queries=2), 5.0),
-        (96, 1, "signs", Tiling(8, 2, 2), None),
-        (80, 2, "signs and levels", Tiling(4, 4), 5.0),
-        (256, 4, "signs", Tiling(8, 2, queries=4), None),
-        (256, 1, "two bits", Tiling(4, 2, 2), 5.0),
-        (160, 1, "signs", Tiling(4, 4), None),
+        (128, 1, "signs", TuningConfig(8, 2, 2), None),
+        (128, 4, "signs", TuningConfig(4, 2, queries=4), None),
+        (64, 3, "levels in groups", TuningConfig(4, 4), None),
+        (128, 7, "dense", TuningConfig(8, 4, 2, queries=4), None),
+        (128, 4, "signs", TuningConfig(4, 2, queries=6), None),
+        (64, 3, "dense", TuningConfig(4, 4, queries=7), None),
+        (64, 2, "dense", TuningConfig(4, 4, queries=2), None),
+        (64, 1, "signs", TuningConfig(4, 4), 5.0),
+        (64, 2, "signs", TuningConfig(4, 4, queries=2), 50.0),
+        (64, 2, "dense", TuningConfig(4, 4, queries=2), 5.0),
+        (96, 1, "signs", TuningConfig(8, 2, 2), None),
+        (80, 2, "signs and levels", TuningConfig(4, 4), 5.0),
+        (256, 4, "signs", TuningConfig(8, 2, queries=4), None),
+        (256, 1, "two bits", TuningConfig(4, 2, 2), 5.0),
+        (160, 1, "signs", TuningConfig(4, 4), None),
     ],
 )
-def test_a_layer_of_a_cache_with_its_text(head_dim, per_kv_head, codes, tiling, soft_cap):
+def test_a_layer_of_a_cache_with_its_text(head_dim, per_kv_head, codes, tuning, soft_cap):
     """Packed (or dense) bank and text bank for several query positions.
 
     In one launch, but for other heads than of 64 or 128 channels.
@@ -225,7 +231,7 @@ def test_a_layer_of_a_cache_with_its_text(head_dim, per_kv_head, codes, tiling, 
     query, layer = random_layer(shape, CODES[codes])
     cache = stacked(layer, 3)
     run = functools.partial(
-        mosaic_gpu.attend_layer, launch=emulated_launch, tiling=tiling, logits_soft_cap=soft_cap
+        mosaic_gpu.attend_layer, launch=emulated_launch, tuning=tuning, logits_soft_cap=soft_cap
     )
     got = jax.jit(run)(query, cache, 1)
     expected = vkq_jax.reference.attend_cache(query, cache.layer(1), logits_soft_cap=soft_cap)
@@ -235,26 +241,26 @@ def test_a_layer_of_a_cache_with_its_text(head_dim, per_kv_head, codes, tiling, 
 
 WINDOWS = [
     # One query a team: groups whose chunks begin inside a share, tails of blocks, other heads.
-    (128, 1, "signs", Tiling(4, 2), None),
-    (64, 3, "levels in groups", Tiling(4, 4), None),
-    (128, 1, "groups, calibrated", Tiling(8, 2, 2), None),
-    (128, 1, "groups, calibrated", Tiling(8, 4), None),
-    (64, 1, "signs, 16-bit scales, score bias", Tiling(4, 4), 5.0),
-    (96, 2, "rotated signs, score bias, calibrated", Tiling(4, 2), None),
+    (128, 1, "signs", TuningConfig(4, 2), None),
+    (64, 3, "levels in groups", TuningConfig(4, 4), None),
+    (128, 1, "groups, calibrated", TuningConfig(8, 2, 2), None),
+    (128, 1, "groups, calibrated", TuningConfig(8, 4), None),
+    (64, 1, "signs, 16-bit scales, score bias", TuningConfig(4, 4), 5.0),
+    (96, 2, "rotated signs, score bias, calibrated", TuningConfig(4, 2), None),
     # Several, with starts of their own; two sets of them.
-    (128, 4, "signs", Tiling(8, 4, 2, queries=4), None),
-    (64, 4, "levels", Tiling(4, 2, queries=4), 50.0),
-    (128, 4, "signs, calibrated", Tiling(8, 4, queries=8), None),
-    (64, 3, "four bits and signs", Tiling(4, 4, queries=7), None),
-    (256, 4, "levels and four bits, calibrated", Tiling(8, 2, queries=4), None),
+    (128, 4, "signs", TuningConfig(8, 4, 2, queries=4), None),
+    (64, 4, "levels", TuningConfig(4, 2, queries=4), 50.0),
+    (128, 4, "signs, calibrated", TuningConfig(8, 4, queries=8), None),
+    (64, 3, "four bits and signs", TuningConfig(4, 4, queries=7), None),
+    (256, 4, "levels and four bits, calibrated", TuningConfig(8, 2, queries=4), None),
     # Dense.
-    (128, 7, "dense", Tiling(8, 4, 2, queries=4), None),
-    (64, 3, "dense", Tiling(4, 4, queries=7), 5.0),
+    (128, 7, "dense", TuningConfig(8, 4, 2, queries=4), None),
+    (64, 3, "dense", TuningConfig(4, 4, queries=7), 5.0),
 ]
 
 
-@pytest.mark.parametrize(("head_dim", "per_kv_head", "codes", "tiling", "soft_cap"), WINDOWS)
-def test_a_window_over_a_layer_of_a_cache(head_dim, per_kv_head, codes, tiling, soft_cap):
+@pytest.mark.parametrize(("head_dim", "per_kv_head", "codes", "tuning", "soft_cap"), WINDOWS)
+def test_a_window_over_a_layer_of_a_cache(head_dim, per_kv_head, codes, tuning, soft_cap):
     """Each of three query positions sees each bank from a position of its own on."""
     shape = Shape(
         head_dim=head_dim,
@@ -270,7 +276,7 @@ def test_a_window_over_a_layer_of_a_cache(head_dim, per_kv_head, codes, tiling, 
     of_visual = jnp.asarray([[520, 700, 512], [300, 256, 0]], jnp.int32)
     of_text = jnp.asarray([[16, 0, 17], [33, 32, 44]], jnp.int32)
     options = {"starts": vkq_jax.Starts((of_visual,), of_text), "logits_soft_cap": soft_cap}
-    run = functools.partial(mosaic_gpu.attend_layer, launch=emulated_launch, tiling=tiling)
+    run = functools.partial(mosaic_gpu.attend_layer, launch=emulated_launch, tuning=tuning)
     got = run(query, cache, 1, **options)
     expected = vkq_jax.reference.attend_cache(query, cache.layer(1), **options)
     assert np.isfinite(got.output).all()
@@ -281,25 +287,25 @@ def test_a_window_over_a_layer_of_a_cache(head_dim, per_kv_head, codes, tiling, 
 
 def test_hidden_blocks_are_not_read():
     """NaN in their scales would show, in the words' place none can be."""
-    query, layer, tiling = layer_of("four query heads, split", "signs, 16-bit scales, score bias")
+    query, layer, tuning = layer_of("four query heads, split", "signs, 16-bit scales, score bias")
     bank = pallas_kernels.tile(layer.visual[0])
     starts = vkq_jax.Starts((jnp.asarray([[600], [0]], jnp.int32),), jnp.zeros((2, 1), jnp.int32))
     scale = bank.value.token_scale.at[0, :, :2].set(0x7FC07FC0)
     broken = dataclasses.replace(bank, value=dataclasses.replace(bank.value, token_scale=scale))
     first, second = (
-        attend(query, dataclasses.replace(layer, visual=(b,)), starts=starts, tiling=tiling).output
+        attend(query, dataclasses.replace(layer, visual=(b,)), starts=starts, tuning=tuning).output
         for b in (bank, broken)
     )
     np.testing.assert_array_equal(first, second)
     assert not np.isfinite(attend(query, dataclasses.replace(layer, visual=(broken,))).output).all()
 
 
-def recorded(problems):
-    """An emulated launch that notes its problems."""
+def recorded(specs):
+    """An emulated launch that notes its specs."""
 
-    def launch(problem, operands):
-        problems.append(problem)
-        return emulated_launch(problem, operands)
+    def launch(spec, operands):
+        specs.append(spec)
+        return emulated_launch(spec, operands)
 
     return launch
 
@@ -309,13 +315,13 @@ def test_a_calibration_of_one_query_takes_one_launch(codes):
     """Mapped query axes add queries of the same bank: each has a team of its own."""
     shape = Shape(head_dim=64, num_heads=2, visual=((700, (700, 33)),))
     query, layer = random_layer(shape, CODES[codes])
-    problems, tiling = [], Tiling(8, 4)
-    run = functools.partial(mosaic_gpu.attend_cache, launch=recorded(problems), tiling=tiling)
+    specs, tuning = [], TuningConfig(8, 4)
+    run = functools.partial(mosaic_gpu.attend_cache, launch=recorded(specs), tuning=tuning)
     queries = jnp.stack([query, 2 * query, -query])
     got = jax.vmap(run, (0, None))(queries, layer)
-    assert all(problem.task == "attention" for problem in problems)  # as traced, and as mapped
-    assert all(problem.calibration == CODES[codes].calibration for problem in problems)
-    assert (problems[-1].queries, problems[-1].tiling.queries) == (3, 1)
+    assert all(spec.task == "attention" for spec in specs)  # as traced, and as mapped
+    assert all(spec.calibration == CODES[codes].calibration for spec in specs)
+    assert (specs[-1].queries, specs[-1].tuning.queries) == (3, 1)
     for number, one in enumerate(queries):
         expected = vkq_jax.reference.attend_cache(one, layer)
         assert relative_error(got.output[number], expected.output) < 3e-4
@@ -327,33 +333,33 @@ def test_a_calibration_of_one_visible_token(tau1):
     """It has no range: the guard leaves it, also where the map would widen one."""
     quant = KVQuantConfig(LEVELS, LEVELS, ScoreCalibration(tau1=tau1, tau2=3.0))
     shape = Shape(head_dim=64, num_heads=2, visual=((300, (300, 1)),))
-    check(*random_layer(shape, quant), tiling=Tiling(8, 4))
+    check(*random_layer(shape, quant), tuning=TuningConfig(8, 4))
 
 
 def test_scores_are_kept_where_they_fit():
     """A long bank asks for a wide team; several queries, splits and the longest do not fit."""
     levels = Coding()
 
-    def kept(positions, **tiling):
-        return keeping_tiling(Tiling(16, **tiling), Packed(positions, levels, levels), 128)
+    def kept(positions, **tuning):
+        return keeping_tuning(TuningConfig(16, **tuning), Packed(positions, levels, levels), 128)
 
-    assert kept(2304, team=1) == Tiling(16, team=1)
-    assert kept(32768, team=2) == Tiling(16, team=16)
+    assert kept(2304, team=1) == TuningConfig(16, team=1)
+    assert kept(32768, team=2) == TuningConfig(16, team=16)
     assert kept(65536, team=2) is None
     assert kept(2304, team=4, splits=2) is None
     assert kept(2304, team=4, queries=4) is None
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "per_kv_head", "codes", "tiling"),
+    ("head_dim", "per_kv_head", "codes", "tuning"),
     [
-        (128, 1, "signs, 16-bit scales, score bias", Tiling(4, 2)),
-        (64, 3, "levels, calibrated", Tiling(4, 2, 2, queries=4)),
-        (128, 8, "signs", Tiling(8, 4, queries=8)),
+        (128, 1, "signs, 16-bit scales, score bias", TuningConfig(4, 2)),
+        (64, 3, "levels, calibrated", TuningConfig(4, 2, 2, queries=4)),
+        (128, 8, "signs", TuningConfig(8, 4, queries=8)),
     ],
 )
 @pytest.mark.parametrize("text", [jnp.bfloat16, jnp.float32])
-def test_a_static_score_map_costs_no_launch(head_dim, per_kv_head, codes, tiling, text):
+def test_a_static_score_map_costs_no_launch(head_dim, per_kv_head, codes, tuning, text):
     """Of a traced layer, for several query positions; a float32 text bank is left alone."""
     shape = Shape(
         head_dim=head_dim, num_heads=2 * per_kv_head, num_queries=2, visual=((300, (300, 33)),)
@@ -362,11 +368,11 @@ def test_a_static_score_map_costs_no_launch(head_dim, per_kv_head, codes, tiling
     cache = stacked(with_score_map(layer, shape.num_heads), 3)
     wide = jax.tree.map(lambda x: x.astype(text), (cache.text.key, cache.text.value))
     cache = dataclasses.replace(cache, text=TextBank(*wide, cache.text.length))
-    problems = []
-    run = functools.partial(mosaic_gpu.attend_layer, launch=recorded(problems), tiling=tiling)
+    specs = []
+    run = functools.partial(mosaic_gpu.attend_layer, launch=recorded(specs), tuning=tuning)
     got = jax.jit(run)(query, cache, 1)
-    (problem,) = problems
-    assert problem.maps_scores
+    (spec,) = specs
+    assert spec.maps_scores
     expected = vkq_jax.reference.attend_cache(query, cache.layer(1))
     assert relative_error(got.output, expected.output) < 3e-4
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=3e-5, atol=3e-4)
@@ -483,16 +489,16 @@ def test_flat_queries_are_shortened(heads, saved, monkeypatch):
 
 
 def test_shortened_flat_queries_give_nearly_the_same(monkeypatch):
-    query, layer, tiling = layer_of("eight query heads, small heads", "levels")
+    query, layer, tuning = layer_of("eight query heads, small heads", "levels")
     outputs = []
     for allowed in (0.0, np.inf):
         monkeypatch.setattr(packed_s8, "_LOST_VARIANCE", allowed)
-        outputs.append(np.asarray(attend(query / 16, layer, tiling=tiling).output))
+        outputs.append(np.asarray(attend(query / 16, layer, tuning=tuning).output))
     assert 1e-7 < relative_error(*outputs) < 1e-4
 
 
 def test_what_lies_behind_the_length_changes_nothing():
-    query, layer, tiling = layer_of("one query head", "signs")
+    query, layer, tuning = layer_of("one query head", "signs")
     bank = pallas_kernels.tile(layer.visual[0])
     row, behind = 1, slice(256 * 4, None)  # 33 positions are visible: part of the first block
     other = dataclasses.replace(
@@ -505,7 +511,7 @@ def test_what_lies_behind_the_length_changes_nothing():
         ),
     )
     first, second = (
-        attend(query, dataclasses.replace(layer, visual=(b,)), tiling=tiling).output
+        attend(query, dataclasses.replace(layer, visual=(b,)), tuning=tuning).output
         for b in (bank, other)
     )
     np.testing.assert_array_equal(first, second)
@@ -542,9 +548,9 @@ def test_vmap_folds_the_axis_into_one_launch(head_dim, codes):
     )
     shapes = []
 
-    def counted(problem, operands):
-        shapes.append((problem.outer, problem.batch, problem.queries))
-        return emulated_launch(problem, operands)
+    def counted(spec, operands):
+        shapes.append((spec.outer, spec.batch, spec.queries))
+        return emulated_launch(spec, operands)
 
     def run(q, c):
         return mosaic_gpu.attend_cache(q, c, launch=counted).output
@@ -616,21 +622,21 @@ def test_every_instruction_is_emulated():
 
 
 LAUNCHES = {
-    "levels": (128, 1, "levels", Tiling(8, 4)),
-    "levels in groups": (128, 4, "levels in groups", Tiling(4, 4, 2)),
-    "signs": (128, 1, "signs", Tiling(8, 4)),
-    "signs, four queries": (128, 4, "signs", Tiling(8, 4, 4, queries=4)),
-    "signs, eight queries": (128, 8, "signs", Tiling(12, 4, queries=8)),
-    "four bits": (128, 2, "four bits and signs", Tiling(8, 4, queries=2)),
-    "calibrated": (128, 1, "levels, calibrated", Tiling(8, 4, 2)),
-    "calibrated in the launch": (128, 1, "groups, calibrated", Tiling(8, 4)),
-    "calibrated, eight queries": (128, 8, "signs, calibrated", Tiling(8, 8, 2, queries=8)),
-    "small heads": (64, 3, "signs, 16-bit scales, score bias", Tiling(4, 2, queries=3)),
-    "dense": (128, 4, "dense", Tiling(8, 4, 2, queries=4)),
-    "dense, small heads": (64, 1, "dense", Tiling(4, 4)),
-    "96 channels": (96, 1, "signs", Tiling(8, 4)),
-    "256 channels": (256, 1, "signs", Tiling(16, 4)),
-    "256 channels, four queries": (256, 4, "signs", Tiling(8, 4, 2, queries=4)),
+    "levels": (128, 1, "levels", TuningConfig(8, 4)),
+    "levels in groups": (128, 4, "levels in groups", TuningConfig(4, 4, 2)),
+    "signs": (128, 1, "signs", TuningConfig(8, 4)),
+    "signs, four queries": (128, 4, "signs", TuningConfig(8, 4, 4, queries=4)),
+    "signs, eight queries": (128, 8, "signs", TuningConfig(12, 4, queries=8)),
+    "four bits": (128, 2, "four bits and signs", TuningConfig(8, 4, queries=2)),
+    "calibrated": (128, 1, "levels, calibrated", TuningConfig(8, 4, 2)),
+    "calibrated in the launch": (128, 1, "groups, calibrated", TuningConfig(8, 4)),
+    "calibrated, eight queries": (128, 8, "signs, calibrated", TuningConfig(8, 8, 2, queries=8)),
+    "small heads": (64, 3, "signs, 16-bit scales, score bias", TuningConfig(4, 2, queries=3)),
+    "dense": (128, 4, "dense", TuningConfig(8, 4, 2, queries=4)),
+    "dense, small heads": (64, 1, "dense", TuningConfig(4, 4)),
+    "96 channels": (96, 1, "signs", TuningConfig(8, 4)),
+    "256 channels": (256, 1, "signs", TuningConfig(16, 4)),
+    "256 channels, four queries": (256, 4, "signs", TuningConfig(8, 4, 2, queries=4)),
 }
 # With a cap the body differs in its scores only, with a window in these and in what it loads.
 LAUNCH_CASES = [(name, None, False) for name in LAUNCHES]
@@ -651,19 +657,19 @@ LAUNCH_CASES += [
 
 
 def launches_of(name, soft_cap=None, windowed=False):
-    """Problems and their operands' shapes, text bank in bfloat16 and two layers included."""
-    head_dim, per_kv_head, codes, tiling = LAUNCHES[name]
+    """Specs and their operands' shapes, text bank in bfloat16 and two layers included."""
+    head_dim, per_kv_head, codes, tuning = LAUNCHES[name]
     shape = Shape(head_dim=head_dim, num_heads=2 * per_kv_head, visual=((600, (600, 3)),))
     query, layer = random_layer(shape, CODES[codes])
     found = []
 
-    def launch(problem, operands):
+    def launch(spec, operands):
         shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in operands.items()}
-        found.append((problem, shapes))
-        return tuple(jnp.zeros(x.shape, x.dtype) for x in program_of(problem).results.values())
+        found.append((spec, shapes))
+        return tuple(jnp.zeros(x.shape, x.dtype) for x in program_of(spec).results.values())
 
     cache = stacked(layer, 2)
-    options = {"launch": launch, "tiling": tiling, "logits_soft_cap": soft_cap}
+    options = {"launch": launch, "tuning": tuning, "logits_soft_cap": soft_cap}
     if windowed:
         options["starts"] = random_starts(query, layer)
     jax.eval_shape(lambda: mosaic_gpu.attend_layer(query, cache, 1, **options))
@@ -672,16 +678,16 @@ def launches_of(name, soft_cap=None, windowed=False):
 
 @pytest.mark.parametrize(("name", "soft_cap", "windowed"), LAUNCH_CASES)
 def test_lowers_to_cuda(name, soft_cap, windowed):
-    for problem, operands in launches_of(name, soft_cap, windowed):
-        assert problem.windowed == any("start" in operand for operand in operands) == windowed
-        assert "mosaic_gpu" in lower_to_cuda(program_of(problem), operands)
+    for spec, operands in launches_of(name, soft_cap, windowed):
+        assert spec.windowed == any("start" in operand for operand in operands) == windowed
+        assert "mosaic_gpu" in lower_to_cuda(program_of(spec), operands)
 
 
 @needs_ptxas
 @pytest.mark.parametrize(("name", "soft_cap", "windowed"), LAUNCH_CASES)
 def test_ptxas_accepts_every_instruction(name, soft_cap, windowed, tmp_path):
-    for problem, operands in launches_of(name, soft_cap, windowed):
-        assert "Used" in ptxas(program_of(problem), operands, tmp_path)
+    for spec, operands in launches_of(name, soft_cap, windowed):
+        assert "Used" in ptxas(program_of(spec), operands, tmp_path)
 
 
 # Which implementation a call takes
@@ -751,31 +757,31 @@ def test_a_soft_cap_together_with_calibration_is_not_covered(monkeypatch):
 @pytest.mark.parametrize("queries", [1, 4, 7, 8, 30])
 @pytest.mark.parametrize("positions", [1, 576, 2304, 32768])
 @pytest.mark.parametrize("head_dim", [128, 256])
-def test_a_tiling_fits_any_shape(heads, queries, positions, head_dim):
+def test_a_tuning_fits_any_shape(heads, queries, positions, head_dim):
     packed = Packed(positions, Coding(), Coding())
     dense = () if head_dim == 256 else (("text", 100),)
-    tiling = choose_tiling(heads, queries, head_dim, (packed,), dense)
-    problem = Problem(heads, 1, queries, head_dim, (packed,), dense, tiling=tiling)
-    if head_dim == 256 and tiling.queries > 1:  # registers
-        assert tiling.warps <= 8
-        assert tiling.queries <= 4
-    assert problem.grid * problem.block_teams >= problem.teams
-    assert 4 * problem.shared_words <= 227 * 1024  # what a thread block of an H100 can have
+    tuning = choose_tuning(heads, queries, head_dim, (packed,), dense)
+    spec = KernelSpec(heads, 1, queries, head_dim, (packed,), dense, tuning=tuning)
+    if head_dim == 256 and tuning.queries > 1:  # registers
+        assert tuning.warps <= 8
+        assert tuning.queries <= 4
+    assert spec.grid * spec.block_teams >= spec.teams
+    assert 4 * spec.shared_words <= 227 * 1024  # what a thread block of an H100 can have
 
 
 @pytest.mark.parametrize(
-    ("heads", "queries", "positions", "tiling"),
+    ("heads", "queries", "positions", "tuning"),
     [
-        (16 * 32, 1, 2304, Tiling(4, 2)),
-        (128 * 8, 4, 3328, Tiling(16, 2, 1, 4)),  # 128 thread blocks: one round
-        (133 * 8, 4, 3328, Tiling(4, 2, 1, 4)),  # 133 would be two
-        (16 * 4, 8, 32768, Tiling(8, 8, 2, 8)),
-        (16 * 4, 8, 131072, Tiling(8, 8, 2, 8)),
+        (16 * 32, 1, 2304, TuningConfig(4, 2)),
+        (128 * 8, 4, 3328, TuningConfig(16, 2, 1, 4)),  # 128 thread blocks: one round
+        (133 * 8, 4, 3328, TuningConfig(4, 2, 1, 4)),  # 133 would be two
+        (16 * 4, 8, 32768, TuningConfig(8, 8, 2, 8)),
+        (16 * 4, 8, 131072, TuningConfig(8, 8, 2, 8)),
     ],
 )
-def test_tilings_that_were_measured(heads, queries, positions, tiling):
+def test_tunings_that_were_measured(heads, queries, positions, tuning):
     packed = Packed(positions, Coding(), Coding())
-    assert choose_tiling(heads, queries, 128, (packed,), (("text", 64),)) == tiling
+    assert choose_tuning(heads, queries, 128, (packed,), (("text", 64),)) == tuning
 
 
 def test_explain_says_how_the_work_is_divided():
@@ -829,8 +835,9 @@ def test_shards_over_batch_and_heads(tmp_path):
         """
 import functools, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import PartitionSpec as P
-from pallas_kernels import mosaic_gpu, packed_s8
-from pallas_kernels.launch import emulated_launch
+from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention.body import packed_s8
+from pallas_kernels.attention.launch import emulated_launch
 from tests.pallas_kernels.test_kernel import CODES, stacked
 from tests.support.caches import Shape, random_layer
 shape = Shape(head_dim=64, num_heads=4, visual=((300, (300, 33)),))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import vkq_jax
-from pallas_kernels import layouts, tile
+from pallas_kernels import tile
+from pallas_kernels.layout import layouts
 from vkq_jax import KVQuantConfig, LevelCodes, SignCodes, packing
 from vkq_jax.cache import KVCache, VisualBank
 

@@ -2,7 +2,6 @@
 
 import functools
 import re
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +9,12 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from pallas_kernels import launch, mosaic_gpu
-from pallas_kernels.emulated_operations import EmulatedOperations
-from pallas_kernels.launch import run_emulated
-from pallas_kernels.quantize_bank import fused_bank, unfused_reason
+from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.isa import program
+from pallas_kernels.isa.emulated_operations import EmulatedOperations
+from pallas_kernels.isa.program import run_emulated
+from pallas_kernels.quantize import quantize_bank
+from pallas_kernels.quantize.quantize_bank import fused_bank, unfused_reason
 from tests.support.caches import relative_error
 from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
 from vkq_jax import KVQuantConfig, LevelCodes, SignCodes
@@ -130,7 +131,7 @@ def test_each_word_is_written_once(monkeypatch):
         def _unwritten(self):
             return sum((m.view(np.uint32) == 0xFFFFFFFF).sum() for m in self._memory[-2:])
 
-    monkeypatch.setattr(launch, "EmulatedOperations", Counting)
+    monkeypatch.setattr(program, "EmulatedOperations", Counting)
     check(*layer(128, 300, (300, 7)), SIGNS)
     check(*layer(64, 70, (70, 33)), SignCodes(scale_bits=16))
 
@@ -187,7 +188,7 @@ def gpu(monkeypatch):
     """As if there were a GPU, whose coding kernel is emulated."""
     monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
     emulated = functools.partial(fused_bank, run=run_emulated)
-    monkeypatch.setattr(sys.modules["pallas_kernels.quantize_bank"], "fused_bank", emulated)
+    monkeypatch.setattr(quantize_bank, "fused_bank", emulated)
 
 
 def same(got, expected):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax
 import pytest
 
-from pallas_kernels.launch import Program, run_on_gpu
+from pallas_kernels.isa.program import Program, run_on_gpu
 from tests.support.ptx_operations import PtxOperations
 
 __all__ = ["lower_to_cuda", "needs_ptxas", "ptxas"]

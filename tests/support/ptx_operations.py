@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pallas_kernels.operations import Operations
+from pallas_kernels.isa.operations import Operations
 
 _REGISTER = {"r": "%r", "f": "%f", "l": "%rd"}
 _TYPE = {"r": "b32", "f": "f32", "l": "b64"}

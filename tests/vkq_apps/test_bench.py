@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 import vkq_jax
-from pallas_kernels import mosaic_gpu
+from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.shapes import find_shape
 from vkq_apps.bench import device_memory, rows, scaling_plot, tables, throughput, worker
 from vkq_apps.bench.decoding import compare_implementations, first_state

@@ -238,7 +238,7 @@ def test_a_case_that_fails_fails_the_command_and_stays_in_the_record(bench, caps
         (["--cases", "mha-9k"], "--cases: expected some of mha-32k, "),
         (["--cases", ""], "--cases: expected names, comma-separated, got ''"),
         (["--rivals", "flash"], "--rivals: expected some of cudnn, "),
-        (["--tiling", "1,2"], "--tiling: expected WARPS,TEAM,SPLITS,QUERIES that fit together"),
+        (["--tuning", "1,2"], "--tuning: expected WARPS,TEAM,SPLITS,QUERIES that fit together"),
         (["--check"], "needs an NVIDIA GPU"),
         ([], "needs an NVIDIA GPU"),
     ],

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from pallas_kernels import layouts
-from pallas_kernels.problem import Tiling
+from pallas_kernels.attention.kernel_spec import TuningConfig
+from pallas_kernels.layout import layouts
 from vkq_apps.bench.dictionary_banks import bits_of_tokens
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.presets import presets
@@ -138,54 +138,56 @@ CASES = {
 }
 
 # Small shapes for --check: every code path, lengths that end inside and at the edge of blocks.
-_SMALL: list[tuple[str, int | None, int, int, int, Calibration | None, Tiling]] = [
-    ("levels", None, 1, 2304, 0, None, Tiling(16, 4)),
-    ("levels", 512, 4, 1700, 40, "per step", Tiling(8, 2, 2)),
-    ("levels", None, 8, 1700, 40, "per step", Tiling(8, 8, 2, 8)),
-    ("signs8", None, 7, 700, 0, None, Tiling(8, 4, 4, 7)),
-    ("signs8", None, 4, 3328, 130, None, Tiling(16, 8, 8, 4)),
-    ("signs16", None, 2, 2304, 17, "static", Tiling(4, 1, 1, 2)),
-    ("signs8", None, 1, 576, 33, None, Tiling(16, 2)),
-    ("levels2", None, 1, 700, 40, None, Tiling(8, 4)),
-    ("levels4", None, 4, 1700, 40, "per step", Tiling(8, 8, 2, 4)),
-    ("bfloat16", None, 4, 700, 40, None, Tiling(16, 4, 2, 4)),
+_SMALL: list[tuple[str, int | None, int, int, int, Calibration | None, TuningConfig]] = [
+    ("levels", None, 1, 2304, 0, None, TuningConfig(16, 4)),
+    ("levels", 512, 4, 1700, 40, "per step", TuningConfig(8, 2, 2)),
+    ("levels", None, 8, 1700, 40, "per step", TuningConfig(8, 8, 2, 8)),
+    ("signs8", None, 7, 700, 0, None, TuningConfig(8, 4, 4, 7)),
+    ("signs8", None, 4, 3328, 130, None, TuningConfig(16, 8, 8, 4)),
+    ("signs16", None, 2, 2304, 17, "static", TuningConfig(4, 1, 1, 2)),
+    ("signs8", None, 1, 576, 33, None, TuningConfig(16, 2)),
+    ("levels2", None, 1, 700, 40, None, TuningConfig(8, 4)),
+    ("levels4", None, 4, 1700, 40, "per step", TuningConfig(8, 8, 2, 4)),
+    ("bfloat16", None, 4, 700, 40, None, TuningConfig(16, 4, 2, 4)),
 ]
 CHECKS = [
-    (Case(2, 2, queries, positions, codes, head_dim, group_size, text, calibration), tiling)
+    (Case(2, 2, queries, positions, codes, head_dim, group_size, text, calibration), tuning)
     for head_dim in (128, 64)
-    for codes, group_size, queries, positions, text, calibration, tiling in _SMALL
+    for codes, group_size, queries, positions, text, calibration, tuning in _SMALL
 ]
 # Stored with channels of zeros, rotated outside the launch.
-CHECKS += [(Case(2, 2, 1, 2304, "signs8", head_dim=96, calibration="per step"), Tiling(16, 4))]
+CHECKS += [
+    (Case(2, 2, 1, 2304, "signs8", head_dim=96, calibration="per step"), TuningConfig(16, 4))
+]
 # Calibrated in the launch: groups of positions, text; a window.
 CHECKS += [
     (
         Case(2, 2, 1, 2304, "levels", group_size=512, text=40, calibration="per step"),
-        Tiling(16, 8),
+        TuningConfig(16, 8),
     ),
-    (Case(2, 2, 1, 1700, "signs8", calibration="per step", window=700), Tiling(8, 4)),
+    (Case(2, 2, 1, 1700, "signs8", calibration="per step", window=700), TuningConfig(8, 4)),
 ]
 # Two code planes of each side.
 CHECKS += [
-    (Case(2, 2, 4, 1700, "signs8", head_dim=256, calibration="per step"), Tiling(8, 4, 2, 4)),
-    (Case(2, 2, 1, 1700, "levels", head_dim=256), Tiling(16, 4)),
+    (Case(2, 2, 4, 1700, "signs8", head_dim=256, calibration="per step"), TuningConfig(8, 4, 2, 4)),
+    (Case(2, 2, 1, 1700, "levels", head_dim=256), TuningConfig(16, 4)),
 ]
 # A sliding window: over one query, over several of a calibration, over dense banks.
 CHECKS += [
-    (Case(2, 2, 1, 2304, "levels", group_size=512, text=40, window=700), Tiling(16, 4)),
+    (Case(2, 2, 1, 2304, "levels", group_size=512, text=40, window=700), TuningConfig(16, 4)),
     (
         Case(2, 2, 7, 1700, "signs8", text=40, calibration="per step", window=30),
-        Tiling(8, 4, 2, 7),
+        TuningConfig(8, 4, 2, 7),
     ),
-    (Case(2, 2, 4, 700, "bfloat16", text=40, window=100), Tiling(16, 4, 2, 4)),
+    (Case(2, 2, 4, 700, "bfloat16", text=40, window=100), TuningConfig(16, 4, 2, 4)),
 ]
 # Dictionary codes: classes of one, two and three planes, tokens that are only counted; windows.
 CHECKS += [
-    (Case(2, 2, 1, 2304, "vkq-1bit", text=40), Tiling(16, 4)),
-    (Case(2, 2, 1, 700, "vkq-2bit", head_dim=64, window=300), Tiling(8, 4)),
-    (Case(2, 2, 1, 1700, "vkq-half", head_dim=256, window=700), Tiling(8, 4, 2)),
-    (Case(2, 2, 4, 3328, "vkq-1bit", text=130), Tiling(16, 8, 2, 4)),
-    (Case(2, 2, 4, 1700, "vkq-half", head_dim=64, text=40, window=700), Tiling(8, 2, 2, 4)),
-    (Case(2, 2, 7, 1700, "vkq-1bit", window=900), Tiling(8, 4, 2, 7)),
-    (Case(2, 2, 3, 700, "vkq-2bit", head_dim=256), Tiling(8, 4, 1, 3)),
+    (Case(2, 2, 1, 2304, "vkq-1bit", text=40), TuningConfig(16, 4)),
+    (Case(2, 2, 1, 700, "vkq-2bit", head_dim=64, window=300), TuningConfig(8, 4)),
+    (Case(2, 2, 1, 1700, "vkq-half", head_dim=256, window=700), TuningConfig(8, 4, 2)),
+    (Case(2, 2, 4, 3328, "vkq-1bit", text=130), TuningConfig(16, 8, 2, 4)),
+    (Case(2, 2, 4, 1700, "vkq-half", head_dim=64, text=40, window=700), TuningConfig(8, 2, 2, 4)),
+    (Case(2, 2, 7, 1700, "vkq-1bit", window=900), TuningConfig(8, 4, 2, 7)),
+    (Case(2, 2, 3, 700, "vkq-2bit", head_dim=256), TuningConfig(8, 4, 1, 3)),
 ]

@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import TiledDictionary, layouts
-from pallas_kernels.layouts import Side
+from pallas_kernels import TiledDictionary
+from pallas_kernels.layout import layouts
+from pallas_kernels.layout.layouts import Side
 from vkq_jax.array_types import Array, Bool, Int32
 from vkq_jax.cache import VisualBank
 from vkq_jax.dictionary_codes import DictionaryCodes

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import TiledLevels, TiledSigns, layouts, mosaic_gpu
-from pallas_kernels.fused import (
+from pallas_kernels import TiledLevels, TiledSigns
+from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention.fused import (
     Banks,
     DenseBank,
     fused_attention,
@@ -27,8 +28,9 @@ from pallas_kernels.fused import (
     packed_starts,
     score_range,
 )
-from pallas_kernels.launch import Launch, emulated_launch, gpu_launch
-from pallas_kernels.problem import Tiling
+from pallas_kernels.attention.kernel_spec import TuningConfig
+from pallas_kernels.attention.launch import Launch, emulated_launch, gpu_launch
+from pallas_kernels.layout import layouts
 from vkq_apps.bench.cases import CASES, CHECKS, Calibration, Case
 from vkq_apps.bench.dictionary_banks import random_bank
 from vkq_apps.bench.results_file import source_digest, write_json
@@ -59,7 +61,7 @@ __all__ = [
     "check_without_times",
     "measure_cases",
     "random_banks",
-    "read_tiling",
+    "read_tuning",
     "require_gpu",
 ]
 
@@ -169,7 +171,7 @@ def _random_tensors(case: Case, key: jax.Array) -> tuple[list[Any], dict[str, De
 def attend(
     calibration: Calibration | None,
     launch: Launch,
-    tiling: Tiling | None,
+    tuning: TuningConfig | None,
     query: jax.Array,
     banks: Banks,
     visible: Seen,
@@ -179,10 +181,10 @@ def attend(
     layer, mapped, in_launch = jnp.int32(0), None, None
     if calibration == "per step":
         assert banks.packed is not None
-        if keeps_scores(banks, query.shape, tiling):
+        if keeps_scores(banks, query.shape, tuning):
             in_launch = _CALIBRATION
         else:
-            found = score_range(query, banks.packed, layer, launch, tiling, starts.get("packed"))
+            found = score_range(query, banks.packed, layer, launch, tuning, starts.get("packed"))
             mapped, _ = score_map(*found, _CALIBRATION)
     elif calibration == "static":
         mapped = _static_map(query.shape[:-1])
@@ -195,7 +197,7 @@ def attend(
         banks,
         layer,
         launch,
-        tiling,
+        tuning,
         mapped,
         starts=begins,
         calibration=in_launch,
@@ -251,7 +253,9 @@ def reference(
         return functools.reduce(jnp.add, weighted), total
 
 
-def error(case: Case, launch: Launch, tiling: Tiling | None, *, ragged: bool) -> dict[str, float]:
+def error(
+    case: Case, launch: Launch, tuning: TuningConfig | None, *, ragged: bool
+) -> dict[str, float]:
     """Relative error of the output and absolute one of the log-sum-exp against float32.
 
     Small ragged cases get their inputs and their oracle on the CPU: a GPU only runs the kernel,
@@ -266,7 +270,7 @@ def error(case: Case, launch: Launch, tiling: Tiling | None, *, ragged: bool) ->
             query, *banks
         )
     inputs = jax.device_put((query, *banks), jax.devices()[0])
-    output, logsumexp = jax.jit(functools.partial(attend, case.calibration, launch, tiling))(
+    output, logsumexp = jax.jit(functools.partial(attend, case.calibration, launch, tuning))(
         *inputs
     )
     expected, expected_logsumexp = jax.device_put((expected, expected_logsumexp), jax.devices()[0])
@@ -283,7 +287,7 @@ def error(case: Case, launch: Launch, tiling: Tiling | None, *, ragged: bool) ->
 
 
 def measure(
-    name: str, case: Case, tiling: Tiling | None, ceiling: float, rivals: Sequence[str]
+    name: str, case: Case, tuning: TuningConfig | None, ceiling: float, rivals: Sequence[str]
 ) -> dict[str, Any]:
     """One row of the table."""
     others = measure_rivals(
@@ -296,18 +300,18 @@ def measure(
     banks = [random_banks(case, seed) for seed in range(layers)]
 
     def step(query, layer):
-        return attend(case.calibration, gpu_launch, tiling, query, *layer)[0]
+        return attend(case.calibration, gpu_launch, tuning, query, *layer)[0]
 
     taken = time_per_layer(step, query, banks)
     row = {
         "case": name,
         **dataclasses.asdict(case),
-        "tiling": None if tiling is None else dataclasses.asdict(tiling),
+        "tuning": None if tuning is None else dataclasses.asdict(tuning),
         **compare(taken, others),
         "part_of_bandwidth": case.bytes / taken.best / ceiling,
-        **error(case, gpu_launch, tiling, ragged=False),
+        **error(case, gpu_launch, tuning, ragged=False),
     }
-    print(_line(row), tiling or "", flush=True)
+    print(_line(row), tuning or "", flush=True)
     return row
 
 
@@ -352,25 +356,25 @@ def _line(row: dict[str, Any]) -> str:
 def check(launch: Launch) -> bool:
     """Errors of small cases with ragged lengths; True where all are within 3e-4."""
     good = True
-    for case, tiling in CHECKS:
+    for case, tuning in CHECKS:
         try:
-            found = error(case, launch, tiling, ragged=True)
+            found = error(case, launch, tuning, ragged=True)
         except Exception as failure:
             log.print(describe(failure), soft_wrap=True)
             found = {"relative_error": math.inf, "logsumexp_error": math.inf}
         passed = found["relative_error"] < 3e-4 and found["logsumexp_error"] < 1e-3
         good &= passed
-        print("ok  " if passed else "BAD ", found, case, tiling, flush=True)
+        print("ok  " if passed else "BAD ", found, case, tuning, flush=True)
     return good
 
 
-def read_tiling(text: str) -> Tiling:
-    """A tiling from "WARPS,TEAM,SPLITS,QUERIES"."""
+def read_tuning(text: str) -> TuningConfig:
+    """A tuning from "WARPS,TEAM,SPLITS,QUERIES"."""
     try:
-        return Tiling(*map(int, text.split(",")))
+        return TuningConfig(*map(int, text.split(",")))
     except (TypeError, ValueError) as error:
         wanted = "expected WARPS,TEAM,SPLITS,QUERIES that fit together"
-        raise ValueError(f"--tiling: {wanted}, got {text!r}") from error
+        raise ValueError(f"--tuning: {wanted}, got {text!r}") from error
 
 
 def check_without_times(emulate: bool) -> bool:
@@ -388,9 +392,9 @@ def require_gpu() -> None:
 
 
 def measure_cases(
-    cases: Sequence[str], rivals: Sequence[str], tilings: Sequence[Tiling], out: Path | None
+    cases: Sequence[str], rivals: Sequence[str], tunings: Sequence[TuningConfig], out: Path | None
 ) -> dict[str, Any]:
-    """The table: each case with the default tiling and with `tilings`, written row by row.
+    """The table: each case with the default tuning and with `tunings`, written row by row.
 
     Raises:
         NotImplementedError: the kernel cannot run here.
@@ -410,12 +414,12 @@ def measure_cases(
         "failed": [],
     }
     for name in cases:
-        for tiling in (None, *tilings):
+        for tuning in (None, *tunings):
             try:
-                record["rows"].append(measure(name, CASES[name], tiling, ceiling, rivals))
+                record["rows"].append(measure(name, CASES[name], tuning, ceiling, rivals))
             except Exception as failure:
                 message = describe(failure)
-                log.print(f"{name} {tiling or ''} failed: {message}", soft_wrap=True)
+                log.print(f"{name} {tuning or ''} failed: {message}", soft_wrap=True)
                 record["failed"].append({"case": name, "message": message})
             write_json(out, record)  # after each row: nothing is lost when time runs out
     return record

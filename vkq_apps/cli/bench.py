@@ -75,7 +75,7 @@ def kernel(
     ] = ",".join(RIVALS),
     check: Annotated[bool, typer.Option("--check", help="Only check small cases.")] = False,
     emulate: Annotated[bool, typer.Option("--emulate", help="Check without a GPU.")] = False,
-    tiling: Annotated[
+    tuning: Annotated[
         list[str] | None,
         typer.Option(
             metavar="N,N,N,N", help="Also try these warps, team, splits, queries; repeatable."
@@ -90,17 +90,17 @@ def kernel(
 
     if emulate and not check:
         raise ValueError("--emulate needs --check: without a GPU there are no times to take")
-    if check and (tiling or results is not None):
+    if check and (tuning or results is not None):
         raise ValueError(
-            "--check writes no file and has cases of its own: leave out --out, --tiling"
+            "--check writes no file and has cases of its own: leave out --out, --tuning"
         )
     chosen = names("--cases", cases, CASES)
     others = [] if rivals == "none" else names("--rivals", rivals, RIVALS)
-    tilings = [fused.read_tiling(text) for text in tiling or ()]
+    tunings = [fused.read_tuning(text) for text in tuning or ()]
     with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
         if check:
             raise typer.Exit(0 if fused.check_without_times(emulate) else 1)
-        record = fused.measure_cases(chosen, others, tilings, results)
+        record = fused.measure_cases(chosen, others, tunings, results)
     if json:
         print_json(record)
     if record["failed"]:

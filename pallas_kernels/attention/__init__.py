@@ -1,0 +1,1 @@
+"""Decode attention by the fused kernel: contract, operands, launch."""

@@ -1,0 +1,1 @@
+"""What one thread block of attention does."""

@@ -1,0 +1,242 @@
+"""A warp's part of attention over a packed bank, for one query: all that it carries in registers.
+
+Blocks that share all tables form a chunk: the query's bit planes are made anew for each, and levels
+of values are applied to its sums.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from pallas_kernels.attention.body.b1_products import B1Products
+from pallas_kernels.attention.body.block_softmax import empty_sums, num_totals
+from pallas_kernels.attention.body.centre_ids import CentreIds
+from pallas_kernels.attention.body.folded_query import FoldedQuery
+from pallas_kernels.attention.body.packed_blocks import WHOLE, PackedBlocks
+from pallas_kernels.attention.body.packed_query import PackedQuery
+from pallas_kernels.attention.body.packed_values import PackedValues
+from pallas_kernels.attention.body.scratch import Scratch
+from pallas_kernels.attention.body.work import Work
+from pallas_kernels.attention.kernel_spec import Coding, KernelSpec, Packed
+from pallas_kernels.isa.operations import Operations, Value
+from pallas_kernels.isa.warp_math import ALL_LANES, LOWEST, join_planes, merge
+from pallas_kernels.layout.layouts import Plane
+
+__all__ = ["PackedB1", "Words"]
+
+# Words of one code plane of a block, and of its positions, see `load_position_words`.
+Words = tuple[list[Value], list[Value]]
+
+
+class PackedB1:
+    """`run()` does the work. Operands: those of the classes it uses.
+
+    Where a block's scores come from, and what is made of them, lies in methods of their own, for
+    `score_range` and `calibrated_b1`.
+    """
+
+    _sides = ("key", "value")  # that are read
+
+    def __init__(self, ops: Operations, spec: KernelSpec, packed: Packed, work: Work):
+        """Keeps what the methods need."""
+        self._ops, self._spec, self._packed, self._work = ops, spec, packed, work
+        self.products = B1Products(ops, spec, work)
+        channels = [64 * h + 8 * r for h in range(spec.head_dim // 64) for r in (0, 1)]
+        self.values = PackedValues(ops, spec, packed, work, work.channel, channels, ALL_LANES)
+
+    def run(self, scratch: Scratch) -> None:
+        """Leaves a partial result."""
+        ops, packed, self._scratch = self._ops, self._packed, scratch
+        size = packed.chunk_blocks
+        self._load_query()
+        blocks = PackedBlocks(ops, self._spec, packed, self._work)
+        ahead = self.load_ahead(blocks)
+        num_ahead = len(ahead)
+        if "value" in self._sides:
+            self.values.prefetch_tables()
+        self._prepare_query()
+        first_chunk = ops.div(blocks.first, size)
+        chunks = ops.sub(ops.div(ops.add(blocks.last, size - 1), size), first_chunk)
+        chunks = ops.where_less(blocks.first, blocks.last, chunks, 0)
+
+        def chunk(i, carried):
+            block, *rest = carried
+            ahead, total = rest[:num_ahead], rest[num_ahead:]
+            folded = self._fold(block)
+            stop = ops.min(blocks.last, ops.mad(ops.add(first_chunk, i), size, size))
+            ahead, sums = self.add_blocks(folded, block, stop, ahead, self._empty())
+            return [stop, *ahead, *self._join(total, sums, folded.offset, block)]
+
+        empty = self._empty_total()
+        total = ops.loop(chunks, [blocks.first, *ahead, *empty], chunk)[1 + num_ahead :]
+        self.leave(scratch, total)
+
+    def load_ahead(self, blocks: PackedBlocks) -> list[Value]:
+        """The first words of the first of the warp's blocks, if it is a whole one."""
+        self._blocks, whole = blocks, self._packed.whole_blocks
+        if not whole:
+            return []
+        return _flat(self._load_first(self._ops.min(blocks.first, whole - 1)))
+
+    def add_blocks(
+        self,
+        query: FoldedQuery,
+        block: Value,
+        stop: Value,
+        ahead: Sequence[Value],
+        sums: Sequence[Value],
+    ) -> tuple[list[Value], list[Value]]:
+        """The first words of block `stop`, and the sums with the blocks before it added.
+
+        Args:
+            query: as the products take it. block: the first one. ahead: its first words.
+            sums: so far.
+        """
+        ops, packed, num_ahead = self._ops, self._packed, len(ahead)
+
+        def step(_, carried):
+            block, *rest = carried
+            return self._block(query, block, rest[:num_ahead], rest[num_ahead:])
+
+        if packed.whole_blocks:
+            count = ops.sub(ops.min(stop, packed.whole_blocks), block)
+            _, *rest = ops.loop(count, [block, *ahead, *sums], step)
+            ahead, sums = rest[:num_ahead], rest[num_ahead:]
+        if packed.quarters:
+            cut_short = ops.where_less(packed.whole_blocks, stop, 1, 0)
+            sums = ops.cond(cut_short, sums, lambda sums: self._rest(query, sums))
+        return list(ahead), list(sums)
+
+    def _load_query(self) -> None:
+        self._query = PackedQuery(self._ops, self._spec, self._packed, self._work, 0)
+
+    def _prepare_query(self) -> None:
+        self._query.prepare()
+
+    def _fold(self, block: Value) -> FoldedQuery:
+        """The query for the chunk of a block, as the products take it."""
+        return self.products.encode(self._query.fold(block, self.products.greatest_query))
+
+    def _block(
+        self, query: FoldedQuery, block: Value, ahead: Sequence[Value], sums: Sequence[Value]
+    ) -> list[Value]:
+        """A whole block: its first words are in registers, the next one's on their way at the end.
+
+        So two planes' words are in registers at a time, whatever the number of planes.
+        """
+        ops = self._ops
+        split = len(ahead) - getattr(self._packed, self._sides[0]).position_words
+        following = ops.add(block, 1)
+
+        def load_following() -> Words:
+            return self._load_first(ops.min(following, ops.sub(self._blocks.last_whole, 1)))
+
+        first = (list(ahead[:split]), list(ahead[split:]))
+        words = _one_ahead(first, [*self._loads(block, WHOLE)[1:], load_following])
+        sums = self._add(sums, self._scores(query, block, WHOLE, words), block, words)
+        return [following, *_flat(next(words)), *sums]
+
+    def _rest(self, query: FoldedQuery, sums: Sequence[Value]) -> list[Value]:
+        """The block that is cut short: less to load, fewer products."""
+        block, quarters = self._packed.whole_blocks, self._packed.quarters
+        first, *others = self._loads(block, quarters)
+        words = _one_ahead(first(), others)
+        return self._add(sums, self._scores(query, block, quarters, words), block, words)
+
+    def _loads(self, block: Value, quarters: int) -> list[Callable[[], Words]]:
+        """What loads each plane's words of a block, in the order in which they are used."""
+        return [
+            lambda name=name, plane=plane: self._load(name, block, quarters, plane)
+            for name in self._sides
+            for plane in self._spec.planes(getattr(self._packed, name))
+        ]
+
+    def _load_first(self, block: Value) -> Words:
+        """The first of a whole block's words."""
+        name = self._sides[0]
+        first, *_ = self._spec.planes(getattr(self._packed, name))
+        return self._load(name, block, WHOLE, first)
+
+    def _load(self, name: str, block: Value, quarters: int, plane: Plane) -> Words:
+        """Words of one plane, beside those of the first one those of its positions."""
+        rows = self._blocks.load_rows(name, block, quarters, plane)
+        words = [word for row in rows for word in row]
+        return words, [] if plane.number else self._blocks.load_position_words(name, block)
+
+    def _scores(
+        self, query: FoldedQuery, block: Value, quarters: int, words: Iterator[Words]
+    ) -> list[Value]:
+        """Scores less what they have in common, of padding too."""
+        del block, quarters  # told by the words
+        ops, key = self._ops, self._packed.key
+        planes = self._spec.planes(key)
+        of_planes, of_positions = [], []
+        for plane in planes:
+            of_plane, loaded = next(words)
+            of_positions = of_positions if plane.number else loaded
+            of_planes.append(self.products.key_sums(query, of_plane, plane.half))
+        sums = join_planes(ops, planes, of_planes)
+        return query.scores(ops, key, sums, *self._decode(of_positions, key, len(sums)))
+
+    def _decode(
+        self, words: Sequence[Value], coding: Coding, count: int
+    ) -> tuple[list[Value], list[CentreIds]]:
+        """Scales and centroids of `count` of the lane's positions, none of either for none."""
+        scales = self._blocks.decode_scales(words, coding)[:count]
+        return scales, self.products.ids(words[coding.scale_bits // 4 :], count)
+
+    def _hide(self, block: Value, scores: list[Value], hidden: float = 2 * LOWEST) -> list[Value]:
+        (scores,) = self._blocks.hide(block, [scores], self._work.place, 32, hidden)
+        return scores
+
+    # What is made of scores -----------------------------------------------------------------------
+
+    def _empty(self) -> list[Value]:
+        """Sums over no block of a chunk."""
+        return empty_sums(self._packed.value, self._spec.head_dim // 32)
+
+    def _empty_total(self) -> list[Value]:
+        """A result over no chunk."""
+        return [LOWEST, 0.0] + [0.0] * (self._spec.head_dim // 32)
+
+    def _add(
+        self, sums: Sequence[Value], scores: list[Value], block: Value, words: Iterator[Words]
+    ) -> list[Value]:
+        """The sums with a block added, whose words of values come next."""
+        ops, value = self._ops, self._packed.value
+        scores = self._hide(block, scores)
+        of_plane, of_positions = next(words)
+        of_positions = self._decode(of_positions, value, len(scores))
+        first = num_totals(value)
+        totals, weights = self.products.weigh(sums[:first], scores, value, *of_positions)
+        planes, halves = self._spec.planes(value), self._spec.halves
+        of_planes = [self.products.value_sums(of_plane, weights)]
+        for _ in planes[1:]:
+            of_planes.append(self.products.value_sums(next(words)[0], weights))
+        products = [
+            x
+            for half in range(halves)
+            for x in join_planes(ops, planes[half::halves], of_planes[half::halves])
+        ]
+        return [*totals, *self.products.add_values(sums[first:], weights, products)]
+
+    def _join(self, total: Sequence[Value], sums, offset: Value, block: Value) -> list[Value]:
+        """The result with a chunk's sums added."""
+        found = self.values.decode(sums, offset, self.values.levels(block))
+        return merge(self._ops, [total, found])
+
+    def leave(self, scratch: Scratch, total: Sequence[Value]) -> None:
+        """Leaves the result for the team."""
+        once = self._ops.where_less(self._work.lane, 1, 1, 0)
+        self.values.store(scratch, 0, total, self.values.centres(), where=1, once=once)
+
+
+def _one_ahead(first: Words, loads: Sequence[Callable[[], Words]]) -> Iterator[Words]:
+    """`first`, then what each of `loads` loads: asked for when the one before is handed out."""
+    for load in loads:
+        following = load()
+        yield first
+        first = following
+    yield first
+
+
+def _flat(words: Words) -> list[Value]:
+    return [*words[0], *words[1]]

@@ -1,0 +1,229 @@
+"""A warp's share of a packed bank: its blocks, their words and scales, what is visible of them."""
+
+import functools
+from collections.abc import Sequence
+
+from pallas_kernels.attention.body.scratch import Scratch
+from pallas_kernels.attention.body.work import Work
+from pallas_kernels.attention.kernel_spec import SET, Coding, KernelSpec, Packed
+from pallas_kernels.isa.fixed_point import TO_INT, TO_INT_BITS
+from pallas_kernels.isa.operations import LINE, Operations, Value
+from pallas_kernels.isa.warp_math import LOWEST
+from pallas_kernels.layout import layouts
+from pallas_kernels.layout.layouts import BLOCK, QUARTER, Plane
+
+__all__ = ["WHOLE", "PackedBlocks"]
+
+WHOLE = BLOCK // QUARTER
+
+
+class PackedBlocks:
+    """Blocks [first, last) of the warp, [first, last_whole) of them not cut short.
+
+    Blocks that a window hides from all queries of the team are nobody's.
+
+    Operands: key, value: words of each head; length [sequences]; for sign codes {key,value}_scale:
+    words of each head; with several centroids {key,value}_id: words of each head; with a window
+    packed_start [sequences, positions] int32: the first position that the queries see. Of a class
+    of tokens its name comes first, but for length [heads, classes]; starts are those of each head.
+    """
+
+    def __init__(self, ops: Operations, spec: KernelSpec, packed: Packed, work: Work):
+        """Divides the blocks that show anything between the warps of the team."""
+        self._ops, self._spec, self._packed, self._work = ops, spec, packed, work
+        owner, number = work.sequence, work.sequence
+        if packed.of_classes:
+            owner = work.head
+            number = ops.mad(work.stored_head, packed.of_classes, packed.number)
+        length = ops.address(ops.pointer("length"), number, 4)
+        self.length = ops.uniform(ops.load(length))
+        blocks = ops.div(ops.add(self.length, BLOCK - 1), BLOCK)
+        self.hidden = 0
+        self.starts: list[Value] = []
+        if spec.windowed:
+            name = f"{packed.name or 'packed_'}start"
+            starts = work.of_queries(name, 0, spec.tuning.queries, owner)
+            self.hidden = ops.min(ops.div(functools.reduce(ops.min, starts), BLOCK), blocks)
+            self._last_start = functools.reduce(ops.max, starts)
+            self.starts = [work.mine(starts[i : i + SET]) for i in range(0, len(starts), SET)]
+        self.stop = blocks
+        self.take(*work.share(blocks, self.hidden))
+
+    def take(self, first: Value, last: Value) -> None:
+        """Makes other blocks the warp's."""
+        ops, packed = self._ops, self._packed
+        self.first, self.last = first, last
+        self.last_whole = ops.min(last, packed.whole_blocks)
+        # A class treats the block cut short like the others: code of its own is dear, see
+        # `PackedS8`.
+        self.last_alike = last if packed.of_classes else self.last_whole
+        self.has_rest = ops.where_less(packed.whole_blocks, last, 1, 0)
+
+    def load_rows(self, name: str, block: Value, quarters: int, plane: Plane) -> list[list[Value]]:
+        """This lane's words of a plane of a block, row by row."""
+        _, rows, _ = self._rows(name, block, quarters, plane)
+        return [self.load_row(name, block, quarters, plane, row) for row in range(rows)]
+
+    def load_row(
+        self, name: str, block: Value, quarters: int, plane: Plane, row: int
+    ) -> list[Value]:
+        """This lane's words of a row of a plane: 4 (2 for values of at most two quarters)."""
+        ops = self._ops
+        address, _, row_bytes = self._rows(name, block, quarters, plane)
+        address = ops.address(address, self._work.lane, row_bytes // 32)
+        return (ops.load4 if row_bytes == 512 else ops.load2)(address, row_bytes * row)
+
+    def load_any_row(self, name: str, block: Value, plane: Plane, row: int) -> list[Value]:
+        """`load_row` of a block that may be cut short; what it lacks are any words."""
+        ops, quarters, whole = self._ops, self._packed.quarters, self._packed.whole_blocks
+        _, rows, row_bytes = self._rows(name, block, quarters or WHOLE, plane)
+        if row < rows and row_bytes == 512:
+            return self.load_row(name, block, WHOLE, plane, row)
+        if row_bytes == 512:
+            address, *_ = self._rows(name, block, WHOLE, plane)
+            there = ops.where_less(block, whole, row, 0)
+            address = ops.address(address, ops.mad(there, 32, self._work.lane), 16)
+            return ops.load4(address, 0)
+
+        def of_whole(_):
+            return self.load_row(name, block, WHOLE, plane, row)
+
+        def of_rest(_):
+            return [*self.load_row(name, block, quarters, plane, row), 0, 0]
+
+        return ops.cond(ops.where_less(block, whole, 1, 0), [0] * 4, of_whole, of_rest)
+
+    def copy_rows(
+        self, scratch: Scratch, name: str, block: Value, slot: Value, quarters: int = WHOLE
+    ) -> None:
+        """Starts to copy this lane's words of a block, of one plane, to shared memory."""
+        ops = self._ops
+        (plane,) = self._planes(name)
+        address, rows, row_bytes = self._rows(name, block, quarters, plane)
+        address = ops.address(address, self._work.lane, row_bytes // 32)
+        for row in range(rows):
+            scratch.copy_row(name, row, slot, address, row_bytes * row, row_bytes // 32)
+
+    def prefetch(self, name: str, block: Value) -> None:
+        """Has the words of a whole block brought near, or of the last one if there is none."""
+        ops = self._ops
+        if not self._packed.whole_blocks:
+            return
+        block = ops.min(block, self._packed.whole_blocks - 1)
+        for plane in self._planes(name):
+            address, rows, row_bytes = self._rows(name, block, WHOLE, plane)
+            self._prefetch_lines(address, rows * row_bytes)
+        coding = self._coding(name)
+        if coding.signs:
+            size = BLOCK * coding.scale_bits // 8
+            self._prefetch_lines(self._of_block(f"{name}_scale", block, size), size)
+        if coding.id_bits:
+            size = 32 * coding.id_bits
+            self._prefetch_lines(self._of_block(f"{name}_id", block, size), size)
+
+    def _prefetch_lines(self, address: Value, size: int) -> None:
+        """Has that many bytes brought near, a line a lane."""
+        ops = self._ops
+        line = ops.min(self._work.lane, -(-size // LINE) - 1)
+        ops.prefetch(ops.address(address, line, LINE), 0)
+
+    def _planes(self, name: str) -> list[Plane]:
+        return self._spec.planes(getattr(self._packed, name))
+
+    def _rows(self, name: str, block: Value, quarters: int, plane: Plane) -> tuple[Value, int, int]:
+        """Address of a plane of a block's first row, number of rows, bytes of each."""
+        ops, dim = self._ops, self._spec.plane_dim
+        count = layouts.key_words if name == "key" else layouts.value_words
+        plane_bytes = 4 * count(self._packed.num_positions, dim)
+        number = ops.mad(self._work.stored_head, len(self._planes(name)), plane.number)
+        pointer = ops.pointer(f"{self._packed.name}{name}")
+        address = ops.address(pointer, number, plane_bytes)
+        address = ops.address(address, block, BLOCK * dim // 8)
+        rows, row_bytes = dim // 16, 512
+        if name == "key":
+            rows = rows * quarters // WHOLE
+        elif quarters <= 2:
+            row_bytes = 256
+        return address, rows, row_bytes
+
+    def load_position_words(self, name: str, block: Value) -> list[Value]:
+        """This lane's words of a block's scales, then those of `load_ids`; none for level codes."""
+        ops, coding = self._ops, self._coding(name)
+        if not coding.signs:
+            return []
+        address = self._of_block(f"{name}_scale", block, BLOCK * coding.scale_bits // 8)
+        address = ops.address(address, self._work.lane, coding.scale_bits)
+        scales = (ops.load2 if coding.scale_bits == 8 else ops.load4)(address, 0)
+        return [*scales, *self.load_ids(name, block)]
+
+    def load_ids(self, name: str, block: Value) -> list[Value]:
+        """Words of the centroids' numbers: bit p that of the block's position 8 p + g."""
+        ops, bits = self._ops, self._coding(name).id_bits
+        if not bits:
+            return []
+        address = self._of_block(f"{name}_id", block, 32 * bits)
+        address = ops.address(address, self._work.g, 4 * bits)
+        return [ops.load(address)] if bits == 1 else ops.load2(address, 0)
+
+    def _coding(self, name: str) -> Coding:
+        return self._packed.key if name == "key" else self._packed.value
+
+    def _of_block(self, name: str, block: Value, size: int) -> Value:
+        """Address of what belongs to a block, `size` bytes."""
+        ops = self._ops
+        number = ops.mad(self._work.stored_head, self._packed.blocks, block)
+        return ops.address(ops.pointer(f"{self._packed.name}{name}"), number, size)
+
+    def decode_scales(self, words: Sequence[Value], coding: Coding) -> list[Value]:
+        """The lane's eight scales as floats, from bfloat16 or `vkq_jax.log_scale`; none of none."""
+        ops = self._ops
+        scales = []
+        for i in range(8 if words else 0):
+            word = words[i * coding.scale_bits // 32]
+            if coding.scale_bits == 16:
+                bits = ops.bit_and(word, 0xFFFF0000) if i % 2 else ops.shift_left(word, 16)
+                scales.append(ops.from_bits(bits))
+            else:  # 2^((code - 128) / 8); code 0 is 0
+                bits = ops.bytes(word, TO_INT_BITS, 0x7540 + i % 4)
+                power = ops.fma(ops.from_bits(bits), 1 / 8, -(TO_INT + 128) / 8)
+                zero = TO_INT_BITS + 1
+                scales.append(ops.where_less_float(bits, zero, 0.0, ops.exp2(power)))
+        return scales
+
+    def hide(
+        self,
+        block: Value,
+        sets: Sequence[list[Value]],
+        place: Value,
+        stride: int,
+        hidden: float = 2 * LOWEST,
+    ) -> list[list[Value]]:
+        """Scores of positions that are not visible become `hidden`: too low to have weight.
+
+        Score i is that of the block's position place + stride * i, of the team's only query or, for
+        each set, of query t.
+        """
+        ops, count = self._ops, len(sets[0])
+        before = ops.mad(block, BLOCK, 0)
+        left = ops.sub(self.length, before)
+
+        def hide_padding(scores):
+            mine = ops.sub(left, place)
+            return [
+                ops.where_less_float(stride * (i % count), mine, score, hidden)
+                for i, score in enumerate(scores)
+            ]
+
+        def hide_beginning(scores):
+            mine = [ops.sub(ops.sub(start, before), place) for start in self.starts]
+            return [
+                ops.where_less_float(stride * (i % count), mine[i // count], hidden, score)
+                for i, score in enumerate(scores)
+            ]
+
+        scores = [score for of_set in sets for score in of_set]
+        scores = ops.cond(ops.where_less(left, stride * count, 1, 0), scores, hide_padding)
+        if self._spec.windowed:
+            hides = ops.where_less(before, self._last_start, 1, 0)
+            scores = ops.cond(hides, scores, hide_beginning)
+        return [scores[i : i + count] for i in range(0, len(scores), count)]

@@ -1,0 +1,139 @@
+"""A warp's part of attention over a bank of dictionary codes: one class of tokens after another.
+
+Hadamard planes are the bits of odd numbers in one basis. So classes differ in the number of their
+code planes only: the query is folded once for all of them, and sums go on from class to class. A
+class without planes is counted first, see `CentreTokens`.
+"""
+
+from collections.abc import Callable, Sequence
+
+from pallas_kernels.attention.body.block_softmax import empty_sums
+from pallas_kernels.attention.body.centre_tokens import CentreTokens
+from pallas_kernels.attention.body.folded_query import FoldedQuery
+from pallas_kernels.attention.body.packed_b1 import PackedB1
+from pallas_kernels.attention.body.packed_blocks import PackedBlocks
+from pallas_kernels.attention.body.packed_query import PackedQuery
+from pallas_kernels.attention.body.packed_s8 import PackedS8
+from pallas_kernels.attention.body.scratch import Scratch
+from pallas_kernels.attention.body.work import Work
+from pallas_kernels.attention.kernel_spec import KernelSpec, Packed
+from pallas_kernels.isa.operations import Operations, Value
+from pallas_kernels.isa.warp_math import merge
+
+__all__ = ["ClassesB1", "ClassesS8"]
+
+
+class _Classes:
+    """The part that one query and several have in common. Operands: those of the parts."""
+
+    def __init__(self, ops: Operations, spec: KernelSpec, packed: Packed, work: Work):
+        """Keeps what the methods need."""
+        self._ops, self._spec, self._packed, self._work = ops, spec, packed, work
+        self._coded = [packed for packed in spec.classes if packed.key.bits]
+        self._uncoded = [packed for packed in spec.classes if not packed.key.bits]
+
+    def _blocks(self, packed: Packed) -> PackedBlocks:
+        return PackedBlocks(self._ops, self._spec, packed, self._work)
+
+    def _shared_blocks(self) -> list[PackedBlocks]:
+        """The warp's blocks of each coded class, the first ones on their way to the L2 cache.
+
+        For several queries each class is divided: the instructions of one class fill their cache,
+        and warps that are in unlike ones take a fifth longer. For one query work is divided: blocks
+        of all classes stand in a row, one counts as many units as it has planes, and one more for
+        what is alike in all; a warp takes those that begin in its part of the units.
+        """
+        found = [self._blocks(packed) for packed in self._coded]
+        if not self._spec.uses_bytes:
+            self._divide_work(found)
+        for blocks in found:
+            for name in ("key", "value"):
+                blocks.prefetch(name, blocks.first)
+        return found
+
+    def _divide_work(self, found: Sequence[PackedBlocks]) -> None:
+        ops = self._ops
+        counts = [ops.sub(blocks.stop, blocks.hidden) for blocks in found]
+        units = [packed.key.bits + 1 for packed in self._coded]
+        ends = [0]
+        for count, unit in zip(counts, units, strict=True):
+            ends.append(ops.mad(count, unit, ends[-1]))
+        bounds = self._work.share(ends[-1])
+        for blocks, count, unit, begin in zip(found, counts, units, ends[:-1], strict=True):
+            before = [
+                ops.min(ops.div(ops.add(ops.max(ops.sub(x, begin), 0), unit - 1), unit), count)
+                for x in bounds
+            ]
+            blocks.take(*(ops.add(blocks.hidden, x) for x in before))
+
+    def _uncoded_sums(
+        self, queries: Sequence[FoldedQuery], channels: int, row_max: Callable[[Value], Value]
+    ) -> list[Value]:
+        """Sums of each set over the tokens without bits, see `CentreTokens`."""
+        several = self._spec.uses_bytes
+        parts = [
+            CentreTokens(
+                self._ops, packed, self._work, self._blocks(packed), row_max, several=several
+            )
+            for packed in self._uncoded
+        ]
+        sums, counts = [], [part.counts(0) for part in parts]
+        for number, query in enumerate(queries):
+            if number and self._spec.windowed:
+                counts = [part.counts(number) for part in parts]
+            found = [part.sums(query, x, channels) for part, x in zip(parts, counts, strict=True)]
+            empty = empty_sums(self._packed.value, channels)
+            sums += merge(self._ops, found) if found else empty
+        return sums
+
+    def _has_work(self, blocks: PackedBlocks) -> Value:
+        return self._ops.where_less(blocks.first, blocks.last, 1, 0)
+
+
+class ClassesB1(_Classes):
+    """`run()` does the work, for one query."""
+
+    def run(self, scratch: Scratch) -> None:
+        """Leaves a partial result."""
+        ops, spec, packed, work = self._ops, self._spec, self._packed, self._work
+        query = PackedQuery(ops, spec, packed, work, 0)
+        shares = self._shared_blocks()
+        parts = [PackedB1(ops, spec, x, work) for x in self._coded]
+        ends = PackedB1(ops, spec, packed, work)
+        ends.values.prefetch_tables()
+        query.prepare()
+        folded = ends.products.encode(query.fold(0, ends.products.greatest_query))
+        sums = self._uncoded_sums([folded], spec.head_dim // 32, ends.products.row_max)
+        for part, blocks in zip(parts, shares, strict=True):
+
+            def add(sums: Sequence[Value], part=part, blocks=blocks) -> list[Value]:
+                ahead = part.load_ahead(blocks)
+                return part.add_blocks(folded, blocks.first, blocks.last, ahead, sums)[1]
+
+            sums = ops.cond(self._has_work(blocks), sums, add)
+        total = ends.values.decode(sums, folded.offset, [])
+        ends.leave(scratch, total)
+
+
+class ClassesS8(_Classes):
+    """`run()` does the work, for several queries."""
+
+    def run(self, scratch: Scratch) -> None:
+        """Leaves a partial result for each query."""
+        ops, spec, packed, work = self._ops, self._spec, self._packed, self._work
+        parts = [PackedS8(ops, spec, x, work) for x in self._coded]
+        ends = PackedS8(ops, spec, packed, work)
+        ends.prepare(scratch)
+        shares = self._shared_blocks()
+        ends.values.prefetch_tables()
+        ops.barrier()
+        queries = ends.load_queries(scratch)
+        sums = self._uncoded_sums(queries, spec.head_dim // 8, ends.products.row_max)
+        for part, blocks in zip(parts, shares, strict=True):
+
+            def add(sums: Sequence[Value], part=part, blocks=blocks) -> list[Value]:
+                ahead = part.load_ahead(scratch, blocks)
+                return part.add_blocks(scratch, queries, ahead, sums)
+
+            sums = ops.cond(self._has_work(blocks), sums, add)
+        ends.store(scratch, queries, sums)

@@ -1,0 +1,394 @@
+"""Several queries and one block of packed keys and values, with 8-bit integer instructions.
+
+A word `w` holds 32 codes. `w & 0x01010101 << b` is four of them, bits b, 8 + b, 16 + b and 24 + b,
+as bytes of value 2^b: a left operand of `mma_u8_*` in one instruction. The 2^-b is folded into the
+number that the code is multiplied by. Operands are shared by all queries, whose numbers' bytes are
+the columns of right operands. A *set* is four queries q; a team has one or two:
+
+    numbers of    column 2 q, for each set    column 2 q + 1    once, columns 2 q and 2 q + 1
+    keys          upper byte                  middle byte       lower bytes, first and second set
+    values        upper byte                  lower byte
+
+(24 bits in signed digits, 16 bits unsigned), so that lane 4 g + t ends up with all bytes' sums for
+query t of each set and need not ask another lane.
+
+1. *scores* of query t at positions 8 p + g.
+2. *softmax* (`BlockSoftmax`) in the lane, and over the eight that share t.
+3. *values*: channels 16 m + 8 r + g of query t. Weights change lanes on the way, see
+   `Scratch.store_weights`.
+
+Of 256 channels, each half has right operands of its own for the keys; those of values serve both.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+from pallas_kernels.attention.body.block_softmax import BlockSoftmax, BlockWeights, add_products
+from pallas_kernels.attention.body.centre_ids import CentreIds
+from pallas_kernels.attention.body.folded_query import FoldedQuery
+from pallas_kernels.attention.body.work import Work
+from pallas_kernels.attention.kernel_spec import Coding, KernelSpec
+from pallas_kernels.isa.fixed_point import TO_INT_BITS
+from pallas_kernels.isa.operations import Operations, Value
+from pallas_kernels.isa.warp_math import SAME_QUERY, by_lane_pair, exchange_float, join_planes
+from pallas_kernels.layout.layouts import Plane
+
+__all__ = ["S8Products"]
+
+_DIGITS = 0x808080  # added and taken back by xor, it turns a number's three bytes into signed ones
+_MAX_WEIGHT = 65535.0
+_VALUE_UNIT = 64.0  # a code of values counts 64 or 128
+
+
+class S8Products:
+    """Products of a block with the team's queries, query t of them in lanes 4 g + t."""
+
+    greatest_query = 2.0**23 * (1 - 2.0**-7)  # the upper digit stays within a byte
+
+    def __init__(self, ops: Operations, spec: KernelSpec, work: Work):
+        """Computes what depends on the lane only."""
+        self._ops, self._spec, self._work = ops, spec, work
+
+        def power(exponent: Value) -> Value:  # 2^-exponent
+            return ops.from_bits(ops.shift_left(ops.sub(127, exponent), 23))
+
+        # Channels 32 k + 8 t + g of a query and positions 8 p + g lie in bits b with b % 8 = g.
+        # Few bits of the place where a word has them cost shifts; many cost precision.
+        self._places = 2 if spec.shortens_queries else 4
+        self.query_factor = power(ops.bit_and(work.g, self._places - 1))
+        odd = self._odd = ops.bit_and(work.g, 1)
+        self._softmax = BlockSoftmax(
+            ops, _MAX_WEIGHT, self.row_max, down=power(odd), up=power(ops.sub(0, odd))
+        )
+        # Factors that the compiler does not know: shifts would take the busier pipe.
+        self._byte, self._two_bytes = ops.unknown(1 << 8), ops.unknown(1 << 16)
+
+    def encode(self, sets: Sequence[Sequence[Value]]) -> list[list[list[Value]]]:
+        """Right operands for even and for odd quarters of a block: of each set, and lower bytes.
+
+        Args:
+            sets: for each set, numbers of query g // 2 as `signed_digits`, channels 32 t to
+                32 t + 31 of a half, or of small heads 32 (t % 2)....
+        """
+        ops = self._ops
+        selector = ops.where_less(self._odd, 1, 0x62, 0x51)
+        operands = [self._gather(channels, selector) for channels in sets]
+        lower = [self._gather(channels, 0x40) for channels in sets] + [[0] * 8]
+        operands.append(
+            [ops.where_less(self._odd, 1, *pair) for pair in zip(*lower[:2], strict=True)]
+        )
+        if self._spec.plane_dim == 128:
+            return [operands] * 2
+        pairs = [by_lane_pair(ops, self._work.t, words) for words in operands]
+        return [list(of_quarter) for of_quarter in zip(*pairs, strict=True)]
+
+    def signed_digits(self, numbers: Sequence[Value]) -> list[Value]:
+        """Numbers whose lower three bytes, taken as signed ones, sum up to them."""
+        ops = self._ops
+        return [ops.bit_xor(ops.add(x, _DIGITS), _DIGITS) for x in numbers]
+
+    def lost_variance(self, digits: Sequence[Value], unit: Value, key: Coding) -> Value:
+        """Of scores, when a query is shortened: a float, in all lanes.
+
+        For codes that are independently zero or greatest, each half the time.
+
+        Args:
+            digits: `signed_digits` of its numbers. unit: of these. key: how keys are coded.
+        """
+        ops = self._ops
+        lost = [ops.shift_right_signed(ops.shift_left(x, 24), 24) for x in digits]
+        squares = functools.reduce(lambda sum, x: ops.mad(x, x, sum), lost, 0)
+        squares = ops.where_less(self._odd, 1, squares, ops.shift_left(squares, 2))
+        deviation = ops.fmul(unit, (2**key.bits - 1) / 2)
+        return ops.fmul(ops.to_float(ops.warp_add(squares)), ops.fmul(deviation, deviation))
+
+    def shortened(self, queries: Sequence[FoldedQuery]) -> list[FoldedQuery]:
+        """Queries for `scores` without their lowest digits, which saves a third of the products."""
+        operands = [
+            [of_quarter[: len(queries)] for of_quarter in of_half]
+            for of_half in queries[0].operands
+        ]
+        units = [self._ops.fmul(query.unit, 256.0) for query in queries]
+        return [
+            dataclasses.replace(query, operands=operands, unit=unit)
+            for query, unit in zip(queries, units, strict=True)
+        ]
+
+    def scores(
+        self,
+        queries: Sequence[FoldedQuery],
+        key: Coding,
+        quarters: int,
+        load_row: Callable[[Plane, int], Sequence[Value]],
+        load_scales: Callable[[int, int], Sequence[Value]],
+        ids: Sequence[CentreIds],
+        as_sums: bool = False,
+    ) -> list[list[Value]]:
+        """`FoldedQuery.scores` for each set, of query t at positions 8 p + g.
+
+        Args:
+            queries: of each set, with the same operands: for each half what `encode` returns; or
+                those `shortened`.
+            key: how keys are coded. quarters: of the block, from its first one on.
+            load_row: (plane, row) to words of a row of keys, loaded when they are needed.
+            load_scales: (i, q) to scales of positions 32 i + 8 q + g for i to i + 3.
+            ids: of positions 8 p + g; none: all have one centroid.
+            as_sums: whether to return the sums that scores are made of, instead.
+        """
+        if self._loops_over_planes(key):
+            return self._scores_by_plane(queries, key, quarters, load_row, load_scales, ids)
+        load_row = functools.cache(load_row)
+        planes, operands = self._spec.planes(key), queries[0].operands
+        scores: list[list[Value]] = [[None] * (8 * quarters) for _ in queries]
+        for first in range(0, quarters, 2):
+            for q in range(4):
+                tiles = self._tiles(first, q, quarters)
+                # Floats: a whole sum over 256 channels may need more than 32 bits.
+                of_planes = []
+                for plane in planes:
+                    words = [load_row(plane, row)[at : at + 2] for row, at in tiles]
+                    rights = operands[plane.half][q % 2]
+                    of_planes.append(self._key_sums(words, rights, len(queries)))
+                sums = [
+                    join_planes(self._ops, planes, of_set)
+                    for of_set in zip(*of_planes, strict=True)
+                ]
+                scales = load_scales(2 * first, q)[: len(sums[0])]
+                of_positions = scales, ids[8 * first + q :: 4][: len(sums[0])]
+                for query, of_set, into in zip(queries, sums, scores, strict=True):
+                    found = of_set
+                    if not as_sums:
+                        found = query.scores(self._ops, key, of_set, *of_positions)
+                    for i, score in enumerate(found, 2 * first):
+                        into[4 * i + q] = score
+        return scores
+
+    def _tiles(self, first: int, q: int, quarters: int) -> list[tuple[int, int]]:
+        """Rows of keys, and the first of their two words, of quarters `first` and the next one."""
+        pair = range(first, min(first + 2, quarters))
+        if self._spec.plane_dim == 128:
+            return [(2 * k + q // 2, 2 * (q % 2)) for k in pair]
+        return [(k, 2 * (q // 2)) for k in pair]
+
+    def _loops_over_planes(self, coding: Coding) -> bool:
+        """Whether planes are a loop of the kernel's, so that its instructions stay in their cache.
+
+        Those of one plane fill it: two classes of tokens of 128 channels, one of them with two
+        planes unrolled, took 23 % longer.
+        """
+        return coding.signs and coding.bits > 1 and self._spec.halves == 1
+
+    def _scores_by_plane(
+        self,
+        queries: Sequence[FoldedQuery],
+        key: Coding,
+        quarters: int,
+        load_row: Callable[[Plane, int], Sequence[Value]],
+        load_scales: Callable[[int, int], Sequence[Value]],
+        ids: Sequence[CentreIds],
+    ) -> list[list[Value]]:
+        """`scores`, plane after plane."""
+        ops, (operands, *_), size = self._ops, queries[0].operands, 8 * quarters
+        groups = [(first, q) for first in range(0, quarters, 2) for q in range(4)]
+
+        def places(first: int, q: int) -> range:
+            return range(8 * first + q, min(8 * first + 16, size), 4)
+
+        def add(number, carried):
+            *totals, weight = carried
+            load = functools.cache(functools.partial(load_row, Plane(number, number, 0)))
+            for first, q in groups:
+                words = [load(row)[at : at + 2] for row, at in self._tiles(first, q, quarters)]
+                found = self._key_sums(words, operands[q % 2], len(queries))
+                for of_set, start in zip(found, range(0, len(totals), size), strict=True):
+                    for p, x in zip(places(first, q), of_set, strict=True):
+                        totals[start + p] = ops.fma(x, weight, totals[start + p])
+            return [*totals, ops.fmul(weight, 2.0)]
+
+        *totals, _ = ops.loop(key.bits, [*([0.0] * size * len(queries)), 1.0], add)
+        scores: list[list[Value]] = [[None] * size for _ in queries]
+        for first, q in groups:
+            at = places(first, q)
+            of_positions = load_scales(2 * first, q)[: len(at)], [ids[p] for p in at if ids]
+            for number, (query, into) in enumerate(zip(queries, scores, strict=True)):
+                sums = [totals[size * number + p] for p in at]
+                found = query.scores(ops, key, sums, *of_positions)
+                for p, score in zip(at, found, strict=True):
+                    into[p] = score
+        return scores
+
+    def weigh(
+        self,
+        totals: Sequence[Value],
+        scores: Sequence[Value],
+        unit: Value | None,
+        value: Coding,
+        scales: Sequence[Value],
+        ids: Sequence[CentreIds],
+    ) -> tuple[list[Value], BlockWeights]:
+        """`BlockSoftmax.weigh` of a set, for positions of whole halves of a block.
+
+        The weights' bytes are in `Scratch.store_weights`'s order: for each i upper and lower ones.
+        """
+        ops = self._ops
+        totals, weights = self._softmax.weigh(totals, scores, unit, value, scales, ids)
+        numbers = [*weights.operands] + [TO_INT_BITS] * (-len(scores) % 16)
+        words = []
+        for i in range(0, len(numbers), 4):
+            first, second = (
+                ops.bytes(numbers[j], numbers[j + 1], 0x5140) for j in (i, i + 2)
+            )  # lower bytes of both, then upper bytes
+            words.append([ops.bytes(first, second, pair) for pair in (0x7632, 0x5410)])
+        return totals, dataclasses.replace(weights, operands=words)
+
+    def add_values(
+        self,
+        channels: Sequence[Sequence[Value]],
+        weights: Sequence[BlockWeights],
+        value: Coding,
+        load_row: Callable[[Plane, int], Sequence[Value]],
+    ) -> list[list[Value]]:
+        """For each set the new sums of channels 16 m + 8 r + g of query t.
+
+        Args:
+            channels: for each set sums so far.
+            weights: for each set; operands are eight words for each half of a block: of bits 0 to 7
+                of a byte.
+            value: how values are coded.
+            load_row: (plane, row) to words of a row of values in those halves, loaded when they are
+                needed.
+        """
+        ops, spec = self._ops, self._spec
+        units = [ops.fmul(x.unit, 1.0 / _VALUE_UNIT) for x in weights]
+        weights = [
+            dataclasses.replace(x, unit=unit) for x, unit in zip(weights, units, strict=True)
+        ]
+        operands = [x.operands for x in weights]
+        if self._loops_over_planes(value):
+            return self._add_values_by_plane(channels, weights, value, load_row)
+        new: list[list[Value]] = [[] for _ in channels]
+        for m in range(0, spec.head_dim // 16, 2):
+            half, row = divmod(m, spec.plane_dim // 16)
+            planes = spec.planes(value)[half :: spec.halves]
+            of_planes = [
+                self._value_sums([load_row(plane, row + i) for i in (0, 1)], operands)
+                for plane in planes
+            ]
+            for i, *of_tile in zip((m, m + 1), *of_planes, strict=True):
+                for into, old, of_set, *sums in zip(new, channels, weights, *of_tile, strict=True):
+                    products = join_planes(ops, planes, sums)
+                    into += add_products(ops, old[2 * i : 2 * i + 2], of_set, products)
+        return new
+
+    def _add_values_by_plane(
+        self,
+        channels: Sequence[Sequence[Value]],
+        weights: Sequence[BlockWeights],
+        value: Coding,
+        load_row: Callable[[Plane, int], Sequence[Value]],
+    ) -> list[list[Value]]:
+        """`add_values`, plane after plane; units are those of the sums of a plane."""
+        ops, size = self._ops, self._spec.head_dim // 8
+        operands = [x.operands for x in weights]
+        old = [
+            ops.fmul(x, of_set.old)
+            for of_set, mine in zip(weights, channels, strict=True)
+            for x in mine
+        ]
+
+        def add(number, carried):
+            sums, units = list(carried[: len(old)]), carried[len(old) :]
+            plane = Plane(number, number, 0)
+            for m in range(0, size // 2, 2):
+                rows = [load_row(plane, m + i) for i in (0, 1)]
+                for i, of_tile in enumerate(self._value_sums(rows, operands), m):
+                    for of_set, (found, unit) in enumerate(zip(of_tile, units, strict=True)):
+                        for at, x in enumerate(found, size * of_set + 2 * i):
+                            sums[at] = ops.fma(x, unit, sums[at])
+            return [*sums, *(ops.fmul(unit, 2.0) for unit in units)]
+
+        found = ops.loop(value.bits, [*old, *(x.unit for x in weights)], add)
+        return [list(found[i : i + size]) for i in range(0, len(old), size)]
+
+    def _value_sums(
+        self, tiles: Sequence[Sequence[Value]], sets: Sequence[Sequence[Sequence[Value]]]
+    ) -> list[list[list[Value]]]:
+        """For each tile and set sums over positions of weight times code, at rows g and g + 8.
+
+        Tiles take turns: a product is long under way before its sum is needed.
+        """
+        ops = self._ops
+        sums: list[list[list[Value]]] = [[[0, 0, 0, 0] for _ in sets] for _ in tiles]
+        for h in range(len(tiles[0]) // 2):
+            for n in range(4):
+                for words, of_tile in zip(tiles, sums, strict=True):
+                    # Bits 2n and 2n + 1 of each byte as 64 and 128.
+                    pair = words[2 * h : 2 * h + 2]
+                    if n < 3:
+                        pair = [ops.shift_left(w, 6 - 2 * n) for w in pair]
+                    left = self._bits(pair, 6)
+                    for number, halves in enumerate(sets):
+                        right = halves[h][2 * n : 2 * n + 2]
+                        of_tile[number] = ops.mma_u8_u8(left, right, of_tile[number])
+        return [
+            [
+                [ops.to_float(ops.mad(x[row], self._byte, x[row + 1])) for row in (0, 2)]
+                for x in of_tile
+            ]
+            for of_tile in sums
+        ]
+
+    def _key_sums(
+        self,
+        tiles: Sequence[Sequence[Value]],
+        operands: Sequence[Sequence[Value]],
+        sets: int,
+    ) -> list[list[Value]]:
+        """For each set sums over channels of number times code: of each tile at rows g and g + 8.
+
+        Tiles take turns, as in `_value_sums`. Of shortened queries, numbers without their lowest
+        digit.
+        """
+        ops, short = self._ops, len(operands) == sets
+        sums: list[list[list[Value]]] = [[[0, 0, 0, 0] for _ in operands] for _ in tiles]
+        for n in range(4):
+            # Bits 2n and 2n + 1 of each byte, in one of the lowest places.
+            shift, bit = divmod(2 * n, self._places)
+            for words, of_tile in zip(tiles, sums, strict=True):
+                shifted = [ops.shift_right(w, shift * self._places) for w in words]
+                left = self._bits(shifted if shift else words, bit)
+                for i, right in enumerate(operands):
+                    of_tile[i] = ops.mma_u8_s8(left, right[2 * n : 2 * n + 2], of_tile[i])
+
+        def total(of_tile: list[list[Value]], number: int, row: int) -> Value:
+            upper, middle = of_tile[number][row : row + 2]
+            if short:
+                return ops.to_float(ops.mad(upper, self._byte, middle))
+            last = ops.mad(middle, self._byte, of_tile[-1][row + number])
+            return ops.to_float(ops.mad(upper, self._two_bytes, last))
+
+        return [
+            [total(of_tile, number, row) for of_tile in sums for row in (0, 2)]
+            for number in range(sets)
+        ]
+
+    def _bits(self, rows: Sequence[Value], bit: int) -> list[Value]:
+        """Left operand: bits `bit` and `bit + 1` of each byte of rows g and g + 8, in place."""
+        masks = (0x01010101 << bit, 0x01010101 << bit + 1)
+        return [self._ops.bit_and(w, mask) for mask in masks for w in rows]
+
+    def _gather(self, words: Sequence[Value], selector: Value) -> list[Value]:
+        """Of words 8 j + b the byte that the selector names: j-th byte of word b."""
+        ops, gathered = self._ops, []
+        for b in range(8):
+            low, high = (ops.bytes(words[j + b], words[j + b + 8], selector) for j in (0, 16))
+            gathered.append(ops.bytes(low, high, 0x5410))
+        return gathered
+
+    def row_max(self, x: Value) -> Value:
+        """The maximum over the lanes that share t."""
+        ops = self._ops
+        return functools.reduce(
+            lambda x, bit: ops.fmax(x, exchange_float(ops, x, bit)), SAME_QUERY, x
+        )

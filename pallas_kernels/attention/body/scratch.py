@@ -1,0 +1,231 @@
+"""Shared memory of a thread block: what its warps leave there for themselves and each other.
+
+| region | for each | words |
+|---|---|---|
+| results | warp and query of its team | channels [H], greatest score, mass |
+| the same place | warp (byte products only) | exchanged, values of a block, keys of one or two |
+| queries | team and query (byte products only) | channels, five to eight scalars |
+| kept | warp (calibration of each step in one launch only) | scores of its blocks |
+
+A result is a partial softmax: channels and mass are sums of weights relative to the greatest score.
+Words of keys and values are copied there ahead of time; each lane reads those that it copied. What
+lanes exchange is laid out so that neither its writing nor its reading, four words at once, meets a
+bank twice. Weights take the place of scales:
+
+    scales    word 36 g + 8 q + i (of values 288 more)      of position 32 i + 8 q + g
+    queries   word 36 k + p                                 of channel 32 k + p
+    weights   word 576 set + 72 i + 36 byte + 8 query + g   bytes at positions 32 i + 8 q + g, all q
+"""
+
+from collections.abc import Sequence
+
+from pallas_kernels.attention.body.folded_query import FoldedQuery
+from pallas_kernels.attention.body.work import Work
+from pallas_kernels.attention.kernel_spec import EXCHANGE_WORDS, QUERY_STRIDE, KernelSpec
+from pallas_kernels.isa.operations import Operations, Value
+from pallas_kernels.layout.layouts import BLOCK
+
+__all__ = ["Scratch"]
+
+
+class Scratch:
+    """Reads and writes the regions; queries are numbered within the team (numbers or words)."""
+
+    def __init__(self, ops: Operations, spec: KernelSpec, work: Work):
+        """Lays the regions out, as `KernelSpec.shared_words` counts them."""
+        self._ops, self._spec, self._work = ops, spec, work
+        tuning = spec.tuning
+        self._warp_bytes, self._result_bytes = 4 * spec.warp_words, 4 * spec.joined_words
+        self._queries = self._warp_bytes * tuning.warps
+        self._query_bytes = 4 * spec.query_words
+        self._scalars = 4 * QUERY_STRIDE * spec.head_dim // 32
+        self._scales = {"key": 0, "value": 2 * EXCHANGE_WORDS}
+        values = 4 * spec.exchange_words
+        self._staged = {"value": values, "key": values + 4 * spec.staged_words}
+
+    # Results of a warp ----------------------------------------------------------------------------
+
+    def store_result(
+        self,
+        query: Value,
+        result: Sequence[Value],
+        *,
+        at: Value,
+        offsets: Sequence[int],
+        where: Value,
+        once: Value,
+    ) -> None:
+        """Leaves this warp's result for a query, which may differ between lanes.
+
+        Args:
+            query: number in the team.
+            result: greatest score, mass, then this lane's channels: `at` plus each of the offsets.
+            where: a word, 0 in lanes that hold nothing. once: not 0 in one lane for each query.
+        """
+        ops, head_dim = self._ops, self._spec.head_dim
+        base = self._result(self._work.warp, query)
+        highest, mass, *channels = result
+        lane = ops.mad(at, 4, base)
+        for offset, x in zip(offsets, channels, strict=True):
+            ops.store_shared(where, lane, 4 * offset, x)
+        for i, x in enumerate((highest, mass)):
+            ops.store_shared(once, base, 4 * (head_dim + i), x)
+
+    def load_result(self, query: Value, *, at: Value, offsets: Sequence[int]) -> list[Value]:
+        """What `store_result` left, for any lane's choice of channels."""
+        return self._load(self._result(self._work.warp, query), 0, at, offsets)
+
+    def load_team(self, query: int, offsets: Sequence[int]) -> list[list[Value]]:
+        """What each warp of the team left for a query: channels lane + each of the offsets."""
+        team = self._spec.tuning.team
+        base = self._result(self._ops.mad(self._work.team, team, 0), query)
+        starts = (warp * self._warp_bytes for warp in range(team))
+        return [self._load(base, start, self._work.lane, offsets) for start in starts]
+
+    # Queries of a team of several -----------------------------------------------------------------
+
+    def store_query(
+        self, query: Value, folded: FoldedQuery, channels: Sequence[Value], lost: Value
+    ) -> None:
+        """Leaves a query and its channels 32 k + 8 t + g, as words, for all warps of the team.
+
+        And its `S8Products.lost_variance`.
+        """
+        ops, work = self._ops, self._work
+        base = self._folded(query)
+        at = ops.mad(work.place, 4, base)
+        for k, word in enumerate(channels):
+            ops.store_shared(1, at, 4 * QUERY_STRIDE * k, ops.from_bits(word))
+        first = ops.where_less(work.lane, 1, 1, 0)
+        scalars = (folded.unit, folded.query_sum, folded.kappa, folded.common, lost)
+        scalars = (*scalars, *folded.centres)
+        for i, x in enumerate(scalars):
+            ops.store_shared(first, base, self._scalars + 4 * i, x)
+
+    def load_queries(self, first: int) -> tuple[FoldedQuery, list[list[Value]]]:
+        """What `store_query` left: scalars of query first + t, channels of first + g // 2.
+
+        The channels are, of each half, 32 t ... 32 t + 31, of small heads 32 (t % 2) ....
+        """
+        ops, work, spec = self._ops, self._work, self._spec
+        base = self._folded(work.team_query(work.t, first))
+        scalars = (ops.load_shared(base, self._scalars + 4 * i) for i in range(4))
+        more = spec.packed.key.centres - 1 if spec.packed else 0
+        centres = [ops.load_shared(base, self._scalars + 4 * (5 + i)) for i in range(more)]
+        query = work.team_query(ops.shift_right(work.g, 1), first)
+        part = ops.bit_and(work.t, spec.plane_dim // 32 - 1)
+        at = ops.mad(part, 4 * QUERY_STRIDE, self._folded(query))
+        half = 4 * QUERY_STRIDE * spec.plane_dim // 32
+        channels = [
+            [word for i in range(8) for word in ops.load_shared4(at, half * number + 16 * i)]
+            for number in range(spec.halves)
+        ]
+        cap = spec.logits_soft_cap
+        return FoldedQuery([], *scalars, soft_cap=cap, centres=centres), channels
+
+    def load_lost_variance(self, first: int) -> Value:
+        """The `lost_variance` of query first + t."""
+        base = self._folded(self._work.team_query(self._work.t, first))
+        return self._ops.load_shared(base, self._scalars + 16)
+
+    # Scores of a query, kept until their map is known ---------------------------------------------
+
+    def keep_scores(self, number: Value, scores: Sequence[Value]) -> None:
+        """Keeps a lane's scores, at most eight, of the warp's block of that number."""
+        words = [self._ops.as_bits(x) for x in scores]
+        words += [0] * (-len(words) % 4)
+        for i in range(0, len(words), 4):
+            self._ops.store_shared4(self._kept(number), 128 * i, words[i : i + 4])
+
+    def kept_scores(self, number: Value) -> list[Value]:
+        """What `keep_scores` kept, of a block cut short more."""
+        at = self._kept(number)
+        words = [word for i in (0, 4) for word in self._ops.load_shared4(at, 128 * i)]
+        return [self._ops.from_bits(word) for word in words]
+
+    # Words of a block, of this lane ---------------------------------------------------------------
+
+    def copy_row(
+        self, name: str, row: int, slot: Value, address: Value, offset: int, size: int = 16
+    ) -> None:
+        """Starts to copy a row of a block's words of keys or values, `size` bytes for this lane."""
+        at = self._staged_lane(slot)
+        self._ops.copy_to_shared(at, self._staged[name] + 512 * row, address, offset, size)
+
+    def load_row(self, name: str, row: int, slot: Value) -> list[Value]:
+        """What `copy_row` left."""
+        return self._ops.load_shared4(self._staged_lane(slot), self._staged[name] + 512 * row)
+
+    # What lanes of a warp exchange ----------------------------------------------------------------
+
+    def spread_scales(self, name: str, scales: Sequence[Value]) -> None:
+        """Leaves a lane's scales, of positions 32 i + 8 t + g, for the lanes of the same g."""
+        ops, work = self._ops, self._work
+        at = ops.mad(work.g, 4 * 36, self._warp(work.warp))
+        at = ops.mad(work.t, 4 * 8, at)
+        for i in range(0, len(scales), 4):
+            words = [ops.as_bits(x) for x in scales[i : i + 4]]
+            ops.store_shared4(at, self._scales[name] + 4 * i, words)
+
+    def load_scales(self, name: str, first: int, q: int) -> list[Value]:
+        """Scales of positions 32 i + 8 q + g for i from `first` to `first` + 3."""
+        ops, work = self._ops, self._work
+        at = ops.mad(work.g, 4 * 36, self._warp(work.warp))
+        words = ops.load_shared4(at, self._scales[name] + 4 * (8 * q + first))
+        return [ops.from_bits(word) for word in words]
+
+    def store_weights(self, number: int, words: Sequence[Sequence[Value]]) -> None:
+        """Leaves a set's weights, for `load_weights` in other lanes.
+
+        Args:
+            number: of the set.
+            words: for each i upper and lower bytes of query t at positions 32 i + 8 q + g.
+        """
+        ops, work = self._ops, self._work
+        at = ops.mad(work.g, 4, ops.mad(work.t, 4 * 8, self._warp(work.warp)))
+        base = 4 * EXCHANGE_WORDS * number
+        for i, of_byte in enumerate(words):
+            for byte, word in enumerate(of_byte):
+                ops.store_shared(1, at, base + 4 * (72 * i + 36 * byte), ops.from_bits(word))
+
+    def load_weights(self, number: int, half: int) -> list[Value]:
+        """Of column g those at positions 32 (4 half + t) + 8 q + b, for b in 0..7.
+
+        These are the right operands of bits b of the words of values.
+        """
+        ops, work = self._ops, self._work
+        at = ops.mad(work.t, 4 * 72, self._warp(work.warp))
+        at = ops.mad(ops.bit_and(work.g, 1), 4 * 36, at)
+        at = ops.mad(ops.shift_right(work.g, 1), 4 * 8, at)
+        base = 4 * EXCHANGE_WORDS * number + 2 * EXCHANGE_WORDS * half
+        return [word for b in (0, 4) for word in ops.load_shared4(at, base + 4 * b)]
+
+    # Addresses ------------------------------------------------------------------------------------
+
+    def _load(self, base: Value, start: int, at: Value, offsets: Sequence[int]) -> list[Value]:
+        """The result at `base` + `start` bytes."""
+        ops, head_dim = self._ops, self._spec.head_dim
+        lane = ops.mad(at, 4, base)
+        scalars = [ops.load_shared(base, start + 4 * (head_dim + i)) for i in (0, 1)]
+        return [*scalars, *(ops.load_shared(lane, start + 4 * channel) for channel in offsets)]
+
+    def _kept(self, number: Value) -> Value:
+        ops, spec = self._ops, self._spec
+        block = ops.mad(self._work.warp, spec.kept_blocks, number)
+        at = ops.mad(block, 4 * BLOCK, ops.add(ops.shared(), 4 * spec.shared_words_before_kept))
+        return ops.mad(self._work.lane, 16, at)
+
+    def _staged_lane(self, slot: Value) -> Value:
+        lane = self._ops.mad(self._work.lane, 16, self._warp(self._work.warp))
+        return self._ops.mad(slot, 4 * self._spec.staged_words, lane)
+
+    def _warp(self, warp: Value) -> Value:
+        return self._ops.mad(warp, self._warp_bytes, self._ops.shared())
+
+    def _result(self, warp: Value, query: Value) -> Value:
+        return self._ops.mad(query, self._result_bytes, self._warp(warp))
+
+    def _folded(self, query: Value) -> Value:
+        slot = self._ops.mad(self._work.team, self._spec.tuning.queries, query)
+        base = self._ops.mad(slot, self._query_bytes, self._ops.shared())
+        return self._ops.add(base, self._queries)

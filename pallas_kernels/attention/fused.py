@@ -1,0 +1,402 @@
+"""Operands of a launch, and mapped axes folded into it: what lies between arrays and the kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.attention import outer_rotation
+from pallas_kernels.attention.kernel_spec import Coding, KernelSpec, Packed, Task, TuningConfig
+from pallas_kernels.attention.launch import Launch
+from pallas_kernels.attention.tuning_configs import choose_tuning, keeping_tuning
+from pallas_kernels.layout import layouts
+from pallas_kernels.layout.tiled import TiledLevels, TiledSigns
+from pallas_kernels.layout.tiled_dictionary import TiledDictionary
+from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.cache import VisualBank, take_layer
+from vkq_jax.calibration import ScoreMap
+from vkq_jax.config import ScoreCalibration
+from vkq_jax.pytree import frozen_pytree
+
+__all__ = [
+    "Banks",
+    "DenseBank",
+    "fused_attention",
+    "keeps_scores",
+    "packed_starts",
+    "plan",
+    "score_range",
+]
+
+
+@frozen_pytree
+class DenseBank:
+    """Dense keys and values of all layers, bfloat16."""
+
+    key: Float[Array, "*Z L B K S H"]
+    value: Float[Array, "*Z L B K S H"]
+
+
+@frozen_pytree
+class Banks:
+    """What one launch attends to: at most one packed bank (tiled) and dense ones, of all layers.
+
+    Dense ones only of `layouts.HEAD_DIMS`: padding others would copy them at every call.
+    """
+
+    packed: VisualBank | None
+    dense: dict[str, DenseBank]
+
+
+def fused_attention(
+    query: Float[Array, "B K Q H"],
+    visible: Mapping[str, Int32[Array, "B T"]],
+    banks: Banks,
+    layer: Int32[Array, ""],
+    launch: Launch,
+    tuning: TuningConfig | None = None,
+    score_map: ScoreMap | None = None,
+    logits_soft_cap: float | None = None,
+    starts: Mapping[str, Int32[Array, "B ... T"]] | None = None,
+    calibration: ScoreCalibration | None = None,
+) -> tuple[Array, ...]:
+    """One launch: attention of all queries of a KV head over one layer of its banks.
+
+    Args:
+        query: float32, already times `logits_scale`; Q = T * queries_per_kv_head, T in front.
+        visible: for each dense bank, where what the queries of each query position see of it ends.
+        banks: stacked over layers: the kernel finds its layer, nothing is sliced or copied.
+        layer: which one.
+        launch: runs the kernel.
+        tuning: how the work is cut; None chooses by shape.
+        score_map: [B, K, Q], of each query's scores over the packed bank.
+        logits_soft_cap: of all scores, see `vkq_jax.soft_cap`; not together with a score map, which
+            would come first.
+        starts: with a window, where what they see begins: of each dense bank, and of the packed one
+            by the name of "packed", or [B, K, T] of each class of tokens see
+            `packed_starts`.
+        calibration: of the scores of the packed bank, in this launch; instead of a score map, see
+            `keeps_scores`.
+
+    Returns:
+        Output and natural log-sum-exp; -inf (and finite output) where nothing is visible. With a
+        calibration also what `score_range` returns. Mapped axes become an axis around the layers
+        or, where no bank is mapped, part of the queries: one launch, no copy.
+    """
+    packed = banks.packed
+    if packed is not None and outer_rotation.rotates_outside(packed.key):
+        query, lacking = outer_rotation.rotate_query(query, packed.key, layer)
+        score_map = score_map or ScoreMap(jnp.ones_like(lacking), jnp.zeros_like(lacking))
+        score_map = ScoreMap(score_map.slope, score_map.apply(lacking[..., None])[..., 0])
+    rows = {"query": query}
+    if score_map is not None:
+        rows |= {"slope": score_map.slope, "shift": score_map.shift}
+    run = functools.partial(
+        _launch,
+        launch=launch,
+        tuning=tuning,
+        task="attention",
+        logits_soft_cap=logits_soft_cap,
+        calibration=calibration,
+    )
+    seen = {"visible": dict(visible), "start": dict(starts or {})}
+    output, logsumexp, *found = _fold_mapped_axes(run, rows, seen, banks, layer)
+    if packed is not None and outer_rotation.rotates_outside(packed.value):
+        output = outer_rotation.unrotate_output(output, logsumexp, packed.value, layer)
+    return output, logsumexp, *reversed(found)
+
+
+def packed_starts(
+    bank: VisualBank, layer: Int32[Array, ""] | int, start: Int32[Array, "B T"]
+) -> dict[str, Int32[Array, "B ... T"]]:
+    """Starts of a launch over a packed bank of all layers, from those in its order of tokens.
+
+    Of dictionary codes each class, of each head, has its own.
+    """
+    if bank.class_map is None:
+        return {"packed": start}
+    of_layer = dataclasses.replace(bank, class_map=take_layer(bank.class_map, layer))
+    return {f"class{c}": count for c, count in enumerate(of_layer.counts_below(start))}
+
+
+def keeps_scores(banks: Banks, query: tuple[int, ...], tuning: TuningConfig | None = None) -> bool:
+    """Whether one launch calibrates its scores itself, for a query of shape [B, K, Q, H].
+
+    It does so for one query a team (one for each KV head, or tables in groups), if a thread block
+    can keep all scores of its packed bank.
+    """
+    packed = banks.packed
+    if packed is None or outer_rotation.rotates_outside(packed.key):
+        return False
+    spec = plan(banks, (1, *query), 1, tuning)
+    assert spec.packed is not None
+    return keeping_tuning(spec.tuning, spec.packed, spec.head_dim) is not None
+
+
+def score_range(
+    query: Float[Array, "B K Q H"],
+    packed: VisualBank,
+    layer: Int32[Array, ""],
+    launch: Launch,
+    tuning: TuningConfig | None = None,
+    start: Int32[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B K Q"], Float[Array, "B K Q"]]:
+    """One launch: each query's lowest and highest score over one layer of a packed bank.
+
+    Where nothing is visible, the lowest is above the highest. Arguments: see `fused_attention`.
+    """
+    lacking = 0.0
+    if outer_rotation.rotates_outside(packed.key):
+        query, lacking = outer_rotation.rotate_query(query, packed.key, layer)
+    run = functools.partial(_launch, launch=launch, tuning=tuning, task="score range")
+    seen = {"visible": {}, "start": {} if start is None else {"packed": start}}
+    highest, lowest = _fold_mapped_axes(run, {"query": query}, seen, Banks(packed, {}), layer)
+    return lowest + lacking, highest + lacking
+
+
+def _fold_mapped_axes(
+    run: Callable[..., tuple[Array, ...]], rows, seen, banks: Banks, layer: Array
+) -> tuple[Array, ...]:
+    """`run(rows, seen, banks, layer)`, once whatever axes are mapped around it.
+
+    Args:
+        run: takes everything but the layer's number with an axis Z in front.
+        rows: arrays [B, K, Q, ...] by name.
+        seen: of each query position, [B, T] or [B, K, T]: "visible" and "start", by bank.
+        banks, layer: see `fused_attention`.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def attend(rows, seen, banks, layer):
+        return run(rows, seen, banks, layer)
+
+    @attend.def_vmap
+    def fold(axis_size, in_batched, rows, seen, banks, layer):
+        rows_batched, seen_batched, banks_batched, layer_batched = in_batched
+        if layer_batched:
+            raise NotImplementedError("mosaic_gpu: a mapped layer number")
+
+        def mapped(tree, batched):
+            return jax.tree.map(
+                lambda x, b: x if b else jnp.broadcast_to(x, (axis_size, *x.shape)), tree, batched
+            )
+
+        rows, seen = mapped((rows, seen), (rows_batched, seen_batched))
+        if any(jax.tree.leaves(banks_batched)):
+
+            def outward(tree):  # [Y, Z, ...] -> [Y * Z, ...]
+                return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+            banks = mapped(banks, banks_batched)
+            results = attend(*outward((rows, seen, banks)), layer)
+            unfolded = (x.reshape(axis_size, -1, *x.shape[1:]) for x in results)
+        else:  # rows [Y, Z, B, K, Q, ...] -> [Z, B, K, Y * Q, ...], seen [..., T] alike
+            flat = {name: _inward(x, 3) for name, x in rows.items()}
+            seen = jax.tree.map(lambda x: _inward(x, x.ndim - 2), seen)
+            unfolded = (
+                jnp.moveaxis(x.reshape(*x.shape[:3], axis_size, -1, *x.shape[4:]), 3, 0)
+                for x in attend(flat, seen, banks, layer)
+            )
+        results = tuple(unfolded)
+        return results, (True,) * len(results)
+
+    one = jax.tree.map(lambda x: x[None], (rows, seen, banks))
+    return tuple(x[0] for x in attend(*one, layer))
+
+
+def _inward(x: Array, axis: int) -> Array:
+    """Joins the first axis with the one behind `axis`."""
+    x = jnp.moveaxis(x, 0, axis)
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+
+# Compiled once for all layers of equal shapes, also where they are not in a loop.
+@functools.partial(
+    jax.jit, static_argnames=("launch", "tuning", "task", "logits_soft_cap", "calibration")
+)
+def _launch(
+    rows,
+    seen,
+    banks: Banks,
+    layer,
+    launch: Launch,
+    tuning: TuningConfig | None,
+    task: Task,
+    logits_soft_cap: float | None = None,
+    calibration: ScoreCalibration | None = None,
+) -> tuple[Array, ...]:
+    """With an axis Z in front of everything but the layer's number."""
+    query = rows["query"]
+    positions = next((x.shape[-1] for x in jax.tree.leaves(seen)), 1)
+    spec = plan(banks, query.shape, positions, tuning, calibration)
+    spec = dataclasses.replace(
+        spec,
+        windowed=bool(seen["start"]),
+        task=task,
+        maps_scores="slope" in rows,
+        logits_soft_cap=logits_soft_cap,
+    )
+    operands = {"query": layouts.pad_channels(query).reshape(-1, spec.head_dim)}
+    operands |= {name: rows[name].reshape(-1) for name in ("slope", "shift") if name in rows}
+    if spec.layers > 1:
+        operands["layer"] = layer.reshape(1)
+    if banks.packed is not None:
+        operands |= _packed_operands(banks.packed)
+    for name, bank in banks.dense.items():
+        operands[f"{name}_key"] = bank.key.reshape(-1, *bank.key.shape[-2:])
+        operands[f"{name}_value"] = bank.value.reshape(-1, *bank.value.shape[-2:])
+    for what, by_bank in seen.items():
+        operands |= {f"{name}_{what}": x.reshape(-1, positions) for name, x in by_bank.items()}
+    results = launch(spec, operands)
+    splits = spec.tuning.splits
+    if task == "score range":
+        highest, lowest = (x.reshape(splits, *query.shape[:-1]) for x in results)
+        return functools.reduce(jnp.maximum, highest), functools.reduce(jnp.minimum, lowest)
+    output, logsumexp, *found = results
+    output = output[:, : query.shape[-1]].reshape(splits, *query.shape)
+    logsumexp = logsumexp.reshape(splits, *query.shape[:-1])
+    if splits > 1:
+        return _join(output, logsumexp)
+    return output[0], logsumexp[0], *(x.reshape(query.shape[:-1]) for x in found)
+
+
+def _join(
+    output: Float[Array, "P *rows H"], logsumexp: Float[Array, "P *rows"]
+) -> tuple[Float[Array, "*rows H"], Float[Array, "*rows"]]:
+    """Joins results over parts of the positions; element by element, so that it is one kernel."""
+    highest = functools.reduce(jnp.maximum, logsumexp)
+    highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
+    weights = [jnp.exp(x - highest) for x in logsumexp]
+    mass = functools.reduce(jnp.add, weights)
+    share = 1.0 / jnp.where(mass > 0, mass, 1.0)
+    parts = [(w * share)[..., None] * x for w, x in zip(weights, output, strict=True)]
+    return functools.reduce(jnp.add, parts), highest + jnp.log(mass)
+
+
+def plan(
+    banks: Banks,
+    query: tuple[int, ...],
+    positions: int,
+    tuning: TuningConfig | None = None,
+    calibration: ScoreCalibration | None = None,
+) -> KernelSpec:
+    """The launch over tiled banks [..., L, B, K, ...] for a query of shape [Z, B, K, Q, H].
+
+    Args:
+        banks: arrays, or their shapes.
+        query: shape; Q = positions * queries_per_kv_head.
+        positions: query positions.
+        tuning: how the work is cut; None chooses by shape.
+        calibration: see `fused_attention`. Mapped axes may have added queries to the one for which
+            `keeps_scores`: each has a team of its own.
+    """
+    outer, batch, kv_heads, queries, head_dim = query
+    stored = layouts.stored_head_dim(head_dim)
+    if banks.dense and head_dim not in layouts.HEAD_DIMS:
+        raise ValueError(f"dense banks of head_dim {head_dim} in a launch")
+    dense = tuple((name, bank.key.shape[-2]) for name, bank in banks.dense.items())
+    classes: tuple[Packed, ...] = ()
+    layers = next((b.key.shape[-5] for b in banks.dense.values()), 1)
+    if banks.packed is not None:
+        classes = _classes(banks.packed)
+        layers = jax.tree.leaves(banks.packed.key)[0].shape[-4]
+    heads = outer * batch * kv_heads
+    tuning = tuning or choose_tuning(heads, queries, stored, classes, dense)
+    if calibration is not None:
+        if tuning.queries > 1:
+            tuning = choose_tuning(heads * queries, 1, stored, classes, dense)
+        tuning = keeping_tuning(tuning, next(iter(classes)), stored)
+        assert tuning is not None, "asked for without `keeps_scores`"
+    return KernelSpec(
+        outer=outer,
+        layers=layers,
+        batch=batch,
+        kv_heads=kv_heads,
+        queries=queries,
+        positions=positions,
+        head_dim=stored,
+        classes=classes,
+        dense=dense,
+        calibration=calibration,
+        tuning=tuning,
+    )
+
+
+def _classes(bank: VisualBank) -> tuple[Packed, ...]:
+    """The fixed part of a packed bank; of dictionary codes one for each class that has slots."""
+    key, value = bank.key, bank.value
+    if not isinstance(key, TiledDictionary):
+        assert isinstance(key, TiledLevels | TiledSigns)
+        assert isinstance(value, TiledLevels | TiledSigns)
+        return (Packed(key.num_positions, _coding(key), _coding(value)),)
+    assert isinstance(value, TiledDictionary)
+
+    def coding(x: TiledDictionary, number: int) -> Coding:
+        return Coding(scale_bits=8, bits=x.bits[number], rotated=True, centres=x.centre.shape[-2])
+
+    count = len(key.capacities)
+    return tuple(
+        Packed(slots, coding(key, number), coding(value, number), number, of_classes=count)
+        for number, slots in enumerate(key.capacities)
+        if slots
+    )
+
+
+def _coding(x: TiledLevels | TiledSigns) -> Coding:
+    if isinstance(x, TiledLevels):
+        groups = x.lower.shape[-2]
+        group_blocks = x.group_size // layouts.BLOCK if groups > 1 else 0
+        return Coding(bits=x.bits, groups=groups, group_blocks=group_blocks)
+    return Coding(
+        scale_bits=4 * x.token_scale.shape[-1],
+        rotated=x.rotated and not outer_rotation.rotates_outside(x),
+        score_error_factor=x.score_error_factor,
+    )
+
+
+def _packed_operands(bank: VisualBank) -> dict[str, Array]:
+    """A packed bank's arrays by operand name."""
+    key, value = bank.key, bank.value
+    if not isinstance(key, TiledDictionary):
+        operands = {"length": bank.length.reshape(-1)}
+        for name, x in (("key", key), ("value", value)):
+            assert isinstance(x, TiledLevels | TiledSigns)
+            operands |= _tensor_operands(name, x)
+        return operands
+    assert isinstance(value, TiledDictionary)
+    operands = {"length": key.taken.reshape(-1)}
+    for name, x in (("key", key), ("value", value)):
+        operands[f"{name}_centre"] = x.centre.reshape(-1, x.head_dim)
+    for number, slots in enumerate(key.capacities):
+        if not slots:
+            continue
+        own = {}
+        for name, x in (("key", key), ("value", value)):
+            if x.bits[number]:
+                own[name] = x.packed[number].reshape(-1, x.packed[number].shape[-1])
+                own[f"{name}_scale"] = _joined(x.token_scale[number])
+            if x.centre_id is not None:
+                own[f"{name}_id"] = _joined(x.centre_id[number])
+        operands |= {f"class{number}_{name}": array for name, array in own.items()}
+    return operands
+
+
+def _joined(x: Array | None) -> Array:
+    """With all axes but the last two as one."""
+    assert x is not None
+    return x.reshape(-1, *x.shape[-2:])
+
+
+def _tensor_operands(name: str, x: TiledLevels | TiledSigns) -> dict[str, Array]:
+    """The tensor's arrays by operand name, axes that the kernel does not tell apart joined."""
+    arrays = {name: x.packed.reshape(-1, x.packed.shape[-1])}
+    if isinstance(x, TiledLevels):
+        tables = {"lower": x.lower, "upper": x.upper}
+    else:
+        arrays[f"{name}_scale"] = x.token_scale.reshape(-1, *x.token_scale.shape[-2:])
+        tables = {"centre": x.centre}
+    return arrays | {f"{name}_{key}": t.reshape(-1, t.shape[-1]) for key, t in tables.items()}

@@ -1,0 +1,313 @@
+"""What is fixed when a kernel is built: shapes, how keys and values are coded, how work is cut."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from pallas_kernels.layout import layouts
+from pallas_kernels.layout.layouts import Plane
+from vkq_jax.config import ScoreCalibration
+
+__all__ = [
+    "EXCHANGE_WORDS",
+    "QUERY_STRIDE",
+    "SET",
+    "Coding",
+    "KernelSpec",
+    "Packed",
+    "Task",
+    "TuningConfig",
+]
+
+Task = Literal["attention", "score range"]
+
+SET = 4  # queries whose products are columns of one right operand, two each
+QUERY_STRIDE = 36  # words from 32 channels of a query to the next ones; see `Scratch`
+EXCHANGE_WORDS = 8 * 72  # for a block's scales, or its weights of one set; see `Scratch`
+
+
+@dataclasses.dataclass(frozen=True)
+class Coding:
+    """How one side, keys or values, is coded.
+
+    Attributes:
+        scale_bits: of the scale per position of sign codes; 0: level codes, per channel.
+        bits: of a code. Those of sign codes stand for odd numbers, -(2^bits - 1) to 2^bits - 1; of
+            none there is only the centre.
+        centres: centroids, one of which each position of sign codes has as its centre.
+        groups: groups of positions, each with its own levels. group_blocks: blocks of a group.
+        rotated: whether the launch rotates channels, by the Hadamard matrix of the stored ones.
+        score_error_factor: see `vkq_jax.SignTensor` (keys only).
+    """
+
+    scale_bits: int = 0
+    bits: int = 1
+    groups: int = 1
+    group_blocks: int = 0
+    rotated: bool = False
+    score_error_factor: float = 0.0
+    centres: int = 1
+
+    @property
+    def signs(self) -> bool:
+        """Sign codes with a scale per position."""
+        return self.scale_bits > 0
+
+    @property
+    def id_bits(self) -> int:
+        """Bits of the number of a position's centroid."""
+        return (self.centres - 1).bit_length()
+
+    @property
+    def centre_sums(self) -> int:
+        """Sums of weights that tell the mass of each centroid, beside that of all."""
+        return self.centres - 1
+
+    @property
+    def position_words(self) -> int:
+        """Words that a lane loads for its positions of a block: scales, numbers of centroids."""
+        return self.scale_bits // 4 + self.id_bits
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A bank of packed visual tokens, or a class of tokens of dictionary codes.
+
+    Attributes:
+        num_positions: V. key, value: how they are coded.
+        number: of a class of tokens, among `of_classes`; these are 0 where there are no classes.
+    """
+
+    num_positions: int
+    key: Coding
+    value: Coding
+    number: int = 0
+    of_classes: int = 0
+
+    @property
+    def name(self) -> str:
+        """The start of the names of its own operands."""
+        return f"class{self.number}_" if self.of_classes else ""
+
+    @property
+    def blocks(self) -> int:
+        """Blocks, the one cut short included."""
+        return layouts.num_blocks(self.num_positions)
+
+    @property
+    def whole_blocks(self) -> int:
+        """Blocks that are not cut short."""
+        return layouts.split_blocks(self.num_positions)[0]
+
+    @property
+    def quarters(self) -> int:
+        """Quarters of the block that is cut short; 0: there is none."""
+        return layouts.split_blocks(self.num_positions)[1]
+
+    @property
+    def most_bits(self) -> int:
+        """Bits of a code, of the side that has more."""
+        return max(self.key.bits, self.value.bits)
+
+    @property
+    def chunk_blocks(self) -> int:
+        """Blocks in a row that share all tables."""
+        sizes = [side.group_blocks for side in (self.key, self.value) if side.groups > 1]
+        return math.gcd(*sizes) if sizes else self.blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class TuningConfig:
+    """How the work is cut. A team of warps shares the positions of a few queries of a KV head.
+
+    Attributes:
+        warps: of a thread block, a multiple of four.
+        team: warps of a team within a thread block.
+        splits: thread blocks that share a team's positions; each has results of its own.
+        queries: queries of a team, 1 to 8.
+    """
+
+    warps: int = 4
+    team: int = 4
+    splits: int = 1
+    queries: int = 1
+
+    def __post_init__(self):
+        """Checks that the numbers fit each other."""
+        if (
+            self.warps % 4
+            or self.warps % self.team
+            or self.splits < 1
+            or not 1 <= self.queries <= 2 * SET
+        ):
+            raise ValueError(f"{self} does not fit together")
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelSpec:
+    """One launch.
+
+    Attributes:
+        outer: copies of the whole bank side by side (mapped axes). layers: layers of the bank, of
+            which one is read. batch, kv_heads: of the bank.
+        queries: queries that read each KV head, those of all positions.
+        positions: query positions, each with a number of text entries that it sees.
+        windowed: whether a query position sees each bank from a position of its own on.
+        task: what is computed: attention, or the range of each query's scores over the packed bank.
+        maps_scores: whether scores of the packed bank go through a map of their row: a calibration,
+            or a shift.
+        logits_soft_cap: of the scores of all banks, mapped ones after the map; None: no cap.
+        calibration: of the scores of the packed bank, whose range the launch finds itself.
+        head_dim: H, as it is stored: 64, 128 or, without dense banks, 256.
+        classes: of the packed bank, if any, alike but in their bits: of dictionary codes one for
+            each class of tokens, else one.
+        dense: names and capacities of the dense banks (bfloat16).
+        tuning: how the work is cut.
+    """
+
+    batch: int
+    kv_heads: int
+    queries: int
+    head_dim: int
+    classes: tuple[Packed, ...]
+    dense: tuple[tuple[str, int], ...] = ()
+    outer: int = 1
+    layers: int = 1
+    positions: int = 1
+    windowed: bool = False
+    task: Task = "attention"
+    maps_scores: bool = False
+    logits_soft_cap: float | None = None
+    calibration: ScoreCalibration | None = None
+    tuning: TuningConfig = TuningConfig()
+
+    @property
+    def packed(self) -> Packed | None:
+        """The packed bank, or the first of its classes, if any."""
+        return self.classes[0] if self.classes else None
+
+    @property
+    def heads(self) -> int:
+        """KV heads of the whole launch."""
+        return self.outer * self.batch * self.kv_heads
+
+    @property
+    def rows(self) -> int:
+        """Queries of the whole launch."""
+        return self.heads * self.queries
+
+    @property
+    def head_teams(self) -> int:
+        """Teams that read each KV head."""
+        return -(-self.queries // self.tuning.queries)
+
+    @property
+    def teams(self) -> int:
+        """Teams that have work."""
+        return self.heads * self.head_teams
+
+    @property
+    def block_teams(self) -> int:
+        """Teams in a thread block."""
+        return self.tuning.warps // self.tuning.team
+
+    @property
+    def grid(self) -> int:
+        """Thread blocks."""
+        return -(-self.teams // self.block_teams) * self.tuning.splits
+
+    @property
+    def plane_dim(self) -> int:
+        """Channels of a code plane."""
+        return layouts.plane_dim(self.head_dim)
+
+    @property
+    def halves(self) -> int:
+        """Code planes of a bit."""
+        return self.head_dim // self.plane_dim
+
+    def planes(self, coding: Coding) -> list[Plane]:
+        """Code planes of a side, in the order in which they are stored."""
+        count = coding.bits * self.halves
+        return [Plane(number, *divmod(number, self.halves)) for number in range(count)]
+
+    @property
+    def joined_words(self) -> int:
+        """Words of a result: channels, greatest score, mass; whole rows of banks."""
+        return self.head_dim + 32
+
+    @property
+    def uses_bytes(self) -> bool:
+        """Whether a packed bank's codes are made into bytes, see `S8Products`."""
+        return self.packed is not None and self.tuning.queries > 1
+
+    def stages_words(self, packed: Packed) -> bool:
+        """Whether words of a class's next block wait in shared memory: of one plane a side."""
+        return packed.most_bits * self.halves == 1 and self.uses_bytes
+
+    @property
+    def shortens_queries(self) -> bool:
+        """Whether byte products leave out queries' lowest digits where they are worth little.
+
+        Not for sign codes: what they are worth there depends on the scale of each position.
+        """
+        return self.packed is not None and self.uses_bytes and not self.packed.key.signs
+
+    @property
+    def sets(self) -> int:
+        """Sets of at most `SET` queries in a team."""
+        return -(-self.tuning.queries // SET)
+
+    @property
+    def staged_words(self) -> int:
+        """Words of a block of keys, or of values, that wait in shared memory."""
+        staged = any(map(self.stages_words, self.classes))
+        return layouts.BLOCK * self.head_dim // 32 if staged else 0
+
+    @property
+    def key_slots(self) -> int:
+        """Blocks of keys that wait there: 16 warps, of one set each, have no room for two."""
+        return self.sets
+
+    @property
+    def exchange_words(self) -> int:
+        """Words in which the lanes of a warp exchange a block's scales and weights."""
+        return EXCHANGE_WORDS * self.sets if self.uses_bytes else 0
+
+    @property
+    def warp_words(self) -> int:
+        """Words of a warp: of its results, or what it needs before it has them."""
+        before = self.exchange_words + (1 + self.key_slots) * self.staged_words
+        return max(self.joined_words * self.tuning.queries, before)
+
+    @property
+    def query_words(self) -> int:
+        """Words in which a team keeps a query: channels, at most eight scalars."""
+        return QUERY_STRIDE * self.head_dim // 32 + 8 if self.uses_bytes else 0
+
+    @property
+    def kept_blocks(self) -> int:
+        """Blocks of which a warp keeps the scores until it knows their map."""
+        if self.calibration is None or self.packed is None:
+            return 0
+        return -(-self.packed.blocks // self.tuning.team)
+
+    @property
+    def shared_words_before_kept(self) -> int:
+        """Words of shared memory of a thread block, less those of kept scores."""
+        tuning = self.tuning
+        queries = self.block_teams * tuning.queries * self.query_words
+        return tuning.warps * self.warp_words + queries
+
+    @property
+    def shared_words(self) -> int:
+        """Words of shared memory of a thread block."""
+        kept = self.tuning.warps * self.kept_blocks * layouts.BLOCK
+        return self.shared_words_before_kept + kept
+
+    def __post_init__(self):
+        """Checks what the parts do not know of each other."""
+        if self.uses_bytes and self.packed.chunk_blocks < self.packed.blocks:  # type: ignore
+            raise ValueError("tables in groups need one query a team")
+        if self.calibration is not None and (self.uses_bytes or self.tuning.splits > 1):
+            raise ValueError("a calibration in the same launch needs one query a team, no splits")

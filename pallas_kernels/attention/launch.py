@@ -1,0 +1,43 @@
+"""Launches of attention's body: on a GPU, or emulated; both take the same operands."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.attention.body.kernel import Kernel
+from pallas_kernels.attention.body.score_range import ScoreRange
+from pallas_kernels.attention.kernel_spec import KernelSpec
+from pallas_kernels.isa.program import Program, run_emulated, run_on_gpu
+
+__all__ = ["Launch", "emulated_launch", "gpu_launch", "program_of"]
+
+Launch = Callable[[KernelSpec, Mapping[str, jax.Array]], tuple[jax.Array, ...]]
+
+
+def gpu_launch(spec: KernelSpec, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+    """On a GPU: the results of `Kernel` or of `ScoreRange`, by the spec's task."""
+    return run_on_gpu(program_of(spec), operands)
+
+
+def emulated_launch(spec: KernelSpec, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+    """The same with `EmulatedOperations`, on the host."""
+    return run_emulated(program_of(spec), operands)
+
+
+def program_of(spec: KernelSpec) -> Program:
+    """What computes a spec, as a program."""
+    rows = (spec.tuning.splits * spec.rows,)
+    attended = {"output": (*rows, spec.head_dim), "logsumexp": rows}
+    found = {"highest": rows, "lowest": rows}
+    if spec.task == "score range":
+        body, shapes = ScoreRange, found
+    else:
+        body, shapes = Kernel, attended | (found if spec.calibration is not None else {})
+    return Program(
+        body=lambda ops: body(ops, spec).run(),
+        results={name: jax.ShapeDtypeStruct(x, jnp.float32) for name, x in shapes.items()},
+        grid=spec.grid,
+        warps=spec.tuning.warps,
+        shared_words=spec.shared_words,
+    )

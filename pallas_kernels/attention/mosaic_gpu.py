@@ -1,0 +1,374 @@
+"""Decode attention by the fused GPU kernel: one launch for a layer, the text bank in it.
+
+Where H is neither 64 nor 128, the text bank is XLA's, and so is, but for 256, the rotation of sign
+codes (`outer_rotation`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+import vkq_jax.attention
+import vkq_jax.calibration
+from pallas_kernels.attention.fused import (
+    Banks,
+    DenseBank,
+    fused_attention,
+    keeps_scores,
+    packed_starts,
+    plan,
+    score_range,
+)
+from pallas_kernels.attention.kernel_spec import Packed, TuningConfig
+from pallas_kernels.attention.launch import Launch, gpu_launch
+from pallas_kernels.attention.outer_rotation import rotates_outside
+from pallas_kernels.layout import layouts
+from pallas_kernels.layout.tiled import tile, untileable_bank_reason
+from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.attention import Attended, map_of_rows, merge, scaled_rows
+from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
+from vkq_jax.calibration import ScoreMap
+from vkq_jax.config import ScoreCalibration
+from vkq_jax.dense import DenseTensor
+from vkq_jax.pytree import take_layer
+from vkq_jax.soft_cap import check_soft_cap
+from vkq_jax.visibility import Starts, causal_text
+
+__all__ = ["attend_cache", "attend_layer", "describe", "device_reason", "unsupported_reason"]
+
+_CAPABILITIES = ("9.0",)  # tested ones; the 1-bit instruction is native on 8.0 to 9.0
+
+
+def attend_cache(
+    query: Float[Array, "B T N H"],
+    layer: LayerCache,
+    *,
+    visible_text: Int32[Array, "B T"] | None = None,
+    starts: Starts | None = None,
+    logits_scale: float | None = None,
+    logits_soft_cap: float | None = None,
+    launch: Launch = gpu_launch,
+    tuning: TuningConfig | None = None,
+) -> Attended:
+    """`attend_layer` for a layer that has been taken out of its cache."""
+    text = TextBank(layer.text.key[None], layer.text.value[None], layer.text.length)
+
+    def stacked(tensor):
+        return jax.tree.map(lambda x: x[None], tensor)
+
+    banks = tuple(
+        VisualBank(
+            stacked(bank.key),
+            stacked(bank.value),
+            bank.length,
+            class_map=stacked(bank.class_map),
+        )
+        for bank in layer.visual
+    )
+    none = jnp.zeros_like(text.length)
+    cache = KVCache(
+        banks,
+        text,
+        position=none,
+        calibration_skipped=none,
+        quant=layer.quant,
+        score_map=stacked(layer.score_map),
+        tables=stacked(layer.tables),
+    )
+    return attend_layer(
+        query,
+        cache,
+        0,
+        visible_text=visible_text,
+        starts=starts,
+        logits_scale=logits_scale,
+        logits_soft_cap=logits_soft_cap,
+        launch=launch,
+        tuning=tuning,
+    )
+
+
+def attend_layer(
+    query: Float[Array, "B T N H"],
+    cache: KVCache,
+    index: Int32[Array, ""] | int,
+    *,
+    visible_text: Int32[Array, "B T"] | None = None,
+    starts: Starts | None = None,
+    logits_scale: float | None = None,
+    logits_soft_cap: float | None = None,
+    launch: Launch = gpu_launch,
+    tuning: TuningConfig | None = None,
+) -> Attended:
+    """Same contract as `vkq_jax.attention.attend_cache` on `cache.layer(index)`.
+
+    The kernel reads its layer in place: no bank is sliced or copied. The gradient, with respect to
+    queries, the text bank and a score map, is that of post-scaled attention in XLA.
+
+    Args:
+        query, visible_text, starts, logits_scale, logits_soft_cap: as there.
+        cache: banks that are not tiled yet (see `pallas_kernels.tile`) are tiled on the way, which
+            costs more than the attention.
+        index: of the layer.
+        launch: runs the kernel; tests emulate it.
+        tuning: how the kernel's work is cut; None chooses by shape.
+
+    Raises:
+        NotImplementedError: the kernel does not cover this cache, or not with a soft-cap.
+    """
+    check_soft_cap(logits_soft_cap)
+    reason = unsupported_reason(cache, logits_soft_cap)
+    if reason:
+        raise NotImplementedError(f"mosaic_gpu: {reason}")
+    if visible_text is None:
+        visible_text = causal_text(cache.text.length, query.shape[1])
+    attend = functools.partial(_attend, logits_scale, logits_soft_cap, launch, tuning)
+    differentiable = (query, cache.text.key, cache.text.value, cache.score_map)
+    return Attended(*attend(differentiable, cache, jnp.asarray(index), visible_text, starts))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _attend(
+    logits_scale,
+    logits_soft_cap,
+    launch,
+    tuning,
+    differentiable,
+    cache,
+    index,
+    visible_text,
+    starts,
+):
+    query, text_key, text_value, static = differentiable
+    num_queries = query.shape[1]
+    rows = scaled_rows(query, text_key.shape[2], logits_scale)
+    text = TextBank(text_key, text_value, cache.text.length)
+    cache = dataclasses.replace(cache, text=text)
+    launches = _launches(cache, index, starts)
+    score_map = in_launch = hit = None
+    if static is not None:
+        score_map = map_of_rows(take_layer(static, index), query.shape, text_key.shape[2])
+    elif cache.quant.calibration is not None and cache.visual:
+        if _calibrates_in_launch([banks for banks, _ in launches], rows.shape, tuning):
+            in_launch = cache.quant.calibration
+        else:
+            ranges = [
+                score_range(rows, banks.packed, index, launch, tuning, begins.get("packed"))
+                for banks, begins in launches
+                if banks.packed is not None
+            ]
+            score_map, hit = _calibration(ranges, cache.quant.calibration)
+    parts = []
+    for banks, begins in launches:
+        visible = {
+            name: jnp.broadcast_to(
+                visible_text if name == "text" else cache.visual[int(name)].length[:, None],
+                visible_text.shape,
+            )
+            for name in banks.dense
+        }
+        mapped = None if banks.packed is None else score_map
+        output, logsumexp, *found = fused_attention(
+            rows, visible, banks, index, launch, tuning, mapped, logits_soft_cap, begins, in_launch
+        )
+        if in_launch is not None:
+            _, hit = _calibration([found], in_launch)
+        parts.append(Attended.from_kv_heads(output, logsumexp, num_queries))
+    if _uncovered_dense(text_key) and text.cache_length:
+        layer = dataclasses.replace(cache, visual=()).layer(index)
+        parts.append(
+            vkq_jax.attention.attend_cache(
+                query,
+                layer,
+                visible_text=visible_text,
+                starts=starts and dataclasses.replace(starts, visual=()),
+                logits_scale=logits_scale,
+                logits_soft_cap=logits_soft_cap,
+            )
+        )
+    attended = functools.reduce(merge, parts)
+    if hit is None:
+        calibration_skipped = jnp.zeros(query.shape[0], jnp.int32)
+    else:
+        calibration_skipped = hit.sum((1, 2), dtype=jnp.int32)
+    return attended.output, attended.logsumexp, calibration_skipped
+
+
+def _calibration(
+    ranges: Sequence[Sequence[Float[Array, "B K Q"]]], settings: ScoreCalibration
+) -> tuple[ScoreMap, Bool[Array, "B K Q"]]:
+    """`vkq_jax.calibration.score_map` of scores whose lowest and highest in each bank these are."""
+    lowest, highest = zip(*ranges, strict=True)
+    return vkq_jax.calibration.score_map(
+        functools.reduce(jnp.minimum, lowest), functools.reduce(jnp.maximum, highest), settings
+    )
+
+
+def _calibrates_in_launch(
+    launches: Sequence[Banks], query: tuple[int, ...], tuning: TuningConfig | None = None
+) -> bool:
+    """Whether the only launch finds the range of its scores itself."""
+    return len(launches) == 1 and keeps_scores(launches[0], query, tuning)
+
+
+def _launches(
+    cache: KVCache, index: Int32[Array, ""] | int, starts: Starts | None = None
+) -> list[tuple[Banks, dict[str, Int32[Array, "B ... T"]]]]:
+    """What each launch attends to: all dense banks with the first packed one, then the others.
+
+    Dense banks are named by their number among the visual ones, or "text"; a text bank that is not
+    covered (`_uncovered_dense`), or has no room for anything, is in no launch. Beside the banks of
+    a launch their starts, see `fused_attention`.
+    """
+    packed, dense, begins = [], {}, {}
+    for number, bank in enumerate(cache.visual):
+        start = None if starts is None else starts.visual[number]
+        if isinstance(bank.key, DenseTensor):
+            assert isinstance(bank.value, DenseTensor)
+            dense[str(number)] = DenseBank(bank.key.values, bank.value.values)
+            begins[str(number)] = start
+        else:
+            begins_of = {} if start is None else packed_starts(bank, index, start)
+            tiled = tile(bank)
+            packed.append((VisualBank(tiled.key, tiled.value, tiled.length), begins_of))
+    if not _uncovered_dense(cache.text.key) and cache.text.cache_length:
+        dense["text"] = DenseBank(cache.text.key, cache.text.value)
+        begins["text"] = None if starts is None else starts.text
+    (first, of_first), *others = packed or [(None, {})]
+    launches = [(Banks(first, dense), of_first | begins)]
+    launches += [(Banks(bank, {}), start) for bank, start in others]
+    return launches if starts is not None else [(banks, {}) for banks, _ in launches]
+
+
+def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
+    """What `attend_layer` launches for a query [B, T, N, H]; arrays may be abstract."""
+    batch, positions, num_heads, head_dim = query.shape
+    kv_heads = cache.text.key.shape[2]
+    queries = positions * num_heads // kv_heads
+    lines, launches = [], [banks for banks, _ in jax.eval_shape(_launches, cache, 0)]
+    calibration = cache.quant.calibration if cache.score_map is None else None
+    if not _calibrates_in_launch(launches, (batch, kv_heads, queries, head_dim)):
+        calibration = None
+    for banks in launches:
+        shape = (1, batch, kv_heads, queries, head_dim)
+        spec = plan(banks, shape, positions, calibration=calibration)
+        parts = [f"{packed.num_positions} {_called(packed)}" for packed in spec.classes]
+        parts += [f"{capacity} dense ({name})" for name, capacity in spec.dense]
+        tuning = spec.tuning
+        several = "query" if tuning.queries == 1 else "queries"
+        lines.append(
+            f"one launch over {', '.join(parts)}: {spec.grid} thread blocks of "
+            f"{tuning.warps} warps, {tuning.team} x {tuning.splits} of them to a team of "
+            f"{tuning.queries} {several} of a KV head"
+        )
+        if spec.packed is not None and cache.score_map is not None:
+            lines.append("score calibration: static, in the query, no launch of its own")
+        elif spec.packed is not None and cache.quant.calibration is not None:
+            lines.append(
+                "score calibration: in the launch, which keeps all scores"
+                if calibration is not None
+                else "score calibration: one more launch before, over the packed keys"
+            )
+        if banks.packed is not None:
+            tensors = (("queries", banks.packed.key), ("results", banks.packed.value))
+            rotated = [name for name, x in tensors if rotates_outside(x)]
+            if rotated:
+                lines.append(f"rotation of {' and '.join(rotated)}: by xla")
+    stored = layouts.stored_head_dim(head_dim)
+    if stored != head_dim:
+        lines.append(f"head_dim {head_dim}: stored with zeros, as {stored}")
+    reason = _uncovered_dense(cache.text.key)
+    if reason and cache.text.cache_length:
+        lines.append(f"text bank by xla, joined by its log-sum-exp: {reason}")
+    return lines
+
+
+def _called(packed: Packed) -> str:
+    """The name of a bank, or a class of tokens, in `describe`."""
+    if not packed.of_classes:
+        return "packed"
+    bits = packed.key.bits
+    return f"packed in {bits} plane{'s' if bits > 1 else ''}" if bits else "counted by centroid"
+
+
+def _forward(logits_scale, logits_soft_cap, launch, tuning, *residuals):
+    return _attend(logits_scale, logits_soft_cap, launch, tuning, *residuals), residuals
+
+
+def _backward(logits_scale, logits_soft_cap, launch, tuning, residuals, cotangents):
+    del launch, tuning
+    differentiable, cache, index, visible_text, starts = residuals
+
+    def reference(differentiable):
+        query, key, value, static = differentiable
+        text = dataclasses.replace(cache.text, key=key, value=value)
+        attended = vkq_jax.attention.attend_cache(
+            query,
+            dataclasses.replace(cache, text=text, score_map=static).layer(index),
+            visible_text=visible_text,
+            starts=starts,
+            logits_scale=logits_scale,
+            logits_soft_cap=logits_soft_cap,
+        )
+        return attended.output, attended.logsumexp
+
+    _, pullback = jax.vjp(reference, differentiable)
+    return (*pullback(cotangents[:2]), None, None, None, None)
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def unsupported_reason(
+    cache: LayerCache | KVCache, logits_soft_cap: float | None = None
+) -> str | None:
+    """Why the kernel does not cover a cache (and a soft-cap); None if it does."""
+    reason = layouts.head_dim_reason(cache.text.key.shape[-1])
+    if reason:
+        return reason
+    if not cache.visual and (reason := _uncovered_dense(cache.text.key)):
+        return reason
+    if not cache.visual and not cache.text.cache_length:
+        return "the cache has no room for anything"
+    if cache.visual and cache.key_bias is not None:
+        return "keys that are coded without their bias"
+    asked = cache.quant.calibration is not None or cache.score_map is not None
+    calibrated = asked and bool(cache.visual)
+    if logits_soft_cap is not None and calibrated:
+        return "logits soft-cap together with score calibration"
+    if calibrated and any(bank.class_map is not None for bank in cache.visual):
+        return "score calibration of dictionary codes"
+    for bank in cache.visual:
+        if isinstance(bank.key, DenseTensor) and isinstance(bank.value, DenseTensor):
+            if calibrated:
+                return "score calibration of an uncoded bank"
+            reason = _uncovered_dense(bank.key.values) or _uncovered_dense(bank.value.values)
+        else:
+            reason = untileable_bank_reason(bank)
+        if reason:
+            return reason
+    return None
+
+
+def _uncovered_dense(x: Array | jax.ShapeDtypeStruct) -> str | None:
+    """Why no launch reads dense keys or values (maybe abstract); None if one does."""
+    if x.dtype != jnp.bfloat16:
+        return f"dense banks in {x.dtype}, not bfloat16"
+    if x.shape[-1] not in layouts.HEAD_DIMS:
+        return f"dense banks of head_dim {x.shape[-1]}, none of {layouts.HEAD_DIMS}"
+    return None
+
+
+def device_reason() -> str | None:
+    """Why the kernel cannot run on JAX's default device; None if it can."""
+    if jax.default_backend() != "gpu":
+        return f"needs an NVIDIA GPU, the default backend is {jax.default_backend()}"
+    capability = str(getattr(jax.devices()[0], "compute_capability", "unknown"))
+    if capability not in _CAPABILITIES:
+        return f"compute capability {capability} is none of {', '.join(_CAPABILITIES)}"
+    return None

@@ -1,0 +1,90 @@
+"""How the work of a launch is cut: measured choices, by the number of queries and positions."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from pallas_kernels.attention.kernel_spec import SET, KernelSpec, Packed, TuningConfig
+from pallas_kernels.layout.layouts import HEAD_DIMS
+from vkq_jax.config import ScoreCalibration
+
+__all__ = ["choose_tuning", "keeping_tuning"]
+
+_MULTIPROCESSORS = 132  # of an H100
+_SHARED_BYTES = 220_000  # that a thread block may have, less what the launch takes itself
+_WARPS = 16  # that one of them holds at 128 registers a thread
+
+
+def choose_tuning(
+    heads: int,
+    queries: int,
+    head_dim: int,
+    classes: Sequence[Packed],
+    dense: tuple[tuple[str, int], ...],
+) -> TuningConfig:
+    """The tuning for `heads` KV heads of `head_dim` stored channels, each with `queries` queries.
+
+    Of a packed bank those of its `classes` count that have bits.
+
+    A team takes up to eight queries of a KV head, so that a block is loaded once for them (one
+    where tables come in groups, four where there is no packed bank or a side has several code
+    planes). More than four, or several of 256 channels, need twice the registers: half as many
+    warps.
+
+    Many teams of up to four with short banks: two warps each, in small thread blocks, which fill
+    the device evenly whatever their number; in large ones where those do too. Otherwise large ones;
+    long banks and few heads are shared by more warps, then by more thread blocks, whose results
+    have to be joined.
+    """
+    grouped = any(packed.chunk_blocks < packed.blocks for packed in classes)
+    planes = max((packed.most_bits for packed in classes), default=0)
+    narrow = planes != 1 or head_dim > HEAD_DIMS[-1]
+    most = 1 if grouped else SET if narrow else 2 * SET
+    per_team = -(-queries // -(-queries // most))
+    teams = heads * -(-queries // per_team)
+    wide = per_team > SET
+    warps = _WARPS // 2 if wide or (per_team > 1 and head_dim > HEAD_DIMS[-1]) else _WARPS
+    packed_blocks = sum(packed.blocks for packed in classes if packed.most_bits)
+    short = bool(classes) and packed_blocks <= 16 and not wide
+    if short and 2 * teams >= 7 * _MULTIPROCESSORS:
+        large = per_team > 1 and _fills_evenly(-(-2 * teams // warps))
+        return TuningConfig(warps=warps if large else 4, team=2, queries=per_team)
+    blocks = packed_blocks + sum(-(-capacity // 16) for _, capacity in dense)
+    wanted = _MULTIPROCESSORS * warps // 2
+    splits = 1
+    team = 4 if wide else 1  # shared memory has room for the queries of two wide teams
+    while team < warps and teams * team < wanted and 2 * team <= blocks:
+        team *= 2
+    while teams * team * splits < wanted and 2 * splits * team <= blocks:
+        splits *= 2
+    return TuningConfig(warps=warps, team=team, splits=splits, queries=per_team)
+
+
+def keeping_tuning(tuning: TuningConfig, packed: Packed, head_dim: int) -> TuningConfig | None:
+    """The tuning, or one of wider teams, whose shared memory has room for all scores of a bank.
+
+    None where there is none: of several queries a team, of teams in several thread blocks, or of
+    more scores than a thread block can keep.
+    """
+    if tuning.queries > 1 or tuning.splits > 1:
+        return None
+    while True:
+        spec = KernelSpec(
+            batch=1,
+            kv_heads=1,
+            queries=1,
+            head_dim=head_dim,
+            classes=(packed,),
+            tuning=tuning,
+            calibration=ScoreCalibration(),
+        )
+        if 4 * spec.shared_words <= _SHARED_BYTES:
+            return tuning
+        if 2 * tuning.team > tuning.warps:
+            return None
+        tuning = dataclasses.replace(tuning, team=2 * tuning.team)
+
+
+def _fills_evenly(thread_blocks: int) -> bool:
+    """Whether large thread blocks, one to a multiprocessor, leave few of these idle at the end."""
+    rounds = -(-thread_blocks // _MULTIPROCESSORS)
+    return thread_blocks >= 0.9 * rounds * _MULTIPROCESSORS

@@ -1,0 +1,1 @@
+"""The instructions that a body is written in, their backends, and what is made of them."""

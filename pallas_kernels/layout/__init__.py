@@ -1,0 +1,1 @@
+"""Where each bit lies, and coded tensors whose words lie so."""
