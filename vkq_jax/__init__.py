@@ -13,6 +13,7 @@ from vkq_jax.decode import Decode, begin_decode
 from vkq_jax.dense import Dense, DenseTensor
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.dictionary_tensor import DictionaryTensor
+from vkq_jax.empty import empty_cache
 from vkq_jax.error_measures import (
     QuantizationError,
     cosine,
@@ -91,6 +92,7 @@ __all__ = [
     "calibrated_presets",
     "cosine",
     "dequantize",
+    "empty_cache",
     "fake_quantize",
     "grow",
     "load_cache",

@@ -20,7 +20,7 @@ class ModelBackend(pallas_kernels.Backend):
         value: Float[Array, "B T K H"],
         mask: Bool[Array, "B T T"],
         *,
-        logits_scale: float,
+        logits_scale: float | None,
         logits_soft_cap: float | None,
     ) -> Float[Array, "B T N H"]:
         """See `models.layers.attention.dense_attention`."""
