@@ -10,12 +10,14 @@ from pallas_kernels.api import (
     lay_out,
     unavailable_reason,
 )
+from pallas_kernels.backend import Backend
 from pallas_kernels.layout.tiled import TiledLevels, TiledSigns, tile
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from pallas_kernels.quantize.quantize_bank import choose_coding, explain_coding, quantize_bank
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "Backend",
     "TiledDictionary",
     "TiledLevels",
     "TiledSigns",

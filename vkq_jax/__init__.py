@@ -2,15 +2,18 @@
 
 from vkq_jax.accounting import CacheBytes, cache_nbytes
 from vkq_jax.attention import Attended
+from vkq_jax.backend import Backend
 from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
 from vkq_jax.cache_updates import append, grow, take_sequences
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.code_tables import ClassTables, CodeTables, SideTables
 from vkq_jax.config import KVQuantConfig, ScoreCalibration
+from vkq_jax.decode import Decode, begin_decode
 from vkq_jax.dense import Dense, DenseTensor
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.dictionary_tensor import DictionaryTensor
+from vkq_jax.empty import empty_cache
 from vkq_jax.error_measures import (
     QuantizationError,
     cosine,
@@ -28,6 +31,7 @@ from vkq_jax.persistence import (
     save_score_map,
     save_tables,
 )
+from vkq_jax.prefill import Prefill, begin_prefill
 from vkq_jax.presets import calibrated_presets, presets, resolve
 from vkq_jax.quantize import dequantize, fake_quantize, quantize
 from vkq_jax.quantized import AffineTensor, QuantizedTensor, Quantizer
@@ -41,12 +45,14 @@ __all__ = [
     "MSE",
     "AffineTensor",
     "Attended",
+    "Backend",
     "CacheBytes",
     "CalibratedCodes",
     "CalibratedPreset",
     "ClassMap",
     "ClassTables",
     "CodeTables",
+    "Decode",
     "Dense",
     "DenseTensor",
     "DictionaryCodes",
@@ -62,6 +68,7 @@ __all__ = [
     "MinMax",
     "MixedCodes",
     "MixedTensor",
+    "Prefill",
     "Quantile",
     "QuantizationError",
     "QuantizedTensor",
@@ -79,10 +86,13 @@ __all__ = [
     "VisualBank",
     "VisualSpan",
     "append",
+    "begin_decode",
+    "begin_prefill",
     "cache_nbytes",
     "calibrated_presets",
     "cosine",
     "dequantize",
+    "empty_cache",
     "fake_quantize",
     "grow",
     "load_cache",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-import pallas_kernels
+from models.generation.backend import ModelBackend
 from models.generation.sampling import Sampling
 from models.generation.token_chooser import TokenChooser
 from models.generation.token_history import TokenHistory
@@ -18,6 +18,7 @@ from models.model import Model
 from models.text.masks import cache_starts
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import NOTHING_FIXED, FixedParts, KVCache
+from vkq_jax.decode import begin_decode
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.visibility import Starts
 
@@ -205,41 +206,26 @@ def observed_step(
     sliding window lets what they see begin.
     """
     module = model.module()
-    active = jnp.ones(token.shape, bool) if active is None else active
-    valid = active[:, None]
-    visible = (cache.text.length + active.astype(jnp.int32))[:, None]
-    positions = cache.position[:, None]
-    order = cache.num_tokens[:, None]
-    starts_of = cache_starts(model.config.text, cache, order)
+    valid = None if active is None else active[:, None]
+    step = begin_decode(cache, valid, backend=ModelBackend(implementation))
+    starts_of = cache_starts(model.config.text, cache, step.order)
 
-    def attend(layer, query, key, value, text):
-        text = text.write(layer, key, value, valid)
-        written = dataclasses.replace(cache, text=text)
+    def attend(layer, query, key, value, step):
         starts = starts_of(layer)
-        attended = pallas_kernels.attend_layer(
-            query,
-            written,
+        output, step = step.attend(
             layer,
-            implementation=implementation,
-            visible_text=visible,
+            query,
+            key,
+            value,
             starts=starts,
             logits_scale=model.config.text.logits_scale,
             logits_soft_cap=model.config.text.attn_logit_softcapping,
         )
-        seen = observe(query, written, layer, starts)
-        return attended.output.astype(query.dtype), text, (attended.calibration_skipped, seen)
+        return output, step, observe(query, step.unfinished, layer, starts)
 
-    hidden, text, (skipped, seen) = module.text(
-        module.text.embed(token[:, None]), positions, attend, cache.text
-    )
-    cache = dataclasses.replace(
-        cache,
-        text=text.advance(valid, order),
-        position=cache.position + active.astype(jnp.int32),
-        calibration_skipped=cache.calibration_skipped
-        + jnp.where(active, skipped.sum(0, dtype=jnp.int32), 0),
-    )
-    return module.text.logits(hidden)[:, 0], cache, seen
+    embedded = module.text.embed(token[:, None])
+    hidden, step, seen = module.text(embedded, step.positions, attend, step)
+    return module.text.logits(hidden)[:, 0], step.finish(), seen
 
 
 def _with_fixed(state: DecodeState, fixed: FixedParts) -> DecodeState:

@@ -49,15 +49,15 @@ def dense_attention(
     value: Float[Array, "B S K H"],
     mask: Bool[Array, "#B T S"] | None,
     *,
-    logits_scale: float,
+    logits_scale: float | None,
     logits_soft_cap: float | None = None,
 ) -> Float[Array, "B T N H"]:
     """softmax(query . key * logits_scale) . value where `mask` is True; softmax in float32.
 
-    N is a multiple of K: consecutive query heads share a key/value head. A query that may see
-    nothing (padding) gets the mean of all values, not NaN. `mask=None` lets everything be seen.
-    Scores are capped before the mask where there is a cap, see `vkq_jax.soft_cap`; it needs a mask,
-    and a query that sees nothing then gets 0.
+    N is a multiple of K: consecutive query heads share a key/value head. `logits_scale=None` is
+    H ** -0.5. A query that may see nothing (padding) gets the mean of all values, not NaN.
+    `mask=None` lets everything be seen. Scores are capped before the mask where there is a cap, see
+    `vkq_jax.soft_cap`; it needs a mask, and a query that sees nothing then gets 0.
     """
     if logits_soft_cap is not None:
         assert mask is not None

@@ -1,0 +1,64 @@
+"""The fused kernels as a `Backend` for passes through a model's layers."""
+
+import dataclasses
+
+import vkq_jax.backend
+from pallas_kernels.api import attend_layer
+from pallas_kernels.quantize.quantize_bank import quantize_bank
+from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.attention import Attended
+from vkq_jax.cache import KVCache, VisualBank
+from vkq_jax.code_tables import CodeTables
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.visibility import Starts
+
+__all__ = ["Backend"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend(vkq_jax.backend.Backend):
+    """Attention and coding by the first implementation that applies, or by the one asked for.
+
+    Attributes:
+        implementation: a name of `IMPLEMENTATIONS`; None takes the first that applies.
+    """
+
+    implementation: str | None = None
+
+    def attend_cache(
+        self,
+        query: Float[Array, "B T N H"],
+        cache: KVCache,
+        layer: Int32[Array, ""] | int,
+        *,
+        visible_text: Int32[Array, "B T"],
+        starts: Starts | None,
+        logits_scale: float | None,
+        logits_soft_cap: float | None,
+    ) -> Attended:
+        """Attention over one layer of a cache, see `attend_layer`."""
+        return attend_layer(
+            query,
+            cache,
+            layer,
+            implementation=self.implementation,
+            visible_text=visible_text,
+            starts=starts,
+            logits_scale=logits_scale,
+            logits_soft_cap=logits_soft_cap,
+        )
+
+    def quantize(
+        self,
+        key: Float[Array, "B T K H"],
+        value: Float[Array, "B T K H"],
+        index: Int32[Array, "B V"],
+        valid: Bool[Array, "B V"],
+        quant: KVQuantConfig,
+        tables: CodeTables | None,
+    ) -> VisualBank:
+        """Codes one layer's visual tokens in the layout of attention, see `quantize_bank`."""
+        # Attention's kernel covers more codes than the one that codes: asked for, it asks for no
+        # other.
+        coding = None if self.implementation == "mosaic_gpu" else self.implementation
+        return quantize_bank(key, value, index, valid, quant, tables=tables, implementation=coding)

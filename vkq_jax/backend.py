@@ -1,0 +1,75 @@
+"""The operations that a pass through a model's layers takes from outside: a `Backend`."""
+
+import dataclasses
+
+from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.attention import Attended, attend_cache, attend_dense
+from vkq_jax.cache import KVCache, VisualBank, quantize_visual
+from vkq_jax.code_tables import CodeTables
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.visibility import Starts
+
+__all__ = ["Backend"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """Attention and coding in plain XLA, on any device.
+
+    `pallas_kernels.Backend` takes the fused kernels where they apply. A subclass is a frozen
+    dataclass too: passes keep their backend as a static part.
+    """
+
+    def attend_cache(
+        self,
+        query: Float[Array, "B T N H"],
+        cache: KVCache,
+        layer: Int32[Array, ""] | int,
+        *,
+        visible_text: Int32[Array, "B T"],
+        starts: Starts | None,
+        logits_scale: float | None,
+        logits_soft_cap: float | None,
+    ) -> Attended:
+        """Attention over one layer of a cache, see `vkq_jax.attention.attend_cache`."""
+        return attend_cache(
+            query,
+            cache.layer(layer),
+            visible_text=visible_text,
+            starts=starts,
+            logits_scale=logits_scale,
+            logits_soft_cap=logits_soft_cap,
+        )
+
+    def attend_prompt(
+        self,
+        query: Float[Array, "B T N H"],
+        key: Float[Array, "B T K H"],
+        value: Float[Array, "B T K H"],
+        mask: Bool[Array, "B T T"],
+        *,
+        logits_scale: float | None,
+        logits_soft_cap: float | None,
+    ) -> Float[Array, "B T N H"]:
+        """Attention of a prompt's tokens to each other, in the query's dtype."""
+        attended = attend_dense(
+            query,
+            key,
+            value,
+            mask,
+            logits_scale=logits_scale,
+            logits_soft_cap=logits_soft_cap,
+        )
+        return attended.output.astype(query.dtype)
+
+    def quantize(
+        self,
+        key: Float[Array, "B T K H"],
+        value: Float[Array, "B T K H"],
+        index: Int32[Array, "B V"],
+        valid: Bool[Array, "B V"],
+        quant: KVQuantConfig,
+        tables: CodeTables | None,
+    ) -> VisualBank:
+        """Codes one layer's visual tokens, see `vkq_jax.cache.quantize_visual`."""
+        return quantize_visual(key, value, index, valid, quant, tables)

@@ -1,0 +1,47 @@
+"""An empty cache, from sizes and the name of a preset."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from vkq_jax.cache import KVCache
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.presets import resolve
+
+__all__ = ["empty_cache"]
+
+
+def empty_cache(
+    *,
+    num_layers: int,
+    batch: int,
+    num_kv_heads: int,
+    head_dim: int,
+    cache_length: int,
+    quant: str | KVQuantConfig = "vkq-1bit",
+    dtype: DTypeLike = jnp.bfloat16,
+    keep_indices: bool = False,
+) -> KVCache:
+    """A cache without tokens, for `begin_prefill`.
+
+    Args:
+        num_layers, num_kv_heads, head_dim: L, K and H of the model.
+        batch: sequences.
+        cache_length: text tokens that a sequence can hold, prompts and answers of all turns;
+            `grow` makes room for more. Visual tokens do not count.
+        quant: how visual tokens are coded: the name of a preset or settings.
+        dtype: of text keys and values, and of visual ones that are not coded.
+        keep_indices: keep the number of each token, 4 bytes, which a sliding window needs.
+
+    Raises:
+        ValueError: a size below 1, or an unknown preset.
+    """
+    sizes: dict[str, Any] = {
+        "num_layers": num_layers,
+        "batch": batch,
+        "num_kv_heads": num_kv_heads,
+        "head_dim": head_dim,
+        "cache_length": cache_length,
+    }
+    return KVCache.init(**sizes, quant=resolve(quant), dtype=dtype, keep_indices=keep_indices)

@@ -1,0 +1,99 @@
+"""Checks that `begin_prefill` and `begin_decode` and their passes share."""
+
+import operator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.cache import KVCache
+from vkq_jax.validation import shown
+
+__all__ = [
+    "check_all_done",
+    "check_fits",
+    "check_heads",
+    "check_mask",
+    "mark_done",
+    "nothing_done",
+    "spoil",
+    "static_layer",
+]
+
+type Done = Bool[Array, "L"] | Bool[np.ndarray, "L"]
+
+
+def check_mask(name: str, mask: Any, cache: KVCache, tokens: int | None = None) -> Array:
+    """The mask as an array; raises ValueError unless it is booleans [B, T] for the cache."""
+    mask = jnp.asarray(mask)
+    batch = cache.position.shape[0]
+    expected = f"[B={batch}, T{'' if tokens is None else f'={tokens}'}]"
+    fits = mask.ndim == 2 and mask.shape[0] == batch and tokens in (None, mask.shape[1])
+    if mask.dtype != bool or not fits:
+        raise ValueError(f"{name} must be booleans {expected}, got {shown(mask)}")
+    return mask
+
+
+def check_fits(fits: Bool[Array, "B"], problem: str) -> None:
+    """Raises ValueError where a sequence does not fit and that is known, so outside jit."""
+    if not isinstance(fits, Tracer) and not bool(fits.all()):
+        raise ValueError(f"sequence {int(jnp.argmin(fits))}: {problem}")
+
+
+def spoil(output: Float[Array, "B T N H"], fits: Bool[Array, "B"]) -> Float[Array, "B T N H"]:
+    """NaN in sequences that do not fit, where jit keeps `check_fits` from raising an error."""
+    return jnp.where(fits[:, None, None, None], output, jnp.asarray(jnp.nan, output.dtype))
+
+
+def check_heads(query: Array, key: Array, value: Array, cache: KVCache, tokens: int) -> None:
+    """Raises ValueError unless a layer's tensors are of these tokens and of the cache's heads."""
+    _, batch, num_kv_heads, _, head_dim = cache.text.key.shape
+    for name, x in (("key", key), ("value", value)):
+        if x.shape != (batch, tokens, num_kv_heads, head_dim):
+            raise ValueError(
+                f"{name} must be [B, T, K, H] = {[batch, tokens, num_kv_heads, head_dim]} for "
+                f"this cache, got {shown(x)}"
+            )
+    shape = query.shape
+    fits = len(shape) == 4 and (*shape[:2], shape[3]) == (batch, tokens, head_dim)
+    if not fits or shape[2] % num_kv_heads:
+        raise ValueError(
+            f"query must be [B={batch}, T={tokens}, N=multiple of {num_kv_heads}, H={head_dim}], "
+            f"got {shown(query)}"
+        )
+
+
+def static_layer(layer: Any, num_layers: int) -> int | None:
+    """The layer's number where it is known, None in a traced loop; ValueError out of range."""
+    if isinstance(layer, Tracer):
+        return None
+    number = operator.index(layer)
+    if not 0 <= number < num_layers:
+        raise ValueError(f"layer must be in [0, {num_layers}), got {number}")
+    return number
+
+
+def nothing_done(cache: KVCache) -> np.ndarray:
+    """No layer has attended yet. NumPy's, so that a Python loop inside jit knows its values."""
+    return np.zeros(cache.text.key.shape[0], bool)
+
+
+def mark_done(done: Done, layer: Any, number: int | None) -> Done:
+    """`done` with one more layer; `number` as from `static_layer`."""
+    if number is None or not isinstance(done, np.ndarray):
+        return jnp.asarray(done).at[layer].set(True)
+    done = done.copy()
+    done[number] = True
+    return done
+
+
+def check_all_done(done: Done) -> None:
+    """Raises ValueError if some layers are known not to have attended."""
+    if not isinstance(done, Tracer) and not np.asarray(done).all():
+        missing = np.flatnonzero(~np.asarray(done)).tolist()
+        raise ValueError(
+            f"finish() needs attend() of all {len(done)} layers before it, got none of layers "
+            f"{shown(missing)}; keep the pass that each attend() returns"
+        )
