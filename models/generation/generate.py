@@ -1,11 +1,10 @@
 """Generation: prefill, then decoding from a cache whose visual tokens are coded."""
 
-import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +13,16 @@ from jax.core import Tracer
 
 import pallas_kernels
 from models.calibration.attached import settle_codes
-from models.families.registry import family_of
 from models.generation import argument_checks as checks
 from models.generation.context import warn_past_context
 from models.generation.decode_loop import DecodeState, decode_loop
 from models.generation.finite_check import refuse_non_finite
-from models.generation.prefill import prefill
+from models.generation.prefill_image import in_buckets, prefill_part
 from models.generation.sampling import Sampling
 from models.generation.token_chooser import TokenChooser
 from models.generation.token_history import TokenHistory
-from models.inputs.batch import Inputs, PromptShape
-from models.inputs.padding import pad_to_buckets, text_bucket
+from models.inputs.batch import Inputs
+from models.inputs.padding import text_bucket
 from models.inputs.split import split_after_images
 from models.model import Model
 from vkq_jax.array_types import Array, Bool, Int32
@@ -33,6 +31,7 @@ from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.pytree import frozen_pytree
+from vkq_jax.sharing import share_visual
 
 __all__ = ["GenerateOptions", "Generation", "QuantizeAt", "generate", "stream"]
 
@@ -93,7 +92,8 @@ def generate(
             then; "image" codes them once the last image is in, and the rest of the prompt already
             reads the codes (one image, many questions).
         cache: of earlier turns (`Generation.cache`); `inputs` then holds the new turn only, and a
-            BOS token that `prepare` put at its start is left out.
+            BOS token that `prepare` put at its start is left out. All prompts of a batch may go on
+            from a cache of one sequence: they share its visual banks, see `prefill_image`.
         cache_length: text tokens a sequence can hold, prompts and new tokens of all turns; by
             default as many as needed.
         implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
@@ -214,6 +214,8 @@ def _begin(
     checks.check_quantize_at(model, quantize_at)
     key = checks.check_key(key)
     checks.check_cache(model, inputs, cache)
+    if cache is not None and cache.position.shape[0] < inputs.input_ids.shape[0]:
+        cache = share_visual(cache, inputs.input_ids.shape[0])
     if cache_length is not None:
         cache_length = checks.check_count("cache_length", cache_length)
     stops = checks.check_stop_tokens(model, stop_tokens)
@@ -243,12 +245,11 @@ def _begin(
         stacklevel=3,
     )
     if bucketing:
-        features = family_of(model.config.model_type).features_per_image(model.config)
-        inputs = pad_to_buckets(inputs, visual=features is None)
+        inputs = in_buckets(model, inputs)
     if cache is not None:
         inputs = inputs.continuing()
     run = partial(
-        _prefill_part,
+        prefill_part,
         quant=settings,
         cache_length=cache_length or max(_room(needed, bucketing), own_length),
         implementation=implementation,
@@ -289,16 +290,6 @@ def _check_score_map(model: Model, score_map: ScoreMap) -> None:
                 f"score_map.{name}: expected [layers, query heads] = {list(expected)} for this "
                 f"model, got {list(shape)}"
             )
-
-
-def _prefill_part(
-    model: Model, inputs: Inputs, cache: KVCache | None, **options: Any
-) -> tuple[Array, KVCache]:
-    """`prefill`, with the static counts that it does not read left out: JAX compiles for each."""
-    shape = PromptShape(inputs.prompt_shape.visual, 0, 0, 0)
-    return prefill(
-        model, dataclasses.replace(inputs, prompt_shape=shape, bos_token_id=None), cache, **options
-    )
 
 
 def _room(count: int, bucketing: bool) -> int:
