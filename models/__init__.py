@@ -6,11 +6,12 @@ from models.calibration.scores import calibrate_scores
 from models.checkpoints.fingerprint import fingerprint
 from models.generation.forward import forward
 from models.generation.generate import GenerateOptions, Generation, generate, stream
+from models.generation.prefill_image import prefill_image
 from models.generation.sampling import Sampling
 from models.inputs.batch import Inputs, PromptShape
 from models.inputs.chat import chat_prompt
 from models.inputs.padding import pad_to_multiple
-from models.inputs.preparation import prepare
+from models.inputs.preparation import prepare, prepare_questions
 from models.inputs.processor import decode
 from models.loading import load, read_config, save_weights
 from models.model import Model
@@ -32,7 +33,9 @@ __all__ = [
     "generate",
     "load",
     "pad_to_multiple",
+    "prefill_image",
     "prepare",
+    "prepare_questions",
     "read_config",
     "save_weights",
     "stream",

@@ -36,6 +36,7 @@ from vkq_jax.presets import calibrated_presets, presets, resolve
 from vkq_jax.quantize import dequantize, fake_quantize, quantize
 from vkq_jax.quantized import AffineTensor, QuantizedTensor, Quantizer
 from vkq_jax.range_rules import MSE, MeanMagnitude, MinMax, Quantile, RangeRule, Shrink
+from vkq_jax.sharing import share_visual
 from vkq_jax.sign_codes import SignCodes, SignTensor
 from vkq_jax.token_classes import ClassMap, TokenClass
 from vkq_jax.visibility import Starts, window_starts
@@ -106,6 +107,7 @@ __all__ = [
     "save_cache",
     "save_score_map",
     "save_tables",
+    "share_visual",
     "take_sequences",
     "visual_mask",
     "visual_spans",

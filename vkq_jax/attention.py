@@ -15,6 +15,7 @@ from vkq_jax.cache import LayerCache, VisualBank
 from vkq_jax.calibration import ScoreMap, calibrate, visible_range
 from vkq_jax.exact_einsum import exact_einsum
 from vkq_jax.pytree import frozen_pytree
+from vkq_jax.sharing import is_shared, join_sequences, split_sequences
 from vkq_jax.slots import visible
 from vkq_jax.soft_cap import soft_cap
 from vkq_jax.visibility import Starts, causal_text
@@ -110,7 +111,12 @@ def attend_cache(
     output = exact_einsum("bkqs,bksh->bkqh", text, layer.text.value.astype(jnp.float32))
     value_tables = None if layer.tables is None else layer.tables.value
     for bank, part in zip(layer.visual, visual, strict=True):
-        output = output + post_scaling.weighted_sum(part, bank.value, value_tables)
+        if is_shared(bank, query.shape[0]):
+            summed = post_scaling.weighted_sum(join_sequences(part), bank.value, value_tables)
+            summed = split_sequences(summed, query.shape[0])
+        else:
+            summed = post_scaling.weighted_sum(part, bank.value, value_tables)
+        output = output + summed
     return Attended.from_kv_heads(output, logsumexp, num_queries, calibration_skipped)
 
 
@@ -238,19 +244,23 @@ def _visual_scores(
 ) -> tuple[list, list]:
     """Scores [B, K, Q, V] of each visual bank, capped, and which of them are visible."""
     tables = None if layer.tables is None else layer.tables.key
-    parts = [post_scaling.scores(q, bank.key, tables) for bank in layer.visual]
-    if layer.key_bias is not None:
-        shares = [layer.key_bias.scores(q, _positions(bank)) for bank in layer.visual]
-        parts = [
-            part + bank.in_slots(share, part.shape[-1])
-            for part, share, bank in zip(parts, shares, layer.visual, strict=True)
-        ]
-    parts = [soft_cap(part, logits_soft_cap) for part in parts]
-    masks = []
-    for number, (bank, part) in enumerate(zip(layer.visual, parts, strict=True)):
+    batch, parts, masks = q.shape[0], [], []
+    for number, bank in enumerate(layer.visual):
+        shared = is_shared(bank, batch)
+        rows = join_sequences(q) if shared else q
+        part = post_scaling.scores(rows, bank.key, tables)
+        if layer.key_bias is not None:
+            share = layer.key_bias.scores(rows, _positions(bank))
+            part = part + bank.in_slots(share, part.shape[-1])
         start = None if starts is None else starts.visual[number]
+        if shared and start is not None:
+            start = start.reshape(1, -1)
         seen = bank.visible(start, bank.length[:, None], part.shape[-1])
-        masks.append(per_kv_head(seen, part))
+        if shared:
+            part = split_sequences(part, batch)
+            seen = seen if start is None else split_sequences(seen, batch)
+        parts.append(soft_cap(part, logits_soft_cap))
+        masks.append(per_kv_head(seen, parts[-1]))
     return parts, masks
 
 
@@ -261,9 +271,9 @@ def _positions(bank: VisualBank) -> Int32[Array, "B V *axes"]:
 
 
 def per_kv_head(
-    mask: Bool[Array, "B k T S"], logits: Float[Array, "B K Q S"]
+    mask: Bool[Array, "b k T S"], logits: Float[Array, "B K Q S"]
 ) -> Bool[Array, "B K Q S"]:
-    """What each query sees, for all query heads of each KV head; k is K, or 1 for all alike."""
+    """What each query sees, for all query heads of each KV head; b, k and T may be 1."""
     per_query = jnp.repeat(mask, logits.shape[2] // mask.shape[2], axis=2)
     return jnp.broadcast_to(per_query, logits.shape)
 

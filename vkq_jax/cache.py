@@ -42,6 +42,8 @@ __all__ = [
 class VisualBank:
     """Keys (after RoPE) and values of the visual tokens that one prompt brought.
 
+    A bank of one sequence in a cache of several is shared by all of them, see `share_visual`.
+
     Attributes:
         key, value: logical shape [B, K, V, H], or [L, B, K, V, H] for all layers.
         length: visual tokens of each sequence; positions from there on are padding.

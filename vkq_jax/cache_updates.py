@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from vkq_jax.array_types import Array, Bool, Float, Shaped
 from vkq_jax.cache import KVCache, TextBank, VisualBank
+from vkq_jax.sharing import is_shared
 from vkq_jax.validation import shown
 
 __all__ = ["append", "grow", "take_sequences"]
@@ -72,8 +73,11 @@ def take_sequences(cache: KVCache, indices: ArrayLike | Sequence[int]) -> KVCach
     Raises:
         ValueError: neither integers nor booleans, not one axis, or none taken; integers out of
             range (outside jit); not B booleans, or booleans inside jit.
+
+    Visual banks that all sequences share (see `share_visual`) stay as they are.
     """
-    indices = _checked_indices(indices, cache.position.shape[0])
+    batch = cache.position.shape[0]
+    indices = _checked_indices(indices, batch)
 
     def stacked(tree):  # [L, B, ...]
         return jax.tree.map(lambda x: jnp.take(x, indices, axis=1, mode="clip"), tree)
@@ -82,6 +86,8 @@ def take_sequences(cache: KVCache, indices: ArrayLike | Sequence[int]) -> KVCach
         return jax.tree.map(lambda x: jnp.take(x, indices, axis=0, mode="clip"), tree)
 
     def taken[Bank: (VisualBank, TextBank)](bank: Bank) -> Bank:
+        if isinstance(bank, VisualBank) and is_shared(bank, batch):
+            return bank
         of_layers = {"key": stacked(bank.key), "value": stacked(bank.value)}
         if isinstance(bank, VisualBank):
             of_layers["class_map"] = stacked(bank.class_map)

@@ -12,6 +12,7 @@ from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.key_bias import KeyBias
 from vkq_jax.pytree import take_layer
 from vkq_jax.quantized import QuantizedTensor
+from vkq_jax.sharing import is_shared
 from vkq_jax.slots import filled
 from vkq_jax.token_classes import ClassMap
 from vkq_jax.validation import shown
@@ -46,10 +47,7 @@ def check_cache(cache: KVCache) -> None:
     if cache.key_bias is not None:
         _check_key_bias(cache.key_bias, key.shape)
     for number, bank in enumerate(cache.visual):
-        if cache.key_bias is not None and bank.position is None:
-            raise ValueError(f"visual.{number}: a cache with a key bias keeps positions, got none")
-        if bank.position is not None:
-            _check_positions(f"visual.{number}.position", bank.position, cache)
+        _check_positions(f"visual.{number}.position", bank, cache)
         _check_bank(f"visual.{number}", bank, cache)
     if cache.score_map is not None:
         cache.score_map.check_codes(cache.quant)
@@ -69,15 +67,21 @@ def _check_key_bias(bias: KeyBias, text_key: tuple[int, ...]) -> None:
         raise ValueError(f"key_bias: expected {half} axes in 0 to 2, got {shown(list(axes))}")
 
 
-def _check_positions(name: str, position: Array, cache: KVCache) -> None:
+def _check_positions(name: str, bank: VisualBank, cache: KVCache) -> None:
+    position = bank.position
     axes = () if cache.key_bias is None or cache.key_bias.axis_of_pair is None else (3,)
-    if position.shape[0] != cache.position.shape[0] or position.shape[2:] not in ((), axes):
+    if position is None:
+        if cache.key_bias is not None:
+            raise ValueError(f"{name}: a cache with a key bias keeps positions, got none")
+    elif position.shape[0] != bank.length.shape[0] or position.shape[2:] not in ((), axes):
         raise ValueError(f"{name} must have the axes [B, V, {axes}], got {shown(position)}")
 
 
 def _check_filled(name: str, bank: TextBank | VisualBank, cache: KVCache, capacity: int) -> None:
     """Checks the lengths and the token numbers of a bank."""
     length, index, batch = bank.length, bank.index, cache.position.shape[0]
+    if isinstance(bank, VisualBank) and is_shared(bank, batch):
+        batch = 1
     if length.shape != (batch,) or ((length < 0) | (length > capacity)).any():
         raise ValueError(
             f"{name}.length must be in [0, {capacity}] for each of {batch} sequences, got "
@@ -96,6 +100,7 @@ def _check_filled(name: str, bank: TextBank | VisualBank, cache: KVCache, capaci
 
 def _check_bank(name: str, bank: VisualBank, cache: KVCache) -> None:
     num_layers, batch, num_kv_heads, _, head_dim = cache.text.key.shape
+    batch = 1 if is_shared(bank, batch) else batch
     for leaf in jax.tree.leaves((bank.key, bank.value, bank.class_map, cache.tables)):
         if leaf.shape[:1] != (num_layers,):
             raise ValueError(f"{name}: expected parts of {num_layers} layers, got {shown(leaf)}")

@@ -41,14 +41,15 @@ def attend_cache(
         everything = jnp.zeros_like(visible_text)
         starts = Starts((everything,) * len(layer.visual), everything)
 
-    def per_query_head(x):  # [B, K, ...] -> [B, N, ...]
+    def per_query_head(x):  # [B, K, ...] -> [B, N, ...]; what all sequences share is repeated
+        x = jnp.broadcast_to(x, (query.shape[0], *x.shape[1:]))
         return jnp.repeat(x.astype(jnp.float32), queries_per_kv_head, axis=1)
 
     banks = [
         (
             *map(per_query_head, _with_bias(bank, layer)),
             per_query_head(_score_error(bank.key)),
-            bank.length,
+            jnp.broadcast_to(bank.length, query.shape[:1]),
         )
         for bank in layer.visual
     ]

@@ -100,7 +100,10 @@ def check_quantize_at(model: Model, quantize_at: str) -> None:
 
 
 def check_cache(model: Model, inputs: Inputs, cache: Any) -> None:
-    """Raises ValueError unless `model` could have filled `cache` for a batch like `inputs`."""
+    """Raises ValueError unless `model` could have filled `cache` for a batch like `inputs`.
+
+    A cache of one sequence fits every batch, whose prompts then share what it holds.
+    """
     if cache is None:
         return
     hint = "Generation.cache of an earlier turn, or vkq_jax.load_cache"
@@ -117,7 +120,7 @@ def check_cache(model: Model, inputs: Inputs, cache: Any) -> None:
                 f"cache: it is not one of this model: its {name} have {_list(_fixed(got))} in "
                 f"{bank.dtype}, the model's have {_list(_fixed(wanted))} in {expected.dtype}"
             )
-        if got["sequences"] != batch:
+        if got["sequences"] not in (1, batch):
             raise ValueError(
                 f"cache: it holds {got['sequences']} sequences, inputs {batch}; "
                 "vkq_jax.take_sequences(cache, indices) selects or repeats them"

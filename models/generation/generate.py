@@ -13,16 +13,16 @@ from jax.core import Tracer
 
 import pallas_kernels
 from models.calibration.attached import settle_codes
-from models.families.registry import family_of
 from models.generation import argument_checks as checks
+from models.generation.context import warn_past_context
 from models.generation.decode_loop import DecodeState, decode_loop
 from models.generation.finite_check import refuse_non_finite
-from models.generation.prefill import prefill
+from models.generation.prefill_image import in_buckets, prefill_part
 from models.generation.sampling import Sampling
 from models.generation.token_chooser import TokenChooser
 from models.generation.token_history import TokenHistory
 from models.inputs.batch import Inputs
-from models.inputs.padding import pad_to_buckets
+from models.inputs.padding import text_bucket
 from models.inputs.split import split_after_images
 from models.model import Model
 from vkq_jax.array_types import Array, Bool, Int32
@@ -31,6 +31,7 @@ from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.pytree import frozen_pytree
+from vkq_jax.sharing import share_visual
 
 __all__ = ["GenerateOptions", "Generation", "QuantizeAt", "generate", "stream"]
 
@@ -70,6 +71,7 @@ def generate(
     implementation: str | None = None,
     score_map: ScoreMap | None = None,
     tables: CalibratedCodes | str | os.PathLike[str] | None = None,
+    bucketing: bool = True,
 ) -> Generation:
     """Answers prompts: jit-compiled prefill and decode loop, pure, fit for `jax.vmap`.
 
@@ -90,7 +92,8 @@ def generate(
             then; "image" codes them once the last image is in, and the rest of the prompt already
             reads the codes (one image, many questions).
         cache: of earlier turns (`Generation.cache`); `inputs` then holds the new turn only, and a
-            BOS token that `prepare` put at its start is left out.
+            BOS token that `prepare` put at its start is left out. All prompts of a batch may go on
+            from a cache of one sequence: they share its visual banks, see `prefill_image`.
         cache_length: text tokens a sequence can hold, prompts and new tokens of all turns; by
             default as many as needed.
         implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
@@ -99,6 +102,15 @@ def generate(
             calibrated with. By default the given cache's own.
         tables: presets calibrated for this model, from `calibrate_codes` or a file that
             `vkq calibrate` wrote; by default those found beside the checkpoint.
+        bucketing: rounds text tokens of the prompt, of the cache and of the answer up to few
+            sizes (multiples of 64, above 512 four between two powers of two; visual tokens too
+            where their number depends on the picture), so that calls of similar lengths share
+            compiled programs. False takes the exact sizes and compiles for each. Answers are the
+            same up to the rounding of sums over more terms. What `cache_length` says counts either
+            way: a conversation that gives it compiles its decode loop once.
+
+    Warns:
+        UserWarning: prompt and answer may go past the model's context, where answers make no sense.
 
     Raises:
         ValueError: an argument is of a wrong type or out of range, the prompt does not fit
@@ -111,6 +123,7 @@ def generate(
         model,
         inputs,
         max_new_tokens=max_new_tokens,
+        bucketing=bucketing,
         quant=quant,
         sampling=sampling,
         key=key,
@@ -123,7 +136,9 @@ def generate(
         tables=tables,
     )
     # Nobody else holds the state that prefill left. `stream` shows its states, and keeps them.
-    tokens, lengths, state = emit(state, steps=max_new_tokens, consume=True)
+    steps = _room(max_new_tokens, bucketing)
+    tokens, lengths, state = emit(state, max_new_tokens, steps=steps, consume=True)
+    tokens = _first_columns(tokens, max_new_tokens)
     generation = Generation(tokens, lengths, state.cache, state.finite)
     refuse_non_finite(model, inputs, cache, tokens, lengths, generation.finite)
     return generation
@@ -142,6 +157,7 @@ class GenerateOptions(TypedDict, total=False):
     implementation: str | None
     score_map: ScoreMap | None
     tables: CalibratedCodes | str | os.PathLike[str] | None
+    bucketing: bool
 
 
 def stream(
@@ -167,7 +183,7 @@ def stream(
         new, count, state = emit(state, room, steps=chunk)
         tokens[:, start : start + room] = new[:, :room]
         lengths += np.asarray(count)
-        so_far = jnp.asarray(tokens), jnp.asarray(lengths)
+        so_far = jax.device_put(tokens.copy()), jax.device_put(lengths.copy())
         refuse_non_finite(model, inputs, options.get("cache"), *so_far, state.finite)
         yield Generation(*so_far, state.cache, state.finite)
         if bool(state.done.all()):
@@ -189,6 +205,7 @@ def _begin(
     implementation: str | None = None,
     score_map: ScoreMap | None = None,
     tables: CalibratedCodes | str | os.PathLike[str] | None = None,
+    bucketing: bool = True,
 ) -> tuple[DecodeState, Callable[..., tuple[Array, Array, DecodeState]]]:
     """Checks the arguments, prefills, and binds those of `decode_loop` that stay the same."""
     checks.check_type("model", model, Model, hint="models.load")
@@ -197,6 +214,8 @@ def _begin(
     checks.check_quantize_at(model, quantize_at)
     key = checks.check_key(key)
     checks.check_cache(model, inputs, cache)
+    if cache is not None and cache.position.shape[0] < inputs.input_ids.shape[0]:
+        cache = share_visual(cache, inputs.input_ids.shape[0])
     if cache_length is not None:
         cache_length = checks.check_count("cache_length", cache_length)
     stops = checks.check_stop_tokens(model, stop_tokens)
@@ -211,18 +230,28 @@ def _begin(
         )
     pallas_kernels.choose_implementation(implementation)
     settings, own_tables = settle_codes(model, quant, tables, cache)
-    if cache is not None:
-        inputs = inputs.continuing()
     if score_map is not None:
         checks.check_type("score_map", score_map, ScoreMap, hint="models.calibrate_scores")
         _check_score_map(model, score_map)
         score_map.check_codes(settings)
-    if family_of(model.config.model_type).features_per_image(model.config) is None:
-        inputs = pad_to_buckets(inputs)
+    checks.check_type("bucketing", bucketing, bool)
+    needed = _check_length(inputs, cache, cache_length, max_new_tokens)
+    own_length = 0 if cache is None else cache.text.cache_length
+    warn_past_context(
+        model.config,
+        before=_longest(cache),
+        prompt=inputs.prompt_shape.visual + inputs.prompt_shape.text,
+        max_new_tokens=max_new_tokens,
+        stacklevel=3,
+    )
+    if bucketing:
+        inputs = in_buckets(model, inputs)
+    if cache is not None:
+        inputs = inputs.continuing()
     run = partial(
-        prefill,
+        prefill_part,
         quant=settings,
-        cache_length=_settle_length(inputs, cache, cache_length, max_new_tokens),
+        cache_length=cache_length or max(_room(needed, bucketing), own_length),
         implementation=implementation,
         score_map=score_map,
         tables=own_tables,
@@ -243,7 +272,10 @@ def _begin(
         stop_tokens=stops,
         implementation=implementation,
     )
-    history = TokenHistory.of_prompts(inputs, max_new_tokens) if chooser.needs_history else None
+    history = None
+    if chooser.needs_history:
+        room = _room(max_new_tokens, bucketing)
+        history = TokenHistory.of_prompts(inputs, max_new_tokens, room)
     draws = None if sampling.greedy else key
     return DecodeState.start(logits, filled, draws, history), emit
 
@@ -260,24 +292,42 @@ def _check_score_map(model: Model, score_map: ScoreMap) -> None:
             )
 
 
-def _settle_length(
+def _room(count: int, bucketing: bool) -> int:
+    return text_bucket(count) if bucketing else count
+
+
+def _first_columns(tokens: Int32[Array, "B S"], count: int) -> Int32[Array, "B T"]:
+    if isinstance(tokens, Tracer) or len(tokens.devices()) > 1:
+        return tokens[:, :count]
+    # NumPy compiles nothing, JAX would for each count.
+    return jax.device_put(np.asarray(tokens)[:, :count])
+
+
+def _check_length(
     inputs: Inputs, cache: KVCache | None, cache_length: int | None, max_new_tokens: int
 ) -> int:
+    """The text tokens that a sequence of the cache has to hold; refuses a shorter cache."""
     filled = 0 if cache is None else _longest_text(cache)
     text = inputs.prompt_shape.text
     needed = filled + text + max_new_tokens
-    if cache_length is None:
-        return max(needed, 0 if cache is None else cache.text.cache_length)
-    if cache_length < needed:
+    if cache_length is not None and cache_length < needed:
         raise ValueError(
             f"the prompt is longer than the cache: {text} text tokens and {max_new_tokens} new "
             f"ones behind {filled} need cache_length={needed}, got {cache_length}"
         )
-    return cache_length
+    return needed
+
+
+def _longest(cache: KVCache | None) -> int:
+    """Tokens of the longest sequence of a cache; 0 where they are traced, and none are known."""
+    if cache is None or isinstance(cache.text.length, Tracer):
+        return 0
+    lengths = [np.asarray(bank.length) for bank in (*cache.visual, cache.text)]
+    return int(sum(lengths, np.int32(0)).max())
 
 
 def _longest_text(cache: KVCache) -> int:
     """Text tokens of the longest sequence; the whole capacity where lengths are traced."""
     if isinstance(cache.text.length, Tracer):
         return cache.text.cache_length
-    return int(cache.text.length.max())
+    return int(np.asarray(cache.text.length).max())

@@ -31,12 +31,14 @@ class TokenHistory:
     max_new_tokens: Int32[Array, ""]
 
     @classmethod
-    def of_prompts(cls, inputs: Inputs, max_new_tokens: int) -> TokenHistory:
-        """The prompts, with room for `max_new_tokens` more."""
+    def of_prompts(
+        cls, inputs: Inputs, max_new_tokens: int, room: int | None = None
+    ) -> TokenHistory:
+        """The prompts, with `room` for new tokens, by default for `max_new_tokens`."""
         index, valid = left_pack(inputs.mask, inputs.mask.shape[1])
         tokens = jnp.take_along_axis(inputs.input_ids, index, axis=1)
         return cls(
-            jnp.pad(tokens, ((0, 0), (0, max_new_tokens))),
+            jnp.pad(tokens, ((0, 0), (0, max_new_tokens if room is None else room))),
             valid.sum(-1, dtype=jnp.int32),
             jnp.int32(0),
             jnp.int32(max_new_tokens),

@@ -211,18 +211,17 @@ class Inputs:
         positions = pictures.positions
         if positions is None:
             positions = np.maximum(np.cumsum(mask, -1) - 1, 0)
+        # Compiles nothing, which `jnp.asarray` would do for each shape.
+        put = jax.device_put
+        pixels, group = pictures.pixel_values, pictures.attention_group
         return cls(
-            input_ids=jnp.asarray(ids, jnp.int32),
-            mask=jnp.asarray(mask),
-            visual_mask=jnp.asarray(visual),
-            positions=jnp.asarray(positions, jnp.int32),
-            pixel_values=None
-            if pictures.pixel_values is None
-            else jnp.asarray(pictures.pixel_values),
-            vision_layout=jax.tree.map(jnp.asarray, pictures.layout),
-            attention_group=None
-            if pictures.attention_group is None
-            else jnp.asarray(pictures.attention_group, jnp.int32),
+            input_ids=put(ids.astype(np.int32)),
+            mask=put(mask),
+            visual_mask=put(visual),
+            positions=put(np.asarray(positions, np.int32)),
+            pixel_values=None if pixels is None else put(pixels),
+            vision_layout=jax.tree.map(put, pictures.layout),
+            attention_group=None if group is None else put(np.asarray(group, np.int32)),
             prompt_shape=_prompt_shape(visual, mask),
             bos_token_id=bos_token_id,
         )

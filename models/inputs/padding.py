@@ -2,13 +2,19 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from models.inputs.batch import Inputs, PromptShape
 from models.inputs.pixels import bucket
 from models.messages import show
 
-__all__ = ["pad_to_buckets", "pad_to_multiple"]
+__all__ = ["TEXT_STEP", "pad_to_buckets", "pad_to_multiple", "text_bucket"]
+
+TEXT_STEP = 64
+"""Counts of text tokens are rounded up to multiples of this by default."""
 
 
 def pad_to_multiple(inputs: Inputs, multiple: int = 32) -> Inputs:
@@ -36,21 +42,32 @@ def pad_to_multiple(inputs: Inputs, multiple: int = 32) -> Inputs:
     )
 
 
-def pad_to_buckets(inputs: Inputs) -> Inputs:
-    """The same prompts, padded on the right as if they had a `bucket` of visual tokens.
+def text_bucket(count: int) -> int:
+    """A size for `count` text tokens: a multiple of 64, and above 512 a `bucket`."""
+    return bucket(count, TEXT_STEP)
 
-    For families whose pictures have as many visual tokens as their size asks for: one question
-    about pictures of all sizes compiles four times for each doubling of their tokens. Answers do
-    not change; less than a fifth of the visual part of a cache stays empty.
+
+def pad_to_buckets(inputs: Inputs, *, visual: bool = False) -> Inputs:
+    """The same prompts, padded on the right to one of few sizes, as `generate` does by itself.
+
+    Text is rounded up by `text_bucket`, so that questions of up to 64 tokens about one picture
+    share one compiled program. Answers do not change, but for the rounding of sums over more terms.
+
+    Args:
+        inputs: of prompts.
+        visual: also rounds visual tokens up to a `bucket`, for families whose pictures have as many
+            as their size asks for: one question about pictures of all sizes then compiles four
+            times for each doubling. Less than a fifth of the visual part of a cache stays empty.
     """
     shape = inputs.prompt_shape
-    if not shape.visual:
-        return inputs
-    added = bucket(shape.visual) - shape.visual
+    tokens = bucket(shape.visual) if visual and shape.visual else shape.visual
     return dataclasses.replace(
-        _pad(inputs, inputs.input_ids.shape[1] + added),
-        prompt_shape=dataclasses.replace(
-            shape, visual=shape.visual + added, prefix=shape.prefix + added
+        _pad(inputs, tokens + text_bucket(inputs.input_ids.shape[1] - shape.visual)),
+        prompt_shape=PromptShape(
+            visual=tokens,
+            text=text_bucket(shape.text),
+            prefix=tokens + text_bucket(shape.prefix - shape.visual),
+            suffix=text_bucket(shape.suffix),
         ),
     )
 
@@ -60,6 +77,10 @@ def _pad(inputs: Inputs, width: int) -> Inputs:
     missing = width - inputs.input_ids.shape[1]
 
     def pad(values):
-        return jnp.pad(values, [(0, 0), (0, missing), *[(0, 0)] * (values.ndim - 2)])
+        widths = [(0, 0), (0, missing), *[(0, 0)] * (values.ndim - 2)]
+        if isinstance(values, Tracer) or len(values.devices()) > 1:
+            return jnp.pad(values, widths)
+        # NumPy compiles nothing, JAX would for each length.
+        return jax.device_put(np.pad(np.asarray(values), widths))
 
-    return inputs.map_tokens(pad)
+    return inputs.map_tokens(pad) if missing else inputs

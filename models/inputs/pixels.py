@@ -66,13 +66,14 @@ def check_image_tokens(
     raise ValueError(f"more {more}: {counts}")
 
 
-def bucket(count: int) -> int:
+def bucket(count: int, smallest: int = 1) -> int:
     """A size for `count` things, the same for similar counts: compiled functions are kept by size.
 
-    Counts above 8 are rounded up to a multiple of an eighth of the next power of two: four sizes
-    lie between two powers of two, and less than a fifth of a size is padding.
+    Counts are rounded up to a multiple of an eighth of the next power of two, and of `smallest`
+    where that is more. Above 8 times `smallest` four sizes lie between two powers of two, and less
+    than a fifth of a size is padding.
     """
-    step = max((1 << (count - 1).bit_length()) // 8, 1)
+    step = max((1 << (count - 1).bit_length()) // 8, smallest)
     return -(-count // step) * step
 
 

@@ -4,17 +4,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from models.checkpoints.foreign_errors import named
 from models.families.base import ModelConfig
 from models.families.registry import family_of
 from models.inputs.batch import Inputs, to_numpy
-from models.inputs.images import Pictures, group_by_prompt, read_picture
+from models.inputs.images import Picture, Pictures, group_by_prompt, read_picture
 from models.inputs.processor import Processor, processor_of
+from models.inputs.tokenizing import pad_row, stack_rows, tokenize
 from models.messages import show, some
 from models.model import Model
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "prepare_questions"]
 
 # Outputs of transformers' processors that say nothing which the ids do not say, unless the family
 # asks for them.
@@ -64,6 +66,43 @@ def prepare(
     return _process(model, prompts, images, later_turn)
 
 
+def prepare_questions(
+    model: Model, *, prompts: str | Sequence[str], images: Picture | Sequence[Picture]
+) -> Inputs:
+    """A batch of questions about pictures that a cache of `prefill_image` holds.
+
+    Args:
+        model: from `models.load`.
+        prompts: whole prompts, as `prepare` takes them, each with an image token for every picture;
+            up to its last image token each is the one that `prefill_image` read.
+        images: the picture of all prompts, or the list of their pictures. They are not read by the
+            model again: the processor tells from them what it writes around image tokens.
+
+    Returns:
+        What follows the last image token of each prompt, without pictures, for
+        `generate(..., cache=prefill_image(...))`.
+
+    Raises:
+        FileNotFoundError: an image file, or the processor's files, do not exist.
+        ValueError: what `prepare` refuses, or a prompt with nothing behind its last picture.
+    """
+    texts, group = _texts(prompts), group_by_prompt(images, [""], single=True)[0]
+    if not group:
+        raise ValueError(f"images: expected a picture or several, got {show(images)}")
+    processor = processor_of(model)
+    texts = [_with_placeholders(processor, text, row, len(group)) for row, text in enumerate(texts)]
+    pictures, rows = _read(processor, group), []
+    with named("the checkpoint's processor fails on the prompts or their pictures"):
+        _, inserted = _preprocess(model, processor, pictures)
+        for row, text in enumerate(texts):
+            ids = tokenize(processor, text, inserted)
+            last = np.flatnonzero(np.isin(ids, model.config.visual_token_ids))[-1]
+            rows.append(ids[last + 1 :])
+            if not rows[-1].size:
+                raise ValueError(f"prompt {row} has nothing behind its last image token")
+    return Inputs.from_arrays(model.config, *stack_rows(model.config, processor.tokenizer, rows))
+
+
 def _from_processor_output(config: ModelConfig, output: dict[str, Any]) -> Inputs:
     family = family_of(config.model_type)
     taken = ("input_ids", "attention_mask", *family.array_names)
@@ -83,85 +122,70 @@ def _from_processor_output(config: ModelConfig, output: dict[str, Any]) -> Input
 def _process(
     model: Model, prompts: str | Sequence[str], images: Pictures, later_turn: bool
 ) -> Inputs:
-    texts = [prompts] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else prompts
-    texts = list(texts)
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(f"empty prompt: expected text, got {show(prompts)}")
+    texts = _texts(prompts)
     groups = group_by_prompt(images, texts, single=isinstance(prompts, str))
     processor = processor_of(model)
-    texts = [processor.with_placeholders(text) for text in texts]
-    for row, (text, group) in enumerate(zip(texts, groups, strict=True)):
-        marks = text.count(processor.placeholder)
-        if marks != len(group):
-            raise ValueError(
-                f"prompt {row} has {len(group)} images and {marks} image tokens "
-                f"({processor.placeholder}): {_describe(marks, len(group))}"
-            )
+    texts = [
+        _with_placeholders(processor, text, row, len(group))
+        for row, (text, group) in enumerate(zip(texts, groups, strict=True))
+    ]
     tokenizer = processor.tokenizer
     rows, visual = [], []
     for row, (text, group) in enumerate(zip(texts, groups, strict=True)):
-        pictures = [read_picture(picture) for picture in group]
-        for picture in pictures:
-            processor.processing.check_picture(processor.image_processor, picture)
+        pictures = _read(processor, group)
         with named(f"the checkpoint's processor fails on prompt {row} or its pictures"):
-            bos = "" if later_turn else tokenizer.bos_token or ""
-            text = processor.processing.complete(text, processor.placeholder, bos)
+            inserted = None
             if pictures:
-                arrays, inserted = processor.processing.preprocess(
-                    model.config,
-                    processor.image_processor,
-                    pictures,
-                    processor.placeholder,
-                    tokenizer,
-                )
-                text = _insert(text, processor.placeholder, inserted)
+                arrays, inserted = _preprocess(model, processor, pictures)
                 visual.append(arrays)
-            rows.append(_tokenize(processor, text, later_turn))
-    width = max(map(len, rows))
-    at_back = tokenizer.padding_side == "right"
-    pad = _pad_token(model.config, tokenizer)
-    ids = np.stack([_pad(row, width, at_back, pad) for row in rows])
+            rows.append(tokenize(processor, text, inserted, later_turn=later_turn))
+    ids, mask = stack_rows(model.config, tokenizer, rows)
     return Inputs.from_arrays(
         model.config,
         ids,
-        np.stack([_pad(np.ones_like(row), width, at_back) for row in rows]),
+        mask,
         bos_token_id=None if later_turn else tokenizer.bos_token_id,
         **processor.processing.token_arrays(ids),
         **(processor.processing.join(visual) if visual else {}),
     )
 
 
-def _insert(text: str, placeholder: str, inserted: Sequence[str]) -> str:
-    """A prompt with the text of each picture in the place of its placeholder."""
-    first, *parts = text.split(placeholder)
-    return first + "".join(new + part for new, part in zip(inserted, parts, strict=True))
+def _texts(prompts: Any) -> list[str]:
+    one = isinstance(prompts, str) or not isinstance(prompts, Iterable)
+    texts: list[str] = [prompts] if one else list(prompts)
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"empty prompt: expected text, got {show(prompts)}")
+    return texts
 
 
-def _tokenize(processor: Processor, text: str, later_turn: bool) -> np.ndarray:
-    """Token ids of one prompt, without padding."""
-    tokenizer = processor.tokenizer
-    bos, eos = tokenizer.bos_token, tokenizer.eos_token if later_turn else None
-    # Tokenizers treat a text's beginning in their own way. A later turn lies behind an answer,
-    # and so behind the token that ends it.
-    written = (eos or "") + text
-    has_them = later_turn or (bos and text.startswith(bos))
-    add_special_tokens = processor.processing.adds_special_tokens and not has_them
-    ids = np.asarray(tokenizer(written, add_special_tokens=add_special_tokens).input_ids, np.int64)
-    if eos:
-        if ids[:1] != tokenizer.eos_token_id:
-            raise ValueError(f"expected the EOS token {show(eos)} to be one token")
-        ids = ids[1:]
-    if not ids.size:
-        raise ValueError("no token comes of the text")
-    return ids
+def _with_placeholders(processor: Processor, text: str, row: int, images: int) -> str:
+    text = processor.with_placeholders(text)
+    marks = text.count(processor.placeholder)
+    if marks != images:
+        raise ValueError(
+            f"prompt {row} has {images} images and {marks} image tokens "
+            f"({processor.placeholder}): {_describe(marks, images)}"
+        )
+    return text
 
 
-def _pad_token(config: ModelConfig, tokenizer: Any) -> int:
-    """The tokenizer's own, if the model has it; else any will do, since the mask hides it."""
-    own = tokenizer.pad_token_id
-    if own is not None and own < config.text.vocab_size and own not in config.visual_token_ids:
-        return own
-    return min(set(range(len(config.visual_token_ids) + 1)) - set(config.visual_token_ids))
+def _read(processor: Processor, pictures: Sequence[Picture]) -> list[Image.Image]:
+    read = [read_picture(picture) for picture in pictures]
+    for picture in read:
+        processor.processing.check_picture(processor.image_processor, picture)
+    return read
+
+
+def _preprocess(
+    model: Model, processor: Processor, pictures: Sequence[Image.Image]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    return processor.processing.preprocess(
+        model.config,
+        processor.image_processor,
+        pictures,
+        processor.placeholder,
+        processor.tokenizer,
+    )
 
 
 def _describe(marks: int, images: int) -> str:
@@ -188,13 +212,8 @@ def _expand(config: ModelConfig, arrays: dict[str, np.ndarray]) -> dict[str, np.
     # expects it, or at the back, if that is where this processor pads.
     at_back = bool((mask[:, 0] == 1).all() and not mask.all())
     rows = [
-        tuple(_pad(np.repeat(row, times), width, at_back) for row in pair)
+        tuple(pad_row(np.repeat(row, times), width, at_back) for row in pair)
         for *pair, times in zip(ids, mask, repeats, strict=True)
     ]
     ids, mask = (np.stack([row[i] for row in rows]) for i in (0, 1))
     return arrays | {"input_ids": ids, "attention_mask": mask}
-
-
-def _pad(row: np.ndarray, width: int, at_back: bool, value: int = 0) -> np.ndarray:
-    missing = width - len(row)
-    return np.pad(row, (0, missing) if at_back else (missing, 0), constant_values=value)

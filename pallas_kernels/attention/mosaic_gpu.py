@@ -36,6 +36,7 @@ from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import ScoreCalibration
 from vkq_jax.dense import DenseTensor
 from vkq_jax.pytree import take_layer
+from vkq_jax.sharing import shares_visual
 from vkq_jax.soft_cap import check_soft_cap
 from vkq_jax.visibility import Starts, causal_text
 
@@ -335,6 +336,8 @@ def unsupported_reason(
         return reason
     if not cache.visual and not cache.text.cache_length:
         return "the cache has no room for anything"
+    if shares_visual(cache):
+        return "a visual bank that several sequences share"
     if cache.visual and cache.key_bias is not None:
         return "keys that are coded without their bias"
     asked = cache.quant.calibration is not None or cache.score_map is not None

@@ -172,14 +172,6 @@ def test_jit_of_the_whole_generation(model):
     np.testing.assert_array_equal(answer(model, inputs), expected)
 
 
-def test_the_same_shapes_do_not_trace_again(model):
-    models.generate(model, batch(ROWS[0]), **FOUR)
-    before = prefill._cache_size(), emit_tokens_in_place._cache_size()
-    other = prompt(3, "image", 5, seed=77)
-    models.generate(model, batch(other, seed=3), **FOUR)
-    assert (prefill._cache_size(), emit_tokens_in_place._cache_size()) == before
-
-
 def test_streaming_ends_with_what_generate_returns(model):
     inputs = batch(*ROWS)
     expected = models.generate(model, inputs, **FOUR)

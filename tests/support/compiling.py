@@ -1,11 +1,11 @@
-"""Compilers for a GPU that is not there."""
+"""Compilers for a GPU that is not there, and a count of what is compiled."""
 
 import contextlib
 import functools
 import pathlib
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from pallas_kernels.isa.program import Program, run_on_gpu
 from tests.support.ptx_operations import PtxOperations
 
-__all__ = ["lower_to_cuda", "needs_ptxas", "ptxas"]
+__all__ = ["count_compilations", "lower_to_cuda", "needs_ptxas", "ptxas"]
 
 needs_ptxas = pytest.mark.skipif(shutil.which("ptxas") is None, reason="needs ptxas")
 
@@ -41,3 +41,19 @@ def ptxas(program: Program, operands: Mapping[str, object], folder: pathlib.Path
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stderr
+
+
+@contextlib.contextmanager
+def count_compilations() -> Iterator[list[str]]:
+    """A list that gets the event of each program that XLA compiles meanwhile."""
+    compiled = []
+
+    def hear(event: str, seconds: float, **details: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(str(details.get("fun_name", event)))
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(hear)

@@ -15,12 +15,13 @@ import typer
 from PIL import Image
 
 import vkq_jax
+from models.generation.context import context_length
 from models.layers.rope import RopeConfig, RopeKind
 from tests.support.tiny_llava import CONFIG, WINDOWED, tiny_model
 from vkq_apps.bench import device_memory
 from vkq_apps.cli.app import COMMANDS
 from vkq_apps.cli.main import main
-from vkq_apps.cli.room import check_room, context_length
+from vkq_apps.cli.room import check_room
 
 LINEAR = RopeConfig(head_dim=16, max_length=512, kind=RopeKind.LINEAR, factor=4.0)
 ASK = ["generate", "--model", "tiny", "--image", "x", "--prompt", "y"]

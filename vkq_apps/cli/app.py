@@ -1,11 +1,13 @@
 """The commands of `vkq`, each imported when it is called: `vkq --help` needs none of them."""
 
 import importlib
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from vkq_apps.cli.compilation_cache import use_compilation_cache
 from vkq_apps.cli.errors import show_tracebacks
 
 __all__ = ["COMMANDS", "run"]
@@ -27,6 +29,7 @@ class Place(NamedTuple):
 COMMANDS = {
     "demo": Place("vkq_apps.cli.ask", "demo", "A real model reads a receipt in 16 bits and in 1."),
     "generate": Place("vkq_apps.cli.ask", "generate", "Answer a question about your pictures."),
+    "chat": Place("vkq_apps.cli.chat", "chat", "Talk about pictures, turn by turn."),
     "inspect": Place("vkq_apps.cli.inspect", "inspect", "Plot the visual cache of one prompt."),
     "calibrate": Place("vkq_apps.cli.calibrate", "calibrate", "Fit the codes to your model, once."),
     "calibrate-scores": Place(
@@ -84,8 +87,18 @@ def _root(
     traceback: Annotated[
         bool, typer.Option("--traceback", help="Show where an error came from.")
     ] = False,
+    compilation_cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep compiled programs here, which later runs then do not compile again; goes "
+            "before the command.",
+        ),
+    ] = None,
 ) -> None:
     show_tracebacks(traceback)
+    if compilation_cache is not None:
+        use_compilation_cache(compilation_cache)
     if context.invoked_subcommand is None:
         print(context.get_help())
 

@@ -9,10 +9,11 @@ import typer
 import models
 import vkq_jax
 from models import Inputs, Model
+from models.calibration.attached import is_uncalibrated
 from models.families.registry import family_of
 from models.generation.generate import QuantizeAt
 from models.inputs.images import read_picture
-from vkq_apps.cli.console import stage
+from vkq_apps.cli.console import log, stage
 from vkq_apps.cli.room import check_room
 
 __all__ = [
@@ -23,10 +24,12 @@ __all__ = [
     "PromptOption",
     "QuantOption",
     "QuantizeAtOption",
+    "TablesOption",
     "check_before_loading",
     "check_question",
     "describe_images",
     "load_and_prepare",
+    "say_if_uncalibrated",
     "whole_prompt",
 ]
 
@@ -45,6 +48,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on std
 QuantOption = Annotated[str, typer.Option(metavar="NAME", help=PRESETS)]
 QuantizeAtOption = Annotated[
     QuantizeAt, typer.Option(help="Code images after the whole prompt, or before the question.")
+]
+
+TablesOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Tables of the codes, a file of `vkq calibrate`; by default those beside the "
+        "checkpoint.",
+    ),
 ]
 
 
@@ -97,6 +109,12 @@ def check_question(prompt: str) -> None:
     """Raises ValueError for a prompt without a word."""
     if not prompt.strip():
         raise ValueError(f"--prompt: expected a question, or a prompt with <image>, got {prompt!r}")
+
+
+def say_if_uncalibrated(model: Model, quant: str, tables: object | None) -> None:
+    """Says where a preset runs without tables of the model that it could have."""
+    if tables is None and is_uncalibrated(model, quant):
+        log.print(f"no tables of this model: {quant} as it is without; `vkq calibrate` makes them")
 
 
 def whole_prompt(model: Model, prompt: str, *, num_images: int = 1) -> str:

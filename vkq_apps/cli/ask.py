@@ -5,14 +5,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Unpack
 
-import jax
 import typer
 from rich.table import Table
 
-import models
 import vkq_jax
 from models import GenerateOptions
-from models.calibration.attached import is_uncalibrated
 from vkq_apps.answering import Answer, ask
 from vkq_apps.cli.arguments import (
     PRESETS,
@@ -22,11 +19,21 @@ from vkq_apps.cli.arguments import (
     PromptOption,
     QuantizeAtOption,
     QuantOption,
+    TablesOption,
     describe_images,
     load_and_prepare,
+    say_if_uncalibrated,
 )
 from vkq_apps.cli.console import human_bytes, log, out, print_json, stage
 from vkq_apps.cli.counts import check_count
+from vkq_apps.cli.draws import (
+    SeedOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    check_draws,
+    draw_options,
+)
 
 __all__ = ["demo", "generate"]
 
@@ -64,24 +71,10 @@ def generate(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", callback=check_count, help="Most tokens to emit.")
     ] = 64,
-    temperature: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="Draw tokens at random; 0 takes the most probable ones."),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", callback=check_count, help="Draw from the k most probable."
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="Draw from the most probable that reach this probability."),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, metavar="N", callback=check_count, help="Of the draws; 0 by default."),
-    ] = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    seed: SeedOption = None,
     quantize_at: QuantizeAtOption = "prompt",
     score_map: Annotated[
         Path | None,
@@ -89,14 +82,7 @@ def generate(
             metavar="FILE", help="Static score calibration, a file of `vkq calibrate-scores`."
         ),
     ] = None,
-    tables: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Tables of the codes, a file of `vkq calibrate`; by default those beside the "
-            "checkpoint.",
-        ),
-    ] = None,
+    tables: TablesOption = None,
     compare: Annotated[bool, typer.Option(help="Also answer at full precision.")] = True,
     json: JsonOption = False,
 ) -> None:
@@ -104,12 +90,7 @@ def generate(
     static = None if score_map is None else vkq_jax.load_score_map(score_map)
     given = None if tables is None else vkq_jax.load_tables(tables)
     name, settings = _choose_codes(quant, static)
-    drawn = _check_draws(temperature, top_k, top_p, seed)
-    draws: GenerateOptions = {}
-    if drawn is not None:
-        sampling = {name: value for name, value in drawn.items() if name != "seed"}
-        draws["sampling"] = models.Sampling(**sampling)
-        draws["key"] = jax.random.key(drawn["seed"])
+    drawn = check_draws(temperature, top_k, top_p, seed)
     answer = _answer(
         model,
         image,
@@ -118,7 +99,7 @@ def generate(
         name=name,
         watched=not json,
         compare=compare,
-        draws=draws,
+        draws=draw_options(drawn),
         quant=settings,
         quantize_at=quantize_at,
         score_map=static,
@@ -150,23 +131,6 @@ def _known(name: str) -> str:
     return name
 
 
-def _check_draws(
-    temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None
-) -> dict[str, Any] | None:
-    """The options of drawing at random; None where none is given."""
-    others = {"--top-k": top_k, "--top-p": top_p, "--seed": seed}
-    given = [option for option, value in others.items() if value is not None]
-    if given and not temperature:
-        raise ValueError(
-            f"{given[0]}: only tokens drawn at random heed it; expected a --temperature above 0 "
-            f"beside it, got {temperature}"
-        )
-    if temperature is None:
-        return None
-    drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    return {**drawn, "seed": 0 if seed is None else seed}
-
-
 def _answer(
     source: str,
     images: list[Path],
@@ -189,8 +153,7 @@ def _answer(
     started = time.perf_counter()
     draws = draws or {}
     model, prompt, inputs = load_and_prepare(source, images, prompt, max_new_tokens=max_new_tokens)
-    if options.get("tables") is None and is_uncalibrated(model, name):
-        log.print(f"no tables of this model: {name} as it is without; `vkq calibrate` makes them")
+    say_if_uncalibrated(model, name, options.get("tables"))
     exact: Answer | None = None
     if compare:
         with stage("answering at full precision"):

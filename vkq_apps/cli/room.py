@@ -1,20 +1,11 @@
 """Whether a prompt and its answer fit the model's context and the device's memory."""
 
 from models.families.base import ModelConfig
-from models.layers.rope import RopeKind
+from models.generation.context import context_length
 from vkq_apps.bench import device_memory
 from vkq_apps.cli.console import human_bytes
 
-__all__ = ["check_room", "context_length"]
-
-
-def context_length(config: ModelConfig) -> int:
-    """Most tokens of prompt and answer together that a model is meant for."""
-    rope = config.text.rope
-    # In these two kinds of scaling, the stated length is that before stretching.
-    if rope.kind in (RopeKind.LINEAR, RopeKind.DYNAMIC):
-        return int(rope.max_length * rope.stretch)
-    return rope.max_length
+__all__ = ["check_room"]
 
 
 def check_room(config: ModelConfig, *, visual: int, text: int, max_new_tokens: int) -> None:

@@ -1,0 +1,99 @@
+"""`vkq chat` through a pipe: one answer a line, and nothing lost to a bad line."""
+
+import io
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.models.hf_files import random_weights, write_checkpoint, write_processor
+from tests.vkq_apps.test_cli import run
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    """The command's first words, and a picture."""
+    folder = write_processor(tmp_path_factory.mktemp("chat"))
+    write_checkpoint(folder, random_weights())
+    picture = folder / "picture.png"
+    Image.fromarray(np.full((40, 40, 3), 200, np.uint8)).save(picture)
+    return ["chat", "--model", str(folder), "--max-new-tokens", "3"], str(picture)
+
+
+def test_a_conversation_survives_bad_lines(chat, capsys, monkeypatch):
+    command, picture = chat
+    lines = ["what is this ?", "", "/bytes", "/image /no.png", "/picture x", "/image", "<image>"]
+    lines += [f"/image {picture}", "is this red", "what ?", "/reset", "/bytes", "/quit", "never"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    code, out, err = run(capsys, *command, "--image", picture, "--json")
+    records = [json.loads(line) for line in out.splitlines()]
+    first, size, *errors, added, second, third, reset, empty = records
+    assert code == 0
+    assert (first["images"], second["images"], third["images"]) == ([picture], [picture], [])
+    assert first["new_tokens"] == 3
+    assert size["cache"] == first["cache"]
+    assert [list(record) for record in errors] == [["error"]] * 4
+    for record, said in zip(
+        errors, ("/no.png does not exist", "no such command", "the name of a picture", "image"),
+        strict=True,
+    ):  # fmt: skip
+        assert said in record["error"]
+        assert record["error"] in err
+    assert added == {"image": picture, "waiting": 1}
+    assert reset == {"reset": True}
+    visual = [record["cache"]["visual_tokens"] for record in (first, second, third, empty)]
+    assert visual == [visual[0], 2 * visual[0], 2 * visual[0], 0]
+    # A cut answer gets its stop token; the template's words of the turn and the answer follow.
+    words = {False: 1, True: 0}[second["finished"]] + len("USER: what ? ASSISTANT:".split())
+    grown = third["cache"]["text_tokens"] - second["cache"]["text_tokens"]
+    assert grown == words + third["new_tokens"]
+    assert 0 < 2 * first["cache"]["visual_kv_bytes"] == second["cache"]["visual_kv_bytes"]
+
+
+def test_people_get_the_answer_on_stdout(chat, capsys, monkeypatch):
+    command, picture = chat
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what is this ?\n/bytes\n"))
+    code, out, err = run(capsys, *command, "--image", picture)
+    assert code == 0
+    assert len(out.splitlines()) == 1
+    assert "/quit ends" in err
+    assert "visual tokens in" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--image", "/no.png"], "/no.png does not exist"),
+        (["--quant", "vkq-7bit"], "unknown preset"),
+        (["--top-p", "0.5"], "--top-p: only tokens drawn at random"),
+        (["--max-new-tokens", "100000000"], "--max-new-tokens: expected at most"),
+        (["--tables", "/none"], "/none"),
+    ],
+)
+def test_bad_options_end_it_before_the_model_loads(chat, capsys, monkeypatch, options, message):
+    monkeypatch.setattr("models.load", None)
+    code, out, err = run(capsys, *chat[0], *options)
+    assert (code, out) == (2, "")
+    assert message in err.splitlines()[-1]
+
+
+def test_compiled_programs_are_kept_in_a_folder(capsys, tmp_path):
+    names = ["jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"]
+    names += ["jax_persistent_cache_min_entry_size_bytes"]
+    before = {name: getattr(jax.config, name) for name in names}
+    (tmp_path / "file").touch()
+    code, _, err = run(capsys, "--compilation-cache", str(tmp_path / "file"), "bench")
+    assert code == 2
+    assert "--compilation-cache: " in err
+    assert "cannot be made a folder" in err
+    try:
+        code, _, _ = run(capsys, "--compilation-cache", str(tmp_path / "new" / "kept"), "bench")
+        assert code == 0
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "new" / "kept")
+        assert (tmp_path / "new" / "kept").is_dir()
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)

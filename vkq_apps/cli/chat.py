@@ -1,0 +1,220 @@
+"""`vkq chat`: questions and answers about pictures, in a terminal or through a pipe."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import models
+import vkq_jax
+from models.inputs.images import read_picture
+from vkq_apps.cli.arguments import (
+    JsonOption,
+    ModelOption,
+    QuantizeAtOption,
+    QuantOption,
+    TablesOption,
+    check_before_loading,
+    say_if_uncalibrated,
+)
+from vkq_apps.cli.console import human_bytes, log, print_json, stage
+from vkq_apps.cli.counts import check_count
+from vkq_apps.cli.draws import (
+    SeedOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    check_draws,
+    draw_options,
+)
+from vkq_apps.cli.errors import describe
+from vkq_apps.conversation import CacheSize, Conversation
+
+__all__ = ["chat"]
+
+HELP = (
+    "/image FILE adds a picture to the next question, /bytes says what the cache takes, /reset "
+    "starts anew, /quit ends"
+)
+
+
+def chat(
+    model: ModelOption,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Picture of the first question; repeat for several."),
+    ] = None,
+    quant: QuantOption = "vkq-1bit",
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", callback=check_count, help="Most tokens of each answer."),
+    ] = 128,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    seed: SeedOption = None,
+    quantize_at: QuantizeAtOption = "prompt",
+    tables: TablesOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Answers question after question from one cache, whose pictures stay coded.
+
+    Each line of standard input is a question, or a command: /image FILE adds a picture to the next
+    question, /bytes says what the cache takes, /reset starts anew, /quit ends. What goes wrong with
+    a line is said, and the conversation goes on. With --json each line gets one object.
+    """
+    vkq_jax.resolve(quant)
+    given = None if tables is None else vkq_jax.load_tables(tables)
+    draws = draw_options(check_draws(temperature, top_k, top_p, seed))
+    pictures = list(image or ())
+    check_before_loading(
+        model, pictures, [], per_prompt=len(pictures), max_new_tokens=max_new_tokens
+    )
+    with stage(f"loading {model}"):
+        loaded = models.load(model)
+    say_if_uncalibrated(loaded, quant, given)
+    conversation = Conversation(
+        loaded,
+        max_new_tokens=max_new_tokens,
+        quant=quant,
+        quantize_at=quantize_at,
+        tables=given,
+        **draws,
+    )
+    talk = _Talk(conversation, pictures, json)
+    if not json:
+        log.print(HELP, soft_wrap=True)
+    for line in _lines():
+        if line and not talk.answer(line):
+            break
+
+
+class _Talk:
+    """Answers lines; holds the pictures that wait for the next question."""
+
+    def __init__(self, conversation: Conversation, pictures: list[Path], json: bool):
+        self._conversation, self._waiting, self._json = conversation, pictures, json
+
+    def answer(self, line: str) -> bool:
+        """Answers one line; returns whether the conversation goes on."""
+        name, _, rest = line.partition(" ")
+        commands: dict[str, Callable[[str], None]] = {
+            "/image": self._add,
+            "/bytes": self._show_bytes,
+            "/reset": self._reset,
+            "/help": lambda rest: self._say(HELP, {"help": HELP}),
+        }
+        if name == "/quit":
+            return False
+        try:
+            if name in commands:
+                commands[name](rest.strip())
+            elif name.startswith("/"):
+                raise ValueError(f"{name}: no such command; {HELP}")
+            else:
+                self._ask(line)
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # whatever it was, the conversation is not lost
+            text = describe(error)
+            if self._json:
+                print_json({"error": text})
+            log.print(f"vkq: error: {text}", soft_wrap=True)
+        return True
+
+    def _ask(self, question: str) -> None:
+        answer = _Printed(shown=not self._json)
+        with ExitStack() as stack:
+            stack.enter_context(stage("reading"))
+
+            def show(text: str) -> None:
+                stack.close()  # the spinner's line is the answer's now
+                answer.grow(text)
+
+            pictures = [read_picture(path) for path in self._waiting]
+            turn = self._conversation.ask(question, pictures, show)
+        names, self._waiting = [str(path) for path in self._waiting], []
+        answer.end(turn.answer, turn.finished)
+        if self._json:
+            record = {"question": question, "images": names, **turn._asdict()}
+            print_json({**record, "cache": self._conversation.size._asdict()})
+
+    def _add(self, name: str) -> None:
+        if not name:
+            raise ValueError("/image: expected the name of a picture file behind it")
+        path = Path(name)
+        read_picture(path)
+        self._waiting.append(path)
+        count = len(self._waiting)
+        self._say(
+            f"{count} picture{'s' if count > 1 else ''} for the next question",
+            {"image": name, "waiting": count},
+        )
+
+    def _show_bytes(self, rest: str) -> None:
+        size = self._conversation.size
+        self._say(_sentence(size), {"cache": size._asdict()})
+
+    def _reset(self, rest: str) -> None:
+        self._conversation.reset()
+        self._waiting = []
+        self._say("a new conversation", {"reset": True})
+
+    def _say(self, text: str, record: dict[str, Any]) -> None:
+        if self._json:
+            print_json(record)
+        else:
+            log.print(text, soft_wrap=True)
+
+
+class _Printed:
+    """An answer that grows on stdout; letters that are not whole yet wait."""
+
+    def __init__(self, *, shown: bool):
+        self._shown, self._printed = shown, ""
+
+    def grow(self, text: str) -> None:
+        text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        if self._shown and text.startswith(self._printed):
+            print(text[len(self._printed) :], end="", flush=True)
+            self._printed = text
+
+    def end(self, text: str, finished: bool) -> None:
+        if not self._shown:
+            return
+        if not text.startswith(self._printed):  # the tokenizer changed its mind
+            print()
+            self._printed = ""
+        print(text[len(self._printed) :] + ("" if finished else " [cut]"), flush=True)
+
+
+def _sentence(size: CacheSize) -> str:
+    return (
+        f"{size.visual_tokens} visual tokens in {human_bytes(size.visual_kv_bytes)} "
+        f"({human_bytes(size.visual_kv_bytes_full_precision)} at full precision), "
+        f"{size.text_tokens} text tokens in a bank of {human_bytes(size.text_kv_bytes)}"
+    )
+
+
+def _lines() -> Iterator[str]:
+    """Lines of standard input without spaces around them, edited where a person types."""
+    stdin = sys.stdin
+    if stdin is None:
+        raise ValueError("standard input is closed: expected questions, one a line")
+    if not stdin.isatty():
+        if hasattr(stdin, "reconfigure"):
+            stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+        for line in stdin:
+            yield line.strip()
+        return
+    import readline  # noqa: F401  # `input` then edits lines and remembers them
+
+    while True:
+        try:
+            yield input("> ").strip()
+        except EOFError:
+            print()
+            return

@@ -1,0 +1,166 @@
+"""A conversation about pictures: turn by turn, each going on from the cache of the one before."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Unpack
+
+import jax
+import numpy as np
+
+import models
+import vkq_jax
+from models import GenerateOptions, Generation, Inputs, Model
+from models.generation.context import context_length
+from models.inputs.images import Picture
+from models.inputs.processor import processor_of
+from vkq_jax.cache import KVCache
+
+__all__ = ["CacheSize", "Conversation", "Turn"]
+
+_FIRST_ROOM = 512  # text tokens; doubled when they are full, so that few sizes are compiled
+
+
+class CacheSize(NamedTuple):
+    """Tokens in a cache, and bytes of it; text counts its whole capacity."""
+
+    visual_tokens: int
+    text_tokens: int
+    visual_kv_bytes: int
+    visual_kv_bytes_full_precision: int
+    text_kv_bytes: int
+
+
+class Turn(NamedTuple):
+    """An answer.
+
+    Attributes:
+        answer: its text, without special tokens.
+        finished: whether it ended with a stop token; else the number of tokens cut it.
+        new_tokens: emitted tokens, stop token included.
+        seconds: that the turn took.
+    """
+
+    answer: str
+    finished: bool
+    new_tokens: int
+    seconds: float
+
+
+class Conversation:
+    """Asks a model one question after the other; a question that fails changes nothing.
+
+    Attributes:
+        model: that answers.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        max_new_tokens: int,
+        chunk: int = 2,
+        **options: Unpack[GenerateOptions],
+    ):
+        """Starts without a turn.
+
+        Args:
+            model: from `models.load`.
+            max_new_tokens: most tokens of an answer.
+            chunk: tokens after which an answer is shown.
+            **options: of `models.generate` in every turn; its `key` is that of the first.
+        """
+        self.model = model
+        self._max_new_tokens, self._chunk = max_new_tokens, chunk
+        self._options = GenerateOptions(key=jax.random.key(0)) | options
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all turns."""
+        self._cache: KVCache | None = None
+        self._turns, self._finished = 0, True
+
+    @property
+    def size(self) -> CacheSize:
+        """Of the cache; all zero before the first turn."""
+        if self._cache is None:
+            return CacheSize(0, 0, 0, 0, 0)
+        nbytes = vkq_jax.cache_nbytes(self._cache)
+        return CacheSize(
+            sum(int(bank.length[0]) for bank in self._cache.visual),
+            int(self._cache.text.length[0]),
+            nbytes.visual,
+            nbytes.visual_full_precision,
+            nbytes.text,
+        )
+
+    def ask(
+        self,
+        question: str,
+        pictures: Sequence[Picture] = (),
+        on_text: Callable[[str], None] = lambda text: None,
+    ) -> Turn:
+        """Answers a question, after the turns before it.
+
+        Args:
+            question: what the user says.
+            pictures: new ones that come with it.
+            on_text: gets the answer so far whenever it has grown.
+
+        Raises:
+            ValueError: the model's context is full, or what `models.prepare` and `models.generate`
+                refuse. The conversation then stands where it stood.
+        """
+        started = time.perf_counter()
+        inputs = self._prepare(question, pictures)
+        count = self._room_for_answer(inputs)
+        options: dict[str, Any] = dict(self._options)
+        options["cache_length"] = self._room(inputs, count)
+        if self._cache is not None:
+            # The cache has its codes, and with it come its tables.
+            options |= {"quant": None, "tables": None, "cache": self._cache}
+        options["key"] = jax.random.fold_in(options["key"], self._turns)
+        generation: Generation | None = None
+        text = ""
+        for generation in models.stream(
+            self.model, inputs, max_new_tokens=count, chunk=self._chunk, **options
+        ):
+            text = models.decode(self.model, generation.tokens, generation.lengths)[0].strip()
+            on_text(text)
+        assert generation is not None
+        emitted = np.asarray(generation.tokens)[0, : int(generation.lengths[0])]
+        stops = self._options.get("stop_tokens")
+        stops = self.model.config.eos_token_ids if stops is None else stops
+        self._cache, self._turns = generation.cache, self._turns + 1
+        self._finished = int(emitted[-1]) in stops
+        seconds = round(time.perf_counter() - started, 2)
+        return Turn(text, self._finished, len(emitted), seconds)
+
+    def _prepare(self, question: str, pictures: Sequence[Picture]) -> Inputs:
+        later = self._cache is not None
+        prompt = models.chat_prompt(
+            self.model, question, num_images=len(pictures), later_turn=later
+        )
+        if not self._finished:  # a later turn lies behind a stop token, which a cut answer lacks
+            prompt = (processor_of(self.model).tokenizer.eos_token or "") + prompt
+        return models.prepare(
+            self.model, prompts=prompt, images=list(pictures) or None, later_turn=later
+        )
+
+    def _room_for_answer(self, inputs: Inputs) -> int:
+        """Most tokens of the answer: what was asked for, as far as the context goes."""
+        before = self.size.visual_tokens + self.size.text_tokens
+        prompt = inputs.prompt_shape.visual + inputs.prompt_shape.text
+        longest = context_length(self.model.config)
+        if before + prompt >= longest:
+            raise ValueError(
+                f"the conversation is full: {before} tokens so far and {prompt} of this turn, and "
+                f"the model's context holds {longest}; start a new one, or ask for less"
+            )
+        return min(self._max_new_tokens, longest - before - prompt)
+
+    def _room(self, inputs: Inputs, new_tokens: int) -> int:
+        needed = self.size.text_tokens + inputs.prompt_shape.text + new_tokens
+        room = _FIRST_ROOM if self._cache is None else self._cache.text.cache_length
+        while room < needed:
+            room *= 2
+        return room
