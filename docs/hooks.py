@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: tables from results/, the help of commands, links to source files, complete APIs.
+"""Hooks of mkdocs: tables from results/, help of commands, links to source files, complete APIs.
 
 Links that leave docs/ point at files of the repository, which the site does not hold: they become
 plain text, and one whose file is missing breaks the build (`mkdocs build --strict`).

@@ -94,6 +94,24 @@ def throughput_table() -> list[str]:
     return [*THROUGHPUT_HEAD, *throughput_rows()]
 
 
+def speed_rows() -> list[str]:
+    """A row for each shape and budget: what the 16-bit cache and the coded one reach."""
+    lines = [
+        "| shape, KV budget | visual tokens | sequences: 16 bits | 1 bit | tokens/s: 16 bits | 1 bit "
+        "| ratio |",
+        f"|{'---|' * 7}",
+    ]
+    rows = read("throughput.json")["rows"]
+    for dense, coded in zip(rows[::2], rows[1::2], strict=True):
+        assert (dense["preset"], dense["shape"]) == ("none", coded["shape"])
+        lines.append(
+            f"| {dense['shape']}, {dense['budget_gb']:.0f} GB | {dense['visual_tokens']:,} "
+            f"| {dense['batch']} | {coded['batch']} | {dense['tokens_per_second']:,.0f} "
+            f"| {coded['tokens_per_second']:,.0f} | {coded['ratio_to_bf16']:.1f}x |"
+        )
+    return lines
+
+
 def kernel_table() -> list[str]:
     """The table of `kernel_rows`."""
     return [*KERNEL_HEAD, *kernel_rows()]
@@ -158,6 +176,6 @@ def _goal(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    tables = (short_answer_rows, throughput_table, kernel_table, dictionary_rows)
+    tables = (short_answer_rows, speed_rows, throughput_table, kernel_table, dictionary_rows)
     for lines in (rows() for rows in tables):
         print("\n".join(lines), end="\n\n")
