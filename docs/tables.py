@@ -1,6 +1,8 @@
-"""Prints the tables of README.md, codes.md and kernel.md that are made from results/: paste them.
+"""Tables that are made from the files under results/.
 
-`tests/test_docs.py` holds the pages to them.
+`docs/hooks.py` puts them into the pages of the site that have `<!-- table: NAME -->`. README.md and
+kernel.md are read without the site: `python docs/tables.py` prints their tables, to be pasted, and
+`tests/test_docs.py` holds both pages to them.
 """
 
 import json
@@ -34,13 +36,25 @@ CASES = {
 }
 
 
+ANSWER_HEAD = "| visual cache | bits | saved | right | points lost | agree | KL |"
+KERNEL_HEAD = (
+    "| case | cuDNN bf16 | packed | ratio | goal | of the bandwidth | relative error |",
+    f"|{'---|' * 7}",
+)
+THROUGHPUT_HEAD = (
+    "| shape, KV budget | visual cache | MB a sequence | sequences | decode step | tokens/s "
+    "| at bf16's batch | peak memory |",
+    f"|{'---|' * 8}",
+)
+
+
 def read(name: str) -> dict[str, Any]:
     """A file of results."""
     return json.loads((RESULTS / name).read_text())
 
 
 def dictionary_rows() -> list[str]:
-    """The same without goals, of the run with dictionary codes; cases by their names."""
+    """Rows as `kernel_rows` without goals, of the run with dictionary codes; cases by name."""
     return [
         f"| `{row['case']}` | {row['ratio_to_cudnn'] * row['microseconds']:,.0f} us "
         f"| {row['microseconds']:.1f} us | {row['ratio_to_cudnn']:.1f}x "
@@ -50,7 +64,7 @@ def dictionary_rows() -> list[str]:
 
 
 def kernel_rows() -> list[str]:
-    """Of each case: cuDNN's and the kernel's time, ratio, goal, part of the bandwidth, error."""
+    """A row for each case: cuDNN's and the kernel's time, ratio, goal, bandwidth, error."""
     return [
         f"| {CASES[row['case']]} | {row['ratio_to_cudnn'] * row['microseconds']:,.0f} us "
         f"| {row['microseconds']:.1f} us | {row['ratio_to_cudnn']:.1f}x | {_goal(row)} "
@@ -60,7 +74,7 @@ def kernel_rows() -> list[str]:
 
 
 def throughput_rows() -> list[str]:
-    """Of each shape, budget and cache: bytes, batch, step, tokens/s, ratio at bf16's batch."""
+    """A row for each shape, budget and cache: bytes, batch, step, tokens/s, memory."""
     lines = []
     for row in read("throughput.json")["rows"]:
         coded = row["preset"] != "none"
@@ -75,14 +89,67 @@ def throughput_rows() -> list[str]:
     return lines
 
 
+def throughput_table() -> list[str]:
+    """The table of `throughput_rows`."""
+    return [*THROUGHPUT_HEAD, *throughput_rows()]
+
+
+def speed_rows() -> list[str]:
+    """A row for each shape and budget: what the 16-bit cache and the coded one reach."""
+    lines = [
+        "| shape, KV budget | visual tokens | sequences: 16 bits | 1 bit "
+        "| tokens/s: 16 bits | 1 bit | ratio |",
+        f"|{'---|' * 7}",
+    ]
+    rows = read("throughput.json")["rows"]
+    for dense, coded in zip(rows[::2], rows[1::2], strict=True):
+        assert (dense["preset"], dense["shape"]) == ("none", coded["shape"])
+        lines.append(
+            f"| {dense['shape']}, {dense['budget_gb']:.0f} GB | {dense['visual_tokens']:,} "
+            f"| {dense['batch']} | {coded['batch']} | {dense['tokens_per_second']:,.0f} "
+            f"| {coded['tokens_per_second']:,.0f} | {coded['ratio_to_bf16']:.1f}x |"
+        )
+    return lines
+
+
+def kernel_table() -> list[str]:
+    """The table of `kernel_rows`."""
+    return [*KERNEL_HEAD, *kernel_rows()]
+
+
+def quantize_rows() -> list[str]:
+    """A row for each shape and implementation: a decoder block's prefill, and what coding adds."""
+    lines = ["| shape | coded by | decoder block | coding | share |", f"|{'---|' * 5}"]
+    return lines + [
+        f"| {row['shape']} | `{row['implementation']}` | {row['block_ms']:.2f} ms "
+        f"| {row['coding_ms']:.3f} ms | {row['coding_percent']:.1f} % |"
+        for row in read("quantize.json")["rows"]
+    ]
+
+
+def text_bed_rows() -> list[str]:
+    """A row for each preset on the pretrained text model: bits, KL, agreement."""
+    lines = ["| codes | bits | KL | equal predictions |", f"|{'---|' * 4}"]
+    for name, row in read("text_bed.json")["presets"].items():
+        low, high = row["kl_interval"]
+        lines.append(
+            f"| {name} | {row['bits_per_element']['mean']:.2f} "
+            f"| {row['kl']:.3f} [{low:.3f}, {high:.3f}] | {row['agreement']:.1%} |"
+        )
+    return lines
+
+
+def short_answer_rows() -> list[str]:
+    """The table of `answer_rows` without the kinds of pictures."""
+    cells = [line.split("|") for line in answer_rows()]
+    return ["|".join([*line[:8], ""]) for line in cells]
+
+
 def answer_rows() -> list[str]:
     """A row for each preset: bits, saved, right, lost, agreement, KL, points lost by kind."""
     record = read("answers.json")
     kinds = [task for task in record["presets"]["none"]["tasks"] if task != "all"]
-    lines = [
-        f"| visual cache | bits | saved | right | points lost | agree | KL | {' | '.join(kinds)} |",
-        f"|{'---|' * (7 + len(kinds))}",
-    ]
+    lines = [f"{ANSWER_HEAD} {' | '.join(kinds)} |", f"|{'---|' * (7 + len(kinds))}"]
     for name, row in record["presets"].items():
         bits, whole = row["bits_per_element"]["mean"], row["tasks"]["all"]
         cells = [f"`{name}`", f"{bits:.2f}", f"{row['visual_kv_reduction']:.1%}"]
@@ -101,22 +168,6 @@ def answer_rows() -> list[str]:
     return lines
 
 
-def ablation_rows(name: str = "ablation.json") -> list[str]:
-    """A row for each plan and for each part of it that was left out: bits, lost, KL."""
-    lines = ["| codes | bits | points lost | KL |", "|---|---|---|---|"]
-    for label, row in read(name)["presets"].items():
-        if label == "none":
-            continue
-        whole = row["tasks"]["all"]
-        lost, kl = whole["lost_interval"], whole["kl_interval"]
-        lines.append(
-            f"| {label} | {row['bits_per_element']['mean']:.2f} "
-            f"| {whole['lost']:.1f} [{lost[0]:.1f}, {lost[1]:.1f}] "
-            f"| {whole['kl']:.4f} [{kl[0]:.4f}, {kl[1]:.4f}] |"
-        )
-    return lines
-
-
 def _goal(row: dict[str, Any]) -> str:
     if row["goal"] is None:
         return ""
@@ -125,6 +176,6 @@ def _goal(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    tables = (answer_rows, ablation_rows, throughput_rows, kernel_rows, dictionary_rows)
+    tables = (short_answer_rows, speed_rows, throughput_table, kernel_table, dictionary_rows)
     for lines in (rows() for rows in tables):
         print("\n".join(lines), end="\n\n")

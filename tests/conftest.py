@@ -28,13 +28,16 @@ def pytest_addoption(parser):
     )
 
 
-def pytest_collection_modifyitems(items):
-    """Comparisons with PyTorch's models run where PyTorch is, in the parity group."""
-    if importlib.util.find_spec("torch") is not None:
-        return
+def pytest_collection_modifyitems(config, items):
+    """Long tests run when they are asked for, comparisons with PyTorch's models where it is."""
+    asked = config.getoption("markexpr")
+    reasons = {"ci": None if "ci" in asked else "takes minutes: -m ci"}
+    if importlib.util.find_spec("torch") is None:
+        reasons["parity"] = "needs PyTorch: --group parity"
     for item in items:
-        if item.get_closest_marker("parity"):
-            item.add_marker(pytest.mark.skip(reason="needs PyTorch: --group parity"))
+        for marker, reason in reasons.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -124,15 +124,36 @@ def test_the_layouts_are_drawn(tmp_path):
     np.testing.assert_array_equal(words[3, 4 * 5 + 2, 1], [64 + 32 + 16 + 5, 64])
 
 
+def rows_of_figures(page):
+    """The rows of a page's tables that hold times, bytes or bits."""
+    signs = (" us | ", " GB | ", "% | ")
+    return {line for line in page.read_text().splitlines() if any(sign in line for sign in signs)}
+
+
 def test_tables_of_figures_are_those_of_the_result_files():
-    """Rows on the pages are those that `docs/tables.py` makes; kernel.md shows them all."""
+    """README.md and kernel.md have the rows that `docs/tables.py` makes, and no others."""
     tables = runpy.run_path(str(DOCS / "tables.py"))
-    throughput = tables["throughput_rows"]()
-    made = {*tables["kernel_rows"](), *tables["dictionary_rows"](), *throughput}
-    for page in (DOCS / "kernel.md", DOCS.parent / "README.md"):
-        shown = {line for line in page.read_text().splitlines() if " us | " in line}
-        shown |= {line for line in page.read_text().splitlines() if " GB | `" in line}
-        assert set(throughput) < shown <= made
-    readme = (DOCS.parent / "README.md").read_text().splitlines()
-    assert set(tables["answer_rows"]()) <= set(readme)
-    assert made <= set((DOCS / "kernel.md").read_text().splitlines())
+    kernel = {*tables["kernel_rows"](), *tables["dictionary_rows"](), *tables["throughput_rows"]()}
+    assert kernel <= rows_of_figures(DOCS / "kernel.md")
+    readme = (DOCS.parent / "README.md").read_text()
+    for made in (tables["short_answer_rows"](), tables["speed_rows"]()):
+        assert "\n".join(["", *made, "", ""]) in readme
+    made = {*tables["short_answer_rows"](), *tables["speed_rows"]()}
+    assert rows_of_figures(DOCS.parent / "README.md") <= made
+
+
+def test_figures_in_the_text_of_readme_are_those_of_the_result_files():
+    readme = " ".join((DOCS.parent / "README.md").read_text().split())
+    tables = runpy.run_path(str(DOCS / "tables.py"))
+    answers, throughput = tables["read"]("answers.json"), tables["read"]("throughput.json")
+    gains = [row["ratio_to_bf16_at_equal_batch"] for row in throughput["rows"][1::2]]
+    assert f"decodes {min(gains):.2f} to {max(gains):.2f} times faster" in readme
+    saved = answers["presets"]["vkq-1bit"]["visual_kv_reduction"]
+    assert f"visual_reduction # {saved:.3f} of the visual bytes saved" in readme
+    assert f"answers {answers['samples']:,} questions" in readme
+    bits = answers["presets"]["vkq-1bit:plain"]["bits_per_element"]["mean"]
+    assert f"in about {bits:.1f} bits per number" in readme
+
+
+def test_readme_is_short():
+    assert len((DOCS.parent / "README.md").read_text().splitlines()) < 150

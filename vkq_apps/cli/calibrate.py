@@ -17,7 +17,7 @@ from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.sample_prompts import AnswerTokensOption, BatchSizeOption, batches_of
 from vkq_apps.evals.progress import progress
-from vkq_apps.training.heldout import calibration_questions
+from vkq_apps.recipe import check_recipe
 from vkq_jax.atomic_write import check_writable
 
 __all__ = ["calibrate"]
@@ -86,6 +86,9 @@ def calibrate(
     check_writable(out_file)
     questions = _read_prompts(prompts)
     if images is None:
+        check_recipe("--images FOLDER, with pictures of your own")
+        from vkq_apps.training.heldout import calibration_questions  # not in the wheel
+
         pairs = calibration_questions(most, seed=seed)
     else:
         pairs = _asked(_pictures(images)[:most], questions)

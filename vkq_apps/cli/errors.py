@@ -54,6 +54,8 @@ def _words(error: BaseException) -> str:
         return f"{message.rstrip('.')}; see `{command} --help`"
     if is_out_of_memory(error):
         return f"out of memory: {error}"
+    if isinstance(error, ModuleNotFoundError):
+        return f'{error.name} is not installed: expected the extras of pip install "vkq-jax[all]"'
     if isinstance(error, OSError) and error.strerror:
         place = "reading or writing failed" if error.filename is None else error.filename
         return f"{place}: {error.strerror}"

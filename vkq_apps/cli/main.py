@@ -18,6 +18,10 @@ def main(arguments: list[str] | None = None) -> None:
         from vkq_apps.cli.program import run_program
 
         code = run_program(arguments)
+    except ModuleNotFoundError as error:  # of the core alone not even typer is there
+        extras = 'expected the extras of pip install "vkq-jax[all]"'
+        print(f"vkq: {error.name} is not installed: {extras}", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:  # before `run_program` listens
         print("vkq: interrupted", file=sys.stderr)
         code = 130

@@ -11,6 +11,7 @@ from vkq_apps.evals.datasets import FORMATS
 from vkq_apps.evals.samples import Sample, exchange_pictures
 from vkq_apps.evals.synthetic import is_recipe_checkpoint, synthetic_tasks
 from vkq_apps.evals.tasks import Task, choose_tasks, spread
+from vkq_apps.recipe import has_recipe
 
 __all__ = ["Plan", "known_tasks", "make_plan"]
 
@@ -52,8 +53,9 @@ def known_tasks(model: Model, data: Mapping[str, Task], *, synthetic: bool) -> d
         synthetic: ask any model about the recipe's pictures.
 
     Raises:
-        ValueError: there is no data, and the model was not trained on the recipe's pictures; or a
-            data task is named like one of the recipe's.
+        ValueError: there is no data, and the model was not trained on the recipe's pictures, or
+            the recipe is not part of this installation; or a data task is named like one of the
+            recipe's.
     """
     if not synthetic and not is_recipe_checkpoint(model):
         if not data:
@@ -62,6 +64,8 @@ def known_tasks(model: Model, data: Mapping[str, Task], *, synthetic: bool) -> d
                 f"nothing about it: expected --data FORMAT=PATH with one of {', '.join(FORMATS)} "
                 "(or --synthetic to ask them nevertheless)"
             )
+        return dict(data)
+    if data and not synthetic and not has_recipe():
         return dict(data)
     own = synthetic_tasks()
     for name in data:

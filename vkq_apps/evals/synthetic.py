@@ -6,12 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from models import Model
+from models.loading import TINY
 from vkq_apps.evals.metrics.text import EXACT
 from vkq_apps.evals.samples import Sample
 from vkq_apps.evals.tasks import Task
-from vkq_apps.training.heldout import heldout
-from vkq_apps.training.pictures import KINDS
-from vkq_apps.training.prompts import CHAT_TEMPLATE
+from vkq_apps.recipe import check_recipe
 
 __all__ = ["QUESTIONS_PER_PICTURE", "is_recipe_checkpoint", "synthetic_tasks"]
 
@@ -23,17 +22,26 @@ _LONGEST = 80
 
 
 def synthetic_tasks() -> dict[str, Task]:
-    """One task for each kind of picture, by name."""
+    """One task for each kind of picture, by name.
+
+    Raises:
+        ValueError: the recipe is not part of this installation.
+    """
+    check_recipe("--data FORMAT=PATH, with questions of your own")
+    from vkq_apps.training.pictures import KINDS  # not in the wheel
+
     return {kind: Task(kind, partial(_choose, kind), EXACT, _LONGEST) for kind in KINDS}
 
 
 def is_recipe_checkpoint(model: Model) -> bool:
     """Whether a checkpoint was trained on these pictures: its chat template is the recipe's."""
-    template = Path(model.source or "") / "chat_template.jinja"
-    return template.is_file() and template.read_text(encoding="utf-8").strip() == CHAT_TEMPLATE
+    own, its = (Path(folder) / "chat_template.jinja" for folder in (TINY, model.source or ""))
+    return its.is_file() and its.read_bytes().strip() == own.read_bytes().strip()
 
 
 def _choose(kind: str, count: int, seed: int) -> list[Sample]:
+    from vkq_apps.training.heldout import heldout
+
     samples: list[Sample] = []
     for index in itertools.count():
         picture = f"{kind}/{seed}/{index}"
@@ -56,4 +64,6 @@ def _choose(kind: str, count: int, seed: int) -> list[Sample]:
 
 
 def _draw(kind: str, index: int, seed: int):
+    from vkq_apps.training.heldout import heldout
+
     return [heldout(kind, index, seed=seed).image]

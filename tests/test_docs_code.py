@@ -1,0 +1,114 @@
+"""Commands, code and error messages in README.md and docs/ are those of the library."""
+
+import ast
+import importlib
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from vkq_apps.cli.app import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SKETCHES = {"adding_a_family.md", "kernel.md"}
+"""Pages whose code is excerpts, with names from elsewhere."""
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def commands(page):
+    """Each command of a page's shell blocks as a list of words, comments and line ends removed."""
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words and (words[0] in ("nice", "uv", "run", "-n", "10") or "=" in words[0]):
+                words = words[1:]
+            if words:
+                yield words
+
+
+def parse(words):
+    """Reads the arguments of a `vkq` command as the command itself does."""
+    name, *arguments = words
+    place = COMMANDS[name]
+    found = getattr(importlib.import_module(place.module), place.attribute)
+    if isinstance(found, typer.Typer):
+        group = typer.main.get_group(found)
+        if not arguments or arguments[0] not in group.commands:
+            raise ValueError(f"vkq {name}: expected one of {list(group.commands)}")
+        command, arguments = group.commands[arguments[0]], arguments[1:]
+    else:
+        single = typer.Typer(add_completion=False)
+        single.command(name)(found)
+        command = typer.main.get_command(single)
+    command.make_context(name, arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_take_the_arguments_that_the_page_gives(page):
+    for words in commands(page):
+        if words[0] == "vkq" and words[1] in COMMANDS:
+            parse(words[1:])
+        elif words[:2] == ["python", "-m"]:
+            assert importlib.util.find_spec(words[2]), words
+        elif words[0] in ("python", "pytest"):
+            for word in words[1:]:
+                assert not word.endswith(".py") or (ROOT / word).is_file(), word
+
+
+def test_a_wrong_option_would_be_found():
+    with pytest.raises(Exception, match="No such option"):
+        parse(["demo", "--wrong"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_names_what_the_packages_export(page):
+    """Attributes of `models`, `vkq_jax` and `pallas_kernels` in a page's code exist."""
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            owner = getattr(getattr(node, "value", None), "id", None)
+            if isinstance(node, ast.Attribute) and owner in ("models", "vkq_jax", "pallas_kernels"):
+                assert hasattr(importlib.import_module(owner), node.attr), f"{owner}.{node.attr}"
+
+
+@pytest.mark.ci
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.name not in SKETCHES and blocks(page, "python")],
+    ids=lambda page: page.stem,
+)
+def test_code_runs(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    namespace = {"__name__": page.stem}
+    for number, source in enumerate(blocks(page, "python")):
+        if not source.startswith("# not run"):
+            exec(compile(source, f"{page.name}, block {number}", "exec"), namespace)
+
+
+def literal_texts():
+    """Every text of the packages' sources, its formatted parts left out."""
+    for package in ("vkq_jax", "pallas_kernels", "models", "vkq_apps"):
+        for file in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def test_messages_of_the_page_on_errors_are_real():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = [
+        part.strip()
+        for message in re.findall(r"^### `(.+)`$", page, re.MULTILINE)
+        for part in message.split("...")
+        if part.strip()
+    ]
+    assert len(quoted) > 20
+    texts = "\n".join(literal_texts())
+    assert [part for part in quoted if part not in texts] == []
