@@ -2,12 +2,14 @@
 
 import dataclasses
 import os
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
@@ -31,6 +33,8 @@ from models.layers.layer_scan import restack_layers
 from models.layers.linear import Maker
 from models.messages import LONGEST, show, show_path, some
 from models.model import Model
+from models.sharding.mesh import fit_mesh
+from models.sharding.rules import parameter_sharding
 from vkq_jax.atomic_write import atomic_write
 
 __all__ = ["TINY", "load", "read_config", "save_weights"]
@@ -44,6 +48,7 @@ def load(
     *,
     dtype: DTypeLike = jnp.bfloat16,
     layers_apart: bool | None = None,
+    mesh: str | Mesh | None = None,
 ) -> Model:
     """Loads an unmodified checkpoint folder of Hugging Face (config.json and safetensors).
 
@@ -52,19 +57,25 @@ def load(
         dtype: float32, bfloat16 or float16 (float64 where JAX has it enabled), of parameters and
             computation, whatever that of the files. float16 needs an accelerator.
         layers_apart: see `Model.unstack_layers`; by default where the device is a GPU.
+        mesh: devices to split the model over, as `data=2,model=4` or a `jax.sharding.Mesh` with
+            these axes: sequences over `data`; heads, MLP channels, experts and the vocabulary over
+            `model`. Each device gets its own part of the weights, and each host reads the parts of
+            its devices alone. None: all on the default device.
 
     Raises:
         FileNotFoundError: the folder, its config.json, its weights or one of its shards is missing.
         NotImplementedError: an architecture, or a setting of it, that this library does not have.
         ValueError: an argument of a wrong type, a broken file, settings that cannot be, weights
-            that do not fit config.json, or that hold NaN or infinity, or a
-            `vkq_tables.safetensors` in the folder that was made for another model.
+            that do not fit config.json, or that hold NaN or infinity, a mesh that does not
+            divide the model, or a `vkq_tables.safetensors` in the folder that was made for another
+            model.
     """
     dtype = _check_dtype(dtype)
     if layers_apart is not None and not isinstance(layers_apart, bool):
         raise ValueError(f"layers_apart: expected True, False or None, got {show(layers_apart)}")
     folder = _find_folder(path)
     config = _read_config(folder)
+    fitted = None if mesh is None else fit_mesh(mesh, config)
     family = family_of(config.model_type)
     with Checkpoint(folder) as checkpoint:
         names = family.weights(config)
@@ -76,7 +87,9 @@ def load(
                 config, text=dataclasses.replace(config.text, tie_word_embeddings=False)
             )
             names = family.weights(config)
-        module = nnx.eval_shape(lambda: family.build(config, Maker.create(nnx.Rngs(0), dtype)))
+        module = nnx.eval_shape(
+            lambda: family.build(config, Maker.create(nnx.Rngs(0), dtype, mesh=fitted))
+        )
         graphdef, params = nnx.split(module)
         names = names.fitted(
             params, {name: checkpoint.tensors[key].shape for name, key in keys.items()}
@@ -84,9 +97,21 @@ def load(
         if problems := check_weights(params, names.source, keys, checkpoint, names.is_unused):
             raise _misfit(folder, "weights do not fit config.json", problems, checkpoint)
         with errors_of(folder):
-            params = read_weights(params, names.source, keys, checkpoint)
+            params = read_weights(
+                params,
+                names.source,
+                keys,
+                checkpoint,
+                None if fitted is None else partial(parameter_sharding, mesh=fitted),
+            )
     # Absolute, for the processor is read later, perhaps from another working directory.
-    model = Model(params=params, graphdef=graphdef, config=config, source=str(folder.absolute()))
+    model = Model(
+        params=params,
+        graphdef=graphdef,
+        config=config,
+        source=str(folder.absolute()),
+        mesh=fitted,
+    )
     apart = jax.default_backend() == "gpu" if layers_apart is None else layers_apart
     model = model.unstack_layers() if apart else model
     tables = folder / TABLES_FILE

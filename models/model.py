@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 from models.families.base import ModelConfig, MultimodalModel
 from models.families.registry import family_of
@@ -39,6 +40,8 @@ class Model:
         config: the architecture's settings.
         source: folder that the model was loaded from, if any (its processor lies there).
         calibrated: presets calibrated for this model, if any.
+        mesh: devices that the model is split over, as `models.sharding.mesh.fit_mesh` has them;
+            None: it is on one.
     """
 
     params: Any
@@ -46,6 +49,7 @@ class Model:
     config: ModelConfig = static_field()
     source: str | None = static_field(default=None)
     calibrated: AttachedCodes | None = static_field(default=None)
+    mesh: Mesh | None = static_field(default=None)
 
     @classmethod
     def from_module(cls, module: MultimodalModel, source: str | None = None) -> Model:

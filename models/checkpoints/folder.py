@@ -59,10 +59,17 @@ class Checkpoint(contextlib.ExitStack):
                 self._open(file, shard_of)
             on_error.pop_all()
 
-    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        """A copy of one tensor, or of some of its rows, in the dtype of the file."""
-        handle = self._handles[self.tensors[name].file]
-        return handle.get_tensor(name) if rows == slice(None) else handle.get_slice(name)[rows]
+    def read(self, name: str, *index: slice) -> np.ndarray:
+        """A copy of one tensor, or of a slice of its first axes, in the dtype of the file.
+
+        No more than the slice is read.
+        """
+        info = self.tensors[name]
+        handle = self._handles[info.file]
+        whole = all(
+            s.indices(size) == (0, size, 1) for s, size in zip(index, info.shape, strict=False)
+        )
+        return handle.get_tensor(name) if whole else handle.get_slice(name)[index]
 
     def _open(self, file: Path, shard_of: Mapping[str, Path]) -> None:
         try:

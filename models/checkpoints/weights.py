@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum, auto
@@ -33,6 +34,8 @@ __all__ = [
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 type ParameterPath = tuple[Any, ...]
+type Index = tuple[slice, ...]
+type ShardingOf = Callable[[ParameterPath, tuple[int, ...]], jax.sharding.Sharding]
 
 
 class Layout(Enum):
@@ -79,9 +82,12 @@ class Source:
         """Over how many leading axes of the parameter stored tensors are stacked."""
         return self.name.count("{}")
 
-    def names(self, parameter: Any) -> list[str]:
-        """The names of the stored tensors, layer by layer."""
-        return [self.name.format(*index) for index in np.ndindex(parameter.shape[: self.stacked])]
+    def names(self, parameter: Any, own: Index | None = None) -> list[str]:
+        """The names of the stored tensors, layer by layer; of a part of the parameter: its own."""
+        stacks = parameter.shape[: self.stacked]
+        ranges = map(range, stacks) if own is None else (range(s.start, s.stop) for s in own)
+        numbers = itertools.product(*itertools.islice(ranges, self.stacked))
+        return [self.name.format(*number) for number in numbers]
 
     def parts(self, parameter: np.ndarray) -> np.ndarray:
         """The parameter's parts of one stored tensor each, in the order of `names`."""
@@ -102,12 +108,26 @@ class Source:
             shape = (*shape[:axis], self.rows.total, *shape[axis + 1 :])
         return (1,) * self.leading + shape
 
-    def to_parameter(self, tensor: np.ndarray) -> np.ndarray:
-        """A stored tensor as one layer of the parameter holds it; no copy."""
-        tensor = tensor.reshape(tensor.shape[self.leading :])
+    def stored_index(self, own: Index) -> Index:
+        """The slice of each stored tensor that a part of the parameter lies in.
+
+        `own` are slices [start, stop) of the parameter's axes. A convolution is in one part.
+        """
+        index = own[self.stacked :]
+        match self.layout:
+            case Layout.CONVOLUTION:
+                index = (index[-1],)
+            case Layout.TRANSPOSED | Layout.SWAPPED:
+                index = (*index[:-2], index[-1], index[-2])
         if self.rows is not None:
-            own = slice(self.rows.start, self.rows.stop)
-            tensor = tensor[(slice(None),) * self.rows.axis + (own,)]
+            first, axis = self.rows.start, self.rows.axis
+            moved = slice(first + index[axis].start, first + index[axis].stop)
+            index = (*index[:axis], moved, *index[axis + 1 :])
+        return (slice(0, 1),) * self.leading + index
+
+    def to_parameter(self, tensor: np.ndarray) -> np.ndarray:
+        """A stored tensor, or its `stored_index`, as the parameter holds it; no copy."""
+        tensor = tensor.reshape(tensor.shape[self.leading :])
         match self.layout:
             case Layout.SAME:
                 return tensor
@@ -209,27 +229,66 @@ def read_weights(
     source: Callable[[ParameterPath], Source],
     keys: Mapping[str, str],
     checkpoint: Checkpoint,
+    sharding_of: ShardingOf | None = None,
 ) -> nnx.State:
-    """Parameters on the default device, of the shapes and dtypes that `params` states.
+    """Parameters of the shapes and dtypes that `params` states.
 
-    On the host there is at most one parameter (a stack over layers) and one stored tensor at a
-    time; each is looked through for NaN and infinity while it is there.
+    On the host there is at most one shard of a parameter (a stack over layers) and one slice of a
+    stored tensor at a time; each is looked through for NaN and infinity while it is there. Shards
+    of other hosts are not read.
+
+    Args:
+        params: `jax.ShapeDtypeStruct`s.
+        source: where the parameter at a path comes from.
+        keys: the checkpoint's key of each name that it has.
+        checkpoint: the stored tensors.
+        sharding_of: how the parameter of a path and shape lies on devices; None: all on the
+            default one.
 
     Raises:
         ValueError: a value that is not finite, or not once it is cast; the tensor is named.
     """
+
+    def read(path: ParameterPath, parameter: Any) -> jax.Array:
+        def part(own: Index) -> np.ndarray:
+            return _read(parameter, own, source(path), keys, checkpoint)
+
+        if sharding_of is None:
+            whole = tuple(slice(0, size) for size in parameter.shape)
+            # The transfer ends before the host's copy is dropped and the next one made.
+            return jax.block_until_ready(jax.device_put(part(whole)))
+        return _in_shards(parameter.shape, sharding_of(path, parameter.shape), part)
+
     return nnx.from_flat_state(
-        (path, parameter.replace(_read(parameter, source(path), keys, checkpoint)))
+        (path, parameter.replace(read(path, parameter)))
         for path, parameter in nnx.to_flat_state(params)
     )
 
 
-def _read(
-    parameter: Any, origin: Source, keys: Mapping[str, str], checkpoint: Checkpoint
+def _in_shards(
+    shape: tuple[int, ...], sharding: jax.sharding.Sharding, part: Callable[[Index], np.ndarray]
 ) -> jax.Array:
-    stack: np.ndarray = np.empty(parameter.shape, parameter.dtype)
-    for part, name in zip(origin.parts(stack), origin.names(parameter), strict=True):
-        tensor = origin.to_parameter(checkpoint.read(keys[name]))
+    """An array from its parts, each made once and sent to all its devices before the next one."""
+    devices_of: dict[tuple[tuple[int, int], ...], list[Any]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        assert index is not None
+        own = tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
+        devices_of.setdefault(own, []).append(device)
+    shards = []
+    for own, devices in devices_of.items():
+        values = part(tuple(slice(start, stop) for start, stop in own))
+        shards += jax.block_until_ready([jax.device_put(values, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+
+def _read(
+    parameter: Any, own: Index, origin: Source, keys: Mapping[str, str], checkpoint: Checkpoint
+) -> np.ndarray:
+    """A part of a parameter, from the slices of the stored tensors that it lies in."""
+    stack: np.ndarray = np.empty([s.stop - s.start for s in own], parameter.dtype)
+    index = origin.stored_index(own)
+    for part, name in zip(origin.parts(stack), origin.names(parameter, own), strict=True):
+        tensor = origin.to_parameter(checkpoint.read(keys[name], *index))
         # Transposes and casts in one pass, without another array.
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(part, tensor, casting="unsafe")
@@ -242,8 +301,7 @@ def _read(
             raise ValueError(
                 f"{show_name(keys[name])} has NaN or infinite values: get the file anew"
             )
-    # The transfer ends before the host's copy is dropped and the next one made.
-    return jax.block_until_ready(jax.device_put(stack))
+    return stack
 
 
 _FINITE_BLOCK = 2**16  # elements, whose copy stays in the processor's cache

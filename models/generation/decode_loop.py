@@ -15,6 +15,8 @@ from models.generation.sampling import Sampling
 from models.generation.token_chooser import TokenChooser
 from models.generation.token_history import TokenHistory
 from models.model import Model
+from models.sharding import passes
+from models.sharding.placing import place_cache, place_sequences
 from models.text.masks import cache_starts
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import NOTHING_FIXED, FixedParts, KVCache
@@ -206,13 +208,17 @@ def observed_step(
     sliding window lets what they see begin.
     """
     module = model.module()
+    cache = place_cache(model.mesh, cache)
+    token, active = place_sequences(model.mesh, (token, active))
     valid = None if active is None else active[:, None]
     step = begin_decode(cache, valid, backend=ModelBackend(implementation))
     starts_of = cache_starts(model.config.text, cache, step.order)
 
     def attend(layer, query, key, value, step):
         starts = starts_of(layer)
-        output, step = step.attend(
+        output, step = passes.attend(
+            model.mesh,
+            step,
             layer,
             query,
             key,
@@ -225,7 +231,8 @@ def observed_step(
 
     embedded = module.text.embed(token[:, None])
     hidden, step, seen = module.text(embedded, step.positions, attend, step)
-    return module.text.logits(hidden)[:, 0], step.finish(), seen
+    cache = place_cache(model.mesh, step.finish())
+    return module.text.logits(hidden)[:, 0], cache, seen
 
 
 def _with_fixed(state: DecodeState, fixed: FixedParts) -> DecodeState:

@@ -7,6 +7,7 @@ import jax
 from models.inputs.batch import Inputs, PromptShape
 from models.layers.attention import attend_with_mask
 from models.model import Model
+from models.sharding.inputs import check_batch, place_inputs
 from models.text.masks import prompt_masks
 from vkq_jax.array_types import Array, Float
 
@@ -17,7 +18,9 @@ def forward(model: Model, inputs: Inputs) -> Float[Array, "B T vocab"]:
     """Logits of the next token at every position, float32; those of padding mean nothing."""
     # The counts are static but unused here: without them one compilation serves all prompts of
     # one padded length.
-    return _forward(model, dataclasses.replace(inputs, prompt_shape=PromptShape(0, 0, 0, 0)))
+    check_batch(model.mesh, inputs)
+    inputs = dataclasses.replace(inputs, prompt_shape=PromptShape(0, 0, 0, 0))
+    return _forward(model, place_inputs(model.mesh, inputs))
 
 
 @jax.jit

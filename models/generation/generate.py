@@ -25,6 +25,8 @@ from models.inputs.batch import Inputs
 from models.inputs.padding import text_bucket
 from models.inputs.split import split_after_images
 from models.model import Model
+from models.sharding.inputs import check_batch, place_inputs
+from models.sharding.placing import place_cache, place_shared, to_host
 from vkq_jax.array_types import Array, Bool, Int32
 from vkq_jax.cache import KVCache
 from vkq_jax.calibrated import CalibratedCodes
@@ -181,8 +183,8 @@ def stream(
     for start in range(0, max_new_tokens, chunk):
         room = min(chunk, max_new_tokens - start)
         new, count, state = emit(state, room, steps=chunk)
-        tokens[:, start : start + room] = new[:, :room]
-        lengths += np.asarray(count)
+        tokens[:, start : start + room] = to_host(new)[:, :room]
+        lengths += to_host(count)
         so_far = jax.device_put(tokens.copy()), jax.device_put(lengths.copy())
         refuse_non_finite(model, inputs, options.get("cache"), *so_far, state.finite)
         yield Generation(*so_far, state.cache, state.finite)
@@ -214,6 +216,7 @@ def _begin(
     checks.check_quantize_at(model, quantize_at)
     key = checks.check_key(key)
     checks.check_cache(model, inputs, cache)
+    check_batch(model.mesh, inputs)
     if cache is not None and cache.position.shape[0] < inputs.input_ids.shape[0]:
         cache = share_visual(cache, inputs.input_ids.shape[0])
     if cache_length is not None:
@@ -246,15 +249,16 @@ def _begin(
     )
     if bucketing:
         inputs = in_buckets(model, inputs)
+    inputs = place_inputs(model.mesh, inputs)
     if cache is not None:
-        inputs = inputs.continuing()
+        inputs, cache = inputs.continuing(), place_cache(model.mesh, cache)
     run = partial(
         prefill_part,
         quant=settings,
         cache_length=cache_length or max(_room(needed, bucketing), own_length),
         implementation=implementation,
-        score_map=score_map,
-        tables=own_tables,
+        score_map=place_shared(model.mesh, score_map),
+        tables=place_shared(model.mesh, own_tables),
     )
     if quantize_at == "prompt" or not inputs.prompt_shape.visual:
         logits, filled = run(model, inputs, cache)

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from models.generation.backend import ModelBackend
 from models.inputs.batch import Inputs
 from models.model import Model
+from models.sharding import passes
+from models.sharding.inputs import place_inputs
+from models.sharding.placing import place_cache
 from models.text.key_bias import has_key_bias, key_bias_for
 from models.text.masks import cache_starts, prompt_masks
 from vkq_jax.array_types import Array, Bool, Float
@@ -79,6 +82,7 @@ def run_prompt(
 ) -> tuple[Float[Array, "B T D"], KVCache]:
     """`prefill`, to be traced: the normed hidden state of every token, and the new cache."""
     module = model.module()
+    inputs = place_inputs(model.mesh, inputs)
     past = cache
     if cache is None:
         cache = new_cache(model, inputs.mask.shape[0], quant=quant, cache_length=cache_length)
@@ -90,6 +94,7 @@ def run_prompt(
         cache = dataclasses.replace(cache, score_map=score_map)
     if tables is not None:
         cache = dataclasses.replace(cache, tables=tables)
+    cache = place_cache(model.mesh, cache)
     text_config = model.config.text
     reading = begin_prefill(
         cache,
@@ -106,7 +111,9 @@ def run_prompt(
     starts_of = cache_starts(text_config, cache, reading.order)
 
     def attend(layer, query, key, value, reading):
-        output, reading = reading.attend(
+        output, reading = passes.attend(
+            model.mesh,
+            reading,
             layer,
             query,
             key,
@@ -122,7 +129,7 @@ def run_prompt(
     hidden, reading, _ = module.text(
         embedded.hidden, reading.positions, attend, reading, additions=embedded.additions
     )
-    return hidden, reading.finish()
+    return hidden, place_cache(model.mesh, reading.finish())
 
 
 def new_cache(model: Model, batch: int, *, quant: KVQuantConfig, cache_length: int) -> KVCache:

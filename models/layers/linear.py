@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from vkq_jax.array_types import Array, Float, Int32
@@ -15,24 +16,31 @@ _STANDARD_DEVIATION = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Maker:
-    """Makes layers that share a stream of random numbers and dtypes.
+    """Makes layers that share a stream of random numbers, dtypes and devices.
 
     Attributes:
         rngs: where random parameters come from.
         dtype: what layers compute in.
         param_dtype: what parameters are held in.
+        mesh: devices that the layers are split over; None: one.
     """
 
     rngs: nnx.Rngs
     dtype: DTypeLike
     param_dtype: DTypeLike
+    mesh: Mesh | None = None
 
     @classmethod
     def create(
-        cls, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike | None = None
+        cls,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike | None = None,
+        *,
+        mesh: Mesh | None = None,
     ) -> "Maker":
         """A maker whose parameters are of `param_dtype`, `dtype` by default."""
-        return cls(rngs, dtype, dtype if param_dtype is None else param_dtype)
+        return cls(rngs, dtype, dtype if param_dtype is None else param_dtype, mesh)
 
     def with_rngs(self, rngs: nnx.Rngs) -> "Maker":
         """The same dtypes with another stream of random numbers."""

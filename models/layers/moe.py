@@ -1,13 +1,17 @@
 """A mixture of experts: each token goes through the few MLPs that a router chooses for it."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from models.layers.activations import Activation, activate
 from models.layers.linear import Maker
+from models.sharding.axes import MODEL
+from models.sharding.placing import data_axis, on_shards
 from vkq_jax.array_types import Array, Float, Int32
 
 __all__ = ["MoeConfig", "MoeMlp"]
@@ -50,29 +54,45 @@ class MoeMlp(nnx.Module):
         weight, expert = jax.lax.top_k(shares, self.config.num_experts_per_tok)
         if self.config.norm_topk_prob:
             weight = weight / weight.sum(-1, keepdims=True)
-        mixed = self.experts(tokens, expert)
-        return (mixed * weight.astype(x.dtype)[..., None]).sum(1).reshape(x.shape)
+        return self.experts(tokens, expert, weight.astype(x.dtype)).reshape(x.shape)
 
 
 class _Experts(nnx.Module):
     """Gated MLPs side by side: `gate_proj` and `up_proj` [E, in, out], `down_proj` [E, out, in]."""
 
     def __init__(self, make: Maker, hidden_size: int, config: MoeConfig, act: Activation):
-        self.act = act
+        self.act, self.mesh = act, make.mesh
         inner, count = config.intermediate_size, config.num_experts
         self.gate_proj = make.normal(count, hidden_size, inner)
         self.up_proj = make.normal(count, hidden_size, inner)
         self.down_proj = make.normal(count, inner, hidden_size)
 
     def __call__(
-        self, tokens: Float[Array, "N width"], expert: Int32[Array, "N k"]
-    ) -> Float[Array, "N k width"]:
-        """The outputs of each token's k experts.
+        self,
+        tokens: Float[Array, "N width"],
+        expert: Int32[Array, "N k"],
+        weight: Float[Array, "N k"],
+    ) -> Float[Array, "N width"]:
+        """The weighted sum of the outputs of each token's k experts.
 
         Tokens are sorted by expert into blocks of one expert each, the last block of each expert
-        filled up: the experts' matrices are read where they are needed and nowhere else.
+        filled up: the experts' matrices are read where they are needed and nowhere else. On a mesh
+        each device runs the blocks of its own experts, for the tokens of its own sequences.
         """
-        count, (rows, k) = self.gate_proj.shape[0], expert.shape
+        experts = [each[...] for each in (self.gate_proj, self.up_proj, self.down_proj)]
+        of_tokens = PartitionSpec(self.mesh and data_axis(self.mesh, len(tokens)))
+        specs = (PartitionSpec(MODEL), of_tokens, of_tokens, of_tokens)
+        return on_shards(self.mesh, self._run, specs, of_tokens)(experts, tokens, expert, weight)
+
+    def _run(
+        self,
+        experts: Sequence[Float[Array, "E ..."]],
+        tokens: Float[Array, "N width"],
+        expert: Int32[Array, "N k"],
+        weight: Float[Array, "N k"],
+    ) -> Float[Array, "N width"]:
+        (own_count, *_), (rows, k) = experts[0].shape, expert.shape
+        count = self.gate_proj.shape[0]
         chosen = expert.reshape(-1)
         # About as many tokens as an expert gets.
         per_expert = max(chosen.size // count, 1)
@@ -94,11 +114,17 @@ class _Experts(nnx.Module):
 
         def run(item):
             own, x = item
-            gate, up, down = (
-                each[...][own].astype(x.dtype)
-                for each in (self.gate_proj, self.up_proj, self.down_proj)
-            )
+            gate, up, down = (each[own].astype(x.dtype) for each in experts)
             return (activate(x @ gate, self.act) * (x @ up)) @ down
 
-        out = jax.lax.map(run, (owner, tokens[token].reshape(blocks, block, -1)))
-        return out.reshape(blocks * block, -1)[slot].reshape(rows, k, -1)
+        def run_if_here(item):
+            here = (item[0] >= 0) & (item[0] < own_count)
+            return jax.lax.cond(here, run, lambda item: jnp.zeros_like(item[1]), item)
+
+        if self.mesh is not None:
+            owner = owner - jax.lax.axis_index(MODEL) * own_count
+        items = owner, tokens[token].reshape(blocks, block, -1)
+        out = jax.lax.map(run if self.mesh is None else run_if_here, items)
+        out = out.reshape(blocks * block, -1)[slot].reshape(rows, k, -1)
+        mixed = (out * weight[..., None]).sum(1)
+        return mixed if self.mesh is None else jax.lax.psum(mixed, MODEL)

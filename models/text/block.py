@@ -10,6 +10,7 @@ from models.layers.mlp import GatedMlp
 from models.layers.moe import MoeMlp
 from models.layers.norms import OffsetRmsNorm, RmsNorm
 from models.layers.rope import apply_rope
+from models.sharding.placing import place_sequences
 from models.text.config import TextConfig
 from vkq_jax.array_types import Array
 
@@ -31,7 +32,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: TextConfig, make: Maker):
         """Random parameters."""
-        self.config = config
+        self.config, self.mesh = config, make.mesh
         self.input_layernorm = decoder_norm(config, make)
         self.self_attn = _Projections(config, make)
         self.post_attention_layernorm = decoder_norm(config, make)
@@ -47,12 +48,14 @@ class Block(nnx.Module):
         query, key, value = self.self_attn(self.input_layernorm(x), cos, sin)
         mixed, carry, out = attend(layer, query, key, value, carry)
         mixed = self.self_attn.o_proj(mixed.reshape(*x.shape[:2], -1).astype(x.dtype))
+        mixed = place_sequences(self.mesh, mixed)  # summed up over devices here, and behind the MLP
         if self.config.sandwich_norms:
             x = x + self.post_attention_layernorm(mixed)
-            added = self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
-            return x + added, carry, out
+            added = place_sequences(self.mesh, self.mlp(self.pre_feedforward_layernorm(x)))
+            return x + self.post_feedforward_layernorm(added), carry, out
         x = x + self._residual(mixed)
-        return x + self._residual(self.mlp(self.post_attention_layernorm(x))), carry, out
+        added = place_sequences(self.mesh, self.mlp(self.post_attention_layernorm(x)))
+        return x + self._residual(added), carry, out
 
     def _residual(self, added: Array) -> Array:
         multiplier = self.config.residual_multiplier

@@ -11,6 +11,7 @@ from models.layers.layer_kinds import by_kind
 from models.layers.layer_scan import scan_layers, stack_layers
 from models.layers.linear import Maker
 from models.layers.rope import rope
+from models.sharding.placing import place_sequences
 from models.text.block import Block, decoder_norm
 from models.text.config import TextConfig
 from vkq_jax.array_types import Array, Float, Int32
@@ -27,7 +28,7 @@ class TextDecoder(nnx.Module):
 
     def __init__(self, config: TextConfig, make: Maker):
         """Random parameters."""
-        self.config, self.dtype = config, jnp.dtype(make.dtype)
+        self.config, self.dtype, self.mesh = config, jnp.dtype(make.dtype), make.mesh
         self.embed_tokens = make.embedding(config.vocab_size, config.hidden_size)
         self.layers = stack_layers(
             lambda rngs: Block(config, make.with_rngs(rngs)), config.num_hidden_layers, make.rngs
@@ -111,10 +112,11 @@ class TextDecoder(nnx.Module):
                 x = x + jnp.where(layer < len(additions), own, 0).astype(x.dtype)
             return (x, inner), (out, look(x, layer))
 
+        x = place_sequences(self.mesh, x)
         (x, carry), (outputs, looks) = scan_layers(
             self.layers, step, (x, carry), config.num_hidden_layers, remat=remat, unroll=unroll
         )
-        return x, carry, outputs, looks
+        return place_sequences(self.mesh, x), carry, outputs, looks
 
     def logits(self, x: Float[Array, "*lead hidden_size"]) -> Float[Array, "*lead vocab"]:
         """Scores of the next token for normed `x`, accumulated in float32."""

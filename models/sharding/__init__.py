@@ -1,0 +1,1 @@
+"""A model over a mesh of devices: which axis of which array is split over which devices."""

@@ -1,0 +1,106 @@
+"""Meshes of devices: written as `data=2,model=4`, checked against a model's sizes.
+
+Sequences are split over `data`. Heads, MLP channels, experts and the vocabulary are split over
+`model` (tensor parallel, Megatron-LM, arXiv 1909.08053). A mesh may span several hosts, each with
+one process of `jax.distributed`.
+"""
+
+import math
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from models.families.base import ModelConfig
+from models.messages import show
+from models.sharding.axes import DATA, GROUP, KV_HEADS
+
+__all__ = ["fit_mesh", "make_mesh"]
+
+_NAMES = ("data", "model")
+
+
+def make_mesh(mesh: str | Mesh) -> Mesh:
+    """A mesh with the axes `data` and `model`.
+
+    Args:
+        mesh: `data=2,model=4`, an axis left out being 1, or a mesh with such axes. Text takes
+            the first devices that there are.
+
+    Raises:
+        ValueError: text of another form, axes of other names, or more devices than there are.
+    """
+    if isinstance(mesh, Mesh):
+        sizes = dict(mesh.shape)
+        if not sizes or not set(sizes) <= set(_NAMES):
+            raise ValueError(f"mesh: expected axes data and model, got {show(list(sizes))}")
+        order = [mesh.axis_names.index(name) for name in _NAMES if name in sizes]
+        devices = mesh.devices.transpose(order)
+    else:
+        sizes = _parse(mesh)
+        devices = _devices(sizes)
+    shape = [sizes.get(name, 1) for name in _NAMES]
+    return Mesh(devices.reshape(shape), _NAMES, axis_types=(AxisType.Auto,) * len(_NAMES))
+
+
+def fit_mesh(mesh: str | Mesh, config: ModelConfig) -> Mesh:
+    """The mesh for a model: its axis `model` in two, `KV_HEADS` and `GROUP`.
+
+    Raises:
+        ValueError: as `make_mesh`, or a size of the text decoder that `model` does not divide.
+    """
+    plain = make_mesh(mesh)
+    text, parts = config.text, plain.shape["model"]
+    kv_heads = text.num_key_value_heads
+    sizes = {"num_attention_heads": text.num_attention_heads}
+    if text.moe is None:
+        sizes["intermediate_size"] = text.intermediate_size
+    else:
+        sizes["num_experts"] = text.moe.num_experts
+    for name, size in sizes.items():
+        if size % parts:
+            raise ValueError(
+                f"mesh axis model={parts} does not divide {name}={size}: use one of "
+                f"{_divisors(math.gcd(*sizes.values()))}"
+            )
+    if kv_heads % parts and parts % kv_heads:
+        raise ValueError(
+            f"mesh axis model={parts} is neither a divisor nor a multiple of "
+            f"num_key_value_heads={kv_heads}"
+        )
+    split = min(kv_heads, parts)
+    devices = plain.devices.reshape(plain.shape["data"], split, parts // split)
+    names = (DATA, KV_HEADS, GROUP)
+    return Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def _parse(text: str) -> dict[str, int]:
+    expected = "mesh: expected sizes of the axes data and model, such as data=2,model=4"
+    if not isinstance(text, str):
+        raise ValueError(f"{expected}, or a jax.sharding.Mesh with them, got {show(text)}")
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(data|model)\s*=\s*([1-9][0-9]{0,5})\s*", part)
+        if match is None or match[1] in sizes:
+            raise ValueError(f"{expected}, got {show(text)}")
+        sizes[match[1]] = int(match[2])
+    return sizes
+
+
+def _devices(sizes: dict[str, int]) -> np.ndarray:
+    wanted, there = math.prod(sizes.values()), jax.device_count()
+    whole = jax.process_count() == 1 or wanted == there
+    if wanted > there or not whole:
+        written = ",".join(f"{name}={size}" for name, size in sizes.items())
+        raise ValueError(f"mesh {written} needs {wanted} devices, there are {there}")
+    names = tuple(name for name in _NAMES if name in sizes)
+    shape = tuple(sizes[name] for name in names)
+    auto = (AxisType.Auto,) * len(names)
+    return jax.make_mesh(shape, names, axis_types=auto).devices.reshape(
+        [sizes.get(name, 1) for name in _NAMES]
+    )
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, min(number, 4096) + 1) if number % n == 0)

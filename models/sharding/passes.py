@@ -1,0 +1,74 @@
+"""A pass over a cache, each device on its own sequences and heads."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from models.sharding.axes import KV_HEADS, MODEL
+from models.sharding.placing import attention_axes, data_axis, on_shards, place
+from vkq_jax.array_types import Array, Bool
+from vkq_jax.decode import Decode
+from vkq_jax.prefill import Prefill
+from vkq_jax.sharding import pass_specs
+from vkq_jax.visibility import Starts
+
+__all__ = ["attend"]
+
+
+def attend[Pass: (Prefill, Decode)](
+    mesh: Mesh | None,
+    passing: Pass,
+    layer: Array,
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    starts: Starts | None,
+    mask: Bool[Array, "B T T"] | None = None,
+    **scores: Any,
+) -> tuple[Array, Pass]:
+    """`passing.attend(layer, query, key, value, ...)`, on the devices of a mesh.
+
+    Nothing is sent between devices but, where they share KV heads, the tensors of the new tokens,
+    and where scores are calibrated at every step, counts.
+    """
+    masks = {} if mask is None else {"mask": mask}
+    if mesh is None:
+        return passing.attend(layer, query, key, value, starts=starts, **masks, **scores)
+    cache = passing.unfinished
+    batch = cache.position.shape[0]
+    axes = attention_axes(mesh, batch)
+    counts = cache.quant.calibration is not None and cache.score_map is None
+
+    def attend_own(layer, query, key, value, own, starts, masks):
+        output, after = own.attend(layer, query, key, value, starts=starts, **masks, **scores)
+        skipped = None
+        if counts:
+            skipped = own.skipped + jax.lax.psum(after.skipped - own.skipped, axes.heads)
+        text = after.unfinished.text
+        return output, text.key, text.value, getattr(after, "coded", None), skipped, after.done
+
+    heads = PartitionSpec(axes.sequences, None, axes.heads)
+    kv_heads = PartitionSpec(axes.sequences, None, axes.kv_heads)
+    rows = PartitionSpec(axes.sequences)
+    run = on_shards(
+        mesh,
+        attend_own,
+        (PartitionSpec(), heads, kv_heads, kv_heads, pass_specs(passing, axes), rows, rows),
+        (heads, axes.of_layers, axes.of_layers, axes.of_layers, rows, PartitionSpec()),
+    )
+    # Or the compiler might split the projections as attention is, and gather their weights.
+    between = PartitionSpec(data_axis(mesh, batch), None, MODEL)
+    query = place(mesh, query, between)
+    key, value = place(mesh, (key, value), PartitionSpec(data_axis(mesh, batch), None, KV_HEADS))
+    output, *written, coded, skipped, done = run(layer, query, key, value, passing, starts, masks)
+    text = dataclasses.replace(cache.text, key=written[0], value=written[1])
+    changes: dict[str, Any] = {
+        "unfinished": dataclasses.replace(cache, text=text),
+        "done": done,
+        **({} if coded is None else {"coded": coded}),
+        **({} if skipped is None else {"skipped": skipped}),
+    }
+    return place(mesh, output, between), dataclasses.replace(passing, **changes)

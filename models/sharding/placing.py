@@ -1,0 +1,108 @@
+"""Arrays put on a model's mesh, and functions run on each device's own part of them.
+
+With `mesh=None` each function gives back what it gets: one device needs none of it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from models.sharding.axes import DATA, GROUP, KV_HEADS, MODEL
+from vkq_jax.cache import KVCache
+from vkq_jax.sharding import CacheAxes, cache_shardings
+
+__all__ = [
+    "attention_axes",
+    "data_axis",
+    "on_shards",
+    "place",
+    "place_cache",
+    "place_sequences",
+    "place_shared",
+    "to_host",
+]
+
+
+def data_axis(mesh: Mesh, batch: int) -> str | None:
+    """The axis that `batch` sequences are split over; None where it does not divide them."""
+    return DATA if batch % mesh.shape[DATA] == 0 else None
+
+
+def attention_axes(mesh: Mesh, batch: int) -> CacheAxes:
+    """How attention over a cache of `batch` sequences is split.
+
+    Devices that share a KV head share out its sequences, so that no key lies twice. Where their
+    number does not divide the batch, each holds all sequences and attends with its own queries.
+    """
+    if batch % (mesh.shape[DATA] * mesh.shape[GROUP]) == 0:
+        return CacheAxes((DATA, GROUP), KV_HEADS, KV_HEADS, (DATA, GROUP))
+    sequences = data_axis(mesh, batch)
+    return CacheAxes(sequences, KV_HEADS, MODEL, sequences)
+
+
+def on_shards[**A, R](
+    mesh: Mesh | None, function: Callable[A, R], in_specs: Any, out_specs: Any
+) -> Callable[A, R]:
+    """The function, run by each device on its own part of the arguments, see `jax.shard_map`."""
+    if mesh is None:
+        return function
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+
+
+def place[T](mesh: Mesh | None, arrays: T, spec: PartitionSpec) -> T:
+    """A pytree of arrays, each split as `spec` says.
+
+    Inside jit this is a constraint for the compiler. Arrays that each of several hosts has whole
+    become one, of which each host keeps the parts of its devices.
+    """
+    if mesh is None:
+        return arrays
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda x: _place(x, sharding), arrays)
+
+
+def place_sequences[T](mesh: Mesh | None, arrays: T) -> T:
+    """A pytree of arrays [B, ...], split by sequence."""
+    if mesh is None:
+        return arrays
+    return jax.tree.map(
+        lambda x: place(mesh, x, PartitionSpec(data_axis(mesh, x.shape[0]))), arrays
+    )
+
+
+def place_cache(mesh: Mesh | None, cache: KVCache) -> KVCache:
+    """A cache of any mesh or none on this one, as attention reads it."""
+    if mesh is None:
+        return cache
+    batch = cache.position.shape[0]
+    # Lengths and positions are read outside attention, too, and small.
+    axes = dataclasses.replace(attention_axes(mesh, batch), counts=data_axis(mesh, batch))
+    return jax.tree.map(_place, cache, cache_shardings(cache, mesh, axes))
+
+
+def place_shared[T](mesh: Mesh | None, tables: T) -> T:
+    """Offline tables or a score map, whole on every device: each step takes what it needs."""
+    return place(mesh, tables, PartitionSpec())
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """The whole array in NumPy; all hosts call this together where it lies on several."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+
+def _place(x: Any, sharding: Sharding) -> Any:
+    if isinstance(x, Tracer):
+        return jax.lax.with_sharding_constraint(x, sharding)
+    if sharding.is_fully_addressable or not x.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    return jax.make_array_from_callback(x.shape, sharding, np.asarray(x).__getitem__)

@@ -1,0 +1,57 @@
+"""Rules of sharding by the logical axes of parameters, the same for all families.
+
+A parameter that no rule names is on every device in full: norms, routers, vision towers and
+projectors, which are small beside a text decoder. Pictures are split over the devices instead.
+"""
+
+import math
+import re
+from typing import Any
+
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from models.sharding.axes import KV_HEADS, MODEL
+
+__all__ = ["parameter_sharding"]
+
+type MeshAxes = str | tuple[str, ...] | None
+
+_RULES: dict[str, MeshAxes] = {
+    "layers": None,
+    "vocab": MODEL,
+    "heads": MODEL,
+    "kv_heads": KV_HEADS,
+    "mlp": MODEL,
+    "experts": MODEL,
+    "expert_mlp": None,
+    "embed": None,
+}
+"""Mesh axes of each logical axis: the one place that says what is split."""
+
+_TABLE = ("vocab", "embed")
+_BLOCK = r"text\.layers\."
+_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r"text\.(embed_tokens|lm_head)\.weight", _TABLE),
+    (_BLOCK + r"self_attn\.q_proj\.kernel", ("layers", "embed", "heads")),
+    (_BLOCK + r"self_attn\.q_proj\.bias", ("layers", "heads")),
+    (_BLOCK + r"self_attn\.[kv]_proj\.kernel", ("layers", "embed", "kv_heads")),
+    (_BLOCK + r"self_attn\.[kv]_proj\.bias", ("layers", "kv_heads")),
+    (_BLOCK + r"self_attn\.o_proj\.kernel", ("layers", "heads", "embed")),
+    (_BLOCK + r"mlp\.(gate|up)_proj\.kernel", ("layers", "embed", "mlp")),
+    (_BLOCK + r"mlp\.(gate|up)_proj\.bias", ("layers", "mlp")),
+    (_BLOCK + r"mlp\.down_proj\.kernel", ("layers", "mlp", "embed")),
+    (_BLOCK + r"mlp\.experts\.(gate|up)_proj", ("layers", "experts", "embed", "expert_mlp")),
+    (_BLOCK + r"mlp\.experts\.down_proj", ("layers", "experts", "expert_mlp", "embed")),
+)
+"""Logical axes of the parameters that are split, by their path in the module."""
+
+
+def parameter_sharding(path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """How the parameter at a path of the module lies on a mesh from `fit_mesh`."""
+    name = ".".join(map(str, path))
+    logical = next((axes for rule, axes in _AXES if re.fullmatch(rule, name)), ())
+    spec = [_RULES[axis] for axis in logical]
+    if logical == _TABLE and shape[0] % (parts := math.prod(mesh.shape[name] for name in MODEL)):
+        # Vocabularies are of any size (InternVL3: 151,674); the width of a model rarely is.
+        spec = [None, MODEL if shape[1] % parts == 0 else None]
+    return NamedSharding(mesh, PartitionSpec(*spec))

@@ -1,0 +1,106 @@
+"""Tiny checkpoints of each kind of text decoder, loaded and run on one device and on meshes."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import models
+from models import Generation, Inputs, Model
+from tests.models.hf_files import IMAGE_TOKEN, config_json
+from tests.support import qwen_vl
+from tests.support.random_checkpoint import write_random_checkpoint
+
+BATCH, STEPS = 8, 4
+
+
+def _llava(kv_heads: int, model_type: str = "llama", **text: Any) -> dict[str, Any]:
+    sizes = {
+        "model_type": model_type,
+        "num_attention_heads": 8,
+        "num_key_value_heads": kv_heads,
+        "head_dim": 16,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "vocab_size": 64,
+    }
+    return config_json(text=sizes | text)
+
+
+_FULL = {"rope_type": "default", "rope_theta": 5000.0}
+CONFIGS = {
+    "8 KV heads": _llava(8),
+    "4 KV heads": _llava(4),
+    "2 KV heads, odd vocabulary": _llava(2, vocab_size=61),
+    "1 KV head": _llava(1),
+    "key bias": _llava(2, "qwen2"),
+    "fused projections": _llava(
+        4, "phi3", head_dim=4, original_max_position_embeddings=64, pad_token_id=0
+    ),
+    "sliding window": _llava(
+        4,
+        "ministral",
+        sliding_window=9,
+        layer_types=["full_attention", "sliding_attention"],
+        rope_parameters=_FULL,
+    ),
+    "experts": qwen_vl.config_json("qwen3_vl_moe"),
+}
+_MOE = {"num_experts": 8, "num_attention_heads": 8, "num_key_value_heads": 4}
+CONFIGS["experts"]["text_config"] |= _MOE
+
+
+class Cases:
+    """Models and their answers, each made once."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @cache  # noqa: B019  # the object lives as long as the tests
+    def model(self, name: str, mesh: str | None = None) -> Model:
+        folder = self.folder / name
+        if not folder.exists():
+            return write_random_checkpoint(folder, CONFIGS[name])
+        return models.load(folder, dtype=jnp.float32, mesh=mesh)
+
+    @cache  # noqa: B019
+    def generation(self, name: str, mesh: str | None = None, quant: str = "vkq-1bit") -> Generation:
+        model = self.model(name, mesh)
+        return models.generate(
+            model, inputs_of(model), max_new_tokens=STEPS, stop_tokens=(), quant=quant
+        )
+
+
+def inputs_of(model: Model, batch: int = BATCH) -> Inputs:
+    """Prompts of unlike lengths, each with a picture."""
+    rng = np.random.default_rng(0)
+    if model.config.model_type != "llava":
+        rows = [[2 + row % 3, ("image", 4, 4 + 2 * (row % 2)), 3] for row in range(batch)]
+        arrays = qwen_vl.batch(rows, rng)
+        return Inputs.from_arrays(model.config, **arrays)
+    ids = rng.integers(IMAGE_TOKEN + 1, model.config.text.vocab_size, (batch, 14))
+    ids[:, 3:7] = IMAGE_TOKEN
+    mask = np.ones(ids.shape, bool)
+    mask[1, :2] = False
+    pixels = rng.normal(size=(batch, 3, 28, 28)).astype(np.float32)
+    return Inputs.from_arrays(model.config, ids, mask, pixels)
+
+
+def assert_same(got: Any, expected: Any) -> None:
+    """Structures and integers are equal (codes, lengths), floats up to a few roundings."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        assert (x.shape, x.dtype) == (y.shape, y.dtype), name
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            rounding = float(jnp.finfo(x.dtype).eps) * 64
+            np.testing.assert_allclose(
+                np.float32(x), np.float32(y), rtol=rounding, atol=rounding, err_msg=name
+            )
+        else:
+            np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=name)

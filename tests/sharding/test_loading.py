@@ -1,0 +1,107 @@
+"""Weights are read straight into their shards, and a mesh that does not fit is refused."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+import models
+from models.checkpoints.folder import Checkpoint
+from models.layers.layer_scan import restack_layers
+from models.sharding.mesh import fit_mesh, make_mesh
+from tests.models.hf_files import config_json
+from tests.sharding.cases import CONFIGS, inputs_of
+
+
+def shards(x: jax.Array) -> int:
+    """In how many parts an array lies."""
+    return math.prod(x.shape) // math.prod(x.sharding.shard_shape(x.shape))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_are_those_of_the_files(cases, name):
+    one, many = cases.model(name), cases.model(name, "data=2,model=4")
+    jax.tree.map(np.testing.assert_array_equal, many.params, one.params)
+    block = many.params["text"]["layers"]
+    heads = one.config.text.num_key_value_heads
+    assert shards(block["self_attn"]["q_proj"]["kernel"][...]) == 4
+    assert shards(block["self_attn"]["k_proj"]["kernel"][...]) == min(heads, 4)
+    mlp = block["mlp"]
+    inner = mlp["experts"]["up_proj"] if name == "experts" else mlp["down_proj"]["kernel"]
+    assert shards(inner[...]) == 4
+    assert shards(many.params["text"]["embed_tokens"]["weight"][...]) == 4
+
+
+def test_each_part_is_read_once_and_nothing_else(cases, monkeypatch):
+    name = "8 KV heads"
+    cases.model(name)
+    read: list[tuple[str, int]] = []
+    original = Checkpoint.read
+
+    def recorded(self, key, *index):
+        values = original(self, key, *index)
+        read.append((key, values.size))
+        return values
+
+    monkeypatch.setattr(Checkpoint, "read", recorded)
+    models.load(cases.folder / name, dtype=jnp.float32, mesh="data=2,model=4")
+    key = "language_model.model.layers.0.self_attn.q_proj.weight"
+    assert [size for found, size in read if found == key] == [32 * 128 // 4] * 4
+    sizes = {found: size for found, size in read if "norm" in found or "vision" in found}
+    assert len(sizes) == sum("norm" in found or "vision" in found for found, _ in read)
+
+
+def test_layers_apart_stay_in_their_shards(cases):
+    name = "4 KV heads"
+    one = cases.model(name)
+    apart = models.load(cases.folder / name, dtype=jnp.float32, mesh="model=4", layers_apart=True)
+    kernel = apart.params["text"]["layers"]["mlp"]["up_proj"]["kernel"]
+    assert [shards(layer) for layer in kernel.layers] == [4, 4]
+    jax.tree.map(np.testing.assert_array_equal, restack_layers(apart.params), one.params)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "text", "named"),
+    [
+        ("model=3", {}, "model=3 does not divide num_attention_heads=8"),
+        ("model=8", {"intermediate_size": 20}, "model=8 does not divide intermediate_size=20"),
+        ("model=8", {"num_attention_heads": 24, "num_key_value_heads": 6}, "num_key_value_heads=6"),
+        ("data=4,model=4", {}, "data=4,model=4 needs 16 devices, there are 8"),
+        ("data=2,tensor=4", {}, "axes data and model, such as data=2,model=4"),
+        ("data=2,data=4", {}, "got 'data=2,data=4'"),
+        ("data=0", {}, "got 'data=0'"),
+        ("", {}, "got ''"),
+        (8, {}, "got 8"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_one_error(tmp_path, mesh, text, named):
+    sizes = {"num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 32, "head_dim": 4}
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config_json(text=sizes | text)))
+    with pytest.raises(ValueError, match=named) as error:
+        fit_mesh(mesh, models.read_config(folder))
+    assert str(error.value).startswith("mesh")
+    assert len(str(error.value)) < 400
+
+
+def test_a_mesh_of_jax_is_taken_in_any_order_of_its_axes():
+    devices = np.array(jax.devices()).reshape(4, 2)
+    mesh = make_mesh(Mesh(devices, ("model", "data")))
+    assert dict(mesh.shape) == {"data": 2, "model": 4}
+    np.testing.assert_array_equal(mesh.devices, devices.T)
+    with pytest.raises(ValueError, match=r"expected axes data and model, got \['x'\]"):
+        make_mesh(jax.make_mesh((8,), ("x",)))
+
+
+def test_a_batch_that_data_does_not_divide_is_one_error(cases):
+    model = cases.model("4 KV heads", "data=4,model=2")
+    inputs = inputs_of(cases.model("4 KV heads"), batch=6)
+    with pytest.raises(ValueError, match="data=4 does not divide a batch of 6 prompts"):
+        models.generate(model, inputs, max_new_tokens=1)
+    with pytest.raises(ValueError, match="data=4 does not divide a batch of 6 prompts"):
+        models.forward(model, inputs)
