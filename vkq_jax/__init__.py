@@ -1,5 +1,6 @@
 """The visual KV cache of multimodal LLMs in 1 bit: pure JAX, the layer that all others use."""
 
+from vkq_jax import summaries as summaries  # registers the short forms of caches and tensors
 from vkq_jax.accounting import CacheBytes, cache_nbytes
 from vkq_jax.attention import Attended
 from vkq_jax.backend import Backend

@@ -4,6 +4,7 @@ import dataclasses
 
 from vkq_jax.cache import KVCache
 from vkq_jax.dense import DenseTensor
+from vkq_jax.display import table
 from vkq_jax.pytree import nbytes
 from vkq_jax.quantized import QuantizedTensor
 
@@ -44,6 +45,9 @@ class CacheBytes:
         if not self.visual_full_precision:
             return 0.0
         return 1.0 - self.visual / self.visual_full_precision
+
+    def _repr_html_(self) -> str | None:
+        return table(self)
 
 
 def cache_nbytes(cache: KVCache) -> CacheBytes:

@@ -7,6 +7,7 @@ import jax
 from jax.tree_util import GetAttrKey
 
 from vkq_jax.array_types import Array, Int32
+from vkq_jax.display import describe, table
 
 __all__ = ["frozen_pytree", "nbytes", "static_field", "take_layer"]
 
@@ -25,7 +26,11 @@ def frozen_pytree[T](cls: type[T]) -> type[T]:
     type or value should meet.
     """
     # eq=False: comparing dataclasses of arrays field by field has no single truth value.
-    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+    if cls.__repr__ is object.__repr__:
+        # The arrays of a cache would fill a thousand lines.
+        cls.__repr__ = describe  # type: ignore[assignment]
+        cls._repr_html_ = table  # type: ignore[attr-defined]
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     data = tuple(f.name for f in fields if not f.metadata.get("static"))
     static = tuple(f.name for f in fields if f.metadata.get("static"))

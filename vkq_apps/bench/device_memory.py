@@ -4,7 +4,7 @@ import os
 
 import jax
 
-from vkq_apps.cli.console import human_bytes
+from vkq_jax.byte_units import human_bytes
 
 __all__ = ["DoesNotFit", "check_fits", "claim_memory", "in_use", "is_counted", "limit", "peak"]
 

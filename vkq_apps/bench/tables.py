@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vkq_apps.bench.quantize import GOAL_PERCENT
-from vkq_apps.cli.console import human_bytes
+from vkq_jax.byte_units import human_bytes
 
 __all__ = ["quantize_table", "scaling_table", "throughput_table"]
 

@@ -24,7 +24,7 @@ from vkq_apps.cli.arguments import (
     load_and_prepare,
     say_if_uncalibrated,
 )
-from vkq_apps.cli.console import human_bytes, log, out, print_json, stage
+from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.draws import (
     SeedOption,
@@ -34,6 +34,7 @@ from vkq_apps.cli.draws import (
     check_draws,
     draw_options,
 )
+from vkq_jax.byte_units import human_bytes
 
 __all__ = ["demo", "generate"]
 

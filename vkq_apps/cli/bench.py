@@ -37,9 +37,10 @@ from vkq_apps.bench.rivals import RIVALS
 from vkq_apps.bench.scaling import plan_scaling
 from vkq_apps.bench.throughput_plan import plan_throughput
 from vkq_apps.cli.arguments import JsonOption
-from vkq_apps.cli.console import human_bytes, log, out, print_json
+from vkq_apps.cli.console import log, out, print_json
 from vkq_apps.cli.counts import check_count
 from vkq_apps.provenance import provenance
+from vkq_jax.byte_units import human_bytes
 
 __all__ = ["bench"]
 

@@ -20,7 +20,7 @@ from vkq_apps.cli.arguments import (
     check_before_loading,
     say_if_uncalibrated,
 )
-from vkq_apps.cli.console import human_bytes, log, print_json, stage
+from vkq_apps.cli.console import log, print_json, stage
 from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.draws import (
     SeedOption,
@@ -32,6 +32,7 @@ from vkq_apps.cli.draws import (
 )
 from vkq_apps.cli.errors import describe
 from vkq_apps.conversation import CacheSize, Conversation
+from vkq_jax.byte_units import human_bytes
 
 __all__ = ["chat"]
 

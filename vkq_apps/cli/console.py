@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-__all__ = ["human_bytes", "log", "out", "print_json", "stage"]
+__all__ = ["log", "out", "print_json", "stage"]
 
 # Answers, prompts and file names are shown as they are, [brackets] and :colons: included.
 log = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -37,13 +37,3 @@ def print_json(record: dict[str, Any]) -> None:
     """The record as one JSON object on stdout, in ASCII where stdout takes no UTF-8."""
     encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
     print(json.dumps(record, ensure_ascii=encoding != "utf8"))
-
-
-def human_bytes(count: int) -> str:
-    """A byte count with a binary unit: 1536 -> '1.5 KiB'."""
-    size, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"

@@ -24,7 +24,7 @@ from vkq_apps.cli.arguments import (
     describe_images,
     load_and_prepare,
 )
-from vkq_apps.cli.console import human_bytes, log, out, print_json, stage
+from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.inspection.layout import Segment, read_layout
 from vkq_apps.inspection.measure import inspect_visual
 from vkq_apps.inspection.output_folder import (
@@ -35,6 +35,7 @@ from vkq_apps.inspection.output_folder import (
 )
 from vkq_apps.inspection.pictures import seen_pictures
 from vkq_apps.inspection.summary import raw_arrays, summarize
+from vkq_jax.byte_units import human_bytes
 
 __all__ = ["inspect"]
 

@@ -3,7 +3,7 @@
 from models.families.base import ModelConfig
 from models.generation.context import context_length
 from vkq_apps.bench import device_memory
-from vkq_apps.cli.console import human_bytes
+from vkq_jax.byte_units import human_bytes
 
 __all__ = ["check_room"]
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vkq_apps.cli.console import human_bytes
 from vkq_apps.inspection.layout import Segment
 from vkq_apps.inspection.plots.style import AFTER, BEFORE, TEXT, hide_frame, new_figure
 from vkq_jax.accounting import CacheBytes
+from vkq_jax.byte_units import human_bytes
 
 __all__ = ["plot_layout"]
 
