@@ -18,6 +18,8 @@ from models.checkpoints.folder import Checkpoint
 from models.checkpoints.foreign import recognise_files, recognise_model_type, recognise_names
 from models.checkpoints.hf_fields import TokenIds, token_ids
 from models.checkpoints.hf_settings import Settings, errors_of, read_json
+from models.checkpoints.location import TINY, check_path, find_folder
+from models.checkpoints.memory import check_memory
 from models.checkpoints.weights import (
     FLOATS,
     Problem,
@@ -36,11 +38,9 @@ from models.model import Model
 from models.sharding.mesh import fit_mesh
 from models.sharding.rules import parameter_sharding
 from vkq_jax.atomic_write import atomic_write
+from vkq_jax.pytree import nbytes
 
 __all__ = ["TINY", "load", "read_config", "save_weights"]
-
-TINY = Path(__file__).parent / "tiny_checkpoint"
-"""The embedded checkpoint's folder."""
 
 
 def load(
@@ -53,7 +53,9 @@ def load(
     """Loads an unmodified checkpoint folder of Hugging Face (config.json and safetensors).
 
     Args:
-        path: the folder, or "tiny" for the embedded checkpoint.
+        path: the folder; the name of a model on the Hugging Face Hub, such as
+            "llava-hf/llava-1.5-7b-hf", that lies in the local cache (`hf download NAME`; nothing is
+            downloaded here); or "tiny" for the embedded checkpoint.
         dtype: float32, bfloat16 or float16 (float64 where JAX has it enabled), of parameters and
             computation, whatever that of the files. float16 needs an accelerator.
         layers_apart: see `Model.unstack_layers`; by default where the device is a GPU.
@@ -64,6 +66,7 @@ def load(
 
     Raises:
         FileNotFoundError: the folder, its config.json, its weights or one of its shards is missing.
+        MemoryError: the weights need more memory than the device has free.
         NotImplementedError: an architecture, or a setting of it, that this library does not have.
         ValueError: an argument of a wrong type, a broken file, settings that cannot be, weights
             that do not fit config.json, or that hold NaN or infinity, a mesh that does not
@@ -73,7 +76,7 @@ def load(
     dtype = _check_dtype(dtype)
     if layers_apart is not None and not isinstance(layers_apart, bool):
         raise ValueError(f"layers_apart: expected True, False or None, got {show(layers_apart)}")
-    folder = _find_folder(path)
+    folder = find_folder(path)
     config = _read_config(folder)
     fitted = None if mesh is None else fit_mesh(mesh, config)
     family = family_of(config.model_type)
@@ -96,6 +99,7 @@ def load(
         )
         if problems := check_weights(params, names.source, keys, checkpoint, names.is_unused):
             raise _misfit(folder, "weights do not fit config.json", problems, checkpoint)
+        check_memory(folder, nbytes(params))
         with errors_of(folder):
             params = read_weights(
                 params,
@@ -119,14 +123,14 @@ def load(
 
 
 def read_config(path: str | os.PathLike[str]) -> ModelConfig:
-    """The architecture's settings in a checkpoint folder, or of "tiny", without the weights.
+    """The architecture's settings, without the weights; `path` as for `load`.
 
     Raises:
         FileNotFoundError: the folder or its config.json is missing.
         NotImplementedError: an architecture, or a setting of it, that this library does not have.
         ValueError: a broken config.json.
     """
-    return _read_config(_find_folder(path))
+    return _read_config(find_folder(path))
 
 
 def save_weights(model: Model, folder: str | os.PathLike[str]) -> None:
@@ -135,7 +139,7 @@ def save_weights(model: Model, folder: str | os.PathLike[str]) -> None:
     config.json and the processor's files are the caller's. Vision layers that the model does not
     use are not written. A missing folder is made; the file appears whole or not at all.
     """
-    file = Path(_check_path(folder)) / "model.safetensors"
+    file = Path(check_path(folder)) / "model.safetensors"
     names = family_of(model.config.model_type).weights(model.config)
     stored = to_stored(restack_layers(model.params), names.source)
     tensors = {names.to_published(name): tensor for name, tensor in stored.items()}
@@ -161,31 +165,6 @@ def _check_dtype(dtype: DTypeLike) -> np.dtype:
             "accumulate in float32: load with dtype=jnp.bfloat16 or jnp.float32"
         )
     return found
-
-
-def _check_path(path: str | os.PathLike[str]) -> str:
-    try:
-        text = os.fspath(path)
-    except TypeError:
-        text = b""
-    if not isinstance(text, str) or not text:
-        raise ValueError(f"path: expected that of a folder, as text or Path, got {show(path)}")
-    return text
-
-
-def _find_folder(path: str | os.PathLike[str]) -> Path:
-    text = _check_path(path)
-    folder = TINY if text == "tiny" else Path(text)
-    # pathlib's is_dir raises for some impossible names.
-    if os.path.isdir(folder):
-        return folder
-    if text == "tiny":
-        hint = "the embedded checkpoint is not part of this copy"
-    elif os.path.isfile(folder):
-        raise ValueError(f"path: expected a checkpoint folder, got the file {show_path(folder)}")
-    else:
-        hint = "nothing is downloaded: get a folder with `hf download`"
-    raise FileNotFoundError(f"checkpoint folder {show_path(folder)} does not exist; {hint}")
 
 
 def _read_config(folder: Path) -> ModelConfig:

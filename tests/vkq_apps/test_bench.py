@@ -21,7 +21,7 @@ from vkq_apps.bench.throughput_plan import compare_throughput, floors, plan_thro
 from vkq_apps.cli.main import main
 
 HEAD = {"command": "vkq bench x", "device": "cpu", "commit": "c", "time": "now"}
-TINY = ["--shape", "tiny", "--budget", "0.001", "--sequences", "2", "--repeats", "1"]
+TINY = ["--shape", "tiny", "--budget", "0.001", "--sequences", "5", "--repeats", "1"]
 TINY += ["--steps", "2,16", "--compare-steps", "2"]
 
 
@@ -73,7 +73,9 @@ def test_throughput_measures_compares_and_resumes(capsys, tmp_path, calls):
     dense, coded = record["rows"]
     assert [row["status"] for row in record["rows"]] == ["measured"] * 2
     assert [figures["batch"] for figures in dense["batches"]] == [dense["batch"]]
-    assert coded["equal_batch"] == dense["batch"] < coded["batch"]
+    assert coded["equal_batch"] == dense["batch"] == 2
+    assert coded["batch"] == 5  # the budget holds more, --sequences does not
+    assert {row["prefill_sequences"] for row in record["rows"]} == {5}
     assert [figures["batch"] for figures in coded["batches"]][-1] == coded["equal_batch"]
     assert coded["ratio_to_bf16_at_equal_batch"] > 0
     assert "ratio_to_bf16_at_equal_batch" not in dense
@@ -319,7 +321,7 @@ LARGEST = str(2**31 - 1)
         (["quantize", "--sequences", LARGEST], "two copies of the keys and values in bfloat16"),
         (["quantize", "--prompt-text", LARGEST], "two copies of the keys and values in bfloat16"),
         (["throughput", "--budget", "0.01", "--sequences", LARGEST], "the prompts take "),
-        (["throughput", "--budget", "9e8", "--sequences", "1"], "the caches of "),
+        (["throughput", "--budget", "9e8"], "the caches of "),
     ],
 )  # fmt: skip
 def test_counts_that_do_not_fit_are_refused_before_anything_is_allocated(

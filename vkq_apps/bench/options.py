@@ -74,7 +74,7 @@ Sequences = Annotated[
         min=1,
         metavar="N",
         callback=check_count,
-        help="Prompts at once; by default as many as fit.",
+        help="Most sequences at once; by default as many as fit.",
     ),
 ]
 TextCapacity = Annotated[

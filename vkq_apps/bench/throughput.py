@@ -49,7 +49,8 @@ class ThroughputSetup:
             is measured, which matrix products like better; the faster one counts. 0: it is not.
         equal_to: preset at whose largest batch the row is measured as well; None: none.
         text_capacity: text tokens a sequence can hold. prompt_text: those of the prompt.
-        sequences: prefilled at once; None: as many as `most_sequences` says.
+        sequences: most of the whole run: of a batch that is decoded, whatever the budget, and of
+            those prefilled at once; None: what the budget holds, and what `most_sequences` says.
         short_steps, long_steps: of the two runs whose difference is timed. repeats: of the pair.
         compare_steps: greedy tokens to compare with the "xla" implementation; 0: none.
     """
@@ -127,7 +128,7 @@ def measure_throughput(
         "weight_bytes": decode_weight_bytes(model),
     }
     one = row["bytes_per_sequence"]["total"]
-    largest = row["batch"] = int(setup.budget_gb * 1e9 // one)
+    largest = row["batch"] = _batch(setup, one)
     if not largest:
         row |= {
             "status": "does not fit",
@@ -142,7 +143,7 @@ def measure_throughput(
     if setup.equal_to is not None:
         other = _planned_cache(model, inputs, setup.equal_to, setup.text_capacity, None)
         one = per_sequence(vkq_jax.cache_nbytes(other), sequences)["total"]
-        equal = int(setup.budget_gb * 1e9 // one)
+        equal = _batch(setup, one)
 
     stage("drawing weights")
     model = dataclasses.replace(model, params=random_params(model.params)).unstack_layers()
@@ -184,6 +185,12 @@ def measure_throughput(
     row["peak_bytes"] = device_memory.peak()
     row["equal_batch"] = equal or None
     del row["stage"]
+
+
+def _batch(setup: ThroughputSetup, one: int) -> int:
+    """Sequences of `one` byte count that the budget holds, and no more than were asked for."""
+    held = int(setup.budget_gb * 1e9 // one)
+    return held if setup.sequences is None else min(held, setup.sequences)
 
 
 def _planned_cache(

@@ -10,10 +10,11 @@ import models
 import vkq_jax
 from models import Inputs, Model
 from models.calibration.attached import is_uncalibrated
+from models.checkpoints.memory import free_memory, weight_bytes
 from models.families.registry import family_of
 from models.generation.generate import QuantizeAt
 from models.inputs.images import read_picture
-from vkq_apps.cli.console import log, stage
+from vkq_apps.cli.console import human_bytes, log, stage
 from vkq_apps.cli.room import check_room
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "check_question",
     "describe_images",
     "load_and_prepare",
+    "load_model",
     "say_if_uncalibrated",
     "whole_prompt",
 ]
@@ -36,7 +38,11 @@ __all__ = [
 PRESETS = f"Preset of the visual cache: {', '.join(vkq_jax.presets)}."
 
 ModelOption = Annotated[
-    str, typer.Option(metavar="FOLDER", help='Hugging Face checkpoint folder, or "tiny".')
+    str,
+    typer.Option(
+        metavar="FOLDER",
+        help='Hugging Face checkpoint folder, a Hub name in the local cache, or "tiny".',
+    ),
 ]
 ImageOption = Annotated[
     list[Path], typer.Option(metavar="FILE", help="Picture file; repeat for several.")
@@ -67,13 +73,25 @@ def load_and_prepare(
     check_before_loading(
         source, images, [prompt], per_prompt=len(images), max_new_tokens=max_new_tokens
     )
-    with stage(f"loading {source}"):
-        model = models.load(source)
+    model = load_model(source)
+    with stage("reading the prompt"):
         prompt = whole_prompt(model, prompt, num_images=len(images))
         inputs = models.prepare(model, images=list(images), prompts=prompt)
     shape = inputs.prompt_shape
     check_room(model.config, visual=shape.visual, text=shape.text, max_new_tokens=max_new_tokens)
     return model, prompt, inputs
+
+
+def load_model(source: str) -> Model:
+    """The model, in bfloat16; says before how much memory its weights take, and how much is free.
+
+    Raises:
+        MemoryError: they do not fit. Else as `models.load`.
+    """
+    free = free_memory()
+    room = "" if free is None else f", {human_bytes(free)} free"
+    with stage(f"loading {source}: {human_bytes(weight_bytes(source))} of weights{room}"):
+        return models.load(source)
 
 
 def check_before_loading(

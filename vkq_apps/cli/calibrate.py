@@ -12,8 +12,8 @@ import typer
 import models
 import vkq_jax
 from vkq_apps.bench.results_file import source_digest
-from vkq_apps.cli.arguments import JsonOption, ModelOption
-from vkq_apps.cli.console import log, out, print_json, stage
+from vkq_apps.cli.arguments import JsonOption, ModelOption, load_model
+from vkq_apps.cli.console import log, out, print_json
 from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.sample_prompts import AnswerTokensOption, BatchSizeOption, batches_of
 from vkq_apps.evals.progress import progress
@@ -92,8 +92,7 @@ def calibrate(
         pairs = calibration_questions(most, seed=seed)
     else:
         pairs = _asked(_pictures(images)[:most], questions)
-    with stage(f"loading {model}"):
-        loaded = models.load(model)
+    loaded = load_model(model)
     found: dict[str, list[float]] = {}
     part = out_file.with_name(f"{out_file.name}.part")
     if not resume:

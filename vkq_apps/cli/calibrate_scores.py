@@ -18,8 +18,9 @@ from vkq_apps.cli.arguments import (
     QuantizeAtOption,
     QuantOption,
     check_before_loading,
+    load_model,
 )
-from vkq_apps.cli.console import log, out, print_json, stage
+from vkq_apps.cli.console import log, out, print_json
 from vkq_apps.cli.room import check_room
 from vkq_apps.cli.sample_prompts import (
     AnswerTokensOption,
@@ -59,8 +60,7 @@ def calibrate_scores(
         )
     check_writable(out_file)
     check_before_loading(model, image, prompt, per_prompt=1, max_new_tokens=max_new_tokens)
-    with stage(f"loading {model}"):
-        loaded = models.load(model)
+    loaded = load_model(model)
     pairs = list(itertools.product(image, prompt))
     with progress(log, "prompts") as show:
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-import models
 import vkq_jax
 from models.inputs.images import read_picture
 from vkq_apps.cli.arguments import (
@@ -18,6 +17,7 @@ from vkq_apps.cli.arguments import (
     QuantOption,
     TablesOption,
     check_before_loading,
+    load_model,
     say_if_uncalibrated,
 )
 from vkq_apps.cli.console import log, print_json, stage
@@ -74,8 +74,7 @@ def chat(
     check_before_loading(
         model, pictures, [], per_prompt=len(pictures), max_new_tokens=max_new_tokens
     )
-    with stage(f"loading {model}"):
-        loaded = models.load(model)
+    loaded = load_model(model)
     say_if_uncalibrated(loaded, quant, given)
     conversation = Conversation(
         loaded,

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-import models
-from vkq_apps.cli.arguments import JsonOption, QuantizeAtOption
+from vkq_apps.cli.arguments import JsonOption, QuantizeAtOption, load_model
 from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.evals.datasets import FORMATS, read_data
 from vkq_apps.evals.evaluation import Options, evaluate_model
@@ -26,7 +25,7 @@ DEFAULT_PRESETS = "vkq-1bit,quantile-1bit,calibquant-1bit,kivi-2bit"
 
 def evaluate(
     model: Annotated[
-        str, typer.Option(metavar="PATH", help='Checkpoint folder, or "tiny".')
+        str, typer.Option(metavar="PATH", help='Checkpoint folder, a Hub name, or "tiny".')
     ] = "tiny",
     tasks: Annotated[
         str | None,
@@ -144,8 +143,7 @@ def evaluate(
     if plots is not None:
         check_writable(plots / "accuracy.png")
     own = read_data(data or (), metric)
-    with stage(f"loading {model}"):
-        loaded = models.load(model)
+    loaded = load_model(model)
     settings = settings_of(loaded, names, tables)
     known = known_tasks(loaded, own, synthetic=synthetic)
     with stage("choosing questions"):

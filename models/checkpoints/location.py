@@ -1,0 +1,64 @@
+"""Where a checkpoint lies: a folder, the local cache of the Hugging Face Hub, or this package."""
+
+import os
+import re
+from pathlib import Path
+
+from models.messages import show, show_path
+
+__all__ = ["TINY", "check_path", "find_folder"]
+
+TINY = Path(__file__).parent.parent / "tiny_checkpoint"
+"""The embedded checkpoint's folder."""
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+def check_path(path: str | os.PathLike[str]) -> str:
+    """The path as text; raises ValueError for anything else."""
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        text = b""
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"path: expected that of a folder, as text or Path, got {show(path)}")
+    return text
+
+
+def find_folder(path: str | os.PathLike[str]) -> Path:
+    """The checkpoint folder of a path, a name on the Hub, or "tiny"; see `models.load`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: no path, or that of a file.
+    """
+    text = check_path(path)
+    folder = TINY if text == "tiny" else Path(text)
+    # pathlib's is_dir raises for some impossible names.
+    if os.path.isdir(folder):
+        return folder
+    if text != "tiny" and _HUB_NAME.fullmatch(text) and not os.path.exists(folder):
+        return _cached_snapshot(text)
+    if text == "tiny":
+        hint = "the embedded checkpoint is not part of this copy"
+    elif os.path.isfile(folder):
+        raise ValueError(f"path: expected a checkpoint folder, got the file {show_path(folder)}")
+    else:
+        hint = "nothing is downloaded: `hf download NAME` gets a model of the Hugging Face Hub"
+    raise FileNotFoundError(f"checkpoint folder {show_path(folder)} does not exist; {hint}")
+
+
+def _cached_snapshot(name: str) -> Path:
+    """The newest snapshot of a Hub model in the local cache; the network is never asked."""
+    # Here and not above, because these imports take half a second.
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(
+            f"checkpoint folder {show_path(name)} does not exist, and the cache of the Hugging "
+            f"Face Hub, {show_path(constants.HF_HUB_CACHE)}, holds no model of that name; nothing "
+            f"is downloaded: `hf download {show_path(name)}` gets it"
+        ) from error

@@ -1,0 +1,75 @@
+"""Where checkpoints are found: the Hub's local cache; and whether their weights fit."""
+
+import jax.numpy as jnp
+import pytest
+from huggingface_hub import constants
+
+import models
+from models.checkpoints import memory
+from models.checkpoints.memory import free_memory, weight_bytes
+from tests.models.hf_files import random_weights, write_checkpoint, write_processor
+from vkq_jax.pytree import nbytes
+
+NAME = "someone/tiny-llava_1.5"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache laid out as huggingface_hub's: blobs, and a snapshot of links to them."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--tiny-llava_1.5"
+    snapshot, blobs = repository / "snapshots" / COMMIT, repository / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    files = write_checkpoint(write_processor(tmp_path / "files"), random_weights())
+    for number, file in enumerate(files.iterdir()):
+        file.rename(blobs / str(number))
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    return snapshot
+
+
+def test_a_name_in_the_local_cache_loads(cache, tmp_path, monkeypatch):
+    model = models.load(NAME, dtype=jnp.float32)
+    assert model.source == str(cache)
+    assert models.read_config(NAME) == model.config
+    assert models.chat_prompt(model, "what is")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "someone" / "tiny-llava_1.5").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"tiny-llava_1\.5/config\.json"):
+        models.load(NAME)  # a folder of that name goes first
+
+
+@pytest.mark.parametrize("name", ["someone/else", "a/b..c", "some/where"])
+def test_a_name_that_is_not_in_the_cache_is_one_clear_error(cache, name):
+    with pytest.raises(FileNotFoundError) as error:
+        models.load(name)
+    said = str(error.value)
+    assert said.startswith(f"checkpoint folder {name} does not exist, and the cache of the Hugging")
+    assert said.endswith(f"`hf download {name}` gets it")
+    assert len(said) < 400
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(cache, monkeypatch):
+    assert weight_bytes(NAME, 4) >= nbytes(models.load(NAME, dtype=jnp.float32).params)
+    monkeypatch.setattr(memory, "free_memory", lambda: 1000)
+    monkeypatch.setattr("models.loading.read_weights", None)
+    with pytest.raises(MemoryError, match=r"the weights take 0\.0 GiB, and 0\.0 GiB are free on"):
+        models.load(NAME)
+
+
+def test_free_memory_heeds_the_limit_of_a_container(tmp_path, monkeypatch):
+    everything = free_memory()
+    assert everything is not None
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    for name, content in (
+        ("memory.max", "3000\n"),
+        ("memory.current", "1200\n"),
+        ("memory.stat", "anon 7\ninactive_file 200\n"),
+    ):
+        (tmp_path / name).write_text(content)
+    assert free_memory() == 2000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory() > 2000
