@@ -152,7 +152,7 @@ def _process(
 
 def _texts(prompts: Any) -> list[str]:
     one = isinstance(prompts, str) or not isinstance(prompts, Iterable)
-    texts: list[str] = [prompts] if one else list(prompts)
+    texts: list[Any] = [prompts] if one else list(prompts)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"empty prompt: expected text, got {show(prompts)}")
     return texts

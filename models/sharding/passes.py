@@ -1,7 +1,7 @@
 """A pass over a cache, each device on its own sequences and heads."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
@@ -36,7 +36,8 @@ def attend[Pass: (Prefill, Decode)](
     """
     masks = {} if mask is None else {"mask": mask}
     if mesh is None:
-        return passing.attend(layer, query, key, value, starts=starts, **masks, **scores)
+        attended = passing.attend(layer, query, key, value, starts=starts, **masks, **scores)
+        return cast(tuple[Array, Pass], attended)
     cache = passing.unfinished
     batch = cache.position.shape[0]
     axes = attention_axes(mesh, batch)
