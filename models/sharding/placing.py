@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from models.sharding.axes import DATA, GROUP, KV_HEADS, MODEL
 from vkq_jax.cache import KVCache
-from vkq_jax.sharding import CacheAxes, cache_shardings
+from vkq_jax.sharding import CacheAxes, cache_specs
 
 __all__ = [
     "attention_axes",
@@ -57,16 +57,17 @@ def on_shards[**A, R](
     )
 
 
-def place[T](mesh: Mesh | None, arrays: T, spec: PartitionSpec) -> T:
-    """A pytree of arrays, each split as `spec` says.
+def place[T](mesh: Mesh | None, arrays: T, specs: Any) -> T:
+    """A pytree of arrays, split as `specs` says: one `PartitionSpec`, or one for each array.
 
     Inside jit this is a constraint for the compiler. Arrays that each of several hosts has whole
     become one, of which each host keeps the parts of its devices.
     """
     if mesh is None:
         return arrays
-    sharding = NamedSharding(mesh, spec)
-    return jax.tree.map(lambda x: _place(x, sharding), arrays)
+    if isinstance(specs, PartitionSpec):
+        specs = jax.tree.map(lambda _: specs, arrays)
+    return jax.tree.map(lambda x, spec: _place(x, NamedSharding(mesh, spec)), arrays, specs)
 
 
 def place_sequences[T](mesh: Mesh | None, arrays: T) -> T:
@@ -85,7 +86,7 @@ def place_cache(mesh: Mesh | None, cache: KVCache) -> KVCache:
     batch = cache.position.shape[0]
     # Lengths and positions are read outside attention, too, and small.
     axes = dataclasses.replace(attention_axes(mesh, batch), counts=data_axis(mesh, batch))
-    return jax.tree.map(_place, cache, cache_shardings(cache, mesh, axes))
+    return place(mesh, cache, cache_specs(cache, axes))
 
 
 def place_shared[T](mesh: Mesh | None, tables: T) -> T:

@@ -47,7 +47,7 @@ def test_a_conversation_survives_bad_lines(chat, capsys, monkeypatch):
     visual = [record["cache"]["visual_tokens"] for record in (first, second, third, empty)]
     assert visual == [visual[0], 2 * visual[0], 2 * visual[0], 0]
     # A cut answer gets its stop token; the template's words of the turn and the answer follow.
-    words = {False: 1, True: 0}[second["finished"]] + len("USER: what ? ASSISTANT:".split())
+    words = {False: 1, True: 0}[second["finished"]] + len(["USER:", "what", "?", "ASSISTANT:"])
     grown = third["cache"]["text_tokens"] - second["cache"]["text_tokens"]
     assert grown == words + third["new_tokens"]
     assert 0 < 2 * first["cache"]["visual_kv_bytes"] == second["cache"]["visual_kv_bytes"]
