@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.core import Tracer
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from models.sharding.axes import DATA, GROUP, KV_HEADS, MODEL
@@ -25,7 +24,6 @@ __all__ = [
     "place_cache",
     "place_sequences",
     "place_shared",
-    "to_host",
 ]
 
 
@@ -92,13 +90,6 @@ def place_cache(mesh: Mesh | None, cache: KVCache) -> KVCache:
 def place_shared[T](mesh: Mesh | None, tables: T) -> T:
     """Offline tables or a score map, whole on every device: each step takes what it needs."""
     return place(mesh, tables, PartitionSpec())
-
-
-def to_host(x: jax.Array) -> np.ndarray:
-    """The whole array in NumPy; all hosts call this together where it lies on several."""
-    if x.is_fully_addressable or x.is_fully_replicated:
-        return np.asarray(x)
-    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def _place(x: Any, sharding: Sharding) -> Any:
