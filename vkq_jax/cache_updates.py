@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from vkq_jax.array_types import Array, Bool, Float, Shaped
@@ -80,10 +82,10 @@ def take_sequences(cache: KVCache, indices: ArrayLike | Sequence[int]) -> KVCach
     indices = _checked_indices(indices, batch)
 
     def stacked(tree):  # [L, B, ...]
-        return jax.tree.map(lambda x: jnp.take(x, indices, axis=1, mode="clip"), tree)
+        return jax.tree.map(lambda x: _take(x, indices, axis=1), tree)
 
     def per_sequence(tree):  # [B, ...]
-        return jax.tree.map(lambda x: jnp.take(x, indices, axis=0, mode="clip"), tree)
+        return jax.tree.map(lambda x: _take(x, indices, axis=0), tree)
 
     def taken[Bank: (VisualBank, TextBank)](bank: Bank) -> Bank:
         if isinstance(bank, VisualBank) and is_shared(bank, batch):
@@ -106,6 +108,27 @@ def take_sequences(cache: KVCache, indices: ArrayLike | Sequence[int]) -> KVCach
         position=per_sequence(cache.position),
         calibration_skipped=per_sequence(cache.calibration_skipped),
     )
+
+
+def _take(x: Shaped[Array, "..."], indices: Shaped[Array, "b"], axis: int) -> Array:
+    """Some sequences of an array; they stay split over devices as they are, if that divides."""
+    sharding = None if isinstance(x, Tracer) else x.sharding
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
+        return jnp.take(x, indices, axis=axis, mode="clip")
+    parts = x.shape[axis] // max(sharding.shard_shape(x.shape)[axis], 1)
+    if len(indices) % parts:
+        spec = [*sharding.spec, *[None] * (x.ndim - len(sharding.spec))]
+        spec[axis] = None
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    return _take_in_shards(x, indices, axis, sharding)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _take_in_shards(
+    x: Shaped[Array, "..."], indices: Shaped[Array, "b"], axis: int, sharding: NamedSharding
+) -> Array:
+    taken = jnp.take(x, indices, axis=axis, mode="clip")
+    return jax.lax.with_sharding_constraint(taken, sharding)
 
 
 def _checked_indices(indices: ArrayLike | Sequence[int], batch: int) -> Shaped[Array, "b"]:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -26,6 +27,7 @@ from vkq_jax.cache import KVCache
 from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.consistency import check_cache
+from vkq_jax.hosts import spans_hosts, to_host
 from vkq_jax.validation import check_tree, shorten, shown
 
 __all__ = [
@@ -41,6 +43,9 @@ __all__ = [
 def save_cache(path: str | os.PathLike[str], cache: KVCache) -> None:
     """Writes a cache; the file, or what a link leads to, appears whole or not at all.
 
+    A cache on several devices is written as if it were on one. Where it spans hosts all of them
+    call this together, and the first one writes.
+
     Raises:
         ValueError: something other than a regular file is there, or the cache uses what has no
             stored form.
@@ -49,7 +54,9 @@ def save_cache(path: str | os.PathLike[str], cache: KVCache) -> None:
 
 
 def load_cache(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> KVCache:
-    """Reads a cache back, leaf for leaf equal to the saved one.
+    """Reads a cache back, leaf for leaf equal to the saved one, to the default device.
+
+    `models.generate` puts it on the mesh of its model, whatever mesh it was saved from.
 
     Args:
         path: file written by `save_cache`.
@@ -114,8 +121,12 @@ def _save(path: str | os.PathLike[str], value: Any, kind: str, *, share: bool = 
         "structure": structure,
         "sha256": _digest(structure, arrays),
     }
-    with atomic_write(path) as part:
-        save_file(arrays, part, metadata=metadata)
+    several = spans_hosts(value)
+    if not several or jax.process_index() == 0:
+        with atomic_write(path) as part:
+            save_file(arrays, part, metadata=metadata)
+    if several:
+        multihost_utils.sync_global_devices("the file is there for all hosts")
 
 
 def _load[T](
@@ -173,7 +184,7 @@ def _format(kind: str) -> str:
 def _describe(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     """JSON of `value`; its arrays go to `arrays` under their path."""
     if isinstance(value, jax.Array | np.ndarray):
-        arrays[name] = np.asarray(value)
+        arrays[name] = to_host(value)
         return {"array": name}
     if isinstance(value, enum.Enum):
         return {"enum": type(value).__qualname__, "name": value.name}

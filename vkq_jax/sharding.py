@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 from jax.tree_util import GetAttrKey, KeyPath, SequenceKey
 
 from vkq_jax.cache import KVCache
@@ -17,7 +17,7 @@ from vkq_jax.decode import Decode
 from vkq_jax.prefill import Prefill
 from vkq_jax.sharing import is_shared
 
-__all__ = ["CacheAxes", "cache_shardings", "cache_specs", "pass_specs"]
+__all__ = ["CacheAxes", "cache_specs", "pass_specs"]
 
 type MeshAxes = str | tuple[str, ...] | None
 
@@ -47,11 +47,6 @@ def cache_specs(cache: KVCache, axes: CacheAxes) -> KVCache:
     """The cache with a `PartitionSpec` in the place of each array."""
     shared = _shared_banks(cache)
     return jax.tree_util.tree_map_with_path(lambda path, _: _spec(path, axes, shared), cache)
-
-
-def cache_shardings(cache: KVCache, mesh: Mesh, axes: CacheAxes) -> KVCache:
-    """The cache with a `NamedSharding` in the place of each array."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), cache_specs(cache, axes))
 
 
 def pass_specs[Pass: (Prefill, Decode)](passing: Pass, axes: CacheAxes) -> Pass:

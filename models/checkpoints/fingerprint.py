@@ -4,10 +4,10 @@ import hashlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from models.layers.layer_scan import UnstackedParam
 from models.model import Model
+from vkq_jax.hosts import to_host
 
 __all__ = ["fingerprint"]
 
@@ -30,7 +30,7 @@ def fingerprint(model: Model) -> str:
             continue
         blocks = leaf.layers if isinstance(leaf, UnstackedParam) else leaf
         for block in (blocks[0], blocks[-1]):
-            rows = np.asarray(block[:_ROWS].astype(jnp.bfloat16))
+            rows = to_host(block[:_ROWS].astype(jnp.bfloat16))
             digest.update(f"{name}{block.shape}".encode())
             digest.update(rows.tobytes())
     return digest.hexdigest()[:16]

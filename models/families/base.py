@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from models.checkpoints.naming import WeightNames
 from models.generation.sampling import Sampling
 from models.inputs.processing import Processing
 from models.layers.attention import Attend
 from models.layers.linear import Maker
+from models.sharding.placing import place
 from models.text.config import TextConfig
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.pytree import frozen_pytree
@@ -105,6 +107,8 @@ class MultimodalModel(nnx.Module):
             return Embedded(text)
         features = self.image_features(inputs.pixel_values, inputs.vision_layout)
         features = features * jnp.asarray(self.config.text.feature_multiplier, features.dtype)
+        # Pictures are split over all devices, prompts over some: each needs features of the others.
+        features = place(self.text.mesh, features, PartitionSpec())
         return Embedded(inputs.place_features(features, text))
 
 

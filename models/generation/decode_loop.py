@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jax.sharding import PartitionSpec
 
 from models.generation.backend import ModelBackend
 from models.generation.sampling import Sampling
@@ -16,7 +17,7 @@ from models.generation.token_chooser import TokenChooser
 from models.generation.token_history import TokenHistory
 from models.model import Model
 from models.sharding import passes
-from models.sharding.placing import place_cache, place_sequences
+from models.sharding.placing import place, place_cache, place_sequences
 from models.text.masks import cache_starts
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import NOTHING_FIXED, FixedParts, KVCache
@@ -158,7 +159,11 @@ def _emit_tokens(
     tokens = jnp.full((batch, steps), pad, jnp.int32)
     start = (jnp.int32(0), state, tokens, jnp.zeros(batch, jnp.int32))
     _, state, tokens, lengths = jax.lax.while_loop(unfinished, emit, start)
-    return tokens, lengths, state
+    # Every host reads what was emitted.
+    tokens, lengths, done, finite = place(
+        model.mesh, (tokens, lengths, state.done, state.finite), PartitionSpec()
+    )
+    return tokens, lengths, dataclasses.replace(state, done=done, finite=finite)
 
 
 _STATIC = ("steps", "pad", "implementation")

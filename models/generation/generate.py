@@ -26,7 +26,7 @@ from models.inputs.padding import text_bucket
 from models.inputs.split import split_after_images
 from models.model import Model
 from models.sharding.inputs import check_batch, place_inputs
-from models.sharding.placing import place_cache, place_shared, to_host
+from models.sharding.placing import place_cache, place_shared
 from vkq_jax.array_types import Array, Bool, Int32
 from vkq_jax.cache import KVCache
 from vkq_jax.calibrated import CalibratedCodes
@@ -183,8 +183,8 @@ def stream(
     for start in range(0, max_new_tokens, chunk):
         room = min(chunk, max_new_tokens - start)
         new, count, state = emit(state, room, steps=chunk)
-        tokens[:, start : start + room] = to_host(new)[:, :room]
-        lengths += to_host(count)
+        tokens[:, start : start + room] = new[:, :room]
+        lengths += np.asarray(count)
         so_far = jax.device_put(tokens.copy()), jax.device_put(lengths.copy())
         refuse_non_finite(model, inputs, options.get("cache"), *so_far, state.finite)
         yield Generation(*so_far, state.cache, state.finite)

@@ -16,7 +16,7 @@ from models.families.base import ModelConfig
 from models.messages import show
 from models.sharding.axes import DATA, GROUP, KV_HEADS
 
-__all__ = ["fit_mesh", "make_mesh"]
+__all__ = ["check_text", "fit_mesh", "make_mesh"]
 
 _NAMES = ("data", "model")
 
@@ -38,7 +38,7 @@ def make_mesh(mesh: str | Mesh) -> Mesh:
         order = [mesh.axis_names.index(name) for name in _NAMES if name in sizes]
         devices = mesh.devices.transpose(order)
     else:
-        sizes = _parse(mesh)
+        sizes = check_text(mesh)
         devices = _devices(sizes)
     shape = [sizes.get(name, 1) for name in _NAMES]
     return Mesh(devices.reshape(shape), _NAMES, axis_types=(AxisType.Auto,) * len(_NAMES))
@@ -75,7 +75,8 @@ def fit_mesh(mesh: str | Mesh, config: ModelConfig) -> Mesh:
     return Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))
 
 
-def _parse(text: str) -> dict[str, int]:
+def check_text(text: str) -> dict[str, int]:
+    """The sizes by axis that a text such as `data=2,model=4` states; raises as `make_mesh`."""
     expected = "mesh: expected sizes of the axes data and model, such as data=2,model=4"
     if not isinstance(text, str):
         raise ValueError(f"{expected}, or a jax.sharding.Mesh with them, got {show(text)}")

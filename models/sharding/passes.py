@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from models.sharding.axes import KV_HEADS, MODEL
-from models.sharding.placing import attention_axes, data_axis, on_shards, place
+from models.sharding.placing import attention_axes, data_axis, on_shards, place, place_sequences
 from vkq_jax.array_types import Array, Bool
 from vkq_jax.decode import Decode
 from vkq_jax.prefill import Prefill
@@ -60,11 +60,14 @@ def attend[Pass: (Prefill, Decode)](
         (PartitionSpec(), heads, kv_heads, kv_heads, pass_specs(passing, axes), rows, rows),
         (heads, axes.of_layers, axes.of_layers, axes.of_layers, rows, PartitionSpec()),
     )
-    # Or the compiler might split the projections as attention is, and gather their weights.
-    between = PartitionSpec(data_axis(mesh, batch), None, MODEL)
+    # Or the compiler might split all around as attention is, and gather the projections' weights.
+    data = data_axis(mesh, batch)
+    between = PartitionSpec(data, None, MODEL)
     query = place(mesh, query, between)
-    key, value = place(mesh, (key, value), PartitionSpec(data_axis(mesh, batch), None, KV_HEADS))
-    output, *written, coded, skipped, done = run(layer, query, key, value, passing, starts, masks)
+    key, value = place(mesh, (key, value), PartitionSpec(data, None, KV_HEADS))
+    starts, masks = place_sequences(mesh, (starts, masks))
+    before = place(mesh, passing, pass_specs(passing, dataclasses.replace(axes, counts=data)))
+    output, *written, coded, skipped, done = run(layer, query, key, value, before, starts, masks)
     text = dataclasses.replace(cache.text, key=written[0], value=written[1])
     changes: dict[str, Any] = {
         "unfinished": dataclasses.replace(cache, text=text),

@@ -10,12 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.core import Tracer
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from models.sharding.axes import DATA, GROUP, KV_HEADS, MODEL
 from vkq_jax.cache import KVCache
-from vkq_jax.sharding import CacheAxes, cache_shardings
+from vkq_jax.sharding import CacheAxes, cache_specs
 
 __all__ = [
     "attention_axes",
@@ -25,7 +24,6 @@ __all__ = [
     "place_cache",
     "place_sequences",
     "place_shared",
-    "to_host",
 ]
 
 
@@ -57,16 +55,17 @@ def on_shards[**A, R](
     )
 
 
-def place[T](mesh: Mesh | None, arrays: T, spec: PartitionSpec) -> T:
-    """A pytree of arrays, each split as `spec` says.
+def place[T](mesh: Mesh | None, arrays: T, specs: Any) -> T:
+    """A pytree of arrays, split as `specs` says: one `PartitionSpec`, or one for each array.
 
     Inside jit this is a constraint for the compiler. Arrays that each of several hosts has whole
     become one, of which each host keeps the parts of its devices.
     """
     if mesh is None:
         return arrays
-    sharding = NamedSharding(mesh, spec)
-    return jax.tree.map(lambda x: _place(x, sharding), arrays)
+    if isinstance(specs, PartitionSpec):
+        specs = jax.tree.map(lambda _: specs, arrays)
+    return jax.tree.map(lambda x, spec: _place(x, NamedSharding(mesh, spec)), arrays, specs)
 
 
 def place_sequences[T](mesh: Mesh | None, arrays: T) -> T:
@@ -85,19 +84,12 @@ def place_cache(mesh: Mesh | None, cache: KVCache) -> KVCache:
     batch = cache.position.shape[0]
     # Lengths and positions are read outside attention, too, and small.
     axes = dataclasses.replace(attention_axes(mesh, batch), counts=data_axis(mesh, batch))
-    return jax.tree.map(_place, cache, cache_shardings(cache, mesh, axes))
+    return place(mesh, cache, cache_specs(cache, axes))
 
 
 def place_shared[T](mesh: Mesh | None, tables: T) -> T:
     """Offline tables or a score map, whole on every device: each step takes what it needs."""
     return place(mesh, tables, PartitionSpec())
-
-
-def to_host(x: jax.Array) -> np.ndarray:
-    """The whole array in NumPy; all hosts call this together where it lies on several."""
-    if x.is_fully_addressable or x.is_fully_replicated:
-        return np.asarray(x)
-    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def _place(x: Any, sharding: Sharding) -> Any:

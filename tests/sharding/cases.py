@@ -61,10 +61,10 @@ class Cases:
 
     @cache  # noqa: B019  # the object lives as long as the tests
     def model(self, name: str, mesh: str | None = None) -> Model:
-        folder = self.folder / name
-        if not folder.exists():
-            return write_random_checkpoint(folder, CONFIGS[name])
-        return models.load(folder, dtype=jnp.float32, mesh=mesh)
+        if mesh is None:
+            return write_random_checkpoint(self.folder / name, CONFIGS[name])
+        self.model(name)
+        return models.load(self.folder / name, dtype=jnp.float32, mesh=mesh)
 
     @cache  # noqa: B019
     def generation(self, name: str, mesh: str | None = None, quant: str = "vkq-1bit") -> Generation:

@@ -1,5 +1,7 @@
 """A model over a mesh does what it does on one device."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ def test_tokens_and_codes_are_those_of_one_device(cases):
 
 
 @pytest.mark.mesh
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", MESHES, ids=lambda mesh: re.sub("[^a-z0-9]", "", mesh))
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_mesh(cases, name, mesh):
     check(cases, name, mesh)

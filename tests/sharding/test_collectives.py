@@ -1,0 +1,85 @@
+"""Compiled programs send between devices what tensor parallelism needs, and nothing else."""
+
+import dataclasses
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+
+import vkq_jax
+from models.generation.decode_loop import decode_step
+from models.generation.prefill import prefill
+from models.sharding.inputs import place_inputs
+from models.sharding.placing import attention_axes, data_axis
+from tests.sharding.cases import BATCH, inputs_of
+from vkq_jax.sharding import cache_specs
+
+_KINDS = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
+_COLLECTIVE = re.compile(rf" = \(?\w+\[([\d,]*)\].*? ({_KINDS})(?:-start)?\(")
+
+
+def collectives(compiled: jax.stages.Compiled) -> Counter[str]:
+    """How often each kind is called; in the loop over layers, once for all of them.
+
+    Counts and positions of tokens, which are a few bytes, are not counted.
+    """
+    return Counter(
+        kind
+        for line in compiled.as_text().splitlines()
+        for shape, kind in _COLLECTIVE.findall(line)
+        if not re.search(r"= \(?(s32|pred)\[", line)
+    )
+
+
+def programs(cases, name: str, mesh: str, quant: str) -> tuple[Counter[str], Counter[str]]:
+    """The collectives of a prefill and of the decode step behind it."""
+    model = cases.model(name, mesh)
+    inputs = place_inputs(model.mesh, inputs_of(model))
+    options = {"quant": vkq_jax.presets[quant], "cache_length": 20}
+    _, cache = jax.eval_shape(
+        lambda model, inputs: prefill(model, inputs, **options), model, inputs
+    )
+    axes = attention_axes(model.mesh, BATCH)
+    placed = jax.tree.map(
+        lambda x, spec: x.update(sharding=NamedSharding(model.mesh, spec)),
+        cache,
+        cache_specs(cache, dataclasses.replace(axes, counts=data_axis(model.mesh, BATCH))),
+    )
+    step = jax.jit(decode_step).lower(model, jnp.zeros(BATCH, jnp.int32), placed).compile()
+    return collectives(prefill.lower(model, inputs, **options).compile()), collectives(step)
+
+
+# Behind the embedding, attention and the MLP.
+SUMS = {"all-reduce": 3}
+FEATURES = {"all-gather": 1}
+
+
+def test_two_sums_a_layer_whatever_the_codes(cases):
+    for quant in ("none", "signs-1bit"):
+        prefilling, decoding = programs(cases, "4 KV heads", "data=2,model=4", quant)
+        assert prefilling == SUMS | FEATURES
+        assert decoding == SUMS
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize("quant", ["none", "vkq-1bit", "quantile-1bit"])
+@pytest.mark.parametrize(
+    ("name", "mesh", "expected"),
+    [
+        ("8 KV heads", "model=8", SUMS),
+        ("4 KV heads", "data=4,model=2", SUMS),
+        ("sliding window", "data=2,model=4", SUMS),
+        ("fused projections", "data=2,model=4", SUMS),
+        ("8 KV heads", "data=8", {}),
+        # The logits are sums, too, where the vocabulary is not split, and embeddings are gathered.
+        ("2 KV heads, odd vocabulary", "data=4,model=2", SUMS | {"all-gather": 1}),
+        # New queries, keys and values go to the device of their sequence, and back.
+        ("4 KV heads", "model=8", SUMS | {"all-to-all": 2}),
+    ],
+)
+def test_every_mesh(cases, name, mesh, expected, quant):
+    _, step = programs(cases, name, mesh, quant)
+    assert step == expected

@@ -1,0 +1,47 @@
+"""What follows an answer: more turns, other sequences, files; on meshes that change on the way."""
+
+import jax
+import numpy as np
+
+import models
+import vkq_jax
+from models import Inputs
+from tests.sharding.cases import BATCH, STEPS, assert_same
+
+NAME, MESH, QUANT = "2 KV heads, odd vocabulary", "data=2,model=4", "signs-1bit"
+
+
+def later_turn(config, batch):
+    ids = np.random.default_rng(1).integers(13, config.text.vocab_size, (batch, 4))
+    return Inputs.from_arrays(config, ids)
+
+
+def test_a_cache_goes_on_where_it_is_taken_to(cases, tmp_path):
+    one, many = cases.model(NAME), cases.model(NAME, MESH)
+    file = tmp_path / "cache"
+    vkq_jax.save_cache(file, cases.generation(NAME, MESH, QUANT).cache)
+    loaded = vkq_jax.load_cache(file)
+    assert_same(loaded, cases.generation(NAME, None, QUANT).cache)
+
+    order = [3, 1, 0, 0, 5, 7, 7, 2]
+    start = cases.generation(NAME, MESH, QUANT).cache
+    taken = vkq_jax.take_sequences(start, order)
+    for x, y in zip(jax.tree.leaves(taken), jax.tree.leaves(start), strict=True):
+        assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+    few = vkq_jax.take_sequences(start, order[:3])
+    assert_same(few, vkq_jax.take_sequences(loaded, order[:3]))
+    assert few.text.key.sharding.shard_shape(few.text.key.shape)[1:3] == (3, 1)
+
+    question = later_turn(one.config, BATCH)
+    options = {"max_new_tokens": STEPS, "stop_tokens": ()}
+    expected = models.generate(
+        one, question, cache=vkq_jax.take_sequences(loaded, order), **options
+    )
+    answer = models.generate(many, question, cache=taken, **options)
+    np.testing.assert_array_equal(answer.tokens, expected.tokens)
+    assert_same(answer.cache, expected.cache)
+    # The file's cache lies on one device; so would one of another mesh.
+    *_, last = models.stream(
+        many, question, cache=vkq_jax.take_sequences(loaded, order), chunk=STEPS, **options
+    )
+    np.testing.assert_array_equal(last.tokens, expected.tokens)

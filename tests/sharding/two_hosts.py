@@ -1,0 +1,46 @@
+"""One of two processes that share a mesh, see `tests/sharding/test_hosts.py`."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vkq_apps.cli.hosts import join_hosts
+
+join_hosts()
+
+import models  # noqa: E402
+import vkq_jax  # noqa: E402
+from models.checkpoints.folder import Checkpoint  # noqa: E402
+from tests.sharding.cases import STEPS, inputs_of  # noqa: E402
+
+
+def main(folder: Path, mesh: str, out: Path) -> None:
+    read: list[int] = []
+    original = Checkpoint.read
+
+    def recorded(self, key, *index):
+        values = original(self, key, *index)
+        if key.endswith("layers.0.mlp.up_proj.weight"):
+            read.append(values.size)
+        return values
+
+    Checkpoint.read = recorded
+    model = models.load(folder, dtype=jnp.float32, mesh=mesh)
+    generation = models.generate(
+        model, inputs_of(model), max_new_tokens=STEPS, stop_tokens=(), quant="signs-1bit"
+    )
+    vkq_jax.save_cache(out / "cache", generation.cache)
+    result = {
+        "devices": [jax.device_count(), jax.local_device_count()],
+        "tokens": np.asarray(generation.tokens).tolist(),
+        "read": read,
+    }
+    (out / f"{jax.process_index()}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

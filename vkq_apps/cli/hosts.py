@@ -1,0 +1,54 @@
+"""Several hosts as one machine: each runs the same command, in one process of `jax.distributed`."""
+
+import os
+import sys
+
+import jax
+
+from models.sharding.mesh import check_text
+from vkq_apps.cli.console import log, out
+
+__all__ = ["HOSTS_HELP", "check_mesh", "join_hosts"]
+
+_ADDRESS, _COUNT, _NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+_SCHEDULERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+
+HOSTS_HELP = (
+    f"On several hosts run the same command on each, with {_ADDRESS}=HOST:PORT of the first one, "
+    f"{_COUNT} and {_NUMBER}, or by srun or mpirun."
+)
+
+
+def check_mesh(text: str | None) -> str | None:
+    """The callback of `--mesh`: checks the text, and finds the other hosts before JAX starts."""
+    if text is not None:
+        check_text(text)
+        join_hosts()
+    return text
+
+
+def join_hosts() -> None:
+    """Makes the processes of all hosts one, where the environment names several.
+
+    The first one alone shows and writes results.
+
+    Raises:
+        ValueError: the environment names an address without the numbers that belong to it.
+    """
+    address = os.environ.get(_ADDRESS)
+    scheduled = any(int(os.environ.get(name) or 1) > 1 for name in _SCHEDULERS)
+    if jax.distributed.is_initialized() or not (address or scheduled):
+        return
+    if address and not scheduled:
+        numbers = [os.environ.get(name, "") for name in (_COUNT, _NUMBER)]
+        if not all(number.isdecimal() for number in numbers):
+            raise ValueError(
+                f"{_ADDRESS}={address}: expected numbers in {_COUNT} and {_NUMBER} beside it, got "
+                f"{numbers[0]!r} and {numbers[1]!r}"
+            )
+        jax.distributed.initialize(address, *map(int, numbers))
+    else:
+        jax.distributed.initialize()
+    if jax.process_index():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+        log.quiet = out.quiet = True
