@@ -140,7 +140,7 @@ class _Talk:
     def _add(self, name: str) -> None:
         if not name:
             raise ValueError("/image: expected the name of a picture file behind it")
-        path = Path(name)
+        path = Path(name).expanduser()
         read_picture(path)
         self._waiting.append(path)
         count = len(self._waiting)
