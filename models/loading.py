@@ -99,7 +99,7 @@ def load(
         )
         if problems := check_weights(params, names.source, keys, checkpoint, names.is_unused):
             raise _misfit(folder, "weights do not fit config.json", problems, checkpoint)
-        check_memory(folder, nbytes(params))
+        check_memory(folder, nbytes(params), fitted)
         with errors_of(folder):
             params = read_weights(
                 params,

@@ -7,7 +7,6 @@ that are listed below against a sample of cosmic-ray's mutants, in a copy of the
 shows the mutants that survive. A survivor becomes a test, or is equivalent.
 """
 
-import argparse
 import os
 import random
 import shutil
@@ -16,6 +15,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 ROOT = Path(__file__).resolve().parent.parent
 MORE = {
@@ -55,13 +57,12 @@ name = "local"
 """
 
 
-def main() -> None:
-    """Runs the mutants of each module and prints what survived."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("modules", nargs="+")
-    parser.add_argument("--sample", type=int, default=20, help="mutants of each module")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+def main(
+    modules: list[str],
+    sample: Annotated[int, typer.Option(help="Mutants of each module.")] = 20,
+    seed: int = 0,
+) -> None:
+    """Runs a sample of each module's mutants and prints those that survive."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "tree"
         parts = ("vkq_jax", "pallas_kernels", "models", "vkq_apps", "tests", "pyproject.toml")
@@ -69,8 +70,8 @@ def main() -> None:
             copied = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
             copy.mkdir(exist_ok=True)
             copied(ROOT / part, copy / part)
-        for name in options.modules:
-            run(copy, name, options.sample, options.seed)
+        for name in modules:
+            run(copy, name, sample, seed)
 
 
 def run(copy: Path, name: str, sample: int, seed: int) -> None:
@@ -116,4 +117,4 @@ def cosmic_ray(*arguments: str, copy: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

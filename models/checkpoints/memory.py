@@ -2,27 +2,41 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from models.checkpoints.folder import Checkpoint
 from models.checkpoints.location import find_folder
 from models.messages import show_path
+from models.sharding.axes import DATA
+from vkq_jax.byte_units import human_bytes
 
 __all__ = ["check_memory", "free_memory", "weight_bytes"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def check_memory(folder: Path, needed: int) -> None:
-    """Raises MemoryError where `needed` bytes of weights are more than the device has free."""
-    free = free_memory()
+def check_memory(folder: Path, needed: int, mesh: Mesh | None = None) -> None:
+    """Raises MemoryError where `needed` bytes of weights are more than this process has free.
+
+    Over a mesh each row of `data` holds the weights once, split over its devices.
+    """
+    devices = None
+    if mesh is not None:
+        process = jax.process_index()
+        devices = [device for device in mesh.devices.flat if device.process_index == process]
+        needed = needed * mesh.shape[DATA] * len(devices) // mesh.size
+    free = free_memory(devices)
     if free is not None and needed > free:
+        kind = jax.devices()[0].device_kind
+        place = kind if devices is None else f"{len(devices)} x {kind}"
         raise MemoryError(
-            f"{show_path(folder)}: the weights take {_gib(needed)} GiB, and {_gib(free)} GiB are "
-            f"free on {jax.devices()[0].device_kind}: expected a device with more memory, a "
-            "narrower dtype, or a smaller model"
+            f"{show_path(folder)}: the weights take {human_bytes(needed)}, and {human_bytes(free)} "
+            f"are free on {place}: expected a device with more memory, a narrower dtype, or a "
+            "smaller model"
         )
 
 
@@ -36,11 +50,14 @@ def weight_bytes(path: str | os.PathLike[str], itemsize: int = 2) -> int:
         return itemsize * sum(math.prod(info.shape) for info in checkpoint.tensors.values())
 
 
-def free_memory() -> int | None:
-    """Bytes free on JAX's default device, on a CPU those of this machine; None: not known."""
-    statistics = jax.devices()[0].memory_stats()
-    if statistics is not None and "bytes_limit" in statistics:
-        return statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
+def free_memory(devices: Sequence[jax.Device] | None = None) -> int | None:
+    """Bytes free on devices, by default JAX's default one; None: not known.
+
+    Devices that count no memory (CPU) have that of this machine.
+    """
+    statistics = [device.memory_stats() for device in devices or jax.devices()[:1]]
+    if all(counts is not None and "bytes_limit" in counts for counts in statistics):
+        return sum(counts["bytes_limit"] - counts.get("bytes_in_use", 0) for counts in statistics)
     found = [_available(), _left_in_container()]
     return min((number for number in found if number is not None), default=None)
 
@@ -65,7 +82,3 @@ def _left_in_container() -> int | None:
         return limit - used + int(cached)
     except (OSError, StopIteration, ValueError):  # "max": no limit
         return None
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f}"

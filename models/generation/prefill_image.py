@@ -13,6 +13,7 @@ from models.inputs.batch import Inputs, PromptShape
 from models.inputs.padding import pad_to_buckets, text_bucket
 from models.inputs.split import split_after_images
 from models.model import Model
+from models.sharding.placing import place_shared
 from vkq_jax.array_types import Array
 from vkq_jax.cache import KVCache
 from vkq_jax.calibrated import CalibratedCodes
@@ -75,7 +76,7 @@ def prefill_image(
         quant=settings,
         cache_length=text_bucket(text) if bucketing else text,
         implementation=implementation,
-        tables=own_tables,
+        tables=place_shared(model.mesh, own_tables),
     )
     return cache
 

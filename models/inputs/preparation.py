@@ -151,8 +151,8 @@ def _process(
 
 
 def _texts(prompts: Any) -> list[str]:
-    one = isinstance(prompts, str) or not isinstance(prompts, Iterable)
-    texts: list[Any] = [prompts] if one else list(prompts)
+    several = isinstance(prompts, Iterable) and not isinstance(prompts, str)
+    texts: list[Any] = list(prompts) if several else [prompts]
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"empty prompt: expected text, got {show(prompts)}")
     return texts

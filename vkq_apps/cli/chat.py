@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import vkq_jax
+from models import GenerateOptions
 from models.inputs.images import read_picture
 from vkq_apps.cli.arguments import (
     JsonOption,
@@ -76,14 +77,8 @@ def chat(
     )
     loaded = load_model(model)
     say_if_uncalibrated(loaded, quant, given)
-    conversation = Conversation(
-        loaded,
-        max_new_tokens=max_new_tokens,
-        quant=quant,
-        quantize_at=quantize_at,
-        tables=given,
-        **draws,
-    )
+    options = draws | GenerateOptions(quant=quant, quantize_at=quantize_at, tables=given)
+    conversation = Conversation(loaded, max_new_tokens=max_new_tokens, **options)
     talk = _Talk(conversation, pictures, json)
     if not json:
         log.print(HELP, soft_wrap=True)
@@ -145,7 +140,7 @@ class _Talk:
     def _add(self, name: str) -> None:
         if not name:
             raise ValueError("/image: expected the name of a picture file behind it")
-        path = Path(name)
+        path = Path(name).expanduser()
         read_picture(path)
         self._waiting.append(path)
         count = len(self._waiting)

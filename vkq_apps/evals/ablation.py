@@ -9,7 +9,6 @@ full precision, and KL of the next token, with 95 % intervals. `--calibrate-kind
 to some kinds of pictures and ask about others.
 """
 
-import argparse
 import dataclasses
 import shutil
 import sys
@@ -22,14 +21,15 @@ from rich.table import Table
 
 import models
 import vkq_jax
-from models import Model
 from models.calibration.codes import gather_samples
 from models.calibration.fitting import CodeFitter
 from models.calibration.folder import CalibrationFolder, digest_of
 from models.calibration.samples import CodeSamples
+from vkq_apps.bench.options import names
 from vkq_apps.bench.results_file import source_digest, write_json
 from vkq_apps.cli.console import log, out
 from vkq_apps.cli.sample_prompts import batches_of
+from vkq_apps.cli.standalone import option, run_standalone
 from vkq_apps.evals.evaluation import Options, evaluate_model
 from vkq_apps.evals.plan import make_plan
 from vkq_apps.evals.progress import progress
@@ -134,11 +134,39 @@ def variants(name: str, number: int) -> Iterator[Variant]:
         yield Variant(f"{label}: scales of least squared error", changed(quant, scale="norm"))
 
 
-def run(options: argparse.Namespace, model: Model) -> dict[str, Any]:
+PLANS = [f"{name}/{i}" for name, some in calibrated_presets.items() for i in range(len(some))]
+
+
+@dataclasses.dataclass(frozen=True)
+class AblationOptions:
+    """The command line of the ablation; lists are comma-separated."""
+
+    out: Path = option(help="JSON file to write; the log lies beside it.", metavar="FILE")
+    plans: str = option(
+        ",".join(plan for plan in PLANS if plan.startswith("vkq-")),
+        help=f"PRESET/PLAN, of {', '.join(PLANS)}.",
+        metavar="NAMES",
+    )
+    whole: bool = option(False, help="Only the whole plans.")
+    samples: int = option(300, help="Questions.", min=1)
+    seed: int = option(21, help="Of the questions.", min=0)
+    calibration: int = option(128, help="Calibration prompts.", min=1)
+    calibrate_kinds: str = option(",".join(KINDS), help="Kinds to fit to.", metavar="NAMES")
+    kinds: str = option(",".join(KINDS), help="Kinds to ask about.", metavar="NAMES")
+    batch_size: int = option(50, help="Questions answered at once.", min=1)
+    resume: bool = option(False, help="Go on from the log.")
+
+
+def _measure(options: AblationOptions) -> dict[str, Any]:
     """The record of the results."""
+    plans = names("--plans", options.plans, PLANS)
+    kinds = names("--kinds", options.kinds, KINDS)
+    calibrate_kinds = names("--calibrate-kinds", options.calibrate_kinds, KINDS)
+    check_writable(options.out)
+    model = models.load("tiny")
     part = options.out.with_name(f"{options.out.name}.part") / source_digest()
     kept = CalibrationFolder(part)
-    pairs = calibration_questions(options.calibration, kinds=options.calibrate_kinds)
+    pairs = calibration_questions(options.calibration, kinds=calibrate_kinds)
     with progress(log, "calibration prompts") as show:
 
         def batches():
@@ -150,7 +178,7 @@ def run(options: argparse.Namespace, model: Model) -> dict[str, Any]:
             model, batches(), tokens=256, max_new_tokens=24, seed=0, kept=kept
         )
     settings, fitters = [FULL], {}
-    for plan in options.plans:
+    for plan in plans:
         name, _, number = plan.partition("/")
         whole, *rows = variants(name, int(number))
         for variant in [whole] if options.whole else [whole, *rows]:
@@ -168,9 +196,7 @@ def run(options: argparse.Namespace, model: Model) -> dict[str, Any]:
             settings.append(Setting(variant.name, quant, tables))
             log.print(f"{variant.name}: has its tables")
     known = synthetic_tasks()
-    asked = make_plan(
-        ",".join(options.kinds), known, {}, samples=options.samples, seed=options.seed
-    )
+    asked = make_plan(",".join(kinds), known, {}, samples=options.samples, seed=options.seed)
     with progress(log, "questions") as show:
         record = evaluate_model(
             model,
@@ -181,7 +207,7 @@ def run(options: argparse.Namespace, model: Model) -> dict[str, Any]:
             resume=options.resume,
             progress=show,
         )
-    rows = {"calibration": options.calibration, "calibrate_kinds": options.calibrate_kinds}
+    rows = {"calibration": options.calibration, "calibrate_kinds": calibrate_kinds}
     record = record | {"command": COMMAND} | rows
     write_json(options.out, record)
     shutil.rmtree(part.parent, ignore_errors=True)
@@ -207,45 +233,15 @@ def results_table(record: dict[str, Any]) -> Table:
     return table
 
 
+def run(options: AblationOptions) -> None:
+    """Measures, writes the file and shows it."""
+    out.print(results_table(_measure(options)))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 for bad input."""
-    plans = [f"{name}/{i}" for name, some in calibrated_presets.items() for i in range(len(some))]
-
-    def names(known: list[str]) -> Callable[[str], list[str]]:
-        def split(text: str) -> list[str]:
-            found = [name for name in map(str.strip, text.split(",")) if name]
-            if not found or set(found) - set(known):
-                raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}")
-            return found
-
-        return split
-
-    parser = argparse.ArgumentParser(
-        prog=f"python -m vkq_apps.evals.{COMMAND}",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    own = [plan for plan in plans if plan.startswith("vkq-")]
-    kinds = list(KINDS)
-    add = parser.add_argument
-    add("--out", type=Path, required=True, help="JSON file to write; the log lies beside it")
-    add("--plans", type=names(plans), default=own, help=f"PRESET/PLAN, of {', '.join(plans)}")
-    add("--whole", action="store_true", help="only the whole plans")
-    add("--samples", type=int, default=300, help="questions [300]")
-    add("--seed", type=int, default=21, help="of the questions [21]")
-    add("--calibration", type=int, default=128, help="calibration prompts [128]")
-    add("--calibrate-kinds", type=names(kinds), default=kinds, help="kinds to fit to [all]")
-    add("--kinds", type=names(kinds), default=kinds, help="kinds to ask about [all]")
-    add("--batch-size", type=int, default=50, help="questions answered at once [50]")
-    add("--resume", action="store_true", help="go on from the log")
-    options = parser.parse_args(arguments)
-    try:
-        check_writable(options.out)
-        record = run(options, models.load("tiny"))
-    except ValueError as error:
-        parser.error(" ".join(str(error).split()))
-    out.print(results_table(record))
-    return 0
+    module = f"vkq_apps.evals.{COMMAND}"
+    return run_standalone(AblationOptions, run, module=module, help=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

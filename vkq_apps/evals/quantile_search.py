@@ -10,7 +10,6 @@ preset `quantile-1bit` is what it chose for the embedded model. kl: mean KL(full
 of the next token along the model's own answers, in nats.
 """
 
-import argparse
 import dataclasses
 import shutil
 import sys
@@ -28,8 +27,10 @@ from models.calibration.judging import divergences
 from vkq_apps.bench.results_file import source_digest, write_json
 from vkq_apps.cli.console import log, out
 from vkq_apps.cli.sample_prompts import batches_of
+from vkq_apps.cli.standalone import option, run_standalone
 from vkq_apps.provenance import provenance
 from vkq_apps.training.heldout import calibration_questions
+from vkq_jax.atomic_write import check_writable
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dense import Dense
 from vkq_jax.level_codes import Granularity, LevelCodes
@@ -145,26 +146,27 @@ def choose(search: Search, candidates: Sequence[LevelCodes]) -> tuple[KVQuantCon
     return together[place], found[place]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m vkq_apps.evals.{COMMAND}",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", default="tiny", help="Hugging Face checkpoint folder [tiny]")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--samples", type=int, default=64, help="calibration prompts [64]")
-    parser.add_argument("--bits", type=float, default=1.5, help="most bits per element [1.5]")
-    parser.add_argument("--seed", type=int, default=0, help="of the pictures [0]")
-    options = parser.parse_args(arguments)
+@dataclasses.dataclass(frozen=True)
+class SearchOptions:
+    """The command line of the search."""
+
+    out: Path = option(help="JSON file to write.", metavar="FILE")
+    model: str = option("tiny", help="Hugging Face checkpoint folder.", metavar="FOLDER")
+    samples: int = option(64, help="Calibration prompts.", min=1)
+    bits: float = option(1.5, help="Most bits per element.")
+    seed: int = option(0, help="Of the pictures.", min=0)
+
+
+def run(options: SearchOptions) -> None:
+    """Searches and writes the file."""
+    check_writable(options.out)
     model = models.load(options.model)
     pairs = calibration_questions(options.samples, seed=options.seed)
     batches = list(batches_of(model, pairs, 32))
     positions = batches[0].prompt_shape.visual
     candidates = settings_within(options.bits, positions, model.config.text.head_dim)
     if not candidates:
-        parser.error(f"--bits: expected more than {options.bits}, which no levels fit into")
+        raise ValueError(f"--bits: expected more than {options.bits}, which no levels fit into")
     part = options.out.with_name(f"{options.out.name}.part") / source_digest()
     search = Search(model, batches, 24, CalibrationFolder(part))
     quant, kl = choose(search, candidates)
@@ -188,7 +190,12 @@ def main(arguments: list[str] | None = None) -> int:
     write_json(options.out, record)
     shutil.rmtree(part.parent, ignore_errors=True)
     out.print(record["chosen"])
-    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code, 2 for bad input."""
+    module = f"vkq_apps.evals.{COMMAND}"
+    return run_standalone(SearchOptions, run, module=module, help=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ plans the one of least KL on a few of those texts is taken. PyTorch runs the mod
 (`uv run --group parity`, for GGUF files also `--with gguf --with accelerate`).
 """
 
-import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +23,7 @@ from rich.table import Table
 from models.calibration.samples import CodeSamples
 from vkq_apps.bench.results_file import write_json
 from vkq_apps.cli.console import log, out
+from vkq_apps.cli.standalone import option, run_standalone
 from vkq_apps.evals.intervals import bootstrap
 from vkq_apps.evals.progress import progress
 from vkq_apps.evals.text_bed_codes import Plan, code, fitted, plans_of, samples_of, uncalibrated
@@ -176,44 +177,40 @@ def results_table(rows: dict[str, Any], title: str) -> Table:
     return table
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m vkq_apps.evals.text_bed", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--model", type=Path, required=True, help="folder or GGUF file")
-    parser.add_argument("--quant", default=DEFAULT_PRESETS, help="presets, comma-separated")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--texts", type=Path, help="folder of prose and code, instead of Python's")
-    counts = {
-        "calibration": (32, "texts that tables are fitted to"),
-        "samples": (32, "texts to measure on"),
-        "dense": (4, "first positions of a text, which stay as they are"),
-        "coded": (384, "positions to code"),
-        "predicted": (93, "positions behind, all but the last of which are predicted from"),
-        "seed": (0, "of the choice of texts, of fits and of intervals"),
-    }
-    for name, (default, text) in counts.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} [{default}]")
-    return parser
+@dataclasses.dataclass(frozen=True)
+class TextBedOptions:
+    """The command line of the text bed."""
+
+    model: Path = option(help="Folder or GGUF file.", metavar="PATH")
+    quant: str = option(DEFAULT_PRESETS, help="Presets, comma-separated.", metavar="NAMES")
+    out: Path | None = option(None, help="JSON file to write.", metavar="FILE")
+    texts: Path | None = option(
+        None, help="Folder of prose and code, instead of Python's.", metavar="FOLDER"
+    )
+    calibration: int = option(32, help="Texts that tables are fitted to.", min=1)
+    samples: int = option(32, help="Texts to measure on.", min=1)
+    dense: int = option(4, help="First positions of a text, which stay as they are.", min=0)
+    coded: int = option(384, help="Positions to code.", min=1)
+    predicted: int = option(
+        93, help="Positions behind, all but the last of which are predicted from.", min=2
+    )
+    seed: int = option(0, help="Of the choice of texts, of fits and of intervals.", min=0)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 for bad input."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        record = _run(options)
-    except ValueError as error:
-        parser.error(" ".join(str(error).split()))
+    module = f"vkq_apps.evals.{COMMAND}"
+    return run_standalone(TextBedOptions, run, module=module, help=__doc__, arguments=arguments)
+
+
+def run(options: TextBedOptions) -> None:
+    """Measures, writes the file and shows it."""
+    record = _measure(options)
     out.print(results_table(record["presets"], f"{options.samples} texts (95 % intervals)"))
-    return 0
 
 
-def _run(options: argparse.Namespace) -> dict[str, Any]:
-    least = {"calibration": 1, "samples": 1, "dense": 0, "coded": 1, "predicted": 2, "seed": 0}
-    for name, floor in least.items():
-        if getattr(options, name) < floor:
-            raise ValueError(f"--{name}: expected at least {floor}, got {getattr(options, name)}")
+def _measure(options: TextBedOptions) -> dict[str, Any]:
     if options.out is not None:
         check_writable(options.out)
     names = list(dict.fromkeys(name for name in map(str.strip, options.quant.split(",")) if name))
@@ -231,7 +228,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     )
     with progress(log, "texts") as show:
         rows = judge(model, names, calibration, texts, seed=options.seed, show=show)
-    settings = {name: getattr(options, name) for name in least}
+    counts = ("calibration", "samples", "dense", "coded", "predicted", "seed")
+    settings = {name: getattr(options, name) for name in counts}
     record = {
         "command": COMMAND,
         "model": options.model.name,

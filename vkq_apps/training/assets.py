@@ -10,11 +10,14 @@ Each font is cut down to printable ASCII. The licences let changed fonts keep ne
 "Liberation" nor "Bitstream Vera", so every subset gets a neutral name.
 """
 
-import argparse
+import dataclasses
 import json
+import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from vkq_apps.cli.standalone import argument, run_standalone
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -105,11 +108,16 @@ def draw_sheet(font_file: Path) -> tuple[Image.Image, list[dict[str, str]]]:
     return sheet, names
 
 
-def main() -> None:
-    """Command line: one argument, the folder that the packages were unpacked into."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("unpacked", type=Path)
-    root = parser.parse_args().unpacked
+@dataclasses.dataclass(frozen=True)
+class AssetOptions:
+    """The command line of the assets."""
+
+    unpacked: Path = argument(help="Folder that the packages were unpacked into.")
+
+
+def run(options: AssetOptions) -> None:
+    """Writes the assets."""
+    root = options.unpacked
     fonts, documents = root / "usr/share/fonts", root / "usr/share/doc"
     ASSETS.mkdir(exist_ok=True)
     for name, source in FONTS.items():
@@ -123,5 +131,11 @@ def main() -> None:
         (ASSETS / target).write_text(text, encoding="utf-8")
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code, 2 for bad input."""
+    module = "vkq_apps.training.assets"
+    return run_standalone(AssetOptions, run, module=module, help=__doc__, arguments=arguments)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,9 +5,10 @@ python -m vkq_apps.training.export runs/tiny/state.safetensors models/tiny_check
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors.numpy import save_file
 from models.checkpoints.weights import to_stored
 from models.families.llava.config import LlavaConfig
 from models.families.registry import family_of
+from vkq_apps.cli.standalone import argument, run_standalone
 from vkq_apps.training import checkpointing
 from vkq_apps.training.model import ModelSize, create_model, hf_config
 from vkq_apps.training.optimizer import Schedule
@@ -98,15 +100,25 @@ def _save_shards(tensors: dict[str, np.ndarray], folder: Path) -> None:
     write_json(folder / "model.safetensors.index.json", index)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("state", type=Path, help="state.safetensors of a training")
-    parser.add_argument("folder", type=Path, help="checkpoint folder to write")
-    options = parser.parse_args()
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """The command line of the export."""
+
+    state: Path = argument(help="state.safetensors of a training.")
+    folder: Path = argument(help="Checkpoint folder to write.")
+
+
+def run(options: ExportOptions) -> None:
+    """Writes the checkpoint, and one line of JSON about it."""
     info = export_state(options.state, options.folder)
     print(json.dumps({"step": info["step"], "of": info["steps"], "folder": str(options.folder)}))
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code, 2 for bad input."""
+    module = "vkq_apps.training.export"
+    return run_standalone(ExportOptions, run, module=module, help=__doc__, arguments=arguments)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,10 +6,13 @@ the stack of blocks is fastest, how many steps fit a budget, and what they need 
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
+import sys
 import time
 from typing import Any
+
+from vkq_apps.cli.standalone import option, run_standalone
 
 
 def measure_rendering(workers: int, seconds: float, chunk_size: int) -> dict[str, Any]:
@@ -79,22 +82,24 @@ def measure_step(
     }
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", type=int, default=14)
-    parser.add_argument("--render-seconds", type=float, default=8.0, help="0: do not render")
-    parser.add_argument("--chunk", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=12000, help="of the schedule")
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument(
-        "--variants",
-        default="auto:unroll,auto:loop",
-        help="attention:unroll or attention:loop, comma-separated",
+@dataclasses.dataclass(frozen=True)
+class MeasureOptions:
+    """The command line of the measurement."""
+
+    workers: int = option(14, help="Rendering processes.", min=1)
+    render_seconds: float = option(8.0, help="Seconds of rendering; 0: do not render.")
+    chunk: int = option(64, help="Pictures of a chunk.", min=1)
+    batch: int = option(256, help="Pictures of a step.", min=1)
+    steps: int = option(12000, help="Of the schedule.", min=1)
+    repeats: int = option(30, help="Steps that are timed.", min=1)
+    variants: str = option(
+        "auto:unroll,auto:loop", help="ATTENTION:unroll or ATTENTION:loop, comma-separated."
     )
-    parser.add_argument("--smoke", action="store_true", help="a small model")
-    options = parser.parse_args()
+    smoke: bool = option(False, help="A small model.")
+
+
+def run(options: MeasureOptions) -> None:
+    """Measures; one line of JSON each."""
     if options.render_seconds:
         rates = measure_rendering(options.workers, options.render_seconds, options.chunk)
         print(json.dumps(rates), flush=True)
@@ -111,5 +116,11 @@ def main() -> None:
         print(json.dumps(result), flush=True)
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code, 2 for bad input."""
+    module = "vkq_apps.training.measure"
+    return run_standalone(MeasureOptions, run, module=module, help=__doc__, arguments=arguments)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,39 +1,45 @@
-"""Settings of a training, and their command line."""
+"""Settings of a training: the fields are the options of its command line."""
 
-from __future__ import annotations
-
-import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
-__all__ = ["SMOKE", "TrainOptions", "parse_options"]
+from vkq_apps.cli.standalone import option
+
+__all__ = ["SMOKE", "TrainOptions", "smoke_defaults"]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
     """Settings of a training; the defaults are those of the first part of `train`'s recipe."""
 
-    out: Path = Path("runs/tiny")
-    steps: int = 6400
-    batch: int = 256
-    workers: int = 14
-    pool: int = 480
-    chunk: int = 64
-    mixed: int = 8
-    slots: int = 28
-    heldout: int = 128
-    seed: int = 1
-    peak: float = 3e-3
-    warmup: int = 150
-    easy: float = 0.1
-    start_from: str = ""
-    stop_after_seconds: float = 0.0
-    save_every: float = 60.0
-    evaluate_every: float = 60.0
-    attention: str = "auto"
-    unroll: bool = True
-    resume: bool = False
-    smoke: bool = False
+    out: Path = option(Path("runs/tiny"), help="Folder of state.safetensors and log.jsonl.")
+    steps: int = option(6400, help="Steps of all pieces together.")
+    batch: int = option(256, help="Pictures of a step.")
+    workers: int = option(14, help="Rendering processes; 0 renders each batch when it is needed.")
+    pool: int = option(480, help="Chunks of pictures held on the device.")
+    chunk: int = option(64, help="Pictures of a chunk.")
+    mixed: int = option(8, help="Chunks that a batch is drawn from.")
+    slots: int = option(28, help="Chunks in memory shared with the rendering processes.")
+    heldout: int = option(128, help="Held-out pictures of each kind.")
+    seed: int = option(1, help="Of parameters and pictures.")
+    peak: float = option(3e-3, help="Highest learning rate.")
+    warmup: int = option(150, help="Steps up to it.")
+    easy: float = option(
+        0.1, help="Share of the steps over which pictures grow to full difficulty."
+    )
+    start_from: str = option("", help="Checkpoint folder whose weights a new training begins with.")
+    stop_after_seconds: float = option(
+        0.0, help="End this piece after so long, state saved (0: never)."
+    )
+    save_every: float = option(60.0, help="Seconds between saved states.")
+    evaluate_every: float = option(60.0, help="Seconds between evaluations.")
+    attention: str = option("auto", help="One of auto, cudnn, cudnn_padded and xla.")
+    unroll: bool = option(
+        True, help="Unroll the stacks of blocks: faster steps, longer compilation."
+    )
+    resume: bool = option(False, help="Go on from the saved state.")
+    smoke: bool = option(False, help="A small model and a few steps.")
 
 
 SMOKE = {
@@ -47,45 +53,7 @@ SMOKE = {
 }
 """Overrides of `--smoke`: a few seconds on a CPU, with a small model."""
 
-_HELP = {
-    "out": "folder of state.safetensors and log.jsonl",
-    "steps": "steps of all pieces together",
-    "batch": "pictures of a step",
-    "workers": "rendering processes; 0 renders each batch when it is needed",
-    "pool": "chunks of pictures held on the device",
-    "chunk": "pictures of a chunk",
-    "mixed": "chunks that a batch is drawn from",
-    "slots": "chunks in memory shared with the rendering processes",
-    "heldout": "held-out pictures of each kind",
-    "seed": "of parameters and pictures",
-    "peak": "highest learning rate",
-    "warmup": "steps up to it",
-    "easy": "share of the steps over which pictures grow to full difficulty",
-    "start_from": "checkpoint folder whose weights a new training begins with",
-    "stop_after_seconds": "end this piece after so long, state saved (0: never)",
-    "save_every": "seconds between saved states",
-    "evaluate_every": "seconds between evaluations",
-    "attention": "auto, cudnn, cudnn_padded or xla",
-    "unroll": "unroll the stacks of blocks: faster steps, longer compilation",
-    "resume": "go on from the saved state",
-    "smoke": "a small model and a few steps",
-}
 
-
-def parse_options(arguments: list[str] | None = None) -> TrainOptions:
-    """Options from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="vkq_apps.training.train", description="Trains the embedded model."
-    )
-    for field in dataclasses.fields(TrainOptions):
-        name, default = "--" + field.name.replace("_", "-"), field.default
-        if isinstance(default, bool):
-            parser.add_argument(
-                name, action=argparse.BooleanOptionalAction, default=None, help=_HELP[field.name]
-            )
-        else:
-            text = f"{_HELP[field.name]} (default: {default})"
-            parser.add_argument(name, type=type(default), default=None, help=text)
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items()
-             if value is not None}  # fmt: skip
-    return TrainOptions(**(SMOKE if given.get("smoke") else {}) | given)
+def smoke_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """The defaults that `--smoke` changes, from the options that were given."""
+    return SMOKE if given.get("smoke") else {}

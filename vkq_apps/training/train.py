@@ -12,19 +12,31 @@ pictures (see `model_card.md`):
     python -m vkq_apps.training.export runs/second/state.safetensors models/tiny_checkpoint
 """
 
-from __future__ import annotations
+import sys
 
-from vkq_apps.training.options import parse_options
+from vkq_apps.cli.standalone import run_standalone
+from vkq_apps.training.options import TrainOptions, smoke_defaults
 
 
-def main() -> None:
-    """Command line."""
-    options = parse_options()
+def run(options: TrainOptions) -> None:
+    """Trains."""
     # JAX takes seconds to import, and rendering processes import this module too.
     from vkq_apps.training.loop import train
 
     train(options)
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code, 2 for bad input."""
+    return run_standalone(
+        TrainOptions,
+        run,
+        module="vkq_apps.training.train",
+        help=__doc__,
+        arguments=arguments,
+        overrides=smoke_defaults,
+    )
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

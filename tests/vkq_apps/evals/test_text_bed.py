@@ -157,15 +157,13 @@ def test_command_writes_the_figures_of_every_preset(folder, tmp_path, capsys):
     [
         (["--quant", "vkq-1bitt"], "did you mean 'vkq-1bit'"),
         (["--quant", "calibquant-1bit"], "also maps attention scores"),
-        (["--samples", "0"], "--samples: expected at least 1, got 0"),
+        (["--samples", "0"], "--samples': Input should be"),
         (["--model", "nowhere"], "expected a folder or a GGUF file, got nowhere"),
         (["--texts", "nowhere"], "--texts: expected a folder, got nowhere"),
     ],
 )
 def test_bad_input_ends_with_one_line(folder, capsys, arguments, problem):
-    with pytest.raises(SystemExit) as exit:
-        text_bed.main(["--model", str(folder), *arguments])
-    assert exit.value.code == 2
+    assert text_bed.main(["--model", str(folder), *arguments]) == 2
     assert problem in capsys.readouterr().err.splitlines()[-1]
 
 
