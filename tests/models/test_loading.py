@@ -522,7 +522,7 @@ def test_a_path_is_text_or_a_path(reference, path):
 
 @pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "\ud800", "llava-hf/llava-1.5-7b-hf"])
 def test_a_folder_that_cannot_be(path):
-    with pytest.raises(FileNotFoundError, match="does not exist.* nothing is downloaded") as error:
+    with pytest.raises(FileNotFoundError, match=r"does not exist.* nothing is downloaded") as error:
         models.load(path)
     assert len(str(error.value)) < 400
 

@@ -14,8 +14,9 @@ from models.checkpoints.memory import free_memory, weight_bytes
 from models.families.registry import family_of
 from models.generation.generate import QuantizeAt
 from models.inputs.images import read_picture
-from vkq_apps.cli.console import human_bytes, log, stage
+from vkq_apps.cli.console import log, stage
 from vkq_apps.cli.room import check_room
+from vkq_jax.byte_units import human_bytes
 
 __all__ = [
     "PRESETS",

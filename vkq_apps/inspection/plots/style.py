@@ -59,7 +59,7 @@ def styled() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float, title: str, explanation: str) -> Figure:
+def new_figure(width: float, height: float, title: str, explanation: str = "") -> Figure:
     """A figure that belongs to no window: drawn by Agg wherever it runs.
 
     Args:
@@ -67,9 +67,10 @@ def new_figure(width: float, height: float, title: str, explanation: str) -> Fig
         title: above it. explanation: how to read it, below; wrapped.
     """
     lines = textwrap.wrap(explanation, int(width * 15))
-    figure = Figure(figsize=(width, height + 0.16 * len(lines) + 0.1), layout="constrained")
+    figure = Figure(figsize=(width, height + 0.18 * len(lines)), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left")
-    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8.5, color="#555555")
+    if lines:
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8.5, color="#555555")
     return figure
 
 
