@@ -140,6 +140,27 @@ def test_more_bits_less_error():
         assert coarse > medium > fine >= 0
 
 
+@pytest.mark.parametrize("quant", ["vkq-1bit", "signs-1bit", "kivi-2bit", "none"])
+def test_bits_of_tokens_add_up_to_the_bytes_of_the_cache(quant):
+    bits = inspection(quant).bits
+    elements = 2 * LAYERS * KV_HEADS * 2 * VISUAL_TOKENS * HEAD_DIM
+    assert bits.shape == (LAYERS, 2 * VISUAL_TOKENS)
+    assert float(bits.mean()) == pytest.approx(8 * inspection(quant).nbytes.visual / elements)
+    # Classes of tokens are what makes tokens differ.
+    assert bool(jnp.ptp(bits) > 0.5) == (quant == "vkq-1bit")
+
+
+def test_tokens_with_more_bits_have_less_error():
+    measured = inspection("vkq-1bit")
+    few, many = (
+        float(measured.key.error_of_tokens[chosen].mean())
+        for chosen in (measured.bits < measured.bits.mean(), measured.bits > measured.bits.mean())
+    )
+    assert many < few
+    whole = measured.key.error.relative_squared_error.mean()
+    assert float(measured.key.error_of_tokens.mean()) == pytest.approx(float(whole), rel=0.5)
+
+
 def test_levels_of_min_max_codes_are_the_extremes():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 50, 8)), jnp.float32)
     config = vkq_jax.LevelCodes(bits=2, table_dtype="float32")
@@ -204,7 +225,9 @@ def test_summary_is_json_and_means_are_means():
     assert len(record["layers"][0]["key_error"]) == KV_HEADS
     assert len(record["layers"][0]["output_error"]) == HEADS
     for name, mean in record["mean"].items():
-        assert mean == pytest.approx(np.mean([layer[name] for layer in record["layers"]]), rel=1e-4)
+        figures = [layer[name] for layer in record["layers"]]
+        assert mean == pytest.approx(np.mean(figures), rel=1e-4)
+        assert record["median"][name] == pytest.approx(np.median(figures), rel=1e-4)
     assert "key_coded_quantiles" not in raw_arrays(inspection("vkq-1bit"))
     arrays = raw_arrays(inspection("signs-1bit"))
     assert arrays["weights_after"].shape == (LAYERS, HEADS, 2 * VISUAL_TOKENS)

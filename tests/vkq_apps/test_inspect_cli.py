@@ -10,7 +10,9 @@ from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 
 import models
+import vkq_jax
 from tests.support.tiny_llava import IMAGE, tiny_model
+from vkq_apps.answering import Answer
 from vkq_apps.cli.inspect import inspect
 
 PLOTS = {
@@ -20,6 +22,7 @@ PLOTS = {
     "errors.png",
     "attention_mass.png",
     "attention.png",
+    "tokens.png",
 }
 
 
@@ -64,15 +67,29 @@ def arguments(checkpoint, tmp_path, monkeypatch):
         "prompt": "what colour ?",
         "out_folder": tmp_path / "out",
         "json": True,
+        "max_new_tokens": 2,
     }
 
 
-def test_writes_plots_and_figures(arguments, capsys):
+def test_writes_plots_and_figures(arguments, capsys, monkeypatch):
+    asked = []
+
+    def ask(model, inputs, **options):
+        asked.append((options["quant"], options["quantize_at"], options["max_new_tokens"]))
+        text = "<b>" if options["quant"] == "none" else "a & b"
+        return Answer(text, 1, 1, vkq_jax.CacheBytes(0, 0, 0, 0), None)
+
+    monkeypatch.setattr("vkq_apps.cli.inspect.ask", ask)
     inspect(**arguments, quant="vkq-1bit")
     folder = arguments["out_folder"]
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((folder / "summary.json").read_text())
-    assert {path.name for path in folder.iterdir()} == {*PLOTS, "summary.json", "arrays.npz"}
+    assert {path.name for path in folder.iterdir()} == {
+        *PLOTS,
+        "report.html",
+        "summary.json",
+        "arrays.npz",
+    }
     assert set(printed["files"]) == {path.name for path in folder.iterdir()}
     for name in PLOTS:
         with Image.open(folder / name) as plot:
@@ -81,15 +98,26 @@ def test_writes_plots_and_figures(arguments, capsys):
     assert printed["visual_spans"] == [[1, 16]]
     assert printed["prompt"] == "USER: <image>\nwhat colour ? ASSISTANT:"
     assert {"visual_tokens", "visual_kv_reduction", "mean", "layers", "seconds"} <= set(printed)
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(PLOTS) + 1
+    assert "USER: &lt;image&gt;\nwhat colour ? ASSISTANT:" in page
+    assert asked == [("none", "image", 2), ("vkq-1bit", "image", 2)]
+    assert (printed["answer_full_precision"], printed["answer"]) == ("<b>", "a & b")
+    assert "<td>&lt;b&gt;</td>" in page
+    assert "<td>a &amp; b</td>" in page
     with np.load(folder / "arrays.npz") as arrays:
         assert arrays["weights_before"].shape == (3, 4, 16)
 
     # Again, over the earlier result: a table for people, two pictures, another preset.
     two = arguments | {"image": arguments["image"] * 2, "json": False}
     inspect(**two, quant="none")
-    assert "mean" in capsys.readouterr().out
+    assert (folder / "report.html").read_text().count("<td>&lt;b&gt;</td>") == 2
+    printed = capsys.readouterr()
+    assert "mean" in printed.out
+    assert "median" in printed.out
+    assert "attention_mass.png" in printed.err
     names = {path.name for path in folder.iterdir()}
-    assert {"attention_1.png", "attention_2.png"} <= names
+    assert {"attention_1.png", "attention_2.png", "tokens_1.png", "tokens_2.png"} <= names
     assert "attention.png" not in names
 
 

@@ -10,11 +10,12 @@ import typer
 from rich.table import Table
 
 import vkq_jax
-from models import Inputs, Model
+from models import Inputs, Model, Sampling
 from models.calibration.attached import find_codes
 from models.families.registry import family_of
 from models.inputs.processor import processor_of
 from models.vision.vit import VitConfig
+from vkq_apps.answering import ask
 from vkq_apps.cli.arguments import (
     ImageOption,
     JsonOption,
@@ -25,6 +26,7 @@ from vkq_apps.cli.arguments import (
     load_and_prepare,
 )
 from vkq_apps.cli.console import log, out, print_json, stage
+from vkq_apps.cli.counts import check_count
 from vkq_apps.inspection.layout import Segment, read_layout
 from vkq_apps.inspection.measure import inspect_visual
 from vkq_apps.inspection.output_folder import (
@@ -34,6 +36,7 @@ from vkq_apps.inspection.output_folder import (
     complete_or_nothing,
 )
 from vkq_apps.inspection.pictures import seen_pictures
+from vkq_apps.inspection.report import REPORT, write_report
 from vkq_apps.inspection.summary import raw_arrays, summarize
 from vkq_jax.byte_units import human_bytes
 
@@ -50,13 +53,37 @@ def inspect(
         Path, typer.Option("--out", metavar="FOLDER", help="Folder for plots and figures.")
     ],
     quant: QuantOption = "vkq-1bit",
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", callback=check_count, help="Most tokens of the two answers."
+        ),
+    ] = 32,
     json: JsonOption = False,
 ) -> None:
-    """Plots channel ranges, errors by layer and head, and attention before and after coding."""
+    """Plots channel ranges, errors, attention before and after coding, and bits of each token.
+
+    report.html in the folder shows all plots on one page, with the picture and both answers.
+    """
     started = time.perf_counter()
     vkq_jax.resolve(quant)  # an unknown name fails before anything is loaded
     check_replaceable(out_folder)
-    loaded, prompt, inputs = load_and_prepare(model, image, prompt)
+    loaded, prompt, inputs = load_and_prepare(model, image, prompt, max_new_tokens=max_new_tokens)
+    vision = _tower(loaded)  # what cannot be drawn is refused before anything is measured
+    quantize_at = "prompt" if loaded.visual_depends_on_question else "image"
+    with stage("answering at full precision and from the codes"):
+        answers = {
+            name: ask(
+                loaded,
+                inputs,
+                max_new_tokens=max_new_tokens,
+                chunk=max_new_tokens,
+                quant=name,
+                quantize_at=quantize_at,
+                sampling=Sampling(temperature=0.0),
+            ).text
+            for name in dict.fromkeys(("none", quant))
+        }
     with stage(f"measuring at full precision and with {quant}"):
         inspection = inspect_visual(loaded, inputs, *find_codes(loaded, quant))
         segments = _segments(loaded, inputs)
@@ -66,23 +93,28 @@ def inspect(
             "image": describe_images(image),
             "prompt": prompt,
             "quant": quant,
+            "quantize_at": quantize_at,
+            "answer": answers[quant],
+            "answer_full_precision": answers["none"],
             **summarize(inspection, segments),
         }
     with stage("plotting"), complete_or_nothing(out_folder) as folder:
         # Here and not above, because this import takes a second.
         from vkq_apps.inspection.plots.write import write_plots
 
-        names = write_plots(
+        pictures = _seen_pictures(loaded, inputs, vision)
+        plots = write_plots(
             folder,
             quant=quant,
             inspection=inspection,
             segments=segments,
-            pictures=_seen_pictures(loaded, inputs),
-            vision=_tower(loaded),
+            pictures=pictures,
+            vision=vision,
         )
         arrays = raw_arrays(inspection)  # none of them is called allow_pickle
         np.savez_compressed(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
-        record["files"] = [SUMMARY, ARRAYS, *names]
+        record["files"] = [REPORT, SUMMARY, ARRAYS, *plots]
+        write_report(folder, record, pictures, plots, bits=float(inspection.bits.mean()))
         record["seconds"] = round(time.perf_counter() - started, 2)
         text = jsonlib.dumps(record, indent=1, ensure_ascii=False) + "\n"
         # The bytes of a file name that are no UTF-8 become JSON's escapes.
@@ -91,7 +123,8 @@ def inspect(
         print_json(record)
     else:
         _show(record)
-        log.print(f"{len(record['files'])} files in {out_folder}, {record['seconds']} s")
+        log.print(f"{out_folder}: {', '.join(record['files'])}", soft_wrap=True)
+        log.print(f"{record['seconds']} s; {REPORT} shows all plots on one page")
 
 
 def _segments(model: Model, inputs: Inputs) -> list[Segment]:
@@ -104,14 +137,12 @@ def _segments(model: Model, inputs: Inputs) -> list[Segment]:
     )
 
 
-def _seen_pictures(model: Model, inputs: Inputs) -> np.ndarray:
+def _seen_pictures(model: Model, inputs: Inputs, vision: VitConfig) -> np.ndarray:
     processor = processor_of(model).image_processor
     mean, std = processor.image_mean, processor.image_std
     if not processor.do_normalize:
         mean, std = (0.0,) * 3, (1.0,) * 3
-    return seen_pictures(
-        np.asarray(inputs.pixel_values), np.asarray(mean), np.asarray(std), _tower(model)
-    )
+    return seen_pictures(np.asarray(inputs.pixel_values), np.asarray(mean), np.asarray(std), vision)
 
 
 def _tower(model: Model) -> VitConfig:
@@ -138,8 +169,8 @@ def _show(record: dict[str, Any]) -> None:
         f"{human_bytes(record['visual_kv_bytes'])} for "
         f"{human_bytes(record['visual_kv_bytes_full_precision'])} "
         f"(-{record['visual_kv_reduction']:.1%})",
-        caption="Means over heads. Errors are relative and squared; attention is that of the last "
-        "prompt token.",
+        caption="Rows of layers: means over heads. Errors are relative and squared; attention is "
+        "that of the last prompt token.",
     )
     columns = {
         "layer": None,
@@ -162,4 +193,5 @@ def _show(record: dict[str, Any]) -> None:
         table.add_row(str(layer["layer"]), *cells(layer))
     table.add_section()
     table.add_row("mean", *cells(record["mean"]))
+    table.add_row("median", *cells(record["median"]))
     out.print(table)

@@ -32,6 +32,7 @@ def _accuracy(rows: Mapping[str, Any], full: Mapping[str, Any]) -> Figure:
     figure = _against_bits(
         rows,
         f"Right answers, {full['samples']} questions",
+        "Higher is better. Bars: 95 % intervals; the line: full precision.",
         lambda every: 100 * every["exact"],
         lambda every: [100 * end for end in every["exact_interval"]],
     )
@@ -53,6 +54,7 @@ def _kl(rows: Mapping[str, Any]) -> Figure:
     figure = _against_bits(
         rows,
         "Divergence of the next token along full precision's answers",
+        "Lower is better. Bars: 95 % intervals. The scale is logarithmic.",
         lambda every: every["kl"],
         lambda every: every["kl_interval"],
     )
@@ -66,10 +68,11 @@ def _kl(rows: Mapping[str, Any]) -> Figure:
 def _against_bits(
     rows: Mapping[str, Any],
     title: str,
+    explanation: str,
     figure_of: Callable[[Mapping[str, Any]], float],
     interval_of: Callable[[Mapping[str, Any]], Any],
 ) -> Figure:
-    figure = new_figure(6.4, 4.0, title)
+    figure = new_figure(6.4, 4.0, title, explanation)
     axes = figure.subplots()
     for name, row in rows.items():
         bits, every = row["bits_per_element"]["mean"], row["tasks"][ALL]

@@ -11,6 +11,7 @@ from models.text.config import TextConfig
 from vkq_apps.inspection.attention import LastTokenAttention, layers_as_batch, over_cache
 from vkq_apps.inspection.capture import Capture, capture
 from vkq_apps.inspection.ranges import ChannelRanges, channel_ranges
+from vkq_apps.inspection.spending import bits_of_tokens, error_of_tokens
 from vkq_jax.accounting import CacheBytes, cache_nbytes
 from vkq_jax.array_types import Array, Float
 from vkq_jax.code_tables import CodeTables
@@ -25,10 +26,16 @@ __all__ = ["Inspection", "TensorInspection", "inspect_visual"]
 
 @frozen_pytree
 class TensorInspection:
-    """Keys or values: channel ranges with lead L K, and errors for each layer and KV head."""
+    """Keys or values: what coding does to them.
+
+    Attributes:
+        ranges: of channels, with lead L K. error: for each layer and KV head.
+        error_of_tokens: relative squared error of each token, over its heads and channels.
+    """
 
     ranges: ChannelRanges
     error: QuantizationError
+    error_of_tokens: Float[Array, "L V"]
 
 
 @frozen_pytree
@@ -41,6 +48,7 @@ class Inspection:
         output_error: |after - before|^2 / |before|^2 of that attention's output.
         moved: share of the attention weights that lie on other tokens after than before (half the
             sum of absolute differences).
+        bits: per element of each visual token, see `bits_of_tokens`.
         nbytes: of the prompt's cache, without room for an answer.
     """
 
@@ -50,6 +58,7 @@ class Inspection:
     after: LastTokenAttention
     output_error: Float[Array, "L N"]
     moved: Float[Array, "L N"]
+    bits: Float[Array, "L V"]
     nbytes: CacheBytes = static_field()
 
 
@@ -101,6 +110,7 @@ def _inspect(
         after=after,
         output_error=relative_squared_error(before.output[:, :, None], after.output[:, :, None]),
         moved=moved / 2,
+        bits=bits_of_tokens(bank, caught.key.shape),
         nbytes=nbytes,
     )
 
@@ -109,4 +119,4 @@ def _inspect_tensor(
     x: Float[Array, "L K V H"], x_hat: Float[Array, "L K V H"], coded: QuantizedTensor
 ) -> TensorInspection:
     error = QuantizationError(relative_squared_error(x, x_hat), cosine(x, x_hat))
-    return TensorInspection(channel_ranges(x, x_hat, coded), error)
+    return TensorInspection(channel_ranges(x, x_hat, coded), error, error_of_tokens(x, x_hat))

@@ -12,7 +12,7 @@ __all__ = ["raw_arrays", "summarize"]
 
 
 def summarize(inspection: Inspection, segments: list[Segment]) -> dict[str, Any]:
-    """Plain numbers, fit for JSON: means over everything, then layer by layer, head by head.
+    """Plain numbers, fit for JSON: means and medians over all, then layer by layer, head by head.
 
     Errors are relative squared errors; "visual_mass" and "moved" are shares of the attention of
     the last prompt token.
@@ -48,6 +48,7 @@ def summarize(inspection: Inspection, segments: list[Segment]) -> dict[str, Any]
         "text_kv_bytes": nbytes.text,
         "guarded_heads": int(inspection.after.calibration_skipped.sum()),
         "mean": {name: _short(table.mean()) for name, table in columns.items()},
+        "median": {name: _short(np.median(table)) for name, table in columns.items()},
         "layers": [
             {"layer": layer} | {name: _row(table[layer]) for name, table in columns.items()}
             for layer in range(len(inspection.output_error))
@@ -58,22 +59,25 @@ def summarize(inspection: Inspection, segments: list[Segment]) -> dict[str, Any]
 def raw_arrays(inspection: Inspection) -> dict[str, np.ndarray]:
     """What is too much for JSON, float32, by name.
 
-    `weights_*` [L, N, V]: attention weights on the visual tokens. `*_quantiles` [F, L, K, H] at
-    `fractions` [F]; `*_coded_quantiles` those of the channels that the codes describe, and
-    `*_lowest`, `*_highest` [L, K, H] their levels, see `ChannelRanges`.
+    `weights_*` [L, N, V]: attention weights on the visual tokens. `bits` [L, V]: per element of
+    each visual token. `*_error_of_tokens` [L, V]: relative squared error of each. `*_quantiles`
+    [F, L, K, H] at `fractions` [F]; `*_coded_quantiles` those of the channels that the codes
+    describe, and `*_lowest`, `*_highest` [L, K, H] their levels, see `ChannelRanges`.
     """
     return {
         "fractions": np.asarray(FRACTIONS, np.float32),
         "weights_before": np.asarray(inspection.before.visual),
         "weights_after": np.asarray(inspection.after.visual),
-        **_range_arrays("key", inspection.key),
-        **_range_arrays("value", inspection.value),
+        "bits": np.asarray(inspection.bits),
+        **_tensor_arrays("key", inspection.key),
+        **_tensor_arrays("value", inspection.value),
     }
 
 
-def _range_arrays(name: str, tensor: TensorInspection) -> dict[str, np.ndarray]:
+def _tensor_arrays(name: str, tensor: TensorInspection) -> dict[str, np.ndarray]:
     ranges = tensor.ranges
     parts = {
+        "error_of_tokens": tensor.error_of_tokens,
         "quantiles": ranges.quantiles,
         "coded_quantiles": ranges.coded_quantiles,
         "lowest": ranges.lowest,

@@ -1,8 +1,8 @@
 """The optimiser and everything that changes as training goes on.
 
 Muon orthogonalises the momentum of each hidden matrix (query, key, value, gate, ... are matrices
-of their own here); AdamW moves tables, heads and vectors. Muon's update is scaled so that both
-want the same learning rate.
+of their own here); AdamW moves tables, heads and vectors. Both are optax's. Muon's update is scaled
+(arXiv 2502.16982) so that both want the same learning rate.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vkq_apps.training.muon import scale_by_muon
 from vkq_jax.array_types import Array, Float
 
 __all__ = ["Schedule", "make_optimizer", "param_group"]
@@ -38,9 +37,9 @@ class Schedule:
 
     def learning_rate(self, step: Any) -> Float[Array, ""]:
         """Learning rate of a step, counted from 0."""
-        progress = jnp.minimum(step / self.steps, 1.0)
-        cosine = self.final + (1 - self.final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        return self.peak * jnp.minimum(1.0, (step + 1) / self.warmup) * cosine
+        cosine = optax.cosine_decay_schedule(self.peak, self.steps, alpha=self.final)
+        warmup = optax.linear_schedule(0.0, 1.0, self.warmup)
+        return jnp.asarray(warmup(step + 1) * cosine(step))
 
     def auxiliary_weight(self, step: Any) -> Float[Array, ""]:
         """Weight of the auxiliary loss at a step."""
@@ -61,10 +60,11 @@ def make_optimizer(schedule: Schedule, weight_decay: float = 0.05) -> optax.Grad
         return optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=decay)
 
     groups: dict[Hashable, optax.GradientTransformation] = {
-        "matrix": optax.chain(
-            scale_by_muon(),
-            optax.add_decayed_weights(weight_decay),
-            optax.scale_by_learning_rate(rate),
+        "matrix": optax.contrib.muon(
+            rate,
+            weight_decay=weight_decay,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=_matrices,
         ),
         "table": adamw(weight_decay),
         "vector": adamw(0.0),
@@ -83,6 +83,15 @@ def param_group(name: str) -> str:
     if leaf == "kernel" and ("layers" in module or "projector" in module):
         return "matrix"
     return "table"
+
+
+def _matrices(params: Any) -> Any:
+    """Every parameter is a stack of matrices, [*lead, m, n]."""
+
+    def last_two(x: Array) -> optax.contrib.MuonDimensionNumbers:
+        return optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1)
+
+    return jax.tree.map(last_two, params)
 
 
 def _group_of(path: tuple[Any, ...], leaf: Any) -> str:

@@ -23,7 +23,7 @@ from vkq_apps.training.heldout import calibration_picture, heldout
 from vkq_apps.training.loop import SMALL, STATE_FILE, _Piece, train
 from vkq_apps.training.losses import answer_loss
 from vkq_apps.training.model import ModelSize, create_model, with_checkpoint
-from vkq_apps.training.muon import orthogonalize
+from vkq_apps.training.optimizer import Schedule, make_optimizer
 from vkq_apps.training.options import SMOKE, TrainOptions
 from vkq_apps.training.pictures import KINDS, NUM_FACTS, Turn, make_picture
 from vkq_apps.training.rows import pack_row
@@ -130,11 +130,19 @@ def test_the_chat_template_is_the_prompt_of_training():
     assert models.chat_prompt(model, "what is the tax?") == prompts.prompt("what is the tax?")
 
 
-def test_muon_makes_updates_nearly_orthogonal():
-    x = jax.random.normal(jax.random.key(0), (2, 8, 16))
-    values = jnp.linalg.svd(orthogonalize(x).astype(jnp.float32), compute_uv=False)
+def test_updates_of_stacked_matrices_are_nearly_orthogonal():
+    """Each matrix of a stack by itself, in size as those of Adam, at the schedule's rate."""
+    schedule = Schedule(steps=100, warmup=10)
+    params = {"layers": {"kernel": jnp.ones((3, 8, 16))}}
+    gradient = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), params)
+    optimizer = make_optimizer(schedule, weight_decay=0.0)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    assert float(schedule.learning_rate(0)) == pytest.approx(schedule.peak / 10, rel=1e-5)
+    scale = float(schedule.learning_rate(0)) * 0.2 * 16**0.5
+    values = jnp.linalg.svd(updates["layers"]["kernel"] / scale, compute_uv=False)
     assert float(values.min()) > 0.5
     assert float(values.max()) < 1.5
+    assert float(schedule.learning_rate(100)) == pytest.approx(schedule.peak * 0.02, rel=1e-3)
 
 
 def test_a_resumed_training_equals_one_piece_and_its_export_loads(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Attention of the last prompt token over the pictures, before and after coding."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -15,9 +17,10 @@ from vkq_apps.inspection.plots.style import (
     new_figure,
 )
 
-__all__ = ["plot_attention", "plot_mass"]
+__all__ = ["plot_attention", "plot_mass", "plot_tokens"]
 
 _COLOURS = "magma_r"
+_SQUARE_ROOT = "Colours follow the square root."
 
 
 def plot_attention(
@@ -34,6 +37,8 @@ def plot_attention(
         1.75 * (len(layers) + 1) + 0.4,
         4.25,
         f"Attention of the last prompt token, mean over heads: full precision and {quant}",
+        "Where the last prompt token looks, layer by layer: darker patches get more of its "
+        f"attention (%). Each layer has a scale of its own. {_SQUARE_ROOT}",
     )
     grid = figure.subplots(3, len(layers) + 1, squeeze=False, height_ratios=[1, 1, 0.08])
     grid[0, 0].imshow(picture)
@@ -45,36 +50,52 @@ def plot_attention(
         for row, maps in enumerate((before, after)):
             _draw_map(grid[row, column], picture, maps[layer] / top)
         grid[0, column].set_title(f"layer {layer}")
-        scale = figure.colorbar(
-            ScalarMappable(PowerNorm(0.5, 0, 100 * top), _COLOURS),
-            cax=grid[2, column],
-            orientation="horizontal",
-        )
-        scale.set_ticks(
-            [0, 25 * top, 100 * top], labels=["0", f"{25 * top:.2g}", f"{100 * top:.3g} %"]
-        )
-        scale.minorticks_off()
-        scale.outline.set_visible(False)  # type: ignore[operator]  # a matplotlib Spine
+        _draw_scale(grid[2, column], 100 * top, " %")
     for row, label in enumerate(("full precision", quant)):
         grid[row, 1].set_ylabel(label, fontweight="bold")
-    grid[1, 0].text(
-        0.5,
-        0.5,
-        "darker: more of the\ntoken's attention goes\nto the patch; each layer\nhas its own scale",
-        ha="center",
-        va="center",
-        transform=grid[1, 0].transAxes,
+    return figure
+
+
+def plot_tokens(
+    quant: str, picture: np.ndarray, maps: Mapping[str, np.ndarray], bits: float
+) -> Figure:
+    """Where each visual token of one picture spent its bits, and what for.
+
+    Args:
+        quant: name of the codes. picture: uint8 [side, side, 3].
+        maps: titled figures of the patches, [rows, columns], mean over layers.
+        bits: mean of the bits per element.
+    """
+    figure = new_figure(
+        2.3 * (len(maps) + 1),
+        2.9,
+        f"What each visual token takes and gets, mean over layers: {quant}",
+        f"One square a visual token; {bits:.2f} bits per element on average, tables included. "
+        "Where codes have classes, tokens far from their centre get more bits. Each map has a "
+        f"scale of its own, from 0 to the largest value. {_SQUARE_ROOT}",
     )
+    grid = figure.subplots(2, len(maps) + 1, squeeze=False, height_ratios=[1, 0.06])
+    grid[0, 0].imshow(picture)
+    grid[0, 0].set_title("picture")
+    for axes in grid[:, 0]:
+        hide_frame(axes)
+    for column, (title, figures) in enumerate(maps.items(), 1):
+        top = float(figures.max()) or 1.0
+        _draw_map(grid[0, column], picture, figures / top)
+        grid[0, column].set_title(title)
+        _draw_scale(grid[1, column], top)
     return figure
 
 
 def plot_mass(quant: str, before: np.ndarray, after: np.ndarray) -> Figure:
-    """Share of the attention on visual tokens, [L, N]: each head a line, the mean a dot."""
+    """Share of the attention on visual tokens, [L, N]: heads as lines, mean and median as marks."""
     layers = len(before)
     figure = new_figure(
         min(max(5.0, 1.6 + 0.8 * layers), 13.0),
         3.6,
         "Attention mass on visual tokens, last prompt token",
+        "How much of the last prompt token's attention goes to the picture. A line that rises from "
+        "left to right is a head whose coded tokens attract more attention than exact ones.",
     )
     axes = figure.subplots()
     x = np.arange(layers)
@@ -88,13 +109,24 @@ def plot_mass(quant: str, before: np.ndarray, after: np.ndarray) -> Figure:
     ):
         heads = np.repeat(where, mass.shape[1])
         axes.scatter(heads, 100 * mass.ravel(), s=9, color=colour, alpha=0.45, linewidth=0)
-        mean = 100 * mass.mean(1)
+        mean, median = 100 * mass.mean(1), 100 * np.median(mass, axis=1)
         axes.scatter(where, mean, s=46, color=colour, marker=marker, label=f"{label}, mean")
+        axes.scatter(where, median, s=150, color=colour, marker="_", label=f"{label}, median")
     axes.set(xlabel="layer", ylabel="attention on visual tokens [%]", ylim=(-3, 103))
     axes.set_xticks(x)
     axes.plot([], [], color="#AAAAAA", linewidth=0.8, label="one head")
-    figure.legend(loc="outside lower center", ncols=3)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
     return figure
+
+
+def _draw_scale(axes: Axes, top: float, unit: str = "") -> None:
+    """The colours of a map from 0 to `top`."""
+    scale = axes.figure.colorbar(
+        ScalarMappable(PowerNorm(0.5, 0, top), _COLOURS), cax=axes, orientation="horizontal"
+    )
+    scale.set_ticks([0, 0.25 * top, top], labels=["0", f"{0.25 * top:.2g}", f"{top:.3g}{unit}"])
+    scale.minorticks_off()
+    scale.outline.set_visible(False)  # type: ignore[operator]  # a matplotlib Spine
 
 
 def _draw_map(axes: Axes, picture: np.ndarray, share: np.ndarray) -> None:
@@ -106,7 +138,7 @@ def _draw_map(axes: Axes, picture: np.ndarray, share: np.ndarray) -> None:
         share,
         cmap=_COLOURS,
         norm=PowerNorm(0.5, 0, 1),
-        alpha=0.2 + 0.75 * np.sqrt(share),
+        alpha=0.2 + 0.6 * np.sqrt(share),
         extent=(-0.5, side - 0.5, side - 0.5, -0.5),
         interpolation="nearest",
     )

@@ -25,6 +25,9 @@ def plot_errors(quant: str, key: np.ndarray, value: np.ndarray, output: np.ndarr
         2.8 + sum(ratios),
         1.6 + min(max(2.0, 0.32 * layers), 7.0),
         f"Relative squared error |after − before|² / |before|², {quant}",  # noqa: RUF001
+        "One cell a layer and head; bright cells lose most. Keys and values: over all visual "
+        "tokens. Attention output: of the last prompt token. Colours follow the square root of the "
+        "error.",
     )
     grid = figure.subplots(1, 3, width_ratios=ratios, squeeze=False)[0]
     both = float(max(key.max(), value.max()))
@@ -49,4 +52,5 @@ def _draw_table(axes: Axes, table: np.ndarray, top: float) -> None:
             number = f"{error:.2f}" if error >= 0.1 else f"{error:.1g}"
             axes.text(column, row, number, ha="center", va="center", color=ink, fontsize=7.5)
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.9, aspect=25, pad=0.02)
+    bar.set_label("error (square-root scale)", fontsize=8)
     bar.outline.set_visible(False)  # type: ignore[operator]  # a matplotlib Spine

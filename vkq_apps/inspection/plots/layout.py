@@ -21,7 +21,10 @@ def plot_layout(quant: str, segments: Sequence[Segment], nbytes: CacheBytes) -> 
     lines = _wrap(segments)
     heights = [0.7 + 0.42 * len(lines), 1.3, 1.8]
     figure = new_figure(
-        11.0, 0.4 + sum(heights), "The prompt's tokens, and what they take in the cache"
+        11.0,
+        0.4 + sum(heights),
+        "The prompt's tokens, and what they take in the cache",
+        "Hatched: visual tokens, the only ones that are coded. Text stays in full precision.",
     )
     written, read, cached = figure.subplots(3, 1, height_ratios=heights)
     _draw_written(written, lines)

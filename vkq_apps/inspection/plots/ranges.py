@@ -27,7 +27,11 @@ def plot_ranges(
     layers = choose_layers(quantiles.shape[1])
     columns = 1 if coded_quantiles is None else 2
     figure = new_figure(
-        4.2 + 3.6 * columns, 0.9 + 1.35 * len(layers), f"Channel ranges of visual {name}, {quant}"
+        4.2 + 3.6 * columns,
+        0.9 + 1.35 * len(layers),
+        f"Channel ranges of visual {name}, {quant}",
+        "Blue: each channel's spread over the visual tokens. Orange: the least and the greatest "
+        "value that the codes stand for; bands beyond are clipped, bands far inside waste levels.",
     )
     grid = figure.subplots(len(layers), columns, squeeze=False, sharex=True, sharey="row")
     for row, layer in zip(grid, layers, strict=True):
@@ -45,9 +49,11 @@ def plot_ranges(
     if coded_quantiles is not None:
         grid[0, 1].set_title("channels as the codes see them (Hadamard rotated)")
     for axes in grid[-1]:
-        axes.set_xlabel("channels of all heads, in order of their median")
+        axes.set_xlabel("channels of all heads, in order of their median\n\n")
     handles, labels = grid[0, -1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    # The layout would widen the first column for it; the empty lines below its label are its room.
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5 * columns, -0.32)}
+    grid[-1, 0].legend(handles, labels, ncols=len(labels), **below).set_in_layout(False)
     return figure
 
 

@@ -1,5 +1,6 @@
 """One look for all plots: colours that colour-blind people tell apart, and few lines."""
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,10 +59,18 @@ def styled() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float, title: str) -> Figure:
-    """A figure of a size in inches that belongs to no window: drawn by Agg wherever it runs."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+def new_figure(width: float, height: float, title: str, explanation: str = "") -> Figure:
+    """A figure that belongs to no window: drawn by Agg wherever it runs.
+
+    Args:
+        width, height: in inches, `height` without the explanation.
+        title: above it. explanation: how to read it, below; wrapped.
+    """
+    lines = textwrap.wrap(explanation, int(width * 15))
+    figure = Figure(figsize=(width, height + 0.18 * len(lines)), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left")
+    if lines:
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8.5, color="#555555")
     return figure
 
 

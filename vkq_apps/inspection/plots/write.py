@@ -10,7 +10,7 @@ from models.vision.vit import VitConfig
 from vkq_apps.inspection.layout import Segment
 from vkq_apps.inspection.measure import Inspection
 from vkq_apps.inspection.pictures import patch_maps
-from vkq_apps.inspection.plots.attention import plot_attention, plot_mass
+from vkq_apps.inspection.plots.attention import plot_attention, plot_mass, plot_tokens
 from vkq_apps.inspection.plots.errors import plot_errors
 from vkq_apps.inspection.plots.layout import plot_layout
 from vkq_apps.inspection.plots.ranges import plot_ranges
@@ -27,8 +27,8 @@ def write_plots(
     segments: Sequence[Segment],
     pictures: np.ndarray,
     vision: VitConfig,
-) -> list[str]:
-    """Writes PNG files and returns their names.
+) -> dict[str, str]:
+    """Writes PNG files and returns their names, each with the title of its plot.
 
     Args:
         folder: where to.
@@ -37,12 +37,12 @@ def write_plots(
         pictures: uint8 [images, side, side, 3], see `seen_pictures`.
         vision: for the patch grid.
     """
-    names = []
+    titles = {}
     with styled():
         for name, figure in _figures(quant, inspection, segments, pictures, vision):
             figure.savefig(folder / name)
-            names.append(name)
-    return names
+            titles[name] = figure.get_suptitle()
+    return titles
 
 
 def _figures(
@@ -53,14 +53,9 @@ def _figures(
     vision: VitConfig,
 ) -> Iterator[tuple[str, Figure]]:
     yield "prompt.png", plot_layout(quant, segments, inspection.nbytes)
-    for name, tensor in (("keys", inspection.key), ("values", inspection.value)):
-        ranges = tensor.ranges
-        optional = (ranges.coded_quantiles, ranges.lowest, ranges.highest)
-        arrays = (None if array is None else np.asarray(array) for array in optional)
-        yield (
-            f"ranges_{name}.png",
-            plot_ranges(name, quant, np.asarray(ranges.quantiles), *arrays),
-        )
+    yield from _maps(quant, inspection, pictures, vision)
+    mass = (np.asarray(part.visual_mass) for part in (inspection.before, inspection.after))
+    yield "attention_mass.png", plot_mass(quant, *mass)
     yield (
         "errors.png",
         plot_errors(
@@ -70,15 +65,36 @@ def _figures(
             np.asarray(inspection.output_error),
         ),
     )
-    mass = (np.asarray(part.visual_mass) for part in (inspection.before, inspection.after))
-    yield "attention_mass.png", plot_mass(quant, *mass)
-    # [L, images, rows, columns], mean over heads.
+    for name, tensor in (("keys", inspection.key), ("values", inspection.value)):
+        ranges = tensor.ranges
+        optional = (ranges.coded_quantiles, ranges.lowest, ranges.highest)
+        arrays = (None if array is None else np.asarray(array) for array in optional)
+        yield (
+            f"ranges_{name}.png",
+            plot_ranges(name, quant, np.asarray(ranges.quantiles), *arrays),
+        )
+
+
+def _maps(
+    quant: str, inspection: Inspection, pictures: np.ndarray, vision: VitConfig
+) -> Iterator[tuple[str, Figure]]:
+    """The plots that lie over a picture."""
     before, after = (
-        patch_maps(np.asarray(part.visual).mean(1), vision)
+        patch_maps(np.asarray(part.visual).mean(1), vision)  # [L, images, rows, columns]
         for part in (inspection.before, inspection.after)
     )
+    tokens = {
+        "bits per element": patch_maps(np.asarray(inspection.bits), vision),
+        "error of the key": patch_maps(np.asarray(inspection.key.error_of_tokens), vision),
+        "error of the value": patch_maps(np.asarray(inspection.value.error_of_tokens), vision),
+        "attention before [%]": 100 * before,
+        "attention after [%]": 100 * after,
+    }
+    bits = float(inspection.bits.mean())
     for index, picture in enumerate(pictures):
         suffix = f"_{index + 1}" if len(pictures) > 1 else ""
+        maps = {title: figures[:, index].mean(0) for title, figures in tokens.items()}
+        yield f"tokens{suffix}.png", plot_tokens(quant, picture, maps, bits)
         yield (
             f"attention{suffix}.png",
             plot_attention(quant, picture, before[:, index], after[:, index]),
