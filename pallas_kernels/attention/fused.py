@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import outer_rotation
-from pallas_kernels.attention.kernel_spec import Coding, KernelSpec, Packed, Task, TuningConfig
+from pallas_kernels.attention.kernel_spec import (
+    BOOK,
+    Coding,
+    KernelSpec,
+    Packed,
+    Task,
+    TuningConfig,
+)
 from pallas_kernels.attention.launch import Launch
 from pallas_kernels.attention.tuning_configs import choose_tuning, keeping_tuning
 from pallas_kernels.layout import layouts
@@ -19,7 +27,9 @@ from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache import VisualBank, take_layer
 from vkq_jax.calibration import ScoreMap
+from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import ScoreCalibration
+from vkq_jax.exact_einsum import exact_einsum
 from vkq_jax.pytree import frozen_pytree
 
 __all__ = [
@@ -63,6 +73,7 @@ def fused_attention(
     logits_soft_cap: float | None = None,
     starts: Mapping[str, Int32[Array, "B ... T"]] | None = None,
     calibration: ScoreCalibration | None = None,
+    tables: CodeTables | None = None,
 ) -> tuple[Array, ...]:
     """One launch: attention of all queries of a KV head over one layer of its banks.
 
@@ -81,6 +92,7 @@ def fused_attention(
             `packed_starts`.
         calibration: of the scores of the packed bank, in this launch; instead of a score map, see
             `keeps_scores`.
+        tables: of the layer [K, ...], that dictionary codes with a codebook were made with.
 
     Returns:
         Output and natural log-sum-exp; -inf (and finite output) where nothing is visible. With a
@@ -95,6 +107,10 @@ def fused_attention(
     rows = {"query": query}
     if score_map is not None:
         rows |= {"slope": score_map.slope, "shift": score_map.shift}
+    books = _codebooks(packed, tables)
+    if "key" in books:
+        scores = exact_einsum("bkqh,kmh->bkqm", query, books["key"])
+        rows["book"] = _pad_to(scores, BOOK)
     run = functools.partial(
         _launch,
         launch=launch,
@@ -105,9 +121,34 @@ def fused_attention(
     )
     seen = {"visible": dict(visible), "start": dict(starts or {})}
     output, logsumexp, *found = _fold_mapped_axes(run, rows, seen, banks, layer)
+    if "value" in books:
+        mass, *found = found
+        mass = mass[..., : books["value"].shape[-2]]
+        output = output + exact_einsum("bkqm,kmh->bkqh", mass, books["value"])
     if packed is not None and outer_rotation.rotates_outside(packed.value):
         output = outer_rotation.unrotate_output(output, logsumexp, packed.value, layer)
     return output, logsumexp, *reversed(found)
+
+
+def _codebooks(
+    packed: VisualBank | None, tables: CodeTables | None
+) -> dict[str, Float[Array, "K M H"]]:
+    """The codebook, in float32, of each side of a packed bank that has one."""
+    found = {}
+    for name in ("key", "value") if packed is not None else ():
+        x = getattr(packed, name)
+        if isinstance(x, TiledDictionary) and x.codebook:
+            if tables is None:
+                raise ValueError(
+                    "these codes were made with the model's tables and cannot be read without "
+                    "them: pass the same `tables`"
+                )
+            found[name] = getattr(tables, name).codebook.astype(jnp.float32)
+    return found
+
+
+def _pad_to(x: Float[Array, "*lead n"], size: int) -> Float[Array, "*lead m"]:
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
 
 
 def packed_starts(
@@ -242,6 +283,8 @@ def _launch(
     )
     operands = {"query": layouts.pad_channels(query).reshape(-1, spec.head_dim)}
     operands |= {name: rows[name].reshape(-1) for name in ("slope", "shift") if name in rows}
+    if "book" in rows:
+        operands["key_book"] = rows["book"].reshape(-1, BOOK)
     if spec.layers > 1:
         operands["layer"] = layer.reshape(1)
     if banks.packed is not None:
@@ -259,22 +302,29 @@ def _launch(
     output, logsumexp, *found = results
     output = output[:, : query.shape[-1]].reshape(splits, *query.shape)
     logsumexp = logsumexp.reshape(splits, *query.shape[:-1])
+    found = [x.reshape(splits, *query.shape[:-1], *x.shape[1:]) for x in found]
     if splits > 1:
-        return _join(output, logsumexp)
-    return output[0], logsumexp[0], *(x.reshape(query.shape[:-1]) for x in found)
+        return _join(logsumexp, output, *found)
+    return output[0], logsumexp[0], *(x[0] for x in found)
 
 
-def _join(
-    output: Float[Array, "P *rows H"], logsumexp: Float[Array, "P *rows"]
-) -> tuple[Float[Array, "*rows H"], Float[Array, "*rows"]]:
-    """Joins results over parts of the positions; element by element, so that it is one kernel."""
+def _join(logsumexp: Float[Array, "P *rows"], *results: Float[Array, "P *rows C"]) -> tuple:
+    """Joins results over parts of the positions; element by element, so that it is one kernel.
+
+    Returns:
+        The first result, the log-sum-exp of all parts, the other results.
+    """
     highest = functools.reduce(jnp.maximum, logsumexp)
     highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
     weights = [jnp.exp(x - highest) for x in logsumexp]
     mass = functools.reduce(jnp.add, weights)
     share = 1.0 / jnp.where(mass > 0, mass, 1.0)
-    parts = [(w * share)[..., None] * x for w, x in zip(weights, output, strict=True)]
-    return functools.reduce(jnp.add, parts), highest + jnp.log(mass)
+    shares = [(w * share)[..., None] for w in weights]
+    first, *others = (
+        functools.reduce(jnp.add, [w * x for w, x in zip(shares, parts, strict=True)])
+        for parts in results
+    )
+    return first, highest + jnp.log(mass), *others
 
 
 def plan(
@@ -336,7 +386,8 @@ def _classes(bank: VisualBank) -> tuple[Packed, ...]:
     assert isinstance(value, TiledDictionary)
 
     def coding(x: TiledDictionary, number: int) -> Coding:
-        return Coding(scale_bits=8, bits=x.bits[number], rotated=True, centres=x.centre.shape[-2])
+        centres = max(1, x.centre.shape[-2])
+        return Coding(8, x.bits[number], rotated=True, centres=centres, codebook=x.codebook)
 
     count = len(key.capacities)
     return tuple(
@@ -370,7 +421,7 @@ def _packed_operands(bank: VisualBank) -> dict[str, Array]:
     assert isinstance(value, TiledDictionary)
     operands = {"length": key.taken.reshape(-1)}
     for name, x in (("key", key), ("value", value)):
-        operands[f"{name}_centre"] = x.centre.reshape(-1, x.head_dim)
+        operands[f"{name}_centre"] = _centre_rows(x)
     for number, slots in enumerate(key.capacities):
         if not slots:
             continue
@@ -383,6 +434,13 @@ def _packed_operands(bank: VisualBank) -> dict[str, Array]:
                 own[f"{name}_id"] = _joined(x.centre_id[number])
         operands |= {f"class{number}_{name}": array for name, array in own.items()}
     return operands
+
+
+def _centre_rows(x: TiledDictionary) -> Array:
+    """Centres of all heads; zeros where there are none."""
+    if x.centre.shape[-2]:
+        return x.centre.reshape(-1, x.head_dim)
+    return jnp.zeros((math.prod(x.centre.shape[:-2]), x.head_dim), x.centre.dtype)
 
 
 def _joined(x: Array | None) -> Array:

@@ -9,6 +9,8 @@ from pallas_kernels.layout.layouts import Plane
 from vkq_jax.config import ScoreCalibration
 
 __all__ = [
+    "BOOK",
+    "BOOK_STRIDE",
     "EXCHANGE_WORDS",
     "QUERY_STRIDE",
     "SET",
@@ -23,6 +25,10 @@ Task = Literal["attention", "score range"]
 
 SET = 4  # queries whose products are columns of one right operand, two each
 QUERY_STRIDE = 36  # words from 32 channels of a query to the next ones; see `Scratch`
+BOOK = 256  # centroids that a table of scores, or of weights, has room for
+# From a query's table to the next one's: lanes that ask for one centroid's entries in four of them
+# do not meet; behind a table of weights is what they are relative to.
+BOOK_STRIDE = BOOK + 8
 EXCHANGE_WORDS = 8 * 72  # for a block's scales, or its weights of one set; see `Scratch`
 
 
@@ -35,6 +41,8 @@ class Coding:
         bits: of a code. Those of sign codes stand for odd numbers, -(2^bits - 1) to 2^bits - 1; of
             none there is only the centre.
         centres: centroids, one of which each position of sign codes has as its centre.
+        codebook: whether each position has a centroid of the model's codebook beside its centre, of
+            which there is one then.
         groups: groups of positions, each with its own levels. group_blocks: blocks of a group.
         rotated: whether the launch rotates channels, by the Hadamard matrix of the stored ones.
         score_error_factor: see `vkq_jax.SignTensor` (keys only).
@@ -47,6 +55,7 @@ class Coding:
     rotated: bool = False
     score_error_factor: float = 0.0
     centres: int = 1
+    codebook: bool = False
 
     @property
     def signs(self) -> bool:
@@ -56,7 +65,12 @@ class Coding:
     @property
     def id_bits(self) -> int:
         """Bits of the number of a position's centroid."""
-        return (self.centres - 1).bit_length()
+        return 8 if self.codebook else (self.centres - 1).bit_length()
+
+    @property
+    def id_words(self) -> int:
+        """Words of such numbers that a lane loads for a block."""
+        return 2 if self.codebook else self.id_bits
 
     @property
     def centre_sums(self) -> int:
@@ -66,7 +80,7 @@ class Coding:
     @property
     def position_words(self) -> int:
         """Words that a lane loads for its positions of a block: scales, numbers of centroids."""
-        return self.scale_bits // 4 + self.id_bits
+        return self.scale_bits // 4 + self.id_words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +257,8 @@ class KernelSpec:
 
     def stages_words(self, packed: Packed) -> bool:
         """Whether words of a class's next block wait in shared memory: of one plane a side."""
-        return packed.most_bits * self.halves == 1 and self.uses_bytes
+        books = packed.key.codebook or packed.value.codebook  # tables take the room
+        return packed.most_bits * self.halves == 1 and self.uses_bytes and not books
 
     @property
     def shortens_queries(self) -> bool:
@@ -286,6 +301,29 @@ class KernelSpec:
         return QUERY_STRIDE * self.head_dim // 32 + 8 if self.uses_bytes else 0
 
     @property
+    def book_words(self) -> int:
+        """Words of a table of all queries of a team, one for each centroid of the codebook."""
+        return BOOK_STRIDE * (SET * self.sets if self.uses_bytes else 1)
+
+    @property
+    def book_tables(self) -> int:
+        """Tables of scores in a thread block: a team's; of one query each warp's own."""
+        if self.packed is None or not self.packed.key.codebook:
+            return 0
+        return self.block_teams if self.uses_bytes else self.tuning.warps
+
+    @property
+    def mass_tables(self) -> int:
+        """Tables of weights by centroid: each warp's integers, then each warp's floats."""
+        return 2 * self.tuning.warps if self.packed and self.packed.value.codebook else 0
+
+    @property
+    def shared_words_before_books(self) -> int:
+        """Words of shared memory of a thread block, less those of tables and kept scores."""
+        queries = self.block_teams * self.tuning.queries * self.query_words
+        return self.tuning.warps * self.warp_words + queries
+
+    @property
     def kept_blocks(self) -> int:
         """Blocks of which a warp keeps the scores until it knows their map."""
         if self.calibration is None or self.packed is None:
@@ -295,9 +333,8 @@ class KernelSpec:
     @property
     def shared_words_before_kept(self) -> int:
         """Words of shared memory of a thread block, less those of kept scores."""
-        tuning = self.tuning
-        queries = self.block_teams * tuning.queries * self.query_words
-        return tuning.warps * self.warp_words + queries
+        tables = self.book_tables + self.mass_tables
+        return self.shared_words_before_books + tables * self.book_words
 
     @property
     def shared_words(self) -> int:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention.body.kernel import Kernel
 from pallas_kernels.attention.body.score_range import ScoreRange
-from pallas_kernels.attention.kernel_spec import KernelSpec
+from pallas_kernels.attention.kernel_spec import BOOK, KernelSpec
 from pallas_kernels.isa.program import Program, run_emulated, run_on_gpu
 
 __all__ = ["Launch", "emulated_launch", "gpu_launch", "program_of"]
@@ -33,6 +33,8 @@ def program_of(spec: KernelSpec) -> Program:
     if spec.task == "score range":
         body, shapes = ScoreRange, found
     else:
+        if spec.packed is not None and spec.packed.value.codebook:
+            attended["value_mass"] = (*rows, BOOK)
         body, shapes = Kernel, attended | (found if spec.calibration is not None else {})
     return Program(
         body=lambda ops: body(ops, spec).run(),

@@ -175,7 +175,17 @@ def _attend(
         }
         mapped = None if banks.packed is None else score_map
         output, logsumexp, *found = fused_attention(
-            rows, visible, banks, index, launch, tuning, mapped, logits_soft_cap, begins, in_launch
+            rows,
+            visible,
+            banks,
+            index,
+            launch,
+            tuning,
+            mapped,
+            logits_soft_cap,
+            begins,
+            in_launch,
+            take_layer(cache.tables, index),
         )
         if in_launch is not None:
             _, hit = _calibration([found], in_launch)
@@ -294,7 +304,10 @@ def _called(packed: Packed) -> str:
     if not packed.of_classes:
         return "packed"
     bits = packed.key.bits
-    return f"packed in {bits} plane{'s' if bits > 1 else ''}" if bits else "counted by centroid"
+    if bits:
+        return f"packed in {bits} plane{'s' if bits > 1 else ''}"
+    codebook = packed.key.codebook or packed.value.codebook
+    return "as centroids of the codebook" if codebook else "counted by centroid"
 
 
 def _forward(logits_scale, logits_soft_cap, launch, tuning, *residuals):

@@ -33,7 +33,8 @@ def choose_tuning(
     Many teams of up to four with short banks: two warps each, in small thread blocks, which fill
     the device evenly whatever their number; in large ones where those do too. Otherwise large ones;
     long banks and few heads are shared by more warps, then by more thread blocks, whose results
-    have to be joined.
+    have to be joined. What would leave half of the device without a thread block is cut into
+    smaller ones.
     """
     grouped = any(packed.chunk_blocks < packed.blocks for packed in classes)
     planes = max((packed.most_bits for packed in classes), default=0)
@@ -56,6 +57,8 @@ def choose_tuning(
         team *= 2
     while teams * team * splits < wanted and 2 * splits * team <= blocks:
         splits *= 2
+    while warps > max(4, team) and 2 * splits * -(-teams * team // warps) <= _MULTIPROCESSORS:
+        warps //= 2
     return TuningConfig(warps=warps, team=team, splits=splits, queries=per_team)
 
 

@@ -277,6 +277,10 @@ class EmulatedOperations(Operations):
         """See `Operations.address`."""
         return base + _word(index).astype(np.int64) * stride
 
+    def where_less_address(self, a, b, x, y):
+        """See `Operations.where_less_address`."""
+        return np.where(_signed(a) < _signed(b), x, y)
+
     def load4(self, address, offset):
         """See `Operations.load4`."""
         return self._load(address, offset, np.uint32, 4)
@@ -333,6 +337,14 @@ class EmulatedOperations(Operations):
         index = (self._full(_word(address)) + np.uint32(offset)) // np.uint32(4)
         writes = self._active[:, None] & (self._full(_word(condition)) != 0)
         self._shared[self.block_index()[writes], index[writes]] = self._full(_float(value))[writes]
+
+    def add_shared(self, address, offset, value):
+        """See `Operations.add_shared`."""
+        index = (self._full(_word(address)) + np.uint32(offset)) // np.uint32(4)
+        adds = np.broadcast_to(self._active[:, None], self._shape)
+        at = (self.block_index()[adds], index[adds])
+        assert not np.isnan(self._shared[at]).any(), "adds to what was never written"
+        np.add.at(self._shared.view(np.uint32), at, self._full(_word(value))[adds])
 
     def load_shared(self, address, offset):
         """See `Operations.load_shared`."""

@@ -249,6 +249,11 @@ class Operations(abc.ABC):
         """The address base + index * stride (bytes), for an unsigned index."""
         return self.emit(f"mad.wide.u32 $0, $1, {stride}, $2;", "l", "rl", index, base)
 
+    def where_less_address(self, a: Value, b: Value, x: Value, y: Value) -> Value:
+        """The address x where the words a < b (signed), else the address y."""
+        ptx = "{ .reg .pred p; setp.lt.s32 p, $1, $2; selp.b64 $0, $3, $4, p; }"
+        return self.emit(ptx, "l", "rrll", a, b, x, y)
+
     def load4(self, address: Value, offset: int) -> list[Value]:
         """Four words from 16 bytes of device memory that are read once."""
         ptx = "ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {$0, $1, $2, $3}, "
@@ -325,6 +330,10 @@ class Operations(abc.ABC):
         """Writes a float to shared memory in the lanes whose word `condition` is not 0."""
         ptx = f"{{ .reg .pred p; setp.ne.b32 p, $0, 0; @p st.shared.f32 [$1+{offset}], $2; }}"
         self.emit(ptx, "", "rrf", condition, address, value, ordered=True)
+
+    def add_shared(self, address: Value, offset: int, value: Value) -> None:
+        """Adds a word to one of shared memory, modulo 2^32; lanes may add to the same one."""
+        self.emit(f"red.shared.add.u32 [$0+{offset}], $1;", "", "rr", address, value, ordered=True)
 
     def load_shared(self, address: Value, offset: int) -> Value:
         """A float from shared memory."""

@@ -29,16 +29,18 @@ class TiledDictionary(QuantizedTensor):
         packed: for each class, words in the layout of keys or of values, plane after plane.
         token_scale: for each class, words of four 8-bit scales; None: the class has no bits.
         centre: as in `DictionaryTensor`.
-        centre_id: for each class, words of centroid numbers; None: there is one.
+        centre_id: for each class, words of centroid numbers (of a codebook bytes, in the order of
+            scales); None: there is one.
         taken: slots of each class of each head that hold a token.
         side: which of the two layouts. bits: planes of each class. capacities: slots of each.
-        head_dim: H. num_positions: V. id_bits: of a centroid's number.
+        head_dim: H. num_positions: V. id_bits: of a centroid's number. codebook: as in
+            `DictionaryTensor`.
     """
 
     packed: tuple[UInt32[Array, "*lead _"], ...]
     token_scale: tuple[UInt32[Array, "*lead _ 32 2"] | None, ...]
     centre: Float[Array, "*lead M H"]
-    centre_id: tuple[UInt32[Array, "*lead _ 8 _"], ...] | None
+    centre_id: tuple[UInt32[Array, "*lead _ _ _"], ...] | None
     taken: Int32[Array, "*lead C"]
     side: Side = static_field(kw_only=True)
     bits: tuple[int, ...] = static_field(kw_only=True)
@@ -46,6 +48,7 @@ class TiledDictionary(QuantizedTensor):
     head_dim: int = static_field(kw_only=True)
     num_positions: int = static_field(kw_only=True)
     id_bits: int = static_field(kw_only=True)
+    codebook: bool = static_field(default=False, kw_only=True)
 
     def check(self) -> None:
         """Raises ValueError where a class has more tokens than slots."""
@@ -58,8 +61,9 @@ class TiledDictionary(QuantizedTensor):
         """The tensor it was made from; its bank has the map of classes."""
         ids = None
         if self.centre_id is not None:
+            untile = _untile_bytes if self.codebook else layouts.untile_ids
             of_classes = [
-                layouts.untile_ids(words, capacity)
+                untile(words, capacity)
                 for words, capacity in zip(self.centre_id, self.capacities, strict=True)
             ]
             ids = packing.pack(jnp.concatenate(of_classes, axis=-1), self.id_bits)
@@ -76,6 +80,7 @@ class TiledDictionary(QuantizedTensor):
             num_positions=self.num_positions,
             num_slots=sum(self.capacities),
             id_bits=self.id_bits,
+            codebook=self.codebook,
         )
 
     def decoding(self) -> AffineTensor:
@@ -121,7 +126,10 @@ def _tile(x: DictionaryTensor, side: Side, taken: Int32[Array, "*lead C"]) -> Ti
         numbers = packing.unpack(x.centre_id, x.id_bits, x.num_slots)
         stops = [sum(capacities[: c + 1]) for c in range(len(capacities) - 1)]
         of_classes = jnp.split(numbers, stops, axis=-1)
-        ids = tuple(layouts.tile_ids(of_class, x.id_bits) for of_class in of_classes)
+        if x.codebook:
+            ids = tuple(layouts.tile_scales(y.astype(jnp.uint8)) for y in of_classes)
+        else:
+            ids = tuple(layouts.tile_ids(of_class, x.id_bits) for of_class in of_classes)
     return TiledDictionary(
         tuple(map(tile_class, x.packed, bits)),
         tuple(None if s is None else layouts.tile_scales(s) for s in x.token_scale),
@@ -134,7 +142,12 @@ def _tile(x: DictionaryTensor, side: Side, taken: Int32[Array, "*lead C"]) -> Ti
         head_dim=x.head_dim,
         num_positions=x.num_positions,
         id_bits=x.id_bits,
+        codebook=x.codebook,
     )
+
+
+def _untile_bytes(words: UInt32[Array, "*lead blocks 32 2"], count: int) -> Int32[Array, "*lead V"]:
+    return layouts.untile_scales(words, count).astype(jnp.int32)
 
 
 def untileable_pair_reason(bank: VisualBank) -> str | None:
@@ -156,14 +169,14 @@ def untileable_pair_reason(bank: VisualBank) -> str | None:
 def _untileable_reason(x: DictionaryTensor) -> str | None:
     if x.learned:
         return "dictionaries of the model's tables, not Hadamard planes"
-    if x.codebook:
-        return "a codebook of the model's tables"
     if x.head_dim not in layouts.STORED_HEAD_DIMS:
         return f"dictionary codes of head_dim {x.head_dim}, none of {layouts.STORED_HEAD_DIMS}"
     if not x.centre.shape[-2]:
         return "dictionary codes without a centre of the image's own"
     if x.centre.shape[-2] > MOST_CENTRES:
         return f"{x.centre.shape[-2]} centroids of an image, more than {MOST_CENTRES}"
+    if any(virtual % x.head_dim for virtual in x.virtual):
+        return f"{x.virtual} bits a token in its class, no whole planes of {x.head_dim} channels"
     if max(x.virtual) > _MOST_BITS * x.head_dim:
         return f"{max(x.virtual) // x.head_dim} planes in a class, more than {_MOST_BITS}"
     if any(channels % x.head_dim for channels in x.virtual):

@@ -20,6 +20,7 @@ from tests.support.caches import Shape, random_layer, random_starts, relative_er
 from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
 from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass
 from vkq_jax.cache import VisualBank
+from vkq_jax.presets import calibrated_presets
 
 
 def hadamard(*classes, **settings):
@@ -37,6 +38,14 @@ CODES = {
         hadamard((0.3, 2), (0.4, 1), (0.3, 0), centres=4), hadamard((0.3, 1), (0.4, 3), (0.3, 0))
     ),
     "two classes that are counted": both(hadamard((0.3, 0), (0.3, 1), (0.4, 0), centres=2)),
+    "a codebook": calibrated_presets["vkq-1bit"][0],
+    "a codebook of keys, no centre": KVQuantConfig(
+        hadamard((0.5, 1), (0.5, 0), codebook=16, centres=0),
+        hadamard((0.5, 2), (0.5, 0), centres=3),
+    ),
+    "a codebook of values": KVQuantConfig(
+        hadamard((0.5, 1), (0.5, 0), centres=2), hadamard((0.5, 2), (0.5, 0), codebook=256)
+    ),
     "only centroids": both(hadamard((1.0, 0), centres=4)),
 }
 attend = jax.jit(
@@ -63,6 +72,9 @@ CASES = [
     (64, 2, "two classes that are counted", None, None, True),
     (64, 1, "only centroids", TuningConfig(4, 2), 5.0, True),
     (256, 1, "vkq-1bit", TuningConfig(4, 2), None, False),
+    (128, 4, "a codebook", TuningConfig(4, 2, 2, 4), None, True),
+    (64, 3, "a codebook of keys, no centre", TuningConfig(4, 4, 1, 3), 5.0, False),
+    (64, 7, "a codebook of values", TuningConfig(4, 2, 1, 7), None, False),
 ]
 
 
@@ -98,9 +110,23 @@ def test_equals_the_oracle(head_dim, per_kv_head, codes, tuning, soft_cap, windo
     check(attend(query, layer, tuning=tuning, **options), oracle(query, layer, **options))
 
 
+def test_whole_blocks_of_each_class():
+    """Planes are a loop of the kernel's, and classes are divided: there are blocks for all."""
+    query, layer = layer_of(64, 1, "a codebook", 2900)
+    starts = random_starts(query, layer)
+    got = attend(query, layer, tuning=TuningConfig(4, 1), starts=starts)
+    check(got, oracle(query, layer, starts=starts))
+
+
+def test_a_codebook_needs_its_tables():
+    query, layer = layer_of(64, 1, "a codebook", 2900)
+    with pytest.raises(ValueError, match="cannot be read without them: pass the same `tables`"):
+        attend(query, dataclasses.replace(layer, tables=None))
+
+
 def test_a_layer_of_a_cache_takes_one_launch():
-    """Its text bank in it; mapped queries join it."""
-    query, layer = layer_of(64, 2, "vkq-1bit", 70)
+    """Its text bank in it, a codebook of the model's; mapped queries join it."""
+    query, layer = layer_of(64, 2, "a codebook of keys, no centre", 70)
     cache, specs = stacked(layer), []
 
     def launch(spec, operands):
@@ -113,7 +139,7 @@ def test_a_layer_of_a_cache_takes_one_launch():
     queries = jnp.stack([query, -query])
     got = jax.jit(jax.vmap(run))(queries)
     assert specs[-1].queries == 4
-    assert len(specs[-1].classes) == 3
+    assert len(specs[-1].classes) == 2
     for number, one in enumerate(queries):
         check(jax.tree.map(lambda x: x[number], got), oracle(one, cache.layer(1)))  # noqa: B023
 
@@ -137,10 +163,11 @@ def stacked(layer):
         position=none,
         calibration_skipped=none,
         quant=layer.quant,
+        tables=stack(layer.tables),
     )
 
 
-@pytest.mark.parametrize(("head_dim", "codes"), [(64, "vkq-2bit"), (256, "vkq-1bit")])
+@pytest.mark.parametrize(("head_dim", "codes"), [(64, "vkq-2bit"), (256, "a codebook")])
 def test_a_tiled_bank_is_what_it_was_made_from(head_dim, codes):
     (bank,) = layer_of(head_dim, 1, codes)[1].visual
     tiled = tile(bank)
@@ -169,7 +196,7 @@ def test_xla_reads_a_tiled_bank():
 @pytest.mark.parametrize(
     ("quant", "head_dim", "reason"),
     [
-        (both(hadamard((1.0, 1), codebook=256)), 64, "keys: a codebook of the model's tables"),
+        (both(hadamard((1.0, 2.5), centres=0)), 64, "keys: (160,) bits a token in its class, no"),
         (both(hadamard((1.0, 1), learned=True)), 64, "keys: dictionaries of the model's tables"),
         (CODES["vkq-1bit"], 96, "keys: dictionary codes of head_dim 96"),
         (both(hadamard((1.0, 1), centres=5)), 64, "keys: 5 centroids of an image, more than 4"),
@@ -219,7 +246,7 @@ def test_explain_says_what_is_launched():
 
 LAUNCHES = [
     (128, 1, "vkq-1bit", TuningConfig(8, 4), None, False),
-    (128, 4, "sides with planes and centroids of their own", TuningConfig(8, 4, 2, 4), 5.0, True),
+    (128, 4, "a codebook", TuningConfig(8, 4, 2, 4), 5.0, True),
 ]
 
 

@@ -173,7 +173,8 @@ def bench(monkeypatch, tmp_path):
     """Calls `vkq bench kernel` as on a GPU whose kernel takes a microsecond; gives its record."""
     monkeypatch.setattr(kernel.mosaic_gpu, "device_reason", lambda: None)
     monkeypatch.setattr(kernel, "bandwidth", lambda: 1e12)
-    monkeypatch.setattr(kernel, "time_per_layer", lambda *_: LayerTime(2e-6, 1e-6))
+    monkeypatch.setattr(kernel.Setup, "lower", lambda setup: jax.jit(jnp.sin).lower(1.0))
+    monkeypatch.setattr(kernel, "time_of_calls", lambda *_, **__: LayerTime(2e-6, 1e-6))
     monkeypatch.setattr(kernel, "error", lambda *_, **__: {"relative_error": 0.0})
     case = kernel.Case(2, 2, 3, 256, "signs8", text=8, head_dim=64)
     monkeypatch.setitem(kernel.CASES, "gqa7-8k-signs8", case)
@@ -228,6 +229,15 @@ def test_a_case_that_fails_fails_the_command_and_stays_in_the_record(bench, caps
         f"xla is left out: {message}",
         f"gqa7-8k-signs8  failed: {message}",
     ]
+
+
+def test_a_case_that_does_not_compile_stays_in_the_record(bench, monkeypatch):
+    def broken(setup):
+        raise NotImplementedError("no such instruction")
+
+    monkeypatch.setattr(kernel.Setup, "lower", broken)
+    (failed,) = bench("--rivals", "none", code=1)["failed"]
+    assert failed == {"case": "gqa7-8k-signs8", "message": "no such instruction"}
 
 
 @pytest.mark.parametrize(

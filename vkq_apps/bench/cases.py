@@ -6,8 +6,9 @@ from typing import Literal
 from pallas_kernels.attention.kernel_spec import TuningConfig
 from pallas_kernels.layout import layouts
 from vkq_apps.bench.dictionary_banks import bits_of_tokens
+from vkq_jax.config import KVQuantConfig
 from vkq_jax.dictionary_codes import DictionaryCodes
-from vkq_jax.presets import presets
+from vkq_jax.presets import calibrated_presets, presets
 
 __all__ = ["CASES", "CHECKS", "Calibration", "Case"]
 
@@ -20,7 +21,9 @@ class Case:
 
     Attributes:
         codes: "levels", "levels2" or "levels4" (bits), "signs8" or "signs16" (bits of a scale),
-            the name of a preset of dictionary codes, or "bfloat16", the kernel's own dense path.
+            the name of a preset of dictionary codes, "NAME-tables" for the first plan that such a
+            name may stand for once a model is calibrated, or "bfloat16", the kernel's own dense
+            path.
         text: positions of a dense bank beside the visual one, in the same launch.
         calibration: of the scores: "per step", which keeps them in the launch or takes one more,
             over the keys, before; or "static".
@@ -48,7 +51,8 @@ class Case:
         if self.codes == "bfloat16":
             return 16.0
         if self.dictionary is not None:
-            return bits_of_tokens(self.dictionary, self.head_dim) / self.head_dim
+            sides = (self.dictionary.key, self.dictionary.value)
+            return sum(bits_of_tokens(x, self.head_dim) for x in sides) / (2 * self.head_dim)
         scale_bits = 0
         if self.codes.startswith("signs"):
             scale_bits = int(self.codes.removeprefix("signs"))
@@ -56,10 +60,12 @@ class Case:
         return (self.code_bits * stored + scale_bits) / self.head_dim
 
     @property
-    def dictionary(self) -> DictionaryCodes | None:
+    def dictionary(self) -> KVQuantConfig | None:
         """Settings of dictionary codes; None: these are others."""
-        codes = presets[self.codes].key if self.codes in presets else None
-        return codes if isinstance(codes, DictionaryCodes) else None
+        quant = presets.get(self.codes)
+        if name := self.codes.removesuffix("-tables"):
+            quant = quant or next(iter(calibrated_presets.get(name, ())), None)
+        return quant if quant and isinstance(quant.key, DictionaryCodes) else None
 
     @property
     def code_bits(self) -> int:
@@ -132,6 +138,14 @@ CASES = {
     "gqa8-32k-vkq-half": Case(16, 4, 8, 32768, "vkq-half"),
     "mha-32k-vkq-2bit": Case(16, 32, 1, 32768, "vkq-2bit"),
     "gqa4-32k-vkq-2bit": Case(16, 8, 4, 32768, "vkq-2bit"),
+    "mha-32k-tables": Case(16, 32, 1, 32768, "vkq-1bit-tables"),
+    "mha-2304-tables": Case(16, 32, 1, 2304, "vkq-1bit-tables"),
+    "b1-mha-32k-tables": Case(1, 32, 1, 32768, "vkq-1bit-tables"),
+    "gqa4-32k-tables": Case(16, 8, 4, 32768, "vkq-1bit-tables"),
+    "gqa4-2304-tables": Case(16, 8, 4, 2304, "vkq-1bit-tables"),
+    "gqa4-3328-tables": Case(128, 8, 4, 3328, "vkq-1bit-tables"),
+    "gqa8-32k-tables": Case(16, 4, 8, 32768, "vkq-1bit-tables"),
+    "gqa4-2304-vkq-1bit": Case(16, 8, 4, 2304, "vkq-1bit"),
     "mha-8k-bfloat16": Case(16, 32, 1, 8192, "bfloat16"),
     "gqa4-3328-bfloat16": Case(64, 8, 4, 3328, "bfloat16"),
     "gqa7-8k-bfloat16": Case(16, 4, 7, 8192, "bfloat16"),
@@ -190,4 +204,12 @@ CHECKS += [
     (Case(2, 2, 4, 1700, "vkq-half", head_dim=64, text=40, window=700), TuningConfig(8, 2, 2, 4)),
     (Case(2, 2, 7, 1700, "vkq-1bit", window=900), TuningConfig(8, 4, 2, 7)),
     (Case(2, 2, 3, 700, "vkq-2bit", head_dim=256), TuningConfig(8, 4, 1, 3)),
+]
+# A codebook of the model's tables beside them.
+CHECKS += [
+    (Case(2, 2, 1, 2304, "vkq-1bit-tables", text=40), TuningConfig(16, 4)),
+    (Case(2, 2, 1, 700, "vkq-1bit-tables", head_dim=64, window=300), TuningConfig(8, 4, 2)),
+    (Case(2, 2, 4, 3328, "vkq-1bit-tables", text=130), TuningConfig(16, 8, 2, 4)),
+    (Case(2, 2, 7, 1700, "vkq-1bit-tables", window=900), TuningConfig(8, 4, 2, 7)),
+    (Case(2, 2, 3, 700, "vkq-1bit-tables", head_dim=256), TuningConfig(8, 4, 1, 3)),
 ]

@@ -9,8 +9,10 @@ Banks are random words: attention does not care what they mean.
 import dataclasses
 import functools
 import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from pallas_kernels.attention.kernel_spec import TuningConfig
 from pallas_kernels.attention.launch import Launch, emulated_launch, gpu_launch
 from pallas_kernels.layout import layouts
 from vkq_apps.bench.cases import CASES, CHECKS, Calibration, Case
-from vkq_apps.bench.dictionary_banks import random_bank
+from vkq_apps.bench.dictionary_banks import random_bank, random_tables
 from vkq_apps.bench.results_file import source_digest, write_json
 from vkq_apps.bench.rivals import (
     BF16_RIVALS,
@@ -42,7 +44,7 @@ from vkq_apps.bench.rivals import (
     measure_rivals,
     torch_version,
 )
-from vkq_apps.bench.timing import LayerTime, bandwidth, time_per_layer
+from vkq_apps.bench.timing import LayerTime, bandwidth, chain_of_layers, time_of_calls
 from vkq_apps.cli.console import log
 from vkq_apps.cli.errors import describe
 from vkq_apps.provenance import provenance
@@ -52,12 +54,14 @@ from vkq_jax.atomic_write import check_writable
 from vkq_jax.attention import per_kv_head
 from vkq_jax.cache import VisualBank
 from vkq_jax.calibration import ScoreMap, calibrate, score_map
+from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import ScoreCalibration
 from vkq_jax.post_scaling import scores, weighted_sum
 
 __all__ = [
     "CASES",
     "Case",
+    "Setup",
     "check_without_times",
     "measure_cases",
     "random_banks",
@@ -71,8 +75,10 @@ _CALIBRATION = ScoreCalibration()
 Seen = dict[str, Int32[Array, "B 1"]]  # by bank
 
 
-def random_banks(case: Case, seed: int, *, ragged: bool = False) -> tuple[Banks, Seen, Seen]:
-    """Random banks of one layer, and where what the queries see of them ends and begins.
+def random_banks(
+    case: Case, seed: int, *, ragged: bool = False
+) -> tuple[Banks, Seen, Seen, CodeTables | None]:
+    """Random banks of one layer, where what the queries see of them ends and begins, and tables.
 
     The ends are those of dense banks; without a window there are no beginnings.
 
@@ -97,13 +103,15 @@ def random_banks(case: Case, seed: int, *, ragged: bool = False) -> tuple[Banks,
     if "text" in dense:
         visible["text"] = jnp.asarray(lengths(case.text), jnp.int32)[:, None]
     packed = VisualBank(key=tensors[0], value=tensors[1], length=visual) if tensors else None
+    tables = None
     if case.dictionary is not None:
+        tables = random_tables(case.dictionary, case.kv_heads, case.head_dim, jax.random.key(seed))
         packed = _random_dictionary(case, visual, jax.random.key(seed))
     starts = {}
     if case.window is not None:
         ends = visible if packed is None else visible | {"packed": visual[:, None]}
         starts = {name: jnp.maximum(end - case.window, 0) for name, end in ends.items()}
-    return Banks(packed, dense), visible, starts
+    return Banks(packed, dense), visible, starts, tables
 
 
 @functools.partial(jax.jit, static_argnames="case")
@@ -176,6 +184,7 @@ def attend(
     banks: Banks,
     visible: Seen,
     starts: Seen,
+    tables: CodeTables | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Output and log-sum-exp by the kernel."""
     layer, mapped, in_launch = jnp.int32(0), None, None
@@ -201,6 +210,7 @@ def attend(
         mapped,
         starts=begins,
         calibration=in_launch,
+        tables=tables,
     )
     return output, logsumexp
 
@@ -216,6 +226,7 @@ def reference(
     banks: Banks,
     visible: Seen,
     starts: Seen,
+    tables: CodeTables | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Output and log-sum-exp in float32, from the codes' own arithmetic in XLA."""
 
@@ -239,8 +250,9 @@ def reference(
             masks.append(seen(name, visible[name], parts[-1]))
         if banks.packed is not None:
             key, value = tensors[1]
-            parts.append(scores(query, key))
-            values.append(lambda weights: weighted_sum(weights, value))
+            of_key, of_value = (tables.key, tables.value) if tables else (None, None)
+            parts.append(scores(query, key, of_key))
+            values.append(lambda weights: weighted_sum(weights, value, of_value))
             masks.append(seen("packed", banks.packed.length[:, None], parts[-1]))
             if calibration == "per step":
                 parts[-1] = calibrate(parts[-1], masks[-1], _CALIBRATION)[0]
@@ -286,23 +298,65 @@ def error(
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a row measures, and the kernel's part of it."""
+
+    name: str
+    case: Case
+    tuning: TuningConfig | None
+
+    @property
+    def layers(self) -> int:
+        """Layers of codes in about 2 GB, which no cache holds; 1 to 16."""
+        return max(1, min(16, round(2e9 / self.case.bytes)))
+
+    def query(self) -> jax.Array:
+        """A query [B, K, Q, H] of the usual size."""
+        case = self.case
+        shape = (case.batch, case.kv_heads, case.queries, case.head_dim)
+        return case.head_dim**-0.5 * jax.random.normal(jax.random.key(0), shape)
+
+    def lower(self) -> jax.stages.Lowered:
+        """The chain of layers, to be compiled."""
+        step = functools.partial(_output, self.case.calibration, self.tuning)
+        layer = jax.eval_shape(functools.partial(random_banks, self.case, 0))
+        return chain_of_layers(step).lower(jax.eval_shape(self.query), [layer] * self.layers)
+
+
+def _output(
+    calibration: Calibration | None, tuning: TuningConfig | None, query: jax.Array, layer: Any
+) -> jax.Array:
+    return attend(calibration, gpu_launch, tuning, query, *layer)[0]
+
+
+def _compiled(setups: Sequence[Setup]) -> list[Callable[[], jax.stages.Compiled]]:
+    """What waits for each setup's chain, or raises what its compiler does; all compile at once."""
+    started = []
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for setup in setups:
+            try:
+                started.append(threads.submit(setup.lower().compile))
+            except Exception as failure:
+                started.append(failed := Future())
+                failed.set_exception(failure)
+    return [future.result for future in started]
+
+
 def measure(
-    name: str, case: Case, tuning: TuningConfig | None, ceiling: float, rivals: Sequence[str]
+    setup: Setup,
+    compiled: Callable[[], jax.stages.Compiled],
+    ceiling: float,
+    rivals: Sequence[str],
 ) -> dict[str, Any]:
     """One row of the table."""
+    name, case, tuning, chain = setup.name, setup.case, setup.tuning, compiled()
     others = measure_rivals(
         DecodeShape(case.batch, case.kv_heads, case.queries, case.visible, case.head_dim),
         tuple(rivals),
     )
-    shape = (case.batch, case.kv_heads, case.queries, case.head_dim)
-    query = case.head_dim**-0.5 * jax.random.normal(jax.random.key(0), shape)
-    layers = max(1, min(16, round(2e9 / case.bytes)))
-    banks = [random_banks(case, seed) for seed in range(layers)]
-
-    def step(query, layer):
-        return attend(case.calibration, gpu_launch, tuning, query, *layer)[0]
-
-    taken = time_per_layer(step, query, banks)
+    banks = [random_banks(case, seed) for seed in range(setup.layers)]
+    taken = time_of_calls(chain, setup.query(), banks, steps=setup.layers)
     row = {
         "case": name,
         **dataclasses.asdict(case),
@@ -413,13 +467,13 @@ def measure_cases(
         "rows": [],
         "failed": [],
     }
-    for name in cases:
-        for tuning in (None, *tunings):
-            try:
-                record["rows"].append(measure(name, CASES[name], tuning, ceiling, rivals))
-            except Exception as failure:
-                message = describe(failure)
-                log.print(f"{name} {tuning or ''} failed: {message}", soft_wrap=True)
-                record["failed"].append({"case": name, "message": message})
-            write_json(out, record)  # after each row: nothing is lost when time runs out
+    setups = [Setup(name, CASES[name], tuning) for name in cases for tuning in (None, *tunings)]
+    for setup, compiled in zip(setups, _compiled(setups), strict=True):
+        try:
+            record["rows"].append(measure(setup, compiled, ceiling, rivals))
+        except Exception as failure:
+            message = describe(failure)
+            log.print(f"{setup.name} {setup.tuning or ''} failed: {message}", soft_wrap=True)
+            record["failed"].append({"case": setup.name, "message": message})
+        write_json(out, record)  # after each row: nothing is lost when time runs out
     return record

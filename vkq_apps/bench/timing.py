@@ -14,6 +14,7 @@ import jax.numpy as jnp
 __all__ = [
     "LayerTime",
     "bandwidth",
+    "chain_of_layers",
     "seconds_of_calls",
     "seconds_of_kernels",
     "time_of_calls",
@@ -47,7 +48,13 @@ class LayerTime:
 def time_per_layer(
     step: Callable[..., jax.Array], query: jax.Array, layers: Sequence[Any], *, repeats: int = 7
 ) -> LayerTime:
-    """Median times of `step(query, layer)` over a chain of layers in one jit.
+    """Median times of `step(query, layer)` over a `chain_of_layers`."""
+    chain = chain_of_layers(step)
+    return time_of_calls(chain, query, layers, steps=len(layers), repeats=repeats)
+
+
+def chain_of_layers(step: Callable[..., jax.Array]) -> Any:
+    """`step(query, layer)` for each of a list of layers, one after the other, in one jit.
 
     Layers have buffers of their own, so that no cache of the device holds them, and a barrier
     orders each step behind the one before. Each repeat runs the chain several times before it
@@ -63,7 +70,7 @@ def time_per_layer(
             query, outputs[-1] = jax.lax.optimization_barrier((query, outputs[-1]))
         return outputs
 
-    return time_of_calls(chain, query, layers, steps=len(layers), repeats=repeats)
+    return chain
 
 
 def time_of_calls(

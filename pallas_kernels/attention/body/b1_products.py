@@ -14,8 +14,13 @@ import dataclasses
 from collections.abc import Sequence
 
 from pallas_kernels.attention.body.bit_planes import COUNT_UNIT, BitPlanes
-from pallas_kernels.attention.body.block_softmax import BlockSoftmax, BlockWeights, add_products
-from pallas_kernels.attention.body.centre_ids import CentreIds
+from pallas_kernels.attention.body.block_softmax import (
+    BlockSoftmax,
+    BlockWeights,
+    add_products,
+)
+from pallas_kernels.attention.body.centre_ids import BookIds, BookWord, CentreIds, Ids
+from pallas_kernels.attention.body.codebook import BookMasses
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.work import Work
 from pallas_kernels.attention.kernel_spec import Coding, KernelSpec
@@ -39,7 +44,7 @@ class B1Products:
         """Keeps what the methods need."""
         self._ops, self._work, self._plane_dim = ops, work, spec.plane_dim
         self._planes = BitPlanes(ops, work.lane)
-        self._softmax = BlockSoftmax(ops, _MAX_WEIGHT, self.row_max)
+        self.softmax = BlockSoftmax(ops, _MAX_WEIGHT, self.row_max)
 
     def row_max(self, x: Value) -> Value:
         """The maximum over all lanes."""
@@ -81,18 +86,22 @@ class B1Products:
         scores: Sequence[Value],
         value: Coding,
         scales: Sequence[Value],
-        ids: Sequence[CentreIds],
+        ids: Sequence[Ids],
+        masses: BookMasses | None,
     ) -> tuple[list[Value], BlockWeights]:
         """`BlockSoftmax.weigh`, the weights as bit planes of 128 positions, two bytes each."""
-        totals, weights = self._softmax.weigh(totals, scores, None, value, scales, ids)
+        totals, weights = self.softmax.weigh(totals, scores, None, value, scales, ids, masses)
         numbers = [*weights.operands] + [TO_INT_BITS] * (-len(scores) % 4)
         halves = [self._planes.split(numbers[i : i + 4], 2) for i in range(0, len(numbers), 4)]
         return totals, dataclasses.replace(weights, operands=halves)
 
-    def ids(self, words: Sequence[Value], count: int) -> list[CentreIds]:
+    def ids(self, words: Sequence[Value], coding: Coding, count: int) -> Sequence[Ids]:
         """Centroids of the lane's positions 32 i + 8 t + g, from `PackedBlocks.load_ids`."""
         if not words:
             return []
+        if coding.codebook:
+            of_bytes = [BookWord(word) for word in words]
+            return [BookIds(of_bytes[i // 4], i % 4) for i in range(count)]
         turn = self._ops.sub(32, self._work.t)
         turned = [self._ops.rotate_left(word, turn) for word in words]
         return [CentreIds(turned, 4 * i) for i in range(count)]

@@ -8,14 +8,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pallas_kernels.attention.body.centre_ids import CentreIds, centre_sums
+from pallas_kernels.attention.body.centre_ids import BookIds, CentreIds, Ids, centre_sums
+from pallas_kernels.attention.body.codebook import BookMasses
 from pallas_kernels.attention.kernel_spec import Coding
 from pallas_kernels.isa.fixed_point import TO_INT, TO_INT_BITS
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import LOWEST, in_chains
 
 __all__ = ["BlockSoftmax", "BlockWeights", "add_products", "empty_sums", "num_totals"]
-
 TOTALS = 3
 
 
@@ -95,7 +95,8 @@ class BlockSoftmax:
         unit: Value | None,
         value: Coding,
         scales: Sequence[Value],
-        ids: Sequence[CentreIds],
+        ids: Sequence[Ids],
+        masses: BookMasses | None = None,
     ) -> tuple[list[Value], BlockWeights]:
         """The new totals, and weights as numbers in the low bytes of words.
 
@@ -103,7 +104,7 @@ class BlockSoftmax:
             totals: see `num_totals`; all but the first are this lane's part.
             scores: of the block. unit: what a score of 1 is worth; None: 1.
             value: how values are coded. scales: of the block's values, none for level codes.
-            ids: of these; none: all have one centroid.
+            ids: of these; none: all have one centroid. masses: where those of a codebook add up.
         """
         ops = self._ops
         highest, mass, scaled_mass, *of_centres = totals
@@ -121,8 +122,7 @@ class BlockSoftmax:
             factor = ops.fmul(ops.reciprocal(largest), self._greatest)
         if scales:
             block_mass = in_chains(ops.fadd, weights)
-            if ids:
-                new_of_centres = centre_sums(ops, ids, weights, len(of_centres))
+            new_of_centres = _add_to_centres(ops, ids, weights, masses, len(of_centres))
             weights = [ops.fmul(w, a) for w, a in zip(weights, scales, strict=True)]
             # Of floats that are not negative, as integers: three at once.
             largest = in_chains(ops.max, [ops.as_bits(w) for w in weights])
@@ -143,11 +143,54 @@ class BlockSoftmax:
             mass = ops.fma(block_mass, new, ops.fmul(mass, old))
             of_codes = unit if value.bits == 1 else ops.fmul(unit, 2.0**value.bits - 1.0)
             scaled_mass = ops.fma(total, of_codes, ops.fmul(scaled_mass, old))
-            if ids:
-                of_centres = [
-                    ops.fma(x, new, ops.fmul(sum, old))
-                    for x, sum in zip(new_of_centres, of_centres, strict=True)
-                ]
+            of_centres = [
+                ops.fma(x, new, ops.fmul(sum, old))
+                for x, sum in zip(new_of_centres, of_centres, strict=True)
+            ]
+            if masses is not None:
+                masses.join(old, new)
         else:  # of the rounded weights, so that they sum to one
             mass = ops.fma(total, unit, ops.fmul(mass, old))
         return [new_highest, mass, scaled_mass, *of_centres], BlockWeights(numbers, old, unit)
+
+    def weigh_centroids(
+        self,
+        totals: Sequence[Value],
+        scores: Sequence[Value],
+        ids: Sequence[Ids],
+        masses: BookMasses | None,
+    ) -> tuple[list[Value], Value]:
+        """The new totals, and the factor of other sums, with tokens that are centroids only.
+
+        Arguments: see `weigh`.
+        """
+        ops = self._ops
+        highest, mass, scaled_mass, *of_centres = totals
+        top = self._row_max(in_chains(ops.fmax, scores))
+        weights = [ops.exp2(ops.fsub(s, top)) for s in scores]
+        new_of_centres = _add_to_centres(ops, ids, weights, masses, len(of_centres))
+        new_highest = ops.fmax(highest, top)
+        old, new = (ops.exp2(ops.fsub(x, new_highest)) for x in (highest, top))
+        if masses is not None:
+            masses.join(old, new)
+        mass = ops.fma(in_chains(ops.fadd, weights), new, ops.fmul(mass, old))
+        of_centres = [
+            ops.fma(x, new, ops.fmul(sum, old))
+            for x, sum in zip(new_of_centres, of_centres, strict=True)
+        ]
+        return [new_highest, mass, ops.fmul(scaled_mass, old), *of_centres], old
+
+
+def _add_to_centres(
+    ops: Operations,
+    ids: Sequence[Ids],
+    weights: Sequence[Value],
+    masses: BookMasses | None,
+    count: int,
+) -> list[Value]:
+    """The `centre_ids.centre_sums` of a block; those of a codebook go to its masses."""
+    if masses is not None:
+        masses.add([x for x in ids if isinstance(x, BookIds)], weights)
+        return []
+    of_image = [x for x in ids if isinstance(x, CentreIds)]
+    return centre_sums(ops, of_image, weights, count) if of_image else []

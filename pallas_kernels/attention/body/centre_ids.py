@@ -3,6 +3,8 @@
 With two or three centroids no number has both bits; with four one has. So the weights of the
 positions whose first bit is 1, whose second is and, of four, of those with both tell the weight of
 each centroid, together with that of all positions.
+
+Of a codebook there are up to 256 centroids, whose numbers are bytes, see `codebook`.
 """
 
 import dataclasses
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import in_chains
 
-__all__ = ["CentreIds", "centre_sums", "centroid_masses"]
+__all__ = ["BookIds", "BookWord", "CentreIds", "Ids", "centre_sums", "centroid_masses"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,43 @@ class CentreIds:
         if not high:
             return chosen[0]
         return ops.where_bit_float(high[0], self.bit, chosen[1], chosen[0])
+
+
+class BookWord:
+    """Four centroids' numbers, a word of some lane, asked for when the first one is needed."""
+
+    def __init__(self, word: Value, lane: Value | None = None):
+        """Keeps this lane's word, and whose it is that is wanted; None: this one's."""
+        self._word, self._lane = word, lane
+
+    def get(self, ops: Operations) -> Value:
+        """The word that is wanted."""
+        if self._lane is not None:
+            self._word, self._lane = ops.take(self._word, self._lane), None
+        return self._word
+
+
+@dataclasses.dataclass(frozen=True)
+class BookIds:
+    """The number of a position's centroid: a byte of a word."""
+
+    word: BookWord
+    byte: int
+
+    def choose(self, ops: Operations, table: Value) -> Value:
+        """The float of its centroid in a table in shared memory."""
+        return ops.load_shared(self._address(ops, table), 0)
+
+    def add(self, ops: Operations, table: Value, number: Value) -> None:
+        """Adds a number to the word of its centroid in a table in shared memory."""
+        ops.add_shared(self._address(ops, table), 0, number)
+
+    def _address(self, ops: Operations, table: Value) -> Value:
+        number = ops.bytes(self.word.get(ops), 0, 0x4440 + self.byte)
+        return ops.mad(number, 4, table)
+
+
+Ids = CentreIds | BookIds
 
 
 def centre_sums(

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from pallas_kernels.attention.body.centre_ids import CentreIds
+from pallas_kernels.attention.body.centre_ids import BookIds, Ids
 from pallas_kernels.attention.kernel_spec import Coding
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import soft_capped
@@ -31,6 +31,7 @@ class FoldedQuery:
         common: what the scores of all positions of the chunk have in common, before the cap.
         soft_cap: of the scores; None: no cap.
         centres: what scores of positions of each centroid but the first have more.
+        book: address of what they have more by centroid of the codebook, see `codebook`.
     """
 
     operands: Sequence[Any]
@@ -40,6 +41,7 @@ class FoldedQuery:
     common: Value
     soft_cap: float | None
     centres: Sequence[Value] = ()
+    book: Value = None
 
     @property
     def offset(self) -> Value:
@@ -52,7 +54,7 @@ class FoldedQuery:
         key: Coding,
         sums: Sequence[Value],
         scales: Sequence[Value],
-        ids: Sequence[CentreIds] = (),
+        ids: Sequence[Ids] = (),
     ) -> list[Value]:
         """Scores less `offset`, from sums over channels of number times code.
 
@@ -69,13 +71,26 @@ class FoldedQuery:
             return scores
         return [soft_capped(ops, x, self.soft_cap, self.common) for x in scores]
 
+    def centroid_scores(self, ops: Operations, ids: Sequence[Ids], count: int) -> list[Value]:
+        """`scores` of `count` positions that are their centroids; no ids: all have one."""
+        return self.capped(ops, self._of_centroids(ops, ids) if ids else [0.0] * count)
+
+    def _of_centroids(self, ops: Operations, ids: Sequence[Ids]) -> list[Value]:
+        """What scores have more than that of the first centroid, or of the centre."""
+        return [
+            x.choose(ops, self.book)
+            if isinstance(x, BookIds)
+            else x.choose(ops, [0.0, *self.centres])
+            for x in ids
+        ]
+
     def _uncapped(
         self,
         ops: Operations,
         key: Coding,
         sums: Sequence[Value],
         scales: Sequence[Value],
-        ids: Sequence[CentreIds],
+        ids: Sequence[Ids],
     ) -> list[Value]:
         """Scores less `common`."""
         if not key.signs:
@@ -86,6 +101,6 @@ class FoldedQuery:
             minus = ops.fsub(0.0, self.kappa)
             scores = [ops.fma(a, minus, s) for a, s in zip(scales, scores, strict=True)]
         if ids:
-            more = [x.choose(ops, [0.0, *self.centres]) for x in ids]
+            more = self._of_centroids(ops, ids)
             return [ops.fma(a, s, x) for a, s, x in zip(scales, scores, more, strict=True)]
         return [ops.fmul(a, s) for a, s in zip(scales, scores, strict=True)]

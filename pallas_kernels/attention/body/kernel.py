@@ -3,6 +3,7 @@
 import math
 
 from pallas_kernels.attention.body.calibrated_b1 import CalibratedB1
+from pallas_kernels.attention.body.codebook import write_masses
 from pallas_kernels.attention.body.dense_bank import DenseBanks
 from pallas_kernels.attention.body.packed_b1 import PackedB1
 from pallas_kernels.attention.body.packed_classes import ClassesB1, ClassesS8
@@ -24,7 +25,8 @@ class Kernel:
 
     Operands: those of the parts; layer [1] int32 where there are several. Results, one after the
     other for each split: output [splits * rows, H] and logsumexp [splits * rows] (natural),
-    float32; with a calibration also those of `ScoreRange`.
+    float32; with a codebook of values also value_mass, see `write_masses`; with a calibration also
+    those of `ScoreRange`.
     """
 
     def __init__(self, ops: Operations, spec: KernelSpec):
@@ -58,6 +60,8 @@ class Kernel:
         exists, row = work.result_row(query)
         address = ops.address(ops.pointer("output"), row, 4 * spec.head_dim)
         address = ops.address(address, work.lane, 4)
+        if spec.packed is not None and spec.packed.value.codebook:
+            write_masses(ops, spec, work, self._scratch, query, top, normalize)
         for k, x in enumerate(channels):
             ops.store_float(exists, address, 128 * k, ops.fmul(x, normalize))
         ops.store_float(

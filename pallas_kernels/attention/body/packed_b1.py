@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pallas_kernels.attention.body.b1_products import B1Products
 from pallas_kernels.attention.body.block_softmax import empty_sums, num_totals
-from pallas_kernels.attention.body.centre_ids import CentreIds
+from pallas_kernels.attention.body.centre_ids import Ids
+from pallas_kernels.attention.body.codebook import BookMasses
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.packed_blocks import WHOLE, PackedBlocks
 from pallas_kernels.attention.body.packed_query import PackedQuery
@@ -18,7 +19,7 @@ from pallas_kernels.attention.body.work import Work
 from pallas_kernels.attention.kernel_spec import Coding, KernelSpec, Packed
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import ALL_LANES, LOWEST, join_planes, merge
-from pallas_kernels.layout.layouts import Plane
+from pallas_kernels.layout.layouts import BLOCK, Plane
 
 __all__ = ["PackedB1", "Words"]
 
@@ -34,6 +35,7 @@ class PackedB1:
     """
 
     _sides = ("key", "value")  # that are read
+    masses: BookMasses | None = None  # of values with a codebook
 
     def __init__(self, ops: Operations, spec: KernelSpec, packed: Packed, work: Work):
         """Keeps what the methods need."""
@@ -105,6 +107,35 @@ class PackedB1:
             sums = ops.cond(cut_short, sums, lambda sums: self._rest(query, sums))
         return list(ahead), list(sums)
 
+    def add_centroids(
+        self, query: FoldedQuery, blocks: PackedBlocks, sums: Sequence[Value]
+    ) -> list[Value]:
+        """The sums with blocks added of tokens of which nothing but their centroids is kept."""
+        ops, packed, self._blocks = self._ops, self._packed, blocks
+        first, count = num_totals(packed.value), BLOCK // 32
+
+        def load(block: Value) -> list[Value]:
+            near = ops.max(ops.min(block, ops.sub(blocks.last, 1)), 0)
+            return [word for name in self._sides for word in blocks.load_ids(name, near)]
+
+        def step(i, carried):
+            block, words = ops.add(blocks.first, i), carried[len(sums) :]
+            following = load(ops.add(block, 1))
+            split = packed.key.id_words
+            of_key, of_value = (
+                self.products.ids(mine, coding, count)
+                for mine, coding in ((words[:split], packed.key), (words[split:], packed.value))
+            )
+            scores = self._hide(block, query.centroid_scores(ops, of_key, count))
+            totals, old = self.products.softmax.weigh_centroids(
+                carried[:first], scores, of_value, self.masses
+            )
+            channels = [ops.fmul(x, old) for x in carried[first : len(sums)]]
+            return [*totals, *channels, *following]
+
+        number = ops.sub(blocks.last, blocks.first)
+        return ops.loop(number, [*sums, *load(blocks.first)], step)[: len(sums)]
+
     def _load_query(self) -> None:
         self._query = PackedQuery(self._ops, self._spec, self._packed, self._work, 0)
 
@@ -123,6 +154,8 @@ class PackedB1:
         So two planes' words are in registers at a time, whatever the number of planes.
         """
         ops = self._ops
+        if self._loops_over_planes:
+            return self._block_by_planes(query, block, ahead, sums)
         split = len(ahead) - getattr(self._packed, self._sides[0]).position_words
         following = ops.add(block, 1)
 
@@ -133,6 +166,75 @@ class PackedB1:
         words = _one_ahead(first, [*self._loads(block, WHOLE)[1:], load_following])
         sums = self._add(sums, self._scores(query, block, WHOLE, words), block, words)
         return [following, *_flat(next(words)), *sums]
+
+    @property
+    def _loops_over_planes(self) -> bool:
+        """Whether planes are a loop of the kernel's, so that its instructions stay in their cache.
+
+        Of classes of tokens: loops over one, two and three planes do not fit into it together.
+        """
+        packed = self._packed
+        return packed.of_classes > 0 and self._spec.halves == 1 and packed.most_bits > 1
+
+    def _block_by_planes(
+        self, query: FoldedQuery, block: Value, ahead: Sequence[Value], sums: Sequence[Value]
+    ) -> list[Value]:
+        """`_block`, plane after plane: while one is in the products the next one is on its way."""
+        ops, blocks, packed = self._ops, self._blocks, self._packed
+        split = len(ahead) - packed.key.position_words
+        words, of_keys = list(ahead[:split]), ahead[split:]
+        following = ops.add(block, 1)
+        next_block = ops.min(following, ops.sub(blocks.last_whole, 1))
+        first = Plane(0, 0, 0)
+        ends = {
+            "key": blocks.whole_rows("value", block, first),
+            "value": blocks.whole_rows("key", next_block, first),
+        }
+
+        def over_planes(
+            name: str, words: Sequence[Value], count: int, product: Callable[..., list[Value]]
+        ) -> tuple[list[Value], list[Value]]:
+            """What comes behind a side's planes, and the sum of `count` products over them."""
+            bits = getattr(packed, name).bits
+
+            def add(number, carried):
+                words, totals, weight = carried[:split], carried[split:-1], carried[-1]
+                more = ops.add(number, 1)
+                address = blocks.whole_rows(name, block, Plane(ops.min(more, bits - 1), 0, 0))
+                address = ops.where_less_address(more, bits, address, ends[name])
+                loaded = blocks.load_whole_rows(address)
+                found = zip(product(words), totals, strict=True)
+                totals = [ops.fma(x, weight, total) for x, total in found]
+                return [*loaded, *totals, ops.fmul(weight, 2.0)]
+
+            carried = ops.loop(bits, [*words, *([0.0] * count), 1.0], add)
+            return carried[:split], carried[split:-1]
+
+        of_values = blocks.load_position_words("value", block)
+        words, found = over_planes(
+            "key", words, BLOCK // 32, lambda words: self.products.key_sums(query, words, 0)
+        )
+        scores = query.scores(
+            ops, packed.key, found, *self._decode(of_keys, packed.key, len(found))
+        )
+        scores = self._hide(block, scores)
+        of_following = blocks.load_position_words("key", next_block)
+        num = num_totals(packed.value)
+        totals, weights = self.products.weigh(
+            sums[:num],
+            scores,
+            packed.value,
+            *self._decode(of_values, packed.value, len(scores)),
+            self.masses,
+        )
+        words, found = over_planes(
+            "value",
+            words,
+            self._spec.head_dim // 32,
+            lambda words: self.products.value_sums(words, weights),
+        )
+        channels = self.products.add_values(sums[num:], weights, found)
+        return [following, *words, *of_following, *totals, *channels]
 
     def _rest(self, query: FoldedQuery, sums: Sequence[Value]) -> list[Value]:
         """The block that is cut short: less to load, fewer products."""
@@ -178,10 +280,10 @@ class PackedB1:
 
     def _decode(
         self, words: Sequence[Value], coding: Coding, count: int
-    ) -> tuple[list[Value], list[CentreIds]]:
+    ) -> tuple[list[Value], Sequence[Ids]]:
         """Scales and centroids of `count` of the lane's positions, none of either for none."""
         scales = self._blocks.decode_scales(words, coding)[:count]
-        return scales, self.products.ids(words[coding.scale_bits // 4 :], count)
+        return scales, self.products.ids(words[coding.scale_bits // 4 :], coding, count)
 
     def _hide(self, block: Value, scores: list[Value], hidden: float = 2 * LOWEST) -> list[Value]:
         (scores,) = self._blocks.hide(block, [scores], self._work.place, 32, hidden)
@@ -206,7 +308,9 @@ class PackedB1:
         of_plane, of_positions = next(words)
         of_positions = self._decode(of_positions, value, len(scores))
         first = num_totals(value)
-        totals, weights = self.products.weigh(sums[:first], scores, value, *of_positions)
+        totals, weights = self.products.weigh(
+            sums[:first], scores, value, *of_positions, self.masses
+        )
         planes, halves = self._spec.planes(value), self._spec.halves
         of_planes = [self.products.value_sums(of_plane, weights)]
         for _ in planes[1:]:

@@ -73,6 +73,16 @@ class PackedBlocks:
         address = ops.address(address, self._work.lane, row_bytes // 32)
         return (ops.load4 if row_bytes == 512 else ops.load2)(address, row_bytes * row)
 
+    def whole_rows(self, name: str, block: Value, plane: Plane) -> Value:
+        """Address of this lane's words of a plane of a whole block, for `load_whole_rows`."""
+        address, _, row_bytes = self._rows(name, block, WHOLE, plane)
+        return self._ops.address(address, self._work.lane, row_bytes // 32)
+
+    def load_whole_rows(self, address: Value) -> list[Value]:
+        """This lane's words of a plane of a whole block: as many of keys and of values."""
+        rows = self._spec.plane_dim // 16
+        return [word for row in range(rows) for word in self._ops.load4(address, 512 * row)]
+
     def load_any_row(self, name: str, block: Value, plane: Plane, row: int) -> list[Value]:
         """`load_row` of a block that may be cut short; what it lacks are any words."""
         ops, quarters, whole = self._ops, self._packed.quarters, self._packed.whole_blocks
@@ -157,10 +167,17 @@ class PackedBlocks:
         return [*scales, *self.load_ids(name, block)]
 
     def load_ids(self, name: str, block: Value) -> list[Value]:
-        """Words of the centroids' numbers: bit p that of the block's position 8 p + g."""
-        ops, bits = self._ops, self._coding(name).id_bits
+        """Words of the centroids' numbers: bit p that of the block's position 8 p + g.
+
+        Of a codebook bytes, in the order of 8-bit scales.
+        """
+        ops, coding = self._ops, self._coding(name)
+        bits = coding.id_bits
         if not bits:
             return []
+        if coding.codebook:
+            address = self._of_block(f"{name}_id", block, BLOCK)
+            return ops.load2(ops.address(address, self._work.lane, 8), 0)
         address = self._of_block(f"{name}_id", block, 32 * bits)
         address = ops.address(address, self._work.g, 4 * bits)
         return [ops.load(address)] if bits == 1 else ops.load2(address, 0)

@@ -5,10 +5,12 @@ code planes only: the query is folded once for all of them, and sums go on from 
 class without planes is counted first, see `CentreTokens`.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from pallas_kernels.attention.body.block_softmax import empty_sums
 from pallas_kernels.attention.body.centre_tokens import CentreTokens
+from pallas_kernels.attention.body.codebook import BookMasses, load_book
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.packed_b1 import PackedB1
 from pallas_kernels.attention.body.packed_blocks import PackedBlocks
@@ -16,7 +18,7 @@ from pallas_kernels.attention.body.packed_query import PackedQuery
 from pallas_kernels.attention.body.packed_s8 import PackedS8
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.attention.body.work import Work
-from pallas_kernels.attention.kernel_spec import KernelSpec, Packed
+from pallas_kernels.attention.kernel_spec import SET, KernelSpec, Packed
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import merge
 
@@ -38,18 +40,28 @@ class _Classes:
     def _shared_blocks(self) -> list[PackedBlocks]:
         """The warp's blocks of each coded class, the first ones on their way to the L2 cache.
 
-        For several queries each class is divided: the instructions of one class fill their cache,
-        and warps that are in unlike ones take a fifth longer. For one query work is divided: blocks
-        of all classes stand in a row, one counts as many units as it has planes, and one more for
-        what is alike in all; a warp takes those that begin in its part of the units.
+        For several queries, and where there are enough blocks, each class is divided: the
+        instructions of one class fill their cache, and warps that are in unlike ones take a fifth
+        longer. Else work is divided: blocks of all classes stand in a row, one counts as many units
+        as it has planes, and one more for what is alike in all; a warp takes those that begin in
+        its part of the units.
         """
         found = [self._blocks(packed) for packed in self._coded]
-        if not self._spec.uses_bytes:
+        if not self._spec.uses_bytes and self._few_blocks:
             self._divide_work(found)
+        elif not self._spec.uses_bytes:
+            for blocks in found[1::2]:
+                blocks.take(*self._work.share(blocks.stop, blocks.hidden, mirrored=True))
         for blocks in found:
             for name in ("key", "value"):
                 blocks.prefetch(name, blocks.first)
         return found
+
+    @property
+    def _few_blocks(self) -> bool:
+        """Whether some warp might have no block of some class."""
+        parts = self._spec.tuning.team * self._spec.tuning.splits
+        return any(packed.blocks < 2 * parts for packed in self._coded)
 
     def _divide_work(self, found: Sequence[PackedBlocks]) -> None:
         ops = self._ops
@@ -65,6 +77,11 @@ class _Classes:
                 for x in bounds
             ]
             blocks.take(*(ops.add(blocks.hidden, x) for x in before))
+
+    @property
+    def _reads_centroids(self) -> bool:
+        """Whether tokens without bits are read one by one: 256 centroids are too many to count."""
+        return self._packed.key.codebook or self._packed.value.codebook
 
     def _uncoded_sums(
         self, queries: Sequence[FoldedQuery], channels: int, row_max: Callable[[Value], Value]
@@ -103,7 +120,24 @@ class ClassesB1(_Classes):
         ends.values.prefetch_tables()
         query.prepare()
         folded = ends.products.encode(query.fold(0, ends.products.greatest_query))
-        sums = self._uncoded_sums([folded], spec.head_dim // 32, ends.products.row_max)
+        if packed.key.codebook:
+            load_book(ops, work, scratch, 0)
+            ops.warp_barrier()
+            folded = dataclasses.replace(folded, book=scratch.book_table(0))
+        masses = None
+        if packed.value.codebook:
+            masses = BookMasses(ops, scratch, 0, work.lane, 32)
+            masses.clear()
+            for part in parts:
+                part.masses = masses
+        if self._reads_centroids:
+            sums = empty_sums(packed.value, spec.head_dim // 32)
+            for uncoded in self._uncoded:
+                part = PackedB1(ops, spec, uncoded, work)
+                part.masses = masses
+                sums = part.add_centroids(folded, self._blocks(uncoded), sums)
+        else:
+            sums = self._uncoded_sums([folded], spec.head_dim // 32, ends.products.row_max)
         for part, blocks in zip(parts, shares, strict=True):
 
             def add(sums: Sequence[Value], part=part, blocks=blocks) -> list[Value]:
@@ -112,6 +146,8 @@ class ClassesB1(_Classes):
 
             sums = ops.cond(self._has_work(blocks), sums, add)
         total = ends.values.decode(sums, folded.offset, [])
+        if masses is not None:
+            masses.leave(total[0], ops.where_less(work.lane, 1, 1, 0))
         ends.leave(scratch, total)
 
 
@@ -128,7 +164,21 @@ class ClassesS8(_Classes):
         ends.values.prefetch_tables()
         ops.barrier()
         queries = ends.load_queries(scratch)
-        sums = self._uncoded_sums(queries, spec.head_dim // 8, ends.products.row_max)
+        if packed.value.codebook:
+            columns = [ops.add(work.t, SET * number) for number in range(spec.sets)]
+            masses = [BookMasses(ops, scratch, column, work.g, 8) for column in columns]
+            for of_set in masses:
+                of_set.clear()
+            for part in (*parts, ends):
+                part.masses = masses
+        if self._reads_centroids:
+            sums = empty_sums(packed.value, spec.head_dim // 8) * spec.sets
+            for uncoded in self._uncoded:
+                part = PackedS8(ops, spec, uncoded, work)
+                part.masses = ends.masses
+                sums = part.add_centroids(queries, self._blocks(uncoded), sums)
+        else:
+            sums = self._uncoded_sums(queries, spec.head_dim // 8, ends.products.row_max)
         for part, blocks in zip(parts, shares, strict=True):
 
             def add(sums: Sequence[Value], part=part, blocks=blocks) -> list[Value]:

@@ -11,8 +11,13 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-from pallas_kernels.attention.body.block_softmax import BlockWeights, empty_sums, num_totals
-from pallas_kernels.attention.body.centre_ids import CentreIds
+from pallas_kernels.attention.body.block_softmax import (
+    BlockWeights,
+    empty_sums,
+    num_totals,
+)
+from pallas_kernels.attention.body.centre_ids import Ids
+from pallas_kernels.attention.body.codebook import BookMasses, load_book
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.packed_blocks import WHOLE, PackedBlocks
 from pallas_kernels.attention.body.packed_query import PackedQuery
@@ -29,13 +34,14 @@ __all__ = ["PackedS8"]
 
 _LOST_VARIANCE = (1e-4 * LOG2_E) ** 2  # of scores, the most that shortened queries may cause
 LoadRow = Callable[[Plane, int], Sequence[Value]]  # of a plane and a row of it
-Ids = dict[str, list[CentreIds]]  # of keys and of values
+IdsOfSides = dict[str, Sequence[Ids]]  # of keys and of values
 
 
 class PackedS8:
     """`run()` does the work. Operands: those of the classes it uses."""
 
     _sides = ("key", "value")  # that are read
+    masses: Sequence[BookMasses] = ()  # of each set, of values with a codebook
 
     @property
     def _as_sums(self) -> bool:
@@ -119,6 +125,38 @@ class PackedS8:
             sums = ops.cond(blocks.has_rest, sums, rest)
         return list(sums)
 
+    def add_centroids(
+        self, queries: list[FoldedQuery], blocks: PackedBlocks, sums: Sequence[Value]
+    ) -> list[Value]:
+        """The sums with blocks added of tokens of which nothing but their centroids is kept."""
+        ops, packed, self._blocks = self._ops, self._packed, blocks
+
+        def load(block: Value) -> list[Value]:
+            near = ops.max(ops.min(block, ops.sub(blocks.last, 1)), 0)
+            return [word for name in self._sides for word in blocks.load_ids(name, near)]
+
+        def step(i, carried):
+            block, words = ops.add(blocks.first, i), carried[len(sums) :]
+            following = load(ops.add(block, 1))
+            split = packed.key.id_words
+            of_key, of_value = (
+                self.products.ids(mine, coding)
+                for mine, coding in ((words[:split], packed.key), (words[split:], packed.value))
+            )
+            scores = [query.centroid_scores(ops, of_key, BLOCK // 8) for query in queries]
+            new = []
+            for number, of_set in enumerate(self._hide(block, scores)):
+                totals, channels = self._of_set(carried, number)
+                masses = self.masses[number] if self.masses else None
+                totals, old = self.products.softmax.weigh_centroids(
+                    totals, of_set, of_value, masses
+                )
+                new += [*totals, *(ops.fmul(x, old) for x in channels)]
+            return [*new, *following]
+
+        count = ops.sub(blocks.last, blocks.first)
+        return ops.loop(count, [*sums, *load(blocks.first)], step)[: len(sums)]
+
     def store(self, scratch: Scratch, queries: list[FoldedQuery], sums: Sequence[Value]) -> None:
         """Leaves the results of all sets."""
         ops, work, values = self._ops, self._work, self.values
@@ -129,13 +167,17 @@ class PackedS8:
             first = SET * number
             totals, channels = self._of_set(sums, number)
             mine = ops.where_less(work.t, self._spec.tuning.queries - first, 1, 0)
+            once = ops.where_less(work.g, 1, mine, 0)
+            result = values.decode([*totals, *channels], query.offset, levels)
+            if self.masses:
+                self.masses[number].leave(result[0], once)
             values.store(
                 scratch,
                 work.team_query(work.t, first),
-                values.decode([*totals, *channels], query.offset, levels),
+                result,
                 centres,
                 where=mine,
-                once=ops.where_less(work.g, 1, mine, 0),
+                once=once,
             )
 
     def prepare(self, scratch: Scratch) -> None:
@@ -156,6 +198,8 @@ class PackedS8:
 
                 def store(_, number=number, folded=folded, digits=digits, lost=lost):
                     scratch.store_query(number, folded, digits, lost)
+                    if packed.key.codebook:
+                        load_book(ops, work, scratch, number)
                     return []
 
                 ops.cond(ops.where_less(number, tuning.queries, 1, 0), [], store)
@@ -193,7 +237,15 @@ class PackedS8:
         firsts = range(0, self._spec.tuning.queries, SET)
         queries, channels = zip(*(scratch.load_queries(first) for first in firsts), strict=True)
         operands = [self.products.encode(of_half) for of_half in zip(*channels, strict=True)]
-        return [dataclasses.replace(query, operands=operands) for query in queries]
+        books = [None] * len(queries)
+        if self._packed.key.codebook:
+            books = [
+                scratch.book_table(self._work.team_query(self._work.t, first)) for first in firsts
+            ]
+        return [
+            dataclasses.replace(query, operands=operands, book=book)
+            for query, book in zip(queries, books, strict=True)
+        ]
 
     def _copy(self, scratch: Scratch, name: str, block: Value, slot: Value = 0) -> None:
         """Starts to copy this lane's words of a block, if it is one of the warp's.
@@ -280,7 +332,7 @@ class PackedS8:
         quarters: int,
         sums: Sequence[Value],
         load_row: LoadRow,
-        ids: Ids,
+        ids: IdsOfSides,
     ) -> tuple[list[Value], list[BlockWeights]]:
         """The sums with new totals, and each set's weights, left in scratch; a barrier is due."""
         value = self._packed.value
@@ -290,7 +342,8 @@ class PackedS8:
         for number, (query, of_set) in enumerate(zip(queries, scores, strict=True)):
             totals, channels = self._of_set(sums, number)
             unit = query.unit if self._as_sums else None
-            totals, weights = self.products.weigh(totals, of_set, unit, value, *of_values)
+            masses = self.masses[number] if self.masses else None
+            totals, weights = self.products.weigh(totals, of_set, unit, value, *of_values, masses)
             new += [*totals, *channels]
             found.append(weights)
         self._ops.warp_barrier()  # weights take the place of what the lanes have read by now
@@ -328,7 +381,7 @@ class PackedS8:
         """Words of the positions of a block, of keys and of values."""
         return [word for x in self._sides for word in self._blocks.load_position_words(x, block)]
 
-    def _spread_scales(self, scratch: Scratch, words: Sequence[Value]) -> Ids:
+    def _spread_scales(self, scratch: Scratch, words: Sequence[Value]) -> IdsOfSides:
         """Leaves the scales of `_load_position_words` for all lanes, and what they wrote before.
 
         Returns the centroids of each side's positions 8 p + g; none where all have one.
@@ -343,7 +396,7 @@ class PackedS8:
             if coding.signs:
                 scratch.spread_scales(name, self._blocks.decode_scales(words[at:scales], coding))
             numbers = words[scales:stop]
-            ids[name] = [CentreIds(numbers, p) for p in range(BLOCK // 8 if numbers else 0)]
+            ids[name] = self.products.ids(numbers, coding)
             at = stop
         self._ops.warp_barrier()
         return ids
@@ -355,7 +408,7 @@ class PackedS8:
         block: Value,
         quarters: int,
         load_row: LoadRow,
-        ids: Sequence[CentreIds],
+        ids: Sequence[Ids],
     ) -> list[list[Value]]:
         """Each set's scores of the first quarters of a block, those that are not visible hidden."""
         key = self._packed.key

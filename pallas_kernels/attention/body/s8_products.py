@@ -24,15 +24,20 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-from pallas_kernels.attention.body.block_softmax import BlockSoftmax, BlockWeights, add_products
-from pallas_kernels.attention.body.centre_ids import CentreIds
+from pallas_kernels.attention.body.block_softmax import (
+    BlockSoftmax,
+    BlockWeights,
+    add_products,
+)
+from pallas_kernels.attention.body.centre_ids import BookIds, BookWord, CentreIds, Ids
+from pallas_kernels.attention.body.codebook import BookMasses
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.work import Work
 from pallas_kernels.attention.kernel_spec import Coding, KernelSpec
 from pallas_kernels.isa.fixed_point import TO_INT_BITS
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import SAME_QUERY, by_lane_pair, exchange_float, join_planes
-from pallas_kernels.layout.layouts import Plane
+from pallas_kernels.layout.layouts import BLOCK, Plane
 
 __all__ = ["S8Products"]
 
@@ -58,7 +63,7 @@ class S8Products:
         self._places = 2 if spec.shortens_queries else 4
         self.query_factor = power(ops.bit_and(work.g, self._places - 1))
         odd = self._odd = ops.bit_and(work.g, 1)
-        self._softmax = BlockSoftmax(
+        self.softmax = BlockSoftmax(
             ops, _MAX_WEIGHT, self.row_max, down=power(odd), up=power(ops.sub(0, odd))
         )
         # Factors that the compiler does not know: shifts would take the busier pipe.
@@ -122,7 +127,7 @@ class S8Products:
         quarters: int,
         load_row: Callable[[Plane, int], Sequence[Value]],
         load_scales: Callable[[int, int], Sequence[Value]],
-        ids: Sequence[CentreIds],
+        ids: Sequence[Ids],
         as_sums: bool = False,
     ) -> list[list[Value]]:
         """`FoldedQuery.scores` for each set, of query t at positions 8 p + g.
@@ -186,7 +191,7 @@ class S8Products:
         quarters: int,
         load_row: Callable[[Plane, int], Sequence[Value]],
         load_scales: Callable[[int, int], Sequence[Value]],
-        ids: Sequence[CentreIds],
+        ids: Sequence[Ids],
     ) -> list[list[Value]]:
         """`scores`, plane after plane."""
         ops, (operands, *_), size = self._ops, queries[0].operands, 8 * quarters
@@ -218,6 +223,19 @@ class S8Products:
                     into[p] = score
         return scores
 
+    def ids(self, words: Sequence[Value], coding: Coding) -> Sequence[Ids]:
+        """Centroids of positions 8 p + g, from `PackedBlocks.load_ids`; none where all have one."""
+        if not words:
+            return []
+        if not coding.codebook:
+            return [CentreIds(words, p) for p in range(BLOCK // 8)]
+        ops, lane = self._ops, self._work.lane
+        lanes = [ops.add(ops.bit_and(lane, 0xFFFFFFFC), q) for q in range(4)]
+        of_bytes = [[BookWord(word, other) for other in lanes] for word in words]
+        # Position 32 i + 8 q + g: byte i of lane 4 g + q.
+        places = [divmod(p, 4) for p in range(BLOCK // 8)]
+        return [BookIds(of_bytes[i // 4][q], i % 4) for i, q in places]
+
     def weigh(
         self,
         totals: Sequence[Value],
@@ -225,14 +243,15 @@ class S8Products:
         unit: Value | None,
         value: Coding,
         scales: Sequence[Value],
-        ids: Sequence[CentreIds],
+        ids: Sequence[Ids],
+        masses: BookMasses | None,
     ) -> tuple[list[Value], BlockWeights]:
         """`BlockSoftmax.weigh` of a set, for positions of whole halves of a block.
 
         The weights' bytes are in `Scratch.store_weights`'s order: for each i upper and lower ones.
         """
         ops = self._ops
-        totals, weights = self._softmax.weigh(totals, scores, unit, value, scales, ids)
+        totals, weights = self.softmax.weigh(totals, scores, unit, value, scales, ids, masses)
         numbers = [*weights.operands] + [TO_INT_BITS] * (-len(scores) % 16)
         words = []
         for i in range(0, len(numbers), 4):

@@ -5,6 +5,8 @@
 | results | warp and query of its team | channels [H], greatest score, mass |
 | the same place | warp (byte products only) | exchanged, values of a block, keys of one or two |
 | queries | team and query (byte products only) | channels, five to eight scalars |
+| scores by centroid | team (one query: warp; codebook only) | 264 for each query |
+| weights by centroid | warp (codebook only): integers; as much for floats | 264 for each query |
 | kept | warp (calibration of each step in one launch only) | scores of its blocks |
 
 A result is a partial softmax: channels and mass are sums of weights relative to the greatest score.
@@ -21,7 +23,12 @@ from collections.abc import Sequence
 
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.work import Work
-from pallas_kernels.attention.kernel_spec import EXCHANGE_WORDS, QUERY_STRIDE, KernelSpec
+from pallas_kernels.attention.kernel_spec import (
+    BOOK_STRIDE,
+    EXCHANGE_WORDS,
+    QUERY_STRIDE,
+    KernelSpec,
+)
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.layout.layouts import BLOCK
 
@@ -199,6 +206,31 @@ class Scratch:
         at = ops.mad(ops.shift_right(work.g, 1), 4 * 8, at)
         base = 4 * EXCHANGE_WORDS * number + 2 * EXCHANGE_WORDS * half
         return [word for b in (0, 4) for word in ops.load_shared4(at, base + 4 * b)]
+
+    # Tables by centroid, see `codebook` -----------------------------------------------------------
+
+    def book_table(self, query: Value) -> Value:
+        """Address of the scores of a query of the team."""
+        team = self._work.team if self._spec.uses_bytes else self._work.warp
+        return self._book(0, team, query)
+
+    def book_masses(self, query: Value) -> tuple[Value, Value]:
+        """Addresses of this warp's weights of a query: integers, and floats."""
+        first = self._spec.book_tables
+        floats = first + self._spec.tuning.warps
+        return self._book(first, self._work.warp, query), self._book(floats, self._work.warp, query)
+
+    def member_masses(self, member: int, query: int) -> Value:
+        """Address of the floats of a warp of this team."""
+        first = self._spec.book_tables + self._spec.tuning.warps + member
+        return self._book(first, self._ops.mad(self._work.team, self._spec.tuning.team, 0), query)
+
+    def _book(self, first: int, table: Value, query: Value) -> Value:
+        """Address of a query's part of table `first` + `table`."""
+        ops, spec = self._ops, self._spec
+        base = 4 * (spec.shared_words_before_books + first * spec.book_words)
+        at = ops.mad(table, 4 * spec.book_words, ops.add(ops.shared(), base))
+        return ops.mad(query, 4 * BOOK_STRIDE, at)
 
     # Addresses ------------------------------------------------------------------------------------
 

@@ -54,12 +54,20 @@ class Work:
             behind = ops.mad(outer, (spec.layers - 1) * inner, self.head)
             self.stored_head = ops.mad(layer, inner, behind)
 
-    def share(self, stop: Value, start: Value = 0) -> tuple[Value, Value]:
-        """This warp's part of the things [start, stop) that its team divides."""
+    def share(
+        self, stop: Value, start: Value = 0, *, mirrored: bool = False
+    ) -> tuple[Value, Value]:
+        """This warp's part of the things [start, stop) that its team divides.
+
+        Mirrored: the last warp gets the first ones, so that of two sharings with something left
+        over not the same warps have more.
+        """
         ops, tuning = self._ops, self._spec.tuning
         count = ops.sub(stop, start)
         parts = tuning.splits * tuning.team
         part = ops.mad(self.split, tuning.team, self.member)
+        if mirrored:
+            part = ops.sub(parts - 1, part)
         first = ops.div(ops.mad(count, part, 0), parts)
         last = ops.div(ops.mad(count, part, count), parts)
         return ops.add(start, first), ops.add(start, last)
