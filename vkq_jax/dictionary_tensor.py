@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vkq_jax import log_scale, packing, rotation
+from vkq_jax import log_scale, packed_products, packing, rotation
 from vkq_jax.array_types import Array, Float, Int32, Shaped, UInt32
 from vkq_jax.code_tables import ClassTables, SideTables, align
 from vkq_jax.exact_einsum import exact_einsum
@@ -102,8 +102,7 @@ class DictionaryTensor(QuantizedTensor):
                 parts.append(jnp.zeros((*query.shape[:-1], packed.shape[-2]), jnp.float32))
                 continue
             folded = self._fold(query, number, tables)
-            signs = _signs(packed, self.virtual[number])
-            product = exact_einsum("...qn,...vn->...qv", folded, signs)
+            product = packed_products.sign_products(folded, packed)
             parts.append(product if scale is None else product * scale[..., None, :])
         total = jnp.concatenate(parts, axis=-1)
         common, centroids = self._centres(tables, query.ndim)
@@ -134,8 +133,7 @@ class DictionaryTensor(QuantizedTensor):
                 continue
             part = weights[..., start:stop]
             part = part if scale is None else part * scale[..., None, :]
-            signs = _signs(packed, self.virtual[number])
-            product = exact_einsum("...qv,...vn->...qn", part, signs)
+            product = packed_products.sign_sums(part, packed, self.virtual[number])
             total = total + self._unfold(product, number, tables)
         return total
 

@@ -5,9 +5,31 @@ import jax.numpy as jnp
 
 from vkq_jax.array_types import Array
 
-__all__ = ["exact_einsum"]
+__all__ = ["exact_einsum", "split_einsum"]
 
 
 def exact_einsum(spec: str, a: Array, b: Array) -> Array:
     """`jnp.einsum` of two float32 arrays without tf32 or bfloat16 in between."""
     return jnp.einsum(spec, a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def split_einsum(spec: str, rows: Array, x: Array) -> Array:
+    """`jnp.einsum` of float32 rows with anything, in float32.
+
+    On a GPU the products with bfloat16, or with whole numbers up to 256, are the tensor core's: the
+    rows are split into what bfloat16 holds of them and what it leaves, 16 bits of mantissa
+    together. Rows are few, and twice as many cost no more; x is not copied to float32.
+
+    Args:
+        spec: "...qXY,...Z->...qW": the same axes of both before q, as many behind it in the result.
+    """
+    exact = x.dtype == jnp.bfloat16 or jnp.issubdtype(x.dtype, jnp.integer)
+    if not exact or jax.default_backend() != "gpu":
+        return exact_einsum(spec, rows, x.astype(jnp.float32))
+    axis = rows.ndim + spec.index("q") - spec.index(",")
+    upper = rows.astype(jnp.bfloat16)
+    lower = (rows - upper.astype(jnp.float32)).astype(jnp.bfloat16)
+    both = jnp.concatenate([upper, lower], axis)
+    found = jnp.einsum(spec, both, x.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+    first, second = jnp.split(found, 2, axis)
+    return first + second

@@ -6,12 +6,12 @@ Everything is float32: folding large key scales into a half-precision query over
 
 import jax.numpy as jnp
 
-from vkq_jax import groups, rotation
+from vkq_jax import groups, packed_products, rotation
 from vkq_jax.array_types import Array, Float
 from vkq_jax.code_tables import SideTables
 from vkq_jax.dense import DenseTensor
 from vkq_jax.dictionary_tensor import DictionaryTensor
-from vkq_jax.exact_einsum import exact_einsum
+from vkq_jax.exact_einsum import exact_einsum, split_einsum
 from vkq_jax.mixed_codes import MixedTensor
 from vkq_jax.quantized import AffineTensor, QuantizedTensor
 
@@ -36,7 +36,7 @@ def scores(
         wide, narrow = key.split(query)
         return scores(wide, key.wide) + scores(narrow, key.narrow)
     if isinstance(key, DenseTensor):
-        return exact_einsum("...qh,...vh->...qv", query, key.values.astype(jnp.float32))
+        return split_einsum("...qh,...vh->...qv", query, key.values)
     codes = key.decoding()
     if not codes.num_positions:  # nothing to divide into groups
         return jnp.zeros((*query.shape[:-1], 0), jnp.float32)
@@ -49,9 +49,8 @@ def scores(
     if codes.channel_scale is not None:
         folded = folded * codes.channel_scale[..., None, :, :]
     folded = folded.reshape(*folded.shape[:-1], runs, -1)
-    grouped = groups.group_positions(codes.codes().astype(jnp.float32), _scale_group_size(codes))
-    grouped = grouped.reshape(*grouped.shape[:-1], runs, -1)
-    product = exact_einsum("...qgrh,...gsrh->...qgsr", folded, grouped)
+    grouped = groups.group_positions(codes.packed, _scale_group_size(codes))
+    product = packed_products.products(folded, grouped, codes.bits)
     product = product.reshape(*query.shape[:-1], -1, runs)[..., : codes.num_positions, :]
 
     if codes.token_scale is not None:  # per token, after the product
@@ -84,7 +83,7 @@ def weighted_sum(
     if isinstance(value, MixedTensor):
         return value.join(weighted_sum(weights, value.wide), weighted_sum(weights, value.narrow))
     if isinstance(value, DenseTensor):
-        return exact_einsum("...qv,...vh->...qh", weights, value.values.astype(jnp.float32))
+        return split_einsum("...qv,...vh->...qh", weights, value.values)
     codes = value.decoding()
     if not codes.num_positions:
         return jnp.zeros((*weights.shape[:-1], codes.head_dim), jnp.float32)
@@ -95,11 +94,8 @@ def weighted_sum(
         scaled = scaled * codes.token_scale[..., None, :, :]
     runs = scaled.shape[-1]
     scaled = groups.group_positions(scaled, group_size)  # [*lead, Q, G, s, R]
-    grouped = groups.group_positions(
-        codes.codes().astype(jnp.float32), group_size
-    )  # [*lead, G, s, H]
-    grouped = grouped.reshape(*grouped.shape[:-1], runs, -1)
-    product = exact_einsum("...qgsr,...gsrh->...qgrh", scaled, grouped)
+    grouped = groups.group_positions(codes.packed, group_size)
+    product = packed_products.sums(scaled, grouped, codes.bits, codes.head_dim // runs)
     product = product.reshape(*product.shape[:-2], codes.head_dim)
 
     if codes.channel_scale is not None:  # per group, after the sum over its tokens
