@@ -1,4 +1,4 @@
-"""`vkq bench kernel`: its times, its rivals and its rows, as far as a CPU can tell."""
+"""`vkq bench kernel`: its times, its baselines and its rows, as far as a CPU can tell."""
 
 import importlib
 import json
@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vkq_apps.bench import kernel, rivals, timing
-from vkq_apps.bench.rivals import DecodeShape, Measured
+from vkq_apps.bench import baselines, kernel, timing
+from vkq_apps.bench.baselines import DecodeShape, Measured
 from vkq_apps.bench.timing import LayerTime
 from vkq_apps.cli.main import main
 
@@ -68,10 +68,11 @@ def test_layers_are_too_many_for_a_cache_and_few_enough_for_the_memory():
 def test_fp8_attention_is_attention_but_for_three_bits_of_mantissa():
     query, (key, value) = SHAPE.query(), SHAPE.layer(0)
     key = key * jnp.asarray([1.0, 300.0], jnp.bfloat16)[:, None]  # heads need scales of their own
-    (key8, key_scale), (value8, value_scale) = layer = rivals.to_fp8(key), rivals.to_fp8(value)
+    layer = baselines.to_fp8(key), baselines.to_fp8(value)
+    (key8, key_scale), (value8, value_scale) = layer
     assert key8.dtype == value8.dtype == jnp.float8_e4m3fn
     assert key_scale.shape == (2, 1, 2, 1)
-    found = rivals.fp8_attention(query, layer).astype(jnp.float32)
+    found = baselines.fp8_attention(query, layer).astype(jnp.float32)
 
     def attend(key, value):
         exact = (x.astype(jnp.float32) for x in (query, key, value))
@@ -86,16 +87,16 @@ def test_fp8_attention_is_attention_but_for_three_bits_of_mantissa():
     assert apart(attend(key, value)) < 0.2
 
 
-def test_rivals_that_cannot_run_here_are_left_out_and_say_so(capsys):
-    measured = rivals.measure_rivals(SHAPE)
+def test_baselines_that_cannot_run_here_are_left_out_and_say_so(capsys):
+    measured = baselines.measure_baselines(SHAPE)
     assert set(measured.times) == {"xla", "xla_fp8"}
     assert set(measured.left_out) == {"cudnn", "torch"}
     assert "torch is left out: No module named 'torch'" in capsys.readouterr().err
     assert measured.strongest() == "xla"
-    assert measured.microseconds(rivals.FP8_RIVALS) == {
+    assert measured.microseconds(baselines.FP8_BASELINES) == {
         "xla_fp8": pytest.approx(1e6 * measured.times["xla_fp8"].best)
     }
-    assert rivals.measure_rivals(SHAPE, ()).strongest() is None
+    assert baselines.measure_baselines(SHAPE, ()).strongest() is None
 
 
 @pytest.mark.parity  # where PyTorch is installed
@@ -142,7 +143,7 @@ def test_torch_is_timed_by_events_around_a_graph_and_frees_its_memory(monkeypatc
         monkeypatch.setattr(torch.cuda, name, value)
     randn = torch.randn
     monkeypatch.setattr(torch, "randn", lambda size, dtype, device: randn(size, dtype=dtype))
-    taken = rivals.torch_attention(SHAPE)
+    taken = baselines.torch_attention(SHAPE)
     assert taken.device == pytest.approx(1e-3)
     assert taken.wall > 0
     assert calls == ["capture", *(["record", *["replay"] * 7, "record"] * 7), "empty"]
@@ -159,10 +160,10 @@ def test_a_row_compares_with_cudnn_and_with_the_strongest_over_bf16():
     assert row["bf16_wall_microseconds"] == pytest.approx({"cudnn": 9.0, "torch": 5.0})
     assert row["fp8_microseconds"] == pytest.approx({"xla_fp8": 3.0})
     assert row["fp8_wall_microseconds"] == pytest.approx({"xla_fp8": 4.0})
-    assert row["rivals_timed_by"] == {"cudnn": "device", "torch": "clock", "xla_fp8": "device"}
-    assert row["rivals_left_out"] == {"xla": "ValueError: no"}
+    assert row["baselines_timed_by"] == {"cudnn": "device", "torch": "clock", "xla_fp8": "device"}
+    assert row["baselines_left_out"] == {"xla": "ValueError: no"}
     assert row["ratio_to_cudnn"] == pytest.approx(6.0)
-    assert row["strongest_rival"] == "torch"
+    assert row["strongest_baseline"] == "torch"
     assert row["ratio_to_strongest"] == pytest.approx(5.0)
     alone = kernel.compare(LayerTime(3e-6, 1e-6), Measured({}, {}))
     assert alone["ratio_to_cudnn"] is alone["ratio_to_strongest"] is None
@@ -189,31 +190,31 @@ def bench(monkeypatch, tmp_path):
     return call
 
 
-def test_the_command_times_the_rivals_it_is_told_to(bench, capsys, monkeypatch):
+def test_the_command_times_the_baselines_it_is_told_to(bench, capsys, monkeypatch):
     timed = {}
 
-    def rival(name):
+    def baseline(name):
         return lambda shape: timed.update({name: shape}) or LayerTime(8e-6, 4e-6)
 
-    monkeypatch.setattr(rivals, "TIMED", {name: rival(name) for name in rivals.RIVALS})
-    record = bench("--rivals", "torch,xla_fp8")
+    monkeypatch.setattr(baselines, "TIMED", {name: baseline(name) for name in baselines.BASELINES})
+    record = bench("--baselines", "torch,xla_fp8")
     assert timed == dict.fromkeys(("torch", "xla_fp8"), DecodeShape(2, 2, 3, 264, 64))
     (row,) = record["rows"]
-    assert (record["failed"], row["rivals_left_out"]) == ([], {})
-    assert (row["strongest_rival"], row["ratio_to_cudnn"]) == ("torch", None)
+    assert (record["failed"], row["baselines_left_out"]) == ([], {})
+    assert (row["strongest_baseline"], row["ratio_to_cudnn"]) == ("torch", None)
     line = capsys.readouterr().out.splitlines()[-1]
     assert "torch 4.0 us  xla_fp8 4.0 us  kernel 1.0 us (by the clock 2.0)" in line
     assert "4.00x (strongest: torch)" in line
     bench()
-    assert set(timed) == set(rivals.RIVALS)
+    assert set(timed) == set(baselines.BASELINES)
 
 
-def test_a_row_without_rivals_as_json(bench, capsys):
-    record = bench("--rivals", "none", "--json")
+def test_a_row_without_baselines_as_json(bench, capsys):
+    record = bench("--baselines", "none", "--json")
     captured = capsys.readouterr()
     assert json.loads(captured.out) == record
     assert "kernel 1.0 us" in captured.err
-    assert record["rows"][0]["strongest_rival"] is None
+    assert record["rows"][0]["strongest_baseline"] is None
 
 
 def test_a_case_that_fails_fails_the_command_and_stays_in_the_record(bench, capsys, monkeypatch):
@@ -221,10 +222,10 @@ def test_a_case_that_fails_fails_the_command_and_stays_in_the_record(bench, caps
         raise RuntimeError("broken")
 
     monkeypatch.setattr(kernel, "error", broken)
-    monkeypatch.setattr(rivals, "TIMED", {"xla": broken})
+    monkeypatch.setattr(baselines, "TIMED", {"xla": broken})
     message = "unexpected RuntimeError: broken; `vkq --traceback ...` shows where from"
     failed = {"case": "gqa7-8k-signs8", "message": message}
-    assert bench("--rivals", "xla", code=1)["failed"] == [failed]
+    assert bench("--baselines", "xla", code=1)["failed"] == [failed]
     assert capsys.readouterr().err.splitlines() == [
         f"xla is left out: {message}",
         f"gqa7-8k-signs8  failed: {message}",
@@ -236,7 +237,7 @@ def test_a_case_that_does_not_compile_stays_in_the_record(bench, monkeypatch):
         raise NotImplementedError("no such instruction")
 
     monkeypatch.setattr(kernel.Setup, "lower", broken)
-    (failed,) = bench("--rivals", "none", code=1)["failed"]
+    (failed,) = bench("--baselines", "none", code=1)["failed"]
     assert failed == {"case": "gqa7-8k-signs8", "message": "no such instruction"}
 
 
@@ -247,7 +248,7 @@ def test_a_case_that_does_not_compile_stays_in_the_record(bench, monkeypatch):
         (["--check", "--out", "x"], "--check writes no file and has cases of its own"),
         (["--cases", "mha-9k"], "--cases: expected some of mha-32k, "),
         (["--cases", ""], "--cases: expected names, comma-separated, got ''"),
-        (["--rivals", "flash"], "--rivals: expected some of cudnn, "),
+        (["--baselines", "flash"], "--baselines: expected some of cudnn, "),
         (["--tuning", "1,2"], "--tuning: expected WARPS,TEAM,SPLITS,QUERIES that fit together"),
         (["--check"], "needs an NVIDIA GPU"),
         ([], "needs an NVIDIA GPU"),
@@ -274,4 +275,4 @@ def test_checks_run_emulated_without_a_gpu(monkeypatch):
 
 def test_torch_version_is_recorded_where_it_is_installed():
     installed = importlib.util.find_spec("torch") is not None
-    assert (rivals.torch_version() is not None) == installed
+    assert (baselines.torch_version() is not None) == installed

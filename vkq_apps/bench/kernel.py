@@ -1,8 +1,8 @@
 """The fused kernel against other attention: `vkq bench kernel --out FILE`.
 
-One row a case: time of its rivals (bf16 by cuDNN, XLA and PyTorch, fp8 by XLA) and of the kernel
+One row a case: time of its baselines (bf16 by cuDNN, XLA and PyTorch, fp8 by XLA) and of the kernel
 over the same number of visible positions, the kernel's error against float32, and the part of the
-measured bandwidth it reaches. A rival that cannot run is left out, and the row says why.
+measured bandwidth it reaches. A baseline that cannot run is left out, and the row says why.
 Banks are random words: attention does not care what they mean.
 """
 
@@ -33,17 +33,17 @@ from pallas_kernels.attention.fused import (
 from pallas_kernels.attention.kernel_spec import TuningConfig
 from pallas_kernels.attention.launch import Launch, emulated_launch, gpu_launch
 from pallas_kernels.layout import layouts
+from vkq_apps.bench.baselines import (
+    BF16_BASELINES,
+    FP8_BASELINES,
+    DecodeShape,
+    Measured,
+    measure_baselines,
+    torch_version,
+)
 from vkq_apps.bench.cases import CASES, CHECKS, Calibration, Case
 from vkq_apps.bench.dictionary_banks import random_bank, random_tables
 from vkq_apps.bench.results_file import source_digest, write_json
-from vkq_apps.bench.rivals import (
-    BF16_RIVALS,
-    FP8_RIVALS,
-    DecodeShape,
-    Measured,
-    measure_rivals,
-    torch_version,
-)
 from vkq_apps.bench.timing import LayerTime, bandwidth, chain_of_layers, time_of_calls
 from vkq_apps.cli.console import log
 from vkq_apps.cli.errors import describe
@@ -347,13 +347,13 @@ def measure(
     setup: Setup,
     compiled: Callable[[], jax.stages.Compiled],
     ceiling: float,
-    rivals: Sequence[str],
+    baselines: Sequence[str],
 ) -> dict[str, Any]:
     """One row of the table."""
     name, case, tuning, chain = setup.name, setup.case, setup.tuning, compiled()
-    others = measure_rivals(
+    others = measure_baselines(
         DecodeShape(case.batch, case.kv_heads, case.queries, case.visible, case.head_dim),
-        tuple(rivals),
+        tuple(baselines),
     )
     banks = [random_banks(case, seed) for seed in range(setup.layers)]
     taken = time_of_calls(chain, setup.query(), banks, steps=setup.layers)
@@ -371,19 +371,19 @@ def measure(
 
 def compare(taken: LayerTime, others: Measured) -> dict[str, Any]:
     """What a row says of the kernel's time and the others'; a ratio is None without the other."""
-    bf16_us, strongest = others.microseconds(BF16_RIVALS), others.strongest()
-    ratios = {rival: us / (1e6 * taken.best) for rival, us in bf16_us.items()}
+    bf16_us, strongest = others.microseconds(BF16_BASELINES), others.strongest()
+    ratios = {baseline: us / (1e6 * taken.best) for baseline, us in bf16_us.items()}
     return {
         "microseconds": 1e6 * taken.best,
         "wall_microseconds": 1e6 * taken.wall,
         "timed_by": taken.timed_by,
         "bf16_microseconds": bf16_us,
-        "bf16_wall_microseconds": others.wall_microseconds(BF16_RIVALS),
-        "fp8_microseconds": others.microseconds(FP8_RIVALS),
-        "fp8_wall_microseconds": others.wall_microseconds(FP8_RIVALS),
-        "rivals_timed_by": {rival: time.timed_by for rival, time in others.times.items()},
-        "rivals_left_out": others.left_out,
-        "strongest_rival": strongest,
+        "bf16_wall_microseconds": others.wall_microseconds(BF16_BASELINES),
+        "fp8_microseconds": others.microseconds(FP8_BASELINES),
+        "fp8_wall_microseconds": others.wall_microseconds(FP8_BASELINES),
+        "baselines_timed_by": {baseline: time.timed_by for baseline, time in others.times.items()},
+        "baselines_left_out": others.left_out,
+        "strongest_baseline": strongest,
         "ratio_to_cudnn": ratios.get("cudnn"),
         "ratio_to_strongest": None if strongest is None else ratios[strongest],
     }
@@ -392,12 +392,12 @@ def compare(taken: LayerTime, others: Measured) -> dict[str, Any]:
 def _line(row: dict[str, Any]) -> str:
     """A row in short, for the terminal; times in microseconds."""
     times = row["bf16_microseconds"] | row["fp8_microseconds"]
-    strongest = f"strongest: {row['strongest_rival']}"
+    strongest = f"strongest: {row['strongest_baseline']}"
     ratios = {"cudnn": row["ratio_to_cudnn"], strongest: row["ratio_to_strongest"]}
     return "  ".join(
         [
             f"{row['case']:22}",
-            *(f"{rival} {us:.1f} us" for rival, us in times.items()),
+            *(f"{baseline} {us:.1f} us" for baseline, us in times.items()),
             f"kernel {row['microseconds']:.1f} us (by the clock {row['wall_microseconds']:.1f})",
             *(f"{ratio:.2f}x ({to})" for to, ratio in ratios.items() if ratio is not None),
             f"goal {row['goal']}",
@@ -446,7 +446,10 @@ def require_gpu() -> None:
 
 
 def measure_cases(
-    cases: Sequence[str], rivals: Sequence[str], tunings: Sequence[TuningConfig], out: Path | None
+    cases: Sequence[str],
+    baselines: Sequence[str],
+    tunings: Sequence[TuningConfig],
+    out: Path | None,
 ) -> dict[str, Any]:
     """The table: each case with the default tuning and with `tunings`, written row by row.
 
@@ -470,7 +473,7 @@ def measure_cases(
     setups = [Setup(name, CASES[name], tuning) for name in cases for tuning in (None, *tunings)]
     for setup, compiled in zip(setups, _compiled(setups), strict=True):
         try:
-            record["rows"].append(measure(setup, compiled, ceiling, rivals))
+            record["rows"].append(measure(setup, compiled, ceiling, baselines))
         except Exception as failure:
             message = describe(failure)
             log.print(f"{setup.name} {setup.tuning or ''} failed: {message}", soft_wrap=True)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pallas_kernels.shapes import SHAPES
 from vkq_apps.bench import tables
+from vkq_apps.bench.baselines import BASELINES
 from vkq_apps.bench.cases import CASES
 from vkq_apps.bench.commands import Output, run_quantize, run_scaling, run_throughput
 from vkq_apps.bench.explain import explain_shape
@@ -33,7 +34,6 @@ from vkq_apps.bench.options import (
 )
 from vkq_apps.bench.quantize import plan_quantize
 from vkq_apps.bench.results_file import ResultsFile, read_json, write_json
-from vkq_apps.bench.rivals import RIVALS
 from vkq_apps.bench.scaling import plan_scaling
 from vkq_apps.bench.throughput_plan import plan_throughput
 from vkq_apps.cli.arguments import JsonOption
@@ -66,14 +66,14 @@ def kernel(
             show_default="all",
         ),
     ] = ",".join(CASES),
-    rivals: Annotated[
+    baselines: Annotated[
         str,
         typer.Option(
             metavar="NAMES",
-            help=f"Others to time, comma-separated: {', '.join(RIVALS)}; or none.",
+            help=f"Others to time, comma-separated: {', '.join(BASELINES)}; or none.",
             show_default="all",
         ),
-    ] = ",".join(RIVALS),
+    ] = ",".join(BASELINES),
     check: Annotated[bool, typer.Option("--check", help="Only check small cases.")] = False,
     emulate: Annotated[bool, typer.Option("--emulate", help="Check without a GPU.")] = False,
     tuning: Annotated[
@@ -96,7 +96,7 @@ def kernel(
             "--check writes no file and has cases of its own: leave out --out, --tuning"
         )
     chosen = names("--cases", cases, CASES)
-    others = [] if rivals == "none" else names("--rivals", rivals, RIVALS)
+    others = [] if baselines == "none" else names("--baselines", baselines, BASELINES)
     tunings = [fused.read_tuning(text) for text in tuning or ()]
     with contextlib.redirect_stdout(sys.stderr if json else sys.stdout):
         if check:

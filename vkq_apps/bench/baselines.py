@@ -1,7 +1,7 @@
 """What the fused kernel is compared with: attention over bf16 and fp8 caches, by others.
 
-Each rival makes keys and values of its own for several layers, times one decode step over them and
-frees them. One that cannot run here is left out, with the reason.
+Each baseline makes keys and values of its own for several layers, times one decode step over them
+and frees them. One that cannot run here is left out, with the reason.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from vkq_apps.cli.console import log
 from vkq_apps.cli.errors import describe
 
 __all__ = [
-    "BF16_RIVALS",
-    "FP8_RIVALS",
-    "RIVALS",
+    "BASELINES",
+    "BF16_BASELINES",
+    "FP8_BASELINES",
     "DecodeShape",
     "Measured",
-    "measure_rivals",
+    "measure_baselines",
     "torch_version",
 ]
 
@@ -76,7 +76,7 @@ class Measured:
 
     def strongest(self) -> str | None:
         """The fastest over bf16; None where there is none."""
-        bf16 = self.microseconds(BF16_RIVALS)
+        bf16 = self.microseconds(BF16_BASELINES)
         return min(bf16, key=bf16.__getitem__, default=None)
 
 
@@ -187,8 +187,8 @@ TIMED: dict[str, Callable[[DecodeShape], LayerTime]] = {
     "torch": torch_attention,
     "xla_fp8": xla_fp8,
 }
-RIVALS = tuple(TIMED)
-BF16_RIVALS, FP8_RIVALS = ("cudnn", "xla", "torch"), ("xla_fp8",)
+BASELINES = tuple(TIMED)
+BF16_BASELINES, FP8_BASELINES = ("cudnn", "xla", "torch"), ("xla_fp8",)
 
 
 def torch_version() -> str | None:
@@ -200,8 +200,8 @@ def torch_version() -> str | None:
 
 
 @functools.cache
-def measure_rivals(shape: DecodeShape, names: tuple[str, ...] = RIVALS) -> Measured:
-    """Times of these rivals, one after the other."""
+def measure_baselines(shape: DecodeShape, names: tuple[str, ...] = BASELINES) -> Measured:
+    """Times of these baselines, one after the other."""
     measured = Measured({}, {})
     for name in names:
         try:
