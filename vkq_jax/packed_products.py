@@ -2,15 +2,14 @@
 
 A matrix product wants its operands in memory, where unpacked codes have 16 or 32 times the bytes of
 the words. On a GPU that is what attention over a coded cache would wait for. There a sum is taken
-bit by bit, of the words in registers:
+bit by bit, of words in registers:
 
-    sum_p y[p] s[p],    s[p] in {-1, 1}:    each y[p] with its sign flipped where bit p is 0
+    sum_p y[p] s[p],    s[p] in {-1, 1}, the float of bit p
 
-which XLA makes one kernel of: nothing of the cache's length is unpacked. For the sum over positions
-the words of 32 positions are transposed first, to words of 32 positions of one bit. Codes of b bits
-are b such sums. On other devices, and for wide codes, the codes are unpacked (on a GPU to bfloat16,
-which holds them exactly, and the rows are split into what bfloat16 holds of them and what it
-leaves).
+which XLA makes one kernel of: nothing of the cache's length is unpacked. Sums over channels are
+unrolled, sums over positions are a reduction. Codes of 2 bits are two such sums over channels. On
+other devices, and for wide codes, the codes are unpacked (on a GPU to bfloat16, which holds them
+exactly, see `split_einsum`).
 """
 
 import jax
@@ -22,9 +21,10 @@ from vkq_jax.exact_einsum import split_einsum
 
 __all__ = ["products", "sign_products", "sign_sums", "sums"]
 
-_STRAIGHT_BITS = (1, 2)  # of a code; more cost more bit by bit than unpacked
-_WORDS = 4  # of 32 positions, whose sum one thread takes
-_SIGN = 0x80000000
+# Bits of a code of which the sums over channels, or over positions, are straight: more cost more
+# bit by bit than unpacked.
+_CHANNEL_BITS, _POSITION_BITS = (1, 2), (1,)
+_SIGN, _ONE = 0x80000000, 0x3F800000  # bits of a float: its sign; of 1.0
 
 
 def products(
@@ -42,13 +42,12 @@ def products(
         straight: from the words; None: where that is faster.
     """
     runs, size = rows.shape[-2:]
-    if not _is_straight(bits, runs, size, straight):
+    if not _is_straight(bits, _CHANNEL_BITS, runs, size, straight):
         codes = _unpacked(packed, bits, runs, size)
         return split_einsum("...qgrh,...gsrh->...qgsr", rows, codes)
     words = packed.reshape(*packed.shape[:-1], runs, -1)[..., None, :, :, :, :]
     spread = _of_bits(rows, int(bits), words.shape[-1])[..., None, :, :]
-    found = _signed_sum(spread, words)
-    return 0.5 * (found + spread.sum(-1))
+    return 0.5 * (_signed_sum(spread, words) + spread.sum(-1))
 
 
 def sums(
@@ -63,16 +62,12 @@ def sums(
     Arguments: see `products`.
     """
     runs = weights.shape[-1]
-    if not _is_straight(bits, runs, size, straight):
+    if not _is_straight(bits, _POSITION_BITS, runs, size, straight):
         codes = _unpacked(packed, bits, runs, size)
         return split_einsum("...qgsr,...gsrh->...qgrh", weights, codes)
-    words = packed.reshape(*packed.shape[:-1], runs, -1)  # [*lead, G, E, R, W]
-    words = jnp.swapaxes(words, -3, -2)[..., None, :, :, :, :]  # one for all queries
-    weights = jnp.swapaxes(weights, -1, -2)
-    found = _sums_of_bits(weights, words)
-    found = 0.5 * (found + weights.sum(-1, keepdims=True))
-    fields = found.reshape(*found.shape[:-1], -1, int(bits))
-    return (fields * _powers(int(bits), fields.ndim)).sum(-1)[..., :size]
+    signs = _floats(packed).reshape(*packed.shape[:-1], runs, -1)[..., None, :, :, :, :]
+    weights = jax.lax.optimization_barrier(weights)[..., None]
+    return 0.5 * (weights * (signs + 1.0)).sum(-3)[..., :size]
 
 
 def sign_products(
@@ -81,7 +76,7 @@ def sign_products(
     straight: bool | None = None,
 ) -> Float[Array, "*lead Q V"]:
     """Sums over channels of number times sign; bits of 1 stand for 1, of 0 for -1."""
-    if not _is_straight(1, 1, rows.shape[-1], straight):
+    if not _is_straight(1, _CHANNEL_BITS, 1, rows.shape[-1], straight):
         return split_einsum("...qn,...vn->...qv", rows, _signs(packed, rows.shape[-1]))
     spread = _of_bits(rows, 1, packed.shape[-1])[..., None, :]
     return _signed_sum(spread, packed[..., None, :, :])
@@ -94,14 +89,18 @@ def sign_sums(
     straight: bool | None = None,
 ) -> Float[Array, "*lead Q n"]:
     """Sums over positions of weight times sign, n = `size`."""
-    if not _is_straight(1, 1, size, straight):
+    if not _is_straight(1, _POSITION_BITS, 1, size, straight):
         return split_einsum("...qv,...vn->...qn", weights, _signs(packed, size))
-    return _sums_of_bits(weights, packed[..., None, :, :])[..., :size]
+    # A kernel of its own: what makes the weights is not to be repeated for each channel.
+    weights = jax.lax.optimization_barrier(weights)[..., None]
+    return (weights * _floats(packed)[..., None, :, :]).sum(-2)[..., :size]
 
 
-def _is_straight(bits: int | float, runs: int, size: int, asked: bool | None) -> bool:
+def _is_straight(
+    bits: int | float, possible_bits: tuple[int, ...], runs: int, size: int, asked: bool | None
+) -> bool:
     """Whether to sum bit by bit; codes of a run have to be whole words then."""
-    possible = bits in _STRAIGHT_BITS and (runs == 1 or size * bits % 32 == 0)
+    possible = bits in possible_bits and (runs == 1 or size * bits % 32 == 0)
     if asked is None:
         return possible and jax.default_backend() == "gpu"
     if asked and not possible:
@@ -141,38 +140,20 @@ def _signed_sum(
     shape = jnp.broadcast_shapes(numbers.shape[:-1], words.shape[:-1])
     total = jnp.zeros(shape, jnp.float32)
     for w in range(words.shape[-1]):
-        flipped = ~words[..., w]
         for b in range(32):
-            sign = (flipped << jnp.uint32(31 - b)) & jnp.uint32(_SIGN)
-            number = jax.lax.bitcast_convert_type(numbers[..., 32 * w + b], jnp.uint32)
-            total = total + jax.lax.bitcast_convert_type(number ^ sign, jnp.float32)
-    return total
+            total = total + numbers[..., 32 * w + b] * _float_of_bit(words[..., w], b)
+    # A kernel of its own: the softmax would take the sum anew for each of its passes.
+    return jax.lax.optimization_barrier(total)
 
 
-def _sums_of_bits(
-    weights: Float[Array, "*s V"], packed: UInt32[Array, "*#s V W"]
-) -> Float[Array, "*s p"]:
-    """Sums over positions of weight times sign, for each bit of the words."""
-    positions = weights.shape[-1]
-    words = max(1, min(_WORDS, -(-positions // 32)))
-    padding = -positions % (32 * words)
-    chunks = (positions + padding) // (32 * words)
-    weights = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, padding)])
-    packed = jnp.pad(packed, [(0, 0)] * (packed.ndim - 2) + [(0, padding), (0, 0)])
-    turned = _transposed(packed)  # [*#s, V / 32, p]
-    turned = turned.reshape(*turned.shape[:-2], chunks, words, turned.shape[-1])
-    turned = jnp.swapaxes(turned, -1, -2)
-    parts = weights.reshape(*weights.shape[:-1], chunks, 1, 32 * words)
-    return _signed_sum(parts, turned).sum(-2)
+def _float_of_bit(words: UInt32[Array, "*s"], bit: int | UInt32[Array, "..."]) -> Array:
+    """1.0 where the bit is 1, else -1.0."""
+    sign = (~words << (31 - jnp.uint32(bit))) & jnp.uint32(_SIGN)
+    return jax.lax.bitcast_convert_type(sign | jnp.uint32(_ONE), jnp.float32)
 
 
-def _transposed(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead v p"]:
-    """For each bit of the words, words of 32 positions."""
-    *lead, positions, words = packed.shape
-    rows = packed.reshape(*lead, positions // 32, 32, words)
-    places = jnp.arange(32, dtype=jnp.uint32).reshape(*[1] * (rows.ndim - 1), 32)
-    turned = jnp.zeros((*lead, positions // 32, words, 32), jnp.uint32)
-    for b in range(32):
-        turned = turned | (rows[..., b, :, None] >> places & jnp.uint32(1)) << jnp.uint32(b)
-    # Words that are read once for each query: not to be made anew each time.
-    return jax.lax.optimization_barrier(turned.reshape(*lead, positions // 32, words * 32))
+def _floats(packed: UInt32[Array, "*lead W"]) -> Float[Array, "*lead p"]:
+    """All bits as 1.0 and -1.0."""
+    places = jnp.arange(32, dtype=jnp.uint32).reshape(*[1] * packed.ndim, 32)
+    *lead, words = packed.shape
+    return _float_of_bit(packed[..., None], places).reshape(*lead, 32 * words)

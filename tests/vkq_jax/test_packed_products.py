@@ -20,7 +20,7 @@ def same(got, expected):
 
 @pytest.mark.parametrize(
     ("bits", "groups", "positions", "runs", "size"),
-    [(1, 2, 70, 1, 48), (2, 1, 40, 2, 32)],
+    [(1, 2, 70, 1, 48), (1, 1, 40, 2, 32), (2, 1, 40, 2, 32)],
 )
 def test_codes(bits, groups, positions, runs, size):
     """Whole words and parts of them, several groups and runs, positions that fill no word."""
@@ -37,7 +37,7 @@ def test_codes(bits, groups, positions, runs, size):
         return [
             (
                 packed_products.products(rows, packed, bits, straight),
-                packed_products.sums(weights, packed, bits, size, straight),
+                packed_products.sums(weights, packed, bits, size, straight and bits == 1),
             )
             for straight in (True, False)
         ]
@@ -63,6 +63,24 @@ def test_signs(positions, size):
         ]
 
     jax.tree.map(same, *both(rows, weights, packed))
+
+
+def test_signs_have_a_gradient_and_map():
+    """Of queries and weights; under `vmap` nothing but the axis is new."""
+    rng = np.random.default_rng(3)
+    packed = jnp.asarray(rng.integers(0, 2**32, (2, 5, 1), dtype=np.uint32))
+    rows, weights = normal(rng, 2, 3, 32), normal(rng, 2, 3, 5)
+
+    def total(rows, weights, packed, straight):
+        products = packed_products.sign_products(rows, packed, straight)
+        sums = packed_products.sign_sums(weights, packed, 32, straight)
+        return (products**2).sum() + (sums**3).sum()
+
+    def gradients(straight):
+        each = jax.grad(lambda *x: total(*x, straight), argnums=(0, 1))
+        return jax.jit(jax.vmap(each))(rows, weights, packed)
+
+    jax.tree.map(same, gradients(True), gradients(False))
 
 
 def test_codes_without_words_of_their_own_are_refused():
