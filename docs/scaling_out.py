@@ -76,6 +76,7 @@ class StepTime:
 
     @classmethod
     def fit(cls) -> "StepTime":
+        """The fit to results/throughput.json."""
         record = json.loads(RESULTS.read_text())
         rows = [(row, figures) for row in record["rows"] for figures in row["batches"]]
         bandwidth = record["bandwidth"]
@@ -155,9 +156,7 @@ def rows(deployment: Deployment, step: StepTime) -> list[str]:
     shape = deployment.shape
     one = {
         preset: per_sequence(
-            vkq_jax.cache_nbytes(
-                abstract_cache(shape, vkq_jax.presets[preset], 1, TEXT_CAPACITY)
-            ),
+            vkq_jax.cache_nbytes(abstract_cache(shape, vkq_jax.presets[preset], 1, TEXT_CAPACITY)),
             1,
         )["total"]
         for preset in PRESETS

@@ -103,9 +103,7 @@ def _run_batch(
             comparison = _fetched(teacher_forcing.compare(exact, coded))
         layers = None
         if by_layer and setting.kept is None and not setting.exact:
-            layers = _fetched(
-                layer_errors(model, reading.prompted, prompted, exact.tokens[:, 0])
-            )
+            layers = _fetched(layer_errors(model, reading.prompted, prompted, exact.tokens[:, 0]))
         texts = answers.texts(prompted, comparison)
         size = vars(cache_size(prompted.cache, reading.prompted.cache))
         log.add(
