@@ -155,5 +155,12 @@ def test_figures_in_the_text_of_readme_are_those_of_the_result_files():
     assert f"in about {bits:.1f} bits per number" in readme
 
 
+def test_the_figures_of_several_gpus_are_those_that_the_script_works_out():
+    script = runpy.run_path(str(DOCS / "scaling_out.py"))
+    page = (DOCS / "scaling_out.md").read_text()
+    assert "\n".join(script["table"]()) in page
+    assert script["fit_line"]() in " ".join(page.split())
+
+
 def test_readme_is_short():
     assert len((DOCS.parent / "README.md").read_text().splitlines()) < 150

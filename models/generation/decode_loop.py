@@ -17,7 +17,7 @@ from models.generation.token_chooser import TokenChooser
 from models.generation.token_history import TokenHistory
 from models.model import Model
 from models.sharding import passes
-from models.sharding.placing import place, place_cache, place_sequences
+from models.sharding.placing import place, place_cache, place_logits, place_sequences
 from models.text.masks import cache_starts
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import NOTHING_FIXED, FixedParts, KVCache
@@ -237,7 +237,7 @@ def observed_step(
     embedded = module.text.embed(token[:, None])
     hidden, step, seen = module.text(embedded, step.positions, attend, step)
     cache = place_cache(model.mesh, step.finish())
-    return module.text.logits(hidden)[:, 0], cache, seen
+    return place_logits(model.mesh, module.text.logits(hidden)[:, 0]), cache, seen
 
 
 def _with_fixed(state: DecodeState, fixed: FixedParts) -> DecodeState:

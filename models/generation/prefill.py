@@ -14,7 +14,7 @@ from models.inputs.batch import Inputs
 from models.model import Model
 from models.sharding import passes
 from models.sharding.inputs import place_inputs
-from models.sharding.placing import place_cache
+from models.sharding.placing import place_cache, place_logits
 from models.text.key_bias import has_key_bias, key_bias_for
 from models.text.masks import cache_starts, prompt_masks
 from vkq_jax.array_types import Array, Bool, Float
@@ -66,7 +66,8 @@ def prefill(
         score_map=score_map,
         tables=tables,
     )
-    return model.module().text.logits(_last(hidden, inputs.mask)), new
+    logits = model.module().text.logits(_last(hidden, inputs.mask))
+    return place_logits(model.mesh, logits), new
 
 
 def run_prompt(

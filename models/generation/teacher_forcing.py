@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from models.generation.decode_loop import decode_step
 from models.generation.generate import QuantizeAt
@@ -18,6 +19,7 @@ from models.generation.recoding import FULL_PRECISION, recode
 from models.inputs.batch import Inputs, PromptShape
 from models.inputs.split import split_after_images
 from models.model import Model
+from models.sharding.placing import place
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache import NOTHING_FIXED, KVCache
 from vkq_jax.cache_updates import take_sequences
@@ -181,6 +183,7 @@ def answer(model: Model, prompted: Prompted, limit: int, *, steps: int) -> Answe
         jnp.zeros((batch, steps, vocab), jnp.float32),
     )
     *_, tokens, lengths, kept = jax.lax.while_loop(unfinished, step, start)
+    tokens, lengths = place(model.mesh, (tokens, lengths), PartitionSpec())  # for every host
     return Answered(tokens, lengths, kept)
 
 

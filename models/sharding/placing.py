@@ -22,8 +22,10 @@ __all__ = [
     "on_shards",
     "place",
     "place_cache",
+    "place_logits",
     "place_sequences",
     "place_shared",
+    "sequence_parts",
 ]
 
 
@@ -32,13 +34,18 @@ def data_axis(mesh: Mesh, batch: int) -> str | None:
     return DATA if batch % mesh.shape[DATA] == 0 else None
 
 
+def sequence_parts(mesh: Mesh | None) -> int:
+    """Batches of a multiple of this leave no device idle and no key on two of them."""
+    return 1 if mesh is None else mesh.shape[DATA] * mesh.shape[GROUP]
+
+
 def attention_axes(mesh: Mesh, batch: int) -> CacheAxes:
     """How attention over a cache of `batch` sequences is split.
 
     Devices that share a KV head share out its sequences, so that no key lies twice. Where their
     number does not divide the batch, each holds all sequences and attends with its own queries.
     """
-    if batch % (mesh.shape[DATA] * mesh.shape[GROUP]) == 0:
+    if batch % sequence_parts(mesh) == 0:
         return CacheAxes((DATA, GROUP), KV_HEADS, KV_HEADS, (DATA, GROUP))
     sequences = data_axis(mesh, batch)
     return CacheAxes(sequences, KV_HEADS, MODEL, sequences)
@@ -75,6 +82,16 @@ def place_sequences[T](mesh: Mesh | None, arrays: T) -> T:
     return jax.tree.map(
         lambda x: place(mesh, x, PartitionSpec(data_axis(mesh, x.shape[0]))), arrays
     )
+
+
+def place_logits(mesh: Mesh | None, logits: jax.Array) -> jax.Array:
+    """Logits [B, vocab] as the output head leaves them, so that every step has them alike."""
+    if mesh is None:
+        return logits
+    batch, vocab = logits.shape
+    parts = mesh.shape[KV_HEADS] * mesh.shape[GROUP]
+    split = MODEL if vocab % parts == 0 else None
+    return place(mesh, logits, PartitionSpec(data_axis(mesh, batch), split))
 
 
 def place_cache(mesh: Mesh | None, cache: KVCache) -> KVCache:

@@ -90,7 +90,10 @@ def inputs_of(model: Model, batch: int = BATCH) -> Inputs:
 
 
 def assert_same(got: Any, expected: Any) -> None:
-    """Structures and integers are equal (codes, lengths), floats up to a few roundings."""
+    """Structures and integers are equal (codes, lengths), floats up to a few roundings.
+
+    A scale in 8 bits is a float, too: sums in another order may round one to the next step.
+    """
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     for (path, x), y in zip(
         jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True
@@ -102,5 +105,9 @@ def assert_same(got: Any, expected: Any) -> None:
             np.testing.assert_allclose(
                 np.float32(x), np.float32(y), rtol=rounding, atol=rounding, err_msg=name
             )
+        elif x.dtype == jnp.uint8:
+            steps = np.abs(np.int32(x) - np.int32(y))
+            assert steps.max(initial=0) <= 1, name
+            assert np.count_nonzero(steps) <= 0.01 * steps.size, name
         else:
             np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=name)

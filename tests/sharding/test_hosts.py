@@ -12,6 +12,8 @@ import pytest
 
 import vkq_jax
 from tests.sharding.cases import assert_same
+from vkq_apps.cli.main import main
+from vkq_apps.evals.records import log_path
 
 
 def free_port() -> int:
@@ -57,3 +59,21 @@ def test_two_processes_answer_as_one(cases, tmp_path, mesh):
         whole = 32 * 32
         assert sum(result["read"]) == (whole if mesh.startswith("data") else whole // 2)
     assert_same(vkq_jax.load_cache(tmp_path / "cache"), one.cache)
+
+
+@pytest.mark.mesh
+def test_the_command_line_answers_on_a_mesh_as_without(capsys, tmp_path):
+    """`vkq eval` of the embedded model gives the same answers, whatever the devices."""
+    answers = []
+    for mesh in ([], ["--mesh", "data=2,model=2"]):
+        file = tmp_path / f"{len(mesh)}.json"
+        options = ["--samples", "6", "--batch-size", "6", "--quant", "vkq-1bit", "--json"]
+        with pytest.raises(SystemExit) as exit_:
+            main(["eval", *options, *mesh, "--out", str(file)])
+        assert exit_.value.code == 0, capsys.readouterr().err
+        _, *lines = log_path(file).read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        answers.append({(r["preset"], r["task"], r["sample"]): r["answer"] for r in records})
+    one, many = answers
+    assert len(one) == 12
+    assert many == one

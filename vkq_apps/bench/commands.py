@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vkq_apps.bench import device_memory, worker
+from vkq_apps.bench.mesh_scaling import compare_meshes
 from vkq_apps.bench.quantize import QuantizeSetup, measure_quantize
 from vkq_apps.bench.results_file import ResultsFile
 from vkq_apps.bench.rows import attempt, run_groups
@@ -18,7 +19,7 @@ from vkq_apps.bench.timing import bandwidth
 from vkq_apps.provenance import provenance
 from vkq_jax.atomic_write import check_writable
 
-__all__ = ["Output", "run_quantize", "run_scaling", "run_throughput"]
+__all__ = ["Output", "run_meshes", "run_quantize", "run_scaling", "run_throughput"]
 
 Say = Callable[[str], None]
 
@@ -47,13 +48,27 @@ def run_throughput(groups: Sequence[Sequence[ThroughputSetup]], output: Output) 
     Raises:
         OSError: the first process, which only looks at the device, fails.
     """
+    return _run_apart("vkq bench throughput", groups, output, compare_throughput)
+
+
+def run_meshes(groups: Sequence[Sequence[ThroughputSetup]], output: Output) -> ResultsFile:
+    """As `run_throughput`, for rows of one batch on several meshes."""
+    return _run_apart("vkq bench scaling --mesh", groups, output, compare_meshes)
+
+
+def _run_apart(
+    command: str,
+    groups: Sequence[Sequence[ThroughputSetup]],
+    output: Output,
+    compare: Callable[[dict[str, Any], Sequence[dict[str, Any]]], None],
+) -> ResultsFile:
     with contextlib.ExitStack() as stack:
         cache = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         output.say("looking at the device")
         head = worker.call("probe", {})
         if "device" not in head:
             raise OSError(f"the device cannot be measured on: {head['message']}")
-        results = output.open("vkq bench throughput", head)
+        results = output.open(command, head)
 
         def measure(setup: ThroughputSetup) -> dict[str, Any]:
             row = worker.call("throughput", vars(setup), compile_cache=cache)
@@ -64,7 +79,7 @@ def run_throughput(groups: Sequence[Sequence[ThroughputSetup]], output: Output) 
             groups,
             measure,
             results,
-            compare=compare_throughput,
+            compare=compare,
             say=output.say,
             seconds=output.seconds,
         )

@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 import vkq_jax
 from models.generation.decode_loop import DecodeState, decode_loop
 from models.generation.sampling import Sampling
 from models.model import Model
+from models.sharding.placing import place, place_cache, place_logits, place_sequences
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
 from vkq_jax.array_types import Array, Float
@@ -31,6 +33,20 @@ def replicate(state: DecodeState, batch: int) -> DecodeState:
     index = jnp.arange(batch, dtype=jnp.int32) % state.done.shape[0]
     cache = vkq_jax.take_sequences(state.cache, index)
     return first_state(jnp.take(state.logits, index, axis=0), cache)
+
+
+def place_state(mesh: Mesh | None, state: DecodeState) -> DecodeState:
+    """The state on a mesh, as the decode loop hands it on."""
+    if mesh is None:
+        return state
+    done, finite = place(mesh, (state.done, state.finite), PartitionSpec())
+    return dataclasses.replace(
+        state,
+        logits=place_logits(mesh, state.logits),
+        cache=place_cache(mesh, state.cache),
+        done=done,
+        finite=finite,
+    )
 
 
 def measure_decoding(
@@ -60,11 +76,16 @@ def measure_decoding(
             implementation=implementation,
         )
 
-    grow = jax.jit(replicate, static_argnums=1)
-    compiled = compile_ahead(
-        jax.jit(run, donate_argnums=1), model, jax.eval_shape(grow, state, batch), short
-    )
-    full = jax.block_until_ready(grow(state, batch))
+    grow = jax.jit(lambda state: place_state(model.mesh, replicate(state, batch)))
+    grown = jax.eval_shape(grow, state)
+    if model.mesh is not None:
+        grown = jax.tree.map(
+            lambda x, sharding: x.update(sharding=sharding),
+            grown,
+            grow.lower(state).compile().output_shardings,
+        )
+    compiled = compile_ahead(jax.jit(run, donate_argnums=1), model, grown, short)
+    full = jax.block_until_ready(grow(state))
     nbytes, held = vkq_jax.cache_nbytes(full.cache), device_memory.in_use()
     start_length, start_position = (
         np.array(x) for x in (full.cache.text.length, full.cache.position)
@@ -72,8 +93,11 @@ def measure_decoding(
 
     def timed(state, limit):
         # Back to the prompt's end: the text bank never runs over.
-        text = dataclasses.replace(state.cache.text, length=jnp.array(start_length))
-        cache = dataclasses.replace(state.cache, text=text, position=jnp.array(start_position))
+        length, position = place_sequences(
+            model.mesh, (jnp.array(start_length), jnp.array(start_position))
+        )
+        text = dataclasses.replace(state.cache.text, length=length)
+        cache = dataclasses.replace(state.cache, text=text, position=position)
         state = dataclasses.replace(state, cache=cache)
         start = time.perf_counter()
         tokens, lengths, state = compiled.call(model, state, limit)

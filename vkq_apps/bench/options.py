@@ -9,12 +9,14 @@ import typer
 
 import pallas_kernels
 import vkq_jax
+from models.sharding.mesh import check_text
 from pallas_kernels.shapes import SHAPES
 from vkq_apps.cli.counts import LARGEST, check_count
 
 __all__ = [
     "Baselines",
     "Implementations",
+    "Meshes",
     "Out",
     "Preset",
     "Presets",
@@ -29,6 +31,13 @@ __all__ = [
     "names",
     "numbers",
 ]
+
+
+def _check_meshes(texts: list[str] | None) -> list[str] | None:
+    for text in texts or ():
+        check_text(text)
+    return texts
+
 
 Shapes = Annotated[
     str,
@@ -60,6 +69,15 @@ Implementations = Annotated[
 Baselines = Annotated[
     str,
     typer.Option(metavar="NAMES", help="The same for bf16; rows are compared with the fastest."),
+]
+Meshes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mesh",
+        metavar="data=N,model=N",
+        callback=_check_meshes,
+        help="Devices of this host to split the model over; repeat for several meshes.",
+    ),
 ]
 Repeats = Annotated[
     int,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from models.families.llava.config import LlavaConfig
 from models.families.llava.model import LlavaModel
@@ -19,6 +20,8 @@ from models.layers.activations import Activation
 from models.layers.linear import Maker
 from models.layers.rope import RopeConfig
 from models.model import Model
+from models.sharding.mesh import fit_mesh
+from models.sharding.rules import parameter_sharding
 from models.text.config import TextConfig
 from models.vision.encoder import EncoderConfig
 from models.vision.vit import VitConfig
@@ -79,16 +82,18 @@ def llava_config(shape: ModelShape) -> LlavaConfig:
     return LlavaConfig(vision=vision, text=text_config(shape), image_token_id=shape.vocab_size - 1)
 
 
-def abstract_model(shape: ModelShape) -> Model:
+def abstract_model(shape: ModelShape, mesh: str | None = None) -> Model:
     """The bfloat16 model without memory: shapes in place of parameters."""
     config = llava_config(shape)
-    return Model.from_module(
-        nnx.eval_shape(lambda: LlavaModel(config, Maker.create(nnx.Rngs(0), jnp.bfloat16)))
+    fitted = None if mesh is None else fit_mesh(mesh, config)
+    module = nnx.eval_shape(
+        lambda: LlavaModel(config, Maker.create(nnx.Rngs(0), jnp.bfloat16, mesh=fitted))
     )
+    return dataclasses.replace(Model.from_module(module), mesh=fitted)
 
 
-def random_params[T](shapes: T, seed: int = 0) -> T:
-    """Parameters of these shapes, drawn in one jit: nothing is made on the host.
+def random_params[T](shapes: T, seed: int = 0, *, mesh: Mesh | None = None) -> T:
+    """Parameters of these shapes, drawn in one jit, each device its own: nothing is on the host.
 
     Norms are the identity, matrices keep the size of what they multiply; blocks of a stack are
     drawn one after another, so that little more memory is ever held than the parameters take.
@@ -111,14 +116,19 @@ def random_params[T](shapes: T, seed: int = 0) -> T:
         keys = jax.random.split(key, leaf.shape[0])
         return jax.lax.map(lambda key: normal(key, leaf.shape[1:]), keys)
 
-    @jax.jit
     def make(key):
         flat, structure = jax.tree_util.tree_flatten_with_path(shapes)
         keys = jax.random.split(key, len(flat))
         leaves = [draw(*item, key) for item, key in zip(flat, keys, strict=True)]
         return jax.tree_util.tree_unflatten(structure, leaves)
 
-    return make(jax.random.key(seed))
+    shardings = None
+    if mesh is not None:
+        shardings = nnx.from_flat_state(
+            (path, leaf.replace(parameter_sharding(path, leaf.shape, mesh)))
+            for path, leaf in nnx.to_flat_state(shapes)
+        )
+    return jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
 
 
 def decode_weight_bytes(model: Model) -> int:

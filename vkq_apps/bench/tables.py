@@ -10,7 +10,7 @@ from rich.text import Text
 from vkq_apps.bench.quantize import GOAL_PERCENT
 from vkq_jax.byte_units import human_bytes
 
-__all__ = ["quantize_table", "scaling_table", "throughput_table"]
+__all__ = ["mesh_table", "quantize_table", "scaling_table", "throughput_table"]
 
 Row = dict[str, Any]
 Columns = Mapping[str, Callable[[Row], str]]
@@ -99,6 +99,33 @@ def scaling_table(record: dict[str, Any]) -> Table:
         {
             "GB/s": f"a copy reaches {record['bandwidth'] / 1e9:.0f}",
             "error": "relative, against the float32 oracle over the same codes",
+        },
+    )
+
+
+def mesh_table(record: dict[str, Any]) -> Table:
+    """Rows of `vkq bench scaling --mesh`."""
+    columns: Columns = {
+        "mesh": lambda row: row["mesh"],
+        "devices": lambda row: str(row["devices"]),
+        "batch": lambda row: str(row["batch"]),
+        "cache": lambda row: row["preset"],
+        "by": lambda row: row["implementation_taken"],
+        "step ms": lambda row: f"{row['step_ms']:.2f}",
+        "tokens /s": lambda row: f"{row['tokens_per_second']:.0f}",
+        "to first": lambda row: f"{row['speedup']:.2f}x",
+        "to bf16": lambda row: f"{row['ratio_to_bf16']:.2f}x",
+        "weights each": lambda row: human_bytes(row["weight_bytes_per_device"]),
+        "cache each": lambda row: human_bytes(row["cache_bytes_per_device"]),
+        "sent each": lambda row: human_bytes(int(row["wire_bytes_per_step"])),
+    }
+    return _table(
+        record,
+        columns,
+        "decode steps on meshes of devices",
+        {
+            "to first": "tokens/s against the first mesh of the same cache",
+            "sent each": "bytes that a device sends in a step, by the compiled program",
         },
     )
 

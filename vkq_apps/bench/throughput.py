@@ -14,13 +14,12 @@ import vkq_jax
 from models.generation.prefill import prefill
 from models.inputs.batch import Inputs
 from models.model import Model
+from models.sharding.mesh import check_text
+from models.sharding.placing import sequence_parts
 from pallas_kernels.shapes import find_shape
 from vkq_apps.bench import device_memory
-from vkq_apps.bench.decoding import (
-    compare_implementations,
-    first_state,
-    measure_decoding,
-)
+from vkq_apps.bench.decoding import compare_implementations, first_state, measure_decoding
+from vkq_apps.bench.mesh_scaling import mesh_figures
 from vkq_apps.bench.prefilling import measure_prefill, most_sequences
 from vkq_apps.bench.random_model import (
     VISION_LAYERS,
@@ -53,6 +52,8 @@ class ThroughputSetup:
             those prefilled at once; None: what the budget holds, and what `most_sequences` says.
         short_steps, long_steps: of the two runs whose difference is timed. repeats: of the pair.
         compare_steps: greedy tokens to compare with the "xla" implementation; 0: none.
+        mesh: devices to split the model over, each with its own `budget_gb`; None: one.
+        fixed_batch: sequences to decode, whatever would fit; None: as many as fit.
     """
 
     shape: str
@@ -68,6 +69,8 @@ class ThroughputSetup:
     long_steps: int = 20
     repeats: int = 3
     compare_steps: int = 0
+    mesh: str | None = None
+    fixed_batch: int | None = None
 
     def __post_init__(self) -> None:
         """Checks names and numbers before a process is started."""
@@ -88,6 +91,8 @@ class ThroughputSetup:
             raise ValueError(
                 f"a budget must be positive and below {_MOST_GB:g} GB, got {self.budget_gb} GB"
             )
+        if self.mesh is not None:
+            check_text(self.mesh)
         if self.round_to < 0:
             raise ValueError(f"a batch cannot be rounded to {self.round_to}")
 
@@ -101,7 +106,9 @@ class ThroughputSetup:
     def __str__(self) -> str:
         """For people."""
         by = self.implementation or "default"
-        return f"{self.shape}, {self.budget_gb:g} GB, {self.preset} ({by})"
+        size = f"{self.budget_gb:g} GB" if self.fixed_batch is None else f"x {self.fixed_batch}"
+        mesh = "" if self.mesh is None else f", {self.mesh}"
+        return f"{self.shape}, {size}, {self.preset} ({by}){mesh}"
 
 
 def measure_throughput(
@@ -115,9 +122,11 @@ def measure_throughput(
 
     stage("planning")
     shape, quant = find_shape(setup.shape), vkq_jax.resolve(setup.preset)
-    sequences = setup.sequences or most_sequences(shape, setup.prompt_text)
-    inputs = prompts(shape, sequences, setup.prompt_text)
-    model = abstract_model(shape)
+    model = abstract_model(shape, setup.mesh)
+    parts = sequence_parts(model.mesh)
+    sequences = setup.sequences or max(most_sequences(shape, setup.prompt_text), parts)
+    inputs = prompts(shape, -(-sequences // parts) * parts, setup.prompt_text)
+    sequences = len(inputs.mask)
     cache = _planned_cache(model, inputs, setup.preset, setup.text_capacity, setup.implementation)
     implementation = pallas_kernels.choose_implementation(setup.implementation, cache)
     row |= {
@@ -128,25 +137,31 @@ def measure_throughput(
         "weight_bytes": decode_weight_bytes(model),
     }
     one = row["bytes_per_sequence"]["total"]
-    largest = row["batch"] = _batch(setup, one)
+    devices = 1 if model.mesh is None else model.mesh.size
+    largest = row["batch"] = setup.fixed_batch or _batch(setup, one, devices) // parts * parts
+    if largest % parts:
+        raise NotImplementedError(f"{setup.mesh} takes batches of a multiple of {parts}")
     if not largest:
         row |= {
             "status": "does not fit",
             "message": f"a sequence of {setup.preset} takes {one} bytes, more than the budget",
         }
         return
-    device_memory.check_fits(largest * one, f"the caches of {largest} sequences")
+    device_memory.check_fits(largest * one // devices, f"the caches of {largest} sequences")
     own = {largest}
-    if setup.round_to:
-        own.add(largest // setup.round_to * setup.round_to)
+    if setup.round_to and setup.fixed_batch is None:
+        own.add(largest // (setup.round_to * parts) * setup.round_to * parts)
     equal = 0
     if setup.equal_to is not None:
         other = _planned_cache(model, inputs, setup.equal_to, setup.text_capacity, None)
         one = per_sequence(vkq_jax.cache_nbytes(other), sequences)["total"]
-        equal = _batch(setup, one)
+        equal = _batch(setup, one, devices) // parts * parts
+    if setup.fixed_batch is not None:
+        equal = 0
 
     stage("drawing weights")
-    model = dataclasses.replace(model, params=random_params(model.params)).unstack_layers()
+    params = random_params(model.params, mesh=model.mesh)
+    model = dataclasses.replace(model, params=params).unstack_layers()
     jax.block_until_ready(model.params)
     stage(f"prefilling {sequences} sequences")
     logits, cache, figures = measure_prefill(
@@ -184,12 +199,15 @@ def measure_throughput(
     )
     row["peak_bytes"] = device_memory.peak()
     row["equal_batch"] = equal or None
+    if model.mesh is not None:
+        stage("reading the compiled step")
+        row |= mesh_figures(model, state.cache, largest, implementation)
     del row["stage"]
 
 
-def _batch(setup: ThroughputSetup, one: int) -> int:
-    """Sequences of `one` byte count that the budget holds, and no more than were asked for."""
-    held = int(setup.budget_gb * 1e9 // one)
+def _batch(setup: ThroughputSetup, one: int, devices: int) -> int:
+    """Sequences of `one` byte count that the budgets hold, and no more than were asked for."""
+    held = int(devices * setup.budget_gb * 1e9 // one)
     return held if setup.sequences is None else min(held, setup.sequences)
 
 

@@ -1,12 +1,13 @@
 """Which rows `vkq bench throughput` measures, and how they compare."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from vkq_apps.bench.throughput import ThroughputSetup
 
-__all__ = ["BASELINE", "compare_throughput", "floors", "plan_throughput"]
+__all__ = ["BASELINE", "compare_throughput", "floors", "plan_meshes", "plan_throughput"]
 
 BASELINE = "none"
 
@@ -19,24 +20,27 @@ def plan_throughput(
     baselines: Sequence[str | None],
     *,
     compare_steps: int,
+    meshes: Sequence[str | None] = (None,),
     **options: Any,
 ) -> list[list[ThroughputSetup]]:
-    """A group for each shape and budget: bfloat16, and each preset.
+    """A group for each shape, mesh and budget: bfloat16, and each preset.
 
     Args:
         shapes, budgets, presets: what is multiplied out.
         implementations: that presets are measured with. baselines: that bfloat16 is measured with.
         compare_steps: of the rows of the first budget.
+        meshes: devices that the model is split over; None for one.
         **options: of every `ThroughputSetup`.
     """
     groups = []
-    for shape in shapes:
+    for shape, mesh in itertools.product(shapes, meshes):
         for number, budget in enumerate(budgets):
             base = ThroughputSetup(
                 shape=shape,
                 preset=BASELINE,
                 implementation=None,
                 budget_gb=budget,
+                mesh=mesh,
                 compare_steps=0 if number else compare_steps,
                 **options,
             )
@@ -48,6 +52,32 @@ def plan_throughput(
                 ]
             groups.append(group)
     return groups
+
+
+def plan_meshes(
+    shape: str,
+    meshes: Sequence[str],
+    batches: Sequence[int],
+    sides: Sequence[tuple[str, str | None]],
+    repeats: int,
+) -> list[list[ThroughputSetup]]:
+    """A group for each batch: every mesh, with every preset and implementation of `sides`."""
+    return [
+        [
+            ThroughputSetup(
+                shape=shape,
+                preset=preset,
+                implementation=implementation,
+                budget_gb=1.0,  # not read
+                mesh=mesh,
+                fixed_batch=batch,
+                repeats=repeats,
+            )
+            for mesh in meshes
+            for preset, implementation in sides
+        ]
+        for batch in batches
+    ]
 
 
 def compare_throughput(row: dict[str, Any], group: Sequence[dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from models.families.registry import family_of
 from models.generation.generate import QuantizeAt
 from models.inputs.images import read_picture
 from vkq_apps.cli.console import log, stage
+from vkq_apps.cli.hosts import HOSTS_HELP, check_mesh
 from vkq_apps.cli.room import check_room
 from vkq_jax.byte_units import human_bytes
 
@@ -22,6 +23,7 @@ __all__ = [
     "PRESETS",
     "ImageOption",
     "JsonOption",
+    "MeshOption",
     "ModelOption",
     "PromptOption",
     "QuantOption",
@@ -52,6 +54,15 @@ PromptOption = Annotated[
     str, typer.Option(metavar="TEXT", help="Question, or a whole prompt with <image> in it.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+MeshOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="data=N,model=N",
+        callback=check_mesh,
+        help="Devices to split the work over: sequences over data; heads, MLP and vocabulary over "
+        f"model. {HOSTS_HELP}",
+    ),
+]
 QuantOption = Annotated[str, typer.Option(metavar="NAME", help=PRESETS)]
 QuantizeAtOption = Annotated[
     QuantizeAt, typer.Option(help="Code images after the whole prompt, or before the question.")
@@ -68,13 +79,18 @@ TablesOption = Annotated[
 
 
 def load_and_prepare(
-    source: str, images: Sequence[Path], prompt: str, *, max_new_tokens: int = 0
+    source: str,
+    images: Sequence[Path],
+    prompt: str,
+    *,
+    max_new_tokens: int = 0,
+    mesh: str | None = None,
 ) -> tuple[Model, str, Inputs]:
     """The model, the whole prompt, and the inputs; everything that can be is checked first."""
     check_before_loading(
         source, images, [prompt], per_prompt=len(images), max_new_tokens=max_new_tokens
     )
-    model = load_model(source)
+    model = load_model(source, mesh=mesh)
     with stage("reading the prompt"):
         prompt = whole_prompt(model, prompt, num_images=len(images))
         inputs = models.prepare(model, images=list(images), prompts=prompt)
@@ -83,7 +99,7 @@ def load_and_prepare(
     return model, prompt, inputs
 
 
-def load_model(source: str) -> Model:
+def load_model(source: str, *, mesh: str | None = None) -> Model:
     """The model, in bfloat16; says before how much memory its weights take, and how much is free.
 
     Raises:
@@ -92,7 +108,7 @@ def load_model(source: str) -> Model:
     free = free_memory()
     room = "" if free is None else f", {human_bytes(free)} free"
     with stage(f"loading {source}: {human_bytes(weight_bytes(source))} of weights{room}"):
-        return models.load(source)
+        return models.load(source, mesh=mesh)
 
 
 def check_before_loading(

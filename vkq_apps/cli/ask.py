@@ -15,6 +15,7 @@ from vkq_apps.cli.arguments import (
     PRESETS,
     ImageOption,
     JsonOption,
+    MeshOption,
     ModelOption,
     PromptOption,
     QuantizeAtOption,
@@ -85,6 +86,7 @@ def generate(
     ] = None,
     tables: TablesOption = None,
     compare: Annotated[bool, typer.Option(help="Also answer at full precision.")] = True,
+    mesh: MeshOption = None,
     json: JsonOption = False,
 ) -> None:
     """Answers one question about the given images."""
@@ -100,6 +102,7 @@ def generate(
         name=name,
         watched=not json,
         compare=compare,
+        mesh=mesh,
         draws=draw_options(drawn),
         quant=settings,
         quantize_at=quantize_at,
@@ -141,6 +144,7 @@ def _answer(
     name: str,
     watched: bool,
     compare: bool = True,
+    mesh: str | None = None,
     draws: GenerateOptions | None = None,
     **options: Unpack[GenerateOptions],
 ) -> dict[str, Any]:
@@ -148,12 +152,14 @@ def _answer(
 
     Args:
         name: of the codes. watched: whether to show the answer while it grows.
-        compare: also ask at full precision.
+        compare: also ask at full precision. mesh: devices to split the model over.
         draws: options of both answers. options: of the answer from the coded cache.
     """
     started = time.perf_counter()
     draws = draws or {}
-    model, prompt, inputs = load_and_prepare(source, images, prompt, max_new_tokens=max_new_tokens)
+    model, prompt, inputs = load_and_prepare(
+        source, images, prompt, max_new_tokens=max_new_tokens, mesh=mesh
+    )
     say_if_uncalibrated(model, name, options.get("tables"))
     exact: Answer | None = None
     if compare:

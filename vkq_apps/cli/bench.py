@@ -13,11 +13,12 @@ from pallas_kernels.shapes import SHAPES
 from vkq_apps.bench import tables
 from vkq_apps.bench.baselines import BASELINES
 from vkq_apps.bench.cases import CASES
-from vkq_apps.bench.commands import Output, run_quantize, run_scaling, run_throughput
+from vkq_apps.bench.commands import Output, run_meshes, run_quantize, run_scaling, run_throughput
 from vkq_apps.bench.explain import explain_shape
 from vkq_apps.bench.options import (
     Baselines,
     Implementations,
+    Meshes,
     Out,
     Preset,
     Presets,
@@ -35,7 +36,7 @@ from vkq_apps.bench.options import (
 from vkq_apps.bench.quantize import plan_quantize
 from vkq_apps.bench.results_file import ResultsFile, read_json, write_json
 from vkq_apps.bench.scaling import plan_scaling
-from vkq_apps.bench.throughput_plan import plan_throughput
+from vkq_apps.bench.throughput_plan import BASELINE, plan_meshes, plan_throughput
 from vkq_apps.cli.arguments import JsonOption
 from vkq_apps.cli.console import log, out, print_json
 from vkq_apps.cli.counts import check_count
@@ -47,6 +48,7 @@ __all__ = ["bench"]
 bench = typer.Typer(help="Speed and memory: attention, coding, whole generation.")
 
 REAL_SHAPES = ",".join(name for name in SHAPES if name != "tiny")
+BATCHES = "1,4,16,64,256,1024"
 LENGTHS = ",".join(str(1024 * 2**i) for i in range(8))
 
 
@@ -112,7 +114,7 @@ def kernel(
 def throughput(
     shape: Shapes = REAL_SHAPES,
     budget: Annotated[
-        str, typer.Option(metavar="GB", help="GB of KV cache, comma-separated.")
+        str, typer.Option(metavar="GB", help="GB of KV cache a device, comma-separated.")
     ] = "5,10,30",
     preset: Presets = "signs-1bit",
     implementation: Implementations = "auto",
@@ -141,6 +143,7 @@ def throughput(
             help="Greedy tokens to compare with xla; 0: none.",
         ),
     ] = 8,
+    mesh: Meshes = None,
     repeats: Repeats = 3,
     seconds: Seconds = None,
     resume: Resume = False,
@@ -156,6 +159,7 @@ def throughput(
         [implementation_of(name) for name in names("--implementation", implementation)],
         [implementation_of(name) for name in names("--baseline", baseline)],
         compare_steps=compare_steps,
+        meshes=mesh or [None],
         round_to=round_to,
         text_capacity=text_capacity,
         prompt_text=prompt_text,
@@ -206,20 +210,41 @@ def scaling(
         ),
     ] = LENGTHS,
     batch: Annotated[
-        str, typer.Option(metavar="NS", help="Sequences, comma-separated.")
-    ] = "1,4,16,64,256,1024",
+        str,
+        typer.Option(
+            metavar="NS",
+            help="Sequences, comma-separated.",
+            show_default=f"{BATCHES}; 16 with --mesh",
+        ),
+    ] = BATCHES,
     preset: Preset = "signs-1bit",
     implementation: Annotated[
         str, typer.Option(metavar="NAME", help="Of attention over codes.")
     ] = "auto",
     baseline: Annotated[str, typer.Option(metavar="NAME", help="Of attention over bf16.")] = "auto",
+    mesh: Meshes = None,
     repeats: Repeats = 5,
     seconds: Seconds = None,
     resume: Resume = False,
     results: Out = None,
     json: JsonOption = False,
 ) -> None:
-    """One decode attention against length and batch; a plot beside the file."""
+    """One decode attention against length and batch; a plot beside the file.
+
+    With --mesh whole decode steps against the number of devices instead, with the shape's own
+    visual tokens: tokens/s, bytes on each device, bytes that it sends.
+    """
+    if mesh:
+        if length != LENGTHS:
+            raise ValueError("--length: with --mesh prompts have the visual tokens of their shape")
+        batches = [16] if batch == BATCHES else numbers("--batch", batch, int)
+        sides = [(BASELINE, baseline), (preset, implementation)]
+        setups = plan_meshes(
+            shape, mesh, batches, [(name, implementation_of(by)) for name, by in sides], repeats
+        )
+        output = Output(results, resume=resume, seconds=seconds, say=_say)
+        _finish(run_meshes(setups, output), tables.mesh_table, json)
+        return
     groups = plan_scaling(
         numbers("--length", length, int),
         numbers("--batch", batch, int),

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import typer
 
 import models
 import vkq_jax
 from vkq_apps.bench.results_file import source_digest
-from vkq_apps.cli.arguments import JsonOption, ModelOption, load_model
+from vkq_apps.cli.arguments import JsonOption, MeshOption, ModelOption, load_model
 from vkq_apps.cli.console import log, out, print_json
 from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.sample_prompts import AnswerTokensOption, BatchSizeOption, batches_of
@@ -69,6 +70,7 @@ def calibrate(
             "starts anew.",
         ),
     ] = False,
+    mesh: MeshOption = None,
     json: JsonOption = False,
 ) -> None:
     """Fits codebooks and dictionaries to a model's own keys, values and queries.
@@ -84,6 +86,8 @@ def calibrate(
     if out_file is None:
         raise ValueError("--out: expected a file to write the tables to")
     check_writable(out_file)
+    if jax.process_count() > 1:
+        raise ValueError("--mesh: calibration takes the devices of one host")
     questions = _read_prompts(prompts)
     if images is None:
         check_recipe("--images FOLDER, with pictures of your own")
@@ -92,7 +96,7 @@ def calibrate(
         pairs = calibration_questions(most, seed=seed)
     else:
         pairs = _asked(_pictures(images)[:most], questions)
-    loaded = load_model(model)
+    loaded = load_model(model, mesh=mesh)
     found: dict[str, list[float]] = {}
     part = out_file.with_name(f"{out_file.name}.part")
     if not resume:

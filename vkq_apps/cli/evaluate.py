@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import typer
 
-from vkq_apps.cli.arguments import JsonOption, QuantizeAtOption, load_model
+from vkq_apps.cli.arguments import JsonOption, MeshOption, QuantizeAtOption, load_model
 from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.evals.datasets import FORMATS, read_data
 from vkq_apps.evals.evaluation import Options, evaluate_model
@@ -118,6 +119,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FOLDER", help="Folder for plots of accuracy and KL against bits."),
     ] = None,
+    mesh: MeshOption = None,
     json: JsonOption = False,
 ) -> None:
     """Right answers, and what each preset loses against full precision, question by question.
@@ -142,8 +144,12 @@ def evaluate(
         check_writable(log_path(results))
     if plots is not None:
         check_writable(plots / "accuracy.png")
+    if resume and jax.process_count() > 1:
+        raise ValueError("--resume: expected one host, whose log alone is gone on from")
+    if jax.process_index():
+        results = plots = None  # the first host writes
     own = read_data(data or (), metric)
-    loaded = load_model(model)
+    loaded = load_model(model, mesh=mesh)
     settings = settings_of(loaded, names, tables)
     known = known_tasks(loaded, own, synthetic=synthetic)
     with stage("choosing questions"):

@@ -46,7 +46,8 @@ def join_hosts() -> None:
                 f"{_ADDRESS}={address}: expected numbers in {_COUNT} and {_NUMBER} beside it, got "
                 f"{numbers[0]!r} and {numbers[1]!r}"
             )
-        jax.distributed.initialize(address, *map(int, numbers))
+        count, number = map(int, numbers)
+        jax.distributed.initialize(address, num_processes=count, process_id=number)
     else:
         jax.distributed.initialize()
     if jax.process_index():

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import numpy as np
 
 from models import Model
 from models.generation import teacher_forcing
@@ -18,6 +17,7 @@ from vkq_apps.evals.dropping import read_kept
 from vkq_apps.evals.layers import layer_errors
 from vkq_apps.evals.records import Record, SampleLog
 from vkq_apps.evals.settings import Setting
+from vkq_jax.hosts import to_host
 
 __all__ = ["run"]
 
@@ -93,19 +93,17 @@ def _run_batch(
     else:
         answers = Chosen(model, prepared, reading.prompted)
     exact = answers.exact
-    own = jax.device_get(teacher_forcing.compare(exact, exact))
-    rows, lengths = answers.rows(own), np.asarray(exact.lengths)
+    own = _fetched(teacher_forcing.compare(exact, exact))
+    rows, lengths = answers.rows(own), to_host(exact.lengths)
     for setting in missing:
         prompted, comparison = reading.prompted, own
         if not setting.exact:
             prompted = _read(model, prepared, reading, setting, quantize_at)
             coded = teacher_forcing.follow(model, prompted, exact.tokens, exact.lengths)
-            comparison = jax.device_get(teacher_forcing.compare(exact, coded))
+            comparison = _fetched(teacher_forcing.compare(exact, coded))
         layers = None
         if by_layer and setting.kept is None and not setting.exact:
-            layers = jax.device_get(
-                layer_errors(model, reading.prompted, prompted, exact.tokens[:, 0])
-            )
+            layers = _fetched(layer_errors(model, reading.prompted, prompted, exact.tokens[:, 0]))
         texts = answers.texts(prompted, comparison)
         size = vars(cache_size(prompted.cache, reading.prompted.cache))
         log.add(
@@ -133,6 +131,11 @@ def _read(
     return teacher_forcing.read_coded(
         model, reading, setting.tables, quant=setting.quant, quantize_at=quantize_at
     )
+
+
+def _fetched[T](arrays: T) -> T:
+    """The arrays in NumPy, wherever their parts lie."""
+    return jax.tree.map(to_host, arrays)
 
 
 def _before_end(first: Any, length: Any) -> int | None:
