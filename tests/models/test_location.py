@@ -56,9 +56,7 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(cache, monkeyp
     assert weight_bytes(NAME, 4) >= nbytes(models.load(NAME, dtype=jnp.float32).params)
     monkeypatch.setattr(memory, "free_memory", lambda devices: 1000)
     monkeypatch.setattr("models.loading.read_weights", None)
-    with pytest.raises(
-        MemoryError, match=r"weights take [\d.]+ KiB, and 1000 B are free on cpu"
-    ):
+    with pytest.raises(MemoryError, match=r"weights take [\d.]+ KiB, and 1000 B are free on cpu"):
         models.load(NAME)
 
 
