@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -52,14 +53,27 @@ def every_command():
 
 
 def test_help_and_version_import_nothing_that_takes_long():
+    slow = ("jax", "numpy", "models", "vkq_jax", "transformers", "huggingface_hub", "PIL")
     program = "import sys; from vkq_apps.cli.main import main\n"
     program += "try: main(sys.argv[1:])\n"
-    program += "finally: print([name for name in ('jax', 'numpy') if name in sys.modules])"
+    program += f"finally: print([name for name in {slow} if name in sys.modules])"
     for arguments, found in ((["--help"], "generate"), (["--version"], "vkq-jax ")):
         command = [sys.executable, "-c", program, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert found in done.stdout
         assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_takes_less_than_half_a_second():
+    """Processor time, and the best of a few runs: other processes make each of them slower."""
+
+    def seconds():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "vkq_apps.cli.main", "--help"], capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert any(seconds() < 0.5 for _ in range(8))
 
 
 def test_help_fits_80_columns(capsys, monkeypatch):
@@ -203,6 +217,24 @@ def test_calibrate_checks_before_it_loads_a_model(capsys, tmp_path):
         code, _, err = run(capsys, *ask, *options)
         assert code == 2
         assert message in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-new-tokens", "100000000"], "--max-new-tokens: expected at most 448"),
+        ([], "broken.png"),
+    ],
+)
+def test_calibrating_codes_checks_room_and_pictures_before_it_loads_a_model(
+    capsys, monkeypatch, tmp_path, options, message
+):
+    monkeypatch.setattr("models.load", None)
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    ask = ["calibrate", "--model", "tiny", "--images", str(tmp_path), "--out", str(tmp_path / "x")]
+    code, _, err = run(capsys, *ask, *options)
+    assert code == 2
+    assert message in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,13 @@ import typer
 import models
 import vkq_jax
 from vkq_apps.bench.results_file import source_digest
-from vkq_apps.cli.arguments import JsonOption, MeshOption, ModelOption, load_model
+from vkq_apps.cli.arguments import (
+    JsonOption,
+    MeshOption,
+    ModelOption,
+    check_before_loading,
+    load_model,
+)
 from vkq_apps.cli.console import log, out, print_json
 from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.sample_prompts import AnswerTokensOption, BatchSizeOption, batches_of
@@ -93,9 +99,11 @@ def calibrate(
         check_recipe("--images FOLDER, with pictures of your own")
         from vkq_apps.training.heldout import calibration_questions  # not in the wheel
 
-        pairs = calibration_questions(most, seed=seed)
+        files, pairs = [], calibration_questions(most, seed=seed)
     else:
-        pairs = _asked(_pictures(images)[:most], questions)
+        files = _pictures(images)[:most]
+        pairs = _asked(files, questions)
+    check_before_loading(model, files, questions, per_prompt=1, max_new_tokens=max_new_tokens)
     loaded = load_model(model, mesh=mesh)
     found: dict[str, list[float]] = {}
     part = out_file.with_name(f"{out_file.name}.part")
