@@ -7,7 +7,13 @@ from PIL import Image
 
 from models.messages import show
 
-__all__ = ["check_area_settings", "check_image_settings", "check_resized", "check_tile_counts"]
+__all__ = [
+    "check_area_settings",
+    "check_image_settings",
+    "check_longest_edge",
+    "check_resized",
+    "check_tile_counts",
+]
 
 _LARGEST_RESIZED = 2**26
 """Pixels of a resized or padded picture: 1 GB while transformers works on it."""
@@ -38,6 +44,30 @@ def check_image_settings(image_processor: Any, image_size: int) -> None:
             found = _sizes(size)
             valid = found == {"height": image_size, "width": image_size}
             _check(name, found, valid, f"height and width {image_size}, as in the vision tower")
+
+
+def check_longest_edge(image_processor: Any) -> None:
+    """Checks the settings of Pixtral's kind, whose `size` bounds the sides of a picture.
+
+    Args:
+        image_processor: of transformers.
+
+    Raises:
+        ValueError: a setting of a wrong type or out of range, named.
+    """
+    _check_steps(image_processor)
+    most = math.isqrt(_LARGEST_RESIZED)
+    steps = (("do_resize", "size", True), ("do_center_crop", "crop_size", False))
+    for step, name, one_edge in steps:
+        if not getattr(image_processor, step, None):
+            continue
+        found = _sizes(getattr(image_processor, name))
+        known = [{"height", "width"}] + [{"longest_edge"}] * one_edge
+        valid = set(found) in known and all(
+            type(edge) is int and 0 < edge <= most for edge in found.values()
+        )
+        edges = "longest_edge, or height and width," if one_edge else "height and width"
+        _check(name, found, valid, f"{edges} from 1 to {most} pixels")
 
 
 def check_area_settings(image_processor: Any, **tower: int) -> None:
