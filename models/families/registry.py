@@ -8,6 +8,7 @@ __all__ = ["MODEL_TYPES", "family_of"]
 
 _MODULES = {
     "gemma3": "models.families.gemma3.family",
+    "idefics3": "models.families.idefics3.family",
     "internvl": "models.families.internvl.family",
     "llava": "models.families.llava.family",
     "llava_next": "models.families.llava_next.family",
@@ -17,6 +18,7 @@ _MODULES = {
     "qwen2_vl": "models.families.qwen_vl.family",
     "qwen2_5_vl": "models.families.qwen_vl.family",
     "qwen3_vl": "models.families.qwen_vl.family",
+    "smolvlm": "models.families.idefics3.family",
     "vipllava": "models.families.vipllava.family",
     "qwen3_vl_moe": "models.families.qwen_vl.family",
 }

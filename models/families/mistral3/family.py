@@ -33,14 +33,14 @@ def _visual_inputs(
 ) -> VisualInputs:
     """See `models.families.base.Family.visual_inputs`."""
     sizes = check_image_sizes(arrays)
+    pixels = _pixels(arrays["pixel_values"], sizes) if sizes else None
     grids = [_grid(config, *size) for size in sizes]
     patch, merge = config.vision.patch_size, config.vision.merge
     blocks = [rows * columns // merge**2 for rows, columns in grids]
     tokens = int((ids == config.image_token_id).sum())
     check_image_tokens(config.image_token_id, tokens, len(sizes), sum(blocks))
-    if not sizes:
+    if pixels is None:
         return VisualInputs()
-    pixels = _pixels(config, arrays["pixel_values"], sizes)
     patches = np.concatenate(
         [
             cut_patches(each[:, : rows * patch, : columns * patch], patch, merge)
@@ -66,7 +66,7 @@ def _grid(config: Mistral3Config, height: int, width: int) -> tuple[int, int]:
     return rows, columns
 
 
-def _pixels(config: Mistral3Config, pixels: np.ndarray, sizes: list[tuple[int, int]]) -> np.ndarray:
+def _pixels(pixels: np.ndarray, sizes: list[tuple[int, int]]) -> np.ndarray:
     """All pictures, padded to one size, in float32."""
     pixels = check_pixels(pixels, (3, None, None), "[images, 3, height, width]")
     height, width = (max(each) for each in zip(*sizes, strict=True))

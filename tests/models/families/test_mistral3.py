@@ -94,7 +94,7 @@ def write_tiny_processor(folder, merge=2, **image_settings):
 
 def image_tokens(height, width, merge=2):
     rows, columns = height // (PATCH * merge), width // (PATCH * merge)
-    return (([IMAGE] * columns + [BREAK]) * rows)[:-1] + [END]
+    return [*(([IMAGE] * columns + [BREAK]) * rows)[:-1], END]
 
 
 def arrays(*sizes):
@@ -299,7 +299,8 @@ def test_growths_of_queries_that_cannot_be_are_refused_by_name(rope, error, name
         ({"image_sizes": [[16, 12]]}, "image_sizes: expected multiples of the 8 pixels"),
         ({"image_sizes": [[16, 3]]}, "image_sizes: expected multiples of the 8 pixels"),
         ({"image_sizes": [[16, 24]]}, "pixel_values: expected 1 pictures of at least 16 x 24"),
-        ({"image_sizes": [[16, 16], [8, 8]]}, "more images than tokens"),
+        ({"image_sizes": [[16, 16], [8, 8]]}, "pixel_values: expected 2 pictures"),
+        (arrays((16, 24)), "more images than tokens"),
         ({"pixel_values": np.zeros((1, 3, 16), np.float32)}, "pixel_values: expected floats"),
         ({"pixel_values": np.full((1, 3, 16, 16), np.nan, np.float32)}, "finite float32 values"),
     ],
