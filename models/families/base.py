@@ -33,7 +33,8 @@ class ModelConfig:
     """Settings that every family has; each adds its own.
 
     Attributes:
-        model_type: of config.json; names the family.
+        model_type: names the family; that of config.json, unless files of one model_type belong to
+            several families.
         text: the text decoder.
         image_token_id: the token whose positions hold a picture's features.
         video_token_id: the same for frames of a video, where the family has one.

@@ -8,22 +8,28 @@ __all__ = ["MODEL_TYPES", "family_of"]
 
 _MODULES = {
     "gemma3": "models.families.gemma3.family",
+    "idefics3": "models.families.idefics3.family",
     "internvl": "models.families.internvl.family",
     "llava": "models.families.llava.family",
     "llava_next": "models.families.llava_next.family",
     "llava_onevision": "models.families.llava_onevision.family",
+    "mistral3": "models.families.mistral3.family",
     "paligemma": "models.families.paligemma.family",
     "qwen2_vl": "models.families.qwen_vl.family",
     "qwen2_5_vl": "models.families.qwen_vl.family",
     "qwen3_vl": "models.families.qwen_vl.family",
+    "smolvlm": "models.families.idefics3.family",
     "vipllava": "models.families.vipllava.family",
     "qwen3_vl_moe": "models.families.qwen_vl.family",
 }
+
+# Families of files that share their model_type with another family, by names of our own.
+_VARIANTS = {"llava_pixtral": "models.families.mistral3.family"}
 
 MODEL_TYPES = tuple(_MODULES)
 """Every `model_type` of config.json that loads."""
 
 
 def family_of(model_type: str) -> Family:
-    """The family of one of `MODEL_TYPES`."""
-    return importlib.import_module(_MODULES[model_type]).FAMILY
+    """The family of one of `MODEL_TYPES`, or of the `model_type` of a `ModelConfig`."""
+    return importlib.import_module((_MODULES | _VARIANTS)[model_type]).FAMILY

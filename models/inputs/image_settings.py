@@ -7,13 +7,24 @@ from PIL import Image
 
 from models.messages import show
 
-__all__ = ["check_area_settings", "check_image_settings", "check_resized", "check_tile_counts"]
+__all__ = [
+    "MOST_TILES",
+    "check_area_settings",
+    "check_image_settings",
+    "check_longest_edge",
+    "check_resized",
+    "check_tile_counts",
+    "check_tile_size",
+]
 
 _LARGEST_RESIZED = 2**26
 """Pixels of a resized or padded picture: 1 GB while transformers works on it."""
 
 _LARGEST_EDGE = 2**16
-_MOST_TILES = 128
+MOST_TILES = 128
+"""Tiles of one picture."""
+
+_LARGEST_TILE = 2**12
 _SWITCHES = ("do_convert_rgb", "do_resize", "do_center_crop", "do_rescale", "do_normalize")
 
 
@@ -38,6 +49,30 @@ def check_image_settings(image_processor: Any, image_size: int) -> None:
             found = _sizes(size)
             valid = found == {"height": image_size, "width": image_size}
             _check(name, found, valid, f"height and width {image_size}, as in the vision tower")
+
+
+def check_longest_edge(image_processor: Any) -> None:
+    """Checks the settings of Pixtral's kind, whose `size` bounds the sides of a picture.
+
+    Args:
+        image_processor: of transformers.
+
+    Raises:
+        ValueError: a setting of a wrong type or out of range, named.
+    """
+    _check_steps(image_processor)
+    most = math.isqrt(_LARGEST_RESIZED)
+    steps = (("do_resize", "size", True), ("do_center_crop", "crop_size", False))
+    for step, name, one_edge in steps:
+        if not getattr(image_processor, step, None):
+            continue
+        found = _sizes(getattr(image_processor, name))
+        known = [{"height", "width"}] + [{"longest_edge"}] * one_edge
+        valid = set(found) in known and all(
+            type(edge) is int and 0 < edge <= most for edge in found.values()
+        )
+        edges = "longest_edge, or height and width," if one_edge else "height and width"
+        _check(name, found, valid, f"{edges} from 1 to {most} pixels")
 
 
 def check_area_settings(image_processor: Any, **tower: int) -> None:
@@ -93,10 +128,27 @@ def check_tile_counts(image_processor: Any) -> None:
         ValueError: a number of a wrong type or out of range.
     """
     low, high = image_processor.min_patches, image_processor.max_patches
-    _check(
-        "max_patches", high, type(high) is int and 1 <= high <= _MOST_TILES, f"1 to {_MOST_TILES}"
-    )
+    _check("max_patches", high, type(high) is int and 1 <= high <= MOST_TILES, f"1 to {MOST_TILES}")
     _check("min_patches", low, type(low) is int and 1 <= low <= high, f"1 to max_patches={high}")
+
+
+def check_tile_size(image_processor: Any) -> int:
+    """The side of the tiles, `max_image_size`, that pictures up to `size` are cut into.
+
+    Raises:
+        ValueError: a setting of a wrong type or out of range, or one that makes too many tiles.
+    """
+    check_longest_edge(image_processor)
+    found = _sizes(image_processor.max_image_size)
+    side = found.get("longest_edge", 0)
+    valid = type(side) is int and 0 < side <= _LARGEST_TILE
+    valid &= set(found) == {"longest_edge"}
+    _check("max_image_size", found, valid, f"longest_edge from 1 to {_LARGEST_TILE} pixels")
+    if image_processor.do_resize:
+        size = _sizes(image_processor.size)
+        few = (-(-max(size.values()) // side)) ** 2 <= MOST_TILES
+        _check("size", size, few, f"at most {MOST_TILES} tiles of {side} x {side} pixels")
+    return side
 
 
 def check_resized(image_processor: Any, picture: Image.Image) -> None:

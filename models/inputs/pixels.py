@@ -1,9 +1,17 @@
 """Checks of pictures as arrays that families share."""
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["bucket", "check_image_tokens", "check_pixels", "pad_to_bucket"]
+__all__ = [
+    "bucket",
+    "check_image_sizes",
+    "check_image_tokens",
+    "check_pixels",
+    "pad_to_bucket",
+]
 
 _A = {"image": "an image", "video": "a video"}
 
@@ -39,6 +47,27 @@ def check_pixels(
     if not np.isfinite(pixels).all():
         raise ValueError(f"{name}: expected finite float32 values, got NaN or infinite ones")
     return pixels
+
+
+def check_image_sizes(arrays: Mapping[str, np.ndarray]) -> list[tuple[int, int]]:
+    """`image_sizes`, the height and width of each picture, which come with `pixel_values`.
+
+    Raises:
+        ValueError: `image_sizes` is missing, not wanted, or not [images, 2] with numbers above 0.
+    """
+    sizes = arrays.get("image_sizes")
+    if (sizes is None) != (arrays.get("pixel_values") is None):
+        given, other = ("image_sizes", "pixel_values")[:: -1 if sizes is None else 1]
+        raise ValueError(f"{other}: the processor gives it with {given}, got {given} alone")
+    if sizes is None:
+        return []
+    integers = np.issubdtype(sizes.dtype, np.integer)
+    if not integers or sizes.ndim != 2 or sizes.shape[1] != 2 or not len(sizes) or sizes.min() < 1:
+        raise ValueError(
+            "image_sizes: expected heights and widths of 1 or more, integers [images, 2], got "
+            f"{sizes.dtype} {sizes.shape}"
+        )
+    return [(int(height), int(width)) for height, width in sizes]
 
 
 def check_image_tokens(

@@ -23,6 +23,7 @@ __all__ = [
     "attention_scaling",
     "grid_rope",
     "inverse_frequencies",
+    "query_scale",
     "rope",
 ]
 
@@ -174,23 +175,50 @@ def apply_rope(
 
 
 def grid_rope(
-    rows_and_columns: Int32[Array, "B P 2"], head_dim: int, theta: float, dtype: DTypeLike
+    rows_and_columns: Int32[Array, "B P 2"],
+    head_dim: int,
+    theta: float,
+    dtype: DTypeLike,
+    *,
+    alternating: bool = False,
 ) -> tuple[Float[Array, "B P half"], Float[Array, "B P half"]]:
-    """Cosine and sine of patches of a grid: a quarter of the channels turns with each axis.
+    """Cosine and sine of patches of a grid: half of the channels turns with each axis.
 
     The first half of the pairs (i, i + head_dim / 2) turns with the row, the second half with the
     column, both by the same frequencies. Source: Qwen2-VL, arXiv 2409.12191, section 2.1.
 
     Args:
         rows_and_columns: of each patch.
-        head_dim: channels of a head, a multiple of 4.
+        head_dim: channels of a head, a multiple of 4; with `alternating` of 2.
         theta: base of the geometric series of wavelengths.
         dtype: of what is returned; angles are float32.
+        alternating: rows and columns take every second frequency of one series in turn (Pixtral,
+            arXiv 2410.07073, section 2.2).
     """
-    config = RopeConfig(head_dim=head_dim // 2, max_length=1, theta=theta)
-    angles = rows_and_columns[..., None].astype(jnp.float32) * _geometric(config)
-    angles = angles.reshape(*rows_and_columns.shape[:2], head_dim // 2)
+    if alternating:
+        series = _geometric(RopeConfig(head_dim=head_dim, max_length=1, theta=theta))
+        frequencies = (series[0::2], series[1::2])
+    else:
+        series = _geometric(RopeConfig(head_dim=head_dim // 2, max_length=1, theta=theta))
+        frequencies = (series, series)
+    places = rows_and_columns.astype(jnp.float32)
+    angles = jnp.concatenate(
+        [places[..., [axis]] * each for axis, each in enumerate(frequencies)], axis=-1
+    )
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def query_scale(
+    positions: Int32[Array, "B T"], beta: float, length: int, dtype: DTypeLike
+) -> Float[Array, "B T"]:
+    """1 + beta * ln(1 + floor(position / length)): what Ministral 3 multiplies queries by.
+
+    Args:
+        positions: of the queries. beta: 0 or more. length: positions of pretraining.
+        dtype: of what is returned; the logarithm is float32.
+    """
+    steps = (positions // length).astype(jnp.float32)
+    return (1 + beta * jnp.log1p(steps)).astype(dtype)
 
 
 def inverse_frequencies(config: RopeConfig, length: Int32[Array, ""] | int) -> Float[Array, "half"]:

@@ -42,10 +42,19 @@ class Block(nnx.Module):
         self.mlp = _mlp(config, make)
 
     def __call__(
-        self, x: Array, cos: Array, sin: Array, layer: Array, attend: Attend, carry: Any
+        self,
+        x: Array,
+        cos: Array,
+        sin: Array,
+        layer: Array,
+        attend: Attend,
+        carry: Any,
+        query_scale: Array | None = None,
     ) -> tuple[Array, Any, Any]:
-        """The next residual stream, and what `attend` gave."""
+        """The next residual stream, and what `attend` gave; `query_scale` is [B, T]."""
         query, key, value = self.self_attn(self.input_layernorm(x), cos, sin)
+        if query_scale is not None:
+            query = query * query_scale[:, :, None, None]
         mixed, carry, out = attend(layer, query, key, value, carry)
         mixed = self.self_attn.o_proj(mixed.reshape(*x.shape[:2], -1).astype(x.dtype))
         mixed = place_sequences(self.mesh, mixed)  # summed up over devices here, and behind the MLP

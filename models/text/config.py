@@ -30,6 +30,8 @@ class TextConfig:
         embedding_multiplier: of token embeddings. feature_multiplier: of visual ones.
         residual_multiplier: of what a block adds.
         attention_multiplier: what scores are multiplied by; None: head_dim ** -0.5.
+        llama_4_scaling_beta: makes queries longer at later positions, see
+            `models.layers.rope.query_scale`; None: it does not.
         attn_logit_softcapping: of scores, see `vkq_jax.soft_cap`. final_logit_softcapping: of
             logits.
         fused_projections: files hold queries, keys and values as one tensor, and the two inner
@@ -63,6 +65,7 @@ class TextConfig:
     feature_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     attention_multiplier: float | None = None
+    llama_4_scaling_beta: float | None = None
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     fused_projections: bool = False

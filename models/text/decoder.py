@@ -10,7 +10,7 @@ from models.layers.attention import Attend
 from models.layers.layer_kinds import by_kind
 from models.layers.layer_scan import scan_layers, stack_layers
 from models.layers.linear import Maker
-from models.layers.rope import rope
+from models.layers.rope import query_scale, rope
 from models.sharding.placing import place_sequences
 from models.text.block import Block, decoder_norm
 from models.text.config import TextConfig
@@ -100,13 +100,16 @@ class TextDecoder(nnx.Module):
         sliding = full
         if config.sliding_rope is not None:
             sliding = rope(positions, config.sliding_rope, x.dtype)
+        scale, beta = None, config.llama_4_scaling_beta
+        if beta is not None:
+            scale = query_scale(positions, beta, config.rope.pretraining_length, x.dtype)
 
         def step(block, layer, carry):
             x, inner = carry
             cos, sin = full
             if sliding is not full:
                 cos, sin = by_kind(config.full_layers, layer, sliding, full)
-            x, inner, out = block(x, cos, sin, layer, attend, inner)
+            x, inner, out = block(x, cos, sin, layer, attend, inner, scale)
             if additions is not None:
                 own = additions[jnp.minimum(layer, len(additions) - 1)]
                 x = x + jnp.where(layer < len(additions), own, 0).astype(x.dtype)

@@ -5,6 +5,7 @@ from typing import Any
 
 from models.checkpoints.hf_settings import read_by_type
 from models.text.gemma_settings import Gemma2Settings, Gemma3Settings, GemmaSettings
+from models.text.ministral3_settings import Ministral3Settings
 from models.text.phi3_settings import Phi3Settings
 from models.text.qwen_vl_settings import (
     Qwen2VLTextSettings,
@@ -31,6 +32,7 @@ TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
     "llama": LlamaSettings,
     "mistral": MistralSettings,
     "ministral": MinistralSettings,
+    "ministral3": Ministral3Settings,
     "phi3": Phi3Settings,
     "qwen2": Qwen2Settings,
     "qwen3": Qwen3Settings,

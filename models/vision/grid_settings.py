@@ -18,6 +18,7 @@ __all__ = [
     "Qwen2VisionSettings",
     "Qwen3VisionSettings",
     "Qwen25VisionSettings",
+    "axial_theta",
 ]
 
 WHERE = "vision_config"
@@ -30,8 +31,21 @@ class _RopeSettings(Settings):
     """The object `rope_parameters`."""
 
     rope_type: Literal["axial"] = "axial"
-    rope_theta: Theta = 10000.0
+    rope_theta: Theta
     ignored = frozenset({"type"})
+
+
+def axial_theta(given: dict[str, Any] | None, default: float = 10000.0) -> float:
+    """The base of wavelengths that `rope_parameters` states, or else `default`.
+
+    Raises:
+        NotImplementedError: a setting that is not supported, named.
+        ValueError: a field of a wrong type or out of range, named.
+    """
+    given, where = given or {}, f"{WHERE}.rope_parameters"
+    if unread := _RopeSettings.unread(given):
+        raise NotImplementedError(f"{where} has {some(unread)}, which is not supported")
+    return _RopeSettings.read({"rope_theta": default} | given, where).rope_theta
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,9 +91,6 @@ class GridVisionSettings(Settings):
                 f"{WHERE}: expected a width that is a multiple of 4 * num_heads="
                 f"{4 * self.num_heads}, got {self.width}"
             )
-        given, where = self.rope_parameters or {}, f"{WHERE}.rope_parameters"
-        if unread := _RopeSettings.unread(given):
-            raise NotImplementedError(f"{where} has {some(unread)}, which is not supported")
         return GridConfig(
             encoder=EncoderConfig(
                 hidden_size=self.width,
@@ -93,7 +104,7 @@ class GridVisionSettings(Settings):
             patch_size=self.patch_size,
             temporal_patch_size=self.temporal_patch_size,
             merge=self.spatial_merge_size,
-            rope_theta=_RopeSettings.read(given, where).rope_theta,
+            rope_theta=axial_theta(self.rope_parameters),
             **self.switches(),
         )
 

@@ -1,4 +1,4 @@
-"""Vision towers over a grid of any size with 2-D RoPE: Qwen-VL's."""
+"""Vision towers over a grid of any size with 2-D RoPE: those of Qwen-VL and Pixtral."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from models.layers.attention import Attend, attend_with_mask
 from models.layers.layer_kinds import by_kind
 from models.layers.linear import Maker
 from models.layers.rope import grid_rope
-from models.vision.encoder import Encoder, EncoderConfig
+from models.vision.encoder import Encoder, EncoderConfig, encoder_norm
 from models.vision.patch_grid import PatchGrids
 from vkq_jax.array_types import Array, Bool, Float
 
@@ -25,11 +25,15 @@ class GridConfig:
         patch_size: pixels of a patch's side. temporal_patch_size: frames of a patch.
         merge: patches of the side of a block that becomes one visual token.
         patch_bias: bias of the patch embedding.
+        pre_norm: a norm before the first block.
         rope_theta: base of the wavelengths of 2-D RoPE.
+        alternating_rope: see `models.layers.rope.grid_rope`.
         window: patches of a window's side; None: patches see their whole frame.
         full_layers: numbers of the layers without windows.
         table_side: side of the table of positions that is stretched over a picture; None without.
         deepstack_layers: layers whose outputs are features too.
+        feature_layer: after how many blocks features are taken, others being neither held nor run;
+            None: after the last.
     """
 
     encoder: EncoderConfig
@@ -37,11 +41,20 @@ class GridConfig:
     temporal_patch_size: int
     merge: int
     patch_bias: bool = False
+    pre_norm: bool = False
     rope_theta: float = 10000.0
+    alternating_rope: bool = False
     window: int | None = None
     full_layers: tuple[int, ...] = ()
     table_side: int | None = None
     deepstack_layers: tuple[int, ...] = ()
+    feature_layer: int | None = None
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks that are held and run."""
+        depth = self.encoder.num_hidden_layers
+        return depth if self.feature_layer is None else self.feature_layer
 
     @property
     def patch_width(self) -> int:
@@ -59,7 +72,10 @@ class GridTransformer(nnx.Module):
         self.patch_embedding = make.linear(config.patch_width, width, bias=config.patch_bias)
         if config.table_side is not None:
             self.position_embedding = make.embedding(config.table_side**2, width)
-        self.encoder = Encoder(config.encoder, make)
+        if config.pre_norm:
+            self.pre_norm = encoder_norm(config.encoder, make)
+        held = dataclasses.replace(config.encoder, num_hidden_layers=config.num_layers)
+        self.encoder = Encoder(held, make)
 
     def __call__(
         self,
@@ -85,11 +101,14 @@ class GridTransformer(nnx.Module):
                 config.table_side, config.table_side, -1
             )
             x = x + grids.place(table, patches, config.merge).astype(x.dtype)
+        if config.pre_norm:
+            x = self.pre_norm(x)
         rope = grid_rope(
             grids.rows_and_columns(patches, config.merge),
             config.encoder.hidden_size // config.encoder.num_attention_heads,
             config.rope_theta,
             x.dtype,
+            alternating=config.alternating_rope,
         )
         x, _, kept = self.encoder(x, attend, rope=rope, keep=config.deepstack_layers, unroll=unroll)
         return x, kept

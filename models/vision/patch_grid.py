@@ -18,7 +18,7 @@ from models.inputs.pixels import bucket, pad_to_bucket
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.pytree import frozen_pytree
 
-__all__ = ["PatchGrids", "pack_frames"]
+__all__ = ["PatchGrids", "cut_patches", "pack_frames"]
 
 
 @frozen_pytree
@@ -33,6 +33,10 @@ class PatchGrids:
 
     sizes: Int32[Array, "F 2"]
     feature_index: Int32[Array, "features"]
+
+    def in_order(self, blocks: Float[Array, "F blocks width"]) -> Float[Array, "features width"]:
+        """What was made of the blocks of all frames, in the order of their visual tokens."""
+        return blocks.reshape(-1, blocks.shape[-1])[self.feature_index]
 
     def rows_and_columns(self, patches: int, merge: int) -> Int32[Array, "F P 2"]:
         """Row and column of each of `patches` patches of a frame, in merge-block order."""
@@ -72,6 +76,18 @@ class PatchGrids:
                 taken = table.at[row + down, column + right].get(mode="clip")
                 total = total + taken.astype(jnp.float32) * weight
         return total
+
+
+def cut_patches(
+    pixels: Float[np.ndarray, "3 height width"], patch: int, merge: int
+) -> Float[np.ndarray, "patches patch_width"]:
+    """The patches of a picture in merge-block order, each as 3 colours, rows, columns.
+
+    Sides are multiples of `patch * merge` pixels.
+    """
+    rows, columns = (side // (patch * merge) for side in pixels.shape[1:])
+    cut = pixels.reshape(3, rows, merge, patch, columns, merge, patch)
+    return cut.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, 3 * patch**2)
 
 
 def pack_frames(

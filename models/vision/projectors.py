@@ -14,6 +14,7 @@ __all__ = [
     "LinearProjector",
     "MergingProjector",
     "MlpProjector",
+    "NormedMergingProjector",
     "PatchMerger",
     "PoolingProjector",
     "merge_neighbours",
@@ -39,17 +40,26 @@ class MlpProjector(nnx.Module):
 
 
 class LinearProjector(nnx.Module):
-    """One linear layer with a bias: PaliGemma, arXiv 2407.07726."""
+    """One linear layer: PaliGemma, arXiv 2407.07726; Idefics3, arXiv 2408.12637, merges first."""
 
-    def __init__(self, make: Maker, feature_width: int, hidden_size: int):
-        """From `feature_width` channels to `hidden_size`."""
-        self.linear = make.linear(feature_width, hidden_size)
+    def __init__(
+        self,
+        make: Maker,
+        feature_width: int,
+        hidden_size: int,
+        *,
+        bias: bool = True,
+        merge: int = 1,
+    ):
+        """A square of `merge` x `merge` features becomes one visual token."""
+        self.merge = merge
+        self.linear = make.linear(feature_width * merge**2, hidden_size, bias=bias)
 
     def __call__(
         self, features: Float[Array, "images features feature_width"]
-    ) -> Float[Array, "images features hidden_size"]:
-        """One visual token's embedding for each feature."""
-        return self.linear(features)
+    ) -> Float[Array, "images merged hidden_size"]:
+        """Embeddings of the visual tokens of each image, row by row."""
+        return self.linear(features if self.merge == 1 else _merge_square(features, self.merge))
 
 
 class PoolingProjector(nnx.Module):
@@ -96,9 +106,38 @@ class MergingProjector(MlpProjector):
         self, features: Float[Array, "images features feature_width"]
     ) -> Float[Array, "images merged hidden_size"]:
         """Embeddings of the visual tokens of each image, row by row."""
-        side = math.isqrt(features.shape[1])
-        grid = features.reshape(features.shape[0], side, side, -1)
-        return super().__call__(self.layer_norm(merge_neighbours(grid, self.merge)))
+        return super().__call__(self.layer_norm(_merge_square(features, self.merge)))
+
+
+class NormedMergingProjector(MlpProjector):
+    """The MLP behind an RMS norm and a linear layer over blocks of neighbours: Mistral Small 3."""
+
+    def __init__(
+        self,
+        make: Maker,
+        feature_width: int,
+        hidden_size: int,
+        act: Activation,
+        *,
+        bias: bool,
+        merge: int,
+        epsilon: float,
+    ):
+        """A block of `merge` x `merge` patches becomes one visual token."""
+        super().__init__(make, feature_width, hidden_size, act, bias=bias)
+        self.merge = merge
+        self.norm = RmsNorm(feature_width, epsilon=epsilon, param_dtype=make.param_dtype)
+        self.merging_layer = make.linear(feature_width * merge**2, feature_width, bias=False)
+
+    def __call__(
+        self, patches: Float[Array, "images patches feature_width"]
+    ) -> Float[Array, "images blocks hidden_size"]:
+        """One visual token's embedding for each block; patches lie in merge-block order."""
+        images, _, width = patches.shape
+        blocks = self.norm(patches).reshape(images, -1, self.merge**2, width)
+        # The weights take all patches' first channel, then their second, and so on.
+        blocks = blocks.swapaxes(-1, -2).reshape(images, -1, self.merge**2 * width)
+        return super().__call__(self.merging_layer(blocks))
 
 
 def merge_neighbours(
@@ -112,6 +151,13 @@ def merge_neighbours(
     images, rows, columns, width = grid.shape
     squares = grid.reshape(images, rows // merge, merge, columns // merge, merge, width)
     return squares.transpose(0, 1, 3, 2, 4, 5).reshape(images, -1, merge * merge * width)
+
+
+def _merge_square(features: Float[Array, "images features width"], merge: int) -> Array:
+    """`merge_neighbours` of features that fill a square, row by row."""
+    images, count, width = features.shape
+    side = math.isqrt(count)
+    return merge_neighbours(features.reshape(images, side, side, width), merge)
 
 
 class PatchMerger(nnx.Module):

@@ -9,7 +9,7 @@ from models.layers.attention import Attend, attend_with_mask
 from models.layers.linear import Maker
 from models.layers.norms import LayerNorm
 from models.vision.encoder import Encoder, EncoderConfig
-from vkq_jax.array_types import Array, Float
+from vkq_jax.array_types import Array, Float, Int32
 
 __all__ = ["VisionTransformer", "VitConfig"]
 
@@ -96,17 +96,26 @@ class VisionTransformer(nnx.Module):
         pixel_values: Float[Array, "images 3 size size"],
         attend: Attend | None = None,
         *,
+        positions: Int32[Array, "images patches"] | None = None,
         unroll: bool = False,
     ) -> Float[Array, "images features feature_width"]:
         """Features of each image, row by row (after the class token, if that is kept).
 
         Features of several layers are concatenated along the channels, in the order configured.
-        `attend` is full attention within an image by default.
+
+        Args:
+            pixel_values: of `image_size`, or of any size where `positions` are given.
+            attend: full attention within an image by default.
+            positions: the row of the table of positions that each patch takes, in towers without
+                a class token; by default the rows in order.
+            unroll: see `models.layers.layer_scan.scan_layers`.
         """
         config = self.config
         wanted = config.feature_layers
         only_last = set(wanted) == {config.num_layers}
-        states = self.hidden_states(pixel_values, attend, keep_all=not only_last, unroll=unroll)
+        states = self.hidden_states(
+            pixel_values, attend, positions=positions, keep_all=not only_last, unroll=unroll
+        )
         chosen = [states[-1 if only_last else index] for index in wanted]
         if config.post_norm:
             chosen = [self.post_layernorm(x) for x in chosen]
@@ -117,6 +126,7 @@ class VisionTransformer(nnx.Module):
         pixel_values: Float[Array, "images 3 size size"],
         attend: Attend | None = None,
         *,
+        positions: Int32[Array, "images patches"] | None = None,
         keep_all: bool = True,
         unroll: bool = False,
     ) -> list[Float[Array, "images positions hidden_size"]]:
@@ -125,7 +135,7 @@ class VisionTransformer(nnx.Module):
             attend = attend_with_mask(
                 lambda layer: None, logits_scale=self.config.encoder.logits_scale
             )
-        x = self.embeddings(pixel_values.astype(self.dtype))
+        x = self.embeddings(pixel_values.astype(self.dtype), positions)
         if self.config.pre_norm:
             x = self.pre_layrnorm(x)
         keep = tuple(range(self.config.num_layers)) if keep_all else ()
@@ -153,10 +163,13 @@ class _Embeddings(nnx.Module):
         self.position_embedding = make.embedding(config.num_positions, width)
 
     def __call__(
-        self, pixel_values: Float[Array, "images 3 size size"]
+        self,
+        pixel_values: Float[Array, "images 3 size size"],
+        positions: Int32[Array, "images patches"] | None,
     ) -> Float[Array, "images positions hidden_size"]:
         config = self.config
-        images, patch, side = pixel_values.shape[0], config.patch_size, config.side
+        images, patch = pixel_values.shape[0], config.patch_size
+        side = pixel_values.shape[-1] // patch
         # A convolution whose stride is its kernel is one product per patch. A rim that does not
         # fill a patch is left out.
         x = pixel_values[:, :, : side * patch, : side * patch]
@@ -166,4 +179,6 @@ class _Embeddings(nnx.Module):
             first = self.class_embedding[...].astype(x.dtype)
             first = jnp.broadcast_to(first, (images, 1, x.shape[-1]))
             x = jnp.concatenate([first, x], axis=1)
+        if positions is not None:
+            return x + self.position_embedding(positions)
         return x + self.position_embedding.table()[None]

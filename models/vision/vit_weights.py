@@ -3,9 +3,10 @@
 import re
 
 from models.checkpoints.weights import Layout, Size, Source
+from models.vision.tower_names import TowerNames
 from models.vision.vit import VitConfig
 
-__all__ = ["is_unused_in_vit", "vit_sizes", "vit_special"]
+__all__ = ["vit_names"]
 
 _PATCHES = "vision.embeddings.patch_embedding.weight"
 _LAYER = re.compile(r"vision\.encoder\.layers\.([0-9]{1,9})\.")
@@ -15,14 +16,17 @@ _NEVER_USED = re.compile(
 )
 
 
-def vit_special(vision: VitConfig) -> dict[str, Source]:
-    """Sources of parameters that the general rule does not describe."""
+def vit_names(vision: VitConfig) -> TowerNames:
+    """Names and sources of the tower's weights, which files call as CLIP's do."""
     patch = vision.patch_size
-    return {_PATCHES: Source(_PATCHES, Layout.CONVOLUTION, kernel=(3, patch, patch))}
+    return TowerNames(
+        sizes=_sizes(vision),
+        special={_PATCHES: Source(_PATCHES, Layout.CONVOLUTION, kernel=(3, patch, patch))},
+        is_unused=lambda name: _is_unused(name, vision),
+    )
 
 
-def vit_sizes(vision: VitConfig) -> tuple[Size, ...]:
-    """Where the files show the sizes that `vision_config` states."""
+def _sizes(vision: VitConfig) -> tuple[Size, ...]:
     encoder, block = vision.encoder, "vision.encoder.layers.0"
     table = "vision.embeddings.position_embedding.weight"
     plus_class = " + 1" if vision.class_token else ""
@@ -45,8 +49,7 @@ def vit_sizes(vision: VitConfig) -> tuple[Size, ...]:
     )
 
 
-def is_unused_in_vit(name: str, vision: VitConfig) -> bool:
-    """Whether a weight that rightly lies in the files has no use: layers that are not run."""
+def _is_unused(name: str, vision: VitConfig) -> bool:
     if layer := _LAYER.match(name):
         return vision.num_layers <= int(layer[1]) < vision.encoder.num_hidden_layers
     return not (vision.post_norm and "post_layernorm" in name) and bool(_NEVER_USED.fullmatch(name))

@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.families.gemma3.config import Gemma3ModelSettings
+from models.families.idefics3.config import Idefics3Settings, Idefics3VisionSettings
 from models.families.internvl.config import InternVisionSettings, InternVLSettings
 from models.families.llava.config import LlavaConfig, LlavaSettings
 from models.families.llava_next.config import LlavaNextSettings
 from models.families.llava_onevision.config import LlavaOnevisionSettings
+from models.families.mistral3.config import Mistral3Settings
 from models.families.paligemma.config import PaliGemmaSettings
 from models.families.qwen_vl.config import QwenVLSettings
 from models.families.vipllava.config import VipLlavaSettings
@@ -18,6 +20,7 @@ from models.layers.activations import Activation
 from models.layers.rope import RopeKind
 from models.text.registry import TEXT_SETTINGS
 from models.vision.grid_settings import GRID_SETTINGS
+from models.vision.pixtral_settings import PixtralVisionSettings
 from models.vision.settings import ClipVisionSettings, SiglipVisionSettings
 from tests.models.hf_files import config_json
 
@@ -292,6 +295,13 @@ TOWERS = {
     "LlavaOnevisionConfig": LlavaOnevisionSettings,
     "InternVLVisionConfig": InternVisionSettings,
     "InternVLConfig": InternVLSettings,
+    "PixtralVisionConfig": PixtralVisionSettings,
+    "Mistral3Config": Mistral3Settings,
+    "Ministral3Config": TEXT_SETTINGS["ministral3"],
+    "Idefics3VisionConfig": Idefics3VisionSettings,
+    "Idefics3Config": Idefics3Settings,
+    "SmolVLMVisionConfig": Idefics3VisionSettings,
+    "SmolVLMConfig": Idefics3Settings,
     "Qwen2VLTextConfig": TEXT_SETTINGS["qwen2_vl_text"],
     "Qwen2_5_VLTextConfig": TEXT_SETTINGS["qwen2_5_vl_text"],
     "Qwen3VLTextConfig": TEXT_SETTINGS["qwen3_vl_text"],

@@ -1,16 +1,16 @@
 """Names of weights that LLaVA and its kin share: a text decoder, a vision tower, a projector."""
 
 import re
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from models.checkpoints.naming import WeightNames
 from models.checkpoints.weights import Source
 from models.text.config import TextConfig
 from models.text.fused_projections import fused_sources
 from models.text.sizes import text_sizes
-from models.vision.vit import VitConfig
-from models.vision.vit_weights import is_unused_in_vit, vit_sizes, vit_special
+from models.vision.tower_names import TowerNames
+from models.vision.vit_weights import vit_names
 
 __all__ = ["llava_names"]
 
@@ -39,12 +39,13 @@ class _Towers(Protocol):
     @property
     def text(self) -> TextConfig: ...
     @property
-    def vision(self) -> VitConfig: ...
+    def vision(self) -> Any: ...
 
 
 def llava_names(
     config: _Towers,
     *,
+    tower: Callable[[Any], TowerNames] = vit_names,
     rules: Rules = (),
     published: Rules = (),
     special: Mapping[str, Source] | None = None,
@@ -53,21 +54,24 @@ def llava_names(
 
     Args:
         config: of the model.
+        tower: names of the weights of its vision tower.
         rules, published, special: what goes before LLaVA's own in `WeightNames`.
     """
+
+    vision = tower(config.vision)
 
     def is_unused(name: str) -> bool:
         if name == "text.lm_head.weight":
             return config.text.tie_word_embeddings
-        return bool(_BUFFERS.fullmatch(name)) or is_unused_in_vit(name, config.vision)
+        return bool(_BUFFERS.fullmatch(name)) or vision.is_unused(name)
 
     return WeightNames(
-        rules=rules + _RULES,
-        published=published + _PUBLISHED,
-        sizes=(*text_sizes(config.text), *vit_sizes(config.vision)),
+        rules=rules + vision.rules + _RULES,
+        published=published + vision.published + _PUBLISHED,
+        sizes=(*text_sizes(config.text), *vision.sizes),
         is_unused=is_unused,
         special={
-            **vit_special(config.vision),
+            **vision.special,
             **fused_sources(config.text),
             **(special or {}),
         },

@@ -12,10 +12,10 @@ from models.families.base import Family, VisualInputs
 from models.families.llava.naming import llava_names
 from models.families.llava_next.config import LlavaNextConfig
 from models.families.llava_next.model import LlavaNextModel
-from models.families.llava_next.pixels import check_sizes, picture_tiles
+from models.families.llava_next.pixels import picture_tiles
 from models.families.llava_next.tiles import num_tiles, picture_rows, tile_layout
 from models.inputs.image_settings import check_image_settings
-from models.inputs.pixels import check_image_tokens, pad_to_bucket
+from models.inputs.pixels import check_image_sizes, check_image_tokens, pad_to_bucket
 from models.inputs.processing import Processing
 from models.messages import show
 
@@ -34,7 +34,7 @@ def llava_next_names(config: LlavaNextConfig) -> WeightNames:
 def _visual_inputs(
     config: LlavaNextConfig, ids: np.ndarray, mask: np.ndarray, arrays: Mapping[str, np.ndarray]
 ) -> VisualInputs:
-    sizes = check_sizes(arrays)
+    sizes = check_image_sizes(arrays)
     counts = [num_tiles(config, *size) for size in sizes]
     tiles = picture_tiles(config, arrays["pixel_values"], sizes, counts) if sizes else None
     first = (0, *accumulate(counts))
@@ -77,7 +77,7 @@ class LlavaNextProcessing(Processing):
         """As `Processing.preprocess`; tiles of all pictures one after another."""
         # transformers' processor pads whatever the file of the image processor says.
         output = self.run(image_processor, pictures, do_pad=True)
-        sizes = check_sizes(output)
+        sizes = check_image_sizes(output)
         counts = [num_tiles(config, *size) for size in sizes]
         tiles = picture_tiles(config, output["pixel_values"], sizes, counts)
         texts = [placeholder * len(picture_rows(config, *size, 0)[0]) for size in sizes]

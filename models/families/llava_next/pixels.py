@@ -1,34 +1,13 @@
-"""Checks of pictures and their sizes as the processors of LLaVA-NeXT and its kin give them."""
+"""Checks of pictures as the processors of LLaVA-NeXT and its kin give them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from models.families.llava_next.config import LlavaNextConfig
 from models.inputs.pixels import check_pixels
 
-__all__ = ["check_sizes", "picture_tiles"]
-
-
-def check_sizes(arrays: Mapping[str, np.ndarray]) -> list[tuple[int, int]]:
-    """Height and width of each picture before it was cut.
-
-    Raises:
-        ValueError: `image_sizes` is missing, not wanted, or not [images, 2] with numbers above 0.
-    """
-    sizes = arrays.get("image_sizes")
-    if (sizes is None) != (arrays.get("pixel_values") is None):
-        given, other = ("image_sizes", "pixel_values")[:: -1 if sizes is None else 1]
-        raise ValueError(f"{other}: the processor gives it with {given}, got {given} alone")
-    if sizes is None:
-        return []
-    integers = np.issubdtype(sizes.dtype, np.integer)
-    if not integers or sizes.ndim != 2 or sizes.shape[1] != 2 or not len(sizes) or sizes.min() < 1:
-        raise ValueError(
-            "image_sizes: expected heights and widths of 1 or more, integers [images, 2], got "
-            f"{sizes.dtype} {sizes.shape}"
-        )
-    return [(int(height), int(width)) for height, width in sizes]
+__all__ = ["picture_tiles"]
 
 
 def picture_tiles(

@@ -10,7 +10,7 @@ from PIL import Image
 from models.families.base import Family, VisualInputs
 from models.families.llava_next.family import LlavaNextProcessing, llava_next_names
 from models.families.llava_next.model import LlavaNextModel
-from models.families.llava_next.pixels import check_sizes, picture_tiles
+from models.families.llava_next.pixels import picture_tiles
 from models.families.llava_next.tiles import (
     clip_rows,
     num_tiles,
@@ -20,7 +20,7 @@ from models.families.llava_next.tiles import (
 )
 from models.families.llava_onevision.config import LlavaOnevisionConfig
 from models.inputs.image_settings import check_resized
-from models.inputs.pixels import check_image_tokens, check_pixels, pad_to_bucket
+from models.inputs.pixels import check_image_sizes, check_image_tokens, check_pixels, pad_to_bucket
 
 __all__ = ["FAMILY"]
 
@@ -31,7 +31,7 @@ def _visual_inputs(
     mask: np.ndarray,
     arrays: Mapping[str, np.ndarray],
 ) -> VisualInputs:
-    sizes = check_sizes(arrays)
+    sizes = check_image_sizes(arrays)
     cut = _cut(sizes, arrays.get("batch_num_images"))
     counts = [num_tiles(config, *size) if c else 1 for size, c in zip(sizes, cut, strict=True)]
     tiles = [picture_tiles(config, arrays["pixel_values"], sizes, counts)] if sizes else []

@@ -67,13 +67,8 @@ class QwenVLModel(MultimodalModel):
         self, pixel_values: Array, layout: PatchGrids
     ) -> tuple[Float[Array, "features hidden_size"], Float[Array, "A features hidden_size"] | None]:
         patches, kept = self.vision(pixel_values, layout)
-        features = _in_order(self.projector(patches), layout)
+        features = layout.in_order(self.projector(patches))
         if kept is None:
             return features, None
-        deep = [_in_order(merge(x), layout) for merge, x in zip(self.deepstack, kept, strict=True)]
+        deep = [layout.in_order(merge(x)) for merge, x in zip(self.deepstack, kept, strict=True)]
         return features, jnp.stack(deep)
-
-
-def _in_order(blocks: Float[Array, "F blocks hidden_size"], layout: PatchGrids) -> Array:
-    """The features of all frames in the order of their visual tokens."""
-    return blocks.reshape(-1, blocks.shape[-1])[layout.feature_index]

@@ -1,0 +1,19 @@
+"""What a vision tower adds to the names of a model's weights."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from models.checkpoints.weights import Size, Source
+
+__all__ = ["TowerNames"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerNames:
+    """Parts of `models.checkpoints.naming.WeightNames`, which has the meaning of each."""
+
+    sizes: tuple[Size, ...]
+    special: Mapping[str, Source]
+    is_unused: Callable[[str], bool]
+    rules: tuple[tuple[str, str], ...] = ()
+    published: tuple[tuple[str, str], ...] = ()
