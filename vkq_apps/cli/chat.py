@@ -70,7 +70,7 @@ def chat(
     """
     vkq_jax.resolve(quant)
     given = None if tables is None else vkq_jax.load_tables(tables)
-    draws: dict[str, Any] = {**draw_options(check_draws(temperature, top_k, top_p, seed))}
+    draws = draw_options(check_draws(temperature, top_k, top_p, seed))
     pictures = list(image or ())
     check_before_loading(
         model, pictures, [], per_prompt=len(pictures), max_new_tokens=max_new_tokens
