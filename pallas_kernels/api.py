@@ -13,6 +13,7 @@ from pallas_kernels.layout.tiled import tile
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import Attended
 from vkq_jax.cache import KVCache, LayerCache, VisualBank
+from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.soft_cap import check_soft_cap, is_finite_number
 from vkq_jax.visibility import Starts
 
@@ -192,15 +193,22 @@ def unavailable_reason(
 
 
 def explain(
-    cache: LayerCache | KVCache,
+    cache: LayerCache | AnyCache,
     query: jax.ShapeDtypeStruct | None = None,
     logits_soft_cap: float | None = None,
 ) -> str:
     """Which implementation this cache takes here by default, and what the others would do.
 
     With the shape of a query [B, T, N, H] (and the cache of all layers) also how the fused kernel
-    would divide the work, on whatever device. Arrays may be abstract.
+    would divide the work, on whatever device. Arrays may be abstract. Layers with settings of their
+    own are explained group by group.
     """
+    if isinstance(cache, LayeredCache):
+        parts = zip(cache.layers, cache.parts, strict=True)
+        return "\n".join(
+            f"layers {', '.join(map(str, layers))}:\n{explain(part, query, logits_soft_cap)}"
+            for layers, part in parts
+        )
     chosen = choose_implementation(None, cache, logits_soft_cap)
     lines = []
     for name in IMPLEMENTATIONS:

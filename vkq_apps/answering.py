@@ -63,7 +63,7 @@ def ask(
     return Answer(
         text=text,
         num_tokens=num_tokens,
-        visual_tokens=sum(int(bank.length.sum()) for bank in generation.cache.visual),
+        visual_tokens=sum(int(length.sum()) for length in generation.cache.visual_lengths),
         nbytes=vkq_jax.cache_nbytes(generation.cache),
         tokens_per_second=rate,
     )

@@ -13,7 +13,7 @@ from models import GenerateOptions, Generation, Inputs, Model
 from models.generation.context import context_length
 from models.inputs.images import Picture
 from models.inputs.processor import processor_of
-from vkq_jax.cache import KVCache
+from vkq_jax.layered import AnyCache
 
 __all__ = ["CacheSize", "Conversation", "Turn"]
 
@@ -76,7 +76,7 @@ class Conversation:
 
     def reset(self) -> None:
         """Forgets all turns."""
-        self._cache: KVCache | None = None
+        self._cache: AnyCache | None = None
         self._turns, self._finished = 0, True
 
     @property
@@ -86,8 +86,8 @@ class Conversation:
             return CacheSize(0, 0, 0, 0, 0)
         nbytes = vkq_jax.cache_nbytes(self._cache)
         return CacheSize(
-            sum(int(bank.length[0]) for bank in self._cache.visual),
-            int(self._cache.text.length[0]),
+            sum(int(length[0]) for length in self._cache.visual_lengths),
+            int(self._cache.text_length[0]),
             nbytes.visual,
             nbytes.visual_full_precision,
             nbytes.text,
@@ -160,7 +160,7 @@ class Conversation:
 
     def _room(self, inputs: Inputs, new_tokens: int) -> int:
         needed = self.size.text_tokens + inputs.prompt_shape.text + new_tokens
-        room = _FIRST_ROOM if self._cache is None else self._cache.text.cache_length
+        room = _FIRST_ROOM if self._cache is None else self._cache.cache_length
         while room < needed:
             room *= 2
         return room

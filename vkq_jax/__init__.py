@@ -10,7 +10,7 @@ from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.code_tables import ClassTables, CodeTables, SideTables
 from vkq_jax.config import KVQuantConfig, ScoreCalibration
-from vkq_jax.decode import Decode, begin_decode
+from vkq_jax.decode import Decode, LayeredDecode, begin_decode
 from vkq_jax.dense import Dense, DenseTensor
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.dictionary_tensor import DictionaryTensor
@@ -22,6 +22,8 @@ from vkq_jax.error_measures import (
     relative_squared_error,
 )
 from vkq_jax.key_bias import KeyBias
+from vkq_jax.layer_settings import LayerGroups, PerLayer, per_layer
+from vkq_jax.layered import LayeredCache
 from vkq_jax.level_codes import Granularity, LevelCodes, LevelTensor
 from vkq_jax.mixed_codes import MixedCodes, MixedTensor
 from vkq_jax.persistence import (
@@ -32,8 +34,8 @@ from vkq_jax.persistence import (
     save_score_map,
     save_tables,
 )
-from vkq_jax.prefill import Prefill, begin_prefill
-from vkq_jax.presets import calibrated_presets, presets, resolve
+from vkq_jax.prefill import LayeredPrefill, Prefill, begin_prefill
+from vkq_jax.presets import calibrated_presets, presets, register_preset, resolve
 from vkq_jax.quantize import dequantize, fake_quantize, quantize
 from vkq_jax.quantized import AffineTensor, QuantizedTensor, Quantizer
 from vkq_jax.range_rules import MSE, MeanMagnitude, MinMax, Quantile, RangeRule, Shrink
@@ -64,12 +66,17 @@ __all__ = [
     "KVQuantConfig",
     "KeyBias",
     "LayerCache",
+    "LayerGroups",
+    "LayeredCache",
+    "LayeredDecode",
+    "LayeredPrefill",
     "LevelCodes",
     "LevelTensor",
     "MeanMagnitude",
     "MinMax",
     "MixedCodes",
     "MixedTensor",
+    "PerLayer",
     "Prefill",
     "Quantile",
     "QuantizationError",
@@ -100,9 +107,11 @@ __all__ = [
     "load_cache",
     "load_score_map",
     "load_tables",
+    "per_layer",
     "presets",
     "quantization_error",
     "quantize",
+    "register_preset",
     "relative_squared_error",
     "resolve",
     "save_cache",

@@ -5,6 +5,7 @@ import dataclasses
 from vkq_jax.cache import KVCache
 from vkq_jax.dense import DenseTensor
 from vkq_jax.display import table
+from vkq_jax.layered import AnyCache
 from vkq_jax.pytree import nbytes
 from vkq_jax.quantized import QuantizedTensor
 
@@ -50,12 +51,17 @@ class CacheBytes:
         return table(self)
 
 
-def cache_nbytes(cache: KVCache) -> CacheBytes:
+def cache_nbytes(cache: AnyCache) -> CacheBytes:
     """Counts the bytes of a cache's buffers (shapes suffice: tracers are welcome).
 
     All that grows with the tokens: not counters per sequence, nor a score map, which all caches of
     a model share.
     """
+    sizes = [dataclasses.astuple(_part_nbytes(part)) for part in cache.parts]
+    return CacheBytes(*map(sum, zip(*sizes, strict=True)))
+
+
+def _part_nbytes(cache: KVCache) -> CacheBytes:
     tensors = [tensor for bank in cache.visual for tensor in (bank.key, bank.value)]
     codes = sum(nbytes(_codes(tensor)) for tensor in tensors)
     indices = [(bank.index, bank.position) for bank in cache.visual]

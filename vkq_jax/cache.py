@@ -27,7 +27,6 @@ from vkq_jax.slots import filled, visible
 from vkq_jax.token_classes import ClassMap
 
 __all__ = [
-    "NOTHING_FIXED",
     "FixedParts",
     "KVCache",
     "LayerCache",
@@ -215,9 +214,6 @@ class FixedParts:
     key_bias: KeyBias | None
 
 
-NOTHING_FIXED = FixedParts((), None, None, None)
-
-
 @frozen_pytree
 class KVCache:
     """Everything a conversation keeps between steps; every update returns a new one.
@@ -294,6 +290,35 @@ class KVCache:
             tables=fixed.tables,
             key_bias=fixed.key_bias,
         )
+
+    def without_fixed(self) -> KVCache:
+        """The same cache without the parts that decoding leaves as they are."""
+        return self.with_fixed(FixedParts((), None, None, None))
+
+    @property
+    def parts(self) -> tuple[KVCache, ...]:
+        """Caches of groups of layers: itself, see `LayeredCache`."""
+        return (self,)
+
+    @property
+    def num_layers(self) -> int:
+        """L, layers of the model."""
+        return self.text.key.shape[0]
+
+    @property
+    def cache_length(self) -> int:
+        """Text tokens that a sequence can hold."""
+        return self.text.cache_length
+
+    @property
+    def text_length(self) -> Int32[Array, "B"]:
+        """Text tokens of each sequence."""
+        return self.text.length
+
+    @property
+    def visual_lengths(self) -> tuple[Int32[Array, "b"], ...]:
+        """Visual tokens of each sequence in each bank; of one where it is shared."""
+        return tuple(bank.length for bank in self.visual)
 
     @property
     def keeps_indices(self) -> bool:

@@ -13,24 +13,31 @@ from jax.typing import ArrayLike
 
 from vkq_jax.array_types import Array, Bool, Float, Shaped
 from vkq_jax.cache import KVCache, TextBank, VisualBank
+from vkq_jax.layered import LayeredCache, map_parts
 from vkq_jax.sharing import is_shared
 from vkq_jax.validation import shown
 
 __all__ = ["append", "grow", "take_sequences"]
 
 
-def append(
-    cache: KVCache,
+def append[C: KVCache | LayeredCache](
+    cache: C,
     key: Float[Array, "L B T K H"],
     value: Float[Array, "L B T K H"],
     valid: Bool[Array, "B T"] | None = None,
-) -> KVCache:
+) -> C:
     """Appends T text tokens of all layers (keys after RoPE); invalid ones take no slot.
 
     Raises:
         ValueError: the tokens do not fit and the lengths are known (outside jit); inside jit what
             does not fit is dropped, so `grow` the cache beforehand.
     """
+    if isinstance(cache, LayeredCache):
+        parts = []
+        for part, layers in zip(cache.parts, cache.layers, strict=True):
+            own = jnp.asarray(layers)
+            parts.append(append(part, key[own], value[own], valid))
+        return dataclasses.replace(cache, parts=tuple(parts))
     if valid is None:
         valid = jnp.ones(key.shape[1:3], bool)
     text = cache.text
@@ -48,8 +55,12 @@ def append(
     return dataclasses.replace(cache, text=text, position=moved)
 
 
-def grow(cache: KVCache, cache_length: int) -> KVCache:
+def grow[C: KVCache | LayeredCache](cache: C, cache_length: int) -> C:
     """The same cache with room for at least `cache_length` text tokens a sequence."""
+    return map_parts(cache, lambda part: _grow(part, cache_length))
+
+
+def _grow(cache: KVCache, cache_length: int) -> KVCache:
     extra = cache_length - cache.text.cache_length
     if extra <= 0:
         return cache
@@ -64,7 +75,7 @@ def grow(cache: KVCache, cache_length: int) -> KVCache:
     return dataclasses.replace(cache, text=text)
 
 
-def take_sequences(cache: KVCache, indices: ArrayLike | Sequence[int]) -> KVCache:
+def take_sequences[C: KVCache | LayeredCache](cache: C, indices: ArrayLike | Sequence[int]) -> C:
     """The sequences `indices` of the batch, in that order: beam reorder, slice, repeat.
 
     Args:
@@ -78,8 +89,12 @@ def take_sequences(cache: KVCache, indices: ArrayLike | Sequence[int]) -> KVCach
 
     Visual banks that all sequences share (see `share_visual`) stay as they are.
     """
+    indices = _checked_indices(indices, cache.position.shape[0])
+    return map_parts(cache, lambda part: _take_sequences(part, indices))
+
+
+def _take_sequences(cache: KVCache, indices: Shaped[Array, "b"]) -> KVCache:
     batch = cache.position.shape[0]
-    indices = _checked_indices(indices, batch)
 
     def stacked(tree):  # [L, B, ...]
         return jax.tree.map(lambda x: _take(x, indices, axis=1), tree)

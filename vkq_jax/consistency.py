@@ -10,6 +10,7 @@ from vkq_jax.array_types import Array, Bool
 from vkq_jax.cache import KVCache, TextBank, VisualBank, code_bank
 from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.key_bias import KeyBias
+from vkq_jax.layered import AnyCache
 from vkq_jax.pytree import take_layer
 from vkq_jax.quantized import QuantizedTensor
 from vkq_jax.sharing import is_shared
@@ -20,7 +21,7 @@ from vkq_jax.validation import shown
 __all__ = ["check_cache"]
 
 
-def check_cache(cache: KVCache) -> None:
+def check_cache(cache: AnyCache) -> None:
     """Checks the parts of a cache that came from outside against each other.
 
     Each by itself is checked before (see `vkq_jax.validation`).
@@ -30,6 +31,32 @@ def check_cache(cache: KVCache) -> None:
             the settings make; lengths or token numbers that are out of range, or numbers that only
             some banks keep; a score map of other heads or codes.
     """
+    if isinstance(cache, KVCache):
+        _check_part(cache)
+        return
+    for part in cache.parts:
+        _check_part(part)
+    numbers = sorted(number for layers in cache.layers for number in layers)
+    held = [part.num_layers for part in cache.parts]
+    if numbers != list(range(len(numbers))) or held != list(map(len, cache.layers)):
+        raise ValueError(
+            f"layers: expected each layer from 0 on in one part, as many as each part has, "
+            f"{held}, got {shown(cache.layers)}"
+        )
+    for name in ("position", "text_length", "visual_lengths", "keeps_indices", "cache_length"):
+        first, *others = (getattr(part, name) for part in cache.parts)
+        if not all(_same(first, other) for other in others):
+            raise ValueError(f"parts: expected the same {name} in all, got unlike ones")
+
+
+def _same(first: Any, other: Any) -> bool:
+    pairs = [jax.tree.leaves(tree) for tree in (first, other)]
+    return len(pairs[0]) == len(pairs[1]) and all(
+        jnp.shape(x) == jnp.shape(y) and bool(jnp.all(x == y)) for x, y in zip(*pairs, strict=True)
+    )
+
+
+def _check_part(cache: KVCache) -> None:
     key, value = cache.text.key, cache.text.value
     if key.ndim != 5 or key.dtype != value.dtype or not key.size:
         raise ValueError(

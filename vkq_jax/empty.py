@@ -7,6 +7,8 @@ from jax.typing import DTypeLike
 
 from vkq_jax.cache import KVCache
 from vkq_jax.config import KVQuantConfig
+from vkq_jax.layer_settings import LayerGroups, PerLayer
+from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.presets import resolve
 
 __all__ = ["empty_cache"]
@@ -19,10 +21,10 @@ def empty_cache(
     num_kv_heads: int,
     head_dim: int,
     cache_length: int,
-    quant: str | KVQuantConfig = "vkq-1bit",
+    quant: str | KVQuantConfig | PerLayer | LayerGroups = "vkq-1bit",
     dtype: DTypeLike = jnp.bfloat16,
     keep_indices: bool = False,
-) -> KVCache:
+) -> AnyCache:
     """A cache without tokens, for `begin_prefill`.
 
     Args:
@@ -30,12 +32,12 @@ def empty_cache(
         batch: sequences.
         cache_length: text tokens that a sequence can hold, prompts and answers of all turns;
             `grow` makes room for more. Visual tokens do not count.
-        quant: how visual tokens are coded: the name of a preset or settings.
+        quant: how visual tokens are coded: the name of a preset, settings, or those of `per_layer`.
         dtype: of text keys and values, and of visual ones that are not coded.
         keep_indices: keep the number of each token, 4 bytes, which a sliding window needs.
 
     Raises:
-        ValueError: a size below 1, or an unknown preset.
+        ValueError: a size below 1, an unknown preset, or settings of layers that are not there.
     """
     sizes: dict[str, Any] = {
         "num_layers": num_layers,
@@ -44,4 +46,14 @@ def empty_cache(
         "head_dim": head_dim,
         "cache_length": cache_length,
     }
-    return KVCache.init(**sizes, quant=resolve(quant), dtype=dtype, keep_indices=keep_indices)
+    if isinstance(quant, PerLayer):
+        quant = quant.settle(num_layers)
+    if not isinstance(quant, LayerGroups):
+        return KVCache.init(**sizes, quant=resolve(quant), dtype=dtype, keep_indices=keep_indices)
+    if quant.num_layers != num_layers:
+        raise ValueError(f"quant: expected settings of {num_layers} layers, got {quant.num_layers}")
+    parts = []
+    for layers, own in quant.groups:
+        own_sizes = sizes | {"num_layers": len(layers)}
+        parts.append(KVCache.init(**own_sizes, quant=own, dtype=dtype, keep_indices=keep_indices))
+    return LayeredCache(tuple(parts), tuple(layers for layers, _ in quant.groups))

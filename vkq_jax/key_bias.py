@@ -43,6 +43,11 @@ class KeyBias:
         bias = take_layer(self.bias, index)
         return KeyBias(bias, self.frequencies, self.axis_of_pair, self.scaling)
 
+    def of_layers(self, layers: tuple[int, ...]) -> KeyBias:
+        """The bias of some layers, of that of all."""
+        bias = self.bias[jnp.asarray(layers)]
+        return KeyBias(bias, self.frequencies, self.axis_of_pair, self.scaling)
+
     def turned(self, positions: Int32[Array, "B V *axes"]) -> Float[Array, "B V K H"]:
         """RoPE_t(b) of one layer, float32: what a key at each position owes to the bias."""
         cos, sin = self._angles(positions)

@@ -7,17 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import KVCache
 from vkq_jax.validation import shown
+from vkq_jax.visibility import Starts, window_starts
 
 __all__ = [
     "check_all_done",
     "check_fits",
     "check_heads",
     "check_mask",
+    "if_own",
     "mark_done",
     "nothing_done",
+    "settle_starts",
     "spoil",
     "static_layer",
 ]
@@ -77,16 +80,33 @@ def static_layer(layer: Any, num_layers: int) -> int | None:
 
 def nothing_done(cache: KVCache) -> np.ndarray:
     """No layer has attended yet. NumPy's, so that a Python loop inside jit knows its values."""
-    return np.zeros(cache.text.key.shape[0], bool)
+    return np.zeros(cache.num_layers, bool)
 
 
-def mark_done(done: Done, layer: Any, number: int | None) -> Done:
-    """`done` with one more layer; `number` as from `static_layer`."""
+def mark_done(done: Done, layer: Any, number: int | None, own: Any = None) -> Done:
+    """`done` with one more layer, if it is `own`; `number` as from `static_layer`."""
     if number is None or not isinstance(done, np.ndarray):
-        return jnp.asarray(done).at[layer].set(True)
+        done = jnp.asarray(done)
+        return done.at[layer].set(True if own is None else done[layer] | own)
     done = done.copy()
     done[number] = True
     return done
+
+
+def if_own(valid: Bool[Array, "B T"], own: Bool[Array, ""] | None) -> Bool[Array, "B T"]:
+    """The tokens that a pass writes in a layer: none where the layer is not its own."""
+    return valid if own is None else jnp.logical_and(valid, own[None, None])
+
+
+def settle_starts(
+    cache: KVCache, order: Int32[Array, "B T"], window: int | None, starts: Starts | None
+) -> Starts | None:
+    """The starts of a window, or the given ones; raises ValueError for both."""
+    if window is None:
+        return starts
+    if starts is not None:
+        raise ValueError("window: expected either a window or starts, got both")
+    return window_starts(cache, order, window)
 
 
 def check_all_done(done: Done) -> None:

@@ -28,6 +28,7 @@ from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.consistency import check_cache
 from vkq_jax.hosts import spans_hosts, to_host
+from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.validation import check_tree, shorten, shown
 
 __all__ = [
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 
-def save_cache(path: str | os.PathLike[str], cache: KVCache) -> None:
+def save_cache(path: str | os.PathLike[str], cache: AnyCache) -> None:
     """Writes a cache; the file, or what a link leads to, appears whole or not at all.
 
     A cache on several devices is written as if it were on one. Where it spans hosts all of them
@@ -53,7 +54,7 @@ def save_cache(path: str | os.PathLike[str], cache: KVCache) -> None:
     _save(path, cache, "cache")
 
 
-def load_cache(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> KVCache:
+def load_cache(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> AnyCache:
     """Reads a cache back, leaf for leaf equal to the saved one, to the default device.
 
     `models.generate` puts it on the mesh of its model, whatever mesh it was saved from.
@@ -68,7 +69,7 @@ def load_cache(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> K
             this package's nor in `types`; fields that do not hold what their annotations say, do
             not fit together, or are not finite.
     """
-    return _load(path, "cache", KVCache, types, check_cache)
+    return _load(path, "cache", (KVCache, LayeredCache), types, check_cache)
 
 
 def save_score_map(path: str | os.PathLike[str], score_map: ScoreMap) -> None:
@@ -87,7 +88,7 @@ def load_score_map(path: str | os.PathLike[str], *, types: Iterable[type] = ()) 
         FileNotFoundError: no such file.
         ValueError: as for `load_cache`, or slopes that are negative.
     """
-    return _load(path, "score map", ScoreMap, types)
+    return _load(path, "score map", (ScoreMap,), types)
 
 
 def save_tables(path: str | os.PathLike[str], codes: CalibratedCodes) -> None:
@@ -107,7 +108,7 @@ def load_tables(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> 
         ValueError: not a whole and consistent file of tables, or a type that is neither this
             package's nor in `types`.
     """
-    return _load(path, "tables", CalibratedCodes, types)
+    return _load(path, "tables", (CalibratedCodes,), types)
 
 
 def _save(path: str | os.PathLike[str], value: Any, kind: str, *, share: bool = False) -> None:
@@ -132,7 +133,7 @@ def _save(path: str | os.PathLike[str], value: Any, kind: str, *, share: bool = 
 def _load[T](
     path: str | os.PathLike[str],
     kind: str,
-    cls: type[T],
+    classes: tuple[type[T], ...],
     types: Iterable[type],
     check: Callable[[T], None] = lambda value: None,
 ) -> T:
@@ -151,8 +152,9 @@ def _load[T](
     structure = metadata["structure"]
     try:
         value = _rebuild(json.loads(structure), _on_device(arrays), known)
-        if not isinstance(value, cls):
-            raise ValueError(f"expected a {cls.__name__}, got a {type(value).__name__}")
+        if not isinstance(value, classes):
+            names = " or ".join(cls.__name__ for cls in classes)
+            raise ValueError(f"expected a {names}, got a {type(value).__name__}")
         check_tree(value, kind)
         check(value)
     # TypeError: settings that a class does not take. RecursionError: JSON without an end.

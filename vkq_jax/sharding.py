@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec
 from jax.tree_util import GetAttrKey, KeyPath, SequenceKey
 
 from vkq_jax.cache import KVCache
-from vkq_jax.decode import Decode
-from vkq_jax.prefill import Prefill
+from vkq_jax.decode_pass import Decode
+from vkq_jax.prefill_pass import Prefill
 from vkq_jax.sharing import is_shared
 
 __all__ = ["CacheAxes", "cache_specs", "pass_specs"]

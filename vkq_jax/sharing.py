@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Shaped
 from vkq_jax.cache import KVCache, LayerCache, VisualBank
+from vkq_jax.layered import LayeredCache, map_parts
 
 __all__ = ["is_shared", "join_sequences", "share_visual", "shares_visual", "split_sequences"]
 
@@ -25,7 +26,7 @@ def shares_visual(cache: LayerCache | KVCache) -> bool:
     return any(is_shared(bank, cache.text.length.shape[0]) for bank in cache.visual)
 
 
-def share_visual(cache: KVCache, batch: int) -> KVCache:
+def share_visual[C: KVCache | LayeredCache](cache: C, batch: int) -> C:
     """A cache of one sequence as one of `batch` that go on from it: visual banks stay one.
 
     Args:
@@ -39,13 +40,16 @@ def share_visual(cache: KVCache, batch: int) -> KVCache:
     Raises:
         ValueError: the cache holds another number of sequences, or `batch` is below 1.
     """
-    held = cache.text.length.shape[0]
+    held = cache.position.shape[0]
     if held != 1 or batch < 1:
         raise ValueError(
             f"share_visual: expected a cache of 1 sequence and a batch of at least 1, got {held} "
             f"sequences and {batch}; take_sequences(cache, [i]) selects one"
         )
+    return map_parts(cache, lambda part: _share_visual(part, batch))
 
+
+def _share_visual(cache: KVCache, batch: int) -> KVCache:
     def repeat(x, axis):
         return jnp.repeat(x, batch, axis=axis)
 

@@ -11,6 +11,7 @@ from vkq_jax.byte_units import human_bytes
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.display import is_array, summarize
+from vkq_jax.layered import LayeredCache
 from vkq_jax.presets import presets
 from vkq_jax.pytree import nbytes
 from vkq_jax.quantized import QuantizedTensor
@@ -56,6 +57,20 @@ def _(cache: KVCache) -> dict[str, str] | None:
 
 
 @summarize.register
+def _(cache: LayeredCache) -> dict[str, str] | None:
+    first, *others = (summarize(part) for part in cache.parts)
+    if first is None:
+        return None
+    size = cache_nbytes(cache)
+    rows = {"layers": str(cache.num_layers), "sequences": first["sequences"]}
+    rows["KV heads"] = first["KV heads"]
+    for layers, part in zip(cache.layers, (first, *others), strict=True):
+        banks = [text for name, text in (part or {}).items() if name.startswith("visual tokens")]
+        rows[f"layers {_numbers(layers)}"] = "; ".join([(part or {}).get("codes", ""), *banks])
+    return rows | {"visual bytes": _saved(size), "text bytes": human_bytes(size.text)}
+
+
+@summarize.register
 def _(tensor: QuantizedTensor) -> dict[str, str] | None:
     if not _is_whole(tensor):
         return None
@@ -98,6 +113,17 @@ def _lengths(length: Any) -> str:
         return ""
     low, high = int(jnp.min(length)), int(jnp.max(length))
     return f"{low if low == high else f'{low} to {high}'}, "
+
+
+def _numbers(layers: tuple[int, ...]) -> str:
+    """Runs of numbers: '0, 2-4'."""
+    runs: list[list[int]] = []
+    for number in layers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _is_whole(tree: Any) -> bool:

@@ -12,22 +12,27 @@ from jax.core import Tracer
 
 from models.checkpoints.fingerprint import fingerprint
 from models.model import AttachedCodes, Model
-from vkq_jax.cache import KVCache
 from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dictionary_codes import DictionaryCodes
+from vkq_jax.layer_settings import PerLayer, Quant
+from vkq_jax.layered import AnyCache, take_layers
 from vkq_jax.persistence import load_tables
 from vkq_jax.presets import calibrated_presets, resolve
 
 __all__ = [
     "DEFAULT_QUANT",
     "TABLES_FILE",
+    "OwnTables",
     "attach_tables",
     "find_codes",
     "is_uncalibrated",
     "settle_codes",
 ]
+
+type OwnTables = CodeTables | tuple[CodeTables | None, ...] | None
+"""Offline tables of a cache: of all layers, or of each of its groups of layers."""
 
 DEFAULT_QUANT = "vkq-1bit"
 TABLES_FILE = "vkq_tables.safetensors"
@@ -48,10 +53,10 @@ def attach_tables(model: Model, file: str | os.PathLike[str]) -> Model:
 
 def settle_codes(
     model: Model,
-    quant: str | KVQuantConfig | None,
+    quant: str | KVQuantConfig | PerLayer | None,
     tables: CalibratedCodes | str | os.PathLike[str] | None,
-    cache: KVCache | None,
-) -> tuple[KVQuantConfig, CodeTables | None]:
+    cache: AnyCache | None,
+) -> tuple[Quant, OwnTables]:
     """The codes that a conversation takes, and their offline tables.
 
     A cache keeps its own. Otherwise a preset's name stands for what calibration made of it, if
@@ -69,27 +74,50 @@ def settle_codes(
             )
         if tables is not None:
             raise ValueError("a conversation keeps the tables of its cache: leave tables out")
-        return cache.quant, cache.tables
+        return cache.quant, None  # which keeps its tables
     given, name = _given(model, tables), DEFAULT_QUANT if quant is None else quant
-    if tables is not None and given is not None and given.find(name) is None:
+    changes = name.changes if isinstance(name, PerLayer) else ()
+    wanted = [name.default if isinstance(name, PerLayer) else name, *(own for _, own in changes)]
+    if tables is not None and given is not None and not any(map(given.find, wanted)):
         raise ValueError(
-            f"tables: expected a calibrated preset {name!r}, got {', '.join(given.names)}"
+            f"tables: expected a calibrated preset {', '.join(map(repr, wanted))}, got "
+            f"{', '.join(given.names)}"
         )
-    return _choose(given, name)
+    return _of_layers(model, given, name)
 
 
 def find_codes(
     model: Model,
-    quant: str | KVQuantConfig | None = None,
+    quant: str | KVQuantConfig | PerLayer | None = None,
     tables: CalibratedCodes | str | os.PathLike[str] | None = None,
-) -> tuple[KVQuantConfig, CodeTables | None]:
+) -> tuple[Quant, OwnTables]:
     """The codes that a preset's name or settings stand for: calibrated ones come first.
+
+    Tables of `per_layer` settings come for each group of layers.
 
     Raises:
         ValueError: an unknown preset, tables of another model, or codes that need tables where
             there are none.
     """
-    return _choose(_given(model, tables), DEFAULT_QUANT if quant is None else quant)
+    return _of_layers(model, _given(model, tables), DEFAULT_QUANT if quant is None else quant)
+
+
+def _of_layers(
+    model: Model, known: CalibratedCodes | None, quant: str | KVQuantConfig | PerLayer
+) -> tuple[Quant, OwnTables]:
+    if not isinstance(quant, PerLayer):
+        return _choose(known, quant)
+    tables: dict[KVQuantConfig, CodeTables | None] = {}
+
+    def find(one: str | KVQuantConfig) -> KVQuantConfig:
+        settings, own = _choose(known, one)
+        tables[settings] = own
+        return settings
+
+    settled = quant.settle(model.config.text.num_hidden_layers, find)
+    if isinstance(settled, KVQuantConfig):
+        return settled, tables[settled]
+    return settled, tuple(take_layers(tables[own], layers) for layers, own in settled.groups)
 
 
 def _choose(
@@ -138,7 +166,10 @@ def _check(model: Model, codes: CalibratedCodes, name: str) -> None:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _stands_for(model: Model, quant: str | KVQuantConfig, settings: KVQuantConfig) -> bool:
+def _stands_for(model: Model, quant: str | KVQuantConfig | PerLayer, settings: Quant) -> bool:
+    if isinstance(quant, PerLayer):
+        known = None if model.calibrated is None else model.calibrated.codes
+        return any(_of_layers(model, given, quant)[0] == settings for given in (known, None))
     known = None if model.calibrated is None else model.calibrated.codes.find(quant)
     return settings == (resolve(quant) if known is None else known.quant) or (
         isinstance(quant, str) and settings == resolve(quant)

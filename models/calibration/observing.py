@@ -1,6 +1,5 @@
 """Sample prompts answered greedily, with a look at each query that reads coded visual tokens."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +13,8 @@ from models.inputs.batch import Inputs
 from models.inputs.split import split_after_images
 from models.model import Model
 from vkq_jax.array_types import Array, Bool
-from vkq_jax.cache import KVCache
 from vkq_jax.config import KVQuantConfig
+from vkq_jax.layered import AnyCache
 from vkq_jax.visibility import Starts
 
 __all__ = ["observe_answers"]
@@ -29,10 +28,10 @@ def observe_answers[T](
     steps: int,
     quantize_at: QuantizeAt,
     stop_tokens: tuple[int, ...],
-    observe: Callable[[Array, KVCache, Array, Starts | None], Any],
+    observe: Callable[[Array, AnyCache, Array, Starts | None], Any],
     add: Callable[[T, Any, Bool[Array, "B"]], T],
     start: T,
-) -> tuple[T, KVCache]:
+) -> tuple[T, AnyCache]:
     """Adds up what is observed over the queries of the answers, to be traced.
 
     With `quantize_at="image"` the queries of the question count, too; the question is fed token by
@@ -57,15 +56,15 @@ def observe_answers[T](
         images, question = split_after_images(inputs)
     length = inputs.prompt_shape.text + steps
     logits, cache = prefill(model, images, quant=quant, cache_length=length)
-    visual = cache.visual  # beside the carry: they never change
+    fixed = cache.fixed()  # beside the carry: they never change
     stops = jnp.asarray(stop_tokens, jnp.int32)
 
     def feed(carry, token, active):
         logits, cache, total = carry
-        cache = dataclasses.replace(cache, visual=visual)
+        cache = cache.with_fixed(fixed)
         after, cache, seen = observed_step(model, token, cache, active, observe=observe)
         logits = jnp.where(active[:, None], after, logits)
-        return logits, dataclasses.replace(cache, visual=()), add(total, seen, active)
+        return logits, cache.without_fixed(), add(total, seen, active)
 
     def read(carry, item):
         return feed(carry, *item), None
@@ -76,9 +75,9 @@ def observe_answers[T](
         carry = feed(carry, token, ~done)
         return (carry, done | jnp.any(token[:, None] == stops[None], axis=-1)), None
 
-    carry = (logits, dataclasses.replace(cache, visual=()), start)
+    carry = (logits, cache.without_fixed(), start)
     if question is not None:
         carry, _ = jax.lax.scan(read, carry, (question.input_ids.T, question.mask.T))
     (carry, _), _ = jax.lax.scan(answer, (carry, jnp.zeros(len(logits), bool)), length=steps)
     _, cache, total = carry
-    return total, dataclasses.replace(cache, visual=visual)
+    return total, cache.with_fixed(fixed)

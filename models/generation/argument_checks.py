@@ -15,6 +15,7 @@ from models.inputs.batch import Inputs
 from models.messages import show
 from models.model import Model
 from vkq_jax.cache import KVCache
+from vkq_jax.layered import LayeredCache
 
 __all__ = [
     "check_cache",
@@ -107,24 +108,32 @@ def check_cache(model: Model, inputs: Inputs, cache: Any) -> None:
     if cache is None:
         return
     hint = "Generation.cache of an earlier turn, or vkq_jax.load_cache"
-    check_type("cache", cache, KVCache, hint=hint)
-    batch = inputs.input_ids.shape[0]
+    if not isinstance(cache, KVCache | LayeredCache):
+        check_type("cache", cache, KVCache, hint=hint)
+    batch, layers = inputs.input_ids.shape[0], model.config.text.num_hidden_layers
+    if cache.num_layers != layers:
+        raise ValueError(
+            f"cache: it is not one of this model: it has {cache.num_layers} layers, the model has "
+            f"{layers}"
+        )
+    if cache.position.shape[0] not in (1, batch):
+        raise ValueError(
+            f"cache: it holds {cache.position.shape[0]} sequences, inputs {batch}; "
+            "vkq_jax.take_sequences(cache, indices) selects or repeats them"
+        )
     expected = jax.eval_shape(
-        lambda model: new_cache(model, batch, quant=cache.quant, cache_length=1).text.key, model
+        lambda model: new_cache(model, batch, quant=cache.quant, cache_length=1), model
     )
-    wanted = _sizes(expected.shape)
-    for name, bank in (("keys", cache.text.key), ("values", cache.text.value)):
-        got = _sizes(bank.shape)
-        if _fixed(got) != _fixed(wanted) or bank.dtype != expected.dtype:
-            raise ValueError(
-                f"cache: it is not one of this model: its {name} have {_list(_fixed(got))} in "
-                f"{bank.dtype}, the model's have {_list(_fixed(wanted))} in {expected.dtype}"
-            )
-        if got["sequences"] not in (1, batch):
-            raise ValueError(
-                f"cache: it holds {got['sequences']} sequences, inputs {batch}; "
-                "vkq_jax.take_sequences(cache, indices) selects or repeats them"
-            )
+    for part, like in zip(cache.parts, expected.parts, strict=True):
+        wanted = _sizes(like.text.key.shape)
+        for name, bank in (("keys", part.text.key), ("values", part.text.value)):
+            got = _sizes(bank.shape)
+            if _fixed(got) != _fixed(wanted) or bank.dtype != like.text.key.dtype:
+                raise ValueError(
+                    f"cache: it is not one of this model: its {name} have {_list(_fixed(got))} in "
+                    f"{bank.dtype}, the model's have {_list(_fixed(wanted))} in "
+                    f"{like.text.key.dtype}"
+                )
 
 
 def settle_sampling(model: Model, sampling: Sampling, key: jax.Array | None) -> Sampling:

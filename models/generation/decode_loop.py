@@ -20,8 +20,8 @@ from models.sharding import passes
 from models.sharding.placing import place, place_cache, place_logits, place_sequences
 from models.text.masks import cache_starts
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.cache import NOTHING_FIXED, FixedParts, KVCache
 from vkq_jax.decode import begin_decode
+from vkq_jax.layered import AnyCache
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.visibility import Starts
 
@@ -49,7 +49,7 @@ class DecodeState:
     """
 
     logits: Float[Array, "B vocab"]
-    cache: KVCache
+    cache: AnyCache
     done: Bool[Array, "B"]
     finite: Bool[Array, "B"]
     key: jax.Array | None
@@ -59,7 +59,7 @@ class DecodeState:
     def start(
         cls,
         logits: Float[Array, "B vocab"],
-        cache: KVCache,
+        cache: AnyCache,
         key: jax.Array | None = None,
         history: TokenHistory | None = None,
     ) -> DecodeState:
@@ -110,7 +110,7 @@ def decode_loop(
         model,
         fixed,
         state.key,  # the caller's own
-        dataclasses.replace(_with_fixed(state, NOTHING_FIXED), key=None),
+        dataclasses.replace(_without_fixed(state), key=None),
         TokenChooser.create(sampling, stop_tokens),
         steps if limit is None else limit,
         steps=steps,
@@ -122,7 +122,7 @@ def decode_loop(
 
 def _emit_tokens(
     model: Model,
-    fixed: FixedParts,
+    fixed: Any,
     key: jax.Array | None,
     state: DecodeState,
     chooser: TokenChooser,
@@ -154,7 +154,7 @@ def _emit_tokens(
         cache = _with_fixed(state, fixed).cache
         logits, cache = decode_step(model, token, cache, active, implementation=implementation)
         state = DecodeState(logits, cache, state.done | stopped, finite, key, history)
-        return step + jnp.int32(1), _with_fixed(state, NOTHING_FIXED), tokens, lengths
+        return step + jnp.int32(1), _without_fixed(state), tokens, lengths
 
     tokens = jnp.full((batch, steps), pad, jnp.int32)
     start = (jnp.int32(0), state, tokens, jnp.zeros(batch, jnp.int32))
@@ -174,11 +174,11 @@ emit_tokens_in_place = jax.jit(_emit_tokens, static_argnames=_STATIC, donate_arg
 def decode_step(
     model: Model,
     token: Int32[Array, "B"],
-    cache: KVCache,
+    cache: AnyCache,
     active: Bool[Array, "B"] | None = None,
     *,
     implementation: str | None = None,
-) -> tuple[Float[Array, "B vocab"], KVCache]:
+) -> tuple[Float[Array, "B vocab"], AnyCache]:
     """Feeds one token to each active sequence.
 
     Args:
@@ -200,12 +200,12 @@ def decode_step(
 def observed_step(
     model: Model,
     token: Int32[Array, "B"],
-    cache: KVCache,
+    cache: AnyCache,
     active: Bool[Array, "B"] | None = None,
     *,
     implementation: str | None = None,
-    observe: Callable[[Array, KVCache, Array, Starts | None], Any],
-) -> tuple[Float[Array, "B vocab"], KVCache, Any]:
+    observe: Callable[[Array, AnyCache, Array, Starts | None], Any],
+) -> tuple[Float[Array, "B vocab"], AnyCache, Any]:
     """`decode_step` and, stacked over layers, what `observe` gives of each.
 
     `observe(query, cache, layer, starts)` gets what attention reads: the queries [B, 1, N, H], with
@@ -240,5 +240,9 @@ def observed_step(
     return place_logits(model.mesh, module.text.logits(hidden)[:, 0]), cache, seen
 
 
-def _with_fixed(state: DecodeState, fixed: FixedParts) -> DecodeState:
+def _without_fixed(state: DecodeState) -> DecodeState:
+    return dataclasses.replace(state, cache=state.cache.without_fixed())
+
+
+def _with_fixed(state: DecodeState, fixed: Any) -> DecodeState:
     return dataclasses.replace(state, cache=state.cache.with_fixed(fixed))

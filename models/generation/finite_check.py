@@ -15,7 +15,7 @@ from models.model import Model
 from models.text.masks import prompt_masks
 from models.vision.vit import VisionTransformer
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.cache import KVCache
+from vkq_jax.layered import AnyCache
 from vkq_jax.visual import left_pack
 
 __all__ = ["first_non_finite", "refuse_non_finite"]
@@ -24,7 +24,7 @@ __all__ = ["first_non_finite", "refuse_non_finite"]
 def refuse_non_finite(
     model: Model,
     inputs: Inputs,
-    cache: KVCache | None,
+    cache: AnyCache | None,
     tokens: Int32[Array, "B max_new_tokens"],
     lengths: Int32[Array, "B"],
     finite: Bool[Array, "B"],
@@ -50,7 +50,7 @@ def refuse_non_finite(
 
 
 def _find(
-    model: Model, inputs: Inputs, cache: KVCache | None, tokens: Array, lengths: Array
+    model: Model, inputs: Inputs, cache: AnyCache | None, tokens: Array, lengths: Array
 ) -> str:
     if cache is not None:
         layer = _first_in_cache(cache)
@@ -132,9 +132,9 @@ def _whole(inputs: Inputs, tokens: Array, lengths: Array) -> Inputs:
     return whole.take_tokens(*left_pack(whole.mask, whole.mask.shape[1]))
 
 
-def _first_in_cache(cache: KVCache) -> int | None:
+def _first_in_cache(cache: AnyCache) -> int | None:
     """The first layer in which a cached key or value is not finite."""
-    for layer in range(cache.text.key.shape[0]):
+    for layer in range(cache.num_layers):
         view = cache.layer(layer)
         arrays = [view.text.key, view.text.value]
         arrays += [x.dequantize() for bank in view.visual for x in (bank.key, bank.value)]

@@ -28,10 +28,11 @@ from models.model import Model
 from models.sharding.inputs import check_batch, place_inputs
 from models.sharding.placing import place_cache, place_shared
 from vkq_jax.array_types import Array, Bool, Int32
-from vkq_jax.cache import KVCache
 from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import KVQuantConfig
+from vkq_jax.layer_settings import PerLayer, settings_of
+from vkq_jax.layered import AnyCache
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.sharing import share_visual
 
@@ -54,7 +55,7 @@ class Generation:
 
     tokens: Int32[Array, "B max_new_tokens"]
     lengths: Int32[Array, "B"]
-    cache: KVCache
+    cache: AnyCache
     finite: Bool[Array, "B"]
 
 
@@ -63,12 +64,12 @@ def generate(
     inputs: Inputs,
     *,
     max_new_tokens: int,
-    quant: str | KVQuantConfig | None = None,
+    quant: str | KVQuantConfig | PerLayer | None = None,
     sampling: Sampling = Sampling(),
     key: jax.Array | None = None,
     stop_tokens: tuple[int, ...] | None = None,
     quantize_at: QuantizeAt = "prompt",
-    cache: KVCache | None = None,
+    cache: AnyCache | None = None,
     cache_length: int | None = None,
     implementation: str | None = None,
     score_map: ScoreMap | None = None,
@@ -81,8 +82,8 @@ def generate(
         model: from `models.load`.
         inputs: from `models.prepare`.
         max_new_tokens: most tokens to emit, the stop token counted.
-        quant: preset name or settings of the visual cache; "vkq-1bit" by default, or the given
-            cache's own.
+        quant: preset name or settings of the visual cache, or those of `vkq_jax.per_layer`;
+            "vkq-1bit" by default, or the given cache's own.
         sampling: how tokens are chosen; what it leaves open is the checkpoint's own, from its
             generation_config.json (`model.config.sampling`), as in transformers. Where neither
             says otherwise decoding is greedy: `Sampling(temperature=0.0)` always is. The tokens
@@ -149,12 +150,12 @@ def generate(
 class GenerateOptions(TypedDict, total=False):
     """The optional arguments of `generate`."""
 
-    quant: str | KVQuantConfig | None
+    quant: str | KVQuantConfig | PerLayer | None
     sampling: Sampling
     key: jax.Array | None
     stop_tokens: tuple[int, ...] | None
     quantize_at: QuantizeAt
-    cache: KVCache | None
+    cache: AnyCache | None
     cache_length: int | None
     implementation: str | None
     score_map: ScoreMap | None
@@ -197,12 +198,12 @@ def _begin(
     inputs: Inputs,
     *,
     max_new_tokens: int,
-    quant: str | KVQuantConfig | None = None,
+    quant: str | KVQuantConfig | PerLayer | None = None,
     sampling: Sampling = Sampling(),
     key: jax.Array | None = None,
     stop_tokens: tuple[int, ...] | None = None,
     quantize_at: QuantizeAt = "prompt",
-    cache: KVCache | None = None,
+    cache: AnyCache | None = None,
     cache_length: int | None = None,
     implementation: str | None = None,
     score_map: ScoreMap | None = None,
@@ -236,10 +237,11 @@ def _begin(
     if score_map is not None:
         checks.check_type("score_map", score_map, ScoreMap, hint="models.calibrate_scores")
         _check_score_map(model, score_map)
-        score_map.check_codes(settings)
+        for own in settings_of(settings):
+            score_map.check_codes(own)
     checks.check_type("bucketing", bucketing, bool)
     needed = _check_length(inputs, cache, cache_length, max_new_tokens)
-    own_length = 0 if cache is None else cache.text.cache_length
+    own_length = 0 if cache is None else cache.cache_length
     warn_past_context(
         model.config,
         before=_longest(cache),
@@ -308,7 +310,7 @@ def _first_columns(tokens: Int32[Array, "B S"], count: int) -> Int32[Array, "B T
 
 
 def _check_length(
-    inputs: Inputs, cache: KVCache | None, cache_length: int | None, max_new_tokens: int
+    inputs: Inputs, cache: AnyCache | None, cache_length: int | None, max_new_tokens: int
 ) -> int:
     """The text tokens that a sequence of the cache has to hold; refuses a shorter cache."""
     filled = 0 if cache is None else _longest_text(cache)
@@ -322,16 +324,16 @@ def _check_length(
     return needed
 
 
-def _longest(cache: KVCache | None) -> int:
+def _longest(cache: AnyCache | None) -> int:
     """Tokens of the longest sequence of a cache; 0 where they are traced, and none are known."""
-    if cache is None or isinstance(cache.text.length, Tracer):
+    if cache is None or isinstance(cache.text_length, Tracer):
         return 0
-    lengths = [np.asarray(bank.length) for bank in (*cache.visual, cache.text)]
+    lengths = map(np.asarray, (*cache.visual_lengths, cache.text_length))
     return int(sum(lengths, np.int32(0)).max())
 
 
-def _longest_text(cache: KVCache) -> int:
+def _longest_text(cache: AnyCache) -> int:
     """Text tokens of the longest sequence; the whole capacity where lengths are traced."""
-    if isinstance(cache.text.length, Tracer):
-        return cache.text.cache_length
-    return int(np.asarray(cache.text.length).max())
+    if isinstance(cache.text_length, Tracer):
+        return cache.cache_length
+    return int(np.asarray(cache.text_length).max())

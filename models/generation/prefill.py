@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from models.calibration.attached import OwnTables
 from models.generation.backend import ModelBackend
 from models.inputs.batch import Inputs
 from models.model import Model
@@ -21,8 +22,9 @@ from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.cache import KVCache
 from vkq_jax.cache_updates import grow
 from vkq_jax.calibration import ScoreMap
-from vkq_jax.code_tables import CodeTables
-from vkq_jax.config import KVQuantConfig
+from vkq_jax.empty import empty_cache
+from vkq_jax.layer_settings import Quant
+from vkq_jax.layered import AnyCache, LayeredCache, map_groups, take_layers
 from vkq_jax.prefill import begin_prefill
 
 __all__ = ["new_cache", "prefill", "run_prompt"]
@@ -32,14 +34,14 @@ __all__ = ["new_cache", "prefill", "run_prompt"]
 def prefill(
     model: Model,
     inputs: Inputs,
-    cache: KVCache | None = None,
+    cache: AnyCache | None = None,
     *,
-    quant: KVQuantConfig,
+    quant: Quant,
     cache_length: int,
     implementation: str | None = None,
     score_map: ScoreMap | None = None,
-    tables: CodeTables | None = None,
-) -> tuple[Float[Array, "B vocab"], KVCache]:
+    tables: OwnTables = None,
+) -> tuple[Float[Array, "B vocab"], AnyCache]:
     """Runs a prompt, behind what `cache` holds if one is given.
 
     Args:
@@ -73,29 +75,24 @@ def prefill(
 def run_prompt(
     model: Model,
     inputs: Inputs,
-    cache: KVCache | None = None,
+    past: AnyCache | None = None,
     *,
-    quant: KVQuantConfig,
+    quant: Quant,
     cache_length: int,
     implementation: str | None = None,
     score_map: ScoreMap | None = None,
-    tables: CodeTables | None = None,
-) -> tuple[Float[Array, "B T D"], KVCache]:
-    """`prefill`, to be traced: the normed hidden state of every token, and the new cache."""
+    tables: OwnTables = None,
+) -> tuple[Float[Array, "B T D"], AnyCache]:
+    """`prefill` behind `past`, to be traced: every token's normed hidden state, and the cache."""
     module = model.module()
     inputs = place_inputs(model.mesh, inputs)
-    past = cache
-    if cache is None:
+    if past is None:
         cache = new_cache(model, inputs.mask.shape[0], quant=quant, cache_length=cache_length)
-    elif cache.quant != quant:
-        raise ValueError(f"the cache was made with {cache.quant}, not with {quant}")
+    elif past.quant != quant:
+        raise ValueError(f"the cache was made with {past.quant}, not with {quant}")
     else:
-        cache = grow(cache, cache_length)
-    if score_map is not None:
-        cache = dataclasses.replace(cache, score_map=score_map)
-    if tables is not None:
-        cache = dataclasses.replace(cache, tables=tables)
-    cache = place_cache(model.mesh, cache)
+        cache = grow(past, cache_length)
+    cache = place_cache(model.mesh, _with_offline_parts(cache, score_map, tables))
     text_config = model.config.text
     reading = begin_prefill(
         cache,
@@ -133,11 +130,27 @@ def run_prompt(
     return hidden, place_cache(model.mesh, reading.finish())
 
 
-def new_cache(model: Model, batch: int, *, quant: KVQuantConfig, cache_length: int) -> KVCache:
+def _with_offline_parts(cache: AnyCache, score_map: ScoreMap | None, tables: OwnTables) -> AnyCache:
+    """The cache with a score map and tables; those that are None stay as they are."""
+    if score_map is not None:
+
+        def mapped(part: KVCache, layers: tuple[int, ...]) -> KVCache:
+            return dataclasses.replace(part, score_map=take_layers(score_map, layers))
+
+        cache = map_groups(cache, mapped)
+    if isinstance(cache, LayeredCache) and isinstance(tables, tuple):
+        parts = zip(cache.parts, tables, strict=True)
+        return dataclasses.replace(
+            cache, parts=tuple(dataclasses.replace(part, tables=own) for part, own in parts)
+        )
+    return cache if tables is None else dataclasses.replace(cache, tables=tables)
+
+
+def new_cache(model: Model, batch: int, *, quant: Quant, cache_length: int) -> AnyCache:
     """An empty cache of the shape that `model` fills, in the dtype it computes in."""
     text = model.config.text
     module = model.module().text
-    cache = KVCache.init(
+    cache = empty_cache(
         num_layers=text.num_hidden_layers,
         batch=batch,
         num_kv_heads=text.num_key_value_heads,
@@ -147,7 +160,12 @@ def new_cache(model: Model, batch: int, *, quant: KVQuantConfig, cache_length: i
         dtype=module.dtype,
         keep_indices=text.sliding_window is not None,
     )
-    return dataclasses.replace(cache, key_bias=key_bias_for(module, quant))
+
+    def with_bias(part: KVCache, layers: tuple[int, ...]) -> KVCache:
+        bias = key_bias_for(module, part.quant)
+        return dataclasses.replace(part, key_bias=None if bias is None else bias.of_layers(layers))
+
+    return map_groups(cache, with_bias)
 
 
 def _last(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:

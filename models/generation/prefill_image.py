@@ -15,9 +15,10 @@ from models.inputs.split import split_after_images
 from models.model import Model
 from models.sharding.placing import place_shared
 from vkq_jax.array_types import Array
-from vkq_jax.cache import KVCache
 from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.config import KVQuantConfig
+from vkq_jax.layer_settings import PerLayer
+from vkq_jax.layered import AnyCache
 
 __all__ = ["in_buckets", "prefill_image", "prefill_part"]
 
@@ -26,11 +27,11 @@ def prefill_image(
     model: Model,
     inputs: Inputs,
     *,
-    quant: str | KVQuantConfig | None = None,
+    quant: str | KVQuantConfig | PerLayer | None = None,
     tables: CalibratedCodes | str | os.PathLike[str] | None = None,
     implementation: str | None = None,
     bucketing: bool = True,
-) -> KVCache:
+) -> AnyCache:
     """Reads a prompt up to its last image token and codes the pictures, once for many questions.
 
         prompts = [models.chat_prompt(model, question) for question in questions]
@@ -88,8 +89,8 @@ def in_buckets(model: Model, inputs: Inputs) -> Inputs:
 
 
 def prefill_part(
-    model: Model, inputs: Inputs, cache: KVCache | None, **options: Any
-) -> tuple[Array, KVCache]:
+    model: Model, inputs: Inputs, cache: AnyCache | None, **options: Any
+) -> tuple[Array, AnyCache]:
     """`prefill`, with the static counts that it does not read left out: JAX compiles for each."""
     shape = PromptShape(inputs.prompt_shape.visual, 0, 0, 0)
     return prefill(

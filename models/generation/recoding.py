@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 import pallas_kernels
+from models.calibration.attached import OwnTables
 from models.model import Model
 from models.text.key_bias import key_bias_for
 from vkq_jax.cache import KVCache, VisualBank
@@ -17,6 +18,8 @@ from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dense import DenseTensor
 from vkq_jax.key_bias import KeyBias
+from vkq_jax.layer_settings import LayerGroups, Quant
+from vkq_jax.layered import AnyCache, split_layers
 from vkq_jax.presets import presets
 
 __all__ = ["FULL_PRECISION", "recode"]
@@ -24,14 +27,33 @@ __all__ = ["FULL_PRECISION", "recode"]
 FULL_PRECISION = presets["none"]
 
 
-def recode(
-    model: Model, cache: KVCache, quant: KVQuantConfig, tables: CodeTables | None = None
-) -> KVCache:
+def recode(model: Model, cache: AnyCache, quant: Quant, tables: OwnTables = None) -> AnyCache:
     """The cache of prompts that `model` read with `none`, its visual tokens coded with `quant`.
 
     `models.generation.prefill` makes the same of these prompts with `quant`.
     """
+    assert isinstance(cache, KVCache), "full precision has one setting for all layers"
+    if isinstance(quant, LayerGroups):
+        split = split_layers(cache, quant)
+        own_tables = tables if isinstance(tables, tuple) else (tables,) * len(split.parts)
+        parts = zip(split.parts, quant.groups, own_tables, strict=True)
+        recoded = (
+            _recode(model, part, own, own_table, layers) for part, (layers, own), own_table in parts
+        )
+        return dataclasses.replace(split, parts=tuple(recoded))
+    assert not isinstance(tables, tuple)
+    return _recode(model, cache, quant, tables, tuple(range(cache.num_layers)))
+
+
+def _recode(
+    model: Model,
+    cache: KVCache,
+    quant: KVQuantConfig,
+    tables: CodeTables | None,
+    layers: tuple[int, ...],
+) -> KVCache:
     bias = key_bias_for(model.module().text, quant)
+    bias = None if bias is None else bias.of_layers(layers)
     banks = tuple(_code_bank(bank, quant, tables, bias) for bank in cache.visual)
     return dataclasses.replace(cache, visual=banks, quant=quant, tables=tables, key_bias=bias)
 

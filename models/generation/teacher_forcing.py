@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from models.calibration.attached import OwnTables
 from models.generation.decode_loop import decode_step
 from models.generation.generate import QuantizeAt
 from models.generation.prefill import prefill, run_prompt
@@ -21,10 +22,9 @@ from models.inputs.split import split_after_images
 from models.model import Model
 from models.sharding.placing import place
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.cache import NOTHING_FIXED, KVCache
 from vkq_jax.cache_updates import take_sequences
-from vkq_jax.code_tables import CodeTables
-from vkq_jax.config import KVQuantConfig
+from vkq_jax.layer_settings import Quant
+from vkq_jax.layered import AnyCache
 
 __all__ = [
     "Answered",
@@ -45,7 +45,7 @@ class Prompted(NamedTuple):
     """Prompts that have been read: logits [B, vocab] of the next token, and their cache."""
 
     logits: Array
-    cache: KVCache
+    cache: AnyCache
 
 
 class Reading(NamedTuple):
@@ -58,7 +58,7 @@ class Reading(NamedTuple):
         prompted: the Q rows, read to their ends.
     """
 
-    pictures: KVCache
+    pictures: AnyCache
     question: Inputs | None
     owner: Array
     prompted: Prompted
@@ -122,9 +122,9 @@ def read(
 def read_coded(
     model: Model,
     reading: Reading,
-    tables: CodeTables | None = None,
+    tables: OwnTables = None,
     *,
-    quant: KVQuantConfig,
+    quant: Quant,
     quantize_at: QuantizeAt,
 ) -> Prompted:
     """The rows of `reading` as `quant` has them, with its tables, when the answer begins."""
@@ -137,10 +137,10 @@ def read_coded(
     return read_question(model, reading.question, cache)
 
 
-def read_question(model: Model, question: Inputs, cache: KVCache) -> Prompted:
+def read_question(model: Model, question: Inputs, cache: AnyCache) -> Prompted:
     """Reads what follows the pictures that a cache holds, with the codes of that cache."""
     logits, cache = prefill(
-        model, question, cache, quant=cache.quant, cache_length=cache.text.cache_length
+        model, question, cache, quant=cache.quant, cache_length=cache.cache_length
     )
     return Prompted(logits, cache)
 
@@ -170,14 +170,14 @@ def answer(model: Model, prompted: Prompted, limit: int, *, steps: int) -> Answe
         going_on = active & ~(token[:, None] == stops[None]).any(-1)
         tokens = tokens.at[:, place].set(jnp.where(active, token, 0))
         logits, cache = decode_step(model, token, cache.with_fixed(fixed), active)
-        cache = cache.with_fixed(NOTHING_FIXED)
+        cache = cache.without_fixed()
         return place + 1, going_on, logits, cache, tokens, lengths + active, kept
 
     start = (
         jnp.int32(0),
         jnp.ones(batch, bool),
         prompted.logits,
-        prompted.cache.with_fixed(NOTHING_FIXED),
+        prompted.cache.without_fixed(),
         jnp.zeros((batch, steps), jnp.int32),
         jnp.zeros(batch, jnp.int32),
         jnp.zeros((batch, steps, vocab), jnp.float32),
@@ -221,9 +221,7 @@ def _follow(
         positions=jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), mask.shape),
         prompt_shape=PromptShape(0, count, 0, count),
     )
-    hidden, _ = run_prompt(
-        model, given, cache, quant=cache.quant, cache_length=cache.text.cache_length
-    )
+    hidden, _ = run_prompt(model, given, cache, quant=cache.quant, cache_length=cache.cache_length)
     logits = jnp.concatenate([prompted.logits[:, None], model.module().text.logits(hidden)], axis=1)
     return jax.nn.log_softmax(logits.astype(jnp.float32))
 

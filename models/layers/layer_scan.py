@@ -48,7 +48,7 @@ def restack_layers(params: Any) -> Any:
 
 def scan_layers[C](
     layers: nnx.Module,
-    step: Callable[[Any, Array, C], tuple[C, Any]],
+    step: Callable[[Any, Any, C], tuple[C, Any]],
     carry: C,
     num_layers: int,
     *,
@@ -61,7 +61,8 @@ def scan_layers[C](
 
     Args:
         layers: what `stack_layers` made.
-        step: `(block, layer int32 scalar, carry) -> (carry, output)`.
+        step: `(block, layer, carry) -> (carry, output)`; the layer's number is an int32 scalar,
+            or a plain integer where blocks are compiled one by one.
         carry: what goes from block to block.
         num_layers: L.
         remat: recompute a block's activations in the backward pass instead of keeping them.
@@ -73,7 +74,7 @@ def scan_layers[C](
     """
     graphdef, params = nnx.split(layers)
 
-    def body(carry: C, item: tuple[Array, Any]) -> tuple[C, Any]:
+    def body(carry: C, item: tuple[Array | int, Any]) -> tuple[C, Any]:
         layer, block_params = item
         return step(nnx.merge(graphdef, block_params), layer, carry)
 
@@ -90,7 +91,7 @@ def scan_layers[C](
         block_params = jax.tree.map(
             lambda x, i=i: x.layers[i] if _is_unstacked(x) else x[i], params, is_leaf=_is_unstacked
         )
-        carry, output = body(carry, (numbers[i], block_params))
+        carry, output = body(carry, (i, block_params))
         if outputs is None:  # written layer by layer: no second copy of all of them
             outputs = jax.tree.map(lambda x: jnp.zeros((num_layers, *x.shape), x.dtype), output)
         outputs = jax.tree.map(lambda all, x, i=i: all.at[i].set(x), outputs, output)

@@ -4,23 +4,24 @@ import dataclasses
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from models.sharding.axes import KV_HEADS, MODEL
 from models.sharding.placing import attention_axes, data_axis, on_shards, place, place_sequences
 from vkq_jax.array_types import Array, Bool
-from vkq_jax.decode import Decode
-from vkq_jax.prefill import Prefill
+from vkq_jax.decode import Decode, LayeredDecode
+from vkq_jax.prefill import LayeredPrefill, Prefill
 from vkq_jax.sharding import pass_specs
 from vkq_jax.visibility import Starts
 
 __all__ = ["attend"]
 
 
-def attend[Pass: (Prefill, Decode)](
+def attend[Pass: Prefill | Decode | LayeredPrefill | LayeredDecode](
     mesh: Mesh | None,
     passing: Pass,
-    layer: Array,
+    layer: Array | int,
     query: Array,
     key: Array,
     value: Array,
@@ -38,6 +39,7 @@ def attend[Pass: (Prefill, Decode)](
     if mesh is None:
         attended = passing.attend(layer, query, key, value, starts=starts, **masks, **scores)
         return cast(tuple[Array, Pass], attended)
+    assert isinstance(passing, Prefill | Decode)  # see `place_cache`
     cache = passing.unfinished
     batch = cache.position.shape[0]
     axes = attention_axes(mesh, batch)
@@ -67,7 +69,9 @@ def attend[Pass: (Prefill, Decode)](
     key, value = place(mesh, (key, value), PartitionSpec(data, None, KV_HEADS))
     starts, masks = place_sequences(mesh, (starts, masks))
     before = place(mesh, passing, pass_specs(passing, dataclasses.replace(axes, counts=data)))
-    output, *written, coded, skipped, done = run(layer, query, key, value, before, starts, masks)
+    output, *written, coded, skipped, done = run(
+        jnp.asarray(layer), query, key, value, before, starts, masks
+    )
     text = dataclasses.replace(cache.text, key=written[0], value=written[1])
     changes: dict[str, Any] = {
         "unfinished": dataclasses.replace(cache, text=text),

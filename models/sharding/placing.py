@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from models.sharding.axes import DATA, GROUP, KV_HEADS, MODEL
 from vkq_jax.cache import KVCache
+from vkq_jax.layered import LayeredCache
 from vkq_jax.sharding import CacheAxes, cache_specs
 
 __all__ = [
@@ -94,10 +95,18 @@ def place_logits(mesh: Mesh | None, logits: jax.Array) -> jax.Array:
     return place(mesh, logits, PartitionSpec(data_axis(mesh, batch), split))
 
 
-def place_cache(mesh: Mesh | None, cache: KVCache) -> KVCache:
-    """A cache of any mesh or none on this one, as attention reads it."""
+def place_cache[C: KVCache | LayeredCache](mesh: Mesh | None, cache: C) -> C:
+    """A cache of any mesh or none on this one, as attention reads it.
+
+    Raises:
+        NotImplementedError: its layers have settings of their own, which no mesh holds yet.
+    """
     if mesh is None:
         return cache
+    if not isinstance(cache, KVCache):
+        raise NotImplementedError(
+            "per_layer(...) settings are for one device: on a mesh all layers have the same"
+        )
     batch = cache.position.shape[0]
     # Lengths and positions are read outside attention, too, and small.
     axes = dataclasses.replace(attention_axes(mesh, batch), counts=data_axis(mesh, batch))

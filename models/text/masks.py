@@ -15,7 +15,7 @@ from models.layers.attention import causal_mask
 from models.layers.layer_kinds import by_kind
 from models.text.config import TextConfig
 from vkq_jax.array_types import Array, Bool, Int32
-from vkq_jax.cache import KVCache
+from vkq_jax.layered import AnyCache
 from vkq_jax.visibility import Starts, window_starts
 
 __all__ = ["cache_starts", "prompt_masks"]
@@ -41,7 +41,7 @@ def prompt_masks(config: TextConfig, inputs: Inputs) -> Callable[[Array], Bool[A
 
 
 def cache_starts(
-    config: TextConfig, cache: KVCache, index: Int32[Array, "B T"]
+    config: TextConfig, cache: AnyCache, index: Int32[Array, "B T"]
 ) -> Callable[[Array], Starts | None]:
     """For a layer's number: where what queries see of the cache begins.
 
@@ -52,6 +52,6 @@ def cache_starts(
     """
     if config.sliding_window is None:
         return lambda layer: None
-    starts = window_starts(cache, index, config.sliding_window)
+    starts = window_starts(cache.parts[0], index, config.sliding_window)
     everything = jax.tree.map(jnp.zeros_like, starts)
     return lambda layer: by_kind(config.full_layers, layer, starts, everything)

@@ -118,6 +118,19 @@ def test_demo_reads_the_receipt_from_one_bit(capsys):
     assert record["visual_kv_reduction"] >= 0.9
 
 
+def test_generate_takes_codes_by_layer(capsys, picture):
+    options = ["--model", "tiny", "--image", picture, "--prompt", "what is this?", "--json"]
+    quant = "minmax-1bit/0=none/-1=none"
+    code, out, _ = run(
+        capsys, "generate", *options, "--quant", quant, "--max-new-tokens", "1", "--no-compare"
+    )
+    record = json.loads(out)
+    assert code == 0
+    assert record["quant"] == quant
+    # Four of six layers in about 1 bit.
+    assert 0.6 < record["visual_kv_reduction"] < 4 / 6
+
+
 def test_generate_draws_at_random_by_the_seed(capsys, picture):
     ask = ["generate", "--model", "tiny", "--image", picture, "--prompt", "what is it?", "--json"]
     ask += ["--max-new-tokens", "3", "--no-compare", "--temperature", "5", "--top-k", "300"]

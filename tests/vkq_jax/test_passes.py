@@ -11,7 +11,7 @@ import pytest
 
 import vkq_jax
 
-LAYERS, BATCH, HEADS, KV_HEADS, DIM, VISUAL = 2, 2, 4, 2, 8, 9
+LAYERS, BATCH, HEADS, KV_HEADS, DIM, VISUAL = 3, 2, 4, 2, 8, 9
 CODES = "minmax-1bit"
 WEIGHTS = jax.random.normal(jax.random.key(0), (LAYERS, 4, HEADS * DIM, HEADS * DIM)) / 6
 # Image first in one prompt; text around it and padding at the start in the other.
@@ -163,7 +163,7 @@ def test_a_forgotten_layer_is_an_error(jitted):
         _, step = step.attend(1, *project(WEIGHTS[0], NEXT[:, :1]))
         return step.finish()
 
-    with pytest.raises(ValueError, match=r"finish\(\) needs attend\(\) of all 2 layers.*\[0\]"):
+    with pytest.raises(ValueError, match=r"finish\(\) needs attend\(\) of all 3 layers.*\[0, 2\]"):
         (partial(jax.eval_shape, forget) if jitted else forget)(empty())
 
 
@@ -204,7 +204,10 @@ def test_what_has_no_room_is_an_error_or_nan():
             lambda: vkq_jax.begin_prefill(empty(), IS_VISUAL, advance=jnp.ones(2, jnp.int32)),
             "positions and advance belong together",
         ),
-        (lambda: vkq_jax.begin_decode(empty()).attend(2, *project(WEIGHTS[0], NEXT[:, :1])), "2"),
+        (
+            lambda: vkq_jax.begin_decode(empty()).attend(3, *project(WEIGHTS[0], NEXT[:, :1])),
+            "got 3",
+        ),
         (
             lambda: vkq_jax.begin_decode(empty()).attend(0, *project(WEIGHTS[0], NEXT)),
             r"key must be \[B, T, K, H\] = \[2, 1, 2, 8\].*got float32 \[2, 2, 2, 8\]",

@@ -18,12 +18,12 @@ from models.sharding.placing import place, place_cache, place_logits, place_sequ
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
 from vkq_jax.array_types import Array, Float
-from vkq_jax.cache import KVCache
+from vkq_jax.layered import AnyCache
 
 __all__ = ["compare_implementations", "first_state", "measure_decoding", "replicate"]
 
 
-def first_state(logits: Float[Array, "B vocab"], cache: KVCache) -> DecodeState:
+def first_state(logits: Float[Array, "B vocab"], cache: AnyCache) -> DecodeState:
     """What greedy decoding starts from."""
     return DecodeState.start(logits, cache)
 

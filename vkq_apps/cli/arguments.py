@@ -17,6 +17,7 @@ from models.inputs.images import read_picture
 from vkq_apps.cli.console import log, stage
 from vkq_apps.cli.hosts import HOSTS_HELP, check_mesh
 from vkq_apps.cli.room import check_room
+from vkq_apps.codes_option import FORMS
 from vkq_jax.byte_units import human_bytes
 
 __all__ = [
@@ -63,7 +64,7 @@ MeshOption = Annotated[
         f"model. {HOSTS_HELP}",
     ),
 ]
-QuantOption = Annotated[str, typer.Option(metavar="NAME", help=PRESETS)]
+QuantOption = Annotated[str, typer.Option(metavar="NAME", help=f"{PRESETS} {FORMS}")]
 QuantizeAtOption = Annotated[
     QuantizeAt, typer.Option(help="Code images after the whole prompt, or before the question.")
 ]

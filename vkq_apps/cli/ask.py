@@ -35,7 +35,9 @@ from vkq_apps.cli.draws import (
     check_draws,
     draw_options,
 )
+from vkq_apps.codes_option import FORMS, Codes, parse_codes
 from vkq_jax.byte_units import human_bytes
+from vkq_jax.layer_settings import one_setting
 
 __all__ = ["demo", "generate"]
 
@@ -52,8 +54,8 @@ def demo(quant: QuantOption = DEFAULT_PRESET, json: JsonOption = False) -> None:
             [picture],
             DEMO_QUESTION,
             max_new_tokens=16,
-            name=_known(quant),
-            quant=quant,
+            name=quant,
+            quant=parse_codes(quant),
             watched=not json,
         )
     del record["tokens_per_second"]
@@ -67,7 +69,8 @@ def generate(
     quant: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help=f"{PRESETS} By default that of --score-map, else {DEFAULT_PRESET}."
+            metavar="NAME",
+            help=f"{PRESETS} {FORMS} By default that of --score-map, else {DEFAULT_PRESET}.",
         ),
     ] = None,
     max_new_tokens: Annotated[
@@ -115,24 +118,17 @@ def generate(
     _show(record, name, json)
 
 
-def _choose_codes(
-    quant: str | None, score_map: vkq_jax.ScoreMap | None
-) -> tuple[str, str | vkq_jax.KVQuantConfig]:
+def _choose_codes(quant: str | None, score_map: vkq_jax.ScoreMap | None) -> tuple[str, Codes]:
     """Name and codes of the visual cache: a score map brings those it was calibrated with."""
     own = None if score_map is None else score_map.quant
     if quant is None and own is not None:
         names = (name for name, preset in vkq_jax.presets.items() if preset == own)
         return next(names, "the score map's own codes"), own
-    name = _known(DEFAULT_PRESET if quant is None else quant)
+    name = DEFAULT_PRESET if quant is None else quant
+    codes = parse_codes(name)
     if score_map is not None:
-        score_map.check_codes(vkq_jax.resolve(name))
-    return name, name
-
-
-def _known(name: str) -> str:
-    """The name, which has to be that of a preset."""
-    vkq_jax.resolve(name)
-    return name
+        score_map.check_codes(one_setting(codes, "--score-map"))
+    return name, codes
 
 
 def _answer(

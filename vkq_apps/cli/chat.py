@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 import vkq_jax
-from models import GenerateOptions
 from models.inputs.images import read_picture
 from vkq_apps.cli.arguments import (
     JsonOption,
@@ -32,6 +31,7 @@ from vkq_apps.cli.draws import (
     draw_options,
 )
 from vkq_apps.cli.errors import describe
+from vkq_apps.codes_option import parse_codes
 from vkq_apps.conversation import CacheSize, Conversation
 from vkq_jax.byte_units import human_bytes
 
@@ -68,7 +68,7 @@ def chat(
     question, /bytes says what the cache takes, /reset starts anew, /quit ends. What goes wrong with
     a line is said, and the conversation goes on. With --json each line gets one object.
     """
-    vkq_jax.resolve(quant)
+    codes = parse_codes(quant)
     given = None if tables is None else vkq_jax.load_tables(tables)
     draws = draw_options(check_draws(temperature, top_k, top_p, seed))
     pictures = list(image or ())
@@ -77,7 +77,7 @@ def chat(
     )
     loaded = load_model(model)
     say_if_uncalibrated(loaded, quant, given)
-    options = draws | GenerateOptions(quant=quant, quantize_at=quantize_at, tables=given)
+    options = {**draws, "quant": codes, "quantize_at": quantize_at, "tables": given}
     conversation = Conversation(loaded, max_new_tokens=max_new_tokens, **options)
     talk = _Talk(conversation, pictures, json)
     if not json:

@@ -8,6 +8,7 @@ import typer
 
 from vkq_apps.cli.arguments import JsonOption, MeshOption, QuantizeAtOption, load_model
 from vkq_apps.cli.console import log, out, print_json, stage
+from vkq_apps.codes_option import FORMS
 from vkq_apps.evals.datasets import FORMATS, read_data
 from vkq_apps.evals.evaluation import Options, evaluate_model
 from vkq_apps.evals.metrics import METRICS
@@ -55,7 +56,7 @@ def evaluate(
             metavar="NAMES",
             help="Presets to compare with full precision, comma-separated; "
             f"NAME{PLAIN} is a preset without the tables that the model has for it, keep-7% drops "
-            "all but 7 % of the visual tokens, those of most attention.",
+            f"all but 7 % of the visual tokens, those of most attention. {FORMS}",
         ),
     ] = DEFAULT_PRESETS,
     tables: Annotated[

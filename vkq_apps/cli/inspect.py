@@ -27,6 +27,7 @@ from vkq_apps.cli.arguments import (
 )
 from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.cli.counts import check_count
+from vkq_apps.codes_option import parse_codes
 from vkq_apps.inspection.layout import Segment, read_layout
 from vkq_apps.inspection.measure import inspect_visual
 from vkq_apps.inspection.output_folder import (
@@ -39,6 +40,7 @@ from vkq_apps.inspection.pictures import seen_pictures
 from vkq_apps.inspection.report import REPORT, write_report
 from vkq_apps.inspection.summary import raw_arrays, summarize
 from vkq_jax.byte_units import human_bytes
+from vkq_jax.layer_settings import one_setting
 
 __all__ = ["inspect"]
 
@@ -66,7 +68,7 @@ def inspect(
     report.html in the folder shows all plots on one page, with the picture and both answers.
     """
     started = time.perf_counter()
-    vkq_jax.resolve(quant)  # an unknown name fails before anything is loaded
+    one_setting(asked := parse_codes(quant), "vkq inspect")  # before anything is loaded
     check_replaceable(out_folder)
     loaded, prompt, inputs = load_and_prepare(model, image, prompt, max_new_tokens=max_new_tokens)
     vision = _tower(loaded)  # what cannot be drawn is refused before anything is measured
@@ -85,7 +87,10 @@ def inspect(
             for name in dict.fromkeys(("none", quant))
         }
     with stage(f"measuring at full precision and with {quant}"):
-        inspection = inspect_visual(loaded, inputs, *find_codes(loaded, quant))
+        codes, tables = find_codes(loaded, asked)
+        assert isinstance(codes, vkq_jax.KVQuantConfig)
+        assert not isinstance(tables, tuple)
+        inspection = inspect_visual(loaded, inputs, codes, tables)
         segments = _segments(loaded, inputs)
         record = {
             "written_by": WRITTEN_BY,

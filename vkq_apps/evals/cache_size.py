@@ -3,7 +3,7 @@
 import dataclasses
 
 from vkq_jax.accounting import cache_nbytes
-from vkq_jax.cache import KVCache
+from vkq_jax.layered import AnyCache
 from vkq_jax.pytree import nbytes
 
 __all__ = ["CacheSize", "cache_size"]
@@ -19,7 +19,7 @@ class CacheSize:
     full_bytes: int
 
 
-def cache_size(cache: KVCache, full: KVCache) -> CacheSize:
+def cache_size(cache: AnyCache, full: AnyCache) -> CacheSize:
     """Counts the buffers of the visual banks: codes, and every table that belongs to a sequence.
 
     Args:
@@ -27,13 +27,15 @@ def cache_size(cache: KVCache, full: KVCache) -> CacheSize:
         full: the same prompts in full precision, all of whose elements count.
     """
     batch = cache.position.shape[0]
-    key = sum(nbytes(bank.key) for bank in cache.visual)
-    value = sum(nbytes(bank.value) for bank in cache.visual)
+    banks = [bank for part in cache.parts for bank in part.visual]
+    key = sum(nbytes(bank.key) for bank in banks)
+    value = sum(nbytes(bank.value) for bank in banks)
     # What belongs to neither (an order of the tokens, positions for a sliding window) is shared.
     shared = (cache_nbytes(cache).visual - key - value) / 2
     return CacheSize(
         key_bytes=(key + shared) / batch,
         value_bytes=(value + shared) / batch,
-        elements=sum(bank.key.num_elements() for bank in full.visual) // batch,
+        elements=sum(bank.key.num_elements() for part in full.parts for bank in part.visual)
+        // batch,
         full_bytes=cache_nbytes(full).visual // batch,
     )

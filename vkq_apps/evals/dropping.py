@@ -19,6 +19,7 @@ from vkq_jax.array_types import Array, Float
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.cache_updates import take_sequences
 from vkq_jax.dense import DenseTensor
+from vkq_jax.layered import AnyCache
 from vkq_jax.soft_cap import soft_cap
 from vkq_jax.visual import left_pack
 
@@ -55,7 +56,7 @@ def attention_mass(model: Model, inputs: Inputs) -> Float[Array, "L B K V"]:
     return mass
 
 
-def keep_tokens(cache: KVCache, mass: Float[Array, "L B K V"], share: float) -> KVCache:
+def keep_tokens(cache: AnyCache, mass: Float[Array, "L B K V"], share: float) -> KVCache:
     """The cache of prompts read with `none`, with that share of each sequence's visual tokens.
 
     Raises:
@@ -63,6 +64,7 @@ def keep_tokens(cache: KVCache, mass: Float[Array, "L B K V"], share: float) -> 
     """
     if cache.keeps_indices:
         raise NotImplementedError("token dropping is not for models with a sliding window")
+    assert isinstance(cache, KVCache), "full precision has one setting for all layers"
     (bank,) = cache.visual
     assert isinstance(bank.key, DenseTensor)
     assert isinstance(bank.value, DenseTensor)

@@ -24,6 +24,7 @@ from vkq_apps.evals.report import summarize
 from vkq_apps.evals.runner import run
 from vkq_apps.evals.settings import CONTROL, NONE, Setting
 from vkq_apps.provenance import provenance
+from vkq_jax.pytree import nbytes
 
 __all__ = ["Options", "evaluate_model"]
 
@@ -133,7 +134,7 @@ def evaluate_model(
         **asked,
         "seconds": round(seconds, 1),
         "offline_table_bytes": {
-            setting.name: setting.tables.nbytes
+            setting.name: nbytes(setting.tables)
             for setting in settings
             if setting.tables is not None
         },

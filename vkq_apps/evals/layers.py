@@ -1,7 +1,6 @@
 """Errors that coding makes in the scores and outputs of attention, layer by layer."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +11,11 @@ from models.generation.decode_loop import observed_step
 from models.generation.teacher_forcing import Prompted
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import to_kv_heads
-from vkq_jax.cache import VisualBank
+from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.error_measures import relative_squared_error
+from vkq_jax.layer_settings import LayerGroups
+from vkq_jax.layered import at_layer, map_parts, split_layers
 from vkq_jax.soft_cap import soft_cap
 
 __all__ = ["layer_errors"]
@@ -40,30 +41,41 @@ def layer_errors(
         output: |coded - exact|^2 / |exact|^2 of attention's output.
     """
     scale, cap = model.config.text.logits_scale, model.config.text.attn_logit_softcapping
-    visible = (coded.cache.text.length + 1)[:, None]
+    visible = (coded.cache.text_length + 1)[:, None]
+    full = exact.cache
+    assert isinstance(full, KVCache), "full precision has one setting for all layers"
+    groups = coded.cache.quant
+    full_parts = split_layers(full, groups).parts if isinstance(groups, LayerGroups) else (full,)
 
     def observe(query, cache, layer, starts):
-        attend = partial(
-            pallas_kernels.attend_layer,
-            query,
-            index=layer,
-            visible_text=visible,
-            starts=starts,
-            logits_scale=scale,
-            logits_soft_cap=cap,
-        )
-        both = dataclasses.replace(
-            cache, visual=exact.cache.visual, quant=exact.cache.quant, tables=None
-        )
         scaled = query.astype(jnp.float32) * scale
-        outputs = [attend(cache=one).output[:, 0] for one in (both, cache)]
-        scores = [
-            jnp.concatenate(
-                [_centred_scores(scaled, bank, view.tables, cap) for bank in view.visual],
-                axis=-1,
+
+        def measure(part: KVCache, place: Array) -> tuple[Array, Array]:
+            attended = pallas_kernels.attend_layer(
+                query,
+                part,
+                place,
+                visible_text=visible,
+                starts=starts,
+                logits_scale=scale,
+                logits_soft_cap=cap,
             )
-            for view in (both.layer(layer), cache.layer(layer))
-        ]
+            view = part.layer(place)
+            scores = [_centred_scores(scaled, bank, view.tables, cap) for bank in view.visual]
+            return attended.output[:, 0], jnp.concatenate(scores, axis=-1)
+
+        left = iter(full_parts)
+
+        def uncoded(part: KVCache) -> KVCache:
+            own = next(left)
+            return dataclasses.replace(
+                part, visual=own.visual, quant=own.quant, tables=None, key_bias=None
+            )
+
+        outputs, scores = zip(
+            *(at_layer(one, layer, measure) for one in (map_parts(cache, uncoded), cache)),
+            strict=True,
+        )
         return {
             "score": relative_squared_error(*scores),
             "output": relative_squared_error(*outputs),

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import vkq_jax
 from models import Model
-from models.calibration.attached import find_codes
+from models.calibration.attached import OwnTables, find_codes
 from models.generation.recoding import FULL_PRECISION
+from vkq_apps.codes_option import parse_codes
+from vkq_jax.layer_settings import Quant
 from vkq_jax.presets import calibrated_presets
 
 __all__ = ["CONTROL", "FULL", "NONE", "PLAIN", "Setting", "preset_names", "settings_of"]
@@ -28,8 +30,8 @@ class Setting:
     """
 
     name: str
-    quant: vkq_jax.KVQuantConfig
-    tables: vkq_jax.CodeTables | None = None
+    quant: Quant
+    tables: OwnTables = None
     kept: float | None = None
 
     @property
@@ -53,7 +55,7 @@ def preset_names(text: str) -> list[str]:
     names.pop(NONE, None)
     for name in names:
         if name not in calibrated_presets and _kept(name) is None:
-            vkq_jax.resolve(name.removesuffix(PLAIN))
+            parse_codes(name.removesuffix(PLAIN))
     return list(names)
 
 
@@ -88,10 +90,14 @@ def settings_of(
             settings.append(Setting(name, FULL_PRECISION, kept=share))
             continue
         if name.endswith(PLAIN):
-            settings.append(Setting(name, vkq_jax.resolve(name.removesuffix(PLAIN))))
+            codes = parse_codes(name.removesuffix(PLAIN))
+            if isinstance(codes, vkq_jax.PerLayer):
+                settings.append(Setting(name, codes.settle(model.config.text.num_hidden_layers)))
+            else:
+                settings.append(Setting(name, vkq_jax.resolve(codes)))
             continue
         try:
-            settings.append(Setting(name, *find_codes(model, name, given)))
+            settings.append(Setting(name, *find_codes(model, parse_codes(name), given)))
         except ValueError as error:
             raise ValueError(f"--quant {name}: {error}") from error
     return settings

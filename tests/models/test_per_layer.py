@@ -1,0 +1,102 @@
+"""A model whose layers have settings of their own, from the prompt to later turns."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+import models
+import vkq_jax
+from models.calibration.attached import find_codes
+from models.generation.prefill import prefill
+from models.generation.recoding import FULL_PRECISION, recode
+from pallas_kernels import decode_attention, explain
+from tests.support.tiny_llava import batch, prompt, tiny_model
+
+MIXED = vkq_jax.per_layer("minmax-1bit", {0: "none", -1: "none"})
+INPUTS = batch(prompt(3, "image", 5), prompt(2, "image", 1, seed=1))
+
+
+def generate(model, **options):
+    return models.generate(
+        model, INPUTS, **{"quant": MIXED, "max_new_tokens": 3, "stop_tokens": (), **options}
+    )
+
+
+@pytest.fixture(scope="module")
+def answered():
+    return generate(tiny_model())
+
+
+def test_layers_in_a_loop_and_one_by_one_are_the_same(answered):
+    cache = answered.cache
+    assert cache.layers == ((0, 2), (1,))
+    assert [part.quant for part in cache.parts] == [
+        vkq_jax.presets["none"],
+        vkq_jax.presets["minmax-1bit"],
+    ]
+    apart = generate(tiny_model().unstack_layers())
+    np.testing.assert_array_equal(apart.tokens, answered.tokens)
+    for x, y in zip(jax.tree.leaves(apart.cache), jax.tree.leaves(cache), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(x, np.float32), np.asarray(y, np.float32), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_a_conversation_goes_on(answered):
+    later = batch(prompt(4, seed=3), prompt(2, seed=4))
+    second = models.generate(
+        tiny_model(), later, cache=answered.cache, quant=MIXED, max_new_tokens=2, stop_tokens=()
+    )
+    assert (
+        second.cache.num_tokens.tolist() == (answered.cache.num_tokens + 6 - np.r_[0, 2]).tolist()
+    )
+    with pytest.raises(ValueError, match="a conversation keeps the codes of its cache"):
+        models.generate(tiny_model(), later, cache=answered.cache, quant="none", max_new_tokens=2)
+
+
+def test_a_cache_in_full_precision_is_recoded_to_the_same():
+    model, groups = tiny_model(), MIXED.settle(3)
+    run = partial(prefill, model, INPUTS, cache_length=9)
+    _, expected = run(quant=groups)
+    _, exact = run(quant=FULL_PRECISION)
+    got = jax.jit(recode, static_argnames="quant")(model, exact, quant=groups)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(x, np.float32), np.asarray(y, np.float32), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_kernels_read_and_explain_each_layer(answered):
+    query = jax.random.normal(jax.random.key(0), (2, 1, 4, 16))
+    for layer in range(3):
+        view = answered.cache.layer(layer)
+        outputs = [decode_attention(query, view, implementation=x) for x in ("xla", "reference")]
+        np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
+    lines = explain(answered.cache).splitlines()
+    assert [line for line in lines if "layers" in line] == ["layers 0, 2:", "layers 1:"]
+
+
+def test_calibrated_tables_come_with_their_layers():
+    model = models.load("tiny")
+    quant = vkq_jax.per_layer("vkq-1bit", {0: "none"})
+    groups, (full, coded) = find_codes(model, quant)
+    calibrated = model.calibrated.codes.find("vkq-1bit")
+    assert [settings for _, settings in groups.groups] == [FULL_PRECISION, calibrated.quant]
+    assert full is None
+    for own, whole in zip(*map(jax.tree.leaves, (coded, calibrated.tables)), strict=True):
+        np.testing.assert_array_equal(own, whole[1:])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quant": vkq_jax.per_layer("none", {3: "minmax-1bit"})}, r"\[-3, 3\) for a model of 3"),
+        ({"tables": vkq_jax.CalibratedCodes((), model="x")}, "tables"),
+    ],
+)
+def test_bad_settings_are_one_clear_error(options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        generate(tiny_model(), **options)
+    assert len(str(caught.value)) < 400

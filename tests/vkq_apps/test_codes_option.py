@@ -1,0 +1,98 @@
+"""`--quant`: presets, codes of one's own, and changes for keys, values and layers."""
+
+import sys
+
+import pytest
+
+import vkq_jax
+from vkq_apps.codes_option import parse_codes
+from vkq_jax.presets import _PRESETS
+
+MODULE = """
+import vkq_jax
+
+codes = vkq_jax.LevelCodes(bits=4)
+mine = vkq_jax.KVQuantConfig(key=codes, value=vkq_jax.SignCodes())
+layers = vkq_jax.per_layer("none", {1: mine})
+number = 3
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "own_codes_of_a_test.py").write_text(MODULE)
+    (tmp_path / "broken_codes_of_a_test.py").write_text("1 / 0")
+    yield "own_codes_of_a_test"
+    sys.modules.pop("own_codes_of_a_test", None)
+
+
+def test_a_preset_stays_a_name():
+    assert parse_codes("vkq-1bit") == "vkq-1bit"
+
+
+def test_layers_and_sides():
+    expected = vkq_jax.per_layer("vkq-1bit", {0: "none", -1: "vkq-2bit", range(2, 4): "vkq-half"})
+    assert parse_codes("vkq-1bit/0=none/-1=vkq-2bit/2-3=vkq-half") == expected
+    signs, level = vkq_jax.presets["signs-1bit"], vkq_jax.presets["minmax-4bit"]
+    assert parse_codes("signs-1bit/key=minmax-4bit") == vkq_jax.KVQuantConfig(
+        key=level.key, value=signs.value
+    )
+    both = parse_codes("signs-1bit/value=minmax-4bit/0=none")
+    assert both.default == vkq_jax.KVQuantConfig(key=signs.key, value=level.value)
+    assert both.changes == ((0, "none"),)
+
+
+def test_codes_of_ones_own(here):
+    level = vkq_jax.LevelCodes(bits=4)
+    assert parse_codes(f"{here}:codes") == vkq_jax.KVQuantConfig(key=level, value=level)
+    mine = vkq_jax.KVQuantConfig(key=level, value=vkq_jax.SignCodes())
+    assert parse_codes(f"{here}:mine") == mine
+    assert parse_codes(f"{here}:layers").settle(2) == vkq_jax.per_layer("none", {1: mine}).settle(2)
+    assert parse_codes(f"vkq-1bit/0={here}:mine").changes == ((0, mine),)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vkq-1bt", "unknown preset 'vkq-1bt'.*did you mean 'vkq-1bit'"),
+        ("vkq-1bit/none", "LAYER=NAME, key=... or value=..., got 'none'"),
+        ("vkq-1bit/first=none", "expected a layer such as 0, -1 or 0-3, key or value, got 'first'"),
+        ("vkq-1bit/0=nome", "unknown preset 'nome'"),
+        ("vkq-1bit/key=minmax-4bit", "classes of the same shares"),
+        ("no_such_module_here:mine", "got ModuleNotFoundError: No module named"),
+        ("own_codes_of_a_test:other", "got AttributeError"),
+        ("own_codes_of_a_test:number", r"a Quantizer or per_layer\(...\), got 3"),
+        ("own_codes_of_a_test:layers/0=none", "has settings of its layers, got '0=none'"),
+        ("broken_codes_of_a_test:mine", "got ZeroDivisionError"),
+        (":", "ValueError: Empty module name"),
+    ],
+)
+def test_what_names_no_codes_is_one_clear_error(here, text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_codes(text)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_registered_name_is_known_everywhere():
+    settings = vkq_jax.register_preset("mine-of-a-test", vkq_jax.LevelCodes(bits=8))
+    try:
+        assert vkq_jax.presets["mine-of-a-test"] == settings
+        assert vkq_jax.register_preset("mine-of-a-test", settings) == settings
+        assert parse_codes("mine-of-a-test/0=none").default == "mine-of-a-test"
+        with pytest.raises(ValueError, match="is a preset with other settings"):
+            vkq_jax.register_preset("mine-of-a-test", vkq_jax.LevelCodes(bits=4))
+    finally:
+        _PRESETS.pop("mine-of-a-test")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "a,b", "a:b", "-a", 3])
+def test_a_name_that_options_could_not_hold_is_refused(name, monkeypatch):
+    import jaxtyping
+
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="name: expected letters"):
+        vkq_jax.register_preset(name, vkq_jax.presets["none"])
+    with pytest.raises(ValueError, match="expected a KVQuantConfig or a Quantizer, got 3"):
+        vkq_jax.register_preset("mine-of-a-test", 3)

@@ -1,0 +1,94 @@
+"""What `--quant` may be: a preset, codes of one's own, and changes for keys, values and layers.
+
+vkq-1bit                            a preset
+my_codes:mine                       what `mine` is in my_codes.py, here or installed
+signs-1bit/key=minmax-4bit          keys with the codes of another one
+vkq-1bit/0=none/-1=vkq-2bit         the first and the last layer with settings of their own
+vkq-1bit/0-3=none                   layers 0 to 3
+"""
+
+import importlib
+import os
+import re
+import sys
+from typing import Any
+
+import vkq_jax
+from vkq_jax.validation import shorten, shown
+
+__all__ = ["FORMS", "Codes", "parse_codes"]
+
+type Codes = str | vkq_jax.KVQuantConfig | vkq_jax.PerLayer
+
+FORMS = (
+    "NAME/0=none/-1=NAME2 gives the first and the last layer codes of their own, NAME/key=NAME2 "
+    "or NAME/value=NAME2 one side, MODULE:NAME takes settings from a Python module."
+)
+
+
+def parse_codes(text: str) -> Codes:
+    """The codes that an option names; the name itself where it is a preset's.
+
+    Raises:
+        ValueError: an unknown preset, module, side or layer, or a module that cannot be imported
+            or has no such settings.
+    """
+    first, *changes = text.split("/")
+    codes = _named(first)
+    layers: dict[int | range, str | vkq_jax.KVQuantConfig] = {}
+    for change in changes:
+        place, equals, name = change.partition("=")
+        if not equals:
+            raise ValueError(f"--quant: expected LAYER=NAME, key=... or value=..., got {change!r}")
+        own = _named(name)
+        if isinstance(codes, vkq_jax.PerLayer) or isinstance(own, vkq_jax.PerLayer):
+            raise ValueError(f"--quant: {shown(first)} has settings of its layers, got {change!r}")
+        if place in ("key", "value"):
+            sides = {place: getattr(vkq_jax.resolve(own), place)}
+            whole = vkq_jax.resolve(codes)
+            codes = vkq_jax.KVQuantConfig(
+                **({"key": whole.key, "value": whole.value} | sides), calibration=whole.calibration
+            )
+        else:
+            layers[_layers(place)] = own
+    if not layers or isinstance(codes, vkq_jax.PerLayer):
+        return codes
+    return vkq_jax.per_layer(codes, layers)
+
+
+def _layers(text: str) -> int | range:
+    if re.fullmatch(r"-?\d{1,6}", text):
+        return int(text)
+    if found := re.fullmatch(r"(\d{1,6})-(\d{1,6})", text):
+        return range(int(found[1]), int(found[2]) + 1)
+    raise ValueError(f"--quant: expected a layer such as 0, -1 or 0-3, key or value, got {text!r}")
+
+
+def _named(name: str) -> Codes:
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        vkq_jax.resolve(name)
+        return name
+    found = _imported(module, attribute)
+    if isinstance(found, vkq_jax.Quantizer):
+        return vkq_jax.KVQuantConfig(key=found, value=found)
+    if isinstance(found, vkq_jax.KVQuantConfig | vkq_jax.PerLayer):
+        return found
+    raise ValueError(
+        f"--quant {name}: expected a KVQuantConfig, a Quantizer or per_layer(...), got "
+        f"{shown(found)}"
+    )
+
+
+def _imported(module: str, attribute: str) -> Any:
+    here = os.getcwd()
+    if here not in sys.path:  # as `python -m` has it
+        sys.path.insert(0, here)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever a module does when it is imported
+        kind = type(error).__name__
+        raise ValueError(
+            f"--quant {module}:{attribute}: expected settings in a module that can be imported "
+            f"here, got {kind}: {shorten(str(error), 150)}"
+        ) from error
