@@ -3,6 +3,7 @@
 from vkq_jax import summaries as summaries  # registers the short forms of caches and tensors
 from vkq_jax.accounting import CacheBytes, cache_nbytes
 from vkq_jax.attention import Attended
+from vkq_jax.attention_weights import AttentionWeights, attention_weights, token_numbers
 from vkq_jax.backend import Backend
 from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
 from vkq_jax.cache_updates import append, grow, take_sequences
@@ -49,6 +50,7 @@ __all__ = [
     "MSE",
     "AffineTensor",
     "Attended",
+    "AttentionWeights",
     "Backend",
     "CacheBytes",
     "CalibratedCodes",
@@ -95,6 +97,7 @@ __all__ = [
     "VisualBank",
     "VisualSpan",
     "append",
+    "attention_weights",
     "begin_decode",
     "begin_prefill",
     "cache_nbytes",
@@ -119,6 +122,7 @@ __all__ = [
     "save_tables",
     "share_visual",
     "take_sequences",
+    "token_numbers",
     "visual_mask",
     "visual_spans",
     "window_starts",

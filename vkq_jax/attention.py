@@ -25,6 +25,7 @@ __all__ = [
     "attend_cache",
     "attend_dense",
     "from_kv_heads",
+    "joint_scores",
     "map_of_rows",
     "merge",
     "per_kv_head",
@@ -84,6 +85,37 @@ def attend_cache(
         logits_scale: H ** -0.5 by default.
         logits_soft_cap: see `soft_cap`; of visual and text scores, before score calibration.
     """
+    num_queries = query.shape[1]
+    parts, masks, calibration_skipped = joint_scores(
+        query, layer, visible_text, starts, logits_scale, logits_soft_cap
+    )
+    weights, logsumexp = masked_softmax(jnp.concatenate(parts, -1), jnp.concatenate(masks, -1))
+    *visual, text = jnp.split(weights, _boundaries(parts), axis=-1)
+    output = split_einsum("bkqs,bksh->bkqh", text, layer.text.value)
+    value_tables = None if layer.tables is None else layer.tables.value
+    for bank, part in zip(layer.visual, visual, strict=True):
+        if is_shared(bank, query.shape[0]):
+            summed = post_scaling.weighted_sum(join_sequences(part), bank.value, value_tables)
+            summed = split_sequences(summed, query.shape[0])
+        else:
+            summed = post_scaling.weighted_sum(part, bank.value, value_tables)
+        output = output + summed
+    return Attended.from_kv_heads(output, logsumexp, num_queries, calibration_skipped)
+
+
+def joint_scores(
+    query: Float[Array, "B T N H"],
+    layer: LayerCache,
+    visible_text: Int32[Array, "B T"] | None,
+    starts: Starts | None,
+    logits_scale: float | None,
+    logits_soft_cap: float | None,
+) -> tuple[list, list, Int32[Array, "B"] | None]:
+    """Scores [B, K, Q, S] of each visual bank and, last, of the text; which ones are visible.
+
+    Both in the order of the slots, capped and calibrated; and how many rows of visual scores the
+    guard left uncalibrated, None where nothing is calibrated. Arguments: see `attend_cache`.
+    """
     num_queries, num_kv_heads = query.shape[1], layer.text.key.shape[1]
     q = scaled_rows(query, num_kv_heads, logits_scale)
     parts, masks = _visual_scores(q, layer, starts, logits_soft_cap)
@@ -105,19 +137,7 @@ def attend_cache(
     text_start = None if starts is None else starts.text
     seen = visible(text_start, visible_text, text.key.shape[-2])[:, None]
     masks.append(per_kv_head(seen, parts[-1]))
-
-    weights, logsumexp = masked_softmax(jnp.concatenate(parts, -1), jnp.concatenate(masks, -1))
-    *visual, of_text = jnp.split(weights, _boundaries(parts), axis=-1)
-    output = split_einsum("bkqs,bksh->bkqh", of_text, text.value)
-    value_tables = None if layer.tables is None else layer.tables.value
-    for bank, part in zip(layer.visual, visual, strict=True):
-        if is_shared(bank, query.shape[0]):
-            summed = post_scaling.weighted_sum(join_sequences(part), bank.value, value_tables)
-            summed = split_sequences(summed, query.shape[0])
-        else:
-            summed = post_scaling.weighted_sum(part, bank.value, value_tables)
-        output = output + summed
-    return Attended.from_kv_heads(output, logsumexp, num_queries, calibration_skipped)
+    return parts, masks, calibration_skipped
 
 
 def score_range(

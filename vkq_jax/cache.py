@@ -106,6 +106,20 @@ class VisualBank:
         free = jnp.zeros((*scores.shape[:-1], capacity), scores.dtype)
         return jnp.put_along_axis(free, slot, scores, axis=-1, inplace=False, mode="drop")
 
+    def in_positions(self, x: Float[Array, "B K Q S"], absent: float) -> Float[Array, "B K Q V"]:
+        """What belongs to one layer's slots, in the order in which the tokens came.
+
+        `absent` stands behind the last token of a sequence. The inverse of `in_slots`.
+        """
+        if self.class_map is None:
+            valid = filled(self.length, x.shape[-1])[:, None]
+        else:
+            _, valid = self._per_head(self.length[:, None])
+            slot = self.class_map.slots_of_positions(valid)[:, :, None]
+            shape = (*x.shape[:-1], slot.shape[-1])
+            x = jnp.take_along_axis(x, jnp.broadcast_to(slot, shape), axis=-1)
+        return jnp.where(valid[:, :, None], x, jnp.asarray(absent, x.dtype))
+
     def dequantize(
         self, tables: CodeTables | None = None
     ) -> tuple[Float[Array, "*L B K V H"], Float[Array, "*L B K V H"]]:

@@ -8,22 +8,13 @@ cache has the batch.
 import jax.numpy as jnp
 
 from vkq_apps.inspection.capture import Capture
-from vkq_jax import post_scaling
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.attention import (
-    attend_cache,
-    from_kv_heads,
-    masked_softmax,
-    per_kv_head,
-    to_kv_heads,
-)
+from vkq_jax.attention import attend_cache
+from vkq_jax.attention_weights import attention_weights
 from vkq_jax.cache import LayerCache, TextBank, code_bank
-from vkq_jax.calibration import calibrate
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.pytree import frozen_pytree
-from vkq_jax.slots import visible
-from vkq_jax.soft_cap import soft_cap
 from vkq_jax.visibility import Starts
 
 __all__ = ["LastTokenAttention", "layers_as_batch", "over_cache"]
@@ -80,25 +71,10 @@ def over_cache(
     attended = attend_cache(
         query, cache, starts=starts, logits_scale=logits_scale, logits_soft_cap=logits_soft_cap
     )
-    # Attention does not hand out its weights, so they are computed again, from the same parts.
-    (bank,) = cache.visual
-    q = to_kv_heads(query.astype(jnp.float32) * logits_scale, cache.text.key.shape[1])
-
-    scores = post_scaling.scores(q, bank.key, None if cache.tables is None else cache.tables.key)
-    scores = soft_cap(scores, logits_soft_cap)
-    mask = bank.visible(caught.visual_start[:, None], bank.length[:, None], scores.shape[-1])
-    mask = per_kv_head(mask, scores)
-    if cache.quant.calibration is not None:
-        scores, _ = calibrate(scores, mask, cache.quant.calibration)
-    text = jnp.einsum("lkmh,lksh->lkms", q, cache.text.key.astype(jnp.float32), precision="highest")
-    text = soft_cap(text, logits_soft_cap)
-    seen = visible(caught.text_start[:, None], cache.text.length[:, None], text.shape[-1])
-    mask = jnp.concatenate([mask, per_kv_head(seen[:, None], text)], -1)
-    weights, _ = masked_softmax(jnp.concatenate([scores, text], -1), mask)
-    visual, text = jnp.split(weights, [scores.shape[-1]], axis=-1)
-    if bank.class_map is not None:
-        slots = bank.class_map.slots_of_positions()[:, :, None]
-        shape = (*visual.shape[:-1], slots.shape[-1])
-        visual = jnp.take_along_axis(visual, jnp.broadcast_to(slots, shape), axis=-1)
-    visual, text = (from_kv_heads(part, 1)[:, 0] for part in (visual, text))
-    return LastTokenAttention(visual, text, attended.output[:, 0], attended.calibration_skipped)
+    weights = attention_weights(
+        query, cache, starts=starts, logits_scale=logits_scale, logits_soft_cap=logits_soft_cap
+    )
+    (visual,) = weights.visual
+    return LastTokenAttention(
+        visual[:, 0], weights.text[:, 0], attended.output[:, 0], attended.calibration_skipped
+    )
