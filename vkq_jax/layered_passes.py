@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from vkq_jax import pass_checks as checks
 from vkq_jax.array_types import Array, Bool, Float, Int32
@@ -82,6 +84,7 @@ class LayeredPrefill:
 
     def finish(self) -> LayeredCache:
         """The cache with this prompt in it, see `Prefill.finish`."""
+        _check_all_done(self)
         return LayeredCache(tuple(part.finish() for part in self.parts), self.layers)
 
 
@@ -143,7 +146,17 @@ class LayeredDecode:
 
     def finish(self) -> LayeredCache:
         """The cache with the new tokens in it, see `Decode.finish`."""
+        _check_all_done(self)
         return LayeredCache(tuple(part.finish() for part in self.parts), self.layers)
+
+
+def _check_all_done(passing: LayeredPrefill | LayeredDecode) -> None:
+    """Raises ValueError with the model's numbers of layers that are known not to have attended."""
+    done = np.ones(sum(map(len, passing.layers)), bool)
+    for part, layers in zip(passing.parts, passing.layers, strict=True):
+        if not isinstance(part.done, Tracer):
+            done[list(layers)] = np.asarray(part.done)
+    checks.check_all_done(done)
 
 
 def _replaced[P: (LayeredPrefill, LayeredDecode)](passing: P, number: int, after: Any) -> P:

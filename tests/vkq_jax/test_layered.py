@@ -158,6 +158,7 @@ def test_equal_settings_are_one_cache():
             lambda: empty(vkq_jax.per_layer("none", {0: CODES}).settle(2)),
             r"settings of 3 layers, got 2",
         ),
+        (lambda: vkq_jax.begin_decode(empty(MIXED)).finish(), r"of all 3 layers.*\[0, 1, 2\]"),
         (
             lambda: jax.eval_shape(lambda i: empty(MIXED).layer(i).text.key, jnp.int32(0)),
             "plain integer for unlike layers",
