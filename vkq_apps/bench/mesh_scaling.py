@@ -12,13 +12,13 @@ from models.generation.decode_loop import decode_step
 from models.model import Model
 from models.sharding.placing import attention_axes, place_cache
 from vkq_apps.bench.wire import sent_by
-from vkq_jax.cache import KVCache
+from vkq_jax.layered import AnyCache
 
 __all__ = ["compare_meshes", "mesh_figures"]
 
 
 def mesh_figures(
-    model: Model, cache: KVCache, batch: int, implementation: str | None
+    model: Model, cache: AnyCache, batch: int, implementation: str | None
 ) -> dict[str, Any]:
     """Devices, the bytes of each, and what each sends in a decode step of `batch` sequences.
 
@@ -30,7 +30,7 @@ def mesh_figures(
     """
     assert model.mesh is not None
 
-    def grown(cache: KVCache) -> KVCache:
+    def grown(cache: AnyCache) -> AnyCache:
         index = jnp.arange(batch, dtype=jnp.int32) % cache.position.shape[0]
         return place_cache(model.mesh, vkq_jax.take_sequences(cache, index))
 
