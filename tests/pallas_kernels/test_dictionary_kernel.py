@@ -196,13 +196,11 @@ def test_xla_reads_a_tiled_bank():
 @pytest.mark.parametrize(
     ("quant", "head_dim", "reason"),
     [
-        (both(hadamard((1.0, 2.5), centres=0)), 64, "keys: (160,) bits a token in its class, no"),
         (both(hadamard((1.0, 1), learned=True)), 64, "keys: dictionaries of the model's tables"),
         (CODES["vkq-1bit"], 96, "keys: dictionary codes of head_dim 96"),
         (both(hadamard((1.0, 1), centres=5)), 64, "keys: 5 centroids of an image, more than 4"),
         (both(hadamard((1.0, 5))), 64, "keys: 5 planes in a class, more than 4"),
         (both(hadamard((1.0, 1), table_dtype="float32")), 64, "keys: tables in float32"),
-        (both(hadamard((1.0, 1), centres=0)), 64, "keys: dictionary codes without a centre"),
         (both(hadamard((1.0, 2.5))), 64, "keys: a class of tokens with half a plane"),
         (
             KVQuantConfig(hadamard((0.5, 1), (0.5, 0)), hadamard((0.5, 1), (0.5, 1))),
