@@ -8,6 +8,7 @@ from pallas_kernels.api import (
     decode_attention,
     explain,
     lay_out,
+    slowness,
     unavailable_reason,
 )
 from pallas_kernels.backend import Backend
@@ -30,6 +31,7 @@ __all__ = [
     "explain_coding",
     "lay_out",
     "quantize_bank",
+    "slowness",
     "tile",
     "unavailable_reason",
 ]

@@ -13,6 +13,7 @@ from pallas_kernels.layout.tiled import tile
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import Attended
 from vkq_jax.cache import KVCache, LayerCache, VisualBank
+from vkq_jax.dense import DenseTensor
 from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.soft_cap import check_soft_cap, is_finite_number
 from vkq_jax.visibility import Starts
@@ -25,6 +26,7 @@ __all__ = [
     "decode_attention",
     "explain",
     "lay_out",
+    "slowness",
     "unavailable_reason",
 ]
 
@@ -200,8 +202,8 @@ def explain(
     """Which implementation this cache takes here by default, and what the others would do.
 
     With the shape of a query [B, T, N, H] (and the cache of all layers) also how the fused kernel
-    would divide the work, on whatever device. Arrays may be abstract. Layers with settings of their
-    own are explained group by group.
+    would divide the work, on whatever device. Last the line of `slowness`, if any. Arrays may be
+    abstract. Layers with settings of their own are explained group by group.
     """
     if isinstance(cache, LayeredCache):
         parts = zip(cache.layers, cache.parts, strict=True)
@@ -218,7 +220,30 @@ def explain(
         _check_query(query, cache)
         if mosaic_gpu.unsupported_reason(cache, logits_soft_cap) is None:
             lines += [f"mosaic_gpu: {line}" for line in mosaic_gpu.describe(cache, query)]
+    if slow := slowness(cache, logits_soft_cap=logits_soft_cap):
+        lines.append(f"warning: {slow}")
     return "\n".join(lines)
+
+
+def slowness(
+    cache: LayerCache | KVCache,
+    implementation: str | None = None,
+    logits_soft_cap: float | None = None,
+) -> str | None:
+    """One line where attention over a coded cache takes longer than over bfloat16; else None.
+
+    So it is on a GPU, but for the fused kernel. Elsewhere arithmetic, not memory, takes the time of
+    both. Arrays may be abstract; errors are those of `choose_implementation`.
+    """
+    name = choose_implementation(implementation, cache, logits_soft_cap)
+    coded = any(not isinstance(bank.key, DenseTensor) for bank in cache.visual)
+    if not coded or name == "mosaic_gpu" or jax.default_backend() != "gpu":
+        return None
+    reason = unavailable_reason("mosaic_gpu", cache, logits_soft_cap) or f"{name} was asked for"
+    return (
+        f"attention over this coded cache is slower here than over a bfloat16 cache, by {name} "
+        f"instead of the fused kernel: {reason}"
+    )
 
 
 def _check_query(query: Array | jax.ShapeDtypeStruct, cache: LayerCache | KVCache) -> None:

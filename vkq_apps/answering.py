@@ -8,6 +8,7 @@ from typing import Unpack
 import jax
 
 import models
+import pallas_kernels
 import vkq_jax
 from models import GenerateOptions, Inputs, Model
 
@@ -24,6 +25,7 @@ class Answer:
         visual_tokens: image tokens held by the cache.
         nbytes: of the cache, by what they hold.
         tokens_per_second: of the decode loop once it is compiled; None for very short answers.
+        slowness: why attention over the cache is slower here than over bfloat16; None: it is not.
     """
 
     text: str
@@ -31,6 +33,7 @@ class Answer:
     visual_tokens: int
     nbytes: vkq_jax.CacheBytes
     tokens_per_second: float | None
+    slowness: str | None
 
 
 def ask(
@@ -66,4 +69,9 @@ def ask(
         visual_tokens=sum(int(length.sum()) for length in generation.cache.visual_lengths),
         nbytes=vkq_jax.cache_nbytes(generation.cache),
         tokens_per_second=rate,
+        slowness=pallas_kernels.slowness(
+            generation.cache,
+            options.get("implementation"),
+            model.config.text.attn_logit_softcapping,
+        ),
     )

@@ -308,7 +308,7 @@ def _launch(
     return output[0], logsumexp[0], *(x[0] for x in found)
 
 
-def _join(logsumexp: Float[Array, "P *rows"], *results: Float[Array, "P *rows C"]) -> tuple:
+def _join(logsumexp: Float[Array, "P *rows"], *results: Float[Array, "P *rows _"]) -> tuple:
     """Joins results over parts of the positions; element by element, so that it is one kernel.
 
     Returns:

@@ -171,12 +171,8 @@ def _untileable_reason(x: DictionaryTensor) -> str | None:
         return "dictionaries of the model's tables, not Hadamard planes"
     if x.head_dim not in layouts.STORED_HEAD_DIMS:
         return f"dictionary codes of head_dim {x.head_dim}, none of {layouts.STORED_HEAD_DIMS}"
-    if not x.centre.shape[-2]:
-        return "dictionary codes without a centre of the image's own"
     if x.centre.shape[-2] > MOST_CENTRES:
         return f"{x.centre.shape[-2]} centroids of an image, more than {MOST_CENTRES}"
-    if any(virtual % x.head_dim for virtual in x.virtual):
-        return f"{x.virtual} bits a token in its class, no whole planes of {x.head_dim} channels"
     if max(x.virtual) > _MOST_BITS * x.head_dim:
         return f"{max(x.virtual) // x.head_dim} planes in a class, more than {_MOST_BITS}"
     if any(channels % x.head_dim for channels in x.virtual):

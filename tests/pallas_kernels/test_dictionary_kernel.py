@@ -18,7 +18,7 @@ from pallas_kernels.attention.launch import emulated_launch, program_of
 from pallas_kernels.layout.tiled import untileable_bank_reason
 from tests.support.caches import Shape, random_layer, random_starts, relative_error
 from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
-from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass
+from vkq_jax import Dense, DictionaryCodes, KVQuantConfig, TokenClass
 from vkq_jax.cache import VisualBank
 from vkq_jax.presets import calibrated_presets
 
@@ -196,13 +196,11 @@ def test_xla_reads_a_tiled_bank():
 @pytest.mark.parametrize(
     ("quant", "head_dim", "reason"),
     [
-        (both(hadamard((1.0, 2.5), centres=0)), 64, "keys: (160,) bits a token in its class, no"),
         (both(hadamard((1.0, 1), learned=True)), 64, "keys: dictionaries of the model's tables"),
         (CODES["vkq-1bit"], 96, "keys: dictionary codes of head_dim 96"),
         (both(hadamard((1.0, 1), centres=5)), 64, "keys: 5 centroids of an image, more than 4"),
         (both(hadamard((1.0, 5))), 64, "keys: 5 planes in a class, more than 4"),
         (both(hadamard((1.0, 1), table_dtype="float32")), 64, "keys: tables in float32"),
-        (both(hadamard((1.0, 1), centres=0)), 64, "keys: dictionary codes without a centre"),
         (both(hadamard((1.0, 2.5))), 64, "keys: a class of tokens with half a plane"),
         (
             KVQuantConfig(hadamard((0.5, 1), (0.5, 0)), hadamard((0.5, 1), (0.5, 1))),
@@ -242,6 +240,25 @@ def test_explain_says_what_is_launched():
     (line,) = mosaic_gpu.describe(stacked(layer), jax.ShapeDtypeStruct(query.shape, query.dtype))
     parts = "18 packed in 2 planes, 34 packed in 1 plane, 18 counted by centroid, 9 dense (text)"
     assert line.startswith(f"one launch over {parts}:")
+
+
+def test_a_coded_cache_that_is_slower_than_bfloat16_says_so(monkeypatch):
+    """Where a GPU has to take it through XLA: one line, of `explain` and of `vkq generate`."""
+    shape = Shape(head_dim=64, num_heads=1, num_kv_heads=1)
+    learned, covered, dense = (
+        jax.eval_shape(lambda quant=quant: random_layer(shape, quant)[1])
+        for quant in (both(hadamard((1.0, 1), learned=True)), CODES["vkq-1bit"], both(Dense()))
+    )
+    assert pallas_kernels.slowness(learned) is None
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
+    line = pallas_kernels.slowness(learned)
+    assert line.endswith("keys: dictionaries of the model's tables, not Hadamard planes")
+    assert pallas_kernels.explain(learned).splitlines()[-1] == f"warning: {line}"
+    assert pallas_kernels.slowness(covered) is None
+    assert pallas_kernels.slowness(covered, "xla").endswith("fused kernel: xla was asked for")
+    assert pallas_kernels.slowness(dense) is None
+    assert "warning" not in pallas_kernels.explain(covered)
 
 
 LAUNCHES = [

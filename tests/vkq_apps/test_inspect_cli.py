@@ -77,7 +77,7 @@ def test_writes_plots_and_figures(arguments, capsys, monkeypatch):
     def ask(model, inputs, **options):
         asked.append((options["quant"], options["quantize_at"], options["max_new_tokens"]))
         text = "<b>" if options["quant"] == "none" else "a & b"
-        return Answer(text, 1, 1, vkq_jax.CacheBytes(0, 0, 0, 0), None)
+        return Answer(text, 1, 1, vkq_jax.CacheBytes(0, 0, 0, 0), None, None)
 
     monkeypatch.setattr("vkq_apps.cli.inspect.ask", ask)
     inspect(**arguments, quant="vkq-1bit")

@@ -169,6 +169,8 @@ def _answer(
             on_text=show if watched else lambda text: None,
             **{**options, **draws},
         )
+    if coded.slowness:
+        log.print(f"warning: {coded.slowness}", soft_wrap=True)
     return {
         "image": describe_images(images),
         "prompt": prompt,
