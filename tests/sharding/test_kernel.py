@@ -30,8 +30,8 @@ def test_each_device_launches_the_kernels_on_its_own_part(cases, monkeypatch):
     _, cache = jax.eval_shape(lambda *of: prefill(*of, **options), model, inputs)
     prefilling = launches(lambda *of: prefill(*of, **options), model, inputs)
     decoding = launches(decode_step, model, jnp.zeros(BATCH, jnp.int32), cache)
-    # A device has 4 sequences, one KV head and two query heads of a layer. Keys and values are coded
-    # in two launches each, the first of which sums up the centres.
+    # A device has 4 sequences, one KV head and two query heads of a layer. Keys and values are
+    # coded in two launches each, the first of which sums up the centres.
     sums, keys, values = "4x1x64xf32", "4x128xui32", "4x256xui32"
     assert [results[0] for results in prefilling] == [sums, keys, sums, values]
     assert decoding == [["8x64xf32", "8xf32"]]
