@@ -36,6 +36,7 @@ CONFIGS = {
     "4 KV heads": _llava(4),
     "2 KV heads, odd vocabulary": _llava(2, vocab_size=61),
     "1 KV head": _llava(1),
+    "heads of 64": _llava(4, head_dim=64),
     "key bias": _llava(2, "qwen2"),
     "fused projections": _llava(
         4, "phi3", head_dim=4, original_max_position_embeddings=64, pad_token_id=0

@@ -19,7 +19,7 @@ ENTRY %main (p: f32[4,8]) -> f32[4,8] {
   %all-gather-start = (f32[2,8]{1,0}, f32[4,8]{1,0}) all-gather-start(%v), replica_groups=mesh['data'=4,'kv_heads'=2] {'kv_heads'}, dimensions={0}
   %moved = u8[16]{0} collective-permute(%w), source_target_pairs={{0,1},{1,0}}
 }
-"""
+"""  # noqa: E501
 
 
 def test_collectives_are_counted_with_their_loops_and_groups():

@@ -43,7 +43,7 @@ def mesh_figures(
     step = jax.jit(decode_step, static_argnames="implementation").lower(
         model, jnp.zeros(batch, jnp.int32), placed, implementation=implementation
     )
-    sent = sent_by(step.compile().as_text())
+    sent = sent_by(step.compile().as_text() or "")
     return {
         "devices": model.mesh.size,
         "weight_bytes_per_device": _bytes_per_device(model.params),

@@ -6,6 +6,7 @@ cut to two layers.
 
 import dataclasses
 import math
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +127,7 @@ def random_params[T](shapes: T, seed: int = 0, *, mesh: Mesh | None = None) -> T
     if mesh is not None:
         shardings = nnx.from_flat_state(
             (path, leaf.replace(parameter_sharding(path, leaf.shape, mesh)))
-            for path, leaf in nnx.to_flat_state(shapes)
+            for path, leaf in nnx.to_flat_state(cast(nnx.State, shapes))
         )
     return jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
 
