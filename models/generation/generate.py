@@ -32,6 +32,7 @@ from vkq_jax.cache import KVCache
 from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import KVQuantConfig
+from vkq_jax.hosts import to_host
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.sharing import share_visual
 
@@ -243,7 +244,7 @@ def _begin(
     warn_past_context(
         model.config,
         before=_longest(cache),
-        prompt=inputs.prompt_shape.visual + inputs.prompt_shape.text,
+        prompt=_prompt_tokens(inputs),
         max_new_tokens=max_new_tokens,
         stacklevel=3,
     )
@@ -322,11 +323,18 @@ def _check_length(
     return needed
 
 
+def _prompt_tokens(inputs: Inputs) -> int:
+    """Tokens of the longest prompt; where the mask is traced, the padding counts."""
+    if isinstance(inputs.mask, Tracer):
+        return inputs.mask.shape[1]
+    return int(to_host(inputs.mask).sum(axis=1).max())
+
+
 def _longest(cache: KVCache | None) -> int:
     """Tokens of the longest sequence of a cache; 0 where they are traced, and none are known."""
     if cache is None or isinstance(cache.text.length, Tracer):
         return 0
-    lengths = [np.asarray(bank.length) for bank in (*cache.visual, cache.text)]
+    lengths = [to_host(bank.length) for bank in (*cache.visual, cache.text)]
     return int(sum(lengths, np.int32(0)).max())
 
 
@@ -334,4 +342,4 @@ def _longest_text(cache: KVCache) -> int:
     """Text tokens of the longest sequence; the whole capacity where lengths are traced."""
     if isinstance(cache.text.length, Tracer):
         return cache.text.cache_length
-    return int(np.asarray(cache.text.length).max())
+    return int(to_host(cache.text.length).max())
