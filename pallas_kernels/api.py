@@ -226,7 +226,7 @@ def explain(
 
 
 def slowness(
-    cache: LayerCache | KVCache,
+    cache: LayerCache | AnyCache,
     implementation: str | None = None,
     logits_soft_cap: float | None = None,
 ) -> str | None:
@@ -235,6 +235,9 @@ def slowness(
     So it is on a GPU, but for the fused kernel. Elsewhere arithmetic, not memory, takes the time of
     both. Arrays may be abstract; errors are those of `choose_implementation`.
     """
+    if isinstance(cache, LayeredCache):
+        found = (slowness(part, implementation, logits_soft_cap) for part in cache.parts)
+        return next((line for line in found if line), None)
     name = choose_implementation(implementation, cache, logits_soft_cap)
     coded = any(not isinstance(bank.key, DenseTensor) for bank in cache.visual)
     if not coded or name == "mosaic_gpu" or jax.default_backend() != "gpu":

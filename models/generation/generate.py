@@ -31,6 +31,7 @@ from vkq_jax.array_types import Array, Bool, Int32
 from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import KVQuantConfig
+from vkq_jax.hosts import to_host
 from vkq_jax.layer_settings import PerLayer, settings_of
 from vkq_jax.layered import AnyCache
 from vkq_jax.pytree import frozen_pytree
@@ -245,7 +246,7 @@ def _begin(
     warn_past_context(
         model.config,
         before=_longest(cache),
-        prompt=inputs.prompt_shape.visual + inputs.prompt_shape.text,
+        prompt=_prompt_tokens(inputs),
         max_new_tokens=max_new_tokens,
         stacklevel=3,
     )
@@ -324,11 +325,18 @@ def _check_length(
     return needed
 
 
+def _prompt_tokens(inputs: Inputs) -> int:
+    """Tokens of the longest prompt; where the mask is traced, the padding counts."""
+    if isinstance(inputs.mask, Tracer):
+        return inputs.mask.shape[1]
+    return int(to_host(inputs.mask).sum(axis=1).max())
+
+
 def _longest(cache: AnyCache | None) -> int:
     """Tokens of the longest sequence of a cache; 0 where they are traced, and none are known."""
     if cache is None or isinstance(cache.text_length, Tracer):
         return 0
-    lengths = map(np.asarray, (*cache.visual_lengths, cache.text_length))
+    lengths = map(to_host, (*cache.visual_lengths, cache.text_length))
     return int(sum(lengths, np.int32(0)).max())
 
 
@@ -336,4 +344,4 @@ def _longest_text(cache: AnyCache) -> int:
     """Text tokens of the longest sequence; the whole capacity where lengths are traced."""
     if isinstance(cache.text_length, Tracer):
         return cache.cache_length
-    return int(np.asarray(cache.text_length).max())
+    return int(to_host(cache.text_length).max())

@@ -172,7 +172,7 @@ def test_logits_in_float32(tmp_path, architecture):
 def test_sliding_windows_smaller_than_the_prompt(tmp_path, name):
     """Logits of a whole prompt, and greedy decoding from a cache, for rows of unlike lengths."""
     tower, text = WINDOWS[name]
-    text = text | {"num_key_value_heads": 2, "head_dim": 8}
+    text = text | {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128}
     expected_model = make(tmp_path, tower=tower, text=text)
     model = models.load(tmp_path, dtype=jnp.float32)
     inputs = prompts(model.config)
