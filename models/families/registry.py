@@ -12,6 +12,7 @@ _MODULES = {
     "internvl": "models.families.internvl.family",
     "llava": "models.families.llava.family",
     "llava_next": "models.families.llava_next.family",
+    "llava_next_video": "models.families.llava_next_video.family",
     "llava_onevision": "models.families.llava_onevision.family",
     "mistral3": "models.families.mistral3.family",
     "paligemma": "models.families.paligemma.family",

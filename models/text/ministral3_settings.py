@@ -11,7 +11,7 @@ from models.text.settings import TextSettings
 
 __all__ = ["Ministral3Settings"]
 
-# Of a file that says nothing of it; the length of pretraining belongs to it.
+# Of a file that says nothing of it.
 _ROPE = {
     "rope_type": "yarn",
     "rope_theta": 1e6,
@@ -30,8 +30,7 @@ class _QueryScale(Settings):
     """What the same object says of the length of queries."""
 
     llama_4_scaling_beta: Annotated[float, Between(0, 1e3)]
-    original_max_position_embeddings: Length
-    # transformers writes the tower's own here, too.
+    # Of the tower, which transformers writes here, too.
     max_position_embeddings: Length | None = None
 
 
@@ -59,8 +58,7 @@ class Ministral3Settings(TextSettings):
     def ropes(self, head_dim: int, where: str) -> tuple[RopeConfig, None]:
         """As `TextSettings.ropes`."""
         given, where = self._rope(where)
-        own = ("llama_4_scaling_beta", "max_position_embeddings")
-        plain = {name: value for name, value in given.items() if name not in own}
+        plain = {name: given[name] for name in _QueryScale.unread(given)}
         return rope_of(plain, self, head_dim, where), None
 
     def _rope(self, where: str) -> tuple[dict[str, Any], str]:

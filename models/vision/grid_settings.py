@@ -30,7 +30,8 @@ Layers = tuple[Annotated[int, Between(0, 2**12)], ...]
 class _RopeSettings(Settings):
     """The object `rope_parameters`."""
 
-    rope_type: Literal["axial"] = "axial"
+    # transformers takes the plain type for the one that these towers have.
+    rope_type: Literal["axial", "default"] = "axial"
     rope_theta: Theta
     ignored = frozenset({"type"})
 

@@ -11,6 +11,7 @@ from models.families.idefics3.config import Idefics3Settings, Idefics3VisionSett
 from models.families.internvl.config import InternVisionSettings, InternVLSettings
 from models.families.llava.config import LlavaConfig, LlavaSettings
 from models.families.llava_next.config import LlavaNextSettings
+from models.families.llava_next_video.config import LlavaNextVideoSettings
 from models.families.llava_onevision.config import LlavaOnevisionSettings
 from models.families.mistral3.config import Mistral3Settings
 from models.families.paligemma.config import PaliGemmaSettings
@@ -291,6 +292,7 @@ TOWERS = {
     "LlavaConfig": LlavaSettings,
     "GraniteConfig": TEXT_SETTINGS["granite"],
     "LlavaNextConfig": LlavaNextSettings,
+    "LlavaNextVideoConfig": LlavaNextVideoSettings,
     "VipLlavaConfig": VipLlavaSettings,
     "LlavaOnevisionConfig": LlavaOnevisionSettings,
     "InternVLVisionConfig": InternVisionSettings,

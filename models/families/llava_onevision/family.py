@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from models.families.base import Family, VisualInputs
+from models.families.llava_next.clips import check_clips, order_of_rows
 from models.families.llava_next.family import LlavaNextProcessing, llava_next_names
 from models.families.llava_next.model import LlavaNextModel
 from models.families.llava_next.pixels import picture_tiles
@@ -20,7 +21,7 @@ from models.families.llava_next.tiles import (
 )
 from models.families.llava_onevision.config import LlavaOnevisionConfig
 from models.inputs.image_settings import check_resized
-from models.inputs.pixels import check_image_sizes, check_image_tokens, check_pixels, pad_to_bucket
+from models.inputs.pixels import check_image_sizes, pad_to_bucket
 
 __all__ = ["FAMILY"]
 
@@ -35,7 +36,7 @@ def _visual_inputs(
     cut = _cut(sizes, arrays.get("batch_num_images"))
     counts = [num_tiles(config, *size) if c else 1 for size, c in zip(sizes, cut, strict=True)]
     tiles = [picture_tiles(config, arrays["pixel_values"], sizes, counts)] if sizes else []
-    clips = _check_clips(config, arrays.get("pixel_values_videos"))
+    clips = check_clips(config, arrays.get("pixel_values_videos"))
     tiles += [clips.reshape(-1, *clips.shape[2:])] if clips.size else []
     first = (0, *accumulate(counts))
     pictures = [
@@ -44,21 +45,11 @@ def _visual_inputs(
     ]
     frames = clips.shape[1]
     videos = [clip_rows(config, frames, first[-1] + i * frames) for i in range(len(clips))]
-    is_image, is_video = ids.ravel() == config.image_token_id, ids.ravel() == config.video_token_id
-    for token, given, parts, kind in (
-        (config.image_token_id, is_image, pictures, "image"),
-        (config.video_token_id or 0, is_video, videos, "video"),
-    ):
-        needed = sum(len(rows) for rows, _ in parts)
-        check_image_tokens(token, int(given.sum()), len(parts), needed, kind=kind)
+    lengths = ([len(rows) for rows, _ in parts] for parts in (pictures, videos))
+    order = order_of_rows(config, ids, *lengths)
     if not tiles:
         return VisualInputs()
     pixels = pad_to_bucket(np.concatenate(tiles))
-    # Features of pictures, then of clips; the k-th visual token of the batch takes row order[k].
-    order = np.empty(is_image.sum() + is_video.sum(), int)
-    of_video = is_video[is_image | is_video]
-    order[~of_video] = np.arange(is_image.sum())
-    order[of_video] = is_image.sum() + np.arange(is_video.sum())
     rows, weights = (np.concatenate(each)[order] for each in zip(*pictures, *videos, strict=True))
     newline = len(pixels) * config.vision.num_features
     return VisualInputs(pixels, tile_layout(config, [(rows, weights)], newline))
@@ -75,18 +66,6 @@ def _cut(sizes: Sequence[tuple[int, int]], images_each: np.ndarray | None) -> li
             f"got {images_each.dtype} {images_each.tolist()}"
         )
     return [int(each) == 1 for each in images_each for _ in range(int(each))]
-
-
-def _check_clips(config: LlavaOnevisionConfig, clips: np.ndarray | None) -> np.ndarray:
-    side = config.vision.image_size
-    if clips is None:
-        return np.zeros((0, 1, 3, side, side), np.float32)
-    return check_pixels(
-        clips,
-        (None, 3, side, side),
-        f"[clips, frames, 3, {side}, {side}]",
-        name="pixel_values_videos",
-    )
 
 
 class _Processing(LlavaNextProcessing):

@@ -32,11 +32,12 @@ class PixtralProcessing(Processing):
     def check_picture(self, image_processor: Any, picture: Image.Image) -> None:
         """As `Processing.check_picture`; `check` has seen to the largest area already."""
         size = image_processor.size
-        longest = size["longest_edge"] or max(size["height"], size["width"])
-        if image_processor.do_resize and max(picture.size) > longest * min(picture.size):
+        most = (size["longest_edge"] or size["width"], size["longest_edge"] or size["height"])
+        shrunk = max(side / limit for side, limit in zip(picture.size, most, strict=True))
+        if image_processor.do_resize and min(picture.size) < shrunk:
             raise ValueError(
                 f"image: a picture of {picture.width} x {picture.height} has no pixel left across "
-                f"once it is {longest} long (preprocessor_config.json: size); crop it first"
+                f"once it fits {most[0]} x {most[1]} (preprocessor_config.json: size): crop it"
             )
 
     def preprocess(

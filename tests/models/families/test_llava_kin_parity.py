@@ -126,6 +126,28 @@ def test_llava_onevision(tmp_path):
     assert_parity(theirs, ours, rows | arrays)
 
 
+@pytest.mark.parametrize(("mode", "stride"), [("average", 2), ("max", 3)])
+def test_llava_next_video(mode, stride, tmp_path):
+    theirs = torch_model(
+        "LlavaNextVideo",
+        video_token_index=VIDEO,
+        spatial_pool_mode=mode,
+        spatial_pool_stride=stride,
+        vision_feature_layer=[-1, -2] if mode == "max" else -2,
+    )
+    ours = save(theirs, tmp_path, save_original_format=mode == "max")
+    sizes = [[30, 11], [20, 20]]
+    first, second = ([IMAGE] * n for n in count(theirs, sizes))
+    clip = [VIDEO] * (3 * (3 // stride) ** 2)
+    rows = padded_rows([3, clip, 5, first, 7], [8, 9, 10], [second, 4, clip, 6])
+    arrays = {
+        "pixel_values": pixels(2, 5),
+        "image_sizes": np.array(sizes),
+        "pixel_values_videos": pixels(2, 3),
+    }
+    assert_parity(theirs, ours, rows | arrays)
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "features"),
     [

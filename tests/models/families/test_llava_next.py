@@ -6,7 +6,10 @@ from PIL import Image
 
 import models
 from models.families.llava_next.config import LlavaNextConfig
+from models.families.llava_next.tiles import picture_rows
+from models.families.llava_next_video.config import LlavaNextVideoConfig
 from models.families.llava_onevision.config import LlavaOnevisionConfig
+from models.families.registry import family_of
 from tests.support.processor_files import WORDS, write_processor
 from tests.support.random_checkpoint import write_random_checkpoint
 
@@ -17,7 +20,7 @@ SIDE = 3
 
 def config_json(model_type, **changes):
     vision = {
-        "model_type": "clip_vision_model" if model_type == "llava_next" else "siglip_vision_model",
+        "model_type": "siglip_vision_model" if "onevision" in model_type else "clip_vision_model",
         "hidden_size": 8,
         "intermediate_size": 12,
         "num_hidden_layers": 2,
@@ -213,6 +216,38 @@ def test_arrays_that_do_not_fit_are_refused(model, arrays, message):
 def test_onevision_arrays_that_do_not_fit_are_refused(onevision, arrays, message):
     with pytest.raises(ValueError, match=message):
         models.prepare(onevision, input_ids=[[1, VIDEO, 2]], **arrays)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "named"),
+    [
+        ({"spatial_pool_mode": "conv"}, NotImplementedError, "spatial_pool_mode='conv'"),
+        ({"spatial_pool_stride": 4}, ValueError, "spatial_pool_stride: expected at most the 3"),
+    ],
+)
+def test_poolings_of_clips_that_cannot_be_are_refused_by_name(changes, error, named):
+    with pytest.raises(error, match=named):
+        LlavaNextVideoConfig.from_hf(config_json("llava_next_video", **changes))
+
+
+def test_clips_and_pictures_lie_in_the_order_of_their_tokens():
+    config = LlavaNextVideoConfig.from_hf(
+        config_json("llava_next_video", video_token_index=VIDEO, spatial_pool_stride=2)
+    )
+    picture = [IMAGE] * len(picture_rows(config, 20, 20, 0)[0])
+    ids = np.array([[VIDEO, VIDEO, *picture]])
+    clip = np.ones((1, 2, 3, SIZE, SIZE), np.float32)
+    arrays = {"pixel_values": TILES, "image_sizes": np.array([[20, 20]])}
+    prepare = family_of("llava_next_video").visual_inputs
+    got = prepare(config, ids, ids > 0, arrays | {"pixel_values_videos": clip})
+    # Five tiles of 3 x 3 features, then two frames, of each of which one square of 2 x 2 is left.
+    assert np.asarray(got.layout)[:3].tolist() == [
+        [45, 46, 48, 49],
+        [54, 55, 57, 58],
+        [0, 0, 0, 0],
+    ]
+    with pytest.raises(ValueError, match="more videos than tokens"):
+        prepare(config, ids[:, 1:], ids[:, 1:] > 0, arrays | {"pixel_values_videos": clip})
 
 
 def test_pinpoints_of_the_processor_have_to_be_the_models(tmp_path):

@@ -128,7 +128,12 @@ CASES = {
         "multimodal_projector_bias": True,
         "projector_hidden_act": "relu",
         "spatial_merge_size": 3,
-        "vision_config": VISION | {"rope_theta": 50.0, "hidden_act": "silu", "head_dim": 6},
+        "vision_config": VISION
+        | {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 50.0},
+            "hidden_act": "silu",
+            "head_dim": 6,
+        },
         "text_config": TEXT | {"sliding_window": 7},
         "tie_word_embeddings": True,
     },
@@ -275,15 +280,20 @@ def test_settings_of_the_tower_that_cannot_be_are_refused_by_name(changes, error
         Mistral3Config.from_hf(config_json(vision_config=VISION | changes))
 
 
+def test_rope_of_the_tower_reads_the_same_in_files_of_both_generations():
+    old = {"rope_theta": 50.0}
+    new = {"rope_parameters": {"rope_type": "axial", "rope_theta": 50.0}}
+    first, second = (
+        Mistral3Config.from_hf(config_json(vision_config=VISION | each)) for each in (old, new)
+    )
+    assert first == second
+    assert first.vision.rope_theta == 50
+
+
 @pytest.mark.parametrize(
     ("rope", "error", "named"),
     [
         ({"rope_type": "default"}, ValueError, "llama_4_scaling_beta is missing"),
-        (
-            {"rope_type": "default", "llama_4_scaling_beta": 0.1},
-            ValueError,
-            "original_max_position_embeddings is missing",
-        ),
         (MINISTRAL3["rope_parameters"] | {"x": 1}, NotImplementedError, "rope_parameters has x"),
     ],
 )
@@ -317,7 +327,11 @@ def test_arrays_that_do_not_fit_are_refused(model, changes, message):
         ({"size": {"longest_edge": 10**6}}, "preprocessor_config.json: size: expected longest"),
         ({"size": {"shortest_edge": 24}}, "preprocessor_config.json: size: expected longest"),
         ({"do_center_crop": True, "crop_size": {"height": 0, "width": 8}}, "crop_size: expected"),
-        ({}, "1 x 40 has no pixel left across"),
+        ({}, "1 x 40 has no pixel left across once it fits 24 x 24"),
+        (
+            {"size": {"height": 39, "width": 8}},
+            "1 x 40 has no pixel left across once it fits 8 x 39",
+        ),
     ],
 )
 def test_pictures_and_image_settings_that_cannot_be_are_refused(tmp_path, settings, message, model):
