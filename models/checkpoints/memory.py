@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -50,8 +51,8 @@ def weight_bytes(path: str | os.PathLike[str], itemsize: int = 2) -> int:
         return itemsize * sum(math.prod(info.shape) for info in checkpoint.tensors.values())
 
 
-def free_memory(devices: Sequence[jax.Device] | None = None) -> int | None:
-    """Bytes free on devices, by default JAX's default one; None: not known.
+def free_memory(devices: Sequence[Any] | None = None) -> int | None:
+    """Bytes free on `jax.Device`s, by default JAX's default one; None: not known.
 
     Devices that count no memory (CPU) have that of this machine.
     """
