@@ -9,10 +9,8 @@ from models.messages import some
 __all__ = ["recognise_files", "recognise_model_type", "recognise_names"]
 
 _ADAPTER = "a LoRA adapter: merge it into its base model (peft's merge_and_unload) and save that"
-_ORIGINAL = (
-    "the original LLaVA layout: take its `-hf` checkpoint, or convert it "
-    "(transformers' convert_llava_weights_to_hf.py)"
-)
+_ORIGINAL = "the original LLaVA layout: take its `-hf` checkpoint"
+_CONVERT = f"{_ORIGINAL}, or convert it (transformers' convert_llava_weights_to_hf.py)"
 _TEXT_ONLY = "a text-only model: take one that sees, such as llava-hf/llava-1.5-7b-hf"
 
 # Found in any name. The first that matches applies.
@@ -22,10 +20,10 @@ _MARKS = (
         r"\.(qweight|qzeros|scales|SCB|absmax|quant_map|weight_packed|weight_scale)$",
         "quantized weights: take the checkpoint in 16 or 32 bits",
     ),
-    (r"\bmm_projector\.", _ORIGINAL),
+    (r"\bmm_projector\.", _CONVERT),
     (r"^(model\.)?image_newline$", "a LLaVA-NeXT or LLaVA-OneVision model, not LLaVA-1.5"),
     (r"^(model\.)?visual\.", "a Qwen-VL or GLM-V model, not LLaVA-1.5"),
-    (r"^(model\.)?connector\.", "an Idefics or SmolVLM model, not LLaVA-1.5"),
+    (r"^(model\.)?connector\.", "an Idefics or SmolVLM model"),
     (r"\bmm_input_projection", "a Gemma 3 model, not LLaVA-1.5"),
 )
 # Put before all names by what wraps a module while it is trained.

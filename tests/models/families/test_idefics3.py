@@ -213,9 +213,7 @@ def test_pictures_of_different_sizes_in_1_bit(model):
     inputs = models.prepare(model, prompts=prompts, images=[PICTURES[:2], None])
     # 2 x 2 tiles and 1 x 2, each with the whole behind them.
     assert inputs.visual_mask.sum(-1).tolist() == [(5 + 3) * TILE_TOKENS, 0]
-    answer = models.generate(
-        model, inputs, quant="vkq-1bit", max_new_tokens=3, stop_tokens=(), quantize_at="image"
-    )
+    answer = models.generate(model, inputs, quant="vkq-1bit", max_new_tokens=3, stop_tokens=())
     assert answer.lengths.tolist() == [3, 3]
     assert len(models.decode(model, answer.tokens, answer.lengths)) == 2
 
