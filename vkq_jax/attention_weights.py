@@ -27,9 +27,9 @@ class AttentionWeights:
             capped and calibrated; -inf for padding and what is not seen.
     """
 
-    visual: tuple[Float[Array, "B T N V"], ...]
+    visual: tuple[Float[Array, "B T N _"], ...]
     text: Float[Array, "B T N S"]
-    visual_scores: tuple[Float[Array, "B T N V"], ...]
+    visual_scores: tuple[Float[Array, "B T N _"], ...]
     text_scores: Float[Array, "B T N S"]
 
     @property

@@ -330,7 +330,7 @@ class KVCache:
         return self.text.length
 
     @property
-    def visual_lengths(self) -> tuple[Int32[Array, "b"], ...]:
+    def visual_lengths(self) -> tuple[Int32[Array, "_"], ...]:
         """Visual tokens of each sequence in each bank; of one where it is shared."""
         return tuple(bank.length for bank in self.visual)
 

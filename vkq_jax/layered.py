@@ -67,7 +67,7 @@ class LayeredCache:
         return self.parts[0].text_length
 
     @property
-    def visual_lengths(self) -> tuple[Int32[Array, "b"], ...]:
+    def visual_lengths(self) -> tuple[Int32[Array, "_"], ...]:
         """Visual tokens of each sequence in each bank."""
         return self.parts[0].visual_lengths
 
