@@ -20,10 +20,10 @@ __all__ = ["AttachedCodes", "Model"]
 
 @dataclasses.dataclass(frozen=True)
 class AttachedCodes:
-    """Calibrated presets as a model's static part: no parameters, the same if their files are.
+    """Calibrated presets as a model's static part: equal where their files are equal.
 
     Attributes:
-        digest: of the file. codes: what it holds.
+        digest: of the file. codes: its content.
     """
 
     digest: str
@@ -41,7 +41,7 @@ class Model:
         source: folder that the model was loaded from, if any (its processor lies there).
         calibrated: presets calibrated for this model, if any.
         mesh: devices that the model is split over, as `models.sharding.mesh.fit_mesh` has them;
-            None: it is on one.
+            None: one device holds it.
     """
 
     params: Any
@@ -63,7 +63,7 @@ class Model:
         return family_of(self.config.model_type).visual_depends_on_question
 
     def unstack_layers(self) -> Model:
-        """This model with the text tower's layers in buffers of their own; it is used up.
+        """This model with the text tower's layers in buffers of their own; `self` loses its own.
 
         Each decode step then reads the weights where they lie instead of copying them layer by
         layer: steps more than twice as fast on a GPU, for a compilation that grows with the number

@@ -150,8 +150,8 @@ def score_range(
 ) -> tuple[Float[Array, "B T N"], Float[Array, "B T N"]]:
     """Each query's lowest and highest visual score (gamma, delta) before any calibration, in nats.
 
-    What a static `ScoreMap` is made from (see `score_map`). The lowest is inf and the highest -inf
-    where a query sees no visual tokens. Arguments: see `attend_cache`.
+    A static `ScoreMap` is made from these ranges (see `score_map`). The lowest is inf and the
+    highest -inf where a query sees no visual tokens. Arguments: see `attend_cache`.
     """
     q = scaled_rows(query, layer.text.key.shape[1], logits_scale)
     lowest = jnp.full(q.shape[:-1], jnp.inf, jnp.float32)
@@ -293,7 +293,7 @@ def _positions(bank: VisualBank) -> Int32[Array, "B V *axes"]:
 def per_kv_head(
     mask: Bool[Array, "b k T S"], logits: Float[Array, "B K Q S"]
 ) -> Bool[Array, "B K Q S"]:
-    """What each query sees, for all query heads of each KV head; b, k and T may be 1."""
+    """The slots that each query sees, for all query heads of each KV head; b, k and T may be 1."""
     per_query = jnp.repeat(mask, logits.shape[2] // mask.shape[2], axis=2)
     return jnp.broadcast_to(per_query, logits.shape)
 

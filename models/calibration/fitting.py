@@ -22,14 +22,14 @@ from vkq_jax.token_classes import TokenClass
 __all__ = ["CodeFitter"]
 
 _CLASS_TOKENS = 4096  # of each class and head, that its dictionary is fitted to
-_BASE_WEIGHT = 0.3  # every token's, in units of the mean: what no sample looked at may matter, too
+_BASE_WEIGHT = 0.3  # a floor in units of the mean: tokens that no sample looked at may matter, too
 
 
 class CodeFitter:
     """Fits tables to samples of a model; codebooks that several settings share are fitted once."""
 
     def __init__(self, samples: CodeSamples, seed: int = 0):
-        """Takes the samples of all layers, and the seed of what is drawn at random."""
+        """Takes the samples of all layers, and the seed of random draws."""
         self._samples, self._seed = samples, seed
         self._codebooks: dict[tuple[Any, ...], Float[Array, "K M H"]] = {}
 
@@ -125,7 +125,7 @@ def _side_tables(side: _Side, number: np.ndarray, rng: np.random.Generator) -> S
 def _fit_class(
     side: _Side, member: np.ndarray, number: int, rng: np.random.Generator
 ) -> ClassTables:
-    # As many tokens for each head, drawn with replacement: heads are fitted together.
+    # The same number of tokens for each head, drawn with replacement: heads are fitted together.
     chosen = np.stack([rng.choice(np.flatnonzero(row), _CLASS_TOKENS) for row in member])
     tokens = jnp.take_along_axis(side.residual, jnp.asarray(chosen)[..., None], axis=-2)
     weight = jnp.take_along_axis(side.weight, jnp.asarray(chosen), axis=-1)

@@ -20,8 +20,7 @@ class Maker:
 
     Attributes:
         rngs: where random parameters come from.
-        dtype: what layers compute in.
-        param_dtype: what parameters are held in.
+        dtype: of the computation. param_dtype: of the parameters.
         mesh: devices that the layers are split over; None: one.
     """
 
@@ -43,7 +42,7 @@ class Maker:
         return cls(rngs, dtype, dtype if param_dtype is None else param_dtype, mesh)
 
     def with_rngs(self, rngs: nnx.Rngs) -> "Maker":
-        """The same dtypes with another stream of random numbers."""
+        """A maker of the same dtypes with another stream of random numbers."""
         return dataclasses.replace(self, rngs=rngs)
 
     def linear(self, inputs: int, outputs: int, *, bias: bool = True) -> nnx.Linear:

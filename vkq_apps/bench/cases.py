@@ -44,7 +44,7 @@ class Case:
 
     @property
     def bits_stored(self) -> float:
-        """Bits an element of the bank, scales per position included, tables per group not.
+        """Bits per element of the bank, with scales per position, without tables per group.
 
         With the channels of zeros that are stored beside its own.
         """
@@ -79,7 +79,7 @@ class Case:
 
     @property
     def bytes(self) -> float:
-        """Of all keys and values that the queries see."""
+        """Bytes of all keys and values that the queries see."""
         bits = self._seen(self.positions) * self.bits_stored + self._seen(self.text) * 16
         return self.batch * self.kv_heads * self.head_dim * 2 * bits / 8
 

@@ -28,7 +28,7 @@ def is_exact(answer: str, answers: Sequence[str]) -> bool:
 
 
 def is_exact_ignoring_case(answer: str, answers: Sequence[str]) -> bool:
-    """The same whatever the case, and with or without a full stop at the end."""
+    """Whether texts are equal but for their case and a full stop at the end."""
     return is_exact(_plain(answer), [_plain(right) for right in answers])
 
 
@@ -48,7 +48,7 @@ def character_error_rate(answer: str, answers: Sequence[str]) -> float:
 
 
 def contains(answer: str, answers: Sequence[str]) -> bool:
-    """Whether a right answer stands anywhere in this one, whatever the case."""
+    """Whether a right answer stands anywhere in this one, in any case of letters."""
     text = answer.lower().replace("\n", " ")
     return any(right.lower().replace("\n", " ").strip() in text for right in answers)
 
