@@ -36,10 +36,24 @@ def test_nothing_of_the_machine_that_ran_it_is_stored(notebook):
         assert sign not in text
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_stored(notebook):
+    """A reader sees results without running anything: cells were run once, in their order."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert len(outputs) >= len(code) // 2
+    assert {output["output_type"] for output in outputs} >= {"stream", "display_data"}
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+
+
 @needs_checkpoint
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs(notebook):
+def test_runs(notebook, monkeypatch):
     matplotlib.use("Agg")
+    monkeypatch.chdir(EXAMPLES)
     namespace = {"__name__": notebook.stem}
     try:
         for number, source in enumerate(code_cells(notebook)):
