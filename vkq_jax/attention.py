@@ -150,8 +150,8 @@ def score_range(
 ) -> tuple[Float[Array, "B T N"], Float[Array, "B T N"]]:
     """Each query's lowest and highest visual score (gamma, delta) before any calibration, in nats.
 
-    What a static `ScoreMap` is made from (see `score_map`). The lowest is inf and the highest -inf
-    where a query sees no visual tokens. Arguments: see `attend_cache`.
+    A static `ScoreMap` is made from these ranges (see `score_map`). The lowest is inf and the
+    highest -inf where a query sees no visual tokens. Arguments: see `attend_cache`.
     """
     q = scaled_rows(query, layer.text.key.shape[1], logits_scale)
     lowest = jnp.full(q.shape[:-1], jnp.inf, jnp.float32)

@@ -1,7 +1,7 @@
 """Score calibration: an affine map of the visual scores that narrows their range (CalibQuant).
 
-Per step, each query's map follows from its own lowest and highest score. A static map is made once
-from those of sample prompts; it spares decoding the search for them.
+Per step, each query's map follows from its own lowest and highest score. A static map is made once,
+from the ranges of sample prompts; decoding then has none to find.
 """
 
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ class ScoreMap:
     quant: KVQuantConfig | None = static_field(default=None)
 
     def check(self) -> None:
-        """Raises ValueError for values that cannot be, of a map that came from outside."""
+        """Raises ValueError for slopes or shifts that no map can have."""
         slope, shift = self.slope, self.shift
         for name, values, good, kind in (
             ("slope", slope, jnp.isfinite(slope) & (slope >= 0), "finite and not negative"),
@@ -46,12 +46,12 @@ class ScoreMap:
         return scores * self.slope[..., None] + self.shift[..., None]
 
     def check_codes(self, quant: KVQuantConfig) -> None:
-        """Checks that it was calibrated with these codes of keys and values.
+        """Checks that the map was calibrated with these codes of keys and values.
 
-        Their calibration does not count: a static map takes its place.
+        The calibration of the codes does not count: a static map takes its place.
 
         Raises:
-            ValueError: it was calibrated with others.
+            ValueError: the map was calibrated with other codes.
         """
         for name in ("key", "value") if self.quant is not None else ():
             own, asked = getattr(self.quant, name), getattr(quant, name)
@@ -62,7 +62,7 @@ class ScoreMap:
                 )
 
     def check_heads(self, *, num_layers: int, num_kv_heads: int) -> None:
-        """Raises ValueError unless it is [L, N] for these layers and heads."""
+        """Raises ValueError unless the map is [L, N] for these layers and heads."""
         shape = self.slope.shape
         if len(shape) != 2 or shape[0] != num_layers or not shape[1] or shape[1] % num_kv_heads:
             raise ValueError(

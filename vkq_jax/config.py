@@ -18,8 +18,8 @@ class ScoreCalibration:
     are mapped to [gamma - tau1, delta - tau2] before the joint softmax with the text scores. The
     slope of that map is 1 - (tau2 - tau1) / (delta - gamma): where the scores span less than
     tau2 - tau1 it is negative and would reverse the order of the tokens (the paper's code has no
-    guard); where all are equal there is none. There the scores are left as they are, and the case
-    is counted.
+    guard); where all are equal no slope exists. In both cases the scores stay as they are, and the
+    case is counted.
 
     Attributes:
         tau1, tau2: how far the lowest and the highest score are lowered, in nats.
@@ -44,7 +44,7 @@ class KVQuantConfig:
     """How visual keys and values are coded, and whether visual scores are calibrated. Hashable.
 
     Attributes:
-        key: code family of the keys (after RoPE). value: code family of the values.
+        key: quantizer of the keys (after RoPE). value: quantizer of the values.
         calibration: map of the visual scores before the softmax; None leaves them alone.
 
     Raises:

@@ -30,15 +30,15 @@ class DictionaryCodes(Quantizer):
     """Settings of dictionary codes, see `DictionaryTensor`.
 
     Tokens are sorted by the energy of what their centre leaves, and get precision by class: tokens
-    are not alike, and saying where the bits are costs next to nothing. The scale of a token,
-    a = |u|^2 / <u, D s>, makes <x_hat - centre, x - centre> exact (the estimator of RaBitQ, arXiv
-    2405.12497): a key shrunk by a code of least squared error would lower the score of just the
-    tokens that matter.
+    differ in how much there is to code, and their order says where the bits are. The scale of a
+    token, a = |u|^2 / <u, D s>, makes <x_hat - centre, x - centre> exact (the estimator of RaBitQ,
+    arXiv 2405.12497): a key shrunk by a code of least squared error would lower the score of just
+    the tokens that matter.
 
     Attributes:
-        classes: shares of the tokens and their bits per channel, from the greatest energy on. Of a
-            part of a bit the first rotated channels have one more than the others; learned
-            dictionaries round the bits of a token up to whole words of 32.
+        classes: shares of the tokens and their bits per channel, from the greatest energy on. With
+            a fraction of a bit, the first rotated channels have one bit more than the others;
+            learned dictionaries round the bits of a token up to whole words of 32.
         centres: centroids that each image brings of its own: 1 (the mean) to 256, or 0: none.
         codebook: centroids of the model's codebook, added to the mean if there is one; needs
             tables. 0: none.
@@ -101,7 +101,7 @@ class DictionaryCodes(Quantizer):
     def virtual_channels(self, number: int, head_dim: int) -> int:
         """n, the bits of a token of a class.
 
-        A learned dictionary has whole words: bits that would fill up the last one are used.
+        A learned dictionary fills whole words of 32 bits.
         """
         virtual = round(self.classes[number].planes * head_dim)
         return packing.num_words(virtual, 1) * 32 if self.learned else virtual
@@ -112,7 +112,7 @@ class DictionaryCodes(Quantizer):
         valid: Bool[Array, "*lead V"],
         tables: SideTables | None = None,
     ) -> DictionaryTensor:
-        """Codes `x` by itself; with the other side of a bank, `quantize_pair` does.
+        """Codes `x` by itself; `quantize_pair` codes keys and values of a bank together.
 
         Raises:
             ValueError: the settings need tables and there are none, or tables of another shape.

@@ -1,4 +1,4 @@
-"""How far a coded tensor is from the original, head by head."""
+"""Distances of a coded tensor from the original, head by head."""
 
 from __future__ import annotations
 

@@ -40,10 +40,10 @@ def check_table_dtype(table_dtype: str) -> None:
 def coded_input(
     x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"], largest: float
 ) -> tuple[Float[Array, "*lead V H"], Bool[Array, "*lead V H"]]:
-    """What a code family codes, float32, and which valid elements are NaN or infinite.
+    """The input of a quantizer in float32, and which valid elements are NaN or infinite.
 
-    Elements saturate at +-largest. Those that are not valid or not finite are 0: they cannot spoil
-    what they do not belong to, and the family marks what they do belong to.
+    Elements saturate at +-largest. Elements that are not valid or not finite become 0, so that they
+    spoil no other group; the quantizer marks their own group as NaN.
     """
     wide = x if x.dtype == jnp.float64 else x.astype(jnp.float32)
     finite = jnp.isfinite(wide)
@@ -53,7 +53,7 @@ def coded_input(
 
 
 def as_stored(table: Float[Array, "*shape"], table_dtype: str) -> Float[Array, "*shape"]:
-    """The table rounded to `table_dtype`, for whoever reads it in the same computation, too.
+    """The table rounded to `table_dtype`, also for readers in the same computation.
 
     It saturates at the dtype's greatest number and at `LARGEST`. Without the barrier XLA drops the
     rounding from f32 -> bf16 -> f32 on a GPU ("excess precision"): codes would be taken around
@@ -64,7 +64,7 @@ def as_stored(table: Float[Array, "*shape"], table_dtype: str) -> Float[Array, "
 
 
 def resolve_group_size(group_size: int | None, num_positions: int) -> int:
-    """Positions of one group: None, and more than there are, mean the whole segment."""
+    """Positions of one group; None, or more than there are, means the whole segment."""
     return max(1, min(group_size or num_positions, num_positions))
 
 

@@ -30,7 +30,7 @@ class KeyBias:
         bias: b of each KV head, float32; of all layers [L, K, H] or of one [K, H].
         frequencies: radians a position, float32; channels from 2 * half on do not turn.
         axis_of_pair: where positions have several axes (M-RoPE): the axis that turns each pair.
-        scaling: what RoPE multiplies the turned channels by.
+        scaling: factor by which RoPE multiplies the turned channels.
     """
 
     bias: Float[Array, "*L K H"]
@@ -49,7 +49,7 @@ class KeyBias:
         return KeyBias(bias, self.frequencies, self.axis_of_pair, self.scaling)
 
     def turned(self, positions: Int32[Array, "B V *axes"]) -> Float[Array, "B V K H"]:
-        """RoPE_t(b) of one layer, float32: what a key at each position owes to the bias."""
+        """RoPE_t(b) of one layer, float32: the bias's share of the key at each position."""
         cos, sin = self._angles(positions)
         first, second, still = self._split(self.bias[None, None])
         cos, sin = cos[:, :, None], sin[:, :, None]

@@ -99,7 +99,7 @@ class LevelCodes(Quantizer):
 
         # From the levels as they are stored, so that each element gets the nearest of its levels.
         step = _step(lower, upper, self.bits)
-        # In quarters where steps are large: the reciprocal of one near 2^127 is 0 on most devices.
+        # Large steps are taken in quarters: the reciprocal of one near 2^127 is 0 on most devices.
         unit = jnp.where(step > 1, 0.25, 1.0)
         code = (x - per_element(lower.astype(jnp.float32))) * per_element(unit)
         code = code / per_element(jnp.where(step == 0, 1.0, step * unit))
@@ -147,8 +147,8 @@ class LevelTensor(QuantizedTensor):
         x_hat = lower + scale * code,    scale = (upper - lower) / (levels - 1)
 
     for each channel x, or for each Hadamard-rotated one. Levels saturate at the greatest number of
-    the table dtype and at 1.7e38, elements to be rotated at 2^100. Of a group with a NaN
-    or infinite element at a valid position both levels are NaN, and so are all its values.
+    the table dtype and at 1.7e38, elements to be rotated at 2^100. A NaN or infinite element at a
+    valid position makes both levels of its group NaN, and so all values of the group.
 
     Attributes:
         packed: codes as little-endian bit fields, see `vkq_jax.packing`.
@@ -156,7 +156,7 @@ class LevelTensor(QuantizedTensor):
             of positions and channel (PER_CHANNEL), or per position and run of channels (PER_TOKEN).
         bits: width of a code. head_dim: H. group_size: positions (PER_CHANNEL) or channels
             (PER_TOKEN) that share a pair of levels.
-        granularity: which of the two. rotated: whether the levels are those of the
+        granularity: PER_CHANNEL or PER_TOKEN. rotated: whether the levels are those of the
             Hadamard-rotated channels.
     """
 
@@ -170,7 +170,7 @@ class LevelTensor(QuantizedTensor):
     rotated: bool = static_field(default=False, kw_only=True)
 
     def check(self) -> None:
-        """Raises ValueError where the words are none of H codes."""
+        """Raises ValueError for words that do not hold H codes."""
         packing.check_words(self.packed, self.bits, self.head_dim)
 
     def decoding(self) -> AffineTensor:

@@ -4,9 +4,9 @@
 
 Neighbours differ by a factor of 2^(1/8), so the relative error is at most 4.5 %; codes cover
 1.7e-5 to 6.0e4. Rounding is to the nearest code (in the logarithm: the mean relative error is then
-3e-4, much less than that of the nearest value) and saturates: what is too large gets code 255, what
-is too small code 0. There is no code for NaN: it gets code 0, and whatever has such a scale has to
-carry the NaN elsewhere.
+3e-4, much less than that of the nearest value) and saturates: numbers that are too large get code
+255, numbers that are too small code 0. NaN has no code of its own and becomes 0: a tensor with such
+scales carries the NaN elsewhere.
 """
 
 import jax.numpy as jnp

@@ -20,12 +20,12 @@ __all__ = ["MixedCodes", "MixedTensor"]
 
 @dataclasses.dataclass(frozen=True)
 class MixedCodes(Quantizer):
-    """Settings of codes whose precision is that of the channel (VidKV, arXiv 2503.16257).
+    """Settings of codes with more bits for channels of wide range (VidKV, arXiv 2503.16257).
 
     Attributes:
-        wide: codes of the channels of the widest range, least to greatest element of a head.
+        wide: codes of the channels whose elements span the widest range in a head.
         narrow: codes of the others.
-        share: of the channels that are wide, in (0, 1); at least one of either kind.
+        share: part of the channels that are wide, in (0, 1); at least one channel is of each kind.
 
     Raises:
         ValueError: an attribute is of another type, or share is out of range.
@@ -45,7 +45,7 @@ class MixedCodes(Quantizer):
         """Codes `x`. Positions that are not valid get code 0 and enter no table.
 
         Raises:
-            ValueError: there is but one channel, or more than 65,536.
+            ValueError: there is only one channel, or more than 65,536.
         """
         head_dim = x.shape[-1]
         if not 2 <= head_dim <= 2**16:
@@ -69,7 +69,7 @@ class MixedTensor(QuantizedTensor):
     """A tensor in two parts, each with its own channels; for attention a sum of two products.
 
     Attributes:
-        wide, narrow: the parts. channel: of x, that each channel of the parts is, the wide ones
+        wide, narrow: the parts. channel: number in x of each channel of the parts, the wide ones
             first.
     """
 

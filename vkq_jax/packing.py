@@ -46,7 +46,7 @@ def highest_code(bits: int | float) -> int:
 
 
 def check_words(packed: Words, bits: int | float, length: int) -> None:
-    """Raises ValueError unless these are words that `pack` makes of `length` codes."""
+    """Raises ValueError for words that `pack` does not make of `length` codes."""
     words = num_words(length, bits)
     if packed.shape[-1] != words:
         raise ValueError(

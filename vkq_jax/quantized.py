@@ -1,4 +1,4 @@
-"""What every code family shares: its settings, its stored tensor and the decoding contract."""
+"""The parts that all quantizers share: settings, stored tensor and the decoding contract."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["AffineTensor", "QuantizedTensor", "Quantizer"]
 class Quantizer(abc.ABC):
     """Settings of one way to code a tensor: a frozen, hashable dataclass of plain Python values.
 
-    A new family is a subclass with one method. It may return any `QuantizedTensor`; the general
+    A new quantizer is a subclass with one method. It may return any `QuantizedTensor`; the general
     `AffineTensor` is enough for everything whose levels are affine in the code.
     """
 
@@ -32,10 +32,11 @@ class Quantizer(abc.ABC):
 class QuantizedTensor(abc.ABC):
     """A coded tensor of logical shape `[*lead, V, H]`: a frozen pytree of packed words and tables.
 
-    `decoding()` states what the words mean. Attention and `dequantize` use nothing else, so a
-    family that defines it works everywhere. One that is read from a file is checked against the
-    annotations of its fields and against what its family makes (see `vkq_jax.consistency`); a
-    method `check(self)`, where there is one, raises a ValueError for values that cannot be.
+    `decoding()` states what the words mean. Attention and `dequantize` use nothing else, so that a
+    quantizer whose tensors define it works everywhere. A tensor that is read from a file is checked
+    against the annotations of its fields and against what its quantizer makes (see
+    `vkq_jax.consistency`); a method `check(self)`, where there is one, raises a ValueError for
+    values that cannot be.
     """
 
     @abc.abstractmethod
@@ -43,7 +44,7 @@ class QuantizedTensor(abc.ABC):
         """The same tensor in the general form, its tables widened to float32."""
 
     def plain(self) -> QuantizedTensor:
-        """The tensor as its family makes it: itself, but for one in the layout of a kernel."""
+        """The tensor as its quantizer makes it: itself, unless it is in the layout of a kernel."""
         return self
 
     def dequantize(self) -> Float[Array, "*lead V H"]:
@@ -76,7 +77,7 @@ class AffineTensor(QuantizedTensor):
         token_offset, token_scale: per position and run of channels.
         score_error: mean squared error per channel of each position (a key's |x_hat - x|^2 / H),
             already times the strength with which it is to be taken off the position's score
-            (`beta` in method.md); absent when the family does not correct scores.
+            (`SignCodes.beta`); absent when the codes do not correct scores.
         bits: width of a code, see `vkq_jax.packing`. head_dim: H. group_size: positions that share
             a channel table.
         rotated: whether the codes describe Hadamard-rotated channels.

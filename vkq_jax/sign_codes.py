@@ -21,7 +21,7 @@ _LARGEST = 2.0**100
 
 @dataclasses.dataclass(frozen=True)
 class SignCodes(Quantizer):
-    """Settings of sign codes around a centre (method.md, "Sign codes").
+    """Settings of sign codes around a centre (docs/method.md, "Sign codes").
 
     Attributes:
         rotation: rotates the channels, so that a vector's energy is spread evenly ("hadamard"), or
@@ -31,7 +31,7 @@ class SignCodes(Quantizer):
         beta: strength with which `score_error` is taken off the scores of keys: quantized keys
             attract attention because exp is convex ("Quantized Keys Steal Attention", arXiv
             2605.26266). 0.5 would be right for isotropic Gaussian errors; 0 leaves the scores
-            alone. Values have no scores: it has no effect on them.
+            alone. Values have no scores, so that beta has no effect on them.
         scale_bits: 16 for a bfloat16 scale, 8 for a logarithmic one, see `vkq_jax.log_scale`.
         centre: "mean" or "median" over the valid positions of a group, channel by channel.
         group_size: positions that share a centre. None: all of them.
@@ -127,7 +127,7 @@ class SignTensor(QuantizedTensor):
     score_error_factor: float = static_field(kw_only=True)
 
     def check(self) -> None:
-        """Raises ValueError where the words are none of H codes, or a scale is negative."""
+        """Raises ValueError for words that do not hold H codes, or a negative scale."""
         packing.check_words(self.packed, 1, self.head_dim)
         if (self.token_scale < 0).any():
             raise ValueError(f"token_scale must not be negative, got {self.token_scale.min()}")

@@ -27,6 +27,6 @@ def check_soft_cap(cap: Any) -> None:
 
 
 def is_finite_number(value: Any) -> bool:
-    """Whether it is a finite real number of Python or NumPy: no array, traced or not, no bool."""
+    """Whether a value is a finite real number of Python or NumPy, neither an array nor a bool."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     return number and math.isfinite(value)

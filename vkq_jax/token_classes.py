@@ -45,7 +45,7 @@ class TokenClass:
     planes: int | float
 
     def __post_init__(self):
-        """Checks that both are numbers; `check_classes` checks which."""
+        """Checks that both are numbers; `check_classes` checks their values."""
         check_fields(self)
 
 
@@ -67,7 +67,7 @@ def check_classes(classes: Sequence[TokenClass]) -> None:
 
 def capacities(classes: Sequence[TokenClass], num_positions: int) -> tuple[int, ...]:
     """Slots of each class, enough for any number of tokens up to `num_positions`."""
-    # Slots only grow from one number of tokens to that of a thousand more.
+    # A thousand more tokens never take fewer slots of a class.
     tokens = np.arange(max(0, num_positions - _PARTS), num_positions + 1)[:, None]
     stops = (tokens * np.asarray(_bounds(classes)) + _PARTS // 2) // _PARTS
     return tuple(int(x) for x in np.diff(stops, axis=-1, prepend=0).max(0))
@@ -110,7 +110,7 @@ class ClassMap:
     capacities: tuple[int, ...] = static_field(kw_only=True)
 
     def check(self) -> None:
-        """Raises ValueError where the words are none of V positions."""
+        """Raises ValueError for words that do not hold V positions."""
         packing.check_words(self.words, _MAP_BITS, self.num_positions)
         if self.valid is not None:
             packing.check_words(self.valid, 1, self.num_positions)

@@ -1,4 +1,4 @@
-"""Checks of what comes from outside: settings of any kind, and pytrees read from a file.
+"""Checks of values from outside: settings of any kind, and pytrees read from a file.
 
 A class states what its fields may hold in their annotations, and what else has to hold in a method
 `check`, which raises a ValueError. Nothing else is needed for a new class to be checked.
@@ -57,8 +57,8 @@ def check_tree(tree: Any, name: str) -> None:
 def check_fields(value: Any) -> None:
     """Checks the fields of a dataclass against their annotations.
 
-    Axes of one letter have one size throughout the fields. A number is no bool. The annotations of
-    a class that uses names known to type checkers only say nothing.
+    Axes of one letter have one size throughout the fields. A bool does not count as a number.
+    Annotations with names that only type checkers know are skipped.
 
     Raises:
         ValueError: for the first field that holds something else.

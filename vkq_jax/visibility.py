@@ -1,9 +1,9 @@
-"""What a query sees of a bank: its slots [start, stop).
+"""The slots [start, stop) of a bank that a query sees.
 
-`stop` hides padding and, of the text, tokens to come. `start` is a sliding window's: the query of
-token i sees the keys of tokens j with i - window < j <= i (Mistral 7B, arXiv 2310.06825), whatever
-their RoPE positions. Within a bank numbers increase from slot to slot, so that a window hides its
-first slots.
+`stop` hides padding and, of the text, tokens to come. `start` comes from a sliding window: the
+query of token i sees the keys of tokens j with i - window < j <= i (Mistral 7B, arXiv 2310.06825),
+whatever their RoPE positions. Within a bank numbers increase from slot to slot, so that a window
+hides its first slots.
 """
 
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class Starts:
 
 
 def window_starts(cache: KVCache, index: Int32[Array, "B T"], window: int) -> Starts:
-    """Starts of the queries of tokens `index` that see `window` tokens, their own the last.
+    """Starts for the queries of tokens `index`, which see `window` tokens up to their own.
 
     Raises:
         ValueError: the window is empty, or the cache does not keep the numbers of its tokens.

@@ -1,10 +1,10 @@
 """Writes calibquant.npz: codes and values of the quantizer of CalibQuant's code, bits 1, 2, 4, 8.
 
-Its equation, in method.md's words (insuhan/calibquant at 1dcfce8, `quant`): per channel over the
-whole segment, lower and upper are s times the least and the greatest element, and the code is
-round((x - lower) / scale) clipped to [0, 2^bits - 1], half to even. s is 0.5 for keys and 0.3 for
-values at 1 bit, 1 otherwise. Their function, run on the same input, gave the same codes and, within
-5e-7 of the range, the same values. Run as
+Its equation, in the words of docs/method.md (insuhan/calibquant at 1dcfce8, `quant`): per channel
+over the whole segment, lower and upper are s times the least and the greatest element, and the code
+is round((x - lower) / scale) clipped to [0, 2^bits - 1], half to even. s is 0.5 for keys and 0.3
+for values at 1 bit, 1 otherwise. Their function, run on the same input, gave the same codes and,
+within 5e-7 of the range, the same values. Run as
 
     python tests/goldens/calibquant.py
 """

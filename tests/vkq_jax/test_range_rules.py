@@ -63,7 +63,7 @@ def test_definitions():
     ],
 )
 def test_relative_error_on_a_normal_distribution(rule, expected):
-    """The table in method.md: one bit, 3328 positions."""
+    """Errors of one bit on a normal distribution, 3328 positions."""
     x = normal(3328, 64)
     assert squared_error(x, rule).mean() == pytest.approx(expected, rel=0.05)
 
