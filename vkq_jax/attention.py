@@ -293,7 +293,7 @@ def _positions(bank: VisualBank) -> Int32[Array, "B V *axes"]:
 def per_kv_head(
     mask: Bool[Array, "b k T S"], logits: Float[Array, "B K Q S"]
 ) -> Bool[Array, "B K Q S"]:
-    """What each query sees, for all query heads of each KV head; b, k and T may be 1."""
+    """The slots that each query sees, for all query heads of each KV head; b, k and T may be 1."""
     per_query = jnp.repeat(mask, logits.shape[2] // mask.shape[2], axis=2)
     return jnp.broadcast_to(per_query, logits.shape)
 

@@ -225,7 +225,8 @@ def hadamard_dictionary(head_dim: int, virtual: int) -> np.ndarray:
     """[R, 2 R, 4 R, ...], [H, n]: plane j is bit j of a uniform grid in the rotated channels.
 
     R is symmetric, so that rows and columns may be read either way. Where some channels have one
-    bit more than others, the last plane is theirs alone, and each has its own step.
+    bit more than others, the last plane holds those channels alone, and each channel has its own
+    step.
     """
     bits = hadamard_bits(head_dim, virtual)
     step = np.asarray(NORMAL_STEPS, np.float32)[bits]

@@ -206,7 +206,7 @@ def _describe(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
 def _shared(
     description: Any, arrays: Mapping[str, np.ndarray]
 ) -> tuple[Any, dict[str, np.ndarray]]:
-    """The same with each of several equal arrays under the name of the first one."""
+    """The same JSON and arrays, with equal arrays stored once, under the name of the first one."""
     first: dict[tuple[str, tuple[int, ...], bytes], str] = {}
     kept = {}
     for name, array in arrays.items():
@@ -226,7 +226,7 @@ def _shared(
 
 
 def _on_device(arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Each array once, whatever number of fields it stands for."""
+    """Each array once, however many fields it stands for."""
     found = {name: jnp.asarray(array) for name, array in arrays.items()}
     for name, array in found.items():
         if array.dtype != arrays[name].dtype:

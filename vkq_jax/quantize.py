@@ -28,7 +28,7 @@ def quantize(
 
     Args:
         x: any floating dtype; the arithmetic is float32.
-        config: the settings of a code family, for instance `presets["vkq-1bit"].key`.
+        config: a quantizer, for instance `presets["vkq-1bit"].key`.
         valid: which positions are tokens; the rest is padding, whose values have no influence on
             anything and which decodes to unspecified finite values. Broadcasts to x.shape[:-1].
             None: all are valid.
@@ -82,7 +82,7 @@ def fake_quantize(
     tables: SideTables | None = None,
     gradient: Literal["straight_through", "zero"] = "straight_through",
 ) -> Float[Array, "*lead V H"]:
-    """What `x` becomes by coding and decoding, in the dtype of `x`.
+    """The values that coding and decoding make of `x`, in the dtype of `x`.
 
     Args:
         x, config, valid, tables: as for `quantize`.

@@ -110,7 +110,7 @@ def _with_bias(bank: VisualBank, layer: LayerCache) -> tuple[Array, Array]:
 
 
 def _score_error(key: QuantizedTensor) -> Float[Array, "B K V"]:
-    """What a coded key's score is lowered by, per |query|^2 and logits_scale^2."""
+    """The amount by which a coded key's score is lowered, per |query|^2 and logits_scale^2."""
     if isinstance(key, DenseTensor):
         return jnp.zeros(key.values.shape[:-1], jnp.float32)
     if isinstance(key := key.plain(), DictionaryTensor):

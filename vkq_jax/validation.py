@@ -98,7 +98,7 @@ def _beside(value: Any, name: str) -> str:
 
 @functools.cache
 def _annotations(cls: type) -> dict[str, tuple[Any, ...]]:
-    """What each field may hold, one entry for each alternative."""
+    """The values that each field may hold, one entry for each alternative."""
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
     except NameError:

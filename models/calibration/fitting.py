@@ -125,7 +125,7 @@ def _side_tables(side: _Side, number: np.ndarray, rng: np.random.Generator) -> S
 def _fit_class(
     side: _Side, member: np.ndarray, number: int, rng: np.random.Generator
 ) -> ClassTables:
-    # As many tokens for each head, drawn with replacement: heads are fitted together.
+    # The same number of tokens for each head, drawn with replacement: heads are fitted together.
     chosen = np.stack([rng.choice(np.flatnonzero(row), _CLASS_TOKENS) for row in member])
     tokens = jnp.take_along_axis(side.residual, jnp.asarray(chosen)[..., None], axis=-2)
     weight = jnp.take_along_axis(side.weight, jnp.asarray(chosen), axis=-1)

@@ -40,8 +40,8 @@ def calibrate_scores(
     window shows it no visual token.
 
     Prompts are answered greedily, the most probable token at each step whatever the checkpoint's
-    generation_config.json says, with the calibration of each step. What counts is each query that
-    reads coded visual tokens: those of the answer and, with `quantize_at="image"`, those of the
+    generation_config.json says, with the calibration of each step. Every query that reads coded
+    visual tokens counts: the queries of the answer and, with `quantize_at="image"`, of the
     question, which is fed token by token here. Not for use inside jit.
 
     Args:

@@ -126,7 +126,7 @@ def _leaves_folder(shard: str) -> bool:
 
 
 def _broken(file: Path, error: Exception) -> str:
-    """What is wrong with a file that is no safetensors file."""
+    """The reason why a file is no safetensors file."""
     with contextlib.suppress(OSError), file.open("rb") as stream:
         if stream.read(64).startswith(b"version https://git-lfs"):
             return f"{show_path(file)} is only a pointer to the weights: run `git lfs pull`"

@@ -93,8 +93,8 @@ def read_rope(
 ) -> RopeConfig:
     """The rotary embedding of a text tower.
 
-    As in transformers, `rope_scaling` goes before `rope_parameters`, what they say of theta before
-    the tower, and the tower's `original_max_position_embeddings` before theirs.
+    Precedence is that of transformers: `rope_scaling` before `rope_parameters`, the theta of either
+    before the tower's, and the tower's `original_max_position_embeddings` before that of either.
 
     Args:
         tower: the fields of the tower.

@@ -47,7 +47,7 @@ class Between:
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-    """What a field may say, and what each word means here; others are not implemented."""
+    """The words that a field may hold, and their meaning here; others are not implemented."""
 
     meanings: Mapping[str, Any]
 

@@ -77,7 +77,7 @@ class FixedGridProcessing(Processing):
     """Each picture resized to the tower's square; one run of image tokens a picture."""
 
     def check(self, config: FixedGridConfig, image_processor: Any) -> None:
-        """As `Processing.check`: pictures have the tower's size."""
+        """See `Processing.check`: pictures have the tower's size."""
         check_image_settings(image_processor, config.vision.image_size)
 
     def preprocess(
@@ -88,6 +88,6 @@ class FixedGridProcessing(Processing):
         placeholder: str,
         tokenizer: Any,
     ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """As `Processing.preprocess`."""
+        """See `Processing.preprocess`."""
         pixels = self.run(image_processor, pictures)["pixel_values"]
         return {"pixel_values": pixels}, [placeholder * config.image_tokens] * len(pictures)

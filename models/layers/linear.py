@@ -43,7 +43,7 @@ class Maker:
         return cls(rngs, dtype, dtype if param_dtype is None else param_dtype, mesh)
 
     def with_rngs(self, rngs: nnx.Rngs) -> "Maker":
-        """The same dtypes with another stream of random numbers."""
+        """A maker of the same dtypes with another stream of random numbers."""
         return dataclasses.replace(self, rngs=rngs)
 
     def linear(self, inputs: int, outputs: int, *, bias: bool = True) -> nnx.Linear:

@@ -243,7 +243,7 @@ def inverse_frequencies(config: RopeConfig, length: Int32[Array, ""] | int) -> F
 
 
 def attention_scaling(config: RopeConfig) -> float:
-    """What cosine and sine are multiplied by: 1, but for yarn and longrope."""
+    """The factor of cosine and sine: 1, except for yarn and longrope."""
     if config.kind not in (RopeKind.YARN, RopeKind.LONGROPE):
         return 1.0
     if config.attention_factor is not None:

@@ -78,7 +78,7 @@ class Gemma2Settings(_GemmaSettings):
     final_logit_softcapping: Factor | None = 30.0
 
     def switches(self) -> dict[str, Any]:
-        """As Gemma, and what version 2 has."""
+        """Fields of Gemma, and those that version 2 adds."""
         return super().switches() | {
             "hidden_act": self.hidden_activation,
             "sandwich_norms": True,
@@ -111,7 +111,7 @@ class Gemma3Settings(Gemma2Settings):
     final_logit_softcapping: None = None
 
     def switches(self) -> dict[str, Any]:
-        """As Gemma 2, and what version 3 has."""
+        """Fields of Gemma 2, and those that version 3 adds."""
         return super().switches() | {"query_key_norm": True}
 
     def kinds(self) -> tuple[str, ...]:

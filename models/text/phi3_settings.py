@@ -30,11 +30,11 @@ class Phi3Settings(TextSettings):
     ignored = TextSettings.ignored | {"embd_pdrop", "resid_pdrop"}
 
     def switches(self) -> dict[str, Any]:
-        """As Phi-3's files have them."""
+        """The switches of Phi-3."""
         return {"fused_projections": True}
 
     def ropes(self, head_dim: int, where: str) -> tuple[RopeConfig, None]:
-        """As `TextSettings.ropes`; older files have other names for longrope."""
+        """See `TextSettings.ropes`; older files have other names for longrope."""
         given, where = given_rope(self, where)
         old = [key for key in ("type", "rope_type") if given.get(key) in ("su", "yarn")]
         renamed = dict.fromkeys(old, RopeKind.LONGROPE.value)

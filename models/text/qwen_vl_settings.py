@@ -46,7 +46,7 @@ class Qwen3VLTextSettings(TextSettings):
     mrope = MRope((24, 20, 20), interleaved=True)
 
     def switches(self) -> dict[str, Any]:
-        """As Qwen3's attention has them."""
+        """The switches of Qwen3's attention."""
         return {"query_key_norm": True}
 
 

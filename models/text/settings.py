@@ -207,7 +207,7 @@ class Qwen2Settings(TextSettings):
     eos_token_id: TokenIds | None = None
 
     def switches(self) -> dict[str, Any]:
-        """As Qwen2's attention has them."""
+        """The switches of Qwen2's attention."""
         return {"attention_output_bias": False}
 
     def kinds(self) -> tuple[str, ...]:
@@ -229,5 +229,5 @@ class Qwen3Settings(Qwen2Settings):
     attention_bias: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def switches(self) -> dict[str, Any]:
-        """As Qwen3's attention has them."""
+        """The switches of Qwen3's attention."""
         return {"query_key_norm": True}

@@ -163,7 +163,7 @@ class Qwen25VisionSettings(GridVisionSettings):
         return self.out_hidden_size
 
     def encoder_switches(self) -> dict[str, Any]:
-        """Blocks as in the text decoder, but for biases."""
+        """Blocks are those of the text decoder, with biases."""
         return {"rms_norms": True, "gated_mlp": True}
 
     def switches(self) -> dict[str, Any]:

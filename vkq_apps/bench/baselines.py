@@ -1,4 +1,4 @@
-"""What the fused kernel is compared with: attention over bf16 and fp8 caches, by others.
+"""Attention over bf16 and fp8 caches by others, which the fused kernel is compared with.
 
 Each baseline makes keys and values of its own for several layers, times one decode step over them
 and frees them. One that cannot run here is left out, with the reason.

@@ -79,7 +79,7 @@ class Case:
 
     @property
     def bytes(self) -> float:
-        """Of all keys and values that the queries see."""
+        """Bytes of all keys and values that the queries see."""
         bits = self._seen(self.positions) * self.bits_stored + self._seen(self.text) * 16
         return self.batch * self.kv_heads * self.head_dim * 2 * bits / 8
 

@@ -1,4 +1,4 @@
-"""What the commands of `vkq bench` do once their arguments are read: plan, measure, record."""
+"""The commands of `vkq bench` once their arguments are read: plan, measure, record."""
 
 import contextlib
 import math

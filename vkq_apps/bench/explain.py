@@ -16,7 +16,7 @@ __all__ = ["explain_shape"]
 def explain_shape(
     name: str, batch: int, preset: str, queries_per_step: int, text_capacity: int
 ) -> dict[str, Any]:
-    """What `pallas_kernels` says of `batch` sequences of a published shape: attention and coding.
+    """How `pallas_kernels` treats `batch` sequences of a published shape: attention and coding.
 
     Raises:
         ValueError: no such shape or preset, or a number that is not positive.

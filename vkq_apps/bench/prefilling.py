@@ -36,8 +36,8 @@ def measure_prefill(
     """Prefills through `models`; returns logits, cache, and what was measured.
 
     The peak is read after the first run only, and after compiling, whose trials take memory too:
-    where the run does not exceed those, its own peak is not known and is recorded as null. What the
-    compiler plans for a call (`prefill_temporary_bytes`) is exact.
+    where the run does not exceed those, its own peak is not known and is recorded as null. The
+    compiler's plan for a call (`prefill_temporary_bytes`) is exact.
     """
     compiled = compile_ahead(
         prefill,

@@ -1,4 +1,4 @@
-"""What coding a layer's keys and values costs beside the prefill of that layer.
+"""Cost of coding a layer's keys and values beside the prefill of that layer.
 
 Both are timed at the same number of tokens: a whole decoder block of the real text tower, and what
 `models.generation.prefill` does with the keys and values that the block leaves: XLA codes them and
@@ -42,7 +42,7 @@ _CACHE_BYTES, _MOST_COPIES = 1.5e8, 6
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeSetup:
-    """What one row measures.
+    """Settings of one row.
 
     Attributes:
         shape: name in `pallas_kernels.shapes`. preset: of the visual cache.
@@ -141,7 +141,7 @@ def measure_quantize(setup: QuantizeSetup, row: dict[str, Any]) -> None:
 
 
 def _default(setup: QuantizeSetup) -> str:
-    """What codes it in prefill, on this device."""
+    """The implementation that codes it in prefill, on this device."""
     shape, quant = find_shape(setup.shape), vkq_jax.resolve(setup.preset)
     x, index = abstract_visual(shape)
     return pallas_kernels.choose_coding(x, x, index, quant)

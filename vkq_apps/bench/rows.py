@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 class Setup(Protocol):
-    """What one row measures: a frozen dataclass of plain values."""
+    """Settings of one row: a frozen dataclass of plain values."""
 
     __dataclass_fields__: Any
 
@@ -59,7 +59,8 @@ def run_groups(
     Args:
         groups: of `Setup`s.
         measure: a row from a setup; catches what hinders it, see `attempt`.
-        results: where rows go. What was left out for lack of time is in its head, "left_out".
+        results: where rows go. Rows that were left out for lack of time are listed in its head,
+            "left_out".
         compare: adds to a row what the rows of its group, measured so far, tell.
         say: shows progress.
         seconds: no row is begun that would, at the pace of the slowest one, end later.

@@ -28,7 +28,7 @@ _CACHE_BYTES, _MOST_LAYERS = 2.5e8, 8
 
 @dataclasses.dataclass(frozen=True)
 class ScalingSetup:
-    """What one row measures: `batch` sequences of `length` visual and `text` text tokens.
+    """Settings of one row: `batch` sequences of `length` visual and `text` text tokens.
 
     Attributes:
         shape: name in `pallas_kernels.shapes`, whose heads are taken. preset: of the visual cache.
@@ -156,11 +156,11 @@ def _repeat(layer: LayerCache, batch: int) -> LayerCache:
 
 @jax.jit
 def _oracle(ends: jax.Array, layer: LayerCache) -> jax.Array:
-    """What the first and the last query get from the sequence that all hold, in float32."""
+    """The first and the last query's attention over the sequence that all hold, in float32."""
     both = _repeat(layer, ends.shape[0])
     return pallas_kernels.attend_cache(ends, both, implementation="reference").output
 
 
 def _ends(x: jax.Array) -> jax.Array:
-    """Of the first and the last sequence."""
+    """The rows of the first and the last sequence."""
     return x[jnp.asarray([0, -1])]

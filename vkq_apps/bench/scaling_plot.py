@@ -40,7 +40,7 @@ def plot_scaling(path: Path, rows: Rows, title: str) -> None:
 
 
 def _legend(rows: Rows) -> list[Line2D]:
-    """What of it all is drawn."""
+    """Handles for the kinds of rows that are drawn."""
     handles = []
     if any(row["preset"] == BASELINE for row in rows):
         handles.append(Line2D([], [], color=BEFORE, label="bf16"))

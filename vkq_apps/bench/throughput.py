@@ -38,7 +38,7 @@ _MOST_GB = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class ThroughputSetup:
-    """What one row measures.
+    """Settings of one row.
 
     Attributes:
         shape: name in `pallas_kernels.shapes`. preset: of the visual cache.

@@ -113,7 +113,7 @@ def _speed_at(row: dict[str, Any], others: Sequence[dict[str, Any]]) -> float | 
 def floors(row: dict[str, Any], bandwidth: float) -> None:
     """Adds what reading the weights, and the cache, takes at least, at the copy's bandwidth.
 
-    Of what the row knows: one that failed may lack its batch, or all of it.
+    Only what the row knows is used: a row that failed may lack its batch, or all of it.
     """
     row["bandwidth"] = bandwidth
     if "weight_bytes" in row:

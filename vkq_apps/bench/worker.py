@@ -33,7 +33,7 @@ _START = (
 
 
 def probe() -> dict[str, Any]:
-    """What is measured on: the device, its memory and its bandwidth."""
+    """The machine of a measurement: the device, its memory and its bandwidth."""
     return provenance() | {
         "memory_limit": device_memory.limit(),
         "bandwidth": bandwidth(),
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> None:
     device_memory.claim_memory()
     task, settings, *flags = arguments
     show_tracebacks("--traceback" in flags)
-    # Whatever else prints must not come between: stdout is for the one object.
+    # Nothing else may print in between: stdout is for the one object.
     result, sys.stdout = sys.stdout, sys.stderr
     record = TASKS[task](**json.loads(settings))
     print(json.dumps(record), file=result, flush=True)

@@ -119,5 +119,5 @@ _code_layer = jax.jit(code_bank, static_argnames="quant")
 def _bits(bank: VisualBank, elements: int) -> np.ndarray:
     """Bits per element of keys and of values, the tables of a sequence counted."""
     sides = np.array([nbytes(bank.key), nbytes(bank.value)], float)
-    # What both sides share (the map of classes) is halved between them.
+    # Bytes that both sides share (the map of classes) are halved between them.
     return 8 * (sides + nbytes(bank.class_map) / 2) / elements

@@ -1,1 +1,1 @@
-"""What the visual KV of one prompt looks like: measuring it, and plots of what was measured."""
+"""The visual keys and values of one prompt: measurements and plots of them."""

@@ -1,8 +1,8 @@
 """Attention of the last prompt token over a coded visual bank, all layers at once.
 
-Each layer gets the queries and the text of the full-precision run: what differs is that layer's
-own coding, and not what earlier layers made of theirs. The layers stand where attention over a
-cache has the batch.
+Each layer gets the queries and the text of the full-precision run: only that layer's own coding
+differs, and errors of earlier layers do not add up. The layers stand where attention over a cache
+has the batch.
 """
 
 import jax.numpy as jnp

@@ -17,7 +17,7 @@ __all__ = ["Capture", "capture"]
 
 @frozen_pytree
 class Capture:
-    """What the last token of one prompt attends with and to, in all layers; the model's dtype.
+    """The last token's queries, and the keys and values it attends to, in all layers.
 
     Attributes:
         query: of the last token, with RoPE, not scaled.

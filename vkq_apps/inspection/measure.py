@@ -67,7 +67,7 @@ def inspect_visual(
 ) -> Inspection:
     """Measures one prompt, coded with `quant` and its offline tables; errors as for `capture`."""
     caught = capture(model, inputs)
-    # Of the cache that generation starts from, in its layout and with its positions.
+    # Bytes of the cache that generation starts from, in its layout and with its positions.
     fill = partial(prefill, quant=quant, cache_length=caught.text_key.shape[2], tables=tables)
     _, filled = jax.eval_shape(fill, model, inputs)
     return _inspect(

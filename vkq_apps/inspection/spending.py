@@ -1,4 +1,4 @@
-"""What each visual token takes in the cache, and what coding does to it."""
+"""Bits that each visual token takes in the cache, and the error that coding leaves in it."""
 
 import math
 
@@ -16,8 +16,8 @@ __all__ = ["bits_of_tokens", "error_of_tokens"]
 def bits_of_tokens(bank: VisualBank, shape: tuple[int, ...]) -> Float[Array, "L V"]:
     """Bits per element of each token, mean over heads, keys and values.
 
-    Tokens differ where codes have classes of tokens. What tokens share (levels, centres) is divided
-    equally among them, so that the mean is that of all the bank's bytes.
+    Tokens differ where codes have classes of tokens. Bits that tokens share (levels, centres) are
+    divided equally among them, so that the mean is that of all the bank's bytes.
 
     Args:
         bank: without padding. shape: [L, K, V, H] of its keys.

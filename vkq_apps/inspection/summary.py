@@ -57,7 +57,7 @@ def summarize(inspection: Inspection, segments: list[Segment]) -> dict[str, Any]
 
 
 def raw_arrays(inspection: Inspection) -> dict[str, np.ndarray]:
-    """What is too much for JSON, float32, by name.
+    """Arrays that are too large for JSON, float32, by name.
 
     `weights_*` [L, N, V]: attention weights on the visual tokens. `bits` [L, V]: per element of
     each visual token. `*_error_of_tokens` [L, V]: relative squared error of each. `*_quantiles`

@@ -1,4 +1,4 @@
-"""What pictures are made of, by name: sprites, colours, shapes, form fields; and what is asked."""
+"""Parts of pictures by name: sprites, colours, shapes, form fields; and the questions asked."""
 
 import functools
 import json

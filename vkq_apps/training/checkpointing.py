@@ -33,7 +33,7 @@ def read_info(file: Path) -> dict[str, Any]:
 
 
 def restore(file: Path, like: Any) -> tuple[Any, dict[str, Any]]:
-    """What `save` wrote, in the structure of `like`.
+    """The state that `save` wrote, in the structure of `like`.
 
     Raises:
         ValueError: the file's arrays are not those of `like`.

@@ -46,7 +46,7 @@ def evaluate(
 
 
 def exact_match(predicted: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-    """The same from predictions int [n, R] and rows int16 [n, 5, R]."""
+    """Scores from predictions int [n, R] and rows int16 [n, 5, R]."""
     _, turn, _, target, task = rows.transpose(1, 0, 2)
     wrong = (predicted != target) & (target >= 0)
     right: dict[str, list[bool]] = defaultdict(list)

@@ -24,7 +24,7 @@ def normalize(images: Shaped[Array, "B S S 3"], dtype: Any) -> Float[Array, "B 3
 
 
 def text_visibility(turn: Shaped[Array, "B R"]) -> Bool[Array, "B R S"]:
-    """What text tokens see: prefix and image, and their own turn up to themselves."""
+    """The tokens that text sees: prefix and image, and its own turn up to itself."""
     batch, length = turn.shape
     order = jnp.arange(length)
     own = (turn[:, :, None] == turn[:, None, :]) & (order[:, None] >= order[None, :])[None]

@@ -96,7 +96,7 @@ def train(options: TrainOptions) -> TrainState:
 
 @dataclasses.dataclass
 class _Piece:
-    """What one piece of a training works with."""
+    """Settings and state of one piece of a training."""
 
     options: TrainOptions
     schedule: Schedule

@@ -33,7 +33,7 @@ PATCH_SIZE, HEAD_DIM = 14, 64
 
 @dataclasses.dataclass(frozen=True)
 class ModelSize:
-    """What a small model may vary; the defaults are the embedded checkpoint's 10.4 M parameters."""
+    """Sizes of a small model; the defaults are the embedded checkpoint's 10.4 M parameters."""
 
     width: int = 256
     num_layers: int = 6
@@ -115,7 +115,7 @@ class PatchClassifier(nnx.Module):
 
 
 class TrainedModel(nnx.Module):
-    """What training moves: the LLaVA model and the auxiliary head."""
+    """The modules that training moves: the LLaVA model and the auxiliary head."""
 
     def __init__(self, config: LlavaConfig, *, rngs: nnx.Rngs, dtype: Any):
         self.llava = LlavaModel(config, Maker.create(rngs, dtype, jnp.float32))

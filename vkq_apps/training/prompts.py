@@ -5,11 +5,11 @@ __all__ = ["ANSWER_PREFIX", "CHAT_TEMPLATE", "IMAGE_TOKEN", "PROMPT_PREFIX", "pr
 IMAGE_TOKEN = "<image>"
 PROMPT_PREFIX = "USER: "
 ANSWER_PREFIX = " "
-"""What stands between a prompt and its answer."""
+"""The text between a prompt and its answer."""
 
 
 def suffix(question: str) -> str:
-    """What follows the image in a prompt."""
+    """The text behind the image in a prompt."""
     return f"\n{question} ASSISTANT:"
 
 
@@ -41,4 +41,4 @@ CHAT_TEMPLATE = """
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}
 """.strip()  # noqa: E501  # a template's whitespace is part of it
-"""The same in Jinja, for `apply_chat_template`."""
+"""The prompt template in Jinja, for `apply_chat_template`."""

@@ -25,7 +25,7 @@ __all__ = ["Renderers"]
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """What a process needs to know; picklable."""
+    """Everything that a rendering process needs to know; picklable."""
 
     folder: str
     slots: int

@@ -77,7 +77,7 @@ class Gemma3Config(FixedGridConfig):
 def _pool(side: int, tokens: int) -> int:
     """Patches of a side of the squares that make `tokens` of `side` x `side` patches."""
     pool = side // math.isqrt(tokens)
-    # As in transformers, a rim that does not fill a square is left out.
+    # A rim that does not fill a square is left out, as in transformers.
     if not pool or (side // pool) ** 2 != tokens:
         raise ValueError(
             f"mm_tokens_per_image: expected a square number that pooling gives of {side} x {side} "

@@ -38,7 +38,7 @@ class _Processing(FixedGridProcessing):
     """Each picture resized to the tower's square, its tokens between two of their own."""
 
     def placeholder(self, config: Gemma3Config, tokenizer: Any) -> str:
-        """As `Processing.placeholder`: templates write the token that begins a picture."""
+        """See `Processing.placeholder`: templates write the token that begins a picture."""
         return tokenizer.convert_ids_to_tokens(config.begin_image_id)
 
     def preprocess(
@@ -49,7 +49,7 @@ class _Processing(FixedGridProcessing):
         placeholder: str,
         tokenizer: Any,
     ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """As `Processing.preprocess`."""
+        """See `Processing.preprocess`."""
         # transformers' processor crops no parts unless a call asks it to, whatever the file says.
         pixels = self.run(image_processor, pictures, do_pan_and_scan=False)["pixel_values"]
         token, end = tokenizer.convert_ids_to_tokens([config.image_token_id, config.end_image_id])

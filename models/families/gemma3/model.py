@@ -12,7 +12,7 @@ class Gemma3Model(FixedGridModel):
     """SigLIP, pooled features, a Gemma 3 decoder."""
 
     def make_projector(self, config: Gemma3Config, make: Maker) -> PoolingProjector:
-        """As `FixedGridModel.make_projector`."""
+        """See `FixedGridModel.make_projector`."""
         return PoolingProjector(
             make,
             config.vision.feature_width,

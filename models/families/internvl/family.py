@@ -86,14 +86,14 @@ class _Processing(Processing):
     """Each picture cut into tiles, and once more as a whole where there are several."""
 
     def placeholder(self, config: InternVLConfig, tokenizer: Any) -> str:
-        """As `Processing.placeholder`; the tokens around a picture have to exist."""
+        """See `Processing.placeholder`; the tokens around a picture have to exist."""
         for token in (_START, _END):
             if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
                 raise ValueError(f"the tokenizer has no token {token}, which InternVL needs")
         return super().placeholder(config, tokenizer)
 
     def check(self, config: InternVLConfig, image_processor: Any) -> None:
-        """As `Processing.check`: tiles have the tower's size."""
+        """See `Processing.check`: tiles have the tower's size."""
         check_image_settings(image_processor, config.vision.image_size)
         check_tile_counts(image_processor)
 
@@ -105,7 +105,7 @@ class _Processing(Processing):
         placeholder: str,
         tokenizer: Any,
     ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """As `Processing.preprocess`."""
+        """See `Processing.preprocess`."""
         # transformers' processor cuts whatever the file of the image processor says.
         output = self.run(image_processor, pictures, crop_to_patches=True)
         texts = [

@@ -13,7 +13,7 @@ class LlavaModel(FixedGridModel):
     """A vision tower, a two-layer projector, a text decoder."""
 
     def make_projector(self, config: Any, make: Maker) -> MlpProjector:
-        """As `FixedGridModel.make_projector`."""
+        """See `FixedGridModel.make_projector`."""
         return MlpProjector(
             make,
             config.vision.feature_width,

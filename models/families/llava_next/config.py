@@ -46,7 +46,7 @@ class LlavaNextConfig(LlavaConfig):
 
     @classmethod
     def more(cls, hf: Any, vision: VitConfig) -> dict[str, Any]:
-        """As `LlavaConfig.more`."""
+        """See `LlavaConfig.more`."""
         if vision.num_features != vision.num_patches:
             raise NotImplementedError(
                 f"vision_feature_select_strategy={hf.vision_feature_select_strategy!r}; supported "

@@ -53,7 +53,7 @@ class LlavaNextProcessing(Processing):
     """Each picture as a whole and cut into tiles; one run of image tokens a picture."""
 
     def check(self, config: LlavaNextConfig, image_processor: Any) -> None:
-        """As `Processing.check`: tiles have the tower's size, and pictures those of config.json."""
+        """See `Processing.check`: tiles have the tower's size, pictures those of config.json."""
         check_image_settings(image_processor, config.vision.image_size)
         found = image_processor.image_grid_pinpoints
         expected = config.image_grid_pinpoints
@@ -74,7 +74,7 @@ class LlavaNextProcessing(Processing):
         placeholder: str,
         tokenizer: Any,
     ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """As `Processing.preprocess`; tiles of all pictures one after another."""
+        """See `Processing.preprocess`; tiles of all pictures lie one after another."""
         # transformers' processor pads whatever the file of the image processor says.
         output = self.run(image_processor, pictures, do_pad=True)
         sizes = check_image_sizes(output)

@@ -54,8 +54,8 @@ def num_tiles(config: LlavaNextConfig, height: int, width: int) -> int:
 def picture_rows(config: LlavaNextConfig, height: int, width: int, first: int) -> Rows:
     """The visual tokens of a picture of this size whose first tile is number `first`.
 
-    Those of the whole picture, then those of its tiles row by row, without the padding that made
-    the picture fit them, and a newline behind each row.
+    Features of the whole picture come first, then those of its tiles row by row, without the
+    padding that made the picture fit, and with a newline behind each row.
     """
     side = config.vision.side
     rows, columns = _tile_grid(config, height, width)

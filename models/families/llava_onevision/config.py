@@ -53,7 +53,7 @@ class LlavaOnevisionConfig(LlavaNextConfig):
 
     @classmethod
     def more(cls, hf: Any, vision: VitConfig) -> dict[str, Any]:
-        """As `LlavaConfig.more`."""
+        """See `LlavaConfig.more`."""
         found = re.fullmatch("anyres_max_([1-9][0-9]{0,5})", hf.vision_aspect_ratio)
         if found is None:
             raise NotImplementedError(

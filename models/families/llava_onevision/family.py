@@ -79,7 +79,7 @@ class _Processing(LlavaNextProcessing):
         placeholder: str,
         tokenizer: Any,
     ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """As `Processing.preprocess`."""
+        """See `Processing.preprocess`."""
         if len(pictures) == 1:
             arrays, texts = super().preprocess(
                 config, image_processor, pictures, placeholder, tokenizer

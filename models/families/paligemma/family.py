@@ -35,16 +35,16 @@ class _Processing(FixedGridProcessing):
     adds_special_tokens = False
 
     def token_arrays(self, input_ids: np.ndarray) -> dict[str, np.ndarray]:
-        """As `Processing.token_arrays`: no token of a prompt is of the answer."""
+        """See `Processing.token_arrays`: no token of a prompt belongs to the answer."""
         return {"token_type_ids": np.zeros_like(input_ids)}
 
     def complete(self, prompt: str, placeholder: str, bos: str) -> str:
-        """As `Processing.complete`: BOS behind the last picture, a line break at the end."""
+        """See `Processing.complete`: BOS behind the last picture, a line break at the end."""
         pictures, found, question = prompt.rpartition(placeholder)
         return prompt if bos and bos in question else f"{pictures}{found}{bos}{question}\n"
 
     def plain_prompt(self, placeholder: str, question: str, num_images: int) -> str:
-        """As `Processing.plain_prompt`."""
+        """See `Processing.plain_prompt`."""
         return placeholder * num_images + question
 
 

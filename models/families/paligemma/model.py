@@ -12,5 +12,5 @@ class PaliGemmaModel(FixedGridModel):
     """SigLIP, one linear layer, a Gemma or Gemma 2 decoder."""
 
     def make_projector(self, config: PaliGemmaConfig, make: Maker) -> LinearProjector:
-        """As `FixedGridModel.make_projector`."""
+        """See `FixedGridModel.make_projector`."""
         return LinearProjector(make, config.vision.feature_width, config.text.hidden_size)

@@ -51,7 +51,7 @@ class QwenVLModel(MultimodalModel):
         return features
 
     def embed_inputs(self, inputs: Inputs) -> Embedded:
-        """As `MultimodalModel.embed_inputs`, with what deepstack adds behind the first layers."""
+        """See `MultimodalModel.embed_inputs`; deepstack adds features behind the first layers."""
         text = self.text.embed(inputs.input_ids)
         if inputs.pixel_values is None:
             return Embedded(text)

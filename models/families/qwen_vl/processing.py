@@ -17,14 +17,14 @@ class QwenVLProcessing(Processing):
     """Each picture resized to whole blocks of patches; as many image tokens as it has blocks."""
 
     def picture_text(self, config: QwenVLConfig, tokenizer: Any) -> str:
-        """As `Processing.picture_text`."""
+        """See `Processing.picture_text`."""
         start, end = tokenizer.convert_ids_to_tokens(
             [config.vision_start_token_id, config.vision_end_token_id]
         )
         return f"{start}{self.placeholder(config, tokenizer)}{end}"
 
     def check(self, config: QwenVLConfig, image_processor: Any) -> None:
-        """As `Processing.check`: patches are those of the tower, pictures have some size."""
+        """See `Processing.check`: patches are those of the tower, pictures have some size."""
         vision = config.vision
         check_area_settings(
             image_processor,
@@ -34,7 +34,7 @@ class QwenVLProcessing(Processing):
         )
 
     def check_picture(self, image_processor: Any, picture: Image.Image) -> None:
-        """As `Processing.check_picture`; `check` has seen to the largest area already."""
+        """See `Processing.check_picture`; `check` has bounded the largest area already."""
         factor = image_processor.patch_size * image_processor.merge_size
         if not image_processor.do_resize and any(side % factor for side in picture.size):
             raise ValueError(
@@ -50,7 +50,7 @@ class QwenVLProcessing(Processing):
         placeholder: str,
         tokenizer: Any,
     ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """As `Processing.preprocess`."""
+        """See `Processing.preprocess`."""
         output = self.run(image_processor, pictures)
         blocks = output["image_grid_thw"].prod(-1) // config.vision.merge**2
         return output, [placeholder * int(count) for count in blocks]

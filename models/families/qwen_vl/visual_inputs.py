@@ -135,6 +135,6 @@ def _intervals(config: QwenVLConfig, seconds: np.ndarray | None, videos: int) ->
 
 def _span(grid: tuple[int, int, int], merge: int, interval: np.number) -> Span:
     frames, rows, columns = grid
-    # As in transformers: the product in the dtype of the seconds, then cut.
+    # Rounded as transformers does: the product in the dtype of the seconds, then cut.
     times = (np.arange(frames, dtype=interval.dtype) * interval).astype(np.int64)
     return Span(tuple(times.tolist()), rows // merge, columns // merge)

@@ -31,5 +31,5 @@ class VipLlavaConfig(LlavaConfig):
 
     @classmethod
     def more(cls, hf: Any, vision: VitConfig) -> dict[str, Any]:
-        """As `LlavaConfig.more`."""
+        """See `LlavaConfig.more`."""
         return {"projector_layernorm_eps": hf.projector_layernorm_eps}

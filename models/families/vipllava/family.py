@@ -34,7 +34,7 @@ class VipLlavaModel(LlavaModel):
     """LLaVA's parts, the projector with a norm of its own."""
 
     def make_projector(self, config: VipLlavaConfig, make: Maker) -> MlpProjector:
-        """As `FixedGridModel.make_projector`."""
+        """See `FixedGridModel.make_projector`."""
         return _Projector(config, make)
 
 

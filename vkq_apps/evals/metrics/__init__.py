@@ -22,4 +22,4 @@ METRICS = MappingProxyType[str, Metric](
         "cider": CIDER,
     }
 )
-"""Those that a JSONL of one's own may ask for, by name."""
+"""Metrics that a JSONL of one's own may ask for, by name."""

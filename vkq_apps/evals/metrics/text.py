@@ -28,7 +28,7 @@ def is_exact(answer: str, answers: Sequence[str]) -> bool:
 
 
 def is_exact_ignoring_case(answer: str, answers: Sequence[str]) -> bool:
-    """The same whatever the case, and with or without a full stop at the end."""
+    """Whether texts are equal but for their case and a full stop at the end."""
     return is_exact(_plain(answer), [_plain(right) for right in answers])
 
 

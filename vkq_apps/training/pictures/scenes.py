@@ -67,7 +67,7 @@ def _facts(count: int, around: dict[str, int]) -> tuple[int, ...]:
 
 
 def _neighbors(objects: list[int], centres: list[tuple[float, float]]) -> list[dict[str, int]]:
-    """What is next to each object in each direction, by `_DIRECTIONS`, where it is clear."""
+    """The neighbour of each object in each direction, by `_DIRECTIONS`, where it is clear."""
     neighbors: list[dict[str, int]] = [{} for _ in objects]
     for axis, (before, after) in enumerate(_DIRECTIONS):
         order = sorted(range(len(objects)), key=lambda index: centres[index][axis])
