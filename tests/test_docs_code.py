@@ -14,7 +14,7 @@ from vkq_apps.cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SKETCHES = {"adding_a_family.md", "kernel.md", "own_models.md"}
+SKETCHES = {"adding_a_family.md", "kernel.md", "own_models.md", "scaling_out.md"}
 """Pages whose code is excerpts, with names from elsewhere."""
 
 
