@@ -20,10 +20,10 @@ __all__ = ["AttachedCodes", "Model"]
 
 @dataclasses.dataclass(frozen=True)
 class AttachedCodes:
-    """Calibrated presets as a model's static part: no parameters, the same if their files are.
+    """Calibrated presets as a model's static part: equal where their files are equal.
 
     Attributes:
-        digest: of the file. codes: what it holds.
+        digest: of the file. codes: its content.
     """
 
     digest: str
@@ -41,7 +41,7 @@ class Model:
         source: folder that the model was loaded from, if any (its processor lies there).
         calibrated: presets calibrated for this model, if any.
         mesh: devices that the model is split over, as `models.sharding.mesh.fit_mesh` has them;
-            None: it is on one.
+            None: one device holds it.
     """
 
     params: Any

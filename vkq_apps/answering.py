@@ -1,4 +1,4 @@
-"""Asking a model one question and measuring what the cache held: what the command line shows."""
+"""Asks a model one question and measures its cache, for the command line."""
 
 import dataclasses
 import time

@@ -1,4 +1,4 @@
-"""Where a result comes from: what every file under results/ records beside its figures."""
+"""The origin of a result, which every file under results/ records beside its figures."""
 
 import importlib.metadata
 import subprocess

@@ -46,7 +46,8 @@ def calibrate_codes(
     """Tables of a model's codes, from its keys, values and queries on sample prompts.
 
     Each batch is answered greedily at full precision. The first 32 prompts compare the plans of a
-    preset; if there are more, only those are fitted to. Not for use inside jit.
+    preset; if there are more prompts, tables are fitted to the others alone. Not for use inside
+    jit.
 
     Args:
         model: from `models.load`.
@@ -55,9 +56,9 @@ def calibrate_codes(
         presets: names of those to calibrate; all that calibration improves by default.
         tokens: visual tokens to keep of each prompt, for each head.
         max_new_tokens: most tokens of each answer.
-        seed: of what is drawn at random.
+        seed: of random draws.
         folder: where samples and tables are kept as they are found. A call with the same model and
-            arguments takes them from there, for instance after a kill; nobody removes them.
+            arguments takes them from there, for instance after a kill; files are never removed.
         on_batch: is told the number of prompts of each batch that is read.
         on_plan: is told the preset and the number of each plan that has its tables.
         on_preset: is told each preset and the KL of its plans, of which the least is taken, see

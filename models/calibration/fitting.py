@@ -22,14 +22,14 @@ from vkq_jax.token_classes import TokenClass
 __all__ = ["CodeFitter"]
 
 _CLASS_TOKENS = 4096  # of each class and head, that its dictionary is fitted to
-_BASE_WEIGHT = 0.3  # every token's, in units of the mean: what no sample looked at may matter, too
+_BASE_WEIGHT = 0.3  # a floor in units of the mean: tokens that no sample looked at may matter, too
 
 
 class CodeFitter:
     """Fits tables to samples of a model; codebooks that several settings share are fitted once."""
 
     def __init__(self, samples: CodeSamples, seed: int = 0):
-        """Takes the samples of all layers, and the seed of what is drawn at random."""
+        """Takes the samples of all layers, and the seed of random draws."""
         self._samples, self._seed = samples, seed
         self._codebooks: dict[tuple[Any, ...], Float[Array, "K M H"]] = {}
 

@@ -1,4 +1,4 @@
-"""A folder for parts of a calibration, so that a run that was killed can be gone on from."""
+"""A folder for parts of a calibration, so that a killed run can go on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["CalibrationFolder", "digest_of"]
 
 
 def digest_of(*parts: Any) -> str:
-    """A digest of arrays, pytrees of arrays, and whatever has a `repr` that says all of it."""
+    """A digest of arrays, pytrees of arrays, and objects whose `repr` says all of them."""
     digest = hashlib.sha256()
     for part in parts:
         for leaf in jax.tree.leaves(part):
@@ -40,7 +40,7 @@ def digest_of(*parts: Any) -> str:
 
 
 class CalibrationFolder:
-    """Parts by the digest of all that they depend on: what was made of other input is not found.
+    """Parts are kept by the digest of their inputs: parts of other inputs are not found.
 
     Each part is a file that appears whole or not at all.
     """

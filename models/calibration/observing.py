@@ -38,7 +38,7 @@ def observe_answers[T](
     token.
 
     Args:
-        model, inputs: whom to ask what.
+        model, inputs: the model and the prompts that it answers.
         quant: codes of the visual cache.
         steps: most tokens of an answer.
         quantize_at: when the visual tokens are coded, as for `generate`.

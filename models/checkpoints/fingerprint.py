@@ -15,7 +15,7 @@ _ROWS = 64  # of each weight: enough to tell models apart, little to read back f
 
 
 def fingerprint(model: Model) -> str:
-    """16 hexadecimal digits of the text tower's weights, whatever dtype they are loaded in.
+    """16 hexadecimal digits of the text tower's weights, the same in every dtype.
 
     The first rows of every parameter of the first and the last decoder block count, rounded to
     bfloat16.

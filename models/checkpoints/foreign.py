@@ -26,7 +26,7 @@ _MARKS = (
     (r"^(model\.)?connector\.", "an Idefics or SmolVLM model"),
     (r"\bmm_input_projection", "a Gemma 3 model, not LLaVA-1.5"),
 )
-# Put before all names by what wraps a module while it is trained.
+# Prefixes that wrappers of training put before all names.
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.module.")
 _SEES = re.compile(r"vision|visual|image|projector|patch_embed|clip|siglip", re.IGNORECASE)
 _READS = re.compile(r"\bembed_tokens\.|\bwte\.|\blm_head\.|\.self_attn\.|\.attention\.")

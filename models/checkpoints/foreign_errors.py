@@ -1,4 +1,4 @@
-"""Exceptions of other people's code, turned into one clear error."""
+"""Exceptions of other libraries, turned into one clear error."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _LONGEST = 180
 
 @contextlib.contextmanager
 def named(subject: str) -> Iterator[None]:
-    """Raises a ValueError that starts with `subject` for whatever the block raises.
+    """Raises a ValueError that starts with `subject` for any exception of the block.
 
     For calls into Pillow, transformers, tokenizers and jinja2: on bad files these fail with
     exceptions of many types. Panics of tokenizers are not even an `Exception`.

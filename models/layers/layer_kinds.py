@@ -9,7 +9,7 @@ __all__ = ["by_kind"]
 
 
 def by_kind[T](full_layers: tuple[int, ...], layer: Array, windowed: T, full: T) -> T:
-    """Arrays of a layer: `full` in those that a window leaves alone."""
+    """One layer's arrays: `full` in layers without a window."""
     if not full_layers:
         return windowed
     is_full = jnp.isin(layer, jnp.asarray(full_layers, jnp.int32))

@@ -20,8 +20,7 @@ class Maker:
 
     Attributes:
         rngs: where random parameters come from.
-        dtype: what layers compute in.
-        param_dtype: what parameters are held in.
+        dtype: of the computation. param_dtype: of the parameters.
         mesh: devices that the layers are split over; None: one.
     """
 

@@ -21,8 +21,8 @@ _CHANGING = (RopeKind.DYNAMIC, RopeKind.LONGROPE)
 def has_key_bias(config: TextConfig) -> bool:
     """Whether keys have a bias whose share of a key follows from the position alone.
 
-    It does not behind a norm of the keys, nor with frequencies that differ from layer to layer or
-    call to call.
+    The share depends on more behind a norm of the keys, and with frequencies that differ from layer
+    to layer or call to call.
     """
     varies = config.sliding_rope is not None or config.rope.kind in _CHANGING
     return config.attention_bias and not config.query_key_norm and not varies

@@ -1,8 +1,8 @@
 """Masks of each layer, over a prompt and over a cache: causal, windows, groups.
 
 Masks go by a token's index in its sequence, never by its RoPE position: with M-RoPE, positions are
-neither distinct nor increasing. Layers run in a loop over their traced number: what differs between
-them is made for both kinds once and chosen inside.
+neither distinct nor increasing. Layers run in a loop over their traced number: masks of both kinds
+are made once, and a layer chooses inside the loop.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def prompt_masks(config: TextConfig, inputs: Inputs) -> Callable[[Array], Bool[A
 def cache_starts(
     config: TextConfig, cache: AnyCache, index: Int32[Array, "B T"]
 ) -> Callable[[Array], Starts | None]:
-    """For a layer's number: where what queries see of the cache begins.
+    """For a layer's number: the first slots of the cache that each query sees.
 
     Args:
         config: of the tower.

@@ -13,8 +13,8 @@ _EXPERTS = "text.layers.{}.mlp.experts"
 def moe_alternatives(text: TextConfig) -> tuple[Mapping[str, Source], ...]:
     """See `models.checkpoints.naming.WeightNames.alternatives`; none without experts.
 
-    The first, [E, out, in], is how transformers 5 holds them; the second, [E, in, out], what hub
-    files of Qwen3-VL-MoE have; the third has each expert's matrices apart.
+    The first, [E, out, in], is how transformers 5 holds them; the second, [E, in, out], is the form
+    of Qwen3-VL-MoE's files on the Hub; the third has each expert's matrices apart.
     """
     if text.moe is None:
         return ()

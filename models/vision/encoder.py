@@ -34,7 +34,7 @@ class EncoderConfig:
         attention_bias: of queries, keys and values.
         query_key_norm: an RMS norm (epsilon 1e-6) over all channels of queries and of keys, before
             they become heads.
-        layer_scale: what attention and the MLP add is multiplied per channel (lambda_1, lambda_2).
+        layer_scale: factors per channel of what attention and the MLP add (lambda_1, lambda_2).
     """
 
     hidden_size: int

@@ -27,7 +27,7 @@ class VitConfig:
         drop_first_patch: whether the first patch is none of the features.
         patch_bias: bias of the patch embedding.
         pre_norm: a layer norm before the first block, whatever the norms within blocks.
-        post_norm: one behind the last, of the features.
+        post_norm: a layer norm of the features, behind the last block.
     """
 
     encoder: EncoderConfig

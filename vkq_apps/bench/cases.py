@@ -44,7 +44,7 @@ class Case:
 
     @property
     def bits_stored(self) -> float:
-        """Bits an element of the bank, scales per position included, tables per group not.
+        """Bits per element of the bank, with scales per position, without tables per group.
 
         With the channels of zeros that are stored beside its own.
         """

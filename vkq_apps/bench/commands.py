@@ -43,7 +43,7 @@ class Output:
 
 
 def run_throughput(groups: Sequence[Sequence[ThroughputSetup]], output: Output) -> ResultsFile:
-    """Each row in a process of its own; this one never touches the device.
+    """Runs each row in a process of its own; this process never touches the device.
 
     Raises:
         OSError: the first process, which only looks at the device, fails.
@@ -102,7 +102,7 @@ def run_quantize(setups: Sequence[QuantizeSetup], output: Output) -> ResultsFile
 
 
 def run_scaling(groups: Sequence[Sequence[ScalingSetup]], output: Output) -> ResultsFile:
-    """All rows in this process: bytes are counted, not read off the device's peak."""
+    """Runs all rows in this process: bytes are counted, not read from the device's peak."""
     device_memory.claim_memory()
     head = provenance() | {"shape": groups[0][0].shape, "bandwidth": bandwidth()}
     results = output.open("vkq bench scaling", head)

@@ -1,4 +1,4 @@
-"""Compiling ahead of time, with what it takes: seconds, and the memory that the compiler plans."""
+"""Compiling ahead of time: its seconds, and the memory that the compiler plans."""
 
 import dataclasses
 import time
@@ -29,8 +29,8 @@ class Compiled:
     Attributes:
         call: takes the dynamic arguments.
         seconds: tracing, lowering and compiling.
-        cached: whether the compiler's part came from JAX's cache on disk: then `seconds` says
-            nothing of what compiling takes.
+        cached: whether the compiler's part came from JAX's cache on disk: then `seconds` does not
+            measure compiling.
         temporary_bytes: scratch memory of a call; None where the compiler does not say.
     """
 

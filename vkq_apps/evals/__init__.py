@@ -1,1 +1,1 @@
-"""`vkq eval`: what coding the visual cache does to a model's answers."""
+"""`vkq eval`: the effect of coding the visual cache on a model's answers."""

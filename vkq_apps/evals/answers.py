@@ -17,7 +17,7 @@ __all__ = ["Answers", "Chosen", "Written"]
 
 
 class Answers(Protocol):
-    """Full precision's own answers, and how a preset's come about.
+    """Full precision's own answers, and how the answers of presets are found.
 
     Attributes:
         exact: full precision along its own answers, which every preset is measured on.
@@ -49,7 +49,7 @@ class Written:
         return [rows[0] for rows in self._batch.rows_of_samples]
 
     def texts(self, prompted: Prompted, comparison: Comparison) -> list[str]:
-        """Full precision's where no token differs along it; written anew for the others."""
+        """Full precision's answer where no token differs along it, else an answer of its own."""
         differs = comparison.first_difference < np.asarray(self.exact.lengths)
         rows = self.rows(comparison)
         anew = [row for row in rows if differs[row]]

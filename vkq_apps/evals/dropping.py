@@ -1,4 +1,4 @@
-"""Token dropping, the rival: a few visual tokens in full precision instead of all in few bits.
+"""Token dropping: a few visual tokens in full precision instead of all tokens in few bits.
 
 The tokens that stay are those of the largest attention, summed over the queries of the prompt, each
 KV head of each layer by itself (H2O, arXiv 2306.14048; VL-Cache, arXiv 2410.23317).

@@ -59,7 +59,7 @@ def evaluate_model(
         settings: from `parse_settings`: full precision first.
         options: the rest.
         results: JSON file to write at the end; the log of samples lies beside it.
-        resume: go on from the log; presets that the file has already are not asked again.
+        resume: go on from the log; presets in the file are not asked again.
         progress: called with what is being asked, how many more questions are done, and how many
             there are.
 
@@ -148,7 +148,7 @@ def evaluate_model(
 
 
 def _digest(setting: Setting) -> str:
-    """A digest of the codes and their tables: a run with others is not gone on with."""
+    """A digest of the codes and their tables: a run with other codes is not resumed."""
     digest = hashlib.sha256(repr(setting.quant).encode())
     for leaf in jax.tree.leaves(setting.tables):
         digest.update(np.asarray(leaf).tobytes())

@@ -19,7 +19,7 @@ class FinishedRun:
             marks: what all rows depend on, and the digests of `codes` by preset.
 
         Raises:
-            ValueError: the file is none of results, or has other marks.
+            ValueError: the file does not hold results, or has other marks.
         """
         self._path = path
         try:
@@ -45,7 +45,7 @@ class FinishedRun:
         }
 
     def has(self, names: Sequence[str]) -> bool:
-        """Whether the file has just these rows, in this order, and none of them is out of date."""
+        """Whether the file has exactly these rows, in this order, and all are up to date."""
         current = all(name in self.known for name in names if name in self._codes)
         return list(self._rows) == list(names) and current
 

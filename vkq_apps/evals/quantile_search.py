@@ -5,9 +5,9 @@
 Levels at two quantiles of each group (CalibQuant's first version, arXiv 2502.14882v1), within a
 number of bits that counts the tables. For each side alone, the other in full precision, the search
 takes the granularity, group size and rotation of least KL on calibration prompts, then the
-quantile; at last it compares both sides together with what was best before the quantiles. The
-preset `quantile-1bit` is what it chose for the embedded model. kl: mean KL(full precision || codes)
-of the next token along the model's own answers, in nats.
+quantile; finally it compares both sides together with the best before the quantiles. The preset
+`quantile-1bit` is what it chose for the embedded model. kl: mean KL(full precision || codes) of the
+next token along the model's own answers, in nats.
 """
 
 import dataclasses
@@ -53,7 +53,8 @@ class Search:
     """The model and prompts of the search, and all that it measured.
 
     Attributes:
-        model: whose cache is coded. batches: calibration prompts. steps: most tokens of an answer.
+        model: the one whose cache is coded. batches: calibration prompts. steps: most tokens of an
+            answer.
         kept: what an earlier run measured. tried: rows of the results.
     """
 

@@ -1,7 +1,7 @@
 """The log of an evaluation: one line for every sample of every preset, written as it is known.
 
-The first line says what was asked for. A run that was killed is resumed from the lines that are
-there; a line that was cut off by the kill does not count.
+The first line holds the settings. A killed run is resumed from the lines that are there; a line
+that the kill cut off does not count.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ class Record:
     """The answer of one preset to one sample, its size and its distance from full precision.
 
     Attributes:
-        preset, task, sample: which.
+        preset, task, sample: names of what was asked.
         answer: the text; of choices the chosen one.
         positions: tokens of full precision's own answer, its stop token included.
         kl: KL(full precision || preset) summed over these positions, nats.
-        first_difference: first of them where the most likely token is another one than at full
-            precision; None: nowhere.
+        first_difference: first of these positions where the most likely token differs from full
+            precision's; None: it differs nowhere.
         key_bytes, value_bytes: of the sample's coded visual cache. elements: of each of the two.
         full_bytes: of its visual cache in the model's dtype.
         layers: errors in each layer by name, see `layers.layer_errors`; None unless asked for.

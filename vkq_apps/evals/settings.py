@@ -17,7 +17,7 @@ __all__ = ["CONTROL", "FULL", "NONE", "PLAIN", "Setting", "preset_names", "setti
 
 NONE = "none"
 PLAIN = ":plain"
-"""Behind a preset's name: without the tables that the model has for it."""
+"""Suffix of a preset's name: without the tables that the model has for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Setting:
 
 FULL = Setting(NONE, FULL_PRECISION)
 CONTROL = Setting("none, other pictures", FULL_PRECISION)
-"""Full precision, asked about another picture: what guessing would get."""
+"""Full precision, asked about another picture: the score of guessing."""
 
 
 def preset_names(text: str) -> list[str]:
-    """The presets of a comma-separated list, each once, apart from `none`.
+    """The presets of a comma-separated list, each once, without `none`.
 
     Raises:
         ValueError: there is no preset of a name.

@@ -18,7 +18,7 @@ QUESTIONS_PER_PICTURE = 2
 """Most questions about one picture: many pictures say more than many questions."""
 
 _LONGEST = 80
-"""Tokens that the longest answer, four lines of text, has room in."""
+"""Most tokens of an answer: room for the longest one, four lines of text."""
 
 
 def synthetic_tasks() -> dict[str, Task]:

@@ -38,7 +38,7 @@ def choose_tasks(names: str, known: Mapping[str, Task]) -> list[Task]:
     """The tasks that `--tasks` names, comma-separated, or all of them.
 
     Raises:
-        ValueError: a name that there is not, or none at all.
+        ValueError: an unknown name, or no name at all.
     """
     if names.strip() == "all":
         return list(known.values())

@@ -1,4 +1,4 @@
-"""Codes of the project on keys and values of a text model: tables, bits, and what is decoded."""
+"""Codes of the project on keys and values of a text model: tables, bits and decoded values."""
 
 import dataclasses
 from collections.abc import Sequence

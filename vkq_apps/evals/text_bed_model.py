@@ -173,7 +173,7 @@ class TextModel:
     def _forward(self, ids: list[int], cache: Any, *, logits: bool = False) -> Any:
         import torch  # pyright: ignore[reportMissingImports]
 
-        # Without its head, which is most of a small model, where nobody reads the logits.
+        # The head, most of a small model, is left out where nobody reads the logits.
         module = self.model if logits else self.model.base_model
         # How transformers names the argument from 5.24 on, and before.
         known = inspect.signature(module.forward).parameters

@@ -75,7 +75,7 @@ class Gemma3Config(FixedGridConfig):
 
 
 def _pool(side: int, tokens: int) -> int:
-    """Patches of a side of the squares that make `tokens` of `side` x `side` patches."""
+    """Side, in patches, of the squares that make `tokens` tokens of `side` x `side` patches."""
     pool = side // math.isqrt(tokens)
     # A rim that does not fill a square is left out, as in transformers.
     if not pool or (side // pool) ** 2 != tokens:

@@ -56,7 +56,7 @@ _PUBLISHED = (
     (r"vision\.post_layernorm\.", "vision_tower.layernorm."),
 )
 
-# Files have axes for a batch and, of the class token, for positions.
+# Files have an axis for a batch and, for the class token, one for positions.
 _SPECIAL = {
     source.name: source
     for source in (
@@ -106,7 +106,7 @@ class _Processing(Processing):
         tokenizer: Any,
     ) -> tuple[dict[str, np.ndarray], list[str]]:
         """See `Processing.preprocess`."""
-        # transformers' processor cuts whatever the file of the image processor says.
+        # transformers' processor cuts pictures even if the image processor's file says not to.
         output = self.run(image_processor, pictures, crop_to_patches=True)
         texts = [
             f"{_START}{placeholder * (config.image_tokens * tiles)}{_END}"

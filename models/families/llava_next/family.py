@@ -75,7 +75,7 @@ class LlavaNextProcessing(Processing):
         tokenizer: Any,
     ) -> tuple[dict[str, np.ndarray], list[str]]:
         """See `Processing.preprocess`; tiles of all pictures lie one after another."""
-        # transformers' processor pads whatever the file of the image processor says.
+        # transformers' processor pads even if the image processor's file says not to.
         output = self.run(image_processor, pictures, do_pad=True)
         sizes = check_image_sizes(output)
         counts = [num_tiles(config, *size) for size in sizes]

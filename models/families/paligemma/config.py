@@ -67,7 +67,7 @@ class PaliGemmaConfig(FixedGridConfig):
             default="siglip_vision_model",
         )
         given = dict(_TEXT if hf.text_config is None else hf.text_config)
-        # The processor's token_type_ids say what sees what, whatever this field says.
+        # The processor's token_type_ids decide which tokens see each other; this field does not.
         given.pop("use_bidirectional_attention", None)
         text = read_text_settings(given, supported=("gemma", "gemma2"), default="gemma")
         if hf.projection_dim != text.hidden_size:

@@ -30,7 +30,7 @@ def _visual_inputs(
 
 
 class _Processing(FixedGridProcessing):
-    """Pictures first, then BOS, the question and a line break; all of it sees all of it."""
+    """Pictures, BOS, the question and a line break, in this order; every token sees all others."""
 
     adds_special_tokens = False
 

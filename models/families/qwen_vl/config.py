@@ -34,7 +34,7 @@ class QwenVLConfig(ModelConfig):
 
     Attributes:
         vision: the tower.
-        vision_start_token_id, vision_end_token_id: what stands around the tokens of a picture.
+        vision_start_token_id, vision_end_token_id: tokens before and behind those of a picture.
         tokens_per_second: steps of the time axis in a second of a clip; None: one step a frame.
         frames_apart: each frame of a clip has positions of its own, between texts that say when it
             was taken (Qwen3-VL), instead of one time axis for all of them.
@@ -91,7 +91,7 @@ def _text_settings(hf: QwenVLSettings, content: Mapping[str, Any]) -> tuple[Text
 
 
 def _check_type(where: str, given: Mapping[str, Any], *supported: str) -> None:
-    """Checks the model_type of a part, which older files call like the whole."""
+    """Checks the model_type of a part; older files give it that of the whole model."""
     found = given.get("model_type")
     if found is not None and found not in supported:
         names = ", ".join(map(repr, supported))

@@ -1,4 +1,4 @@
-"""Data of other people, from local folders: what `--data FORMAT=PATH` reads."""
+"""Published and own data from local folders, for `--data FORMAT=PATH`."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -11,7 +11,7 @@ _TOLERANCE = 0.05
 
 
 def is_nearly(answer: str, answers: Sequence[str]) -> bool:
-    """Whether an answer is within 5 % of a right number, or the same text whatever the case."""
+    """Whether an answer is within 5 % of a right number, or the same text in any case."""
     return any(_matches(answer.strip(), right.strip()) for right in answers)
 
 

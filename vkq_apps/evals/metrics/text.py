@@ -48,7 +48,7 @@ def character_error_rate(answer: str, answers: Sequence[str]) -> float:
 
 
 def contains(answer: str, answers: Sequence[str]) -> bool:
-    """Whether a right answer stands anywhere in this one, whatever the case."""
+    """Whether a right answer stands anywhere in this one, in any case of letters."""
     text = answer.lower().replace("\n", " ")
     return any(right.lower().replace("\n", " ").strip() in text for right in answers)
 
