@@ -370,7 +370,7 @@ def measure(
 
 
 def compare(taken: LayerTime, others: Measured) -> dict[str, Any]:
-    """What a row says of the kernel's time and the others'; a ratio is None without the other."""
+    """Ratios of the kernel's time to the others'; None where the other was not measured."""
     bf16_us, strongest = others.microseconds(BF16_BASELINES), others.strongest()
     ratios = {baseline: us / (1e6 * taken.best) for baseline, us in bf16_us.items()}
     return {
