@@ -168,6 +168,22 @@ def answer_rows() -> list[str]:
     return lines
 
 
+def ablation_rows(name: str = "ablation.json") -> list[str]:
+    """A row for each plan and for each part of it that was left out: bits, lost, KL."""
+    lines = ["| codes | bits | points lost | KL |", "|---|---|---|---|"]
+    for label, row in read(name)["presets"].items():
+        if label == "none":
+            continue
+        whole = row["tasks"]["all"]
+        lost, kl = whole["lost_interval"], whole["kl_interval"]
+        lines.append(
+            f"| {label} | {row['bits_per_element']['mean']:.2f} "
+            f"| {whole['lost']:.1f} [{lost[0]:.1f}, {lost[1]:.1f}] "
+            f"| {whole['kl']:.4f} [{kl[0]:.4f}, {kl[1]:.4f}] |"
+        )
+    return lines
+
+
 def _goal(row: dict[str, Any]) -> str:
     if row["goal"] is None:
         return ""
