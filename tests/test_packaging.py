@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from vkq_apps.cli.errors import describe
+from vkq_apps.cli.main import main
+from vkq_apps.evals.synthetic import synthetic_tasks
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("vkq_jax", "pallas_kernels", "models", "vkq_apps")
 CORE = (
@@ -17,7 +21,7 @@ CORE = (
     "print(x.num_elements())"
 )
 
-pytestmark = pytest.mark.skipif(shutil.which("uv") is None, reason="needs uv, which CI has")
+needs_uv = pytest.mark.skipif(shutil.which("uv") is None, reason="needs uv, which CI has")
 
 
 def run(*command, **options):
@@ -34,6 +38,25 @@ def wheel(tmp_path_factory):
     return found
 
 
+def test_without_the_recipe_drawn_pictures_are_refused_in_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("vkq_apps.recipe.has_recipe", lambda: False)
+    with pytest.raises(ValueError, match=r"part of a clone.*expected --data FORMAT=PATH"):
+        synthetic_tasks()
+    with pytest.raises(SystemExit, match="2"):
+        main(["calibrate", "--model", "tiny", "--out", str(tmp_path / "tables")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "expected --images FOLDER" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_named():
+    line = describe(ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib"))
+    assert line == (
+        'matplotlib is not installed: expected the extras of pip install "vkq-jax[all]"'
+    )
+
+
+@needs_uv
 def test_the_wheel_has_what_users_run_and_no_more(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -56,10 +79,12 @@ def test_the_wheel_has_what_users_run_and_no_more(wheel):
     assert "Project-URL" in text
 
 
+@needs_uv
 def test_the_wheel_is_small(wheel):
     assert wheel.stat().st_size < 25e6
 
 
+@needs_uv
 @pytest.mark.ci
 def test_the_core_needs_jax_and_little_else(wheel, tmp_path):
     """`vkq_jax` and the kernels import without the extras; `vkq` says what it misses."""
@@ -72,6 +97,7 @@ def test_the_core_needs_jax_and_little_else(wheel, tmp_path):
     )
 
 
+@needs_uv
 @pytest.mark.ci
 def test_the_installed_package_runs_the_demo(wheel, tmp_path):
     python = install(tmp_path, f"{wheel}[all]")
