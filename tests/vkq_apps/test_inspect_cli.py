@@ -59,7 +59,8 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def arguments(checkpoint, tmp_path, monkeypatch):
     loaded = dataclasses.replace(tiny_model(), source=str(checkpoint))
-    monkeypatch.setattr(models, "load", lambda path: loaded)
+    monkeypatch.setattr(models, "load", lambda path, **options: loaded)
+    monkeypatch.setattr("vkq_apps.cli.arguments.weight_bytes", lambda path: 0)
     monkeypatch.setattr(models, "read_config", lambda path: loaded.config)
     return {
         "model": "random",
@@ -122,7 +123,7 @@ def test_writes_plots_and_figures(arguments, capsys, monkeypatch):
 
 
 def test_refuses_before_loading(arguments, monkeypatch):
-    def fail(path):
+    def fail(path, **options):
         raise AssertionError("loaded")
 
     monkeypatch.setattr(models, "load", fail)
