@@ -184,6 +184,11 @@ def ablation_rows(name: str = "ablation.json") -> list[str]:
     return lines
 
 
+def kinds_rows() -> list[str]:
+    """A row for each plan, fitted to other kinds of pictures than those asked about."""
+    return ablation_rows("kinds_apart.json")
+
+
 def _goal(row: dict[str, Any]) -> str:
     if row["goal"] is None:
         return ""
