@@ -11,7 +11,7 @@ import models
 from models.sharding.placing import attention_axes
 from tests.sharding.cases import BATCH, CONFIGS, assert_same, inputs_of
 
-MESHES = ["data=2,model=4", "model=8", "data=4,model=2", "data=8", "model=2", "data=2,model=2"]
+MESHES = ["data=2,model=4", "model=8", "data=4,model=2", "data=8"]
 
 
 def check(cases, name, mesh, quant="vkq-1bit"):
