@@ -125,7 +125,7 @@ def test_a_cache_of_another_model_is_one_clear_error(model):
     check_cache(model, inputs, None)
     check_cache(model, inputs, vkq_jax.KVCache.init(**shape))
     for name, other, said in (
-        ("num_layers", 4, "keys have 4 layers, 2 KV heads, 16 head_dim in float32, the model's"),
+        ("num_layers", 4, "it has 4 layers, the model has 3"),
         ("num_kv_heads", 1, "3 layers, 1 KV heads, 16 head_dim in float32"),
         ("head_dim", 8, "3 layers, 2 KV heads, 8 head_dim in float32"),
         ("dtype", jnp.bfloat16, "in bfloat16, the model's have 3 layers.* in float32"),

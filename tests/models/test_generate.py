@@ -328,6 +328,7 @@ def all_but_x64():
 @pytest.mark.parametrize(
     "settings", [all_but_x64, lambda: jax.enable_x64(True)], ids=["others", "x64"]
 )
+@pytest.mark.ci
 def test_it_works_whatever_jax_is_set_to(settings):
     """The core is tested under each setting alone: `tests/vkq_jax/test_jax_settings.py`."""
     model = tiny_model(jnp.bfloat16)

@@ -97,6 +97,7 @@ def windowed(model):
     ],
     indirect=["model"],
 )
+@pytest.mark.ci
 def test_a_sliding_window_gives_the_tokens_of_xla(fused, model, quant):
     def run(implementation):
         return models.generate(
@@ -114,6 +115,7 @@ def test_a_sliding_window_gives_the_tokens_of_xla(fused, model, quant):
 
 
 @pytest.mark.parametrize("model", ["float32", "bfloat16"], indirect=True)
+@pytest.mark.ci
 def test_a_static_score_map_gives_the_tokens_of_xla(fused, model):
     inputs = batch(*ROWS)
     score_map = models.calibrate_scores(model, inputs, max_new_tokens=2)

@@ -38,6 +38,7 @@ def calibrate(monkeypatch):
     return run
 
 
+@pytest.mark.ci
 def test_a_stopped_calibration_goes_on_from_its_folder(calibrate, monkeypatch, tmp_path):
     fits = []
     fit = calibration.CodeFitter.fit

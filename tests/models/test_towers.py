@@ -88,7 +88,7 @@ def test_a_stack_is_its_blocks_one_after_another(model):
     x = jax.random.normal(jax.random.key(0), (1, 3, 16, 16))
     config = dataclasses.replace(CONFIG.vision, feature_layers=(2, 0, 1))
     stacked = random_model(dataclasses.replace(CONFIG, vision=config)).module().vision
-    hidden = stacked.pre_layrnorm(stacked.embeddings(x))
+    hidden = stacked.pre_layrnorm(stacked.embeddings(x, None))
     graphdef, params = nnx.split(stacked.encoder.layers)
     states = [hidden]
     attend = attend_with_mask(lambda layer: None, logits_scale=config.encoder.logits_scale)

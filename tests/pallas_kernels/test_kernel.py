@@ -590,6 +590,7 @@ def test_vmap_over_starts(codes):
         ("three query heads, 80 channels", None, False),
     ],
 )
+@pytest.mark.ci
 def test_gradients_equal_the_oracles(shape, soft_cap, windowed):
     """By queries, text and, where there is no cap, a score map."""
     query, layer, _ = layer_of(shape, "signs")
@@ -828,6 +829,7 @@ def test_explain_says_what_happens_beside_the_launches_of_other_heads(head_dim, 
     assert "one launch over 70 packed:" in text.splitlines()[3]
 
 
+@pytest.mark.ci
 def test_shards_over_batch_and_heads(tmp_path):
     """`shard_map` needs two devices, which a process has from its start."""
     script = tmp_path / "shards.py"

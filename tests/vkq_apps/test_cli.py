@@ -203,7 +203,7 @@ def test_calibrate_says_which_heads_it_left_alone(
     capsys, monkeypatch, tmp_path, picture, config, slopes, ending
 ):
     made = vkq_jax.ScoreMap(jnp.asarray(slopes), jnp.zeros((1, 3)))
-    monkeypatch.setattr("models.load", lambda folder: tiny_model(config=config))
+    monkeypatch.setattr("models.load", lambda folder, **options: tiny_model(config=config))
     monkeypatch.setattr("models.calibrate_scores", lambda model, inputs, **options: made)
     code, out, _ = run(
         capsys, "calibrate-scores", "--model", "tiny", "--image", picture, "--prompt", "y",

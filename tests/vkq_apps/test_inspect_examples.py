@@ -51,6 +51,7 @@ def test_outputs_are_stored(notebook):
 
 @needs_checkpoint
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.ci
 def test_runs(notebook, monkeypatch):
     matplotlib.use("Agg")
     monkeypatch.chdir(EXAMPLES)

@@ -48,6 +48,7 @@ def everything(preset, path):
     ("name", "preset"),
     [("x64", "vkq-1bit"), ("debug_nans", "vkq-1bit"), ("tracer leaks", "kivi-2bit")],
 )
+@pytest.mark.ci
 def test_fast_path_and_oracle_agree(tmp_path, name, preset):
     with SETTINGS[name]():
         got, oracle, gradient = everything(preset, tmp_path / "cache")

@@ -14,8 +14,8 @@ _ADDRESS, _COUNT, _NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX
 _SCHEDULERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 HOSTS_HELP = (
-    f"On several hosts run the same command on each, with {_ADDRESS}=HOST:PORT of the first one, "
-    f"{_COUNT} and {_NUMBER}, or by srun or mpirun."
+    "On several hosts run the same command on each, by srun or mpirun, or with the variables that "
+    "docs/scaling_out.md names."
 )
 
 

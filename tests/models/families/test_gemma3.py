@@ -103,6 +103,7 @@ def test_tokens_of_a_picture_see_each_other(model):
     assert answer.lengths.tolist() == [3, 3]
 
 
+@pytest.mark.ci
 def test_a_conversation_whose_window_leaves_pictures_behind(model):
     """The whole conversation at once and from its cache; sliding layers see 8 tokens."""
     first = models.prepare(

@@ -176,6 +176,7 @@ def test_ids_and_tiles_are_those_of_the_real_processor(model):
     np.testing.assert_array_equal(again.visual_mask, got.visual_mask)
 
 
+@pytest.mark.ci
 def test_a_chat_about_pictures_of_different_sizes_in_1_bit(model):
     prompts = [models.chat_prompt(model, "what is this ?", num_images=n) for n in (2, 0)]
     pictures = [[picture(28, 140), picture(60, 60)], None]

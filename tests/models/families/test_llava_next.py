@@ -142,6 +142,7 @@ def test_onevision_prepares_as_the_real_processor(onevision, sizes):
     np.testing.assert_array_equal(got.vision_layout.rows, again.vision_layout.rows)
 
 
+@pytest.mark.ci
 def test_pictures_of_different_sizes_in_1_bit(model):
     prompts = [models.chat_prompt(model, "what is this ?", num_images=n) for n in (2, 0, 1)]
     groups = [pictures((30, 11), (20, 20)), None, pictures((7, 40))]

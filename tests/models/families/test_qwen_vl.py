@@ -250,6 +250,7 @@ def test_a_conversation_from_a_folder(folder):
     np.testing.assert_array_equal(got.cache.position, expected.cache.position)
 
 
+@pytest.mark.ci
 def test_pictures_in_one_bit(folder):
     """Pictures of one size map over, each in its own call of a batch of one."""
     model = models.load(folder, dtype=jnp.float32)

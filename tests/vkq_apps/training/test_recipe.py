@@ -145,6 +145,7 @@ def test_updates_of_stacked_matrices_are_nearly_orthogonal():
     assert float(schedule.learning_rate(100)) == pytest.approx(schedule.peak * 0.02, rel=1e-3)
 
 
+@pytest.mark.ci
 def test_a_resumed_training_equals_one_piece_and_its_export_loads(tmp_path, monkeypatch):
     def options(out, **changes):
         settings = {**SMOKE, "smoke": True, "steps": 4, "batch": 2, "heldout": 2, **changes}
