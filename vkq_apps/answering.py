@@ -2,17 +2,17 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
-from typing import Unpack
+from collections.abc import Callable, Iterator
+from typing import Any, Unpack
 
 import jax
 
 import models
 import pallas_kernels
 import vkq_jax
-from models import GenerateOptions, Inputs, Model
+from models import GenerateOptions, Generation, Inputs, Model
 
-__all__ = ["Answer", "ask"]
+__all__ = ["Answer", "ask", "stream_texts"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,12 @@ class Answer:
     slowness: str | None
 
 
+def stream_texts(model: Model, inputs: Inputs, **options: Any) -> Iterator[tuple[Generation, str]]:
+    """`models.stream` of one prompt, with the text of each answer so far."""
+    for generation in models.stream(model, inputs, **options):
+        yield generation, models.decode(model, generation.tokens, generation.lengths)[0].strip()
+
+
 def ask(
     model: Model,
     inputs: Inputs,
@@ -52,11 +58,10 @@ def ask(
     """
     options = GenerateOptions(key=jax.random.key(0)) | options
     generation, text, clock, first = None, "", [], 0
-    for generation in models.stream(
+    for generation, text in stream_texts(
         model, inputs, max_new_tokens=max_new_tokens, chunk=chunk, **options
     ):
         clock.append(time.perf_counter())
-        text = models.decode(model, generation.tokens, generation.lengths)[0].strip()
         on_text(text)
         first = first or int(generation.lengths.sum())
     assert generation is not None

@@ -13,6 +13,7 @@ from models import GenerateOptions, Generation, Inputs, Model
 from models.generation.context import context_length
 from models.inputs.images import Picture
 from models.inputs.processor import processor_of
+from vkq_apps.answering import stream_texts
 from vkq_jax.layered import AnyCache
 
 __all__ = ["CacheSize", "Conversation", "Turn"]
@@ -119,14 +120,13 @@ class Conversation:
             # The cache has its codes, and with it come its tables.
             options |= {"quant": None, "tables": None, "cache": self._cache}
         options["key"] = jax.random.fold_in(options["key"], self._turns)
-        generation: Generation | None = None
-        text = ""
-        for generation in models.stream(
+        latest: tuple[Generation, str] | None = None
+        for latest in stream_texts(
             self.model, inputs, max_new_tokens=count, chunk=self._chunk, **options
         ):
-            text = models.decode(self.model, generation.tokens, generation.lengths)[0].strip()
-            on_text(text)
-        assert generation is not None
+            on_text(latest[1])
+        assert latest is not None
+        generation, text = latest
         emitted = np.asarray(generation.tokens)[0, : int(generation.lengths[0])]
         stops = self._options.get("stop_tokens")
         stops = self.model.config.eos_token_ids if stops is None else stops

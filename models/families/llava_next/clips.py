@@ -1,16 +1,40 @@
 """Clips beside pictures, for kin of LLaVA-NeXT that take both; on the host."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from models.families.llava_next.config import LlavaNextConfig
+from models.families.llava_next.pixels import picture_tiles
 from models.inputs.pixels import check_image_tokens, check_pixels
 
-__all__ = ["check_clips", "order_of_rows"]
+__all__ = ["order_of_rows", "tiles_and_clips"]
 
 
-def check_clips(config: LlavaNextConfig, clips: np.ndarray | None) -> np.ndarray:
+def tiles_and_clips(
+    config: LlavaNextConfig,
+    arrays: Mapping[str, np.ndarray],
+    sizes: Sequence[tuple[int, int]],
+    counts: Sequence[int],
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Tiles of all pictures, then frames of all clips, as lists of images; and the clips.
+
+    Args:
+        config: of the model.
+        arrays: the processor's.
+        sizes, counts: height, width and number of tiles of each picture.
+
+    Raises:
+        ValueError: a wrong shape or dtype, or values that are not finite.
+    """
+    tiles = [picture_tiles(config, arrays["pixel_values"], sizes, counts)] if sizes else []
+    clips = _check_clips(config, arrays.get("pixel_values_videos"))
+    if clips.size:
+        tiles.append(clips.reshape(-1, *clips.shape[2:]))
+    return tiles, clips
+
+
+def _check_clips(config: LlavaNextConfig, clips: np.ndarray | None) -> np.ndarray:
     """`pixel_values_videos` [clips, frames, 3, size, size] in float32; none without any.
 
     Raises:

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.families.base import Family, VisualInputs
-from models.families.llava_next.clips import check_clips, order_of_rows
+from models.families.llava_next.clips import order_of_rows, tiles_and_clips
 from models.families.llava_next.family import LlavaNextProcessing, llava_next_names
-from models.families.llava_next.pixels import picture_tiles
 from models.families.llava_next.tiles import num_tiles, picture_rows
 from models.families.llava_next_video.config import LlavaNextVideoConfig
 from models.families.llava_next_video.model import LlavaNextVideoModel
@@ -26,9 +25,7 @@ def _visual_inputs(
 ) -> VisualInputs:
     sizes = check_image_sizes(arrays)
     counts = [num_tiles(config, *size) for size in sizes]
-    tiles = [picture_tiles(config, arrays["pixel_values"], sizes, counts)] if sizes else []
-    clips = check_clips(config, arrays.get("pixel_values_videos"))
-    tiles += [clips.reshape(-1, *clips.shape[2:])] if clips.size else []
+    tiles, clips = tiles_and_clips(config, arrays, sizes, counts)
     first = (0, *accumulate(counts))
     pictures = [_picture(config, *size, at) for size, at in zip(sizes, first, strict=False)]
     frames = clips.shape[1]

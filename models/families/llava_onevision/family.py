@@ -8,10 +8,9 @@ import numpy as np
 from PIL import Image
 
 from models.families.base import Family, VisualInputs
-from models.families.llava_next.clips import check_clips, order_of_rows
+from models.families.llava_next.clips import order_of_rows, tiles_and_clips
 from models.families.llava_next.family import LlavaNextProcessing, llava_next_names
 from models.families.llava_next.model import LlavaNextModel
-from models.families.llava_next.pixels import picture_tiles
 from models.families.llava_next.tiles import (
     clip_rows,
     num_tiles,
@@ -35,9 +34,7 @@ def _visual_inputs(
     sizes = check_image_sizes(arrays)
     cut = _cut(sizes, arrays.get("batch_num_images"))
     counts = [num_tiles(config, *size) if c else 1 for size, c in zip(sizes, cut, strict=True)]
-    tiles = [picture_tiles(config, arrays["pixel_values"], sizes, counts)] if sizes else []
-    clips = check_clips(config, arrays.get("pixel_values_videos"))
-    tiles += [clips.reshape(-1, *clips.shape[2:])] if clips.size else []
+    tiles, clips = tiles_and_clips(config, arrays, sizes, counts)
     first = (0, *accumulate(counts))
     pictures = [
         picture_rows(config, *size, start) if c else whole_rows(config, start)

@@ -4,6 +4,7 @@ Blocks that share all tables form a chunk: the query's bit planes are made anew 
 of values are applied to its sums.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 from pallas_kernels.attention.body.b1_products import B1Products
@@ -114,9 +115,7 @@ class PackedB1:
         ops, packed, self._blocks = self._ops, self._packed, blocks
         first, count = num_totals(packed.value), BLOCK // 32
 
-        def load(block: Value) -> list[Value]:
-            near = ops.max(ops.min(block, ops.sub(blocks.last, 1)), 0)
-            return [word for name in self._sides for word in blocks.load_ids(name, near)]
+        load = functools.partial(blocks.load_nearest_ids, self._sides)
 
         def step(i, carried):
             block, words = ops.add(blocks.first, i), carried[len(sums) :]

@@ -169,7 +169,7 @@ class PackedBlocks:
     def load_ids(self, name: str, block: Value) -> list[Value]:
         """Words of the centroids' numbers: bit p that of the block's position 8 p + g.
 
-        Of a codebook bytes, in the order of 8-bit scales.
+        A codebook's numbers are bytes, in the order of 8-bit scales.
         """
         ops, coding = self._ops, self._coding(name)
         bits = coding.id_bits
@@ -181,6 +181,12 @@ class PackedBlocks:
         address = self._of_block(f"{name}_id", block, 32 * bits)
         address = ops.address(address, self._work.g, 4 * bits)
         return [ops.load(address)] if bits == 1 else ops.load2(address, 0)
+
+    def load_nearest_ids(self, names: Sequence[str], block: Value) -> list[Value]:
+        """`load_ids` of each side, of the nearest of the warp's blocks to one that may be none."""
+        ops = self._ops
+        near = ops.max(ops.min(block, ops.sub(self.last, 1)), 0)
+        return [word for name in names for word in self.load_ids(name, near)]
 
     def _coding(self, name: str) -> Coding:
         return self._packed.key if name == "key" else self._packed.value

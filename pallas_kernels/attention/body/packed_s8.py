@@ -131,9 +131,7 @@ class PackedS8:
         """The sums with blocks added of tokens of which nothing but their centroids is kept."""
         ops, packed, self._blocks = self._ops, self._packed, blocks
 
-        def load(block: Value) -> list[Value]:
-            near = ops.max(ops.min(block, ops.sub(blocks.last, 1)), 0)
-            return [word for name in self._sides for word in blocks.load_ids(name, near)]
+        load = functools.partial(blocks.load_nearest_ids, self._sides)
 
         def step(i, carried):
             block, words = ops.add(blocks.first, i), carried[len(sums) :]
