@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import jax
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -78,8 +77,7 @@ def test_throughput_measures_compares_and_resumes(capsys, tmp_path, calls):
     assert coded["batch"] == 5  # the budget holds more, --sequences does not
     assert {row["prefill_sequences"] for row in record["rows"]} == {5}
     assert [figures["batch"] for figures in coded["batches"]][-1] == coded["equal_batch"]
-    # A ratio of two short differences: where the machine is busy, its sign is noise.
-    assert np.isfinite(coded["ratio_to_bf16_at_equal_batch"])
+    assert coded["ratio_to_bf16_at_equal_batch"] > 0
     assert "ratio_to_bf16_at_equal_batch" not in dense
     for row in record["rows"]:
         one = row["bytes_per_sequence"]
