@@ -53,14 +53,23 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / name).read_text())
 
 
-def dictionary_rows() -> list[str]:
-    """Rows as `kernel_rows` without goals, of the run with dictionary codes; cases by name."""
-    return [
-        f"| `{row['case']}` | {row['ratio_to_cudnn'] * row['microseconds']:,.0f} us "
-        f"| {row['microseconds']:.1f} us | {row['ratio_to_cudnn']:.1f}x "
-        f"| {row['part_of_bandwidth']:.0%} | {row['relative_error']:.0e} |"
-        for row in read("kernel_dictionary.json")["rows"]
-    ]
+def dictionary_rows(name: str = "kernel_dictionary.json") -> list[str]:
+    """Rows as `kernel_rows` without goals, of a run with dictionary codes; cases by name."""
+    lines = []
+    for row in read(name)["rows"]:
+        microseconds, ratio = row["microseconds"], row["ratio_to_cudnn"]
+        rival = ("", "") if ratio is None else (f"{ratio * microseconds:,.0f} us", f"{ratio:.1f}x")
+        lines.append(
+            f"| `{row['case']}` | {rival[0]} | {microseconds:.1f} us | {rival[1]} "
+            f"| {row['part_of_bandwidth']:.0%} | {row['relative_error']:.0e} |"
+        )
+    return lines
+
+
+def codebook_rows() -> list[str]:
+    """Rows as `dictionary_rows`, of codes with a model's codebook: the last run, then the first."""
+    files = ("kernel_tables.json", "kernel_tables_first.json")
+    return [line for name in files for line in dictionary_rows(name)]
 
 
 def kernel_rows() -> list[str]:
@@ -197,6 +206,6 @@ def _goal(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    tables = (short_answer_rows, speed_rows, throughput_table, kernel_table, dictionary_rows)
-    for lines in (rows() for rows in tables):
+    tables = (short_answer_rows, speed_rows, throughput_table, kernel_table)
+    for lines in (rows() for rows in (*tables, dictionary_rows, codebook_rows)):
         print("\n".join(lines), end="\n\n")

@@ -133,7 +133,8 @@ def rows_of_figures(page):
 def test_tables_of_figures_are_those_of_the_result_files():
     """README.md and kernel.md have the rows that `docs/tables.py` makes, and no others."""
     tables = runpy.run_path(str(DOCS / "tables.py"))
-    kernel = {*tables["kernel_rows"](), *tables["dictionary_rows"](), *tables["throughput_rows"]()}
+    made_for = ("kernel_rows", "dictionary_rows", "codebook_rows", "throughput_rows")
+    kernel = {line for name in made_for for line in tables[name]()}
     assert kernel <= rows_of_figures(DOCS / "kernel.md")
     readme = (DOCS.parent / "README.md").read_text()
     for made in (tables["short_answer_rows"](), tables["speed_rows"]()):
