@@ -1,4 +1,4 @@
-"""What to expect of models that outgrow a GPU, worked out from one GPU's measured decode steps.
+"""Expectations of models that outgrow a GPU, worked out from one GPU's measured decode steps.
 
 `uv run python docs/scaling_out.py` prints the tables of scaling_out.md; `tests/test_docs.py` holds
 the page to them. Nothing here was measured on several GPUs.
@@ -107,7 +107,7 @@ class StepTime:
         )
 
     def seconds(self, weight_bytes: float, batch: int, cache_bytes: float, preset: str) -> float:
-        """Of a device with these weights and caches, for `batch` sequences."""
+        """Seconds of a step of a device with these weights and caches, for `batch` sequences."""
         terms = _terms(self.bandwidth, weight_bytes, batch, cache_bytes, preset)
         return float(np.dot(terms, self.factors))
 
@@ -132,7 +132,7 @@ def text_weight_bytes(shape: ModelShape) -> tuple[float, float]:
 
 
 def sum_seconds(shape: ModelShape, sequences: float, model: int) -> float:
-    """What the sums behind attention, the MLP and the embedding take on the wire in a step."""
+    """Seconds on the wire of a step's sums, behind attention, the MLP and the embedding."""
     if model == 1:
         return 0.0
     count = 2 * shape.num_layers + 1
@@ -175,7 +175,7 @@ def rows(deployment: Deployment, step: StepTime) -> list[str]:
         cells.append(f"{budget / 1e9:.0f}")
         sequences, times = [], []
         for preset in PRESETS:
-            # Of the sequences of one replica each device holds its KV heads.
+            # Each device holds its KV heads of the sequences of one replica.
             own = int(budget * model // one[preset])
             seconds = step.seconds(read / model, own, own * one[preset] / model, preset)
             times.append(seconds + sum_seconds(shape, own, model))

@@ -1,4 +1,4 @@
-"""What the wheel holds, and that it works where nothing else is installed."""
+"""The wheel's content, and that it works where nothing else is installed."""
 
 import json
 import shutil
@@ -109,7 +109,7 @@ def test_the_installed_package_runs_the_demo(wheel, tmp_path):
     asked = ["--model", "tiny", "--image", picture, "--prompt", "what is the total?"]
     code, _, errors = run(python.parent / "vkq", "inspect", *asked, "--out", "plots", cwd=tmp_path)
     assert code == 0, errors
-    # What only a clone can do is refused in one line.
+    # The wheel refuses in one line to do what only a clone can.
     code, _, errors = run(python.parent / "vkq", "eval", "--samples", "6", cwd=tmp_path)
     assert code == 2
     assert "expected --data FORMAT=PATH" in errors.splitlines()[-1]

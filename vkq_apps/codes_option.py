@@ -1,4 +1,4 @@
-"""What `--quant` may be: a preset, codes of one's own, and changes for keys, values and layers.
+"""Forms of `--quant`: a preset, codes of one's own, and changes for keys, values and layers.
 
 vkq-1bit                            a preset
 my_codes:mine                       what `mine` is in my_codes.py, here or installed

@@ -82,7 +82,7 @@ class Conversation:
 
     @property
     def size(self) -> CacheSize:
-        """Of the cache; all zero before the first turn."""
+        """Tokens and bytes of the cache; all zero before the first turn."""
         if self._cache is None:
             return CacheSize(0, 0, 0, 0, 0)
         nbytes = vkq_jax.cache_nbytes(self._cache)

@@ -107,7 +107,7 @@ class VisualBank:
         return jnp.put_along_axis(free, slot, scores, axis=-1, inplace=False, mode="drop")
 
     def in_positions(self, x: Float[Array, "B K Q S"], absent: float) -> Float[Array, "B K Q V"]:
-        """What belongs to one layer's slots, in the order in which the tokens came.
+        """Numbers of one layer's slots, in the order in which the tokens came.
 
         `absent` stands behind the last token of a sequence. The inverse of `in_slots`.
         """

@@ -34,7 +34,7 @@ __all__ = [
 
 @frozen_pytree
 class LayeredCache:
-    """What a `KVCache` is for a model whose layers have the same settings.
+    """The cache of a model whose layers are coded in different ways.
 
     Attributes:
         parts: caches of the groups, each stacked over the layers of its group. Lengths, positions

@@ -125,7 +125,7 @@ def _powers(bits: int, ndim: int) -> Float[Array, "..."]:
 
 
 def _of_bits(rows: Float[Array, "*lead n"], bits: int, words: int) -> Float[Array, "*lead p"]:
-    """What each bit of the words is worth: the number times 1, 2, ...; 0 for bits of no code."""
+    """The worth of each bit of the words: the number times 1, 2, ...; 0 for bits of no code."""
     spread = rows
     if bits > 1:
         spread = rows[..., None] * _powers(bits, rows.ndim + 1)

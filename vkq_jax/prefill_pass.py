@@ -43,8 +43,7 @@ class Prefill:
         skipped: calibrations of scores that the guard left out, of each sequence.
         fits: sequences that have room; attention of the others is NaN.
         done: layers that have attended.
-        first_turn, keep_positions, backend: see
-            `vkq_jax.begin_prefill`.
+        first_turn, keep_positions, backend: see `vkq_jax.begin_prefill`.
     """
 
     positions: Int32[Array, "B T *axes"]

@@ -39,7 +39,7 @@ class CacheAxes:
 
     @property
     def of_layers(self) -> PartitionSpec:
-        """Of the arrays of all layers of a bank [L, B, K, ...]."""
+        """The spec of arrays of all layers of a bank [L, B, K, ...]."""
         return PartitionSpec(None, self.sequences, self.kv_heads)
 
 

@@ -47,7 +47,7 @@ def prefill_image(
     Args:
         model: from `models.load`.
         inputs: from `models.prepare`: one prompt with its pictures, or several, each with its own.
-            What follows the last picture is not read.
+            Tokens behind the last picture are not read.
         quant, tables, implementation, bucketing: as for `generate`.
 
     Returns:

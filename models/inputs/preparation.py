@@ -79,7 +79,7 @@ def prepare_questions(
             model again: the processor tells from them what it writes around image tokens.
 
     Returns:
-        What follows the last image token of each prompt, without pictures, for
+        The tokens behind the last image token of each prompt, without pictures, for
         `generate(..., cache=prefill_image(...))`.
 
     Raises:

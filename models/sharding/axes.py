@@ -9,4 +9,4 @@ KV_HEADS = "kv_heads"
 GROUP = "group"
 """Devices that share a KV head, where there are more devices than heads."""
 MODEL = (KV_HEADS, GROUP)
-"""What `model` of a mesh becomes: weights are split over both."""
+"""The two axes that `model` of a mesh becomes: weights are split over both."""

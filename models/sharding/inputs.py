@@ -26,7 +26,7 @@ def check_batch(mesh: Mesh | None, inputs: Inputs) -> None:
 def place_inputs(mesh: Mesh | None, inputs: Inputs) -> Inputs:
     """Prompts with their sequences over `DATA`, and pictures over all devices.
 
-    What the number of devices does not divide, all have in full.
+    All devices have in full the arrays that their number does not divide.
     """
     if mesh is None:
         return inputs

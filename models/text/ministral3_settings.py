@@ -11,7 +11,7 @@ from models.text.settings import TextSettings
 
 __all__ = ["Ministral3Settings"]
 
-# Of a file that says nothing of it.
+# RoPE of a file that does not state it.
 _ROPE = {
     "rope_type": "yarn",
     "rope_theta": 1e6,
@@ -27,10 +27,10 @@ _ROPE = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _QueryScale(Settings):
-    """What the same object says of the length of queries."""
+    """The length of queries, from the same object."""
 
     llama_4_scaling_beta: Annotated[float, Between(0, 1e3)]
-    # Of the tower, which transformers writes here, too.
+    # Fields of the tower, which transformers writes here, too.
     max_position_embeddings: Length | None = None
 
 

@@ -35,7 +35,7 @@ class PatchGrids:
     feature_index: Int32[Array, "features"]
 
     def in_order(self, blocks: Float[Array, "F blocks width"]) -> Float[Array, "features width"]:
-        """What was made of the blocks of all frames, in the order of their visual tokens."""
+        """Results for the blocks of all frames, in the order of their visual tokens."""
         return blocks.reshape(-1, blocks.shape[-1])[self.feature_index]
 
     def rows_and_columns(self, patches: int, merge: int) -> Int32[Array, "F P 2"]:

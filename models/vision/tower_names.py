@@ -1,4 +1,4 @@
-"""What a vision tower adds to the names of a model's weights."""
+"""Names of weights that a vision tower adds to those of a model."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

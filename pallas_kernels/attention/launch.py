@@ -26,7 +26,7 @@ def emulated_launch(spec: KernelSpec, operands: Mapping[str, jax.Array]) -> tupl
 
 
 def program_of(spec: KernelSpec) -> Program:
-    """What computes a spec, as a program."""
+    """The program that computes a spec."""
     rows = (spec.tuning.splits * spec.rows,)
     attended = {"output": (*rows, spec.head_dim), "logsumexp": rows}
     found = {"highest": rows, "lowest": rows}

@@ -1,4 +1,4 @@
-"""What follows an answer: more turns, other sequences, files; on meshes that change on the way."""
+"""Steps behind an answer: more turns, other sequences, files; on meshes that change on the way."""
 
 import jax
 import numpy as np

@@ -12,7 +12,7 @@ from vkq_apps.training.options import TrainOptions
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Of the program."""
+    """Options of the program."""
 
     folder: Path = argument(help="A folder.")
     steps: int = option(7, help="Steps.", min=1)

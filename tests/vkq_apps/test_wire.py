@@ -1,4 +1,4 @@
-"""What compiled programs send, read from their text."""
+"""Bytes that compiled programs send, read from their text."""
 
 from vkq_apps.bench.wire import sent_by
 

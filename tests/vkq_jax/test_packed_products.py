@@ -66,7 +66,7 @@ def test_signs(positions, size):
 
 
 def test_signs_have_a_gradient_and_map():
-    """Of queries and weights; under `vmap` nothing but the axis is new."""
+    """Products of queries and weights; under `vmap` nothing but the axis is new."""
     rng = np.random.default_rng(3)
     packed = jnp.asarray(rng.integers(0, 2**32, (2, 5, 1), dtype=np.uint32))
     rows, weights = normal(rng, 2, 3, 32), normal(rng, 2, 3, 5)

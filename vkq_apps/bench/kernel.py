@@ -300,7 +300,7 @@ def error(
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What a row measures, and the kernel's part of it."""
+    """The operations that a row measures, and the kernel's part of them."""
 
     name: str
     case: Case
@@ -331,7 +331,7 @@ def _output(
 
 
 def _compiled(setups: Sequence[Setup]) -> list[Callable[[], jax.stages.Compiled]]:
-    """What waits for each setup's chain, or raises what its compiler does; all compile at once."""
+    """Functions that wait for a setup's chain or raise its error; all compile at once."""
     started = []
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for setup in setups:

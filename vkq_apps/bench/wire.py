@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text."""
+"""Bytes that a compiled program sends between devices, read from its text."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ _PASSES = {
 
 @dataclasses.dataclass(frozen=True)
 class Sent:
-    """What each device sends in one call.
+    """The collectives and bytes that each device sends in one call of a program.
 
     Attributes:
         calls: of each kind of collective, loops counted as often as they run.

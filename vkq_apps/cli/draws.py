@@ -58,7 +58,7 @@ def check_draws(
 
 
 def draw_options(drawn: dict[str, Any] | None) -> GenerateOptions:
-    """What `check_draws` found as options of `models.generate`.
+    """The result of `check_draws` as options of `models.generate`.
 
     Raises:
         ValueError: a number out of its range.

@@ -15,7 +15,7 @@ __all__ = ["FAMILY"]
 
 
 def _read_config(content: Mapping[str, Any]) -> ModelConfig:
-    """Of LLaVA or, where the tower is Pixtral's, of that family."""
+    """Settings of LLaVA or, where the tower is Pixtral's, of that family."""
     tower = content.get("vision_config")
     if isinstance(tower, dict) and tower.get("model_type") == "pixtral":
         # Here and not above, because that family is built on this one.

@@ -1,1 +1,1 @@
-"""What one thread block of attention does."""
+"""The work of one thread block of attention."""

@@ -4,7 +4,7 @@ With two or three centroids no number has both bits; with four one has. So the w
 positions whose first bit is 1, whose second is and, of four, of those with both tell the weight of
 each centroid, together with that of all positions.
 
-Of a codebook there are up to 256 centroids, whose numbers are bytes, see `codebook`.
+A codebook has up to 256 centroids, whose numbers are bytes, see `codebook`.
 """
 
 import dataclasses

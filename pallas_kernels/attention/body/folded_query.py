@@ -76,7 +76,7 @@ class FoldedQuery:
         return self.capped(ops, self._of_centroids(ops, ids) if ids else [0.0] * count)
 
     def _of_centroids(self, ops: Operations, ids: Sequence[Ids]) -> list[Value]:
-        """What scores have more than that of the first centroid, or of the centre."""
+        """The part of scores beyond that of the first centroid, or of the centre."""
         return [
             x.choose(ops, self.book)
             if isinstance(x, BookIds)

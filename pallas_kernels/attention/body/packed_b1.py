@@ -170,7 +170,7 @@ class PackedB1:
     def _loops_over_planes(self) -> bool:
         """Whether planes are a loop of the kernel's, so that its instructions stay in their cache.
 
-        Of classes of tokens: loops over one, two and three planes do not fit into it together.
+        This holds for classes of tokens: loops over one, two and three planes do not fit together.
         """
         packed = self._packed
         return packed.of_classes > 0 and self._spec.halves == 1 and packed.most_bits > 1
@@ -193,7 +193,7 @@ class PackedB1:
         def over_planes(
             name: str, words: Sequence[Value], count: int, product: Callable[..., list[Value]]
         ) -> tuple[list[Value], list[Value]]:
-            """What comes behind a side's planes, and the sum of `count` products over them."""
+            """The operands behind a side's planes, and the sum of `count` products over them."""
             bits = getattr(packed, name).bits
 
             def add(number, carried):
