@@ -6,7 +6,16 @@ import jax
 
 from vkq_jax.byte_units import human_bytes
 
-__all__ = ["DoesNotFit", "check_fits", "claim_memory", "in_use", "is_counted", "limit", "peak"]
+__all__ = [
+    "DoesNotFit",
+    "check_fits",
+    "claim_memory",
+    "in_use",
+    "is_counted",
+    "limit",
+    "peak",
+    "peaks",
+]
 
 
 class DoesNotFit(Exception):
@@ -27,6 +36,12 @@ def in_use() -> int | None:
 def peak() -> int | None:
     """Most bytes ever held in this process (it never falls); None where they are not counted."""
     return _statistic("peak_bytes_in_use")
+
+
+def peaks() -> list[int | None]:
+    """`peak` of each device of this host, in the order of `jax.local_devices()`."""
+    statistics = (device.memory_stats() or {} for device in jax.local_devices())
+    return [of_device.get("peak_bytes_in_use") for of_device in statistics]
 
 
 def limit() -> int:

@@ -202,6 +202,7 @@ def measure_throughput(
     if model.mesh is not None:
         stage("reading the compiled step")
         row |= mesh_figures(model, state.cache, largest, implementation)
+        row["peak_bytes_per_device"] = device_memory.peaks()[: model.mesh.size]
     del row["stage"]
 
 
