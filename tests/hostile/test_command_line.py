@@ -151,6 +151,14 @@ def command(monkeypatch, tmp_path):
     return make
 
 
+@pytest.fixture
+def hears_ctrl_c():
+    """Shells start what runs in the background with Ctrl-C ignored: Python's own handler is set."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 INTERRUPT = "import os, signal, time\ndef press(): os.kill(os.getpid(), signal.SIGINT)\n"
 
 
@@ -188,6 +196,7 @@ def demo():
     ],
     ids=["in an import", "in the command", "in __del__", "in a JAX callback", "swallowed"],
 )
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_ends_with_130_and_one_line(capsys, command, program):
     command(INTERRUPT + program)
     code, err = run(capsys, ["demo"])
