@@ -1,28 +1,21 @@
-"""Operands of a launch, and mapped axes folded into it: what lies between arrays and the kernel."""
+"""Attention over one layer of its banks, by one launch: its operands, and what follows it."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import outer_rotation
-from pallas_kernels.attention.kernel_spec import (
-    BOOK,
-    Coding,
-    KernelSpec,
-    Packed,
-    Task,
-    TuningConfig,
-)
+from pallas_kernels.attention.banks import Banks, packed_classes, packed_operands
+from pallas_kernels.attention.kernel_spec import BOOK, KernelSpec, Packed, Task, TuningConfig
 from pallas_kernels.attention.launch import Launch
+from pallas_kernels.attention.mapped_axes import fold_mapped_axes
 from pallas_kernels.attention.tuning_configs import choose_tuning, keeping_tuning
 from pallas_kernels.layout import layouts
-from pallas_kernels.layout.tiled import TiledLevels, TiledSigns
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache import VisualBank, take_layer
@@ -30,36 +23,8 @@ from vkq_jax.calibration import ScoreMap
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import ScoreCalibration
 from vkq_jax.exact_einsum import exact_einsum
-from vkq_jax.pytree import frozen_pytree
 
-__all__ = [
-    "Banks",
-    "DenseBank",
-    "fused_attention",
-    "keeps_scores",
-    "packed_starts",
-    "plan",
-    "score_range",
-]
-
-
-@frozen_pytree
-class DenseBank:
-    """Dense keys and values of all layers, bfloat16."""
-
-    key: Float[Array, "*Z L B K S H"]
-    value: Float[Array, "*Z L B K S H"]
-
-
-@frozen_pytree
-class Banks:
-    """What one launch attends to: at most one packed bank (tiled) and dense ones, of all layers.
-
-    Dense ones only of `layouts.HEAD_DIMS`: padding others would copy them at every call.
-    """
-
-    packed: VisualBank | None
-    dense: dict[str, DenseBank]
+__all__ = ["fused_attention", "keeps_scores", "packed_starts", "plan", "score_range"]
 
 
 def fused_attention(
@@ -120,7 +85,7 @@ def fused_attention(
         calibration=calibration,
     )
     seen = {"visible": dict(visible), "start": dict(starts or {})}
-    output, logsumexp, *found = _fold_mapped_axes(run, rows, seen, banks, layer)
+    output, logsumexp, *found = fold_mapped_axes(run, rows, seen, banks, layer)
     if "value" in books:
         mass, *found = found
         mass = mass[..., : books["value"].shape[-2]]
@@ -195,64 +160,8 @@ def score_range(
         query, lacking = outer_rotation.rotate_query(query, packed.key, layer)
     run = functools.partial(_launch, launch=launch, tuning=tuning, task="score range")
     seen = {"visible": {}, "start": {} if start is None else {"packed": start}}
-    highest, lowest = _fold_mapped_axes(run, {"query": query}, seen, Banks(packed, {}), layer)
+    highest, lowest = fold_mapped_axes(run, {"query": query}, seen, Banks(packed, {}), layer)
     return lowest + lacking, highest + lacking
-
-
-def _fold_mapped_axes(
-    run: Callable[..., tuple[Array, ...]], rows, seen, banks: Banks, layer: Array
-) -> tuple[Array, ...]:
-    """`run(rows, seen, banks, layer)`, once whatever axes are mapped around it.
-
-    Args:
-        run: takes everything but the layer's number with an axis Z in front.
-        rows: arrays [B, K, Q, ...] by name.
-        seen: of each query position, [B, T] or [B, K, T]: "visible" and "start", by bank.
-        banks, layer: see `fused_attention`.
-    """
-
-    @jax.custom_batching.custom_vmap
-    def attend(rows, seen, banks, layer):
-        return run(rows, seen, banks, layer)
-
-    @attend.def_vmap
-    def fold(axis_size, in_batched, rows, seen, banks, layer):
-        rows_batched, seen_batched, banks_batched, layer_batched = in_batched
-        if layer_batched:
-            raise NotImplementedError("mosaic_gpu: a mapped layer number")
-
-        def mapped(tree, batched):
-            return jax.tree.map(
-                lambda x, b: x if b else jnp.broadcast_to(x, (axis_size, *x.shape)), tree, batched
-            )
-
-        rows, seen = mapped((rows, seen), (rows_batched, seen_batched))
-        if any(jax.tree.leaves(banks_batched)):
-
-            def outward(tree):  # [Y, Z, ...] -> [Y * Z, ...]
-                return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
-
-            banks = mapped(banks, banks_batched)
-            results = attend(*outward((rows, seen, banks)), layer)
-            unfolded = (x.reshape(axis_size, -1, *x.shape[1:]) for x in results)
-        else:  # rows [Y, Z, B, K, Q, ...] -> [Z, B, K, Y * Q, ...], seen [..., T] alike
-            flat = {name: _inward(x, 3) for name, x in rows.items()}
-            seen = jax.tree.map(lambda x: _inward(x, x.ndim - 2), seen)
-            unfolded = (
-                jnp.moveaxis(x.reshape(*x.shape[:3], axis_size, -1, *x.shape[4:]), 3, 0)
-                for x in attend(flat, seen, banks, layer)
-            )
-        results = tuple(unfolded)
-        return results, (True,) * len(results)
-
-    one = jax.tree.map(lambda x: x[None], (rows, seen, banks))
-    return tuple(x[0] for x in attend(*one, layer))
-
-
-def _inward(x: Array, axis: int) -> Array:
-    """Joins the first axis with the one behind `axis`."""
-    x = jnp.moveaxis(x, 0, axis)
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
 # Compiled once for all layers of equal shapes, also where they are not in a loop.
@@ -288,7 +197,7 @@ def _launch(
     if spec.layers > 1:
         operands["layer"] = layer.reshape(1)
     if banks.packed is not None:
-        operands |= _packed_operands(banks.packed)
+        operands |= packed_operands(banks.packed)
     for name, bank in banks.dense.items():
         operands[f"{name}_key"] = bank.key.reshape(-1, *bank.key.shape[-2:])
         operands[f"{name}_value"] = bank.value.reshape(-1, *bank.value.shape[-2:])
@@ -352,7 +261,7 @@ def plan(
     classes: tuple[Packed, ...] = ()
     layers = next((b.key.shape[-5] for b in banks.dense.values()), 1)
     if banks.packed is not None:
-        classes = _classes(banks.packed)
+        classes = packed_classes(banks.packed)
         layers = jax.tree.leaves(banks.packed.key)[0].shape[-4]
     heads = outer * batch * kv_heads
     tuning = tuning or choose_tuning(heads, queries, stored, classes, dense)
@@ -374,87 +283,3 @@ def plan(
         calibration=calibration,
         tuning=tuning,
     )
-
-
-def _classes(bank: VisualBank) -> tuple[Packed, ...]:
-    """The fixed part of a packed bank; of dictionary codes one for each class that has slots."""
-    key, value = bank.key, bank.value
-    if not isinstance(key, TiledDictionary):
-        assert isinstance(key, TiledLevels | TiledSigns)
-        assert isinstance(value, TiledLevels | TiledSigns)
-        return (Packed(key.num_positions, _coding(key), _coding(value)),)
-    assert isinstance(value, TiledDictionary)
-
-    def coding(x: TiledDictionary, number: int) -> Coding:
-        centres = max(1, x.centre.shape[-2])
-        return Coding(8, x.bits[number], rotated=True, centres=centres, codebook=x.codebook)
-
-    count = len(key.capacities)
-    return tuple(
-        Packed(slots, coding(key, number), coding(value, number), number, of_classes=count)
-        for number, slots in enumerate(key.capacities)
-        if slots
-    )
-
-
-def _coding(x: TiledLevels | TiledSigns) -> Coding:
-    if isinstance(x, TiledLevels):
-        groups = x.lower.shape[-2]
-        group_blocks = x.group_size // layouts.BLOCK if groups > 1 else 0
-        return Coding(bits=x.bits, groups=groups, group_blocks=group_blocks)
-    return Coding(
-        scale_bits=4 * x.token_scale.shape[-1],
-        rotated=x.rotated and not outer_rotation.rotates_outside(x),
-        score_error_factor=x.score_error_factor,
-    )
-
-
-def _packed_operands(bank: VisualBank) -> dict[str, Array]:
-    """A packed bank's arrays by operand name."""
-    key, value = bank.key, bank.value
-    if not isinstance(key, TiledDictionary):
-        operands = {"length": bank.length.reshape(-1)}
-        for name, x in (("key", key), ("value", value)):
-            assert isinstance(x, TiledLevels | TiledSigns)
-            operands |= _tensor_operands(name, x)
-        return operands
-    assert isinstance(value, TiledDictionary)
-    operands = {"length": key.taken.reshape(-1)}
-    for name, x in (("key", key), ("value", value)):
-        operands[f"{name}_centre"] = _centre_rows(x)
-    for number, slots in enumerate(key.capacities):
-        if not slots:
-            continue
-        own = {}
-        for name, x in (("key", key), ("value", value)):
-            if x.bits[number]:
-                own[name] = x.packed[number].reshape(-1, x.packed[number].shape[-1])
-                own[f"{name}_scale"] = _joined(x.token_scale[number])
-            if x.centre_id is not None:
-                own[f"{name}_id"] = _joined(x.centre_id[number])
-        operands |= {f"class{number}_{name}": array for name, array in own.items()}
-    return operands
-
-
-def _centre_rows(x: TiledDictionary) -> Array:
-    """Centres of all heads; zeros where there are none."""
-    if x.centre.shape[-2]:
-        return x.centre.reshape(-1, x.head_dim)
-    return jnp.zeros((math.prod(x.centre.shape[:-2]), x.head_dim), x.centre.dtype)
-
-
-def _joined(x: Array | None) -> Array:
-    """With all axes but the last two as one."""
-    assert x is not None
-    return x.reshape(-1, *x.shape[-2:])
-
-
-def _tensor_operands(name: str, x: TiledLevels | TiledSigns) -> dict[str, Array]:
-    """The tensor's arrays by operand name, axes that the kernel does not tell apart joined."""
-    arrays = {name: x.packed.reshape(-1, x.packed.shape[-1])}
-    if isinstance(x, TiledLevels):
-        tables = {"lower": x.lower, "upper": x.upper}
-    else:
-        arrays[f"{name}_scale"] = x.token_scale.reshape(-1, *x.token_scale.shape[-2:])
-        tables = {"centre": x.centre}
-    return arrays | {f"{name}_{key}": t.reshape(-1, t.shape[-1]) for key, t in tables.items()}

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 
 import vkq_jax.attention
 import vkq_jax.calibration
+from pallas_kernels.attention.banks import Banks, DenseBank
 from pallas_kernels.attention.fused import (
-    Banks,
-    DenseBank,
     fused_attention,
     keeps_scores,
     packed_starts,

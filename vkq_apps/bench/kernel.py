@@ -22,9 +22,8 @@ import numpy as np
 
 from pallas_kernels import TiledLevels, TiledSigns
 from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention.banks import Banks, DenseBank
 from pallas_kernels.attention.fused import (
-    Banks,
-    DenseBank,
     fused_attention,
     keeps_scores,
     packed_starts,

@@ -1,0 +1,121 @@
+"""Banks that a launch attends to: what a kernel is built for of them, and their operands."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+
+from pallas_kernels.attention import outer_rotation
+from pallas_kernels.attention.kernel_spec import Coding, Packed
+from pallas_kernels.layout import layouts
+from pallas_kernels.layout.tiled import TiledLevels, TiledSigns
+from pallas_kernels.layout.tiled_dictionary import TiledDictionary
+from vkq_jax.array_types import Array, Float
+from vkq_jax.cache import VisualBank
+from vkq_jax.pytree import frozen_pytree
+
+__all__ = ["Banks", "DenseBank", "packed_classes", "packed_operands"]
+
+
+@frozen_pytree
+class DenseBank:
+    """Dense keys and values of all layers, bfloat16."""
+
+    key: Float[Array, "*Z L B K S H"]
+    value: Float[Array, "*Z L B K S H"]
+
+
+@frozen_pytree
+class Banks:
+    """What one launch attends to: at most one packed bank (tiled) and dense ones, of all layers.
+
+    Dense ones only of `layouts.HEAD_DIMS`: padding others would copy them at every call.
+    """
+
+    packed: VisualBank | None
+    dense: dict[str, DenseBank]
+
+
+def packed_classes(bank: VisualBank) -> tuple[Packed, ...]:
+    """The fixed part of a packed bank; of dictionary codes one for each class that has slots."""
+    key, value = bank.key, bank.value
+    if not isinstance(key, TiledDictionary):
+        assert isinstance(key, TiledLevels | TiledSigns)
+        assert isinstance(value, TiledLevels | TiledSigns)
+        return (Packed(key.num_positions, _coding(key), _coding(value)),)
+    assert isinstance(value, TiledDictionary)
+
+    def coding(x: TiledDictionary, number: int) -> Coding:
+        centres = max(1, x.centre.shape[-2])
+        return Coding(8, x.bits[number], rotated=True, centres=centres, codebook=x.codebook)
+
+    count = len(key.capacities)
+    return tuple(
+        Packed(slots, coding(key, number), coding(value, number), number, of_classes=count)
+        for number, slots in enumerate(key.capacities)
+        if slots
+    )
+
+
+def _coding(x: TiledLevels | TiledSigns) -> Coding:
+    if isinstance(x, TiledLevels):
+        groups = x.lower.shape[-2]
+        group_blocks = x.group_size // layouts.BLOCK if groups > 1 else 0
+        return Coding(bits=x.bits, groups=groups, group_blocks=group_blocks)
+    return Coding(
+        scale_bits=4 * x.token_scale.shape[-1],
+        rotated=x.rotated and not outer_rotation.rotates_outside(x),
+        score_error_factor=x.score_error_factor,
+    )
+
+
+def packed_operands(bank: VisualBank) -> dict[str, Array]:
+    """A packed bank's arrays by operand name."""
+    key, value = bank.key, bank.value
+    if not isinstance(key, TiledDictionary):
+        operands = {"length": bank.length.reshape(-1)}
+        for name, x in (("key", key), ("value", value)):
+            assert isinstance(x, TiledLevels | TiledSigns)
+            operands |= _tensor_operands(name, x)
+        return operands
+    assert isinstance(value, TiledDictionary)
+    operands = {"length": key.taken.reshape(-1)}
+    for name, x in (("key", key), ("value", value)):
+        operands[f"{name}_centre"] = _centre_rows(x)
+    for number, slots in enumerate(key.capacities):
+        if not slots:
+            continue
+        own = {}
+        for name, x in (("key", key), ("value", value)):
+            if x.bits[number]:
+                own[name] = x.packed[number].reshape(-1, x.packed[number].shape[-1])
+                own[f"{name}_scale"] = _joined(x.token_scale[number])
+            if x.centre_id is not None:
+                own[f"{name}_id"] = _joined(x.centre_id[number])
+        operands |= {f"class{number}_{name}": array for name, array in own.items()}
+    return operands
+
+
+def _centre_rows(x: TiledDictionary) -> Array:
+    """Centres of all heads; zeros where there are none."""
+    if x.centre.shape[-2]:
+        return x.centre.reshape(-1, x.head_dim)
+    return jnp.zeros((math.prod(x.centre.shape[:-2]), x.head_dim), x.centre.dtype)
+
+
+def _joined(x: Array | None) -> Array:
+    """With all axes but the last two as one."""
+    assert x is not None
+    return x.reshape(-1, *x.shape[-2:])
+
+
+def _tensor_operands(name: str, x: TiledLevels | TiledSigns) -> dict[str, Array]:
+    """The tensor's arrays by operand name, axes that the kernel does not tell apart joined."""
+    arrays = {name: x.packed.reshape(-1, x.packed.shape[-1])}
+    if isinstance(x, TiledLevels):
+        tables = {"lower": x.lower, "upper": x.upper}
+    else:
+        arrays[f"{name}_scale"] = x.token_scale.reshape(-1, *x.token_scale.shape[-2:])
+        tables = {"centre": x.centre}
+    return arrays | {f"{name}_{key}": t.reshape(-1, t.shape[-1]) for key, t in tables.items()}
