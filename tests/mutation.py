@@ -66,6 +66,7 @@ def plan(
             reaching = {name.partition("|")[0] for name in contexts.get(mutant["line"], ())} - {""}
             mutant["tests"] = fastest(reaching, seconds_of, seconds)
             planned.append(mutant)
+    random.Random(seed).shuffle(planned)  # a run that is cut short has seen all modules
     out.write_text(json.dumps(planned))
     print(
         f"{len(planned)} mutants drawn, {sum(not mutant['tests'] for mutant in planned)} untested"
@@ -94,7 +95,10 @@ def run(
                     report.write(described(mutant))
                     report.flush()
         killers = sorted({m["outcome"] for m in todo} - {"survived", "untested", "left", "broken"})
-        failing = set(failures(killers, trees.get(), Path(folder)))
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            parts = [killers[n::workers] for n in range(workers)]
+            jobs = [pool.submit(unchanged, part, trees, Path(folder)) for part in parts]
+            failing = {name for job in jobs for name in job.result()}
         for mutant in todo:
             if mutant["outcome"] in failing:
                 mutant["outcome"] = f"unknown: without the change, too, fails {mutant['outcome']}"
@@ -213,6 +217,15 @@ def outcome(mutant: dict, trees: queue.Queue[Path], folder: Path, end: float) ->
         return next(failures(mutant["tests"], tree, folder, "-x"), "survived")
     finally:
         file.write_text(original)
+        trees.put(tree)
+
+
+def unchanged(tests: list[str], trees: queue.Queue[Path], folder: Path) -> list[str]:
+    """Those of the tests that fail without any change."""
+    tree = trees.get()
+    try:
+        return list(failures(tests, tree, folder))
+    finally:
         trees.put(tree)
 
 
