@@ -16,6 +16,7 @@ from vkq_jax.cache import KVCache, LayerCache, VisualBank
 from vkq_jax.dense import DenseTensor
 from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.soft_cap import check_soft_cap, is_finite_number
+from vkq_jax.summaries import cells_name
 from vkq_jax.visibility import Starts
 
 __all__ = [
@@ -203,14 +204,12 @@ def explain(
 
     With the shape of a query [B, T, N, H] (and the cache of all layers) also how the fused kernel
     would divide the work, on whatever device. Last the line of `slowness`, if any. Arrays may be
-    abstract. Layers with settings of their own are explained group by group.
+    abstract. Layers and heads with settings of their own are explained group by group.
     """
     if isinstance(cache, LayeredCache):
-        parts = zip(cache.layers, cache.parts, strict=True)
-        return "\n".join(
-            f"layers {', '.join(map(str, layers))}:\n{explain(part, query, logits_soft_cap)}"
-            for layers, part in parts
-        )
+        parts = zip(cache.cells, cache.parts, strict=True)
+        own = [(c, part, _own_query(query, cache, part)) for c, part in parts]
+        return "\n".join(f"{cells_name(c)}:\n{explain(p, q, logits_soft_cap)}" for c, p, q in own)
     chosen = choose_implementation(None, cache, logits_soft_cap)
     lines = []
     for name in IMPLEMENTATIONS:
@@ -223,6 +222,17 @@ def explain(
     if slow := slowness(cache, logits_soft_cap=logits_soft_cap):
         lines.append(f"warning: {slow}")
     return "\n".join(lines)
+
+
+def _own_query(
+    query: jax.ShapeDtypeStruct | None, cache: LayeredCache, part: KVCache
+) -> jax.ShapeDtypeStruct | None:
+    """The shape of the queries of a part's heads."""
+    if query is None or len(query.shape) != 4:
+        return query
+    batch, tokens, heads, head_dim = query.shape
+    own = heads * part.text.key.shape[2] // cache.num_kv_heads
+    return jax.ShapeDtypeStruct((batch, tokens, own, head_dim), query.dtype)
 
 
 def slowness(

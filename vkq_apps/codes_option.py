@@ -1,10 +1,11 @@
-"""Forms of `--quant`: a preset, codes of one's own, and changes for keys, values and layers.
+"""Forms of `--quant`: a preset, codes of one's own, and changes for keys, values, layers and heads.
 
 vkq-1bit                            a preset
 my_codes:mine                       what `mine` is in my_codes.py, here or installed
 signs-1bit/key=minmax-4bit          keys with the codes of another one
 vkq-1bit/0=none/-1=vkq-2bit         the first and the last layer with settings of their own
 vkq-1bit/0-3=none                   layers 0 to 3
+vkq-1bit/5.2=none/all.7=vkq-2bit    KV head 2 of layer 5, and head 7 of every layer
 """
 
 import importlib
@@ -21,8 +22,9 @@ __all__ = ["FORMS", "Codes", "parse_codes"]
 type Codes = str | vkq_jax.KVQuantConfig | vkq_jax.PerLayer
 
 FORMS = (
-    "NAME/0=none/-1=NAME2 gives the first and the last layer codes of their own, NAME/key=NAME2 "
-    "or NAME/value=NAME2 one side, MODULE:NAME takes settings from a Python module."
+    "NAME/0=none/-1=NAME2 gives the first and the last layer codes of their own, NAME/5.2=none one "
+    "KV head of a layer, NAME/all.2=none that head of all layers, NAME/key=NAME2 or "
+    "NAME/value=NAME2 one side, MODULE:NAME takes settings from a Python module."
 )
 
 
@@ -35,11 +37,14 @@ def parse_codes(text: str) -> Codes:
     """
     first, *changes = text.split("/")
     codes = _named(first)
-    layers: dict[int | range, str | vkq_jax.KVQuantConfig] = {}
+    places: dict[Any, str | vkq_jax.KVQuantConfig] = {}
     for change in changes:
         place, equals, name = change.partition("=")
         if not equals:
-            raise ValueError(f"--quant: expected LAYER=NAME, key=... or value=..., got {change!r}")
+            raise ValueError(
+                "--quant: expected LAYER=NAME, LAYER.HEAD=NAME, key=... or value=..., "
+                f"got {change!r}"
+            )
         own = _named(name)
         if isinstance(codes, vkq_jax.PerLayer) or isinstance(own, vkq_jax.PerLayer):
             raise ValueError(f"--quant: {shown(first)} has settings of its layers, got {change!r}")
@@ -50,18 +55,33 @@ def parse_codes(text: str) -> Codes:
                 **({"key": whole.key, "value": whole.value} | sides), calibration=whole.calibration
             )
         else:
-            layers[_layers(place)] = own
-    if not layers or isinstance(codes, vkq_jax.PerLayer):
+            if (number := _place(place)) in places:
+                raise ValueError(f"--quant: {place} is named twice in {text!r}")
+            places[number] = own
+    if not places or isinstance(codes, vkq_jax.PerLayer):
         return codes
-    return vkq_jax.per_layer(codes, layers)
+    return vkq_jax.per_layer(codes, places)
 
 
-def _layers(text: str) -> int | range:
+def _place(text: str) -> Any:
+    """What `vkq_jax.per_layer` calls a layer, or a head of one or of all layers."""
+    layers, dot, heads = text.partition(".")
+    layer = "all" if dot and layers == "all" else _numbers(layers)
+    head = _numbers(heads) if dot else None
+    if layer is None or (dot and head is None):
+        raise ValueError(
+            "--quant: expected a layer such as 0, -1 or 0-3, a head of it such as 0.2 or all.2, "
+            f"key or value, got {text!r}"
+        )
+    return (layer, head) if dot else layer
+
+
+def _numbers(text: str) -> int | range | None:
     if re.fullmatch(r"-?\d{1,6}", text):
         return int(text)
     if found := re.fullmatch(r"(\d{1,6})-(\d{1,6})", text):
         return range(int(found[1]), int(found[2]) + 1)
-    raise ValueError(f"--quant: expected a layer such as 0, -1 or 0-3, key or value, got {text!r}")
+    return None
 
 
 def _named(name: str) -> Codes:

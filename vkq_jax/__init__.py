@@ -23,8 +23,8 @@ from vkq_jax.error_measures import (
     relative_squared_error,
 )
 from vkq_jax.key_bias import KeyBias
-from vkq_jax.layer_settings import LayerGroups, PerLayer, per_layer
-from vkq_jax.layered import LayeredCache
+from vkq_jax.layer_settings import Cells, LayerGroups, PerLayer, per_head, per_layer
+from vkq_jax.layered import LayeredCache, heads_of_layer
 from vkq_jax.level_codes import Granularity, LevelCodes, LevelTensor
 from vkq_jax.mixed_codes import MixedCodes, MixedTensor
 from vkq_jax.persistence import (
@@ -55,6 +55,7 @@ __all__ = [
     "CacheBytes",
     "CalibratedCodes",
     "CalibratedPreset",
+    "Cells",
     "ClassMap",
     "ClassTables",
     "CodeTables",
@@ -107,9 +108,11 @@ __all__ = [
     "empty_cache",
     "fake_quantize",
     "grow",
+    "heads_of_layer",
     "load_cache",
     "load_score_map",
     "load_tables",
+    "per_head",
     "per_layer",
     "presets",
     "quantization_error",

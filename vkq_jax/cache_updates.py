@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from vkq_jax.array_types import Array, Bool, Float, Shaped
 from vkq_jax.cache import KVCache, TextBank, VisualBank
+from vkq_jax.head_groups import take_cells
 from vkq_jax.layered import LayeredCache, map_parts
 from vkq_jax.sharing import is_shared
 from vkq_jax.validation import shown
@@ -34,9 +35,9 @@ def append[C: KVCache | LayeredCache](
     """
     if isinstance(cache, LayeredCache):
         parts = []
-        for part, layers in zip(cache.parts, cache.layers, strict=True):
-            own = jnp.asarray(layers)
-            parts.append(append(part, key[own], value[own], valid))
+        for part, cells in zip(cache.parts, cache.cells, strict=True):
+            own_key, own_value = take_cells((key, value), cells, axis=3)
+            parts.append(append(part, own_key, own_value, valid))
         return dataclasses.replace(cache, parts=tuple(parts))
     if valid is None:
         valid = jnp.ones(key.shape[1:3], bool)

@@ -10,6 +10,7 @@ from vkq_jax.array_types import Array, Bool
 from vkq_jax.cache import KVCache, TextBank, VisualBank, code_bank
 from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.key_bias import KeyBias
+from vkq_jax.layer_settings import Cells, check_cells
 from vkq_jax.layered import AnyCache
 from vkq_jax.pytree import take_layer
 from vkq_jax.quantized import QuantizedTensor
@@ -36,17 +37,22 @@ def check_cache(cache: AnyCache) -> None:
         return
     for part in cache.parts:
         _check_part(part)
-    numbers = sorted(number for layers in cache.layers for number in layers)
-    held = [part.num_layers for part in cache.parts]
-    if numbers != list(range(len(numbers))) or held != list(map(len, cache.layers)):
+    check_cells(cache.cells)
+    held = [part.text.key.shape[:3:2] for part in cache.parts]
+    named = [_held_cells(cells, cache.num_kv_heads) for cells in cache.cells]
+    if held != named:
         raise ValueError(
-            f"layers: expected each layer from 0 on in one part, as many as each part has, "
-            f"{held}, got {shown(cache.layers)}"
+            f"cells: expected layers and heads of the parts, {shown(held)}, got {shown(named)}"
         )
     for name in ("position", "text_length", "visual_lengths", "keeps_indices", "cache_length"):
         first, *others = (getattr(part, name) for part in cache.parts)
         if not all(_same(first, other) for other in others):
             raise ValueError(f"parts: expected the same {name} in all, got unlike ones")
+
+
+def _held_cells(cells: Cells, num_kv_heads: int) -> tuple[int, int]:
+    """How many layers and heads of each a group has."""
+    return len(cells.layers), num_kv_heads if cells.heads is None else len(cells.heads[0])
 
 
 def _same(first: Any, other: Any) -> bool:

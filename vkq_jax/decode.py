@@ -34,5 +34,5 @@ def begin_decode(
     """
     if isinstance(cache, LayeredCache):
         parts = tuple(start_decode(part, valid, backend) for part in cache.parts)
-        return LayeredDecode(parts, cache.layers)
+        return LayeredDecode(parts, cache.cells)
     return start_decode(cache, valid, backend)

@@ -32,12 +32,14 @@ def empty_cache(
         batch: sequences.
         cache_length: text tokens that a sequence can hold, prompts and answers of all turns;
             `grow` makes room for more. Visual tokens do not count.
-        quant: how visual tokens are coded: the name of a preset, settings, or those of `per_layer`.
+        quant: how visual tokens are coded: the name of a preset, settings, or those of `per_layer`
+            and `per_head`.
         dtype: of text keys and values, and of visual ones that are not coded.
         keep_indices: keep the number of each token, 4 bytes, which a sliding window needs.
 
     Raises:
-        ValueError: a size below 1, an unknown preset, or settings of layers that are not there.
+        ValueError: a size below 1, an unknown preset, or settings of layers or heads that are
+            not there.
     """
     sizes: dict[str, Any] = {
         "num_layers": num_layers,
@@ -47,13 +49,19 @@ def empty_cache(
         "cache_length": cache_length,
     }
     if isinstance(quant, PerLayer):
-        quant = quant.settle(num_layers)
+        quant = quant.settle(num_layers, num_kv_heads)
     if not isinstance(quant, LayerGroups):
         return KVCache.init(**sizes, quant=resolve(quant), dtype=dtype, keep_indices=keep_indices)
     if quant.num_layers != num_layers:
         raise ValueError(f"quant: expected settings of {num_layers} layers, got {quant.num_layers}")
+    if quant.num_kv_heads not in (None, num_kv_heads):
+        raise ValueError(
+            f"quant: expected settings of {num_kv_heads} KV heads, got {quant.num_kv_heads}"
+        )
     parts = []
-    for layers, own in quant.groups:
-        own_sizes = sizes | {"num_layers": len(layers)}
+    for cells, own in quant.groups:
+        own_sizes = sizes | {"num_layers": len(cells.layers)}
+        if cells.heads is not None:
+            own_sizes["num_kv_heads"] = len(cells.heads[0])
         parts.append(KVCache.init(**own_sizes, quant=own, dtype=dtype, keep_indices=keep_indices))
-    return LayeredCache(tuple(parts), tuple(layers for layers, _ in quant.groups))
+    return LayeredCache(tuple(parts), tuple(cells for cells, _ in quant.groups))

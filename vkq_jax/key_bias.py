@@ -43,11 +43,6 @@ class KeyBias:
         bias = take_layer(self.bias, index)
         return KeyBias(bias, self.frequencies, self.axis_of_pair, self.scaling)
 
-    def of_layers(self, layers: tuple[int, ...]) -> KeyBias:
-        """The bias of some layers, of that of all."""
-        bias = self.bias[jnp.asarray(layers)]
-        return KeyBias(bias, self.frequencies, self.axis_of_pair, self.scaling)
-
     def turned(self, positions: Int32[Array, "B V *axes"]) -> Float[Array, "B V K H"]:
         """RoPE_t(b) of one layer, float32: the bias's share of the key at each position."""
         cos, sin = self._angles(positions)

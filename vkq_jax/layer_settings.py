@@ -1,38 +1,60 @@
-"""Settings that differ from layer to layer."""
+"""Settings that differ from layer to layer, or from head to head."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.presets import resolve
 from vkq_jax.validation import shown
 
-__all__ = ["LayerGroups", "PerLayer", "Quant", "one_setting", "per_layer", "settings_of"]
+__all__ = [
+    "Cells",
+    "LayerGroups",
+    "PerLayer",
+    "Quant",
+    "one_setting",
+    "per_head",
+    "per_layer",
+    "settings_of",
+]
 
 type Quant = KVQuantConfig | LayerGroups
-"""Settings of a cache: the same for all layers, or for groups of them."""
+"""Settings of a cache: the same for all layers and heads, or for groups of them."""
+
+type Numbers = int | range
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """Layers of a model and, of each one, the KV heads that have the same settings. Hashable.
+
+    Attributes:
+        layers: numbers of the layers, ascending.
+        heads: of each of these layers the numbers of its KV heads, ascending, as many in each
+            layer; None: all heads.
+    """
+
+    layers: tuple[int, ...]
+    heads: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerGroups:
-    """Settings of all layers of a model, layers with equal settings in one group. Hashable.
+    """Settings of all layers and heads of a model, those with equal settings in groups. Hashable.
 
     Attributes:
-        groups: numbers of a group's layers, ascending, and their settings.
+        groups: layers and heads of each group, and their settings.
     """
 
-    groups: tuple[tuple[tuple[int, ...], KVQuantConfig], ...]
+    groups: tuple[tuple[Cells, KVQuantConfig], ...]
 
     def __post_init__(self):
-        """Raises ValueError unless each layer from 0 on is in just one group."""
-        numbers = sorted(number for layers, _ in self.groups for number in layers)
-        if not numbers or numbers != list(range(len(numbers))):
-            raise ValueError(
-                f"groups: expected each layer from 0 on in one group, got {shown(numbers)}"
-            )
+        """Raises ValueError unless each head of each layer from 0 on is in just one group."""
+        check_cells(tuple(cells for cells, _ in self.groups))
 
     @property
     def settings(self) -> tuple[KVQuantConfig, ...]:
@@ -42,82 +64,197 @@ class LayerGroups:
     @property
     def num_layers(self) -> int:
         """L, layers of all groups."""
-        return sum(len(layers) for layers, _ in self.groups)
+        return len({layer for cells, _ in self.groups for layer in cells.layers})
+
+    @property
+    def num_kv_heads(self) -> int | None:
+        """K, KV heads of a layer; None where no layer tells heads apart: any number will do."""
+        return num_heads(tuple(cells for cells, _ in self.groups))
+
+
+def check_cells(groups: tuple[Cells, ...]) -> None:
+    """Raises ValueError unless each head of each layer from 0 on is in just one group."""
+    found: dict[int, list[tuple[int, ...] | None]] = collections.defaultdict(list)
+    for cells in groups:
+        rows = (None,) * len(cells.layers) if cells.heads is None else cells.heads
+        if len(rows) != len(cells.layers) or len({len(row or ()) for row in rows}) > 1:
+            raise ValueError(
+                "groups: expected equally many heads for each layer of a group, got "
+                f"{shown(rows)} for layers {shown(cells.layers)}"
+            )
+        for layer, row in zip(cells.layers, rows, strict=True):
+            found[layer].append(row)
+    if not found or sorted(found) != list(range(len(found))):
+        raise ValueError(
+            f"groups: expected each layer from 0 on in one group, got {shown(sorted(found))}"
+        )
+    every = list(range(num_heads(groups) or 0))
+    for layer, rows in found.items():
+        heads = sorted(head for row in rows for head in row or ())
+        if rows != [None] and (None in rows or heads != every):
+            raise ValueError(
+                f"groups: expected each head of layer {layer} in one group, got {shown(rows)}"
+            )
+
+
+def num_heads(groups: tuple[Cells, ...]) -> int | None:
+    """K, KV heads of a layer whose heads are in groups; None where there is no such layer."""
+    apart = [cells for cells in groups if cells.heads is not None]
+    if not apart:
+        return None
+    first = apart[0].layers[0]
+    own = (
+        cells.heads[cells.layers.index(first)]
+        for cells in apart
+        if cells.heads is not None and first in cells.layers
+    )
+    return sum(map(len, own))
 
 
 @dataclasses.dataclass(frozen=True)
 class PerLayer:
-    """Settings of any model's layers: a default, and changes by layer. From `per_layer`.
+    """Settings of any model's layers and heads: a default, and changes. From `per_layer`.
 
     Attributes:
         default: name of a preset or settings.
-        changes: layers, which count from the last one where they are negative, and theirs.
+        changes: number of a layer, number of a KV head and their settings. Numbers that are
+            negative count from the last one; None stands for all layers, or all heads of a layer.
     """
 
     default: str | KVQuantConfig
-    changes: tuple[tuple[int, str | KVQuantConfig], ...]
+    changes: tuple[tuple[int | None, int | None, str | KVQuantConfig], ...]
+
+    @property
+    def named(self) -> tuple[str | KVQuantConfig, ...]:
+        """All settings that are named, the default first."""
+        return (self.default, *(quant for *_, quant in self.changes))
 
     def settle(
         self,
         num_layers: int,
+        num_kv_heads: int,
         find: Callable[[str | KVQuantConfig], KVQuantConfig] = resolve,
     ) -> Quant:
-        """The settings of each of `num_layers`; plain ones where all layers have the same.
+        """The settings of each head of a model; plain ones where all heads have the same.
 
         Args:
-            num_layers: L of a model.
+            num_layers, num_kv_heads: L and K of a model.
             find: what a name or settings stand for.
 
         Raises:
-            ValueError: a layer that the model does not have, or that is named twice.
+            ValueError: a layer or head that the model does not have, or that is named twice.
         """
-        own: dict[int, str | KVQuantConfig] = {}
-        for number, quant in self.changes:
-            if not -num_layers <= number < num_layers:
-                raise ValueError(
-                    f"per_layer: expected layers in [-{num_layers}, {num_layers}) for a model of "
-                    f"{num_layers}, got {number}"
-                )
-            if number % num_layers in own:
-                raise ValueError(f"per_layer: layer {number % num_layers} is named twice")
-            own[number % num_layers] = quant
-        groups: dict[KVQuantConfig, list[int]] = {}
+        own: dict[tuple[int | None, int | None], str | KVQuantConfig] = {}
+        for layer, head, quant in self.changes:
+            place = (_counted("layer", layer, num_layers), _counted("head", head, num_kv_heads))
+            if place in own:
+                raise ValueError(f"per_layer: {_place_name(*place)} is named twice")
+            own[place] = quant
+        groups: dict[tuple[KVQuantConfig, int], dict[int, tuple[int, ...]]] = {}
         for layer in range(num_layers):
-            groups.setdefault(find(own.get(layer, self.default)), []).append(layer)
+            heads: dict[KVQuantConfig, list[int]] = {}
+            for head in range(num_kv_heads):
+                places = ((layer, head), (layer, None), (None, head))
+                quant = next((own[place] for place in places if place in own), self.default)
+                heads.setdefault(find(quant), []).append(head)
+            for quant, numbers in heads.items():
+                groups.setdefault((quant, len(numbers)), {})[layer] = tuple(numbers)
         if len(groups) == 1:
-            return next(iter(groups))
-        return LayerGroups(tuple((tuple(layers), quant) for quant, layers in groups.items()))
+            return next(iter(groups))[0]
+        return LayerGroups(
+            tuple(
+                (Cells(tuple(of), None if count == num_kv_heads else tuple(of.values())), quant)
+                for (quant, count), of in groups.items()
+            )
+        )
+
+
+def _counted(kind: str, number: int | None, count: int) -> int | None:
+    """The number from 0 on; raises ValueError for one that the model does not have."""
+    if number is None:
+        return None
+    if not -count <= number < count:
+        raise ValueError(
+            f"per_layer: expected {kind}s in [-{count}, {count}) for a model of {count}, "
+            f"got {number}"
+        )
+    return number % count
+
+
+def _place_name(layer: int | None, head: int | None) -> str:
+    if head is None:
+        return f"layer {layer}"
+    return f"head {head} of {'all layers' if layer is None else f'layer {layer}'}"
+
+
+type Place = Numbers | tuple[Numbers | Literal["all"], Numbers]
 
 
 def per_layer(
-    default: str | KVQuantConfig, changes: Mapping[int | range, str | KVQuantConfig]
+    default: str | KVQuantConfig, changes: Mapping[Place, str | KVQuantConfig]
 ) -> PerLayer:
-    """Settings that differ by layer: `per_layer("vkq-1bit", {0: "none", -1: "vkq-2bit"})`.
+    """Settings that differ by layer or head: `per_layer("vkq-1bit", {0: "none", (5, 2): "none"})`.
 
-    `models.generate(quant=...)` and `empty_cache(quant=...)` take them as they take a name.
+    `models.generate(quant=...)` and `empty_cache(quant=...)` take them as they take a name. Changes
+    of a head of one layer come before those of the layer, and these before those of a head of all
+    layers.
 
     Args:
-        default: of the layers that are not named: a preset's name or settings.
-        changes: by the number of a layer, -1 for the last one, or by a range of them.
+        default: of what is not named: a preset's name or settings.
+        changes: by the number of a layer, -1 for the last one, or by a layer and one of its KV
+            heads, `(layer, head)`, where the layer may be "all". Ranges stand for all of their
+            numbers.
 
     Raises:
-        ValueError: an unknown preset, or something other than layers and settings.
+        ValueError: an unknown preset, or something other than layers, heads and settings.
     """
     if not isinstance(changes, Mapping):
         raise ValueError(f"changes: expected layers and their settings, got {shown(changes)}")
     listed = []
-    for layers, quant in changes.items():
-        if isinstance(layers, bool) or not isinstance(layers, int | range):
-            raise ValueError(f"changes: expected integers or ranges, got {shown(layers)}")
-        listed += [(n, quant) for n in (layers if isinstance(layers, range) else (layers,))]
-    for quant in (default, *(quant for _, quant in listed)):
+    for place, quant in changes.items():
+        layers, heads = place if isinstance(place, tuple) and len(place) == 2 else (place, None)
+        chosen = (None,) if isinstance(place, tuple) and layers == "all" else _listed(layers, place)
+        for layer in chosen:
+            own = (None,) if heads is None else _listed(heads, place)
+            listed += [(layer, head, quant) for head in own]
+    settings = PerLayer(default, tuple(listed))
+    for quant in settings.named:
         resolve(quant)
-    return PerLayer(default, tuple(listed))
+    return settings
+
+
+def per_head(
+    default: str | KVQuantConfig, changes: Mapping[Numbers, str | KVQuantConfig]
+) -> PerLayer:
+    """Settings that differ by KV head, the same in all layers: `per_head("vkq-1bit", {3: "none"})`.
+
+    Args:
+        default: of the heads that are not named: a preset's name or settings.
+        changes: by the number of a KV head, -1 for the last one, or by a range of them.
+
+    Raises:
+        ValueError: an unknown preset, or something other than heads and settings.
+    """
+    if not isinstance(changes, Mapping):
+        raise ValueError(f"changes: expected heads and their settings, got {shown(changes)}")
+    return per_layer(default, {("all", head): quant for head, quant in changes.items()})
+
+
+def _listed(numbers: Any, place: Any) -> tuple[int, ...]:
+    """The numbers that a number or a range names."""
+    if isinstance(numbers, range):
+        return tuple(numbers)
+    if isinstance(numbers, bool) or not isinstance(numbers, int):
+        raise ValueError(
+            "changes: expected integers or ranges, or pairs of them for a layer and its heads, "
+            f"got {shown(place)}"
+        )
+    return (numbers,)
 
 
 def settings_of(quant: Quant) -> tuple[KVQuantConfig, ...]:
-    """All settings that layers of a cache have, each once."""
-    return quant.settings if isinstance(quant, LayerGroups) else (quant,)
+    """All settings that layers and heads of a cache have, each once."""
+    return tuple(dict.fromkeys(quant.settings)) if isinstance(quant, LayerGroups) else (quant,)
 
 
 def one_setting(quant: Any, reader: str) -> KVQuantConfig:

@@ -1,22 +1,33 @@
-"""A cache whose layers are coded in different ways: one `KVCache` for each group of layers.
+"""A cache whose layers or heads are coded in different ways: one `KVCache` for each group of them.
 
 Layers of equal settings stay stacked: a loop over layers compiles each group once, whatever the
-number and the places of its layers, and picks the group that its layer is in.
+number and the places of its layers, and picks the group that its layer is in, or the groups that
+its heads are in.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from vkq_jax.array_types import Array, Int32
+from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache import FixedParts, KVCache, LayerCache, VisualBank
-from vkq_jax.layer_settings import LayerGroups
+from vkq_jax.head_groups import (
+    heads_at,
+    join_heads,
+    places_of,
+    routes,
+    take_bias,
+    take_cells,
+    take_heads,
+    take_score_map,
+)
+from vkq_jax.layer_settings import Cells, LayerGroups, num_heads
 from vkq_jax.pass_checks import static_layer
 from vkq_jax.pytree import frozen_pytree, static_field
 
@@ -24,37 +35,41 @@ __all__ = [
     "AnyCache",
     "LayeredCache",
     "at_layer",
+    "heads_of_layer",
     "map_groups",
     "map_parts",
-    "place_of",
     "split_layers",
-    "take_layers",
 ]
 
 
 @frozen_pytree
 class LayeredCache:
-    """The cache of a model whose layers are coded in different ways.
+    """The cache of a model whose layers or heads are coded in different ways.
 
     Attributes:
         parts: caches of the groups, each stacked over the layers of its group. Lengths, positions
-            and numbers of tokens are the same in all; each has its own layers' text.
-        layers: numbers of each group's layers in the model, ascending.
+            and numbers of tokens are the same in all; each has its own layers' and heads' text.
+        cells: layers of the model that each group has, and which heads of them.
     """
 
     parts: tuple[KVCache, ...]
-    layers: tuple[tuple[int, ...], ...] = static_field()
+    cells: tuple[Cells, ...] = static_field()
 
     @property
     def quant(self) -> LayerGroups:
         """Settings of the groups."""
         quants = (part.quant for part in self.parts)
-        return LayerGroups(tuple(zip(self.layers, quants, strict=True)))
+        return LayerGroups(tuple(zip(self.cells, quants, strict=True)))
 
     @property
     def num_layers(self) -> int:
         """L, layers of all groups."""
-        return sum(map(len, self.layers))
+        return len({layer for cells in self.cells for layer in cells.layers})
+
+    @property
+    def num_kv_heads(self) -> int:
+        """K, KV heads of each layer."""
+        return num_heads(self.cells) or self.parts[0].text.key.shape[2]
 
     @property
     def cache_length(self) -> int:
@@ -110,87 +125,119 @@ class LayeredCache:
         Raises:
             ValueError: `index` is traced, or out of range: layers of unlike groups have unlike
                 types. `at_layer` runs a function on a traced one.
+            NotImplementedError: heads of the layer have settings of their own: `heads_of_layer`
+                gives a view for each group of them.
         """
         number = static_layer(index, self.num_layers)
         if number is None:
             raise ValueError("layer: expected a plain integer for unlike layers, got a tracer")
-        part, place = place_of(self, number)
-        return self.parts[part].layer(place)
+        (_, view), *others = heads_of_layer(self, number)
+        if others:
+            raise NotImplementedError(
+                f"layer: heads of layer {number} have settings of their own, which one LayerCache "
+                "cannot hold: vkq_jax.heads_of_layer(cache, layer) gives one for each group of them"
+            )
+        return view
 
 
 type AnyCache = KVCache | LayeredCache
 
 
+def heads_of_layer(cache: AnyCache, layer: int) -> tuple[tuple[tuple[int, ...], LayerCache], ...]:
+    """Views of one layer's heads: numbers of KV heads with equal settings, and their cache.
+
+    One of all heads where the layer has one setting. `attention_weights` and `decode_attention`
+    take each view with the queries of its heads.
+
+    Raises:
+        ValueError: the cache has no such layer.
+    """
+    number = static_layer(layer, cache.num_layers)
+    assert number is not None, "a plain integer"
+    if isinstance(cache, KVCache):
+        return ((tuple(range(cache.text.key.shape[2])), cache.layer(number)),)
+    views = []
+    for part, place in places_of(cache.cells, number):
+        heads = cache.cells[part].heads
+        own = tuple(range(cache.num_kv_heads)) if heads is None else heads[place]
+        views.append((own, cache.parts[part].layer(place)))
+    return tuple(views)
+
+
 def map_parts[C: KVCache | LayeredCache](cache: C, function: Callable[[KVCache], KVCache]) -> C:
     """The cache with `function` of each of its parts."""
-    return map_groups(cache, lambda part, layers: function(part))
+    return map_groups(cache, lambda part, cells: function(part))
 
 
 def map_groups[C: KVCache | LayeredCache](
-    cache: C, function: Callable[[KVCache, tuple[int, ...]], KVCache]
+    cache: C, function: Callable[[KVCache, Cells], KVCache]
 ) -> C:
-    """The cache with `function` of each of its parts and the numbers of the part's layers."""
+    """The cache with `function` of each of its parts and the part's layers and heads."""
     if isinstance(cache, KVCache):
-        return function(cache, tuple(range(cache.num_layers)))  # type: ignore[return-value]
-    parts = (function(part, layers) for part, layers in zip(cache.parts, cache.layers, strict=True))
+        return function(cache, Cells(tuple(range(cache.num_layers))))  # type: ignore[return-value]
+    parts = (function(part, cells) for part, cells in zip(cache.parts, cache.cells, strict=True))
     return dataclasses.replace(cache, parts=tuple(parts))
 
 
-def take_layers[T](stacked: T, layers: tuple[int, ...]) -> T:
-    """The given layers of a pytree of arrays [L, ...]; itself where those are all."""
-    leaves = jax.tree.leaves(stacked)
-    if not leaves or layers == tuple(range(leaves[0].shape[0])):
-        return stacked
-    return jax.tree.map(lambda x: x[jnp.asarray(layers)], stacked)
+def at_layer[T](
+    cache: AnyCache,
+    layer: Int32[Array, ""] | int,
+    query: Float[Array, "B T N H"],
+    function: Callable[[KVCache, Any, Float[Array, "B T n H"]], T],
+) -> T:
+    """What `function(part, place, query)` gives for all heads of a layer, traced or not.
 
-
-def place_of(cache: LayeredCache, layer: Any) -> tuple[Any, Any]:
-    """The part that a layer is in, and its number there; traced for a traced layer."""
-    places = {
-        number: (part, place)
-        for part, layers in enumerate(cache.layers)
-        for place, number in enumerate(layers)
-    }
-    if static_layer(layer, len(places)) is not None:
-        return places[int(layer)]
-    table = jnp.asarray([places[number] for number in range(len(places))], jnp.int32)
-    return table[layer, 0], table[layer, 1]
-
-
-def at_layer[T](cache: AnyCache, layer: Any, function: Callable[[KVCache, Any], T]) -> T:
-    """`function(part, place)` of the part that holds a layer, and the layer's place there.
-
-    For a traced layer the function is traced once for each part, and gives results of the same
-    shapes and dtypes.
+    Args:
+        cache: of all layers.
+        layer: its number.
+        query: of all heads.
+        function: is called for each group of heads of the layer, with the part of the cache that
+            holds them, the layer's number there and the heads' own queries. It gives a pytree of
+            arrays [B, n, ...], of the same shapes and dtypes for all groups, n apart.
     """
     if isinstance(cache, KVCache):
-        return function(cache, layer)
-    number, place = place_of(cache, layer)
-    if isinstance(number, int):
-        return function(cache.parts[number], place)
-    return jax.lax.switch(
-        number, [functools.partial(function, part) for part in cache.parts], place
-    )
+        return function(cache, layer, query)
+    count = cache.num_kv_heads
+
+    def joined(groups: tuple[int, ...], places: Mapping[int, int] | Array) -> T:
+        found = []
+        for group in groups:
+            heads = heads_at(cache.cells[group], places[group])
+            own = take_heads(query, heads, count, axis=2)
+            found.append((heads, function(cache.parts[group], places[group], own)))
+        trees = [tree for _, tree in found]
+        return jax.tree.map(
+            lambda *xs: join_heads([(h, x) for (h, _), x in zip(found, xs, strict=True)], axis=1),
+            *trees,
+        )
+
+    if static_layer(layer, cache.num_layers) is not None:
+        places = dict(places_of(cache.cells, int(layer)))
+        return joined(tuple(places), places)
+    way = routes(cache.cells)
+    places = jnp.asarray(way.place)[layer]
+    branches = [functools.partial(joined, groups) for groups in way.patterns]
+    return jax.lax.switch(jnp.asarray(way.pattern)[layer], branches, places)
 
 
 def split_layers(cache: KVCache, groups: LayerGroups) -> LayeredCache:
-    """A cache of one setting with its layers in groups, each still coded as it was."""
+    """A cache of one setting with its layers and heads in groups, each still coded as it was."""
 
-    def part(layers: tuple[int, ...]) -> KVCache:
+    def part(cells: Cells) -> KVCache:
         def bank(one: VisualBank) -> VisualBank:
-            key, value, class_map = take_layers((one.key, one.value, one.class_map), layers)
+            key, value, class_map = take_cells((one.key, one.value, one.class_map), cells, axis=2)
             return dataclasses.replace(one, key=key, value=value, class_map=class_map)
 
-        key, value = take_layers((cache.text.key, cache.text.value), layers)
-        bias = cache.key_bias
+        key, value = take_cells((cache.text.key, cache.text.value), cells, axis=2)
+        static, count = cache.score_map, cache.text.key.shape[2]
         return dataclasses.replace(
             cache,
             visual=tuple(map(bank, cache.visual)),
             text=dataclasses.replace(cache.text, key=key, value=value),
-            score_map=take_layers(cache.score_map, layers),
-            tables=take_layers(cache.tables, layers),
-            key_bias=None if bias is None else bias.of_layers(layers),
+            score_map=None if static is None else take_score_map(static, cells, count),
+            tables=take_cells(cache.tables, cells),
+            key_bias=take_bias(cache.key_bias, cells),
         )
 
-    layers = tuple(layers for layers, _ in groups.groups)
-    return LayeredCache(tuple(map(part, layers)), layers)
+    cells = tuple(cells for cells, _ in groups.groups)
+    return LayeredCache(tuple(map(part, cells)), cells)

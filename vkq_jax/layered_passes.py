@@ -1,4 +1,7 @@
-"""Passes over a `LayeredCache`: one pass for each group of layers, which take turns."""
+"""Passes over a `LayeredCache`: one for each group of layers and heads.
+
+Groups of layers take turns; the groups that a layer's heads are in attend beside each other.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +17,26 @@ from jax.core import Tracer
 from vkq_jax import pass_checks as checks
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.decode_pass import Decode
-from vkq_jax.layered import LayeredCache, place_of
+from vkq_jax.head_groups import heads_at, join_heads, places_of, routes, take_heads
+from vkq_jax.layer_settings import Cells
+from vkq_jax.layered import LayeredCache
 from vkq_jax.prefill_pass import Prefill
 from vkq_jax.pytree import frozen_pytree, static_field
 
 __all__ = ["LayeredDecode", "LayeredPrefill"]
 
-type Layers = tuple[tuple[int, ...], ...]
-
 
 @frozen_pytree
 class _LayeredPass[P: (Prefill, Decode)]:
-    """A pass of each group of layers.
+    """A pass of each group of layers and heads.
 
     Attributes:
         parts: the passes of the groups, which have the same tokens.
-        layers: see `LayeredCache`.
+        cells: see `LayeredCache`.
     """
 
     parts: tuple[P, ...]
-    layers: Layers = static_field()
+    cells: tuple[Cells, ...] = static_field()
 
     @property
     def positions(self) -> Int32[Array, "B T *axes"]:
@@ -53,7 +56,7 @@ class _LayeredPass[P: (Prefill, Decode)]:
     @property
     def unfinished(self) -> LayeredCache:
         """The cache with the text of the layers so far."""
-        return LayeredCache(tuple(part.unfinished for part in self.parts), self.layers)
+        return LayeredCache(tuple(part.unfinished for part in self.parts), self.cells)
 
     def attend[Own: _LayeredPass](
         self: Own,
@@ -64,85 +67,107 @@ class _LayeredPass[P: (Prefill, Decode)]:
         **options: Any,
     ) -> tuple[Float[Array, "B T N H"], Own]:
         """One layer of the model, see `Prefill.attend` and `Decode.attend`."""
-        number, place = place_of(self.unfinished, layer)
-        if not isinstance(number, int):
-            return self._attend_traced(number, place, query, key, value, **options)
-        output, after = self.parts[number].attend(place, query, key, value, **options)
-        parts = (after if n == number else part for n, part in enumerate(self.parts))
-        return output, dataclasses.replace(self, parts=tuple(parts))
+        count = self.unfinished.num_kv_heads
+        tokens, first = self.valid.shape[1], self.parts[0].unfinished
+        checks.check_heads(query, key, value, first, tokens, count)
+        number = checks.static_layer(layer, self.unfinished.num_layers)
+        if number is None:
+            return self._attend_traced(layer, query, key, value, **options)  # type: ignore[arg-type]
+        outputs, parts = [], list(self.parts)
+        for group, place in places_of(self.cells, number):
+            heads, own = self._own_heads(group, place, (query, key, value))
+            output, parts[group] = self.parts[group].attend(place, *own, **options)
+            outputs.append((heads, output))
+        return join_heads(outputs, axis=2), dataclasses.replace(self, parts=tuple(parts))
+
+    def _own_heads(
+        self, group: int, place: Any, arrays: tuple[Array, ...]
+    ) -> tuple[Array | None, tuple[Array, ...]]:
+        """The KV heads of a group's layer, and what arrays [B, T, heads, H] have of them."""
+        heads, count = heads_at(self.cells[group], place), self.unfinished.num_kv_heads
+        return heads, tuple(take_heads(x, heads, count, axis=2) for x in arrays)
 
     def _attend_traced[Own: _LayeredPass](
-        self: Own,
-        number: Array,
-        place: Array,
-        query: Array,
-        key: Array,
-        value: Array,
-        **options: Any,
+        self: Own, layer: Array, query: Array, key: Array, value: Array, **options: Any
     ) -> tuple[Array, Own]:
-        """`attend` of the layer at a place of a group, both traced."""
+        """`attend` of a traced layer."""
         raise NotImplementedError
 
     def finish(self) -> LayeredCache:
         """The cache with this pass's tokens in it, see `Prefill.finish` and `Decode.finish`."""
-        done = np.ones(sum(map(len, self.layers)), bool)
-        for part, layers in zip(self.parts, self.layers, strict=True):
+        done = np.ones(self.unfinished.num_layers, bool)
+        for part, cells in zip(self.parts, self.cells, strict=True):
             if not isinstance(part.done, Tracer):
-                done[list(layers)] = np.asarray(part.done)
+                done[list(cells.layers)] &= np.asarray(part.done)
         checks.check_all_done(done)
-        return LayeredCache(tuple(part.finish() for part in self.parts), self.layers)
+        return LayeredCache(tuple(part.finish() for part in self.parts), self.cells)
 
 
 @frozen_pytree
 class LayeredPrefill(_LayeredPass[Prefill]):
-    """A `Prefill` of each group of layers. Attributes: see there, and `LayeredCache`."""
+    """A `Prefill` of each group of layers and heads. Attributes: see there, and `LayeredCache`."""
 
     def _attend_traced(
-        self, number: Array, place: Array, query: Array, key: Array, value: Array, **options: Any
+        self, layer: Array, query: Array, key: Array, value: Array, **options: Any
     ) -> tuple[Array, LayeredPrefill]:
-        def branch(number: int):
-            output, skipped, coded = self.parts[number].compute(place, query, key, value, **options)
-            nothing = [
+        way = routes(self.cells)
+        places, member = jnp.asarray(way.place)[layer], jnp.asarray(way.member)[layer]
+
+        def branch(groups: tuple[int, ...]):
+            outputs = []
+            skipped = [jnp.zeros_like(part.skipped) for part in self.parts]
+            coded = [
                 jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), part.coded)
                 for part in self.parts
             ]
-            nothing[number] = jax.tree.map(
-                lambda x, like: x.astype(like.dtype), coded, nothing[number]
-            )
-            return output, skipped, nothing
+            for group in groups:
+                heads, own = self._own_heads(group, places[group], (query, key, value))
+                output, skipped[group], codes = self.parts[group].compute(
+                    places[group], *own, **options
+                )
+                coded[group] = jax.tree.map(lambda x, y: x.astype(y.dtype), codes, coded[group])
+                outputs.append((heads, output))
+            return join_heads(outputs, axis=2), skipped, coded
 
         # Nothing that a branch hands through: XLA would copy it. What other groups would write is
         # what they hold already.
-        branches = [functools.partial(branch, n) for n in range(len(self.parts))]
-        output, skipped, coded = jax.lax.switch(number, branches)
+        branches = [functools.partial(branch, groups) for groups in way.patterns]
+        output, skipped, coded = jax.lax.switch(jnp.asarray(way.pattern)[layer], branches)
         after = []
-        for n, part in enumerate(self.parts):
-            own = number == n
-            added = jnp.where(own, skipped, 0)
-            after.append(part.written(place, None, key, value, coded[n], added, own=own))
+        for group, part in enumerate(self.parts):
+            place, own = places[group], member[group]
+            _, (own_key, own_value) = self._own_heads(group, place, (key, value))
+            codes, more = coded[group], skipped[group]
+            after.append(part.written(place, None, own_key, own_value, codes, more, own=own))
         output = checks.spoil(output, self.parts[0].fits)
         return output, dataclasses.replace(self, parts=tuple(after))
 
 
 @frozen_pytree
 class LayeredDecode(_LayeredPass[Decode]):
-    """A `Decode` of each group of layers. Attributes: see there, and `LayeredCache`."""
+    """A `Decode` of each group of layers and heads. Attributes: see there, and `LayeredCache`."""
 
     def _attend_traced(
-        self, number: Array, place: Array, query: Array, key: Array, value: Array, **options: Any
+        self, layer: Array, query: Array, key: Array, value: Array, **options: Any
     ) -> tuple[Array, LayeredDecode]:
-        parts = [
-            part.written(place, None, key, value, own=number == n)
-            for n, part in enumerate(self.parts)
-        ]
-        first = parts[0]
+        way = routes(self.cells)
+        places, member = jnp.asarray(way.place)[layer], jnp.asarray(way.member)[layer]
+        parts = []
+        for group, part in enumerate(self.parts):
+            _, own = self._own_heads(group, places[group], (key, value))
+            parts.append(part.written(places[group], None, *own, own=member[group]))
 
-        def compute(part, place):
-            one = dataclasses.replace(first, unfinished=part)
-            return one.compute(place, query, **options)
+        def branch(groups: tuple[int, ...]):
+            outputs = []
+            skipped = [jnp.zeros_like(part.skipped) for part in parts]
+            for group in groups:
+                heads, (own,) = self._own_heads(group, places[group], (query,))
+                output, skipped[group] = parts[group].compute(places[group], own, **options)
+                outputs.append((heads, output))
+            return join_heads(outputs, axis=2), skipped
 
-        branches = [functools.partial(compute, part.unfinished) for part in parts]
-        output, skipped = jax.lax.switch(number, branches, place)
-        counted = [part.counted(jnp.where(number == n, skipped, 0)) for n, part in enumerate(parts)]
-        output = checks.spoil(output, first.fits).astype(query.dtype)
+        branches = [functools.partial(branch, groups) for groups in way.patterns]
+        output, skipped = jax.lax.switch(jnp.asarray(way.pattern)[layer], branches)
+        counted = [part.counted(more) for part, more in zip(parts, skipped, strict=True)]
+        output = checks.spoil(output, self.parts[0].fits).astype(query.dtype)
         return output, dataclasses.replace(self, parts=tuple(counted))

@@ -50,9 +50,20 @@ def spoil(output: Float[Array, "B T N H"], fits: Bool[Array, "B"]) -> Float[Arra
     return jnp.where(fits[:, None, None, None], output, jnp.asarray(jnp.nan, output.dtype))
 
 
-def check_heads(query: Array, key: Array, value: Array, cache: KVCache, tokens: int) -> None:
-    """Raises ValueError unless a layer's tensors are of these tokens and of the cache's heads."""
-    _, batch, num_kv_heads, _, head_dim = cache.text.key.shape
+def check_heads(
+    query: Array,
+    key: Array,
+    value: Array,
+    cache: KVCache,
+    tokens: int,
+    num_kv_heads: int | None = None,
+) -> None:
+    """Raises ValueError unless a layer's tensors are of these tokens and of the cache's heads.
+
+    `num_kv_heads` is for a cache that holds only some heads of its layers.
+    """
+    _, batch, own_heads, _, head_dim = cache.text.key.shape
+    num_kv_heads = num_kv_heads or own_heads
     for name, x in (("key", key), ("value", value)):
         if x.shape != (batch, tokens, num_kv_heads, head_dim):
             raise ValueError(

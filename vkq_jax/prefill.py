@@ -66,5 +66,5 @@ def begin_prefill(
         )
 
     if isinstance(cache, LayeredCache):
-        return LayeredPrefill(tuple(map(begin, cache.parts)), cache.layers)
+        return LayeredPrefill(tuple(map(begin, cache.parts)), cache.cells)
     return begin(cache)

@@ -11,12 +11,13 @@ from vkq_jax.byte_units import human_bytes
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.display import is_array, summarize
+from vkq_jax.layer_settings import Cells
 from vkq_jax.layered import LayeredCache
 from vkq_jax.presets import presets
 from vkq_jax.pytree import nbytes
 from vkq_jax.quantized import QuantizedTensor
 
-__all__ = ["codes_name"]
+__all__ = ["cells_name", "codes_name"]
 
 
 def codes_name(quant: KVQuantConfig) -> str:
@@ -63,10 +64,10 @@ def _(cache: LayeredCache) -> dict[str, str] | None:
         return None
     size = cache_nbytes(cache)
     rows = {"layers": str(cache.num_layers), "sequences": first["sequences"]}
-    rows["KV heads"] = first["KV heads"]
-    for layers, part in zip(cache.layers, (first, *others), strict=True):
+    rows["KV heads"] = f"{cache.num_kv_heads} of {cache.parts[0].text.key.shape[-1]} channels"
+    for cells, part in zip(cache.cells, (first, *others), strict=True):
         banks = [text for name, text in (part or {}).items() if name.startswith("visual tokens")]
-        rows[f"layers {_numbers(layers)}"] = "; ".join([(part or {}).get("codes", ""), *banks])
+        rows[cells_name(cells)] = "; ".join([(part or {}).get("codes", ""), *banks])
     return rows | {"visual bytes": _saved(size), "text bytes": human_bytes(size.text)}
 
 
@@ -113,6 +114,18 @@ def _lengths(length: Any) -> str:
         return ""
     low, high = int(jnp.min(length)), int(jnp.max(length))
     return f"{low if low == high else f'{low} to {high}'}, "
+
+
+def cells_name(cells: Cells) -> str:
+    """Layers and heads of a group: 'layers 0, 2-4', 'layers 0-3, heads 1', or heads by layer."""
+    name = f"layers {_numbers(cells.layers)}"
+    if cells.heads is None:
+        return name
+    if len(set(cells.heads)) == 1:
+        return f"{name}, heads {_numbers(cells.heads[0])}"
+    shown = list(zip(cells.layers, cells.heads, strict=True))[:4]
+    listed = "; ".join(f"{layer}: {_numbers(heads)}" for layer, heads in shown)
+    return f"{name}, heads {listed}{'; ...' if len(cells.layers) > len(shown) else ''}"
 
 
 def _numbers(layers: tuple[int, ...]) -> str:

@@ -16,8 +16,9 @@ from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dictionary_codes import DictionaryCodes
+from vkq_jax.head_groups import take_cells
 from vkq_jax.layer_settings import PerLayer, Quant
-from vkq_jax.layered import AnyCache, take_layers
+from vkq_jax.layered import AnyCache
 from vkq_jax.persistence import load_tables
 from vkq_jax.presets import calibrated_presets, resolve
 
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 type OwnTables = CodeTables | tuple[CodeTables | None, ...] | None
-"""Offline tables of a cache: of all layers, or of each of its groups of layers."""
+"""Offline tables of a cache: of all layers, or of each of its groups of layers and heads."""
 
 DEFAULT_QUANT = "vkq-1bit"
 TABLES_FILE = "vkq_tables.safetensors"
@@ -76,8 +77,7 @@ def settle_codes(
             raise ValueError("a conversation keeps the tables of its cache: leave tables out")
         return cache.quant, None  # which keeps its tables
     given, name = _given(model, tables), DEFAULT_QUANT if quant is None else quant
-    changes = name.changes if isinstance(name, PerLayer) else ()
-    wanted = [name.default if isinstance(name, PerLayer) else name, *(own for _, own in changes)]
+    wanted = name.named if isinstance(name, PerLayer) else (name,)
     if tables is not None and given is not None and not any(map(given.find, wanted)):
         raise ValueError(
             f"tables: expected a calibrated preset {', '.join(map(repr, wanted))}, got "
@@ -93,7 +93,7 @@ def find_codes(
 ) -> tuple[Quant, OwnTables]:
     """The codes that a preset's name or settings stand for: calibrated ones come first.
 
-    Tables of `per_layer` settings come for each group of layers.
+    Tables of `per_layer` settings come for each group of layers and heads.
 
     Raises:
         ValueError: an unknown preset, tables of another model, or codes that need tables where
@@ -114,10 +114,11 @@ def _of_layers(
         tables[settings] = own
         return settings
 
-    settled = quant.settle(model.config.text.num_hidden_layers, find)
+    text = model.config.text
+    settled = quant.settle(text.num_hidden_layers, text.num_key_value_heads, find)
     if isinstance(settled, KVQuantConfig):
         return settled, tables[settled]
-    return settled, tuple(take_layers(tables[own], layers) for layers, own in settled.groups)
+    return settled, tuple(take_cells(tables[own], cells) for cells, own in settled.groups)
 
 
 def _choose(

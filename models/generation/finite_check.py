@@ -15,7 +15,7 @@ from models.model import Model
 from models.text.masks import prompt_masks
 from models.vision.vit import VisionTransformer
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.layered import AnyCache
+from vkq_jax.layered import AnyCache, heads_of_layer
 from vkq_jax.visual import left_pack
 
 __all__ = ["first_non_finite", "refuse_non_finite"]
@@ -135,9 +135,10 @@ def _whole(inputs: Inputs, tokens: Array, lengths: Array) -> Inputs:
 def _first_in_cache(cache: AnyCache) -> int | None:
     """The first layer in which a cached key or value is not finite."""
     for layer in range(cache.num_layers):
-        view = cache.layer(layer)
-        arrays = [view.text.key, view.text.value]
-        arrays += [x.dequantize() for bank in view.visual for x in (bank.key, bank.value)]
+        arrays = []
+        for _, view in heads_of_layer(cache, layer):
+            arrays += [view.text.key, view.text.value]
+            arrays += [x.dequantize() for bank in view.visual for x in (bank.key, bank.value)]
         if not all(bool(jnp.isfinite(x).all()) for x in arrays):
             return layer
     return None

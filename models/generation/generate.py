@@ -83,8 +83,8 @@ def generate(
         model: from `models.load`.
         inputs: from `models.prepare`.
         max_new_tokens: most tokens to emit, the stop token counted.
-        quant: preset name or settings of the visual cache, or those of `vkq_jax.per_layer`;
-            "vkq-1bit" by default, or the given cache's own.
+        quant: preset name or settings of the visual cache, or those of `vkq_jax.per_layer`
+            and `vkq_jax.per_head`; "vkq-1bit" by default, or the given cache's own.
         sampling: how tokens are chosen; what it leaves open is the checkpoint's own, from its
             generation_config.json (`model.config.sampling`), as in transformers. Where neither
             says otherwise decoding is greedy: `Sampling(temperature=0.0)` always is. The tokens

@@ -23,8 +23,9 @@ from vkq_jax.cache import KVCache
 from vkq_jax.cache_updates import grow
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.empty import empty_cache
-from vkq_jax.layer_settings import Quant
-from vkq_jax.layered import AnyCache, LayeredCache, map_groups, take_layers
+from vkq_jax.head_groups import take_bias, take_score_map
+from vkq_jax.layer_settings import Cells, Quant
+from vkq_jax.layered import AnyCache, LayeredCache, map_groups
 from vkq_jax.prefill import begin_prefill
 
 __all__ = ["new_cache", "prefill", "run_prompt"]
@@ -84,7 +85,7 @@ def run_prompt(
     tables: OwnTables = None,
 ) -> tuple[Float[Array, "B T D"], AnyCache]:
     """`prefill` behind `past`, to be traced: every token's normed hidden state, and the cache."""
-    module = model.module()
+    module, text_config = model.module(), model.config.text
     inputs = place_inputs(model.mesh, inputs)
     if past is None:
         cache = new_cache(model, inputs.mask.shape[0], quant=quant, cache_length=cache_length)
@@ -92,8 +93,9 @@ def run_prompt(
         raise ValueError(f"the cache was made with {past.quant}, not with {quant}")
     else:
         cache = grow(past, cache_length)
-    cache = place_cache(model.mesh, _with_offline_parts(cache, score_map, tables))
-    text_config = model.config.text
+    cache = place_cache(
+        model.mesh, _with_offline_parts(cache, score_map, tables, text_config.num_key_value_heads)
+    )
     reading = begin_prefill(
         cache,
         inputs.visual_mask,
@@ -130,12 +132,15 @@ def run_prompt(
     return hidden, place_cache(model.mesh, reading.finish())
 
 
-def _with_offline_parts(cache: AnyCache, score_map: ScoreMap | None, tables: OwnTables) -> AnyCache:
+def _with_offline_parts(
+    cache: AnyCache, score_map: ScoreMap | None, tables: OwnTables, num_kv_heads: int
+) -> AnyCache:
     """The cache with a score map and tables; those that are None stay as they are."""
     if score_map is not None:
 
-        def mapped(part: KVCache, layers: tuple[int, ...]) -> KVCache:
-            return dataclasses.replace(part, score_map=take_layers(score_map, layers))
+        def mapped(part: KVCache, cells: Cells) -> KVCache:
+            own = take_score_map(score_map, cells, num_kv_heads)
+            return dataclasses.replace(part, score_map=own)
 
         cache = map_groups(cache, mapped)
     if isinstance(cache, LayeredCache) and isinstance(tables, tuple):
@@ -161,9 +166,9 @@ def new_cache(model: Model, batch: int, *, quant: Quant, cache_length: int) -> A
         keep_indices=text.sliding_window is not None,
     )
 
-    def with_bias(part: KVCache, layers: tuple[int, ...]) -> KVCache:
-        bias = key_bias_for(module, part.quant)
-        return dataclasses.replace(part, key_bias=None if bias is None else bias.of_layers(layers))
+    def with_bias(part: KVCache, cells: Cells) -> KVCache:
+        bias = take_bias(key_bias_for(module, part.quant), cells)
+        return dataclasses.replace(part, key_bias=bias)
 
     return map_groups(cache, with_bias)
 

@@ -17,8 +17,9 @@ from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dense import DenseTensor
+from vkq_jax.head_groups import take_bias
 from vkq_jax.key_bias import KeyBias
-from vkq_jax.layer_settings import LayerGroups, Quant
+from vkq_jax.layer_settings import Cells, LayerGroups, Quant
 from vkq_jax.layered import AnyCache, split_layers
 from vkq_jax.presets import presets
 
@@ -38,11 +39,11 @@ def recode(model: Model, cache: AnyCache, quant: Quant, tables: OwnTables = None
         own_tables = tables if isinstance(tables, tuple) else (tables,) * len(split.parts)
         parts = zip(split.parts, quant.groups, own_tables, strict=True)
         recoded = (
-            _recode(model, part, own, own_table, layers) for part, (layers, own), own_table in parts
+            _recode(model, part, own, own_table, cells) for part, (cells, own), own_table in parts
         )
         return dataclasses.replace(split, parts=tuple(recoded))
     assert not isinstance(tables, tuple)
-    return _recode(model, cache, quant, tables, tuple(range(cache.num_layers)))
+    return _recode(model, cache, quant, tables, Cells(tuple(range(cache.num_layers))))
 
 
 def _recode(
@@ -50,10 +51,9 @@ def _recode(
     cache: KVCache,
     quant: KVQuantConfig,
     tables: CodeTables | None,
-    layers: tuple[int, ...],
+    cells: Cells,
 ) -> KVCache:
-    bias = key_bias_for(model.module().text, quant)
-    bias = None if bias is None else bias.of_layers(layers)
+    bias = take_bias(key_bias_for(model.module().text, quant), cells)
     banks = tuple(_code_bank(bank, quant, tables, bias) for bank in cache.visual)
     return dataclasses.replace(cache, visual=banks, quant=quant, tables=tables, key_bias=bias)
 

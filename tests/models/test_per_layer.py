@@ -1,4 +1,4 @@
-"""A model whose layers have settings of their own, from the prompt to later turns."""
+"""A model whose layers and heads have settings of their own, from the prompt to later turns."""
 
 from functools import partial
 
@@ -13,8 +13,9 @@ from models.generation.prefill import prefill
 from models.generation.recoding import FULL_PRECISION, recode
 from pallas_kernels import decode_attention, explain
 from tests.support.tiny_llava import batch, prompt, tiny_model
+from vkq_jax.layer_settings import Cells
 
-MIXED = vkq_jax.per_layer("minmax-1bit", {0: "none", -1: "none"})
+MIXED = vkq_jax.per_layer("minmax-1bit", {0: "none", -1: "none", (1, 1): "none"})
 INPUTS = batch(prompt(3, "image", 5), prompt(2, "image", 1, seed=1))
 
 
@@ -31,10 +32,9 @@ def answered():
 
 def test_layers_in_a_loop_and_one_by_one_are_the_same(answered):
     cache = answered.cache
-    assert cache.layers == ((0, 2), (1,))
+    assert cache.cells == (Cells((0, 2)), Cells((1,), ((0,),)), Cells((1,), ((1,),)))
     assert [part.quant for part in cache.parts] == [
-        vkq_jax.presets["none"],
-        vkq_jax.presets["minmax-1bit"],
+        vkq_jax.presets[name] for name in ("none", "minmax-1bit", "none")
     ]
     apart = generate(tiny_model().unstack_layers())
     np.testing.assert_array_equal(apart.tokens, answered.tokens)
@@ -57,7 +57,7 @@ def test_a_conversation_goes_on(answered):
 
 
 def test_a_cache_in_full_precision_is_recoded_to_the_same():
-    model, groups = tiny_model(), MIXED.settle(3)
+    model, groups = tiny_model(), MIXED.settle(3, 2)
     run = partial(prefill, model, INPUTS, cache_length=9)
     _, expected = run(quant=groups)
     _, exact = run(quant=FULL_PRECISION)
@@ -68,14 +68,17 @@ def test_a_cache_in_full_precision_is_recoded_to_the_same():
         )
 
 
-def test_kernels_read_and_explain_each_layer(answered):
+def test_kernels_read_and_explain_each_group(answered):
     query = jax.random.normal(jax.random.key(0), (2, 1, 4, 16))
-    for layer in range(3):
-        view = answered.cache.layer(layer)
-        outputs = [decode_attention(query, view, implementation=x) for x in ("xla", "reference")]
-        np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
-    lines = explain(answered.cache).splitlines()
-    assert [line for line in lines if "layers" in line] == ["layers 0, 2:", "layers 1:"]
+    for layer in (0, 1):
+        for heads, view in vkq_jax.heads_of_layer(answered.cache, layer):
+            own = query[:, :, 2 * heads[0] : 2 * heads[-1] + 2]
+            outputs = [decode_attention(own, view, implementation=x) for x in ("xla", "reference")]
+            np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
+    shape = jax.ShapeDtypeStruct(query.shape, query.dtype)
+    lines = explain(answered.cache, shape).splitlines()
+    names = ["layers 0, 2:", "layers 1, heads 0:", "layers 1, heads 1:"]
+    assert [line for line in lines if "layers" in line] == names
 
 
 def test_calibrated_tables_come_with_their_layers():
@@ -89,9 +92,19 @@ def test_calibrated_tables_come_with_their_layers():
         np.testing.assert_array_equal(own, whole[1:])
 
 
+def test_calibrated_tables_come_with_their_heads():
+    model = models.load("tiny")
+    _, (full, coded) = find_codes(model, vkq_jax.per_head("vkq-1bit", {0: "none"}))
+    calibrated = model.calibrated.codes.find("vkq-1bit")
+    assert full is None
+    for own, whole in zip(*map(jax.tree.leaves, (coded, calibrated.tables)), strict=True):
+        np.testing.assert_array_equal(own, whole[:, 1:])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"quant": vkq_jax.per_head("none", {2: "minmax-1bit"})}, r"heads in \[-2, 2\)"),
         ({"quant": vkq_jax.per_layer("none", {3: "minmax-1bit"})}, r"\[-3, 3\) for a model of 3"),
         ({"tables": vkq_jax.CalibratedCodes((), model="x")}, "tables"),
     ],

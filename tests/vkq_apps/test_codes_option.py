@@ -41,7 +41,11 @@ def test_layers_and_sides():
     )
     both = parse_codes("signs-1bit/value=minmax-4bit/0=none")
     assert both.default == vkq_jax.KVQuantConfig(key=signs.key, value=level.value)
-    assert both.changes == ((0, "none"),)
+    assert both.changes == ((0, None, "none"),)
+    heads = vkq_jax.per_layer("vkq-1bit", {(5, 2): "none", ("all", 7): "vkq-2bit", 0: "none"})
+    assert parse_codes("vkq-1bit/5.2=none/all.7=vkq-2bit/0=none") == heads
+    run = vkq_jax.per_layer("vkq-1bit", {(range(2), range(1, 4)): "none"})
+    assert parse_codes("vkq-1bit/0-1.1-3=none") == run
 
 
 def test_codes_of_ones_own(here):
@@ -49,16 +53,19 @@ def test_codes_of_ones_own(here):
     assert parse_codes(f"{here}:codes") == vkq_jax.KVQuantConfig(key=level, value=level)
     mine = vkq_jax.KVQuantConfig(key=level, value=vkq_jax.SignCodes())
     assert parse_codes(f"{here}:mine") == mine
-    assert parse_codes(f"{here}:layers").settle(2) == vkq_jax.per_layer("none", {1: mine}).settle(2)
-    assert parse_codes(f"vkq-1bit/0={here}:mine").changes == ((0, mine),)
+    assert parse_codes(f"{here}:layers") == vkq_jax.per_layer("none", {1: mine})
+    assert parse_codes(f"vkq-1bit/0={here}:mine").changes == ((0, None, mine),)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("vkq-1bt", "unknown preset 'vkq-1bt'.*did you mean 'vkq-1bit'"),
-        ("vkq-1bit/none", "LAYER=NAME, key=... or value=..., got 'none'"),
-        ("vkq-1bit/first=none", "expected a layer such as 0, -1 or 0-3, key or value, got 'first'"),
+        ("vkq-1bit/none", "LAYER=NAME, LAYER.HEAD=NAME, key=... or value=..., got 'none'"),
+        ("vkq-1bit/first=none", "a layer such as 0, -1 or 0-3, a head of it .* got 'first'"),
+        ("vkq-1bit/all=none", "a layer such as 0, -1 or 0-3, a head of it .* got 'all'"),
+        ("vkq-1bit/0.x=none", "a layer such as 0, -1 or 0-3, a head of it .* got '0.x'"),
+        ("vkq-1bit/0=none/0=vkq-2bit", "0 is named twice"),
         ("vkq-1bit/0=nome", "unknown preset 'nome'"),
         ("vkq-1bit/key=minmax-4bit", "classes of the same shares"),
         ("no_such_module_here:mine", "got ModuleNotFoundError: No module named"),

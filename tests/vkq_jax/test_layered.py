@@ -16,6 +16,7 @@ import vkq_jax
 from tests.vkq_jax.test_passes import (
     CODES,
     IS_VISUAL,
+    KV_HEADS,
     LAYERS,
     NEXT,
     PROMPT,
@@ -25,6 +26,7 @@ from tests.vkq_jax.test_passes import (
     run,
     scanned,
 )
+from vkq_jax.layer_settings import Cells
 
 MIXED = vkq_jax.per_layer(CODES, {0: "none", -1: "none"})
 SETTINGS = ("none", CODES, "none")
@@ -77,7 +79,7 @@ def test_each_layer_does_what_it_does_alone(filled):
     for layer, name in enumerate(SETTINGS):
         chex.assert_trees_all_close(cache.layer(layer), caches[name].layer(layer), atol=1e-5)
     assert cache.position.tolist() == caches["none"].position.tolist()
-    assert cache.layers == ((0, 2), (1,))
+    assert cache.cells == (Cells((0, 2)), Cells((1,)))
 
 
 def test_a_loop_over_traced_layers_is_the_same(filled):
@@ -119,19 +121,19 @@ def test_updates_reach_every_part(filled, tmp_path):
     vkq_jax.save_cache(file, cache)
     restored = vkq_jax.load_cache(file)
     chex.assert_trees_all_equal(restored, cache)
-    assert restored.quant == cache.quant == MIXED.settle(LAYERS)
+    assert restored.quant == cache.quant == MIXED.settle(LAYERS, KV_HEADS)
     with safe_open(file, "np") as opened:
         metadata = opened.metadata()
     structure = json.loads(metadata["structure"])
-    structure["fields"]["layers"]["tuple"][1] = {"tuple": [{"value": 2}]}
+    structure["fields"]["cells"]["tuple"][1]["fields"]["layers"] = {"tuple": [{"value": 2}]}
     save_file(load_file(file), file, metadata | {"structure": json.dumps(structure)})
-    with pytest.raises(ValueError, match=r"layers: expected each layer from 0 on in one part"):
+    with pytest.raises(ValueError, match=r"groups: expected each layer from 0 on in one group"):
         vkq_jax.load_cache(file)
 
 
 def test_a_cache_of_one_setting_is_split_into_groups():
     _, cache = answered("none", run)
-    groups = MIXED.settle(LAYERS)
+    groups = MIXED.settle(LAYERS, KV_HEADS)
     parts = vkq_jax.layered.split_layers(cache, groups)
     for layer in range(LAYERS):
         chex.assert_trees_all_equal(parts.layer(layer), cache.layer(layer))
@@ -139,7 +141,7 @@ def test_a_cache_of_one_setting_is_split_into_groups():
 
 def test_equal_settings_are_one_cache():
     same = vkq_jax.per_layer("none", {1: vkq_jax.presets["none"], range(2, 3): "none"})
-    assert same.settle(LAYERS) == vkq_jax.presets["none"]
+    assert same.settle(LAYERS, KV_HEADS) == vkq_jax.presets["none"]
     assert isinstance(empty(same), vkq_jax.KVCache)
 
 
@@ -148,14 +150,17 @@ def test_equal_settings_are_one_cache():
     [
         (lambda: vkq_jax.per_layer("vkq-1bt", {}), r"unknown preset 'vkq-1bt'.*did you mean"),
         (lambda: vkq_jax.per_layer("none", {0: "vkq-1bt"}), "unknown preset 'vkq-1bt'"),
-        (lambda: vkq_jax.per_layer("none", {"first": CODES}), r"integers or ranges, got 'first'"),
-        (lambda: vkq_jax.per_layer("none", {True: CODES}), r"integers or ranges, got True"),
+        (lambda: vkq_jax.per_layer("none", {"first": CODES}), r"integers or ranges.*got 'first'"),
+        (lambda: vkq_jax.per_layer("none", {True: CODES}), r"integers or ranges.*got True"),
         (lambda: vkq_jax.per_layer("none", [CODES]), r"changes: expected layers and their"),
         (lambda: empty(vkq_jax.per_layer("none", {3: CODES})), r"\[-3, 3\) for a model of 3, got"),
         (lambda: empty(vkq_jax.per_layer("none", {2: CODES, -1: CODES})), "layer 2 is named twice"),
-        (lambda: vkq_jax.LayerGroups((((0, 2), vkq_jax.presets["none"]),)), r"one group, got \[0"),
         (
-            lambda: empty(vkq_jax.per_layer("none", {0: CODES}).settle(2)),
+            lambda: vkq_jax.LayerGroups(((Cells((0, 2)), vkq_jax.presets["none"]),)),
+            r"one group, got \[0",
+        ),
+        (
+            lambda: empty(vkq_jax.per_layer("none", {0: CODES}).settle(2, KV_HEADS)),
             r"settings of 3 layers, got 2",
         ),
         (lambda: vkq_jax.begin_decode(empty(MIXED)).finish(), r"of all 3 layers.*\[0, 1, 2\]"),

@@ -48,9 +48,8 @@ def layer_errors(
     full_parts = split_layers(full, groups).parts if isinstance(groups, LayerGroups) else (full,)
 
     def observe(query, cache, layer, starts):
-        scaled = query.astype(jnp.float32) * scale
-
-        def measure(part: KVCache, place: Array) -> tuple[Array, Array]:
+        def measure(part: KVCache, place: Array, query: Array) -> tuple[Array, Array]:
+            scaled = query.astype(jnp.float32) * scale
             attended = pallas_kernels.attend_layer(
                 query,
                 part,
@@ -73,7 +72,7 @@ def layer_errors(
             )
 
         outputs, scores = zip(
-            *(at_layer(one, layer, measure) for one in (map_parts(cache, uncoded), cache)),
+            *(at_layer(one, layer, query, measure) for one in (map_parts(cache, uncoded), cache)),
             strict=True,
         )
         return {

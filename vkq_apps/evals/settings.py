@@ -92,7 +92,9 @@ def settings_of(
         if name.endswith(PLAIN):
             codes = parse_codes(name.removesuffix(PLAIN))
             if isinstance(codes, vkq_jax.PerLayer):
-                settings.append(Setting(name, codes.settle(model.config.text.num_hidden_layers)))
+                text = model.config.text
+                heads = text.num_key_value_heads
+                settings.append(Setting(name, codes.settle(text.num_hidden_layers, heads)))
             else:
                 settings.append(Setting(name, vkq_jax.resolve(codes)))
             continue
