@@ -11,6 +11,7 @@ from models.generation.prefill_image import prefill_image
 from models.generation.sampling import Sampling
 from models.inputs.batch import Inputs, PromptShape
 from models.inputs.chat import chat_prompt
+from models.inputs.clips import Clip
 from models.inputs.padding import pad_to_multiple
 from models.inputs.preparation import prepare, prepare_questions
 from models.inputs.processor import decode
@@ -18,6 +19,7 @@ from models.loading import load, read_config, save_weights
 from models.model import Model
 
 __all__ = [
+    "Clip",
     "GenerateOptions",
     "Generation",
     "Inputs",

@@ -1,11 +1,12 @@
 """Questions to prompts, in the words a checkpoint was trained with."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from models.checkpoints.foreign_errors import named
 from models.inputs import chat_template
 from models.inputs.processor import processor_of
+from models.inputs.visuals import check_takes_clips
 from models.messages import show, show_path
 from models.model import Model
 
@@ -16,10 +17,23 @@ _ANSWER = "the-answer-before"
 _SHOWN_PART = "{'type': "
 
 
+class _Asked(NamedTuple):
+    """A question and how many pictures and clips come with it."""
+
+    question: str
+    images: int = 0
+    videos: int = 0
+
+
 def chat_prompt(
-    model: Model, question: str, *, num_images: int = 1, later_turn: bool = False
+    model: Model,
+    question: str,
+    *,
+    num_images: int = 1,
+    num_videos: int = 0,
+    later_turn: bool = False,
 ) -> str:
-    """The prompt that asks `question` about `num_images` new pictures.
+    """The prompt that asks `question` about `num_images` new pictures and `num_videos` clips.
 
     Uses the checkpoint's own chat template, that of its processor or of its tokenizer; checkpoints
     without one get their family's, LLaVA-1.5's being `USER: <image>\\nquestion ASSISTANT:`.
@@ -27,28 +41,38 @@ def chat_prompt(
     Args:
         model: from `models.load`.
         question: what the user says.
-        num_images: pictures that come with it.
+        num_images, num_videos: pictures and clips that come with it, clips behind pictures.
         later_turn: whether the prompt follows an answer that ended with its stop token, as that of
             `generate(..., cache=previous.cache)` does: what the template writes between that token
             and the next answer. Prepare it with `prepare(..., later_turn=True)`.
 
     Raises:
         FileNotFoundError: the folder lacks the processor's files.
+        NotImplementedError: clips for a model that takes pictures alone.
         ValueError: the template is wrong, takes more than 5 seconds or 1 GB, or leaves out the
             question or a picture.
     """
     if not isinstance(question, str):
         raise ValueError(f"question: expected text, got {show(question)}")
-    if not isinstance(num_images, int) or num_images < 0:
-        raise ValueError(f"num_images: expected a number of 0 or more, got {show(num_images)}")
+    for name, number in (("num_images", num_images), ("num_videos", num_videos)):
+        if not isinstance(number, int) or number < 0:
+            raise ValueError(f"{name}: expected a number of 0 or more, got {show(number)}")
     processor = processor_of(model)
+    if num_videos:
+        check_takes_clips(model.config)
+    asked = _Asked(question, num_images, num_videos)
     subject = f"the chat template of {show_path(model.source or '')}"
     with named(subject):
         template = _template(processor)
+        if num_videos and processor.clips is not None:
+            template = processor.clips.chat_template or template
     if template is None:
-        return processor.processing.plain_prompt(processor.placeholder, question, num_images)
+        clips = f"{processor.clip_text}\n" * num_videos
+        return processor.processing.plain_prompt(
+            processor.placeholder, clips + question, num_images
+        )
     with named(subject):
-        return _render(model, processor, template, question, num_images, later_turn)
+        return _render(model, processor, template, asked, later_turn)
 
 
 def _template(processor: Any) -> str | None:
@@ -65,18 +89,17 @@ def _template(processor: Any) -> str | None:
     return template
 
 
-def _render(
-    model: Model, processor: Any, template: str, question: str, num_images: int, later_turn: bool
-) -> str:
+def _render(model: Model, processor: Any, template: str, asked: _Asked, later_turn: bool) -> str:
     """Renders with messages of typed parts or, for templates that take none, of plain text."""
-    tokenizer, image = processor.tokenizer, processor.placeholder
+    tokenizer, question = processor.tokenizer, asked.question
+    image, clip = processor.placeholder, processor.clip_placeholder
     problem = None
-    for content in (_parts, _plain_text(image)):
-        messages = [{"role": "user", "content": content(question, num_images)}]
+    for content in (_parts, _plain_text(image, clip)):
+        messages = [{"role": "user", "content": content(asked)}]
         if later_turn:
             earlier = [("user", "?"), ("assistant", _ANSWER)]
             messages = [
-                *({"role": role, "content": content(text, 0)} for role, text in earlier),
+                *({"role": role, "content": content(_Asked(text))} for role, text in earlier),
                 *messages,
             ]
         try:
@@ -91,24 +114,33 @@ def _render(
                 continue
             text = _without_stop_token(model, tokenizer, text)
         marks = text.count(image) - question.count(image)
+        clips = text.count(clip) - question.count(clip)
         # A template of plain text writes a list of parts as Python shows it.
         shown = text.count(_SHOWN_PART) > question.count(_SHOWN_PART)
-        if marks == num_images and question.strip() in text and not shown:
+        wanted = (asked.images, asked.videos)
+        if (marks, clips * bool(asked.videos)) == wanted and question.strip() in text and not shown:
             return text
+        of_clips = f", {asked.videos} videos and as many {clip}, got {clips}" * bool(asked.videos)
         problem = problem or ValueError(
-            f"it makes {show(text)} of a question with {num_images} images; expected the question "
-            f"and as many {image}, got {marks}: write the prompt without it"
+            f"it makes {show(text)} of a question with {asked.images} images; expected the "
+            f"question and as many {image}, got {marks}{of_clips}: write the prompt without it"
         )
     assert problem is not None
     raise problem
 
 
-def _parts(text: str, num_images: int) -> list[dict[str, str]]:
-    return [*[{"type": "image"}] * num_images, {"type": "text", "text": text}]
+def _parts(asked: _Asked) -> list[dict[str, str]]:
+    return [
+        *[{"type": "image"}] * asked.images,
+        *[{"type": "video"}] * asked.videos,
+        {"type": "text", "text": asked.question},
+    ]
 
 
-def _plain_text(image_token: str) -> Callable[[str, int], str]:
-    return lambda text, num_images: f"{image_token}\n" * num_images + text
+def _plain_text(image_token: str, clip_token: str) -> Callable[[_Asked], str]:
+    return lambda asked: (
+        f"{image_token}\n" * asked.images + f"{clip_token}\n" * asked.videos + asked.question
+    )
 
 
 def _without_stop_token(model: Model, tokenizer: Any, text: str) -> str:

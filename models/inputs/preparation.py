@@ -4,15 +4,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from models.checkpoints.foreign_errors import named
 from models.families.base import ModelConfig
 from models.families.registry import family_of
 from models.inputs.batch import Inputs, to_numpy
-from models.inputs.images import Picture, Pictures, group_by_prompt, read_picture
-from models.inputs.processor import Processor, processor_of
+from models.inputs.clips import Clip, Video, Videos, group_clips
+from models.inputs.images import Picture, Pictures, group_by_prompt
+from models.inputs.processor import processor_of
 from models.inputs.tokenizing import pad_row, stack_rows, tokenize
+from models.inputs.visuals import Visuals, clip_settings, with_placeholders
 from models.messages import show, some
 from models.model import Model
 
@@ -28,10 +29,12 @@ def prepare(
     *,
     prompts: str | Sequence[str] | None = None,
     images: Pictures = None,
+    videos: Videos = None,
+    num_frames: int | None = None,
     later_turn: bool = False,
     **processor_output: Any,
 ) -> Inputs:
-    """A batch of inputs from prompts and pictures, or from what a processor made of them.
+    """A batch of inputs from prompts, pictures and clips, or from what a processor made of them.
 
     The ids are those of Hugging Face's processor: special tokens (BOS) are added to a prompt unless
     it is written with one. A prompt that goes on from a cache needs none in its middle, and
@@ -39,10 +42,16 @@ def prepare(
 
     Args:
         model: from `models.load`; its folder holds the processor.
-        prompts: one prompt or several, as the model wants them, with one `<image>`, or the
-            checkpoint's own placeholder, for each picture.
+        prompts: one prompt or several, as the model wants them, with one `<image>` for each picture
+            and one `<video>` for each clip, or the checkpoint's own placeholders.
         images: a path, PIL image or uint8 array; one such entry, or a list of them, or None, for
             each prompt. With one prompt, the list of its pictures.
+        videos: in families with video, a clip: uint8 [frames, height, width, 3], a list of
+            pictures, the path of a folder of frames or of an animated GIF, WebP or PNG file, or a
+            `models.Clip` of one of these with its frames per second; one such entry, or a list of
+            them, or None, for each prompt. With one prompt, the list of its clips.
+        num_frames: frames that the model is shown of each clip; by default those that the
+            checkpoint's settings ask for, else all.
         later_turn: the prompts follow finished answers, as `chat_prompt(..., later_turn=True)`
             writes them: tokens are those of the text alone, as they are behind an answer.
         **processor_output: instead of the above, `input_ids`, `attention_mask`, `pixel_values` and
@@ -52,48 +61,70 @@ def prepare(
             The ids are taken as they are: those of a later turn should not start with BOS.
 
     Raises:
-        FileNotFoundError: an image file, or the processor's files, do not exist.
-        ValueError: an unreadable image, or one that would be resized to more than 64 million
-            pixels; pictures that do not match the prompts' image tokens; an empty prompt; broken
-            processor files; or arrays that `Inputs.from_arrays` refuses.
+        FileNotFoundError: an image or video file, or the processor's files, do not exist.
+        NotImplementedError: clips for a model that takes pictures alone.
+        ValueError: an unreadable image or clip, or one that would be resized to more than 64
+            million pixels (clips: 268 million); pictures and clips that do not match the prompts'
+            tokens; a clip of fewer than `num_frames` frames; an empty prompt; broken processor
+            files; or arrays that `Inputs.from_arrays` refuses.
     """
     if processor_output:
-        if prompts is not None or images is not None or later_turn:
+        given = (prompts, images, videos, num_frames)
+        if later_turn or any(each is not None for each in given):
             raise ValueError("give prompts and images, or a processor's output, not both")
         return _from_processor_output(model.config, processor_output)
     if prompts is None:
         raise ValueError("prepare needs prompts, or a processor's output")
-    return _process(model, prompts, images, later_turn)
+    texts, single = _texts(prompts), isinstance(prompts, str)
+    pictures = group_by_prompt(images, texts, single=single)
+    clips = group_clips(videos, texts, single=single)
+    return _process(model, texts, pictures, clips, num_frames, later_turn)
 
 
 def prepare_questions(
-    model: Model, *, prompts: str | Sequence[str], images: Picture | Sequence[Picture]
+    model: Model,
+    *,
+    prompts: str | Sequence[str],
+    images: Picture | Sequence[Picture] | None = None,
+    videos: Video | Sequence[Video] | None = None,
+    num_frames: int | None = None,
 ) -> Inputs:
-    """A batch of questions about pictures that a cache of `prefill_image` holds.
+    """A batch of questions about pictures and clips that a cache of `prefill_image` holds.
 
     Args:
         model: from `models.load`.
-        prompts: whole prompts, as `prepare` takes them, each with an image token for every picture;
-            up to its last image token each is the one that `prefill_image` read.
-        images: the picture of all prompts, or the list of their pictures. They are not read by the
-            model again: the processor tells from them what it writes around image tokens.
+        prompts: whole prompts, as `prepare` takes them, each with a token for every picture and
+            clip; up to the last of these each is the one that `prefill_image` read.
+        images, videos: the picture or clip of all prompts, or the lists of their pictures and
+            clips. They are not read by the model again: the processor tells from them what it
+            writes around their tokens.
+        num_frames: as it was in `prepare`.
 
     Returns:
         The tokens behind the last image token of each prompt, without pictures, for
         `generate(..., cache=prefill_image(...))`.
 
     Raises:
-        FileNotFoundError: an image file, or the processor's files, do not exist.
+        FileNotFoundError: an image or video file, or the processor's files, do not exist.
+        NotImplementedError: clips for a model that takes pictures alone.
         ValueError: what `prepare` refuses, or a prompt with nothing behind its last picture.
     """
-    texts, group = _texts(prompts), group_by_prompt(images, [""], single=True)[0]
-    if not group:
+    texts = _texts(prompts)
+    (group,), (clips,) = (
+        group_by_prompt(images, [""], single=True),
+        group_clips(videos, [""], single=True),
+    )
+    if not group and not clips:
         raise ValueError(f"images: expected a picture or several, got {show(images)}")
     processor = processor_of(model)
-    texts = [_with_placeholders(processor, text, row, len(group)) for row, text in enumerate(texts)]
-    pictures, rows = _read(processor, group), []
+    settings = clip_settings(model, processor, num_frames) if clips else None
+    texts = [
+        with_placeholders(processor, text, row, len(group), len(clips))
+        for row, text in enumerate(texts)
+    ]
+    visuals, rows = Visuals(model, processor, group, clips, settings), []
     with named("the checkpoint's processor fails on the prompts or their pictures"):
-        _, inserted = _preprocess(model, processor, pictures)
+        _, inserted = visuals.preprocess(texts[0])
         for row, text in enumerate(texts):
             ids = tokenize(processor, text, inserted)
             last = np.flatnonzero(np.isin(ids, model.config.visual_token_ids))[-1]
@@ -120,24 +151,30 @@ def _from_processor_output(config: ModelConfig, output: dict[str, Any]) -> Input
 
 
 def _process(
-    model: Model, prompts: str | Sequence[str], images: Pictures, later_turn: bool
+    model: Model,
+    texts: list[str],
+    pictures: list[list[Picture]],
+    clips: list[list[Clip]],
+    num_frames: int | None,
+    later_turn: bool,
 ) -> Inputs:
-    texts = _texts(prompts)
-    groups = group_by_prompt(images, texts, single=isinstance(prompts, str))
     processor = processor_of(model)
+    settings = clip_settings(model, processor, num_frames) if any(clips) else None
     texts = [
-        _with_placeholders(processor, text, row, len(group))
-        for row, (text, group) in enumerate(zip(texts, groups, strict=True))
+        with_placeholders(processor, text, row, len(pictures[row]), len(clips[row]))
+        for row, text in enumerate(texts)
     ]
     tokenizer = processor.tokenizer
-    rows, visual = [], []
-    for row, (text, group) in enumerate(zip(texts, groups, strict=True)):
-        pictures = _read(processor, group)
+    rows, arrays = [], []
+    for row, text in enumerate(texts):
+        visuals = None
+        if pictures[row] or clips[row]:
+            visuals = Visuals(model, processor, pictures[row], clips[row], settings)
         with named(f"the checkpoint's processor fails on prompt {row} or its pictures"):
             inserted = None
-            if pictures:
-                arrays, inserted = _preprocess(model, processor, pictures)
-                visual.append(arrays)
+            if visuals is not None:
+                made, inserted = visuals.preprocess(text)
+                arrays.append(made)
             rows.append(tokenize(processor, text, inserted, later_turn=later_turn))
     ids, mask = stack_rows(model.config, tokenizer, rows)
     return Inputs.from_arrays(
@@ -146,7 +183,7 @@ def _process(
         mask,
         bos_token_id=None if later_turn else tokenizer.bos_token_id,
         **processor.processing.token_arrays(ids),
-        **(processor.processing.join(visual) if visual else {}),
+        **(processor.processing.join(arrays) if arrays else {}),
     )
 
 
@@ -156,44 +193,6 @@ def _texts(prompts: Any) -> list[str]:
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"empty prompt: expected text, got {show(prompts)}")
     return texts
-
-
-def _with_placeholders(processor: Processor, text: str, row: int, images: int) -> str:
-    text = processor.with_placeholders(text)
-    marks = text.count(processor.placeholder)
-    if marks != images:
-        raise ValueError(
-            f"prompt {row} has {images} images and {marks} image tokens "
-            f"({processor.placeholder}): {_describe(marks, images)}"
-        )
-    return text
-
-
-def _read(processor: Processor, pictures: Sequence[Picture]) -> list[Image.Image]:
-    read = [read_picture(picture) for picture in pictures]
-    for picture in read:
-        processor.processing.check_picture(processor.image_processor, picture)
-    return read
-
-
-def _preprocess(
-    model: Model, processor: Processor, pictures: Sequence[Image.Image]
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    return processor.processing.preprocess(
-        model.config,
-        processor.image_processor,
-        pictures,
-        processor.placeholder,
-        processor.tokenizer,
-    )
-
-
-def _describe(marks: int, images: int) -> str:
-    if images == 0:
-        return "image tokens without an image"
-    if marks == 0:
-        return "no image token for an image"
-    return "more images than tokens" if images > marks else "more tokens than images"
 
 
 def _expand(config: ModelConfig, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from models.inputs.clip_processing import ClipProcessing
 from models.inputs.image_settings import check_resized
 
 __all__ = ["Processing"]
@@ -23,10 +24,16 @@ class Processing:
         image_mark: the text that stands for one picture in a prompt, in this library and for all
             families: prompts may also hold the family's own `placeholder`.
         adds_special_tokens: whether the tokenizer adds its special tokens (BOS) to a prompt.
+        shares_pixels: clips lie in the arrays of pictures, in the order of their tokens.
     """
 
     image_mark = "<image>"
     adds_special_tokens = True
+    shares_pixels = False
+
+    def clips(self, config: Any) -> ClipProcessing | None:
+        """The processing of clips; None where the model takes pictures alone."""
+        return None
 
     def placeholder(self, config: Any, tokenizer: Any) -> str:
         """The text that the checkpoint's own templates write for one picture: its image token."""
@@ -94,8 +101,11 @@ class Processing:
         raise NotImplementedError
 
     def join(self, prompts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """The arrays of all prompts, at least one, that have pictures."""
-        return {name: np.concatenate([each[name] for each in prompts]) for name in prompts[0]}
+        """The arrays of all prompts, at least one, that have pictures or clips."""
+        names = dict.fromkeys(name for each in prompts for name in each)
+        return {
+            name: np.concatenate([each[name] for each in prompts if name in each]) for name in names
+        }
 
     @staticmethod
     def run(image_processor: Any, pictures: Sequence[Any], **options: Any) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from models.checkpoints.foreign_errors import named
 from models.checkpoints.hf_settings import read_json
 from models.families.base import ModelConfig
 from models.families.registry import family_of
+from models.inputs.clip_processing import ClipProcessing
 from models.inputs.processing import Processing
 from models.messages import show, show_path
 from models.model import Model
@@ -34,6 +35,8 @@ class Processor:
         chat_template: of the processor's files, before the tokenizer's own; None without one.
         placeholder: the text of a prompt that stands for one picture.
         picture_text: what `<image>` becomes in a prompt.
+        clips: the family's processing of clips; None where it has none.
+        clip_placeholder, clip_text: as those of pictures, of one clip and `<video>`.
     """
 
     tokenizer: Any
@@ -42,11 +45,18 @@ class Processor:
     chat_template: Any
     placeholder: str
     picture_text: str
+    clips: ClipProcessing | None = None
+    clip_placeholder: str = ClipProcessing.mark
+    clip_text: str = ClipProcessing.mark
 
     def with_placeholders(self, prompt: str) -> str:
-        """A prompt with `picture_text` in place of each `<image>`."""
-        mark = self.processing.image_mark
-        return prompt if mark in self.picture_text else prompt.replace(mark, self.picture_text)
+        """A prompt with the texts of pictures and clips in place of `<image>` and `<video>`."""
+        marks = [(self.processing.image_mark, self.picture_text)]
+        if self.clips is not None:
+            marks.append((self.clips.mark, self.clip_text))
+        for mark, text in marks:
+            prompt = prompt if mark in text else prompt.replace(mark, text)
+        return prompt
 
 
 def decode(model: Model, tokens: ArrayLike, lengths: ArrayLike | None = None) -> list[str]:
@@ -119,6 +129,16 @@ def _load(folder: Path, config: ModelConfig) -> Processor:
         processing.check(config, image_processor)
         settings = _processor_settings(folder)
         _check_image_token(settings, tokenizer, config)
+        clips = processing.clips(config)
+        of_clips = (
+            {}
+            if clips is None
+            else {
+                "clips": clips,
+                "clip_placeholder": clips.placeholder(config, tokenizer),
+                "clip_text": clips.clip_text(config, tokenizer),
+            }
+        )
         return Processor(
             tokenizer=tokenizer,
             image_processor=image_processor,
@@ -126,6 +146,7 @@ def _load(folder: Path, config: ModelConfig) -> Processor:
             chat_template=_chat_template(folder, settings),
             placeholder=processing.placeholder(config, tokenizer),
             picture_text=processing.picture_text(config, tokenizer),
+            **of_clips,
         )
 
 

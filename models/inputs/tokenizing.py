@@ -1,5 +1,6 @@
 """Texts of prompts to rows of token ids, and rows to a padded batch."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from models.families.base import ModelConfig
 from models.inputs.processor import Processor
 from models.messages import show
 
-__all__ = ["pad_row", "stack_rows", "tokenize"]
+__all__ = ["pad_row", "placeholder_pattern", "stack_rows", "tokenize"]
 
 
 def tokenize(
@@ -24,14 +25,16 @@ def tokenize(
     Args:
         processor: of the checkpoint.
         text: the prompt, with a placeholder for each picture.
-        inserted: what each placeholder becomes, see `Processing.preprocess`; None without pictures.
+        inserted: what each placeholder, of pictures and of clips, becomes, see
+            `Processing.preprocess`; None without any.
         later_turn: see `models.prepare`.
     """
     tokenizer = processor.tokenizer
     bos = "" if later_turn else tokenizer.bos_token or ""
     text = processor.processing.complete(text, processor.placeholder, bos)
     if inserted is not None:
-        text = _insert(text, processor.placeholder, inserted)
+        rest = iter(inserted)
+        text = placeholder_pattern(processor).sub(lambda _: next(rest), text)
     bos, eos = tokenizer.bos_token, tokenizer.eos_token if later_turn else None
     # Tokenizers treat a text's beginning in their own way. A later turn lies behind an answer,
     # and so behind the token that ends it.
@@ -67,10 +70,12 @@ def pad_row(row: np.ndarray, width: int, at_back: bool, value: int = 0) -> np.nd
     return np.pad(row, (0, missing) if at_back else (missing, 0), constant_values=value)
 
 
-def _insert(text: str, placeholder: str, inserted: Sequence[str]) -> str:
-    """A prompt with the text of each picture in the place of its placeholder."""
-    first, *parts = text.split(placeholder)
-    return first + "".join(new + part for new, part in zip(inserted, parts, strict=True))
+def placeholder_pattern(processor: Processor) -> re.Pattern[str]:
+    """Matches the placeholder of a picture, or that of a clip as the group `clip`."""
+    picture = re.escape(processor.placeholder)
+    if processor.clips is None:
+        return re.compile(f"{picture}|(?P<clip>(?!))")
+    return re.compile(f"{picture}|(?P<clip>{re.escape(processor.clip_placeholder)})")
 
 
 def _pad_token(config: ModelConfig, tokenizer: Any) -> int:

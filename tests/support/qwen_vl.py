@@ -62,6 +62,7 @@ def config_json(model_type: str, **changes: Any) -> dict[str, Any]:
         "video_token_id": VIDEO,
         "vision_start_token_id": START,
         "vision_end_token_id": END,
+        "bos_token_id": 0,
         "eos_token_id": 1,
         "tie_word_embeddings": False,
         "vision_config": vision | _VISION[model_type],

@@ -8,13 +8,16 @@ import typer
 
 import models
 import vkq_jax
-from models import Inputs, Model
+from models import Clip, Inputs, Model
 from models.calibration.attached import is_uncalibrated
 from models.checkpoints.memory import free_memory, weight_bytes
 from models.families.registry import family_of
 from models.generation.generate import QuantizeAt
+from models.inputs.clips import read_clip
 from models.inputs.images import read_picture
+from models.inputs.visuals import check_takes_clips
 from vkq_apps.cli.console import log, stage
+from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.hosts import HOSTS_HELP, check_mesh
 from vkq_apps.cli.room import check_room
 from vkq_apps.codes_option import FORMS
@@ -26,12 +29,16 @@ __all__ = [
     "JsonOption",
     "MeshOption",
     "ModelOption",
+    "NumFramesOption",
     "PromptOption",
     "QuantOption",
     "QuantizeAtOption",
     "TablesOption",
+    "VideoFpsOption",
+    "VideoOption",
     "check_before_loading",
     "check_question",
+    "check_visuals",
     "describe_images",
     "load_and_prepare",
     "load_model",
@@ -51,8 +58,31 @@ ModelOption = Annotated[
 ImageOption = Annotated[
     list[Path], typer.Option(metavar="FILE", help="Picture file; repeat for several.")
 ]
+VideoOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE_OR_FOLDER",
+        help="Clip: an animated GIF, WebP or PNG file, or a folder of frames; repeat for several.",
+    ),
+]
+VideoFpsOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001, metavar="N", help="Frames per second of --video, where its file does not say it."
+    ),
+]
+NumFramesOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        callback=check_count,
+        help="Frames to take of each clip; by default what the checkpoint's settings say.",
+    ),
+]
 PromptOption = Annotated[
-    str, typer.Option(metavar="TEXT", help="Question, or a whole prompt with <image> in it.")
+    str,
+    typer.Option(metavar="TEXT", help="Question, or a whole prompt with <image> or <video> in it."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 MeshOption = Annotated[
@@ -84,6 +114,8 @@ def load_and_prepare(
     images: Sequence[Path],
     prompt: str,
     *,
+    videos: Sequence[Clip] = (),
+    num_frames: int | None = None,
     max_new_tokens: int = 0,
     mesh: str | None = None,
 ) -> tuple[Model, str, Inputs]:
@@ -91,10 +123,20 @@ def load_and_prepare(
     check_before_loading(
         source, images, [prompt], per_prompt=len(images), max_new_tokens=max_new_tokens
     )
+    if videos:
+        check_takes_clips(models.read_config(source))
+    for clip in videos:
+        read_clip(clip, lambda total, fps: [0])
     model = load_model(source, mesh=mesh)
     with stage("reading the prompt"):
-        prompt = whole_prompt(model, prompt, num_images=len(images))
-        inputs = models.prepare(model, images=list(images), prompts=prompt)
+        prompt = whole_prompt(model, prompt, num_images=len(images), num_videos=len(videos))
+        inputs = models.prepare(
+            model,
+            images=list(images) or None,
+            videos=list(videos) or None,
+            num_frames=num_frames,
+            prompts=prompt,
+        )
     shape = inputs.prompt_shape
     check_room(model.config, visual=shape.visual, text=shape.text, max_new_tokens=max_new_tokens)
     return model, prompt, inputs
@@ -153,13 +195,34 @@ def say_if_uncalibrated(model: Model, quant: str, tables: object | None) -> None
         log.print(f"no tables of this model: {quant} as it is without; `vkq calibrate` makes them")
 
 
-def whole_prompt(model: Model, prompt: str, *, num_images: int = 1) -> str:
-    """A bare question in the chat template; a prompt with <image> in it as it is."""
-    if "<image>" in prompt:
+def whole_prompt(model: Model, prompt: str, *, num_images: int = 1, num_videos: int = 0) -> str:
+    """A bare question in the chat template; a prompt with <image> or <video> in it as it is."""
+    if "<image>" in prompt or (num_videos and "<video>" in prompt):
         return prompt
-    return models.chat_prompt(model, prompt, num_images=num_images)
+    return models.chat_prompt(model, prompt, num_images=num_images, num_videos=num_videos)
 
 
-def describe_images(images: Sequence[Path]) -> str | list[str]:
-    """The files in a record: one path, or the list of several."""
+def check_visuals(
+    images: Sequence[Path] | None,
+    videos: Sequence[Path] | None,
+    fps: float | None,
+    num_frames: int | None,
+) -> list[Clip]:
+    """The clips that the options name.
+
+    Raises:
+        ValueError: neither pictures nor clips, or options of clips without one.
+    """
+    if not images and not videos:
+        raise ValueError("--image, --video: expected a picture or a clip, got neither")
+    for name, value in (("--video-fps", fps), ("--num-frames", num_frames)):
+        if value is not None and not videos:
+            raise ValueError(f"{name}={value} is of clips: expected --video with it")
+    return [Clip(path, fps) for path in videos or ()]
+
+
+def describe_images(images: Sequence[Path]) -> str | list[str] | None:
+    """The files in a record: one path, or the list of several; None without any."""
+    if not images:
+        return None
     return str(images[0]) if len(images) == 1 else [str(path) for path in images]

@@ -1,6 +1,7 @@
 """`vkq demo` and `vkq generate`: an image, a question, the answer from a coded cache."""
 
 import time
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Unpack
@@ -9,18 +10,21 @@ import typer
 from rich.table import Table
 
 import vkq_jax
-from models import GenerateOptions
+from models import Clip, GenerateOptions
 from vkq_apps.answering import Answer, ask
 from vkq_apps.cli.arguments import (
     PRESETS,
-    ImageOption,
     JsonOption,
     MeshOption,
     ModelOption,
+    NumFramesOption,
     PromptOption,
     QuantizeAtOption,
     QuantOption,
     TablesOption,
+    VideoFpsOption,
+    VideoOption,
+    check_visuals,
     describe_images,
     load_and_prepare,
     say_if_uncalibrated,
@@ -64,8 +68,13 @@ def demo(quant: QuantOption = DEFAULT_PRESET, json: JsonOption = False) -> None:
 
 def generate(
     model: ModelOption,
-    image: ImageOption,
     prompt: PromptOption,
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Picture file; repeat for several.")
+    ] = None,
+    video: VideoOption = None,
+    video_fps: VideoFpsOption = None,
+    num_frames: NumFramesOption = None,
     quant: Annotated[
         str | None,
         typer.Option(
@@ -92,15 +101,18 @@ def generate(
     mesh: MeshOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Answers one question about the given images."""
+    """Answers one question about the given images and clips."""
+    clips = check_visuals(image, video, video_fps, num_frames)
     static = None if score_map is None else vkq_jax.load_score_map(score_map)
     given = None if tables is None else vkq_jax.load_tables(tables)
     name, settings = _choose_codes(quant, static)
     drawn = check_draws(temperature, top_k, top_p, seed)
     answer = _answer(
         model,
-        image,
+        image or [],
         prompt,
+        clips=clips,
+        num_frames=num_frames,
         max_new_tokens=max_new_tokens,
         name=name,
         watched=not json,
@@ -114,6 +126,7 @@ def generate(
     )
     file = None if score_map is None else str(score_map)
     record = {"quant": name, "score_map": file, "sampling": drawn, **answer}
+    record["video"] = describe_images(video or [])
     record["tables"] = None if tables is None else str(tables)
     _show(record, name, json)
 
@@ -136,6 +149,8 @@ def _answer(
     images: list[Path],
     prompt: str,
     *,
+    clips: Sequence[Clip] = (),
+    num_frames: int | None = None,
     max_new_tokens: int,
     name: str,
     watched: bool,
@@ -147,6 +162,7 @@ def _answer(
     """Asks the model; returns the record of its answer.
 
     Args:
+        clips, num_frames: see `models.prepare`.
         name: of the codes. watched: whether to show the answer while it grows.
         compare: also ask at full precision. mesh: devices to split the model over.
         draws: options of both answers. options: of the answer from the coded cache.
@@ -154,7 +170,13 @@ def _answer(
     started = time.perf_counter()
     draws = draws or {}
     model, prompt, inputs = load_and_prepare(
-        source, images, prompt, max_new_tokens=max_new_tokens, mesh=mesh
+        source,
+        images,
+        prompt,
+        videos=clips,
+        num_frames=num_frames,
+        max_new_tokens=max_new_tokens,
+        mesh=mesh,
     )
     say_if_uncalibrated(model, name, options.get("tables"))
     exact: Answer | None = None

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from models.families.idefics3.clips import SmolVLMClipProcessing, marks
 from models.families.idefics3.config import Idefics3Config
+from models.inputs.clip_processing import ClipProcessing
 from models.inputs.image_settings import MOST_TILES, check_tile_size
 from models.inputs.processing import Processing
 
@@ -16,6 +18,12 @@ __all__ = ["Idefics3Processing"]
 
 class Idefics3Processing(Processing):
     """Each picture cut into tiles, row by row, and once more as a whole behind them."""
+
+    shares_pixels = True
+
+    def clips(self, config: Idefics3Config) -> ClipProcessing | None:
+        """As `Processing.clips`; Idefics3 takes pictures alone."""
+        return SmolVLMClipProcessing() if config.model_type == "smolvlm" else None
 
     def check(self, config: Idefics3Config, image_processor: Any) -> None:
         """As `Processing.check`: tiles are whole squares of features, and not too many."""
@@ -45,8 +53,7 @@ class Idefics3Processing(Processing):
         """As `Processing.preprocess`; tiles of all pictures one after another."""
         output = self.run(image_processor, pictures, return_row_col_info=True, do_pad=True)
         (tiles,) = output["pixel_values"]
-        around = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
-        whole = getattr(tokenizer, "global_image_token", "<global-img>")
+        around, whole = marks(tokenizer)
         run = placeholder * config.tile_tokens(tiles.shape[-1])
         texts = []
         for rows, columns in zip(output["rows"][0], output["cols"][0], strict=True):

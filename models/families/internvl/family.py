@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -14,6 +14,9 @@ from models.families.fixed_grid import read_pixels
 from models.families.internvl.config import InternVLConfig
 from models.families.internvl.model import InternVLModel
 from models.families.llava.naming import llava_names
+from models.inputs.clip_processing import ClipProcessing, frame_pixels
+from models.inputs.clip_settings import ClipSettings
+from models.inputs.clips import ReadClip
 from models.inputs.image_settings import check_image_settings, check_tile_counts
 from models.inputs.pixels import pad_to_bucket
 from models.inputs.processing import Processing
@@ -82,6 +85,50 @@ def _visual_inputs(
     return VisualInputs(None if pixels is None else pad_to_bucket(pixels))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ClipSettings(ClipSettings):
+    """Frames are taken from the middle of equal parts of a clip."""
+
+    initial_shift: bool | float = True
+    default_size: ClassVar[Mapping[str, int]] = {"height": 384, "width": 384}
+
+    def sample(self, total: int, fps: float | None) -> list[int]:
+        """See `ClipSettings.sample`."""
+        count = self.count(total, fps)
+        if count is None:
+            return list(range(total))
+        step = total / count
+        shift = step / 2 if self.initial_shift is True else float(self.initial_shift)
+        return np.arange(shift, total, step).astype(np.float32).astype(int).tolist()
+
+
+class _ClipProcessing(ClipProcessing):
+    """Each frame one tile, behind its number."""
+
+    settings = _ClipSettings
+
+    def placeholder(self, config: InternVLConfig, tokenizer: Any) -> str:
+        """See `ClipProcessing.placeholder`; frames have the tokens of pictures."""
+        return getattr(tokenizer, "video_token", None) or self.mark
+
+    def preprocess(
+        self,
+        config: InternVLConfig,
+        settings: _ClipSettings,
+        clips: Sequence[ReadClip],
+        placeholder: str,
+        tokenizer: Any,
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
+        """See `ClipProcessing.preprocess`."""
+        pixels = [frame_pixels(settings, clip.frames) for clip in clips]
+        run = tokenizer.convert_ids_to_tokens(config.image_token_id) * config.image_tokens
+        texts = [
+            "\n".join(f"Frame{i + 1}: {_START}{run}{_END}" for i in range(len(each)))
+            for each in pixels
+        ]
+        return {"pixel_values": np.concatenate(pixels)}, texts
+
+
 class _Processing(Processing):
     """Each picture cut into tiles, and once more as a whole where there are several."""
 
@@ -91,6 +138,12 @@ class _Processing(Processing):
             if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
                 raise ValueError(f"the tokenizer has no token {token}, which InternVL needs")
         return super().placeholder(config, tokenizer)
+
+    shares_pixels = True
+
+    def clips(self, config: InternVLConfig) -> ClipProcessing:
+        """See `Processing.clips`."""
+        return _ClipProcessing()
 
     def check(self, config: InternVLConfig, image_processor: Any) -> None:
         """See `Processing.check`: tiles have the tower's size."""

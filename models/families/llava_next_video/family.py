@@ -1,17 +1,26 @@
 """LLaVA-NeXT-Video as a family: pictures and clips against tokens."""
 
+import dataclasses
 from collections.abc import Mapping
 from itertools import accumulate
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from models.families.base import Family, VisualInputs
-from models.families.llava_next.clips import order_of_rows, tiles_and_clips
+from models.families.llava_next.clips import (
+    CLIP_LENGTHS,
+    LlavaClipProcessing,
+    order_of_rows,
+    tiles_and_clips,
+)
 from models.families.llava_next.family import LlavaNextProcessing, llava_next_names
 from models.families.llava_next.tiles import num_tiles, picture_rows
 from models.families.llava_next_video.config import LlavaNextVideoConfig
 from models.families.llava_next_video.model import LlavaNextVideoModel
+from models.inputs.clip_processing import ClipProcessing
+from models.inputs.clip_settings import ClipSettings
 from models.inputs.pixels import check_image_sizes, pad_to_bucket
 
 __all__ = ["FAMILY"]
@@ -25,11 +34,13 @@ def _visual_inputs(
 ) -> VisualInputs:
     sizes = check_image_sizes(arrays)
     counts = [num_tiles(config, *size) for size in sizes]
-    tiles, clips = tiles_and_clips(config, arrays, sizes, counts)
-    first = (0, *accumulate(counts))
+    tiles, frames = tiles_and_clips(config, arrays, sizes, counts)
+    first = (0, *accumulate([*counts, *frames]))
     pictures = [_picture(config, *size, at) for size, at in zip(sizes, first, strict=False)]
-    frames = clips.shape[1]
-    videos = [_clip(config, frames, first[-1] + i * frames) for i in range(len(clips))]
+    videos = [
+        _clip(config, count, start)
+        for count, start in zip(frames, first[len(sizes) :], strict=False)
+    ]
     order = order_of_rows(
         config, ids, *([len(rows) for rows in each] for each in (pictures, videos))
     )
@@ -57,11 +68,34 @@ def _clip(config: LlavaNextVideoConfig, frames: int, first: int) -> np.ndarray:
     return numbers.reshape(-1, stride**2)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ClipSettings(ClipSettings):
+    do_center_crop: bool | None = True
+    default_size: ClassVar[Mapping[str, int]] = {"shortest_edge": 224}
+    default_crop: ClassVar[Mapping[str, int]] = {"height": 224, "width": 224}
+
+
+class _ClipProcessing(LlavaClipProcessing):
+    settings = _ClipSettings
+
+    def tokens(self, config: LlavaNextVideoConfig, frames: int) -> int:
+        """Squares of features that become one; there is no newline."""
+        return frames * (config.vision.side // config.pool_stride) ** 2
+
+
+class _Processing(LlavaNextProcessing):
+    """LLaVA-NeXT's, and clips."""
+
+    def clips(self, config: Any) -> ClipProcessing:
+        """See `Processing.clips`."""
+        return _ClipProcessing()
+
+
 FAMILY = Family(
     read_config=LlavaNextVideoConfig.from_hf,
     build=LlavaNextVideoModel,
     weights=llava_next_names,
-    array_names=("pixel_values", "image_sizes", "pixel_values_videos"),
+    array_names=("pixel_values", "image_sizes", "pixel_values_videos", CLIP_LENGTHS),
     visual_inputs=_visual_inputs,
-    processing=LlavaNextProcessing,
+    processing=_Processing,
 )

@@ -1,14 +1,21 @@
 """LLaVA-OneVision as a family: pictures and clips against tokens, and how they are made."""
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 from models.families.base import Family, VisualInputs
-from models.families.llava_next.clips import order_of_rows, tiles_and_clips
+from models.families.llava_next.clips import (
+    CLIP_LENGTHS,
+    LlavaClipProcessing,
+    order_of_rows,
+    tiles_and_clips,
+)
 from models.families.llava_next.family import LlavaNextProcessing, llava_next_names
 from models.families.llava_next.model import LlavaNextModel
 from models.families.llava_next.tiles import (
@@ -19,6 +26,8 @@ from models.families.llava_next.tiles import (
     whole_rows,
 )
 from models.families.llava_onevision.config import LlavaOnevisionConfig
+from models.inputs.clip_processing import ClipProcessing
+from models.inputs.clip_settings import ClipSettings
 from models.inputs.image_settings import check_resized
 from models.inputs.pixels import check_image_sizes, pad_to_bucket
 
@@ -34,14 +43,16 @@ def _visual_inputs(
     sizes = check_image_sizes(arrays)
     cut = _cut(sizes, arrays.get("batch_num_images"))
     counts = [num_tiles(config, *size) if c else 1 for size, c in zip(sizes, cut, strict=True)]
-    tiles, clips = tiles_and_clips(config, arrays, sizes, counts)
-    first = (0, *accumulate(counts))
+    tiles, frames = tiles_and_clips(config, arrays, sizes, counts)
+    first = (0, *accumulate([*counts, *frames]))
     pictures = [
         picture_rows(config, *size, start) if c else whole_rows(config, start)
         for size, c, start in zip(sizes, cut, first, strict=False)
     ]
-    frames = clips.shape[1]
-    videos = [clip_rows(config, frames, first[-1] + i * frames) for i in range(len(clips))]
+    videos = [
+        clip_rows(config, count, start)
+        for count, start in zip(frames, first[len(sizes) :], strict=False)
+    ]
     lengths = ([len(rows) for rows, _ in parts] for parts in (pictures, videos))
     order = order_of_rows(config, ids, *lengths)
     if not tiles:
@@ -65,8 +76,25 @@ def _cut(sizes: Sequence[tuple[int, int]], images_each: np.ndarray | None) -> li
     return [int(each) == 1 for each in images_each for _ in range(int(each))]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ClipSettings(ClipSettings):
+    default_size: ClassVar[Mapping[str, int]] = {"height": 384, "width": 384}
+
+
+class _ClipProcessing(LlavaClipProcessing):
+    settings = _ClipSettings
+
+    def tokens(self, config: Any, frames: int) -> int:
+        """Frames at half their height and width, and a newline."""
+        return frames * math.ceil(config.vision.side / 2) ** 2 + 1
+
+
 class _Processing(LlavaNextProcessing):
     """The only picture of a prompt cut into tiles, several padded to squares."""
+
+    def clips(self, config: Any) -> ClipProcessing:
+        """See `Processing.clips`."""
+        return _ClipProcessing()
 
     def preprocess(
         self,
@@ -98,7 +126,13 @@ FAMILY = Family(
     read_config=LlavaOnevisionConfig.from_hf,
     build=LlavaNextModel,
     weights=llava_next_names,
-    array_names=("pixel_values", "image_sizes", "batch_num_images", "pixel_values_videos"),
+    array_names=(
+        "pixel_values",
+        "image_sizes",
+        "batch_num_images",
+        "pixel_values_videos",
+        CLIP_LENGTHS,
+    ),
     visual_inputs=_visual_inputs,
     processing=_Processing,
 )

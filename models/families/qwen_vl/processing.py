@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from models.families.qwen_vl.clips import Qwen3ClipProcessing, QwenClipProcessing
 from models.families.qwen_vl.config import QwenVLConfig
+from models.inputs.clip_processing import ClipProcessing
 from models.inputs.image_settings import check_area_settings
 from models.inputs.processing import Processing
 
@@ -22,6 +24,10 @@ class QwenVLProcessing(Processing):
             [config.vision_start_token_id, config.vision_end_token_id]
         )
         return f"{start}{self.placeholder(config, tokenizer)}{end}"
+
+    def clips(self, config: QwenVLConfig) -> ClipProcessing:
+        """See `Processing.clips`."""
+        return Qwen3ClipProcessing() if config.frames_apart else QwenClipProcessing()
 
     def check(self, config: QwenVLConfig, image_processor: Any) -> None:
         """See `Processing.check`: patches are those of the tower, pictures have some size."""

@@ -1,0 +1,243 @@
+"""Clips from wherever they come: arrays, lists of pictures, folders, animated files."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from models.checkpoints.foreign_errors import named
+from models.inputs.images import Picture, read_picture
+from models.inputs.rgb import to_rgb
+from models.messages import show, show_path
+
+__all__ = ["Clip", "ReadClip", "Video", "Videos", "group_clips", "read_clip"]
+
+_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A clip and how fast its frames follow each other.
+
+    Attributes:
+        frames: uint8 pixels [frames, height, width, 1, 3 or 4]; the list of pictures; or a path: of
+            a folder, whose files are the frames in the order of the numbers in their names, or of
+            an animated GIF, WebP or PNG file.
+        fps: frames per second; None: what the file says, if it says it.
+    """
+
+    frames: np.ndarray | Sequence[Picture] | str | os.PathLike[str]
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks `fps`."""
+        fps = self.fps
+        number = isinstance(fps, (int, float, np.number)) and not isinstance(fps, bool)
+        if fps is not None and not (number and 0 < fps < math.inf):
+            raise ValueError(f"clip: fps: expected frames per second above 0, got {show(fps)}")
+
+
+type Video = Clip | np.ndarray | Sequence[Picture] | str | os.PathLike[str]
+"""A `Clip`, or what its `frames` may be."""
+
+type Videos = Video | Sequence[Video | Sequence[Video] | None] | None
+"""One clip, or one entry for each prompt: a clip, several, or None."""
+
+
+class ReadClip(NamedTuple):
+    """The frames of a clip that a model is shown.
+
+    Attributes:
+        frames: of one size, RGB. indices: their numbers in the whole clip, which has `total`.
+        fps: frames per second of the whole clip; None: nothing says it.
+    """
+
+    frames: list[Image.Image]
+    indices: list[int]
+    total: int
+    fps: float | None
+
+
+class _Source(NamedTuple):
+    """A clip before its frames are read: `read` gives those at some indices, in order."""
+
+    total: int
+    fps: float | None
+    read: Callable[[Sequence[int]], Iterator[Image.Image]]
+
+
+def group_clips(videos: Videos, prompts: Sequence[str], *, single: bool) -> list[list[Clip]]:
+    """The clips of each prompt.
+
+    Args:
+        videos: as given by the caller.
+        prompts: all prompts.
+        single: whether the caller gave one prompt and not a list; `videos` may then list the clips
+            of that prompt.
+
+    Raises:
+        ValueError: not one entry for each prompt, or no clip.
+    """
+    if videos is None:
+        return [[] for _ in prompts]
+    if single or _is_clip(videos):
+        entries: list[Any] = [videos]
+    elif isinstance(videos, (list, tuple)):
+        entries = list(videos)
+    else:
+        raise _not_a_clip(videos)
+    if len(entries) != len(prompts):
+        raise ValueError(
+            f"videos: expected one entry for each of {len(prompts)} prompts, got {len(entries)}"
+        )
+    return [_clips_of(entry) for entry in entries]
+
+
+def _clips_of(entry: Any) -> list[Clip]:
+    if entry is None:
+        return []
+    if _is_clip(entry) or _all_pictures(entry):
+        return [entry if isinstance(entry, Clip) else Clip(entry)]
+    if not isinstance(entry, (list, tuple)) or not entry:
+        raise _not_a_clip(entry)
+    wrong = [each for each in entry if not (_is_clip(each) or _all_pictures(each))]
+    if wrong:
+        raise _not_a_clip(wrong[0])
+    return [each if isinstance(each, Clip) else Clip(each) for each in entry]
+
+
+def _is_clip(value: Any) -> bool:
+    """Whether a value is one clip, whatever it is part of."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 3
+    return isinstance(value, (Clip, str, os.PathLike))
+
+
+def _all_pictures(value: Any) -> bool:
+    """Whether a value is a list of pictures, which is one clip; a folder is no picture."""
+
+    def is_picture(each: Any) -> bool:
+        if isinstance(each, (str, os.PathLike)):
+            return not os.path.isdir(each)
+        return isinstance(each, Image.Image) or (isinstance(each, np.ndarray) and each.ndim < 4)
+
+    return isinstance(value, (list, tuple)) and bool(value) and all(map(is_picture, value))
+
+
+def _not_a_clip(value: Any) -> ValueError:
+    return ValueError(
+        "video: expected uint8 [frames, height, width, 3], a list of pictures, the path of a "
+        f"folder or of an animated file, or a Clip of one of these, got {show(value)}"
+    )
+
+
+def read_clip(clip: Clip, choose: Callable[[int, float | None], Sequence[int]]) -> ReadClip:
+    """The frames of a clip that are chosen.
+
+    Args:
+        clip: as given.
+        choose: takes the number of its frames and how many follow in a second, or None, and
+            returns the indices of frames, not falling.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no clip, a broken one, one without frames, or frames of several sizes.
+    """
+    source = _source(clip)
+    if not source.total:
+        raise ValueError("video: expected frames, got a clip without any")
+    fps = source.fps if clip.fps is None else float(clip.fps)
+    indices = [int(index) for index in choose(source.total, fps)]
+    frames = list(source.read(indices))
+    sizes = {frame.size for frame in frames}
+    if len(sizes) > 1:
+        shown = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)[:3])
+        raise ValueError(f"video: expected frames of one size, got {shown}: resize them first")
+    return ReadClip(frames, indices, source.total, fps)
+
+
+def _source(clip: Clip) -> _Source:
+    frames = clip.frames
+    if isinstance(frames, np.ndarray):
+        if frames.ndim != 4:
+            raise _not_a_clip(frames)
+        return _from_pictures(list(frames))
+    if isinstance(frames, (list, tuple)):
+        return _from_pictures(frames)
+    if not isinstance(frames, (str, os.PathLike)):
+        raise _not_a_clip(frames)
+    path = Path(os.fsdecode(frames))
+    if path.is_dir():
+        files = [each for each in path.iterdir() if not each.name.startswith(".")]
+        if not files:
+            raise ValueError(f"video: the folder {show_path(path)} has no frames")
+        return _from_pictures(sorted(files, key=_by_numbers))
+    if not path.is_file():
+        raise FileNotFoundError(f"video: {show_path(path)} does not exist")
+    return _from_file(path)
+
+
+def _from_pictures(pictures: Sequence[Any]) -> _Source:
+    def read(indices: Sequence[int]) -> Iterator[Image.Image]:
+        return (_read_frame(index, pictures[index]) for index in indices)
+
+    return _Source(len(pictures), None, read)
+
+
+def _read_frame(index: int, picture: Any) -> Image.Image:
+    if isinstance(picture, (str, os.PathLike)) and _number_of_images(picture) > 1:
+        raise ValueError(
+            f"video: frame {index}, {show_path(picture)}, is a clip of its own: in a list of "
+            "several clips write each as Clip(path)"
+        )
+    try:
+        return read_picture(picture)
+    except ValueError as error:
+        raise ValueError(f"video: frame {index}: {error}") from error
+
+
+def _number_of_images(path: str | os.PathLike[str]) -> int:
+    try:
+        with Image.open(path) as image:
+            return getattr(image, "n_frames", 1)
+    # Pillow raises exceptions of many types; `read_picture` says what is wrong.
+    except Exception:
+        return 1
+
+
+def _by_numbers(path: Path) -> list[tuple[bool, int, str]]:
+    """A key that sorts frame2 before frame10."""
+    parts = re.findall(r"\d+|\D+", path.name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+
+def _from_file(path: Path) -> _Source:
+    if path.suffix.lower() in _SUFFIXES:
+        raise ValueError(
+            f"video: {show_path(path)}: video files are not decoded here; write the frames into a "
+            f"folder (ffmpeg -i {show_path(path.name)} -vf fps=2 FOLDER/%05d.png) and give that, "
+            "with its frames per second"
+        )
+    with named(f"cannot read video {show_path(path)}"), Image.open(path) as image:
+        total = getattr(image, "n_frames", 1)
+        milliseconds = 0.0
+        for index in range(total):
+            image.seek(index)
+            milliseconds += image.info.get("duration", 0)
+    fps = 1000 * total / milliseconds if milliseconds > 0 else None
+
+    def read(indices: Sequence[int]) -> Iterator[Image.Image]:
+        with named(f"cannot read video {show_path(path)}"), Image.open(path) as image:
+            for index in indices:
+                image.seek(index)
+                yield to_rgb(image)
+
+    return _Source(total, fps, read)
