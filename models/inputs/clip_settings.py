@@ -99,14 +99,23 @@ class ClipSettings(Settings):
         """How many frames `sample` takes; None: all."""
         if not self.do_sample_frames:
             return None
-        count = self.num_frames
-        if count is None and self.fps is not None:
-            count = max(1, int(total / self.rate(fps) * self.fps))
-        if count is not None and count > total:
+        if self.num_frames is None and self.fps is not None:
+            return min(max(1, int(total / self.rate(fps) * self.fps)), total)
+        return None if self.num_frames is None else self.enough(total)
+
+    def enough(self, total: int) -> int:
+        """`num_frames`, of which a clip of `total` frames has to have as many.
+
+        Raises:
+            ValueError: it has fewer.
+        """
+        assert self.num_frames is not None
+        if self.num_frames > total:
             raise ValueError(
-                f"video: expected at least num_frames={count} frames, got {total}: ask for fewer"
+                f"video: expected at least num_frames={self.num_frames} frames, got {total}: ask "
+                "for fewer"
             )
-        return count
+        return self.num_frames
 
     def rate(self, fps: float | None) -> float:
         """`fps`, which has to be known.
@@ -152,7 +161,7 @@ def read_clip_settings[S: ClipSettings](
     file, content = _find(folder)
     asked = {"num_frames": num_frames, "fps": None, "do_sample_frames": True}
     with errors_of(file):
-        return kind.read({**kind.of_file(content), **(asked if num_frames else {})})
+        return kind.read({**kind.of_file(content), **({} if num_frames is None else asked)})
 
 
 def _find(folder: Path) -> tuple[Path, Mapping[str, Any]]:

@@ -231,6 +231,8 @@ def _from_file(path: Path) -> _Source:
         milliseconds = 0.0
         for index in range(total):
             image.seek(index)
+            if image.format == "WEBP":  # Pillow knows the duration once the frame is decoded
+                image.load()
             milliseconds += image.info.get("duration", 0)
     fps = 1000 * total / milliseconds if milliseconds > 0 else None
 

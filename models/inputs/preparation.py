@@ -78,6 +78,8 @@ def prepare(
     texts, single = _texts(prompts), isinstance(prompts, str)
     pictures = group_by_prompt(images, texts, single=single)
     clips = group_clips(videos, texts, single=single)
+    if num_frames is not None and not any(clips):
+        raise ValueError(f"num_frames={show(num_frames)} is of clips: expected videos with it")
     return _process(model, texts, pictures, clips, num_frames, later_turn)
 
 

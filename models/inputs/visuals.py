@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from models.families.base import ModelConfig
 from models.families.registry import family_of
@@ -15,6 +14,7 @@ from models.inputs.clips import Clip, ReadClip, read_clip
 from models.inputs.images import Picture, read_picture
 from models.inputs.processor import Processor
 from models.inputs.tokenizing import placeholder_pattern
+from models.messages import show
 from models.model import Model
 
 __all__ = ["Visuals", "check_takes_clips", "clip_settings", "with_placeholders"]
@@ -41,6 +41,8 @@ def clip_settings(model: Model, processor: Processor, num_frames: int | None) ->
         ValueError: a setting that cannot be, or does not fit the model.
     """
     check_takes_clips(model.config)
+    if num_frames is not None and (type(num_frames) is not int or num_frames < 1):
+        raise ValueError(f"num_frames: expected a whole number above 0, got {show(num_frames)}")
     assert processor.clips is not None
     settings = read_clip_settings(Path(model.source or ""), processor.clips.settings, num_frames)
     processor.clips.check(model.config, settings)
@@ -106,9 +108,9 @@ class Visuals:
         self._clips: list[ReadClip] = []
         if settings is not None:
             self._clips = [read_clip(clip, settings.sample) for clip in clips]
-        for clip in self._clips:
-            width, height = clip.frames[0].size
-            settings.check_frames(len(clip.frames), height, width)
+            for clip in self._clips:
+                width, height = clip.frames[0].size
+                settings.check_frames(len(clip.frames), height, width)
 
     def preprocess(self, text: str) -> tuple[dict[str, np.ndarray], list[str]]:
         """The arrays that the model takes, and what each placeholder of the prompt becomes."""
@@ -128,7 +130,7 @@ class Visuals:
         return processing.join(arrays), [next(rest[is_clip]) for is_clip in order]
 
     def _run(
-        self, is_clip: bool, visuals: Sequence[Image.Image] | Sequence[Any]
+        self, is_clip: bool, visuals: Sequence[Any]
     ) -> tuple[dict[str, np.ndarray], list[str]]:
         processor, config = self._processor, self._model.config
         if is_clip:

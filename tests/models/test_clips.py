@@ -1,18 +1,23 @@
 """Clips: as transformers' processors make them (tests/goldens/clips.npz), where they come from."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 import models
 from models.families.registry import family_of
+from models.inputs.clips import group_clips, read_clip
 from models.layers.linear import Maker
 from models.model import Model
 from tests.goldens.clips import FILE
 from tests.support.clip_cases import CASES, clip, write_files
+from tests.support.random_checkpoint import write_random_checkpoint
+from vkq_apps.cli.main import main
 
 LEVEL = 1 / 255
 
@@ -60,3 +65,164 @@ def test_clips_come_out_as_of_transformers(model_of, title):
     differences = np.abs(np.asarray(got.pixel_values) - expected.pixel_values)
     assert differences.max() < widest
     assert (differences < 1e-5).mean() > 0.7
+
+
+FRAMES = clip(12, 8, 10)
+
+
+def frames_of(videos, choose=lambda total, fps: range(total), fps=None):
+    return read_clip(models.Clip(videos, fps), choose)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The same twelve frames in files of 20 ms each, and in a folder without leading zeros."""
+    folder = tmp_path_factory.mktemp("files")
+    pictures = [Image.fromarray(frame) for frame in FRAMES]
+    for name, options in (("a.gif", {}), ("a.webp", {"lossless": True}), ("a.png", {})):
+        pictures[0].save(
+            folder / name, save_all=True, append_images=pictures[1:], duration=20, **options
+        )
+    (folder / "frames").mkdir()
+    for number, picture in enumerate(pictures):
+        picture.save(folder / "frames" / f"frame{number}.png")
+    (folder / "frames" / ".hidden").write_text("")
+    (folder / "empty").mkdir()
+    return folder
+
+
+def test_frames_of_every_kind_of_clip_are_the_same(files):
+    sources = {
+        "array": (FRAMES, None),
+        "list": ([Image.fromarray(frame) for frame in FRAMES], None),
+        "frames": (files / "frames", None),
+        "a.webp": (str(files / "a.webp"), 50.0),
+        "a.png": (files / "a.png", 50.0),
+        "a.gif": (files / "a.gif", 50.0),
+    }
+    for name, (videos, fps) in sources.items():
+        got = frames_of(videos, choose=lambda total, fps: [1, total - 1])
+        assert (got.total, got.fps, got.indices) == (12, fps, [1, 11])
+        levels = np.stack([np.asarray(frame) for frame in got.frames]).astype(int)
+        # A GIF has 256 colours a frame.
+        assert np.abs(levels - FRAMES[[1, 11]]).max() <= (40 if name == "a.gif" else 0)
+    assert frames_of(files / "a.gif", fps=3).fps == 3
+
+
+def test_clips_are_grouped_by_prompt(files):
+    picture, path = Image.fromarray(FRAMES[0]), str(files / "a.gif")
+    one = models.Clip(path, 2.0)
+
+    def counts(videos, prompts, single):
+        return [len(clips) for clips in group_clips(videos, prompts, single=single)]
+
+    for videos in (FRAMES, path, one, [picture] * 3, [path, path], list(FRAMES)):
+        assert counts(videos, ["a"], True) == [1]
+    for videos in ([FRAMES, one], [[picture] * 2, [path]], (one, files / "frames")):
+        assert counts(videos, ["a"], True) == [2]
+    assert counts([path, None, [one, FRAMES], [picture]], list("abcd"), False) == [1, 0, 2, 1]
+    assert counts(None, ["a", "b"], False) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("videos", "error", "words"),
+    [
+        ("missing.gif", FileNotFoundError, "does not exist"),
+        ("empty", ValueError, "has no frames"),
+        ("a.mp4", ValueError, "ffmpeg -i a.mp4"),
+        ("broken.gif", ValueError, "cannot read video"),
+        (FRAMES[:0], ValueError, "without any"),
+        (FRAMES.astype(float), ValueError, "frame 0: image: expected uint8"),
+        ([FRAMES[0], FRAMES[1, :4]], ValueError, "frames of one size, got 10 x 4, 10 x 8"),
+        (5, ValueError, "expected uint8"),
+        ([], ValueError, "expected uint8"),
+        ([FRAMES, 5], ValueError, "expected uint8"),
+        (FRAMES[None], ValueError, "expected uint8"),
+        (["a.gif", "a.gif"], ValueError, "is a clip of its own"),
+        ([FRAMES, FRAMES], ValueError, "2 videos and 1 video tokens"),
+        (None, ValueError, "0 videos and 1 video tokens"),
+    ],
+)
+def test_what_is_no_clip_is_refused(model_of, files, monkeypatch, videos, error, words):
+    monkeypatch.chdir(files)
+    (files / "a.mp4").write_bytes(b"\0")
+    (files / "broken.gif").write_bytes(b"GIF89a")
+    model = model_of("qwen3_vl: times between the frames")
+    with pytest.raises(error) as caught:
+        models.prepare(model, prompts="<video> a", videos=videos)
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_frames": 13}, "at least num_frames=13 frames, got 12"),
+        ({"num_frames": 1, "videos": None, "prompts": "a"}, "num_frames=1 is of clips"),
+        ({"num_frames": 0}, "num_frames"),
+        ({"num_frames": 2.5}, "num_frames"),
+        ({"videos": models.Clip(FRAMES[:1], 1.0)}, "at least 2 frames, got 1"),
+        ({"videos": FRAMES[:, :, :1].repeat(3000, 1)}, "too long and narrow"),
+    ],
+)
+def test_frames_that_a_clip_does_not_have_are_refused(model_of, options, words):
+    model = model_of("qwen3_vl: times between the frames")
+    with pytest.raises(ValueError, match=words):
+        models.prepare(model, **{"prompts": "<video> a", "videos": FRAMES, **options})
+
+
+@pytest.mark.parametrize("fps", [0, -1.0, float("nan"), float("inf"), "2", True])
+def test_a_rate_is_a_number_above_zero(fps):
+    with pytest.raises(ValueError, match="fps: expected frames per second above 0"):
+        models.Clip(FRAMES, fps)
+
+
+def test_num_frames_are_taken_of_each_clip(model_of):
+    """Of clips that differ in length and size, in a batch with a prompt without any."""
+    title = "llava_onevision: a picture between two clips"
+    inputs = models.prepare(
+        model_of(title),
+        prompts=["<video> a <video>", "b", "<video>"],
+        videos=[[FRAMES, FRAMES[:5]], None, clip(4, 30, 7)],
+        num_frames=4,
+    )
+    assert inputs.visual_mask.sum(-1).tolist() == [2 * (4 * 4 + 1), 0, 4 * 4 + 1]
+    with pytest.raises(NotImplementedError, match="llava models take pictures alone"):
+        models.prepare(models.load("tiny"), prompts="<image>", videos=FRAMES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"size": {"height": 13, "width": 12}}, "size: expected height and width 12"),
+        ({"image_std": [0, 1, 1]}, "image_std"),
+        ({"image_mean": [0.5]}, "image_mean: expected 3 numbers"),
+        ({"fps": -2}, "fps"),
+        ({"num_frames": None, "fps": 2}, "does not say its own rate"),
+    ],
+)
+def test_settings_of_clips_that_cannot_be_are_refused(tmp_path, changes, words):
+    title = "llava_onevision: a picture between two clips"
+    case = CASES[title]._replace(videos=CASES[title].videos | changes)
+    with pytest.raises(ValueError, match=words):
+        models.prepare(stand_in(tmp_path, case), prompts="<video>", videos=FRAMES)
+
+
+@pytest.mark.ci  # compiles a whole model
+def test_clips_of_different_lengths_are_answered_in_1_bit(files, tmp_path, capsys):
+    """`vkq generate` about a file and a folder, in one prompt."""
+    case = CASES["llava_onevision: a picture between two clips"]
+    write_files(tmp_path, case._replace(videos=case.videos | {"do_sample_frames": False}))
+    write_random_checkpoint(tmp_path, case.config)
+    pictures = [Image.fromarray(frame) for frame in FRAMES[:2]]
+    short = tmp_path / "short.gif"
+    pictures[0].save(short, save_all=True, append_images=pictures[1:])
+    clips = [str(short), str(files / "frames")]
+    arguments = ["generate", "--model", str(tmp_path), "--prompt", "<video> a <video>"]
+    arguments += [word for path in clips for word in ("--video", path)]
+    with pytest.raises(SystemExit) as exit_:
+        main([*arguments, "--max-new-tokens", "2", "--no-compare", "--json"])
+    record = json.loads(capsys.readouterr().out)
+    assert exit_.value.code == 0
+    assert record["visual_tokens"] == (2 + 12) * 4 + 2
+    assert (record["video"], record["image"]) == (clips, None)

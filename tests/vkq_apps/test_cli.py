@@ -254,6 +254,9 @@ def test_calibrating_codes_checks_room_and_pictures_before_it_loads_a_model(
     ("arguments", "message"),
     [
         (["generate", "--modle", "tiny"], "No such option: --modle"),
+        (["generate", "--model", "tiny", "--prompt", "y"], "expected a picture or a clip"),
+        ([*ASK, "--num-frames", "2"], "--num-frames=2 is of clips: expected --video"),
+        ([*ASK[:3], "--video", "x", "--prompt", "y"], "llava models take pictures alone"),
         (["nonsense"], "No such command"),
         (["demo", "--quant", "vkq-7bit"], "unknown preset 'vkq-7bit'"),
         (["generate", "--model", "/none", "--image", "x", "--prompt", "y"], "/none does not exist"),

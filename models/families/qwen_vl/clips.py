@@ -128,7 +128,7 @@ class Qwen3ClipSettings(QwenClipSettings):
         if not self.do_sample_frames:
             return None
         if self.num_frames is not None:
-            return self.num_frames
+            return self.enough(total)
         wanted = total
         if self.fps is not None:
             wanted = int(total / (_ASSUMED_FPS if fps is None else fps) * self.fps)
