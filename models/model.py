@@ -71,7 +71,8 @@ class Model:
         """
 
         def apart(path, leaf):
-            stacked = "['text']['layers']" in jax.tree_util.keystr(path)
+            name = jax.tree_util.keystr(path)
+            stacked = "['text']['layers']" in name or "['text']['cross_layers']" in name
             if isinstance(leaf, UnstackedParam) or not stacked:
                 return leaf
             return unstack_layers(leaf)

@@ -148,7 +148,7 @@ class Conversation:
 
     def _room_for_answer(self, inputs: Inputs) -> int:
         """Most tokens of the answer: what was asked for, as far as the context goes."""
-        before = self.size.visual_tokens + self.size.text_tokens
+        before = 0 if self._cache is None else int(self._cache.num_tokens[0])
         prompt = inputs.prompt_shape.visual + inputs.prompt_shape.text
         longest = context_length(self.model.config)
         if before + prompt >= longest:

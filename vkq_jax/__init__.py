@@ -11,6 +11,7 @@ from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.code_tables import ClassTables, CodeTables, SideTables
 from vkq_jax.config import KVQuantConfig, ScoreCalibration
+from vkq_jax.cross_pass import PromptPictures
 from vkq_jax.decode import Decode, LayeredDecode, begin_decode
 from vkq_jax.dense import Dense, DenseTensor
 from vkq_jax.dictionary_codes import DictionaryCodes
@@ -81,6 +82,7 @@ __all__ = [
     "MixedTensor",
     "PerLayer",
     "Prefill",
+    "PromptPictures",
     "Quantile",
     "QuantizationError",
     "QuantizedTensor",

@@ -44,14 +44,14 @@ class Backend:
     def attend_prompt(
         self,
         query: Float[Array, "B T N H"],
-        key: Float[Array, "B T K H"],
-        value: Float[Array, "B T K H"],
-        mask: Bool[Array, "B T T"],
+        key: Float[Array, "B S K H"],
+        value: Float[Array, "B S K H"],
+        mask: Bool[Array, "B T S"],
         *,
         logits_scale: float | None,
         logits_soft_cap: float | None,
     ) -> Float[Array, "B T N H"]:
-        """Attention of a prompt's tokens to each other, in the query's dtype."""
+        """Attention of a prompt's tokens to each other or to its pictures, in the query's dtype."""
         attended = attend_dense(
             query,
             key,

@@ -34,6 +34,8 @@ def append[C: KVCache | LayeredCache](
             does not fit is dropped, so `grow` the cache beforehand.
     """
     if isinstance(cache, LayeredCache):
+        if cache.cross:
+            raise NotImplementedError("append: a model with cross-attention layers is not covered")
         parts = []
         for part, cells in zip(cache.parts, cache.cells, strict=True):
             own_key, own_value = take_cells((key, value), cells, axis=3)
@@ -58,7 +60,10 @@ def append[C: KVCache | LayeredCache](
 
 def grow[C: KVCache | LayeredCache](cache: C, cache_length: int) -> C:
     """The same cache with room for at least `cache_length` text tokens a sequence."""
-    return map_parts(cache, lambda part: _grow(part, cache_length))
+    if isinstance(cache, KVCache):
+        return _grow(cache, cache_length)
+    grown = tuple(_grow(part, cache_length) for part in cache.text_parts)
+    return dataclasses.replace(cache, parts=grown + cache.parts[len(grown) :])
 
 
 def _grow(cache: KVCache, cache_length: int) -> KVCache:

@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vkq_jax.array_types import Array, Bool
+from vkq_jax.array_types import Array, Bool, Int32
 from vkq_jax.cache import KVCache, TextBank, VisualBank, code_bank
 from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.key_bias import KeyBias
 from vkq_jax.layer_settings import Cells, check_cells
-from vkq_jax.layered import AnyCache
+from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.pytree import take_layer
 from vkq_jax.quantized import QuantizedTensor
 from vkq_jax.sharing import is_shared
@@ -33,10 +33,12 @@ def check_cache(cache: AnyCache) -> None:
             some banks keep; a score map of other heads or codes.
     """
     if isinstance(cache, KVCache):
-        _check_part(cache)
+        _check_part(cache, cache.num_tokens)
         return
+    if cache.cross:
+        _check_cross(cache)
     for part in cache.parts:
-        _check_part(part)
+        _check_part(part, cache.num_tokens)
     check_cells(cache.cells)
     held = [part.text.key.shape[:3:2] for part in cache.parts]
     named = [_held_cells(cells, cache.num_kv_heads) for cells in cache.cells]
@@ -45,7 +47,7 @@ def check_cache(cache: AnyCache) -> None:
             f"cells: expected layers and heads of the parts, {shown(held)}, got {shown(named)}"
         )
     for name in ("position", "text_length", "visual_lengths", "keeps_indices", "cache_length"):
-        first, *others = (getattr(part, name) for part in cache.parts)
+        first, *others = (getattr(part, name) for part in cache.text_parts)
         if not all(_same(first, other) for other in others):
             raise ValueError(f"parts: expected the same {name} in all, got unlike ones")
 
@@ -62,7 +64,21 @@ def _same(first: Any, other: Any) -> bool:
     )
 
 
-def _check_part(cache: KVCache) -> None:
+def _check_cross(cache: LayeredCache) -> None:
+    """Checks that pictures lie in the last part, and text in the others."""
+    *others, cross = cache.parts
+    empty = not cross.text.length.any() and cross.text.cache_length == 1
+    apart = empty and cross.keeps_indices and not any(part.visual for part in others)
+    if not others or not apart or len({part.quant for part in cache.parts}) != 1:
+        raise ValueError(
+            "parts: expected text in all but the last, which are cross-attention layers, pictures "
+            "there alone, and the same settings in all"
+        )
+    if not _same(cache.position, cross.position):
+        raise ValueError("parts: expected the same position in all, got unlike ones")
+
+
+def _check_part(cache: KVCache, num_tokens: Int32[Array, "B"]) -> None:
     key, value = cache.text.key, cache.text.value
     if key.ndim != 5 or key.dtype != value.dtype or not key.size:
         raise ValueError(
@@ -76,12 +92,12 @@ def _check_part(cache: KVCache) -> None:
                 f"{name} must be a number of at least 0 for each of {key.shape[1]} sequences, got "
                 f"{shown(counts.tolist())}"
             )
-    _check_filled("text", cache.text, cache, cache.text.cache_length)
+    _check_filled("text", cache.text, cache, num_tokens, cache.text.cache_length)
     if cache.key_bias is not None:
         _check_key_bias(cache.key_bias, key.shape)
     for number, bank in enumerate(cache.visual):
         _check_positions(f"visual.{number}.position", bank, cache)
-        _check_bank(f"visual.{number}", bank, cache)
+        _check_bank(f"visual.{number}", bank, cache, num_tokens)
     if cache.score_map is not None:
         cache.score_map.check_codes(cache.quant)
         cache.score_map.check_heads(num_layers=key.shape[0], num_kv_heads=key.shape[2])
@@ -110,7 +126,13 @@ def _check_positions(name: str, bank: VisualBank, cache: KVCache) -> None:
         raise ValueError(f"{name} must have the axes [B, V, {axes}], got {shown(position)}")
 
 
-def _check_filled(name: str, bank: TextBank | VisualBank, cache: KVCache, capacity: int) -> None:
+def _check_filled(
+    name: str,
+    bank: TextBank | VisualBank,
+    cache: KVCache,
+    num_tokens: Int32[Array, "B"],
+    capacity: int,
+) -> None:
     """Checks the lengths and the token numbers of a bank."""
     length, index, batch = bank.length, bank.index, cache.position.shape[0]
     if isinstance(bank, VisualBank) and is_shared(bank, batch):
@@ -126,12 +148,12 @@ def _check_filled(name: str, bank: TextBank | VisualBank, cache: KVCache, capaci
         return
     if index.shape != (batch, capacity):
         raise ValueError(f"{name}.index must be {[batch, capacity]}, got {shown(index)}")
-    late = filled(length, capacity) & (index >= cache.num_tokens[:, None])
+    late = filled(length, capacity) & (index >= num_tokens[:, None])
     if (late | (index < 0)).any():
         raise ValueError(f"{name}.index must be in [0, the number of tokens)")
 
 
-def _check_bank(name: str, bank: VisualBank, cache: KVCache) -> None:
+def _check_bank(name: str, bank: VisualBank, cache: KVCache, num_tokens: Int32[Array, "B"]) -> None:
     num_layers, batch, num_kv_heads, _, head_dim = cache.text.key.shape
     batch = 1 if is_shared(bank, batch) else batch
     for leaf in jax.tree.leaves((bank.key, bank.value, bank.class_map, cache.tables)):
@@ -150,7 +172,7 @@ def _check_bank(name: str, bank: VisualBank, cache: KVCache) -> None:
             f"{name} must have the axes {[batch, num_kv_heads, '*', head_dim]} of the text bank in "
             f"each layer, got keys {list(key.shape)} and values {list(value.shape)}"
         )
-    _check_filled(name, bank, cache, capacity)
+    _check_filled(name, bank, cache, num_tokens, capacity)
 
     def made(dtype: Any) -> VisualBank:
         x = jax.ShapeDtypeStruct(key.shape, dtype)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from vkq_jax.array_types import Array, Bool
 from vkq_jax.backend import Backend
+from vkq_jax.cross_pass import start_cross
 from vkq_jax.decode_pass import Decode, start_decode
 from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.layered_passes import LayeredDecode
@@ -33,6 +34,15 @@ def begin_decode(
             have no room. Inside jit the attention of such a sequence is NaN instead.
     """
     if isinstance(cache, LayeredCache):
-        parts = tuple(start_decode(part, valid, backend) for part in cache.parts)
-        return LayeredDecode(parts, cache.cells)
+        parts = tuple(start_decode(part, valid, backend) for part in cache.text_parts)
+        cross = None
+        if cache.cross:
+            cross = start_cross(
+                cache.parts[-1],
+                None,
+                num_tokens=cache.num_tokens,
+                tokens=parts[0].valid.shape[1],
+                backend=backend,
+            )
+        return LayeredDecode(parts, cross, cells=cache.cells)
     return start_decode(cache, valid, backend)

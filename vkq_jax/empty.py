@@ -1,5 +1,6 @@
 """An empty cache, from sizes and the name of a preset."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,9 +8,10 @@ from jax.typing import DTypeLike
 
 from vkq_jax.cache import KVCache
 from vkq_jax.config import KVQuantConfig
-from vkq_jax.layer_settings import LayerGroups, PerLayer
+from vkq_jax.layer_settings import Cells, LayerGroups, PerLayer, one_setting
 from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.presets import resolve
+from vkq_jax.validation import shown
 
 __all__ = ["empty_cache"]
 
@@ -24,6 +26,7 @@ def empty_cache(
     quant: str | KVQuantConfig | PerLayer | LayerGroups = "vkq-1bit",
     dtype: DTypeLike = jnp.bfloat16,
     keep_indices: bool = False,
+    cross_layers: Sequence[int] = (),
 ) -> AnyCache:
     """A cache without tokens, for `begin_prefill`.
 
@@ -36,10 +39,13 @@ def empty_cache(
             and `per_head`.
         dtype: of text keys and values, and of visual ones that are not coded.
         keep_indices: keep the number of each token, 4 bytes, which a sliding window needs.
+        cross_layers: numbers of the layers that are cross-attention to pictures: those hold all
+            visual tokens and no text, the others the reverse. See `PromptPictures`.
 
     Raises:
-        ValueError: a size below 1, an unknown preset, or settings of layers or heads that are
-            not there.
+        ValueError: a size below 1, an unknown preset, or layers, or settings of layers or heads,
+            that are not there.
+        NotImplementedError: settings of `per_layer` with cross-attention layers.
     """
     sizes: dict[str, Any] = {
         "num_layers": num_layers,
@@ -48,6 +54,20 @@ def empty_cache(
         "head_dim": head_dim,
         "cache_length": cache_length,
     }
+    if cross_layers:
+        quant = one_setting(quant, "a cache with cross-attention layers")
+        groups = _cross_groups(num_layers, cross_layers)
+        keeps = (keep_indices, True)  # which pictures a token sees goes by number
+        parts = tuple(
+            KVCache.init(
+                **sizes | {"num_layers": len(cells.layers), "cache_length": length},
+                quant=quant,
+                dtype=dtype,
+                keep_indices=keep,
+            )
+            for cells, length, keep in zip(groups, (cache_length, 1), keeps, strict=True)
+        )
+        return LayeredCache(parts, groups, cross=True)
     if isinstance(quant, PerLayer):
         quant = quant.settle(num_layers, num_kv_heads)
     if not isinstance(quant, LayerGroups):
@@ -65,3 +85,15 @@ def empty_cache(
             own_sizes["num_kv_heads"] = len(cells.heads[0])
         parts.append(KVCache.init(**own_sizes, quant=own, dtype=dtype, keep_indices=keep_indices))
     return LayeredCache(tuple(parts), tuple(cells for cells, _ in quant.groups))
+
+
+def _cross_groups(num_layers: int, cross_layers: Sequence[int]) -> tuple[Cells, Cells]:
+    """The layers that hold text, and the others."""
+    cross = tuple(sorted(set(cross_layers)))
+    others = tuple(n for n in range(num_layers) if n not in cross)
+    if len(cross) != len(cross_layers) or cross[0] < 0 or cross[-1] >= num_layers or not others:
+        raise ValueError(
+            f"cross_layers: expected some of the layers in [0, {num_layers}), each once, and not "
+            f"all, got {shown(list(cross_layers))}"
+        )
+    return Cells(others), Cells(cross)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from vkq_jax.array_types import Array, Float, Int32, Shaped
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.key_bias import KeyBias
 from vkq_jax.layer_settings import Cells
+from vkq_jax.validation import shown
 
 __all__ = [
     "Routes",
     "heads_at",
     "join_heads",
+    "place_in",
     "places_of",
     "routes",
     "take_bias",
@@ -35,6 +39,22 @@ def places_of(groups: tuple[Cells, ...], layer: int) -> tuple[tuple[int, int], .
         for number, cells in enumerate(groups)
         if layer in cells.layers
     )
+
+
+def place_in(cells: Cells, layer: Int32[Array, ""] | int) -> Int32[Array, ""] | int:
+    """The number in a group of one of its layers, which may be traced.
+
+    Raises:
+        ValueError: a layer that is not traced and not in the group.
+    """
+    if isinstance(layer, Tracer):
+        table = np.zeros(max(cells.layers) + 1, np.int32)
+        table[list(cells.layers)] = np.arange(len(cells.layers))
+        return jnp.asarray(table)[layer]
+    number = operator.index(layer)  # type: ignore[arg-type]
+    if number not in cells.layers:
+        raise ValueError(f"layer: expected one of {shown(list(cells.layers))}, got {number}")
+    return cells.layers.index(number)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from vkq_jax.head_groups import (
     take_heads,
     take_score_map,
 )
-from vkq_jax.layer_settings import Cells, LayerGroups, num_heads
+from vkq_jax.layer_settings import Cells, LayerGroups, Quant, num_heads
 from vkq_jax.pass_checks import static_layer
 from vkq_jax.pytree import frozen_pytree, static_field
 
@@ -44,20 +44,36 @@ __all__ = [
 
 @frozen_pytree
 class LayeredCache:
-    """The cache of a model whose layers or heads are coded in different ways.
+    """The cache of a model whose layers or heads are coded in different ways, or of two kinds.
 
     Attributes:
         parts: caches of the groups, each stacked over the layers of its group. Lengths, positions
             and numbers of tokens are the same in all; each has its own layers' and heads' text.
         cells: layers of the model that each group has, and which heads of them.
+        cross: the last group's are cross-attention layers. Its part holds visual banks and no text
+            (a text bank of one slot that stays empty), the others text alone; all have the same
+            settings.
     """
 
     parts: tuple[KVCache, ...]
     cells: tuple[Cells, ...] = static_field()
+    cross: bool = static_field(default=False)
 
     @property
-    def quant(self) -> LayerGroups:
-        """Settings of the groups."""
+    def text_parts(self) -> tuple[KVCache, ...]:
+        """The parts that hold text: all but that of cross-attention layers."""
+        return self.parts[:-1] if self.cross else self.parts
+
+    @property
+    def cross_layers(self) -> tuple[int, ...]:
+        """Numbers of the cross-attention layers."""
+        return self.cells[-1].layers if self.cross else ()
+
+    @property
+    def quant(self) -> Quant:
+        """Settings of the groups; plain ones in a model with cross-attention layers."""
+        if self.cross:
+            return self.parts[0].quant
         quants = (part.quant for part in self.parts)
         return LayerGroups(tuple(zip(self.cells, quants, strict=True)))
 
@@ -84,7 +100,7 @@ class LayeredCache:
     @property
     def visual_lengths(self) -> tuple[Int32[Array, "_"], ...]:
         """Visual tokens of each sequence in each bank."""
-        return self.parts[0].visual_lengths
+        return self.parts[-1].visual_lengths
 
     @property
     def position(self) -> Int32[Array, "B"]:

@@ -16,8 +16,10 @@ from jax.core import Tracer
 
 from vkq_jax import pass_checks as checks
 from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.cache import KVCache
+from vkq_jax.cross_pass import CrossPass
 from vkq_jax.decode_pass import Decode
-from vkq_jax.head_groups import heads_at, join_heads, places_of, routes, take_heads
+from vkq_jax.head_groups import heads_at, join_heads, place_in, places_of, routes, take_heads
 from vkq_jax.layer_settings import Cells
 from vkq_jax.layered import LayeredCache
 from vkq_jax.prefill_pass import Prefill
@@ -31,12 +33,14 @@ class _LayeredPass[P: (Prefill, Decode)]:
     """A pass of each group of layers and heads.
 
     Attributes:
-        parts: the passes of the groups, which have the same tokens.
+        parts: the passes of the groups that hold text, which have the same tokens.
+        cross: the pass of the cross-attention layers, if there are any.
         cells: see `LayeredCache`.
     """
 
     parts: tuple[P, ...]
-    cells: tuple[Cells, ...] = static_field()
+    cross: CrossPass | None = None
+    cells: tuple[Cells, ...] = static_field(kw_only=True)
 
     @property
     def positions(self) -> Int32[Array, "B T *axes"]:
@@ -56,7 +60,10 @@ class _LayeredPass[P: (Prefill, Decode)]:
     @property
     def unfinished(self) -> LayeredCache:
         """The cache with the text of the layers so far."""
-        return LayeredCache(tuple(part.unfinished for part in self.parts), self.cells)
+        return self._cache(
+            tuple(part.unfinished for part in self.parts),
+            () if self.cross is None else (self.cross.unfinished,),
+        )
 
     def attend[Own: _LayeredPass](
         self: Own,
@@ -71,14 +78,33 @@ class _LayeredPass[P: (Prefill, Decode)]:
         tokens, first = self.valid.shape[1], self.parts[0].unfinished
         checks.check_heads(query, key, value, first, tokens, count)
         number = checks.static_layer(layer, self.unfinished.num_layers)
-        if number is None:
+        if len(self.parts) == 1:
+            groups = ((0, place_in(self.cells[0], layer)),)
+        elif number is None:
             return self._attend_traced(layer, query, key, value, **options)  # type: ignore[arg-type]
+        else:
+            groups = places_of(self.cells, number)
         outputs, parts = [], list(self.parts)
-        for group, place in places_of(self.cells, number):
+        for group, place in groups:
             heads, own = self._own_heads(group, place, (query, key, value))
             output, parts[group] = self.parts[group].attend(place, *own, **options)
             outputs.append((heads, output))
         return join_heads(outputs, axis=2), dataclasses.replace(self, parts=tuple(parts))
+
+    def attend_cross[Own: _LayeredPass](
+        self: Own,
+        layer: Int32[Array, ""] | int,
+        query: Float[Array, "B T N H"],
+        key: Float[Array, "B V K H"] | None = None,
+        value: Float[Array, "B V K H"] | None = None,
+        **options: Any,
+    ) -> tuple[Float[Array, "B T N H"], Own]:
+        """One cross-attention layer of the model, by its number in it, see `CrossPass.attend`."""
+        if self.cross is None:
+            raise ValueError("attend_cross: the cache has no cross-attention layers")
+        place = place_in(self.cells[-1], layer)
+        output, cross = self.cross.attend(place, query, key, value, **options)
+        return output, dataclasses.replace(self, cross=cross)
 
     def _own_heads(
         self, group: int, place: Any, arrays: tuple[Array, ...]
@@ -96,11 +122,17 @@ class _LayeredPass[P: (Prefill, Decode)]:
     def finish(self) -> LayeredCache:
         """The cache with this pass's tokens in it, see `Prefill.finish` and `Decode.finish`."""
         done = np.ones(self.unfinished.num_layers, bool)
-        for part, cells in zip(self.parts, self.cells, strict=True):
+        for part, cells in zip(self.parts, self.cells, strict=False):
             if not isinstance(part.done, Tracer):
                 done[list(cells.layers)] &= np.asarray(part.done)
         checks.check_all_done(done)
-        return LayeredCache(tuple(part.finish() for part in self.parts), self.cells)
+        parts, cross = tuple(part.finish() for part in self.parts), ()
+        if self.cross is not None:
+            cross = (self.cross.finish(parts[0].position, self.valid),)
+        return self._cache(parts, cross)
+
+    def _cache(self, parts: tuple[KVCache, ...], cross: tuple[KVCache, ...]) -> LayeredCache:
+        return LayeredCache(parts + cross, self.cells, cross=bool(cross))
 
 
 @frozen_pytree

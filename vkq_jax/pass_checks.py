@@ -57,17 +57,21 @@ def check_heads(
     cache: KVCache,
     tokens: int,
     num_kv_heads: int | None = None,
+    *,
+    places: int | None = None,
 ) -> None:
     """Raises ValueError unless a layer's tensors are of these tokens and of the cache's heads.
 
-    `num_kv_heads` is for a cache that holds only some heads of its layers.
+    `num_kv_heads` is for a cache that holds only some heads of its layers. Keys and values of
+    pictures have `places` instead of the tokens of the queries.
     """
     _, batch, own_heads, _, head_dim = cache.text.key.shape
     num_kv_heads = num_kv_heads or own_heads
+    axis, size = ("T", tokens) if places is None else ("V", places)
     for name, x in (("key", key), ("value", value)):
-        if x.shape != (batch, tokens, num_kv_heads, head_dim):
+        if x.shape != (batch, size, num_kv_heads, head_dim):
             raise ValueError(
-                f"{name} must be [B, T, K, H] = {[batch, tokens, num_kv_heads, head_dim]} for "
+                f"{name} must be [B, {axis}, K, H] = {[batch, size, num_kv_heads, head_dim]} for "
                 f"this cache, got {shown(x)}"
             )
     shape = query.shape

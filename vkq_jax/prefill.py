@@ -11,6 +11,7 @@ from __future__ import annotations
 from vkq_jax.array_types import Array, Bool, Int32
 from vkq_jax.backend import Backend
 from vkq_jax.cache import KVCache
+from vkq_jax.cross_pass import PromptPictures, start_cross
 from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.layered_passes import LayeredPrefill
 from vkq_jax.prefill_pass import Prefill, start_prefill
@@ -28,6 +29,7 @@ def begin_prefill(
     advance: Int32[Array, "B"] | None = None,
     first_turn: bool = False,
     keep_positions: bool = False,
+    pictures: PromptPictures | None = None,
     backend: Backend = Backend(),
 ) -> Prefill | LayeredPrefill:
     """Begins a prompt of B sequences and T tokens behind what the cache holds.
@@ -44,6 +46,8 @@ def begin_prefill(
         first_turn: the cache is empty, so that nothing of it is read. Only for speed.
         keep_positions: keep the visual tokens' RoPE positions; they are where the cache has a
             `key_bias`, which needs them.
+        pictures: for a cache with cross-attention layers, what those attend to besides the
+            pictures of earlier turns.
         backend: what attends and codes; `pallas_kernels.Backend()` on a GPU.
 
     Raises:
@@ -51,6 +55,8 @@ def begin_prefill(
             lengths are known, a prompt that has no room or a cache that is not empty. Inside jit
             the attention of such a sequence is NaN instead.
     """
+    if pictures is not None and not (isinstance(cache, LayeredCache) and cache.cross):
+        raise ValueError("pictures: this cache has no cross-attention layers: mark visual tokens")
 
     def begin(part: KVCache) -> Prefill:
         return start_prefill(
@@ -66,5 +72,14 @@ def begin_prefill(
         )
 
     if isinstance(cache, LayeredCache):
-        return LayeredPrefill(tuple(map(begin, cache.parts)), cache.cells)
+        parts, cross = tuple(map(begin, cache.text_parts)), None
+        if cache.cross:
+            cross = start_cross(
+                cache.parts[-1],
+                pictures,
+                num_tokens=cache.num_tokens,
+                tokens=visual.shape[1],
+                backend=backend,
+            )
+        return LayeredPrefill(parts, cross, cells=cache.cells)
     return begin(cache)

@@ -8,10 +8,8 @@ no more than one layer's full-precision visual cache ever exists.
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -21,7 +19,8 @@ from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention import attend_dense, merge
 from vkq_jax.backend import Backend
 from vkq_jax.cache import KVCache, VisualBank
-from vkq_jax.pytree import frozen_pytree, static_field, take_layer
+from vkq_jax.coding import Coded, code_layer, coding_room, put_coded
+from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.visibility import Starts
 from vkq_jax.visual import left_pack
 
@@ -51,7 +50,7 @@ class Prefill:
     valid: Bool[Array, "B T"]
     visual: Bool[Array, "B T"]
     unfinished: KVCache
-    coded: tuple[Any, Any, Any] | None
+    coded: Coded | None
     index: Int32[Array, "B V"]
     taken: Bool[Array, "B V"]
     advance: Int32[Array, "B"]
@@ -123,7 +122,7 @@ class Prefill:
         starts: Starts | None = None,
         logits_scale: float | None = None,
         logits_soft_cap: float | None = None,
-    ) -> tuple[Float[Array, "B T N H"], Int32[Array, "B"], tuple[Any, Any, Any] | None]:
+    ) -> tuple[Float[Array, "B T N H"], Int32[Array, "B"], Coded | None]:
         """Attention of `attend`, calibrations that it left out, and the layer's codes."""
         cache = self.unfinished
         checks.check_heads(query, key, value, cache, self.valid.shape[1])
@@ -144,12 +143,9 @@ class Prefill:
             return output, skipped, None
         if cache.key_bias is not None:
             key = cache.key_bias.of_layer(layer).taken_out(key, self.positions)
-        bank = self.backend.quantize(
-            key, value, self.index, self.taken, cache.quant, take_layer(cache.tables, layer)
+        output, coded = code_layer(
+            self.backend, cache, layer, key, value, self.index, self.taken, output
         )
-        # Codes first, then the next layer: or XLA may put off coding and keep the values.
-        coded = (bank.key, bank.value, bank.class_map)
-        output, coded = jax.lax.optimization_barrier((output, coded))
         return output, skipped, coded
 
     def written(
@@ -158,7 +154,7 @@ class Prefill:
         number: int | None,
         key: Float[Array, "B T K H"],
         value: Float[Array, "B T K H"],
-        coded: tuple[Any, Any, Any] | None,
+        coded: Coded | None,
         skipped: Int32[Array, "B"],
         *,
         own: Bool[Array, ""] | None = None,
@@ -168,15 +164,10 @@ class Prefill:
         text = self.unfinished.text.write(layer, key, value, checks.if_own(valid, own))
         done = checks.mark_done(self.done, layer, number, own)
 
-        def put(stack, x):
-            if own is not None:
-                x = jnp.where(own, x, take_layer(stack, layer))
-            return jax.lax.dynamic_update_index_in_dim(stack, x.astype(stack.dtype), layer, 0)
-
         return dataclasses.replace(
             self,
             unfinished=dataclasses.replace(self.unfinished, text=text),
-            coded=jax.tree.map(put, self.coded, coded),
+            coded=put_coded(self.coded, layer, coded, own),
             skipped=self.skipped + skipped,
             done=done,
         )
@@ -271,7 +262,7 @@ def start_prefill(
         valid,
         visual,
         cache,
-        _room(cache, index, taken, tokens, backend) if num_visual else None,
+        coding_room(backend, cache, index, taken, tokens) if num_visual else None,
         index,
         taken,
         advance,
@@ -281,23 +272,4 @@ def start_prefill(
         first_turn=first_turn,
         keep_positions=keep_positions or cache.key_bias is not None,
         backend=backend,
-    )
-
-
-def _room(
-    cache: KVCache,
-    index: Int32[Array, "B V"],
-    taken: Bool[Array, "B V"],
-    tokens: int,
-    backend: Backend,
-) -> tuple[Any, Any, Any]:
-    """Zeros of the shape of what coding makes of all layers."""
-    num_layers, batch, num_kv_heads, _, head_dim = cache.text.key.shape
-    x = jax.ShapeDtypeStruct((batch, tokens, num_kv_heads, head_dim), cache.text.key.dtype)
-    code = partial(backend.quantize, quant=cache.quant)
-    tables = jax.eval_shape(lambda: take_layer(cache.tables, 0))
-    bank = jax.eval_shape(code, x, x, index, taken, tables=tables)
-    return jax.tree.map(
-        lambda leaf: jnp.zeros((num_layers, *leaf.shape), leaf.dtype),
-        (bank.key, bank.value, bank.class_map),
     )

@@ -67,6 +67,7 @@ def calibrate_codes(
     Raises:
         ValueError: an unknown preset, no prompts, or a prompt without an image.
     """
+    model.config.text.check_one_stack("calibration")
     names = list(calibrated_presets) if presets is None else list(presets)
     for name in names:
         if name not in calibrated_presets:

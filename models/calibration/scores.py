@@ -62,6 +62,7 @@ def calibrate_scores(
             to calibrate with, or none that a query sees.
     """
     checks.check_type("model", model, Model, hint="models.load")
+    model.config.text.check_one_stack("calibration")
     settings = resolve(quant)
     if settings.calibration is None:
         raise ValueError(f"there is no score calibration in quant={quant!r}")

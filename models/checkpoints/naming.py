@@ -17,7 +17,7 @@ from models.checkpoints.weights import Layout, Size, Source
 
 __all__ = ["WeightNames"]
 
-_STACKS = frozenset({"layers"})
+_STACKS = frozenset({"layers", "cross_layers"})
 """Modules that hold a stack of equal blocks."""
 
 
@@ -36,6 +36,8 @@ class WeightNames:
         sizes: where the files show the sizes that config.json states.
         is_unused: tells canonical names that rightly lie in the files and that the model does not
             use.
+        numbers: the layers' numbers in the files, by the canonical name of their stack
+            ("text.layers"), where those are not 0, 1, 2 ...
         special: sources of parameters that the general rule does not describe, by canonical name.
         alternatives: other sources for some of them, for files that store them so.
     """
@@ -44,6 +46,7 @@ class WeightNames:
     published: tuple[tuple[str, str], ...]
     sizes: tuple[Size, ...] = ()
     is_unused: Callable[[str], bool] = _nothing
+    numbers: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     special: Mapping[str, Source] = dataclasses.field(default_factory=dict)
     alternatives: tuple[Mapping[str, Source], ...] = ()
 
@@ -79,7 +82,8 @@ class WeightNames:
         """
         layout = Layout.TRANSPOSED if path[-1] == "kernel" else Layout.SAME
         name = _joined(path)
-        return self.special.get(name, Source(name, layout))
+        numbers = self.numbers.get(name.partition(".{}")[0])
+        return self.special.get(name, Source(name, layout, numbers=numbers))
 
 
 def _joined(path: tuple[Any, ...]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -69,6 +69,7 @@ class Source:
         kernel: of a convolution: channels and the extents that a patch has.
         leading: axes of length 1 that the stored tensor has before those of the parameter.
         rows: where several parameters share a stored tensor: which of its rows are this one.
+        numbers: the layers' numbers in the files, where those are not 0, 1, 2 ...
     """
 
     name: str
@@ -76,6 +77,7 @@ class Source:
     kernel: tuple[int, ...] = ()
     leading: int = 0
     rows: Rows | None = None
+    numbers: tuple[int, ...] | None = None
 
     @property
     def stacked(self) -> int:
@@ -85,9 +87,11 @@ class Source:
     def names(self, parameter: Any, own: Index | None = None) -> list[str]:
         """The names of the stored tensors, layer by layer; of a part of the parameter: its own."""
         stacks = parameter.shape[: self.stacked]
-        ranges = map(range, stacks) if own is None else (range(s.start, s.stop) for s in own)
-        numbers = itertools.product(*itertools.islice(ranges, self.stacked))
-        return [self.name.format(*number) for number in numbers]
+        slices = [slice(0, size) for size in stacks] if own is None else own[: self.stacked]
+        places: list[Sequence[int]] = [range(s.start, s.stop) for s in slices]
+        if self.numbers is not None:
+            places[0] = [self.numbers[place] for place in places[0]]
+        return [self.name.format(*number) for number in itertools.product(*places)]
 
     def parts(self, parameter: np.ndarray) -> np.ndarray:
         """The parameter's parts of one stored tensor each, in the order of `names`."""

@@ -18,7 +18,8 @@ from models.layers.attention import Attend
 from models.layers.linear import Maker
 from models.sharding.placing import place
 from models.text.config import TextConfig
-from vkq_jax.array_types import Array, Float, Int32
+from models.text.cross_attention import CrossReading, read_pictures
+from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.pytree import frozen_pytree
 
 if TYPE_CHECKING:
@@ -63,10 +64,27 @@ class Embedded:
     Attributes:
         hidden: embeddings, visual tokens those of the pictures.
         additions: what is added behind the first A layers (deepstack), if anything.
+        pictures: what cross-attention layers read, if anything, see `PicturePlaces`.
     """
 
     hidden: Float[Array, "B T hidden_size"]
     additions: Float[Array, "A B T hidden_size"] | None = None
+    pictures: Float[Array, "B V hidden_size"] | None = None
+
+
+@frozen_pytree
+class PicturePlaces:
+    """Where a batch's pictures lie in cross-attention layers: V places for each sequence.
+
+    Attributes:
+        row: of `image_features`, of each place.
+        picture: number of its picture in the sequence; -1 where a place is empty.
+        kept: places that later tokens see; the others are seen by tokens before all pictures.
+    """
+
+    row: Int32[Array, "B V"]
+    picture: Int32[Array, "B V"]
+    kept: Bool[Array, "B V"]
 
 
 class MultimodalModel(nnx.Module):
@@ -95,8 +113,20 @@ class MultimodalModel(nnx.Module):
         """Runs whole prompts through the decoder; see `TextDecoder.__call__`."""
         embedded = self.embed_inputs(inputs)
         return self.text(
-            embedded.hidden, inputs.positions, attend, carry, additions=embedded.additions
+            embedded.hidden,
+            inputs.positions,
+            attend,
+            carry,
+            additions=embedded.additions,
+            pictures=self.read_pictures(inputs, embedded),
         )
+
+    def read_pictures(self, inputs: Inputs, embedded: Embedded) -> CrossReading | None:
+        """What cross-attention layers read of whole prompts without a cache."""
+        pictures = inputs.prompt_pictures()
+        if pictures is None or embedded.pictures is None:
+            return None
+        return read_pictures(pictures, embedded.pictures, self.config.text.logits_scale)
 
     def embed_inputs(self, inputs: Inputs) -> Embedded:
         """Embeddings of a prompt: text from the table, visual tokens from the pictures.
@@ -123,12 +153,14 @@ class VisualInputs:
         positions: RoPE positions [B, T] or [B, T, 3]; None: those of plain text.
         attention_group: tokens of the same number, 0 or more, see each other whatever their order,
             [B, T]; None: all is causal.
+        places: where pictures lie in cross-attention layers; None without such layers or pictures.
     """
 
     pixel_values: np.ndarray | None = None
     layout: Any = None
     positions: Int32[np.ndarray, "B T *axes"] | None = None
     attention_group: Int32[np.ndarray, "B T"] | None = None
+    places: PicturePlaces | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ _MODULES = {
     "llava_next_video": "models.families.llava_next_video.family",
     "llava_onevision": "models.families.llava_onevision.family",
     "mistral3": "models.families.mistral3.family",
+    "mllama": "models.families.mllama.family",
     "paligemma": "models.families.paligemma.family",
     "qwen2_vl": "models.families.qwen_vl.family",
     "qwen2_5_vl": "models.families.qwen_vl.family",

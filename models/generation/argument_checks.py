@@ -116,6 +116,12 @@ def check_cache(model: Model, inputs: Inputs, cache: Any) -> None:
             f"cache: it is not one of this model: it has {cache.num_layers} layers, the model has "
             f"{layers}"
         )
+    found = cache.cross_layers if isinstance(cache, LayeredCache) else ()
+    if found != model.config.text.cross_layers:
+        raise ValueError(
+            "cache: it is not one of this model: it has pictures in the cross-attention layers "
+            f"{_numbers(found)}, the model in {_numbers(model.config.text.cross_layers)}"
+        )
     if cache.position.shape[0] not in (1, batch):
         raise ValueError(
             f"cache: it holds {cache.position.shape[0]} sequences, inputs {batch}; "
@@ -160,6 +166,10 @@ def settle_sampling(model: Model, sampling: Sampling, key: jax.Array | None) -> 
         stacklevel=4,
     )
     return dataclasses.replace(settled, temperature=0.0)
+
+
+def _numbers(layers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, layers)) or "none"
 
 
 def _sizes(shape: tuple[int, ...]) -> dict[str, int]:

@@ -16,9 +16,9 @@ class ModelBackend(pallas_kernels.Backend):
     def attend_prompt(
         self,
         query: Float[Array, "B T N H"],
-        key: Float[Array, "B T K H"],
-        value: Float[Array, "B T K H"],
-        mask: Bool[Array, "B T T"],
+        key: Float[Array, "B S K H"],
+        value: Float[Array, "B S K H"],
+        mask: Bool[Array, "B T S"],
         *,
         logits_scale: float | None,
         logits_soft_cap: float | None,

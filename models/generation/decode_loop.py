@@ -235,7 +235,8 @@ def observed_step(
         return output, step, observe(query, step.unfinished, layer, starts)
 
     embedded = module.text.embed(token[:, None])
-    hidden, step, seen = module.text(embedded, step.positions, attend, step)
+    pictures = passes.read_pictures(step, None, model.config.text.logits_scale)
+    hidden, step, seen = module.text(embedded, step.positions, attend, step, pictures=pictures)
     cache = place_cache(model.mesh, step.finish())
     return place_logits(model.mesh, module.text.logits(hidden)[:, 0]), cache, seen
 

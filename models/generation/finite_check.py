@@ -120,7 +120,13 @@ def _text_flags(model: Model, inputs: Inputs) -> tuple[Array, Array, Array]:
     )
     embedded = module.embed_inputs(inputs)
     last, _, _, layers = module.text.run(
-        embedded.hidden, inputs.positions, attend, None, finite, additions=embedded.additions
+        embedded.hidden,
+        inputs.positions,
+        attend,
+        None,
+        finite,
+        additions=embedded.additions,
+        pictures=module.read_pictures(inputs, embedded),
     )
     return finite(embedded.hidden), layers, finite(module.text.logits(module.text.norm(last)))
 

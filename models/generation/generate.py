@@ -263,7 +263,7 @@ def _begin(
         score_map=place_shared(model.mesh, score_map),
         tables=place_shared(model.mesh, own_tables),
     )
-    if quantize_at == "prompt" or not inputs.prompt_shape.visual:
+    if quantize_at == "prompt" or not inputs.prompt_shape.has_pictures:
         logits, filled = run(model, inputs, cache)
     else:
         images, question = split_after_images(inputs)
@@ -336,7 +336,8 @@ def _longest(cache: AnyCache | None) -> int:
     """Tokens of the longest sequence of a cache; 0 where they are traced, and none are known."""
     if cache is None or isinstance(cache.text_length, Tracer):
         return 0
-    lengths = map(to_host, (*cache.visual_lengths, cache.text_length))
+    first = cache.parts[0]  # visual tokens of cross-attention layers are none of the sequence
+    lengths = map(to_host, (*first.visual_lengths, first.text_length))
     return int(sum(lengths, np.int32(0)).max())
 
 

@@ -96,15 +96,17 @@ def run_prompt(
     cache = place_cache(
         model.mesh, _with_offline_parts(cache, score_map, tables, text_config.num_key_value_heads)
     )
+    pictures, visual = inputs.prompt_pictures(), inputs.visual_mask
     reading = begin_prefill(
         cache,
-        inputs.visual_mask,
+        jnp.zeros_like(visual) if text_config.cross_layers else visual,
         valid=inputs.mask,
         num_visual=inputs.prompt_shape.visual,
         positions=inputs.positions,
         advance=inputs.next_position,
         first_turn=past is None,
         keep_positions=has_key_bias(text_config),
+        pictures=pictures,
         backend=ModelBackend(implementation),
     )
     mask_of = prompt_masks(text_config, inputs)
@@ -127,7 +129,12 @@ def run_prompt(
 
     embedded = module.embed_inputs(inputs)
     hidden, reading, _ = module.text(
-        embedded.hidden, reading.positions, attend, reading, additions=embedded.additions
+        embedded.hidden,
+        reading.positions,
+        attend,
+        reading,
+        additions=embedded.additions,
+        pictures=passes.read_pictures(reading, embedded.pictures, text_config.logits_scale),
     )
     return hidden, place_cache(model.mesh, reading.finish())
 
@@ -164,6 +171,7 @@ def new_cache(model: Model, batch: int, *, quant: Quant, cache_length: int) -> A
         quant=quant,
         dtype=module.dtype,
         keep_indices=text.sliding_window is not None,
+        cross_layers=text.cross_layers,
     )
 
     def with_bias(part: KVCache, cells: Cells) -> KVCache:

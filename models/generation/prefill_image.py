@@ -9,7 +9,7 @@ from models.calibration.attached import settle_codes
 from models.families.registry import family_of
 from models.generation import argument_checks as checks
 from models.generation.prefill import prefill
-from models.inputs.batch import Inputs, PromptShape
+from models.inputs.batch import Inputs
 from models.inputs.padding import pad_to_buckets, text_bucket
 from models.inputs.split import split_after_images
 from models.model import Model
@@ -64,7 +64,7 @@ def prefill_image(
     checks.check_quantize_at(model, "image")
     pallas_kernels.choose_implementation(implementation)
     settings, own_tables = settle_codes(model, quant, tables, None)
-    if not inputs.prompt_shape.visual:
+    if not inputs.prompt_shape.has_pictures:
         raise ValueError("inputs: expected a prompt with a picture, got one without")
     if bucketing:
         inputs = in_buckets(model, inputs)
@@ -92,7 +92,7 @@ def prefill_part(
     model: Model, inputs: Inputs, cache: AnyCache | None, **options: Any
 ) -> tuple[Array, AnyCache]:
     """`prefill`, with the static counts that it does not read left out: JAX compiles for each."""
-    shape = PromptShape(inputs.prompt_shape.visual, 0, 0, 0)
+    shape = dataclasses.replace(inputs.prompt_shape, text=0, prefix=0, suffix=0)
     return prefill(
         model, dataclasses.replace(inputs, prompt_shape=shape, bos_token_id=None), cache, **options
     )

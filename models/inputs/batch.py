@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.checkpoints.foreign_errors import named
-from models.families.base import ModelConfig
+from models.families.base import ModelConfig, PicturePlaces
 from models.families.registry import family_of
 from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.cross_pass import PromptPictures
 from vkq_jax.pytree import frozen_pytree, static_field
+from vkq_jax.visual import left_pack
 
 __all__ = ["Inputs", "PromptShape", "to_numpy"]
 
@@ -26,12 +28,20 @@ class PromptShape:
     Attributes:
         visual: visual tokens. text: other tokens.
         prefix: tokens up to and including the last visual token. suffix: tokens after it.
+        cross: visual tokens in cross-attention layers, which are no tokens of a prompt; there a
+            picture's one token counts as text, and as the visual token of prefix and suffix.
     """
 
     visual: int
     text: int
     prefix: int
     suffix: int
+    cross: int = 0
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether any prompt has a picture."""
+        return bool(self.visual or self.cross)
 
 
 @frozen_pytree
@@ -41,7 +51,8 @@ class Inputs:
     Attributes:
         input_ids: tokens, one image token for each visual token.
         mask: False where a position is padding, at either side.
-        visual_mask: True at visual tokens.
+        visual_mask: True at visual tokens; in models with cross-attention layers, at the one token
+            of each picture.
         positions: what RoPE turns by, from 0 at each prompt's first token; three axes (time, row,
             column) in families with M-RoPE.
         pixel_values: all pictures of the batch in the order of their tokens, of the family's own
@@ -49,6 +60,7 @@ class Inputs:
         vision_layout: what else the family's vision tower has to know of the pictures, a pytree.
         attention_group: tokens of one number, 0 or more, see each other whatever their order; None:
             every token sees itself and those before it.
+        places: where pictures lie in cross-attention layers; None without such layers or pictures.
         prompt_shape: counts that jit needs as constants; upper bounds after `continuing`.
         bos_token_id: the token that starts a conversation; None where every token is to stay.
     """
@@ -60,6 +72,7 @@ class Inputs:
     pixel_values: Float[Array, "*pictures"] | None = None
     vision_layout: Any = None
     attention_group: Int32[Array, "B T"] | None = None
+    places: PicturePlaces | None = None
     prompt_shape: PromptShape = static_field(kw_only=True)
     bos_token_id: int | None = static_field(kw_only=True, default=None)
 
@@ -89,6 +102,29 @@ class Inputs:
         row = (jnp.cumsum(visual.ravel()) - 1).reshape(visual.shape)
         placed = jnp.take(features, row, axis=0, mode="clip").astype(text.dtype)
         return jnp.where(visual[..., None], placed, text)
+
+    def prompt_pictures(self) -> PromptPictures | None:
+        """What each token sees in cross-attention layers, if these prompts have pictures.
+
+        A token sees the last picture up to its own; pictures whose tokens follow each other
+        directly are seen together. Tokens before all pictures see every place, as in transformers.
+        """
+        places = self.places
+        if places is None:
+            return None
+        token = self.visual_mask & self.mask
+        starts = token & ~jnp.pad(token, ((0, 0), (1, 0)))[:, :-1]
+        index = jnp.where(starts, self.index, -1)
+        shown = jax.lax.cummax(index, axis=1)
+        # The token of each picture tells what is shown with it.
+        of_picture, _ = left_pack(token, token.shape[1])
+        numbers = jnp.take_along_axis(shown, of_picture, axis=1)
+        number = jnp.take_along_axis(numbers, jnp.maximum(places.picture, 0), axis=1)
+        begun = jnp.cumsum(token, axis=1, dtype=jnp.int32)[:, :, None] > places.picture[:, None]
+        seen = begun & (shown[:, :, None] == number[:, None]) & places.kept[:, None]
+        everything = jnp.broadcast_to((places.picture >= 0)[:, None], seen.shape)
+        mask = jnp.where((shown < 0)[:, :, None], everything, seen)
+        return PromptPictures(places.kept, number, shown, mask, num_kept=self.prompt_shape.cross)
 
     def map_tokens(self, function: Callable[[Array], Array]) -> Inputs:
         """Every array [B, T, ...] changed alike."""
@@ -222,7 +258,8 @@ class Inputs:
             pixel_values=None if pixels is None else put(pixels),
             vision_layout=jax.tree.map(put, pictures.layout),
             attention_group=None if group is None else put(np.asarray(group, np.int32)),
-            prompt_shape=_prompt_shape(visual, mask),
+            places=jax.tree.map(put, pictures.places),
+            prompt_shape=_prompt_shape(config, visual, mask, pictures.places),
             bos_token_id=bos_token_id,
         )
 
@@ -273,12 +310,16 @@ def _check_mask(attention_mask: Any, shape: tuple[int, ...]) -> np.ndarray:
     return mask
 
 
-def _prompt_shape(visual: np.ndarray, mask: np.ndarray) -> PromptShape:
+def _prompt_shape(
+    config: ModelConfig, visual: np.ndarray, mask: np.ndarray, places: PicturePlaces | None
+) -> PromptShape:
     # Counting visual tokens from the right tells which positions have none behind them.
     behind = np.cumsum(visual[:, ::-1], axis=-1)[:, ::-1] > 0
+    coded = visual & (not config.text.cross_layers)
     return PromptShape(
-        visual=int(visual.sum(-1).max()),
-        text=int((mask & ~visual).sum(-1).max()),
+        visual=int(coded.sum(-1).max()),
+        text=int((mask & ~coded).sum(-1).max()),
         prefix=int((mask & behind).sum(-1).max()),
         suffix=int((mask & ~behind).sum(-1).max()),
+        cross=0 if places is None else int(places.kept.sum(-1).max()),
     )

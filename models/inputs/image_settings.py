@@ -12,6 +12,7 @@ __all__ = [
     "check_area_settings",
     "check_image_settings",
     "check_longest_edge",
+    "check_max_tiles",
     "check_resized",
     "check_tile_counts",
     "check_tile_size",
@@ -149,6 +150,18 @@ def check_tile_size(image_processor: Any) -> int:
         few = (-(-max(size.values()) // side)) ** 2 <= MOST_TILES
         _check("size", size, few, f"at most {MOST_TILES} tiles of {side} x {side} pixels")
     return side
+
+
+def check_max_tiles(image_processor: Any, side: int, tiles: int) -> None:
+    """Checks that pictures are cut into at most `tiles` squares of `side` pixels.
+
+    Raises:
+        ValueError: another number or size, named.
+    """
+    size, most = _sizes(image_processor.size), image_processor.max_image_tiles
+    squares = size == {"height": side, "width": side}
+    _check("size", size, squares, f"height and width {side}, as in the vision tower")
+    _check("max_image_tiles", most, most == tiles, f"{tiles}, as in the vision tower")
 
 
 def check_resized(image_processor: Any, picture: Image.Image) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from models.inputs.batch import Inputs, PromptShape
+from models.inputs.batch import Inputs
 from models.inputs.pixels import bucket
 from models.messages import show
 
@@ -33,8 +33,8 @@ def pad_to_multiple(inputs: Inputs, multiple: int = 32) -> Inputs:
     shape = inputs.prompt_shape
     return dataclasses.replace(
         _pad(inputs, round_up(inputs.input_ids.shape[1])),
-        prompt_shape=PromptShape(
-            visual=shape.visual,
+        prompt_shape=dataclasses.replace(
+            shape,
             text=round_up(shape.text),
             prefix=round_up(shape.prefix),
             suffix=round_up(shape.suffix),
@@ -63,7 +63,8 @@ def pad_to_buckets(inputs: Inputs, *, visual: bool = False) -> Inputs:
     tokens = bucket(shape.visual) if visual and shape.visual else shape.visual
     return dataclasses.replace(
         _pad(inputs, tokens + text_bucket(inputs.input_ids.shape[1] - shape.visual)),
-        prompt_shape=PromptShape(
+        prompt_shape=dataclasses.replace(
+            shape,
             visual=tokens,
             text=text_bucket(shape.text),
             prefix=tokens + text_bucket(shape.prefix - shape.visual),

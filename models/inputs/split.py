@@ -26,7 +26,8 @@ def split_after_images(inputs: Inputs) -> tuple[Inputs, Inputs]:
     start = before.next_position.reshape(-1, *(1,) * (rest.positions.ndim - 1))
     return (
         dataclasses.replace(
-            before, prompt_shape=PromptShape(shape.visual, shape.text, shape.prefix, suffix=0)
+            before,
+            prompt_shape=dataclasses.replace(shape, suffix=0),
         ),
         dataclasses.replace(
             rest,
@@ -34,6 +35,7 @@ def split_after_images(inputs: Inputs) -> tuple[Inputs, Inputs]:
             pixel_values=None,
             vision_layout=None,
             attention_group=None,
+            places=None,
             prompt_shape=PromptShape(0, shape.suffix, 0, shape.suffix),
         ),
     )

@@ -1,6 +1,8 @@
 """Stacks of equal blocks: made, run one after another, their parameters together or apart."""
 
-from collections.abc import Callable
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,9 +10,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vkq_jax.array_types import Array
-from vkq_jax.pytree import frozen_pytree
+from vkq_jax.pytree import frozen_pytree, take_layer
 
-__all__ = ["UnstackedParam", "restack_layers", "scan_layers", "stack_layers", "unstack_layers"]
+__all__ = [
+    "UnstackedParam",
+    "restack_layers",
+    "scan_kinds",
+    "scan_layers",
+    "stack_layers",
+    "unstack_layers",
+]
 
 
 def stack_layers[M: nnx.Module](
@@ -72,30 +81,143 @@ def scan_layers[C](
     Returns:
         The last carry, and the outputs stacked along a leading axis L.
     """
-    graphdef, params = nnx.split(layers)
+    return scan_kinds((layers,), (0,) * num_layers, (step,), carry, remat=remat, unroll=unroll)
 
-    def body(carry: C, item: tuple[Array | int, Any]) -> tuple[C, Any]:
-        layer, block_params = item
-        return step(nnx.merge(graphdef, block_params), layer, carry)
 
-    if remat:
+def scan_kinds[C](
+    stacks: Sequence[nnx.Module],
+    kinds: Sequence[int | None],
+    steps: Sequence[Callable[[Any, Any, C], tuple[C, Any]]],
+    carry: C,
+    *,
+    remat: bool = False,
+    unroll: bool = False,
+) -> tuple[C, Any]:
+    """`scan_layers` of several kinds of layers, each compiled a few times whatever their number.
+
+    A pattern of kinds that repeats is a loop over its repetitions, in which equal layers that
+    follow each other are a loop.
+
+    Args:
+        stacks: of each kind, what `stack_layers` made.
+        kinds: of each layer, the number of its stack, whose blocks are in the order of the layers;
+            None for a layer that is left out, as are all of its kind.
+        steps: of each kind. Outputs of all have the same structure, shapes and dtypes.
+        carry, remat, unroll: see `scan_layers`.
+
+    Returns:
+        The last carry, and the outputs stacked along a leading axis, of the layers that ran.
+    """
+    split = [nnx.split(stack) for stack in stacks]
+
+    def body_of(kind: int) -> Callable[[C, tuple[Any, Any]], tuple[C, Any]]:
+        def body(carry: C, item: tuple[Any, Any]) -> tuple[C, Any]:
+            layer, params = item
+            return steps[kind](nnx.merge(split[kind][0], params), layer, carry)
+
         # Inside a scan nothing can be merged across iterations, so the barrier only costs time.
-        body = jax.checkpoint(body, prevent_cse=False)
-    numbers = jnp.arange(num_layers, dtype=jnp.int32)
-    apart = any(map(_is_unstacked, jax.tree.leaves(params, is_leaf=_is_unstacked)))
-    if not apart and not unroll:
-        return jax.lax.scan(body, carry, (numbers, params))
+        return jax.checkpoint(body, prevent_cse=False) if remat else body
 
+    bodies = [body_of(kind) for kind in range(len(stacks))]
+    params = [params for _, params in split]
+    layers = _places(kinds)
+    apart = any(map(_is_unstacked, jax.tree.leaves(params, is_leaf=_is_unstacked)))
+    if apart or unroll:
+        return _one_by_one(bodies, params, layers, carry)
+    if len({kind for kind, _, _ in layers}) == 1:
+        # The stack as the loop's own input: its gradient is made layer by layer.
+        numbers = jnp.asarray([number for _, number, _ in layers], jnp.int32)
+        kind = layers[0][0]
+        return jax.lax.scan(bodies[kind], carry, (numbers, params[kind]))
+
+    def run(carry: C, kind: int, numbers: Array, places: Array) -> tuple[C, Any]:
+        """Layers of one kind, at these places of its stack."""
+
+        def body(carry: C, item: tuple[Array, Array]) -> tuple[C, Any]:
+            number, place = item
+            return bodies[kind](carry, (number, take_layer(params[kind], place)))
+
+        return jax.lax.scan(body, carry, (numbers, places))
+
+    outputs = []
+    for first, period, repeats in _repetitions([kind for kind, _, _ in layers]):
+        block = layers[first : first + period * repeats]
+        # Of layer j of repetition i: its number, and its place in the stack.
+        table = jnp.asarray([each[1:] for each in block], jnp.int32).reshape(repeats, period, 2)
+        runs = _runs([kind for kind, _, _ in block[:period]])
+
+        def repetition(carry: C, own: Array, runs: Any = runs) -> tuple[C, Any]:
+            outputs = []
+            for kind, part in runs:
+                carry, output = run(carry, kind, own[part, 0], own[part, 1])
+                outputs.append(output)
+            return carry, _joined(outputs)
+
+        carry, output = jax.lax.scan(repetition, carry, table)
+        outputs.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), output))
+    return carry, _joined(outputs)
+
+
+def _one_by_one[C](
+    bodies: Sequence[Callable[[C, tuple[Any, Any]], tuple[C, Any]]],
+    params: Sequence[Any],
+    layers: Sequence[tuple[int, int, int]],
+    carry: C,
+) -> tuple[C, Any]:
+    """Each layer compiled by itself."""
     outputs = None
-    for i in range(num_layers):
+    for i, (kind, number, place) in enumerate(layers):
         block_params = jax.tree.map(
-            lambda x, i=i: x.layers[i] if _is_unstacked(x) else x[i], params, is_leaf=_is_unstacked
+            lambda x, place=place: x.layers[place] if _is_unstacked(x) else x[place],
+            params[kind],
+            is_leaf=_is_unstacked,
         )
-        carry, output = body(carry, (i, block_params))
+        carry, output = bodies[kind](carry, (number, block_params))
         if outputs is None:  # written layer by layer: no second copy of all of them
-            outputs = jax.tree.map(lambda x: jnp.zeros((num_layers, *x.shape), x.dtype), output)
+            outputs = jax.tree.map(lambda x: jnp.zeros((len(layers), *x.shape), x.dtype), output)
         outputs = jax.tree.map(lambda all, x, i=i: all.at[i].set(x), outputs, output)
     return carry, outputs
+
+
+def _places(kinds: Sequence[int | None]) -> list[tuple[int, int, int]]:
+    """Kind, number and place in its stack of each layer that is not left out."""
+    counts: Counter[int] = Counter()
+    layers = []
+    for number, kind in enumerate(kinds):
+        if kind is not None:
+            layers.append((kind, number, counts[kind]))
+            counts[kind] += 1
+    return layers
+
+
+def _repetitions(kinds: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Layers cut into pieces: the first layer of each, the length of its pattern, repetitions."""
+    pieces, first = [], 0
+    while first < len(kinds):
+        best = 1, 1
+        for period in range(1, (len(kinds) - first) // 2 + 1):
+            pattern, repeats = kinds[first : first + period], 1
+            while kinds[first + repeats * period :][:period] == pattern:
+                repeats += 1
+            if repeats > 1 and period * repeats > best[0] * best[1]:
+                best = period, repeats
+        pieces.append((first, *best))
+        first += best[0] * best[1]
+    return pieces
+
+
+def _runs(kinds: Sequence[int]) -> list[tuple[int, slice]]:
+    """Equal kinds that follow each other, and where."""
+    runs, first = [], 0
+    for kind, equal in itertools.groupby(kinds):
+        count = len(list(equal))
+        runs.append((kind, slice(first, first + count)))
+        first += count
+    return runs
+
+
+def _joined(outputs: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
 
 
 def _is_unstacked(x: Any) -> bool:

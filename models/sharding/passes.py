@@ -9,13 +9,14 @@ from jax.sharding import Mesh, PartitionSpec
 
 from models.sharding.axes import KV_HEADS, MODEL
 from models.sharding.placing import attention_axes, data_axis, on_shards, place, place_sequences
-from vkq_jax.array_types import Array, Bool
+from models.text.cross_attention import CrossReading
+from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.decode import Decode, LayeredDecode
 from vkq_jax.prefill import LayeredPrefill, Prefill
 from vkq_jax.sharding import pass_specs
 from vkq_jax.visibility import Starts
 
-__all__ = ["attend"]
+__all__ = ["attend", "read_pictures"]
 
 
 def attend[Pass: Prefill | Decode | LayeredPrefill | LayeredDecode](
@@ -80,3 +81,23 @@ def attend[Pass: Prefill | Decode | LayeredPrefill | LayeredDecode](
         **({} if skipped is None else {"skipped": skipped}),
     }
     return place(mesh, output, between), dataclasses.replace(passing, **changes)
+
+
+def read_pictures(
+    passing: Prefill | Decode | LayeredPrefill | LayeredDecode,
+    features: Float[Array, "B V hidden_size"] | None,
+    logits_scale: float,
+) -> CrossReading | None:
+    """What cross-attention layers read in a pass; None without such layers or without pictures.
+
+    `features` are those of the prompt's own pictures. No mesh: see `models.one_stack`.
+    """
+    cross = passing.cross if isinstance(passing, LayeredPrefill | LayeredDecode) else None
+    if cross is None or cross.is_empty:
+        return None
+
+    def attend(layer, query, key, value, passing):
+        output, passing = passing.attend_cross(layer, query, key, value, logits_scale=logits_scale)
+        return output, passing, None
+
+    return CrossReading(attend, features, cross.sees)

@@ -14,7 +14,7 @@ from models.sharding.placing import place_sequences
 from models.text.config import TextConfig
 from vkq_jax.array_types import Array
 
-__all__ = ["Block", "decoder_norm"]
+__all__ = ["Block", "Projections", "decoder_mlp", "decoder_norm"]
 
 
 def decoder_norm(config: TextConfig, make: Maker, width: int | None = None) -> nnx.Module:
@@ -34,12 +34,12 @@ class Block(nnx.Module):
         """Random parameters."""
         self.config, self.mesh = config, make.mesh
         self.input_layernorm = decoder_norm(config, make)
-        self.self_attn = _Projections(config, make)
+        self.self_attn = Projections(config, make)
         self.post_attention_layernorm = decoder_norm(config, make)
         if config.sandwich_norms:
             self.pre_feedforward_layernorm = decoder_norm(config, make)
             self.post_feedforward_layernorm = decoder_norm(config, make)
-        self.mlp = _mlp(config, make)
+        self.mlp = decoder_mlp(config, make)
 
     def __call__(
         self,
@@ -71,7 +71,8 @@ class Block(nnx.Module):
         return added if multiplier == 1.0 else added * multiplier
 
 
-def _mlp(config: TextConfig, make: Maker) -> GatedMlp | MoeMlp:
+def decoder_mlp(config: TextConfig, make: Maker) -> GatedMlp | MoeMlp:
+    """The MLP of a block of this decoder."""
     if config.moe is not None:
         return MoeMlp(make, config.hidden_size, config.moe, config.hidden_act)
     return GatedMlp(
@@ -83,10 +84,11 @@ def _mlp(config: TextConfig, make: Maker) -> GatedMlp | MoeMlp:
     )
 
 
-class _Projections(nnx.Module):
+class Projections(nnx.Module):
     """Queries, keys and values of attention, and the projection of its output."""
 
     def __init__(self, config: TextConfig, make: Maker):
+        """Random parameters."""
         self.config = config
         query_width = config.num_attention_heads * config.head_dim
         kv_width = config.num_key_value_heads * config.head_dim
@@ -102,9 +104,19 @@ class _Projections(nnx.Module):
             self.k_norm = decoder_norm(config, make, config.head_dim)
 
     def __call__(self, x: Array, cos: Array, sin: Array) -> tuple[Array, Array, Array]:
-        heads = (*x.shape[:2], -1, self.config.head_dim)
-        query, key = self.q_proj(x).reshape(heads), self.k_proj(x).reshape(heads)
-        if self.config.query_key_norm:
-            query, key = self.q_norm(query), self.k_norm(key)
-        value = self.v_proj(x).reshape(heads)
+        """Queries [B, T, N, H] and keys [B, T, K, H] with RoPE, and values."""
+        query, (key, value) = self.query(x), self.key_value(x)
         return apply_rope(query, cos, sin), apply_rope(key, cos, sin), value
+
+    def query(self, x: Array) -> Array:
+        """Queries [B, T, N, H], not turned."""
+        query = self._heads(self.q_proj(x))
+        return self.q_norm(query) if self.config.query_key_norm else query
+
+    def key_value(self, x: Array) -> tuple[Array, Array]:
+        """Keys, not turned, and values, [B, T, K, H]."""
+        key, value = self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
+        return self.k_norm(key) if self.config.query_key_norm else key, value
+
+    def _heads(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:2], -1, self.config.head_dim)

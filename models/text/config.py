@@ -36,6 +36,8 @@ class TextConfig:
             logits.
         fused_projections: files hold queries, keys and values as one tensor, and the two inner
             layers of an MLP.
+        cross_layers: numbers of the layers that attend to pictures instead of tokens.
+        extra_embeddings: rows of the embedding behind the vocabulary, which the head lacks.
         groups_cross_window: tokens of one `Inputs.attention_group` see each other beyond a sliding
             window too.
     """
@@ -70,6 +72,21 @@ class TextConfig:
     final_logit_softcapping: float | None = None
     fused_projections: bool = False
     groups_cross_window: bool = False
+    cross_layers: tuple[int, ...] = ()
+    extra_embeddings: int = 0
+
+    @property
+    def self_layers(self) -> tuple[int, ...]:
+        """Numbers of the layers that attend to tokens."""
+        return tuple(n for n in range(self.num_hidden_layers) if n not in self.cross_layers)
+
+    def check_one_stack(self, reader: str) -> None:
+        """Raises NotImplementedError for cross-attention layers, which `reader` does not cover."""
+        if self.cross_layers:
+            raise NotImplementedError(
+                f"{reader} needs visual tokens in the layers that hold text; this model has its "
+                "pictures in cross-attention layers"
+            )
 
     @property
     def logits_scale(self) -> float:

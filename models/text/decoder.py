@@ -8,12 +8,13 @@ from flax import nnx
 
 from models.layers.attention import Attend
 from models.layers.layer_kinds import by_kind
-from models.layers.layer_scan import scan_layers, stack_layers
+from models.layers.layer_scan import scan_kinds, stack_layers
 from models.layers.linear import Maker
 from models.layers.rope import query_scale, rope
 from models.sharding.placing import place_sequences
 from models.text.block import Block, decoder_norm
 from models.text.config import TextConfig
+from models.text.cross_attention import CrossBlock, CrossReading
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.soft_cap import soft_cap
 
@@ -29,10 +30,17 @@ class TextDecoder(nnx.Module):
     def __init__(self, config: TextConfig, make: Maker):
         """Random parameters."""
         self.config, self.dtype, self.mesh = config, jnp.dtype(make.dtype), make.mesh
-        self.embed_tokens = make.embedding(config.vocab_size, config.hidden_size)
+        rows = config.vocab_size + config.extra_embeddings
+        self.embed_tokens = make.embedding(rows, config.hidden_size)
         self.layers = stack_layers(
-            lambda rngs: Block(config, make.with_rngs(rngs)), config.num_hidden_layers, make.rngs
+            lambda rngs: Block(config, make.with_rngs(rngs)), len(config.self_layers), make.rngs
         )
+        if config.cross_layers:
+            self.cross_layers = stack_layers(
+                lambda rngs: CrossBlock(config, make.with_rngs(rngs)),
+                len(config.cross_layers),
+                make.rngs,
+            )
         self.norm = decoder_norm(config, make)
         if not config.tie_word_embeddings:
             self.lm_head = make.embedding(config.vocab_size, config.hidden_size)
@@ -53,6 +61,7 @@ class TextDecoder(nnx.Module):
         carry: Any = None,
         *,
         additions: Float[Array, "A B T hidden_size"] | None = None,
+        pictures: CrossReading | None = None,
         remat: bool = False,
         unroll: bool = False,
     ) -> tuple[Float[Array, "B T hidden_size"], Any, Any]:
@@ -64,6 +73,7 @@ class TextDecoder(nnx.Module):
             attend: see `Attend`.
             carry: what the first block's `attend` gets.
             additions: added behind the first A layers (deepstack).
+            pictures: what cross-attention layers read; they are left out without it.
             remat, unroll: see `models.layers.layer_scan.scan_layers`.
 
         Returns:
@@ -77,6 +87,7 @@ class TextDecoder(nnx.Module):
             carry,
             _look_at_nothing,
             additions=additions,
+            pictures=pictures,
             remat=remat,
             unroll=unroll,
         )
@@ -91,6 +102,7 @@ class TextDecoder(nnx.Module):
         look: Callable[[Array, Array], Any],
         *,
         additions: Float[Array, "A B T hidden_size"] | None = None,
+        pictures: CrossReading | None = None,
         remat: bool = False,
         unroll: bool = False,
     ) -> tuple[Float[Array, "B T hidden_size"], Any, Any, Any]:
@@ -115,9 +127,18 @@ class TextDecoder(nnx.Module):
                 x = x + jnp.where(layer < len(additions), own, 0).astype(x.dtype)
             return (x, inner), (out, look(x, layer))
 
+        def cross_step(block, layer, carry):
+            x, inner = carry
+            x, inner, out = block(x, pictures, layer, inner)
+            return (x, inner), (out, look(x, layer))
+
+        kinds = [int(n in config.cross_layers) for n in range(config.num_hidden_layers)]
+        if pictures is None:
+            kinds = [None if kind else kind for kind in kinds]
+        stacks = (self.layers, self.cross_layers) if config.cross_layers else (self.layers,)
         x = place_sequences(self.mesh, x)
-        (x, carry), (outputs, looks) = scan_layers(
-            self.layers, step, (x, carry), config.num_hidden_layers, remat=remat, unroll=unroll
+        (x, carry), (outputs, looks) = scan_kinds(
+            stacks, kinds, (step, cross_step), (x, carry), remat=remat, unroll=unroll
         )
         return place_sequences(self.mesh, x), carry, outputs, looks
 

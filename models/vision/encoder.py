@@ -35,6 +35,8 @@ class EncoderConfig:
         query_key_norm: an RMS norm (epsilon 1e-6) over all channels of queries and of keys, before
             they become heads.
         layer_scale: factors per channel of what attention and the MLP add (lambda_1, lambda_2).
+        tanh_gates: one factor each for all channels of the same (gate_attn, gate_ffn), of which the
+            tanh is taken.
     """
 
     hidden_size: int
@@ -50,6 +52,7 @@ class EncoderConfig:
     mlp_bias: bool = True
     query_key_norm: bool = False
     layer_scale: bool = False
+    tanh_gates: bool = False
 
     @property
     def logits_scale(self) -> float:
@@ -133,6 +136,9 @@ class _Block(nnx.Module):
         if config.layer_scale:
             self.lambda_1 = nnx.Param(jnp.ones(width, make.param_dtype))
             self.lambda_2 = nnx.Param(jnp.ones(width, make.param_dtype))
+        if config.tanh_gates:
+            self.gate_attn = nnx.Param(jnp.ones(1, make.param_dtype))
+            self.gate_ffn = nnx.Param(jnp.ones(1, make.param_dtype))
 
     def __call__(
         self, x: Array, rope: Rope | None, layer: Array, attend: Attend, carry: Any
@@ -140,13 +146,16 @@ class _Block(nnx.Module):
         query, key, value = self.self_attn(self.layer_norm1(x), rope)
         mixed, carry, out = attend(layer, query, key, value, carry)
         mixed = self.self_attn.out_proj(mixed.reshape(x.shape).astype(x.dtype))
-        x = x + self._scaled(mixed, "lambda_1")
-        return x + self._scaled(self.mlp(self.layer_norm2(x)), "lambda_2"), carry, out
+        x = x + self._scaled(mixed, "lambda_1", "gate_attn")
+        added = self._scaled(self.mlp(self.layer_norm2(x)), "lambda_2", "gate_ffn")
+        return x + added, carry, out
 
-    def _scaled(self, added: Array, name: str) -> Array:
-        if not self.config.layer_scale:
-            return added
-        return added * getattr(self, name)[...].astype(added.dtype)
+    def _scaled(self, added: Array, scale: str, gate: str) -> Array:
+        if self.config.layer_scale:
+            added = added * getattr(self, scale)[...].astype(added.dtype)
+        if self.config.tanh_gates:
+            added = added * jnp.tanh(getattr(self, gate)[...].astype(added.dtype))
+        return added
 
 
 class _Projections(nnx.Module):

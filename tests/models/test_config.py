@@ -14,6 +14,11 @@ from models.families.llava_next.config import LlavaNextSettings
 from models.families.llava_next_video.config import LlavaNextVideoSettings
 from models.families.llava_onevision.config import LlavaOnevisionSettings
 from models.families.mistral3.config import Mistral3Settings
+from models.families.mllama.config import (
+    MllamaSettings,
+    MllamaTextSettings,
+    MllamaVisionSettings,
+)
 from models.families.paligemma.config import PaliGemmaSettings
 from models.families.qwen_vl.config import QwenVLSettings
 from models.families.vipllava.config import VipLlavaSettings
@@ -304,6 +309,9 @@ TOWERS = {
     "Idefics3Config": Idefics3Settings,
     "SmolVLMVisionConfig": Idefics3VisionSettings,
     "SmolVLMConfig": Idefics3Settings,
+    "MllamaTextConfig": MllamaTextSettings,
+    "MllamaVisionConfig": MllamaVisionSettings,
+    "MllamaConfig": MllamaSettings,
     "Qwen2VLTextConfig": TEXT_SETTINGS["qwen2_vl_text"],
     "Qwen2_5_VLTextConfig": TEXT_SETTINGS["qwen2_5_vl_text"],
     "Qwen3VLTextConfig": TEXT_SETTINGS["qwen3_vl_text"],

@@ -34,6 +34,7 @@ def attention_mass(model: Model, inputs: Inputs) -> Float[Array, "L B K V"]:
     """
     module = model.module()
     text = model.config.text
+    text.check_one_stack("token dropping")
     mask_of = prompt_masks(text, inputs)
     index, taken = left_pack(inputs.visual_mask & inputs.mask, inputs.prompt_shape.visual)
 

@@ -40,6 +40,7 @@ def layer_errors(
             their means over the tokens, which the softmax does not see.
         output: |coded - exact|^2 / |exact|^2 of attention's output.
     """
+    model.config.text.check_one_stack("errors by layer")
     scale, cap = model.config.text.logits_scale, model.config.text.attn_logit_softcapping
     visible = (coded.cache.text_length + 1)[:, None]
     full = exact.cache

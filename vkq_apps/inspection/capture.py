@@ -42,6 +42,7 @@ def capture(model: Model, inputs: Inputs) -> Capture:
     Raises:
         ValueError: not exactly one prompt, or one without visual tokens.
     """
+    model.config.text.check_one_stack("vkq inspect")
     if inputs.input_ids.shape[0] != 1:
         raise ValueError(f"expected one prompt, got {inputs.input_ids.shape[0]}")
     visual = int((inputs.visual_mask & inputs.mask).sum())

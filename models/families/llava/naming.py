@@ -8,7 +8,7 @@ from models.checkpoints.naming import WeightNames
 from models.checkpoints.weights import Source
 from models.text.config import TextConfig
 from models.text.fused_projections import fused_sources
-from models.text.sizes import text_sizes
+from models.text.sizes import layer_numbers, text_sizes
 from models.vision.tower_names import TowerNames
 from models.vision.vit_weights import vit_names
 
@@ -69,6 +69,7 @@ def llava_names(
         rules=rules + vision.rules + _RULES,
         published=published + vision.published + _PUBLISHED,
         sizes=(*text_sizes(config.text), *vision.sizes),
+        numbers=layer_numbers(config.text),
         is_unused=is_unused,
         special={
             **vision.special,

@@ -1,0 +1,65 @@
+"""Codes of a prompt's visual tokens, layer by layer: made, and put into a stack over layers."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.backend import Backend
+from vkq_jax.cache import KVCache
+from vkq_jax.pytree import take_layer
+
+__all__ = ["Coded", "code_layer", "coding_room", "put_coded"]
+
+type Coded = tuple[Any, Any, Any]
+"""Keys, values and class map of a bank."""
+
+
+def code_layer(
+    backend: Backend,
+    cache: KVCache,
+    layer: Int32[Array, ""] | int,
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    index: Int32[Array, "B V"],
+    taken: Bool[Array, "B V"],
+    output: Float[Array, "..."],
+) -> tuple[Float[Array, "..."], Coded]:
+    """The codes of one layer's tokens at `index`, and `output`, which waits for them."""
+    bank = backend.quantize(key, value, index, taken, cache.quant, take_layer(cache.tables, layer))
+    # Codes first, then the next layer: or XLA may put off coding and keep the values.
+    return jax.lax.optimization_barrier((output, (bank.key, bank.value, bank.class_map)))
+
+
+def coding_room(
+    backend: Backend,
+    cache: KVCache,
+    index: Int32[Array, "B V"],
+    taken: Bool[Array, "B V"],
+    tokens: int,
+) -> Coded:
+    """Zeros of the shape of what coding makes of all layers, from `tokens` a sequence."""
+    num_layers, batch, num_kv_heads, _, head_dim = cache.text.key.shape
+    x = jax.ShapeDtypeStruct((batch, tokens, num_kv_heads, head_dim), cache.text.key.dtype)
+    code = partial(backend.quantize, quant=cache.quant)
+    tables = jax.eval_shape(lambda: take_layer(cache.tables, 0))
+    bank = jax.eval_shape(code, x, x, index, taken, tables=tables)
+    return jax.tree.map(
+        lambda leaf: jnp.zeros((num_layers, *leaf.shape), leaf.dtype),
+        (bank.key, bank.value, bank.class_map),
+    )
+
+
+def put_coded[C](
+    stack: C, layer: Int32[Array, ""] | int, coded: C, own: Bool[Array, ""] | None = None
+) -> C:
+    """The stack with a layer's codes in it; with those that it holds where they are not `own`."""
+
+    def put(stack, x):
+        if own is not None:
+            x = jnp.where(own, x, take_layer(stack, layer))
+        return jax.lax.dynamic_update_index_in_dim(stack, x.astype(stack.dtype), layer, 0)
+
+    return jax.tree.map(put, stack, coded)

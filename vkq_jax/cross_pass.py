@@ -1,0 +1,253 @@
+"""Cross-attention: tokens attend to pictures that no token of the prompt stands for.
+
+Such layers have static visual banks and no text. A prompt attends to its own pictures in full
+precision and to those of earlier turns as they are coded; text that is generated, to codes alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from vkq_jax import pass_checks as checks
+from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.attention import attend_dense, merge
+from vkq_jax.backend import Backend
+from vkq_jax.cache import KVCache, VisualBank
+from vkq_jax.coding import Coded, code_layer, coding_room, put_coded
+from vkq_jax.pytree import frozen_pytree, static_field
+from vkq_jax.slots import filled
+from vkq_jax.visibility import Starts, window_starts
+from vkq_jax.visual import left_pack
+
+__all__ = ["CrossPass", "PromptPictures", "start_cross"]
+
+
+@frozen_pytree
+class PromptPictures:
+    """A prompt's pictures for cross-attention layers, in V places for their tokens.
+
+    Pictures that are seen together have the same number: that of the prompt's token from which on
+    the first of them is seen. A token sees the pictures with the last number up to its own, or what
+    earlier turns showed last.
+
+    Attributes:
+        kept: places whose tokens are coded; the others are padding, or seen by this prompt alone.
+        number: of each place. shown: number of what each of the T tokens sees; -1: none of these
+            pictures.
+        mask: the places that a token sees that sees nothing of earlier turns: those of `shown`, or
+            whatever else the model lets it attend to.
+        num_kept: most kept places of a sequence, the size of the new bank.
+    """
+
+    kept: Bool[Array, "B V"]
+    number: Int32[Array, "B V"]
+    shown: Int32[Array, "B T"]
+    mask: Bool[Array, "B T V"]
+    num_kept: int = static_field()
+
+
+@frozen_pytree
+class CrossPass:
+    """New tokens between two cross-attention layers. Part of a `LayeredPrefill` or `LayeredDecode`.
+
+    Attributes:
+        unfinished: the cache of these layers; `finish` gives the new one.
+        sees: tokens that see a picture.
+        starts: where what each token sees of earlier banks begins.
+        mask: places of the prompt's own pictures that each token sees; None without pictures.
+        number: number in the whole sequence of each place, see `PromptPictures`.
+        coded, index, taken, skipped, done, backend: as in `Prefill`.
+    """
+
+    unfinished: KVCache
+    sees: Bool[Array, "B T"]
+    starts: Starts
+    mask: Bool[Array, "B T V"] | None
+    number: Int32[Array, "B V"] | None
+    coded: Coded | None
+    index: Int32[Array, "B C"] | None
+    taken: Bool[Array, "B C"] | None
+    skipped: Int32[Array, "B"]
+    done: Bool[Array, "L"] | Bool[np.ndarray, "L"]
+    backend: Backend = static_field(kw_only=True)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no sequence has a picture, so that the layers are left out."""
+        return self.mask is None and not self.unfinished.visual
+
+    def attend(
+        self,
+        layer: Int32[Array, ""] | int,
+        query: Float[Array, "B T N H"],
+        key: Float[Array, "B V K H"] | None = None,
+        value: Float[Array, "B V K H"] | None = None,
+        *,
+        logits_scale: float | None = None,
+        logits_soft_cap: float | None = None,
+    ) -> tuple[Float[Array, "B T N H"], CrossPass]:
+        """One layer: attention to pictures, those of the prompt coded on the way.
+
+        Args:
+            layer: its place among the cross-attention layers, traced or not.
+            query: not scaled. key, value: of the prompt's pictures, if it has any.
+            logits_scale: H ** -0.5 by default. logits_soft_cap: see `vkq_jax.soft_cap`.
+
+        Returns:
+            Attention in the query's dtype, 0 where a token sees nothing; and the pass behind it.
+
+        Raises:
+            ValueError: keys and values without pictures or the reverse, or tensors that do not fit.
+        """
+        number = checks.static_layer(layer, self.unfinished.num_layers)
+        self._check(query, key, value)
+        scores: dict[str, Any] = {"logits_scale": logits_scale, "logits_soft_cap": logits_soft_cap}
+        skipped, coded, earlier = jnp.zeros_like(self.skipped), self.coded, None
+        if self.unfinished.visual:
+            nothing = jnp.zeros(query.shape[:2], jnp.int32)
+            earlier = self.backend.attend_cache(
+                query,
+                self.unfinished,
+                layer,
+                visible_text=nothing,
+                starts=self.starts,
+                **scores,
+            )
+            skipped = earlier.calibration_skipped
+        if key is None or value is None:
+            assert earlier is not None
+            output = earlier.output.astype(query.dtype)
+        else:
+            output = self._attend_prompt(query, key, value, earlier, scores)
+            if coded is not None:
+                assert self.index is not None
+                assert self.taken is not None
+                output, new = code_layer(
+                    self.backend,
+                    self.unfinished,
+                    layer,
+                    key,
+                    value,
+                    self.index,
+                    self.taken,
+                    output,
+                )
+                coded = put_coded(coded, layer, new)
+        return output, dataclasses.replace(
+            self,
+            coded=coded,
+            skipped=self.skipped + skipped,
+            done=checks.mark_done(self.done, layer, number),
+        )
+
+    def finish(self, position: Int32[Array, "B"], valid: Bool[Array, "B T"]) -> KVCache:
+        """The cache with the prompt's pictures in it.
+
+        Args:
+            position: RoPE position of the next token.
+            valid: tokens of the pass that are no padding.
+
+        Raises:
+            ValueError: a layer has not attended, and that is known.
+        """
+        if not self.is_empty:
+            checks.check_all_done(self.done)
+        cache, banks = self.unfinished, self.unfinished.visual
+        if self.coded is not None:
+            assert self.number is not None
+            assert self.index is not None
+            assert self.taken is not None
+            key, value, class_map = self.coded
+            numbers = jnp.take_along_axis(self.number, self.index, axis=1)
+            numbers = jnp.where(self.taken, numbers, 0)
+            length = self.taken.sum(-1, dtype=jnp.int32)
+            banks = (*banks, VisualBank(key, value, length, numbers, class_map))
+        skipped = jnp.where(valid.any(-1), self.skipped, 0)
+        return dataclasses.replace(
+            cache,
+            visual=banks,
+            position=position,
+            calibration_skipped=cache.calibration_skipped + skipped,
+        )
+
+    def _attend_prompt(
+        self, query: Array, key: Array, value: Array, earlier: Any, scores: dict[str, Any]
+    ) -> Array:
+        assert self.mask is not None
+        if earlier is None:
+            output = self.backend.attend_prompt(query, key, value, self.mask, **scores)
+            return jnp.where(self.mask.any(-1)[..., None, None], output, jnp.zeros_like(output))
+        attended = merge(earlier, attend_dense(query, key, value, self.mask, **scores))
+        return attended.output.astype(query.dtype)
+
+    def _check(self, query: Array, key: Array | None, value: Array | None) -> None:
+        if self.is_empty:
+            raise ValueError("attend_cross: no sequence has a picture; leave the layer out")
+        given = key is not None and value is not None
+        if given != (self.mask is not None):
+            raise ValueError(
+                "attend_cross: expected keys and values of the pictures that begin_prefill got, "
+                f"{'got none' if self.mask is not None else 'which got none'}"
+            )
+        if self.mask is not None and key is not None and value is not None:
+            checks.check_heads(
+                query,
+                key,
+                value,
+                self.unfinished,
+                self.sees.shape[1],
+                places=self.mask.shape[-1],
+            )
+
+
+def start_cross(
+    cache: KVCache,
+    pictures: PromptPictures | None,
+    *,
+    num_tokens: Int32[Array, "B"],
+    tokens: int,
+    backend: Backend,
+) -> CrossPass:
+    """A pass of `tokens` new tokens behind `num_tokens`, with new pictures if there are any."""
+    newest = _newest(cache)[:, None]
+    newest = jnp.broadcast_to(newest, (num_tokens.shape[0], tokens))
+    number = index = taken = mask = coded = None
+    shown = newest
+    if pictures is not None:
+        past = num_tokens[:, None]
+        shown = jnp.where(pictures.shown >= 0, pictures.shown + past, newest)
+        number = pictures.number + past
+        # What earlier turns show comes before what a model does where nothing is shown.
+        own = (pictures.shown >= 0) | (newest < 0)
+        mask = pictures.mask & own[..., None]
+        if pictures.num_kept:
+            index, taken = left_pack(pictures.kept, pictures.num_kept)
+            coded = coding_room(backend, cache, index, taken, mask.shape[-1])
+    return CrossPass(
+        unfinished=cache,
+        sees=shown >= 0,
+        starts=window_starts(cache, shown, 1),
+        mask=mask,
+        number=number,
+        coded=coded,
+        index=index,
+        taken=taken,
+        skipped=jnp.zeros_like(cache.calibration_skipped),
+        done=checks.nothing_done(cache),
+        backend=backend,
+    )
+
+
+def _newest(cache: KVCache) -> Int32[Array, "b"]:
+    """The number of what each sequence was shown last; -1 for nothing."""
+    newest = jnp.full_like(cache.position, -1)
+    for bank in cache.visual:
+        assert bank.index is not None
+        held = filled(bank.length, bank.index.shape[-1])
+        numbers = jnp.where(held, bank.index, jnp.full_like(bank.index, -1))
+        newest = jnp.maximum(newest, numbers.max(-1))
+    return newest
