@@ -20,7 +20,6 @@ SHAPE = Shape(text=(5, 9), visual=((70, (70, 33)),))
 PARTS = 3
 LEARNED = vkq_jax.DictionaryCodes(learned=True, codebook=16, metric=True)
 CODES = {
-    "vkq-1bit": vkq_jax.resolve("vkq-1bit"),
     "kivi-2bit": vkq_jax.resolve("kivi-2bit"),
     "vidkv-1.5bit": vkq_jax.resolve("vidkv-1.5bit"),
     "signs in groups": vkq_jax.KVQuantConfig(
