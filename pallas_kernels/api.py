@@ -12,6 +12,7 @@ from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.layout.tiled import tile
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import Attended
+from vkq_jax.bank_parts import shape_of_part
 from vkq_jax.cache import KVCache, LayerCache, VisualBank
 from vkq_jax.dense import DenseTensor
 from vkq_jax.layered import AnyCache, LayeredCache
@@ -210,6 +211,7 @@ def explain(
         parts = zip(cache.cells, cache.parts, strict=True)
         own = [(c, part, _own_query(query, cache, part)) for c, part in parts]
         return "\n".join(f"{cells_name(c)}:\n{explain(p, q, logits_soft_cap)}" for c, p, q in own)
+    cache = shape_of_part(cache)
     chosen = choose_implementation(None, cache, logits_soft_cap)
     lines = []
     for name in IMPLEMENTATIONS:
@@ -248,6 +250,7 @@ def slowness(
     if isinstance(cache, LayeredCache):
         found = (slowness(part, implementation, logits_soft_cap) for part in cache.parts)
         return next((line for line in found if line), None)
+    cache = shape_of_part(cache)
     name = choose_implementation(implementation, cache, logits_soft_cap)
     coded = any(not isinstance(bank.key, DenseTensor) for bank in cache.visual)
     if not coded or name == "mosaic_gpu" or jax.default_backend() != "gpu":

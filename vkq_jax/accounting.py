@@ -8,6 +8,7 @@ from vkq_jax.display import table
 from vkq_jax.layered import AnyCache
 from vkq_jax.pytree import nbytes
 from vkq_jax.quantized import QuantizedTensor
+from vkq_jax.split_tensor import SplitTensor
 
 __all__ = ["CacheBytes", "cache_nbytes"]
 
@@ -77,6 +78,8 @@ def _part_nbytes(cache: KVCache) -> CacheBytes:
 
 
 def _codes(tensor: QuantizedTensor):
+    if isinstance(tensor, SplitTensor):
+        return _codes(tensor.parts)
     if isinstance(tensor, DenseTensor):
         return tensor.values
     # As stored: a family may keep its words in another layout than `decoding()` shows them in.

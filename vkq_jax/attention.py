@@ -167,7 +167,7 @@ def score_range(
 
 
 def map_of_rows(static: ScoreMap, query: tuple[int, ...], num_kv_heads: int) -> ScoreMap:
-    """A layer's static map [N] as one of rows [B, K, Q], see `to_kv_heads`.
+    """A layer's map [N], or that of each query [B, T, N], as one of rows, see `to_kv_heads`.
 
     Args:
         static: of a layer.
@@ -176,7 +176,7 @@ def map_of_rows(static: ScoreMap, query: tuple[int, ...], num_kv_heads: int) -> 
     """
 
     def rows(x):
-        return to_kv_heads(jnp.broadcast_to(x[:, None], (*query[:-1], 1)), num_kv_heads)[..., 0]
+        return to_kv_heads(jnp.broadcast_to(x[..., None], (*query[:-1], 1)), num_kv_heads)[..., 0]
 
     return ScoreMap(rows(static.slope), rows(static.shift))
 

@@ -23,12 +23,13 @@ from safetensors.numpy import save_file
 
 import vkq_jax
 from vkq_jax.atomic_write import atomic_write
+from vkq_jax.bank_parts import join_banks
 from vkq_jax.cache import KVCache
 from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.consistency import check_cache
 from vkq_jax.hosts import spans_hosts, to_host
-from vkq_jax.layered import AnyCache, LayeredCache
+from vkq_jax.layered import AnyCache, LayeredCache, map_parts
 from vkq_jax.validation import check_tree, shorten, shown
 
 __all__ = [
@@ -51,7 +52,7 @@ def save_cache(path: str | os.PathLike[str], cache: AnyCache) -> None:
         ValueError: something other than a regular file is there, or the cache uses what has no
             stored form.
     """
-    _save(path, cache, "cache")
+    _save(path, map_parts(cache, join_banks), "cache")
 
 
 def load_cache(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> AnyCache:

@@ -1,12 +1,14 @@
-"""Which axes of a cache may be split over devices: sequences and heads, nothing else.
+"""Which axes of a cache may be split over devices: sequences, heads, and banks along the sequence.
 
 Attention over a cache and the coding of its banks mix neither sequences nor KV heads, so that both
-run on each device's own part without a word from another.
+run on each device's own part without a word from another. Devices that hold parts of the same
+sequences and heads (see `vkq_jax.bank_parts`) merge what each of them attends to.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 from jax.sharding import PartitionSpec
@@ -30,62 +32,81 @@ class CacheAxes:
         sequences: that banks are split over by sequence, B. kv_heads: by KV head, K.
         heads: that queries are split over by head, N.
         counts: that lengths, positions and numbers of tokens are split over, B.
+        parts: that banks are split over along the sequence. num_parts: devices along it.
     """
 
     sequences: MeshAxes = None
     kv_heads: MeshAxes = None
     heads: MeshAxes = None
     counts: MeshAxes = None
+    parts: MeshAxes = None
+    num_parts: int = 1
 
     @property
     def of_layers(self) -> PartitionSpec:
         """The spec of arrays of all layers of a bank [L, B, K, ...]."""
         return PartitionSpec(None, self.sequences, self.kv_heads)
 
+    @property
+    def of_parts(self) -> PartitionSpec:
+        """The spec of arrays of all layers of a bank in parts [L, B, K, P, ...]."""
+        return PartitionSpec(None, self.sequences, self.kv_heads, self.parts)
+
+    def splits_text(self, cache_length: int) -> bool:
+        """Whether a text bank of so many slots is in parts; else each device has all of it."""
+        return self.parts is not None and cache_length % self.num_parts == 0
+
 
 def cache_specs(cache: KVCache, axes: CacheAxes) -> KVCache:
     """The cache with a `PartitionSpec` in the place of each array."""
-    shared = _shared_banks(cache)
-    return jax.tree_util.tree_map_with_path(lambda path, _: _spec(path, axes, shared), cache)
+    spec = _spec_of(cache, axes)
+    return jax.tree_util.tree_map_with_path(lambda path, _: spec(path), cache)
 
 
 def pass_specs[Pass: (Prefill, Decode)](passing: Pass, axes: CacheAxes) -> Pass:
     """A pass between two layers with a `PartitionSpec` in the place of each array."""
-    shared = _shared_banks(passing.unfinished)
+    spec_of_cache = _spec_of(passing.unfinished, axes)
 
     def spec(path: KeyPath, _: object) -> PartitionSpec:
-        match _names(path)[0]:
-            case "unfinished":
-                return _spec(path[1:], axes, shared)
-            case "coded":
+        match _names(path):
+            case ["unfinished", *_]:
+                return spec_of_cache(path[1:])
+            case ["coded", "parts", *_]:
+                return axes.of_parts
+            case ["coded", *_]:
                 return axes.of_layers
-            case "done":
+            case ["done"]:
                 return PartitionSpec()
         return PartitionSpec(axes.counts)
 
     return jax.tree_util.tree_map_with_path(spec, passing)
 
 
-def _shared_banks(cache: KVCache) -> set[int]:
+def _spec_of(cache: KVCache, axes: CacheAxes) -> Callable[[KeyPath], PartitionSpec]:
+    """The spec of the array at a path of the cache."""
     batch = cache.position.shape[0]
-    return {number for number, bank in enumerate(cache.visual) if is_shared(bank, batch)}
+    shared = {number for number, bank in enumerate(cache.visual) if is_shared(bank, batch)}
+    text = axes.of_parts if axes.splits_text(cache.cache_length) else axes.of_layers
+
+    def spec(path: KeyPath) -> PartitionSpec:
+        own = axes
+        if len(path) > 1 and isinstance(path[1], SequenceKey) and path[1].idx in shared:
+            own = dataclasses.replace(axes, sequences=None, counts=None)
+        match _names(path):
+            case ["visual", "key" | "value", "parts", *_]:
+                return own.of_parts
+            case ["visual", "key" | "value" | "class_map", *_]:
+                return own.of_layers
+            case ["text", "key" | "value"]:
+                return text
+            case ["tables" | "score_map", *_] | ["key_bias", "bias"]:
+                return PartitionSpec(None, axes.kv_heads)
+            case ["key_bias", *_]:
+                return PartitionSpec()
+        return PartitionSpec(own.counts)
+
+    return spec
 
 
 def _names(path: KeyPath) -> list[str]:
     return [key.name for key in path if isinstance(key, GetAttrKey)]
-
-
-def _spec(path: KeyPath, axes: CacheAxes, shared: set[int]) -> PartitionSpec:
-    """The spec of the array at a path of a cache; `shared` are numbers of visual banks."""
-    if len(path) > 1 and isinstance(path[1], SequenceKey) and path[1].idx in shared:
-        axes = dataclasses.replace(axes, sequences=None, counts=None)
-    match _names(path):
-        case ["visual" | "text", "key" | "value" | "class_map", *_]:
-            return axes.of_layers
-        case ["tables", *_] | ["key_bias", "bias"]:
-            return PartitionSpec(None, axes.kv_heads)
-        case ["score_map", *_]:
-            return PartitionSpec(None, axes.heads)
-        case ["key_bias", *_]:
-            return PartitionSpec()
-    return PartitionSpec(axes.counts)

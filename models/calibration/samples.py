@@ -14,6 +14,7 @@ from models.text.key_bias import key_bias_of
 from vkq_jax import post_scaling
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import attend_cache, per_kv_head, scaled_rows, to_kv_heads
+from vkq_jax.bank_parts import join_banks
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.dense import DenseTensor
 from vkq_jax.key_bias import KeyBias
@@ -121,7 +122,7 @@ def sample_codes(
         ),
     )
     assert isinstance(cache, KVCache)
-    (bank,) = cache.visual
+    (bank,) = join_banks(cache).visual
     assert isinstance(bank.key, DenseTensor)
     assert isinstance(bank.value, DenseTensor)
     valid = filled(bank.length, bank.key.values.shape[-2])

@@ -17,7 +17,13 @@ from models.generation.token_chooser import TokenChooser
 from models.generation.token_history import TokenHistory
 from models.model import Model
 from models.sharding import passes
-from models.sharding.placing import place, place_cache, place_logits, place_sequences
+from models.sharding.placing import (
+    place,
+    place_cache,
+    place_logits,
+    place_sequences,
+    split_attention,
+)
 from models.text.masks import cache_starts
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.decode import begin_decode
@@ -216,7 +222,8 @@ def observed_step(
     cache = place_cache(model.mesh, cache)
     token, active = place_sequences(model.mesh, (token, active))
     valid = None if active is None else active[:, None]
-    step = begin_decode(cache, valid, backend=ModelBackend(implementation))
+    backend = split_attention(model.mesh, len(token), ModelBackend(implementation))
+    step = begin_decode(cache, valid, backend=backend)
     starts_of = cache_starts(model.config.text, cache, step.order)
 
     def attend(layer, query, key, value, step):

@@ -15,7 +15,7 @@ from models.inputs.batch import Inputs
 from models.model import Model
 from models.sharding import passes
 from models.sharding.inputs import place_inputs
-from models.sharding.placing import place_cache, place_logits
+from models.sharding.placing import place_cache, place_logits, split_attention
 from models.text.key_bias import has_key_bias, key_bias_for
 from models.text.masks import cache_starts, prompt_masks
 from vkq_jax.array_types import Array, Bool, Float
@@ -107,7 +107,7 @@ def run_prompt(
         first_turn=past is None,
         keep_positions=has_key_bias(text_config),
         pictures=pictures,
-        backend=ModelBackend(implementation),
+        backend=split_attention(model.mesh, len(inputs.mask), ModelBackend(implementation)),
     )
     mask_of = prompt_masks(text_config, inputs)
     starts_of = cache_starts(text_config, cache, reading.order)

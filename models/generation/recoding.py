@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import pallas_kernels
 from models.calibration.attached import OwnTables
 from models.model import Model
+from models.sharding.placing import place_cache
 from models.text.key_bias import key_bias_for
+from vkq_jax.bank_parts import join_banks
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
@@ -40,6 +42,7 @@ def recode(model: Model, cache: AnyCache, quant: Quant, tables: OwnTables = None
         recoded = _recode(model, cross, own, tables, cache.cells[-1])
         return dataclasses.replace(cache, parts=(*others, recoded))
     assert isinstance(cache, KVCache), "full precision has one setting for all layers"
+    cache = join_banks(cache)
     if isinstance(quant, LayerGroups):
         split = split_layers(cache, quant)
         own_tables = tables if isinstance(tables, tuple) else (tables,) * len(split.parts)
@@ -47,9 +50,10 @@ def recode(model: Model, cache: AnyCache, quant: Quant, tables: OwnTables = None
         recoded = (
             _recode(model, part, own, own_table, cells) for part, (cells, own), own_table in parts
         )
-        return dataclasses.replace(split, parts=tuple(recoded))
+        return place_cache(model.mesh, dataclasses.replace(split, parts=tuple(recoded)))
     assert not isinstance(tables, tuple)
-    return _recode(model, cache, quant, tables, Cells(tuple(range(cache.num_layers))))
+    recoded = _recode(model, cache, quant, tables, Cells(tuple(range(cache.num_layers))))
+    return place_cache(model.mesh, recoded)
 
 
 def _recode(

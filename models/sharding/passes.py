@@ -9,11 +9,13 @@ from jax.sharding import Mesh, PartitionSpec
 
 from models.sharding.axes import KV_HEADS, MODEL
 from models.sharding.placing import attention_axes, data_axis, on_shards, place, place_sequences
+from models.sharding.split_backend import SplitBackend
 from models.text.cross_attention import CrossReading
 from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.bank_parts import TextPart
 from vkq_jax.decode import Decode, LayeredDecode
 from vkq_jax.prefill import LayeredPrefill, Prefill
-from vkq_jax.sharding import pass_specs
+from vkq_jax.sharding import CacheAxes, pass_specs
 from vkq_jax.visibility import Starts
 
 __all__ = ["attend", "read_pictures"]
@@ -33,8 +35,8 @@ def attend[Pass: Prefill | Decode | LayeredPrefill | LayeredDecode](
 ) -> tuple[Array, Pass]:
     """`passing.attend(layer, query, key, value, ...)`, on the devices of a mesh.
 
-    Nothing is sent between devices but, where they share KV heads, the tensors of the new tokens,
-    and where scores are calibrated at every step, counts.
+    Nothing is sent between devices but, where they share KV heads, the tensors of the new tokens or
+    queries and results (see `SplitBackend`), and where scores are calibrated at every step, counts.
     """
     masks = {} if mask is None else {"mask": mask}
     if mesh is None:
@@ -47,6 +49,7 @@ def attend[Pass: Prefill | Decode | LayeredPrefill | LayeredDecode](
     counts = cache.quant.calibration is not None and cache.score_map is None
 
     def attend_own(layer, query, key, value, own, starts, masks):
+        own = _own_part(own, axes, text_in_parts)
         output, after = own.attend(layer, query, key, value, starts=starts, **masks, **scores)
         skipped = None
         if counts:
@@ -57,11 +60,14 @@ def attend[Pass: Prefill | Decode | LayeredPrefill | LayeredDecode](
     heads = PartitionSpec(axes.sequences, None, axes.heads)
     kv_heads = PartitionSpec(axes.sequences, None, axes.kv_heads)
     rows = PartitionSpec(axes.sequences)
+    specs = pass_specs(passing, axes)
+    text_in_parts = axes.splits_text(cache.cache_length)
+    text_spec, coded_spec = specs.unfinished.text.key, getattr(specs, "coded", None)
     run = on_shards(
         mesh,
         attend_own,
-        (PartitionSpec(), heads, kv_heads, kv_heads, pass_specs(passing, axes), rows, rows),
-        (heads, axes.of_layers, axes.of_layers, axes.of_layers, rows, PartitionSpec()),
+        (PartitionSpec(), heads, kv_heads, kv_heads, specs, rows, rows),
+        (heads, text_spec, text_spec, coded_spec, rows, PartitionSpec()),
     )
     # Or the compiler might split all around as attention is, and gather the projections' weights.
     data = data_axis(mesh, batch)
@@ -101,3 +107,17 @@ def read_pictures(
         return output, passing, None
 
     return CrossReading(attend, features, cross.sees)
+
+
+def _own_part[Pass: (Prefill, Decode)](own: Pass, axes: CacheAxes, text_in_parts: bool) -> Pass:
+    """The pass on one device's arrays, its text bank and backend told which part they are of."""
+    if axes.parts is None:
+        return own
+    assert isinstance(own.backend, SplitBackend)
+    cache, text = own.unfinished, own.unfinished.text
+    if text_in_parts:
+        first = jax.lax.axis_index(axes.parts) * text.cache_length
+        text = TextPart(text.key, text.value, text.length, text.index, first=first)
+    backend = dataclasses.replace(own.backend, on_device=True)
+    cache = dataclasses.replace(cache, text=text)
+    return dataclasses.replace(own, unfinished=cache, backend=backend)

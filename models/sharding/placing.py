@@ -12,10 +12,15 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+import pallas_kernels
 from models.sharding.axes import DATA, GROUP, KV_HEADS, MODEL
-from vkq_jax.cache import KVCache
+from models.sharding.split_backend import SplitBackend
+from vkq_jax.backend import Backend
+from vkq_jax.bank_parts import join_banks, lay_out_parts, split_bank
+from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.layered import LayeredCache
 from vkq_jax.sharding import CacheAxes, cache_specs
+from vkq_jax.split_tensor import SplitTensor
 
 __all__ = [
     "attention_axes",
@@ -27,6 +32,7 @@ __all__ = [
     "place_sequences",
     "place_shared",
     "sequence_parts",
+    "split_attention",
 ]
 
 
@@ -44,12 +50,21 @@ def attention_axes(mesh: Mesh, batch: int) -> CacheAxes:
     """How attention over a cache of `batch` sequences is split.
 
     Devices that share a KV head share out its sequences, so that no key lies twice. Where their
-    number does not divide the batch, each holds all sequences and attends with its own queries.
+    number does not divide the batch, each holds a part of every sequence.
     """
     if batch % sequence_parts(mesh) == 0:
         return CacheAxes((DATA, GROUP), KV_HEADS, KV_HEADS, (DATA, GROUP))
-    sequences = data_axis(mesh, batch)
-    return CacheAxes(sequences, KV_HEADS, MODEL, sequences)
+    sequences, parts = data_axis(mesh, batch), mesh.shape[GROUP]
+    if parts == 1:
+        return CacheAxes(sequences, KV_HEADS, KV_HEADS, sequences)
+    return CacheAxes(sequences, KV_HEADS, MODEL, sequences, parts=GROUP, num_parts=parts)
+
+
+def split_attention(mesh: Mesh | None, batch: int, backend: Backend) -> Backend:
+    """The backend of a pass over `batch` sequences, which merges parts of them where there are."""
+    if mesh is None or (axes := attention_axes(mesh, batch)).parts is None:
+        return backend
+    return SplitBackend(backend, axes.num_parts)
 
 
 def on_shards[**A, R](
@@ -110,7 +125,21 @@ def place_cache[C: KVCache | LayeredCache](mesh: Mesh | None, cache: C) -> C:
     batch = cache.position.shape[0]
     # Lengths and positions are read outside attention, too, and small.
     axes = dataclasses.replace(attention_axes(mesh, batch), counts=data_axis(mesh, batch))
+    cache = _in_parts(cache, axes.num_parts)
     return place(mesh, cache, cache_specs(cache, axes))
+
+
+def _in_parts(cache: KVCache, parts: int) -> KVCache:
+    """The cache with its visual banks in parts along the sequence, or whole; each is rarely new."""
+
+    def split(bank: VisualBank) -> VisualBank:
+        if isinstance(bank.key, SplitTensor):
+            return bank
+        return lay_out_parts(split_bank(bank, parts), range(parts), 3, pallas_kernels.lay_out)
+
+    if parts > 1:
+        return dataclasses.replace(cache, visual=tuple(map(split, cache.visual)))
+    return join_banks(cache, pallas_kernels.lay_out)
 
 
 def place_shared[T](mesh: Mesh | None, tables: T) -> T:

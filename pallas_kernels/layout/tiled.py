@@ -63,7 +63,7 @@ class TiledLevels(QuantizedTensor):
     group_size: int = static_field(kw_only=True)
     bits: int = static_field(kw_only=True, default=1)
 
-    def untile(self) -> LevelTensor:
+    def plain(self) -> LevelTensor:
         """The tensor it was made from."""
         return LevelTensor(
             packed=_untile_words(self, self.bits),
@@ -77,7 +77,7 @@ class TiledLevels(QuantizedTensor):
 
     def decoding(self) -> AffineTensor:
         """That of the tensor it was made from."""
-        return self.untile().decoding()
+        return self.plain().decoding()
 
 
 @frozen_pytree
@@ -101,7 +101,7 @@ class TiledSigns(QuantizedTensor):
     rotated: bool = static_field(kw_only=True)
     score_error_factor: float = static_field(kw_only=True)
 
-    def untile(self) -> SignTensor:
+    def plain(self) -> SignTensor:
         """The tensor it was made from."""
         return SignTensor(
             packed=_untile_words(self, bits=1),
@@ -115,7 +115,7 @@ class TiledSigns(QuantizedTensor):
 
     def decoding(self) -> AffineTensor:
         """That of the tensor it was made from."""
-        return self.untile().decoding()
+        return self.plain().decoding()
 
 
 def tile(bank: VisualBank) -> VisualBank:
@@ -173,7 +173,7 @@ def tile_tensor(x: QuantizedTensor, side: Side) -> TiledLevels | TiledSigns:
 
 def untileable_bank_reason(bank: VisualBank) -> str | None:
     """Why a coded bank has no form in the kernel's layout; None if it has one."""
-    if isinstance(bank.key.plain(), DictionaryTensor):
+    if isinstance(bank.key, DictionaryTensor | TiledDictionary):
         return untileable_pair_reason(bank)
     for name, tensor in (("keys", bank.key), ("values", bank.value)):
         reason = untileable_reason(tensor)

@@ -43,7 +43,7 @@ def compiled(name, codes):
 
     def run(key, value, index, valid):
         bank = CODERS[name](key, value, index, valid, KVQuantConfig(codes, codes))
-        sides = [side.untile() for side in (bank.key, bank.value)]
+        sides = [side.plain() for side in (bank.key, bank.value)]
         found = [(side.packed, side.centre[..., 0, :], side.dequantize()) for side in sides]
         return jax.tree.map(lambda *x: jnp.stack(x), *found)
 

@@ -91,7 +91,7 @@ def test_a_tiled_bank_means_what_it_was_made_from(codes, head_dim):
         assert type(x) is not type(coded)
         np.testing.assert_array_equal(x.dequantize(), coded.dequantize())
         assert x.head_dim == head_dim
-        arrays, expected = (jax.tree.leaves(t) for t in (x.untile(), coded))
+        arrays, expected = (jax.tree.leaves(t) for t in (x.plain(), coded))
         for array, original in zip(arrays, expected, strict=True):
             np.testing.assert_array_equal(array, original)
     assert tile(tiled).key is tiled.key

@@ -46,7 +46,7 @@ def plain_bank(key, value, index, valid, quant):
 @jax.jit
 def unpacked(tensor):
     """Code words, scales in steps (of the logarithm, or of bfloat16), values of each position."""
-    plain = tensor.untile()
+    plain = tensor.plain()
     scale = plain.token_scale
     if scale.dtype == jnp.bfloat16:
         scale = jax.lax.bitcast_convert_type(scale, jnp.uint16)

@@ -85,7 +85,7 @@ def inputs_of(model: Model, batch: int = BATCH) -> Inputs:
     ids = rng.integers(IMAGE_TOKEN + 1, model.config.text.vocab_size, (batch, 14))
     ids[:, 3:7] = IMAGE_TOKEN
     mask = np.ones(ids.shape, bool)
-    mask[1, :2] = False
+    mask[1:2, :2] = False
     pixels = rng.normal(size=(batch, 3, 28, 28)).astype(np.float32)
     return Inputs.from_arrays(model.config, ids, mask, pixels)
 

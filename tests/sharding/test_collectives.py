@@ -34,24 +34,28 @@ def collectives(compiled: jax.stages.Compiled) -> Counter[str]:
     )
 
 
-def programs(cases, name: str, mesh: str, quant: str) -> tuple[Counter[str], Counter[str]]:
+def programs(
+    cases, name: str, mesh: str, quant: str, batch: int = BATCH
+) -> tuple[Counter[str], Counter[str]]:
     """The collectives of a prefill and of the decode step behind it."""
     model = cases.model(name, mesh)
-    inputs = place_inputs(model.mesh, inputs_of(model))
-    options = {"quant": vkq_jax.presets[quant], "cache_length": 20}
+    inputs = place_inputs(model.mesh, inputs_of(model, batch))
+    options = {"quant": vkq_jax.presets[quant], "cache_length": 24}
     _, cache = jax.eval_shape(
         lambda model, inputs: prefill(model, inputs, **options), model, inputs
     )
-    axes = attention_axes(model.mesh, BATCH)
+    axes = attention_axes(model.mesh, batch)
     placed = jax.tree.map(
         lambda x, spec: x.update(sharding=NamedSharding(model.mesh, spec)),
         cache,
-        cache_specs(cache, dataclasses.replace(axes, counts=data_axis(model.mesh, BATCH))),
+        cache_specs(cache, dataclasses.replace(axes, counts=data_axis(model.mesh, batch))),
     )
-    step = jax.jit(decode_step).lower(model, jnp.zeros(BATCH, jnp.int32), placed).compile()
+    step = jax.jit(decode_step).lower(model, jnp.zeros(batch, jnp.int32), placed).compile()
     return collectives(prefill.lower(model, inputs, **options).compile()), collectives(step)
 
 
+# Queries go to all devices of a head, and results of each part to the device of their heads.
+MERGED = {"all-gather": 1, "all-to-all": 1}
 # Behind the embedding, attention and the MLP.
 SUMS = {"all-reduce": 3}
 FEATURES = {"all-gather": 1}
@@ -62,6 +66,17 @@ def test_two_sums_a_layer_whatever_the_codes(cases):
         prefilling, decoding = programs(cases, "4 KV heads", "data=2,model=4", quant)
         assert prefilling == SUMS | FEATURES
         assert decoding == SUMS
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize(
+    ("quant", "found"), [("vkq-1bit", {}), ("none", {}), ("calibquant-1bit", {"all-reduce": 1})]
+)
+def test_parts_of_a_sequence_are_merged(cases, quant, found):
+    """Coding sends nothing; calibration at each step sends the range of a query's scores."""
+    prefilling, decoding = programs(cases, "1 KV head", "model=8", quant, batch=1)
+    assert prefilling == SUMS
+    assert decoding == Counter(SUMS) + Counter(MERGED) + Counter(found)
 
 
 @pytest.mark.mesh

@@ -16,6 +16,7 @@ from models.layers.attention import dense_attention
 from models.model import Model
 from models.text.masks import prompt_masks
 from vkq_jax.array_types import Array, Float
+from vkq_jax.bank_parts import join_banks
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.cache_updates import take_sequences
 from vkq_jax.dense import DenseTensor
@@ -66,7 +67,7 @@ def keep_tokens(cache: AnyCache, mass: Float[Array, "L B K V"], share: float) ->
     if cache.keeps_indices:
         raise NotImplementedError("token dropping is not for models with a sliding window")
     assert isinstance(cache, KVCache), "full precision has one setting for all layers"
-    (bank,) = cache.visual
+    (bank,) = join_banks(cache).visual
     assert isinstance(bank.key, DenseTensor)
     assert isinstance(bank.value, DenseTensor)
     valid = jnp.arange(mass.shape[-1]) < bank.length[:, None]

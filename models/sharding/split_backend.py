@@ -1,0 +1,133 @@
+"""Attention and coding where devices share a KV head and hold parts of its sequence."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+import pallas_kernels
+import vkq_jax.attention
+from models.sharding.axes import GROUP
+from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.attention import Attended, merge, score_range
+from vkq_jax.backend import Backend
+from vkq_jax.bank_parts import lay_out_parts, part_of_cache, split_bank, take_part
+from vkq_jax.cache import KVCache, VisualBank
+from vkq_jax.calibration import score_map
+from vkq_jax.code_tables import CodeTables
+from vkq_jax.config import KVQuantConfig
+from vkq_jax.split_tensor import SplitTensor
+from vkq_jax.visibility import Starts
+
+__all__ = ["SplitBackend"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitBackend(Backend):
+    """Another backend, of devices along `GROUP` each of which holds one part of every bank.
+
+    Attributes:
+        inner: attends to a part, and codes.
+        parts: devices along `GROUP`.
+        on_device: whether it runs in `shard_map`, on the arrays of one device. Outside it codes all
+            parts, which says what shapes there are, and attends to nothing.
+    """
+
+    inner: Backend
+    parts: int
+    on_device: bool = False
+
+    def attend_cache(
+        self,
+        query: Float[Array, "B T N H"],
+        cache: KVCache,
+        layer: Int32[Array, ""] | int,
+        *,
+        visible_text: Int32[Array, "B T"],
+        starts: Starts | None,
+        logits_scale: float | None,
+        logits_soft_cap: float | None,
+    ) -> Attended:
+        """Attention of this device's query heads to all parts.
+
+        Each device attends to its part with the queries of all of them, and sends every other one
+        the results of its heads (one all-gather, one all-to-all).
+        """
+        assert self.on_device
+        number = jax.lax.axis_index(GROUP)
+        queries = jax.lax.all_gather(query, GROUP, axis=2, tiled=True)
+        own, visible_text, starts = part_of_cache(cache, number, visible_text, starts)
+        scores = {"logits_scale": logits_scale, "logits_soft_cap": logits_soft_cap}
+        options = {"visible_text": visible_text, "starts": starts, **scores}
+        if cache.visual and cache.quant.calibration is not None and cache.score_map is None:
+            # The range of a query's scores is that over all parts.
+            taken = own.layer(layer)
+            gamma, delta = score_range(queries, taken, starts=starts, **scores)
+            gamma, delta = jax.lax.pmax(jnp.stack([-gamma, delta]), GROUP)
+            mapped, skipped = score_map(-gamma, delta, cache.quant.calibration)
+            taken = dataclasses.replace(taken, score_map=mapped)
+            attended = vkq_jax.attention.attend_cache(queries, taken, **options)
+            counted = jnp.where(number == 0, skipped.sum((1, 2), dtype=jnp.int32), 0)
+        else:
+            attended = self.inner.attend_cache(queries, own, layer, **options)
+            counted = attended.calibration_skipped
+        return self._merged(attended, counted)
+
+    def attend_prompt(
+        self,
+        query: Float[Array, "B T N H"],
+        key: Float[Array, "B T K H"],
+        value: Float[Array, "B T K H"],
+        mask: Bool[Array, "B T T"],
+        *,
+        logits_scale: float | None,
+        logits_soft_cap: float | None,
+    ) -> Float[Array, "B T N H"]:
+        """Attention of this device's query heads to a whole prompt, which no device has to ask for.
+
+        See `vkq_jax.Backend`.
+        """
+        return self.inner.attend_prompt(
+            query, key, value, mask, logits_scale=logits_scale, logits_soft_cap=logits_soft_cap
+        )
+
+    def quantize(
+        self,
+        key: Float[Array, "B T K H"],
+        value: Float[Array, "B T K H"],
+        index: Int32[Array, "B V"],
+        valid: Bool[Array, "B V"],
+        quant: KVQuantConfig,
+        tables: CodeTables | None,
+    ) -> VisualBank:
+        """Codes one layer's visual tokens; a device keeps its own part.
+
+        Its codes are those of the whole: each device has all keys and values of its head, codes
+        them and sends nothing.
+        """
+        whole = self.inner.quantize(key, value, index, valid, quant, tables)
+        bank = split_bank(whole, self.parts)
+        if not isinstance(bank.key, SplitTensor):
+            return bank
+        numbers = list(range(self.parts))
+        if self.on_device:
+            numbers = [jax.lax.axis_index(GROUP)]
+            bank = take_part(bank, numbers[0], axis=2)
+        return lay_out_parts(bank, numbers, 2, self.lay_out)
+
+    def lay_out(self, bank: VisualBank) -> VisualBank:
+        """See `pallas_kernels.lay_out`."""
+        implementation = getattr(self.inner, "implementation", None)
+        return pallas_kernels.lay_out(bank, implementation=implementation)
+
+    def _merged(self, attended: Attended, counted: Int32[Array, "B"]) -> Attended:
+        """What all devices found for the heads of this one."""
+        found = jnp.concatenate([attended.output, attended.logsumexp[..., None]], axis=-1)
+        split = found.reshape(*found.shape[:2], self.parts, -1, found.shape[-1])
+        split = jax.lax.all_to_all(split, GROUP, split_axis=2, concat_axis=2)
+        none = jnp.zeros_like(counted)
+        parts = (Attended(x[..., :-1], x[..., -1], none) for x in jnp.moveaxis(split, 2, 0))
+        return dataclasses.replace(functools.reduce(merge, parts), calibration_skipped=counted)
