@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.config import KVQuantConfig, ScoreCalibration
+from vkq_jax.layer_settings import Cells, LayerGroups, Quant
 from vkq_jax.pytree import frozen_pytree, static_field
+from vkq_jax.validation import shown
 
 __all__ = ["ScoreMap", "calibrate", "score_map", "visible_range"]
 
@@ -29,7 +31,7 @@ class ScoreMap:
 
     slope: Float[Array, "*lead"]
     shift: Float[Array, "*lead"]
-    quant: KVQuantConfig | None = static_field(default=None)
+    quant: KVQuantConfig | LayerGroups | None = static_field(default=None)
 
     def check(self) -> None:
         """Raises ValueError for slopes or shifts that no map can have."""
@@ -45,21 +47,29 @@ class ScoreMap:
         """The mapped scores of each row."""
         return scores * self.slope[..., None] + self.shift[..., None]
 
-    def check_codes(self, quant: KVQuantConfig) -> None:
+    def check_codes(self, quant: Quant) -> None:
         """Checks that the map was calibrated with these codes of keys and values.
 
         The calibration of the codes does not count: a static map takes its place.
 
         Raises:
-            ValueError: the map was calibrated with other codes.
+            ValueError: the map was calibrated with other codes, of all layers or of some.
         """
-        for name in ("key", "value") if self.quant is not None else ():
-            own, asked = getattr(self.quant, name), getattr(quant, name)
-            if own != asked:
-                raise ValueError(
-                    f"score_map was calibrated with other codes: expected {name}={own}, "
-                    f"got {name}={asked}"
-                )
+        if self.quant is None:
+            return
+        own, asked = (_groups(settings) for settings in (self.quant, quant))
+        if [cells for cells, _ in own] != [cells for cells, _ in asked]:
+            raise ValueError(
+                "score_map was calibrated with other codes: expected its own settings of layers "
+                "and heads (score_map.quant), got others"
+            )
+        for (_, expected), (_, got) in zip(own, asked, strict=True):
+            for name in ("key", "value"):
+                if getattr(expected, name) != getattr(got, name):
+                    raise ValueError(
+                        f"score_map was calibrated with other codes: expected {name}="
+                        f"{shown(getattr(expected, name))}, got {name}={shown(getattr(got, name))}"
+                    )
 
     def check_heads(self, *, num_layers: int, num_kv_heads: int) -> None:
         """Raises ValueError unless the map is [L, N] for these layers and heads."""
@@ -69,6 +79,10 @@ class ScoreMap:
                 f"score_map must be [L, N] for {num_layers} layers and query heads that share "
                 f"{num_kv_heads} key/value heads, got {list(shape)}"
             )
+
+
+def _groups(quant: Quant) -> tuple[tuple[Cells | None, KVQuantConfig], ...]:
+    return quant.groups if isinstance(quant, LayerGroups) else ((None, quant),)
 
 
 def calibrate(

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vkq_jax.cache import KVCache
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.layer_settings import Cells, LayerGroups, PerLayer, one_setting
+from vkq_jax.layer_settings import AnyQuant, Cells, LayerGroups, PerLayer, one_setting
 from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.presets import resolve
 from vkq_jax.validation import shown
@@ -23,7 +22,7 @@ def empty_cache(
     num_kv_heads: int,
     head_dim: int,
     cache_length: int,
-    quant: str | KVQuantConfig | PerLayer | LayerGroups = "vkq-1bit",
+    quant: AnyQuant = "vkq-1bit",
     dtype: DTypeLike = jnp.bfloat16,
     keep_indices: bool = False,
     cross_layers: Sequence[int] = (),
@@ -68,16 +67,10 @@ def empty_cache(
             for cells, length, keep in zip(groups, (cache_length, 1), keeps, strict=True)
         )
         return LayeredCache(parts, groups, cross=True)
-    if isinstance(quant, PerLayer):
+    if isinstance(quant, PerLayer | LayerGroups):
         quant = quant.settle(num_layers, num_kv_heads)
     if not isinstance(quant, LayerGroups):
         return KVCache.init(**sizes, quant=resolve(quant), dtype=dtype, keep_indices=keep_indices)
-    if quant.num_layers != num_layers:
-        raise ValueError(f"quant: expected settings of {num_layers} layers, got {quant.num_layers}")
-    if quant.num_kv_heads not in (None, num_kv_heads):
-        raise ValueError(
-            f"quant: expected settings of {num_kv_heads} KV heads, got {quant.num_kv_heads}"
-        )
     parts = []
     for cells, own in quant.groups:
         own_sizes = sizes | {"num_layers": len(cells.layers)}

@@ -14,6 +14,7 @@ from jax.core import Tracer
 
 from vkq_jax.array_types import Array, Float, Int32, Shaped
 from vkq_jax.calibration import ScoreMap
+from vkq_jax.config import KVQuantConfig
 from vkq_jax.key_bias import KeyBias
 from vkq_jax.layer_settings import Cells
 from vkq_jax.validation import shown
@@ -138,14 +139,20 @@ def take_cells[T](stacked: T, cells: Cells, *, axis: int = 1) -> T:
     return jax.tree.map(take, stacked)
 
 
-def take_score_map(score_map: ScoreMap, cells: Cells, num_kv_heads: int) -> ScoreMap:
-    """The rows of a score map [L, N] that belong to some layers and heads of a model of K heads."""
+def take_score_map(
+    score_map: ScoreMap, cells: Cells, num_kv_heads: int, quant: KVQuantConfig
+) -> ScoreMap:
+    """The rows of a score map [L, N] that belong to some layers and heads of a model of K heads.
+
+    `quant` are the settings of these heads, which the map was calibrated with.
+    """
 
     def take(x: Float[Array, "L N"]) -> Float[Array, "l n"]:
         taken = take_cells(x.reshape(x.shape[0], num_kv_heads, -1), cells)
         return taken.reshape(taken.shape[0], -1)
 
-    return jax.tree.map(take, score_map)
+    own = None if score_map.quant is None else quant
+    return ScoreMap(take(score_map.slope), take(score_map.shift), own)
 
 
 def take_bias(bias: KeyBias | None, cells: Cells) -> KeyBias | None:

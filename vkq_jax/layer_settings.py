@@ -12,11 +12,11 @@ from vkq_jax.presets import resolve
 from vkq_jax.validation import shown
 
 __all__ = [
+    "AnyQuant",
     "Cells",
     "LayerGroups",
     "PerLayer",
     "Quant",
-    "one_setting",
     "per_head",
     "per_layer",
     "settings_of",
@@ -24,6 +24,9 @@ __all__ = [
 
 type Quant = KVQuantConfig | LayerGroups
 """Settings of a cache: the same for all layers and heads, or for groups of them."""
+
+type AnyQuant = str | KVQuantConfig | PerLayer | LayerGroups
+"""What stands for the settings of a cache: `quant` of whatever makes one."""
 
 type Numbers = int | range
 
@@ -70,6 +73,32 @@ class LayerGroups:
     def num_kv_heads(self) -> int | None:
         """K, KV heads of a layer; None where no layer tells heads apart: any number will do."""
         return num_heads(tuple(cells for cells, _ in self.groups))
+
+    @property
+    def named(self) -> tuple[KVQuantConfig, ...]:
+        """All settings, as of `PerLayer`."""
+        return self.settings
+
+    def settle(
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        find: Callable[[str | KVQuantConfig], KVQuantConfig] = resolve,
+    ) -> LayerGroups:
+        """These settings for a model of this size; `find` as for `PerLayer.settle`.
+
+        Raises:
+            ValueError: they are of another number of layers or heads.
+        """
+        if self.num_layers != num_layers:
+            raise ValueError(
+                f"quant: expected settings of {num_layers} layers, got {self.num_layers}"
+            )
+        if self.num_kv_heads not in (None, num_kv_heads):
+            raise ValueError(
+                f"quant: expected settings of {num_kv_heads} KV heads, got {self.num_kv_heads}"
+            )
+        return LayerGroups(tuple((cells, find(quant)) for cells, quant in self.groups))
 
 
 def check_cells(groups: tuple[Cells, ...]) -> None:
@@ -255,10 +284,3 @@ def _listed(numbers: Any, place: Any) -> tuple[int, ...]:
 def settings_of(quant: Quant) -> tuple[KVQuantConfig, ...]:
     """All settings that layers and heads of a cache have, each once."""
     return tuple(dict.fromkeys(quant.settings)) if isinstance(quant, LayerGroups) else (quant,)
-
-
-def one_setting(quant: Any, reader: str) -> KVQuantConfig:
-    """The settings of all layers; raises NotImplementedError where layers have their own."""
-    if isinstance(quant, PerLayer | LayerGroups):
-        raise NotImplementedError(f"{reader} takes one setting for all layers, got per_layer(...)")
-    return resolve(quant)

@@ -200,6 +200,8 @@ def at_layer[T](
     layer: Int32[Array, ""] | int,
     query: Float[Array, "B T N H"],
     function: Callable[[KVCache, Any, Float[Array, "B T n H"]], T],
+    *,
+    axis: int = 1,
 ) -> T:
     """What `function(part, place, query)` gives for all heads of a layer, traced or not.
 
@@ -210,6 +212,7 @@ def at_layer[T](
         function: is called for each group of heads of the layer, with the part of the cache that
             holds them, the layer's number there and the heads' own queries. It gives a pytree of
             arrays [B, n, ...], of the same shapes and dtypes for all groups, n apart.
+        axis: of the n heads in these arrays.
     """
     if isinstance(cache, KVCache):
         return function(cache, layer, query)
@@ -223,7 +226,7 @@ def at_layer[T](
             found.append((heads, function(cache.parts[group], places[group], own)))
         trees = [tree for _, tree in found]
         return jax.tree.map(
-            lambda *xs: join_heads([(h, x) for (h, _), x in zip(found, xs, strict=True)], axis=1),
+            lambda *xs: join_heads([(h, x) for (h, _), x in zip(found, xs, strict=True)], axis),
             *trees,
         )
 
@@ -250,7 +253,7 @@ def split_layers(cache: KVCache, groups: LayerGroups) -> LayeredCache:
             cache,
             visual=tuple(map(bank, cache.visual)),
             text=dataclasses.replace(cache.text, key=key, value=value),
-            score_map=None if static is None else take_score_map(static, cells, count),
+            score_map=None if static is None else take_score_map(static, cells, count, cache.quant),
             tables=take_cells(cache.tables, cells),
             key_bias=take_bias(cache.key_bias, cells),
         )

@@ -17,7 +17,7 @@ from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.head_groups import take_cells
-from vkq_jax.layer_settings import PerLayer, Quant
+from vkq_jax.layer_settings import AnyQuant, LayerGroups, PerLayer, Quant
 from vkq_jax.layered import AnyCache
 from vkq_jax.persistence import load_tables
 from vkq_jax.presets import calibrated_presets, resolve
@@ -54,7 +54,7 @@ def attach_tables(model: Model, file: str | os.PathLike[str]) -> Model:
 
 def settle_codes(
     model: Model,
-    quant: str | KVQuantConfig | PerLayer | None,
+    quant: AnyQuant | None,
     tables: CalibratedCodes | str | os.PathLike[str] | None,
     cache: AnyCache | None,
 ) -> tuple[Quant, OwnTables]:
@@ -77,7 +77,7 @@ def settle_codes(
             raise ValueError("a conversation keeps the tables of its cache: leave tables out")
         return cache.quant, None  # which keeps its tables
     given, name = _given(model, tables), DEFAULT_QUANT if quant is None else quant
-    wanted = name.named if isinstance(name, PerLayer) else (name,)
+    wanted = name.named if isinstance(name, PerLayer | LayerGroups) else (name,)
     if tables is not None and given is not None and not any(map(given.find, wanted)):
         raise ValueError(
             f"tables: expected a calibrated preset {', '.join(map(repr, wanted))}, got "
@@ -88,7 +88,7 @@ def settle_codes(
 
 def find_codes(
     model: Model,
-    quant: str | KVQuantConfig | PerLayer | None = None,
+    quant: AnyQuant | None = None,
     tables: CalibratedCodes | str | os.PathLike[str] | None = None,
 ) -> tuple[Quant, OwnTables]:
     """The codes that a preset's name or settings stand for: calibrated ones come first.
@@ -103,9 +103,9 @@ def find_codes(
 
 
 def _of_layers(
-    model: Model, known: CalibratedCodes | None, quant: str | KVQuantConfig | PerLayer
+    model: Model, known: CalibratedCodes | None, quant: AnyQuant
 ) -> tuple[Quant, OwnTables]:
-    if not isinstance(quant, PerLayer):
+    if not isinstance(quant, PerLayer | LayerGroups):
         return _choose(known, quant)
     tables: dict[KVQuantConfig, CodeTables | None] = {}
 
@@ -167,8 +167,8 @@ def _check(model: Model, codes: CalibratedCodes, name: str) -> None:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _stands_for(model: Model, quant: str | KVQuantConfig | PerLayer, settings: Quant) -> bool:
-    if isinstance(quant, PerLayer):
+def _stands_for(model: Model, quant: AnyQuant, settings: Quant) -> bool:
+    if isinstance(quant, PerLayer | LayerGroups):
         known = None if model.calibrated is None else model.calibrated.codes
         return any(_of_layers(model, given, quant)[0] == settings for given in (known, None))
     known = None if model.calibrated is None else model.calibrated.codes.find(quant)

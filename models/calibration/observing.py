@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from models.calibration.attached import OwnTables
 from models.generation.decode_loop import observed_step
 from models.generation.generate import QuantizeAt
 from models.generation.prefill import prefill
@@ -13,7 +14,7 @@ from models.inputs.batch import Inputs
 from models.inputs.split import split_after_images
 from models.model import Model
 from vkq_jax.array_types import Array, Bool
-from vkq_jax.config import KVQuantConfig
+from vkq_jax.layer_settings import Quant
 from vkq_jax.layered import AnyCache
 from vkq_jax.visibility import Starts
 
@@ -24,13 +25,14 @@ def observe_answers[T](
     model: Model,
     inputs: Inputs,
     *,
-    quant: KVQuantConfig,
+    quant: Quant,
     steps: int,
     quantize_at: QuantizeAt,
     stop_tokens: tuple[int, ...],
     observe: Callable[[Array, AnyCache, Array, Starts | None], Any],
     add: Callable[[T, Any, Bool[Array, "B"]], T],
     start: T,
+    tables: OwnTables = None,
 ) -> tuple[T, AnyCache]:
     """Adds up what is observed over the queries of the answers, to be traced.
 
@@ -47,6 +49,7 @@ def observe_answers[T](
             layers.
         add: `(sum, observed, active) -> sum`, where active says whose token was fed.
         start: the sum before any.
+        tables: offline tables of the codes.
 
     Returns:
         The sum, and the cache at the end.
@@ -55,7 +58,7 @@ def observe_answers[T](
     if quantize_at == "image":
         images, question = split_after_images(inputs)
     length = inputs.prompt_shape.text + steps
-    logits, cache = prefill(model, images, quant=quant, cache_length=length)
+    logits, cache = prefill(model, images, quant=quant, cache_length=length, tables=tables)
     fixed = cache.fixed()  # beside the carry: they never change
     stops = jnp.asarray(stop_tokens, jnp.int32)
 

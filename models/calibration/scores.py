@@ -1,13 +1,14 @@
 """Static score calibration: a slope and shift per layer and query head, from sample prompts."""
 
-import dataclasses
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from models.calibration.attached import OwnTables, find_codes
 from models.calibration.observing import observe_answers
 from models.generation import argument_checks as checks
 from models.generation.generate import QuantizeAt
@@ -16,8 +17,8 @@ from models.model import Model
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import score_range
 from vkq_jax.calibration import ScoreMap, score_map
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.presets import resolve
+from vkq_jax.layer_settings import AnyQuant, Cells, LayerGroups, Quant, settings_of
+from vkq_jax.layered import at_layer
 
 __all__ = ["calibrate_scores"]
 
@@ -26,7 +27,7 @@ def calibrate_scores(
     model: Model,
     inputs: Inputs | Iterable[Inputs],
     *,
-    quant: str | KVQuantConfig = "calibquant-1bit",
+    quant: AnyQuant = "calibquant-1bit",
     max_new_tokens: int = 16,
     quantize_at: QuantizeAt = "prompt",
     stop_tokens: tuple[int, ...] | None = None,
@@ -47,7 +48,8 @@ def calibrate_scores(
     Args:
         model: from `models.load`.
         inputs: sample prompts, one batch or several, with images.
-        quant: preset name or settings of the visual cache, with a calibration.
+        quant: preset name or settings of the visual cache, or those of `vkq_jax.per_layer`, with a
+            calibration. Layers and heads whose settings have none keep their scores.
         max_new_tokens: most tokens of each answer.
         quantize_at: when the visual tokens are coded, as for `generate`.
         stop_tokens: token ids that end an answer; the checkpoint's own by default.
@@ -63,8 +65,8 @@ def calibrate_scores(
     """
     checks.check_type("model", model, Model, hint="models.load")
     model.config.text.check_one_stack("calibration")
-    settings = resolve(quant)
-    if settings.calibration is None:
+    settings, tables = find_codes(model, quant)
+    if all(own.calibration is None for own in settings_of(settings)):
         raise ValueError(f"there is no score calibration in quant={quant!r}")
     steps = checks.check_count("max_new_tokens", max_new_tokens)
     checks.check_choice("quantize_at", quantize_at, QuantizeAt)
@@ -84,6 +86,7 @@ def calibrate_scores(
             steps=steps,
             quantize_at=quantize_at,
             stop_tokens=stops,
+            tables=tables,
         )
         sums, count = sums + more, count + queries
     if not count.any():
@@ -92,8 +95,31 @@ def calibrate_scores(
         )
     nothing = jnp.asarray([jnp.inf, -jnp.inf])[:, None, None]
     gamma, delta = jnp.where(count > 0, sums / jnp.maximum(count, 1).astype(jnp.float32), nothing)
-    static, _ = score_map(gamma, delta, settings.calibration)
-    return dataclasses.replace(static, quant=settings)
+    return _joined_map(settings, gamma, delta, model.config.text.num_key_value_heads)
+
+
+def _joined_map(
+    settings: Quant,
+    gamma: Float[Array, "L N"],
+    delta: Float[Array, "L N"],
+    num_kv_heads: int,
+) -> ScoreMap:
+    """The map of all layers and heads, each by the calibration of its settings."""
+    slope, shift = jnp.ones_like(gamma), jnp.zeros_like(gamma)
+    every = Cells(tuple(range(len(gamma))))
+    groups = settings.groups if isinstance(settings, LayerGroups) else ((every, settings),)
+    for cells, own in groups:
+        if own.calibration is None:
+            continue
+        found, _ = score_map(gamma, delta, own.calibration)
+        chosen = np.zeros((len(gamma), num_kv_heads), bool)
+        for place, layer in enumerate(cells.layers):
+            chosen[layer, slice(None) if cells.heads is None else list(cells.heads[place])] = True
+        rows = np.repeat(chosen, gamma.shape[1] // num_kv_heads, axis=1)
+        slope, shift = (
+            jnp.where(rows, new, old) for new, old in ((found.slope, slope), (found.shift, shift))
+        )
+    return ScoreMap(slope, shift, settings)
 
 
 @partial(jax.jit, static_argnames=("quant", "steps", "quantize_at", "stop_tokens"))
@@ -101,10 +127,11 @@ def _sum_ranges(
     model: Model,
     inputs: Inputs,
     *,
-    quant: KVQuantConfig,
+    quant: Quant,
     steps: int,
     quantize_at: QuantizeAt,
     stop_tokens: tuple[int, ...],
+    tables: OwnTables,
 ) -> tuple[Float[Array, "2 L N"], Int32[Array, "L N"]]:
     """Sums of gamma and delta over the queries that read coded visual tokens, and their number.
 
@@ -112,13 +139,16 @@ def _sum_ranges(
     """
 
     def observe(query, cache, layer, starts):
-        return score_range(
-            query,
-            cache.layer(layer),
-            starts=starts,
-            logits_scale=model.config.text.logits_scale,
-            logits_soft_cap=model.config.text.attn_logit_softcapping,
-        )
+        def of_heads(part, place, query):
+            return score_range(
+                query,
+                part.layer(place),
+                starts=starts,
+                logits_scale=model.config.text.logits_scale,
+                logits_soft_cap=model.config.text.attn_logit_softcapping,
+            )
+
+        return at_layer(cache, layer, query, of_heads, axis=2)
 
     def add(total, ranges, active):
         sums, count = total
@@ -137,6 +167,7 @@ def _sum_ranges(
         stop_tokens=stop_tokens,
         observe=observe,
         add=add,
+        tables=tables,
         start=(jnp.zeros((2, *heads), jnp.float32), jnp.zeros(heads, jnp.int32)),
     )
     return sums, count

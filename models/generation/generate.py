@@ -30,9 +30,8 @@ from models.sharding.placing import place_cache, place_shared
 from vkq_jax.array_types import Array, Bool, Int32
 from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.calibration import ScoreMap
-from vkq_jax.config import KVQuantConfig
 from vkq_jax.hosts import to_host
-from vkq_jax.layer_settings import PerLayer, settings_of
+from vkq_jax.layer_settings import AnyQuant
 from vkq_jax.layered import AnyCache
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.sharing import share_visual
@@ -65,7 +64,7 @@ def generate(
     inputs: Inputs,
     *,
     max_new_tokens: int,
-    quant: str | KVQuantConfig | PerLayer | None = None,
+    quant: AnyQuant | None = None,
     sampling: Sampling = Sampling(),
     key: jax.Array | None = None,
     stop_tokens: tuple[int, ...] | None = None,
@@ -151,7 +150,7 @@ def generate(
 class GenerateOptions(TypedDict, total=False):
     """The optional arguments of `generate`."""
 
-    quant: str | KVQuantConfig | PerLayer | None
+    quant: AnyQuant | None
     sampling: Sampling
     key: jax.Array | None
     stop_tokens: tuple[int, ...] | None
@@ -199,7 +198,7 @@ def _begin(
     inputs: Inputs,
     *,
     max_new_tokens: int,
-    quant: str | KVQuantConfig | PerLayer | None = None,
+    quant: AnyQuant | None = None,
     sampling: Sampling = Sampling(),
     key: jax.Array | None = None,
     stop_tokens: tuple[int, ...] | None = None,
@@ -238,8 +237,7 @@ def _begin(
     if score_map is not None:
         checks.check_type("score_map", score_map, ScoreMap, hint="models.calibrate_scores")
         _check_score_map(model, score_map)
-        for own in settings_of(settings):
-            score_map.check_codes(own)
+        score_map.check_codes(settings)
     checks.check_type("bucketing", bucketing, bool)
     needed = _check_length(inputs, cache, cache_length, max_new_tokens)
     own_length = 0 if cache is None else cache.cache_length

@@ -146,7 +146,7 @@ def _with_offline_parts(
     if score_map is not None:
 
         def mapped(part: KVCache, cells: Cells) -> KVCache:
-            own = take_score_map(score_map, cells, num_kv_heads)
+            own = take_score_map(score_map, cells, num_kv_heads, part.quant)
             return dataclasses.replace(part, score_map=own)
 
         cache = map_groups(cache, mapped)

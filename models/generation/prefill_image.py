@@ -16,8 +16,7 @@ from models.model import Model
 from models.sharding.placing import place_shared
 from vkq_jax.array_types import Array
 from vkq_jax.calibrated import CalibratedCodes
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.layer_settings import PerLayer
+from vkq_jax.layer_settings import AnyQuant
 from vkq_jax.layered import AnyCache
 
 __all__ = ["in_buckets", "prefill_image", "prefill_part"]
@@ -27,7 +26,7 @@ def prefill_image(
     model: Model,
     inputs: Inputs,
     *,
-    quant: str | KVQuantConfig | PerLayer | None = None,
+    quant: AnyQuant | None = None,
     tables: CalibratedCodes | str | os.PathLike[str] | None = None,
     implementation: str | None = None,
     bucketing: bool = True,

@@ -86,6 +86,35 @@ def test_generation_keeps_the_map_and_guards_nothing(model, score_map):
     np.testing.assert_array_equal(turn.cache.score_map.slope, other.slope)
 
 
+def test_layers_and_heads_without_a_calibration_keep_their_scores(model, score_map, tmp_path):
+    quant = vkq_jax.per_layer(UNGUARDED, {0: "none", (1, 1): "none"})
+    own = models.calibrate_scores(model, batch(*ROWS), quant=quant, max_new_tokens=1)
+    kept = np.asarray([[True] * 4, [False, False, True, True], [False] * 4])
+    np.testing.assert_array_equal(own.slope == 1, kept)
+    np.testing.assert_array_equal(own.shift == 0, kept)
+    file = tmp_path / "map.safetensors"
+    vkq_jax.save_score_map(file, own)
+    own = vkq_jax.load_score_map(file)
+    options = {"score_map": own, "max_new_tokens": 1}
+    cache = models.generate(model, batch(*ROWS), quant=quant, **options).cache
+    maps = [
+        (cells.layers, part.score_map.slope)
+        for cells, part in zip(cache.cells, cache.parts, strict=True)
+    ]
+    assert [layers for layers, _ in maps] == [(0,), (1,), (1,), (2,)]
+    for (layers, slope), rows in zip(
+        maps, (slice(4), slice(2), slice(2, 4), slice(4)), strict=True
+    ):
+        np.testing.assert_array_equal(slope[0], own.slope[layers[0], rows])
+    again = models.generate(model, batch(*ROWS), quant=own.quant, **options).cache
+    assert again.quant == cache.quant
+    for other in (quant.default, vkq_jax.per_layer(UNGUARDED, {0: "none"})):
+        with pytest.raises(ValueError, match="other codes: expected its own settings of layers"):
+            models.generate(model, batch(*ROWS), quant=other, **options)
+    with pytest.raises(ValueError, match="other codes: expected its own settings of layers"):
+        models.generate(model, batch(*ROWS), quant=quant, score_map=score_map, max_new_tokens=1)
+
+
 def test_vmap_over_score_maps_and_streaming(model, score_map):
     inputs, options = batch(*ROWS[:2]), {"quant": QUANT, "max_new_tokens": 4, "stop_tokens": ()}
     maps = jax.tree.map(lambda x: jnp.stack([x, jnp.flip(x)]), score_map)

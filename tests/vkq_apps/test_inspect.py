@@ -22,8 +22,9 @@ from tests.support.tiny_llava import (
     tiny_model,
 )
 from vkq_apps.inspection import output_folder
-from vkq_apps.inspection.attention import layers_as_batch, over_cache
+from vkq_apps.inspection.attention import over_cache
 from vkq_apps.inspection.capture import capture
+from vkq_apps.inspection.coding import code, what_coding_leaves
 from vkq_apps.inspection.layout import read_layout
 from vkq_apps.inspection.measure import inspect_visual
 from vkq_apps.inspection.output_folder import (
@@ -43,6 +44,10 @@ LAYERS, HEADS, KV_HEADS, HEAD_DIM = 3, 4, 2, 16
 INPUTS = batch(prompt(3, "image", 4, "image", 5))
 
 
+MIXED = vkq_jax.per_layer("signs-1bit", {0: "none", (1, 1): "kivi-2bit"})
+QUANTS = {"mixed": MIXED.settle(LAYERS, KV_HEADS)}
+
+
 @functools.cache
 def caught():
     return capture(tiny_model(), INPUTS)
@@ -50,7 +55,7 @@ def caught():
 
 @functools.cache
 def inspection(quant: str):
-    return inspect_visual(tiny_model(), INPUTS, vkq_jax.resolve(quant))
+    return inspect_visual(tiny_model(), INPUTS, QUANTS.get(quant) or vkq_jax.resolve(quant))
 
 
 def test_captures_what_a_full_precision_cache_holds():
@@ -82,14 +87,20 @@ def test_capture_needs_one_prompt_with_an_image():
 
 @pytest.mark.parametrize(
     ("quant", "cap"),
-    [("vkq-1bit", None), ("calibquant-1bit", 0.5), ("kivi-2bit", None), ("none", None)],
+    [("vkq-1bit", None), ("calibquant-1bit", 0.5), ("mixed", None), ("none", None)],
 )
 def test_weights_are_those_of_the_output(quant, cap):
-    cache = layers_as_batch(caught(), vkq_jax.resolve(quant))
-    attend = functools.partial(over_cache, logits_scale=SCALE, logits_soft_cap=cap)
-    attended = jax.jit(attend)(caught(), cache)
+    settings = QUANTS.get(quant) or vkq_jax.resolve(quant)
+
+    @jax.jit
+    def measured():
+        cache = code(tiny_model(), caught(), settings, None)
+        attended = over_cache(caught(), cache, logits_scale=SCALE, logits_soft_cap=cap)
+        return attended, what_coding_leaves(caught(), cache).value_hat
+
+    attended, value_hat = measured()
     np.testing.assert_allclose(attended.visual.sum(-1) + attended.text.sum(-1), 1, atol=1e-5)
-    value = jnp.concatenate([cache.visual[0].dequantize()[1], cache.text.value], axis=2)
+    value = jnp.concatenate([value_hat, caught().text_value], axis=2)
     weights = jnp.concatenate([attended.visual, attended.text], -1)
     per_head = jnp.repeat(value, HEADS // KV_HEADS, axis=1)
     expected = jnp.einsum("lns,lnsh->lnh", weights, per_head)
@@ -140,14 +151,58 @@ def test_more_bits_less_error():
         assert coarse > medium > fine >= 0
 
 
-@pytest.mark.parametrize("quant", ["vkq-1bit", "signs-1bit", "kivi-2bit", "none"])
+def test_layers_and_heads_are_measured_as_they_are_coded():
+    mixed = inspection("mixed")
+    for name in ("key", "value"):
+        whole, signs, kivi = (
+            getattr(inspection(n), name) for n in ("mixed", "signs-1bit", "kivi-2bit")
+        )
+        error, one, two = (x.error.relative_squared_error for x in (whole, signs, kivi))
+        np.testing.assert_array_equal(error[0], 0)
+        np.testing.assert_allclose(error[1], [one[1, 0], two[1, 1]], rtol=1e-4)
+        np.testing.assert_allclose(error[2], one[2], rtol=1e-4)
+        np.testing.assert_allclose(whole.ranges.lowest[1, 1], kivi.ranges.lowest[1, 1], rtol=1e-4)
+        np.testing.assert_allclose(whole.ranges.lowest[2], signs.ranges.lowest[2], rtol=1e-4)
+        assert jnp.isnan(whole.ranges.lowest[0]).all()
+        np.testing.assert_array_equal(whole.ranges.quantiles, signs.ranges.quantiles)
+    np.testing.assert_array_equal(mixed.output_error[0], 0)
+    np.testing.assert_allclose(mixed.bits[0], 32)
+    assert not mixed.key_bias
+
+
+def test_keys_are_measured_without_the_bias_that_the_cache_keeps_out():
+    text = dataclasses.replace(CONFIG.text, attention_bias=True, attention_output_bias=True)
+    model = tiny_model(config=dataclasses.replace(CONFIG, text=text))
+
+    def strong(path, leaf):
+        return 150 * leaf if "['k_proj']['bias']" in jax.tree_util.keystr(path) else leaf
+
+    model = dataclasses.replace(
+        model, params=jax.tree_util.tree_map_with_path(strong, model.params)
+    )
+    quant = vkq_jax.resolve("minmax-2bit")
+    found = inspect_visual(model, INPUTS, quant)
+    assert found.key_bias
+    _, cache = prefill(model, INPUTS, quant=quant, cache_length=12)
+    exact = capture(model, INPUTS)
+    for layer in range(LAYERS):
+        (bank,) = cache.layer(layer).visual
+        key_hat, _ = bank.dequantize()
+        share = cache.key_bias.of_layer(layer).turned(bank.position)[0].transpose(1, 0, 2)
+        error = vkq_jax.relative_squared_error(exact.key[layer] - share, key_hat[0])
+        np.testing.assert_allclose(found.key.error.relative_squared_error[layer], error, rtol=1e-3)
+    assert float(jnp.abs(share).max()) > 10 * float(jnp.abs(exact.key[-1] - share).max())
+    assert float(found.moved.max()) < 0.5
+
+
+@pytest.mark.parametrize("quant", ["vkq-1bit", "signs-1bit", "mixed", "none"])
 def test_bits_of_tokens_add_up_to_the_bytes_of_the_cache(quant):
     bits = inspection(quant).bits
     elements = 2 * LAYERS * KV_HEADS * 2 * VISUAL_TOKENS * HEAD_DIM
     assert bits.shape == (LAYERS, 2 * VISUAL_TOKENS)
     assert float(bits.mean()) == pytest.approx(8 * inspection(quant).nbytes.visual / elements)
     # Classes of tokens are what makes tokens differ.
-    assert bool(jnp.ptp(bits) > 0.5) == (quant == "vkq-1bit")
+    assert bool(jnp.ptp(bits, axis=1).max() > 0.5) == (quant == "vkq-1bit")
 
 
 def test_tokens_with_more_bits_have_less_error():

@@ -39,9 +39,9 @@ from vkq_apps.cli.draws import (
     check_draws,
     draw_options,
 )
-from vkq_apps.codes_option import FORMS, Codes, parse_codes
+from vkq_apps.codes_option import FORMS, parse_codes
 from vkq_jax.byte_units import human_bytes
-from vkq_jax.layer_settings import one_setting
+from vkq_jax.layer_settings import AnyQuant
 
 __all__ = ["demo", "generate"]
 
@@ -131,7 +131,7 @@ def generate(
     _show(record, name, json)
 
 
-def _choose_codes(quant: str | None, score_map: vkq_jax.ScoreMap | None) -> tuple[str, Codes]:
+def _choose_codes(quant: str | None, score_map: vkq_jax.ScoreMap | None) -> tuple[str, AnyQuant]:
     """Name and codes of the visual cache: a score map brings those it was calibrated with."""
     own = None if score_map is None else score_map.quant
     if quant is None and own is not None:
@@ -139,8 +139,9 @@ def _choose_codes(quant: str | None, score_map: vkq_jax.ScoreMap | None) -> tupl
         return next(names, "the score map's own codes"), own
     name = DEFAULT_PRESET if quant is None else quant
     codes = parse_codes(name)
-    if score_map is not None:
-        score_map.check_codes(one_setting(codes, "--score-map"))
+    if score_map is not None and not isinstance(codes, vkq_jax.PerLayer):
+        # The layers of the other kind are known once the model is: `generate` checks them.
+        score_map.check_codes(vkq_jax.resolve(codes))
     return name, codes
 
 

@@ -28,6 +28,7 @@ from vkq_apps.cli.sample_prompts import (
     TablesOutOption,
     batches_of,
 )
+from vkq_apps.codes_option import parse_codes
 from vkq_apps.evals.progress import progress
 from vkq_jax.atomic_write import check_writable
 
@@ -52,8 +53,10 @@ def calibrate_scores(
 ) -> None:
     """Calibrates visual scores once, asking each question about each picture."""
     started = time.perf_counter()
-    calibration = vkq_jax.resolve(quant).calibration
-    if calibration is None:
+    codes = parse_codes(quant)
+    named = codes.named if isinstance(codes, vkq_jax.PerLayer) else (codes,)
+    calibrations = {vkq_jax.resolve(own).calibration for own in named} - {None}
+    if not calibrations:
         known = ", ".join(name for name, preset in vkq_jax.presets.items() if preset.calibration)
         raise ValueError(
             f"--quant: expected a preset that calibrates scores ({known}), got {quant!r}"
@@ -79,7 +82,7 @@ def calibrate_scores(
         score_map = models.calibrate_scores(
             loaded,
             batches(),
-            quant=quant,
+            quant=codes,
             max_new_tokens=max_new_tokens,
             quantize_at=quantize_at,
         )
@@ -105,10 +108,13 @@ def calibrate_scores(
     text = f"{out_file}: {layers} x {heads} heads from {len(pairs)} sample prompts, "
     text += f"mean slope {slope.mean():.2f}"
     if left_alone:
+        spans = sorted({one.tau2 - one.tau1 for one in calibrations if one is not None})
         text += (
             f"; {left_alone} of {layers} x {heads} heads kept the identity: their scores span less "
-            f"than tau2 - tau1 = {calibration.tau2 - calibration.tau1:g}"
+            f"than tau2 - tau1 = {' or '.join(f'{span:g}' for span in spans)}"
         )
+        if isinstance(codes, vkq_jax.PerLayer):
+            text += ", or their settings calibrate no scores"
         if loaded.config.text.sliding_window is not None:
             text += ", or their sliding window hides the pictures"
     out.print(text, soft_wrap=True)

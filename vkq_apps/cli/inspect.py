@@ -9,7 +9,6 @@ import numpy as np
 import typer
 from rich.table import Table
 
-import vkq_jax
 from models import Inputs, Model, Sampling
 from models.calibration.attached import find_codes
 from models.families.registry import family_of
@@ -40,7 +39,6 @@ from vkq_apps.inspection.pictures import seen_pictures
 from vkq_apps.inspection.report import REPORT, write_report
 from vkq_apps.inspection.summary import raw_arrays, summarize
 from vkq_jax.byte_units import human_bytes
-from vkq_jax.layer_settings import one_setting
 
 __all__ = ["inspect"]
 
@@ -68,7 +66,7 @@ def inspect(
     report.html in the folder shows all plots on one page, with the picture and both answers.
     """
     started = time.perf_counter()
-    one_setting(asked := parse_codes(quant), "vkq inspect")  # before anything is loaded
+    asked = parse_codes(quant)  # before anything is loaded
     check_replaceable(out_folder)
     loaded, prompt, inputs = load_and_prepare(model, image, prompt, max_new_tokens=max_new_tokens)
     vision = _tower(loaded)  # what cannot be drawn is refused before anything is measured
@@ -80,17 +78,14 @@ def inspect(
                 inputs,
                 max_new_tokens=max_new_tokens,
                 chunk=max_new_tokens,
-                quant=name,
+                quant=own,
                 quantize_at=quantize_at,
                 sampling=Sampling(temperature=0.0),
             ).text
-            for name in dict.fromkeys(("none", quant))
+            for name, own in {"none": "none", quant: asked}.items()
         }
     with stage(f"measuring at full precision and with {quant}"):
-        codes, tables = find_codes(loaded, asked)
-        assert isinstance(codes, vkq_jax.KVQuantConfig)
-        assert not isinstance(tables, tuple)
-        inspection = inspect_visual(loaded, inputs, codes, tables)
+        inspection = inspect_visual(loaded, inputs, *find_codes(loaded, asked))
         segments = _segments(loaded, inputs)
         record = {
             "written_by": WRITTEN_BY,
@@ -128,6 +123,8 @@ def inspect(
         print_json(record)
     else:
         _show(record)
+        if record["key_bias_kept_out"]:
+            log.print("keys are without their projection's bias, which the cache keeps exactly")
         log.print(f"{out_folder}: {', '.join(record['files'])}", soft_wrap=True)
         log.print(f"{record['seconds']} s; {REPORT} shows all plots on one page")
 

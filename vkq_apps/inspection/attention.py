@@ -1,23 +1,24 @@
-"""Attention of the last prompt token over a coded visual bank, all layers at once.
+"""Attention of the last prompt token over a coded cache, layer by layer.
 
 Each layer gets the queries and the text of the full-precision run: only that layer's own coding
-differs, and errors of earlier layers do not add up. The layers stand where attention over a cache
-has the batch.
+differs, and errors of earlier layers do not add up.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
 from vkq_apps.inspection.capture import Capture
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import attend_cache
 from vkq_jax.attention_weights import attention_weights
-from vkq_jax.cache import LayerCache, TextBank, code_bank
-from vkq_jax.code_tables import CodeTables
-from vkq_jax.config import KVQuantConfig
+from vkq_jax.cache import KVCache
+from vkq_jax.layered import AnyCache, at_layer
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.visibility import Starts
 
-__all__ = ["LastTokenAttention", "layers_as_batch", "over_cache"]
+__all__ = ["LastTokenAttention", "over_cache"]
 
 
 @frozen_pytree
@@ -30,51 +31,49 @@ class LastTokenAttention:
         calibration_skipped: heads whose scores the guard of score calibration left as they were.
     """
 
-    visual: Float[Array, "L N V"]
-    text: Float[Array, "L N S"]
-    output: Float[Array, "L N H"]
-    calibration_skipped: Int32[Array, "L"]
+    visual: Float[Array, "*L N V"]
+    text: Float[Array, "*L N S"]
+    output: Float[Array, "*L N H"]
+    calibration_skipped: Int32[Array, "*L"]
 
     @property
-    def visual_mass(self) -> Float[Array, "L N"]:
+    def visual_mass(self) -> Float[Array, "*L N"]:
         """Share of the attention that goes to visual tokens."""
         return self.visual.sum(-1)
 
 
-def layers_as_batch(
-    caught: Capture, quant: KVQuantConfig, tables: CodeTables | None = None
-) -> LayerCache:
-    """The cache that coding with `quant` leaves, its layers in the place of the batch."""
-    layers, _, visual, _ = caught.key.shape
-    return LayerCache(
-        (code_bank(caught.key, caught.value, jnp.ones((layers, visual), bool), quant, tables),),
-        TextBank(
-            caught.text_key,
-            caught.text_value,
-            jnp.full(layers, caught.text_key.shape[-2], jnp.int32),
-        ),
-        quant=quant,
-        tables=tables,
-    )
-
-
 def over_cache(
     caught: Capture,
-    cache: LayerCache,
+    cache: AnyCache,
     *,
     logits_scale: float,
     logits_soft_cap: float | None = None,
 ) -> LastTokenAttention:
-    """Attention of the query that was caught over `cache` (see `layers_as_batch`), with weights."""
-    query = caught.query[:, None]
-    starts = Starts((caught.visual_start[:, None],), caught.text_start[:, None])
-    attended = attend_cache(
-        query, cache, starts=starts, logits_scale=logits_scale, logits_soft_cap=logits_soft_cap
-    )
-    weights = attention_weights(
-        query, cache, starts=starts, logits_scale=logits_scale, logits_soft_cap=logits_soft_cap
-    )
-    (visual,) = weights.visual
-    return LastTokenAttention(
-        visual[:, 0], weights.text[:, 0], attended.output[:, 0], attended.calibration_skipped
-    )
+    """Attention of the query that was caught over a cache of all layers, with weights."""
+    options: dict[str, Any] = {"logits_scale": logits_scale, "logits_soft_cap": logits_soft_cap}
+
+    def of_layer(number: Array) -> LastTokenAttention:
+        starts = Starts(
+            (caught.visual_start[number][None, None],), caught.text_start[number][None, None]
+        )
+
+        def of_heads(part: KVCache, place: Any, query: Array) -> dict[str, Array]:
+            view = part.layer(place)
+            attended = attend_cache(query, view, starts=starts, **options)
+            weights = attention_weights(query, view, starts=starts, **options)
+            (visual,) = weights.visual
+            skipped = (
+                jnp.zeros(query.shape[2], jnp.int32).at[0].set(attended.calibration_skipped[0])
+            )
+            return {
+                "visual": visual[:, 0],
+                "text": weights.text[:, 0],
+                "output": attended.output[:, 0],
+                "skipped": skipped[None],
+            }
+
+        found = at_layer(cache, number, caught.query[number][None, None], of_heads)
+        skipped = found["skipped"].sum(dtype=jnp.int32)
+        return LastTokenAttention(found["visual"][0], found["text"][0], found["output"][0], skipped)
+
+    return jax.lax.map(of_layer, jnp.arange(len(caught.query), dtype=jnp.int32))

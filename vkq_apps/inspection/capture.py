@@ -1,5 +1,6 @@
 """The queries, keys and values of a prompt, caught on their way through the text tower."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -25,6 +26,7 @@ class Capture:
         text_key, text_value: of the S other tokens.
         visual_start, text_start: how many of the visual and of the other tokens, the first ones, a
             sliding window hides from the last.
+        position: RoPE positions of the visual tokens.
     """
 
     query: Float[Array, "L N H"]
@@ -34,6 +36,7 @@ class Capture:
     text_value: Float[Array, "L K S H"]
     visual_start: Int32[Array, "L"]
     text_start: Int32[Array, "L"]
+    position: Int32[Array, "1 V *axes"]
 
 
 def capture(model: Model, inputs: Inputs) -> Capture:
@@ -65,6 +68,8 @@ def _capture(model: Model, inputs: Inputs, num_visual: int, num_text: int) -> Ca
     def pick(x, index):  # [1, T, K, H] -> [K, positions, H]
         return x[0, index[0]].transpose(1, 0, 2)
 
+    position = inputs.positions[:, visual[0]]
+
     def attend(layer, query, key, value, carry):
         mask = mask_of(layer)
         hidden = ~mask[0, last]
@@ -84,8 +89,9 @@ def _capture(model: Model, inputs: Inputs, num_visual: int, num_text: int) -> Ca
             text_value=pick(value, text),
             visual_start=hidden[visual[0]].sum(dtype=jnp.int32),
             text_start=hidden[text[0]].sum(dtype=jnp.int32),
+            position=position,
         )
         return output, carry, caught
 
     _, _, caught = module.read(inputs, attend)
-    return caught
+    return dataclasses.replace(caught, position=position)

@@ -6,20 +6,18 @@ import jax
 import jax.numpy as jnp
 
 from models import Inputs, Model
+from models.calibration.attached import OwnTables
 from models.generation.prefill import prefill
-from models.text.config import TextConfig
-from vkq_apps.inspection.attention import LastTokenAttention, layers_as_batch, over_cache
+from vkq_apps.inspection.attention import LastTokenAttention, over_cache
 from vkq_apps.inspection.capture import Capture, capture
-from vkq_apps.inspection.ranges import ChannelRanges, channel_ranges
-from vkq_apps.inspection.spending import bits_of_tokens, error_of_tokens
+from vkq_apps.inspection.coding import code, exact_cache, what_coding_leaves
+from vkq_apps.inspection.ranges import ChannelRanges
+from vkq_apps.inspection.spending import error_of_tokens
 from vkq_jax.accounting import CacheBytes, cache_nbytes
 from vkq_jax.array_types import Array, Float
-from vkq_jax.code_tables import CodeTables
-from vkq_jax.config import KVQuantConfig
 from vkq_jax.error_measures import QuantizationError, cosine, relative_squared_error
-from vkq_jax.presets import presets
+from vkq_jax.layer_settings import Quant
 from vkq_jax.pytree import frozen_pytree, static_field
-from vkq_jax.quantized import QuantizedTensor
 
 __all__ = ["Inspection", "TensorInspection", "inspect_visual"]
 
@@ -43,13 +41,15 @@ class Inspection:
     """Visual KV of one prompt before (full precision) and after coding.
 
     Attributes:
-        key, value: the coded tensors against the exact ones.
+        key, value: the coded tensors against the exact ones. Keys are without a bias that the
+            cache keeps out of the codes, see `vkq_jax.KeyBias`.
         before, after: attention of the last prompt token.
         output_error: |after - before|^2 / |before|^2 of that attention's output.
         moved: share of the attention weights that lie on other tokens after than before (half the
             sum of absolute differences).
         bits: per element of each visual token, see `bits_of_tokens`.
         nbytes: of the prompt's cache, without room for an answer.
+        key_bias: whether the cache keeps a bias of the keys out of the codes.
     """
 
     key: TensorInspection
@@ -60,63 +60,50 @@ class Inspection:
     moved: Float[Array, "L N"]
     bits: Float[Array, "L V"]
     nbytes: CacheBytes = static_field()
+    key_bias: bool = static_field()
 
 
 def inspect_visual(
-    model: Model, inputs: Inputs, quant: KVQuantConfig, tables: CodeTables | None = None
+    model: Model, inputs: Inputs, quant: Quant, tables: OwnTables = None
 ) -> Inspection:
     """Measures one prompt, coded with `quant` and its offline tables; errors as for `capture`."""
     caught = capture(model, inputs)
     # Bytes of the cache that generation starts from, in its layout and with its positions.
     fill = partial(prefill, quant=quant, cache_length=caught.text_key.shape[2], tables=tables)
     _, filled = jax.eval_shape(fill, model, inputs)
-    return _inspect(
-        caught,
-        tables,
-        quant=quant,
-        text=model.config.text,
-        nbytes=cache_nbytes(filled),
-    )
+    return _inspect(model, caught, tables, quant=quant, nbytes=cache_nbytes(filled))
 
 
-@partial(jax.jit, static_argnames=("quant", "text", "nbytes"))
+@partial(jax.jit, static_argnames=("quant", "nbytes"))
 def _inspect(
-    caught: Capture,
-    tables: CodeTables | None,
-    *,
-    quant: KVQuantConfig,
-    text: TextConfig,
-    nbytes: CacheBytes,
+    model: Model, caught: Capture, tables: OwnTables, *, quant: Quant, nbytes: CacheBytes
 ) -> Inspection:
-    cache = layers_as_batch(caught, quant, tables)
-    (bank,) = cache.visual
-    exact = layers_as_batch(caught, presets["none"])
-    before, after = (
-        over_cache(
-            caught,
-            one,
-            logits_scale=text.logits_scale,
-            logits_soft_cap=text.attn_logit_softcapping,
-        )
-        for one in (exact, cache)
+    cache, text = code(model, caught, quant, tables), model.config.text
+    attend = partial(
+        over_cache,
+        caught,
+        logits_scale=text.logits_scale,
+        logits_soft_cap=text.attn_logit_softcapping,
     )
-    key_hat, value_hat = bank.dequantize(tables)
+    before, after = attend(exact_cache(caught)), attend(cache)
     moved = jnp.abs(after.visual - before.visual).sum(-1)
     moved = moved + jnp.abs(after.text - before.text).sum(-1)
+    left = what_coding_leaves(caught, cache)
     return Inspection(
-        key=_inspect_tensor(caught.key, key_hat, bank.key),
-        value=_inspect_tensor(caught.value, value_hat, bank.value),
+        key=_inspect_tensor(left.key, left.key_hat, left.key_ranges),
+        value=_inspect_tensor(left.value, left.value_hat, left.value_ranges),
         before=before,
         after=after,
         output_error=relative_squared_error(before.output[:, :, None], after.output[:, :, None]),
         moved=moved / 2,
-        bits=bits_of_tokens(bank, caught.key.shape),
+        bits=left.bits,
         nbytes=nbytes,
+        key_bias=any(part.key_bias is not None for part in cache.parts),
     )
 
 
 def _inspect_tensor(
-    x: Float[Array, "L K V H"], x_hat: Float[Array, "L K V H"], coded: QuantizedTensor
+    x: Float[Array, "L K V H"], x_hat: Float[Array, "L K V H"], ranges: ChannelRanges
 ) -> TensorInspection:
     error = QuantizationError(relative_squared_error(x, x_hat), cosine(x, x_hat))
-    return TensorInspection(channel_ranges(x, x_hat, coded), error, error_of_tokens(x, x_hat))
+    return TensorInspection(ranges, error, error_of_tokens(x, x_hat))

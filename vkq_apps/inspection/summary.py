@@ -46,6 +46,7 @@ def summarize(inspection: Inspection, segments: list[Segment]) -> dict[str, Any]
         "visual_kv_bytes_full_precision": nbytes.visual_full_precision,
         "visual_kv_reduction": round(nbytes.visual_reduction, 4),
         "text_kv_bytes": nbytes.text,
+        "key_bias_kept_out": inspection.key_bias,
         "guarded_heads": int(inspection.after.calibration_skipped.sum()),
         "mean": {name: _short(table.mean()) for name, table in columns.items()},
         "median": {name: _short(np.median(table)) for name, table in columns.items()},
@@ -62,7 +63,8 @@ def raw_arrays(inspection: Inspection) -> dict[str, np.ndarray]:
     `weights_*` [L, N, V]: attention weights on the visual tokens. `bits` [L, V]: per element of
     each visual token. `*_error_of_tokens` [L, V]: relative squared error of each. `*_quantiles`
     [F, L, K, H] at `fractions` [F]; `*_coded_quantiles` those of the channels that the codes
-    describe, and `*_lowest`, `*_highest` [L, K, H] their levels, see `ChannelRanges`.
+    describe, and `*_lowest`, `*_highest` [L, K, H] their levels, see `ChannelRanges`; NaN in heads
+    that have none.
     """
     return {
         "fractions": np.asarray(FRACTIONS, np.float32),
