@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -269,11 +269,11 @@ def error(
 ) -> dict[str, float]:
     """Relative error of the output and absolute one of the log-sum-exp against float32.
 
-    Small ragged cases get their inputs and their oracle on the CPU: a GPU only runs the kernel,
-    which is quicker, and all that `compute-sanitizer` has to follow.
+    Inputs and oracle are made on the CPU: a GPU only runs the kernel, which is quicker to compile,
+    and all that `compute-sanitizer` has to follow.
     """
     case = dataclasses.replace(case, batch=min(case.batch, 2))
-    with jax.default_device(jax.devices("cpu")[0] if ragged else None):
+    with jax.default_device(jax.devices("cpu")[0]):
         banks = random_banks(case, seed=time.time_ns() % 2**31, ragged=ragged)
         shape = (case.batch, case.kv_heads, case.queries, case.head_dim)
         query = 2 * case.head_dim**-0.5 * jax.random.normal(jax.random.key(5), shape)
@@ -329,27 +329,32 @@ def _output(
     return attend(calibration, gpu_launch, tuning, query, *layer)[0]
 
 
-def _compiled(setups: Sequence[Setup]) -> list[Callable[[], jax.stages.Compiled]]:
-    """Functions that wait for a setup's chain or raise its error; all compile at once."""
-    started = []
+Prepared = tuple[jax.stages.Compiled, dict[str, float]]  # a chain, and the kernel's errors
+
+
+def _prepared(setups: Sequence[Setup]) -> list[Callable[[], Prepared]]:
+    """Functions that tell what a setup's preparation found, or raise its error.
+
+    All of them compile at once, and have ended when this returns: times are taken undisturbed.
+    """
+
+    def prepare(setup: Setup) -> Prepared:
+        found = error(setup.case, gpu_launch, setup.tuning, ragged=False)
+        return setup.lower().compile(), found
+
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for setup in setups:
-            try:
-                started.append(threads.submit(setup.lower().compile))
-            except Exception as failure:
-                started.append(failed := Future())
-                failed.set_exception(failure)
-    return [future.result for future in started]
+        return [future.result for future in [threads.submit(prepare, x) for x in setups]]
 
 
 def measure(
     setup: Setup,
-    compiled: Callable[[], jax.stages.Compiled],
+    prepared: Callable[[], Prepared],
     ceiling: float,
     baselines: Sequence[str],
 ) -> dict[str, Any]:
     """One row of the table."""
-    name, case, tuning, chain = setup.name, setup.case, setup.tuning, compiled()
+    name, case, tuning = setup.name, setup.case, setup.tuning
+    chain, errors = prepared()
     others = measure_baselines(
         DecodeShape(case.batch, case.kv_heads, case.queries, case.visible, case.head_dim),
         tuple(baselines),
@@ -362,7 +367,7 @@ def measure(
         "tuning": None if tuning is None else dataclasses.asdict(tuning),
         **compare(taken, others),
         "part_of_bandwidth": case.bytes / taken.best / ceiling,
-        **error(case, gpu_launch, tuning, ragged=False),
+        **errors,
     }
     print(_line(row), tuning or "", flush=True)
     return row
@@ -408,10 +413,12 @@ def _line(row: dict[str, Any]) -> str:
 
 def check(launch: Launch) -> bool:
     """Errors of small cases with ragged lengths; True where all are within 3e-4."""
-    good = True
-    for case, tuning in CHECKS:
+    good, alike = True, functools.partial(error, launch=launch, ragged=True)
+    threads = ThreadPoolExecutor(os.cpu_count())  # nearly all of the time is compilation
+    waiting = [threads.submit(alike, case, tuning=tuning) for case, tuning in CHECKS]
+    for (case, tuning), found in zip(CHECKS, waiting, strict=True):
         try:
-            found = error(case, launch, tuning, ragged=True)
+            found = found.result()
         except Exception as failure:
             log.print(describe(failure), soft_wrap=True)
             found = {"relative_error": math.inf, "logsumexp_error": math.inf}
@@ -470,9 +477,9 @@ def measure_cases(
         "failed": [],
     }
     setups = [Setup(name, CASES[name], tuning) for name in cases for tuning in (None, *tunings)]
-    for setup, compiled in zip(setups, _compiled(setups), strict=True):
+    for setup, prepared in zip(setups, _prepared(setups), strict=True):
         try:
-            record["rows"].append(measure(setup, compiled, ceiling, baselines))
+            record["rows"].append(measure(setup, prepared, ceiling, baselines))
         except Exception as failure:
             message = describe(failure)
             log.print(f"{setup.name} {setup.tuning or ''} failed: {message}", soft_wrap=True)
