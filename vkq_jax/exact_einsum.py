@@ -5,7 +5,13 @@ import jax.numpy as jnp
 
 from vkq_jax.array_types import Array
 
-__all__ = ["exact_einsum", "split_einsum"]
+__all__ = ["exact_einsum", "on_gpu", "split_einsum"]
+
+
+def on_gpu() -> bool:
+    """Whether arrays that no device is named for, as `jax.default_device` does, lie on a GPU."""
+    device = jax.config.jax_default_device  # pyright: ignore
+    return (jax.default_backend() if device is None else device.platform) == "gpu"
 
 
 def exact_einsum(spec: str, a: Array, b: Array) -> Array:
@@ -24,7 +30,7 @@ def split_einsum(spec: str, rows: Array, x: Array) -> Array:
         spec: "...qXY,...Z->...qW": the same axes of both before q, as many behind it in the result.
     """
     exact = x.dtype == jnp.bfloat16 or jnp.issubdtype(x.dtype, jnp.integer)
-    if not exact or jax.default_backend() != "gpu":
+    if not exact or not on_gpu():
         return exact_einsum(spec, rows, x.astype(jnp.float32))
     axis = rows.ndim + spec.index("q") - spec.index(",")
     upper = rows.astype(jnp.bfloat16)

@@ -12,18 +12,21 @@ other devices, and for wide codes, the codes are unpacked (on a GPU to bfloat16,
 exactly, see `split_einsum`).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from vkq_jax import packing
 from vkq_jax.array_types import Array, Float, UInt8, UInt32
-from vkq_jax.exact_einsum import split_einsum
+from vkq_jax.exact_einsum import on_gpu, split_einsum
 
 __all__ = ["products", "sign_products", "sign_sums", "sums"]
 
 # Bits of a code of which the sums over channels, or over positions, are straight: more cost more
 # bit by bit than unpacked.
 _CHANNEL_BITS, _POSITION_BITS = (1, 2), (1,)
+_MOST_SUMS = 16  # of queries in one kernel
 _SIGN, _ONE = 0x80000000, 0x3F800000  # bits of a float: its sign; of 1.0
 
 
@@ -66,8 +69,8 @@ def sums(
         codes = _unpacked(packed, bits, runs, size)
         return split_einsum("...qgsr,...gsrh->...qgrh", weights, codes)
     signs = _floats(packed).reshape(*packed.shape[:-1], runs, -1)[..., None, :, :, :, :]
-    weights = jax.lax.optimization_barrier(weights)[..., None]
-    return 0.5 * (weights * (signs + 1.0)).sum(-3)[..., :size]
+    summed = _of_each_query(weights, -4, lambda x: (x[..., None] * signs).sum(-3)[..., :size])
+    return 0.5 * (summed + weights.sum(-2)[..., None])
 
 
 def sign_products(
@@ -91,9 +94,8 @@ def sign_sums(
     """Sums over positions of weight times sign, n = `size`."""
     if not _is_straight(1, _POSITION_BITS, 1, size, straight):
         return split_einsum("...qv,...vn->...qn", weights, _signs(packed, size))
-    # A kernel of its own: what makes the weights is not to be repeated for each channel.
-    weights = jax.lax.optimization_barrier(weights)[..., None]
-    return (weights * _floats(packed)[..., None, :, :]).sum(-2)[..., :size]
+    signs = _floats(packed)[..., None, :, :]
+    return _of_each_query(weights, -2, lambda x: (x[..., None] * signs).sum(-2)[..., :size])
 
 
 def _is_straight(
@@ -102,12 +104,26 @@ def _is_straight(
     """Whether to sum bit by bit; codes of a run have to be whole words then."""
     possible = bits in possible_bits and (runs == 1 or size * bits % 32 == 0)
     if asked is None:
-        return possible and jax.default_backend() == "gpu"
+        return possible and on_gpu()
     if asked and not possible:
         raise ValueError(
             f"codes of {bits} bits in {runs} runs of {size} have no words of their own"
         )
     return asked
+
+
+def _of_each_query(weights: Array, axis: int, total: Callable[[Array], Array]) -> Array:
+    """`total(weights)`, of few queries in sums of their own.
+
+    XLA makes one kernel of these, which takes a word's bits out once for all queries: on an H200
+    73 us instead of 119 for four.
+    """
+    # A kernel of its own: what makes the weights is not to be repeated for each channel.
+    weights = jax.lax.optimization_barrier(weights)
+    if weights.shape[axis] > _MOST_SUMS:
+        return total(weights)
+    queries = jnp.split(weights, max(1, weights.shape[axis]), axis)
+    return jnp.concatenate([total(x) for x in queries], axis)
 
 
 def _unpacked(packed: packing.Words, bits: int | float, runs: int, size: int) -> Array:

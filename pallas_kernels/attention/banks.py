@@ -6,7 +6,7 @@ import math
 
 import jax.numpy as jnp
 
-from pallas_kernels.attention import outer_rotation
+from pallas_kernels.attention import outer_dictionary, outer_rotation
 from pallas_kernels.attention.kernel_spec import Coding, Packed
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import TiledLevels, TiledSigns
@@ -47,6 +47,8 @@ def packed_classes(bank: VisualBank) -> tuple[Packed, ...]:
     assert isinstance(value, TiledDictionary)
 
     def coding(x: TiledDictionary, number: int) -> Coding:
+        if outer_dictionary.folds_outside(x):
+            return Coding(8, x.bits[number], codebook=x.codebook, centred=False)
         centres = max(1, x.centre.shape[-2])
         return Coding(8, x.bits[number], rotated=True, centres=centres, codebook=x.codebook)
 
@@ -82,7 +84,8 @@ def packed_operands(bank: VisualBank) -> dict[str, Array]:
     assert isinstance(value, TiledDictionary)
     operands = {"length": key.taken.reshape(-1)}
     for name, x in (("key", key), ("value", value)):
-        operands[f"{name}_centre"] = _centre_rows(x)
+        if not outer_dictionary.folds_outside(x):
+            operands[f"{name}_centre"] = _centre_rows(x)
     for number, slots in enumerate(key.capacities):
         if not slots:
             continue

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention import outer_rotation
+from pallas_kernels.attention import outer_dictionary, outer_rotation
 from pallas_kernels.attention.banks import Banks, packed_classes, packed_operands
 from pallas_kernels.attention.kernel_spec import BOOK, KernelSpec, Packed, Task, TuningConfig
-from pallas_kernels.attention.launch import Launch
+from pallas_kernels.attention.launch import Launch, result_shapes
 from pallas_kernels.attention.mapped_axes import fold_mapped_axes
 from pallas_kernels.attention.tuning_configs import choose_tuning, keeping_tuning
 from pallas_kernels.layout import layouts
@@ -72,6 +72,10 @@ def fused_attention(
     rows = {"query": query}
     if score_map is not None:
         rows |= {"slope": score_map.slope, "shift": score_map.shift}
+    groups: list[tuple[Packed, ...]] = []
+    if packed is not None and outer_dictionary.folds_outside(packed.key):
+        groups = outer_dictionary.class_groups(packed_classes(packed))
+        rows |= outer_dictionary.fold_queries(query, packed.key, groups, _needed(tables), layer)
     books = _codebooks(packed, tables)
     if "key" in books:
         scores = exact_einsum("bkqh,kmh->bkqm", query, books["key"])
@@ -86,6 +90,9 @@ def fused_attention(
     )
     seen = {"visible": dict(visible), "start": dict(starts or {})}
     output, logsumexp, *found = fold_mapped_axes(run, rows, seen, banks, layer)
+    if packed is not None and outer_dictionary.folds_outside(packed.value):
+        results = output, logsumexp, *found
+        return outer_dictionary.join_parts(results, packed.value, groups, _needed(tables), layer)
     if "value" in books:
         mass, *found = found
         mass = mass[..., : books["value"].shape[-2]]
@@ -103,13 +110,17 @@ def _codebooks(
     for name in ("key", "value") if packed is not None else ():
         x = getattr(packed, name)
         if isinstance(x, TiledDictionary) and x.codebook:
-            if tables is None:
-                raise ValueError(
-                    "these codes were made with the model's tables and cannot be read without "
-                    "them: pass the same `tables`"
-                )
-            found[name] = getattr(tables, name).codebook.astype(jnp.float32)
+            found[name] = getattr(_needed(tables), name).codebook.astype(jnp.float32)
     return found
+
+
+def _needed(tables: CodeTables | None) -> CodeTables:
+    if tables is None:
+        raise ValueError(
+            "these codes were made with the model's tables and cannot be read without "
+            "them: pass the same `tables`"
+        )
+    return tables
 
 
 def _pad_to(x: Float[Array, "*lead n"], size: int) -> Float[Array, "*lead m"]:
@@ -182,15 +193,16 @@ def _launch(
     """With an axis Z in front of everything but the layer's number."""
     query = rows["query"]
     positions = next((x.shape[-1] for x in jax.tree.leaves(seen)), 1)
-    spec = plan(banks, query.shape, positions, tuning, calibration)
-    spec = dataclasses.replace(
-        spec,
+    spec = plan(banks, query.shape, positions, tuning, calibration).with_options(
         windowed=bool(seen["start"]),
         task=task,
         maps_scores="slope" in rows,
         logits_soft_cap=logits_soft_cap,
     )
-    operands = {"query": layouts.pad_channels(query).reshape(-1, spec.head_dim)}
+    operands = {}
+    for part in spec.parts:
+        of_part = rows[f"{part.part}query"] if part.part else layouts.pad_channels(query)
+        operands[f"{part.part}query"] = of_part.reshape(-1, part.head_dim)
     operands |= {name: rows[name].reshape(-1) for name in ("slope", "shift") if name in rows}
     if "book" in rows:
         operands["key_book"] = rows["book"].reshape(-1, BOOK)
@@ -208,13 +220,18 @@ def _launch(
     if task == "score range":
         highest, lowest = (x.reshape(splits, *query.shape[:-1]) for x in results)
         return functools.reduce(jnp.maximum, highest), functools.reduce(jnp.minimum, lowest)
-    output, logsumexp, *found = results
-    output = output[:, : query.shape[-1]].reshape(splits, *query.shape)
-    logsumexp = logsumexp.reshape(splits, *query.shape[:-1])
-    found = [x.reshape(splits, *query.shape[:-1], *x.shape[1:]) for x in found]
-    if splits > 1:
-        return _join(logsumexp, output, *found)
-    return output[0], logsumexp[0], *(x[0] for x in found)
+    rest, joined = iter(results), []
+    for part in spec.parts:
+        own = [next(rest) for _ in result_shapes(part)]
+        own = [x.reshape(splits, *query.shape[:-1], *x.shape[1:]) for x in own]
+        output, logsumexp, *found = own
+        if not part.part:
+            output = output[..., : query.shape[-1]]
+        if splits > 1:
+            joined += _join(logsumexp, output, *found)
+        else:
+            joined += [x[0] for x in (output, logsumexp, *found)]
+    return tuple(joined)
 
 
 def _join(logsumexp: Float[Array, "P *rows"], *results: Float[Array, "P *rows _"]) -> tuple:
@@ -260,17 +277,25 @@ def plan(
     dense = tuple((name, bank.key.shape[-2]) for name, bank in banks.dense.items())
     classes: tuple[Packed, ...] = ()
     layers = next((b.key.shape[-5] for b in banks.dense.values()), 1)
+    groups: list[tuple[tuple[Packed, ...], int]] = []
+    widest = stored
     if banks.packed is not None:
         classes = packed_classes(banks.packed)
         layers = jax.tree.leaves(banks.packed.key)[0].shape[-4]
+        if outer_dictionary.folds_outside(key := banks.packed.key):
+            groups = [
+                (group, outer_dictionary.part_dim(key, group))
+                for group in outer_dictionary.class_groups(classes)
+            ]
+            widest = max(dim for _, dim in groups)
     heads = outer * batch * kv_heads
-    tuning = tuning or choose_tuning(heads, queries, stored, classes, dense)
+    tuning = tuning or choose_tuning(heads, queries, widest, classes, dense)
     if calibration is not None:
         if tuning.queries > 1:
             tuning = choose_tuning(heads * queries, 1, stored, classes, dense)
         tuning = keeping_tuning(tuning, next(iter(classes)), stored)
         assert tuning is not None, "asked for without `keeps_scores`"
-    return KernelSpec(
+    spec = KernelSpec(
         outer=outer,
         layers=layers,
         batch=batch,
@@ -278,8 +303,14 @@ def plan(
         queries=queries,
         positions=positions,
         head_dim=stored,
-        classes=classes,
+        classes=() if groups else classes,
         dense=dense,
         calibration=calibration,
         tuning=tuning,
     )
+    parts = [
+        dataclasses.replace(spec, head_dim=dim, classes=group, dense=(), part=group[0].name)
+        for group, dim in groups
+    ]
+    parts = [spec, *parts] if dense or not parts else parts
+    return dataclasses.replace(parts[0], others=tuple(parts[1:]))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.layouts import Plane
@@ -43,6 +43,8 @@ class Coding:
         centres: centroids, one of which each position of sign codes has as its centre.
         codebook: whether each position has a centroid of the model's codebook beside its centre, of
             which there is one then.
+        centred: whether the launch adds the centre; else it is added outside, see
+            `outer_dictionary`.
         groups: groups of positions, each with its own levels. group_blocks: blocks of a group.
         rotated: whether the launch rotates channels, by the Hadamard matrix of the stored ones.
         score_error_factor: see `vkq_jax.SignTensor` (keys only).
@@ -56,11 +58,17 @@ class Coding:
     score_error_factor: float = 0.0
     centres: int = 1
     codebook: bool = False
+    centred: bool = True
 
     @property
     def signs(self) -> bool:
         """Sign codes with a scale per position."""
         return self.scale_bits > 0
+
+    @property
+    def own_centres(self) -> int:
+        """Centres that the launch adds; of level codes there are none."""
+        return self.centres if self.signs and self.centred else 0
 
     @property
     def id_bits(self) -> int:
@@ -172,11 +180,16 @@ class KernelSpec:
             or a shift.
         logits_soft_cap: of the scores of all banks, mapped ones after the map; None: no cap.
         calibration: of the scores of the packed bank, whose range the launch finds itself.
-        head_dim: H, as it is stored: 64, 128 or, without dense banks, 256.
+        head_dim: H, as it is stored: 64, 128 or, without dense banks, 256. Of a part with a learned
+            dictionary virtual channels, up to 384.
         classes: of the packed bank, if any, alike but in their bits: of dictionary codes one for
             each class of tokens, else one.
         dense: names and capacities of the dense banks (bfloat16).
         tuning: how the work is cut.
+        part: the start of the names of the query and of the results, where a launch has several
+            parts with a query of their own.
+        others: further parts of the launch, which the same thread blocks take one after the other,
+            each with results of its own.
     """
 
     batch: int
@@ -194,6 +207,18 @@ class KernelSpec:
     logits_soft_cap: float | None = None
     calibration: ScoreCalibration | None = None
     tuning: TuningConfig = TuningConfig()
+    part: str = ""
+    others: tuple["KernelSpec", ...] = ()
+
+    def with_options(self, **options: Any) -> "KernelSpec":
+        """The launch with other values of attributes that all parts share."""
+        others = tuple(dataclasses.replace(part, **options) for part in self.others)
+        return dataclasses.replace(self, **options, others=others)
+
+    @property
+    def parts(self) -> tuple["KernelSpec", ...]:
+        """All parts of the launch."""
+        return (self, *self.others)
 
     @property
     def packed(self) -> Packed | None:
@@ -233,7 +258,7 @@ class KernelSpec:
     @property
     def plane_dim(self) -> int:
         """Channels of a code plane."""
-        return layouts.plane_dim(self.head_dim)
+        return min(self.head_dim, layouts.HEAD_DIMS[-1])
 
     @property
     def halves(self) -> int:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from pallas_kernels.attention.body.kernel import Kernel
 from pallas_kernels.attention.body.score_range import ScoreRange
 from pallas_kernels.attention.kernel_spec import BOOK, KernelSpec
+from pallas_kernels.isa.operations import Operations
 from pallas_kernels.isa.program import Program, run_emulated, run_on_gpu
 
-__all__ = ["Launch", "emulated_launch", "gpu_launch", "program_of"]
+__all__ = ["Launch", "emulated_launch", "gpu_launch", "program_of", "result_shapes"]
 
 Launch = Callable[[KernelSpec, Mapping[str, jax.Array]], tuple[jax.Array, ...]]
 
@@ -26,20 +27,33 @@ def emulated_launch(spec: KernelSpec, operands: Mapping[str, jax.Array]) -> tupl
 
 
 def program_of(spec: KernelSpec) -> Program:
-    """The program that computes a spec."""
-    rows = (spec.tuning.splits * spec.rows,)
-    attended = {"output": (*rows, spec.head_dim), "logsumexp": rows}
-    found = {"highest": rows, "lowest": rows}
-    if spec.task == "score range":
-        body, shapes = ScoreRange, found
-    else:
-        if spec.packed is not None and spec.packed.value.codebook:
-            attended["value_mass"] = (*rows, BOOK)
-        body, shapes = Kernel, attended | (found if spec.calibration is not None else {})
+    """The program that computes a spec, all its parts."""
+    shapes = {}
+    for part in spec.parts:
+        shapes |= {f"{part.part}{name}": shape for name, shape in result_shapes(part).items()}
+
+    def body(ops: Operations) -> None:
+        for number, part in enumerate(spec.parts):
+            if number:  # shared memory is the next part's
+                ops.barrier()
+            (ScoreRange if part.task == "score range" else Kernel)(ops, part).run()
+
     return Program(
-        body=lambda ops: body(ops, spec).run(),
+        body=body,
         results={name: jax.ShapeDtypeStruct(x, jnp.float32) for name, x in shapes.items()},
         grid=spec.grid,
         warps=spec.tuning.warps,
-        shared_words=spec.shared_words,
+        shared_words=max(part.shared_words for part in spec.parts),
     )
+
+
+def result_shapes(spec: KernelSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of the results of a part, by name, in their order."""
+    rows = (spec.tuning.splits * spec.rows,)
+    found = {"highest": rows, "lowest": rows}
+    if spec.task == "score range":
+        return found
+    attended = {"output": (*rows, spec.head_dim), "logsumexp": rows}
+    if spec.packed is not None and spec.packed.value.codebook:
+        attended["value_mass"] = (*rows, BOOK)
+    return attended | (found if spec.calibration is not None else {})

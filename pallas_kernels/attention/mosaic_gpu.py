@@ -23,8 +23,9 @@ from pallas_kernels.attention.fused import (
     plan,
     score_range,
 )
-from pallas_kernels.attention.kernel_spec import Packed, TuningConfig
+from pallas_kernels.attention.kernel_spec import KernelSpec, Packed, TuningConfig
 from pallas_kernels.attention.launch import Launch, gpu_launch
+from pallas_kernels.attention.outer_dictionary import folds_outside
 from pallas_kernels.attention.outer_rotation import rotates_outside
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import tile, untileable_bank_reason
@@ -267,7 +268,11 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
     for banks in launches:
         shape = (1, batch, kv_heads, queries, head_dim)
         spec = plan(banks, shape, positions, calibration=calibration)
-        parts = [f"{packed.num_positions} {_called(packed)}" for packed in spec.classes]
+        parts = [
+            f"{packed.num_positions} {_called(packed, part)}"
+            for part in spec.parts
+            for packed in part.classes
+        ]
         parts += [f"{capacity} dense ({name})" for name, capacity in spec.dense]
         tuning = spec.tuning
         several = "query" if tuning.queries == 1 else "queries"
@@ -289,6 +294,8 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
             rotated = [name for name, x in tensors if rotates_outside(x)]
             if rotated:
                 lines.append(f"rotation of {' and '.join(rotated)}: by xla")
+            if folds_outside(banks.packed.key):
+                lines.append("products of queries and results with dictionaries: by xla")
     stored = layouts.stored_head_dim(head_dim)
     if stored != head_dim:
         lines.append(f"head_dim {head_dim}: stored with zeros, as {stored}")
@@ -298,11 +305,13 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
     return lines
 
 
-def _called(packed: Packed) -> str:
+def _called(packed: Packed, part: KernelSpec) -> str:
     """The name of a bank, or a class of tokens, in `describe`."""
     if not packed.of_classes:
         return "packed"
     bits = packed.key.bits
+    if bits and part.part:
+        return f"packed in {part.head_dim} virtual channels"
     if bits:
         return f"packed in {bits} plane{'s' if bits > 1 else ''}"
     codebook = packed.key.codebook or packed.value.codebook

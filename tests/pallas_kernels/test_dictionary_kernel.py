@@ -47,6 +47,9 @@ CODES = {
         hadamard((0.5, 1), (0.5, 0), centres=2), hadamard((0.5, 2), (0.5, 0), codebook=256)
     ),
     "only centroids": both(hadamard((1.0, 0), centres=4)),
+    "learned": calibrated_presets["vkq-half"][0],
+    "learned, steps of its own": calibrated_presets["vkq-2bit"][1],
+    "learned, no codebook": both(hadamard((0.4, 1.5), (0.6, 0), learned=True, scale="norm")),
 }
 attend = jax.jit(
     functools.partial(mosaic_gpu.attend_cache, launch=emulated_launch),
@@ -75,6 +78,10 @@ CASES = [
     (128, 4, "a codebook", TuningConfig(4, 2, 2, 4), None, True),
     (64, 3, "a codebook of keys, no centre", TuningConfig(4, 4, 1, 3), 5.0, False),
     (64, 7, "a codebook of values", TuningConfig(4, 2, 1, 7), None, False),
+    (64, 1, "learned", TuningConfig(4, 2, 2), None, True),
+    (128, 1, "learned, steps of its own", TuningConfig(4, 2), 5.0, False),
+    (128, 4, "learned", TuningConfig(4, 2, 1, 4), None, False),
+    (80, 2, "learned, no codebook", None, 5.0, True),
 ]
 
 
@@ -167,7 +174,10 @@ def stacked(layer):
     )
 
 
-@pytest.mark.parametrize(("head_dim", "codes"), [(64, "vkq-2bit"), (256, "a codebook")])
+@pytest.mark.parametrize(
+    ("head_dim", "codes"),
+    [(64, "vkq-2bit"), (256, "a codebook"), (128, "learned, steps of its own")],
+)
 def test_a_tiled_bank_is_what_it_was_made_from(head_dim, codes):
     (bank,) = layer_of(head_dim, 1, codes)[1].visual
     tiled = tile(bank)
@@ -196,7 +206,18 @@ def test_xla_reads_a_tiled_bank():
 @pytest.mark.parametrize(
     ("quant", "head_dim", "reason"),
     [
-        (both(hadamard((1.0, 1), learned=True)), 64, "keys: dictionaries of the model's tables"),
+        (both(hadamard((1.0, 7), learned=True)), 64, "keys: 448 virtual channels in a class"),
+        (both(hadamard((1.0, 0), learned=True)), 64, "keys: dictionaries of the model's tables w"),
+        (
+            both(hadamard((1.0, 1), learned=True, centres=3)),
+            64,
+            "keys: centroids of an image beside dictionaries",
+        ),
+        (
+            KVQuantConfig(hadamard((1.0, 1), learned=True), hadamard((1.0, 1))),
+            64,
+            "dictionaries of the model's tables for only one of keys and values",
+        ),
         (CODES["vkq-1bit"], 96, "keys: dictionary codes of head_dim 96"),
         (both(hadamard((1.0, 1), centres=5)), 64, "keys: 5 centroids of an image, more than 4"),
         (both(hadamard((1.0, 5))), 64, "keys: 5 planes in a class, more than 4"),
@@ -245,16 +266,16 @@ def test_explain_says_what_is_launched():
 def test_a_coded_cache_that_is_slower_than_bfloat16_says_so(monkeypatch):
     """Where a GPU has to take it through XLA: one line, of `explain` and of `vkq generate`."""
     shape = Shape(head_dim=64, num_heads=1, num_kv_heads=1)
-    learned, covered, dense = (
+    halved, covered, dense = (
         jax.eval_shape(lambda quant=quant: random_layer(shape, quant)[1])
-        for quant in (both(hadamard((1.0, 1), learned=True)), CODES["vkq-1bit"], both(Dense()))
+        for quant in (both(hadamard((1.0, 1.5))), CODES["vkq-1bit"], both(Dense()))
     )
-    assert pallas_kernels.slowness(learned) is None
+    assert pallas_kernels.slowness(halved) is None
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
-    line = pallas_kernels.slowness(learned)
-    assert line.endswith("keys: dictionaries of the model's tables, not Hadamard planes")
-    assert pallas_kernels.explain(learned).splitlines()[-1] == f"warning: {line}"
+    line = pallas_kernels.slowness(halved)
+    assert line.endswith("keys: a class of tokens with half a plane")
+    assert pallas_kernels.explain(halved).splitlines()[-1] == f"warning: {line}"
     assert pallas_kernels.slowness(covered) is None
     assert pallas_kernels.slowness(covered, "xla").endswith("fused kernel: xla was asked for")
     assert pallas_kernels.slowness(dense) is None
@@ -264,6 +285,8 @@ def test_a_coded_cache_that_is_slower_than_bfloat16_says_so(monkeypatch):
 LAUNCHES = [
     (128, 1, "vkq-1bit", TuningConfig(8, 4), None, False),
     (128, 4, "a codebook", TuningConfig(8, 4, 2, 4), 5.0, True),
+    (128, 1, "learned", TuningConfig(16, 4), None, False),
+    (128, 4, "learned", TuningConfig(8, 8, 1, 4), None, False),
 ]
 
 

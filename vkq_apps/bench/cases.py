@@ -145,6 +145,12 @@ CASES = {
     "gqa4-2304-tables": Case(16, 8, 4, 2304, "vkq-1bit-tables"),
     "gqa4-3328-tables": Case(128, 8, 4, 3328, "vkq-1bit-tables"),
     "gqa8-32k-tables": Case(16, 4, 8, 32768, "vkq-1bit-tables"),
+    "mha-32k-vkq-half-tables": Case(16, 32, 1, 32768, "vkq-half-tables"),
+    "mha-2304-vkq-half-tables": Case(16, 32, 1, 2304, "vkq-half-tables"),
+    "gqa4-32k-vkq-half-tables": Case(16, 8, 4, 32768, "vkq-half-tables"),
+    "gqa4-3328-vkq-half-tables": Case(128, 8, 4, 3328, "vkq-half-tables"),
+    "mha-32k-vkq-2bit-tables": Case(16, 32, 1, 32768, "vkq-2bit-tables"),
+    "gqa4-32k-vkq-2bit-tables": Case(16, 8, 4, 32768, "vkq-2bit-tables"),
     "gqa4-2304-vkq-1bit": Case(16, 8, 4, 2304, "vkq-1bit"),
     "mha-8k-bfloat16": Case(16, 32, 1, 8192, "bfloat16"),
     "gqa4-3328-bfloat16": Case(64, 8, 4, 3328, "bfloat16"),
@@ -212,4 +218,11 @@ CHECKS += [
     (Case(2, 2, 4, 3328, "vkq-1bit-tables", text=130), TuningConfig(16, 8, 2, 4)),
     (Case(2, 2, 7, 1700, "vkq-1bit-tables", window=900), TuningConfig(8, 4, 2, 7)),
     (Case(2, 2, 3, 700, "vkq-1bit-tables", head_dim=256), TuningConfig(8, 4, 1, 3)),
+]
+# Learned dictionaries: a part of the launch for each class.
+CHECKS += [
+    (Case(2, 2, 1, 2304, "vkq-half-tables", text=40), TuningConfig(16, 4)),
+    (Case(2, 2, 1, 700, "vkq-2bit-tables", head_dim=64, window=300), TuningConfig(8, 4, 2)),
+    (Case(2, 2, 4, 3328, "vkq-half-tables", text=130), TuningConfig(8, 8, 2, 4)),
+    (Case(2, 2, 3, 1700, "vkq-2bit-tables", window=900), TuningConfig(8, 4, 1, 3)),
 ]

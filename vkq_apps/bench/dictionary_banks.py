@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from pallas_kernels import TiledDictionary
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.layouts import Side
+from pallas_kernels.layout.tiled_dictionary import stored_virtual
 from vkq_jax.array_types import Array, Bool, Int32
 from vkq_jax.cache import VisualBank
-from vkq_jax.code_tables import CodeTables, SideTables
+from vkq_jax.code_tables import ClassTables, CodeTables, SideTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.quantized import Quantizer
@@ -63,17 +64,27 @@ def random_bank(
             return layouts.tile_scales(ids.astype(jnp.uint8))
         return layouts.tile_ids(ids, codes.id_bits)
 
+    def virtual_of(codes: DictionaryCodes) -> tuple[int, ...]:
+        return tuple(codes.virtual_channels(c, head_dim) for c in range(len(codes.classes)))
+
+    assert isinstance(quant.value, DictionaryCodes)
+    stored = tuple(map(stored_virtual, map(max, virtual_of(quant.key), virtual_of(quant.value))))
+
     def tensor(side: Side, codes: Quantizer) -> TiledDictionary:
         assert isinstance(codes, DictionaryCodes)
-        bits = tuple(int(c.planes) for c in codes.classes)
+        virtual = virtual_of(codes)
         count = layouts.key_words if side == "key" else layouts.value_words
         of_classes: list[tuple[Any, Any, Any]] = []
-        for planes, slots in zip(bits, class_map.capacities, strict=True):
-            words = (*lead, planes * count(slots, head_dim))
+        of_tokens = stored if codes.learned else virtual
+        for bits, slots in zip(of_tokens, class_map.capacities, strict=True):
+            dim = head_dim
+            if codes.learned:  # a plane's
+                dim = min(bits, layouts.HEAD_DIMS[-1]) or head_dim
+            words = (*lead, bits // dim * count(slots, dim))
             of_classes.append(
                 (
                     jax.random.bits(next(keys), words, jnp.uint32),
-                    scales(slots) if planes else None,
+                    scales(slots) if bits else None,
                     numbers(slots, codes),
                 )
             )
@@ -86,12 +97,14 @@ def random_bank(
             centre_id if codes.id_bits else None,
             taken,
             side=side,
-            bits=bits,
+            virtual=virtual,
+            stored=of_tokens,
             capacities=class_map.capacities,
             head_dim=head_dim,
             num_positions=positions,
             id_bits=codes.id_bits,
             codebook=codes.codebook > 0,
+            learned=codes.learned,
         )
 
     key_tensor, value_tensor = tensor("key", quant.key), tensor("value", quant.value)
@@ -101,14 +114,53 @@ def random_bank(
 def random_tables(
     quant: KVQuantConfig, kv_heads: int, head_dim: int, key: jax.Array
 ) -> CodeTables | None:
-    """Codebooks of one layer; None where the codes need none."""
+    """Tables of one layer; None where the codes need none."""
+    sides = (quant.key, quant.value)
+    if not any(isinstance(codes, DictionaryCodes) and codes.uses_tables for codes in sides):
+        return None
+    return CodeTables(
+        *(
+            _random_side_tables(codes, kv_heads, head_dim, jax.random.fold_in(key, number))
+            for number, codes in enumerate(sides)
+        )
+    )
 
-    sides = []
-    for number, codes in enumerate((quant.key, quant.value)):
-        assert isinstance(codes, DictionaryCodes)
-        book = None
-        if codes.codebook:
-            own, shape = jax.random.fold_in(key, number), (kv_heads, codes.codebook, head_dim)
-            book = 0.3 * jax.random.normal(own, shape, jnp.bfloat16)
-        sides.append(SideTables(codebook=book))
-    return CodeTables(*sides) if any(side.codebook is not None for side in sides) else None
+
+def _random_side_tables(
+    codes: Quantizer, kv_heads: int, head_dim: int, key: jax.Array
+) -> SideTables:
+    assert isinstance(codes, DictionaryCodes)
+    of_book, *of_classes = jax.random.split(key, 1 + len(codes.classes))
+    book = None
+    if codes.codebook:
+        shape = (kv_heads, codes.codebook, head_dim)
+        book = 0.3 * jax.random.normal(of_book, shape, jnp.bfloat16)
+    if not codes.learned:
+        return SideTables(codebook=book)
+    numbers = [codes.virtual_channels(c, head_dim) for c in range(len(codes.classes))]
+    classes = [
+        _random_dictionary(n, kv_heads, head_dim, own) if n else None
+        for n, own in zip(numbers, of_classes, strict=True)
+    ]
+    return SideTables(codebook=book, classes=tuple(classes))
+
+
+def _random_dictionary(virtual: int, kv_heads: int, head_dim: int, key: jax.Array) -> ClassTables:
+    """Channels of bits 0, 1, ... from the first channel on, then again, as many as there are."""
+    number = jnp.arange(virtual, dtype=jnp.int32)
+    channel, shift = number % head_dim, number // head_dim
+    top = 2 ** (-(-virtual // head_dim)) - 1
+
+    def of_heads(x: Array) -> Array:
+        return jnp.broadcast_to(x, (kv_heads, *x.shape))
+
+    size = (kv_heads, head_dim, head_dim)
+    return ClassTables(
+        analysis=(head_dim**-0.5 * jax.random.normal(key, size)).astype(jnp.bfloat16),
+        synthesis=None,
+        step=jnp.ones((kv_heads, head_dim)),
+        top=jnp.full((kv_heads, head_dim), top, jnp.int32),
+        channel=of_heads(channel),
+        shift=of_heads(shift),
+        weight=of_heads(2.0 ** (shift - 1)),
+    )

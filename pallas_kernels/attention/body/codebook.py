@@ -126,7 +126,7 @@ def write_masses(
         at = ops.mad(work.lane, 4, floats)
         sums = [ops.fma(ops.load_shared(at, 128 * k), share, x) for k, x in enumerate(sums)]
     exists, row = work.result_row(query)
-    address = ops.address(ops.pointer("value_mass"), row, 4 * BOOK)
+    address = ops.address(ops.pointer(f"{spec.part}value_mass"), row, 4 * BOOK)
     address = ops.address(address, work.lane, 4)
     for k, x in enumerate(sums):
         ops.store_float(exists, address, 128 * k, x)

@@ -58,7 +58,7 @@ class Kernel:
         top, mass, *channels = merge(ops, parts)
         normalize = ops.reciprocal(ops.fmax(mass, 1e-30))
         exists, row = work.result_row(query)
-        address = ops.address(ops.pointer("output"), row, 4 * spec.head_dim)
+        address = ops.address(ops.pointer(f"{spec.part}output"), row, 4 * spec.head_dim)
         address = ops.address(address, work.lane, 4)
         if spec.packed is not None and spec.packed.value.codebook:
             write_masses(ops, spec, work, self._scratch, query, top, normalize)
@@ -66,7 +66,7 @@ class Kernel:
             ops.store_float(exists, address, 128 * k, ops.fmul(x, normalize))
         ops.store_float(
             ops.where_less(work.lane, 1, exists, 0),
-            ops.address(ops.pointer("logsumexp"), row, 4),
+            ops.address(ops.pointer(f"{spec.part}logsumexp"), row, 4),
             0,
             ops.fmul(ops.fadd(top, ops.log2(mass)), math.log(2.0)),
         )

@@ -37,12 +37,11 @@ class PackedQuery:
             load_table, ops, spec, work, packed.key, work.place, channels
         )
         row = work.row(work.query(number))
-        address = ops.address(ops.pointer("query"), row, 4 * spec.head_dim)
+        address = ops.address(ops.pointer(f"{spec.part}query"), row, 4 * spec.head_dim)
         address = ops.address(address, work.place, 4)
         self._query = [ops.load_float(address, 4 * channel) for channel in channels]
         self._centres = [
-            self._table("key_centre", entry=number)
-            for number in range(packed.key.centres if packed.key.signs else 0)
+            self._table("key_centre", entry=number) for number in range(packed.key.own_centres)
         ]
         self._more_of_centres: list[Value] = []
         self._shared_score = self._query_sum = self._kappa = 0.0
@@ -65,9 +64,10 @@ class PackedQuery:
             self._kappa = ops.fmul(self._kappa, slope)
             self._shared_score = ops.fmul(shift, LOG2_E)
         if key.signs:
-            centre, *others = (warp_sum(ops, dot(ops, query, x)) for x in self._centres)
-            self._shared_score = ops.fadd(self._shared_score, centre)
-            self._more_of_centres = [ops.fsub(other, centre) for other in others]
+            if self._centres:
+                centre, *others = (warp_sum(ops, dot(ops, query, x)) for x in self._centres)
+                self._shared_score = ops.fadd(self._shared_score, centre)
+                self._more_of_centres = [ops.fsub(other, centre) for other in others]
             if key.rotated:
                 query = rotate(ops, query, self._work.lane, self._spec.head_dim)
             self._query_sum = warp_sum(ops, functools.reduce(ops.fadd, query))

@@ -44,7 +44,10 @@ class PackedValues:
     def prefetch_tables(self) -> None:
         """Has what is needed at the end brought near."""
         coding = self._packed.value
-        for name in ("value_centre",) if coding.signs else ("value_lower", "value_upper"):
+        names = ("value_lower", "value_upper")
+        if coding.signs:
+            names = ("value_centre",) * (coding.own_centres > 0)
+        for name in names:
             prefetch_table(self._ops, self._spec, self._work, coding, name)
 
     def levels(self, block: Value) -> list[list[Value]]:
@@ -59,7 +62,7 @@ class PackedValues:
     def centres(self) -> list[list[Value]]:
         """Each centroid's numbers in the lane's channels, for `store`; of level codes none."""
         coding = self._packed.value
-        numbers = range(coding.centres if coding.signs else 0)
+        numbers = range(coding.own_centres)
         return [self._table("value_centre", entry=number) for number in numbers]
 
     def decode(
@@ -115,7 +118,7 @@ class PackedValues:
                 head_dim = self._spec.head_dim
                 channels = rotate(ops, channels, self._work.lane, head_dim, self._bits)
             masses = centroid_masses(ops, mass, of_centres)
-            for share, centre in zip(masses, centres, strict=True):
+            for share, centre in zip(masses if centres else [], centres, strict=True):
                 channels = [ops.fma(c, share, x) for x, c in zip(channels, centre, strict=True)]
             result = [highest, mass, *channels]
         scratch.store_result(

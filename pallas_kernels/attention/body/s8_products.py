@@ -180,9 +180,11 @@ class S8Products:
         """Whether planes are a loop of the kernel's, so that its instructions stay in their cache.
 
         Those of one plane fill it: two classes of tokens of 128 channels, one of them with two
-        planes unrolled, took 23 % longer.
+        planes unrolled, took 23 % longer. So are the halves of a learned dictionary's bits.
         """
-        return coding.signs and coding.bits > 1 and self._spec.halves == 1
+        if not coding.signs:
+            return False
+        return self._spec.halves > 1 if self._spec.part else coding.bits > 1 == self._spec.halves
 
     def _scores_by_plane(
         self,
@@ -193,15 +195,23 @@ class S8Products:
         load_scales: Callable[[int, int], Sequence[Value]],
         ids: Sequence[Ids],
     ) -> list[list[Value]]:
-        """`scores`, plane after plane."""
-        ops, (operands, *_), size = self._ops, queries[0].operands, 8 * quarters
+        """`scores`, plane after plane.
+
+        Each half has right operands of its own, which take turns in the same registers.
+        """
+        ops, size = self._ops, 8 * quarters
+        halves, count = queries[0].operands, self._spec.halves
         groups = [(first, q) for first in range(0, quarters, 2) for q in range(4)]
+        sums = size * len(queries)
 
         def places(first: int, q: int) -> range:
             return range(8 * first + q, min(8 * first + 16, size), 4)
 
         def add(number, carried):
-            *totals, weight = carried
+            totals, weight, turning = carried[:sums], carried[sums], carried[sums + 1 :]
+            operands = halves[0]
+            if count > 1:
+                operands = [_in_eights(turning[: len(turning) // count])] * 2
             load = functools.cache(functools.partial(load_row, Plane(number, number, 0)))
             for first, q in groups:
                 words = [load(row)[at : at + 2] for row, at in self._tiles(first, q, quarters)]
@@ -209,9 +219,12 @@ class S8Products:
                 for of_set, start in zip(found, range(0, len(totals), size), strict=True):
                     for p, x in zip(places(first, q), of_set, strict=True):
                         totals[start + p] = ops.fma(x, weight, totals[start + p])
-            return [*totals, ops.fmul(weight, 2.0)]
+            following = weight if count > 1 else ops.fmul(weight, 2.0)
+            return [*totals, following, *_turned(turning, count)]
 
-        *totals, _ = ops.loop(key.bits, [*([0.0] * size * len(queries)), 1.0], add)
+        turning = [w for of_half in halves for x in of_half[0] for w in x] if count > 1 else []
+        carried = [*([0.0] * sums), 1.0, *turning]
+        totals = ops.loop(key.bits * count, carried, add)[:sums]
         scores: list[list[Value]] = [[None] * size for _ in queries]
         for first, q in groups:
             at = places(first, q)
@@ -307,8 +320,11 @@ class S8Products:
         value: Coding,
         load_row: Callable[[Plane, int], Sequence[Value]],
     ) -> list[list[Value]]:
-        """`add_values`, plane after plane; units are those of the sums of a plane."""
-        ops, size = self._ops, self._spec.head_dim // 8
+        """`add_values`, plane after plane; units are those of the sums of a plane.
+
+        Each half has sums of its own, which take turns in the same registers.
+        """
+        ops, size, halves = self._ops, self._spec.head_dim // 8, self._spec.halves
         operands = [x.operands for x in weights]
         old = [
             ops.fmul(x, of_set.old)
@@ -319,15 +335,18 @@ class S8Products:
         def add(number, carried):
             sums, units = list(carried[: len(old)]), carried[len(old) :]
             plane = Plane(number, number, 0)
-            for m in range(0, size // 2, 2):
+            for m in range(0, self._spec.plane_dim // 16, 2):
                 rows = [load_row(plane, m + i) for i in (0, 1)]
                 for i, of_tile in enumerate(self._value_sums(rows, operands), m):
                     for of_set, (found, unit) in enumerate(zip(of_tile, units, strict=True)):
                         for at, x in enumerate(found, size * of_set + 2 * i):
                             sums[at] = ops.fma(x, unit, sums[at])
+            if halves > 1:
+                of_sets = [sums[i : i + size] for i in range(0, len(sums), size)]
+                return [x for of_set in of_sets for x in _turned(of_set, halves)] + [*units]
             return [*sums, *(ops.fmul(unit, 2.0) for unit in units)]
 
-        found = ops.loop(value.bits, [*old, *(x.unit for x in weights)], add)
+        found = ops.loop(value.bits * halves, [*old, *(x.unit for x in weights)], add)
         return [list(found[i : i + size]) for i in range(0, len(old), size)]
 
     def _value_sums(
@@ -411,3 +430,13 @@ class S8Products:
         return functools.reduce(
             lambda x, bit: ops.fmax(x, exchange_float(ops, x, bit)), SAME_QUERY, x
         )
+
+
+def _in_eights(words: Sequence[Value]) -> list[list[Value]]:
+    return [list(words[i : i + 8]) for i in range(0, len(words), 8)]
+
+
+def _turned(values: Sequence[Value], parts: int) -> list[Value]:
+    """The values with the first of their equal parts behind the others."""
+    first = len(values) // parts
+    return [*values[first:], *values[:first]]
