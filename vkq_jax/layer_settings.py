@@ -17,6 +17,7 @@ __all__ = [
     "LayerGroups",
     "PerLayer",
     "Quant",
+    "one_setting",
     "per_head",
     "per_layer",
     "settings_of",
@@ -284,3 +285,10 @@ def _listed(numbers: Any, place: Any) -> tuple[int, ...]:
 def settings_of(quant: Quant) -> tuple[KVQuantConfig, ...]:
     """All settings that layers and heads of a cache have, each once."""
     return tuple(dict.fromkeys(quant.settings)) if isinstance(quant, LayerGroups) else (quant,)
+
+
+def one_setting(quant: AnyQuant, reader: str) -> KVQuantConfig:
+    """The settings of all layers; raises NotImplementedError where layers have their own."""
+    if isinstance(quant, PerLayer | LayerGroups):
+        raise NotImplementedError(f"{reader} takes one setting for all layers, got per_layer(...)")
+    return resolve(quant)
