@@ -36,13 +36,15 @@ class Turn(NamedTuple):
 
     Attributes:
         answer: its text, without special tokens.
-        finished: whether it ended with a stop token; else the number of tokens cut it.
+        finished: whether it ended with a stop token.
+        stopped: whether the caller stopped it; what is neither was cut by the number of tokens.
         new_tokens: emitted tokens, stop token included.
         seconds: that the turn took.
     """
 
     answer: str
     finished: bool
+    stopped: bool
     new_tokens: int
     seconds: float
 
@@ -99,6 +101,7 @@ class Conversation:
         question: str,
         pictures: Sequence[Picture] = (),
         on_text: Callable[[str], None] = lambda text: None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> Turn:
         """Answers a question, after the turns before it.
 
@@ -106,6 +109,8 @@ class Conversation:
             question: what the user says.
             pictures: new ones that come with it.
             on_text: gets the answer so far whenever it has grown.
+            stop: asked whenever the answer has grown; True ends it there, and the conversation
+                goes on from what there is of it.
 
         Raises:
             ValueError: the model's context is full, or what `models.prepare` and `models.generate`
@@ -125,6 +130,8 @@ class Conversation:
             self.model, inputs, max_new_tokens=count, chunk=self._chunk, **options
         ):
             on_text(latest[1])
+            if stop():
+                break
         assert latest is not None
         generation, text = latest
         emitted = np.asarray(generation.tokens)[0, : int(generation.lengths[0])]
@@ -133,7 +140,8 @@ class Conversation:
         self._cache, self._turns = generation.cache, self._turns + 1
         self._finished = int(emitted[-1]) in stops
         seconds = round(time.perf_counter() - started, 2)
-        return Turn(text, self._finished, len(emitted), seconds)
+        stopped = not self._finished and len(emitted) < count
+        return Turn(text, self._finished, stopped, len(emitted), seconds)
 
     def _prepare(self, question: str, pictures: Sequence[Picture]) -> Inputs:
         later = self._cache is not None

@@ -17,6 +17,7 @@ from models.calibration.folder import CalibrationFolder, digest_of
 from models.calibration.judging import divergences
 from models.calibration.samples import CodeSamples, sample_codes
 from models.checkpoints.fingerprint import fingerprint
+from models.generation.room import check_answer_fits
 from models.inputs.batch import Inputs
 from models.model import Model
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
@@ -120,6 +121,7 @@ def gather_samples(
     """
     mark, key, samples, digests = fingerprint(model), jax.random.key(seed), [], []
     for number, batch in enumerate(inputs):
+        check_answer_fits(model, batch, max_new_tokens)
         digests.append(digest_of(mark, batch, number, seed, tokens, max_new_tokens))
         make = functools.partial(
             sample_codes,

@@ -12,6 +12,7 @@ from models.calibration.attached import OwnTables, find_codes
 from models.calibration.observing import observe_answers
 from models.generation import argument_checks as checks
 from models.generation.generate import QuantizeAt
+from models.generation.room import check_answer_fits
 from models.inputs.batch import Inputs
 from models.model import Model
 from vkq_jax.array_types import Array, Float, Int32
@@ -79,6 +80,7 @@ def calibrate_scores(
         checks.check_type("inputs", batch, Inputs, hint="models.prepare")
         if not batch.prompt_shape.visual:
             continue
+        check_answer_fits(model, batch, steps)
         more, queries = _sum_ranges(
             model,
             batch,

@@ -18,6 +18,7 @@ from models.generation.context import warn_past_context
 from models.generation.decode_loop import DecodeState, decode_loop
 from models.generation.finite_check import refuse_non_finite
 from models.generation.prefill_image import in_buckets, prefill_part
+from models.generation.room import check_answer_fits
 from models.generation.sampling import Sampling
 from models.generation.token_chooser import TokenChooser
 from models.generation.token_history import TokenHistory
@@ -240,6 +241,16 @@ def _begin(
         score_map.check_codes(settings)
     checks.check_type("bucketing", bucketing, bool)
     needed = _check_length(inputs, cache, cache_length, max_new_tokens)
+    past_text = needed - inputs.prompt_shape.text - max_new_tokens
+    check_answer_fits(
+        model,
+        inputs,
+        max_new_tokens,
+        past_text=past_text,
+        past_tokens=_longest(cache),
+        cache_length=cache_length,
+        rounded=lambda count: _room(count, bucketing),
+    )
     own_length = 0 if cache is None else cache.cache_length
     warn_past_context(
         model.config,

@@ -233,6 +233,11 @@ def test_prefill_with_codes_needs_less_memory_than_without(model):
     ("options", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        (
+            {"max_new_tokens": 10**9},
+            r"max_new_tokens: expected at most 488, since 10\d{8} text tokens of 1 sequence take",
+        ),
+        ({"max_new_tokens": 4, "cache_length": 10**9}, "cache_length: expected at most 496, since"),
         ({"max_new_tokens": 4, "cache_length": 9}, "longer than the cache.*=12, got 9"),
         ({"max_new_tokens": 4, "quant": "vkq-1bits"}, "vkq-1bit"),
         ({"max_new_tokens": 4, "quantize_at": "never"}, '"prompt" or "image", got \'never\''),

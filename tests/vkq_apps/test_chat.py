@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import sys
 
 import jax
@@ -11,6 +12,7 @@ from PIL import Image
 
 from tests.models.hf_files import random_weights, write_checkpoint, write_processor
 from tests.vkq_apps.test_cli import run
+from vkq_apps.cli.chat import _Printed
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +61,34 @@ def test_people_get_the_answer_on_stdout(chat, capsys, monkeypatch):
     code, out, err = run(capsys, *command, "--image", picture)
     assert code == 0
     assert len(out.splitlines()) == 1
-    assert "/quit ends" in err
+    assert "/quit or Ctrl-D ends" in err
     assert "visual tokens in" in err
+
+
+def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(chat, capsys, monkeypatch):
+    """The signal comes while the first answer grows, and twice in the third."""
+    command, picture = chat
+    command = [*command[:-1], "8"]
+    grow, presses = _Printed.grow, iter([1, 0, 0, 0, 0, 2])
+
+    def pressed(self, text):
+        grow(self, text)
+        for _ in range(next(presses, 0)):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(_Printed, "grow", pressed)
+    lines = ["what is this ?", "is this red", "what ?", "never asked"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    code, out, err = run(capsys, *command, "--image", picture, "--json")
+    first, second = (json.loads(line) for line in out.splitlines())
+    assert (first["stopped"], first["finished"], first["new_tokens"]) == (True, False, 2)
+    assert (second["stopped"], second["new_tokens"]) == (False, 8)
+    words = 1 + len(["USER:", "is", "this", "red", "ASSISTANT:"])  # and the stop token
+    grown = second["cache"]["text_tokens"] - first["cache"]["text_tokens"]
+    assert grown == words + second["new_tokens"]
+    assert code == 130
+    assert err.splitlines()[-1] == "vkq: interrupted"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(

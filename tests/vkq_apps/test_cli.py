@@ -19,7 +19,6 @@ import vkq_jax
 from models.generation.context import context_length
 from models.layers.rope import RopeConfig, RopeKind
 from tests.support.tiny_llava import CONFIG, WINDOWED, tiny_model
-from vkq_apps.bench import device_memory
 from vkq_apps.cli.app import COMMANDS
 from vkq_apps.cli.main import main
 from vkq_apps.cli.room import check_room
@@ -322,9 +321,9 @@ def test_the_room_of_a_model(monkeypatch):
         check_room(config, visual=2048, text=0, max_new_tokens=1)
     check_room(config, visual=2048, text=0, max_new_tokens=0)
     one = 2 * 2 * 3 * 2 * 16  # keys and values, two bytes, layers, heads, channels
-    monkeypatch.setattr(device_memory, "limit", lambda: 100 * one)
+    monkeypatch.setattr("models.generation.room.free_memory", lambda devices: 100 * one)
     check_room(config, visual=1000, text=60, max_new_tokens=40)
-    with pytest.raises(ValueError, match=r"a cache of 101 text tokens takes 37\.9 KiB, and"):
+    with pytest.raises(ValueError, match=r"--max-new-tokens: .* at most 39, since 101 text tokens"):
         check_room(config, visual=1000, text=61, max_new_tokens=40)
 
 

@@ -31,6 +31,7 @@ from vkq_apps.cli.draws import (
     draw_options,
 )
 from vkq_apps.cli.errors import describe
+from vkq_apps.cli.interrupts import first_interrupt_stops
 from vkq_apps.codes_option import parse_codes
 from vkq_apps.conversation import CacheSize, Conversation
 from vkq_jax.byte_units import human_bytes
@@ -39,8 +40,9 @@ __all__ = ["chat"]
 
 HELP = (
     "/image FILE adds a picture to the next question, /bytes says what the cache takes, /reset "
-    "starts anew, /quit ends"
+    "starts anew, /quit or Ctrl-D ends; Ctrl-C stops an answer"
 )
+STOPPING = "stopping this answer; Ctrl-C once more leaves"
 
 
 def chat(
@@ -65,7 +67,8 @@ def chat(
     """Answers question after question from one cache, whose pictures stay coded.
 
     Each line of standard input is a question, or a command: /image FILE adds a picture to the next
-    question, /bytes says what the cache takes, /reset starts anew, /quit ends. What goes wrong with
+    question, /bytes says what the cache takes, /reset starts anew, /quit or Ctrl-D ends. Ctrl-C
+    stops an answer, and the conversation goes on from it; a second one leaves. What goes wrong with
     a line is said, and the conversation goes on. With --json each line gets one object.
     """
     codes = parse_codes(quant)
@@ -123,16 +126,19 @@ class _Talk:
     def _ask(self, question: str) -> None:
         answer = _Printed(shown=not self._json)
         with ExitStack() as stack:
-            stack.enter_context(stage("reading"))
+            stop = stack.enter_context(first_interrupt_stops(STOPPING))
+            reading = stack.enter_context(ExitStack())
+            reading.enter_context(stage("reading"))
 
             def show(text: str) -> None:
-                stack.close()  # the spinner's line is the answer's now
+                reading.close()  # the spinner's line is the answer's now
                 answer.grow(text)
 
             pictures = [read_picture(path) for path in self._waiting]
-            turn = self._conversation.ask(question, pictures, show)
+            turn = self._conversation.ask(question, pictures, show, stop.is_set)
         names, self._waiting = [str(path) for path in self._waiting], []
-        answer.end(turn.answer, turn.finished)
+        cut = "" if turn.finished else " [stopped]" if turn.stopped else " [cut]"
+        answer.end(turn.answer, cut)
         if self._json:
             record = {"question": question, "images": names, **turn._asdict()}
             print_json({**record, "cache": self._conversation.size._asdict()})
@@ -177,13 +183,14 @@ class _Printed:
             print(text[len(self._printed) :], end="", flush=True)
             self._printed = text
 
-    def end(self, text: str, finished: bool) -> None:
+    def end(self, text: str, mark: str) -> None:
+        """Prints what is left of the answer, and the mark of one that did not end by itself."""
         if not self._shown:
             return
         if not text.startswith(self._printed):  # the tokenizer changed its mind
             print()
             self._printed = ""
-        print(text[len(self._printed) :] + ("" if finished else " [cut]"), flush=True)
+        print(text[len(self._printed) :] + mark, flush=True)
 
 
 def _sentence(size: CacheSize) -> str:

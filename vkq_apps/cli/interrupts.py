@@ -1,6 +1,7 @@
 """Ctrl-C that is heard wherever it falls."""
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["hear_interrupts"]
+__all__ = ["first_interrupt_stops", "hear_interrupts"]
 
 SECONDS_UNTIL_REPEATED = 0.05
 
@@ -78,3 +79,33 @@ def hear_interrupts() -> Iterator[threading.Event]:
         sys.unraisablehook, sys.excepthook = unraisable_before, shown_before
         if printer is not None:
             printer.removeFilter(is_news)
+
+
+@contextmanager
+def first_interrupt_stops(notice: str) -> Iterator[threading.Event]:
+    """Makes Ctrl-C set an event instead of ending the program; the next one ends it as before.
+
+    Where Ctrl-C is ignored or nobody listens for it, that stays so.
+
+    Args:
+        notice: line that stderr gets at the first Ctrl-C.
+    """
+    stop = threading.Event()
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    if not main_thread or not callable(before):
+        yield stop
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        if stop.is_set():
+            before(number, frame)
+        stop.set()
+        # Python's own streams may be in the middle of a write.
+        os.write(2, f"\n{notice}\n".encode())
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -2,8 +2,7 @@
 
 from models.families.base import ModelConfig
 from models.generation.context import context_length
-from vkq_apps.bench import device_memory
-from vkq_jax.byte_units import human_bytes
+from models.generation.room import check_text_fits
 
 __all__ = ["check_room"]
 
@@ -30,14 +29,12 @@ def check_room(config: ModelConfig, *, visual: int, text: int, max_new_tokens: i
             f"--max-new-tokens: expected at most {longest - prompt}, since the model's context "
             f"holds {longest} tokens, {prompt} of them for the prompt; got {max_new_tokens}"
         )
-    tower = config.text
-    per_token = (
-        2 * 2 * tower.num_hidden_layers * tower.num_key_value_heads * tower.head_dim
-    )  # bfloat16
-    needed, limit = per_token * (text + max_new_tokens), device_memory.limit()
-    if needed > limit:
-        raise ValueError(
-            f"--max-new-tokens: a cache of {text + max_new_tokens} text tokens takes "
-            f"{human_bytes(needed)}, and the device has {human_bytes(limit)}: expected fewer "
-            f"tokens, got {max_new_tokens}"
-        )
+    check_text_fits(
+        config,
+        batch=1,
+        filled=text,
+        tokens=prompt,
+        max_new_tokens=max_new_tokens,
+        itemsize=2,  # bfloat16
+        name="--max-new-tokens",
+    )

@@ -1,0 +1,99 @@
+"""Whether the text bank of a cache fits the memory that is free, before it is allocated."""
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+
+from models.checkpoints.memory import free_memory
+from models.families.base import ModelConfig
+from models.generation.context import context_length
+from models.inputs.batch import Inputs
+from models.model import Model
+from vkq_jax.byte_units import human_bytes
+
+__all__ = ["check_answer_fits", "check_text_fits"]
+
+
+def check_answer_fits(
+    model: Model,
+    inputs: Inputs,
+    max_new_tokens: int,
+    *,
+    past_text: int = 0,
+    past_tokens: int = 0,
+    cache_length: int | None = None,
+    rounded: Callable[[int], int] = lambda count: count,
+) -> None:
+    """Raises ValueError where prompts and their answers take more memory than is free.
+
+    Args:
+        model, inputs: the model and the prompts that it answers.
+        max_new_tokens: most tokens of an answer.
+        past_text, past_tokens: of a sequence in earlier turns: text tokens, and all tokens.
+        cache_length: text tokens that the caller wants room for; None: as many as are needed.
+        rounded: what the number of needed text tokens is rounded up to.
+    """
+    largest = max(jax.tree.leaves(model.params), key=lambda leaf: leaf.size)
+    shape, asked = inputs.prompt_shape, cache_length is not None
+    check_text_fits(
+        model.config,
+        batch=inputs.input_ids.shape[0],
+        filled=0 if asked else past_text + shape.text,
+        tokens=past_tokens + shape.visual + (0 if asked else shape.text),
+        max_new_tokens=cache_length if cache_length is not None else max_new_tokens,
+        itemsize=largest.dtype.itemsize,  # the weights have the dtype of keys and values
+        rounded=(lambda count: count) if asked else rounded,
+        mesh=model.mesh,
+        name="cache_length" if asked else "max_new_tokens",
+    )
+
+
+def check_text_fits(
+    config: ModelConfig,
+    *,
+    batch: int,
+    filled: int,
+    tokens: int,
+    max_new_tokens: int,
+    itemsize: int,
+    rounded: Callable[[int], int] = lambda count: count,
+    mesh: Mesh | None = None,
+    name: str = "max_new_tokens",
+) -> None:
+    """Raises ValueError where prompt and answer take more memory than is free, or could be.
+
+    Args:
+        config: of the model.
+        batch: sequences.
+        filled: text tokens of a sequence before the answer, those of earlier turns too.
+        tokens: all of its tokens before the answer, visual ones too.
+        max_new_tokens: most tokens of the answer.
+        itemsize: bytes of a number of the text's keys and values.
+        rounded: what a number of text tokens is rounded up to.
+        mesh: devices that the cache is split over.
+        name: what the caller calls `max_new_tokens`.
+    """
+    devices = None
+    share = 1.0
+    if mesh is not None:
+        devices = [one for one in mesh.devices.flat if one.process_index == jax.process_index()]
+        share = len(devices) / mesh.size
+    free, text = free_memory(devices), config.text
+    heads = text.num_hidden_layers * text.num_key_value_heads
+    each = share * batch * 2 * itemsize * heads * text.head_dim  # keys and values of one token
+    count = rounded(filled + max_new_tokens)
+    if free is None or each * count <= free:
+        return
+    most = int(free // each) - filled
+    while most > 0 and each * rounded(filled + most) > free:
+        most = most * 4 // 5
+    expected = "fewer sequences or a shorter prompt"
+    if most > 0:
+        left = context_length(config) - tokens
+        expected = f"at most {min(most, left) if left > 0 else most}"
+    raise ValueError(
+        f"{name}: expected {expected}, since {count} text tokens of {batch} "
+        f"sequence{'' if batch == 1 else 's'} take {human_bytes(int(each * count))} of cache and "
+        f"{human_bytes(free)} are free; got {max_new_tokens}"
+    )
