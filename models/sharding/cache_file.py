@@ -38,9 +38,11 @@ def load_cache(
     fitted: list[Mesh] = []
 
     def shardings(outline: Any) -> Any:
-        own = isinstance(mesh, Mesh) and mesh.axis_names == (DATA, *MODEL)
-        heads = outline.text.key.shape[2] if isinstance(outline, KVCache) else 1
-        fitted.append(mesh if own else over_heads(mesh, heads))
+        if isinstance(mesh, Mesh) and mesh.axis_names == (DATA, *MODEL):
+            fitted.append(mesh)
+        else:
+            heads = outline.text.key.shape[2] if isinstance(outline, KVCache) else 1
+            fitted.append(over_heads(mesh, heads))
         return cache_shardings(fitted[0], outline)
 
     cache = vkq_jax.load_cache(path, types=types, shardings=shardings)

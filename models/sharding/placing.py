@@ -121,7 +121,8 @@ def place_cache[C: KVCache | LayeredCache](mesh: Mesh | None, cache: C) -> C:
         return cache
     own = _one_setting(cache)
     own = _in_parts(own, _cache_axes(mesh, own).num_parts)
-    return place(mesh, own, cache_specs(own, _cache_axes(mesh, own)))
+    placed = place(mesh, own, cache_specs(own, _cache_axes(mesh, own)))
+    return placed  # type: ignore[return-value]
 
 
 def cache_shardings(mesh: Mesh, cache: KVCache | LayeredCache) -> KVCache:
