@@ -17,6 +17,7 @@ from models.inputs.preparation import prepare, prepare_questions
 from models.inputs.processor import decode
 from models.loading import load, read_config, save_weights
 from models.model import Model
+from models.sharding.cache_file import load_cache
 
 __all__ = [
     "Clip",
@@ -35,6 +36,7 @@ __all__ = [
     "forward",
     "generate",
     "load",
+    "load_cache",
     "pad_to_multiple",
     "prefill_image",
     "prepare",

@@ -1,12 +1,13 @@
 """Arrays that lie on the devices of several hosts, each with one process of `jax.distributed`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-__all__ = ["spans_hosts", "to_host"]
+__all__ = ["in_shards", "spans_hosts", "to_host"]
 
 
 def spans_hosts(tree: Any) -> bool:
@@ -20,3 +21,27 @@ def to_host(x: jax.Array | np.ndarray) -> np.ndarray:
     if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
     return multihost_utils.process_allgather(x, tiled=True)
+
+
+def in_shards(
+    shape: tuple[int, ...],
+    sharding: jax.sharding.Sharding,
+    part: Callable[[tuple[slice, ...]], np.ndarray],
+) -> jax.Array:
+    """An array from its parts, each made once and sent to all its devices before the next one.
+
+    Args:
+        shape: of the whole array.
+        sharding: how it lies on devices, also of other hosts, whose parts these make.
+        part: the values at an index, whose slices have a start and a stop.
+    """
+    devices_of: dict[tuple[tuple[int, int], ...], list[Any]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        assert index is not None
+        own = tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
+        devices_of.setdefault(own, []).append(device)
+    shards = []
+    for own, devices in devices_of.items():
+        values = part(tuple(slice(start, stop) for start, stop in own))
+        shards += jax.block_until_ready([jax.device_put(values, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards)

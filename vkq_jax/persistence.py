@@ -5,12 +5,13 @@ executed on restoring: types come from this package or from those the caller nam
 checked, too (see `vkq_jax.validation`): what is saved need not have been consistent.
 """
 
+import contextlib
 import dataclasses
 import enum
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from vkq_jax.calibration import ScoreMap
 from vkq_jax.consistency import check_cache
 from vkq_jax.hosts import spans_hosts, to_host
 from vkq_jax.layered import AnyCache, LayeredCache, map_parts
+from vkq_jax.sliced_arrays import digest_of_file, outlines, read_shards
 from vkq_jax.validation import check_tree, shorten, shown
 
 __all__ = [
@@ -55,14 +57,23 @@ def save_cache(path: str | os.PathLike[str], cache: AnyCache) -> None:
     _save(path, map_parts(cache, join_banks), "cache")
 
 
-def load_cache(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> AnyCache:
+def load_cache(
+    path: str | os.PathLike[str],
+    *,
+    types: Iterable[type] = (),
+    shardings: Callable[[AnyCache], Any] | None = None,
+) -> AnyCache:
     """Reads a cache back, leaf for leaf equal to the saved one, to the default device.
 
-    `models.generate` puts it on the mesh of its model, whatever mesh it was saved from.
+    `models.generate` puts it on the mesh of its model, whatever mesh it was saved from, and
+    `models.load_cache` reads it straight to a mesh.
 
     Args:
         path: file written by `save_cache`.
         types: classes of your own (code families, tensors, range rules) that the cache uses.
+        shardings: how each array is to lie on devices: of the cache with abstract arrays, the
+            cache with a `jax.sharding.Sharding` in the place of each. Each host then reads the
+            parts of its devices, and holds one part of one array at a time.
 
     Raises:
         FileNotFoundError: no such file.
@@ -70,7 +81,7 @@ def load_cache(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> A
             this package's nor in `types`; fields that do not hold what their annotations say, do
             not fit together, or are not finite.
     """
-    return _load(path, "cache", (KVCache, LayeredCache), types, check_cache)
+    return _load(path, "cache", (KVCache, LayeredCache), types, check_cache, shardings)
 
 
 def save_score_map(path: str | os.PathLike[str], score_map: ScoreMap) -> None:
@@ -137,33 +148,74 @@ def _load[T](
     classes: tuple[type[T], ...],
     types: Iterable[type],
     check: Callable[[T], None] = lambda value: None,
+    shardings: Callable[[T], Any] | None = None,
 ) -> T:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no {kind} file at {path}")
     known = {known.__qualname__: known for known in [*_own_types(), *types]}
+    damaged = f"{path} is damaged: its contents are not those that were written"
+
+    def rebuilt(arrays: Mapping[str, Any]) -> T:
+        value = _rebuild(json.loads(structure), arrays, known)
+        if not isinstance(value, classes):
+            names = " or ".join(cls.__name__ for cls in classes)
+            raise ValueError(f"expected a {names}, got a {type(value).__name__}")
+        return value
+
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _format(kind) or "structure" not in metadata:
                 raise ValueError(f"{path} is not a {kind} written by vkq_jax")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            structure = metadata["structure"]
+            if shardings is None:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                digest = _digest(structure, arrays)
+            else:
+                digest = digest_of_file(file, structure)
+                if digest != metadata.get("sha256"):
+                    raise ValueError(damaged)
+                with _errors_of(path):
+                    sharding_of = _shardings_of(outlines(file), rebuilt, shardings)
+                arrays = {name: read_shards(file, name, own) for name, own in sharding_of.items()}
     except (SafetensorError, TypeError, AttributeError) as error:  # the latter for unknown dtypes
         raise ValueError(f"{path} is damaged: {shorten(str(error), 200)}") from error
-    structure = metadata["structure"]
-    try:
-        value = _rebuild(json.loads(structure), _on_device(arrays), known)
-        if not isinstance(value, classes):
-            names = " or ".join(cls.__name__ for cls in classes)
-            raise ValueError(f"expected a {names}, got a {type(value).__name__}")
+    with _errors_of(path):
+        value = rebuilt(_on_device(arrays))
         check_tree(value, kind)
         check(value)
+    if digest != metadata.get("sha256"):
+        raise ValueError(damaged)
+    return value
+
+
+def _shardings_of(
+    arrays: Mapping[str, jax.ShapeDtypeStruct],
+    rebuilt: Callable[[Mapping[str, Any]], Any],
+    shardings: Callable[[Any], Any],
+) -> dict[str, jax.sharding.Sharding]:
+    """How each array of a file is to lie on devices, by name, see `load_cache`."""
+    names: list[str] = []
+
+    def outline(arrays: Mapping[str, jax.Array]) -> Any:
+        value = rebuilt(arrays)
+        name_of = {id(array): name for name, array in arrays.items()}
+        names.extend(name_of[id(leaf)] for leaf in jax.tree.leaves(value))
+        return value
+
+    value = jax.eval_shape(outline, dict(arrays))
+    return dict(zip(names, jax.tree.leaves(shardings(value)), strict=True))
+
+
+@contextlib.contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """Errors of a file's contents as ValueErrors that name it."""
+    try:
+        yield
     # TypeError: settings that a class does not take. RecursionError: JSON without an end.
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: {shorten(str(error), 250)}") from error
-    if metadata.get("sha256") != _digest(structure, arrays):
-        raise ValueError(f"{path} is damaged: its contents are not those that were written")
-    return value
 
 
 def _digest(structure: str, arrays: Mapping[str, np.ndarray]) -> str:
@@ -226,7 +278,7 @@ def _shared(
     return renamed(description), {name: arrays[name] for name in first.values()}
 
 
-def _on_device(arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+def _on_device(arrays: Mapping[str, np.ndarray | jax.Array]) -> dict[str, jax.Array]:
     """Each array once, however many fields it stands for."""
     found = {name: jnp.asarray(array) for name, array in arrays.items()}
     for name, array in found.items():
@@ -235,7 +287,7 @@ def _on_device(arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     return found
 
 
-def _rebuild(node: Any, arrays: Mapping[str, jax.Array], known: Mapping[str, type]) -> Any:
+def _rebuild(node: Any, arrays: Mapping[str, Any], known: Mapping[str, type]) -> Any:
     match node:
         case {"array": str(name)}:
             if name not in arrays:

@@ -56,7 +56,7 @@ def free_memory(devices: Sequence[Any] | None = None) -> int | None:
 
     Devices that count no memory (CPU) have that of this machine.
     """
-    statistics = [device.memory_stats() for device in devices or jax.devices()[:1]]
+    statistics = [device.memory_stats() for device in devices or jax.local_devices()[:1]]
     if all(counts is not None and "bytes_limit" in counts for counts in statistics):
         return sum(counts["bytes_limit"] - counts.get("bytes_in_use", 0) for counts in statistics)
     found = [_available(), _left_in_container()]

@@ -16,6 +16,7 @@ from flax import nnx
 
 from models.checkpoints.folder import Checkpoint
 from models.messages import show_name
+from vkq_jax.hosts import in_shards
 
 __all__ = [
     "FLOATS",
@@ -261,28 +262,12 @@ def read_weights(
             whole = tuple(slice(0, size) for size in parameter.shape)
             # The transfer ends before the host's copy is dropped and the next one made.
             return jax.block_until_ready(jax.device_put(part(whole)))
-        return _in_shards(parameter.shape, sharding_of(path, parameter.shape), part)
+        return in_shards(parameter.shape, sharding_of(path, parameter.shape), part)
 
     return nnx.from_flat_state(
         (path, parameter.replace(read(path, parameter)))
         for path, parameter in nnx.to_flat_state(params)
     )
-
-
-def _in_shards(
-    shape: tuple[int, ...], sharding: jax.sharding.Sharding, part: Callable[[Index], np.ndarray]
-) -> jax.Array:
-    """An array from its parts, each made once and sent to all its devices before the next one."""
-    devices_of: dict[tuple[tuple[int, int], ...], list[Any]] = {}
-    for device, index in sharding.addressable_devices_indices_map(shape).items():
-        assert index is not None
-        own = tuple(s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
-        devices_of.setdefault(own, []).append(device)
-    shards = []
-    for own, devices in devices_of.items():
-        values = part(tuple(slice(start, stop) for start, stop in own))
-        shards += jax.block_until_ready([jax.device_put(values, device) for device in devices])
-    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
 def _read(

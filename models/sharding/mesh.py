@@ -16,7 +16,7 @@ from models.families.base import ModelConfig
 from models.messages import show
 from models.sharding.axes import DATA, GROUP, KV_HEADS
 
-__all__ = ["check_text", "fit_mesh", "make_mesh"]
+__all__ = ["check_text", "fit_mesh", "make_mesh", "over_heads"]
 
 _NAMES = ("data", "model")
 
@@ -64,6 +64,17 @@ def fit_mesh(mesh: str | Mesh, config: ModelConfig) -> Mesh:
                 f"mesh axis model={parts} does not divide {name}={size}: use one of "
                 f"{_divisors(math.gcd(*sizes.values()))}"
             )
+    return over_heads(plain, kv_heads)
+
+
+def over_heads(mesh: str | Mesh, kv_heads: int) -> Mesh:
+    """The mesh for caches of so many KV heads, as `fit_mesh` makes it for a model that has them.
+
+    Raises:
+        ValueError: as `make_mesh`, or `model` neither divides `kv_heads` nor is a multiple of them.
+    """
+    plain = make_mesh(mesh)
+    parts = plain.shape["model"]
     if kv_heads % parts and parts % kv_heads:
         raise ValueError(
             f"mesh axis model={parts} is neither a divisor nor a multiple of "

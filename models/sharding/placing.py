@@ -24,6 +24,7 @@ from vkq_jax.split_tensor import SplitTensor
 
 __all__ = [
     "attention_axes",
+    "cache_shardings",
     "data_axis",
     "on_shards",
     "place",
@@ -118,15 +119,34 @@ def place_cache[C: KVCache | LayeredCache](mesh: Mesh | None, cache: C) -> C:
     """
     if mesh is None:
         return cache
-    if not isinstance(cache, KVCache):
-        raise NotImplementedError(
-            "per_layer(...) settings are for one device: on a mesh all layers have the same"
-        )
+    own = _one_setting(cache)
+    own = _in_parts(own, _cache_axes(mesh, own).num_parts)
+    placed = place(mesh, own, cache_specs(own, _cache_axes(mesh, own)))
+    return placed  # type: ignore[return-value]
+
+
+def cache_shardings(mesh: Mesh, cache: KVCache | LayeredCache) -> KVCache:
+    """The cache with how each array, which may be abstract, lies on a mesh.
+
+    Visual banks stay whole along the sequence, or in parts, as they are. Raises as `place_cache`.
+    """
+    own = _one_setting(cache)
+    specs = cache_specs(own, _cache_axes(mesh, own))
+    return jax.tree.map(lambda _, spec: NamedSharding(mesh, spec), own, specs)
+
+
+def _cache_axes(mesh: Mesh, cache: KVCache) -> CacheAxes:
     batch = cache.position.shape[0]
     # Lengths and positions are read outside attention, too, and small.
-    axes = dataclasses.replace(attention_axes(mesh, batch), counts=data_axis(mesh, batch))
-    cache = _in_parts(cache, axes.num_parts)
-    return place(mesh, cache, cache_specs(cache, axes))
+    return dataclasses.replace(attention_axes(mesh, batch), counts=data_axis(mesh, batch))
+
+
+def _one_setting(cache: KVCache | LayeredCache) -> KVCache:
+    if not isinstance(cache, KVCache):
+        raise NotImplementedError(
+            "settings of layers and heads are for one device: on a mesh all have the same"
+        )
+    return cache
 
 
 def _in_parts(cache: KVCache, parts: int) -> KVCache:

@@ -1,12 +1,17 @@
 """Steps behind an answer: more turns, other sequences, files; on meshes that change on the way."""
 
+import math
+
 import jax
 import numpy as np
+import pytest
 
 import models
 import vkq_jax
 from models import Inputs
 from tests.sharding.cases import BATCH, STEPS, assert_same
+from vkq_jax import sliced_arrays
+from vkq_jax.hosts import in_shards
 
 NAME, MESH, QUANT = "2 KV heads, odd vocabulary", "data=2,model=4", "signs-1bit"
 
@@ -14,6 +19,40 @@ NAME, MESH, QUANT = "2 KV heads, odd vocabulary", "data=2,model=4", "signs-1bit"
 def later_turn(config, batch):
     ids = np.random.default_rng(1).integers(13, config.text.vocab_size, (batch, 4))
     return Inputs.from_arrays(config, ids)
+
+
+def test_a_file_is_read_straight_to_a_mesh(cases, tmp_path, monkeypatch):
+    file, mesh = tmp_path / "cache", cases.model(NAME, MESH).mesh
+    start = cases.generation(NAME, MESH, QUANT).cache
+    vkq_jax.save_cache(file, start)
+    sizes = []
+
+    def recorded(shape, sharding, part):
+        def counted(index):
+            values = part(index)
+            sizes.append((len(shape) > 2, math.prod(shape), values.size))
+            return values
+
+        return in_shards(shape, sharding, counted)
+
+    monkeypatch.setattr(sliced_arrays, "in_shards", recorded)
+    placed = models.load_cache(file, mesh)
+    for x, y in zip(jax.tree.leaves(placed), jax.tree.leaves(start), strict=True):
+        assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+        np.testing.assert_array_equal(x, y)
+    # The host has had an eighth of any bank at a time, and each once.
+    assert {whole // own for of_bank, whole, own in sizes if of_bank and whole} == {8}
+    assert sum(own for _, _, own in sizes) <= sum(x.size for x in jax.tree.leaves(start)) + 64
+
+    other = models.load_cache(file, "data=8")
+    assert other.text.key.sharding.shard_shape(other.text.key.shape)[1:3] == (1, 2)
+    with pytest.raises(ValueError, match=r"cache: mesh axis model=3 .*num_key_value_heads=2"):
+        models.load_cache(file, "model=3")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="cache is damaged: its contents are not those"):
+        models.load_cache(file, mesh)
 
 
 def test_a_cache_goes_on_where_it_is_taken_to(cases, tmp_path):

@@ -107,6 +107,9 @@ def test_files_and_a_static_score_map(cases, tmp_path):
     vkq_jax.save_cache(tmp_path / "cache", cache)
     loaded = vkq_jax.load_cache(tmp_path / "cache")
     assert_same(loaded, expected)
+    placed = models.load_cache(tmp_path / "cache", mesh)
+    jax.tree.map(np.testing.assert_array_equal, placed, cache)
+    assert bytes_per_device(placed.visual) == bytes_per_device(cache.visual)
     question = later_turn(model.config, 1)
     answers = [
         models.generate(cases.model(name, mesh), question, cache=start, **OPTIONS)

@@ -34,6 +34,10 @@ def main(folder: Path, mesh: str, out: Path) -> None:
         model, inputs_of(model), max_new_tokens=STEPS, stop_tokens=(), quant="signs-1bit"
     )
     vkq_jax.save_cache(out / "cache", generation.cache)
+    placed = models.load_cache(out / "cache", model.mesh)
+    for x, y in zip(jax.tree.leaves(placed), jax.tree.leaves(generation.cache), strict=True):
+        for own, saved in zip(x.addressable_shards, y.addressable_shards, strict=True):
+            np.testing.assert_array_equal(own.data, saved.data)
     result = {
         "devices": [jax.device_count(), jax.local_device_count()],
         "tokens": np.asarray(generation.tokens).tolist(),

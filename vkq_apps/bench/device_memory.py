@@ -74,5 +74,5 @@ def check_fits(num_bytes: int, subject: str) -> None:
 
 
 def _statistic(name: str) -> int | None:
-    statistics = jax.devices()[0].memory_stats()
+    statistics = jax.local_devices()[0].memory_stats()
     return None if statistics is None else statistics.get(name)
