@@ -15,6 +15,7 @@ from models.sharding.placing import place_sequences
 from models.text.block import Block, decoder_norm
 from models.text.config import TextConfig
 from models.text.cross_attention import CrossBlock, CrossReading
+from models.text.linear_attention import LinearBlock, Recurrence
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.soft_cap import soft_cap
 
@@ -41,6 +42,12 @@ class TextDecoder(nnx.Module):
                 len(config.cross_layers),
                 make.rngs,
             )
+        if config.linear is not None:
+            self.linear_layers = stack_layers(
+                lambda rngs: LinearBlock(config, make.with_rngs(rngs)),
+                len(config.linear.layers),
+                make.rngs,
+            )
         self.norm = decoder_norm(config, make)
         if not config.tie_word_embeddings:
             self.lm_head = make.embedding(config.vocab_size, config.hidden_size)
@@ -62,6 +69,7 @@ class TextDecoder(nnx.Module):
         *,
         additions: Float[Array, "A B T hidden_size"] | None = None,
         pictures: CrossReading | None = None,
+        recurrence: Recurrence | None = None,
         remat: bool = False,
         unroll: bool = False,
     ) -> tuple[Float[Array, "B T hidden_size"], Any, Any]:
@@ -74,6 +82,7 @@ class TextDecoder(nnx.Module):
             carry: what the first block's `attend` gets.
             additions: added behind the first A layers (deepstack).
             pictures: what cross-attention layers read; they are left out without it.
+            recurrence: the states of layers with linear attention, which need it.
             remat, unroll: see `models.layers.layer_scan.scan_layers`.
 
         Returns:
@@ -88,6 +97,7 @@ class TextDecoder(nnx.Module):
             _look_at_nothing,
             additions=additions,
             pictures=pictures,
+            recurrence=recurrence,
             remat=remat,
             unroll=unroll,
         )
@@ -103,6 +113,7 @@ class TextDecoder(nnx.Module):
         *,
         additions: Float[Array, "A B T hidden_size"] | None = None,
         pictures: CrossReading | None = None,
+        recurrence: Recurrence | None = None,
         remat: bool = False,
         unroll: bool = False,
     ) -> tuple[Float[Array, "B T hidden_size"], Any, Any, Any]:
@@ -132,13 +143,24 @@ class TextDecoder(nnx.Module):
             x, inner, out = block(x, pictures, layer, inner)
             return (x, inner), (out, look(x, layer))
 
-        kinds = [int(n in config.cross_layers) for n in range(config.num_hidden_layers)]
-        if pictures is None:
-            kinds = [None if kind else kind for kind in kinds]
-        stacks = (self.layers, self.cross_layers) if config.cross_layers else (self.layers,)
+        def linear_step(block, layer, carry):
+            x, inner = carry
+            x, inner = block(x, recurrence, layer, inner)
+            return (x, inner), (None, look(x, layer))
+
+        stacks, steps = [self.layers], [step]
+        kinds: list[int | None] = [0] * config.num_hidden_layers
+        if config.cross_layers:
+            stacks, steps = [*stacks, self.cross_layers], [*steps, cross_step]
+            for layer in config.cross_layers:
+                kinds[layer] = None if pictures is None else 1
+        if config.linear is not None:
+            stacks, steps = [*stacks, self.linear_layers], [*steps, linear_step]
+            for layer in config.linear.layers:
+                kinds[layer] = len(stacks) - 1
         x = place_sequences(self.mesh, x)
         (x, carry), (outputs, looks) = scan_kinds(
-            stacks, kinds, (step, cross_step), (x, carry), remat=remat, unroll=unroll
+            stacks, kinds, steps, (x, carry), remat=remat, unroll=unroll
         )
         return place_sequences(self.mesh, x), carry, outputs, looks
 

@@ -3,26 +3,45 @@
 from models.checkpoints.weights import Size
 from models.text.config import TextConfig
 
-__all__ = ["layer_numbers", "text_sizes"]
+__all__ = ["layer_numbers", "stack_rules", "text_sizes"]
 
 
 def layer_numbers(text: TextConfig) -> dict[str, tuple[int, ...]]:
     """Numbers in the files of the layers of each stack, where there are several."""
-    if not text.cross_layers:
-        return {}
-    return {"text.layers": text.self_layers, "text.cross_layers": text.cross_layers}
+    others = _other_stacks(text)
+    return {"text.layers": text.self_layers, **others} if others else {}
+
+
+def stack_rules(text: TextConfig, prefix: str) -> tuple[tuple[str, str], ...]:
+    """Rules for names of layers that lie in a stack of their own.
+
+    Files number all layers together; `prefix` is a regular expression of what is before the number.
+    """
+    return tuple(
+        (rf"{prefix}(?P<number>{'|'.join(map(str, layers))})\.", rf"{stack}.\g<number>.")
+        for stack, layers in _other_stacks(text).items()
+    )
+
+
+def _other_stacks(text: TextConfig) -> dict[str, tuple[int, ...]]:
+    """Numbers of the layers that are not in `text.layers`, by the name of their stack."""
+    linear = () if text.linear is None else text.linear.layers
+    found = {"text.cross_layers": text.cross_layers, "text.linear_layers": linear}
+    return {stack: layers for stack, layers in found.items() if layers}
 
 
 def text_sizes(text: TextConfig) -> tuple[Size, ...]:
     """Sizes by canonical names of weights."""
     block = f"text.layers.{text.self_layers[0]}"
-    last = "cross_layers" if text.num_hidden_layers - 1 in text.cross_layers else "layers"
+    stacks = {"text.layers": text.self_layers, **_other_stacks(text)}
+    last = next(name for name, own in stacks.items() if text.num_hidden_layers - 1 in own)
     extra = text.extra_embeddings
-    queries = text.num_attention_heads * text.head_dim
+    gates = 2 if text.attention_gate else 1
+    queries = text.num_attention_heads * text.head_dim * gates
     keys = text.num_key_value_heads * text.head_dim
     table = "text.embed_tokens.weight"
     return (
-        Size("text_config.num_hidden_layers", text.num_hidden_layers, f"text.{last}."),
+        Size("text_config.num_hidden_layers", text.num_hidden_layers, f"{last}."),
         Size(
             f"text_config.vocab_size{f' + {extra}' if extra else ''}",
             text.vocab_size + extra,
@@ -32,7 +51,7 @@ def text_sizes(text: TextConfig) -> tuple[Size, ...]:
         Size("text_config.hidden_size", text.hidden_size, table, 1),
         _mlp_size(text, f"{block}.mlp"),
         Size(
-            "text_config.num_attention_heads * head_dim",
+            f"text_config.num_attention_heads * head_dim{' * 2' if gates > 1 else ''}",
             queries,
             f"{block}.self_attn.q_proj.weight",
             0,
