@@ -31,9 +31,7 @@ _VISION = {
 }
 _VISION["qwen3_vl_moe"] = _VISION["qwen3_vl"]
 _VISION["qwen3_5"] = {
-    name: value
-    for name, value in _VISION["qwen3_vl"].items()
-    if name != "deepstack_visual_indexes"
+    name: value for name, value in _VISION["qwen3_vl"].items() if name != "deepstack_visual_indexes"
 }
 
 
