@@ -72,7 +72,7 @@ class Model:
 
         def apart(path, leaf):
             name = jax.tree_util.keystr(path)
-            stacks = ("layers", "cross_layers", "linear_layers")
+            stacks = self.config.text.stacks
             stacked = any(f"['text']['{stack}']" in name for stack in stacks)
             if isinstance(leaf, UnstackedParam) or not stacked:
                 return leaf

@@ -105,10 +105,17 @@ class TextConfig:
     extra_embeddings: int = 0
 
     @property
-    def self_layers(self) -> tuple[int, ...]:
-        """Numbers of the layers that attend to tokens."""
-        others = self.cross_layers if self.linear is None else self.linear.layers
-        return tuple(n for n in range(self.num_hidden_layers) if n not in others)
+    def stacks(self) -> dict[str, tuple[int, ...]]:
+        """Numbers of the layers of each kind, by the name of the stack that holds them.
+
+        Those that attend to tokens come first, as `layers`.
+        """
+        linear = () if self.linear is None else self.linear.layers
+        found = {"cross_layers": self.cross_layers, "linear_layers": linear}
+        others = {name: layers for name, layers in found.items() if layers}
+        apart = {number for layers in others.values() for number in layers}
+        own = tuple(n for n in range(self.num_hidden_layers) if n not in apart)
+        return {"layers": own, **others}
 
     def check_one_stack(self, reader: str) -> None:
         """Raises NotImplementedError for layers of several kinds, which `reader` does not cover."""

@@ -28,26 +28,20 @@ class TextDecoder(nnx.Module):
     Masks and caches are unknown here: they live in the `attend` callback and its carry.
     """
 
+    layers: Any  # blocks of each kind in a stack of their own, see `TextConfig.stacks`
+
     def __init__(self, config: TextConfig, make: Maker):
         """Random parameters."""
         self.config, self.dtype, self.mesh = config, jnp.dtype(make.dtype), make.mesh
         rows = config.vocab_size + config.extra_embeddings
         self.embed_tokens = make.embedding(rows, config.hidden_size)
-        self.layers = stack_layers(
-            lambda rngs: Block(config, make.with_rngs(rngs)), len(config.self_layers), make.rngs
-        )
-        if config.cross_layers:
-            self.cross_layers = stack_layers(
-                lambda rngs: CrossBlock(config, make.with_rngs(rngs)),
-                len(config.cross_layers),
-                make.rngs,
-            )
-        if config.linear is not None:
-            self.linear_layers = stack_layers(
-                lambda rngs: LinearBlock(config, make.with_rngs(rngs)),
-                len(config.linear.layers),
-                make.rngs,
-            )
+        blocks = {"layers": Block, "cross_layers": CrossBlock, "linear_layers": LinearBlock}
+        for name, layers in config.stacks.items():
+
+            def block(rngs: nnx.Rngs, kind: Any = blocks[name]) -> nnx.Module:
+                return kind(config, make.with_rngs(rngs))
+
+            setattr(self, name, stack_layers(block, len(layers), make.rngs))
         self.norm = decoder_norm(config, make)
         if not config.tie_word_embeddings:
             self.lm_head = make.embedding(config.vocab_size, config.hidden_size)
@@ -148,19 +142,19 @@ class TextDecoder(nnx.Module):
             x, inner = block(x, recurrence, layer, inner)
             return (x, inner), (None, look(x, layer))
 
-        stacks, steps = [self.layers], [step]
-        kinds: list[int | None] = [0] * config.num_hidden_layers
-        if config.cross_layers:
-            stacks, steps = [*stacks, self.cross_layers], [*steps, cross_step]
-            for layer in config.cross_layers:
-                kinds[layer] = None if pictures is None else 1
-        if config.linear is not None:
-            stacks, steps = [*stacks, self.linear_layers], [*steps, linear_step]
-            for layer in config.linear.layers:
-                kinds[layer] = len(stacks) - 1
+        steps = {"layers": step, "cross_layers": cross_step, "linear_layers": linear_step}
+        kinds: list[int | None] = [None] * config.num_hidden_layers
+        for kind, (name, layers) in enumerate(config.stacks.items()):
+            for layer in layers:
+                kinds[layer] = None if name == "cross_layers" and pictures is None else kind
         x = place_sequences(self.mesh, x)
         (x, carry), (outputs, looks) = scan_kinds(
-            stacks, kinds, steps, (x, carry), remat=remat, unroll=unroll
+            [getattr(self, name) for name in config.stacks],
+            kinds,
+            [steps[name] for name in config.stacks],
+            (x, carry),
+            remat=remat,
+            unroll=unroll,
         )
         return place_sequences(self.mesh, x), carry, outputs, looks
 

@@ -8,8 +8,8 @@ __all__ = ["layer_numbers", "stack_rules", "text_sizes"]
 
 def layer_numbers(text: TextConfig) -> dict[str, tuple[int, ...]]:
     """Numbers in the files of the layers of each stack, where there are several."""
-    others = _other_stacks(text)
-    return {"text.layers": text.self_layers, **others} if others else {}
+    stacks = text.stacks
+    return {f"text.{name}": stacks[name] for name in stacks} if len(stacks) > 1 else {}
 
 
 def stack_rules(text: TextConfig, prefix: str) -> tuple[tuple[str, str], ...]:
@@ -18,30 +18,23 @@ def stack_rules(text: TextConfig, prefix: str) -> tuple[tuple[str, str], ...]:
     Files number all layers together; `prefix` is a regular expression of what is before the number.
     """
     return tuple(
-        (rf"{prefix}(?P<number>{'|'.join(map(str, layers))})\.", rf"{stack}.\g<number>.")
-        for stack, layers in _other_stacks(text).items()
+        (rf"{prefix}(?P<number>{'|'.join(map(str, layers))})\.", rf"text.{name}.\g<number>.")
+        for name, layers in text.stacks.items()
+        if name != "layers"
     )
-
-
-def _other_stacks(text: TextConfig) -> dict[str, tuple[int, ...]]:
-    """Numbers of the layers that are not in `text.layers`, by the name of their stack."""
-    linear = () if text.linear is None else text.linear.layers
-    found = {"text.cross_layers": text.cross_layers, "text.linear_layers": linear}
-    return {stack: layers for stack, layers in found.items() if layers}
 
 
 def text_sizes(text: TextConfig) -> tuple[Size, ...]:
     """Sizes by canonical names of weights."""
-    block = f"text.layers.{text.self_layers[0]}"
-    stacks = {"text.layers": text.self_layers, **_other_stacks(text)}
-    last = next(name for name, own in stacks.items() if text.num_hidden_layers - 1 in own)
+    block = f"text.layers.{text.stacks['layers'][0]}"
+    last = next(name for name, own in text.stacks.items() if text.num_hidden_layers - 1 in own)
     extra = text.extra_embeddings
     gates = 2 if text.attention_gate else 1
     queries = text.num_attention_heads * text.head_dim * gates
     keys = text.num_key_value_heads * text.head_dim
     table = "text.embed_tokens.weight"
     return (
-        Size("text_config.num_hidden_layers", text.num_hidden_layers, f"{last}."),
+        Size("text_config.num_hidden_layers", text.num_hidden_layers, f"text.{last}."),
         Size(
             f"text_config.vocab_size{f' + {extra}' if extra else ''}",
             text.vocab_size + extra,
