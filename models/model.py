@@ -72,7 +72,8 @@ class Model:
 
         def apart(path, leaf):
             name = jax.tree_util.keystr(path)
-            stacked = "['text']['layers']" in name or "['text']['cross_layers']" in name
+            stacks = self.config.text.stacks
+            stacked = any(f"['text']['{stack}']" in name for stack in stacks)
             if isinstance(leaf, UnstackedParam) or not stacked:
                 return leaf
             return unstack_layers(leaf)

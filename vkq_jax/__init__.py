@@ -41,6 +41,7 @@ from vkq_jax.presets import calibrated_presets, presets, register_preset, resolv
 from vkq_jax.quantize import dequantize, fake_quantize, quantize
 from vkq_jax.quantized import AffineTensor, QuantizedTensor, Quantizer
 from vkq_jax.range_rules import MSE, MeanMagnitude, MinMax, Quantile, RangeRule, Shrink
+from vkq_jax.recurrent import RecurrentState
 from vkq_jax.sharing import share_visual
 from vkq_jax.sign_codes import SignCodes, SignTensor
 from vkq_jax.token_classes import ClassMap, TokenClass
@@ -88,6 +89,7 @@ __all__ = [
     "QuantizedTensor",
     "Quantizer",
     "RangeRule",
+    "RecurrentState",
     "ScoreCalibration",
     "ScoreMap",
     "Shrink",

@@ -5,7 +5,7 @@ import dataclasses
 from vkq_jax.cache import KVCache
 from vkq_jax.dense import DenseTensor
 from vkq_jax.display import table
-from vkq_jax.layered import AnyCache
+from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.pytree import nbytes
 from vkq_jax.quantized import QuantizedTensor
 from vkq_jax.split_tensor import SplitTensor
@@ -24,12 +24,14 @@ class CacheBytes:
         text: the dense text bank, its whole capacity, token numbers where kept.
         visual_full_precision: what the visual banks would take in the text bank's dtype, with the
             same numbers.
+        recurrent: states of layers without keys and values, whatever the number of tokens.
     """
 
     visual_codes: int
     visual_tables: int
     text: int
     visual_full_precision: int
+    recurrent: int = 0
 
     @property
     def visual(self) -> int:
@@ -38,8 +40,8 @@ class CacheBytes:
 
     @property
     def total(self) -> int:
-        """All keys and values of the cache."""
-        return self.visual + self.text
+        """All keys, values and states of the cache."""
+        return self.visual + self.text + self.recurrent
 
     @property
     def visual_reduction(self) -> float:
@@ -59,7 +61,10 @@ def cache_nbytes(cache: AnyCache) -> CacheBytes:
     a model share.
     """
     sizes = [dataclasses.astuple(_part_nbytes(part)) for part in cache.parts]
-    return CacheBytes(*map(sum, zip(*sizes, strict=True)))
+    total = CacheBytes(*map(sum, zip(*sizes, strict=True)))
+    if isinstance(cache, LayeredCache):
+        return dataclasses.replace(total, recurrent=nbytes(cache.recurrent))
+    return total
 
 
 def _part_nbytes(cache: KVCache) -> CacheBytes:

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from vkq_jax.array_types import Array, Bool, Float, Shaped
 from vkq_jax.cache import KVCache, TextBank, VisualBank
 from vkq_jax.head_groups import take_cells
-from vkq_jax.layered import LayeredCache, map_parts
+from vkq_jax.layered import LayeredCache, map_parts, map_recurrent
 from vkq_jax.sharing import is_shared
 from vkq_jax.validation import shown
 
@@ -34,8 +34,8 @@ def append[C: KVCache | LayeredCache](
             does not fit is dropped, so `grow` the cache beforehand.
     """
     if isinstance(cache, LayeredCache):
-        if cache.cross:
-            raise NotImplementedError("append: a model with cross-attention layers is not covered")
+        if cache.cross or cache.recurrent is not None:
+            raise NotImplementedError("append: a model with several kinds of layers is not covered")
         parts = []
         for part, cells in zip(cache.parts, cache.cells, strict=True):
             own_key, own_value = take_cells((key, value), cells, axis=3)
@@ -96,7 +96,8 @@ def take_sequences[C: KVCache | LayeredCache](cache: C, indices: ArrayLike | Seq
     Visual banks that all sequences share (see `share_visual`) stay as they are.
     """
     indices = _checked_indices(indices, cache.position.shape[0])
-    return map_parts(cache, lambda part: _take_sequences(part, indices))
+    taken = map_parts(cache, lambda part: _take_sequences(part, indices))
+    return map_recurrent(taken, lambda x: _take(x, indices, axis=1))
 
 
 def _take_sequences(cache: KVCache, indices: Shaped[Array, "b"]) -> KVCache:

@@ -14,6 +14,7 @@ from vkq_jax.layer_settings import Cells, check_cells
 from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.pytree import take_layer
 from vkq_jax.quantized import QuantizedTensor
+from vkq_jax.recurrent import RecurrentState
 from vkq_jax.sharing import is_shared
 from vkq_jax.slots import filled
 from vkq_jax.token_classes import ClassMap
@@ -39,7 +40,10 @@ def check_cache(cache: AnyCache) -> None:
         _check_cross(cache)
     for part in cache.parts:
         _check_part(part, cache.num_tokens)
-    check_cells(cache.cells)
+    states = cache.recurrent
+    check_cells(cache.cells if states is None else (*cache.cells, Cells(states.layers)))
+    if states is not None:
+        _check_states(states, cache)
     held = [part.text.key.shape[:3:2] for part in cache.parts]
     named = [_held_cells(cells, cache.num_kv_heads) for cells in cache.cells]
     if held != named:
@@ -62,6 +66,15 @@ def _same(first: Any, other: Any) -> bool:
     return len(pairs[0]) == len(pairs[1]) and all(
         jnp.shape(x) == jnp.shape(y) and bool(jnp.all(x == y)) for x, y in zip(*pairs, strict=True)
     )
+
+
+def _check_states(states: RecurrentState, cache: LayeredCache) -> None:
+    expected = (len(states.layers), *cache.position.shape)
+    if len(cache.parts) != 1 or any(x.shape[:2] != expected for x in states.values):
+        raise ValueError(
+            f"recurrent: expected arrays {[*expected, '...']} beside one part, got "
+            f"{shown([list(x.shape) for x in states.values])} beside {len(cache.parts)}"
+        )
 
 
 def _check_cross(cache: LayeredCache) -> None:

@@ -8,6 +8,7 @@ cache = step.finish()
 
 from __future__ import annotations
 
+from vkq_jax import pass_checks as checks
 from vkq_jax.array_types import Array, Bool
 from vkq_jax.backend import Backend
 from vkq_jax.cross_pass import start_cross
@@ -44,5 +45,7 @@ def begin_decode(
                 tokens=parts[0].valid.shape[1],
                 backend=backend,
             )
-        return LayeredDecode(parts, cross, cells=cache.cells)
+        return LayeredDecode(
+            parts, cross, cache.recurrent, checks.nothing_moved(cache.recurrent), cells=cache.cells
+        )
     return start_decode(cache, valid, backend)

@@ -10,6 +10,7 @@ from vkq_jax.cache import KVCache
 from vkq_jax.layer_settings import AnyQuant, Cells, LayerGroups, PerLayer, one_setting
 from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.presets import resolve
+from vkq_jax.recurrent import RecurrentState
 from vkq_jax.validation import shown
 
 __all__ = ["empty_cache"]
@@ -26,6 +27,7 @@ def empty_cache(
     dtype: DTypeLike = jnp.bfloat16,
     keep_indices: bool = False,
     cross_layers: Sequence[int] = (),
+    recurrent: RecurrentState | None = None,
 ) -> AnyCache:
     """A cache without tokens, for `begin_prefill`.
 
@@ -40,11 +42,13 @@ def empty_cache(
         keep_indices: keep the number of each token, 4 bytes, which a sliding window needs.
         cross_layers: numbers of the layers that are cross-attention to pictures: those hold all
             visual tokens and no text, the others the reverse. See `PromptPictures`.
+        recurrent: first states of the layers that keep one instead of keys and values, of the same
+            batch. Not together with cross_layers.
 
     Raises:
         ValueError: a size below 1, an unknown preset, or layers, or settings of layers or heads,
             that are not there.
-        NotImplementedError: settings of `per_layer` with cross-attention layers.
+        NotImplementedError: settings of `per_layer` with several kinds of layers, or more than two.
     """
     sizes: dict[str, Any] = {
         "num_layers": num_layers,
@@ -53,9 +57,22 @@ def empty_cache(
         "head_dim": head_dim,
         "cache_length": cache_length,
     }
+    if recurrent is not None:
+        quant = one_setting(quant, "a cache with recurrent states")
+        others, states = _two_kinds(num_layers, recurrent.layers, "recurrent.layers")
+        if cross_layers:
+            raise NotImplementedError("cross_layers and recurrent: expected one of them, got both")
+        if any(x.shape[:2] != (len(states.layers), batch) for x in recurrent.values):
+            raise ValueError(
+                f"recurrent: expected arrays [{len(states.layers)} layers, {batch} sequences, ...],"
+                f" got {shown([list(x.shape) for x in recurrent.values])}"
+            )
+        own = sizes | {"num_layers": len(others.layers)}
+        part = KVCache.init(**own, quant=quant, dtype=dtype, keep_indices=keep_indices)
+        return LayeredCache((part,), (others,), recurrent=recurrent)
     if cross_layers:
         quant = one_setting(quant, "a cache with cross-attention layers")
-        groups = _cross_groups(num_layers, cross_layers)
+        groups = _two_kinds(num_layers, cross_layers, "cross_layers")
         keeps = (keep_indices, True)  # which pictures a token sees goes by number
         parts = tuple(
             KVCache.init(
@@ -80,13 +97,13 @@ def empty_cache(
     return LayeredCache(tuple(parts), tuple(cells for cells, _ in quant.groups))
 
 
-def _cross_groups(num_layers: int, cross_layers: Sequence[int]) -> tuple[Cells, Cells]:
+def _two_kinds(num_layers: int, layers: Sequence[int], name: str) -> tuple[Cells, Cells]:
     """The layers that hold text, and the others."""
-    cross = tuple(sorted(set(cross_layers)))
+    cross = tuple(sorted(set(layers)))
     others = tuple(n for n in range(num_layers) if n not in cross)
-    if len(cross) != len(cross_layers) or cross[0] < 0 or cross[-1] >= num_layers or not others:
+    if len(cross) != len(layers) or cross[0] < 0 or cross[-1] >= num_layers or not others:
         raise ValueError(
-            f"cross_layers: expected some of the layers in [0, {num_layers}), each once, and not "
-            f"all, got {shown(list(cross_layers))}"
+            f"{name}: expected some of the layers in [0, {num_layers}), each once, and not "
+            f"all, got {shown(list(layers))}"
         )
     return Cells(others), Cells(cross)

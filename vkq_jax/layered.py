@@ -30,6 +30,7 @@ from vkq_jax.head_groups import (
 from vkq_jax.layer_settings import Cells, LayerGroups, Quant, num_heads
 from vkq_jax.pass_checks import static_layer
 from vkq_jax.pytree import frozen_pytree, static_field
+from vkq_jax.recurrent import RecurrentState
 
 __all__ = [
     "AnyCache",
@@ -38,6 +39,7 @@ __all__ = [
     "heads_of_layer",
     "map_groups",
     "map_parts",
+    "map_recurrent",
     "split_layers",
 ]
 
@@ -53,11 +55,14 @@ class LayeredCache:
         cross: the last group's are cross-attention layers. Its part holds visual banks and no text
             (a text bank of one slot that stays empty), the others text alone; all have the same
             settings.
+        recurrent: states of the layers that have neither text nor visual tokens; then, too, all
+            parts have the same settings.
     """
 
     parts: tuple[KVCache, ...]
     cells: tuple[Cells, ...] = static_field()
     cross: bool = static_field(default=False)
+    recurrent: RecurrentState | None = None
 
     @property
     def text_parts(self) -> tuple[KVCache, ...]:
@@ -71,16 +76,17 @@ class LayeredCache:
 
     @property
     def quant(self) -> Quant:
-        """Settings of the groups; plain ones in a model with cross-attention layers."""
-        if self.cross:
+        """Settings of the groups; plain ones in a model with several kinds of layers."""
+        if self.cross or self.recurrent is not None:
             return self.parts[0].quant
         quants = (part.quant for part in self.parts)
         return LayerGroups(tuple(zip(self.cells, quants, strict=True)))
 
     @property
     def num_layers(self) -> int:
-        """L, layers of all groups."""
-        return len({layer for cells in self.cells for layer in cells.layers})
+        """L, layers of all groups, and those with a recurrent state."""
+        recurrent = 0 if self.recurrent is None else len(self.recurrent.layers)
+        return len({layer for cells in self.cells for layer in cells.layers}) + recurrent
 
     @property
     def num_kv_heads(self) -> int:
@@ -147,7 +153,10 @@ class LayeredCache:
         number = static_layer(index, self.num_layers)
         if number is None:
             raise ValueError("layer: expected a plain integer for unlike layers, got a tracer")
-        (_, view), *others = heads_of_layer(self, number)
+        views = heads_of_layer(self, number)
+        if not views:
+            raise ValueError(f"layer: expected a layer with keys, layer {number} has a state")
+        (_, view), *others = views
         if others:
             raise NotImplementedError(
                 f"layer: heads of layer {number} have settings of their own, which one LayerCache "
@@ -162,8 +171,8 @@ type AnyCache = KVCache | LayeredCache
 def heads_of_layer(cache: AnyCache, layer: int) -> tuple[tuple[tuple[int, ...], LayerCache], ...]:
     """Views of one layer's heads: numbers of KV heads with equal settings, and their cache.
 
-    One of all heads where the layer has one setting. `attention_weights` and `decode_attention`
-    take each view with the queries of its heads.
+    One of all heads where the layer has one setting; none where it has a recurrent state.
+    `attention_weights` and `decode_attention` take each view with the queries of its heads.
 
     Raises:
         ValueError: the cache has no such layer.
@@ -183,6 +192,13 @@ def heads_of_layer(cache: AnyCache, layer: int) -> tuple[tuple[tuple[int, ...], 
 def map_parts[C: KVCache | LayeredCache](cache: C, function: Callable[[KVCache], KVCache]) -> C:
     """The cache with `function` of each of its parts."""
     return map_groups(cache, lambda part, cells: function(part))
+
+
+def map_recurrent[C: KVCache | LayeredCache](cache: C, function: Callable[[Array], Array]) -> C:
+    """The cache with `function` of each array of its recurrent states, if it has any."""
+    if isinstance(cache, KVCache) or cache.recurrent is None:
+        return cache
+    return dataclasses.replace(cache, recurrent=jax.tree.map(function, cache.recurrent))
 
 
 def map_groups[C: KVCache | LayeredCache](

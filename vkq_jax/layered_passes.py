@@ -24,6 +24,7 @@ from vkq_jax.layer_settings import Cells
 from vkq_jax.layered import LayeredCache
 from vkq_jax.prefill_pass import Prefill
 from vkq_jax.pytree import frozen_pytree, static_field
+from vkq_jax.recurrent import RecurrentState
 
 __all__ = ["LayeredDecode", "LayeredPrefill"]
 
@@ -35,11 +36,15 @@ class _LayeredPass[P: (Prefill, Decode)]:
     Attributes:
         parts: the passes of the groups that hold text, which have the same tokens.
         cross: the pass of the cross-attention layers, if there are any.
+        recurrent: states of layers that have one, if there are any. moved: which of them have a new
+            one.
         cells: see `LayeredCache`.
     """
 
     parts: tuple[P, ...]
     cross: CrossPass | None = None
+    recurrent: RecurrentState | None = None
+    moved: Bool[Array, "l"] | Bool[np.ndarray, "l"] | None = None
     cells: tuple[Cells, ...] = static_field(kw_only=True)
 
     @property
@@ -106,6 +111,28 @@ class _LayeredPass[P: (Prefill, Decode)]:
         output, cross = self.cross.attend(place, query, key, value, **options)
         return output, dataclasses.replace(self, cross=cross)
 
+    def state(self, layer: Int32[Array, ""] | int) -> tuple[Float[Array, "B ..."], ...]:
+        """The recurrent state of a layer before this pass's tokens, see `RecurrentState`."""
+        return self._states().of_layer(layer)
+
+    def with_state[Own: _LayeredPass](
+        self: Own, layer: Int32[Array, ""] | int, values: tuple[Float[Array, "B ..."], ...]
+    ) -> Own:
+        """The pass with a layer's state behind the tokens; sequences without a token keep theirs.
+
+        `valid` tells padding, which must leave the state as it is.
+        """
+        states = self._states()
+        place = place_in(Cells(states.layers), layer)
+        number = checks.static_layer(place, len(states.layers))
+        moved = checks.mark_done(self.moved, place, number)  # type: ignore[arg-type]
+        return dataclasses.replace(self, recurrent=states.with_layer(layer, values), moved=moved)
+
+    def _states(self) -> RecurrentState:
+        if self.recurrent is None:
+            raise ValueError("state: the cache has no layers with a recurrent state")
+        return self.recurrent
+
     def _own_heads(
         self, group: int, place: Any, arrays: tuple[Array, ...]
     ) -> tuple[Array | None, tuple[Array, ...]]:
@@ -125,6 +152,8 @@ class _LayeredPass[P: (Prefill, Decode)]:
         for part, cells in zip(self.parts, self.cells, strict=False):
             if not isinstance(part.done, Tracer):
                 done[list(cells.layers)] &= np.asarray(part.done)
+        if self.recurrent is not None and not isinstance(self.moved, Tracer):
+            done[list(self.recurrent.layers)] = np.asarray(self.moved)
         checks.check_all_done(done)
         parts, cross = tuple(part.finish() for part in self.parts), ()
         if self.cross is not None:
@@ -132,7 +161,7 @@ class _LayeredPass[P: (Prefill, Decode)]:
         return self._cache(parts, cross)
 
     def _cache(self, parts: tuple[KVCache, ...], cross: tuple[KVCache, ...]) -> LayeredCache:
-        return LayeredCache(parts + cross, self.cells, cross=bool(cross))
+        return LayeredCache(parts + cross, self.cells, cross=bool(cross), recurrent=self.recurrent)
 
 
 @frozen_pytree

@@ -9,6 +9,7 @@ from jax.core import Tracer
 
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import KVCache
+from vkq_jax.recurrent import RecurrentState
 from vkq_jax.validation import shown
 from vkq_jax.visibility import Starts, window_starts
 
@@ -20,6 +21,7 @@ __all__ = [
     "if_own",
     "mark_done",
     "nothing_done",
+    "nothing_moved",
     "settle_starts",
     "spoil",
     "static_layer",
@@ -96,6 +98,11 @@ def static_layer(layer: Any, num_layers: int) -> int | None:
 def nothing_done(cache: KVCache) -> np.ndarray:
     """No layer has attended yet. NumPy's, so that a Python loop inside jit knows its values."""
     return np.zeros(cache.num_layers, bool)
+
+
+def nothing_moved(states: RecurrentState | None) -> np.ndarray | None:
+    """No recurrent layer has a new state yet."""
+    return None if states is None else np.zeros(len(states.layers), bool)
 
 
 def mark_done(done: Done, layer: Any, number: int | None, own: Any = None) -> Done:

@@ -8,6 +8,7 @@ cache = reading.finish()
 
 from __future__ import annotations
 
+from vkq_jax import pass_checks as checks
 from vkq_jax.array_types import Array, Bool, Int32
 from vkq_jax.backend import Backend
 from vkq_jax.cache import KVCache
@@ -81,5 +82,7 @@ def begin_prefill(
                 tokens=visual.shape[1],
                 backend=backend,
             )
-        return LayeredPrefill(parts, cross, cells=cache.cells)
+        return LayeredPrefill(
+            parts, cross, cache.recurrent, checks.nothing_moved(cache.recurrent), cells=cache.cells
+        )
     return begin(cache)

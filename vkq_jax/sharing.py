@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Shaped
 from vkq_jax.cache import KVCache, LayerCache, VisualBank
-from vkq_jax.layered import LayeredCache, map_parts
+from vkq_jax.layered import LayeredCache, map_parts, map_recurrent
 
 __all__ = ["is_shared", "join_sequences", "share_visual", "shares_visual", "split_sequences"]
 
@@ -46,7 +46,8 @@ def share_visual[C: KVCache | LayeredCache](cache: C, batch: int) -> C:
             f"share_visual: expected a cache of 1 sequence and a batch of at least 1, got {held} "
             f"sequences and {batch}; take_sequences(cache, [i]) selects one"
         )
-    return map_parts(cache, lambda part: _share_visual(part, batch))
+    shared = map_parts(cache, lambda part: _share_visual(part, batch))
+    return map_recurrent(shared, lambda x: jnp.repeat(x, batch, axis=1))
 
 
 def _share_visual(cache: KVCache, batch: int) -> KVCache:

@@ -68,6 +68,9 @@ def _(cache: LayeredCache) -> dict[str, str] | None:
     for cells, part in zip(cache.cells, (first, *others), strict=True):
         banks = [text for name, text in (part or {}).items() if name.startswith("visual tokens")]
         rows[cells_name(cells)] = "; ".join([(part or {}).get("codes", ""), *banks])
+    if cache.recurrent is not None:
+        states = f"recurrent state, {human_bytes(size.recurrent)}"
+        rows[cells_name(Cells(cache.recurrent.layers))] = states
     return rows | {"visual bytes": _saved(size), "text bytes": human_bytes(size.text)}
 
 

@@ -17,7 +17,7 @@ from models.checkpoints.weights import Layout, Size, Source
 
 __all__ = ["WeightNames"]
 
-_STACKS = frozenset({"layers", "cross_layers"})
+_STACKS = frozenset({"layers", "cross_layers", "linear_layers"})
 """Modules that hold a stack of equal blocks."""
 
 

@@ -19,6 +19,7 @@ from models.layers.linear import Maker
 from models.sharding.placing import place
 from models.text.config import TextConfig
 from models.text.cross_attention import CrossReading, read_pictures
+from models.text.linear_attention import without_past
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.pytree import frozen_pytree
 
@@ -119,6 +120,7 @@ class MultimodalModel(nnx.Module):
             carry,
             additions=embedded.additions,
             pictures=self.read_pictures(inputs, embedded),
+            recurrence=without_past(self.config.text, inputs.mask, self.text.dtype),
         )
 
     def read_pictures(self, inputs: Inputs, embedded: Embedded) -> CrossReading | None:

@@ -122,6 +122,14 @@ def check_cache(model: Model, inputs: Inputs, cache: Any) -> None:
             "cache: it is not one of this model: it has pictures in the cross-attention layers "
             f"{_numbers(found)}, the model in {_numbers(model.config.text.cross_layers)}"
         )
+    linear = model.config.text.linear
+    states = cache.recurrent if isinstance(cache, LayeredCache) else None
+    found = () if states is None else states.layers
+    if found != (() if linear is None else linear.layers):
+        raise ValueError(
+            f"cache: it is not one of this model: it has recurrent states in layers "
+            f"{_numbers(found)}, the model in {_numbers(() if linear is None else linear.layers)}"
+        )
     if cache.position.shape[0] not in (1, batch):
         raise ValueError(
             f"cache: it holds {cache.position.shape[0]} sequences, inputs {batch}; "

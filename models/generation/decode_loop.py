@@ -243,7 +243,14 @@ def observed_step(
 
     embedded = module.text.embed(token[:, None])
     pictures = passes.read_pictures(step, None, model.config.text.logits_scale)
-    hidden, step, seen = module.text(embedded, step.positions, attend, step, pictures=pictures)
+    hidden, step, seen = module.text(
+        embedded,
+        step.positions,
+        attend,
+        step,
+        pictures=pictures,
+        recurrence=passes.recurrence(step),
+    )
     cache = place_cache(model.mesh, step.finish())
     return place_logits(model.mesh, module.text.logits(hidden)[:, 0]), cache, seen
 

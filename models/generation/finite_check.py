@@ -12,6 +12,7 @@ from jax.core import Tracer
 from models.inputs.batch import Inputs, PromptShape
 from models.layers.attention import attend_with_mask
 from models.model import Model
+from models.text.linear_attention import without_past
 from models.text.masks import prompt_masks
 from models.vision.vit import VisionTransformer
 from vkq_jax.array_types import Array, Bool, Float, Int32
@@ -127,6 +128,7 @@ def _text_flags(model: Model, inputs: Inputs) -> tuple[Array, Array, Array]:
         finite,
         additions=embedded.additions,
         pictures=module.read_pictures(inputs, embedded),
+        recurrence=without_past(config, inputs.mask, module.text.dtype),
     )
     return finite(embedded.hidden), layers, finite(module.text.logits(module.text.norm(last)))
 

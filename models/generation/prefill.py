@@ -17,6 +17,7 @@ from models.sharding import passes
 from models.sharding.inputs import place_inputs
 from models.sharding.placing import place_cache, place_logits, split_attention
 from models.text.key_bias import has_key_bias, key_bias_for
+from models.text.linear_attention import empty_states
 from models.text.masks import cache_starts, prompt_masks
 from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.cache import KVCache
@@ -135,6 +136,7 @@ def run_prompt(
         reading,
         additions=embedded.additions,
         pictures=passes.read_pictures(reading, embedded.pictures, text_config.logits_scale),
+        recurrence=passes.recurrence(reading),
     )
     return hidden, place_cache(model.mesh, reading.finish())
 
@@ -172,6 +174,7 @@ def new_cache(model: Model, batch: int, *, quant: Quant, cache_length: int) -> A
         dtype=module.dtype,
         keep_indices=text.sliding_window is not None,
         cross_layers=text.cross_layers,
+        recurrent=None if text.linear is None else empty_states(text.linear, batch, module.dtype),
     )
 
     def with_bias(part: KVCache, cells: Cells) -> KVCache:

@@ -22,7 +22,7 @@ from vkq_jax.dense import DenseTensor
 from vkq_jax.head_groups import take_bias
 from vkq_jax.key_bias import KeyBias
 from vkq_jax.layer_settings import Cells, LayerGroups, Quant, one_setting
-from vkq_jax.layered import AnyCache, LayeredCache, split_layers
+from vkq_jax.layered import AnyCache, LayeredCache, map_groups, split_layers
 from vkq_jax.presets import presets
 
 __all__ = ["FULL_PRECISION", "recode"]
@@ -35,13 +35,10 @@ def recode(model: Model, cache: AnyCache, quant: Quant, tables: OwnTables = None
 
     `models.generation.prefill` makes the same of these prompts with `quant`.
     """
-    if isinstance(cache, LayeredCache) and cache.cross:
-        own = one_setting(quant, "a model with cross-attention layers")
+    if isinstance(cache, LayeredCache):  # layers of several kinds, as full precision is one setting
+        own = one_setting(quant, "a model with layers of several kinds")
         assert not isinstance(tables, tuple)
-        *others, cross = (dataclasses.replace(part, quant=own) for part in cache.parts)
-        recoded = _recode(model, cross, own, tables, cache.cells[-1])
-        return dataclasses.replace(cache, parts=(*others, recoded))
-    assert isinstance(cache, KVCache), "full precision has one setting for all layers"
+        return map_groups(cache, lambda part, cells: _recode(model, part, own, tables, cells))
     cache = join_banks(cache)
     if isinstance(quant, LayerGroups):
         split = split_layers(cache, quant)

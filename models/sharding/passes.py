@@ -11,6 +11,7 @@ from models.sharding.axes import KV_HEADS, MODEL
 from models.sharding.placing import attention_axes, data_axis, on_shards, place, place_sequences
 from models.sharding.split_backend import SplitBackend
 from models.text.cross_attention import CrossReading
+from models.text.linear_attention import Recurrence
 from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.bank_parts import TextPart
 from vkq_jax.decode import Decode, LayeredDecode
@@ -18,7 +19,7 @@ from vkq_jax.prefill import LayeredPrefill, Prefill
 from vkq_jax.sharding import CacheAxes, pass_specs
 from vkq_jax.visibility import Starts
 
-__all__ = ["attend", "read_pictures"]
+__all__ = ["attend", "read_pictures", "recurrence"]
 
 
 def attend[Pass: Prefill | Decode | LayeredPrefill | LayeredDecode](
@@ -96,7 +97,7 @@ def read_pictures(
 ) -> CrossReading | None:
     """What cross-attention layers read in a pass; None without such layers or without pictures.
 
-    `features` are those of the prompt's own pictures. No mesh: see `models.one_stack`.
+    `features` are those of the prompt's own pictures. No mesh: see `TextConfig.check_one_stack`.
     """
     cross = passing.cross if isinstance(passing, LayeredPrefill | LayeredDecode) else None
     if cross is None or cross.is_empty:
@@ -121,3 +122,16 @@ def _own_part[Pass: (Prefill, Decode)](own: Pass, axes: CacheAxes, text_in_parts
     backend = dataclasses.replace(own.backend, on_device=True)
     cache = dataclasses.replace(cache, text=text)
     return dataclasses.replace(own, unfinished=cache, backend=backend)
+
+
+def recurrence(
+    passing: Prefill | Decode | LayeredPrefill | LayeredDecode,
+) -> Recurrence | None:
+    """Where layers of linear attention find their states in a pass; None without such layers."""
+    if not isinstance(passing, LayeredPrefill | LayeredDecode) or passing.recurrent is None:
+        return None
+    return Recurrence(
+        passing.valid,
+        lambda layer, passing: passing.state(layer),
+        lambda layer, state, passing: passing.with_state(layer, state),
+    )

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from models.layers.attention import Attend
@@ -52,11 +54,13 @@ class Block(nnx.Module):
         query_scale: Array | None = None,
     ) -> tuple[Array, Any, Any]:
         """The next residual stream, and what `attend` gave; `query_scale` is [B, T]."""
-        query, key, value = self.self_attn(self.input_layernorm(x), cos, sin)
+        query, key, value, gate = self.self_attn(self.input_layernorm(x), cos, sin)
         if query_scale is not None:
             query = query * query_scale[:, :, None, None]
         mixed, carry, out = attend(layer, query, key, value, carry)
-        mixed = self.self_attn.o_proj(mixed.reshape(*x.shape[:2], -1).astype(x.dtype))
+        mixed = mixed.astype(x.dtype)
+        mixed = mixed if gate is None else mixed * jax.nn.sigmoid(gate)
+        mixed = self.self_attn.o_proj(mixed.reshape(*x.shape[:2], -1))
         mixed = place_sequences(self.mesh, mixed)  # summed up over devices here, and behind the MLP
         if self.config.sandwich_norms:
             x = x + self.post_attention_layernorm(mixed)
@@ -93,7 +97,8 @@ class Projections(nnx.Module):
         query_width = config.num_attention_heads * config.head_dim
         kv_width = config.num_key_value_heads * config.head_dim
         bias = config.attention_bias
-        self.q_proj = make.linear(config.hidden_size, query_width, bias=bias)
+        gates = 2 if config.attention_gate else 1  # of each head: its queries, then its gate
+        self.q_proj = make.linear(config.hidden_size, gates * query_width, bias=bias)
         self.k_proj = make.linear(config.hidden_size, kv_width, bias=bias)
         self.v_proj = make.linear(config.hidden_size, kv_width, bias=bias)
         self.o_proj = make.linear(
@@ -103,15 +108,21 @@ class Projections(nnx.Module):
             self.q_norm = decoder_norm(config, make, config.head_dim)
             self.k_norm = decoder_norm(config, make, config.head_dim)
 
-    def __call__(self, x: Array, cos: Array, sin: Array) -> tuple[Array, Array, Array]:
-        """Queries [B, T, N, H] and keys [B, T, K, H] with RoPE, and values."""
-        query, (key, value) = self.query(x), self.key_value(x)
-        return apply_rope(query, cos, sin), apply_rope(key, cos, sin), value
+    def __call__(
+        self, x: Array, cos: Array, sin: Array
+    ) -> tuple[Array, Array, Array, Array | None]:
+        """Queries [B, T, N, H] and keys [B, T, K, H] with RoPE, values, and the queries' gate."""
+        (query, gate), (key, value) = self.query(x), self.key_value(x)
+        return apply_rope(query, cos, sin), apply_rope(key, cos, sin), value, gate
 
-    def query(self, x: Array) -> Array:
-        """Queries [B, T, N, H], not turned."""
-        query = self._heads(self.q_proj(x))
-        return self.q_norm(query) if self.config.query_key_norm else query
+    def query(self, x: Array) -> tuple[Array, Array | None]:
+        """Queries [B, T, N, H], not turned, and what their attention is multiplied by, if any."""
+        query, gate = self.q_proj(x), None
+        if self.config.attention_gate:
+            both = query.reshape(*x.shape[:2], -1, 2 * self.config.head_dim)
+            query, gate = jnp.split(both, 2, axis=-1)
+        query = self._heads(query)
+        return self.q_norm(query) if self.config.query_key_norm else query, gate
 
     def key_value(self, x: Array) -> tuple[Array, Array]:
         """Keys, not turned, and values, [B, T, K, H]."""

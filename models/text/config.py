@@ -6,7 +6,31 @@ from models.layers.activations import Activation
 from models.layers.moe import MoeConfig
 from models.layers.rope import RopeConfig
 
-__all__ = ["TextConfig"]
+__all__ = ["LinearAttentionConfig", "TextConfig"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearAttentionConfig:
+    """Layers with a gated delta rule instead of attention, see `models.text.linear_attention`.
+
+    Attributes:
+        layers: their numbers, ascending. kernel: tokens of the convolution before it.
+        num_key_heads, num_value_heads: heads. key_head_dim, value_head_dim: channels of a head.
+    """
+
+    layers: tuple[int, ...]
+    kernel: int
+    num_key_heads: int
+    num_value_heads: int
+    key_head_dim: int
+    value_head_dim: int
+
+    @property
+    def channels(self) -> int:
+        """Channels of queries, keys and values together."""
+        return (
+            2 * self.num_key_heads * self.key_head_dim + self.num_value_heads * self.value_head_dim
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +61,9 @@ class TextConfig:
         fused_projections: files hold queries, keys and values as one tensor, and the two inner
             layers of an MLP.
         cross_layers: numbers of the layers that attend to pictures instead of tokens.
+        linear: layers with linear attention instead; None: none.
+        attention_gate: the projection of queries also gives a gate of each channel, whose sigmoid
+            multiplies attention's output.
         extra_embeddings: rows of the embedding behind the vocabulary, which the head lacks.
         groups_cross_window: tokens of one `Inputs.attention_group` see each other beyond a sliding
             window too.
@@ -73,19 +100,30 @@ class TextConfig:
     fused_projections: bool = False
     groups_cross_window: bool = False
     cross_layers: tuple[int, ...] = ()
+    linear: LinearAttentionConfig | None = None
+    attention_gate: bool = False
     extra_embeddings: int = 0
 
     @property
-    def self_layers(self) -> tuple[int, ...]:
-        """Numbers of the layers that attend to tokens."""
-        return tuple(n for n in range(self.num_hidden_layers) if n not in self.cross_layers)
+    def stacks(self) -> dict[str, tuple[int, ...]]:
+        """Numbers of the layers of each kind, by the name of the stack that holds them.
+
+        Those that attend to tokens come first, as `layers`.
+        """
+        linear = () if self.linear is None else self.linear.layers
+        found = {"cross_layers": self.cross_layers, "linear_layers": linear}
+        others = {name: layers for name, layers in found.items() if layers}
+        apart = {number for layers in others.values() for number in layers}
+        own = tuple(n for n in range(self.num_hidden_layers) if n not in apart)
+        return {"layers": own, **others}
 
     def check_one_stack(self, reader: str) -> None:
-        """Raises NotImplementedError for cross-attention layers, which `reader` does not cover."""
-        if self.cross_layers:
+        """Raises NotImplementedError for layers of several kinds, which `reader` does not cover."""
+        if self.cross_layers or self.linear is not None:
+            kind = "cross-attention" if self.cross_layers else "linear attention"
             raise NotImplementedError(
-                f"{reader} needs visual tokens in the layers that hold text; this model has its "
-                "pictures in cross-attention layers"
+                f"{reader} needs text and visual tokens in every layer; this model has layers of "
+                f"{kind} beside others"
             )
 
     @property

@@ -56,7 +56,7 @@ class CrossBlock(nnx.Module):
         self, x: Array, reading: CrossReading, layer: Array, carry: Any
     ) -> tuple[Array, Any, Any]:
         """The next residual stream, and what `reading.attend` gave."""
-        query, key, value = self.cross_attn.query(self.input_layernorm(x)), None, None
+        (query, _), key, value = self.cross_attn.query(self.input_layernorm(x)), None, None
         if reading.features is not None:
             key, value = self.cross_attn.key_value(reading.features)
         mixed, carry, out = reading.attend(layer, query, key, value, carry)

@@ -15,6 +15,7 @@ from models.sharding.placing import place_sequences
 from models.text.block import Block, decoder_norm
 from models.text.config import TextConfig
 from models.text.cross_attention import CrossBlock, CrossReading
+from models.text.linear_attention import LinearBlock, Recurrence
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.soft_cap import soft_cap
 
@@ -27,20 +28,20 @@ class TextDecoder(nnx.Module):
     Masks and caches are unknown here: they live in the `attend` callback and its carry.
     """
 
+    layers: Any  # blocks of each kind in a stack of their own, see `TextConfig.stacks`
+
     def __init__(self, config: TextConfig, make: Maker):
         """Random parameters."""
         self.config, self.dtype, self.mesh = config, jnp.dtype(make.dtype), make.mesh
         rows = config.vocab_size + config.extra_embeddings
         self.embed_tokens = make.embedding(rows, config.hidden_size)
-        self.layers = stack_layers(
-            lambda rngs: Block(config, make.with_rngs(rngs)), len(config.self_layers), make.rngs
-        )
-        if config.cross_layers:
-            self.cross_layers = stack_layers(
-                lambda rngs: CrossBlock(config, make.with_rngs(rngs)),
-                len(config.cross_layers),
-                make.rngs,
-            )
+        blocks = {"layers": Block, "cross_layers": CrossBlock, "linear_layers": LinearBlock}
+        for name, layers in config.stacks.items():
+
+            def block(rngs: nnx.Rngs, kind: Any = blocks[name]) -> nnx.Module:
+                return kind(config, make.with_rngs(rngs))
+
+            setattr(self, name, stack_layers(block, len(layers), make.rngs))
         self.norm = decoder_norm(config, make)
         if not config.tie_word_embeddings:
             self.lm_head = make.embedding(config.vocab_size, config.hidden_size)
@@ -62,6 +63,7 @@ class TextDecoder(nnx.Module):
         *,
         additions: Float[Array, "A B T hidden_size"] | None = None,
         pictures: CrossReading | None = None,
+        recurrence: Recurrence | None = None,
         remat: bool = False,
         unroll: bool = False,
     ) -> tuple[Float[Array, "B T hidden_size"], Any, Any]:
@@ -74,6 +76,7 @@ class TextDecoder(nnx.Module):
             carry: what the first block's `attend` gets.
             additions: added behind the first A layers (deepstack).
             pictures: what cross-attention layers read; they are left out without it.
+            recurrence: the states of layers with linear attention, which need it.
             remat, unroll: see `models.layers.layer_scan.scan_layers`.
 
         Returns:
@@ -88,6 +91,7 @@ class TextDecoder(nnx.Module):
             _look_at_nothing,
             additions=additions,
             pictures=pictures,
+            recurrence=recurrence,
             remat=remat,
             unroll=unroll,
         )
@@ -103,6 +107,7 @@ class TextDecoder(nnx.Module):
         *,
         additions: Float[Array, "A B T hidden_size"] | None = None,
         pictures: CrossReading | None = None,
+        recurrence: Recurrence | None = None,
         remat: bool = False,
         unroll: bool = False,
     ) -> tuple[Float[Array, "B T hidden_size"], Any, Any, Any]:
@@ -132,13 +137,24 @@ class TextDecoder(nnx.Module):
             x, inner, out = block(x, pictures, layer, inner)
             return (x, inner), (out, look(x, layer))
 
-        kinds = [int(n in config.cross_layers) for n in range(config.num_hidden_layers)]
-        if pictures is None:
-            kinds = [None if kind else kind for kind in kinds]
-        stacks = (self.layers, self.cross_layers) if config.cross_layers else (self.layers,)
+        def linear_step(block, layer, carry):
+            x, inner = carry
+            x, inner = block(x, recurrence, layer, inner)
+            return (x, inner), (None, look(x, layer))
+
+        steps = {"layers": step, "cross_layers": cross_step, "linear_layers": linear_step}
+        kinds: list[int | None] = [None] * config.num_hidden_layers
+        for kind, (name, layers) in enumerate(config.stacks.items()):
+            for layer in layers:
+                kinds[layer] = None if name == "cross_layers" and pictures is None else kind
         x = place_sequences(self.mesh, x)
         (x, carry), (outputs, looks) = scan_kinds(
-            stacks, kinds, (step, cross_step), (x, carry), remat=remat, unroll=unroll
+            [getattr(self, name) for name in config.stacks],
+            kinds,
+            [steps[name] for name in config.stacks],
+            (x, carry),
+            remat=remat,
+            unroll=unroll,
         )
         return place_sequences(self.mesh, x), carry, outputs, looks
 

@@ -7,6 +7,7 @@ from models.checkpoints.hf_settings import read_by_type
 from models.text.gemma_settings import Gemma2Settings, Gemma3Settings, GemmaSettings
 from models.text.ministral3_settings import Ministral3Settings
 from models.text.phi3_settings import Phi3Settings
+from models.text.qwen35_settings import Qwen35TextSettings
 from models.text.qwen_vl_settings import (
     Qwen2VLTextSettings,
     Qwen3VLMoeTextSettings,
@@ -40,6 +41,7 @@ TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
     "qwen2_5_vl_text": Qwen2VLTextSettings,
     "qwen3_vl_text": Qwen3VLTextSettings,
     "qwen3_vl_moe_text": Qwen3VLMoeTextSettings,
+    "qwen3_5_text": Qwen35TextSettings,
 }
 """By model_type."""
 

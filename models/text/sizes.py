@@ -3,22 +3,34 @@
 from models.checkpoints.weights import Size
 from models.text.config import TextConfig
 
-__all__ = ["layer_numbers", "text_sizes"]
+__all__ = ["layer_numbers", "stack_rules", "text_sizes"]
 
 
 def layer_numbers(text: TextConfig) -> dict[str, tuple[int, ...]]:
     """Numbers in the files of the layers of each stack, where there are several."""
-    if not text.cross_layers:
-        return {}
-    return {"text.layers": text.self_layers, "text.cross_layers": text.cross_layers}
+    stacks = text.stacks
+    return {f"text.{name}": stacks[name] for name in stacks} if len(stacks) > 1 else {}
+
+
+def stack_rules(text: TextConfig, prefix: str) -> tuple[tuple[str, str], ...]:
+    """Rules for names of layers that lie in a stack of their own.
+
+    Files number all layers together; `prefix` is a regular expression of what is before the number.
+    """
+    return tuple(
+        (rf"{prefix}(?P<number>{'|'.join(map(str, layers))})\.", rf"text.{name}.\g<number>.")
+        for name, layers in text.stacks.items()
+        if name != "layers"
+    )
 
 
 def text_sizes(text: TextConfig) -> tuple[Size, ...]:
     """Sizes by canonical names of weights."""
-    block = f"text.layers.{text.self_layers[0]}"
-    last = "cross_layers" if text.num_hidden_layers - 1 in text.cross_layers else "layers"
+    block = f"text.layers.{text.stacks['layers'][0]}"
+    last = next(name for name, own in text.stacks.items() if text.num_hidden_layers - 1 in own)
     extra = text.extra_embeddings
-    queries = text.num_attention_heads * text.head_dim
+    gates = 2 if text.attention_gate else 1
+    queries = text.num_attention_heads * text.head_dim * gates
     keys = text.num_key_value_heads * text.head_dim
     table = "text.embed_tokens.weight"
     return (
@@ -32,7 +44,7 @@ def text_sizes(text: TextConfig) -> tuple[Size, ...]:
         Size("text_config.hidden_size", text.hidden_size, table, 1),
         _mlp_size(text, f"{block}.mlp"),
         Size(
-            "text_config.num_attention_heads * head_dim",
+            f"text_config.num_attention_heads * head_dim{' * 2' if gates > 1 else ''}",
             queries,
             f"{block}.self_attn.q_proj.weight",
             0,

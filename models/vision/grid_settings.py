@@ -18,6 +18,7 @@ __all__ = [
     "Qwen2VisionSettings",
     "Qwen3VisionSettings",
     "Qwen25VisionSettings",
+    "Qwen35VisionSettings",
     "axial_theta",
 ]
 
@@ -219,10 +220,18 @@ class Qwen3VisionSettings(GridVisionSettings):
         return {"patch_bias": True, "table_side": side, "deepstack_layers": layers}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Qwen35VisionSettings(Qwen3VisionSettings):
+    """`vision_config` of Qwen3.5: Qwen3-VL's without deepstack."""
+
+    deepstack_visual_indexes: Layers = ()
+
+
 GRID_SETTINGS: Mapping[str, type[GridVisionSettings]] = {
     "qwen2_vl": Qwen2VisionSettings,
     "qwen2_5_vl": Qwen25VisionSettings,
     "qwen3_vl": Qwen3VisionSettings,
     "qwen3_vl_moe": Qwen3VisionSettings,
+    "qwen3_5": Qwen35VisionSettings,
 }
 """By the model_type of the whole model."""

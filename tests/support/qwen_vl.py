@@ -30,6 +30,9 @@ _VISION = {
     },
 }
 _VISION["qwen3_vl_moe"] = _VISION["qwen3_vl"]
+_VISION["qwen3_5"] = {
+    name: value for name, value in _VISION["qwen3_vl"].items() if name != "deepstack_visual_indexes"
+}
 
 
 def config_json(model_type: str, **changes: Any) -> dict[str, Any]:
@@ -54,6 +57,19 @@ def config_json(model_type: str, **changes: Any) -> dict[str, Any]:
     }
     if model_type.startswith("qwen3_vl"):
         text |= {"head_dim": 8}
+    if model_type == "qwen3_5":
+        linear, full = "linear_attention", "full_attention"
+        text |= {
+            "num_hidden_layers": 5,
+            "layer_types": [linear, full, linear, linear, full],
+            "head_dim": 16,
+            "rope_parameters": text["rope_parameters"] | {"partial_rotary_factor": 0.5},
+            "linear_conv_kernel_dim": 3,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 6,
+            "linear_value_head_dim": 8,
+        }
     if model_type == "qwen3_vl_moe":
         text |= {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
     return {

@@ -17,6 +17,7 @@ from models.families.mllama.pictures import visual_inputs
 from models.families.mllama.vision import MllamaVisionConfig
 from models.inputs.image_settings import check_image_settings, check_max_tiles
 from models.inputs.processing import Processing
+from models.text.sizes import stack_rules
 from models.vision.tower_names import TowerNames
 
 __all__ = ["FAMILY"]
@@ -80,9 +81,8 @@ def _tower_names(vision: MllamaVisionConfig) -> TowerNames:
 
 
 def _names(config: MllamaConfig) -> WeightNames:
-    numbers = "|".join(map(str, config.text.cross_layers))
-    cross = rf"(model\.)?language_model\.(model\.)?layers\.({numbers})\."
-    return llava_names(config, tower=_tower_names, rules=((cross, r"text.cross_layers.\3."),))
+    layers = r"(model\.)?language_model\.(model\.)?layers\."
+    return llava_names(config, tower=_tower_names, rules=stack_rules(config.text, layers))
 
 
 class MllamaProcessing(Processing):

@@ -13,7 +13,7 @@ from models.text.settings import TextSettings
 from models.vision.grid_settings import GRID_SETTINGS, Qwen25VisionSettings
 from models.vision.grid_tower import GridConfig
 
-__all__ = ["QwenVLConfig", "QwenVLSettings"]
+__all__ = ["Qwen35Settings", "QwenVLConfig", "QwenVLSettings"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,17 @@ class QwenVLSettings(FamilySettings):
     vision_start_token_id: TokenId = 151652
     vision_end_token_id: TokenId = 151653
     ignored = NO_EFFECT | {"vision_token_id"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Qwen35Settings(QwenVLSettings):
+    """The same for Qwen3.5, whose tokens have other numbers."""
+
+    model_type: Literal["qwen3_5"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    image_token_id: TokenId = 248056
+    video_token_id: TokenId = 248057
+    vision_start_token_id: TokenId = 248053
+    vision_end_token_id: TokenId = 248054
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +65,8 @@ class QwenVLConfig(ModelConfig):
             NotImplementedError: a setting that this port cannot honour, named.
             ValueError: a field of a wrong type, out of range, or contradicting another, named.
         """
-        hf = QwenVLSettings.read(content)
+        kind = Qwen35Settings if content.get("model_type") == "qwen3_5" else QwenVLSettings
+        hf = kind.read(content)
         given = hf.vision_config or {}
         _check_type("vision_config", given, hf.model_type, f"{hf.model_type}_vision")
         tower = GRID_SETTINGS[hf.model_type].read(given, "vision_config")

@@ -7,7 +7,7 @@ from models.families.qwen_vl.model import QwenVLModel
 from models.families.qwen_vl.processing import QwenVLProcessing
 from models.families.qwen_vl.visual_inputs import ARRAY_NAMES, visual_inputs
 from models.text.moe_weights import moe_alternatives
-from models.text.sizes import text_sizes
+from models.text.sizes import layer_numbers, stack_rules, text_sizes
 from models.vision.grid_weights import GRID_RULES, grid_published, grid_sizes, grid_special
 
 __all__ = ["FAMILY"]
@@ -32,6 +32,7 @@ def _published(model_type: str) -> tuple[tuple[str, str], ...]:
         start, text, merger = "model.", "model.language_model.", {}
     parts = ("norm", "linear_fc1", "linear_fc2")
     return (
+        (r"text\.linear_layers\.", f"{text}layers."),
         *grid_published(start, linear_in_names=not merger),
         *(
             (rf"projector\.{part}\.", f"{start}visual.merger.{merger.get(part, part)}.")
@@ -44,12 +45,18 @@ def _published(model_type: str) -> tuple[tuple[str, str], ...]:
 
 
 def _weights(config: QwenVLConfig) -> WeightNames:
-    experts = moe_alternatives(config.text)
+    experts, tied = moe_alternatives(config.text), config.text.tie_word_embeddings
+
+    def is_unused(name: str) -> bool:
+        # Qwen3.5's files also hold layers that predict several tokens at once.
+        return (name == "text.lm_head.weight" and tied) or name.startswith("mtp.")
+
     return WeightNames(
-        rules=_RULES,
+        rules=stack_rules(config.text, r"model\.language_model\.layers\.") + _RULES,
         published=_published(config.model_type),
         sizes=(*text_sizes(config.text), *grid_sizes(config.vision)),
-        is_unused=lambda name: name == "text.lm_head.weight" and config.text.tie_word_embeddings,
+        numbers=layer_numbers(config.text),
+        is_unused=is_unused,
         special=grid_special(config.vision) | (dict(experts[1]) if experts else {}),
         alternatives=experts,
     )

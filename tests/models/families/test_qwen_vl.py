@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 import models
+import vkq_jax
 from models import Model
 from models.families.qwen_vl.config import QwenVLConfig
 from models.families.qwen_vl.family import FAMILY
@@ -283,3 +284,61 @@ def test_prefill_compiles_for_buckets_only(folder):
 def test_no_other_field_is_taken():
     assert "token_type_ids" not in FAMILY.array_names
     assert FAMILY.features_per_image(read()) is None
+
+
+@pytest.fixture(scope="module")
+def hybrid():
+    config = read("qwen3_5")
+    rows = [[3, ("image", 4, 6), 2, ("image", 4, 4), 4], [5]]
+    return build(config), inputs_of(config, rows)
+
+
+def test_layers_with_a_state_of_their_own_hold_no_visual_tokens(hybrid):
+    """Bucketing pads on the right, and the question is read behind the pictures' state."""
+    model, inputs = hybrid
+    options = {"max_new_tokens": 3, "stop_tokens": ()}
+    coded = models.generate(model, inputs, quant="signs-1bit", quantize_at="image", **options)
+    assert coded.cache.recurrent.layers == model.config.text.linear.layers == (0, 2, 3)
+    assert coded.cache.parts[0].num_layers == 2
+    assert [n.tolist() for n in coded.cache.visual_lengths] == [[6 + 4, 0]]
+    whole = inputs.followed_by(coded.tokens, jnp.ones_like(coded.tokens, bool))
+    logits = jnp.argmax(models.forward(model, whole), -1)
+    # The sequence without a picture has nothing coded.
+    np.testing.assert_array_equal(logits[1, -4:-1], coded.tokens[1])
+
+
+@pytest.mark.ci  # compiles five programs
+def test_a_later_turn_goes_on_from_the_state(hybrid):
+    model, inputs = hybrid
+    options = {"max_new_tokens": 2, "stop_tokens": ()}
+    first = models.generate(model, inputs, quant="none", **options)
+    later = inputs_of(model.config, [[4], [3]])
+    again = models.generate(model, later, cache=first.cache, **options)
+    joined = inputs.followed_by(first.tokens, jnp.ones_like(first.tokens, bool))
+    joined = joined.followed_by(later.input_ids, later.mask)
+    logits = models.forward(model, joined)
+    np.testing.assert_array_equal(again.tokens[:, 0], jnp.argmax(logits[:, -1], -1))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"layer_types": ["full_attention"] * 5}, NotImplementedError, "supported: both of"),
+        ({"layer_types": ["full_attention"] * 4}, ValueError, "each of the 5 layers, got 4"),
+        ({"linear_num_value_heads": 3}, ValueError, "a multiple of linear_num_key_heads=2"),
+        ({"model_type": "qwen3_5_moe_text"}, NotImplementedError, "supported: 'qwen3_5'"),
+    ],
+)
+def test_settings_of_linear_attention_that_cannot_be_are_named(change, error, message):
+    text = config_json("qwen3_5")["text_config"] | change
+    with pytest.raises(error, match=message):
+        read("qwen3_5", text_config=text)
+
+
+def test_layers_of_several_kinds_are_for_one_device(hybrid):
+    model, inputs = hybrid
+    with pytest.raises(NotImplementedError, match="layers of linear attention beside others"):
+        models.calibrate_codes(model, [inputs])
+    quant = vkq_jax.per_layer("none", {4: "signs-1bit"})
+    with pytest.raises(NotImplementedError, match="one setting for all layers, got per_layer"):
+        models.generate(model, inputs, max_new_tokens=1, quant=quant)

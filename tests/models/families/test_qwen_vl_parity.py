@@ -16,6 +16,7 @@ NAMES = {
     "qwen2_5_vl": "Qwen2_5_VL",
     "qwen3_vl": "Qwen3VL",
     "qwen3_vl_moe": "Qwen3VLMoe",
+    "qwen3_5": "Qwen3_5",
 }
 # A prompt without a picture; several of unlike sizes; clips, whose last frame lies behind the text
 # that follows; pictures and clips in one prompt.

@@ -1,0 +1,226 @@
+"""Decoder layers with gated delta-rule linear attention instead of attention (Qwen3.5).
+
+Each value head keeps a matrix S [key channels, value channels]. A token with key k, value v, decay
+exp(g) and rate b turns S into exp(g) S + k (b (v - exp(g) S^T k))^T; its output is S^T q. Source:
+Gated Delta Networks, arXiv 2412.06464; chunks of tokens at once as in DeltaNet, arXiv 2406.06484.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from models.layers.activations import activate
+from models.layers.linear import Maker
+from models.layers.norms import RmsNorm
+from models.text.block import decoder_mlp, decoder_norm
+from models.text.config import LinearAttentionConfig, TextConfig
+from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.pytree import take_layer
+from vkq_jax.recurrent import RecurrentState
+from vkq_jax.visual import left_pack
+
+__all__ = ["LinearBlock", "Recurrence", "empty_states", "gated_delta_rule", "without_past"]
+
+_CHUNK = 64
+_NORM_EPSILON = 1e-6
+
+type State = tuple[Array, Array]
+"""The last inputs of the convolution [B, kernel - 1, channels], and S [B, heads, key, value]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recurrence:
+    """Where layers of linear attention find their state and leave it.
+
+    Attributes:
+        valid: tokens that count; the others, padding anywhere, leave the state as it is.
+        read: `(layer, carry) -> state`. write: `(layer, state, carry) -> carry`.
+    """
+
+    valid: Bool[Array, "B T"]
+    read: Callable[[Any, Any], State]
+    write: Callable[[Any, State, Any], Any]
+
+
+def empty_states(config: LinearAttentionConfig, batch: int, dtype: DTypeLike) -> RecurrentState:
+    """The states of all layers before the first token."""
+    lead = len(config.layers), batch
+    inputs = jnp.zeros((*lead, config.kernel - 1, config.channels), dtype)
+    matrix = config.num_value_heads, config.key_head_dim, config.value_head_dim
+    return RecurrentState((inputs, jnp.zeros((*lead, *matrix), jnp.float32)), config.layers)
+
+
+def without_past(
+    config: TextConfig, valid: Bool[Array, "B T"], dtype: DTypeLike
+) -> Recurrence | None:
+    """The states of whole prompts without a cache; None where the decoder has no such layers."""
+    if config.linear is None:
+        return None
+    empty = take_layer(empty_states(config.linear, valid.shape[0], dtype).values, 0)
+    return Recurrence(valid, lambda layer, carry: empty, lambda layer, state, carry: carry)
+
+
+class LinearBlock(nnx.Module):
+    """Linear attention, then a gated MLP, each added to the residual stream."""
+
+    def __init__(self, config: TextConfig, make: Maker):
+        """Random parameters."""
+        self.input_layernorm = decoder_norm(config, make)
+        self.linear_attn = _GatedDeltaNet(config, make)
+        self.post_attention_layernorm = decoder_norm(config, make)
+        self.mlp = decoder_mlp(config, make)
+
+    def __call__(
+        self, x: Array, recurrence: Recurrence, layer: Array, carry: Any
+    ) -> tuple[Array, Any]:
+        """The next residual stream and carry."""
+        before = recurrence.read(layer, carry)
+        mixed, after = self.linear_attn(self.input_layernorm(x), recurrence.valid, before)
+        x = x + mixed
+        carry = recurrence.write(layer, after, carry)
+        return x + self.mlp(self.post_attention_layernorm(x)), carry
+
+
+class _Convolution(nnx.Module):
+    """A causal convolution over tokens, each channel by itself, without a bias."""
+
+    def __init__(self, channels: int, kernel: int, make: Maker):
+        self.weight = make.normal(channels, 1, kernel)
+
+    def __call__(self, window: Float[Array, "B S C"]) -> Float[Array, "B T C"]:
+        """Of S inputs the T = S - kernel + 1 outputs that see whole kernels."""
+        weight = self.weight[...].astype(window.dtype)[:, 0]
+        kernel = weight.shape[-1]
+        tokens = window.shape[1] - kernel + 1
+        taps = [window[:, i : i + tokens] * weight[None, None, :, i] for i in range(kernel)]
+        return sum(taps[1:], taps[0])
+
+
+class _GatedDeltaNet(nnx.Module):
+    """Parts have the names of Hugging Face's files."""
+
+    def __init__(self, config: TextConfig, make: Maker):
+        assert config.linear is not None
+        self.config, self.act = config.linear, config.hidden_act
+        width, values = config.hidden_size, self.config.num_value_heads
+        value_width = values * self.config.value_head_dim
+        self.in_proj_qkv = make.linear(width, self.config.channels, bias=False)
+        self.in_proj_z = make.linear(width, value_width, bias=False)
+        self.in_proj_b = make.linear(width, values, bias=False)
+        self.in_proj_a = make.linear(width, values, bias=False)
+        self.conv1d = _Convolution(self.config.channels, self.config.kernel, make)
+        self.dt_bias = nnx.Param(jnp.ones(values, make.param_dtype))
+        self.A_log = nnx.Param(jnp.zeros(values, make.param_dtype))
+        self.norm = RmsNorm(
+            self.config.value_head_dim, epsilon=config.rms_norm_eps, param_dtype=make.param_dtype
+        )
+        self.out_proj = make.linear(value_width, width, bias=False)
+
+    def __call__(
+        self, x: Float[Array, "B T width"], valid: Bool[Array, "B T"], state: State
+    ) -> tuple[Float[Array, "B T width"], State]:
+        # Tokens that count stand together, right behind those of the state.
+        index, taken = left_pack(valid, valid.shape[1])
+        x = jnp.take_along_axis(x, index[..., None], axis=1)
+        inputs, memory = state
+        window = jnp.concatenate([inputs.astype(x.dtype), self.in_proj_qkv(x)], axis=1)
+        count = valid.sum(-1, dtype=jnp.int32)
+        last = count[:, None] + jnp.arange(self.config.kernel - 1, dtype=jnp.int32)
+        inputs = jnp.take_along_axis(window, last[..., None], axis=1)
+        mixed = activate(self.conv1d(window), self.act)
+        keys = self.config.num_key_heads * self.config.key_head_dim
+        query, key, value = (
+            part.reshape(*x.shape[:2], -1, size)
+            for part, size in zip(
+                jnp.split(mixed, (keys, 2 * keys), axis=-1),
+                (self.config.key_head_dim,) * 2 + (self.config.value_head_dim,),
+                strict=True,
+            )
+        )
+        step = jax.nn.softplus(
+            self.in_proj_a(x).astype(jnp.float32) + self.dt_bias[...].astype(jnp.float32)
+        )
+        decay = -jnp.exp(self.A_log[...].astype(jnp.float32)) * step
+        rate = jax.nn.sigmoid(self.in_proj_b(x)).astype(jnp.float32)
+        decay, rate = (jnp.where(taken[..., None], each, 0.0) for each in (decay, rate))
+        output, memory = gated_delta_rule(query, key, value, decay, rate, memory)
+        gate = self.in_proj_z(x).reshape(output.shape).astype(jnp.float32)
+        normed = self.norm(output.astype(x.dtype)).astype(jnp.float32) * jax.nn.silu(gate)
+        output = self.out_proj(normed.astype(x.dtype).reshape(*x.shape[:2], -1))
+        rank = jnp.maximum(jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
+        output = jnp.take_along_axis(output, rank[..., None], axis=1)
+        return jnp.where(valid[..., None], output, jnp.zeros_like(output)), (inputs, memory)
+
+
+def gated_delta_rule(
+    query: Float[Array, "B T k K"],
+    key: Float[Array, "B T k K"],
+    value: Float[Array, "B T v V"],
+    decay: Float[Array, "B T v"],
+    rate: Float[Array, "B T v"],
+    state: Float[Array, "B v K V"],
+) -> tuple[Float[Array, "B T v V"], Float[Array, "B v K V"]]:
+    """Outputs of T tokens and the state behind them, float32; see the module.
+
+    Each key head serves as many value heads that follow each other. Queries and keys are normed to
+    length 1 here, and queries divided by the square root of K. `decay` is g, at most 0; a token
+    with g = 0 and rate 0 leaves the state as it is.
+    """
+    repeat = value.shape[2] // key.shape[2]
+    query, key = (jnp.repeat(_unit(x), repeat, axis=2) for x in (query, key))
+    query = query * key.shape[-1] ** -0.5
+    tokens = value.shape[1]
+    size = min(_CHUNK, tokens)
+    arrays = (query, key, value.astype(jnp.float32), decay, rate)
+    # [chunks, B, heads, chunk, ...]
+    q, k, v, g, b = (_chunks(x, size) for x in arrays)
+    total = jnp.cumsum(g, axis=-1)
+    within = jnp.tril(jnp.ones((size, size), bool))
+    between = jnp.exp(jnp.where(within, total[..., :, None] - total[..., None, :], -jnp.inf))
+    with jax.default_matmul_precision("float32"):
+        weighted = k * b[..., None]
+        system = jnp.where(
+            jnp.tril(within, -1), jnp.einsum("...ik,...jk->...ij", weighted, k) * between, 0.0
+        )
+        attention = jnp.einsum("...ik,...jk->...ij", q, k) * between
+        right = jnp.concatenate([v * b[..., None], weighted * jnp.exp(total)[..., None]], axis=-1)
+        solved = jax.scipy.linalg.solve_triangular(
+            system + jnp.eye(size), right, lower=True, unit_diagonal=True
+        )
+        new, old = jnp.split(solved, (v.shape[-1],), axis=-1)
+        q = q * jnp.exp(total)[..., None]
+        k = k * jnp.exp(total[..., -1:] - total)[..., None]
+
+        def chunk(state: Array, parts: tuple[Array, ...]) -> tuple[Array, Array]:
+            q, k, new, old, attention, whole = parts
+            added = new - old @ state
+            output = q @ state + attention @ added
+            return state * whole[..., None, None] + k.swapaxes(-1, -2) @ added, output
+
+        whole = jnp.exp(total[..., -1])
+        state, output = jax.lax.scan(
+            chunk, state.astype(jnp.float32), (q, k, new, old, attention, whole)
+        )
+    output = output.transpose(1, 0, 3, 2, 4)  # [B, chunks, chunk, heads, V]
+    return output.reshape(output.shape[0], -1, *output.shape[3:])[:, :tokens], state
+
+
+def _unit(x: Float[Array, "*lead n"]) -> Float[Array, "*lead n"]:
+    """Vectors of length 1, float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + _NORM_EPSILON)
+
+
+def _chunks(x: Float[Array, "B T heads *rest"], size: int) -> Float[Array, "n B heads c *rest"]:
+    """Tokens in chunks, zeros behind the last one."""
+    missing = -x.shape[1] % size
+    x = jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
+    x = x.reshape(x.shape[0], -1, size, *x.shape[2:])
+    return jnp.moveaxis(jnp.moveaxis(x, 1, 0), 3, 2)

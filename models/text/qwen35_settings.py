@@ -1,0 +1,90 @@
+"""Settings of Qwen3.5's text decoder in config.json."""
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+from models.checkpoints.hf_fields import Count, Length, TokenIds, Width
+from models.checkpoints.hf_rope import given_rope, rope_of
+from models.checkpoints.hf_settings import Between
+from models.layers.rope import MRope, RopeConfig
+from models.messages import some
+from models.text.config import LinearAttentionConfig
+from models.text.settings import TextSettings
+
+__all__ = ["Qwen35TextSettings"]
+
+_KINDS = {"linear_attention", "full_attention"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Qwen35TextSettings(TextSettings):
+    """A decoder with linear attention in most layers, gated attention in the others."""
+
+    vocab_size: Width = 248320
+    intermediate_size: Width = 12288
+    num_attention_heads: Count = 16
+    num_key_value_heads: Count | None = 4
+    head_dim: Count | None = 256
+    max_position_embeddings: Length = 32768
+    partial_rotary_factor: float | None = 0.25
+    sliding_window: None = None
+    mlp_bias: Literal[False] = False
+    eos_token_id: TokenIds | None = None
+    linear_conv_kernel_dim: Annotated[int, Between(2, 64)] = 4
+    linear_key_head_dim: Count = 128
+    linear_value_head_dim: Count = 128
+    linear_num_key_heads: Count = 16
+    linear_num_value_heads: Count = 32
+    full_attention_interval: Count = 4
+    mrope = MRope((11, 11, 10), interleaved=True)
+
+    def switches(self) -> dict[str, Any]:
+        """The kinds of the layers, norms, and gates.
+
+        Raises:
+            NotImplementedError: other kinds of layers, or just one.
+            ValueError: another number of kinds than layers, or of heads than divides.
+        """
+        kinds, where = self.layer_types, "text_config"
+        if kinds is None:
+            every = self.full_attention_interval
+            kinds = tuple(
+                "linear_attention" if (i + 1) % every else "full_attention"
+                for i in range(self.num_hidden_layers)
+            )
+        if len(kinds) != self.num_hidden_layers:
+            raise ValueError(
+                f"{where}.layer_types: expected one for each of the {self.num_hidden_layers} "
+                f"layers, got {len(kinds)}"
+            )
+        if set(kinds) != _KINDS:
+            raise NotImplementedError(
+                f"{where}.layer_types has {some(sorted(set(kinds)))}; supported: both of "
+                f"{some(sorted(_KINDS))}"
+            )
+        if self.linear_num_value_heads % self.linear_num_key_heads:
+            raise ValueError(
+                f"{where}.linear_num_value_heads: expected a multiple of linear_num_key_heads="
+                f"{self.linear_num_key_heads}, got {self.linear_num_value_heads}"
+            )
+        return {
+            "query_key_norm": True,
+            "offset_norms": True,
+            "attention_gate": True,
+            "linear": LinearAttentionConfig(
+                layers=tuple(i for i, kind in enumerate(kinds) if kind == "linear_attention"),
+                kernel=self.linear_conv_kernel_dim,
+                num_key_heads=self.linear_num_key_heads,
+                num_value_heads=self.linear_num_value_heads,
+                key_head_dim=self.linear_key_head_dim,
+                value_head_dim=self.linear_value_head_dim,
+            ),
+        }
+
+    def kinds(self) -> None:
+        """No layer has a window."""
+
+    def ropes(self, head_dim: int, where: str) -> tuple[RopeConfig, None]:
+        """See `TextSettings.ropes`; some channels of a head turn."""
+        given, where = given_rope(self, where)
+        return rope_of(given, self, head_dim, where, mrope=self.mrope, partial=True), None
