@@ -7,6 +7,7 @@ from models.families.base import Family
 __all__ = ["MODEL_TYPES", "family_of"]
 
 _MODULES = {
+    "aya_vision": "models.families.aya_vision.family",
     "gemma3": "models.families.gemma3.family",
     "idefics3": "models.families.idefics3.family",
     "internvl": "models.families.internvl.family",

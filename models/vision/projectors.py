@@ -11,6 +11,7 @@ from models.layers.norms import LayerNorm, OffsetRmsNorm, RmsNorm
 from vkq_jax.array_types import Array, Float
 
 __all__ = [
+    "GatedMergingProjector",
     "LinearProjector",
     "MergingProjector",
     "MlpProjector",
@@ -107,6 +108,38 @@ class MergingProjector(MlpProjector):
     ) -> Float[Array, "images merged hidden_size"]:
         """Embeddings of the visual tokens of each image, row by row."""
         return super().__call__(self.layer_norm(_merge_square(features, self.merge)))
+
+
+class GatedMergingProjector(nnx.Module):
+    """linear_2(silu(gate) * x) behind a layer norm of neighbouring features: Aya Vision.
+
+    linear_1 makes both of them, x first. Source: Aya Vision, arXiv 2505.08751.
+    """
+
+    def __init__(
+        self,
+        make: Maker,
+        feature_width: int,
+        inner: int,
+        hidden_size: int,
+        *,
+        merge: int,
+        epsilon: float,
+    ):
+        """A square of `merge` x `merge` features becomes one visual token."""
+        width = feature_width * merge**2
+        self.merge = merge
+        self.layernorm = LayerNorm(width, epsilon=epsilon, param_dtype=make.param_dtype)
+        self.linear_1 = make.linear(width, inner)
+        self.linear_2 = make.linear(inner // 2, hidden_size)
+
+    def __call__(
+        self, features: Float[Array, "images features feature_width"]
+    ) -> Float[Array, "images merged hidden_size"]:
+        """Embeddings of the visual tokens of each image, row by row."""
+        both = self.linear_1(self.layernorm(_merge_square(features, self.merge)))
+        x, gate = jnp.split(both, 2, axis=-1)
+        return self.linear_2(activate(gate, Activation.SILU) * x)
 
 
 class NormedMergingProjector(MlpProjector):

@@ -6,6 +6,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.families.aya_vision.config import AyaVisionSettings
 from models.families.gemma3.config import Gemma3ModelSettings
 from models.families.idefics3.config import Idefics3Settings, Idefics3VisionSettings
 from models.families.internvl.config import InternVisionSettings, InternVLSettings
@@ -292,6 +293,9 @@ TOWERS = {
     "MinistralConfig": TEXT_SETTINGS["ministral"],
     "Qwen2Config": TEXT_SETTINGS["qwen2"],
     "Qwen3Config": TEXT_SETTINGS["qwen3"],
+    "Qwen3MoeConfig": TEXT_SETTINGS["qwen3_moe"],
+    "Cohere2Config": TEXT_SETTINGS["cohere2"],
+    "AyaVisionConfig": AyaVisionSettings,
     "CLIPVisionConfig": ClipVisionSettings,
     "SiglipVisionConfig": SiglipVisionSettings,
     "LlavaConfig": LlavaSettings,
