@@ -4,7 +4,7 @@ import importlib
 
 from models.families.base import Family
 
-__all__ = ["MODEL_TYPES", "family_of"]
+__all__ = ["FAMILY_NAMES", "MODEL_TYPES", "family_folder", "family_of"]
 
 _MODULES = {
     "aya_vision": "models.families.aya_vision.family",
@@ -31,6 +31,15 @@ _VARIANTS = {"llava_pixtral": "models.families.mistral3.family"}
 
 MODEL_TYPES = tuple(_MODULES)
 """Every `model_type` of config.json that loads."""
+
+
+def family_folder(model_type: str) -> str:
+    """The folder under models/families of one of `MODEL_TYPES`; some hold several."""
+    return _MODULES[model_type].split(".")[2]
+
+
+FAMILY_NAMES = tuple(sorted(set(map(family_folder, MODEL_TYPES))))
+"""All these folders."""
 
 
 def family_of(model_type: str) -> Family:
