@@ -38,7 +38,7 @@ class TextConfig:
         attn_logit_softcapping: of scores, see `vkq_jax.soft_cap`. final_logit_softcapping: of
             logits.
         fused_projections: files hold queries, keys and values as one tensor, and the two inner
-            layers of an MLP.
+            layers of an MLP. fused_mlp: the latter alone.
         cross_layers: numbers of the layers that attend to pictures instead of tokens.
         extra_embeddings: rows of the embedding behind the vocabulary, which the head lacks.
         groups_cross_window: tokens of one `Inputs.attention_group` see each other beyond a sliding
@@ -77,6 +77,7 @@ class TextConfig:
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     fused_projections: bool = False
+    fused_mlp: bool = False
     groups_cross_window: bool = False
     cross_layers: tuple[int, ...] = ()
     extra_embeddings: int = 0

@@ -7,10 +7,12 @@ from flax import nnx
 
 from models.layers.activations import Activation, activate
 from models.layers.linear import Maker
+from models.layers.mlp import GatedMlp
 from models.layers.norms import LayerNorm, OffsetRmsNorm, RmsNorm
 from vkq_jax.array_types import Array, Float
 
 __all__ = [
+    "ConvolvingMerger",
     "GatedMergingProjector",
     "LinearProjector",
     "MergingProjector",
@@ -140,6 +142,32 @@ class GatedMergingProjector(nnx.Module):
         both = self.linear_1(self.layernorm(_merge_square(features, self.merge)))
         x, gate = jnp.split(both, 2, axis=-1)
         return self.linear_2(activate(gate, Activation.SILU) * x)
+
+
+class ConvolvingMerger(nnx.Module):
+    """mlp(gelu(norm(proj(downsample(x))))) of a block's patches: GLM-4.1V, arXiv 2507.01006."""
+
+    def __init__(
+        self, make: Maker, width: int, hidden_size: int, inner: int, act: Activation, *, merge: int
+    ):
+        """Blocks of `merge` x `merge` patches of `width` channels to `hidden_size` channels."""
+        self.merge = merge
+        self.downsample = make.linear(width * merge**2, hidden_size)
+        self.proj = make.linear(hidden_size, hidden_size, bias=False)
+        self.post_projection_norm = LayerNorm(
+            hidden_size, epsilon=1e-5, param_dtype=make.param_dtype
+        )
+        self.mlp = GatedMlp(make, hidden_size, inner, act, bias=False)
+
+    def __call__(
+        self, patches: Float[Array, "images patches width"]
+    ) -> Float[Array, "images blocks hidden_size"]:
+        """One visual token's embedding for each block; patches lie in merge-block order."""
+        images, _, width = patches.shape
+        blocks = patches.reshape(images, -1, self.merge**2, width)
+        # The weights take all patches' first channel, then their second, and so on.
+        x = self.downsample(blocks.swapaxes(-1, -2).reshape(images, -1, self.merge**2 * width))
+        return self.mlp(activate(self.post_projection_norm(self.proj(x)), Activation.GELU))
 
 
 class NormedMergingProjector(MlpProjector):
