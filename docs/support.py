@@ -24,8 +24,7 @@ START, END = "<!-- families: docs/support.py -->", "<!-- /families -->"
 HEAD = "| `model_type` | vision tower | compared with | clips | logits differ by | 1 bit |"
 
 # Families that share a row: descendants of LLaVA with tiles or clips.
-_ROWS = dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), "llava kin")
-_ROWS |= {"vipllava": "llava kin"}
+_KIN = ("llava_next", "llava_next_video", "llava_onevision", "vipllava")
 
 
 def measure(arguments: list[str]) -> list[dict[str, Any]]:
@@ -65,7 +64,7 @@ def table(families: dict[str, Any]) -> list[str]:
     rows: dict[str, list[str]] = {}
     for name in families:
         folder = family_folder(name)
-        rows.setdefault(_ROWS.get(folder, folder), []).append(name)
+        rows.setdefault("llava kin" if folder in _KIN else folder, []).append(name)
     lines = [HEAD, f"|{'---|' * 6}"]
     for names in rows.values():
         own = [families[name] for name in names]

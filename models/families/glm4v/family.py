@@ -8,6 +8,7 @@ from models.checkpoints.naming import WeightNames
 from models.checkpoints.weights import Layout, Source
 from models.families.base import Family, MultimodalModel, VisualInputs
 from models.families.glm4v.config import Glm4vConfig
+from models.families.qwen_vl.config import QwenVLConfig
 from models.families.qwen_vl.processing import QwenVLProcessing
 from models.families.qwen_vl.visual_inputs import ARRAY_NAMES
 from models.families.qwen_vl.visual_inputs import visual_inputs as qwen_visual_inputs
@@ -106,14 +107,15 @@ def _visual_inputs(
     """Qwen-VL's, where image tokens between those around a clip stand for the clip's frames."""
     opened = (ids == config.video_start_token_id).cumsum(-1)
     closed = (ids == config.video_end_token_id).cumsum(-1)
-    of_clip = (opened > closed) & (ids == config.image_token_id)
-    return qwen_visual_inputs(config, np.where(of_clip, config.video_token_id, ids), mask, arrays)
+    image, video = config.visual_token_ids
+    of_clip = (opened > closed) & (ids == image)
+    return qwen_visual_inputs(config, np.where(of_clip, video, ids), mask, arrays)
 
 
 class _Processing(QwenVLProcessing):
     """Qwen-VL's for pictures."""
 
-    def clips(self, config: Glm4vConfig) -> None:
+    def clips(self, config: QwenVLConfig) -> None:
         """As `Processing.clips`: clips come as a processor's output only."""
 
 
