@@ -3,17 +3,26 @@
 import json
 import os
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import models
 from models import Model
 from models.families.registry import family_of
 
-__all__ = ["assert_parity", "randomize", "save"]
+__all__ = ["assert_parity", "randomize", "save", "since"]
+
+
+def since(version: str, reason: str) -> pytest.MarkDecorator:
+    """Skips a comparison with an older transformers, which computes something else there."""
+    installed = tuple(map(int, metadata.version("transformers").split(".")[:2]))
+    wanted = tuple(map(int, version.split(".")))
+    return pytest.mark.skipif(installed < wanted, reason=f"transformers < {version}: {reason}")
 
 
 def randomize(model: Any, seed: int = 0) -> Any:
