@@ -29,7 +29,7 @@ from models.checkpoints.weights import (
     to_stored,
 )
 from models.families.base import ModelConfig
-from models.families.registry import MODEL_TYPES, family_of
+from models.families.registry import FAMILY_NAMES, MODEL_TYPES, family_of
 from models.generation.generation_config import read_sampling
 from models.layers.layer_scan import restack_layers
 from models.layers.linear import Maker
@@ -178,8 +178,9 @@ def _read_config(folder: Path) -> ModelConfig:
     if model_type not in MODEL_TYPES:
         hint = recognise_model_type(model_type)
         raise NotImplementedError(
-            f"{show_path(file)}: model_type={show(model_type)}; supported: "
-            f"{', '.join(map(repr, MODEL_TYPES))}" + (f"; this is {hint}" if hint else "")
+            f"{show_path(file)}: model_type={show(model_type)}; supported families: "
+            f"{', '.join(FAMILY_NAMES)} (README.md lists each model_type)"
+            + (f"; this is {hint}" if hint else "")
         )
     with errors_of(file):
         config = family_of(model_type).read_config(content)

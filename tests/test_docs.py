@@ -1,5 +1,6 @@
 """The docs say what the code says, and their picture can be drawn."""
 
+import json
 import runpy
 import types
 from pathlib import Path
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import models
 import vkq_jax
+from models.families.registry import FAMILY_NAMES, MODEL_TYPES
 from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import untileable_reason
@@ -122,6 +125,27 @@ def test_the_layouts_are_drawn(tmp_path):
     # Word 2e + r of row 2k + c holds position 64k + 32r + 8 (2c + e) + g, channels 32t...
     words = script["locate"]("keys", 256, 128).reshape(8, 32, 4, 2)
     np.testing.assert_array_equal(words[3, 4 * 5 + 2, 1], [64 + 32 + 16 + 5, 64])
+
+
+def test_the_table_of_families_has_those_that_load():
+    """And is what `docs/support.py` makes of results/support.json."""
+    support = runpy.run_path(str(DOCS / "support.py"))
+    measured = json.loads(support["FILE"].read_text())
+    assert set(measured) == set(MODEL_TYPES)
+    readme = support["README"].read_text()
+    inside = readme.partition(support["START"])[2].partition(support["END"])[0].strip()
+    assert inside.splitlines() == support["table"](measured)
+    for name in MODEL_TYPES:
+        assert inside.count(f"`{name}`") in (1, 2)  # clips may be of one of a row
+    assert all(row["largest_logit_difference"] < 1e-4 for row in measured.values())
+
+
+def test_an_unknown_family_is_refused_with_a_short_list(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "kosmos"}')
+    with pytest.raises(NotImplementedError) as caught:
+        models.read_config(tmp_path)
+    assert len(str(caught.value)) < 400
+    assert all(name in str(caught.value) for name in FAMILY_NAMES)
 
 
 def rows_of_figures(page):

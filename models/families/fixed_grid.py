@@ -9,16 +9,22 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from models.families.base import ModelConfig, MultimodalModel
+from models.families.base import ModelConfig, MultimodalModel, VisualInputs
 from models.inputs.image_settings import check_image_settings
-from models.inputs.pixels import check_image_tokens, check_pixels
+from models.inputs.pixels import check_image_tokens, check_pixels, pad_to_bucket
 from models.inputs.processing import Processing
 from models.layers.linear import Maker
 from models.text.decoder import TextDecoder
 from models.vision.vit import VisionTransformer, VitConfig
 from vkq_jax.array_types import Array, Float
 
-__all__ = ["FixedGridConfig", "FixedGridModel", "FixedGridProcessing", "read_pixels"]
+__all__ = [
+    "FixedGridConfig",
+    "FixedGridModel",
+    "FixedGridProcessing",
+    "bucketed_pixels",
+    "read_pixels",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +77,14 @@ def read_pixels(
     tokens = int((ids == config.image_token_id).sum())
     check_image_tokens(config.image_token_id, tokens, images, images * config.image_tokens)
     return pixels
+
+
+def bucketed_pixels(
+    config: FixedGridConfig, ids: np.ndarray, mask: np.ndarray, arrays: Mapping[str, np.ndarray]
+) -> VisualInputs:
+    """`Family.visual_inputs` of families whose pictures are cut into tiles of one size."""
+    pixels = read_pixels(config, ids, arrays)
+    return VisualInputs(None if pixels is None else pad_to_bucket(pixels))
 
 
 class FixedGridProcessing(Processing):

@@ -4,10 +4,13 @@ import importlib
 
 from models.families.base import Family
 
-__all__ = ["MODEL_TYPES", "family_of"]
+__all__ = ["FAMILY_NAMES", "MODEL_TYPES", "family_folder", "family_of"]
 
 _MODULES = {
+    "aya_vision": "models.families.aya_vision.family",
     "gemma3": "models.families.gemma3.family",
+    "glm4v": "models.families.glm4v.family",
+    "glm46v": "models.families.glm4v.family",
     "idefics3": "models.families.idefics3.family",
     "internvl": "models.families.internvl.family",
     "llava": "models.families.llava.family",
@@ -31,6 +34,15 @@ _VARIANTS = {"llava_pixtral": "models.families.mistral3.family"}
 
 MODEL_TYPES = tuple(_MODULES)
 """Every `model_type` of config.json that loads."""
+
+
+def family_folder(model_type: str) -> str:
+    """The folder under models/families of one of `MODEL_TYPES`; some hold several."""
+    return _MODULES[model_type].split(".")[2]
+
+
+FAMILY_NAMES = tuple(sorted(set(map(family_folder, MODEL_TYPES))))
+"""All these folders."""
 
 
 def family_of(model_type: str) -> Family:

@@ -23,11 +23,14 @@ class Processing:
     Attributes:
         image_mark: the text that stands for one picture in a prompt, in this library and for all
             families: prompts may also hold the family's own `placeholder`.
+        image_token_setting: the field of processor_config.json, and of the tokenizer, that names
+            the image token.
         adds_special_tokens: whether the tokenizer adds its special tokens (BOS) to a prompt.
         shares_pixels: clips lie in the arrays of pictures, in the order of their tokens.
     """
 
     image_mark = "<image>"
+    image_token_setting = "image_token"
     adds_special_tokens = True
     shares_pixels = False
 

@@ -128,7 +128,7 @@ def _load(folder: Path, config: ModelConfig) -> Processor:
         image_processor = processing.load_image_processor(folder, config)
         processing.check(config, image_processor)
         settings = _processor_settings(folder)
-        _check_image_token(settings, tokenizer, config)
+        _check_image_token(settings, tokenizer, config, processing.image_token_setting)
         clips = processing.clips(config)
         of_clips = (
             {}
@@ -166,9 +166,11 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> Any:
     return settings.get("chat_template")
 
 
-def _check_image_token(settings: dict[str, Any], tokenizer: Any, config: ModelConfig) -> None:
+def _check_image_token(
+    settings: dict[str, Any], tokenizer: Any, config: ModelConfig, name: str
+) -> None:
     """Checks that files of the processor and of the model mean the same image token."""
-    token = settings.get("image_token") or getattr(tokenizer, "image_token", None)
+    token = settings.get(name) or getattr(tokenizer, name, None)
     if token is None:
         return
     found = tokenizer.convert_tokens_to_ids(token)

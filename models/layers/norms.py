@@ -41,20 +41,22 @@ class OffsetRmsNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """weight * (x - mean) / sqrt(variance + epsilon) + bias, all in float32."""
 
-    def __init__(self, width: int, *, epsilon: float, param_dtype: DTypeLike):
-        """Weight 1 and bias 0, of `param_dtype`."""
+    def __init__(self, width: int, *, epsilon: float, param_dtype: DTypeLike, bias: bool = True):
+        """Weight 1 and, where there is one, bias 0, of `param_dtype`."""
         self.epsilon = epsilon
         self.weight = nnx.Param(jnp.ones(width, param_dtype))
-        self.bias = nnx.Param(jnp.zeros(width, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(width, param_dtype)) if bias else None
 
     def __call__(self, x: Float[Array, "*lead width"]) -> Float[Array, "*lead width"]:
         """The normed `x`, in its dtype."""
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(-1, keepdims=True)
         variance = (centred * centred).mean(-1, keepdims=True)
-        weight, bias = (p[...].astype(jnp.float32) for p in (self.weight, self.bias))
         normed = centred * jax.lax.rsqrt(variance + self.epsilon)
-        return (normed * _along_last(weight, x.ndim) + _along_last(bias, x.ndim)).astype(x.dtype)
+        normed = normed * _along_last(self.weight[...].astype(jnp.float32), x.ndim)
+        if self.bias is not None:
+            normed = normed + _along_last(self.bias[...].astype(jnp.float32), x.ndim)
+        return normed.astype(x.dtype)
 
 
 def rms_norm(x: Float[Array, "*lead width"], epsilon: float) -> Float[Array, "*lead width"]:

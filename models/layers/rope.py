@@ -23,6 +23,7 @@ __all__ = [
     "attention_scaling",
     "grid_rope",
     "inverse_frequencies",
+    "pairs_to_halves",
     "query_scale",
     "rope",
 ]
@@ -77,6 +78,8 @@ class RopeConfig:
         beta_fast, beta_slow, truncate, mscale, mscale_all_dim: yarn's ramp and scaling.
         low_freq_factor, high_freq_factor: llama3's band of interpolation.
         short_factor, long_factor: longrope's divisors, one per pair of channels.
+        interleaved: the channels of a pair lie side by side (2i, 2i + 1) in the weights, see
+            `pairs_to_halves`.
         mrope: how pairs of channels are shared among the axes of a position; None: one axis.
     """
 
@@ -96,6 +99,7 @@ class RopeConfig:
     high_freq_factor: float = 4.0
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+    interleaved: bool = False
     mrope: MRope | None = None
 
     def __post_init__(self):
@@ -172,6 +176,15 @@ def apply_rope(
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     turned = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(turned + [still] * bool(still.shape[-1]), axis=-1)
+
+
+def pairs_to_halves(x: Float[Array, "*lead H"], width: int) -> Float[Array, "*lead H"]:
+    """Pairs (2i, 2i + 1) of the first `width` channels moved to (i, i + width / 2).
+
+    Queries and keys reordered alike have the scores that they had, and turn as all others do.
+    """
+    parts = [x[..., :width:2], x[..., 1:width:2], x[..., width:]]
+    return jnp.concatenate(parts[: 3 if x.shape[-1] > width else 2], axis=-1)
 
 
 def grid_rope(

@@ -10,8 +10,8 @@ from models.layers.attention import Attend
 from models.layers.linear import Maker
 from models.layers.mlp import GatedMlp
 from models.layers.moe import MoeMlp
-from models.layers.norms import OffsetRmsNorm, RmsNorm
-from models.layers.rope import apply_rope
+from models.layers.norms import LayerNorm, OffsetRmsNorm, RmsNorm
+from models.layers.rope import apply_rope, pairs_to_halves
 from models.sharding.placing import place_sequences
 from models.text.config import TextConfig
 from vkq_jax.array_types import Array
@@ -20,13 +20,12 @@ __all__ = ["Block", "Projections", "decoder_mlp", "decoder_norm"]
 
 
 def decoder_norm(config: TextConfig, make: Maker, width: int | None = None) -> nnx.Module:
-    """The RMS norm of this decoder, over `hidden_size` channels by default."""
-    kind = OffsetRmsNorm if config.offset_norms else RmsNorm
-    return kind(
-        config.hidden_size if width is None else width,
-        epsilon=config.rms_norm_eps,
-        param_dtype=make.param_dtype,
-    )
+    """The norm of this decoder, over `hidden_size` channels by default."""
+    width = config.hidden_size if width is None else width
+    options = {"epsilon": config.rms_norm_eps, "param_dtype": make.param_dtype}
+    if config.layer_norms:
+        return LayerNorm(width, bias=False, **options)
+    return (OffsetRmsNorm if config.offset_norms else RmsNorm)(width, **options)
 
 
 class Block(nnx.Module):
@@ -37,7 +36,8 @@ class Block(nnx.Module):
         self.config, self.mesh = config, make.mesh
         self.input_layernorm = decoder_norm(config, make)
         self.self_attn = Projections(config, make)
-        self.post_attention_layernorm = decoder_norm(config, make)
+        if not config.parallel_blocks:
+            self.post_attention_layernorm = decoder_norm(config, make)
         if config.sandwich_norms:
             self.pre_feedforward_layernorm = decoder_norm(config, make)
             self.post_feedforward_layernorm = decoder_norm(config, make)
@@ -54,7 +54,8 @@ class Block(nnx.Module):
         query_scale: Array | None = None,
     ) -> tuple[Array, Any, Any]:
         """The next residual stream, and what `attend` gave; `query_scale` is [B, T]."""
-        query, key, value, gate = self.self_attn(self.input_layernorm(x), cos, sin)
+        normed = self.input_layernorm(x)
+        query, key, value, gate = self.self_attn(normed, cos, sin)
         if query_scale is not None:
             query = query * query_scale[:, :, None, None]
         mixed, carry, out = attend(layer, query, key, value, carry)
@@ -62,6 +63,8 @@ class Block(nnx.Module):
         mixed = mixed if gate is None else mixed * jax.nn.sigmoid(gate)
         mixed = self.self_attn.o_proj(mixed.reshape(*x.shape[:2], -1))
         mixed = place_sequences(self.mesh, mixed)  # summed up over devices here, and behind the MLP
+        if self.config.parallel_blocks:
+            return x + mixed + place_sequences(self.mesh, self.mlp(normed)), carry, out
         if self.config.sandwich_norms:
             x = x + self.post_attention_layernorm(mixed)
             added = place_sequences(self.mesh, self.mlp(self.pre_feedforward_layernorm(x)))
@@ -113,6 +116,8 @@ class Projections(nnx.Module):
     ) -> tuple[Array, Array, Array, Array | None]:
         """Queries [B, T, N, H] and keys [B, T, K, H] with RoPE, values, and the queries' gate."""
         (query, gate), (key, value) = self.query(x), self.key_value(x)
+        if self.config.rope.interleaved:
+            query, key = (pairs_to_halves(each, self.config.rope.head_dim) for each in (query, key))
         return apply_rope(query, cos, sin), apply_rope(key, cos, sin), value, gate
 
     def query(self, x: Array) -> tuple[Array, Array | None]:

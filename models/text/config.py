@@ -42,11 +42,14 @@ class TextConfig:
         intermediate_size: hidden channels of a block's MLP.
         num_hidden_layers: L. num_attention_heads: N. num_key_value_heads: K. head_dim: H.
         rope: how queries and keys turn. sliding_rope: the same in sliding layers, where it differs.
+        full_layers_turn: whether they turn in layers without a sliding window (Cohere2's do not).
         tie_word_embeddings: whether the embedding doubles as the output head.
         attention_bias: biases of the projections of queries, keys and values.
         attention_output_bias: bias of the projection behind attention.
         mlp_bias: biases of the MLP. moe: a mixture of experts in the MLP's place.
         query_key_norm: an RMS norm over the channels of each head's queries and keys, before RoPE.
+        layer_norms: layer norms without a bias in the RMS norms' place.
+        parallel_blocks: attention and MLP read one norm, and both are added to its input (Cohere).
         offset_norms: norms multiply by 1 + weight, in float32 (Gemma 1 to 3).
         sandwich_norms: norms behind attention and the MLP as well as before them (Gemma 2 and 3).
         sliding_window: positions that a token sees, its own the last; None: all before it.
@@ -59,7 +62,7 @@ class TextConfig:
         attn_logit_softcapping: of scores, see `vkq_jax.soft_cap`. final_logit_softcapping: of
             logits.
         fused_projections: files hold queries, keys and values as one tensor, and the two inner
-            layers of an MLP.
+            layers of an MLP. fused_mlp: the latter alone.
         cross_layers: numbers of the layers that attend to pictures instead of tokens.
         linear: layers with linear attention instead; None: none.
         attention_gate: the projection of queries also gives a gate of each channel, whose sigmoid
@@ -78,12 +81,15 @@ class TextConfig:
     head_dim: int
     rope: RopeConfig
     sliding_rope: RopeConfig | None = None
+    full_layers_turn: bool = True
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
     moe: MoeConfig | None = None
     query_key_norm: bool = False
+    layer_norms: bool = False
+    parallel_blocks: bool = False
     offset_norms: bool = False
     sandwich_norms: bool = False
     hidden_act: Activation = Activation.SILU
@@ -98,6 +104,7 @@ class TextConfig:
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     fused_projections: bool = False
+    fused_mlp: bool = False
     groups_cross_window: bool = False
     cross_layers: tuple[int, ...] = ()
     linear: LinearAttentionConfig | None = None

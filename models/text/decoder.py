@@ -117,6 +117,9 @@ class TextDecoder(nnx.Module):
         sliding = full
         if config.sliding_rope is not None:
             sliding = rope(positions, config.sliding_rope, x.dtype)
+        if not config.full_layers_turn:
+            full = jnp.ones_like(full[0]), jnp.zeros_like(full[1])
+            sliding = full if config.sliding_window is None else sliding
         scale, beta = None, config.llama_4_scaling_beta
         if beta is not None:
             scale = query_scale(positions, beta, config.rope.pretraining_length, x.dtype)

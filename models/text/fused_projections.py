@@ -12,7 +12,7 @@ __all__ = ["fused_sources"]
 
 def fused_sources(text: TextConfig) -> dict[str, Source]:
     """Sources by canonical name; none where each projection has a tensor of its own."""
-    if not text.fused_projections:
+    if not text.fused_projections and not text.fused_mlp:
         return {}
     queries, keys = (
         heads * text.head_dim for heads in (text.num_attention_heads, text.num_key_value_heads)
@@ -21,6 +21,8 @@ def fused_sources(text: TextConfig) -> dict[str, Source]:
         "self_attn.qkv_proj": {"q_proj": queries, "k_proj": keys, "v_proj": keys},
         "mlp.gate_up_proj": dict.fromkeys(("gate_proj", "up_proj"), text.intermediate_size),
     }
+    if not text.fused_projections:
+        del fused["self_attn.qkv_proj"]
     sources = {}
     for whole, parts in fused.items():
         block = f"text.layers.{{}}.{whole.partition('.')[0]}"

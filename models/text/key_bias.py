@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.layers.layer_scan import restack_layers
-from models.layers.rope import RopeKind, attention_scaling, inverse_frequencies
+from models.layers.rope import RopeKind, attention_scaling, inverse_frequencies, pairs_to_halves
 from models.text.config import TextConfig
 from models.text.decoder import TextDecoder
 from vkq_jax.config import KVQuantConfig
@@ -25,6 +25,7 @@ def has_key_bias(config: TextConfig) -> bool:
     to layer or call to call.
     """
     varies = config.sliding_rope is not None or config.rope.kind in _CHANGING
+    varies = varies or not config.full_layers_turn
     return config.attention_bias and not config.query_key_norm and not varies
 
 
@@ -36,9 +37,12 @@ def key_bias_of(text: TextDecoder) -> KeyBias | None:
     params = restack_layers(nnx.state(text.layers.self_attn.k_proj))
     (bias,) = jax.tree.leaves(params["bias"])
     shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+    bias = bias.astype(jnp.float32).reshape(shape)
+    if config.rope.interleaved:
+        bias = pairs_to_halves(bias, config.rope.head_dim)
     mrope = config.rope.mrope
     return KeyBias(
-        bias=bias.astype(jnp.float32).reshape(shape),
+        bias=bias,
         frequencies=inverse_frequencies(config.rope, config.rope.max_length),
         axis_of_pair=None
         if mrope is None

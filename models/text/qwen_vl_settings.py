@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any, Literal
 
 from models.checkpoints.hf_fields import Count, Epsilon, Length, Theta, TokenIds, Width
-from models.layers.moe import MoeConfig
 from models.layers.rope import MRope
+from models.text.qwen_moe_settings import MoeSettings
 from models.text.settings import Qwen2Settings, TextSettings
 
 __all__ = ["Qwen2VLTextSettings", "Qwen3VLMoeTextSettings", "Qwen3VLTextSettings"]
@@ -51,7 +51,7 @@ class Qwen3VLTextSettings(TextSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Qwen3VLMoeTextSettings(Qwen3VLTextSettings):
+class Qwen3VLMoeTextSettings(MoeSettings, Qwen3VLTextSettings):
     """The same decoder with a mixture of experts in each layer."""
 
     hidden_size: Width = 2048
@@ -62,11 +62,8 @@ class Qwen3VLMoeTextSettings(Qwen3VLTextSettings):
     head_dim: Count | None = None
     tie_word_embeddings: bool = True
     num_experts: Count = 60
-    num_local_experts: Count | None = None  # what transformers 5 calls num_experts
     num_experts_per_tok: Count = 4
     moe_intermediate_size: Width = 1408
-    decoder_sparse_step: Literal[1] = 1
-    mlp_only_layers: tuple[int, ...] | None = None
     # Weights of a token's experts always sum to 1 in this decoder.
     ignored = TextSettings.ignored | {
         "norm_topk_prob",
@@ -75,21 +72,5 @@ class Qwen3VLMoeTextSettings(Qwen3VLTextSettings):
     }
 
     def switches(self) -> dict[str, Any]:
-        """All layers have experts.
-
-        Raises:
-            NotImplementedError: some layers have none.
-            ValueError: more experts for a token than there are.
-        """
-        if self.mlp_only_layers:
-            raise NotImplementedError(
-                f"text_config.mlp_only_layers={list(self.mlp_only_layers)}; supported: none"
-            )
-        count = self.num_local_experts or self.num_experts
-        if self.num_experts_per_tok > count:
-            raise ValueError(
-                f"text_config.num_experts_per_tok: expected at most num_experts={count}, "
-                f"got {self.num_experts_per_tok}"
-            )
-        moe = MoeConfig(count, self.num_experts_per_tok, self.moe_intermediate_size)
-        return super().switches() | {"moe": moe}
+        """The switches of Qwen3-VL, and its experts."""
+        return super().switches() | {"moe": self.experts(norm_topk_prob=True)}

@@ -4,10 +4,13 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from models.checkpoints.hf_settings import read_by_type
+from models.text.cohere2_settings import Cohere2Settings
 from models.text.gemma_settings import Gemma2Settings, Gemma3Settings, GemmaSettings
+from models.text.glm4v_settings import Glm4vTextSettings
 from models.text.ministral3_settings import Ministral3Settings
 from models.text.phi3_settings import Phi3Settings
 from models.text.qwen35_settings import Qwen35TextSettings
+from models.text.qwen_moe_settings import Qwen3MoeSettings
 from models.text.qwen_vl_settings import (
     Qwen2VLTextSettings,
     Qwen3VLMoeTextSettings,
@@ -26,9 +29,11 @@ from models.text.settings import (
 __all__ = ["ONE_AXIS", "TEXT_SETTINGS", "read_text_settings"]
 
 TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
+    "cohere2": Cohere2Settings,
     "gemma": GemmaSettings,
     "gemma2": Gemma2Settings,
     "gemma3_text": Gemma3Settings,
+    "glm4v_text": Glm4vTextSettings,
     "granite": GraniteSettings,
     "llama": LlamaSettings,
     "mistral": MistralSettings,
@@ -37,6 +42,7 @@ TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
     "phi3": Phi3Settings,
     "qwen2": Qwen2Settings,
     "qwen3": Qwen3Settings,
+    "qwen3_moe": Qwen3MoeSettings,
     "qwen2_vl_text": Qwen2VLTextSettings,
     "qwen2_5_vl_text": Qwen2VLTextSettings,
     "qwen3_vl_text": Qwen3VLTextSettings,

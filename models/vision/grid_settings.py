@@ -5,7 +5,15 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from models.checkpoints.hf_fields import NO_EFFECT, ActivationName, Count, Side, Theta, Width
+from models.checkpoints.hf_fields import (
+    NO_EFFECT,
+    ActivationName,
+    Count,
+    Epsilon,
+    Side,
+    Theta,
+    Width,
+)
 from models.checkpoints.hf_settings import Between, Settings
 from models.layers.activations import Activation
 from models.messages import some
@@ -14,6 +22,7 @@ from models.vision.grid_tower import GridConfig
 
 __all__ = [
     "GRID_SETTINGS",
+    "Glm4vVisionSettings",
     "GridVisionSettings",
     "Qwen2VisionSettings",
     "Qwen3VisionSettings",
@@ -100,8 +109,7 @@ class GridVisionSettings(Settings):
                 num_hidden_layers=self.depth,
                 num_attention_heads=self.num_heads,
                 hidden_act=self.hidden_act,
-                layer_norm_eps=1e-6,
-                **self.encoder_switches(),
+                **{"layer_norm_eps": 1e-6, **self.encoder_switches()},
             ),
             patch_size=self.patch_size,
             temporal_patch_size=self.temporal_patch_size,
@@ -225,6 +233,51 @@ class Qwen35VisionSettings(Qwen3VisionSettings):
     """`vision_config` of Qwen3.5: Qwen3-VL's without deepstack."""
 
     deepstack_visual_indexes: Layers = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Glm4vVisionSettings(GridVisionSettings):
+    """`vision_config` of GLM-4.1V: a bicubic table of positions; MLPs as wide as visual tokens."""
+
+    depth: Count = 24
+    hidden_size: Width = 1536
+    num_heads: Count = 12
+    attention_bias: bool = False
+    image_size: Side = 336
+    rms_norm_eps: Epsilon = 1e-5
+    out_hidden_size: Width = 4096
+    intermediate_size: Width = 13696
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden channels of a block's MLP."""
+        return self.out_hidden_size
+
+    @property
+    def output_width(self) -> int:
+        """Channels of a visual token."""
+        return self.out_hidden_size
+
+    def encoder_switches(self) -> dict[str, Any]:
+        """Blocks of the text decoder's kind, biases of queries, keys and values apart."""
+        return {
+            "layer_norm_eps": self.rms_norm_eps,
+            "rms_norms": True,
+            "gated_mlp": True,
+            "attention_bias": self.attention_bias,
+            "attention_output_bias": False,
+            "mlp_bias": False,
+        }
+
+    def switches(self) -> dict[str, Any]:
+        """Norms around the blocks, and the table."""
+        return {
+            "patch_bias": True,
+            "pre_norm": True,
+            "post_norm": True,
+            "table_side": max(self.image_size // self.patch_size, 1),
+            "table_bicubic": True,
+        }
 
 
 GRID_SETTINGS: Mapping[str, type[GridVisionSettings]] = {

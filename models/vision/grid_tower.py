@@ -25,12 +25,14 @@ class GridConfig:
         patch_size: pixels of a patch's side. temporal_patch_size: frames of a patch.
         merge: patches of the side of a block that becomes one visual token.
         patch_bias: bias of the patch embedding.
-        pre_norm: a norm before the first block.
+        pre_norm: a norm of embedded patches, before positions are added. post_norm: a norm behind
+            the last block.
         rope_theta: base of the wavelengths of 2-D RoPE.
         alternating_rope: see `models.layers.rope.grid_rope`.
         window: patches of a window's side; None: patches see their whole frame.
         full_layers: numbers of the layers without windows.
         table_side: side of the table of positions that is stretched over a picture; None without.
+        table_bicubic: see `PatchGrids.place`.
         deepstack_layers: layers whose outputs are features too.
         feature_layer: after how many blocks features are taken, others being neither held nor run;
             None: after the last.
@@ -42,11 +44,13 @@ class GridConfig:
     merge: int
     patch_bias: bool = False
     pre_norm: bool = False
+    post_norm: bool = False
     rope_theta: float = 10000.0
     alternating_rope: bool = False
     window: int | None = None
     full_layers: tuple[int, ...] = ()
     table_side: int | None = None
+    table_bicubic: bool = False
     deepstack_layers: tuple[int, ...] = ()
     feature_layer: int | None = None
 
@@ -74,6 +78,8 @@ class GridTransformer(nnx.Module):
             self.position_embedding = make.embedding(config.table_side**2, width)
         if config.pre_norm:
             self.pre_norm = encoder_norm(config.encoder, make)
+        if config.post_norm:
+            self.post_norm = encoder_norm(config.encoder, make)
         held = dataclasses.replace(config.encoder, num_hidden_layers=config.num_layers)
         self.encoder = Encoder(held, make)
 
@@ -96,13 +102,14 @@ class GridTransformer(nnx.Module):
                 self._mask_of(patches, grids), logits_scale=config.encoder.logits_scale
             )
         x = self.patch_embedding(pixel_values.astype(self.dtype))
+        if config.pre_norm:
+            x = self.pre_norm(x)
         if config.table_side is not None:
             table = self.position_embedding.weight[...].reshape(
                 config.table_side, config.table_side, -1
             )
-            x = x + grids.place(table, patches, config.merge).astype(x.dtype)
-        if config.pre_norm:
-            x = self.pre_norm(x)
+            placed = grids.place(table, patches, config.merge, bicubic=config.table_bicubic)
+            x = x + placed.astype(x.dtype)
         rope = grid_rope(
             grids.rows_and_columns(patches, config.merge),
             config.encoder.hidden_size // config.encoder.num_attention_heads,
@@ -111,7 +118,7 @@ class GridTransformer(nnx.Module):
             alternating=config.alternating_rope,
         )
         x, _, kept = self.encoder(x, attend, rope=rope, keep=config.deepstack_layers, unroll=unroll)
-        return x, kept
+        return self.post_norm(x) if config.post_norm else x, kept
 
     def _mask_of(self, patches: int, grids: PatchGrids):
         config = self.config

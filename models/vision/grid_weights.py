@@ -55,7 +55,8 @@ def grid_special(vision: GridConfig) -> dict[str, Source]:
     special = {_PATCHES: Source(_PATCHES, Layout.CONVOLUTION, kernel=kernel)}
     for number, part in enumerate(("q_proj", "k_proj", "v_proj")):
         rows = Rows(number * width, (number + 1) * width, 3 * width)
-        for leaf, layout in (("weight", Layout.TRANSPOSED), ("bias", Layout.SAME)):
+        leaves = [("weight", Layout.TRANSPOSED), ("bias", Layout.SAME)]
+        for leaf, layout in leaves[: 1 + vision.encoder.attention_bias]:
             fused = f"{_BLOCK}.self_attn.qkv.{leaf}"
             special[f"{_BLOCK}.self_attn.{part}.{leaf}"] = Source(fused, layout, rows=rows)
     return special

@@ -59,11 +59,18 @@ class PatchGrids:
         return jnp.where(self.segments(patches) < 0, -1, rows * across + columns)
 
     def place(
-        self, table: Float[Array, "n n width"], patches: int, merge: int
+        self, table: Float[Array, "n n width"], patches: int, merge: int, *, bicubic: bool = False
     ) -> Float[Array, "F P width"]:
-        """A table of positions stretched over each frame: bilinear, corners on corners."""
+        """A table of positions stretched over each frame.
+
+        Bilinear, corners on corners; or bicubic (a = -0.75), edges on edges, as GLM's.
+        """
         side = table.shape[0]
         places = self.rows_and_columns(patches, merge).astype(jnp.float32)
+        if bicubic:
+            return _bicubic(
+                table, (places + 0.5) / jnp.maximum(self.sizes, 1)[:, None] * side - 0.5
+            )
         steps = jnp.maximum(self.sizes - 1, 1)[:, None].astype(jnp.float32)
         places = places * (side - 1) / steps
         low = jnp.floor(places)
@@ -76,6 +83,31 @@ class PatchGrids:
                 taken = table.at[row + down, column + right].get(mode="clip")
                 total = total + taken.astype(jnp.float32) * weight
         return total
+
+
+def _bicubic(
+    table: Float[Array, "n n width"], places: Float[Array, "F P 2"]
+) -> Float[Array, "F P width"]:
+    """A table between its entries, by cubic convolution; beyond its rim it goes on as there.
+
+    Source: Keys, IEEE Trans. ASSP 29 (1981), 1153-1160, with a = -0.75.
+    """
+    a, low = -0.75, jnp.floor(places)
+    above, (row, column) = places - low, jnp.moveaxis(low.astype(jnp.int32), -1, 0)
+
+    def weight(tap: int) -> Array:
+        x = jnp.abs(above - tap)
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        return jnp.where(x <= 1, near, ((x - 5) * x + 8) * x * a - 4 * a)
+
+    taps, top = range(-1, 3), table.shape[0] - 1
+    weights = [weight(tap) for tap in taps]
+    total = jnp.zeros((), jnp.float32)
+    for down, rows in zip(taps, weights, strict=True):
+        for right, columns in zip(taps, weights, strict=True):
+            taken = table[jnp.clip(row + down, 0, top), jnp.clip(column + right, 0, top)]
+            total = total + taken.astype(jnp.float32) * (rows[..., :1] * columns[..., 1:])
+    return total
 
 
 def cut_patches(

@@ -7,10 +7,13 @@ from flax import nnx
 
 from models.layers.activations import Activation, activate
 from models.layers.linear import Maker
+from models.layers.mlp import GatedMlp
 from models.layers.norms import LayerNorm, OffsetRmsNorm, RmsNorm
 from vkq_jax.array_types import Array, Float
 
 __all__ = [
+    "ConvolvingMerger",
+    "GatedMergingProjector",
     "LinearProjector",
     "MergingProjector",
     "MlpProjector",
@@ -107,6 +110,64 @@ class MergingProjector(MlpProjector):
     ) -> Float[Array, "images merged hidden_size"]:
         """Embeddings of the visual tokens of each image, row by row."""
         return super().__call__(self.layer_norm(_merge_square(features, self.merge)))
+
+
+class GatedMergingProjector(nnx.Module):
+    """linear_2(silu(gate) * x) behind a layer norm of neighbouring features: Aya Vision.
+
+    linear_1 makes both of them, x first. Source: Aya Vision, arXiv 2505.08751.
+    """
+
+    def __init__(
+        self,
+        make: Maker,
+        feature_width: int,
+        inner: int,
+        hidden_size: int,
+        *,
+        merge: int,
+        epsilon: float,
+    ):
+        """A square of `merge` x `merge` features becomes one visual token."""
+        width = feature_width * merge**2
+        self.merge = merge
+        self.layernorm = LayerNorm(width, epsilon=epsilon, param_dtype=make.param_dtype)
+        self.linear_1 = make.linear(width, inner)
+        self.linear_2 = make.linear(inner // 2, hidden_size)
+
+    def __call__(
+        self, features: Float[Array, "images features feature_width"]
+    ) -> Float[Array, "images merged hidden_size"]:
+        """Embeddings of the visual tokens of each image, row by row."""
+        both = self.linear_1(self.layernorm(_merge_square(features, self.merge)))
+        x, gate = jnp.split(both, 2, axis=-1)
+        return self.linear_2(activate(gate, Activation.SILU) * x)
+
+
+class ConvolvingMerger(nnx.Module):
+    """mlp(gelu(norm(proj(downsample(x))))) of a block's patches: GLM-4.1V, arXiv 2507.01006."""
+
+    def __init__(
+        self, make: Maker, width: int, hidden_size: int, inner: int, act: Activation, *, merge: int
+    ):
+        """Blocks of `merge` x `merge` patches of `width` channels to `hidden_size` channels."""
+        self.merge = merge
+        self.downsample = make.linear(width * merge**2, hidden_size)
+        self.proj = make.linear(hidden_size, hidden_size, bias=False)
+        self.post_projection_norm = LayerNorm(
+            hidden_size, epsilon=1e-5, param_dtype=make.param_dtype
+        )
+        self.mlp = GatedMlp(make, hidden_size, inner, act, bias=False)
+
+    def __call__(
+        self, patches: Float[Array, "images patches width"]
+    ) -> Float[Array, "images blocks hidden_size"]:
+        """One visual token's embedding for each block; patches lie in merge-block order."""
+        images, _, width = patches.shape
+        blocks = patches.reshape(images, -1, self.merge**2, width)
+        # The weights take all patches' first channel, then their second, and so on.
+        x = self.downsample(blocks.swapaxes(-1, -2).reshape(images, -1, self.merge**2 * width))
+        return self.mlp(activate(self.post_projection_norm(self.proj(x)), Activation.GELU))
 
 
 class NormedMergingProjector(MlpProjector):

@@ -6,7 +6,9 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.families.aya_vision.config import AyaVisionSettings
 from models.families.gemma3.config import Gemma3ModelSettings
+from models.families.glm4v.config import Glm4vSettings
 from models.families.idefics3.config import Idefics3Settings, Idefics3VisionSettings
 from models.families.internvl.config import InternVisionSettings, InternVLSettings
 from models.families.llava.config import LlavaConfig, LlavaSettings
@@ -25,7 +27,7 @@ from models.families.vipllava.config import VipLlavaSettings
 from models.layers.activations import Activation
 from models.layers.rope import RopeKind
 from models.text.registry import TEXT_SETTINGS
-from models.vision.grid_settings import GRID_SETTINGS
+from models.vision.grid_settings import GRID_SETTINGS, Glm4vVisionSettings
 from models.vision.pixtral_settings import PixtralVisionSettings
 from models.vision.settings import ClipVisionSettings, SiglipVisionSettings
 from tests.models.hf_files import config_json
@@ -292,6 +294,13 @@ TOWERS = {
     "MinistralConfig": TEXT_SETTINGS["ministral"],
     "Qwen2Config": TEXT_SETTINGS["qwen2"],
     "Qwen3Config": TEXT_SETTINGS["qwen3"],
+    "Qwen3MoeConfig": TEXT_SETTINGS["qwen3_moe"],
+    "Cohere2Config": TEXT_SETTINGS["cohere2"],
+    "Glm4vTextConfig": TEXT_SETTINGS["glm4v_text"],
+    "Glm4vVisionConfig": Glm4vVisionSettings,
+    "Glm4vConfig": Glm4vSettings,
+    "Glm46VConfig": Glm4vSettings,
+    "AyaVisionConfig": AyaVisionSettings,
     "CLIPVisionConfig": ClipVisionSettings,
     "SiglipVisionConfig": SiglipVisionSettings,
     "LlavaConfig": LlavaSettings,

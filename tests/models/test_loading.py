@@ -476,8 +476,8 @@ def test_the_embedded_checkpoint_may_be_missing():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "kosmos-2"}, "model_type='kosmos-2'; supported: .*'llava'"),
-        ({}, "model_type=None; supported: .*'llava'"),
+        ({"model_type": "kosmos-2"}, "model_type='kosmos-2'; supported families: .*llava"),
+        ({}, "model_type=None; supported families: .*llava"),
         ({"model_type": "llava_llama"}, "this is the original LLaVA layout: take its `-hf`"),
         (config_json(text={"model_type": "gpt2"}), "text_config.model_type='gpt2'"),
         (config_json(vision={"model_type": "nonsense"}), "vision_config.model_type='nonsense'"),

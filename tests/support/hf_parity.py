@@ -1,16 +1,28 @@
 """Comparison of a family with transformers' PyTorch model; for tests of the parity group only."""
 
+import json
+import os
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import models
 from models import Model
+from models.families.registry import family_of
 
-__all__ = ["assert_parity", "randomize", "save"]
+__all__ = ["assert_parity", "randomize", "save", "since"]
+
+
+def since(version: str, reason: str) -> pytest.MarkDecorator:
+    """Skips a comparison with an older transformers, which computes something else there."""
+    installed = tuple(map(int, metadata.version("transformers").split(".")[:2]))
+    wanted = tuple(map(int, version.split(".")))
+    return pytest.mark.skipif(installed < wanted, reason=f"transformers < {version}: {reason}")
 
 
 def randomize(model: Any, seed: int = 0) -> Any:
@@ -67,7 +79,8 @@ def assert_parity(
         )[:, mask.shape[1] :].numpy()
     assert np.abs(expected[mask]).max() > 1
     got = np.asarray(models.forward(ours, inputs))
-    assert np.abs(got - expected)[mask].max() < tolerance
+    error = float(np.abs(got - expected)[mask].max())
+    assert error < tolerance
     times = ("prompt",) if ours.visual_depends_on_question else ("prompt", "image")
     for quantize_at in times:
         generation = models.generate(
@@ -79,3 +92,30 @@ def assert_parity(
             quantize_at=quantize_at,
         )
         np.testing.assert_array_equal(generation.tokens, answers)
+    if file := os.environ.get("VKQ_SUPPORT_FILE"):
+        _record(Path(file), theirs, ours, inputs, error)
+
+
+_IN_ONE_BIT: set[tuple[str, str]] = set()
+
+
+def _record(file: Path, theirs: Any, ours: Model, inputs: models.Inputs, error: float) -> None:
+    """Adds a line about a comparison that held to the file that `docs/support.py` reads.
+
+    The first of each family and text decoder also answers in 1 bit.
+    """
+    text = theirs.config.get_text_config().model_type
+    family = ours.config.model_type, text
+    if family not in _IN_ONE_BIT:
+        answer = models.generate(ours, inputs, quant="vkq-1bit", max_new_tokens=2, stop_tokens=())
+        assert (np.asarray(answer.lengths) == 2).all()
+        _IN_ONE_BIT.add(family)
+    record = {
+        "model_type": theirs.config.model_type,
+        "text": text,
+        "vision": theirs.config.vision_config.model_type,
+        "logit_error": error,
+        "clips": family_of(ours.config.model_type).processing().clips(ours.config) is not None,
+    }
+    with file.open("a") as lines:
+        lines.write(json.dumps(record) + "\n")

@@ -9,8 +9,8 @@ from PIL import Image
 
 from models.checkpoints.naming import WeightNames
 from models.checkpoints.weights import Source
-from models.families.base import Family, VisualInputs
-from models.families.fixed_grid import read_pixels
+from models.families.base import Family
+from models.families.fixed_grid import bucketed_pixels
 from models.families.internvl.config import InternVLConfig
 from models.families.internvl.model import InternVLModel
 from models.families.llava.naming import llava_names
@@ -18,7 +18,6 @@ from models.inputs.clip_processing import ClipProcessing, frame_pixels
 from models.inputs.clip_settings import ClipSettings
 from models.inputs.clips import ReadClip
 from models.inputs.image_settings import check_image_settings, check_tile_counts
-from models.inputs.pixels import pad_to_bucket
 from models.inputs.processing import Processing
 
 __all__ = ["FAMILY"]
@@ -76,13 +75,6 @@ def _weights(config: InternVLConfig) -> WeightNames:
         return name == "vision.embeddings.mask_token" or names.is_unused(name)
 
     return dataclasses.replace(names, is_unused=is_unused)
-
-
-def _visual_inputs(
-    config: InternVLConfig, ids: np.ndarray, mask: np.ndarray, arrays: Mapping[str, np.ndarray]
-) -> VisualInputs:
-    pixels = read_pixels(config, ids, arrays)
-    return VisualInputs(None if pixels is None else pad_to_bucket(pixels))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,6 +165,6 @@ FAMILY = Family(
     build=InternVLModel,
     weights=_weights,
     array_names=("pixel_values",),
-    visual_inputs=_visual_inputs,
+    visual_inputs=bucketed_pixels,
     processing=_Processing,
 )

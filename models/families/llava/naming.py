@@ -8,6 +8,7 @@ from models.checkpoints.naming import WeightNames
 from models.checkpoints.weights import Source
 from models.text.config import TextConfig
 from models.text.fused_projections import fused_sources
+from models.text.moe_weights import moe_alternatives
 from models.text.sizes import layer_numbers, text_sizes
 from models.vision.tower_names import TowerNames
 from models.vision.vit_weights import vit_names
@@ -59,6 +60,7 @@ def llava_names(
     """
 
     vision = tower(config.vision)
+    experts = moe_alternatives(config.text)
 
     def is_unused(name: str) -> bool:
         if name == "text.lm_head.weight":
@@ -74,6 +76,8 @@ def llava_names(
         special={
             **vision.special,
             **fused_sources(config.text),
+            **(dict(experts[1]) if experts else {}),
             **(special or {}),
         },
+        alternatives=experts,
     )

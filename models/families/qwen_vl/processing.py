@@ -25,7 +25,7 @@ class QwenVLProcessing(Processing):
         )
         return f"{start}{self.placeholder(config, tokenizer)}{end}"
 
-    def clips(self, config: QwenVLConfig) -> ClipProcessing:
+    def clips(self, config: QwenVLConfig) -> ClipProcessing | None:
         """See `Processing.clips`."""
         return Qwen3ClipProcessing() if config.frames_apart else QwenClipProcessing()
 

@@ -34,8 +34,10 @@ def torch_model(*, text="Qwen2Config", vision=None, **changes):
         "num_key_value_heads": 1,
         "max_position_embeddings": 256,
     }
-    if text == "Qwen3Config":
+    if text.startswith("Qwen3"):
         sizes["head_dim"] = 12
+    if text == "Qwen3MoeConfig":
+        sizes |= {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
     tower = {
         "hidden_size": 8,
         "intermediate_size": 12,
@@ -54,6 +56,7 @@ def torch_model(*, text="Qwen2Config", vision=None, **changes):
 
 
 CASES = {
+    "Qwen3-MoE": {"text": "Qwen3MoeConfig"},
     "Qwen2, tied": {},
     "Qwen3, RMS norms, norms of queries and keys, a final norm, untied": {
         "text": "Qwen3Config",

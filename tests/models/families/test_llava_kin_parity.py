@@ -151,7 +151,16 @@ def test_llava_next_video(mode, stride, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "changes", "features"),
     [
-        ("VipLlava", {"vision_feature_layer": [-1, 0, 1], "projector_layernorm_eps": 1e-3}, 9),
+        (
+            "VipLlava",
+            {
+                # The name of transformers 5.24 and that of older ones.
+                "vision_feature_layer": [-1, 0, 1],
+                "vision_feature_layers": [-1, 0, 1],
+                "projector_layernorm_eps": 1e-3,
+            },
+            9,
+        ),
         (
             "Llava",
             {

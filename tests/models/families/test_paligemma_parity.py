@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.support.hf_parity import assert_parity, randomize, save
+from tests.support.hf_parity import assert_parity, randomize, save, since
 from tests.support.rows import padded_rows
 
 torch = pytest.importorskip("torch")
@@ -78,7 +78,12 @@ def arrays(counts=(1, 2, 0), suffix=3, seed=0):
     return found
 
 
-@pytest.mark.parametrize("name", TEXTS)
+_CAPS = since("5.24", "the final soft-cap of Gemma 2 is not applied behind pictures")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=_CAPS) if "caps that" in n else n for n in TEXTS]
+)
 def test_logits_and_greedy_tokens(tmp_path, name):
     theirs = make(**TEXTS[name])
     assert_parity(theirs, save(theirs, tmp_path), arrays(), new_tokens=6)

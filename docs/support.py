@@ -1,0 +1,107 @@
+"""Makes the table of families: each compared with transformers, then answered from a 1-bit cache.
+
+    uv run --group parity python docs/support.py
+
+runs the parity tests of all families, which build tiny random checkpoints with transformers and
+compare logits and greedy tokens; writes results/support.json, and README.md's table between its
+markers. Arguments go to pytest, for instance the files to run: records of other families stay.
+`tests/test_docs.py` holds the table to the file, and its families to those that load.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "results" / "support.json"
+README = ROOT / "README.md"
+START, END = "<!-- families: docs/support.py -->", "<!-- /families -->"
+HEAD = "| `model_type` | vision tower | compared with | clips | logits differ by | 1 bit |"
+
+# Families that share a row: descendants of LLaVA with tiles or clips.
+_KIN = ("llava_next", "llava_next_video", "llava_onevision", "vipllava")
+
+
+def measure(arguments: list[str]) -> list[dict[str, Any]]:
+    """What `tests/support/hf_parity.py` records of each comparison."""
+    with tempfile.TemporaryDirectory() as folder:
+        lines = Path(folder) / "lines"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-m", "parity"]
+        command += arguments or ["tests/models/families"]
+        environment = os.environ | {"VKQ_SUPPORT_FILE": str(lines)}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True)
+        return [json.loads(line) for line in lines.read_text().splitlines()]
+
+
+def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """By model_type: vision towers, decoders, clips, comparisons, the largest difference."""
+    from models.families.registry import MODEL_TYPES
+
+    found: dict[str, Any] = {}
+    for name in MODEL_TYPES:
+        own = [record for record in records if record["model_type"] == name]
+        if own:
+            found[name] = {
+                "vision": sorted({record["vision"] for record in own}),
+                "text": sorted({record["text"] for record in own}),
+                "clips": any(record["clips"] for record in own),
+                "comparisons": len(own),
+                "largest_logit_difference": max(record["logit_error"] for record in own),
+                "transformers": version("transformers"),
+            }
+    return found
+
+
+def table(families: dict[str, Any]) -> list[str]:
+    """README.md's rows, one for each folder of models/families but for descendants of LLaVA."""
+    from models.families.registry import family_folder
+
+    rows: dict[str, list[str]] = {}
+    for name in families:
+        folder = family_folder(name)
+        rows.setdefault("llava kin" if folder in _KIN else folder, []).append(name)
+    lines = [HEAD, f"|{'---|' * 6}"]
+    for names in rows.values():
+        own = [families[name] for name in names]
+        towers = sorted({_plain(tower) for row in own for tower in row["vision"]})
+        texts = sorted({_plain(text) for row in own for text in row["text"]})
+        clips = [f"`{name}`" for name in names if families[name]["clips"]]
+        shown = "yes" if len(clips) == len(names) else ", ".join(clips)
+        worst = max(row["largest_logit_difference"] for row in own)
+        cells = [", ".join(f"`{name}`" for name in names), ", ".join(towers), ", ".join(texts)]
+        lines.append(f"| {' | '.join([*cells, shown, f'{worst:.0e}', 'runs'])} |")
+    return lines
+
+
+def _plain(model_type: str) -> str:
+    """A tower's model_type without the words that say it is one."""
+    for ending in ("_model", "_vision", "_text"):
+        model_type = model_type.removesuffix(ending)
+    return model_type
+
+
+def in_readme(lines: list[str]) -> str:
+    """README.md with these lines between its markers."""
+    before, _, rest = README.read_text().partition(START)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise SystemExit(f"README.md has no {START} ... {END}")
+    return "\n".join([before + START, *lines, END + after])
+
+
+def main() -> None:
+    """Measures, and writes both files."""
+    known = json.loads(FILE.read_text()) if FILE.is_file() else {}
+    families = known | summary(measure(sys.argv[1:]))
+    FILE.write_text(json.dumps(families, indent=2, sort_keys=True) + "\n")
+    README.write_text(in_readme(table(families)))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()

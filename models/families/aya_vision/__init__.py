@@ -1,0 +1,1 @@
+"""Aya Vision: tiles, a gated projector, Cohere's parallel blocks."""

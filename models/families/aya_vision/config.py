@@ -1,0 +1,87 @@
+"""Settings of an Aya Vision model."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from models.checkpoints.hf_fields import Count, Epsilon, TokenId, Width
+from models.checkpoints.hf_settings import Between
+from models.families.llava.config import LlavaConfig, LlavaSettings
+from models.messages import show
+from models.text.config import TextConfig
+from models.text.settings import TextSettings
+from models.vision.vit import VitConfig
+
+__all__ = ["AyaVisionConfig", "AyaVisionSettings"]
+
+_VISION = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "patch_size": 14,
+    "image_size": 384,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 14,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AyaVisionSettings(LlavaSettings):
+    """The whole config.json."""
+
+    model_type: Literal["aya_vision"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    image_token_index: TokenId = 255036
+    # The projector has the width of one layer.
+    vision_feature_layer: Annotated[int, Between(-4097, 4096)] = -1  # pyright: ignore[reportIncompatibleVariableOverride]
+    vision_feature_select_strategy: Literal["full"] = "full"  # pyright: ignore[reportIncompatibleVariableOverride]
+    downsample_factor: Count = 2
+    adapter_layer_norm_eps: Epsilon = 1e-6
+    alignment_intermediate_size: Width | None = None
+    tie_word_embeddings: bool = True
+    default_vision: ClassVar[Mapping[str, Any]] = _VISION
+    default_text: ClassVar[str] = "cohere2"
+
+    def decoder(self, text: TextSettings, where: str = "text_config") -> TextConfig:
+        """As `FamilySettings.decoder`; the text decoder's own field is not looked at."""
+        return text.to_config(where, tie_word_embeddings=self.tie_word_embeddings)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AyaVisionConfig(LlavaConfig):
+    """An Aya Vision model: fields of `LlavaConfig` and its projector; a tile is an image.
+
+    Attributes:
+        merge: features of a side of the square that becomes one visual token.
+        adapter_layer_norm_eps: of the projector's norm.
+        alignment_intermediate_size: channels inside the projector, the gate's half included.
+    """
+
+    model_type: str = "aya_vision"
+    merge: int
+    adapter_layer_norm_eps: float
+    alignment_intermediate_size: int | None
+    settings: ClassVar[type[LlavaSettings]] = AyaVisionSettings
+
+    @property
+    def image_tokens(self) -> int:
+        """Visual tokens of one tile."""
+        return self.vision.num_features // self.merge**2
+
+    @classmethod
+    def more(cls, hf: Any, vision: VitConfig) -> dict[str, Any]:
+        """As `LlavaConfig.more`."""
+        if vision.class_token or vision.side % hf.downsample_factor:
+            raise NotImplementedError(
+                f"downsample_factor={hf.downsample_factor}; supported: a divisor of the "
+                f"{vision.side} patches of a tile's side, in a tower without a class token"
+            )
+        inner = hf.alignment_intermediate_size
+        if inner is not None and inner % 2:
+            raise ValueError(
+                f"alignment_intermediate_size: expected an even number, got {show(inner)}"
+            )
+        return {
+            "merge": hf.downsample_factor,
+            "adapter_layer_norm_eps": hf.adapter_layer_norm_eps,
+            "alignment_intermediate_size": inner,
+        }

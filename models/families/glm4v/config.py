@@ -1,0 +1,86 @@
+"""Settings of a GLM-4.1V or GLM-4.6V model with a dense text decoder."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from models.checkpoints.hf_fields import NO_EFFECT, TokenId
+from models.families.qwen_vl.config import QwenVLConfig
+from models.families.settings import FamilySettings
+from models.layers.activations import Activation
+from models.text.registry import read_text_settings
+from models.vision.grid_settings import Glm4vVisionSettings
+
+__all__ = ["Glm4vConfig", "Glm4vSettings"]
+
+# Tokens around a clip where a file does not state them.
+_AROUND_CLIPS = {"glm4v": (151341, 151342), "glm46v": (151361, 151362)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Glm4vSettings(FamilySettings):
+    """The whole config.json."""
+
+    model_type: Literal["glm4v", "glm46v"]
+    image_token_id: TokenId = 151343
+    video_token_id: TokenId = 151344
+    image_start_token_id: TokenId = 151339
+    image_end_token_id: TokenId = 151340
+    video_start_token_id: TokenId | None = None
+    video_end_token_id: TokenId | None = None
+    ignored = NO_EFFECT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Glm4vConfig(QwenVLConfig):
+    """Fields of `QwenVLConfig`, and GLM's projector and tokens.
+
+    Attributes:
+        merger_width: hidden channels of the projector's MLP. merger_act: its activation.
+        video_start_token_id, video_end_token_id: tokens around a clip, whose frames have image
+            tokens.
+    """
+
+    merger_width: int
+    merger_act: Activation
+    video_start_token_id: int
+    video_end_token_id: int
+
+    @classmethod
+    def from_hf(cls, content: Mapping[str, Any]) -> Self:
+        """From the content of a config.json.
+
+        Raises:
+            NotImplementedError: a setting that this port cannot honour, named.
+            ValueError: a field of a wrong type, out of range, or contradicting another, named.
+        """
+        hf = Glm4vSettings.read(content)
+        tower = Glm4vVisionSettings.read(hf.vision_config or {}, "vision_config")
+        text = read_text_settings(
+            hf.text_config or {}, supported=("glm4v_text",), default="glm4v_text"
+        )
+        if tower.output_width != text.hidden_size:
+            raise ValueError(
+                f"vision_config: expected features of text_config.hidden_size={text.hidden_size} "
+                f"channels, got {tower.output_width}"
+            )
+        start, end = _AROUND_CLIPS[hf.model_type]
+        return cls(
+            model_type=hf.model_type,
+            vision=tower.to_config(),
+            text=hf.decoder(text),
+            image_token_id=hf.image_token_id,
+            video_token_id=hf.video_token_id,
+            vision_start_token_id=hf.image_start_token_id,
+            vision_end_token_id=hf.image_end_token_id,
+            video_start_token_id=_or(hf.video_start_token_id, start),
+            video_end_token_id=_or(hf.video_end_token_id, end),
+            frames_apart=True,
+            merger_width=tower.intermediate_size,
+            merger_act=tower.hidden_act,
+            eos_token_ids=hf.eos_token_ids(text),
+        )
+
+
+def _or(given: int | None, default: int) -> int:
+    return default if given is None else given

@@ -1,0 +1,129 @@
+"""GLM-4.1V as a family: its module, names of its weights, and how the parts join."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from models.checkpoints.naming import WeightNames
+from models.checkpoints.weights import Layout, Source
+from models.families.base import Family, MultimodalModel, VisualInputs
+from models.families.glm4v.config import Glm4vConfig
+from models.families.qwen_vl.config import QwenVLConfig
+from models.families.qwen_vl.processing import QwenVLProcessing
+from models.families.qwen_vl.visual_inputs import ARRAY_NAMES
+from models.families.qwen_vl.visual_inputs import visual_inputs as qwen_visual_inputs
+from models.layers.linear import Maker
+from models.text.decoder import TextDecoder
+from models.text.fused_projections import fused_sources
+from models.text.sizes import text_sizes
+from models.vision.grid_tower import GridTransformer
+from models.vision.grid_weights import GRID_RULES, grid_published, grid_sizes, grid_special
+from models.vision.patch_grid import PatchGrids
+from models.vision.projectors import ConvolvingMerger
+from vkq_jax.array_types import Array, Float
+
+__all__ = ["FAMILY"]
+
+_VISUAL = r"(?:model\.)?visual\."
+_LAYER = r"(?:model\.)?language_model\.layers\.(\d+)\."
+# Norms of a block in files, and here.
+_NORMS = (
+    ("post_attention_layernorm", "pre_feedforward_layernorm"),
+    ("post_self_attn_layernorm", "post_attention_layernorm"),
+    ("post_mlp_layernorm", "post_feedforward_layernorm"),
+)
+_PARTS = (
+    ("embeddings.position_embedding.", "vision.position_embedding."),
+    ("post_conv_layernorm.", "vision.pre_norm."),
+    ("post_layernorm.", "vision.post_norm."),
+    ("downsample.", "projector.downsample."),
+    ("merger.proj.", "projector.proj."),
+    ("merger.post_projection_norm.", "projector.post_projection_norm."),
+    ("merger.", "projector.mlp."),
+)
+_RULES = (
+    *GRID_RULES,
+    *((_VISUAL + file.replace(".", r"\."), here) for file, here in _PARTS),
+    *((_LAYER + rf"{file}\.", rf"text.layers.\1.{here}.") for file, here in _NORMS),
+    (r"lm_head\.", "text.lm_head."),
+    (r"(?:model\.)?language_model\.", "text."),
+)
+_PUBLISHED = (
+    *((here.replace(".", r"\."), f"model.visual.{file}") for file, here in _PARTS),
+    *grid_published("model.", linear_in_names=False),
+    *(
+        (rf"text\.layers\.(\d+)\.{here}\.", rf"model.language_model.layers.\1.{file}.")
+        for file, here in _NORMS
+    ),
+    (r"text\.lm_head\.", "lm_head."),
+    (r"text\.", "model.language_model."),
+)
+
+
+class _Model(MultimodalModel):
+    """The parts of a GLM-4.1V model: `vision`, `projector` and `text`."""
+
+    def __init__(self, config: Glm4vConfig, make: Maker):
+        """Random parameters."""
+        self.config = config
+        self.vision = GridTransformer(config.vision, make)
+        self.projector = ConvolvingMerger(
+            make,
+            config.vision.encoder.hidden_size,
+            config.text.hidden_size,
+            config.merger_width,
+            config.merger_act,
+            merge=config.vision.merge,
+        )
+        self.text = TextDecoder(config.text, make)
+
+    def image_features(
+        self, pixel_values: Float[Array, "F P patch_width"], layout: PatchGrids
+    ) -> Float[Array, "features hidden_size"]:
+        """Embeddings of the visual tokens of all frames, in the order of the tokens."""
+        patches, _ = self.vision(pixel_values, layout)
+        return layout.in_order(self.projector(patches))
+
+
+def _weights(config: Glm4vConfig) -> WeightNames:
+    merge, width = config.vision.merge, config.vision.encoder.hidden_size
+    downsample = "projector.downsample.weight"
+    return WeightNames(
+        rules=_RULES,
+        published=_PUBLISHED,
+        sizes=(*text_sizes(config.text), *grid_sizes(config.vision)),
+        is_unused=lambda name: name == "text.lm_head.weight" and config.text.tie_word_embeddings,
+        special={
+            **grid_special(config.vision),
+            **fused_sources(config.text),
+            downsample: Source(downsample, Layout.CONVOLUTION, kernel=(width, merge, merge)),
+        },
+    )
+
+
+def _visual_inputs(
+    config: Glm4vConfig, ids: np.ndarray, mask: np.ndarray, arrays: Mapping[str, np.ndarray]
+) -> VisualInputs:
+    """Qwen-VL's, where image tokens between those around a clip stand for the clip's frames."""
+    opened = (ids == config.video_start_token_id).cumsum(-1)
+    closed = (ids == config.video_end_token_id).cumsum(-1)
+    image, video = config.visual_token_ids
+    of_clip = (opened > closed) & (ids == image)
+    return qwen_visual_inputs(config, np.where(of_clip, video, ids), mask, arrays)
+
+
+class _Processing(QwenVLProcessing):
+    """Qwen-VL's for pictures."""
+
+    def clips(self, config: QwenVLConfig) -> None:
+        """As `Processing.clips`: clips come as a processor's output only."""
+
+
+FAMILY = Family(
+    read_config=Glm4vConfig.from_hf,
+    build=_Model,
+    weights=_weights,
+    array_names=ARRAY_NAMES,
+    visual_inputs=_visual_inputs,
+    processing=_Processing,
+)
