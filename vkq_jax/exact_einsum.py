@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from vkq_jax.array_types import Array
 
-__all__ = ["exact_einsum", "on_gpu", "split_einsum", "three_pass_einsum"]
+__all__ = ["exact_einsum", "on_gpu", "split_einsum"]
 
 
 def on_gpu() -> bool:
@@ -17,17 +17,6 @@ def on_gpu() -> bool:
 def exact_einsum(spec: str, a: Array, b: Array) -> Array:
     """`jnp.einsum` of two float32 arrays without tf32 or bfloat16 in between."""
     return jnp.einsum(spec, a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-def three_pass_einsum(spec: str, a: Array, b: Array) -> Array:
-    """`jnp.einsum` of two float32 arrays, on a GPU by its tensor cores.
-
-    Each is split into two bfloat16 numbers, 16 bits of mantissa together, and only the product of
-    both second ones is left out. Elsewhere as `exact_einsum`.
-    """
-    if not on_gpu():
-        return exact_einsum(spec, a, b)
-    return jnp.einsum(spec, a, b, precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3)
 
 
 def split_einsum(spec: str, rows: Array, x: Array) -> Array:
@@ -44,9 +33,9 @@ def split_einsum(spec: str, rows: Array, x: Array) -> Array:
     if not exact or not on_gpu():
         return exact_einsum(spec, rows, x.astype(jnp.float32))
     axis = rows.ndim + spec.index("q") - spec.index(",")
-    upper = rows.astype(jnp.bfloat16)
-    lower = (rows - upper.astype(jnp.float32)).astype(jnp.bfloat16)
-    both = jnp.concatenate([upper, lower], axis)
+    # Not by way of bfloat16 and back, which XLA leaves out on a GPU: nothing would remain.
+    upper = jax.lax.reduce_precision(rows, exponent_bits=8, mantissa_bits=7)
+    both = jnp.concatenate([upper, rows - upper], axis).astype(jnp.bfloat16)
     found = jnp.einsum(spec, both, x.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
     first, second = jnp.split(found, 2, axis)
     return first + second

@@ -22,7 +22,7 @@ from vkq_jax.cache import VisualBank, take_layer
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import ScoreCalibration
-from vkq_jax.exact_einsum import three_pass_einsum
+from vkq_jax.exact_einsum import exact_einsum
 
 __all__ = ["fused_attention", "keeps_scores", "packed_starts", "plan", "score_range"]
 
@@ -78,7 +78,7 @@ def fused_attention(
         rows |= outer_dictionary.fold_queries(query, packed.key, groups, _needed(tables), layer)
     books = {} if groups else _codebooks(packed, tables)
     if "key" in books:
-        scores = three_pass_einsum("bkqh,kmh->bkqm", query, books["key"])
+        scores = exact_einsum("bkqh,kmh->bkqm", query, books["key"])
         rows["book"] = _pad_to(scores, BOOK)
     run = functools.partial(
         _launch,
@@ -96,7 +96,7 @@ def fused_attention(
     if "value" in books:
         mass, *found = found
         mass = mass[..., : books["value"].shape[-2]]
-        output = output + three_pass_einsum("bkqm,kmh->bkqh", mass, books["value"])
+        output = output + exact_einsum("bkqm,kmh->bkqh", mass, books["value"])
     if packed is not None and outer_rotation.rotates_outside(packed.value):
         output = outer_rotation.unrotate_output(output, logsumexp, packed.value, layer)
     return output, logsumexp, *reversed(found)

@@ -23,7 +23,7 @@ from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.code_tables import CodeTables, SideTables
 from vkq_jax.dictionary_tensor import hadamard_dictionary
-from vkq_jax.exact_einsum import three_pass_einsum
+from vkq_jax.exact_einsum import exact_einsum
 from vkq_jax.pytree import take_layer
 from vkq_jax.quantized import QuantizedTensor
 
@@ -67,7 +67,7 @@ def fold_queries(
     if key.codebook:
         names.append("book")
         dictionaries.append(_book(tables.key))
-    folded = three_pass_einsum("bkqh,khn->bkqn", query, jnp.concatenate(dictionaries, axis=-1))
+    folded = exact_einsum("bkqh,khn->bkqn", query, jnp.concatenate(dictionaries, axis=-1))
     rows, start = {}, 0
     for name, dictionary in zip(names, dictionaries, strict=True):
         stop = start + dictionary.shape[-1]
@@ -109,7 +109,7 @@ def join_parts(
         )
         weighed.append(mass)
         dictionaries.append(_book(tables.value))
-    total = three_pass_einsum(
+    total = exact_einsum(
         "bkqn,khn->bkqh",
         jnp.concatenate(weighed, axis=-1),
         jnp.concatenate(dictionaries, axis=-1),
