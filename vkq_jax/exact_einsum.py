@@ -33,9 +33,9 @@ def split_einsum(spec: str, rows: Array, x: Array) -> Array:
     if not exact or not on_gpu():
         return exact_einsum(spec, rows, x.astype(jnp.float32))
     axis = rows.ndim + spec.index("q") - spec.index(",")
-    upper = rows.astype(jnp.bfloat16)
-    lower = (rows - upper.astype(jnp.float32)).astype(jnp.bfloat16)
-    both = jnp.concatenate([upper, lower], axis)
+    # Not by way of bfloat16 and back, which XLA leaves out on a GPU: nothing would remain.
+    upper = jax.lax.reduce_precision(rows, exponent_bits=8, mantissa_bits=7)
+    both = jnp.concatenate([upper, rows - upper], axis).astype(jnp.bfloat16)
     found = jnp.einsum(spec, both, x.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
     first, second = jnp.split(found, 2, axis)
     return first + second

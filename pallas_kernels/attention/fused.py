@@ -76,7 +76,7 @@ def fused_attention(
     if packed is not None and outer_dictionary.folds_outside(packed.key):
         groups = outer_dictionary.class_groups(packed_classes(packed))
         rows |= outer_dictionary.fold_queries(query, packed.key, groups, _needed(tables), layer)
-    books = _codebooks(packed, tables)
+    books = {} if groups else _codebooks(packed, tables)
     if "key" in books:
         scores = exact_einsum("bkqh,kmh->bkqm", query, books["key"])
         rows["book"] = _pad_to(scores, BOOK)

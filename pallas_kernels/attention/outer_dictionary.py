@@ -18,7 +18,7 @@ from typing import TypeGuard
 
 import jax.numpy as jnp
 
-from pallas_kernels.attention.kernel_spec import Packed
+from pallas_kernels.attention.kernel_spec import BOOK, Packed
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.code_tables import CodeTables, SideTables
@@ -58,13 +58,20 @@ def fold_queries(
     tables: CodeTables,
     layer: Int32[Array, ""],
 ) -> dict[str, Float[Array, "B K Q ..."]]:
-    """What each part takes for the query, by operand name, and what all scores have in common."""
+    """What each part takes for the query, by operand name; what scores have in common.
+
+    With a codebook also the scores by centroid, "book".
+    """
+    names = [f"{group[0].name}query" for group in groups]
     dictionaries = [_dictionary(key, group, tables.key) for group in groups]
+    if key.codebook:
+        names.append("book")
+        dictionaries.append(_book(tables.key))
     folded = exact_einsum("bkqh,khn->bkqn", query, jnp.concatenate(dictionaries, axis=-1))
     rows, start = {}, 0
-    for group in groups:
-        stop = start + part_dim(key, group)
-        rows[f"{group[0].name}query"] = folded[..., start:stop]
+    for name, dictionary in zip(names, dictionaries, strict=True):
+        stop = start + dictionary.shape[-1]
+        rows[name] = folded[..., start:stop]
         start = stop
     if key.centre.shape[-2]:
         centre = take_layer(key.centre, layer).astype(jnp.float32)
@@ -97,13 +104,11 @@ def join_parts(
     weighed = [share * x for share, x in zip(shares, outputs, strict=True)]
     dictionaries = [_dictionary(value, group, tables.value) for group in groups]
     if value.codebook:
-        assert tables.value.codebook is not None
-        book = jnp.swapaxes(tables.value.codebook.astype(jnp.float32), -1, -2)
         mass = functools.reduce(
             jnp.add, [share * x for share, x in zip(shares, masses, strict=True)]
         )
-        weighed.append(mass[..., : book.shape[-1]])
-        dictionaries.append(book)
+        weighed.append(mass)
+        dictionaries.append(_book(tables.value))
     total = exact_einsum(
         "bkqn,khn->bkqh",
         jnp.concatenate(weighed, axis=-1),
@@ -115,6 +120,13 @@ def join_parts(
     if dense:
         total = total + jnp.exp(dense[1] - highest)[..., None] * dense[0]
     return total, logsumexp
+
+
+def _book(tables: SideTables) -> Float[Array, "K H M"]:
+    """The codebook, with columns of zeros for centroids that there are not."""
+    assert tables.codebook is not None
+    book = jnp.swapaxes(tables.codebook.astype(jnp.float32), -1, -2)
+    return jnp.pad(book, [(0, 0)] * (book.ndim - 1) + [(0, BOOK - book.shape[-1])])
 
 
 def _dictionary(

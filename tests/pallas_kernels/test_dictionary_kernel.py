@@ -49,7 +49,7 @@ CODES = {
     "only centroids": both(hadamard((1.0, 0), centres=4)),
     "learned": calibrated_presets["vkq-half"][0],
     "learned, steps of its own": calibrated_presets["vkq-2bit"][1],
-    "learned, no codebook": both(hadamard((0.4, 1.5), (0.6, 0), learned=True, scale="norm")),
+    "learned, no codebook": both(hadamard((0.9, 1.5), (0.1, 0), learned=True, scale="norm")),
 }
 attend = jax.jit(
     functools.partial(mosaic_gpu.attend_cache, launch=emulated_launch),
@@ -78,8 +78,7 @@ CASES = [
     (128, 4, "a codebook", TuningConfig(4, 2, 2, 4), None, True),
     (64, 3, "a codebook of keys, no centre", TuningConfig(4, 4, 1, 3), 5.0, False),
     (64, 7, "a codebook of values", TuningConfig(4, 2, 1, 7), None, False),
-    (64, 1, "learned", TuningConfig(4, 2, 2), None, True),
-    (128, 1, "learned, steps of its own", TuningConfig(4, 2), 5.0, False),
+    (128, 1, "learned, steps of its own", TuningConfig(4, 2, 2), 5.0, False),
     (128, 4, "learned", TuningConfig(4, 2, 1, 4), None, False),
     (80, 2, "learned, no codebook", None, 5.0, True),
 ]
@@ -261,6 +260,11 @@ def test_explain_says_what_is_launched():
     (line,) = mosaic_gpu.describe(stacked(layer), jax.ShapeDtypeStruct(query.shape, query.dtype))
     parts = "18 packed in 2 planes, 34 packed in 1 plane, 18 counted by centroid, 9 dense (text)"
     assert line.startswith(f"one launch over {parts}:")
+    query, layer = layer_of(80, 2, "learned, no codebook")
+    shape = jax.ShapeDtypeStruct(query.shape, query.dtype)
+    first, *others = mosaic_gpu.describe(stacked(layer), shape)
+    assert "540 packed in 128 virtual channels, 60 counted by centroid:" in first
+    assert "products of queries and results with dictionaries: by xla" in others
 
 
 def test_a_coded_cache_that_is_slower_than_bfloat16_says_so(monkeypatch):

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import pallas_kernels
+from tests.support.caches import Shape, random_layer
 from vkq_apps.bench import baselines, kernel, timing
 from vkq_apps.bench.baselines import DecodeShape, Measured
 from vkq_apps.bench.timing import LayerTime
@@ -263,6 +265,19 @@ def test_bad_options_are_one_clear_line(capsys, arguments, message):
     (line,) = captured.err.splitlines()
     assert line.startswith("vkq: error: ")
     assert message in line
+
+
+@pytest.mark.parametrize("codes", ["vkq-1bit", "vkq-half-tables", "vkq-2bit-tables"])
+def test_random_banks_have_the_form_of_coded_ones(codes):
+    case = kernel.Case(1, 2, 1, 600, codes, head_dim=64)
+    banks, *_ = jax.eval_shape(lambda: kernel.random_banks(case, 0))
+    shape = Shape(batch=1, num_heads=2, head_dim=64, visual=((600, (600,)),), text=(5,))
+    layer = jax.eval_shape(lambda: random_layer(shape, case.dictionary)[1])
+    tiled = jax.eval_shape(pallas_kernels.tile, layer.visual[0])
+    for got, expected in ((banks.packed.key, tiled.key), (banks.packed.value, tiled.value)):
+        assert jax.tree.structure(got) == jax.tree.structure(expected)
+        for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            assert (x.shape[1:], x.dtype) == (y.shape, y.dtype)
 
 
 def test_checks_run_emulated_without_a_gpu(monkeypatch):
