@@ -6,11 +6,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from models.families.llava.model import LlavaModel
 from models.layers.attention import Attend
 from vkq_apps.training.attention import Implementation, fused_attention, row_attention
-from vkq_apps.training.model import TrainedModel
+from vkq_apps.training.encoding import IMAGE_TOKENS
 from vkq_apps.training.processor import PIXEL_MEAN, PIXEL_STD
-from vkq_apps.training.rows import IMAGE_TOKENS, PREFIX, TEXT_START
 from vkq_jax.array_types import Array, Bool, Float, Shaped
 
 __all__ = ["forward", "normalize", "text_visibility"]
@@ -23,41 +23,43 @@ def normalize(images: Shaped[Array, "B S S 3"], dtype: Any) -> Float[Array, "B 3
     return pixels.transpose(0, 3, 1, 2).astype(dtype)
 
 
-def text_visibility(turn: Shaped[Array, "B R"]) -> Bool[Array, "B R S"]:
-    """The tokens that text sees: prefix and image, and its own turn up to itself."""
+def text_visibility(turn: Shaped[Array, "B R"], start: int) -> Bool[Array, "B R S"]:
+    """The tokens that text sees: prefix and image, `start` in all, and its own turn up to itself."""
     batch, length = turn.shape
     order = jnp.arange(length)
     own = (turn[:, :, None] == turn[:, None, :]) & (order[:, None] >= order[None, :])[None]
-    return jnp.concatenate([jnp.ones((batch, length, TEXT_START), bool), own], axis=-1)
+    return jnp.concatenate([jnp.ones((batch, length, start), bool), own], axis=-1)
 
 
 def forward(
-    model: TrainedModel,
+    llava: LlavaModel,
     images: Shaped[Array, "B S S 3"],
     rows: Shaped[Array, "B 5 R"],
     implementation: Implementation,
     *,
+    prefix: tuple[int, ...],
     unroll: bool,
 ) -> tuple[Float[Array, "B R vocab"], Float[Array, "B P width"]]:
     """Scores of the next token at every text position, and the vision tower's features.
 
-    `unroll`: see `models.layers.layer_scan.scan_layers`.
+    `prefix`: ids before the image. `unroll`: see `models.layers.layer_scan.scan_layers`.
     """
-    llava = model.llava
     tokens, turn, position = (rows[:, lane].astype(jnp.int32) for lane in range(3))
     batch = tokens.shape[0]
     pixels = normalize(images, llava.text.dtype)
     features = llava.vision(pixels, _attend_to_patches(implementation), unroll=unroll)
-    prefix = jnp.broadcast_to(jnp.asarray(PREFIX, jnp.int32), (batch, len(PREFIX)))
-    text = llava.text.embed(jnp.concatenate([prefix, tokens], axis=1))
+    before = len(prefix)
+    first = jnp.broadcast_to(jnp.asarray(prefix, jnp.int32), (batch, before))
+    text = llava.text.embed(jnp.concatenate([first, tokens], axis=1))
     visual = llava.projector(features)
     assert visual.shape[1] == IMAGE_TOKENS
-    x = jnp.concatenate([text[:, : len(PREFIX)], visual, text[:, len(PREFIX) :]], axis=1)
-    before = jnp.broadcast_to(jnp.arange(TEXT_START, dtype=jnp.int32), (batch, TEXT_START))
-    positions = jnp.concatenate([before, TEXT_START + position], axis=1)
-    attend = _attend_to_rows(text_visibility(turn), implementation)
+    x = jnp.concatenate([text[:, :before], visual, text[:, before:]], axis=1)
+    start = before + IMAGE_TOKENS
+    seen = jnp.broadcast_to(jnp.arange(start, dtype=jnp.int32), (batch, start))
+    positions = jnp.concatenate([seen, start + position], axis=1)
+    attend = _attend_to_rows(text_visibility(turn, start), implementation)
     x, _, _ = llava.text(x, positions, attend, unroll=unroll)
-    return llava.text.logits(x[:, TEXT_START:]), features
+    return llava.text.logits(x[:, start:]), features
 
 
 def _attend_to_patches(implementation: Implementation) -> Attend:
@@ -69,7 +71,7 @@ def _attend_to_patches(implementation: Implementation) -> Attend:
 
 
 def _attend_to_rows(mask: Bool[Array, "B R S"], implementation: Implementation) -> Attend:
-    """Packed rows: positions before `TEXT_START` are causal, text sees what `mask` shows."""
+    """Packed rows: positions before the text are causal, text sees what `mask` shows."""
 
     def attend(layer, query, key, value, carry):
         return row_attention(query, key, value, mask, implementation=implementation), carry, None

@@ -1,0 +1,136 @@
+"""The judge: a text tower of its own under the embedded model's vision tower, in a small size."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+import models
+from models.loading import TINY
+from vkq_apps.training import checkpointing, prompts
+from vkq_apps.training.export import main as export
+from vkq_apps.training.heldout import heldout, heldout_chunk
+from vkq_apps.training.judge import load_judge
+from vkq_apps.training.judge_checkpoint import judge_encoding
+from vkq_apps.training.loop import PARTS_FILE, train
+from vkq_apps.training.options import SMOKE, TrainOptions
+from vkq_apps.training.text_tower import read_tower
+from vkq_apps.training.train import main
+from vkq_apps.training.used_vocabulary import recipe_texts, used_vocabulary
+
+_CONFIG = {
+    "model_type": "qwen2",
+    "vocab_size": 262,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}
+_WORDS = [("r", "e"), ("re", "a"), ("Ġ", "l"), ("z", "q")]
+
+
+def _write_tower(folder, seed=0):
+    rng, folder = np.random.default_rng(seed), folder / f"tower{seed}"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(_CONFIG))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<|end|>", "<unused0>", *alphabet, *map("".join, _WORDS)]
+    vocabulary = {token: place for place, token in enumerate(tokens)}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=_WORDS))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
+    width, kv, inner = 32, 16, 48
+    shapes = {"embed_tokens": (262, width), "norm": (width,)}
+    for layer in range(2):
+        block = f"layers.{layer}"
+        shapes |= {f"{block}.{name}_layernorm": (width,) for name in ("input", "post_attention")}
+        shapes |= {f"{block}.self_attn.{name}_proj": (width, width) for name in "qo"}
+        shapes |= {f"{block}.self_attn.{name}_proj": (kv, width) for name in "kv"}
+        shapes |= {f"{block}.mlp.{name}_proj": (inner, width) for name in ("gate", "up")}
+        shapes[f"{block}.mlp.down_proj"] = (width, inner)
+    tensors = {f"model.{name}.weight": rng.normal(size=s) * 0.3 for name, s in shapes.items()}
+    for layer in range(2):
+        for name, size in (("q", width), ("k", kv), ("v", kv)):
+            tensors[f"model.layers.{layer}.self_attn.{name}_proj.bias"] = rng.normal(size=size)
+    stored = {name: x.astype(np.float32) for name, x in tensors.items()}
+    save_file(stored, folder / "model.safetensors")
+    return folder
+
+
+def _train(folder, out, **changes):
+    settings = {**SMOKE, "smoke": True, "steps": 2, "batch": 2, "heldout": 1, "peak": 0.02}
+    return train(TrainOptions(out=out, text_tower=str(folder), rank=2, **settings | changes))
+
+
+@pytest.mark.ci  # a vision tower of full size is compiled three times
+def test_a_judge_answers_from_its_export_as_in_training(tmp_path, capsys):
+    tower, run, folder = _write_tower(tmp_path), tmp_path / "run", tmp_path / "judge"
+    state = _train(tower, run)
+    assert export([str(run / PARTS_FILE), str(folder), "--text-tower", str(tower)]) == 0
+    encoding, chunk = judge_encoding(run / "start"), heldout_chunk(1, judge_encoding(run / "start"))
+    judge = load_judge(run / "start", 2, encoding.prefix, jnp.float32)
+    row, turn = chunk.rows[0], heldout("text", 0).turns[0]
+    first = int(np.argmax(row[3] >= 0))  # where the first answer begins
+
+    def in_training(params):
+        rows = jnp.asarray(chunk.rows[:1])
+        images = jnp.asarray(chunk.images[:1])
+        return judge.logits(params, judge.frozen, images, rows, "xla", unroll=False)[0, first]
+
+    model = models.load(folder, dtype=jnp.float32)
+    prompt = models.chat_prompt(model, turn.question)
+    assert prompt == prompts.prompt(turn.question)
+    inputs = models.prepare(model, images=heldout("text", 0).image, prompts=prompt)
+    exported = models.forward(model, inputs)[0, -1]
+    trained, start = in_training(state.params), in_training(judge.trained)
+    scale = float(jnp.linalg.norm(trained))
+    assert float(jnp.linalg.norm(exported - trained)) < 0.02 * scale
+    assert float(jnp.linalg.norm(start - trained)) > 0.2 * scale
+
+
+@pytest.mark.ci  # compiles the step twice
+def test_a_resumed_training_equals_one_piece(tmp_path, monkeypatch):
+    tower = _write_tower(tmp_path)
+    whole = _train(tower, tmp_path / "whole", steps=4)
+    _train(tower, tmp_path / "pieces", steps=4, stop_after_seconds=1e-6)
+    pieces = _train(tower, tmp_path / "pieces", steps=4, resume=True)
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(pieces.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_used_vocabulary_splits_texts_as_before(tmp_path):
+    content = read_tower(_write_tower(tmp_path)).tokenizer
+    reduced, rows = used_vocabulary(content, recipe_texts(30), ("<|end|>",))
+    old, new = (Tokenizer.from_str(json.dumps(one)) for one in (content, reduced))
+    assert "zq" not in reduced["model"]["vocab"]
+    assert {"rea", "re", "Ġl"} <= reduced["model"]["vocab"].keys()
+    text = "\nread line 2 ASSISTANT: $3.50, zeq"
+    assert new.encode(text).tokens == old.encode(text).tokens
+    assert [rows[i] for i in new.encode(text).ids] == old.encode(text).ids
+    assert new.encode("USER: <image>\nread").tokens.count(prompts.IMAGE_TOKEN) == 1
+    assert used_vocabulary(reduced, (), ("<|end|>",)) == (reduced, list(range(len(rows))))
+
+
+def test_a_wrong_tower_is_one_clear_error(tmp_path, capsys):
+    wrong = {"nowhere": "there is no nowhere", str(TINY): "which has a text tower inside"}
+    for tower, expected in wrong.items():
+        assert main(["--text-tower", tower, "--out", str(tmp_path / "run"), "--smoke"]) == 2
+        error = capsys.readouterr().err
+        assert expected in error
+        assert len(error) < 400
+    other = _write_tower(tmp_path)
+    parts, folder = tmp_path / PARTS_FILE, tmp_path / "judge"
+    checkpointing.save(parts, {"x": jnp.zeros(1)}, {"tower": "another", "rank": 2, "step": 0})
+    assert export([str(parts), str(folder), "--text-tower", str(other)]) == 2
+    assert "was trained on another tower" in capsys.readouterr().err
+    assert not folder.exists()
