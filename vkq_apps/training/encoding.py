@@ -57,8 +57,9 @@ RECIPE = Encoding(
 def encoding_of(file: Path, *, pad: str, eos: str) -> Encoding:
     """That of a tokenizer.json, in which `pad` and `eos` are tokens."""
     encode = _FileEncoder(str(file))
+    prefix = encode.tokenizer.encode(PROMPT_PREFIX).ids  # with what opens a text, if anything
     ids = [encode.tokenizer.token_to_id(token) for token in (pad, eos)]
-    return Encoding(tuple(encode(PROMPT_PREFIX)), *ids, encode)
+    return Encoding(tuple(prefix), *ids, encode)
 
 
 @dataclasses.dataclass(frozen=True)

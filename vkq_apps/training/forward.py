@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 
 from models.families.llava.model import LlavaModel
-from models.layers.attention import Attend
+from models.layers.attention import Attend, attend_with_mask
+from models.layers.layer_kinds import by_kind
+from models.text.config import TextConfig
 from vkq_apps.training.attention import Implementation, fused_attention, row_attention
 from vkq_apps.training.encoding import IMAGE_TOKENS
 from vkq_apps.training.processor import PIXEL_MEAN, PIXEL_STD
 from vkq_jax.array_types import Array, Bool, Float, Shaped
 
 __all__ = ["forward", "normalize", "text_visibility"]
+
+_FUSED_HEAD_DIM = 128
+"""Widest heads of cuDNN's attention."""
 
 
 def normalize(images: Shaped[Array, "B S S 3"], dtype: Any) -> Float[Array, "B 3 S S"]:
@@ -57,9 +63,27 @@ def forward(
     start = before + IMAGE_TOKENS
     seen = jnp.broadcast_to(jnp.arange(start, dtype=jnp.int32), (batch, start))
     positions = jnp.concatenate([seen, start + position], axis=1)
-    attend = _attend_to_rows(text_visibility(turn, start), implementation)
+    mask, config = text_visibility(turn, start), llava.config.text
+    if config.sliding_window is None and config.head_dim <= _FUSED_HEAD_DIM:
+        attend = _attend_to_rows(mask, implementation)
+    else:
+        masks = _row_masks(config, mask, positions)
+        attend = attend_with_mask(masks, logits_scale=config.logits_scale)
     x, _, _ = llava.text(x, positions, attend, unroll=unroll)
     return llava.text.logits(x[:, start:]), features
+
+
+def _row_masks(
+    config: TextConfig, text: Bool[Array, "B R S"], positions: Shaped[Array, "B S"]
+) -> Callable[[Array], Bool[Array, "B S S"]]:
+    """For a layer's number: the positions that each position of packed rows sees."""
+    batch, length, total = text.shape
+    image = jnp.tril(jnp.ones((total - length, total), bool))
+    full = jnp.concatenate([jnp.broadcast_to(image, (batch, *image.shape)), text], axis=1)
+    if config.sliding_window is None:
+        return lambda layer: full
+    near = positions[:, :, None] - positions[:, None, :] < config.sliding_window
+    return lambda layer: by_kind(config.full_layers, layer, full & near, full)
 
 
 def _attend_to_patches(implementation: Implementation) -> Attend:

@@ -62,12 +62,6 @@ class Judge:
 
     def __init__(self, model: Model, rank: int, prefix: tuple[int, ...], seed: int = 0):
         """`model`: what `write_start` wrote, layers stacked. `prefix`: ids before the image."""
-        window = model.config.text.sliding_window
-        if window is not None:
-            raise NotImplementedError(
-                f"--text-tower: expected a tower all of whose layers see all positions, got one "
-                f"with a sliding window of {window}"
-            )
         module = nnx.merge(model.graphdef, model.params)
         _adapt(module.text.layers, rank, jax.random.key(seed))
         self._graphdef, trained, self.frozen = nnx.split(module, _is_trained, ...)
@@ -75,16 +69,16 @@ class Judge:
         self.parameters = sum(x.size for x in jax.tree.leaves((trained, self.frozen)))
         self._prefix = prefix
 
-    def initial_state(self, schedule: Schedule) -> TrainState:
+    def initial_state(self) -> TrainState:
         """The state before the first step."""
-        moments = jax.jit(_optimizer(schedule).init)(self.trained)
+        moments = jax.jit(_optimizer().init)(self.trained)
         return TrainState(self.trained, moments, jnp.zeros((), jnp.int32))
 
     def make_step(
         self, schedule: Schedule, implementation: Implementation, *, unroll: bool
     ) -> Callable[[TrainState, tuple[Chunk, ...], Array], tuple[TrainState, dict[str, Array]]]:
         """`(state, chunks, places) -> (state, losses)`; the given state's memory is used again."""
-        optimizer = _optimizer(schedule)
+        optimizer = _optimizer()
 
         def loss_function(trained: Any, frozen: Any, batch: Chunk) -> Array:
             logits = self.logits(
@@ -94,16 +88,22 @@ class Judge:
 
         @functools.partial(jax.jit, donate_argnums=0)
         def step(
-            state: TrainState, frozen: Any, chunks: tuple[Chunk, ...], places: Array
+            state: TrainState, frozen: Any, rate: Array, chunks: tuple[Chunk, ...], places: Array
         ) -> tuple[TrainState, dict[str, Array]]:
             batch = take(chunks, places)
             loss, gradient = jax.value_and_grad(loss_function)(state.params, frozen, batch)
             updates, moments = optimizer.update(gradient, state.optimizer, state.params)
-            params = optax.apply_updates(state.params, updates)
+            params = jax.tree.map(lambda x, u: x - rate * u, state.params, updates)
             losses = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
             return TrainState(params, moments, state.step + 1), losses
 
-        return lambda state, chunks, places: step(state, self.frozen, chunks, places)
+        def scheduled(
+            state: TrainState, chunks: tuple[Chunk, ...], places: Array
+        ) -> tuple[TrainState, dict[str, Array]]:
+            # The rate is an argument, so that a schedule of another length compiles nothing.
+            return step(state, self.frozen, schedule.learning_rate(state.step), chunks, places)
+
+        return scheduled
 
     def make_predict(self, implementation: Implementation) -> Callable[[Any, Array, Array], Array]:
         """`(trained, images, rows) -> most likely next token [B, R]`."""
@@ -166,8 +166,6 @@ def _is_trained(path: tuple[Any, ...], value: Any) -> bool:
     return path[0] == "projector" or path[-1] in ("down", "up")
 
 
-def _optimizer(schedule: Schedule) -> optax.GradientTransformation:
-    """Clipping, then Adam without decay: the factors are small, and few steps are taken."""
-    return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(schedule.learning_rate, b1=0.9, b2=0.95)
-    )
+def _optimizer() -> optax.GradientTransformation:
+    """Clipping, then Adam's direction: no decay, for the factors are small and the steps few."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b1=0.9, b2=0.95))

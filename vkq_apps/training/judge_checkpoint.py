@@ -30,6 +30,8 @@ __all__ = ["judge_encoding", "read_digest", "write_start"]
 
 _TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 _INFO = "judge.json"
+_WINDOW = 1024
+"""Least width of a sliding window: every layer of a judge sees the whole picture."""
 _ELSEWHERE = ("architectures", "quantization_config", "dtype", "torch_dtype")
 """Fields of a tower's config.json that describe its own files."""
 
@@ -116,7 +118,7 @@ def _config(
     ends = {
         "eos_token_id": _id(tokenizer, tower.eos),
         "pad_token_id": _id(tokenizer, tower.pad),
-        "bos_token_id": None,
+        "bos_token_id": None if tower.bos is None else _id(tokenizer, tower.bos),
     }
     text = {
         name: value
@@ -124,6 +126,8 @@ def _config(
         if name not in _ELSEWHERE and not name.startswith("_")
     }
     text |= ends | {"vocab_size": vocabulary, "tie_word_embeddings": tied}
+    if text.get("sliding_window") is not None:
+        text["sliding_window"] = max(text["sliding_window"], _WINDOW)
     image = {"image_token_index": _id(tokenizer, IMAGE_TOKEN), "tie_word_embeddings": tied}
     return hf_config(ModelSize()) | ends | image | {"text_config": text}
 
@@ -134,6 +138,7 @@ def _save_tokenizer(content: Mapping[str, Any], tower: TextTower, folder: Path) 
 
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(content)),
+        bos_token=tower.bos,
         eos_token=tower.eos,
         pad_token=tower.pad,
         extra_special_tokens={"image_token": IMAGE_TOKEN},

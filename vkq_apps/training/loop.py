@@ -161,7 +161,7 @@ def _prepare_judge(options: TrainOptions, schedule: Schedule) -> tuple[Encoding,
             checkpointing.save(options.out / PARTS_FILE, parts, info | known)
 
         return _Subject(
-            judge.initial_state(schedule),
+            judge.initial_state(),
             judge.parameters,
             judge.make_step(schedule, implementation, unroll=options.unroll),
             judge.make_predict(implementation),

@@ -28,6 +28,7 @@ class TextTower:
         tensors: its weights by their names there, such as `model.layers.0.mlp.up_proj.weight`.
         tokenizer: the content of its tokenizer.json.
         eos, pad: the tokens that end an answer and fill rows up.
+        bos: the token that opens a text; None where the tokenizer adds none.
     """
 
     config: Mapping[str, Any]
@@ -35,6 +36,7 @@ class TextTower:
     tokenizer: Mapping[str, Any]
     eos: str
     pad: str
+    bos: str | None = None
 
 
 def read_tower(path: Path) -> TextTower:
@@ -105,4 +107,6 @@ def _tower(config: Mapping[str, Any], tensors: Mapping[str, Any], tokenizer: Any
             f"{content.get('model', {}).get('type')!r} and {tokenizer.eos_token!r}"
         )
     pad = tokenizer.pad_token or tokenizer.eos_token
-    return TextTower(config, tensors, content, tokenizer.eos_token, pad)
+    opening = (content.get("post_processor") or {}).get("special_tokens") or {}
+    bos = tokenizer.bos_token if tokenizer.bos_token in opening else None
+    return TextTower(config, tensors, content, tokenizer.eos_token, pad, bos)

@@ -9,12 +9,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from tokenizers import Tokenizer, pre_tokenizers
+
 from vkq_apps.training.pictures import choose_kind, make_picture
 from vkq_apps.training.prompts import ANSWER_PREFIX, IMAGE_TOKEN, PROMPT_PREFIX, suffix
 
 __all__ = ["recipe_texts", "used_vocabulary"]
 
 _PICTURES, _LEAST = 2000, 2
+_CHARACTERS = {*pre_tokenizers.ByteLevel.alphabet(), "▁", "\n"}
+_AS_WRITTEN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 _IMAGE_ROWS = ("<|image_pad|>", "<image_soft_token>", "<unused0>")
 """Tokens of pretrained towers that stand for nothing: one lends its row to the image token."""
 
@@ -42,61 +46,62 @@ def used_vocabulary(
     Args:
         content: of a tokenizer.json with a BPE model.
         texts: see `recipe_texts`.
-        keep: special tokens that stay.
+        keep: special tokens that stay, beside those that the tokenizer adds by itself.
 
     Raises:
         ValueError: the tokenizer has no token that could stand for the image.
     """
-    from tokenizers import Tokenizer
-
     model = content["model"]
     vocabulary: dict[str, int] = model["vocab"]
     added = {token["content"]: token["id"] for token in content["added_tokens"]}
-    image = next((name for name in (IMAGE_TOKEN, *_IMAGE_ROWS) if name in vocabulary | added), None)
+    known = vocabulary | added
+    image = next((name for name in (IMAGE_TOKEN, *_IMAGE_ROWS) if name in known), None)
     if image is None:
         raise ValueError(
             f"--text-tower: expected a tokenizer with one of {', '.join(_IMAGE_ROWS)}, whose row "
             "the image token takes"
         )
     if image == IMAGE_TOKEN:
-        return dict(content), sorted({*vocabulary.values(), *added.values()})
+        return dict(content), sorted(set(known.values()))
     old = Tokenizer.from_str(json.dumps(content))
-    counts = Counter(
-        token for one in old.encode_batch(list(texts), add_special_tokens=False) for token in one.tokens
-    )
-    used = {token for token, count in counts.items() if count >= _LEAST and token in vocabulary}
-    used |= {token for token in vocabulary if len(token) == 1 or token.startswith("<0x")}
+    encoded = old.encode_batch(list(texts), add_special_tokens=False)
+    counts = Counter(token for one in encoded for token in one.tokens)
+    used = {token for token, count in counts.items() if count >= _LEAST}
+    used |= {token for token in vocabulary if token in _CHARACTERS or token.startswith("<0x")}
     merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
-    parts: dict[str, list[tuple[str, str]]] = {}
-    for pair in merges:
-        parts.setdefault("".join(pair), []).append(pair)
-    waiting = sorted(used)
-    while waiting:
-        for pair in parts.get(waiting.pop(), ()):
-            waiting += [part for part in pair if part not in used]
-            used |= set(pair)
-    special = {name: added.get(name, vocabulary.get(name)) for name in (*keep, image)}
-    ids = sorted({vocabulary[token] for token in used} | set(special.values()))
+    _add_parts(used, merges)
+    special = {*keep, *_added_by_itself(content), image}
+    if model["unk_token"] is not None:
+        special.add(model["unk_token"])
+    ids = sorted({known[token] for token in used | special})
     new_id = {old_id: place for place, old_id in enumerate(ids)}
-    names = {old_id: token for token, old_id in vocabulary.items()} | {
-        old_id: token for token, old_id in special.items()
-    }
-    names[special[image]] = IMAGE_TOKEN
+    names = {known[token]: token for token in used | special} | {known[image]: IMAGE_TOKEN}
     reduced = copy.deepcopy(dict(content))
     reduced["model"] |= {
         "vocab": {names[old_id]: place for old_id, place in new_id.items()},
         "merges": [list(pair) for pair in merges if {*pair, "".join(pair)} <= used],
     }
     reduced["added_tokens"] = [
-        {
-            "id": new_id[old_id],
-            "content": names[old_id],
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-        for old_id in sorted(set(special.values()))
+        {"id": new_id[old_id], "content": names[old_id], "special": True} | _AS_WRITTEN
+        for old_id in sorted(known[token] for token in special)
     ]
+    for name, token in _added_by_itself(reduced).items():
+        token["ids"] = [new_id[known[name]]]
     return reduced, ids
+
+
+def _add_parts(used: set[str], merges: list[tuple[str, ...]]) -> None:
+    """Adds the tokens that those of `used` are merged from."""
+    parts: dict[str, list[tuple[str, ...]]] = {}
+    for pair in merges:
+        parts.setdefault("".join(pair), []).append(pair)
+    waiting = list(used)
+    while waiting:
+        new = {part for pair in parts.get(waiting.pop(), ()) for part in pair} - used
+        used |= new
+        waiting += new
+
+
+def _added_by_itself(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokens that the tokenizer puts around a text, by name."""
+    return (content.get("post_processor") or {}).get("special_tokens") or {}
