@@ -84,13 +84,15 @@ def calibrate(
 
     The model answers questions about the pictures at full precision; then plans of equal bits are
     compared on its own answers, and the best is kept for each preset. The embedded model ("tiny")
-    and others that were
-    trained on its recipe take pictures of that if no folder is given.
+    and others that its recipe trained take pictures of that recipe if no folder is given.
     """
     started = time.perf_counter()
     names = _names(presets)
     if images is None and model != "tiny" and not is_recipe_folder(Path(model)):
-        raise ValueError('--images: expected a folder of pictures (only "tiny" draws its own)')
+        raise ValueError(
+            "--images: expected a folder of pictures (only models that the recipe trained, such as "
+            '"tiny", draw their own)'
+        )
     if out_file is None:
         raise ValueError("--out: expected a file to write the tables to")
     check_writable(out_file)

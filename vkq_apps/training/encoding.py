@@ -58,8 +58,8 @@ def encoding_of(file: Path, *, pad: str, eos: str) -> Encoding:
     """That of a tokenizer.json, in which `pad` and `eos` are tokens."""
     encode = _FileEncoder(str(file))
     prefix = encode.tokenizer.encode(PROMPT_PREFIX).ids  # with what opens a text, if anything
-    ids = [encode.tokenizer.token_to_id(token) for token in (pad, eos)]
-    return Encoding(tuple(prefix), *ids, encode)
+    known = encode.tokenizer.token_to_id
+    return Encoding(tuple(prefix), known(pad), known(eos), encode)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from flax import nnx
 
 import models
 from models import Model
+from models.families.llava.model import LlavaModel
 from vkq_apps.training.attention import Implementation
 from vkq_apps.training.feeding import Chunk
 from vkq_apps.training.forward import forward
@@ -126,12 +127,14 @@ class Judge:
         unroll: bool,
     ) -> Float[Array, "B R vocab"]:
         """Scores of the next token at every text position of rows of training."""
-        module = nnx.merge(self._graphdef, trained, frozen)
+        module = cast(LlavaModel, nnx.merge(self._graphdef, trained, frozen))
         prefix = self._prefix
         return forward(module, images, rows, implementation, prefix=prefix, unroll=unroll)[0]
 
 
-def load_judge(folder: Path, rank: int, prefix: tuple[int, ...], dtype: Any = jnp.bfloat16) -> Judge:
+def load_judge(
+    folder: Path, rank: int, prefix: tuple[int, ...], dtype: Any = jnp.bfloat16
+) -> Judge:
     """The judge at its start, from the folder that `write_start` wrote."""
     return Judge(models.load(folder, dtype=dtype, layers_apart=False), rank, prefix)
 
@@ -143,9 +146,9 @@ def merged(model: Model, trained: nnx.State) -> Model:
         model: the start that they were trained from, in float32, layers stacked.
         trained: parameters as `Judge.trained`.
     """
-    module = nnx.merge(model.graphdef, model.params)
+    module = cast(LlavaModel, nnx.merge(model.graphdef, model.params))
     nnx.update(module.projector, trained["projector"])
-    layers = trained["text"]["layers"]
+    layers: Any = trained["text"]["layers"]
     for part, names in _ADAPTED.items():
         for name in names:
             kernel = getattr(getattr(module.text.layers, part), name).kernel

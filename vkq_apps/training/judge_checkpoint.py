@@ -111,9 +111,7 @@ def _rounded(tensor: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(tensor.astype(ml_dtypes.bfloat16))
 
 
-def _config(
-    tower: TextTower, tokenizer: Mapping[str, Any], vocabulary: int
-) -> dict[str, Any]:
+def _config(tower: TextTower, tokenizer: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
     tied = "lm_head.weight" not in tower.tensors
     ends = {
         "eos_token_id": _id(tokenizer, tower.eos),

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_dtypes
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 import models
@@ -38,9 +39,12 @@ def export_judge(parts: Path, folder: Path, tower: Path) -> dict[str, Any]:
     """
     if folder.exists():
         raise ValueError(f"expected a new folder to write the judge to, {folder} exists")
-    info = checkpointing.read_info(parts)
+    try:
+        info = checkpointing.read_info(parts)
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        info = {}
     if not {"tower", "rank"} <= info.keys():
-        raise ValueError(f"expected parts.safetensors of a judge, {parts} is of another training")
+        raise ValueError(f"expected parts.safetensors of a judge, {parts} is something else")
     unfinished = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:

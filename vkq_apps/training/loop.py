@@ -28,8 +28,8 @@ from vkq_apps.training.model import ModelSize, create_model, with_checkpoint
 from vkq_apps.training.optimizer import Schedule
 from vkq_apps.training.options import TrainOptions
 from vkq_apps.training.rendering import Renderers
-from vkq_apps.training.text_tower import read_tower
 from vkq_apps.training.step import TrainState, bind, initial_state, make_predict, make_train_step
+from vkq_apps.training.text_tower import read_tower
 
 __all__ = ["PARTS_FILE", "SMALL", "STATE_FILE", "train"]
 

@@ -18,8 +18,9 @@ from vkq_apps.training.prompts import ANSWER_PREFIX, suffix
 __all__ = ["LANES", "pack_row"]
 
 LANES = ("tokens", "turn", "position", "target", "task")
-"""Rows of an int16 [5, R] array, R = `Encoding.row_length`: input id; number of the turn, -1 in padding; position
-behind the image; id to predict, -1 where none; index of the turn's task, -1 in padding."""
+"""Rows of an int16 [5, R] array, R = `Encoding.row_length`: input id; number of the turn, -1 in
+padding; position behind the image; id to predict, -1 where none; index of the turn's task, -1 in
+padding."""
 
 
 def pack_row(

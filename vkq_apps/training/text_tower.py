@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 
 from models.checkpoints.folder import Checkpoint
 from models.checkpoints.hf_settings import read_json
+from vkq_apps.training.tower_parts import has_parts, read_parts
 
-__all__ = ["TextTower", "read_tower"]
+__all__ = ["TextTower", "read_gguf_settings", "read_tower"]
 
 _TOKENIZER = "tokenizer.json"
 
@@ -40,7 +42,7 @@ class TextTower:
 
 
 def read_tower(path: Path) -> TextTower:
-    """Reads a folder with config.json, safetensors and tokenizer files, or a GGUF file.
+    """Reads a folder with config.json, safetensors or parts, and tokenizer files, or a GGUF file.
 
     Raises:
         ValueError: there is neither, a file is missing or is no text model's, or a package that
@@ -70,21 +72,50 @@ def _read_folder(folder: Path) -> TextTower:
 
     # tokenizer.json as it is: classes of their own put together some of it anew.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    if has_parts(folder):
+        return _tower(config, read_parts(folder), tokenizer)
     with Checkpoint(folder) as checkpoint:
         tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
     return _tower(config, tensors, tokenizer)
 
 
+def read_gguf_settings(file: Path) -> tuple[Any, Any]:
+    """Configuration and tokenizer of a GGUF file, as transformers has them.
+
+    Raises:
+        ValueError: the file cannot be read, or a package is missing.
+    """
+    with _gguf_errors(file):
+        import transformers
+
+        where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+        config = transformers.AutoConfig.from_pretrained(**where)
+        return config, transformers.AutoTokenizer.from_pretrained(**where)
+
+
 def _read_gguf(file: Path) -> TextTower:
+    _, tokenizer = read_gguf_settings(file)
+    with _gguf_errors(file):
+        import transformers
+
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype="float32"
+        )
+    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    return _tower(model.config.to_dict(), tensors, tokenizer)
+
+
+@contextlib.contextmanager
+def _gguf_errors(file: Path) -> Iterator[None]:
     try:
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
-        where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of arrays that cannot be written to
-            tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-            model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype="float32")
+            yield
     except ImportError as error:
         raise ValueError(
             f"--text-tower: a GGUF file is read by PyTorch (uv run --group parity --with gguf "
@@ -92,10 +123,6 @@ def _read_gguf(file: Path) -> TextTower:
         ) from error
     except (OSError, KeyError, IndexError) as error:
         raise ValueError(f"--text-tower: {file} cannot be read as GGUF: {error}") from error
-    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)
-    return _tower(model.config.to_dict(), tensors, tokenizer)
 
 
 def _tower(config: Mapping[str, Any], tensors: Mapping[str, Any], tokenizer: Any) -> TextTower:

@@ -40,8 +40,8 @@ def used_vocabulary(
 
     Tokens used less often than twice fall apart into shorter ones; single bytes and characters
     stay, so that any text of the texts' alphabet can be written. Merges keep their order: texts
-    whose merges all stay are split as before. A tokenizer that has the image token already stays as it
-    is.
+    whose merges all stay are split as before. A tokenizer that has the image token already stays
+    as it is.
 
     Args:
         content: of a tokenizer.json with a BPE model.

@@ -21,11 +21,11 @@ from vkq_apps.training.judge_checkpoint import judge_encoding
 from vkq_apps.training.loop import PARTS_FILE, train
 from vkq_apps.training.options import SMOKE, TrainOptions
 from vkq_apps.training.text_tower import read_tower
+from vkq_apps.training.tower_parts import Blocks, save_parts
 from vkq_apps.training.train import main
 from vkq_apps.training.used_vocabulary import recipe_texts, used_vocabulary
 
 _CONFIG = {
-    "model_type": "qwen2",
     "vocab_size": 262,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -35,13 +35,23 @@ _CONFIG = {
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }
+_KINDS = {
+    "qwen2": {},
+    "gemma3_text": {
+        "head_dim": 256,  # wider than cuDNN's attention takes
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 256,
+    },
+}
 _WORDS = [("r", "e"), ("re", "a"), ("Ġ", "l"), ("z", "q")]
 
 
-def _write_tower(folder, seed=0):
+def _write_tower(folder, kind="qwen2", seed=0):
     rng, folder = np.random.default_rng(seed), folder / f"tower{seed}"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(_CONFIG))
+    config = {"model_type": kind} | _CONFIG | _KINDS[kind]
+    (folder / "config.json").write_text(json.dumps(config))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = ["<|end|>", "<unused0>", *alphabet, *map("".join, _WORDS)]
     vocabulary = {token: place for place, token in enumerate(tokens)}
@@ -49,19 +59,25 @@ def _write_tower(folder, seed=0):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
-    width, kv, inner = 32, 16, 48
-    shapes = {"embed_tokens": (262, width), "norm": (width,)}
+    width, inner, head = 32, 48, config.get("head_dim", 8)
+    shapes = {"embed_tokens.weight": (262, width), "norm.weight": (width,)}
+    norms = ["input", "post_attention"]
+    if kind == "gemma3_text":
+        norms += ["pre_feedforward", "post_feedforward"]
     for layer in range(2):
         block = f"layers.{layer}"
-        shapes |= {f"{block}.{name}_layernorm": (width,) for name in ("input", "post_attention")}
-        shapes |= {f"{block}.self_attn.{name}_proj": (width, width) for name in "qo"}
-        shapes |= {f"{block}.self_attn.{name}_proj": (kv, width) for name in "kv"}
-        shapes |= {f"{block}.mlp.{name}_proj": (inner, width) for name in ("gate", "up")}
-        shapes[f"{block}.mlp.down_proj"] = (width, inner)
-    tensors = {f"model.{name}.weight": rng.normal(size=s) * 0.3 for name, s in shapes.items()}
-    for layer in range(2):
-        for name, size in (("q", width), ("k", kv), ("v", kv)):
-            tensors[f"model.layers.{layer}.self_attn.{name}_proj.bias"] = rng.normal(size=size)
+        attention = f"{block}.self_attn"
+        for name, heads in (("q", 4), ("k", 2), ("v", 2)):
+            shapes[f"{attention}.{name}_proj.weight"] = (heads * head, width)
+            if kind == "qwen2":
+                shapes[f"{attention}.{name}_proj.bias"] = (heads * head,)
+        shapes[f"{attention}.o_proj.weight"] = (width, 4 * head)
+        shapes |= {f"{block}.{name}_layernorm.weight": (width,) for name in norms}
+        if kind == "gemma3_text":
+            shapes |= {f"{attention}.{name}_norm.weight": (head,) for name in "qk"}
+        shapes |= {f"{block}.mlp.{name}_proj.weight": (inner, width) for name in ("gate", "up")}
+        shapes[f"{block}.mlp.down_proj.weight"] = (width, inner)
+    tensors = {f"model.{name}": rng.normal(size=s) * 0.3 for name, s in shapes.items()}
     stored = {name: x.astype(np.float32) for name, x in tensors.items()}
     save_file(stored, folder / "model.safetensors")
     return folder
@@ -73,8 +89,9 @@ def _train(folder, out, **changes):
 
 
 @pytest.mark.ci  # a vision tower of full size is compiled three times
-def test_a_judge_answers_from_its_export_as_in_training(tmp_path, capsys):
-    tower, run, folder = _write_tower(tmp_path), tmp_path / "run", tmp_path / "judge"
+@pytest.mark.parametrize("kind", _KINDS)
+def test_a_judge_answers_from_its_export_as_in_training(tmp_path, capsys, kind):
+    tower, run, folder = _write_tower(tmp_path, kind), tmp_path / "run", tmp_path / "judge"
     state = _train(tower, run)
     assert export([str(run / PARTS_FILE), str(folder), "--text-tower", str(tower)]) == 0
     encoding, chunk = judge_encoding(run / "start"), heldout_chunk(1, judge_encoding(run / "start"))
@@ -134,3 +151,23 @@ def test_a_wrong_tower_is_one_clear_error(tmp_path, capsys):
     assert export([str(parts), str(folder), "--text-tower", str(other)]) == 2
     assert "was trained on another tower" in capsys.readouterr().err
     assert not folder.exists()
+
+
+def test_parts_of_a_tower_are_the_tower(tmp_path):
+    tower = _write_tower(tmp_path)
+    whole = read_tower(tower)
+    most = 4 * whole.tensors["model.embed_tokens.weight"].size + 256
+    blocks = {name: Blocks(tensor, "F32") for name, tensor in whole.tensors.items()}
+    files = save_parts(blocks, tower, most)
+    assert len(files) > 1
+    assert max(file.stat().st_size for file in files) <= most + 4096
+    (tower / "model.safetensors").unlink()
+    joined = read_tower(tower).tensors
+    assert joined.keys() == whole.tensors.keys()
+    for name, tensor in joined.items():
+        np.testing.assert_array_equal(tensor, whole.tensors[name])
+    files[0].unlink()
+    with pytest.raises(ValueError, match=f"expected {len(files)} parts"):
+        read_tower(tower)
+    with pytest.raises(ValueError, match="--megabytes: expected room"):
+        save_parts(blocks, tower, 1000)
