@@ -17,7 +17,7 @@ from vkq_apps.training import checkpointing, prompts
 from vkq_apps.training.export import main as export
 from vkq_apps.training.heldout import heldout, heldout_chunk
 from vkq_apps.training.judge import load_judge
-from vkq_apps.training.judge_checkpoint import judge_encoding
+from vkq_apps.training.judge_checkpoint import judge_encoding, write_start
 from vkq_apps.training.loop import PARTS_FILE, train
 from vkq_apps.training.options import SMOKE, TrainOptions
 from vkq_apps.training.text_tower import read_tower
@@ -113,6 +113,29 @@ def test_a_judge_answers_from_its_export_as_in_training(tmp_path, capsys, kind):
     scale = float(jnp.linalg.norm(trained))
     assert float(jnp.linalg.norm(exported - trained)) < 0.02 * scale
     assert float(jnp.linalg.norm(start - trained)) > 0.2 * scale
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", _KINDS)
+def test_a_start_has_the_logits_of_transformers(tmp_path, kind):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    write_start(read_tower(_write_tower(tmp_path, kind)), tmp_path / "start")
+    ours = models.load(tmp_path / "start", dtype=jnp.float32)
+    picture = heldout("text", 0)
+    prompt = models.chat_prompt(ours, picture.turns[0].question)
+    inputs = models.prepare(ours, images=picture.image, prompts=prompt)
+    theirs = transformers.LlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "start", dtype="float32", attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        expected = theirs(
+            input_ids=torch.tensor(np.asarray(inputs.input_ids)).long(),
+            attention_mask=torch.tensor(np.asarray(inputs.mask)).long(),
+            pixel_values=torch.tensor(np.asarray(inputs.pixel_values)),
+        ).logits.numpy()
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(models.forward(ours, inputs), expected, atol=1e-3)
 
 
 @pytest.mark.ci  # compiles the step twice
