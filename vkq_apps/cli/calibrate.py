@@ -24,6 +24,7 @@ from vkq_apps.cli.console import log, out, print_json
 from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.sample_prompts import AnswerTokensOption, BatchSizeOption, batches_of
 from vkq_apps.evals.progress import progress
+from vkq_apps.evals.synthetic import is_recipe_folder
 from vkq_apps.recipe import check_recipe
 from vkq_jax.atomic_write import check_writable
 
@@ -83,12 +84,15 @@ def calibrate(
 
     The model answers questions about the pictures at full precision; then plans of equal bits are
     compared on its own answers, and the best is kept for each preset. The embedded model ("tiny")
-    takes pictures of its recipe if no folder is given.
+    and others that its recipe trained take pictures of that recipe if no folder is given.
     """
     started = time.perf_counter()
     names = _names(presets)
-    if images is None and model != "tiny":
-        raise ValueError('--images: expected a folder of pictures (only "tiny" draws its own)')
+    if images is None and model != "tiny" and not is_recipe_folder(Path(model)):
+        raise ValueError(
+            "--images: expected a folder of pictures (only models that the recipe trained, such as "
+            '"tiny", draw their own)'
+        )
     if out_file is None:
         raise ValueError("--out: expected a file to write the tables to")
     check_writable(out_file)

@@ -12,7 +12,7 @@ from vkq_apps.evals.samples import Sample
 from vkq_apps.evals.tasks import Task
 from vkq_apps.recipe import check_recipe
 
-__all__ = ["QUESTIONS_PER_PICTURE", "is_recipe_checkpoint", "synthetic_tasks"]
+__all__ = ["QUESTIONS_PER_PICTURE", "is_recipe_checkpoint", "is_recipe_folder", "synthetic_tasks"]
 
 QUESTIONS_PER_PICTURE = 2
 """Most questions about one picture: many pictures say more than many questions."""
@@ -34,8 +34,13 @@ def synthetic_tasks() -> dict[str, Task]:
 
 
 def is_recipe_checkpoint(model: Model) -> bool:
-    """Whether a checkpoint was trained on these pictures: its chat template is the recipe's."""
-    own, its = (Path(folder) / "chat_template.jinja" for folder in (TINY, model.source or ""))
+    """Whether a checkpoint was trained on these pictures."""
+    return is_recipe_folder(Path(model.source or ""))
+
+
+def is_recipe_folder(folder: Path) -> bool:
+    """Whether a folder's checkpoint was: its chat template is the recipe's."""
+    own, its = (path / "chat_template.jinja" for path in (TINY, folder))
     return its.is_file() and its.read_bytes().strip() == own.read_bytes().strip()
 
 

@@ -22,8 +22,8 @@ _BLOCK = 64
 
 def fused_attention(
     query: Float[Array, "B T N H"],
-    key: Float[Array, "B T N H"],
-    value: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
     *,
     causal: bool,
     implementation: Implementation,
@@ -52,8 +52,8 @@ def fused_attention(
 
 def row_attention(
     query: Float[Array, "B T N H"],
-    key: Float[Array, "B T N H"],
-    value: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
     text_mask: Bool[Array, "B R S"],
     *,
     implementation: Implementation,

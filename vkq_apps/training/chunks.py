@@ -5,8 +5,9 @@ import random
 
 import numpy as np
 
+from vkq_apps.training.encoding import RECIPE, Encoding
 from vkq_apps.training.pictures import GRID, NUM_SLOTS, SIZE, choose_kind, make_picture
-from vkq_apps.training.rows import LANES, ROW_LENGTH, pack_row
+from vkq_apps.training.rows import LANES, pack_row
 
 __all__ = ["ChunkArrays", "fill_chunk", "new_chunk", "render_row"]
 
@@ -26,26 +27,30 @@ class ChunkArrays:
     labels: np.ndarray
 
 
-def shapes(size: int) -> dict[str, tuple[tuple[int, ...], type]]:
+def shapes(size: int, row_length: int) -> dict[str, tuple[tuple[int, ...], type]]:
     """Shape and dtype of each array of a chunk of `size` examples."""
     return {
         "images": ((size, SIZE, SIZE, 3), np.uint8),
-        "rows": ((size, len(LANES), ROW_LENGTH), np.int16),
+        "rows": ((size, len(LANES), row_length), np.int16),
         "labels": ((size, GRID * GRID, NUM_SLOTS), np.uint8),
     }
 
 
-def new_chunk(size: int) -> ChunkArrays:
+def new_chunk(size: int, row_length: int = RECIPE.row_length) -> ChunkArrays:
     """An empty chunk in ordinary memory."""
-    return ChunkArrays(**{name: np.zeros(*spec) for name, spec in shapes(size).items()})
+    specs = shapes(size, row_length)
+    return ChunkArrays(**{name: np.zeros(*spec) for name, spec in specs.items()})
 
 
-def fill_chunk(chunk: ChunkArrays, seed: str, difficulty: float) -> None:
+def fill_chunk(
+    chunk: ChunkArrays, seed: str, difficulty: float, encoding: Encoding = RECIPE
+) -> None:
     """Renders training examples: most at `difficulty`, the rest easier."""
     for index in range(len(chunk.images)):
         rng = random.Random(f"{seed}/{index}")
         level = difficulty if rng.random() < 0.7 else rng.uniform(0.1, difficulty)
-        render_row(chunk, index, choose_kind(rng), f"train/{seed}/{index}", level, rng)
+        picture = f"train/{seed}/{index}"
+        render_row(chunk, index, choose_kind(rng), picture, level, rng, encoding)
 
 
 def render_row(
@@ -55,9 +60,10 @@ def render_row(
     seed: str,
     difficulty: float = 1.0,
     rng: random.Random | None = None,
+    encoding: Encoding = RECIPE,
 ) -> None:
     """Renders one picture into place `index`; `rng` shuffles its turns."""
     picture = make_picture(kind, seed, difficulty)
     chunk.images[index] = picture.image
-    chunk.rows[index] = pack_row(picture.turns, rng)
+    chunk.rows[index] = pack_row(picture.turns, rng, encoding)
     chunk.labels[index] = picture.labels

@@ -1,6 +1,9 @@
 """Writes a trained model as a Hugging Face LLaVA checkpoint in bfloat16.
 
 python -m vkq_apps.training.export runs/tiny/state.safetensors models/tiny_checkpoint
+python -m vkq_apps.training.export runs/judge/parts.safetensors JUDGE --text-tower FOLDER_OR_GGUF
+
+The second puts the trained parts of a judge and the tower that they were trained on together.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from safetensors.numpy import save_file
 from models.checkpoints.weights import to_stored
 from models.families.llava.config import LlavaConfig
 from models.families.registry import family_of
-from vkq_apps.cli.standalone import argument, run_standalone
+from vkq_apps.cli.standalone import argument, option, run_standalone
 from vkq_apps.training import checkpointing
+from vkq_apps.training.judge_export import export_judge
 from vkq_apps.training.model import ModelSize, create_model, hf_config
 from vkq_apps.training.optimizer import Schedule
 from vkq_apps.training.processor import save_processor, write_json
@@ -104,13 +108,21 @@ def _save_shards(tensors: dict[str, np.ndarray], folder: Path) -> None:
 class ExportOptions:
     """The command line of the export."""
 
-    state: Path = argument(help="state.safetensors of a training.")
+    state: Path = argument(
+        help="state.safetensors of a training; of a judge, its parts.safetensors."
+    )
     folder: Path = argument(help="Checkpoint folder to write.")
+    text_tower: str = option(
+        "", help="Of a judge: the tower that it was trained on.", metavar="PATH"
+    )
 
 
 def run(options: ExportOptions) -> None:
     """Writes the checkpoint, and one line of JSON about it."""
-    info = export_state(options.state, options.folder)
+    if options.text_tower:
+        info = export_judge(options.state, options.folder, Path(options.text_tower))
+    else:
+        info = export_state(options.state, options.folder)
     print(json.dumps({"step": info["step"], "of": info["steps"], "folder": str(options.folder)}))
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vkq_apps.training.chunks import ChunkArrays, fill_chunk, new_chunk
+from vkq_apps.training.encoding import RECIPE, Encoding
 from vkq_apps.training.rendering import Renderers
 from vkq_jax.array_types import Array
 from vkq_jax.pytree import frozen_pytree
@@ -53,13 +54,14 @@ class Feed(Protocol):
 class InlineFeed:
     """Renders each batch when it is asked for: slow, and the same whatever happened before."""
 
-    def __init__(self, batch: int, seed: int):
+    def __init__(self, batch: int, seed: int, encoding: Encoding = RECIPE):
         self._batch, self._seed, self.rendered = batch, seed, 0
+        self._encoding = encoding
 
     def sources(self, step: int, difficulty: float) -> tuple[tuple[Chunk, ...], Array]:
         """The batch of a step."""
-        arrays = new_chunk(self._batch)
-        fill_chunk(arrays, f"{self._seed}/inline/{step}", difficulty)
+        arrays = new_chunk(self._batch, self._encoding.row_length)
+        fill_chunk(arrays, f"{self._seed}/inline/{step}", difficulty, self._encoding)
         self.rendered += self._batch
         return (to_device(arrays),), jnp.arange(self._batch, dtype=jnp.int32)[None]
 

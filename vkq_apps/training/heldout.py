@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vkq_apps.training.chunks import ChunkArrays, new_chunk, render_row
+from vkq_apps.training.encoding import RECIPE, Encoding
 from vkq_apps.training.pictures import KINDS, Picture, make_picture
 
 __all__ = ["calibration_picture", "calibration_questions", "heldout", "heldout_chunk"]
@@ -44,14 +45,15 @@ def calibration_questions(
     return drawn
 
 
-def heldout_chunk(count: int) -> ChunkArrays:
+def heldout_chunk(count: int, encoding: Encoding = RECIPE) -> ChunkArrays:
     """The first `count` held-out pictures of every kind, kind by kind, as packed rows."""
-    chunk = new_chunk(count * len(KINDS))
+    chunk = new_chunk(count * len(KINDS), encoding.row_length)
     for number, kind in enumerate(KINDS):
         for index in range(count):
             # In random order, so that turns which do not fit are not always the last ones.
             seed = _heldout_seed(index, None)
-            render_row(chunk, number * count + index, kind, seed, rng=random.Random(seed))
+            place, rng = number * count + index, random.Random(seed)
+            render_row(chunk, place, kind, seed, rng=rng, encoding=encoding)
     return chunk
 
 

@@ -17,19 +17,23 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vkq_apps.training import checkpointing
-from vkq_apps.training.attention import choose_implementation
+from vkq_apps.training.attention import Implementation, choose_implementation
+from vkq_apps.training.encoding import RECIPE, Encoding
 from vkq_apps.training.evaluation import evaluate
 from vkq_apps.training.feeding import Feed, InlineFeed, PooledFeed
 from vkq_apps.training.heldout import heldout_chunk
+from vkq_apps.training.judge import load_judge
+from vkq_apps.training.judge_checkpoint import judge_encoding, read_digest, write_start
 from vkq_apps.training.model import ModelSize, create_model, with_checkpoint
 from vkq_apps.training.optimizer import Schedule
 from vkq_apps.training.options import TrainOptions
 from vkq_apps.training.rendering import Renderers
 from vkq_apps.training.step import TrainState, bind, initial_state, make_predict, make_train_step
+from vkq_apps.training.text_tower import read_tower
 
-__all__ = ["SMALL", "STATE_FILE", "train"]
+__all__ = ["PARTS_FILE", "SMALL", "STATE_FILE", "train"]
 
-STATE_FILE, LOG_FILE = "state.safetensors", "log.jsonl"
+STATE_FILE, PARTS_FILE, LOG_FILE = "state.safetensors", "parts.safetensors", "log.jsonl"
 SMALL = ModelSize(width=64, num_layers=2, vision_mlp_width=128, text_mlp_width=96)
 _LOG_STEPS = 100
 _AHEAD = 2
@@ -48,50 +52,123 @@ def train(options: TrainOptions) -> TrainState:
         )
     if options.resume and options.start_from:
         raise SystemExit("--resume goes on from the saved state: leave out --start-from")
-    size = SMALL if options.smoke else ModelSize()
     schedule = Schedule(
         steps=options.steps, peak=options.peak, warmup=options.warmup, easy=options.easy
     )
     first = checkpointing.read_info(file)["step"] if options.resume else 0
+    options.out.mkdir(parents=True, exist_ok=True)
+    prepare = _prepare_judge if options.text_tower else _prepare_embedded
+    encoding, make_subject = prepare(options, schedule)
     with contextlib.ExitStack() as stack:
         # Processes start before JAX takes the device, and render while the step compiles.
-        renderers = _start_renderers(options, first, schedule, stack)
+        renderers = _start_renderers(options, first, schedule, encoding, stack)
         implementation, refused = choose_implementation(options.attention)
-        dtype = jnp.float32 if options.smoke else jnp.bfloat16
-        graphdef, params = create_model(size, options.seed, dtype)
-        if options.start_from:
-            params = with_checkpoint(params, options.start_from)
-        state = initial_state(params, schedule)
+        subject = make_subject(implementation)
+        state = subject.state
         if options.resume:
             state, _ = checkpointing.restore(file, state)
         log = _Log(options.out / LOG_FILE)
         log(
             event="start",
             step=first,
-            parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params["llava"])),
+            parameters=subject.parameters,
             device=jax.devices()[0].device_kind,
             jax=jax.__version__,
             attention=implementation,
             attention_refused=refused,
             options={name: str(value) for name, value in vars(options).items()},
         )
-        predict, test = make_predict(graphdef, implementation), heldout_chunk(options.heldout)
+        test = heldout_chunk(options.heldout, encoding)
         piece = _Piece(
             options,
             schedule,
-            feed=_start_feed(options, renderers),
-            step=make_train_step(graphdef, schedule, implementation, unroll=options.unroll),
+            feed=_start_feed(options, renderers, encoding),
+            step=subject.step,
             score=lambda params, roll=0: evaluate(
-                bind(predict, params), test, options.heldout, roll=roll
+                bind(subject.predict, params), test, options.heldout, roll=roll
             ),
-            save=lambda state, number: checkpointing.save(
-                file, state, {"step": number, "steps": options.steps, "size": vars(size)}
+            save=lambda state, number: subject.save(
+                file, state, {"step": number, "steps": options.steps}
             ),
             log=log,
             stop=stack.enter_context(_stop_signals()),
             deadline=started + (options.stop_after_seconds or float("inf")),
         )
         return piece.run(state, first)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """What is trained.
+
+    Attributes:
+        state: at the start. parameters: how many the model has.
+        step: see `make_train_step`. predict: see `make_predict`.
+        save: writes a state and what is known about it to a file.
+    """
+
+    state: TrainState
+    parameters: int
+    step: Callable[..., Any]
+    predict: Callable[..., jax.Array]
+    save: Callable[[Path, TrainState, dict[str, Any]], None]
+
+
+type _MakeSubject = Callable[[Implementation], _Subject]
+
+
+def _prepare_embedded(options: TrainOptions, schedule: Schedule) -> tuple[Encoding, _MakeSubject]:
+    """The embedded model, all of whose parameters are trained."""
+    size = SMALL if options.smoke else ModelSize()
+
+    def make(implementation: Implementation) -> _Subject:
+        dtype = jnp.float32 if options.smoke else jnp.bfloat16
+        graphdef, params = create_model(size, options.seed, dtype)
+        if options.start_from:
+            params = with_checkpoint(params, options.start_from)
+        return _Subject(
+            initial_state(params, schedule),
+            sum(leaf.size for leaf in jax.tree.leaves(params["llava"])),
+            make_train_step(graphdef, schedule, implementation, unroll=options.unroll),
+            make_predict(graphdef, implementation),
+            lambda file, state, info: checkpointing.save(file, state, info | {"size": vars(size)}),
+        )
+
+    return RECIPE, make
+
+
+def _prepare_judge(options: TrainOptions, schedule: Schedule) -> tuple[Encoding, _MakeSubject]:
+    """A pretrained text tower with the embedded model's vision tower."""
+    if options.start_from:
+        raise SystemExit("--text-tower starts from that tower: leave out --start-from")
+    folder = options.out / "start"
+    if not options.resume:
+        write_start(read_tower(Path(options.text_tower)), folder)
+    encoding = judge_encoding(folder)
+
+    def make(implementation: Implementation) -> _Subject:
+        judge = load_judge(
+            folder,
+            options.rank,
+            encoding.prefix,
+            dtype=jnp.float32 if options.smoke else jnp.bfloat16,
+        )
+        known = {"tower": read_digest(folder), "rank": options.rank}
+
+        def save(file: Path, state: TrainState, info: dict[str, Any]) -> None:
+            checkpointing.save(file, state, info | known)
+            parts = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params)
+            checkpointing.save(options.out / PARTS_FILE, parts, info | known)
+
+        return _Subject(
+            judge.initial_state(),
+            judge.parameters,
+            judge.make_step(schedule, implementation, unroll=options.unroll),
+            judge.make_predict(implementation),
+            save,
+        )
+
+    return encoding, make
 
 
 @dataclasses.dataclass
@@ -191,9 +268,12 @@ class _Log:
 
 
 def _start_renderers(
-    options: TrainOptions, first: int, schedule: Schedule, stack: contextlib.ExitStack
+    options: TrainOptions,
+    first: int,
+    schedule: Schedule,
+    encoding: Encoding,
+    stack: contextlib.ExitStack,
 ) -> Renderers | None:
-    options.out.mkdir(parents=True, exist_ok=True)
     if not options.workers:
         return None
     renderers = Renderers(
@@ -203,13 +283,14 @@ def _start_renderers(
         # Each piece draws pictures of its own.
         seed=f"{options.seed}/{first}",
         difficulty=schedule.difficulty(first),
+        encoding=encoding,
     )
     return stack.enter_context(renderers)
 
 
-def _start_feed(options: TrainOptions, renderers: Renderers | None) -> Feed:
+def _start_feed(options: TrainOptions, renderers: Renderers | None, encoding: Encoding) -> Feed:
     if renderers is None:
-        return InlineFeed(options.batch, options.seed)
+        return InlineFeed(options.batch, options.seed, encoding)
     return PooledFeed(
         renderers,
         chunks=options.pool,

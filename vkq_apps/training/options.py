@@ -6,7 +6,7 @@ from typing import Any
 
 from vkq_apps.cli.standalone import option
 
-__all__ = ["SMOKE", "TrainOptions", "smoke_defaults"]
+__all__ = ["JUDGE", "SMOKE", "TrainOptions", "other_defaults"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,13 @@ class TrainOptions:
         0.1, help="Share of the steps over which pictures grow to full difficulty."
     )
     start_from: str = option("", help="Checkpoint folder whose weights a new training begins with.")
+    text_tower: str = option(
+        "",
+        help="Folder or GGUF file of a pretrained text model: train a judge on it, whose vision "
+        "tower is the embedded model's.",
+        metavar="PATH",
+    )
+    rank: int = option(8, help="Rank of the adapters of a --text-tower.", min=1)
     stop_after_seconds: float = option(
         0.0, help="End this piece after so long, state saved (0: never)."
     )
@@ -54,6 +61,11 @@ SMOKE = {
 """Overrides of `--smoke`: a few seconds on a CPU, with a small model."""
 
 
-def smoke_defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """The defaults that `--smoke` changes, from the options that were given."""
-    return SMOKE if given.get("smoke") else {}
+JUDGE = {"out": Path("runs/judge"), "steps": 1800, "batch": 64, "peak": 1e-3, "warmup": 100}
+"""Overrides of `--text-tower`."""
+
+
+def other_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """The defaults that `--text-tower` and `--smoke` change, from the options that were given."""
+    judge = JUDGE if given.get("text_tower") else {}
+    return judge | (SMOKE if given.get("smoke") else {})

@@ -1,12 +1,17 @@
 """The processor's files: how transformers turns an image and a prompt into model inputs."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vkq_apps.training.pictures import SIZE
 from vkq_apps.training.prompts import CHAT_TEMPLATE, IMAGE_TOKEN
 from vkq_apps.training.tokenizer import build_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 __all__ = ["PIXEL_MEAN", "PIXEL_STD", "save_processor", "write_json"]
 
@@ -38,9 +43,12 @@ _PROCESSOR: dict[str, Any] = {
 }
 
 
-def save_processor(folder: Path) -> None:
-    """Writes tokenizer, image processor and processor files that transformers 4 and 5 read."""
-    build_tokenizer().save_pretrained(folder)
+def save_processor(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> None:
+    """Writes tokenizer, image processor and processor files that transformers 4 and 5 read.
+
+    `tokenizer`: the recipe's own by default.
+    """
+    (tokenizer or build_tokenizer()).save_pretrained(folder)
     file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
     # The class's name in transformers 4, which transformers 5 knows too.

@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from vkq_apps.training.chunks import ChunkArrays, fill_chunk, shapes
+from vkq_apps.training.encoding import RECIPE, Encoding
 
 __all__ = ["Renderers"]
 
@@ -31,6 +32,7 @@ class _Job:
     slots: int
     chunk_size: int
     seed: str
+    encoding: Encoding
 
 
 class Renderers:
@@ -40,14 +42,23 @@ class Renderers:
         rendered: pictures rendered so far.
     """
 
-    def __init__(self, workers: int, *, chunk_size: int, slots: int, seed: str, difficulty: float):
+    def __init__(
+        self,
+        workers: int,
+        *,
+        chunk_size: int,
+        slots: int,
+        seed: str,
+        difficulty: float,
+        encoding: Encoding = RECIPE,
+    ):
         """Starts `workers` processes that fill `slots` chunks over and over."""
         needed = slots * sum(
             int(np.prod(shape)) * np.dtype(dtype).itemsize
-            for shape, dtype in shapes(chunk_size).values()
+            for shape, dtype in shapes(chunk_size, encoding.row_length).values()
         )
         self._folder = tempfile.mkdtemp(prefix="vkq-chunks-", dir=_memory_folder(needed))
-        job = _Job(self._folder, slots, chunk_size, seed)
+        job = _Job(self._folder, slots, chunk_size, seed, encoding)
         self._slots = _map_slots(job, "w+")
         self._chunk_size = chunk_size
         self.rendered = 0
@@ -112,7 +123,7 @@ def _memory_folder(needed: int) -> str | None:
 def _map_slots(job: _Job, mode: Any) -> list[ChunkArrays]:
     arrays = {
         name: np.memmap(Path(job.folder) / name, dtype, mode, shape=(job.slots, *shape))
-        for name, (shape, dtype) in shapes(job.chunk_size).items()
+        for name, (shape, dtype) in shapes(job.chunk_size, job.encoding.row_length).items()
     }
     return [
         ChunkArrays(**{name: array[slot] for name, array in arrays.items()})
@@ -130,6 +141,7 @@ def _work(job: _Job, worker: int, free: Any, ready: Any, difficulty: Any) -> Non
             slot = free.get(timeout=2)
         except queue.Empty:
             continue
-        fill_chunk(slots[slot], f"{job.seed}/{worker}/{number}", difficulty.value)
+        seed = f"{job.seed}/{worker}/{number}"
+        fill_chunk(slots[slot], seed, difficulty.value, job.encoding)
         number += 1
         ready.put(slot)

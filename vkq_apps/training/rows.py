@@ -11,40 +11,36 @@ from collections.abc import Sequence
 import numpy as np
 
 from vkq_apps.training.catalogue import TASKS
+from vkq_apps.training.encoding import RECIPE, Encoding
 from vkq_apps.training.pictures import Turn
-from vkq_apps.training.prompts import ANSWER_PREFIX, PROMPT_PREFIX, suffix
-from vkq_apps.training.tokenizer import BOS, EOS, PAD, encode
+from vkq_apps.training.prompts import ANSWER_PREFIX, suffix
 
-__all__ = ["IMAGE_TOKENS", "LANES", "PREFIX", "ROW_LENGTH", "TEXT_START", "pack_row"]
-
-IMAGE_TOKENS = 576
-PREFIX = (BOS, *encode(PROMPT_PREFIX))
-TEXT_START = len(PREFIX) + IMAGE_TOKENS
-"""Position of the first token behind the image."""
-ROW_LENGTH = 704 - TEXT_START
-"""Text tokens of a row; with the image part they fill 11 blocks of 64."""
+__all__ = ["LANES", "pack_row"]
 
 LANES = ("tokens", "turn", "position", "target", "task")
-"""Rows of an int16 [5, ROW_LENGTH] array: input id; number of the turn, -1 in padding; position
-behind the image; id to predict, -1 where none; index of the turn's task, -1 in padding."""
+"""Rows of an int16 [5, R] array, R = `Encoding.row_length`: input id; number of the turn, -1 in
+padding; position behind the image; id to predict, -1 where none; index of the turn's task, -1 in
+padding."""
 
 
-def pack_row(turns: Sequence[Turn], rng: random.Random | None = None) -> np.ndarray:
-    """Packs turns, in random order if `rng` is given, into int16 [5, ROW_LENGTH] (see `LANES`).
+def pack_row(
+    turns: Sequence[Turn], rng: random.Random | None = None, encoding: Encoding = RECIPE
+) -> np.ndarray:
+    """Packs turns, in random order if `rng` is given, into int16 [5, R] (see `LANES`).
 
     A turn that does not fit any more is left out.
     """
-    row = np.full((len(LANES), ROW_LENGTH), -1, np.int16)
-    row[0], row[2] = PAD, 0
+    row = np.full((len(LANES), encoding.row_length), -1, np.int16)
+    row[0], row[2] = encoding.pad, 0
     order = list(turns)
     if rng is not None:
         rng.shuffle(order)
     start = 0
     for number, turn in enumerate(order):
-        question = encode(suffix(turn.question))
-        ids = [*question, *encode(ANSWER_PREFIX + turn.answer), EOS]
+        question = encoding.encode(suffix(turn.question))
+        ids = [*question, *encoding.encode(ANSWER_PREFIX + turn.answer), encoding.eos]
         stop = start + len(ids) - 1
-        if stop > ROW_LENGTH:
+        if stop > encoding.row_length:
             continue
         row[0, start:stop] = ids[:-1]
         row[1, start:stop] = number

@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 
 from vkq_apps.training.attention import Implementation
+from vkq_apps.training.encoding import RECIPE
 from vkq_apps.training.evaluation import Predict
 from vkq_apps.training.feeding import Chunk
 from vkq_apps.training.forward import forward
@@ -21,7 +22,7 @@ from vkq_apps.training.optimizer import Schedule, make_optimizer
 from vkq_jax.array_types import Array
 from vkq_jax.pytree import frozen_pytree
 
-__all__ = ["TrainState", "bind", "initial_state", "make_predict", "make_train_step"]
+__all__ = ["TrainState", "bind", "initial_state", "make_predict", "make_train_step", "take"]
 
 
 @frozen_pytree
@@ -59,7 +60,14 @@ def make_train_step(
 
     def loss_function(params: Any, batch: Chunk, step: Array) -> tuple[Array, dict[str, Array]]:
         model = nnx.merge(graphdef, params)
-        logits, features = forward(model, batch.images, batch.rows, implementation, unroll=unroll)
+        logits, features = forward(
+            model.llava,
+            batch.images,
+            batch.rows,
+            implementation,
+            prefix=RECIPE.prefix,
+            unroll=unroll,
+        )
         answers = answer_loss(logits, batch.rows)
         patches = patch_loss(model.classifier(features), batch.labels)
         total = answers + schedule.auxiliary_weight(step) * patches
@@ -68,7 +76,7 @@ def make_train_step(
     def train_step(
         state: TrainState, chunks: tuple[Chunk, ...], places: Array
     ) -> tuple[TrainState, dict[str, Array]]:
-        batch = _take(chunks, places)
+        batch = take(chunks, places)
         gradient, losses = jax.grad(loss_function, has_aux=True)(state.params, batch, state.step)
         updates, moments = optimizer.update(gradient, state.optimizer, state.params)
         losses |= {"gradient_norm": optax.tree.norm(gradient)}
@@ -87,7 +95,9 @@ def make_predict(
     @jax.jit
     def predict(params: Any, images: Array, rows: Array) -> Array:
         model = nnx.merge(graphdef, params)
-        return forward(model, images, rows, implementation, unroll=False)[0].argmax(-1)
+        return forward(
+            model.llava, images, rows, implementation, prefix=RECIPE.prefix, unroll=False
+        )[0].argmax(-1)
 
     return predict
 
@@ -97,7 +107,7 @@ def bind(predict: Callable[[Any, Array, Array], Array], params: Any) -> Predict:
     return lambda images, rows: predict(params, images, rows)
 
 
-def _take(chunks: tuple[Chunk, ...], places: Array) -> Chunk:
+def take(chunks: tuple[Chunk, ...], places: Array) -> Chunk:
     """The examples at `places` of each chunk, as one batch."""
     picked = [
         jax.tree.map(lambda x, index=index: jnp.take(x, index, axis=0), chunk)

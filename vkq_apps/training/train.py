@@ -15,7 +15,7 @@ pictures (see `model_card.md`):
 import sys
 
 from vkq_apps.cli.standalone import run_standalone
-from vkq_apps.training.options import TrainOptions, smoke_defaults
+from vkq_apps.training.options import TrainOptions, other_defaults
 
 
 def run(options: TrainOptions) -> None:
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         module="vkq_apps.training.train",
         help=__doc__,
         arguments=arguments,
-        overrides=smoke_defaults,
+        overrides=other_defaults,
     )
 
 
