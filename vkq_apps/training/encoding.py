@@ -55,11 +55,17 @@ RECIPE = Encoding(
 
 
 def encoding_of(file: Path, *, pad: str, eos: str) -> Encoding:
-    """That of a tokenizer.json, in which `pad` and `eos` are tokens."""
+    """That of a tokenizer.json.
+
+    Raises:
+        ValueError: `pad` or `eos` is none of its tokens.
+    """
     encode = _FileEncoder(str(file))
     prefix = encode.tokenizer.encode(PROMPT_PREFIX).ids  # with what opens a text, if anything
-    known = encode.tokenizer.token_to_id
-    return Encoding(tuple(prefix), known(pad), known(eos), encode)
+    ids = [encode.tokenizer.token_to_id(token) for token in (pad, eos)]
+    if ids[0] is None or ids[1] is None:
+        raise ValueError(f"{file}: expected the tokens {pad!r} and {eos!r}")
+    return Encoding(tuple(prefix), ids[0], ids[1], encode)
 
 
 @dataclasses.dataclass(frozen=True)
