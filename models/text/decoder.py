@@ -37,11 +37,11 @@ class TextDecoder(nnx.Module):
         self.embed_tokens = make.embedding(rows, config.hidden_size)
         blocks = {"layers": Block, "cross_layers": CrossBlock, "linear_layers": LinearBlock}
         for name, layers in config.stacks.items():
-
-            def block(rngs: nnx.Rngs, kind: Any = blocks[name]) -> nnx.Module:
-                return kind(config, make.with_rngs(rngs))
-
-            setattr(self, name, stack_layers(block, len(layers), make.rngs))
+            setattr(
+                self,
+                name,
+                stack_layers(_creator(blocks[name], config, make), len(layers), make.rngs),
+            )
         self.norm = decoder_norm(config, make)
         if not config.tie_word_embeddings:
             self.lm_head = make.embedding(config.vocab_size, config.hidden_size)
@@ -167,6 +167,12 @@ class TextDecoder(nnx.Module):
         table = head.weight[...].astype(x.dtype)
         logits = jnp.matmul(x, table.T, preferred_element_type=jnp.float32)
         return soft_cap(logits, self.config.final_logit_softcapping)
+
+
+def _creator(
+    kind: Callable[[TextConfig, Maker], nnx.Module], config: TextConfig, make: Maker
+) -> Callable[[nnx.Rngs], nnx.Module]:
+    return lambda rngs: kind(config, make.with_rngs(rngs))
 
 
 def _look_at_nothing(x: Array, layer: Array) -> None:
