@@ -63,7 +63,8 @@ def without_past(
     """The states of whole prompts without a cache; None where the decoder has no such layers."""
     if config.linear is None:
         return None
-    empty = take_layer(empty_states(config.linear, valid.shape[0], dtype).values, 0)
+    inputs, matrix = take_layer(empty_states(config.linear, valid.shape[0], dtype).values, 0)
+    empty = inputs, matrix
     return Recurrence(valid, lambda layer, carry: empty, lambda layer, state, carry: carry)
 
 
