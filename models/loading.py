@@ -223,7 +223,7 @@ def _is_tied(checkpoint: Checkpoint, keys: dict[str, str]) -> bool:
     (shape, dtype), (other, _) = (
         (info.shape, info.dtype) for info in (checkpoint.tensors[head], checkpoint.tensors[table])
     )
-    # What is no matrix of floats is refused later, by name.
+    # Anything but a matrix of floats is refused later, by name.
     if shape != other or len(shape) != 2 or dtype not in FLOATS:
         return False
     step = 4096  # rows at a time: both tables in full would double the largest tensor

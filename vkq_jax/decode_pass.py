@@ -22,7 +22,7 @@ class Decode:
     """New text tokens between two layers: carry it through a Python loop or `lax.scan`.
 
     Attributes:
-        positions: what RoPE turns queries and keys by.
+        positions: RoPE positions of queries and keys.
         order: number of each token in its whole sequence.
         valid: tokens that are written; the others' attention means nothing.
         unfinished: the cache with the new text of the layers so far; `finish` gives the whole one.
@@ -117,7 +117,7 @@ class Decode:
         *,
         own: Bool[Array, ""] | None = None,
     ) -> Decode:
-        """The pass with a layer's new text. What is not its `own` layer leaves it as it is."""
+        """The pass with a layer's new text; a layer that is not its `own` leaves it as it is."""
         text = self.unfinished.text.write(layer, key, value, checks.if_own(self.valid, own))
         return dataclasses.replace(
             self,

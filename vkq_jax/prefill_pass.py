@@ -32,7 +32,7 @@ class Prefill:
     """A prompt between two layers: carry it through a Python loop, `lax.scan` or `fori_loop`.
 
     Attributes:
-        positions: what RoPE turns queries and keys by; three axes with M-RoPE.
+        positions: RoPE positions of queries and keys; three axes with M-RoPE.
         order: number of each token in its whole sequence.
         valid: which tokens are no padding. visual: which ones are coded.
         unfinished: the cache with the text of the layers so far; `finish` gives the whole one.
@@ -159,7 +159,7 @@ class Prefill:
         *,
         own: Bool[Array, ""] | None = None,
     ) -> Prefill:
-        """The pass behind a layer. What is not its `own` layer leaves it as it is."""
+        """The pass behind a layer; a layer that is not its `own` leaves it as it is."""
         valid = self.valid & ~self.visual
         text = self.unfinished.text.write(layer, key, value, checks.if_own(valid, own))
         done = checks.mark_done(self.done, layer, number, own)

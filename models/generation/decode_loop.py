@@ -100,9 +100,9 @@ def decode_loop(
         stop_tokens: ids that end a sequence.
         pad: what fills the buffer behind a sequence's last token.
         implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
-        consume: the new state takes the place of `state` (all but its key and what decoding never
-            changes), which must not be used afterwards: the text bank never exists twice. Inside
-            jit or vmap memory is not this function's to give away; it has no effect there.
+        consume: donate the buffers of `state`, all but its key and what decoding never changes,
+            to the new state, so that the text bank never exists twice; `state` must not be used
+            afterwards. Inside jit or vmap, where buffers belong to the caller, this has no effect.
 
     Returns:
         Tokens (`pad` behind the last one), how many each sequence emitted, and the new state.
@@ -212,11 +212,11 @@ def observed_step(
     implementation: str | None = None,
     observe: Callable[[Array, AnyCache, Array, Starts | None], Any],
 ) -> tuple[Float[Array, "B vocab"], AnyCache, Any]:
-    """`decode_step` and, stacked over layers, what `observe` gives of each.
+    """`decode_step`, and the results of `observe` for each layer, stacked.
 
     `observe(query, cache, layer, starts)` gets what attention reads: the queries [B, 1, N, H], with
-    RoPE and not scaled, the cache with their own text in it, the layer's number, and where a
-    sliding window lets what they see begin.
+    RoPE and not scaled, the cache with their own text in it, the layer's number, and the first
+    tokens that a sliding window lets them see.
     """
     module = model.module()
     cache = place_cache(model.mesh, cache)

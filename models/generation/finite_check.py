@@ -1,4 +1,4 @@
-"""Where a value that is not finite comes from: looked for once an answer turns out to have one."""
+"""Finds the layer that a value that is not finite comes from, once an answer has one."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def refuse_non_finite(
     lengths: Int32[Array, "B"],
     finite: Bool[Array, "B"],
 ) -> None:
-    """Raises ValueError where logits were not finite; inside jit or vmap it cannot, and does not.
+    """Raises ValueError where logits were not finite; inside jit or vmap nothing is raised.
 
     Args:
         model: that answered.

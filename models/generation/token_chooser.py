@@ -21,8 +21,9 @@ __all__ = ["TokenChooser"]
 class TokenChooser:
     """Chooses tokens as `Sampling` says; its attributes are named alike.
 
-    Numbers are leaves: with another temperature or penalty the same compiled loop runs on. What is
-    None is left out; that, and every list of tokens, is part of the structure.
+    Numbers are leaves of the pytree: with another temperature or penalty the same compiled loop
+    runs on. A setting that is None is left out; which ones are, and every list of tokens, is part
+    of the pytree's structure.
 
     Attributes:
         rest: 1 - top_p, rounded once.

@@ -53,11 +53,12 @@ class Inputs:
         mask: False where a position is padding, at either side.
         visual_mask: True at visual tokens; in models with cross-attention layers, at the one token
             of each picture.
-        positions: what RoPE turns by, from 0 at each prompt's first token; three axes (time, row,
+        positions: RoPE positions, from 0 at each prompt's first token; three axes (time, row,
             column) in families with M-RoPE.
         pixel_values: all pictures of the batch in the order of their tokens, of the family's own
             shape ([images, 3, size, size] for LLaVA-1.5), or None.
-        vision_layout: what else the family's vision tower has to know of the pictures, a pytree.
+        vision_layout: a pytree of whatever else the family's vision tower needs of the pictures,
+            such as their grids.
         attention_group: tokens of one number, 0 or more, see each other whatever their order; None:
             every token sees itself and those before it.
         places: where pictures lie in cross-attention layers; None without such layers or pictures.

@@ -77,7 +77,7 @@ class _Worker:
         self._read(_START_LIMIT)
 
     def is_running(self) -> bool:
-        """Whether the process still lives; Ctrl-C may have ended it."""
+        """Whether the process still lives; a limit of memory or time may have ended it."""
         return self._process.poll() is None
 
     def ask(self, request: dict[str, Any]) -> dict[str, str]:

@@ -209,7 +209,7 @@ def _expand(config: ModelConfig, arrays: dict[str, np.ndarray]) -> dict[str, np.
         return arrays
     repeats = np.where(visual, features, 1)
     width = int(repeats.sum(-1).max())
-    # Rows grow by different amounts; what is short is padded at the front, where generation
+    # Rows grow by different amounts; short rows are padded at the front, where generation
     # expects it, or at the back, if that is where this processor pads.
     at_back = bool((mask[:, 0] == 1).all() and not mask.all())
     rows = [

@@ -6,7 +6,11 @@ each with one line, `{"text": ...}` or `{"error": ...}`. The first line says tha
 
 import json
 import os
+import signal
 import sys
+
+# Ctrl-C goes to all processes of a terminal; the one that started this process decides what ends.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 _MEMORY = 2**30  # bytes that a template may take
 _LONGEST_TEXT = 2**22  # characters

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import signal
 
 import jax.numpy as jnp
 import numpy as np
@@ -226,6 +227,15 @@ def test_a_template_without_end_is_stopped_and_the_next_one_works(model, use, mo
     monkeypatch.undo()
     use(TEMPLATES["with BOS"])
     assert models.chat_prompt(model, "what").startswith("<s>USER:")
+
+
+def test_ctrl_c_in_a_terminal_leaves_the_process_alone(model, use):
+    use(TEMPLATES["with BOS"])
+    prompt = models.chat_prompt(model, "what")
+    process = chat_template._worker._process
+    process.send_signal(signal.SIGINT)
+    assert models.chat_prompt(model, "what") == prompt
+    assert chat_template._worker._process is process
 
 
 def test_a_process_that_was_ended_is_started_again(model, use):

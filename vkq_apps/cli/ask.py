@@ -11,6 +11,7 @@ from rich.table import Table
 
 import vkq_jax
 from models import Clip, GenerateOptions
+from models.calibration.attached import find_codes
 from vkq_apps.answering import Answer, ask
 from vkq_apps.cli.arguments import (
     PRESETS,
@@ -179,6 +180,8 @@ def _answer(
         max_new_tokens=max_new_tokens,
         mesh=mesh,
     )
+    # Layers, heads and tables that the model does not have are refused before any answer.
+    find_codes(model, options.get("quant"), options.get("tables"))
     say_if_uncalibrated(model, name, options.get("tables"))
     exact: Answer | None = None
     if compare:

@@ -70,6 +70,7 @@ def inspect(
     check_replaceable(out_folder)
     loaded, prompt, inputs = load_and_prepare(model, image, prompt, max_new_tokens=max_new_tokens)
     vision = _tower(loaded)  # what cannot be drawn is refused before anything is measured
+    codes, tables = find_codes(loaded, asked)
     quantize_at = "prompt" if loaded.visual_depends_on_question else "image"
     with stage("answering at full precision and from the codes"):
         answers = {
@@ -85,7 +86,7 @@ def inspect(
             for name, own in {"none": "none", quant: asked}.items()
         }
     with stage(f"measuring at full precision and with {quant}"):
-        inspection = inspect_visual(loaded, inputs, *find_codes(loaded, asked))
+        inspection = inspect_visual(loaded, inputs, codes, tables)
         segments = _segments(loaded, inputs)
         record = {
             "written_by": WRITTEN_BY,
