@@ -36,23 +36,41 @@ def test_parameters_are_those_of_the_files(cases, name):
     assert shards(many.params["text"]["embed_tokens"]["weight"][...]) == 4
 
 
+def held_by(device: jax.Device) -> int:
+    """Bytes of all arrays on a device."""
+    return sum(
+        x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
+        for x in jax.live_arrays()
+        if device in x.sharding.device_set
+    )
+
+
 def test_each_part_is_read_once_and_nothing_else(cases, monkeypatch):
+    """And a device never holds more than its part of the model and of one more tensor."""
     name = "8 KV heads"
     cases.model(name)
     read: list[tuple[str, int]] = []
+    held: list[int] = []
     original = Checkpoint.read
 
     def recorded(self, key, *index):
         values = original(self, key, *index)
         read.append((key, values.size))
+        held.append(max(map(held_by, jax.devices())))
         return values
 
+    before = max(map(held_by, jax.devices()))
     monkeypatch.setattr(Checkpoint, "read", recorded)
-    models.load(cases.folder / name, dtype=jnp.float32, mesh="data=2,model=4")
+    model = models.load(cases.folder / name, dtype=jnp.float32, mesh="data=2,model=4")
     key = "language_model.model.layers.0.self_attn.q_proj.weight"
     assert [size for found, size in read if found == key] == [32 * 128 // 4] * 4
     sizes = {found: size for found, size in read if "norm" in found or "vision" in found}
     assert len(sizes) == sum("norm" in found or "vision" in found for found, _ in read)
+    own = [
+        x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
+        for x in jax.tree.leaves(model.params)
+    ]
+    assert max(held) - before <= sum(own) + max(own)
 
 
 def test_layers_apart_stay_in_their_shards(cases):

@@ -15,6 +15,7 @@ join_hosts()
 import models  # noqa: E402
 import vkq_jax  # noqa: E402
 from models.checkpoints.folder import Checkpoint  # noqa: E402
+from models.checkpoints.memory import free_memory  # noqa: E402
 from tests.sharding.cases import STEPS, inputs_of  # noqa: E402
 
 
@@ -33,6 +34,7 @@ def main(folder: Path, mesh: str, out: Path) -> None:
     generation = models.generate(
         model, inputs_of(model), max_new_tokens=STEPS, stop_tokens=(), quant="signs-1bit"
     )
+    assert free_memory() is not None  # of a device of this host, not of the first one
     vkq_jax.save_cache(out / "cache", generation.cache)
     placed = models.load_cache(out / "cache", model.mesh)
     for x, y in zip(jax.tree.leaves(placed), jax.tree.leaves(generation.cache), strict=True):
