@@ -5,6 +5,7 @@
 runs the parity tests of all families, which build tiny random checkpoints with transformers and
 compare logits and greedy tokens; writes results/support.json, and README.md's table between its
 markers. Arguments go to pytest, for instance the files to run: records of other families stay.
+`--table` measures nothing and writes the table again, for instance after a family was added.
 `tests/test_docs.py` holds the table to the file, and its families to those that load.
 """
 
@@ -59,22 +60,26 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def table(families: dict[str, Any]) -> list[str]:
     """README.md's rows, one for each folder of models/families but for descendants of LLaVA."""
-    from models.families.registry import family_folder
+    from models.families.registry import MODEL_TYPES, family_folder
 
     rows: dict[str, list[str]] = {}
-    for name in families:
+    for name in sorted(MODEL_TYPES):
         folder = family_folder(name)
         rows.setdefault("llava kin" if folder in _KIN else folder, []).append(name)
     lines = [HEAD, f"|{'---|' * 6}"]
     for names in rows.values():
-        own = [families[name] for name in names]
+        own = [families[name] for name in names if name in families]
         towers = sorted({_plain(tower) for row in own for tower in row["vision"]})
         texts = sorted({_plain(text) for row in own for text in row["text"]})
-        clips = [f"`{name}`" for name in names if families[name]["clips"]]
-        shown = "yes" if len(clips) == len(names) else ", ".join(clips)
-        worst = max(row["largest_logit_difference"] for row in own)
+        clips = [f"`{name}`" for name in names if name in families and families[name]["clips"]]
+        shown = "yes" if own and len(clips) == len(names) else ", ".join(clips)
+        worst = max((row["largest_logit_difference"] for row in own), default=None)
+        measured = ("", "") if worst is None else (f"{worst:.0e}", "runs")
+        missing = [f"`{name}`" for name in names if name not in families]
+        if missing:
+            texts.append(f"not measured: {', '.join(missing)}")
         cells = [", ".join(f"`{name}`" for name in names), ", ".join(towers), ", ".join(texts)]
-        lines.append(f"| {' | '.join([*cells, shown, f'{worst:.0e}', 'runs'])} |")
+        lines.append(f"| {' | '.join([*cells, shown, *measured])} |")
     return lines
 
 
@@ -95,10 +100,11 @@ def in_readme(lines: list[str]) -> str:
 
 
 def main() -> None:
-    """Measures, and writes both files."""
-    known = json.loads(FILE.read_text()) if FILE.is_file() else {}
-    families = known | summary(measure(sys.argv[1:]))
-    FILE.write_text(json.dumps(families, indent=2, sort_keys=True) + "\n")
+    """Measures, and writes both files; with `--table` README.md alone, from what was measured."""
+    families = json.loads(FILE.read_text()) if FILE.is_file() else {}
+    if sys.argv[1:] != ["--table"]:
+        families |= summary(measure(sys.argv[1:]))
+        FILE.write_text(json.dumps(families, indent=2, sort_keys=True) + "\n")
     README.write_text(in_readme(table(families)))
 
 

@@ -131,12 +131,12 @@ def test_the_table_of_families_has_those_that_load():
     """And is what `docs/support.py` makes of results/support.json."""
     support = runpy.run_path(str(DOCS / "support.py"))
     measured = json.loads(support["FILE"].read_text())
-    assert set(measured) == set(MODEL_TYPES)
+    assert set(measured) <= set(MODEL_TYPES)
     readme = support["README"].read_text()
     inside = readme.partition(support["START"])[2].partition(support["END"])[0].strip()
     assert inside.splitlines() == support["table"](measured)
-    for name in MODEL_TYPES:
-        assert inside.count(f"`{name}`") in (1, 2)  # clips may be of one of a row
+    named = [name for row in inside.splitlines()[2:] for name in row.split("|")[1].split(", ")]
+    assert sorted(name.strip(" `") for name in named) == sorted(MODEL_TYPES)
     assert all(row["largest_logit_difference"] < 1e-4 for row in measured.values())
 
 

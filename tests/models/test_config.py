@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from models.families.aya_vision.config import AyaVisionSettings
 from models.families.gemma3.config import Gemma3ModelSettings
-from models.families.glm4v.config import Glm4vSettings
+from models.families.glm4v.config import Glm4vSettings, Glm46vSettings
 from models.families.idefics3.config import Idefics3Settings, Idefics3VisionSettings
 from models.families.internvl.config import InternVisionSettings, InternVLSettings
 from models.families.llava.config import LlavaConfig, LlavaSettings
@@ -299,7 +299,7 @@ TOWERS = {
     "Glm4vTextConfig": TEXT_SETTINGS["glm4v_text"],
     "Glm4vVisionConfig": Glm4vVisionSettings,
     "Glm4vConfig": Glm4vSettings,
-    "Glm46VConfig": Glm4vSettings,
+    "Glm46VConfig": Glm46vSettings,
     "AyaVisionConfig": AyaVisionSettings,
     "CLIPVisionConfig": ClipVisionSettings,
     "SiglipVisionConfig": SiglipVisionSettings,

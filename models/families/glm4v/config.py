@@ -11,10 +11,7 @@ from models.layers.activations import Activation
 from models.text.registry import read_text_settings
 from models.vision.grid_settings import Glm4vVisionSettings
 
-__all__ = ["Glm4vConfig", "Glm4vSettings"]
-
-# Tokens around a clip where a file does not state them.
-_AROUND_CLIPS = {"glm4v": (151341, 151342), "glm46v": (151361, 151362)}
+__all__ = ["Glm4vConfig", "Glm4vSettings", "Glm46vSettings"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,9 +23,17 @@ class Glm4vSettings(FamilySettings):
     video_token_id: TokenId = 151344
     image_start_token_id: TokenId = 151339
     image_end_token_id: TokenId = 151340
-    video_start_token_id: TokenId | None = None
-    video_end_token_id: TokenId | None = None
+    video_start_token_id: TokenId = 151341
+    video_end_token_id: TokenId = 151342
     ignored = NO_EFFECT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Glm46vSettings(Glm4vSettings):
+    """The same of GLM-4.6V, which has other tokens around a clip."""
+
+    video_start_token_id: TokenId = 151361
+    video_end_token_id: TokenId = 151362
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,8 @@ class Glm4vConfig(QwenVLConfig):
             NotImplementedError: a setting that this port cannot honour, named.
             ValueError: a field of a wrong type, out of range, or contradicting another, named.
         """
-        hf = Glm4vSettings.read(content)
+        newer = content.get("model_type") == "glm46v"
+        hf = (Glm46vSettings if newer else Glm4vSettings).read(content)
         tower = Glm4vVisionSettings.read(hf.vision_config or {}, "vision_config")
         text = read_text_settings(
             hf.text_config or {}, supported=("glm4v_text",), default="glm4v_text"
@@ -64,7 +70,6 @@ class Glm4vConfig(QwenVLConfig):
                 f"vision_config: expected features of text_config.hidden_size={text.hidden_size} "
                 f"channels, got {tower.output_width}"
             )
-        start, end = _AROUND_CLIPS[hf.model_type]
         return cls(
             model_type=hf.model_type,
             vision=tower.to_config(),
@@ -73,14 +78,10 @@ class Glm4vConfig(QwenVLConfig):
             video_token_id=hf.video_token_id,
             vision_start_token_id=hf.image_start_token_id,
             vision_end_token_id=hf.image_end_token_id,
-            video_start_token_id=_or(hf.video_start_token_id, start),
-            video_end_token_id=_or(hf.video_end_token_id, end),
+            video_start_token_id=hf.video_start_token_id,
+            video_end_token_id=hf.video_end_token_id,
             frames_apart=True,
             merger_width=tower.intermediate_size,
             merger_act=tower.hidden_act,
             eos_token_ids=hf.eos_token_ids(text),
         )
-
-
-def _or(given: int | None, default: int) -> int:
-    return default if given is None else given
