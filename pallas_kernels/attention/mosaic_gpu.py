@@ -31,13 +31,14 @@ from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import tile, untileable_bank_reason
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention import Attended, map_of_rows, merge, scaled_rows
-from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
+from vkq_jax.cache import KVCache, LayerCache, VisualBank
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import ScoreCalibration
 from vkq_jax.dense import DenseTensor
 from vkq_jax.pytree import take_layer
 from vkq_jax.sharing import shares_visual
 from vkq_jax.soft_cap import check_soft_cap
+from vkq_jax.text_bank import TextBank
 from vkq_jax.visibility import Starts, causal_text
 
 __all__ = ["attend_cache", "attend_layer", "describe", "device_reason", "unsupported_reason"]
@@ -57,7 +58,7 @@ def attend_cache(
     tuning: TuningConfig | None = None,
 ) -> Attended:
     """`attend_layer` for a layer that has been taken out of its cache."""
-    text = TextBank(layer.text.key[None], layer.text.value[None], layer.text.length)
+    text = layer.text.map_arrays(lambda x: x[None])
 
     def stacked(tensor):
         return jax.tree.map(lambda x: x[None], tensor)
@@ -129,7 +130,7 @@ def attend_layer(
     if visible_text is None:
         visible_text = causal_text(cache.text.length, query.shape[1])
     attend = functools.partial(_attend, logits_scale, logits_soft_cap, launch, tuning)
-    differentiable = (query, cache.text.key, cache.text.value, cache.score_map)
+    differentiable = (query, cache.text, cache.score_map)
     return Attended(*attend(differentiable, cache, jnp.asarray(index), visible_text, starts))
 
 
@@ -145,15 +146,14 @@ def _attend(
     visible_text,
     starts,
 ):
-    query, text_key, text_value, static = differentiable
-    num_queries = query.shape[1]
-    rows = scaled_rows(query, text_key.shape[2], logits_scale)
-    text = TextBank(text_key, text_value, cache.text.length)
+    query, text, static = differentiable
+    num_queries, num_kv_heads = query.shape[1], text.key.shape[2]
+    rows = scaled_rows(query, num_kv_heads, logits_scale)
     cache = dataclasses.replace(cache, text=text)
     launches = _launches(cache, index, starts)
     score_map = in_launch = hit = None
     if static is not None:
-        score_map = map_of_rows(take_layer(static, index), query.shape, text_key.shape[2])
+        score_map = map_of_rows(take_layer(static, index), query.shape, num_kv_heads)
     elif cache.quant.calibration is not None and cache.visual:
         if _calibrates_in_launch([banks for banks, _ in launches], rows.shape, tuning):
             in_launch = cache.quant.calibration
@@ -190,7 +190,7 @@ def _attend(
         if in_launch is not None:
             _, hit = _calibration([found], in_launch)
         parts.append(Attended.from_kv_heads(output, logsumexp, num_queries))
-    if _uncovered_dense(text_key) and text.cache_length:
+    if _uncovered_text(text) and text.cache_length:
         layer = dataclasses.replace(cache, visual=()).layer(index)
         parts.append(
             vkq_jax.attention.attend_cache(
@@ -247,7 +247,7 @@ def _launches(
             begins_of = {} if start is None else packed_starts(bank, index, start)
             tiled = tile(bank)
             packed.append((VisualBank(tiled.key, tiled.value, tiled.length), begins_of))
-    if not _uncovered_dense(cache.text.key) and cache.text.cache_length:
+    if not _uncovered_text(cache.text) and cache.text.cache_length:
         dense["text"] = DenseBank(cache.text.key, cache.text.value)
         begins["text"] = None if starts is None else starts.text
     (first, of_first), *others = packed or [(None, {})]
@@ -299,7 +299,7 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
     stored = layouts.stored_head_dim(head_dim)
     if stored != head_dim:
         lines.append(f"head_dim {head_dim}: stored with zeros, as {stored}")
-    reason = _uncovered_dense(cache.text.key)
+    reason = _uncovered_text(cache.text)
     if reason and cache.text.cache_length:
         lines.append(f"text bank by xla, joined by its log-sum-exp: {reason}")
     return lines
@@ -327,8 +327,7 @@ def _backward(logits_scale, logits_soft_cap, launch, tuning, residuals, cotangen
     differentiable, cache, index, visible_text, starts = residuals
 
     def reference(differentiable):
-        query, key, value, static = differentiable
-        text = dataclasses.replace(cache.text, key=key, value=value)
+        query, text, static = differentiable
         attended = vkq_jax.attention.attend_cache(
             query,
             dataclasses.replace(cache, text=text, score_map=static).layer(index),
@@ -353,7 +352,7 @@ def unsupported_reason(
     reason = layouts.head_dim_reason(cache.text.key.shape[-1])
     if reason:
         return reason
-    if not cache.visual and (reason := _uncovered_dense(cache.text.key)):
+    if not cache.visual and (reason := _uncovered_text(cache.text)):
         return reason
     if not cache.visual and not cache.text.cache_length:
         return "the cache has no room for anything"
@@ -377,6 +376,11 @@ def unsupported_reason(
         if reason:
             return reason
     return None
+
+
+def _uncovered_text(text: TextBank) -> str | None:
+    """Why no launch reads a text bank (maybe abstract); None if one does."""
+    return _uncovered_dense(text.key) if text.bits is None else f"text in {text.bits} bits"
 
 
 def _uncovered_dense(x: Array | jax.ShapeDtypeStruct) -> str | None:
