@@ -27,6 +27,7 @@ from pallas_kernels.attention.kernel_spec import KernelSpec, Packed, TuningConfi
 from pallas_kernels.attention.launch import Launch, gpu_launch
 from pallas_kernels.attention.outer_dictionary import folds_outside
 from pallas_kernels.attention.outer_rotation import rotates_outside
+from pallas_kernels.isa.architectures import ARCHITECTURES, architecture_here
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import tile, untileable_bank_reason
 from vkq_jax.array_types import Array, Bool, Float, Int32
@@ -41,9 +42,14 @@ from vkq_jax.soft_cap import check_soft_cap
 from vkq_jax.text_bank import TextBank
 from vkq_jax.visibility import Starts, causal_text
 
-__all__ = ["attend_cache", "attend_layer", "describe", "device_reason", "unsupported_reason"]
-
-_CAPABILITIES = ("9.0",)  # tested ones; the 1-bit instruction is native on 8.0 to 9.0
+__all__ = [
+    "attend_cache",
+    "attend_layer",
+    "describe",
+    "device_reason",
+    "unsupported_reason",
+    "untried_reason",
+]
 
 
 def attend_cache(
@@ -397,6 +403,14 @@ def device_reason() -> str | None:
     if jax.default_backend() != "gpu":
         return f"needs an NVIDIA GPU, the default backend is {jax.default_backend()}"
     capability = str(getattr(jax.devices()[0], "compute_capability", "unknown"))
-    if capability not in _CAPABILITIES:
-        return f"compute capability {capability} is none of {', '.join(_CAPABILITIES)}"
+    if capability not in ARCHITECTURES:
+        return f"compute capability {capability} is none of {', '.join(ARCHITECTURES)}"
     return None
+
+
+def untried_reason() -> str | None:
+    """Why the kernel, which could run on JAX's default device, does so on request only."""
+    here = architecture_here()
+    if here is None or here.tried:
+        return None
+    return f"not run on such a card yet (compute capability {here.capability})"
