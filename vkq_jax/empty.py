@@ -82,14 +82,15 @@ def empty_cache(
     if cross_layers:
         quant = one_setting(quant, "a cache with cross-attention layers")
         groups = _two_kinds(num_layers, cross_layers, "cross_layers")
-        keeps = (keep_indices, True)  # which pictures a token sees goes by number
+        # Which pictures a token sees goes by number.
+        of_kinds: tuple[dict[str, Any], ...] = (options, options | {"keep_indices": True})
         parts = tuple(
             KVCache.init(
                 **sizes | {"num_layers": len(cells.layers), "cache_length": length},
                 quant=quant,
-                **options | {"keep_indices": keep},
+                **own,
             )
-            for cells, length, keep in zip(groups, (cache_length, 1), keeps, strict=True)
+            for cells, length, own in zip(groups, (cache_length, 1), of_kinds, strict=True)
         )
         return LayeredCache(parts, groups, cross=True)
     if isinstance(quant, PerLayer | LayerGroups):
