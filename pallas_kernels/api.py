@@ -30,6 +30,7 @@ __all__ = [
     "lay_out",
     "slowness",
     "unavailable_reason",
+    "untried_reason",
 ]
 
 # In order of preference: with `implementation=None` the first one that applies is taken.
@@ -145,9 +146,9 @@ def lay_out(bank: VisualBank, *, implementation: str | None = None) -> VisualBan
 
     What that implementation does not cover stays as it is.
     """
-    if implementation in (None, "mosaic_gpu") and mosaic_gpu.device_reason() is None:
-        return tile(bank)
-    return bank
+    if implementation not in (None, "mosaic_gpu") or mosaic_gpu.device_reason() is not None:
+        return bank
+    return tile(bank) if implementation or mosaic_gpu.untried_reason() is None else bank
 
 
 def choose_implementation(
@@ -167,7 +168,9 @@ def choose_implementation(
     check_soft_cap(logits_soft_cap)
     if name is None:
         return next(
-            n for n in IMPLEMENTATIONS if unavailable_reason(n, cache, logits_soft_cap) is None
+            n
+            for n in IMPLEMENTATIONS
+            if unavailable_reason(n, cache, logits_soft_cap) is None and untried_reason(n) is None
         )
     if name not in IMPLEMENTATIONS:
         known = ", ".join(IMPLEMENTATIONS)
@@ -196,6 +199,11 @@ def unavailable_reason(
     return "; ".join(filter(None, reasons)) or None
 
 
+def untried_reason(name: str) -> str | None:
+    """Why an implementation that applies here is taken on request only; None if by default."""
+    return mosaic_gpu.untried_reason() if name == "mosaic_gpu" else None
+
+
 def explain(
     cache: LayerCache | AnyCache,
     query: jax.ShapeDtypeStruct | None = None,
@@ -216,7 +224,9 @@ def explain(
     lines = []
     for name in IMPLEMENTATIONS:
         reason = unavailable_reason(name, cache, logits_soft_cap)
-        lines.append(f"{name}: {reason or ('taken' if name == chosen else 'on request')}")
+        untried = untried_reason(name)
+        requested = "on request" if untried is None else f"on request, {untried}"
+        lines.append(f"{name}: {reason or ('taken' if name == chosen else requested)}")
     if query is not None and isinstance(cache, KVCache):
         _check_query(query, cache)
         if mosaic_gpu.unsupported_reason(cache, logits_soft_cap) is None:
@@ -255,7 +265,10 @@ def slowness(
     coded = any(not isinstance(bank.key, DenseTensor) for bank in cache.visual)
     if not coded or name == "mosaic_gpu" or jax.default_backend() != "gpu":
         return None
-    reason = unavailable_reason("mosaic_gpu", cache, logits_soft_cap) or f"{name} was asked for"
+    reason = unavailable_reason("mosaic_gpu", cache, logits_soft_cap)
+    if reason is None and (untried := untried_reason("mosaic_gpu")) and implementation is None:
+        reason = f'{untried}; implementation="mosaic_gpu" asks for it'
+    reason = reason or f"{name} was asked for"
     return (
         f"attention over this coded cache is slower here than over a bfloat16 cache, by {name} "
         f"instead of the fused kernel: {reason}"

@@ -3,7 +3,7 @@
 import dataclasses
 
 import vkq_jax.backend
-from pallas_kernels.api import attend_layer
+from pallas_kernels.api import attend_layer, lay_out
 from pallas_kernels.quantize.quantize_bank import quantize_bank
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention import Attended
@@ -61,4 +61,6 @@ class Backend(vkq_jax.backend.Backend):
         # Attention's kernel covers more codes than the one that codes: asked for, it asks for no
         # other.
         coding = None if self.implementation == "mosaic_gpu" else self.implementation
-        return quantize_bank(key, value, index, valid, quant, tables=tables, implementation=coding)
+        bank = quantize_bank(key, value, index, valid, quant, tables=tables, implementation=coding)
+        # Coded by default, which a card that the kernels have not been tried on lays out for XLA.
+        return lay_out(bank, implementation=self.implementation)

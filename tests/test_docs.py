@@ -113,8 +113,11 @@ def test_devices_that_the_page_names(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert said(str(mosaic_gpu.device_reason()))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability="8.0")])
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability="7.5")])
     assert said(str(mosaic_gpu.device_reason()))
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability="8.0")])
+    assert mosaic_gpu.device_reason() is None
+    assert said(str(mosaic_gpu.untried_reason()))
 
 
 def test_the_layouts_are_drawn(tmp_path):

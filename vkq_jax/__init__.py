@@ -5,7 +5,7 @@ from vkq_jax.accounting import CacheBytes, cache_nbytes
 from vkq_jax.attention import Attended
 from vkq_jax.attention_weights import AttentionWeights, attention_weights, token_numbers
 from vkq_jax.backend import Backend
-from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
+from vkq_jax.cache import KVCache, LayerCache, VisualBank
 from vkq_jax.cache_updates import append, grow, take_sequences
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.calibration import ScoreMap
@@ -44,6 +44,7 @@ from vkq_jax.range_rules import MSE, MeanMagnitude, MinMax, Quantile, RangeRule,
 from vkq_jax.recurrent import RecurrentState
 from vkq_jax.sharing import share_visual
 from vkq_jax.sign_codes import SignCodes, SignTensor
+from vkq_jax.text_bank import TextBank
 from vkq_jax.token_classes import ClassMap, TokenClass
 from vkq_jax.visibility import Starts, window_starts
 from vkq_jax.visual import VisualSpan, visual_mask, visual_spans

@@ -21,9 +21,9 @@ class CacheBytes:
         visual_codes: packed words (or, uncompressed, the values themselves).
         visual_tables: levels, centres, scales and orders of the visual banks, and token numbers
             and positions where kept.
-        text: the dense text bank, its whole capacity, token numbers where kept.
-        visual_full_precision: what the visual banks would take in the text bank's dtype, with the
-            same numbers.
+        text: the text bank, its whole capacity, scales and token numbers where kept.
+        visual_full_precision: what the visual banks would take in the model's dtype, with the same
+            numbers.
         recurrent: states of layers without keys and values, whatever the number of tokens.
     """
 
@@ -72,11 +72,11 @@ def _part_nbytes(cache: KVCache) -> CacheBytes:
     codes = sum(nbytes(_codes(tensor)) for tensor in tensors)
     indices = [(bank.index, bank.position) for bank in cache.visual]
     orders = [bank.class_map for bank in cache.visual]
-    itemsize = cache.text.key.dtype.itemsize
+    itemsize, text = cache.text.dtype.itemsize, cache.text
     return CacheBytes(
         visual_codes=codes,
         visual_tables=nbytes((tensors, indices, orders)) - codes,
-        text=nbytes((cache.text.key, cache.text.value, cache.text.index)),
+        text=nbytes((text.key, text.value, text.key_scale, text.value_scale, text.index)),
         visual_full_precision=nbytes(indices)
         + sum(tensor.num_elements() for tensor in tensors) * itemsize,
     )

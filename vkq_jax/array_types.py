@@ -18,6 +18,6 @@
 """
 
 from jax import Array
-from jaxtyping import Bool, Float, Int32, Shaped, UInt8, UInt32
+from jaxtyping import Bool, Float, Int8, Int32, Shaped, UInt8, UInt32
 
-__all__ = ["Array", "Bool", "Float", "Int32", "Shaped", "UInt8", "UInt32"]
+__all__ = ["Array", "Bool", "Float", "Int8", "Int32", "Shaped", "UInt8", "UInt32"]

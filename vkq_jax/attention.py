@@ -13,7 +13,7 @@ from vkq_jax import post_scaling
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import LayerCache, VisualBank
 from vkq_jax.calibration import ScoreMap, calibrate, visible_range
-from vkq_jax.exact_einsum import exact_einsum, split_einsum
+from vkq_jax.exact_einsum import exact_einsum
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.sharing import is_shared, join_sequences, split_sequences
 from vkq_jax.slots import visible
@@ -91,7 +91,7 @@ def attend_cache(
     )
     weights, logsumexp = masked_softmax(jnp.concatenate(parts, -1), jnp.concatenate(masks, -1))
     *visual, text = jnp.split(weights, _boundaries(parts), axis=-1)
-    output = split_einsum("bkqs,bksh->bkqh", text, layer.text.value)
+    output = layer.text.weighted_sum(text)
     value_tables = None if layer.tables is None else layer.tables.value
     for bank, part in zip(layer.visual, visual, strict=True):
         if is_shared(bank, query.shape[0]):
@@ -131,7 +131,7 @@ def joint_scores(
         calibration_skipped = hit.sum((1, 2), dtype=jnp.int32)
 
     text = layer.text
-    parts.append(soft_cap(split_einsum("bkqh,bksh->bkqs", q, text.key), logits_soft_cap))
+    parts.append(soft_cap(text.scores(q), logits_soft_cap))
     if visible_text is None:
         visible_text = causal_text(layer.text.length, num_queries)
     text_start = None if starts is None else starts.text

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Int32
-from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
+from vkq_jax.cache import KVCache, LayerCache, VisualBank
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.split_tensor import SplitTensor, can_be_split, split_tensor, whole_groups
+from vkq_jax.text_bank import TextBank
 from vkq_jax.token_classes import ClassMap
 from vkq_jax.visibility import Starts
 

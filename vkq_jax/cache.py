@@ -1,8 +1,8 @@
-"""The KV cache: banks of packed visual tokens beside one dense bank of text, a frozen pytree.
+"""The KV cache: banks of packed visual tokens beside one bank of text, a frozen pytree.
 
 Attention does not care about the order of cached positions once keys carry RoPE. So the visual
 tokens of each prompt lie in a bank of their own, packed, and all text (system prompt, question,
-generated tokens) in one dense bank, whatever their order in the conversation.
+generated tokens) in one bank, dense or in 8 bits, whatever their order in the conversation.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from vkq_jax.pytree import frozen_pytree, static_field, take_layer
 from vkq_jax.quantize import dequantize, quantize
 from vkq_jax.quantized import QuantizedTensor
 from vkq_jax.slots import filled, visible
+from vkq_jax.text_bank import TextBank, TextBits, check_text_bits
 from vkq_jax.token_classes import ClassMap
 
 __all__ = [
     "FixedParts",
     "KVCache",
     "LayerCache",
-    "TextBank",
     "VisualBank",
     "code_bank",
     "quantize_visual",
@@ -139,65 +139,6 @@ class VisualBank:
 
 
 @frozen_pytree
-class TextBank:
-    """Dense keys (after RoPE) and values of text tokens, in the model's dtype.
-
-    Attributes:
-        key, value: [B, K, S, H], or [L, B, K, S, H] for all layers; S is the capacity.
-        length: filled positions of each sequence.
-        index: as in `VisualBank`.
-    """
-
-    key: Float[Array, "*L B K S H"]
-    value: Float[Array, "*L B K S H"]
-    length: Int32[Array, "B"]
-    index: Int32[Array, "B S"] | None = None
-
-    @property
-    def cache_length(self) -> int:
-        """S, the text tokens a sequence can hold."""
-        return self.key.shape[-2]
-
-    def write(
-        self,
-        layer: Int32[Array, ""] | int,
-        key: Float[Array, "B T K H"],
-        value: Float[Array, "B T K H"],
-        valid: Bool[Array, "B T"],
-    ) -> TextBank:
-        """Writes one layer's new tokens behind the filled positions, leaving `length` as it is.
-
-        Tokens that are not `valid` take no slot. What does not fit is dropped, as it must be under
-        jit: `grow` first.
-        """
-        row, slot = self._slots(valid)
-
-        def scatter(bank, new):
-            return bank.at[layer, row, :, slot].set(new.astype(bank.dtype), mode="drop")
-
-        return dataclasses.replace(
-            self, key=scatter(self.key, key), value=scatter(self.value, value)
-        )
-
-    def advance(self, valid: Bool[Array, "B T"], order: Int32[Array, "B T"]) -> TextBank:
-        """Counts the valid tokens as filled, once every layer has written them.
-
-        Their numbers in the whole sequence, `order`, are noted if the bank keeps any.
-        """
-        index = self.index
-        if index is not None:
-            index = index.at[self._slots(valid)].set(order, mode="drop")
-        length = self.length + valid.sum(-1, dtype=jnp.int32)
-        return dataclasses.replace(self, length=length, index=index)
-
-    def _slots(self, valid: Bool[Array, "B T"]) -> tuple[Int32[Array, "B 1"], Int32[Array, "B T"]]:
-        """Sequence and slot of each new token; behind the capacity for one that is not valid."""
-        rank = jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1
-        slot = jnp.where(valid, self.length[:, None] + rank, self.cache_length)
-        return jnp.arange(valid.shape[0], dtype=jnp.int32)[:, None], slot
-
-
-@frozen_pytree
 class LayerCache:
     """One layer's view of a `KVCache`: all that decode attention reads.
 
@@ -234,7 +175,7 @@ class KVCache:
 
     Attributes:
         visual: one bank for each prompt that had images, stacked over layers.
-        text: the dense bank, stacked over layers.
+        text: the bank of text, stacked over layers.
         position: RoPE position of the next token of each sequence.
         calibration_skipped: how often the guard left a head's scores uncalibrated, summed
             over layers, heads and queries of each sequence.
@@ -269,6 +210,7 @@ class KVCache:
         quant: KVQuantConfig,
         dtype: DTypeLike = jnp.bfloat16,
         keep_indices: bool = False,
+        text_bits: TextBits = None,
     ) -> KVCache:
         """An empty cache with room for `cache_length` text tokens a sequence.
 
@@ -285,10 +227,13 @@ class KVCache:
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
-        shape = tuple(sizes.values())
         none = jnp.zeros(batch, jnp.int32)
-        index = jnp.zeros((batch, cache_length), jnp.int32) if keep_indices else None
-        text = TextBank(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), none, index)
+        text = TextBank.empty(
+            (num_layers, batch, num_kv_heads, cache_length, head_dim),
+            dtype,
+            bits=check_text_bits(text_bits),
+            keep_indices=keep_indices,
+        )
         return cls((), text, position=none, calibration_skipped=none, quant=quant)
 
     def fixed(self) -> FixedParts:
@@ -325,6 +270,11 @@ class KVCache:
         return self.text.cache_length
 
     @property
+    def text_bits(self) -> TextBits:
+        """Bits of a text key's or value's channel; None: they are in the model's dtype."""
+        return self.text.bits
+
+    @property
     def text_length(self) -> Int32[Array, "B"]:
         """Text tokens of each sequence."""
         return self.text.length
@@ -346,9 +296,12 @@ class KVCache:
 
     def layer(self, index: Int32[Array, ""] | int) -> LayerCache:
         """The view of one layer; `index` may be traced."""
+        text = self.text
+        stored = (text.key, text.value, text.key_scale, text.value_scale)
+        key, value, *scales = take_layer(stored, index)
         return LayerCache(
             tuple(bank.of_layer(index) for bank in self.visual),
-            TextBank(*take_layer((self.text.key, self.text.value), index), self.text.length),
+            TextBank(key, value, text.length, None, *scales),
             quant=self.quant,
             score_map=take_layer(self.score_map, index),
             tables=take_layer(self.tables, index),

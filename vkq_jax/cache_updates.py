@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from vkq_jax.array_types import Array, Bool, Float, Shaped
-from vkq_jax.cache import KVCache, TextBank, VisualBank
+from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.head_groups import take_cells
 from vkq_jax.layered import LayeredCache, map_parts, map_recurrent
 from vkq_jax.sharing import is_shared
@@ -75,9 +75,8 @@ def _grow(cache: KVCache, cache_length: int) -> KVCache:
         return jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)])
 
     text = cache.text
-    key, value = pad(text.key, 3), pad(text.value, 3)
     index = jax.tree.map(lambda x: pad(x, 1), text.index)
-    text = dataclasses.replace(text, key=key, value=value, index=index)
+    text = text.map_arrays(lambda x: pad(x, 3), index=index)
     return dataclasses.replace(cache, text=text)
 
 
@@ -101,7 +100,7 @@ def take_sequences[C: KVCache | LayeredCache](cache: C, indices: ArrayLike | Seq
 
 
 def _take_sequences(cache: KVCache, indices: Shaped[Array, "b"]) -> KVCache:
-    batch = cache.position.shape[0]
+    batch, text = cache.position.shape[0], cache.text
 
     def stacked(tree):  # [L, B, ...]
         return jax.tree.map(lambda x: _take(x, indices, axis=1), tree)
@@ -109,24 +108,25 @@ def _take_sequences(cache: KVCache, indices: Shaped[Array, "b"]) -> KVCache:
     def per_sequence(tree):  # [B, ...]
         return jax.tree.map(lambda x: _take(x, indices, axis=0), tree)
 
-    def taken[Bank: (VisualBank, TextBank)](bank: Bank) -> Bank:
-        if isinstance(bank, VisualBank) and is_shared(bank, batch):
+    def taken(bank: VisualBank) -> VisualBank:
+        if is_shared(bank, batch):
             return bank
-        of_layers = {"key": stacked(bank.key), "value": stacked(bank.value)}
-        if isinstance(bank, VisualBank):
-            of_layers["class_map"] = stacked(bank.class_map)
-            of_layers["position"] = per_sequence(bank.position)
         return dataclasses.replace(
             bank,
             length=per_sequence(bank.length),
             index=per_sequence(bank.index),
-            **of_layers,
+            key=stacked(bank.key),
+            value=stacked(bank.value),
+            class_map=stacked(bank.class_map),
+            position=per_sequence(bank.position),
         )
 
     return dataclasses.replace(
         cache,
         visual=tuple(map(taken, cache.visual)),
-        text=taken(cache.text),
+        text=text.map_arrays(
+            stacked, length=per_sequence(text.length), index=per_sequence(text.index)
+        ),
         position=per_sequence(cache.position),
         calibration_skipped=per_sequence(cache.calibration_skipped),
     )

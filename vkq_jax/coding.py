@@ -42,7 +42,7 @@ def coding_room(
 ) -> Coded:
     """Zeros of the shape of what coding makes of all layers, from `tokens` a sequence."""
     num_layers, batch, num_kv_heads, _, head_dim = cache.text.key.shape
-    x = jax.ShapeDtypeStruct((batch, tokens, num_kv_heads, head_dim), cache.text.key.dtype)
+    x = jax.ShapeDtypeStruct((batch, tokens, num_kv_heads, head_dim), cache.text.dtype)
     code = partial(backend.quantize, quant=cache.quant)
     tables = jax.eval_shape(lambda: take_layer(cache.tables, 0))
     bank = jax.eval_shape(code, x, x, index, taken, tables=tables)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Int32
-from vkq_jax.cache import KVCache, TextBank, VisualBank, code_bank
+from vkq_jax.cache import KVCache, VisualBank, code_bank
 from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.key_bias import KeyBias
 from vkq_jax.layer_settings import Cells, check_cells
@@ -17,6 +17,7 @@ from vkq_jax.quantized import QuantizedTensor
 from vkq_jax.recurrent import RecurrentState
 from vkq_jax.sharing import is_shared
 from vkq_jax.slots import filled
+from vkq_jax.text_bank import TextBank
 from vkq_jax.token_classes import ClassMap
 from vkq_jax.validation import shown
 
@@ -50,7 +51,8 @@ def check_cache(cache: AnyCache) -> None:
         raise ValueError(
             f"cells: expected layers and heads of the parts, {shown(held)}, got {shown(named)}"
         )
-    for name in ("position", "text_length", "visual_lengths", "keeps_indices", "cache_length"):
+    lengths = ("position", "text_length", "visual_lengths", "cache_length")
+    for name in (*lengths, "keeps_indices", "text_bits"):
         first, *others = (getattr(part, name) for part in cache.text_parts)
         if not all(_same(first, other) for other in others):
             raise ValueError(f"parts: expected the same {name} in all, got unlike ones")
@@ -92,12 +94,9 @@ def _check_cross(cache: LayeredCache) -> None:
 
 
 def _check_part(cache: KVCache, num_tokens: Int32[Array, "B"]) -> None:
-    key, value = cache.text.key, cache.text.value
-    if key.ndim != 5 or key.dtype != value.dtype or not key.size:
-        raise ValueError(
-            f"text must have keys and values [L, B, K, S, H] of one dtype, got {shown(key)} and "
-            f"{shown(value)}"
-        )
+    key = cache.text.key
+    if key.ndim != 5 or not key.size:
+        raise ValueError(f"text must have keys and values [L, B, K, S, H], got {shown(key)}")
     for name in ("position", "calibration_skipped"):
         counts = getattr(cache, name)
         if counts.shape != key.shape[1:2] or (counts < 0).any():

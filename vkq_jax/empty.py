@@ -11,6 +11,7 @@ from vkq_jax.layer_settings import AnyQuant, Cells, LayerGroups, PerLayer, one_s
 from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.presets import resolve
 from vkq_jax.recurrent import RecurrentState
+from vkq_jax.text_bank import TextBits
 from vkq_jax.validation import shown
 
 __all__ = ["empty_cache"]
@@ -28,6 +29,7 @@ def empty_cache(
     keep_indices: bool = False,
     cross_layers: Sequence[int] = (),
     recurrent: RecurrentState | None = None,
+    text_bits: TextBits = None,
 ) -> AnyCache:
     """A cache without tokens, for `begin_prefill`.
 
@@ -40,14 +42,16 @@ def empty_cache(
             and `per_head`.
         dtype: of text keys and values, and of visual ones that are not coded.
         keep_indices: keep the number of each token, 4 bytes, which a sliding window needs.
+        text_bits: 8 keeps text keys and values as integers with a scale for each token and head;
+            None in `dtype`.
         cross_layers: numbers of the layers that are cross-attention to pictures: those hold all
             visual tokens and no text, the others the reverse. See `PromptPictures`.
         recurrent: first states of the layers that keep one instead of keys and values, of the same
             batch. Not together with cross_layers.
 
     Raises:
-        ValueError: a size below 1, an unknown preset, or layers, or settings of layers or heads,
-            that are not there.
+        ValueError: a size below 1, an unknown preset, other bits of text, or layers, or settings of
+            layers or heads, that are not there.
         NotImplementedError: settings of `per_layer` with several kinds of layers, or more than two.
     """
     sizes: dict[str, Any] = {
@@ -56,6 +60,11 @@ def empty_cache(
         "num_kv_heads": num_kv_heads,
         "head_dim": head_dim,
         "cache_length": cache_length,
+    }
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "keep_indices": keep_indices,
+        "text_bits": text_bits,
     }
     if recurrent is not None:
         quant = one_setting(quant, "a cache with recurrent states")
@@ -68,32 +77,32 @@ def empty_cache(
                 f" got {shown([list(x.shape) for x in recurrent.values])}"
             )
         own = sizes | {"num_layers": len(others.layers)}
-        part = KVCache.init(**own, quant=quant, dtype=dtype, keep_indices=keep_indices)
+        part = KVCache.init(**own, quant=quant, **options)
         return LayeredCache((part,), (others,), recurrent=recurrent)
     if cross_layers:
         quant = one_setting(quant, "a cache with cross-attention layers")
         groups = _two_kinds(num_layers, cross_layers, "cross_layers")
-        keeps = (keep_indices, True)  # which pictures a token sees goes by number
+        # Which pictures a token sees goes by number.
+        of_kinds: tuple[dict[str, Any], ...] = (options, options | {"keep_indices": True})
         parts = tuple(
             KVCache.init(
                 **sizes | {"num_layers": len(cells.layers), "cache_length": length},
                 quant=quant,
-                dtype=dtype,
-                keep_indices=keep,
+                **own,
             )
-            for cells, length, keep in zip(groups, (cache_length, 1), keeps, strict=True)
+            for cells, length, own in zip(groups, (cache_length, 1), of_kinds, strict=True)
         )
         return LayeredCache(parts, groups, cross=True)
     if isinstance(quant, PerLayer | LayerGroups):
         quant = quant.settle(num_layers, num_kv_heads)
     if not isinstance(quant, LayerGroups):
-        return KVCache.init(**sizes, quant=resolve(quant), dtype=dtype, keep_indices=keep_indices)
+        return KVCache.init(**sizes, quant=resolve(quant), **options)
     parts = []
     for cells, own in quant.groups:
         own_sizes = sizes | {"num_layers": len(cells.layers)}
         if cells.heads is not None:
             own_sizes["num_kv_heads"] = len(cells.heads[0])
-        parts.append(KVCache.init(**own_sizes, quant=own, dtype=dtype, keep_indices=keep_indices))
+        parts.append(KVCache.init(**own_sizes, quant=own, **options))
     return LayeredCache(tuple(parts), tuple(cells for cells, _ in quant.groups))
 
 

@@ -31,6 +31,7 @@ from vkq_jax.layer_settings import Cells, LayerGroups, Quant, num_heads
 from vkq_jax.pass_checks import static_layer
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.recurrent import RecurrentState
+from vkq_jax.text_bank import TextBits
 
 __all__ = [
     "AnyCache",
@@ -97,6 +98,11 @@ class LayeredCache:
     def cache_length(self) -> int:
         """Text tokens that a sequence can hold."""
         return self.parts[0].cache_length
+
+    @property
+    def text_bits(self) -> TextBits:
+        """Bits of a text key's or value's channel; None: they are in the model's dtype."""
+        return self.parts[0].text_bits
 
     @property
     def text_length(self) -> Int32[Array, "B"]:
@@ -263,12 +269,11 @@ def split_layers(cache: KVCache, groups: LayerGroups) -> LayeredCache:
             key, value, class_map = take_cells((one.key, one.value, one.class_map), cells, axis=2)
             return dataclasses.replace(one, key=key, value=value, class_map=class_map)
 
-        key, value = take_cells((cache.text.key, cache.text.value), cells, axis=2)
         static, count = cache.score_map, cache.text.key.shape[2]
         return dataclasses.replace(
             cache,
             visual=tuple(map(bank, cache.visual)),
-            text=dataclasses.replace(cache.text, key=key, value=value),
+            text=cache.text.map_arrays(lambda x: take_cells(x, cells, axis=2)),
             score_map=None if static is None else take_score_map(static, cells, count, cache.quant),
             tables=take_cells(cache.tables, cells),
             key_bias=take_bias(cache.key_bias, cells),

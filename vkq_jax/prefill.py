@@ -37,7 +37,7 @@ def begin_prefill(
 
     Args:
         cache: an empty one, from `empty_cache`, or that of earlier turns.
-        visual: which tokens are visual: those are coded, the others stay dense.
+        visual: which tokens are visual: those are coded, the others are text.
         valid: False where a token is padding, which may lie at either side; by default none is.
         num_visual: most visual tokens of a sequence, the size of the new bank. Needed inside jit,
             where it is static; counted by default.

@@ -53,7 +53,7 @@ def attend_cache(
         )
         for bank in layer.visual
     ]
-    text_key, text_value = per_query_head(layer.text.key), per_query_head(layer.text.value)
+    text_key, text_value = map(per_query_head, layer.text.dequantize())
 
     # One sequence, query and head.
     def attend(query, banks, text_key, text_value, visible, starts, score_map):

@@ -97,7 +97,7 @@ def _spec_of(cache: KVCache, axes: CacheAxes) -> Callable[[KeyPath], PartitionSp
                 return own.of_parts
             case ["visual", "key" | "value" | "class_map", *_]:
                 return own.of_layers
-            case ["text", "key" | "value"]:
+            case ["text", "key" | "value" | "key_scale" | "value_scale"]:
                 return text
             case ["tables" | "score_map", *_] | ["key_bias", "bias"]:
                 return PartitionSpec(None, axes.kv_heads)

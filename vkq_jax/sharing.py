@@ -54,10 +54,8 @@ def _share_visual(cache: KVCache, batch: int) -> KVCache:
     def repeat(x, axis):
         return jnp.repeat(x, batch, axis=axis)
 
-    text = dataclasses.replace(
-        cache.text,
-        key=repeat(cache.text.key, 1),
-        value=repeat(cache.text.value, 1),
+    text = cache.text.map_arrays(
+        lambda x: repeat(x, 1),
         length=repeat(cache.text.length, 0),
         index=jax.tree.map(lambda x: repeat(x, 0), cache.text.index),
     )

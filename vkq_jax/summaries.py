@@ -44,10 +44,10 @@ def _(cache: KVCache) -> dict[str, str] | None:
     for number, bank in enumerate(cache.visual):
         name = "visual tokens" if len(cache.visual) == 1 else f"visual tokens {number}"
         rows[name] = _bank(bank, cache.text.key.shape)
-    text = human_bytes(size.text)
+    stored = cache.text.dtype if cache.text_bits is None else f"{cache.text_bits} bits"
     rows["text"] = (
-        f"{_lengths(cache.text.length)}room for {capacity} a sequence in {cache.text.key.dtype}, "
-        f"{text}"
+        f"{_lengths(cache.text.length)}room for {capacity} a sequence in {stored}, "
+        f"{human_bytes(size.text)}"
     )
     if cache.visual:
         rows["visual bytes"] = _saved(size)

@@ -9,9 +9,10 @@ hides its first slots.
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Int32
-from vkq_jax.cache import KVCache, TextBank, VisualBank
+from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.slots import filled
+from vkq_jax.text_bank import TextBank
 
 __all__ = ["Starts", "causal_text", "window_starts"]
 

@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import vkq_jax.text_bank
 from models.generation.prefill import new_cache
 from models.generation.sampling import Sampling, is_integer
 from models.inputs.batch import Inputs
 from models.messages import show
 from models.model import Model
 from vkq_jax.cache import KVCache
-from vkq_jax.layered import LayeredCache
+from vkq_jax.layered import AnyCache, LayeredCache
+from vkq_jax.text_bank import TextBits
 
 __all__ = [
     "check_cache",
@@ -24,6 +26,7 @@ __all__ = [
     "check_key",
     "check_quantize_at",
     "check_stop_tokens",
+    "check_text_bits",
     "check_type",
     "settle_sampling",
 ]
@@ -136,18 +139,37 @@ def check_cache(model: Model, inputs: Inputs, cache: Any) -> None:
             "vkq_jax.take_sequences(cache, indices) selects or repeats them"
         )
     expected = jax.eval_shape(
-        lambda model: new_cache(model, batch, quant=cache.quant, cache_length=1), model
+        lambda model: new_cache(
+            model, batch, quant=cache.quant, cache_length=1, text_bits=cache.text_bits
+        ),
+        model,
     )
     for part, like in zip(cache.parts, expected.parts, strict=True):
         wanted = _sizes(like.text.key.shape)
         for name, bank in (("keys", part.text.key), ("values", part.text.value)):
             got = _sizes(bank.shape)
-            if _fixed(got) != _fixed(wanted) or bank.dtype != like.text.key.dtype:
+            dtype = bank.dtype if part.text_bits is None else part.text.dtype
+            if _fixed(got) != _fixed(wanted) or dtype != like.text.dtype:
                 raise ValueError(
                     f"cache: it is not one of this model: its {name} have {_list(_fixed(got))} in "
-                    f"{bank.dtype}, the model's have {_list(_fixed(wanted))} in "
-                    f"{like.text.key.dtype}"
+                    f"{dtype}, the model's have {_list(_fixed(wanted))} in "
+                    f"{like.text.dtype}"
                 )
+
+
+def check_text_bits(text_bits: Any, cache: AnyCache | None) -> TextBits:
+    """The bits of a new cache's text, those of a given cache for None.
+
+    Raises:
+        ValueError: other bits than 8, or a cache whose text is dense, which stays so.
+    """
+    bits = vkq_jax.text_bank.check_text_bits(text_bits)
+    if cache is None or bits is None or bits == cache.text_bits:
+        return bits
+    raise ValueError(
+        f"text_bits: expected None for a cache whose text is in {cache.parts[0].text.dtype}, got "
+        f"{bits}: earlier turns keep what they were stored in, a new conversation takes it"
+    )
 
 
 def settle_sampling(model: Model, sampling: Sampling, key: jax.Array | None) -> Sampling:

@@ -145,7 +145,7 @@ def _first_in_cache(cache: AnyCache) -> int | None:
     for layer in range(cache.num_layers):
         arrays = []
         for _, view in heads_of_layer(cache, layer):
-            arrays += [view.text.key, view.text.value]
+            arrays += view.text.dequantize()
             arrays += [x.dequantize() for bank in view.visual for x in (bank.key, bank.value)]
         if not all(bool(jnp.isfinite(x).all()) for x in arrays):
             return layer

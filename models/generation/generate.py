@@ -36,6 +36,7 @@ from vkq_jax.layer_settings import AnyQuant
 from vkq_jax.layered import AnyCache
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.sharing import share_visual
+from vkq_jax.text_bank import TextBits
 
 __all__ = ["GenerateOptions", "Generation", "QuantizeAt", "generate", "stream"]
 
@@ -75,6 +76,7 @@ def generate(
     implementation: str | None = None,
     score_map: ScoreMap | None = None,
     tables: CalibratedCodes | str | os.PathLike[str] | None = None,
+    text_bits: TextBits = None,
     bucketing: bool = True,
 ) -> Generation:
     """Answers prompts: jit-compiled prefill and decode loop, pure, fit for `jax.vmap`.
@@ -106,6 +108,9 @@ def generate(
             calibrated with. By default the given cache's own.
         tables: presets calibrated for this model, from `calibrate_codes` or a file that
             `vkq calibrate` wrote; by default those found beside the checkpoint.
+        text_bits: 8 keeps keys and values of text as 8-bit integers, with a scale for each token
+            and head: about half the bytes of a long answer in bfloat16. By default the given
+            cache's own, or the model's dtype. A prompt is read in full precision either way.
         bucketing: rounds text tokens of the prompt, of the cache and of the answer up to few
             sizes (multiples of 64, above 512 four between two powers of two; visual tokens too
             where their number depends on the picture), so that calls of similar lengths share
@@ -138,6 +143,7 @@ def generate(
         implementation=implementation,
         score_map=score_map,
         tables=tables,
+        text_bits=text_bits,
     )
     # Nobody else holds the state that prefill left. `stream` shows its states, and keeps them.
     steps = _room(max_new_tokens, bucketing)
@@ -161,6 +167,7 @@ class GenerateOptions(TypedDict, total=False):
     implementation: str | None
     score_map: ScoreMap | None
     tables: CalibratedCodes | str | os.PathLike[str] | None
+    text_bits: TextBits
     bucketing: bool
 
 
@@ -209,6 +216,7 @@ def _begin(
     implementation: str | None = None,
     score_map: ScoreMap | None = None,
     tables: CalibratedCodes | str | os.PathLike[str] | None = None,
+    text_bits: TextBits = None,
     bucketing: bool = True,
 ) -> tuple[DecodeState, Callable[..., tuple[Array, Array, DecodeState]]]:
     """Checks the arguments, prefills, and binds those of `decode_loop` that stay the same."""
@@ -271,6 +279,7 @@ def _begin(
         implementation=implementation,
         score_map=place_shared(model.mesh, score_map),
         tables=place_shared(model.mesh, own_tables),
+        text_bits=checks.check_text_bits(text_bits, cache),
     )
     if quantize_at == "prompt" or not inputs.prompt_shape.has_pictures:
         logits, filled = run(model, inputs, cache)

@@ -28,11 +28,12 @@ from vkq_jax.head_groups import take_bias, take_score_map
 from vkq_jax.layer_settings import Cells, Quant
 from vkq_jax.layered import AnyCache, LayeredCache, map_groups
 from vkq_jax.prefill import begin_prefill
+from vkq_jax.text_bank import TextBits
 
 __all__ = ["new_cache", "prefill", "run_prompt"]
 
 
-@partial(jax.jit, static_argnames=("quant", "cache_length", "implementation"))
+@partial(jax.jit, static_argnames=("quant", "cache_length", "implementation", "text_bits"))
 def prefill(
     model: Model,
     inputs: Inputs,
@@ -43,6 +44,7 @@ def prefill(
     implementation: str | None = None,
     score_map: ScoreMap | None = None,
     tables: OwnTables = None,
+    text_bits: TextBits = None,
 ) -> tuple[Float[Array, "B vocab"], AnyCache]:
     """Runs a prompt, behind what `cache` holds if one is given.
 
@@ -56,6 +58,7 @@ def prefill(
         implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
         score_map: static score calibration of the new cache; that of `cache` by default.
         tables: offline tables of the codes; those of `cache` by default.
+        text_bits: of text keys and values where `cache` is None, see `vkq_jax.empty_cache`.
 
     Returns:
         Logits of the token after each sequence's last one, float32, and the new cache.
@@ -69,6 +72,7 @@ def prefill(
         implementation=implementation,
         score_map=score_map,
         tables=tables,
+        text_bits=text_bits,
     )
     logits = model.module().text.logits(_last(hidden, inputs.mask))
     return place_logits(model.mesh, logits), new
@@ -84,12 +88,14 @@ def run_prompt(
     implementation: str | None = None,
     score_map: ScoreMap | None = None,
     tables: OwnTables = None,
+    text_bits: TextBits = None,
 ) -> tuple[Float[Array, "B T D"], AnyCache]:
     """`prefill` behind `past`, to be traced: every token's normed hidden state, and the cache."""
     module, text_config = model.module(), model.config.text
     inputs = place_inputs(model.mesh, inputs)
     if past is None:
-        cache = new_cache(model, inputs.mask.shape[0], quant=quant, cache_length=cache_length)
+        batch = inputs.mask.shape[0]
+        cache = new_cache(model, batch, quant=quant, cache_length=cache_length, text_bits=text_bits)
     elif past.quant != quant:
         raise ValueError(f"the cache was made with {past.quant}, not with {quant}")
     else:
@@ -160,7 +166,9 @@ def _with_offline_parts(
     return cache if tables is None else dataclasses.replace(cache, tables=tables)
 
 
-def new_cache(model: Model, batch: int, *, quant: Quant, cache_length: int) -> AnyCache:
+def new_cache(
+    model: Model, batch: int, *, quant: Quant, cache_length: int, text_bits: TextBits = None
+) -> AnyCache:
     """An empty cache of the shape that `model` fills, in the dtype it computes in."""
     text = model.config.text
     module = model.module().text
@@ -175,6 +183,7 @@ def new_cache(model: Model, batch: int, *, quant: Quant, cache_length: int) -> A
         keep_indices=text.sliding_window is not None,
         cross_layers=text.cross_layers,
         recurrent=None if text.linear is None else empty_states(text.linear, batch, module.dtype),
+        text_bits=text_bits,
     )
 
     def with_bias(part: KVCache, cells: Cells) -> KVCache:

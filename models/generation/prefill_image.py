@@ -18,6 +18,7 @@ from vkq_jax.array_types import Array
 from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.layer_settings import AnyQuant
 from vkq_jax.layered import AnyCache
+from vkq_jax.text_bank import TextBits
 
 __all__ = ["in_buckets", "prefill_image", "prefill_part"]
 
@@ -29,6 +30,7 @@ def prefill_image(
     quant: AnyQuant | None = None,
     tables: CalibratedCodes | str | os.PathLike[str] | None = None,
     implementation: str | None = None,
+    text_bits: TextBits = None,
     bucketing: bool = True,
 ) -> AnyCache:
     """Reads a prompt up to its last image token and codes the pictures, once for many questions.
@@ -47,7 +49,7 @@ def prefill_image(
         model: from `models.load`.
         inputs: from `models.prepare`: one prompt with its pictures, or several, each with its own.
             Tokens behind the last picture are not read.
-        quant, tables, implementation, bucketing: as for `generate`.
+        quant, tables, implementation, text_bits, bucketing: as for `generate`.
 
     Returns:
         The cache of the pictures and of the text before them, as
@@ -61,6 +63,7 @@ def prefill_image(
     checks.check_type("inputs", inputs, Inputs, hint="models.prepare")
     checks.check_type("bucketing", bucketing, bool)
     checks.check_quantize_at(model, "image")
+    text_bits = checks.check_text_bits(text_bits, None)
     pallas_kernels.choose_implementation(implementation)
     settings, own_tables = settle_codes(model, quant, tables, None)
     if not inputs.prompt_shape.has_pictures:
@@ -77,6 +80,7 @@ def prefill_image(
         cache_length=text_bucket(text) if bucketing else text,
         implementation=implementation,
         tables=place_shared(model.mesh, own_tables),
+        text_bits=text_bits,
     )
     return cache
 

@@ -22,19 +22,28 @@ from vkq_jax.dense import DenseTensor
 from vkq_jax.head_groups import take_bias
 from vkq_jax.key_bias import KeyBias
 from vkq_jax.layer_settings import Cells, LayerGroups, Quant, one_setting
-from vkq_jax.layered import AnyCache, LayeredCache, map_groups, split_layers
+from vkq_jax.layered import AnyCache, LayeredCache, map_groups, map_parts, split_layers
 from vkq_jax.presets import presets
+from vkq_jax.text_bank import TextBits
 
 __all__ = ["FULL_PRECISION", "recode"]
 
 FULL_PRECISION = presets["none"]
 
 
-def recode(model: Model, cache: AnyCache, quant: Quant, tables: OwnTables = None) -> AnyCache:
+def recode(
+    model: Model,
+    cache: AnyCache,
+    quant: Quant,
+    tables: OwnTables = None,
+    text_bits: TextBits = None,
+) -> AnyCache:
     """The cache of prompts that `model` read with `none`, its visual tokens coded with `quant`.
 
-    `models.generation.prefill` makes the same of these prompts with `quant`.
+    `models.generation.prefill` makes the same of these prompts with `quant` and `text_bits`.
     """
+    if text_bits is not None:
+        cache = map_parts(cache, lambda part: dataclasses.replace(part, text=part.text.in_8_bits()))
     if isinstance(cache, LayeredCache):  # layers of several kinds, as full precision is one setting
         own = one_setting(quant, "a model with layers of several kinds")
         assert not isinstance(tables, tuple)

@@ -25,6 +25,7 @@ from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache_updates import take_sequences
 from vkq_jax.layer_settings import Quant
 from vkq_jax.layered import AnyCache
+from vkq_jax.text_bank import TextBits
 
 __all__ = [
     "Answered",
@@ -118,7 +119,7 @@ def read(
     return Reading(cache, question, owner, read_question(model, question, expanded))
 
 
-@partial(jax.jit, static_argnames=("quant", "quantize_at"))
+@partial(jax.jit, static_argnames=("quant", "quantize_at", "text_bits"))
 def read_coded(
     model: Model,
     reading: Reading,
@@ -126,14 +127,14 @@ def read_coded(
     *,
     quant: Quant,
     quantize_at: QuantizeAt,
+    text_bits: TextBits = None,
 ) -> Prompted:
     """The rows of `reading` as `quant` has them, with its tables, when the answer begins."""
+    code = partial(recode, model, quant=quant, tables=tables, text_bits=text_bits)
     if quantize_at == "prompt":
-        return Prompted(
-            reading.prompted.logits, recode(model, reading.prompted.cache, quant, tables)
-        )
+        return Prompted(reading.prompted.logits, code(reading.prompted.cache))
     assert reading.question is not None, "pictures are coded before a question apart from them"
-    cache = take_sequences(recode(model, reading.pictures, quant, tables), reading.owner)
+    cache = take_sequences(code(reading.pictures), reading.owner)
     return read_question(model, reading.question, cache)
 
 

@@ -17,6 +17,7 @@ from vkq_jax.bank_parts import TextPart
 from vkq_jax.decode import Decode, LayeredDecode
 from vkq_jax.prefill import LayeredPrefill, Prefill
 from vkq_jax.sharding import CacheAxes, pass_specs
+from vkq_jax.text_bank import TextBank
 from vkq_jax.visibility import Starts
 
 __all__ = ["attend", "read_pictures", "recurrence"]
@@ -55,20 +56,20 @@ def attend[Pass: Prefill | Decode | LayeredPrefill | LayeredDecode](
         skipped = None
         if counts:
             skipped = own.skipped + jax.lax.psum(after.skipped - own.skipped, axes.heads)
-        text = after.unfinished.text
-        return output, text.key, text.value, getattr(after, "coded", None), skipped, after.done
+        stored = _stored(after.unfinished.text)
+        return output, stored, getattr(after, "coded", None), skipped, after.done
 
     heads = PartitionSpec(axes.sequences, None, axes.heads)
     kv_heads = PartitionSpec(axes.sequences, None, axes.kv_heads)
     rows = PartitionSpec(axes.sequences)
     specs = pass_specs(passing, axes)
     text_in_parts = axes.splits_text(cache.cache_length)
-    text_spec, coded_spec = specs.unfinished.text.key, getattr(specs, "coded", None)
+    coded_spec = getattr(specs, "coded", None)
     run = on_shards(
         mesh,
         attend_own,
         (PartitionSpec(), heads, kv_heads, kv_heads, specs, rows, rows),
-        (heads, text_spec, text_spec, coded_spec, rows, PartitionSpec()),
+        (heads, _stored(specs.unfinished.text), coded_spec, rows, PartitionSpec()),
     )
     # Or the compiler might split all around as attention is, and gather the projections' weights.
     data = data_axis(mesh, batch)
@@ -77,12 +78,11 @@ def attend[Pass: Prefill | Decode | LayeredPrefill | LayeredDecode](
     key, value = place(mesh, (key, value), PartitionSpec(data, None, KV_HEADS))
     starts, masks = place_sequences(mesh, (starts, masks))
     before = place(mesh, passing, pass_specs(passing, dataclasses.replace(axes, counts=data)))
-    output, *written, coded, skipped, done = run(
+    output, stored, coded, skipped, done = run(
         jnp.asarray(layer), query, key, value, before, starts, masks
     )
-    text = dataclasses.replace(cache.text, key=written[0], value=written[1])
     changes: dict[str, Any] = {
-        "unfinished": dataclasses.replace(cache, text=text),
+        "unfinished": dataclasses.replace(cache, text=dataclasses.replace(cache.text, **stored)),
         "done": done,
         **({} if coded is None else {"coded": coded}),
         **({} if skipped is None else {"skipped": skipped}),
@@ -118,7 +118,7 @@ def _own_part[Pass: (Prefill, Decode)](own: Pass, axes: CacheAxes, text_in_parts
     cache, text = own.unfinished, own.unfinished.text
     if text_in_parts:
         first = jax.lax.axis_index(axes.parts) * text.cache_length
-        text = TextPart(text.key, text.value, text.length, text.index, first=first)
+        text = TextPart(length=text.length, index=text.index, **_stored(text), first=first)
     backend = dataclasses.replace(own.backend, on_device=True)
     cache = dataclasses.replace(cache, text=text)
     return dataclasses.replace(own, unfinished=cache, backend=backend)
@@ -135,3 +135,8 @@ def recurrence(
         lambda layer, passing: passing.state(layer),
         lambda layer, state, passing: passing.with_state(layer, state),
     )
+
+
+def _stored(text: TextBank) -> dict[str, Any]:
+    """The fields of a text bank that a layer's attention changes."""
+    return {name: getattr(text, name) for name in ("key", "value", "key_scale", "value_scale")}

@@ -15,6 +15,7 @@ from pallas_kernels.attention.kernel_spec import BOOK, KernelSpec, Packed, Task,
 from pallas_kernels.attention.launch import Launch, result_shapes
 from pallas_kernels.attention.mapped_axes import fold_mapped_axes
 from pallas_kernels.attention.tuning_configs import choose_tuning, keeping_tuning
+from pallas_kernels.isa.architectures import HOPPER, Architecture, architecture_here
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from vkq_jax.array_types import Array, Float, Int32
@@ -151,7 +152,13 @@ def keeps_scores(banks: Banks, query: tuple[int, ...], tuning: TuningConfig | No
         return False
     spec = plan(banks, (1, *query), 1, tuning)
     assert spec.packed is not None
-    return keeping_tuning(spec.tuning, spec.packed, spec.head_dim) is not None
+    kept = keeping_tuning(spec.tuning, spec.packed, spec.head_dim, _architecture())
+    return kept is not None
+
+
+def _architecture() -> Architecture:
+    """That of the default device; where it is unknown, Hopper's, for which `explain` plans."""
+    return architecture_here() or HOPPER
 
 
 def score_range(
@@ -289,11 +296,12 @@ def plan(
             ]
             widest = max(dim for _, dim in groups)
     heads = outer * batch * kv_heads
-    tuning = tuning or choose_tuning(heads, queries, widest, classes, dense)
+    here = _architecture()
+    tuning = tuning or choose_tuning(heads, queries, widest, classes, dense, here)
     if calibration is not None:
         if tuning.queries > 1:
-            tuning = choose_tuning(heads * queries, 1, stored, classes, dense)
-        tuning = keeping_tuning(tuning, next(iter(classes)), stored)
+            tuning = choose_tuning(heads * queries, 1, stored, classes, dense, here)
+        tuning = keeping_tuning(tuning, next(iter(classes)), stored, here)
         assert tuning is not None, "asked for without `keeps_scores`"
     spec = KernelSpec(
         outer=outer,

@@ -27,22 +27,29 @@ from pallas_kernels.attention.kernel_spec import KernelSpec, Packed, TuningConfi
 from pallas_kernels.attention.launch import Launch, gpu_launch
 from pallas_kernels.attention.outer_dictionary import folds_outside
 from pallas_kernels.attention.outer_rotation import rotates_outside
+from pallas_kernels.isa.architectures import ARCHITECTURES, architecture_here
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import tile, untileable_bank_reason
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention import Attended, map_of_rows, merge, scaled_rows
-from vkq_jax.cache import KVCache, LayerCache, TextBank, VisualBank
+from vkq_jax.cache import KVCache, LayerCache, VisualBank
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import ScoreCalibration
 from vkq_jax.dense import DenseTensor
 from vkq_jax.pytree import take_layer
 from vkq_jax.sharing import shares_visual
 from vkq_jax.soft_cap import check_soft_cap
+from vkq_jax.text_bank import TextBank
 from vkq_jax.visibility import Starts, causal_text
 
-__all__ = ["attend_cache", "attend_layer", "describe", "device_reason", "unsupported_reason"]
-
-_CAPABILITIES = ("9.0",)  # tested ones; the 1-bit instruction is native on 8.0 to 9.0
+__all__ = [
+    "attend_cache",
+    "attend_layer",
+    "describe",
+    "device_reason",
+    "unsupported_reason",
+    "untried_reason",
+]
 
 
 def attend_cache(
@@ -57,7 +64,7 @@ def attend_cache(
     tuning: TuningConfig | None = None,
 ) -> Attended:
     """`attend_layer` for a layer that has been taken out of its cache."""
-    text = TextBank(layer.text.key[None], layer.text.value[None], layer.text.length)
+    text = layer.text.map_arrays(lambda x: x[None])
 
     def stacked(tensor):
         return jax.tree.map(lambda x: x[None], tensor)
@@ -129,7 +136,7 @@ def attend_layer(
     if visible_text is None:
         visible_text = causal_text(cache.text.length, query.shape[1])
     attend = functools.partial(_attend, logits_scale, logits_soft_cap, launch, tuning)
-    differentiable = (query, cache.text.key, cache.text.value, cache.score_map)
+    differentiable = (query, cache.text, cache.score_map)
     return Attended(*attend(differentiable, cache, jnp.asarray(index), visible_text, starts))
 
 
@@ -145,15 +152,14 @@ def _attend(
     visible_text,
     starts,
 ):
-    query, text_key, text_value, static = differentiable
-    num_queries = query.shape[1]
-    rows = scaled_rows(query, text_key.shape[2], logits_scale)
-    text = TextBank(text_key, text_value, cache.text.length)
+    query, text, static = differentiable
+    num_queries, num_kv_heads = query.shape[1], text.key.shape[2]
+    rows = scaled_rows(query, num_kv_heads, logits_scale)
     cache = dataclasses.replace(cache, text=text)
     launches = _launches(cache, index, starts)
     score_map = in_launch = hit = None
     if static is not None:
-        score_map = map_of_rows(take_layer(static, index), query.shape, text_key.shape[2])
+        score_map = map_of_rows(take_layer(static, index), query.shape, num_kv_heads)
     elif cache.quant.calibration is not None and cache.visual:
         if _calibrates_in_launch([banks for banks, _ in launches], rows.shape, tuning):
             in_launch = cache.quant.calibration
@@ -190,7 +196,7 @@ def _attend(
         if in_launch is not None:
             _, hit = _calibration([found], in_launch)
         parts.append(Attended.from_kv_heads(output, logsumexp, num_queries))
-    if _uncovered_dense(text_key) and text.cache_length:
+    if _uncovered_text(text) and text.cache_length:
         layer = dataclasses.replace(cache, visual=()).layer(index)
         parts.append(
             vkq_jax.attention.attend_cache(
@@ -247,7 +253,7 @@ def _launches(
             begins_of = {} if start is None else packed_starts(bank, index, start)
             tiled = tile(bank)
             packed.append((VisualBank(tiled.key, tiled.value, tiled.length), begins_of))
-    if not _uncovered_dense(cache.text.key) and cache.text.cache_length:
+    if not _uncovered_text(cache.text) and cache.text.cache_length:
         dense["text"] = DenseBank(cache.text.key, cache.text.value)
         begins["text"] = None if starts is None else starts.text
     (first, of_first), *others = packed or [(None, {})]
@@ -299,7 +305,7 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
     stored = layouts.stored_head_dim(head_dim)
     if stored != head_dim:
         lines.append(f"head_dim {head_dim}: stored with zeros, as {stored}")
-    reason = _uncovered_dense(cache.text.key)
+    reason = _uncovered_text(cache.text)
     if reason and cache.text.cache_length:
         lines.append(f"text bank by xla, joined by its log-sum-exp: {reason}")
     return lines
@@ -327,8 +333,7 @@ def _backward(logits_scale, logits_soft_cap, launch, tuning, residuals, cotangen
     differentiable, cache, index, visible_text, starts = residuals
 
     def reference(differentiable):
-        query, key, value, static = differentiable
-        text = dataclasses.replace(cache.text, key=key, value=value)
+        query, text, static = differentiable
         attended = vkq_jax.attention.attend_cache(
             query,
             dataclasses.replace(cache, text=text, score_map=static).layer(index),
@@ -353,7 +358,7 @@ def unsupported_reason(
     reason = layouts.head_dim_reason(cache.text.key.shape[-1])
     if reason:
         return reason
-    if not cache.visual and (reason := _uncovered_dense(cache.text.key)):
+    if not cache.visual and (reason := _uncovered_text(cache.text)):
         return reason
     if not cache.visual and not cache.text.cache_length:
         return "the cache has no room for anything"
@@ -379,6 +384,11 @@ def unsupported_reason(
     return None
 
 
+def _uncovered_text(text: TextBank) -> str | None:
+    """Why no launch reads a text bank (maybe abstract); None if one does."""
+    return _uncovered_dense(text.key) if text.bits is None else f"text in {text.bits} bits"
+
+
 def _uncovered_dense(x: Array | jax.ShapeDtypeStruct) -> str | None:
     """Why no launch reads dense keys or values (maybe abstract); None if one does."""
     if x.dtype != jnp.bfloat16:
@@ -393,6 +403,14 @@ def device_reason() -> str | None:
     if jax.default_backend() != "gpu":
         return f"needs an NVIDIA GPU, the default backend is {jax.default_backend()}"
     capability = str(getattr(jax.devices()[0], "compute_capability", "unknown"))
-    if capability not in _CAPABILITIES:
-        return f"compute capability {capability} is none of {', '.join(_CAPABILITIES)}"
+    if capability not in ARCHITECTURES:
+        return f"compute capability {capability} is none of {', '.join(ARCHITECTURES)}"
     return None
+
+
+def untried_reason() -> str | None:
+    """Why the kernel, which could run on JAX's default device, does so on request only."""
+    here = architecture_here()
+    if here is None or here.tried:
+        return None
+    return f"not run on such a card yet (compute capability {here.capability})"

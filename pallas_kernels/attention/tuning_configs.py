@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 
 from pallas_kernels.attention.kernel_spec import SET, KernelSpec, Packed, TuningConfig
+from pallas_kernels.isa.architectures import HOPPER, Architecture
 from pallas_kernels.layout.layouts import HEAD_DIMS
 from vkq_jax.config import ScoreCalibration
 
 __all__ = ["choose_tuning", "keeping_tuning"]
 
 _MULTIPROCESSORS = 132  # of an H100
-_SHARED_BYTES = 220_000  # that a thread block may have, less what the launch takes itself
+_RESERVED_BYTES = 12 * 1024  # of a thread block's shared memory: for what the launch takes itself
 _WARPS = 16  # that one of them holds at 128 registers a thread
 
 
@@ -20,10 +21,14 @@ def choose_tuning(
     head_dim: int,
     classes: Sequence[Packed],
     dense: tuple[tuple[str, int], ...],
+    architecture: Architecture = HOPPER,
 ) -> TuningConfig:
     """The tuning for `heads` KV heads of `head_dim` stored channels, each with `queries` queries.
 
-    Of a packed bank those of its `classes` count that have bits.
+    Of a packed bank those of its `classes` count that have bits. Measured on Hopper; elsewhere the
+    same choice, in smaller thread blocks where they would not have the shared memory, and with a
+    team's second query unused where tensor cores do not multiply bits: a single query takes bytes
+    as several do (but where tables come in groups, which `ptxas` then writes out).
 
     A team takes up to eight queries of a KV head, so that a block is loaded once for them (one
     where tables come in groups, four where there is no packed bank or a side has several code
@@ -42,13 +47,16 @@ def choose_tuning(
     most = 1 if grouped else SET if narrow else 2 * SET
     per_team = -(-queries // -(-queries // most))
     teams = heads * -(-queries // per_team)
+    if classes and not grouped and not architecture.multiplies_bits:
+        per_team = max(per_team, 2)
     wide = per_team > SET
     warps = _WARPS // 2 if wide or (per_team > 1 and head_dim > HEAD_DIMS[-1]) else _WARPS
     packed_blocks = sum(packed.blocks for packed in classes if packed.most_bits)
     short = bool(classes) and packed_blocks <= 16 and not wide
     if short and 2 * teams >= 7 * _MULTIPROCESSORS:
         large = per_team > 1 and _fills_evenly(-(-2 * teams // warps))
-        return TuningConfig(warps=warps if large else 4, team=2, queries=per_team)
+        tuning = TuningConfig(warps=warps if large else 4, team=2, queries=per_team)
+        return _within_memory(tuning, head_dim, classes, architecture)
     blocks = packed_blocks + sum(-(-capacity // 16) for _, capacity in dense)
     wanted = _MULTIPROCESSORS * warps // 2
     splits = 1
@@ -59,10 +67,53 @@ def choose_tuning(
         splits *= 2
     while warps > max(4, team) and 2 * splits * -(-teams * team // warps) <= _MULTIPROCESSORS:
         warps //= 2
-    return TuningConfig(warps=warps, team=team, splits=splits, queries=per_team)
+    tuning = TuningConfig(warps=warps, team=team, splits=splits, queries=per_team)
+    return _within_memory(tuning, head_dim, classes, architecture)
 
 
-def keeping_tuning(tuning: TuningConfig, packed: Packed, head_dim: int) -> TuningConfig | None:
+def _within_memory(
+    tuning: TuningConfig,
+    head_dim: int,
+    classes: Sequence[Packed],
+    architecture: Architecture,
+) -> TuningConfig:
+    """The tuning with as few warps a thread block as its shared memory asks for.
+
+    What was measured fits where it was measured.
+    """
+    while tuning.warps > 4 and not architecture.tried:
+        spec = _of_one_head(tuning, head_dim, classes)
+        if 4 * spec.shared_words + 1024 <= architecture.shared_bytes:
+            break
+        # Teams that no longer fit one thread block are shared by more of them.
+        warps = tuning.warps // 2 if tuning.warps % 8 == 0 else 4
+        team = min(tuning.team, warps)
+        splits = tuning.splits * tuning.team // team
+        tuning = dataclasses.replace(tuning, warps=warps, team=team, splits=splits)
+    return tuning
+
+
+def _of_one_head(
+    tuning: TuningConfig,
+    head_dim: int,
+    classes: Sequence[Packed],
+    calibration: ScoreCalibration | None = None,
+) -> KernelSpec:
+    """A launch whose thread blocks have the shared memory of any with this tuning."""
+    return KernelSpec(
+        batch=1,
+        kv_heads=1,
+        queries=tuning.queries,
+        head_dim=head_dim,
+        classes=tuple(classes),
+        tuning=tuning,
+        calibration=calibration,
+    )
+
+
+def keeping_tuning(
+    tuning: TuningConfig, packed: Packed, head_dim: int, architecture: Architecture = HOPPER
+) -> TuningConfig | None:
     """The tuning, or one of wider teams, whose shared memory has room for all scores of a bank.
 
     None where there is none: of several queries a team, of teams in several thread blocks, or of
@@ -71,16 +122,8 @@ def keeping_tuning(tuning: TuningConfig, packed: Packed, head_dim: int) -> Tunin
     if tuning.queries > 1 or tuning.splits > 1:
         return None
     while True:
-        spec = KernelSpec(
-            batch=1,
-            kv_heads=1,
-            queries=1,
-            head_dim=head_dim,
-            classes=(packed,),
-            tuning=tuning,
-            calibration=ScoreCalibration(),
-        )
-        if 4 * spec.shared_words <= _SHARED_BYTES:
+        spec = _of_one_head(tuning, head_dim, (packed,), ScoreCalibration())
+        if 4 * spec.shared_words <= architecture.shared_bytes - _RESERVED_BYTES:
             return tuning
         if 2 * tuning.team > tuning.warps:
             return None

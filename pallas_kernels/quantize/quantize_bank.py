@@ -9,7 +9,12 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.api import choose_implementation, lay_out, unavailable_reason
+from pallas_kernels.api import (
+    choose_implementation,
+    lay_out,
+    unavailable_reason,
+    untried_reason,
+)
 from pallas_kernels.isa.program import Program, Run, run_on_gpu
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import Side, TiledSigns
@@ -73,16 +78,18 @@ def choose_coding(
     if implementation not in (None, "mosaic_gpu"):
         return choose_implementation(implementation)
     reason = _unavailable(key, value, index, quant)
+    if implementation is None and (reason or untried_reason("mosaic_gpu")):
+        return "xla"
     if reason is None:
         return "mosaic_gpu"
-    if implementation is None:
-        return "xla"
     raise NotImplementedError(f"implementation 'mosaic_gpu' does not apply here: {reason}")
 
 
 def explain_coding(key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig) -> str:
     """What `quantize_bank` does by default and why, as `explain` says it of attention."""
-    reason = _unavailable(key, value, index, quant)
+    reason, untried = _unavailable(key, value, index, quant), untried_reason("mosaic_gpu")
+    if reason is None and untried:
+        reason = f"on request, {untried}"
     return f"mosaic_gpu: {reason or 'taken'}\nxla: {'taken' if reason else 'on request'}"
 
 

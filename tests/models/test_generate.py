@@ -13,6 +13,7 @@ from models.generation.prefill import prefill
 from models.generation.sampling import Sampling
 from models.generation.token_chooser import TokenChooser
 from tests.support import sampling_oracle
+from tests.support.caches import relative_error
 from tests.support.tiny_llava import batch, greedy_without_cache, prompt, tiny_model
 
 ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(6, seed=2))
@@ -240,6 +241,7 @@ def test_prefill_with_codes_needs_less_memory_than_without(model):
         ({"max_new_tokens": 4, "cache_length": 10**9}, "cache_length: expected at most 496, since"),
         ({"max_new_tokens": 4, "cache_length": 9}, "longer than the cache.*=12, got 9"),
         ({"max_new_tokens": 4, "quant": "vkq-1bits"}, "vkq-1bit"),
+        ({"max_new_tokens": 4, "text_bits": 4}, "text_bits must be 8, or None.*got 4"),
         ({"max_new_tokens": 4, "quantize_at": "never"}, '"prompt" or "image", got \'never\''),
         (
             {"max_new_tokens": 4, "implementation": "cuda"},
@@ -250,6 +252,25 @@ def test_prefill_with_codes_needs_less_memory_than_without(model):
 def test_bad_arguments_are_one_clear_error(model, options, message):
     with pytest.raises(ValueError, match=message):
         models.generate(model, batch(ROWS[0]), **options)
+
+
+@pytest.mark.parametrize("quantize_at", ["prompt", "image"])
+def test_text_in_8_bits_is_text_in_8_bits_in_every_turn(model, quantize_at):
+    first = models.generate(model, batch(ROWS[0]), quantize_at=quantize_at, text_bits=8, **FOUR)
+    later = models.generate(model, batch(prompt(3)), cache=first.cache, **FOUR)
+    again = models.generate(model, batch(prompt(3)), cache=first.cache, text_bits=8, **FOUR)
+    assert first.cache.text_bits == later.cache.text_bits == 8
+    np.testing.assert_array_equal(again.tokens, later.tokens)
+    exact = models.generate(model, batch(ROWS[0]), quantize_at=quantize_at, **FOUR)
+    np.testing.assert_array_equal(first.tokens, exact.tokens)
+    length = int(exact.cache.text_length[0])
+    for got, expected in zip(
+        first.cache.text.dequantize(), exact.cache.text.dequantize(), strict=True
+    ):
+        got, expected = (x[:, :, :, :length] for x in (got, expected))
+        assert 1e-4 < relative_error(got, expected) < 2e-2
+    with pytest.raises(ValueError, match="text_bits: expected None for a cache whose text is in"):
+        models.generate(model, batch(prompt(3)), cache=exact.cache, text_bits=8, **FOUR)
 
 
 def test_a_conversation_keeps_its_codes(model):

@@ -33,8 +33,9 @@ from tests.support.caches import (
 from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
 from vkq_jax import KVQuantConfig, LevelCodes, ScoreCalibration, SignCodes
 from vkq_jax.attention import from_kv_heads, to_kv_heads
-from vkq_jax.cache import KVCache, TextBank, VisualBank
+from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.dense import DenseTensor
+from vkq_jax.text_bank import TextBank
 
 attend = functools.partial(mosaic_gpu.attend_cache, launch=emulated_launch)
 
@@ -358,16 +359,19 @@ def test_scores_are_kept_where_they_fit():
         (128, 8, "signs", TuningConfig(8, 4, queries=8)),
     ],
 )
-@pytest.mark.parametrize("text", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("text", [jnp.bfloat16, jnp.float32, jnp.int8])
 def test_a_static_score_map_costs_no_launch(head_dim, per_kv_head, codes, tuning, text):
-    """Of a traced layer, for several query positions; a float32 text bank is left alone."""
+    """Of a traced layer, for several query positions; text for XLA is left alone."""
     shape = Shape(
         head_dim=head_dim, num_heads=2 * per_kv_head, num_queries=2, visual=((300, (300, 33)),)
     )
     query, layer = random_layer(shape, CODES[codes])
     cache = stacked(with_score_map(layer, shape.num_heads), 3)
-    wide = jax.tree.map(lambda x: x.astype(text), (cache.text.key, cache.text.value))
-    cache = dataclasses.replace(cache, text=TextBank(*wide, cache.text.length))
+    if text == jnp.int8:
+        changed = cache.text.in_8_bits()
+    else:
+        changed = cache.text.map_arrays(lambda x: x.astype(text))
+    cache = dataclasses.replace(cache, text=changed)
     specs = []
     run = functools.partial(mosaic_gpu.attend_layer, launch=recorded(specs), tuning=tuning)
     got = jax.jit(run)(query, cache, 1)

@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -68,10 +68,21 @@ class Cases:
         return models.load(self.folder / name, dtype=jnp.float32, mesh=mesh)
 
     @cache  # noqa: B019
-    def generation(self, name: str, mesh: str | None = None, quant: str = "vkq-1bit") -> Generation:
+    def generation(
+        self,
+        name: str,
+        mesh: str | None = None,
+        quant: str = "vkq-1bit",
+        text_bits: Literal[8] | None = None,
+    ) -> Generation:
         model = self.model(name, mesh)
         return models.generate(
-            model, inputs_of(model), max_new_tokens=STEPS, stop_tokens=(), quant=quant
+            model,
+            inputs_of(model),
+            max_new_tokens=STEPS,
+            stop_tokens=(),
+            quant=quant,
+            text_bits=text_bits,
         )
 
 
@@ -106,7 +117,7 @@ def assert_same(got: Any, expected: Any) -> None:
     same_codes = True
     for name, x, y in pairs:
         assert (x.shape, x.dtype) == (y.shape, y.dtype), name
-        if x.dtype == np.uint8:
+        if x.dtype in (np.uint8, np.int8):
             steps = np.abs(np.int32(x) - np.int32(y))
             assert steps.max(initial=0) <= 1, name
             assert np.count_nonzero(steps) <= 0.01 * steps.size, name

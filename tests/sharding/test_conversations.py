@@ -1,4 +1,4 @@
-"""Steps behind an answer: more turns, other sequences, files; on meshes that change on the way."""
+"""Steps behind an answer, text in 8 bits: more turns, other sequences, files, other meshes."""
 
 import math
 
@@ -58,12 +58,12 @@ def test_a_file_is_read_straight_to_a_mesh(cases, tmp_path, monkeypatch):
 def test_a_cache_goes_on_where_it_is_taken_to(cases, tmp_path):
     one, many = cases.model(NAME), cases.model(NAME, MESH)
     file = tmp_path / "cache"
-    vkq_jax.save_cache(file, cases.generation(NAME, MESH, QUANT).cache)
+    vkq_jax.save_cache(file, cases.generation(NAME, MESH, QUANT, 8).cache)
     loaded = vkq_jax.load_cache(file)
-    assert_same(loaded, cases.generation(NAME, None, QUANT).cache)
+    assert_same(loaded, cases.generation(NAME, None, QUANT, 8).cache)
 
     order = [3, 1, 0, 0, 5, 7, 7, 2]
-    start = cases.generation(NAME, MESH, QUANT).cache
+    start = cases.generation(NAME, MESH, QUANT, 8).cache
     taken = vkq_jax.take_sequences(start, order)
     for x, y in zip(jax.tree.leaves(taken), jax.tree.leaves(start), strict=True):
         assert x.sharding.is_equivalent_to(y.sharding, x.ndim)

@@ -14,19 +14,20 @@ from tests.sharding.cases import BATCH, CONFIGS, assert_same, inputs_of
 MESHES = ["data=2,model=4", "model=8", "data=4,model=2", "data=8"]
 
 
-def check(cases, name, mesh, quant="vkq-1bit"):
-    one, many = cases.generation(name, None, quant), cases.generation(name, mesh, quant)
+def check(cases, name, mesh, quant="vkq-1bit", text_bits=None):
+    one, many = (cases.generation(name, where, quant, text_bits) for where in (None, mesh))
     np.testing.assert_array_equal(many.tokens, one.tokens)
     assert_same(many.cache, one.cache)
     assert many.finite.all()
     axes = attention_axes(cases.model(name, mesh).mesh, BATCH)
-    for x in jax.tree.leaves((many.cache.visual[0].key, many.cache.text.key)):
+    text = many.cache.text
+    for x in jax.tree.leaves((many.cache.visual[0].key, text.key, text.key_scale)):
         expected = NamedSharding(cases.model(name, mesh).mesh, axes.of_layers)
         assert not x.size or x.sharding.is_equivalent_to(expected, x.ndim)
 
 
 def test_tokens_and_codes_are_those_of_one_device(cases):
-    check(cases, "2 KV heads, odd vocabulary", "data=2,model=4", "signs-1bit")
+    check(cases, "2 KV heads, odd vocabulary", "data=2,model=4", "signs-1bit", 8)
 
 
 @pytest.mark.mesh

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import vkq_jax
-from vkq_jax.cache import LayerCache, TextBank, VisualBank, quantize_visual
+from vkq_jax.cache import LayerCache, VisualBank, quantize_visual
+from vkq_jax.text_bank import TextBank
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """Compilers for a GPU that is not there, and a count of what is compiled."""
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import pytest
@@ -18,26 +19,47 @@ __all__ = ["count_compilations", "lower_to_cuda", "needs_ptxas", "ptxas"]
 needs_ptxas = pytest.mark.skipif(shutil.which("ptxas") is None, reason="needs ptxas")
 
 
-def lower_to_cuda(program: Program, operands: Mapping[str, jax.ShapeDtypeStruct]) -> str:
-    """The program as StableHLO for an H100, kernel included."""
-    device = contextlib.nullcontext()
-    if hasattr(jax.sharding, "AbstractDevice"):
-        mesh = jax.sharding.AbstractMesh(
-            (), (), abstract_device=jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
-        )
-        device = jax.sharding.use_abstract_mesh(mesh)
-    with device:
+@dataclasses.dataclass(frozen=True)
+class _Device(jax.sharding.AbstractDevice):
+    """An abstract GPU with a compute capability, which Mosaic GPU asks devices for."""
+
+    compute_capability: str
+
+
+def lower_to_cuda(
+    program: Program, operands: Mapping[str, jax.ShapeDtypeStruct], capability: str = "9.0"
+) -> str:
+    """The program as StableHLO for a GPU of a compute capability, kernel included."""
+    device = _Device("a GPU", 132, "gpu", capability)
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
         traced = jax.jit(functools.partial(run_on_gpu, program)).trace(operands)
         return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-def ptxas(program: Program, operands: Mapping[str, object], folder: pathlib.Path) -> str:
-    """What `ptxas` reports of the program's body: registers, spills; fails if it refuses it."""
+def ptxas(
+    program: Program,
+    operands: Mapping[str, object],
+    folder: pathlib.Path,
+    targets: Sequence[str] = ("sm_90a",),
+) -> str:
+    """What `ptxas` reports of the program's body: registers, spills; fails if it refuses it.
+
+    The report is of the last of the targets.
+    """
     ops = PtxOperations([*operands, *program.results])
     program.body(ops)
-    source = folder / "kernel.ptx"
-    source.write_text(ops.text(threads=32 * program.warps))
-    command = ["ptxas", "-arch=sm_90a", "-O3", "-v", source, "-o", folder / "kernel.cubin"]
+    report = ""
+    for target in targets:
+        source = folder / f"{target}.ptx"
+        source.write_text(ops.text(threads=32 * program.warps, target=target))
+        report = _assembled(source, target)
+    return report
+
+
+def _assembled(source: pathlib.Path, target: str) -> str:
+    cubin = source.with_suffix(".cubin")
+    command = ["ptxas", f"-arch={target}", "-O3", "-v", source, "-o", cubin]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stderr

@@ -61,8 +61,9 @@ class PtxOperations(Operations):
     def shared(self):
         return self.emit("mov.u32 $0, scratch;", "r", "")
 
-    def text(self, threads: int) -> str:
+    def text(self, threads: int, target: str = "sm_90a") -> str:
         """The module, its kernel for blocks of that many threads."""
+        version = "8.7" if target.startswith(("sm_10", "sm_12")) else "8.0"  # of the PTX ISA
         parameters = ", ".join(f".param .u64 operand{i}" for i in range(len(self._operands)))
         registers = [
             f".reg .{_TYPE[letter]} {name}<{len(self._kinds)}>;"
@@ -70,8 +71,8 @@ class PtxOperations(Operations):
         ]
         return "\n".join(
             [
-                ".version 8.0",
-                ".target sm_90a",
+                f".version {version}",
+                f".target {target}",
                 ".address_size 64",
                 ".extern .shared .align 16 .b8 scratch[];",
                 f".visible .entry kernel({parameters}) .maxntid {threads}, 1, 1 {{",

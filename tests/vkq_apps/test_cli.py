@@ -117,15 +117,17 @@ def test_demo_reads_the_receipt_from_one_bit(capsys):
     assert record["visual_kv_reduction"] >= 0.9
 
 
-def test_generate_takes_codes_by_layer(capsys, picture):
+def test_generate_takes_codes_by_layer_and_text_in_8_bits(capsys, picture):
     options = ["--model", "tiny", "--image", picture, "--prompt", "what is this?", "--json"]
     quant = "minmax-1bit/0=none/-1=none"
-    code, out, _ = run(
-        capsys, "generate", *options, "--quant", quant, "--max-new-tokens", "1", "--no-compare"
-    )
+    options += ["--quant", quant, "--text-bits", "8", "--max-new-tokens", "1", "--no-compare"]
+    code, out, _ = run(capsys, "generate", *options)
     record = json.loads(out)
     assert code == 0
     assert record["quant"] == quant
+    # 6 layers, 4 KV heads of 64 channels, a bank of 64 tokens, scales in bfloat16.
+    assert record["text_bits"] == 8
+    assert record["text_kv_bytes"] == 2 * 6 * 4 * 64 * (64 + 2)
     # Four of six layers in about 1 bit.
     assert 0.6 < record["visual_kv_reduction"] < 4 / 6
 
@@ -274,6 +276,7 @@ def test_calibrating_codes_checks_room_and_pictures_before_it_loads_a_model(
         ([*ASK, "--seed", "1"], "--seed: only tokens drawn at random heed it"),
         ([*ASK, "--top-k", "3", "--temperature", "0"], "--top-k: only tokens drawn at random"),
         ([*ASK, "--temperature", "-1"], "temperature"),
+        ([*ASK, "--text-bits", "4"], "--text-bits: expected 8, got 4"),
         ([*ASK, "--temperature", "1", "--top-p", "2"], "top_p"),
         (
             ["generate", "--model", "/never loaded", "--image", "x", "--prompt", " "],

@@ -9,7 +9,8 @@ import vkq_jax
 from tests.support.caches import Shape, random_layer
 from vkq_jax import reference
 from vkq_jax.attention import attend_cache
-from vkq_jax.cache import KVCache, TextBank, VisualBank
+from vkq_jax.cache import KVCache, VisualBank
+from vkq_jax.text_bank import TextBank
 
 SETTINGS = {
     "tracer leaks": jax.checking_leaks,

@@ -9,8 +9,9 @@ import pallas_kernels
 from pallas_kernels.shapes import ModelShape
 from vkq_jax.accounting import CacheBytes
 from vkq_jax.array_types import Array, Float
-from vkq_jax.cache import KVCache, LayerCache, TextBank, quantize_visual
+from vkq_jax.cache import KVCache, LayerCache, quantize_visual
 from vkq_jax.config import KVQuantConfig
+from vkq_jax.text_bank import TextBank
 
 __all__ = ["abstract_cache", "per_sequence", "random_layer"]
 

@@ -22,6 +22,7 @@ from vkq_apps.cli.hosts import HOSTS_HELP, check_mesh
 from vkq_apps.cli.room import check_room
 from vkq_apps.codes_option import FORMS
 from vkq_jax.byte_units import human_bytes
+from vkq_jax.text_bank import TextBits, check_text_bits
 
 __all__ = [
     "PRESETS",
@@ -34,6 +35,7 @@ __all__ = [
     "QuantOption",
     "QuantizeAtOption",
     "TablesOption",
+    "TextBitsOption",
     "VideoFpsOption",
     "VideoOption",
     "check_before_loading",
@@ -105,6 +107,24 @@ TablesOption = Annotated[
         metavar="FILE",
         help="Tables of the codes, a file of `vkq calibrate`; by default those beside the "
         "checkpoint.",
+    ),
+]
+
+
+def _check_text_bits(bits: int | None) -> TextBits:
+    try:
+        return check_text_bits(bits)
+    except ValueError as error:
+        raise typer.BadParameter(f"expected 8, got {bits}") from error
+
+
+TextBitsOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="8",
+        callback=_check_text_bits,
+        help="Bits of text keys and values, with a scale for each token and head; by default they "
+        "stay in the model's dtype.",
     ),
 ]
 

@@ -23,6 +23,7 @@ from vkq_apps.cli.arguments import (
     QuantizeAtOption,
     QuantOption,
     TablesOption,
+    TextBitsOption,
     VideoFpsOption,
     VideoOption,
     check_visuals,
@@ -43,6 +44,7 @@ from vkq_apps.cli.draws import (
 from vkq_apps.codes_option import FORMS, parse_codes
 from vkq_jax.byte_units import human_bytes
 from vkq_jax.layer_settings import AnyQuant
+from vkq_jax.text_bank import check_text_bits
 
 __all__ = ["demo", "generate"]
 
@@ -63,7 +65,7 @@ def demo(quant: QuantOption = DEFAULT_PRESET, json: JsonOption = False) -> None:
             quant=parse_codes(quant),
             watched=not json,
         )
-    del record["tokens_per_second"]
+    del record["tokens_per_second"], record["text_kv_bytes"]
     _show(record, quant, json)
 
 
@@ -98,6 +100,7 @@ def generate(
         ),
     ] = None,
     tables: TablesOption = None,
+    text_bits: TextBitsOption = None,
     compare: Annotated[bool, typer.Option(help="Also answer at full precision.")] = True,
     mesh: MeshOption = None,
     json: JsonOption = False,
@@ -124,11 +127,12 @@ def generate(
         quantize_at=quantize_at,
         score_map=static,
         tables=given,
+        text_bits=check_text_bits(text_bits),
     )
     file = None if score_map is None else str(score_map)
     record = {"quant": name, "score_map": file, "sampling": drawn, **answer}
     record["video"] = describe_images(video or [])
-    record["tables"] = None if tables is None else str(tables)
+    record |= {"tables": None if tables is None else str(tables), "text_bits": text_bits}
     _show(record, name, json)
 
 
@@ -205,6 +209,7 @@ def _answer(
         "visual_tokens": coded.visual_tokens,
         "visual_kv_bytes": coded.nbytes.visual,
         "visual_kv_bytes_full_precision": coded.nbytes.visual_full_precision,
+        "text_kv_bytes": coded.nbytes.text,
         "visual_kv_reduction": round(coded.nbytes.visual_reduction, 4),
         "seconds": round(time.perf_counter() - started, 2),
         "tokens_per_second": coded.tokens_per_second,

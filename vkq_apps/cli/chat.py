@@ -16,6 +16,7 @@ from vkq_apps.cli.arguments import (
     QuantizeAtOption,
     QuantOption,
     TablesOption,
+    TextBitsOption,
     check_before_loading,
     load_model,
     say_if_uncalibrated,
@@ -62,6 +63,7 @@ def chat(
     seed: SeedOption = None,
     quantize_at: QuantizeAtOption = "prompt",
     tables: TablesOption = None,
+    text_bits: TextBitsOption = None,
     json: JsonOption = False,
 ) -> None:
     """Answers question after question from one cache, whose pictures stay coded.
@@ -80,7 +82,13 @@ def chat(
     )
     loaded = load_model(model)
     say_if_uncalibrated(loaded, quant, given)
-    options = {**draws, "quant": codes, "quantize_at": quantize_at, "tables": given}
+    options = {
+        **draws,
+        "quant": codes,
+        "quantize_at": quantize_at,
+        "tables": given,
+        "text_bits": text_bits,
+    }
     conversation = Conversation(loaded, max_new_tokens=max_new_tokens, **options)
     talk = _Talk(conversation, pictures, json)
     if not json:

@@ -16,7 +16,7 @@ from vkq_apps.evals.plan import known_tasks, make_plan
 from vkq_apps.evals.plots import write_plots
 from vkq_apps.evals.progress import progress
 from vkq_apps.evals.records import log_path
-from vkq_apps.evals.settings import PLAIN, preset_names, settings_of
+from vkq_apps.evals.settings import PLAIN, TEXT, preset_names, settings_of
 from vkq_apps.evals.table import results_tables
 from vkq_jax.atomic_write import check_writable
 
@@ -55,8 +55,9 @@ def evaluate(
         typer.Option(
             metavar="NAMES",
             help="Presets to compare with full precision, comma-separated; "
-            f"NAME{PLAIN} is a preset without the tables that the model has for it, keep-7% drops "
-            f"all but 7 % of the visual tokens, those of most attention. {FORMS}",
+            f"NAME{PLAIN} is a preset without the tables that the model has for it, NAME{TEXT} "
+            "(none too) has text in 8 bits, keep-7% drops all but 7 % of the visual tokens, those "
+            f"of most attention. {FORMS}",
         ),
     ] = DEFAULT_PRESETS,
     tables: Annotated[

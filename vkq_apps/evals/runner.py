@@ -129,7 +129,12 @@ def _read(
     if setting.kept is not None:
         return read_kept(model, reading, prepared.pictures, share=setting.kept)
     return teacher_forcing.read_coded(
-        model, reading, setting.tables, quant=setting.quant, quantize_at=quantize_at
+        model,
+        reading,
+        setting.tables,
+        quant=setting.quant,
+        quantize_at=quantize_at,
+        text_bits=setting.text_bits,
     )
 
 

@@ -12,12 +12,15 @@ from models.generation.recoding import FULL_PRECISION
 from vkq_apps.codes_option import parse_codes
 from vkq_jax.layer_settings import Quant
 from vkq_jax.presets import calibrated_presets
+from vkq_jax.text_bank import TextBits
 
-__all__ = ["CONTROL", "FULL", "NONE", "PLAIN", "Setting", "preset_names", "settings_of"]
+__all__ = ["CONTROL", "FULL", "NONE", "PLAIN", "TEXT", "Setting", "preset_names", "settings_of"]
 
 NONE = "none"
 PLAIN = ":plain"
 """Suffix of a preset's name: without the tables that the model has for it."""
+TEXT = ":text8"
+"""Suffix of a preset's name, behind all others: with keys and values of text in 8 bits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +30,20 @@ class Setting:
     Attributes:
         name: in the results. quant: the codes. tables: their offline tables, if they have any.
         kept: share of the visual tokens that are kept, see `dropping`; None: all of them.
+        text_bits: of text, see `vkq_jax.empty_cache`.
     """
 
     name: str
     quant: Quant
     tables: OwnTables = None
     kept: float | None = None
+    text_bits: TextBits = None
 
     @property
     def exact(self) -> bool:
         """Whether this is full precision itself."""
-        return self.quant == FULL_PRECISION and self.kept is None
+        dense = self.kept is None and self.text_bits is None
+        return self.quant == FULL_PRECISION and dense
 
 
 FULL = Setting(NONE, FULL_PRECISION)
@@ -54,8 +60,12 @@ def preset_names(text: str) -> list[str]:
     names = dict.fromkeys(name for name in map(str.strip, text.split(",")) if name)
     names.pop(NONE, None)
     for name in names:
-        if name not in calibrated_presets and _kept(name) is None:
-            parse_codes(name.removesuffix(PLAIN))
+        codes = name.removesuffix(TEXT)
+        if _kept(codes) is not None:
+            if codes != name:
+                raise ValueError(f"--quant: {codes} keeps text as it is, expected no {TEXT}")
+        elif codes not in calibrated_presets:
+            parse_codes(codes.removesuffix(PLAIN))
     return list(names)
 
 
@@ -89,17 +99,23 @@ def settings_of(
         if (share := _kept(name)) is not None:
             settings.append(Setting(name, FULL_PRECISION, kept=share))
             continue
-        if name.endswith(PLAIN):
-            codes = parse_codes(name.removesuffix(PLAIN))
-            if isinstance(codes, vkq_jax.PerLayer):
-                text = model.config.text
-                heads = text.num_key_value_heads
-                settings.append(Setting(name, codes.settle(text.num_hidden_layers, heads)))
-            else:
-                settings.append(Setting(name, vkq_jax.resolve(codes)))
-            continue
+        named = name.removesuffix(TEXT)
+        text_bits = None if named == name else 8
         try:
-            settings.append(Setting(name, *find_codes(model, parse_codes(name), given)))
+            quant, own = _codes(model, named, given)
         except ValueError as error:
             raise ValueError(f"--quant {name}: {error}") from error
+        settings.append(Setting(name, quant, own, text_bits=text_bits))
     return settings
+
+
+def _codes(
+    model: Model, name: str, given: vkq_jax.CalibratedCodes | None
+) -> tuple[Quant, OwnTables]:
+    if not name.endswith(PLAIN):
+        return find_codes(model, parse_codes(name), given)
+    codes = parse_codes(name.removesuffix(PLAIN))
+    if isinstance(codes, vkq_jax.PerLayer):
+        text = model.config.text
+        return codes.settle(text.num_hidden_layers, text.num_key_value_heads), None
+    return vkq_jax.resolve(codes), None

@@ -82,9 +82,15 @@ def test_a_sliding_window_is_refused():
 
 
 def test_settings_keep_a_share_or_take_the_plain_preset(model):
-    names = preset_names("keep-7%, none,vkq-1bit:plain,keep-4.5%,keep-7%")
-    assert names == ["keep-7%", "vkq-1bit:plain", "keep-4.5%"]
-    full, seven, plain, four = settings_of(model, names)
+    names = preset_names("keep-7%, none,vkq-1bit:plain,keep-4.5%,keep-7%,none:text8,vkq-1bit:text8")
+    assert names == ["keep-7%", "vkq-1bit:plain", "keep-4.5%", "none:text8", "vkq-1bit:text8"]
+    full, seven, plain, four, *text = settings_of(model, names)
+    assert [(one.text_bits, one.quant == full.quant, one.exact) for one in text] == [
+        (8, True, False),
+        (8, False, False),
+    ]
+    with pytest.raises(ValueError, match="keep-7% keeps text as it is, expected no :text8"):
+        preset_names("keep-7%:text8")
     assert full.exact
     assert [one.exact for one in (seven, plain, four)] == [False, False, False]
     assert (seven.kept, four.kept, plain.kept) == (0.07, 0.045, None)
