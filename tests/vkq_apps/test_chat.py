@@ -99,7 +99,7 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(chat, capsys, monke
         (["--top-p", "0.5"], "--top-p: only tokens drawn at random"),
         (["--max-new-tokens", "100000000"], "--max-new-tokens: expected at most"),
         (["--tables", "/none"], "/none"),
-        (["--text-bits", "16"], "--text-bits: expected 8, got 16"),
+        (["--text-bits", "16"], "'--text-bits': expected 8, got 16"),
     ],
 )
 def test_bad_options_end_it_before_the_model_loads(chat, capsys, monkeypatch, options, message):

@@ -276,7 +276,7 @@ def test_calibrating_codes_checks_room_and_pictures_before_it_loads_a_model(
         ([*ASK, "--seed", "1"], "--seed: only tokens drawn at random heed it"),
         ([*ASK, "--top-k", "3", "--temperature", "0"], "--top-k: only tokens drawn at random"),
         ([*ASK, "--temperature", "-1"], "temperature"),
-        ([*ASK, "--text-bits", "4"], "--text-bits: expected 8, got 4"),
+        ([*ASK, "--text-bits", "4"], "'--text-bits': expected 8, got 4"),
         ([*ASK, "--temperature", "1", "--top-p", "2"], "top_p"),
         (
             ["generate", "--model", "/never loaded", "--image", "x", "--prompt", " "],
