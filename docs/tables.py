@@ -193,6 +193,26 @@ def ablation_rows(name: str = "ablation.json") -> list[str]:
     return lines
 
 
+def mesh_rows() -> list[str]:
+    """Decode steps on two GPUs beside those of one with as many sequences a GPU, by shape."""
+    lines = [
+        "| shape | visual cache | GPUs | sequences | step, ms | tokens/s | of one GPU's "
+        "| GB a GPU: cache | peak |",
+        f"|{'---|' * 9}",
+    ]
+    for shape in ("internvl", "qwen"):
+        (one,), (two,) = (read(f"mesh_{shape}_data{n}.json")["rows"] for n in (1, 2))
+        for row in (one, two):
+            ratio = row["tokens_per_second"] / one["tokens_per_second"]
+            lines.append(
+                f"| {row['shape']} | `{row['preset']}` | {row['devices']} | {row['batch']} "
+                f"| {row['step_ms']:.2f} | {row['tokens_per_second']:,.0f} | {ratio:.2f}x "
+                f"| {row['cache_bytes_per_device'] / 1e9:.1f} "
+                f"| {', '.join(f'{peak / 1e9:.1f}' for peak in row['peak_bytes_per_device'])} |"
+            )
+    return lines
+
+
 def kinds_rows() -> list[str]:
     """A row for each plan, fitted to other kinds of pictures than those asked about."""
     return ablation_rows("kinds_apart.json")
