@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import os
+import signal
 
 # Nearly all of the suite's time is XLA compiling small programs once. Before JAX is imported.
 os.environ.setdefault(
@@ -48,6 +49,14 @@ def strict_numerics(request):
         return
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture
+def hears_ctrl_c():
+    """Shells start what runs in the background with Ctrl-C ignored: Python's own handler is set."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vkq_jax.array_types import Array, Bool, Int32
+from vkq_jax.array_types import Array, Bool
 from vkq_jax.cache import KVCache, VisualBank, code_bank
 from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.key_bias import KeyBias
@@ -35,12 +35,12 @@ def check_cache(cache: AnyCache) -> None:
             some banks keep; a score map of other heads or codes.
     """
     if isinstance(cache, KVCache):
-        _check_part(cache, cache.num_tokens)
+        _check_part(cache, cache)
         return
     if cache.cross:
         _check_cross(cache)
     for part in cache.parts:
-        _check_part(part, cache.num_tokens)
+        _check_part(part, cache)
     states = cache.recurrent
     check_cells(cache.cells if states is None else (*cache.cells, Cells(states.layers)))
     if states is not None:
@@ -93,7 +93,7 @@ def _check_cross(cache: LayeredCache) -> None:
         raise ValueError("parts: expected the same position in all, got unlike ones")
 
 
-def _check_part(cache: KVCache, num_tokens: Int32[Array, "B"]) -> None:
+def _check_part(cache: KVCache, whole: AnyCache) -> None:
     key = cache.text.key
     if key.ndim != 5 or not key.size:
         raise ValueError(f"text must have keys and values [L, B, K, S, H], got {shown(key)}")
@@ -104,12 +104,12 @@ def _check_part(cache: KVCache, num_tokens: Int32[Array, "B"]) -> None:
                 f"{name} must be a number of at least 0 for each of {key.shape[1]} sequences, got "
                 f"{shown(counts.tolist())}"
             )
-    _check_filled("text", cache.text, cache, num_tokens, cache.text.cache_length)
+    _check_filled("text", cache.text, cache, whole, cache.text.cache_length)
     if cache.key_bias is not None:
         _check_key_bias(cache.key_bias, key.shape)
     for number, bank in enumerate(cache.visual):
         _check_positions(f"visual.{number}.position", bank, cache)
-        _check_bank(f"visual.{number}", bank, cache, num_tokens)
+        _check_bank(f"visual.{number}", bank, cache, whole)
     if cache.score_map is not None:
         cache.score_map.check_codes(cache.quant)
         cache.score_map.check_heads(num_layers=key.shape[0], num_kv_heads=key.shape[2])
@@ -142,10 +142,10 @@ def _check_filled(
     name: str,
     bank: TextBank | VisualBank,
     cache: KVCache,
-    num_tokens: Int32[Array, "B"],
+    whole: AnyCache,
     capacity: int,
 ) -> None:
-    """Checks the lengths and the token numbers of a bank."""
+    """Checks the lengths and the token numbers of a bank of a part of the whole cache."""
     length, index, batch = bank.length, bank.index, cache.position.shape[0]
     if isinstance(bank, VisualBank) and is_shared(bank, batch):
         batch = 1
@@ -160,12 +160,12 @@ def _check_filled(
         return
     if index.shape != (batch, capacity):
         raise ValueError(f"{name}.index must be {[batch, capacity]}, got {shown(index)}")
-    late = filled(length, capacity) & (index >= num_tokens[:, None])
+    late = filled(length, capacity) & (index >= whole.num_tokens[:, None])
     if (late | (index < 0)).any():
         raise ValueError(f"{name}.index must be in [0, the number of tokens)")
 
 
-def _check_bank(name: str, bank: VisualBank, cache: KVCache, num_tokens: Int32[Array, "B"]) -> None:
+def _check_bank(name: str, bank: VisualBank, cache: KVCache, whole: AnyCache) -> None:
     num_layers, batch, num_kv_heads, _, head_dim = cache.text.key.shape
     batch = 1 if is_shared(bank, batch) else batch
     for leaf in jax.tree.leaves((bank.key, bank.value, bank.class_map, cache.tables)):
@@ -184,7 +184,7 @@ def _check_bank(name: str, bank: VisualBank, cache: KVCache, num_tokens: Int32[A
             f"{name} must have the axes {[batch, num_kv_heads, '*', head_dim]} of the text bank in "
             f"each layer, got keys {list(key.shape)} and values {list(value.shape)}"
         )
-    _check_filled(name, bank, cache, num_tokens, capacity)
+    _check_filled(name, bank, cache, whole, capacity)
 
     def made(dtype: Any) -> VisualBank:
         x = jax.ShapeDtypeStruct(key.shape, dtype)

@@ -151,14 +151,6 @@ def command(monkeypatch, tmp_path):
     return make
 
 
-@pytest.fixture
-def hears_ctrl_c():
-    """Shells start what runs in the background with Ctrl-C ignored: Python's own handler is set."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 INTERRUPT = "import os, signal, time\ndef press(): os.kill(os.getpid(), signal.SIGINT)\n"
 
 

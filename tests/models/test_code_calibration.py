@@ -104,6 +104,7 @@ def test_presets_that_tables_lack_are_refused(model, calibrated):
         models.generate(model, batch(*ROWS), tables=3, max_new_tokens=1)
 
 
+@pytest.mark.ci  # compiles four turns
 def test_a_conversation_keeps_its_tables(model, calibrated, tmp_path):
     """A later turn with an image, sequences in another order, and a file in between."""
     first = models.generate(model, batch(*ROWS), tables=calibrated, max_new_tokens=2)
@@ -121,6 +122,7 @@ def test_a_conversation_keeps_its_tables(model, calibrated, tmp_path):
     np.testing.assert_array_equal(other.tokens, np.asarray(expected.tokens)[::-1])
 
 
+@pytest.mark.ci  # compiles a batch of generations
 def test_vmap_over_images(model, calibrated):
     rows = [batch(ROWS[0], seed=seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)

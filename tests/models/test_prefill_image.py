@@ -19,6 +19,7 @@ def model():
     return tiny_model(config=WINDOWED)
 
 
+@pytest.mark.ci  # compiles a generation for each question
 def test_questions_share_one_picture(model):
     cache = models.prefill_image(model, batch(START + QUESTIONS[0]))
     together = models.generate(model, batch(*QUESTIONS), cache=cache, **FOUR)

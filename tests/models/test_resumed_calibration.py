@@ -68,6 +68,7 @@ def test_a_stopped_calibration_goes_on_from_its_folder(calibrate, monkeypatch, t
     jax.tree.map(np.testing.assert_array_equal, calibrate(folder=tmp_path), expected)
 
 
+@pytest.mark.ci  # calibrates twice
 def test_parts_of_other_arguments_are_not_taken(calibrate, tmp_path):
     calibrate(folder=tmp_path)
     files = set(tmp_path.iterdir())

@@ -61,6 +61,7 @@ def test_turns_equal_one_long_prompt(config):
     assert banks == [list(range(3, 19)), list(range(28, 44))]
 
 
+@pytest.mark.ci  # compiles four turns
 def test_a_cache_goes_on_after_updates(tmp_path):
     """Positions go with their sequences, through a file and through vmap."""
     model = tiny_model(config=WINDOWED)

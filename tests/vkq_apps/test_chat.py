@@ -65,6 +65,7 @@ def test_people_get_the_answer_on_stdout(chat, capsys, monkeypatch):
     assert "visual tokens in" in err
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(chat, capsys, monkeypatch):
     """The signal comes while the first answer grows, and twice in the third."""
     command, picture = chat

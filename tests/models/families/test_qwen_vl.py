@@ -293,6 +293,7 @@ def hybrid():
     return build(config), inputs_of(config, rows)
 
 
+@pytest.mark.ci  # compiles a hybrid decoder three times
 def test_layers_with_a_state_of_their_own_hold_no_visual_tokens(hybrid):
     """Bucketing pads on the right, and the question is read behind the pictures' state."""
     model, inputs = hybrid
