@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 FILE = ROOT / "results" / "support.json"
 README = ROOT / "README.md"
 START, END = "<!-- families: docs/support.py -->", "<!-- /families -->"
-HEAD = "| `model_type` | vision tower | compared with | clips | logits differ by | 1 bit |"
+HEAD = "| `model_type` | vision tower | text decoders compared | clips | logits differ by | 1 bit |"
 
 # Families that share a row: descendants of LLaVA with tiles or clips.
 _KIN = ("llava_next", "llava_next_video", "llava_onevision", "vipllava")

@@ -1,4 +1,4 @@
-"""Against transformers' PyTorch LLaVA with text decoders of other families."""
+"""Against transformers' PyTorch LLaVA with each of its text decoders."""
 
 import numpy as np
 import pytest
@@ -14,6 +14,8 @@ pytestmark = pytest.mark.parity
 IMAGE, PER_IMAGE, SIZE = 40, 4, 14
 
 TEXTS = {
+    "Llama": {"model_type": "llama"},
+    "Qwen2": {"model_type": "qwen2"},
     "Gemma": {"model_type": "gemma", "head_dim": 16},
     "Gemma 2": {"model_type": "gemma2", "head_dim": 16, "sliding_window": 5},
     "Granite": {
