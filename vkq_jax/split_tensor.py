@@ -35,8 +35,8 @@ class SplitTensor(QuantizedTensor):
     Attributes:
         parts: the parts as one tensor [*lead, P, V / P, H]; positions behind the last one are
             padding.
-        sizes: V; of dictionary codes, the slots of each class. part_sizes: those of one part.
-        group_size: that of the whole tensor; None where it has none.
+        sizes: V; of dictionary codes, the slots of each class. part_sizes: the sizes of one part.
+        group_size: positions of a group of the whole tensor; None where it has no groups.
     """
 
     parts: QuantizedTensor
@@ -49,7 +49,7 @@ class SplitTensor(QuantizedTensor):
         return _joined(self.parts.plain(), self.sizes, self.group_size)
 
     def decoding(self) -> AffineTensor:
-        """That of the tensor that was split."""
+        """How the tensor that was split is decoded."""
         return self.plain().decoding()
 
     def dequantize(self) -> Float[Array, "*lead V H"]:
@@ -57,7 +57,7 @@ class SplitTensor(QuantizedTensor):
         return self.plain().dequantize()
 
     def num_elements(self) -> int:
-        """As those of the tensor that was split."""
+        """Elements of the tensor that was split."""
         return jax.eval_shape(SplitTensor.plain, self).num_elements()
 
 
@@ -68,7 +68,7 @@ def can_be_split(x: QuantizedTensor) -> bool:
 
 
 def whole_groups(x: QuantizedTensor) -> int:
-    """Positions of which each part takes a multiple: those of a group, where there are several."""
+    """Each part has a multiple of this many positions: a group, where there are several groups."""
     if isinstance(x, MixedTensor):
         return math.lcm(whole_groups(x.wide), whole_groups(x.narrow))
     if isinstance(x, DictionaryTensor):
