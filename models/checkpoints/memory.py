@@ -15,7 +15,7 @@ from models.messages import show_path
 from models.sharding.axes import DATA
 from vkq_jax.byte_units import human_bytes
 
-__all__ = ["check_memory", "free_memory", "weight_bytes"]
+__all__ = ["check_memory", "free_memory", "own_devices", "weight_bytes"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -27,8 +27,7 @@ def check_memory(folder: Path, needed: int, mesh: Mesh | None = None) -> None:
     """
     devices = None
     if mesh is not None:
-        process = jax.process_index()
-        devices = [device for device in mesh.devices.flat if device.process_index == process]
+        devices = own_devices(mesh)
         needed = needed * mesh.shape[DATA] * len(devices) // mesh.size
     free = free_memory(devices)
     if free is not None and needed > free:
@@ -49,6 +48,11 @@ def weight_bytes(path: str | os.PathLike[str], itemsize: int = 2) -> int:
     """
     with Checkpoint(find_folder(path)) as checkpoint:
         return itemsize * sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+
+
+def own_devices(mesh: Mesh) -> list[Any]:
+    """The `jax.Device`s of a mesh that this process drives."""
+    return [one for one in mesh.devices.flat if one.process_index == jax.process_index()]
 
 
 def free_memory(devices: Sequence[Any] | None = None) -> int | None:

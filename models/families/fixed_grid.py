@@ -10,7 +10,7 @@ from flax import nnx
 from PIL import Image
 
 from models.families.base import ModelConfig, MultimodalModel, VisualInputs
-from models.inputs.image_settings import check_image_settings
+from models.inputs.image_settings import check_image_settings, check_tile_counts
 from models.inputs.pixels import check_image_tokens, check_pixels, pad_to_bucket
 from models.inputs.processing import Processing
 from models.layers.linear import Maker
@@ -22,6 +22,7 @@ __all__ = [
     "FixedGridConfig",
     "FixedGridModel",
     "FixedGridProcessing",
+    "TileProcessing",
     "bucketed_pixels",
     "read_pixels",
 ]
@@ -105,3 +106,31 @@ class FixedGridProcessing(Processing):
         """See `Processing.preprocess`."""
         pixels = self.run(image_processor, pictures)["pixel_values"]
         return {"pixel_values": pixels}, [placeholder * config.image_tokens] * len(pictures)
+
+
+class TileProcessing(Processing, abc.ABC):
+    """Each picture cut into tiles of the tower's size, and once more as a whole."""
+
+    def check(self, config: FixedGridConfig, image_processor: Any) -> None:
+        """See `Processing.check`: tiles have the tower's size."""
+        check_image_settings(image_processor, config.vision.image_size)
+        check_tile_counts(image_processor)
+
+    @abc.abstractmethod
+    def tiles_text(self, config: Any, tiles: int, placeholder: str, tokenizer: Any) -> str:
+        """The text that the placeholder of a picture of so many tiles becomes."""
+
+    def preprocess(
+        self,
+        config: Any,
+        image_processor: Any,
+        pictures: Sequence[Image.Image],
+        placeholder: str,
+        tokenizer: Any,
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
+        """See `Processing.preprocess`."""
+        # transformers' processor cuts pictures even if the image processor's file says not to.
+        output = self.run(image_processor, pictures, crop_to_patches=True)
+        counts = output["num_patches"].tolist()
+        texts = [self.tiles_text(config, tiles, placeholder, tokenizer) for tiles in counts]
+        return {"pixel_values": output["pixel_values"]}, texts

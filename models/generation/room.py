@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
-from models.checkpoints.memory import free_memory
+from models.checkpoints.memory import free_memory, own_devices
 from models.families.base import ModelConfig
 from models.generation.context import context_length
 from models.inputs.batch import Inputs
@@ -77,7 +77,7 @@ def check_text_fits(
     devices = None
     share = 1.0
     if mesh is not None:
-        devices = [one for one in mesh.devices.flat if one.process_index == jax.process_index()]
+        devices = own_devices(mesh)
         share = len(devices) / mesh.size
     free, text = free_memory(devices), config.text
     heads = text.num_hidden_layers * text.num_key_value_heads

@@ -15,7 +15,7 @@ from models.inputs.clips import ReadClip
 from models.messages import show
 from vkq_jax.array_types import Float
 
-__all__ = ["ClipProcessing", "frame_pixels"]
+__all__ = ["ClipProcessing", "frame_pixels", "resized_frames"]
 
 
 class ClipProcessing:
@@ -74,16 +74,26 @@ def frame_pixels(
     settings: ClipSettings, frames: Sequence[Image.Image]
 ) -> Float[np.ndarray, "frames 3 height width"]:
     """Frames of one size resized, cropped, rescaled and normalized, as far as `settings` say so."""
-    width, height = frames[0].size
-    settings.check_frames(len(frames), height, width)
-    if settings.do_resize:
-        height, width = settings.resized(len(frames), height, width)
-        resample = Image.Resampling(settings.resample)
-        frames = [frame.resize((width, height), resample) for frame in frames]
+    frames = resized_frames(settings, frames)
     if settings.do_center_crop:
         frames = [_crop(frame, settings.edges("crop_size")) for frame in frames]
     pixels = np.stack([np.asarray(frame) for frame in frames]).transpose(0, 3, 1, 2)
     return _normalized(settings, pixels.astype(np.float32))
+
+
+def resized_frames(settings: ClipSettings, frames: Sequence[Image.Image]) -> Sequence[Image.Image]:
+    """Frames of one size, resized if `settings` say so.
+
+    Raises:
+        ValueError: they would be too many pixels, see `ClipSettings.check_frames`.
+    """
+    width, height = frames[0].size
+    settings.check_frames(len(frames), height, width)
+    if not settings.do_resize:
+        return frames
+    height, width = settings.resized(len(frames), height, width)
+    resample = Image.Resampling(settings.resample)
+    return [frame.resize((width, height), resample) for frame in frames]
 
 
 def _normalized(settings: ClipSettings, pixels: np.ndarray) -> np.ndarray:

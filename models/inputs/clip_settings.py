@@ -93,7 +93,11 @@ class ClipSettings(Settings):
             ValueError: fewer frames than are asked for, or a rate is asked for and `fps` is None.
         """
         count = self.count(total, fps)
-        return list(range(total)) if count is None else [i * total // count for i in range(count)]
+        return list(range(total)) if count is None else self.spread(total, count)
+
+    def spread(self, total: int, count: int) -> list[int]:
+        """The numbers of `count` of `total` frames."""
+        return [i * total // count for i in range(count)]
 
     def count(self, total: int, fps: float | None) -> int | None:
         """How many frames `sample` takes; None: all."""

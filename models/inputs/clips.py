@@ -18,7 +18,10 @@ from models.inputs.images import Picture, read_picture
 from models.inputs.rgb import to_rgb
 from models.messages import show, show_path
 
-__all__ = ["Clip", "ReadClip", "Video", "Videos", "group_clips", "read_clip"]
+__all__ = ["ASSUMED_FPS", "Clip", "ReadClip", "Video", "Videos", "group_clips", "read_clip"]
+
+ASSUMED_FPS = 24
+"""Frames per second where nothing says a clip's rate, as transformers assumes."""
 
 _SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
 
@@ -64,6 +67,11 @@ class ReadClip(NamedTuple):
     indices: list[int]
     total: int
     fps: float | None
+
+    @property
+    def assumed_fps(self) -> float:
+        """`fps`, or `ASSUMED_FPS`."""
+        return ASSUMED_FPS if self.fps is None else self.fps
 
 
 class _Source(NamedTuple):

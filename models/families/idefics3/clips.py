@@ -10,7 +10,7 @@ from PIL import Image
 
 from models.checkpoints.hf_fields import Count
 from models.families.idefics3.config import Idefics3Config
-from models.inputs.clip_processing import ClipProcessing, frame_pixels
+from models.inputs.clip_processing import ClipProcessing, frame_pixels, resized_frames
 from models.inputs.clip_settings import ClipSettings, Scale
 from models.inputs.clips import ReadClip
 from models.messages import show
@@ -18,7 +18,6 @@ from models.messages import show
 __all__ = ["SmolVLMClipProcessing", "marks"]
 
 _LARGEST_SIDE = 4096
-_ASSUMED_FPS = 24  # where nothing says a clip's rate, as transformers assumes
 _SKIPPED = 1  # seconds at both ends of a long clip
 
 _ONES = [
@@ -161,21 +160,14 @@ def marks(tokenizer: Any) -> tuple[str, str]:
 
 def _squares(settings: SmolVLMClipSettings, clip: ReadClip) -> np.ndarray:
     """Tiles [frames, 3, size, size]."""
-    width, height = clip.frames[0].size
-    settings.check_frames(len(clip.frames), height, width)
-    height, width = settings.resized(len(clip.frames), height, width)
-    resample = Image.Resampling(settings.resample)
-    frames = clip.frames
-    if settings.do_resize:
-        frames = [frame.resize((width, height), resample) for frame in frames]
+    frames = resized_frames(settings, clip.frames)
     squares = {"height": settings.side, "width": settings.side}
     return frame_pixels(dataclasses.replace(settings, size=squares), frames)
 
 
 def _text(clip: ReadClip, tile: str) -> str:
-    """What a clip's placeholder becomes, `tile` being the text of a frame."""
-    fps = clip.fps or _ASSUMED_FPS
-    seconds = [index / fps for index in clip.indices]
+    """The text that a clip's placeholder becomes; `tile` is the text of a frame."""
+    seconds = [index / clip.assumed_fps for index in clip.indices]
     whole = timedelta(seconds=int(seconds[-1] if clip.fps is None else clip.total / clip.fps))
     frames = "".join(
         f"\nFrame from {int(second // 60):02d}:{int(second % 60):02d}:{tile}" for second in seconds

@@ -5,20 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
 
 from models.checkpoints.naming import WeightNames
 from models.checkpoints.weights import Source
 from models.families.base import Family
-from models.families.fixed_grid import bucketed_pixels
+from models.families.fixed_grid import TileProcessing, bucketed_pixels
 from models.families.internvl.config import InternVLConfig
 from models.families.internvl.model import InternVLModel
 from models.families.llava.naming import llava_names
 from models.inputs.clip_processing import ClipProcessing, frame_pixels
 from models.inputs.clip_settings import ClipSettings
 from models.inputs.clips import ReadClip
-from models.inputs.image_settings import check_image_settings, check_tile_counts
-from models.inputs.processing import Processing
 
 __all__ = ["FAMILY"]
 
@@ -84,11 +81,8 @@ class _ClipSettings(ClipSettings):
     initial_shift: bool | float = True
     default_size: ClassVar[Mapping[str, int]] = {"height": 384, "width": 384}
 
-    def sample(self, total: int, fps: float | None) -> list[int]:
-        """See `ClipSettings.sample`."""
-        count = self.count(total, fps)
-        if count is None:
-            return list(range(total))
+    def spread(self, total: int, count: int) -> list[int]:
+        """See `ClipSettings.spread`."""
         step = total / count
         shift = step / 2 if self.initial_shift is True else float(self.initial_shift)
         return np.arange(shift, total, step).astype(np.float32).astype(int).tolist()
@@ -121,7 +115,7 @@ class _ClipProcessing(ClipProcessing):
         return {"pixel_values": np.concatenate(pixels)}, texts
 
 
-class _Processing(Processing):
+class _Processing(TileProcessing):
     """Each picture cut into tiles, and once more as a whole where there are several."""
 
     def placeholder(self, config: InternVLConfig, tokenizer: Any) -> str:
@@ -137,27 +131,11 @@ class _Processing(Processing):
         """See `Processing.clips`."""
         return _ClipProcessing()
 
-    def check(self, config: InternVLConfig, image_processor: Any) -> None:
-        """See `Processing.check`: tiles have the tower's size."""
-        check_image_settings(image_processor, config.vision.image_size)
-        check_tile_counts(image_processor)
-
-    def preprocess(
-        self,
-        config: InternVLConfig,
-        image_processor: Any,
-        pictures: Sequence[Image.Image],
-        placeholder: str,
-        tokenizer: Any,
-    ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """See `Processing.preprocess`."""
-        # transformers' processor cuts pictures even if the image processor's file says not to.
-        output = self.run(image_processor, pictures, crop_to_patches=True)
-        texts = [
-            f"{_START}{placeholder * (config.image_tokens * tiles)}{_END}"
-            for tiles in output["num_patches"].tolist()
-        ]
-        return {"pixel_values": output["pixel_values"]}, texts
+    def tiles_text(
+        self, config: InternVLConfig, tiles: int, placeholder: str, tokenizer: Any
+    ) -> str:
+        """See `TileProcessing.tiles_text`."""
+        return f"{_START}{placeholder * (config.image_tokens * tiles)}{_END}"
 
 
 FAMILY = Family(

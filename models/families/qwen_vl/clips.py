@@ -13,18 +13,17 @@ from models.checkpoints.hf_fields import Count, Side
 from models.families.qwen_vl.config import QwenVLConfig
 from models.inputs.clip_processing import ClipProcessing, frame_pixels
 from models.inputs.clip_settings import ClipSettings, Rate, Scale
-from models.inputs.clips import ReadClip
+from models.inputs.clips import ASSUMED_FPS, ReadClip
 from models.messages import show
 
 __all__ = ["Qwen3ClipProcessing", "QwenClipProcessing"]
 
 _LONGEST_SHAPE = 200
-_ASSUMED_FPS = 24  # where nothing says a clip's rate, as transformers assumes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QwenClipSettings(ClipSettings):
-    """Those of Qwen2-VL and Qwen2.5-VL; `size` holds a least and a greatest area of a frame."""
+    """Settings of Qwen2-VL and Qwen2.5-VL; `size` holds a least and a greatest area of a frame."""
 
     patch_size: Side = 14
     temporal_patch_size: Count = 2
@@ -83,17 +82,14 @@ class QwenClipSettings(ClipSettings):
             )
         return count
 
-    def sample(self, total: int, fps: float | None) -> list[int]:
-        """See `ClipSettings.sample`."""
-        count = self.count(total, fps)
-        if count is None:
-            return list(range(total))
+    def spread(self, total: int, count: int) -> list[int]:
+        """See `ClipSettings.spread`."""
         return np.arange(0, total, total / count).astype(np.float32).astype(int).tolist()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Qwen3ClipSettings(QwenClipSettings):
-    """Those of Qwen3-VL; `size` holds a least and a greatest volume of a clip."""
+    """Settings of Qwen3-VL; `size` holds a least and a greatest volume of a clip."""
 
     image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: tuple[Scale, ...] = (0.5, 0.5, 0.5)
@@ -131,15 +127,12 @@ class Qwen3ClipSettings(QwenClipSettings):
             return self.enough(total)
         wanted = total
         if self.fps is not None:
-            wanted = int(total / (_ASSUMED_FPS if fps is None else fps) * self.fps)
+            wanted = int(total / (ASSUMED_FPS if fps is None else fps) * self.fps)
             return min(max(wanted, self.min_frames), self.max_frames, total)
         return min(max(wanted, self.min_frames), self.max_frames)
 
-    def sample(self, total: int, fps: float | None) -> list[int]:
-        """See `ClipSettings.sample`: from the first frame to the last."""
-        count = self.count(total, fps)
-        if count is None:
-            return list(range(total))
+    def spread(self, total: int, count: int) -> list[int]:
+        """See `ClipSettings.spread`: from the first frame to the last."""
         return np.linspace(0, total - 1, count).round().astype(int).tolist()
 
 
@@ -223,7 +216,7 @@ class QwenClipProcessing(ClipProcessing):
         placeholder: str,
         tokenizer: Any,
     ) -> str:
-        """What a clip's placeholder becomes."""
+        """The text that a clip's placeholder becomes."""
         return placeholder * (math.prod(grid) // settings.merge_size**2)
 
 
@@ -247,7 +240,7 @@ class Qwen3ClipProcessing(QwenClipProcessing):
         run = placeholder * (rows * columns // settings.merge_size**2)
         step = settings.temporal_patch_size
         indices = clip.indices + [clip.indices[-1]] * (-len(clip.indices) % step)
-        seconds = [index / (clip.fps or _ASSUMED_FPS) for index in indices]
+        seconds = [index / clip.assumed_fps for index in indices]
         times = [(seconds[i] + seconds[i + step - 1]) / 2 for i in range(0, len(seconds), step)]
         return "".join(f"<{time:.1f} seconds>{start}{run}{end}" for time in times[:frames])
 
@@ -258,9 +251,9 @@ def _around(config: QwenVLConfig, tokenizer: Any) -> list[str]:
 
 
 def _shown_fps(clip: ReadClip) -> float:
-    """Frames per second of those that are shown."""
+    """Frames per second of the frames that are shown."""
     if clip.fps is None:
-        return _ASSUMED_FPS
+        return ASSUMED_FPS
     return len(clip.indices) / clip.total * clip.fps
 
 
