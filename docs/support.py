@@ -29,7 +29,7 @@ _KIN = ("llava_next", "llava_next_video", "llava_onevision", "vipllava")
 
 
 def measure(arguments: list[str]) -> list[dict[str, Any]]:
-    """What `tests/support/hf_parity.py` records of each comparison."""
+    """The records that `tests/support/hf_parity.py` makes of each comparison."""
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(folder) / "lines"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-m", "parity"]

@@ -221,7 +221,7 @@ def outcome(mutant: dict, trees: queue.Queue[Path], folder: Path, end: float) ->
 
 
 def unchanged(tests: list[str], trees: queue.Queue[Path], folder: Path) -> list[str]:
-    """Those of the tests that fail without any change."""
+    """The tests among these that fail without any change."""
     tree = trees.get()
     try:
         return list(failures(tests, tree, folder))

@@ -64,7 +64,7 @@ def parse_codes(text: str) -> Codes:
 
 
 def _place(text: str) -> Any:
-    """What `vkq_jax.per_layer` calls a layer, or a head of one or of all layers."""
+    """A layer, or a head of one or of all layers, as `vkq_jax.per_layer` takes it."""
     layers, dot, heads = text.partition(".")
     layer = "all" if dot and layers == "all" else _numbers(layers)
     head = _numbers(heads) if dot else None

@@ -221,7 +221,7 @@ def start_cross(
         past = num_tokens[:, None]
         shown = jnp.where(pictures.shown >= 0, pictures.shown + past, newest)
         number = pictures.number + past
-        # What earlier turns show comes before what a model does where nothing is shown.
+        # Pictures of earlier turns come before what a model does where nothing is shown.
         own = (pictures.shown >= 0) | (newest < 0)
         mask = pictures.mask & own[..., None]
         if pictures.num_kept:

@@ -82,7 +82,7 @@ def empty_cache(
     if cross_layers:
         quant = one_setting(quant, "a cache with cross-attention layers")
         groups = _two_kinds(num_layers, cross_layers, "cross_layers")
-        # Which pictures a token sees goes by number.
+        # A token sees pictures by their numbers.
         of_kinds: tuple[dict[str, Any], ...] = (options, options | {"keep_indices": True})
         parts = tuple(
             KVCache.init(

@@ -27,7 +27,7 @@ type Quant = KVQuantConfig | LayerGroups
 """Settings of a cache: the same for all layers and heads, or for groups of them."""
 
 type AnyQuant = str | KVQuantConfig | PerLayer | LayerGroups
-"""What stands for the settings of a cache: `quant` of whatever makes one."""
+"""Settings of a cache, or what they are found by: `quant` of each function that makes a cache."""
 
 type Numbers = int | range
 

@@ -225,7 +225,7 @@ def at_layer[T](
     *,
     axis: int = 1,
 ) -> T:
-    """What `function(part, place, query)` gives for all heads of a layer, traced or not.
+    """The results of `function(part, place, query)` for all heads of a layer, traced or not.
 
     Args:
         cache: of all layers.

@@ -16,7 +16,7 @@ __all__ = ["RecurrentState"]
 
 @frozen_pytree
 class RecurrentState:
-    """What linear attention, a convolution or the like keeps of all tokens so far.
+    """The state of linear attention, a convolution or the like behind all tokens so far.
 
     Attributes:
         values: any number of arrays, stacked over these layers.

@@ -1,4 +1,4 @@
-"""Which axes of a cache may be split over devices: sequences, heads, and banks along the sequence.
+"""The axes of a cache that may be split over devices: sequences, heads, banks along the sequence.
 
 Attention over a cache and the coding of its banks mix neither sequences nor KV heads, so that both
 run on each device's own part without a word from another. Devices that hold parts of the same

@@ -124,7 +124,7 @@ class MultimodalModel(nnx.Module):
         )
 
     def read_pictures(self, inputs: Inputs, embedded: Embedded) -> CrossReading | None:
-        """What cross-attention layers read of whole prompts without a cache."""
+        """The pictures that cross-attention layers read, for whole prompts without a cache."""
         pictures = inputs.prompt_pictures()
         if pictures is None or embedded.pictures is None:
             return None

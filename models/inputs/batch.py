@@ -105,7 +105,7 @@ class Inputs:
         return jnp.where(visual[..., None], placed, text)
 
     def prompt_pictures(self) -> PromptPictures | None:
-        """What each token sees in cross-attention layers, if these prompts have pictures.
+        """The pictures that each token sees in cross-attention layers; None without pictures.
 
         A token sees the last picture up to its own; pictures whose tokens follow each other
         directly are seen together. Tokens before all pictures see every place, as in transformers.

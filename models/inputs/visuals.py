@@ -30,7 +30,7 @@ def check_takes_clips(config: ModelConfig) -> None:
 
 
 def clip_settings(model: Model, processor: Processor, num_frames: int | None) -> ClipSettings:
-    """What the checkpoint's files say of clips.
+    """The settings of clips in the checkpoint's files.
 
     Args:
         model: from `models.load`. processor: its own.

@@ -142,7 +142,7 @@ def scan_kinds[C](
     outputs = []
     for first, period, repeats in _repetitions([kind for kind, _, _ in layers]):
         block = layers[first : first + period * repeats]
-        # Of layer j of repetition i: its number, and its place in the stack.
+        # table[i, j] has the number of layer j of repetition i, and its place in the stack.
         table = jnp.asarray([each[1:] for each in block], jnp.int32).reshape(repeats, period, 2)
         runs = _runs([kind for kind, _, _ in block[:period]])
 

@@ -95,7 +95,7 @@ def read_pictures(
     features: Float[Array, "B V hidden_size"] | None,
     logits_scale: float,
 ) -> CrossReading | None:
-    """What cross-attention layers read in a pass; None without such layers or without pictures.
+    """The pictures that cross-attention layers read in a pass; None without layers or pictures.
 
     `features` are those of the prompt's own pictures. No mesh: see `TextConfig.check_one_stack`.
     """

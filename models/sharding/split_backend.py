@@ -79,9 +79,9 @@ class SplitBackend(Backend):
     def attend_prompt(
         self,
         query: Float[Array, "B T N H"],
-        key: Float[Array, "B T K H"],
-        value: Float[Array, "B T K H"],
-        mask: Bool[Array, "B T T"],
+        key: Float[Array, "B S K H"],
+        value: Float[Array, "B S K H"],
+        mask: Bool[Array, "B T S"],
         *,
         logits_scale: float | None,
         logits_soft_cap: float | None,
@@ -124,7 +124,7 @@ class SplitBackend(Backend):
         return pallas_kernels.lay_out(bank, implementation=implementation)
 
     def _merged(self, attended: Attended, counted: Int32[Array, "B"]) -> Attended:
-        """What all devices found for the heads of this one."""
+        """The results of all devices for the heads of this one, merged."""
         found = jnp.concatenate([attended.output, attended.logsumexp[..., None]], axis=-1)
         split = found.reshape(*found.shape[:2], self.parts, -1, found.shape[-1])
         split = jax.lax.all_to_all(split, GROUP, split_axis=2, concat_axis=2)

@@ -27,7 +27,7 @@ Keys and values are those of the prompt's pictures [B, V, K, H]; None where it h
 
 @dataclasses.dataclass(frozen=True)
 class CrossReading:
-    """What a decoder's cross-attention layers take.
+    """The pictures of a pass, as a decoder's cross-attention layers take them.
 
     Attributes:
         attend: attention of the layers.

@@ -96,7 +96,7 @@ class _Convolution(nnx.Module):
         self.weight = make.normal(channels, 1, kernel)
 
     def __call__(self, window: Float[Array, "B S C"]) -> Float[Array, "B T C"]:
-        """Of S inputs the T = S - kernel + 1 outputs that see whole kernels."""
+        """The T = S - kernel + 1 outputs that see whole kernels of the S inputs."""
         weight = self.weight[...].astype(window.dtype)[:, 0]
         kernel = weight.shape[-1]
         tokens = window.shape[1] - kernel + 1

@@ -28,9 +28,9 @@ class DenseBank:
 
 @frozen_pytree
 class Banks:
-    """What one launch attends to: at most one packed bank (tiled) and dense ones, of all layers.
+    """The banks of one launch, of all layers: at most one packed (tiled), and dense ones.
 
-    Dense ones only of `layouts.HEAD_DIMS`: padding others would copy them at every call.
+    Dense banks have one of `layouts.HEAD_DIMS`: padding others would copy them at every call.
     """
 
     packed: VisualBank | None

@@ -157,7 +157,7 @@ def keeps_scores(banks: Banks, query: tuple[int, ...], tuning: TuningConfig | No
 
 
 def _architecture() -> Architecture:
-    """That of the default device; where it is unknown, Hopper's, for which `explain` plans."""
+    """The default device's; where it is unknown, Hopper's, for which `explain` plans."""
     return architecture_here() or HOPPER
 
 

@@ -58,9 +58,10 @@ def fold_queries(
     tables: CodeTables,
     layer: Int32[Array, ""],
 ) -> dict[str, Float[Array, "B K Q ..."]]:
-    """What each part takes for the query, by operand name; what scores have in common.
+    """The query that each part takes, by operand name.
 
-    With a codebook also the scores by centroid, "book".
+    With a codebook also the scores by centroid, "book"; with a centre the "shift" and "slope" that
+    all scores of a query have in common.
     """
     names = [f"{group[0].name}query" for group in groups]
     dictionaries = [_dictionary(key, group, tables.key) for group in groups]

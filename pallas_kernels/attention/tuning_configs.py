@@ -25,10 +25,11 @@ def choose_tuning(
 ) -> TuningConfig:
     """The tuning for `heads` KV heads of `head_dim` stored channels, each with `queries` queries.
 
-    Of a packed bank those of its `classes` count that have bits. Measured on Hopper; elsewhere the
-    same choice, in smaller thread blocks where they would not have the shared memory, and with a
-    team's second query unused where tensor cores do not multiply bits: a single query takes bytes
-    as several do (but where tables come in groups, which `ptxas` then writes out).
+    A packed bank counts with those of its `classes` that have bits. The choice was measured on
+    Hopper. Other devices take the same, in smaller thread blocks where they would not have the
+    shared memory, and with a team's second query unused where tensor cores do not multiply bits: a
+    single query takes bytes as several do (but where tables come in groups, which `ptxas` then
+    writes out).
 
     A team takes up to eight queries of a KV head, so that a block is loaded once for them (one
     where tables come in groups, four where there is no packed bank or a side has several code
@@ -79,7 +80,7 @@ def _within_memory(
 ) -> TuningConfig:
     """The tuning with as few warps a thread block as its shared memory asks for.
 
-    What was measured fits where it was measured.
+    Tunings that were measured on a device fit that device and stay as they are.
     """
     while tuning.warps > 4 and not architecture.tried:
         spec = _of_one_head(tuning, head_dim, classes)

@@ -11,8 +11,8 @@ __all__ = ["ARCHITECTURES", "HOPPER", "Architecture", "architecture_here"]
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What the GPUs of a compute capability have (CUDA C++ Programming Guide, "Compute
-    Capabilities"; PTX ISA, "mma").
+    """The GPUs of one compute capability (CUDA C++ Programming Guide, "Compute Capabilities"; PTX
+    ISA, "mma").
 
     Attributes:
         capability: compute capability, major and minor.
@@ -42,6 +42,6 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({x.capability: x fo
 
 
 def architecture_here() -> Architecture | None:
-    """That of JAX's default device; Hopper's where there is no GPU, None where it is another."""
+    """The default device's; Hopper's where there is no GPU, None for another generation's GPU."""
     capability = getattr(jax.devices()[0], "compute_capability", HOPPER.capability)
     return ARCHITECTURES.get(str(capability))

@@ -178,7 +178,7 @@ def test_a_rate_is_a_number_above_zero(fps):
 
 
 def test_num_frames_are_taken_of_each_clip(model_of):
-    """Of clips that differ in length and size, in a batch with a prompt without any."""
+    """Clips differ in length and size, and one prompt of the batch has none."""
     title = "llava_onevision: a picture between two clips"
     inputs = models.prepare(
         model_of(title),

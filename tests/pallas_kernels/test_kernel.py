@@ -361,7 +361,7 @@ def test_scores_are_kept_where_they_fit():
 )
 @pytest.mark.parametrize("text", [jnp.bfloat16, jnp.float32, jnp.int8])
 def test_a_static_score_map_costs_no_launch(head_dim, per_kv_head, codes, tuning, text):
-    """Of a traced layer, for several query positions; text for XLA is left alone."""
+    """The layer is traced, queries have several positions; text for XLA is left alone."""
     shape = Shape(
         head_dim=head_dim, num_heads=2 * per_kv_head, num_queries=2, visual=((300, (300, 33)),)
     )

@@ -43,7 +43,7 @@ def ptxas(
     folder: pathlib.Path,
     targets: Sequence[str] = ("sm_90a",),
 ) -> str:
-    """What `ptxas` reports of the program's body: registers, spills; fails if it refuses it.
+    """The report of `ptxas` on the program's body: registers, spills; fails if it refuses the body.
 
     The report is of the last of the targets.
     """

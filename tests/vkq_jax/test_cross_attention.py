@@ -33,7 +33,7 @@ def draw(seed, tokens, heads=KV_HEADS):
 
 
 def pictures(kept, number, shown):
-    """What each token sees, as a model would say it; a token before all pictures sees any place."""
+    """The places that each token sees, as a model would say it; before all pictures, any place."""
     kept, number, shown = (jnp.asarray(x) for x in (kept, number, shown))
     seen = (shown[:, :, None] == number[:, None]) & kept[:, None]
     mask = jnp.where((shown < 0)[..., None], kept.any(-1)[:, None, None], seen)

@@ -1,4 +1,4 @@
-"""What the fused kernel computes over random banks, and how far that is from float32.
+"""The fused kernel's results over random banks, and how far they are from float32.
 
 Banks are random words: attention does not care what they mean.
 """
@@ -260,7 +260,7 @@ def error(
             query, *banks
         )
     inputs = jax.device_put((query, *banks), jax.devices()[0])
-    # Of small cases the products beside the kernel are not worth a search for the fastest way.
+    # Small cases are not worth a search for the fastest products beside the kernel.
     options = {"xla_gpu_autotune_level": 0} if ragged else {}
     computed = functools.partial(attend, case.calibration, launch, tuning)
     output, logsumexp = jax.jit(computed, compiler_options=options)(*inputs)

@@ -51,11 +51,11 @@ RECIPE = Encoding(
     tokenizer.EOS,
     tokenizer.encode,
 )
-"""That of the embedded model."""
+"""The embedded model's encoding."""
 
 
 def encoding_of(file: Path, *, pad: str, eos: str) -> Encoding:
-    """That of a tokenizer.json.
+    """The encoding of a tokenizer.json.
 
     Raises:
         ValueError: `pad` or `eos` is none of its tokens.

@@ -30,7 +30,7 @@ def normalize(images: Shaped[Array, "B S S 3"], dtype: Any) -> Float[Array, "B 3
 
 
 def text_visibility(turn: Shaped[Array, "B R"], start: int) -> Bool[Array, "B R S"]:
-    """What text sees: `start` tokens of prefix and image, and its own turn up to itself."""
+    """Text sees the `start` tokens of prefix and image, and its own turn up to itself."""
     batch, length = turn.shape
     order = jnp.arange(length)
     own = (turn[:, :, None] == turn[:, None, :]) & (order[:, None] >= order[None, :])[None]

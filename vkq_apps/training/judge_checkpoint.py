@@ -68,7 +68,7 @@ def judge_encoding(folder: Path) -> Encoding:
 
 
 def read_digest(folder: Path) -> str:
-    """What tells the tower of the checkpoint that `write_start` wrote from other towers."""
+    """The digest of the tower in a checkpoint of `write_start`: it tells the tower from others."""
     return json.loads((folder / _INFO).read_text(encoding="utf-8"))["tower"]
 
 
@@ -152,7 +152,7 @@ def _id(tokenizer: Mapping[str, Any], token: str) -> int:
 
 
 def _digest(text: Mapping[str, np.ndarray], tokenizer: Mapping[str, Any]) -> str:
-    """Of the tokenizer and of all norms, which are small and in which all towers differ."""
+    """A digest of the tokenizer and of all norms, which are small and differ between all towers."""
     digest = hashlib.sha256(json.dumps(tokenizer["model"], sort_keys=True).encode())
     for name in sorted(text):
         if name.endswith("norm.weight"):

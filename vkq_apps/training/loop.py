@@ -99,7 +99,7 @@ def train(options: TrainOptions) -> TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class _Subject:
-    """What is trained.
+    """The model that is trained, and its functions.
 
     Attributes:
         state: at the start. parameters: how many the model has.

@@ -14,7 +14,7 @@ from vkq_jax.array_types import Array, Bool, Float, Int32
 __all__ = ["MllamaVision", "MllamaVisionConfig"]
 
 _MULTIPLE = 8
-"""Of this many positions tiles are padded to: patches attend to that padding."""
+"""Tiles are padded to a multiple of this many positions: patches attend to that padding."""
 
 
 @dataclasses.dataclass(frozen=True)

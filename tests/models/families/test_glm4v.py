@@ -120,7 +120,7 @@ def test_logits_and_greedy_tokens(changes, rows, tmp_path):
 
 
 def test_pictures_and_clips_in_one_batch(tmp_path):
-    """Which transformers refuses; names of weights go both ways."""
+    """transformers refuses such a batch; names of weights go both ways."""
     model = write_random_checkpoint(tmp_path, config_json())
     arrays = batch([[3, (4, 6), 2, (2, 4, 4)]], np.random.default_rng(0))
     inputs = models.prepare(model, **arrays)

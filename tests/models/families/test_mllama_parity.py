@@ -50,7 +50,7 @@ def torch_model(*, vision=None, **text):
 
 
 def pictures(*rows, seed=0):
-    """What the processor makes of pictures of these shapes (their numbers, from 1), row by row."""
+    """The processor's arrays for pictures of these shapes (their numbers, from 1), row by row."""
     rng = np.random.default_rng(seed)
     most = max(map(len, rows))
     pixels = np.zeros((len(rows), most, TILES, 3, SIZE, SIZE), np.float32)
