@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from pallas_kernels.layout import layouts
@@ -111,8 +112,8 @@ class TiledDictionary(QuantizedTensor):
         return self.plain().decoding()
 
     def num_elements(self) -> int:
-        """As `DictionaryTensor.num_elements`."""
-        return self.plain().num_elements()
+        """As `DictionaryTensor.num_elements`; shapes suffice."""
+        return jax.eval_shape(TiledDictionary.plain, self).num_elements()
 
     def _untile_words(self, number: int) -> UInt32[Array, "*lead C W"]:
         """Words of a class in the order of `vkq_jax.packing`."""

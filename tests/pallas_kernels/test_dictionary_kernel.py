@@ -185,6 +185,8 @@ def test_a_tiled_bank_is_what_it_was_made_from(head_dim, codes):
         got, expected = jax.jit(TiledDictionary.plain)(getattr(tiled, side)), getattr(bank, side)
         assert jax.tree.structure(got) == jax.tree.structure(expected)
         jax.tree.map(np.testing.assert_array_equal, got, expected)
+        shapes = jax.eval_shape(lambda: getattr(tiled, side))  # noqa: B023  # called at once
+        assert shapes.num_elements() == expected.num_elements()
     tiled.key.check()
     broken = dataclasses.replace(tiled.key, taken=tiled.key.taken + 300)
     with pytest.raises(ValueError, match="taken of class 0 must be in"):

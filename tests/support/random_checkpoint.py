@@ -12,6 +12,7 @@ from flax import nnx
 import models
 from models import Model
 from models.families.registry import family_of
+from models.layers.layer_scan import restack_layers
 from models.layers.linear import Maker
 from models.loading import read_config, save_weights
 
@@ -33,5 +34,5 @@ def write_random_checkpoint(folder: Path, config: dict, seed: int = 0) -> Model:
     )
     save_weights(dataclasses.replace(shapes, params=params), folder)
     loaded = models.load(folder, dtype=jnp.float32)
-    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    jax.tree.map(np.testing.assert_array_equal, restack_layers(loaded.params), params)
     return loaded
