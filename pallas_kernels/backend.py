@@ -1,16 +1,17 @@
 """The fused kernels as a `Backend` for passes through a model's layers."""
 
 import dataclasses
+from typing import Unpack
 
 import vkq_jax.backend
 from pallas_kernels.api import attend_layer, lay_out
 from pallas_kernels.quantize.quantize_bank import quantize_bank
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention import Attended
+from vkq_jax.backend import CacheOptions
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
-from vkq_jax.visibility import Starts
 
 __all__ = ["Backend"]
 
@@ -30,23 +31,10 @@ class Backend(vkq_jax.backend.Backend):
         query: Float[Array, "B T N H"],
         cache: KVCache,
         layer: Int32[Array, ""] | int,
-        *,
-        visible_text: Int32[Array, "B T"],
-        starts: Starts | None,
-        logits_scale: float | None,
-        logits_soft_cap: float | None,
+        **options: Unpack[CacheOptions],
     ) -> Attended:
         """Attention over one layer of a cache, see `attend_layer`."""
-        return attend_layer(
-            query,
-            cache,
-            layer,
-            implementation=self.implementation,
-            visible_text=visible_text,
-            starts=starts,
-            logits_scale=logits_scale,
-            logits_soft_cap=logits_soft_cap,
-        )
+        return attend_layer(query, cache, layer, implementation=self.implementation, **options)
 
     def quantize(
         self,

@@ -1,6 +1,7 @@
 """The operations that a pass through a model's layers takes from outside: a `Backend`."""
 
 import dataclasses
+from typing import TypedDict, Unpack
 
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention import Attended, attend_cache, attend_dense
@@ -9,7 +10,30 @@ from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.visibility import Starts
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "CacheOptions", "LogitsOptions"]
+
+
+class LogitsOptions(TypedDict):
+    """How scores become logits; static under jit.
+
+    Attributes:
+        logits_scale: H ** -0.5 where it is None. logits_soft_cap: see `vkq_jax.soft_cap`.
+    """
+
+    logits_scale: float | None
+    logits_soft_cap: float | None
+
+
+class CacheOptions(LogitsOptions):
+    """How queries attend to a cache.
+
+    Attributes:
+        visible_text: how many entries of the text bank each query sees.
+        starts: where a sliding window lets each query begin; None lets it see all.
+    """
+
+    visible_text: Int32[Array, "B T"]
+    starts: Starts | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,21 +49,10 @@ class Backend:
         query: Float[Array, "B T N H"],
         cache: KVCache,
         layer: Int32[Array, ""] | int,
-        *,
-        visible_text: Int32[Array, "B T"],
-        starts: Starts | None,
-        logits_scale: float | None,
-        logits_soft_cap: float | None,
+        **options: Unpack[CacheOptions],
     ) -> Attended:
         """Attention over one layer of a cache, see `vkq_jax.attention.attend_cache`."""
-        return attend_cache(
-            query,
-            cache.layer(layer),
-            visible_text=visible_text,
-            starts=starts,
-            logits_scale=logits_scale,
-            logits_soft_cap=logits_soft_cap,
-        )
+        return attend_cache(query, cache.layer(layer), **options)
 
     def attend_prompt(
         self,
@@ -47,20 +60,10 @@ class Backend:
         key: Float[Array, "B S K H"],
         value: Float[Array, "B S K H"],
         mask: Bool[Array, "B T S"],
-        *,
-        logits_scale: float | None,
-        logits_soft_cap: float | None,
+        **options: Unpack[LogitsOptions],
     ) -> Float[Array, "B T N H"]:
         """Attention of a prompt's tokens to each other or to its pictures, in the query's dtype."""
-        attended = attend_dense(
-            query,
-            key,
-            value,
-            mask,
-            logits_scale=logits_scale,
-            logits_soft_cap=logits_soft_cap,
-        )
-        return attended.output.astype(query.dtype)
+        return attend_dense(query, key, value, mask, **options).output.astype(query.dtype)
 
     def quantize(
         self,

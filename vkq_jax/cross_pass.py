@@ -15,7 +15,7 @@ import numpy as np
 from vkq_jax import pass_checks as checks
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention import attend_dense, merge
-from vkq_jax.backend import Backend
+from vkq_jax.backend import Backend, LogitsOptions
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.coding import Coded, code_layer, coding_room, put_coded
 from vkq_jax.pytree import frozen_pytree, static_field
@@ -105,7 +105,10 @@ class CrossPass:
         """
         number = checks.static_layer(layer, self.unfinished.num_layers)
         self._check(query, key, value)
-        scores: dict[str, Any] = {"logits_scale": logits_scale, "logits_soft_cap": logits_soft_cap}
+        scores: LogitsOptions = {
+            "logits_scale": logits_scale,
+            "logits_soft_cap": logits_soft_cap,
+        }
         skipped, coded, earlier = jnp.zeros_like(self.skipped), self.coded, None
         if self.unfinished.visual:
             nothing = jnp.zeros(query.shape[:2], jnp.int32)
@@ -175,7 +178,7 @@ class CrossPass:
         )
 
     def _attend_prompt(
-        self, query: Array, key: Array, value: Array, earlier: Any, scores: dict[str, Any]
+        self, query: Array, key: Array, value: Array, earlier: Any, scores: LogitsOptions
     ) -> Array:
         assert self.mask is not None
         if earlier is None:

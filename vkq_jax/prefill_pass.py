@@ -8,7 +8,6 @@ no more than one layer's full-precision visual cache ever exists.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +16,7 @@ from jax.core import Tracer
 from vkq_jax import pass_checks as checks
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention import attend_dense, merge
-from vkq_jax.backend import Backend
+from vkq_jax.backend import Backend, LogitsOptions
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.coding import Coded, code_layer, coding_room, put_coded
 from vkq_jax.pytree import frozen_pytree, static_field
@@ -128,7 +127,10 @@ class Prefill:
         checks.check_heads(query, key, value, cache, self.valid.shape[1])
         starts = checks.settle_starts(cache, self.order, window, starts)
         mask = self._mask(mask, window)
-        scores: dict[str, Any] = {"logits_scale": logits_scale, "logits_soft_cap": logits_soft_cap}
+        scores: LogitsOptions = {
+            "logits_scale": logits_scale,
+            "logits_soft_cap": logits_soft_cap,
+        }
         skipped = jnp.zeros_like(self.skipped)
         if self.first_turn:
             output = self.backend.attend_prompt(query, key, value, mask, **scores)

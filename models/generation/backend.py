@@ -1,10 +1,12 @@
 """Attention and coding of a model's passes over its cache."""
 
 import dataclasses
+from typing import Unpack
 
 import pallas_kernels
 from models.layers.attention import dense_attention
 from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.backend import LogitsOptions
 
 __all__ = ["ModelBackend"]
 
@@ -19,16 +21,7 @@ class ModelBackend(pallas_kernels.Backend):
         key: Float[Array, "B S K H"],
         value: Float[Array, "B S K H"],
         mask: Bool[Array, "B T S"],
-        *,
-        logits_scale: float | None,
-        logits_soft_cap: float | None,
+        **options: Unpack[LogitsOptions],
     ) -> Float[Array, "B T N H"]:
         """See `models.layers.attention.dense_attention`."""
-        return dense_attention(
-            query,
-            key,
-            value,
-            mask,
-            logits_scale=logits_scale,
-            logits_soft_cap=logits_soft_cap,
-        )
+        return dense_attention(query, key, value, mask, **options)

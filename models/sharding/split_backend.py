@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +14,13 @@ import vkq_jax.attention
 from models.sharding.axes import GROUP
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention import Attended, merge, score_range
-from vkq_jax.backend import Backend
+from vkq_jax.backend import Backend, CacheOptions, LogitsOptions
 from vkq_jax.bank_parts import lay_out_parts, part_of_cache, split_bank, take_part
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.calibration import score_map
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.split_tensor import SplitTensor
-from vkq_jax.visibility import Starts
 
 __all__ = ["SplitBackend"]
 
@@ -45,11 +45,7 @@ class SplitBackend(Backend):
         query: Float[Array, "B T N H"],
         cache: KVCache,
         layer: Int32[Array, ""] | int,
-        *,
-        visible_text: Int32[Array, "B T"],
-        starts: Starts | None,
-        logits_scale: float | None,
-        logits_soft_cap: float | None,
+        **options: Unpack[CacheOptions],
     ) -> Attended:
         """Attention of this device's query heads to all parts.
 
@@ -59,13 +55,19 @@ class SplitBackend(Backend):
         assert self.on_device
         number = jax.lax.axis_index(GROUP)
         queries = jax.lax.all_gather(query, GROUP, axis=2, tiled=True)
-        own, visible_text, starts = part_of_cache(cache, number, visible_text, starts)
-        scores = {"logits_scale": logits_scale, "logits_soft_cap": logits_soft_cap}
-        options = {"visible_text": visible_text, "starts": starts, **scores}
+        own, options["visible_text"], options["starts"] = part_of_cache(
+            cache, number, options["visible_text"], options["starts"]
+        )
         if cache.visual and cache.quant.calibration is not None and cache.score_map is None:
             # The range of a query's scores is that over all parts.
             taken = own.layer(layer)
-            gamma, delta = score_range(queries, taken, starts=starts, **scores)
+            gamma, delta = score_range(
+                queries,
+                taken,
+                starts=options["starts"],
+                logits_scale=options["logits_scale"],
+                logits_soft_cap=options["logits_soft_cap"],
+            )
             gamma, delta = jax.lax.pmax(jnp.stack([-gamma, delta]), GROUP)
             mapped, skipped = score_map(-gamma, delta, cache.quant.calibration)
             taken = dataclasses.replace(taken, score_map=mapped)
@@ -82,17 +84,13 @@ class SplitBackend(Backend):
         key: Float[Array, "B S K H"],
         value: Float[Array, "B S K H"],
         mask: Bool[Array, "B T S"],
-        *,
-        logits_scale: float | None,
-        logits_soft_cap: float | None,
+        **options: Unpack[LogitsOptions],
     ) -> Float[Array, "B T N H"]:
         """Attention of this device's query heads to a whole prompt, which no device has to ask for.
 
         See `vkq_jax.Backend`.
         """
-        return self.inner.attend_prompt(
-            query, key, value, mask, logits_scale=logits_scale, logits_soft_cap=logits_soft_cap
-        )
+        return self.inner.attend_prompt(query, key, value, mask, **options)
 
     def quantize(
         self,
