@@ -31,6 +31,8 @@ type AnyQuant = str | KVQuantConfig | PerLayer | LayerGroups
 
 type Numbers = int | range
 
+_MOST = 2**16  # layers or heads; no model has nearly as many
+
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
@@ -273,6 +275,11 @@ def per_head(
 def _listed(numbers: Any, place: Any) -> tuple[int, ...]:
     """The numbers that a number or a range names."""
     if isinstance(numbers, range):
+        if not numbers or max(map(abs, (numbers[0], numbers[-1]))) > _MOST:
+            raise ValueError(
+                f"changes: expected a range of some numbers from -{_MOST} to {_MOST}, got "
+                f"{shown(place)}"
+            )
         return tuple(numbers)
     if isinstance(numbers, bool) or not isinstance(numbers, int):
         raise ValueError(
