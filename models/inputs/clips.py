@@ -65,7 +65,8 @@ class ReadClip(NamedTuple):
     """The frames of a clip that a model is shown.
 
     Attributes:
-        frames: RGB, of one size, as they were shrunk. indices: their numbers in the whole clip, which has `total`.
+        frames: RGB, of one size, as they were shrunk.
+        indices: their numbers in the whole clip, which has `total`.
         fps: frames per second of the whole clip; None: nothing says it.
     """
 

@@ -1,4 +1,4 @@
-"""Clips of any container, length, size, rate and damage: the frames that were meant, or an error."""
+"""Clips of any container, length, size, rate and damage: the frames meant, or an error."""
 
 import io
 import random
