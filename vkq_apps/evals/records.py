@@ -113,7 +113,7 @@ class SampleLog:
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError:  # of JSON or of UTF-8
+    except (ValueError, RecursionError):  # of JSON or of UTF-8
         found = None
     if not isinstance(found, dict):
         raise ValueError(f"{path}:{number}: expected a JSON object, got {line[:60]!r}")
