@@ -205,10 +205,10 @@ def _counted(kind: str, number: int | None, count: int) -> int | None:
     """The number from 0 on; raises ValueError for one that the model does not have."""
     if number is None:
         return None
-    if not -count <= number < count:
+    if type(number) is not int or not -count <= number < count:
         raise ValueError(
             f"per_layer: expected {kind}s in [-{count}, {count}) for a model of {count}, "
-            f"got {number}"
+            f"got {shown(number)}"
         )
     return number % count
 
@@ -281,10 +281,10 @@ def _listed(numbers: Any, place: Any) -> tuple[int, ...]:
                 f"{shown(place)}"
             )
         return tuple(numbers)
-    if isinstance(numbers, bool) or not isinstance(numbers, int):
+    if type(numbers) is not int or abs(numbers) > _MOST:
         raise ValueError(
-            "changes: expected integers or ranges, or pairs of them for a layer and its heads, "
-            f"got {shown(place)}"
+            "changes: expected integers or ranges, or pairs of them for a layer and its heads, of "
+            f"at most {_MOST}, got {shown(place)}"
         )
     return (numbers,)
 

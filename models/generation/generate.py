@@ -37,6 +37,7 @@ from vkq_jax.layered import AnyCache
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.sharing import share_visual
 from vkq_jax.text_bank import TextBits
+from vkq_jax.validation import check_tree
 
 __all__ = ["GenerateOptions", "Generation", "QuantizeAt", "generate", "stream"]
 
@@ -248,6 +249,7 @@ def _begin(
         _check_score_map(model, score_map)
         score_map.check_codes(settings)
     checks.check_type("bucketing", bucketing, bool)
+    text_bits = checks.check_text_bits(text_bits, cache)
     needed = _check_length(inputs, cache, cache_length, max_new_tokens)
     past_text = needed - inputs.prompt_shape.text - max_new_tokens
     check_answer_fits(
@@ -257,6 +259,7 @@ def _begin(
         past_text=past_text,
         past_tokens=_longest(cache),
         cache_length=cache_length,
+        text_bits=text_bits if cache is None else cache.text_bits,
         rounded=lambda count: _room(count, bucketing),
     )
     own_length = 0 if cache is None else cache.cache_length
@@ -279,7 +282,7 @@ def _begin(
         implementation=implementation,
         score_map=place_shared(model.mesh, score_map),
         tables=place_shared(model.mesh, own_tables),
-        text_bits=checks.check_text_bits(text_bits, cache),
+        text_bits=text_bits,
     )
     if quantize_at == "prompt" or not inputs.prompt_shape.has_pictures:
         logits, filled = run(model, inputs, cache)
@@ -306,6 +309,7 @@ def _begin(
 
 
 def _check_score_map(model: Model, score_map: ScoreMap) -> None:
+    """Raises ValueError for a map of another model, or one that cannot be."""
     text = model.config.text
     expected = (text.num_hidden_layers, text.num_attention_heads)
     for name in ("slope", "shift"):
@@ -315,6 +319,8 @@ def _check_score_map(model: Model, score_map: ScoreMap) -> None:
                 f"score_map.{name}: expected [layers, query heads] = {list(expected)} for this "
                 f"model, got {list(shape)}"
             )
+    if not isinstance(score_map.slope, Tracer):
+        check_tree(score_map, "score_map")
 
 
 def _room(count: int, bucketing: bool) -> int:

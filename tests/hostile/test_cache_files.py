@@ -11,7 +11,6 @@ import random
 import chex
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -44,9 +43,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _as_users_run_it(monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 def whole_cache(quant, positions):

@@ -3,10 +3,13 @@
 import random
 
 import jax.numpy as jnp
+import pytest
 
 import vkq_jax
 from vkq_apps.codes_option import parse_codes
 from vkq_jax.head_groups import take_cells
+
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 NAMES = ("none", "vkq-1bit", "minmax-1bit", "kivi-2bit")
 ODD = (None, True, 1.0, "all", "0", (0,), (0, 0, 0), ("all", "all"), (None, 0), float("nan"), [0])
