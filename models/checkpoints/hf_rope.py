@@ -56,7 +56,8 @@ class MRopeSettings(Settings):
             return default
         if len(self.mrope_section) != 3:
             raise ValueError(
-                f"{where}.mrope_section: expected three numbers, got {show(list(self.mrope_section))}"
+                f"{where}.mrope_section: expected three numbers, got "
+                f"{show(list(self.mrope_section))}"
             )
         time, row, column = self.mrope_section
         return MRope((time, row, column), default.interleaved)

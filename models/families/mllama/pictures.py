@@ -80,8 +80,9 @@ def _without_padding(
     fits = pixels.shape[:2] == ratio.shape == is_tile.shape[:2]
     if not fits or (images != counts).any() or (np.sort(~held, axis=-1) != ~held).any():
         raise ValueError(
-            f"aspect_ratio_ids: expected {show(counts.tolist())} pictures of the sequences, as they have "
-            f"image tokens, padding (0) behind them, got {show(images.tolist())} in shape {ratio.shape}"
+            f"aspect_ratio_ids: expected {show(counts.tolist())} pictures of the sequences, as "
+            f"they have image tokens, padding (0) behind them, got {show(images.tolist())} in "
+            f"shape {ratio.shape}"
         )
     return pixels[held], ratio[held], is_tile[held]
 
