@@ -244,10 +244,11 @@ def per_layer(
         raise ValueError(f"changes: expected layers and their settings, got {shown(changes)}")
     listed = []
     for place, quant in changes.items():
-        layers, heads = place if isinstance(place, tuple) and len(place) == 2 else (place, None)
-        chosen = (None,) if isinstance(place, tuple) and layers == "all" else _listed(layers, place)
+        pair = isinstance(place, tuple) and len(place) == 2
+        layers, heads = place if pair else (place, None)
+        chosen = (None,) if pair and layers == "all" else _listed(layers, place)
         for layer in chosen:
-            own = (None,) if heads is None else _listed(heads, place)
+            own = _listed(heads, place) if pair else (None,)
             listed += [(layer, head, quant) for head in own]
     settings = PerLayer(default, tuple(listed))
     for quant in settings.named:

@@ -21,6 +21,7 @@ from vkq_jax.layer_settings import AnyQuant, LayerGroups, PerLayer, Quant
 from vkq_jax.layered import AnyCache
 from vkq_jax.persistence import load_tables
 from vkq_jax.presets import calibrated_presets, resolve
+from vkq_jax.validation import shown
 
 __all__ = [
     "DEFAULT_QUANT",
@@ -71,7 +72,7 @@ def settle_codes(
         if quant is not None and not _stands_for(model, quant, cache.quant):
             raise ValueError(
                 "a conversation keeps the codes of its cache: leave quant out, or pass "
-                f"cache.quant; got {quant!r}"
+                f"cache.quant; got {shown(quant)}"
             )
         if tables is not None:
             raise ValueError("a conversation keeps the tables of its cache: leave tables out")
@@ -155,7 +156,7 @@ def _given(
         codes = load_tables(tables)
         _check(model, codes, str(tables))
         return codes
-    raise ValueError(f"tables must be CalibratedCodes or the path of a file, got {tables!r}")
+    raise ValueError(f"tables must be CalibratedCodes or the path of a file, got {shown(tables)}")
 
 
 def _check(model: Model, codes: CalibratedCodes, name: str) -> None:

@@ -24,6 +24,8 @@ ASSUMED_FPS = 24
 
 _RATES = (1e-6, 1e6)  # frames per second: times of all frames stay in the range of int32
 
+_MOST_PIXELS = 2**34  # of an animated file, all of whose frames are decoded for their durations
+
 _SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
 
 
@@ -270,6 +272,11 @@ def _from_file(path: Path) -> _Source:
         )
     with named(f"cannot read video {show_path(path)}"), Image.open(path) as image:
         total = getattr(image, "n_frames", 1)
+        if total * image.width * image.height > _MOST_PIXELS:
+            raise ValueError(
+                f"{total} frames of {image.width} x {image.height} take minutes to decode: write "
+                "the frames that matter into a folder"
+            )
         milliseconds = 0.0
         for index in range(total):
             image.seek(index)

@@ -172,3 +172,14 @@ def test_every_number_of_frames_can_be_taken_of_a_clip(model_of, cases):
         assert 0 <= indices[0] <= indices[-1] < total, (case, total, count)
         assert indices == sorted(indices)
         assert len(indices) in range(count - 2, count + 3), (case, total, count, len(indices))
+
+
+def test_an_animated_file_that_would_take_hours_is_refused_at_once(tmp_path, one_clear_error):
+    """Three megabytes of frames that change one pixel of a large picture."""
+    first, file = Image.new("L", (4000, 4000)), io.BytesIO()
+    first.save(file, "GIF", save_all=True, append_images=[Image.new("L", (4000, 4000), 1)])
+    header, frame = file.getvalue()[:-1], b",\0\0\0\0\1\0\1\0\0\2\2D\1\0"
+    (tmp_path / "long.gif").write_bytes(header + 20_000 * frame + b";")
+    with pytest.raises(ValueError, match="4000 x 4000 take minutes") as caught:
+        read_clip(models.Clip(tmp_path / "long.gif"), lambda total, fps: [0])
+    one_clear_error(caught.value)

@@ -2,12 +2,10 @@
 
 import random
 
-import jax.numpy as jnp
 import pytest
 
 import vkq_jax
 from vkq_apps.codes_option import parse_codes
-from vkq_jax.head_groups import take_cells
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
@@ -54,14 +52,12 @@ def found(quant, layers, heads):
     if isinstance(quant, vkq_jax.KVQuantConfig):
         return [[quant] * heads for _ in range(layers)]
     table = [[None] * heads for _ in range(layers)]
-    every = jnp.arange(layers * heads).reshape(layers, heads)
     for cells, own in quant.groups:
-        held = take_cells(every, cells).tolist()
+        held = cells.heads or [range(heads)] * len(cells.layers)
         for layer, row in zip(cells.layers, held, strict=True):
-            for cell in row:
-                assert cell // heads == layer
-                assert table[layer][cell % heads] is None
-                table[layer][cell % heads] = own
+            for head in row:
+                assert table[layer][head] is None
+                table[layer][head] = own
     return table
 
 
