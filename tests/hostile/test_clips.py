@@ -83,7 +83,7 @@ def source(rng, frames, folder):
 @pytest.mark.filterwarnings("ignore")
 def test_clips_of_every_container_whole_and_damaged(cases, one_clear_error, tmp_path):
     read = 0
-    for case in cases(60):
+    for case in cases(40):
         rng = random.Random(f"clips/{case}")
         frames = draw(rng)
         videos, whole = source(rng, frames, tmp_path / "frames")
@@ -121,7 +121,7 @@ def model_of(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore")
 def test_prompts_with_clips_of_every_family(model_of, cases, one_clear_error):
     made = 0
-    for case in cases(40):
+    for case in cases(16):
         rng = random.Random(f"prompts/{case}")
         model = model_of(rng.choice(list(CASES)))
         clips = [draw(rng) for _ in range(rng.choice((1, 1, 2, 3)))]

@@ -34,7 +34,8 @@ LISTS = (
 
 
 def moe(text):
-    return text | {"model_type": "qwen3_moe", "num_experts": 5, "moe_intermediate_size": 12}
+    experts = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+    return text | {"model_type": "qwen3_moe", **experts}
 
 
 def configs():
