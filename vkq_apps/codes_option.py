@@ -97,8 +97,8 @@ def _named(name: str) -> Codes:
     if isinstance(found, vkq_jax.KVQuantConfig | vkq_jax.PerLayer):
         return found
     raise ValueError(
-        f"--quant {shorten(name, 100)}: expected a KVQuantConfig, a Quantizer or per_layer(...), got "
-        f"{shown(found)}"
+        f"--quant {shorten(name, 100)}: expected a KVQuantConfig, a Quantizer or per_layer(...), "
+        f"got {shown(found)}"
     )
 
 
@@ -111,6 +111,6 @@ def _imported(module: str, attribute: str) -> Any:
     except Exception as error:  # whatever a module does when it is imported
         kind = type(error).__name__
         raise ValueError(
-            f"--quant {shorten(f'{module}:{attribute}', 100)}: expected settings in a module that can be imported "
-            f"here, got {kind}: {shorten(str(error), 150)}"
+            f"--quant {shorten(f'{module}:{attribute}', 100)}: expected settings in a module that "
+            f"can be imported here, got {kind}: {shorten(str(error), 150)}"
         ) from error

@@ -244,12 +244,13 @@ def per_layer(
         raise ValueError(f"changes: expected layers and their settings, got {shown(changes)}")
     listed = []
     for place, quant in changes.items():
-        pair = isinstance(place, tuple) and len(place) == 2
-        layers, heads = place if pair else (place, None)
-        chosen = (None,) if pair and layers == "all" else _listed(layers, place)
-        for layer in chosen:
-            own = _listed(heads, place) if pair else (None,)
-            listed += [(layer, head, quant) for head in own]
+        if isinstance(place, tuple) and len(place) == 2:
+            layers, heads = place
+            chosen = (None,) if layers == "all" else _listed(layers, place)
+            own = _listed(heads, place)
+        else:
+            chosen, own = _listed(place, place), (None,)
+        listed += [(layer, head, quant) for layer in chosen for head in own]
     settings = PerLayer(default, tuple(listed))
     for quant in settings.named:
         resolve(quant)

@@ -101,9 +101,10 @@ def _read_gguf(file: Path) -> TextTower:
     with _gguf_errors(file):
         import transformers
 
-        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        loading: Any = transformers.AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype="float32", output_loading_info=True
         )
+    model, loaded = loading
     # transformers draws what a file lacks at random.
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"--text-tower: {show_path(file)} lacks the tensors of {some(missing)}")

@@ -136,7 +136,8 @@ def _intervals(
             f"second_per_grid_ts: expected {videos} numbers of at least 0, one for each video, "
             f"got {seconds.dtype} {seconds.shape}"
         )
-    longest = [frames * config.tokens_per_second for frames, *_ in grids] * seconds.astype(float)
+    frames = np.array([grid[0] for grid in grids])
+    longest = frames * config.tokens_per_second * seconds.astype(float)
     if (longest > _LATEST).any():
         raise ValueError(
             f"second_per_grid_ts: expected clips of at most {_LATEST} steps of "
