@@ -249,7 +249,6 @@ def _begin(
         _check_score_map(model, score_map)
         score_map.check_codes(settings)
     checks.check_type("bucketing", bucketing, bool)
-    text_bits = checks.check_text_bits(text_bits, cache)
     needed = _check_length(inputs, cache, cache_length, max_new_tokens)
     past_text = needed - inputs.prompt_shape.text - max_new_tokens
     check_answer_fits(
@@ -259,7 +258,6 @@ def _begin(
         past_text=past_text,
         past_tokens=_longest(cache),
         cache_length=cache_length,
-        text_bits=text_bits if cache is None else cache.text_bits,
         rounded=lambda count: _room(count, bucketing),
     )
     own_length = 0 if cache is None else cache.cache_length
@@ -282,7 +280,7 @@ def _begin(
         implementation=implementation,
         score_map=place_shared(model.mesh, score_map),
         tables=place_shared(model.mesh, own_tables),
-        text_bits=text_bits,
+        text_bits=checks.check_text_bits(text_bits, cache),
     )
     if quantize_at == "prompt" or not inputs.prompt_shape.has_pictures:
         logits, filled = run(model, inputs, cache)

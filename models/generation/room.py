@@ -11,7 +11,6 @@ from models.generation.context import context_length
 from models.inputs.batch import Inputs
 from models.model import Model
 from vkq_jax.byte_units import human_bytes
-from vkq_jax.text_bank import TextBits
 
 __all__ = ["check_answer_fits", "check_text_fits"]
 
@@ -24,7 +23,6 @@ def check_answer_fits(
     past_text: int = 0,
     past_tokens: int = 0,
     cache_length: int | None = None,
-    text_bits: TextBits = None,
     rounded: Callable[[int], int] = lambda count: count,
 ) -> None:
     """Raises ValueError where prompts and their answers take more memory than is free.
@@ -34,7 +32,6 @@ def check_answer_fits(
         max_new_tokens: most tokens of an answer.
         past_text, past_tokens: of a sequence in earlier turns: text tokens, and all tokens.
         cache_length: text tokens that the caller wants room for; None: as many as are needed.
-        text_bits: of the cache's text, see `vkq_jax.empty_cache`.
         rounded: what the number of needed text tokens is rounded up to.
     """
     largest = max(jax.tree.leaves(model.params), key=lambda leaf: leaf.size)
@@ -46,7 +43,6 @@ def check_answer_fits(
         tokens=past_tokens + shape.visual + (0 if asked else shape.text),
         max_new_tokens=cache_length if cache_length is not None else max_new_tokens,
         itemsize=largest.dtype.itemsize,  # the weights have the dtype of keys and values
-        text_bits=text_bits,
         rounded=(lambda count: count) if asked else rounded,
         mesh=model.mesh,
         name="cache_length" if asked else "max_new_tokens",
@@ -61,7 +57,6 @@ def check_text_fits(
     tokens: int,
     max_new_tokens: int,
     itemsize: int,
-    text_bits: TextBits = None,
     rounded: Callable[[int], int] = lambda count: count,
     mesh: Mesh | None = None,
     name: str = "max_new_tokens",
@@ -74,8 +69,7 @@ def check_text_fits(
         filled: text tokens of a sequence before the answer, those of earlier turns too.
         tokens: all of its tokens before the answer, visual ones too.
         max_new_tokens: most tokens of the answer.
-        itemsize: bytes of a number of the model's dtype.
-        text_bits: of the cache's text, see `vkq_jax.empty_cache`.
+        itemsize: bytes of a number of the text's keys and values.
         rounded: what a number of text tokens is rounded up to.
         mesh: devices that the cache is split over.
         name: what the caller calls `max_new_tokens`.
@@ -86,9 +80,8 @@ def check_text_fits(
         devices = own_devices(mesh)
         share = len(devices) / mesh.size
     free, text = free_memory(devices), config.text
-    heads = len(text.stacks["layers"]) * text.num_key_value_heads
-    vector = text.head_dim * itemsize if text_bits is None else text.head_dim + itemsize
-    each = share * batch * 2 * heads * vector  # keys and values of one token
+    heads = text.num_hidden_layers * text.num_key_value_heads
+    each = share * batch * 2 * itemsize * heads * text.head_dim  # keys and values of one token
     count = rounded(filled + max_new_tokens)
     if free is None or each * count <= free:
         return
