@@ -328,6 +328,10 @@ def test_the_room_of_a_model(monkeypatch):
     check_room(config, visual=1000, text=60, max_new_tokens=40)
     with pytest.raises(ValueError, match=r"--max-new-tokens: .* at most 39, since 101 text tokens"):
         check_room(config, visual=1000, text=61, max_new_tokens=40)
+    # A byte a number, and a scale of two bytes for 16 of them: 16 / 9 times as many tokens.
+    check_room(config, visual=1000, text=61, max_new_tokens=116, text_bits=8)
+    with pytest.raises(ValueError, match=r"at most 116, since 178 text tokens"):
+        check_room(config, visual=1000, text=61, max_new_tokens=117, text_bits=8)
 
 
 def test_without_a_command_it_shows_help(capsys):

@@ -182,6 +182,8 @@ def _answer(
         videos=clips,
         num_frames=num_frames,
         max_new_tokens=max_new_tokens,
+        # The answer at full precision has its text in the model's dtype.
+        text_bits=None if compare else options.get("text_bits"),
         mesh=mesh,
     )
     # Layers, heads and tables that the model does not have are refused before any answer.

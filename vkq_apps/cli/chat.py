@@ -36,6 +36,7 @@ from vkq_apps.cli.interrupts import first_interrupt_stops
 from vkq_apps.codes_option import parse_codes
 from vkq_apps.conversation import CacheSize, Conversation
 from vkq_jax.byte_units import human_bytes
+from vkq_jax.text_bank import check_text_bits
 
 __all__ = ["chat"]
 
@@ -77,8 +78,14 @@ def chat(
     given = None if tables is None else vkq_jax.load_tables(tables)
     draws = draw_options(check_draws(temperature, top_k, top_p, seed))
     pictures = list(image or ())
+    bits = check_text_bits(text_bits)
     check_before_loading(
-        model, pictures, [], per_prompt=len(pictures), max_new_tokens=max_new_tokens
+        model,
+        pictures,
+        [],
+        per_prompt=len(pictures),
+        max_new_tokens=max_new_tokens,
+        text_bits=bits,
     )
     loaded = load_model(model)
     say_if_uncalibrated(loaded, quant, given)
@@ -87,7 +94,7 @@ def chat(
         "quant": codes,
         "quantize_at": quantize_at,
         "tables": given,
-        "text_bits": text_bits,
+        "text_bits": bits,
     }
     conversation = Conversation(loaded, max_new_tokens=max_new_tokens, **options)
     talk = _Talk(conversation, pictures, json)
