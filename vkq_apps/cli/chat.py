@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import vkq_jax
+from models import Inputs
 from models.inputs.images import read_picture
 from vkq_apps.cli.arguments import (
     JsonOption,
@@ -21,6 +22,7 @@ from vkq_apps.cli.arguments import (
     load_model,
     say_if_uncalibrated,
 )
+from vkq_apps.cli.compiling import compiling_for
 from vkq_apps.cli.console import log, print_json, stage
 from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.draws import (
@@ -143,14 +145,18 @@ class _Talk:
         with ExitStack() as stack:
             stop = stack.enter_context(first_interrupt_stops(STOPPING))
             reading = stack.enter_context(ExitStack())
-            reading.enter_context(stage("reading"))
+            prompts: list[Inputs] = []
+            compiling = None if self._json else lambda: compiling_for(prompts[-1])
+            reading.enter_context(stage("reading", compiling))
 
             def show(text: str) -> None:
                 reading.close()  # the spinner's line is the answer's now
                 answer.grow(text)
 
             pictures = [read_picture(path) for path in self._waiting]
-            turn = self._conversation.ask(question, pictures, show, stop.is_set)
+            turn = self._conversation.ask(
+                question, pictures, on_prompt=prompts.append, on_text=show, stop=stop.is_set
+            )
         names, self._waiting = [str(path) for path in self._waiting], []
         cut = "" if turn.finished else " [stopped]" if turn.stopped else " [cut]"
         answer.end(turn.answer, cut)
