@@ -166,7 +166,8 @@ class Conversation:
         if before + prompt >= longest:
             raise ValueError(
                 f"the conversation is full: {before} tokens so far and {prompt} of this turn, and "
-                f"the model's context holds {longest}; start a new one, or ask for less"
+                f"the model's context holds {longest}; ask for less, or start anew (/reset), "
+                "without pictures that wait"
             )
         return min(self._max_new_tokens, longest - before - prompt)
 

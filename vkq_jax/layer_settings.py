@@ -273,6 +273,8 @@ def per_head(
 def _listed(numbers: Any, place: Any) -> tuple[int, ...]:
     """The numbers that a number or a range names."""
     if isinstance(numbers, range):
+        if not numbers:
+            raise ValueError(f"changes: expected layers or heads, got the empty {shown(numbers)}")
         return tuple(numbers)
     if isinstance(numbers, bool) or not isinstance(numbers, int):
         raise ValueError(

@@ -212,9 +212,7 @@ def check_before_loading(
     config = models.read_config(source)
     # Zero where it depends on the picture: what does not fit is refused once pictures are read.
     visual = per_prompt * (family_of(config.model_type).features_per_image(config) or 0)
-    check_room(
-        config, visual=visual, text=0, max_new_tokens=max_new_tokens, text_bits=text_bits
-    )
+    check_room(config, visual=visual, text=0, max_new_tokens=max_new_tokens, text_bits=text_bits)
     for path in images:
         read_picture(path)
 
@@ -253,7 +251,7 @@ def check_visuals(
         raise ValueError("--image, --video: expected a picture or a clip, got neither")
     for name, value in (("--video-fps", fps), ("--num-frames", num_frames)):
         if value is not None and not videos:
-            raise ValueError(f"{name}={value} is of clips: expected --video with it")
+            raise ValueError(f"{name}={value}: expected a clip (--video) beside it, got none")
     return [Clip(path, fps) for path in videos or ()]
 
 

@@ -10,6 +10,7 @@ import typer
 
 import vkq_jax
 from models import Inputs
+from models.calibration.attached import find_codes
 from models.inputs.images import read_picture
 from vkq_apps.cli.arguments import (
     JsonOption,
@@ -90,6 +91,7 @@ def chat(
         text_bits=bits,
     )
     loaded = load_model(model)
+    find_codes(loaded, codes, given)  # layers, heads and tables that the model does not have
     say_if_uncalibrated(loaded, quant, given)
     options = {
         **draws,

@@ -39,9 +39,11 @@ def stage(
             yield lambda text: None
         return
     shown = escape(description)  # a spinner's text is markup whatever the console is told
-    with log.status(f"{shown} ...") as status:
-        with _saying(compiling, lambda text: status.update(f"{shown}: {escape(text)} ...")):
-            yield lambda text: status.update(f"{shown}: [bold]{escape(text)}")
+    with (
+        log.status(f"{shown} ...") as status,
+        _saying(compiling, lambda text: status.update(f"{shown}: {escape(text)} ...")),
+    ):
+        yield lambda text: status.update(f"{shown}: [bold]{escape(text)}")
 
 
 def _saying(
