@@ -82,7 +82,7 @@ def _numbers(text: str) -> int | range | None:
     if re.fullmatch(r"-?\d{1,6}", text):
         return int(text)
     if found := re.fullmatch(r"(\d{1,6})-(\d{1,6})", text):
-        return range(int(found[1]), int(found[2]) + 1)
+        return range(int(found[1]), int(found[2]) + 1) or None
     return None
 
 

@@ -100,6 +100,8 @@ class Conversation:
         self,
         question: str,
         pictures: Sequence[Picture] = (),
+        *,
+        on_prompt: Callable[[Inputs], None] = lambda inputs: None,
         on_text: Callable[[str], None] = lambda text: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Turn:
@@ -108,6 +110,7 @@ class Conversation:
         Args:
             question: what the user says.
             pictures: new ones that come with it.
+            on_prompt: gets the inputs of the turn before they are read.
             on_text: gets the answer so far whenever it has grown.
             stop: asked whenever the answer has grown; True ends it there, and the conversation
                 goes on from what there is of it.
@@ -119,6 +122,7 @@ class Conversation:
         started = time.perf_counter()
         inputs = self._prepare(question, pictures)
         count = self._room_for_answer(inputs)
+        on_prompt(inputs)
         options: dict[str, Any] = dict(self._options)
         options["cache_length"] = self._room(inputs, count)
         if self._cache is not None:
@@ -162,7 +166,8 @@ class Conversation:
         if before + prompt >= longest:
             raise ValueError(
                 f"the conversation is full: {before} tokens so far and {prompt} of this turn, and "
-                f"the model's context holds {longest}; start a new one, or ask for less"
+                f"the model's context holds {longest}; ask for less, or start anew (/reset), "
+                "without pictures that wait"
             )
         return min(self._max_new_tokens, longest - before - prompt)
 

@@ -277,10 +277,11 @@ def per_head(
 def _listed(numbers: Any, place: Any) -> tuple[int, ...]:
     """The numbers that a number or a range names."""
     if isinstance(numbers, range):
-        if not numbers or max(map(abs, (numbers[0], numbers[-1]))) > _MOST:
+        if not numbers:
+            raise ValueError(f"changes: expected layers or heads, got the empty {shown(numbers)}")
+        if max(map(abs, (numbers[0], numbers[-1]))) > _MOST:
             raise ValueError(
-                f"changes: expected a range of some numbers from -{_MOST} to {_MOST}, got "
-                f"{shown(place)}"
+                f"changes: expected numbers from -{_MOST} to {_MOST}, got {shown(place)}"
             )
         return tuple(numbers)
     if type(numbers) is not int or abs(numbers) > _MOST:

@@ -67,13 +67,15 @@ def calibrate_codes(
             `vkq_jax.presets.calibrated_presets`.
 
     Raises:
-        ValueError: an unknown preset, no prompts, or a prompt without an image.
+        ValueError: no presets or an unknown one, no prompts, or a prompt without an image.
     """
     model.config.text.check_one_stack("calibration")
     names = list(calibrated_presets) if presets is None else list(presets)
+    known = ", ".join(calibrated_presets)
+    if not names:
+        raise ValueError(f"presets: expected some of {known}, got none")
     for name in names:
         if name not in calibrated_presets:
-            known = ", ".join(calibrated_presets)
             raise ValueError(f"presets: expected some of {known}, got {show(name)}")
     kept, mark = CalibrationFolder(folder), fingerprint(model)
     batches = _read(inputs, on_batch)

@@ -80,7 +80,7 @@ def calibrate_scores(
         checks.check_type("inputs", batch, Inputs, hint="models.prepare")
         if not batch.prompt_shape.visual:
             continue
-        check_answer_fits(model, batch, steps)
+        check_answer_fits(model, batch, steps, quant=settings)
         more, queries = _sum_ranges(
             model,
             batch,

@@ -181,8 +181,10 @@ def check_text_bits(text_bits: Any, cache: AnyCache | None) -> TextBits:
         ValueError: other bits than 8, or a cache whose text is dense, which stays so.
     """
     bits = vkq_jax.text_bank.check_text_bits(text_bits)
-    if cache is None or bits is None or bits == cache.text_bits:
+    if cache is None or bits == cache.text_bits:
         return bits
+    if bits is None:
+        return cache.text_bits
     raise ValueError(
         f"text_bits: expected None for a cache whose text is in {cache.parts[0].text.dtype}, got "
         f"{bits}: earlier turns keep what they were stored in, a new conversation takes it"

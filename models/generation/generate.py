@@ -251,10 +251,13 @@ def _begin(
     checks.check_type("bucketing", bucketing, bool)
     needed = _check_length(inputs, cache, cache_length, max_new_tokens)
     past_text = needed - inputs.prompt_shape.text - max_new_tokens
+    bits = checks.check_text_bits(text_bits, cache)
     check_answer_fits(
         model,
         inputs,
         max_new_tokens,
+        quant=settings,
+        text_bits=bits,
         past_text=past_text,
         past_tokens=_longest(cache),
         cache_length=cache_length,
@@ -280,7 +283,7 @@ def _begin(
         implementation=implementation,
         score_map=place_shared(model.mesh, score_map),
         tables=place_shared(model.mesh, own_tables),
-        text_bits=checks.check_text_bits(text_bits, cache),
+        text_bits=bits,
     )
     if quantize_at == "prompt" or not inputs.prompt_shape.has_pictures:
         logits, filled = run(model, inputs, cache)

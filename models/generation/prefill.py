@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from models.calibration.attached import OwnTables
 from models.generation.backend import ModelBackend
@@ -16,6 +17,7 @@ from models.model import Model
 from models.sharding import passes
 from models.sharding.inputs import place_inputs
 from models.sharding.placing import place_cache, place_logits, split_attention
+from models.text.config import TextConfig
 from models.text.key_bias import has_key_bias, key_bias_for
 from models.text.linear_attention import empty_states
 from models.text.masks import cache_starts, prompt_masks
@@ -30,7 +32,7 @@ from vkq_jax.layered import AnyCache, LayeredCache, map_groups
 from vkq_jax.prefill import begin_prefill
 from vkq_jax.text_bank import TextBits
 
-__all__ = ["new_cache", "prefill", "run_prompt"]
+__all__ = ["cache_for", "new_cache", "prefill", "run_prompt"]
 
 
 @partial(jax.jit, static_argnames=("quant", "cache_length", "implementation", "text_bits"))
@@ -170,19 +172,13 @@ def new_cache(
     model: Model, batch: int, *, quant: Quant, cache_length: int, text_bits: TextBits = None
 ) -> AnyCache:
     """An empty cache of the shape that `model` fills, in the dtype it computes in."""
-    text = model.config.text
     module = model.module().text
-    cache = empty_cache(
-        num_layers=text.num_hidden_layers,
-        batch=batch,
-        num_kv_heads=text.num_key_value_heads,
-        head_dim=text.head_dim,
-        cache_length=cache_length,
+    cache = cache_for(
+        model.config.text,
+        batch,
         quant=quant,
+        cache_length=cache_length,
         dtype=module.dtype,
-        keep_indices=text.sliding_window is not None,
-        cross_layers=text.cross_layers,
-        recurrent=None if text.linear is None else empty_states(text.linear, batch, module.dtype),
         text_bits=text_bits,
     )
 
@@ -191,6 +187,31 @@ def new_cache(
         return dataclasses.replace(part, key_bias=bias)
 
     return map_groups(cache, with_bias)
+
+
+def cache_for(
+    text: TextConfig,
+    batch: int,
+    *,
+    quant: Quant,
+    cache_length: int,
+    dtype: DTypeLike,
+    text_bits: TextBits = None,
+) -> AnyCache:
+    """An empty cache for a decoder of these settings that computes in `dtype`."""
+    return empty_cache(
+        num_layers=text.num_hidden_layers,
+        batch=batch,
+        num_kv_heads=text.num_key_value_heads,
+        head_dim=text.head_dim,
+        cache_length=cache_length,
+        quant=quant,
+        dtype=dtype,
+        keep_indices=text.sliding_window is not None,
+        cross_layers=text.cross_layers,
+        recurrent=None if text.linear is None else empty_states(text.linear, batch, dtype),
+        text_bits=text_bits,
+    )
 
 
 def _last(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:

@@ -4,13 +4,20 @@ from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from models.checkpoints.memory import free_memory, own_devices
 from models.families.base import ModelConfig
 from models.generation.context import context_length
+from models.generation.prefill import cache_for
 from models.inputs.batch import Inputs
 from models.model import Model
+from models.text.config import TextConfig
+from vkq_jax.accounting import cache_nbytes
 from vkq_jax.byte_units import human_bytes
+from vkq_jax.layer_settings import Quant
+from vkq_jax.presets import presets
+from vkq_jax.text_bank import TextBits
 
 __all__ = ["check_answer_fits", "check_text_fits"]
 
@@ -20,6 +27,8 @@ def check_answer_fits(
     inputs: Inputs,
     max_new_tokens: int,
     *,
+    quant: Quant = presets["none"],
+    text_bits: TextBits = None,
     past_text: int = 0,
     past_tokens: int = 0,
     cache_length: int | None = None,
@@ -30,6 +39,7 @@ def check_answer_fits(
     Args:
         model, inputs: the model and the prompts that it answers.
         max_new_tokens: most tokens of an answer.
+        quant, text_bits: of the cache.
         past_text, past_tokens: of a sequence in earlier turns: text tokens, and all tokens.
         cache_length: text tokens that the caller wants room for; None: as many as are needed.
         rounded: what the number of needed text tokens is rounded up to.
@@ -42,7 +52,9 @@ def check_answer_fits(
         filled=0 if asked else past_text + shape.text,
         tokens=past_tokens + shape.visual + (0 if asked else shape.text),
         max_new_tokens=cache_length if cache_length is not None else max_new_tokens,
-        itemsize=largest.dtype.itemsize,  # the weights have the dtype of keys and values
+        dtype=largest.dtype,  # the weights have the dtype of keys and values
+        quant=quant,
+        text_bits=text_bits,
         rounded=(lambda count: count) if asked else rounded,
         mesh=model.mesh,
         name="cache_length" if asked else "max_new_tokens",
@@ -56,7 +68,9 @@ def check_text_fits(
     filled: int,
     tokens: int,
     max_new_tokens: int,
-    itemsize: int,
+    dtype: DTypeLike,
+    quant: Quant = presets["none"],
+    text_bits: TextBits = None,
     rounded: Callable[[int], int] = lambda count: count,
     mesh: Mesh | None = None,
     name: str = "max_new_tokens",
@@ -69,7 +83,8 @@ def check_text_fits(
         filled: text tokens of a sequence before the answer, those of earlier turns too.
         tokens: all of its tokens before the answer, visual ones too.
         max_new_tokens: most tokens of the answer.
-        itemsize: bytes of a number of the text's keys and values.
+        dtype: that the model computes in.
+        quant, text_bits: of the cache.
         rounded: what a number of text tokens is rounded up to.
         mesh: devices that the cache is split over.
         name: what the caller calls `max_new_tokens`.
@@ -79,9 +94,8 @@ def check_text_fits(
     if mesh is not None:
         devices = own_devices(mesh)
         share = len(devices) / mesh.size
-    free, text = free_memory(devices), config.text
-    heads = text.num_hidden_layers * text.num_key_value_heads
-    each = share * batch * 2 * itemsize * heads * text.head_dim  # keys and values of one token
+    free = free_memory(devices)
+    each = share * _token_nbytes(config.text, batch, quant, dtype, text_bits)
     count = rounded(filled + max_new_tokens)
     if free is None or each * count <= free:
         return
@@ -97,3 +111,24 @@ def check_text_fits(
         f"sequence{'' if batch == 1 else 's'} take {human_bytes(int(each * count))} of cache and "
         f"{human_bytes(free)} are free; got {max_new_tokens}"
     )
+
+
+def _token_nbytes(
+    text: TextConfig, batch: int, quant: Quant, dtype: DTypeLike, text_bits: TextBits
+) -> int:
+    """Bytes that one more text token of each sequence adds to a cache."""
+
+    def nbytes(length: int) -> int:
+        cache = jax.eval_shape(
+            lambda: cache_for(
+                text,
+                batch,
+                quant=quant,
+                cache_length=length,
+                dtype=dtype,
+                text_bits=text_bits,
+            )
+        )
+        return cache_nbytes(cache).text
+
+    return nbytes(2) - nbytes(1)

@@ -47,7 +47,7 @@ def read_picture(picture: Picture) -> Image.Image:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a picture, a broken one, or one without pixels.
+        ValueError: a folder, a file that is no picture, or a broken or empty picture.
     """
     if isinstance(picture, np.ndarray):
         return _from_array(picture)
@@ -59,6 +59,8 @@ def read_picture(picture: Picture) -> Image.Image:
             f"image: expected a path, a PIL image or a NumPy array, got {show(picture)}"
         )
     file = os.fsdecode(picture)
+    if os.path.isdir(file):
+        raise ValueError(f"image: expected a picture file, got the folder {show_path(file)}")
     if not os.path.isfile(file):
         raise FileNotFoundError(f"image file {show_path(file)} does not exist")
     with named(f"cannot read image {show_path(file)}"), Image.open(file) as image:

@@ -166,6 +166,8 @@ def test_prompts_that_cannot_calibrate_are_refused(model):
             models.calibrate_codes(model, inputs)
     with pytest.raises(ValueError, match=r"expected some of vkq-1bit, .*got 'none'"):
         models.calibrate_codes(model, [], presets=["none"])
+    with pytest.raises(ValueError, match=r"expected some of vkq-1bit, .*got none"):
+        models.calibrate_codes(model, [], presets=[])
 
 
 def test_the_fingerprint_does_not_depend_on_how_weights_are_kept(model):

@@ -256,9 +256,14 @@ def test_calibrating_codes_checks_room_and_pictures_before_it_loads_a_model(
     [
         (["generate", "--modle", "tiny"], "No such option: --modle"),
         (["generate", "--model", "tiny", "--prompt", "y"], "expected a picture or a clip"),
-        ([*ASK, "--num-frames", "2"], "--num-frames=2 is of clips: expected --video"),
+        ([*ASK, "--num-frames", "2"], "--num-frames=2: expected a clip (--video) beside it"),
         ([*ASK[:3], "--video", "x", "--prompt", "y"], "llava models take pictures alone"),
         (["nonsense"], "No such command"),
+        (["chat", "--model", "tiny", "--quant", "vkq-1bit/9=none"], "expected layers in [-6, 6)"),
+        (["demo", "--quant"], "'--quant' requires an argument; see `vkq demo --help`"),
+        (["calibrate", "--model", "tiny", "--presets", ","], "--presets: expected all, or some of"),
+        (["eval", "--quant", ","], "--quant: expected names of presets with commas between"),
+        (["generate", "--model", "tiny", "--image", "/", "--prompt", "y"], "got the folder /"),
         (["demo", "--quant", "vkq-7bit"], "unknown preset 'vkq-7bit'"),
         (["generate", "--model", "/none", "--image", "x", "--prompt", "y"], "/none does not exist"),
         (["generate", "--model", "tiny", "--image", "/x.png", "--prompt", "y"], "/x.png"),
@@ -273,8 +278,8 @@ def test_calibrating_codes_checks_room_and_pictures_before_it_loads_a_model(
             "576 of them for the prompt; got 100000000",
         ),
         ([*ASK, "--max-new-tokens", "99999999999"], "expected at most 2147483647"),
-        ([*ASK, "--seed", "1"], "--seed: only tokens drawn at random heed it"),
-        ([*ASK, "--top-k", "3", "--temperature", "0"], "--top-k: only tokens drawn at random"),
+        ([*ASK, "--seed", "1"], "--seed: expected a --temperature above 0 beside it"),
+        ([*ASK, "--top-k", "3", "--temperature", "0"], "since only random draws heed it; got 0.0"),
         ([*ASK, "--temperature", "-1"], "temperature"),
         ([*ASK, "--text-bits", "4"], "'--text-bits': expected 8, got 4"),
         ([*ASK, "--temperature", "1", "--top-p", "2"], "top_p"),
@@ -328,6 +333,10 @@ def test_the_room_of_a_model(monkeypatch):
     check_room(config, visual=1000, text=60, max_new_tokens=40)
     with pytest.raises(ValueError, match=r"--max-new-tokens: .* at most 39, since 101 text tokens"):
         check_room(config, visual=1000, text=61, max_new_tokens=40)
+    # A byte a number, and a scale of two bytes for 16 of them: 16 / 9 times as many tokens.
+    check_room(config, visual=1000, text=61, max_new_tokens=116, text_bits=8)
+    with pytest.raises(ValueError, match=r"at most 116, since 178 text tokens"):
+        check_room(config, visual=1000, text=61, max_new_tokens=117, text_bits=8)
 
 
 def test_without_a_command_it_shows_help(capsys):

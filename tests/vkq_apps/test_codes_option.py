@@ -65,6 +65,7 @@ def test_codes_of_ones_own(here):
         ("vkq-1bit/first=none", "a layer such as 0, -1 or 0-3, a head of it .* got 'first'"),
         ("vkq-1bit/all=none", "a layer such as 0, -1 or 0-3, a head of it .* got 'all'"),
         ("vkq-1bit/0.x=none", "a layer such as 0, -1 or 0-3, a head of it .* got '0.x'"),
+        ("vkq-1bit/5-2=none", "a layer such as 0, -1 or 0-3, a head of it .* got '5-2'"),
         ("vkq-1bit/0=none/0=vkq-2bit", "0 is named twice"),
         ("vkq-1bit/0=nome", "unknown preset 'nome'"),
         ("vkq-1bit/key=minmax-4bit", "classes of the same shares"),

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vkq_apps.cli.compilation_cache import use_compilation_cache
-from vkq_apps.cli.errors import show_tracebacks
+from vkq_apps.cli.errors import UsageError, show_tracebacks
 
 __all__ = ["COMMANDS", "run"]
 
@@ -63,7 +63,12 @@ class _OnDemand(TyperCommand):
             single = typer.Typer(add_completion=False)
             single.command(self.name)(found)
             command = typer.main.get_command(single)
-        return command.make_context(info_name, args, *rest, **extra)
+        try:
+            return command.make_context(info_name, args, *rest, **extra)
+        except UsageError as error:
+            if error.ctx is None:  # a value that is missing is found before there is a context
+                error.ctx = typer.Context(command, extra.get("parent"), info_name)
+            raise
 
 
 def _print_version(wanted: bool) -> None:

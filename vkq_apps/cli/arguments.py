@@ -137,11 +137,17 @@ def load_and_prepare(
     videos: Sequence[Clip] = (),
     num_frames: int | None = None,
     max_new_tokens: int = 0,
+    text_bits: TextBits = None,
     mesh: str | None = None,
 ) -> tuple[Model, str, Inputs]:
     """The model, the whole prompt, and the inputs; everything that can be is checked first."""
     check_before_loading(
-        source, images, [prompt], per_prompt=len(images), max_new_tokens=max_new_tokens
+        source,
+        images,
+        [prompt],
+        per_prompt=len(images),
+        max_new_tokens=max_new_tokens,
+        text_bits=text_bits,
     )
     if videos:
         check_takes_clips(models.read_config(source))
@@ -158,7 +164,13 @@ def load_and_prepare(
             prompts=prompt,
         )
     shape = inputs.prompt_shape
-    check_room(model.config, visual=shape.visual, text=shape.text, max_new_tokens=max_new_tokens)
+    check_room(
+        model.config,
+        visual=shape.visual,
+        text=shape.text,
+        max_new_tokens=max_new_tokens,
+        text_bits=text_bits,
+    )
     return model, prompt, inputs
 
 
@@ -181,12 +193,14 @@ def check_before_loading(
     *,
     per_prompt: int,
     max_new_tokens: int,
+    text_bits: TextBits = None,
 ) -> None:
     """Checks arguments before a model is loaded, which takes long.
 
     Args:
         source: folder of the model. images, prompts: as given.
         per_prompt: images of one prompt. max_new_tokens: of the answer; 0 for none.
+        text_bits: of text keys and values.
 
     Raises:
         FileNotFoundError: a file that is not there.
@@ -198,7 +212,7 @@ def check_before_loading(
     config = models.read_config(source)
     # Zero where it depends on the picture: what does not fit is refused once pictures are read.
     visual = per_prompt * (family_of(config.model_type).features_per_image(config) or 0)
-    check_room(config, visual=visual, text=0, max_new_tokens=max_new_tokens)
+    check_room(config, visual=visual, text=0, max_new_tokens=max_new_tokens, text_bits=text_bits)
     for path in images:
         read_picture(path)
 
@@ -237,7 +251,7 @@ def check_visuals(
         raise ValueError("--image, --video: expected a picture or a clip, got neither")
     for name, value in (("--video-fps", fps), ("--num-frames", num_frames)):
         if value is not None and not videos:
-            raise ValueError(f"{name}={value} is of clips: expected --video with it")
+            raise ValueError(f"{name}={value}: expected a clip (--video) beside it, got none")
     return [Clip(path, fps) for path in videos or ()]
 
 

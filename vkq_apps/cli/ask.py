@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Unpack
@@ -31,6 +32,7 @@ from vkq_apps.cli.arguments import (
     load_and_prepare,
     say_if_uncalibrated,
 )
+from vkq_apps.cli.compiling import compiling_for
 from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.draws import (
@@ -169,7 +171,8 @@ def _answer(
 
     Args:
         clips, num_frames: see `models.prepare`.
-        name: of the codes. watched: whether to show the answer while it grows.
+        name: of the codes. watched: whether a person looks on: shows
+            the answer while it grows, and that it is compiled.
         compare: also ask at full precision. mesh: devices to split the model over.
         draws: options of both answers. options: of the answer from the coded cache.
     """
@@ -182,16 +185,19 @@ def _answer(
         videos=clips,
         num_frames=num_frames,
         max_new_tokens=max_new_tokens,
+        # The answer at full precision has its text in the model's dtype.
+        text_bits=None if compare else options.get("text_bits"),
         mesh=mesh,
     )
     # Layers, heads and tables that the model does not have are refused before any answer.
     find_codes(model, options.get("quant"), options.get("tables"))
     say_if_uncalibrated(model, name, options.get("tables"))
     exact: Answer | None = None
+    compiling = partial(compiling_for, inputs) if watched else None
     if compare:
-        with stage("answering at full precision"):
+        with stage("answering at full precision", compiling):
             exact = ask(model, inputs, max_new_tokens=max_new_tokens, **{**draws, "quant": "none"})
-    with stage(f"answering from a {name} cache") as show:
+    with stage(f"answering from a {name} cache", compiling) as show:
         coded = ask(
             model,
             inputs,

@@ -154,6 +154,8 @@ def _names(presets: str) -> list[str]:
     names = [name for name in map(str.strip, presets.split(",")) if name]
     if names == ["all"]:
         return known
+    if not names:
+        raise ValueError(f"--presets: expected all, or some of {', '.join(known)}, got {presets!r}")
     for name in names:
         if name not in known:
             raise ValueError(f"--presets: expected some of {', '.join(known)}, got {name!r}")

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 import vkq_jax
+from models import Inputs
+from models.calibration.attached import find_codes
 from models.inputs.images import read_picture
 from vkq_apps.cli.arguments import (
     JsonOption,
@@ -21,6 +23,7 @@ from vkq_apps.cli.arguments import (
     load_model,
     say_if_uncalibrated,
 )
+from vkq_apps.cli.compiling import compiling_for
 from vkq_apps.cli.console import log, print_json, stage
 from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.draws import (
@@ -36,6 +39,7 @@ from vkq_apps.cli.interrupts import first_interrupt_stops
 from vkq_apps.codes_option import parse_codes
 from vkq_apps.conversation import CacheSize, Conversation
 from vkq_jax.byte_units import human_bytes
+from vkq_jax.text_bank import check_text_bits
 
 __all__ = ["chat"]
 
@@ -77,17 +81,24 @@ def chat(
     given = None if tables is None else vkq_jax.load_tables(tables)
     draws = draw_options(check_draws(temperature, top_k, top_p, seed))
     pictures = list(image or ())
+    bits = check_text_bits(text_bits)
     check_before_loading(
-        model, pictures, [], per_prompt=len(pictures), max_new_tokens=max_new_tokens
+        model,
+        pictures,
+        [],
+        per_prompt=len(pictures),
+        max_new_tokens=max_new_tokens,
+        text_bits=bits,
     )
     loaded = load_model(model)
+    find_codes(loaded, codes, given)  # layers, heads and tables that the model does not have
     say_if_uncalibrated(loaded, quant, given)
     options = {
         **draws,
         "quant": codes,
         "quantize_at": quantize_at,
         "tables": given,
-        "text_bits": text_bits,
+        "text_bits": bits,
     }
     conversation = Conversation(loaded, max_new_tokens=max_new_tokens, **options)
     talk = _Talk(conversation, pictures, json)
@@ -136,14 +147,18 @@ class _Talk:
         with ExitStack() as stack:
             stop = stack.enter_context(first_interrupt_stops(STOPPING))
             reading = stack.enter_context(ExitStack())
-            reading.enter_context(stage("reading"))
+            prompts: list[Inputs] = []
+            compiling = None if self._json else lambda: compiling_for(prompts[-1])
+            reading.enter_context(stage("reading", compiling))
 
             def show(text: str) -> None:
                 reading.close()  # the spinner's line is the answer's now
                 answer.grow(text)
 
             pictures = [read_picture(path) for path in self._waiting]
-            turn = self._conversation.ask(question, pictures, show, stop.is_set)
+            turn = self._conversation.ask(
+                question, pictures, on_prompt=prompts.append, on_text=show, stop=stop.is_set
+            )
         names, self._waiting = [str(path) for path in self._waiting], []
         cut = "" if turn.finished else " [stopped]" if turn.stopped else " [cut]"
         answer.end(turn.answer, cut)

@@ -3,11 +3,13 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+
+from vkq_apps.cli.compiling import on_compiling
 
 __all__ = ["log", "out", "print_json", "stage"]
 
@@ -19,18 +21,35 @@ if not out.is_terminal:
 
 
 @contextmanager
-def stage(description: str) -> Iterator[Callable[[str], None]]:
+def stage(
+    description: str, compiling: Callable[[], str] | None = None
+) -> Iterator[Callable[[str], None]]:
     """Says on stderr what is going on, with a spinner where a person is watching.
 
-    Gives a function that shows text beside the description while the stage lasts.
+    Args:
+        description: of the stage.
+        compiling: gives what is said when a large program is compiled; None: nothing is.
+
+    Yields:
+        A function that shows text beside the description while the stage lasts.
     """
     if not log.is_terminal:
         log.print(f"{description} ...", soft_wrap=True)
-        yield lambda text: None
+        with _saying(compiling, lambda text: log.print(f"{text} ...", soft_wrap=True)):
+            yield lambda text: None
         return
     shown = escape(description)  # a spinner's text is markup whatever the console is told
-    with log.status(f"{shown} ...") as status:
+    with (
+        log.status(f"{shown} ...") as status,
+        _saying(compiling, lambda text: status.update(f"{shown}: {escape(text)} ...")),
+    ):
         yield lambda text: status.update(f"{shown}: [bold]{escape(text)}")
+
+
+def _saying(
+    compiling: Callable[[], str] | None, say: Callable[[str], None]
+) -> AbstractContextManager[None]:
+    return nullcontext() if compiling is None else on_compiling(lambda: say(compiling()))
 
 
 def print_json(record: dict[str, Any]) -> None:

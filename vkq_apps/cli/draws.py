@@ -48,8 +48,8 @@ def check_draws(
     given = [option for option, value in others.items() if value is not None]
     if given and not temperature:
         raise ValueError(
-            f"{given[0]}: only tokens drawn at random heed it; expected a --temperature above 0 "
-            f"beside it, got {temperature}"
+            f"{given[0]}: expected a --temperature above 0 beside it, since only random draws heed "
+            f"it; got {'none' if temperature is None else temperature}"
         )
     if temperature is None:
         return None

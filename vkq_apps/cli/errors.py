@@ -1,10 +1,18 @@
 """Any exception in one line of bounded length."""
 
 import logging
+from typing import Any
 
 import typer
 
-__all__ = ["LONGEST", "describe", "is_out_of_memory", "show_tracebacks", "tracebacks_shown"]
+__all__ = [
+    "LONGEST",
+    "UsageError",
+    "describe",
+    "is_out_of_memory",
+    "show_tracebacks",
+    "tracebacks_shown",
+]
 
 LONGEST = 380
 """Most characters of a description."""
@@ -14,7 +22,7 @@ _TAIL = 130  # characters of a long description that are kept of its end, which 
 _logger = logging.getLogger("vkq")
 
 # Typer brings its own copy of click's exceptions and exports only some of them by name.
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def show_tracebacks(wanted: bool) -> None:
@@ -47,7 +55,7 @@ def describe(error: BaseException) -> str:
 
 
 def _words(error: BaseException) -> str:
-    if isinstance(error, _UsageError):
+    if isinstance(error, UsageError):
         context = getattr(error, "ctx", None)
         command = "vkq" if context is None else context.command_path
         message = error.format_message()  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 import json as jsonlib
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ from vkq_apps.cli.arguments import (
     describe_images,
     load_and_prepare,
 )
+from vkq_apps.cli.compiling import compiling_for
 from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.cli.counts import check_count
 from vkq_apps.codes_option import parse_codes
@@ -72,7 +74,8 @@ def inspect(
     vision = _tower(loaded)  # what cannot be drawn is refused before anything is measured
     codes, tables = find_codes(loaded, asked)
     quantize_at = "prompt" if loaded.visual_depends_on_question else "image"
-    with stage("answering at full precision and from the codes"):
+    compiling = None if json else partial(compiling_for, inputs)
+    with stage("answering at full precision and from the codes", compiling):
         answers = {
             name: ask(
                 loaded,
@@ -85,7 +88,7 @@ def inspect(
             ).text
             for name, own in {"none": "none", quant: asked}.items()
         }
-    with stage(f"measuring at full precision and with {quant}"):
+    with stage(f"measuring at full precision and with {quant}", compiling):
         inspection = inspect_visual(loaded, inputs, codes, tables)
         segments = _segments(loaded, inputs)
         record = {

@@ -1,19 +1,30 @@
 """Whether a prompt and its answer fit the model's context and the device's memory."""
 
+import jax.numpy as jnp
+
 from models.families.base import ModelConfig
 from models.generation.context import context_length
 from models.generation.room import check_text_fits
+from vkq_jax.text_bank import TextBits
 
 __all__ = ["check_room"]
 
 
-def check_room(config: ModelConfig, *, visual: int, text: int, max_new_tokens: int) -> None:
+def check_room(
+    config: ModelConfig,
+    *,
+    visual: int,
+    text: int,
+    max_new_tokens: int,
+    text_bits: TextBits = None,
+) -> None:
     """Checks one prompt and the answer to it.
 
     Args:
         config: of the model.
         visual, text: tokens of the prompt, as far as they are known.
         max_new_tokens: of the answer; 0 for none.
+        text_bits: of text keys and values, as `models.generate` takes them.
 
     Raises:
         ValueError: the context or the memory is too small.
@@ -35,6 +46,7 @@ def check_room(config: ModelConfig, *, visual: int, text: int, max_new_tokens: i
         filled=text,
         tokens=prompt,
         max_new_tokens=max_new_tokens,
-        itemsize=2,  # bfloat16
+        dtype=jnp.bfloat16,  # of `load_model`
+        text_bits=text_bits,
         name="--max-new-tokens",
     )

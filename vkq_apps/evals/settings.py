@@ -55,9 +55,11 @@ def preset_names(text: str) -> list[str]:
     """The presets of a comma-separated list, each once, without `none`.
 
     Raises:
-        ValueError: there is no preset of a name.
+        ValueError: no names, or no preset of a name.
     """
     names = dict.fromkeys(name for name in map(str.strip, text.split(",")) if name)
+    if not names:
+        raise ValueError(f"--quant: expected names of presets with commas between, got {text!r}")
     names.pop(NONE, None)
     for name in names:
         codes = name.removesuffix(TEXT)
