@@ -221,7 +221,10 @@ def scaling(
     implementation: Annotated[
         str, typer.Option(metavar="NAME", help="Of attention over codes.")
     ] = "auto",
-    baseline: Annotated[str, typer.Option(metavar="NAME", help="Of attention over bf16.")] = "auto",
+    baseline: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Of attention over bf16; none with --mesh: coded only."),
+    ] = "auto",
     mesh: Meshes = None,
     repeats: Repeats = 5,
     seconds: Seconds = None,
@@ -238,7 +241,7 @@ def scaling(
         if length != LENGTHS:
             raise ValueError("--length: with --mesh prompts have the visual tokens of their shape")
         batches = [16] if batch == BATCHES else numbers("--batch", batch, int)
-        sides = [(BASELINE, baseline), (preset, implementation)]
+        sides = [(BASELINE, baseline), (preset, implementation)][baseline == "none" :]
         setups = plan_meshes(
             shape, mesh, batches, [(name, implementation_of(by)) for name, by in sides], repeats
         )
