@@ -58,7 +58,7 @@ def parse_codes(text: str) -> Codes:
             )
         else:
             if (number := _place(place)) in places:
-                raise ValueError(f"--quant: {shown(place)} is named twice in {shown(text)}")
+                raise ValueError(f"--quant: {shorten(place, 40)} is named twice in {shown(text)}")
             places[number] = own
     if not places or isinstance(codes, vkq_jax.PerLayer):
         return codes

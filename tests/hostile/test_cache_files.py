@@ -354,6 +354,28 @@ def test_every_static_field_of_a_tensor_agrees_with_the_settings(
         assert refused_or(path, one_clear_error, print), (case, name, value)
 
 
+def test_parts_of_a_cache_are_of_the_same_sequences(all_saved, tmp_path, one_clear_error):
+    cache = next(cache for cache, path in all_saved if path.stem == "heads")
+    first, *others = cache.parts
+    text, (bank,) = first.text, first.visual
+    for name, part in (
+        ("position", dataclasses.replace(first, position=first.position + 1)),
+        (
+            "text_length",
+            dataclasses.replace(first, text=dataclasses.replace(text, length=text.length - 1)),
+        ),
+        (
+            "visual_lengths",
+            dataclasses.replace(first, visual=(dataclasses.replace(bank, length=bank.length - 1),)),
+        ),
+        ("cache_length", vkq_jax.grow(first, first.cache_length + 1)),
+    ):
+        vkq_jax.save_cache(tmp_path / "x", dataclasses.replace(cache, parts=(part, *others)))
+        with pytest.raises(ValueError, match=f"expected the same {name} in all") as caught:
+            vkq_jax.load_cache(tmp_path / "x")
+        one_clear_error(caught.value)
+
+
 def test_mutated_score_maps_are_refused_or_harmless(saved, tmp_path, cases, one_clear_error):
     original, path = tmp_path / "map.safetensors", tmp_path / "mutated.safetensors"
     whole = saved[1][0].score_map

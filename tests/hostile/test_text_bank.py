@@ -67,7 +67,11 @@ def test_tokens_in_8_bits_are_within_half_a_step(filled, cases):
         counts = np.asarray(valid).sum(-1)
         assert bank.length.tolist() == counts.tolist()
         for side, given in (("key", key), ("value", value)):
-            codes, scales = getattr(bank, side)[0], getattr(bank, f"{side}_scale")[0]
+            codes, scales = (
+                np.asarray(x[0], np.float32)
+                for x in (getattr(bank, side), getattr(bank, f"{side}_scale"))
+            )
+            given = np.asarray(given, np.float32)
             for row, count in enumerate(counts):
                 chosen = np.flatnonzero(np.asarray(valid[row]))
                 written = given[row : row + 1, chosen]
@@ -79,5 +83,5 @@ def test_tokens_in_8_bits_are_within_half_a_step(filled, cases):
                     dtype,
                 )
                 # Slots without a token stay empty.
-                assert not np.asarray(codes[row, :, count:]).any()
-                assert not np.asarray(scales[row, :, count:]).any()
+                assert not codes[row, :, count:].any()
+                assert not scales[row, :, count:].any()
