@@ -357,16 +357,17 @@ def test_every_static_field_of_a_tensor_agrees_with_the_settings(
 def test_parts_of_a_cache_are_of_the_same_sequences(all_saved, tmp_path, one_clear_error):
     cache = next(cache for cache, path in all_saved if path.stem == "heads")
     first, *others = cache.parts
-    text, (bank,) = first.text, first.visual
+    shorter, (bank,) = dataclasses.replace(first.text, length=first.text.length - 1), first.visual
+    narrower = dataclasses.replace(bank, length=bank.length - 1)
     for name, part in (
         ("position", dataclasses.replace(first, position=first.position + 1)),
         (
             "text_length",
-            dataclasses.replace(first, text=dataclasses.replace(text, length=text.length - 1)),
+            dataclasses.replace(first, text=shorter),
         ),
         (
             "visual_lengths",
-            dataclasses.replace(first, visual=(dataclasses.replace(bank, length=bank.length - 1),)),
+            dataclasses.replace(first, visual=(narrower,)),
         ),
         ("cache_length", vkq_jax.grow(first, first.cache_length + 1)),
     ):
