@@ -18,6 +18,7 @@ from vkq_jax.dense import DenseTensor
 from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.soft_cap import check_soft_cap, is_finite_number
 from vkq_jax.summaries import cells_name
+from vkq_jax.validation import shown
 from vkq_jax.visibility import Starts
 
 __all__ = [
@@ -174,7 +175,7 @@ def choose_implementation(
         )
     if name not in IMPLEMENTATIONS:
         known = ", ".join(IMPLEMENTATIONS)
-        raise ValueError(f"implementation must be one of {known} or None, got {name!r}")
+        raise ValueError(f"implementation must be one of {known} or None, got {shown(name)}")
     reason = unavailable_reason(name, cache, logits_soft_cap)
     if reason:
         raise NotImplementedError(f"implementation {name!r} does not apply here: {reason}")
@@ -319,5 +320,6 @@ def _check_options(
             )
     if logits_scale is not None and not is_finite_number(logits_scale):
         raise ValueError(
-            f"logits_scale must be a finite number, static under jit, or None, got {logits_scale!r}"
+            "logits_scale must be a finite number, static under jit, or None, got "
+            f"{shown(logits_scale)}"
         )

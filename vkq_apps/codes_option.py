@@ -43,11 +43,13 @@ def parse_codes(text: str) -> Codes:
         if not equals:
             raise ValueError(
                 "--quant: expected LAYER=NAME, LAYER.HEAD=NAME, key=... or value=..., "
-                f"got {change!r}"
+                f"got {shown(change)}"
             )
         own = _named(name)
         if isinstance(codes, vkq_jax.PerLayer) or isinstance(own, vkq_jax.PerLayer):
-            raise ValueError(f"--quant: {shown(first)} has settings of its layers, got {change!r}")
+            raise ValueError(
+                f"--quant: {shown(first)} has settings of its layers, got {shown(change)}"
+            )
         if place in ("key", "value"):
             sides = {place: getattr(vkq_jax.resolve(own), place)}
             whole = vkq_jax.resolve(codes)
@@ -56,7 +58,7 @@ def parse_codes(text: str) -> Codes:
             )
         else:
             if (number := _place(place)) in places:
-                raise ValueError(f"--quant: {place} is named twice in {text!r}")
+                raise ValueError(f"--quant: {shorten(place, 40)} is named twice in {shown(text)}")
             places[number] = own
     if not places or isinstance(codes, vkq_jax.PerLayer):
         return codes
@@ -71,7 +73,7 @@ def _place(text: str) -> Any:
     if layer is None or (dot and head is None):
         raise ValueError(
             "--quant: expected a layer such as 0, -1 or 0-3, a head of it such as 0.2 or all.2, "
-            f"key or value, got {text!r}"
+            f"key or value, got {shown(text)}"
         )
     return (layer, head) if dot else layer
 
@@ -95,8 +97,8 @@ def _named(name: str) -> Codes:
     if isinstance(found, vkq_jax.KVQuantConfig | vkq_jax.PerLayer):
         return found
     raise ValueError(
-        f"--quant {name}: expected a KVQuantConfig, a Quantizer or per_layer(...), got "
-        f"{shown(found)}"
+        f"--quant {shorten(name, 100)}: expected a KVQuantConfig, a Quantizer or per_layer(...), "
+        f"got {shown(found)}"
     )
 
 
@@ -109,6 +111,6 @@ def _imported(module: str, attribute: str) -> Any:
     except Exception as error:  # whatever a module does when it is imported
         kind = type(error).__name__
         raise ValueError(
-            f"--quant {module}:{attribute}: expected settings in a module that can be imported "
-            f"here, got {kind}: {shorten(str(error), 150)}"
+            f"--quant {shorten(f'{module}:{attribute}', 100)}: expected settings in a module that "
+            f"can be imported here, got {kind}: {shorten(str(error), 150)}"
         ) from error

@@ -6,6 +6,7 @@ from vkq_jax.calibration import ScoreMap
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.pytree import frozen_pytree, static_field
+from vkq_jax.validation import shown
 
 __all__ = ["CalibratedCodes", "CalibratedPreset"]
 
@@ -38,6 +39,11 @@ class CalibratedCodes:
 
     presets: tuple[CalibratedPreset, ...]
     model: str = static_field(kw_only=True)
+
+    def check(self) -> None:
+        """Raises ValueError for a preset that is there twice."""
+        if len(set(self.names)) < len(self.presets):
+            raise ValueError(f"presets: expected one of each name, got {shown(self.names)}")
 
     @property
     def names(self) -> tuple[str, ...]:

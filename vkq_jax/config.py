@@ -5,7 +5,7 @@ import math
 
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.quantized import Quantizer
-from vkq_jax.validation import check_fields
+from vkq_jax.validation import check_fields, shown
 
 __all__ = ["KVQuantConfig", "ScoreCalibration"]
 
@@ -63,7 +63,7 @@ class KVQuantConfig:
             if not isinstance(family, Quantizer):
                 raise ValueError(
                     f"{name} must be a Quantizer such as LevelCodes, SignCodes or Dense, "
-                    f"got {family!r}"
+                    f"got {shown(family)}"
                 )
         if not isinstance(self.calibration, ScoreCalibration | None):
             raise ValueError(
@@ -81,4 +81,4 @@ class KVQuantConfig:
         try:
             hash(self)
         except TypeError as error:
-            raise ValueError(f"settings must be hashable, got {self!r}") from error
+            raise ValueError(f"settings must be hashable, got {shown(self)}") from error

@@ -37,6 +37,11 @@ def check_cache(cache: AnyCache) -> None:
     if isinstance(cache, KVCache):
         _check_part(cache, cache)
         return
+    if not cache.parts or len(cache.parts) != len(cache.cells):
+        raise ValueError(
+            f"cells: expected one entry for each part, got {len(cache.cells)} for "
+            f"{len(cache.parts)} parts"
+        )
     if cache.cross:
         _check_cross(cache)
     for part in cache.parts:

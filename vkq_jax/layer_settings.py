@@ -31,6 +31,8 @@ type AnyQuant = str | KVQuantConfig | PerLayer | LayerGroups
 
 type Numbers = int | range
 
+_MOST = 2**16  # layers or heads; no model has nearly as many
+
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
@@ -203,10 +205,10 @@ def _counted(kind: str, number: int | None, count: int) -> int | None:
     """The number from 0 on; raises ValueError for one that the model does not have."""
     if number is None:
         return None
-    if not -count <= number < count:
+    if type(number) is not int or not -count <= number < count:
         raise ValueError(
             f"per_layer: expected {kind}s in [-{count}, {count}) for a model of {count}, "
-            f"got {number}"
+            f"got {shown(number)}"
         )
     return number % count
 
@@ -242,11 +244,13 @@ def per_layer(
         raise ValueError(f"changes: expected layers and their settings, got {shown(changes)}")
     listed = []
     for place, quant in changes.items():
-        layers, heads = place if isinstance(place, tuple) and len(place) == 2 else (place, None)
-        chosen = (None,) if isinstance(place, tuple) and layers == "all" else _listed(layers, place)
-        for layer in chosen:
-            own = (None,) if heads is None else _listed(heads, place)
-            listed += [(layer, head, quant) for head in own]
+        if isinstance(place, tuple) and len(place) == 2:
+            layers, heads = place
+            chosen = (None,) if layers == "all" else _listed(layers, place)
+            own = _listed(heads, place)
+        else:
+            chosen, own = _listed(place, place), (None,)
+        listed += [(layer, head, quant) for layer in chosen for head in own]
     settings = PerLayer(default, tuple(listed))
     for quant in settings.named:
         resolve(quant)
@@ -275,11 +279,15 @@ def _listed(numbers: Any, place: Any) -> tuple[int, ...]:
     if isinstance(numbers, range):
         if not numbers:
             raise ValueError(f"changes: expected layers or heads, got the empty {shown(numbers)}")
+        if max(map(abs, (numbers[0], numbers[-1]))) > _MOST:
+            raise ValueError(
+                f"changes: expected numbers from -{_MOST} to {_MOST}, got {shown(place)}"
+            )
         return tuple(numbers)
-    if isinstance(numbers, bool) or not isinstance(numbers, int):
+    if type(numbers) is not int or abs(numbers) > _MOST:
         raise ValueError(
-            "changes: expected integers or ranges, or pairs of them for a layer and its heads, "
-            f"got {shown(place)}"
+            "changes: expected integers or ranges, or pairs of them for a layer and its heads, of "
+            f"at most {_MOST}, got {shown(place)}"
         )
     return (numbers,)
 

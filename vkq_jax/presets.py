@@ -16,7 +16,7 @@ from vkq_jax.quantized import Quantizer
 from vkq_jax.range_rules import MSE, MeanMagnitude, Quantile, Shrink
 from vkq_jax.sign_codes import SignCodes
 from vkq_jax.token_classes import TokenClass
-from vkq_jax.validation import shown
+from vkq_jax.validation import shorten, shown
 
 __all__ = ["calibrated_presets", "presets", "register_preset", "resolve"]
 
@@ -171,9 +171,13 @@ def resolve(quant: str | KVQuantConfig) -> KVQuantConfig:
     if isinstance(quant, KVQuantConfig):
         return quant
     if not isinstance(quant, str):
-        raise ValueError(f"quant must be the name of a preset or a KVQuantConfig, got {quant!r}")
+        raise ValueError(
+            f"quant must be the name of a preset or a KVQuantConfig, got {shown(quant)}"
+        )
     if quant not in presets:
         close = difflib.get_close_matches(quant, presets, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown preset {quant!r}, known are {', '.join(presets)}{hint}")
+        raise ValueError(
+            f"unknown preset {shown(quant)}, known are {shorten(', '.join(presets), 250)}{hint}"
+        )
     return presets[quant]

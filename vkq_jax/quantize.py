@@ -11,6 +11,7 @@ from vkq_jax.code_tables import SideTables
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.quantized import QuantizedTensor, Quantizer
+from vkq_jax.validation import shown
 
 __all__ = ["dequantize", "fake_quantize", "quantize"]
 
@@ -42,7 +43,7 @@ def quantize(
     if not isinstance(config, Quantizer):
         raise ValueError(
             "config must be the settings of one code family, such as LevelCodes(bits=1) or "
-            f'presets["vkq-1bit"].key (or .value), got {config!r}'
+            f'presets["vkq-1bit"].key (or .value), got {shown(config)}'
         )
     x = jnp.asarray(x)
     if x.ndim < 2 or not x.shape[-1] or not jnp.issubdtype(x.dtype, jnp.floating):
@@ -94,7 +95,7 @@ def fake_quantize(
         ValueError: as for `quantize`, or gradient is neither of the two.
     """
     if gradient not in ("straight_through", "zero"):
-        raise ValueError(f'gradient must be "straight_through" or "zero", got {gradient!r}')
+        raise ValueError(f'gradient must be "straight_through" or "zero", got {shown(gradient)}')
     coded = quantize(jax.lax.stop_gradient(x), config, valid=valid, tables=tables)
     decoded = dequantize(coded, tables).astype(x.dtype)
     if gradient == "zero":

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Float
+from vkq_jax.validation import shown
 
 __all__ = ["check_soft_cap", "is_finite_number", "soft_cap"]
 
@@ -22,7 +23,7 @@ def check_soft_cap(cap: Any) -> None:
     if cap is not None and not (is_finite_number(cap) and cap > 0):
         raise ValueError(
             f"logits_soft_cap must be a finite positive number, static under jit, or None, "
-            f"got {cap!r}"
+            f"got {shown(cap)}"
         )
 
 

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from vkq_jax.array_types import Array, Bool, Float, Int8, Int32, Shaped
 from vkq_jax.exact_einsum import split_einsum
 from vkq_jax.pytree import frozen_pytree
+from vkq_jax.validation import shown
 
 __all__ = ["TextBank", "TextBits", "check_text_bits"]
 
@@ -25,7 +26,7 @@ def check_text_bits(bits: object) -> TextBits:
     """The bits of text keys and values, None for the model's dtype; ValueError for others."""
     if bits is None or (type(bits) is int and bits == 8):
         return 8 if bits == 8 else None
-    raise ValueError(f"text_bits must be 8, or None for the model's dtype, got {bits!r}")
+    raise ValueError(f"text_bits must be 8, or None for the model's dtype, got {shown(bits)}")
 
 
 @frozen_pytree

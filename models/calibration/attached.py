@@ -12,7 +12,7 @@ from jax.core import Tracer
 
 from models.checkpoints.fingerprint import fingerprint
 from models.model import AttachedCodes, Model
-from vkq_jax.calibrated import CalibratedCodes
+from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dictionary_codes import DictionaryCodes
@@ -21,6 +21,7 @@ from vkq_jax.layer_settings import AnyQuant, LayerGroups, PerLayer, Quant
 from vkq_jax.layered import AnyCache
 from vkq_jax.persistence import load_tables
 from vkq_jax.presets import calibrated_presets, resolve
+from vkq_jax.validation import shown
 
 __all__ = [
     "DEFAULT_QUANT",
@@ -71,7 +72,7 @@ def settle_codes(
         if quant is not None and not _stands_for(model, quant, cache.quant):
             raise ValueError(
                 "a conversation keeps the codes of its cache: leave quant out, or pass "
-                f"cache.quant; got {quant!r}"
+                f"cache.quant; got {shown(quant)}"
             )
         if tables is not None:
             raise ValueError("a conversation keeps the tables of its cache: leave tables out")
@@ -155,7 +156,7 @@ def _given(
         codes = load_tables(tables)
         _check(model, codes, str(tables))
         return codes
-    raise ValueError(f"tables must be CalibratedCodes or the path of a file, got {tables!r}")
+    raise ValueError(f"tables must be CalibratedCodes or the path of a file, got {shown(tables)}")
 
 
 def _check(model: Model, codes: CalibratedCodes, name: str) -> None:
@@ -163,8 +164,31 @@ def _check(model: Model, codes: CalibratedCodes, name: str) -> None:
         return  # inside jit weights have no values yet; the caller has loaded model and tables
     try:
         codes.check_model(fingerprint(model))
+        for preset in codes.presets:
+            _check_sizes(model, preset)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def _check_sizes(model: Model, preset: CalibratedPreset) -> None:
+    """Raises ValueError for tables or a score map of other layers or heads than the model's.
+
+    Coding checks what is left, their channels and classes.
+    """
+    text = model.config.text
+    layers, heads = text.num_hidden_layers, text.num_key_value_heads
+    for leaf in jax.tree.leaves(preset.tables):
+        if leaf.shape[:2] != (layers, heads):
+            raise ValueError(
+                f"preset {shown(preset.name)}: expected tables of {layers} layers and {heads} KV "
+                f"heads, got {shown(leaf)}"
+            )
+    scores = preset.score_map
+    if scores is not None and scores.slope.shape != (layers, text.num_attention_heads):
+        raise ValueError(
+            f"preset {shown(preset.name)}: expected a score map of {layers} layers and "
+            f"{text.num_attention_heads} query heads, got {shown(scores.slope)}"
+        )
 
 
 def _stands_for(model: Model, quant: AnyQuant, settings: Quant) -> bool:

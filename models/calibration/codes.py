@@ -19,6 +19,7 @@ from models.calibration.samples import CodeSamples, sample_codes
 from models.checkpoints.fingerprint import fingerprint
 from models.generation.room import check_answer_fits
 from models.inputs.batch import Inputs
+from models.messages import show
 from models.model import Model
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.code_tables import CodeTables
@@ -75,7 +76,7 @@ def calibrate_codes(
         raise ValueError(f"presets: expected some of {known}, got none")
     for name in names:
         if name not in calibrated_presets:
-            raise ValueError(f"presets: expected some of {known}, got {name!r}")
+            raise ValueError(f"presets: expected some of {known}, got {show(name)}")
     kept, mark = CalibrationFolder(folder), fingerprint(model)
     batches = _read(inputs, on_batch)
     judges: list[Inputs] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from models.calibration.samples import CodeSamples
+from models.checkpoints.foreign_errors import named
+from models.messages import show_path
 from vkq_jax.atomic_write import atomic_write
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.code_tables import CodeTables
@@ -53,13 +56,16 @@ class CalibrationFolder:
         """The samples of one batch, on the host: those that are kept, or else new ones."""
         file = self._file(f"samples-{digest}.safetensors")
         if file is not None and file.is_file():
-            found = {name: jnp.asarray(array) for name, array in load_file(file).items()}
-            return jax.tree.map(np.asarray, CodeSamples(**found))
+            with _damaged(file), safe_open(file, framework="np") as stored:
+                found = CodeSamples(**{name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
+                if (stored.metadata() or {}).get("digest") != digest_of(found):
+                    raise ValueError("its arrays are not those that were written")
+            return found
         made = jax.tree.map(np.asarray, make())
         if file is not None:
             arrays = {f.name: getattr(made, f.name) for f in dataclasses.fields(CodeSamples)}
             with atomic_write(file) as part:
-                save_file(arrays, part)
+                save_file(arrays, part, metadata={"digest": digest_of(made)})
         return made
 
     def tables(
@@ -68,8 +74,10 @@ class CalibrationFolder:
         """The tables of one plan."""
         file = self._file(f"tables-{digest}.safetensors")
         if file is not None and file.is_file():
-            tables = load_tables(file).presets[0].tables
-            assert tables is not None
+            with _damaged(file):
+                tables = load_tables(file).presets[0].tables
+                if tables is None:
+                    raise ValueError("it has no tables")
             return tables
         tables = make()
         if file is not None:
@@ -81,7 +89,11 @@ class CalibrationFolder:
         """The effect of plans on one batch of judging prompts."""
         file = self._file(f"numbers-{digest}.json")
         if file is not None and file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
+            with _damaged(file):
+                found = json.loads(file.read_text(encoding="utf-8"))
+                if not isinstance(found, list) or not all(type(x) is float for x in found):
+                    raise ValueError("it holds no list of numbers")
+            return found
         found = make()
         if file is not None:
             with atomic_write(file) as part:
@@ -90,3 +102,8 @@ class CalibrationFolder:
 
     def _file(self, name: str) -> Path | None:
         return None if self._folder is None else self._folder / name
+
+
+def _damaged(file: Path) -> contextlib.AbstractContextManager[None]:
+    """Names the file in errors of reading it."""
+    return named(f"{show_path(file)} is damaged, delete it to have it made anew")

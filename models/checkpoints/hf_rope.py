@@ -6,7 +6,7 @@ from typing import Annotated, Any, Protocol
 from models.checkpoints.hf_fields import Factor, Length, Theta
 from models.checkpoints.hf_settings import Between, OneOf, Settings
 from models.layers.rope import MRope, RopeConfig, RopeKind
-from models.messages import some
+from models.messages import show, some
 
 __all__ = ["RopeSettings", "given_rope", "read_rope", "rope_of"]
 
@@ -56,7 +56,8 @@ class MRopeSettings(Settings):
             return default
         if len(self.mrope_section) != 3:
             raise ValueError(
-                f"{where}.mrope_section: expected three numbers, got {list(self.mrope_section)}"
+                f"{where}.mrope_section: expected three numbers, got "
+                f"{show(list(self.mrope_section))}"
             )
         time, row, column = self.mrope_section
         return MRope((time, row, column), default.interleaved)

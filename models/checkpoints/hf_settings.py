@@ -32,7 +32,15 @@ from typing import get_type_hints as type_hints
 
 from models.messages import show, show_path
 
-__all__ = ["Between", "OneOf", "Settings", "errors_of", "read_by_type", "read_json"]
+__all__ = [
+    "Between",
+    "OneOf",
+    "Settings",
+    "errors_of",
+    "named_once",
+    "read_by_type",
+    "read_json",
+]
 
 _LARGEST_FILE = 2**27  # bytes; the largest published index has some 10 MB
 
@@ -131,7 +139,7 @@ def read_json(file: Path) -> dict[str, Any]:
         if (size := file.stat().st_size) > _LARGEST_FILE:
             raise ValueError(f"it has {size} bytes, more than {_LARGEST_FILE}")
         text = file.read_text(encoding="utf-8-sig")
-        content = json.loads(text, object_pairs_hook=_object)
+        content = json.loads(text, object_pairs_hook=named_once)
     except OSError as error:
         raise ValueError(f"{show_path(file)} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -167,7 +175,8 @@ _KINDS = {
 }
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these names and values; raises ValueError for a name that is given twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
         [(name, _)] = Counter(name for name, _ in pairs).most_common(1)

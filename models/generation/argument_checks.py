@@ -144,6 +144,8 @@ def check_cache(model: Model, inputs: Inputs, cache: Any) -> None:
         ),
         model,
     )
+    if isinstance(cache, LayeredCache) and isinstance(expected, LayeredCache):
+        _check_states(cache, expected)
     for part, like in zip(cache.parts, expected.parts, strict=True):
         wanted = _sizes(like.text.key.shape)
         for name, bank in (("keys", part.text.key), ("values", part.text.value)):
@@ -155,6 +157,21 @@ def check_cache(model: Model, inputs: Inputs, cache: Any) -> None:
                     f"{dtype}, the model's have {_list(_fixed(wanted))} in "
                     f"{like.text.dtype}"
                 )
+
+
+def _check_states(cache: LayeredCache, expected: LayeredCache) -> None:
+    """Raises ValueError for recurrent states of other sizes or dtypes than the model's."""
+    found, wanted = (
+        [] if each.recurrent is None else [(x.shape[2:], x.dtype) for x in each.recurrent.values]
+        for each in (cache, expected)
+    )
+    if found != wanted:
+        got, own = (
+            ", ".join(f"{dtype} {list(shape)}" for shape, dtype in each) for each in (found, wanted)
+        )
+        raise ValueError(
+            f"cache: it is not one of this model: its recurrent states are {got}, the model's {own}"
+        )
 
 
 def check_text_bits(text_bits: Any, cache: AnyCache | None) -> TextBits:

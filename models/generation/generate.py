@@ -37,6 +37,7 @@ from vkq_jax.layered import AnyCache
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.sharing import share_visual
 from vkq_jax.text_bank import TextBits
+from vkq_jax.validation import check_tree
 
 __all__ = ["GenerateOptions", "Generation", "QuantizeAt", "generate", "stream"]
 
@@ -309,6 +310,7 @@ def _begin(
 
 
 def _check_score_map(model: Model, score_map: ScoreMap) -> None:
+    """Raises ValueError for a map of another model, or one that cannot be."""
     text = model.config.text
     expected = (text.num_hidden_layers, text.num_attention_heads)
     for name in ("slope", "shift"):
@@ -318,6 +320,8 @@ def _check_score_map(model: Model, score_map: ScoreMap) -> None:
                 f"score_map.{name}: expected [layers, query heads] = {list(expected)} for this "
                 f"model, got {list(shape)}"
             )
+    if not isinstance(score_map.slope, Tracer):
+        check_tree(score_map, "score_map")
 
 
 def _room(count: int, bucketing: bool) -> int:

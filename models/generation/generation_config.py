@@ -70,7 +70,7 @@ def read_sampling(folder: Path, config: Mapping[str, Any], vocab_size: int) -> S
     except ValueError as error:
         raise ValueError(f"{show_path(file)}: {error}") from error
     others = [
-        f"{name}={str(content[name])[:20]}"
+        f"{name}={show(content[name])[:20]}"
         for name, harmless in _NOT_HONOURED.items()
         if content.get(name) is not None and content[name] not in harmless
     ]

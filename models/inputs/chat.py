@@ -14,6 +14,7 @@ __all__ = ["chat_prompt"]
 
 # Stands for the answer before a later turn: the text behind it is the later turn's prompt.
 _ANSWER = "the-answer-before"
+_MOST = 2**16  # pictures or clips; more would fill the memory before a template is asked
 _SHOWN_PART = "{'type': "
 
 
@@ -55,8 +56,10 @@ def chat_prompt(
     if not isinstance(question, str):
         raise ValueError(f"question: expected text, got {show(question)}")
     for name, number in (("num_images", num_images), ("num_videos", num_videos)):
-        if not isinstance(number, int) or number < 0:
-            raise ValueError(f"{name}: expected a number of 0 or more, got {show(number)}")
+        if type(number) is not int or not 0 <= number <= _MOST:
+            raise ValueError(
+                f"{name}: expected a number of 0 or more, {_MOST} at most, got {show(number)}"
+            )
     processor = processor_of(model)
     if num_videos:
         check_takes_clips(model.config)

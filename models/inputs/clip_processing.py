@@ -15,7 +15,7 @@ from models.inputs.clips import ReadClip
 from models.messages import show
 from vkq_jax.array_types import Float
 
-__all__ = ["ClipProcessing", "frame_pixels", "resized_frames"]
+__all__ = ["ClipProcessing", "frame_pixels", "resized_frame"]
 
 
 class ClipProcessing:
@@ -73,27 +73,25 @@ class ClipProcessing:
 def frame_pixels(
     settings: ClipSettings, frames: Sequence[Image.Image]
 ) -> Float[np.ndarray, "frames 3 height width"]:
-    """Frames of one size resized, cropped, rescaled and normalized, as far as `settings` say so."""
-    frames = resized_frames(settings, frames)
+    """Resized frames cropped, rescaled and normalized, as far as `settings` say so."""
     if settings.do_center_crop:
         frames = [_crop(frame, settings.edges("crop_size")) for frame in frames]
     pixels = np.stack([np.asarray(frame) for frame in frames]).transpose(0, 3, 1, 2)
     return _normalized(settings, pixels.astype(np.float32))
 
 
-def resized_frames(settings: ClipSettings, frames: Sequence[Image.Image]) -> Sequence[Image.Image]:
-    """Frames of one size, resized if `settings` say so.
+def resized_frame(settings: ClipSettings, frame: Image.Image, count: int) -> Image.Image:
+    """One of `count` frames of a clip, resized if `settings` say so.
 
     Raises:
-        ValueError: they would be too many pixels, see `ClipSettings.check_frames`.
+        ValueError: all of them would be too many pixels, see `ClipSettings.check_frames`.
     """
-    width, height = frames[0].size
-    settings.check_frames(len(frames), height, width)
+    width, height = frame.size
+    settings.check_frames(count, height, width)
     if not settings.do_resize:
-        return frames
-    height, width = settings.resized(len(frames), height, width)
-    resample = Image.Resampling(settings.resample)
-    return [frame.resize((width, height), resample) for frame in frames]
+        return frame
+    height, width = settings.resized(count, height, width)
+    return frame.resize((width, height), Image.Resampling(settings.resample))
 
 
 def _normalized(settings: ClipSettings, pixels: np.ndarray) -> np.ndarray:

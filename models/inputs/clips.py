@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,10 @@ __all__ = ["ASSUMED_FPS", "Clip", "ReadClip", "Video", "Videos", "group_clips", 
 ASSUMED_FPS = 24
 """Frames per second where nothing says a clip's rate, as transformers assumes."""
 
+_RATES = (1e-6, 1e6)  # frames per second: times of all frames stay in the range of int32
+
+_MOST_PIXELS = 2**34  # of an animated file, all of whose frames are decoded for their durations
+
 _SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
 
 
@@ -34,7 +37,7 @@ class Clip:
         frames: uint8 pixels [frames, height, width, 1, 3 or 4]; the list of pictures; or a path: of
             a folder, whose files are the frames in the order of the numbers in their names, or of
             an animated GIF, WebP or PNG file.
-        fps: frames per second; None: what the file says, if it says it.
+        fps: frames per second, 1e-6 to 1e6; None: what the file says, if it says it.
     """
 
     frames: np.ndarray | Sequence[Picture] | str | os.PathLike[str]
@@ -43,9 +46,14 @@ class Clip:
     def __post_init__(self) -> None:
         """Checks `fps`."""
         fps = self.fps
-        number = isinstance(fps, (int, float, np.number)) and not isinstance(fps, bool)
-        if fps is not None and not (number and 0 < fps < math.inf):
-            raise ValueError(f"clip: fps: expected frames per second above 0, got {show(fps)}")
+        number = isinstance(fps, (int, float, np.integer, np.floating))
+        slowest, fastest = _RATES
+        if fps is None or (number and not isinstance(fps, bool) and slowest <= fps <= fastest):
+            return
+        raise ValueError(
+            f"clip: fps: expected frames per second above 0, {slowest:g} to {fastest:g}, got "
+            f"{show(fps)}"
+        )
 
 
 type Video = Clip | np.ndarray | Sequence[Picture] | str | os.PathLike[str]
@@ -59,7 +67,8 @@ class ReadClip(NamedTuple):
     """The frames of a clip that a model is shown.
 
     Attributes:
-        frames: of one size, RGB. indices: their numbers in the whole clip, which has `total`.
+        frames: RGB, of one size, as they were shrunk.
+        indices: their numbers in the whole clip, which has `total`.
         fps: frames per second of the whole clip; None: nothing says it.
     """
 
@@ -147,13 +156,18 @@ def _not_a_clip(value: Any) -> ValueError:
     )
 
 
-def read_clip(clip: Clip, choose: Callable[[int, float | None], Sequence[int]]) -> ReadClip:
-    """The frames of a clip that are chosen.
+def read_clip(
+    clip: Clip,
+    choose: Callable[[int, float | None], Sequence[int]],
+    shrink: Callable[[Image.Image, int], Image.Image] = lambda frame, count: frame,
+) -> ReadClip:
+    """The frames of a clip that are chosen; one frame at a time is in memory before it is shrunk.
 
     Args:
         clip: as given.
         choose: takes the number of its frames and how many follow in a second, or None, and
             returns the indices of frames, not falling.
+        shrink: what becomes of a frame, one of so many that are chosen.
 
     Raises:
         FileNotFoundError: no such file.
@@ -164,11 +178,18 @@ def read_clip(clip: Clip, choose: Callable[[int, float | None], Sequence[int]]) 
         raise ValueError("video: expected frames, got a clip without any")
     fps = source.fps if clip.fps is None else float(clip.fps)
     indices = [int(index) for index in choose(source.total, fps)]
-    frames = list(source.read(indices))
-    sizes = {frame.size for frame in frames}
-    if len(sizes) > 1:
-        shown = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)[:3])
-        raise ValueError(f"video: expected frames of one size, got {shown}: resize them first")
+    if not indices or min(indices) < 0 or max(indices) >= source.total:
+        raise ValueError(
+            f"video: expected settings that choose some of its {source.total} frames, got "
+            f"{show(indices)}"
+        )
+    frames, size = [], None
+    for frame in source.read(indices):
+        size = frame.size if size is None else size
+        if frame.size != size:
+            shown = " and ".join(f"{width} x {height}" for width, height in (size, frame.size))
+            raise ValueError(f"video: expected frames of one size, got {shown}: resize them first")
+        frames.append(shrink(frame, len(indices)))
     return ReadClip(frames, indices, source.total, fps)
 
 
@@ -201,10 +222,20 @@ def _from_pictures(pictures: Sequence[Any]) -> _Source:
 
 
 def _read_frame(index: int, picture: Any) -> Image.Image:
-    if isinstance(picture, (str, os.PathLike)) and _number_of_images(picture) > 1:
+    if isinstance(picture, (str, os.PathLike)):
+        if _is_animated_file(picture):
+            raise ValueError(
+                f"video: frame {index}, {show_path(picture)}, is a clip of its own: in a list of "
+                "several clips write each as Clip(path)"
+            )
+        if os.path.isdir(picture):
+            raise ValueError(
+                f"video: frame {index}: expected a picture, got the folder {show_path(picture)}"
+            )
+    elif isinstance(picture, Image.Image) and _is_animated(picture):
         raise ValueError(
-            f"video: frame {index}, {show_path(picture)}, is a clip of its own: in a list of "
-            "several clips write each as Clip(path)"
+            f"video: frame {index}: expected a picture, got an animated image: give the path of "
+            "its file, or each frame as image.copy()"
         )
     try:
         return read_picture(picture)
@@ -212,13 +243,18 @@ def _read_frame(index: int, picture: Any) -> Image.Image:
         raise ValueError(f"video: frame {index}: {error}") from error
 
 
-def _number_of_images(path: str | os.PathLike[str]) -> int:
+def _is_animated_file(path: str | os.PathLike[str]) -> bool:
     try:
         with Image.open(path) as image:
-            return getattr(image, "n_frames", 1)
+            return _is_animated(image)
     # Pillow raises exceptions of many types; `read_picture` says what is wrong.
     except Exception:
-        return 1
+        return False
+
+
+def _is_animated(image: Image.Image) -> bool:
+    """Whether an image has frames; the second picture of a photo (MPO) is none."""
+    return image.format != "MPO" and getattr(image, "n_frames", 1) > 1
 
 
 def _by_numbers(path: Path) -> list[tuple[bool, int, str]]:
@@ -236,6 +272,11 @@ def _from_file(path: Path) -> _Source:
         )
     with named(f"cannot read video {show_path(path)}"), Image.open(path) as image:
         total = getattr(image, "n_frames", 1)
+        if total * image.width * image.height > _MOST_PIXELS:
+            raise ValueError(
+                f"{total} frames of {image.width} x {image.height} take minutes to decode: write "
+                "the frames that matter into a folder"
+            )
         milliseconds = 0.0
         for index in range(total):
             image.seek(index)

@@ -26,11 +26,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
     2**31 - 1, and 1, 255 and 65535 for floats, that the picture stays within.
 
     Raises:
-        ValueError: no pixels, values outside these ranges, or an EPS file. Pillow raises
+        ValueError: no pixels, or more than Pillow reads from files (179 million, by default);
+            values outside these ranges, or an EPS file. Pillow raises
             exceptions of many types for pictures that it cannot decode.
     """
     if 0 in image.size:
         raise ValueError(f"expected a picture with pixels, got {image.width} x {image.height}")
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > 2 * limit:
+        raise ValueError(
+            f"expected at most {2 * limit} pixels, got {image.width} x {image.height}: make it "
+            "smaller first"
+        )
     if image.format == "EPS":
         # Pillow would have Ghostscript run it, without a time limit.
         raise ValueError("EPS files are programs: convert it to PNG first")

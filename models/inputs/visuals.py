@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from models.families.base import ModelConfig
 from models.families.registry import family_of
+from models.inputs.clip_processing import resized_frame
 from models.inputs.clip_settings import ClipSettings, read_clip_settings
 from models.inputs.clips import Clip, ReadClip, read_clip
 from models.inputs.images import Picture, read_picture
@@ -107,10 +109,8 @@ class Visuals:
             processor.processing.check_picture(processor.image_processor, picture)
         self._clips: list[ReadClip] = []
         if settings is not None:
-            self._clips = [read_clip(clip, settings.sample) for clip in clips]
-            for clip in self._clips:
-                width, height = clip.frames[0].size
-                settings.check_frames(len(clip.frames), height, width)
+            shrink = partial(resized_frame, settings)
+            self._clips = [read_clip(clip, settings.sample, shrink) for clip in clips]
 
     def preprocess(self, text: str) -> tuple[dict[str, np.ndarray], list[str]]:
         """The arrays that the model takes, and what each placeholder of the prompt becomes."""

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from models.checkpoints.hf_fields import Count, Width
 from models.checkpoints.hf_settings import Settings
 from models.layers.moe import MoeConfig
+from models.messages import show
 from models.text.settings import Qwen3Settings
 
 __all__ = ["MoeSettings", "Qwen3MoeSettings"]
@@ -31,7 +32,7 @@ class MoeSettings(Settings):
         """
         if self.mlp_only_layers:
             raise NotImplementedError(
-                f"text_config.mlp_only_layers={list(self.mlp_only_layers)}; supported: none"
+                f"text_config.mlp_only_layers={show(list(self.mlp_only_layers))}; supported: none"
             )
         count = self.num_local_experts or self.num_experts
         if self.num_experts_per_tok > count:

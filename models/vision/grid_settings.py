@@ -16,7 +16,7 @@ from models.checkpoints.hf_fields import (
 )
 from models.checkpoints.hf_settings import Between, Settings
 from models.layers.activations import Activation
-from models.messages import some
+from models.messages import show, some
 from models.vision.encoder import EncoderConfig
 from models.vision.grid_tower import GridConfig
 
@@ -218,7 +218,7 @@ class Qwen3VisionSettings(GridVisionSettings):
         if list(layers) != sorted(set(layers)) or any(layer >= self.depth for layer in layers):
             raise ValueError(
                 f"{WHERE}.deepstack_visual_indexes: expected increasing numbers below "
-                f"depth={self.depth}, got {list(layers)}"
+                f"depth={self.depth}, got {show(list(layers))}"
             )
         if side**2 != self.num_position_embeddings:
             raise ValueError(

@@ -11,16 +11,19 @@ import random
 import chex
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+import models
 import vkq_jax
 from tests.support.caches import Shape, random_layer
 from vkq_jax import persistence
 from vkq_jax.attention import attend_cache
+from vkq_jax.layer_settings import Cells
+from vkq_jax.layered import LayeredCache, split_layers
+from vkq_jax.recurrent import RecurrentState
 
 attend = jax.jit(attend_cache)
 SHAPE = Shape(visual=((40, (40, 11)),))
@@ -40,9 +43,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _as_users_run_it(monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 def whole_cache(quant, positions):
@@ -80,16 +81,53 @@ def whole_cache(quant, positions):
     )
 
 
+def unlike_caches():
+    """Text in 8 bits, and layers and heads that are not alike, by name."""
+    quant = vkq_jax.presets["calibquant-1bit"]
+    cache = whole_cache(quant, positions=True)
+    eight = dataclasses.replace(cache, text=cache.text.in_8_bits())
+    cells = Cells((0, 1), ((0,), (1,))), Cells((0, 1), ((1,), (0,)))
+    layered = split_layers(eight, vkq_jax.LayerGroups(tuple((one, quant) for one in cells)))
+    text = dataclasses.replace(
+        cache.text,
+        **{
+            name: jnp.zeros_like(getattr(cache.text, name)[..., :1, :]) for name in ("key", "value")
+        },
+        length=jnp.zeros(2, jnp.int32),
+        index=jnp.zeros((2, 1), jnp.int32),
+    )
+    apart = (dataclasses.replace(cache, visual=()), dataclasses.replace(cache, text=text))
+    states = RecurrentState((jnp.ones((2, 2, 3, 5)), jnp.zeros((2, 2, 4, 3, 3))), (1, 3))
+    return {
+        "text in 8 bits": eight,
+        "heads": layered,
+        "cross-attention": LayeredCache(apart, (Cells((0, 2)), Cells((1, 3))), cross=True),
+        "recurrent": LayeredCache((eight,), (Cells((0, 2)),), recurrent=states),
+    }
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A cache for each of the settings and the file that holds it."""
-    folder = tmp_path_factory.mktemp("saved")
-    result = []
-    for number, (name, quant) in enumerate(SETTINGS.items()):
-        cache, path = whole_cache(quant, positions=number % 2 == 0), folder / f"{name}.safetensors"
-        vkq_jax.save_cache(path, cache)
-        result.append((cache, path))
-    return result
+    return save_all(
+        tmp_path_factory.mktemp("saved"),
+        {
+            name: whole_cache(quant, positions=number % 2 == 0)
+            for number, (name, quant) in enumerate(SETTINGS.items())
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def all_saved(saved, tmp_path_factory):
+    """Those, and caches whose text is coded or whose layers are unlike."""
+    return saved + save_all(tmp_path_factory.mktemp("unlike"), unlike_caches())
+
+
+def save_all(folder, caches):
+    for name, cache in caches.items():
+        vkq_jax.save_cache(folder / f"{name}.safetensors", cache)
+    return [(cache, folder / f"{name}.safetensors") for name, cache in caches.items()]
 
 
 def read(path):
@@ -119,15 +157,18 @@ def equal_to(cache):
 
 def can_be_read(loaded):
     """Attention over each layer is finite: nothing in the cache contradicts the rest."""
-    num_layers, batch, num_kv_heads, _, head_dim = loaded.text.key.shape
-    num_heads = num_kv_heads if loaded.score_map is None else loaded.score_map.slope.shape[1]
-    query = jnp.ones((batch, 1, num_heads, head_dim), jnp.float32)
-    for layer in range(num_layers):
-        attended = attend(query, loaded.layer(layer))
-        assert attended.output.shape == query.shape
-        assert np.isfinite(np.asarray(attended.output)).all()
+    for layer in range(loaded.num_layers):
+        for heads, view in vkq_jax.heads_of_layer(loaded, layer):
+            batch, num_heads, _, head_dim = view.text.key.shape
+            assert num_heads == len(heads)
+            if view.score_map is not None:
+                num_heads = view.score_map.slope.shape[0]
+            query = jnp.ones((batch, 1, num_heads, head_dim), jnp.float32)
+            attended = attend(query, view)
+            assert attended.output.shape == query.shape
+            assert np.isfinite(np.asarray(attended.output)).all()
     vkq_jax.take_sequences(loaded, [0])
-    vkq_jax.grow(loaded, loaded.text.cache_length + 1)
+    vkq_jax.grow(loaded, loaded.cache_length + 1)
 
 
 def mutated_bytes(raw, rng):
@@ -151,13 +192,24 @@ def mutated_bytes(raw, rng):
     return bytes(raw)
 
 
-def test_mutated_bytes_are_refused_or_harmless(saved, tmp_path, cases, one_clear_error):
+def on_a_mesh(path):
+    """The cache of a file, read straight to a mesh of one device."""
+    return models.load_cache(path, "data=1,model=1")
+
+
+def any_loader(cache, rng):
+    """`load_cache` of this library or that of models, which reads parts of arrays."""
+    straight = rng.random() < 0.3 and isinstance(cache, vkq_jax.KVCache)
+    return on_a_mesh if straight else vkq_jax.load_cache
+
+
+def test_mutated_bytes_are_refused_or_harmless(all_saved, tmp_path, cases, one_clear_error):
     path = tmp_path / "cache.safetensors"
     for case in cases(40):
         rng = random.Random(f"bytes/{case}")
-        cache, original = rng.choice(saved)
+        cache, original = rng.choice(all_saved)
         path.write_bytes(mutated_bytes(original.read_bytes(), rng))
-        refused_or(path, one_clear_error, equal_to(cache))
+        refused_or(path, one_clear_error, equal_to(cache), any_loader(cache, rng))
 
 
 def mutated_array(array, rng):
@@ -248,27 +300,27 @@ def mutated_fields(original, rng):
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata
 
 
-def test_mutated_fields_are_refused_or_harmless(saved, tmp_path, cases, one_clear_error):
+def test_mutated_fields_are_refused_or_harmless(all_saved, tmp_path, cases, one_clear_error):
     path = tmp_path / "cache.safetensors"
     for case in cases(25):
         rng = random.Random(f"fields/{case}")
-        cache, original = rng.choice(saved)
+        cache, original = rng.choice(all_saved)
         arrays, metadata = mutated_fields(original, rng)
         save_file(arrays, path, metadata)
-        refused_or(path, one_clear_error, equal_to(cache))
+        refused_or(path, one_clear_error, equal_to(cache), any_loader(cache, rng))
 
 
 def test_mutated_fields_with_a_new_checksum_are_refused_or_consistent(
-    saved, tmp_path, cases, one_clear_error
+    all_saved, tmp_path, cases, one_clear_error
 ):
     path = tmp_path / "cache.safetensors"
     for case in cases(25):
         rng = random.Random(f"checksum/{case}")
-        _, original = rng.choice(saved)
+        cache, original = rng.choice(all_saved)
         arrays, metadata = mutated_fields(original, rng)
         metadata["sha256"] = persistence._digest(metadata["structure"], arrays)
         save_file(arrays, path, metadata)
-        refused_or(path, one_clear_error, can_be_read)
+        refused_or(path, one_clear_error, can_be_read, any_loader(cache, rng))
 
 
 def changed(value, rng):
@@ -300,6 +352,29 @@ def test_every_static_field_of_a_tensor_agrees_with_the_settings(
         bank = dataclasses.replace(bank, **{side: tensor})
         vkq_jax.save_cache(path, dataclasses.replace(cache, visual=(bank,)))
         assert refused_or(path, one_clear_error, print), (case, name, value)
+
+
+def test_parts_of_a_cache_are_of_the_same_sequences(all_saved, tmp_path, one_clear_error):
+    cache = next(cache for cache, path in all_saved if path.stem == "heads")
+    first, *others = cache.parts
+    shorter, (bank,) = dataclasses.replace(first.text, length=first.text.length - 1), first.visual
+    narrower = dataclasses.replace(bank, length=bank.length - 1)
+    for name, part in (
+        ("position", dataclasses.replace(first, position=first.position + 1)),
+        (
+            "text_length",
+            dataclasses.replace(first, text=shorter),
+        ),
+        (
+            "visual_lengths",
+            dataclasses.replace(first, visual=(narrower,)),
+        ),
+        ("cache_length", vkq_jax.grow(first, first.cache_length + 1)),
+    ):
+        vkq_jax.save_cache(tmp_path / "x", dataclasses.replace(cache, parts=(part, *others)))
+        with pytest.raises(ValueError, match=f"expected the same {name} in all") as caught:
+            vkq_jax.load_cache(tmp_path / "x")
+        one_clear_error(caught.value)
 
 
 def test_mutated_score_maps_are_refused_or_harmless(saved, tmp_path, cases, one_clear_error):

@@ -133,7 +133,7 @@ def test_clips_are_grouped_by_prompt(files):
         ("broken.gif", ValueError, "cannot read video"),
         (FRAMES[:0], ValueError, "without any"),
         (FRAMES.astype(float), ValueError, "frame 0: image: expected uint8"),
-        ([FRAMES[0], FRAMES[1, :4]], ValueError, "frames of one size, got 10 x 4, 10 x 8"),
+        ([FRAMES[0], FRAMES[1, :4]], ValueError, "frames of one size, got 10 x 8 and 10 x 4"),
         (5, ValueError, "expected uint8"),
         ([], ValueError, "expected uint8"),
         ([FRAMES, 5], ValueError, "expected uint8"),

@@ -53,6 +53,17 @@ def test_more_planes_are_closer():
     np.testing.assert_allclose(means, [0.039, 0.135, 0.571, 1.0], rtol=0.15)
 
 
+def test_a_class_without_bits_may_stand_before_others():
+    """Scores and sums of a slot read the same token, whatever the order of the classes."""
+    middle = DictionaryCodes((TokenClass(0.25, 2), TokenClass(0.5, 0), TokenClass(0.25, 1)))
+    coded = quantize(tokens(2, 40, H), middle)
+    columns = coded.scores(jnp.broadcast_to(jnp.eye(H), (2, H, H)))
+    slots = columns.shape[-1]
+    rows = coded.weighted_sum(jnp.broadcast_to(jnp.eye(slots), (2, slots, slots)))
+    np.testing.assert_allclose(rows, jnp.swapaxes(columns, -1, -2), rtol=1e-4, atol=1e-4)
+    assert len(np.unique(np.asarray(rows[0]), axis=0)) > 20
+
+
 @pytest.mark.parametrize("codes", [PLAIN, dataclasses.replace(PLAIN, centres=5)])
 def test_padding_has_no_influence(codes):
     x = tokens(2, 90, H)

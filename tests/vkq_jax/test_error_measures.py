@@ -12,6 +12,8 @@ def test_definitions_per_head():
     valid = jnp.array([[True, False], [False, False]])
     assert relative_squared_error(x, x_hat, valid=valid).tolist() == [0, 0]
     assert cosine(x, x_hat, valid=valid).tolist() == [1, 0]
+    both_of_one_head = jnp.array([[True, True], [False, False]])
+    assert cosine(x, x_hat, valid=both_of_one_head).tolist() == [0.5, 0]
 
 
 def test_quantization_error_has_one_number_per_head():

@@ -125,6 +125,9 @@ def test_bytes_and_summaries():
     assert vkq_jax.cache_nbytes(coded).text == tokens * (16 + 2)
     assert "room for 5 a sequence in 8 bits" in repr(coded)
     assert "room for 5 a sequence in bfloat16" in repr(dense)
+    for lengths, shown in (([2, 2, 2], "2, room"), ([0, 3, 1], "0 to 3, room")):
+        text = dataclasses.replace(dense.text, length=jnp.asarray(lengths, jnp.int32))
+        assert f"{shown} for 5" in repr(dataclasses.replace(dense, text=text))
     assert coded.text.dtype == jnp.bfloat16
     assert "int8, not" not in pallas_kernels.explain(coded)
     assert "text in 8 bits" in pallas_kernels.explain(coded)

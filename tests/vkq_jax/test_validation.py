@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import jax.numpy as jnp
 import jaxtyping
+import numpy as np
 import pytest
 
 import vkq_jax
 from vkq_jax import Granularity, LevelCodes, Quantile, ScoreCalibration, Shrink, SignCodes
 from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.byte_units import human_bytes
 from vkq_jax.pytree import frozen_pytree, static_field
+from vkq_jax.soft_cap import check_soft_cap
 from vkq_jax.validation import check_fields, check_tree, shown
 
 if TYPE_CHECKING:
@@ -101,6 +104,20 @@ def test_tuples_and_numbers_are_strict(limits):
 def test_settings_of_another_type_are_named(make: Any, settings, message):
     with pytest.raises(ValueError, match=message):
         make(**settings)
+
+
+@pytest.mark.parametrize("cap", [0, -1.0, float("inf"), float("nan"), True, "30", [30.0]])
+def test_a_soft_cap_is_a_finite_number_above_zero(cap):
+    check_soft_cap(None)
+    check_soft_cap(np.float32(30))
+    with pytest.raises(ValueError, match="logits_soft_cap must be a finite positive number"):
+        check_soft_cap(cap)
+
+
+def test_bytes_have_binary_units():
+    sizes = (0, 1023, 1024, 1536, 900 * 2**20, 3 * 2**40)
+    shown = ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "900.0 MiB", "3072.0 GiB"]
+    assert [human_bytes(size) for size in sizes] == shown
 
 
 def test_long_values_are_cut():

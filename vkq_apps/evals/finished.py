@@ -25,7 +25,9 @@ class FinishedRun:
         try:
             self.record = json.loads(path.read_text(encoding="utf-8"))
             found, self._rows = self.record["marks"], self.record["presets"]
-        except (ValueError, KeyError, TypeError) as error:
+            if not all(isinstance(part, dict) for part in (found, found["codes"], self._rows)):
+                raise TypeError("expected objects")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"--resume: expected results of `vkq eval` in {path}; leave --resume out to start "
                 "anew"

@@ -13,6 +13,11 @@ from typing import Any
 
 from vkq_jax.validation import check_fields
 
+try:
+    import fcntl
+except ImportError:  # Windows: logs stay unlocked there
+    fcntl = None
+
 __all__ = ["Record", "SampleLog", "log_path"]
 
 
@@ -63,16 +68,18 @@ class SampleLog:
             resume: go on with what the file holds, if there is one.
 
         Raises:
-            ValueError: the file belongs to other settings, or is no such log.
+            ValueError: the file belongs to other settings, is no such log, or another process is
+                writing it.
         """
         self._path, self._head = path, dict(head)
         self._records: dict[tuple[str, str, str], Record] = {}
         if path is None:
             return
-        if resume and path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _hold(path)
+        if resume:
             self._read(path)
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(self._head) + "\n", encoding="utf-8")
 
     def get(self, preset: str, task: str, sample: str) -> Record | None:
@@ -110,10 +117,37 @@ class SampleLog:
                 file.truncate(len(whole))
 
 
+_held: dict[str, int] = {}  # descriptors of the logs that this process has locked
+
+
+def _hold(path: Path) -> None:
+    """Makes a log where there is none, and locks it until the process ends.
+
+    Two evaluations with one log would leave records of both under the settings of the later one.
+    """
+    name = os.path.realpath(path)
+    if name in _held:
+        return
+    descriptor = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+    _held[name] = descriptor
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(_held.pop(name))
+        raise ValueError(
+            f"{path} is being written by another `vkq eval`: wait for its end, or give another "
+            "--out"
+        ) from error
+    except OSError:
+        pass  # a file system without locks
+
+
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError:  # of JSON or of UTF-8
+    except (ValueError, RecursionError):  # of JSON or of UTF-8
         found = None
     if not isinstance(found, dict):
         raise ValueError(f"{path}:{number}: expected a JSON object, got {line[:60]!r}")

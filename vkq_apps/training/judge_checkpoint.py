@@ -76,10 +76,10 @@ def _text_tensors(tower: TextTower, rows: list[int]) -> dict[str, np.ndarray]:
     tensors = {}
     for name, tensor in tower.tensors.items():
         if name in _TABLES:
-            if max(rows) >= len(tensor):
+            if tensor.ndim != 2 or max(rows) >= len(tensor):
                 raise ValueError(
                     f"--text-tower: expected more than {max(rows)} rows in {name}, for as many "
-                    f"tokens, got {len(tensor)}"
+                    f"tokens, got an array {list(tensor.shape)}"
                 )
             tensor = tensor[rows]
         tensors[f"language_model.{name}"] = tensor
@@ -88,6 +88,11 @@ def _text_tensors(tower: TextTower, rows: list[int]) -> dict[str, np.ndarray]:
         raise ValueError(
             f"--text-tower: expected weights of a decoder, got none of the name "
             f"{missing[0].removeprefix('language_model.')}"
+        )
+    if (shape := tensors[needed[1]].shape) != tensors[needed[0]].shape[1:]:
+        raise ValueError(
+            f"--text-tower: expected a norm as wide as the embedding, got {list(shape)} beside "
+            f"{list(tensors[needed[0]].shape)}"
         )
     return tensors
 
@@ -124,7 +129,7 @@ def _config(tower: TextTower, tokenizer: Mapping[str, Any], vocabulary: int) -> 
         if name not in _ELSEWHERE and not name.startswith("_")
     }
     text |= ends | {"vocab_size": vocabulary, "tie_word_embeddings": tied}
-    if text.get("sliding_window") is not None:
+    if isinstance(text.get("sliding_window"), int):  # anything else is refused where it is read
         text["sliding_window"] = max(text["sliding_window"], _WINDOW)
     image = {"image_token_index": _id(tokenizer, IMAGE_TOKEN), "tie_word_embeddings": tied}
     return hf_config(ModelSize()) | ends | image | {"text_config": text}

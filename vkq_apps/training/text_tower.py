@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from models.checkpoints.folder import Checkpoint
+from models.checkpoints.foreign_errors import named
 from models.checkpoints.hf_settings import read_json
+from models.messages import show_path, some
 from vkq_apps.training.tower_parts import has_parts, read_parts
 
 __all__ = ["TextTower", "read_gguf_settings", "read_tower"]
@@ -71,7 +73,8 @@ def _read_folder(folder: Path) -> TextTower:
     from transformers import PreTrainedTokenizerFast
 
     # tokenizer.json as it is: classes of their own put together some of it anew.
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    with named(f"--text-tower: cannot read {show_path(folder / _TOKENIZER)}"):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     if has_parts(folder):
         return _tower(config, read_parts(folder), tokenizer)
     with Checkpoint(folder) as checkpoint:
@@ -98,9 +101,13 @@ def _read_gguf(file: Path) -> TextTower:
     with _gguf_errors(file):
         import transformers
 
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype="float32"
+        loading: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype="float32", output_loading_info=True
         )
+    model, loaded = loading
+    # transformers draws what a file lacks at random.
+    if missing := sorted(loaded["missing_keys"]):
+        raise ValueError(f"--text-tower: {show_path(file)} lacks the tensors of {some(missing)}")
     tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
@@ -121,8 +128,9 @@ def _gguf_errors(file: Path) -> Iterator[None]:
             f"--text-tower: a GGUF file is read by PyTorch (uv run --group parity --with gguf "
             f"--with accelerate): {error}"
         ) from error
-    except (OSError, KeyError, IndexError) as error:
-        raise ValueError(f"--text-tower: {file} cannot be read as GGUF: {error}") from error
+    except Exception:  # of many types, whatever the readers meet in a broken file
+        with named(f"--text-tower: {show_path(file)} cannot be read as GGUF"):
+            raise
 
 
 def _tower(config: Mapping[str, Any], tensors: Mapping[str, Any], tokenizer: Any) -> TextTower:

@@ -21,6 +21,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from models.checkpoints.foreign_errors import named
+from models.messages import show_path, some
 from vkq_apps.cli.standalone import argument, option, run_standalone
 from vkq_apps.training.processor import write_json
 from vkq_apps.training.used_vocabulary import recipe_texts, used_vocabulary
@@ -73,11 +75,11 @@ def save_parts(tensors: Mapping[str, Blocks], folder: Path, most: int) -> list[P
         files[place][name] = blocks
         room[place] -= needed
     written = []
-    for number, some in enumerate(files, 1):
+    for number, held in enumerate(files, 1):
         written.append(folder / f"part-{number:03d}-of-{len(files):03d}.safetensors")
-        types = json.dumps({name: blocks.type for name, blocks in some.items()})
+        types = json.dumps({name: blocks.type for name, blocks in held.items()})
         with atomic_write(written[-1]) as part:
-            save_file({name: b.data for name, b in some.items()}, part, metadata={"types": types})
+            save_file({name: b.data for name, b in held.items()}, part, metadata={"types": types})
     return written
 
 
@@ -85,15 +87,20 @@ def read_parts(folder: Path) -> dict[str, np.ndarray]:
     """The tensors of all parts by name, in float32.
 
     Raises:
-        ValueError: a part is missing.
+        ValueError: a part is missing, broken, or of another tower.
     """
     files = sorted(folder.glob(_PARTS))
-    total = int(files[0].stem.rpartition("-")[2])
-    if len(files) != total:
-        raise ValueError(f"--text-tower: expected {total} parts in {folder}, got {len(files)}")
+    end = files[0].stem.rpartition("-of-")[2]
+    total = int(end) if end.isdecimal() else 0
+    if len(files) != total or not all(file.stem.endswith(f"-of-{end}") for file in files):
+        raise ValueError(
+            f"--text-tower: expected {total} parts of one tower in {show_path(folder)}, got "
+            f"{some([file.name for file in files])}"
+        )
     tensors = {}
     for file in files:
-        with safe_open(file, framework="numpy") as stored:
+        broken = named(f"--text-tower: cannot read {show_path(file)}")
+        with broken, safe_open(file, framework="numpy") as stored:
             for name, kind in json.loads(stored.metadata()["types"]).items():
                 tensors[name] = Blocks(stored.get_tensor(name), kind).floats()
     return tensors

@@ -10,7 +10,7 @@ from PIL import Image
 
 from models.checkpoints.hf_fields import Count
 from models.families.idefics3.config import Idefics3Config
-from models.inputs.clip_processing import ClipProcessing, frame_pixels, resized_frames
+from models.inputs.clip_processing import ClipProcessing, frame_pixels, resized_frame
 from models.inputs.clip_settings import ClipSettings, Scale
 from models.inputs.clips import ReadClip
 from models.messages import show
@@ -160,9 +160,10 @@ def marks(tokenizer: Any) -> tuple[str, str]:
 
 def _squares(settings: SmolVLMClipSettings, clip: ReadClip) -> np.ndarray:
     """Tiles [frames, 3, size, size]."""
-    frames = resized_frames(settings, clip.frames)
     squares = {"height": settings.side, "width": settings.side}
-    return frame_pixels(dataclasses.replace(settings, size=squares), frames)
+    settings = dataclasses.replace(settings, size=squares)
+    frames = [resized_frame(settings, frame, len(clip.frames)) for frame in clip.frames]
+    return frame_pixels(settings, frames)
 
 
 def _text(clip: ReadClip, tile: str) -> str:

@@ -10,6 +10,7 @@ from models.families.llava_next.pixels import picture_tiles
 from models.inputs.clip_processing import ClipProcessing, frame_pixels
 from models.inputs.clips import ReadClip
 from models.inputs.pixels import check_image_tokens, check_pixels
+from models.messages import show
 
 __all__ = ["CLIP_LENGTHS", "LlavaClipProcessing", "order_of_rows", "tiles_and_clips"]
 
@@ -60,7 +61,7 @@ def _check_clips(
     if not integers or (lengths < 1).any() or lengths.sum() != len(frames):
         raise ValueError(
             f"{CLIP_LENGTHS}: expected how many of the {len(frames)} frames each clip has, got "
-            f"{lengths.dtype} {lengths.tolist()}"
+            f"{lengths.dtype} {show(lengths.tolist())}"
         )
     return frames, lengths.tolist()
 

@@ -30,6 +30,7 @@ from models.inputs.clip_processing import ClipProcessing
 from models.inputs.clip_settings import ClipSettings
 from models.inputs.image_settings import check_resized
 from models.inputs.pixels import check_image_sizes, pad_to_bucket
+from models.messages import show
 
 __all__ = ["FAMILY"]
 
@@ -71,7 +72,7 @@ def _cut(sizes: Sequence[tuple[int, int]], images_each: np.ndarray | None) -> li
     if not integers or (images_each < 0).any() or images_each.sum() != len(sizes):
         raise ValueError(
             f"batch_num_images: expected how many of the {len(sizes)} pictures each prompt has, "
-            f"got {images_each.dtype} {images_each.tolist()}"
+            f"got {images_each.dtype} {show(images_each.tolist())}"
         )
     return [int(each) == 1 for each in images_each for _ in range(int(each))]
 

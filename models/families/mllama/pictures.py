@@ -9,6 +9,7 @@ from models.families.base import PicturePlaces, VisualInputs
 from models.families.mllama.config import MllamaConfig
 from models.families.mllama.model import TileLayout
 from models.inputs.pixels import check_image_tokens, check_pixels
+from models.messages import show
 
 __all__ = ["visual_inputs"]
 
@@ -79,8 +80,9 @@ def _without_padding(
     fits = pixels.shape[:2] == ratio.shape == is_tile.shape[:2]
     if not fits or (images != counts).any() or (np.sort(~held, axis=-1) != ~held).any():
         raise ValueError(
-            f"aspect_ratio_ids: expected {counts.tolist()} pictures of the sequences, as they have "
-            f"image tokens, padding (0) behind them, got {images.tolist()} in shape {ratio.shape}"
+            f"aspect_ratio_ids: expected {show(counts.tolist())} pictures of the sequences, as "
+            f"they have image tokens, padding (0) behind them, got {show(images.tolist())} in "
+            f"shape {ratio.shape}"
         )
     return pixels[held], ratio[held], is_tile[held]
 

@@ -84,7 +84,9 @@ class QwenClipSettings(ClipSettings):
 
     def spread(self, total: int, count: int) -> list[int]:
         """See `ClipSettings.spread`."""
-        return np.arange(0, total, total / count).astype(np.float32).astype(int).tolist()
+        # Rounding makes one number more of some steps, as in transformers, which fails there.
+        spread = np.arange(0, total, total / count)[:count]
+        return spread.astype(np.float32).astype(int).tolist()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

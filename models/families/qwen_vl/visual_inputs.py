@@ -1,6 +1,6 @@
 """A batch's pictures and clips checked against its tokens, on the host."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,9 @@ ARRAY_NAMES = (
     "second_per_grid_ts",
     "mm_token_type_ids",
 )
+
+_LATEST = 2**30
+"""Position of a clip's last frame: positions are int32."""
 
 
 class _Visuals(NamedTuple):
@@ -50,7 +53,7 @@ def visual_inputs(
         needed = sum(t * h * w for t, h, w in visuals.grids) // merge**2
         found = int((ids == token).sum())
         check_image_tokens(token, found, len(visuals.grids), needed)
-    intervals = _intervals(config, arrays.get("second_per_grid_ts"), len(videos.grids))
+    intervals = _intervals(config, arrays.get("second_per_grid_ts"), videos.grids)
     if not images.grids and not videos.grids:
         return VisualInputs()
     spans = {
@@ -118,17 +121,27 @@ def _check_types(
         )
 
 
-def _intervals(config: QwenVLConfig, seconds: np.ndarray | None, videos: int) -> list[np.number]:
-    """Steps of the time axis between two frames of each clip."""
+def _intervals(
+    config: QwenVLConfig, seconds: np.ndarray | None, grids: Sequence[tuple[int, int, int]]
+) -> list[np.number]:
+    """Steps of the time axis between two frames of each clip, one for each of their grids."""
+    videos = len(grids)
     if seconds is None:
         return [np.int64(config.tokens_per_second or 1)] * videos
     if config.tokens_per_second is None:
         raise ValueError(f"second_per_grid_ts: {config.model_type} models do not take it")
-    numbers = np.issubdtype(seconds.dtype, np.number) and seconds.shape == (videos,)
+    numbers = seconds.dtype.kind in "iuf" and seconds.shape == (videos,)
     if not numbers or not (np.isfinite(seconds) & (seconds >= 0)).all():
         raise ValueError(
             f"second_per_grid_ts: expected {videos} numbers of at least 0, one for each video, "
             f"got {seconds.dtype} {seconds.shape}"
+        )
+    frames = np.array([grid[0] for grid in grids])
+    longest = frames * config.tokens_per_second * seconds.astype(float)
+    if (longest > _LATEST).any():
+        raise ValueError(
+            f"second_per_grid_ts: expected clips of at most {_LATEST} steps of "
+            f"1/{config.tokens_per_second} second, got {longest.max():g}"
         )
     return list(seconds * seconds.dtype.type(config.tokens_per_second))
 

@@ -88,6 +88,9 @@ def test_what_was_added_outlasts_a_kill(tmp_path):
     ) as writer:
         assert writer.stdout is not None
         last = [int(writer.stdout.readline()) for _ in range(20)][-1]
+        for resume in (True, False):
+            with pytest.raises(ValueError, match="is being written by another `vkq eval`"):
+                SampleLog(path, HEAD, resume=resume)
         writer.send_signal(signal.SIGKILL)
     log = SampleLog(path, HEAD, resume=True)
     assert all(log.get("none", "text", str(number)) for number in range(last + 1))

@@ -3,10 +3,13 @@
 import copy
 import csv
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from models.checkpoints.hf_settings import named_once
 
 __all__ = [
     "Entry",
@@ -55,7 +58,7 @@ class Entry:
     def text(self, name: str) -> str:
         """A text with a word in it."""
         value = self.get(name)
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not value.strip() or not _is_written(value):
             raise self.error(f"{name!r} to be a text", value)
         return value.strip()
 
@@ -70,7 +73,7 @@ class Entry:
         """One text, or a list of at least one; numbers count as texts."""
         value = self.get(name)
         values = value if isinstance(value, list) else [value]
-        good = [isinstance(x, str | int | float) and not isinstance(x, bool) for x in values]
+        good = [_is_written(x) for x in values]
         if not values or not all(good) or not any(str(x).strip() for x in values):
             raise self.error(f"{name!r} to be a text or a list of texts", value)
         return tuple(str(x).strip() for x in values)
@@ -85,11 +88,26 @@ def jsonl_entries(path: Path) -> Iterator[Entry]:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             try:
-                yield Entry(json.loads(line), f"{path}:{number}")
+                fields = _parse(line)
             except json.JSONDecodeError as error:
                 raise ValueError(
                     f"{path}:{number}: expected a JSON object, got {line[:_SHOWN]!r}"
                 ) from error
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: {error}") from error
+            yield Entry(fields, f"{path}:{number}")
+
+
+def _parse(text: str) -> Any:
+    """The value of JSON text.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deep, or names a field of an object twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=named_once)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def read_json(path: Path) -> Any:
@@ -99,9 +117,11 @@ def read_json(path: Path) -> Any:
         ValueError: it is not JSON.
     """
     try:
-        return json.loads(read_text(path))
+        return _parse(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: expected JSON: {error.msg}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON: {error}") from error
 
 
 def json_entries(path: Path, key: str | None = None) -> Iterator[Entry]:
@@ -136,10 +156,12 @@ def tsv_entries(path: Path) -> Iterator[Entry]:
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file, delimiter="\t")
             for row in rows:
-                yield Entry(
-                    {name: value for name, value in row.items() if name is not None},
-                    f"{path}:{rows.line_num}",
-                )
+                if None in row:
+                    raise ValueError(
+                        f"{path}:{rows.line_num}: expected {len(rows.fieldnames or ())} columns, "
+                        f"as the head line has, got {len(row) - 1 + len(row[None])}"
+                    )
+                yield Entry(row, f"{path}:{rows.line_num}")
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: expected tab-separated text: {error}") from error
 
@@ -155,6 +177,14 @@ class _Late(Entry):
         path, key, index = self._place
         self.where = f"{path}:{_line_of(read_text(path), key, index)}"
         return super().error(expected, got)
+
+
+def _is_written(value: Any) -> bool:
+    """Whether a value is a text that UTF-8 can hold, or a finite number."""
+    if isinstance(value, str):
+        return all(not "\ud800" <= letter <= "\udfff" for letter in value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) < math.inf
 
 
 def _clipped(text: str, length: int = _SHOWN) -> str:
