@@ -186,8 +186,11 @@ class KernelSpec:
             each class of tokens, else one.
         dense: names and capacities of the dense banks (bfloat16).
         tuning: how the work is cut.
-        part: the start of the names of the query and of the results, where a launch has several
-            parts with a query of their own.
+        part: the start of the names of the results, where a launch has several parts with a query
+            of their own.
+        products: numbers of a query's products with the model's tables, which are made outside: of
+            each such part its query, then the scores by centroid of a codebook.
+        first_product: of the query of this part.
         others: further parts of the launch, which the same thread blocks take one after the other,
             each with results of its own.
     """
@@ -208,6 +211,8 @@ class KernelSpec:
     calibration: ScoreCalibration | None = None
     tuning: TuningConfig = TuningConfig()
     part: str = ""
+    products: int = 0
+    first_product: int = 0
     others: tuple["KernelSpec", ...] = ()
 
     def with_options(self, **options: Any) -> "KernelSpec":

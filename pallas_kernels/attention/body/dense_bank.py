@@ -115,7 +115,7 @@ class DenseBanks:
         ops, spec, work = self.ops, self.spec, self.work
         number = ops.min(ops.shift_right(work.g, 1), self._count - 1)
         row = work.row(work.query(ops.add(number, self._first)))
-        address = ops.address(ops.pointer(f"{spec.part}query"), row, 4 * spec.head_dim)
+        address = ops.address(ops.pointer("query"), row, 4 * spec.head_dim)
         address = ops.address(address, work.t, 32)  # 8 channels
         low_part = ops.bit_and(work.g, 1)
         right = []

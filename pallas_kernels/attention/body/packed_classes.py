@@ -121,7 +121,7 @@ class ClassesB1(_Classes):
         query.prepare()
         folded = ends.products.encode(query.fold(0, ends.products.greatest_query))
         if packed.key.codebook:
-            load_book(ops, work, scratch, 0)
+            load_book(ops, spec, work, scratch, 0)
             ops.warp_barrier()
             folded = dataclasses.replace(folded, book=scratch.book_table(0))
         masses = None

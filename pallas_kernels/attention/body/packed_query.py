@@ -22,7 +22,8 @@ class PackedQuery:
     Loads come first, in the constructor: before a kernel asks for its first blocks, behind which
     they would have to wait.
 
-    Operands: query [rows, H] float32, times logits_scale; for level codes key_{lower,upper}
+    Operands: query [rows, H] float32, times logits_scale, or that of a part in products [rows, n],
+    see `KernelSpec`; for level codes key_{lower,upper}
     [heads, G, H] bfloat16, for sign codes key_centre [heads, M, H] bfloat16; where scores are
     mapped, slope and shift [rows] float32, shift natural.
     """
@@ -37,9 +38,12 @@ class PackedQuery:
             load_table, ops, spec, work, packed.key, work.place, channels
         )
         row = work.row(work.query(number))
-        address = ops.address(ops.pointer(f"{spec.part}query"), row, 4 * spec.head_dim)
+        if spec.part:
+            address, first = work.products(row), spec.first_product
+        else:
+            address, first = ops.address(ops.pointer("query"), row, 4 * spec.head_dim), 0
         address = ops.address(address, work.place, 4)
-        self._query = [ops.load_float(address, 4 * channel) for channel in channels]
+        self._query = [ops.load_float(address, 4 * (first + channel)) for channel in channels]
         self._centres = [
             self._table("key_centre", entry=number) for number in range(packed.key.own_centres)
         ]

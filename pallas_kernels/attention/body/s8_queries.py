@@ -61,7 +61,7 @@ class S8Queries:
                 def store(_, number=number, folded=folded, digits=digits, lost=lost):
                     scratch.store_query(number, folded, digits, lost)
                     if packed.key.codebook:
-                        load_book(ops, work, scratch, number)
+                        load_book(ops, spec, work, scratch, number)
                     return []
 
                 ops.cond(ops.where_less(number, tuning.queries, 1, 0), [], store)
