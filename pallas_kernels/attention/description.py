@@ -30,7 +30,10 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
             for part in spec.parts
             for packed in part.classes
         ]
-        parts += [f"{capacity} dense ({name})" for name, capacity in spec.dense]
+        parts += [
+            f"{bank.capacity} {'in 8 bits' if bank.coded else 'dense'} ({bank.name})"
+            for bank in spec.dense
+        ]
         tuning = spec.tuning
         several = "query" if tuning.queries == 1 else "queries"
         lines.append(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention import outer_dictionary, outer_rotation
 from pallas_kernels.attention.banks import Banks, packed_classes, packed_operands
-from pallas_kernels.attention.kernel_spec import BOOK, KernelSpec, Packed, Task, TuningConfig
+from pallas_kernels.attention.kernel_spec import BOOK, Dense, KernelSpec, Packed, Task, TuningConfig
 from pallas_kernels.attention.launch import Launch, result_shapes
 from pallas_kernels.attention.mapped_axes import fold_mapped_axes
 from pallas_kernels.attention.table_rows import TableRows, table_rows
@@ -206,6 +206,7 @@ def _launch(
         windowed=bool(seen["start"]),
         task=task,
         maps_scores="slope" in rows,
+        shifts_scores="shift" in rows,
         logits_soft_cap=logits_soft_cap,
     )
     operands = {}
@@ -219,8 +220,7 @@ def _launch(
     if banks.packed is not None:
         operands |= packed_operands(banks.packed)
     for name, bank in banks.dense.items():
-        operands[f"{name}_key"] = bank.key.reshape(-1, *bank.key.shape[-2:])
-        operands[f"{name}_value"] = bank.value.reshape(-1, *bank.value.shape[-2:])
+        operands |= bank.operands(name)
     for what, by_bank in seen.items():
         operands |= {f"{name}_{what}": x.reshape(-1, positions) for name, x in by_bank.items()}
     results = launch(spec, operands)
@@ -282,7 +282,10 @@ def plan(
     stored = layouts.stored_head_dim(head_dim)
     if banks.dense and head_dim not in layouts.HEAD_DIMS:
         raise ValueError(f"dense banks of head_dim {head_dim} in a launch")
-    dense = tuple((name, bank.key.shape[-2]) for name, bank in banks.dense.items())
+    dense = tuple(
+        Dense(name, bank.key.shape[-2], bank.key_scale is not None)
+        for name, bank in banks.dense.items()
+    )
     classes: tuple[Packed, ...] = ()
     layers = next((b.key.shape[-5] for b in banks.dense.values()), 1)
     groups: list[tuple[tuple[Packed, ...], int]] = []

@@ -238,7 +238,7 @@ def launches_of(
     """What each launch attends to: all dense banks with the first packed one, then the others.
 
     Dense banks are named by their number among the visual ones, or "text"; a text bank that is not
-    covered (`_uncovered_dense`), or has no room for anything, is in no launch. Beside the banks of
+    covered (`uncovered_text`), or has no room for anything, is in no launch. Beside the banks of
     a launch their starts, see `fused_attention`.
     """
     packed, dense, begins = [], {}, {}
@@ -253,7 +253,8 @@ def launches_of(
             tiled = tile(bank)
             packed.append((VisualBank(tiled.key, tiled.value, tiled.length), begins_of))
     if not uncovered_text(cache.text) and cache.text.cache_length:
-        dense["text"] = DenseBank(cache.text.key, cache.text.value)
+        text = cache.text
+        dense["text"] = DenseBank(text.key, text.value, text.key_scale, text.value_scale)
         begins["text"] = None if starts is None else starts.text
     (first, of_first), *others = packed or [(None, {})]
     launches = [(Banks(first, dense), of_first | begins)]
@@ -323,13 +324,21 @@ def unsupported_reason(
 
 def uncovered_text(text: TextBank) -> str | None:
     """Why no launch reads a text bank (maybe abstract); None if one does."""
-    return _uncovered_dense(text.key) if text.bits is None else f"text in {text.bits} bits"
+    if text.key_scale is None:
+        return _uncovered_dense(text.key)
+    if text.key_scale.dtype != jnp.bfloat16:
+        return f"text in 8 bits with scales in {text.key_scale.dtype}, not bfloat16"
+    return _uncovered_head_dim(text.key)
 
 
 def _uncovered_dense(x: Array | jax.ShapeDtypeStruct) -> str | None:
     """Why no launch reads dense keys or values (maybe abstract); None if one does."""
     if x.dtype != jnp.bfloat16:
         return f"dense banks in {x.dtype}, not bfloat16"
+    return _uncovered_head_dim(x)
+
+
+def _uncovered_head_dim(x: Array | jax.ShapeDtypeStruct) -> str | None:
     if x.shape[-1] not in layouts.HEAD_DIMS:
         return f"dense banks of head_dim {x.shape[-1]}, none of {layouts.HEAD_DIMS}"
     return None

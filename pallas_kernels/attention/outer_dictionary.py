@@ -65,12 +65,11 @@ def table_parts(x: TiledDictionary, groups: Sequence[Sequence[Packed]]) -> list[
 def scores_of_centres(
     query: Float[Array, "B K Q H"], key: TiledDictionary, layer: Int32[Array, ""]
 ) -> dict[str, Float[Array, "B K Q"]]:
-    """The "shift" and "slope" that all scores of a query have in common; none without a centre."""
+    """The "shift" that all scores of a query have in common; none without a centre."""
     if not key.centre.shape[-2]:
         return {}
     centre = take_layer(key.centre, layer).astype(jnp.float32)
-    shift = jnp.sum(query * centre, axis=-1)
-    return {"shift": shift, "slope": jnp.ones_like(shift)}
+    return {"shift": jnp.sum(query * centre, axis=-1)}
 
 
 def join_parts(

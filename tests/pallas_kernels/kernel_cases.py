@@ -85,8 +85,8 @@ def layer_of(shape, codes, **changes):
     return *random_layer(shape, CODES[codes]), tuning
 
 
-def stacked(layer, num_layers, index=1):
-    """A cache of several layers, that layer among others; its text in bfloat16."""
+def stacked(layer, num_layers, index=1, *, text_in_8_bits=False):
+    """A cache of several layers, that layer among others; its text in bfloat16, or in 8 bits."""
 
     def stack(x):
         other = jnp.zeros_like(x)
@@ -97,6 +97,8 @@ def stacked(layer, num_layers, index=1):
         stack(layer.text.value.astype(jnp.bfloat16)),
         layer.text.length,
     )
+    if text_in_8_bits:
+        text = text.in_8_bits()
     banks = []
     for bank in map(pallas_kernels.tile, layer.visual):
         key, value = bank.key, bank.value

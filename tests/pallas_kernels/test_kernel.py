@@ -19,6 +19,7 @@ from tests.pallas_kernels.kernel_cases import (
     attend,
     check,
     layer_of,
+    recorded,
     stacked,
 )
 from tests.support.caches import (
@@ -87,17 +88,17 @@ def test_equals_the_oracle(shape, codes, soft_cap):
 @pytest.mark.parametrize(
     ("head_dim", "per_kv_head", "codes", "tuning", "soft_cap"),
     [
-        (128, 1, "signs", TuningConfig(8, 2, 2), None),
+        (128, 1, "signs:text8", TuningConfig(8, 2, 2), None),
         (128, 4, "signs", TuningConfig(4, 2, queries=4), None),
         (64, 3, "levels in groups", TuningConfig(4, 4), None),
         (128, 7, "dense", TuningConfig(8, 4, 2, queries=4), None),
-        (128, 4, "signs", TuningConfig(4, 2, queries=6), None),
-        (64, 3, "dense", TuningConfig(4, 4, queries=7), None),
+        (128, 4, "signs:text8", TuningConfig(4, 2, queries=6), None),
+        (64, 3, "dense:text8", TuningConfig(4, 4, queries=7), None),
         (64, 2, "dense", TuningConfig(4, 4, queries=2), None),
-        (64, 1, "signs", TuningConfig(4, 4), 5.0),
+        (64, 1, "signs:text8", TuningConfig(4, 4), 5.0),
         (64, 2, "signs", TuningConfig(4, 4, queries=2), 50.0),
         (64, 2, "dense", TuningConfig(4, 4, queries=2), 5.0),
-        (96, 1, "signs", TuningConfig(8, 2, 2), None),
+        (96, 1, "signs:text8", TuningConfig(8, 2, 2), None),
         (80, 2, "signs and levels", TuningConfig(4, 4), 5.0),
         (256, 4, "signs", TuningConfig(8, 2, queries=4), None),
         (256, 1, "two bits", TuningConfig(4, 2, 2), 5.0),
@@ -105,7 +106,7 @@ def test_equals_the_oracle(shape, codes, soft_cap):
     ],
 )
 def test_a_layer_of_a_cache_with_its_text(head_dim, per_kv_head, codes, tuning, soft_cap):
-    """Packed (or dense) bank and text bank for several query positions.
+    """Packed (or dense) bank and text bank, in bfloat16 or 8 bits, for several query positions.
 
     In one launch, but for other heads than of 64 or 128 channels.
     """
@@ -117,12 +118,15 @@ def test_a_layer_of_a_cache_with_its_text(head_dim, per_kv_head, codes, tuning, 
         text=(2, 45),
         visual=((700, (700, 33)),),
     )
+    codes, *text = codes.split(":")
     query, layer = random_layer(shape, CODES[codes])
-    cache = stacked(layer, 3)
+    cache, specs = stacked(layer, 3, text_in_8_bits=bool(text)), []
     run = functools.partial(
-        mosaic_gpu.attend_layer, launch=emulated_launch, tuning=tuning, logits_soft_cap=soft_cap
+        mosaic_gpu.attend_layer, launch=recorded(specs), tuning=tuning, logits_soft_cap=soft_cap
     )
     got = jax.jit(run)(query, cache, 1)
+    in_launch = [bank for spec in specs for bank in spec.dense if bank.name == "text"]
+    assert [bank.coded for bank in in_launch] == [bool(text)] * (head_dim in (64, 128))
     expected = vkq_jax.reference.attend_cache(query, cache.layer(1), logits_soft_cap=soft_cap)
     assert relative_error(got.output, expected.output) < 3e-4
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=3e-5, atol=3e-4)
@@ -137,14 +141,14 @@ WINDOWS = [
     (64, 1, "signs, 16-bit scales, score bias", TuningConfig(4, 4), 5.0),
     (96, 2, "rotated signs, score bias, calibrated", TuningConfig(4, 2), None),
     # Several, with starts of their own; two sets of them.
-    (128, 4, "signs", TuningConfig(8, 4, 2, queries=4), None),
+    (128, 4, "signs:text8", TuningConfig(8, 4, 2, queries=4), None),
     (64, 4, "levels", TuningConfig(4, 2, queries=4), 50.0),
     (128, 4, "signs, calibrated", TuningConfig(8, 4, queries=8), None),
     (64, 3, "four bits and signs", TuningConfig(4, 4, queries=7), None),
     (256, 4, "levels and four bits, calibrated", TuningConfig(8, 2, queries=4), None),
     # Dense.
     (128, 7, "dense", TuningConfig(8, 4, 2, queries=4), None),
-    (64, 3, "dense", TuningConfig(4, 4, queries=7), 5.0),
+    (64, 3, "dense:text8", TuningConfig(4, 4, queries=7), 5.0),
 ]
 
 
@@ -159,8 +163,9 @@ def test_a_window_over_a_layer_of_a_cache(head_dim, per_kv_head, codes, tuning, 
         text=(20, 45),
         visual=((700, (700, 300)),),
     )
+    codes, *text = codes.split(":")
     query, layer = random_layer(shape, CODES[codes])
-    cache = stacked(layer, 2)
+    cache = stacked(layer, 2, text_in_8_bits=bool(text))
     # Whole blocks hidden; starts inside blocks, at their edges and at the end: nothing is seen.
     of_visual = jnp.asarray([[520, 700, 512], [300, 256, 0]], jnp.int32)
     of_text = jnp.asarray([[16, 0, 17], [33, 32, 44]], jnp.int32)

@@ -10,7 +10,7 @@ import pallas_kernels
 import vkq_jax
 import vkq_jax.reference
 from pallas_kernels.attention import mosaic_gpu
-from pallas_kernels.attention.kernel_spec import Coding, KernelSpec, Packed, TuningConfig
+from pallas_kernels.attention.kernel_spec import Coding, Dense, KernelSpec, Packed, TuningConfig
 from pallas_kernels.attention.launch import emulated_launch
 from pallas_kernels.attention.tuning_configs import choose_tuning
 from tests.pallas_kernels.kernel_cases import (
@@ -94,7 +94,7 @@ def test_a_soft_cap_together_with_calibration_is_not_covered(monkeypatch):
 @pytest.mark.parametrize("head_dim", [128, 256])
 def test_a_tuning_fits_any_shape(heads, queries, positions, head_dim):
     packed = Packed(positions, Coding(), Coding())
-    dense = () if head_dim == 256 else (("text", 100),)
+    dense = () if head_dim == 256 else (Dense("text", 100),)
     tuning = choose_tuning(heads, queries, head_dim, (packed,), dense)
     spec = KernelSpec(heads, 1, queries, head_dim, (packed,), dense, tuning=tuning)
     if head_dim == 256 and tuning.queries > 1:  # registers
@@ -116,7 +116,7 @@ def test_a_tuning_fits_any_shape(heads, queries, positions, head_dim):
 )
 def test_tunings_that_were_measured(heads, queries, positions, tuning):
     packed = Packed(positions, Coding(), Coding())
-    assert choose_tuning(heads, queries, 128, (packed,), (("text", 64),)) == tuning
+    assert choose_tuning(heads, queries, 128, (packed,), (Dense("text", 64),)) == tuning
 
 
 def test_explain_says_how_the_work_is_divided():

@@ -30,7 +30,7 @@ def test_every_instruction_is_emulated():
 LAUNCHES = {
     "levels": (128, 1, "levels", TuningConfig(8, 4)),
     "levels in groups": (128, 4, "levels in groups", TuningConfig(4, 4, 2)),
-    "signs": (128, 1, "signs", TuningConfig(8, 4)),
+    "signs": (128, 1, "signs:text8", TuningConfig(8, 4)),
     "signs, four queries": (128, 4, "signs", TuningConfig(8, 4, 4, queries=4)),
     "signs, eight queries": (128, 8, "signs", TuningConfig(12, 4, queries=8)),
     "four bits": (128, 2, "four bits and signs", TuningConfig(8, 4, queries=2)),
@@ -39,7 +39,7 @@ LAUNCHES = {
     "calibrated, eight queries": (128, 8, "signs, calibrated", TuningConfig(8, 8, 2, queries=8)),
     "small heads": (64, 3, "signs, 16-bit scales, score bias", TuningConfig(4, 2, queries=3)),
     "dense": (128, 4, "dense", TuningConfig(8, 4, 2, queries=4)),
-    "dense, small heads": (64, 1, "dense", TuningConfig(4, 4)),
+    "dense, small heads": (64, 1, "dense:text8", TuningConfig(4, 4)),
     "96 channels": (96, 1, "signs", TuningConfig(8, 4)),
     "256 channels": (256, 1, "signs", TuningConfig(16, 4)),
     "256 channels, four queries": (256, 4, "signs", TuningConfig(8, 4, 2, queries=4)),
@@ -63,8 +63,9 @@ LAUNCH_CASES += [
 
 
 def launches_of(name, soft_cap=None, windowed=False):
-    """Specs and their operands' shapes, text bank in bfloat16 and two layers included."""
+    """Specs and their operands' shapes, text bank in bfloat16 or 8 bits and two layers included."""
     head_dim, per_kv_head, codes, tuning = LAUNCHES[name]
+    codes, *text = codes.split(":")
     shape = Shape(head_dim=head_dim, num_heads=2 * per_kv_head, visual=((600, (600, 3)),))
     query, layer = random_layer(shape, CODES[codes])
     found = []
@@ -74,7 +75,7 @@ def launches_of(name, soft_cap=None, windowed=False):
         found.append((spec, shapes))
         return tuple(jnp.zeros(x.shape, x.dtype) for x in program_of(spec).results.values())
 
-    cache = stacked(layer, 2)
+    cache = stacked(layer, 2, text_in_8_bits=bool(text))
     options = {"launch": launch, "tuning": tuning, "logits_soft_cap": soft_cap}
     if windowed:
         options["starts"] = random_starts(query, layer)
