@@ -72,6 +72,21 @@ def codebook_rows() -> list[str]:
     return [line for name in files for line in dictionary_rows(name)]
 
 
+def learned_rows() -> list[str]:
+    """A row for each case: the launch and what is beside it, before and after a change of that."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in read("kernel_learned.json")["rows"]:
+        found.setdefault(row["case"], {})[row["code"]] = row
+    lines = []
+    for case, rows in found.items():
+        both = (rows["before"], rows["after"])
+        launch = [x["launch_microseconds"] for x in both]
+        beside = [x["microseconds"] - x["launch_microseconds"] for x in both]
+        figures = [*launch, *beside, rows["after"]["microseconds"]]
+        lines.append(f"| `{case}` | {' | '.join(f'{x:.1f} us' for x in figures)} |")
+    return lines
+
+
 def kernel_rows() -> list[str]:
     """A row for each case: cuDNN's and the kernel's time, ratio, goal, bandwidth, error."""
     return [
