@@ -45,8 +45,13 @@ def check_cache(cache: AnyCache) -> None:
     check_cells(cache.cells if states is None else (*cache.cells, Cells(states.layers)))
     if states is not None:
         _check_states(states, cache)
+    if cache.unlike_sizes and len({part.quant for part in cache.parts}) != 1:
+        raise ValueError("parts: expected the same settings in layers of unlike sizes")
     held = [part.text.key.shape[:3:2] for part in cache.parts]
-    named = [_held_cells(cells, cache.num_kv_heads) for cells in cache.cells]
+    named = [
+        _held_cells(cells, part.text.key.shape[2] if cache.unlike_sizes else cache.num_kv_heads)
+        for cells, part in zip(cache.cells, cache.parts, strict=True)
+    ]
     if held != named:
         raise ValueError(
             f"cells: expected layers and heads of the parts, {shown(held)}, got {shown(named)}"

@@ -1,5 +1,6 @@
 """An empty cache, from sizes and the name of a preset."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,20 @@ from vkq_jax.recurrent import RecurrentState
 from vkq_jax.text_bank import TextBits
 from vkq_jax.validation import shown
 
-__all__ = ["empty_cache"]
+__all__ = ["LayerSizes", "empty_cache"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSizes:
+    """Layers of a model whose keys and values have sizes of their own.
+
+    Attributes:
+        layers: their numbers. num_kv_heads, head_dim: K and H of each.
+    """
+
+    layers: tuple[int, ...]
+    num_kv_heads: int
+    head_dim: int
 
 
 def empty_cache(
@@ -29,6 +43,7 @@ def empty_cache(
     keep_indices: bool = False,
     cross_layers: Sequence[int] = (),
     recurrent: RecurrentState | None = None,
+    unlike: LayerSizes | None = None,
     text_bits: TextBits = None,
 ) -> AnyCache:
     """A cache without tokens, for `begin_prefill`.
@@ -48,6 +63,8 @@ def empty_cache(
             visual tokens and no text, the others the reverse. See `PromptPictures`.
         recurrent: first states of the layers that keep one instead of keys and values, of the same
             batch. Not together with cross_layers.
+        unlike: layers with heads of another number or size than num_kv_heads and head_dim say. Not
+            together with cross_layers or recurrent.
 
     Raises:
         ValueError: a size below 1, an unknown preset, other bits of text, or layers, or settings of
@@ -66,6 +83,17 @@ def empty_cache(
         "keep_indices": keep_indices,
         "text_bits": text_bits,
     }
+    if unlike is not None:
+        quant = one_setting(quant, "a cache of layers of unlike sizes")
+        if cross_layers or recurrent is not None:
+            raise NotImplementedError("unlike: expected no cross_layers and no recurrent with it")
+        others, own_cells = _two_kinds(num_layers, unlike.layers, "unlike.layers")
+        own_sizes = {"num_kv_heads": unlike.num_kv_heads, "head_dim": unlike.head_dim}
+        parts = tuple(
+            KVCache.init(**sizes | more | {"num_layers": len(of.layers)}, quant=quant, **options)
+            for of, more in ((others, {}), (own_cells, own_sizes))
+        )
+        return LayeredCache(parts, (others, own_cells))
     if recurrent is not None:
         quant = one_setting(quant, "a cache with recurrent states")
         others, states = _two_kinds(num_layers, recurrent.layers, "recurrent.layers")

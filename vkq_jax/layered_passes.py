@@ -79,6 +79,10 @@ class _LayeredPass[P: (Prefill, Decode)]:
         **options: Any,
     ) -> tuple[Float[Array, "B T N H"], Own]:
         """One layer of the model, see `Prefill.attend` and `Decode.attend`."""
+        if (group := self.unfinished.part_of(key)) is not None:
+            place, parts = place_in(self.cells[group], layer), list(self.parts)
+            output, parts[group] = parts[group].attend(place, query, key, value, **options)
+            return output, dataclasses.replace(self, parts=tuple(parts))
         count = self.unfinished.num_kv_heads
         tokens, first = self.valid.shape[1], self.parts[0].unfinished
         checks.check_heads(query, key, value, first, tokens, count)

@@ -71,6 +71,7 @@ class Source:
         leading: axes of length 1 that the stored tensor has before those of the parameter.
         rows: where several parameters share a stored tensor: which of its rows are this one.
         numbers: the layers' numbers in the files, where those are not 0, 1, 2 ...
+        infinite: infinity is a value like others: a range without an end.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Source:
     leading: int = 0
     rows: Rows | None = None
     numbers: tuple[int, ...] | None = None
+    infinite: bool = False
 
     @property
     def stacked(self) -> int:
@@ -281,6 +283,8 @@ def _read(
         # Transposes and casts in one pass, without another array.
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(part, tensor, casting="unsafe")
+        if origin.infinite and not np.isnan(part).any():
+            continue
         if not all_finite(part):
             if all_finite(tensor):
                 raise ValueError(
