@@ -278,7 +278,9 @@ def _read(
     """A part of a parameter, from the slices of the stored tensors that it lies in."""
     stack: np.ndarray = np.empty([s.stop - s.start for s in own], parameter.dtype)
     index = origin.stored_index(own)
-    for part, name in zip(origin.parts(stack), origin.names(parameter, own), strict=True):
+    parts = origin.parts(stack)
+    for number, name in enumerate(origin.names(parameter, own)):
+        part = parts[number, ...]  # a view, of a single number, too
         tensor = origin.to_parameter(checkpoint.read(keys[name], *index))
         # Transposes and casts in one pass, without another array.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -324,8 +326,8 @@ def to_stored(
             shared.setdefault(name, {})[place] = origin.to_tensor(part)
     # The file format takes an array's memory as it lies, whatever its strides.
     return {
-        name: np.ascontiguousarray(
-            np.concatenate([parts[place] for place in sorted(parts)], axis=min(parts)[0])
-        )
+        name: np.concatenate([parts[place] for place in sorted(parts)], axis=min(parts)[0])
+        if len(parts) > 1
+        else np.asarray(next(iter(parts.values())), order="C")
         for name, parts in shared.items()
     }

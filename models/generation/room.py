@@ -80,8 +80,7 @@ def check_text_fits(
         devices = own_devices(mesh)
         share = len(devices) / mesh.size
     free, text = free_memory(devices), config.text
-    heads = text.num_hidden_layers * text.num_key_value_heads
-    each = share * batch * 2 * itemsize * heads * text.head_dim  # keys and values of one token
+    each = share * batch * 2 * itemsize * text.text_channels  # keys and values of one token
     count = rounded(filled + max_new_tokens)
     if free is None or each * count <= free:
         return

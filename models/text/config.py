@@ -211,6 +211,17 @@ class TextConfig:
         return dataclasses.replace(self, **changes)
 
     @property
+    def text_channels(self) -> int:
+        """Channels of one text token's keys, over all heads and layers that hold text."""
+        holding = {
+            name: layers
+            for name, layers in self.stacks.items()
+            if name not in ("cross_layers", "linear_layers") and not name.startswith("shared_")
+        }
+        kinds = ((self.of_stack(name), len(layers)) for name, layers in holding.items())
+        return sum(kind.num_key_value_heads * kind.head_dim * count for kind, count in kinds)
+
+    @property
     def num_own_layers(self) -> int:
         """Layers with keys and values of their own: the first ones."""
         return self.num_hidden_layers - self.shared_layers

@@ -125,7 +125,8 @@ class Gemma4TextSettings(TextSettings):
             heads = self.num_global_key_value_heads or heads
         if self.per_layer_config is not None:
             own = self._layer_by_layer(self.per_layer_config)
-            heads, head_dim = own.num_key_value_heads or self.num_key_value_heads, own.head_dim
+            heads = own.num_key_value_heads or self.num_key_value_heads
+            head_dim = own.head_dim or self.head_dim
         heads = heads or self.num_attention_heads
         head_dim = head_dim or self._head_dim(_WHERE)
         if self.num_attention_heads % heads:
@@ -136,15 +137,19 @@ class Gemma4TextSettings(TextSettings):
         return FullLayersConfig(heads, head_dim, self.attention_k_eq_v)
 
     def _layer_by_layer(self, given: Mapping[str, Any]) -> "_LayerSizes":
+        """Sizes of the layers without a window; those that it leaves out have the others' sizes."""
         where = f"{_WHERE}.per_layer_config"
         full = {str(n) for n, kind in enumerate(self.kinds()) if kind == FULL}
         if set(given) - full:
-            raise NotImplementedError(f"{where} has layers with a window; supported: those without")
-        if set(given) != full or not all(isinstance(own, dict) for own in given.values()):
-            raise ValueError(f"{where}: expected an object for each of layers {some(sorted(full))}")
+            raise NotImplementedError(
+                f"{where} has layers {some(sorted(set(given) - full))}; supported: those without a "
+                f"window, {some(sorted(full))}"
+            )
+        if not all(isinstance(own, dict) for own in given.values()):
+            raise ValueError(f"{where}: expected an object for each layer")
         if unread := sorted({name for own in given.values() for name in _LayerSizes.unread(own)}):
             raise NotImplementedError(f"{where} has {some(unread)}, which is not supported")
-        found = {_LayerSizes.read(own, where) for own in given.values()}
+        found = {_LayerSizes.read(given.get(layer, {}), where) for layer in full}
         if len(found) > 1:
             raise NotImplementedError(f"{where}: supported: the same sizes in all of its layers")
         return found.pop()

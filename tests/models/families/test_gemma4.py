@@ -159,7 +159,11 @@ def test_sizes_of_layers_in_old_and_new_files_mean_the_same():
     [
         ({"vision_config": None}, NotImplementedError, "vision_config=null"),
         ({"text": {"use_bidirectional_attention": "all"}}, NotImplementedError, "'all'"),
-        ({"text": {"per_layer_config": {"0": {}}}}, NotImplementedError, "layers with a window"),
+        (
+            {"text": {"per_layer_config": {"0": {}}}},
+            NotImplementedError,
+            "has layers 0;",
+        ),
         ({"text": {"num_kv_shared_layers": 3}}, ValueError, "num_kv_shared_layers: expected"),
         ({"text": {"enable_moe_block": True}}, ValueError, "with enable_moe_block"),
         ({"text": {"num_global_key_value_heads": 3}}, ValueError, "expected a divisor"),

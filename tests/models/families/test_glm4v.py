@@ -93,7 +93,7 @@ EXPERTS = {
     "num_experts_per_tok": 2,
     "n_group": 3,
     "topk_group": 2,
-    "moe_intermediate_size": 5,
+    "moe_intermediate_size": 8,
     "routed_scaling_factor": 1.5,
 }
 PICTURES = [[3, (4, 6), 5, (10, 8), 2], [4], [2, (8, 8), 3]]
