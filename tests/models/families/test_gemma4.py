@@ -1,5 +1,6 @@
 """Gemma 4: settings, processing, refusals, caches of layers with unlike heads."""
 
+import jax
 import numpy as np
 import pytest
 import transformers
@@ -120,13 +121,8 @@ def test_a_picture_is_answered_in_one_bit_and_its_cache_saved(model, tmp_path):
     assert [part.text.key.shape[::2] for part in cache.parts] == [(1, 2, 8), (1, 1, 16)]
     assert cache.quant == vkq_jax.presets["vkq-1bit"]
     vkq_jax.save_cache(tmp_path / "cache", cache)
-    loaded = models.load_cache(tmp_path / "cache")
-    later = models.prepare(model, prompts=["what ?", "red"], later_turn=True)
-    first, second = (
-        models.generate(model, later, cache=each, max_new_tokens=2, stop_tokens=())
-        for each in (cache, loaded)
-    )
-    np.testing.assert_array_equal(first.tokens, second.tokens)
+    loaded = vkq_jax.load_cache(tmp_path / "cache")
+    jax.tree.map(np.testing.assert_array_equal, loaded, cache)
 
 
 @pytest.mark.parametrize("name", ["speech", "clips"])
