@@ -38,6 +38,9 @@ MODELS = {
         "moe_intermediate_size": 8,
         "global_head_dim": 8,
         "attention_bias": True,
+        # Without inputs of layers, transformers cannot generate where keys are shared.
+        "hidden_size_per_layer_input": 4,
+        "vocab_size_per_layer_input": 48,
         "num_kv_shared_layers": 1,
         "layer_types": [FULL, SLIDING, FULL],
         "rope_parameters": {
