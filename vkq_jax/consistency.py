@@ -77,11 +77,15 @@ def _same(first: Any, other: Any) -> bool:
 
 def _check_states(states: RecurrentState, cache: LayeredCache) -> None:
     expected = (len(states.layers), *cache.position.shape)
-    if len(cache.parts) != 1 or any(x.shape[:2] != expected for x in states.values):
+    if any(x.shape[:2] != expected for x in states.values):
         raise ValueError(
-            f"recurrent: expected arrays {[*expected, '...']} beside one part, got "
-            f"{shown([list(x.shape) for x in states.values])} beside {len(cache.parts)}"
+            f"recurrent: expected arrays {[*expected, '...']}, got "
+            f"{shown([list(x.shape) for x in states.values])}"
         )
+    layers = [layer for cells in cache.cells for layer in cells.layers]
+    own = tuple(zip(cache.cells, (part.quant for part in cache.parts), strict=True))
+    if own != (own[:1] if cache.given is None else cache.given.of_layers(layers)):
+        raise ValueError("given: expected the settings of the parts, or one part with any")
 
 
 def _check_cross(cache: LayeredCache) -> None:

@@ -60,14 +60,15 @@ class LayeredCache:
         cross: the last group's are cross-attention layers. Its part holds visual banks and no text
             (a text bank of one slot that stays empty), the others text alone; all have the same
             settings.
-        recurrent: states of the layers that have neither text nor visual tokens; then, too, all
-            parts have the same settings.
+        recurrent: states of the layers that have neither text nor visual tokens.
+        given: the settings of all layers, those with a state too, where they differ.
     """
 
     parts: tuple[KVCache, ...]
     cells: tuple[Cells, ...] = static_field()
     cross: bool = static_field(default=False)
     recurrent: RecurrentState | None = None
+    given: LayerGroups | None = static_field(default=None)
 
     @property
     def text_parts(self) -> tuple[KVCache, ...]:
@@ -82,6 +83,8 @@ class LayeredCache:
     @property
     def quant(self) -> Quant:
         """Settings of the groups; plain ones in a model with several kinds of layers."""
+        if self.given is not None:
+            return self.given
         if self.cross or self.recurrent is not None or self.unlike_sizes:
             return self.parts[0].quant
         quants = (part.quant for part in self.parts)
