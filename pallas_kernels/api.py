@@ -245,6 +245,8 @@ def _own_query(
     if query is None or len(query.shape) != 4:
         return query
     batch, tokens, heads, head_dim = query.shape
+    if cache.unlike_sizes:
+        return jax.ShapeDtypeStruct((batch, tokens, heads, part.text.key.shape[-1]), query.dtype)
     own = heads * part.text.key.shape[2] // cache.num_kv_heads
     return jax.ShapeDtypeStruct((batch, tokens, own, head_dim), query.dtype)
 

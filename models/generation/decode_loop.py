@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -226,7 +227,7 @@ def observed_step(
     step = begin_decode(cache, valid, backend=backend)
     starts_of = cache_starts(model.config.text, cache, step.order)
 
-    def attend(layer, query, key, value, step):
+    def attend(layer, query, key, value, step, **held):
         starts = starts_of(layer)
         output, step = passes.attend(
             model.mesh,
@@ -238,6 +239,7 @@ def observed_step(
             starts=starts,
             logits_scale=model.config.text.logits_scale,
             logits_soft_cap=model.config.text.attn_logit_softcapping,
+            **held,
         )
         return output, step, observe(query, step.unfinished, layer, starts)
 
@@ -250,6 +252,8 @@ def observed_step(
         step,
         pictures=pictures,
         recurrence=passes.recurrence(step),
+        tokens=token[:, None],
+        attend_held=partial(attend, held=True),
     )
     cache = place_cache(model.mesh, step.finish())
     return place_logits(model.mesh, module.text.logits(hidden)[:, 0]), cache, seen

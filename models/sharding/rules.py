@@ -29,7 +29,7 @@ _RULES: dict[str, MeshAxes] = {
 """Mesh axes of each logical axis: the one place that says what is split."""
 
 _TABLE = ("vocab", "embed")
-_BLOCK = r"text\.layers\."
+_BLOCK = r"text\.(?:dense_)?layers\."
 _AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"text\.(embed_tokens|lm_head)\.weight", _TABLE),
     (_BLOCK + r"self_attn\.q_proj\.kernel", ("layers", "embed", "heads")),
