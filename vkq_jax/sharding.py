@@ -15,7 +15,10 @@ from jax.sharding import PartitionSpec
 from jax.tree_util import GetAttrKey, KeyPath, SequenceKey
 
 from vkq_jax.cache import KVCache
+from vkq_jax.cross_pass import CrossPass
 from vkq_jax.decode_pass import Decode
+from vkq_jax.layered import AnyCache, LayeredCache
+from vkq_jax.layered_passes import LayeredDecode, LayeredPrefill
 from vkq_jax.prefill_pass import Prefill
 from vkq_jax.sharing import is_shared
 
@@ -57,14 +60,30 @@ class CacheAxes:
         return self.parts is not None and cache_length % self.num_parts == 0
 
 
-def cache_specs(cache: KVCache, axes: CacheAxes) -> KVCache:
+def cache_specs[C: AnyCache](cache: C, axes: CacheAxes) -> C:
     """The cache with a `PartitionSpec` in the place of each array."""
+    if isinstance(cache, LayeredCache):
+        return dataclasses.replace(
+            cache,
+            parts=tuple(cache_specs(part, axes) for part in cache.parts),
+            recurrent=jax.tree.map(lambda _: PartitionSpec(None, axes.counts), cache.recurrent),
+        )
     spec = _spec_of(cache, axes)
     return jax.tree_util.tree_map_with_path(lambda path, _: spec(path), cache)
 
 
-def pass_specs[Pass: (Prefill, Decode)](passing: Pass, axes: CacheAxes) -> Pass:
+def pass_specs[Pass: Prefill | Decode | CrossPass | LayeredPrefill | LayeredDecode](
+    passing: Pass, axes: CacheAxes
+) -> Pass:
     """A pass between two layers with a `PartitionSpec` in the place of each array."""
+    if isinstance(passing, LayeredPrefill | LayeredDecode):
+        return dataclasses.replace(
+            passing,
+            parts=tuple(pass_specs(part, axes) for part in passing.parts),
+            cross=None if passing.cross is None else pass_specs(passing.cross, axes),
+            recurrent=jax.tree.map(lambda _: PartitionSpec(None, axes.counts), passing.recurrent),
+            moved=jax.tree.map(lambda _: PartitionSpec(), passing.moved),
+        )
     spec_of_cache = _spec_of(passing.unfinished, axes)
 
     def spec(path: KeyPath, _: object) -> PartitionSpec:

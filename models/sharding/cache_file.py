@@ -10,7 +10,6 @@ import vkq_jax
 from models.sharding.axes import DATA, MODEL
 from models.sharding.mesh import over_heads
 from models.sharding.placing import cache_shardings, place_cache
-from vkq_jax.cache import KVCache
 
 __all__ = ["load_cache"]
 
@@ -32,7 +31,6 @@ def load_cache(
 
     Raises:
         FileNotFoundError: no such file.
-        NotImplementedError: a cache whose layers or heads have settings of their own.
         ValueError: as `vkq_jax.load_cache`, or a mesh that does not fit the cache's KV heads.
     """
     fitted: list[Mesh] = []
@@ -41,9 +39,8 @@ def load_cache(
         if isinstance(mesh, Mesh) and mesh.axis_names == (DATA, *MODEL):
             fitted.append(mesh)
         else:
-            heads = outline.text.key.shape[2] if isinstance(outline, KVCache) else 1
-            fitted.append(over_heads(mesh, heads))
+            fitted.append(over_heads(mesh, outline.num_kv_heads))
         return cache_shardings(fitted[0], outline)
 
     cache = vkq_jax.load_cache(path, types=types, shardings=shardings)
-    return place_cache(fitted[0], cache)  # type: ignore[return-value]
+    return place_cache(fitted[0], cache)
