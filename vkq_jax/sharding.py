@@ -36,6 +36,7 @@ class CacheAxes:
         heads: that queries are split over by head, N.
         counts: that lengths, positions and numbers of tokens are split over, B.
         parts: that banks are split over along the sequence. num_parts: devices along it.
+        states: that recurrent states are split over by head.
     """
 
     sequences: MeshAxes = None
@@ -44,6 +45,7 @@ class CacheAxes:
     counts: MeshAxes = None
     parts: MeshAxes = None
     num_parts: int = 1
+    states: MeshAxes = None
 
     @property
     def of_layers(self) -> PartitionSpec:
@@ -54,6 +56,11 @@ class CacheAxes:
     def of_parts(self) -> PartitionSpec:
         """The spec of arrays of all layers of a bank in parts [L, B, K, P, ...]."""
         return PartitionSpec(None, self.sequences, self.kv_heads, self.parts)
+
+    @property
+    def of_states(self) -> PartitionSpec:
+        """The spec of recurrent states [L, B, heads, ...]."""
+        return PartitionSpec(None, self.counts, self.states)
 
     def splits_text(self, cache_length: int) -> bool:
         """Whether a text bank of so many slots is in parts; else each device has all of it."""
@@ -66,7 +73,7 @@ def cache_specs[C: AnyCache](cache: C, axes: CacheAxes) -> C:
         return dataclasses.replace(
             cache,
             parts=tuple(cache_specs(part, axes) for part in cache.parts),
-            recurrent=jax.tree.map(lambda _: PartitionSpec(None, axes.counts), cache.recurrent),
+            recurrent=jax.tree.map(lambda _: axes.of_states, cache.recurrent),
         )
     spec = _spec_of(cache, axes)
     return jax.tree_util.tree_map_with_path(lambda path, _: spec(path), cache)
@@ -81,7 +88,7 @@ def pass_specs[Pass: Prefill | Decode | CrossPass | LayeredPrefill | LayeredDeco
             passing,
             parts=tuple(pass_specs(part, axes) for part in passing.parts),
             cross=None if passing.cross is None else pass_specs(passing.cross, axes),
-            recurrent=jax.tree.map(lambda _: PartitionSpec(None, axes.counts), passing.recurrent),
+            recurrent=jax.tree.map(lambda _: axes.of_states, passing.recurrent),
             moved=jax.tree.map(lambda _: PartitionSpec(), passing.moved),
         )
     spec_of_cache = _spec_of(passing.unfinished, axes)

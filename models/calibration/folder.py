@@ -16,10 +16,12 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from models.calibration.samples import CodeSamples
+from models.messages import show
 from vkq_jax.atomic_write import atomic_write
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
+from vkq_jax.hosts import of_first_host, to_host
 from vkq_jax.persistence import load_tables, save_tables
 
 __all__ = ["CalibrationFolder", "digest_of"]
@@ -46,7 +48,16 @@ class CalibrationFolder:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None):
-        """Uses the folder, which is made when it is needed; None keeps nothing."""
+        """Uses the folder, which is made when it is needed; None keeps nothing.
+
+        Raises:
+            ValueError: a folder where there are several hosts, whose folders may differ.
+        """
+        if folder is not None and jax.process_count() > 1:
+            raise ValueError(
+                f"folder: expected None on {jax.process_count()} hosts, which would have to find "
+                f"the same in theirs, got {show(str(folder))}"
+            )
         self._folder = None if folder is None else Path(folder)
 
     def samples(self, digest: str, make: Callable[[], CodeSamples]) -> CodeSamples:
@@ -55,7 +66,7 @@ class CalibrationFolder:
         if file is not None and file.is_file():
             found = {name: jnp.asarray(array) for name, array in load_file(file).items()}
             return jax.tree.map(np.asarray, CodeSamples(**found))
-        made = jax.tree.map(np.asarray, make())
+        made = of_first_host(jax.tree.map(to_host, make()))
         if file is not None:
             arrays = {f.name: getattr(made, f.name) for f in dataclasses.fields(CodeSamples)}
             with atomic_write(file) as part:
@@ -71,7 +82,7 @@ class CalibrationFolder:
             tables = load_tables(file).presets[0].tables
             assert tables is not None
             return tables
-        tables = make()
+        tables = of_first_host(make())
         if file is not None:
             preset = CalibratedPreset(tables, None, name="", quant=quant)
             save_tables(file, CalibratedCodes((preset,), model=digest))

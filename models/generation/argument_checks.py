@@ -144,6 +144,15 @@ def check_cache(model: Model, inputs: Inputs, cache: Any) -> None:
         ),
         model,
     )
+    if states is not None and expected.recurrent is not None:
+        got, wanted = (
+            [list(x.shape[2:]) for x in one.values] for one in (states, expected.recurrent)
+        )
+        if got != wanted:
+            raise ValueError(
+                f"cache: it is not one of this model: it has recurrent states of shapes {got}, the "
+                f"model of {wanted}"
+            )
     for part, like in zip(cache.parts, expected.parts, strict=True):
         wanted = _sizes(like.text.key.shape)
         for name, bank in (("keys", part.text.key), ("values", part.text.value)):

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 import vkq_jax
 from models.sharding.axes import DATA, MODEL
-from models.sharding.mesh import over_heads
+from models.sharding.mesh import check_states, over_heads
 from models.sharding.placing import cache_shardings, place_cache
 
 __all__ = ["load_cache"]
@@ -31,7 +31,7 @@ def load_cache(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: as `vkq_jax.load_cache`, or a mesh that does not fit the cache's KV heads.
+        ValueError: as `vkq_jax.load_cache`, or a mesh that does not fit the cache's heads.
     """
     fitted: list[Mesh] = []
 
@@ -40,6 +40,7 @@ def load_cache(
             fitted.append(mesh)
         else:
             fitted.append(over_heads(mesh, outline.num_kv_heads))
+            check_states(fitted[0], outline)
         return cache_shardings(fitted[0], outline)
 
     cache = vkq_jax.load_cache(path, types=types, shardings=shardings)

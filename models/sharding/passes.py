@@ -54,8 +54,11 @@ def attend[Pass: Passing](
     layered = isinstance(passing, LayeredPrefill | LayeredDecode)
     # Other kinds of layers are not read here.
     alone = dataclasses.replace(passing, cross=None, recurrent=None) if layered else passing
+    # A known layer of one group has no branches of others.
+    known = layer if layered and isinstance(layer, int) and len(passing.parts) > 1 else None
 
     def attend_own(layer, query, key, value, own, starts, masks):
+        layer = layer if known is None else known
         return own.attend(layer, query, key, value, starts=starts, **masks, **scores)
 
     axes = cache_axes(mesh, passing.unfinished)
@@ -97,9 +100,7 @@ def _on_own_parts(
             for one, before in zip(_passes(after), _passes(own), strict=True)
         ]
 
-    text_in_parts = [
-        axes.splits_text(part.unfinished.cache_length) for part in _passes(passing)
-    ]
+    text_in_parts = [axes.splits_text(part.unfinished.cache_length) for part in _passes(passing)]
     heads = PartitionSpec(axes.sequences, None, axes.heads)
     kv_heads = PartitionSpec(axes.sequences, None, axes.kv_heads)
     specs = pass_specs(passing, axes)
@@ -138,7 +139,9 @@ def read_pictures(
 
     def attend(layer, query, key, value, passing):
         if mesh is None:
-            output, after = passing.attend_cross(layer, query, key, value, logits_scale=logits_scale)
+            output, after = passing.attend_cross(
+                layer, query, key, value, logits_scale=logits_scale
+            )
             return output, after, None
         cache = passing.unfinished
         output, after = _on_own_parts(

@@ -143,9 +143,9 @@ def cache_shardings[C: AnyCache](mesh: Mesh, cache: C) -> C:
 
 
 def _axes_at_rest(mesh: Mesh, cache: AnyCache) -> CacheAxes:
-    # Lengths and positions are read outside attention, too, and small.
+    # Lengths, positions and states are read outside attention, too.
     counts = data_axis(mesh, cache.parts[0].position.shape[0])
-    return dataclasses.replace(cache_axes(mesh, cache), counts=counts)
+    return dataclasses.replace(cache_axes(mesh, cache), counts=counts, states=MODEL)
 
 
 def _in_parts(cache: KVCache, parts: int) -> KVCache:

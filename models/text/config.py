@@ -26,11 +26,10 @@ class LinearAttentionConfig:
     value_head_dim: int
 
     @property
-    def channels(self) -> int:
-        """Channels of queries, keys and values together."""
-        return (
-            2 * self.num_key_heads * self.key_head_dim + self.num_value_heads * self.value_head_dim
-        )
+    def heads(self) -> tuple[tuple[int, int], ...]:
+        """Heads of queries, of keys and of values, and channels of one of each."""
+        keys = self.num_key_heads, self.key_head_dim
+        return keys, keys, (self.num_value_heads, self.value_head_dim)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,19 +6,15 @@ import pytest
 
 import models
 from models.calibration import codes as code_calibration
-from tests.sharding.cases import STEPS, assert_same, inputs_of
-from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass
+from tests.sharding.cases import CALIBRATED, STEPS, assert_same, inputs_of
 
 NAME, MESH = "4 KV heads", "data=2,model=4"
 
 
 @pytest.mark.mesh
 def test_tables_are_fitted_and_used_on_a_mesh(cases, monkeypatch):
-    classes = (TokenClass(0.3, 2), TokenClass(0.7, 1))
-    side = DictionaryCodes(classes, codebook=16, learned=True, metric=True)
-    monkeypatch.setattr(
-        code_calibration, "calibrated_presets", {"vkq-1bit": (KVQuantConfig(side, side),)}
-    )
+    one_plan = {"vkq-1bit": CALIBRATED["vkq-1bit"][:1]}
+    monkeypatch.setattr(code_calibration, "calibrated_presets", one_plan)
     found = []
     for mesh in (None, MESH):
         model = cases.model(NAME, mesh)

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 import vkq_jax
@@ -18,9 +17,16 @@ from models.sharding.placing import place, place_cache, place_logits, place_sequ
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
 from vkq_jax.array_types import Array, Float
+from vkq_jax.hosts import to_host
 from vkq_jax.layered import AnyCache
 
-__all__ = ["compare_implementations", "first_state", "measure_decoding", "replicate"]
+__all__ = [
+    "compare_implementations",
+    "first_state",
+    "measure_decoding",
+    "place_state",
+    "replicate",
+]
 
 
 def first_state(logits: Float[Array, "B vocab"], cache: AnyCache) -> DecodeState:
@@ -91,7 +97,7 @@ def measure_decoding(
     full = jax.block_until_ready(grow(state))
     nbytes, held = vkq_jax.cache_nbytes(full.cache), device_memory.in_use()
     start_length, start_position = (
-        np.array(x) for x in (full.cache.text.length, full.cache.position)
+        to_host(x) for x in (full.cache.text.length, full.cache.position)
     )
 
     def timed(state, limit):

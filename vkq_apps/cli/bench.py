@@ -40,6 +40,7 @@ from vkq_apps.bench.throughput_plan import BASELINE, plan_meshes, plan_throughpu
 from vkq_apps.cli.arguments import JsonOption
 from vkq_apps.cli.console import log, out, print_json
 from vkq_apps.cli.counts import check_count
+from vkq_apps.cli.hosts import hosts_named, leave_results_to_first
 from vkq_apps.provenance import provenance
 from vkq_jax.byte_units import human_bytes
 
@@ -168,7 +169,7 @@ def throughput(
         long_steps=long,
         repeats=repeats,
     )
-    output = Output(results, resume=resume, seconds=seconds, say=_say)
+    output = _on_hosts(mesh, results, resume=resume, seconds=seconds)
     _finish(run_throughput(groups, output), tables.throughput_table, json)
 
 
@@ -242,7 +243,7 @@ def scaling(
         setups = plan_meshes(
             shape, mesh, batches, [(name, implementation_of(by)) for name, by in sides], repeats
         )
-        output = Output(results, resume=resume, seconds=seconds, say=_say)
+        output = _on_hosts(mesh, results, resume=resume, seconds=seconds)
         _finish(run_meshes(setups, output), tables.mesh_table, json)
         return
     groups = plan_scaling(
@@ -323,6 +324,21 @@ def explain(
 
 def _say(text: str) -> None:
     log.print(text)
+
+
+def _on_hosts(
+    mesh: list[str] | None, path: Path | None, *, resume: bool, seconds: float | None
+) -> Output:
+    """Where rows go: the first host writes and shows those of meshes that span several."""
+    count, number = hosts_named() if mesh else (1, 0)
+    if count > 1 and (resume or seconds is not None):
+        raise ValueError(
+            f"{'--resume' if resume else '--seconds'}: expected one host, got {count}, which have "
+            "to measure the same rows"
+        )
+    if number:
+        leave_results_to_first()
+    return Output(None if number else path, resume=resume, seconds=seconds, say=_say)
 
 
 def _finish(results: ResultsFile, table: Callable[[dict[str, Any]], Table], json: bool) -> None:
