@@ -82,15 +82,15 @@ def cache_specs[C: AnyCache](cache: C, axes: CacheAxes) -> C:
 def pass_specs[Pass: Prefill | Decode | CrossPass | LayeredPrefill | LayeredDecode](
     passing: Pass, axes: CacheAxes
 ) -> Pass:
-    """A pass between two layers with a `PartitionSpec` in the place of each array."""
+    """A pass between two layers with a `PartitionSpec` in the place of each array.
+
+    Of several kinds of layers, a pass of one kind: without cross-attention and recurrent states.
+    """
     if isinstance(passing, LayeredPrefill | LayeredDecode):
-        return dataclasses.replace(
-            passing,
-            parts=tuple(pass_specs(part, axes) for part in passing.parts),
-            cross=None if passing.cross is None else pass_specs(passing.cross, axes),
-            recurrent=jax.tree.map(lambda _: axes.of_states, passing.recurrent),
-            moved=jax.tree.map(lambda _: PartitionSpec(), passing.moved),
-        )
+        assert passing.cross is None
+        assert passing.moved is None
+        parts = tuple(pass_specs(part, axes) for part in passing.parts)
+        return dataclasses.replace(passing, parts=parts)
     spec_of_cache = _spec_of(passing.unfinished, axes)
 
     def spec(path: KeyPath, _: object) -> PartitionSpec:

@@ -53,7 +53,8 @@ def attend[Pass: Passing](
         return cast(tuple[Array, Pass], attended)
     layered = isinstance(passing, LayeredPrefill | LayeredDecode)
     # Other kinds of layers are not read here.
-    alone = dataclasses.replace(passing, cross=None, recurrent=None) if layered else passing
+    others = {name: getattr(passing, name, None) for name in ("cross", "recurrent", "moved")}
+    alone = dataclasses.replace(passing, **dict.fromkeys(others)) if layered else passing
     # A known layer of one group has no branches of others.
     known = layer if layered and isinstance(layer, int) and len(passing.parts) > 1 else None
 
@@ -66,7 +67,7 @@ def attend[Pass: Passing](
         mesh, axes, attend_own, jnp.asarray(layer), query, (key, value), alone, (starts, masks)
     )
     if layered:
-        after = dataclasses.replace(after, cross=passing.cross, recurrent=passing.recurrent)
+        after = dataclasses.replace(after, **others)
     return output, after
 
 

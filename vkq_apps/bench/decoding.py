@@ -16,6 +16,7 @@ from models.model import Model
 from models.sharding.placing import place, place_cache, place_logits, place_sequences
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
+from vkq_apps.bench.mesh_scaling import mesh_figures
 from vkq_jax.array_types import Array, Float
 from vkq_jax.hosts import to_host
 from vkq_jax.layered import AnyCache
@@ -123,7 +124,7 @@ def measure_decoding(
         times.append((slow - fast) / (long - short))
     if (step := statistics.median(times)) <= 0:
         raise RuntimeError(f"{len(times)} pairs of runs cannot tell a step from noise")
-    return {
+    figures = {
         "cache_bytes": nbytes.total,
         "held_bytes": held,
         "decode_temporary_bytes": compiled.temporary_bytes,
@@ -133,6 +134,9 @@ def measure_decoding(
         "step_ms_range": [1e3 * min(times), 1e3 * max(times)],
         "tokens_per_second": batch / step,
     }
+    if model.mesh is not None:
+        figures |= mesh_figures(model, full.cache, compiled.text)
+    return figures
 
 
 def compare_implementations(

@@ -25,7 +25,6 @@ from vkq_apps.bench.decoding import (
     measure_decoding,
     place_state,
 )
-from vkq_apps.bench.mesh_scaling import mesh_figures
 from vkq_apps.bench.prefilling import measure_prefill, most_sequences
 from vkq_apps.bench.random_model import (
     VISION_LAYERS,
@@ -207,8 +206,6 @@ def measure_throughput(
     row["peak_bytes"] = device_memory.peak()
     row["equal_batch"] = equal or None
     if model.mesh is not None:
-        stage("reading the compiled step")
-        row |= mesh_figures(model, state.cache, largest, implementation)
         row["peak_bytes_per_device"] = device_memory.peaks()[: model.mesh.size]
     del row["stage"]
 

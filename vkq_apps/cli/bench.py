@@ -224,6 +224,13 @@ def scaling(
     ] = "auto",
     baseline: Annotated[str, typer.Option(metavar="NAME", help="Of attention over bf16.")] = "auto",
     mesh: Meshes = None,
+    weak: Annotated[
+        bool,
+        typer.Option(
+            "--weak-scaling",
+            help="With --mesh: sequences of --batch for each part of data, not for all together.",
+        ),
+    ] = False,
     repeats: Repeats = 5,
     seconds: Seconds = None,
     resume: Resume = False,
@@ -241,11 +248,18 @@ def scaling(
         batches = [16] if batch == BATCHES else numbers("--batch", batch, int)
         sides = [(BASELINE, baseline), (preset, implementation)]
         setups = plan_meshes(
-            shape, mesh, batches, [(name, implementation_of(by)) for name, by in sides], repeats
+            shape,
+            mesh,
+            batches,
+            [(name, implementation_of(by)) for name, by in sides],
+            repeats,
+            weak=weak,
         )
         output = _on_hosts(mesh, results, resume=resume, seconds=seconds)
         _finish(run_meshes(setups, output), tables.mesh_table, json)
         return
+    if weak:
+        raise ValueError("--weak-scaling: expected --mesh, whose data axis it is about")
     groups = plan_scaling(
         numbers("--length", length, int),
         numbers("--batch", batch, int),
