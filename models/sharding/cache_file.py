@@ -10,13 +10,14 @@ import vkq_jax
 from models.sharding.axes import DATA, MODEL
 from models.sharding.mesh import check_states, over_heads
 from models.sharding.placing import cache_shardings, place_cache
+from vkq_jax.layered import AnyCache
 
 __all__ = ["load_cache"]
 
 
 def load_cache(
     path: str | os.PathLike[str], mesh: str | Mesh, *, types: Iterable[type] = ()
-) -> vkq_jax.KVCache:
+) -> AnyCache:
     """Reads a cache straight to a mesh: each host reads the parts of its own devices.
 
     No host has more than one part of one array in memory, and no device more than its sequences and

@@ -102,12 +102,13 @@ def test_every_mesh(cases, name, mesh, expected, quant):
     ("quant", "name", "mesh", "batch", "expected"),
     [
         (LAYERS, "4 KV heads", "data=2,model=4", BATCH, SUMS),
-        # Sequences are shared out instead of heads: there and back.
-        (HEADS, "4 KV heads", "data=4,model=2", BATCH, SUMS | {"all-to-all": 2}),
-        # Each device gets the new tokens of all heads, and all results.
-        (HEADS, "4 KV heads", "model=4", 1, SUMS | {"all-gather": 2}),
-        # Three sums of each kind of layer; a state stays where it is.
-        ("signs-1bit", "linear attention", "data=2,model=4", BATCH, {"all-reduce": 5}),
+        # Sequences are shared out instead of heads: queries, keys and values there, and back.
+        (HEADS, "4 KV heads", "data=4,model=2", BATCH, SUMS | {"all-to-all": 4}),
+        # Each device gets the new tokens of all heads, and all results: those of three groups in
+        # one layer and of two in the other, of which one asks for the range of scores, too.
+        (HEADS, "4 KV heads", "model=4", 1, {"all-gather": 3 + 5, "all-reduce": 3 + 2}),
+        # Two sums for each piece of the pattern of layers, and one: a state stays where it is.
+        ("signs-1bit", "linear attention", "data=2,model=4", BATCH, {"all-reduce": 4 * 2 + 1}),
         ("signs-1bit", "cross-attention", "data=2,model=4", BATCH, {"all-reduce": 5}),
     ],
 )
