@@ -106,7 +106,7 @@ def take_heads(
 
 
 def join_heads(
-    parts: Sequence[tuple[Int32[Array, "k"] | None, Shaped[Array, "..."]]], axis: int
+    parts: Sequence[tuple[Int32[Array, "_"] | None, Shaped[Array, "..."]]], axis: int
 ) -> Shaped[Array, "..."]:
     """All heads of a layer in the model's order, from the heads of each group: see `take_heads`."""
     if len(parts) == 1:

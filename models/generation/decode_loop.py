@@ -223,7 +223,7 @@ def observed_step(
     cache = place_cache(model.mesh, cache)
     token, active = place_sequences(model.mesh, (token, active))
     valid = None if active is None else active[:, None]
-    backend = split_attention(model.mesh, len(token), ModelBackend(implementation))
+    backend = split_attention(model.mesh, cache, ModelBackend(implementation))
     step = begin_decode(cache, valid, backend=backend)
     starts_of = cache_starts(model.config.text, cache, step.order)
 
@@ -244,7 +244,7 @@ def observed_step(
         return output, step, observe(query, step.unfinished, layer, starts)
 
     embedded = module.text.embed(token[:, None])
-    pictures = passes.read_pictures(step, None, model.config.text.logits_scale)
+    pictures = passes.read_pictures(model.mesh, step, None, model.config.text.logits_scale)
     hidden, step, seen = module.text(
         embedded,
         step.positions,

@@ -116,7 +116,7 @@ def run_prompt(
         first_turn=past is None,
         keep_positions=has_key_bias(text_config),
         pictures=pictures,
-        backend=split_attention(model.mesh, len(inputs.mask), ModelBackend(implementation)),
+        backend=split_attention(model.mesh, cache, ModelBackend(implementation)),
     )
     mask_of = prompt_masks(text_config, inputs)
     starts_of = cache_starts(text_config, cache, reading.order)
@@ -144,7 +144,9 @@ def run_prompt(
         attend,
         reading,
         additions=embedded.additions,
-        pictures=passes.read_pictures(reading, embedded.pictures, text_config.logits_scale),
+        pictures=passes.read_pictures(
+            model.mesh, reading, embedded.pictures, text_config.logits_scale
+        ),
         recurrence=passes.recurrence(reading),
         tokens=embedded.tokens,
         attend_held=partial(attend, held=True),
