@@ -12,7 +12,8 @@ from models.layers.activations import Activation, activate
 from models.layers.linear import Maker
 from models.layers.mlp import GatedMlp
 from models.sharding.axes import MODEL
-from models.sharding.placing import data_axis, on_shards
+from models.sharding.placing import data_axis
+from models.sharding.shards import on_shards
 from vkq_jax.array_types import Array, Float, Int32
 
 __all__ = ["Experts", "MoeConfig", "MoeMlp"]

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from models.sharding.axes import KV_HEADS, MODEL
-from models.sharding.placing import cache_axes, data_axis, on_shards, place, place_sequences
+from models.sharding.placing import cache_axes, data_axis, place, place_sequences
+from models.sharding.shards import on_shards
 from models.sharding.split_backend import SplitBackend
 from models.text.cross_attention import CrossReading
 from models.text.linear_attention import Recurrence

@@ -1,11 +1,10 @@
-"""Arrays put on a model's mesh, and functions run on each device's own part of them.
+"""Arrays put on a model's mesh.
 
 With `mesh=None` each function gives back what it gets: one device needs none of it.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,7 +27,6 @@ __all__ = [
     "cache_axes",
     "cache_shardings",
     "data_axis",
-    "on_shards",
     "place",
     "place_cache",
     "place_logits",
@@ -79,17 +77,6 @@ def split_attention(mesh: Mesh | None, cache: AnyCache, backend: Backend) -> Bac
     if mesh is None or (axes := cache_axes(mesh, cache)).parts is None:
         return backend
     return SplitBackend(backend, axes)
-
-
-def on_shards[**A, R](
-    mesh: Mesh | None, function: Callable[A, R], in_specs: Any, out_specs: Any
-) -> Callable[A, R]:
-    """The function, run by each device on its own part of the arguments, see `jax.shard_map`."""
-    if mesh is None:
-        return function
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-    )
 
 
 def place[T](mesh: Mesh | None, arrays: T, specs: Any) -> T:

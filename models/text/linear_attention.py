@@ -21,7 +21,8 @@ from models.layers.activations import activate
 from models.layers.linear import Maker
 from models.layers.norms import RmsNorm
 from models.sharding.axes import MODEL
-from models.sharding.placing import data_axis, on_shards, place_sequences
+from models.sharding.placing import data_axis, place_sequences
+from models.sharding.shards import on_shards
 from models.text.block import decoder_mlp, decoder_norm
 from models.text.config import LinearAttentionConfig, TextConfig
 from vkq_jax.array_types import Array, Bool, Float
