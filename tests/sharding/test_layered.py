@@ -1,12 +1,13 @@
 """Caches of several parts on a mesh: settings by layer or head, several kinds of layers."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import models
 import vkq_jax
-from tests.sharding.cases import BATCH, assert_same, inputs_of
+from tests.sharding.cases import BATCH, STEPS, assert_same, inputs_of
 from tests.sharding.test_parts import CALIBRATED, later_turn
 from vkq_jax.bank_parts import join_banks
 from vkq_jax.layered import map_parts
@@ -77,6 +78,24 @@ def test_a_file_goes_to_any_mesh_and_on(cases, tmp_path, quant, name, mesh, batc
         for model, cache in ((one, expected), (many, placed))
     ]
     np.testing.assert_array_equal(answers[1], answers[0])
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize(
+    ("quant", "name"),
+    [(LAYERS, "4 KV heads"), ("signs-1bit", CROSS), ("signs-1bit", LINEAR)],
+    ids=["layers", CROSS, LINEAR],
+)
+def test_layers_in_buffers_of_their_own(cases, quant, name):
+    """As they are on GPUs, where each layer of a loop is known."""
+    expected = cases.generation(name, None, quant, 8)
+    apart = models.load(
+        cases.folder / name, dtype=jnp.float32, mesh="data=2,model=2", layers_apart=True
+    )
+    options = {"quant": quant, "text_bits": 8, "max_new_tokens": STEPS, "stop_tokens": ()}
+    got = models.generate(apart, inputs_of(apart), **options)
+    np.testing.assert_array_equal(got.tokens, expected.tokens)
+    assert_same(map_parts(got.cache, join_banks), expected.cache)
 
 
 @pytest.mark.mesh
