@@ -325,9 +325,11 @@ def to_stored(
         for part, name in zip(origin.parts(value), origin.names(value), strict=True):
             shared.setdefault(name, {})[place] = origin.to_tensor(part)
     # The file format takes an array's memory as it lies, whatever its strides.
-    return {
-        name: np.concatenate([parts[place] for place in sorted(parts)], axis=min(parts)[0])
-        if len(parts) > 1
-        else np.asarray(next(iter(parts.values())), order="C")
-        for name, parts in shared.items()
-    }
+    return {name: np.asarray(_whole(parts), order="C") for name, parts in shared.items()}
+
+
+def _whole(parts: dict[tuple[int, int], np.ndarray]) -> np.ndarray:
+    """A stored tensor from its parts by their axis and first row; one part may be a scalar."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return np.concatenate([parts[place] for place in sorted(parts)], axis=min(parts)[0])

@@ -305,7 +305,7 @@ def _begin(
     if chooser.needs_history:
         room = _room(max_new_tokens, bucketing)
         history = TokenHistory.of_prompts(inputs, max_new_tokens, room)
-    draws = None if sampling.greedy else key
+    draws = None if sampling.greedy else place_shared(model.mesh, key)
     return DecodeState.start(logits, filled, draws, history), emit
 
 

@@ -54,10 +54,15 @@ def attend[Pass: Passing](
         return cast(tuple[Array, Pass], attended)
     layered = isinstance(passing, LayeredPrefill | LayeredDecode)
     # Other kinds of layers are not read here.
-    others = {name: getattr(passing, name, None) for name in ("cross", "recurrent", "moved")}
-    alone = dataclasses.replace(passing, **dict.fromkeys(others)) if layered else passing
-    # A known layer of one group has no branches of others.
-    known = layer if layered and isinstance(layer, int) and len(passing.parts) > 1 else None
+    names = ("cross", "recurrent", "moved", "cells")
+    others = {name: getattr(passing, name, None) for name in names}
+    alone = passing
+    if layered:
+        cells = passing.cells[: len(passing.parts)]
+        alone = dataclasses.replace(passing, **dict.fromkeys(others) | {"cells": cells})
+    # A known layer of one group has no branches of others; its number counts layers of all kinds.
+    whole = layered and passing.cross is None and passing.recurrent is None
+    known = layer if whole and isinstance(layer, int) and len(passing.parts) > 1 else None
 
     def attend_own(layer, query, key, value, own, starts, masks):
         layer = layer if known is None else known

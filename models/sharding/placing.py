@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
@@ -156,6 +157,11 @@ def place_shared[T](mesh: Mesh | None, tables: T) -> T:
 def _place(x: Any, sharding: Sharding) -> Any:
     if isinstance(x, Tracer):
         return jax.lax.with_sharding_constraint(x, sharding)
+    if not sharding.is_fully_addressable and isinstance(x, np.ndarray):
+        return x  # each host has it whole, as jit takes it
     if sharding.is_fully_addressable or not x.is_fully_addressable:
         return jax.device_put(x, sharding)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = _place(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     return jax.make_array_from_callback(x.shape, sharding, np.asarray(x).__getitem__)

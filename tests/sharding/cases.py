@@ -14,7 +14,7 @@ from tests.models.families import test_mllama
 from tests.models.hf_files import IMAGE_TOKEN, config_json
 from tests.support import qwen_vl
 from tests.support.random_checkpoint import write_random_checkpoint
-from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass
+from vkq_jax import PerLayer
 
 BATCH, STEPS = 8, 4
 
@@ -69,15 +69,6 @@ KINDS["linear attention"]["text_config"] |= _SIZES | {
 CONFIGS |= KINDS
 
 
-_CLASSES = (TokenClass(0.3, 2), TokenClass(0.7, 1))
-_PLANS = (
-    DictionaryCodes(_CLASSES, codebook=16, learned=learned, metric=True)
-    for learned in (True, False)
-)
-# Two small plans of one preset, of which calibration takes the better one.
-CALIBRATED = {"vkq-1bit": tuple(KVQuantConfig(side, side) for side in _PLANS)}
-
-
 class Cases:
     """Models and their answers, each made once."""
 
@@ -96,13 +87,14 @@ class Cases:
         self,
         name: str,
         mesh: str | None = None,
-        quant: str = "vkq-1bit",
+        quant: str | PerLayer = "vkq-1bit",
         text_bits: Literal[8] | None = None,
+        batch: int = BATCH,
     ) -> Generation:
         model = self.model(name, mesh)
         return models.generate(
             model,
-            inputs_of(model),
+            inputs_of(model, batch),
             max_new_tokens=STEPS,
             stop_tokens=(),
             quant=quant,

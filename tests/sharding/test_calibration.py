@@ -7,7 +7,8 @@ import pytest
 import models
 import vkq_jax
 from models.calibration import codes as code_calibration
-from tests.sharding.cases import CALIBRATED, STEPS, assert_same, inputs_of
+from tests.sharding.cases import STEPS, assert_same, inputs_of
+from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass
 from vkq_jax.bank_parts import join_banks
 from vkq_jax.split_tensor import SplitTensor
 
@@ -17,8 +18,11 @@ NAME, MESH = "4 KV heads", "data=2,model=4"
 @pytest.mark.mesh
 def test_tables_are_fitted_and_used_on_a_mesh(cases, monkeypatch, tmp_path):
     """And caches of learned dictionaries go into files and to other meshes, whole and in parts."""
-    one_plan = {"vkq-1bit": CALIBRATED["vkq-1bit"][:1]}
-    monkeypatch.setattr(code_calibration, "calibrated_presets", one_plan)
+    classes = (TokenClass(0.3, 2), TokenClass(0.7, 1))
+    side = DictionaryCodes(classes, codebook=16, learned=True, metric=True)
+    monkeypatch.setattr(
+        code_calibration, "calibrated_presets", {"vkq-1bit": (KVQuantConfig(side, side),)}
+    )
     found = []
     for mesh in (None, MESH):
         model = cases.model(NAME, mesh)

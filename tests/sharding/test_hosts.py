@@ -84,8 +84,8 @@ def test_two_processes_measure_a_row_together():
         "fixed_batch": 8,
         "repeats": 1,
     }
-    rows = map(json.loads, on_two_hosts("vkq_apps.bench.worker", "throughput", json.dumps(setup)))
-    for row in rows:
+    for shown in on_two_hosts("vkq_apps.bench.worker", "throughput", json.dumps(setup)):
+        row = json.loads(shown.splitlines()[-1])  # the network says something before it
         assert row["status"] == "measured", row
         assert row["devices"] == 8
         assert row["collectives_per_step"]
