@@ -76,7 +76,7 @@ def test_states_are_saved_taken_shared_and_kept_by_growing(cache, tmp_path):
 def test_what_does_not_fit_is_named(cache, tmp_path):
     step = vkq_jax.begin_decode(cache)
     with pytest.raises(ValueError, match=r"none of layers \[2\]"):
-        jax.jit(lambda cache: run(vkq_jax.begin_decode(cache), 1, (0, 1)).finish())(cache)
+        run(step, 1, layers=(0, 1)).finish()
     with pytest.raises(ValueError, match=r"layer: expected one of \[0, 2\], got 1"):
         step.state(1)
     with pytest.raises(ValueError, match=r"expected a layer with keys, layer 2 has a state"):
