@@ -11,6 +11,7 @@ from vkq_jax import pass_checks as checks
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.backend import Backend
 from vkq_jax.cache import KVCache
+from vkq_jax.layer_step import LayerStep, Made
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.visibility import Starts
 
@@ -78,58 +79,57 @@ class Decode:
         """
         checks.check_heads(query, key, value, self.unfinished, self.valid.shape[1])
         number = checks.static_layer(layer, self.unfinished.num_layers)
-        after = self if held else self.written(layer, number, key, value)
-        output, skipped = after.compute(
-            layer,
+        step = LayerStep(layer, number, key, value)
+        before = self if held else self.before(step)
+        output, made = before.compute(
+            step,
             query,
             window=window,
             starts=starts,
             logits_scale=logits_scale,
             logits_soft_cap=logits_soft_cap,
         )
-        return checks.spoil(output, self.fits).astype(query.dtype), after.counted(skipped)
+        return checks.spoil(output, self.fits).astype(query.dtype), before.after(step, made)
+
+    def before(self, step: LayerStep) -> Decode:
+        """The pass that a layer attends in, whose text is written."""
+        valid = checks.if_own(self.valid, step.own)
+        text = self.unfinished.text.write(step.layer, step.key, step.value, valid)
+        return dataclasses.replace(
+            self,
+            unfinished=dataclasses.replace(self.unfinished, text=text),
+            done=checks.mark_done(self.done, step.layer, step.number, step.own),
+        )
 
     def compute(
         self,
-        layer: Int32[Array, ""] | int,
+        step: LayerStep,
         query: Float[Array, "B T N H"],
         *,
         window: int | None = None,
         starts: Starts | None = None,
         logits_scale: float | None = None,
         logits_soft_cap: float | None = None,
-    ) -> tuple[Float[Array, "B T N H"], Int32[Array, "B"]]:
-        """Attention of `attend`, float32, to what is written, and calibrations left out."""
+    ) -> tuple[Float[Array, "B T N H"], Made]:
+        """Attention of `attend`, float32, to what is written, and what else comes of the layer."""
         attended = self.backend.attend_cache(
             query,
             self.unfinished,
-            layer,
+            step.layer,
             visible_text=self.visible,
             starts=checks.settle_starts(self.unfinished, self.order, window, starts),
             logits_scale=logits_scale,
             logits_soft_cap=logits_soft_cap,
         )
-        return attended.output, attended.calibration_skipped
+        return attended.output, (attended.calibration_skipped, None)
 
-    def written(
-        self,
-        layer: Int32[Array, ""] | int,
-        number: int | None,
-        key: Float[Array, "B T K H"],
-        value: Float[Array, "B T K H"],
-        *,
-        own: Bool[Array, ""] | None = None,
-    ) -> Decode:
-        """The pass with a layer's new text; a layer that is not its `own` leaves it as it is."""
-        text = self.unfinished.text.write(layer, key, value, checks.if_own(self.valid, own))
-        return dataclasses.replace(
-            self,
-            unfinished=dataclasses.replace(self.unfinished, text=text),
-            done=checks.mark_done(self.done, layer, number, own),
-        )
+    def nothing_made(self) -> Made:
+        """What comes of a layer of another pass."""
+        return jnp.zeros_like(self.skipped), None
 
-    def counted(self, skipped: Int32[Array, "B"]) -> Decode:
-        """The pass with more calibrations that the guard left out."""
+    def after(self, step: LayerStep, made: Made) -> Decode:
+        """The pass behind a layer, with more calibrations that the guard left out."""
+        skipped, _ = made
         return dataclasses.replace(self, skipped=self.skipped + skipped)
 
     def finish(self) -> KVCache:

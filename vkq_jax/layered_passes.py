@@ -21,6 +21,7 @@ from vkq_jax.cross_pass import CrossPass
 from vkq_jax.decode_pass import Decode
 from vkq_jax.head_groups import heads_at, join_heads, place_in, places_of, routes, take_heads
 from vkq_jax.layer_settings import Cells, LayerGroups
+from vkq_jax.layer_step import LayerStep, Made
 from vkq_jax.layered import LayeredCache
 from vkq_jax.prefill_pass import Prefill
 from vkq_jax.pytree import frozen_pytree, static_field
@@ -149,7 +150,30 @@ class _LayeredPass[P: (Prefill, Decode)]:
         self: Own, layer: Array, query: Array, key: Array, value: Array, **options: Any
     ) -> tuple[Array, Own]:
         """`attend` of a traced layer."""
-        raise NotImplementedError
+        way = routes(self.cells)
+        places, member = jnp.asarray(way.place)[layer], jnp.asarray(way.member)[layer]
+        steps, before = [], []
+        for group, part in enumerate(self.parts):
+            _, text = self._own_heads(group, places[group], (key, value))
+            steps.append(LayerStep(places[group], None, *text, own=member[group]))
+            before.append(part.before(steps[group]))
+
+        def branch(groups: tuple[int, ...]) -> tuple[Array, list[Made]]:
+            outputs, made = [], [part.nothing_made() for part in before]
+            for group in groups:
+                heads, (own,) = self._own_heads(group, places[group], (query,))
+                output, new = before[group].compute(steps[group], own, **options)
+                made[group] = jax.tree.map(lambda x, y: x.astype(y.dtype), new, made[group])
+                outputs.append((heads, output))
+            return join_heads(outputs, axis=2), made
+
+        # Nothing that a branch hands through: XLA would copy it. What other groups would write is
+        # what they hold already.
+        branches = [functools.partial(branch, groups) for groups in way.patterns]
+        output, made = jax.lax.switch(jnp.asarray(way.pattern)[layer], branches)
+        output = checks.spoil(output, self.parts[0].fits).astype(query.dtype)
+        after = (part.after(*own) for part, *own in zip(before, steps, made, strict=True))
+        return output, dataclasses.replace(self, parts=tuple(after))
 
     def finish(self) -> LayeredCache:
         """The cache with this pass's tokens in it, see `Prefill.finish` and `Decode.finish`."""
@@ -179,67 +203,7 @@ class _LayeredPass[P: (Prefill, Decode)]:
 class LayeredPrefill(_LayeredPass[Prefill]):
     """A `Prefill` of each group of layers and heads. Attributes: see there, and `LayeredCache`."""
 
-    def _attend_traced(
-        self, layer: Array, query: Array, key: Array, value: Array, **options: Any
-    ) -> tuple[Array, LayeredPrefill]:
-        way = routes(self.cells)
-        places, member = jnp.asarray(way.place)[layer], jnp.asarray(way.member)[layer]
-
-        def branch(groups: tuple[int, ...]):
-            outputs = []
-            skipped = [jnp.zeros_like(part.skipped) for part in self.parts]
-            coded = [
-                jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), part.coded)
-                for part in self.parts
-            ]
-            for group in groups:
-                heads, own = self._own_heads(group, places[group], (query, key, value))
-                output, skipped[group], codes = self.parts[group].compute(
-                    places[group], *own, **options
-                )
-                coded[group] = jax.tree.map(lambda x, y: x.astype(y.dtype), codes, coded[group])
-                outputs.append((heads, output))
-            return join_heads(outputs, axis=2), skipped, coded
-
-        # Nothing that a branch hands through: XLA would copy it. What other groups would write is
-        # what they hold already.
-        branches = [functools.partial(branch, groups) for groups in way.patterns]
-        output, skipped, coded = jax.lax.switch(jnp.asarray(way.pattern)[layer], branches)
-        after = []
-        for group, part in enumerate(self.parts):
-            place, own = places[group], member[group]
-            _, (own_key, own_value) = self._own_heads(group, place, (key, value))
-            codes, more = coded[group], skipped[group]
-            after.append(part.written(place, None, own_key, own_value, codes, more, own=own))
-        output = checks.spoil(output, self.parts[0].fits)
-        return output, dataclasses.replace(self, parts=tuple(after))
-
 
 @frozen_pytree
 class LayeredDecode(_LayeredPass[Decode]):
     """A `Decode` of each group of layers and heads. Attributes: see there, and `LayeredCache`."""
-
-    def _attend_traced(
-        self, layer: Array, query: Array, key: Array, value: Array, **options: Any
-    ) -> tuple[Array, LayeredDecode]:
-        way = routes(self.cells)
-        places, member = jnp.asarray(way.place)[layer], jnp.asarray(way.member)[layer]
-        parts = []
-        for group, part in enumerate(self.parts):
-            _, own = self._own_heads(group, places[group], (key, value))
-            parts.append(part.written(places[group], None, *own, own=member[group]))
-
-        def branch(groups: tuple[int, ...]):
-            outputs = []
-            skipped = [jnp.zeros_like(part.skipped) for part in parts]
-            for group in groups:
-                heads, (own,) = self._own_heads(group, places[group], (query,))
-                output, skipped[group] = parts[group].compute(places[group], own, **options)
-                outputs.append((heads, output))
-            return join_heads(outputs, axis=2), skipped
-
-        branches = [functools.partial(branch, groups) for groups in way.patterns]
-        output, skipped = jax.lax.switch(jnp.asarray(way.pattern)[layer], branches)
-        counted = [part.counted(more) for part, more in zip(parts, skipped, strict=True)]
-        output = checks.spoil(output, self.parts[0].fits).astype(query.dtype)
-        return output, dataclasses.replace(self, parts=tuple(counted))

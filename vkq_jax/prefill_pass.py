@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -19,6 +20,7 @@ from vkq_jax.attention import attend_dense, merge
 from vkq_jax.backend import Backend, LogitsOptions
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.coding import Coded, code_layer, coding_room, put_coded
+from vkq_jax.layer_step import LayerStep, Made
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.visibility import Starts
 from vkq_jax.visual import left_pack
@@ -97,11 +99,10 @@ class Prefill:
             ValueError: tensors or a layer that do not fit the cache, or both of window and starts.
         """
         number = checks.static_layer(layer, self.unfinished.num_layers)
-        output, skipped, coded = self.compute(
-            layer,
+        step = LayerStep(layer, number, key, value)
+        output, made = self.compute(
+            step,
             query,
-            key,
-            value,
             mask=mask,
             window=window,
             starts=starts,
@@ -111,15 +112,17 @@ class Prefill:
         )
         output = checks.spoil(output, self.fits)
         if held:
-            return output, dataclasses.replace(self, skipped=self.skipped + skipped)
-        return output, self.written(layer, number, key, value, coded, skipped)
+            return output, dataclasses.replace(self, skipped=self.skipped + made[0])
+        return output, self.after(step, made)
+
+    def before(self, step: LayerStep) -> Prefill:
+        """The pass that a layer attends in, whose text is not in the cache yet."""
+        return self
 
     def compute(
         self,
-        layer: Int32[Array, ""] | int,
+        step: LayerStep,
         query: Float[Array, "B T N H"],
-        key: Float[Array, "B T K H"],
-        value: Float[Array, "B T K H"],
         *,
         mask: Bool[Array, "#B T T"] | None = None,
         window: int | None = None,
@@ -127,9 +130,9 @@ class Prefill:
         logits_scale: float | None = None,
         logits_soft_cap: float | None = None,
         held: bool = False,
-    ) -> tuple[Float[Array, "B T N H"], Int32[Array, "B"], Coded | None]:
-        """Attention of `attend`, calibrations that it left out, and the layer's codes."""
-        cache = self.unfinished
+    ) -> tuple[Float[Array, "B T N H"], Made]:
+        """Attention of `attend`, and what else comes of the layer."""
+        cache, layer, key, value = self.unfinished, step.layer, step.key, step.value
         checks.check_heads(query, key, value, cache, self.valid.shape[1])
         starts = checks.settle_starts(cache, self.order, window, starts)
         mask = self._mask(mask, window)
@@ -148,36 +151,30 @@ class Prefill:
             attended = merge(earlier, attend_dense(query, key, value, mask, **scores))
             output, skipped = attended.output.astype(query.dtype), attended.calibration_skipped
         if self.coded is None or held:
-            return output, skipped, None
+            return output, (skipped, None)
         if cache.key_bias is not None:
             key = cache.key_bias.of_layer(layer).taken_out(key, self.positions)
         output, coded = code_layer(
             self.backend, cache, layer, key, value, self.index, self.taken, output
         )
-        return output, skipped, coded
+        return output, (skipped, coded)
 
-    def written(
-        self,
-        layer: Int32[Array, ""] | int,
-        number: int | None,
-        key: Float[Array, "B T K H"],
-        value: Float[Array, "B T K H"],
-        coded: Coded | None,
-        skipped: Int32[Array, "B"],
-        *,
-        own: Bool[Array, ""] | None = None,
-    ) -> Prefill:
-        """The pass behind a layer; a layer that is not its `own` leaves it as it is."""
-        valid = self.valid & ~self.visual
-        text = self.unfinished.text.write(layer, key, value, checks.if_own(valid, own))
-        done = checks.mark_done(self.done, layer, number, own)
+    def nothing_made(self) -> Made:
+        """What comes of a layer of another pass."""
+        coded = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), self.coded)
+        return jnp.zeros_like(self.skipped), coded
 
+    def after(self, step: LayerStep, made: Made) -> Prefill:
+        """The pass behind a layer, text written and codes put in their place."""
+        skipped, coded = made
+        valid = checks.if_own(self.valid & ~self.visual, step.own)
+        text = self.unfinished.text.write(step.layer, step.key, step.value, valid)
         return dataclasses.replace(
             self,
             unfinished=dataclasses.replace(self.unfinished, text=text),
-            coded=put_coded(self.coded, layer, coded, own),
+            coded=put_coded(self.coded, step.layer, coded, step.own),
             skipped=self.skipped + skipped,
-            done=done,
+            done=checks.mark_done(self.done, step.layer, step.number, step.own),
         )
 
     def finish(self) -> KVCache:

@@ -173,3 +173,9 @@ def write_processor(folder: Path, *, legacy: bool = False) -> Path:
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
     return folder
+
+
+def write_index(folder, weight_map):
+    """model.safetensors.index.json, which says what file each weight is in."""
+    index = {"weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))

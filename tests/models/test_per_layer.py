@@ -70,10 +70,11 @@ def test_a_cache_in_full_precision_is_recoded_to_the_same():
 
 def test_kernels_read_and_explain_each_group(answered):
     query = jax.random.normal(jax.random.key(0), (2, 1, 4, 16))
+    attend = jax.jit(decode_attention, static_argnames="implementation")
     for layer in (0, 1):
         for heads, view in vkq_jax.heads_of_layer(answered.cache, layer):
             own = query[:, :, 2 * heads[0] : 2 * heads[-1] + 2]
-            outputs = [decode_attention(own, view, implementation=x) for x in ("xla", "reference")]
+            outputs = [attend(own, view, implementation=x) for x in ("xla", "reference")]
             np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
     shape = jax.ShapeDtypeStruct(query.shape, query.dtype)
     lines = explain(answered.cache, shape).splitlines()

@@ -18,21 +18,13 @@ from PIL import Image
 import vkq_jax
 from models.generation.context import context_length
 from models.layers.rope import RopeConfig, RopeKind
+from tests.support.command import run
 from tests.support.tiny_llava import CONFIG, WINDOWED, tiny_model
 from vkq_apps.cli.app import COMMANDS
-from vkq_apps.cli.main import main
 from vkq_apps.cli.room import check_room
 
 LINEAR = RopeConfig(head_dim=16, max_length=512, kind=RopeKind.LINEAR, factor=4.0)
 ASK = ["generate", "--model", "tiny", "--image", "x", "--prompt", "y"]
-
-
-def run(capsys, *arguments):
-    """Exit code, stdout and stderr of one call."""
-    with pytest.raises(SystemExit) as exit_:
-        main(list(arguments))
-    captured = capsys.readouterr()
-    return exit_.value.code, captured.out, captured.err
 
 
 @pytest.fixture

@@ -32,7 +32,8 @@ def test_weights_are_those_of_the_oracle(case):
     )
     attended = oracle(query, layer, starts=starts, **options)
     per_query_head = WIDE.num_heads // WIDE.num_kv_heads
-    values = [bank.dequantize(layer.tables)[1] for bank in layer.visual]
+    decode = jax.jit(vkq_jax.VisualBank.dequantize)
+    values = [decode(bank, layer.tables)[1] for bank in layer.visual]
     values = jnp.repeat(jnp.concatenate([*values, layer.text.value], 2), per_query_head, axis=1)
     output = jnp.einsum("btnp,bnph->btnh", got.joined, values)
     np.testing.assert_allclose(output, attended.output, rtol=1e-4, atol=1e-4)

@@ -1,6 +1,7 @@
 """Cache operations: each returns a new cache, and attention sees what it should."""
 
 import dataclasses
+import functools
 import json
 
 import chex
@@ -39,6 +40,7 @@ def tokens(count, seed=0, batch=BATCH):
     return jax.random.normal(keys[0], shape), jax.random.normal(keys[1], shape)
 
 
+@functools.cache  # no test changes one
 def with_visual(quant="vkq-1bit", positions=40, counts=(40, 11), **options):
     """A cache with one visual bank of ragged length and two text tokens."""
     cache = empty(quant, **options)

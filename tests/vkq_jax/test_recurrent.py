@@ -89,8 +89,6 @@ def test_what_does_not_fit_is_named(cache, tmp_path):
         empty(num_layers=2)
     with pytest.raises(NotImplementedError, match="expected one of them, got both"):
         empty(cross_layers=(1,))
-    with pytest.raises(NotImplementedError, match="recurrent states takes one setting"):
-        empty(quant=vkq_jax.per_layer("none", {1: "signs-1bit"}))
     few = vkq_jax.RecurrentState(tuple(x[:, :1] for x in states().values), (0, 2))
     vkq_jax.save_cache(tmp_path / "cache", dataclasses.replace(cache, recurrent=few))
     with pytest.raises(ValueError, match=r"recurrent: expected arrays \[2, 2"):

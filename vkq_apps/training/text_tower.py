@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,10 @@ from models.checkpoints.folder import Checkpoint
 from models.checkpoints.foreign_errors import named
 from models.checkpoints.hf_settings import read_json
 from models.messages import show_path, some
+from vkq_apps.training.gguf_files import gguf_errors, read_gguf_settings
 from vkq_apps.training.tower_parts import has_parts, read_parts
 
-__all__ = ["TextTower", "read_gguf_settings", "read_tower"]
+__all__ = ["TextTower", "read_tower"]
 
 _TOKENIZER = "tokenizer.json"
 
@@ -82,23 +81,9 @@ def _read_folder(folder: Path) -> TextTower:
     return _tower(config, tensors, tokenizer)
 
 
-def read_gguf_settings(file: Path) -> tuple[Any, Any]:
-    """Configuration and tokenizer of a GGUF file, as transformers has them.
-
-    Raises:
-        ValueError: the file cannot be read, or a package is missing.
-    """
-    with _gguf_errors(file):
-        import transformers
-
-        where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-        config = transformers.AutoConfig.from_pretrained(**where)
-        return config, transformers.AutoTokenizer.from_pretrained(**where)
-
-
 def _read_gguf(file: Path) -> TextTower:
     _, tokenizer = read_gguf_settings(file)
-    with _gguf_errors(file):
+    with gguf_errors(file):
         import transformers
 
         loading: Any = transformers.AutoModelForCausalLM.from_pretrained(
@@ -112,25 +97,6 @@ def _read_gguf(file: Path) -> TextTower:
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
     return _tower(model.config.to_dict(), tensors, tokenizer)
-
-
-@contextlib.contextmanager
-def _gguf_errors(file: Path) -> Iterator[None]:
-    try:
-        import transformers
-
-        transformers.utils.logging.disable_progress_bar()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of arrays that cannot be written to
-            yield
-    except ImportError as error:
-        raise ValueError(
-            f"--text-tower: a GGUF file is read by PyTorch (uv run --group parity --with gguf "
-            f"--with accelerate): {error}"
-        ) from error
-    except Exception:  # of many types, whatever the readers meet in a broken file
-        with named(f"--text-tower: {show_path(file)} cannot be read as GGUF"):
-            raise
 
 
 def _tower(config: Mapping[str, Any], tensors: Mapping[str, Any], tokenizer: Any) -> TextTower:

@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from models.checkpoints.foreign_errors import named
 from models.messages import show_path, some
 from vkq_apps.cli.standalone import argument, option, run_standalone
+from vkq_apps.training.gguf_files import read_gguf_settings
 from vkq_apps.training.processor import write_json
 from vkq_apps.training.used_vocabulary import recipe_texts, used_vocabulary
 from vkq_jax.atomic_write import atomic_write
@@ -143,8 +144,6 @@ class PartsOptions:
 
 def run(options: PartsOptions) -> None:
     """Writes the parts and the files beside them."""
-    from vkq_apps.training.text_tower import read_gguf_settings
-
     config, tokenizer = read_gguf_settings(options.gguf)
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     keep = tuple(dict.fromkeys((tokenizer.eos_token, tokenizer.pad_token or tokenizer.eos_token)))

@@ -7,6 +7,7 @@ from PIL import Image
 
 import models
 from models.loading import TINY
+from tests.support.command import run
 from vkq_apps.cli.main import main
 from vkq_apps.evals.plan import known_tasks
 from vkq_apps.evals.synthetic import synthetic_tasks
@@ -15,14 +16,6 @@ from vkq_apps.training.heldout import heldout
 ARGUMENTS = ["eval", "--tasks", "shapes,bars", "--quant", "vkq-1bit", "--samples", "7",
              "--seed", "3", "--batch-size", "4", "--json"]  # fmt: skip
 SAMPLES = {"shapes": 4, "bars": 3}
-
-
-def run(capsys, *arguments):
-    """Exit code, stdout and stderr of one call."""
-    with pytest.raises(SystemExit) as exit_:
-        main(list(arguments))
-    captured = capsys.readouterr()
-    return exit_.value.code, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,241 @@
+"""`vkq bench throughput`: its rows, their order and ratios, at a tiny shape."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+import vkq_jax
+from pallas_kernels.shapes import find_shape
+from tests.support.command import run
+from vkq_apps.bench import rows, throughput, worker
+from vkq_apps.bench.decoding import compare_implementations, first_state
+from vkq_apps.bench.prefilling import measure_prefill, most_sequences
+from vkq_apps.bench.random_model import abstract_model, prompts, random_params
+from vkq_apps.bench.results_file import ResultsFile
+from vkq_apps.bench.sequence_cache import abstract_cache
+from vkq_apps.bench.throughput_plan import compare_throughput, floors, plan_throughput
+
+HEAD = {"command": "vkq bench x", "device": "cpu", "commit": "c", "time": "now"}
+TINY = ["--shape", "tiny", "--budget", "0.001", "--sequences", "5", "--repeats", "1"]
+TINY += ["--steps", "2,16", "--compare-steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def prefilled():
+    """A tiny model, and logits and cache of two prompts coded in one bit."""
+    shape = find_shape("tiny")
+    model = abstract_model(shape)
+    model = dataclasses.replace(model, params=random_params(model.params))
+    logits, cache, _ = measure_prefill(
+        model,
+        prompts(shape, 2, 6),
+        quant=vkq_jax.resolve("signs-1bit"),
+        cache_length=16,
+        implementation=None,
+        repeats=1,
+    )
+    return model, logits, cache
+
+
+def test_throughput_measures_compares_and_resumes(capsys, tmp_path, calls):
+    path = tmp_path / "new" / "throughput.json"
+    code, out, err = run(capsys, "bench", "throughput", *TINY, "--out", str(path), "--json")
+    record = json.loads(out)
+    assert code == 0
+    assert record == json.loads(path.read_text())
+    assert "[2/2] tiny, 0.001 GB, signs-1bit (default)" in err
+    dense, coded = record["rows"]
+    assert [row["status"] for row in record["rows"]] == ["measured"] * 2
+    assert [figures["batch"] for figures in dense["batches"]] == [dense["batch"]]
+    assert coded["equal_batch"] == dense["batch"] == 2
+    assert coded["batch"] == 5  # the budget holds more, --sequences does not
+    assert {row["prefill_sequences"] for row in record["rows"]} == {5}
+    assert [figures["batch"] for figures in coded["batches"]][-1] == coded["equal_batch"]
+    assert coded["ratio_to_bf16_at_equal_batch"] > 0
+    assert "ratio_to_bf16_at_equal_batch" not in dense
+    for row in record["rows"]:
+        one = row["bytes_per_sequence"]
+        assert one["total"] == one["visual_codes"] + one["visual_tables"] + one["text"]
+        assert row["cache_bytes"] == row["batch"] * one["total"] <= 1e6
+        assert row["tokens_per_second"] == pytest.approx(1e3 * row["batch"] / row["step_ms"])
+        ratio = row["tokens_per_second"] / dense["tokens_per_second"]
+        assert row["ratio_to_bf16"] == pytest.approx(ratio)
+        assert row["implementation_taken"] == "xla"
+        assert row["device"] == record["device"]
+        assert {"weights_ms", "ttft_ms", "peak_bytes", "decode_compile_seconds"} <= set(row)
+
+    calls.clear()
+    resumed = ["bench", "throughput", *TINY, "--out", str(path), "--resume"]
+    code, again, _ = run(
+        capsys, "bench", "throughput", *TINY, "--out", str(path), "--resume", "--json"
+    )
+    assert [task for task, _ in calls] == ["probe"]
+    assert json.loads(again)["rows"] == record["rows"]
+    code, table, _ = run(capsys, *resumed)
+    assert "generation within a budget" in table
+
+
+def test_a_budget_below_one_sequence_is_a_row_that_says_so(capsys, calls):
+    arguments = ["throughput", "--shape", "tiny", "--budget", "0.00005", "--json"]
+    code, out, _ = run(capsys, "bench", *arguments)
+    assert code == 0
+    dense, coded = json.loads(out)["rows"]
+    assert dense["status"] == coded["status"] == "does not fit"
+    assert "393216 bytes" in dense["message"]
+
+
+def test_a_failure_is_a_row_fails_the_command_and_is_measured_again(
+    capsys, tmp_path, monkeypatch, calls
+):
+    path = tmp_path / "throughput.json"
+
+    def hinder(setup, row, say):
+        row["batch"] = 3
+        if setup.preset == "none":
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+        raise AssertionError("broken")
+
+    monkeypatch.setattr(worker, "measure_throughput", hinder)
+    code, out, err = run(capsys, "bench", "throughput", *TINY, "--out", str(path), "--json")
+    assert code == 1
+    assert [row["status"] for row in json.loads(out)["rows"]] == ["out of memory", "failed"]
+    message = "unexpected AssertionError: broken; `vkq --traceback ...` shows where from"
+    assert json.loads(out)["rows"][1]["message"] == message
+    assert f"failed: {message}" in " ".join(err.split())
+    assert "Traceback" not in err
+    assert json.loads(out)["rows"][1]["batch"] == 3
+
+    def unsupported(setup, row, say):
+        raise NotImplementedError("no such kernel")
+
+    monkeypatch.setattr(worker, "measure_throughput", unsupported)
+    code, out, _ = run(
+        capsys, "bench", "throughput", *TINY, "--out", str(path), "--resume", "--json"
+    )
+    assert code == 0
+    assert [row["status"] for row in json.loads(out)["rows"]] == ["not supported"] * 2
+
+
+@pytest.mark.parametrize("known", [{}, {"weight_bytes": 4}, {"bytes_per_sequence": {}}])
+def test_a_row_that_failed_early_has_the_floors_of_what_it_knows(known):
+    row = {"status": "failed", **known}
+    floors(row, 2.0)
+    assert row.get("weights_ms") == (2000.0 if "weight_bytes" in known else None)
+    assert "visual_ms" not in row
+    with pytest.raises(ValueError, match=r"must be positive and below 1e\+09 GB, got inf"):
+        throughput.ThroughputSetup("tiny", "none", None, budget_gb=float("inf"))
+
+
+def test_plan_has_a_group_for_each_shape_and_budget():
+    groups = plan_throughput(
+        ["tiny"], [1.0, 2.0], ["signs-1bit"], ["mosaic_gpu", None], ["xla"], compare_steps=3
+    )
+    assert [[setup.equal_to for setup in group] for group in groups] == [[None, "none", "none"]] * 2
+    assert {setup.compare_steps for setup in groups[0]} == {3}
+    assert {setup.compare_steps for setup in groups[1]} == {0}
+    assert [setup.implementation for setup in groups[0]] == [
+        "xla", "mosaic_gpu", None,
+    ]  # fmt: skip
+    first, second = groups[0][0], groups[0][1]
+    assert first.key == dataclasses.replace(first, compare_steps=0).key != second.key
+
+
+def test_ratios_are_to_the_fastest_bf16_row():
+    def row(preset, implementation, speed, equal=None):
+        return {
+            "status": "measured",
+            "preset": preset,
+            "implementation_taken": implementation,
+            "tokens_per_second": speed,
+            "ttft_ms": 1.0,
+            "prefill_device_ms": speed / 10,
+            "batches": [{"batch": 3, "tokens_per_second": speed / 4}],
+            "equal_batch": equal,
+        }
+
+    slow, fast, coded = row("none", "xla", 10), row("none", "fused", 40), row("x", "fused", 100, 3)
+    for own in (slow, coded):
+        compare_throughput(own, [slow, fast, coded])
+    assert (slow["ratio_to_bf16"], coded["ratio_to_bf16"]) == (0.25, 2.5)
+    assert coded["baseline_implementation"] == "fused"
+    assert coded["ratio_to_bf16_at_equal_batch"] == 2.5
+    assert (coded["ttft_ratio_to_bf16"], coded["prefill_ratio_to_bf16"]) == (1.0, 2.5)
+    assert "ratio_to_bf16_at_equal_batch" not in slow
+    unpaired = row("x", "fused", 100)
+    compare_throughput(unpaired, [slow | {"status": "out of memory"}])
+    assert "ratio_to_bf16" not in unpaired
+
+
+@dataclasses.dataclass(frozen=True)
+class Fake:
+    number: int
+
+    @property
+    def key(self):
+        return {"number": self.number}
+
+
+def test_no_row_begins_that_would_end_too_late(monkeypatch, tmp_path):
+    clock = [0.0]
+    monkeypatch.setattr(rows.time, "perf_counter", lambda: clock[0])
+
+    def measure(setup):
+        clock[0] += 10.0
+        return {"status": "measured"}
+
+    def measured(seconds, resume):
+        results = ResultsFile(tmp_path / "rows.json", HEAD, resume=resume)
+        groups = [[Fake(0), Fake(1)], [Fake(2), Fake(3)], [Fake(4)]]
+        rows.run_groups(
+            groups,
+            measure,
+            results,
+            compare=lambda row, group: None,
+            say=lambda text: None,
+            seconds=seconds,
+        )
+        return [row["number"] for row in results.rows], results.record()["left_out"]
+
+    # After one group (20 s) the next, of two rows, would end at 40 s; the one of a single row fits.
+    assert measured(35, resume=False) == ([0, 1, 4], ["Fake(number=2)", "Fake(number=3)"])
+    assert measured(None, resume=True) == ([0, 1, 4, 2, 3], [])
+
+
+def test_a_group_of_which_a_row_is_missing_is_measured_anew(tmp_path):
+    results = ResultsFile(tmp_path / "rows.json", HEAD)
+    results.add({"number": 0, "status": "measured", "old": True})
+    other = ResultsFile(tmp_path / "rows.json", HEAD | {"device": "other"}, resume=True)
+    assert (other.rows, other.dropped) == ([], 1)
+    resumed = ResultsFile(tmp_path / "rows.json", HEAD, resume=True)
+    rows.run_groups(
+        [[Fake(0), Fake(1)]],
+        lambda setup: {"status": "measured"},
+        resumed,
+        compare=lambda row, group: None,
+        say=lambda text: None,
+    )
+    assert [(row["number"], "old" in row) for row in resumed.rows] == [(0, False), (1, False)]
+
+
+def test_planned_bytes_are_those_of_the_cache(prefilled):
+    _, _, cache = prefilled
+    quant = vkq_jax.resolve("signs-1bit")
+    planned = abstract_cache(find_shape("tiny"), quant, 2, 16)
+    assert vkq_jax.cache_nbytes(planned) == vkq_jax.cache_nbytes(cache)
+    shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(planned)]
+    assert shapes == [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(cache)]
+
+
+def test_implementations_are_compared_token_by_token(prefilled):
+    model, logits, cache = prefilled
+    found = compare_implementations(model, first_state(logits, cache), "xla", "reference", 4)
+    assert (found["against"], found["sequences"], found["steps"]) == ("reference", 2, 4)
+    assert found["equal_tokens"] == 1.0
+    assert found["logits_relative_error"] < 0.02  # activations are bfloat16
+
+
+def test_prefill_takes_few_sequences_at_once_where_they_are_long():
+    assert most_sequences(find_shape("qwen2.5-vl-7b"), 32) == 1
+    assert most_sequences(find_shape("tiny"), 32) == 4

@@ -1,0 +1,30 @@
+"""What a pass gets of one layer, and what it makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.coding import Coded
+
+__all__ = ["LayerStep", "Made"]
+
+type Made = tuple[Int32[Array, "B"], Coded | None]
+"""Calibrations of scores that were left out, and the layer's codes, if it has any."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerStep:
+    """A layer's turn in a pass.
+
+    Attributes:
+        layer: its number, traced or not. number: that of a layer that is not traced.
+        key, value: of the new tokens.
+        own: whether the layer is one of the pass, which another leaves as it is; None: it is.
+    """
+
+    layer: Int32[Array, ""] | int
+    number: int | None
+    key: Float[Array, "B T K H"]
+    value: Float[Array, "B T K H"]
+    own: Bool[Array, ""] | None = None
