@@ -76,7 +76,7 @@ def fused_attention(
     if score_map is not None:
         rows |= {"slope": score_map.slope, "shift": score_map.shift}
     groups = _groups(packed)
-    if packed is not None and groups:
+    if packed is not None and outer_dictionary.folds_outside(packed.key):
         rows |= outer_dictionary.scores_of_centres(query, packed.key, layer)
     if (of_key := _table_rows("key", packed, groups, tables)) is not None:
         rows["products"] = of_key.scores(query)
@@ -90,7 +90,7 @@ def fused_attention(
     )
     seen = {"visible": dict(visible), "start": dict(starts or {})}
     output, logsumexp, *found = fold_mapped_axes(run, rows, seen, banks, layer)
-    if packed is not None and groups:
+    if packed is not None and outer_dictionary.folds_outside(packed.value):
         results, of_value = (output, logsumexp, *found), _needed(tables).value
         return outer_dictionary.join_parts(results, packed.value, groups, of_value, layer)
     if (of_value := _table_rows("value", packed, groups, tables)) is not None:
@@ -293,8 +293,8 @@ def plan(
     if banks.packed is not None:
         classes = packed_classes(banks.packed)
         layers = jax.tree.leaves(banks.packed.key)[0].shape[-4]
-        if found := _groups(banks.packed):
-            groups = [(x, outer_dictionary.part_dim(banks.packed.key, x)) for x in found]
+        if outer_dictionary.folds_outside(key := banks.packed.key):
+            groups = [(x, outer_dictionary.part_dim(key, x)) for x in _groups(banks.packed)]
             widest = max(dim for _, dim in groups)
     of_book = bool(classes) and classes[0].key.codebook
     heads = outer * batch * kv_heads

@@ -1,6 +1,7 @@
 """Which implementation a call takes, how its work is cut, and what `explain` says of it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,6 @@ import vkq_jax
 import vkq_jax.reference
 from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.attention.kernel_spec import Coding, Dense, KernelSpec, Packed, TuningConfig
-from pallas_kernels.attention.launch import emulated_launch
 from pallas_kernels.attention.tuning_configs import choose_tuning
 from tests.pallas_kernels.kernel_cases import (
     CODES,
@@ -28,8 +28,28 @@ from tests.support.caches import (
 from vkq_jax import KVQuantConfig, LevelCodes, ScoreCalibration
 
 
+def shapes_of(shape, codes):
+    """A query and a layer without numbers: reasons ask for none."""
+    return jax.eval_shape(lambda: random_layer(shape, codes))
+
+
+def stacked_shapes(layer, num_layers):
+    return jax.eval_shape(lambda x: stacked(x, num_layers), layer)
+
+
+def without_pictures(cache):
+    return dataclasses.replace(cache, visual=())
+
+
+def with_wide_keys(cache):
+    """Its first bank's keys in float32."""
+    bank, *others = cache.visual
+    key = jax.tree.map(lambda x: x.astype(jnp.float32), bank.key)
+    return dataclasses.replace(cache, visual=(dataclasses.replace(bank, key=key), *others))
+
+
 def test_the_choice_is_visible():
-    layer = random_layer(Shape(head_dim=64), CODES["signs"])[1]
+    layer = shapes_of(Shape(head_dim=64), CODES["signs"])[1]
     if jax.default_backend() == "cpu":
         assert pallas_kernels.choose_implementation(None, layer) == "xla"
         assert "needs an NVIDIA GPU" in pallas_kernels.explain(layer)
@@ -40,7 +60,7 @@ def test_the_choice_is_visible():
 def test_what_the_kernel_does_not_cover_is_said():
     def reason(**changes):
         shape = Shape(**{"head_dim": 64, "visual": ((300, (300, 3)),)} | changes)
-        return lambda quant: mosaic_gpu.unsupported_reason(random_layer(shape, quant)[1])
+        return lambda quant: mosaic_gpu.unsupported_reason(shapes_of(shape, quant)[1])
 
     signs = CODES["signs"]
     assert reason()(signs) is None
@@ -55,37 +75,41 @@ def test_what_the_kernel_does_not_cover_is_said():
     assert "rotated channels" in reason()(KVQuantConfig(LevelCodes(rotation="hadamard"), LEVELS))
     assert "MixedTensor is neither" in reason()(vkq_jax.presets["vidkv-1.5bit"])
     assert reason()(KVQuantConfig(SIGNS, SIGNS, ScoreCalibration())) is None
-    mixed = stacked(random_layer(Shape(head_dim=64), vkq_jax.presets["none"])[1], 1)
-    wide = jax.tree.map(lambda x: x.astype(jnp.float32), (mixed.visual[0].key,))[0]
-    bank = dataclasses.replace(mixed.visual[0], key=wide)
-    reason = mosaic_gpu.unsupported_reason(dataclasses.replace(mixed, visual=(bank,)))
+    layer = shapes_of(Shape(head_dim=64), signs)[1]
+    mixed = stacked_shapes(shapes_of(Shape(head_dim=64), vkq_jax.presets["none"])[1], 1)
+    wide = jax.eval_shape(with_wide_keys, mixed)
+    reason = mosaic_gpu.unsupported_reason(wide)
     assert reason == "dense banks in float32, not bfloat16"
     for head_dim in (80, 256):
-        other = stacked(random_layer(Shape(head_dim=head_dim), vkq_jax.presets["none"])[1], 1)
-        for cache in (other, dataclasses.replace(other, visual=())):  # pictures, only text
+        other = stacked_shapes(shapes_of(Shape(head_dim=head_dim), vkq_jax.presets["none"])[1], 1)
+        for cache in (other, jax.eval_shape(without_pictures, other)):
             reason = mosaic_gpu.unsupported_reason(cache)
             assert reason == f"dense banks of head_dim {head_dim}, none of (64, 128)"
-    query, layer = random_layer(Shape(head_dim=257), signs)
+    coded = jax.eval_shape(
+        lambda x: without_pictures(dataclasses.replace(x, text=x.text.in_8_bits())), layer
+    )
+    reason = "text in 8 bits with scales in float32, not bfloat16"
+    assert mosaic_gpu.unsupported_reason(coded) == reason
+    query, layer = shapes_of(Shape(head_dim=257), signs)
     with pytest.raises(NotImplementedError, match="head_dim 257"):
-        mosaic_gpu.attend_cache(query, layer, launch=emulated_launch)
+        jax.eval_shape(attend, query, layer)
 
 
 def test_a_soft_cap_together_with_calibration_is_not_covered(monkeypatch):
-    query, layer = random_layer(Shape(head_dim=64), CODES["signs, calibrated"])
+    query, layer = shapes_of(Shape(head_dim=64), CODES["signs, calibrated"])
     reason = "logits soft-cap together with score calibration"
     with pytest.raises(NotImplementedError, match=reason):
-        attend(query, layer, logits_soft_cap=50.0)
-    only_text = dataclasses.replace(stacked(layer, 1), visual=())  # nothing to calibrate
+        jax.eval_shape(functools.partial(attend, logits_soft_cap=50.0), query, layer)
+    only_text = jax.eval_shape(without_pictures, stacked_shapes(layer, 1))  # nothing to calibrate
     assert mosaic_gpu.unsupported_reason(only_text, 50.0) is None
     monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
+    capped = functools.partial(pallas_kernels.decode_attention, logits_soft_cap=50.0)
     assert pallas_kernels.choose_implementation(None, layer) == "mosaic_gpu"
     assert pallas_kernels.choose_implementation(None, layer, 50.0) == "xla"
     assert f"mosaic_gpu: {reason}" in pallas_kernels.explain(layer, logits_soft_cap=50.0)
     with pytest.raises(NotImplementedError, match=f"'mosaic_gpu' does not apply here: {reason}"):
-        pallas_kernels.decode_attention(
-            query, layer, implementation="mosaic_gpu", logits_soft_cap=50.0
-        )
-    assert pallas_kernels.decode_attention(query, layer, logits_soft_cap=50.0).shape == query.shape
+        jax.eval_shape(functools.partial(capped, implementation="mosaic_gpu"), query, layer)
+    assert jax.eval_shape(capped, query, layer).shape == query.shape
 
 
 @pytest.mark.parametrize("heads", [1, 2, 7, 32, 512, 4096])
@@ -120,8 +144,8 @@ def test_tunings_that_were_measured(heads, queries, positions, tuning):
 
 
 def test_explain_says_how_the_work_is_divided():
-    query, layer = random_layer(Shape(head_dim=128, num_heads=8, num_queries=2), CODES["signs"])
-    text = pallas_kernels.explain(stacked(layer, 3), jax.ShapeDtypeStruct(query.shape, query.dtype))
+    query, layer = shapes_of(Shape(head_dim=128, num_heads=8, num_queries=2), CODES["signs"])
+    text = pallas_kernels.explain(stacked_shapes(layer, 3), query)
     assert "one launch over 70 packed, 9 dense (text)" in text
     assert "to a team of 8 queries" in text
     plain = pallas_kernels.explain(layer)
@@ -129,16 +153,15 @@ def test_explain_says_how_the_work_is_divided():
 
 
 def test_explain_says_what_score_calibration_costs():
-    query, layer = random_layer(Shape(head_dim=128, num_heads=8), CODES["levels, calibrated"])
-    shape = jax.ShapeDtypeStruct(query.shape, query.dtype)
-    each_step = pallas_kernels.explain(stacked(layer, 3), shape)
+    query, layer = shapes_of(Shape(head_dim=128, num_heads=8), CODES["levels, calibrated"])
+    each_step = pallas_kernels.explain(stacked_shapes(layer, 3), query)
     assert "score calibration: one more launch before" in each_step
     alone = Shape(head_dim=128, num_heads=2)
-    query, alone = random_layer(alone, CODES["levels, calibrated"])
-    shape_alone = jax.ShapeDtypeStruct(query.shape, query.dtype)
-    in_launch = pallas_kernels.explain(stacked(alone, 3), shape_alone)
+    of_one, alone = shapes_of(alone, CODES["levels, calibrated"])
+    in_launch = pallas_kernels.explain(stacked_shapes(alone, 3), of_one)
     assert "score calibration: in the launch, which keeps all scores" in in_launch
-    static = pallas_kernels.explain(stacked(with_score_map(layer, 8), 3), shape)
+    mapped = jax.eval_shape(lambda x: stacked(with_score_map(x, 8), 3), layer)
+    static = pallas_kernels.explain(mapped, query)
     assert "score calibration: static, in the query, no launch of its own" in static
     assert "one more launch" not in static
 
@@ -152,9 +175,8 @@ def test_explain_says_what_score_calibration_costs():
     ],
 )
 def test_explain_says_what_happens_beside_the_launches_of_other_heads(head_dim, rotated_and_stored):
-    query, layer = random_layer(Shape(head_dim=head_dim), CODES["signs and levels"])
-    shapes = jax.eval_shape(lambda: (stacked(layer, 3), query))  # no arrays are needed
-    text = pallas_kernels.explain(*shapes)
+    query, layer = shapes_of(Shape(head_dim=head_dim), CODES["signs and levels"])
+    text = pallas_kernels.explain(stacked_shapes(layer, 3), query)
     assert [line.removeprefix("mosaic_gpu: ") for line in text.splitlines()[4:]] == [
         *rotated_and_stored,
         "text bank by xla, joined by its log-sum-exp: "

@@ -187,7 +187,10 @@ def check(launch: Launch) -> bool:
 
 
 def _workers(launch: Launch) -> Executor:
-    """For nearly nothing but compilation, half of which is Python: on a GPU, processes."""
+    """For nearly nothing but compilation, whose first part holds Python's lock: processes.
+
+    Emulated, threads: there is little to compile.
+    """
     if launch is not gpu_launch:
         return ThreadPoolExecutor(os.cpu_count())
     return ProcessPoolExecutor(
