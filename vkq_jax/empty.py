@@ -12,9 +12,11 @@ from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.presets import resolve
 from vkq_jax.recurrent import RecurrentState
 from vkq_jax.text_bank import TextBits
-from vkq_jax.validation import shown
+from vkq_jax.validation import check_fields, check_size, shown
 
 __all__ = ["empty_cache"]
+
+_MOST = 2**16  # layers or heads; no model has nearly as many
 
 
 def empty_cache(
@@ -61,12 +63,17 @@ def empty_cache(
         "head_dim": head_dim,
         "cache_length": cache_length,
     }
+    for name in ("num_layers", "num_kv_heads"):  # which are counted before a cache is made
+        check_size(name, sizes[name], _MOST)
     options: dict[str, Any] = {
         "dtype": dtype,
         "keep_indices": keep_indices,
         "text_bits": text_bits,
     }
     if recurrent is not None:
+        if not isinstance(recurrent, RecurrentState):
+            raise ValueError(f"recurrent: expected a RecurrentState, got {shown(recurrent)}")
+        check_fields(recurrent)
         quant = one_setting(quant, "a cache with recurrent states")
         others, states = _two_kinds(num_layers, recurrent.layers, "recurrent.layers")
         if cross_layers:
@@ -79,7 +86,7 @@ def empty_cache(
         own = sizes | {"num_layers": len(others.layers)}
         part = KVCache.init(**own, quant=quant, **options)
         return LayeredCache((part,), (others,), recurrent=recurrent)
-    if cross_layers:
+    if not isinstance(cross_layers, list | tuple) or cross_layers:
         quant = one_setting(quant, "a cache with cross-attention layers")
         groups = _two_kinds(num_layers, cross_layers, "cross_layers")
         # A token sees pictures by their numbers.
@@ -108,9 +115,17 @@ def empty_cache(
 
 def _two_kinds(num_layers: int, layers: Sequence[int], name: str) -> tuple[Cells, Cells]:
     """The layers that hold text, and the others."""
+    if not isinstance(layers, list | tuple) or not all(type(n) is int for n in layers):
+        raise ValueError(f"{name}: expected numbers of layers, got {shown(layers)}")
     cross = tuple(sorted(set(layers)))
     others = tuple(n for n in range(num_layers) if n not in cross)
-    if len(cross) != len(layers) or cross[0] < 0 or cross[-1] >= num_layers or not others:
+    if (
+        not cross
+        or len(cross) != len(layers)
+        or cross[0] < 0
+        or cross[-1] >= num_layers
+        or not others
+    ):
         raise ValueError(
             f"{name}: expected some of the layers in [0, {num_layers}), each once, and not "
             f"all, got {shown(list(layers))}"
