@@ -72,6 +72,21 @@ def codebook_rows() -> list[str]:
     return [line for name in files for line in dictionary_rows(name)]
 
 
+def learned_rows() -> list[str]:
+    """A row for each case: the launch and what is beside it, before and after a change of that."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in read("kernel_learned.json")["rows"]:
+        found.setdefault(row["case"], {})[row["code"]] = row
+    lines = []
+    for case, rows in found.items():
+        both = (rows["before"], rows["after"])
+        launch = [x["launch_microseconds"] for x in both]
+        beside = [x["microseconds"] - x["launch_microseconds"] for x in both]
+        figures = [*launch, *beside, rows["after"]["microseconds"]]
+        lines.append(f"| `{case}` | {' | '.join(f'{x:.1f} us' for x in figures)} |")
+    return lines
+
+
 def kernel_rows() -> list[str]:
     """A row for each case: cuDNN's and the kernel's time, ratio, goal, bandwidth, error."""
     return [
@@ -193,24 +208,48 @@ def ablation_rows(name: str = "ablation.json") -> list[str]:
     return lines
 
 
-def mesh_rows() -> list[str]:
-    """Decode steps on two GPUs beside those of one with as many sequences a GPU, by shape."""
+def mesh_rows(folder: pathlib.Path = RESULTS) -> list[str]:
+    """Decode steps on several GPUs beside those of one, by shape and visual cache.
+
+    Of all files `mesh_*.json` of `vkq bench scaling --mesh`; of equal settings the newest row. Each
+    row is compared with one GPU's at as many sequences a part of `data`.
+    """
     lines = [
-        "| shape | visual cache | GPUs | sequences | step, ms | tokens/s | of one GPU's "
+        "| shape | visual cache | mesh | sequences | step, ms | tokens/s | of one GPU's "
         "| GB a GPU: cache | peak |",
         f"|{'---|' * 9}",
     ]
-    for shape in ("internvl", "qwen"):
-        (one,), (two,) = (read(f"mesh_{shape}_data{n}.json")["rows"] for n in (1, 2))
-        for row in (one, two):
-            ratio = row["tokens_per_second"] / one["tokens_per_second"]
-            lines.append(
-                f"| {row['shape']} | `{row['preset']}` | {row['devices']} | {row['batch']} "
-                f"| {row['step_ms']:.2f} | {row['tokens_per_second']:,.0f} | {ratio:.2f}x "
-                f"| {row['cache_bytes_per_device'] / 1e9:.1f} "
-                f"| {', '.join(f'{peak / 1e9:.1f}' for peak in row['peak_bytes_per_device'])} |"
-            )
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for file in sorted(folder.glob("mesh_*.json")):
+        record = json.loads(file.read_text())
+        if record.get("command") != "vkq bench scaling --mesh":
+            continue
+        for row in record["rows"]:
+            key = (row["shape"], row["preset"], row["mesh"], row["fixed_batch"])
+            if row["status"] == "measured" and row["run"] >= found.get(key, row)["run"]:
+                found[key] = row
+    for (shape, preset, mesh, batch), row in sorted(found.items(), key=_place_of_mesh):
+        alone = found.get((shape, preset, "data=1", batch // _axes(mesh).get("data", 1)))
+        ratio = ""
+        if alone is not None:
+            ratio = f"{row['tokens_per_second'] / alone['tokens_per_second']:.2f}x"
+        lines.append(
+            f"| {shape} | `{preset}` | {mesh} | {batch} | {row['step_ms']:.2f} "
+            f"| {row['tokens_per_second']:,.0f} | {ratio} "
+            f"| {row['cache_bytes_per_device'] / 1e9:.1f} "
+            f"| {', '.join(f'{peak / 1e9:.1f}' for peak in row['peak_bytes_per_device'])} |"
+        )
     return lines
+
+
+def _place_of_mesh(item: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Any, ...]:
+    """Where a row lies in `mesh_rows`: one GPU first."""
+    (shape, preset, mesh, batch), row = item
+    return shape, preset, row["devices"], mesh, batch
+
+
+def _axes(mesh: str) -> dict[str, int]:
+    return {name: int(size) for name, size in (part.split("=") for part in mesh.split(","))}
 
 
 def kinds_rows() -> list[str]:

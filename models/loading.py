@@ -79,7 +79,7 @@ def load(
     folder = find_folder(path)
     config = _read_config(folder)
     if mesh is not None:
-        config.text.check_one_stack("a mesh")
+        config.text.check_one_stack("a mesh", covered=("cross-attention", "linear attention"))
     fitted = None if mesh is None else fit_mesh(mesh, config)
     family = family_of(config.model_type)
     with Checkpoint(folder) as checkpoint:

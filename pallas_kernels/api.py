@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import vkq_jax.attention
 import vkq_jax.reference
 from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention.description import describe
 from pallas_kernels.layout.tiled import tile
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import Attended
@@ -231,7 +232,7 @@ def explain(
     if query is not None and isinstance(cache, KVCache):
         _check_query(query, cache)
         if mosaic_gpu.unsupported_reason(cache, logits_soft_cap) is None:
-            lines += [f"mosaic_gpu: {line}" for line in mosaic_gpu.describe(cache, query)]
+            lines += [f"mosaic_gpu: {line}" for line in describe(cache, query)]
     if slow := slowness(cache, logits_soft_cap=logits_soft_cap):
         lines.append(f"warning: {slow}")
     return "\n".join(lines)
@@ -244,6 +245,8 @@ def _own_query(
     if query is None or len(query.shape) != 4:
         return query
     batch, tokens, heads, head_dim = query.shape
+    if cache.unlike_sizes:
+        return jax.ShapeDtypeStruct((batch, tokens, heads, part.text.key.shape[-1]), query.dtype)
     own = heads * part.text.key.shape[2] // cache.num_kv_heads
     return jax.ShapeDtypeStruct((batch, tokens, own, head_dim), query.dtype)
 

@@ -1,6 +1,7 @@
 """The docs say what the code says, and their picture can be drawn."""
 
 import json
+import re
 import runpy
 import types
 from pathlib import Path
@@ -160,7 +161,8 @@ def rows_of_figures(page):
 def test_tables_of_figures_are_those_of_the_result_files():
     """README.md and kernel.md have the rows that `docs/tables.py` makes, and no others."""
     tables = runpy.run_path(str(DOCS / "tables.py"))
-    made_for = ("kernel_rows", "dictionary_rows", "codebook_rows", "throughput_rows")
+    names = ("kernel", "dictionary", "codebook", "learned", "throughput")
+    made_for = [f"{name}_rows" for name in names]
     kernel = {line for name in made_for for line in tables[name]()}
     assert kernel <= rows_of_figures(DOCS / "kernel.md")
     readme = (DOCS.parent / "README.md").read_text()
@@ -181,6 +183,37 @@ def test_figures_in_the_text_of_readme_are_those_of_the_result_files():
     assert f"answers {answers['samples']:,} questions" in readme
     bits = answers["presets"]["vkq-1bit:plain"]["bits_per_element"]["mean"]
     assert f"in about {bits:.1f} bits per number" in readme
+
+
+def test_every_table_of_the_site_has_rows_of_one_width():
+    tables = runpy.run_path(str(DOCS / "tables.py"))
+    marks = [re.findall(r"<!-- table: (\w+) -->", page.read_text()) for page in DOCS.glob("*.md")]
+    named = [name for some in marks for name in some]
+    assert "ablation_rows" in named
+    for name in named:
+        head, line, *rows = tables[name]()
+        assert rows, name
+        assert {row.count("|") for row in (line, *rows)} == {head.count("|")}, name
+
+
+def test_figures_in_the_text_of_the_ablation_are_those_of_its_file():
+    rows = runpy.run_path(str(DOCS / "tables.py"))["read"]("ablation.json")["presets"]
+    page = " ".join((DOCS / "benchmarks.md").read_text().split())
+
+    def figures(name):
+        return rows[name]["tasks"]["all"]
+
+    def less(plan, part):
+        return round(figures(f"{plan}: {part}")["kl"] / figures(plan)["kl"])
+
+    half, one, two = "vkq-half, plan 0", "vkq-1bit, plan 1", "vkq-2bit, plan 1"
+    lost = [round(figures(f"{half}: {x}")["lost"]) for x in ("one class of tokens", "no codebook")]
+    assert f"without them `vkq-half` loses {lost[0]} and {lost[1]} points" in page
+    gains = [less(plan, "no gains") for plan in (one, two)]
+    assert f"gains divide the KL by {gains[0]} and {gains[1]}" in page
+    assert f"the weights of tokens by {less(two, 'tokens not weighted')}" in page
+    for part in ("Hadamard planes", "scales of least squared error"):
+        assert figures(f"{half}: {part}")["kl"] <= figures(half)["kl"]
 
 
 def test_the_figures_of_several_gpus_are_those_that_the_script_works_out():

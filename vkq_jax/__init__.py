@@ -16,7 +16,7 @@ from vkq_jax.decode import Decode, LayeredDecode, begin_decode
 from vkq_jax.dense import Dense, DenseTensor
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.dictionary_tensor import DictionaryTensor
-from vkq_jax.empty import empty_cache
+from vkq_jax.empty import LayerSizes, empty_cache
 from vkq_jax.error_measures import (
     QuantizationError,
     cosine,
@@ -73,6 +73,7 @@ __all__ = [
     "KeyBias",
     "LayerCache",
     "LayerGroups",
+    "LayerSizes",
     "LayeredCache",
     "LayeredDecode",
     "LayeredPrefill",

@@ -268,6 +268,11 @@ class KVCache:
         return self.text.key.shape[0]
 
     @property
+    def num_kv_heads(self) -> int:
+        """K, KV heads of each layer."""
+        return self.text.key.shape[2]
+
+    @property
     def cache_length(self) -> int:
         """Text tokens that a sequence can hold."""
         return self.text.cache_length

@@ -50,8 +50,13 @@ def check_cache(cache: AnyCache) -> None:
     check_cells(cache.cells if states is None else (*cache.cells, Cells(states.layers)))
     if states is not None:
         _check_states(states, cache)
+    if cache.unlike_sizes and len({part.quant for part in cache.parts}) != 1:
+        raise ValueError("parts: expected the same settings in layers of unlike sizes")
     held = [part.text.key.shape[:3:2] for part in cache.parts]
-    named = [_held_cells(cells, cache.num_kv_heads) for cells in cache.cells]
+    named = [
+        _held_cells(cells, part.text.key.shape[2] if cache.unlike_sizes else cache.num_kv_heads)
+        for cells, part in zip(cache.cells, cache.parts, strict=True)
+    ]
     if held != named:
         raise ValueError(
             f"cells: expected layers and heads of the parts, {shown(held)}, got {shown(named)}"
@@ -77,11 +82,15 @@ def _same(first: Any, other: Any) -> bool:
 
 def _check_states(states: RecurrentState, cache: LayeredCache) -> None:
     expected = (len(states.layers), *cache.position.shape)
-    if len(cache.parts) != 1 or any(x.shape[:2] != expected for x in states.values):
+    if any(x.shape[:2] != expected for x in states.values):
         raise ValueError(
-            f"recurrent: expected arrays {[*expected, '...']} beside one part, got "
-            f"{shown([list(x.shape) for x in states.values])} beside {len(cache.parts)}"
+            f"recurrent: expected arrays {[*expected, '...']}, got "
+            f"{shown([list(x.shape) for x in states.values])}"
         )
+    layers = [layer for cells in cache.cells for layer in cells.layers]
+    own = tuple(zip(cache.cells, (part.quant for part in cache.parts), strict=True))
+    if own != (own[:1] if cache.given is None else cache.given.of_layers(layers)):
+        raise ValueError("given: expected the settings of the parts, or one part with any")
 
 
 def _check_cross(cache: LayeredCache) -> None:

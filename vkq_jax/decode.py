@@ -46,6 +46,11 @@ def begin_decode(
                 backend=backend,
             )
         return LayeredDecode(
-            parts, cross, cache.recurrent, checks.nothing_moved(cache.recurrent), cells=cache.cells
+            parts,
+            cross,
+            cache.recurrent,
+            checks.nothing_moved(cache.recurrent),
+            cells=cache.cells,
+            given=cache.given,
         )
     return start_decode(cache, valid, backend)

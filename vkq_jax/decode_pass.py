@@ -54,6 +54,7 @@ class Decode:
         starts: Starts | None = None,
         logits_scale: float | None = None,
         logits_soft_cap: float | None = None,
+        held: bool = False,
     ) -> tuple[Float[Array, "B T N H"], Decode]:
         """One layer: writes the new tokens, and attends to all that the cache then holds.
 
@@ -65,6 +66,8 @@ class Decode:
             window: how many tokens each one sees, itself the last; needs `keep_indices`.
             starts: instead of `window`, where what each query sees begins.
             logits_scale: H ** -0.5 by default. logits_soft_cap: see `vkq_jax.soft_cap`.
+            held: this layer reads the keys and values of `layer`, which has attended: nothing is
+                written.
 
         Returns:
             Attention in the query's dtype, and the pass for the next layer. A sequence that has no
@@ -75,7 +78,7 @@ class Decode:
         """
         checks.check_heads(query, key, value, self.unfinished, self.valid.shape[1])
         number = checks.static_layer(layer, self.unfinished.num_layers)
-        after = self.written(layer, number, key, value)
+        after = self if held else self.written(layer, number, key, value)
         output, skipped = after.compute(
             layer,
             query,

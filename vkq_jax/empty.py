@@ -1,5 +1,6 @@
 """An empty cache, from sizes and the name of a preset."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vkq_jax.cache import KVCache
+from vkq_jax.config import KVQuantConfig
 from vkq_jax.layer_settings import AnyQuant, Cells, LayerGroups, PerLayer, one_setting
 from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.presets import resolve
@@ -14,9 +16,22 @@ from vkq_jax.recurrent import RecurrentState
 from vkq_jax.text_bank import TextBits
 from vkq_jax.validation import check_fields, check_size, shown
 
-__all__ = ["empty_cache"]
+__all__ = ["LayerSizes", "empty_cache"]
 
 _MOST = 2**16  # layers or heads; no model has nearly as many
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSizes:
+    """Layers of a model whose keys and values have sizes of their own.
+
+    Attributes:
+        layers: their numbers. num_kv_heads, head_dim: K and H of each.
+    """
+
+    layers: tuple[int, ...]
+    num_kv_heads: int
+    head_dim: int
 
 
 def empty_cache(
@@ -31,6 +46,7 @@ def empty_cache(
     keep_indices: bool = False,
     cross_layers: Sequence[int] = (),
     recurrent: RecurrentState | None = None,
+    unlike: LayerSizes | None = None,
     text_bits: TextBits = None,
 ) -> AnyCache:
     """A cache without tokens, for `begin_prefill`.
@@ -50,11 +66,14 @@ def empty_cache(
             visual tokens and no text, the others the reverse. See `PromptPictures`.
         recurrent: first states of the layers that keep one instead of keys and values, of the same
             batch. Not together with cross_layers.
+        unlike: layers with heads of another number or size than num_kv_heads and head_dim say. Not
+            together with cross_layers or recurrent.
 
     Raises:
         ValueError: a size below 1, an unknown preset, other bits of text, or layers, or settings of
             layers or heads, that are not there.
-        NotImplementedError: settings of `per_layer` with several kinds of layers, or more than two.
+        NotImplementedError: settings of `per_layer` with cross-attention layers or unlike ones, or
+            more than two kinds of layers.
     """
     sizes: dict[str, Any] = {
         "num_layers": num_layers,
@@ -70,11 +89,25 @@ def empty_cache(
         "keep_indices": keep_indices,
         "text_bits": text_bits,
     }
+    if unlike is not None:
+        if not isinstance(unlike, LayerSizes):
+            raise ValueError(f"unlike: expected LayerSizes, got {shown(unlike)}")
+        quant = one_setting(quant, "a cache of layers of unlike sizes")
+        if cross_layers or recurrent is not None:
+            raise NotImplementedError("unlike: expected no cross_layers and no recurrent with it")
+        others, own_cells = _two_kinds(num_layers, unlike.layers, "unlike.layers")
+        own_sizes = {"num_kv_heads": unlike.num_kv_heads, "head_dim": unlike.head_dim}
+        parts = tuple(
+            KVCache.init(**sizes | more | {"num_layers": len(of.layers)}, quant=quant, **options)
+            for of, more in ((others, {}), (own_cells, own_sizes))
+        )
+        return LayeredCache(parts, (others, own_cells))
     if recurrent is not None:
         if not isinstance(recurrent, RecurrentState):
             raise ValueError(f"recurrent: expected a RecurrentState, got {shown(recurrent)}")
         check_fields(recurrent)
-        quant = one_setting(quant, "a cache with recurrent states")
+        if isinstance(quant, PerLayer | LayerGroups):
+            quant = quant.settle(num_layers, num_kv_heads)
         others, states = _two_kinds(num_layers, recurrent.layers, "recurrent.layers")
         if cross_layers:
             raise NotImplementedError("cross_layers and recurrent: expected one of them, got both")
@@ -83,9 +116,11 @@ def empty_cache(
                 f"recurrent: expected arrays [{len(states.layers)} layers, {batch} sequences, ...],"
                 f" got {shown([list(x.shape) for x in recurrent.values])}"
             )
-        own = sizes | {"num_layers": len(others.layers)}
-        part = KVCache.init(**own, quant=quant, **options)
-        return LayeredCache((part,), (others,), recurrent=recurrent)
+        given = quant if isinstance(quant, LayerGroups) else None
+        groups = ((others, resolve(quant)),) if given is None else given.of_layers(others.layers)
+        parts = tuple(_part(cells, own, sizes, options) for cells, own in groups)
+        cells = tuple(cells for cells, _ in groups)
+        return LayeredCache(parts, cells, recurrent=recurrent, given=given)
     if not isinstance(cross_layers, list | tuple) or cross_layers:
         quant = one_setting(quant, "a cache with cross-attention layers")
         groups = _two_kinds(num_layers, cross_layers, "cross_layers")
@@ -104,13 +139,18 @@ def empty_cache(
         quant = quant.settle(num_layers, num_kv_heads)
     if not isinstance(quant, LayerGroups):
         return KVCache.init(**sizes, quant=resolve(quant), **options)
-    parts = []
-    for cells, own in quant.groups:
-        own_sizes = sizes | {"num_layers": len(cells.layers)}
-        if cells.heads is not None:
-            own_sizes["num_kv_heads"] = len(cells.heads[0])
-        parts.append(KVCache.init(**own_sizes, quant=own, **options))
-    return LayeredCache(tuple(parts), tuple(cells for cells, _ in quant.groups))
+    parts = tuple(_part(cells, own, sizes, options) for cells, own in quant.groups)
+    return LayeredCache(parts, tuple(cells for cells, _ in quant.groups))
+
+
+def _part(
+    cells: Cells, quant: KVQuantConfig, sizes: dict[str, Any], options: dict[str, Any]
+) -> KVCache:
+    """The cache of a group of layers and heads."""
+    own = sizes | {"num_layers": len(cells.layers)}
+    if cells.heads is not None:
+        own["num_kv_heads"] = len(cells.heads[0])
+    return KVCache.init(**own, quant=quant, **options)
 
 
 def _two_kinds(num_layers: int, layers: Sequence[int], name: str) -> tuple[Cells, Cells]:

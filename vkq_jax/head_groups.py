@@ -64,7 +64,7 @@ class Routes:
 
     Attributes:
         patterns: the different sets of groups that layers are in.
-        pattern: number of each layer's pattern [L].
+        pattern: number of each layer's pattern [L]; 0 for a layer that is in no group.
         place: number of each layer in each group [L, groups], 0 where it is not in the group.
         member: whether each layer is in each group [L, groups].
     """
@@ -77,17 +77,17 @@ class Routes:
 
 def routes(groups: tuple[Cells, ...]) -> Routes:
     """The groups of each layer."""
-    layers = sorted({layer for cells in groups for layer in cells.layers})
-    place = np.zeros((len(layers), len(groups)), np.int32)
+    count = 1 + max(layer for cells in groups for layer in cells.layers)
+    place = np.zeros((count, len(groups)), np.int32)
     member = np.zeros(place.shape, bool)
     found = []
-    for layer in layers:
+    for layer in range(count):
         for group, number in places_of(groups, layer):
             place[layer, group], member[layer, group] = number, True
         found.append(tuple(np.flatnonzero(member[layer]).tolist()))
-    patterns = tuple(dict.fromkeys(found))
-    pattern = np.asarray([patterns.index(groups) for groups in found], np.int32)
-    return Routes(patterns, pattern, place, member)
+    patterns = tuple(dict.fromkeys(groups for groups in found if groups))
+    pattern = [patterns.index(groups) if groups else 0 for groups in found]
+    return Routes(patterns, np.asarray(pattern, np.int32), place, member)
 
 
 def heads_at(cells: Cells, place: Int32[Array, ""] | int) -> Int32[Array, "k"] | None:
@@ -106,7 +106,7 @@ def take_heads(
 
 
 def join_heads(
-    parts: Sequence[tuple[Int32[Array, "k"] | None, Shaped[Array, "..."]]], axis: int
+    parts: Sequence[tuple[Int32[Array, "_"] | None, Shaped[Array, "..."]]], axis: int
 ) -> Shaped[Array, "..."]:
     """All heads of a layer in the model's order, from the heads of each group: see `take_heads`."""
     if len(parts) == 1:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-__all__ = ["in_shards", "spans_hosts", "to_host"]
+__all__ = ["in_shards", "of_first_host", "spans_hosts", "to_host"]
 
 
 def spans_hosts(tree: Any) -> bool:
@@ -21,6 +21,14 @@ def to_host(x: jax.Array | np.ndarray) -> np.ndarray:
     if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
     return multihost_utils.process_allgather(x, tiled=True)
+
+
+def of_first_host[T](tree: T) -> T:
+    """A pytree of arrays as the first host has it, which all hosts call with the same shapes.
+
+    Hosts that compute the same may round otherwise. On one host the tree itself comes back.
+    """
+    return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
 
 def in_shards(

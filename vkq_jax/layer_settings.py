@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from vkq_jax.config import KVQuantConfig
@@ -76,6 +76,17 @@ class LayerGroups:
     def num_kv_heads(self) -> int | None:
         """K, KV heads of a layer; None where no layer tells heads apart: any number will do."""
         return num_heads(tuple(cells for cells, _ in self.groups))
+
+    def of_layers(self, layers: Sequence[int]) -> tuple[tuple[Cells, KVQuantConfig], ...]:
+        """The groups with no other layers than these; a group without any is left out."""
+        found = []
+        for cells, quant in self.groups:
+            rows = cells.heads or (None,) * len(cells.layers)
+            kept = [pair for pair in zip(cells.layers, rows, strict=True) if pair[0] in layers]
+            if kept:
+                own, heads = zip(*kept, strict=True)
+                found.append((Cells(own, None if cells.heads is None else heads), quant))
+        return tuple(found)
 
     @property
     def named(self) -> tuple[KVQuantConfig, ...]:

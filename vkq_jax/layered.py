@@ -32,6 +32,7 @@ from vkq_jax.pass_checks import static_layer
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.recurrent import RecurrentState
 from vkq_jax.text_bank import TextBits
+from vkq_jax.validation import shown
 
 __all__ = [
     "AnyCache",
@@ -49,6 +50,9 @@ __all__ = [
 class LayeredCache:
     """The cache of a model whose layers or heads are coded in different ways, or of two kinds.
 
+    Layers of two kinds may be cross-attention and others, have a state or keys, or differ in the
+    number and the channels of their heads (`unlike_sizes`).
+
     Attributes:
         parts: caches of the groups, each stacked over the layers of its group. Lengths, positions
             and numbers of tokens are the same in all; each has its own layers' and heads' text.
@@ -56,14 +60,15 @@ class LayeredCache:
         cross: the last group's are cross-attention layers. Its part holds visual banks and no text
             (a text bank of one slot that stays empty), the others text alone; all have the same
             settings.
-        recurrent: states of the layers that have neither text nor visual tokens; then, too, all
-            parts have the same settings.
+        recurrent: states of the layers that have neither text nor visual tokens.
+        given: the settings of all layers, those with a state too, where they differ.
     """
 
     parts: tuple[KVCache, ...]
     cells: tuple[Cells, ...] = static_field()
     cross: bool = static_field(default=False)
     recurrent: RecurrentState | None = None
+    given: LayerGroups | None = static_field(default=None)
 
     @property
     def text_parts(self) -> tuple[KVCache, ...]:
@@ -78,10 +83,21 @@ class LayeredCache:
     @property
     def quant(self) -> Quant:
         """Settings of the groups; plain ones in a model with several kinds of layers."""
-        if self.cross or self.recurrent is not None:
+        if self.given is not None:
+            return self.given
+        if self.cross or self.recurrent is not None or self.unlike_sizes:
             return self.parts[0].quant
         quants = (part.quant for part in self.parts)
         return LayerGroups(tuple(zip(self.cells, quants, strict=True)))
+
+    @property
+    def unlike_sizes(self) -> bool:
+        """Whether layers differ in the number or the channels of their heads.
+
+        Each part then has layers of one size, and all parts have the same settings.
+        """
+        whole = zip(self.parts, self.cells, strict=True)
+        return len({_sizes(part) for part, cells in whole if cells.heads is None}) > 1
 
     @property
     def num_layers(self) -> int:
@@ -91,7 +107,7 @@ class LayeredCache:
 
     @property
     def num_kv_heads(self) -> int:
-        """K, KV heads of each layer."""
+        """K, KV heads of each layer; of those of the first part where layers differ in it."""
         return num_heads(self.cells) or self.parts[0].text.key.shape[2]
 
     @property
@@ -147,6 +163,21 @@ class LayeredCache:
         """The same cache without the parts that decoding leaves as they are."""
         return map_parts(self, KVCache.without_fixed)
 
+    def part_of(self, key: Float[Array, "B T K H"]) -> int | None:
+        """The part of a layer by the sizes of its keys; None where all parts have the same.
+
+        Raises:
+            ValueError: no layer has keys of these sizes.
+        """
+        if not self.unlike_sizes:
+            return None
+        known = [_sizes(part) for part in self.parts]
+        if (found := (key.shape[2], key.shape[3])) not in known:
+            raise ValueError(
+                f"key: expected [B, T, K, H] with K and H of {shown(known)}, got {shown(key)}"
+            )
+        return known.index(found)
+
     def layer(self, index: Any) -> LayerCache:
         """The view of one layer.
 
@@ -171,6 +202,11 @@ class LayeredCache:
         return view
 
 
+def _sizes(part: KVCache) -> tuple[int, int]:
+    """K and H of a part's layers."""
+    return part.text.key.shape[2], part.text.key.shape[4]
+
+
 type AnyCache = KVCache | LayeredCache
 
 
@@ -190,7 +226,8 @@ def heads_of_layer(cache: AnyCache, layer: int) -> tuple[tuple[tuple[int, ...], 
     views = []
     for part, place in places_of(cache.cells, number):
         heads = cache.cells[part].heads
-        own = tuple(range(cache.num_kv_heads)) if heads is None else heads[place]
+        every = range(cache.parts[part].text.key.shape[2])
+        own = tuple(every) if heads is None else heads[place]
         views.append((own, cache.parts[part].layer(place)))
     return tuple(views)
 

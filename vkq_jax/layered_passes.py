@@ -20,7 +20,7 @@ from vkq_jax.cache import KVCache
 from vkq_jax.cross_pass import CrossPass
 from vkq_jax.decode_pass import Decode
 from vkq_jax.head_groups import heads_at, join_heads, place_in, places_of, routes, take_heads
-from vkq_jax.layer_settings import Cells
+from vkq_jax.layer_settings import Cells, LayerGroups
 from vkq_jax.layered import LayeredCache
 from vkq_jax.prefill_pass import Prefill
 from vkq_jax.pytree import frozen_pytree, static_field
@@ -38,7 +38,7 @@ class _LayeredPass[P: (Prefill, Decode)]:
         cross: the pass of the cross-attention layers, if there are any.
         recurrent: states of layers that have one, if there are any. moved: which of them have a new
             one.
-        cells: see `LayeredCache`.
+        cells, given: see `LayeredCache`.
     """
 
     parts: tuple[P, ...]
@@ -46,6 +46,7 @@ class _LayeredPass[P: (Prefill, Decode)]:
     recurrent: RecurrentState | None = None
     moved: Bool[Array, "l"] | Bool[np.ndarray, "l"] | None = None
     cells: tuple[Cells, ...] = static_field(kw_only=True)
+    given: LayerGroups | None = static_field(kw_only=True)
 
     @property
     def positions(self) -> Int32[Array, "B T *axes"]:
@@ -79,6 +80,10 @@ class _LayeredPass[P: (Prefill, Decode)]:
         **options: Any,
     ) -> tuple[Float[Array, "B T N H"], Own]:
         """One layer of the model, see `Prefill.attend` and `Decode.attend`."""
+        if (group := self.unfinished.part_of(key)) is not None:
+            place, parts = place_in(self.cells[group], layer), list(self.parts)
+            output, parts[group] = parts[group].attend(place, query, key, value, **options)
+            return output, dataclasses.replace(self, parts=tuple(parts))
         count = self.unfinished.num_kv_heads
         tokens, first = self.valid.shape[1], self.parts[0].unfinished
         checks.check_heads(query, key, value, first, tokens, count)
@@ -161,7 +166,13 @@ class _LayeredPass[P: (Prefill, Decode)]:
         return self._cache(parts, cross)
 
     def _cache(self, parts: tuple[KVCache, ...], cross: tuple[KVCache, ...]) -> LayeredCache:
-        return LayeredCache(parts + cross, self.cells, cross=bool(cross), recurrent=self.recurrent)
+        return LayeredCache(
+            parts + cross,
+            self.cells,
+            cross=bool(cross),
+            recurrent=self.recurrent,
+            given=self.given,
+        )
 
 
 @frozen_pytree

@@ -83,6 +83,11 @@ def begin_prefill(
                 backend=backend,
             )
         return LayeredPrefill(
-            parts, cross, cache.recurrent, checks.nothing_moved(cache.recurrent), cells=cache.cells
+            parts,
+            cross,
+            cache.recurrent,
+            checks.nothing_moved(cache.recurrent),
+            cells=cache.cells,
+            given=cache.given,
         )
     return begin(cache)

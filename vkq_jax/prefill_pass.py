@@ -72,6 +72,7 @@ class Prefill:
         starts: Starts | None = None,
         logits_scale: float | None = None,
         logits_soft_cap: float | None = None,
+        held: bool = False,
     ) -> tuple[Float[Array, "B T N H"], Prefill]:
         """One layer: attention of the prompt, its text written and its visual tokens coded.
 
@@ -85,6 +86,8 @@ class Prefill:
             window: how many tokens each one sees, itself the last; needs `keep_indices`.
             starts: instead of `window`, where what each query sees of earlier turns begins.
             logits_scale: H ** -0.5 by default. logits_soft_cap: see `vkq_jax.soft_cap`.
+            held: this layer reads the keys and values of `layer`, which has attended: nothing is
+                written or coded.
 
         Returns:
             Attention in the query's dtype, and the pass for the next layer. A sequence that has no
@@ -104,10 +107,12 @@ class Prefill:
             starts=starts,
             logits_scale=logits_scale,
             logits_soft_cap=logits_soft_cap,
+            held=held,
         )
-        return checks.spoil(output, self.fits), self.written(
-            layer, number, key, value, coded, skipped
-        )
+        output = checks.spoil(output, self.fits)
+        if held:
+            return output, dataclasses.replace(self, skipped=self.skipped + skipped)
+        return output, self.written(layer, number, key, value, coded, skipped)
 
     def compute(
         self,
@@ -121,6 +126,7 @@ class Prefill:
         starts: Starts | None = None,
         logits_scale: float | None = None,
         logits_soft_cap: float | None = None,
+        held: bool = False,
     ) -> tuple[Float[Array, "B T N H"], Int32[Array, "B"], Coded | None]:
         """Attention of `attend`, calibrations that it left out, and the layer's codes."""
         cache = self.unfinished
@@ -141,7 +147,7 @@ class Prefill:
             )
             attended = merge(earlier, attend_dense(query, key, value, mask, **scores))
             output, skipped = attended.output.astype(query.dtype), attended.calibration_skipped
-        if self.coded is None:
+        if self.coded is None or held:
             return output, skipped, None
         if cache.key_bias is not None:
             key = cache.key_bias.of_layer(layer).taken_out(key, self.positions)

@@ -19,11 +19,11 @@ class RecurrentState:
     """The state of linear attention, a convolution or the like behind all tokens so far.
 
     Attributes:
-        values: any number of arrays, stacked over these layers.
+        values: any number of arrays, stacked over these layers, each with an axis of heads.
         layers: numbers of the layers in the model, ascending.
     """
 
-    values: tuple[Float[Array, "L B ..."], ...]
+    values: tuple[Float[Array, "L B _ ..."], ...]
     layers: tuple[int, ...] = static_field()
 
     def of_layer(self, layer: Int32[Array, ""] | int) -> tuple[Float[Array, "B ..."], ...]:

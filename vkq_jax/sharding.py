@@ -15,7 +15,10 @@ from jax.sharding import PartitionSpec
 from jax.tree_util import GetAttrKey, KeyPath, SequenceKey
 
 from vkq_jax.cache import KVCache
+from vkq_jax.cross_pass import CrossPass
 from vkq_jax.decode_pass import Decode
+from vkq_jax.layered import AnyCache, LayeredCache
+from vkq_jax.layered_passes import LayeredDecode, LayeredPrefill
 from vkq_jax.prefill_pass import Prefill
 from vkq_jax.sharing import is_shared
 
@@ -33,6 +36,7 @@ class CacheAxes:
         heads: that queries are split over by head, N.
         counts: that lengths, positions and numbers of tokens are split over, B.
         parts: that banks are split over along the sequence. num_parts: devices along it.
+        states: that recurrent states are split over by head.
     """
 
     sequences: MeshAxes = None
@@ -41,6 +45,7 @@ class CacheAxes:
     counts: MeshAxes = None
     parts: MeshAxes = None
     num_parts: int = 1
+    states: MeshAxes = None
 
     @property
     def of_layers(self) -> PartitionSpec:
@@ -52,19 +57,40 @@ class CacheAxes:
         """The spec of arrays of all layers of a bank in parts [L, B, K, P, ...]."""
         return PartitionSpec(None, self.sequences, self.kv_heads, self.parts)
 
+    @property
+    def of_states(self) -> PartitionSpec:
+        """The spec of recurrent states [L, B, heads, ...]."""
+        return PartitionSpec(None, self.counts, self.states)
+
     def splits_text(self, cache_length: int) -> bool:
         """Whether a text bank of so many slots is in parts; else each device has all of it."""
         return self.parts is not None and cache_length % self.num_parts == 0
 
 
-def cache_specs(cache: KVCache, axes: CacheAxes) -> KVCache:
+def cache_specs[C: AnyCache](cache: C, axes: CacheAxes) -> C:
     """The cache with a `PartitionSpec` in the place of each array."""
+    if isinstance(cache, LayeredCache):
+        return dataclasses.replace(
+            cache,
+            parts=tuple(cache_specs(part, axes) for part in cache.parts),
+            recurrent=jax.tree.map(lambda _: axes.of_states, cache.recurrent),
+        )
     spec = _spec_of(cache, axes)
     return jax.tree_util.tree_map_with_path(lambda path, _: spec(path), cache)
 
 
-def pass_specs[Pass: (Prefill, Decode)](passing: Pass, axes: CacheAxes) -> Pass:
-    """A pass between two layers with a `PartitionSpec` in the place of each array."""
+def pass_specs[Pass: Prefill | Decode | CrossPass | LayeredPrefill | LayeredDecode](
+    passing: Pass, axes: CacheAxes
+) -> Pass:
+    """A pass between two layers with a `PartitionSpec` in the place of each array.
+
+    Of several kinds of layers, a pass of one kind: without cross-attention and recurrent states.
+    """
+    if isinstance(passing, LayeredPrefill | LayeredDecode):
+        assert passing.cross is None
+        assert passing.moved is None
+        parts = tuple(pass_specs(part, axes) for part in passing.parts)
+        return dataclasses.replace(passing, parts=parts)
     spec_of_cache = _spec_of(passing.unfinished, axes)
 
     def spec(path: KeyPath, _: object) -> PartitionSpec:

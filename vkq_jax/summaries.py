@@ -64,7 +64,10 @@ def _(cache: LayeredCache) -> dict[str, str] | None:
         return None
     size = cache_nbytes(cache)
     rows = {"layers": str(cache.num_layers), "sequences": first["sequences"]}
-    rows["KV heads"] = f"{cache.num_kv_heads} of {cache.parts[0].text.key.shape[-1]} channels"
+    sizes = [(cache.num_kv_heads, cache.parts[0].text.key.shape[-1])]
+    if cache.unlike_sizes:
+        sizes = [part.text.key.shape[2::2] for part in cache.parts]
+    rows["KV heads"] = ", ".join(f"{count} of {channels} channels" for count, channels in sizes)
     for cells, part in zip(cache.cells, (first, *others), strict=True):
         banks = [text for name, text in (part or {}).items() if name.startswith("visual tokens")]
         rows[cells_name(cells)] = "; ".join([(part or {}).get("codes", ""), *banks])

@@ -119,6 +119,8 @@ def _of_layers(
     settled = quant.settle(text.num_hidden_layers, text.num_key_value_heads, find)
     if isinstance(settled, KVQuantConfig):
         return settled, tables[settled]
+    if all(own is None for own in tables.values()):
+        return settled, None
     return settled, tuple(take_cells(tables[own], cells) for cells, own in settled.groups)
 
 

@@ -21,6 +21,8 @@ from models.generation.room import check_answer_fits
 from models.inputs.batch import Inputs
 from models.messages import show
 from models.model import Model
+from models.sharding.inputs import place_inputs
+from models.sharding.placing import place_shared
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
@@ -61,6 +63,7 @@ def calibrate_codes(
         seed: of random draws.
         folder: where samples and tables are kept as they are found. A call with the same model and
             arguments takes them from there, for instance after a kill; files are never removed.
+            None on several hosts.
         on_batch: is told the number of prompts of each batch that is read.
         on_plan: is told the preset and the number of each plan that has its tables.
         on_preset: is told each preset and the KL of its plans, of which the least is taken, see
@@ -129,8 +132,8 @@ def gather_samples(
         make = functools.partial(
             sample_codes,
             model,
-            batch,
-            jax.random.fold_in(key, number),
+            place_inputs(model.mesh, batch),
+            place_shared(model.mesh, jax.random.fold_in(key, number)),
             tokens=tokens,
             steps=max_new_tokens,
             stop_tokens=model.config.eos_token_ids,

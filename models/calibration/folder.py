@@ -18,11 +18,12 @@ from safetensors.numpy import save_file
 
 from models.calibration.samples import CodeSamples
 from models.checkpoints.foreign_errors import named
-from models.messages import show_path
+from models.messages import show, show_path
 from vkq_jax.atomic_write import atomic_write
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
+from vkq_jax.hosts import of_first_host, to_host
 from vkq_jax.persistence import load_tables, save_tables
 
 __all__ = ["CalibrationFolder", "digest_of"]
@@ -49,7 +50,16 @@ class CalibrationFolder:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None):
-        """Uses the folder, which is made when it is needed; None keeps nothing."""
+        """Uses the folder, which is made when it is needed; None keeps nothing.
+
+        Raises:
+            ValueError: a folder where there are several hosts, whose folders may differ.
+        """
+        if folder is not None and jax.process_count() > 1:
+            raise ValueError(
+                f"folder: expected None on {jax.process_count()} hosts, which would have to find "
+                f"the same in theirs, got {show(str(folder))}"
+            )
         self._folder = None if folder is None else Path(folder)
 
     def samples(self, digest: str, make: Callable[[], CodeSamples]) -> CodeSamples:
@@ -61,7 +71,7 @@ class CalibrationFolder:
                 if (stored.metadata() or {}).get("digest") != digest_of(found):
                     raise ValueError("its arrays are not those that were written")
             return found
-        made = jax.tree.map(np.asarray, make())
+        made = of_first_host(jax.tree.map(to_host, make()))
         if file is not None:
             arrays = {f.name: getattr(made, f.name) for f in dataclasses.fields(CodeSamples)}
             with atomic_write(file) as part:
@@ -79,7 +89,7 @@ class CalibrationFolder:
                 if tables is None:
                     raise ValueError("it has no tables")
             return tables
-        tables = make()
+        tables = of_first_host(make())
         if file is not None:
             preset = CalibratedPreset(tables, None, name="", quant=quant)
             save_tables(file, CalibratedCodes((preset,), model=digest))

@@ -13,6 +13,8 @@ from models.checkpoints.fingerprint import fingerprint
 from models.generation import teacher_forcing
 from models.inputs.batch import Inputs
 from models.model import Model
+from models.sharding.inputs import place_inputs
+from models.sharding.placing import place_shared
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 
@@ -53,8 +55,12 @@ def _judge(
     steps: int,
 ) -> list[float]:
     """Positions of the answers to one batch, and the KL of each plan summed over them."""
-    images, question = teacher_forcing.parts_of(model, inputs)
-    owner = jnp.arange(len(inputs.mask), dtype=jnp.int32)
+    images, question = (
+        None if part is None else place_inputs(model.mesh, part)
+        for part in teacher_forcing.parts_of(model, inputs)
+    )
+    assert images is not None
+    owner = place_shared(model.mesh, jnp.arange(len(inputs.mask), dtype=jnp.int32))
     room = inputs.prompt_shape.text + steps
     reading = teacher_forcing.read(model, images, question, owner, cache_length=room)
     own = teacher_forcing.answer(model, reading.prompted, steps, steps=steps)
@@ -64,7 +70,7 @@ def _judge(
         coded = teacher_forcing.read_coded(
             model,
             reading,
-            tables,
+            place_shared(model.mesh, tables),
             quant=quant,
             quantize_at="prompt" if question is None else "image",
         )

@@ -15,9 +15,12 @@ from models.generation.generate import QuantizeAt
 from models.generation.room import check_answer_fits
 from models.inputs.batch import Inputs
 from models.model import Model
+from models.sharding.inputs import place_inputs
+from models.sharding.placing import place_shared
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import score_range
 from vkq_jax.calibration import ScoreMap, score_map
+from vkq_jax.hosts import to_host
 from vkq_jax.layer_settings import AnyQuant, Cells, LayerGroups, Quant, settings_of
 from vkq_jax.layered import at_layer
 
@@ -83,14 +86,14 @@ def calibrate_scores(
         check_answer_fits(model, batch, steps, quant=settings)
         more, queries = _sum_ranges(
             model,
-            batch,
+            place_inputs(model.mesh, batch),
             quant=settings,
             steps=steps,
             quantize_at=quantize_at,
             stop_tokens=stops,
-            tables=tables,
+            tables=place_shared(model.mesh, tables),
         )
-        sums, count = sums + more, count + queries
+        sums, count = sums + to_host(more), count + to_host(queries)
     if not count.any():
         raise ValueError(
             "the sample prompts show their queries no visual tokens to calibrate scores with"

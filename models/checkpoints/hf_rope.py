@@ -11,11 +11,15 @@ from models.messages import show, some
 __all__ = ["RopeSettings", "given_rope", "read_rope", "rope_of"]
 
 
+# The other kind is that of one decoder, which reads it itself.
+_KINDS = tuple(kind for kind in RopeKind if kind is not RopeKind.PROPORTIONAL)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeSettings(Settings):
     """The object `rope_parameters` of transformers 5, `rope_scaling` of transformers 4."""
 
-    rope_type: Annotated[RopeKind, OneOf({kind.value: kind for kind in RopeKind})]
+    rope_type: Annotated[RopeKind, OneOf({kind.value: kind for kind in _KINDS})]
     rope_theta: Theta
     partial_rotary_factor: float | None = None
     factor: Factor | None = None

@@ -17,7 +17,17 @@ from models.checkpoints.weights import Layout, Size, Source
 
 __all__ = ["WeightNames"]
 
-_STACKS = frozenset({"layers", "cross_layers", "linear_layers"})
+_STACKS = frozenset(
+    {
+        "layers",
+        "cross_layers",
+        "linear_layers",
+        "dense_layers",
+        "full_layers",
+        "shared_layers",
+        "shared_full_layers",
+    }
+)
 """Modules that hold a stack of equal blocks."""
 
 

@@ -71,6 +71,7 @@ class Source:
         leading: axes of length 1 that the stored tensor has before those of the parameter.
         rows: where several parameters share a stored tensor: which of its rows are this one.
         numbers: the layers' numbers in the files, where those are not 0, 1, 2 ...
+        infinite: infinity is a value like others: a range without an end.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Source:
     leading: int = 0
     rows: Rows | None = None
     numbers: tuple[int, ...] | None = None
+    infinite: bool = False
 
     @property
     def stacked(self) -> int:
@@ -276,11 +278,15 @@ def _read(
     """A part of a parameter, from the slices of the stored tensors that it lies in."""
     stack: np.ndarray = np.empty([s.stop - s.start for s in own], parameter.dtype)
     index = origin.stored_index(own)
-    for part, name in zip(origin.parts(stack), origin.names(parameter, own), strict=True):
+    parts = origin.parts(stack)
+    for number, name in enumerate(origin.names(parameter, own)):
+        part = parts[number, ...]  # a view, of a single number, too
         tensor = origin.to_parameter(checkpoint.read(keys[name], *index))
         # Transposes and casts in one pass, without another array.
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(part, tensor, casting="unsafe")
+        if origin.infinite and not np.isnan(part).any():
+            continue
         if not all_finite(part):
             if all_finite(tensor):
                 raise ValueError(
@@ -320,8 +326,8 @@ def to_stored(
             shared.setdefault(name, {})[place] = origin.to_tensor(part)
     # The file format takes an array's memory as it lies, whatever its strides.
     return {
-        name: np.ascontiguousarray(
-            np.concatenate([parts[place] for place in sorted(parts)], axis=min(parts)[0])
-        )
+        name: np.concatenate([parts[place] for place in sorted(parts)], axis=min(parts)[0])
+        if len(parts) > 1
+        else np.asarray(next(iter(parts.values())), order="C")
         for name, parts in shared.items()
     }

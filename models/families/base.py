@@ -66,11 +66,13 @@ class Embedded:
         hidden: embeddings, visual tokens those of the pictures.
         additions: what is added behind the first A layers (deepstack), if anything.
         pictures: what cross-attention layers read, if anything, see `PicturePlaces`.
+        tokens: ids for inputs of each layer's own, see `models.text.config.PerLayerInputs`.
     """
 
     hidden: Float[Array, "B T hidden_size"]
     additions: Float[Array, "A B T hidden_size"] | None = None
     pictures: Float[Array, "B V hidden_size"] | None = None
+    tokens: Int32[Array, "B T"] | None = None
 
 
 @frozen_pytree
@@ -121,6 +123,7 @@ class MultimodalModel(nnx.Module):
             additions=embedded.additions,
             pictures=self.read_pictures(inputs, embedded),
             recurrence=without_past(self.config.text, inputs.mask, self.text.dtype),
+            tokens=embedded.tokens,
         )
 
     def read_pictures(self, inputs: Inputs, embedded: Embedded) -> CrossReading | None:

@@ -9,8 +9,10 @@ __all__ = ["FAMILY_NAMES", "MODEL_TYPES", "family_folder", "family_of"]
 _MODULES = {
     "aya_vision": "models.families.aya_vision.family",
     "gemma3": "models.families.gemma3.family",
+    "gemma4": "models.families.gemma4.family",
     "glm4v": "models.families.glm4v.family",
     "glm46v": "models.families.glm4v.family",
+    "glm4v_moe": "models.families.glm4v.family",
     "idefics3": "models.families.idefics3.family",
     "internvl": "models.families.internvl.family",
     "llava": "models.families.llava.family",

@@ -113,7 +113,7 @@ def check_cache(model: Model, inputs: Inputs, cache: Any) -> None:
     hint = "Generation.cache of an earlier turn, or vkq_jax.load_cache"
     if not isinstance(cache, KVCache | LayeredCache):
         check_type("cache", cache, KVCache, hint=hint)
-    batch, layers = inputs.input_ids.shape[0], model.config.text.num_hidden_layers
+    batch, layers = inputs.input_ids.shape[0], model.config.text.num_own_layers
     if cache.num_layers != layers:
         raise ValueError(
             f"cache: it is not one of this model: it has {cache.num_layers} layers, the model has "

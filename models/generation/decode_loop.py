@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -222,11 +223,11 @@ def observed_step(
     cache = place_cache(model.mesh, cache)
     token, active = place_sequences(model.mesh, (token, active))
     valid = None if active is None else active[:, None]
-    backend = split_attention(model.mesh, len(token), ModelBackend(implementation))
+    backend = split_attention(model.mesh, cache, ModelBackend(implementation))
     step = begin_decode(cache, valid, backend=backend)
     starts_of = cache_starts(model.config.text, cache, step.order)
 
-    def attend(layer, query, key, value, step):
+    def attend(layer, query, key, value, step, **held):
         starts = starts_of(layer)
         output, step = passes.attend(
             model.mesh,
@@ -238,11 +239,12 @@ def observed_step(
             starts=starts,
             logits_scale=model.config.text.logits_scale,
             logits_soft_cap=model.config.text.attn_logit_softcapping,
+            **held,
         )
         return output, step, observe(query, step.unfinished, layer, starts)
 
     embedded = module.text.embed(token[:, None])
-    pictures = passes.read_pictures(step, None, model.config.text.logits_scale)
+    pictures = passes.read_pictures(model.mesh, step, None, model.config.text.logits_scale)
     hidden, step, seen = module.text(
         embedded,
         step.positions,
@@ -250,6 +252,8 @@ def observed_step(
         step,
         pictures=pictures,
         recurrence=passes.recurrence(step),
+        tokens=token[:, None],
+        attend_held=partial(attend, held=True),
     )
     cache = place_cache(model.mesh, step.finish())
     return place_logits(model.mesh, module.text.logits(hidden)[:, 0]), cache, seen

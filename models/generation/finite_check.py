@@ -129,6 +129,7 @@ def _text_flags(model: Model, inputs: Inputs) -> tuple[Array, Array, Array]:
         additions=embedded.additions,
         pictures=module.read_pictures(inputs, embedded),
         recurrence=without_past(config, inputs.mask, module.text.dtype),
+        tokens=embedded.tokens,
     )
     return finite(embedded.hidden), layers, finite(module.text.logits(module.text.norm(last)))
 

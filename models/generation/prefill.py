@@ -25,7 +25,7 @@ from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.cache import KVCache
 from vkq_jax.cache_updates import grow
 from vkq_jax.calibration import ScoreMap
-from vkq_jax.empty import empty_cache
+from vkq_jax.empty import LayerSizes, empty_cache
 from vkq_jax.head_groups import take_bias, take_score_map
 from vkq_jax.layer_settings import Cells, Quant
 from vkq_jax.layered import AnyCache, LayeredCache, map_groups
@@ -116,12 +116,12 @@ def run_prompt(
         first_turn=past is None,
         keep_positions=has_key_bias(text_config),
         pictures=pictures,
-        backend=split_attention(model.mesh, len(inputs.mask), ModelBackend(implementation)),
+        backend=split_attention(model.mesh, cache, ModelBackend(implementation)),
     )
     mask_of = prompt_masks(text_config, inputs)
     starts_of = cache_starts(text_config, cache, reading.order)
 
-    def attend(layer, query, key, value, reading):
+    def attend(layer, query, key, value, reading, **held):
         output, reading = passes.attend(
             model.mesh,
             reading,
@@ -133,6 +133,7 @@ def run_prompt(
             starts=starts_of(layer),
             logits_scale=text_config.logits_scale,
             logits_soft_cap=text_config.attn_logit_softcapping,
+            **held,
         )
         return output, reading, None
 
@@ -143,8 +144,12 @@ def run_prompt(
         attend,
         reading,
         additions=embedded.additions,
-        pictures=passes.read_pictures(reading, embedded.pictures, text_config.logits_scale),
+        pictures=passes.read_pictures(
+            model.mesh, reading, embedded.pictures, text_config.logits_scale
+        ),
         recurrence=passes.recurrence(reading),
+        tokens=embedded.tokens,
+        attend_held=partial(attend, held=True),
     )
     return hidden, place_cache(model.mesh, reading.finish())
 
@@ -200,7 +205,7 @@ def cache_for(
 ) -> AnyCache:
     """An empty cache for a decoder of these settings that computes in `dtype`."""
     return empty_cache(
-        num_layers=text.num_hidden_layers,
+        num_layers=text.num_own_layers,
         batch=batch,
         num_kv_heads=text.num_key_value_heads,
         head_dim=text.head_dim,
@@ -210,8 +215,20 @@ def cache_for(
         keep_indices=text.sliding_window is not None,
         cross_layers=text.cross_layers,
         recurrent=None if text.linear is None else empty_states(text.linear, batch, dtype),
+        unlike=_unlike(text),
         text_bits=text_bits,
     )
+
+
+def _unlike(text: TextConfig) -> LayerSizes | None:
+    """Layers whose keys and values have other sizes than those of the others."""
+    apart = text.full_layers_apart
+    if apart is None:
+        return None
+    sizes = apart.num_key_value_heads, apart.head_dim
+    if sizes == (text.num_key_value_heads, text.head_dim):
+        return None
+    return LayerSizes(text.stacks["full_layers"], *sizes)
 
 
 def _last(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:

@@ -45,6 +45,8 @@ def recode(
     if text_bits is not None:
         cache = map_parts(cache, lambda part: dataclasses.replace(part, text=part.text.in_8_bits()))
     if isinstance(cache, LayeredCache):  # layers of several kinds, as full precision is one setting
+        if cache.recurrent is not None and isinstance(quant, LayerGroups):
+            return _with_states(model, cache, quant)
         own = one_setting(quant, "a model with layers of several kinds")
         assert not isinstance(tables, tuple)
         return map_groups(cache, lambda part, cells: _recode(model, part, own, tables, cells))
@@ -60,6 +62,23 @@ def recode(
     assert not isinstance(tables, tuple)
     recoded = _recode(model, cache, quant, tables, Cells(tuple(range(cache.num_layers))))
     return place_cache(model.mesh, recoded)
+
+
+def _with_states(model: Model, cache: LayeredCache, quant: LayerGroups) -> LayeredCache:
+    """`recode` of a model with recurrent states, whose other layers lie in one part."""
+    (part,), (own,) = cache.parts, cache.cells
+    groups = quant.of_layers(own.layers)
+    places = tuple(
+        (Cells(tuple(own.layers.index(layer) for layer in cells.layers), cells.heads), settings)
+        for cells, settings in groups
+    )
+    split = split_layers(part, LayerGroups(places))
+    parts = (
+        _recode(model, each, settings, None, cells)
+        for each, (cells, settings) in zip(split.parts, groups, strict=True)
+    )
+    cells = tuple(cells for cells, _ in groups)
+    return LayeredCache(tuple(parts), cells, recurrent=cache.recurrent, given=quant)
 
 
 def _recode(

@@ -13,6 +13,7 @@ __all__ = [
     "check_image_settings",
     "check_longest_edge",
     "check_max_tiles",
+    "check_patch_settings",
     "check_resized",
     "check_tile_counts",
     "check_tile_size",
@@ -86,10 +87,7 @@ def check_area_settings(image_processor: Any, **tower: int) -> None:
     Raises:
         ValueError: a setting of a wrong type or out of range, named.
     """
-    _check_steps(image_processor)
-    for name, expected in tower.items():
-        value = getattr(image_processor, name, None)
-        _check(name, value, value == expected, f"{expected}, as in the vision tower")
+    check_patch_settings(image_processor, **tower)
     size = _sizes(image_processor.size)
     least, most = size.get("shortest_edge"), size.get("longest_edge")
     valid = type(least) is int and type(most) is int and 0 < least <= most <= _LARGEST_RESIZED
@@ -99,6 +97,22 @@ def check_area_settings(image_processor: Any, **tower: int) -> None:
         valid or not image_processor.do_resize,
         f"shortest_edge and longest_edge, pixels of whole pictures up to {_LARGEST_RESIZED}",
     )
+
+
+def check_patch_settings(image_processor: Any, **tower: int) -> None:
+    """Checks the steps that all image processors share, and what the vision tower prescribes.
+
+    Args:
+        image_processor: of transformers.
+        **tower: what settings have to be for the vision tower, by their names.
+
+    Raises:
+        ValueError: a setting of a wrong type or out of range, named.
+    """
+    _check_steps(image_processor)
+    for name, expected in tower.items():
+        value = getattr(image_processor, name, None)
+        _check(name, value, value == expected, f"{expected}, as in the vision tower")
 
 
 def _check_steps(image_processor: Any) -> None:

@@ -11,6 +11,7 @@ __all__ = [
     "check_image_tokens",
     "check_pixels",
     "pad_to_bucket",
+    "token_runs",
 ]
 
 _A = {"image": "an image", "video": "a video"}
@@ -110,3 +111,9 @@ def pad_to_bucket(values: np.ndarray) -> np.ndarray:
     """`values` with zeros behind them, up to the `bucket` of the first axis."""
     missing = bucket(len(values)) - len(values)
     return np.pad(values, [(0, missing), *[(0, 0)] * (values.ndim - 1)])
+
+
+def token_runs(visual: np.ndarray) -> np.ndarray:
+    """The number of the run of visual tokens that each token is in; -1 outside of all."""
+    starts = visual & ~np.pad(visual, ((0, 0), (1, 0)))[:, :-1]
+    return np.where(visual, np.cumsum(starts, -1) - 1, -1)

@@ -1,6 +1,7 @@
 """Linear layers and embedding tables with one place for dtypes."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,7 +10,7 @@ from jax.typing import DTypeLike
 
 from vkq_jax.array_types import Array, Float, Int32
 
-__all__ = ["Embedding", "Maker"]
+__all__ = ["ClippedLinear", "Embedding", "Maker"]
 
 _STANDARD_DEVIATION = 0.02
 
@@ -22,12 +23,14 @@ class Maker:
         rngs: where random parameters come from.
         dtype: of the computation. param_dtype: of the parameters.
         mesh: devices that the layers are split over; None: one.
+        clipped: linear layers are `ClippedLinear`s.
     """
 
     rngs: nnx.Rngs
     dtype: DTypeLike
     param_dtype: DTypeLike
     mesh: Mesh | None = None
+    clipped: bool = False
 
     @classmethod
     def create(
@@ -47,7 +50,7 @@ class Maker:
 
     def linear(self, inputs: int, outputs: int, *, bias: bool = True) -> nnx.Linear:
         """x @ kernel + bias, kernel [inputs, outputs]."""
-        return nnx.Linear(
+        return (ClippedLinear if self.clipped else nnx.Linear)(
             inputs,
             outputs,
             use_bias=bias,
@@ -64,6 +67,29 @@ class Maker:
     def embedding(self, rows: int, width: int) -> "Embedding":
         """A table of `rows` vectors."""
         return Embedding(self.normal(rows, width), self.dtype)
+
+
+class ClippedLinear(nnx.Linear):
+    """A linear layer whose inputs and outputs are cut to ranges that files hold with its weight."""
+
+    def __init__(self, inputs: int, outputs: int, *, param_dtype: DTypeLike, **options: Any):
+        """Arguments of `nnx.Linear`; ranges without ends."""
+        super().__init__(inputs, outputs, param_dtype=param_dtype, **options)
+        self.input_min, self.output_min = (_scalar(-jnp.inf, param_dtype) for _ in range(2))
+        self.input_max, self.output_max = (_scalar(jnp.inf, param_dtype) for _ in range(2))
+
+    def __call__(self, x: Float[Array, "*lead inputs"]) -> Float[Array, "*lead outputs"]:
+        """See `nnx.Linear`."""
+        x = super().__call__(_cut(x, self.input_min, self.input_max))
+        return _cut(x, self.output_min, self.output_max)
+
+
+def _scalar(value: float, dtype: DTypeLike) -> nnx.Param:
+    return nnx.Param(jnp.asarray(value, dtype))
+
+
+def _cut(x: Float[Array, "*shape"], low: nnx.Param, high: nnx.Param) -> Float[Array, "*shape"]:
+    return jnp.clip(x, low[...].astype(x.dtype), high[...].astype(x.dtype))
 
 
 class Embedding(nnx.Module):

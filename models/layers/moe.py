@@ -10,11 +10,12 @@ from jax.sharding import PartitionSpec
 
 from models.layers.activations import Activation, activate
 from models.layers.linear import Maker
+from models.layers.mlp import GatedMlp
 from models.sharding.axes import MODEL
 from models.sharding.placing import data_axis, on_shards
 from vkq_jax.array_types import Array, Float, Int32
 
-__all__ = ["MoeConfig", "MoeMlp"]
+__all__ = ["Experts", "MoeConfig", "MoeMlp"]
 
 _LARGEST_BLOCK = 128  # tokens of one product, enough to be bound by arithmetic
 
@@ -27,40 +28,80 @@ class MoeConfig:
         num_experts: E. num_experts_per_tok: how many of them a token goes through.
         intermediate_size: hidden channels of an expert.
         norm_topk_prob: the weights of a token's experts are made to sum to 1.
+        sigmoid: see `MoeMlp`. num_groups: groups of as many experts; topk_group: how many of them,
+            those with the best two experts, a token chooses from. scaling: of the weights.
+        shared_size: hidden channels of an MLP that all tokens go through; 0 without.
     """
 
     num_experts: int
     num_experts_per_tok: int
     intermediate_size: int
     norm_topk_prob: bool = True
+    sigmoid: bool = False
+    num_groups: int = 1
+    topk_group: int = 1
+    scaling: float = 1.0
+    shared_size: int = 0
 
 
 class MoeMlp(nnx.Module):
     """sum over the k best e of p[e] * down[e](act(gate[e](x)) * up[e](x)), p = softmax(router(x)).
 
     Router as in Switch Transformers, arXiv 2101.03961, with k experts as in Mixtral, 2401.04088.
+    With `sigmoid` p = sigmoid(router(x)), and a bias that files hold is added where experts are
+    chosen: DeepSeek-V3, arXiv 2412.19437, section 2.1.2.
     """
 
     def __init__(self, make: Maker, hidden_size: int, config: MoeConfig, act: Activation):
         """Random parameters."""
         self.config = config
         self.gate = make.linear(hidden_size, config.num_experts, bias=False)
-        self.experts = _Experts(make, hidden_size, config, act)
+        self.experts = Experts(make, hidden_size, config, act)
+        if config.sigmoid:
+            self.e_score_correction_bias = nnx.Param(jnp.zeros(config.num_experts, jnp.float32))
+        if config.shared_size:
+            self.shared_experts = GatedMlp(make, hidden_size, config.shared_size, act, bias=False)
 
     def __call__(self, x: Float[Array, "B T width"]) -> Float[Array, "B T width"]:
         """The layer's output, in x's dtype."""
         tokens = x.reshape(-1, x.shape[-1])
-        shares = jax.nn.softmax(self.gate(tokens).astype(jnp.float32), axis=-1)
-        weight, expert = jax.lax.top_k(shares, self.config.num_experts_per_tok)
+        weight, expert = (
+            self._chosen_with_bias(tokens)
+            if self.config.sigmoid
+            else (
+                jax.lax.top_k(
+                    jax.nn.softmax(self.gate(tokens).astype(jnp.float32), axis=-1),
+                    self.config.num_experts_per_tok,
+                )
+            )
+        )
         if self.config.norm_topk_prob:
             weight = weight / weight.sum(-1, keepdims=True)
-        return self.experts(tokens, expert, weight.astype(x.dtype)).reshape(x.shape)
+        weight = weight * self.config.scaling
+        mixed = self.experts(tokens, expert, weight.astype(x.dtype)).reshape(x.shape)
+        return mixed + self.shared_experts(x) if self.config.shared_size else mixed
+
+    def _chosen_with_bias(
+        self, tokens: Float[Array, "N width"]
+    ) -> tuple[Float[Array, "N k"], Int32[Array, "N k"]]:
+        """Shares of each token's experts, all in float32, and their numbers."""
+        config, kernel = self.config, self.gate.kernel[...].astype(jnp.float32)
+        shares = jax.nn.sigmoid(tokens.astype(jnp.float32) @ kernel)
+        biased = shares + self.e_score_correction_bias[...].astype(jnp.float32)[None]
+        groups = biased.reshape(len(tokens), config.num_groups, -1)
+        best = jax.lax.top_k(groups, 2)[0].sum(-1)
+        _, taken = jax.lax.top_k(best, config.topk_group)
+        open_to = jax.nn.one_hot(taken, config.num_groups, dtype=bool).any(1)[..., None]
+        biased = jnp.where(open_to, groups, -jnp.inf).reshape(biased.shape)
+        _, expert = jax.lax.top_k(biased, config.num_experts_per_tok)
+        return jnp.take_along_axis(shares, expert, axis=-1), expert
 
 
-class _Experts(nnx.Module):
+class Experts(nnx.Module):
     """Gated MLPs side by side: `gate_proj` and `up_proj` [E, in, out], `down_proj` [E, out, in]."""
 
     def __init__(self, make: Maker, hidden_size: int, config: MoeConfig, act: Activation):
+        """Random parameters."""
         self.act, self.mesh = act, make.mesh
         inner, count = config.intermediate_size, config.num_experts
         self.gate_proj = make.normal(count, hidden_size, inner)

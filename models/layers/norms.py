@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from vkq_jax.array_types import Array, Float
 
-__all__ = ["LayerNorm", "OffsetRmsNorm", "RmsNorm", "rms_norm"]
+__all__ = ["LayerNorm", "OffsetRmsNorm", "RmsNorm", "WideRmsNorm", "rms_norm"]
 
 
 class RmsNorm(nnx.Module):
@@ -22,6 +22,15 @@ class RmsNorm(nnx.Module):
         """The normed `x`, in its dtype."""
         normed = rms_norm(x, self.epsilon).astype(x.dtype)
         return normed * _along_last(self.weight[...].astype(x.dtype), x.ndim)
+
+
+class WideRmsNorm(RmsNorm):
+    """The same with the product in float32, too: the norm of Gemma 4."""
+
+    def __call__(self, x: Float[Array, "*lead width"]) -> Float[Array, "*lead width"]:
+        """The normed `x`, in its dtype."""
+        factor = _along_last(self.weight[...].astype(jnp.float32), x.ndim)
+        return (rms_norm(x, self.epsilon) * factor).astype(x.dtype)
 
 
 class OffsetRmsNorm(nnx.Module):

@@ -38,6 +38,7 @@ class RopeKind(StrEnum):
     YARN = "yarn"
     LONGROPE = "longrope"
     LLAMA3 = "llama3"
+    PROPORTIONAL = "proportional"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,7 @@ class RopeConfig:
         beta_fast, beta_slow, truncate, mscale, mscale_all_dim: yarn's ramp and scaling.
         low_freq_factor, high_freq_factor: llama3's band of interpolation.
         short_factor, long_factor: longrope's divisors, one per pair of channels.
+        turning: pairs of channels that turn, the first ones (proportional).
         interleaved: the channels of a pair lie side by side (2i, 2i + 1) in the weights, see
             `pairs_to_halves`.
         mrope: how pairs of channels are shared among the axes of a position; None: one axis.
@@ -99,6 +101,7 @@ class RopeConfig:
     high_freq_factor: float = 4.0
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+    turning: int = 0
     interleaved: bool = False
     mrope: MRope | None = None
 
@@ -253,6 +256,10 @@ def inverse_frequencies(config: RopeConfig, length: Int32[Array, ""] | int) -> F
             return _longrope(config, length)
         case RopeKind.LLAMA3:
             return jnp.asarray(_llama3(config))
+        case RopeKind.PROPORTIONAL:
+            turns = np.arange(config.head_dim // 2) < config.turning
+            stretch = 1.0 if config.factor is None else config.factor
+            return jnp.asarray(_geometric(config) * turns / np.float32(stretch))
 
 
 def attention_scaling(config: RopeConfig) -> float:

@@ -8,16 +8,16 @@ from jax.sharding import Mesh
 
 import vkq_jax
 from models.sharding.axes import DATA, MODEL
-from models.sharding.mesh import over_heads
+from models.sharding.mesh import check_states, over_heads
 from models.sharding.placing import cache_shardings, place_cache
-from vkq_jax.cache import KVCache
+from vkq_jax.layered import AnyCache
 
 __all__ = ["load_cache"]
 
 
 def load_cache(
     path: str | os.PathLike[str], mesh: str | Mesh, *, types: Iterable[type] = ()
-) -> vkq_jax.KVCache:
+) -> AnyCache:
     """Reads a cache straight to a mesh: each host reads the parts of its own devices.
 
     No host has more than one part of one array in memory, and no device more than its sequences and
@@ -32,8 +32,7 @@ def load_cache(
 
     Raises:
         FileNotFoundError: no such file.
-        NotImplementedError: a cache whose layers or heads have settings of their own.
-        ValueError: as `vkq_jax.load_cache`, or a mesh that does not fit the cache's KV heads.
+        ValueError: as `vkq_jax.load_cache`, or a mesh that does not fit the cache's heads.
     """
     fitted: list[Mesh] = []
 
@@ -41,9 +40,9 @@ def load_cache(
         if isinstance(mesh, Mesh) and mesh.axis_names == (DATA, *MODEL):
             fitted.append(mesh)
         else:
-            heads = outline.text.key.shape[2] if isinstance(outline, KVCache) else 1
-            fitted.append(over_heads(mesh, heads))
+            fitted.append(over_heads(mesh, outline.num_kv_heads))
+            check_states(fitted[0], outline)
         return cache_shardings(fitted[0], outline)
 
     cache = vkq_jax.load_cache(path, types=types, shardings=shardings)
-    return place_cache(fitted[0], cache)  # type: ignore[return-value]
+    return place_cache(fitted[0], cache)

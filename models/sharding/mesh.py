@@ -15,8 +15,9 @@ from jax.sharding import AxisType, Mesh
 from models.families.base import ModelConfig
 from models.messages import show
 from models.sharding.axes import DATA, GROUP, KV_HEADS
+from vkq_jax.layered import AnyCache, LayeredCache
 
-__all__ = ["check_text", "fit_mesh", "make_mesh", "over_heads"]
+__all__ = ["check_states", "check_text", "fit_mesh", "make_mesh", "over_heads"]
 
 _NAMES = ("data", "model")
 
@@ -54,10 +55,12 @@ def fit_mesh(mesh: str | Mesh, config: ModelConfig) -> Mesh:
     text, parts = config.text, plain.shape["model"]
     kv_heads = text.num_key_value_heads
     sizes = {"num_attention_heads": text.num_attention_heads}
-    if text.moe is None:
+    if text.moe is None or text.dense_layers:
         sizes["intermediate_size"] = text.intermediate_size
-    else:
+    if text.moe is not None:
         sizes["num_experts"] = text.moe.num_experts
+    if text.linear is not None:
+        sizes["linear_num_key_heads"] = text.linear.num_key_heads
     for name, size in sizes.items():
         if size % parts:
             raise ValueError(
@@ -84,6 +87,17 @@ def over_heads(mesh: str | Mesh, kv_heads: int) -> Mesh:
     devices = plain.devices.reshape(plain.shape["data"], split, parts // split)
     names = (DATA, KV_HEADS, GROUP)
     return Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def check_states(mesh: Mesh, cache: AnyCache) -> None:
+    """Raises ValueError where `model` does not divide the heads of a cache's recurrent states."""
+    states = cache.recurrent if isinstance(cache, LayeredCache) else None
+    parts = mesh.shape[KV_HEADS] * mesh.shape[GROUP]
+    for heads in [] if states is None else [x.shape[2] for x in states.values]:
+        if heads % parts:
+            raise ValueError(
+                f"mesh axis model={parts} does not divide the {heads} heads of recurrent states"
+            )
 
 
 def check_text(text: str) -> dict[str, int]:

@@ -1,6 +1,8 @@
 """A pass over a cache, each device on its own sequences and heads."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -8,13 +10,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from models.sharding.axes import KV_HEADS, MODEL
-from models.sharding.placing import attention_axes, data_axis, on_shards, place, place_sequences
+from models.sharding.placing import cache_axes, data_axis, on_shards, place, place_sequences
 from models.sharding.split_backend import SplitBackend
 from models.text.cross_attention import CrossReading
 from models.text.linear_attention import Recurrence
 from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.bank_parts import TextPart
+from vkq_jax.cross_pass import CrossPass
 from vkq_jax.decode import Decode, LayeredDecode
+from vkq_jax.head_groups import place_in
 from vkq_jax.prefill import LayeredPrefill, Prefill
 from vkq_jax.sharding import CacheAxes, pass_specs
 from vkq_jax.text_bank import TextBank
@@ -23,7 +27,10 @@ from vkq_jax.visibility import Starts
 __all__ = ["attend", "read_pictures", "recurrence"]
 
 
-def attend[Pass: Prefill | Decode | LayeredPrefill | LayeredDecode](
+type Passing = Prefill | Decode | LayeredPrefill | LayeredDecode
+
+
+def attend[Pass: Passing](
     mesh: Mesh | None,
     passing: Pass,
     layer: Array | int,
@@ -44,73 +51,143 @@ def attend[Pass: Prefill | Decode | LayeredPrefill | LayeredDecode](
     if mesh is None:
         attended = passing.attend(layer, query, key, value, starts=starts, **masks, **scores)
         return cast(tuple[Array, Pass], attended)
-    assert isinstance(passing, Prefill | Decode)  # see `place_cache`
-    cache = passing.unfinished
-    batch = cache.position.shape[0]
-    axes = attention_axes(mesh, batch)
-    counts = cache.quant.calibration is not None and cache.score_map is None
+    layered = isinstance(passing, LayeredPrefill | LayeredDecode)
+    # Other kinds of layers are not read here.
+    others = {name: getattr(passing, name, None) for name in ("cross", "recurrent", "moved")}
+    alone = dataclasses.replace(passing, **dict.fromkeys(others)) if layered else passing
+    # A known layer of one group has no branches of others.
+    known = layer if layered and isinstance(layer, int) and len(passing.parts) > 1 else None
 
     def attend_own(layer, query, key, value, own, starts, masks):
-        own = _own_part(own, axes, text_in_parts)
-        output, after = own.attend(layer, query, key, value, starts=starts, **masks, **scores)
-        skipped = None
-        if counts:
-            skipped = own.skipped + jax.lax.psum(after.skipped - own.skipped, axes.heads)
-        stored = _stored(after.unfinished.text)
-        return output, stored, getattr(after, "coded", None), skipped, after.done
+        layer = layer if known is None else known
+        return own.attend(layer, query, key, value, starts=starts, **masks, **scores)
 
+    axes = cache_axes(mesh, passing.unfinished)
+    output, after = _on_own_parts(
+        mesh, axes, attend_own, jnp.asarray(layer), query, (key, value), alone, (starts, masks)
+    )
+    if layered:
+        after = dataclasses.replace(after, **others)
+    return output, after
+
+
+def _on_own_parts(
+    mesh: Mesh,
+    axes: CacheAxes,
+    function: Callable[..., tuple[Array, Any]],
+    layer: Array,
+    query: Array,
+    key_value: tuple[Array | None, Array | None],
+    passing: Any,
+    rows: tuple[Any, ...],
+) -> tuple[Array, Any]:
+    """`function(layer, query, key, value, passing, *rows)`, by each device on its own part.
+
+    Args:
+        mesh: of the model. axes: how attention is split.
+        function: attends in a layer; gives the output and the pass behind it.
+        layer: its number, which all devices have.
+        query, key_value: of all heads.
+        passing: between two layers.
+        rows: pytrees of arrays [B, ...].
+    """
+
+    def run_own(layer, query, key_value, own, rows):
+        told = iter(text_in_parts)
+        own = _map_passes(own, lambda part: _own_part(part, axes, next(told)))
+        output, after = function(layer, query, *key_value, own, *rows)
+        return output, [
+            _changes(_counted(one, before, axes))
+            for one, before in zip(_passes(after), _passes(own), strict=True)
+        ]
+
+    text_in_parts = [axes.splits_text(part.unfinished.cache_length) for part in _passes(passing)]
     heads = PartitionSpec(axes.sequences, None, axes.heads)
     kv_heads = PartitionSpec(axes.sequences, None, axes.kv_heads)
-    rows = PartitionSpec(axes.sequences)
     specs = pass_specs(passing, axes)
-    text_in_parts = axes.splits_text(cache.cache_length)
-    coded_spec = getattr(specs, "coded", None)
     run = on_shards(
         mesh,
-        attend_own,
-        (PartitionSpec(), heads, kv_heads, kv_heads, specs, rows, rows),
-        (heads, _stored(specs.unfinished.text), coded_spec, rows, PartitionSpec()),
+        run_own,
+        (PartitionSpec(), heads, kv_heads, specs, PartitionSpec(axes.sequences)),
+        (heads, [_changes(own) for own in _passes(specs)]),
     )
     # Or the compiler might split all around as attention is, and gather the projections' weights.
-    data = data_axis(mesh, batch)
+    data = data_axis(mesh, query.shape[0])
     between = PartitionSpec(data, None, MODEL)
     query = place(mesh, query, between)
-    key, value = place(mesh, (key, value), PartitionSpec(data, None, KV_HEADS))
-    starts, masks = place_sequences(mesh, (starts, masks))
+    key_value = place(mesh, key_value, PartitionSpec(data, None, KV_HEADS))
+    rows = place_sequences(mesh, rows)
     before = place(mesh, passing, pass_specs(passing, dataclasses.replace(axes, counts=data)))
-    output, stored, coded, skipped, done = run(
-        jnp.asarray(layer), query, key, value, before, starts, masks
-    )
-    changes: dict[str, Any] = {
-        "unfinished": dataclasses.replace(cache, text=dataclasses.replace(cache.text, **stored)),
-        "done": done,
-        **({} if coded is None else {"coded": coded}),
-        **({} if skipped is None else {"skipped": skipped}),
-    }
-    return place(mesh, output, between), dataclasses.replace(passing, **changes)
+    output, changes = run(layer, query, key_value, before, rows)
+    changes = iter(changes)
+    after = _map_passes(passing, lambda part: _with_changes(part, next(changes)))
+    return place(mesh, output, between), after
 
 
 def read_pictures(
+    mesh: Mesh | None,
     passing: Prefill | Decode | LayeredPrefill | LayeredDecode,
     features: Float[Array, "B V hidden_size"] | None,
     logits_scale: float,
 ) -> CrossReading | None:
     """The pictures that cross-attention layers read in a pass; None without layers or pictures.
 
-    `features` are those of the prompt's own pictures. No mesh: see `TextConfig.check_one_stack`.
+    `features` are those of the prompt's own pictures.
     """
     cross = passing.cross if isinstance(passing, LayeredPrefill | LayeredDecode) else None
     if cross is None or cross.is_empty:
         return None
 
     def attend(layer, query, key, value, passing):
-        output, passing = passing.attend_cross(layer, query, key, value, logits_scale=logits_scale)
-        return output, passing, None
+        if mesh is None:
+            output, after = passing.attend_cross(
+                layer, query, key, value, logits_scale=logits_scale
+            )
+            return output, after, None
+        cache = passing.unfinished
+        output, after = _on_own_parts(
+            mesh,
+            cache_axes(mesh, cache),
+            partial(_attend_cross, logits_scale=logits_scale),
+            jnp.asarray(place_in(cache.cells[-1], layer)),
+            query,
+            (key, value),
+            passing.cross,
+            (),
+        )
+        return output, dataclasses.replace(passing, cross=after), None
 
     return CrossReading(attend, features, cross.sees)
 
 
-def _own_part[Pass: (Prefill, Decode)](own: Pass, axes: CacheAxes, text_in_parts: bool) -> Pass:
+def _attend_cross(
+    layer: Array,
+    query: Array,
+    key: Array | None,
+    value: Array | None,
+    own: CrossPass,
+    *,
+    logits_scale: float,
+) -> tuple[Array, CrossPass]:
+    return own.attend(layer, query, key, value, logits_scale=logits_scale)
+
+
+type OnePass = Prefill | Decode | CrossPass
+
+
+def _passes(passing: Passing | CrossPass) -> tuple[OnePass, ...]:
+    """The passes over caches of one setting that a pass consists of."""
+    return passing.parts if isinstance(passing, LayeredPrefill | LayeredDecode) else (passing,)
+
+
+def _map_passes(passing: Any, function: Callable[[Any], Any]) -> Any:
+    """The pass with `function` of each of `_passes`."""
+    if isinstance(passing, LayeredPrefill | LayeredDecode):
+        return dataclasses.replace(passing, parts=tuple(map(function, passing.parts)))
+    return function(passing)
+
+
+def _own_part[Pass: OnePass](own: Pass, axes: CacheAxes, text_in_parts: bool) -> Pass:
     """The pass on one device's arrays, its text bank and backend told which part they are of."""
     if axes.parts is None:
         return own
@@ -122,6 +199,36 @@ def _own_part[Pass: (Prefill, Decode)](own: Pass, axes: CacheAxes, text_in_parts
     backend = dataclasses.replace(own.backend, on_device=True)
     cache = dataclasses.replace(cache, text=text)
     return dataclasses.replace(own, unfinished=cache, backend=backend)
+
+
+def _counted[Pass: OnePass](after: Pass, before: Pass, axes: CacheAxes) -> Pass:
+    """The pass with the calibrations that all devices of its sequences left out in a layer."""
+    if not _counts(after) or axes.heads is None:
+        return after
+    more = jax.lax.psum(after.skipped - before.skipped, axes.heads)
+    return dataclasses.replace(after, skipped=before.skipped + more)
+
+
+def _counts(passing: OnePass) -> bool:
+    """Whether scores are calibrated at every step, which may leave a calibration out."""
+    cache = passing.unfinished
+    return cache.quant.calibration is not None and cache.score_map is None
+
+
+def _changes(passing: OnePass) -> dict[str, Any]:
+    """The fields that a layer's attention changes."""
+    names = ("done", *["coded"] * hasattr(passing, "coded"), *["skipped"] * _counts(passing))
+    changed = {name: getattr(passing, name) for name in names}
+    return changed | {"text": _stored(passing.unfinished.text)}
+
+
+def _with_changes[Pass: OnePass](passing: Pass, changes: dict[str, Any]) -> Pass:
+    """The pass with other `_changes`."""
+    cache = passing.unfinished
+    text = dataclasses.replace(cache.text, **changes["text"])
+    fields = {name: value for name, value in changes.items() if name != "text"}
+    cache = dataclasses.replace(cache, text=text)
+    return dataclasses.replace(passing, unfinished=cache, **fields)
 
 
 def recurrence(

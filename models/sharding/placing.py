@@ -4,6 +4,7 @@ With `mesh=None` each function gives back what it gets: one device needs none of
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +19,13 @@ from models.sharding.split_backend import SplitBackend
 from vkq_jax.backend import Backend
 from vkq_jax.bank_parts import join_banks, lay_out_parts, split_bank
 from vkq_jax.cache import KVCache, VisualBank
-from vkq_jax.layered import LayeredCache
+from vkq_jax.layered import AnyCache, LayeredCache, map_parts
 from vkq_jax.sharding import CacheAxes, cache_specs
 from vkq_jax.split_tensor import SplitTensor
 
 __all__ = [
     "attention_axes",
+    "cache_axes",
     "cache_shardings",
     "data_axis",
     "on_shards",
@@ -47,25 +49,36 @@ def sequence_parts(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.shape[DATA] * mesh.shape[GROUP]
 
 
-def attention_axes(mesh: Mesh, batch: int) -> CacheAxes:
+def attention_axes(mesh: Mesh, batch: int, *, heads_alike: bool = True) -> CacheAxes:
     """How attention over a cache of `batch` sequences is split.
 
-    Devices that share a KV head share out its sequences, so that no key lies twice. Where their
-    number does not divide the batch, each holds a part of every sequence.
+    Devices that share KV heads share out their sequences, so that no key lies twice. Where their
+    number does not divide the batch, each holds a part of every sequence. They share one head each,
+    or all heads where these have settings of their own (not `heads_alike`): devices run the same
+    program, and the heads of one would need another one.
     """
-    if batch % sequence_parts(mesh) == 0:
-        return CacheAxes((DATA, GROUP), KV_HEADS, KV_HEADS, (DATA, GROUP))
-    sequences, parts = data_axis(mesh, batch), mesh.shape[GROUP]
+    split, shared = (KV_HEADS, (GROUP,)) if heads_alike else (None, MODEL)
+    together, parts = (DATA, *shared), math.prod(mesh.shape[name] for name in shared)
+    if batch % (mesh.shape[DATA] * parts) == 0:
+        return CacheAxes(together, split, split, together)
+    sequences = data_axis(mesh, batch)
     if parts == 1:
-        return CacheAxes(sequences, KV_HEADS, KV_HEADS, sequences)
-    return CacheAxes(sequences, KV_HEADS, MODEL, sequences, parts=GROUP, num_parts=parts)
+        return CacheAxes(sequences, split, split, sequences)
+    heads = MODEL if heads_alike else None
+    return CacheAxes(sequences, split, heads, sequences, parts=shared, num_parts=parts)
 
 
-def split_attention(mesh: Mesh | None, batch: int, backend: Backend) -> Backend:
-    """The backend of a pass over `batch` sequences, which merges parts of them where there are."""
-    if mesh is None or (axes := attention_axes(mesh, batch)).parts is None:
+def cache_axes(mesh: Mesh, cache: AnyCache) -> CacheAxes:
+    """How attention over a cache is split."""
+    apart = isinstance(cache, LayeredCache) and any(c.heads is not None for c in cache.cells)
+    return attention_axes(mesh, cache.parts[0].position.shape[0], heads_alike=not apart)
+
+
+def split_attention(mesh: Mesh | None, cache: AnyCache, backend: Backend) -> Backend:
+    """The backend of a pass over a cache, which merges parts of sequences where there are."""
+    if mesh is None or (axes := cache_axes(mesh, cache)).parts is None:
         return backend
-    return SplitBackend(backend, axes.num_parts)
+    return SplitBackend(backend, axes)
 
 
 def on_shards[**A, R](
@@ -111,42 +124,28 @@ def place_logits(mesh: Mesh | None, logits: jax.Array) -> jax.Array:
     return place(mesh, logits, PartitionSpec(data_axis(mesh, batch), split))
 
 
-def place_cache[C: KVCache | LayeredCache](mesh: Mesh | None, cache: C) -> C:
-    """A cache of any mesh or none on this one, as attention reads it.
-
-    Raises:
-        NotImplementedError: its layers have settings of their own, which no mesh holds yet.
-    """
+def place_cache[C: AnyCache](mesh: Mesh | None, cache: C) -> C:
+    """A cache of any mesh or none on this one, as attention reads it."""
     if mesh is None:
         return cache
-    own = _one_setting(cache)
-    own = _in_parts(own, _cache_axes(mesh, own).num_parts)
-    placed = place(mesh, own, cache_specs(own, _cache_axes(mesh, own)))
-    return placed  # type: ignore[return-value]
+    axes = _axes_at_rest(mesh, cache)
+    cache = map_parts(cache, lambda part: _in_parts(part, axes.num_parts))
+    return place(mesh, cache, cache_specs(cache, axes))
 
 
-def cache_shardings(mesh: Mesh, cache: KVCache | LayeredCache) -> KVCache:
+def cache_shardings[C: AnyCache](mesh: Mesh, cache: C) -> C:
     """The cache with how each array, which may be abstract, lies on a mesh.
 
-    Visual banks stay whole along the sequence, or in parts, as they are. Raises as `place_cache`.
+    Visual banks stay whole along the sequence, or in parts, as they are.
     """
-    own = _one_setting(cache)
-    specs = cache_specs(own, _cache_axes(mesh, own))
-    return jax.tree.map(lambda _, spec: NamedSharding(mesh, spec), own, specs)
+    specs = cache_specs(cache, _axes_at_rest(mesh, cache))
+    return jax.tree.map(lambda _, spec: NamedSharding(mesh, spec), cache, specs)
 
 
-def _cache_axes(mesh: Mesh, cache: KVCache) -> CacheAxes:
-    batch = cache.position.shape[0]
-    # Lengths and positions are read outside attention, too, and small.
-    return dataclasses.replace(attention_axes(mesh, batch), counts=data_axis(mesh, batch))
-
-
-def _one_setting(cache: KVCache | LayeredCache) -> KVCache:
-    if not isinstance(cache, KVCache):
-        raise NotImplementedError(
-            "settings of layers and heads are for one device: on a mesh all have the same"
-        )
-    return cache
+def _axes_at_rest(mesh: Mesh, cache: AnyCache) -> CacheAxes:
+    # Lengths, positions and states are read outside attention, too.
+    counts = data_axis(mesh, cache.parts[0].position.shape[0])
+    return dataclasses.replace(cache_axes(mesh, cache), counts=counts, states=MODEL)
 
 
 def _in_parts(cache: KVCache, parts: int) -> KVCache:

@@ -21,6 +21,7 @@ _RULES: dict[str, MeshAxes] = {
     "vocab": MODEL,
     "heads": MODEL,
     "kv_heads": KV_HEADS,
+    "state_heads": MODEL,
     "mlp": MODEL,
     "experts": MODEL,
     "expert_mlp": None,
@@ -29,14 +30,19 @@ _RULES: dict[str, MeshAxes] = {
 """Mesh axes of each logical axis: the one place that says what is split."""
 
 _TABLE = ("vocab", "embed")
-_BLOCK = r"text\.layers\."
+_BLOCK = r"text\.(?:(?:dense|cross|linear)_)?layers\."
+_ATTENTION = _BLOCK + r"(?:self_attn|cross_attn)\."
+_STATES = _BLOCK + r"linear_attn\."
 _AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"text\.(embed_tokens|lm_head)\.weight", _TABLE),
-    (_BLOCK + r"self_attn\.q_proj\.kernel", ("layers", "embed", "heads")),
-    (_BLOCK + r"self_attn\.q_proj\.bias", ("layers", "heads")),
-    (_BLOCK + r"self_attn\.[kv]_proj\.kernel", ("layers", "embed", "kv_heads")),
-    (_BLOCK + r"self_attn\.[kv]_proj\.bias", ("layers", "kv_heads")),
-    (_BLOCK + r"self_attn\.o_proj\.kernel", ("layers", "heads", "embed")),
+    (_ATTENTION + r"q_proj\.kernel", ("layers", "embed", "heads")),
+    (_ATTENTION + r"q_proj\.bias", ("layers", "heads")),
+    (_ATTENTION + r"[kv]_proj\.kernel", ("layers", "embed", "kv_heads")),
+    (_ATTENTION + r"[kv]_proj\.bias", ("layers", "kv_heads")),
+    (_ATTENTION + r"o_proj\.kernel", ("layers", "heads", "embed")),
+    (_STATES + r"in_proj_[qkvzab]\.kernel", ("layers", "embed", "state_heads")),
+    (_STATES + r"(conv1d_[qkv]\.weight|dt_bias|A_log)", ("layers", "state_heads")),
+    (_STATES + r"out_proj\.kernel", ("layers", "state_heads", "embed")),
     (_BLOCK + r"mlp\.(gate|up)_proj\.kernel", ("layers", "embed", "mlp")),
     (_BLOCK + r"mlp\.(gate|up)_proj\.bias", ("layers", "mlp")),
     (_BLOCK + r"mlp\.down_proj\.kernel", ("layers", "mlp", "embed")),

@@ -1,4 +1,4 @@
-"""Attention and coding where devices share a KV head and hold parts of its sequence."""
+"""Attention and coding where devices share KV heads and hold parts of their sequences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 import pallas_kernels
 import vkq_jax.attention
-from models.sharding.axes import GROUP
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention import Attended, merge, score_range
 from vkq_jax.backend import Backend, CacheOptions, LogitsOptions
@@ -20,6 +19,7 @@ from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.calibration import score_map
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
+from vkq_jax.sharding import CacheAxes
 from vkq_jax.split_tensor import SplitTensor
 
 __all__ = ["SplitBackend"]
@@ -27,17 +27,18 @@ __all__ = ["SplitBackend"]
 
 @dataclasses.dataclass(frozen=True)
 class SplitBackend(Backend):
-    """Another backend, of devices along `GROUP` each of which holds one part of every bank.
+    """Another backend, of devices each of which holds one part of every bank.
 
     Attributes:
         inner: attends to a part, and codes.
-        parts: devices along `GROUP`.
+        axes: how attention is split; devices along `axes.parts` hold the parts of a sequence, and
+            each asks for query heads of its own, or all of them for all.
         on_device: whether it runs in `shard_map`, on the arrays of one device. Outside it codes all
             parts, which says what shapes there are, and attends to nothing.
     """
 
     inner: Backend
-    parts: int
+    axes: CacheAxes
     on_device: bool = False
 
     def attend_cache(
@@ -50,11 +51,14 @@ class SplitBackend(Backend):
         """Attention of this device's query heads to all parts.
 
         Each device attends to its part with the queries of all of them, and sends every other one
-        the results of its heads (one all-gather, one all-to-all).
+        the results of its heads (one all-gather, one all-to-all). Where all devices have all heads
+        there is nothing to gather, and all get all results (one all-gather).
         """
         assert self.on_device
-        number = jax.lax.axis_index(GROUP)
-        queries = jax.lax.all_gather(query, GROUP, axis=2, tiled=True)
+        number = jax.lax.axis_index(self.axes.parts)
+        queries = query
+        if self._own_heads:
+            queries = jax.lax.all_gather(query, self.axes.parts, axis=2, tiled=True)
         own, options["visible_text"], options["starts"] = part_of_cache(
             cache, number, options["visible_text"], options["starts"]
         )
@@ -68,11 +72,13 @@ class SplitBackend(Backend):
                 logits_scale=options["logits_scale"],
                 logits_soft_cap=options["logits_soft_cap"],
             )
-            gamma, delta = jax.lax.pmax(jnp.stack([-gamma, delta]), GROUP)
+            gamma, delta = jax.lax.pmax(jnp.stack([-gamma, delta]), self.axes.parts)
             mapped, skipped = score_map(-gamma, delta, cache.quant.calibration)
             taken = dataclasses.replace(taken, score_map=mapped)
             attended = vkq_jax.attention.attend_cache(queries, taken, **options)
-            counted = jnp.where(number == 0, skipped.sum((1, 2), dtype=jnp.int32), 0)
+            counted = skipped.sum((1, 2), dtype=jnp.int32)
+            if self._own_heads:  # the devices' counts are summed up
+                counted = jnp.where(number == 0, counted, 0)
         else:
             attended = self.inner.attend_cache(queries, own, layer, **options)
             counted = attended.calibration_skipped
@@ -107,12 +113,12 @@ class SplitBackend(Backend):
         them and sends nothing.
         """
         whole = self.inner.quantize(key, value, index, valid, quant, tables)
-        bank = split_bank(whole, self.parts)
+        bank = split_bank(whole, self.axes.num_parts)
         if not isinstance(bank.key, SplitTensor):
             return bank
-        numbers = list(range(self.parts))
+        numbers = list(range(self.axes.num_parts))
         if self.on_device:
-            numbers = [jax.lax.axis_index(GROUP)]
+            numbers = [jax.lax.axis_index(self.axes.parts)]
             bank = take_part(bank, numbers[0], axis=2)
         return lay_out_parts(bank, numbers, 2, self.lay_out)
 
@@ -121,11 +127,19 @@ class SplitBackend(Backend):
         implementation = getattr(self.inner, "implementation", None)
         return pallas_kernels.lay_out(bank, implementation=implementation)
 
+    @property
+    def _own_heads(self) -> bool:
+        """Whether devices along `axes.parts` have query heads of their own."""
+        return self.axes.heads != self.axes.kv_heads
+
     def _merged(self, attended: Attended, counted: Int32[Array, "B"]) -> Attended:
         """The results of all devices for the heads of this one, merged."""
         found = jnp.concatenate([attended.output, attended.logsumexp[..., None]], axis=-1)
-        split = found.reshape(*found.shape[:2], self.parts, -1, found.shape[-1])
-        split = jax.lax.all_to_all(split, GROUP, split_axis=2, concat_axis=2)
+        if self._own_heads:
+            split = found.reshape(*found.shape[:2], self.axes.num_parts, -1, found.shape[-1])
+            split = jax.lax.all_to_all(split, self.axes.parts, split_axis=2, concat_axis=2)
+        else:
+            split = jax.lax.all_gather(found, self.axes.parts, axis=2)
         none = jnp.zeros_like(counted)
         parts = (Attended(x[..., :-1], x[..., -1], none) for x in jnp.moveaxis(split, 2, 0))
         return dataclasses.replace(functools.reduce(merge, parts), calibration_skipped=counted)

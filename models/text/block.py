@@ -10,7 +10,7 @@ from models.layers.attention import Attend
 from models.layers.linear import Maker
 from models.layers.mlp import GatedMlp
 from models.layers.moe import MoeMlp
-from models.layers.norms import LayerNorm, OffsetRmsNorm, RmsNorm
+from models.layers.norms import LayerNorm, OffsetRmsNorm, RmsNorm, WideRmsNorm, rms_norm
 from models.layers.rope import apply_rope, pairs_to_halves
 from models.sharding.placing import place_sequences
 from models.text.config import TextConfig
@@ -25,17 +25,18 @@ def decoder_norm(config: TextConfig, make: Maker, width: int | None = None) -> n
     options = {"epsilon": config.rms_norm_eps, "param_dtype": make.param_dtype}
     if config.layer_norms:
         return LayerNorm(width, bias=False, **options)
-    return (OffsetRmsNorm if config.offset_norms else RmsNorm)(width, **options)
+    kind = WideRmsNorm if config.wide_norms else RmsNorm
+    return (OffsetRmsNorm if config.offset_norms else kind)(width, **options)
 
 
 class Block(nnx.Module):
     """One layer; parts have the names of Hugging Face's files."""
 
-    def __init__(self, config: TextConfig, make: Maker):
-        """Random parameters."""
+    def __init__(self, config: TextConfig, make: Maker, *, has_keys: bool = True):
+        """Random parameters; `has_keys` as for `Projections`."""
         self.config, self.mesh = config, make.mesh
         self.input_layernorm = decoder_norm(config, make)
-        self.self_attn = Projections(config, make)
+        self.self_attn = Projections(config, make, has_keys=has_keys)
         if not config.parallel_blocks:
             self.post_attention_layernorm = decoder_norm(config, make)
         if config.sandwich_norms:
@@ -52,8 +53,12 @@ class Block(nnx.Module):
         attend: Attend,
         carry: Any,
         query_scale: Array | None = None,
+        per_layer: Array | None = None,
     ) -> tuple[Array, Any, Any]:
-        """The next residual stream, and what `attend` gave; `query_scale` is [B, T]."""
+        """The next residual stream, and what `attend` gave; `query_scale` is [B, T].
+
+        `per_layer` [B, T, width] is the layer's own input, see `PerLayerInputs`.
+        """
         normed = self.input_layernorm(x)
         query, key, value, gate = self.self_attn(normed, cos, sin)
         if query_scale is not None:
@@ -67,11 +72,15 @@ class Block(nnx.Module):
             return x + mixed + place_sequences(self.mesh, self.mlp(normed)), carry, out
         if self.config.sandwich_norms:
             x = x + self.post_attention_layernorm(mixed)
-            added = place_sequences(self.mesh, self.mlp(self.pre_feedforward_layernorm(x)))
+            added = place_sequences(self.mesh, self.feed_forward(x))
             return x + self.post_feedforward_layernorm(added), carry, out
         x = x + self._residual(mixed)
         added = place_sequences(self.mesh, self.mlp(self.post_attention_layernorm(x)))
         return x + self._residual(added), carry, out
+
+    def feed_forward(self, x: Array) -> Array:
+        """What the MLP makes of the residual stream, between sandwich norms."""
+        return self.mlp(self.pre_feedforward_layernorm(x))
 
     def _residual(self, added: Array) -> Array:
         multiplier = self.config.residual_multiplier
@@ -94,28 +103,37 @@ def decoder_mlp(config: TextConfig, make: Maker) -> GatedMlp | MoeMlp:
 class Projections(nnx.Module):
     """Queries, keys and values of attention, and the projection of its output."""
 
-    def __init__(self, config: TextConfig, make: Maker):
-        """Random parameters."""
-        self.config = config
+    def __init__(self, config: TextConfig, make: Maker, *, has_keys: bool = True):
+        """Random parameters; without those of keys and values where another layer makes them."""
+        self.config, self.has_keys = config, has_keys
         query_width = config.num_attention_heads * config.head_dim
         kv_width = config.num_key_value_heads * config.head_dim
         bias = config.attention_bias
         gates = 2 if config.attention_gate else 1  # of each head: its queries, then its gate
         self.q_proj = make.linear(config.hidden_size, gates * query_width, bias=bias)
-        self.k_proj = make.linear(config.hidden_size, kv_width, bias=bias)
-        self.v_proj = make.linear(config.hidden_size, kv_width, bias=bias)
+        if has_keys:
+            self.k_proj = make.linear(config.hidden_size, kv_width, bias=bias)
+        if has_keys and not config.keys_as_values:
+            self.v_proj = make.linear(config.hidden_size, kv_width, bias=bias)
         self.o_proj = make.linear(
             query_width, config.hidden_size, bias=config.attention_output_bias
         )
         if config.query_key_norm:
             self.q_norm = decoder_norm(config, make, config.head_dim)
-            self.k_norm = decoder_norm(config, make, config.head_dim)
+            if has_keys:
+                self.k_norm = decoder_norm(config, make, config.head_dim)
 
     def __call__(
         self, x: Array, cos: Array, sin: Array
-    ) -> tuple[Array, Array, Array, Array | None]:
-        """Queries [B, T, N, H] and keys [B, T, K, H] with RoPE, values, and the queries' gate."""
-        (query, gate), (key, value) = self.query(x), self.key_value(x)
+    ) -> tuple[Array, Array | None, Array | None, Array | None]:
+        """Queries [B, T, N, H] and keys [B, T, K, H] with RoPE, values, and the queries' gate.
+
+        Keys and values are None where another layer makes them.
+        """
+        query, gate = self.query(x)
+        if not self.has_keys:
+            return apply_rope(query, cos, sin), None, None, gate
+        key, value = self.key_value(x)
         if self.config.rope.interleaved:
             query, key = (pairs_to_halves(each, self.config.rope.head_dim) for each in (query, key))
         return apply_rope(query, cos, sin), apply_rope(key, cos, sin), value, gate
@@ -131,7 +149,11 @@ class Projections(nnx.Module):
 
     def key_value(self, x: Array) -> tuple[Array, Array]:
         """Keys, not turned, and values, [B, T, K, H]."""
-        key, value = self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
+        key = value = self._heads(self.k_proj(x))
+        if not self.config.keys_as_values:
+            value = self._heads(self.v_proj(x))
+        if self.config.value_norm:
+            value = rms_norm(value, self.config.rms_norm_eps).astype(value.dtype)
         return self.k_norm(key) if self.config.query_key_norm else key, value
 
     def _heads(self, x: Array) -> Array:

@@ -1,12 +1,21 @@
 """Settings of a text decoder, in Hugging Face's names: plain, frozen and hashable."""
 
+from __future__ import annotations
+
 import dataclasses
+from typing import Any
 
 from models.layers.activations import Activation
 from models.layers.moe import MoeConfig
 from models.layers.rope import RopeConfig
 
-__all__ = ["LinearAttentionConfig", "TextConfig"]
+__all__ = [
+    "FULL_STACKS",
+    "FullLayersConfig",
+    "LinearAttentionConfig",
+    "PerLayerInputs",
+    "TextConfig",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +35,42 @@ class LinearAttentionConfig:
     value_head_dim: int
 
     @property
-    def channels(self) -> int:
-        """Channels of queries, keys and values together."""
-        return (
-            2 * self.num_key_heads * self.key_head_dim + self.num_value_heads * self.value_head_dim
-        )
+    def heads(self) -> tuple[tuple[int, int], ...]:
+        """Heads of queries, of keys and of values, and channels of one of each."""
+        keys = self.num_key_heads, self.key_head_dim
+        return keys, keys, (self.num_value_heads, self.value_head_dim)
+
+
+FULL_STACKS = ("full_layers", "shared_full_layers")
+"""Stacks of layers that see all tokens, where those with a window lie in stacks of their own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FullLayersConfig:
+    """Layers that see all tokens, where those with a window have other heads (Gemma 4).
+
+    Attributes:
+        num_key_value_heads, head_dim: of these layers.
+        keys_as_values: see `TextConfig`.
+    """
+
+    num_key_value_heads: int
+    head_dim: int
+    keys_as_values: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PerLayerInputs:
+    """What each layer adds of the tokens themselves (Gemma 3n and 4, E2B and E4B).
+
+    Attributes:
+        vocab_size: rows of their table. width: channels for each layer.
+        pad_token_id: the token whose row stands for visual tokens.
+    """
+
+    vocab_size: int
+    width: int
+    pad_token_id: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +87,20 @@ class TextConfig:
         attention_bias: biases of the projections of queries, keys and values.
         attention_output_bias: bias of the projection behind attention.
         mlp_bias: biases of the MLP. moe: a mixture of experts in the MLP's place.
+        dense_layers: numbers of the layers that have an MLP nevertheless.
+        moe_beside_mlp: a mixture of experts beside the MLP, with norms of its own (Gemma 4).
         query_key_norm: an RMS norm over the channels of each head's queries and keys, before RoPE.
         layer_norms: layer norms without a bias in the RMS norms' place.
         parallel_blocks: attention and MLP read one norm, and both are added to its input (Cohere).
-        offset_norms: norms multiply by 1 + weight, in float32 (Gemma 1 to 3).
+        offset_norms: norms multiply by 1 + weight, in float32 (Gemma 1 to 3). wide_norms: by their
+            weight, in float32 (Gemma 4).
+        value_norm: an RMS norm without a weight over the channels of each head's values.
+        keys_as_values: values are the keys before norm and RoPE.
+        full_layers_apart: heads of the layers that see all, where they are others.
+        shared_layers: last layers that read the keys and values of the last layer before them of
+            their kind, with a window or without. shared_intermediate_size: of their MLPs.
+        per_layer_inputs: see there; None: layers get none. layer_scalars: each block's output is
+            multiplied by a number of its own.
         sandwich_norms: norms behind attention and the MLP as well as before them (Gemma 2 and 3).
         sliding_window: positions that a token sees, its own the last; None: all before it.
         full_layers: numbers of the layers that see all nevertheless.
@@ -69,7 +119,7 @@ class TextConfig:
             multiplies attention's output.
         extra_embeddings: rows of the embedding behind the vocabulary, which the head lacks.
         groups_cross_window: tokens of one `Inputs.attention_group` see each other beyond a sliding
-            window too.
+            window too. groups_in_windows: in layers with a window alone.
     """
 
     vocab_size: int
@@ -87,10 +137,20 @@ class TextConfig:
     attention_output_bias: bool = False
     mlp_bias: bool = False
     moe: MoeConfig | None = None
+    dense_layers: tuple[int, ...] = ()
+    moe_beside_mlp: MoeConfig | None = None
     query_key_norm: bool = False
     layer_norms: bool = False
     parallel_blocks: bool = False
     offset_norms: bool = False
+    wide_norms: bool = False
+    value_norm: bool = False
+    keys_as_values: bool = False
+    full_layers_apart: FullLayersConfig | None = None
+    shared_layers: int = 0
+    shared_intermediate_size: int | None = None
+    per_layer_inputs: PerLayerInputs | None = None
+    layer_scalars: bool = False
     sandwich_norms: bool = False
     hidden_act: Activation = Activation.SILU
     rms_norm_eps: float = 1e-6
@@ -106,6 +166,7 @@ class TextConfig:
     fused_projections: bool = False
     fused_mlp: bool = False
     groups_cross_window: bool = False
+    groups_in_windows: bool = False
     cross_layers: tuple[int, ...] = ()
     linear: LinearAttentionConfig | None = None
     attention_gate: bool = False
@@ -118,19 +179,60 @@ class TextConfig:
         Those that attend to tokens come first, as `layers`.
         """
         linear = () if self.linear is None else self.linear.layers
-        found = {"cross_layers": self.cross_layers, "linear_layers": linear}
+        found = {
+            "cross_layers": self.cross_layers,
+            "linear_layers": linear,
+            "dense_layers": self.dense_layers,
+        }
+        if self.full_layers_apart is not None or self.shared_layers:
+            window = self.full_layers_apart is not None
+            full = self.full_layers if window else ()
+            own = self.num_own_layers
+            found["full_layers"] = tuple(n for n in full if n < own)
+            shared = range(own, self.num_hidden_layers)
+            found["shared_layers"] = tuple(n for n in shared if n not in full)
+            found["shared_full_layers"] = tuple(n for n in shared if n in full)
         others = {name: layers for name, layers in found.items() if layers}
         apart = {number for layers in others.values() for number in layers}
         own = tuple(n for n in range(self.num_hidden_layers) if n not in apart)
         return {"layers": own, **others}
 
-    def check_one_stack(self, reader: str) -> None:
-        """Raises NotImplementedError for layers of several kinds, which `reader` does not cover."""
-        if self.cross_layers or self.linear is not None:
-            kind = "cross-attention" if self.cross_layers else "linear attention"
+    def of_stack(self, name: str) -> TextConfig:
+        """The settings of the blocks of one of `stacks`."""
+        changes: dict[str, Any] = {}
+        apart = self.full_layers_apart
+        if apart is not None and name in FULL_STACKS:
+            changes |= dataclasses.asdict(apart)
+        if name.startswith("shared_") and self.shared_intermediate_size is not None:
+            changes["intermediate_size"] = self.shared_intermediate_size
+        if name == "dense_layers":
+            changes["moe"] = None
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def num_own_layers(self) -> int:
+        """Layers with keys and values of their own: the first ones."""
+        return self.num_hidden_layers - self.shared_layers
+
+    @property
+    def sources(self) -> dict[str, tuple[str, int]]:
+        """For each stack of shared layers the stack and the layer whose keys it reads."""
+        stacks = self.stacks
+        own = {name: name.removeprefix("shared_") for name in stacks if name.startswith("shared_")}
+        return {name: (of, stacks[of][-1]) for name, of in own.items()}
+
+    def check_one_stack(self, reader: str, *, covered: tuple[str, ...] = ()) -> None:
+        """Raises NotImplementedError for layers of kinds that `reader` does not cover."""
+        kinds = {
+            "cross-attention": self.cross_layers,
+            "linear attention": self.linear,
+            "other heads": self.full_layers_apart,
+            "another layer's keys": self.shared_layers,
+        }
+        if kind := next((k for k, found in kinds.items() if found and k not in covered), None):
             raise NotImplementedError(
-                f"{reader} needs text and visual tokens in every layer; this model has layers of "
-                f"{kind} beside others"
+                f"{reader} needs text and visual tokens in every layer, all alike; this model has "
+                f"layers of {kind} beside others"
             )
 
     @property

@@ -11,6 +11,7 @@ from flax import nnx
 
 from models.layers.attention import dense_attention
 from models.layers.linear import Maker
+from models.sharding.placing import place_sequences
 from models.text.block import Projections, decoder_mlp, decoder_norm
 from models.text.config import TextConfig
 from vkq_jax.array_types import Array, Bool, Float
@@ -45,6 +46,7 @@ class CrossBlock(nnx.Module):
 
     def __init__(self, config: TextConfig, make: Maker):
         """Random parameters; gates are 0."""
+        self.mesh = make.mesh
         self.input_layernorm = decoder_norm(config, make)
         self.cross_attn = Projections(dataclasses.replace(config, query_key_norm=True), make)
         self.cross_attn_attn_gate = nnx.Param(jnp.zeros(1, make.param_dtype))
@@ -61,8 +63,8 @@ class CrossBlock(nnx.Module):
             key, value = self.cross_attn.key_value(reading.features)
         mixed, carry, out = reading.attend(layer, query, key, value, carry)
         mixed = self.cross_attn.o_proj(mixed.reshape(*x.shape[:2], -1).astype(x.dtype))
-        x = x + _gated(mixed, self.cross_attn_attn_gate)
-        added = self.mlp(self.post_attention_layernorm(x))
+        x = x + _gated(place_sequences(self.mesh, mixed), self.cross_attn_attn_gate)
+        added = place_sequences(self.mesh, self.mlp(self.post_attention_layernorm(x)))
         added = jnp.where(reading.sees[..., None], added, jnp.zeros_like(added))
         return x + _gated(added, self.cross_attn_mlp_gate), carry, out
 

@@ -1,10 +1,12 @@
 """A text decoder, with attention left to its caller."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from models.layers.attention import Attend
 from models.layers.layer_kinds import by_kind
@@ -13,9 +15,11 @@ from models.layers.linear import Maker
 from models.layers.rope import query_scale, rope
 from models.sharding.placing import place_sequences
 from models.text.block import Block, decoder_norm
-from models.text.config import TextConfig
+from models.text.config import FULL_STACKS, TextConfig
 from models.text.cross_attention import CrossBlock, CrossReading
+from models.text.gemma4_block import Gemma4Block, PerLayerEmbedding
 from models.text.linear_attention import LinearBlock, Recurrence
+from models.text.shared_keys import keeping, nothing_held, reading
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.soft_cap import soft_cap
 
@@ -35,13 +39,10 @@ class TextDecoder(nnx.Module):
         self.config, self.dtype, self.mesh = config, jnp.dtype(make.dtype), make.mesh
         rows = config.vocab_size + config.extra_embeddings
         self.embed_tokens = make.embedding(rows, config.hidden_size)
-        blocks = {"layers": Block, "cross_layers": CrossBlock, "linear_layers": LinearBlock}
+        if config.per_layer_inputs is not None:
+            self.per_layer = PerLayerEmbedding(config, config.per_layer_inputs, make)
         for name, layers in config.stacks.items():
-            setattr(
-                self,
-                name,
-                stack_layers(_creator(blocks[name], config, make), len(layers), make.rngs),
-            )
+            setattr(self, name, stack_layers(_creator(name, config, make), len(layers), make.rngs))
         self.norm = decoder_norm(config, make)
         if not config.tie_word_embeddings:
             self.lm_head = make.embedding(config.vocab_size, config.hidden_size)
@@ -64,6 +65,8 @@ class TextDecoder(nnx.Module):
         additions: Float[Array, "A B T hidden_size"] | None = None,
         pictures: CrossReading | None = None,
         recurrence: Recurrence | None = None,
+        tokens: Int32[Array, "B T"] | None = None,
+        attend_held: Attend | None = None,
         remat: bool = False,
         unroll: bool = False,
     ) -> tuple[Float[Array, "B T hidden_size"], Any, Any]:
@@ -77,6 +80,9 @@ class TextDecoder(nnx.Module):
             additions: added behind the first A layers (deepstack).
             pictures: what cross-attention layers read; they are left out without it.
             recurrence: the states of layers with linear attention, which need it.
+            tokens: ids that the embeddings stand for, see `PerLayerInputs`.
+            attend_held: attention of layers that read the keys and values of an earlier layer,
+                whose number it gets; `attend` by default.
             remat, unroll: see `models.layers.layer_scan.scan_layers`.
 
         Returns:
@@ -92,6 +98,8 @@ class TextDecoder(nnx.Module):
             additions=additions,
             pictures=pictures,
             recurrence=recurrence,
+            tokens=tokens,
+            attend_held=attend_held,
             remat=remat,
             unroll=unroll,
         )
@@ -108,28 +116,27 @@ class TextDecoder(nnx.Module):
         additions: Float[Array, "A B T hidden_size"] | None = None,
         pictures: CrossReading | None = None,
         recurrence: Recurrence | None = None,
+        tokens: Int32[Array, "B T"] | None = None,
+        attend_held: Attend | None = None,
         remat: bool = False,
         unroll: bool = False,
     ) -> tuple[Float[Array, "B T hidden_size"], Any, Any, Any]:
         """`__call__` without the final norm, and what `look(x, layer)` gives behind each layer."""
         config = self.config
-        full = rope(positions, config.rope, x.dtype)
-        sliding = full
-        if config.sliding_rope is not None:
-            sliding = rope(positions, config.sliding_rope, x.dtype)
-        if not config.full_layers_turn:
-            full = jnp.ones_like(full[0]), jnp.zeros_like(full[1])
-            sliding = full if config.sliding_window is None else sliding
+        turn_of = self._turns(positions, x.dtype)
+        per_layer = None
+        if config.per_layer_inputs is not None:
+            assert tokens is not None, "inputs of each layer's own need the tokens"
+            per_layer = self.per_layer(x, tokens)
         scale, beta = None, config.llama_4_scaling_beta
         if beta is not None:
             scale = query_scale(positions, beta, config.rope.pretraining_length, x.dtype)
 
-        def step(block, layer, carry):
+        def step(name, attend, block, layer, carry):
             x, inner = carry
-            cos, sin = full
-            if sliding is not full:
-                cos, sin = by_kind(config.full_layers, layer, sliding, full)
-            x, inner, out = block(x, cos, sin, layer, attend, inner, scale)
+            cos, sin = turn_of(name, layer)
+            own = {} if per_layer is None else {"per_layer": per_layer[layer]}
+            x, inner, out = block(x, cos, sin, layer, attend, inner, scale, **own)
             if additions is not None:
                 own = additions[jnp.minimum(layer, len(additions) - 1)]
                 x = x + jnp.where(layer < len(additions), own, 0).astype(x.dtype)
@@ -145,7 +152,14 @@ class TextDecoder(nnx.Module):
             x, inner = block(x, recurrence, layer, inner)
             return (x, inner), (None, look(x, layer))
 
-        steps = {"layers": step, "cross_layers": cross_step, "linear_layers": linear_step}
+        attends = dict.fromkeys(config.stacks, attend)
+        if config.shared_layers:
+            carry = carry, nothing_held(config, x)
+            attends = {name: keeping(attend, name) for name in config.stacks}
+            for name, (own, source) in config.sources.items():
+                attends[name] = reading(attend_held or attend, own, source)
+        steps = {name: partial(step, name, own) for name, own in attends.items()}
+        steps |= {"cross_layers": cross_step, "linear_layers": linear_step}
         kinds: list[int | None] = [None] * config.num_hidden_layers
         for kind, (name, layers) in enumerate(config.stacks.items()):
             for layer in layers:
@@ -159,7 +173,26 @@ class TextDecoder(nnx.Module):
             remat=remat,
             unroll=unroll,
         )
+        carry = carry[0] if config.shared_layers else carry
         return place_sequences(self.mesh, x), carry, outputs, looks
+
+    def _turns(
+        self, positions: Int32[Array, "B T *axes"], dtype: DTypeLike
+    ) -> Callable[[str, Array], tuple[Array, Array]]:
+        """For a stack's name and a layer's number: cosine and sine of what RoPE turns it by."""
+        config = self.config
+        full = rope(positions, config.rope, dtype)
+        sliding = full
+        if config.sliding_rope is not None:
+            sliding = rope(positions, config.sliding_rope, dtype)
+        if not config.full_layers_turn:
+            full = jnp.ones_like(full[0]), jnp.zeros_like(full[1])
+            sliding = full if config.sliding_window is None else sliding
+        if config.full_layers_apart is not None:
+            return lambda name, layer: full if name in FULL_STACKS else sliding
+        if sliding is full:
+            return lambda name, layer: full
+        return lambda name, layer: by_kind(config.full_layers, layer, sliding, full)
 
     def logits(self, x: Float[Array, "*lead hidden_size"]) -> Float[Array, "*lead vocab"]:
         """Scores of the next token for normed `x`, accumulated in float32."""
@@ -169,10 +202,13 @@ class TextDecoder(nnx.Module):
         return soft_cap(logits, self.config.final_logit_softcapping)
 
 
-def _creator(
-    kind: Callable[[TextConfig, Maker], nnx.Module], config: TextConfig, make: Maker
-) -> Callable[[nnx.Rngs], nnx.Module]:
-    return lambda rngs: kind(config, make.with_rngs(rngs))
+def _creator(name: str, config: TextConfig, make: Maker) -> Callable[[nnx.Rngs], nnx.Module]:
+    """Makes a block of the stack of a name."""
+    others = {"cross_layers": CrossBlock, "linear_layers": LinearBlock}
+    kind = others.get(name, Gemma4Block if config.layer_scalars else Block)
+    if name in config.sources:
+        kind = partial(kind, has_keys=False)
+    return lambda rngs: kind(config.of_stack(name), make.with_rngs(rngs))
 
 
 def _look_at_nothing(x: Array, layer: Array) -> None:

@@ -1,4 +1,4 @@
-"""Where the parameters of a decoder lie whose files hold several projections as one (Phi-3)."""
+"""Where parameters of a decoder lie whose files hold several projections as one tensor."""
 
 from itertools import pairwise
 
@@ -7,11 +7,11 @@ import numpy as np
 from models.checkpoints.weights import Layout, Rows, Source
 from models.text.config import TextConfig
 
-__all__ = ["fused_sources"]
+__all__ = ["fused_sources", "linear_sources"]
 
 
 def fused_sources(text: TextConfig) -> dict[str, Source]:
-    """Sources by canonical name; none where each projection has a tensor of its own."""
+    """Sources by canonical name (Phi-3); none where each projection has a tensor of its own."""
     if not text.fused_projections and not text.fused_mlp:
         return {}
     queries, keys = (
@@ -33,4 +33,23 @@ def fused_sources(text: TextConfig) -> dict[str, Source]:
                 Layout.TRANSPOSED,
                 rows=Rows(start, stop, sum(parts.values())),
             )
+    return sources
+
+
+def linear_sources(text: TextConfig) -> dict[str, Source]:
+    """Sources of linear attention's queries, keys and values, which files hold as one tensor."""
+    if text.linear is None:
+        return {}
+    block = "text.linear_layers.{}.linear_attn"
+    sizes = [heads * channels for heads, channels in text.linear.heads]
+    numbers = text.linear.layers if len(text.stacks) > 1 else None
+    sources = {}
+    for part, (start, stop) in zip("qkv", pairwise(np.cumsum([0, *sizes]).tolist()), strict=True):
+        rows = Rows(start, stop, sum(sizes))
+        sources[f"{block}.in_proj_{part}.weight"] = Source(
+            f"{block}.in_proj_qkv.weight", Layout.TRANSPOSED, rows=rows, numbers=numbers
+        )
+        sources[f"{block}.conv1d_{part}.weight"] = Source(
+            f"{block}.conv1d.weight", rows=rows, numbers=numbers
+        )
     return sources

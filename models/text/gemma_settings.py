@@ -21,7 +21,7 @@ from models.layers.rope import RopeConfig
 from models.messages import some
 from models.text.settings import TextSettings
 
-__all__ = ["Gemma2Settings", "Gemma3Settings", "GemmaSettings"]
+__all__ = ["FULL", "SLIDING", "Gemma2Settings", "Gemma3Settings", "GemmaSettings", "RopeByKind"]
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -121,9 +121,9 @@ class Gemma3Settings(Gemma2Settings):
     def ropes(self, head_dim: int, where: str) -> tuple[RopeConfig, RopeConfig]:
         """The frequencies of full layers, which `rope_scaling` stretches, and of sliding ones."""
         given, inside = self.rope_parameters or {}, f"{where}.rope_parameters"
-        if unread := _RopeByKind.unread(given):
+        if unread := RopeByKind.unread(given):
             raise NotImplementedError(f"{inside} has {some(unread)}, which is not supported")
-        kinds = _RopeByKind.read(given, inside)
+        kinds = RopeByKind.read(given, inside)
         full = (kinds.full_attention or {}) | (self.rope_scaling or {})
         local = {"rope_theta": self.rope_local_base_freq} | (kinds.sliding_attention or {})
 
@@ -134,7 +134,7 @@ class Gemma3Settings(Gemma2Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _RopeByKind(Settings):
+class RopeByKind(Settings):
     """`rope_parameters` of a decoder whose kinds of layers turn differently."""
 
     full_attention: dict[str, Any] | None = None

@@ -34,10 +34,13 @@ def key_bias_of(text: TextDecoder) -> KeyBias | None:
     config = text.config
     if not has_key_bias(config):
         return None
-    params = restack_layers(nnx.state(text.layers.self_attn.k_proj))
-    (bias,) = jax.tree.leaves(params["bias"])
     shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
-    bias = bias.astype(jnp.float32).reshape(shape)
+    bias = jnp.zeros(shape, jnp.float32)
+    for name, layers in config.stacks.items():
+        params = restack_layers(nnx.state(getattr(text, name).self_attn.k_proj))
+        (own,) = jax.tree.leaves(params["bias"])
+        own = own.astype(jnp.float32).reshape(len(layers), *shape[1:])
+        bias = bias.at[jnp.asarray(layers)].set(own)
     if config.rope.interleaved:
         bias = pairs_to_halves(bias, config.rope.head_dim)
     mrope = config.rope.mrope

@@ -14,11 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from models.layers.activations import activate
 from models.layers.linear import Maker
 from models.layers.norms import RmsNorm
+from models.sharding.axes import MODEL
+from models.sharding.placing import data_axis, on_shards, place_sequences
 from models.text.block import decoder_mlp, decoder_norm
 from models.text.config import LinearAttentionConfig, TextConfig
 from vkq_jax.array_types import Array, Bool, Float
@@ -31,8 +34,9 @@ __all__ = ["LinearBlock", "Recurrence", "empty_states", "gated_delta_rule", "wit
 _CHUNK = 64
 _NORM_EPSILON = 1e-6
 
-type State = tuple[Array, Array]
-"""The last inputs of the convolution [B, kernel - 1, channels], and S [B, heads, key, value]."""
+type State = tuple[Array, Array, Array, Array]
+"""The last inputs of the convolutions of queries, keys and values [B, heads, kernel - 1, channels],
+and S [B, heads, key, value]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +56,12 @@ class Recurrence:
 def empty_states(config: LinearAttentionConfig, batch: int, dtype: DTypeLike) -> RecurrentState:
     """The states of all layers before the first token."""
     lead = len(config.layers), batch
-    inputs = jnp.zeros((*lead, config.kernel - 1, config.channels), dtype)
     matrix = config.num_value_heads, config.key_head_dim, config.value_head_dim
-    return RecurrentState((inputs, jnp.zeros((*lead, *matrix), jnp.float32)), config.layers)
+    inputs = (
+        jnp.zeros((*lead, heads, config.kernel - 1, channels), dtype)
+        for heads, channels in config.heads
+    )
+    return RecurrentState((*inputs, jnp.zeros((*lead, *matrix), jnp.float32)), config.layers)
 
 
 def without_past(
@@ -63,8 +70,10 @@ def without_past(
     """The states of whole prompts without a cache; None where the decoder has no such layers."""
     if config.linear is None:
         return None
-    inputs, matrix = take_layer(empty_states(config.linear, valid.shape[0], dtype).values, 0)
-    empty = inputs, matrix
+    query, key, value, matrix = take_layer(
+        empty_states(config.linear, valid.shape[0], dtype).values, 0
+    )
+    empty = query, key, value, matrix
     return Recurrence(valid, lambda layer, carry: empty, lambda layer, state, carry: carry)
 
 
@@ -73,6 +82,7 @@ class LinearBlock(nnx.Module):
 
     def __init__(self, config: TextConfig, make: Maker):
         """Random parameters."""
+        self.mesh = make.mesh
         self.input_layernorm = decoder_norm(config, make)
         self.linear_attn = _GatedDeltaNet(config, make)
         self.post_attention_layernorm = decoder_norm(config, make)
@@ -84,9 +94,10 @@ class LinearBlock(nnx.Module):
         """The next residual stream and carry."""
         before = recurrence.read(layer, carry)
         mixed, after = self.linear_attn(self.input_layernorm(x), recurrence.valid, before)
-        x = x + mixed
+        x = x + place_sequences(self.mesh, mixed)
         carry = recurrence.write(layer, after, carry)
-        return x + self.mlp(self.post_attention_layernorm(x)), carry
+        added = place_sequences(self.mesh, self.mlp(self.post_attention_layernorm(x)))
+        return x + added, carry
 
 
 class _Convolution(nnx.Module):
@@ -95,28 +106,36 @@ class _Convolution(nnx.Module):
     def __init__(self, channels: int, kernel: int, make: Maker):
         self.weight = make.normal(channels, 1, kernel)
 
-    def __call__(self, window: Float[Array, "B S C"]) -> Float[Array, "B T C"]:
-        """The T = S - kernel + 1 outputs that see whole kernels of the S inputs."""
-        weight = self.weight[...].astype(window.dtype)[:, 0]
-        kernel = weight.shape[-1]
-        tokens = window.shape[1] - kernel + 1
-        taps = [window[:, i : i + tokens] * weight[None, None, :, i] for i in range(kernel)]
-        return sum(taps[1:], taps[0])
+
+def _convolve(
+    window: Float[Array, "B heads S C"], weight: Float[Array, "heads*C 1 kernel"]
+) -> Float[Array, "B T heads C"]:
+    """The T = S - kernel + 1 outputs that see whole kernels of the S inputs."""
+    kernel = weight.shape[-1]
+    weight = weight.astype(window.dtype).reshape(window.shape[1], 1, -1, kernel)
+    tokens = window.shape[2] - kernel + 1
+    taps = [window[:, :, i : i + tokens] * weight[None, ..., i] for i in range(kernel)]
+    return sum(taps[1:], taps[0]).swapaxes(1, 2)
 
 
 class _GatedDeltaNet(nnx.Module):
-    """Parts have the names of Hugging Face's files."""
+    """Parts have the names of Hugging Face's files, queries, keys and values apart.
+
+    On a mesh each device has the heads of its own, from the projections to the state.
+    """
 
     def __init__(self, config: TextConfig, make: Maker):
         assert config.linear is not None
-        self.config, self.act = config.linear, config.hidden_act
+        self.config, self.act, self.mesh = config.linear, config.hidden_act, make.mesh
         width, values = config.hidden_size, self.config.num_value_heads
         value_width = values * self.config.value_head_dim
-        self.in_proj_qkv = make.linear(width, self.config.channels, bias=False)
+        for name, (heads, channels) in zip("qkv", self.config.heads, strict=True):
+            setattr(self, f"in_proj_{name}", make.linear(width, heads * channels, bias=False))
+            convolution = _Convolution(heads * channels, self.config.kernel, make)
+            setattr(self, f"conv1d_{name}", convolution)
         self.in_proj_z = make.linear(width, value_width, bias=False)
         self.in_proj_b = make.linear(width, values, bias=False)
         self.in_proj_a = make.linear(width, values, bias=False)
-        self.conv1d = _Convolution(self.config.channels, self.config.kernel, make)
         self.dt_bias = nnx.Param(jnp.ones(values, make.param_dtype))
         self.A_log = nnx.Param(jnp.zeros(values, make.param_dtype))
         self.norm = RmsNorm(
@@ -130,34 +149,64 @@ class _GatedDeltaNet(nnx.Module):
         # Tokens that count stand together, right behind those of the state.
         index, taken = left_pack(valid, valid.shape[1])
         x = jnp.take_along_axis(x, index[..., None], axis=1)
-        inputs, memory = state
-        window = jnp.concatenate([inputs.astype(x.dtype), self.in_proj_qkv(x)], axis=1)
-        count = valid.sum(-1, dtype=jnp.int32)
-        last = count[:, None] + jnp.arange(self.config.kernel - 1, dtype=jnp.int32)
-        inputs = jnp.take_along_axis(window, last[..., None], axis=1)
-        mixed = activate(self.conv1d(window), self.act)
-        keys = self.config.num_key_heads * self.config.key_head_dim
-        query, key, value = (
-            part.reshape(*x.shape[:2], -1, size)
-            for part, size in zip(
-                jnp.split(mixed, (keys, 2 * keys), axis=-1),
-                (self.config.key_head_dim,) * 2 + (self.config.value_head_dim,),
-                strict=True,
-            )
-        )
         step = jax.nn.softplus(
             self.in_proj_a(x).astype(jnp.float32) + self.dt_bias[...].astype(jnp.float32)
         )
         decay = -jnp.exp(self.A_log[...].astype(jnp.float32)) * step
         rate = jax.nn.sigmoid(self.in_proj_b(x)).astype(jnp.float32)
         decay, rate = (jnp.where(taken[..., None], each, 0.0) for each in (decay, rate))
-        output, memory = gated_delta_rule(query, key, value, decay, rate, memory)
+        projected = [getattr(self, f"in_proj_{name}")(x) for name in "qkv"]
+        weights = [getattr(self, f"conv1d_{name}").weight[...] for name in "qkv"]
+        output, state = self._on_own_heads(projected, weights, decay, rate, valid, state)
         gate = self.in_proj_z(x).reshape(output.shape).astype(jnp.float32)
         normed = self.norm(output.astype(x.dtype)).astype(jnp.float32) * jax.nn.silu(gate)
         output = self.out_proj(normed.astype(x.dtype).reshape(*x.shape[:2], -1))
         rank = jnp.maximum(jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
         output = jnp.take_along_axis(output, rank[..., None], axis=1)
-        return jnp.where(valid[..., None], output, jnp.zeros_like(output)), (inputs, memory)
+        return jnp.where(valid[..., None], output, jnp.zeros_like(output)), state
+
+    def _on_own_heads(
+        self,
+        projected: list[Float[Array, "B T _"]],
+        weights: list[Float[Array, "_ 1 kernel"]],
+        decay: Float[Array, "B T v"],
+        rate: Float[Array, "B T v"],
+        valid: Bool[Array, "B T"],
+        state: State,
+    ) -> tuple[Float[Array, "B T v V"], State]:
+        """Convolutions and the delta rule, by each device for its own sequences and heads."""
+        rows = self.mesh and data_axis(self.mesh, len(valid))
+        by_head = PartitionSpec(rows, None, MODEL)
+        of_state = PartitionSpec(rows, MODEL)
+        return on_shards(
+            self.mesh,
+            self._mix,
+            (by_head, PartitionSpec(MODEL), by_head, by_head, PartitionSpec(rows), of_state),
+            (by_head, of_state),
+        )(projected, weights, decay, rate, valid, state)
+
+    def _mix(
+        self,
+        projected: list[Array],
+        weights: list[Array],
+        decay: Array,
+        rate: Array,
+        valid: Array,
+        state: State,
+    ) -> tuple[Array, State]:
+        *past, memory = state
+        count = valid.sum(-1, dtype=jnp.int32)
+        last = count[:, None] + jnp.arange(self.config.kernel - 1, dtype=jnp.int32)
+        mixed, inputs = [], []
+        for x, before, weight in zip(projected, past, weights, strict=True):
+            own = x.reshape(*x.shape[:2], before.shape[1], -1).swapaxes(1, 2)
+            window = jnp.concatenate([before.astype(x.dtype), own], axis=2)
+            inputs.append(jnp.take_along_axis(window, last[:, None, :, None], axis=2))
+            mixed.append(activate(_convolve(window, weight), self.act))
+        query, key, value = mixed
+        output, memory = gated_delta_rule(query, key, value, decay, rate, memory)
+        query_inputs, key_inputs, value_inputs = inputs
+        return output, (query_inputs, key_inputs, value_inputs, memory)
 
 
 def gated_delta_rule(

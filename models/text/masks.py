@@ -28,7 +28,9 @@ def prompt_masks(config: TextConfig, inputs: Inputs) -> Callable[[Array], Bool[A
     if group is not None:
         together = (group[:, :, None] == group[:, None]) & (group >= 0)[:, None]
         together &= inputs.mask[:, None]
-    full = seen if together is None else seen | together
+    both = full = seen if together is None else seen | together
+    if config.groups_in_windows:
+        full = seen
     if config.sliding_window is None:
         return lambda layer: full
     index = inputs.index
@@ -36,7 +38,7 @@ def prompt_masks(config: TextConfig, inputs: Inputs) -> Callable[[Array], Bool[A
     if together is not None and config.groups_cross_window:
         sliding = (seen & near) | together
     else:
-        sliding = full & near
+        sliding = both & near
     return lambda layer: by_kind(config.full_layers, layer, sliding, full)
 
 

@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from models.checkpoints.weights import Layout, Rows, Source
 from models.text.config import TextConfig
 
-__all__ = ["moe_alternatives"]
-
-_EXPERTS = "text.layers.{}.mlp.experts"
+__all__ = ["expert_sources", "moe_alternatives"]
 
 
 def moe_alternatives(text: TextConfig) -> tuple[Mapping[str, Source], ...]:
@@ -18,23 +16,45 @@ def moe_alternatives(text: TextConfig) -> tuple[Mapping[str, Source], ...]:
     """
     if text.moe is None:
         return ()
-    inner = text.moe.intermediate_size
+    numbers = text.stacks["layers"] if len(text.stacks) > 1 else None
+    ways = expert_sources("text.layers.{}.mlp.experts", text.moe.intermediate_size, numbers)
+    if not text.moe.sigmoid:
+        return ways
+    bias = "e_score_correction_bias"
+    of_choice = Source(f"text.layers.{{}}.mlp.gate.{bias}", numbers=numbers)
+    return tuple({**way, f"text.layers.{{}}.mlp.{bias}": of_choice} for way in ways)
+
+
+def expert_sources(
+    experts: str, inner: int, numbers: tuple[int, ...] | None
+) -> tuple[Mapping[str, Source], ...]:
+    """Where the experts of a stack of layers may lie, see `moe_alternatives`.
+
+    Args:
+        experts: canonical name of all of a layer's, with `{}` for its number.
+        inner: hidden channels of an expert.
+        numbers: see `models.checkpoints.weights.Source`.
+    """
     ways = []
     for layout, axis in ((Layout.SWAPPED, 1), (Layout.SAME, 2)):
-        fused = f"{_EXPERTS}.gate_up_proj"
+        fused = f"{experts}.gate_up_proj"
         gate, up = (
-            Source(fused, layout, rows=Rows(start, start + inner, 2 * inner, axis))
+            Source(
+                fused,
+                layout,
+                rows=Rows(start, start + inner, 2 * inner, axis),
+                numbers=numbers,
+            )
             for start in (0, inner)
         )
-        ways.append(_named(gate, up, Source(f"{_EXPERTS}.down_proj", layout)))
+        ways.append((gate, up, Source(f"{experts}.down_proj", layout, numbers=numbers)))
     parts = ("gate_proj", "up_proj", "down_proj")
-    apart = (Source(f"{_EXPERTS}.{{}}.{part}.weight", Layout.TRANSPOSED) for part in parts)
-    return (*ways, _named(*apart))
-
-
-def _named(gate: Source, up: Source, down: Source) -> dict[str, Source]:
-    return {
-        f"{_EXPERTS}.gate_proj": gate,
-        f"{_EXPERTS}.up_proj": up,
-        f"{_EXPERTS}.down_proj": down,
-    }
+    ways.append(
+        tuple(
+            Source(f"{experts}.{{}}.{part}.weight", Layout.TRANSPOSED, numbers=numbers)
+            for part in parts
+        )
+    )
+    return tuple(
+        {f"{experts}.{part}": own for part, own in zip(parts, way, strict=True)} for way in ways
+    )

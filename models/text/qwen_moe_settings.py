@@ -1,12 +1,11 @@
 """Experts of Qwen3's text decoders in config.json."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 from models.checkpoints.hf_fields import Count, Width
 from models.checkpoints.hf_settings import Settings
 from models.layers.moe import MoeConfig
-from models.messages import show
 from models.text.settings import Qwen3Settings
 
 __all__ = ["MoeSettings", "Qwen3MoeSettings"]
@@ -14,40 +13,42 @@ __all__ = ["MoeSettings", "Qwen3MoeSettings"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MoeSettings(Settings):
-    """Fields of a mixture of experts in each layer."""
+    """Fields of a mixture of experts in each layer, or in some of them."""
 
     num_experts: Count = 128
     num_local_experts: Count | None = None  # what transformers 5 calls num_experts
     num_experts_per_tok: Count = 8
     moe_intermediate_size: Width = 768
-    decoder_sparse_step: Literal[1] = 1
+    decoder_sparse_step: Count = 1
     mlp_only_layers: tuple[int, ...] | None = None
 
-    def experts(self, *, norm_topk_prob: bool) -> MoeConfig:
-        """The experts of every layer.
+    def experts(self, num_layers: int, *, norm_topk_prob: bool) -> dict[str, Any]:
+        """Fields of `TextConfig`: the experts, and the layers without.
+
+        Every `decoder_sparse_step`-th layer has experts, unless `mlp_only_layers` names it.
 
         Raises:
-            NotImplementedError: some layers have none.
             ValueError: more experts for a token than there are.
         """
-        if self.mlp_only_layers:
-            raise NotImplementedError(
-                f"text_config.mlp_only_layers={show(list(self.mlp_only_layers))}; supported: none"
-            )
         count = self.num_local_experts or self.num_experts
         if self.num_experts_per_tok > count:
             raise ValueError(
                 f"text_config.num_experts_per_tok: expected at most num_experts={count}, "
                 f"got {self.num_experts_per_tok}"
             )
-        return MoeConfig(
-            count, self.num_experts_per_tok, self.moe_intermediate_size, norm_topk_prob
+        moe = MoeConfig(count, self.num_experts_per_tok, self.moe_intermediate_size, norm_topk_prob)
+        plain = self.mlp_only_layers or ()
+        dense = tuple(
+            n for n in range(num_layers) if n in plain or (n + 1) % self.decoder_sparse_step
         )
+        if len(dense) == num_layers:
+            return {}
+        return {"moe": moe, "dense_layers": dense}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Qwen3MoeSettings(MoeSettings, Qwen3Settings):
-    """Qwen3's decoder with a mixture of experts in each layer."""
+    """Qwen3's decoder with mixtures of experts."""
 
     hidden_size: Width = 2048
     intermediate_size: Width = 6144
@@ -59,5 +60,5 @@ class Qwen3MoeSettings(MoeSettings, Qwen3Settings):
 
     def switches(self) -> dict[str, Any]:
         """The switches of Qwen3, and its experts."""
-        moe = self.experts(norm_topk_prob=self.norm_topk_prob)
-        return super().switches() | {"moe": moe}
+        experts = self.experts(self.num_hidden_layers, norm_topk_prob=self.norm_topk_prob)
+        return super().switches() | experts

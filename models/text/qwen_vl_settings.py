@@ -52,7 +52,7 @@ class Qwen3VLTextSettings(TextSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Qwen3VLMoeTextSettings(MoeSettings, Qwen3VLTextSettings):
-    """The same decoder with a mixture of experts in each layer."""
+    """The same decoder with mixtures of experts."""
 
     hidden_size: Width = 2048
     intermediate_size: Width = 5632
@@ -73,4 +73,4 @@ class Qwen3VLMoeTextSettings(MoeSettings, Qwen3VLTextSettings):
 
     def switches(self) -> dict[str, Any]:
         """The switches of Qwen3-VL, and its experts."""
-        return super().switches() | {"moe": self.experts(norm_topk_prob=True)}
+        return super().switches() | self.experts(self.num_hidden_layers, norm_topk_prob=True)

@@ -3,7 +3,10 @@
 from models.checkpoints.weights import Size
 from models.text.config import TextConfig
 
-__all__ = ["layer_numbers", "stack_rules", "text_sizes"]
+__all__ = ["STACKED", "layer_numbers", "stack_rules", "text_sizes"]
+
+STACKED = r"text\.(?:\w+_)?layers\."
+"""Canonical names of all layers, whatever their stack."""
 
 
 def layer_numbers(text: TextConfig) -> dict[str, tuple[int, ...]]:

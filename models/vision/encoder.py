@@ -11,7 +11,7 @@ from models.layers.attention import Attend
 from models.layers.layer_scan import scan_layers, stack_layers
 from models.layers.linear import Maker
 from models.layers.mlp import GatedMlp, Mlp
-from models.layers.norms import LayerNorm, RmsNorm
+from models.layers.norms import LayerNorm, RmsNorm, WideRmsNorm, rms_norm
 from models.layers.rope import apply_rope
 from vkq_jax.array_types import Array, Float
 
@@ -37,6 +37,15 @@ class EncoderConfig:
         layer_scale: factors per channel of what attention and the MLP add (lambda_1, lambda_2).
         tanh_gates: one factor each for all channels of the same (gate_attn, gate_ffn), of which the
             tanh is taken.
+        wide_norms: RMS norms multiply by their weight in float32.
+        sandwich_norms: norms behind attention and the MLP as well as before them.
+        head_norms: RMS norms over each head's queries and keys, and one without a weight over its
+            values; scores are not scaled.
+        num_key_value_heads, head_dim: by default as many as query heads, and their share of
+            `hidden_size`.
+        clipped_linears: inputs and outputs of linear layers are cut to stored ranges.
+        axis_halves: RoPE turns each half of a head by itself, the first by the column and the
+            second by the row.
     """
 
     hidden_size: int
@@ -53,16 +62,31 @@ class EncoderConfig:
     query_key_norm: bool = False
     layer_scale: bool = False
     tanh_gates: bool = False
+    wide_norms: bool = False
+    sandwich_norms: bool = False
+    head_norms: bool = False
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    clipped_linears: bool = False
+    axis_halves: bool = False
+
+    @property
+    def head_width(self) -> int:
+        """Channels of a head."""
+        share = self.hidden_size // self.num_attention_heads
+        return share if self.head_dim is None else self.head_dim
 
     @property
     def logits_scale(self) -> float:
         """The factor of attention scores."""
-        return (self.hidden_size // self.num_attention_heads) ** -0.5
+        return 1.0 if self.head_norms else self.head_width**-0.5
 
 
 def encoder_norm(config: EncoderConfig, make: Maker, width: int | None = None) -> nnx.Module:
     """The norm of this encoder, over `hidden_size` channels by default."""
-    kind = RmsNorm if config.rms_norms else LayerNorm
+    kind = LayerNorm
+    if config.rms_norms:
+        kind = WideRmsNorm if config.wide_norms else RmsNorm
     return kind(
         config.hidden_size if width is None else width,
         epsilon=config.layer_norm_eps,
@@ -126,9 +150,13 @@ class _Block(nnx.Module):
     def __init__(self, config: EncoderConfig, make: Maker):
         self.config = config
         width = config.hidden_size
+        make = dataclasses.replace(make, clipped=config.clipped_linears)
         self.layer_norm1 = encoder_norm(config, make)
         self.self_attn = _Projections(config, make)
         self.layer_norm2 = encoder_norm(config, make)
+        if config.sandwich_norms:
+            self.post_norm1 = encoder_norm(config, make)
+            self.post_norm2 = encoder_norm(config, make)
         mlp = GatedMlp if config.gated_mlp else Mlp
         self.mlp = mlp(
             make, width, config.intermediate_size, config.hidden_act, bias=config.mlp_bias
@@ -145,10 +173,13 @@ class _Block(nnx.Module):
     ) -> tuple[Array, Any, Any]:
         query, key, value = self.self_attn(self.layer_norm1(x), rope)
         mixed, carry, out = attend(layer, query, key, value, carry)
-        mixed = self.self_attn.out_proj(mixed.reshape(x.shape).astype(x.dtype))
+        mixed = mixed.reshape(*x.shape[:2], -1).astype(x.dtype)
+        mixed = self.self_attn.out_proj(mixed)
+        mixed = self.post_norm1(mixed) if self.config.sandwich_norms else mixed
         x = x + self._scaled(mixed, "lambda_1", "gate_attn")
-        added = self._scaled(self.mlp(self.layer_norm2(x)), "lambda_2", "gate_ffn")
-        return x + added, carry, out
+        added = self.mlp(self.layer_norm2(x))
+        added = self.post_norm2(added) if self.config.sandwich_norms else added
+        return x + self._scaled(added, "lambda_2", "gate_ffn"), carry, out
 
     def _scaled(self, added: Array, scale: str, gate: str) -> Array:
         if self.config.layer_scale:
@@ -163,11 +194,17 @@ class _Projections(nnx.Module):
 
     def __init__(self, config: EncoderConfig, make: Maker):
         self.config = config
-        width = config.hidden_size
+        width, heads = config.hidden_size, config.num_attention_heads
+        wide = config.head_width * heads
+        narrow = config.head_width * (config.num_key_value_heads or heads)
         self.q_proj, self.k_proj, self.v_proj = (
-            make.linear(width, width, bias=config.attention_bias) for _ in range(3)
+            make.linear(width, each, bias=config.attention_bias) for each in (wide, narrow, narrow)
         )
-        self.out_proj = make.linear(width, width, bias=config.attention_output_bias)
+        self.out_proj = make.linear(wide, width, bias=config.attention_output_bias)
+        if config.head_norms:
+            self.q_norm, self.k_norm = (
+                encoder_norm(config, make, config.head_width) for _ in range(2)
+            )
         if config.query_key_norm:
             self.q_norm, self.k_norm = (
                 RmsNorm(width, epsilon=_QUERY_KEY_EPSILON, param_dtype=make.param_dtype)
@@ -178,8 +215,19 @@ class _Projections(nnx.Module):
         query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.config.query_key_norm:
             query, key = self.q_norm(query), self.k_norm(key)
-        heads = (*x.shape[:2], self.config.num_attention_heads, -1)
+        heads = (*x.shape[:2], -1, self.config.head_width)
         query, key, value = (each.reshape(heads) for each in (query, key, value))
+        if self.config.head_norms:
+            query, key = self.q_norm(query), self.k_norm(key)
+            value = rms_norm(value, self.config.layer_norm_eps).astype(value.dtype)
         if rope is not None:
-            query, key = apply_rope(query, *rope), apply_rope(key, *rope)
+            turn = _turn_halves if self.config.axis_halves else apply_rope
+            query, key = turn(query, *rope), turn(key, *rope)
         return query, key, value
+
+
+def _turn_halves(x: Array, cos: Array, sin: Array) -> Array:
+    """Each half of a head's channels turned by itself: by the column, then by the row."""
+    angles = (jnp.split(each, 2, axis=-1)[::-1] for each in (cos, sin))
+    halves = zip(jnp.split(x, 2, axis=-1), *angles, strict=True)
+    return jnp.concatenate([apply_rope(*half) for half in halves], axis=-1)

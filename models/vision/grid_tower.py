@@ -33,6 +33,8 @@ class GridConfig:
         full_layers: numbers of the layers without windows.
         table_side: side of the table of positions that is stretched over a picture; None without.
         table_bicubic: see `PatchGrids.place`.
+        axis_table: rows of each of two tables, by column and by row, whose sum is added to patches
+            instead (Gemma 4); None without.
         deepstack_layers: layers whose outputs are features too.
         feature_layer: after how many blocks features are taken, others being neither held nor run;
             None: after the last.
@@ -51,6 +53,7 @@ class GridConfig:
     full_layers: tuple[int, ...] = ()
     table_side: int | None = None
     table_bicubic: bool = False
+    axis_table: int | None = None
     deepstack_layers: tuple[int, ...] = ()
     feature_layer: int | None = None
 
@@ -76,6 +79,8 @@ class GridTransformer(nnx.Module):
         self.patch_embedding = make.linear(config.patch_width, width, bias=config.patch_bias)
         if config.table_side is not None:
             self.position_embedding = make.embedding(config.table_side**2, width)
+        if config.axis_table is not None:
+            self.position_embedding_table = make.normal(2, config.axis_table, width)
         if config.pre_norm:
             self.pre_norm = encoder_norm(config.encoder, make)
         if config.post_norm:
@@ -110,9 +115,14 @@ class GridTransformer(nnx.Module):
             )
             placed = grids.place(table, patches, config.merge, bicubic=config.table_bicubic)
             x = x + placed.astype(x.dtype)
+        places = grids.rows_and_columns(patches, config.merge)
+        if config.axis_table is not None:
+            by_column, by_row = self.position_embedding_table[...].astype(x.dtype)
+            row, column = jnp.moveaxis(places, -1, 0)
+            x = x + by_column.at[column].get(mode="clip") + by_row.at[row].get(mode="clip")
         rope = grid_rope(
-            grids.rows_and_columns(patches, config.merge),
-            config.encoder.hidden_size // config.encoder.num_attention_heads,
+            places,
+            config.encoder.head_width,
             config.rope_theta,
             x.dtype,
             alternating=config.alternating_rope,

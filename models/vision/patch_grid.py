@@ -18,7 +18,7 @@ from models.inputs.pixels import bucket, pad_to_bucket
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.pytree import frozen_pytree
 
-__all__ = ["PatchGrids", "cut_patches", "pack_frames"]
+__all__ = ["PatchGrids", "block_order", "cut_patches", "pack_frames"]
 
 
 @frozen_pytree
@@ -120,6 +120,12 @@ def cut_patches(
     rows, columns = (side // (patch * merge) for side in pixels.shape[1:])
     cut = pixels.reshape(3, rows, merge, patch, columns, merge, patch)
     return cut.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, 3 * patch**2)
+
+
+def block_order(rows: int, columns: int, merge: int) -> np.ndarray:
+    """Numbers of a frame's patches, counted row by row, in merge-block order."""
+    numbers = np.arange(rows * columns).reshape(rows // merge, merge, columns // merge, merge)
+    return numbers.transpose(0, 2, 1, 3).ravel()
 
 
 def pack_frames(

@@ -11,7 +11,7 @@ from pallas_kernels.attention.kernel_spec import Coding, Packed
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import TiledLevels, TiledSigns
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
-from vkq_jax.array_types import Array, Float
+from vkq_jax.array_types import Array, Float, Int8
 from vkq_jax.cache import VisualBank
 from vkq_jax.pytree import frozen_pytree
 
@@ -20,10 +20,21 @@ __all__ = ["Banks", "DenseBank", "packed_classes", "packed_operands"]
 
 @frozen_pytree
 class DenseBank:
-    """Dense keys and values of all layers, bfloat16."""
+    """Dense keys and values of all layers, bfloat16; or in 8 bits, as in `TextBank`."""
 
-    key: Float[Array, "*Z L B K S H"]
-    value: Float[Array, "*Z L B K S H"]
+    key: Float[Array, "*Z L B K S H"] | Int8[Array, "*Z L B K S H"]
+    value: Float[Array, "*Z L B K S H"] | Int8[Array, "*Z L B K S H"]
+    key_scale: Float[Array, "*Z L B K S"] | None = None
+    value_scale: Float[Array, "*Z L B K S"] | None = None
+
+    def operands(self, name: str) -> dict[str, Array]:
+        """Arrays by operand name, that of the bank in front."""
+        found = {f"{name}_{side}": _joined(getattr(self, side)) for side in ("key", "value")}
+        for side in ("key_scale", "value_scale"):
+            scale = getattr(self, side)
+            if scale is not None:
+                found[f"{name}_{side}"] = scale.reshape(-1, scale.shape[-1])
+        return found
 
 
 @frozen_pytree

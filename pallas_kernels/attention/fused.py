@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import outer_dictionary, outer_rotation
 from pallas_kernels.attention.banks import Banks, packed_classes, packed_operands
-from pallas_kernels.attention.kernel_spec import BOOK, KernelSpec, Packed, Task, TuningConfig
+from pallas_kernels.attention.kernel_spec import BOOK, Dense, KernelSpec, Packed, Task, TuningConfig
 from pallas_kernels.attention.launch import Launch, result_shapes
 from pallas_kernels.attention.mapped_axes import fold_mapped_axes
+from pallas_kernels.attention.table_rows import TableRows, table_rows
 from pallas_kernels.attention.tuning_configs import choose_tuning, keeping_tuning
 from pallas_kernels.isa.architectures import HOPPER, Architecture, architecture_here
 from pallas_kernels.layout import layouts
@@ -23,7 +26,6 @@ from vkq_jax.cache import VisualBank, take_layer
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import ScoreCalibration
-from vkq_jax.exact_einsum import exact_einsum
 
 __all__ = ["fused_attention", "keeps_scores", "packed_starts", "plan", "score_range"]
 
@@ -73,14 +75,11 @@ def fused_attention(
     rows = {"query": query}
     if score_map is not None:
         rows |= {"slope": score_map.slope, "shift": score_map.shift}
-    groups: list[tuple[Packed, ...]] = []
-    if packed is not None and outer_dictionary.folds_outside(packed.key):
-        groups = outer_dictionary.class_groups(packed_classes(packed))
-        rows |= outer_dictionary.fold_queries(query, packed.key, groups, _needed(tables), layer)
-    books = {} if groups else _codebooks(packed, tables)
-    if "key" in books:
-        scores = exact_einsum("bkqh,kmh->bkqm", query, books["key"])
-        rows["book"] = _pad_to(scores, BOOK)
+    groups = _groups(packed)
+    if packed is not None and groups:
+        rows |= outer_dictionary.scores_of_centres(query, packed.key, layer)
+    if (of_key := _table_rows("key", packed, groups, tables)) is not None:
+        rows["products"] = of_key.scores(query)
     run = functools.partial(
         _launch,
         launch=launch,
@@ -91,28 +90,35 @@ def fused_attention(
     )
     seen = {"visible": dict(visible), "start": dict(starts or {})}
     output, logsumexp, *found = fold_mapped_axes(run, rows, seen, banks, layer)
-    if packed is not None and outer_dictionary.folds_outside(packed.value):
-        results = output, logsumexp, *found
-        return outer_dictionary.join_parts(results, packed.value, groups, _needed(tables), layer)
-    if "value" in books:
+    if packed is not None and groups:
+        results, of_value = (output, logsumexp, *found), _needed(tables).value
+        return outer_dictionary.join_parts(results, packed.value, groups, of_value, layer)
+    if (of_value := _table_rows("value", packed, groups, tables)) is not None:
         mass, *found = found
-        mass = mass[..., : books["value"].shape[-2]]
-        output = output + exact_einsum("bkqm,kmh->bkqh", mass, books["value"])
+        output = output + of_value.weighted_sum(mass)
     if packed is not None and outer_rotation.rotates_outside(packed.value):
         output = outer_rotation.unrotate_output(output, logsumexp, packed.value, layer)
     return output, logsumexp, *reversed(found)
 
 
-def _codebooks(
-    packed: VisualBank | None, tables: CodeTables | None
-) -> dict[str, Float[Array, "K M H"]]:
-    """The codebook, in float32, of each side of a packed bank that has one."""
-    found = {}
-    for name in ("key", "value") if packed is not None else ():
-        x = getattr(packed, name)
-        if isinstance(x, TiledDictionary) and x.codebook:
-            found[name] = getattr(_needed(tables), name).codebook.astype(jnp.float32)
-    return found
+def _groups(packed: VisualBank | None) -> list[tuple[Packed, ...]]:
+    """The classes of each part of codes with learned dictionaries; none of others."""
+    if packed is None or not outer_dictionary.folds_outside(packed.key):
+        return []
+    return outer_dictionary.class_groups(packed_classes(packed))
+
+
+def _table_rows(
+    name: Literal["key", "value"],
+    packed: VisualBank | None,
+    groups: Sequence[Sequence[Packed]],
+    tables: CodeTables | None,
+) -> TableRows | None:
+    """The rows of tables that a side of a packed bank is multiplied by outside, if any."""
+    x = None if packed is None else getattr(packed, name)
+    if not isinstance(x, TiledDictionary) or not (x.codebook or groups):
+        return None
+    return table_rows(x, outer_dictionary.table_parts(x, groups), getattr(_needed(tables), name))
 
 
 def _needed(tables: CodeTables | None) -> CodeTables:
@@ -122,10 +128,6 @@ def _needed(tables: CodeTables | None) -> CodeTables:
             "them: pass the same `tables`"
         )
     return tables
-
-
-def _pad_to(x: Float[Array, "*lead n"], size: int) -> Float[Array, "*lead m"]:
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
 
 
 def packed_starts(
@@ -204,22 +206,21 @@ def _launch(
         windowed=bool(seen["start"]),
         task=task,
         maps_scores="slope" in rows,
+        shifts_scores="shift" in rows,
         logits_soft_cap=logits_soft_cap,
     )
     operands = {}
-    for part in spec.parts:
-        of_part = rows[f"{part.part}query"] if part.part else layouts.pad_channels(query)
-        operands[f"{part.part}query"] = of_part.reshape(-1, part.head_dim)
+    if not spec.part:
+        operands["query"] = layouts.pad_channels(query).reshape(-1, spec.head_dim)
     operands |= {name: rows[name].reshape(-1) for name in ("slope", "shift") if name in rows}
-    if "book" in rows:
-        operands["key_book"] = rows["book"].reshape(-1, BOOK)
+    if spec.products:
+        operands["products"] = rows["products"].reshape(-1, spec.products)
     if spec.layers > 1:
         operands["layer"] = layer.reshape(1)
     if banks.packed is not None:
         operands |= packed_operands(banks.packed)
     for name, bank in banks.dense.items():
-        operands[f"{name}_key"] = bank.key.reshape(-1, *bank.key.shape[-2:])
-        operands[f"{name}_value"] = bank.value.reshape(-1, *bank.value.shape[-2:])
+        operands |= bank.operands(name)
     for what, by_bank in seen.items():
         operands |= {f"{name}_{what}": x.reshape(-1, positions) for name, x in by_bank.items()}
     results = launch(spec, operands)
@@ -281,7 +282,10 @@ def plan(
     stored = layouts.stored_head_dim(head_dim)
     if banks.dense and head_dim not in layouts.HEAD_DIMS:
         raise ValueError(f"dense banks of head_dim {head_dim} in a launch")
-    dense = tuple((name, bank.key.shape[-2]) for name, bank in banks.dense.items())
+    dense = tuple(
+        Dense(name, bank.key.shape[-2], bank.key_scale is not None)
+        for name, bank in banks.dense.items()
+    )
     classes: tuple[Packed, ...] = ()
     layers = next((b.key.shape[-5] for b in banks.dense.values()), 1)
     groups: list[tuple[tuple[Packed, ...], int]] = []
@@ -289,12 +293,10 @@ def plan(
     if banks.packed is not None:
         classes = packed_classes(banks.packed)
         layers = jax.tree.leaves(banks.packed.key)[0].shape[-4]
-        if outer_dictionary.folds_outside(key := banks.packed.key):
-            groups = [
-                (group, outer_dictionary.part_dim(key, group))
-                for group in outer_dictionary.class_groups(classes)
-            ]
+        if found := _groups(banks.packed):
+            groups = [(x, outer_dictionary.part_dim(banks.packed.key, x)) for x in found]
             widest = max(dim for _, dim in groups)
+    of_book = bool(classes) and classes[0].key.codebook
     heads = outer * batch * kv_heads
     here = _architecture()
     tuning = tuning or choose_tuning(heads, queries, widest, classes, dense, here)
@@ -315,10 +317,14 @@ def plan(
         dense=dense,
         calibration=calibration,
         tuning=tuning,
+        products=sum(dim for _, dim in groups) + (BOOK if of_book else 0),
     )
+    starts = itertools.accumulate((dim for _, dim in groups), initial=0)
     parts = [
-        dataclasses.replace(spec, head_dim=dim, classes=group, dense=(), part=group[0].name)
-        for group, dim in groups
+        dataclasses.replace(
+            spec, head_dim=dim, classes=group, dense=(), part=group[0].name, first_product=start
+        )
+        for (group, dim), start in zip(groups, starts, strict=False)
     ]
     parts = [spec, *parts] if dense or not parts else parts
     return dataclasses.replace(parts[0], others=tuple(parts[1:]))

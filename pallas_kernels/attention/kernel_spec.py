@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.layouts import Plane
@@ -15,6 +15,7 @@ __all__ = [
     "QUERY_STRIDE",
     "SET",
     "Coding",
+    "Dense",
     "KernelSpec",
     "Packed",
     "Task",
@@ -138,6 +139,19 @@ class Packed:
         return math.gcd(*sizes) if sizes else self.blocks
 
 
+class Dense(NamedTuple):
+    """A bank of dense tokens.
+
+    Attributes:
+        name: the start of the names of its operands. capacity: slots.
+        coded: whether tokens are in 8 bits, with a scale each, instead of bfloat16.
+    """
+
+    name: str
+    capacity: int
+    coded: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
 class TuningConfig:
     """How the work is cut. A team of warps shares the positions of a few queries of a KV head.
@@ -176,18 +190,21 @@ class KernelSpec:
         positions: query positions, each with a number of text entries that it sees.
         windowed: whether a query position sees each bank from a position of its own on.
         task: what is computed: attention, or the range of each query's scores over the packed bank.
-        maps_scores: whether scores of the packed bank go through a map of their row: a calibration,
-            or a shift.
+        maps_scores: whether scores of the packed bank are multiplied by a slope of their row.
+        shifts_scores: whether something of their row is added to them.
         logits_soft_cap: of the scores of all banks, mapped ones after the map; None: no cap.
         calibration: of the scores of the packed bank, whose range the launch finds itself.
         head_dim: H, as it is stored: 64, 128 or, without dense banks, 256. Of a part with a learned
             dictionary virtual channels, up to 384.
         classes: of the packed bank, if any, alike but in their bits: of dictionary codes one for
             each class of tokens, else one.
-        dense: names and capacities of the dense banks (bfloat16).
+        dense: the dense banks.
         tuning: how the work is cut.
-        part: the start of the names of the query and of the results, where a launch has several
-            parts with a query of their own.
+        part: the start of the names of the results, where a launch has several parts with a query
+            of their own.
+        products: numbers of a query's products with the model's tables, which are made outside: of
+            each such part its query, then the scores by centroid of a codebook.
+        first_product: of the query of this part.
         others: further parts of the launch, which the same thread blocks take one after the other,
             each with results of its own.
     """
@@ -197,17 +214,20 @@ class KernelSpec:
     queries: int
     head_dim: int
     classes: tuple[Packed, ...]
-    dense: tuple[tuple[str, int], ...] = ()
+    dense: tuple[Dense, ...] = ()
     outer: int = 1
     layers: int = 1
     positions: int = 1
     windowed: bool = False
     task: Task = "attention"
     maps_scores: bool = False
+    shifts_scores: bool = False
     logits_soft_cap: float | None = None
     calibration: ScoreCalibration | None = None
     tuning: TuningConfig = TuningConfig()
     part: str = ""
+    products: int = 0
+    first_product: int = 0
     others: tuple["KernelSpec", ...] = ()
 
     def with_options(self, **options: Any) -> "KernelSpec":

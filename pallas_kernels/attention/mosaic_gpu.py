@@ -20,13 +20,10 @@ from pallas_kernels.attention.fused import (
     fused_attention,
     keeps_scores,
     packed_starts,
-    plan,
     score_range,
 )
-from pallas_kernels.attention.kernel_spec import KernelSpec, Packed, TuningConfig
+from pallas_kernels.attention.kernel_spec import TuningConfig
 from pallas_kernels.attention.launch import Launch, gpu_launch
-from pallas_kernels.attention.outer_dictionary import folds_outside
-from pallas_kernels.attention.outer_rotation import rotates_outside
 from pallas_kernels.isa.architectures import ARCHITECTURES, architecture_here
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import tile, untileable_bank_reason
@@ -45,8 +42,10 @@ from vkq_jax.visibility import Starts, causal_text
 __all__ = [
     "attend_cache",
     "attend_layer",
-    "describe",
+    "calibrates_in_launch",
     "device_reason",
+    "launches_of",
+    "uncovered_text",
     "unsupported_reason",
     "untried_reason",
 ]
@@ -156,12 +155,12 @@ def _attend(
     num_queries, num_kv_heads = query.shape[1], text.key.shape[2]
     rows = scaled_rows(query, num_kv_heads, logits_scale)
     cache = dataclasses.replace(cache, text=text)
-    launches = _launches(cache, index, starts)
+    launches = launches_of(cache, index, starts)
     score_map = in_launch = hit = None
     if static is not None:
         score_map = map_of_rows(take_layer(static, index), query.shape, num_kv_heads)
     elif cache.quant.calibration is not None and cache.visual:
-        if _calibrates_in_launch([banks for banks, _ in launches], rows.shape, tuning):
+        if calibrates_in_launch([banks for banks, _ in launches], rows.shape, tuning):
             in_launch = cache.quant.calibration
         else:
             ranges = [
@@ -196,7 +195,7 @@ def _attend(
         if in_launch is not None:
             _, hit = _calibration([found], in_launch)
         parts.append(Attended.from_kv_heads(output, logsumexp, num_queries))
-    if _uncovered_text(text) and text.cache_length:
+    if uncovered_text(text) and text.cache_length:
         layer = dataclasses.replace(cache, visual=()).layer(index)
         parts.append(
             vkq_jax.attention.attend_cache(
@@ -226,20 +225,20 @@ def _calibration(
     )
 
 
-def _calibrates_in_launch(
+def calibrates_in_launch(
     launches: Sequence[Banks], query: tuple[int, ...], tuning: TuningConfig | None = None
 ) -> bool:
     """Whether the only launch finds the range of its scores itself."""
     return len(launches) == 1 and keeps_scores(launches[0], query, tuning)
 
 
-def _launches(
+def launches_of(
     cache: KVCache, index: Int32[Array, ""] | int, starts: Starts | None = None
 ) -> list[tuple[Banks, dict[str, Int32[Array, "B ... T"]]]]:
     """What each launch attends to: all dense banks with the first packed one, then the others.
 
     Dense banks are named by their number among the visual ones, or "text"; a text bank that is not
-    covered (`_uncovered_dense`), or has no room for anything, is in no launch. Beside the banks of
+    covered (`uncovered_text`), or has no room for anything, is in no launch. Beside the banks of
     a launch their starts, see `fused_attention`.
     """
     packed, dense, begins = [], {}, {}
@@ -253,75 +252,14 @@ def _launches(
             begins_of = {} if start is None else packed_starts(bank, index, start)
             tiled = tile(bank)
             packed.append((VisualBank(tiled.key, tiled.value, tiled.length), begins_of))
-    if not _uncovered_text(cache.text) and cache.text.cache_length:
-        dense["text"] = DenseBank(cache.text.key, cache.text.value)
+    if not uncovered_text(cache.text) and cache.text.cache_length:
+        text = cache.text
+        dense["text"] = DenseBank(text.key, text.value, text.key_scale, text.value_scale)
         begins["text"] = None if starts is None else starts.text
     (first, of_first), *others = packed or [(None, {})]
     launches = [(Banks(first, dense), of_first | begins)]
     launches += [(Banks(bank, {}), start) for bank, start in others]
     return launches if starts is not None else [(banks, {}) for banks, _ in launches]
-
-
-def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
-    """What `attend_layer` launches for a query [B, T, N, H]; arrays may be abstract."""
-    batch, positions, num_heads, head_dim = query.shape
-    kv_heads = cache.text.key.shape[2]
-    queries = positions * num_heads // kv_heads
-    lines, launches = [], [banks for banks, _ in jax.eval_shape(_launches, cache, 0)]
-    calibration = cache.quant.calibration if cache.score_map is None else None
-    if not _calibrates_in_launch(launches, (batch, kv_heads, queries, head_dim)):
-        calibration = None
-    for banks in launches:
-        shape = (1, batch, kv_heads, queries, head_dim)
-        spec = plan(banks, shape, positions, calibration=calibration)
-        parts = [
-            f"{packed.num_positions} {_called(packed, part)}"
-            for part in spec.parts
-            for packed in part.classes
-        ]
-        parts += [f"{capacity} dense ({name})" for name, capacity in spec.dense]
-        tuning = spec.tuning
-        several = "query" if tuning.queries == 1 else "queries"
-        lines.append(
-            f"one launch over {', '.join(parts)}: {spec.grid} thread blocks of "
-            f"{tuning.warps} warps, {tuning.team} x {tuning.splits} of them to a team of "
-            f"{tuning.queries} {several} of a KV head"
-        )
-        if spec.packed is not None and cache.score_map is not None:
-            lines.append("score calibration: static, in the query, no launch of its own")
-        elif spec.packed is not None and cache.quant.calibration is not None:
-            lines.append(
-                "score calibration: in the launch, which keeps all scores"
-                if calibration is not None
-                else "score calibration: one more launch before, over the packed keys"
-            )
-        if banks.packed is not None:
-            tensors = (("queries", banks.packed.key), ("results", banks.packed.value))
-            rotated = [name for name, x in tensors if rotates_outside(x)]
-            if rotated:
-                lines.append(f"rotation of {' and '.join(rotated)}: by xla")
-            if folds_outside(banks.packed.key):
-                lines.append("products of queries and results with dictionaries: by xla")
-    stored = layouts.stored_head_dim(head_dim)
-    if stored != head_dim:
-        lines.append(f"head_dim {head_dim}: stored with zeros, as {stored}")
-    reason = _uncovered_text(cache.text)
-    if reason and cache.text.cache_length:
-        lines.append(f"text bank by xla, joined by its log-sum-exp: {reason}")
-    return lines
-
-
-def _called(packed: Packed, part: KernelSpec) -> str:
-    """The name of a bank, or a class of tokens, in `describe`."""
-    if not packed.of_classes:
-        return "packed"
-    bits = packed.key.bits
-    if bits and part.part:
-        return f"packed in {part.head_dim} virtual channels"
-    if bits:
-        return f"packed in {bits} plane{'s' if bits > 1 else ''}"
-    codebook = packed.key.codebook or packed.value.codebook
-    return "as centroids of the codebook" if codebook else "counted by centroid"
 
 
 def _forward(logits_scale, logits_soft_cap, launch, tuning, *residuals):
@@ -358,7 +296,7 @@ def unsupported_reason(
     reason = layouts.head_dim_reason(cache.text.key.shape[-1])
     if reason:
         return reason
-    if not cache.visual and (reason := _uncovered_text(cache.text)):
+    if not cache.visual and (reason := uncovered_text(cache.text)):
         return reason
     if not cache.visual and not cache.text.cache_length:
         return "the cache has no room for anything"
@@ -384,15 +322,23 @@ def unsupported_reason(
     return None
 
 
-def _uncovered_text(text: TextBank) -> str | None:
+def uncovered_text(text: TextBank) -> str | None:
     """Why no launch reads a text bank (maybe abstract); None if one does."""
-    return _uncovered_dense(text.key) if text.bits is None else f"text in {text.bits} bits"
+    if text.key_scale is None:
+        return _uncovered_dense(text.key)
+    if text.key_scale.dtype != jnp.bfloat16:
+        return f"text in 8 bits with scales in {text.key_scale.dtype}, not bfloat16"
+    return _uncovered_head_dim(text.key)
 
 
 def _uncovered_dense(x: Array | jax.ShapeDtypeStruct) -> str | None:
     """Why no launch reads dense keys or values (maybe abstract); None if one does."""
     if x.dtype != jnp.bfloat16:
         return f"dense banks in {x.dtype}, not bfloat16"
+    return _uncovered_head_dim(x)
+
+
+def _uncovered_head_dim(x: Array | jax.ShapeDtypeStruct) -> str | None:
     if x.shape[-1] not in layouts.HEAD_DIMS:
         return f"dense banks of head_dim {x.shape[-1]}, none of {layouts.HEAD_DIMS}"
     return None

@@ -18,16 +18,22 @@ from typing import TypeGuard
 
 import jax.numpy as jnp
 
-from pallas_kernels.attention.kernel_spec import BOOK, Packed
+from pallas_kernels.attention.kernel_spec import Packed
+from pallas_kernels.attention.table_rows import table_rows
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.code_tables import CodeTables, SideTables
-from vkq_jax.dictionary_tensor import hadamard_dictionary
-from vkq_jax.exact_einsum import exact_einsum
+from vkq_jax.code_tables import SideTables
 from vkq_jax.pytree import take_layer
 from vkq_jax.quantized import QuantizedTensor
 
-__all__ = ["class_groups", "fold_queries", "folds_outside", "join_parts", "part_dim"]
+__all__ = [
+    "class_groups",
+    "folds_outside",
+    "join_parts",
+    "part_dim",
+    "scores_of_centres",
+    "table_parts",
+]
 
 _LEAST_DIM = 64  # of a part, whose tokens may have no bits at all
 
@@ -51,41 +57,26 @@ def part_dim(x: TiledDictionary, group: Sequence[Packed]) -> int:
     return x.stored[group[0].number] or _LEAST_DIM
 
 
-def fold_queries(
-    query: Float[Array, "B K Q H"],
-    key: TiledDictionary,
-    groups: Sequence[Sequence[Packed]],
-    tables: CodeTables,
-    layer: Int32[Array, ""],
-) -> dict[str, Float[Array, "B K Q ..."]]:
-    """The query that each part takes, by operand name.
+def table_parts(x: TiledDictionary, groups: Sequence[Sequence[Packed]]) -> list[tuple[int, int]]:
+    """Class and virtual channels of each part, for `table_rows`."""
+    return [(group[0].number, part_dim(x, group)) for group in groups]
 
-    With a codebook also the scores by centroid, "book"; with a centre the "shift" and "slope" that
-    all scores of a query have in common.
-    """
-    names = [f"{group[0].name}query" for group in groups]
-    dictionaries = [_dictionary(key, group, tables.key) for group in groups]
-    if key.codebook:
-        names.append("book")
-        dictionaries.append(_book(tables.key))
-    folded = exact_einsum("bkqh,khn->bkqn", query, jnp.concatenate(dictionaries, axis=-1))
-    rows, start = {}, 0
-    for name, dictionary in zip(names, dictionaries, strict=True):
-        stop = start + dictionary.shape[-1]
-        rows[name] = folded[..., start:stop]
-        start = stop
-    if key.centre.shape[-2]:
-        centre = take_layer(key.centre, layer).astype(jnp.float32)
-        rows["shift"] = jnp.sum(query * centre, axis=-1)
-        rows["slope"] = jnp.ones_like(rows["shift"])
-    return rows
+
+def scores_of_centres(
+    query: Float[Array, "B K Q H"], key: TiledDictionary, layer: Int32[Array, ""]
+) -> dict[str, Float[Array, "B K Q"]]:
+    """The "shift" that all scores of a query have in common; none without a centre."""
+    if not key.centre.shape[-2]:
+        return {}
+    centre = take_layer(key.centre, layer).astype(jnp.float32)
+    return {"shift": jnp.sum(query * centre, axis=-1)}
 
 
 def join_parts(
     results: Sequence[Array],
     value: TiledDictionary,
     groups: Sequence[Sequence[Packed]],
-    tables: CodeTables,
+    tables: SideTables,
     layer: Int32[Array, ""],
 ) -> tuple[Float[Array, "B K Q H"], Float[Array, "B K Q"]]:
     """Output and natural log-sum-exp of a whole launch from those of its parts.
@@ -93,7 +84,7 @@ def join_parts(
     Args:
         results: of dense banks, if any, output and log-sum-exp; of each class the same, with a
             codebook also the weights by centroid.
-        value: the values. groups: of each part. tables: of the layer. layer: its number.
+        value: the values. groups: of each part. tables: of values, of the layer. layer: its number.
     """
     size = 3 if value.codebook else 2
     first = len(results) - size * len(groups)
@@ -102,43 +93,16 @@ def join_parts(
     logsumexp = functools.reduce(jnp.logaddexp, [*sums, *dense[1:]])
     highest = jnp.where(jnp.isfinite(logsumexp), logsumexp, 0.0)
     shares = [jnp.exp(x - highest)[..., None] for x in sums]
+    # Of the part that each share belongs to, its virtual channels, then its weights by centroid.
     weighed = [share * x for share, x in zip(shares, outputs, strict=True)]
-    dictionaries = [_dictionary(value, group, tables.value) for group in groups]
     if value.codebook:
-        mass = functools.reduce(
-            jnp.add, [share * x for share, x in zip(shares, masses, strict=True)]
-        )
-        weighed.append(mass)
-        dictionaries.append(_book(tables.value))
-    total = exact_einsum(
-        "bkqn,khn->bkqh",
-        jnp.concatenate(weighed, axis=-1),
-        jnp.concatenate(dictionaries, axis=-1),
-    )
+        of_parts = [share * x for share, x in zip(shares, masses, strict=True)]
+        weighed.append(functools.reduce(jnp.add, of_parts))
+    rows = table_rows(value, table_parts(value, groups), tables)
+    total = rows.weighted_sum(jnp.concatenate(weighed, axis=-1))
     if value.centre.shape[-2]:
         centre = take_layer(value.centre, layer).astype(jnp.float32)
         total = total + centre * functools.reduce(jnp.add, shares)
     if dense:
         total = total + jnp.exp(dense[1] - highest)[..., None] * dense[0]
     return total, logsumexp
-
-
-def _book(tables: SideTables) -> Float[Array, "K H M"]:
-    """The codebook, with columns of zeros for centroids that there are not."""
-    assert tables.codebook is not None
-    book = jnp.swapaxes(tables.codebook.astype(jnp.float32), -1, -2)
-    return jnp.pad(book, [(0, 0)] * (book.ndim - 1) + [(0, BOOK - book.shape[-1])])
-
-
-def _dictionary(
-    x: TiledDictionary, group: Sequence[Packed], tables: SideTables
-) -> Float[Array, "K H n"]:
-    """D of a part, with columns of zeros for bits that are only stored."""
-    number, stored = group[0].number, part_dim(x, group)
-    learned = tables.of_class(number)
-    if learned is not None:
-        found = learned.dictionary()
-    else:
-        found = jnp.asarray(hadamard_dictionary(x.head_dim, x.virtual[number]))
-        found = jnp.broadcast_to(found, (x.centre.shape[-3], *found.shape))
-    return jnp.pad(found, [(0, 0)] * (found.ndim - 1) + [(0, stored - found.shape[-1])])

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from pallas_kernels.attention.kernel_spec import SET, KernelSpec, Packed, TuningConfig
+from pallas_kernels.attention.kernel_spec import SET, Dense, KernelSpec, Packed, TuningConfig
 from pallas_kernels.isa.architectures import HOPPER, Architecture
 from pallas_kernels.layout.layouts import HEAD_DIMS
 from vkq_jax.config import ScoreCalibration
@@ -20,7 +20,7 @@ def choose_tuning(
     queries: int,
     head_dim: int,
     classes: Sequence[Packed],
-    dense: tuple[tuple[str, int], ...],
+    dense: tuple[Dense, ...],
     architecture: Architecture = HOPPER,
 ) -> TuningConfig:
     """The tuning for `heads` KV heads of `head_dim` stored channels, each with `queries` queries.
@@ -58,7 +58,7 @@ def choose_tuning(
         large = per_team > 1 and _fills_evenly(-(-2 * teams // warps))
         tuning = TuningConfig(warps=warps if large else 4, team=2, queries=per_team)
         return _within_memory(tuning, head_dim, classes, architecture)
-    blocks = packed_blocks + sum(-(-capacity // 16) for _, capacity in dense)
+    blocks = packed_blocks + sum(-(-bank.capacity // 16) for bank in dense)
     wanted = _MULTIPROCESSORS * warps // 2
     splits = 1
     team = 4 if wide else 1  # shared memory has room for the queries of two wide teams

@@ -14,6 +14,7 @@ __all__ = [
     "SAME_QUERY",
     "butterflies",
     "by_lane_pair",
+    "bytes_as_bfloat16",
     "dot",
     "exchange_float",
     "in_chains",
@@ -127,6 +128,19 @@ def soft_capped(ops: Operations, score: Value, cap: float, common: Value = 0.0) 
     unit, highest = 2.0 / cap, LOG2_E * cap
     power = ops.exp2(ops.fma(score, unit, ops.fmul(common, unit)))
     return ops.fma(ops.reciprocal(ops.fadd(power, 1.0)), -2.0 * highest, highest)
+
+
+def bytes_as_bfloat16(ops: Operations, word: Value) -> list[Value]:
+    """Four signed bytes as bfloat16, in two words.
+
+    A byte plus 128 has no sign; as the last bits of a float it stands for 2^23 and itself.
+    """
+    unsigned = ops.bit_xor(word, 0x80808080)
+    floats = [
+        ops.fsub(ops.from_bits(ops.bytes(unsigned, 0x4B000000, 0x7440 + i)), 2.0**23 + 128)
+        for i in range(4)
+    ]
+    return [ops.pack_bfloat16(*floats[i : i + 2]) for i in (0, 2)]
 
 
 def merge(ops: Operations, parts: Sequence[Sequence[Value]]) -> list[Value]:

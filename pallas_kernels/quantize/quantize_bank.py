@@ -18,7 +18,8 @@ from pallas_kernels.api import (
 from pallas_kernels.isa.program import Program, Run, run_on_gpu
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import Side, TiledSigns
-from pallas_kernels.quantize.quantize_kernel import HALF, WARPS, QuantizeKernel, QuantizeSpec
+from pallas_kernels.quantize.half_block import HALF, WARPS, QuantizeSpec
+from pallas_kernels.quantize.quantize_kernel import QuantizeKernel
 from pallas_kernels.quantize.sum_kernel import SumKernel
 from vkq_jax import groups
 from vkq_jax.array_types import Array, Bool, Float, Int32

@@ -21,153 +21,27 @@ elements made so and every position divided by its own power of two. The others 
 but look at the sum of squares.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import butterflies, dot
 from pallas_kernels.layout import layouts
-from pallas_kernels.layout.tiled import Side
+from pallas_kernels.quantize.half_block import (
+    INFINITY,
+    MAGNITUDE,
+    PIECE,
+    WARPS,
+    HalfBlock,
+    QuantizeSpec,
+)
 
-__all__ = ["HALF", "WARPS", "HalfBlock", "QuantizeKernel", "QuantizeSpec"]
+__all__ = ["QuantizeKernel"]
 
-HALF = layouts.BLOCK // 2  # positions of a thread block
-WARPS = HALF // 32
-_PIECE = 16  # bytes that a lane copies at once
 _ZERO_POINT, _PER_OCTAVE = 128, 8.0  # of 8-bit scales, see vkq_jax.log_scale
-# Bits of floats: all but the sign; infinity, which are all of the exponent; 1.
-_MAGNITUDE, _INFINITY, _ONE = 0x7FFFFFFF, 0x7F800000, 0x3F800000
-_LARGEST = 2.0**100  # elements saturate, see vkq_jax.sign_codes
+_ONE = 0x3F800000  # bits of 1.0
 # Bits of 2^-100, 2^120: a sum of squares between these has lost nothing.
 _LEAST_SQUARES, _MOST_SQUARES = (127 - 100) << 23, (127 + 120) << 23
-
-
-@dataclasses.dataclass(frozen=True)
-class QuantizeSpec:
-    """One launch: the keys or the values of one layer.
-
-    Attributes:
-        batch, tokens, kv_heads, head_dim: of the activations [B, T, K, H].
-        element_bytes: of an activation: 2 (bfloat16) or 4 (float32).
-        num_positions: V. side: keys or values. scale_bits, rotated, gamma: as in `SignCodes`.
-    """
-
-    batch: int
-    tokens: int
-    kv_heads: int
-    head_dim: int
-    element_bytes: int
-    num_positions: int
-    side: Side
-    scale_bits: int
-    rotated: bool
-    gamma: float
-
-    @property
-    def halves(self) -> int:
-        """Half blocks of a head; the last block may have only one."""
-        return -(-self.num_positions // HALF)
-
-    @property
-    def grid(self) -> int:
-        """Thread blocks."""
-        return self.batch * self.halves * self.kv_heads
-
-    @property
-    def words(self) -> int:
-        """Words of the codes of one head."""
-        count = layouts.key_words if self.side == "key" else layouts.value_words
-        return count(self.num_positions, self.head_dim)
-
-    @property
-    def scale_words(self) -> int:
-        """Words of a lane's scales in a block."""
-        return 8 * self.scale_bits // 32
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one position of one head."""
-        return self.head_dim * self.element_bytes
-
-    @property
-    def stride(self) -> int:
-        """Bytes from row to row in shared memory: eight lanes' pieces lie in different banks."""
-        return self.row_bytes + _PIECE
-
-    @property
-    def warp_bytes(self) -> int:
-        """Shared memory of a warp: its rows, then the centre (float32; twice where it is small)."""
-        return 32 * self.stride + 32 * _PIECE
-
-    @property
-    def image_bytes(self) -> int:
-        """Shared memory of the half block's words."""
-        return HALF * self.head_dim // 8
-
-    @property
-    def shared_words(self) -> int:
-        """Words of shared memory of a thread block: warps, image, scales."""
-        return (WARPS * self.warp_bytes + self.image_bytes) // 4 + HALF
-
-
-class HalfBlock:
-    """Which positions of which head are this thread block's; those of a warp lie in its lanes.
-
-    Attributes:
-        thread, lane, warp: numbers in the thread block.
-        kv_head, sequence: of the head. head: its number among those of all sequences.
-        half: number of the half block.
-    """
-
-    def __init__(self, ops: Operations, spec: QuantizeSpec):
-        """Computes them all."""
-        self._ops, self._spec = ops, spec
-        self.thread = ops.thread_index()
-        self.lane = ops.bit_and(self.thread, 31)
-        self.warp = ops.uniform(ops.shift_right(self.thread, 5))
-        block = ops.block_index()  # heads of a token lie side by side: they come one after another
-        self.kv_head = ops.rem(block, spec.kv_heads)
-        half = ops.div(block, spec.kv_heads)
-        self.half = ops.rem(half, spec.halves)
-        self.sequence = ops.div(half, spec.halves)
-        self.head = ops.mad(self.sequence, spec.kv_heads, self.kv_head)
-
-    def load_position(self) -> tuple[Value, Value]:
-        """The token of this lane's visual position, and whether there is one, a word."""
-        ops = self._ops
-        first = ops.mad(self.sequence, HALF * self._spec.halves, ops.mad(self.half, HALF, 0))
-        at = ops.address(ops.pointer("position"), ops.add(first, self.thread), 4)
-        position = ops.load(at)
-        return ops.max(position, 0), ops.where_less(position, 0, 0, 1)
-
-    def row(self, position: Value) -> Value:
-        """The row of x that a token's activations are in."""
-        token = self._ops.mad(self.sequence, self._spec.tokens, position)
-        return self._ops.mad(token, self._spec.kv_heads, self.kv_head)
-
-    def floats(self, words: Sequence[Value]) -> list[Value]:
-        """The activations in these words."""
-        ops = self._ops
-        if self._spec.element_bytes == 4:
-            return [ops.from_bits(word) for word in words]
-        return [
-            ops.from_bits(bits)
-            for word in words
-            for bits in (ops.shift_left(word, 16), ops.bit_and(word, 0xFFFF0000))
-        ]
-
-    def saturated(self, x: Value) -> Value:
-        """An activation as it is coded: 0 where it is not finite, else between +-2^100."""
-        ops = self._ops
-        magnitude = ops.bit_and(ops.as_bits(x), _MAGNITUDE)
-        finite = ops.where_less_float(magnitude, _INFINITY, x, 0.0)
-        return ops.fmin(ops.fmax(finite, -_LARGEST), _LARGEST)
-
-    def not_finite(self, x: Value) -> Value:
-        """The word 1 where a float is NaN or infinite, else 0."""
-        ops = self._ops
-        return ops.where_less(ops.bit_and(ops.as_bits(x), _MAGNITUDE), _INFINITY, 0, 1)
 
 
 class QuantizeKernel:
@@ -215,9 +89,9 @@ class QuantizeKernel:
         ops = self._ops
         rows = self._gather(position)
         words, square, absolute = self._signs(self._residual(rows), valid)
-        bits = ops.bit_and(ops.as_bits(square), _MAGNITUDE)
+        bits = ops.bit_and(ops.as_bits(square), MAGNITUDE)
         # A position at the centre has no squares: its sum of absolute values is 0, too.
-        apart = ops.where_less(0, ops.bit_and(ops.as_bits(absolute), _MAGNITUDE), valid, 0)
+        apart = ops.where_less(0, ops.bit_and(ops.as_bits(absolute), MAGNITUDE), valid, 0)
         again = ops.where_less(bits, _LEAST_SQUARES, apart, 0)
         again = ops.where_less(bits, _MOST_SQUARES, again, valid)
         usual = [*words, self._scale(square, absolute, valid, 0.0)]
@@ -227,7 +101,7 @@ class QuantizeKernel:
         """`_code` of elements that are not finite, that saturate, or whose squares would."""
         ops = self._ops
         u = self._residual(rows, self._share.saturated)
-        magnitudes = (ops.bit_and(ops.as_bits(v), _INFINITY) for v in u)
+        magnitudes = (ops.bit_and(ops.as_bits(v), INFINITY) for v in u)
         exponent = functools.reduce(ops.max, magnitudes)  # of the greatest, where floats have it
         power = ops.from_bits(ops.sub(2 * _ONE, exponent))
         octaves = ops.to_float(ops.sub(ops.shift_right(exponent, 23), 127))
@@ -260,21 +134,21 @@ class QuantizeKernel:
         The lanes copy whole rows, side by side, a few at a time.
         """
         ops, spec = self._ops, self._spec
-        pieces = spec.row_bytes // _PIECE
+        pieces = spec.row_bytes // PIECE
         at_once = 32 // pieces
         row, piece = ops.div(self._lane, pieces), ops.rem(self._lane, pieces)
         source = self._share.row(position)
-        start = ops.address(ops.pointer("x"), piece, _PIECE)
+        start = ops.address(ops.pointer("x"), piece, PIECE)
         rows = ops.mad(self._warp, spec.warp_bytes, ops.shared())
-        target = ops.mad(piece, _PIECE, ops.mad(row, spec.stride, rows))
+        target = ops.mad(piece, PIECE, ops.mad(row, spec.stride, rows))
         for first in range(0, 32, at_once):
             taken = ops.take(source, ops.add(row, first))
             address = ops.address(start, taken, spec.row_bytes)
             ops.copy_to_shared(target, first * spec.stride, address)
         piece = ops.rem(self._lane, spec.head_dim // 4)
         address = ops.address(ops.pointer("centre"), self._head, 4 * spec.head_dim)
-        target = ops.mad(self._lane, _PIECE, rows)
-        ops.copy_to_shared(target, 32 * spec.stride, ops.address(address, piece, _PIECE))
+        target = ops.mad(self._lane, PIECE, rows)
+        ops.copy_to_shared(target, 32 * spec.stride, ops.address(address, piece, PIECE))
         ops.group_copies()
         ops.wait_for_copies()
         ops.warp_barrier()
@@ -285,10 +159,10 @@ class QuantizeKernel:
         ops, spec = self._ops, self._spec
         mine = ops.mad(self._lane, spec.stride, rows)
         x = []
-        for offset in range(0, spec.row_bytes, _PIECE):
+        for offset in range(0, spec.row_bytes, PIECE):
             x += self._share.floats(ops.load_shared4(mine, offset))
         centre = []
-        for first in range(0, 4 * spec.head_dim, _PIECE):
+        for first in range(0, 4 * spec.head_dim, PIECE):
             centre += ops.load_shared4(rows, 32 * spec.stride + first)
         return [ops.fsub(ops.from_bits(c), coded(v)) for c, v in zip(centre, x, strict=True)]
 

@@ -1,6 +1,6 @@
 """The body of one thread block: a head's visual activations summed over 128 positions.
 
-For the centres of sign codes, with the thread blocks of `quantize_kernel`. A warp takes 32
+For the centres of sign codes, with the thread blocks of `half_block`. A warp takes 32
 positions, one after the other, and a lane a few neighbouring channels of each, so that the warp
 reads whole rows. A warp that meets elements which are not finite, or which saturate, sums once
 more, over what they are coded as.
@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 
 from pallas_kernels.isa.operations import Operations, Value
-from pallas_kernels.quantize.quantize_kernel import WARPS, HalfBlock, QuantizeSpec
+from pallas_kernels.quantize.half_block import WARPS, HalfBlock, QuantizeSpec
 
 __all__ = ["SumKernel"]
 

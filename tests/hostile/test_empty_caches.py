@@ -29,6 +29,15 @@ BAD = {
         vkq_jax.RecurrentState((STATE,), (0.0,)),  # type: ignore[arg-type]
         vkq_jax.RecurrentState((jnp.zeros((2, 1)),), (0, 1)),
     ),
+    "unlike": (
+        1,
+        (0,),
+        vkq_jax.LayerSizes((), 1, 8),
+        vkq_jax.LayerSizes((0, 1), 1, 8),
+        vkq_jax.LayerSizes((1.0,), 1, 8),  # type: ignore[arg-type]
+        vkq_jax.LayerSizes((1,), 0, 8),
+        vkq_jax.LayerSizes((1,), 1, 8.0),  # type: ignore[arg-type]
+    ),
     "quant": (None, 1, "x" * 500, {}, [], vkq_jax.per_layer("none", {2: "vkq-1bit"})),
 }
 GOOD = {

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 
 from models.families.aya_vision.config import AyaVisionSettings
 from models.families.gemma3.config import Gemma3ModelSettings
-from models.families.glm4v.config import Glm4vSettings, Glm46vSettings
+from models.families.gemma4.config import (
+    Gemma4Settings,
+    Gemma4TextSettings,
+    Gemma4VisionSettings,
+)
+from models.families.glm4v.config import Glm4vMoeSettings, Glm4vSettings, Glm46vSettings
 from models.families.idefics3.config import Idefics3Settings, Idefics3VisionSettings
 from models.families.internvl.config import InternVisionSettings, InternVLSettings
 from models.families.llava.config import LlavaConfig, LlavaSettings
@@ -296,6 +301,12 @@ TOWERS = {
     "Qwen3Config": TEXT_SETTINGS["qwen3"],
     "Qwen3MoeConfig": TEXT_SETTINGS["qwen3_moe"],
     "Cohere2Config": TEXT_SETTINGS["cohere2"],
+    "Gemma4TextConfig": Gemma4TextSettings,
+    "Gemma4VisionConfig": Gemma4VisionSettings,
+    "Gemma4Config": Gemma4Settings,
+    "Glm4vMoeTextConfig": TEXT_SETTINGS["glm4v_moe_text"],
+    "Glm4vMoeVisionConfig": Glm4vVisionSettings,
+    "Glm4vMoeConfig": Glm4vMoeSettings,
     "Glm4vTextConfig": TEXT_SETTINGS["glm4v_text"],
     "Glm4vVisionConfig": Glm4vVisionSettings,
     "Glm4vConfig": Glm4vSettings,

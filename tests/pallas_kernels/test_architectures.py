@@ -11,7 +11,12 @@ from pallas_kernels.attention.kernel_spec import Coding, KernelSpec, Packed, Tun
 from pallas_kernels.attention.launch import program_of
 from pallas_kernels.attention.tuning_configs import choose_tuning, keeping_tuning
 from pallas_kernels.isa.architectures import ARCHITECTURES
-from tests.pallas_kernels import test_dictionary_kernel, test_kernel, test_quantize_bank
+from tests.pallas_kernels import (
+    kernel_cases,
+    test_dictionary_kernel,
+    test_kernel_lowering,
+    test_quantize_bank,
+)
 from tests.support.caches import Shape, random_layer
 from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
 
@@ -25,7 +30,7 @@ def launch(name):
         return test_quantize_bank.program_of("values")
     if name == "a codebook, four queries":
         return test_dictionary_kernel.launch_of(*test_dictionary_kernel.LAUNCHES[1])
-    ((spec, operands),) = test_kernel.launches_of(name.removesuffix(" as bytes"))
+    ((spec, operands),) = test_kernel_lowering.launches_of(name.removesuffix(" as bytes"))
     if name.endswith(" as bytes"):
         spec = dataclasses.replace(spec, tuning=ONE_AS_BYTES)
     return program_of(spec), operands
@@ -57,8 +62,8 @@ def test_mosaic_gpu_lowers_for_other_architectures(capability):
 
 def test_one_query_as_bytes_equals_the_oracle():
     shape = Shape(head_dim=128, num_heads=2, visual=((600, (600, 33)),))
-    query, layer = random_layer(shape, test_kernel.CODES["signs"])
-    test_kernel.check(query, layer, ONE_AS_BYTES)
+    query, layer = random_layer(shape, kernel_cases.CODES["signs"])
+    kernel_cases.check(query, layer, ONE_AS_BYTES)
 
 
 def test_one_query_of_dictionary_codes_as_bytes_equals_the_oracle():
@@ -94,7 +99,7 @@ def card(monkeypatch):
 
 
 def test_an_untried_card_takes_the_kernel_on_request(card):
-    layer = random_layer(Shape(head_dim=64), test_kernel.CODES["signs"])[1]
+    layer = random_layer(Shape(head_dim=64), kernel_cases.CODES["signs"])[1]
     assert pallas_kernels.choose_implementation(None, layer) == "xla"
     assert pallas_kernels.choose_implementation("mosaic_gpu", layer) == "mosaic_gpu"
     said = "not run on such a card yet (compute capability 8.6)"
@@ -108,7 +113,7 @@ def test_an_untried_card_takes_the_kernel_on_request(card):
 
 
 def test_an_untried_card_codes_for_the_kernel_on_request(card):
-    arguments = (*test_quantize_bank.layer(64, 33, (33, 4)), test_kernel.CODES["signs"])
+    arguments = (*test_quantize_bank.layer(64, 33, (33, 4)), kernel_cases.CODES["signs"])
     for implementation, kind in ((None, "SignTensor"), ("mosaic_gpu", "TiledSigns")):
         backend = pallas_kernels.Backend(implementation)
         bank = jax.eval_shape(lambda b=backend: b.quantize(*arguments, tables=None))

@@ -13,6 +13,7 @@ import vkq_jax
 import vkq_jax.reference
 from pallas_kernels import TiledDictionary
 from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention.description import describe
 from pallas_kernels.attention.kernel_spec import TuningConfig
 from pallas_kernels.attention.launch import emulated_launch, program_of
 from pallas_kernels.layout.tiled import untileable_bank_reason
@@ -259,12 +260,12 @@ def test_a_bank_without_its_classes_is_not_covered():
 def test_explain_says_what_is_launched():
     query, layer = layer_of(64, 2, "vkq-1bit", 70)
     assert mosaic_gpu.unsupported_reason(layer) is None
-    (line,) = mosaic_gpu.describe(stacked(layer), jax.ShapeDtypeStruct(query.shape, query.dtype))
+    (line,) = describe(stacked(layer), jax.ShapeDtypeStruct(query.shape, query.dtype))
     parts = "18 packed in 2 planes, 34 packed in 1 plane, 18 counted by centroid, 9 dense (text)"
     assert line.startswith(f"one launch over {parts}:")
     query, layer = layer_of(80, 2, "learned, no codebook")
     shape = jax.ShapeDtypeStruct(query.shape, query.dtype)
-    first, *others = mosaic_gpu.describe(stacked(layer), shape)
+    first, *others = describe(stacked(layer), shape)
     assert "540 packed in 128 virtual channels, 60 counted by centroid:" in first
     assert "products of queries and results with dictionaries: by xla" in others
 

@@ -24,6 +24,7 @@ from vkq_apps.provenance import provenance
 from vkq_jax.atomic_write import atomic_write
 from vkq_jax.bank_parts import join_banks
 from vkq_jax.hosts import to_host
+from vkq_jax.layered import map_parts
 
 QUANTS = ("none", "signs-1bit", "vkq-1bit")
 FLIPPED = 1e-3  # of the bits, as in `cases.assert_same`: sums in another order round otherwise
@@ -41,14 +42,11 @@ def compare(cases: Cases, name: str, mesh: str, quant: str, batch: int) -> dict[
     options = {"quant": quant, "max_new_tokens": STEPS, "stop_tokens": ()}
     expected = models.generate(one, inputs_of(one, batch), **options)
     got = models.generate(many, inputs_of(many, batch), **options)
-    pairs = [
-        (to_host(x), to_host(y))
-        for x, y in zip(
-            jax.tree.leaves(join_banks(got.cache).visual),
-            jax.tree.leaves(expected.cache.visual),
-            strict=True,
-        )
-    ]
+    banks = (
+        [part.visual for part in map_parts(result.cache, join_banks).parts]
+        for result in (got, expected)
+    )
+    pairs = [(to_host(x), to_host(y)) for x, y in zip(*map(jax.tree.leaves, banks), strict=True)]
     words = [(x, y) for x, y in pairs if x.dtype in (np.uint8, np.uint16, np.uint32)]
     logits = [np.asarray(models.forward(m, inputs_of(m, batch))) for m in (one, many)]
     row = {

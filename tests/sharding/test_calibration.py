@@ -5,20 +5,20 @@ import numpy as np
 import pytest
 
 import models
+import vkq_jax
 from models.calibration import codes as code_calibration
-from tests.sharding.cases import STEPS, assert_same, inputs_of
-from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass
+from tests.sharding.cases import CALIBRATED, STEPS, assert_same, inputs_of
+from vkq_jax.bank_parts import join_banks
+from vkq_jax.split_tensor import SplitTensor
 
 NAME, MESH = "4 KV heads", "data=2,model=4"
 
 
 @pytest.mark.mesh
-def test_tables_are_fitted_and_used_on_a_mesh(cases, monkeypatch):
-    classes = (TokenClass(0.3, 2), TokenClass(0.7, 1))
-    side = DictionaryCodes(classes, codebook=16, learned=True, metric=True)
-    monkeypatch.setattr(
-        code_calibration, "calibrated_presets", {"vkq-1bit": (KVQuantConfig(side, side),)}
-    )
+def test_tables_are_fitted_and_used_on_a_mesh(cases, monkeypatch, tmp_path):
+    """And caches of learned dictionaries go into files and to other meshes, whole and in parts."""
+    one_plan = {"vkq-1bit": CALIBRATED["vkq-1bit"][:1]}
+    monkeypatch.setattr(code_calibration, "calibrated_presets", one_plan)
     found = []
     for mesh in (None, MESH):
         model = cases.model(NAME, mesh)
@@ -39,3 +39,10 @@ def test_tables_are_fitted_and_used_on_a_mesh(cases, monkeypatch):
     ]
     np.testing.assert_array_equal(answers[1].tokens, answers[0].tokens)
     assert_same(answers[1].cache, answers[0].cache)
+    few = vkq_jax.take_sequences(answers[1].cache, range(3))
+    expected = vkq_jax.take_sequences(answers[0].cache, range(3))
+    for mesh in ("model=8", "data=4,model=2", "model=8"):  # in two parts, whole, in two parts
+        vkq_jax.save_cache(tmp_path / "cache", few)
+        few = models.load_cache(tmp_path / "cache", mesh)
+        assert isinstance(few.visual[0].key, SplitTensor) == (mesh == "model=8")
+        assert_same(join_banks(few), expected)

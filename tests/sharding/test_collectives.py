@@ -1,57 +1,54 @@
 """Compiled programs send between devices what tensor parallelism needs, and nothing else."""
 
-import dataclasses
 import re
 from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import NamedSharding
 
 import vkq_jax
+from models.calibration.attached import find_codes
 from models.generation.decode_loop import decode_step
 from models.generation.prefill import prefill
 from models.sharding.inputs import place_inputs
-from models.sharding.placing import attention_axes, data_axis
+from models.sharding.placing import cache_shardings
 from tests.sharding.cases import BATCH, inputs_of
-from vkq_jax.sharding import cache_specs
+from tests.sharding.test_layered import HEADS, LAYERS
 
 _KINDS = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
 _COLLECTIVE = re.compile(rf" = \(?\w+\[([\d,]*)\].*? ({_KINDS})(?:-start)?\(")
 
 
-def collectives(compiled: jax.stages.Compiled) -> Counter[str]:
+def collectives(lowered: jax.stages.Lowered) -> Counter[str]:
     """How often each kind is called; in the loop over layers, once for all of them.
 
     Counts and positions of tokens, which are a few bytes, are not counted.
     """
     return Counter(
         kind
-        for line in compiled.as_text().splitlines()
+        for line in lowered.compile().as_text().splitlines()
         for shape, kind in _COLLECTIVE.findall(line)
         if not re.search(r"= \(?(s32|pred)\[", line)
     )
 
 
 def programs(
-    cases, name: str, mesh: str, quant: str, batch: int = BATCH
-) -> tuple[Counter[str], Counter[str]]:
-    """The collectives of a prefill and of the decode step behind it."""
+    cases, name: str, mesh: str, quant: str | vkq_jax.PerLayer, batch: int = BATCH
+) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+    """A prefill and the decode step behind it, not compiled yet."""
     model = cases.model(name, mesh)
     inputs = place_inputs(model.mesh, inputs_of(model, batch))
-    options = {"quant": vkq_jax.presets[quant], "cache_length": 24}
+    settled, _ = find_codes(model, quant)
+    options = {"quant": settled, "cache_length": 24}
     _, cache = jax.eval_shape(
         lambda model, inputs: prefill(model, inputs, **options), model, inputs
     )
-    axes = attention_axes(model.mesh, batch)
     placed = jax.tree.map(
-        lambda x, spec: x.update(sharding=NamedSharding(model.mesh, spec)),
-        cache,
-        cache_specs(cache, dataclasses.replace(axes, counts=data_axis(model.mesh, batch))),
+        lambda x, sharding: x.update(sharding=sharding), cache, cache_shardings(model.mesh, cache)
     )
-    step = jax.jit(decode_step).lower(model, jnp.zeros(batch, jnp.int32), placed).compile()
-    return collectives(prefill.lower(model, inputs, **options).compile()), collectives(step)
+    step = jax.jit(decode_step).lower(model, jnp.zeros(batch, jnp.int32), placed)
+    return prefill.lower(model, inputs, **options), step
 
 
 # Queries go to all devices of a head, and results of each part to the device of their heads.
@@ -64,8 +61,8 @@ FEATURES = {"all-gather": 1}
 def test_two_sums_a_layer_whatever_the_codes(cases):
     for quant in ("none", "signs-1bit"):
         prefilling, decoding = programs(cases, "4 KV heads", "data=2,model=4", quant)
-        assert prefilling == SUMS | FEATURES
-        assert decoding == SUMS
+        assert collectives(prefilling) == SUMS | FEATURES
+        assert collectives(decoding) == SUMS
 
 
 @pytest.mark.mesh
@@ -75,8 +72,8 @@ def test_two_sums_a_layer_whatever_the_codes(cases):
 def test_parts_of_a_sequence_are_merged(cases, quant, found):
     """Coding sends nothing; calibration at each step sends the range of a query's scores."""
     prefilling, decoding = programs(cases, "1 KV head", "model=8", quant, batch=1)
-    assert prefilling == SUMS
-    assert decoding == Counter(SUMS) + Counter(MERGED) + Counter(found)
+    assert collectives(prefilling) == SUMS
+    assert collectives(decoding) == Counter(SUMS) + Counter(MERGED) + Counter(found)
 
 
 @pytest.mark.mesh
@@ -97,4 +94,24 @@ def test_parts_of_a_sequence_are_merged(cases, quant, found):
 )
 def test_every_mesh(cases, name, mesh, expected, quant):
     _, step = programs(cases, name, mesh, quant)
-    assert step == expected
+    assert collectives(step) == expected
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize(
+    ("quant", "name", "mesh", "batch", "expected"),
+    [
+        (LAYERS, "4 KV heads", "data=2,model=4", BATCH, SUMS),
+        # Sequences are shared out instead of heads: queries, keys and values there, and back.
+        (HEADS, "4 KV heads", "data=4,model=2", BATCH, SUMS | {"all-to-all": 4}),
+        # Each device gets the new tokens of all heads, and all results: those of three groups in
+        # one layer and of two in the other, of which one asks for the range of scores, too.
+        (HEADS, "4 KV heads", "model=4", 1, {"all-gather": 3 + 5, "all-reduce": 3 + 2}),
+        # Two sums for each piece of the pattern of layers, and one: a state stays where it is.
+        ("signs-1bit", "linear attention", "data=2,model=4", BATCH, {"all-reduce": 4 * 2 + 1}),
+        ("signs-1bit", "cross-attention", "data=2,model=4", BATCH, {"all-reduce": 5}),
+    ],
+)
+def test_caches_of_several_parts(cases, quant, name, mesh, batch, expected):
+    _, step = programs(cases, name, mesh, quant, batch)
+    assert collectives(step) == expected

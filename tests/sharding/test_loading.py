@@ -10,9 +10,11 @@ import pytest
 from jax.sharding import Mesh
 
 import models
+import vkq_jax
 from models.checkpoints.folder import Checkpoint
+from models.generation.prefill import new_cache
 from models.layers.layer_scan import restack_layers
-from models.sharding.mesh import fit_mesh, make_mesh
+from models.sharding.mesh import check_states, fit_mesh, make_mesh, over_heads
 from tests.models.hf_files import config_json
 from tests.sharding.cases import CONFIGS, inputs_of
 
@@ -105,6 +107,15 @@ def test_a_mesh_that_does_not_fit_is_one_error(tmp_path, mesh, text, named):
         fit_mesh(mesh, models.read_config(folder))
     assert str(error.value).startswith("mesh")
     assert len(str(error.value)) < 400
+
+
+def test_heads_of_linear_attention_have_to_be_divided(cases):
+    one = cases.model("linear attention")
+    with pytest.raises(ValueError, match="model=8 does not divide linear_num_key_heads=4: use one"):
+        fit_mesh("model=8", one.config)
+    cache = new_cache(one, 2, quant=vkq_jax.presets["none"], cache_length=8)
+    with pytest.raises(ValueError, match="model=8 does not divide the 4 heads of recurrent states"):
+        check_states(over_heads("model=8", 4), cache)
 
 
 def test_a_mesh_of_jax_is_taken_in_any_order_of_its_axes():

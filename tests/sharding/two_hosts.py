@@ -14,9 +14,11 @@ join_hosts()
 
 import models  # noqa: E402
 import vkq_jax  # noqa: E402
+from models.calibration import codes as code_calibration  # noqa: E402
+from models.calibration.folder import digest_of  # noqa: E402
 from models.checkpoints.folder import Checkpoint  # noqa: E402
 from models.checkpoints.memory import free_memory  # noqa: E402
-from tests.sharding.cases import STEPS, inputs_of  # noqa: E402
+from tests.sharding.cases import CALIBRATED, STEPS, inputs_of  # noqa: E402
 
 
 def main(folder: Path, mesh: str, out: Path) -> None:
@@ -45,6 +47,12 @@ def main(folder: Path, mesh: str, out: Path) -> None:
         "tokens": np.asarray(generation.tokens).tolist(),
         "read": read,
     }
+    if mesh.startswith("data"):
+        code_calibration.calibrated_presets = CALIBRATED
+        inputs = [inputs_of(model)]
+        codes = models.calibrate_codes(model, inputs, max_new_tokens=2, tokens=64)
+        scores = models.calibrate_scores(model, inputs, max_new_tokens=2)
+        result |= {"tables": digest_of(codes), "slope": np.asarray(scores.slope).tolist()}
     (out / f"{jax.process_index()}.json").write_text(json.dumps(result))
 
 

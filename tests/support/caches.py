@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vkq_jax
+from vkq_jax import attention, reference
 from vkq_jax.cache import LayerCache, VisualBank, quantize_visual
 from vkq_jax.text_bank import TextBank
 
@@ -38,6 +39,11 @@ SHAPES = {
 
 
 _quantize = jax.jit(quantize_visual, static_argnames="quant")
+
+# One program each: compiled operation by operation they take ten times as long.
+_STATIC = ("logits_scale", "logits_soft_cap")
+attend = jax.jit(attention.attend_cache, static_argnames=_STATIC)
+oracle = jax.jit(reference.attend_cache, static_argnames=_STATIC)
 
 
 def random_side_tables(
@@ -157,6 +163,8 @@ __all__ = [
     "SHAPES",
     "Shape",
     "VisualBank",
+    "attend",
+    "oracle",
     "random_layer",
     "random_side_tables",
     "random_starts",

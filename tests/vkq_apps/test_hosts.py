@@ -1,10 +1,15 @@
 """`--mesh`: what it takes, and how the processes of several hosts find each other."""
 
+import sys
+
 import jax
 import pytest
 
+from vkq_apps.bench import worker
 from vkq_apps.cli import hosts
 from vkq_apps.cli.main import main
+
+BARE = {"message": "", "bandwidth": 1.0}
 
 
 @pytest.fixture
@@ -50,6 +55,7 @@ def test_a_scheduler_names_the_hosts_by_itself(joined, monkeypatch):
             ["bench", "scaling", "--mesh", "data=2", "--length", "64"],
             "--length: with --mesh prompts have the visual tokens of their shape",
         ),
+        (["bench", "scaling", "--weak-scaling"], "--weak-scaling: expected --mesh, whose data"),
     ],
 )
 def test_a_bad_mesh_is_one_clear_line(capsys, joined, arguments, said):
@@ -61,3 +67,41 @@ def test_a_bad_mesh_is_one_clear_line(capsys, joined, arguments, said):
     assert said in " ".join(captured.err.split())
     assert captured.out == ""
     assert joined == []
+
+
+@pytest.mark.parametrize("option", [["--resume", "--out", "rows.json"], ["--seconds", "9"]])
+def test_hosts_that_measure_together_take_no_option_of_one(capsys, joined, monkeypatch, option):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert hosts.hosts_named() == (2, 1)
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", "scaling", "--mesh", "data=2", *option])
+    assert exit_.value.code == 2
+    assert f"{option[0]}: expected one host, got 2" in capsys.readouterr().err
+
+
+def test_the_first_host_alone_keeps_rows(capsys, joined, monkeypatch, tmp_path):
+    """The others measure the same rows and show nothing."""
+    calls = []
+
+    def call(task, settings, *, compile_cache=None):
+        calls.append(settings.get("fixed_batch"))
+        return {"status": "not supported", "device": "cpu", "commit": "0", "time": "0", **BARE}
+
+    monkeypatch.setattr(worker, "call", call)
+    monkeypatch.setattr(hosts.log, "quiet", False)
+    monkeypatch.setattr(hosts.out, "quiet", False)
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    meshes = ["--mesh", "data=2", "--mesh", "model=4", "--weak-scaling", "--batch", "8"]
+    for number in (0, 1):
+        monkeypatch.setenv("SLURM_PROCID", str(number))
+        stdout = sys.stdout
+        with pytest.raises(SystemExit) as exit_:
+            main(["bench", "scaling", *meshes, "--out", str(tmp_path / f"{number}.json")])
+        if number:
+            sys.stdout.close()  # which swallowed what was printed
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert exit_.value.code == 0
+    assert (tmp_path / "0.json").exists()
+    assert not (tmp_path / "1.json").exists()
+    assert calls == [None, 16, 16, 8, 8] * 2

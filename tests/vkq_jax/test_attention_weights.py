@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import vkq_jax
-from tests.support.caches import SHAPES, random_layer, random_starts, with_score_map
-from vkq_jax import reference
+from tests.support.caches import SHAPES, oracle, random_layer, random_starts, with_score_map
 
 WIDE = dataclasses.replace(SHAPES["two banks"], num_queries=3, text=(5, 9))
 CASES = {
@@ -31,7 +30,7 @@ def test_weights_are_those_of_the_oracle(case):
     got = jax.jit(lambda q, x: vkq_jax.attention_weights(q, x, starts=starts, **options))(
         query, layer
     )
-    attended = reference.attend_cache(query, layer, starts=starts, **options)
+    attended = oracle(query, layer, starts=starts, **options)
     per_query_head = WIDE.num_heads // WIDE.num_kv_heads
     values = [bank.dequantize(layer.tables)[1] for bank in layer.visual]
     values = jnp.repeat(jnp.concatenate([*values, layer.text.value], 2), per_query_head, axis=1)

@@ -10,7 +10,7 @@ import pytest
 
 import pallas_kernels
 import vkq_jax
-from tests.support.caches import Shape, random_layer, random_starts, relative_error
+from tests.support.caches import Shape, attend, random_layer, random_starts, relative_error
 from vkq_jax import attention
 from vkq_jax.bank_parts import TextPart, join_banks, lay_out_parts, part_of_cache, split_bank
 from vkq_jax.bank_parts import take_part as take
@@ -67,14 +67,14 @@ def attend_in_parts(query, cache, starts):
     visible = jnp.broadcast_to(cache.text.length[:, None], query.shape[:2])
     (bank,) = cache.visual
 
-    def attend(number):
+    def attend_one(number):
         own = dataclasses.replace(
             cache, visual=(take(bank, number, 3),), text=text_part(cache.text, number)
         )
         own, seen, begin = part_of_cache(own, number, visible, starts)
         return attention.attend_cache(query, own.layer(0), visible_text=seen, starts=begin)
 
-    found = jax.vmap(attend)(jnp.arange(PARTS, dtype=jnp.int32))
+    found = jax.vmap(attend_one)(jnp.arange(PARTS, dtype=jnp.int32))
     parts = (jax.tree.map(lambda x, n=number: x[n], found) for number in range(PARTS))
     return functools.reduce(attention.merge, parts)
 
@@ -96,7 +96,7 @@ def test_parts_make_up_the_whole(name):
 def test_attention_to_all_parts_is_attention(name):
     query, cache = one_layer_cache(name)
     starts = random_starts(query, cache)
-    expected = attention.attend_cache(query, cache.layer(0), starts=starts)
+    expected = attend(query, cache.layer(0), starts=starts)
     got = attend_in_parts(query, in_parts(cache), starts)
     assert relative_error(got.output, expected.output) < 1e-5
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5)

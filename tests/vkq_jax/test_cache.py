@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import vkq_jax
-from vkq_jax.attention import attend_cache
+from tests.support import caches
 from vkq_jax.cache import VisualBank, quantize_visual
 from vkq_jax.visual import left_pack
 
@@ -67,7 +67,7 @@ def mapped(cache):
 def attend(cache, layer=1, seed=3):
     batch = cache.position.shape[0]
     query = jax.random.normal(jax.random.key(seed), (BATCH, 1, 2 * HEADS, DIM))[:batch]
-    return attend_cache(query, cache.layer(layer)).output
+    return caches.attend(query, cache.layer(layer)).output
 
 
 def test_append_equals_one_by_one_and_skips_invalid_tokens():

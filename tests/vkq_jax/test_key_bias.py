@@ -1,14 +1,12 @@
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import vkq_jax
-from tests.support.caches import Shape, random_layer
-from vkq_jax import KeyBias, reference
-from vkq_jax.attention import attend_cache
+from tests.support.caches import Shape, attend, oracle, random_layer
+from vkq_jax import KeyBias
 
 HALF, HEAD_DIM = 3, 8
 """Two channels of each head do not turn."""
@@ -58,12 +56,10 @@ def test_attention_with_a_bias_equals_the_oracle(codes):
         for bank, (v, _) in zip(layer.visual, shape.visual, strict=True)
     )
     layer = dataclasses.replace(layer, visual=banks, key_bias=bias_of(shape.num_kv_heads))
-    got, expected = (
-        jax.jit(attend)(query, layer) for attend in (attend_cache, reference.attend_cache)
-    )
+    got, expected = attend(query, layer), oracle(query, layer)
     np.testing.assert_allclose(got.output, expected.output, atol=1e-4)
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, atol=1e-4)
-    without = attend_cache(query, dataclasses.replace(layer, key_bias=None))
+    without = attend(query, dataclasses.replace(layer, key_bias=None))
     assert jnp.abs(without.output - expected.output).max() > 0.1
 
 
@@ -71,4 +67,4 @@ def test_a_bank_without_positions_is_refused():
     query, layer = random_layer(Shape(head_dim=HEAD_DIM), vkq_jax.resolve("signs-1bit"))
     layer = dataclasses.replace(layer, key_bias=bias_of(2))
     with pytest.raises(ValueError, match="needs the RoPE positions"):
-        attend_cache(query, layer)
+        attend(query, layer)

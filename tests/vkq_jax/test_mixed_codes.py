@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 import vkq_jax
-from tests.support.caches import Shape, random_layer
-from vkq_jax import LevelCodes, MeanMagnitude, MixedCodes, MixedTensor, packing, reference
-from vkq_jax.attention import attend_cache
+from tests.support.caches import Shape, attend, oracle, random_layer
+from vkq_jax import LevelCodes, MeanMagnitude, MixedCodes, MixedTensor, packing
 from vkq_jax.packing import TERNARY
 from vkq_jax.rotation import rotate
 
@@ -101,6 +100,6 @@ def test_parts_of_a_bit_lie_between_whole_ones():
 )
 def test_attention_equals_its_oracle(name):
     query, layer = random_layer(Shape(head_dim=16, visual=((40, (40, 7)),)), vkq_jax.presets[name])
-    got, expected = attend_cache(query, layer), reference.attend_cache(query, layer)
+    got, expected = attend(query, layer), oracle(query, layer)
     np.testing.assert_allclose(got.output, expected.output, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)

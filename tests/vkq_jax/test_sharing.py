@@ -9,8 +9,8 @@ import pytest
 
 import pallas_kernels
 import vkq_jax
+from tests.support import caches
 from tests.support.caches import Shape, random_layer, random_starts, relative_error
-from vkq_jax import attention, reference
 from vkq_jax.sharing import share_visual
 
 ONE = Shape(batch=1, num_queries=2, text=(5,), visual=((40, (33,)), (9, (9,))))
@@ -37,9 +37,9 @@ def repeated(layer):
 def test_attention_is_that_over_a_copy_for_each_sequence(preset, windowed):
     query, layer = shared_layer(preset)
     starts = random_starts(query, repeated(layer)) if windowed else None
-    expected = attention.attend_cache(query, repeated(layer), starts=starts)
-    got = attention.attend_cache(query, layer, starts=starts)
-    oracle = reference.attend_cache(query, layer, starts=starts)
+    expected = caches.attend(query, repeated(layer), starts=starts)
+    got = caches.attend(query, layer, starts=starts)
+    oracle = caches.oracle(query, layer, starts=starts)
     assert relative_error(got.output, expected.output) < 1e-5
     assert relative_error(oracle.output, expected.output) < 1e-5
     np.testing.assert_array_equal(got.calibration_skipped, expected.calibration_skipped)

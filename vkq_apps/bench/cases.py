@@ -24,7 +24,8 @@ class Case:
             the name of a preset of dictionary codes, "NAME-tables" for the first plan that such a
             name may stand for once a model is calibrated, or "bfloat16", the kernel's own dense
             path.
-        text: positions of a dense bank beside the visual one, in the same launch.
+        text: positions of a dense bank beside the visual one, in the same launch. text_bits: 16
+            (bfloat16), or 8 with a scale for each position.
         calibration: of the scores: "per step", which keeps them in the launch or takes one more,
             over the keys, before; or "static".
         window: positions of each bank, its last ones, that the queries see; None: all.
@@ -41,6 +42,7 @@ class Case:
     calibration: Calibration | None = None
     window: int | None = None
     goal: float | None = None
+    text_bits: int = 16
 
     @property
     def bits_stored(self) -> float:
@@ -80,7 +82,8 @@ class Case:
     @property
     def bytes(self) -> float:
         """Bytes of all keys and values that the queries see."""
-        bits = self._seen(self.positions) * self.bits_stored + self._seen(self.text) * 16
+        text_bits = 16 if self.text_bits == 16 else 8 + 16 / self.head_dim
+        bits = self._seen(self.positions) * self.bits_stored + self._seen(self.text) * text_bits
         return self.batch * self.kv_heads * self.head_dim * 2 * bits / 8
 
     def _seen(self, positions: int) -> int:
@@ -112,6 +115,8 @@ CASES = {
     "h256-gqa4-8k-signs8": Case(16, 4, 4, 8192, "signs8", head_dim=256),
     "mha-32k-signs8-text": Case(16, 32, 1, 32768, "signs8", text=256),
     "gqa4-3328-signs8-text": Case(128, 8, 4, 3328, "signs8", text=64),
+    "mha-32k-signs8-text8": Case(16, 32, 1, 32768, "signs8", text=256, text_bits=8),
+    "gqa4-3328-signs8-text8": Case(128, 8, 4, 3328, "signs8", text=64, text_bits=8),
     "mha-32k-2bit": Case(16, 32, 1, 32768, "levels2", goal=7.0),
     "mha-32k-4bit": Case(16, 32, 1, 32768, "levels4", goal=3.7),
     "mha-32k-calibrated": Case(16, 32, 1, 32768, calibration="per step"),
@@ -200,6 +205,11 @@ CHECKS += [
         TuningConfig(8, 4, 2, 7),
     ),
     (Case(2, 2, 4, 700, "bfloat16", text=40, window=100), TuningConfig(16, 4, 2, 4)),
+]
+# Text in 8 bits.
+CHECKS += [
+    (Case(2, 2, 1, 700, "signs8", text=45, text_bits=8, window=300), TuningConfig(8, 4)),
+    (Case(2, 2, 4, 700, "signs8", head_dim=64, text=40, text_bits=8), TuningConfig(8, 2, 2, 4)),
 ]
 # Dictionary codes: classes of one, two and three planes, tokens that are only counted; windows.
 CHECKS += [

@@ -2,9 +2,9 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.monitoring
 
 from vkq_apps.bench import device_memory
@@ -34,10 +34,15 @@ class Compiled:
         temporary_bytes: scratch memory of a call; None where the compiler does not say.
     """
 
-    call: Callable[..., Any]
+    call: jax.stages.Compiled
     seconds: float
     cached: bool
     temporary_bytes: int | None
+
+    @property
+    def text(self) -> str:
+        """The compiled program."""
+        return self.call.as_text() or ""
 
 
 def compile_ahead(function: Any, *arguments: Any, **settings: Any) -> Compiled:

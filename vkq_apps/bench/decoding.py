@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 import vkq_jax
@@ -17,10 +16,18 @@ from models.model import Model
 from models.sharding.placing import place, place_cache, place_logits, place_sequences
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
+from vkq_apps.bench.mesh_scaling import mesh_figures
 from vkq_jax.array_types import Array, Float
+from vkq_jax.hosts import to_host
 from vkq_jax.layered import AnyCache
 
-__all__ = ["compare_implementations", "first_state", "measure_decoding", "replicate"]
+__all__ = [
+    "compare_implementations",
+    "first_state",
+    "measure_decoding",
+    "place_state",
+    "replicate",
+]
 
 
 def first_state(logits: Float[Array, "B vocab"], cache: AnyCache) -> DecodeState:
@@ -91,7 +98,7 @@ def measure_decoding(
     full = jax.block_until_ready(grow(state))
     nbytes, held = vkq_jax.cache_nbytes(full.cache), device_memory.in_use()
     start_length, start_position = (
-        np.array(x) for x in (full.cache.text.length, full.cache.position)
+        to_host(x) for x in (full.cache.text.length, full.cache.position)
     )
 
     def timed(state, limit):
@@ -117,7 +124,7 @@ def measure_decoding(
         times.append((slow - fast) / (long - short))
     if (step := statistics.median(times)) <= 0:
         raise RuntimeError(f"{len(times)} pairs of runs cannot tell a step from noise")
-    return {
+    figures = {
         "cache_bytes": nbytes.total,
         "held_bytes": held,
         "decode_temporary_bytes": compiled.temporary_bytes,
@@ -127,6 +134,9 @@ def measure_decoding(
         "step_ms_range": [1e3 * min(times), 1e3 * max(times)],
         "tokens_per_second": batch / step,
     }
+    if model.mesh is not None:
+        figures |= mesh_figures(model, full.cache, compiled.text)
+    return figures
 
 
 def compare_implementations(

@@ -33,6 +33,7 @@ from vkq_jax.calibration import ScoreMap, calibrate, score_map
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import ScoreCalibration
 from vkq_jax.post_scaling import scores, weighted_sum
+from vkq_jax.text_bank import TextBank
 
 __all__ = ["attend", "error", "random_banks"]
 
@@ -149,6 +150,10 @@ def _random_tensors(case: Case, key: jax.Array) -> tuple[list[Any], dict[str, De
     banks = {"visual": dense(case.positions)} if is_dense else {}
     if case.text:
         banks["text"] = dense(case.text)
+    if case.text and case.text_bits == 8:
+        full = jnp.full(case.batch, case.text, jnp.int32)
+        text = TextBank(banks["text"].key, banks["text"].value, full).in_8_bits()
+        banks["text"] = DenseBank(text.key, text.value, text.key_scale, text.value_scale)
     if is_dense or case.dictionary is not None:
         return [], banks
     return [tensor("key"), tensor("value")], banks
@@ -222,7 +227,9 @@ def reference(
             lambda x: x[0], (banks.dense, banks.packed and (banks.packed.key, banks.packed.value))
         )
         for name, bank in tensors[0].items():
-            key, value = (x.astype(jnp.float32) for x in (bank.key, bank.value))
+            key, value = TextBank(
+                bank.key, bank.value, visible[name][:, 0], None, bank.key_scale, bank.value_scale
+            ).dequantize()
             parts.append(jnp.einsum("bkqh,bksh->bkqs", query, key))
             values.append(functools.partial(jnp.einsum, "bksh,bkqs->bkqh", value))
             masks.append(seen(name, visible[name], parts[-1]))

@@ -5,50 +5,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-import vkq_jax
-from models.generation.decode_loop import decode_step
 from models.model import Model
-from models.sharding.placing import attention_axes, place_cache
+from models.sharding.placing import cache_axes
 from vkq_apps.bench.wire import sent_by
 from vkq_jax.layered import AnyCache
 
 __all__ = ["compare_meshes", "mesh_figures"]
 
 
-def mesh_figures(
-    model: Model, cache: AnyCache, batch: int, implementation: str | None
-) -> dict[str, Any]:
-    """Devices, the bytes of each, and what each sends in a decode step of `batch` sequences.
+def mesh_figures(model: Model, cache: AnyCache, program: str) -> dict[str, Any]:
+    """Devices, the bytes of each, and what each sends in a decode step.
 
     Args:
         model: on a mesh.
-        cache: of a few sequences.
-        batch: that a step is compiled for, but not run.
-        implementation: of attention over the cache.
+        cache: that is decoded.
+        program: text of the compiled loop over steps, whose rounds are not known and count once.
     """
     assert model.mesh is not None
-
-    def grown(cache: AnyCache) -> AnyCache:
-        index = jnp.arange(batch, dtype=jnp.int32) % cache.position.shape[0]
-        return place_cache(model.mesh, vkq_jax.take_sequences(cache, index))
-
-    grow = jax.jit(grown).lower(cache).compile()
-    placed = jax.tree.map(
-        lambda x, sharding: x.update(sharding=sharding),
-        jax.eval_shape(grown, cache),
-        grow.output_shardings,
-    )
-    step = jax.jit(decode_step, static_argnames="implementation").lower(
-        model, jnp.zeros(batch, jnp.int32), placed, implementation=implementation
-    )
-    sent = sent_by(step.compile().as_text() or "")
+    sent = sent_by(program)
     return {
         "devices": model.mesh.size,
         "weight_bytes_per_device": _bytes_per_device(model.params),
-        "cache_bytes_per_device": _bytes_per_device(placed),
-        "sequences_split_over": list(attention_axes(model.mesh, batch).sequences or ()),
+        "cache_bytes_per_device": _bytes_per_device(cache),
+        "sequences_split_over": list(cache_axes(model.mesh, cache).sequences or ()),
         "wire_bytes_per_step": sent.wire_bytes,
         "collectives_per_step": dict(sent.calls),
     }
@@ -68,7 +48,7 @@ def compare_meshes(row: dict[str, Any], group: Sequence[dict[str, Any]]) -> None
 
 
 def _bytes_per_device(tree: Any) -> int:
-    """Bytes of a pytree on each device; arrays may be abstract."""
+    """Bytes of a pytree on each device."""
     return sum(
         x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree)
     )

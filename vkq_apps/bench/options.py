@@ -12,6 +12,7 @@ import vkq_jax
 from models.sharding.mesh import check_text
 from pallas_kernels.shapes import SHAPES
 from vkq_apps.cli.counts import LARGEST, check_count
+from vkq_apps.cli.hosts import HOSTS_HELP
 
 __all__ = [
     "Baselines",
@@ -76,7 +77,7 @@ Meshes = Annotated[
         "--mesh",
         metavar="data=N,model=N",
         callback=_check_meshes,
-        help="Devices of this host to split the model over; repeat for several meshes.",
+        help="Devices to split the model over; repeat for several meshes. " + HOSTS_HELP,
     ),
 ]
 Repeats = Annotated[

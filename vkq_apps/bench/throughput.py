@@ -14,12 +14,17 @@ import vkq_jax
 from models.generation.prefill import prefill
 from models.inputs.batch import Inputs
 from models.model import Model
+from models.sharding.inputs import place_inputs
 from models.sharding.mesh import check_text
 from models.sharding.placing import sequence_parts
 from pallas_kernels.shapes import find_shape
 from vkq_apps.bench import device_memory
-from vkq_apps.bench.decoding import compare_implementations, first_state, measure_decoding
-from vkq_apps.bench.mesh_scaling import mesh_figures
+from vkq_apps.bench.decoding import (
+    compare_implementations,
+    first_state,
+    measure_decoding,
+    place_state,
+)
 from vkq_apps.bench.prefilling import measure_prefill, most_sequences
 from vkq_apps.bench.random_model import (
     VISION_LAYERS,
@@ -126,6 +131,7 @@ def measure_throughput(
     parts = sequence_parts(model.mesh)
     sequences = setup.sequences or max(most_sequences(shape, setup.prompt_text), parts)
     inputs = prompts(shape, -(-sequences // parts) * parts, setup.prompt_text)
+    inputs = place_inputs(model.mesh, inputs)
     sequences = len(inputs.mask)
     cache = _planned_cache(model, inputs, setup.preset, setup.text_capacity, setup.implementation)
     implementation = pallas_kernels.choose_implementation(setup.implementation, cache)
@@ -173,7 +179,7 @@ def measure_throughput(
         repeats=setup.repeats,
     )
     row |= figures
-    state = first_state(logits, cache)
+    state = place_state(model.mesh, first_state(logits, cache))
     if setup.compare_steps:
         row["agreement"] = None
         if implementation != "xla":
@@ -200,8 +206,6 @@ def measure_throughput(
     row["peak_bytes"] = device_memory.peak()
     row["equal_batch"] = equal or None
     if model.mesh is not None:
-        stage("reading the compiled step")
-        row |= mesh_figures(model, state.cache, largest, implementation)
         row["peak_bytes_per_device"] = device_memory.peaks()[: model.mesh.size]
     del row["stage"]
 

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from models.sharding.mesh import check_text
 from vkq_apps.bench.throughput import ThroughputSetup
 
 __all__ = ["BASELINE", "compare_throughput", "floors", "plan_meshes", "plan_throughput"]
@@ -60,8 +61,13 @@ def plan_meshes(
     batches: Sequence[int],
     sides: Sequence[tuple[str, str | None]],
     repeats: int,
+    *,
+    weak: bool = False,
 ) -> list[list[ThroughputSetup]]:
-    """A group for each batch: every mesh, with every preset and implementation of `sides`."""
+    """A group for each batch: every mesh, with every preset and implementation of `sides`.
+
+    Where scaling is `weak`, each part of a mesh's axis `data` has the batch.
+    """
     return [
         [
             ThroughputSetup(
@@ -70,7 +76,7 @@ def plan_meshes(
                 implementation=implementation,
                 budget_gb=1.0,  # not read
                 mesh=mesh,
-                fixed_batch=batch,
+                fixed_batch=batch * (check_text(mesh).get("data", 1) if weak else 1),
                 repeats=repeats,
             )
             for mesh in meshes

@@ -19,6 +19,7 @@ from vkq_apps.bench.throughput import ThroughputSetup, measure_throughput
 from vkq_apps.bench.timing import bandwidth
 from vkq_apps.cli.console import log
 from vkq_apps.cli.errors import show_tracebacks, tracebacks_shown
+from vkq_apps.cli.hosts import join_hosts
 from vkq_apps.provenance import provenance
 
 __all__ = ["TASKS", "call", "main"]
@@ -43,6 +44,8 @@ def probe() -> dict[str, Any]:
 def throughput(**settings: Any) -> dict[str, Any]:
     """A row without what its settings say already."""
     setup = ThroughputSetup(**settings)
+    if setup.mesh is not None:
+        join_hosts()
     return attempt(lambda row: measure_throughput(setup, row, _say), {})
 
 

@@ -40,6 +40,7 @@ from vkq_apps.bench.throughput_plan import BASELINE, plan_meshes, plan_throughpu
 from vkq_apps.cli.arguments import JsonOption
 from vkq_apps.cli.console import log, out, print_json
 from vkq_apps.cli.counts import check_count
+from vkq_apps.cli.hosts import hosts_named, leave_results_to_first
 from vkq_apps.provenance import provenance
 from vkq_jax.byte_units import human_bytes
 
@@ -168,7 +169,7 @@ def throughput(
         long_steps=long,
         repeats=repeats,
     )
-    output = Output(results, resume=resume, seconds=seconds, say=_say)
+    output = _on_hosts(mesh, results, resume=resume, seconds=seconds)
     _finish(run_throughput(groups, output), tables.throughput_table, json)
 
 
@@ -226,6 +227,13 @@ def scaling(
         typer.Option(metavar="NAME", help="Of attention over bf16; none with --mesh: coded only."),
     ] = "auto",
     mesh: Meshes = None,
+    weak: Annotated[
+        bool,
+        typer.Option(
+            "--weak-scaling",
+            help="With --mesh: sequences of --batch for each part of data, not for all together.",
+        ),
+    ] = False,
     repeats: Repeats = 5,
     seconds: Seconds = None,
     resume: Resume = False,
@@ -243,11 +251,18 @@ def scaling(
         batches = [16] if batch == BATCHES else numbers("--batch", batch, int)
         sides = [(BASELINE, baseline), (preset, implementation)][baseline == "none" :]
         setups = plan_meshes(
-            shape, mesh, batches, [(name, implementation_of(by)) for name, by in sides], repeats
+            shape,
+            mesh,
+            batches,
+            [(name, implementation_of(by)) for name, by in sides],
+            repeats,
+            weak=weak,
         )
-        output = Output(results, resume=resume, seconds=seconds, say=_say)
+        output = _on_hosts(mesh, results, resume=resume, seconds=seconds)
         _finish(run_meshes(setups, output), tables.mesh_table, json)
         return
+    if weak:
+        raise ValueError("--weak-scaling: expected --mesh, whose data axis it is about")
     groups = plan_scaling(
         numbers("--length", length, int),
         numbers("--batch", batch, int),
@@ -326,6 +341,21 @@ def explain(
 
 def _say(text: str) -> None:
     log.print(text)
+
+
+def _on_hosts(
+    mesh: list[str] | None, path: Path | None, *, resume: bool, seconds: float | None
+) -> Output:
+    """Where rows go: the first host writes and shows those of meshes that span several."""
+    count, number = hosts_named() if mesh else (1, 0)
+    if count > 1 and (resume or seconds is not None):
+        raise ValueError(
+            f"{'--resume' if resume else '--seconds'}: expected one host, got {count}, which have "
+            "to measure the same rows"
+        )
+    if number:
+        leave_results_to_first()
+    return Output(None if number else path, resume=resume, seconds=seconds, say=_say)
 
 
 def _finish(results: ResultsFile, table: Callable[[dict[str, Any]], Table], json: bool) -> None:

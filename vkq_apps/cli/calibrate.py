@@ -96,8 +96,9 @@ def calibrate(
     if out_file is None:
         raise ValueError("--out: expected a file to write the tables to")
     check_writable(out_file)
-    if jax.process_count() > 1:
-        raise ValueError("--mesh: calibration takes the devices of one host")
+    several = jax.process_count() > 1
+    if resume and several:
+        raise ValueError("--resume: expected one host, whose parts alone are gone on from")
     questions = _read_prompts(prompts)
     if images is None:
         check_recipe("--images FOLDER, with pictures of your own")
@@ -111,7 +112,7 @@ def calibrate(
     loaded = load_model(model, mesh=mesh)
     found: dict[str, list[float]] = {}
     part = out_file.with_name(f"{out_file.name}.part")
-    if not resume:
+    if not resume and jax.process_index() == 0:
         shutil.rmtree(part, ignore_errors=True)
     with progress(log, "prompts") as show:
         codes = models.calibrate_codes(
@@ -120,13 +121,14 @@ def calibrate(
             presets=names,
             max_new_tokens=max_new_tokens,
             seed=seed,
-            folder=part / source_digest(),
+            folder=None if several else part / source_digest(),
             on_batch=lambda done: show("answering", done, len(pairs)),
             on_plan=lambda name, number: log.print(f"{name}: plan {number} has its tables"),
             on_preset=lambda name, kl: found.update({name: [float(x) for x in kl]}),
         )
-    vkq_jax.save_tables(out_file, codes)
-    shutil.rmtree(part)
+    if jax.process_index() == 0:
+        vkq_jax.save_tables(out_file, codes)
+        shutil.rmtree(part, ignore_errors=several)  # which keep no parts
     record = {
         "model": model,
         "prompts": len(pairs),

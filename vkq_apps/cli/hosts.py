@@ -8,10 +8,13 @@ import jax
 from models.sharding.mesh import check_text
 from vkq_apps.cli.console import log, out
 
-__all__ = ["HOSTS_HELP", "check_mesh", "join_hosts"]
+__all__ = ["HOSTS_HELP", "check_mesh", "hosts_named", "join_hosts", "leave_results_to_first"]
 
 _ADDRESS, _COUNT, _NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-_SCHEDULERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+_SCHEDULERS = (
+    ("SLURM_NTASKS", "SLURM_PROCID"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+)
 
 HOSTS_HELP = (
     "On several hosts run the same command on each, by srun or mpirun, or with the variables that "
@@ -35,21 +38,44 @@ def join_hosts() -> None:
     Raises:
         ValueError: the environment names an address without the numbers that belong to it.
     """
-    address = os.environ.get(_ADDRESS)
-    scheduled = any(int(os.environ.get(name) or 1) > 1 for name in _SCHEDULERS)
+    address, scheduled = os.environ.get(_ADDRESS), _scheduled()
     if jax.distributed.is_initialized() or not (address or scheduled):
         return
     if address and not scheduled:
-        numbers = [os.environ.get(name, "") for name in (_COUNT, _NUMBER)]
+        count, number = hosts_named()
+        jax.distributed.initialize(address, num_processes=count, process_id=number)
+    else:
+        jax.distributed.initialize()
+    if jax.process_index():
+        leave_results_to_first()
+
+
+def hosts_named() -> tuple[int, int]:
+    """How many processes the environment names, and the number of this one; starts nothing.
+
+    Raises:
+        ValueError: as `join_hosts`.
+    """
+    if (names := _scheduled()) is None:
+        if not (address := os.environ.get(_ADDRESS)):
+            return 1, 0
+        names = _COUNT, _NUMBER
+        numbers = [os.environ.get(name, "") for name in names]
         if not all(number.isdecimal() for number in numbers):
             raise ValueError(
                 f"{_ADDRESS}={address}: expected numbers in {_COUNT} and {_NUMBER} beside it, got "
                 f"{numbers[0]!r} and {numbers[1]!r}"
             )
-        count, number = map(int, numbers)
-        jax.distributed.initialize(address, num_processes=count, process_id=number)
-    else:
-        jax.distributed.initialize()
-    if jax.process_index():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
-        log.quiet = out.quiet = True
+    count, number = (int(os.environ.get(name) or 0) for name in names)
+    return count, number
+
+
+def leave_results_to_first() -> None:
+    """Lets this process print nothing more but errors."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+    log.quiet = out.quiet = True
+
+
+def _scheduled() -> tuple[str, str] | None:
+    """Names of a scheduler's count of processes and number of this one, where it names several."""
+    return next((n for n in _SCHEDULERS if int(os.environ.get(n[0]) or 1) > 1), None)

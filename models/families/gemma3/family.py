@@ -11,6 +11,7 @@ from models.families.fixed_grid import FixedGridProcessing, read_pixels
 from models.families.gemma3.config import Gemma3Config
 from models.families.gemma3.model import Gemma3Model
 from models.families.llava.naming import llava_names
+from models.inputs.pixels import token_runs
 
 __all__ = ["FAMILY"]
 
@@ -25,13 +26,7 @@ def _visual_inputs(
             f"token_type_ids: expected 1 at image tokens (id {config.image_token_id}) and 0 "
             f"elsewhere, {ids.shape}, as Gemma 3's processor gives them, or none"
         )
-    return VisualInputs(pixels, attention_group=None if pixels is None else _runs(visual))
-
-
-def _runs(visual: np.ndarray) -> np.ndarray:
-    """The number of the run of visual tokens that each token is in; -1 outside of all."""
-    starts = visual & ~np.pad(visual, ((0, 0), (1, 0)))[:, :-1]
-    return np.where(visual, np.cumsum(starts, -1) - 1, -1)
+    return VisualInputs(pixels, attention_group=None if pixels is None else token_runs(visual))
 
 
 class _Processing(FixedGridProcessing):

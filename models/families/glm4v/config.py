@@ -1,8 +1,8 @@
-"""Settings of a GLM-4.1V or GLM-4.6V model with a dense text decoder."""
+"""Settings of a GLM-4.1V, GLM-4.5V or GLM-4.6V model."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from models.checkpoints.hf_fields import NO_EFFECT, TokenId
 from models.families.qwen_vl.config import QwenVLConfig
@@ -11,7 +11,7 @@ from models.layers.activations import Activation
 from models.text.registry import read_text_settings
 from models.vision.grid_settings import Glm4vVisionSettings
 
-__all__ = ["Glm4vConfig", "Glm4vSettings", "Glm46vSettings"]
+__all__ = ["Glm4vConfig", "Glm4vMoeSettings", "Glm4vSettings", "Glm46vSettings"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class Glm4vSettings(FamilySettings):
     """The whole config.json."""
 
     model_type: Literal["glm4v", "glm46v"]
+    texts: ClassVar[tuple[str, ...]] = ("glm4v_text",)
     image_token_id: TokenId = 151343
     video_token_id: TokenId = 151344
     image_start_token_id: TokenId = 151339
@@ -30,10 +31,21 @@ class Glm4vSettings(FamilySettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Glm46vSettings(Glm4vSettings):
-    """The same of GLM-4.6V, which has other tokens around a clip."""
+    """The same of GLM-4.6V, which has other tokens around a clip, and either decoder."""
 
     video_start_token_id: TokenId = 151361
     video_end_token_id: TokenId = 151362
+    texts = ("glm4v_text", "glm4v_moe_text")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Glm4vMoeSettings(Glm4vSettings):
+    """The same of GLM-4.5V, whose decoder has experts."""
+
+    model_type: Literal["glm4v_moe"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    image_token_id: TokenId = 151363
+    video_token_id: TokenId = 151364
+    texts = ("glm4v_moe_text",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,12 +71,10 @@ class Glm4vConfig(QwenVLConfig):
             NotImplementedError: a setting that this port cannot honour, named.
             ValueError: a field of a wrong type, out of range, or contradicting another, named.
         """
-        newer = content.get("model_type") == "glm46v"
-        hf = (Glm46vSettings if newer else Glm4vSettings).read(content)
+        others = {"glm46v": Glm46vSettings, "glm4v_moe": Glm4vMoeSettings}
+        hf = others.get(str(content.get("model_type")), Glm4vSettings).read(content)
         tower = Glm4vVisionSettings.read(hf.vision_config or {}, "vision_config")
-        text = read_text_settings(
-            hf.text_config or {}, supported=("glm4v_text",), default="glm4v_text"
-        )
+        text = read_text_settings(hf.text_config or {}, supported=hf.texts, default=hf.texts[0])
         if tower.output_width != text.hidden_size:
             raise ValueError(
                 f"vision_config: expected features of text_config.hidden_size={text.hidden_size} "

@@ -1,5 +1,6 @@
 """GLM-4.1V as a family: its module, names of its weights, and how the parts join."""
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,7 +16,8 @@ from models.families.qwen_vl.visual_inputs import visual_inputs as qwen_visual_i
 from models.layers.linear import Maker
 from models.text.decoder import TextDecoder
 from models.text.fused_projections import fused_sources
-from models.text.sizes import text_sizes
+from models.text.moe_weights import moe_alternatives
+from models.text.sizes import STACKED, layer_numbers, stack_rules, text_sizes
 from models.vision.grid_tower import GridTransformer
 from models.vision.grid_weights import GRID_RULES, grid_published, grid_sizes, grid_special
 from models.vision.patch_grid import PatchGrids
@@ -25,8 +27,8 @@ from vkq_jax.array_types import Array, Float
 __all__ = ["FAMILY"]
 
 _VISUAL = r"(?:model\.)?visual\."
-_LAYER = r"(?:model\.)?language_model\.layers\.(\d+)\."
-# Norms of a block in files, and here.
+_LAYER = r"(?:model\.)?language_model\.layers\."
+# Norms of a dense decoder's block in files, and here.
 _NORMS = (
     ("post_attention_layernorm", "pre_feedforward_layernorm"),
     ("post_self_attn_layernorm", "post_attention_layernorm"),
@@ -44,19 +46,22 @@ _PARTS = (
 _RULES = (
     *GRID_RULES,
     *((_VISUAL + file.replace(".", r"\."), here) for file, here in _PARTS),
-    *((_LAYER + rf"{file}\.", rf"text.layers.\1.{here}.") for file, here in _NORMS),
     (r"lm_head\.", "text.lm_head."),
     (r"(?:model\.)?language_model\.", "text."),
+)
+_NORM_RULES = tuple(
+    (_LAYER + rf"(\d+)\.{file}\.", rf"text.layers.\1.{here}.") for file, here in _NORMS
 )
 _PUBLISHED = (
     *((here.replace(".", r"\."), f"model.visual.{file}") for file, here in _PARTS),
     *grid_published("model.", linear_in_names=False),
-    *(
-        (rf"text\.layers\.(\d+)\.{here}\.", rf"model.language_model.layers.\1.{file}.")
-        for file, here in _NORMS
-    ),
     (r"text\.lm_head\.", "lm_head."),
+    (STACKED, "model.language_model.layers."),
     (r"text\.", "model.language_model."),
+)
+_NORMS_PUBLISHED = tuple(
+    (rf"text\.layers\.(\d+)\.{here}\.", rf"model.language_model.layers.\1.{file}.")
+    for file, here in _NORMS
 )
 
 
@@ -87,15 +92,28 @@ class _Model(MultimodalModel):
 
 def _weights(config: Glm4vConfig) -> WeightNames:
     merge, width = config.vision.merge, config.vision.encoder.hidden_size
-    downsample = "projector.downsample.weight"
+    downsample, text = "projector.downsample.weight", config.text
+    rules, published, experts = stack_rules(text, _LAYER), (), moe_alternatives(text)
+    if text.sandwich_norms:
+        rules, published = _NORM_RULES, _NORMS_PUBLISHED
+
+    def is_unused(name: str) -> bool:
+        # Files of models with experts also hold a layer that predicts several tokens at once.
+        number = re.match(r"text\.layers\.(\d+)\.", name)
+        behind = number is not None and int(number[1]) >= text.num_hidden_layers
+        return behind or (name == "text.lm_head.weight" and text.tie_word_embeddings)
+
     return WeightNames(
-        rules=_RULES,
-        published=_PUBLISHED,
-        sizes=(*text_sizes(config.text), *grid_sizes(config.vision)),
-        is_unused=lambda name: name == "text.lm_head.weight" and config.text.tie_word_embeddings,
+        rules=rules + _RULES,
+        published=published + _PUBLISHED,
+        sizes=(*text_sizes(text), *grid_sizes(config.vision)),
+        numbers=layer_numbers(text),
+        is_unused=is_unused,
+        alternatives=experts,
         special={
             **grid_special(config.vision),
-            **fused_sources(config.text),
+            **fused_sources(text),
+            **(dict(experts[-1]) if experts else {}),
             downsample: Source(downsample, Layout.CONVOLUTION, kernel=(width, merge, merge)),
         },
     )

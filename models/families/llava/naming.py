@@ -9,7 +9,7 @@ from models.checkpoints.weights import Source
 from models.text.config import TextConfig
 from models.text.fused_projections import fused_sources
 from models.text.moe_weights import moe_alternatives
-from models.text.sizes import layer_numbers, text_sizes
+from models.text.sizes import STACKED, layer_numbers, stack_rules, text_sizes
 from models.vision.tower_names import TowerNames
 from models.vision.vit_weights import vit_names
 
@@ -17,6 +17,7 @@ __all__ = ["llava_names"]
 
 type Rules = tuple[tuple[str, str], ...]
 
+_LAYERS = r"(?:model\.)?language_model\.(?:model\.)?layers\."
 _RULES = (
     (r"(model\.)?language_model\.lm_head\.|lm_head\.", "text.lm_head."),
     (r"(model\.)?language_model\.model\.|(model\.)?language_model\.", "text."),
@@ -27,6 +28,7 @@ _RULES = (
 # transformers 4 and 5 both write and read these names.
 _PUBLISHED = (
     (r"text\.lm_head\.", "language_model.lm_head."),
+    (STACKED, "language_model.model.layers."),
     (r"text\.", "language_model.model."),
     (r"vision\.", "vision_tower.vision_model."),
     (r"projector\.", "multi_modal_projector."),
@@ -68,7 +70,7 @@ def llava_names(
         return bool(_BUFFERS.fullmatch(name)) or vision.is_unused(name)
 
     return WeightNames(
-        rules=rules + vision.rules + _RULES,
+        rules=rules + vision.rules + stack_rules(config.text, _LAYERS) + _RULES,
         published=published + vision.published + _PUBLISHED,
         sizes=(*text_sizes(config.text), *vision.sizes),
         numbers=layer_numbers(config.text),

@@ -17,7 +17,6 @@ from models.families.mllama.pictures import visual_inputs
 from models.families.mllama.vision import MllamaVisionConfig
 from models.inputs.image_settings import check_image_settings, check_max_tiles
 from models.inputs.processing import Processing
-from models.text.sizes import stack_rules
 from models.vision.tower_names import TowerNames
 
 __all__ = ["FAMILY"]
@@ -37,8 +36,6 @@ _RULES = (
 _PUBLISHED = (
     *((_OURS + re.escape(ours), rf"vision_model.\1.{theirs}") for theirs, ours in _PARTS),
     (r"vision\.", "vision_model."),
-    # Layers of both kinds are numbered together.
-    (r"text\.cross_layers\.", "language_model.model.layers."),
 )
 
 
@@ -81,8 +78,7 @@ def _tower_names(vision: MllamaVisionConfig) -> TowerNames:
 
 
 def _names(config: MllamaConfig) -> WeightNames:
-    layers = r"(model\.)?language_model\.(model\.)?layers\."
-    return llava_names(config, tower=_tower_names, rules=stack_rules(config.text, layers))
+    return llava_names(config, tower=_tower_names)
 
 
 class MllamaProcessing(Processing):

@@ -1,12 +1,14 @@
 """The module of Mllama: a vision tower, a projector, and a decoder that attends to pictures."""
 
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from models.families.base import Embedded, MultimodalModel
 from models.families.mllama.config import MllamaConfig
 from models.families.mllama.vision import MllamaVision
 from models.inputs.batch import Inputs
 from models.layers.linear import Maker
+from models.sharding.placing import place
 from models.text.decoder import TextDecoder
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.pytree import frozen_pytree
@@ -49,4 +51,6 @@ class MllamaModel(MultimodalModel):
         if inputs.pixel_values is None or places is None:
             return Embedded(text)
         features = self.image_features(inputs.pixel_values, inputs.vision_layout)
+        # Pictures are split over all devices, prompts over some: each needs features of the others.
+        features = place(self.text.mesh, features, PartitionSpec())
         return Embedded(text, pictures=jnp.take(features, places.row, axis=0, mode="clip"))

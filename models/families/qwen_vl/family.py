@@ -6,8 +6,9 @@ from models.families.qwen_vl.config import QwenVLConfig
 from models.families.qwen_vl.model import QwenVLModel
 from models.families.qwen_vl.processing import QwenVLProcessing
 from models.families.qwen_vl.visual_inputs import ARRAY_NAMES, visual_inputs
+from models.text.fused_projections import linear_sources
 from models.text.moe_weights import moe_alternatives
-from models.text.sizes import layer_numbers, stack_rules, text_sizes
+from models.text.sizes import STACKED, layer_numbers, stack_rules, text_sizes
 from models.vision.grid_weights import GRID_RULES, grid_published, grid_sizes, grid_special
 
 __all__ = ["FAMILY"]
@@ -32,7 +33,7 @@ def _published(model_type: str) -> tuple[tuple[str, str], ...]:
         start, text, merger = "model.", "model.language_model.", {}
     parts = ("norm", "linear_fc1", "linear_fc2")
     return (
-        (r"text\.linear_layers\.", f"{text}layers."),
+        (STACKED, f"{text}layers."),
         *grid_published(start, linear_in_names=not merger),
         *(
             (rf"projector\.{part}\.", f"{start}visual.merger.{merger.get(part, part)}.")
@@ -57,7 +58,11 @@ def _weights(config: QwenVLConfig) -> WeightNames:
         sizes=(*text_sizes(config.text), *grid_sizes(config.vision)),
         numbers=layer_numbers(config.text),
         is_unused=is_unused,
-        special=grid_special(config.vision) | (dict(experts[1]) if experts else {}),
+        special={
+            **grid_special(config.vision),
+            **linear_sources(config.text),
+            **(dict(experts[1]) if experts else {}),
+        },
         alternatives=experts,
     )
 

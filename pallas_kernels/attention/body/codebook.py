@@ -89,17 +89,18 @@ class BookMasses:
         return range(0, 4 * BOOK, 16 * self._lanes)
 
 
-def load_book(ops: Operations, work: Work, scratch: Scratch, query: Value) -> None:
+def load_book(
+    ops: Operations, spec: KernelSpec, work: Work, scratch: Scratch, query: Value
+) -> None:
     """Has one warp fill the table of a query of the team, in units of log2.
 
-    Operand: key_book [rows, 256] float32, times logits_scale.
+    Operand: products [rows, n] float32, times logits_scale; the last 256 are scores by centroid.
     """
-    row = work.row(work.query(query))
-    address = ops.address(ops.pointer("key_book"), row, 4 * BOOK)
-    address = ops.address(address, work.lane, 16)
+    address = ops.address(work.products(work.row(work.query(query))), work.lane, 16)
+    first = 4 * (spec.products - BOOK)
     table = ops.mad(work.lane, 16, scratch.book_table(query))
     for offset in range(0, 4 * BOOK, 512):
-        loaded = [ops.from_bits(x) for x in ops.load4(address, offset)]
+        loaded = [ops.from_bits(x) for x in ops.load4(address, first + offset)]
         ops.store_shared4(table, offset, [ops.as_bits(ops.fmul(x, LOG2_E)) for x in loaded])
 
 

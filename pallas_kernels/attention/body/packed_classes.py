@@ -121,7 +121,7 @@ class ClassesB1(_Classes):
         query.prepare()
         folded = ends.products.encode(query.fold(0, ends.products.greatest_query))
         if packed.key.codebook:
-            load_book(ops, work, scratch, 0)
+            load_book(ops, spec, work, scratch, 0)
             ops.warp_barrier()
             folded = dataclasses.replace(folded, book=scratch.book_table(0))
         masses = None
@@ -159,11 +159,11 @@ class ClassesS8(_Classes):
         ops, spec, packed, work = self._ops, self._spec, self._packed, self._work
         parts = [PackedS8(ops, spec, x, work) for x in self._coded]
         ends = PackedS8(ops, spec, packed, work)
-        ends.prepare(scratch)
+        ends.queries.prepare(scratch)
         shares = self._shared_blocks()
         ends.values.prefetch_tables()
         ops.barrier()
-        queries = ends.load_queries(scratch)
+        queries = ends.queries.load(scratch)
         if packed.value.codebook:
             columns = [ops.add(work.t, SET * number) for number in range(spec.sets)]
             masses = [BookMasses(ops, scratch, column, work.g, 8) for column in columns]

@@ -22,9 +22,10 @@ class PackedQuery:
     Loads come first, in the constructor: before a kernel asks for its first blocks, behind which
     they would have to wait.
 
-    Operands: query [rows, H] float32, times logits_scale; for level codes key_{lower,upper}
+    Operands: query [rows, H] float32, times logits_scale, or that of a part in products [rows, n],
+    see `KernelSpec`; for level codes key_{lower,upper}
     [heads, G, H] bfloat16, for sign codes key_centre [heads, M, H] bfloat16; where scores are
-    mapped, slope and shift [rows] float32, shift natural.
+    mapped slope, where they are shifted shift [rows] float32, natural.
     """
 
     def __init__(
@@ -37,18 +38,22 @@ class PackedQuery:
             load_table, ops, spec, work, packed.key, work.place, channels
         )
         row = work.row(work.query(number))
-        address = ops.address(ops.pointer(f"{spec.part}query"), row, 4 * spec.head_dim)
+        if spec.part:
+            address, first = work.products(row), spec.first_product
+        else:
+            address, first = ops.address(ops.pointer("query"), row, 4 * spec.head_dim), 0
         address = ops.address(address, work.place, 4)
-        self._query = [ops.load_float(address, 4 * channel) for channel in channels]
+        self._query = [ops.load_float(address, 4 * (first + channel)) for channel in channels]
         self._centres = [
             self._table("key_centre", entry=number) for number in range(packed.key.own_centres)
         ]
         self._more_of_centres: list[Value] = []
         self._shared_score = self._query_sum = self._kappa = 0.0
-        self._map = []
+        self._slope = self._shift = None
         if spec.maps_scores:
-            pointers = (ops.pointer(name) for name in ("slope", "shift"))
-            self._map = [ops.load_float(ops.address(pointer, row, 4)) for pointer in pointers]
+            self._slope = ops.load_float(ops.address(ops.pointer("slope"), row, 4))
+        if spec.shifts_scores:
+            self._shift = ops.load_float(ops.address(ops.pointer("shift"), row, 4))
 
     def prepare(self) -> None:
         """Does what needs no levels: rotates the query, and sums that sign codes ask for."""
@@ -58,11 +63,11 @@ class PackedQuery:
             # |q|^2 / log2(e)^2 times the factor, in units of log2: times log2(e).
             factor = key.score_error_factor / LOG2_E
             self._kappa = ops.fmul(warp_sum(ops, dot(ops, query, query)), factor)
-        if self._map:  # all but the square is proportional to the query
-            slope, shift = self._map
-            query = [ops.fmul(q, slope) for q in query]
-            self._kappa = ops.fmul(self._kappa, slope)
-            self._shared_score = ops.fmul(shift, LOG2_E)
+        if self._slope is not None:  # all but the square is proportional to the query
+            query = [ops.fmul(q, self._slope) for q in query]
+            self._kappa = ops.fmul(self._kappa, self._slope)
+        if self._shift is not None:
+            self._shared_score = ops.fmul(self._shift, LOG2_E)
         if key.signs:
             if self._centres:
                 centre, *others = (warp_sum(ops, dot(ops, query, x)) for x in self._centres)

@@ -17,22 +17,21 @@ from pallas_kernels.attention.body.block_softmax import (
     num_totals,
 )
 from pallas_kernels.attention.body.centre_ids import Ids
-from pallas_kernels.attention.body.codebook import BookMasses, load_book
+from pallas_kernels.attention.body.codebook import BookMasses
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.packed_blocks import WHOLE, PackedBlocks
-from pallas_kernels.attention.body.packed_query import PackedQuery
 from pallas_kernels.attention.body.packed_values import PackedValues
 from pallas_kernels.attention.body.s8_products import S8Products
+from pallas_kernels.attention.body.s8_queries import S8Queries
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.attention.body.work import Work
 from pallas_kernels.attention.kernel_spec import SET, KernelSpec, Packed
 from pallas_kernels.isa.operations import Operations, Value
-from pallas_kernels.isa.warp_math import LOG2_E, LOWEST, SAME_QUERY
+from pallas_kernels.isa.warp_math import LOWEST, SAME_QUERY
 from pallas_kernels.layout.layouts import BLOCK, Plane
 
 __all__ = ["PackedS8"]
 
-_LOST_VARIANCE = (1e-4 * LOG2_E) ** 2  # of scores, the most that shortened queries may cause
 LoadRow = Callable[[Plane, int], Sequence[Value]]  # of a plane and a row of it
 IdsOfSides = dict[str, Sequence[Ids]]  # of keys and of values
 
@@ -53,6 +52,7 @@ class PackedS8:
     def __init__(self, ops: Operations, spec: KernelSpec, packed: Packed, work: Work):
         """Keeps what the methods need."""
         self._ops, self._spec, self._packed, self._work = ops, spec, packed, work
+        self.queries = S8Queries(ops, spec, packed, work)
         self.products = S8Products(ops, spec, work)
         rows = range(0, spec.head_dim, 8)
         self.values = PackedValues(ops, spec, packed, work, work.g, rows, SAME_QUERY)
@@ -60,17 +60,17 @@ class PackedS8:
     def run(self, scratch: Scratch) -> None:
         """Leaves a partial result for each query."""
         ops, spec, packed = self._ops, self._spec, self._packed
-        self.prepare(scratch)
+        self.queries.prepare(scratch)
         ahead = self.load_ahead(scratch, PackedBlocks(ops, spec, packed, self._work))
         self.values.prefetch_tables()
         ops.barrier()
-        queries = self.load_queries(scratch)
+        queries = self.queries.load(scratch)
         empty = empty_sums(packed.value, spec.head_dim // 8) * spec.sets
 
         def add_blocks(queries, sums):
             return self.add_blocks(scratch, queries, ahead, sums)
 
-        self.store(scratch, queries, self._shortening(scratch, queries, empty, add_blocks))
+        self.store(scratch, queries, self.queries.shortening(scratch, queries, empty, add_blocks))
 
     @property
     def _staged(self) -> bool:
@@ -99,7 +99,7 @@ class PackedS8:
         """The sums with the warp's blocks added.
 
         Args:
-            scratch: shared memory. queries: from `load_queries`. ahead: from `load_ahead`.
+            scratch: shared memory. queries: from `S8Queries.load`. ahead: from `load_ahead`.
             sums: of all sets.
         """
         ops, packed, blocks = self._ops, self._packed, self._blocks
@@ -177,73 +177,6 @@ class PackedS8:
                 where=mine,
                 once=once,
             )
-
-    def prepare(self, scratch: Scratch) -> None:
-        """Each warp of the team prepares some of its queries: one after `team` others."""
-        ops, spec, packed, work = self._ops, self._spec, self._packed, self._work
-        tuning, products = spec.tuning, self.products
-
-        def prepare(_):
-            numbers = [ops.add(work.member, i) for i in range(0, tuning.queries, tuning.team)]
-            queries = [PackedQuery(ops, spec, packed, work, number) for number in numbers]
-            for number, query in zip(numbers, queries, strict=True):
-                query.prepare()
-                folded = query.fold(0, products.greatest_query, products.query_factor)
-                digits = products.signed_digits(folded.operands)
-                lost = 0.0
-                if spec.shortens_queries:
-                    lost = products.lost_variance(digits, folded.unit, packed.key)
-
-                def store(_, number=number, folded=folded, digits=digits, lost=lost):
-                    scratch.store_query(number, folded, digits, lost)
-                    if packed.key.codebook:
-                        load_book(ops, work, scratch, number)
-                    return []
-
-                ops.cond(ops.where_less(number, tuning.queries, 1, 0), [], store)
-            return []
-
-        ops.cond(ops.where_less(work.member, tuning.queries, 1, 0), [], prepare)
-
-    def _shortening(
-        self,
-        scratch: Scratch,
-        queries: list[FoldedQuery],
-        carried: Sequence[Value],
-        body: Callable[[list[FoldedQuery], list[Value]], list[Value]],
-    ) -> list[Value]:
-        """`body(queries, carried)`, of shortened ones where they allow for it: it is there twice.
-
-        The choice is the team's: what differed between its warps would fill the instruction cache.
-        """
-        ops = self._ops
-        if not self._spec.shortens_queries:
-            return body(queries, list(carried))
-        firsts = range(0, self._spec.tuning.queries, SET)
-        lost = [ops.as_bits(scratch.load_lost_variance(first)) for first in firsts]
-        lost = ops.warp_max(functools.reduce(ops.max, lost))
-        shortened = self.products.shortened(queries)
-        return ops.cond(
-            ops.where_less(lost, ops.as_bits(_LOST_VARIANCE), 1, 0),
-            carried,
-            functools.partial(body, shortened),
-            functools.partial(body, queries),
-        )
-
-    def load_queries(self, scratch: Scratch) -> list[FoldedQuery]:
-        """Query t of each set, with the operands of all."""
-        firsts = range(0, self._spec.tuning.queries, SET)
-        queries, channels = zip(*(scratch.load_queries(first) for first in firsts), strict=True)
-        operands = [self.products.encode(of_half) for of_half in zip(*channels, strict=True)]
-        books = [None] * len(queries)
-        if self._packed.key.codebook:
-            books = [
-                scratch.book_table(self._work.team_query(self._work.t, first)) for first in firsts
-            ]
-        return [
-            dataclasses.replace(query, operands=operands, book=book)
-            for query, book in zip(queries, books, strict=True)
-        ]
 
     def _copy(self, scratch: Scratch, name: str, block: Value, slot: Value = 0) -> None:
         """Starts to copy this lane's words of a block, if it is one of the warp's.

@@ -32,24 +32,22 @@ from pallas_kernels.attention.body.block_softmax import (
 from pallas_kernels.attention.body.centre_ids import BookIds, BookWord, CentreIds, Ids
 from pallas_kernels.attention.body.codebook import BookMasses
 from pallas_kernels.attention.body.folded_query import FoldedQuery
+from pallas_kernels.attention.body.s8_queries import code_places
 from pallas_kernels.attention.body.work import Work
 from pallas_kernels.attention.kernel_spec import Coding, KernelSpec
 from pallas_kernels.isa.fixed_point import TO_INT_BITS
 from pallas_kernels.isa.operations import Operations, Value
-from pallas_kernels.isa.warp_math import SAME_QUERY, by_lane_pair, exchange_float, join_planes
+from pallas_kernels.isa.warp_math import SAME_QUERY, exchange_float, join_planes
 from pallas_kernels.layout.layouts import BLOCK, Plane
 
 __all__ = ["S8Products"]
 
-_DIGITS = 0x808080  # added and taken back by xor, it turns a number's three bytes into signed ones
 _MAX_WEIGHT = 65535.0
 _VALUE_UNIT = 64.0  # a code of values counts 64 or 128
 
 
 class S8Products:
     """Products of a block with the team's queries, query t of them in lanes 4 g + t."""
-
-    greatest_query = 2.0**23 * (1 - 2.0**-7)  # the upper digit stays within a byte
 
     def __init__(self, ops: Operations, spec: KernelSpec, work: Work):
         """Computes what depends on the lane only."""
@@ -58,67 +56,13 @@ class S8Products:
         def power(exponent: Value) -> Value:  # 2^-exponent
             return ops.from_bits(ops.shift_left(ops.sub(127, exponent), 23))
 
-        # Channels 32 k + 8 t + g of a query and positions 8 p + g lie in bits b with b % 8 = g.
-        # Few bits of the place where a word has them cost shifts; many cost precision.
-        self._places = 2 if spec.shortens_queries else 4
-        self.query_factor = power(ops.bit_and(work.g, self._places - 1))
-        odd = self._odd = ops.bit_and(work.g, 1)
+        self._places = code_places(spec)
+        odd = ops.bit_and(work.g, 1)  # positions 8 p + g lie in bits b with b % 8 = g
         self.softmax = BlockSoftmax(
             ops, _MAX_WEIGHT, self.row_max, down=power(odd), up=power(ops.sub(0, odd))
         )
         # Factors that the compiler does not know: shifts would take the busier pipe.
         self._byte, self._two_bytes = ops.unknown(1 << 8), ops.unknown(1 << 16)
-
-    def encode(self, sets: Sequence[Sequence[Value]]) -> list[list[list[Value]]]:
-        """Right operands for even and for odd quarters of a block: of each set, and lower bytes.
-
-        Args:
-            sets: for each set, numbers of query g // 2 as `signed_digits`, channels 32 t to
-                32 t + 31 of a half, or of small heads 32 (t % 2)....
-        """
-        ops = self._ops
-        selector = ops.where_less(self._odd, 1, 0x62, 0x51)
-        operands = [self._gather(channels, selector) for channels in sets]
-        lower = [self._gather(channels, 0x40) for channels in sets] + [[0] * 8]
-        operands.append(
-            [ops.where_less(self._odd, 1, *pair) for pair in zip(*lower[:2], strict=True)]
-        )
-        if self._spec.plane_dim == 128:
-            return [operands] * 2
-        pairs = [by_lane_pair(ops, self._work.t, words) for words in operands]
-        return [list(of_quarter) for of_quarter in zip(*pairs, strict=True)]
-
-    def signed_digits(self, numbers: Sequence[Value]) -> list[Value]:
-        """Numbers whose lower three bytes, taken as signed ones, sum up to them."""
-        ops = self._ops
-        return [ops.bit_xor(ops.add(x, _DIGITS), _DIGITS) for x in numbers]
-
-    def lost_variance(self, digits: Sequence[Value], unit: Value, key: Coding) -> Value:
-        """Of scores, when a query is shortened: a float, in all lanes.
-
-        For codes that are independently zero or greatest, each half the time.
-
-        Args:
-            digits: `signed_digits` of its numbers. unit: of these. key: how keys are coded.
-        """
-        ops = self._ops
-        lost = [ops.shift_right_signed(ops.shift_left(x, 24), 24) for x in digits]
-        squares = functools.reduce(lambda sum, x: ops.mad(x, x, sum), lost, 0)
-        squares = ops.where_less(self._odd, 1, squares, ops.shift_left(squares, 2))
-        deviation = ops.fmul(unit, (2**key.bits - 1) / 2)
-        return ops.fmul(ops.to_float(ops.warp_add(squares)), ops.fmul(deviation, deviation))
-
-    def shortened(self, queries: Sequence[FoldedQuery]) -> list[FoldedQuery]:
-        """Queries for `scores` without their lowest digits, which saves a third of the products."""
-        operands = [
-            [of_quarter[: len(queries)] for of_quarter in of_half]
-            for of_half in queries[0].operands
-        ]
-        units = [self._ops.fmul(query.unit, 256.0) for query in queries]
-        return [
-            dataclasses.replace(query, operands=operands, unit=unit)
-            for query, unit in zip(queries, units, strict=True)
-        ]
 
     def scores(
         self,
@@ -133,8 +77,8 @@ class S8Products:
         """`FoldedQuery.scores` for each set, of query t at positions 8 p + g.
 
         Args:
-            queries: of each set, with the same operands: for each half what `encode` returns; or
-                those `shortened`.
+            queries: of each set, with the same operands: what `S8Queries.load` returns, or
+                those that are shortened.
             key: how keys are coded. quarters: of the block, from its first one on.
             load_row: (plane, row) to words of a row of keys, loaded when they are needed.
             load_scales: (i, q) to scales of positions 32 i + 8 q + g for i to i + 3.
@@ -415,14 +359,6 @@ class S8Products:
         """Left operand: bits `bit` and `bit + 1` of each byte of rows g and g + 8, in place."""
         masks = (0x01010101 << bit, 0x01010101 << bit + 1)
         return [self._ops.bit_and(w, mask) for mask in masks for w in rows]
-
-    def _gather(self, words: Sequence[Value], selector: Value) -> list[Value]:
-        """Of words 8 j + b the byte that the selector names: j-th byte of word b."""
-        ops, gathered = self._ops, []
-        for b in range(8):
-            low, high = (ops.bytes(words[j + b], words[j + b + 8], selector) for j in (0, 16))
-            gathered.append(ops.bytes(low, high, 0x5410))
-        return gathered
 
     def row_max(self, x: Value) -> Value:
         """The maximum over the lanes that share t."""

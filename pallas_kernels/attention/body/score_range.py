@@ -103,7 +103,7 @@ class _RangeS8(PackedS8):
     def run(self, scratch: Scratch) -> None:
         """Leaves a range for each query."""
         ops, packed, work = self._ops, self._packed, self._work
-        self.prepare(scratch)
+        self.queries.prepare(scratch)
         blocks = self._blocks = PackedBlocks(ops, self._spec, packed, work)
         ops.barrier()
 
@@ -119,8 +119,8 @@ class _RangeS8(PackedS8):
                 ranges = ops.loop(ops.sub(blocks.last_whole, blocks.first), ranges, whole)
             return ops.cond(blocks.has_rest, ranges, rest) if packed.quarters else ranges
 
-        queries = self.load_queries(scratch)
-        ranges = self._shortening(scratch, queries, _EMPTY * len(queries), add_blocks)
+        queries = self.queries.load(scratch)
+        ranges = self.queries.shortening(scratch, queries, _EMPTY * len(queries), add_blocks)
         ops.warp_barrier()
         for number, query in enumerate(queries):
             found = [ops.fadd(x, query.offset) for x in ranges[2 * number : 2 * number + 2]]

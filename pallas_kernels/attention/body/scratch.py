@@ -96,7 +96,7 @@ class Scratch:
     ) -> None:
         """Leaves a query and its channels 32 k + 8 t + g, as words, for all warps of the team.
 
-        And its `S8Products.lost_variance`.
+        And the variance of scores that it would lose, see `S8Queries`.
         """
         ops, work = self._ops, self._work
         base = self._folded(query)

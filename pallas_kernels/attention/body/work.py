@@ -124,6 +124,11 @@ class Work:
         exists = ops.where_less(exists, spec.queries, self.has_work, 0)
         return exists, ops.mad(self.split, spec.rows, self.row(self.query(number)))
 
+    def products(self, row: Value) -> Value:
+        """Address of the products with the model's tables of the query in this row."""
+        pointer, size = self._ops.pointer("products"), 4 * self._spec.products
+        return self._ops.address(pointer, row, size)
+
     def row(self, query: Value) -> Value:
         """The row of a query of the KV head in the array of queries, and in a split's results."""
         return self._ops.mad(self.head, self._spec.queries, query)

@@ -85,6 +85,17 @@ def batch(rows, rng):
     return arrays
 
 
+EXPERTS = {
+    "model_type": "glm4v_moe_text",
+    "num_hidden_layers": 4,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "n_group": 3,
+    "topk_group": 2,
+    "moe_intermediate_size": 8,
+    "routed_scaling_factor": 1.5,
+}
 PICTURES = [[3, (4, 6), 5, (10, 8), 2], [4], [2, (8, 8), 3]]
 CLIPS = [[3, (2, 4, 6), 5], [4], [2, (3, 4, 4), 1]]
 
@@ -107,15 +118,28 @@ CLIPS = [[3, (2, 4, 6), 5], [4], [2, (3, 4, 4), 1]]
             },
             PICTURES,
         ),
+        ({"model_type": "glm4v_moe", "text": EXPERTS}, PICTURES),
+        (
+            {
+                "model_type": "glm46v",
+                "text": EXPERTS
+                | {"norm_topk_prob": False, "attention_bias": False, "first_k_dense_replace": 2},
+            },
+            CLIPS,
+        ),
     ],
 )
 def test_logits_and_greedy_tokens(changes, rows, tmp_path):
     import transformers
 
     config = config_json(**changes)
-    name = {"glm4v": "Glm4v", "glm46v": "Glm46V"}[config["model_type"]]
+    names = {"glm4v": "Glm4v", "glm46v": "Glm46V", "glm4v_moe": "Glm4vMoe"}
+    name = names[config["model_type"]]
     settings = getattr(transformers, f"{name}Config")(**config)
     hf = randomize(getattr(transformers, f"{name}ForConditionalGeneration")(settings))
+    for part, buffer in hf.named_buffers():
+        if part.endswith("e_score_correction_bias"):
+            buffer.uniform_(-0.3, 0.3)
     assert_parity(hf, save(hf, tmp_path), batch(rows, np.random.default_rng(0)))
 
 
@@ -136,6 +160,7 @@ def test_pictures_and_clips_in_one_batch(tmp_path):
         ({"text": {"model_type": "glm4v_moe_text"}}, NotImplementedError, "'glm4v_moe_text'"),
         ({"vision": {"out_hidden_size": 16}}, ValueError, "text_config.hidden_size=32"),
         ({"text": {"attention_bias": False}}, NotImplementedError, "attention_bias=False"),
+        ({"model_type": "glm4v_moe", "text": EXPERTS | {"n_group": 4}}, ValueError, "n_group"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(changes, error, words):

@@ -155,8 +155,6 @@ def test_questions_share_the_pictures_of_one_prompt_in_any_turn(model):
 
 
 def test_what_is_not_covered_is_refused_by_name(model, inputs):
-    with pytest.raises(NotImplementedError, match=r"a mesh needs .* cross-attention"):
-        models.load(model.source, mesh="data=1,model=1")
     with pytest.raises(NotImplementedError, match="calibration needs"):
         models.calibrate_codes(model, [inputs])
     with pytest.raises(NotImplementedError, match="calibration needs"):

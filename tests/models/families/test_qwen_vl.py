@@ -16,6 +16,7 @@ from models.families.qwen_vl.config import QwenVLConfig
 from models.families.qwen_vl.family import FAMILY
 from models.families.qwen_vl.model import QwenVLModel
 from models.generation.prefill import prefill
+from models.generation.recoding import recode
 from models.inputs.batch import Inputs
 from models.inputs.padding import pad_to_buckets
 from models.inputs.pixels import bucket
@@ -340,6 +341,23 @@ def test_layers_of_several_kinds_are_for_one_device(hybrid):
     model, inputs = hybrid
     with pytest.raises(NotImplementedError, match="layers of linear attention beside others"):
         models.calibrate_codes(model, [inputs])
-    quant = vkq_jax.per_layer("none", {4: "signs-1bit"})
-    with pytest.raises(NotImplementedError, match="one setting for all layers, got per_layer"):
-        models.generate(model, inputs, max_new_tokens=1, quant=quant)
+
+
+@pytest.mark.ci  # compiles a hybrid decoder twice
+def test_layers_beside_those_with_a_state_have_settings_of_their_own(hybrid, tmp_path):
+    """As when a cache in full precision is coded; layers with a state are named without effect."""
+    model, inputs = hybrid
+    settings = vkq_jax.per_layer("none", {range(2, 5): "signs-1bit"})
+    options = {"max_new_tokens": 1, "stop_tokens": ()}
+    mixed = models.generate(model, inputs, quant=settings, **options).cache
+    assert [cells.layers for cells in mixed.cells] == [(1,), (4,)]
+    assert mixed.quant == settings.settle(5, 2)
+    whole = models.generate(model, inputs, quant="none", **options).cache
+    again = recode(model, whole, mixed.quant)
+    for got, expected in zip(again.parts, mixed.parts, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, got.visual, expected.visual)
+    vkq_jax.save_cache(tmp_path / "cache", mixed)
+    loaded = vkq_jax.load_cache(tmp_path / "cache")
+    jax.tree.map(np.testing.assert_array_equal, loaded, mixed)
+    later = inputs_of(model.config, [[4], [3]])
+    models.generate(model, later, cache=loaded, max_new_tokens=1, stop_tokens=())

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 import models
+import vkq_jax
 from tests.support.hf_parity import assert_parity, randomize, save, since
 from tests.support.qwen_vl import batch, config_json, write_processor
 
@@ -54,6 +55,24 @@ _SECONDS = since("5.24", "time steps of Qwen2.5-VL's clips are cut to whole seco
 def test_pictures_and_clips_in_a_padded_batch(model_type, tmp_path):
     hf = theirs(model_type)
     assert_parity(hf, save(hf, tmp_path), inputs(model_type))
+
+
+def test_layers_without_experts_between_those_with(tmp_path):
+    """Every second layer has experts, unless it is named."""
+    text = config_json("qwen3_vl_moe")["text_config"]
+    text |= {"num_hidden_layers": 6, "decoder_sparse_step": 2, "mlp_only_layers": [3]}
+    hf = theirs("qwen3_vl_moe", text_config=text)
+    ours = save(hf, tmp_path)
+    assert ours.config.text.stacks == {"layers": (1, 5), "dense_layers": (0, 2, 3, 4)}
+    assert_parity(hf, ours, inputs("qwen3_vl_moe", ROWS[:2]))
+    answer = models.generate(
+        ours,
+        models.prepare(ours, **inputs("qwen3_vl_moe", ROWS[:2])),
+        quant=vkq_jax.per_layer("vkq-1bit", {0: "none"}),
+        max_new_tokens=2,
+        stop_tokens=(),
+    )
+    assert answer.lengths.tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("model_type", NAMES)

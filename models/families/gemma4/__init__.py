@@ -1,0 +1,1 @@
+"""Gemma 4: a tower over any grid, pooled features, a decoder of two kinds of layers."""

@@ -1,0 +1,108 @@
+"""Names of Gemma 4's weights in files."""
+
+from models.checkpoints.naming import WeightNames
+from models.checkpoints.weights import Size, Source
+from models.families.gemma4.config import Gemma4Config
+from models.text.moe_weights import expert_sources
+from models.text.sizes import STACKED, layer_numbers, stack_rules, text_sizes
+
+__all__ = ["gemma4_names"]
+
+_MODEL = r"(?:model\.)?"
+_TOWER = rf"{_MODEL}vision_tower\."
+_LAYER = _TOWER + r"encoder\.layers\.(\d+)\."
+_HERE = r"vision.encoder.layers.\1."
+_LINEAR = r"(self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.(?:gate|up|down)_proj)\."
+_RANGES = tuple(f"{side}_{end}" for side in ("input", "output") for end in ("min", "max"))
+
+# Norms of a block in files, and here.
+_NORMS = {
+    "input_layernorm": "layer_norm1",
+    "post_attention_layernorm": "post_norm1",
+    "pre_feedforward_layernorm": "layer_norm2",
+    "post_feedforward_layernorm": "post_norm2",
+}
+_PER_LAYER = "embed_tokens_per_layer|per_layer_model_projection|per_layer_projection_norm"
+
+_RULES = (
+    *((_LAYER + rf"{file}\.", f"{_HERE}{here}.") for file, here in _NORMS.items()),
+    (_LAYER + r"self_attn\.o_proj\.(?:linear\.)?", f"{_HERE}self_attn.out_proj."),
+    (_LAYER + _LINEAR + r"(?:linear\.)?", rf"{_HERE}\2."),
+    (_LAYER, _HERE),
+    (_TOWER + r"patch_embedder\.input_proj\.", "vision.patch_embedding."),
+    (_TOWER + r"patch_embedder\.", "vision."),
+    (_TOWER + "std_", "projector.std_"),
+    (_MODEL + r"embed_vision\.", "projector."),
+    (r"lm_head\.", "text.lm_head."),
+    (rf"{_MODEL}language_model\.({_PER_LAYER})\.", r"text.per_layer.\1."),
+    (rf"{_MODEL}language_model\.", "text."),
+)
+
+_BLOCK = r"vision\.encoder\.layers\.(\d+)\."
+_FILE = r"model.vision_tower.encoder.layers.\1."
+_PUBLISHED = (
+    *((_BLOCK + rf"{here}\.", f"{_FILE}{file}.") for file, here in _NORMS.items()),
+    (_BLOCK + r"self_attn\.out_proj\.weight", f"{_FILE}self_attn.o_proj.linear.weight"),
+    (_BLOCK + r"self_attn\.out_proj\.", f"{_FILE}self_attn.o_proj."),
+    (_BLOCK + _LINEAR + "weight", rf"{_FILE}\2.linear.weight"),
+    (_BLOCK, _FILE),
+    (r"vision\.patch_embedding\.", "model.vision_tower.patch_embedder.input_proj."),
+    (r"vision\.", "model.vision_tower.patch_embedder."),
+    (r"projector\.std_", "model.vision_tower.std_"),
+    (r"projector\.", "model.embed_vision."),
+    (r"text\.lm_head\.", "lm_head."),
+    (r"text\.per_layer\.", "model.language_model."),
+    (STACKED, "model.language_model.layers."),
+    (r"text\.", "model.language_model."),
+)
+
+
+def gemma4_names(config: Gemma4Config) -> WeightNames:
+    """Names of all weights of a model."""
+    text, encoder = config.text, config.vision.encoder
+    numbers, tied = layer_numbers(text), text.tie_word_embeddings
+    special: dict[str, Source] = {}
+    if text.moe_beside_mlp is not None:
+        for stack in text.stacks:
+            experts = f"text.{stack}.{{}}.experts"
+            own = numbers.get(f"text.{stack}")
+            special |= expert_sources(experts, text.moe_beside_mlp.intermediate_size, own)[0]
+    if encoder.clipped_linears:
+        block = "vision.encoder.layers.{}."
+        linears = [f"self_attn.{part}_proj" for part in ("q", "k", "v", "out")]
+        linears += [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
+        names = [f"{block}{linear}.{end}" for linear in linears for end in _RANGES]
+        special |= {name: Source(name, infinite=True) for name in names}
+
+    def is_unused(name: str) -> bool:
+        if name == "text.lm_head.weight":
+            return tied
+        # Layers that read another layer's keys have projections of their own in files.
+        shared = name.startswith("text.shared_") and ".self_attn." in name
+        speech = name.removeprefix("model.").startswith(("audio_tower.", "embed_audio."))
+        return speech or (shared and name.split(".")[4] in ("k_proj", "v_proj", "k_norm"))
+
+    table = "vision.position_embedding_table"
+    return WeightNames(
+        rules=stack_rules(text, rf"{_MODEL}language_model\.layers\.") + _RULES,
+        published=_PUBLISHED,
+        sizes=(
+            *text_sizes(text),
+            Size(
+                "vision_config.num_hidden_layers",
+                encoder.num_hidden_layers,
+                "vision.encoder.layers.",
+            ),
+            Size("vision_config.hidden_size", encoder.hidden_size, table, 2),
+            Size("vision_config.position_embedding_size", config.vision.axis_table or 0, table, 1),
+            Size(
+                "vision_config.intermediate_size",
+                encoder.intermediate_size,
+                "vision.encoder.layers.0.mlp.up_proj.weight",
+                0,
+            ),
+        ),
+        numbers=numbers,
+        is_unused=is_unused,
+        special=special,
+    )

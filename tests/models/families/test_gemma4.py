@@ -1,0 +1,178 @@
+"""Gemma 4: settings, processing, refusals, caches of layers with unlike heads."""
+
+import jax
+import numpy as np
+import pytest
+import transformers
+
+import models
+import vkq_jax
+from models.families.gemma4.config import Gemma4Config
+from models.inputs.processor import processor_of
+from tests.support.pictures import random_picture
+from tests.support.processor_files import WORDS, write_processor
+from tests.support.random_checkpoint import write_random_checkpoint
+
+BEGIN, SOFT, END = "<|image>", "<|image|>", "<image|>"
+SPECIAL = (BEGIN, SOFT, END, "<|video|>", "<|audio|>", "<|audio>", "<audio|>")
+BEGIN_ID, IMAGE, END_ID, VIDEO, AUDIO = range(len(WORDS), len(WORDS) + 5)
+SLIDING, FULL = "sliding_attention", "full_attention"
+POOL, PATCH = 2, 4
+
+
+def config_json(*, text=None, vision=None, **changes):
+    return {
+        "model_type": "gemma4",
+        "boi_token_id": BEGIN_ID,
+        "image_token_id": IMAGE,
+        "eoi_token_id": END_ID,
+        "video_token_id": VIDEO,
+        "audio_token_id": AUDIO,
+        "eos_token_id": 2,
+        "vision_config": {
+            "hidden_size": 8,
+            "intermediate_size": 12,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 4,
+            "patch_size": PATCH,
+            "pooling_kernel_size": POOL,
+            "position_embedding_size": 300,
+            "use_clipped_linears": True,
+            "standardize": True,
+        }
+        | (vision or {}),
+        "text_config": {
+            "vocab_size": 32,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "layer_types": [SLIDING, FULL] * 2,
+            "sliding_window": 40,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 4,
+            "vocab_size_per_layer_input": 32,
+            "use_bidirectional_attention": "vision",
+        }
+        | (text or {}),
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gemma4")
+    names = ("boi_token", "image_token", "eoi_token", None, "audio_token", "boa_token", "eoa_token")
+    tokens = dict(zip(names, SPECIAL, strict=True))
+    write_processor(
+        folder,
+        special=SPECIAL,
+        image_processor={
+            "image_processor_type": "Gemma4ImageProcessor",
+            "patch_size": PATCH,
+            "pooling_kernel_size": POOL,
+            "max_soft_tokens": 70,
+        },
+        tokenizer={"extra_special_tokens": {k: v for k, v in tokens.items() if k}},
+    )
+    return write_random_checkpoint(folder, config_json())
+
+
+class _Processor(transformers.Gemma4Processor):
+    """transformers' own, without its checks for parts that need torch."""
+
+    def check_argument_for_proper_class(self, name, argument):
+        return type(argument)
+
+
+def test_ids_and_pixels_are_those_of_the_real_processor(model):
+    processor = processor_of(model)
+    real = _Processor(None, processor.image_processor, processor.tokenizer, None)
+    pictures = [random_picture(20, 45), random_picture(9, 9, seed=1)]
+    text = f"what {SOFT} is this {SOFT} ?"
+    expected = real(images=[pictures], text=[text], return_tensors="np")
+    got = models.prepare(model, prompts=text, images=pictures)
+    np.testing.assert_array_equal(got.input_ids, expected["input_ids"])
+    again = models.prepare(model, **expected)
+    np.testing.assert_array_equal(got.pixel_values, again.pixel_values)
+    np.testing.assert_array_equal(got.attention_group, again.attention_group)
+    with pytest.raises(ValueError, match="mm_token_type_ids: expected"):
+        models.prepare(model, **expected | {"mm_token_type_ids": 0 * expected["input_ids"]})
+    places = np.array(expected["image_position_ids"])
+    places[0, 1] = 7
+    with pytest.raises(ValueError, match="image_position_ids: expected column and row"):
+        models.prepare(model, **expected | {"image_position_ids": places})
+
+
+def test_a_picture_is_answered_in_one_bit_and_its_cache_saved(model, tmp_path):
+    mark = models.chat_prompt(model, "what is this ?")
+    inputs = models.prepare(model, prompts=[mark, "red"], images=[random_picture(8, 8), None])
+    answer = models.generate(model, inputs, quant="vkq-1bit", max_new_tokens=3, stop_tokens=())
+    assert answer.lengths.tolist() == [3, 3]
+    cache = answer.cache
+    # Two layers of four have keys of their own, each with other heads.
+    assert [part.text.key.shape[::2] for part in cache.parts] == [(1, 2, 8), (1, 1, 16)]
+    assert cache.quant == vkq_jax.presets["vkq-1bit"]
+    vkq_jax.save_cache(tmp_path / "cache", cache)
+    loaded = vkq_jax.load_cache(tmp_path / "cache")
+    jax.tree.map(np.testing.assert_array_equal, loaded, cache)
+
+
+@pytest.mark.parametrize("name", ["speech", "clips"])
+def test_speech_and_clips_are_refused_by_name(model, name):
+    token, kind = {"speech": (AUDIO, "audio"), "clips": (VIDEO, "video")}[name]
+    with pytest.raises(NotImplementedError, match=f"{kind} tokens .*supported: text and images"):
+        models.prepare(model, input_ids=[[3, token, 4]])
+
+
+def test_sizes_of_layers_in_old_and_new_files_mean_the_same():
+    old = config_json()
+    new = config_json()
+    for name in ("global_head_dim", "num_global_key_value_heads"):
+        del new["text_config"][name]
+    own = {"head_dim": 16, "num_key_value_heads": 1}
+    new["text_config"]["per_layer_config"] = {"1": own, "3": own}
+    first, second = (Gemma4Config.from_hf(each).text for each in (old, new))
+    assert first == second
+    assert first.stacks == {
+        "layers": (0,),
+        "full_layers": (1,),
+        "shared_layers": (2,),
+        "shared_full_layers": (3,),
+    }
+    assert (first.rope.turning, first.rope.head_dim, first.sliding_rope.head_dim) == (2, 16, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "named"),
+    [
+        ({"vision_config": None}, NotImplementedError, "vision_config=null"),
+        ({"text": {"use_bidirectional_attention": "all"}}, NotImplementedError, "'all'"),
+        (
+            {"text": {"per_layer_config": {"0": {}}}},
+            NotImplementedError,
+            "has layers 0;",
+        ),
+        ({"text": {"num_kv_shared_layers": 3}}, ValueError, "num_kv_shared_layers: expected"),
+        ({"text": {"enable_moe_block": True}}, ValueError, "with enable_moe_block"),
+        ({"text": {"num_global_key_value_heads": 3}}, ValueError, "expected a divisor"),
+        ({"vision": {"head_dim": 6}}, ValueError, "head_dim a multiple of 4"),
+    ],
+)
+def test_what_cannot_be_honoured_is_named(changes, error, named):
+    with pytest.raises(error) as raised:
+        Gemma4Config.from_hf(config_json(**changes))
+    assert named in str(raised.value)
+
+
+@pytest.mark.parametrize("reader", ["a mesh", "calibration", "vkq inspect"])
+def test_readers_of_equal_layers_say_why_they_refuse(reader):
+    with pytest.raises(NotImplementedError, match=f"{reader} needs .* layers of other heads"):
+        Gemma4Config.from_hf(config_json()).text.check_one_stack(reader)
