@@ -26,6 +26,7 @@ from vkq_jax.quantized import QuantizedTensor
 from vkq_jax.slots import filled, visible
 from vkq_jax.text_bank import TextBank, TextBits, check_text_bits
 from vkq_jax.token_classes import ClassMap
+from vkq_jax.validation import check_dtype, check_size, shown
 
 __all__ = [
     "FixedParts",
@@ -225,8 +226,10 @@ class KVCache:
             "head_dim": head_dim,
         }
         for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+            check_size(name, size)
+        check_dtype("dtype", dtype)
+        if not isinstance(keep_indices, bool):
+            raise ValueError(f"keep_indices: expected True or False, got {shown(keep_indices)}")
         none = jnp.zeros(batch, jnp.int32)
         text = TextBank.empty(
             (num_layers, batch, num_kv_heads, cache_length, head_dim),

@@ -59,7 +59,13 @@ def append[C: KVCache | LayeredCache](
 
 
 def grow[C: KVCache | LayeredCache](cache: C, cache_length: int) -> C:
-    """The same cache with room for at least `cache_length` text tokens a sequence."""
+    """The same cache with room for at least `cache_length` text tokens a sequence.
+
+    Raises:
+        ValueError: `cache_length` is no integer.
+    """
+    if isinstance(cache_length, bool) or not isinstance(cache_length, int | np.integer):
+        raise ValueError(f"cache_length: expected a number of tokens, got {shown(cache_length)}")
     if isinstance(cache, KVCache):
         return _grow(cache, cache_length)
     grown = tuple(_grow(part, cache_length) for part in cache.text_parts)

@@ -14,9 +14,11 @@ from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.presets import resolve
 from vkq_jax.recurrent import RecurrentState
 from vkq_jax.text_bank import TextBits
-from vkq_jax.validation import shown
+from vkq_jax.validation import check_fields, check_size, shown
 
 __all__ = ["LayerSizes", "empty_cache"]
+
+_MOST = 2**16  # layers or heads; no model has nearly as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +82,16 @@ def empty_cache(
         "head_dim": head_dim,
         "cache_length": cache_length,
     }
+    for name in ("num_layers", "num_kv_heads"):  # which are counted before a cache is made
+        check_size(name, sizes[name], _MOST)
     options: dict[str, Any] = {
         "dtype": dtype,
         "keep_indices": keep_indices,
         "text_bits": text_bits,
     }
     if unlike is not None:
+        if not isinstance(unlike, LayerSizes):
+            raise ValueError(f"unlike: expected LayerSizes, got {shown(unlike)}")
         quant = one_setting(quant, "a cache of layers of unlike sizes")
         if cross_layers or recurrent is not None:
             raise NotImplementedError("unlike: expected no cross_layers and no recurrent with it")
@@ -97,6 +103,9 @@ def empty_cache(
         )
         return LayeredCache(parts, (others, own_cells))
     if recurrent is not None:
+        if not isinstance(recurrent, RecurrentState):
+            raise ValueError(f"recurrent: expected a RecurrentState, got {shown(recurrent)}")
+        check_fields(recurrent)
         if isinstance(quant, PerLayer | LayerGroups):
             quant = quant.settle(num_layers, num_kv_heads)
         others, states = _two_kinds(num_layers, recurrent.layers, "recurrent.layers")
@@ -112,7 +121,7 @@ def empty_cache(
         parts = tuple(_part(cells, own, sizes, options) for cells, own in groups)
         cells = tuple(cells for cells, _ in groups)
         return LayeredCache(parts, cells, recurrent=recurrent, given=given)
-    if cross_layers:
+    if not isinstance(cross_layers, list | tuple) or cross_layers:
         quant = one_setting(quant, "a cache with cross-attention layers")
         groups = _two_kinds(num_layers, cross_layers, "cross_layers")
         # A token sees pictures by their numbers.
@@ -146,9 +155,17 @@ def _part(
 
 def _two_kinds(num_layers: int, layers: Sequence[int], name: str) -> tuple[Cells, Cells]:
     """The layers that hold text, and the others."""
+    if not isinstance(layers, list | tuple) or not all(type(n) is int for n in layers):
+        raise ValueError(f"{name}: expected numbers of layers, got {shown(layers)}")
     cross = tuple(sorted(set(layers)))
     others = tuple(n for n in range(num_layers) if n not in cross)
-    if len(cross) != len(layers) or cross[0] < 0 or cross[-1] >= num_layers or not others:
+    if (
+        not cross
+        or len(cross) != len(layers)
+        or cross[0] < 0
+        or cross[-1] >= num_layers
+        or not others
+    ):
         raise ValueError(
             f"{name}: expected some of the layers in [0, {num_layers}), each once, and not "
             f"all, got {shown(list(layers))}"

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from vkq_jax.array_types import Array, Shaped
 from vkq_jax.cache import KVCache, LayerCache, VisualBank
 from vkq_jax.layered import LayeredCache, map_parts, map_recurrent
+from vkq_jax.validation import shown
 
 __all__ = ["is_shared", "join_sequences", "share_visual", "shares_visual", "split_sequences"]
 
@@ -41,10 +42,10 @@ def share_visual[C: KVCache | LayeredCache](cache: C, batch: int) -> C:
         ValueError: the cache holds another number of sequences, or `batch` is below 1.
     """
     held = cache.position.shape[0]
-    if held != 1 or batch < 1:
+    if held != 1 or type(batch) is not int or batch < 1:
         raise ValueError(
             f"share_visual: expected a cache of 1 sequence and a batch of at least 1, got {held} "
-            f"sequences and {batch}; take_sequences(cache, [i]) selects one"
+            f"sequences and {shown(batch)}; take_sequences(cache, [i]) selects one"
         )
     shared = map_parts(cache, lambda part: _share_visual(part, batch))
     return map_recurrent(shared, lambda x: jnp.repeat(x, batch, axis=1))

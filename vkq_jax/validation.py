@@ -7,6 +7,7 @@ A class states what its fields may hold in their annotations, and what else has 
 import dataclasses
 import functools
 import numbers
+import operator
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import AbstractArray, jaxtyped
 
-__all__ = ["check_fields", "check_tree", "shorten", "shown"]
+__all__ = ["check_dtype", "check_fields", "check_size", "check_tree", "shorten", "shown"]
 
 _PLAIN = {int: "an integer", float: "a number", str: "a string", bool: "a bool"}
 
@@ -52,6 +53,32 @@ def check_tree(tree: Any, name: str) -> None:
             raise ValueError(f"{name}: {error}") from error
         for part, value in arrays.items():  # after `check`, which may know more of its values
             check_tree(value, f"{name}.{part}")
+
+
+def check_size(name: str, size: Any, most: int = 2**31 - 1) -> None:
+    """Raises ValueError unless `size` is an integer from 1 to `most`."""
+    try:
+        number = None if isinstance(size, bool) else operator.index(size)
+    except TypeError:
+        number = None
+    if number is None or number > most:
+        raise ValueError(f"{name}: expected an integer from 1 to {most}, got {shown(size)}")
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {shown(size)}")
+
+
+def check_dtype(name: str, dtype: Any) -> None:
+    """Raises ValueError unless a dtype is of floats of 16 bits or more that JAX holds."""
+    try:
+        found = None if dtype is None else jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    floats = found is not None and jnp.issubdtype(found, jnp.floating) and found.itemsize > 1
+    if not floats or jax.dtypes.canonicalize_dtype(found) != found:
+        raise ValueError(
+            f"{name}: expected bfloat16, float16 or float32 (float64 with jax_enable_x64), got "
+            f"{shown(dtype)}"
+        )
 
 
 def check_fields(value: Any) -> None:

@@ -77,7 +77,7 @@ class SampleLog:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         _hold(path)
-        if resume:
+        if resume and path.exists():
             self._read(path)
         else:
             path.write_text(json.dumps(self._head) + "\n", encoding="utf-8")
