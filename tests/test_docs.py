@@ -217,7 +217,8 @@ def test_figures_in_the_text_of_the_ablation_are_those_of_its_file():
 
 
 def test_figures_in_the_text_of_the_judge_are_those_of_its_log():
-    log = [json.loads(x) for x in (DOCS.parent / "results/judge_training.jsonl").open()]
+    text = (DOCS.parent / "results/judge_training.jsonl").read_text()
+    log = [json.loads(line) for line in text.splitlines()]
     *_, exact = (entry["exact"] for entry in log if entry["event"] == "evaluation")
     page = " ".join((DOCS / "benchmarks.md").read_text().split())
 
