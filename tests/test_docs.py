@@ -216,6 +216,28 @@ def test_figures_in_the_text_of_the_ablation_are_those_of_its_file():
         assert figures(f"{half}: {part}")["kl"] <= figures(half)["kl"]
 
 
+def test_figures_in_the_text_of_the_judge_are_those_of_its_log():
+    text = (DOCS.parent / "results/judge_training.jsonl").read_text()
+    log = [json.loads(line) for line in text.splitlines()]
+    *_, exact = (entry["exact"] for entry in log if entry["event"] == "evaluation")
+    page = " ".join((DOCS / "benchmarks.md").read_text().split())
+
+    def percent(*tasks):
+        shares = sorted({f"{100 * exact[task]:.0f}" for task in tasks}, key=int)
+        return f"{'-'.join(dict.fromkeys((shares[0], shares[-1])))} %"
+
+    bars = ("bar_value_printed", "bar_value_axis", "bar_color", "bar_extreme")
+    assert f"ended after {log[-1]['step']} steps" in page
+    assert f"Bars were right in {percent(*bars)}" in page
+    assert f"counts in {percent('sprite_count', 'shape_count')}" in page
+    assert f"fields of documents in {percent('document_field')}" in page
+    assert f"captions in {percent('caption')}" in page
+    assert f"single lines in {percent('read_one', 'read_line')}" in page
+    assert f"all lines together in {percent('read_lines')}" in page
+    losses = {entry["step"]: entry["loss"] for entry in log if entry["event"] == "steps"}
+    assert f"from {losses[400]:.2f} to {losses[800]:.2f} within 400 steps" in page
+
+
 def test_the_figures_of_several_gpus_are_those_that_the_script_works_out():
     script = runpy.run_path(str(DOCS / "scaling_out.py"))
     page = (DOCS / "scaling_out.md").read_text()

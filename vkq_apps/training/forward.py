@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from models.families.llava.model import LlavaModel
-from models.layers.attention import Attend, attend_with_mask
+from models.layers.attention import Attend, dense_attention
 from models.layers.layer_kinds import by_kind
 from models.text.config import TextConfig
 from vkq_apps.training.attention import Implementation, fused_attention, row_attention
@@ -68,7 +70,7 @@ def forward(
         attend = _attend_to_rows(mask, implementation)
     else:
         masks = _row_masks(config, mask, positions)
-        attend = attend_with_mask(masks, logits_scale=config.logits_scale)
+        attend = _attend_unfused(masks, config.logits_scale)
     x, _, _ = llava.text(x, positions, attend, unroll=unroll)
     return llava.text.logits(x[:, start:]), features
 
@@ -99,5 +101,20 @@ def _attend_to_rows(mask: Bool[Array, "B R S"], implementation: Implementation) 
 
     def attend(layer, query, key, value, carry):
         return row_attention(query, key, value, mask, implementation=implementation), carry, None
+
+    return attend
+
+
+def _attend_unfused(
+    mask_of: Callable[[Array], Bool[Array, "B S S"]], logits_scale: float
+) -> Attend:
+    """Attention with any mask and head width, whose gradient computes the scores again.
+
+    Kept for every layer, the scores would take most of a step's memory.
+    """
+    attention = jax.checkpoint(partial(dense_attention, logits_scale=logits_scale))
+
+    def attend(layer, query, key, value, carry):
+        return attention(query, key, value, mask_of(layer)), carry, None
 
     return attend
