@@ -15,7 +15,7 @@ _SECONDS = 0.03
 
 
 def compiling_for(inputs: Inputs) -> str:
-    """What is said while the programs that answer these prompts are compiled."""
+    """A line for the time in which the programs that answer these prompts are compiled."""
     shape = inputs.prompt_shape
     return f"compiling for {shape.visual + shape.text} tokens (once per size)"
 
