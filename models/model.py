@@ -63,7 +63,7 @@ class Model:
         return family_of(self.config.model_type).visual_depends_on_question
 
     def unstack_layers(self) -> Model:
-        """This model with the text tower's layers in buffers of their own; `self` loses its own.
+        """This model with the text tower's layers in buffers apart; `self` loses its buffers.
 
         Each decode step then reads the weights where they lie instead of copying them layer by
         layer: steps more than twice as fast on a GPU, for a compilation that grows with the number

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -13,9 +14,14 @@ import typer
 from vkq_apps.cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SKETCHES = {"adding_a_family.md", "kernel.md", "own_models.md", "scaling_out.md"}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SKETCHES = {"adding_a_family.md", "kernel.md", "scaling_out.md"}
 """Pages whose code is excerpts, with names from elsewhere."""
+
+NOT_OURS = {"export", "hf", "mkdocs", "pip", "pyright", "ruff"}
+"""Commands of other projects, which are not checked."""
+
+WITH_A_VALUE = ("--group", "--with", "--extra")
 
 
 def blocks(page, language):
@@ -23,12 +29,16 @@ def blocks(page, language):
 
 
 def commands(page):
-    """Each command of a page's shell blocks as a list of words, comments and line ends removed."""
+    """Each command of a page's shell blocks as a list of words, without what starts it."""
     for block in blocks(page, "bash"):
-        for line in block.replace("\\\n", " ").splitlines():
+        for line in block.replace("\\\n", " ").replace("&&", "\n").splitlines():
             words = shlex.split(line, comments=True)
             while words and (words[0] in ("nice", "uv", "run", "-n", "10") or "=" in words[0]):
                 words = words[1:]
+                while words and words[0] in WITH_A_VALUE:
+                    words = words[2:]
+            if words[:1] == ["compute-sanitizer"]:
+                words = words[words.index("vkq") :]
             if words:
                 yield words
 
@@ -53,13 +63,15 @@ def parse(words):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_take_the_arguments_that_the_page_gives(page):
     for words in commands(page):
-        if words[0] == "vkq" and words[1] in COMMANDS:
+        if words[0] == "vkq":
             parse(words[1:])
         elif words[:2] == ["python", "-m"]:
             assert importlib.util.find_spec(words[2]), words
         elif words[0] in ("python", "pytest"):
             for word in words[1:]:
                 assert not word.endswith(".py") or (ROOT / word).is_file(), word
+        else:
+            assert words[0] in NOT_OURS or (ROOT / words[0]).is_file(), words
 
 
 def test_a_wrong_option_would_be_found():
@@ -90,6 +102,21 @@ def test_code_runs(page, monkeypatch):
     for number, source in enumerate(blocks(page, "python")):
         if not source.startswith("# not run"):
             exec(compile(source, f"{page.name}, block {number}", "exec"), namespace)
+
+
+@pytest.mark.ci
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda x: x.stem)
+def test_notebooks_print_what_they_show(file, monkeypatch, capsys):
+    """The code runs outside Jupyter, too, and prints what the committed outputs hold."""
+    monkeypatch.chdir(file.parent)
+    namespace = {"__name__": file.stem}
+    cells = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    for number, cell in enumerate(cells):
+        exec(compile("".join(cell["source"]), f"{file.name}, cell {number}", "exec"), namespace)
+        kept = [each for each in cell["outputs"] if each.get("name") == "stdout"]
+        assert capsys.readouterr().out == "".join("".join(each["text"]) for each in kept)
 
 
 def literal_texts():

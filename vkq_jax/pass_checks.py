@@ -69,6 +69,9 @@ def check_heads(
     """
     _, batch, own_heads, _, head_dim = cache.text.key.shape
     num_kv_heads = num_kv_heads or own_heads
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name}: expected floating numbers, got {shown(x)}")
     axis, size = ("T", tokens) if places is None else ("V", places)
     for name, x in (("key", key), ("value", value)):
         if x.shape != (batch, size, num_kv_heads, head_dim):
@@ -106,10 +109,19 @@ def nothing_moved(states: RecurrentState | None) -> np.ndarray | None:
 
 
 def mark_done(done: Done, layer: Any, number: int | None, own: Any = None) -> Done:
-    """`done` with one more layer, if it is `own`; `number` as from `static_layer`."""
+    """`done` with one more layer, if it is `own`; `number` as from `static_layer`.
+
+    Raises:
+        ValueError: the layer is known to be done, so that its first keys would be lost.
+    """
     if number is None or not isinstance(done, np.ndarray):
         done = jnp.asarray(done)
         return done.at[layer].set(True if own is None else done[layer] | own)
+    if done[number] and own is None:
+        raise ValueError(
+            f"layer {number} had its turn in this pass: expected each layer once, since the cache "
+            "has one place for its keys and values; held=True reads them again"
+        )
     done = done.copy()
     done[number] = True
     return done

@@ -110,7 +110,7 @@ class _Side:
 def _measure(
     x: Float[Array, "K n H"], metric: Float[Array, "K H H"] | None
 ) -> Float[Array, "K n H"]:
-    """A x."""
+    """Each x as `metric` measures it, A x; x itself where there is no metric."""
     return x if metric is None else jnp.einsum("knh,kgh->kng", x, metric)
 
 

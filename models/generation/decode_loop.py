@@ -44,7 +44,7 @@ __all__ = [
 
 @frozen_pytree
 class DecodeState:
-    """What decoding carries from token to token.
+    """The state that decoding carries from token to token.
 
     Attributes:
         logits: of the next token, not yet sampled.

@@ -1,4 +1,4 @@
-"""Finds the layer that a value that is not finite comes from, once an answer has one."""
+"""Finds the layer with the first value that is not finite, once an answer has such a value."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -46,7 +46,7 @@ QuantizeAt = Literal["prompt", "image"]
 
 @frozen_pytree
 class Generation:
-    """What was generated, and the cache to go on from.
+    """Generated tokens, and the cache to go on from.
 
     Attributes:
         tokens: emitted tokens, stop token included, 0 behind the last one.

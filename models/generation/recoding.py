@@ -1,4 +1,4 @@
-"""One full-precision cache, coded with any preset: what makes comparing many presets cheap.
+"""Codes one full-precision cache with any preset, so that comparing many presets is cheap.
 
 While a prompt is read its positions attend in full precision, whatever its cache is coded with
 then. So the pictures are read once, with `none`, and every preset codes those keys and values.

@@ -1,4 +1,4 @@
-"""How the next token is chosen: the settings of a checkpoint, and those of a call that go first."""
+"""How the next token is chosen: settings of a checkpoint, and those of a call, which win."""
 
 import dataclasses
 import numbers

@@ -66,12 +66,12 @@ class Reading(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """Answers and what the model thought on the way.
+    """Answers, and the distributions that their tokens were chosen from.
 
     Attributes:
         tokens: the answers, 0 behind their ends. lengths: their tokens, stop token included.
-        kept: log-probabilities of the next token before each of them; what stands behind an
-            answer's end means nothing.
+        kept: log-probabilities of the next token before each of them; those behind an
+            answer's end mean nothing.
     """
 
     tokens: Int32[Array, "B steps"]

@@ -1,4 +1,4 @@
-"""The tokens of a prompt and its answer so far: what some logits processors look back at."""
+"""The tokens of a prompt and its answer so far, which some logits processors look back at."""
 
 from __future__ import annotations
 

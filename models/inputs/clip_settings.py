@@ -62,7 +62,7 @@ class ClipSettings(Settings):
 
     @classmethod
     def of_file(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The content of a file in the names of today."""
+        """The content of a file under the field names of transformers 5."""
         return content
 
     def edges(self, name: str) -> dict[str, Any]:
@@ -108,10 +108,10 @@ class ClipSettings(Settings):
         return None if self.num_frames is None else self.enough(total)
 
     def enough(self, total: int) -> int:
-        """`num_frames`, of which a clip of `total` frames has to have as many.
+        """`num_frames`, checked against a clip of `total` frames.
 
         Raises:
-            ValueError: it has fewer.
+            ValueError: the clip has fewer frames.
         """
         assert self.num_frames is not None
         if self.num_frames > total:
@@ -122,10 +122,10 @@ class ClipSettings(Settings):
         return self.num_frames
 
     def rate(self, fps: float | None) -> float:
-        """`fps`, which has to be known.
+        """`fps`, which has to be known here.
 
         Raises:
-            ValueError: it is not.
+            ValueError: `fps` is None.
         """
         if fps is None:
             raise ValueError(

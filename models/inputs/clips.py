@@ -37,7 +37,7 @@ class Clip:
         frames: uint8 pixels [frames, height, width, 1, 3 or 4]; the list of pictures; or a path: of
             a folder, whose files are the frames in the order of the numbers in their names, or of
             an animated GIF, WebP or PNG file.
-        fps: frames per second, 1e-6 to 1e6; None: what the file says, if it says it.
+        fps: frames per second, 1e-6 to 1e6; None: the rate that the file states, if it states one.
     """
 
     frames: np.ndarray | Sequence[Picture] | str | os.PathLike[str]
@@ -67,9 +67,9 @@ class ReadClip(NamedTuple):
     """The frames of a clip that a model is shown.
 
     Attributes:
-        frames: RGB, of one size, as they were shrunk.
+        frames: RGB, of one size, shrunk as `read_clip` was told.
         indices: their numbers in the whole clip, which has `total`.
-        fps: frames per second of the whole clip; None: nothing says it.
+        fps: frames per second of the whole clip; None: not known.
     """
 
     frames: list[Image.Image]
@@ -161,13 +161,13 @@ def read_clip(
     choose: Callable[[int, float | None], Sequence[int]],
     shrink: Callable[[Image.Image, int], Image.Image] = lambda frame, count: frame,
 ) -> ReadClip:
-    """The frames of a clip that are chosen; one frame at a time is in memory before it is shrunk.
+    """The chosen frames of a clip; one frame at a time is in memory before it is shrunk.
 
     Args:
         clip: as given.
-        choose: takes the number of its frames and how many follow in a second, or None, and
-            returns the indices of frames, not falling.
-        shrink: what becomes of a frame, one of so many that are chosen.
+        choose: gets the clip's number of frames and its frames per second (None: not known), and
+            returns indices of frames, none smaller than the one before.
+        shrink: shrinks a frame; gets it and the number of chosen frames.
 
     Raises:
         FileNotFoundError: no such file.

@@ -31,7 +31,7 @@ _SWITCHES = ("do_convert_rgb", "do_resize", "do_center_crop", "do_rescale", "do_
 
 
 def check_image_settings(image_processor: Any, image_size: int) -> None:
-    """Checks what transformers takes as it comes, whatever its type or range.
+    """Checks the settings that transformers takes whatever their type or range.
 
     Args:
         image_processor: of transformers.
@@ -82,7 +82,7 @@ def check_area_settings(image_processor: Any, **tower: int) -> None:
 
     Args:
         image_processor: of transformers.
-        **tower: what settings have to be for the vision tower, by their names.
+        **tower: the values that the vision tower needs, by the names of the settings.
 
     Raises:
         ValueError: a setting of a wrong type or out of range, named.
@@ -116,7 +116,7 @@ def check_patch_settings(image_processor: Any, **tower: int) -> None:
 
 
 def _check_steps(image_processor: Any) -> None:
-    """Checks what the steps that all image processors share are set to."""
+    """Checks the settings of the steps that all image processors share."""
     for name in (*_SWITCHES, "do_pad"):
         value = getattr(image_processor, name, None)
         _check(name, value, value is None or isinstance(value, bool), "true or false")
@@ -182,8 +182,8 @@ def check_resized(image_processor: Any, picture: Image.Image) -> None:
     """Checks how large a picture becomes on its way to the model's size.
 
     Raises:
-        ValueError: it is so long and narrow, or the setting so large, that it would be resized or
-            padded to more than 2**26 pixels.
+        ValueError: the picture is so long and narrow, or the setting so large, that the picture
+            would be resized or padded to more than 2**26 pixels.
     """
     width, height = picture.size
     pixels = 0.0

@@ -59,7 +59,7 @@ def check_image_sizes(arrays: Mapping[str, np.ndarray]) -> list[tuple[int, int]]
     sizes = arrays.get("image_sizes")
     if (sizes is None) != (arrays.get("pixel_values") is None):
         given, other = ("image_sizes", "pixel_values")[:: -1 if sizes is None else 1]
-        raise ValueError(f"{other}: the processor gives it with {given}, got {given} alone")
+        raise ValueError(f"{other}: expected it beside {given}, got {given} alone")
     if sizes is None:
         return []
     integers = np.issubdtype(sizes.dtype, np.integer)

@@ -79,7 +79,7 @@ def prepare(
     pictures = group_by_prompt(images, texts, single=single)
     clips = group_clips(videos, texts, single=single)
     if num_frames is not None and not any(clips):
-        raise ValueError(f"num_frames={show(num_frames)} is of clips: expected videos with it")
+        raise ValueError(f"num_frames={show(num_frames)}: expected videos beside it, got none")
     return _process(model, texts, pictures, clips, num_frames, later_turn)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from models.inputs.clip_processing import ClipProcessing
+from models.inputs.from_transformers import from_transformers
 from models.inputs.image_settings import check_resized
 
 __all__ = ["Processing"]
@@ -70,17 +71,14 @@ class Processing:
         Raises:
             Exception: anything that transformers raises for broken files.
         """
-        # Here and not above, because this import takes seconds.
-        from transformers import AutoImageProcessor
-
         # PIL in every environment: with torchvision installed pictures would come out differently.
-        # A checkpoint's own code is refused: asked nothing, transformers asks the terminal.
-        return AutoImageProcessor.from_pretrained(
+        # A checkpoint's own code is refused; without a word on it transformers would ask the user.
+        return from_transformers("AutoImageProcessor").from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, backend="pil"
         )
 
     def check(self, config: Any, image_processor: Any) -> None:
-        """Raises ValueError for image settings that cannot be, or do not fit the model."""
+        """Raises ValueError for impossible image settings, or ones that do not fit the model."""
         raise NotImplementedError
 
     def check_picture(self, image_processor: Any, picture: Image.Image) -> None:

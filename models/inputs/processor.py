@@ -13,6 +13,7 @@ from models.checkpoints.hf_settings import read_json
 from models.families.base import ModelConfig
 from models.families.registry import family_of
 from models.inputs.clip_processing import ClipProcessing
+from models.inputs.from_transformers import from_transformers
 from models.inputs.processing import Processing
 from models.messages import show, show_path
 from models.model import Model
@@ -31,7 +32,7 @@ class Processor:
 
     Attributes:
         tokenizer, image_processor: transformers' own.
-        processing: what the family adds to them.
+        processing: the family's part of the work.
         chat_template: of the processor's files, before the tokenizer's own; None without one.
         placeholder: the text of a prompt that stands for one picture.
         picture_text: what `<image>` becomes in a prompt.
@@ -118,10 +119,7 @@ def _load(folder: Path, config: ModelConfig) -> Processor:
         )
     processing = family_of(config.model_type).processing()
     with named(f"cannot read the processor in {show_path(folder)}"):
-        # Here and not above, because this import takes seconds.
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = from_transformers("AutoTokenizer").from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
         tokenizer("")  # some settings of a wrong type show only when it runs

@@ -25,8 +25,8 @@ def tokenize(
     Args:
         processor: of the checkpoint.
         text: the prompt, with a placeholder for each picture.
-        inserted: what each placeholder, of pictures and of clips, becomes, see
-            `Processing.preprocess`; None without any.
+        inserted: the text that replaces each placeholder of a picture or clip, see
+            `Processing.preprocess`; None: the prompt has none.
         later_turn: see `models.prepare`.
     """
     tokenizer = processor.tokenizer
@@ -36,8 +36,8 @@ def tokenize(
         rest = iter(inserted)
         text = placeholder_pattern(processor).sub(lambda _: next(rest), text)
     bos, eos = tokenizer.bos_token, tokenizer.eos_token if later_turn else None
-    # Tokenizers treat a text's beginning in their own way. A later turn lies behind an answer,
-    # and so behind the token that ends it.
+    # Tokenizers treat the beginning of a text in a way of their own. A later turn does not begin a
+    # text: an answer and the token that ends it come before it.
     written = (eos or "") + text
     has_them = later_turn or (bos and text.startswith(bos))
     add_special_tokens = processor.processing.adds_special_tokens and not has_them
@@ -47,7 +47,7 @@ def tokenize(
             raise ValueError(f"expected the EOS token {show(eos)} to be one token")
         ids = ids[1:]
     if not ids.size:
-        raise ValueError("no token comes of the text")
+        raise ValueError("expected a text with tokens, got one without any")
     return ids
 
 
@@ -79,7 +79,7 @@ def placeholder_pattern(processor: Processor) -> re.Pattern[str]:
 
 
 def _pad_token(config: ModelConfig, tokenizer: Any) -> int:
-    """The tokenizer's own, if the model has it; else any will do, since the mask hides it."""
+    """The tokenizer's pad token if the model has it, else any id: the mask hides padding."""
     own = tokenizer.pad_token_id
     if own is not None and own < config.text.vocab_size and own not in config.visual_token_ids:
         return own

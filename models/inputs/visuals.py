@@ -40,7 +40,7 @@ def clip_settings(model: Model, processor: Processor, num_frames: int | None) ->
 
     Raises:
         NotImplementedError: the model takes no clips, or a setting is not supported.
-        ValueError: a setting that cannot be, or does not fit the model.
+        ValueError: an impossible setting, or one that does not fit the model.
     """
     check_takes_clips(model.config)
     if num_frames is not None and (type(num_frames) is not int or num_frames < 1):
@@ -57,7 +57,7 @@ def with_placeholders(
     """A prompt with the placeholders of its pictures and clips.
 
     Raises:
-        ValueError: more or fewer of them than pictures or clips.
+        ValueError: more or fewer placeholders than pictures or clips.
     """
     text = processor.with_placeholders(text)
     kinds = [("image", processor.placeholder, images)]
@@ -93,7 +93,7 @@ class Visuals:
         clips: Sequence[Clip] = (),
         settings: ClipSettings | None = None,
     ):
-        """Reads them.
+        """Reads the pictures and clips.
 
         Args:
             model: from `models.load`. processor: its own.
@@ -113,7 +113,7 @@ class Visuals:
             self._clips = [read_clip(clip, settings.sample, shrink) for clip in clips]
 
     def preprocess(self, text: str) -> tuple[dict[str, np.ndarray], list[str]]:
-        """The arrays that the model takes, and what each placeholder of the prompt becomes."""
+        """The arrays that the model takes, and the text that replaces each placeholder."""
         processing = self._processor.processing
         found = placeholder_pattern(self._processor).finditer(text)
         order = [match["clip"] is not None for match in found]

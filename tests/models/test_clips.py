@@ -158,7 +158,7 @@ def test_what_is_no_clip_is_refused(model_of, files, monkeypatch, videos, error,
     ("options", "words"),
     [
         ({"num_frames": 13}, "at least num_frames=13 frames, got 12"),
-        ({"num_frames": 1, "videos": None, "prompts": "a"}, "num_frames=1 is of clips"),
+        ({"num_frames": 1, "videos": None, "prompts": "a"}, "num_frames=1: expected videos"),
         ({"num_frames": 0}, "num_frames"),
         ({"num_frames": 2.5}, "num_frames"),
         ({"videos": models.Clip(FRAMES[:1], 1.0)}, "at least 2 frames, got 1"),

@@ -209,6 +209,20 @@ def test_what_has_no_room_is_an_error_or_nan():
             "got 3",
         ),
         (
+            lambda: (
+                vkq_jax.begin_decode(empty())
+                .attend(1, *project(WEIGHTS[0], NEXT[:, :1]))[1]
+                .attend(1, *project(WEIGHTS[1], NEXT[:, :1]))
+            ),
+            "layer 1 had its turn in this pass: expected each layer once",
+        ),
+        (
+            lambda: vkq_jax.begin_decode(empty()).attend(
+                0, *(x.astype(int) for x in project(WEIGHTS[0], NEXT[:, :1]))
+            ),
+            "query: expected floating numbers, got int",
+        ),
+        (
             lambda: vkq_jax.begin_decode(empty()).attend(0, *project(WEIGHTS[0], NEXT)),
             r"key must be \[B, T, K, H\] = \[2, 1, 2, 8\].*got float32 \[2, 2, 2, 8\]",
         ),

@@ -31,7 +31,7 @@ __all__ = [
 
 
 def first_state(logits: Float[Array, "B vocab"], cache: AnyCache) -> DecodeState:
-    """What greedy decoding starts from."""
+    """The state that greedy decoding starts from."""
     return DecodeState.start(logits, cache)
 
 

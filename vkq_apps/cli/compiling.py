@@ -15,7 +15,7 @@ _SECONDS = 0.03
 
 
 def compiling_for(inputs: Inputs) -> str:
-    """What is said while the programs that answer these prompts are compiled."""
+    """A line for the time in which the programs that answer these prompts are compiled."""
     shape = inputs.prompt_shape
     return f"compiling for {shape.visual + shape.text} tokens (once per size)"
 
@@ -25,9 +25,9 @@ def on_compiling(say: Callable[[], None]) -> Iterator[None]:
     """Calls `say` when the first large program of the block goes to the compiler."""
     said = False
 
-    def hear(event: str, seconds: float, **details: object) -> None:
+    def hear(event: str, duration_secs: float, **kwargs: str | int) -> None:
         nonlocal said
-        if event == _LOWERED and seconds >= _SECONDS and not said:
+        if event == _LOWERED and duration_secs >= _SECONDS and not said:
             said = True
             say()
 

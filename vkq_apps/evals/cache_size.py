@@ -30,7 +30,7 @@ def cache_size(cache: AnyCache, full: AnyCache) -> CacheSize:
     banks = [bank for part in cache.parts for bank in part.visual]
     key = sum(nbytes(bank.key) for bank in banks)
     value = sum(nbytes(bank.value) for bank in banks)
-    # What belongs to neither (an order of the tokens, positions for a sliding window) is shared.
+    # Parts that belong to neither are shared: an order of the tokens, a window's positions.
     shared = (cache_nbytes(cache).visual - key - value) / 2
     return CacheSize(
         key_bytes=(key + shared) / batch,

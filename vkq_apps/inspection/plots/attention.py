@@ -59,7 +59,7 @@ def plot_attention(
 def plot_tokens(
     quant: str, picture: np.ndarray, maps: Mapping[str, np.ndarray], bits: float
 ) -> Figure:
-    """Where each visual token of one picture spent its bits, and what for.
+    """Bits, attention and error of each visual token of one picture.
 
     Args:
         quant: name of the codes. picture: uint8 [side, side, 3].
@@ -69,7 +69,7 @@ def plot_tokens(
     figure = new_figure(
         2.3 * (len(maps) + 1),
         2.9,
-        f"What each visual token takes and gets, mean over layers: {quant}",
+        f"Bits, attention and error of each visual token, mean over layers: {quant}",
         f"One square a visual token; {bits:.2f} bits per element on average, tables included. "
         "Where codes have classes, tokens far from their centre get more bits. Each map has a "
         f"scale of its own, from 0 to the largest value. {_SQUARE_ROOT}",
