@@ -42,7 +42,7 @@ def reading(attend: Attend, name: str, source: int) -> Attend:
 
     def attend_to_held(layer: Any, query: Array, key: None, value: None, carry: Any) -> Any:
         inner, held = carry
-        output, inner, out = attend(jnp.int32(source), query, *held[name], inner)
+        output, inner, out = attend(source, query, *held[name], inner)
         return output, (inner, held), out
 
     return attend_to_held
