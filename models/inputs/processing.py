@@ -70,8 +70,9 @@ class Processing:
         Raises:
             Exception: anything that transformers raises for broken files.
         """
-        # Here and not above, because this import takes seconds.
-        from transformers import AutoImageProcessor
+        # Here and not above, because this import takes seconds. From its own module, because
+        # transformers 5.17 demands torchvision for the name at the top.
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
         # PIL in every environment: with torchvision installed pictures would come out differently.
         # A checkpoint's own code is refused: asked nothing, transformers asks the terminal.
