@@ -116,8 +116,11 @@ def empty_cache(
                 f"recurrent: expected arrays [{len(states.layers)} layers, {batch} sequences, ...],"
                 f" got {shown([list(x.shape) for x in recurrent.values])}"
             )
-        given = quant if isinstance(quant, LayerGroups) else None
-        groups = ((others, resolve(quant)),) if given is None else given.of_layers(others.layers)
+        given = None
+        if isinstance(quant, LayerGroups):
+            given, groups = quant, quant.of_layers(others.layers)
+        else:
+            groups = ((others, resolve(quant)),)
         parts = tuple(_part(cells, own, sizes, options) for cells, own in groups)
         cells = tuple(cells for cells, _ in groups)
         return LayeredCache(parts, cells, recurrent=recurrent, given=given)

@@ -9,12 +9,16 @@ __all__ = ["from_transformers"]
 _QUIET = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 
 
-def from_transformers(name: str) -> Any:
-    """A class of transformers; its first import does not advise PyTorch, which nothing needs."""
+def from_transformers(name: str, module: str = "transformers") -> Any:
+    """A class of transformers; its first import does not advise PyTorch, which nothing needs.
+
+    Args:
+        name: of the class. module: that defines it, where the name at the top demands more packages.
+    """
     before = os.environ.get(_QUIET)
     os.environ[_QUIET] = before or "1"
     try:
-        return getattr(importlib.import_module("transformers"), name)
+        return getattr(importlib.import_module(module), name)
     finally:
         if before is None:
             del os.environ[_QUIET]

@@ -73,7 +73,9 @@ class Processing:
         """
         # PIL in every environment: with torchvision installed pictures would come out differently.
         # A checkpoint's own code is refused; without a word on it transformers would ask the user.
-        return from_transformers("AutoImageProcessor").from_pretrained(
+        # From its own module: transformers 5.17 demands torchvision for the name at the top.
+        module = "transformers.models.auto.image_processing_auto"
+        return from_transformers("AutoImageProcessor", module).from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, backend="pil"
         )
 

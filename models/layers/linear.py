@@ -78,10 +78,12 @@ class ClippedLinear(nnx.Linear):
         self.input_min, self.output_min = (_scalar(-jnp.inf, param_dtype) for _ in range(2))
         self.input_max, self.output_max = (_scalar(jnp.inf, param_dtype) for _ in range(2))
 
-    def __call__(self, x: Float[Array, "*lead inputs"]) -> Float[Array, "*lead outputs"]:
+    def __call__(
+        self, inputs: Float[Array, "*lead inputs"], out_sharding: Any = None
+    ) -> Float[Array, "*lead outputs"]:
         """See `nnx.Linear`."""
-        x = super().__call__(_cut(x, self.input_min, self.input_max))
-        return _cut(x, self.output_min, self.output_max)
+        inputs = _cut(inputs, self.input_min, self.input_max)
+        return _cut(super().__call__(inputs, out_sharding), self.output_min, self.output_max)
 
 
 def _scalar(value: float, dtype: DTypeLike) -> nnx.Param:

@@ -40,9 +40,10 @@ def keeping(attend: Attend, name: str) -> Attend:
 def reading(attend: Attend, name: str, source: int) -> Attend:
     """`attend` of layers that read what layer `source`, the last one of a stack, has made."""
 
-    def attend_to_held(layer: Any, query: Array, key: None, value: None, carry: Any) -> Any:
+    def attend_to_held(layer: Any, query: Array, key: Any, value: Any, carry: Any) -> Any:
         inner, held = carry
-        output, inner, out = attend(jnp.int32(source), query, *held[name], inner)
+        key, value = held[name]
+        output, inner, out = attend(source, query, key, value, inner)  # pyright: ignore
         return output, (inner, held), out
 
     return attend_to_held

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import transformers
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from tests.support.clip_cases import CASES, Case, clip, write_files
 
@@ -26,7 +27,7 @@ def real_output(case: Case, folder: Path) -> dict[str, np.ndarray]:
     name = case.processor.removesuffix("Processor")
     video = {"Qwen2_5_VL": "Qwen2VL"}.get(name, name)
     processor: Any = kind(
-        image_processor=transformers.AutoImageProcessor.from_pretrained(folder, backend="pil"),
+        image_processor=AutoImageProcessor.from_pretrained(folder, backend="pil"),
         tokenizer=transformers.AutoTokenizer.from_pretrained(folder),
         video_processor=getattr(transformers, f"{video}VideoProcessor")(**case.videos),
         **case.options,

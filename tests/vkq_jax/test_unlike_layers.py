@@ -50,7 +50,8 @@ def run(cache, layers, first):
         for layer in layers:
             output, step = step.attend(layer - first, *tensors(layer, tokens, seed))
             outputs.append(output)
-        again, step = step.attend(layer - first, *tensors(layer, tokens, seed), held=True)
+        last = layers[-1]
+        again, step = step.attend(last - first, *tensors(last, tokens, seed), held=True)
         outputs.append(again)
         cache = step.finish()
     return outputs, cache

@@ -103,7 +103,8 @@ def model(tmp_path_factory):
 
 
 def test_ids_and_tiles_are_those_of_the_real_processor(model):
-    from transformers import AutoImageProcessor, AutoTokenizer, AyaVisionProcessor
+    from transformers import AutoTokenizer, AyaVisionProcessor
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     real = AyaVisionProcessor(
         AutoImageProcessor.from_pretrained(model.source, backend="pil"),

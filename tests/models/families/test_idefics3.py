@@ -186,7 +186,8 @@ PICTURES = [random_picture(30, 21), random_picture(9, 90, seed=1), random_pictur
 @pytest.mark.parametrize("settings", [{}, {"do_image_splitting": False}, {"do_resize": False}])
 def test_ids_and_tiles_are_those_of_the_real_processor(model, settings, tmp_path):
     """Idefics3's, whose strings SmolVLM's has too; that one wants num2words for videos."""
-    from transformers import AutoImageProcessor, AutoTokenizer, Idefics3Processor
+    from transformers import AutoTokenizer, Idefics3Processor
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     if settings:
         write_tiny_processor(tmp_path, "Idefics3", **settings)

@@ -156,7 +156,8 @@ def model(tmp_path_factory):
 
 
 def test_ids_and_tiles_are_those_of_the_real_processor(model):
-    from transformers import AutoImageProcessor, AutoTokenizer, InternVLProcessor
+    from transformers import AutoTokenizer, InternVLProcessor
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     class Real(InternVLProcessor):
         def check_argument_for_proper_class(self, *names):

@@ -94,13 +94,14 @@ def pictures(*sizes):
 def real_processor(model, name, **settings):
     """transformers' own; videos would need torch, so that there is no video processor."""
     import transformers
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     class Real(getattr(transformers, name)):
         def check_argument_for_proper_class(self, *names):
             pass
 
     return Real(
-        transformers.AutoImageProcessor.from_pretrained(model.source, backend="pil"),
+        AutoImageProcessor.from_pretrained(model.source, backend="pil"),
         transformers.AutoTokenizer.from_pretrained(model.source),
         **settings,
     )

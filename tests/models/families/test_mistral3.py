@@ -181,6 +181,7 @@ def model(tmp_path_factory):
 def real_processor(monkeypatch):
     """transformers' class, which imports torchvision for a function that is not called."""
     import transformers
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
     from transformers.models.pixtral import image_processing_pil_pixtral as on_pil
 
     monkeypatch.setitem(sys.modules, "transformers.models.pixtral.image_processing_pixtral", on_pil)
@@ -192,7 +193,7 @@ def real_processor(monkeypatch):
 
     def of(folder, **settings):
         return Real(
-            transformers.AutoImageProcessor.from_pretrained(folder, backend="pil"),
+            AutoImageProcessor.from_pretrained(folder, backend="pil"),
             transformers.AutoTokenizer.from_pretrained(folder),
             patch_size=PATCH,
             **settings,

@@ -88,7 +88,8 @@ def inputs(model):
 
 
 def test_ids_tiles_and_mask_are_those_of_the_real_processor(model):
-    from transformers import AutoImageProcessor, AutoTokenizer, MllamaProcessor
+    from transformers import AutoTokenizer, MllamaProcessor
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     tokenizer = AutoTokenizer.from_pretrained(model.source)
     real = MllamaProcessor(

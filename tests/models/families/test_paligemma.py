@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import transformers
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import models
 from models.calibration.folder import CalibrationFolder
@@ -68,7 +69,7 @@ def model(tmp_path_factory):
 def test_ids_and_pixels_are_those_of_the_real_processor(model):
     folder = model.source
     real = transformers.PaliGemmaProcessor(
-        transformers.AutoImageProcessor.from_pretrained(folder, backend="pil"),
+        AutoImageProcessor.from_pretrained(folder, backend="pil"),
         transformers.AutoTokenizer.from_pretrained(folder),
     )
     pictures = [random_picture(20, 45), random_picture(9, 9, seed=1)]

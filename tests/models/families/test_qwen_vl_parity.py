@@ -115,7 +115,8 @@ def test_experts_one_by_one_load_the_same(tmp_path):
 
 def test_ids_and_pixels_are_those_of_the_real_processor(tmp_path):
     """Whose class wants a video processor, which needs torchvision: pictures do without."""
-    from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLProcessor
+    from transformers import AutoTokenizer, Qwen2_5_VLProcessor
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     class Theirs(Qwen2_5_VLProcessor):
         def check_argument_for_proper_class(self, name, argument):
