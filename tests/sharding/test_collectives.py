@@ -77,7 +77,7 @@ def test_parts_of_a_sequence_are_merged(cases, quant, found):
 
 
 @pytest.mark.mesh
-@pytest.mark.parametrize("quant", ["none", "vkq-1bit", "quantile-1bit"])
+@pytest.mark.parametrize("quant", ["none", "vkq-1bit"])
 @pytest.mark.parametrize(
     ("name", "mesh", "expected"),
     [
