@@ -56,13 +56,13 @@ def attend[Pass: Passing](
     # Other kinds of layers are not read here.
     names = ("cross", "recurrent", "moved", "cells")
     others = {name: getattr(passing, name, None) for name in names}
-    alone = passing
+    alone, known = passing, None
     if layered:
         cells = passing.cells[: len(passing.parts)]
+        whole = passing.cross is None and passing.recurrent is None and len(passing.parts) > 1
+        # A known layer has no branches of other groups; its number counts layers of all kinds.
+        known = layer if whole and isinstance(layer, int) else None
         alone = dataclasses.replace(passing, **dict.fromkeys(others) | {"cells": cells})
-    # A known layer of one group has no branches of others; its number counts layers of all kinds.
-    whole = layered and passing.cross is None and passing.recurrent is None
-    known = layer if whole and isinstance(layer, int) and len(passing.parts) > 1 else None
 
     def attend_own(layer, query, key, value, own, starts, masks):
         layer = layer if known is None else known
