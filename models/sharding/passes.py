@@ -61,8 +61,9 @@ def attend[Pass: Passing](
         cells = passing.cells[: len(passing.parts)]
         alone = dataclasses.replace(passing, **dict.fromkeys(others) | {"cells": cells})
     # A known layer of one group has no branches of others; its number counts layers of all kinds.
-    whole = layered and passing.cross is None and passing.recurrent is None
-    known = layer if whole and isinstance(layer, int) and len(passing.parts) > 1 else None
+    known = None
+    if layered and passing.cross is None and passing.recurrent is None and len(passing.parts) > 1:
+        known = layer if isinstance(layer, int) else None
 
     def attend_own(layer, query, key, value, own, starts, masks):
         layer = layer if known is None else known
