@@ -24,8 +24,9 @@ README = ROOT / "README.md"
 START, END = "<!-- families: docs/support.py -->", "<!-- /families -->"
 HEAD = "| `model_type` | vision tower | text decoders compared | clips | logits differ by | 1 bit |"
 
-# Families that share a row: descendants of LLaVA with tiles or clips.
-_KIN = ("llava_next", "llava_next_video", "llava_onevision", "vipllava")
+# Families that share a row: descendants of LLaVA with tiles or clips, and Gemma's versions.
+_KIN = dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision", "vipllava"), "llava kin")
+_KIN |= dict.fromkeys(("gemma3", "gemma4"), "gemma")
 
 
 def measure(arguments: list[str]) -> list[dict[str, Any]]:
@@ -59,13 +60,13 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(families: dict[str, Any]) -> list[str]:
-    """README.md's rows, one for each folder of models/families but for descendants of LLaVA."""
+    """README.md's rows, one for each folder of models/families but for those of `_KIN`."""
     from models.families.registry import MODEL_TYPES, family_folder
 
     rows: dict[str, list[str]] = {}
     for name in sorted(MODEL_TYPES):
         folder = family_folder(name)
-        rows.setdefault("llava kin" if folder in _KIN else folder, []).append(name)
+        rows.setdefault(_KIN.get(folder, folder), []).append(name)
     lines = [HEAD, f"|{'---|' * 6}"]
     for names in rows.values():
         own = [families[name] for name in names if name in families]

@@ -100,6 +100,8 @@ def make(*, vision=None, **text):
         for name, weight in model.named_parameters():
             if name.endswith("k_norm.weight"):  # trained ones hold the scale that scores lack
                 weight.mul_(weight.numel() ** -0.5)
+            if name.endswith("embed_tokens.weight"):  # the head, too: else logits reach 40
+                weight.mul_(0.5)
             if name.endswith("per_layer_input_gate.weight"):
                 # PyTorch's GELU loses digits in its tail, which the norm behind it would show.
                 weight.mul_(0.2)
