@@ -13,7 +13,8 @@ def from_transformers(name: str, module: str = "transformers") -> Any:
     """A class of transformers; its first import does not advise PyTorch, which nothing needs.
 
     Args:
-        name: of the class. module: that defines it, where the name at the top demands more packages.
+        name: of the class.
+        module: that defines it, where the name at the top demands more packages.
     """
     before = os.environ.get(_QUIET)
     os.environ[_QUIET] = before or "1"

@@ -17,11 +17,11 @@ def on_shards[**A, R](
     """The function, run by each device on its own part of the arguments, see `jax.shard_map`.
 
     Arrays without elements, which classes of tokens at 0 bits have, stay outside of it: XLA makes
-    constants of them on a GPU, on which its partitioner (Shardy of jax 0.11 and 0.12) then ends the
-    process.
+    constants of them on a GPU, on which its partitioner (Shardy, jax 0.11.2) then ends the process.
     """
     if mesh is None:
         return function
+    whole: Callable[..., Any] = function
 
     def shard(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         return jax.shard_map(
@@ -29,14 +29,14 @@ def on_shards[**A, R](
         )
 
     def run(*arguments: Any) -> Any:
-        of_shards = shard(function, in_specs, out_specs)
+        of_shards = shard(whole, in_specs, out_specs)
         given = _Leaves(arguments, in_specs)
         if given.are_full:
             return of_shards(*arguments)
         results = _Leaves(jax.eval_shape(of_shards, *arguments), out_specs)
 
         def run_full(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-            return results.full(function(*given.whole(arrays, mesh)))
+            return results.full(whole(*given.whole(arrays, mesh)))
 
         found = shard(run_full, given.specs, results.specs)(*given.full(arguments))
         return results.whole(found, None)
