@@ -169,9 +169,9 @@ def short_answer_rows() -> list[str]:
     return ["|".join([*line[:8], ""]) for line in cells]
 
 
-def answer_rows() -> list[str]:
+def answer_rows(file: str = "answers.json") -> list[str]:
     """A row for each preset: bits, saved, right, lost, agreement, KL, points lost by kind."""
-    record = read("answers.json")
+    record = read(file)
     kinds = [task for task in record["presets"]["none"]["tasks"] if task != "all"]
     lines = [f"{ANSWER_HEAD} {' | '.join(kinds)} |", f"|{'---|' * (7 + len(kinds))}"]
     for name, row in record["presets"].items():
@@ -190,6 +190,11 @@ def answer_rows() -> list[str]:
             ]
         lines.append("| " + " | ".join([*cells, *lost]) + " |")
     return lines
+
+
+def judge_rows() -> list[str]:
+    """The table of `answer_rows` for the judge on Gemma-3-270M."""
+    return answer_rows("judge_gemma.json")
 
 
 def ablation_rows(name: str = "ablation.json") -> list[str]:

@@ -238,6 +238,21 @@ def test_figures_in_the_text_of_the_judge_are_those_of_its_log():
     assert f"from {losses[400]:.2f} to {losses[800]:.2f} within 400 steps" in page
 
 
+def test_figures_in_the_text_of_the_judge_are_those_of_its_file():
+    record = runpy.run_path(str(DOCS / "tables.py"))["read"]("judge_gemma.json")
+    page = " ".join((DOCS / "benchmarks.md").read_text().split())
+    rows = {name: row["tasks"]["all"] for name, row in record["presets"].items()}
+    low, high = rows["vkq-1bit"]["lost_interval"]
+    bits = record["presets"]["vkq-1bit"]["bits_per_element"]["mean"]
+    times = rows["kivi-2bit"]["kl"] / rows["vkq-1bit"]["kl"]
+    assert f"{record['samples']} questions to it" in page
+    lost = rows["vkq-1bit"]["lost"]
+    assert low > 0.5
+    assert f"of 0.5 points here: {lost:.1f} ({low:.1f} to {high:.1f})" in page
+    assert f"{times:.1f} times closer to full precision at {bits:.2f} bits than KIVI at 3" in page
+    assert f"Without tables {rows['vkq-1bit:plain']['lost']:.0f} points are lost" in page
+
+
 def test_the_figures_of_several_gpus_are_those_that_the_script_works_out():
     script = runpy.run_path(str(DOCS / "scaling_out.py"))
     page = (DOCS / "scaling_out.md").read_text()
