@@ -179,13 +179,13 @@ def peak_megabytes():
 
 def test_settings_mutated_by_schema(folder, cases, one_clear_error, known):
     before, loaded = peak_megabytes(), 0
-    for case in cases(15):
+    for case in cases(24):
         for name, content in mutated_files(random.Random(f"schema/{case}")).items():
             (folder / name).write_bytes(content)
         loaded += load_or_error(folder, one_clear_error, known)
         (folder / "generation_config.json").unlink(missing_ok=True)
     assert peak_megabytes() < before + MEGABYTES
-    assert 0 < loaded < len(cases(15))
+    assert 0 < loaded < len(cases(24))
 
 
 def test_settings_mutated_by_bytes(folder, cases, one_clear_error, known):

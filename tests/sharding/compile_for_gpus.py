@@ -1,6 +1,7 @@
 """Compiles programs of a mesh for GPUs that need not be there.
 
-    JAX_PLATFORMS=cpu uv run --with "jax[cuda13]" python -m tests.sharding.compile_for_gpus
+    JAX_PLATFORMS=cpu JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 \
+        uv run --with "jax[cuda13]" python -m tests.sharding.compile_for_gpus
 
 XLA compiles them for two or more H100s, description and all, on a machine without a GPU: what its
 partitioner and its code generator refuse shows here. CPUs do not show it: with arrays without
@@ -38,9 +39,9 @@ from pallas_kernels.attention import mosaic_gpu
 from tests.sharding.cases import CONFIGS, inputs_of
 from tests.support.random_checkpoint import write_random_checkpoint
 
-KINDS = "heads of 64", "experts"
-MESHES = "data=2", "model=2", "model=8", "data=2,model=2"
-QUANTS = "none", "signs-1bit", "vkq-1bit", "vkq-half"
+KINDS = ("heads of 64",)
+MESHES = "data=2", "model=2", "model=8"
+QUANTS = "none", "vkq-1bit", "vkq-half"
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152

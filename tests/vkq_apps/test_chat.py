@@ -97,7 +97,7 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(chat, capsys, monke
     [
         (["--image", "/no.png"], "/no.png does not exist"),
         (["--quant", "vkq-7bit"], "unknown preset"),
-        (["--top-p", "0.5"], "--top-p: only tokens drawn at random"),
+        (["--top-p", "0.5"], "--top-p: expected a --temperature above 0"),
         (["--max-new-tokens", "100000000"], "--max-new-tokens: expected at most"),
         (["--tables", "/none"], "/none"),
         (["--text-bits", "16"], "'--text-bits': expected 8, got 16"),

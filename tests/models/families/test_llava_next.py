@@ -193,8 +193,8 @@ TILES = np.zeros((1, 5, 3, SIZE, SIZE), np.float32)
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"pixel_values": TILES}, "image_sizes: the processor gives it"),
-        ({"image_sizes": [[20, 20]]}, "pixel_values: the processor gives it"),
+        ({"pixel_values": TILES}, "image_sizes: expected it beside pixel_values"),
+        ({"image_sizes": [[20, 20]]}, "pixel_values: expected it beside image_sizes"),
         ({"pixel_values": TILES[:, :4], "image_sizes": [[20, 20]]}, "at most 5 each"),
         ({"pixel_values": TILES[0], "image_sizes": [[20, 20], [9, 9]]}, "at most 5 each"),
         ({"pixel_values": TILES, "image_sizes": [[20, 0]]}, "heights and widths of 1 or more"),

@@ -306,7 +306,7 @@ def test_growths_of_queries_that_cannot_be_are_refused_by_name(rope, error, name
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_sizes": None}, "image_sizes: the processor gives it"),
+        ({"image_sizes": None}, "image_sizes: expected it beside pixel_values"),
         ({"image_sizes": [[16, 12]]}, "image_sizes: expected multiples of the 8 pixels"),
         ({"image_sizes": [[16, 3]]}, "image_sizes: expected multiples of the 8 pixels"),
         ({"image_sizes": [[16, 24]]}, "pixel_values: expected 1 pictures of at least 16 x 24"),
