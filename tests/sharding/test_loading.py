@@ -24,7 +24,10 @@ def shards(x: jax.Array) -> int:
     return math.prod(x.shape) // math.prod(x.sharding.shard_shape(x.shape))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "experts" else pytest.param(name, marks=pytest.mark.mesh) for name in CONFIGS],
+)
 def test_parameters_are_those_of_the_files(cases, name):
     one, many = cases.model(name), cases.model(name, "data=2,model=4")
     jax.tree.map(np.testing.assert_array_equal, many.params, one.params)
