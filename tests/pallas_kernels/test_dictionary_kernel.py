@@ -33,6 +33,7 @@ def both(codes):
 
 
 CODES = {
+    "vkq-half": vkq_jax.presets["vkq-half"],
     "vkq-1bit": vkq_jax.presets["vkq-1bit"],
     "vkq-2bit": vkq_jax.presets["vkq-2bit"],
     "sides with planes and centroids of their own": KVQuantConfig(
@@ -115,6 +116,12 @@ def test_equals_the_oracle(head_dim, per_kv_head, codes, tuning, soft_cap, windo
         "logits_soft_cap": soft_cap,
     }
     check(attend(query, layer, tuning=tuning, **options), oracle(query, layer, **options))
+
+
+def test_classes_that_no_token_falls_into():
+    query, layer = layer_of(64, 1, "vkq-half", 2)
+    assert tile(layer.visual[0]).key.capacities == (0, 1, 1)
+    check(attend(query, layer), oracle(query, layer))
 
 
 def test_whole_blocks_of_each_class():
