@@ -160,8 +160,7 @@ def choose_implementation(
 ) -> str:
     """The implementation that a call with `implementation=name` runs on this cache and device.
 
-    Of what else a call may ask for, the soft-cap matters: not every implementation has it with
-    score calibration.
+    A soft-cap matters, too: not every implementation has it with score calibration.
 
     Raises:
         ValueError: unknown name, or a soft-cap that is no finite positive number.

@@ -23,7 +23,7 @@ __all__ = ["SHAPES", "ModelShape", "find_shape"]
 
 @dataclasses.dataclass(frozen=True)
 class ModelShape:
-    """What the size of a text tower and of its cache depends on.
+    """Sizes of a model: those that its text tower and its cache depend on.
 
     Attributes:
         width: channels of a token. mlp_width: hidden channels of a block's gated MLP.

@@ -124,7 +124,7 @@ class Decode:
         return attended.output, (attended.calibration_skipped, None)
 
     def nothing_made(self) -> Made:
-        """What comes of a layer of another pass."""
+        """The result of a layer that belongs to another pass: zeros."""
         return jnp.zeros_like(self.skipped), None
 
     def after(self, step: LayerStep, made: Made) -> Decode:

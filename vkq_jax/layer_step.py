@@ -1,4 +1,4 @@
-"""What a pass gets of one layer, and what it makes of it."""
+"""A layer's turn in a pass: the pass's input of the layer, and the type of its result."""
 
 from __future__ import annotations
 

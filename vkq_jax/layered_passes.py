@@ -167,8 +167,8 @@ class _LayeredPass[P: (Prefill, Decode)]:
                 outputs.append((heads, output))
             return join_heads(outputs, axis=2), made
 
-        # Nothing that a branch hands through: XLA would copy it. What other groups would write is
-        # what they hold already.
+        # Branches return no array that they only pass on: XLA would copy it. Other groups write
+        # again what they hold.
         branches = [functools.partial(branch, groups) for groups in way.patterns]
         output, made = jax.lax.switch(jnp.asarray(way.pattern)[layer], branches)
         output = checks.spoil(output, self.parts[0].fits).astype(query.dtype)

@@ -160,7 +160,7 @@ class Prefill:
         return output, (skipped, coded)
 
     def nothing_made(self) -> Made:
-        """What comes of a layer of another pass."""
+        """The result of a layer that belongs to another pass: zeros."""
         coded = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), self.coded)
         return jnp.zeros_like(self.skipped), coded
 

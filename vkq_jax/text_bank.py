@@ -128,8 +128,8 @@ class TextBank:
     ) -> TextBank:
         """Writes one layer's new tokens behind the filled positions, leaving `length` as it is.
 
-        Tokens that are not `valid` take no slot. What does not fit is dropped, as it must be under
-        jit: `grow` first.
+        Tokens that are not `valid` take no slot. Tokens without a free slot are dropped, since
+        nothing can be raised under jit: `grow` first.
         """
         row, slot = self._slots(valid)
 

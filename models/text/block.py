@@ -80,7 +80,7 @@ class Block(nnx.Module):
         return x + self._residual(added), carry, out
 
     def feed_forward(self, x: Array) -> Array:
-        """What the MLP makes of the residual stream, between sandwich norms."""
+        """The MLP's output for a residual stream, between sandwich norms."""
         return self.mlp(self.pre_feedforward_layernorm(x))
 
     def _residual(self, added: Array) -> Array:

@@ -61,7 +61,7 @@ class FullLayersConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PerLayerInputs:
-    """What each layer adds of the tokens themselves (Gemma 3n and 4, E2B and E4B).
+    """Embeddings of tokens that each layer adds by itself (Gemma 3n and 4, E2B and E4B).
 
     Attributes:
         vocab_size: rows of their table. width: channels for each layer.

@@ -69,7 +69,7 @@ class Gemma4Block(Block):
 
 
 class PerLayerEmbedding(nnx.Module):
-    """What each layer adds of the tokens themselves; parts have the names of the files."""
+    """Embeddings of tokens that each layer adds by itself; parts have the names of the files."""
 
     def __init__(self, config: TextConfig, own: PerLayerInputs, make: Maker):
         """Random parameters."""

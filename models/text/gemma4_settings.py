@@ -66,7 +66,7 @@ class Gemma4TextSettings(TextSettings):
     moe_intermediate_size: Width | None = None
 
     def switches(self) -> dict[str, Any]:
-        """What Gemma 4's blocks have, and how its kinds of layers differ.
+        """Switches of Gemma 4's blocks, and the differences between its kinds of layers.
 
         Raises:
             NotImplementedError: a setting that is not supported, named.
@@ -177,7 +177,7 @@ class Gemma4TextSettings(TextSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _LayerSizes(Settings):
-    """What `per_layer_config` may say of a layer."""
+    """Fields of `per_layer_config` for one layer."""
 
     head_dim: Count | None = None
     num_key_value_heads: Count | None = None

@@ -1,4 +1,4 @@
-"""What `explain` says of the launches for a cache."""
+"""The launches for a cache, in the words of `explain`."""
 
 import jax
 
@@ -14,7 +14,7 @@ __all__ = ["describe"]
 
 
 def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
-    """What `attend_layer` launches for a query [B, T, N, H]; arrays may be abstract."""
+    """The launches of `attend_layer` for a query [B, T, N, H]; arrays may be abstract."""
     batch, positions, num_heads, head_dim = query.shape
     kv_heads = cache.text.key.shape[2]
     queries = positions * num_heads // kv_heads

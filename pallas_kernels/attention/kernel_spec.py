@@ -1,4 +1,4 @@
-"""What is fixed when a kernel is built: shapes, how keys and values are coded, how work is cut."""
+"""The fixed settings of a kernel: shapes, codes of keys and values, division of the work."""
 
 import dataclasses
 import math
@@ -194,10 +194,10 @@ class KernelSpec:
         shifts_scores: whether something of their row is added to them.
         logits_soft_cap: of the scores of all banks, mapped ones after the map; None: no cap.
         calibration: of the scores of the packed bank, whose range the launch finds itself.
-        head_dim: H, as it is stored: 64, 128 or, without dense banks, 256. Of a part with a learned
-            dictionary virtual channels, up to 384.
-        classes: of the packed bank, if any, alike but in their bits: of dictionary codes one for
-            each class of tokens, else one.
+        head_dim: H, as it is stored: 64, 128 or, without dense banks, 256. A part with a learned
+            dictionary has virtual channels here, up to 384.
+        classes: of the packed bank, if any, alike but in their bits: dictionary codes have one for
+            each class of tokens, other codes one.
         dense: the dense banks.
         tuning: how the work is cut.
         part: the start of the names of the results, where a launch has several parts with a query

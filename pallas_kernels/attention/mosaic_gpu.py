@@ -235,7 +235,7 @@ def calibrates_in_launch(
 def launches_of(
     cache: KVCache, index: Int32[Array, ""] | int, starts: Starts | None = None
 ) -> list[tuple[Banks, dict[str, Int32[Array, "B ... T"]]]]:
-    """What each launch attends to: all dense banks with the first packed one, then the others.
+    """The banks of each launch: all dense banks with the first packed one, then the others.
 
     Dense banks are named by their number among the visual ones, or "text"; a text bank that is not
     covered (`uncovered_text`), or has no room for anything, is in no launch. Beside the banks of

@@ -93,7 +93,7 @@ def join_parts(
     logsumexp = functools.reduce(jnp.logaddexp, [*sums, *dense[1:]])
     highest = jnp.where(jnp.isfinite(logsumexp), logsumexp, 0.0)
     shares = [jnp.exp(x - highest)[..., None] for x in sums]
-    # Of the part that each share belongs to, its virtual channels, then its weights by centroid.
+    # Each part has its share of the virtual channels, then of the weights by centroid.
     weighed = [share * x for share, x in zip(shares, outputs, strict=True)]
     if value.codebook:
         of_parts = [share * x for share, x in zip(shares, masses, strict=True)]

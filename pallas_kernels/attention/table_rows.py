@@ -72,7 +72,7 @@ def table_rows(
 
 
 def _learned_rows(learned: ClassTables) -> tuple[Array, Array]:
-    """Of each virtual channel the row of its channel, and its weight."""
+    """The table row of each virtual channel, and the weight of the channel."""
     if learned.synthesis is None:
         channels = learned.analysis
     else:
@@ -99,7 +99,7 @@ def _padded(rows: Array, factor: Array, size: int) -> tuple[Array, Array]:
 
 
 def _of_heads(x: Float[Array, "B K Q n"]) -> Float[Array, "K BQ n"]:
-    """What all sequences multiply by one head's rows, side by side."""
+    """The operands of all sequences for one head's rows, side by side."""
     return jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1, x.shape[-1])
 
 

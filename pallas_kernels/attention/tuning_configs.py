@@ -39,8 +39,8 @@ def choose_tuning(
     Many teams of up to four with short banks: two warps each, in small thread blocks, which fill
     the device evenly whatever their number; in large ones where those do too. Otherwise large ones;
     long banks and few heads are shared by more warps, then by more thread blocks, whose results
-    have to be joined. What would leave half of the device without a thread block is cut into
-    smaller ones.
+    have to be joined. A launch that would leave half of the device without a thread block is
+    cut into smaller ones.
     """
     grouped = any(packed.chunk_blocks < packed.blocks for packed in classes)
     planes = max((packed.most_bits for packed in classes), default=0)

@@ -242,7 +242,7 @@ class EmulatedOperations(EmulatedArithmetic, EmulatedProducts, Operations):
         transposed = np.ascontiguousarray(matrix.swapaxes(1, 2)).reshape(-1, 64)
         return transposed.view(np.uint32)
 
-    # What the methods above share
+    # Shared by the methods above
 
     def _keep(self, old, new) -> list[np.ndarray]:
         """New values in the active warps."""

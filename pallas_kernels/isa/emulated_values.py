@@ -1,4 +1,4 @@
-"""What lanes hold in an emulated kernel, as NumPy arrays: words, signed words, floats."""
+"""Values of lanes in an emulated kernel, as NumPy arrays: words, signed words, floats."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What all instructions of `operations.Operations` are put together from."""
+"""The parts that all instructions of `operations.Operations` are made of."""
 
 import abc
 from typing import Any

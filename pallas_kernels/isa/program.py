@@ -68,7 +68,7 @@ def run_emulated(program: Program, operands: Mapping[str, jax.Array]) -> tuple[j
 
     def run(operands):
         arrays = {name: np.asarray(x) for name, x in operands.items()}
-        # Of ones only, as floats NaN: what is not written shows.
+        # All bits are ones, NaN as floats: an element that no thread writes shows.
         arrays |= {
             name: np.full(x.size * x.dtype.itemsize, 255, np.uint8).view(x.dtype).reshape(x.shape)
             for name, x in program.results.items()

@@ -1,6 +1,6 @@
 """The kernel's layout of packed words: blocks of 256 positions, one 16-byte load a lane.
 
-Codes of one bit, head_dim H of 64, 128 or 256. Of any other H up to 256, channels of zeros are
+Codes of one bit, head_dim H of 64, 128 or 256. With any other H up to 256, channels of zeros are
 stored behind the others (`stored_head_dim`): 80 and 96 take the words of 128.
 
 A **code plane** is one bit of the codes of 64 or 128 channels; all of the below is about one.

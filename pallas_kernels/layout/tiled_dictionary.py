@@ -35,9 +35,9 @@ class TiledDictionary(QuantizedTensor):
     """A `DictionaryTensor`, see `pallas_kernels.layout.layouts`.
 
     Attributes:
-        packed: for each class, words in the layout of keys or of values, plane after plane. Of a
-            learned dictionary virtual channels take the place of channels, with bits of zero behind
-            them up to `stored`.
+        packed: for each class, words in the layout of keys or of values, plane after plane. In
+            a learned dictionary virtual channels take the place of channels, with bits of zero
+            behind them up to `stored`.
         token_scale: for each class, words of four 8-bit scales; None: the class has no bits.
         centre: as in `DictionaryTensor`.
         centre_id: for each class, words of centroid numbers (of a codebook bytes, in the order of

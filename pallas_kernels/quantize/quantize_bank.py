@@ -87,7 +87,7 @@ def choose_coding(
 
 
 def explain_coding(key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig) -> str:
-    """What `quantize_bank` does by default and why, as `explain` says it of attention."""
+    """The default way of `quantize_bank` and its reason, like `explain` for attention."""
     reason, untried = _unavailable(key, value, index, quant), untried_reason("mosaic_gpu")
     if reason is None and untried:
         reason = f"on request, {untried}"

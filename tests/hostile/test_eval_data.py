@@ -48,7 +48,7 @@ def spoil(rng, tree):
 
 
 def use(samples):
-    """What an evaluation does with samples before the model sees them."""
+    """Uses samples as an evaluation does before the model sees them."""
     for sample in samples:
         assert sample.question
         assert sample.answers

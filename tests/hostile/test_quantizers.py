@@ -108,7 +108,7 @@ def decoded(x, codes, valid):
 
 
 def spans(codes, x, valid):
-    """Of each element's group in float64: least and greatest valid element, and if any is bad."""
+    """Least and greatest valid element of each element's group, in float64, and if any is bad."""
     wide = np.where(valid[..., None], x, 0.0).astype(np.float64)
     bad = valid[..., None] & ~np.isfinite(x)
     mask = np.broadcast_to(valid[..., None], x.shape)

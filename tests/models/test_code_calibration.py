@@ -36,7 +36,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def calibrated(model):
-    """Of two plans, of which the second has more bits."""
+    """Calibrated codes of two plans, of which the second has more bits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(code_calibration, "calibrated_presets", {"vkq-1bit": PLANS})
         told = {}

@@ -260,7 +260,7 @@ def test_each_module(tmp_path):
 
 
 def test_gradients(tmp_path):
-    """Of the mean squared logits with respect to the embedding, through all three towers."""
+    """Gradients of the mean squared logits by the embedding, through all three towers."""
     expected_model = make(tmp_path)
     model = models.load(tmp_path, dtype=jnp.float32)
     inputs = prompts(model.config)

@@ -55,7 +55,7 @@ def test_a_calibration_of_one_query_takes_one_launch(codes):
 
 @pytest.mark.parametrize("tau1", [0.0, 4.0])
 def test_a_calibration_of_one_visible_token(tau1):
-    """It has no range: the guard leaves it, also where the map would widen one."""
+    """One token has no range: the guard leaves it, also where the map would widen a range."""
     quant = KVQuantConfig(LEVELS, LEVELS, ScoreCalibration(tau1=tau1, tau2=3.0))
     shape = Shape(head_dim=64, num_heads=2, visual=((300, (300, 1)),))
     check(*random_layer(shape, quant), tuning=TuningConfig(8, 4))

@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 def on_two_hosts(*command: str) -> list[str]:
-    """What two processes of four devices each print, which share a mesh of eight."""
+    """The output of two processes of four devices each, which share a mesh of eight."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
     address = f"localhost:{free_port()}"
     processes = []

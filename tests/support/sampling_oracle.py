@@ -1,4 +1,4 @@
-"""What each `Sampling` setting does to the logits of one sequence, in plain NumPy."""
+"""Each `Sampling` setting, applied to the logits of one sequence in plain NumPy."""
 
 import math
 
@@ -53,7 +53,7 @@ def process(sampling, logits, tokens, *, stops, emitted, max_new_tokens):
 
 
 def narrow(x, setting):
-    """What is left to draw from."""
+    """The tokens that are left to draw from."""
 
     def by_probability():
         return sorted(range(len(x)), key=lambda token: x[token])[::-1]

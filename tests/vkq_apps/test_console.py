@@ -1,4 +1,4 @@
-"""What a run says while it lasts."""
+"""Progress lines of a run."""
 
 import io
 

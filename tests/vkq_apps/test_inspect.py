@@ -1,4 +1,4 @@
-"""What `vkq inspect` measures."""
+"""Measurements of `vkq inspect`."""
 
 import dataclasses
 import errno

@@ -1,4 +1,4 @@
-"""What holds for every code family."""
+"""Properties of every code family."""
 
 import inspect
 

@@ -74,8 +74,8 @@ def chat(
 
     Each line of standard input is a question, or a command: /image FILE adds a picture to the next
     question, /bytes says what the cache takes, /reset starts anew, /quit or Ctrl-D ends. Ctrl-C
-    stops an answer, and the conversation goes on from it; a second one leaves. What goes wrong with
-    a line is said, and the conversation goes on. With --json each line gets one object.
+    stops an answer, and the conversation goes on from it; a second one leaves. A faulty line gets
+    one line of error, and the conversation goes on. With --json each line gets one object.
     """
     codes = parse_codes(quant)
     given = None if tables is None else vkq_jax.load_tables(tables)

@@ -108,13 +108,9 @@ def _save_shards(tensors: dict[str, np.ndarray], folder: Path) -> None:
 class ExportOptions:
     """The command line of the export."""
 
-    state: Path = argument(
-        help="state.safetensors of a training; of a judge, its parts.safetensors."
-    )
+    state: Path = argument(help="state.safetensors of a training, or parts.safetensors of a judge.")
     folder: Path = argument(help="Checkpoint folder to write.")
-    text_tower: str = option(
-        "", help="Of a judge: the tower that it was trained on.", metavar="PATH"
-    )
+    text_tower: str = option("", help="The text tower that a judge was trained on.", metavar="PATH")
 
 
 def run(options: ExportOptions) -> None:

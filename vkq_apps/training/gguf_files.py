@@ -30,7 +30,7 @@ def read_gguf_settings(file: Path) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def gguf_errors(file: Path) -> Iterator[None]:
-    """What transformers raises about a GGUF file, as one ValueError that names the file."""
+    """Turns errors of transformers about a GGUF file into one ValueError that names the file."""
     try:
         import transformers
 

@@ -21,7 +21,7 @@ TOTALS = 3
 
 @dataclasses.dataclass(frozen=True)
 class BlockWeights:
-    """What values of a block are multiplied by.
+    """Weights of the values of a block.
 
     Attributes:
         operands: the weights, as numbers in fixed point or as the products take them.
@@ -124,7 +124,7 @@ class BlockSoftmax:
             block_mass = in_chains(ops.fadd, weights)
             new_of_centres = _add_to_centres(ops, ids, weights, masses, len(of_centres))
             weights = [ops.fmul(w, a) for w, a in zip(weights, scales, strict=True)]
-            # Of floats that are not negative, as integers: three at once.
+            # Floats that are not negative compare as integers do, three at once.
             largest = in_chains(ops.max, [ops.as_bits(w) for w in weights])
             largest = ops.fmax(self._row_max(ops.from_bits(largest)), 1e-30)
             factor = ops.fmul(ops.reciprocal(largest), self._greatest)

@@ -90,7 +90,7 @@ class _Values(PackedB1):
         pass
 
     def _fold(self, block: Value) -> FoldedQuery:
-        """Of no query: its scores are there."""
+        """An empty query: the scores are there already."""
         del block
         return FoldedQuery([], 1.0, 0.0, 0.0, 0.0, None)
 

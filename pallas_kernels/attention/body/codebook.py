@@ -1,8 +1,8 @@
 """The codebook's part of scores and of results: a table of scores, and weights by centroid.
 
 With the codebook C of the model's tables a position has one of up to 256 centroids beside its
-centre. What a score has more, q . C[id], is looked up in a table of the query. What a result has
-more, C times the weight of each centroid, is a product outside of the launch: the kernel adds up
+centre. A score has the term q . C[id] more, which is looked up in a table of the query. A result
+has C times the weight of each centroid more, a product outside of the launch: the kernel adds up
 weights by id.
 
 Lanes may hold positions of one centroid, so the weights of a block are added in shared memory, as

@@ -186,7 +186,7 @@ class DenseBanks:
         return ops.min(ops.mad(block, _BLOCK, position), bank.capacity - 1)
 
     def _address(self, bank: Dense, side: str, block, position, lane: Value) -> Value:
-        """Of eight channels of a position of a block."""
+        """The address of eight channels of a position of a block."""
         ops, work, size = self.ops, self.work, 1 if bank.coded else 2
         row_bytes, name = size * self.spec.head_dim, f"{bank.name}_{side}"
         address = ops.address(ops.pointer(name), work.stored_head, bank.capacity * row_bytes)
@@ -196,7 +196,7 @@ class DenseBanks:
     # Products -------------------------------------------------------------------------------------
 
     def _scores(self, keys: list[Value], scales: Sequence[Value]) -> list[Value]:
-        """Of query t at positions g and g + 8."""
+        """The scores of query t at positions g and g + 8."""
         ops, half = self.ops, len(keys) // 2
         sums = [0.0] * 4
         for i, right in enumerate(self._right):

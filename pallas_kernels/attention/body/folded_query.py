@@ -21,7 +21,7 @@ __all__ = ["FoldedQuery"]
 
 @dataclasses.dataclass(frozen=True)
 class FoldedQuery:
-    """What scores of a block are made of.
+    """A query, ready for the scores of a block.
 
     Attributes:
         operands: the query's channels in fixed point, as numbers or as the products take them.
@@ -45,7 +45,7 @@ class FoldedQuery:
 
     @property
     def offset(self) -> Value:
-        """What `scores` leaves out: without a cap it is added once, at the end of a chunk."""
+        """The term that `scores` leaves out: without a cap it is added once a chunk, at the end."""
         return self.common if self.soft_cap is None else 0.0
 
     def scores(

@@ -243,7 +243,7 @@ class PackedB1:
         return self._add(sums, self._scores(query, block, quarters, words), block, words)
 
     def _loads(self, block: Value, quarters: int) -> list[Callable[[], Words]]:
-        """What loads each plane's words of a block, in the order in which they are used."""
+        """Functions that load each plane's words of a block, in the order of their use."""
         return [
             lambda name=name, plane=plane: self._load(name, block, quarters, plane)
             for name in self._sides
@@ -288,7 +288,7 @@ class PackedB1:
         (scores,) = self._blocks.hide(block, [scores], self._work.place, 32, hidden)
         return scores
 
-    # What is made of scores -----------------------------------------------------------------------
+    # Use of scores --------------------------------------------------------------------------------
 
     def _empty(self) -> list[Value]:
         """Sums over no block of a chunk."""

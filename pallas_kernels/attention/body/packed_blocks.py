@@ -24,8 +24,9 @@ class PackedBlocks:
 
     Operands: key, value: words of each head; length [sequences]; for sign codes {key,value}_scale:
     words of each head; with several centroids {key,value}_id: words of each head; with a window
-    packed_start [sequences, positions] int32: the first position that the queries see. Of a class
-    of tokens its name comes first, but for length [heads, classes]; starts are those of each head.
+    packed_start [sequences, positions] int32: the first position that the queries see. Names of
+    operands of a class of tokens begin with the class, but length is [heads, classes]; starts are
+    those of each head.
     """
 
     def __init__(self, ops: Operations, spec: KernelSpec, packed: Packed, work: Work):

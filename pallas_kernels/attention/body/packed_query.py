@@ -11,8 +11,8 @@ from pallas_kernels.isa.warp_math import LOG2_E, dot, rotate, warp_sum
 
 __all__ = ["PackedQuery"]
 
-# What the largest channel of a query counts at least. Products with level codes are scores, all of
-# which are nothing then, but what hides some has to hide them in this unit.
+# The largest channel of a query counts at least so much. With level codes products are scores in
+# this unit: those of a query of zeros are zero, but a mask must still hide some of them.
 _LEAST = {"levels": 1e-12, "signs": 1e-30}
 
 

@@ -358,7 +358,7 @@ class PackedS8:
         return self._blocks.hide(block, scores, self._work.g, 8, hidden)
 
     def _value_scales(self, scratch: Scratch, quarters: int) -> list[Value]:
-        """Of positions 8 p + g of the first quarters, in their order; none for level codes."""
+        """The scales at positions 8 p + g of the first quarters, in order; none for level codes."""
         if not self._packed.value.signs:
             return []
         scales: list[Value] = [None] * (8 * quarters)

@@ -1,4 +1,4 @@
-"""What the sums over bits of values stand for, and the way of a warp's result out of it."""
+"""The meaning of sums over bits of values, and the way of a result out of its warp."""
 
 import functools
 from collections.abc import Sequence

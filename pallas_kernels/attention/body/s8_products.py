@@ -329,8 +329,7 @@ class S8Products:
     ) -> list[list[Value]]:
         """For each set sums over channels of number times code: of each tile at rows g and g + 8.
 
-        Tiles take turns, as in `_value_sums`. Of shortened queries, numbers without their lowest
-        digit.
+        Tiles take turns, as in `_value_sums`. Shortened queries count without their lowest digit.
         """
         ops, short = self._ops, len(operands) == sets
         sums: list[list[list[Value]]] = [[[0, 0, 0, 0] for _ in operands] for _ in tiles]

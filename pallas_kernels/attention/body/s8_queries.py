@@ -134,7 +134,7 @@ class S8Queries:
         return [ops.bit_xor(ops.add(x, _DIGITS), _DIGITS) for x in numbers]
 
     def _lost_variance(self, digits: Sequence[Value], unit: Value, key: Coding) -> Value:
-        """Of scores, when a query is shortened: a float, in all lanes.
+        """The variance of scores that a shortened query loses: a float, in all lanes.
 
         For codes that are independently zero or greatest, each half the time.
 
@@ -161,7 +161,7 @@ class S8Queries:
         ]
 
     def _gather(self, words: Sequence[Value], selector: Value) -> list[Value]:
-        """Of words 8 j + b the byte that the selector names: j-th byte of word b."""
+        """Eight words: byte j of word b is the byte of word 8 j + b that the selector names."""
         ops, gathered = self._ops, []
         for b in range(8):
             low, high = (ops.bytes(words[j + b], words[j + b + 8], selector) for j in (0, 16))

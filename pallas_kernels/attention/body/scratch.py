@@ -79,11 +79,11 @@ class Scratch:
             ops.store_shared(once, base, 4 * (head_dim + i), x)
 
     def load_result(self, query: Value, *, at: Value, offsets: Sequence[int]) -> list[Value]:
-        """What `store_result` left, for any lane's choice of channels."""
+        """The result that `store_result` wrote, at any lane's choice of channels."""
         return self._load(self._result(self._work.warp, query), 0, at, offsets)
 
     def load_team(self, query: int, offsets: Sequence[int]) -> list[list[Value]]:
-        """What each warp of the team left for a query: channels lane + each of the offsets."""
+        """The results of the team's warps for a query: channels lane + each of the offsets."""
         team = self._spec.tuning.team
         base = self._result(self._ops.mad(self._work.team, team, 0), query)
         starts = (warp * self._warp_bytes for warp in range(team))
@@ -110,7 +110,7 @@ class Scratch:
             ops.store_shared(first, base, self._scalars + 4 * i, x)
 
     def load_queries(self, first: int) -> tuple[FoldedQuery, list[list[Value]]]:
-        """What `store_query` left: scalars of query first + t, channels of first + g // 2.
+        """The queries that `store_query` wrote: scalars of first + t, channels of first + g // 2.
 
         The channels are, of each half, 32 t ... 32 t + 31, of small heads 32 (t % 2) ....
         """
@@ -145,7 +145,7 @@ class Scratch:
             self._ops.store_shared4(self._kept(number), 128 * i, words[i : i + 4])
 
     def kept_scores(self, number: Value) -> list[Value]:
-        """What `keep_scores` kept, of a block cut short more."""
+        """The scores that `keep_scores` wrote; a block cut short has unwritten ones, too."""
         at = self._kept(number)
         words = [word for i in (0, 4) for word in self._ops.load_shared4(at, 128 * i)]
         return [self._ops.from_bits(word) for word in words]
@@ -160,10 +160,10 @@ class Scratch:
         self._ops.copy_to_shared(at, self._staged[name] + 512 * row, address, offset, size)
 
     def load_row(self, name: str, row: int, slot: Value) -> list[Value]:
-        """What `copy_row` left."""
+        """The row that `copy_row` copied."""
         return self._ops.load_shared4(self._staged_lane(slot), self._staged[name] + 512 * row)
 
-    # What lanes of a warp exchange ----------------------------------------------------------------
+    # Exchange between the lanes of a warp ---------------------------------------------------------
 
     def spread_scales(self, name: str, scales: Sequence[Value]) -> None:
         """Leaves a lane's scales, of positions 32 i + 8 t + g, for the lanes of the same g."""
@@ -196,7 +196,7 @@ class Scratch:
                 ops.store_shared(1, at, base + 4 * (72 * i + 36 * byte), ops.from_bits(word))
 
     def load_weights(self, number: int, half: int) -> list[Value]:
-        """Of column g those at positions 32 (4 half + t) + 8 q + b, for b in 0..7.
+        """The weights of column g at positions 32 (4 half + t) + 8 q + b, for b in 0..7.
 
         These are the right operands of bits b of the words of values.
         """

@@ -90,7 +90,7 @@ class Work:
         return words
 
     def mine(self, words: Sequence[Value]) -> Value:
-        """Of words for some queries that of query t; where they run out, the last one."""
+        """The word of query t, among one word for each query; the last word where t is beyond."""
         mine = words[0]
         for number, word in enumerate(words[1:], 1):
             mine = self._ops.where_less(self.t, number, mine, word)
