@@ -103,7 +103,7 @@ def test_clips_of_every_container_whole_and_damaged(cases, one_clear_error, tmp_
         # Writers leave out a frame that is equal to the one before it.
         if whole and got.total == len(frames):
             np.testing.assert_array_equal(np.stack(got.frames), frames[wanted])
-    assert read >= 10
+    assert read >= len(cases(40)) // 4
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_prompts_with_clips_of_every_family(model_of, cases, one_clear_error):
         # Text counts on from token to token, whatever the clip's rate.
         text = positions[0, -2:].reshape(2, -1)
         np.testing.assert_array_equal(text[1] - text[0], 1)
-    assert made >= 3
+    assert made >= len(cases(16)) // 6
 
 
 def test_every_number_of_frames_can_be_taken_of_a_clip(model_of, cases):

@@ -86,7 +86,7 @@ def test_each_head_has_the_settings_of_the_narrowest_change(cases, one_clear_err
         assert found(got, layers, heads) == [
             [vkq_jax.presets[name] for name in row] for row in wanted
         ], (case, changes)
-    assert settled >= 30
+    assert settled >= len(cases(150)) // 5
 
 
 def test_places_that_cannot_be_are_refused_at_once(cases, one_clear_error):
@@ -132,4 +132,4 @@ def test_options_of_codes_are_settings_or_one_clear_error(cases, one_clear_error
             assert len(codes.changes) >= sum(
                 part.partition("=")[0] not in ("key", "value") for part in text.split("/")[1:]
             ), text
-    assert parsed >= 40
+    assert parsed >= len(cases(200)) // 5

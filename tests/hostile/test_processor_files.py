@@ -135,7 +135,7 @@ def test_files_with_one_value_changed(cases, one_clear_error, whole, tmp_path):
         assert inputs.pixel_values.shape == (1, 3, 28, 28)
         assert bool(jnp.isfinite(inputs.pixel_values).all())
         assert int(inputs.visual_mask.sum()) == 4
-    assert made >= 5
+    assert made >= len(cases(60)) // 12
 
 
 def test_templates_with_pieces_changed(cases, one_clear_error, whole, tmp_path, monkeypatch):
