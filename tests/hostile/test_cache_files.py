@@ -216,7 +216,8 @@ def mutated_array(array, rng):
     match rng.randrange(7 if array.size else 5):
         case 0:
             dtypes = [np.int32, np.uint32, np.float32, np.float16, np.float64, np.uint8, bool]
-            return array.astype(rng.choice([*dtypes, jnp.bfloat16]))
+            with np.errstate(over="ignore", invalid="ignore"):
+                return array.astype(rng.choice([*dtypes, jnp.bfloat16]))
         case 1:
             axis = rng.randrange(array.ndim)
             return np.concatenate([array, array], axis)
@@ -349,7 +350,11 @@ def test_every_static_field_of_a_tensor_agrees_with_the_settings(
             continue
         tensor = dataclasses.replace(tensor, **{name: value})
         bank = dataclasses.replace(bank, **{side: tensor})
-        vkq_jax.save_cache(path, dataclasses.replace(cache, visual=(bank,)))
+        try:
+            vkq_jax.save_cache(path, dataclasses.replace(cache, visual=(bank,)))
+        except ValueError as error:  # a list, for example, has no stored form
+            one_clear_error(error)
+            continue
         assert refused_or(path, one_clear_error, print), (case, name, value)
 
 
