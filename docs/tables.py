@@ -213,19 +213,21 @@ def ablation_rows(name: str = "ablation.json") -> list[str]:
     return lines
 
 
-def mesh_rows(folder: pathlib.Path = RESULTS) -> list[str]:
+def mesh_rows() -> list[str]:
     """Decode steps on several GPUs beside those of one, by shape and visual cache.
 
-    Of all files `mesh_*.json` of `vkq bench scaling --mesh`; of equal settings the newest row. Each
-    row is compared with one GPU's at as many sequences a part of `data`.
+    The rows come from all files `mesh_*.json` of `vkq bench scaling --mesh`; the newest row counts
+    where settings are equal. Each is compared with one GPU's at as many sequences a part of `data`.
     """
+    from models.sharding.mesh import check_text
+
     lines = [
         "| shape | visual cache | mesh | sequences | step, ms | tokens/s | of one GPU's "
         "| GB a GPU: cache | peak |",
         f"|{'---|' * 9}",
     ]
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for file in sorted(folder.glob("mesh_*.json")):
+    for file in sorted(RESULTS.glob("mesh_*.json")):
         record = json.loads(file.read_text())
         if record.get("command") != "vkq bench scaling --mesh":
             continue
@@ -234,7 +236,7 @@ def mesh_rows(folder: pathlib.Path = RESULTS) -> list[str]:
             if row["status"] == "measured" and row["run"] >= found.get(key, row)["run"]:
                 found[key] = row
     for (shape, preset, mesh, batch), row in sorted(found.items(), key=_place_of_mesh):
-        alone = found.get((shape, preset, "data=1", batch // _axes(mesh).get("data", 1)))
+        alone = found.get((shape, preset, "data=1", batch // check_text(mesh).get("data", 1)))
         ratio = ""
         if alone is not None:
             ratio = f"{row['tokens_per_second'] / alone['tokens_per_second']:.2f}x"
@@ -251,10 +253,6 @@ def _place_of_mesh(item: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Any, .
     """Where a row lies in `mesh_rows`: one GPU first."""
     (shape, preset, mesh, batch), row = item
     return shape, preset, row["devices"], mesh, batch
-
-
-def _axes(mesh: str) -> dict[str, int]:
-    return {name: int(size) for name, size in (part.split("=") for part in mesh.split(","))}
 
 
 def kinds_rows() -> list[str]:
