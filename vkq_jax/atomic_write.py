@@ -17,7 +17,7 @@ try:
 except ImportError:  # Windows: folders stay unlocked there, and none is taken for a killed writer's
     fcntl = None
 
-__all__ = ["atomic_write", "check_place", "check_writable", "part_folder"]
+__all__ = ["atomic_write", "check_place", "check_writable", "lock", "part_folder"]
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
@@ -131,6 +131,18 @@ def _make_locked(prefix: str, parent: Path, stack: contextlib.ExitStack) -> Path
             return folder
 
 
+def lock(descriptor: int) -> None:
+    """Locks an open file or folder until its descriptor is closed.
+
+    Raises:
+        BlockingIOError: another process has the lock.
+        OSError: the file system or the operating system has no locks.
+    """
+    if fcntl is None:
+        raise OSError("this operating system has no locks of files")
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Holds the lock of a folder; raises OSError where another has it, or there are no locks."""
@@ -138,7 +150,7 @@ def _locked(folder: Path) -> Iterator[None]:
         raise OSError("this operating system has no locks of folders")
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor)
         yield
     finally:
         os.close(descriptor)

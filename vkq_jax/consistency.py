@@ -54,7 +54,7 @@ def check_cache(cache: AnyCache) -> None:
         raise ValueError("parts: expected the same settings in layers of unlike sizes")
     held = [part.text.key.shape[:3:2] for part in cache.parts]
     named = [
-        _held_cells(cells, part.text.key.shape[2] if cache.unlike_sizes else cache.num_kv_heads)
+        _held_cells(cells, part.num_kv_heads if cache.unlike_sizes else cache.num_kv_heads)
         for cells, part in zip(cache.cells, cache.parts, strict=True)
     ]
     if held != named:

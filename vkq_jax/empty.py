@@ -9,7 +9,14 @@ from jax.typing import DTypeLike
 
 from vkq_jax.cache import KVCache
 from vkq_jax.config import KVQuantConfig
-from vkq_jax.layer_settings import AnyQuant, Cells, LayerGroups, PerLayer, one_setting
+from vkq_jax.layer_settings import (
+    MOST_NUMBERS,
+    AnyQuant,
+    Cells,
+    LayerGroups,
+    PerLayer,
+    one_setting,
+)
 from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.presets import resolve
 from vkq_jax.recurrent import RecurrentState
@@ -17,8 +24,6 @@ from vkq_jax.text_bank import TextBits
 from vkq_jax.validation import check_fields, check_size, shown
 
 __all__ = ["LayerSizes", "empty_cache"]
-
-_MOST = 2**16  # layers or heads; no model has nearly as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +88,7 @@ def empty_cache(
         "cache_length": cache_length,
     }
     for name in ("num_layers", "num_kv_heads"):  # which are counted before a cache is made
-        check_size(name, sizes[name], _MOST)
+        check_size(name, sizes[name], MOST_NUMBERS)
     options: dict[str, Any] = {
         "dtype": dtype,
         "keep_indices": keep_indices,
@@ -97,9 +102,9 @@ def empty_cache(
             raise NotImplementedError("unlike: expected no cross_layers and no recurrent with it")
         others, own_cells = _two_kinds(num_layers, unlike.layers, "unlike.layers")
         own_sizes = {"num_kv_heads": unlike.num_kv_heads, "head_dim": unlike.head_dim}
-        parts = tuple(
-            KVCache.init(**sizes | more | {"num_layers": len(of.layers)}, quant=quant, **options)
-            for of, more in ((others, {}), (own_cells, own_sizes))
+        parts = (
+            _part(others, quant, sizes, options),
+            _part(own_cells, quant, sizes | own_sizes, options),
         )
         return LayeredCache(parts, (others, own_cells))
     if recurrent is not None:
@@ -130,11 +135,7 @@ def empty_cache(
         # A token sees pictures by their numbers.
         of_kinds: tuple[dict[str, Any], ...] = (options, options | {"keep_indices": True})
         parts = tuple(
-            KVCache.init(
-                **sizes | {"num_layers": len(cells.layers), "cache_length": length},
-                quant=quant,
-                **own,
-            )
+            _part(cells, quant, sizes | {"cache_length": length}, own)
             for cells, length, own in zip(groups, (cache_length, 1), of_kinds, strict=True)
         )
         return LayeredCache(parts, groups, cross=True)

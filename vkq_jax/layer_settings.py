@@ -12,6 +12,7 @@ from vkq_jax.presets import resolve
 from vkq_jax.validation import shown
 
 __all__ = [
+    "MOST_NUMBERS",
     "AnyQuant",
     "Cells",
     "LayerGroups",
@@ -31,7 +32,7 @@ type AnyQuant = str | KVQuantConfig | PerLayer | LayerGroups
 
 type Numbers = int | range
 
-_MOST = 2**16  # layers or heads; no model has nearly as many
+MOST_NUMBERS = 2**16  # layers or heads; no model has nearly as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,15 +291,16 @@ def _listed(numbers: Any, place: Any) -> tuple[int, ...]:
     if isinstance(numbers, range):
         if not numbers:
             raise ValueError(f"changes: expected layers or heads, got the empty {shown(numbers)}")
-        if max(map(abs, (numbers[0], numbers[-1]))) > _MOST:
+        if max(map(abs, (numbers[0], numbers[-1]))) > MOST_NUMBERS:
             raise ValueError(
-                f"changes: expected numbers from -{_MOST} to {_MOST}, got {shown(place)}"
+                f"changes: expected numbers from -{MOST_NUMBERS} to {MOST_NUMBERS}, got "
+                f"{shown(place)}"
             )
         return tuple(numbers)
-    if type(numbers) is not int or abs(numbers) > _MOST:
+    if type(numbers) is not int or abs(numbers) > MOST_NUMBERS:
         raise ValueError(
             "changes: expected integers or ranges, or pairs of them for a layer and its heads, of "
-            f"at most {_MOST}, got {shown(place)}"
+            f"at most {MOST_NUMBERS}, got {shown(place)}"
         )
     return (numbers,)
 

@@ -108,7 +108,7 @@ class LayeredCache:
     @property
     def num_kv_heads(self) -> int:
         """K, KV heads of each layer; of those of the first part where layers differ in it."""
-        return num_heads(self.cells) or self.parts[0].text.key.shape[2]
+        return num_heads(self.cells) or self.parts[0].num_kv_heads
 
     @property
     def cache_length(self) -> int:
@@ -204,7 +204,7 @@ class LayeredCache:
 
 def _sizes(part: KVCache) -> tuple[int, int]:
     """K and H of a part's layers."""
-    return part.text.key.shape[2], part.text.key.shape[4]
+    return part.num_kv_heads, part.text.key.shape[4]
 
 
 type AnyCache = KVCache | LayeredCache
@@ -222,11 +222,11 @@ def heads_of_layer(cache: AnyCache, layer: int) -> tuple[tuple[tuple[int, ...], 
     number = static_layer(layer, cache.num_layers)
     assert number is not None, "a plain integer"
     if isinstance(cache, KVCache):
-        return ((tuple(range(cache.text.key.shape[2])), cache.layer(number)),)
+        return ((tuple(range(cache.num_kv_heads)), cache.layer(number)),)
     views = []
     for part, place in places_of(cache.cells, number):
         heads = cache.cells[part].heads
-        every = range(cache.parts[part].text.key.shape[2])
+        every = range(cache.parts[part].num_kv_heads)
         own = tuple(every) if heads is None else heads[place]
         views.append((own, cache.parts[part].layer(place)))
     return tuple(views)
@@ -306,7 +306,7 @@ def split_layers(cache: KVCache, groups: LayerGroups) -> LayeredCache:
             key, value, class_map = take_cells((one.key, one.value, one.class_map), cells, axis=2)
             return dataclasses.replace(one, key=key, value=value, class_map=class_map)
 
-        static, count = cache.score_map, cache.text.key.shape[2]
+        static, count = cache.score_map, cache.num_kv_heads
         return dataclasses.replace(
             cache,
             visual=tuple(map(bank, cache.visual)),

@@ -84,7 +84,8 @@ def pass_specs[Pass: Prefill | Decode | CrossPass | LayeredPrefill | LayeredDeco
 ) -> Pass:
     """A pass between two layers with a `PartitionSpec` in the place of each array.
 
-    Of several kinds of layers, a pass of one kind: without cross-attention and recurrent states.
+    A model with several kinds of layers has a pass of one kind here: cross-attention layers and
+    recurrent states are left out.
     """
     if isinstance(passing, LayeredPrefill | LayeredDecode):
         assert passing.cross is None

@@ -1,5 +1,6 @@
 """Whether the text bank of a cache fits the memory that is free, before it is allocated."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -113,6 +114,7 @@ def check_text_fits(
     )
 
 
+@functools.lru_cache(maxsize=64)
 def _token_nbytes(
     text: TextConfig, batch: int, quant: Quant, dtype: DTypeLike, text_bits: TextBits
 ) -> int:

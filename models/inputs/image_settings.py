@@ -17,6 +17,7 @@ __all__ = [
     "check_resized",
     "check_tile_counts",
     "check_tile_size",
+    "check_whole_blocks",
 ]
 
 _LARGEST_RESIZED = 2**26
@@ -113,6 +114,18 @@ def check_patch_settings(image_processor: Any, **tower: int) -> None:
     for name, expected in tower.items():
         value = getattr(image_processor, name, None)
         _check(name, value, value == expected, f"{expected}, as in the vision tower")
+
+
+def check_whole_blocks(image_processor: Any, picture: Image.Image, factor: int) -> None:
+    """Raises ValueError for a picture that is not resized and has sides of parts of blocks.
+
+    `factor` is the side of a block in pixels.
+    """
+    if not image_processor.do_resize and any(side % factor for side in picture.size):
+        raise ValueError(
+            f"image: a picture of {picture.width} x {picture.height} is not resized "
+            f"(do_resize is false); expected sides that are multiples of {factor}"
+        )
 
 
 def _check_steps(image_processor: Any) -> None:

@@ -11,13 +11,15 @@ from vkq_jax.attention import attend_dense
 
 __all__ = ["Attend", "attend_with_mask", "causal_mask", "dense_attention"]
 
-type Attend = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any, Any]]
+type Attend = Callable[
+    [Array | int, Array, Array | None, Array | None, Any], tuple[Array, Any, Any]
+]
 """`attend(layer, query, key, value, carry) -> (output, carry, out)`.
 
-Takes the layer's number (int32 scalar), query [B, T, N, H], key and value [B, T, K, H] and what the
-previous layer handed on; returns [B, T, N, H], what the next layer gets, and any pytree, which the
-tower stacks over layers. Queries and keys carry RoPE if the tower has it; scores are not scaled
-yet.
+Takes the layer's number (an int32 scalar or an int), query [B, T, N, H], key and value [B, T, K, H]
+(None where another layer makes them) and what the previous layer handed on; returns [B, T, N, H],
+what the next layer gets, and any pytree, which the tower stacks over layers. Queries and keys carry
+RoPE if the tower has it; scores are not scaled yet.
 """
 
 

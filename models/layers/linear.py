@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from vkq_jax.array_types import Array, Float, Int32
 
-__all__ = ["ClippedLinear", "Embedding", "Maker"]
+__all__ = ["Embedding", "Maker"]
 
 _STANDARD_DEVIATION = 0.02
 

@@ -16,7 +16,7 @@ from models.sharding.placing import data_axis
 from models.sharding.shards import on_shards
 from vkq_jax.array_types import Array, Float, Int32
 
-__all__ = ["Experts", "MoeConfig", "MoeMlp"]
+__all__ = ["Experts", "MoeConfig", "MoeMlp", "best_experts"]
 
 _LARGEST_BLOCK = 128  # tokens of one product, enough to be bound by arithmetic
 
@@ -66,16 +66,10 @@ class MoeMlp(nnx.Module):
     def __call__(self, x: Float[Array, "B T width"]) -> Float[Array, "B T width"]:
         """The layer's output, in x's dtype."""
         tokens = x.reshape(-1, x.shape[-1])
-        weight, expert = (
-            self._chosen_with_bias(tokens)
-            if self.config.sigmoid
-            else (
-                jax.lax.top_k(
-                    jax.nn.softmax(self.gate(tokens).astype(jnp.float32), axis=-1),
-                    self.config.num_experts_per_tok,
-                )
-            )
-        )
+        if self.config.sigmoid:
+            weight, expert = self._chosen_with_bias(tokens)
+        else:
+            weight, expert = best_experts(self.gate(tokens), self.config.num_experts_per_tok)
         if self.config.norm_topk_prob:
             weight = weight / weight.sum(-1, keepdims=True)
         weight = weight * self.config.scaling
@@ -96,6 +90,14 @@ class MoeMlp(nnx.Module):
         biased = jnp.where(open_to, groups, -jnp.inf).reshape(biased.shape)
         _, expert = jax.lax.top_k(biased, config.num_experts_per_tok)
         return jnp.take_along_axis(shares, expert, axis=-1), expert
+
+
+def best_experts(
+    scores: Float[Array, "N E"], count: int
+) -> tuple[Float[Array, "N k"], Int32[Array, "N k"]]:
+    """Shares of each token's `count` best experts, float32, and their numbers."""
+    share, expert = jax.lax.top_k(jax.nn.softmax(scores.astype(jnp.float32), axis=-1), count)
+    return share, expert
 
 
 class Experts(nnx.Module):

@@ -53,16 +53,14 @@ def attend[Pass: Passing](
         attended = passing.attend(layer, query, key, value, starts=starts, **masks, **scores)
         return cast(tuple[Array, Pass], attended)
     layered = isinstance(passing, LayeredPrefill | LayeredDecode)
-    # Other kinds of layers are not read here.
-    names = ("cross", "recurrent", "moved", "cells")
-    others = {name: getattr(passing, name, None) for name in names}
     alone, known = passing, None
     if layered:
         cells = passing.cells[: len(passing.parts)]
         whole = passing.cross is None and passing.recurrent is None and len(passing.parts) > 1
         # A known layer has no branches of other groups; its number counts layers of all kinds.
         known = layer if whole and isinstance(layer, int) else None
-        alone = dataclasses.replace(passing, **dict.fromkeys(others) | {"cells": cells})
+        # Other kinds of layers are not read here.
+        alone = dataclasses.replace(passing, cross=None, recurrent=None, moved=None, cells=cells)
 
     def attend_own(layer, query, key, value, own, starts, masks):
         layer = layer if known is None else known
@@ -73,7 +71,8 @@ def attend[Pass: Passing](
         mesh, axes, attend_own, jnp.asarray(layer), query, (key, value), alone, (starts, masks)
     )
     if layered:
-        after = dataclasses.replace(after, **others)
+        names = ("cross", "recurrent", "moved", "cells")
+        after = dataclasses.replace(after, **{name: getattr(passing, name) for name in names})
     return output, after
 
 
@@ -132,7 +131,7 @@ def _on_own_parts(
 
 def read_pictures(
     mesh: Mesh | None,
-    passing: Prefill | Decode | LayeredPrefill | LayeredDecode,
+    passing: Passing,
     features: Float[Array, "B V hidden_size"] | None,
     logits_scale: float,
 ) -> CrossReading | None:
@@ -238,7 +237,7 @@ def _with_changes[Pass: OnePass](passing: Pass, changes: dict[str, Any]) -> Pass
 
 
 def recurrence(
-    passing: Prefill | Decode | LayeredPrefill | LayeredDecode,
+    passing: Passing,
 ) -> Recurrence | None:
     """Where layers of linear attention find their states in a pass; None without such layers."""
     if not isinstance(passing, LayeredPrefill | LayeredDecode) or passing.recurrent is None:

@@ -21,7 +21,8 @@ def on_shards[**A, R](
     """
     if mesh is None:
         return function
-    whole: Callable[..., Any] = function
+    # Traced once for both uses below: their arguments have the same shapes.
+    whole = jax.jit(function, inline=True)
 
     def shard(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         return jax.shard_map(

@@ -63,8 +63,7 @@ class Block(nnx.Module):
         query, key, value, gate = self.self_attn(normed, cos, sin)
         if query_scale is not None:
             query = query * query_scale[:, :, None, None]
-        # Keys and values that another layer makes are None here; its `attend` has them.
-        mixed, carry, out = attend(layer, query, key, value, carry)  # pyright: ignore
+        mixed, carry, out = attend(layer, query, key, value, carry)
         mixed = mixed.astype(x.dtype)
         mixed = mixed if gate is None else mixed * jax.nn.sigmoid(gate)
         mixed = self.self_attn.o_proj(mixed.reshape(*x.shape[:2], -1))

@@ -179,19 +179,16 @@ class TextConfig:
         Those that attend to tokens come first, as `layers`.
         """
         linear = () if self.linear is None else self.linear.layers
+        full = () if self.full_layers_apart is None else self.full_layers
+        shared = range(self.num_own_layers, self.num_hidden_layers)
         found = {
             "cross_layers": self.cross_layers,
             "linear_layers": linear,
             "dense_layers": self.dense_layers,
+            "full_layers": tuple(n for n in full if n not in shared),
+            "shared_layers": tuple(n for n in shared if n not in full),
+            "shared_full_layers": tuple(n for n in shared if n in full),
         }
-        if self.full_layers_apart is not None or self.shared_layers:
-            window = self.full_layers_apart is not None
-            full = self.full_layers if window else ()
-            own = self.num_own_layers
-            found["full_layers"] = tuple(n for n in full if n < own)
-            shared = range(own, self.num_hidden_layers)
-            found["shared_layers"] = tuple(n for n in shared if n not in full)
-            found["shared_full_layers"] = tuple(n for n in shared if n in full)
         others = {name: layers for name, layers in found.items() if layers}
         apart = {number for layers in others.values() for number in layers}
         own = tuple(n for n in range(self.num_hidden_layers) if n not in apart)

@@ -6,6 +6,7 @@ import numpy as np
 
 from models.checkpoints.weights import Layout, Rows, Source
 from models.text.config import TextConfig
+from models.text.sizes import layer_numbers
 
 __all__ = ["fused_sources", "linear_sources"]
 
@@ -42,7 +43,7 @@ def linear_sources(text: TextConfig) -> dict[str, Source]:
         return {}
     block = "text.linear_layers.{}.linear_attn"
     sizes = [heads * channels for heads, channels in text.linear.heads]
-    numbers = text.linear.layers if len(text.stacks) > 1 else None
+    numbers = layer_numbers(text).get("text.linear_layers")
     sources = {}
     for part, (start, stop) in zip("qkv", pairwise(np.cumsum([0, *sizes]).tolist()), strict=True):
         rows = Rows(start, stop, sum(sizes))

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from models.layers.activations import activate
 from models.layers.attention import Attend
 from models.layers.linear import Maker
-from models.layers.moe import Experts, MoeConfig
+from models.layers.moe import Experts, MoeConfig, best_experts
 from models.layers.norms import rms_norm
 from models.text.block import Block, decoder_norm
 from models.text.config import PerLayerInputs, TextConfig
@@ -106,8 +105,7 @@ class _Router(nnx.Module):
         """Numbers and weights of each token's experts."""
         scale = self.scale[...].astype(tokens.dtype)[None] * tokens.shape[-1] ** -0.5
         normed = rms_norm(tokens, self.epsilon).astype(tokens.dtype) * scale
-        shares = jax.nn.softmax(self.proj(normed).astype(jnp.float32), axis=-1)
-        weight, expert = jax.lax.top_k(shares, self.count)
+        weight, expert = best_experts(self.proj(normed), self.count)
         weight = weight / weight.sum(-1, keepdims=True)
         weight = weight * self.per_expert_scale[...].astype(jnp.float32)[expert]
         return expert, weight.astype(tokens.dtype)

@@ -73,7 +73,7 @@ class Gemma4TextSettings(TextSettings):
             ValueError: settings that contradict each other, named.
         """
         full = self._full_layers()
-        everywhere = len(self.kinds()) == self.kinds().count(FULL)
+        everywhere = set(self.kinds()) == {FULL}
         own = self.hidden_size_per_layer_input
         return {
             **(dataclasses.asdict(full) if everywhere else {"full_layers_apart": full}),

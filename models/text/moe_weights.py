@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from models.checkpoints.weights import Layout, Rows, Source
 from models.text.config import TextConfig
+from models.text.sizes import layer_numbers
 
 __all__ = ["expert_sources", "moe_alternatives"]
 
@@ -16,7 +17,7 @@ def moe_alternatives(text: TextConfig) -> tuple[Mapping[str, Source], ...]:
     """
     if text.moe is None:
         return ()
-    numbers = text.stacks["layers"] if len(text.stacks) > 1 else None
+    numbers = layer_numbers(text).get("text.layers")
     ways = expert_sources("text.layers.{}.mlp.experts", text.moe.intermediate_size, numbers)
     if not text.moe.sigmoid:
         return ways

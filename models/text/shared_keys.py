@@ -29,7 +29,7 @@ def nothing_held(config: TextConfig, x: Array) -> dict[str, tuple[Array, Array]]
 def keeping(attend: Attend, name: str) -> Attend:
     """`attend` of layers of a stack whose keys and values others read."""
 
-    def attend_and_keep(layer: Any, query: Array, key: Array, value: Array, carry: Any) -> Any:
+    def attend_and_keep(layer: Any, query: Array, key: Any, value: Any, carry: Any) -> Any:
         inner, held = carry
         output, inner, out = attend(layer, query, key, value, inner)
         return output, (inner, held | {name: (key, value)}), out
@@ -43,7 +43,7 @@ def reading(attend: Attend, name: str, source: int) -> Attend:
     def attend_to_held(layer: Any, query: Array, key: Any, value: Any, carry: Any) -> Any:
         inner, held = carry
         key, value = held[name]
-        output, inner, out = attend(source, query, key, value, inner)  # pyright: ignore
+        output, inner, out = attend(source, query, key, value, inner)
         return output, (inner, held), out
 
     return attend_to_held

@@ -90,10 +90,12 @@ def fused_attention(
     )
     seen = {"visible": dict(visible), "start": dict(starts or {})}
     output, logsumexp, *found = fold_mapped_axes(run, rows, seen, banks, layer)
+    of_value = _table_rows("value", packed, groups, tables)
     if packed is not None and outer_dictionary.folds_outside(packed.value):
-        results, of_value = (output, logsumexp, *found), _needed(tables).value
-        return outer_dictionary.join_parts(results, packed.value, groups, of_value, layer)
-    if (of_value := _table_rows("value", packed, groups, tables)) is not None:
+        assert of_value is not None
+        results = output, logsumexp, *found
+        return outer_dictionary.join_parts(results, packed.value, len(groups), of_value, layer)
+    if of_value is not None:
         mass, *found = found
         output = output + of_value.weighted_sum(mass)
     if packed is not None and outer_rotation.rotates_outside(packed.value):
@@ -294,7 +296,8 @@ def plan(
         classes = packed_classes(banks.packed)
         layers = jax.tree.leaves(banks.packed.key)[0].shape[-4]
         if outer_dictionary.folds_outside(key := banks.packed.key):
-            groups = [(x, outer_dictionary.part_dim(key, x)) for x in _groups(banks.packed)]
+            of_parts = outer_dictionary.class_groups(classes)
+            groups = [(x, outer_dictionary.part_dim(key, x)) for x in of_parts]
             widest = max(dim for _, dim in groups)
     of_book = bool(classes) and classes[0].key.codebook
     heads = outer * batch * kv_heads

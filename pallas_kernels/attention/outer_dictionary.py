@@ -19,10 +19,9 @@ from typing import TypeGuard
 import jax.numpy as jnp
 
 from pallas_kernels.attention.kernel_spec import Packed
-from pallas_kernels.attention.table_rows import table_rows
+from pallas_kernels.attention.table_rows import TableRows
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.code_tables import SideTables
 from vkq_jax.pytree import take_layer
 from vkq_jax.quantized import QuantizedTensor
 
@@ -75,8 +74,8 @@ def scores_of_centres(
 def join_parts(
     results: Sequence[Array],
     value: TiledDictionary,
-    groups: Sequence[Sequence[Packed]],
-    tables: SideTables,
+    parts: int,
+    rows: TableRows,
     layer: Int32[Array, ""],
 ) -> tuple[Float[Array, "B K Q H"], Float[Array, "B K Q"]]:
     """Output and natural log-sum-exp of a whole launch from those of its parts.
@@ -84,10 +83,10 @@ def join_parts(
     Args:
         results: of dense banks, if any, output and log-sum-exp; of each class the same, with a
             codebook also the weights by centroid.
-        value: the values. groups: of each part. tables: of values, of the layer. layer: its number.
+        value: the values. parts: their number. rows: of the tables of values. layer: its number.
     """
     size = 3 if value.codebook else 2
-    first = len(results) - size * len(groups)
+    first = len(results) - size * parts
     dense, packed = results[:first], results[first:]
     outputs, sums, masses = packed[::size], packed[1::size], packed[2::size]
     logsumexp = functools.reduce(jnp.logaddexp, [*sums, *dense[1:]])
@@ -98,7 +97,6 @@ def join_parts(
     if value.codebook:
         of_parts = [share * x for share, x in zip(shares, masses, strict=True)]
         weighed.append(functools.reduce(jnp.add, of_parts))
-    rows = table_rows(value, table_parts(value, groups), tables)
     total = rows.weighted_sum(jnp.concatenate(weighed, axis=-1))
     if value.centre.shape[-2]:
         centre = take_layer(value.centre, layer).astype(jnp.float32)

@@ -7,13 +7,12 @@ is masks, softmax, score maps, soft-caps and post-scaling.
 import dataclasses
 import random
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 import vkq_jax
-from tests.support.caches import Shape, random_layer, random_starts, with_score_map
-from vkq_jax.attention import attend_cache, attend_dense, merge
+from tests.support.caches import Shape, attend, random_layer, random_starts, with_score_map
+from vkq_jax.attention import attend_dense, merge
 
 PRESETS = ["vkq-1bit", "signs-1bit", "calibquant-1bit", "kivi-2bit", "none"]
 SHAPES = [
@@ -24,8 +23,6 @@ SHAPES = [
     Shape(visual=((0, (0, 0)),)),
 ]
 QUERIES = {"normal": 1.0, "zeros": 0.0, "sharp": 100.0, "huge": 1e15, "small": 1e-30}
-
-attend = jax.jit(attend_cache, static_argnames=("logits_scale", "logits_soft_cap"))
 
 
 def exact(query, layer, starts, scale, cap):

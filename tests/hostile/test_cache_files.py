@@ -18,14 +18,12 @@ from safetensors.numpy import save_file
 
 import models
 import vkq_jax
-from tests.support.caches import Shape, random_layer
+from tests.support.caches import Shape, attend, random_layer
 from vkq_jax import persistence
-from vkq_jax.attention import attend_cache
 from vkq_jax.layer_settings import Cells
 from vkq_jax.layered import LayeredCache, split_layers
 from vkq_jax.recurrent import RecurrentState
 
-attend = jax.jit(attend_cache)
 SHAPE = Shape(visual=((40, (40, 11)),))
 
 

@@ -31,7 +31,7 @@ from vkq_jax import (
     TokenClass,
 )
 
-# Those that run on this machine; what only a GPU runs is emulated in test_kernel*.py.
+# Implementations that run on this machine; test_kernel*.py emulates the one that needs a GPU.
 HERE = [n for n in pallas_kernels.IMPLEMENTATIONS if pallas_kernels.unavailable_reason(n) is None]
 FAST = [name for name in HERE if name != "reference"]
 

@@ -17,7 +17,7 @@ from pallas_kernels.attention.description import describe
 from pallas_kernels.attention.kernel_spec import TuningConfig
 from pallas_kernels.attention.launch import emulated_launch, program_of
 from pallas_kernels.layout.tiled import untileable_bank_reason
-from tests.support.caches import Shape, random_layer, random_starts, relative_error
+from tests.support.caches import Shape, oracle, random_layer, random_starts, relative_error
 from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
 from vkq_jax import Dense, DictionaryCodes, KVQuantConfig, TokenClass
 from vkq_jax.cache import VisualBank
@@ -57,7 +57,6 @@ attend = jax.jit(
     functools.partial(mosaic_gpu.attend_cache, launch=emulated_launch),
     static_argnames=("tuning", "logits_soft_cap"),
 )
-oracle = jax.jit(vkq_jax.reference.attend_cache, static_argnames="logits_soft_cap")
 tile = jax.jit(pallas_kernels.tile)
 
 # head_dim, query heads per KV head, codes, tuning, soft cap, window

@@ -169,6 +169,6 @@ def assert_same(got: Any, expected: Any) -> None:
         if jnp.issubdtype(x.dtype, jnp.floating):
             off = float(jnp.finfo(x.dtype).eps) * 64 if same_codes else 1e-3
             x, y = np.float32(x), np.float32(y)
-            # What is summed rounds by its own size, not by that of the sum.
+            # Terms of a sum round by their own size, not by that of the sum.
             size = max(1.0, np.abs(y).max(initial=0.0))
             np.testing.assert_allclose(x, y, rtol=off, atol=off * size, err_msg=name)

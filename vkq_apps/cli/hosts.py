@@ -41,11 +41,11 @@ def join_hosts() -> None:
     address, scheduled = os.environ.get(_ADDRESS), _scheduled()
     if jax.distributed.is_initialized() or not (address or scheduled):
         return
-    if address and not scheduled:
+    if scheduled:
+        jax.distributed.initialize()
+    else:
         count, number = hosts_named()
         jax.distributed.initialize(address, num_processes=count, process_id=number)
-    else:
-        jax.distributed.initialize()
     if jax.process_index():
         leave_results_to_first()
 

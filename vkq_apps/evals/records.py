@@ -11,12 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vkq_jax.atomic_write import lock
 from vkq_jax.validation import check_fields
-
-try:
-    import fcntl
-except ImportError:  # Windows: logs stay unlocked there
-    fcntl = None
 
 __all__ = ["Record", "SampleLog", "log_path"]
 
@@ -77,7 +73,7 @@ class SampleLog:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         _hold(path)
-        if resume and path.exists():
+        if resume:
             self._read(path)
         else:
             path.write_text(json.dumps(self._head) + "\n", encoding="utf-8")
@@ -117,7 +113,7 @@ class SampleLog:
                 file.truncate(len(whole))
 
 
-_held: dict[str, int] = {}  # descriptors of the logs that this process has locked
+_held: set[str] = set()  # logs that this process has locked
 
 
 def _hold(path: Path) -> None:
@@ -129,19 +125,17 @@ def _hold(path: Path) -> None:
     if name in _held:
         return
     descriptor = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
-    _held[name] = descriptor
-    if fcntl is None:
-        return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor)
     except BlockingIOError as error:
-        os.close(_held.pop(name))
+        os.close(descriptor)
         raise ValueError(
             f"{path} is being written by another `vkq eval`: wait for its end, or give another "
             "--out"
         ) from error
     except OSError:
-        pass  # a file system without locks
+        pass  # a file system or an operating system without locks
+    _held.add(name)
 
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from models.families.base import Family, VisualInputs
 from models.families.gemma4.config import Gemma4Config
 from models.families.gemma4.model import Gemma4Model
 from models.families.gemma4.naming import gemma4_names
-from models.inputs.image_settings import check_patch_settings
+from models.inputs.image_settings import check_patch_settings, check_whole_blocks
 from models.inputs.pixels import check_image_tokens, check_pixels, token_runs
 from models.inputs.processing import Processing
 from models.vision.patch_grid import block_order, pack_frames
@@ -95,11 +95,7 @@ class _Processing(Processing):
     def check_picture(self, image_processor: Any, picture: Image.Image) -> None:
         """See `Processing.check_picture`; a resized picture has few patches, whatever its size."""
         factor = image_processor.patch_size * image_processor.pooling_kernel_size
-        if not image_processor.do_resize and any(side % factor for side in picture.size):
-            raise ValueError(
-                f"image: a picture of {picture.width} x {picture.height} is not resized "
-                f"(do_resize is false); expected sides that are multiples of {factor}"
-            )
+        check_whole_blocks(image_processor, picture, factor)
 
     def preprocess(
         self,

@@ -9,7 +9,7 @@ from PIL import Image
 from models.families.qwen_vl.clips import Qwen3ClipProcessing, QwenClipProcessing
 from models.families.qwen_vl.config import QwenVLConfig
 from models.inputs.clip_processing import ClipProcessing
-from models.inputs.image_settings import check_area_settings
+from models.inputs.image_settings import check_area_settings, check_whole_blocks
 from models.inputs.processing import Processing
 
 __all__ = ["QwenVLProcessing"]
@@ -42,11 +42,7 @@ class QwenVLProcessing(Processing):
     def check_picture(self, image_processor: Any, picture: Image.Image) -> None:
         """See `Processing.check_picture`; `check` has bounded the largest area already."""
         factor = image_processor.patch_size * image_processor.merge_size
-        if not image_processor.do_resize and any(side % factor for side in picture.size):
-            raise ValueError(
-                f"image: a picture of {picture.width} x {picture.height} is not resized "
-                f"(do_resize is false); expected sides that are multiples of {factor}"
-            )
+        check_whole_blocks(image_processor, picture, factor)
 
     def preprocess(
         self,
