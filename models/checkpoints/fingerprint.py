@@ -1,9 +1,14 @@
 """A model's fingerprint: what tables made for it are known by."""
 
+import functools
 import hashlib
+import math
+import weakref
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from models.layers.layer_scan import UnstackedParam
 from models.model import Model
@@ -11,26 +16,83 @@ from vkq_jax.hosts import to_host
 
 __all__ = ["fingerprint"]
 
-_ROWS = 64  # of each weight: enough to tell models apart, little to read back from a device
+_CHUNK = 1 << 16
+_TINY = 0x3700  # the bits of 2 ** -17 in bfloat16: smaller ones are none of float16
+_known: weakref.WeakKeyDictionary[Model, str] = weakref.WeakKeyDictionary()
 
 
 def fingerprint(model: Model) -> str:
-    """16 hexadecimal digits of the text tower's weights, the same in every dtype.
+    """16 hexadecimal digits of all weights, whatever their dtype, devices and layout.
 
-    The first rows of every parameter of the first and the last decoder block count, rounded to
-    bfloat16.
+    Weights count as they are in bfloat16. (float16 of a checkpoint in float32 is rounded twice and
+    may have another fingerprint.) Where devices of several hosts hold them, all hosts call this
+    together. A model's second call costs nothing.
     """
-    digest = hashlib.sha256()
-    leaves = jax.tree_util.tree_leaves_with_path(
-        model.params, is_leaf=lambda x: isinstance(x, UnstackedParam)
+    if model not in _known:
+        digest = hashlib.sha256()
+        leaves = jax.tree_util.tree_leaves_with_path(
+            model.params, is_leaf=lambda x: isinstance(x, UnstackedParam)
+        )
+        for path, leaf in leaves:
+            if isinstance(leaf, UnstackedParam):
+                shape, size = (len(leaf.layers), *leaf.layers[0].shape), leaf.layers[0].size
+                total = sum(_checksum(x, i * size % 2**32) for i, x in enumerate(leaf.layers))
+            else:
+                shape, total = leaf.shape, _checksum(leaf, 0)
+            digest.update(f"{jax.tree_util.keystr(path)}{shape}{total % 2**32}".encode())
+        _known[model] = digest.hexdigest()[:16]
+    return _known[model]
+
+
+def _checksum(x: jax.Array | np.ndarray, first: int) -> int:
+    """The sum modulo 2 ** 32 of each weight's hash by value and place, counted from `first`."""
+    on_host = not isinstance(x, jax.Array) or (
+        x.is_fully_addressable and all(device.platform == "cpu" for device in x.devices())
     )
-    for path, leaf in leaves:
-        name = jax.tree_util.keystr(path)
-        if "['text']['layers']" not in name:
-            continue
-        blocks = leaf.layers if isinstance(leaf, UnstackedParam) else leaf
-        for block in (blocks[0], blocks[-1]):
-            rows = to_host(block[:_ROWS].astype(jnp.bfloat16))
-            digest.update(f"{name}{block.shape}".encode())
-            digest.update(rows.tobytes())
-    return digest.hexdigest()[:16]
+    if on_host:
+        return _sum_on_host(np.asarray(x), first)
+    return int(to_host(_sum_on_devices(x, np.uint32(first))))
+
+
+@jax.jit
+def _sum_on_devices(x: jax.Array, first: Any) -> jax.Array:
+    """Reads the weights where they lie: a large model's would take long to fetch."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+    place = first
+    for axis in range(x.ndim):
+        step = np.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
+        place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * step
+    chunk, place = place // np.uint32(_CHUNK), place % np.uint32(_CHUNK)
+    hashes = _mixed(bits.astype(jnp.uint32)) * _odd(place) * _odd(chunk)
+    return hashes.sum(dtype=jnp.uint32)
+
+
+def _sum_on_host(x: np.ndarray, first: int) -> int:
+    """The same in NumPy, which has nothing to compile for each shape."""
+    flat, total, start = x.reshape(-1), 0, 0
+    while start < flat.size:
+        chunk, place = divmod((first + start) % 2**32, _CHUNK)
+        bits = flat[start : start + _CHUNK - place].astype(jnp.bfloat16).view(np.uint16)
+        factors = _factors()[place : place + len(bits)]
+        hashes = _mixed(bits.astype(np.uint32)) * factors
+        total += int(hashes.sum(dtype=np.uint32)) * int(_factors()[chunk])
+        start += len(bits)
+    return total % 2**32
+
+
+@functools.cache
+def _factors() -> np.ndarray:
+    """An odd factor for each place of a chunk, and for each chunk."""
+    return _odd(np.arange(_CHUNK, dtype=np.uint32))
+
+
+def _mixed(bits: Any) -> Any:
+    """Hashes of bfloat16 bits in uint32; +-0 and what float16 cannot hold are 0."""
+    bits = bits * ((bits & np.uint32(0x7FFF)) > _TINY).astype(np.uint32) * np.uint32(0x9E3779B1)
+    return bits ^ (bits >> np.uint32(15))
+
+
+def _odd(place: Any) -> Any:
+    """An odd factor of a place in uint32."""
+    place = (place + np.uint32(1)) * np.uint32(0x85EBCA6B)
+    return (place ^ (place >> np.uint32(13))) * np.uint32(0xC2B2AE35) | np.uint32(1)

@@ -1,5 +1,7 @@
 """Tables of codes: made from sample prompts, kept with the model, taken by generation."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import models
 import vkq_jax
 from models.calibration import codes as code_calibration
+from models.checkpoints import fingerprint as fingerprints
 from tests.support.tiny_llava import WINDOWED, batch, prompt, tiny_model
 from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass
 
@@ -173,4 +176,29 @@ def test_prompts_that_cannot_calibrate_are_refused(model):
 def test_the_fingerprint_does_not_depend_on_how_weights_are_kept(model):
     assert models.fingerprint(tiny_model().unstack_layers()) == models.fingerprint(model)
     assert models.fingerprint(tiny_model(dtype=jnp.bfloat16)) == models.fingerprint(model)
-    assert models.fingerprint(tiny_model(seed=1)) != models.fingerprint(model)
+
+
+def test_every_weight_counts_in_the_fingerprint(model):
+    """Fine-tunes may differ in the projector or in one block alone."""
+    leaves, tree = jax.tree.flatten(model.params)
+    draw, seen = np.random.default_rng(0), {models.fingerprint(model)}
+    for number, leaf in enumerate(leaves):
+        other = np.array(leaf)
+        other.flat[draw.integers(other.size)] += 0.1
+        params = jax.tree.unflatten(tree, [*leaves[:number], other, *leaves[number + 1 :]])
+        seen.add(models.fingerprint(dataclasses.replace(model, params=params)))
+    assert len(seen) == 1 + len(leaves)
+
+
+@pytest.mark.parametrize("first", [0, 65535, 2**32 - 70000])
+def test_checksums_are_the_same_on_the_host_and_on_devices(first):
+    x = jax.random.normal(jax.random.key(0), (3, 35000, 2))
+    x = x.at[0, :4, 0].set(jnp.asarray([0.0, -0.0, 1e-9, -1e-30]))
+    expected = int(fingerprints._sum_on_devices(x, np.uint32(first)))
+    assert fingerprints._sum_on_host(np.asarray(x), first) == expected
+    # Of a checkpoint in bfloat16, float16 holds the same weights but for the tiniest.
+    coarse = x.astype(jnp.bfloat16).astype(jnp.float16)
+    assert fingerprints._sum_on_host(np.asarray(coarse), first) == expected
+    # The layers of a stack add up to it.
+    parts = [fingerprints._sum_on_host(np.asarray(x[i]), first + i * 70000) for i in range(3)]
+    assert sum(parts) % 2**32 == expected

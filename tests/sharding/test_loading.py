@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 import models
 import vkq_jax
+from models.checkpoints import fingerprint as fingerprints
 from models.checkpoints.folder import Checkpoint
 from models.generation.prefill import new_cache
 from models.layers.layer_scan import restack_layers
@@ -85,6 +86,10 @@ def test_layers_apart_stay_in_their_shards(cases):
     kernel = apart.params["text"]["layers"]["mlp"]["up_proj"]["kernel"]
     assert [shards(layer) for layer in kernel.layers] == [4, 4]
     jax.tree.map(np.testing.assert_array_equal, restack_layers(apart.params), one.params)
+    assert models.fingerprint(apart) == models.fingerprint(one)
+    # As on accelerators, where the shards are summed.
+    expected = fingerprints._sum_on_host(np.asarray(kernel.layers[0]), 7)
+    assert int(fingerprints._sum_on_devices(kernel.layers[0], np.uint32(7))) == expected
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def evaluate_model(
     }
     marks = {
         **{name: asked[name] for name in asked if name != "quant"},
-        "weights": checkpoint_digest(Path(model.source)),
+        "weights": checkpoint_digest(model),
         "questions": plan.digest(),
         "device": head["device"],
         "codes": {setting.name: _digest(setting) for setting in settings},
