@@ -186,8 +186,9 @@ def _read_config(folder: Path) -> ModelConfig:
         config = family_of(model_type).read_config(content)
     generation = folder / "generation_config.json"
     if generation.is_file():
+        settings = read_json(generation)
         with errors_of(generation):
-            stops = token_ids(_GenerationSettings.read(read_json(generation)).eos_token_id)
+            stops = token_ids(_GenerationSettings.read(settings).eos_token_id)
         config = dataclasses.replace(config, eos_token_ids=stops) if stops else config
     sampling = read_sampling(folder, content, config.text.vocab_size)
     return dataclasses.replace(config, sampling=sampling)

@@ -1,7 +1,9 @@
 """A checkpoint's own processor: its tokenizer, image preprocessing and chat template."""
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,16 @@ __all__ = ["Processor", "decode", "processor_of"]
 _NEEDED = (
     ("tokenizer.json", "tokenizer.model"),
     ("preprocessor_config.json", "processor_config.json"),
+)
+_JSON_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.json",
 )
 
 
@@ -118,7 +130,8 @@ def _load(folder: Path, config: ModelConfig) -> Processor:
             f"processor files missing in {show_path(folder)}: {', '.join(missing)}"
         )
     processing = family_of(config.model_type).processing()
-    with named(f"cannot read the processor in {show_path(folder)}"):
+    subject = f"cannot read the processor in {show_path(folder)}"
+    with _broken_files_first(folder), named(subject):
         tokenizer = from_transformers("AutoTokenizer").from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
@@ -146,6 +159,18 @@ def _load(folder: Path, config: ModelConfig) -> Processor:
             picture_text=processing.picture_text(config, tokenizer),
             **of_clips,
         )
+
+
+@contextlib.contextmanager
+def _broken_files_first(folder: Path) -> Iterator[None]:
+    """Names the file in place of an error of transformers, where one holds no JSON object."""
+    try:
+        yield
+    except ValueError:
+        for name in _JSON_FILES:
+            if (folder / name).is_file():
+                read_json(folder / name)
+        raise
 
 
 def _processor_settings(folder: Path) -> dict[str, Any]:

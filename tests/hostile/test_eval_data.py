@@ -107,3 +107,32 @@ def test_damaged_logs(tmp_path, cases, one_clear_error):
             assert all(record is None or record.positions > 0 for record in found)
         except Exception as error:
             one_clear_error(error)
+
+
+def _said(samples):
+    return [(s.key, s.question, s.answers, s.choices) for s in samples]
+
+
+@pytest.mark.parametrize("name", [*FIXTURES, "jsonl"])
+def test_marks_and_ends_of_lines_of_other_systems_change_nothing(name, tmp_path, one_clear_error):
+    """As Windows writes text: a byte order mark, carriage returns; UTF-16 is named."""
+    if name == "jsonl":
+        save_picture(tmp_path / "x.png")
+        data = tmp_path / "own.jsonl"
+        data.write_text(f"{json.dumps(GOOD)}\n\n{json.dumps({**GOOD, 'id': 'b'})}\n")
+        files, task = [data], "own"
+    else:
+        data, task = tmp_path / "data", name
+        FIXTURES[name][0](data)
+        suffixes = (".json", ".jsonl", ".tsv", ".txt")
+        files = [path for path in data.rglob("*") if path.suffix in suffixes]
+    expected = _said(read_data([f"{name}={data}"])[task].choose(10, 0))
+    contents = {file: file.read_text() for file in files}
+    for file, text in contents.items():
+        file.write_text(text.replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
+    assert _said(read_data([f"{name}={data}"])[task].choose(10, 0)) == expected
+    for file, text in contents.items():
+        file.write_text(text, encoding="utf-16")
+    with pytest.raises(Exception) as error:  # noqa: PT011  # its type is checked
+        use(read_data([f"{name}={data}"])[task].choose(10, 0))
+    one_clear_error(error.value)

@@ -11,6 +11,7 @@ from PIL import Image
 
 import models
 from models.families.registry import family_of
+from models.inputs.clip_processing import _crop
 from models.inputs.clips import group_clips, read_clip
 from models.layers.linear import Maker
 from models.model import Model
@@ -226,3 +227,14 @@ def test_clips_of_different_lengths_are_answered_in_1_bit(files, tmp_path, capsy
     assert exit_.value.code == 0
     assert record["visual_tokens"] == (2 + 12) * 4 + 2
     assert (record["video"], record["image"]) == (clips, None)
+
+
+@pytest.mark.parametrize(("width", "height"), [(4, 6), (9, 3), (11, 8)])
+def test_a_frame_is_cropped_and_filled_around_its_middle(width, height):
+    """As torchvision's `center_crop`, which transformers takes: the odd pixel is behind."""
+    pixels = np.random.default_rng(0).integers(1, 256, (height, width, 3), np.uint8)
+    got = np.asarray(_crop(Image.fromarray(pixels), {"width": 7, "height": 7}))
+    edges = [(max(0, 7 - size) // 2, (max(0, 7 - size) + 1) // 2) for size in (height, width)]
+    padded = np.pad(pixels, (*edges, (0, 0)))
+    top, left = ((size - 7) // 2 for size in padded.shape[:2])
+    np.testing.assert_array_equal(got, padded[top : top + 7, left : left + 7])

@@ -110,6 +110,15 @@ def test_an_earlier_turn_and_the_cache_can_be_to_blame(model):
     refuse_non_finite(model, inputs, cache, *answer[:2], jnp.array([True, True]))
 
 
+def test_a_token_of_the_answer_can_be_to_blame(model):
+    inputs = batch(ROWS[1])
+    unused = next(token for token in range(3, 63) if token not in ROWS[1])
+    bad = broken(model, "['text']['embed_tokens']", unused)
+    tokens = jnp.asarray([[3, unused]], jnp.int32)
+    with pytest.raises(ValueError, match="the first NaN or infinity is in the token embeddings"):
+        refuse_non_finite(bad, inputs, None, tokens, jnp.asarray([2]), jnp.asarray([False]))
+
+
 def test_a_cache_of_another_model_is_one_clear_error(model):
     text = model.config.text
     shape = {

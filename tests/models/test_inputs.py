@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -20,6 +22,13 @@ def test_counts_positions_and_places_of_a_padded_batch(side):
     for positions, mask, row in zip(inputs.positions, inputs.mask, rows, strict=True):
         np.testing.assert_array_equal(positions[mask], np.arange(len(row)))
     assert int(inputs.positions.min()) == 0
+
+
+def test_text_behind_a_clip_goes_on_at_its_rows_and_columns():
+    inputs = batch(prompt(3), prompt(2))
+    axes = np.stack([inputs.positions + 100, inputs.positions, inputs.positions + 1], axis=-1)
+    timed = dataclasses.replace(inputs, positions=axes)
+    np.testing.assert_array_equal(timed.next_position, inputs.next_position + 1)
 
 
 def test_it_is_a_pytree_whose_counts_are_structure():

@@ -54,6 +54,7 @@ def test_a_name_that_is_not_in_the_cache_is_one_clear_error(cache, name):
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(cache, monkeypatch):
     assert weight_bytes(NAME, 4) >= nbytes(models.load(NAME, dtype=jnp.float32).params)
+    assert weight_bytes(NAME) == weight_bytes(NAME, 4) // 2  # in bfloat16
     monkeypatch.setattr(memory, "free_memory", lambda devices: 1000)
     monkeypatch.setattr("models.loading.read_weights", None)
     with pytest.raises(MemoryError, match=r"weights take [\d.]+ KiB, and 1000 B are free on cpu"):

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -17,10 +18,12 @@ from PIL import Image
 
 import vkq_jax
 from models.generation.context import context_length
+from models.generation.room import check_text_fits
 from models.layers.rope import RopeConfig, RopeKind
 from tests.support.command import run
 from tests.support.tiny_llava import CONFIG, WINDOWED, tiny_model
 from vkq_apps.cli.app import COMMANDS
+from vkq_apps.cli.calibrate import _read_prompts
 from vkq_apps.cli.room import check_room
 
 LINEAR = RopeConfig(head_dim=16, max_length=512, kind=RopeKind.LINEAR, factor=4.0)
@@ -243,6 +246,12 @@ def test_calibrating_codes_checks_room_and_pictures_before_it_loads_a_model(
     assert message in err.splitlines()[-1]
 
 
+def test_questions_of_a_file_as_windows_writes_it(tmp_path):
+    file = tmp_path / "questions.txt"
+    file.write_text("What is it?\r\n\r\nWhere?\r\n", encoding="utf-8-sig", newline="")
+    assert _read_prompts(file) == ["What is it?", "Where?"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -329,6 +338,29 @@ def test_the_room_of_a_model(monkeypatch):
     check_room(config, visual=1000, text=61, max_new_tokens=116, text_bits=8)
     with pytest.raises(ValueError, match=r"at most 116, since 178 text tokens"):
         check_room(config, visual=1000, text=61, max_new_tokens=117, text_bits=8)
+
+
+def test_the_answer_that_an_error_offers_fits_the_memory(monkeypatch):
+    """Rounded up, a few tokens more may take much more."""
+    one = 2 * 2 * 3 * 2 * 16
+    monkeypatch.setattr("models.generation.room.free_memory", lambda devices: 100 * one)
+
+    def check(most):
+        check_text_fits(
+            CONFIG,
+            batch=1,
+            filled=20,
+            tokens=20,
+            max_new_tokens=most,
+            dtype=jnp.bfloat16,
+            rounded=lambda count: -(-count // 64) * 64,
+        )
+
+    with pytest.raises(ValueError, match="max_new_tokens: expected at most") as error:
+        check(100)
+    offered = int(re.search(r"at most (\d+)", str(error.value))[1])
+    assert offered > 20
+    check(offered)
 
 
 def test_without_a_command_it_shows_help(capsys):

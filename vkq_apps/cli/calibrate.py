@@ -168,7 +168,7 @@ def _read_prompts(file: Path | None) -> Sequence[str]:
     if file is None:
         return PROMPTS
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--prompts: {file} cannot be read as text: {error}") from error
     found = [line for line in lines if line]

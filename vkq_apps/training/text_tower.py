@@ -14,7 +14,7 @@ from models.checkpoints.folder import Checkpoint
 from models.checkpoints.foreign_errors import named
 from models.checkpoints.hf_settings import read_json
 from models.messages import show_path, some
-from vkq_apps.training.gguf_files import gguf_errors, read_gguf_settings
+from vkq_apps.training.gguf_files import gguf_errors, gguf_tensors, read_gguf_settings
 from vkq_apps.training.tower_parts import has_parts, read_parts
 
 __all__ = ["TextTower", "read_tower"]
@@ -82,7 +82,8 @@ def _read_folder(folder: Path) -> TextTower:
 
 
 def _read_gguf(file: Path) -> TextTower:
-    _, tokenizer = read_gguf_settings(file)
+    config, tokenizer = read_gguf_settings(file)
+    gguf_tensors(file, config)  # of the right sizes
     with gguf_errors(file):
         import transformers
 

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from models.checkpoints.foreign_errors import named
 from models.messages import show_path, some
 from vkq_apps.cli.standalone import argument, option, run_standalone
-from vkq_apps.training.gguf_files import read_gguf_settings
+from vkq_apps.training.gguf_files import gguf_tensors, read_gguf_settings
 from vkq_apps.training.processor import write_json
 from vkq_apps.training.used_vocabulary import recipe_texts, used_vocabulary
 from vkq_jax.atomic_write import atomic_write
@@ -109,27 +109,14 @@ def read_parts(folder: Path) -> dict[str, np.ndarray]:
 
 def _read_blocks(file: Path, rows: list[int], config: Any) -> dict[str, Blocks]:
     """The tensors of a GGUF file by the names of Hugging Face's files."""
-    import torch  # pyright: ignore[reportMissingImports]
-    from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map  # pyright: ignore
-    from transformers import AutoModelForCausalLM
-
-    reader = GGUFReader(file)
-    architecture = reader.fields["general.architecture"].contents()
-    key = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
-    names = get_tensor_name_map(key, config.num_hidden_layers)
-    found = {tensor.name: tensor for tensor in reader.tensors}
-    with torch.device("meta"):
-        wanted = AutoModelForCausalLM.from_config(config).state_dict()
     tensors = {}
-    for name in wanted:
-        own = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if own in found:
-            data = np.asarray(found[own].data)
-            if name in ("model.embed_tokens.weight", "lm_head.weight"):
-                data = data[rows]
-            elif architecture.startswith("gemma") and name.endswith("norm.weight"):
-                data = data - 1  # the file has what the norm multiplies by
-            tensors[name] = Blocks(np.ascontiguousarray(data), found[own].tensor_type.name)
+    for name, tensor in gguf_tensors(file, config).items():
+        data = np.asarray(tensor.data)
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            data = data[rows]
+        elif config.model_type.startswith("gemma") and name.endswith("norm.weight"):
+            data = data - 1  # the file has what the norm multiplies by
+        tensors[name] = Blocks(np.ascontiguousarray(data), tensor.tensor_type.name)
     return tensors
 
 

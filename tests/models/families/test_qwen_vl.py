@@ -21,7 +21,7 @@ from models.inputs.batch import Inputs
 from models.inputs.padding import pad_to_buckets
 from models.inputs.pixels import bucket
 from models.layers.linear import Maker
-from models.layers.rope import MRope
+from models.layers.rope import MRope, RopeKind
 from models.loading import save_weights
 from tests.support.qwen_vl import END, IMAGE, START, batch, config_json, write_processor
 
@@ -59,6 +59,10 @@ def test_flat_and_nested_settings_read_the_same():
     assert config == QwenVLConfig.from_hf(nested)
     assert config.text.rope.mrope == MRope((1, 2, 1))
     assert config.vision.window == 4
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    flat["rope_scaling"] = yarn | {"mrope_section": sections}
+    rope = QwenVLConfig.from_hf(flat).text.rope
+    assert (rope.kind, rope.mrope) == (RopeKind.YARN, MRope((1, 2, 1)))
     assert hash(config) == hash(QwenVLConfig.from_hf(nested))
 
 

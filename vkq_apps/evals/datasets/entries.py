@@ -153,7 +153,7 @@ def tsv_entries(path: Path) -> Iterator[Entry]:
     """The rows of a tab-separated file with a head line."""
     csv.field_size_limit(2**31 - 1)  # pictures in base64 are longer than the default
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, delimiter="\t")
             for row in rows:
                 if None in row:
