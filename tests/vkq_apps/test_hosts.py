@@ -69,6 +69,17 @@ def test_a_bad_mesh_is_one_clear_line(capsys, joined, arguments, said):
     assert joined == []
 
 
+@pytest.mark.parametrize("name", ["SLURM_NTASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE"])
+def test_numbers_of_a_scheduler_that_are_none_are_named(monkeypatch, name):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    for wrong in ("two", "-2", "2.5"):
+        monkeypatch.setenv(name, wrong)
+        if name == "OMPI_COMM_WORLD_SIZE":
+            monkeypatch.delenv("SLURM_NTASKS", raising=False)
+        with pytest.raises(ValueError, match=f"{name}: expected a whole number, got '{wrong}'"):
+            hosts.hosts_named()
+
+
 @pytest.mark.parametrize("option", [["--resume", "--out", "rows.json"], ["--seconds", "9"]])
 def test_hosts_that_measure_together_take_no_option_of_one(capsys, joined, monkeypatch, option):
     monkeypatch.setenv("SLURM_NTASKS", "2")

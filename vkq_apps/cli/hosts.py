@@ -66,7 +66,7 @@ def hosts_named() -> tuple[int, int]:
                 f"{_ADDRESS}={address}: expected numbers in {_COUNT} and {_NUMBER} beside it, got "
                 f"{numbers[0]!r} and {numbers[1]!r}"
             )
-    count, number = (int(os.environ.get(name) or 0) for name in names)
+    count, number = map(_whole, names)
     return count, number
 
 
@@ -78,4 +78,12 @@ def leave_results_to_first() -> None:
 
 def _scheduled() -> tuple[str, str] | None:
     """Names of a scheduler's count of processes and number of this one, where it names several."""
-    return next((n for n in _SCHEDULERS if int(os.environ.get(n[0]) or 1) > 1), None)
+    return next((names for names in _SCHEDULERS if _whole(names[0]) > 1), None)
+
+
+def _whole(name: str) -> int:
+    """The whole number in a variable of the environment; 0 where it is not set."""
+    text = os.environ.get(name) or "0"
+    if not text.isdecimal():
+        raise ValueError(f"{name}: expected a whole number, got {text[:40]!r}")
+    return int(text)

@@ -235,7 +235,12 @@ def test_a_bad_published_record_is_named_with_file_and_line(
         (["docvqa"], None, ValueError, "FORMAT=PATH"),
         (["nlvr=/tmp"], None, ValueError, "got 'nlvr=/tmp'"),
         (["docvqa=/none"], None, FileNotFoundError, "/none does not exist"),
-        (["jsonl=/none.jsonl"], None, FileNotFoundError, "/none.jsonl does not exist"),
+        (
+            ["jsonl=/none.jsonl"],
+            None,
+            FileNotFoundError,
+            "expected a JSONL file, there is none",
+        ),
         ([], "anls", ValueError, "--metric: expected --data jsonl=FILE"),
         ([], "f1", ValueError, "--metric: expected one of exact"),
     ],

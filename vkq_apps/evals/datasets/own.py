@@ -15,7 +15,7 @@ __all__ = ["JSONL"]
 
 def _read(path: Path) -> Iterator[Sample]:
     if not path.is_file():
-        raise FileNotFoundError(f"data file {path} does not exist")
+        raise FileNotFoundError(f"{path}: expected a JSONL file, there is none")
     keys: set[str] = set()
     for number, entry in enumerate(jsonl_entries(path), 1):
         key = entry.name("id") if "id" in entry.fields else str(number)
