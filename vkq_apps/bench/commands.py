@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.sharding.mesh import check_devices, check_text
 from vkq_apps.bench import device_memory, worker
 from vkq_apps.bench.mesh_scaling import compare_meshes
 from vkq_apps.bench.quantize import QuantizeSetup, measure_quantize
@@ -16,6 +17,7 @@ from vkq_apps.bench.scaling import ScalingSetup, compare_scaling, measure_scalin
 from vkq_apps.bench.throughput import ThroughputSetup
 from vkq_apps.bench.throughput_plan import compare_throughput, floors
 from vkq_apps.bench.timing import bandwidth
+from vkq_apps.cli.hosts import hosts_named
 from vkq_apps.provenance import provenance
 from vkq_jax.atomic_write import check_writable
 
@@ -47,6 +49,7 @@ def run_throughput(groups: Sequence[Sequence[ThroughputSetup]], output: Output) 
 
     Raises:
         OSError: the first process, which only looks at the device, fails.
+        ValueError: a mesh takes more devices than there are.
     """
     return _run_apart("vkq bench throughput", groups, output, compare_throughput)
 
@@ -68,6 +71,10 @@ def _run_apart(
         head = worker.call("probe", {})
         if "device" not in head:
             raise OSError(f"the device cannot be measured on: {head['message']}")
+        devices = head.pop("devices")
+        for mesh in {setup.mesh for group in groups for setup in group} - {None}:
+            hosts, _ = hosts_named()
+            check_devices(check_text(mesh), hosts * devices, hosts)
         results = output.open(command, head)
 
         def measure(setup: ThroughputSetup) -> dict[str, Any]:
