@@ -250,6 +250,7 @@ def test_calibrating_codes_checks_room_and_pictures_before_it_loads_a_model(
         (["generate", "--model", "tiny", "--prompt", "y"], "expected a picture or a clip"),
         ([*ASK, "--num-frames", "2"], "--num-frames=2: expected a clip (--video) beside it"),
         ([*ASK[:3], "--video", "x", "--prompt", "y"], "llava models take pictures alone"),
+        (["chat", "--model", "tiny", "--num-frames", "2"], "llava models take pictures alone"),
         (["nonsense"], "No such command"),
         (["chat", "--model", "tiny", "--quant", "vkq-1bit/9=none"], "expected layers in [-6, 6)"),
         (["demo", "--quant"], "'--quant' requires an argument; see `vkq demo --help`"),
