@@ -38,9 +38,9 @@ class Said(NamedTuple):
     err: str
 
 
-def on_two_hosts(*command: str, codes: tuple[int, int] = (0, 0)) -> list[Said]:
-    """Runs two processes of four devices each, which share a mesh of eight."""
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
+def on_two_hosts(*command: str, devices: int = 4, codes: tuple[int, int] = (0, 0)) -> list[Said]:
+    """Runs two processes with so many devices each, which share a mesh of all."""
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     address = f"localhost:{free_port()}"
     processes = []
     for number in range(2):
@@ -108,8 +108,11 @@ def test_two_processes_measure_a_row_together():
 
 
 def vkq_on_two_hosts(*commands: Sequence[str], codes: tuple[int, int] = (0, 0)) -> list[Said]:
-    """Runs command lines one after another; `{n}` in them is the number of the process."""
-    return on_two_hosts("tests.sharding.two_commands", json.dumps(commands), codes=codes)
+    """Runs command lines one after another, on two devices each.
+
+    `{n}` in them is the number of the process.
+    """
+    return on_two_hosts("tests.sharding.two_commands", json.dumps(commands), devices=2, codes=codes)
 
 
 def answers_in(results: Path) -> dict[tuple[str, str, str], str]:
@@ -123,16 +126,16 @@ def answers_in(results: Path) -> dict[tuple[str, str, str], str]:
 def test_the_same_commands_on_two_hosts_answer_and_calibrate_as_one(capsys, monkeypatch, tmp_path):
     """Results are written and shown by the first host alone."""
     monkeypatch.setattr(code_calibration, "calibrated_presets", {"vkq-1bit": RIVALS})
-    asked = ["eval", "--tasks", "text", "--samples", "12", "--batch-size", "12"]
-    asked += ["--quant", "vkq-1bit,keep-7%", "--control", "--by-layer", "--json", "--out"]
-    fitted = ["calibrate", "--model", "tiny", "--presets", "vkq-1bit", "--pictures", "8"]
-    fitted += ["--max-new-tokens", "2", "--batch-size", "8", "--json", "--out"]
+    asked = ["eval", "--tasks", "shapes", "--samples", "12", "--batch-size", "12"]
+    asked += ["--quant", "vkq-1bit,keep-7%", "--by-layer", "--json", "--out"]
+    fitted = ["calibrate", "--model", "tiny", "--presets", "vkq-1bit", "--pictures", "4"]
+    fitted += ["--max-new-tokens", "2", "--batch-size", "4", "--json", "--out"]
     for command in ([*asked, str(tmp_path / "one.json")], [*fitted, str(tmp_path / "one")]):
         with pytest.raises(SystemExit) as exit_:
             main(command)
         assert exit_.value.code == 0, capsys.readouterr().err
     *_, calibrated = map(json.loads, capsys.readouterr().out.splitlines())
-    mesh = ["--mesh", "data=2,model=4"]
+    mesh = ["--mesh", "data=2,model=2"]
     first, second = vkq_on_two_hosts(
         [*asked, str(tmp_path / "{n}.json"), *mesh], [*fitted, str(tmp_path / "{n}"), *mesh]
     )
@@ -145,7 +148,7 @@ def test_the_same_commands_on_two_hosts_answer_and_calibrate_as_one(capsys, monk
     }
     one, many = (answers_in(tmp_path / f"{name}.json") for name in ("one", "0"))
     assert many.keys() == one.keys()
-    assert len(one) == 48
+    assert len(one) == 36
     robust = [key for key in one if key[0] in ("none", "vkq-1bit")]
     assert [many[key] for key in robust] == [one[key] for key in robust]
     tables = [vkq_jax.load_tables(tmp_path / name) for name in ("one", "0")]
@@ -159,7 +162,7 @@ def test_the_same_commands_on_two_hosts_answer_and_calibrate_as_one(capsys, monk
 @pytest.mark.mesh
 def test_hosts_end_together(tmp_path):
     """Whether one cannot begin, their input differs, or one fails while the other works."""
-    asked = ["eval", "--mesh", "data=2,model=4", "--batch-size", "2", "--samples", "2"]
+    asked = ["eval", "--mesh", "data=2,model=2", "--batch-size", "2", "--samples", "2"]
     mine = f"jsonl={tmp_path}/{{n}}.jsonl"
     question = {"image": str(PICTURE), "question": "what?", "answer": "1"}
     (tmp_path / "0.jsonl").write_text(json.dumps(question))
