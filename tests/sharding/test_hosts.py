@@ -130,17 +130,22 @@ def test_the_same_commands_on_two_hosts_answer_and_calibrate_as_one(capsys, monk
     asked += ["--quant", "vkq-1bit,keep-7%", "--by-layer", "--json", "--out"]
     fitted = ["calibrate", "--model", "tiny", "--presets", "vkq-1bit", "--pictures", "4"]
     fitted += ["--max-new-tokens", "2", "--batch-size", "4", "--json", "--out"]
-    for command in ([*asked, str(tmp_path / "one.json")], [*fitted, str(tmp_path / "one")]):
+    told = ["generate", "--model", "tiny", "--image", str(PICTURE), "--prompt", "what is it?"]
+    told += ["--no-compare", "--max-new-tokens", "4", "--json"]
+    for command in ([*asked, str(tmp_path / "one.json")], [*fitted, str(tmp_path / "one")], told):
         with pytest.raises(SystemExit) as exit_:
             main(command)
         assert exit_.value.code == 0, capsys.readouterr().err
-    *_, calibrated = map(json.loads, capsys.readouterr().out.splitlines())
+    _, calibrated, answered = map(json.loads, capsys.readouterr().out.splitlines())
     mesh = ["--mesh", "data=2,model=2"]
     first, second = vkq_on_two_hosts(
-        [*asked, str(tmp_path / "{n}.json"), *mesh], [*fitted, str(tmp_path / "{n}"), *mesh]
+        [*asked, str(tmp_path / "{n}.json"), *mesh],
+        [*fitted, str(tmp_path / "{n}"), *mesh],
+        [*told, "--mesh", "model=4"],
     )
     assert second.out == ""
-    shown, row = map(json.loads, first.out.splitlines())
+    shown, row, answer = map(json.loads, first.out.splitlines())
+    assert answer["answer"] == answered["answer"]
     assert shown == json.loads((tmp_path / "0.json").read_text())
     assert {path.name for path in tmp_path.iterdir()} == {
         *("one.json", "one.json.samples.jsonl", "one"),
@@ -171,5 +176,5 @@ def test_hosts_end_together(tmp_path):
     assert "1.jsonl" in begun[1].err
     (tmp_path / "1.jsonl").write_text(json.dumps(question | {"question": "what then?"}))
     for host in vkq_on_two_hosts([*asked, "--data", mine], codes=(2, 2)):
-        assert "host 1 has other input than host 0: expected the same tasks" in host.err
+        assert "host 1 has other input than host 0: expected the same weights, que" in host.err
     vkq_on_two_hosts(["fail", "0"], codes=(3, -signal.SIGABRT))

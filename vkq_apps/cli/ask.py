@@ -196,11 +196,10 @@ def _answer(
         )
         # Layers, heads and tables that the model does not have are refused before any answer.
         find_codes(model, options.get("quant"), options.get("tables"))
-        assert model.source is not None
         alike |= {
-            "weights": checkpoint_digest(Path(model.source)),
-            "pictures and prompt": digest_of(inputs),
-            "options": (max_new_tokens, compare, digest_of(draws, options)),
+            "weights": lambda: checkpoint_digest(model),
+            "pictures and prompt": lambda: digest_of(inputs),
+            "options": lambda: (max_new_tokens, compare, digest_of(draws, options)),
         }
     say_if_uncalibrated(model, name, options.get("tables"))
     exact: Answer | None = None

@@ -115,12 +115,11 @@ def calibrate(
         check_mesh_of(model, mesh)
         check_before_loading(model, files, questions, per_prompt=1, max_new_tokens=max_new_tokens)
         loaded = load_model(model, mesh=mesh)
-        assert loaded.source is not None
         alike |= {
-            "weights": checkpoint_digest(Path(loaded.source)),
-            "pictures": [hashlib.sha256(file.read_bytes()).digest() for file in files],
-            "questions": [question for _, question in pairs],
-            "options": (names, max_new_tokens, batch_size, seed),
+            "weights": lambda: checkpoint_digest(loaded),
+            "pictures": lambda: [hashlib.sha256(file.read_bytes()).digest() for file in files],
+            "questions": lambda: [question for _, question in pairs],
+            "options": lambda: (names, max_new_tokens, batch_size, seed),
         }
     found: dict[str, list[float]] = {}
     part = out_file.with_name(f"{out_file.name}.part")

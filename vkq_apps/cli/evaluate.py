@@ -160,7 +160,9 @@ def evaluate(
         known = known_tasks(loaded, own, synthetic=synthetic)
         with stage("choosing questions"):
             plan = make_plan(tasks, known, own, samples=samples, seed=seed)
-        alike |= marks_of(loaded, plan, settings, options)
+        alike["weights, questions, codes and options"] = lambda: marks_of(
+            loaded, plan, settings, options
+        )
     with progress(log, "questions") as show:
         record = evaluate_model(
             loaded, plan, settings, options, results=results, resume=resume, progress=show

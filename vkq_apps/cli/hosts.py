@@ -5,7 +5,7 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -119,28 +119,29 @@ def leave_hosts(code: int) -> None:
 
 
 @contextmanager
-def on_all_hosts() -> Iterator[dict[str, Any]]:
+def on_all_hosts() -> Iterator[dict[str, Callable[[], Any]]]:
     """A block that all hosts get through with the same input, or that fails on all of them.
 
     It runs nothing that hosts compute together.
 
     Yields:
-        A dictionary for what has to be alike on all hosts, by name; its values are told apart by
-        their `repr`.
+        A dictionary for what has to be alike on all hosts, by name: functions whose results are
+        told apart by their `repr`. One host alone does not call them.
 
     Raises:
         ValueError: another host failed, or has other input.
     """
-    alike: dict[str, Any] = {}
+    alike: dict[str, Callable[[], Any]] = {}
     if not jax.distributed.is_initialized():
         yield alike
         return
     try:
         yield alike
+        own = repr({name: make() for name, make in alike.items()})
     except Exception:
         _exchange(b"")
         raise
-    found = _exchange(hashlib.sha256(repr(alike).encode()).digest())
+    found = _exchange(hashlib.sha256(own.encode()).digest())
     for number, digest in enumerate(found):
         if not any(digest):
             raise ValueError(f"host {number} failed, and says itself why; this one stops, too")

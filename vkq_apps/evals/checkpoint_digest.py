@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from models import Model
 from models.calibration.attached import TABLES_FILE
 
 __all__ = ["checkpoint_digest"]
@@ -10,14 +11,17 @@ __all__ = ["checkpoint_digest"]
 _EDGE = 2**20
 
 
-def checkpoint_digest(folder: Path) -> str:
+def checkpoint_digest(model: Model) -> str:
     """A digest of config.json and of the weights' names, sizes, first and last megabytes.
+
+    `model` is from `models.load`.
 
     Reading all of a large checkpoint would take longer than a small evaluation. Unlike
     `models.fingerprint`, which tables are known by, it covers the vision tower, too; the tables
     themselves have digests of their own.
     """
-    digest = hashlib.sha256()
+    assert model.source is not None
+    folder, digest = Path(model.source), hashlib.sha256()
     digest.update((folder / "config.json").read_bytes())
     for path in sorted(set(folder.glob("*.safetensors")) - {folder / TABLES_FILE}):
         size = path.stat().st_size

@@ -148,11 +148,10 @@ def marks_of(
 
     Arguments are those of `evaluate_model`.
     """
-    assert model.source is not None
     return {
         "tasks": list(plan.tasks),
         **dataclasses.asdict(options),
-        "weights": checkpoint_digest(Path(model.source)),
+        "weights": checkpoint_digest(model),
         "questions": plan.digest(),
         "codes": {setting.name: _digest(setting) for setting in settings},
     }
