@@ -1,6 +1,7 @@
 """The commands of `vkq bench` once their arguments are read: plan, measure, record."""
 
 import contextlib
+import itertools
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -72,9 +73,10 @@ def _run_apart(
         if "device" not in head:
             raise OSError(f"the device cannot be measured on: {head['message']}")
         devices = head.pop("devices")
-        for mesh in {setup.mesh for group in groups for setup in group} - {None}:
-            hosts, _ = hosts_named()
-            check_devices(check_text(mesh), hosts * devices, hosts)
+        hosts, _ = hosts_named()
+        for setup in itertools.chain(*groups):
+            if setup.mesh is not None:
+                check_devices(check_text(setup.mesh), hosts * devices, hosts)
         results = output.open(command, head)
 
         def measure(setup: ThroughputSetup) -> dict[str, Any]:
