@@ -9,7 +9,7 @@ import numpy as np
 
 import models
 import vkq_jax
-from models import GenerateOptions, Generation, Inputs, Model
+from models import Clip, GenerateOptions, Generation, Inputs, Model
 from models.generation.context import context_length
 from models.inputs.images import Picture
 from models.inputs.processor import processor_of
@@ -61,6 +61,7 @@ class Conversation:
         model: Model,
         *,
         max_new_tokens: int,
+        num_frames: int | None = None,
         chunk: int = 2,
         **options: Unpack[GenerateOptions],
     ):
@@ -69,11 +70,12 @@ class Conversation:
         Args:
             model: from `models.load`.
             max_new_tokens: most tokens of an answer.
+            num_frames: of each clip, see `models.prepare`.
             chunk: tokens after which an answer is shown.
             **options: of `models.generate` in every turn; its `key` is that of the first.
         """
         self.model = model
-        self._max_new_tokens, self._chunk = max_new_tokens, chunk
+        self._max_new_tokens, self._num_frames, self._chunk = max_new_tokens, num_frames, chunk
         self._options = GenerateOptions(key=jax.random.key(0)) | options
         self.reset()
 
@@ -100,6 +102,7 @@ class Conversation:
         self,
         question: str,
         pictures: Sequence[Picture] = (),
+        clips: Sequence[Clip] = (),
         *,
         on_prompt: Callable[[Inputs], None] = lambda inputs: None,
         on_text: Callable[[str], None] = lambda text: None,
@@ -109,7 +112,7 @@ class Conversation:
 
         Args:
             question: what the user says.
-            pictures: new ones that come with it.
+            pictures, clips: new ones that come with it.
             on_prompt: gets the inputs of the turn before they are read.
             on_text: gets the answer so far whenever it has grown.
             stop: asked whenever the answer has grown; True ends it there, and the conversation
@@ -120,7 +123,7 @@ class Conversation:
                 refuse. The conversation then stands where it stood.
         """
         started = time.perf_counter()
-        inputs = self._prepare(question, pictures)
+        inputs = self._prepare(question, pictures, clips)
         count = self._room_for_answer(inputs)
         on_prompt(inputs)
         options: dict[str, Any] = dict(self._options)
@@ -147,15 +150,24 @@ class Conversation:
         stopped = not self._finished and len(emitted) < count
         return Turn(text, self._finished, stopped, len(emitted), seconds)
 
-    def _prepare(self, question: str, pictures: Sequence[Picture]) -> Inputs:
+    def _prepare(self, question: str, pictures: Sequence[Picture], clips: Sequence[Clip]) -> Inputs:
         later = self._cache is not None
         prompt = models.chat_prompt(
-            self.model, question, num_images=len(pictures), later_turn=later
+            self.model,
+            question,
+            num_images=len(pictures),
+            num_videos=len(clips),
+            later_turn=later,
         )
         if not self._finished:  # a later turn lies behind a stop token, which a cut answer lacks
             prompt = (processor_of(self.model).tokenizer.eos_token or "") + prompt
         return models.prepare(
-            self.model, prompts=prompt, images=list(pictures) or None, later_turn=later
+            self.model,
+            prompts=prompt,
+            images=list(pictures) or None,
+            videos=list(clips) or None,
+            num_frames=self._num_frames if clips else None,
+            later_turn=later,
         )
 
     def _room_for_answer(self, inputs: Inputs) -> int:

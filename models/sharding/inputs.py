@@ -8,14 +8,17 @@ from models.inputs.batch import Inputs
 from models.sharding.axes import DATA
 from models.sharding.placing import place, place_sequences
 
-__all__ = ["check_batch", "place_inputs"]
+__all__ = ["check_batch", "check_divides", "place_inputs"]
 
 
 def check_batch(mesh: Mesh | None, inputs: Inputs) -> None:
     """Raises ValueError where `DATA` does not divide the batch."""
-    if mesh is None:
-        return
-    batch, parts = inputs.input_ids.shape[0], mesh.shape[DATA]
+    if mesh is not None:
+        check_divides(mesh.shape[DATA], inputs.input_ids.shape[0])
+
+
+def check_divides(parts: int, batch: int) -> None:
+    """Raises ValueError where `parts` devices of the axis `data` do not divide the batch."""
     if batch % parts:
         raise ValueError(
             f"mesh axis data={parts} does not divide a batch of {batch} prompts: give a multiple "

@@ -17,7 +17,15 @@ from models.messages import show
 from models.sharding.axes import DATA, GROUP, KV_HEADS
 from vkq_jax.layered import AnyCache, LayeredCache
 
-__all__ = ["check_states", "check_text", "fit_mesh", "make_mesh", "over_heads"]
+__all__ = [
+    "check_devices",
+    "check_fit",
+    "check_states",
+    "check_text",
+    "fit_mesh",
+    "make_mesh",
+    "over_heads",
+]
 
 _NAMES = ("data", "model")
 
@@ -49,11 +57,22 @@ def fit_mesh(mesh: str | Mesh, config: ModelConfig) -> Mesh:
     """The mesh for a model: its axis `model` in two, `KV_HEADS` and `GROUP`.
 
     Raises:
-        ValueError: as `make_mesh`, or a size of the text decoder that `model` does not divide.
+        NotImplementedError, ValueError: as `check_fit` and `make_mesh`.
     """
     plain = make_mesh(mesh)
-    text, parts = config.text, plain.shape["model"]
-    kv_heads = text.num_key_value_heads
+    check_fit(plain.shape["model"], config)
+    return over_heads(plain, config.text.num_key_value_heads)
+
+
+def check_fit(parts: int, config: ModelConfig) -> None:
+    """Checks that a model can be split over `parts` devices of the axis `model`; asks no device.
+
+    Raises:
+        NotImplementedError: layers of a kind that no mesh splits.
+        ValueError: a size of the text decoder that `parts` does not divide.
+    """
+    text = config.text
+    text.check_one_stack("a mesh", covered=("cross-attention", "linear attention"))
     sizes = {"num_attention_heads": text.num_attention_heads}
     if text.moe is None or text.dense_layers:
         sizes["intermediate_size"] = text.intermediate_size
@@ -67,7 +86,7 @@ def fit_mesh(mesh: str | Mesh, config: ModelConfig) -> Mesh:
                 f"mesh axis model={parts} does not divide {name}={size}: use one of "
                 f"{_divisors(math.gcd(*sizes.values()))}"
             )
-    return over_heads(plain, kv_heads)
+    _check_heads(parts, text.num_key_value_heads)
 
 
 def over_heads(mesh: str | Mesh, kv_heads: int) -> Mesh:
@@ -78,11 +97,7 @@ def over_heads(mesh: str | Mesh, kv_heads: int) -> Mesh:
     """
     plain = make_mesh(mesh)
     parts = plain.shape["model"]
-    if kv_heads % parts and parts % kv_heads:
-        raise ValueError(
-            f"mesh axis model={parts} is neither a divisor nor a multiple of "
-            f"num_key_value_heads={kv_heads}"
-        )
+    _check_heads(parts, kv_heads)
     split = min(kv_heads, parts)
     devices = plain.devices.reshape(plain.shape["data"], split, parts // split)
     names = (DATA, KV_HEADS, GROUP)
@@ -114,12 +129,29 @@ def check_text(text: str) -> dict[str, int]:
     return sizes
 
 
-def _devices(sizes: dict[str, int]) -> np.ndarray:
-    wanted, there = math.prod(sizes.values()), jax.device_count()
-    whole = jax.process_count() == 1 or wanted == there
-    if wanted > there or not whole:
+def _check_heads(parts: int, kv_heads: int) -> None:
+    if kv_heads % parts and parts % kv_heads:
+        raise ValueError(
+            f"mesh axis model={parts} is neither a divisor nor a multiple of "
+            f"num_key_value_heads={kv_heads}"
+        )
+
+
+def check_devices(sizes: dict[str, int], there: int, hosts: int) -> None:
+    """Raises ValueError where a mesh takes more devices than there are, or leaves hosts out.
+
+    Args:
+        sizes: from `check_text`. there: devices of all hosts together.
+    """
+    wanted = math.prod(sizes.values())
+    if wanted > there or (hosts > 1 and wanted < there):
         written = ",".join(f"{name}={size}" for name, size in sizes.items())
-        raise ValueError(f"mesh {written} needs {wanted} devices, there are {there}")
+        on = "" if hosts == 1 else f" on {hosts} hosts, and a mesh takes all of them"
+        raise ValueError(f"mesh {written} needs {wanted} devices, there are {there}{on}")
+
+
+def _devices(sizes: dict[str, int]) -> np.ndarray:
+    check_devices(sizes, jax.device_count(), jax.process_count())
     names = tuple(name for name in _NAMES if name in sizes)
     shape = tuple(sizes[name] for name in names)
     auto = (AxisType.Auto,) * len(names)

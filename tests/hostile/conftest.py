@@ -6,7 +6,6 @@ found again by its number. `pytest -m hostile --cases 2000` runs many; the suite
 
 from pathlib import Path
 
-import jaxtyping
 import pytest
 
 LONGEST_ERROR = 400
@@ -24,12 +23,6 @@ def cases(request):
     """Number of cases for each fuzzer, given its own small default: `cases(20)`."""
     asked = request.config.getoption("--cases")
     return lambda default: range(default if asked is None else asked)
-
-
-@pytest.fixture
-def as_users_run_it(monkeypatch):
-    """Annotations are not checked at run time."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture

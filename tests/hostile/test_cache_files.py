@@ -5,7 +5,6 @@ fitting checksum is either refused or a cache that attention can read.
 """
 
 import dataclasses
-import json
 import random
 
 import chex
@@ -13,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import models
 import vkq_jax
 from tests.support.caches import Shape, attend, random_layer
+from tests.support.mutated_files import mutated_bytes, mutated_fields, refused_or
 from vkq_jax import persistence
 from vkq_jax.layer_settings import Cells
 from vkq_jax.layered import LayeredCache, split_layers
@@ -128,23 +127,6 @@ def save_all(folder, caches):
     return [(cache, folder / f"{name}.safetensors") for name, cache in caches.items()]
 
 
-def read(path):
-    with safe_open(path, framework="np") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return arrays, dict(file.metadata())
-
-
-def refused_or(path, one_clear_error, accept, load=vkq_jax.load_cache):
-    """Loads; `accept` judges what comes. Whether it was refused."""
-    try:
-        loaded = load(path)
-    except Exception as error:
-        one_clear_error(error)
-        return True
-    accept(loaded)
-    return False
-
-
 def equal_to(cache):
     def accept(loaded):
         chex.assert_trees_all_equal(loaded, cache)
@@ -169,27 +151,6 @@ def can_be_read(loaded):
     vkq_jax.grow(loaded, loaded.cache_length + 1)
 
 
-def mutated_bytes(raw, rng):
-    raw, at = bytearray(raw), rng.randrange(len(raw))
-    if rng.random() < 0.3:  # in the header
-        at = rng.randrange(min(len(raw), 3000))
-    match rng.randrange(6):
-        case 0:
-            raw[at] ^= 1 << rng.randrange(8)
-        case 1:
-            raw[at : at + rng.randrange(1, 64)] = rng.randbytes(rng.randrange(64))
-        case 2:
-            del raw[at:]
-        case 3:
-            raw[at:at] = raw[rng.randrange(len(raw)) :][: rng.randrange(200)]
-        case 4:
-            raw[:8] = rng.choice([0, 1, 2**20, 2**63, 2**64 - 1, len(raw)]).to_bytes(8, "little")
-        case 5:
-            other = rng.randrange(len(raw))
-            raw[at], raw[other] = raw[other], raw[at]
-    return bytes(raw)
-
-
 def on_a_mesh(path):
     """The cache of a file, read straight to a mesh of one device."""
     return models.load_cache(path, "data=1,model=1")
@@ -207,95 +168,6 @@ def test_mutated_bytes_are_refused_or_harmless(all_saved, tmp_path, cases, one_c
         cache, original = rng.choice(all_saved)
         path.write_bytes(mutated_bytes(original.read_bytes(), rng))
         refused_or(path, one_clear_error, equal_to(cache), any_loader(rng))
-
-
-def mutated_array(array, rng):
-    """Another dtype, shape or value, likely one that cannot be."""
-    match rng.randrange(7 if array.size else 5):
-        case 0:
-            dtypes = [np.int32, np.uint32, np.float32, np.float16, np.float64, np.uint8, bool]
-            with np.errstate(over="ignore", invalid="ignore"):
-                return array.astype(rng.choice([*dtypes, jnp.bfloat16]))
-        case 1:
-            axis = rng.randrange(array.ndim)
-            return np.concatenate([array, array], axis)
-        case 2:
-            axis = rng.randrange(array.ndim)
-            return np.take(array, range(array.shape[axis] // 2), axis)
-        case 3:
-            return array[..., None] if rng.random() < 0.5 else array[0]
-        case 4:
-            return np.ascontiguousarray(np.swapaxes(array, rng.randrange(array.ndim), 0))
-        case 5:
-            kind = array.dtype.kind
-            odd = [-1, 0, 1, 41, 2**31 - 1] if kind in "iu" else [np.nan, np.inf, -1.0, 1e30]
-            array = array.copy()
-            with np.errstate(all="ignore"):
-                value = np.asarray(rng.choice(odd)).astype(array.dtype)
-            array.reshape(-1)[rng.randrange(array.size)] = value
-            return array
-        case _:
-            array = array.copy()
-            raw = array.reshape(-1).view(np.uint8)
-            raw[rng.randrange(raw.size)] ^= 1 << rng.randrange(8)
-            return array
-
-
-ODD = [None, True, False, 0, 1, -1, 2, 3, 40, 64, 2**31, 2**70, 0.0, 0.5, 1.5, 1e308, float("nan")]
-ODD += [float("inf"), "", "x", "float16", "float32", [], {}, [1], "median", 10**400]
-
-
-def nodes(tree):
-    """Every container of a JSON tree, with each of its keys."""
-    if isinstance(tree, dict):
-        items = list(tree.items())
-    else:
-        items = list(enumerate(tree)) if isinstance(tree, list) else []
-    for key, value in items:
-        yield tree, key
-        yield from nodes(value)
-
-
-def mutated_structure(structure, rng):
-    tree = json.loads(structure)
-    places = list(nodes(tree))
-    parent, key = rng.choice(places)
-    match rng.randrange(4):
-        case 0:
-            parent[key] = rng.choice(ODD)
-        case 1:
-            other, its = rng.choice(places)
-            parent[key] = json.loads(json.dumps(other[its]))
-        case 2:
-            if isinstance(parent, dict):
-                parent[rng.choice(["x", "bits", "value", "array"])] = parent.pop(key)
-            else:
-                del parent[key]
-        case 3:
-            values = [(p, k) for p, k in places if k == "value"]
-            parent, key = rng.choice(values)
-            old = parent[key]
-            if isinstance(old, bool) or not isinstance(old, int | float):
-                parent[key] = rng.choice(ODD)
-            else:
-                parent[key] = rng.choice([old + 1, old - 1, old * 2, -old, float(old), str(old)])
-    return json.dumps(tree)
-
-
-def mutated_fields(original, rng):
-    """Arrays and metadata with one or two changes."""
-    arrays, metadata = read(original)
-    for _ in range(rng.choice([1, 1, 2])):
-        match rng.randrange(4):
-            case 0 | 1:
-                name = rng.choice(sorted(arrays))
-                arrays[name] = mutated_array(arrays[name], rng)
-            case 2:
-                metadata["structure"] = mutated_structure(metadata["structure"], rng)
-            case 3:
-                one, two = rng.choice(sorted(arrays)), rng.choice(sorted(arrays))
-                arrays[one] = arrays[two]
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata
 
 
 def test_mutated_fields_are_refused_or_harmless(all_saved, tmp_path, cases, one_clear_error):

@@ -90,8 +90,8 @@ def nothing_runs(monkeypatch):
     monkeypatch.setattr(commands, "bandwidth", lambda: 1.0)
     monkeypatch.setattr(commands.device_memory, "claim_memory", lambda: None)
     monkeypatch.setattr(kernel, "check", lambda launch: True)
-    head = {"device": "d", "commit": "c", "time": "t", "bandwidth": 1.0}
-    monkeypatch.setattr(worker, "call", lambda *_, **__: head)
+    head = {"device": "d", "devices": 1, "commit": "c", "time": "t", "bandwidth": 1.0}
+    monkeypatch.setattr(worker, "call", lambda *_, **__: dict(head))
 
 
 def every_command():

@@ -9,7 +9,6 @@ import random
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -267,8 +266,7 @@ NOT_INPUTS = [
 
 
 @pytest.mark.parametrize(("call", "message"), NOT_INPUTS)
-def test_what_is_no_input_is_one_clear_error(monkeypatch, one_clear_error, call, message):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+def test_what_is_no_input_is_one_clear_error(as_users_run_it, one_clear_error, call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     one_clear_error(caught.value)

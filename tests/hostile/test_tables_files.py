@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 import vkq_jax
 from models.calibration.attached import find_codes
 from models.checkpoints.fingerprint import fingerprint
-from tests.hostile.test_cache_files import mutated_bytes, mutated_fields, refused_or
 from tests.support.caches import random_tables
+from tests.support.mutated_files import mutated_bytes, mutated_fields, refused_or
 from tests.support.tiny_llava import tiny_model
 from vkq_jax import persistence
 from vkq_jax.cache import code_bank

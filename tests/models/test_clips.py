@@ -1,7 +1,9 @@
 """Clips: as transformers' processors make them (tests/goldens/clips.npz), where they come from."""
 
 import dataclasses
+import io
 import json
+import sys
 
 import jax
 import numpy as np
@@ -210,8 +212,8 @@ def test_settings_of_clips_that_cannot_be_are_refused(tmp_path, changes, words):
 
 
 @pytest.mark.ci  # compiles a whole model
-def test_clips_of_different_lengths_are_answered_in_1_bit(files, tmp_path, capsys):
-    """`vkq generate` about a file and a folder, in one prompt."""
+def test_clips_of_different_lengths_are_answered_in_1_bit(files, tmp_path, capsys, monkeypatch):
+    """`vkq generate` about a file and a folder, in one prompt; `vkq chat` turn by turn."""
     case = CASES["llava_onevision: a picture between two clips"]
     write_files(tmp_path, case._replace(videos=case.videos | {"do_sample_frames": False}))
     write_random_checkpoint(tmp_path, case.config)
@@ -227,6 +229,17 @@ def test_clips_of_different_lengths_are_answered_in_1_bit(files, tmp_path, capsy
     assert exit_.value.code == 0
     assert record["visual_tokens"] == (2 + 12) * 4 + 2
     assert (record["video"], record["image"]) == (clips, None)
+    lines = ["what ?", f"/video {clips[1]}", "/video /none.gif", "and then ?"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    asked = ["chat", "--model", str(tmp_path), "--video", clips[0], "--json"]
+    with pytest.raises(SystemExit) as exit_:
+        main([*asked, "--max-new-tokens", "1"])
+    first, added, error, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert exit_.value.code == 0
+    assert (first["videos"], second["videos"]) == ([clips[0]], [clips[1]])
+    assert added == {"video": clips[1], "waiting": 1}
+    assert "/none.gif" in error["error"]
+    assert [x["cache"]["visual_tokens"] for x in (first, second)] == [2 * 4 + 1, (2 + 12) * 4 + 2]
 
 
 @pytest.mark.parametrize(("width", "height"), [(4, 6), (9, 3), (11, 8)])

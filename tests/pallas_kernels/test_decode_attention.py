@@ -14,6 +14,7 @@ import vkq_jax.reference
 from tests.support.caches import (
     SHAPES,
     Shape,
+    oracle,
     random_layer,
     random_starts,
     relative_error,
@@ -96,8 +97,7 @@ def test_equals_the_oracle(implementation, codes, shape, soft_cap):
         pallas_kernels.attend_cache, static_argnames=("implementation", "logits_soft_cap")
     )
     got = attend(query, layer, implementation=implementation, **options)
-    reference = jax.jit(vkq_jax.reference.attend_cache, static_argnames="logits_soft_cap")
-    expected = reference(query, layer, **options)
+    expected = oracle(query, layer, **options)
     assert relative_error(got.output, expected.output) < 3e-6
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(got.calibration_skipped, expected.calibration_skipped)
@@ -127,9 +127,9 @@ def test_a_window_equals_the_oracle(implementation, codes, shape, soft_cap):
     query, layer = random_layer(SHAPES[shape], CODES[codes])
     options = {"logits_soft_cap": soft_cap}
     fast = functools.partial(pallas_kernels.attend_cache, implementation=implementation, **options)
-    oracle = functools.partial(vkq_jax.reference.attend_cache, **options)
     starts = random_starts(query, layer)
-    got, expected = (jax.jit(run)(query, layer, starts=starts) for run in (fast, oracle))
+    got = jax.jit(fast)(query, layer, starts=starts)
+    expected = oracle(query, layer, starts=starts, **options)
     assert relative_error(got.output, expected.output) < 3e-6
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(got.calibration_skipped, expected.calibration_skipped)
@@ -172,11 +172,11 @@ def test_a_static_score_map_equals_the_oracle(implementation, codes, shape):
     query, plain = random_layer(SHAPES[shape], CODES[codes])
     layer = with_score_map(plain, 4)
     got = pallas_kernels.attend_cache(query, layer, implementation=implementation)
-    expected = vkq_jax.reference.attend_cache(query, layer)
+    expected = oracle(query, layer)
     assert relative_error(got.output, expected.output) < 3e-6
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
     assert not got.calibration_skipped.any()
-    without = vkq_jax.reference.attend_cache(query, plain)
+    without = oracle(query, plain)
     assert (relative_error(expected.output, without.output) > 0.01) == bool(plain.visual)
 
 
@@ -216,7 +216,7 @@ def test_dense_attention_with_a_soft_cap_equals_that_of_a_cache():
     seen = jnp.asarray([[1, 4], [2, 9]], jnp.int32)
     mask = jnp.arange(key.shape[1])[None, None] < seen[..., None]
     got = vkq_jax.attention.attend_dense(query, key, value, mask, logits_soft_cap=5.0)
-    expected = vkq_jax.reference.attend_cache(query, layer, visible_text=seen, logits_soft_cap=5.0)
+    expected = oracle(query, layer, visible_text=seen, logits_soft_cap=5.0)
     assert relative_error(got.output, expected.output) < 3e-6
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
 

@@ -6,7 +6,6 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -39,12 +38,6 @@ def test_unknown_implementation_and_bad_shapes_are_errors():
         pallas_kernels.decode_attention(query, dataclasses.replace(mapped, score_map=other))
 
 
-@pytest.fixture
-def unchecked_types(monkeypatch):
-    """As users run it: without the run-time type checks of these tests."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
@@ -52,7 +45,7 @@ def unchecked_types(monkeypatch):
         ("logits_scale", ["3", [5.0], True, float("nan"), float("inf")], "logits_scale must be a"),
     ],
 )
-def test_a_factor_that_is_no_number_is_an_error(unchecked_types, name, values, message):
+def test_a_factor_that_is_no_number_is_an_error(as_users_run_it, name, values, message):
     query, layer = random_layer(Shape(visual=()), vkq_jax.presets["none"])
     text = jax.tree.map(lambda x: x[None], layer.text)
     none = jnp.zeros(2, jnp.int32)
@@ -73,7 +66,7 @@ def test_a_factor_that_is_no_number_is_an_error(unchecked_types, name, values, m
         chex.assert_trees_all_equal(number, attend(query, layer, **{name: 5.0}))
 
 
-def test_arrays_that_do_not_fit_are_errors(unchecked_types):
+def test_arrays_that_do_not_fit_are_errors(as_users_run_it):
     query, layer = random_layer(Shape(), vkq_jax.presets["none"])
     with pytest.raises(ValueError, match="expected a float query, got int32"):
         pallas_kernels.decode_attention(query.astype(jnp.int32), layer)

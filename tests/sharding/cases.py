@@ -14,9 +14,12 @@ from tests.models.families import test_mllama
 from tests.models.hf_files import IMAGE_TOKEN, config_json
 from tests.support import qwen_vl
 from tests.support.random_checkpoint import write_random_checkpoint
-from vkq_jax import PerLayer
+from vkq_jax import DictionaryCodes, KVQuantConfig, PerLayer, TokenClass
 
 BATCH, STEPS = 8, 4
+_SIDES = [DictionaryCodes((TokenClass(1.0, 1),), codebook=size) for size in (16, 8)]
+RIVALS = tuple(KVQuantConfig(side, side) for side in _SIDES)
+"""Plans of a preset that are fitted in a moment."""
 
 
 def _llava(kv_heads: int, model_type: str = "llama", **text: Any) -> dict[str, Any]:

@@ -2,19 +2,26 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
 import models
 import vkq_jax
-from tests.sharding.cases import assert_same, inputs_of
+from models.calibration import codes as code_calibration
+from tests.sharding.cases import RIVALS, assert_same, inputs_of
 from vkq_apps.cli.main import main
 from vkq_apps.evals.records import log_path
+
+PICTURE = Path(__file__).parents[2] / "examples/pictures/receipt.png"
 
 
 def free_port() -> int:
@@ -23,9 +30,17 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def on_two_hosts(*command: str) -> list[str]:
-    """The output of two processes of four devices each, which share a mesh of eight."""
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
+class Said(NamedTuple):
+    """How a process ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def on_two_hosts(*command: str, devices: int = 4, codes: tuple[int, int] = (0, 0)) -> list[Said]:
+    """Runs two processes with so many devices each, which share a mesh of all."""
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     address = f"localhost:{free_port()}"
     processes = []
     for number in range(2):
@@ -45,10 +60,10 @@ def on_two_hosts(*command: str) -> list[str]:
                 text=True,
             )
         )
-    said = [process.communicate(timeout=300) for process in processes]
-    for process, (_, problem) in zip(processes, said, strict=True):
-        assert process.returncode == 0, problem[-4000:]
-    return [shown for shown, _ in said]
+    found = [process.communicate(timeout=300) for process in processes]
+    said = [Said(p.returncode, *texts) for p, texts in zip(processes, found, strict=True)]
+    assert tuple(one.code for one in said) == codes, [one.err[-4000:] for one in said]
+    return said
 
 
 @pytest.mark.mesh
@@ -84,27 +99,82 @@ def test_two_processes_measure_a_row_together():
         "fixed_batch": 8,
         "repeats": 1,
     }
-    for shown in on_two_hosts("vkq_apps.bench.worker", "throughput", json.dumps(setup)):
-        row = json.loads(shown.splitlines()[-1])  # the network says something before it
+    for said in on_two_hosts("vkq_apps.bench.worker", "throughput", json.dumps(setup)):
+        row = json.loads(said.out.splitlines()[-1])  # the network says something before it
         assert row["status"] == "measured", row
         assert row["devices"] == 8
         assert row["collectives_per_step"]
         assert row["cache_bytes_per_device"] * 8 >= row["cache_bytes"]
 
 
+def vkq_on_two_hosts(*commands: Sequence[str], codes: tuple[int, int] = (0, 0)) -> list[Said]:
+    """Runs command lines one after another, on two devices each.
+
+    `{n}` in them is the number of the process.
+    """
+    return on_two_hosts("tests.sharding.two_commands", json.dumps(commands), devices=2, codes=codes)
+
+
+def answers_in(results: Path) -> dict[tuple[str, str, str], str]:
+    """Answers by preset, task and sample."""
+    _, *lines = log_path(results).read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return {(r["preset"], r["task"], r["sample"]): r["answer"] for r in records}
+
+
 @pytest.mark.mesh
-def test_the_command_line_answers_on_a_mesh_as_without(capsys, tmp_path):
-    """`vkq eval` of the embedded model gives the same answers, whatever the devices."""
-    answers = []
-    for mesh in ([], ["--mesh", "data=2,model=2"]):
-        file = tmp_path / f"{len(mesh)}.json"
-        options = ["--samples", "6", "--batch-size", "6", "--quant", "vkq-1bit", "--json"]
+def test_the_same_commands_on_two_hosts_answer_and_calibrate_as_one(capsys, monkeypatch, tmp_path):
+    """Results are written and shown by the first host alone."""
+    monkeypatch.setattr(code_calibration, "calibrated_presets", {"vkq-1bit": RIVALS})
+    asked = ["eval", "--tasks", "shapes", "--samples", "12", "--batch-size", "12"]
+    asked += ["--quant", "vkq-1bit,keep-7%", "--by-layer", "--json", "--out"]
+    fitted = ["calibrate", "--model", "tiny", "--presets", "vkq-1bit", "--pictures", "4"]
+    fitted += ["--max-new-tokens", "2", "--batch-size", "4", "--json", "--out"]
+    told = ["generate", "--model", "tiny", "--image", str(PICTURE), "--prompt", "what is it?"]
+    told += ["--no-compare", "--max-new-tokens", "4", "--json"]
+    for command in ([*asked, str(tmp_path / "one.json")], [*fitted, str(tmp_path / "one")], told):
         with pytest.raises(SystemExit) as exit_:
-            main(["eval", *options, *mesh, "--out", str(file)])
+            main(command)
         assert exit_.value.code == 0, capsys.readouterr().err
-        _, *lines = log_path(file).read_text().splitlines()
-        records = [json.loads(line) for line in lines]
-        answers.append({(r["preset"], r["task"], r["sample"]): r["answer"] for r in records})
-    one, many = answers
-    assert len(one) == 12
-    assert many == one
+    _, calibrated, answered = map(json.loads, capsys.readouterr().out.splitlines())
+    mesh = ["--mesh", "data=2,model=2"]
+    first, second = vkq_on_two_hosts(
+        [*asked, str(tmp_path / "{n}.json"), *mesh],
+        [*fitted, str(tmp_path / "{n}"), *mesh],
+        [*told, "--mesh", "model=4"],
+    )
+    assert second.out == ""
+    shown, row, answer = map(json.loads, first.out.splitlines())
+    assert answer["answer"] == answered["answer"]
+    assert shown == json.loads((tmp_path / "0.json").read_text())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("one.json", "one.json.samples.jsonl", "one"),
+        *("0.json", "0.json.samples.jsonl", "0"),
+    }
+    one, many = (answers_in(tmp_path / f"{name}.json") for name in ("one", "0"))
+    assert many.keys() == one.keys()
+    assert len(one) == 36
+    robust = [key for key in one if key[0] in ("none", "vkq-1bit")]
+    assert [many[key] for key in robust] == [one[key] for key in robust]
+    tables = [vkq_jax.load_tables(tmp_path / name) for name in ("one", "0")]
+    assert tables[1].model == tables[0].model
+    assert jax.tree.structure(tables[1]) == jax.tree.structure(tables[0])
+    (kl,) = (x["plan_kl"] for x in calibrated["presets"].values())
+    (other,) = (x["plan_kl"] for x in row["presets"].values())
+    np.testing.assert_allclose(other, kl, rtol=0.1)
+
+
+@pytest.mark.mesh
+def test_hosts_end_together(tmp_path):
+    """Whether one cannot begin, their input differs, or one fails while the other works."""
+    asked = ["eval", "--mesh", "data=2,model=2", "--batch-size", "2", "--samples", "2"]
+    mine = f"jsonl={tmp_path}/{{n}}.jsonl"
+    question = {"image": str(PICTURE), "question": "what?", "answer": "1"}
+    (tmp_path / "0.jsonl").write_text(json.dumps(question))
+    begun = vkq_on_two_hosts([*asked, "--data", mine], codes=(2, 2))
+    assert "host 1 failed, and says itself why; this one stops, too" in begun[0].err
+    assert "1.jsonl" in begun[1].err
+    (tmp_path / "1.jsonl").write_text(json.dumps(question | {"question": "what then?"}))
+    for host in vkq_on_two_hosts([*asked, "--data", mine], codes=(2, 2)):
+        assert "host 1 has other input than host 0: expected the same weights, que" in host.err
+    vkq_on_two_hosts(["fail", "0"], codes=(3, -signal.SIGABRT))

@@ -18,8 +18,7 @@ from models.calibration import codes as code_calibration  # noqa: E402
 from models.calibration.folder import digest_of  # noqa: E402
 from models.checkpoints.folder import Checkpoint  # noqa: E402
 from models.checkpoints.memory import free_memory  # noqa: E402
-from tests.sharding.cases import STEPS, inputs_of  # noqa: E402
-from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass  # noqa: E402
+from tests.sharding.cases import RIVALS, STEPS, inputs_of  # noqa: E402
 
 
 def main(folder: Path, mesh: str, out: Path) -> None:
@@ -49,9 +48,7 @@ def main(folder: Path, mesh: str, out: Path) -> None:
         "read": read,
     }
     if mesh.startswith("data"):
-        sides = [DictionaryCodes((TokenClass(1.0, 1),), codebook=size) for size in (16, 8)]
-        plans = tuple(KVQuantConfig(side, side) for side in sides)
-        code_calibration.calibrated_presets = {"vkq-1bit": plans}
+        code_calibration.calibrated_presets = {"vkq-1bit": RIVALS}
         inputs = [inputs_of(model)]
         codes = models.calibrate_codes(model, inputs, max_new_tokens=2, tokens=64)
         scores = models.calibrate_scores(model, inputs, max_new_tokens=2)

@@ -27,7 +27,8 @@ def chat(tmp_path_factory):
 
 def test_a_conversation_survives_bad_lines(chat, capsys, monkeypatch):
     command, picture = chat
-    lines = ["what is this ?", "", "/bytes", "/image /no.png", "/picture x", "/image", "<image>"]
+    lines = ["what is this ?", "", "/bytes", "/image /no.png", "/picture x", "/image", "/video x"]
+    lines += ["<image>"]
     lines += [f"/image {picture}", "is this red", "what ?", "/reset", "/bytes", "/quit", "never"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
     code, out, err = run(capsys, *command, "--image", picture, "--json")
@@ -37,11 +38,9 @@ def test_a_conversation_survives_bad_lines(chat, capsys, monkeypatch):
     assert (first["images"], second["images"], third["images"]) == ([picture], [picture], [])
     assert first["new_tokens"] == 3
     assert size["cache"] == first["cache"]
-    assert [list(record) for record in errors] == [["error"]] * 4
-    for record, said in zip(
-        errors, ("/no.png does not exist", "no such command", "the name of a picture", "image"),
-        strict=True,
-    ):  # fmt: skip
+    assert [list(record) for record in errors] == [["error"]] * 5
+    texts = ("/no.png does not exist", "no such command", "the name of a picture")
+    for record, said in zip(errors, (*texts, "take pictures alone", "image"), strict=True):
         assert said in record["error"]
         assert record["error"] in err
     assert added == {"image": picture, "waiting": 1}

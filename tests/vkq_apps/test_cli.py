@@ -259,6 +259,7 @@ def test_questions_of_a_file_as_windows_writes_it(tmp_path):
         (["generate", "--model", "tiny", "--prompt", "y"], "expected a picture or a clip"),
         ([*ASK, "--num-frames", "2"], "--num-frames=2: expected a clip (--video) beside it"),
         ([*ASK[:3], "--video", "x", "--prompt", "y"], "llava models take pictures alone"),
+        (["chat", "--model", "tiny", "--num-frames", "2"], "llava models take pictures alone"),
         (["nonsense"], "No such command"),
         (["chat", "--model", "tiny", "--quant", "vkq-1bit/9=none"], "expected layers in [-6, 6)"),
         (["demo", "--quant"], "'--quant' requires an argument; see `vkq demo --help`"),

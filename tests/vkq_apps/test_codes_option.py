@@ -96,10 +96,7 @@ def test_a_registered_name_is_known_everywhere():
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "a,b", "a:b", "-a", 3])
-def test_a_name_that_options_could_not_hold_is_refused(name, monkeypatch):
-    import jaxtyping
-
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_a_name_that_options_could_not_hold_is_refused(name, as_users_run_it):
     with pytest.raises(ValueError, match="name: expected letters"):
         vkq_jax.register_preset(name, vkq_jax.presets["none"])
     with pytest.raises(ValueError, match="expected a KVQuantConfig or a Quantizer, got 3"):

@@ -9,7 +9,7 @@ from vkq_apps.bench import worker
 from vkq_apps.cli import hosts
 from vkq_apps.cli.main import main
 
-BARE = {"message": "", "bandwidth": 1.0}
+BARE = {"message": "", "bandwidth": 1.0, "devices": 2}
 
 
 @pytest.fixture
@@ -17,13 +17,14 @@ def joined(monkeypatch):
     """The arguments that `jax.distributed.initialize` was called with."""
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setattr(hosts, "at_failure", [])
     for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     return calls
 
 
 def test_one_host_stays_alone(joined):
-    assert hosts.check_mesh("data=2,model=4") == "data=2,model=4"
+    assert hosts.check_mesh("data=1,model=1") == "data=1,model=1"
     assert hosts.check_mesh(None) is None
     assert joined == []
 
@@ -35,14 +36,16 @@ def test_hosts_find_each_other_by_the_environment(joined, monkeypatch):
     with pytest.raises(ValueError, match="expected numbers in JAX_NUM_PROCESSES and JAX_PROCESS"):
         hosts.join_hosts()
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
-    hosts.check_mesh("data=2")
-    assert joined == [(("host0:8476",), {"num_processes": 2, "process_id": 0})]
+    hosts.check_mesh("data=1")
+    options = {"num_processes": 2, "process_id": 0, "heartbeat_timeout_seconds": 30}
+    assert joined == [(("host0:8476",), options)]
 
 
 def test_a_scheduler_names_the_hosts_by_itself(joined, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "4")
     hosts.join_hosts()
-    assert joined == [((), {})]
+    assert joined == [((), {"heartbeat_timeout_seconds": 30})]
+    assert hosts.at_failure == [hosts.leave_hosts]
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,10 @@ def test_a_scheduler_names_the_hosts_by_itself(joined, monkeypatch):
     [
         (["generate", "--model", "tiny", "--mesh", "tensor=2"], "such as data=2,model=4"),
         (["eval", "--mesh", "data=two"], "such as data=2,model=4, got 'data=two'"),
+        (["eval", "--mesh", "data=2"], "vkq: error: mesh data=2 needs 2 devices, there are 1"),
+        (["calibrate", "--model", "tiny", "--mesh", "model=2"], "error: mesh model=2 needs 2 dev"),
+        (["generate", "--model", "x", "--mesh", "data=3"], "error: mesh data=3 needs 3 devices"),
+        (["bench", "scaling", "--mesh", "model=3"], "model=3 does not divide num_attention_heads"),
         (["bench", "throughput", "--mesh", "data=2", "--mesh", "x"], "data=2,model=4, got 'x'"),
         (
             ["bench", "scaling", "--mesh", "data=2", "--length", "64"],
@@ -65,6 +72,7 @@ def test_a_bad_mesh_is_one_clear_line(capsys, joined, arguments, said):
     captured = capsys.readouterr()
     assert exit_.value.code == 2
     assert said in " ".join(captured.err.split())
+    assert len(captured.err.splitlines()) == 1
     assert captured.out == ""
     assert joined == []
 
@@ -91,6 +99,17 @@ def test_hosts_that_measure_together_take_no_option_of_one(capsys, joined, monke
     assert f"{option[0]}: expected one host, got 2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["eval", "calibrate"])
+def test_hosts_that_work_together_resume_nothing(capsys, joined, monkeypatch, tmp_path, command):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr("models.load", None)
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--model", "tiny", "--resume", "--out", str(tmp_path / "results")])
+    assert exit_.value.code == 2
+    assert "--resume: expected one host" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_first_host_alone_keeps_rows(capsys, joined, monkeypatch, tmp_path):
     """The others measure the same rows and show nothing."""
     calls = []
@@ -103,7 +122,7 @@ def test_the_first_host_alone_keeps_rows(capsys, joined, monkeypatch, tmp_path):
     monkeypatch.setattr(hosts.log, "quiet", False)
     monkeypatch.setattr(hosts.out, "quiet", False)
     monkeypatch.setenv("SLURM_NTASKS", "2")
-    meshes = ["--mesh", "data=2", "--mesh", "model=4", "--weak-scaling", "--batch", "8"]
+    meshes = ["--mesh", "data=4", "--mesh", "model=4", "--weak-scaling", "--batch", "8"]
     for number in (0, 1):
         monkeypatch.setenv("SLURM_PROCID", str(number))
         stdout = sys.stdout
@@ -115,4 +134,19 @@ def test_the_first_host_alone_keeps_rows(capsys, joined, monkeypatch, tmp_path):
         assert exit_.value.code == 0
     assert (tmp_path / "0.json").exists()
     assert not (tmp_path / "1.json").exists()
-    assert calls == [None, 16, 16, 8, 8] * 2
+    assert calls == [None, 32, 32, 8, 8] * 2
+
+
+def test_all_meshes_are_checked_before_a_row_is_measured(capsys, joined, monkeypatch):
+    calls = []
+
+    def call(task, settings, *, compile_cache=None):
+        calls.append(task)
+        return {"device": "cpu", **BARE}
+
+    monkeypatch.setattr(worker, "call", call)
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", "scaling", "--mesh", "data=1", "--mesh", "data=4"])
+    assert exit_.value.code == 2
+    assert "mesh data=4 needs 4 devices, there are 2" in capsys.readouterr().err
+    assert calls == ["probe"]

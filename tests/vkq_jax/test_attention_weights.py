@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -82,8 +81,7 @@ def _without_numbers(cache):
     return dataclasses.replace(cache.text, index=None)
 
 
-def test_heads_that_do_not_fit_are_an_error(monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_heads_that_do_not_fit_are_an_error(as_users_run_it):
     query, layer = random_layer(WIDE, vkq_jax.presets["minmax-1bit"])
     with pytest.raises(ValueError, match="3 query heads cannot share 2 key/value heads"):
         vkq_jax.attention_weights(query[:, :, :3], layer)

@@ -7,7 +7,6 @@ import json
 import chex
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -196,8 +195,7 @@ def test_take_sequences_selects_by_a_mask():
         ([False, False], r"one of them true"),
     ],
 )
-def test_take_sequences_refuses_what_names_no_sequences(monkeypatch, indices, message):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+def test_take_sequences_refuses_what_names_no_sequences(as_users_run_it, indices, message):
     with pytest.raises(ValueError, match=message):
         vkq_jax.take_sequences(empty(), indices)
 
@@ -288,8 +286,7 @@ def test_a_score_map_of_values_that_are_none_is_one_clear_error(tmp_path, name, 
         vkq_jax.load_cache(path)
 
 
-def test_a_slope_without_its_shift_is_one_clear_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+def test_a_slope_without_its_shift_is_one_clear_error(tmp_path, as_users_run_it):
     path, whole = tmp_path / "map.safetensors", mapped(empty()).score_map
     vkq_jax.save_score_map(path, dataclasses.replace(whole, shift=whole.shift[:1]))
     with pytest.raises(

@@ -6,7 +6,6 @@ from functools import partial
 import chex
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -232,8 +231,7 @@ NONE = vkq_jax.presets["none"]
         ),
     ],
 )
-def test_bad_settings_are_one_clear_error(monkeypatch, make, message):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+def test_bad_settings_are_one_clear_error(as_users_run_it, make, message):
     with pytest.raises(ValueError, match=message) as caught:
         make()
     assert len(str(caught.value)) < 400

@@ -7,7 +7,6 @@ from functools import partial
 import chex
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -171,8 +170,7 @@ def test_equal_settings_are_one_cache():
         ),
     ],
 )
-def test_bad_settings_are_one_clear_error(monkeypatch, make, message):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+def test_bad_settings_are_one_clear_error(as_users_run_it, make, message):
     with pytest.raises(ValueError, match=message) as caught:
         make()
     assert len(str(caught.value)) < 400

@@ -5,7 +5,6 @@ from functools import partial
 import chex
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -234,8 +233,7 @@ def test_what_has_no_room_is_an_error_or_nan():
         ),
     ],
 )
-def test_what_does_not_fit_is_one_clear_error(monkeypatch, begin, message):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+def test_what_does_not_fit_is_one_clear_error(as_users_run_it, begin, message):
     with pytest.raises(ValueError, match=message) as caught:
         begin()
     assert len(str(caught.value)) < 400

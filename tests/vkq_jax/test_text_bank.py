@@ -6,7 +6,6 @@ from functools import partial
 import chex
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -144,8 +143,7 @@ def test_what_is_not_finite_stays_so():
 
 
 @pytest.mark.parametrize("bits", [4, 16, True, "8", 8.0])
-def test_other_bits_are_refused(monkeypatch, bits):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+def test_other_bits_are_refused(as_users_run_it, bits):
     with pytest.raises(ValueError, match="text_bits must be 8, or None for the model's dtype, got"):
         vkq_jax.empty_cache(**SIZES, text_bits=bits)
 
@@ -160,8 +158,9 @@ def test_other_bits_are_refused(monkeypatch, bits):
         (lambda text: {"key_scale": text.key_scale / 0}, "key_scale must be finite"),
     ],
 )
-def test_a_file_whose_scales_do_not_fit_is_refused(filled, tmp_path, monkeypatch, broken, message):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_a_file_whose_scales_do_not_fit_is_refused(
+    filled, tmp_path, as_users_run_it, broken, message
+):
     _, cache = filled[8]
     text = dataclasses.replace(cache.text, **broken(cache.text))
     vkq_jax.save_cache(tmp_path / "cache", dataclasses.replace(cache, text=text))

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -21,9 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
 
-@pytest.fixture(autouse=True)
-def _as_users_run_it(monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 @frozen_pytree

@@ -1,12 +1,14 @@
 """The commands of `vkq bench` once their arguments are read: plan, measure, record."""
 
 import contextlib
+import itertools
 import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.sharding.mesh import check_devices, check_text
 from vkq_apps.bench import device_memory, worker
 from vkq_apps.bench.mesh_scaling import compare_meshes
 from vkq_apps.bench.quantize import QuantizeSetup, measure_quantize
@@ -16,6 +18,7 @@ from vkq_apps.bench.scaling import ScalingSetup, compare_scaling, measure_scalin
 from vkq_apps.bench.throughput import ThroughputSetup
 from vkq_apps.bench.throughput_plan import compare_throughput, floors
 from vkq_apps.bench.timing import bandwidth
+from vkq_apps.cli.hosts import hosts_named
 from vkq_apps.provenance import provenance
 from vkq_jax.atomic_write import check_writable
 
@@ -47,6 +50,7 @@ def run_throughput(groups: Sequence[Sequence[ThroughputSetup]], output: Output) 
 
     Raises:
         OSError: the first process, which only looks at the device, fails.
+        ValueError: a mesh takes more devices than there are.
     """
     return _run_apart("vkq bench throughput", groups, output, compare_throughput)
 
@@ -68,6 +72,11 @@ def _run_apart(
         head = worker.call("probe", {})
         if "device" not in head:
             raise OSError(f"the device cannot be measured on: {head['message']}")
+        devices = head.pop("devices")
+        hosts, _ = hosts_named()
+        for setup in itertools.chain(*groups):
+            if setup.mesh is not None:
+                check_devices(check_text(setup.mesh), hosts * devices, hosts)
         results = output.open(command, head)
 
         def measure(setup: ThroughputSetup) -> dict[str, Any]:

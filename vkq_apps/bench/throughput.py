@@ -15,7 +15,7 @@ from models.generation.prefill import prefill
 from models.inputs.batch import Inputs
 from models.model import Model
 from models.sharding.inputs import place_inputs
-from models.sharding.mesh import check_text
+from models.sharding.mesh import check_fit, check_text
 from models.sharding.placing import sequence_parts
 from pallas_kernels.shapes import find_shape
 from vkq_apps.bench import device_memory
@@ -30,6 +30,7 @@ from vkq_apps.bench.random_model import (
     VISION_LAYERS,
     abstract_model,
     decode_weight_bytes,
+    llava_config,
     prompts,
     random_params,
 )
@@ -97,7 +98,7 @@ class ThroughputSetup:
                 f"a budget must be positive and below {_MOST_GB:g} GB, got {self.budget_gb} GB"
             )
         if self.mesh is not None:
-            check_text(self.mesh)
+            check_fit(check_text(self.mesh).get("model", 1), llava_config(find_shape(self.shape)))
         if self.round_to < 0:
             raise ValueError(f"a batch cannot be rounded to {self.round_to}")
 

@@ -13,13 +13,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.rows import attempt
 from vkq_apps.bench.throughput import ThroughputSetup, measure_throughput
 from vkq_apps.bench.timing import bandwidth
 from vkq_apps.cli.console import log
 from vkq_apps.cli.errors import show_tracebacks, tracebacks_shown
-from vkq_apps.cli.hosts import join_hosts
+from vkq_apps.cli.hosts import join_hosts, leave_hosts
 from vkq_apps.provenance import provenance
 
 __all__ = ["TASKS", "call", "main"]
@@ -34,8 +36,9 @@ _START = (
 
 
 def probe() -> dict[str, Any]:
-    """The machine of a measurement: the device, its memory and its bandwidth."""
+    """The machine of a measurement: its devices, the memory and the bandwidth of one."""
     return provenance() | {
+        "devices": jax.local_device_count(),
         "memory_limit": device_memory.limit(),
         "bandwidth": bandwidth(),
     }
@@ -85,6 +88,8 @@ def main(arguments: list[str]) -> None:
     result, sys.stdout = sys.stdout, sys.stderr
     record = TASKS[task](**json.loads(settings))
     print(json.dumps(record), file=result, flush=True)
+    if record.get("status", "measured") != "measured":
+        leave_hosts(0)
 
 
 def _say(text: str) -> None:

@@ -11,6 +11,7 @@ import vkq_jax
 from models import Clip, Inputs, Model
 from models.calibration.attached import is_uncalibrated
 from models.checkpoints.memory import free_memory, weight_bytes
+from models.families.base import ModelConfig
 from models.families.registry import family_of
 from models.generation.generate import QuantizeAt
 from models.inputs.clips import read_clip
@@ -39,6 +40,7 @@ __all__ = [
     "VideoFpsOption",
     "VideoOption",
     "check_before_loading",
+    "check_clips",
     "check_question",
     "check_visuals",
     "describe_images",
@@ -150,9 +152,7 @@ def load_and_prepare(
         text_bits=text_bits,
     )
     if videos:
-        check_takes_clips(models.read_config(source))
-    for clip in videos:
-        read_clip(clip, lambda total, fps: [0])
+        check_clips(models.read_config(source), videos)
     model = load_model(source, mesh=mesh)
     with stage("reading the prompt"):
         prompt = whole_prompt(model, prompt, num_images=len(images), num_videos=len(videos))
@@ -234,6 +234,17 @@ def whole_prompt(model: Model, prompt: str, *, num_images: int = 1, num_videos: 
     if "<image>" in prompt or (num_videos and "<video>" in prompt):
         return prompt
     return models.chat_prompt(model, prompt, num_images=num_images, num_videos=num_videos)
+
+
+def check_clips(config: ModelConfig, clips: Sequence[Clip]) -> None:
+    """Checks that a model takes clips, and that these can be read.
+
+    Raises:
+        FileNotFoundError, NotImplementedError, ValueError: as `models.prepare`.
+    """
+    check_takes_clips(config)
+    for clip in clips:
+        read_clip(clip, lambda total, fps: [0])
 
 
 def check_visuals(

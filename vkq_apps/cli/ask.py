@@ -13,6 +13,7 @@ from rich.table import Table
 import vkq_jax
 from models import Clip, GenerateOptions
 from models.calibration.attached import find_codes
+from models.calibration.folder import digest_of
 from vkq_apps.answering import Answer, ask
 from vkq_apps.cli.arguments import (
     PRESETS,
@@ -43,7 +44,9 @@ from vkq_apps.cli.draws import (
     check_draws,
     draw_options,
 )
+from vkq_apps.cli.hosts import check_mesh_of, on_all_hosts
 from vkq_apps.codes_option import FORMS, parse_codes
+from vkq_apps.evals.checkpoint_digest import files_digest
 from vkq_jax.byte_units import human_bytes
 from vkq_jax.layer_settings import AnyQuant
 from vkq_jax.text_bank import check_text_bits
@@ -178,19 +181,26 @@ def _answer(
     """
     started = time.perf_counter()
     draws = draws or {}
-    model, prompt, inputs = load_and_prepare(
-        source,
-        images,
-        prompt,
-        videos=clips,
-        num_frames=num_frames,
-        max_new_tokens=max_new_tokens,
-        # The answer at full precision has its text in the model's dtype.
-        text_bits=None if compare else options.get("text_bits"),
-        mesh=mesh,
-    )
-    # Layers, heads and tables that the model does not have are refused before any answer.
-    find_codes(model, options.get("quant"), options.get("tables"))
+    with on_all_hosts() as alike:
+        check_mesh_of(source, mesh, batch=1)
+        model, prompt, inputs = load_and_prepare(
+            source,
+            images,
+            prompt,
+            videos=clips,
+            num_frames=num_frames,
+            max_new_tokens=max_new_tokens,
+            # The answer at full precision has its text in the model's dtype.
+            text_bits=None if compare else options.get("text_bits"),
+            mesh=mesh,
+        )
+        # Layers, heads and tables that the model does not have are refused before any answer.
+        find_codes(model, options.get("quant"), options.get("tables"))
+        alike |= {
+            "weights": lambda: files_digest(model),
+            "pictures and prompt": lambda: digest_of(inputs),
+            "options": lambda: (max_new_tokens, compare, digest_of(draws, options)),
+        }
     say_if_uncalibrated(model, name, options.get("tables"))
     exact: Answer | None = None
     compiling = partial(compiling_for, inputs) if watched else None

@@ -1,5 +1,6 @@
 """`vkq calibrate`: tables of codes for a model, from a folder of pictures."""
 
+import hashlib
 import itertools
 import shutil
 import time
@@ -22,7 +23,9 @@ from vkq_apps.cli.arguments import (
 )
 from vkq_apps.cli.console import log, out, print_json
 from vkq_apps.cli.counts import check_count
+from vkq_apps.cli.hosts import check_mesh_of, on_all_hosts
 from vkq_apps.cli.sample_prompts import AnswerTokensOption, BatchSizeOption, batches_of
+from vkq_apps.evals.checkpoint_digest import files_digest
 from vkq_apps.evals.progress import progress
 from vkq_apps.evals.synthetic import is_recipe_folder
 from vkq_apps.recipe import check_recipe
@@ -108,8 +111,16 @@ def calibrate(
     else:
         files = _pictures(images)[:most]
         pairs = _asked(files, questions)
-    check_before_loading(model, files, questions, per_prompt=1, max_new_tokens=max_new_tokens)
-    loaded = load_model(model, mesh=mesh)
+    with on_all_hosts() as alike:
+        check_mesh_of(model, mesh)
+        check_before_loading(model, files, questions, per_prompt=1, max_new_tokens=max_new_tokens)
+        loaded = load_model(model, mesh=mesh)
+        alike |= {
+            "weights": lambda: files_digest(loaded),
+            "pictures": lambda: [hashlib.sha256(file.read_bytes()).digest() for file in files],
+            "questions": lambda: [question for _, question in pairs],
+            "options": lambda: (names, max_new_tokens, batch_size, seed),
+        }
     found: dict[str, list[float]] = {}
     part = out_file.with_name(f"{out_file.name}.part")
     if not resume and jax.process_index() == 0:

@@ -8,18 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
+import models
 import vkq_jax
-from models import Inputs
+from models import Clip, Inputs
 from models.calibration.attached import find_codes
 from models.inputs.images import read_picture
 from vkq_apps.cli.arguments import (
     JsonOption,
     ModelOption,
+    NumFramesOption,
     QuantizeAtOption,
     QuantOption,
     TablesOption,
     TextBitsOption,
+    VideoFpsOption,
+    VideoOption,
     check_before_loading,
+    check_clips,
     load_model,
     say_if_uncalibrated,
 )
@@ -44,8 +49,8 @@ from vkq_jax.text_bank import check_text_bits
 __all__ = ["chat"]
 
 HELP = (
-    "/image FILE adds a picture to the next question, /bytes says what the cache takes, /reset "
-    "starts anew, /quit or Ctrl-D ends; Ctrl-C stops an answer"
+    "/image FILE adds a picture to the next question, /video FILE a clip, /bytes says what the "
+    "cache takes, /reset starts anew, /quit or Ctrl-D ends; Ctrl-C stops an answer"
 )
 STOPPING = "stopping this answer; Ctrl-C once more leaves"
 
@@ -56,6 +61,9 @@ def chat(
         list[Path] | None,
         typer.Option(metavar="FILE", help="Picture of the first question; repeat for several."),
     ] = None,
+    video: VideoOption = None,
+    video_fps: VideoFpsOption = None,
+    num_frames: NumFramesOption = None,
     quant: QuantOption = "vkq-1bit",
     max_new_tokens: Annotated[
         int,
@@ -73,14 +81,15 @@ def chat(
     """Answers question after question from one cache, whose pictures stay coded.
 
     Each line of standard input is a question, or a command: /image FILE adds a picture to the next
-    question, /bytes says what the cache takes, /reset starts anew, /quit or Ctrl-D ends. Ctrl-C
-    stops an answer, and the conversation goes on from it; a second one leaves. A faulty line gets
-    one line of error, and the conversation goes on. With --json each line gets one object.
+    question, /video FILE a clip, /bytes says what the cache takes, /reset starts anew, /quit or
+    Ctrl-D ends. Ctrl-C stops an answer, and the conversation goes on from it; a second one leaves.
+    A faulty line gets one line of error, and the conversation goes on. With --json each line gets
+    one object.
     """
     codes = parse_codes(quant)
     given = None if tables is None else vkq_jax.load_tables(tables)
     draws = draw_options(check_draws(temperature, top_k, top_p, seed))
-    pictures = list(image or ())
+    pictures, clips = list(image or ()), [Clip(path, video_fps) for path in video or ()]
     bits = check_text_bits(text_bits)
     check_before_loading(
         model,
@@ -90,6 +99,8 @@ def chat(
         max_new_tokens=max_new_tokens,
         text_bits=bits,
     )
+    if clips or video_fps is not None or num_frames is not None:  # which heed clips to come, too
+        check_clips(models.read_config(model), clips)
     loaded = load_model(model)
     find_codes(loaded, codes, given)  # layers, heads and tables that the model does not have
     say_if_uncalibrated(loaded, quant, given)
@@ -100,8 +111,10 @@ def chat(
         "tables": given,
         "text_bits": bits,
     }
-    conversation = Conversation(loaded, max_new_tokens=max_new_tokens, **options)
-    talk = _Talk(conversation, pictures, json)
+    conversation = Conversation(
+        loaded, max_new_tokens=max_new_tokens, num_frames=num_frames, **options
+    )
+    talk = _Talk(conversation, pictures, clips, video_fps, json)
     if not json:
         log.print(HELP, soft_wrap=True)
     for line in _lines():
@@ -110,16 +123,25 @@ def chat(
 
 
 class _Talk:
-    """Answers lines; holds the pictures that wait for the next question."""
+    """Answers lines; holds the pictures and clips that wait for the next question."""
 
-    def __init__(self, conversation: Conversation, pictures: list[Path], json: bool):
-        self._conversation, self._waiting, self._json = conversation, pictures, json
+    def __init__(
+        self,
+        conversation: Conversation,
+        pictures: list[Path],
+        clips: list[Clip],
+        fps: float | None,
+        json: bool,
+    ):
+        self._conversation, self._fps, self._json = conversation, fps, json
+        self._waiting, self._clips = pictures, clips
 
     def answer(self, line: str) -> bool:
         """Answers one line; returns whether the conversation goes on."""
         name, _, rest = line.partition(" ")
         commands: dict[str, Callable[[str], None]] = {
-            "/image": self._add,
+            "/image": self._add_picture,
+            "/video": self._add_clip,
             "/bytes": self._show_bytes,
             "/reset": self._reset,
             "/help": lambda rest: self._say(HELP, {"help": HELP}),
@@ -148,7 +170,7 @@ class _Talk:
             stop = stack.enter_context(first_interrupt_stops(STOPPING))
             reading = stack.enter_context(ExitStack())
             prompts: list[Inputs] = []
-            compiling = None if self._json else lambda: compiling_for(prompts[-1])
+            compiling = None if self._json else lambda: compiling_for(next(iter(prompts), None))
             reading.enter_context(stage("reading", compiling))
 
             def show(text: str) -> None:
@@ -157,26 +179,43 @@ class _Talk:
 
             pictures = [read_picture(path) for path in self._waiting]
             turn = self._conversation.ask(
-                question, pictures, on_prompt=prompts.append, on_text=show, stop=stop.is_set
+                question,
+                pictures,
+                self._clips,
+                on_prompt=prompts.append,
+                on_text=show,
+                stop=stop.is_set,
             )
-        names, self._waiting = [str(path) for path in self._waiting], []
+        names = {
+            "images": [str(path) for path in self._waiting],
+            "videos": [str(clip.frames) for clip in self._clips],
+        }
+        self._waiting, self._clips = [], []
         cut = "" if turn.finished else " [stopped]" if turn.stopped else " [cut]"
         answer.end(turn.answer, cut)
         if self._json:
-            record = {"question": question, "images": names, **turn._asdict()}
+            record = {"question": question, **names, **turn._asdict()}
             print_json({**record, "cache": self._conversation.size._asdict()})
 
-    def _add(self, name: str) -> None:
+    def _add_picture(self, name: str) -> None:
         if not name:
             raise ValueError("/image: expected the name of a picture file behind it")
         path = Path(name).expanduser()
         read_picture(path)
         self._waiting.append(path)
-        count = len(self._waiting)
-        self._say(
-            f"{count} picture{'s' if count > 1 else ''} for the next question",
-            {"image": name, "waiting": count},
-        )
+        self._say_waiting("picture", {"image": name}, len(self._waiting))
+
+    def _add_clip(self, name: str) -> None:
+        if not name:
+            raise ValueError("/video: expected the name of a clip's file or folder behind it")
+        clip = Clip(Path(name).expanduser(), self._fps)
+        check_clips(self._conversation.model.config, [clip])
+        self._clips.append(clip)
+        self._say_waiting("clip", {"video": name}, len(self._clips))
+
+    def _say_waiting(self, kind: str, record: dict[str, Any], count: int) -> None:
+        text = f"{count} {kind}{'s' if count > 1 else ''} for the next question"
+        self._say(text, record | {"waiting": count})
 
     def _show_bytes(self, rest: str) -> None:
         size = self._conversation.size
@@ -184,7 +223,7 @@ class _Talk:
 
     def _reset(self, rest: str) -> None:
         self._conversation.reset()
-        self._waiting = []
+        self._waiting, self._clips = [], []
         self._say("a new conversation", {"reset": True})
 
     def _say(self, text: str, record: dict[str, Any]) -> None:

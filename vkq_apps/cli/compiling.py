@@ -14,8 +14,10 @@ _SECONDS = 0.03
 """Programs that JAX lowers faster compile in a moment: lowering takes a few percent of it."""
 
 
-def compiling_for(inputs: Inputs) -> str:
-    """A line for the time in which the programs that answer these prompts are compiled."""
+def compiling_for(inputs: Inputs | None) -> str:
+    """A line for the time in which programs are compiled; None: before the prompts are known."""
+    if inputs is None:
+        return "compiling"
     shape = inputs.prompt_shape
     return f"compiling for {shape.visual + shape.text} tokens (once per size)"
 

@@ -8,9 +8,11 @@ import typer
 
 from vkq_apps.cli.arguments import JsonOption, MeshOption, QuantizeAtOption, load_model
 from vkq_apps.cli.console import log, out, print_json, stage
+from vkq_apps.cli.hosts import check_mesh_of, on_all_hosts
 from vkq_apps.codes_option import FORMS
 from vkq_apps.evals.datasets import FORMATS, read_data
-from vkq_apps.evals.evaluation import Options, evaluate_model
+from vkq_apps.evals.checkpoint_digest import files_digest
+from vkq_apps.evals.evaluation import Options, evaluate_model, marks_of
 from vkq_apps.evals.metrics import METRICS
 from vkq_apps.evals.plan import known_tasks, make_plan
 from vkq_apps.evals.plots import write_plots
@@ -150,13 +152,19 @@ def evaluate(
         raise ValueError("--resume: expected one host, whose log alone is gone on from")
     if jax.process_index():
         results = plots = None  # the first host writes
-    own = read_data(data or (), metric)
-    loaded = load_model(model, mesh=mesh)
-    settings = settings_of(loaded, names, tables)
-    known = known_tasks(loaded, own, synthetic=synthetic)
-    with stage("choosing questions"):
-        plan = make_plan(tasks, known, own, samples=samples, seed=seed)
     options = Options(quantize_at, samples, seed, batch_size, control=control, by_layer=by_layer)
+    with on_all_hosts() as alike:
+        check_mesh_of(model, mesh, batch_size)
+        own = read_data(data or (), metric)
+        loaded = load_model(model, mesh=mesh)
+        settings = settings_of(loaded, names, tables)
+        known = known_tasks(loaded, own, synthetic=synthetic)
+        with stage("choosing questions"):
+            plan = make_plan(tasks, known, own, samples=samples, seed=seed)
+        alike |= {
+            "weights": lambda: files_digest(loaded),
+            "questions, codes and options": lambda: marks_of(plan, settings, options),
+        }
     with progress(log, "questions") as show:
         record = evaluate_model(
             loaded, plan, settings, options, results=results, resume=resume, progress=show

@@ -1,20 +1,44 @@
 """Several hosts as one machine: each runs the same command, in one process of `jax.distributed`."""
 
+import hashlib
+import io
 import os
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-from models.sharding.mesh import check_text
+from models import read_config
+from models.sharding.inputs import check_divides
+from models.sharding.mesh import check_fit, check_text, make_mesh
 from vkq_apps.cli.console import log, out
+from vkq_apps.cli.endings import at_failure
 
-__all__ = ["HOSTS_HELP", "check_mesh", "hosts_named", "join_hosts", "leave_results_to_first"]
+__all__ = [
+    "HOSTS_HELP",
+    "check_mesh",
+    "check_mesh_of",
+    "hosts_named",
+    "join_hosts",
+    "leave_hosts",
+    "leave_results_to_first",
+    "on_all_hosts",
+]
 
 _ADDRESS, _COUNT, _NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _SCHEDULERS = (
     ("SLURM_NTASKS", "SLURM_PROCID"),
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
 )
+_SILENCE = 30
+"""Seconds without a sign of life after which JAX takes a host for dead, and ends the others."""
+_PARTING = 5
+"""Seconds that a host which failed waits for the others to fail, too."""
 
 HOSTS_HELP = (
     "On several hosts run the same command on each, by srun or mpirun, or with the variables that "
@@ -23,17 +47,35 @@ HOSTS_HELP = (
 
 
 def check_mesh(text: str | None) -> str | None:
-    """The callback of `--mesh`: checks the text, and finds the other hosts before JAX starts."""
+    """The callback of `--mesh`: finds the other hosts before JAX starts, then the devices."""
     if text is not None:
         check_text(text)
         join_hosts()
+        make_mesh(text)
     return text
+
+
+def check_mesh_of(source: str, mesh: str | None, batch: int | None = None) -> None:
+    """Checks that a mesh splits a model and batches, before anything of them is read.
+
+    Args:
+        source: folder of the model. mesh: from `check_mesh`.
+        batch: sequences at once, where `data` has to divide their number.
+
+    Raises:
+        NotImplementedError, ValueError: as `models.load`, or `data` does not divide the batch.
+    """
+    if mesh is not None:
+        sizes = check_text(mesh)
+        check_fit(sizes.get("model", 1), read_config(source))
+        if batch is not None:
+            check_divides(sizes.get("data", 1), batch)
 
 
 def join_hosts() -> None:
     """Makes the processes of all hosts one, where the environment names several.
 
-    The first one alone shows and writes results.
+    The first one alone shows and writes results. A host that fails ends all, see `leave_hosts`.
 
     Raises:
         ValueError: the environment names an address without the numbers that belong to it.
@@ -41,13 +83,79 @@ def join_hosts() -> None:
     address, scheduled = os.environ.get(_ADDRESS), _scheduled()
     if jax.distributed.is_initialized() or not (address or scheduled):
         return
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
     if scheduled:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=_SILENCE)
     else:
         count, number = hosts_named()
-        jax.distributed.initialize(address, num_processes=count, process_id=number)
+        jax.distributed.initialize(
+            address,
+            num_processes=count,
+            process_id=number,
+            heartbeat_timeout_seconds=_SILENCE,
+        )
+    at_failure.append(leave_hosts)
+    _keep_stdout()
     if jax.process_index():
         leave_results_to_first()
+
+
+def leave_hosts(code: int) -> None:
+    """Parts from the other hosts where this one failed, which may end the process.
+
+    Hosts that fail together part in order. Those that go on would wait for this one without end:
+    where they have not failed a moment later, too, this process ends with `code`, and JAX ends
+    theirs for want of it.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    parting.start()
+    parting.join(_PARTING)
+    if parting.is_alive():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+@contextmanager
+def on_all_hosts() -> Iterator[dict[str, Callable[[], Any]]]:
+    """A block that all hosts get through with the same input, or that fails on all of them.
+
+    It runs nothing that hosts compute together.
+
+    Yields:
+        A dictionary for what has to be alike on all hosts, by name: functions whose results are
+        told apart by their `repr`. One host alone does not call them.
+
+    Raises:
+        ValueError: another host failed, or has other input.
+    """
+    alike: dict[str, Callable[[], Any]] = {}
+    if not jax.distributed.is_initialized():
+        yield alike
+        return
+    try:
+        yield alike
+        own = repr({name: make() for name, make in alike.items()})
+    except Exception:
+        _exchange(b"")
+        raise
+    found = _exchange(hashlib.sha256(own.encode()).digest())
+    for number, digest in enumerate(found):
+        if not any(digest):
+            raise ValueError(f"host {number} failed, and says itself why; this one stops, too")
+        if (digest != found[0]).any():
+            raise ValueError(
+                f"host {number} has other input than host 0: expected the same {', '.join(alike)} "
+                "on each, from the same command and copies of the same files"
+            )
+
+
+def _exchange(digest: bytes) -> np.ndarray:
+    """What each host gives, 32 bytes or fewer, in rows of uint8."""
+    own = np.frombuffer(digest.ljust(32, b"\0"), np.uint8)
+    return np.asarray(multihost_utils.process_allgather(own))
 
 
 def hosts_named() -> tuple[int, int]:
@@ -68,6 +176,16 @@ def hosts_named() -> tuple[int, int]:
             )
     count, number = map(_whole, names)
     return count, number
+
+
+def _keep_stdout() -> None:
+    """Leaves stdout to results: Gloo, JAX's collectives of CPUs, greets the other hosts there."""
+    python = sys.stdout
+    if python is sys.__stdout__ and isinstance(python, io.TextIOWrapper):  # not where tests look on
+        python.flush()
+        own = os.dup(python.fileno())
+        os.dup2(sys.stderr.fileno(), python.fileno())
+        sys.stdout = open(own, "w", encoding=python.encoding, errors=python.errors)  # noqa: SIM115
 
 
 def leave_results_to_first() -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 from typing import Any
 
+from vkq_apps.cli.endings import at_failure
 from vkq_apps.cli.interrupts import hear_interrupts
 
 __all__ = ["run_program"]
@@ -26,6 +27,9 @@ def run_program(arguments: list[str] | None) -> int:
             code = 130
         elif failure is not None:
             code = _describe(failure)
+    if code:
+        for end in at_failure:
+            end(code)
     return code
 
 

@@ -26,7 +26,7 @@ from vkq_apps.evals.settings import CONTROL, NONE, Setting
 from vkq_apps.provenance import provenance
 from vkq_jax.pytree import nbytes
 
-__all__ = ["Options", "evaluate_model"]
+__all__ = ["Options", "evaluate_model", "marks_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +73,15 @@ def evaluate_model(
     started = time.perf_counter()
     assert model.source is not None
     head = provenance()
-    asked = {
+    asked: dict[str, Any] = {
         "tasks": list(plan.tasks),
         "quant": [setting.name for setting in settings],
         **dataclasses.asdict(options),
     }
     marks = {
-        **{name: asked[name] for name in asked if name != "quant"},
+        **marks_of(plan, settings, options),
         "weights": checkpoint_digest(model),
-        "questions": plan.digest(),
         "device": head["device"],
-        "codes": {setting.name: _digest(setting) for setting in settings},
     }
     finished, todo = None, list(settings)
     path = None if results is None else log_path(results)
@@ -145,6 +143,19 @@ def evaluate_model(
     if finished is not None and path is not None:
         path.unlink()
     return record
+
+
+def marks_of(plan: Plan, settings: Sequence[Setting], options: Options) -> dict[str, Any]:
+    """All that answers depend on beside weights and device; large parts by their digests.
+
+    Arguments are those of `evaluate_model`.
+    """
+    return {
+        "tasks": list(plan.tasks),
+        **dataclasses.asdict(options),
+        "questions": plan.digest(),
+        "codes": {setting.name: _digest(setting) for setting in settings},
+    }
 
 
 def _digest(setting: Setting) -> str:

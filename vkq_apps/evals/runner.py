@@ -17,7 +17,7 @@ from vkq_apps.evals.dropping import read_kept
 from vkq_apps.evals.layers import layer_errors
 from vkq_apps.evals.records import Record, SampleLog
 from vkq_apps.evals.settings import Setting
-from vkq_jax.hosts import to_host
+from vkq_jax.hosts import of_first_host, to_host
 
 __all__ = ["run"]
 
@@ -139,8 +139,8 @@ def _read(
 
 
 def _fetched[T](arrays: T) -> T:
-    """The arrays in NumPy, wherever their parts lie."""
-    return jax.tree.map(to_host, arrays)
+    """The arrays in NumPy, wherever their parts lie, and the same ones on all hosts."""
+    return of_first_host(jax.tree.map(to_host, arrays))
 
 
 def _before_end(first: Any, length: Any) -> int | None:
