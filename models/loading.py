@@ -78,8 +78,6 @@ def load(
         raise ValueError(f"layers_apart: expected True, False or None, got {show(layers_apart)}")
     folder = find_folder(path)
     config = _read_config(folder)
-    if mesh is not None:
-        config.text.check_one_stack("a mesh", covered=("cross-attention", "linear attention"))
     fitted = None if mesh is None else fit_mesh(mesh, config)
     family = family_of(config.model_type)
     with Checkpoint(folder) as checkpoint:

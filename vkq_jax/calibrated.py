@@ -16,8 +16,8 @@ class CalibratedPreset:
     """The codes that stand for a preset's name once a model is calibrated.
 
     Attributes:
-        tables: offline tables of the codes [L, K, ...], of all layers whose visual tokens are coded;
-            those of layers with heads of unlike sizes apart (Gemma 4); None: the codes need none.
+        tables: offline tables of the codes [L, K, ...], of the layers whose visual tokens are
+            coded; of each kind, where they have heads of two sizes (Gemma 4); None: there are none.
         score_map: static score calibration [L, N]; None: scores are left alone, or calibrated at
             every step if `quant` says so.
         name: of the preset. quant: its settings, which calibration may have chosen.

@@ -121,8 +121,8 @@ def gather_samples(
 ) -> tuple[tuple[CodeSamples, ...], str]:
     """Samples of all batches together, and a digest of all that they depend on.
 
-    Samples are those of each kind of `models.text.coded_layers.coded_layers`. Arguments are those of `calibrate_codes`; `kept` has the samples of batches that were read
-    before.
+    Samples are of each kind of `models.text.coded_layers.coded_layers`. Arguments are those of
+    `calibrate_codes`; `kept` has the samples of batches that were read before.
     """
     mark, key, samples, digests = fingerprint(model), jax.random.key(seed), [], []
     for number, batch in enumerate(inputs):

@@ -25,6 +25,7 @@ from models.sharding.placing import (
     place_sequences,
     split_attention,
 )
+from models.text.coded_layers import read_layers
 from models.text.masks import cache_starts
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import KVCache
@@ -262,6 +263,7 @@ def observed_step(
         attend_held=partial(attend, held=True),
     )
     cache = place_cache(model.mesh, step.finish())
+    seen = {name: seen[name] for name in read_layers(text) if name in seen}
     return place_logits(model.mesh, module.text.logits(hidden)[:, 0]), cache, seen
 
 

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh
 from models.families.base import ModelConfig
 from models.messages import show
 from models.sharding.axes import DATA, GROUP, KV_HEADS
+from models.text.coded_layers import coded_layers
 from vkq_jax.layered import AnyCache, LayeredCache
 
 __all__ = ["check_states", "check_text", "fit_mesh", "make_mesh", "over_heads"]
@@ -53,12 +54,14 @@ def fit_mesh(mesh: str | Mesh, config: ModelConfig) -> Mesh:
     """
     plain = make_mesh(mesh)
     text, parts = config.text, plain.shape["model"]
-    kv_heads = text.num_key_value_heads
+    # Layers with other heads share the mesh: it splits what divides the heads of all.
+    kv_heads = math.gcd(*(kind.num_kv_heads for kind in coded_layers(text)))
     sizes = {"num_attention_heads": text.num_attention_heads}
     if text.moe is None or text.dense_layers:
         sizes["intermediate_size"] = text.intermediate_size
-    if text.moe is not None:
-        sizes["num_experts"] = text.moe.num_experts
+    for moe in (text.moe, text.moe_beside_mlp):
+        if moe is not None:
+            sizes["num_experts"] = moe.num_experts
     if text.linear is not None:
         sizes["linear_num_key_heads"] = text.linear.num_key_heads
     for name, size in sizes.items():

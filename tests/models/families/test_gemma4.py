@@ -9,6 +9,7 @@ import models
 import vkq_jax
 from models.families.gemma4.config import Gemma4Config
 from models.inputs.processor import processor_of
+from tests.support.calibrated import check_calibration
 from tests.support.pictures import random_picture
 from tests.support.processor_files import WORDS, write_processor
 from tests.support.random_checkpoint import write_random_checkpoint
@@ -172,7 +173,25 @@ def test_what_cannot_be_honoured_is_named(changes, error, named):
     assert named in str(raised.value)
 
 
-@pytest.mark.parametrize("reader", ["a mesh", "calibration", "vkq inspect"])
-def test_readers_of_equal_layers_say_why_they_refuse(reader):
-    with pytest.raises(NotImplementedError, match=f"{reader} needs .* layers of other heads"):
-        Gemma4Config.from_hf(config_json()).text.check_one_stack(reader)
+def test_readers_of_equal_layers_say_why_they_refuse():
+    with pytest.raises(NotImplementedError, match=r"token dropping needs .* layers of other heads"):
+        Gemma4Config.from_hf(config_json()).text.check_one_stack("token dropping")
+
+
+@pytest.mark.ci  # compiles prefill, decoding and calibration
+def test_layers_of_both_sizes_are_calibrated(model):
+    mark = models.chat_prompt(model, "what is this ?")
+    pictures = [random_picture(8, 8), random_picture(20, 45)]
+    inputs = models.prepare(model, prompts=[mark, mark], images=pictures)
+    codes = check_calibration(model, inputs, lambda cache: [part.tables for part in cache.parts])
+    # Two layers have keys of their own, which the two behind them read.
+    assert [own.key.codebook.shape for own in codes.presets[0].tables] == [
+        (1, 2, 4, 8),
+        (1, 1, 4, 16),
+    ]
+    mixed = vkq_jax.per_layer("vkq-1bit", {0: "none"})
+    cache = models.generate(model, inputs, quant=mixed, tables=codes, max_new_tokens=1).cache
+    assert [part.tables is None for part in cache.parts] == [True, False]
+    own = models.calibrate_scores(model, inputs, max_new_tokens=1)
+    assert own.slope.shape == (2, 2)
+    models.generate(model, inputs, quant="calibquant-1bit", score_map=own, max_new_tokens=1)
