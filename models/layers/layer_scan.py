@@ -159,7 +159,7 @@ def scan_kinds[C](
 
         carry, found = jax.lax.scan(repetition, carry, table)
         for kind, each in found.items():
-            outputs[kind].append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), each))
+            outputs[kind].append(jax.tree.map(_in_one_axis, each))
     return carry, tuple(_joined(each) if each else None for each in outputs)
 
 
@@ -224,6 +224,11 @@ def _runs(kinds: Sequence[int]) -> list[tuple[int, slice]]:
         runs.append((kind, slice(first, first + count)))
         first += count
     return runs
+
+
+def _in_one_axis(x: Array) -> Array:
+    """The first two axes as one."""
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def _joined(outputs: Sequence[Any]) -> Any:

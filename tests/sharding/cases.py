@@ -153,7 +153,7 @@ def _with_tiles(model: Model, rng: np.random.Generator, batch: int) -> Inputs:
 
 def _with_patches(model: Model, rng: np.random.Generator, batch: int) -> Inputs:
     """Prompts with a picture of 4 x 4 patches each, four of which are a visual token."""
-    ids = rng.integers(3, 18, (batch, 10))
+    ids = rng.integers(3, test_gemma4.BEGIN_ID, (batch, 10))
     ids[:, 3:7] = model.config.image_token_id
     mask = np.ones(ids.shape, bool)
     mask[1:2, :2] = False

@@ -27,6 +27,12 @@ SPECIAL = (
     "<IMG_CONTEXT>",
     "<fake_token_around_image>",
     "<global-img>",
+    "<|begin_of_image|>",
+    "<|image|>",
+    "<|end_of_image|>",
+    "<|begin_of_video|>",
+    "<|video|>",
+    "<|end_of_video|>",
 )
 IDS = {token: len(LETTERS) + i for i, token in enumerate(SPECIAL)}
 VOCAB = len(LETTERS) + len(SPECIAL)
@@ -57,6 +63,27 @@ def _qwen(model_type: str) -> dict[str, Any]:
     config = qwen_config(model_type, **ids)
     config["text_config"] |= {"vocab_size": VOCAB}
     return config
+
+
+def _glm(model_type: str, text: str) -> dict[str, Any]:
+    names = {
+        "image_token_id": "<|image|>",
+        "video_token_id": "<|video|>",
+        "image_start_token_id": "<|begin_of_image|>",
+        "image_end_token_id": "<|end_of_image|>",
+        "video_start_token_id": "<|begin_of_video|>",
+        "video_end_token_id": "<|end_of_video|>",
+    }
+    ids = {name: IDS[token] for name, token in names.items()}
+    tower = {"depth": 1, "hidden_size": 8, "num_heads": 1, "patch_size": 4, "image_size": 20}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 2, 1]}
+    own = {"model_type": text, "rope_parameters": rope | {"partial_rotary_factor": 1.0}}
+    return {
+        "model_type": model_type,
+        **ids,
+        "vision_config": tower | {"out_hidden_size": 16, "intermediate_size": 8},
+        "text_config": _TEXT | own,
+    }
 
 
 def _llava(model_type: str, tower: str) -> dict[str, Any]:
@@ -121,6 +148,15 @@ _QWEN_IMAGES = {
 }
 _PATCHES = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
 _QWEN_PROMPT = "a <|vision_start|><|video_pad|><|vision_end|> b"
+_GLM_IMAGES = {
+    "image_processor_type": "Glm4vImageProcessor",
+    "patch_size": 4,
+    "merge_size": 2,
+    "temporal_patch_size": 2,
+    "size": {"shortest_edge": 64, "longest_edge": 1600},
+}
+_GLM_PROMPT = "<|begin_of_video|><|video|><|end_of_video|> b"
+_GLM_TOKENS = {"image_token": "<|image|>", "video_token": "<|video|>"}
 _SMALL = {"height": 12, "width": 12}
 
 CASES = {
@@ -167,6 +203,39 @@ CASES = {
         },
         _QWEN_PROMPT,
         ((5, 6, 17, None),),
+    ),
+    "glm4v: a picture and two clips, one longer than max_duration": Case(
+        _glm("glm4v", "glm4v_text"),
+        "Glm4vProcessor",
+        _GLM_IMAGES,
+        {
+            **_PATCHES,
+            "size": {"shortest_edge": 64, "longest_edge": 3000},
+            "fps": 1.5,
+            "max_duration": 4,
+        },
+        "<|image|> a" + 2 * _GLM_PROMPT,
+        ((9, 16, 24, 3.0), (31, 9, 20, 4.0)),
+        ((20, 11),),
+        tokenizer=_GLM_TOKENS,
+    ),
+    "glm46v: a short clip": Case(
+        _glm("glm46v", "glm4v_text"),
+        "Glm46VProcessor",
+        _GLM_IMAGES,
+        {**_PATCHES, "size": {"shortest_edge": 64, "longest_edge": 1600}},
+        _GLM_PROMPT,
+        ((29, 10, 17, 10.0),),
+        tokenizer=_GLM_TOKENS,
+    ),
+    "glm46v: few frames of a long clip": Case(
+        _glm("glm46v", "glm4v_text"),
+        "Glm46VProcessor",
+        _GLM_IMAGES,
+        {**_PATCHES, "size": {"shortest_edge": 64, "longest_edge": 1600}},
+        2 * _GLM_PROMPT,
+        ((8, 10, 17, 0.2), (5, 8, 8, 0.002)),
+        tokenizer=_GLM_TOKENS,
     ),
     "llava_onevision: a picture between two clips": Case(
         _llava("llava_onevision", "siglip_vision_model"),
