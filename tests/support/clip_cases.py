@@ -33,6 +33,11 @@ SPECIAL = (
     "<|begin_of_video|>",
     "<|video|>",
     "<|end_of_video|>",
+    "<|image>",
+    "<image|>",
+    "<|audio|>",
+    "<|audio>",
+    "<audio|>",
 )
 IDS = {token: len(LETTERS) + i for i, token in enumerate(SPECIAL)}
 VOCAB = len(LETTERS) + len(SPECIAL)
@@ -83,6 +88,26 @@ def _glm(model_type: str, text: str) -> dict[str, Any]:
         **ids,
         "vision_config": tower | {"out_hidden_size": 16, "intermediate_size": 8},
         "text_config": _TEXT | own,
+    }
+
+
+def _gemma4() -> dict[str, Any]:
+    names = {
+        "image_token_id": "<|image|>",
+        "video_token_id": "<|video|>",
+        "boi_token_id": "<|image>",
+        "eoi_token_id": "<image|>",
+        "audio_token_id": "<|audio|>",
+    }
+    tower = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 4}
+    blocks = {"patch_size": 4, "pooling_kernel_size": 2, "position_embedding_size": 300}
+    own = {"hidden_size_per_layer_input": 0, "head_dim": 8, "num_hidden_layers": 2}
+    return {
+        "model_type": "gemma4",
+        **{name: IDS[token] for name, token in names.items()},
+        "vision_config": tower | heads | blocks,
+        "text_config": {**_TEXT, **own, "model_type": "gemma4_text"},
     }
 
 
@@ -155,6 +180,7 @@ _GLM_IMAGES = {
     "temporal_patch_size": 2,
     "size": {"shortest_edge": 64, "longest_edge": 1600},
 }
+_GEMMA4_SIZES = {"patch_size": 4, "pooling_kernel_size": 2, "max_soft_tokens": 70}
 _GLM_PROMPT = "<|begin_of_video|><|video|><|end_of_video|> b"
 _GLM_TOKENS = {"image_token": "<|image|>", "video_token": "<|video|>"}
 _SMALL = {"height": 12, "width": 12}
@@ -236,6 +262,23 @@ CASES = {
         2 * _GLM_PROMPT,
         ((8, 10, 17, 0.2), (5, 8, 8, 0.002)),
         tokenizer=_GLM_TOKENS,
+    ),
+    "gemma4: a picture between clips of unlike shapes": Case(
+        _gemma4(),
+        "Gemma4Processor",
+        _GEMMA4_SIZES | {"image_processor_type": "Gemma4ImageProcessor"},
+        {**_GEMMA4_SIZES, "num_frames": 3},
+        "<|video|> a <|image|> b <|video|>",
+        ((5, 16, 11, 0.02), (4, 9, 70, None)),
+        ((30, 14),),
+        tokenizer={
+            "image_token": "<|image|>",
+            "boi_token": "<|image>",
+            "eoi_token": "<image|>",
+            "audio_token": "<|audio|>",
+            "boa_token": "<|audio>",
+            "eoa_token": "<audio|>",
+        },
     ),
     "llava_onevision: a picture between two clips": Case(
         _llava("llava_onevision", "siglip_vision_model"),

@@ -93,6 +93,8 @@ def _read_pictures(
         )
     if pixels is None or places is None:
         return np.zeros((0, width), np.float32), []
+    if pixels.ndim == places.ndim == 4:  # clips before transformers 5.24, frames on an axis apart
+        pixels, places = (x.reshape(-1, *x.shape[2:]) for x in (pixels, places))
     pixels = check_pixels(pixels, (None, width), f"[images, patches, {width}]", name=pixels_name)
     most = config.vision.axis_table or 0
     if places.shape != (*pixels.shape[:2], 2) or not np.issubdtype(places.dtype, np.integer):
