@@ -151,7 +151,7 @@ def test_clips_that_do_not_fit_are_named(model):
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "expected"), [(30, 45, (56, 80)), (9, 900, (8, 560)), (900, 9, (560, 8))]
+    ("height", "width", "expected"), [(30, 45, (48, 80)), (9, 900, (8, 560)), (900, 9, (560, 8))]
 )
 def test_frames_are_resized_to_whole_blocks(height, width, expected):
     settings = Gemma4ClipProcessing.settings.read(

@@ -97,15 +97,14 @@ def make(*, vision=None, **text):
     )
     model = randomize(transformers.Gemma4ForConditionalGeneration(config))
     torch.manual_seed(1)
+    # Else these models would be too ill-conditioned to compare with: transformers' float32 logits
+    # then differ from its own float64 ones by 1.5e-4 to 3e-4, with these scales by 1.1e-5.
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("k_norm.weight"):  # trained ones hold the scale that scores lack
                 weight.mul_(weight.numel() ** -0.5)
-            if name.endswith("embed_tokens.weight"):  # the head, too: else logits reach 40
+            if name.endswith("embed_tokens.weight"):  # the head, too: else logits reach 35
                 weight.mul_(0.5)
-            if name.endswith("per_layer_input_gate.weight"):
-                # PyTorch's GELU loses digits in its tail, which the norm behind it would show.
-                weight.mul_(0.2)
     for name, buffer in model.named_buffers():
         part = name.rsplit(".", 1)[-1]
         if part == "layer_scalar" or part.startswith("std_"):
