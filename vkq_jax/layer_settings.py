@@ -48,6 +48,10 @@ class Cells:
     layers: tuple[int, ...]
     heads: tuple[tuple[int, ...], ...] | None = None
 
+    def within(self, layers: Sequence[int]) -> Cells:
+        """The same heads, their layers counted among `layers`, which has all of them."""
+        return Cells(tuple(map(layers.index, self.layers)), self.heads)
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerGroups:

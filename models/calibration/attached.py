@@ -20,7 +20,7 @@ from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.head_groups import take_cells
-from vkq_jax.layer_settings import AnyQuant, Cells, LayerGroups, PerLayer, Quant, groups_of
+from vkq_jax.layer_settings import AnyQuant, LayerGroups, PerLayer, Quant, groups_of
 from vkq_jax.layered import AnyCache
 from vkq_jax.persistence import load_tables
 from vkq_jax.presets import calibrated_presets, resolve
@@ -144,8 +144,7 @@ def tables_of_parts(
         for cells, own in groups_of(quant, kind.layers):
             tables = tables_of(own)
             of_kind = tables[number] if isinstance(tables, tuple) else tables
-            places = Cells(tuple(map(kind.layers.index, cells.layers)), cells.heads)
-            found.append(take_cells(of_kind, places))
+            found.append(take_cells(of_kind, cells.within(kind.layers)))
     if all(own is None for own in found):
         return None
     layered = isinstance(quant, LayerGroups) or len(found) > 1 or text.linear is not None

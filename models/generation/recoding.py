@@ -52,10 +52,7 @@ def recode(
         groups = groups_of(quant, own.layers)
         if isinstance(cache, LayeredCache) and cache.cross and number == 0:  # text, nothing to code
             groups = ((own, groups_of(quant, cache.cross_layers)[0][1]),)
-        places = (
-            (Cells(tuple(map(own.layers.index, each.layers)), each.heads), settings)
-            for each, settings in groups
-        )
+        places = ((each.within(own.layers), settings) for each, settings in groups)
         split = split_layers(join_banks(part), LayerGroups(tuple(places)))
         for each, (of_group, settings) in zip(split.parts, groups, strict=True):
             parts.append(_recode(model, each, settings, next(own_tables), of_group))

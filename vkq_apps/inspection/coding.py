@@ -56,10 +56,7 @@ def code(model: Model, caught: Capture, quant: Quant, tables: OwnTables) -> AnyC
     if not isinstance(quant, LayerGroups):
         own = own[0] if isinstance(own, tuple) else own
         return recode(model, exact_cache(caught), quant, own)
-    places = (
-        (Cells(tuple(map(layers.index, cells.layers)), cells.heads), settings)
-        for cells, settings in groups
-    )
+    places = ((cells.within(layers), settings) for cells, settings in groups)
     return recode(model, exact_cache(caught), LayerGroups(tuple(places)), own)
 
 
