@@ -129,7 +129,7 @@ def empty_cache(
         )
         first = _part(text, parts[0].quant, sizes, options)
         return LayeredCache((first, *parts), (text, *cells), cross=True, given=given)
-    if given is None:
+    if not isinstance(settled, LayerGroups):
         return KVCache.init(**sizes, quant=settled, **options)
     return LayeredCache(*_parts(Cells(tuple(range(num_layers))), settled, sizes, options))
 

@@ -205,7 +205,9 @@ class LayeredCache:
     def of_sizes(self, key: Float[Array, "B T K H"]) -> LayeredCache:
         """The parts that `parts_of` names; layers keep their numbers."""
         numbers = self.parts_of(key)
-        return LayeredCache(*(tuple(x[n] for n in numbers) for x in (self.parts, self.cells)))
+        return LayeredCache(
+            tuple(self.parts[n] for n in numbers), tuple(self.cells[n] for n in numbers)
+        )
 
     def layer(self, index: Any) -> LayerCache:
         """The view of one layer.

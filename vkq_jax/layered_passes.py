@@ -197,7 +197,8 @@ def attend_in_groups[P: OnePass](
         groups = places_of(cells, operator.index(layer))  # type: ignore[arg-type]
     if not groups:
         raise ValueError(f"layer: expected one of those that attend here, got {layer}")
-    outputs, after = [], list(parts)
+    outputs: list[Any] = []
+    after: list[Any] = list(parts)
     for group, place in groups:
         heads, own = own_heads(group, place, query, key, value)
         output, after[group] = parts[group].attend(place, *own, **options)

@@ -145,7 +145,7 @@ def gather_samples(
 def _fit(fitters: Sequence[CodeFitter], quant: KVQuantConfig) -> ModelTables:
     """Tables of one plan for all kinds of layers."""
     tables = tuple(fitter.fit(quant) for fitter in fitters)
-    return tables if len(tables) > 1 else tables[0]
+    return tables[0] if len(tables) == 1 else tables
 
 
 def _read(inputs: Iterable[Inputs], on_batch: Callable[[int], None]) -> Iterator[Inputs]:

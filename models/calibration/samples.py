@@ -23,7 +23,7 @@ from vkq_jax.empty import LayerSizes
 from vkq_jax.head_groups import take_bias
 from vkq_jax.key_bias import KeyBias
 from vkq_jax.layer_settings import Cells
-from vkq_jax.layered import at_layer
+from vkq_jax.layered import LayeredCache, at_layer
 from vkq_jax.presets import presets
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.slots import filled
@@ -116,7 +116,9 @@ def sample_codes(
             for kind in kinds
         ),
     )
-    parts = cache.cross_cache.parts if text.cross_layers else cache.parts
+    parts = cache.parts
+    if isinstance(cache, LayeredCache) and cache.cross:
+        parts = cache.cross_cache.parts
     bias = key_bias_of(model.module().text)
     return tuple(
         _samples_of(part, take_bias(bias, Cells(kind.layers)), own, key, tokens)

@@ -110,7 +110,9 @@ def inspect(
         from vkq_apps.inspection.plots.write import write_plots
 
         vision = _tower(loaded)
-        pictures = _seen_pictures(loaded, inputs, vision) if vision else _given_pictures(image)
+        pictures = _given_pictures(image)
+        if vision is not None:
+            pictures = list(_seen_pictures(loaded, inputs, vision))
         plots = write_plots(
             folder,
             quant=quant,

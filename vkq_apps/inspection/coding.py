@@ -34,8 +34,8 @@ def exact_cache(caught: Capture) -> KVCache:
     key, value = (DenseTensor(x[:, None]) for x in (caught.key, caught.value))
     # Layers without text have a slot that stays empty.
     room = ((0, 0), (0, 0), (0, 0), (0, int(not caught.text_key.shape[2])), (0, 0))
-    text = (jnp.pad(x[:, None], room) for x in (caught.text_key, caught.text_value))
-    text = TextBank(*text, length["text"])
+    text_key, text_value = (jnp.pad(x[:, None], room) for x in (caught.text_key, caught.text_value))
+    text = TextBank(text_key, text_value, length["text"])
     return KVCache(
         (VisualBank(key, value, length["visual"], position=caught.position),),
         text,
@@ -107,8 +107,9 @@ def _of_part(caught: Capture, part: KVCache, cells: Cells) -> Coded:
     numbers = jnp.arange(part.num_layers, dtype=jnp.int32)
     bias = part.key_bias
     if bias is not None:
-        assert caught.position is not None
-        share = jax.vmap(lambda n: bias.of_layer(n).turned(caught.position)[0])(numbers)
+        position = caught.position
+        assert position is not None
+        share = jax.vmap(lambda n: bias.of_layer(n).turned(position)[0])(numbers)
         key = key - jnp.swapaxes(share, 1, 2)
 
     def decode(number: Array) -> tuple[Array, Array]:

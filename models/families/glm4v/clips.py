@@ -12,6 +12,7 @@ import numpy as np
 from models.checkpoints.hf_fields import Count, Side
 from models.families.glm4v.config import Glm4vConfig
 from models.families.qwen_vl.clips import Qwen3ClipProcessing, Qwen3ClipSettings, QwenClipSettings
+from models.families.qwen_vl.config import QwenVLConfig
 from models.inputs.clip_settings import Scale
 from models.inputs.clips import ReadClip
 
@@ -86,16 +87,17 @@ class Glm4vClipProcessing(Qwen3ClipProcessing):
 
     settings = _Glm4vClipSettings
 
-    def clip_text(self, config: Glm4vConfig, tokenizer: Any) -> str:
+    def clip_text(self, config: QwenVLConfig, tokenizer: Any) -> str:
         """See `ClipProcessing.clip_text`."""
+        assert isinstance(config, Glm4vConfig)
         ids = [config.video_start_token_id, config.video_end_token_id]
         start, end = tokenizer.convert_ids_to_tokens(ids)
         return f"{start}{self.placeholder(config, tokenizer)}{end}"
 
     def text_of(
         self,
-        config: Glm4vConfig,
-        settings: _Glm4vClipSettings,
+        config: QwenVLConfig,
+        settings: QwenClipSettings,
         clip: ReadClip,
         grid: tuple[int, int, int],
         placeholder: str,

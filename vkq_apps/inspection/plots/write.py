@@ -68,8 +68,8 @@ def _figures(
 
 def _tables(quant: str, suffix: str, inspection: Inspection) -> Iterator[tuple[str, Figure]]:
     """The plots by layer and head."""
-    mass = (np.asarray(part.visual_mass) for part in (inspection.before, inspection.after))
-    yield f"attention_mass{suffix}.png", plot_mass(quant, *mass, inspection.layers)
+    before, after = (np.asarray(part.visual_mass) for part in (inspection.before, inspection.after))
+    yield f"attention_mass{suffix}.png", plot_mass(quant, before, after, inspection.layers)
     yield (
         f"errors{suffix}.png",
         plot_errors(
@@ -82,13 +82,13 @@ def _tables(quant: str, suffix: str, inspection: Inspection) -> Iterator[tuple[s
     )
     for name, tensor in (("keys", inspection.key), ("values", inspection.value)):
         ranges = tensor.ranges
-        optional = (ranges.coded_quantiles, ranges.lowest, ranges.highest)
-        arrays = (None if array is None else np.asarray(array) for array in optional)
-        quantiles = np.asarray(ranges.quantiles)
-        yield (
-            f"ranges_{name}{suffix}.png",
-            plot_ranges(name, quant, quantiles, *arrays, inspection.layers),
+        coded, lowest, highest = (
+            None if array is None else np.asarray(array)
+            for array in (ranges.coded_quantiles, ranges.lowest, ranges.highest)
         )
+        quantiles, numbers = np.asarray(ranges.quantiles), inspection.layers
+        figure = plot_ranges(name, quant, quantiles, coded, lowest, highest, numbers)
+        yield f"ranges_{name}{suffix}.png", figure
 
 
 def _maps(
