@@ -105,6 +105,9 @@ def make(*, vision=None, **text):
                 weight.mul_(weight.numel() ** -0.5)
             if name.endswith("embed_tokens.weight"):  # the head, too: else logits reach 35
                 weight.mul_(0.5)
+            if name.endswith("per_layer_input_gate.weight"):
+                # PyTorch's GELU loses digits in its tail, which the norm behind it would show.
+                weight.mul_(0.2)
     for name, buffer in model.named_buffers():
         part = name.rsplit(".", 1)[-1]
         if part == "layer_scalar" or part.startswith("std_"):
