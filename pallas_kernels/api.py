@@ -217,8 +217,8 @@ def explain(
     abstract. Layers and heads with settings of their own are explained group by group.
     """
     if isinstance(cache, LayeredCache):
-        parts = zip(cache.cells, cache.parts, strict=True)
-        own = [(c, part, _own_query(query, cache, part)) for c, part in parts]
+        parts = zip(cache.cells, cache.parts, cache.sizes, strict=True)
+        own = [(cells, part, _own_query(query, part, *size)) for cells, part, size in parts]
         return "\n".join(f"{cells_name(c)}:\n{explain(p, q, logits_soft_cap)}" for c, p, q in own)
     cache = shape_of_part(cache)
     chosen = choose_implementation(None, cache, logits_soft_cap)
@@ -238,15 +238,13 @@ def explain(
 
 
 def _own_query(
-    query: jax.ShapeDtypeStruct | None, cache: LayeredCache, part: KVCache
+    query: jax.ShapeDtypeStruct | None, part: KVCache, num_kv_heads: int, head_dim: int
 ) -> jax.ShapeDtypeStruct | None:
-    """The shape of the queries of a part's heads."""
+    """The shape of the queries of a part's heads; K and H are those of its whole layers."""
     if query is None or len(query.shape) != 4:
         return query
-    batch, tokens, heads, head_dim = query.shape
-    if cache.unlike_sizes:
-        return jax.ShapeDtypeStruct((batch, tokens, heads, part.text.key.shape[-1]), query.dtype)
-    own = heads * part.text.key.shape[2] // cache.num_kv_heads
+    batch, tokens, heads, _ = query.shape
+    own = heads * part.num_kv_heads // num_kv_heads
     return jax.ShapeDtypeStruct((batch, tokens, own, head_dim), query.dtype)
 
 

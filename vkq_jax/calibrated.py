@@ -16,13 +16,14 @@ class CalibratedPreset:
     """The codes that stand for a preset's name once a model is calibrated.
 
     Attributes:
-        tables: offline tables of the codes [L, K, ...]; None: they need none.
+        tables: offline tables of the codes [L, K, ...], of the layers whose visual tokens are
+            coded; of each kind, where they have heads of two sizes (Gemma 4); None: there are none.
         score_map: static score calibration [L, N]; None: scores are left alone, or calibrated at
             every step if `quant` says so.
         name: of the preset. quant: its settings, which calibration may have chosen.
     """
 
-    tables: CodeTables | None
+    tables: CodeTables | tuple[CodeTables, ...] | None
     score_map: ScoreMap | None
     name: str = static_field(kw_only=True)
     quant: KVQuantConfig = static_field(kw_only=True)

@@ -1,6 +1,7 @@
 """Whether the parts of a cache fit together: banks, codes, settings and tables."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -50,12 +51,11 @@ def check_cache(cache: AnyCache) -> None:
     check_cells(cache.cells if states is None else (*cache.cells, Cells(states.layers)))
     if states is not None:
         _check_states(states, cache)
-    if cache.unlike_sizes and len({part.quant for part in cache.parts}) != 1:
-        raise ValueError("parts: expected the same settings in layers of unlike sizes")
+    _check_settings(cache)
     held = [part.text.key.shape[:3:2] for part in cache.parts]
     named = [
-        _held_cells(cells, part.num_kv_heads if cache.unlike_sizes else cache.num_kv_heads)
-        for cells, part in zip(cache.cells, cache.parts, strict=True)
+        _held_cells(cells, heads)
+        for cells, (heads, _) in zip(cache.cells, cache.sizes, strict=True)
     ]
     if held != named:
         raise ValueError(
@@ -87,24 +87,48 @@ def _check_states(states: RecurrentState, cache: LayeredCache) -> None:
             f"recurrent: expected arrays {[*expected, '...']}, got "
             f"{shown([list(x.shape) for x in states.values])}"
         )
-    layers = [layer for cells in cache.cells for layer in cells.layers]
-    own = tuple(zip(cache.cells, (part.quant for part in cache.parts), strict=True))
-    if own != (own[:1] if cache.given is None else cache.given.of_layers(layers)):
-        raise ValueError("given: expected the settings of the parts, or one part with any")
+
+
+def _check_settings(cache: LayeredCache) -> None:
+    """Checks the groups of each kind of layers against the settings of all layers."""
+    kinds = [list(range(int(cache.cross), len(cache.parts)))]
+    if cache.unlike_sizes:
+        of_sizes = itertools.groupby(kinds[0], key=cache.sizes.__getitem__)
+        kinds = [list(numbers) for _, numbers in of_sizes]
+    several = cache.cross or cache.recurrent is not None or len(kinds) > 1
+    if cache.given is None and not several:
+        return
+    groups = list(zip(cache.cells, (part.quant for part in cache.parts), strict=True))
+    for numbers in kinds:
+        own = tuple(groups[number] for number in numbers)
+        layers = [layer for cells, _ in own for layer in cells.layers]
+        expected = ((own[0][0], cache.parts[0].quant),)
+        if cache.given is not None:
+            expected = cache.given.of_layers(layers)
+        if own != expected:
+            raise ValueError(
+                "given: expected the settings of the parts; without it, one part for each kind of "
+                "layers, all with the same settings"
+            )
 
 
 def _check_cross(cache: LayeredCache) -> None:
-    """Checks that pictures lie in the last part, and text in the others."""
-    *others, cross = cache.parts
-    empty = not cross.text.length.any() and cross.text.cache_length == 1
-    apart = empty and cross.keeps_indices and not any(part.visual for part in others)
-    if not others or not apart or len({part.quant for part in cache.parts}) != 1:
+    """Checks that text lies in the first part, and pictures in the others."""
+    text, *others = cache.parts
+    apart = others and not text.visual and text.quant == others[0].quant
+    for cross in others:
+        empty = not cross.text.length.any() and cross.text.cache_length == 1
+        apart = apart and empty and cross.keeps_indices
+    if not apart:
         raise ValueError(
-            "parts: expected text in all but the last, which are cross-attention layers, pictures "
-            "there alone, and the same settings in all"
+            "parts: expected text in the first and pictures in all others, which are "
+            "cross-attention layers, and in the first the settings of the second"
         )
-    if not _same(cache.position, cross.position):
-        raise ValueError("parts: expected the same position in all, got unlike ones")
+    for name in ("position", "visual_lengths"):
+        first, *more = (getattr(part, name) for part in others)
+        more += [text.position] if name == "position" else []
+        if not all(_same(first, other) for other in more):
+            raise ValueError(f"parts: expected the same {name} in all, got unlike ones")
 
 
 def _check_part(cache: KVCache, whole: AnyCache) -> None:

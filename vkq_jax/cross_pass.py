@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,6 +19,8 @@ from vkq_jax.attention import attend_dense, merge
 from vkq_jax.backend import Backend, LogitsOptions
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.coding import Coded, code_layer, coding_room, put_coded
+from vkq_jax.layer_step import LayerStep, Made
+from vkq_jax.layered import LayeredCache
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.slots import filled
 from vkq_jax.visibility import Starts, window_starts
@@ -103,13 +106,37 @@ class CrossPass:
         Raises:
             ValueError: keys and values without pictures or the reverse, or tensors that do not fit.
         """
-        number = checks.static_layer(layer, self.unfinished.num_layers)
+        step = LayerStep(layer, checks.static_layer(layer, self.unfinished.num_layers), key, value)
+        output, made = self.compute(
+            step, query, logits_scale=logits_scale, logits_soft_cap=logits_soft_cap
+        )
+        return output, self.after(step, made)
+
+    def before(self, step: LayerStep) -> CrossPass:
+        """The pass that a layer attends in."""
+        return self
+
+    def nothing_made(self) -> Made:
+        """The result of a layer that belongs to another pass: zeros."""
+        coded = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), self.coded)
+        return jnp.zeros_like(self.skipped), coded
+
+    def compute(
+        self,
+        step: LayerStep,
+        query: Float[Array, "B T N H"],
+        *,
+        logits_scale: float | None = None,
+        logits_soft_cap: float | None = None,
+    ) -> tuple[Float[Array, "B T N H"], Made]:
+        """Attention of `attend`, and what else comes of the layer."""
+        layer, key, value = step.layer, step.key, step.value
         self._check(query, key, value)
         scores: LogitsOptions = {
             "logits_scale": logits_scale,
             "logits_soft_cap": logits_soft_cap,
         }
-        skipped, coded, earlier = jnp.zeros_like(self.skipped), self.coded, None
+        skipped, coded, earlier = jnp.zeros_like(self.skipped), None, None
         if self.unfinished.visual:
             nothing = jnp.zeros(query.shape[:2], jnp.int32)
             earlier = self.backend.attend_cache(
@@ -126,10 +153,10 @@ class CrossPass:
             output = earlier.output.astype(query.dtype)
         else:
             output = self._attend_prompt(query, key, value, earlier, scores)
-            if coded is not None:
+            if self.coded is not None:
                 assert self.index is not None
                 assert self.taken is not None
-                output, new = code_layer(
+                output, coded = code_layer(
                     self.backend,
                     self.unfinished,
                     layer,
@@ -139,12 +166,18 @@ class CrossPass:
                     self.taken,
                     output,
                 )
-                coded = put_coded(coded, layer, new)
-        return output, dataclasses.replace(
+        return output, (skipped, coded)
+
+    def after(self, step: LayerStep, made: Made) -> CrossPass:
+        """The pass behind a layer, codes put in their place."""
+        skipped, coded = made
+        if coded is not None:
+            coded = put_coded(self.coded, step.layer, coded, step.own)
+        return dataclasses.replace(
             self,
             coded=coded,
             skipped=self.skipped + skipped,
-            done=checks.mark_done(self.done, layer, number),
+            done=checks.mark_done(self.done, step.layer, step.number, step.own),
         )
 
     def finish(self, position: Int32[Array, "B"], valid: Bool[Array, "B T"]) -> KVCache:
@@ -208,17 +241,13 @@ class CrossPass:
 
 
 def start_cross(
-    cache: KVCache,
-    pictures: PromptPictures | None,
-    *,
-    num_tokens: Int32[Array, "B"],
-    tokens: int,
-    backend: Backend,
-) -> CrossPass:
-    """A pass of `tokens` new tokens behind `num_tokens`, with new pictures if there are any."""
-    newest = _newest(cache)[:, None]
+    cache: LayeredCache, pictures: PromptPictures | None, *, tokens: int, backend: Backend
+) -> tuple[CrossPass, ...]:
+    """Passes of `tokens` new tokens, with new pictures if there are any, of each cross part."""
+    parts, num_tokens = cache.cross_cache.parts, cache.num_tokens
+    newest = _newest(parts[0])[:, None]
     newest = jnp.broadcast_to(newest, (num_tokens.shape[0], tokens))
-    number = index = taken = mask = coded = None
+    number = index = taken = mask = None
     shown = newest
     if pictures is not None:
         past = num_tokens[:, None]
@@ -229,20 +258,26 @@ def start_cross(
         mask = pictures.mask & own[..., None]
         if pictures.num_kept:
             index, taken = left_pack(pictures.kept, pictures.num_kept)
-            coded = coding_room(backend, cache, index, taken, mask.shape[-1])
-    return CrossPass(
-        unfinished=cache,
-        sees=shown >= 0,
-        starts=window_starts(cache, shown, 1),
-        mask=mask,
-        number=number,
-        coded=coded,
-        index=index,
-        taken=taken,
-        skipped=jnp.zeros_like(cache.calibration_skipped),
-        done=checks.nothing_done(cache),
-        backend=backend,
-    )
+
+    def start(part: KVCache) -> CrossPass:
+        coded = None
+        if index is not None and taken is not None and mask is not None:
+            coded = coding_room(backend, part, index, taken, mask.shape[-1])
+        return CrossPass(
+            unfinished=part,
+            sees=shown >= 0,
+            starts=window_starts(part, shown, 1),
+            mask=mask,
+            number=number,
+            coded=coded,
+            index=index,
+            taken=taken,
+            skipped=jnp.zeros_like(part.calibration_skipped),
+            done=checks.nothing_done(part),
+            backend=backend,
+        )
+
+    return tuple(map(start, parts))
 
 
 def _newest(cache: KVCache) -> Int32[Array, "b"]:

@@ -36,15 +36,9 @@ def begin_decode(
     """
     if isinstance(cache, LayeredCache):
         parts = tuple(start_decode(part, valid, backend) for part in cache.text_parts)
-        cross = None
+        cross = ()
         if cache.cross:
-            cross = start_cross(
-                cache.parts[-1],
-                None,
-                num_tokens=cache.num_tokens,
-                tokens=parts[0].valid.shape[1],
-                backend=backend,
-            )
+            cross = start_cross(cache, None, tokens=parts[0].valid.shape[1], backend=backend)
         return LayeredDecode(
             parts,
             cross,

@@ -15,7 +15,8 @@ from vkq_jax.layer_settings import (
     Cells,
     LayerGroups,
     PerLayer,
-    one_setting,
+    Quant,
+    groups_of,
 )
 from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.presets import resolve
@@ -77,8 +78,8 @@ def empty_cache(
     Raises:
         ValueError: a size below 1, an unknown preset, other bits of text, or layers, or settings of
             layers or heads, that are not there.
-        NotImplementedError: settings of `per_layer` with cross-attention layers or unlike ones, or
-            more than two kinds of layers.
+        NotImplementedError: settings of heads where layers differ in their number, or more than
+            two kinds of layers.
     """
     sizes: dict[str, Any] = {
         "num_layers": num_layers,
@@ -94,57 +95,52 @@ def empty_cache(
         "keep_indices": keep_indices,
         "text_bits": text_bits,
     }
+    if isinstance(quant, PerLayer | LayerGroups):
+        quant = quant.settle(num_layers, num_kv_heads)
+    settled = quant if isinstance(quant, LayerGroups) else resolve(quant)
+    given = settled if isinstance(settled, LayerGroups) else None
     if unlike is not None:
         if not isinstance(unlike, LayerSizes):
             raise ValueError(f"unlike: expected LayerSizes, got {shown(unlike)}")
-        quant = one_setting(quant, "a cache of layers of unlike sizes")
         if cross_layers or recurrent is not None:
             raise NotImplementedError("unlike: expected no cross_layers and no recurrent with it")
-        others, own_cells = _two_kinds(num_layers, unlike.layers, "unlike.layers")
+        others, own = _two_kinds(num_layers, unlike.layers, "unlike.layers")
+        if given is not None and given.num_kv_heads and unlike.num_kv_heads != num_kv_heads:
+            raise NotImplementedError(
+                f"quant: expected settings of whole layers for a model whose layers have "
+                f"{num_kv_heads} or {unlike.num_kv_heads} KV heads, got some of heads"
+            )
         own_sizes = {"num_kv_heads": unlike.num_kv_heads, "head_dim": unlike.head_dim}
-        parts = (
-            _part(others, quant, sizes, options),
-            _part(own_cells, quant, sizes | own_sizes, options),
-        )
-        return LayeredCache(parts, (others, own_cells))
+        first = _parts(others, settled, sizes, options)
+        second = _parts(own, settled, sizes | own_sizes, options)
+        return LayeredCache(first[0] + second[0], first[1] + second[1], given=given)
     if recurrent is not None:
-        if not isinstance(recurrent, RecurrentState):
-            raise ValueError(f"recurrent: expected a RecurrentState, got {shown(recurrent)}")
-        check_fields(recurrent)
-        if isinstance(quant, PerLayer | LayerGroups):
-            quant = quant.settle(num_layers, num_kv_heads)
-        others, states = _two_kinds(num_layers, recurrent.layers, "recurrent.layers")
+        others = _beside_states(recurrent, num_layers, batch)
         if cross_layers:
             raise NotImplementedError("cross_layers and recurrent: expected one of them, got both")
-        if any(x.shape[:2] != (len(states.layers), batch) for x in recurrent.values):
-            raise ValueError(
-                f"recurrent: expected arrays [{len(states.layers)} layers, {batch} sequences, ...],"
-                f" got {shown([list(x.shape) for x in recurrent.values])}"
-            )
-        given = None
-        if isinstance(quant, LayerGroups):
-            given, groups = quant, quant.of_layers(others.layers)
-        else:
-            groups = ((others, resolve(quant)),)
-        parts = tuple(_part(cells, own, sizes, options) for cells, own in groups)
-        cells = tuple(cells for cells, _ in groups)
-        return LayeredCache(parts, cells, recurrent=recurrent, given=given)
-    if not isinstance(cross_layers, list | tuple) or cross_layers:
-        quant = one_setting(quant, "a cache with cross-attention layers")
-        groups = _two_kinds(num_layers, cross_layers, "cross_layers")
-        # A token sees pictures by their numbers.
-        of_kinds: tuple[dict[str, Any], ...] = (options, options | {"keep_indices": True})
-        parts = tuple(
-            _part(cells, quant, sizes | {"cache_length": length}, own)
-            for cells, length, own in zip(groups, (cache_length, 1), of_kinds, strict=True)
+        return LayeredCache(
+            *_parts(others, settled, sizes, options), recurrent=recurrent, given=given
         )
-        return LayeredCache(parts, groups, cross=True)
-    if isinstance(quant, PerLayer | LayerGroups):
-        quant = quant.settle(num_layers, num_kv_heads)
-    if not isinstance(quant, LayerGroups):
-        return KVCache.init(**sizes, quant=resolve(quant), **options)
-    parts = tuple(_part(cells, own, sizes, options) for cells, own in quant.groups)
-    return LayeredCache(parts, tuple(cells for cells, _ in quant.groups))
+    if not isinstance(cross_layers, list | tuple) or cross_layers:
+        text, cross = _two_kinds(num_layers, cross_layers, "cross_layers")
+        # A token sees pictures by their numbers.
+        parts, cells = _parts(
+            cross, settled, sizes | {"cache_length": 1}, options | {"keep_indices": True}
+        )
+        first = _part(text, parts[0].quant, sizes, options)
+        return LayeredCache((first, *parts), (text, *cells), cross=True, given=given)
+    if not isinstance(settled, LayerGroups):
+        return KVCache.init(**sizes, quant=settled, **options)
+    return LayeredCache(*_parts(Cells(tuple(range(num_layers))), settled, sizes, options))
+
+
+def _parts(
+    kind: Cells, quant: Quant, sizes: dict[str, Any], options: dict[str, Any]
+) -> tuple[tuple[KVCache, ...], tuple[Cells, ...]]:
+    """Caches of the groups of equal settings among layers of one kind, and these groups."""
+    groups = groups_of(quant, kind.layers)
+    parts = tuple(_part(cells, own, sizes, options) for cells, own in groups)
+    return parts, tuple(cells for cells, _ in groups)
 
 
 def _part(
@@ -175,3 +171,17 @@ def _two_kinds(num_layers: int, layers: Sequence[int], name: str) -> tuple[Cells
             f"all, got {shown(list(layers))}"
         )
     return Cells(others), Cells(cross)
+
+
+def _beside_states(recurrent: RecurrentState, num_layers: int, batch: int) -> Cells:
+    """The layers that have keys, beside those with a state; checks the states."""
+    if not isinstance(recurrent, RecurrentState):
+        raise ValueError(f"recurrent: expected a RecurrentState, got {shown(recurrent)}")
+    check_fields(recurrent)
+    others, states = _two_kinds(num_layers, recurrent.layers, "recurrent.layers")
+    if any(x.shape[:2] != (len(states.layers), batch) for x in recurrent.values):
+        raise ValueError(
+            f"recurrent: expected arrays [{len(states.layers)} layers, {batch} sequences, ...],"
+            f" got {shown([list(x.shape) for x in recurrent.values])}"
+        )
+    return others

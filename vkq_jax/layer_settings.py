@@ -18,7 +18,7 @@ __all__ = [
     "LayerGroups",
     "PerLayer",
     "Quant",
-    "one_setting",
+    "groups_of",
     "per_head",
     "per_layer",
     "settings_of",
@@ -47,6 +47,10 @@ class Cells:
 
     layers: tuple[int, ...]
     heads: tuple[tuple[int, ...], ...] | None = None
+
+    def within(self, layers: Sequence[int]) -> Cells:
+        """The same heads, their layers counted among `layers`, which has all of them."""
+        return Cells(tuple(map(layers.index, self.layers)), self.heads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,8 +314,8 @@ def settings_of(quant: Quant) -> tuple[KVQuantConfig, ...]:
     return tuple(dict.fromkeys(quant.settings)) if isinstance(quant, LayerGroups) else (quant,)
 
 
-def one_setting(quant: AnyQuant, reader: str) -> KVQuantConfig:
-    """The settings of all layers; raises NotImplementedError where layers have their own."""
-    if isinstance(quant, PerLayer | LayerGroups):
-        raise NotImplementedError(f"{reader} takes one setting for all layers, got per_layer(...)")
-    return resolve(quant)
+def groups_of(quant: Quant, layers: Sequence[int]) -> tuple[tuple[Cells, KVQuantConfig], ...]:
+    """These layers in groups of equal settings, in the order of the groups."""
+    if isinstance(quant, LayerGroups):
+        return quant.of_layers(layers)
+    return ((Cells(tuple(layers)), quant),)

@@ -19,12 +19,12 @@ class LayerStep:
 
     Attributes:
         layer: its number, traced or not. number: that of a layer that is not traced.
-        key, value: of the new tokens.
+        key, value: of the new tokens, or of the prompt's pictures, which may have none.
         own: whether the layer is one of the pass, which another leaves as it is; None: it is.
     """
 
     layer: Int32[Array, ""] | int
     number: int | None
-    key: Float[Array, "B T K H"]
-    value: Float[Array, "B T K H"]
+    key: Float[Array, "B T K H"] | None
+    value: Float[Array, "B T K H"] | None
     own: Bool[Array, ""] | None = None

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache import FixedParts, KVCache, LayerCache, VisualBank
@@ -38,6 +40,7 @@ __all__ = [
     "AnyCache",
     "LayeredCache",
     "at_layer",
+    "cells_of",
     "heads_of_layer",
     "map_groups",
     "map_parts",
@@ -51,17 +54,18 @@ class LayeredCache:
     """The cache of a model whose layers or heads are coded in different ways, or of two kinds.
 
     Layers of two kinds may be cross-attention and others, have a state or keys, or differ in the
-    number and the channels of their heads (`unlike_sizes`).
+    number and the channels of their heads (`unlike_sizes`). Each kind has groups of its own.
 
     Attributes:
         parts: caches of the groups, each stacked over the layers of its group. Lengths, positions
             and numbers of tokens are the same in all; each has its own layers' and heads' text.
         cells: layers of the model that each group has, and which heads of them.
-        cross: the last group's are cross-attention layers. Its part holds visual banks and no text
-            (a text bank of one slot that stays empty), the others text alone; all have the same
-            settings.
+        cross: all groups but the first are cross-attention layers. Their parts hold visual banks
+            and no text (a text bank of one slot that stays empty), the first one text alone; its
+            settings, which code nothing, are those of the second.
         recurrent: states of the layers that have neither text nor visual tokens.
-        given: the settings of all layers, those with a state too, where they differ.
+        given: the settings of all layers of a model with several kinds, those without codes too,
+            where they differ.
     """
 
     parts: tuple[KVCache, ...]
@@ -72,17 +76,24 @@ class LayeredCache:
 
     @property
     def text_parts(self) -> tuple[KVCache, ...]:
-        """The parts that hold text: all but that of cross-attention layers."""
-        return self.parts[:-1] if self.cross else self.parts
+        """The parts that hold text: all but those of cross-attention layers."""
+        return self.parts[:1] if self.cross else self.parts
 
     @property
     def cross_layers(self) -> tuple[int, ...]:
         """Numbers of the cross-attention layers."""
-        return self.cells[-1].layers if self.cross else ()
+        groups = self.cells[1:] if self.cross else ()
+        return tuple(sorted({layer for cells in groups for layer in cells.layers}))
+
+    @property
+    def cross_cache(self) -> LayeredCache:
+        """The parts of cross-attention layers."""
+        assert self.cross
+        return LayeredCache(self.parts[1:], self.cells[1:])
 
     @property
     def quant(self) -> Quant:
-        """Settings of the groups; plain ones in a model with several kinds of layers."""
+        """Settings of the groups; plain ones where several kinds of layers have the same."""
         if self.given is not None:
             return self.given
         if self.cross or self.recurrent is not None or self.unlike_sizes:
@@ -94,10 +105,20 @@ class LayeredCache:
     def unlike_sizes(self) -> bool:
         """Whether layers differ in the number or the channels of their heads.
 
-        Each part then has layers of one size, and all parts have the same settings.
+        Each part then has layers of one size.
         """
-        whole = zip(self.parts, self.cells, strict=True)
-        return len({_sizes(part) for part, cells in whole if cells.heads is None}) > 1
+        return len(set(self.sizes)) > 1
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """K and H of the layers of each part; K counts all heads of a layer."""
+        return tuple(
+            (
+                part.num_kv_heads if cells.heads is None else self.num_kv_heads,
+                part.text.key.shape[4],
+            )
+            for part, cells in zip(self.parts, self.cells, strict=True)
+        )
 
     @property
     def num_layers(self) -> int:
@@ -163,20 +184,30 @@ class LayeredCache:
         """The same cache without the parts that decoding leaves as they are."""
         return map_parts(self, KVCache.without_fixed)
 
-    def part_of(self, key: Float[Array, "B T K H"]) -> int | None:
-        """The part of a layer by the sizes of its keys; None where all parts have the same.
+    def parts_of(self, key: Float[Array, "B T K H"]) -> tuple[int, ...]:
+        """Numbers of the parts that hold text of layers with keys of these sizes.
+
+        All of them where all layers are alike.
 
         Raises:
-            ValueError: no layer has keys of these sizes.
+            ValueError: layers differ, and none has keys of these sizes.
         """
         if not self.unlike_sizes:
-            return None
-        known = [_sizes(part) for part in self.parts]
-        if (found := (key.shape[2], key.shape[3])) not in known:
+            return tuple(range(len(self.text_parts)))
+        found = tuple(n for n, own in enumerate(self.sizes) if own == key.shape[2:])
+        if not found:
+            known = sorted(set(self.sizes))
             raise ValueError(
                 f"key: expected [B, T, K, H] with K and H of {shown(known)}, got {shown(key)}"
             )
-        return known.index(found)
+        return found
+
+    def of_sizes(self, key: Float[Array, "B T K H"]) -> LayeredCache:
+        """The parts that `parts_of` names; layers keep their numbers."""
+        numbers = self.parts_of(key)
+        return LayeredCache(
+            tuple(self.parts[n] for n in numbers), tuple(self.cells[n] for n in numbers)
+        )
 
     def layer(self, index: Any) -> LayerCache:
         """The view of one layer.
@@ -200,11 +231,6 @@ class LayeredCache:
                 "cannot hold: vkq_jax.heads_of_layer(cache, layer) gives one for each group of them"
             )
         return view
-
-
-def _sizes(part: KVCache) -> tuple[int, int]:
-    """K and H of a part's layers."""
-    return part.num_kv_heads, part.text.key.shape[4]
 
 
 type AnyCache = KVCache | LayeredCache
@@ -248,10 +274,16 @@ def map_groups[C: KVCache | LayeredCache](
     cache: C, function: Callable[[KVCache, Cells], KVCache]
 ) -> C:
     """The cache with `function` of each of its parts and the part's layers and heads."""
+    pairs = zip(cache.parts, cells_of(cache), strict=True)
+    parts = tuple(function(part, cells) for part, cells in pairs)
     if isinstance(cache, KVCache):
-        return function(cache, Cells(tuple(range(cache.num_layers))))  # type: ignore[return-value]
-    parts = (function(part, cells) for part, cells in zip(cache.parts, cache.cells, strict=True))
-    return dataclasses.replace(cache, parts=tuple(parts))
+        return parts[0]  # type: ignore[return-value]
+    return dataclasses.replace(cache, parts=parts)
+
+
+def cells_of(cache: AnyCache) -> tuple[Cells, ...]:
+    """Layers and heads of each of a cache's parts."""
+    return (Cells(tuple(range(cache.num_layers))),) if isinstance(cache, KVCache) else cache.cells
 
 
 def at_layer[T](
@@ -289,8 +321,10 @@ def at_layer[T](
             *trees,
         )
 
-    if static_layer(layer, cache.num_layers) is not None:
-        places = dict(places_of(cache.cells, int(layer)))
+    if not isinstance(layer, Tracer):
+        places = dict(places_of(cache.cells, operator.index(layer)))
+        if not places:
+            raise ValueError(f"layer: expected one that the cache holds keys of, got {layer}")
         return joined(tuple(places), places)
     way = routes(cache.cells)
     places = jnp.asarray(way.place)[layer]

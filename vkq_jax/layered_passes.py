@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,7 +29,7 @@ from vkq_jax.prefill_pass import Prefill
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.recurrent import RecurrentState
 
-__all__ = ["LayeredDecode", "LayeredPrefill"]
+__all__ = ["LayeredDecode", "LayeredPrefill", "attend_in_groups"]
 
 
 @frozen_pytree
@@ -36,14 +38,14 @@ class _LayeredPass[P: (Prefill, Decode)]:
 
     Attributes:
         parts: the passes of the groups that hold text, which have the same tokens.
-        cross: the pass of the cross-attention layers, if there are any.
+        cross: the passes of the groups of cross-attention layers, if there are any.
         recurrent: states of layers that have one, if there are any. moved: which of them have a new
             one.
         cells, given: see `LayeredCache`.
     """
 
     parts: tuple[P, ...]
-    cross: CrossPass | None = None
+    cross: tuple[CrossPass, ...] = ()
     recurrent: RecurrentState | None = None
     moved: Bool[Array, "l"] | Bool[np.ndarray, "l"] | None = None
     cells: tuple[Cells, ...] = static_field(kw_only=True)
@@ -69,7 +71,7 @@ class _LayeredPass[P: (Prefill, Decode)]:
         """The cache with the text of the layers so far."""
         return self._cache(
             tuple(part.unfinished for part in self.parts),
-            () if self.cross is None else (self.cross.unfinished,),
+            tuple(own.unfinished for own in self.cross),
         )
 
     def attend[Own: _LayeredPass](
@@ -81,26 +83,19 @@ class _LayeredPass[P: (Prefill, Decode)]:
         **options: Any,
     ) -> tuple[Float[Array, "B T N H"], Own]:
         """One layer of the model, see `Prefill.attend` and `Decode.attend`."""
-        if (group := self.unfinished.part_of(key)) is not None:
-            place, parts = place_in(self.cells[group], layer), list(self.parts)
-            output, parts[group] = parts[group].attend(place, query, key, value, **options)
-            return output, dataclasses.replace(self, parts=tuple(parts))
-        count = self.unfinished.num_kv_heads
-        tokens, first = self.valid.shape[1], self.parts[0].unfinished
+        whole, parts = self.unfinished, list(self.parts)
+        numbers = whole.parts_of(key)
+        count, _ = whole.sizes[numbers[0]]
+        tokens, first = self.valid.shape[1], parts[numbers[0]].unfinished
         checks.check_heads(query, key, value, first, tokens, count)
-        number = checks.static_layer(layer, self.unfinished.num_layers)
-        if len(self.parts) == 1:
-            groups = ((0, place_in(self.cells[0], layer)),)
-        elif number is None:
-            return self._attend_traced(layer, query, key, value, **options)  # type: ignore[arg-type]
-        else:
-            groups = places_of(self.cells, number)
-        outputs, parts = [], list(self.parts)
-        for group, place in groups:
-            heads, own = self._own_heads(group, place, (query, key, value))
-            output, parts[group] = self.parts[group].attend(place, *own, **options)
-            outputs.append((heads, output))
-        return join_heads(outputs, axis=2), dataclasses.replace(self, parts=tuple(parts))
+        checks.static_layer(layer, whole.num_layers)
+        cells, own = zip(*((self.cells[n], parts[n]) for n in numbers), strict=True)
+        output, after = attend_in_groups(own, cells, count, layer, (query, key, value), options)
+        for number, new in zip(numbers, after, strict=True):
+            parts[number] = new
+        if len(after) > 1 and isinstance(layer, Tracer):
+            output = checks.spoil(output, parts[0].fits).astype(query.dtype)
+        return output, dataclasses.replace(self, parts=tuple(parts))
 
     def attend_cross[Own: _LayeredPass](
         self: Own,
@@ -111,10 +106,12 @@ class _LayeredPass[P: (Prefill, Decode)]:
         **options: Any,
     ) -> tuple[Float[Array, "B T N H"], Own]:
         """One cross-attention layer of the model, by its number in it, see `CrossPass.attend`."""
-        if self.cross is None:
+        if not self.cross:
             raise ValueError("attend_cross: the cache has no cross-attention layers")
-        place = place_in(self.cells[-1], layer)
-        output, cross = self.cross.attend(place, query, key, value, **options)
+        count, cells = self.unfinished.num_kv_heads, self.cells[1:]
+        output, cross = attend_in_groups(
+            self.cross, cells, count, layer, (query, key, value), options
+        )
         return output, dataclasses.replace(self, cross=cross)
 
     def state(self, layer: Int32[Array, ""] | int) -> tuple[Float[Array, "B ..."], ...]:
@@ -139,42 +136,6 @@ class _LayeredPass[P: (Prefill, Decode)]:
             raise ValueError("state: the cache has no layers with a recurrent state")
         return self.recurrent
 
-    def _own_heads(
-        self, group: int, place: Any, arrays: tuple[Array, ...]
-    ) -> tuple[Array | None, tuple[Array, ...]]:
-        """The KV heads of a group's layer, and what arrays [B, T, heads, H] have of them."""
-        heads, count = heads_at(self.cells[group], place), self.unfinished.num_kv_heads
-        return heads, tuple(take_heads(x, heads, count, axis=2) for x in arrays)
-
-    def _attend_traced[Own: _LayeredPass](
-        self: Own, layer: Array, query: Array, key: Array, value: Array, **options: Any
-    ) -> tuple[Array, Own]:
-        """`attend` of a traced layer."""
-        way = routes(self.cells)
-        places, member = jnp.asarray(way.place)[layer], jnp.asarray(way.member)[layer]
-        steps, before = [], []
-        for group, part in enumerate(self.parts):
-            _, text = self._own_heads(group, places[group], (key, value))
-            steps.append(LayerStep(places[group], None, *text, own=member[group]))
-            before.append(part.before(steps[group]))
-
-        def branch(groups: tuple[int, ...]) -> tuple[Array, list[Made]]:
-            outputs, made = [], [part.nothing_made() for part in before]
-            for group in groups:
-                heads, (own,) = self._own_heads(group, places[group], (query,))
-                output, new = before[group].compute(steps[group], own, **options)
-                made[group] = jax.tree.map(lambda x, y: x.astype(y.dtype), new, made[group])
-                outputs.append((heads, output))
-            return join_heads(outputs, axis=2), made
-
-        # Branches return no array that they only pass on: XLA would copy it. Other groups write
-        # again what they hold.
-        branches = [functools.partial(branch, groups) for groups in way.patterns]
-        output, made = jax.lax.switch(jnp.asarray(way.pattern)[layer], branches)
-        output = checks.spoil(output, self.parts[0].fits).astype(query.dtype)
-        after = (part.after(*own) for part, *own in zip(before, steps, made, strict=True))
-        return output, dataclasses.replace(self, parts=tuple(after))
-
     def finish(self) -> LayeredCache:
         """The cache with this pass's tokens in it, see `Prefill.finish` and `Decode.finish`."""
         done = np.ones(self.unfinished.num_layers, bool)
@@ -184,9 +145,8 @@ class _LayeredPass[P: (Prefill, Decode)]:
         if self.recurrent is not None and not isinstance(self.moved, Tracer):
             done[list(self.recurrent.layers)] = np.asarray(self.moved)
         checks.check_all_done(done)
-        parts, cross = tuple(part.finish() for part in self.parts), ()
-        if self.cross is not None:
-            cross = (self.cross.finish(parts[0].position, self.valid),)
+        parts = tuple(part.finish() for part in self.parts)
+        cross = tuple(own.finish(parts[0].position, self.valid) for own in self.cross)
         return self._cache(parts, cross)
 
     def _cache(self, parts: tuple[KVCache, ...], cross: tuple[KVCache, ...]) -> LayeredCache:
@@ -207,3 +167,75 @@ class LayeredPrefill(_LayeredPass[Prefill]):
 @frozen_pytree
 class LayeredDecode(_LayeredPass[Decode]):
     """A `Decode` of each group of layers and heads. Attributes: see there, and `LayeredCache`."""
+
+
+type OnePass = Prefill | Decode | CrossPass
+
+
+def attend_in_groups[P: OnePass](
+    parts: tuple[P, ...],
+    cells: tuple[Cells, ...],
+    num_kv_heads: int,
+    layer: Int32[Array, ""] | int,
+    arrays: tuple[Array, Array | None, Array | None],
+    options: dict[str, Any],
+) -> tuple[Array, tuple[P, ...]]:
+    """One layer of those that are in these groups, and the passes of all groups behind it."""
+    query, key, value = arrays
+
+    def own_heads(group: int, place: Any, *arrays: Array | None) -> tuple[Any, list[Any]]:
+        heads = heads_at(cells[group], place)
+        return heads, [
+            x if x is None else take_heads(x, heads, num_kv_heads, axis=2) for x in arrays
+        ]
+
+    if isinstance(layer, Tracer) and len(parts) > 1:
+        return _attend_traced(parts, cells, layer, arrays, own_heads, options)
+    if len(parts) == 1:
+        groups = ((0, place_in(cells[0], layer)),)
+    else:
+        groups = places_of(cells, operator.index(layer))  # type: ignore[arg-type]
+    if not groups:
+        raise ValueError(f"layer: expected one of those that attend here, got {layer}")
+    outputs: list[Any] = []
+    after: list[Any] = list(parts)
+    for group, place in groups:
+        heads, own = own_heads(group, place, query, key, value)
+        output, after[group] = parts[group].attend(place, *own, **options)
+        outputs.append((heads, output))
+    return join_heads(outputs, axis=2), tuple(after)
+
+
+def _attend_traced[P: OnePass](
+    parts: tuple[P, ...],
+    cells: tuple[Cells, ...],
+    layer: Array,
+    arrays: tuple[Array, Array | None, Array | None],
+    own_heads: Callable[..., tuple[Any, list[Any]]],
+    options: dict[str, Any],
+) -> tuple[Array, tuple[P, ...]]:
+    """`attend_in_groups` of a traced layer."""
+    query, *key_value = arrays
+    way = routes(cells)
+    places, member = jnp.asarray(way.place)[layer], jnp.asarray(way.member)[layer]
+    steps, before = [], []
+    for group, part in enumerate(parts):
+        _, text = own_heads(group, places[group], *key_value)
+        steps.append(LayerStep(places[group], None, *text, own=member[group]))
+        before.append(part.before(steps[group]))
+
+    def branch(groups: tuple[int, ...]) -> tuple[Array, list[Made]]:
+        outputs, made = [], [part.nothing_made() for part in before]
+        for group in groups:
+            heads, (own,) = own_heads(group, places[group], query)
+            output, new = before[group].compute(steps[group], own, **options)
+            made[group] = jax.tree.map(lambda x, y: x.astype(y.dtype), new, made[group])
+            outputs.append((heads, output))
+        return join_heads(outputs, axis=2), made
+
+    # Branches return no array that they only pass on: XLA would copy it. Other groups write
+    # again what they hold.
+    branches = [functools.partial(branch, groups) for groups in way.patterns]
+    output, made = jax.lax.switch(jnp.asarray(way.pattern)[layer], branches)
+    after = (part.after(*own) for part, *own in zip(before, steps, made, strict=True))
+    return output.astype(query.dtype), tuple(after)

@@ -73,15 +73,9 @@ def begin_prefill(
         )
 
     if isinstance(cache, LayeredCache):
-        parts, cross = tuple(map(begin, cache.text_parts)), None
+        parts, cross = tuple(map(begin, cache.text_parts)), ()
         if cache.cross:
-            cross = start_cross(
-                cache.parts[-1],
-                pictures,
-                num_tokens=cache.num_tokens,
-                tokens=visual.shape[1],
-                backend=backend,
-            )
+            cross = start_cross(cache, pictures, tokens=visual.shape[1], backend=backend)
         return LayeredPrefill(
             parts,
             cross,

@@ -88,7 +88,7 @@ def pass_specs[Pass: Prefill | Decode | CrossPass | LayeredPrefill | LayeredDeco
     recurrent states are left out.
     """
     if isinstance(passing, LayeredPrefill | LayeredDecode):
-        assert passing.cross is None
+        assert not passing.cross
         assert passing.moved is None
         parts = tuple(pass_specs(part, axes) for part in passing.parts)
         return dataclasses.replace(passing, parts=parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -12,12 +13,14 @@ from jax.core import Tracer
 
 from models.checkpoints.fingerprint import fingerprint
 from models.model import AttachedCodes, Model
+from models.text.coded_layers import coded_layers
+from models.text.config import TextConfig
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.head_groups import take_cells
-from vkq_jax.layer_settings import AnyQuant, LayerGroups, PerLayer, Quant
+from vkq_jax.layer_settings import AnyQuant, LayerGroups, PerLayer, Quant, groups_of
 from vkq_jax.layered import AnyCache
 from vkq_jax.persistence import load_tables
 from vkq_jax.presets import calibrated_presets, resolve
@@ -26,15 +29,20 @@ from vkq_jax.validation import shown
 __all__ = [
     "DEFAULT_QUANT",
     "TABLES_FILE",
+    "ModelTables",
     "OwnTables",
     "attach_tables",
     "find_codes",
     "is_uncalibrated",
     "settle_codes",
+    "tables_of_parts",
 ]
 
 type OwnTables = CodeTables | tuple[CodeTables | None, ...] | None
 """Offline tables of a cache: of all layers, or of each of its groups of layers and heads."""
+
+type ModelTables = CodeTables | tuple[CodeTables, ...] | None
+"""Offline tables of codes for a model, see `vkq_jax.CalibratedPreset`."""
 
 DEFAULT_QUANT = "vkq-1bit"
 TABLES_FILE = "vkq_tables.safetensors"
@@ -106,27 +114,46 @@ def find_codes(
 def _of_layers(
     model: Model, known: CalibratedCodes | None, quant: AnyQuant
 ) -> tuple[Quant, OwnTables]:
+    text = model.config.text
     if not isinstance(quant, PerLayer | LayerGroups):
-        return _choose(known, quant)
-    tables: dict[KVQuantConfig, CodeTables | None] = {}
+        settled, own = _choose(known, quant)
+        return settled, tables_of_parts(text, settled, lambda _: own)
+    tables: dict[KVQuantConfig, ModelTables] = {}
 
     def find(one: str | KVQuantConfig) -> KVQuantConfig:
         settings, own = _choose(known, one)
         tables[settings] = own
         return settings
 
-    text = model.config.text
-    settled = quant.settle(text.num_hidden_layers, text.num_key_value_heads, find)
-    if isinstance(settled, KVQuantConfig):
-        return settled, tables[settled]
-    if all(own is None for own in tables.values()):
-        return settled, None
-    return settled, tuple(take_cells(tables[own], cells) for cells, own in settled.groups)
+    settled = quant.settle(text.num_own_layers, text.num_key_value_heads, find)
+    return settled, tables_of_parts(text, settled, tables.__getitem__)
+
+
+def tables_of_parts(
+    text: TextConfig, quant: Quant, tables_of: Callable[[KVQuantConfig], ModelTables]
+) -> OwnTables:
+    """Offline tables of the parts of a cache, from those of each of its settings.
+
+    Args:
+        text: the decoder. quant: settings of its cache.
+        tables_of: gives a model's tables for settings of `quant`.
+    """
+    kinds = coded_layers(text)
+    found: list[CodeTables | None] = [None] if text.cross_layers else []
+    for number, kind in enumerate(kinds):
+        for cells, own in groups_of(quant, kind.layers):
+            tables = tables_of(own)
+            of_kind = tables[number] if isinstance(tables, tuple) else tables
+            found.append(take_cells(of_kind, cells.within(kind.layers)))
+    if all(own is None for own in found):
+        return None
+    layered = isinstance(quant, LayerGroups) or len(found) > 1 or text.linear is not None
+    return tuple(found) if layered else found[0]
 
 
 def _choose(
     known: CalibratedCodes | None, quant: str | KVQuantConfig
-) -> tuple[KVQuantConfig, CodeTables | None]:
+) -> tuple[KVQuantConfig, ModelTables]:
     found = None if known is None else known.find(quant)
     if found is not None:
         return found.quant, found.tables
@@ -177,14 +204,21 @@ def _check_sizes(model: Model, preset: CalibratedPreset) -> None:
 
     Coding checks what is left, their channels and classes.
     """
-    text = model.config.text
-    layers, heads = text.num_hidden_layers, text.num_key_value_heads
-    for leaf in jax.tree.leaves(preset.tables):
-        if leaf.shape[:2] != (layers, heads):
-            raise ValueError(
-                f"preset {shown(preset.name)}: expected tables of {layers} layers and {heads} KV "
-                f"heads, got {shown(leaf)}"
-            )
+    text, kinds = model.config.text, coded_layers(model.config.text)
+    layers, tables = text.num_own_layers, preset.tables
+    of_kinds = tables if isinstance(tables, tuple) else (tables,) * len(kinds)
+    if len(of_kinds) != len(kinds):
+        raise ValueError(
+            f"preset {shown(preset.name)}: expected tables of {len(kinds)} kinds of layers, got "
+            f"{len(of_kinds)}"
+        )
+    for kind, own in zip(kinds, of_kinds, strict=True):
+        for leaf in jax.tree.leaves(own):
+            if leaf.shape[:2] != (len(kind.layers), kind.num_kv_heads):
+                raise ValueError(
+                    f"preset {shown(preset.name)}: expected tables of {len(kind.layers)} layers "
+                    f"and {kind.num_kv_heads} KV heads, got {shown(leaf)}"
+                )
     scores = preset.score_map
     if scores is not None and scores.slope.shape != (layers, text.num_attention_heads):
         raise ValueError(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models.calibration.attached import ModelTables
 from models.calibration.fitting import CodeFitter
 from models.calibration.folder import CalibrationFolder, digest_of
 from models.calibration.judging import divergences
@@ -24,7 +25,6 @@ from models.model import Model
 from models.sharding.inputs import place_inputs
 from models.sharding.placing import place_shared
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
-from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.presets import calibrated_presets
 
@@ -72,7 +72,6 @@ def calibrate_codes(
     Raises:
         ValueError: no presets or an unknown one, no prompts, or a prompt without an image.
     """
-    model.config.text.check_one_stack("calibration")
     names = list(calibrated_presets) if presets is None else list(presets)
     known = ", ".join(calibrated_presets)
     if not names:
@@ -92,11 +91,11 @@ def calibrate_codes(
     samples, digest = gather_samples(
         model, sampled, tokens=tokens, max_new_tokens=max_new_tokens, seed=seed, kept=kept
     )
-    fitter = CodeFitter(samples, seed)
-    plans: dict[str, list[tuple[KVQuantConfig, CodeTables]]] = {name: [] for name in names}
+    fitters = [CodeFitter(own, seed) for own in samples]
+    plans: dict[str, list[tuple[KVQuantConfig, ModelTables]]] = {name: [] for name in names}
     for name in names:
         for number, quant in enumerate(calibrated_presets[name]):
-            make = functools.partial(fitter.fit, quant)
+            make = functools.partial(_fit, fitters, quant)
             plans[name].append((quant, kept.tables(digest_of(digest, seed, quant), quant, make)))
             on_plan(name, number)
     # The only plan of a preset needs no judge.
@@ -119,11 +118,11 @@ def gather_samples(
     max_new_tokens: int,
     seed: int,
     kept: CalibrationFolder,
-) -> tuple[CodeSamples, str]:
+) -> tuple[tuple[CodeSamples, ...], str]:
     """Samples of all batches together, and a digest of all that they depend on.
 
-    Arguments are those of `calibrate_codes`; `kept` has the samples of batches that were read
-    before.
+    Samples are of each kind of `models.text.coded_layers.coded_layers`. Arguments are those of
+    `calibrate_codes`; `kept` has the samples of batches that were read before.
     """
     mark, key, samples, digests = fingerprint(model), jax.random.key(seed), [], []
     for number, batch in enumerate(inputs):
@@ -139,7 +138,14 @@ def gather_samples(
             stop_tokens=model.config.eos_token_ids,
         )
         samples.append(kept.samples(digests[-1], make))
-    return _join(samples, seed), digest_of(digests)
+    joined = tuple(_join(of_kind, seed) for of_kind in zip(*samples, strict=True))
+    return joined, digest_of(digests)
+
+
+def _fit(fitters: Sequence[CodeFitter], quant: KVQuantConfig) -> ModelTables:
+    """Tables of one plan for all kinds of layers."""
+    tables = tuple(fitter.fit(quant) for fitter in fitters)
+    return tables[0] if len(tables) == 1 else tables
 
 
 def _read(inputs: Iterable[Inputs], on_batch: Callable[[int], None]) -> Iterator[Inputs]:

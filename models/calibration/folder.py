@@ -16,12 +16,12 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from models.calibration.attached import ModelTables
 from models.calibration.samples import CodeSamples
 from models.checkpoints.foreign_errors import named
 from models.messages import show, show_path
 from vkq_jax.atomic_write import atomic_write
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
-from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.hosts import of_first_host, to_host
 from vkq_jax.persistence import load_tables, save_tables
@@ -62,25 +62,36 @@ class CalibrationFolder:
             )
         self._folder = None if folder is None else Path(folder)
 
-    def samples(self, digest: str, make: Callable[[], CodeSamples]) -> CodeSamples:
+    def samples(
+        self, digest: str, make: Callable[[], tuple[CodeSamples, ...]]
+    ) -> tuple[CodeSamples, ...]:
         """The samples of one batch, on the host: those that are kept, or else new ones."""
         file = self._file(f"samples-{digest}.safetensors")
         if file is not None and file.is_file():
             with _damaged(file), safe_open(file, framework="np") as stored:
-                found = CodeSamples(**{name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
+                arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+                names = [field.name for field in dataclasses.fields(CodeSamples)]
+                found = tuple(
+                    CodeSamples(**{name: arrays[f"{kind}.{name}"] for name in names})
+                    for kind in range(len(arrays) // len(names))
+                )
                 if (stored.metadata() or {}).get("digest") != digest_of(found):
                     raise ValueError("its arrays are not those that were written")
             return found
         made = of_first_host(jax.tree.map(to_host, make()))
         if file is not None:
-            arrays = {f.name: getattr(made, f.name) for f in dataclasses.fields(CodeSamples)}
+            arrays = {
+                f"{kind}.{field.name}": getattr(own, field.name)
+                for kind, own in enumerate(made)
+                for field in dataclasses.fields(CodeSamples)
+            }
             with atomic_write(file) as part:
                 save_file(arrays, part, metadata={"digest": digest_of(made)})
         return made
 
     def tables(
-        self, digest: str, quant: KVQuantConfig, make: Callable[[], CodeTables]
-    ) -> CodeTables:
+        self, digest: str, quant: KVQuantConfig, make: Callable[[], ModelTables]
+    ) -> ModelTables:
         """The tables of one plan."""
         file = self._file(f"tables-{digest}.safetensors")
         if file is not None and file.is_file():

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from models.calibration.attached import ModelTables, tables_of_parts
 from models.calibration.folder import CalibrationFolder, digest_of
 from models.checkpoints.fingerprint import fingerprint
 from models.generation import teacher_forcing
@@ -15,7 +16,6 @@ from models.inputs.batch import Inputs
 from models.model import Model
 from models.sharding.inputs import place_inputs
 from models.sharding.placing import place_shared
-from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 
 __all__ = ["divergences"]
@@ -24,7 +24,7 @@ __all__ = ["divergences"]
 def divergences(
     model: Model,
     batches: Sequence[Inputs],
-    plans: Sequence[tuple[KVQuantConfig, CodeTables | None]],
+    plans: Sequence[tuple[KVQuantConfig, ModelTables]],
     *,
     steps: int,
     kept: CalibrationFolder,
@@ -51,7 +51,7 @@ def divergences(
 def _judge(
     model: Model,
     inputs: Inputs,
-    plans: Sequence[tuple[KVQuantConfig, CodeTables | None]],
+    plans: Sequence[tuple[KVQuantConfig, ModelTables]],
     steps: int,
 ) -> list[float]:
     """Positions of the answers to one batch, and the KL of each plan summed over them."""
@@ -66,7 +66,8 @@ def _judge(
     own = teacher_forcing.answer(model, reading.prompted, steps, steps=steps)
     exact = teacher_forcing.follow(model, reading.prompted, own.tokens, own.lengths)
     found = [float(exact.lengths.sum())]
-    for quant, tables in plans:
+    for quant, of_model in plans:
+        tables = tables_of_parts(model.config.text, quant, lambda _, own=of_model: own)
         coded = teacher_forcing.read_coded(
             model,
             reading,

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from models.calibration.observing import observe_answers
 from models.inputs.batch import Inputs
 from models.model import Model
+from models.text.coded_layers import coded_layers, read_layers
+from models.text.config import TextConfig
 from models.text.key_bias import key_bias_of
 from vkq_jax import post_scaling
 from vkq_jax.array_types import Array, Float, Int32
@@ -17,11 +19,16 @@ from vkq_jax.attention import attend_cache, per_kv_head, scaled_rows, to_kv_head
 from vkq_jax.bank_parts import join_banks
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.dense import DenseTensor
+from vkq_jax.empty import LayerSizes
+from vkq_jax.head_groups import take_bias
 from vkq_jax.key_bias import KeyBias
+from vkq_jax.layer_settings import Cells
+from vkq_jax.layered import LayeredCache, at_layer
 from vkq_jax.presets import presets
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.slots import filled
 from vkq_jax.soft_cap import soft_cap
+from vkq_jax.visibility import Starts
 
 __all__ = ["CodeSamples", "sample_codes"]
 
@@ -66,7 +73,7 @@ def sample_codes(
     tokens: int,
     steps: int,
     stop_tokens: tuple[int, ...],
-) -> CodeSamples:
+) -> tuple[CodeSamples, ...]:
     """Answers a batch of prompts at full precision and keeps what calibration needs.
 
     Args:
@@ -74,38 +81,28 @@ def sample_codes(
         key: PRNG key of the tokens to keep.
         tokens: how many tokens of each sequence to keep, n = B * tokens.
         steps: most tokens of an answer. stop_tokens: ids that end one.
+
+    Returns:
+        Samples of each kind of `models.text.coded_layers.coded_layers`.
     """
-    text = model.config.text
+    text, kinds = model.config.text, coded_layers(model.config.text)
+    readers, shape = read_layers(text), inputs.prompt_shape
 
     def observe(query, cache, layer, starts):
-        view = cache.layer(layer)
-        scale, cap = text.logits_scale, text.attn_logit_softcapping
-        attended = attend_cache(query, view, starts=starts, logits_scale=scale, logits_soft_cap=cap)
-        rows = scaled_rows(query, text.num_key_value_heads, scale)
-        (bank,) = view.visual
-        scores = soft_cap(post_scaling.scores(rows, bank.key), cap)
-        first = None if starts is None else starts.visual[0]
-        seen = bank.visible(first, bank.length[:, None], scores.shape[-1])
-        logsumexp = to_kv_heads(attended.logsumexp[..., None], text.num_key_value_heads)
-        weight = jnp.exp(scores - logsumexp)
-        weight = jnp.where(per_kv_head(seen, scores), weight, 0.0)
-        spread = weight * (1.0 - weight)
-        if cap is not None:  # errors of a score shrink by the cap's slope, squared
-            spread = spread * jnp.square(1.0 - jnp.square(scores / cap))
-        w = spread.sum(-1)  # [B, K, Q]
-        moment = jnp.einsum("bkq,bkqh,bkqg->bkhg", w, rows, rows)
-        return moment, w.sum(-1), spread.sum(2), jnp.square(weight).sum(2)
+        return at_layer(cache, layer, query, partial(_weights, text, starts))
 
-    def add(total, seen, active):
-        moment, weight, of_keys, of_values = (
-            jnp.where(active.reshape(1, -1, *[1] * (x.ndim - 2)), x, 0.0) for x in seen
-        )
-        new = (moment.sum(1), weight.sum(1), of_keys, of_values)
-        return jax.tree.map(jnp.add, total, new)
+    def add(totals, seen, active):
+        totals = list(totals)
+        for name, own in seen.items():
+            moment, weight, of_keys, of_values = (
+                jnp.where(active.reshape(1, -1, *[1] * (x.ndim - 2)), x, 0.0) for x in own
+            )
+            new = (moment.sum(1), weight.sum(1), of_keys, of_values)
+            kind, rows = readers[name].kind, jnp.asarray(readers[name].rows)
+            totals[kind] = jax.tree.map(lambda x, y: x.at[rows].add(y), totals[kind], new)  # noqa: B023
+        return tuple(totals)
 
-    heads = (text.num_hidden_layers, text.num_key_value_heads)
-    per_token = jnp.zeros((heads[0], len(inputs.mask), heads[1], inputs.prompt_shape.visual))
-    (moment, weight, of_keys, of_values), cache = observe_answers(
+    totals, cache = observe_answers(
         model,
         inputs,
         quant=presets["none"],
@@ -114,15 +111,68 @@ def sample_codes(
         stop_tokens=stop_tokens,
         observe=observe,
         add=add,
-        start=(
-            jnp.zeros((*heads, text.head_dim, text.head_dim), jnp.float32),
-            jnp.zeros(heads, jnp.float32),
-            per_token,
-            per_token,
+        start=tuple(
+            _nothing(kind, len(inputs.mask), shape.cross if text.cross_layers else shape.visual)
+            for kind in kinds
         ),
     )
-    assert isinstance(cache, KVCache)
-    (bank,) = join_banks(cache).visual
+    parts = cache.parts
+    if isinstance(cache, LayeredCache) and cache.cross:
+        parts = cache.cross_cache.parts
+    bias = key_bias_of(model.module().text)
+    return tuple(
+        _samples_of(part, take_bias(bias, Cells(kind.layers)), own, key, tokens)
+        for kind, part, own in zip(kinds, parts, totals, strict=True)
+    )
+
+
+type Totals = tuple[
+    Float[Array, "L K H H"], Float[Array, "L K"], Float[Array, "L B K V"], Float[Array, "L B K V"]
+]
+"""Moment and weight of queries, weights of keys and of values, see `CodeSamples`."""
+
+
+def _nothing(kind: LayerSizes, batch: int, visual: int) -> Totals:
+    """The sums before any query."""
+    heads = (len(kind.layers), kind.num_kv_heads)
+    per_token = jnp.zeros((heads[0], batch, heads[1], visual))
+    moment = jnp.zeros((*heads, kind.head_dim, kind.head_dim), jnp.float32)
+    return moment, jnp.zeros(heads, jnp.float32), per_token, per_token
+
+
+def _weights(
+    text: TextConfig,
+    starts: Starts | None,
+    part: KVCache,
+    layer: Int32[Array, ""] | int,
+    query: Float[Array, "B 1 N H"],
+) -> tuple[Array, Array, Array, Array]:
+    """What the queries of a step add in a layer: `Totals` without L, of each sequence."""
+    view, heads = part.layer(layer), part.num_kv_heads
+    scale, cap = text.logits_scale, text.attn_logit_softcapping
+    attended = attend_cache(query, view, starts=starts, logits_scale=scale, logits_soft_cap=cap)
+    rows = scaled_rows(query, heads, scale)
+    (bank,) = view.visual
+    scores = soft_cap(post_scaling.scores(rows, bank.key), cap)
+    first = None if starts is None else starts.visual[0]
+    seen = bank.visible(first, bank.length[:, None], scores.shape[-1])
+    logsumexp = to_kv_heads(attended.logsumexp[..., None], heads)
+    weight = jnp.exp(scores - logsumexp)
+    weight = jnp.where(per_kv_head(seen, scores), weight, 0.0)
+    spread = weight * (1.0 - weight)
+    if cap is not None:  # errors of a score shrink by the cap's slope, squared
+        spread = spread * jnp.square(1.0 - jnp.square(scores / cap))
+    w = spread.sum(-1)  # [B, K, Q]
+    moment = jnp.einsum("bkq,bkqh,bkqg->bkhg", w, rows, rows)
+    return moment, w.sum(-1), spread.sum(2), jnp.square(weight).sum(2)
+
+
+def _samples_of(
+    part: KVCache, bias: KeyBias | None, totals: Totals, key: jax.Array, tokens: int
+) -> CodeSamples:
+    """Samples of layers of one kind, from their cache in full precision and the sums."""
+    moment, weight, of_keys, of_values = totals
+    (bank,) = join_banks(part).visual
     assert isinstance(bank.key, DenseTensor)
     assert isinstance(bank.value, DenseTensor)
     valid = filled(bank.length, bank.key.values.shape[-2])
@@ -137,11 +187,10 @@ def sample_codes(
 
     def pick(x):  # [L, B, K, V, C] -> [L, K, B * tokens, C]
         x = jnp.take_along_axis(x, index[None, :, None, :, None], axis=-2)
-        return x.transpose(0, 2, 1, 3, 4).reshape(*heads, -1, x.shape[-1])
+        return x.transpose(0, 2, 1, 3, 4).reshape(*weight.shape, -1, x.shape[-1])
 
     keys = bank.key.values
     numbers = jnp.arange(len(keys), dtype=jnp.int32)
-    bias = key_bias_of(model.module().text)
     if bias is not None:
         keys = jax.lax.map(lambda layer: _without_bias(bias, bank, *layer), (numbers, keys))
     key_tokens, key_mean = centred(keys)

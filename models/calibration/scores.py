@@ -17,6 +17,7 @@ from models.inputs.batch import Inputs
 from models.model import Model
 from models.sharding.inputs import place_inputs
 from models.sharding.placing import place_shared
+from models.text.coded_layers import read_layers
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import score_range
 from vkq_jax.calibration import ScoreMap, score_map
@@ -60,7 +61,8 @@ def calibrate_scores(
 
     Returns:
         Slope and shift [L, N], float32, of scores after scale and soft-cap, in nats; and `quant`,
-        for `generate` to refuse the map with other codes.
+        for `generate` to refuse the map with other codes. L counts layers with keys of their own;
+        those without visual tokens keep their scores.
 
     Raises:
         NotImplementedError: `quantize_at="image"` where visual tokens attend to the question.
@@ -68,7 +70,6 @@ def calibrate_scores(
             to calibrate with, or none that a query sees.
     """
     checks.check_type("model", model, Model, hint="models.load")
-    model.config.text.check_one_stack("calibration")
     settings, tables = find_codes(model, quant)
     if all(own.calibration is None for own in settings_of(settings)):
         raise ValueError(f"there is no score calibration in quant={quant!r}")
@@ -81,7 +82,7 @@ def calibrate_scores(
     sums, count = jnp.float32(0.0), jnp.int32(0)
     for batch in batches:
         checks.check_type("inputs", batch, Inputs, hint="models.prepare")
-        if not batch.prompt_shape.visual:
+        if not batch.prompt_shape.has_pictures:
             continue
         check_answer_fits(model, batch, steps, quant=settings)
         more, queries = _sum_ranges(
@@ -155,14 +156,20 @@ def _sum_ranges(
 
         return at_layer(cache, layer, query, of_heads, axis=2)
 
-    def add(total, ranges, active):
-        sums, count = total
-        gamma, delta = (x[:, :, 0] for x in ranges)  # [L, B, N]
-        looks = active[None, :, None] & (gamma <= delta)
-        sums = sums + jnp.where(looks, jnp.stack((gamma, delta)), 0.0).sum(2)
-        return sums, count + looks.sum(1, dtype=jnp.int32)
+    readers = read_layers(model.config.text)
 
-    heads = (model.config.text.num_hidden_layers, model.config.text.num_attention_heads)
+    def add(total, seen, active):
+        sums, count = total
+        for name, ranges in seen.items():
+            layers = jnp.asarray(readers[name].layers)
+            gamma, delta = (x[:, :, 0] for x in ranges)  # [L, B, N]
+            looks = active[None, :, None] & (gamma <= delta)
+            found = jnp.where(looks, jnp.stack((gamma, delta)), 0.0).sum(2)
+            sums = sums.at[:, layers].add(found)
+            count = count.at[layers].add(looks.sum(1, dtype=jnp.int32))
+        return sums, count
+
+    heads = (model.config.text.num_own_layers, model.config.text.num_attention_heads)
     (sums, count), _ = observe_answers(
         model,
         inputs,

@@ -25,6 +25,7 @@ _MODULES = {
     "qwen2_vl": "models.families.qwen_vl.family",
     "qwen2_5_vl": "models.families.qwen_vl.family",
     "qwen3_5": "models.families.qwen_vl.family",
+    "qwen3_5_moe": "models.families.qwen_vl.family",
     "qwen3_vl": "models.families.qwen_vl.family",
     "smolvlm": "models.families.idefics3.family",
     "vipllava": "models.families.vipllava.family",

@@ -25,8 +25,10 @@ from models.sharding.placing import (
     place_sequences,
     split_attention,
 )
+from models.text.coded_layers import read_layers
 from models.text.masks import cache_starts
 from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.cache import KVCache
 from vkq_jax.decode import begin_decode
 from vkq_jax.layered import AnyCache
 from vkq_jax.pytree import frozen_pytree
@@ -213,19 +215,20 @@ def observed_step(
     implementation: str | None = None,
     observe: Callable[[Array, AnyCache, Array, Starts | None], Any],
 ) -> tuple[Float[Array, "B vocab"], AnyCache, Any]:
-    """`decode_step`, and the results of `observe` for each layer, stacked.
+    """`decode_step`, and the results of `observe` for each layer that reads coded visual tokens.
 
     `observe(query, cache, layer, starts)` gets what attention reads: the queries [B, 1, N, H], with
-    RoPE and not scaled, the cache with their own text in it, the layer's number, and the first
-    tokens that a sliding window lets them see.
+    RoPE and not scaled, the cache of layers of this kind with their own text in it, the number of
+    the layer whose keys are read, and the first tokens that the queries see. Results are those of
+    `models.text.decoder.TextDecoder`.
     """
-    module = model.module()
+    module, text = model.module(), model.config.text
     cache = place_cache(model.mesh, cache)
     token, active = place_sequences(model.mesh, (token, active))
     valid = None if active is None else active[:, None]
     backend = split_attention(model.mesh, cache, ModelBackend(implementation))
     step = begin_decode(cache, valid, backend=backend)
-    starts_of = cache_starts(model.config.text, cache, step.order)
+    starts_of = cache_starts(text, cache, step.order)
 
     def attend(layer, query, key, value, step, **held):
         starts = starts_of(layer)
@@ -237,14 +240,18 @@ def observed_step(
             key,
             value,
             starts=starts,
-            logits_scale=model.config.text.logits_scale,
-            logits_soft_cap=model.config.text.attn_logit_softcapping,
+            logits_scale=text.logits_scale,
+            logits_soft_cap=text.attn_logit_softcapping,
             **held,
         )
-        return output, step, observe(query, step.unfinished, layer, starts)
+        if text.cross_layers:  # no visual token is read here
+            return output, step, None
+        cache = step.unfinished
+        own = cache if isinstance(cache, KVCache) else cache.of_sizes(key)
+        return output, step, observe(query, own, layer, starts)
 
     embedded = module.text.embed(token[:, None])
-    pictures = passes.read_pictures(model.mesh, step, None, model.config.text.logits_scale)
+    pictures = passes.read_pictures(model.mesh, step, None, text.logits_scale, observe)
     hidden, step, seen = module.text(
         embedded,
         step.positions,
@@ -256,6 +263,7 @@ def observed_step(
         attend_held=partial(attend, held=True),
     )
     cache = place_cache(model.mesh, step.finish())
+    seen = {name: seen[name] for name in read_layers(text) if name in seen}
     return place_logits(model.mesh, module.text.logits(hidden)[:, 0]), cache, seen
 
 

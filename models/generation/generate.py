@@ -312,7 +312,7 @@ def _begin(
 def _check_score_map(model: Model, score_map: ScoreMap) -> None:
     """Raises ValueError for a map of another model, or one that cannot be."""
     text = model.config.text
-    expected = (text.num_hidden_layers, text.num_attention_heads)
+    expected = (text.num_own_layers, text.num_attention_heads)
     for name in ("slope", "shift"):
         shape = getattr(score_map, name).shape
         if shape != expected:

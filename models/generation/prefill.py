@@ -17,6 +17,7 @@ from models.model import Model
 from models.sharding import passes
 from models.sharding.inputs import place_inputs
 from models.sharding.placing import place_cache, place_logits, split_attention
+from models.text.coded_layers import unlike_layers
 from models.text.config import TextConfig
 from models.text.key_bias import has_key_bias, key_bias_for
 from models.text.linear_attention import empty_states
@@ -25,7 +26,7 @@ from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.cache import KVCache
 from vkq_jax.cache_updates import grow
 from vkq_jax.calibration import ScoreMap
-from vkq_jax.empty import LayerSizes, empty_cache
+from vkq_jax.empty import empty_cache
 from vkq_jax.head_groups import take_bias, take_score_map
 from vkq_jax.layer_settings import Cells, Quant
 from vkq_jax.layered import AnyCache, LayeredCache, map_groups
@@ -102,9 +103,7 @@ def run_prompt(
         raise ValueError(f"the cache was made with {past.quant}, not with {quant}")
     else:
         cache = grow(past, cache_length)
-    cache = place_cache(
-        model.mesh, _with_offline_parts(cache, score_map, tables, text_config.num_key_value_heads)
-    )
+    cache = place_cache(model.mesh, _with_offline_parts(cache, score_map, tables))
     pictures, visual = inputs.prompt_pictures(), inputs.visual_mask
     reading = begin_prefill(
         cache,
@@ -154,14 +153,13 @@ def run_prompt(
     return hidden, place_cache(model.mesh, reading.finish())
 
 
-def _with_offline_parts(
-    cache: AnyCache, score_map: ScoreMap | None, tables: OwnTables, num_kv_heads: int
-) -> AnyCache:
+def _with_offline_parts(cache: AnyCache, score_map: ScoreMap | None, tables: OwnTables) -> AnyCache:
     """The cache with a score map and tables; those that are None stay as they are."""
     if score_map is not None:
 
         def mapped(part: KVCache, cells: Cells) -> KVCache:
-            own = take_score_map(score_map, cells, num_kv_heads, part.quant)
+            count = part.num_kv_heads if cells.heads is None else cache.num_kv_heads
+            own = take_score_map(score_map, cells, count, part.quant)
             return dataclasses.replace(part, score_map=own)
 
         cache = map_groups(cache, mapped)
@@ -215,20 +213,9 @@ def cache_for(
         keep_indices=text.sliding_window is not None,
         cross_layers=text.cross_layers,
         recurrent=None if text.linear is None else empty_states(text.linear, batch, dtype),
-        unlike=_unlike(text),
+        unlike=unlike_layers(text),
         text_bits=text_bits,
     )
-
-
-def _unlike(text: TextConfig) -> LayerSizes | None:
-    """Layers whose keys and values have other sizes than those of the others."""
-    apart = text.full_layers_apart
-    if apart is None:
-        return None
-    sizes = apart.num_key_value_heads, apart.head_dim
-    if sizes == (text.num_key_value_heads, text.head_dim):
-        return None
-    return LayerSizes(text.stacks["full_layers"], *sizes)
 
 
 def _last(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:

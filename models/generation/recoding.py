@@ -5,6 +5,7 @@ then. So the pictures are read once, with `none`, and every preset codes those k
 """
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,8 @@ from vkq_jax.config import KVQuantConfig
 from vkq_jax.dense import DenseTensor
 from vkq_jax.head_groups import take_bias
 from vkq_jax.key_bias import KeyBias
-from vkq_jax.layer_settings import Cells, LayerGroups, Quant, one_setting
-from vkq_jax.layered import AnyCache, LayeredCache, map_groups, map_parts, split_layers
+from vkq_jax.layer_settings import Cells, LayerGroups, Quant, groups_of
+from vkq_jax.layered import AnyCache, LayeredCache, cells_of, map_parts, split_layers
 from vkq_jax.presets import presets
 from vkq_jax.text_bank import TextBits
 
@@ -44,41 +45,24 @@ def recode(
     """
     if text_bits is not None:
         cache = map_parts(cache, lambda part: dataclasses.replace(part, text=part.text.in_8_bits()))
+    kinds = tuple(zip(cache.parts, cells_of(cache), strict=True))
+    own_tables = iter(tables if isinstance(tables, tuple) else itertools.repeat(tables))
+    parts, cells = [], []
+    for number, (part, own) in enumerate(kinds):
+        groups = groups_of(quant, own.layers)
+        if isinstance(cache, LayeredCache) and cache.cross and number == 0:  # text, nothing to code
+            groups = ((own, groups_of(quant, cache.cross_layers)[0][1]),)
+        places = ((each.within(own.layers), settings) for each, settings in groups)
+        split = split_layers(join_banks(part), LayerGroups(tuple(places)))
+        for each, (of_group, settings) in zip(split.parts, groups, strict=True):
+            parts.append(_recode(model, each, settings, next(own_tables), of_group))
+            cells.append(of_group)
+    given = quant if isinstance(quant, LayerGroups) else None
     if isinstance(cache, LayeredCache):  # layers of several kinds, as full precision is one setting
-        if cache.recurrent is not None and isinstance(quant, LayerGroups):
-            return _with_states(model, cache, quant)
-        own = one_setting(quant, "a model with layers of several kinds")
-        assert not isinstance(tables, tuple)
-        return map_groups(cache, lambda part, cells: _recode(model, part, own, tables, cells))
-    cache = join_banks(cache)
-    if isinstance(quant, LayerGroups):
-        split = split_layers(cache, quant)
-        own_tables = tables if isinstance(tables, tuple) else (tables,) * len(split.parts)
-        parts = zip(split.parts, quant.groups, own_tables, strict=True)
-        recoded = (
-            _recode(model, part, own, own_table, cells) for part, (cells, own), own_table in parts
-        )
-        return place_cache(model.mesh, dataclasses.replace(split, parts=tuple(recoded)))
-    assert not isinstance(tables, tuple)
-    recoded = _recode(model, cache, quant, tables, Cells(tuple(range(cache.num_layers))))
+        recoded = dataclasses.replace(cache, parts=tuple(parts), cells=tuple(cells), given=given)
+    else:
+        recoded = parts[0] if given is None else LayeredCache(tuple(parts), tuple(cells))
     return place_cache(model.mesh, recoded)
-
-
-def _with_states(model: Model, cache: LayeredCache, quant: LayerGroups) -> LayeredCache:
-    """`recode` of a model with recurrent states, whose other layers lie in one part."""
-    (part,), (own,) = cache.parts, cache.cells
-    groups = quant.of_layers(own.layers)
-    places = tuple(
-        (Cells(tuple(own.layers.index(layer) for layer in cells.layers), cells.heads), settings)
-        for cells, settings in groups
-    )
-    split = split_layers(part, LayerGroups(places))
-    parts = (
-        _recode(model, each, settings, None, cells)
-        for each, (cells, settings) in zip(split.parts, groups, strict=True)
-    )
-    cells = tuple(cells for cells, _ in groups)
-    return LayeredCache(tuple(parts), cells, recurrent=cache.recurrent, given=quant)
 
 
 def _recode(

@@ -81,7 +81,9 @@ def scan_layers[C](
     Returns:
         The last carry, and the outputs stacked along a leading axis L.
     """
-    return scan_kinds((layers,), (0,) * num_layers, (step,), carry, remat=remat, unroll=unroll)
+    kinds = (0,) * num_layers
+    carry, (outputs,) = scan_kinds((layers,), kinds, (step,), carry, remat=remat, unroll=unroll)
+    return carry, outputs
 
 
 def scan_kinds[C](
@@ -92,7 +94,7 @@ def scan_kinds[C](
     *,
     remat: bool = False,
     unroll: bool = False,
-) -> tuple[C, Any]:
+) -> tuple[C, tuple[Any, ...]]:
     """`scan_layers` of several kinds of layers, each compiled a few times whatever their number.
 
     A pattern of kinds that repeats is a loop over its repetitions, in which equal layers that
@@ -102,11 +104,12 @@ def scan_kinds[C](
         stacks: of each kind, what `stack_layers` made.
         kinds: of each layer, the number of its stack, whose blocks are in the order of the layers;
             None for a layer that is left out, as are all of its kind.
-        steps: of each kind. Outputs of all have the same structure, shapes and dtypes.
+        steps: of each kind. Outputs of one have the same structure, shapes and dtypes.
         carry, remat, unroll: see `scan_layers`.
 
     Returns:
-        The last carry, and the outputs stacked along a leading axis, of the layers that ran.
+        The last carry, and the outputs of each kind, stacked along a leading axis in the order of
+        its layers; None for a kind that was left out.
     """
     split = [nnx.split(stack) for stack in stacks]
 
@@ -128,7 +131,8 @@ def scan_kinds[C](
         # The stack as the loop's own input: its gradient is made layer by layer.
         numbers = jnp.asarray([number for _, number, _ in layers], jnp.int32)
         kind = layers[0][0]
-        return jax.lax.scan(bodies[kind], carry, (numbers, params[kind]))
+        carry, output = jax.lax.scan(bodies[kind], carry, (numbers, params[kind]))
+        return carry, tuple(output if each == kind else None for each in range(len(stacks)))
 
     def run(carry: C, kind: int, numbers: Array, places: Array) -> tuple[C, Any]:
         """Layers of one kind, at these places of its stack."""
@@ -139,23 +143,24 @@ def scan_kinds[C](
 
         return jax.lax.scan(body, carry, (numbers, places))
 
-    outputs = []
+    outputs: list[list[Any]] = [[] for _ in stacks]
     for first, period, repeats in _repetitions([kind for kind, _, _ in layers]):
         block = layers[first : first + period * repeats]
         # table[i, j] has the number of layer j of repetition i, and its place in the stack.
         table = jnp.asarray([each[1:] for each in block], jnp.int32).reshape(repeats, period, 2)
         runs = _runs([kind for kind, _, _ in block[:period]])
 
-        def repetition(carry: C, own: Array, runs: Any = runs) -> tuple[C, Any]:
-            outputs = []
+        def repetition(carry: C, own: Array, runs: Any = runs) -> tuple[C, dict[int, Any]]:
+            found: dict[int, list[Any]] = {}
             for kind, part in runs:
                 carry, output = run(carry, kind, own[part, 0], own[part, 1])
-                outputs.append(output)
-            return carry, _joined(outputs)
+                found.setdefault(kind, []).append(output)
+            return carry, {kind: _joined(each) for kind, each in found.items()}
 
-        carry, output = jax.lax.scan(repetition, carry, table)
-        outputs.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), output))
-    return carry, _joined(outputs)
+        carry, found = jax.lax.scan(repetition, carry, table)
+        for kind, each in found.items():
+            outputs[kind].append(jax.tree.map(_in_one_axis, each))
+    return carry, tuple(_joined(each) if each else None for each in outputs)
 
 
 def _one_by_one[C](
@@ -163,20 +168,25 @@ def _one_by_one[C](
     params: Sequence[Any],
     layers: Sequence[tuple[int, int, int]],
     carry: C,
-) -> tuple[C, Any]:
+) -> tuple[C, tuple[Any, ...]]:
     """Each layer compiled by itself."""
-    outputs = None
-    for i, (kind, number, place) in enumerate(layers):
+    outputs: list[Any] = [None] * len(bodies)
+    counts = Counter(kind for kind, _, _ in layers)
+    for kind, number, place in layers:
         block_params = jax.tree.map(
             lambda x, place=place: x.layers[place] if _is_unstacked(x) else x[place],
             params[kind],
             is_leaf=_is_unstacked,
         )
         carry, output = bodies[kind](carry, (number, block_params))
-        if outputs is None:  # written layer by layer: no second copy of all of them
-            outputs = jax.tree.map(lambda x: jnp.zeros((len(layers), *x.shape), x.dtype), output)
-        outputs = jax.tree.map(lambda all, x, i=i: all.at[i].set(x), outputs, output)
-    return carry, outputs
+        if place == 0:  # written layer by layer: no second copy of all of them
+            outputs[kind] = jax.tree.map(
+                lambda x, count=counts[kind]: jnp.zeros((count, *x.shape), x.dtype), output
+            )
+        outputs[kind] = jax.tree.map(
+            lambda all, x, place=place: all.at[place].set(x), outputs[kind], output
+        )
+    return carry, tuple(outputs)
 
 
 def _places(kinds: Sequence[int | None]) -> list[tuple[int, int, int]]:
@@ -214,6 +224,11 @@ def _runs(kinds: Sequence[int]) -> list[tuple[int, slice]]:
         runs.append((kind, slice(first, first + count)))
         first += count
     return runs
+
+
+def _in_one_axis(x: Array) -> Array:
+    """The first two axes as one."""
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def _joined(outputs: Sequence[Any]) -> Any:

@@ -32,6 +32,7 @@ class MoeConfig:
         sigmoid: see `MoeMlp`. num_groups: groups of as many experts; topk_group: how many of them,
             those with the best two experts, a token chooses from. scaling: of the weights.
         shared_size: hidden channels of an MLP that all tokens go through; 0 without.
+        shared_gate: its output is multiplied by the sigmoid of a number of each token (Qwen3.5).
     """
 
     num_experts: int
@@ -43,6 +44,7 @@ class MoeConfig:
     topk_group: int = 1
     scaling: float = 1.0
     shared_size: int = 0
+    shared_gate: bool = False
 
 
 class MoeMlp(nnx.Module):
@@ -62,6 +64,8 @@ class MoeMlp(nnx.Module):
             self.e_score_correction_bias = nnx.Param(jnp.zeros(config.num_experts, jnp.float32))
         if config.shared_size:
             self.shared_experts = GatedMlp(make, hidden_size, config.shared_size, act, bias=False)
+        if config.shared_gate:
+            self.shared_expert_gate = make.linear(hidden_size, 1, bias=False)
 
     def __call__(self, x: Float[Array, "B T width"]) -> Float[Array, "B T width"]:
         """The layer's output, in x's dtype."""
@@ -74,7 +78,12 @@ class MoeMlp(nnx.Module):
             weight = weight / weight.sum(-1, keepdims=True)
         weight = weight * self.config.scaling
         mixed = self.experts(tokens, expert, weight.astype(x.dtype)).reshape(x.shape)
-        return mixed + self.shared_experts(x) if self.config.shared_size else mixed
+        if not self.config.shared_size:
+            return mixed
+        shared = self.shared_experts(x)
+        if self.config.shared_gate:
+            shared = shared * jax.nn.sigmoid(self.shared_expert_gate(x))
+        return mixed + shared
 
     def _chosen_with_bias(
         self, tokens: Float[Array, "N width"]

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh
 from models.families.base import ModelConfig
 from models.messages import show
 from models.sharding.axes import DATA, GROUP, KV_HEADS
+from models.text.coded_layers import coded_layers
 from vkq_jax.layered import AnyCache, LayeredCache
 
 __all__ = [
@@ -57,27 +58,26 @@ def fit_mesh(mesh: str | Mesh, config: ModelConfig) -> Mesh:
     """The mesh for a model: its axis `model` in two, `KV_HEADS` and `GROUP`.
 
     Raises:
-        NotImplementedError, ValueError: as `check_fit` and `make_mesh`.
+        ValueError: as `check_fit` and `make_mesh`.
     """
     plain = make_mesh(mesh)
     check_fit(plain.shape["model"], config)
-    return over_heads(plain, config.text.num_key_value_heads)
+    return over_heads(plain, _kv_heads(config))
 
 
 def check_fit(parts: int, config: ModelConfig) -> None:
     """Checks that a model can be split over `parts` devices of the axis `model`; asks no device.
 
     Raises:
-        NotImplementedError: layers of a kind that no mesh splits.
         ValueError: a size of the text decoder that `parts` does not divide.
     """
     text = config.text
-    text.check_one_stack("a mesh", covered=("cross-attention", "linear attention"))
     sizes = {"num_attention_heads": text.num_attention_heads}
     if text.moe is None or text.dense_layers:
         sizes["intermediate_size"] = text.intermediate_size
-    if text.moe is not None:
-        sizes["num_experts"] = text.moe.num_experts
+    for moe in (text.moe, text.moe_beside_mlp):
+        if moe is not None:
+            sizes["num_experts"] = moe.num_experts
     if text.linear is not None:
         sizes["linear_num_key_heads"] = text.linear.num_key_heads
     for name, size in sizes.items():
@@ -86,7 +86,12 @@ def check_fit(parts: int, config: ModelConfig) -> None:
                 f"mesh axis model={parts} does not divide {name}={size}: use one of "
                 f"{_divisors(math.gcd(*sizes.values()))}"
             )
-    _check_heads(parts, text.num_key_value_heads)
+    _check_heads(parts, _kv_heads(config))
+
+
+def _kv_heads(config: ModelConfig) -> int:
+    """Layers with other heads share the mesh: it splits what divides the heads of all."""
+    return math.gcd(*(kind.num_kv_heads for kind in coded_layers(config.text)))
 
 
 def over_heads(mesh: str | Mesh, kv_heads: int) -> Mesh:

@@ -19,7 +19,9 @@ from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.bank_parts import TextPart
 from vkq_jax.cross_pass import CrossPass
 from vkq_jax.decode import Decode, LayeredDecode
-from vkq_jax.head_groups import place_in
+from vkq_jax.layer_settings import Cells
+from vkq_jax.layered import AnyCache
+from vkq_jax.layered_passes import attend_in_groups
 from vkq_jax.prefill import LayeredPrefill, Prefill
 from vkq_jax.sharding import CacheAxes, pass_specs
 from vkq_jax.text_bank import TextBank
@@ -56,11 +58,11 @@ def attend[Pass: Passing](
     alone, known = passing, None
     if layered:
         cells = passing.cells[: len(passing.parts)]
-        whole = passing.cross is None and passing.recurrent is None and len(passing.parts) > 1
+        whole = not passing.cross and passing.recurrent is None and len(passing.parts) > 1
         # A known layer has no branches of other groups; its number counts layers of all kinds.
         known = layer if whole and isinstance(layer, int) else None
         # Other kinds of layers are not read here.
-        alone = dataclasses.replace(passing, cross=None, recurrent=None, moved=None, cells=cells)
+        alone = dataclasses.replace(passing, cross=(), recurrent=None, moved=None, cells=cells)
 
     def attend_own(layer, query, key, value, own, starts, masks):
         layer = layer if known is None else known
@@ -109,7 +111,7 @@ def _on_own_parts(
     text_in_parts = [axes.splits_text(part.unfinished.cache_length) for part in _passes(passing)]
     heads = PartitionSpec(axes.sequences, None, axes.heads)
     kv_heads = PartitionSpec(axes.sequences, None, axes.kv_heads)
-    specs = pass_specs(passing, axes)
+    specs = _specs_of(passing, axes)
     run = on_shards(
         mesh,
         run_own,
@@ -122,7 +124,7 @@ def _on_own_parts(
     query = place(mesh, query, between)
     key_value = place(mesh, key_value, PartitionSpec(data, None, KV_HEADS))
     rows = place_sequences(mesh, rows)
-    before = place(mesh, passing, pass_specs(passing, dataclasses.replace(axes, counts=data)))
+    before = place(mesh, passing, _specs_of(passing, dataclasses.replace(axes, counts=data)))
     output, changes = run(layer, query, key_value, before, rows)
     changes = iter(changes)
     after = _map_passes(passing, lambda part: _with_changes(part, next(changes)))
@@ -134,35 +136,44 @@ def read_pictures(
     passing: Passing,
     features: Float[Array, "B V hidden_size"] | None,
     logits_scale: float,
+    observe: Callable[[Array, AnyCache, Array, Starts | None], Any] = lambda *_: None,
 ) -> CrossReading | None:
     """The pictures that cross-attention layers read in a pass; None without layers or pictures.
 
-    `features` are those of the prompt's own pictures.
+    `features` are those of the prompt's own pictures. `observe(query, cache, layer, starts)` gives
+    what the attention of a layer hands on, see `models.generation.decode_loop.observed_step`.
     """
-    cross = passing.cross if isinstance(passing, LayeredPrefill | LayeredDecode) else None
-    if cross is None or cross.is_empty:
+    cross = passing.cross if isinstance(passing, LayeredPrefill | LayeredDecode) else ()
+    if not cross or cross[0].is_empty:
         return None
+    starts = cross[0].starts
 
     def attend(layer, query, key, value, passing):
         if mesh is None:
             output, after = passing.attend_cross(
                 layer, query, key, value, logits_scale=logits_scale
             )
-            return output, after, None
+            return output, after, observe(query, passing.unfinished.cross_cache, layer, starts)
         cache = passing.unfinished
         output, after = _on_own_parts(
             mesh,
             cache_axes(mesh, cache),
-            partial(_attend_cross, logits_scale=logits_scale),
-            jnp.asarray(place_in(cache.cells[-1], layer)),
+            partial(
+                _attend_cross,
+                cells=cache.cells[1:],
+                num_kv_heads=cache.num_kv_heads,
+                logits_scale=logits_scale,
+            ),
+            jnp.asarray(layer),
             query,
             (key, value),
             passing.cross,
             (),
         )
-        return output, dataclasses.replace(passing, cross=after), None
+        seen = observe(query, cache.cross_cache, layer, starts)
+        return output, dataclasses.replace(passing, cross=after), seen
 
-    return CrossReading(attend, features, cross.sees)
+    return CrossReading(attend, features, cross[0].sees)
 
 
 def _attend_cross(
@@ -170,23 +181,37 @@ def _attend_cross(
     query: Array,
     key: Array | None,
     value: Array | None,
-    own: CrossPass,
+    own: tuple[CrossPass, ...],
     *,
+    cells: tuple[Cells, ...],
+    num_kv_heads: int,
     logits_scale: float,
-) -> tuple[Array, CrossPass]:
-    return own.attend(layer, query, key, value, logits_scale=logits_scale)
+) -> tuple[Array, tuple[CrossPass, ...]]:
+    options = {"logits_scale": logits_scale}
+    return attend_in_groups(own, cells, num_kv_heads, layer, (query, key, value), options)
+
+
+def _specs_of(passing: Any, axes: CacheAxes) -> Any:
+    """The pass with a `PartitionSpec` in the place of each array."""
+    if isinstance(passing, tuple):
+        return tuple(pass_specs(own, axes) for own in passing)
+    return pass_specs(passing, axes)
 
 
 type OnePass = Prefill | Decode | CrossPass
 
 
-def _passes(passing: Passing | CrossPass) -> tuple[OnePass, ...]:
+def _passes(passing: Passing | tuple[CrossPass, ...]) -> tuple[OnePass, ...]:
     """The passes over caches of one setting that a pass consists of."""
+    if isinstance(passing, tuple):
+        return passing
     return passing.parts if isinstance(passing, LayeredPrefill | LayeredDecode) else (passing,)
 
 
 def _map_passes(passing: Any, function: Callable[[Any], Any]) -> Any:
     """The pass with `function` of each of `_passes`."""
+    if isinstance(passing, tuple):
+        return tuple(map(function, passing))
     if isinstance(passing, LayeredPrefill | LayeredDecode):
         return dataclasses.replace(passing, parts=tuple(map(function, passing.parts)))
     return function(passing)

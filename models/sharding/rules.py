@@ -26,15 +26,19 @@ _RULES: dict[str, MeshAxes] = {
     "experts": MODEL,
     "expert_mlp": None,
     "embed": None,
+    "tokens": None,
+    "channels_of_layers": MODEL,
 }
 """Mesh axes of each logical axis: the one place that says what is split."""
 
 _TABLE = ("vocab", "embed")
-_BLOCK = r"text\.(?:(?:dense|cross|linear)_)?layers\."
+_BLOCK = r"text\.(?:\w+_)?layers\."
 _ATTENTION = _BLOCK + r"(?:self_attn|cross_attn)\."
 _STATES = _BLOCK + r"linear_attn\."
 _AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"text\.(embed_tokens|lm_head)\.weight", _TABLE),
+    (r"text\.per_layer\.embed_tokens_per_layer\.weight", ("tokens", "channels_of_layers")),
+    (r"text\.per_layer\.per_layer_model_projection\.kernel", ("embed", "channels_of_layers")),
     (_ATTENTION + r"q_proj\.kernel", ("layers", "embed", "heads")),
     (_ATTENTION + r"q_proj\.bias", ("layers", "heads")),
     (_ATTENTION + r"[kv]_proj\.kernel", ("layers", "embed", "kv_heads")),
@@ -46,8 +50,8 @@ _AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (_BLOCK + r"mlp\.(gate|up)_proj\.kernel", ("layers", "embed", "mlp")),
     (_BLOCK + r"mlp\.(gate|up)_proj\.bias", ("layers", "mlp")),
     (_BLOCK + r"mlp\.down_proj\.kernel", ("layers", "mlp", "embed")),
-    (_BLOCK + r"mlp\.experts\.(gate|up)_proj", ("layers", "experts", "embed", "expert_mlp")),
-    (_BLOCK + r"mlp\.experts\.down_proj", ("layers", "experts", "expert_mlp", "embed")),
+    (_BLOCK + r"(?:mlp\.)?experts\.(gate|up)_proj", ("layers", "experts", "embed", "expert_mlp")),
+    (_BLOCK + r"(?:mlp\.)?experts\.down_proj", ("layers", "experts", "expert_mlp", "embed")),
 )
 """Logical axes of the parameters that are split, by their path in the module."""
 

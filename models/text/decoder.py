@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from models.layers.attention import Attend
-from models.layers.layer_kinds import by_kind
+from models.layers.layer_kinds import by_kind, in_layer_order
 from models.layers.layer_scan import scan_kinds, stack_layers
 from models.layers.linear import Maker
 from models.layers.rope import query_scale, rope
@@ -69,7 +69,7 @@ class TextDecoder(nnx.Module):
         attend_held: Attend | None = None,
         remat: bool = False,
         unroll: bool = False,
-    ) -> tuple[Float[Array, "B T hidden_size"], Any, Any]:
+    ) -> tuple[Float[Array, "B T hidden_size"], Any, dict[str, Any]]:
         """Runs all blocks and the final norm.
 
         Args:
@@ -86,9 +86,10 @@ class TextDecoder(nnx.Module):
             remat, unroll: see `models.layers.layer_scan.scan_layers`.
 
         Returns:
-            The normed x, the last carry, and `attend`'s outputs with a leading axis L.
+            The normed x, the last carry, and `attend`'s outputs by the name of the stack (see
+            `TextConfig.stacks`), with a leading axis of its layers; stacks that are left out are
+            not there.
         """
-
         x, carry, outputs, _ = self.run(
             x,
             positions,
@@ -120,8 +121,11 @@ class TextDecoder(nnx.Module):
         attend_held: Attend | None = None,
         remat: bool = False,
         unroll: bool = False,
-    ) -> tuple[Float[Array, "B T hidden_size"], Any, Any, Any]:
-        """`__call__` without the final norm, and what `look(x, layer)` gives behind each layer."""
+    ) -> tuple[Float[Array, "B T hidden_size"], Any, dict[str, Any], Any]:
+        """`__call__` without the final norm, and what `look(x, layer)` gives behind each layer.
+
+        The latter has a leading axis of all layers that ran.
+        """
         config = self.config
         turn_of = self._turns(positions, x.dtype)
         per_layer = None
@@ -165,7 +169,7 @@ class TextDecoder(nnx.Module):
             for layer in layers:
                 kinds[layer] = None if name == "cross_layers" and pictures is None else kind
         x = place_sequences(self.mesh, x)
-        (x, carry), (outputs, looks) = scan_kinds(
+        (x, carry), found = scan_kinds(
             [getattr(self, name) for name in config.stacks],
             kinds,
             [steps[name] for name in config.stacks],
@@ -174,6 +178,9 @@ class TextDecoder(nnx.Module):
             unroll=unroll,
         )
         carry = carry[0] if config.shared_layers else carry
+        ran = {name: own for name, own in zip(config.stacks, found, strict=True) if own is not None}
+        outputs = {name: own for name, (own, _) in ran.items()}
+        looks = in_layer_order(config.stacks, {name: own for name, (_, own) in ran.items()})
         return place_sequences(self.mesh, x), carry, outputs, looks
 
     def _turns(

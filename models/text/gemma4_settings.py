@@ -22,7 +22,7 @@ from models.layers.moe import MoeConfig
 from models.layers.rope import RopeConfig, RopeKind
 from models.messages import some
 from models.text.config import FullLayersConfig, PerLayerInputs
-from models.text.gemma_settings import FULL, SLIDING, RopeByKind
+from models.text.gemma_settings import FULL, SLIDING, rope_by_kind
 from models.text.settings import TextSettings
 
 __all__ = ["Gemma4TextSettings"]
@@ -105,12 +105,10 @@ class Gemma4TextSettings(TextSettings):
 
     def ropes(self, head_dim: int, where: str) -> tuple[RopeConfig, RopeConfig]:
         """The frequencies of layers without a window and of those with one."""
-        given, inside = self.rope_parameters or {}, f"{where}.rope_parameters"
-        if unread := RopeByKind.unread(given):
-            raise NotImplementedError(f"{inside} has {some(unread)}, which is not supported")
-        kinds = RopeByKind.read(given, inside)
-        local = {"rope_theta": 1e4} | (kinds.sliding_attention or {})
-        full = kinds.full_attention or {"rope_type": "proportional", "partial_rotary_factor": 0.25}
+        inside = f"{where}.rope_parameters"
+        full, local = rope_by_kind(self.rope_parameters, inside)
+        local = {"rope_theta": 1e4} | local
+        full = full or {"rope_type": "proportional", "partial_rotary_factor": 0.25}
         full, where = {"rope_theta": 1e6} | full, f"{inside}.{FULL}"
         full_dim = self._full_layers().head_dim
         if full.get("rope_type") == RopeKind.PROPORTIONAL.value:

@@ -21,7 +21,14 @@ from models.layers.rope import RopeConfig
 from models.messages import some
 from models.text.settings import TextSettings
 
-__all__ = ["FULL", "SLIDING", "Gemma2Settings", "Gemma3Settings", "GemmaSettings", "RopeByKind"]
+__all__ = [
+    "FULL",
+    "SLIDING",
+    "Gemma2Settings",
+    "Gemma3Settings",
+    "GemmaSettings",
+    "rope_by_kind",
+]
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -120,22 +127,35 @@ class Gemma3Settings(Gemma2Settings):
 
     def ropes(self, head_dim: int, where: str) -> tuple[RopeConfig, RopeConfig]:
         """The frequencies of full layers, which `rope_scaling` stretches, and of sliding ones."""
-        given, inside = self.rope_parameters or {}, f"{where}.rope_parameters"
-        if unread := RopeByKind.unread(given):
-            raise NotImplementedError(f"{inside} has {some(unread)}, which is not supported")
-        kinds = RopeByKind.read(given, inside)
-        full = (kinds.full_attention or {}) | (self.rope_scaling or {})
-        local = {"rope_theta": self.rope_local_base_freq} | (kinds.sliding_attention or {})
-
+        inside = f"{where}.rope_parameters"
+        full, local = rope_by_kind(self.rope_parameters, inside)
         return (
-            rope_of(full, self, head_dim, f"{inside}.{FULL}"),
-            rope_of(local, self, head_dim, f"{inside}.{SLIDING}"),
+            rope_of(full | (self.rope_scaling or {}), self, head_dim, f"{inside}.{FULL}"),
+            rope_of(
+                {"rope_theta": self.rope_local_base_freq} | local,
+                self,
+                head_dim,
+                f"{inside}.{SLIDING}",
+            ),
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RopeByKind(Settings):
+class _RopeByKind(Settings):
     """`rope_parameters` of a decoder whose kinds of layers turn differently."""
 
     full_attention: dict[str, Any] | None = None
     sliding_attention: dict[str, Any] | None = None
+
+
+def rope_by_kind(given: dict[str, Any] | None, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `rope_parameters` says of layers without a window and of those with one.
+
+    Raises:
+        NotImplementedError: fields that are not supported, named.
+        ValueError: a field of a wrong type, named.
+    """
+    if unread := _RopeByKind.unread(given or {}):
+        raise NotImplementedError(f"{where} has {some(unread)}, which is not supported")
+    kinds = _RopeByKind.read(given or {}, where)
+    return kinds.full_attention or {}, kinds.sliding_attention or {}

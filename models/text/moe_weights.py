@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from models.checkpoints.weights import Layout, Rows, Source
+from models.layers.moe import MoeConfig
 from models.text.config import TextConfig
 from models.text.sizes import layer_numbers
 
@@ -17,13 +18,30 @@ def moe_alternatives(text: TextConfig) -> tuple[Mapping[str, Source], ...]:
     """
     if text.moe is None:
         return ()
-    numbers = layer_numbers(text).get("text.layers")
-    ways = expert_sources("text.layers.{}.mlp.experts", text.moe.intermediate_size, numbers)
-    if not text.moe.sigmoid:
-        return ways
-    bias = "e_score_correction_bias"
-    of_choice = Source(f"text.layers.{{}}.mlp.gate.{bias}", numbers=numbers)
-    return tuple({**way, f"text.layers.{{}}.mlp.{bias}": of_choice} for way in ways)
+    stacks = [name for name in text.stacks if text.of_stack(name).moe is not None]
+    of_stacks = [_of_stack(text.moe, f"text.{name}", layer_numbers(text)) for name in stacks]
+    return tuple(
+        {name: source for own in way for name, source in own.items()}
+        for way in zip(*of_stacks, strict=True)
+    )
+
+
+def _of_stack(
+    moe: MoeConfig, stack: str, numbers: Mapping[str, tuple[int, ...]]
+) -> tuple[Mapping[str, Source], ...]:
+    """`moe_alternatives` of one stack of layers."""
+    own, mlp = numbers.get(stack), f"{stack}.{{}}.mlp"
+    ways = expert_sources(f"{mlp}.experts", moe.intermediate_size, own)
+    more: dict[str, Source] = {}
+    if moe.sigmoid:
+        bias = "e_score_correction_bias"
+        more[f"{mlp}.{bias}"] = Source(f"{mlp}.gate.{bias}", numbers=own)
+    if moe.shared_gate:  # Qwen's name of what DeepSeek's files call shared_experts
+        for part in ("gate_proj", "up_proj", "down_proj"):
+            more[f"{mlp}.shared_experts.{part}.weight"] = Source(
+                f"{mlp}.shared_expert.{part}.weight", Layout.TRANSPOSED, numbers=own
+            )
+    return tuple({**way, **more} for way in ways)
 
 
 def expert_sources(

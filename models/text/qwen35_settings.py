@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal
 from models.checkpoints.hf_fields import Count, Length, TokenIds, Width
 from models.checkpoints.hf_rope import given_rope, rope_of
 from models.checkpoints.hf_settings import Between
+from models.layers.moe import MoeConfig
 from models.layers.rope import MRope, RopeConfig
 from models.messages import some
 from models.text.config import LinearAttentionConfig
 from models.text.settings import TextSettings
 
-__all__ = ["Qwen35TextSettings"]
+__all__ = ["Qwen35MoeTextSettings", "Qwen35TextSettings"]
 
 _KINDS = {"linear_attention", "full_attention"}
 
@@ -88,3 +89,37 @@ class Qwen35TextSettings(TextSettings):
         """See `TextSettings.ropes`; some channels of a head turn."""
         given, where = given_rope(self, where)
         return rope_of(given, self, head_dim, where, mrope=self.mrope, partial=True), None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Qwen35MoeTextSettings(Qwen35TextSettings):
+    """The same decoder with experts in each layer, beside one that all tokens go through."""
+
+    hidden_size: Width = 2048
+    num_hidden_layers: Count = 40
+    num_key_value_heads: Count | None = 2
+    num_experts: Count = 256
+    num_experts_per_tok: Count = 8
+    moe_intermediate_size: Width = 512
+    shared_expert_intermediate_size: Width = 512
+    ignored = Qwen35TextSettings.ignored | {"output_router_logits", "router_aux_loss_coef"}
+
+    def switches(self) -> dict[str, Any]:
+        """The switches of Qwen3.5, and its experts.
+
+        Raises:
+            ValueError: more experts for a token than there are.
+        """
+        if self.num_experts_per_tok > self.num_experts:
+            raise ValueError(
+                "text_config.num_experts_per_tok: expected at most num_experts="
+                f"{self.num_experts}, got {self.num_experts_per_tok}"
+            )
+        moe = MoeConfig(
+            self.num_experts,
+            self.num_experts_per_tok,
+            self.moe_intermediate_size,
+            shared_size=self.shared_expert_intermediate_size,
+            shared_gate=True,
+        )
+        return super().switches() | {"moe": moe}

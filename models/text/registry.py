@@ -9,7 +9,7 @@ from models.text.gemma_settings import Gemma2Settings, Gemma3Settings, GemmaSett
 from models.text.glm4v_settings import Glm4vMoeTextSettings, Glm4vTextSettings
 from models.text.ministral3_settings import Ministral3Settings
 from models.text.phi3_settings import Phi3Settings
-from models.text.qwen35_settings import Qwen35TextSettings
+from models.text.qwen35_settings import Qwen35MoeTextSettings, Qwen35TextSettings
 from models.text.qwen_moe_settings import Qwen3MoeSettings
 from models.text.qwen_vl_settings import (
     Qwen2VLTextSettings,
@@ -49,6 +49,7 @@ TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
     "qwen3_vl_text": Qwen3VLTextSettings,
     "qwen3_vl_moe_text": Qwen3VLMoeTextSettings,
     "qwen3_5_text": Qwen35TextSettings,
+    "qwen3_5_moe_text": Qwen35MoeTextSettings,
 }
 """By model_type."""
 

@@ -286,5 +286,6 @@ GRID_SETTINGS: Mapping[str, type[GridVisionSettings]] = {
     "qwen3_vl": Qwen3VisionSettings,
     "qwen3_vl_moe": Qwen3VisionSettings,
     "qwen3_5": Qwen35VisionSettings,
+    "qwen3_5_moe": Qwen35VisionSettings,
 }
 """By the model_type of the whole model."""

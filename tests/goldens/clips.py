@@ -26,11 +26,14 @@ def real_output(case: Case, folder: Path) -> dict[str, np.ndarray]:
     kind = getattr(transformers, case.processor)
     name = case.processor.removesuffix("Processor")
     video = {"Qwen2_5_VL": "Qwen2VL"}.get(name, name)
+    options = dict(case.options)
+    if case.processor == "Gemma4Processor":
+        options["feature_extractor"] = transformers.Gemma4AudioFeatureExtractor()
     processor: Any = kind(
         image_processor=AutoImageProcessor.from_pretrained(folder, backend="pil"),
         tokenizer=transformers.AutoTokenizer.from_pretrained(folder),
         video_processor=getattr(transformers, f"{video}VideoProcessor")(**case.videos),
-        **case.options,
+        **options,
     )
     pictures = [clip(1, *size)[0] for size in case.pictures]
     rates = [

@@ -57,6 +57,7 @@ def configs():
         "internvl, experts": internvl | {"text_config": moe(internvl["text_config"])},
         "qwen3_vl_moe": qwen_vl.config_json("qwen3_vl_moe"),
         "qwen3_5": qwen_vl.config_json("qwen3_5"),
+        "qwen3_5_moe": qwen_vl.config_json("qwen3_5_moe"),
         **{title: case.config for title, case in CASES.items()},
     }
 

@@ -71,7 +71,8 @@ def test_attend_gets_every_layer_and_its_outputs_are_stacked(model):
     embedded, positions = embeddings()
     attend = attend_causally(causal_mask(jnp.ones(positions.shape, bool)))
     run = jax.jit(lambda model: model.module().text(embedded, positions, attend, jnp.int32(10)))
-    x, carry, out = run(model)
+    x, carry, outputs = run(model)
+    out = outputs["layers"]
     assert x.shape == embedded.shape
     assert int(carry) == 10 + 0 + 1 + 2
     assert out["key"].shape == (

@@ -10,7 +10,7 @@ import numpy as np
 
 import models
 from models import Generation, Inputs, Model
-from tests.models.families import test_mllama
+from tests.models.families import test_gemma4, test_mllama
 from tests.models.hf_files import IMAGE_TOKEN, config_json
 from tests.support import qwen_vl
 from tests.support.random_checkpoint import write_random_checkpoint
@@ -69,6 +69,17 @@ KINDS["linear attention"]["text_config"] |= _SIZES | {
     "linear_num_key_heads": 4,
     "linear_num_value_heads": 8,
 }
+KINDS["other heads"] = test_gemma4.config_json(
+    text=_SIZES
+    | {
+        "num_global_key_value_heads": 2,
+        "intermediate_size": 32,
+        "enable_moe_block": True,
+        "num_experts": 8,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 8,
+    }
+)
 CONFIGS |= KINDS
 
 
@@ -110,6 +121,8 @@ def inputs_of(model: Model, batch: int = BATCH) -> Inputs:
     rng = np.random.default_rng(0)
     if model.config.model_type == "mllama":
         return _with_tiles(model, rng, batch)
+    if model.config.model_type == "gemma4":
+        return _with_patches(model, rng, batch)
     if model.config.model_type != "llava":
         rows = [[2 + row % 3, ("image", 4, 4 + 2 * (row % 2)), 3] for row in range(batch)]
         arrays = qwen_vl.batch(rows, rng)
@@ -139,6 +152,17 @@ def _with_tiles(model: Model, rng: np.random.Generator, batch: int) -> Inputs:
         aspect_ratio_ids=tiles.sum(-1),
         aspect_ratio_mask=tiles,
     )
+
+
+def _with_patches(model: Model, rng: np.random.Generator, batch: int) -> Inputs:
+    """Prompts with a picture of 4 x 4 patches each, four of which are a visual token."""
+    ids = rng.integers(3, test_gemma4.BEGIN_ID, (batch, 10))
+    ids[:, 3:7] = model.config.image_token_id
+    mask = np.ones(ids.shape, bool)
+    mask[1:2, :2] = False
+    places = np.tile(np.indices((4, 4))[::-1].reshape(2, -1).T, (batch, 1, 1))
+    pixels = rng.uniform(size=(batch, 16, 3 * test_gemma4.PATCH**2)).astype(np.float32)
+    return Inputs.from_arrays(model.config, ids, mask, pixels, image_position_ids=places)
 
 
 def assert_same(got: Any, expected: Any) -> None:

@@ -14,7 +14,8 @@ from vkq_jax.layered import map_parts
 
 LAYERS = vkq_jax.per_layer("signs-1bit", {0: "none"})
 HEADS = vkq_jax.per_layer("signs-1bit", {(0, 1): "none", ("all", 0): CALIBRATED})
-CROSS, LINEAR = "cross-attention", "linear attention"
+MIXED = vkq_jax.per_layer("signs-1bit", {1: "none"})
+CROSS, LINEAR, UNLIKE = "cross-attention", "linear attention", "other heads"
 
 
 def pair(cases, quant, name, mesh, batch):
@@ -31,6 +32,8 @@ def pair(cases, quant, name, mesh, batch):
         (HEADS, "2 KV heads, odd vocabulary", "data=2,model=4", 2),
         ("signs-1bit", CROSS, "model=8", 3),
         ("signs-1bit", LINEAR, "model=4", 3),
+        (MIXED, CROSS, "data=2,model=2", BATCH),
+        (MIXED, UNLIKE, "data=2,model=4", BATCH),
     ],
     ids=lambda value: None if isinstance(value, int) else str(value)[:24],
 )
@@ -101,7 +104,7 @@ def test_layers_in_buffers_of_their_own(cases, quant, name):
 
 @pytest.mark.mesh
 @pytest.mark.parametrize("mesh", ["data=2,model=2", "model=4"])
-@pytest.mark.parametrize("name", [CROSS, LINEAR])
+@pytest.mark.parametrize("name", [CROSS, LINEAR, UNLIKE])
 def test_logits_of_several_kinds_of_layers(cases, name, mesh):
     one, many = (
         models.forward(model, inputs_of(model))

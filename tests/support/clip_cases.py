@@ -27,6 +27,17 @@ SPECIAL = (
     "<IMG_CONTEXT>",
     "<fake_token_around_image>",
     "<global-img>",
+    "<|begin_of_image|>",
+    "<|image|>",
+    "<|end_of_image|>",
+    "<|begin_of_video|>",
+    "<|video|>",
+    "<|end_of_video|>",
+    "<|image>",
+    "<image|>",
+    "<|audio|>",
+    "<|audio>",
+    "<audio|>",
 )
 IDS = {token: len(LETTERS) + i for i, token in enumerate(SPECIAL)}
 VOCAB = len(LETTERS) + len(SPECIAL)
@@ -57,6 +68,47 @@ def _qwen(model_type: str) -> dict[str, Any]:
     config = qwen_config(model_type, **ids)
     config["text_config"] |= {"vocab_size": VOCAB}
     return config
+
+
+def _glm(model_type: str, text: str) -> dict[str, Any]:
+    names = {
+        "image_token_id": "<|image|>",
+        "video_token_id": "<|video|>",
+        "image_start_token_id": "<|begin_of_image|>",
+        "image_end_token_id": "<|end_of_image|>",
+        "video_start_token_id": "<|begin_of_video|>",
+        "video_end_token_id": "<|end_of_video|>",
+    }
+    ids = {name: IDS[token] for name, token in names.items()}
+    tower = {"depth": 1, "hidden_size": 8, "num_heads": 1, "patch_size": 4, "image_size": 20}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 2, 1]}
+    own = {"model_type": text, "rope_parameters": rope | {"partial_rotary_factor": 1.0}}
+    return {
+        "model_type": model_type,
+        **ids,
+        "vision_config": tower | {"out_hidden_size": 16, "intermediate_size": 8},
+        "text_config": _TEXT | own,
+    }
+
+
+def _gemma4() -> dict[str, Any]:
+    names = {
+        "image_token_id": "<|image|>",
+        "video_token_id": "<|video|>",
+        "boi_token_id": "<|image>",
+        "eoi_token_id": "<image|>",
+        "audio_token_id": "<|audio|>",
+    }
+    tower = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 4}
+    blocks = {"patch_size": 4, "pooling_kernel_size": 2, "position_embedding_size": 300}
+    own = {"hidden_size_per_layer_input": 0, "head_dim": 8, "num_hidden_layers": 2}
+    return {
+        "model_type": "gemma4",
+        **{name: IDS[token] for name, token in names.items()},
+        "vision_config": tower | heads | blocks,
+        "text_config": {**_TEXT, **own, "model_type": "gemma4_text"},
+    }
 
 
 def _llava(model_type: str, tower: str) -> dict[str, Any]:
@@ -121,6 +173,16 @@ _QWEN_IMAGES = {
 }
 _PATCHES = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
 _QWEN_PROMPT = "a <|vision_start|><|video_pad|><|vision_end|> b"
+_GLM_IMAGES = {
+    "image_processor_type": "Glm4vImageProcessor",
+    "patch_size": 4,
+    "merge_size": 2,
+    "temporal_patch_size": 2,
+    "size": {"shortest_edge": 64, "longest_edge": 1600},
+}
+_GEMMA4_SIZES = {"patch_size": 4, "pooling_kernel_size": 2, "max_soft_tokens": 70}
+_GLM_PROMPT = "<|begin_of_video|><|video|><|end_of_video|> b"
+_GLM_TOKENS = {"image_token": "<|image|>", "video_token": "<|video|>"}
 _SMALL = {"height": 12, "width": 12}
 
 CASES = {
@@ -167,6 +229,56 @@ CASES = {
         },
         _QWEN_PROMPT,
         ((5, 6, 17, None),),
+    ),
+    "glm4v: a picture and two clips, one longer than max_duration": Case(
+        _glm("glm4v", "glm4v_text"),
+        "Glm4vProcessor",
+        _GLM_IMAGES,
+        {
+            **_PATCHES,
+            "size": {"shortest_edge": 64, "longest_edge": 3000},
+            "fps": 1.5,
+            "max_duration": 4,
+        },
+        "<|image|> a" + 2 * _GLM_PROMPT,
+        ((9, 16, 24, 3.0), (31, 9, 20, 4.0)),
+        ((20, 11),),
+        tokenizer=_GLM_TOKENS,
+    ),
+    "glm46v: a short clip": Case(
+        _glm("glm46v", "glm4v_text"),
+        "Glm46VProcessor",
+        _GLM_IMAGES,
+        {**_PATCHES, "size": {"shortest_edge": 64, "longest_edge": 1600}},
+        _GLM_PROMPT,
+        ((29, 10, 17, 10.0),),
+        tokenizer=_GLM_TOKENS,
+    ),
+    "glm46v: few frames of a long clip": Case(
+        _glm("glm46v", "glm4v_text"),
+        "Glm46VProcessor",
+        _GLM_IMAGES,
+        {**_PATCHES, "size": {"shortest_edge": 64, "longest_edge": 1600}},
+        2 * _GLM_PROMPT,
+        ((8, 10, 17, 0.2), (5, 8, 8, 0.002)),
+        tokenizer=_GLM_TOKENS,
+    ),
+    "gemma4: a picture between clips of unlike shapes": Case(
+        _gemma4(),
+        "Gemma4Processor",
+        _GEMMA4_SIZES | {"image_processor_type": "Gemma4ImageProcessor"},
+        {**_GEMMA4_SIZES, "num_frames": 3},
+        "<|video|> a <|image|> b <|video|>",
+        ((5, 16, 11, 0.02), (4, 9, 70, None)),
+        ((30, 14),),
+        tokenizer={
+            "image_token": "<|image|>",
+            "boi_token": "<|image>",
+            "eoi_token": "<image|>",
+            "audio_token": "<|audio|>",
+            "boa_token": "<|audio>",
+            "eoa_token": "<audio|>",
+        },
     ),
     "llava_onevision: a picture between two clips": Case(
         _llava("llava_onevision", "siglip_vision_model"),

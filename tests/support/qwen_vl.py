@@ -34,6 +34,8 @@ _VISION["qwen3_5"] = {
     name: value for name, value in _VISION["qwen3_vl"].items() if name != "deepstack_visual_indexes"
 }
 
+_VISION["qwen3_5_moe"] = _VISION["qwen3_5"]
+
 
 def config_json(model_type: str, **changes: Any) -> dict[str, Any]:
     """A config.json of transformers 5; two or three layers everywhere."""
@@ -57,7 +59,7 @@ def config_json(model_type: str, **changes: Any) -> dict[str, Any]:
     }
     if model_type.startswith("qwen3_vl"):
         text |= {"head_dim": 8}
-    if model_type == "qwen3_5":
+    if model_type.startswith("qwen3_5"):
         linear, full = "linear_attention", "full_attention"
         text |= {
             "num_hidden_layers": 5,
@@ -70,7 +72,9 @@ def config_json(model_type: str, **changes: Any) -> dict[str, Any]:
             "linear_key_head_dim": 6,
             "linear_value_head_dim": 8,
         }
-    if model_type == "qwen3_vl_moe":
+    if model_type == "qwen3_5_moe":
+        text |= {"shared_expert_intermediate_size": 10}
+    if model_type.endswith("moe"):
         text |= {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
     return {
         "model_type": model_type,

@@ -50,12 +50,15 @@ QUANTS = {"mixed": MIXED.settle(LAYERS, KV_HEADS)}
 
 @functools.cache
 def caught():
-    return capture(tiny_model(), INPUTS)
+    (found,) = capture(tiny_model(), INPUTS)
+    return found
 
 
 @functools.cache
 def inspection(quant: str):
-    return inspect_visual(tiny_model(), INPUTS, QUANTS.get(quant) or vkq_jax.resolve(quant))
+    settings = QUANTS.get(quant) or vkq_jax.resolve(quant)
+    (found,) = inspect_visual(tiny_model(), INPUTS, settings)
+    return found
 
 
 def test_captures_what_a_full_precision_cache_holds():
@@ -73,7 +76,7 @@ def test_captures_the_last_token_whatever_the_padding():
     padded = models.pad_to_multiple(INPUTS, 32)
     assert padded.input_ids.shape[1] > INPUTS.input_ids.shape[1]
     for got, expected in zip(
-        *map(jax.tree.leaves, (capture(tiny_model(), padded), caught())), strict=True
+        *map(jax.tree.leaves, (capture(tiny_model(), padded), (caught(),))), strict=True
     ):
         np.testing.assert_allclose(got, expected, atol=1e-4)
 
@@ -110,10 +113,10 @@ def test_weights_are_those_of_the_output(quant, cap):
 def test_a_sliding_window_hides_what_generation_does_not_see():
     """Its last token sees 9 positions in layers 0 and 2: five of text, four of the second image."""
     model = tiny_model(config=WINDOWED)
-    windowed = capture(model, INPUTS)
+    (windowed,) = capture(model, INPUTS)
     assert windowed.visual_start.tolist() == [28, 0, 28]
     assert windowed.text_start.tolist() == [7, 0, 7]
-    found = inspect_visual(model, INPUTS, vkq_jax.resolve("vkq-1bit"))
+    (found,) = inspect_visual(model, INPUTS, vkq_jax.resolve("vkq-1bit"))
     for attended in (found.before, found.after):
         for layer in (0, 2):
             np.testing.assert_array_equal(attended.visual[layer, :, :28], 0)
@@ -127,7 +130,7 @@ def test_bytes_are_those_of_the_cache_that_generation_starts_from(config):
     """Positions too, where a window needs them, and no padding of the prompt."""
     model, quant = tiny_model(config=config), vkq_jax.resolve("vkq-1bit")
     _, cache = prefill(model, INPUTS, quant=quant, cache_length=12)
-    found = inspect_visual(model, models.pad_to_multiple(INPUTS, 32), quant)
+    (found,) = inspect_visual(model, models.pad_to_multiple(INPUTS, 32), quant)
     assert found.nbytes == vkq_jax.cache_nbytes(cache)
 
 
@@ -181,10 +184,10 @@ def test_keys_are_measured_without_the_bias_that_the_cache_keeps_out():
         model, params=jax.tree_util.tree_map_with_path(strong, model.params)
     )
     quant = vkq_jax.resolve("minmax-2bit")
-    found = inspect_visual(model, INPUTS, quant)
+    (found,) = inspect_visual(model, INPUTS, quant)
     assert found.key_bias
     _, cache = prefill(model, INPUTS, quant=quant, cache_length=12)
-    exact = capture(model, INPUTS)
+    (exact,) = capture(model, INPUTS)
     for layer in range(LAYERS):
         (bank,) = cache.layer(layer).visual
         key_hat, _ = bank.dequantize()
@@ -272,7 +275,7 @@ def test_layout_has_no_gaps():
 
 def test_summary_is_json_and_means_are_means():
     segments = read_layout(np.asarray(INPUTS.input_ids)[0], CONFIG.image_token_id, list)
-    record = json.loads(json.dumps(summarize(inspection("vkq-1bit"), segments)))
+    record = json.loads(json.dumps(summarize([inspection("vkq-1bit")], segments)))
     assert record["visual_tokens"] == 2 * VISUAL_TOKENS
     assert record["visual_spans"] == [[3, 16], [23, 16]]
     assert record["visual_kv_bytes"] < record["visual_kv_bytes_full_precision"]
@@ -283,11 +286,11 @@ def test_summary_is_json_and_means_are_means():
         figures = [layer[name] for layer in record["layers"]]
         assert mean == pytest.approx(np.mean(figures), rel=1e-4)
         assert record["median"][name] == pytest.approx(np.median(figures), rel=1e-4)
-    assert "key_coded_quantiles" not in raw_arrays(inspection("vkq-1bit"))
-    arrays = raw_arrays(inspection("signs-1bit"))
+    assert "key_coded_quantiles" not in raw_arrays([inspection("vkq-1bit")])
+    arrays = raw_arrays([inspection("signs-1bit")])
     assert arrays["weights_after"].shape == (LAYERS, HEADS, 2 * VISUAL_TOKENS)
     assert arrays["key_coded_quantiles"].shape == (5, LAYERS, KV_HEADS, HEAD_DIM)
-    assert "key_lowest" not in raw_arrays(inspection("none"))
+    assert "key_lowest" not in raw_arrays([inspection("none")])
 
 
 def test_summary_refuses_what_is_not_finite():
@@ -296,7 +299,7 @@ def test_summary_refuses_what_is_not_finite():
         inspection("vkq-1bit"), output_error=jnp.ones((LAYERS, HEADS)).at[1, 2].set(jnp.nan)
     )
     with pytest.raises(ValueError, match="output_error of layer 1 is not finite"):
-        summarize(broken, segments)
+        summarize([broken], segments)
 
 
 @pytest.mark.parametrize(("layers", "chosen"), [(2, [0, 1]), (32, [0, 4, 9, 13, 18, 22, 27, 31])])

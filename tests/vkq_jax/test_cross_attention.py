@@ -1,6 +1,7 @@
 """Cross-attention layers: pictures in banks of their own, which replace each other."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -48,7 +49,7 @@ def run(passing, tokens, seed, images=None):
         query = draw(seed, tokens, HEADS)
         if layer not in CROSS:
             _, passing = passing.attend(layer, query, draw(seed + 1, tokens), draw(2, tokens))
-        elif not passing.cross.is_empty:
+        elif not passing.cross[0].is_empty:
             crossed, passing = passing.attend_cross(layer, query, *(images or ()))
     return crossed, passing.finish()
 
@@ -148,6 +149,38 @@ def test_a_coded_cache_is_saved_taken_shared_and_grown(turns, tmp_path):
     assert vkq_jax.cache_nbytes(cache).visual < vkq_jax.cache_nbytes(full).visual
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def looped(quant):
+    """Outputs of a new token in two cross-attention layers, which run in a loop; and the cache."""
+    cache, layers = empty(quant, num_layers=3, cross_layers=(1, 2)), jnp.arange(1, 3)
+
+    def reading(passing, layer):
+        return passing.attend_cross(layer, draw(30, 3, HEADS), *IMAGES)[1], None
+
+    passing = vkq_jax.begin_prefill(cache, NOTHING, num_visual=0, pictures=FIRST)
+    passing, _ = jax.lax.scan(reading, passing, layers)
+    _, passing = passing.attend(0, draw(30, 3, HEADS), draw(31, 3), draw(2, 3))
+    cache = passing.finish()
+
+    def decoding(passing, layer):
+        return passing.attend_cross(layer, draw(40, 1, HEADS))[::-1]
+
+    return jax.lax.scan(decoding, vkq_jax.begin_decode(cache), layers)[1], cache
+
+
+def test_cross_attention_layers_and_their_heads_have_settings_of_their_own(tmp_path):
+    quant = vkq_jax.per_layer("signs-1bit", {(1, 1): "none"})
+    got, cache = looped(quant)
+    assert [cells.layers for cells in cache.cells] == [(0,), (2,), (1,), (1,)]
+    (signs, _), (exact, _) = looped("signs-1bit"), looped("none")
+    chex.assert_trees_all_close(got[1], signs[1], atol=1e-5)
+    chex.assert_trees_all_close(got[0, :, :, :2], signs[0, :, :, :2], atol=1e-5)
+    chex.assert_trees_all_close(got[0, :, :, 2:], exact[0, :, :, 2:], atol=1e-5)
+    assert cache.quant == quant.settle(3, KV_HEADS)
+    vkq_jax.save_cache(tmp_path / "cache", cache)
+    chex.assert_trees_all_equal(vkq_jax.load_cache(tmp_path / "cache"), cache)
+
+
 def test_layers_that_attend_in_the_wrong_way_are_named():
     reading = vkq_jax.begin_prefill(empty(), NOTHING, pictures=FIRST)
     query, key = draw(0, 3, HEADS), draw(1, 3)
@@ -166,8 +199,6 @@ def test_layers_that_attend_in_the_wrong_way_are_named():
     plain = empty(cross_layers=())
     with pytest.raises(ValueError, match="no cross-attention layers"):
         vkq_jax.begin_prefill(plain, NOTHING, pictures=FIRST)
-    with pytest.raises(NotImplementedError, match="per_layer"):
-        empty(vkq_jax.per_layer("vkq-1bit", {1: "none"}))
     for layers in ((2,), (0, 1), (1, 1)):
         with pytest.raises(ValueError, match="cross_layers: expected some of the layers"):
             empty(cross_layers=layers)
@@ -188,7 +219,7 @@ def test_a_file_with_pictures_and_text_in_one_part_is_refused(turns, tmp_path):
 
 def test_a_text_prompt_leaves_the_layers_out():
     reading = vkq_jax.begin_prefill(empty(), NOTHING)
-    assert reading.cross.is_empty
+    assert reading.cross[0].is_empty
 
     @jax.jit
     def read(reading):

@@ -1,5 +1,6 @@
 """Layers with heads of another number and size, and layers that read another layer's keys."""
 
+import dataclasses
 from functools import partial
 
 import chex
@@ -24,7 +25,7 @@ def tensors(layer, tokens, seed=0):
     return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
 
 
-def empty(layers, unlike=None):
+def empty(layers, unlike=None, quant=CODES):
     heads, channels = SIZES[layers[0]]
     return vkq_jax.empty_cache(
         num_layers=len(layers),
@@ -32,7 +33,7 @@ def empty(layers, unlike=None):
         num_kv_heads=heads,
         head_dim=channels,
         cache_length=4,
-        quant=CODES,
+        quant=quant,
         dtype=jnp.float32,
         unlike=unlike,
     )
@@ -74,6 +75,23 @@ def test_each_layer_does_what_it_does_in_a_cache_of_its_size(tmp_path):
     chex.assert_trees_all_equal(vkq_jax.load_cache(file), cache)
 
 
+def test_layers_of_both_sizes_have_settings_of_their_own(tmp_path):
+    settings = vkq_jax.per_layer(CODES, {1: "none", 2: "none"})
+    got, cache = run(empty((0, 1, 2), UNLIKE, settings), (0, 1, 2), 0)
+    assert [cells.layers for cells in cache.cells] == [(0,), (2,), (1,)]
+    assert cache.quant == settings.settle(3, 2)
+    for quant, layers in ((CODES, (0,)), ("none", (1, 2, 3))):  # 3: layer 2 once more
+        alone, _ = run(empty((0, 1, 2), UNLIKE, quant), (0, 1, 2), 0)
+        for layer in layers:
+            chex.assert_trees_all_close(got[layer::4], alone[layer::4], atol=1e-5)
+    file = tmp_path / "cache.safetensors"
+    vkq_jax.save_cache(file, cache)
+    chex.assert_trees_all_equal(vkq_jax.load_cache(file), cache)
+    vkq_jax.save_cache(file, dataclasses.replace(cache, given=None))
+    with pytest.raises(ValueError, match="given: expected the settings of the parts"):
+        vkq_jax.load_cache(file)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -86,10 +104,10 @@ def test_each_layer_does_what_it_does_in_a_cache_of_its_size(tmp_path):
         (
             {
                 "unlike": vkq_jax.LayerSizes((1,), 1, 16),
-                "quant": vkq_jax.per_layer(CODES, {0: "none"}),
+                "quant": vkq_jax.per_head(CODES, {0: "none"}),
             },
             NotImplementedError,
-            "unlike sizes",
+            "settings of whole layers for a model whose layers have 2 or 1 KV heads",
         ),
     ],
 )

@@ -10,8 +10,8 @@ from vkq_apps.cli.arguments import JsonOption, MeshOption, QuantizeAtOption, loa
 from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.cli.hosts import check_mesh_of, on_all_hosts
 from vkq_apps.codes_option import FORMS
-from vkq_apps.evals.datasets import FORMATS, read_data
 from vkq_apps.evals.checkpoint_digest import files_digest
+from vkq_apps.evals.datasets import FORMATS, read_data
 from vkq_apps.evals.evaluation import Options, evaluate_model, marks_of
 from vkq_apps.evals.metrics import METRICS
 from vkq_apps.evals.plan import known_tasks, make_plan

@@ -2,6 +2,7 @@
 
 import json as jsonlib
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from rich.table import Table
 from models import Inputs, Model, Sampling
 from models.calibration.attached import find_codes
 from models.families.registry import family_of
+from models.inputs.images import read_picture
 from models.inputs.processor import processor_of
 from models.vision.vit import VitConfig
 from vkq_apps.answering import ask
@@ -45,6 +47,7 @@ from vkq_jax.byte_units import human_bytes
 __all__ = ["inspect"]
 
 ARRAYS = "arrays.npz"
+_PAGE_SIDE = 512  # pixels of a picture on the page
 
 
 def inspect(
@@ -65,13 +68,13 @@ def inspect(
 ) -> None:
     """Plots channel ranges, errors, attention before and after coding, and bits of each token.
 
-    report.html in the folder shows all plots on one page, with the picture and both answers.
+    report.html in the folder shows all plots on one page, with the picture and both answers. Maps
+    over the picture are drawn where each visual token is one patch of it.
     """
     started = time.perf_counter()
     asked = parse_codes(quant)  # before anything is loaded
     check_replaceable(out_folder)
     loaded, prompt, inputs = load_and_prepare(model, image, prompt, max_new_tokens=max_new_tokens)
-    vision = _tower(loaded)  # what cannot be drawn is refused before anything is measured
     codes, tables = find_codes(loaded, asked)
     quantize_at = "prompt" if loaded.visual_depends_on_question else "image"
     compiling = None if json else partial(compiling_for, inputs)
@@ -89,7 +92,7 @@ def inspect(
             for name, own in {"none": "none", quant: asked}.items()
         }
     with stage(f"measuring at full precision and with {quant}", compiling):
-        inspection = inspect_visual(loaded, inputs, codes, tables)
+        kinds = inspect_visual(loaded, inputs, codes, tables)
         segments = _segments(loaded, inputs)
         record = {
             "written_by": WRITTEN_BY,
@@ -100,25 +103,29 @@ def inspect(
             "quantize_at": quantize_at,
             "answer": answers[quant],
             "answer_full_precision": answers["none"],
-            **summarize(inspection, segments),
+            **summarize(kinds, segments),
         }
     with stage("plotting"), complete_or_nothing(out_folder) as folder:
         # Here and not above, because this import takes a second.
         from vkq_apps.inspection.plots.write import write_plots
 
-        pictures = _seen_pictures(loaded, inputs, vision)
+        vision = _tower(loaded)
+        pictures = _given_pictures(image)
+        if vision is not None:
+            pictures = list(_seen_pictures(loaded, inputs, vision))
         plots = write_plots(
             folder,
             quant=quant,
-            inspection=inspection,
+            kinds=kinds,
             segments=segments,
             pictures=pictures,
             vision=vision,
         )
-        arrays = raw_arrays(inspection)  # none of them is called allow_pickle
+        arrays = raw_arrays(kinds)  # none of them is called allow_pickle
         np.savez_compressed(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
         record["files"] = [REPORT, SUMMARY, ARRAYS, *plots]
-        write_report(folder, record, pictures, plots, bits=float(inspection.bits.mean()))
+        bits = float(np.concatenate([kind.bits for kind in kinds]).mean())
+        write_report(folder, record, pictures, plots, bits=bits)
         record["seconds"] = round(time.perf_counter() - started, 2)
         text = jsonlib.dumps(record, indent=1, ensure_ascii=False) + "\n"
         # The bytes of a file name that are no UTF-8 become JSON's escapes.
@@ -151,8 +158,21 @@ def _seen_pictures(model: Model, inputs: Inputs, vision: VitConfig) -> np.ndarra
     return seen_pictures(np.asarray(inputs.pixel_values), np.asarray(mean), np.asarray(std), vision)
 
 
-def _tower(model: Model) -> VitConfig:
-    """The vision tower's settings, which tell where in a picture each visual token lies."""
+def _given_pictures(files: Sequence[Path]) -> list[np.ndarray]:
+    """Pictures as they are in their files, small enough for a page."""
+    found = []
+    for file in files:
+        picture = read_picture(file)
+        picture.thumbnail((_PAGE_SIDE, _PAGE_SIDE))
+        found.append(np.asarray(picture))
+    return found
+
+
+def _tower(model: Model) -> VitConfig | None:
+    """The vision tower's settings, which tell where in a picture each visual token lies.
+
+    None where a visual token is not one patch.
+    """
     config = model.config
     vision = getattr(config, "vision", None)
     features = family_of(config.model_type).features_per_image(config)
@@ -162,10 +182,7 @@ def _tower(model: Model) -> VitConfig:
         or features != vision.num_features
         or vision.num_features < vision.num_patches
     ):
-        raise NotImplementedError(
-            "vkq inspect draws weights over a picture's patches, one visual token each, which "
-            f"this {config.model_type} model does not have"
-        )
+        return None
     return vision
 
 

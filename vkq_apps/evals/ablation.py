@@ -174,7 +174,7 @@ def _measure(options: AblationOptions) -> dict[str, Any]:
                 yield batch
                 show("answering", len(batch.mask), len(pairs))
 
-        samples, digest = gather_samples(
+        (samples,), digest = gather_samples(  # of a model whose layers are alike
             model, batches(), tokens=256, max_new_tokens=24, seed=0, kept=kept
         )
     settings, fitters = [FULL], {}

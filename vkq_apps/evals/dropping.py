@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from models.generation.teacher_forcing import Prompted, Reading, read_question
 from models.inputs.batch import Inputs
 from models.layers.attention import dense_attention
+from models.layers.layer_kinds import in_layer_order
 from models.model import Model
 from models.text.masks import prompt_masks
 from vkq_jax.array_types import Array, Float
@@ -55,7 +56,7 @@ def attention_mass(model: Model, inputs: Inputs) -> Float[Array, "L B K V"]:
         return output, carry, jnp.where(taken[:, None], mass, 0.0)
 
     _, _, mass = module.read(inputs, attend)
-    return mass
+    return in_layer_order(text.stacks, mass)
 
 
 def keep_tokens(cache: AnyCache, mass: Float[Array, "L B K V"], share: float) -> KVCache:

@@ -9,6 +9,7 @@ import pallas_kernels
 from models import Model
 from models.generation.decode_loop import observed_step
 from models.generation.teacher_forcing import Prompted
+from models.layers.layer_kinds import in_layer_order
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import to_kv_heads
 from vkq_jax.cache import KVCache, VisualBank
@@ -82,7 +83,7 @@ def layer_errors(
         }
 
     _, _, seen = observed_step(model, token, coded.cache, observe=observe)
-    return jax.tree.map(lambda x: x.T, seen)
+    return jax.tree.map(lambda x: x.T, in_layer_order(model.config.text.stacks, seen))
 
 
 def _centred_scores(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from models import Model
 from models.calibration.attached import OwnTables
 from models.generation.recoding import recode
+from models.text.coded_layers import coded_layers
 from vkq_apps.inspection.capture import Capture
 from vkq_apps.inspection.ranges import ChannelRanges, channel_ranges
 from vkq_apps.inspection.spending import bits_of_tokens
@@ -16,7 +17,7 @@ from vkq_jax.array_types import Array, Float
 from vkq_jax.cache import KVCache, TextBank, VisualBank
 from vkq_jax.dense import DenseTensor
 from vkq_jax.head_groups import take_cells
-from vkq_jax.layer_settings import Cells, Quant
+from vkq_jax.layer_settings import Cells, LayerGroups, Quant, groups_of
 from vkq_jax.layered import AnyCache
 from vkq_jax.presets import presets
 from vkq_jax.pytree import take_layer
@@ -25,13 +26,16 @@ __all__ = ["Coded", "code", "exact_cache", "what_coding_leaves"]
 
 
 def exact_cache(caught: Capture) -> KVCache:
-    """The full-precision cache of the prompt [L, 1, K, ...]: what generation with "none" has."""
+    """The full-precision cache of these layers [L, 1, K, ...]: what generation with "none" has."""
     length = {
         name: jnp.full(1, tensor.shape[2], jnp.int32)
         for name, tensor in (("visual", caught.key), ("text", caught.text_key))
     }
     key, value = (DenseTensor(x[:, None]) for x in (caught.key, caught.value))
-    text = TextBank(caught.text_key[:, None], caught.text_value[:, None], length["text"])
+    # Layers without text have a slot that stays empty.
+    room = ((0, 0), (0, 0), (0, 0), (0, int(not caught.text_key.shape[2])), (0, 0))
+    text_key, text_value = (jnp.pad(x[:, None], room) for x in (caught.text_key, caught.text_value))
+    text = TextBank(text_key, text_value, length["text"])
     return KVCache(
         (VisualBank(key, value, length["visual"], position=caught.position),),
         text,
@@ -42,8 +46,18 @@ def exact_cache(caught: Capture) -> KVCache:
 
 
 def code(model: Model, caught: Capture, quant: Quant, tables: OwnTables) -> AnyCache:
-    """The prompt's cache as generation with `quant` codes it."""
-    return recode(model, exact_cache(caught), quant, tables)
+    """The cache of these layers as generation with the model's `quant` and `tables` codes it."""
+    text, layers = model.config.text, caught.layers
+    kinds = [kind.layers for kind in coded_layers(text)]
+    before = sum(len(groups_of(quant, own)) for own in kinds[: kinds.index(layers)])
+    first = before + bool(text.cross_layers)  # whose cache has a part for text in front
+    groups = groups_of(quant, layers)
+    own = tables[first : first + len(groups)] if isinstance(tables, tuple) else tables
+    if not isinstance(quant, LayerGroups):
+        own = own[0] if isinstance(own, tuple) else own
+        return recode(model, exact_cache(caught), quant, own)
+    places = ((cells.within(layers), settings) for cells, settings in groups)
+    return recode(model, exact_cache(caught), LayerGroups(tuple(places)), own)
 
 
 class Coded(NamedTuple):
@@ -93,8 +107,9 @@ def _of_part(caught: Capture, part: KVCache, cells: Cells) -> Coded:
     numbers = jnp.arange(part.num_layers, dtype=jnp.int32)
     bias = part.key_bias
     if bias is not None:
-        assert caught.position is not None
-        share = jax.vmap(lambda n: bias.of_layer(n).turned(caught.position)[0])(numbers)
+        position = caught.position
+        assert position is not None
+        share = jax.vmap(lambda n: bias.of_layer(n).turned(position)[0])(numbers)
         key = key - jnp.swapaxes(share, 1, 2)
 
     def decode(number: Array) -> tuple[Array, Array]:

@@ -38,9 +38,10 @@ class TensorInspection:
 
 @frozen_pytree
 class Inspection:
-    """Visual KV of one prompt before (full precision) and after coding.
+    """Visual KV of one prompt before (full precision) and after coding, in layers of one kind.
 
     Attributes:
+        layers: their numbers in the model, see `capture`.
         key, value: the coded tensors against the exact ones. Keys are without a bias that the
             cache keeps out of the codes, see `vkq_jax.KeyBias`.
         before, after: attention of the last prompt token.
@@ -48,7 +49,7 @@ class Inspection:
         moved: share of the attention weights that lie on other tokens after than before (half the
             sum of absolute differences).
         bits: per element of each visual token, see `bits_of_tokens`.
-        nbytes: of the prompt's cache, without room for an answer.
+        nbytes: of the prompt's cache, layers of all kinds, without room for an answer.
         key_bias: whether the cache keeps a bias of the keys out of the codes.
     """
 
@@ -61,17 +62,25 @@ class Inspection:
     bits: Float[Array, "L V"]
     nbytes: CacheBytes = static_field()
     key_bias: bool = static_field()
+    layers: tuple[int, ...] = static_field()
 
 
 def inspect_visual(
     model: Model, inputs: Inputs, quant: Quant, tables: OwnTables = None
-) -> Inspection:
-    """Measures one prompt, coded with `quant` and its offline tables; errors as for `capture`."""
-    caught = capture(model, inputs)
+) -> tuple[Inspection, ...]:
+    """Measures one prompt, coded with `quant` and its offline tables; errors as for `capture`.
+
+    Of each kind of layers whose visual tokens are coded.
+    """
     # Bytes of the cache that generation starts from, in its layout and with its positions.
-    fill = partial(prefill, quant=quant, cache_length=caught.text_key.shape[2], tables=tables)
+    visual = inputs.visual_mask & (not model.config.text.cross_layers)
+    length = int((inputs.mask & ~visual).sum())
+    fill = partial(prefill, quant=quant, cache_length=length, tables=tables)
     _, filled = jax.eval_shape(fill, model, inputs)
-    return _inspect(model, caught, tables, quant=quant, nbytes=cache_nbytes(filled))
+    return tuple(
+        _inspect(model, caught, tables, quant=quant, nbytes=cache_nbytes(filled))
+        for caught in capture(model, inputs)
+    )
 
 
 @partial(jax.jit, static_argnames=("quant", "nbytes"))
@@ -99,6 +108,7 @@ def _inspect(
         bits=left.bits,
         nbytes=nbytes,
         key_bias=any(part.key_bias is not None for part in cache.parts),
+        layers=caught.layers,
     )
 
 

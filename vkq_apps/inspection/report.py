@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ _FIGURES = {
 def write_report(
     folder: Path,
     record: Mapping[str, Any],
-    pictures: np.ndarray,
+    pictures: Sequence[np.ndarray],
     plots: Mapping[str, str],
     *,
     bits: float,
@@ -39,7 +39,7 @@ def write_report(
     Args:
         folder: with the plots.
         record: of `vkq inspect`, its answers among it.
-        pictures: uint8 [images, side, side, 3].
+        pictures: uint8 [height, width, 3] each.
         plots: title of each file, in their order.
         bits: per element of the visual cache, tables included.
     """

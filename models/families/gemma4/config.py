@@ -112,7 +112,7 @@ class Gemma4Config(ModelConfig):
         vision: the tower. standardize: features are shifted and scaled by stored numbers.
         begin_image_id, end_image_id: tokens around a picture's own.
         pictures_see_themselves: tokens of a picture see each other, in layers with a window.
-        refused: tokens of what the model takes and this port does not, and its name.
+        audio_token_id: token of speech, which this port does not take.
     """
 
     vision: GridConfig
@@ -120,7 +120,7 @@ class Gemma4Config(ModelConfig):
     begin_image_id: int
     end_image_id: int
     pictures_see_themselves: bool
-    refused: tuple[tuple[int | None, str], ...]
+    audio_token_id: int | None
 
     @classmethod
     def from_hf(cls, content: Mapping[str, Any]) -> Self:
@@ -143,7 +143,8 @@ class Gemma4Config(ModelConfig):
             begin_image_id=hf.boi_token_id,
             end_image_id=hf.eoi_token_id,
             pictures_see_themselves=text.use_bidirectional_attention is not None,
-            refused=((hf.video_token_id, "video"), (hf.audio_token_id, "audio")),
+            audio_token_id=hf.audio_token_id,
             image_token_id=hf.image_token_id,
+            video_token_id=hf.video_token_id,
             eos_token_ids=hf.eos_token_ids(text),
         )

@@ -8,11 +8,13 @@ import numpy as np
 from models.checkpoints.naming import WeightNames
 from models.checkpoints.weights import Layout, Source
 from models.families.base import Family, MultimodalModel, VisualInputs
+from models.families.glm4v.clips import Glm4vClipProcessing, Glm46vClipProcessing
 from models.families.glm4v.config import Glm4vConfig
 from models.families.qwen_vl.config import QwenVLConfig
 from models.families.qwen_vl.processing import QwenVLProcessing
 from models.families.qwen_vl.visual_inputs import ARRAY_NAMES
 from models.families.qwen_vl.visual_inputs import visual_inputs as qwen_visual_inputs
+from models.inputs.clip_processing import ClipProcessing
 from models.layers.linear import Maker
 from models.text.decoder import TextDecoder
 from models.text.fused_projections import fused_sources
@@ -131,10 +133,12 @@ def _visual_inputs(
 
 
 class _Processing(QwenVLProcessing):
-    """Qwen-VL's for pictures."""
+    """Qwen-VL's for pictures, and GLM's own for clips."""
 
-    def clips(self, config: QwenVLConfig) -> None:
-        """As `Processing.clips`: clips come as a processor's output only."""
+    def clips(self, config: QwenVLConfig) -> ClipProcessing:
+        """See `Processing.clips`."""
+        newer = config.model_type == "glm46v"
+        return Glm46vClipProcessing() if newer else Glm4vClipProcessing()
 
 
 FAMILY = Family(

@@ -32,7 +32,7 @@ class QwenVLSettings(FamilySettings):
 class Qwen35Settings(QwenVLSettings):
     """The same for Qwen3.5, whose tokens have other numbers."""
 
-    model_type: Literal["qwen3_5"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    model_type: Literal["qwen3_5", "qwen3_5_moe"]  # pyright: ignore[reportIncompatibleVariableOverride]
     image_token_id: TokenId = 248056
     video_token_id: TokenId = 248057
     vision_start_token_id: TokenId = 248053
@@ -65,8 +65,8 @@ class QwenVLConfig(ModelConfig):
             NotImplementedError: a setting that this port cannot honour, named.
             ValueError: a field of a wrong type, out of range, or contradicting another, named.
         """
-        kind = Qwen35Settings if content.get("model_type") == "qwen3_5" else QwenVLSettings
-        hf = kind.read(content)
+        newer = str(content.get("model_type")).startswith("qwen3_5")
+        hf = (Qwen35Settings if newer else QwenVLSettings).read(content)
         given = hf.vision_config or {}
         _check_type("vision_config", given, hf.model_type, f"{hf.model_type}_vision")
         tower = GRID_SETTINGS[hf.model_type].read(given, "vision_config")

@@ -47,6 +47,8 @@ def _published(model_type: str) -> tuple[tuple[str, str], ...]:
 
 def _weights(config: QwenVLConfig) -> WeightNames:
     experts, tied = moe_alternatives(config.text), config.text.tie_word_embeddings
+    # How files of the Hub hold experts: those of Qwen3-VL-MoE have their matrices transposed.
+    written = 1 if config.model_type == "qwen3_vl_moe" else 0
 
     def is_unused(name: str) -> bool:
         # Qwen3.5's files also hold layers that predict several tokens at once.
@@ -61,7 +63,7 @@ def _weights(config: QwenVLConfig) -> WeightNames:
         special={
             **grid_special(config.vision),
             **linear_sources(config.text),
-            **(dict(experts[1]) if experts else {}),
+            **(dict(experts[written]) if experts else {}),
         },
         alternatives=experts,
     )

@@ -7,8 +7,10 @@ import transformers
 
 import models
 import vkq_jax
+from models.families.gemma4.clips import Gemma4ClipProcessing
 from models.families.gemma4.config import Gemma4Config
 from models.inputs.processor import processor_of
+from tests.support.calibrated import check_calibration
 from tests.support.pictures import random_picture
 from tests.support.processor_files import WORDS, write_processor
 from tests.support.random_checkpoint import write_random_checkpoint
@@ -125,11 +127,37 @@ def test_a_picture_is_answered_in_one_bit_and_its_cache_saved(model, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, cache)
 
 
-@pytest.mark.parametrize("name", ["speech", "clips"])
-def test_speech_and_clips_are_refused_by_name(model, name):
-    token, kind = {"speech": (AUDIO, "audio"), "clips": (VIDEO, "video")}[name]
-    with pytest.raises(NotImplementedError, match=f"{kind} tokens .*supported: text and images"):
-        models.prepare(model, input_ids=[[3, token, 4]])
+def test_speech_is_refused_by_name(model):
+    with pytest.raises(NotImplementedError, match=r"audio tokens .*supported: text, images, video"):
+        models.prepare(model, input_ids=[[3, AUDIO, 4]])
+
+
+def test_clips_that_do_not_fit_are_named(model):
+    places = np.tile(np.indices((2, 2))[::-1].reshape(2, -1).T, (3, 1, 1))
+    arrays = {
+        "input_ids": [[3, VIDEO, 4, VIDEO, VIDEO]],
+        "pixel_values_videos": np.zeros((3, 4, 3 * PATCH**2), np.float32),
+        "video_position_ids": places,
+        "num_frames_per_video": np.array([1, 2]),
+    }
+    assert models.prepare(model, **arrays).visual_mask.sum() == 3
+    with pytest.raises(ValueError, match="num_frames_per_video: expected frames of each clip, 3"):
+        models.prepare(model, **arrays | {"num_frames_per_video": np.array([1, 1])})
+    with pytest.raises(ValueError, match=r"2 videos, which need 3 video tokens .*and 1 video"):
+        models.prepare(model, **arrays | {"input_ids": [[3, VIDEO]]})
+    del arrays["video_position_ids"]
+    with pytest.raises(ValueError, match="video_position_ids: the processor gives both together"):
+        models.prepare(model, **arrays)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"), [(30, 45, (48, 80)), (9, 900, (8, 560)), (900, 9, (560, 8))]
+)
+def test_frames_are_resized_to_whole_blocks(height, width, expected):
+    settings = Gemma4ClipProcessing.settings.read(
+        {"patch_size": PATCH, "pooling_kernel_size": POOL}
+    )
+    assert settings.resized(1, height, width) == expected
 
 
 def test_sizes_of_layers_in_old_and_new_files_mean_the_same():
@@ -172,7 +200,25 @@ def test_what_cannot_be_honoured_is_named(changes, error, named):
     assert named in str(raised.value)
 
 
-@pytest.mark.parametrize("reader", ["a mesh", "calibration", "vkq inspect"])
-def test_readers_of_equal_layers_say_why_they_refuse(reader):
-    with pytest.raises(NotImplementedError, match=f"{reader} needs .* layers of other heads"):
-        Gemma4Config.from_hf(config_json()).text.check_one_stack(reader)
+def test_readers_of_equal_layers_say_why_they_refuse():
+    with pytest.raises(NotImplementedError, match=r"token dropping needs .* layers of other heads"):
+        Gemma4Config.from_hf(config_json()).text.check_one_stack("token dropping")
+
+
+@pytest.mark.ci  # compiles prefill, decoding and calibration
+def test_layers_of_both_sizes_are_calibrated(model):
+    mark = models.chat_prompt(model, "what is this ?")
+    pictures = [random_picture(8, 8), random_picture(20, 45)]
+    inputs = models.prepare(model, prompts=[mark, mark], images=pictures)
+    codes = check_calibration(model, inputs, lambda cache: [part.tables for part in cache.parts])
+    # Two layers have keys of their own, which the two behind them read.
+    assert [own.key.codebook.shape for own in codes.presets[0].tables] == [
+        (1, 2, 4, 8),
+        (1, 1, 4, 16),
+    ]
+    mixed = vkq_jax.per_layer("vkq-1bit", {0: "none"})
+    cache = models.generate(model, inputs, quant=mixed, tables=codes, max_new_tokens=1).cache
+    assert [part.tables is None for part in cache.parts] == [True, False]
+    own = models.calibrate_scores(model, inputs, max_new_tokens=1)
+    assert own.slope.shape == (2, 2)
+    models.generate(model, inputs, quant="calibquant-1bit", score_map=own, max_new_tokens=1)

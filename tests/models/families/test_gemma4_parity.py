@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.support.hf_parity import assert_parity, randomize, save
+from tests.support.hf_parity import assert_parity, randomize, save, since
 from tests.support.rows import padded_rows
 
 torch = pytest.importorskip("torch")
@@ -11,7 +11,8 @@ transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.parity
 
-IMAGE, PATCH, POOL, MOST = 40, 4, 2, 24
+IMAGE, VIDEO, PATCH, POOL, MOST = 40, 43, 4, 2, 24
+_OF_PICTURES = ("pixel_values", "image_position_ids")
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 MODELS = {
@@ -96,11 +97,13 @@ def make(*, vision=None, **text):
     )
     model = randomize(transformers.Gemma4ForConditionalGeneration(config))
     torch.manual_seed(1)
+    # Else these models would be too ill-conditioned to compare with: transformers' float32 logits
+    # then differ from its own float64 ones by 1.5e-4 to 3e-4, with these scales by 1.1e-5.
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("k_norm.weight"):  # trained ones hold the scale that scores lack
                 weight.mul_(weight.numel() ** -0.5)
-            if name.endswith("embed_tokens.weight"):  # the head, too: else logits reach 40
+            if name.endswith("embed_tokens.weight"):  # the head, too: else logits reach 35
                 weight.mul_(0.5)
             if name.endswith("per_layer_input_gate.weight"):
                 # PyTorch's GELU loses digits in its tail, which the norm behind it would show.
@@ -114,15 +117,18 @@ def make(*, vision=None, **text):
     return model
 
 
-def arrays(*rows, seed=0):
-    """A batch, padded on the left, as the processor gives it: rows and columns of pictures."""
+def arrays(*rows, seed=0, token=IMAGE):
+    """A batch, padded on the left, as the processor gives it: rows and columns of pictures.
+
+    With `token=VIDEO` those of each row are the frames of a clip.
+    """
     rng = np.random.default_rng(seed)
     tokens, pixels, places = [], [], []
     for row, pictures in enumerate(rows):
         parts = [rng.integers(0, 40, 3 + row)]
         for height, width in pictures:
             count = height * width // POOL**2
-            parts += [[41, *[IMAGE] * count, 42], rng.integers(0, 40, 2)]
+            parts += [[41, *[token] * count, 42], rng.integers(0, 40, 2)]
             patches = np.zeros((MOST, 3 * PATCH**2), np.float32)
             patches[: height * width] = rng.uniform(size=(height * width, 3 * PATCH**2))
             own = np.full((MOST, 2), -1)
@@ -131,9 +137,13 @@ def arrays(*rows, seed=0):
             places.append(own)
         tokens.append(np.concatenate(parts))
     found = padded_rows(*(row.tolist() for row in tokens))
-    found["mm_token_type_ids"] = (found["input_ids"] == IMAGE).astype(np.int64)
+    visual, video = found["input_ids"] == token, token == VIDEO
+    found["mm_token_type_ids"] = visual.astype(np.int64) * (1 + video)
+    names = ("pixel_values_videos", "video_position_ids") if video else _OF_PICTURES
     if pixels:
-        found |= {"pixel_values": np.stack(pixels), "image_position_ids": np.stack(places)}
+        found |= dict(zip(names, map(np.stack, (pixels, places)), strict=True))
+    if video:
+        found["num_frames_per_video"] = np.array([len(row) for row in rows if row])
     return found
 
 
@@ -142,6 +152,13 @@ def test_logits_and_greedy_tokens(tmp_path, name):
     theirs = make(**MODELS[name])
     batch = arrays([(4, 6), (2, 4)], [], [(6, 2)])
     assert_parity(theirs, save(theirs, tmp_path), batch, new_tokens=6)
+
+
+@since("5.24", "frames of all clips lie on one axis")
+def test_clips(tmp_path):
+    theirs = make(**MODELS["larger: values are keys, other heads, pictures see themselves"])
+    batch = arrays([(4, 6)] * 3, [], [(6, 2), (6, 2)], token=VIDEO)
+    assert_parity(theirs, save(theirs, tmp_path), batch, new_tokens=4)
 
 
 def test_no_pictures_at_all(tmp_path):

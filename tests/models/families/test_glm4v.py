@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import models
+from models.families.glm4v.clips import Glm4vClipProcessing, Glm46vClipProcessing
 from models.families.glm4v.config import Glm4vConfig
-from models.inputs.visuals import check_takes_clips
 from tests.support.hf_parity import assert_parity, randomize, save
 from tests.support.qwen_vl import visuals
 from tests.support.random_checkpoint import write_random_checkpoint
@@ -150,8 +150,18 @@ def test_pictures_and_clips_in_one_batch(tmp_path):
     inputs = models.prepare(model, **arrays)
     assert inputs.visual_mask.sum() == 6 + 2 * 4
     assert np.asarray(inputs.pixel_values).shape[0] == 1 + 2
-    with pytest.raises(NotImplementedError, match="glm4v models take pictures alone"):
-        check_takes_clips(model.config)
+
+
+@pytest.mark.parametrize("processing", [Glm4vClipProcessing, Glm46vClipProcessing])
+def test_a_number_of_frames_counts_where_no_rate_is_set(processing):
+    kind = processing.settings
+    asked = kind.read({"num_frames": 3, "fps": None})
+    assert asked.sample(9, None) == [0, 4, 8]
+    with pytest.raises(ValueError, match="expected at least num_frames=3 frames, got 2"):
+        asked.sample(2, None)
+    with pytest.raises(ValueError, match=r"does not say its own rate: give Clip\(frames, fps"):
+        kind.read({}).sample(9, None)
+    assert kind.read({"do_sample_frames": False}).sample(3, None) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Mllama: pictures lie in cross-attention layers alone; processing, generation, what is refused."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,9 +11,15 @@ from PIL import Image
 import models
 import vkq_jax
 from models.families.mllama.config import MllamaConfig
+from models.generation.recoding import recode
+from tests.support.calibrated import check_calibration
 from tests.support.processor_files import WORDS, write_processor
 from tests.support.random_checkpoint import write_random_checkpoint
 
+# Widens scores instead of narrowing them: the guard has nothing to do.
+UNGUARDED = dataclasses.replace(
+    vkq_jax.presets["calibquant-1bit"], calibration=vkq_jax.ScoreCalibration(tau1=1.0, tau2=-1.0)
+)
 SIZE, TILES, CROSS = 14, 4, (1, 3)
 IMAGE = len(WORDS)
 TILE_FEATURES = 2 * 2 + 1
@@ -155,14 +164,40 @@ def test_questions_share_the_pictures_of_one_prompt_in_any_turn(model):
     ]
 
 
-def test_what_is_not_covered_is_refused_by_name(model, inputs):
-    with pytest.raises(NotImplementedError, match="calibration needs"):
-        models.calibrate_codes(model, [inputs])
-    with pytest.raises(NotImplementedError, match="calibration needs"):
-        models.calibrate_scores(model, inputs)
-    quant = vkq_jax.per_layer("vkq-1bit", {0: "none"})
-    with pytest.raises(NotImplementedError, match=r"cross-attention layers takes one .* per_layer"):
-        models.generate(model, inputs, max_new_tokens=1, quant=quant)
+@pytest.mark.ci  # compiles prefill, decoding and calibration
+def test_cross_attention_layers_are_calibrated(model):
+    both = models.prepare(model, prompts=prompts(model, 2, 1), images=[[WIDE, SQUARE], [SQUARE]])
+    codes = check_calibration(model, both, lambda cache: [part.tables for part in cache.parts[1:]])
+    mixed = vkq_jax.per_layer("vkq-1bit", {1: "none"})  # of the layers 1 and 3
+    cache = models.generate(model, both, quant=mixed, tables=codes, max_new_tokens=1).cache
+    assert [part.tables is None for part in cache.parts] == [True, False, True]
+    got, whole = cache.parts[1].tables, codes.presets[0].tables
+    np.testing.assert_array_equal(got.key.codebook, whole.key.codebook[1:])
+
+
+def test_scores_of_cross_attention_layers_are_calibrated(model, inputs):
+    own = models.calibrate_scores(model, inputs, quant=UNGUARDED, max_new_tokens=1)
+    changed = (np.asarray(own.slope) != 1).any(1)
+    np.testing.assert_array_equal(changed, [number in CROSS for number in range(4)])
+
+
+@pytest.mark.ci  # compiles a decoder three times
+def test_cross_attention_layers_have_settings_of_their_own(model, inputs):
+    """As when a cache in full precision is coded; layers of text are named without effect."""
+    settings = vkq_jax.per_layer("none", {range(3): "signs-1bit"})
+    options = {"max_new_tokens": 1, "stop_tokens": ()}
+    mixed = models.generate(model, inputs, quant=settings, **options).cache
+    assert [cells.layers for cells in mixed.cells] == [(0, 2), (1,), (3,)]
+    whole = models.generate(model, inputs, quant="none", **options).cache
+    again = recode(model, whole, mixed.quant)
+    assert again.quant == mixed.quant == settings.settle(4, 1)
+    for got, expected in zip(again.parts, mixed.parts, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, got.visual, expected.visual)
+    later = models.prepare(model, prompts=["red ?", "red"], images=None, later_turn=True)
+    models.generate(model, later, cache=mixed, **options)
+
+
+def test_a_cache_of_another_kind_is_refused(model, inputs):
     plain = vkq_jax.empty_cache(
         num_layers=4, batch=2, num_kv_heads=1, head_dim=8, cache_length=32, dtype=jnp.float32
     )

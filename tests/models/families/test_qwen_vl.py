@@ -23,6 +23,7 @@ from models.inputs.pixels import bucket
 from models.layers.linear import Maker
 from models.layers.rope import MRope, RopeKind
 from models.loading import save_weights
+from tests.support.calibrated import check_calibration
 from tests.support.qwen_vl import END, IMAGE, START, batch, config_json, write_processor
 
 RNG = np.random.default_rng(0)
@@ -341,10 +342,12 @@ def test_settings_of_linear_attention_that_cannot_be_are_named(change, error, me
         read("qwen3_5", text_config=text)
 
 
-def test_layers_of_several_kinds_are_for_one_device(hybrid):
-    model, inputs = hybrid
-    with pytest.raises(NotImplementedError, match="layers of linear attention beside others"):
-        models.calibrate_codes(model, [inputs])
+@pytest.mark.ci  # compiles prefill, decoding and calibration
+def test_layers_beside_those_with_a_state_are_calibrated(hybrid):
+    model, _ = hybrid
+    inputs = inputs_of(model.config, [[2, ("image", 4, 6), 3], [("image", 4, 4), 4]])
+    codes = check_calibration(model, inputs, lambda cache: [part.tables for part in cache.parts])
+    assert codes.presets[0].tables.key.codebook.shape[0] == 2
 
 
 @pytest.mark.ci  # compiles a hybrid decoder twice

@@ -18,6 +18,7 @@ NAMES = {
     "qwen3_vl": "Qwen3VL",
     "qwen3_vl_moe": "Qwen3VLMoe",
     "qwen3_5": "Qwen3_5",
+    "qwen3_5_moe": "Qwen3_5Moe",
 }
 # A prompt without a picture; several of unlike sizes; clips, whose last frame lies behind the text
 # that follows; pictures and clips in one prompt.

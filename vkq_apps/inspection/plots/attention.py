@@ -1,6 +1,6 @@
 """Attention of the last prompt token over the pictures, before and after coding."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,13 +24,18 @@ _SQUARE_ROOT = "Colours follow the square root."
 
 
 def plot_attention(
-    quant: str, picture: np.ndarray, before: np.ndarray, after: np.ndarray
+    quant: str,
+    picture: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    numbers: Sequence[int],
 ) -> Figure:
     """Maps over the patch grid laid over one picture: full precision above, codes below.
 
     Args:
         picture: uint8 [side, side, 3].
         before, after: attention weights, mean over heads, [L, rows, columns].
+        numbers: of the L layers.
     """
     layers = choose_layers(len(before))
     figure = new_figure(
@@ -49,7 +54,7 @@ def plot_attention(
         top = float(max(before[layer].max(), after[layer].max())) or 1.0
         for row, maps in enumerate((before, after)):
             _draw_map(grid[row, column], picture, maps[layer] / top)
-        grid[0, column].set_title(f"layer {layer}")
+        grid[0, column].set_title(f"layer {numbers[layer]}")
         _draw_scale(grid[2, column], 100 * top, " %")
     for row, label in enumerate(("full precision", quant)):
         grid[row, 1].set_ylabel(label, fontweight="bold")
@@ -87,8 +92,11 @@ def plot_tokens(
     return figure
 
 
-def plot_mass(quant: str, before: np.ndarray, after: np.ndarray) -> Figure:
-    """Share of the attention on visual tokens, [L, N]: heads as lines, mean and median as marks."""
+def plot_mass(quant: str, before: np.ndarray, after: np.ndarray, numbers: Sequence[int]) -> Figure:
+    """Share of the attention on visual tokens, [L, N]: heads as lines, mean and median as marks.
+
+    `numbers` are those of the L layers.
+    """
     layers = len(before)
     figure = new_figure(
         min(max(5.0, 1.6 + 0.8 * layers), 13.0),
@@ -113,7 +121,7 @@ def plot_mass(quant: str, before: np.ndarray, after: np.ndarray) -> Figure:
         axes.scatter(where, mean, s=46, color=colour, marker=marker, label=f"{label}, mean")
         axes.scatter(where, median, s=150, color=colour, marker="_", label=f"{label}, median")
     axes.set(xlabel="layer", ylabel="attention on visual tokens [%]", ylim=(-3, 103))
-    axes.set_xticks(x)
+    axes.set_xticks(x, labels=list(map(str, numbers)))
     axes.plot([], [], color="#AAAAAA", linewidth=0.8, label="one head")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
     return figure

@@ -1,5 +1,7 @@
 """Error by layer and head."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
@@ -12,8 +14,13 @@ __all__ = ["plot_errors"]
 _MOST_ANNOTATED = 96
 
 
-def plot_errors(quant: str, key: np.ndarray, value: np.ndarray, output: np.ndarray) -> Figure:
-    """Heat maps of relative squared errors, [L, K] of keys and values, [L, N] of the output."""
+def plot_errors(
+    quant: str, key: np.ndarray, value: np.ndarray, output: np.ndarray, numbers: Sequence[int]
+) -> Figure:
+    """Heat maps of relative squared errors, [L, K] of keys and values, [L, N] of the output.
+
+    `numbers` are those of the L layers.
+    """
     layers = len(key)
     panels = (
         ("keys", "key/value head", key),
@@ -33,19 +40,21 @@ def plot_errors(quant: str, key: np.ndarray, value: np.ndarray, output: np.ndarr
     both = float(max(key.max(), value.max()))
     tops = (both, both, float(output.max()))
     for axes, (title, heads, table), top in zip(grid, panels, tops, strict=True):
-        _draw_table(axes, table, top or 1.0)
+        _draw_table(axes, table, top or 1.0, numbers)
         axes.set(title=title, xlabel=heads, ylabel="layer" if axes is grid[0] else "")
     return figure
 
 
-def _draw_table(axes: Axes, table: np.ndarray, top: float) -> None:
+def _draw_table(axes: Axes, table: np.ndarray, top: float, numbers: Sequence[int]) -> None:
     """One heat map, its colours from 0 to `top`; few enough cells get their numbers."""
     # The square root keeps small errors apart where one head is far off.
     scale = PowerNorm(0.5, 0, top)
     image = axes.imshow(table, cmap="cividis", norm=scale, aspect="auto")
     axes.spines[:].set_visible(False)
-    for axis, count in zip((axes.yaxis, axes.xaxis), table.shape, strict=True):
-        axis.set_ticks(range(0, count, max(1, count // 8)))
+    names = (numbers, range(table.shape[1]))
+    for axis, own in zip((axes.yaxis, axes.xaxis), names, strict=True):
+        shown = range(0, len(own), max(1, len(own) // 8))
+        axis.set_ticks(shown, labels=[str(own[place]) for place in shown])
     if table.size <= _MOST_ANNOTATED:
         for (row, column), error in np.ndenumerate(table):
             ink = "black" if scale(error) > 0.55 else "white"

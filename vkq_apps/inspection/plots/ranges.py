@@ -1,5 +1,7 @@
 """Channel ranges: how far the visual tokens spread in each channel, and where the levels are."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,13 +18,14 @@ def plot_ranges(
     coded_quantiles: np.ndarray | None,
     lowest: np.ndarray | None,
     highest: np.ndarray | None,
+    numbers: Sequence[int],
 ) -> Figure:
     """One row a layer; a second column where codes describe rotated channels.
 
     Args:
         name: "keys" or "values". quant: name of the preset.
         quantiles, coded_quantiles: [5, L, K, H], see `FRACTIONS`.
-        lowest, highest: [L, K, H].
+        lowest, highest: [L, K, H]. numbers: of the L layers.
     """
     layers = choose_layers(quantiles.shape[1])
     columns = 1 if coded_quantiles is None else 2
@@ -44,7 +47,7 @@ def plot_ranges(
             order = _order(shown[:, layer])
             for label, level in (("levels of the codes", lowest), (None, highest)):
                 coded.plot(level[layer].ravel()[order], color=AFTER, linewidth=0.9, label=label)
-        row[0].set_ylabel(f"layer {layer}\nvalue")
+        row[0].set_ylabel(f"layer {numbers[layer]}\nvalue")
     grid[0, 0].set_title("channels as the model has them")
     if coded_quantiles is not None:
         grid[0, 1].set_title("channels as the codes see them (Hadamard rotated)")

@@ -15,6 +15,7 @@ from vkq_apps.inspection.plots.errors import plot_errors
 from vkq_apps.inspection.plots.layout import plot_layout
 from vkq_apps.inspection.plots.ranges import plot_ranges
 from vkq_apps.inspection.plots.style import styled
+from vkq_apps.inspection.summary import name_of_kind
 
 __all__ = ["write_plots"]
 
@@ -23,23 +24,25 @@ def write_plots(
     folder: Path,
     *,
     quant: str,
-    inspection: Inspection,
+    kinds: Sequence[Inspection],
     segments: Sequence[Segment],
-    pictures: np.ndarray,
-    vision: VitConfig,
+    pictures: Sequence[np.ndarray],
+    vision: VitConfig | None,
 ) -> dict[str, str]:
     """Writes PNG files and returns their names, each with the title of its plot.
 
     Args:
         folder: where to.
         quant: what the coded cache is called in the plots.
-        inspection: see `inspect_visual`. segments: see `read_layout`.
-        pictures: uint8 [images, side, side, 3], see `seen_pictures`.
-        vision: for the patch grid.
+        kinds: see `inspect_visual`; files of each have its name, where there are several.
+        segments: see `read_layout`.
+        pictures: uint8 [side, side, 3] each, see `seen_pictures`.
+        vision: for the patch grid; None where a visual token is no patch: nothing is drawn over a
+            picture.
     """
     titles = {}
     with styled():
-        for name, figure in _figures(quant, inspection, segments, pictures, vision):
+        for name, figure in _figures(quant, kinds, segments, pictures, vision):
             figure.savefig(folder / name)
             titles[name] = figure.get_suptitle()
     return titles
@@ -47,36 +50,53 @@ def write_plots(
 
 def _figures(
     quant: str,
-    inspection: Inspection,
+    kinds: Sequence[Inspection],
     segments: Sequence[Segment],
-    pictures: np.ndarray,
-    vision: VitConfig,
+    pictures: Sequence[np.ndarray],
+    vision: VitConfig | None,
 ) -> Iterator[tuple[str, Figure]]:
-    yield "prompt.png", plot_layout(quant, segments, inspection.nbytes)
-    yield from _maps(quant, inspection, pictures, vision)
-    mass = (np.asarray(part.visual_mass) for part in (inspection.before, inspection.after))
-    yield "attention_mass.png", plot_mass(quant, *mass)
+    yield "prompt.png", plot_layout(quant, segments, kinds[0].nbytes)
+    for kind in kinds:
+        suffix, named = "", quant
+        if len(kinds) > 1:
+            suffix = f"_{name_of_kind(kind)}"
+            named = f"{quant}, {name_of_kind(kind).replace('_', ' ')} channels"
+        if vision is not None:
+            yield from _maps(named, suffix, kind, pictures, vision)
+        yield from _tables(named, suffix, kind)
+
+
+def _tables(quant: str, suffix: str, inspection: Inspection) -> Iterator[tuple[str, Figure]]:
+    """The plots by layer and head."""
+    before, after = (np.asarray(part.visual_mass) for part in (inspection.before, inspection.after))
+    yield f"attention_mass{suffix}.png", plot_mass(quant, before, after, inspection.layers)
     yield (
-        "errors.png",
+        f"errors{suffix}.png",
         plot_errors(
             quant,
             np.asarray(inspection.key.error.relative_squared_error),
             np.asarray(inspection.value.error.relative_squared_error),
             np.asarray(inspection.output_error),
+            inspection.layers,
         ),
     )
     for name, tensor in (("keys", inspection.key), ("values", inspection.value)):
         ranges = tensor.ranges
-        optional = (ranges.coded_quantiles, ranges.lowest, ranges.highest)
-        arrays = (None if array is None else np.asarray(array) for array in optional)
-        yield (
-            f"ranges_{name}.png",
-            plot_ranges(name, quant, np.asarray(ranges.quantiles), *arrays),
+        coded, lowest, highest = (
+            None if array is None else np.asarray(array)
+            for array in (ranges.coded_quantiles, ranges.lowest, ranges.highest)
         )
+        quantiles, numbers = np.asarray(ranges.quantiles), inspection.layers
+        figure = plot_ranges(name, quant, quantiles, coded, lowest, highest, numbers)
+        yield f"ranges_{name}{suffix}.png", figure
 
 
 def _maps(
-    quant: str, inspection: Inspection, pictures: np.ndarray, vision: VitConfig
+    quant: str,
+    suffix: str,
+    inspection: Inspection,
+    pictures: Sequence[np.ndarray],
+    vision: VitConfig,
 ) -> Iterator[tuple[str, Figure]]:
     """The plots that lie over a picture."""
     before, after = (
@@ -92,10 +112,8 @@ def _maps(
     }
     bits = float(inspection.bits.mean())
     for index, picture in enumerate(pictures):
-        suffix = f"_{index + 1}" if len(pictures) > 1 else ""
+        end = f"_{index + 1}{suffix}" if len(pictures) > 1 else suffix
         maps = {title: figures[:, index].mean(0) for title, figures in tokens.items()}
-        yield f"tokens{suffix}.png", plot_tokens(quant, picture, maps, bits)
-        yield (
-            f"attention{suffix}.png",
-            plot_attention(quant, picture, before[:, index], after[:, index]),
-        )
+        yield f"tokens{end}.png", plot_tokens(quant, picture, maps, bits)
+        shown = before[:, index], after[:, index], inspection.layers
+        yield f"attention{end}.png", plot_attention(quant, picture, *shown)
