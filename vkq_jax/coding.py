@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.backend import Backend
 from vkq_jax.cache import KVCache
+from vkq_jax.code_tables import CodeTables
+from vkq_jax.config import KVQuantConfig
 from vkq_jax.pytree import take_layer
 
 __all__ = ["Coded", "code_layer", "coding_room", "put_coded"]
@@ -28,9 +30,25 @@ def code_layer(
     output: Float[Array, "..."],
 ) -> tuple[Float[Array, "..."], Coded]:
     """The codes of one layer's tokens at `index`, and `output`, which waits for them."""
-    bank = backend.quantize(key, value, index, taken, cache.quant, take_layer(cache.tables, layer))
+    tables = take_layer(cache.tables, layer)
+    coded = _code(backend, cache.quant, key, value, index, taken, tables)
     # Codes first, then the next layer: or XLA may put off coding and keep the values.
-    return jax.lax.optimization_barrier((output, (bank.key, bank.value, bank.class_map)))
+    return jax.lax.optimization_barrier((output, coded))
+
+
+# A function of its own under jit: a Python loop over layers traces it once.
+@partial(jax.jit, static_argnums=(0, 1))
+def _code(
+    backend: Backend,
+    quant: KVQuantConfig,
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    index: Int32[Array, "B V"],
+    taken: Bool[Array, "B V"],
+    tables: CodeTables | None,
+) -> Coded:
+    bank = backend.quantize(key, value, index, taken, quant, tables)
+    return bank.key, bank.value, bank.class_map
 
 
 def coding_room(

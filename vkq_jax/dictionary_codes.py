@@ -119,7 +119,7 @@ class DictionaryCodes(Quantizer):
         """
         centred = _centre(x, valid, self, tables)
         class_map = assign_classes(centred.energy, valid, self.classes)
-        tensor = _encode(centred, class_map, self, tables)
+        tensor = _encode(centred, class_map, class_map.positions_of_slots(), self, tables)
         return dataclasses.replace(tensor, class_map=class_map)
 
 
@@ -138,6 +138,9 @@ def quantize_pair(
         Keys, values and the map, which neither tensor holds; positions must be valid from the
         first one on, so that a length says which ones are.
     """
+    if codes[0] == codes[1] and not codes[0].uses_tables:
+        # As one tensor: half as many kernels to compile and to launch.
+        return _quantize_both(jnp.stack([key, value]), valid, codes[0])
     sides = (None, None) if tables is None else (tables.key, tables.value)
     centred = [
         _centre(x, valid, side_codes, side)
@@ -145,11 +148,29 @@ def quantize_pair(
     ]
     of_keys, of_values = (_in_units_of_mean(c.energy, valid) for c in centred)
     class_map = assign_classes(of_keys + of_values, valid, codes[0].classes)
+    slots = class_map.positions_of_slots()
     coded = [
-        _encode(c, class_map, side_codes, side)
+        _encode(c, class_map, slots, side_codes, side)
         for c, side_codes, side in zip(centred, codes, sides, strict=True)
     ]
     return coded[0], coded[1], dataclasses.replace(class_map, valid=None)
+
+
+def _quantize_both(
+    x: Float[Array, "2 B K V H"], valid: Bool[Array, "B K V"], codes: DictionaryCodes
+) -> tuple[DictionaryTensor, DictionaryTensor, ClassMap]:
+    """`quantize_pair` of keys and values, stacked, with the same codes and without tables."""
+    both = jnp.stack([valid, valid])
+    centred = _centre(x, both, codes, None)
+    of_keys, of_values = _in_units_of_mean(centred.energy, both)
+    class_map = assign_classes(of_keys + of_values, valid, codes.classes)
+    slots = [
+        (jnp.stack([position] * 2), jnp.stack([taken] * 2))
+        for position, taken in class_map.positions_of_slots()
+    ]
+    coded = _encode(centred, class_map, slots, codes, None)
+    key, value = (jax.tree.map(lambda x, side=side: x[side], coded) for side in range(2))
+    return key, value, dataclasses.replace(class_map, valid=None)
 
 
 @frozen_pytree
@@ -180,7 +201,7 @@ def _centre(
         centre = groups.as_stored(image_centres(x, valid, codes.centres), codes.table_dtype)
         own = centre.astype(jnp.float32)
         ids = nearest(x, own)
-        residual = x - jnp.take_along_axis(own, ids[..., None], axis=-2)
+        residual = x - _rows_at(own, ids)
     elif not codes.centres:
         centre = jnp.zeros((*x.shape[:-2], 0, x.shape[-1]), codes.table_dtype)
         residual = x
@@ -194,7 +215,7 @@ def _centre(
         book = align(tables.codebook, x.ndim)
         book = jnp.broadcast_to(book, (*x.shape[:-2], *book.shape[-2:]))
         ids = nearest(_measure(residual, codes, tables), _measure(book, codes, tables))
-        residual = residual - jnp.take_along_axis(book, ids[..., None], axis=-2)
+        residual = residual - _rows_at(book, ids)
     residual = jnp.where(valid[..., None], residual, 0.0)
     energy = jnp.square(_measure(residual, codes, tables)).sum(-1)
     # The scale of a token has no NaN, and its bits have none; the centre has.
@@ -203,19 +224,23 @@ def _centre(
 
 
 def _encode(
-    centred: _Centred, class_map: ClassMap, codes: DictionaryCodes, tables: SideTables | None
+    centred: _Centred,
+    class_map: ClassMap,
+    slots: list[tuple[Int32[Array, "*lead _"], Bool[Array, "*lead _"]]],
+    codes: DictionaryCodes,
+    tables: SideTables | None,
 ) -> DictionaryTensor:
     packed, scales, ids = [], [], []
     head_dim = centred.residual.shape[-1]
-    for number, (position, taken) in enumerate(class_map.positions_of_slots()):
-        u = jnp.take_along_axis(centred.residual, position[..., None], axis=-2)
+    for number, (position, taken) in enumerate(slots):
+        u = _rows_at(centred.residual, position)
         u = jnp.where(taken[..., None], u, 0.0)
         virtual = codes.virtual_channels(number, head_dim)
         words, scale = _encode_class(u, virtual, number, codes, tables)
         packed.append(words)
         scales.append(scale)
         if centred.ids is not None:
-            chosen = jnp.take_along_axis(centred.ids, position, axis=-1)
+            chosen = jnp.take_along_axis(centred.ids, position, axis=-1, mode="promise_in_bounds")
             ids.append(jnp.where(taken, chosen, 0))
     return DictionaryTensor(
         packed=tuple(packed),
@@ -319,6 +344,13 @@ def _measure(
     assert tables.metric is not None
     metric = align(tables.metric, x.ndim)
     return jnp.einsum("...vh,...gh->...vg", x, metric, precision=jax.lax.Precision.HIGHEST)
+
+
+def _rows_at(
+    x: Float[Array, "*lead M H"], number: Int32[Array, "*lead V"]
+) -> Float[Array, "*lead V H"]:
+    """The rows of these numbers, which must be those of rows: nothing is checked."""
+    return jnp.take_along_axis(x, number[..., None], axis=-2, mode="promise_in_bounds")
 
 
 def _per_channel(valid: Bool[Array, "*lead V"], shape: tuple[int, ...]) -> Bool[Array, "..."]:

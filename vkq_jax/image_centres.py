@@ -31,7 +31,7 @@ def image_centres(
     def add(i, state):
         centres, far = state
         token = jnp.argmax(far, axis=-1)
-        new = jnp.take_along_axis(x, token[..., None, None], axis=-2)
+        new = jnp.take_along_axis(x, token[..., None, None], axis=-2, mode="promise_in_bounds")
         distance = jnp.square(x - new).sum(-1)
         return centres.at[..., i, :].set(new[..., 0, :]), jnp.minimum(far, distance)
 

@@ -76,8 +76,10 @@ def pack(codes: Shaped[Array, "*lead n"], bits: int | float) -> Words:
     """Packs unsigned integer (or, at 1 bit, boolean) codes, at least 0, along the last axis."""
     *lead, length = codes.shape
     words, per_word = num_words(length, bits), _per_word(bits)
-    padding = [(0, 0)] * len(lead) + [(0, words * per_word - length)]
-    fields = jnp.pad(codes.astype(jnp.uint32), padding).reshape(*lead, words, per_word)
+    fields, missing = codes.astype(jnp.uint32), words * per_word - length
+    if missing:
+        fields = jnp.pad(fields, [(0, 0)] * len(lead) + [(0, missing)])
+    fields = fields.reshape(*lead, words, per_word)
     # Fields do not overlap, so a sum is a bitwise or.
     if bits == TERNARY:
         return (fields * _powers_of_three(fields.ndim)).sum(-1).astype(jnp.uint8)
@@ -102,9 +104,9 @@ def _per_word(bits: int | float) -> int:
     return _DIGITS if bits == TERNARY else 32 // int(bits)
 
 
-def _shifts(bits: int, ndim: int) -> UInt32[Array, "..."]:
-    """Where each field of a word begins, on the last of `ndim` axes."""
-    shifts = jnp.arange(0, 32, bits, dtype=jnp.uint32)
+def _shifts(bits: int, ndim: int) -> UInt32[np.ndarray, "..."]:
+    """Where each field of a word begins, on the last of `ndim` axes; a constant of the program."""
+    shifts = np.arange(0, 32, bits, dtype=np.uint32)
     return shifts.reshape(*[1] * (ndim - 1), -1)
 
 

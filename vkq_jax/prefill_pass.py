@@ -113,7 +113,7 @@ class Prefill:
         output = checks.spoil(output, self.fits)
         if held:
             return output, dataclasses.replace(self, skipped=self.skipped + made[0])
-        return output, self.after(step, made)
+        return _in_step(output, self.after(step, made))
 
     def before(self, step: LayerStep) -> Prefill:
         """The pass that a layer attends in, whose text is not in the cache yet."""
@@ -168,11 +168,13 @@ class Prefill:
         """The pass behind a layer, text written and codes put in their place."""
         skipped, coded = made
         valid = checks.if_own(self.valid & ~self.visual, step.own)
-        text = self.unfinished.text.write(step.layer, step.key, step.value, valid)
+        # A number that XLA does not know: layers share their kernels, which are compiled once.
+        layer = jax.lax.optimization_barrier(jnp.asarray(step.layer, jnp.int32))
+        text = self.unfinished.text.write(layer, step.key, step.value, valid)
         return dataclasses.replace(
             self,
             unfinished=dataclasses.replace(self.unfinished, text=text),
-            coded=put_coded(self.coded, step.layer, coded, step.own),
+            coded=put_coded(self.coded, layer, coded, step.own),
             skipped=self.skipped + skipped,
             done=checks.mark_done(self.done, step.layer, step.number, step.own),
         )
@@ -212,6 +214,17 @@ class Prefill:
         if window is not None:
             mask = mask & (self.order[:, :, None] - self.order[:, None] < window)
         return mask & self.valid[:, None]
+
+
+def _in_step(output: Array, after: Prefill) -> tuple[Array, Prefill]:
+    """Both, of which neither is there before a layer's tokens are in the cache.
+
+    Otherwise XLA puts off the writing, and keeps the keys and values of all layers for it.
+    """
+    cache = after.unfinished
+    output, text, coded = jax.lax.optimization_barrier((output, cache.text, after.coded))
+    cache = dataclasses.replace(cache, text=text)
+    return output, dataclasses.replace(after, unfinished=cache, coded=coded)
 
 
 def start_prefill(

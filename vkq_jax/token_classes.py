@@ -152,7 +152,8 @@ class ClassMap:
             slot = jnp.arange(capacity, dtype=jnp.int32).reshape(*[1] * (number.ndim - 1), -1)
             taken = slot < count
             place = jnp.where(taken, start + slot, 0)
-            found.append((jnp.take_along_axis(order, place, axis=-1), taken))
+            position = jnp.take_along_axis(order, place, axis=-1, mode="promise_in_bounds")
+            found.append((position, taken))
             start = start + count
         return found
 

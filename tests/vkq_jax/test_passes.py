@@ -242,3 +242,28 @@ def test_what_does_not_fit_is_one_clear_error(as_users_run_it, begin, message):
 def test_inside_jit_the_size_of_the_bank_is_asked_for():
     with pytest.raises(ValueError, match="num_visual: expected the most visual tokens"):
         jax.jit(lambda visual: vkq_jax.begin_prefill(empty(), visual).finish())(IS_VISUAL)
+
+
+class Counting(vkq_jax.Backend):
+    """Counts how often coding is traced."""
+
+    traced = 0
+
+    def quantize(self, *arguments, **options):
+        type(self).traced += 1
+        return super().quantize(*arguments, **options)
+
+
+def test_layers_in_a_python_loop_share_what_is_traced_and_take_turns():
+    """Else a prefill compiles for minutes, and keeps the keys and values of all layers on a GPU."""
+
+    def fill(x):
+        options = {"valid": VALID, "num_visual": VISUAL, "backend": Counting()}
+        return run(x, vkq_jax.begin_prefill(empty("vkq-1bit"), IS_VISUAL, **options))
+
+    equations = jax.make_jaxpr(fill)(PROMPT).eqns
+    assert Counting.traced == 2  # for the shapes of all layers' codes, and for a layer's codes
+    text = empty().text.key.aval
+    barriers = [e for e in equations if e.primitive.name == "optimization_barrier"]
+    written = [e for e in barriers if [v.aval for v in e.outvars].count(text) == 2]
+    assert len(written) == LAYERS
