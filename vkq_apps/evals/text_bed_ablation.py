@@ -9,19 +9,26 @@ measured whatever `--parts` names.
 """
 
 import dataclasses
+import functools
+import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from models.calibration.fitting import CodeFitter
+from models.calibration.folder import CalibrationFolder, digest_of
 from vkq_apps.bench.options import names
+from vkq_apps.bench.results_file import source_digest
 from vkq_apps.cli.console import log, out
 from vkq_apps.cli.standalone import option, run_standalone
 from vkq_apps.evals.ablation import PLANS, Variant, variants
+from vkq_apps.evals.checkpoint_digest import checkpoint_digest
 from vkq_apps.evals.intervals import bootstrap
 from vkq_apps.evals.progress import progress
 from vkq_apps.evals.text_bed import BedOptions, MeasuredTexts, figures, sample
@@ -49,6 +56,8 @@ def ablate(
     texts: Sequence[Excerpt],
     *,
     seed: int = 0,
+    kept: CalibrationFolder | None = None,
+    mark: str = "",
     show: Callable[[str, int, int], None] = lambda stage, more, total: None,
 ) -> dict[str, Any]:
     """The figures of rows, as `text_bed.judge` has them, with `more` and `more_interval`.
@@ -57,30 +66,44 @@ def ablate(
         model: whose keys and values are coded. plans: rows of each, the whole one first.
         calibration: texts that tables are fitted to. texts: those to measure on.
         seed: of fits and intervals.
+        kept: where samples, tables and rows are kept as they are found, and taken from.
+        mark: tells the model's weights from others in there.
         show: told what is done, how many more texts, and how many in all.
     """
+    kept = kept or CalibrationFolder(None)
     total = len(calibration) + len(texts) * (1 + sum(map(len, plans)))
 
     def done(stage: str) -> Callable[[], None]:
         return lambda: show(stage, 1, total)
 
-    samples = sample(model, calibration, done("calibrating"))
-    measured = MeasuredTexts(model, texts, done("full precision"))
-    clusters = [text.name for text in texts]
+    of_samples = digest_of(mark, model.span, [text.ids for text in calibration])
+    samples = kept.samples(of_samples, lambda: sample(model, calibration, done("calibrating")))
+    measured = functools.cache(lambda: MeasuredTexts(model, texts, done("full precision")))
     fitters: dict[Any, CodeFitter] = {}
+
+    def measure(row: Variant, mark: str) -> list[float]:
+        """KL of each text, agreement of each, and bits of keys and of values."""
+        if row.samples not in fitters:
+            fitters[row.samples] = CodeFitter(row.samples(samples), seed)
+        tables, key, fitter = None, row.quant.key, fitters[row.samples]
+        assert isinstance(key, DictionaryCodes)
+        if key.uses_tables:
+            tables = kept.tables(mark, row.quant, lambda: row.tables(fitter.fit(row.quant)))
+        found = measured().measure(Plan(row.quant, tables), done(row.name))
+        return [*found["kl"], *found["same"], *found["bits"]]
+
     found: dict[str, Any] = {}
+    clusters, count = [text.name for text in texts], len(texts)
     for whole, *rows in plans:
         own: list[float] = []
         for row in (whole, *rows):
-            if row.samples not in fitters:
-                fitters[row.samples] = CodeFitter(row.samples(samples), seed)
-            tables, key = None, row.quant.key
-            assert isinstance(key, DictionaryCodes)
-            if key.uses_tables:
-                tables = row.tables(fitters[row.samples].fit(row.quant))
-            result = measured.measure(Plan(row.quant, tables), done(row.name))
-            own = own or result["kl"]
-            more = (np.array(result["kl"]) - own).tolist()
+            fitted = digest_of(of_samples, seed, row.name, row.quant)
+            asked = digest_of(fitted, [text.ids for text in texts])
+            numbers = kept.numbers(asked, lambda row=row, fitted=fitted: measure(row, fitted))
+            kl, same, bits = numbers[:count], numbers[count:-2], numbers[-2:]
+            own = own or kl
+            more = (np.array(kl) - own).tolist()
+            result = {"kl": kl, "same": same, "bits": bits}
             found[row.name] = figures(result, texts, seed) | {
                 "more": round(float(np.mean(more)), 5),
                 "more_interval": [round(x, 5) for x in bootstrap(more, clusters, seed=seed)],
@@ -98,6 +121,7 @@ class TextBedAblationOptions(BedOptions):
         metavar="NAMES",
     )
     parts: str = option(",".join(PARTS), help="Rows of the plans to measure.", metavar="NAMES")
+    resume: bool = option(False, help="Go on from what a run that was stopped left in OUT.part.")
 
 
 def results_table(rows: dict[str, Any], title: str) -> Table:
@@ -119,11 +143,34 @@ def run(options: TextBedAblationOptions) -> None:
     plans = chosen_rows(
         names("--plans", options.plans, PLANS), names("--parts", options.parts, PARTS)
     )
+    if options.resume and options.out is None:
+        raise ValueError("--resume: expected --out FILE, beside which the parts are")
     model, calibration, texts = options.load()
+    folder = None if options.out is None else options.out.with_name(f"{options.out.name}.part")
+    if folder is not None and not options.resume:
+        shutil.rmtree(folder, ignore_errors=True)
     with progress(log, "texts") as show:
-        rows = ablate(model, plans, calibration, texts, seed=options.seed, show=show)
+        rows = ablate(
+            model,
+            plans,
+            calibration,
+            texts,
+            seed=options.seed,
+            kept=CalibrationFolder(folder and folder / source_digest()),
+            mark=_digest(options.model),
+            show=show,
+        )
     options.record(COMMAND, rows, calibration, texts)
+    if folder is not None:
+        shutil.rmtree(folder)
     out.print(results_table(rows, f"{options.samples} texts (95 % intervals)"))
+
+
+def _digest(model: Path) -> str:
+    if model.is_dir():
+        return checkpoint_digest(model)
+    with model.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main(arguments: list[str] | None = None) -> int:
