@@ -35,6 +35,7 @@ from vkq_apps.evals.text_bed import BedOptions, MeasuredTexts, figures, sample
 from vkq_apps.evals.text_bed_codes import Plan
 from vkq_apps.evals.text_bed_model import TextModel
 from vkq_apps.evals.text_bed_texts import Excerpt
+from vkq_jax.code_tables import CodeTables
 from vkq_jax.dictionary_codes import DictionaryCodes
 
 __all__ = ["ablate", "chosen_rows", "main"]
@@ -71,44 +72,61 @@ def ablate(
         show: told what is done, how many more texts, and how many in all.
     """
     kept = kept or CalibrationFolder(None)
-    total = len(calibration) + len(texts) * (1 + sum(map(len, plans)))
+    rows = [row for some in plans for row in some]
+    total = len(calibration) + len(texts) * (1 + len(rows))
 
     def done(stage: str) -> Callable[[], None]:
         return lambda: show(stage, 1, total)
 
     of_samples = digest_of(mark, model.span, [text.ids for text in calibration])
     samples = kept.samples(of_samples, lambda: sample(model, calibration, done("calibrating")))
-    measured = functools.cache(lambda: MeasuredTexts(model, texts, done("full precision")))
+    marks = {row.name: digest_of(of_samples, seed, row.name, row.quant) for row in rows}
     fitters: dict[Any, CodeFitter] = {}
+    fitted: dict[str, Plan] = {}
 
-    def measure(row: Variant, mark: str) -> list[float]:
-        """KL of each text, agreement of each, and bits of keys and of values."""
-        if row.samples not in fitters:
-            fitters[row.samples] = CodeFitter(row.samples(samples), seed)
-        tables, key, fitter = None, row.quant.key, fitters[row.samples]
-        assert isinstance(key, DictionaryCodes)
-        if key.uses_tables:
-            tables = kept.tables(mark, row.quant, lambda: row.tables(fitter.fit(row.quant)))
-        found = measured().measure(Plan(row.quant, tables), done(row.name))
-        return [*found["kl"], *found["same"], *found["bits"]]
+    def plan_of(row: Variant) -> Plan:
+        if row.name not in fitted:
+            if row.samples not in fitters:
+                fitters[row.samples] = CodeFitter(row.samples(samples), seed)
+            tables, key, fitter = None, row.quant.key, fitters[row.samples]
+            assert isinstance(key, DictionaryCodes)
+            if key.uses_tables:
+                make = functools.partial(_fit, fitter, row)
+                tables = kept.tables(marks[row.name], row.quant, make)
+            fitted[row.name] = Plan(row.quant, tables)
+        return fitted[row.name]
 
-    found: dict[str, Any] = {}
-    clusters, count = [text.name for text in texts], len(texts)
-    for whole, *rows in plans:
-        own: list[float] = []
-        for row in (whole, *rows):
-            fitted = digest_of(of_samples, seed, row.name, row.quant)
-            asked = digest_of(fitted, [text.ids for text in texts])
-            numbers = kept.numbers(asked, lambda row=row, fitted=fitted: measure(row, fitted))
-            kl, same, bits = numbers[:count], numbers[count:-2], numbers[-2:]
-            own = own or kl
-            more = (np.array(kl) - own).tolist()
-            result = {"kl": kl, "same": same, "bits": bits}
-            found[row.name] = figures(result, texts, seed) | {
+    numbers: dict[str, list[list[float]]] = {row.name: [] for row in rows}
+    for text in texts:  # a kill costs one text of one row
+
+        @functools.cache
+        def measured(text: Excerpt = text) -> MeasuredTexts:
+            return MeasuredTexts(model, [text], done("full precision"))
+
+        for row in rows:
+
+            def measure(row: Variant = row, measured: Any = measured) -> list[float]:
+                plan = plan_of(row)  # before the text is read: tables may take minutes
+                found = measured().measure(plan, done(row.name))
+                return [*found["kl"], *found["same"], *found["bits"]]
+
+            numbers[row.name].append(kept.numbers(digest_of(marks[row.name], text.ids), measure))
+    clusters, results = [text.name for text in texts], {}
+    for whole, *others in plans:
+        own = np.array(numbers[whole.name])[:, 0]
+        for row in (whole, *others):
+            kl, same, key, value = np.array(numbers[row.name]).T
+            more = (kl - own).tolist()
+            bits = float(key.mean()), float(value.mean())
+            results[row.name] = figures({"kl": kl, "same": same, "bits": bits}, texts, seed) | {
                 "more": round(float(np.mean(more)), 5),
                 "more_interval": [round(x, 5) for x in bootstrap(more, clusters, seed=seed)],
             }
-    return found
+    return results
+
+
+def _fit(fitter: CodeFitter, row: Variant) -> CodeTables:
+    return row.tables(fitter.fit(row.quant))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
