@@ -163,6 +163,17 @@ def text_bed_rows() -> list[str]:
     return lines
 
 
+def text_bed_ablation_rows() -> list[str]:
+    """A row for each plan on the text model and for each part left out: bits, KL, what it adds."""
+    lines = ["| codes | bits | KL | more than the whole plan |", f"|{'---|' * 4}"]
+    for name, row in read("text_bed_ablation.json")["presets"].items():
+        low, high = row["more_interval"]
+        more = f"{row['more']:+.3f} [{low:+.3f}, {high:+.3f}]" if ": " in name else ""
+        bits = row["bits_per_element"]["mean"]
+        lines.append(f"| {name} | {bits:.2f} | {row['kl']:.3f} | {more} |")
+    return lines
+
+
 def short_answer_rows() -> list[str]:
     """The table of `answer_rows` without the kinds of pictures."""
     cells = [line.split("|") for line in answer_rows()]

@@ -227,7 +227,11 @@ def test_figures_in_the_text_of_the_judge_are_those_of_its_log():
         return f"{'-'.join(dict.fromkeys((shares[0], shares[-1])))} %"
 
     bars = ("bar_value_printed", "bar_value_axis", "bar_color", "bar_extreme")
-    assert f"ended after {log[-1]['step']} steps" in page
+    steps = log[-1]["step"]
+    assert f"{round(steps * 64, -4):,} pictures in {steps:,} steps of 64" in page
+    missed = [round(90 - 100 * exact[x]) for x in ("document_field", "read_one", "read_line")]
+    by = "missed by {} points for fields, {} for pictures of one line and {} for a line among"
+    assert by.format(*missed) in page
     assert f"Bars were right in {percent(*bars)}" in page
     assert f"counts in {percent('sprite_count', 'shape_count')}" in page
     assert f"fields of documents in {percent('document_field')}" in page
@@ -235,7 +239,8 @@ def test_figures_in_the_text_of_the_judge_are_those_of_its_log():
     assert f"single lines in {percent('read_one', 'read_line')}" in page
     assert f"all lines together in {percent('read_lines')}" in page
     losses = {entry["step"]: entry["loss"] for entry in log if entry["event"] == "steps"}
-    assert f"from {losses[400]:.2f} to {losses[800]:.2f} within 400 steps" in page
+    assert f"from {losses[400]:.2f} to {losses[800]:.2f} between steps 400 and 800" in page
+    assert f"ended at {losses[steps]:.2f}" in page
 
 
 def test_figures_in_the_text_of_the_judge_are_those_of_its_file():

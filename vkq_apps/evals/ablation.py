@@ -62,6 +62,11 @@ class Variant:
     samples: Callable[[CodeSamples], CodeSamples] = lambda samples: samples
     tables: Callable[[CodeTables], CodeTables] = lambda tables: tables
 
+    @property
+    def part(self) -> str:
+        """What is left out or replaced; "" of a whole plan."""
+        return self.name.partition(": ")[2]
+
 
 def changed(quant: KVQuantConfig, **settings: Any) -> KVQuantConfig:
     """The codes with other settings on both sides."""
@@ -84,7 +89,7 @@ def one_class(quant: KVQuantConfig) -> KVQuantConfig:
 
 def whole_planes(quant: KVQuantConfig) -> KVQuantConfig:
     """Hadamard planes in place of learned dictionaries."""
-    return changed(quant, learned=False, metric=False, scale="unbiased")
+    return changed(quant, learned=False, metric=False, basis="principal", scale="unbiased")
 
 
 def equal_weights(samples: CodeSamples) -> CodeSamples:
@@ -128,8 +133,7 @@ def variants(name: str, number: int) -> Iterator[Variant]:
         yield Variant(f"{label}: no gains", quant, tables=without_gains)
         if key.metric:
             yield Variant(f"{label}: no metric", changed(quant, metric=False))
-        if all(c.planes == int(c.planes) for c in (*key.classes, *value.classes)):
-            yield Variant(f"{label}: Hadamard planes", whole_planes(quant))
+        yield Variant(f"{label}: Hadamard planes", whole_planes(quant))
     if key.scale == "unbiased":
         yield Variant(f"{label}: scales of least squared error", changed(quant, scale="norm"))
 

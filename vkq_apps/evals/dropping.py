@@ -59,14 +59,24 @@ def attention_mass(model: Model, inputs: Inputs) -> Float[Array, "L B K V"]:
     return in_layer_order(text.stacks, mass)
 
 
-def keep_tokens(cache: AnyCache, mass: Float[Array, "L B K V"], share: float) -> KVCache:
+def keep_tokens(
+    cache: AnyCache, mass: Float[Array, "L B K V"], share: float, window: int | None = None
+) -> KVCache:
     """The cache of prompts read with `none`, with that share of each sequence's visual tokens.
 
+    Args:
+        cache: of the prompts. mass: from `attention_mass`. share: of the tokens that stay.
+        window: tokens that the model's sliding window shows, if it has one.
+
     Raises:
-        NotImplementedError: a sliding window has to know the position of every token.
+        NotImplementedError: the window hides tokens, so it has to know the position of each.
     """
-    if cache.keeps_indices:
-        raise NotImplementedError("token dropping is not for models with a sliding window")
+    slots = mass.shape[-1] + cache.cache_length
+    if cache.keeps_indices and (window is None or window < slots):
+        raise NotImplementedError(
+            f"token dropping needs a sliding window that shows all of the {slots} slots of a "
+            f"prompt and its answer, got one of {window}"
+        )
     assert isinstance(cache, KVCache), "full precision has one setting for all layers"
     (bank,) = join_banks(cache).visual
     assert isinstance(bank.key, DenseTensor)
@@ -80,14 +90,16 @@ def keep_tokens(cache: AnyCache, mass: Float[Array, "L B K V"], share: float) ->
 
     few = jnp.round(share * bank.length).astype(jnp.int32)
     length = jnp.clip(few, jnp.minimum(bank.length, 1), most)
-    return dataclasses.replace(
-        cache, visual=(VisualBank(take(bank.key), take(bank.value), length),)
-    )
+    # No number matters to a window that shows all tokens.
+    index = None if bank.index is None else bank.index[:, :most]
+    few_tokens = VisualBank(take(bank.key), take(bank.value), length, index=index)
+    return dataclasses.replace(cache, visual=(few_tokens,))
 
 
 @partial(jax.jit, static_argnames="share")
 def read_kept(model: Model, reading: Reading, pictures: Inputs, *, share: float) -> Prompted:
     """The rows of `reading`, whose questions see that share of the visual tokens."""
     assert reading.question is not None, "tokens are dropped before a question apart from them"
-    cache = keep_tokens(reading.pictures, attention_mass(model, pictures), share)
+    mass = attention_mass(model, pictures)
+    cache = keep_tokens(reading.pictures, mass, share, model.config.text.sliding_window)
     return read_question(model, reading.question, take_sequences(cache, reading.owner))

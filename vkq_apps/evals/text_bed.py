@@ -32,7 +32,7 @@ from vkq_apps.evals.text_bed_texts import Excerpt, cut_texts
 from vkq_apps.provenance import provenance
 from vkq_jax.atomic_write import check_writable
 
-__all__ = ["judge", "main"]
+__all__ = ["BedOptions", "MeasuredTexts", "figures", "judge", "main", "sample"]
 
 DEFAULT_PRESETS = "vkq-1bit,vkq-half,vkq-2bit,signs-1bit,quantile-1bit,kivi-2bit"
 WITHOUT_TABLES = ", no tables"
@@ -40,7 +40,7 @@ JUDGES = 8  # calibration texts that plans are compared on
 COMMAND = "text_bed"
 
 
-class _Texts:
+class MeasuredTexts:
     """Some texts read at full precision: what every preset is compared with."""
 
     def __init__(self, model: TextModel, texts: Sequence[Excerpt], done: Callable[[], None]):
@@ -99,15 +99,15 @@ def judge(
 
     rows: dict[str, Any] = {}
     chosen = _calibrated(model, with_tables, calibration, judges, seed, done)
-    measured = _Texts(model, texts, done("full precision"))
+    measured = MeasuredTexts(model, texts, done("full precision"))
     for name in names:
         if name in chosen:
             plan, divergence = chosen[name]
-            figures = _figures(measured.measure(plan, done(name)), texts, seed)
+            row = figures(measured.measure(plan, done(name)), texts, seed)
             choice = {"plan": plan.number, "kl_of_plans": [round(x, 5) for x in divergence]}
-            rows[name] = figures | choice
+            rows[name] = row | choice
         row = name + WITHOUT_TABLES if name in chosen else name
-        rows[row] = _figures(measured.measure(plain[name], done(row)), texts, seed)
+        rows[row] = figures(measured.measure(plain[name], done(row)), texts, seed)
     return rows
 
 
@@ -122,8 +122,8 @@ def _calibrated(
     """The plan of least KL of each preset, and the KL of all its plans, on the judges."""
     if not names:
         return {}
-    samples = _sample(model, calibration, done("calibrating"))
-    held_in = _Texts(model, judges, done("calibrating"))
+    samples = sample(model, calibration, done("calibrating"))
+    held_in = MeasuredTexts(model, judges, done("calibrating"))
     chosen = {}
     for name in names:
         plans = fitted(name, samples, seed)
@@ -133,7 +133,8 @@ def _calibrated(
     return chosen
 
 
-def _sample(model: TextModel, texts: Sequence[Excerpt], done: Callable[[], None]) -> CodeSamples:
+def sample(model: TextModel, texts: Sequence[Excerpt], done: Callable[[], None]) -> CodeSamples:
+    """What tables are fitted to, of texts; `done` is called after each."""
     found = []
     for text in texts:
         found.append(model.observe(text.ids))
@@ -141,7 +142,8 @@ def _sample(model: TextModel, texts: Sequence[Excerpt], done: Callable[[], None]
     return samples_of(found)
 
 
-def _figures(measured: dict[str, Any], texts: Sequence[Excerpt], seed: int) -> dict[str, Any]:
+def figures(measured: dict[str, Any], texts: Sequence[Excerpt], seed: int) -> dict[str, Any]:
+    """Means and intervals of what `MeasuredTexts.measure` found; `seed`: of the bootstrap."""
     kl, same = (np.array(measured[name]) for name in ("kl", "same"))
     names = [text.name for text in texts]
     kinds = {kind: np.array([t.kind == kind for t in texts]) for kind in {t.kind for t in texts}}
@@ -177,12 +179,11 @@ def results_table(rows: dict[str, Any], title: str) -> Table:
     return table
 
 
-@dataclasses.dataclass(frozen=True)
-class TextBedOptions:
-    """The command line of the text bed."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BedOptions:
+    """What a command on the text bed is told: the model, the texts, where results go."""
 
     model: Path = option(help="Folder or GGUF file.", metavar="PATH")
-    quant: str = option(DEFAULT_PRESETS, help="Presets, comma-separated.", metavar="NAMES")
     out: Path | None = option(None, help="JSON file to write.", metavar="FILE")
     texts: Path | None = option(
         None, help="Folder of prose and code, instead of Python's.", metavar="FOLDER"
@@ -196,6 +197,57 @@ class TextBedOptions:
     )
     seed: int = option(0, help="Of the choice of texts, of fits and of intervals.", min=0)
 
+    def load(self) -> tuple[TextModel, list[Excerpt], list[Excerpt]]:
+        """The model, the texts to calibrate with and those to measure on.
+
+        Raises:
+            ValueError: see `TextModel.load` and `cut_texts`; `out` cannot be written.
+        """
+        if self.out is not None:
+            check_writable(self.out)
+        span = Span(self.dense, self.coded, self.predicted)
+        model = TextModel.load(self.model, span)
+        calibration, texts = cut_texts(
+            model.tokenize,
+            calibration=self.calibration,
+            test=self.samples,
+            tokens=span.tokens,
+            folder=self.texts,
+            seed=self.seed,
+        )
+        return model, calibration, texts
+
+    def record(
+        self,
+        command: str,
+        rows: dict[str, Any],
+        calibration: Sequence[Excerpt],
+        measured: Sequence[Excerpt],
+    ) -> dict[str, Any]:
+        """The results as a file has them; written if there is an `out`."""
+        counts = ("calibration", "samples", "dense", "coded", "predicted", "seed")
+        record = {
+            "command": command,
+            "model": self.model.name,
+            **{name: getattr(self, name) for name in counts},
+            "texts": {
+                role: [f"{text.kind}/{text.name}" for text in some]
+                for role, some in (("calibration", calibration), ("measured", measured))
+            },
+            "presets": rows,
+            **provenance(),
+        }
+        if self.out is not None:
+            write_json(self.out, record)
+        return record
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextBedOptions(BedOptions):
+    """The command line of the text bed."""
+
+    quant: str = option(DEFAULT_PRESETS, help="Presets, comma-separated.", metavar="NAMES")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 for bad input."""
@@ -206,44 +258,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: TextBedOptions) -> None:
     """Measures, writes the file and shows it."""
-    record = _measure(options)
-    out.print(results_table(record["presets"], f"{options.samples} texts (95 % intervals)"))
-
-
-def _measure(options: TextBedOptions) -> dict[str, Any]:
-    if options.out is not None:
-        check_writable(options.out)
     names = list(dict.fromkeys(name for name in map(str.strip, options.quant.split(",")) if name))
     for name in names:
         uncalibrated(name)
-    span = Span(options.dense, options.coded, options.predicted)
-    model = TextModel.load(options.model, span)
-    calibration, texts = cut_texts(
-        model.tokenize,
-        calibration=options.calibration,
-        test=options.samples,
-        tokens=span.tokens,
-        folder=options.texts,
-        seed=options.seed,
-    )
+    model, calibration, texts = options.load()
     with progress(log, "texts") as show:
         rows = judge(model, names, calibration, texts, seed=options.seed, show=show)
-    counts = ("calibration", "samples", "dense", "coded", "predicted", "seed")
-    settings = {name: getattr(options, name) for name in counts}
-    record = {
-        "command": COMMAND,
-        "model": options.model.name,
-        **settings,
-        "texts": {
-            role: [f"{text.kind}/{text.name}" for text in some]
-            for role, some in (("calibration", calibration), ("measured", texts))
-        },
-        "presets": rows,
-        **provenance(),
-    }
-    if options.out is not None:
-        write_json(options.out, record)
-    return record
+    record = options.record(COMMAND, rows, calibration, texts)
+    out.print(results_table(record["presets"], f"{options.samples} texts (95 % intervals)"))
 
 
 if __name__ == "__main__":

@@ -6,19 +6,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import ml_dtypes
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 import models
 from models.checkpoints.folder import Checkpoint
 from models.checkpoints.weights import to_stored
 from models.families.registry import family_of
-from vkq_apps.training import checkpointing
 from vkq_apps.training.judge import Judge, merged
 from vkq_apps.training.judge_checkpoint import read_digest, write_start
+from vkq_apps.training.judge_parts import check_parts, parts_info, read_parts
 from vkq_apps.training.text_tower import read_tower
 
 __all__ = ["export_judge"]
@@ -39,21 +37,12 @@ def export_judge(parts: Path, folder: Path, tower: Path) -> dict[str, Any]:
     """
     if folder.exists():
         raise ValueError(f"expected a new folder to write the judge to, {folder} exists")
-    try:
-        info = checkpointing.read_info(parts)
-    except (SafetensorError, KeyError, TypeError, ValueError):
-        info = {}
-    if not {"tower", "rank"} <= info.keys():
-        raise ValueError(f"expected parts.safetensors of a judge, {parts} is something else")
+    info = parts_info(parts)
     unfinished = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         write_start(read_tower(tower), unfinished)
-        if (found := read_digest(unfinished)) != info["tower"]:
-            raise ValueError(
-                f"--text-tower: {parts} was trained on another tower than {tower} "
-                f"(digest {info['tower']}, not {found})"
-            )
+        check_parts(parts, info, tower, read_digest(unfinished))
         _put_in(parts, info["rank"], unfinished)
         unfinished.rename(folder)
     finally:
@@ -64,8 +53,7 @@ def export_judge(parts: Path, folder: Path, tower: Path) -> dict[str, Any]:
 def _put_in(parts: Path, rank: int, folder: Path) -> None:
     """The checkpoint before training becomes that behind it."""
     model = models.load(folder, dtype=jnp.float32, layers_apart=False)
-    trained, _ = checkpointing.restore(parts, Judge(model, rank, ()).trained)
-    trained = jax.tree.map(lambda x: x.astype(jnp.float32), trained)
+    trained = read_parts(parts, Judge(model, rank, ()).trained)
     names = family_of(model.config.model_type).weights(model.config)
     with Checkpoint(folder) as checkpoint:
         tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}

@@ -24,6 +24,7 @@ from vkq_apps.training.feeding import Feed, InlineFeed, PooledFeed
 from vkq_apps.training.heldout import heldout_chunk
 from vkq_apps.training.judge import load_judge
 from vkq_apps.training.judge_checkpoint import judge_encoding, read_digest, write_start
+from vkq_apps.training.judge_parts import check_parts, parts_info, read_parts
 from vkq_apps.training.model import ModelSize, create_model, with_checkpoint
 from vkq_apps.training.optimizer import Schedule
 from vkq_apps.training.options import TrainOptions
@@ -139,11 +140,14 @@ def _prepare_embedded(options: TrainOptions, schedule: Schedule) -> tuple[Encodi
 
 def _prepare_judge(options: TrainOptions, schedule: Schedule) -> tuple[Encoding, _MakeSubject]:
     """A pretrained text tower with the embedded model's vision tower."""
-    if options.start_from:
-        raise SystemExit("--text-tower starts from that tower: leave out --start-from")
-    folder = options.out / "start"
+    folder, tower = options.out / "start", Path(options.text_tower)
+    parts = Path(options.start_from) if options.start_from else None
+    if parts is not None and (rank := parts_info(parts)["rank"]) != options.rank:
+        raise ValueError(f"--start-from: {parts} has adapters of rank {rank}, give --rank {rank}")
     if not options.resume:
-        write_start(read_tower(Path(options.text_tower)), folder)
+        write_start(read_tower(tower), folder)
+    if parts is not None:
+        check_parts(parts, parts_info(parts), tower, read_digest(folder))
     encoding = judge_encoding(folder)
 
     def make(implementation: Implementation) -> _Subject:
@@ -154,6 +158,9 @@ def _prepare_judge(options: TrainOptions, schedule: Schedule) -> tuple[Encoding,
             dtype=jnp.float32 if options.smoke else jnp.bfloat16,
         )
         known = {"tower": read_digest(folder), "rank": options.rank}
+        state = judge.initial_state()
+        if parts is not None:
+            state = dataclasses.replace(state, params=read_parts(parts, judge.trained))
 
         def save(file: Path, state: TrainState, info: dict[str, Any]) -> None:
             checkpointing.save(file, state, info | known)
@@ -161,7 +168,7 @@ def _prepare_judge(options: TrainOptions, schedule: Schedule) -> tuple[Encoding,
             checkpointing.save(options.out / PARTS_FILE, parts, info | known)
 
         return _Subject(
-            judge.initial_state(),
+            state,
             judge.parameters,
             judge.make_step(schedule, implementation, unroll=options.unroll),
             judge.make_predict(implementation),

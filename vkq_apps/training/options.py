@@ -28,7 +28,11 @@ class TrainOptions:
     easy: float = option(
         0.1, help="Share of the steps over which pictures grow to full difficulty."
     )
-    start_from: str = option("", help="Checkpoint folder whose weights a new training begins with.")
+    start_from: str = option(
+        "",
+        help="Checkpoint folder whose weights a new training begins with; of a --text-tower, "
+        "parts.safetensors of an earlier training.",
+    )
     text_tower: str = option(
         "",
         help="Folder or GGUF file of a pretrained text model: train a judge on it, whose vision "

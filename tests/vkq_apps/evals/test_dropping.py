@@ -1,5 +1,7 @@
 """Token dropping, on a model of a few thousand random parameters."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -73,12 +75,23 @@ def test_bytes_count_against_all_elements(reading):
     assert 8 * size.key_bytes / size.elements == 0.25 * 32  # float32
 
 
-def test_a_sliding_window_is_refused():
+def test_a_sliding_window_that_hides_tokens_is_refused():
     model = tiny_model(config=WINDOWED)
     images, _ = split_after_images(batch(*ROWS))
     _, cache = prefill(model, images, quant=FULL_PRECISION, cache_length=8)
-    with pytest.raises(NotImplementedError, match="sliding window"):
-        keep_tokens(cache, jnp.ones((3, 2, 2, 2 * VISUAL_TOKENS)), 0.5)
+    mass, slots = jnp.ones((3, 2, 2, 2 * VISUAL_TOKENS)), 2 * VISUAL_TOKENS + 8
+    with pytest.raises(NotImplementedError, match=f"shows all of the {slots} slots"):
+        keep_tokens(cache, mass, 0.5, window=slots - 1)
+
+
+def test_a_sliding_window_that_shows_all_tokens_changes_nothing(model, parts, reading):
+    text = dataclasses.replace(WINDOWED.text, sliding_window=2 * VISUAL_TOKENS + 16)
+    windowed = tiny_model(config=dataclasses.replace(WINDOWED, text=text))
+    same = teacher_forcing.read(windowed, *parts, reading.owner, cache_length=16)
+    kept = read_kept(windowed, same, parts[0], share=0.25)
+    expected = read_kept(model, reading, parts[0], share=0.25)
+    assert kept.cache.keeps_indices
+    np.testing.assert_allclose(kept.logits, expected.logits, atol=2e-5)
 
 
 def test_settings_keep_a_share_or_take_the_plain_preset(model):

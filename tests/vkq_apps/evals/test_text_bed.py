@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import vkq_jax
-from vkq_apps.evals import text_bed
+from vkq_apps.evals import text_bed, text_bed_ablation
 from vkq_apps.evals.text_bed_codes import Plan, code, fitted, samples_of, uncalibrated
 from vkq_apps.evals.text_bed_model import Span, TextModel, register
 from vkq_apps.evals.text_bed_texts import Excerpt, cut_texts
@@ -125,17 +125,22 @@ def test_tables_are_fitted_to_what_was_observed(model):
         assert coded.bits[0] > 0
 
 
-def test_command_writes_the_figures_of_every_preset(folder, tmp_path, capsys):
-    texts = tmp_path / "texts"
-    texts.mkdir()
+@pytest.fixture(scope="module")
+def on_texts(folder, tmp_path_factory):
+    """Arguments of a command: the checkpoint, texts of random letters, small counts."""
+    texts = tmp_path_factory.mktemp("texts")
     for number in range(24):
         letters = np.random.default_rng(number).integers(97, 122, size=700)
         name = f"{number}.{'py' if number % 2 else 'md'}"
         (texts / name).write_text("".join(map(chr, letters)))
-    arguments = ["--model", str(folder), "--texts", str(texts), "--out", str(tmp_path / "f.json")]
+    arguments = ["--model", str(folder), "--texts", str(texts)]
     arguments += ["--calibration", "8", "--samples", "4", "--dense", "2", "--coded", "40"]
-    arguments += ["--predicted", "8", "--quant", "none,minmax-8bit,vkq-1bit"]
-    assert text_bed.main(arguments) == 0
+    return [*arguments, "--predicted", "8"]
+
+
+def test_command_writes_the_figures_of_every_preset(on_texts, tmp_path, capsys):
+    arguments = [*on_texts, "--out", str(tmp_path / "f.json")]
+    assert text_bed.main([*arguments, "--quant", "none,minmax-8bit,vkq-1bit"]) == 0
     record = json.loads((tmp_path / "f.json").read_text())
     rows = record["presets"]
     assert list(rows) == ["none", "minmax-8bit", "vkq-1bit", "vkq-1bit, no tables"]
@@ -150,6 +155,42 @@ def test_command_writes_the_figures_of_every_preset(folder, tmp_path, capsys):
     assert set(rows["none"]["kl_by_kind"]) == {"code", "prose"}
     assert not set(record["texts"]["calibration"]) & set(record["texts"]["measured"])
     assert "vkq-1bit, no tables" in capsys.readouterr().out
+
+
+def test_ablation_compares_rows_with_their_whole_plan_and_goes_on(on_texts, tmp_path, monkeypatch):
+    file = tmp_path / "f.json"
+    arguments = [*on_texts, "--out", str(file), "--parts", "Hadamard planes"]
+    plans = ["--plans", "vkq-half/0"]
+
+    def killed(*arguments, **settings):
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(text_bed_ablation, "figures", killed)  # its numbers are kept by then
+        assert text_bed_ablation.main([*arguments, *plans]) == 2
+    names = {path.name.split("-")[0] for path in (tmp_path / "f.json.part").rglob("*.*")}
+    assert names == {"samples", "tables", "numbers"}
+    with monkeypatch.context() as patch:
+        patch.setattr(TextModel, "observe", killed)  # it would have to be done again
+        assert text_bed_ablation.main([*arguments, *plans, "--resume"]) == 0
+    rows = json.loads(file.read_text())["presets"]
+    whole, planes = rows["vkq-half, plan 0"], rows["vkq-half, plan 0: Hadamard planes"]
+    assert list(rows) == ["vkq-half, plan 0", "vkq-half, plan 0: Hadamard planes"]
+    assert whole["more"] == 0
+    assert planes["more"] == pytest.approx(planes["kl"] - whole["kl"], abs=2e-5)
+    low, high = planes["more_interval"]
+    assert low <= planes["more"] <= high
+    assert not (tmp_path / "f.json.part").exists()
+
+
+def test_ablation_refuses_what_it_does_not_know(on_texts, capsys):
+    for more, problem in (
+        (["--parts", "no scales"], "no scales"),
+        (["--plans", "vkq-1bit/7"], "vkq-1bit/7"),
+        (["--resume"], "--resume: expected --out FILE"),
+    ):
+        assert text_bed_ablation.main([*on_texts, *more]) == 2
+        assert problem in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

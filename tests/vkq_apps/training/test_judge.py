@@ -18,7 +18,7 @@ from vkq_apps.training.export import main as export
 from vkq_apps.training.heldout import heldout, heldout_chunk
 from vkq_apps.training.judge import load_judge
 from vkq_apps.training.judge_checkpoint import judge_encoding, write_start
-from vkq_apps.training.loop import PARTS_FILE, train
+from vkq_apps.training.loop import PARTS_FILE, STATE_FILE, train
 from vkq_apps.training.options import SMOKE, TrainOptions
 from vkq_apps.training.text_tower import read_tower
 from vkq_apps.training.tower_parts import Blocks, save_parts
@@ -146,6 +146,23 @@ def test_a_resumed_training_equals_one_piece(tmp_path, monkeypatch):
     pieces = _train(tower, tmp_path / "pieces", steps=4, resume=True)
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(pieces.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    parts = str(tmp_path / "whole" / PARTS_FILE)
+    further = _train(tower, tmp_path / "further", start_from=parts, stop_after_seconds=1e-6)
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(further.params), strict=True):
+        np.testing.assert_array_equal(a.astype(jnp.bfloat16), b)
+    assert int(further.step) == 0
+
+
+def test_parts_to_start_from_belong_to_the_tower_and_the_rank(tmp_path):
+    parts, tower = tmp_path / PARTS_FILE, _write_tower(tmp_path)
+    for rank, problem in (
+        (3, "adapters of rank 3, give --rank 3"),
+        (2, "trained on another tower"),
+    ):
+        checkpointing.save(parts, {"x": np.zeros(1)}, {"tower": "another", "rank": rank})
+        with pytest.raises(ValueError, match=problem):
+            _train(tower, tmp_path / "run", start_from=str(parts))
+    assert not (tmp_path / "run" / STATE_FILE).exists()
 
 
 def test_the_used_vocabulary_splits_texts_as_before(tmp_path):

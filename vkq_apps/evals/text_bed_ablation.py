@@ -1,0 +1,204 @@
+"""The use of parts of the presets in the text bed: the same codes with one part left out.
+
+    python -m vkq_apps.evals.text_bed_ablation --model GGUF_OR_FOLDER --out FILE
+
+Rows are those of `vkq_apps.evals.ablation`, which measures them on the embedded model; texts, model
+and KL are those of `vkq_apps.evals.text_bed`. more: the KL that a row has more than its whole plan
+on the same texts, in nats, with a 95 % interval; above 0 the part helps. Each whole plan is
+measured whatever `--parts` names.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from models.calibration.fitting import CodeFitter
+from models.calibration.folder import CalibrationFolder, digest_of
+from vkq_apps.bench.options import names
+from vkq_apps.bench.results_file import source_digest
+from vkq_apps.cli.console import log, out
+from vkq_apps.cli.standalone import option, run_standalone
+from vkq_apps.evals.ablation import PLANS, Variant, variants
+from vkq_apps.evals.checkpoint_digest import checkpoint_digest
+from vkq_apps.evals.intervals import bootstrap
+from vkq_apps.evals.progress import progress
+from vkq_apps.evals.text_bed import BedOptions, MeasuredTexts, figures, sample
+from vkq_apps.evals.text_bed_codes import Plan
+from vkq_apps.evals.text_bed_model import TextModel
+from vkq_apps.evals.text_bed_texts import Excerpt
+from vkq_jax.code_tables import CodeTables
+from vkq_jax.dictionary_codes import DictionaryCodes
+
+__all__ = ["ablate", "chosen_rows", "main"]
+
+COMMAND = "text_bed_ablation"
+ROWS = {plan: list(variants(name, int(i))) for plan in PLANS for name, i in [plan.split("/")]}
+PARTS = list(dict.fromkeys(row.part for some in ROWS.values() for row in some if row.part))
+
+
+def chosen_rows(plans: Sequence[str], parts: Sequence[str]) -> list[list[Variant]]:
+    """The rows of each plan, the whole one first, then those of `parts` that it has."""
+    return [[row for row in ROWS[plan] if not row.part or row.part in parts] for plan in plans]
+
+
+def ablate(
+    model: TextModel,
+    plans: Sequence[Sequence[Variant]],
+    calibration: Sequence[Excerpt],
+    texts: Sequence[Excerpt],
+    *,
+    seed: int = 0,
+    kept: CalibrationFolder | None = None,
+    mark: str = "",
+    show: Callable[[str, int, int], None] = lambda stage, more, total: None,
+) -> dict[str, Any]:
+    """The figures of rows, as `text_bed.judge` has them, with `more` and `more_interval`.
+
+    Args:
+        model: whose keys and values are coded. plans: rows of each, the whole one first.
+        calibration: texts that tables are fitted to. texts: those to measure on.
+        seed: of fits and intervals.
+        kept: where samples, tables and rows are kept as they are found, and taken from.
+        mark: tells the model's weights from others in there.
+        show: told what is done, how many more texts, and how many in all.
+    """
+    kept = kept or CalibrationFolder(None)
+    rows = [row for some in plans for row in some]
+    total = len(calibration) + len(texts) * (1 + len(rows))
+
+    def done(stage: str) -> Callable[[], None]:
+        return lambda: show(stage, 1, total)
+
+    of_samples = digest_of(mark, model.span, [text.ids for text in calibration])
+    samples = kept.samples(of_samples, lambda: sample(model, calibration, done("calibrating")))
+    marks = {row.name: digest_of(of_samples, seed, row.name, row.quant) for row in rows}
+    fitters: dict[Any, CodeFitter] = {}
+    fitted: dict[str, Plan] = {}
+
+    def plan_of(row: Variant) -> Plan:
+        if row.name not in fitted:
+            if row.samples not in fitters:
+                fitters[row.samples] = CodeFitter(row.samples(samples), seed)
+            tables, key, fitter = None, row.quant.key, fitters[row.samples]
+            assert isinstance(key, DictionaryCodes)
+            if key.uses_tables:
+                make = functools.partial(_fit, fitter, row)
+                tables = kept.tables(marks[row.name], row.quant, make)
+            fitted[row.name] = Plan(row.quant, tables)
+        return fitted[row.name]
+
+    numbers: dict[str, list[list[float]]] = {row.name: [] for row in rows}
+    for text in texts:  # a kill costs one text of one row
+
+        @functools.cache
+        def measured(text: Excerpt = text) -> MeasuredTexts:
+            return MeasuredTexts(model, [text], done("full precision"))
+
+        for row in rows:
+
+            def measure(row: Variant = row, measured: Any = measured) -> list[float]:
+                plan = plan_of(row)  # before the text is read: tables may take minutes
+                found = measured().measure(plan, done(row.name))
+                return [*found["kl"], *found["same"], *found["bits"]]
+
+            numbers[row.name].append(kept.numbers(digest_of(marks[row.name], text.ids), measure))
+    clusters, results = [text.name for text in texts], {}
+    for whole, *others in plans:
+        own = np.array(numbers[whole.name])[:, 0]
+        for row in (whole, *others):
+            kl, same, key, value = np.array(numbers[row.name]).T
+            more = (kl - own).tolist()
+            bits = float(key.mean()), float(value.mean())
+            results[row.name] = figures({"kl": kl, "same": same, "bits": bits}, texts, seed) | {
+                "more": round(float(np.mean(more)), 5),
+                "more_interval": [round(x, 5) for x in bootstrap(more, clusters, seed=seed)],
+            }
+    return results
+
+
+def _fit(fitter: CodeFitter, row: Variant) -> CodeTables:
+    return row.tables(fitter.fit(row.quant))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextBedAblationOptions(BedOptions):
+    """The command line; lists are comma-separated."""
+
+    plans: str = option(
+        ",".join(plan for plan in PLANS if plan.startswith("vkq-")),
+        help=f"PRESET/PLAN, of {', '.join(PLANS)}.",
+        metavar="NAMES",
+    )
+    parts: str = option(",".join(PARTS), help="Rows of the plans to measure.", metavar="NAMES")
+    resume: bool = option(False, help="Go on from what a run that was stopped left in OUT.part.")
+
+
+def results_table(rows: dict[str, Any], title: str) -> Table:
+    """The rows for people."""
+    table = Table(title=title)
+    table.add_column("codes")
+    for name in ("bits", "KL", "more than the whole"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in rows.items():
+        low, high = row["more_interval"]
+        more = f"{row['more']:+.4f} [{low:+.4f}, {high:+.4f}]" if ": " in name else ""
+        bits = f"{row['bits_per_element']['mean']:.2f}"
+        table.add_row(name, bits, f"{row['kl']:.4f}", more)
+    return table
+
+
+def run(options: TextBedAblationOptions) -> None:
+    """Measures, writes the file and shows it."""
+    plans = chosen_rows(
+        names("--plans", options.plans, PLANS), names("--parts", options.parts, PARTS)
+    )
+    if options.resume and options.out is None:
+        raise ValueError("--resume: expected --out FILE, beside which the parts are")
+    model, calibration, texts = options.load()
+    folder = None if options.out is None else options.out.with_name(f"{options.out.name}.part")
+    if folder is not None and not options.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    with progress(log, "texts") as show:
+        rows = ablate(
+            model,
+            plans,
+            calibration,
+            texts,
+            seed=options.seed,
+            kept=CalibrationFolder(folder and folder / source_digest()),
+            mark=_digest(options.model),
+            show=show,
+        )
+    options.record(COMMAND, rows, calibration, texts)
+    if folder is not None:
+        shutil.rmtree(folder)
+    out.print(results_table(rows, f"{options.samples} texts (95 % intervals)"))
+
+
+def _digest(model: Path) -> str:
+    if model.is_dir():
+        return checkpoint_digest(model)
+    with model.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code, 2 for bad input."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    module = f"vkq_apps.evals.{COMMAND}"
+    return run_standalone(
+        TextBedAblationOptions, run, module=module, help=__doc__, arguments=arguments
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
