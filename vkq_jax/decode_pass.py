@@ -94,7 +94,7 @@ class Decode:
     def before(self, step: LayerStep) -> Decode:
         """The pass that a layer attends in, whose text is written."""
         valid = checks.if_own(self.valid, step.own)
-        text = self.unfinished.text.write(step.layer, step.key, step.value, valid)
+        text = self.unfinished.text.write(step.layer, *step.tokens, valid)
         return dataclasses.replace(
             self,
             unfinished=dataclasses.replace(self.unfinished, text=text),

@@ -28,3 +28,10 @@ class LayerStep:
     key: Float[Array, "B T K H"] | None
     value: Float[Array, "B T K H"] | None
     own: Bool[Array, ""] | None = None
+
+    @property
+    def tokens(self) -> tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """Keys and values of a layer that has new tokens."""
+        assert self.key is not None
+        assert self.value is not None
+        return self.key, self.value

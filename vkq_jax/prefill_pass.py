@@ -132,7 +132,7 @@ class Prefill:
         held: bool = False,
     ) -> tuple[Float[Array, "B T N H"], Made]:
         """Attention of `attend`, and what else comes of the layer."""
-        cache, layer, key, value = self.unfinished, step.layer, step.key, step.value
+        cache, layer, (key, value) = self.unfinished, step.layer, step.tokens
         checks.check_heads(query, key, value, cache, self.valid.shape[1])
         starts = checks.settle_starts(cache, self.order, window, starts)
         mask = self._mask(mask, window)
@@ -170,7 +170,7 @@ class Prefill:
         valid = checks.if_own(self.valid & ~self.visual, step.own)
         # A number that XLA does not know: layers share their kernels, which are compiled once.
         layer = jax.lax.optimization_barrier(jnp.asarray(step.layer, jnp.int32))
-        text = self.unfinished.text.write(layer, step.key, step.value, valid)
+        text = self.unfinished.text.write(layer, *step.tokens, valid)
         return dataclasses.replace(
             self,
             unfinished=dataclasses.replace(self.unfinished, text=text),

@@ -146,7 +146,7 @@ def calibrate(
         "presets": {
             preset.name: {
                 "plan_kl": found[preset.name],
-                "table_bytes": preset.tables.nbytes if preset.tables is not None else 0,
+                "table_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(preset.tables)),
             }
             for preset in codes.presets
         },

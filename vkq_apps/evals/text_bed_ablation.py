@@ -28,7 +28,6 @@ from vkq_apps.bench.results_file import source_digest
 from vkq_apps.cli.console import log, out
 from vkq_apps.cli.standalone import option, run_standalone
 from vkq_apps.evals.ablation import PLANS, Variant, variants
-from vkq_apps.evals.checkpoint_digest import checkpoint_digest
 from vkq_apps.evals.intervals import bootstrap
 from vkq_apps.evals.progress import progress
 from vkq_apps.evals.text_bed import BedOptions, MeasuredTexts, figures, sample
@@ -79,7 +78,9 @@ def ablate(
         return lambda: show(stage, 1, total)
 
     of_samples = digest_of(mark, model.span, [text.ids for text in calibration])
-    samples = kept.samples(of_samples, lambda: sample(model, calibration, done("calibrating")))
+    (samples,) = kept.samples(
+        of_samples, lambda: (sample(model, calibration, done("calibrating")),)
+    )
     marks = {row.name: digest_of(of_samples, seed, row.name, row.quant) for row in rows}
     fitters: dict[Any, CodeFitter] = {}
     fitted: dict[str, Plan] = {}
@@ -93,6 +94,7 @@ def ablate(
             if key.uses_tables:
                 make = functools.partial(_fit, fitter, row)
                 tables = kept.tables(marks[row.name], row.quant, make)
+                assert isinstance(tables, CodeTables)
             fitted[row.name] = Plan(row.quant, tables)
         return fitted[row.name]
 
@@ -186,7 +188,10 @@ def run(options: TextBedAblationOptions) -> None:
 
 def _digest(model: Path) -> str:
     if model.is_dir():
-        return checkpoint_digest(model)
+        digest = hashlib.sha256((model / "config.json").read_bytes())
+        for file in sorted(model.glob("*.safetensors")):
+            digest.update(_digest(file).encode())
+        return digest.hexdigest()
     with model.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
