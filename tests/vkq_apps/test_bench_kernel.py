@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import jax
@@ -175,8 +176,12 @@ def test_a_row_compares_with_cudnn_and_with_the_strongest_over_bf16():
 def bench(monkeypatch, tmp_path):
     """Calls `vkq bench kernel` as on a GPU whose kernel takes a microsecond; gives its record."""
     monkeypatch.setattr(kernel.mosaic_gpu, "device_reason", lambda: None)
+    monkeypatch.setattr(kernel, "process_pool", ThreadPoolExecutor)
     monkeypatch.setattr(kernel, "bandwidth", lambda: 1e12)
-    monkeypatch.setattr(kernel.Setup, "lower", lambda setup: jax.jit(jnp.sin).lower(1.0))
+    monkeypatch.setattr(kernel.Setup, "lower", lambda setup: jax.jit(lambda *_: 0.0).lower(1, [1]))
+    monkeypatch.setattr(kernel.Setup, "banks", lambda setup: [1])
+    monkeypatch.setattr(kernel.Setup, "query", lambda setup: 1)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
     monkeypatch.setattr(kernel, "time_of_calls", lambda *_, **__: LayerTime(2e-6, 1e-6))
     monkeypatch.setattr(kernel, "error", lambda *_, **__: {"relative_error": 0.0})
     case = kernel.Case(2, 2, 3, 256, "signs8", text=8, head_dim=64)
