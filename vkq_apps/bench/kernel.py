@@ -52,7 +52,7 @@ __all__ = [
 
 
 _CHECKING = 16  # processes at most that check small cases, half a gigabyte of the GPU each
-_MEASURING = 8  # processes at most that prepare rows, up to ten gigabytes of the GPU each
+_MEASURING = 12  # processes at most that prepare rows, up to ten gigabytes of the GPU each
 
 
 @dataclasses.dataclass(frozen=True)
