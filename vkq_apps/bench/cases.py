@@ -29,6 +29,7 @@ class Case:
         calibration: of the scores: "per step", which keeps them in the launch or takes one more,
             over the keys, before; or "static".
         window: positions of each bank, its last ones, that the queries see; None: all.
+        key_bias: whether the keys are coded without a bias, whose share is added to the scores.
     """
 
     batch: int
@@ -43,6 +44,7 @@ class Case:
     window: int | None = None
     goal: float | None = None
     text_bits: int = 16
+    key_bias: bool = False
 
     @property
     def bits_stored(self) -> float:
@@ -134,6 +136,8 @@ CASES = {
     "gqa4-3328-vkq-1bit-text": Case(128, 8, 4, 3328, "vkq-1bit", text=64),
     "gqa8-32k-vkq-1bit": Case(16, 4, 8, 32768, "vkq-1bit"),
     "gqa7-8k-vkq-1bit": Case(16, 4, 7, 8192, "vkq-1bit"),
+    "gqa7-8k-signs8-bias": Case(16, 4, 7, 8192, "signs8", key_bias=True),
+    "gqa7-8k-vkq-1bit-bias": Case(16, 4, 7, 8192, "vkq-1bit", key_bias=True),
     "h256-gqa4-8k-vkq-1bit": Case(16, 4, 4, 8192, "vkq-1bit", head_dim=256),
     "gqa4-8k-window4k-vkq-1bit": Case(16, 8, 4, 8192, "vkq-1bit", window=4096),
     "mha-32k-vkq-half": Case(16, 32, 1, 32768, "vkq-half"),
@@ -218,6 +222,18 @@ CHECKS += [
 CHECKS += [
     (Case(2, 2, 1, 700, "signs8", text=45, text_bits=8, window=300), TuningConfig(8, 4)),
     (Case(2, 2, 4, 700, "signs8", head_dim=64, text=40, text_bits=8), TuningConfig(8, 2, 2, 4)),
+]
+# Keys without their bias: signs, levels calibrated in the launch, tokens without bits.
+CHECKS += [
+    (
+        Case(2, 2, 7, 1700, "signs8", text=40, window=900, key_bias=True),
+        TuningConfig(8, 4, 2, 7),
+    ),
+    (
+        Case(2, 2, 1, 700, "levels", 64, calibration="per step", key_bias=True),
+        TuningConfig(8, 4),
+    ),
+    (Case(2, 2, 1, 1700, "vkq-1bit", key_bias=True), TuningConfig(8, 4, 2)),
 ]
 # Dictionary codes: classes of one, two and three planes, tokens that are only counted; windows.
 CHECKS += [
