@@ -14,6 +14,7 @@ from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import LayerCache, VisualBank
 from vkq_jax.calibration import ScoreMap, calibrate, visible_range
 from vkq_jax.exact_einsum import exact_einsum
+from vkq_jax.key_bias import KeyBias
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.sharing import is_shared, join_sequences, split_sequences
 from vkq_jax.slots import visible
