@@ -163,9 +163,11 @@ class ClassMap:
         """The slot that holds each position; some slot where there is no token."""
         number = self.classes(valid)
         # One sum for all classes: on a GPU each takes several kernels.
-        ours = number[..., None, :] == jnp.arange(len(self.capacities))[:, None]
-        rank = jnp.cumsum(ours, axis=-1, dtype=jnp.int32) - 1
-        slot = rank + jnp.asarray(self._offsets(), jnp.int32)[:, None]
+        one_each = [1] * (number.ndim - 1) + [-1, 1]
+        offset = jnp.asarray(self._offsets(), jnp.int32).reshape(one_each)
+        numbers = jnp.arange(len(self.capacities), dtype=jnp.int32).reshape(one_each)
+        ours = number[..., None, :] == numbers
+        slot = offset + jnp.cumsum(ours, axis=-1, dtype=jnp.int32) - 1
         return jnp.where(ours, slot, 0).sum(-2, dtype=jnp.int32)
 
     def counts_below(

@@ -18,6 +18,7 @@ VISUAL = (300, (300, 33))
 CODES = kernel_cases.CODES | DICTIONARIES
 
 # head_dim, query heads per KV head, codes, tuning, window
+SLOW = pytest.mark.ci  # emulating many planes, or centroids, takes seconds each
 CASES = [
     (128, 1, "signs", TuningConfig(4, 2), True),
     (96, 3, "signs", TuningConfig(4, 2, 2, queries=3), False),
@@ -25,9 +26,9 @@ CASES = [
     (64, 1, "levels, calibrated", TuningConfig(4, 2), False),
     (128, 3, "signs, calibrated", TuningConfig(4, 2, 2, queries=3), True),
     (64, 1, "vkq-1bit", TuningConfig(4, 2), True),
-    (128, 3, "vkq-2bit", TuningConfig(4, 2, 2, queries=3), False),
-    (64, 4, "a codebook", TuningConfig(4, 2, queries=4), False),
-    (64, 1, "learned", None, False),
+    pytest.param(128, 3, "vkq-2bit", TuningConfig(4, 2, 2, queries=3), False, marks=SLOW),
+    pytest.param(64, 4, "a codebook", TuningConfig(4, 2, queries=4), False, marks=SLOW),
+    pytest.param(64, 1, "learned", None, False, marks=SLOW),
 ]
 
 
@@ -50,7 +51,7 @@ def layer_of(head_dim, per_kv_head, codes):
 @pytest.mark.parametrize(
     ("head_dim", "per_kv_head", "codes", "tuning", "windowed"),
     CASES,
-    ids=[f"{x[2]}, {x[1]} of {x[0]}" for x in CASES],
+    ids=str,
 )
 def test_kernel_equals_the_oracle(head_dim, per_kv_head, codes, tuning, windowed):
     query, layer = layer_of(head_dim, per_kv_head, codes)
