@@ -59,9 +59,10 @@ def dictionary_rows(name: str = "kernel_dictionary.json") -> list[str]:
     for row in read(name)["rows"]:
         microseconds, ratio = row["microseconds"], row["ratio_to_cudnn"]
         rival = ("", "") if ratio is None else (f"{ratio * microseconds:,.0f} us", f"{ratio:.1f}x")
-        tuning = row["tuning"] and ",".join(map(str, row["tuning"].values()))
+        tuning = ",".join(map(str, (row["tuning"] or {}).values()))
+        name = f"`{row['case']}`" + (f", {tuning}" if tuning else "")
         lines.append(
-            f"| `{row['case']}`{f', {tuning}' * bool(tuning)} | {rival[0]} | {microseconds:.1f} us | {rival[1]} "
+            f"| {name} | {rival[0]} | {microseconds:.1f} us | {rival[1]} "
             f"| {row['part_of_bandwidth']:.0%} | {row['relative_error']:.0e} |"
         )
     return lines
