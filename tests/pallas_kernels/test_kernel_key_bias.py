@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention.description import describe
 from pallas_kernels.attention.kernel_spec import TuningConfig
 from tests.pallas_kernels import kernel_cases
 from tests.pallas_kernels.test_dictionary_kernel import CODES as DICTIONARIES
@@ -70,6 +71,8 @@ def test_the_bias_is_that_of_the_layer():
         visual=(dataclasses.replace(cache.visual[0], position=bank.position),),
         key_bias=dataclasses.replace(layer.key_bias, bias=own),
     )
+    like = jax.ShapeDtypeStruct(query.shape, query.dtype)
+    assert "share of the key bias in scores: by xla" in describe(cache, like)
     run = jax.jit(
         lambda query, cache, index: mosaic_gpu.attend_layer(
             query, cache, index, launch=kernel_cases.emulated_launch
