@@ -25,8 +25,7 @@ def choose_tuning(
 ) -> TuningConfig:
     """The tuning for `heads` KV heads of `head_dim` stored channels, each with `queries` queries.
 
-    A packed bank counts with those of its `classes` that are read token by token: that have bits,
-    or numbers of a codebook's centroids. The choice was measured on
+    A packed bank counts with those of its `classes` that have bits. The choice was measured on
     Hopper. Other devices take the same, in smaller thread blocks where they would not have the
     shared memory, and with a team's second query unused where tensor cores do not multiply bits: a
     single query takes bytes as several do (but where tables come in groups, which `ptxas` then
@@ -53,11 +52,7 @@ def choose_tuning(
         per_team = max(per_team, 2)
     wide = per_team > SET
     warps = _WARPS // 2 if wide or (per_team > 1 and head_dim > HEAD_DIMS[-1]) else _WARPS
-    packed_blocks = sum(
-        packed.blocks
-        for packed in classes
-        if packed.most_bits or packed.key.codebook or packed.value.codebook
-    )
+    packed_blocks = sum(packed.blocks for packed in classes if packed.most_bits)
     short = bool(classes) and packed_blocks <= 16 and not wide
     if short and 2 * teams >= 7 * _MULTIPROCESSORS:
         large = per_team > 1 and _fills_evenly(-(-2 * teams // warps))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import pallas_kernels
 from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.attention.description import describe
 from pallas_kernels.attention.kernel_spec import TuningConfig
@@ -92,3 +93,12 @@ def test_what_is_not_covered_says_so():
     assert mosaic_gpu.unsupported_reason(layer) is None
     *_, uncoded = layer_of(64, 1, "dense")
     assert mosaic_gpu.unsupported_reason(uncoded) == "a key bias beside an uncoded bank"
+
+
+def test_a_cache_that_a_bias_may_make_slower_than_bfloat16_says_so(monkeypatch):
+    *_, layer = layer_of(64, 1, "signs")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
+    monkeypatch.setattr(mosaic_gpu, "untried_reason", lambda: None)
+    assert pallas_kernels.slowness(layer).endswith("the share of the keys' bias in each score")
+    assert pallas_kernels.slowness(dataclasses.replace(layer, key_bias=None)) is None
