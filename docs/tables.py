@@ -59,17 +59,33 @@ def dictionary_rows(name: str = "kernel_dictionary.json") -> list[str]:
     for row in read(name)["rows"]:
         microseconds, ratio = row["microseconds"], row["ratio_to_cudnn"]
         rival = ("", "") if ratio is None else (f"{ratio * microseconds:,.0f} us", f"{ratio:.1f}x")
+        tuning = ",".join(map(str, (row["tuning"] or {}).values()))
+        name = f"`{row['case']}`" + (f", {tuning}" if tuning else "")
         lines.append(
-            f"| `{row['case']}` | {rival[0]} | {microseconds:.1f} us | {rival[1]} "
+            f"| {name} | {rival[0]} | {microseconds:.1f} us | {rival[1]} "
             f"| {row['part_of_bandwidth']:.0%} | {row['relative_error']:.0e} |"
         )
     return lines
 
 
 def codebook_rows() -> list[str]:
-    """Rows as `dictionary_rows`, of codes with a model's codebook: the last run, then the first."""
-    files = ("kernel_tables.json", "kernel_tables_first.json")
-    return [line for name in files for line in dictionary_rows(name)]
+    """Rows as `dictionary_rows`, of the plans of a calibrated model."""
+    return dictionary_rows("kernel_tables.json")
+
+
+def text_rows() -> list[str]:
+    """Rows as `dictionary_rows`, of text in 16 and in 8 bits beside the codes."""
+    return dictionary_rows("kernel_text.json")
+
+
+def bias_rows() -> list[str]:
+    """Rows as `dictionary_rows`, of keys with and without a bias that is kept out."""
+    return dictionary_rows("kernel_bias.json")
+
+
+def portable_rows() -> list[str]:
+    """Rows as `dictionary_rows`, of one query by bits and as bytes."""
+    return dictionary_rows("kernel_portable.json")
 
 
 def learned_rows() -> list[str]:
@@ -278,7 +294,11 @@ def _goal(row: dict[str, Any]) -> str:
     return f"**{row['goal']:g}x missed**" if missed else f"{row['goal']:g}x"
 
 
+# Each a table of kernel.md.
+KERNEL_ROWS = (dictionary_rows, codebook_rows, learned_rows, text_rows, bias_rows, portable_rows)
+
+
 if __name__ == "__main__":
     tables = (short_answer_rows, speed_rows, throughput_table, kernel_table)
-    for lines in (rows() for rows in (*tables, dictionary_rows, codebook_rows)):
+    for lines in (rows() for rows in (*tables, *KERNEL_ROWS)):
         print("\n".join(lines), end="\n\n")

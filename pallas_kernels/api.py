@@ -248,6 +248,12 @@ def _own_query(
     return jax.ShapeDtypeStruct((batch, tokens, own, head_dim), query.dtype)
 
 
+_SLOW_BIAS = (
+    "attention over this coded cache may be slower here than over a bfloat16 cache: XLA computes "
+    "the share of the keys' bias in each score"
+)
+
+
 def slowness(
     cache: LayerCache | AnyCache,
     implementation: str | None = None,
@@ -255,8 +261,9 @@ def slowness(
 ) -> str | None:
     """One line where attention over a coded cache takes longer than over bfloat16; else None.
 
-    So it is on a GPU, but for the fused kernel. Elsewhere arithmetic, not memory, takes the time of
-    both. Arrays may be abstract; errors are those of `choose_implementation`.
+    So it is on a GPU, but for the fused kernel, and with a key bias it may be for that. Elsewhere
+    arithmetic, not memory, takes the time of both. Arrays may be abstract; errors are those of
+    `choose_implementation`.
     """
     if isinstance(cache, LayeredCache):
         found = (slowness(part, implementation, logits_soft_cap) for part in cache.parts)
@@ -264,8 +271,10 @@ def slowness(
     cache = shape_of_part(cache)
     name = choose_implementation(implementation, cache, logits_soft_cap)
     coded = any(not isinstance(bank.key, DenseTensor) for bank in cache.visual)
-    if not coded or name == "mosaic_gpu" or jax.default_backend() != "gpu":
+    if not coded or jax.default_backend() != "gpu":
         return None
+    if name == "mosaic_gpu":
+        return _SLOW_BIAS if cache.key_bias is not None else None
     reason = unavailable_reason("mosaic_gpu", cache, logits_soft_cap)
     if reason is None and (untried := untried_reason("mosaic_gpu")) and implementation is None:
         reason = f'{untried}; implementation="mosaic_gpu" asks for it'

@@ -14,6 +14,7 @@ from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import LayerCache, VisualBank
 from vkq_jax.calibration import ScoreMap, calibrate, visible_range
 from vkq_jax.exact_einsum import exact_einsum
+from vkq_jax.key_bias import KeyBias
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.sharing import is_shared, join_sequences, split_sequences
 from vkq_jax.slots import visible
@@ -24,6 +25,7 @@ __all__ = [
     "Attended",
     "attend_cache",
     "attend_dense",
+    "bias_scores",
     "from_kv_heads",
     "joint_scores",
     "map_of_rows",
@@ -270,8 +272,7 @@ def _visual_scores(
         rows = join_sequences(q) if shared else q
         part = post_scaling.scores(rows, bank.key, tables)
         if layer.key_bias is not None:
-            share = layer.key_bias.scores(rows, _positions(bank))
-            part = part + bank.in_slots(share, part.shape[-1])
+            part = part + bias_scores(rows, bank, layer.key_bias)
         start = None if starts is None else starts.visual[number]
         if shared and start is not None:
             start = start.reshape(1, -1)
@@ -284,10 +285,18 @@ def _visual_scores(
     return parts, masks
 
 
-def _positions(bank: VisualBank) -> Int32[Array, "B V *axes"]:
+def bias_scores(
+    rows: Float[Array, "B K Q H"], bank: VisualBank, bias: KeyBias
+) -> Float[Array, "B K Q S"]:
+    """The share of a key bias in the scores of the slots of one layer's bank, float32.
+
+    Raises:
+        ValueError: the bank does not know the positions of its tokens.
+    """
     if bank.position is None:
         raise ValueError("a cache with a key bias needs the RoPE positions of its visual tokens")
-    return bank.position
+    share = bias.scores(rows, bank.position)
+    return bank.in_slots(share, bank.class_map.num_slots if bank.class_map else share.shape[-1])
 
 
 def per_kv_head(

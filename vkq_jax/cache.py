@@ -103,9 +103,12 @@ class VisualBank:
             return scores
         _, valid = self._per_head(self.length[:, None])
         slot = jnp.where(valid, self.class_map.slots_of_positions(valid), capacity)
-        slot = jnp.broadcast_to(slot[:, :, None], scores.shape)
-        free = jnp.zeros((*scores.shape[:-1], capacity), scores.dtype)
-        return jnp.put_along_axis(free, slot, scores, axis=-1, inplace=False, mode="drop")
+        # Numbers are put in their places, not scores: those of all queries are gathered by them.
+        numbers = jnp.broadcast_to(jnp.arange(slot.shape[-1], dtype=jnp.int32), slot.shape)
+        none = jnp.full((*slot.shape[:-1], capacity), slot.shape[-1], jnp.int32)
+        taken = jnp.put_along_axis(none, slot, numbers, axis=-1, inplace=False, mode="drop")
+        taken = jnp.broadcast_to(taken[:, :, None], (*scores.shape[:-1], capacity))
+        return jnp.take_along_axis(scores, taken, axis=-1, mode="fill", fill_value=0)
 
     def in_positions(self, x: Float[Array, "B K Q S"], absent: float) -> Float[Array, "B K Q V"]:
         """Numbers of one layer's slots, in the order in which the tokens came.

@@ -162,11 +162,13 @@ class ClassMap:
     ) -> Int32[Array, "*lead V"]:
         """The slot that holds each position; some slot where there is no token."""
         number = self.classes(valid)
-        slot = jnp.zeros_like(number)
-        for c, offset in enumerate(self._offsets()):
-            rank = jnp.cumsum(number == c, axis=-1, dtype=jnp.int32) - 1
-            slot = jnp.where(number == c, offset + rank, slot)
-        return slot
+        # One sum for all classes: on a GPU each takes several kernels.
+        one_each = [1] * (number.ndim - 1) + [-1, 1]
+        offset = jnp.asarray(self._offsets(), jnp.int32).reshape(one_each)
+        numbers = jnp.arange(len(self.capacities), dtype=jnp.int32).reshape(one_each)
+        ours = number[..., None, :] == numbers
+        slot = offset + jnp.cumsum(ours, axis=-1, dtype=jnp.int32) - 1
+        return jnp.where(ours, slot, 0).sum(-2, dtype=jnp.int32)
 
     def counts_below(
         self, position: Int32[Array, "*lead T"], valid: Bool[Array, "*lead V"] | None = None

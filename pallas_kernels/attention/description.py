@@ -56,6 +56,8 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
                 lines.append(f"rotation of {' and '.join(rotated)}: by xla")
             if folds_outside(banks.packed.key):
                 lines.append("products of queries and results with dictionaries: by xla")
+            if cache.key_bias is not None:
+                lines.append("share of the key bias in scores: by xla")
     stored = layouts.stored_head_dim(head_dim)
     if stored != head_dim:
         lines.append(f"head_dim {head_dim}: stored with zeros, as {stored}")

@@ -42,6 +42,7 @@ def fused_attention(
     starts: Mapping[str, Int32[Array, "B ... T"]] | None = None,
     calibration: ScoreCalibration | None = None,
     tables: CodeTables | None = None,
+    bias: Float[Array, "B K Q S"] | None = None,
 ) -> tuple[Array, ...]:
     """One launch: attention of all queries of a KV head over one layer of its banks.
 
@@ -61,6 +62,8 @@ def fused_attention(
         calibration: of the scores of the packed bank, in this launch; instead of a score map, see
             `keeps_scores`.
         tables: of the layer [K, ...], that dictionary codes with a codebook were made with.
+        bias: float32, the share of a key bias in the scores of the packed bank's slots, natural;
+            not together with a soft-cap.
 
     Returns:
         Output and natural log-sum-exp; -inf (and finite output) where nothing is visible. With a
@@ -73,8 +76,12 @@ def fused_attention(
         score_map = score_map or ScoreMap(jnp.ones_like(lacking), jnp.zeros_like(lacking))
         score_map = ScoreMap(score_map.slope, score_map.apply(lacking[..., None])[..., 0])
     rows = {"query": query}
+    if bias is not None:
+        rows["bias"] = bias
     if score_map is not None:
         rows |= {"slope": score_map.slope, "shift": score_map.shift}
+        if bias is not None:
+            rows["bias"] = bias * score_map.slope[..., None]
     groups = _groups(packed)
     if packed is not None and outer_dictionary.folds_outside(packed.key):
         rows |= outer_dictionary.scores_of_centres(query, packed.key, layer)
@@ -172,6 +179,7 @@ def score_range(
     launch: Launch,
     tuning: TuningConfig | None = None,
     start: Int32[Array, "B T"] | None = None,
+    bias: Float[Array, "B K Q S"] | None = None,
 ) -> tuple[Float[Array, "B K Q"], Float[Array, "B K Q"]]:
     """One launch: each query's lowest and highest score over one layer of a packed bank.
 
@@ -182,7 +190,8 @@ def score_range(
         query, lacking = outer_rotation.rotate_query(query, packed.key, layer)
     run = functools.partial(_launch, launch=launch, tuning=tuning, task="score range")
     seen = {"visible": {}, "start": {} if start is None else {"packed": start}}
-    highest, lowest = fold_mapped_axes(run, {"query": query}, seen, Banks(packed, {}), layer)
+    rows = {"query": query} | ({} if bias is None else {"bias": bias})
+    highest, lowest = fold_mapped_axes(run, rows, seen, Banks(packed, {}), layer)
     return lowest + lacking, highest + lacking
 
 
@@ -209,6 +218,7 @@ def _launch(
         task=task,
         maps_scores="slope" in rows,
         shifts_scores="shift" in rows,
+        biased="bias" in rows,
         logits_soft_cap=logits_soft_cap,
     )
     operands = {}
@@ -221,6 +231,8 @@ def _launch(
         operands["layer"] = layer.reshape(1)
     if banks.packed is not None:
         operands |= packed_operands(banks.packed)
+        if spec.biased:
+            operands |= _bias_operands(rows["bias"], packed_classes(banks.packed))
     for name, bank in banks.dense.items():
         operands |= bank.operands(name)
     for what, by_bank in seen.items():
@@ -242,6 +254,18 @@ def _launch(
         else:
             joined += [x[0] for x in (output, logsumexp, *found)]
     return tuple(joined)
+
+
+def _bias_operands(bias: Float[Array, "Z B K Q S"], classes: Sequence[Packed]) -> dict[str, Array]:
+    """The share of each class's slots, of whole blocks, by operand name."""
+    found, first = {}, 0
+    for packed in classes:
+        own = bias[..., first : first + packed.num_positions]
+        more = packed.blocks * layouts.BLOCK - packed.num_positions
+        padded = jnp.pad(own, [(0, 0)] * (own.ndim - 1) + [(0, more)])
+        found[f"{packed.name}bias"] = padded.reshape(-1, padded.shape[-1])
+        first += packed.num_positions
+    return found
 
 
 def _join(logsumexp: Float[Array, "P *rows"], *results: Float[Array, "P *rows _"]) -> tuple:

@@ -192,6 +192,7 @@ class KernelSpec:
         task: what is computed: attention, or the range of each query's scores over the packed bank.
         maps_scores: whether scores of the packed bank are multiplied by a slope of their row.
         shifts_scores: whether something of their row is added to them.
+        biased: whether something of their row and slot is, the share of a key bias.
         logits_soft_cap: of the scores of all banks, mapped ones after the map; None: no cap.
         calibration: of the scores of the packed bank, whose range the launch finds itself.
         head_dim: H, as it is stored: 64, 128 or, without dense banks, 256. A part with a learned
@@ -222,6 +223,7 @@ class KernelSpec:
     task: Task = "attention"
     maps_scores: bool = False
     shifts_scores: bool = False
+    biased: bool = False
     logits_soft_cap: float | None = None
     calibration: ScoreCalibration | None = None
     tuning: TuningConfig = TuningConfig()
@@ -391,5 +393,7 @@ class KernelSpec:
         """Checks what the parts do not know of each other."""
         if self.uses_bytes and self.packed.chunk_blocks < self.packed.blocks:  # type: ignore
             raise ValueError("tables in groups need one query a team")
+        if self.biased and self.logits_soft_cap is not None:
+            raise ValueError("a soft-cap would have to come behind a key bias")
         if self.calibration is not None and (self.uses_bytes or self.tuning.splits > 1):
             raise ValueError("a calibration in the same launch needs one query a team, no splits")

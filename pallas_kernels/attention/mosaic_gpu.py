@@ -28,7 +28,7 @@ from pallas_kernels.isa.architectures import ARCHITECTURES, architecture_here
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import tile, untileable_bank_reason
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.attention import Attended, map_of_rows, merge, scaled_rows
+from vkq_jax.attention import Attended, bias_scores, map_of_rows, merge, scaled_rows
 from vkq_jax.cache import KVCache, LayerCache, VisualBank
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import ScoreCalibration
@@ -74,10 +74,12 @@ def attend_cache(
             stacked(bank.value),
             bank.length,
             class_map=stacked(bank.class_map),
+            position=bank.position,
         )
         for bank in layer.visual
     )
     none = jnp.zeros_like(text.length)
+    bias = layer.key_bias
     cache = KVCache(
         banks,
         text,
@@ -86,6 +88,7 @@ def attend_cache(
         quant=layer.quant,
         score_map=stacked(layer.score_map),
         tables=stacked(layer.tables),
+        key_bias=bias and dataclasses.replace(bias, bias=bias.bias[None]),
     )
     return attend_layer(
         query,
@@ -156,6 +159,7 @@ def _attend(
     rows = scaled_rows(query, num_kv_heads, logits_scale)
     cache = dataclasses.replace(cache, text=text)
     launches = launches_of(cache, index, starts)
+    biases = _bias_shares(rows, cache, index) or [None] * len(launches)
     score_map = in_launch = hit = None
     if static is not None:
         score_map = map_of_rows(take_layer(static, index), query.shape, num_kv_heads)
@@ -164,13 +168,13 @@ def _attend(
             in_launch = cache.quant.calibration
         else:
             ranges = [
-                score_range(rows, banks.packed, index, launch, tuning, begins.get("packed"))
-                for banks, begins in launches
+                score_range(rows, banks.packed, index, launch, tuning, begins.get("packed"), bias)
+                for (banks, begins), bias in zip(launches, biases, strict=True)
                 if banks.packed is not None
             ]
             score_map, hit = _calibration(ranges, cache.quant.calibration)
     parts = []
-    for banks, begins in launches:
+    for (banks, begins), bias in zip(launches, biases, strict=True):
         visible = {
             name: jnp.broadcast_to(
                 visible_text if name == "text" else cache.visual[int(name)].length[:, None],
@@ -191,6 +195,7 @@ def _attend(
             begins,
             in_launch,
             take_layer(cache.tables, index),
+            bias,
         )
         if in_launch is not None:
             _, hit = _calibration([found], in_launch)
@@ -213,6 +218,17 @@ def _attend(
     else:
         calibration_skipped = hit.sum((1, 2), dtype=jnp.int32)
     return attended.output, attended.logsumexp, calibration_skipped
+
+
+def _bias_shares(
+    rows: Float[Array, "B K Q H"], cache: KVCache, index: Int32[Array, ""]
+) -> list[Float[Array, "B K Q S"]]:
+    """The share of a key bias in the scores of each coded bank's slots; none without one."""
+    if cache.key_bias is None:
+        return []
+    bias, map_of_layer = cache.key_bias.of_layer(index), functools.partial(take_layer, index=index)
+    banks = (dataclasses.replace(x, class_map=map_of_layer(x.class_map)) for x in cache.visual)
+    return [bias_scores(rows, bank, bias) for bank in banks]
 
 
 def _calibration(
@@ -302,8 +318,8 @@ def unsupported_reason(
         return "the cache has no room for anything"
     if shares_visual(cache):
         return "a visual bank that several sequences share"
-    if cache.visual and cache.key_bias is not None:
-        return "keys that are coded without their bias"
+    if cache.visual and cache.key_bias is not None and logits_soft_cap is not None:
+        return "logits soft-cap together with a key bias"
     asked = cache.quant.calibration is not None or cache.score_map is not None
     calibrated = asked and bool(cache.visual)
     if logits_soft_cap is not None and calibrated:
@@ -314,6 +330,8 @@ def unsupported_reason(
         if isinstance(bank.key, DenseTensor) and isinstance(bank.value, DenseTensor):
             if calibrated:
                 return "score calibration of an uncoded bank"
+            if cache.key_bias is not None:
+                return "a key bias beside an uncoded bank"
             reason = _uncovered_dense(bank.key.values) or _uncovered_dense(bank.value.values)
         else:
             reason = untileable_bank_reason(bank)

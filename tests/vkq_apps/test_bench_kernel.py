@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import jax
@@ -12,6 +15,7 @@ import pallas_kernels
 from tests.support.caches import Shape, random_layer
 from vkq_apps.bench import baselines, kernel, timing
 from vkq_apps.bench.baselines import DecodeShape, Measured
+from vkq_apps.bench.processes import process_pool
 from vkq_apps.bench.timing import LayerTime
 from vkq_apps.cli.main import main
 
@@ -175,8 +179,12 @@ def test_a_row_compares_with_cudnn_and_with_the_strongest_over_bf16():
 def bench(monkeypatch, tmp_path):
     """Calls `vkq bench kernel` as on a GPU whose kernel takes a microsecond; gives its record."""
     monkeypatch.setattr(kernel.mosaic_gpu, "device_reason", lambda: None)
+    monkeypatch.setattr(kernel, "process_pool", ThreadPoolExecutor)
     monkeypatch.setattr(kernel, "bandwidth", lambda: 1e12)
-    monkeypatch.setattr(kernel.Setup, "lower", lambda setup: jax.jit(jnp.sin).lower(1.0))
+    monkeypatch.setattr(kernel.Setup, "lower", lambda setup: jax.jit(lambda *_: 0.0).lower(1, [1]))
+    monkeypatch.setattr(kernel.Setup, "banks", lambda setup: [1])
+    monkeypatch.setattr(kernel.Setup, "query", lambda setup: 1)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
     monkeypatch.setattr(kernel, "time_of_calls", lambda *_, **__: LayerTime(2e-6, 1e-6))
     monkeypatch.setattr(kernel, "error", lambda *_, **__: {"relative_error": 0.0})
     case = kernel.Case(2, 2, 3, 256, "signs8", text=8, head_dim=64)
@@ -291,3 +299,22 @@ def test_checks_run_emulated_without_a_gpu(monkeypatch):
 def test_torch_version_is_recorded_where_it_is_installed():
     installed = importlib.util.find_spec("torch") is not None
     assert (baselines.torch_version() is not None) == installed
+
+
+def test_rows_are_timed_once_all_are_prepared(bench, monkeypatch):
+    events = []
+    monkeypatch.setattr(kernel, "error", lambda *_, **__: events.append("prepared") or {})
+    monkeypatch.setattr(
+        kernel, "time_of_calls", lambda *_, **__: events.append("timed") or LayerTime(2e-6, 1e-6)
+    )
+    monkeypatch.setattr(kernel, "_line", str)
+    bench("--baselines", "none", "--tuning", "4,4,1,3", "--tuning", "4,2,1,3")
+    assert events == ["prepared"] * 3 + ["timed"] * 3
+
+
+def test_processes_share_the_gpu_and_leave_what_has_not_begun():
+    with process_pool(1) as pool:
+        shares = pool.submit(os.getenv, "XLA_PYTHON_CLIENT_PREALLOCATE")
+        assert (shares.result(), pool.submit(os.getpid).result() == os.getpid()) == ("false", False)
+        waiting = [pool.submit(time.sleep, 0.2) for _ in range(40)]
+    assert waiting[-1].cancelled()

@@ -29,6 +29,7 @@ class Case:
         calibration: of the scores: "per step", which keeps them in the launch or takes one more,
             over the keys, before; or "static".
         window: positions of each bank, its last ones, that the queries see; None: all.
+        key_bias: whether the keys are coded without a bias, whose share is added to the scores.
     """
 
     batch: int
@@ -43,6 +44,7 @@ class Case:
     window: int | None = None
     goal: float | None = None
     text_bits: int = 16
+    key_bias: bool = False
 
     @property
     def bits_stored(self) -> float:
@@ -134,6 +136,8 @@ CASES = {
     "gqa4-3328-vkq-1bit-text": Case(128, 8, 4, 3328, "vkq-1bit", text=64),
     "gqa8-32k-vkq-1bit": Case(16, 4, 8, 32768, "vkq-1bit"),
     "gqa7-8k-vkq-1bit": Case(16, 4, 7, 8192, "vkq-1bit"),
+    "gqa7-8k-signs8-bias": Case(16, 4, 7, 8192, "signs8", key_bias=True),
+    "gqa7-8k-vkq-1bit-bias": Case(16, 4, 7, 8192, "vkq-1bit", key_bias=True),
     "h256-gqa4-8k-vkq-1bit": Case(16, 4, 4, 8192, "vkq-1bit", head_dim=256),
     "gqa4-8k-window4k-vkq-1bit": Case(16, 8, 4, 8192, "vkq-1bit", window=4096),
     "mha-32k-vkq-half": Case(16, 32, 1, 32768, "vkq-half"),
@@ -143,23 +147,31 @@ CASES = {
     "gqa8-32k-vkq-half": Case(16, 4, 8, 32768, "vkq-half"),
     "mha-32k-vkq-2bit": Case(16, 32, 1, 32768, "vkq-2bit"),
     "gqa4-32k-vkq-2bit": Case(16, 8, 4, 32768, "vkq-2bit"),
-    "mha-32k-tables": Case(16, 32, 1, 32768, "vkq-1bit-tables"),
-    "mha-2304-tables": Case(16, 32, 1, 2304, "vkq-1bit-tables"),
-    "b1-mha-32k-tables": Case(1, 32, 1, 32768, "vkq-1bit-tables"),
-    "gqa4-32k-tables": Case(16, 8, 4, 32768, "vkq-1bit-tables"),
-    "gqa4-2304-tables": Case(16, 8, 4, 2304, "vkq-1bit-tables"),
-    "gqa4-3328-tables": Case(128, 8, 4, 3328, "vkq-1bit-tables"),
-    "gqa8-32k-tables": Case(16, 4, 8, 32768, "vkq-1bit-tables"),
-    "mha-32k-vkq-half-tables": Case(16, 32, 1, 32768, "vkq-half-tables"),
-    "mha-2304-vkq-half-tables": Case(16, 32, 1, 2304, "vkq-half-tables"),
-    "gqa4-32k-vkq-half-tables": Case(16, 8, 4, 32768, "vkq-half-tables"),
-    "gqa4-3328-vkq-half-tables": Case(128, 8, 4, 3328, "vkq-half-tables"),
-    "mha-32k-vkq-2bit-tables": Case(16, 32, 1, 32768, "vkq-2bit-tables"),
-    "gqa4-32k-vkq-2bit-tables": Case(16, 8, 4, 32768, "vkq-2bit-tables"),
     "gqa4-2304-vkq-1bit": Case(16, 8, 4, 2304, "vkq-1bit"),
     "mha-8k-bfloat16": Case(16, 32, 1, 8192, "bfloat16"),
     "gqa4-3328-bfloat16": Case(64, 8, 4, 3328, "bfloat16"),
     "gqa7-8k-bfloat16": Case(16, 4, 7, 8192, "bfloat16"),
+}
+# Plans of a calibrated model; those of `vkq-1bit` have no name of codes in theirs.
+_OF_TABLES = {
+    "mha-32k": (16, 32, 1, 32768),
+    "mha-2304": (16, 32, 1, 2304),
+    "b1-mha-32k": (1, 32, 1, 32768),
+    "gqa4-32k": (16, 8, 4, 32768),
+    "gqa4-2304": (16, 8, 4, 2304),
+    "gqa4-3328": (128, 8, 4, 3328),
+    "gqa8-32k": (16, 4, 8, 32768),
+    "gqa7-8k": (16, 4, 7, 8192),
+}
+_TABLES = {
+    "tables": "vkq-1bit-tables",
+    "vkq-half-tables": "vkq-half-tables",
+    "vkq-2bit-tables": "vkq-2bit-tables",
+}
+CASES |= {
+    f"{shape}-{name}": Case(*numbers, codes)
+    for name, codes in _TABLES.items()
+    for shape, numbers in _OF_TABLES.items()
 }
 
 # Small shapes for --check: every code path, lengths that end inside and at the edge of blocks.
@@ -210,6 +222,18 @@ CHECKS += [
 CHECKS += [
     (Case(2, 2, 1, 700, "signs8", text=45, text_bits=8, window=300), TuningConfig(8, 4)),
     (Case(2, 2, 4, 700, "signs8", head_dim=64, text=40, text_bits=8), TuningConfig(8, 2, 2, 4)),
+]
+# Keys without their bias: signs, levels calibrated in the launch, tokens without bits.
+CHECKS += [
+    (
+        Case(2, 2, 7, 1700, "signs8", text=40, window=900, key_bias=True),
+        TuningConfig(8, 4, 2, 7),
+    ),
+    (
+        Case(2, 2, 1, 700, "levels", 64, calibration="per step", key_bias=True),
+        TuningConfig(8, 4),
+    ),
+    (Case(2, 2, 1, 1700, "vkq-1bit", key_bias=True), TuningConfig(8, 4, 2)),
 ]
 # Dictionary codes: classes of one, two and three planes, tokens that are only counted; windows.
 CHECKS += [

@@ -5,13 +5,14 @@ over the same number of visible positions, the kernel's error against float32, a
 measured bandwidth it reaches. A baseline that cannot run is left out, and the row says why.
 """
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import math
-import multiprocessing
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from vkq_apps.bench.baselines import (
 )
 from vkq_apps.bench.cases import CASES, CHECKS, Calibration, Case
 from vkq_apps.bench.kernel_error import attend, error, random_banks
+from vkq_apps.bench.processes import process_pool, take_memory_as_needed
 from vkq_apps.bench.results_file import source_digest, write_json
 from vkq_apps.bench.timing import LayerTime, bandwidth, chain_of_layers, time_of_calls
 from vkq_apps.cli.console import log
@@ -49,7 +51,8 @@ __all__ = [
 ]
 
 
-_MOST_PROCESSES = 16  # that share a GPU, half a gigabyte of it each
+_CHECKING = 16  # processes at most that check small cases, half a gigabyte of the GPU each
+_MEASURING = 12  # processes at most that prepare rows, up to ten gigabytes of the GPU each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,10 @@ class Setup:
         shape = (case.batch, case.kv_heads, case.queries, case.head_dim)
         return case.head_dim**-0.5 * jax.random.normal(jax.random.key(0), shape)
 
+    def banks(self) -> list[Any]:
+        """Random banks of all layers."""
+        return [random_banks(self.case, seed) for seed in range(self.layers)]
+
     def lower(self) -> jax.stages.Lowered:
         """The chain of layers, to be compiled."""
         step = functools.partial(_output, self.case.calibration, self.tuning)
@@ -90,34 +97,56 @@ def _output(
     return attend(calibration, gpu_launch, tuning, query, *layer)[0]
 
 
-Prepared = tuple[jax.stages.Compiled, dict[str, float]]  # a chain, and the kernel's errors
+Taken = tuple[LayerTime, dict[str, float]]  # a step's time, and the kernel's errors
+
+_PREPARED: dict[Setup, tuple[jax.stages.Compiled, dict[str, float]]] = {}  # of this process
 
 
-def _prepared(setups: Sequence[Setup]) -> list[Callable[[], Prepared]]:
-    """Functions that tell what a setup's preparation found, or raise its error.
+@contextlib.contextmanager
+def _prepared(setups: Sequence[Setup]) -> Iterator[list[Callable[[], Taken]]]:
+    """Functions that time a setup, or raise what its preparation or its run raised.
 
-    All of them compile at once, and have ended when this returns: times are taken undisturbed.
+    All setups are prepared at once, and are ready when this yields: times are taken undisturbed.
     """
+    with contextlib.ExitStack() as stack:
+        count = min(_MEASURING, os.cpu_count() or 1, len(setups))
+        pools = [stack.enter_context(process_pool(1)) for _ in range(count)]
+        homes = list(zip(setups, itertools.cycle(pools), strict=False))
+        waiting = [pool.submit(_prepare, setup) for setup, pool in homes]
+        for future in waiting:
+            future.exception()  # waits
+        yield [
+            functools.partial(_take, future, pool, setup)
+            for future, (setup, pool) in zip(waiting, homes, strict=True)
+        ]
 
-    def prepare(setup: Setup) -> Prepared:
-        found = error(setup.case, gpu_launch, setup.tuning, ragged=False)
-        return setup.lower().compile(), found
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return [future.result for future in [threads.submit(prepare, x) for x in setups]]
+def _prepare(setup: Setup) -> None:
+    """Compiles a setup's chain in this process, and finds the kernel's errors."""
+    found = error(setup.case, gpu_launch, setup.tuning, ragged=False)
+    chain = setup.lower().compile()
+    jax.block_until_ready(chain(setup.query(), setup.banks()))  # kernels compile as they start
+    _PREPARED[setup] = chain, found
+
+
+def _take(prepared: Future[None], pool: Executor, setup: Setup) -> Taken:
+    """A setup's time, taken in the process that has prepared it."""
+    prepared.result()
+    return pool.submit(_time, setup).result()
+
+
+def _time(setup: Setup) -> Taken:
+    chain, errors = _PREPARED.pop(setup)
+    taken = time_of_calls(chain, setup.query(), setup.banks(), steps=setup.layers)
+    return taken, errors
 
 
 def measure(
-    setup: Setup,
-    prepared: Callable[[], Prepared],
-    ceiling: float,
-    others: Measured,
+    setup: Setup, take: Callable[[], Taken], ceiling: float, others: Measured
 ) -> dict[str, Any]:
     """One row of the table."""
     name, case, tuning = setup.name, setup.case, setup.tuning
-    chain, errors = prepared()
-    banks = [random_banks(case, seed) for seed in range(setup.layers)]
-    taken = time_of_calls(chain, setup.query(), banks, steps=setup.layers)
+    taken, errors = take()
     row = {
         "case": name,
         **dataclasses.asdict(case),
@@ -186,23 +215,11 @@ def check(launch: Launch) -> bool:
     return good
 
 
-def _workers(launch: Launch) -> Executor:
-    """For nearly nothing but compilation, whose first part holds Python's lock: processes.
-
-    Emulated, threads: there is little to compile.
-    """
+def _workers(launch: Launch) -> contextlib.AbstractContextManager[Executor]:
+    """For nearly nothing but compilation: processes; emulated there is little of it: threads."""
     if launch is not gpu_launch:
         return ThreadPoolExecutor(os.cpu_count())
-    return ProcessPoolExecutor(
-        min(_MOST_PROCESSES, os.cpu_count() or 1),
-        multiprocessing.get_context("spawn"),
-        initializer=_take_memory_as_needed,
-    )
-
-
-def _take_memory_as_needed() -> None:
-    """In a process that shares its GPU with others, before JAX knows of it."""
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    return process_pool(min(_CHECKING, os.cpu_count() or 1))
 
 
 def read_tuning(text: str) -> TuningConfig:
@@ -242,6 +259,7 @@ def measure_cases(
     """
     if out is not None:
         check_writable(out)
+    take_memory_as_needed()
     require_gpu()
     ceiling = bandwidth()
     print(f"{jax.devices()[0].device_kind}, copy {ceiling / 1e12:.2f} TB/s", flush=True)
@@ -255,13 +273,14 @@ def measure_cases(
     }
     measured = functools.cache(measure_baselines)  # many cases have the same shape
     setups = [Setup(name, CASES[name], tuning) for name in cases for tuning in (None, *tunings)]
-    for setup, prepared in zip(setups, _prepared(setups), strict=True):
-        try:
-            others = measured(setup.shape, tuple(baselines))
-            record["rows"].append(measure(setup, prepared, ceiling, others))
-        except Exception as failure:
-            message = describe(failure)
-            log.print(f"{setup.name} {setup.tuning or ''} failed: {message}", soft_wrap=True)
-            record["failed"].append({"case": setup.name, "message": message})
-        write_json(out, record)  # after each row: nothing is lost when time runs out
+    with _prepared(setups) as takes:
+        for setup, take in zip(setups, takes, strict=True):
+            try:
+                others = measured(setup.shape, tuple(baselines))
+                record["rows"].append(measure(setup, take, ceiling, others))
+            except Exception as failure:
+                message = describe(failure)
+                log.print(f"{setup.name} {setup.tuning or ''} failed: {message}", soft_wrap=True)
+                record["failed"].append({"case": setup.name, "message": message})
+            write_json(out, record)  # after each row: nothing is lost when time runs out
     return record

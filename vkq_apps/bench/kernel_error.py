@@ -27,11 +27,12 @@ from vkq_apps.bench.cases import Calibration, Case
 from vkq_apps.bench.dictionary_banks import random_bank, random_tables
 from vkq_jax import slots
 from vkq_jax.array_types import Array, Int32
-from vkq_jax.attention import per_kv_head
+from vkq_jax.attention import bias_scores, per_kv_head
 from vkq_jax.cache import VisualBank
 from vkq_jax.calibration import ScoreMap, calibrate, score_map
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import ScoreCalibration
+from vkq_jax.key_bias import KeyBias
 from vkq_jax.post_scaling import scores, weighted_sum
 from vkq_jax.text_bank import TextBank
 
@@ -45,8 +46,8 @@ Seen = dict[str, Int32[Array, "B 1"]]  # by bank
 
 def random_banks(
     case: Case, seed: int, *, ragged: bool = False
-) -> tuple[Banks, Seen, Seen, CodeTables | None]:
-    """Random banks of one layer, where what the queries see of them ends and begins, and tables.
+) -> tuple[Banks, Seen, Seen, CodeTables | None, KeyBias | None]:
+    """Random banks of one layer, where what the queries see of them ends and begins, tables, bias.
 
     The ends are those of dense banks; without a window there are no beginnings.
 
@@ -79,12 +80,26 @@ def random_banks(
     if case.window is not None:
         ends = visible if packed is None else visible | {"packed": visual[:, None]}
         starts = {name: jnp.maximum(end - case.window, 0) for name, end in ends.items()}
-    return Banks(packed, dense), visible, starts, tables
+    bias = None
+    if case.key_bias:
+        assert packed is not None
+        position = jnp.arange(case.positions, dtype=jnp.int32)
+        position = jnp.broadcast_to(position, (case.batch, case.positions))
+        packed = dataclasses.replace(packed, position=position)
+        bias = _random_bias(case, _key(seed))
+    return Banks(packed, dense), visible, starts, tables, bias
 
 
 def _key(seed: int) -> jax.Array:
     """A key whose generator, unlike the default one, compiles in no time."""
     return jax.random.key(seed, impl="unsafe_rbg")
+
+
+@functools.partial(jax.jit, static_argnames="case")
+def _random_bias(case: Case, key: jax.Array) -> KeyBias:
+    half = case.head_dim // 2
+    frequencies = 1e4 ** -(jnp.arange(half, dtype=jnp.float32) / half)
+    return KeyBias(2 * jax.random.normal(key, (case.kv_heads, case.head_dim)), frequencies)
 
 
 @functools.partial(jax.jit, static_argnames="case")
@@ -168,15 +183,18 @@ def attend(
     visible: Seen,
     starts: Seen,
     tables: CodeTables | None,
+    bias: KeyBias | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Output and log-sum-exp by the kernel."""
     layer, mapped, in_launch = jnp.int32(0), None, None
+    share = _share(query, banks, bias)
     if calibration == "per step":
         assert banks.packed is not None
         if keeps_scores(banks, query.shape, tuning):
             in_launch = _CALIBRATION
         else:
-            found = score_range(query, banks.packed, layer, launch, tuning, starts.get("packed"))
+            start = starts.get("packed")
+            found = score_range(query, banks.packed, layer, launch, tuning, start, share)
             mapped, _ = score_map(*found, _CALIBRATION)
     elif calibration == "static":
         mapped = _static_map(query.shape[:-1])
@@ -194,8 +212,16 @@ def attend(
         starts=begins,
         calibration=in_launch,
         tables=tables,
+        bias=share,
     )
     return output, logsumexp
+
+
+def _share(query: jax.Array, banks: Banks, bias: KeyBias | None) -> jax.Array | None:
+    """The share of a key bias in the scores of the packed bank's slots [B, K, Q, S]."""
+    if bias is None or banks.packed is None:
+        return None
+    return bias_scores(query, banks.packed.of_layer(0), bias)
 
 
 def _static_map(rows: tuple[int, ...]) -> ScoreMap:
@@ -210,6 +236,7 @@ def reference(
     visible: Seen,
     starts: Seen,
     tables: CodeTables | None,
+    bias: KeyBias | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Output and log-sum-exp in float32, from the codes' own arithmetic in XLA."""
 
@@ -237,6 +264,8 @@ def reference(
             key, value = tensors[1]
             of_key, of_value = (tables.key, tables.value) if tables else (None, None)
             parts.append(scores(query, key, of_key))
+            if (share := _share(query, banks, bias)) is not None:
+                parts[-1] = parts[-1] + share
             values.append(lambda weights: weighted_sum(weights, value, of_value))
             masks.append(seen("packed", banks.packed.length[:, None], parts[-1]))
             if calibration == "per step":

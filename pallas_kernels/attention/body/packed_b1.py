@@ -125,7 +125,8 @@ class PackedB1:
                 self.products.ids(mine, coding, count)
                 for mine, coding in ((words[:split], packed.key), (words[split:], packed.value))
             )
-            scores = self._hide(block, query.centroid_scores(ops, of_key, count))
+            scores = self._biased(block, query.centroid_scores(ops, of_key, count))
+            scores = self._hide(block, scores)
             totals, old = self.products.softmax.weigh_centroids(
                 carried[:first], scores, of_value, self.masses
             )
@@ -216,7 +217,7 @@ class PackedB1:
         scores = query.scores(
             ops, packed.key, found, *self._decode(of_keys, packed.key, len(found))
         )
-        scores = self._hide(block, scores)
+        scores = self._hide(block, self._biased(block, scores))
         of_following = blocks.load_position_words("key", next_block)
         num = num_totals(packed.value)
         totals, weights = self.products.weigh(
@@ -266,7 +267,7 @@ class PackedB1:
         self, query: FoldedQuery, block: Value, quarters: int, words: Iterator[Words]
     ) -> list[Value]:
         """Scores less what they have in common, of padding too."""
-        del block, quarters  # told by the words
+        del quarters  # told by the words
         ops, key = self._ops, self._packed.key
         planes = self._spec.planes(key)
         of_planes, of_positions = [], []
@@ -275,7 +276,8 @@ class PackedB1:
             of_positions = of_positions if plane.number else loaded
             of_planes.append(self.products.key_sums(query, of_plane, plane.half))
         sums = join_planes(ops, planes, of_planes)
-        return query.scores(ops, key, sums, *self._decode(of_positions, key, len(sums)))
+        scores = query.scores(ops, key, sums, *self._decode(of_positions, key, len(sums)))
+        return self._biased(block, scores)
 
     def _decode(
         self, words: Sequence[Value], coding: Coding, count: int
@@ -283,6 +285,9 @@ class PackedB1:
         """Scales and centroids of `count` of the lane's positions, none of either for none."""
         scales = self._blocks.decode_scales(words, coding)[:count]
         return scales, self.products.ids(words[coding.scale_bits // 4 :], coding, count)
+
+    def _biased(self, block: Value, scores: list[Value]) -> list[Value]:
+        return self._blocks.add_bias(block, scores, 0, self._work.place, 32)
 
     def _hide(self, block: Value, scores: list[Value], hidden: float = 2 * LOWEST) -> list[Value]:
         (scores,) = self._blocks.hide(block, [scores], self._work.place, 32, hidden)

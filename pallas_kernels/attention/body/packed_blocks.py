@@ -8,7 +8,7 @@ from pallas_kernels.attention.body.work import Work
 from pallas_kernels.attention.kernel_spec import SET, Coding, KernelSpec, Packed
 from pallas_kernels.isa.fixed_point import TO_INT, TO_INT_BITS
 from pallas_kernels.isa.operations import LINE, Operations, Value
-from pallas_kernels.isa.warp_math import LOWEST
+from pallas_kernels.isa.warp_math import LOG2_E, LOWEST
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.layouts import BLOCK, QUARTER, Plane
 
@@ -24,7 +24,8 @@ class PackedBlocks:
 
     Operands: key, value: words of each head; length [sequences]; for sign codes {key,value}_scale:
     words of each head; with several centroids {key,value}_id: words of each head; with a window
-    packed_start [sequences, positions] int32: the first position that the queries see. Names of
+    packed_start [sequences, positions] int32: the first position that the queries see; with a key
+    bias bias [rows, slots of whole blocks] float32, natural: its share of each score. Names of
     operands of a class of tokens begin with the class, but length is [heads, classes]; starts are
     those of each head.
     """
@@ -213,6 +214,22 @@ class PackedBlocks:
                 zero = TO_INT_BITS + 1
                 scales.append(ops.where_less_float(bits, zero, 0.0, ops.exp2(power)))
         return scales
+
+    def add_bias(
+        self, block: Value, scores: Sequence[Value], query: Value, place: Value, stride: int
+    ) -> list[Value]:
+        """Scores of a query of the team with the key bias's share, if there is one.
+
+        Score i is that of the block's position place + stride * i.
+        """
+        ops, work, packed = self._ops, self._work, self._packed
+        if not self._spec.biased:
+            return list(scores)
+        row = work.row(work.query(query))
+        address = ops.address(ops.pointer(f"{packed.name}bias"), row, 4 * BLOCK * packed.blocks)
+        address = ops.address(ops.address(address, block, 4 * BLOCK), place, 4)
+        shares = [ops.load_float(address, 4 * stride * i) for i in range(len(scores))]
+        return [ops.fma(x, LOG2_E, score) for x, score in zip(shares, scores, strict=True)]
 
     def hide(
         self,

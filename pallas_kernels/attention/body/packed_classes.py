@@ -80,8 +80,12 @@ class _Classes:
 
     @property
     def _reads_centroids(self) -> bool:
-        """Whether tokens without bits are read one by one: 256 centroids are too many to count."""
-        return self._packed.key.codebook or self._packed.value.codebook
+        """Whether tokens without bits are read one by one.
+
+        Of a codebook 256 centroids are too many to count; with a key bias each has its own score.
+        """
+        books = self._packed.key.codebook or self._packed.value.codebook
+        return books or self._spec.biased
 
     def _uncoded_sums(
         self, queries: Sequence[FoldedQuery], channels: int, row_max: Callable[[Value], Value]

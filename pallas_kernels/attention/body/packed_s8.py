@@ -47,7 +47,7 @@ class PackedS8:
         """Whether scores stay the sums that they are made of, for the softmax to measure."""
         spec = self._spec
         plain = not self._packed.key.signs and spec.logits_soft_cap is None
-        return plain and spec.task == "attention"
+        return plain and not spec.biased and spec.task == "attention"
 
     def __init__(self, ops: Operations, spec: KernelSpec, packed: Packed, work: Work):
         """Keeps what the methods need."""
@@ -142,8 +142,9 @@ class PackedS8:
                 for mine, coding in ((words[:split], packed.key), (words[split:], packed.value))
             )
             scores = [query.centroid_scores(ops, of_key, BLOCK // 8) for query in queries]
+            scores = self._hide(block, self._biased(block, scores))
             new = []
-            for number, of_set in enumerate(self._hide(block, scores)):
+            for number, of_set in enumerate(scores):
                 totals, channels = self._of_set(carried, number)
                 masses = self.masses[number] if self.masses else None
                 totals, old = self.products.softmax.weigh_centroids(
@@ -350,7 +351,14 @@ class PackedS8:
         scores = self.products.scores(
             queries, key, quarters, load_row, load_scales, ids, self._as_sums
         )
-        return self._hide(block, scores)
+        return self._hide(block, self._biased(block, scores))
+
+    def _biased(self, block: Value, scores: list[list[Value]]) -> list[list[Value]]:
+        work = self._work
+        return [
+            self._blocks.add_bias(block, of_set, work.team_query(work.t, SET * number), work.g, 8)
+            for number, of_set in enumerate(scores)
+        ]
 
     def _hide(
         self, block: Value, scores: list[list[Value]], hidden: float = 2 * LOWEST

@@ -1,0 +1,104 @@
+"""The fused kernel where keys are coded without their bias: emulated on the CPU, by the oracle."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pallas_kernels
+from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention.description import describe
+from pallas_kernels.attention.kernel_spec import TuningConfig
+from tests.pallas_kernels import kernel_cases
+from tests.pallas_kernels.test_dictionary_kernel import CODES as DICTIONARIES
+from tests.support.caches import Shape, random_layer, random_starts
+from vkq_jax import KeyBias
+
+VISUAL = (300, (300, 33))
+CODES = kernel_cases.CODES | DICTIONARIES
+
+# head_dim, query heads per KV head, codes, tuning, window
+SLOW = pytest.mark.ci  # emulating many planes, or centroids, takes seconds each
+CASES = [
+    (128, 1, "signs", TuningConfig(4, 2), True),
+    (96, 3, "signs", TuningConfig(4, 2, 2, queries=3), False),
+    (64, 7, "levels", TuningConfig(4, 2, queries=7), False),
+    (64, 1, "levels, calibrated", TuningConfig(4, 2), False),
+    (128, 3, "signs, calibrated", TuningConfig(4, 2, 2, queries=3), True),
+    (64, 1, "vkq-1bit", TuningConfig(4, 2), True),
+    pytest.param(128, 3, "vkq-2bit", TuningConfig(4, 2, 2, queries=3), False, marks=SLOW),
+    pytest.param(64, 4, "a codebook", TuningConfig(4, 2, queries=4), False, marks=SLOW),
+    pytest.param(64, 1, "learned", None, False, marks=SLOW),
+]
+
+
+def layer_of(head_dim, per_kv_head, codes):
+    shape = Shape(head_dim=head_dim, num_heads=2 * per_kv_head, visual=(VISUAL,))
+    query, layer = random_layer(shape, CODES[codes])
+    rng = np.random.default_rng(3)
+    half = head_dim // 2
+    bias = KeyBias(
+        bias=jnp.asarray(2 * rng.normal(size=(2, head_dim)), jnp.float32),
+        frequencies=jnp.asarray(rng.uniform(0.01, 1.0, half), jnp.float32),
+        axis_of_pair=tuple(rng.integers(0, 3, half).tolist()),
+    )
+    position = jnp.asarray(rng.integers(0, 90, (2, VISUAL[0], 3)), jnp.int32)
+    (bank,) = layer.visual
+    bank = dataclasses.replace(bank, position=position)
+    return query, dataclasses.replace(layer, visual=(bank,), key_bias=bias)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "per_kv_head", "codes", "tuning", "windowed"),
+    CASES,
+    ids=str,
+)
+def test_kernel_equals_the_oracle(head_dim, per_kv_head, codes, tuning, windowed):
+    query, layer = layer_of(head_dim, per_kv_head, codes)
+    starts = random_starts(query, layer) if windowed else None
+    kernel_cases.check(query, layer, tuning, starts=starts)
+
+
+def test_the_bias_is_that_of_the_layer():
+    query, layer = layer_of(64, 1, "signs")
+    without = dataclasses.replace(layer, key_bias=None)
+    (bank,) = layer.visual
+    cache = kernel_cases.stacked(without, 2)
+    own = jnp.stack([jnp.zeros_like(layer.key_bias.bias), layer.key_bias.bias])
+    cache = dataclasses.replace(
+        cache,
+        visual=(dataclasses.replace(cache.visual[0], position=bank.position),),
+        key_bias=dataclasses.replace(layer.key_bias, bias=own),
+    )
+    like = jax.ShapeDtypeStruct(query.shape, query.dtype)
+    assert "share of the key bias in scores: by xla" in describe(cache, like)
+    run = jax.jit(
+        lambda query, cache, index: mosaic_gpu.attend_layer(
+            query, cache, index, launch=kernel_cases.emulated_launch
+        )
+    )
+    got = run(query, cache, jnp.int32(1))
+    expected = jax.jit(kernel_cases.attend)(query, cache.layer(1))
+    np.testing.assert_allclose(got.output, expected.output, atol=1e-5)
+    other = run(query, cache, jnp.int32(0))
+    assert jnp.abs(got.output - other.output).max() > 0.1
+
+
+def test_what_is_not_covered_says_so():
+    *_, layer = layer_of(64, 1, "signs")
+    said = mosaic_gpu.unsupported_reason(layer, 30.0)
+    assert said == "logits soft-cap together with a key bias"
+    assert mosaic_gpu.unsupported_reason(layer) is None
+    *_, uncoded = layer_of(64, 1, "dense")
+    assert mosaic_gpu.unsupported_reason(uncoded) == "a key bias beside an uncoded bank"
+
+
+def test_a_cache_that_a_bias_may_make_slower_than_bfloat16_says_so(monkeypatch):
+    *_, layer = layer_of(64, 1, "signs")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
+    monkeypatch.setattr(mosaic_gpu, "untried_reason", lambda: None)
+    assert pallas_kernels.slowness(layer).endswith("the share of the keys' bias in each score")
+    assert pallas_kernels.slowness(dataclasses.replace(layer, key_bias=None)) is None
