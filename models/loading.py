@@ -20,6 +20,7 @@ from models.checkpoints.hf_fields import TokenIds, token_ids
 from models.checkpoints.hf_settings import Settings, errors_of, read_json
 from models.checkpoints.location import TINY, check_path, find_folder
 from models.checkpoints.memory import check_memory
+from models.checkpoints.naming import WeightNames
 from models.checkpoints.weights import (
     FLOATS,
     Problem,
@@ -37,6 +38,7 @@ from models.messages import LONGEST, show, show_path, some
 from models.model import Model
 from models.sharding.mesh import fit_mesh
 from models.sharding.rules import parameter_sharding
+from models.text.sizes import table_sources
 from vkq_jax.atomic_write import atomic_write
 from vkq_jax.pytree import nbytes
 
@@ -81,7 +83,7 @@ def load(
     fitted = None if mesh is None else fit_mesh(mesh, config)
     family = family_of(config.model_type)
     with Checkpoint(folder) as checkpoint:
-        names = family.weights(config)
+        names = _weight_names(config)
         keys = {names.canonical(key): key for key in checkpoint.tensors}
         if problems := check_sizes(names.sizes, keys, checkpoint):
             raise _misfit(folder, "config.json does not fit the weights", problems, checkpoint)
@@ -89,7 +91,7 @@ def load(
             config = dataclasses.replace(
                 config, text=dataclasses.replace(config.text, tie_word_embeddings=False)
             )
-            names = family.weights(config)
+            names = _weight_names(config)
         module = nnx.eval_shape(
             lambda: family.build(config, Maker.create(nnx.Rngs(0), dtype, mesh=fitted))
         )
@@ -140,11 +142,16 @@ def save_weights(model: Model, folder: str | os.PathLike[str]) -> None:
     use are not written. A missing folder is made; the file appears whole or not at all.
     """
     file = Path(check_path(folder)) / "model.safetensors"
-    names = family_of(model.config.model_type).weights(model.config)
+    names = _weight_names(model.config)
     stored = to_stored(restack_layers(model.params), names.source)
     tensors = {names.to_published(name): tensor for name, tensor in stored.items()}
     with atomic_write(file) as part:
         save_file(tensors, part, metadata={"format": "pt"})
+
+
+def _weight_names(config: ModelConfig) -> WeightNames:
+    names = family_of(config.model_type).weights(config)
+    return dataclasses.replace(names, special={**table_sources(config.text), **names.special})
 
 
 def _check_dtype(dtype: DTypeLike) -> np.dtype:

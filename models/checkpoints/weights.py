@@ -36,7 +36,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 type ParameterPath = tuple[Any, ...]
 type Index = tuple[slice, ...]
-type ShardingOf = Callable[[ParameterPath, tuple[int, ...]], jax.sharding.Sharding]
+type ShardingOf = Callable[[ParameterPath], jax.sharding.Sharding]
 
 
 class Layout(Enum):
@@ -52,7 +52,10 @@ class Layout(Enum):
 
 
 class Rows(NamedTuple):
-    """The rows [start, stop) of a stored tensor, which has `total` of them along `axis`."""
+    """The rows [start, stop) of a stored tensor, which has `total` of them along `axis`.
+
+    A parameter may have more: padding behind them, of zeros.
+    """
 
     start: int
     stop: int
@@ -127,9 +130,9 @@ class Source:
             case Layout.TRANSPOSED | Layout.SWAPPED:
                 index = (*index[:-2], index[-1], index[-2])
         if self.rows is not None:
-            first, axis = self.rows.start, self.rows.axis
-            moved = slice(first + index[axis].start, first + index[axis].stop)
-            index = (*index[:axis], moved, *index[axis + 1 :])
+            first, last, _, axis = self.rows
+            moved = [min(first + edge, last) for edge in (index[axis].start, index[axis].stop)]
+            index = (*index[:axis], slice(*moved), *index[axis + 1 :])
         return (slice(0, 1),) * self.leading + index
 
     def to_parameter(self, tensor: np.ndarray) -> np.ndarray:
@@ -146,6 +149,9 @@ class Source:
         """One layer of the parameter as it is stored, those of its rows that it is."""
         tensor = part if self.layout is Layout.SAME else part.swapaxes(-1, -2)
         tensor = tensor.reshape(-1, *self.kernel) if self.kernel else tensor
+        if self.rows is not None:
+            own = slice(self.rows.stop - self.rows.start)
+            tensor = tensor[(slice(None),) * self.rows.axis + (own,)]
         return tensor.reshape((1,) * self.leading + tensor.shape)
 
 
@@ -249,8 +255,7 @@ def read_weights(
         source: where the parameter at a path comes from.
         keys: the checkpoint's key of each name that it has.
         checkpoint: the stored tensors.
-        sharding_of: how the parameter of a path and shape lies on devices; None: all on the
-            default one.
+        sharding_of: how the parameter at a path lies on devices; None: all on the default one.
 
     Raises:
         ValueError: a value that is not finite, or not once it is cast; the tensor is named.
@@ -264,7 +269,7 @@ def read_weights(
             whole = tuple(slice(0, size) for size in parameter.shape)
             # The transfer ends before the host's copy is dropped and the next one made.
             return jax.block_until_ready(jax.device_put(part(whole)))
-        return in_shards(parameter.shape, sharding_of(path, parameter.shape), part)
+        return in_shards(parameter.shape, sharding_of(path), part)
 
     return nnx.from_flat_state(
         (path, parameter.replace(read(path, parameter)))
@@ -282,6 +287,9 @@ def _read(
     for number, name in enumerate(origin.names(parameter, own)):
         part = parts[number, ...]  # a view, of a single number, too
         tensor = origin.to_parameter(checkpoint.read(keys[name], *index))
+        if origin.rows is not None:
+            part[len(tensor) :] = 0
+            part = part[: len(tensor)]
         # Transposes and casts in one pass, without another array.
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(part, tensor, casting="unsafe")

@@ -33,4 +33,4 @@ def _forward(model: Model, inputs: Inputs) -> Float[Array, "B T vocab"]:
         logits_soft_cap=config.attn_logit_softcapping,
     )
     x, _, _ = module.read(inputs, attend)
-    return module.text.logits(x)
+    return module.text.cut_logits(module.text.logits(x))

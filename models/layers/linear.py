@@ -64,9 +64,9 @@ class Maker:
         draw = nnx.initializers.normal(_STANDARD_DEVIATION)
         return nnx.Param(draw(self.rngs.params(), shape, self.param_dtype))
 
-    def embedding(self, rows: int, width: int) -> "Embedding":
-        """A table of `rows` vectors."""
-        return Embedding(self.normal(rows, width), self.dtype)
+    def embedding(self, rows: int, width: int, *, multiple: int = 1) -> "Embedding":
+        """A table of `rows` vectors, and padding behind them up to a multiple of `multiple`."""
+        return Embedding(self.normal(-(-rows // multiple) * multiple, width), rows, self.dtype)
 
 
 class ClippedLinear(nnx.Linear):
@@ -95,14 +95,15 @@ def _cut(x: Float[Array, "*shape"], low: nnx.Param, high: nnx.Param) -> Float[Ar
 
 
 class Embedding(nnx.Module):
-    """A table of vectors, `weight` [rows, width]."""
+    """A table of vectors: the first `rows` of `weight`, behind which there may be padding."""
 
-    def __init__(self, weight: nnx.Param, dtype: DTypeLike):
+    def __init__(self, weight: nnx.Param, rows: int, dtype: DTypeLike):
         """The table, read in `dtype`."""
-        self.weight, self.dtype = weight, jnp.dtype(dtype)
+        self.weight, self.rows, self.dtype = weight, rows, jnp.dtype(dtype)
 
     def __call__(self, ids: Int32[Array, "*shape"]) -> Float[Array, "*shape width"]:
         """Rows of the table in the compute dtype; an id outside the table gets the nearest row."""
+        ids = jnp.minimum(ids, self.rows - 1)
         return jnp.take(self.weight[...], ids, axis=0, mode="clip").astype(self.dtype)
 
     def table(self) -> Float[Array, "rows width"]:

@@ -28,6 +28,7 @@ __all__ = [
     "cache_axes",
     "cache_shardings",
     "data_axis",
+    "model_parts",
     "place",
     "place_cache",
     "place_logits",
@@ -46,6 +47,11 @@ def data_axis(mesh: Mesh, batch: int) -> str | None:
 def sequence_parts(mesh: Mesh | None) -> int:
     """Batches of a multiple of this leave no device idle and no key on two of them."""
     return 1 if mesh is None else mesh.shape[DATA] * mesh.shape[GROUP]
+
+
+def model_parts(mesh: Mesh | None) -> int:
+    """Devices that heads, MLP channels, experts and the vocabulary are split over."""
+    return 1 if mesh is None else math.prod(mesh.shape[name] for name in MODEL)
 
 
 def attention_axes(mesh: Mesh, batch: int, *, heads_alike: bool = True) -> CacheAxes:
@@ -106,10 +112,7 @@ def place_logits(mesh: Mesh | None, logits: jax.Array) -> jax.Array:
     """Logits [B, vocab] as the output head leaves them, so that every step has them alike."""
     if mesh is None:
         return logits
-    batch, vocab = logits.shape
-    parts = mesh.shape[KV_HEADS] * mesh.shape[GROUP]
-    split = MODEL if vocab % parts == 0 else None
-    return place(mesh, logits, PartitionSpec(data_axis(mesh, batch), split))
+    return place(mesh, logits, PartitionSpec(data_axis(mesh, len(logits)), MODEL))
 
 
 def place_cache[C: AnyCache](mesh: Mesh | None, cache: C) -> C:

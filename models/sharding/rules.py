@@ -4,7 +4,6 @@ A parameter that no rule names is on every device in full: norms, routers, visio
 projectors, which are small beside a text decoder. Pictures are split over the devices instead.
 """
 
-import math
 import re
 from typing import Any
 
@@ -31,12 +30,11 @@ _RULES: dict[str, MeshAxes] = {
 }
 """Mesh axes of each logical axis: the one place that says what is split."""
 
-_TABLE = ("vocab", "embed")
 _BLOCK = r"text\.(?:\w+_)?layers\."
 _ATTENTION = _BLOCK + r"(?:self_attn|cross_attn)\."
 _STATES = _BLOCK + r"linear_attn\."
 _AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (r"text\.(embed_tokens|lm_head)\.weight", _TABLE),
+    (r"text\.(embed_tokens|lm_head)\.weight", ("vocab", "embed")),
     (r"text\.per_layer\.embed_tokens_per_layer\.weight", ("tokens", "channels_of_layers")),
     (r"text\.per_layer\.per_layer_model_projection\.kernel", ("embed", "channels_of_layers")),
     (_ATTENTION + r"q_proj\.kernel", ("layers", "embed", "heads")),
@@ -56,12 +54,8 @@ _AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
 """Logical axes of the parameters that are split, by their path in the module."""
 
 
-def parameter_sharding(path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def parameter_sharding(path: tuple[Any, ...], mesh: Mesh) -> NamedSharding:
     """How the parameter at a path of the module lies on a mesh from `fit_mesh`."""
     name = ".".join(map(str, path))
     logical = next((axes for rule, axes in _AXES if re.fullmatch(rule, name)), ())
-    spec = [_RULES[axis] for axis in logical]
-    if logical == _TABLE and shape[0] % (parts := math.prod(mesh.shape[name] for name in MODEL)):
-        # Vocabularies are of any size (InternVL3: 151,674); the width of a model rarely is.
-        spec = [None, MODEL if shape[1] % parts == 0 else None]
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    return NamedSharding(mesh, PartitionSpec(*(_RULES[axis] for axis in logical)))

@@ -11,9 +11,9 @@ from jax.typing import DTypeLike
 from models.layers.attention import Attend
 from models.layers.layer_kinds import by_kind, in_layer_order
 from models.layers.layer_scan import scan_kinds, stack_layers
-from models.layers.linear import Maker
+from models.layers.linear import Embedding, Maker
 from models.layers.rope import query_scale, rope
-from models.sharding.placing import place_sequences
+from models.sharding.placing import model_parts, place_sequences
 from models.text.block import Block, decoder_norm
 from models.text.config import FULL_STACKS, TextConfig
 from models.text.cross_attention import CrossBlock, CrossReading
@@ -38,14 +38,16 @@ class TextDecoder(nnx.Module):
         """Random parameters."""
         self.config, self.dtype, self.mesh = config, jnp.dtype(make.dtype), make.mesh
         rows = config.vocab_size + config.extra_embeddings
-        self.embed_tokens = make.embedding(rows, config.hidden_size)
+        # Devices that the vocabulary is split over have equally many rows.
+        parts = model_parts(make.mesh)
+        self.embed_tokens = make.embedding(rows, config.hidden_size, multiple=parts)
         if config.per_layer_inputs is not None:
             self.per_layer = PerLayerEmbedding(config, config.per_layer_inputs, make)
         for name, layers in config.stacks.items():
             setattr(self, name, stack_layers(_creator(name, config, make), len(layers), make.rngs))
         self.norm = decoder_norm(config, make)
         if not config.tie_word_embeddings:
-            self.lm_head = make.embedding(config.vocab_size, config.hidden_size)
+            self.lm_head = make.embedding(config.vocab_size, config.hidden_size, multiple=parts)
 
     def embed(self, input_ids: Int32[Array, "B T"]) -> Float[Array, "B T hidden_size"]:
         """Token embeddings in the compute dtype; an id outside the vocabulary gets the nearest."""
@@ -202,11 +204,27 @@ class TextDecoder(nnx.Module):
         return lambda name, layer: by_kind(config.full_layers, layer, sliding, full)
 
     def logits(self, x: Float[Array, "*lead hidden_size"]) -> Float[Array, "*lead vocab"]:
-        """Scores of the next token for normed `x`, accumulated in float32."""
-        head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        """Scores of the next token for normed `x`, accumulated in float32.
+
+        On a mesh, padding of the vocabulary gets the lowest finite number: no token is chosen
+        there, and nothing is infinite that was not. `cut_logits` leaves it out.
+        """
+        head = self._head
         table = head.weight[...].astype(x.dtype)
         logits = jnp.matmul(x, table.T, preferred_element_type=jnp.float32)
-        return soft_cap(logits, self.config.final_logit_softcapping)
+        logits = soft_cap(logits, self.config.final_logit_softcapping)
+        if len(table) == head.rows:
+            return logits
+        lowest = jnp.finfo(logits.dtype).min
+        return jnp.where(jnp.arange(len(table)) < head.rows, logits, lowest)
+
+    def cut_logits(self, logits: Float[Array, "*lead padded"]) -> Float[Array, "*lead vocab"]:
+        """The logits of tokens that there are."""
+        return logits[..., : self._head.rows]
+
+    @property
+    def _head(self) -> Embedding:
+        return self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 
 
 def _creator(name: str, config: TextConfig, make: Maker) -> Callable[[nnx.Rngs], nnx.Module]:

@@ -1,9 +1,9 @@
 """Where weight files show the sizes of a text decoder that config.json states."""
 
-from models.checkpoints.weights import Size
+from models.checkpoints.weights import Rows, Size, Source
 from models.text.config import TextConfig
 
-__all__ = ["STACKED", "layer_numbers", "stack_rules", "text_sizes"]
+__all__ = ["STACKED", "layer_numbers", "stack_rules", "table_sources", "text_sizes"]
 
 STACKED = r"text\.(?:\w+_)?layers\."
 """Canonical names of all layers, whatever their stack."""
@@ -13,6 +13,15 @@ def layer_numbers(text: TextConfig) -> dict[str, tuple[int, ...]]:
     """Numbers in the files of the layers of each stack, where there are several."""
     stacks = text.stacks
     return {f"text.{name}": stacks[name] for name in stacks} if len(stacks) > 1 else {}
+
+
+def table_sources(text: TextConfig) -> dict[str, Source]:
+    """Sources by canonical name of the vocabulary's tables, which have padding on a mesh."""
+    rows = {"embed_tokens": text.vocab_size + text.extra_embeddings, "lm_head": text.vocab_size}
+    return {
+        (name := f"text.{table}.weight"): Source(name, rows=Rows(0, count, count))
+        for table, count in rows.items()
+    }
 
 
 def stack_rules(text: TextConfig, prefix: str) -> tuple[tuple[str, str], ...]:

@@ -74,7 +74,7 @@ def on_mesh(model: Model, mesh: Mesh) -> Model:
     """The model on a mesh, shapes in place of its parameters, which compute in bfloat16."""
 
     def shape(path: tuple[Any, ...], leaf: nnx.Variable) -> nnx.Variable:
-        sharding = parameter_sharding(path, leaf.shape, mesh)
+        sharding = parameter_sharding(path, mesh)
         return leaf.replace(jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=sharding))
 
     config, family = model.config, family_of(model.config.model_type)

@@ -17,7 +17,7 @@ from models.generation.prefill import new_cache
 from models.layers.layer_scan import restack_layers
 from models.sharding.mesh import check_states, fit_mesh, make_mesh, over_heads
 from tests.models.hf_files import config_json
-from tests.sharding.cases import CONFIGS, inputs_of
+from tests.sharding.cases import CONFIGS, assert_same, inputs_of
 
 
 def shards(x: jax.Array) -> int:
@@ -31,7 +31,7 @@ def shards(x: jax.Array) -> int:
 )
 def test_parameters_are_those_of_the_files(cases, name):
     one, many = cases.model(name), cases.model(name, "data=2,model=4")
-    jax.tree.map(np.testing.assert_array_equal, many.params, one.params)
+    jax.tree.map(assert_equal_but_for_padding, many.params, one.params)
     block = many.params["text"]["layers"]
     heads = one.config.text.num_key_value_heads
     assert shards(block["self_attn"]["q_proj"]["kernel"][...]) == 4
@@ -40,6 +40,28 @@ def test_parameters_are_those_of_the_files(cases, name):
     inner = mlp["experts"]["up_proj"] if name == "experts" else mlp["down_proj"]["kernel"]
     assert shards(inner[...]) == 4
     assert shards(many.params["text"]["embed_tokens"]["weight"][...]) == 4
+
+
+def assert_equal_but_for_padding(many: jax.Array, one: jax.Array) -> None:
+    """Rows that the vocabulary gets on a mesh are zero."""
+    added = len(many) - len(one) if one.ndim else 0
+    np.testing.assert_array_equal(many[: len(one)] if added else many, one)
+    assert not added or (len(many) % 4 == 0 and not np.asarray(many[len(one) :]).any())
+
+
+def test_rows_added_to_a_vocabulary_stay_on_the_mesh(cases, tmp_path):
+    """Files have the rows that there are, and an id outside of them gets the nearest, as ever."""
+    name = "2 KV heads, odd vocabulary"
+    one, many = cases.model(name), cases.model(name, "data=2,model=4")
+    assert [len(x.params["text"]["lm_head"]["weight"][...]) for x in (one, many)] == [61, 64]
+    assert models.forward(many, inputs_of(many)).shape[-1] == 61
+    models.loading.save_weights(many, tmp_path)
+    with Checkpoint(cases.folder / name) as expected, Checkpoint(tmp_path) as saved:
+        assert saved.tensors.keys() == expected.tensors.keys()
+        for key in expected.tensors:
+            np.testing.assert_array_equal(saved.read(key), expected.read(key))
+    ids = np.array([[60, 61, 63, 64, -1]])
+    assert_same(many.module().text.embed(ids), one.module().text.embed(ids))
 
 
 def held_by(device: jax.Device) -> int:

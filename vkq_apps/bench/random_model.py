@@ -126,7 +126,7 @@ def random_params[T](shapes: T, seed: int = 0, *, mesh: Mesh | None = None) -> T
     shardings = None
     if mesh is not None:
         shardings = nnx.from_flat_state(
-            (path, leaf.replace(parameter_sharding(path, leaf.shape, mesh)))
+            (path, leaf.replace(parameter_sharding(path, mesh)))
             for path, leaf in nnx.to_flat_state(cast(nnx.State, shapes))
         )
     return jax.jit(make, out_shardings=shardings)(jax.random.key(seed))

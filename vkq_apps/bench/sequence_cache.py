@@ -13,7 +13,7 @@ from vkq_jax.cache import KVCache, LayerCache, quantize_visual
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.text_bank import TextBank
 
-__all__ = ["abstract_cache", "per_sequence", "random_layer"]
+__all__ = ["abstract_cache", "per_sequence", "random_layer", "repeated_cache"]
 
 
 def random_layer(
@@ -56,22 +56,39 @@ def abstract_cache(
     shape: ModelShape, quant: KVQuantConfig, batch: int, text_capacity: int
 ) -> KVCache:
     """The whole cache of `batch` sequences without memory, as prefill leaves it by default."""
+    return jax.eval_shape(lambda: repeated_cache(shape, quant, batch, text_capacity, 0))
 
-    def build() -> KVCache:
-        layer = random_layer(jax.random.key(0), shape, shape.visual_tokens, text_capacity, quant)
-        none = jnp.zeros(batch, jnp.int32)
 
-        def per_layer(x):
-            return jnp.broadcast_to(x, (shape.num_layers, batch, *x.shape[1:]))
+def repeated_cache(
+    shape: ModelShape,
+    quant: KVQuantConfig,
+    batch: int,
+    text_capacity: int,
+    text_length: int,
+    implementation: str | None = None,
+) -> KVCache:
+    """A cache whose layers and sequences all hold the `random_layer`, as a prefill leaves it.
 
-        stacked = jax.tree.map(per_layer, (layer.visual, layer.text))
-        visual, text = (
-            tuple(dataclasses.replace(bank, length=none) for bank in stacked[0]),
-            dataclasses.replace(stacked[1], length=none),
-        )
-        return KVCache(visual, text, position=none, calibration_skipped=none, quant=quant)
+    Of the text bank's `text_capacity` tokens `text_length` are filled.
+    """
+    layer = random_layer(
+        jax.random.key(0), shape, shape.visual_tokens, text_capacity, quant, implementation
+    )
 
-    return jax.eval_shape(build)
+    def counts(number: int) -> jax.Array:
+        return jnp.full(batch, number, jnp.int32)
+
+    def per_layer(x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x, (shape.num_layers, batch, *x.shape[1:]))
+
+    visual, text = jax.tree.map(per_layer, (layer.visual, layer.text))
+    return KVCache(
+        tuple(dataclasses.replace(bank, length=counts(shape.visual_tokens)) for bank in visual),
+        dataclasses.replace(text, length=counts(text_length)),
+        position=counts(shape.visual_tokens + text_length),
+        calibration_skipped=counts(0),
+        quant=quant,
+    )
 
 
 def per_sequence(nbytes: CacheBytes, batch: int) -> dict[str, int]:
