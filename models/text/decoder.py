@@ -26,6 +26,9 @@ from vkq_jax.soft_cap import soft_cap
 __all__ = ["TextDecoder"]
 
 
+_ALIGNED_ROWS = 64
+
+
 class TextDecoder(nnx.Module):
     """Token embedding, a stack of decoder blocks, the final norm and the output head.
 
@@ -38,16 +41,18 @@ class TextDecoder(nnx.Module):
         """Random parameters."""
         self.config, self.dtype, self.mesh = config, jnp.dtype(make.dtype), make.mesh
         rows = config.vocab_size + config.extra_embeddings
-        # Devices that the vocabulary is split over have equally many rows.
+        # Devices that the vocabulary is split over have equally many rows, of a number that
+        # matrix products like.
         parts = model_parts(make.mesh)
-        self.embed_tokens = make.embedding(rows, config.hidden_size, multiple=parts)
+        aligned = {"multiple": 1 if parts == 1 else parts * _ALIGNED_ROWS}
+        self.embed_tokens = make.embedding(rows, config.hidden_size, **aligned)
         if config.per_layer_inputs is not None:
             self.per_layer = PerLayerEmbedding(config, config.per_layer_inputs, make)
         for name, layers in config.stacks.items():
             setattr(self, name, stack_layers(_creator(name, config, make), len(layers), make.rngs))
         self.norm = decoder_norm(config, make)
         if not config.tie_word_embeddings:
-            self.lm_head = make.embedding(config.vocab_size, config.hidden_size, multiple=parts)
+            self.lm_head = make.embedding(config.vocab_size, config.hidden_size, **aligned)
 
     def embed(self, input_ids: Int32[Array, "B T"]) -> Float[Array, "B T hidden_size"]:
         """Token embeddings in the compute dtype; an id outside the vocabulary gets the nearest."""

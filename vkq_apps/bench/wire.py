@@ -12,7 +12,9 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(
     r"= (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(-start)?\("
 )
-_LOOP = re.compile(r' while\(.*body=%?([\w.-]+).*?"known_trip_count":\{"n":"(\d+)"\}')
+_LOOP = re.compile(r" while\(.*body=%?([\w.-]+)")
+_ROUNDS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_OPERANDS = re.compile(r"\(\(.*?\), ")
 _BRANCH = re.compile(r"(?:to_apply|calls|true_computation|false_computation)=%?([\w.-]+)")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 # How many times its bytes each of n devices sends, by ring.
@@ -51,13 +53,16 @@ def sent_by(program: str) -> Sent:
         for line in bodies.get(name, ()):
             if match := _COLLECTIVE.search(line):
                 kind = match[2]
-                arrays = [_bytes(*array) for array in _ARRAY.findall(match[1])]
-                # Started, a collective but a sum names its operands before its results.
-                size = arrays[-1] if match[3] and kind != "all-reduce" else sum(arrays)
+                # Started, a collective names its operands before its results; a sum may not.
+                results, nested = _OPERANDS.subn("(", match[1])
+                arrays = [_bytes(*array) for array in _ARRAY.findall(results)]
+                twice = match[3] and not nested and kind != "all-reduce"
+                size = arrays[-1] if twice else sum(arrays)
                 calls[kind] += times
                 total += times * size * _PASSES[kind](_group_size(line))
             elif loop := _LOOP.search(line):
-                total += count(loop[1], times * int(loop[2]))
+                rounds = _ROUNDS.search(line)
+                total += count(loop[1], times * int(rounds[1] if rounds else 1))
             else:
                 total += sum(count(inner, times) for inner in _BRANCH.findall(line))
         return total
