@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,16 +57,17 @@ def place_state(mesh: Mesh | None, state: DecodeState) -> DecodeState:
     )
 
 
-def measure_decoding(
+def measure_decoding[T](
     model: Model,
-    state: DecodeState,
+    make: Callable[[T], DecodeState],
+    given: T,
     batch: int,
     *,
     implementation: str | None,
     steps: tuple[int, int],
     repeats: int,
 ) -> dict[str, Any]:
-    """Time of a step of `models`' decode loop at `batch`, from the `state` of a few sequences.
+    """Time of a step of `models`' decode loop at `batch`, from the state that `make(given)` makes.
 
     One compiled loop runs for a few and for more steps: the difference is that of whole steps, free
     of what a call costs. The loop's state is donated, so that the cache exists once.
@@ -86,16 +88,14 @@ def measure_decoding(
             implementation=implementation,
         )
 
-    grow = jax.jit(lambda state: place_state(model.mesh, replicate(state, batch)))
-    grown = jax.eval_shape(grow, state)
+    grow = jax.jit(lambda given: place_state(model.mesh, make(given)))
+    grown, making = jax.eval_shape(grow, given), grow.lower(given).compile()
     if model.mesh is not None:
         grown = jax.tree.map(
-            lambda x, sharding: x.update(sharding=sharding),
-            grown,
-            grow.lower(state).compile().output_shardings,
+            lambda x, sharding: x.update(sharding=sharding), grown, making.output_shardings
         )
     compiled = compile_ahead(jax.jit(run, donate_argnums=1), model, grown, short)
-    full = jax.block_until_ready(grow(state))
+    full = jax.block_until_ready(making(given))
     nbytes, held = vkq_jax.cache_nbytes(full.cache), device_memory.in_use()
     start_length, start_position = (
         to_host(x) for x in (full.cache.text.length, full.cache.position)

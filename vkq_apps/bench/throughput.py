@@ -5,6 +5,7 @@ Runs in a process of its own (see `worker`): a device's peak of memory never fal
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from vkq_apps.bench.decoding import (
     first_state,
     measure_decoding,
     place_state,
+    replicate,
 )
 from vkq_apps.bench.prefilling import measure_prefill, most_sequences
 from vkq_apps.bench.random_model import (
@@ -59,7 +61,8 @@ class ThroughputSetup:
         short_steps, long_steps: of the two runs whose difference is timed. repeats: of the pair.
         compare_steps: greedy tokens to compare with the "xla" implementation; 0: none.
         mesh: devices to split the model over, each with its own `budget_gb`; None: one.
-        fixed_batch: sequences to decode, whatever would fit; None: as many as fit.
+        fixed_batch: sequences to decode, whatever would fit, see `measure_fixed_batch`; None: as
+            many as fit.
     """
 
     shape: str
@@ -145,9 +148,7 @@ def measure_throughput(
     }
     one = row["bytes_per_sequence"]["total"]
     devices = 1 if model.mesh is None else model.mesh.size
-    largest = row["batch"] = setup.fixed_batch or _batch(setup, one, devices) // parts * parts
-    if largest % parts:
-        raise NotImplementedError(f"{setup.mesh} takes batches of a multiple of {parts}")
+    largest = row["batch"] = _batch(setup, one, devices) // parts * parts
     if not largest:
         row |= {
             "status": "does not fit",
@@ -156,15 +157,13 @@ def measure_throughput(
         return
     device_memory.check_fits(largest * one // devices, f"the caches of {largest} sequences")
     own = {largest}
-    if setup.round_to and setup.fixed_batch is None:
+    if setup.round_to:
         own.add(largest // (setup.round_to * parts) * setup.round_to * parts)
     equal = 0
     if setup.equal_to is not None:
         other = _planned_cache(model, inputs, setup.equal_to, setup.text_capacity, None)
         one = per_sequence(vkq_jax.cache_nbytes(other), sequences)["total"]
         equal = _batch(setup, one, devices) // parts * parts
-    if setup.fixed_batch is not None:
-        equal = 0
 
     stage("drawing weights")
     params = random_params(model.params, mesh=model.mesh)
@@ -193,6 +192,7 @@ def measure_throughput(
         stage(f"decoding {batch} sequences")
         figures = measure_decoding(
             model,
+            partial(replicate, batch=batch),
             state,
             batch,
             implementation=implementation,

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from vkq_apps.bench import device_memory
+from vkq_apps.bench.fixed_batch import measure_fixed_batch
 from vkq_apps.bench.rows import attempt
 from vkq_apps.bench.throughput import ThroughputSetup, measure_throughput
 from vkq_apps.bench.timing import bandwidth
@@ -49,7 +50,8 @@ def throughput(**settings: Any) -> dict[str, Any]:
     setup = ThroughputSetup(**settings)
     if setup.mesh is not None:
         join_hosts()
-    return attempt(lambda row: measure_throughput(setup, row, _say), {})
+    measure = measure_throughput if setup.fixed_batch is None else measure_fixed_batch
+    return attempt(lambda row: measure(setup, row, _say), {})
 
 
 TASKS: dict[str, Task] = {"probe": probe, "throughput": throughput}
