@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 from models.generation.backend import ModelBackend
+from models.generation.gpu_options import gpu_options
 from models.generation.sampling import Sampling
 from models.generation.token_chooser import TokenChooser
 from models.generation.token_history import TokenHistory
@@ -113,9 +115,7 @@ def decode_loop(
     # Visual banks, score map and tables never change: beside the state, no loop carries and no call
     # returns them, which for the banks would be a copy of the largest thing there is.
     fixed = state.cache.fixed()
-    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((model, state)))
-    emit = emit_tokens_in_place if consume and not traced else emit_tokens
-    tokens, lengths, state = emit(
+    tokens, lengths, state = _emitter(model, state, consume)(
         model,
         fixed,
         state.key,  # the caller's own
@@ -178,6 +178,22 @@ def _emit_tokens(
 _STATIC = ("steps", "pad", "implementation")
 emit_tokens = jax.jit(_emit_tokens, static_argnames=_STATIC)
 emit_tokens_in_place = jax.jit(_emit_tokens, static_argnames=_STATIC, donate_argnames="state")
+
+
+def _emitter(model: Model, state: DecodeState, consume: bool) -> Callable[..., Any]:
+    """The compiled loop for this call: an inner jit takes no options, and donates nothing."""
+    if any(isinstance(x, Tracer) for x in (*jax.tree.leaves((model, state)), jnp.zeros(()))):
+        return emit_tokens
+    options = gpu_options(model.mesh)
+    if options is not None:
+        return _emit_on_gpu(tuple(options.items()), consume)
+    return emit_tokens_in_place if consume else emit_tokens
+
+
+@functools.cache
+def _emit_on_gpu(options: tuple[tuple[str, Any], ...], consume: bool) -> Callable[..., Any]:
+    donated = {"donate_argnames": "state"} if consume else {}
+    return jax.jit(_emit_tokens, static_argnames=_STATIC, compiler_options=dict(options), **donated)
 
 
 def decode_step(

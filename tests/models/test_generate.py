@@ -9,6 +9,7 @@ import pytest
 import models
 import vkq_jax
 from models.generation.decode_loop import DecodeState, decode_loop, emit_tokens_in_place
+from models.generation.gpu_options import gpu_options
 from models.generation.prefill import prefill
 from models.generation.sampling import Sampling
 from models.generation.token_chooser import TokenChooser
@@ -98,6 +99,24 @@ def test_decoding_in_place_consumes_all_but_visual_banks_and_key(model):
     rest = dataclasses.replace(consumed.cache, visual=())
     assert all(deleted((consumed.logits, rest, consumed.done)))
     np.testing.assert_array_equal(got[0], expected[0])
+
+
+def test_options_for_gpus_change_no_token_and_no_outer_jit(model, monkeypatch):
+    with monkeypatch.context() as on_gpu:
+        on_gpu.setattr(jax, "default_backend", lambda: "gpu")
+        options = gpu_options(None)
+    assert options
+    monkeypatch.setattr("models.generation.decode_loop.gpu_options", lambda mesh: options)
+    logits, cache = prefill(model, batch(*ROWS), quant=vkq_jax.resolve("vkq-1bit"), cache_length=16)
+    state = DecodeState.start(logits, cache)
+
+    def decode(**consumed):
+        return decode_loop(model, state, steps=2, sampling=Sampling(), stop_tokens=(), **consumed)[
+            0
+        ]
+
+    within = jax.jit(decode)()  # where JAX takes no options
+    np.testing.assert_array_equal(decode(consume=True), within)
 
 
 def test_the_text_bank_does_not_exist_twice(model):

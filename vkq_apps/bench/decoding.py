@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 import vkq_jax
 from models.generation.decode_loop import DecodeState, decode_loop
+from models.generation.gpu_options import gpu_options
 from models.generation.sampling import Sampling
 from models.model import Model
 from models.sharding.placing import place, place_cache, place_logits, place_sequences
@@ -94,7 +95,8 @@ def measure_decoding[T](
         grown = jax.tree.map(
             lambda x, sharding: x.update(sharding=sharding), grown, making.output_shardings
         )
-    compiled = compile_ahead(jax.jit(run, donate_argnums=1), model, grown, short)
+    loop = jax.jit(run, donate_argnums=1, compiler_options=gpu_options(model.mesh))
+    compiled = compile_ahead(loop, model, grown, short)
     full = jax.block_until_ready(making(given))
     nbytes, held = vkq_jax.cache_nbytes(full.cache), device_memory.in_use()
     start_length, start_position = (
