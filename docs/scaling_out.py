@@ -20,9 +20,12 @@ RESULTS = pathlib.Path(__file__).parents[1] / "results" / "throughput.json"
 PRESETS = ("none", "signs-1bit")
 TEXT_CAPACITY = 64
 
-# Data sheets, not measurements: an H100's dense bfloat16, NVLink 4 one way, and what NCCL needs
-# for a sum that is too short to be bound by bytes.
-FLOPS, LINK, LATENCY = 989e12, 450e9, 15e-6
+# Data sheets: an H100's dense bfloat16, and NVLink 4 one way. Measured on two H200: a sum of
+# 0.46 MB takes 11 us, of which its bytes are 1.
+FLOPS, LINK, LATENCY = 989e12, 450e9, 10e-6
+# Measured on two H200 as well (Qwen2.5-VL-7B, both caches): what of a layer's time more devices
+# along `model` do not shorten.
+UNSPLIT = 108e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,15 +142,17 @@ def sum_seconds(shape: ModelShape, sequences: float, model: int) -> float:
     return count * (LATENCY + wire_bytes(shape, sequences, model) / count / LINK)
 
 
+def unsplit_seconds(shape: ModelShape, model: int) -> float:
+    """Seconds of a step by which its kernels miss their share of one device's time."""
+    return shape.num_layers * UNSPLIT * (1 - 1 / model)
+
+
 def wire_bytes(shape: ModelShape, sequences: float, model: int) -> float:
     """Bytes that each device sends in a step: a ring sends 2 (n - 1) / n of what it sums.
 
-    Activations are bfloat16. Logits, float32, are sums too where `model` does not divide the
-    vocabulary, whose table is split by channels then.
+    Activations are bfloat16.
     """
     summed = (2 * shape.num_layers + 1) * sequences * shape.width * 2
-    if shape.vocab_size % model:
-        summed += sequences * shape.vocab_size * 4
     return 2 * (model - 1) / model * summed
 
 
@@ -178,7 +183,8 @@ def rows(deployment: Deployment, step: StepTime) -> list[str]:
             # Each device holds its KV heads of the sequences of one replica.
             own = int(budget * model // one[preset])
             seconds = step.seconds(read / model, own, own * one[preset] / model, preset)
-            times.append(seconds + sum_seconds(shape, own, model))
+            sums = sum_seconds(shape, own, model)
+            times.append(seconds + unsplit_seconds(shape, model) + sums)
             sequences.append(data * own)
         cells += [f"{count:,}" for count in sequences]
         cells += [f"{1e3 * seconds:.0f}" for seconds in times]

@@ -192,8 +192,12 @@ def _emitter(model: Model, state: DecodeState, consume: bool) -> Callable[..., A
 
 @functools.cache
 def _emit_on_gpu(options: tuple[tuple[str, Any], ...], consume: bool) -> Callable[..., Any]:
-    donated = {"donate_argnames": "state"} if consume else {}
-    return jax.jit(_emit_tokens, static_argnames=_STATIC, compiler_options=dict(options), **donated)
+    return jax.jit(
+        _emit_tokens,
+        static_argnames=_STATIC,
+        donate_argnames="state" if consume else (),
+        compiler_options=dict(options),
+    )
 
 
 def decode_step(

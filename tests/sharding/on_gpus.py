@@ -4,7 +4,9 @@
 
 Every kind of text decoder answers on one device and on each mesh of two or more of them: with a
 batch that is shared out, and with one sequence, which is in parts where devices share its heads.
-The file has a row for each; the exit code is 1 where tokens, lengths or codes differ.
+The file has a row for each; the exit code is 1 where tokens, lengths or codes differ. Processes for
+some kinds each run beside each other on the same devices (XLA_PYTHON_CLIENT_PREALLOCATE=false), and
+`--join` makes one file of theirs.
 """
 
 import argparse
@@ -70,7 +72,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write, row by row")
     parser.add_argument("--kinds", nargs="+", choices=CONFIGS, default=list(CONFIGS))
+    parser.add_argument("--join", nargs="+", type=Path, help="files of runs: compare nothing anew")
     arguments = parser.parse_args()
+    if arguments.join:
+        return report(joined(arguments.join), arguments.out)
     jax.config.update("jax_default_matmul_precision", "highest")
     record: dict[str, Any] = {**provenance(), "devices": jax.device_count(), "rows": []}
     if record["devices"] < 2:
@@ -87,8 +92,30 @@ def main() -> int:
                     row |= {"equal": False, "error": f"{type(error).__name__}: {error}"[:400]}
                 record["rows"].append(row)
                 print(json.dumps(row), flush=True)
-                with atomic_write(arguments.out) as part:
-                    part.write_text(json.dumps(record, indent=1))
+                write(record, arguments.out)
+    return report(record, arguments.out)
+
+
+def joined(files: list[Path]) -> dict[str, Any]:
+    """One record of several runs of one device and version, which is that of the first."""
+    records = [json.loads(file.read_text()) for file in files]
+    first = records[0]
+    same = ("device", "devices", "versions", "commit")
+    for file, record in zip(files, records, strict=True):
+        if any(record[name] != first[name] for name in same):
+            raise SystemExit(f"on_gpus: {file} and {files[0]} differ in one of {', '.join(same)}")
+    return first | {"rows": [row for record in records for row in record["rows"]]}
+
+
+def write(record: dict[str, Any], file: Path) -> None:
+    """Writes the file, whole or not at all."""
+    with atomic_write(file) as part:
+        part.write_text(json.dumps(record, indent=1))
+
+
+def report(record: dict[str, Any], file: Path) -> int:
+    """Writes the file and says what differs; the exit code."""
+    write(record, file)
     wrong = [row for row in record["rows"] if not row["equal"]]
     print(f"{len(record['rows']) - len(wrong)} of {len(record['rows'])} rows are equal")
     return 1 if wrong else 0

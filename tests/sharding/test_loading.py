@@ -55,7 +55,7 @@ def test_rows_added_to_a_vocabulary_stay_on_the_mesh(cases, tmp_path):
     one, many = cases.model(name), cases.model(name, "data=2,model=4")
     assert [len(x.params["text"]["lm_head"]["weight"][...]) for x in (one, many)] == [61, 256]
     assert models.forward(many, inputs_of(many)).shape[-1] == 61
-    models.loading.save_weights(many, tmp_path)
+    models.save_weights(many, tmp_path)
     with Checkpoint(cases.folder / name) as expected, Checkpoint(tmp_path) as saved:
         assert saved.tensors.keys() == expected.tensors.keys()
         for key in expected.tensors:
