@@ -125,7 +125,7 @@ def answers_in(results: Path) -> dict[tuple[str, str, str], str]:
 @pytest.mark.mesh
 def test_the_same_commands_on_two_hosts_answer_and_calibrate_as_one(capsys, monkeypatch, tmp_path):
     """Results are written and shown by the first host alone."""
-    monkeypatch.setattr(code_calibration, "calibrated_presets", {"vkq-1bit": RIVALS})
+    monkeypatch.setattr(code_calibration, "calibrated_presets", {"vkq-1bit": RIVALS[:1]})
     asked = ["eval", "--tasks", "shapes", "--samples", "12", "--batch-size", "12"]
     asked += ["--quant", "vkq-1bit,keep-7%", "--by-layer", "--json", "--out"]
     fitted = ["calibrate", "--model", "tiny", "--presets", "vkq-1bit", "--pictures", "4"]
