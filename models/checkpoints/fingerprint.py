@@ -2,8 +2,10 @@
 
 import functools
 import hashlib
+import itertools
 import math
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,9 +14,13 @@ import numpy as np
 
 from models.layers.layer_scan import UnstackedParam
 from models.model import Model
+from models.text.config import TextConfig
+from models.text.sizes import table_rows
 from vkq_jax.hosts import to_host
 
 __all__ = ["fingerprint"]
+
+type Columns = tuple[int, int] | None
 
 _CHUNK = 1 << 16
 _TINY = 0x3700  # the bits of 2 ** -17 in bfloat16: smaller ones are none of float16
@@ -34,29 +40,53 @@ def fingerprint(model: Model) -> str:
             model.params, is_leaf=lambda x: isinstance(x, UnstackedParam)
         )
         for path, leaf in leaves:
-            if isinstance(leaf, UnstackedParam):
-                shape, size = (len(leaf.layers), *leaf.layers[0].shape), leaf.layers[0].size
-                total = sum(_checksum(x, i * size % 2**32) for i, x in enumerate(leaf.layers))
-            else:
-                shape, total = leaf.shape, _checksum(leaf, 0)
-            digest.update(f"{jax.tree_util.keystr(path)}{shape}{total % 2**32}".encode())
+            apart = isinstance(leaf, UnstackedParam)
+            layers, lead = (leaf.layers, (len(leaf.layers),)) if apart else ((leaf,), ())
+            for name, own, columns in _as_on_any_mesh(path, layers[0].shape, model.config.text):
+                sums = [
+                    _checksum(x, i * math.prod(own) % 2**32, columns) for i, x in enumerate(layers)
+                ]
+                digest.update(f"{name}{(*lead, *own)}{sum(sums) % 2**32}".encode())
         _known[model] = digest.hexdigest()[:16]
     return _known[model]
 
 
-def _checksum(x: jax.Array | np.ndarray, first: int) -> int:
+def _as_on_any_mesh(
+    path: Any, shape: tuple[int, ...], text: TextConfig
+) -> Iterator[tuple[str, tuple[int, ...], Columns]]:
+    """What a parameter counts as: name, shape and columns; more than one where a mesh has more.
+
+    Padding of a vocabulary on a mesh is zero, and zeros add nothing to a sum.
+    """
+    name = jax.tree_util.keystr(path)
+    rows = table_rows(text).get(name.split("']['")[1]) if name.startswith("['text']") else None
+    if rows is not None:
+        yield name, (rows, *shape[1:]), None
+    elif "['in_proj_qkv']" in name and text.linear is not None:
+        sizes = [heads * channels for heads, channels in text.linear.heads]
+        edges = dict(zip("qkv", itertools.pairwise(np.cumsum([0, *sizes]).tolist()), strict=True))
+        for part in sorted(edges):
+            start, stop = edges[part]
+            own = name.replace("in_proj_qkv", f"in_proj_{part}")
+            yield own, (*shape[:-1], stop - start), (start, stop)
+    else:
+        yield name, shape, None
+
+
+def _checksum(x: jax.Array | np.ndarray, first: int, columns: Columns) -> int:
     """The sum modulo 2 ** 32 of each weight's hash by value and place, counted from `first`."""
     on_host = not isinstance(x, jax.Array) or (
         x.is_fully_addressable and all(device.platform == "cpu" for device in x.devices())
     )
     if on_host:
-        return _sum_on_host(np.asarray(x), first)
-    return int(to_host(_sum_on_devices(x, np.uint32(first))))
+        return _sum_on_host(np.asarray(x)[..., slice(*columns or (None,))], first)
+    return int(to_host(_sum_on_devices(x, np.uint32(first), columns)))
 
 
-@jax.jit
-def _sum_on_devices(x: jax.Array, first: Any) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=2)
+def _sum_on_devices(x: jax.Array, first: Any, columns: Columns = None) -> jax.Array:
     """Reads the weights where they lie: a large model's would take long to fetch."""
+    x = x[..., slice(*columns or (None,))]
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
     place = first
     for axis in range(x.ndim):

@@ -38,7 +38,10 @@ def fused_sources(text: TextConfig) -> dict[str, Source]:
 
 
 def linear_sources(text: TextConfig) -> dict[str, Source]:
-    """Sources of linear attention's queries, keys and values, which files hold as one tensor."""
+    """Sources of linear attention's queries, keys and values, which files hold as one tensor.
+
+    Projections are apart on a mesh alone.
+    """
     if text.linear is None:
         return {}
     block = "text.linear_layers.{}.linear_attn"

@@ -8,6 +8,7 @@ Gated Delta Networks, arXiv 2412.06464; chunks of tokens at once as in DeltaNet,
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -120,9 +121,11 @@ def _convolve(
 
 
 class _GatedDeltaNet(nnx.Module):
-    """Parts have the names of Hugging Face's files, queries, keys and values apart.
+    """Parts have the names of Hugging Face's files, convolutions of queries, keys and values apart.
 
-    On a mesh each device has the heads of its own, from the projections to the state.
+    On a mesh each device has the heads of its own, from the projections to the state; projections
+    are apart there, too. One device has them as one product, which a decode step of few sequences
+    runs in little more than half of the time of three.
     """
 
     def __init__(self, config: TextConfig, make: Maker):
@@ -130,10 +133,13 @@ class _GatedDeltaNet(nnx.Module):
         self.config, self.act, self.mesh = config.linear, config.hidden_act, make.mesh
         width, values = config.hidden_size, self.config.num_value_heads
         value_width = values * self.config.value_head_dim
-        for name, (heads, channels) in zip("qkv", self.config.heads, strict=True):
-            setattr(self, f"in_proj_{name}", make.linear(width, heads * channels, bias=False))
-            convolution = _Convolution(heads * channels, self.config.kernel, make)
-            setattr(self, f"conv1d_{name}", convolution)
+        parts = [heads * channels for heads, channels in self.config.heads]
+        for name, channels in zip("qkv", parts, strict=True):
+            setattr(self, f"conv1d_{name}", _Convolution(channels, self.config.kernel, make))
+            if self.mesh is not None:
+                setattr(self, f"in_proj_{name}", make.linear(width, channels, bias=False))
+        if self.mesh is None:
+            self.in_proj_qkv = make.linear(width, sum(parts), bias=False)
         self.in_proj_z = make.linear(width, value_width, bias=False)
         self.in_proj_b = make.linear(width, values, bias=False)
         self.in_proj_a = make.linear(width, values, bias=False)
@@ -156,7 +162,7 @@ class _GatedDeltaNet(nnx.Module):
         decay = -jnp.exp(self.A_log[...].astype(jnp.float32)) * step
         rate = jax.nn.sigmoid(self.in_proj_b(x)).astype(jnp.float32)
         decay, rate = (jnp.where(taken[..., None], each, 0.0) for each in (decay, rate))
-        projected = [getattr(self, f"in_proj_{name}")(x) for name in "qkv"]
+        projected = self._project(x)
         weights = [getattr(self, f"conv1d_{name}").weight[...] for name in "qkv"]
         output, state = self._on_own_heads(projected, weights, decay, rate, valid, state)
         gate = self.in_proj_z(x).reshape(output.shape).astype(jnp.float32)
@@ -165,6 +171,14 @@ class _GatedDeltaNet(nnx.Module):
         rank = jnp.maximum(jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
         output = jnp.take_along_axis(output, rank[..., None], axis=1)
         return jnp.where(valid[..., None], output, jnp.zeros_like(output)), state
+
+    def _project(self, x: Float[Array, "B T width"]) -> list[Float[Array, "B T _"]]:
+        """Queries, keys and values."""
+        if self.mesh is not None:
+            return [getattr(self, f"in_proj_{name}")(x) for name in "qkv"]
+        parts = [heads * channels for heads, channels in self.config.heads]
+        edges = list(itertools.accumulate(parts))[:-1]
+        return jnp.split(self.in_proj_qkv(x), edges, axis=-1)
 
     def _on_own_heads(
         self,

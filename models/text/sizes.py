@@ -3,7 +3,7 @@
 from models.checkpoints.weights import Rows, Size, Source
 from models.text.config import TextConfig
 
-__all__ = ["STACKED", "layer_numbers", "stack_rules", "table_sources", "text_sizes"]
+__all__ = ["STACKED", "layer_numbers", "stack_rules", "table_rows", "table_sources", "text_sizes"]
 
 STACKED = r"text\.(?:\w+_)?layers\."
 """Canonical names of all layers, whatever their stack."""
@@ -15,12 +15,16 @@ def layer_numbers(text: TextConfig) -> dict[str, tuple[int, ...]]:
     return {f"text.{name}": stacks[name] for name in stacks} if len(stacks) > 1 else {}
 
 
+def table_rows(text: TextConfig) -> dict[str, int]:
+    """Rows of the vocabulary's tables, padding of a mesh apart."""
+    return {"embed_tokens": text.vocab_size + text.extra_embeddings, "lm_head": text.vocab_size}
+
+
 def table_sources(text: TextConfig) -> dict[str, Source]:
     """Sources by canonical name of the vocabulary's tables, which have padding on a mesh."""
-    rows = {"embed_tokens": text.vocab_size + text.extra_embeddings, "lm_head": text.vocab_size}
     return {
         (name := f"text.{table}.weight"): Source(name, rows=Rows(0, count, count))
-        for table, count in rows.items()
+        for table, count in table_rows(text).items()
     }
 
 

@@ -68,7 +68,7 @@ def on_two_hosts(*command: str, devices: int = 4, codes: tuple[int, int] = (0, 0
 
 @pytest.mark.mesh
 @pytest.mark.parametrize("mesh", ["data=2,model=4", "model=8"])
-def test_two_processes_answer_as_one(cases, tmp_path, mesh):
+def test_two_processes_answer_as_one(cases, monkeypatch, tmp_path, mesh):
     name = "8 KV heads"
     one = cases.generation(name, None, "signs-1bit")
     on_two_hosts("tests.sharding.two_hosts", str(cases.folder / name), mesh, str(tmp_path))
@@ -84,7 +84,11 @@ def test_two_processes_answer_as_one(cases, tmp_path, mesh):
     if mesh.startswith("data"):  # which the program calibrates
         model = cases.model(name)
         expected = models.calibrate_scores(model, [inputs_of(model)], max_new_tokens=2)
+        monkeypatch.setattr(code_calibration, "calibrated_presets", {"vkq-1bit": RIVALS})
+        codes = models.calibrate_codes(model, [inputs_of(model)], max_new_tokens=2, tokens=64)
         for result in results:
+            codebook = codes.presets[0].tables.key.codebook
+            np.testing.assert_allclose(result["codebook"], np.float32(codebook), atol=1e-2)
             np.testing.assert_allclose(result["slope"], expected.slope, atol=1e-4)
 
 
@@ -125,7 +129,7 @@ def answers_in(results: Path) -> dict[tuple[str, str, str], str]:
 @pytest.mark.mesh
 def test_the_same_commands_on_two_hosts_answer_and_calibrate_as_one(capsys, monkeypatch, tmp_path):
     """Results are written and shown by the first host alone."""
-    monkeypatch.setattr(code_calibration, "calibrated_presets", {"vkq-1bit": RIVALS})
+    monkeypatch.setattr(code_calibration, "calibrated_presets", {"vkq-1bit": RIVALS[:1]})
     asked = ["eval", "--tasks", "shapes", "--samples", "12", "--batch-size", "12"]
     asked += ["--quant", "vkq-1bit,keep-7%", "--by-layer", "--json", "--out"]
     fitted = ["calibrate", "--model", "tiny", "--presets", "vkq-1bit", "--pictures", "4"]
@@ -159,9 +163,8 @@ def test_the_same_commands_on_two_hosts_answer_and_calibrate_as_one(capsys, monk
     tables = [vkq_jax.load_tables(tmp_path / name) for name in ("one", "0")]
     assert tables[1].model == tables[0].model
     assert jax.tree.structure(tables[1]) == jax.tree.structure(tables[0])
-    (kl,) = (x["plan_kl"] for x in calibrated["presets"].values())
-    (other,) = (x["plan_kl"] for x in row["presets"].values())
-    np.testing.assert_allclose(other, kl, rtol=0.1)
+    # Roundings of bfloat16 lead k-means elsewhere: centroids are compared above, in float32.
+    assert row["presets"] == calibrated["presets"]
 
 
 @pytest.mark.mesh

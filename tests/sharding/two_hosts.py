@@ -53,6 +53,7 @@ def main(folder: Path, mesh: str, out: Path) -> None:
         codes = models.calibrate_codes(model, inputs, max_new_tokens=2, tokens=64)
         scores = models.calibrate_scores(model, inputs, max_new_tokens=2)
         result |= {"tables": digest_of(codes), "slope": np.asarray(scores.slope).tolist()}
+        result["codebook"] = np.float32(codes.presets[0].tables.key.codebook).tolist()
     (out / f"{jax.process_index()}.json").write_text(json.dumps(result))
 
 
