@@ -8,8 +8,10 @@ import numpy as np
 
 import models
 from models import Inputs, Model
+from models.generation.context import context_length
 from models.generation.teacher_forcing import parts_of
 from models.inputs.processor import processor_of
+from models.messages import show
 from vkq_apps.evals.samples import Sample
 from vkq_apps.evals.tasks import Task
 
@@ -85,7 +87,12 @@ def _fill(task: Task, samples: list[Sample], rows: list, size: int) -> Batch:
 
 
 def prepare(model: Model, batch: Batch, *, steps: int) -> Prepared:
-    """Reads or draws the pictures and tokenizes the questions of a batch."""
+    """Reads or draws the pictures and tokenizes the questions of a batch.
+
+    Raises:
+        ValueError: a picture that cannot be read, or a prompt that leaves its answer no room in the
+            model's context.
+    """
     asked = [batch.samples[max(place, 0)] for place, _ in batch.rows]
     prompts = [
         models.chat_prompt(model, batch.task.ask(sample), num_images=sample.num_pictures)
@@ -94,6 +101,7 @@ def prepare(model: Model, batch: Batch, *, steps: int) -> Prepared:
     loaded = {sample.picture: list(sample.load()) for sample in batch.samples}
     names = list(loaded)
     whole = _inputs(model, [loaded[sample.picture] for sample in asked], prompts)
+    _check_context(model, batch.task, asked, np.asarray(whole.mask.sum(axis=1)))
     pictures, question = parts_of(model, whole)
     few = _few(len(names), len(asked))
     if question is not None and few < len(asked):
@@ -110,6 +118,17 @@ def prepare(model: Model, batch: Batch, *, steps: int) -> Prepared:
     if batch.samples[0].choices:
         choices = _choice_tokens(model, prompts, [choice for _, choice in batch.rows], steps)
     return Prepared(batch, pictures, question, jnp.asarray(owner, jnp.int32), choices)
+
+
+def _check_context(model: Model, task: Task, asked: Sequence[Sample], lengths: np.ndarray) -> None:
+    longest, place = context_length(model.config), int(lengths.argmax())
+    most = longest - task.max_new_tokens
+    if lengths[place] > most:
+        raise ValueError(
+            f"{task.name}: sample {show(asked[place].key)} has {lengths[place]} tokens: "
+            f"expected at most {most} beside an answer of {task.max_new_tokens}, since the model's "
+            f"context holds {longest}"
+        )
 
 
 def _inputs(model: Model, pictures: list, prompts: list[str]) -> Inputs:

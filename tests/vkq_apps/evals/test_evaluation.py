@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -9,6 +10,7 @@ import models
 from models.loading import TINY
 from tests.support.command import run
 from vkq_apps.cli.main import main
+from vkq_apps.evals.batches import _check_context
 from vkq_apps.evals.plan import known_tasks
 from vkq_apps.evals.synthetic import synthetic_tasks
 from vkq_apps.training.heldout import heldout
@@ -189,3 +191,13 @@ def test_a_resume_with_other_settings_is_refused(whole, folder, capsys):
     code, _, err = run(capsys, *arguments, "--seed", "4")
     assert code == 2
     assert "made with other settings: questions is" in err or "seed is '3' there" in err
+
+
+def test_a_question_longer_than_the_context_is_named():
+    """Beyond its context a model answers, but not what it can."""
+    model = models.Model({}, graphdef=None, config=models.read_config("tiny"))
+    task = synthetic_tasks()["shapes"]
+    samples, most = task.choose(2, 0), 1024 - task.max_new_tokens
+    _check_context(model, task, samples, np.asarray([most, most]))
+    with pytest.raises(ValueError, match=f"has {most + 1} tokens: expected at most {most} beside"):
+        _check_context(model, task, samples, np.asarray([3, most + 1]))
