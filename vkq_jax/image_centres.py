@@ -38,10 +38,12 @@ def image_centres(
     centres, _ = jax.lax.fori_loop(1, count, add, (centres, far))
 
     def step(_, centres):
-        member = jax.nn.one_hot(nearest(x, centres), count, dtype=jnp.float32, axis=-1)
-        member = member * weight[..., None]
-        size = member.sum(-2)
-        sums = jnp.einsum("...vm,...vh->...mh", member, x, precision=jax.lax.Precision.HIGHEST)
+        # Tokens on the last axis: a sum along it is one pass over rows.
+        number = jnp.arange(count, dtype=jnp.int32).reshape(*[1] * (x.ndim - 2), -1, 1)
+        member = (nearest(x, centres)[..., None, :] == number) & valid[..., None, :]
+        member = member.astype(jnp.float32)
+        size = member.sum(-1)
+        sums = jnp.einsum("...mv,...vh->...mh", member, x, precision=jax.lax.Precision.HIGHEST)
         moved = sums / jnp.maximum(size, 1.0)[..., None]
         return jnp.where(size[..., None] > 0, moved, centres)
 

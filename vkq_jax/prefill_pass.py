@@ -221,8 +221,12 @@ def _in_step(output: Array, after: Prefill) -> tuple[Array, Prefill]:
 
     Otherwise XLA puts off the writing, and keeps the keys and values of all layers for it.
     """
-    cache = after.unfinished
-    output, text, coded = jax.lax.optimization_barrier((output, cache.text, after.coded))
+    cache, text = after.unfinished, after.unfinished.text
+    # Not the lengths, of which all layers make the same slots.
+    stored = (text.key, text.value, text.key_scale, text.value_scale)
+    output, stored, coded = jax.lax.optimization_barrier((output, stored, after.coded))
+    names = ("key", "value", "key_scale", "value_scale")
+    text = dataclasses.replace(text, **dict(zip(names, stored, strict=True)))
     cache = dataclasses.replace(cache, text=text)
     return output, dataclasses.replace(after, unfinished=cache, coded=coded)
 

@@ -185,6 +185,8 @@ class TextBank:
         """Sequence and slot of each new token; behind the capacity for one that is not valid."""
         rank = jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1
         slot = jnp.where(valid, self.length[:, None] + rank, self.cache_length)
+        if slot.shape[1] > 1:  # or XLA fuses the sum into a scatter, and adds up for every element
+            slot = jax.lax.optimization_barrier(slot)
         return jnp.arange(valid.shape[0], dtype=jnp.int32)[:, None], slot
 
 

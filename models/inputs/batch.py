@@ -100,7 +100,8 @@ class Inputs:
     ) -> Float[Array, "B T hidden_size"]:
         """`text`, with row k of the features at the k-th visual token of the batch."""
         visual = self.visual_mask
-        row = (jnp.cumsum(visual.ravel()) - 1).reshape(visual.shape)
+        # Or XLA fuses the sum into the gather that follows, and adds up anew for every channel.
+        row = jax.lax.optimization_barrier(jnp.cumsum(visual.ravel()) - 1).reshape(visual.shape)
         placed = jnp.take(features, row, axis=0, mode="clip").astype(text.dtype)
         return jnp.where(visual[..., None], placed, text)
 
