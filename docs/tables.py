@@ -224,6 +224,11 @@ def judge_rows() -> list[str]:
     return answer_rows("judge_gemma.json")
 
 
+def judge_document_rows() -> list[str]:
+    """The same for lines and documents together, without the rows that need tables."""
+    return answer_rows("judge_gemma_documents.json")
+
+
 def ablation_rows(name: str = "ablation.json") -> list[str]:
     """A row for each plan and for each part of it that was left out: bits, lost, KL."""
     lines = ["| codes | bits | points lost | KL |", "|---|---|---|---|"]
