@@ -123,7 +123,7 @@ def test_layers_apart_stay_in_their_shards(cases):
     apart = models.load(cases.folder / name, dtype=jnp.float32, mesh="model=4", layers_apart=True)
     kernel = apart.params["text"]["layers"]["mlp"]["up_proj"]["kernel"]
     assert [shards(layer) for layer in kernel.layers] == [4, 4]
-    jax.tree.map(np.testing.assert_array_equal, restack_layers(apart.params), one.params)
+    jax.tree.map(assert_equal_but_for_padding, restack_layers(apart.params), one.params)
     assert models.fingerprint(apart) == models.fingerprint(one)
     # As on accelerators, where the shards are summed.
     expected = fingerprints._sum_on_host(np.asarray(kernel.layers[0]), 7)
