@@ -246,9 +246,11 @@ def gated_delta_rule(
     arrays = (query, key, value.astype(jnp.float32), decay, rate)
     # [chunks, B, heads, chunk, ...]
     q, k, v, g, b = (_chunks(x, size) for x in arrays)
-    total = jnp.cumsum(g, axis=-1)
+    coarse, fine = _running_sums(g)
+    total = coarse + fine
     within = jnp.tril(jnp.ones((size, size), bool))
-    between = jnp.exp(jnp.where(within, total[..., :, None] - total[..., None, :], -jnp.inf))
+    steps, rest = (x[..., :, None] - x[..., None, :] for x in (coarse, fine))
+    between = jnp.exp(jnp.where(within, steps + rest, -jnp.inf))
     with jax.default_matmul_precision("float32"):
         weighted = k * b[..., None]
         system = jnp.where(
@@ -261,7 +263,7 @@ def gated_delta_rule(
         )
         new, old = jnp.split(solved, (v.shape[-1],), axis=-1)
         q = q * jnp.exp(total)[..., None]
-        k = k * jnp.exp(total[..., -1:] - total)[..., None]
+        k = k * between[..., -1, :, None]
 
         def chunk(state: Array, parts: tuple[Array, ...]) -> tuple[Array, Array]:
             q, k, new, old, attention, whole = parts
@@ -275,6 +277,19 @@ def gated_delta_rule(
         )
     output = output.transpose(1, 0, 3, 2, 4)  # [B, chunks, chunk, heads, V]
     return output.reshape(output.shape[0], -1, *output.shape[3:])[:, :tokens], state
+
+
+def _running_sums(
+    decay: Float[Array, "*lead c"],
+) -> tuple[Float[Array, "*lead c"], Float[Array, "*lead c"]]:
+    """Running sums of at most 64 decays in two parts, whose differences keep a weak decay's digits.
+
+    The first part is exact: multiples of 2^-11 up to 2^13. One float32 sum would round a weak
+    decay behind strong ones to the last digit of hundreds.
+    """
+    decay = jnp.maximum(decay, -128.0)  # exp(-128) is 0 in float32
+    coarse = jnp.round(decay * 2048) / 2048
+    return jnp.cumsum(coarse, axis=-1), jnp.cumsum(decay - coarse, axis=-1)
 
 
 def _unit(x: Float[Array, "*lead n"]) -> Float[Array, "*lead n"]:
