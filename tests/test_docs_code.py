@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from vkq_apps.cli import hosts
 from vkq_apps.cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,9 @@ def parse(words):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_commands_take_the_arguments_that_the_page_gives(page):
+def test_commands_take_the_arguments_that_the_page_gives(page, monkeypatch):
+    # Pages have commands for more devices than there are here.
+    monkeypatch.setattr(hosts, "make_mesh", lambda text: None)
     for words in commands(page):
         if words[0] == "vkq":
             parse(words[1:])

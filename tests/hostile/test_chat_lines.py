@@ -9,7 +9,18 @@ from PIL import Image
 from vkq_apps.cli.chat import _lines, _Talk
 from vkq_apps.conversation import CacheSize, Turn
 
-PARTS = ["/image", "/bytes", "/reset", "/help", "/quit", "/", "//", "what is it?", "picture.png"]
+PARTS = [
+    "/image",
+    "/video",
+    "/bytes",
+    "/reset",
+    "/help",
+    "/quit",
+    "/",
+    "//",
+    "what is it?",
+    "picture.png",
+]
 PARTS += [
     " ",
     "\t",
@@ -37,19 +48,20 @@ class Asked:
     def reset(self):
         pass
 
-    def ask(self, question, pictures, on_text):
+    def ask(self, question, pictures, clips, *, on_prompt, on_text, stop):
         if self.rng.random() < 0.4:
             raise self.rng.choice(FAILURES)
         on_text("a \N{REPLACEMENT CHARACTER}")
-        return Turn("a b", True, 2, 0.1)
+        return Turn("a b", True, False, 2, 0.1)
 
 
 def test_every_line_gets_one_object(cases, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (20, 20)).save("picture.png")
+    answers = 0
     for case in cases(60):
         rng = random.Random(f"chat lines/{case}")
-        talk = _Talk(Asked(rng), [], json=True)
+        talk = _Talk(Asked(rng), [], [], fps=None, json=True)
         for _ in range(5):
             parts = rng.choices(PARTS, k=rng.randint(1, 3))
             line = rng.choice([" ", ""]).join(parts).strip()
@@ -63,6 +75,8 @@ def test_every_line_gets_one_object(cases, capsys, tmp_path, monkeypatch):
             assert len(records) == goes_on
             for record in records:
                 assert len(record.get("error", "")) < 400
+            answers += sum("answer" in record for record in records)
+    assert answers
 
 
 def test_lines_that_are_no_text_are_read(monkeypatch):
