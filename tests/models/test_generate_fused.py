@@ -17,6 +17,7 @@ from pallas_kernels.isa.program import run_emulated
 from pallas_kernels.quantize import quantize_bank
 from pallas_kernels.quantize.quantize_bank import fused_bank
 from tests.support.tiny_llava import CONFIG, batch, prompt, tiny_model
+from vkq_jax import coding
 
 ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(6, seed=2))
 
@@ -29,6 +30,10 @@ def fused(monkeypatch):
     monkeypatch.setattr(mosaic_gpu, "attend_layer", attend)
     code = functools.partial(fused_bank, run=run_emulated)
     monkeypatch.setattr(quantize_bank, "fused_bank", code)
+    # Coding is traced once for its shapes: with launches on a GPU, and apart from that emulated.
+    coding._code.clear_cache()
+    yield
+    coding._code.clear_cache()
 
 
 HEADS = {
