@@ -168,13 +168,11 @@ class Prefill:
         """The pass behind a layer, text written and codes put in their place."""
         skipped, coded = made
         valid = checks.if_own(self.valid & ~self.visual, step.own)
-        # A number that XLA does not know: layers share their kernels, which are compiled once.
-        layer = jax.lax.optimization_barrier(jnp.asarray(step.layer, jnp.int32))
-        text = self.unfinished.text.write(layer, *step.tokens, valid)
+        text = self.unfinished.text.write(step.layer, *step.tokens, valid)
         return dataclasses.replace(
             self,
             unfinished=dataclasses.replace(self.unfinished, text=text),
-            coded=put_coded(self.coded, layer, coded, step.own),
+            coded=put_coded(self.coded, step.layer, coded, step.own),
             skipped=self.skipped + skipped,
             done=checks.mark_done(self.done, step.layer, step.number, step.own),
         )
