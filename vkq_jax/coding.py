@@ -13,7 +13,7 @@ from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.pytree import take_layer
 
-__all__ = ["Coded", "code_layer", "coding_room", "put_coded"]
+__all__ = ["Coded", "code_layer", "coding_room", "nothing_coded", "put_coded"]
 
 type Coded = tuple[Any, Any, Any]
 """Keys, values and class map of a bank."""
@@ -81,3 +81,8 @@ def put_coded[C](
         return jax.lax.dynamic_update_index_in_dim(stack, x.astype(stack.dtype), layer, 0)
 
     return jax.tree.map(put, stack, coded)
+
+
+def nothing_coded(coded: Coded | None) -> Coded | None:
+    """Zeros in the place of one layer's codes, where `coded` holds those of all layers."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), coded)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,7 +17,7 @@ from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention import attend_dense, merge
 from vkq_jax.backend import Backend, LogitsOptions
 from vkq_jax.cache import KVCache, VisualBank
-from vkq_jax.coding import Coded, code_layer, coding_room, put_coded
+from vkq_jax.coding import Coded, code_layer, coding_room, nothing_coded, put_coded
 from vkq_jax.layer_step import LayerStep, Made
 from vkq_jax.layered import LayeredCache
 from vkq_jax.pytree import frozen_pytree, static_field
@@ -118,8 +117,7 @@ class CrossPass:
 
     def nothing_made(self) -> Made:
         """The result of a layer that belongs to another pass: zeros."""
-        coded = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), self.coded)
-        return jnp.zeros_like(self.skipped), coded
+        return jnp.zeros_like(self.skipped), nothing_coded(self.coded)
 
     def compute(
         self,

@@ -19,7 +19,7 @@ from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention import attend_dense, merge
 from vkq_jax.backend import Backend, LogitsOptions
 from vkq_jax.cache import KVCache, VisualBank
-from vkq_jax.coding import Coded, code_layer, coding_room, put_coded
+from vkq_jax.coding import Coded, code_layer, coding_room, nothing_coded, put_coded
 from vkq_jax.layer_step import LayerStep, Made
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.visibility import Starts
@@ -161,8 +161,7 @@ class Prefill:
 
     def nothing_made(self) -> Made:
         """The result of a layer that belongs to another pass: zeros."""
-        coded = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), self.coded)
-        return jnp.zeros_like(self.skipped), coded
+        return jnp.zeros_like(self.skipped), nothing_coded(self.coded)
 
     def after(self, step: LayerStep, made: Made) -> Prefill:
         """The pass behind a layer, text written and codes put in their place."""

@@ -147,7 +147,7 @@ def _weights(
     layer: Int32[Array, ""] | int,
     query: Float[Array, "B 1 N H"],
 ) -> tuple[Array, Array, Array, Array]:
-    """What the queries of a step add in a layer: `Totals` without L, of each sequence."""
+    """The share of a step's queries in a layer: `Totals` without L, of each sequence."""
     view, heads = part.layer(layer), part.num_kv_heads
     scale, cap = text.logits_scale, text.attn_logit_softcapping
     attended = attend_cache(query, view, starts=starts, logits_scale=scale, logits_soft_cap=cap)

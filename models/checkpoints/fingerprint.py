@@ -54,7 +54,7 @@ def fingerprint(model: Model) -> str:
 def _as_on_any_mesh(
     path: Any, shape: tuple[int, ...], text: TextConfig
 ) -> Iterator[tuple[str, tuple[int, ...], Columns]]:
-    """What a parameter counts as: name, shape and columns; more than one where a mesh has more.
+    """Name, shape and columns that a parameter counts as; several where a mesh has several.
 
     Padding of a vocabulary on a mesh is zero, and zeros add nothing to a sum.
     """

@@ -4,7 +4,7 @@ transformers' video processors need torch and torchvision. The steps are the sam
 NumPy: resized frames differ from theirs by one or two of 255 levels at some pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +15,13 @@ from models.inputs.clips import ReadClip
 from models.messages import show
 from vkq_jax.array_types import Float
 
-__all__ = ["ClipProcessing", "frame_pixels", "resized_frame"]
+__all__ = [
+    "ClipProcessing",
+    "check_tower",
+    "frame_pixels",
+    "minutes_and_seconds",
+    "resized_frame",
+]
 
 
 class ClipProcessing:
@@ -114,3 +120,18 @@ def _crop(frame: Image.Image, size: dict[str, int]) -> Image.Image:
         edges.append(-(missing // 2) if missing > 0 else -missing // 2)
     left, top = edges
     return frame.crop((left, top, left + size["width"], top + size["height"]))
+
+
+def check_tower(settings: ClipSettings, tower: Mapping[str, int]) -> None:
+    """Raises ValueError where settings of these names are not those of the vision tower."""
+    for name, expected in tower.items():
+        if getattr(settings, name) != expected:
+            raise ValueError(
+                f"clips: {name}: expected {expected}, as in the vision tower, got "
+                f"{getattr(settings, name)}"
+            )
+
+
+def minutes_and_seconds(seconds: float) -> str:
+    """A time of a clip in a prompt, for instance 01:05."""
+    return f"{int(seconds // 60):02d}:{int(seconds % 60):02d}"

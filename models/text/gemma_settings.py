@@ -149,7 +149,7 @@ class _RopeByKind(Settings):
 
 
 def rope_by_kind(given: dict[str, Any] | None, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `rope_parameters` says of layers without a window and of those with one.
+    """The `rope_parameters` of layers without a window and of those with one.
 
     Raises:
         NotImplementedError: fields that are not supported, named.

@@ -96,7 +96,7 @@ def test_settings_that_cannot_be(tower, tmp_path, cases, one_clear_error):
 
 
 def test_counts_that_no_file_has(tower, tmp_path, one_clear_error):
-    """Of tensors, of settings and of an array's elements, which the reader would go through."""
+    """The reader would go through as many tensors, settings and elements of an array."""
     whole = write(tmp_path / "whole.gguf", tower).read_bytes()
     file = tmp_path / "tower.gguf"
     types = whole.index(b"tokenizer.ggml.token_type") + len("tokenizer.ggml.token_type") + 8

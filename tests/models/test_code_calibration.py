@@ -196,7 +196,7 @@ def test_checksums_are_the_same_on_the_host_and_on_devices(first):
     x = x.at[0, :4, 0].set(jnp.asarray([0.0, -0.0, 1e-9, -1e-30]))
     expected = int(fingerprints._sum_on_devices(x, np.uint32(first)))
     assert fingerprints._sum_on_host(np.asarray(x), first) == expected
-    # Of a checkpoint in bfloat16, float16 holds the same weights but for the tiniest.
+    # float16 holds the weights of a checkpoint in bfloat16 but for the tiniest.
     coarse = x.astype(jnp.bfloat16).astype(jnp.float16)
     assert fingerprints._sum_on_host(np.asarray(coarse), first) == expected
     # The layers of a stack add up to it.

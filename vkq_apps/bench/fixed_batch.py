@@ -4,7 +4,6 @@ Prefills take most of a row's time and say nothing of a step, so the cache is co
 keys and values instead: those of one layer of one sequence, which all others hold as well.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from models.sharding.placing import sequence_parts
 from pallas_kernels.shapes import find_shape
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.decoding import first_state, measure_decoding
-from vkq_apps.bench.random_model import abstract_model, decode_weight_bytes, random_params
+from vkq_apps.bench.random_model import abstract_model, decode_weight_bytes, drawn_model
 from vkq_apps.bench.sequence_cache import per_sequence, repeated_cache
 from vkq_apps.bench.throughput import ThroughputSetup
 
@@ -62,9 +61,7 @@ def measure_fixed_batch(
     device_memory.check_fits(needed, f"the caches of {batch} sequences")
 
     stage("drawing weights")
-    params = random_params(model.params, mesh=model.mesh)
-    model = dataclasses.replace(model, params=params).unstack_layers()
-    jax.block_until_ready(model.params)
+    model = drawn_model(model)
     stage(f"decoding {batch} sequences")
     figures = measure_decoding(
         model,

@@ -33,6 +33,7 @@ __all__ = [
     "VISION_LAYERS",
     "abstract_model",
     "decode_weight_bytes",
+    "drawn_model",
     "llava_config",
     "prompts",
     "random_params",
@@ -91,6 +92,14 @@ def abstract_model(shape: ModelShape, mesh: str | None = None) -> Model:
         lambda: LlavaModel(config, Maker.create(nnx.Rngs(0), jnp.bfloat16, mesh=fitted))
     )
     return dataclasses.replace(Model.from_module(module), mesh=fitted)
+
+
+def drawn_model(model: Model) -> Model:
+    """An `abstract_model` with random weights on its devices, layers apart."""
+    params = random_params(model.params, mesh=model.mesh)
+    model = dataclasses.replace(model, params=params).unstack_layers()
+    jax.block_until_ready(model.params)
+    return model
 
 
 def random_params[T](shapes: T, seed: int = 0, *, mesh: Mesh | None = None) -> T:

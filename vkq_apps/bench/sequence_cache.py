@@ -69,7 +69,7 @@ def repeated_cache(
 ) -> KVCache:
     """A cache whose layers and sequences all hold the `random_layer`, as a prefill leaves it.
 
-    Of the text bank's `text_capacity` tokens `text_length` are filled.
+    The text bank has room for `text_capacity` tokens and holds `text_length`.
     """
     layer = random_layer(
         jax.random.key(0), shape, shape.visual_tokens, text_capacity, quant, implementation

@@ -32,9 +32,9 @@ from vkq_apps.bench.random_model import (
     VISION_LAYERS,
     abstract_model,
     decode_weight_bytes,
+    drawn_model,
     llava_config,
     prompts,
-    random_params,
 )
 from vkq_apps.bench.sequence_cache import per_sequence
 from vkq_jax.cache import KVCache
@@ -166,9 +166,7 @@ def measure_throughput(
         equal = _batch(setup, one, devices) // parts * parts
 
     stage("drawing weights")
-    params = random_params(model.params, mesh=model.mesh)
-    model = dataclasses.replace(model, params=params).unstack_layers()
-    jax.block_until_ready(model.params)
+    model = drawn_model(model)
     stage(f"prefilling {sequences} sequences")
     logits, cache, figures = measure_prefill(
         model,

@@ -1,4 +1,4 @@
-"""What has to be done where a run fails; imports nothing, so that `vkq` starts at once."""
+"""Steps that a failed run still has to take; imports nothing, so that `vkq` starts at once."""
 
 from collections.abc import Callable
 

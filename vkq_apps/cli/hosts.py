@@ -153,7 +153,7 @@ def on_all_hosts() -> Iterator[dict[str, Callable[[], Any]]]:
 
 
 def _exchange(digest: bytes) -> np.ndarray:
-    """What each host gives, 32 bytes or fewer, in rows of uint8."""
+    """The digests of all hosts, 32 bytes or fewer each, in rows of uint8."""
     own = np.frombuffer(digest.ljust(32, b"\0"), np.uint8)
     return np.asarray(multihost_utils.process_allgather(own))
 

@@ -64,7 +64,7 @@ class Variant:
 
     @property
     def part(self) -> str:
-        """What is left out or replaced; "" of a whole plan."""
+        """The part that is left out or replaced; "" for a whole plan."""
         return self.name.partition(": ")[2]
 
 

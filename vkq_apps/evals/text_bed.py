@@ -134,7 +134,7 @@ def _calibrated(
 
 
 def sample(model: TextModel, texts: Sequence[Excerpt], done: Callable[[], None]) -> CodeSamples:
-    """What tables are fitted to, of texts; `done` is called after each."""
+    """The samples of texts that tables are fitted to; `done` is called after each text."""
     found = []
     for text in texts:
         found.append(model.observe(text.ids))

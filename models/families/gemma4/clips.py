@@ -11,7 +11,12 @@ import numpy as np
 
 from models.checkpoints.hf_fields import Count, Side
 from models.families.gemma4.config import Gemma4Config
-from models.inputs.clip_processing import ClipProcessing, frame_pixels
+from models.inputs.clip_processing import (
+    ClipProcessing,
+    check_tower,
+    frame_pixels,
+    minutes_and_seconds,
+)
 from models.inputs.clip_settings import ClipSettings, Scale
 from models.inputs.clips import ReadClip
 
@@ -61,12 +66,7 @@ class Gemma4ClipProcessing(ClipProcessing):
     def check(self, config: Gemma4Config, settings: _Gemma4ClipSettings) -> None:
         """See `ClipProcessing.check`: patches and blocks are those of the tower."""
         tower = {"patch_size": config.vision.patch_size, "pooling_kernel_size": config.vision.merge}
-        for name, expected in tower.items():
-            if getattr(settings, name) != expected:
-                raise ValueError(
-                    f"clips: {name}: expected {expected}, as in the vision tower, got "
-                    f"{getattr(settings, name)}"
-                )
+        check_tower(settings, tower)
 
     def preprocess(
         self,
@@ -85,17 +85,13 @@ class Gemma4ClipProcessing(ClipProcessing):
             count = int((places[0, :, 0] >= 0).sum()) // settings.pooling_kernel_size**2
             frame = f"{begin}{placeholder * count}{end}"
             times = (index / clip.assumed_fps for index in clip.indices)
-            texts.append(" ".join(f"{_minutes(time)} {frame}" for time in times))
+            texts.append(" ".join(f"{minutes_and_seconds(time)} {frame}" for time in times))
         pixels, places = (np.concatenate(each) for each in zip(*found, strict=True))
         return {
             "pixel_values_videos": pixels,
             "video_position_ids": places,
             "num_frames_per_video": np.array([len(clip.frames) for clip in clips]),
         }, texts
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds // 60):02d}:{int(seconds % 60):02d}"
 
 
 def _patches(settings: _Gemma4ClipSettings, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,12 @@ from PIL import Image
 
 from models.checkpoints.hf_fields import Count
 from models.families.idefics3.config import Idefics3Config
-from models.inputs.clip_processing import ClipProcessing, frame_pixels, resized_frame
+from models.inputs.clip_processing import (
+    ClipProcessing,
+    frame_pixels,
+    minutes_and_seconds,
+    resized_frame,
+)
 from models.inputs.clip_settings import ClipSettings, Scale
 from models.inputs.clips import ReadClip
 from models.messages import show
@@ -170,9 +175,7 @@ def _text(clip: ReadClip, tile: str) -> str:
     """The text that a clip's placeholder becomes; `tile` is the text of a frame."""
     seconds = [index / clip.assumed_fps for index in clip.indices]
     whole = timedelta(seconds=int(seconds[-1] if clip.fps is None else clip.total / clip.fps))
-    frames = "".join(
-        f"\nFrame from {int(second // 60):02d}:{int(second % 60):02d}:{tile}" for second in seconds
-    )
+    frames = "".join(f"\nFrame from {minutes_and_seconds(second)}:{tile}" for second in seconds)
     return (
         f"You are provided the following series of {_in_words(len(seconds))} frames from a {whole} "
         f"[H:MM:SS] video.\n{frames}\n\n"

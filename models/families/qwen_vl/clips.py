@@ -11,7 +11,7 @@ import numpy as np
 
 from models.checkpoints.hf_fields import Count, Side
 from models.families.qwen_vl.config import QwenVLConfig
-from models.inputs.clip_processing import ClipProcessing, frame_pixels
+from models.inputs.clip_processing import ClipProcessing, check_tower, frame_pixels
 from models.inputs.clip_settings import ClipSettings, Rate, Scale
 from models.inputs.clips import ASSUMED_FPS, ReadClip
 from models.messages import show
@@ -176,12 +176,7 @@ class QwenClipProcessing(ClipProcessing):
             "temporal_patch_size": vision.temporal_patch_size,
             "merge_size": vision.merge,
         }
-        for name, expected in tower.items():
-            if getattr(settings, name) != expected:
-                raise ValueError(
-                    f"clips: {name}: expected {expected}, as in the vision tower, got "
-                    f"{getattr(settings, name)}"
-                )
+        check_tower(settings, tower)
 
     def preprocess(
         self,

@@ -82,7 +82,8 @@ class _Classes:
     def _reads_centroids(self) -> bool:
         """Whether tokens without bits are read one by one.
 
-        Of a codebook 256 centroids are too many to count; with a key bias each has its own score.
+        The 256 centroids of a codebook are too many to count; a key bias gives each token a score
+        of its own.
         """
         books = self._packed.key.codebook or self._packed.value.codebook
         return books or self._spec.biased
