@@ -1,8 +1,8 @@
 """Tables that are made from the files under results/.
 
 `docs/hooks.py` puts them into the pages of the site that have `<!-- table: NAME -->`. README.md and
-kernel.md are read without the site: `python docs/tables.py` prints their tables, to be pasted, and
-`tests/test_docs.py` holds both pages to them.
+kernel_benchmarks.md are read without the site: `python docs/tables.py` prints their tables, to be
+pasted, and `tests/test_docs.py` holds both pages to them.
 """
 
 import json
@@ -299,11 +299,11 @@ def _goal(row: dict[str, Any]) -> str:
     return f"**{row['goal']:g}x missed**" if missed else f"{row['goal']:g}x"
 
 
-# Each a table of kernel.md.
+# Each a table of kernel_benchmarks.md.
 KERNEL_ROWS = (dictionary_rows, codebook_rows, learned_rows, text_rows, bias_rows, portable_rows)
 
 
 if __name__ == "__main__":
-    tables = (short_answer_rows, speed_rows, throughput_table, kernel_table)
+    tables = (short_answer_rows, speed_rows, kernel_table)
     for lines in (rows() for rows in (*tables, *KERNEL_ROWS)):
         print("\n".join(lines), end="\n\n")

@@ -21,7 +21,7 @@ _SUMS = {
 def gpu_options(mesh: Mesh | None) -> dict[str, int | str] | None:
     """`compiler_options` of `jax.jit` for a decode loop of a model on this mesh; None: no GPU.
 
-    On two H200, steps are 2% faster on one and 3% on both (docs/scaling_out.md). Graphs of
+    On two H200, steps are 2% faster on one and 3% on both (docs/scaling_benchmarks.md). Graphs of
     several processes are left alone: they were not tried.
     """
     if jax.default_backend() != "gpu":

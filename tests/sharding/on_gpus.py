@@ -1,4 +1,4 @@
-"""The comparisons of this folder on the devices that there are, see docs/scaling_out.md.
+"""The comparisons of this folder on the devices that there are, see docs/scaling_benchmarks.md.
 
     python -m tests.sharding.on_gpus --out results/mesh_gpus.json
 
