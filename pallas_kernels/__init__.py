@@ -7,8 +7,8 @@ from pallas_kernels.api import (
     choose_implementation,
     decode_attention,
     explain,
-    lay_out,
     slowness,
+    to_kernel_layout,
     unavailable_reason,
 )
 from pallas_kernels.backend import Backend
@@ -29,9 +29,9 @@ __all__ = [
     "decode_attention",
     "explain",
     "explain_coding",
-    "lay_out",
     "quantize_bank",
     "slowness",
     "tile",
+    "to_kernel_layout",
     "unavailable_reason",
 ]

@@ -29,8 +29,8 @@ __all__ = [
     "choose_implementation",
     "decode_attention",
     "explain",
-    "lay_out",
     "slowness",
+    "to_kernel_layout",
     "unavailable_reason",
     "untried_reason",
 ]
@@ -143,7 +143,7 @@ def attend_layer(
     return IMPLEMENTATIONS[name](query, cache.layer(index), **options)
 
 
-def lay_out(bank: VisualBank, *, implementation: str | None = None) -> VisualBank:
+def to_kernel_layout(bank: VisualBank, *, implementation: str | None = None) -> VisualBank:
     """A bank of one layer, or of all, in the layout of the implementation that will read it.
 
     What that implementation does not cover stays as it is.

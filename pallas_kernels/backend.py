@@ -4,7 +4,7 @@ import dataclasses
 from typing import Unpack
 
 import vkq_jax.backend
-from pallas_kernels.api import attend_layer, lay_out
+from pallas_kernels.api import attend_layer, to_kernel_layout
 from pallas_kernels.quantize.quantize_bank import quantize_bank
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention import Attended
@@ -51,4 +51,4 @@ class Backend(vkq_jax.backend.Backend):
         coding = None if self.implementation == "mosaic_gpu" else self.implementation
         bank = quantize_bank(key, value, index, valid, quant, tables=tables, implementation=coding)
         # Coded by default, which a card that the kernels have not been tried on lays out for XLA.
-        return lay_out(bank, implementation=self.implementation)
+        return to_kernel_layout(bank, implementation=self.implementation)

@@ -24,8 +24,8 @@ from vkq_jax.visibility import Starts
 __all__ = [
     "TextPart",
     "join_banks",
-    "lay_out_parts",
     "part_of_cache",
+    "parts_to_kernel_layout",
     "shape_of_part",
     "split_bank",
     "take_part",
@@ -98,7 +98,7 @@ def split_bank(bank: VisualBank, parts: int) -> VisualBank:
 
 
 def join_banks(
-    cache: KVCache, lay_out: Callable[[VisualBank], VisualBank] = lambda bank: bank
+    cache: KVCache, to_kernel_layout: Callable[[VisualBank], VisualBank] = lambda bank: bank
 ) -> KVCache:
     """The cache with those of its visual banks whole that are in parts, laid out by a function."""
 
@@ -106,7 +106,7 @@ def join_banks(
         if not isinstance(bank.key, SplitTensor):
             return bank
         joined = dataclasses.replace(bank, key=bank.key.plain(), value=bank.value.plain())
-        return lay_out(joined)
+        return to_kernel_layout(joined)
 
     return dataclasses.replace(cache, visual=tuple(map(whole, cache.visual)))
 
@@ -123,8 +123,11 @@ def take_part(bank: VisualBank, part: Number, axis: int) -> VisualBank:
     return dataclasses.replace(bank, key=key, value=value)
 
 
-def lay_out_parts(
-    bank: VisualBank, numbers: Sequence[Number], axis: int, lay_out: Callable[..., VisualBank]
+def parts_to_kernel_layout(
+    bank: VisualBank,
+    numbers: Sequence[Number],
+    axis: int,
+    to_kernel_layout: Callable[..., VisualBank],
 ) -> VisualBank:
     """The bank with each of its parts laid out for a kernel.
 
@@ -132,12 +135,12 @@ def lay_out_parts(
         bank: in parts, of one layer or of all.
         numbers: of the parts that the bank holds, which may be some of the whole bank's.
         axis: of parts.
-        lay_out: of a bank that is one part, see `pallas_kernels.lay_out`.
+        to_kernel_layout: of a bank that is one part, see `pallas_kernels.to_kernel_layout`.
     """
     if not isinstance(bank.key, SplitTensor):
         return bank
     parts = [
-        lay_out(_part_of_bank(take_part(bank, held, axis), number, axis))
+        to_kernel_layout(_part_of_bank(take_part(bank, held, axis), number, axis))
         for held, number in enumerate(numbers)
     ]
     key, value = (

@@ -17,7 +17,7 @@ import pallas_kernels
 from models.sharding.axes import DATA, GROUP, KV_HEADS, MODEL
 from models.sharding.split_backend import SplitBackend
 from vkq_jax.backend import Backend
-from vkq_jax.bank_parts import join_banks, lay_out_parts, split_bank
+from vkq_jax.bank_parts import join_banks, parts_to_kernel_layout, split_bank
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.layered import AnyCache, LayeredCache, map_parts
 from vkq_jax.sharding import CacheAxes, cache_specs
@@ -145,11 +145,13 @@ def _in_parts(cache: KVCache, parts: int) -> KVCache:
     def split(bank: VisualBank) -> VisualBank:
         if isinstance(bank.key, SplitTensor):
             return bank
-        return lay_out_parts(split_bank(bank, parts), range(parts), 3, pallas_kernels.lay_out)
+        return parts_to_kernel_layout(
+            split_bank(bank, parts), range(parts), 3, pallas_kernels.to_kernel_layout
+        )
 
     if parts > 1:
         return dataclasses.replace(cache, visual=tuple(map(split, cache.visual)))
-    return join_banks(cache, pallas_kernels.lay_out)
+    return join_banks(cache, pallas_kernels.to_kernel_layout)
 
 
 def place_shared[T](mesh: Mesh | None, tables: T) -> T:

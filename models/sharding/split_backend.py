@@ -14,7 +14,7 @@ import vkq_jax.attention
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention import Attended, merge, score_range
 from vkq_jax.backend import Backend, CacheOptions, LogitsOptions
-from vkq_jax.bank_parts import lay_out_parts, part_of_cache, split_bank, take_part
+from vkq_jax.bank_parts import part_of_cache, parts_to_kernel_layout, split_bank, take_part
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.calibration import score_map
 from vkq_jax.code_tables import CodeTables
@@ -120,12 +120,12 @@ class SplitBackend(Backend):
         if self.on_device:
             numbers = [jax.lax.axis_index(self.axes.parts)]
             bank = take_part(bank, numbers[0], axis=2)
-        return lay_out_parts(bank, numbers, 2, self.lay_out)
+        return parts_to_kernel_layout(bank, numbers, 2, self.to_kernel_layout)
 
-    def lay_out(self, bank: VisualBank) -> VisualBank:
-        """See `pallas_kernels.lay_out`."""
+    def to_kernel_layout(self, bank: VisualBank) -> VisualBank:
+        """See `pallas_kernels.to_kernel_layout`."""
         implementation = getattr(self.inner, "implementation", None)
-        return pallas_kernels.lay_out(bank, implementation=implementation)
+        return pallas_kernels.to_kernel_layout(bank, implementation=implementation)
 
     @property
     def _own_heads(self) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.api import (
     choose_implementation,
-    lay_out,
+    to_kernel_layout,
     unavailable_reason,
     untried_reason,
 )
@@ -64,7 +64,7 @@ def quantize_bank(
     if choose_coding(key, value, index, quant, implementation=implementation) == "mosaic_gpu":
         return fused_bank(key, value, index, valid, quant)
     bank = quantize_visual(key, value, index, valid, quant, tables)
-    return lay_out(bank, implementation=implementation)
+    return to_kernel_layout(bank, implementation=implementation)
 
 
 def choose_coding(

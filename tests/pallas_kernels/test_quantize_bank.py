@@ -201,7 +201,7 @@ def test_without_the_device_the_default_is_plain_coding():
     for implementation in (None, "xla"):
         got = pallas_kernels.quantize_bank(*arguments, implementation=implementation)
         plain = quantize_visual(*arguments)
-        same(got, pallas_kernels.lay_out(plain, implementation=implementation))
+        same(got, pallas_kernels.to_kernel_layout(plain, implementation=implementation))
     with pytest.raises(ValueError, match="implementation must be one of"):
         pallas_kernels.quantize_bank(*arguments, implementation="cuda")
     if jax.default_backend() == "cpu":

@@ -12,7 +12,13 @@ import pallas_kernels
 import vkq_jax
 from tests.support.caches import Shape, attend, random_layer, random_starts, relative_error
 from vkq_jax import attention
-from vkq_jax.bank_parts import TextPart, join_banks, lay_out_parts, part_of_cache, split_bank
+from vkq_jax.bank_parts import (
+    TextPart,
+    join_banks,
+    part_of_cache,
+    parts_to_kernel_layout,
+    split_bank,
+)
 from vkq_jax.bank_parts import take_part as take
 from vkq_jax.cache import KVCache
 
@@ -44,11 +50,11 @@ def one_layer_cache(name, shape=SHAPE):
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def in_parts(cache, lay_out=None):
+def in_parts(cache, to_kernel_layout=None):
     (bank,) = cache.visual
     bank = split_bank(bank, PARTS)
-    if lay_out is not None:
-        bank = lay_out_parts(bank, range(PARTS), 3, lay_out)
+    if to_kernel_layout is not None:
+        bank = parts_to_kernel_layout(bank, range(PARTS), 3, to_kernel_layout)
     return dataclasses.replace(cache, visual=(bank,))
 
 

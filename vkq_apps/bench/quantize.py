@@ -123,7 +123,9 @@ def measure_quantize(setup: QuantizeSetup, row: dict[str, Any]) -> None:
             )
             for key, value in layers
         )
-        return [pallas_kernels.lay_out(bank) for bank in banks]  # as attention reads it here
+        return [
+            pallas_kernels.to_kernel_layout(bank) for bank in banks
+        ]  # as attention reads it here
 
     compiled = compile_ahead(jax.jit(code), layers, index, valid)
     arguments = layers, index, valid

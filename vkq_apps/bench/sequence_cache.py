@@ -40,7 +40,7 @@ def random_layer(
     bank = quantize_visual(
         tensor(0, visual), tensor(1, visual), index, jnp.ones((1, visual), bool), quant
     )
-    bank = pallas_kernels.lay_out(bank, implementation=implementation)
+    bank = pallas_kernels.to_kernel_layout(bank, implementation=implementation)
     text_key, text_value = (tensor(number, text).swapaxes(1, 2) for number in (2, 3))
     length = jnp.full(1, text, jnp.int32)
     return LayerCache((bank,), TextBank(text_key, text_value, length), quant=quant)
