@@ -7,7 +7,7 @@ from pallas_kernels.api import (
     choose_implementation,
     decode_attention,
     explain,
-    slowness,
+    slowdown_reason,
     to_kernel_layout,
     unavailable_reason,
 )
@@ -30,7 +30,7 @@ __all__ = [
     "explain",
     "explain_coding",
     "quantize_bank",
-    "slowness",
+    "slowdown_reason",
     "tile",
     "to_kernel_layout",
     "unavailable_reason",

@@ -29,7 +29,7 @@ __all__ = [
     "choose_implementation",
     "decode_attention",
     "explain",
-    "slowness",
+    "slowdown_reason",
     "to_kernel_layout",
     "unavailable_reason",
     "untried_reason",
@@ -213,8 +213,8 @@ def explain(
     """Which implementation this cache takes here by default, and what the others would do.
 
     With the shape of a query [B, T, N, H] (and the cache of all layers) also how the fused kernel
-    would divide the work, on whatever device. Last the line of `slowness`, if any. Arrays may be
-    abstract. Layers and heads with settings of their own are explained group by group.
+    would divide the work, on whatever device. Last the line of `slowdown_reason`, if any. Arrays
+    may be abstract. Layers and heads with settings of their own are explained group by group.
     """
     if isinstance(cache, LayeredCache):
         parts = zip(cache.cells, cache.parts, cache.sizes, strict=True)
@@ -232,7 +232,7 @@ def explain(
         _check_query(query, cache)
         if mosaic_gpu.unsupported_reason(cache, logits_soft_cap) is None:
             lines += [f"mosaic_gpu: {line}" for line in describe(cache, query)]
-    if slow := slowness(cache, logits_soft_cap=logits_soft_cap):
+    if slow := slowdown_reason(cache, logits_soft_cap=logits_soft_cap):
         lines.append(f"warning: {slow}")
     return "\n".join(lines)
 
@@ -254,7 +254,7 @@ _SLOW_BIAS = (
 )
 
 
-def slowness(
+def slowdown_reason(
     cache: LayerCache | AnyCache,
     implementation: str | None = None,
     logits_soft_cap: float | None = None,
@@ -266,7 +266,7 @@ def slowness(
     `choose_implementation`.
     """
     if isinstance(cache, LayeredCache):
-        found = (slowness(part, implementation, logits_soft_cap) for part in cache.parts)
+        found = (slowdown_reason(part, implementation, logits_soft_cap) for part in cache.parts)
         return next((line for line in found if line), None)
     cache = shape_of_part(cache)
     name = choose_implementation(implementation, cache, logits_soft_cap)

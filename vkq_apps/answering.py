@@ -25,7 +25,8 @@ class Answer:
         visual_tokens: image tokens held by the cache.
         nbytes: of the cache, by what they hold.
         tokens_per_second: of the decode loop once it is compiled; None for very short answers.
-        slowness: why attention over the cache is slower here than over bfloat16; None: it is not.
+        slowdown_reason: why attention over the cache is slower here than over bfloat16; None: it is
+            not.
     """
 
     text: str
@@ -33,7 +34,7 @@ class Answer:
     visual_tokens: int
     nbytes: vkq_jax.CacheBytes
     tokens_per_second: float | None
-    slowness: str | None
+    slowdown_reason: str | None
 
 
 def stream_texts(model: Model, inputs: Inputs, **options: Any) -> Iterator[tuple[Generation, str]]:
@@ -74,7 +75,7 @@ def ask(
         visual_tokens=sum(int(length.sum()) for length in generation.cache.visual_lengths),
         nbytes=vkq_jax.cache_nbytes(generation.cache),
         tokens_per_second=rate,
-        slowness=pallas_kernels.slowness(
+        slowdown_reason=pallas_kernels.slowdown_reason(
             generation.cache,
             options.get("implementation"),
             model.config.text.attn_logit_softcapping,

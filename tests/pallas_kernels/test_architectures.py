@@ -108,8 +108,8 @@ def test_an_untried_card_takes_the_kernel_on_request(card):
     assert second == "xla: taken"
     assert last.startswith("warning: ")
     assert last.endswith(f'{said}; implementation="mosaic_gpu" asks for it')
-    assert pallas_kernels.slowness(layer, "mosaic_gpu") is None
-    assert pallas_kernels.slowness(layer, "xla").endswith("xla was asked for")
+    assert pallas_kernels.slowdown_reason(layer, "mosaic_gpu") is None
+    assert pallas_kernels.slowdown_reason(layer, "xla").endswith("xla was asked for")
 
 
 def test_an_untried_card_codes_for_the_kernel_on_request(card):

@@ -283,15 +283,17 @@ def test_a_coded_cache_that_is_slower_than_bfloat16_says_so(monkeypatch):
         jax.eval_shape(lambda quant=quant: random_layer(shape, quant)[1])
         for quant in (both(hadamard((1.0, 1.5))), CODES["vkq-1bit"], both(Dense()))
     )
-    assert pallas_kernels.slowness(halved) is None
+    assert pallas_kernels.slowdown_reason(halved) is None
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
-    line = pallas_kernels.slowness(halved)
+    line = pallas_kernels.slowdown_reason(halved)
     assert line.endswith("keys: a class of tokens with half a plane")
     assert pallas_kernels.explain(halved).splitlines()[-1] == f"warning: {line}"
-    assert pallas_kernels.slowness(covered) is None
-    assert pallas_kernels.slowness(covered, "xla").endswith("fused kernel: xla was asked for")
-    assert pallas_kernels.slowness(dense) is None
+    assert pallas_kernels.slowdown_reason(covered) is None
+    assert pallas_kernels.slowdown_reason(covered, "xla").endswith(
+        "fused kernel: xla was asked for"
+    )
+    assert pallas_kernels.slowdown_reason(dense) is None
     assert "warning" not in pallas_kernels.explain(covered)
 
 

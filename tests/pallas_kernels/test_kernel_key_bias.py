@@ -100,5 +100,7 @@ def test_a_cache_that_a_bias_may_make_slower_than_bfloat16_says_so(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
     monkeypatch.setattr(mosaic_gpu, "untried_reason", lambda: None)
-    assert pallas_kernels.slowness(layer).endswith("the share of the keys' bias in each score")
-    assert pallas_kernels.slowness(dataclasses.replace(layer, key_bias=None)) is None
+    assert pallas_kernels.slowdown_reason(layer).endswith(
+        "the share of the keys' bias in each score"
+    )
+    assert pallas_kernels.slowdown_reason(dataclasses.replace(layer, key_bias=None)) is None

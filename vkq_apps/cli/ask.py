@@ -215,8 +215,8 @@ def _answer(
             on_text=show if watched else lambda text: None,
             **{**options, **draws},
         )
-    if coded.slowness:
-        log.print(f"warning: {coded.slowness}", soft_wrap=True)
+    if coded.slowdown_reason:
+        log.print(f"warning: {coded.slowdown_reason}", soft_wrap=True)
     return {
         "image": describe_images(images),
         "prompt": prompt,
