@@ -12,7 +12,7 @@ from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.attention.description import describe
 from pallas_kernels.layout.tiled import tile
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.attention import Attended
+from vkq_jax.attention import AttentionOutput
 from vkq_jax.bank_parts import shape_of_part
 from vkq_jax.cache import KVCache, LayerCache, VisualBank
 from vkq_jax.dense import DenseTensor
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 # In order of preference: with `implementation=None` the first one that applies is taken.
-IMPLEMENTATIONS: Mapping[str, Callable[..., Attended]] = MappingProxyType(
+IMPLEMENTATIONS: Mapping[str, Callable[..., AttentionOutput]] = MappingProxyType(
     {
         "mosaic_gpu": mosaic_gpu.attend_cache,
         "xla": vkq_jax.attention.attend_cache,
@@ -99,7 +99,7 @@ def attend_cache(
     starts: Starts | None = None,
     logits_scale: float | None = None,
     logits_soft_cap: float | None = None,
-) -> Attended:
+) -> AttentionOutput:
     """`decode_attention` in float32, with log-sum-exp and count of skipped calibrations."""
     _check_query(query, cache_layer)
     _check_options(query, cache_layer, visible_text, starts, logits_scale)
@@ -124,7 +124,7 @@ def attend_layer(
     starts: Starts | None = None,
     logits_scale: float | None = None,
     logits_soft_cap: float | None = None,
-) -> Attended:
+) -> AttentionOutput:
     """`attend_cache` on `cache.layer(index)`, for loops over layers.
 
     An implementation that reads its layer in place spares the copy that taking it out would be.

@@ -7,7 +7,7 @@ import vkq_jax.backend
 from pallas_kernels.api import attend_layer, to_kernel_layout
 from pallas_kernels.quantize.quantize_bank import quantize_bank
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.attention import Attended
+from vkq_jax.attention import AttentionOutput
 from vkq_jax.backend import CacheOptions
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.code_tables import CodeTables
@@ -32,7 +32,7 @@ class Backend(vkq_jax.backend.Backend):
         cache: KVCache,
         layer: Int32[Array, ""] | int,
         **options: Unpack[CacheOptions],
-    ) -> Attended:
+    ) -> AttentionOutput:
         """Attention over one layer of a cache, see `attend_layer`."""
         return attend_layer(query, cache, layer, implementation=self.implementation, **options)
 

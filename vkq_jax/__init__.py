@@ -2,7 +2,7 @@
 
 from vkq_jax import summaries as summaries  # registers the short forms of caches and tensors
 from vkq_jax.accounting import CacheBytes, cache_nbytes
-from vkq_jax.attention import Attended
+from vkq_jax.attention import AttentionOutput
 from vkq_jax.attention_weights import AttentionWeights, attention_weights, token_numbers
 from vkq_jax.backend import Backend
 from vkq_jax.cache import KVCache, LayerCache, VisualBank
@@ -52,7 +52,7 @@ from vkq_jax.visual import VisualSpan, visual_mask, visual_spans
 __all__ = [
     "MSE",
     "AffineTensor",
-    "Attended",
+    "AttentionOutput",
     "AttentionWeights",
     "Backend",
     "CacheBytes",

@@ -22,7 +22,7 @@ from vkq_jax.soft_cap import soft_cap
 from vkq_jax.visibility import Starts, causal_text
 
 __all__ = [
-    "Attended",
+    "AttentionOutput",
     "attend_cache",
     "attend_dense",
     "bias_scores",
@@ -38,7 +38,7 @@ __all__ = [
 
 
 @frozen_pytree
-class Attended:
+class AttentionOutput:
     """Attention over one set of positions, mergeable with attention over others.
 
     Attributes:
@@ -58,7 +58,7 @@ class Attended:
         logsumexp: Float[Array, "B K Q"],
         num_queries: int,
         calibration_skipped: Int32[Array, "B"] | None = None,
-    ) -> Attended:
+    ) -> AttentionOutput:
         """From results grouped by KV head, as `to_kv_heads` groups queries."""
         if calibration_skipped is None:
             calibration_skipped = jnp.zeros(output.shape[0], jnp.int32)
@@ -74,7 +74,7 @@ def attend_cache(
     starts: Starts | None = None,
     logits_scale: float | None = None,
     logits_soft_cap: float | None = None,
-) -> Attended:
+) -> AttentionOutput:
     """Attention over the visible visual and text tokens of one layer.
 
     Args:
@@ -102,7 +102,7 @@ def attend_cache(
         else:
             summed = post_scaling.weighted_sum(part, bank.value, value_tables)
         output = output + summed
-    return Attended.from_kv_heads(output, logsumexp, num_queries, calibration_skipped)
+    return AttentionOutput.from_kv_heads(output, logsumexp, num_queries, calibration_skipped)
 
 
 def joint_scores(
@@ -191,7 +191,7 @@ def attend_dense(
     *,
     logits_scale: float | None = None,
     logits_soft_cap: float | None = None,
-) -> Attended:
+) -> AttentionOutput:
     """Attention over full-precision keys and values that are not in the cache (yet)."""
     num_queries = query.shape[1]
     q = scaled_rows(query, key.shape[2], logits_scale)
@@ -199,10 +199,10 @@ def attend_dense(
     logits = soft_cap(logits, logits_soft_cap)
     weights, logsumexp = masked_softmax(logits, per_kv_head(mask[:, None], logits))
     output = exact_einsum("bkqs,bskh->bkqh", weights, value.astype(jnp.float32))
-    return Attended.from_kv_heads(output, logsumexp, num_queries)
+    return AttentionOutput.from_kv_heads(output, logsumexp, num_queries)
 
 
-def merge(first: Attended, second: Attended) -> Attended:
+def merge(first: AttentionOutput, second: AttentionOutput) -> AttentionOutput:
     """One softmax over the positions of both, which must be disjoint."""
     logsumexp = jnp.logaddexp(first.logsumexp, second.logsumexp)
     seen = jnp.isfinite(logsumexp)
@@ -211,7 +211,7 @@ def merge(first: Attended, second: Attended) -> Attended:
         weight = jnp.exp(part.logsumexp - jnp.where(seen, logsumexp, 0.0))
         return weight[..., None] * part.output
 
-    return Attended(
+    return AttentionOutput(
         share(first) + share(second),
         logsumexp,
         first.calibration_skipped + second.calibration_skipped,

@@ -4,7 +4,7 @@ import dataclasses
 from typing import TypedDict, Unpack
 
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.attention import Attended, attend_cache, attend_dense
+from vkq_jax.attention import AttentionOutput, attend_cache, attend_dense
 from vkq_jax.cache import KVCache, VisualBank, quantize_visual
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
@@ -50,7 +50,7 @@ class Backend:
         cache: KVCache,
         layer: Int32[Array, ""] | int,
         **options: Unpack[CacheOptions],
-    ) -> Attended:
+    ) -> AttentionOutput:
         """Attention over one layer of a cache, see `vkq_jax.attention.attend_cache`."""
         return attend_cache(query, cache.layer(layer), **options)
 

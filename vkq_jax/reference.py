@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.attention import Attended
+from vkq_jax.attention import AttentionOutput
 from vkq_jax.cache import LayerCache, VisualBank
 from vkq_jax.calibration import calibrate
 from vkq_jax.dense import DenseTensor
@@ -29,7 +29,7 @@ def attend_cache(
     starts: Starts | None = None,
     logits_scale: float | None = None,
     logits_soft_cap: float | None = None,
-) -> Attended:
+) -> AttentionOutput:
     """Same contract as `vkq_jax.attention.attend_cache`."""
     num_queries, num_heads, head_dim = query.shape[1:]
     queries_per_kv_head = num_heads // layer.text.key.shape[1]
@@ -97,7 +97,7 @@ def attend_cache(
             starts,
             layer.score_map,
         )
-    return Attended(output, logsumexp, calibration_skipped.sum((1, 2), dtype=jnp.int32))
+    return AttentionOutput(output, logsumexp, calibration_skipped.sum((1, 2), dtype=jnp.int32))
 
 
 def _with_bias(bank: VisualBank, layer: LayerCache) -> tuple[Array, Array]:

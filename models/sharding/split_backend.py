@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pallas_kernels
 import vkq_jax.attention
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.attention import Attended, merge, score_range
+from vkq_jax.attention import AttentionOutput, merge, score_range
 from vkq_jax.backend import Backend, CacheOptions, LogitsOptions
 from vkq_jax.bank_parts import part_of_cache, parts_to_kernel_layout, split_bank, take_part
 from vkq_jax.cache import KVCache, VisualBank
@@ -47,7 +47,7 @@ class SplitBackend(Backend):
         cache: KVCache,
         layer: Int32[Array, ""] | int,
         **options: Unpack[CacheOptions],
-    ) -> Attended:
+    ) -> AttentionOutput:
         """Attention of this device's query heads to all parts.
 
         Each device attends to its part with the queries of all of them, and sends every other one
@@ -132,7 +132,7 @@ class SplitBackend(Backend):
         """Whether devices along `axes.parts` have query heads of their own."""
         return self.axes.heads != self.axes.kv_heads
 
-    def _merged(self, attended: Attended, counted: Int32[Array, "B"]) -> Attended:
+    def _merged(self, attended: AttentionOutput, counted: Int32[Array, "B"]) -> AttentionOutput:
         """The results of all devices for the heads of this one, merged."""
         found = jnp.concatenate([attended.output, attended.logsumexp[..., None]], axis=-1)
         if self._own_heads:
@@ -141,5 +141,5 @@ class SplitBackend(Backend):
         else:
             split = jax.lax.all_gather(found, self.axes.parts, axis=2)
         none = jnp.zeros_like(counted)
-        parts = (Attended(x[..., :-1], x[..., -1], none) for x in jnp.moveaxis(split, 2, 0))
+        parts = (AttentionOutput(x[..., :-1], x[..., -1], none) for x in jnp.moveaxis(split, 2, 0))
         return dataclasses.replace(functools.reduce(merge, parts), calibration_skipped=counted)

@@ -28,7 +28,7 @@ from pallas_kernels.isa.architectures import ARCHITECTURES, architecture_here
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import tile, untileable_bank_reason
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.attention import Attended, bias_scores, map_of_rows, merge, scaled_rows
+from vkq_jax.attention import AttentionOutput, bias_scores, map_of_rows, merge, scaled_rows
 from vkq_jax.cache import KVCache, LayerCache, VisualBank
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import ScoreCalibration
@@ -61,7 +61,7 @@ def attend_cache(
     logits_soft_cap: float | None = None,
     launch: Launch = gpu_launch,
     tuning: TuningConfig | None = None,
-) -> Attended:
+) -> AttentionOutput:
     """`attend_layer` for a layer that has been taken out of its cache."""
     text = layer.text.map_arrays(lambda x: x[None])
 
@@ -114,7 +114,7 @@ def attend_layer(
     logits_soft_cap: float | None = None,
     launch: Launch = gpu_launch,
     tuning: TuningConfig | None = None,
-) -> Attended:
+) -> AttentionOutput:
     """Same contract as `vkq_jax.attention.attend_cache` on `cache.layer(index)`.
 
     The kernel reads its layer in place: no bank is sliced or copied. The gradient, with respect to
@@ -139,7 +139,7 @@ def attend_layer(
         visible_text = causal_text(cache.text.length, query.shape[1])
     attend = functools.partial(_attend, logits_scale, logits_soft_cap, launch, tuning)
     differentiable = (query, cache.text, cache.score_map)
-    return Attended(*attend(differentiable, cache, jnp.asarray(index), visible_text, starts))
+    return AttentionOutput(*attend(differentiable, cache, jnp.asarray(index), visible_text, starts))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
@@ -199,7 +199,7 @@ def _attend(
         )
         if in_launch is not None:
             _, hit = _calibration([found], in_launch)
-        parts.append(Attended.from_kv_heads(output, logsumexp, num_queries))
+        parts.append(AttentionOutput.from_kv_heads(output, logsumexp, num_queries))
     if uncovered_text(text) and text.cache_length:
         layer = dataclasses.replace(cache, visual=()).layer(index)
         parts.append(
