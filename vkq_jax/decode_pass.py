@@ -55,7 +55,7 @@ class Decode:
         starts: Starts | None = None,
         logits_scale: float | None = None,
         logits_soft_cap: float | None = None,
-        held: bool = False,
+        kv_shared: bool = False,
     ) -> tuple[Float[Array, "B T N H"], Decode]:
         """One layer: writes the new tokens, and attends to all that the cache then holds.
 
@@ -67,8 +67,8 @@ class Decode:
             window: how many tokens each one sees, itself the last; needs `keep_indices`.
             starts: instead of `window`, where what each query sees begins.
             logits_scale: H ** -0.5 by default. logits_soft_cap: see `vkq_jax.soft_cap`.
-            held: this layer reads the keys and values of `layer`, which has attended: nothing is
-                written.
+            kv_shared: this layer reads the keys and values of `layer`, which has attended:
+                nothing is written.
 
         Returns:
             Attention in the query's dtype, and the pass for the next layer. A sequence that has no
@@ -80,7 +80,7 @@ class Decode:
         checks.check_heads(query, key, value, self.unfinished, self.valid.shape[1])
         number = checks.static_layer(layer, self.unfinished.num_layers)
         step = LayerStep(layer, number, key, value)
-        before = self if held else self.before(step)
+        before = self if kv_shared else self.before(step)
         output, made = before.compute(
             step,
             query,

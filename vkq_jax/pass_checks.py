@@ -120,7 +120,7 @@ def mark_done(done: Done, layer: Any, number: int | None, own: Any = None) -> Do
     if done[number] and own is None:
         raise ValueError(
             f"layer {number} had its turn in this pass: expected each layer once, since the cache "
-            "has one place for its keys and values; held=True reads them again"
+            "has one place for its keys and values; kv_shared=True reads them again"
         )
     done = done.copy()
     done[number] = True

@@ -74,7 +74,7 @@ class Prefill:
         starts: Starts | None = None,
         logits_scale: float | None = None,
         logits_soft_cap: float | None = None,
-        held: bool = False,
+        kv_shared: bool = False,
     ) -> tuple[Float[Array, "B T N H"], Prefill]:
         """One layer: attention of the prompt, its text written and its visual tokens coded.
 
@@ -88,8 +88,8 @@ class Prefill:
             window: how many tokens each one sees, itself the last; needs `keep_indices`.
             starts: instead of `window`, where what each query sees of earlier turns begins.
             logits_scale: H ** -0.5 by default. logits_soft_cap: see `vkq_jax.soft_cap`.
-            held: this layer reads the keys and values of `layer`, which has attended: nothing is
-                written or coded.
+            kv_shared: this layer reads the keys and values of `layer`, which has attended:
+                nothing is written or coded.
 
         Returns:
             Attention in the query's dtype, and the pass for the next layer. A sequence that has no
@@ -108,10 +108,10 @@ class Prefill:
             starts=starts,
             logits_scale=logits_scale,
             logits_soft_cap=logits_soft_cap,
-            held=held,
+            kv_shared=kv_shared,
         )
         output = checks.spoil(output, self.fits)
-        if held:
+        if kv_shared:
             return output, dataclasses.replace(self, skipped=self.skipped + made[0])
         return _in_step(output, self.after(step, made))
 
@@ -129,7 +129,7 @@ class Prefill:
         starts: Starts | None = None,
         logits_scale: float | None = None,
         logits_soft_cap: float | None = None,
-        held: bool = False,
+        kv_shared: bool = False,
     ) -> tuple[Float[Array, "B T N H"], Made]:
         """Attention of `attend`, and what else comes of the layer."""
         cache, layer, (key, value) = self.unfinished, step.layer, step.tokens
@@ -150,7 +150,7 @@ class Prefill:
             )
             attended = merge(earlier, attend_dense(query, key, value, mask, **scores))
             output, skipped = attended.output.astype(query.dtype), attended.calibration_skipped
-        if self.coded is None or held:
+        if self.coded is None or kv_shared:
             return output, (skipped, None)
         if cache.key_bias is not None:
             key = cache.key_bias.of_layer(layer).taken_out(key, self.positions)

@@ -250,7 +250,7 @@ def observed_step(
     step = begin_decode(cache, valid, backend=backend)
     starts_of = cache_starts(text, cache, step.order)
 
-    def attend(layer, query, key, value, step, **held):
+    def attend(layer, query, key, value, step, **shared):
         starts = starts_of(layer)
         output, step = passes.attend(
             model.mesh,
@@ -262,7 +262,7 @@ def observed_step(
             starts=starts,
             logits_scale=text.logits_scale,
             logits_soft_cap=text.attn_logit_softcapping,
-            **held,
+            **shared,
         )
         if text.cross_layers:  # no visual token is read here
             return output, step, None
@@ -280,7 +280,7 @@ def observed_step(
         pictures=pictures,
         recurrence=passes.recurrence(step),
         tokens=token[:, None],
-        attend_held=partial(attend, held=True),
+        attend_shared_kv=partial(attend, kv_shared=True),
     )
     cache = place_cache(model.mesh, step.finish())
     seen = {name: seen[name] for name in read_layers(text) if name in seen}

@@ -120,7 +120,7 @@ def run_prompt(
     mask_of = prompt_masks(text_config, inputs)
     starts_of = cache_starts(text_config, cache, reading.order)
 
-    def attend(layer, query, key, value, reading, **held):
+    def attend(layer, query, key, value, reading, **shared):
         output, reading = passes.attend(
             model.mesh,
             reading,
@@ -132,7 +132,7 @@ def run_prompt(
             starts=starts_of(layer),
             logits_scale=text_config.logits_scale,
             logits_soft_cap=text_config.attn_logit_softcapping,
-            **held,
+            **shared,
         )
         return output, reading, None
 
@@ -148,7 +148,7 @@ def run_prompt(
         ),
         recurrence=passes.recurrence(reading),
         tokens=embedded.tokens,
-        attend_held=partial(attend, held=True),
+        attend_shared_kv=partial(attend, kv_shared=True),
     )
     return hidden, place_cache(model.mesh, reading.finish())
 

@@ -73,7 +73,7 @@ class TextDecoder(nnx.Module):
         pictures: CrossReading | None = None,
         recurrence: Recurrence | None = None,
         tokens: Int32[Array, "B T"] | None = None,
-        attend_held: Attend | None = None,
+        attend_shared_kv: Attend | None = None,
         remat: bool = False,
         unroll: bool = False,
     ) -> tuple[Float[Array, "B T hidden_size"], Any, dict[str, Any]]:
@@ -88,7 +88,7 @@ class TextDecoder(nnx.Module):
             pictures: what cross-attention layers read; they are left out without it.
             recurrence: the states of layers with linear attention, which need it.
             tokens: ids that the embeddings stand for, see `PerLayerInputs`.
-            attend_held: attention of layers that read the keys and values of an earlier layer,
+            attend_shared_kv: attention of layers that read the keys and values of an earlier layer,
                 whose number it gets; `attend` by default.
             remat, unroll: see `models.layers.layer_scan.scan_layers`.
 
@@ -107,7 +107,7 @@ class TextDecoder(nnx.Module):
             pictures=pictures,
             recurrence=recurrence,
             tokens=tokens,
-            attend_held=attend_held,
+            attend_shared_kv=attend_shared_kv,
             remat=remat,
             unroll=unroll,
         )
@@ -125,7 +125,7 @@ class TextDecoder(nnx.Module):
         pictures: CrossReading | None = None,
         recurrence: Recurrence | None = None,
         tokens: Int32[Array, "B T"] | None = None,
-        attend_held: Attend | None = None,
+        attend_shared_kv: Attend | None = None,
         remat: bool = False,
         unroll: bool = False,
     ) -> tuple[Float[Array, "B T hidden_size"], Any, dict[str, Any], Any]:
@@ -168,7 +168,7 @@ class TextDecoder(nnx.Module):
             carry = carry, nothing_held(config, x)
             attends = {name: keeping(attend, name) for name in config.stacks}
             for name, (own, source) in config.sources.items():
-                attends[name] = reading(attend_held or attend, own, source)
+                attends[name] = reading(attend_shared_kv or attend, own, source)
         steps = {name: partial(step, name, own) for name, own in attends.items()}
         steps |= {"cross_layers": cross_step, "linear_layers": linear_step}
         kinds: list[int | None] = [None] * config.num_hidden_layers

@@ -52,7 +52,7 @@ def run(cache, layers, first):
             output, step = step.attend(layer - first, *tensors(layer, tokens, seed))
             outputs.append(output)
         last = layers[-1]
-        again, step = step.attend(last - first, *tensors(last, tokens, seed), held=True)
+        again, step = step.attend(last - first, *tensors(last, tokens, seed), kv_shared=True)
         outputs.append(again)
         cache = step.finish()
     return outputs, cache
