@@ -34,7 +34,7 @@ def append[C: KVCache | LayeredCache](
             does not fit is dropped, so `grow` the cache beforehand.
     """
     if isinstance(cache, LayeredCache):
-        if cache.cross or cache.recurrent is not None or cache.unlike_sizes:
+        if cache.cross or cache.recurrent is not None or cache.sizes_differ:
             raise NotImplementedError("append: a model with several kinds of layers is not covered")
         parts = []
         for part, cells in zip(cache.parts, cache.cells, strict=True):

@@ -49,7 +49,7 @@ class KVQuantConfig:
 
     Raises:
         ValueError: an attribute is of another type, or not hashable; or only one side has
-            dictionary codes, or the two have unlike shares of tokens (a head keeps one order).
+            dictionary codes, or the two have different shares of tokens (a head keeps one order).
     """
 
     key: Quantizer

@@ -31,7 +31,7 @@ def check_cache(cache: AnyCache) -> None:
     Each by itself is checked before (see `vkq_jax.validation`).
 
     Raises:
-        ValueError: banks of unlike layers, sequences, heads or channels, or not of the codes that
+        ValueError: banks differ in layers, sequences, heads or channels; codes are not those that
             the settings make; lengths or token numbers that are out of range, or numbers that only
             some banks keep; a score map of other heads or codes.
     """
@@ -65,7 +65,7 @@ def check_cache(cache: AnyCache) -> None:
     for name in (*lengths, "keeps_indices", "text_bits"):
         first, *others = (getattr(part, name) for part in cache.text_parts)
         if not all(_same(first, other) for other in others):
-            raise ValueError(f"parts: expected the same {name} in all, got unlike ones")
+            raise ValueError(f"parts: expected the same {name} in all, got different ones")
 
 
 def _held_cells(cells: Cells, num_kv_heads: int) -> tuple[int, int]:
@@ -92,7 +92,7 @@ def _check_states(states: RecurrentState, cache: LayeredCache) -> None:
 def _check_settings(cache: LayeredCache) -> None:
     """Checks the groups of each kind of layers against the settings of all layers."""
     kinds = [list(range(int(cache.cross), len(cache.parts)))]
-    if cache.unlike_sizes:
+    if cache.sizes_differ:
         of_sizes = itertools.groupby(kinds[0], key=cache.sizes.__getitem__)
         kinds = [list(numbers) for _, numbers in of_sizes]
     several = cache.cross or cache.recurrent is not None or len(kinds) > 1
@@ -128,7 +128,7 @@ def _check_cross(cache: LayeredCache) -> None:
         first, *more = (getattr(part, name) for part in others)
         more += [text.position] if name == "position" else []
         if not all(_same(first, other) for other in more):
-            raise ValueError(f"parts: expected the same {name} in all, got unlike ones")
+            raise ValueError(f"parts: expected the same {name} in all, got different ones")
 
 
 def _check_part(cache: KVCache, whole: AnyCache) -> None:

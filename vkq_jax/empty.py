@@ -52,7 +52,7 @@ def empty_cache(
     keep_indices: bool = False,
     cross_layers: Sequence[int] = (),
     recurrent: RecurrentState | None = None,
-    unlike: LayerSizes | None = None,
+    other_layers: LayerSizes | None = None,
     text_bits: TextBits = None,
 ) -> AnyCache:
     """A cache without tokens, for `begin_prefill`.
@@ -72,8 +72,8 @@ def empty_cache(
             visual tokens and no text, the others the reverse. See `PromptPictures`.
         recurrent: first states of the layers that keep one instead of keys and values, of the same
             batch. Not together with cross_layers.
-        unlike: layers with heads of another number or size than num_kv_heads and head_dim say. Not
-            together with cross_layers or recurrent.
+        other_layers: layers whose heads have another number or size than num_kv_heads and head_dim
+            say. Not together with cross_layers or recurrent.
 
     Raises:
         ValueError: a size below 1, an unknown preset, other bits of text, or layers, or settings of
@@ -99,18 +99,20 @@ def empty_cache(
         quant = quant.settle(num_layers, num_kv_heads)
     settled = quant if isinstance(quant, LayerGroups) else resolve(quant)
     given = settled if isinstance(settled, LayerGroups) else None
-    if unlike is not None:
-        if not isinstance(unlike, LayerSizes):
-            raise ValueError(f"unlike: expected LayerSizes, got {shown(unlike)}")
+    if other_layers is not None:
+        if not isinstance(other_layers, LayerSizes):
+            raise ValueError(f"other_layers: expected LayerSizes, got {shown(other_layers)}")
         if cross_layers or recurrent is not None:
-            raise NotImplementedError("unlike: expected no cross_layers and no recurrent with it")
-        others, own = _two_kinds(num_layers, unlike.layers, "unlike.layers")
-        if given is not None and given.num_kv_heads and unlike.num_kv_heads != num_kv_heads:
+            raise NotImplementedError(
+                "other_layers: expected no cross_layers and no recurrent with it"
+            )
+        others, own = _two_kinds(num_layers, other_layers.layers, "other_layers.layers")
+        if given is not None and given.num_kv_heads and other_layers.num_kv_heads != num_kv_heads:
             raise NotImplementedError(
                 f"quant: expected settings of whole layers for a model whose layers have "
-                f"{num_kv_heads} or {unlike.num_kv_heads} KV heads, got some of heads"
+                f"{num_kv_heads} or {other_layers.num_kv_heads} KV heads, got some of heads"
             )
-        own_sizes = {"num_kv_heads": unlike.num_kv_heads, "head_dim": unlike.head_dim}
+        own_sizes = {"num_kv_heads": other_layers.num_kv_heads, "head_dim": other_layers.head_dim}
         first = _parts(others, settled, sizes, options)
         second = _parts(own, settled, sizes | own_sizes, options)
         return LayeredCache(first[0] + second[0], first[1] + second[1], given=given)

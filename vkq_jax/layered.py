@@ -54,7 +54,7 @@ class LayeredCache:
     """The cache of a model whose layers or heads are coded in different ways, or of two kinds.
 
     Layers of two kinds may be cross-attention and others, have a state or keys, or differ in the
-    number and the channels of their heads (`unlike_sizes`). Each kind has groups of its own.
+    number and the channels of their heads (`sizes_differ`). Each kind has groups of its own.
 
     Attributes:
         parts: caches of the groups, each stacked over the layers of its group. Lengths, positions
@@ -96,13 +96,13 @@ class LayeredCache:
         """Settings of the groups; plain ones where several kinds of layers have the same."""
         if self.given is not None:
             return self.given
-        if self.cross or self.recurrent is not None or self.unlike_sizes:
+        if self.cross or self.recurrent is not None or self.sizes_differ:
             return self.parts[0].quant
         quants = (part.quant for part in self.parts)
         return LayerGroups(tuple(zip(self.cells, quants, strict=True)))
 
     @property
-    def unlike_sizes(self) -> bool:
+    def sizes_differ(self) -> bool:
         """Whether layers differ in the number or the channels of their heads.
 
         Each part then has layers of one size.
@@ -192,7 +192,7 @@ class LayeredCache:
         Raises:
             ValueError: layers differ, and none has keys of these sizes.
         """
-        if not self.unlike_sizes:
+        if not self.sizes_differ:
             return tuple(range(len(self.text_parts)))
         found = tuple(n for n, own in enumerate(self.sizes) if own == key.shape[2:])
         if not found:
@@ -213,14 +213,14 @@ class LayeredCache:
         """The view of one layer.
 
         Raises:
-            ValueError: `index` is traced, or out of range: layers of unlike groups have unlike
-                types. `at_layer` runs a function on a traced one.
+            ValueError: `index` is traced, or out of range: layers of different groups have
+                different types. `at_layer` runs a function on a traced one.
             NotImplementedError: heads of the layer have settings of their own: `heads_of_layer`
                 gives a view for each group of them.
         """
         number = static_layer(index, self.num_layers)
         if number is None:
-            raise ValueError("layer: expected a plain integer for unlike layers, got a tracer")
+            raise ValueError("layer: expected a plain integer for layers that differ, got a tracer")
         views = heads_of_layer(self, number)
         if not views:
             raise ValueError(f"layer: expected a layer with keys, layer {number} has a state")

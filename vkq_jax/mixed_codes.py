@@ -85,7 +85,7 @@ class MixedTensor(QuantizedTensor):
             raise ValueError(f"channel must name each of {head_dim} channels once")
 
     def decoding(self) -> AffineTensor:
-        """Raises NotImplementedError: the parts have codes of unlike width."""
+        """Raises NotImplementedError: the parts have codes of different widths."""
         raise NotImplementedError(
             "MixedTensor has two parts of codes; use `wide` and `narrow`, or `dequantize()`"
         )

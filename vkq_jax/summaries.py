@@ -65,7 +65,7 @@ def _(cache: LayeredCache) -> dict[str, str] | None:
     size = cache_nbytes(cache)
     rows = {"layers": str(cache.num_layers), "sequences": first["sequences"]}
     sizes = [(cache.num_kv_heads, cache.parts[0].text.key.shape[-1])]
-    if cache.unlike_sizes:
+    if cache.sizes_differ:
         sizes = [part.text.key.shape[2::2] for part in cache.parts]
     rows["KV heads"] = ", ".join(f"{count} of {channels} channels" for count, channels in sizes)
     for cells, part in zip(cache.cells, (first, *others), strict=True):

@@ -1,4 +1,4 @@
-"""Classes of tokens: tokens of a head, sorted by how much there is to code, with unlike precision.
+"""Classes of tokens: tokens of a head, sorted by energy, with different bit widths.
 
 Attention does not care about the order of cached positions. So a head may keep its tokens class by
 class, each class with its own number of bits, and needs no index per token to read them. Positions

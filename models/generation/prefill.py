@@ -17,7 +17,7 @@ from models.model import Model
 from models.sharding import passes
 from models.sharding.inputs import place_inputs
 from models.sharding.placing import place_cache, place_logits, split_attention
-from models.text.coded_layers import unlike_layers
+from models.text.coded_layers import other_layers
 from models.text.config import TextConfig
 from models.text.key_bias import has_key_bias, key_bias_for
 from models.text.linear_attention import empty_states
@@ -213,7 +213,7 @@ def cache_for(
         keep_indices=text.sliding_window is not None,
         cross_layers=text.cross_layers,
         recurrent=None if text.linear is None else empty_states(text.linear, batch, dtype),
-        unlike=unlike_layers(text),
+        other_layers=other_layers(text),
         text_bits=text_bits,
     )
 

@@ -1,4 +1,4 @@
-"""Padding prompts to few lengths, so that unlike prompts share one compilation."""
+"""Padding prompts to few lengths, so that different prompts share one compilation."""
 
 import dataclasses
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from models.text.config import FULL_STACKS, TextConfig
 from vkq_jax.empty import LayerSizes
 
-__all__ = ["ReadLayers", "coded_layers", "read_layers", "unlike_layers"]
+__all__ = ["ReadLayers", "coded_layers", "other_layers", "read_layers"]
 
 
 def coded_layers(text: TextConfig) -> tuple[LayerSizes, ...]:
@@ -17,13 +17,13 @@ def coded_layers(text: TextConfig) -> tuple[LayerSizes, ...]:
     if text.cross_layers:
         return (LayerSizes(text.cross_layers, *heads),)
     states = () if text.linear is None else text.linear.layers
-    unlike = unlike_layers(text)
-    apart = (*states, *(() if unlike is None else unlike.layers))
+    other = other_layers(text)
+    apart = (*states, *(() if other is None else other.layers))
     own = LayerSizes(tuple(n for n in range(text.num_own_layers) if n not in apart), *heads)
-    return (own,) if unlike is None else (own, unlike)
+    return (own,) if other is None else (own, other)
 
 
-def unlike_layers(text: TextConfig) -> LayerSizes | None:
+def other_layers(text: TextConfig) -> LayerSizes | None:
     """Layers whose keys and values have other sizes than those of the others, if there are any."""
     apart = text.full_layers_apart
     if apart is None:

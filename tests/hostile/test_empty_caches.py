@@ -51,7 +51,7 @@ def bad():
             vkq_jax.RecurrentState((state,), (0.0,)),  # type: ignore[arg-type]
             vkq_jax.RecurrentState((jnp.zeros((2, 1)),), (0, 1)),
         ),
-        "unlike": (
+        "other_layers": (
             1,
             (0,),
             vkq_jax.LayerSizes((), 1, 8),

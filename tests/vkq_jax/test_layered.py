@@ -166,7 +166,7 @@ def test_equal_settings_are_one_cache():
         (lambda: vkq_jax.begin_decode(empty(MIXED)).finish(), r"of all 3 layers.*\[0, 1, 2\]"),
         (
             lambda: jax.eval_shape(lambda i: empty(MIXED).layer(i).text.key, jnp.int32(0)),
-            "plain integer for unlike layers",
+            "plain integer for layers that differ",
         ),
     ],
 )

@@ -25,7 +25,7 @@ def tensors(layer, tokens, seed=0):
     return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
 
 
-def empty(layers, unlike=None, quant=CODES):
+def empty(layers, other_layers=None, quant=CODES):
     heads, channels = SIZES[layers[0]]
     return vkq_jax.empty_cache(
         num_layers=len(layers),
@@ -35,7 +35,7 @@ def empty(layers, unlike=None, quant=CODES):
         cache_length=4,
         quant=quant,
         dtype=jnp.float32,
-        unlike=unlike,
+        other_layers=other_layers,
     )
 
 
@@ -95,15 +95,19 @@ def test_layers_of_both_sizes_have_settings_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"unlike": vkq_jax.LayerSizes((3,), 1, 16)}, ValueError, "unlike.layers: expected some"),
         (
-            {"unlike": UNLIKE, "cross_layers": (0,)},
+            {"other_layers": vkq_jax.LayerSizes((3,), 1, 16)},
+            ValueError,
+            "other_layers.layers: expected some",
+        ),
+        (
+            {"other_layers": UNLIKE, "cross_layers": (0,)},
             NotImplementedError,
             "no cross_layers",
         ),
         (
             {
-                "unlike": vkq_jax.LayerSizes((1,), 1, 16),
+                "other_layers": vkq_jax.LayerSizes((1,), 1, 16),
                 "quant": vkq_jax.per_head(CODES, {0: "none"}),
             },
             NotImplementedError,

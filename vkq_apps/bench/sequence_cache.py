@@ -26,7 +26,7 @@ def random_layer(
 ) -> LayerCache:
     """One layer of one sequence, as `implementation` reads it, with a full text bank.
 
-    Keys and values are random, their channels unlike.
+    Keys and values are random, their channels of different scales.
     """
 
     def tensor(number: int, positions: int) -> Float[Array, "1 S K H"]:

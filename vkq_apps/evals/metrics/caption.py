@@ -78,7 +78,7 @@ def _grams(text: str) -> Grams:
 
 
 def _similarity(own: Grams, own_weights: list, other: Grams, other_weights: list) -> float:
-    """Mean cosine over n of clipped weights, times a penalty for unlike lengths."""
+    """Mean cosine over n of clipped weights, times a penalty for different lengths."""
     lengths = [sum(n for gram, n in grams.items() if len(gram) == 2) for grams in (own, other)]
     penalty = math.exp(-((lengths[0] - lengths[1]) ** 2) / (2 * _SIGMA**2))
     total = 0.0
