@@ -14,7 +14,7 @@ from typing import Any
 import typer
 from typer.cli import get_docs_for_click
 
-from vkq_apps.cli.app import COMMANDS
+from vkq_apps.cli.app import COMMANDS, load_command
 
 _ROOT = Path(__file__).parents[1]
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)(#[^)\s]*)?\)")
@@ -60,13 +60,8 @@ def on_page_content(html: str, page: Any, **_: Any) -> None:
 def command_reference() -> list[str]:
     """The help of every command of `vkq`, as Markdown."""
     pages = []
-    for name, place in COMMANDS.items():
-        found = getattr(importlib.import_module(place.module), place.attribute)
-        if not isinstance(found, typer.Typer):
-            single = typer.Typer(add_completion=False)
-            single.command(name)(found)
-            found = single
-        command = typer.main.get_command(found)
+    for name in COMMANDS:
+        command = load_command(name)
         context = typer.Context(command, info_name=f"vkq {name}")
         text = get_docs_for_click(obj=command, ctx=context, indent=1, name=f"vkq {name}")
         pages.append(re.sub(r"(?<!`)<(\w+)>", r"`<\1>`", text))  # no HTML

@@ -9,10 +9,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-import typer
+from typer.core import TyperGroup
 
 from vkq_apps.cli import hosts
-from vkq_apps.cli.app import COMMANDS
+from vkq_apps.cli.app import load_command
+from vkq_apps.cli.examples import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,17 +48,11 @@ def commands(page):
 def parse(words):
     """Reads the arguments of a `vkq` command as the command itself does."""
     name, *arguments = words
-    place = COMMANDS[name]
-    found = getattr(importlib.import_module(place.module), place.attribute)
-    if isinstance(found, typer.Typer):
-        group = typer.main.get_group(found)
-        if not arguments or arguments[0] not in group.commands:
-            raise ValueError(f"vkq {name}: expected one of {list(group.commands)}")
-        command, arguments = group.commands[arguments[0]], arguments[1:]
-    else:
-        single = typer.Typer(add_completion=False)
-        single.command(name)(found)
-        command = typer.main.get_command(single)
+    command = load_command(name)
+    if isinstance(command, TyperGroup):
+        if not arguments or arguments[0] not in command.commands:
+            raise ValueError(f"vkq {name}: expected one of {list(command.commands)}")
+        command, arguments = command.commands[arguments[0]], arguments[1:]
     command.make_context(name, arguments)
 
 
@@ -75,6 +70,13 @@ def test_commands_take_the_arguments_that_the_page_gives(page, monkeypatch):
                 assert not word.endswith(".py") or (ROOT / word).is_file(), word
         else:
             assert words[0] in NOT_OURS or (ROOT / words[0]).is_file(), words
+
+
+def test_examples_in_the_help_are_commands():
+    for name, lines in EXAMPLES.items():
+        assert all(line.split("#")[0].startswith("vkq ") for line in lines), name
+        for line in lines:
+            parse(shlex.split(line)[1:])
 
 
 def test_a_wrong_option_would_be_found():

@@ -22,9 +22,10 @@ __all__ = ["FORMS", "Codes", "parse_codes"]
 type Codes = str | vkq_jax.KVQuantConfig | vkq_jax.PerLayer
 
 FORMS = (
-    "NAME/0=none/-1=NAME2 gives the first and the last layer codes of their own, NAME/5.2=none one "
-    "KV head of a layer, NAME/all.2=none that head of all layers, NAME/key=NAME2 or "
-    "NAME/value=NAME2 one side, MODULE:NAME takes settings from a Python module."
+    "Other codes for some parts: NAME/0=none/-1=NAME2 for the first and the last layer, "
+    "NAME/5.2=none for KV head 2 of layer 5, NAME/all.2=none for that head of all layers, "
+    "NAME/key=NAME2 or NAME/value=NAME2 for one side. MODULE:NAME takes settings from a Python "
+    "module."
 )
 
 

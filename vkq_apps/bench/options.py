@@ -64,7 +64,8 @@ Implementations = Annotated[
     str,
     typer.Option(
         metavar="NAMES",
-        help=f"Of attention: auto, {', '.join(pallas_kernels.IMPLEMENTATIONS)}; comma-separated.",
+        help="Implementations of attention, comma-separated: auto, "
+        f"{', '.join(pallas_kernels.IMPLEMENTATIONS)}.",
     ),
 ]
 Baselines = Annotated[
@@ -82,7 +83,7 @@ Meshes = Annotated[
 ]
 Repeats = Annotated[
     int,
-    typer.Option(min=1, max=1000, metavar="N", help="Of each timing; the median counts."),
+    typer.Option(min=1, max=1000, metavar="N", help="Timings of each; the median counts."),
 ]
 PromptText = Annotated[
     int, typer.Option(min=2, metavar="N", callback=check_count, help="Text tokens of a prompt.")

@@ -9,8 +9,9 @@ from typer.core import TyperCommand, TyperGroup
 
 from vkq_apps.cli.compilation_cache import use_compilation_cache
 from vkq_apps.cli.errors import UsageError, show_tracebacks
+from vkq_apps.cli.examples import add_examples
 
-__all__ = ["COMMANDS", "run"]
+__all__ = ["COMMANDS", "load_command", "run"]
 
 
 class Place(NamedTuple):
@@ -44,8 +45,24 @@ COMMANDS = {
 _app = typer.Typer(
     name="vkq",
     help="Multimodal LLMs in JAX with their visual KV cache in 1 bit.",
+    epilog="`vkq COMMAND --help` shows the options of a command, and examples.",
     pretty_exceptions_enable=False,
 )
+
+
+def load_command(name: str) -> TyperCommand | TyperGroup:
+    """A command of COMMANDS with its options and its help, its module imported."""
+    place = COMMANDS[name]
+    found = getattr(importlib.import_module(place.module), place.attribute)
+    if isinstance(found, typer.Typer):
+        command = typer.main.get_group(found)
+    else:
+        single = typer.Typer(add_completion=False)
+        single.command(name)(found)
+        command = typer.main.get_command(single)
+        assert isinstance(command, TyperCommand)
+    add_examples(name, command)
+    return command
 
 
 class _OnDemand(TyperCommand):
@@ -53,16 +70,10 @@ class _OnDemand(TyperCommand):
 
     def __init__(self, name: str, place: Place):
         super().__init__(name, help=place.summary)
-        self._place = place
+        self._name = name
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
-        found = getattr(importlib.import_module(self._place.module), self._place.attribute)
-        if isinstance(found, typer.Typer):
-            command = typer.main.get_group(found)
-        else:
-            single = typer.Typer(add_completion=False)
-            single.command(self.name)(found)
-            command = typer.main.get_command(single)
+        command = load_command(self._name)
         try:
             return command.make_context(info_name, args, *rest, **extra)
         except UsageError as error:

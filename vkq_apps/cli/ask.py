@@ -91,7 +91,13 @@ def generate(
         ),
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", callback=check_count, help="Most tokens to emit.")
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            callback=check_count,
+            help="Most tokens of the answer.",
+        ),
     ] = 64,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,

@@ -124,7 +124,7 @@ def throughput(
     prompt_text: PromptText = 32,
     sequences: Sequences = None,
     steps: Annotated[
-        str, typer.Option(metavar="N,N", help="Of the two runs whose difference counts.")
+        str, typer.Option(metavar="N,N", help="Steps of the two runs whose difference counts.")
     ] = "4,20",
     round_to: Annotated[
         int,
@@ -220,11 +220,11 @@ def scaling(
     ] = BATCHES,
     preset: Preset = "signs-1bit",
     implementation: Annotated[
-        str, typer.Option(metavar="NAME", help="Of attention over codes.")
+        str, typer.Option(metavar="NAME", help="Implementation of attention over codes.")
     ] = "auto",
     baseline: Annotated[
         str,
-        typer.Option(metavar="NAME", help="Of attention over bf16; none with --mesh: coded only."),
+        typer.Option(metavar="NAME", help="The same for bf16; none with --mesh: coded only."),
     ] = "auto",
     mesh: Meshes = None,
     weak: Annotated[
@@ -308,11 +308,12 @@ def plot(
 def explain(
     shape: Annotated[str, typer.Option(metavar="NAME", help=f"One of {', '.join(SHAPES)}.")],
     batch: Annotated[
-        int, typer.Option(min=1, metavar="N", callback=check_count, help="Sequences.")
+        int, typer.Option(min=1, metavar="N", callback=check_count, help="Number of sequences.")
     ] = 1,
     preset: Preset = "signs-1bit",
     queries_per_step: Annotated[
-        int, typer.Option(min=1, metavar="N", callback=check_count, help="Query positions.")
+        int,
+        typer.Option(min=1, metavar="N", callback=check_count, help="Query tokens a step."),
     ] = 1,
     text_capacity: TextCapacity = 64,
     results: Out = None,

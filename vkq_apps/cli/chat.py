@@ -67,7 +67,12 @@ def chat(
     quant: QuantOption = "vkq-1bit",
     max_new_tokens: Annotated[
         int,
-        typer.Option(min=1, metavar="N", callback=check_count, help="Most tokens of each answer."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            callback=check_count,
+            help="Most tokens of each answer.",
+        ),
     ] = 128,
     temperature: TemperatureOption = None,
     top_k: TopKOption = None,

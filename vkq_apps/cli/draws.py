@@ -32,7 +32,7 @@ TopPOption = Annotated[
 ]
 SeedOption = Annotated[
     int | None,
-    typer.Option(min=0, metavar="N", callback=check_count, help="Of the draws; 0 by default."),
+    typer.Option(min=0, metavar="N", callback=check_count, help="Seed of the draws; 0 by default."),
 ]
 
 

@@ -61,7 +61,10 @@ def inspect(
     max_new_tokens: Annotated[
         int,
         typer.Option(
-            min=1, metavar="N", callback=check_count, help="Most tokens of the two answers."
+            min=1,
+            metavar="N",
+            callback=check_count,
+            help="Most tokens of each answer.",
         ),
     ] = 32,
     json: JsonOption = False,

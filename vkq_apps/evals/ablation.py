@@ -153,7 +153,7 @@ class AblationOptions:
     )
     whole: bool = option(False, help="Only the whole plans.")
     samples: int = option(300, help="Questions.", min=1)
-    seed: int = option(21, help="Of the questions.", min=0)
+    seed: int = option(21, help="Seed of the questions.", min=0)
     calibration: int = option(128, help="Calibration prompts.", min=1)
     calibrate_kinds: str = option(",".join(KINDS), help="Kinds to fit to.", metavar="NAMES")
     kinds: str = option(",".join(KINDS), help="Kinds to ask about.", metavar="NAMES")

@@ -155,7 +155,7 @@ class SearchOptions:
     model: str = option("tiny", help="Hugging Face checkpoint folder.", metavar="FOLDER")
     samples: int = option(64, help="Calibration prompts.", min=1)
     bits: float = option(1.5, help="Most bits per element.")
-    seed: int = option(0, help="Of the pictures.", min=0)
+    seed: int = option(0, help="Seed of the pictures.", min=0)
 
 
 def run(options: SearchOptions) -> None:

@@ -195,7 +195,7 @@ class BedOptions:
     predicted: int = option(
         93, help="Positions behind, all but the last of which are predicted from.", min=2
     )
-    seed: int = option(0, help="Of the choice of texts, of fits and of intervals.", min=0)
+    seed: int = option(0, help="Seed of texts, fits and intervals.", min=0)
 
     def load(self) -> tuple[TextModel, list[Excerpt], list[Excerpt]]:
         """The model, the texts to calibrate with and those to measure on.

@@ -90,7 +90,7 @@ class MeasureOptions:
     render_seconds: float = option(8.0, help="Seconds of rendering; 0: do not render.")
     chunk: int = option(64, help="Pictures of a chunk.", min=1)
     batch: int = option(256, help="Pictures of a step.", min=1)
-    steps: int = option(12000, help="Of the schedule.", min=1)
+    steps: int = option(12000, help="Steps of the schedule.", min=1)
     repeats: int = option(30, help="Steps that are timed.", min=1)
     variants: str = option(
         "auto:unroll,auto:loop", help="ATTENTION:unroll or ATTENTION:loop, comma-separated."

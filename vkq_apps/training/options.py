@@ -22,7 +22,7 @@ class TrainOptions:
     mixed: int = option(8, help="Chunks that a batch is drawn from.")
     slots: int = option(28, help="Chunks in memory shared with the rendering processes.")
     heldout: int = option(128, help="Held-out pictures of each kind.")
-    seed: int = option(1, help="Of parameters and pictures.")
+    seed: int = option(1, help="Seed of parameters and pictures.")
     peak: float = option(3e-3, help="Highest learning rate.")
     warmup: int = option(150, help="Steps up to it.")
     easy: float = option(
