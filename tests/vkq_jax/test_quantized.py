@@ -84,9 +84,15 @@ class CubeTensor(QuantizedTensor):
 
 
 def test_a_cache_attends_to_a_tensor_of_ones_own_that_is_not_affine():
-    sizes = {"num_layers": 1, "batch": 1, "num_kv_heads": 2, "head_dim": 8, "cache_length": 4}
-    quant = vkq_jax.KVQuantConfig(Cubes(), Cubes())
-    cache = vkq_jax.empty_cache(**sizes, quant=quant, dtype=jnp.float32)
+    cache = vkq_jax.empty_cache(
+        num_layers=1,
+        batch=1,
+        num_kv_heads=2,
+        head_dim=8,
+        cache_length=4,
+        quant=vkq_jax.KVQuantConfig(Cubes(), Cubes()),
+        dtype=jnp.float32,
+    )
     query, key, value = (
         jax.random.normal(jax.random.key(seed), (1, 9, heads, 8))
         for seed, heads in enumerate((4, 2, 2))
