@@ -9,7 +9,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from vkq_jax import post_scaling
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache import LayerCache, VisualBank
 from vkq_jax.calibration import ScoreMap, calibrate, visible_range
@@ -96,11 +95,12 @@ def attend_cache(
     output = layer.text.weighted_sum(text)
     value_tables = None if layer.tables is None else layer.tables.value
     for bank, part in zip(layer.visual, visual, strict=True):
+        value = bank.value.plain()
         if is_shared(bank, query.shape[0]):
-            summed = post_scaling.weighted_sum(join_sequences(part), bank.value, value_tables)
+            summed = value.weighted_sum(join_sequences(part), value_tables)
             summed = split_sequences(summed, query.shape[0])
         else:
-            summed = post_scaling.weighted_sum(part, bank.value, value_tables)
+            summed = value.weighted_sum(part, value_tables)
         output = output + summed
     return AttentionOutput.from_kv_heads(output, logsumexp, num_queries, calibration_skipped)
 
@@ -270,7 +270,7 @@ def _visual_scores(
     for number, bank in enumerate(layer.visual):
         shared = is_shared(bank, batch)
         rows = join_sequences(q) if shared else q
-        part = post_scaling.scores(rows, bank.key, tables)
+        part = bank.key.plain().scores(rows, tables)
         if layer.key_bias is not None:
             part = part + bias_scores(rows, bank, layer.key_bias)
         start = None if starts is None else starts.visual[number]

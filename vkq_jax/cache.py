@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from vkq_jax import packing
 from vkq_jax.array_types import Array, Bool, Float, Int32
@@ -24,9 +23,8 @@ from vkq_jax.pytree import frozen_pytree, static_field, take_layer
 from vkq_jax.quantize import dequantize, quantize
 from vkq_jax.quantized import QuantizedTensor
 from vkq_jax.slots import filled, visible
-from vkq_jax.text_bank import TextBank, TextBits, check_text_bits
+from vkq_jax.text_bank import TextBank, TextBits
 from vkq_jax.token_classes import ClassMap
-from vkq_jax.validation import check_dtype, check_size, shown
 
 __all__ = [
     "FixedParts",
@@ -48,7 +46,7 @@ class VisualBank:
         key, value: logical shape [B, K, V, H], or [L, B, K, V, H] for all layers.
         length: visual tokens of each sequence; positions from there on are padding.
         index: number of each token in its whole sequence, for all layers; None: not kept, see
-            `KVCache.init`.
+            `empty_cache`.
         class_map: of dictionary codes, which class each token of a head belongs to: the order in
             which both tensors hold their tokens. None: they hold them as they came.
         position: RoPE position of each token, for all layers; None: not kept, see
@@ -177,6 +175,8 @@ class FixedParts:
 class KVCache:
     """Everything a conversation keeps between steps; every update returns a new one.
 
+    `vkq_jax.empty_cache` makes an empty one.
+
     Attributes:
         visual: one bank for each prompt that had images, stacked over layers.
         text: the bank of text, stacked over layers.
@@ -201,46 +201,6 @@ class KVCache:
     score_map: ScoreMap | None = None
     tables: CodeTables | None = None
     key_bias: KeyBias | None = None
-
-    @classmethod
-    def init(
-        cls,
-        *,
-        num_layers: int,
-        batch: int,
-        num_kv_heads: int,
-        head_dim: int,
-        cache_length: int,
-        quant: KVQuantConfig,
-        dtype: DTypeLike = jnp.bfloat16,
-        keep_indices: bool = False,
-        text_bits: TextBits = None,
-    ) -> KVCache:
-        """An empty cache with room for `cache_length` text tokens a sequence.
-
-        One that keeps the number of each token in its sequence, 4 bytes each, fits a sliding
-        window.
-        """
-        sizes = {
-            "num_layers": num_layers,
-            "batch": batch,
-            "num_kv_heads": num_kv_heads,
-            "cache_length": cache_length,
-            "head_dim": head_dim,
-        }
-        for name, size in sizes.items():
-            check_size(name, size)
-        check_dtype("dtype", dtype)
-        if not isinstance(keep_indices, bool):
-            raise ValueError(f"keep_indices: expected True or False, got {shown(keep_indices)}")
-        none = jnp.zeros(batch, jnp.int32)
-        text = TextBank.empty(
-            (num_layers, batch, num_kv_heads, cache_length, head_dim),
-            dtype,
-            bits=check_text_bits(text_bits),
-            keep_indices=keep_indices,
-        )
-        return cls((), text, position=none, calibration_skipped=none, quant=quant)
 
     def fixed(self) -> FixedParts:
         """The parts that decoding leaves as they are."""

@@ -7,6 +7,8 @@ import dataclasses
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.code_tables import SideTables
+from vkq_jax.exact_einsum import split_einsum
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.quantized import AffineTensor, QuantizedTensor, Quantizer
 
@@ -45,3 +47,15 @@ class DenseTensor(QuantizedTensor):
     def dequantize(self) -> Float[Array, "*lead V H"]:
         """`values` in float32."""
         return self.values.astype(jnp.float32)
+
+    def scores(
+        self, query: Float[Array, "*lead Q H"], tables: SideTables | None = None
+    ) -> Float[Array, "*lead Q V"]:
+        """See `QuantizedTensor.scores`."""
+        return split_einsum("...qh,...vh->...qv", query, self.values)
+
+    def weighted_sum(
+        self, weights: Float[Array, "*lead Q V"], tables: SideTables | None = None
+    ) -> Float[Array, "*lead Q H"]:
+        """See `QuantizedTensor.weighted_sum`."""
+        return split_einsum("...qv,...vh->...qh", weights, self.values)

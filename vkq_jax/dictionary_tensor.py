@@ -94,7 +94,7 @@ class DictionaryTensor(QuantizedTensor):
     def scores(
         self, query: Float[Array, "*lead Q H"], tables: SideTables | None = None
     ) -> Float[Array, "*lead Q S"]:
-        """query . x_hat of every slot, float32."""
+        """See `QuantizedTensor.scores`; S slots, in the order of `ClassMap`."""
         self._check_tables(tables)
         parts = []
         for number, packed, scale in self._classes():
@@ -116,7 +116,7 @@ class DictionaryTensor(QuantizedTensor):
     def weighted_sum(
         self, weights: Float[Array, "*lead Q S"], tables: SideTables | None = None
     ) -> Float[Array, "*lead Q H"]:
-        """Sum over slots of weights times x_hat, float32; weights of empty slots are 0."""
+        """See `QuantizedTensor.weighted_sum`; weights of empty slots are 0."""
         self._check_tables(tables)
         total = jnp.zeros((*weights.shape[:-1], self.head_dim), jnp.float32)
         common, centroids = self._centres(tables, weights.ndim)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -21,8 +20,8 @@ from vkq_jax.layer_settings import (
 from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.presets import resolve
 from vkq_jax.recurrent import RecurrentState
-from vkq_jax.text_bank import TextBits
-from vkq_jax.validation import check_fields, check_size, shown
+from vkq_jax.text_bank import TextBank, TextBits, check_text_bits
+from vkq_jax.validation import check_dtype, check_fields, check_size, shown
 
 __all__ = ["LayerSizes", "empty_cache"]
 
@@ -71,9 +70,9 @@ def empty_cache(
         cross_layers: numbers of the layers that are cross-attention to pictures: those hold all
             visual tokens and no text, the others the reverse. See `PromptPictures`.
         recurrent: first states of the layers that keep one instead of keys and values, of the same
-            batch. Not together with cross_layers.
+            batch.
         other_layers: layers whose heads have another number or size than num_kv_heads and head_dim
-            say. Not together with cross_layers or recurrent.
+            say. Only one of cross_layers, recurrent and other_layers is taken.
 
     Raises:
         ValueError: a size below 1, an unknown preset, other bits of text, or layers, or settings of
@@ -81,78 +80,107 @@ def empty_cache(
         NotImplementedError: settings of heads where layers differ in their number, or more than
             two kinds of layers.
     """
-    sizes: dict[str, Any] = {
-        "num_layers": num_layers,
-        "batch": batch,
-        "num_kv_heads": num_kv_heads,
-        "head_dim": head_dim,
-        "cache_length": cache_length,
-    }
-    for name in ("num_layers", "num_kv_heads"):  # which are counted before a cache is made
-        check_size(name, sizes[name], MOST_NUMBERS)
-    options: dict[str, Any] = {
-        "dtype": dtype,
-        "keep_indices": keep_indices,
-        "text_bits": text_bits,
-    }
+    sizes = _Sizes(
+        num_layers, batch, num_kv_heads, head_dim, cache_length, dtype, keep_indices, text_bits
+    )
     if isinstance(quant, PerLayer | LayerGroups):
         quant = quant.settle(num_layers, num_kv_heads)
     settled = quant if isinstance(quant, LayerGroups) else resolve(quant)
-    given = settled if isinstance(settled, LayerGroups) else None
+    crossed = not isinstance(cross_layers, list | tuple) or bool(cross_layers)
+    kinds = {
+        "cross_layers": crossed,
+        "recurrent": recurrent is not None,
+        "other_layers": other_layers is not None,
+    }
+    asked = [name for name, is_given in kinds.items() if is_given]
+    if len(asked) > 1:
+        raise NotImplementedError(f"{' and '.join(asked)}: expected one of them, got {len(asked)}")
     if other_layers is not None:
-        if not isinstance(other_layers, LayerSizes):
-            raise ValueError(f"other_layers: expected LayerSizes, got {shown(other_layers)}")
-        if cross_layers or recurrent is not None:
-            raise NotImplementedError(
-                "other_layers: expected no cross_layers and no recurrent with it"
-            )
-        others, own = _two_kinds(num_layers, other_layers.layers, "other_layers.layers")
-        if given is not None and given.num_kv_heads and other_layers.num_kv_heads != num_kv_heads:
-            raise NotImplementedError(
-                f"quant: expected settings of whole layers for a model whose layers have "
-                f"{num_kv_heads} or {other_layers.num_kv_heads} KV heads, got some of heads"
-            )
-        own_sizes = {"num_kv_heads": other_layers.num_kv_heads, "head_dim": other_layers.head_dim}
-        first = _parts(others, settled, sizes, options)
-        second = _parts(own, settled, sizes | own_sizes, options)
-        return LayeredCache(first[0] + second[0], first[1] + second[1], given=given)
+        return _with_other_layers(sizes, settled, other_layers)
     if recurrent is not None:
         others = _beside_states(recurrent, num_layers, batch)
-        if cross_layers:
-            raise NotImplementedError("cross_layers and recurrent: expected one of them, got both")
-        return LayeredCache(
-            *_parts(others, settled, sizes, options), recurrent=recurrent, given=given
+        parts, cells = sizes.parts(others, settled)
+        return LayeredCache(parts, cells, recurrent=recurrent, given=_groups_in(settled))
+    if crossed:
+        return _with_cross_layers(sizes, settled, cross_layers)
+    every = Cells(tuple(range(num_layers)))
+    if isinstance(settled, LayerGroups):
+        return LayeredCache(*sizes.parts(every, settled))
+    return sizes.part(every, settled)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """Sizes of a cache's layers, and how its text is kept; attributes: see `empty_cache`."""
+
+    num_layers: int
+    batch: int
+    num_kv_heads: int
+    head_dim: int
+    cache_length: int
+    dtype: DTypeLike
+    keep_indices: bool
+    text_bits: TextBits
+
+    def __post_init__(self):
+        """Checks the sizes."""
+        for name in ("num_layers", "num_kv_heads"):  # which settings count by
+            check_size(name, getattr(self, name), MOST_NUMBERS)
+        for name in ("batch", "cache_length", "head_dim"):
+            check_size(name, getattr(self, name))
+        check_dtype("dtype", self.dtype)
+        if not isinstance(self.keep_indices, bool):
+            raise ValueError(
+                f"keep_indices: expected True or False, got {shown(self.keep_indices)}"
+            )
+        check_text_bits(self.text_bits)
+
+    def parts(self, kind: Cells, quant: Quant) -> tuple[tuple[KVCache, ...], tuple[Cells, ...]]:
+        """Caches of the groups of equal settings among layers of one kind, and these groups."""
+        groups = groups_of(quant, kind.layers)
+        return tuple(self.part(*group) for group in groups), tuple(cells for cells, _ in groups)
+
+    def part(self, cells: Cells, quant: KVQuantConfig) -> KVCache:
+        """The cache of a group of layers and heads."""
+        num_kv_heads = self.num_kv_heads if cells.heads is None else len(cells.heads[0])
+        shape = (len(cells.layers), self.batch, num_kv_heads, self.cache_length, self.head_dim)
+        text = TextBank.empty(
+            shape, self.dtype, bits=self.text_bits, keep_indices=self.keep_indices
         )
-    if not isinstance(cross_layers, list | tuple) or cross_layers:
-        text, cross = _two_kinds(num_layers, cross_layers, "cross_layers")
-        # A token sees pictures by their numbers.
-        parts, cells = _parts(
-            cross, settled, sizes | {"cache_length": 1}, options | {"keep_indices": True}
+        none = jnp.zeros(self.batch, jnp.int32)
+        return KVCache((), text, position=none, calibration_skipped=none, quant=quant)
+
+
+def _groups_in(quant: Quant) -> LayerGroups | None:
+    return quant if isinstance(quant, LayerGroups) else None
+
+
+def _with_other_layers(sizes: _Sizes, quant: Quant, other_layers: LayerSizes) -> LayeredCache:
+    """The cache of a model with two sizes of heads."""
+    if not isinstance(other_layers, LayerSizes):
+        raise ValueError(f"other_layers: expected LayerSizes, got {shown(other_layers)}")
+    others, own = _two_kinds(sizes.num_layers, other_layers.layers, "other_layers.layers")
+    given = _groups_in(quant)
+    if given is not None and given.num_kv_heads and other_layers.num_kv_heads != sizes.num_kv_heads:
+        raise NotImplementedError(
+            f"quant: expected settings of whole layers for a model whose layers have "
+            f"{sizes.num_kv_heads} or {other_layers.num_kv_heads} KV heads, got some of heads"
         )
-        first = _part(text, parts[0].quant, sizes, options)
-        return LayeredCache((first, *parts), (text, *cells), cross=True, given=given)
-    if not isinstance(settled, LayerGroups):
-        return KVCache.init(**sizes, quant=settled, **options)
-    return LayeredCache(*_parts(Cells(tuple(range(num_layers))), settled, sizes, options))
+    own_sizes = dataclasses.replace(
+        sizes, num_kv_heads=other_layers.num_kv_heads, head_dim=other_layers.head_dim
+    )
+    first, second = sizes.parts(others, quant), own_sizes.parts(own, quant)
+    return LayeredCache(first[0] + second[0], first[1] + second[1], given=given)
 
 
-def _parts(
-    kind: Cells, quant: Quant, sizes: dict[str, Any], options: dict[str, Any]
-) -> tuple[tuple[KVCache, ...], tuple[Cells, ...]]:
-    """Caches of the groups of equal settings among layers of one kind, and these groups."""
-    groups = groups_of(quant, kind.layers)
-    parts = tuple(_part(cells, own, sizes, options) for cells, own in groups)
-    return parts, tuple(cells for cells, _ in groups)
-
-
-def _part(
-    cells: Cells, quant: KVQuantConfig, sizes: dict[str, Any], options: dict[str, Any]
-) -> KVCache:
-    """The cache of a group of layers and heads."""
-    own = sizes | {"num_layers": len(cells.layers)}
-    if cells.heads is not None:
-        own["num_kv_heads"] = len(cells.heads[0])
-    return KVCache.init(**own, quant=quant, **options)
+def _with_cross_layers(sizes: _Sizes, quant: Quant, cross_layers: Sequence[int]) -> LayeredCache:
+    """The cache of a model with cross-attention layers, which hold no text."""
+    text, cross = _two_kinds(sizes.num_layers, cross_layers, "cross_layers")
+    # A token sees pictures by their numbers.
+    own_sizes = dataclasses.replace(sizes, cache_length=1, keep_indices=True)
+    parts, cells = own_sizes.parts(cross, quant)
+    first = sizes.part(text, parts[0].quant)
+    return LayeredCache((first, *parts), (text, *cells), cross=True, given=_groups_in(quant))
 
 
 def _two_kinds(num_layers: int, layers: Sequence[int], name: str) -> tuple[Cells, Cells]:

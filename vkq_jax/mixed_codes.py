@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from vkq_jax import groups
 from vkq_jax.array_types import Array, Bool, Float, Shaped
+from vkq_jax.code_tables import SideTables
 from vkq_jax.level_codes import LevelCodes, LevelTensor
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.quantized import AffineTensor, QuantizedTensor, Quantizer
@@ -98,6 +99,19 @@ class MixedTensor(QuantizedTensor):
     def dequantize(self) -> Float[Array, "*lead V H"]:
         """The float32 values that the codes stand for."""
         return self.join(self.wide.dequantize(), self.narrow.dequantize())
+
+    def scores(
+        self, query: Float[Array, "*lead Q H"], tables: SideTables | None = None
+    ) -> Float[Array, "*lead Q V"]:
+        """See `QuantizedTensor.scores`."""
+        wide, narrow = self.split(query)
+        return self.wide.scores(wide) + self.narrow.scores(narrow)
+
+    def weighted_sum(
+        self, weights: Float[Array, "*lead Q V"], tables: SideTables | None = None
+    ) -> Float[Array, "*lead Q H"]:
+        """See `QuantizedTensor.weighted_sum`."""
+        return self.join(self.wide.weighted_sum(weights), self.narrow.weighted_sum(weights))
 
     def split(self, x: Float[Array, "*lead Q H"]) -> tuple[Array, Array]:
         """The channels of the wide part and those of the narrow one."""

@@ -34,11 +34,12 @@ def quantize(
             anything and which decodes to unspecified finite values. Broadcasts to x.shape[:-1].
             None: all are valid.
         tables: offline tables of dictionary codes that need them, [K, ...] for x [*lead, K, V, H].
+            Other codes take none.
 
     Raises:
-        ValueError: config is no `Quantizer`; tables are missing or do not fit; x is not floating,
-            has less than two axes or no channels; valid is not boolean or does not broadcast to
-            x.shape[:-1].
+        ValueError: config is no `Quantizer`; tables are missing, do not fit or are those of other
+            codes; x is not floating, has less than two axes or no channels; valid is not boolean or
+            does not broadcast to x.shape[:-1].
     """
     if not isinstance(config, Quantizer):
         raise ValueError(
@@ -51,6 +52,8 @@ def quantize(
             f"x must be floating, of shape [..., V, H] with at least one channel; got {x.dtype} of "
             f"shape {x.shape}"
         )
+    if tables is not None and not isinstance(config, DictionaryCodes):
+        raise ValueError(_unread_tables(config))
     return _quantize(x, _check_valid(valid, x.shape[:-1]), config, tables)
 
 
@@ -72,6 +75,8 @@ def dequantize(q: QuantizedTensor, tables: SideTables | None = None) -> Float[Ar
     """The float32 values that the codes stand for; `tables` as for `quantize`."""
     if isinstance(q := q.plain(), DictionaryTensor):
         return q.dequantize(tables)
+    if tables is not None:
+        raise ValueError(_unread_tables(q))
     return q.dequantize()
 
 
@@ -115,6 +120,10 @@ def _straight_through_jvp(primals, tangents):
     _, decoded, valid = primals
     tangent, *_ = tangents
     return decoded, jnp.where(valid[..., None], tangent, jnp.zeros_like(tangent))
+
+
+def _unread_tables(codes: Quantizer | QuantizedTensor) -> str:
+    return f"tables: expected None, only DictionaryCodes read them; got some for {shown(codes)}"
 
 
 def _check_valid(valid: Shaped[Array, "..."] | None, shape: tuple[int, ...]) -> Bool[Array, "..."]:

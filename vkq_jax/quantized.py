@@ -8,8 +8,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from vkq_jax import groups, packing, rotation
+from vkq_jax import groups, packed_products, packing, rotation
 from vkq_jax.array_types import Array, Bool, Float, Shaped, UInt8, UInt32
+from vkq_jax.code_tables import SideTables
+from vkq_jax.exact_einsum import exact_einsum
 from vkq_jax.pytree import frozen_pytree, static_field
 
 __all__ = ["AffineTensor", "QuantizedTensor", "Quantizer"]
@@ -32,11 +34,13 @@ class Quantizer(abc.ABC):
 class QuantizedTensor(abc.ABC):
     """A coded tensor of logical shape `[*lead, V, H]`: a frozen pytree of packed words and tables.
 
-    `decoding()` states what the words mean. Attention and `dequantize` use nothing else, so that a
-    quantizer whose tensors define it works everywhere. A tensor that is read from a file is checked
-    against the annotations of its fields and against what its quantizer makes (see
-    `vkq_jax.consistency`); a method `check(self)`, where there is one, raises a ValueError for
-    values that cannot be.
+    `decoding()` states what the words mean, and everything else follows from it: `dequantize`, and
+    the products `scores` and `weighted_sum` that attention is made of. A tensor whose levels are
+    not affine in one code raises a NotImplementedError there and defines these three itself.
+
+    A tensor that is read from a file is checked against the annotations of its fields and against
+    what its quantizer makes (see `vkq_jax.consistency`); a method `check(self)`, where there is
+    one, raises a ValueError for values that cannot be.
     """
 
     @abc.abstractmethod
@@ -50,6 +54,30 @@ class QuantizedTensor(abc.ABC):
     def dequantize(self) -> Float[Array, "*lead V H"]:
         """The float32 values that the codes stand for."""
         return self.decoding().dequantize()
+
+    def scores(
+        self, query: Float[Array, "*lead Q H"], tables: SideTables | None = None
+    ) -> Float[Array, "*lead Q V"]:
+        """query . x_hat[t] for every position t, less the score bias of coded keys; float32.
+
+        Dictionary codes have slots in place of positions, see `vkq_jax.token_classes`.
+
+        Args:
+            query: float32, already times `logits_scale`.
+            tables: offline tables that the tensor was coded with, if its codes need any.
+        """
+        return self.decoding().scores(query, tables)
+
+    def weighted_sum(
+        self, weights: Float[Array, "*lead Q V"], tables: SideTables | None = None
+    ) -> Float[Array, "*lead Q H"]:
+        """sum_t weights[t] * x_hat[t], float32: the value side of attention.
+
+        Args:
+            weights: float32, exactly 0 at padded positions; slots as in `scores`.
+            tables: as for `scores`.
+        """
+        return self.decoding().weighted_sum(weights, tables)
 
     def num_elements(self) -> int:
         """Elements of the logical shape."""
@@ -69,7 +97,8 @@ class AffineTensor(QuantizedTensor):
     the bits (`channel_scale`, folded into the query), what multiplies *after* it or is added per
     token (`token_scale`, `token_offset`), and what costs one dot product per group
     (`channel_offset`): no dequantized tensor is needed (post-scaling, CalibQuant, arXiv
-    2502.14882v2).
+    2502.14882v2, 2.3). Both products follow the equation term by term, in float32: folding large
+    key scales into a half-precision query overflows.
 
     Attributes:
         packed: codes as little-endian bit fields, see `vkq_jax.packing`.
@@ -121,6 +150,73 @@ class AffineTensor(QuantizedTensor):
             if table is not None:
                 x = x + self._per_element(table)
         return rotation.unrotate(x) if self.rotated else x
+
+    def scores(
+        self, query: Float[Array, "*lead Q H"], tables: SideTables | None = None
+    ) -> Float[Array, "*lead Q V"]:
+        """See `QuantizedTensor.scores`."""
+        if not self.num_positions:  # nothing to divide into groups
+            return jnp.zeros((*query.shape[:-1], 0), jnp.float32)
+        square = jnp.sum(query * query, -1, keepdims=True)  # rotation leaves it alone
+        if self.rotated:
+            query = rotation.rotate(query)
+
+        runs = 1 if self.token_scale is None else self.token_scale.shape[-1]
+        folded = query[..., :, None, :]  # [*lead, Q, G, H]: before the product with the bits
+        if self.channel_scale is not None:
+            folded = folded * self.channel_scale[..., None, :, :]
+        folded = folded.reshape(*folded.shape[:-1], runs, -1)
+        grouped = groups.group_positions(self.packed, self._scale_group_size)
+        product = packed_products.products(folded, grouped, self.bits)
+        product = product.reshape(*query.shape[:-1], -1, runs)[..., : self.num_positions, :]
+
+        if self.token_scale is not None:  # per token, after the product
+            product = product * self.token_scale[..., None, :, :]
+        total = product.sum(-1)
+        if self.token_offset is not None:
+            query_runs = query.reshape(*query.shape[:-1], self.token_offset.shape[-1], -1).sum(-1)
+            total = total + exact_einsum("...qr,...vr->...qv", query_runs, self.token_offset)
+        if self.channel_offset is not None:  # one dot product per group
+            offset = exact_einsum("...qh,...gh->...qg", query, self.channel_offset)
+            offset = groups.per_position(offset[..., None], self.group_size, self.num_positions)
+            total = total + offset[..., 0]
+        if self.score_error is not None:
+            total = total - square * self.score_error[..., None, :]
+        return total
+
+    def weighted_sum(
+        self, weights: Float[Array, "*lead Q V"], tables: SideTables | None = None
+    ) -> Float[Array, "*lead Q H"]:
+        """See `QuantizedTensor.weighted_sum`."""
+        if not self.num_positions:
+            return jnp.zeros((*weights.shape[:-1], self.head_dim), jnp.float32)
+        group_size = self._scale_group_size
+
+        scaled = weights[..., None]  # [*lead, Q, V, R]: the token scale is folded into the weights
+        if self.token_scale is not None:
+            scaled = scaled * self.token_scale[..., None, :, :]
+        runs = scaled.shape[-1]
+        scaled = groups.group_positions(scaled, group_size)  # [*lead, Q, G, s, R]
+        grouped = groups.group_positions(self.packed, group_size)
+        product = packed_products.sums(scaled, grouped, self.bits, self.head_dim // runs)
+        product = product.reshape(*product.shape[:-2], self.head_dim)
+
+        if self.channel_scale is not None:  # per group, after the sum over its tokens
+            product = product * self.channel_scale[..., None, :, :]
+        total = product.sum(-2)
+        if self.channel_offset is not None:
+            mass = groups.group_positions(weights[..., None], self.group_size)[..., 0]
+            mass = mass.sum(-1)  # [*lead, Q, G]
+            total = total + exact_einsum("...qg,...gh->...qh", mass, self.channel_offset)
+        if self.token_offset is not None:
+            offset = exact_einsum("...qv,...vr->...qr", weights, self.token_offset)
+            total = total + jnp.repeat(offset, self.head_dim // offset.shape[-1], axis=-1)
+        return rotation.unrotate(total) if self.rotated else total
+
+    @property
+    def _scale_group_size(self) -> int:
+        """Positions over which one product with the bits runs: those that share a channel scale."""
+        return self.num_positions if self.channel_scale is None else self.group_size
 
     def _per_element(self, table: Float[Array, "*lead A C"]) -> Float[Array, "*lead V H"]:
         rows, columns = table.shape[-2:]

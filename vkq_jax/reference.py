@@ -11,9 +11,6 @@ from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import AttentionOutput
 from vkq_jax.cache import LayerCache, VisualBank
 from vkq_jax.calibration import calibrate
-from vkq_jax.dense import DenseTensor
-from vkq_jax.dictionary_tensor import DictionaryTensor
-from vkq_jax.mixed_codes import MixedTensor
 from vkq_jax.quantized import QuantizedTensor
 from vkq_jax.soft_cap import soft_cap
 from vkq_jax.visibility import Starts
@@ -45,14 +42,14 @@ def attend_cache(
         x = jnp.broadcast_to(x, (query.shape[0], *x.shape[1:]))
         return jnp.repeat(x.astype(jnp.float32), queries_per_kv_head, axis=1)
 
-    banks = [
-        (
-            *map(per_query_head, _with_bias(bank, layer)),
-            per_query_head(_score_error(bank.key)),
-            jnp.broadcast_to(bank.length, query.shape[:1]),
-        )
-        for bank in layer.visual
-    ]
+    def of_bank(bank):
+        key, value = _with_bias(bank, layer)
+        error = _score_error(bank.key)
+        error = jnp.zeros(key.shape[:-1], jnp.float32) if error is None else error
+        length = jnp.broadcast_to(bank.length, query.shape[:1])
+        return (*map(per_query_head, (key, value, error)), length)
+
+    banks = [of_bank(bank) for bank in layer.visual]
     text_key, text_value = map(per_query_head, layer.text.dequantize())
 
     # One sequence, query and head.
@@ -109,15 +106,9 @@ def _with_bias(bank: VisualBank, layer: LayerCache) -> tuple[Array, Array]:
     return key, value
 
 
-def _score_error(key: QuantizedTensor) -> Float[Array, "B K V"]:
+def _score_error(key: QuantizedTensor) -> Float[Array, "B K V"] | None:
     """The amount by which a coded key's score is lowered, per |query|^2 and logits_scale^2."""
-    if isinstance(key, DenseTensor):
-        return jnp.zeros(key.values.shape[:-1], jnp.float32)
-    if isinstance(key := key.plain(), DictionaryTensor):
-        return jnp.zeros((*key.centre.shape[:-2], key.num_positions), jnp.float32)
-    if isinstance(key, MixedTensor):  # level codes, which correct no scores
-        return jnp.zeros(key.wide.packed.shape[:-1], jnp.float32)
-    codes = key.decoding()
-    if codes.score_error is None:
-        return jnp.zeros(codes.packed.shape[:-1], jnp.float32)
-    return codes.score_error
+    try:
+        return key.plain().decoding().score_error
+    except NotImplementedError:  # codes that are not affine correct no scores
+        return None

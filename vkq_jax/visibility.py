@@ -43,7 +43,7 @@ def window_starts(cache: KVCache, index: Int32[Array, "B T"], window: int) -> St
         if bank.index is None:
             raise ValueError(
                 "a sliding window needs a cache that keeps the numbers of its tokens: "
-                "KVCache.init(..., keep_indices=True)"
+                "empty_cache(..., keep_indices=True)"
             )
         hidden = bank.index[:, None] < oldest[..., None]
         hidden = hidden & filled(bank.length, bank.index.shape[-1])[:, None]

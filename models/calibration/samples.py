@@ -13,7 +13,6 @@ from models.model import Model
 from models.text.coded_layers import coded_layers, read_layers
 from models.text.config import TextConfig
 from models.text.key_bias import key_bias_of
-from vkq_jax import post_scaling
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention import attend_cache, per_kv_head, scaled_rows, to_kv_heads
 from vkq_jax.bank_parts import join_banks
@@ -153,7 +152,7 @@ def _weights(
     attended = attend_cache(query, view, starts=starts, logits_scale=scale, logits_soft_cap=cap)
     rows = scaled_rows(query, heads, scale)
     (bank,) = view.visual
-    scores = soft_cap(post_scaling.scores(rows, bank.key), cap)
+    scores = soft_cap(bank.key.plain().scores(rows), cap)
     first = None if starts is None else starts.visual[0]
     seen = bank.visible(first, bank.length[:, None], scores.shape[-1])
     logsumexp = to_kv_heads(attended.logsumexp[..., None], heads)

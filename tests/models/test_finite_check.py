@@ -132,7 +132,7 @@ def test_a_cache_of_another_model_is_one_clear_error(model):
     }
     inputs = batch(*ROWS)
     check_cache(model, inputs, None)
-    check_cache(model, inputs, vkq_jax.KVCache.init(**shape))
+    check_cache(model, inputs, vkq_jax.empty_cache(**shape))
     for name, other, said in (
         ("num_layers", 4, "it has 4 layers, the model has 3"),
         ("num_kv_heads", 1, "3 layers, 1 KV heads, 16 head_dim in float32"),
@@ -140,11 +140,11 @@ def test_a_cache_of_another_model_is_one_clear_error(model):
         ("dtype", jnp.bfloat16, "in bfloat16, the model's have 3 layers.* in float32"),
         ("batch", 3, r"it holds 3 sequences, inputs 2; vkq_jax\.take_sequences"),
     ):
-        cache = vkq_jax.KVCache.init(**shape | {name: other})
+        cache = vkq_jax.empty_cache(**shape | {name: other})
         with pytest.raises(ValueError, match=f"cache: .*{said}") as error:
             models.generate(model, inputs, cache=cache, max_new_tokens=1)
         assert len(str(error.value)) < 400
-    cache = vkq_jax.KVCache.init(**shape)
+    cache = vkq_jax.empty_cache(**shape)
     values = cache.text.value.astype(jnp.bfloat16)
     mixed = dataclasses.replace(cache, text=dataclasses.replace(cache.text, value=values))
     with pytest.raises(ValueError, match=r"its values have .*bfloat16"):

@@ -11,7 +11,7 @@ import vkq_jax
 from pallas_kernels import tile
 from pallas_kernels.layout import layouts
 from vkq_jax import KVQuantConfig, LevelCodes, SignCodes, packing
-from vkq_jax.cache import KVCache, VisualBank
+from vkq_jax.cache import VisualBank
 
 
 def random_words(*shape):
@@ -103,7 +103,7 @@ def test_channels_of_zeros_are_stored_and_counted():
     bank = tile(VisualBank(coded, coded, jnp.full(1, 512, jnp.int32)))
     quant = vkq_jax.presets["signs-1bit"]
     sizes = {"num_layers": 1, "batch": 1, "num_kv_heads": 2, "head_dim": 96, "cache_length": 1}
-    cache = dataclasses.replace(KVCache.init(**sizes, quant=quant), visual=(bank,))
+    cache = dataclasses.replace(vkq_jax.empty_cache(**sizes, quant=quant), visual=(bank,))
     counted = vkq_jax.cache_nbytes(cache)
     assert counted.visual_codes == 2 * 2 * 512 * 128 // 8
     assert counted.visual_tables == 2 * 2 * (128 * 2 + 512)

@@ -21,7 +21,7 @@ LAYERS, BATCH, HEADS, DIM = 3, 2, 2, 16
 
 
 def empty(quant="vkq-1bit", cache_length=6, dtype=jnp.float32, **options):
-    return vkq_jax.KVCache.init(
+    return vkq_jax.empty_cache(
         num_layers=LAYERS,
         batch=BATCH,
         num_kv_heads=HEADS,
@@ -371,4 +371,4 @@ def test_no_visual_tokens_no_visual_bytes():
 def test_sizes_are_checked(name):
     sizes = {"num_layers": 1, "batch": 1, "num_kv_heads": 1, "head_dim": 8, "cache_length": 4}
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        vkq_jax.KVCache.init(**{**sizes, name: 0}, quant=vkq_jax.resolve("none"))
+        vkq_jax.empty_cache(**{**sizes, name: 0}, quant=vkq_jax.resolve("none"))

@@ -10,6 +10,7 @@ import pytest
 from vkq_jax import (
     LevelCodes,
     Quantile,
+    SideTables,
     SignCodes,
     dequantize,
     fake_quantize,
@@ -169,3 +170,11 @@ def test_bad_arguments_are_named():
             unchecked(*args, **kwargs)
     with pytest.raises(ValueError, match='"straight_through" or "zero", got \'none\''):
         inspect.unwrap(fake_quantize)(x, config, gradient="none")
+
+
+def test_tables_that_no_code_would_read_are_refused():
+    x, tables = jnp.ones((2, 4)), SideTables()
+    with pytest.raises(ValueError, match=r"tables: expected None.* LevelCodes"):
+        quantize(x, LevelCodes(), tables=tables)
+    with pytest.raises(ValueError, match=r"tables: expected None.* LevelTensor"):
+        dequantize(quantize(x, LevelCodes()), tables)

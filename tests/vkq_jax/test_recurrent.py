@@ -87,7 +87,9 @@ def test_what_does_not_fit_is_named(cache, tmp_path):
         empty(batch=3)
     with pytest.raises(ValueError, match=r"recurrent.layers: expected some of the layers"):
         empty(num_layers=2)
-    with pytest.raises(NotImplementedError, match="expected one of them, got both"):
+    with pytest.raises(
+        NotImplementedError, match="cross_layers and recurrent: expected one of them, got 2"
+    ):
         empty(cross_layers=(1,))
     few = vkq_jax.RecurrentState(tuple(x[:, :1] for x in states().values), (0, 2))
     vkq_jax.save_cache(tmp_path / "cache", dataclasses.replace(cache, recurrent=few))

@@ -53,7 +53,7 @@ def test_the_fused_kernel_says_why_it_does_not_take_it():
 def one_sequence(keep_indices=False):
     quant = vkq_jax.resolve("kivi-2bit")
     _, one = random_layer(ONE, quant)
-    cache = vkq_jax.KVCache.init(
+    cache = vkq_jax.empty_cache(
         num_layers=1, batch=1, num_kv_heads=2, head_dim=16, cache_length=9, quant=quant,
         dtype=jnp.float32, keep_indices=keep_indices,
     )  # fmt: skip

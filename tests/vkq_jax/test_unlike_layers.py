@@ -103,7 +103,7 @@ def test_layers_of_both_sizes_have_settings_of_their_own(tmp_path):
         (
             {"other_layers": UNLIKE, "cross_layers": (0,)},
             NotImplementedError,
-            "no cross_layers",
+            "cross_layers and other_layers: expected one of them, got 2",
         ),
         (
             {

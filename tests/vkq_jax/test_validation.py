@@ -146,7 +146,7 @@ class HalfTensor(vkq_jax.QuantizedTensor):
 
 def test_a_family_of_ones_own_is_checked_without_a_line_of_code(tmp_path):
     quant, path = vkq_jax.KVQuantConfig(Halves(), Halves()), tmp_path / "cache"
-    cache = vkq_jax.KVCache.init(
+    cache = vkq_jax.empty_cache(
         num_layers=1, batch=2, num_kv_heads=1, head_dim=4, cache_length=3, quant=quant
     )
     x = jnp.ones((1, 2, 1, 5, 4), jnp.float32)

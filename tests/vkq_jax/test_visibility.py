@@ -16,7 +16,7 @@ WINDOW = 5
 
 def cache_of(visual: list[list[int]], text: list[list[int]], **options) -> vkq_jax.KVCache:
     """A cache whose banks hold tokens at these positions, and padding that looks old."""
-    cache = vkq_jax.KVCache.init(
+    cache = vkq_jax.empty_cache(
         num_layers=1,
         batch=len(text),
         num_kv_heads=1,
@@ -55,7 +55,7 @@ def test_starts_are_where_the_window_begins():
 
 
 def test_a_cache_without_positions_has_no_window():
-    cache = vkq_jax.KVCache.init(
+    cache = vkq_jax.empty_cache(
         num_layers=1,
         batch=1,
         num_kv_heads=1,

@@ -33,7 +33,6 @@ from vkq_jax.calibration import ScoreMap, calibrate, score_map
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import ScoreCalibration
 from vkq_jax.key_bias import KeyBias
-from vkq_jax.post_scaling import scores, weighted_sum
 from vkq_jax.text_bank import TextBank
 
 __all__ = ["attend", "error", "random_banks"]
@@ -261,12 +260,12 @@ def reference(
             values.append(functools.partial(jnp.einsum, "bksh,bkqs->bkqh", value))
             masks.append(seen(name, visible[name], parts[-1]))
         if banks.packed is not None:
-            key, value = tensors[1]
+            key, value = (side.plain() for side in tensors[1])
             of_key, of_value = (tables.key, tables.value) if tables else (None, None)
-            parts.append(scores(query, key, of_key))
+            parts.append(key.scores(query, of_key))
             if (share := _share(query, banks, bias)) is not None:
                 parts[-1] = parts[-1] + share
-            values.append(lambda weights: weighted_sum(weights, value, of_value))
+            values.append(lambda weights: value.weighted_sum(weights, of_value))
             masks.append(seen("packed", banks.packed.length[:, None], parts[-1]))
             if calibration == "per step":
                 parts[-1] = calibrate(parts[-1], masks[-1], _CALIBRATION)[0]
