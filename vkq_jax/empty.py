@@ -77,7 +77,7 @@ def empty_cache(
 
     Raises:
         ValueError: a size below 1, an unknown preset, other bits of text, or layers, or settings of
-            layers or heads, that are not there.
+            layers or heads, that are not there, or of layers that hold no visual tokens.
         NotImplementedError: settings of heads where layers differ in their number, or more than
             two kinds of layers.
     """
@@ -95,7 +95,10 @@ def empty_cache(
         "keep_indices": keep_indices,
         "text_bits": text_bits,
     }
-    if isinstance(quant, PerLayer | LayerGroups):
+    if isinstance(quant, PerLayer):
+        without = _without_visual_tokens(num_layers, cross_layers, recurrent)
+        quant = quant.settle(num_layers, num_kv_heads, without=without)
+    elif isinstance(quant, LayerGroups):
         quant = quant.settle(num_layers, num_kv_heads)
     settled = quant if isinstance(quant, LayerGroups) else resolve(quant)
     given = settled if isinstance(settled, LayerGroups) else None
@@ -132,6 +135,18 @@ def empty_cache(
     if not isinstance(settled, LayerGroups):
         return KVCache.init(**sizes, quant=settled, **options)
     return LayeredCache(*_parts(Cells(tuple(range(num_layers))), settled, sizes, options))
+
+
+def _without_visual_tokens(
+    num_layers: int, cross_layers: Sequence[int], recurrent: RecurrentState | None
+) -> tuple[int, ...]:
+    """Layers that hold none: those beside cross-attention layers, and those with a state."""
+    if isinstance(recurrent, RecurrentState):
+        check_fields(recurrent)
+        return _two_kinds(num_layers, recurrent.layers, "recurrent.layers")[1].layers
+    if not isinstance(cross_layers, list | tuple) or cross_layers:
+        return _two_kinds(num_layers, cross_layers, "cross_layers")[0].layers
+    return ()
 
 
 def _parts(
