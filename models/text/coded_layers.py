@@ -83,4 +83,4 @@ def settle_layers(
     if not isinstance(settled, LayerGroups):
         return settled
     groups = settled.of_layers(range(text.num_own_layers))
-    return LayerGroups(groups) if len(groups) > 1 else groups[0][1]
+    return groups[0][1] if len(groups) == 1 else LayerGroups(groups)
