@@ -22,7 +22,34 @@ ROOT = Path(__file__).parents[1]
 FILE = ROOT / "results" / "support.json"
 README = ROOT / "README.md"
 START, END = "<!-- families: docs/support.py -->", "<!-- /families -->"
-HEAD = "| `model_type` | vision tower | text decoders compared | clips | logits differ by | 1 bit |"
+HEAD = "| models | `model_type` | text decoders compared | video | logits differ by |"
+
+NAMES = {
+    "aya_vision": "Aya Vision",
+    "gemma3": "Gemma 3",
+    "gemma4": "Gemma 4",
+    "glm46v": "GLM-4.6V",
+    "glm4v": "GLM-4.1V",
+    "glm4v_moe": "GLM-4.5V",
+    "idefics3": "Idefics3",
+    "internvl": "InternVL2.5, InternVL3, InternVL3.5",
+    "llava": "LLaVA-1.5, Pixtral",
+    "llava_next": "LLaVA-NeXT, Granite Vision",
+    "llava_next_video": "LLaVA-NeXT-Video",
+    "llava_onevision": "LLaVA-OneVision",
+    "mistral3": "Mistral Small 3, Ministral 3",
+    "mllama": "Llama 3.2 Vision",
+    "paligemma": "PaliGemma, PaliGemma 2",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen2_vl": "Qwen2-VL",
+    "qwen3_5": "Qwen3.5",
+    "qwen3_5_moe": "Qwen3.5 MoE",
+    "qwen3_vl": "Qwen3-VL",
+    "qwen3_vl_moe": "Qwen3-VL MoE",
+    "smolvlm": "SmolVLM, SmolVLM2",
+    "vipllava": "ViP-LLaVA",
+}
+"""What people call the models of a `model_type`; their checkpoints in transformers' format."""
 
 # Families that share a row: descendants of LLaVA with tiles or clips, and Gemma's versions.
 _KIN = dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision", "vipllava"), "llava kin")
@@ -67,20 +94,19 @@ def table(families: dict[str, Any]) -> list[str]:
     for name in sorted(MODEL_TYPES):
         folder = family_folder(name)
         rows.setdefault(_KIN.get(folder, folder), []).append(name)
-    lines = [HEAD, f"|{'---|' * 6}"]
+    lines = [HEAD, f"|{'---|' * 5}"]
     for names in rows.values():
         own = [families[name] for name in names if name in families]
-        towers = sorted({_plain(tower) for row in own for tower in row["vision"]})
         texts = sorted({_plain(text) for row in own for text in row["text"]})
         clips = [f"`{name}`" for name in names if name in families and families[name]["clips"]]
         shown = "yes" if own and len(clips) == len(names) else ", ".join(clips)
         worst = max((row["largest_logit_difference"] for row in own), default=None)
-        measured = ("", "") if worst is None else (f"{worst:.0e}", "runs")
         missing = [f"`{name}`" for name in names if name not in families]
         if missing:
             texts.append(f"not measured: {', '.join(missing)}")
-        cells = [", ".join(f"`{name}`" for name in names), ", ".join(towers), ", ".join(texts)]
-        lines.append(f"| {' | '.join([*cells, shown, *measured])} |")
+        called = ", ".join(NAMES.get(name, name) for name in names)
+        cells = [called, ", ".join(f"`{name}`" for name in names), ", ".join(texts), shown]
+        lines.append(f"| {' | '.join([*cells, '' if worst is None else f'{worst:.0e}'])} |")
     return lines
 
 
