@@ -98,7 +98,9 @@ def table(families: dict[str, Any]) -> list[str]:
     for names in rows.values():
         own = [families[name] for name in names if name in families]
         texts = sorted({_plain(text) for row in own for text in row["text"]})
-        clips = [f"`{name}`" for name in names if name in families and families[name]["clips"]]
+        clips = [
+            NAMES.get(name, name) for name in names if name in families and families[name]["clips"]
+        ]
         shown = "yes" if own and len(clips) == len(names) else ", ".join(clips)
         worst = max((row["largest_logit_difference"] for row in own), default=None)
         missing = [f"`{name}`" for name in names if name not in families]
