@@ -131,6 +131,14 @@ def test_the_layouts_are_drawn(tmp_path):
     np.testing.assert_array_equal(words[3, 4 * 5 + 2, 1], [64 + 32 + 16 + 5, 64])
 
 
+def test_the_answers_are_drawn(tmp_path):
+    script = runpy.run_path(str(DOCS / "draw_answers.py"))
+    script["main"](tmp_path / "answers.png")
+    with Image.open(tmp_path / "answers.png") as drawn, Image.open(DOCS / "answers.png") as kept:
+        assert drawn.size == kept.size
+    assert script["points"]()["vkq-1bit"][0] < 1.3
+
+
 def test_the_table_of_families_has_those_that_load():
     """And is what `docs/support.py` makes of results/support.json."""
     support = runpy.run_path(str(DOCS / "support.py"))
