@@ -1,6 +1,7 @@
 """A calibration that was stopped goes on where it was; files hold equal tables once."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,7 +10,7 @@ import vkq_jax
 from models.calibration import codes as calibration
 from models.calibration import judging
 from tests.support.tiny_llava import batch, prompt, tiny_model
-from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass
+from vkq_jax import CodeTables, DictionaryCodes, KVQuantConfig, SideTables, TokenClass
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
 
 ROWS = (prompt(3, "image", 5), prompt(2, "image", 3, seed=1))
@@ -77,17 +78,17 @@ def test_parts_of_other_arguments_are_not_taken(calibrate, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, other, calibrate(seed=1))
 
 
-def test_equal_tables_are_stored_once(calibrate, tmp_path):
-    codes = calibrate()
-    one = CalibratedCodes(codes.presets[1:], model=codes.model)
-    many = tuple(
-        CalibratedPreset(codes.presets[1].tables, None, name=f"n{i}", quant=codes.presets[1].quant)
-        for i in range(4)
-    )
-    vkq_jax.save_tables(tmp_path / "one", one)
-    vkq_jax.save_tables(tmp_path / "many", CalibratedCodes(many, model=codes.model))
-    arrays = [(tmp_path / name).read_bytes().count(b"data_offsets") for name in ("one", "many")]
-    assert arrays[0] == arrays[1] == len(jax.tree.leaves(one))
+def test_equal_tables_are_stored_once(tmp_path):
+    def presets(count):
+        tables = CodeTables(SideTables(codebook=jnp.ones((1, 2, 4, 8))), SideTables())
+        return tuple(
+            CalibratedPreset(tables, None, name=f"n{i}", quant=PLANS[0]) for i in range(count)
+        )
+
+    for name, count in (("one", 1), ("many", 4)):
+        vkq_jax.save_tables(tmp_path / name, CalibratedCodes(presets(count), model="m"))
+        assert (tmp_path / name).read_bytes().count(b"data_offsets") == 1
     loaded = vkq_jax.load_tables(tmp_path / "many")
+    assert loaded.names == ("n0", "n1", "n2", "n3")
     for preset in loaded.presets:
-        jax.tree.map(np.testing.assert_array_equal, preset.tables, one.presets[0].tables)
+        jax.tree.map(np.testing.assert_array_equal, preset.tables, presets(1)[0].tables)
