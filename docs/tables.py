@@ -248,8 +248,7 @@ def ablation_rows(name: str = "ablation.json") -> list[str]:
 def mesh_rows() -> list[str]:
     """Decode steps on several GPUs beside those of one, by shape and visual cache.
 
-    The rows come from all files `mesh_*.json` of `vkq bench scaling --mesh`; the newest row counts
-    where settings are equal. Each is compared with one GPU's at as many sequences a part of `data`.
+    Each is compared with one GPU's at as many sequences a part of `data`.
     """
     from models.sharding.mesh import check_text
 
@@ -258,15 +257,7 @@ def mesh_rows() -> list[str]:
         "| GB a GPU: cache | peak |",
         f"|{'---|' * 9}",
     ]
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for file in sorted(RESULTS.glob("mesh_*.json")):
-        record = json.loads(file.read_text())
-        if record.get("command") != "vkq bench scaling --mesh":
-            continue
-        for row in record["rows"]:
-            key = (row["shape"], row["preset"], row["mesh"], row["fixed_batch"])
-            if row["status"] == "measured" and row["run"] >= found.get(key, row)["run"]:
-                found[key] = row
+    found = _mesh_rows_by_key()
     for (shape, preset, mesh, batch), row in sorted(found.items(), key=_place_of_mesh):
         alone = found.get((shape, preset, "data=1", batch // check_text(mesh).get("data", 1)))
         ratio = ""
@@ -279,6 +270,43 @@ def mesh_rows() -> list[str]:
             f"| {', '.join(f'{peak / 1e9:.1f}' for peak in row['peak_bytes_per_device'])} |"
         )
     return lines
+
+
+def mesh_profile_rows() -> list[str]:
+    """Microseconds a layer by group of kernels, of the rows of `mesh_rows` that have a profile."""
+    from pallas_kernels.shapes import find_shape
+
+    lines = [
+        "| shape | visual cache | mesh | sequences | attention | products with weights "
+        "| sums of devices | rest | between kernels | a layer |",
+        f"|{'---|' * 10}",
+    ]
+    found = {key: row for key, row in _mesh_rows_by_key().items() if "profile" in row}
+    for (shape, preset, mesh, batch), row in sorted(found.items(), key=_place_of_mesh):
+        parts = row["profile"]["microseconds"]
+        step = 1e3 * row["step_ms"]
+        times = [parts[name] for name in ("attention", "products", "sums", "rest")]
+        times += [step - sum(times), step]
+        cells = [f"{each / find_shape(shape).num_layers:.1f}" for each in times]
+        lines.append(f"| {shape} | `{preset}` | {mesh} | {batch} | {' | '.join(cells)} |")
+    return lines
+
+
+def _mesh_rows_by_key() -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Measured rows by shape, preset, mesh and batch; the newest counts.
+
+    They come from all files `mesh_*.json` of `vkq bench scaling --mesh`.
+    """
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for file in sorted(RESULTS.glob("mesh_*.json")):
+        record = json.loads(file.read_text())
+        if record.get("command") != "vkq bench scaling --mesh":
+            continue
+        for row in record["rows"]:
+            key = (row["shape"], row["preset"], row["mesh"], row["fixed_batch"])
+            if row["status"] == "measured" and row["run"] >= found.get(key, row)["run"]:
+                found[key] = row
+    return found
 
 
 def _place_of_mesh(item: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Any, ...]:

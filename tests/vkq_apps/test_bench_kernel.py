@@ -15,7 +15,9 @@ import pallas_kernels
 from tests.support.caches import Shape, random_layer
 from vkq_apps.bench import baselines, kernel, timing
 from vkq_apps.bench.baselines import DecodeShape, Measured
+from vkq_apps.bench.decoding import measure_decoding
 from vkq_apps.bench.processes import process_pool
+from vkq_apps.bench.step_profile import time_by_group
 from vkq_apps.bench.timing import LayerTime
 from vkq_apps.cli.main import main
 
@@ -63,6 +65,35 @@ def test_kernels_are_counted_in_the_first_gpus_streams_only():
     ]
     assert timing.seconds_of_kernels(planes) == pytest.approx(1e-6)
     assert timing.seconds_of_kernels([]) == 0
+
+
+def test_a_steps_time_by_groups_of_kernels():
+    """Two steps; a wait for another device does not count, and names are told without numbers."""
+    times = {
+        "body_mosaic_gpu_kernel": [50e3, 50e3],
+        "gemm_fusion_dot_18": [20e3, 20e3],
+        "gemm_fusion_dot_19": [10e3, 10e3],
+        "nvjet_sm90_tss_192x64": [5e3, 5e3],
+        "all_reduce_7_0_fusion_1": [900e3, 10e3, 10e3, 10e3],
+        "ncclDevKernel_AllGather_RING_LL": [7e3, 7e3],
+        "loop_reduce_fusion_3": [2e3, 2e3],
+    }
+    events = [
+        SimpleNamespace(name=name, duration_ns=ns) for name, each in times.items() for ns in each
+    ]
+    line = SimpleNamespace(name="Stream #1", events=events)
+    plane = SimpleNamespace(name="/device:GPU:0 (H200)", lines=[line])
+    found = time_by_group([plane], steps=2)
+    assert found["microseconds"] == {"sums": 27, "attention": 50, "products": 35, "rest": 2}
+    assert found["launches"] == 8
+    assert found["kernels"][:2] == [["body_mosaic_gpu_kernel", 1, 50], ["gemm_fusion_dot", 2, 15]]
+
+
+def test_a_profile_takes_a_gpu():
+    with pytest.raises(NotImplementedError, match=r"--profile takes a GPU.*: got cpu"):
+        measure_decoding(
+            None, None, None, 1, implementation=None, steps=(1, 2), repeats=1, profile=True
+        )
 
 
 def test_layers_are_too_many_for_a_cache_and_few_enough_for_the_memory():

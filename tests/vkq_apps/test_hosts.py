@@ -63,6 +63,7 @@ def test_a_scheduler_names_the_hosts_by_itself(joined, monkeypatch):
             "--length: with --mesh prompts have the visual tokens of their shape",
         ),
         (["bench", "scaling", "--weak-scaling"], "--weak-scaling: expected --mesh, whose data"),
+        (["bench", "scaling", "--profile"], "--profile: expected --mesh, whose decode steps"),
     ],
 )
 def test_a_bad_mesh_is_one_clear_line(capsys, joined, arguments, said):

@@ -19,6 +19,7 @@ from models.sharding.placing import place, place_cache, place_logits, place_sequ
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
 from vkq_apps.bench.mesh_scaling import mesh_figures
+from vkq_apps.bench.step_profile import profile_step
 from vkq_jax.array_types import Array, Float
 from vkq_jax.hosts import to_host
 from vkq_jax.layered import AnyCache
@@ -67,16 +68,23 @@ def measure_decoding[T](
     implementation: str | None,
     steps: tuple[int, int],
     repeats: int,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Time of a step of `models`' decode loop at `batch`, from the state that `make(given)` makes.
 
     One compiled loop runs for a few and for more steps: the difference is that of whole steps, free
-    of what a call costs. The loop's state is donated, so that the cache exists once.
+    of what a call costs. The loop's state is donated, so that the cache exists once. With
+    `profile` a GPU's records say where a step's time goes, see `profile_step`.
 
     Raises:
+        NotImplementedError: a profile of devices that record no kernels.
         RuntimeError: noise hides the difference, however often it is taken.
     """
     short, long = steps
+    if profile and jax.default_backend() != "gpu":
+        raise NotImplementedError(
+            f"--profile takes a GPU, whose kernels are recorded: got {jax.default_backend()}"
+        )
 
     def run(model, state, limit):
         return decode_loop(
@@ -138,6 +146,8 @@ def measure_decoding[T](
     }
     if model.mesh is not None:
         figures |= mesh_figures(model, full.cache, compiled.text)
+    if profile:
+        figures["profile"] = profile_step(lambda: timed(full, long), long)
     return figures
 
 

@@ -71,6 +71,7 @@ def measure_fixed_batch(
         implementation=implementation,
         steps=(setup.short_steps, setup.long_steps),
         repeats=setup.repeats,
+        profile=setup.profile,
     )
     row |= {"batches": [{"batch": batch, **figures}], **figures}
     row["peak_bytes"] = device_memory.peak()

@@ -1,6 +1,7 @@
 """Measured rows as tables for people."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from rich import box
@@ -8,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vkq_apps.bench.quantize import GOAL_PERCENT
+from vkq_apps.bench.step_profile import GROUPS
 from vkq_jax.byte_units import human_bytes
 
 __all__ = ["mesh_table", "quantize_table", "scaling_table", "throughput_table"]
@@ -105,7 +107,7 @@ def scaling_table(record: dict[str, Any]) -> Table:
 
 def mesh_table(record: dict[str, Any]) -> Table:
     """Rows of `vkq bench scaling --mesh`."""
-    columns: Columns = {
+    columns: dict[str, Callable[[Row], str]] = {
         "mesh": lambda row: row["mesh"],
         "devices": lambda row: str(row["devices"]),
         "batch": lambda row: str(row["batch"]),
@@ -119,6 +121,8 @@ def mesh_table(record: dict[str, Any]) -> Table:
         "cache each": lambda row: human_bytes(row["cache_bytes_per_device"]),
         "sent each": lambda row: human_bytes(int(row["wire_bytes_per_step"])),
     }
+    for group in GROUPS:
+        columns[f"{group} us"] = partial(_microseconds, group)
     return _table(
         record,
         columns,
@@ -126,6 +130,7 @@ def mesh_table(record: dict[str, Any]) -> Table:
         {
             "to first": "tokens/s against the first mesh of the same cache",
             "sent each": "bytes that a device sends in a step, by the compiled program",
+            f"{GROUPS[-1]} us": "all other kernels of a step; sums are those of devices",
         },
     )
 
@@ -183,3 +188,7 @@ def _ratios(row: Row) -> str:
 
 def _prefill_ratio(row: Row) -> float:
     return row.get("prefill_ratio_to_bf16") or row["ttft_ratio_to_bf16"]
+
+
+def _microseconds(group: str, row: Row) -> str:
+    return f"{row['profile']['microseconds'][group]:.0f}"

@@ -63,6 +63,7 @@ class ThroughputSetup:
         mesh: devices to split the model over, each with its own `budget_gb`; None: one.
         fixed_batch: sequences to decode, whatever would fit, see `measure_fixed_batch`; None: as
             many as fit.
+        profile: of a step of a `fixed_batch`, see `measure_decoding`.
     """
 
     shape: str
@@ -80,6 +81,7 @@ class ThroughputSetup:
     compare_steps: int = 0
     mesh: str | None = None
     fixed_batch: int | None = None
+    profile: bool = False
 
     def __post_init__(self) -> None:
         """Checks names and numbers before a process is started."""

@@ -63,10 +63,12 @@ def plan_meshes(
     repeats: int,
     *,
     weak: bool = False,
+    profile: bool = False,
 ) -> list[list[ThroughputSetup]]:
     """A group for each batch: every mesh, with every preset and implementation of `sides`.
 
-    Where scaling is `weak`, each part of a mesh's axis `data` has the batch.
+    Where scaling is `weak`, each part of a mesh's axis `data` has the batch. `profile` as for
+    `ThroughputSetup`.
     """
     return [
         [
@@ -78,6 +80,7 @@ def plan_meshes(
                 mesh=mesh,
                 fixed_batch=batch * (check_text(mesh).get("data", 1) if weak else 1),
                 repeats=repeats,
+                profile=profile,
             )
             for mesh in meshes
             for preset, implementation in sides

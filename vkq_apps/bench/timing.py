@@ -5,7 +5,7 @@ import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,8 @@ __all__ = [
     "LayerTime",
     "bandwidth",
     "chain_of_layers",
+    "kernels_of",
+    "recorded",
     "seconds_of_calls",
     "seconds_of_kernels",
     "time_of_calls",
@@ -86,28 +88,38 @@ def _seconds_on_device(function: Callable[[], Any], calls: int) -> float | None:
     """Seconds that a call's kernels take on the first GPU; None where the profiler sees none."""
     if jax.default_backend() != "gpu":
         return None
+
+    def run() -> None:
+        for _ in range(calls):
+            jax.block_until_ready(function())
+
+    return seconds_of_kernels(recorded(run)) / calls or None
+
+
+def recorded(run: Callable[[], Any]) -> Iterable[Any]:
+    """The planes of the profiler's record of `run`, which waits for what it starts."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            for _ in range(calls):
-                jax.block_until_ready(function())
+            run()
         (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
-        seconds = seconds_of_kernels(jax.profiler.ProfileData.from_file(str(path)).planes)
-    return seconds / calls or None
+        return jax.profiler.ProfileData.from_file(str(path)).planes
 
 
 def seconds_of_kernels(planes: Iterable[Any]) -> float:
-    """Seconds of all that ran in the first GPU's streams, by the planes of a profiler's record.
+    """Seconds of all that ran in the first GPU's streams, see `kernels_of`."""
+    return 1e-9 * sum(event.duration_ns for event in kernels_of(planes))
+
+
+def kernels_of(planes: Iterable[Any]) -> Iterator[Any]:
+    """All that ran in the first GPU's streams, by the planes of a profiler's record.
 
     Other lines of the GPU's plane group the same kernels by module or operation: they do not count.
     """
-    return 1e-9 * sum(
-        event.duration_ns
-        for plane in planes
-        if plane.name.startswith("/device:GPU:0")
-        for line in plane.lines
-        if line.name.startswith("Stream")
-        for event in line.events
-    )
+    for plane in planes:
+        if plane.name.startswith("/device:GPU:0"):
+            for line in plane.lines:
+                if line.name.startswith("Stream"):
+                    yield from line.events
 
 
 def seconds_of_calls(

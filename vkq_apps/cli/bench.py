@@ -234,6 +234,13 @@ def scaling(
             help="With --mesh: sequences of --batch for each part of data, not for all together.",
         ),
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="With --mesh, on GPUs: where a step's time goes, by groups of kernels.",
+        ),
+    ] = False,
     repeats: Repeats = 5,
     seconds: Seconds = None,
     resume: Resume = False,
@@ -257,12 +264,15 @@ def scaling(
             [(name, implementation_of(by)) for name, by in sides],
             repeats,
             weak=weak,
+            profile=profile,
         )
         output = _on_hosts(mesh, results, resume=resume, seconds=seconds)
         _finish(run_meshes(setups, output), tables.mesh_table, json)
         return
     if weak:
         raise ValueError("--weak-scaling: expected --mesh, whose data axis it is about")
+    if profile:
+        raise ValueError("--profile: expected --mesh, whose decode steps it is about")
     groups = plan_scaling(
         numbers("--length", length, int),
         numbers("--batch", batch, int),
