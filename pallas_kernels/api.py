@@ -100,7 +100,15 @@ def attend_cache(
     logits_scale: float | None = None,
     logits_soft_cap: float | None = None,
 ) -> AttentionOutput:
-    """`decode_attention` in float32, with log-sum-exp and count of skipped calibrations."""
+    """`decode_attention` in float32, with log-sum-exp and count of skipped calibrations.
+
+    Args:
+        query: with RoPE, unscaled. cache_layer: the queries' own keys and values already appended.
+        implementation, visible_text, starts, logits_scale, logits_soft_cap: as `decode_attention`.
+
+    Raises:
+        ValueError, NotImplementedError: as `decode_attention`.
+    """
     _check_query(query, cache_layer)
     _check_options(query, cache_layer, visible_text, starts, logits_scale)
     name = choose_implementation(implementation, cache_layer, logits_soft_cap)
@@ -128,6 +136,13 @@ def attend_layer(
     """`attend_cache` on `cache.layer(index)`, for loops over layers.
 
     An implementation that reads its layer in place spares the copy that taking it out would be.
+
+    Args:
+        query: with RoPE, unscaled. cache: of all layers. index: number of the layer.
+        implementation, visible_text, starts, logits_scale, logits_soft_cap: as `decode_attention`.
+
+    Raises:
+        ValueError, NotImplementedError: as `decode_attention`.
     """
     _check_query(query, cache)
     _check_options(query, cache, visible_text, starts, logits_scale)
@@ -146,7 +161,11 @@ def attend_layer(
 def to_kernel_layout(bank: VisualBank, *, implementation: str | None = None) -> VisualBank:
     """A bank of one layer, or of all, in the layout of the implementation that will read it.
 
-    What that implementation does not cover stays as it is.
+    Args:
+        bank: as `vkq_jax` codes it. implementation: as `decode_attention`.
+
+    Returns:
+        The bank in the new layout, or unchanged where the implementation does not cover it.
     """
     if implementation not in (None, "mosaic_gpu") or mosaic_gpu.device_reason() is not None:
         return bank
@@ -160,7 +179,11 @@ def choose_implementation(
 ) -> str:
     """The implementation that a call with `implementation=name` runs on this cache and device.
 
-    A soft-cap matters, too: not every implementation has it with score calibration.
+    Args:
+        name: as `implementation` of `decode_attention`.
+        cache: one layer or all, arrays may be abstract; None: whatever the cache.
+        logits_soft_cap: as `decode_attention`; not all implementations have it with score
+            calibration.
 
     Raises:
         ValueError: unknown name, or a soft-cap that is no finite positive number.
@@ -187,10 +210,14 @@ def unavailable_reason(
     cache: LayerCache | KVCache | None = None,
     logits_soft_cap: float | None = None,
 ) -> str | None:
-    """Why an implementation does not apply here; None if it does.
+    """Why an implementation does not apply on this device and to this cache; None if it does.
 
-    Here: on this device and, where they are given, to this cache with this soft-cap. Both reasons,
-    where there are two: on a laptop one asks what a GPU would do.
+    Args:
+        name: of `IMPLEMENTATIONS`.
+        cache, logits_soft_cap: as `choose_implementation`; None: the device alone is asked.
+
+    Returns:
+        The device's reason, the cache's, or both: without a GPU one asks what a GPU would do.
     """
     if name != "mosaic_gpu":
         return None
@@ -210,11 +237,17 @@ def explain(
     query: jax.ShapeDtypeStruct | None = None,
     logits_soft_cap: float | None = None,
 ) -> str:
-    """Which implementation this cache takes here by default, and what the others would do.
+    """Which implementation this cache takes here by default, and why the others are not taken.
 
-    With the shape of a query [B, T, N, H] (and the cache of all layers) also how the fused kernel
-    would divide the work, on whatever device. Last the line of `slowdown_reason`, if any. Arrays
-    may be abstract. Layers and heads with settings of their own are explained group by group.
+    Args:
+        cache: one layer or all; arrays may be abstract.
+        query: shape [B, T, N, H]; with it, and the cache of all layers, the text also says how the
+            fused kernel would divide the work, on whatever device.
+        logits_soft_cap: as `decode_attention`.
+
+    Returns:
+        A line for each implementation, then that of `slowdown_reason`, if any. Layers and heads
+        with settings of their own are explained group by group.
     """
     if isinstance(cache, LayeredCache):
         parts = zip(cache.cells, cache.parts, cache.sizes, strict=True)
@@ -261,9 +294,14 @@ def slowdown_reason(
 ) -> str | None:
     """One line where attention over a coded cache takes longer than over bfloat16; else None.
 
-    So it is on a GPU, but for the fused kernel, and with a key bias it may be for that. Elsewhere
-    arithmetic, not memory, takes the time of both. Arrays may be abstract; errors are those of
-    `choose_implementation`.
+    XLA on a GPU does, and the fused kernel may with a key bias. On other devices arithmetic, not
+    memory, takes the time of both.
+
+    Args:
+        cache, logits_soft_cap: as `explain`. implementation: as `decode_attention`.
+
+    Raises:
+        ValueError, NotImplementedError: as `choose_implementation`.
     """
     if isinstance(cache, LayeredCache):
         found = (slowdown_reason(part, implementation, logits_soft_cap) for part in cache.parts)

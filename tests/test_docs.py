@@ -1,5 +1,6 @@
 """The docs say what the code says, and their picture can be drawn."""
 
+import inspect
 import json
 import re
 import runpy
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 import models
+import pallas_kernels
 import vkq_jax
 from models.families.registry import FAMILY_NAMES, MODEL_TYPES
 from pallas_kernels.attention import mosaic_gpu
@@ -158,6 +160,19 @@ def test_an_unknown_family_is_refused_with_a_short_list(tmp_path):
         models.read_config(tmp_path)
     assert len(str(caught.value)) < 400
     assert all(name in str(caught.value) for name in FAMILY_NAMES)
+
+
+@pytest.mark.parametrize("package", [vkq_jax, models, pallas_kernels], ids=lambda x: x.__name__)
+def test_docstrings_of_public_functions_name_their_arguments(package):
+    public = {name: getattr(package, name) for name in package.__all__}
+    functions = {name: f for name, f in public.items() if callable(f) and not isinstance(f, type)}
+    assert functions
+    for name, function in functions.items():
+        if function.__module__ == "collections.abc":  # an alias of a type
+            continue
+        words = set(re.findall(r"\w+", function.__doc__ or ""))
+        parameters = inspect.signature(function).parameters
+        assert [each for each in parameters if each not in words] == [], name
 
 
 def rows_of_figures(page):

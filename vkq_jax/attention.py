@@ -58,7 +58,12 @@ class AttentionOutput:
         num_queries: int,
         calibration_skipped: Int32[Array, "B"] | None = None,
     ) -> AttentionOutput:
-        """From results grouped by KV head, as `to_kv_heads` groups queries."""
+        """From results grouped by KV head, as `to_kv_heads` groups queries.
+
+        Args:
+            output, logsumexp, calibration_skipped: as the attributes, Q = N / K * T; None counts 0.
+            num_queries: T, query positions.
+        """
         if calibration_skipped is None:
             calibration_skipped = jnp.zeros(output.shape[0], jnp.int32)
         logsumexp = from_kv_heads(logsumexp[..., None], num_queries)[..., 0]

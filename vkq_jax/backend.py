@@ -51,7 +51,7 @@ class Backend:
         layer: Int32[Array, ""] | int,
         **options: Unpack[CacheOptions],
     ) -> AttentionOutput:
-        """Attention over one layer of a cache, see `vkq_jax.attention.attend_cache`."""
+        """Attention of `query` over one layer of a cache; options as in `vkq_jax.attention`."""
         return attend_cache(query, cache.layer(layer), **options)
 
     def attend_prompt(
@@ -62,7 +62,16 @@ class Backend:
         mask: Bool[Array, "B T S"],
         **options: Unpack[LogitsOptions],
     ) -> Float[Array, "B T N H"]:
-        """Attention of a prompt's tokens to each other or to its pictures, in the query's dtype."""
+        """Attention of a prompt's tokens to each other or to its pictures, in full precision.
+
+        Args:
+            query, key, value: with RoPE, unscaled.
+            mask: which keys each query sees.
+            options: scale and soft-cap of the scores.
+
+        Returns:
+            Softmax-weighted values in the query's dtype.
+        """
         return attend_dense(query, key, value, mask, **options).output.astype(query.dtype)
 
     def quantize(
@@ -74,5 +83,11 @@ class Backend:
         quant: KVQuantConfig,
         tables: CodeTables | None,
     ) -> VisualBank:
-        """Codes one layer's visual tokens, see `vkq_jax.cache.quantize_visual`."""
+        """Codes one layer's visual tokens.
+
+        Args:
+            key, value: of all tokens of the prompt; keys with RoPE.
+            index, valid: the visual ones among them, see `vkq_jax.visual.left_pack`.
+            quant: settings of both sides. tables: of this layer, for codes that need some.
+        """
         return quantize_visual(key, value, index, valid, quant, tables)

@@ -27,7 +27,15 @@ def append[C: KVCache | LayeredCache](
     value: Float[Array, "L B T K H"],
     valid: Bool[Array, "B T"] | None = None,
 ) -> C:
-    """Appends T text tokens of all layers (keys after RoPE); invalid ones take no slot.
+    """Appends T text tokens of all layers.
+
+    Args:
+        cache: with room for them.
+        key, value: of the new tokens, keys after RoPE; cast to the dtype of the text.
+        valid: which of them are tokens; others take no slot. None: all.
+
+    Returns:
+        A new cache, T tokens longer.
 
     Raises:
         ValueError: the tokens do not fit and the lengths are known (outside jit); inside jit what

@@ -79,13 +79,17 @@ class SideTables:
     classes: tuple[ClassTables | None, ...] | None = None
 
     def of_class(self, number: int) -> ClassTables | None:
-        """The dictionary of a class; None: Hadamard planes."""
+        """The dictionary of class `number`; None: Hadamard planes."""
         return None if self.classes is None else self.classes[number]
 
 
 @frozen_pytree
 class CodeTables:
-    """Tables of both sides, for all layers [L, K, ...] or for one [K, ...]."""
+    """Tables of keys and values, for all layers [L, K, ...] or for one [K, ...].
+
+    Attributes:
+        key, value: tables of one side each.
+    """
 
     key: SideTables
     value: SideTables

@@ -28,7 +28,14 @@ class QuantizationError:
 def quantization_error(
     x: Float[Array, "*lead V H"], config: Quantizer, *, valid: Bool[Array, "*lead V"] | None = None
 ) -> QuantizationError:
-    """Error that coding `x` with `config` makes; arguments and errors as for `quantize`."""
+    """Error that coding `x` with `config` makes, over the valid positions.
+
+    Args:
+        x, config, valid: as for `quantize`; codes that need tables are refused.
+
+    Raises:
+        ValueError: as for `quantize`.
+    """
     x_hat = quantize(x, config, valid=valid).dequantize()
     return QuantizationError(
         relative_squared_error(x, x_hat, valid=valid), cosine(x, x_hat, valid=valid)

@@ -44,7 +44,7 @@ class KeyBias:
         return KeyBias(bias, self.frequencies, self.axis_of_pair, self.scaling)
 
     def turned(self, positions: Int32[Array, "B V *axes"]) -> Float[Array, "B V K H"]:
-        """RoPE_t(b) of one layer, float32: the bias's share of the key at each position."""
+        """RoPE_t(b) of one layer at `positions`, float32: the bias's share of each key."""
         cos, sin = self._angles(positions)
         first, second, still = self._split(self.bias[None, None])
         cos, sin = cos[:, :, None], sin[:, :, None]
@@ -55,13 +55,16 @@ class KeyBias:
     def taken_out(
         self, key: Float[Array, "B V K H"], positions: Int32[Array, "B V *axes"]
     ) -> Float[Array, "B V K H"]:
-        """RoPE_t(k), in the keys' dtype, of keys RoPE_t(k + b) of one layer."""
+        """Keys of one layer without their bias: RoPE_t(k) of `key` = RoPE_t(k + b) at `positions`.
+
+        The result has the dtype of `key`.
+        """
         return (key.astype(jnp.float32) - self.turned(positions)).astype(key.dtype)
 
     def scores(
         self, q: Float[Array, "B K Q H"], positions: Int32[Array, "B V *axes"]
     ) -> Float[Array, "B K Q V"]:
-        """q . RoPE_t(b) of one layer, float32, without the [B, V, K, H] keys."""
+        """q . RoPE_t(b) of one layer at `positions`, float32, without the [B, V, K, H] keys."""
         cos, sin = self._angles(positions)
         q_first, q_second, q_still = self._split(q)
         first, second, still = self._split(self.bias[None, :, None])

@@ -45,10 +45,14 @@ __all__ = [
 
 
 def save_cache(path: str | os.PathLike[str], cache: AnyCache) -> None:
-    """Writes a cache; the file, or what a link leads to, appears whole or not at all.
+    """Writes a cache to a safetensors file, which appears whole or not at all.
 
     A cache on several devices is written as if it were on one. Where it spans hosts all of them
     call this together, and the first one writes.
+
+    Args:
+        path: file to write or to replace; a link is followed.
+        cache: of concrete arrays.
 
     Raises:
         ValueError: something other than a regular file is there, or the cache uses what has no
@@ -85,7 +89,15 @@ def load_cache(
 
 
 def save_score_map(path: str | os.PathLike[str], score_map: ScoreMap) -> None:
-    """Writes a static score map [L, N] and the settings of its codes, as `save_cache` does."""
+    """Writes a static score map and the settings of its codes.
+
+    Args:
+        path: file to write, as for `save_cache`.
+        score_map: slopes and shifts [L, N], from `models.calibrate_scores`.
+
+    Raises:
+        ValueError: as for `save_cache`.
+    """
     _save(path, score_map, "score map")
 
 
@@ -104,7 +116,15 @@ def load_score_map(path: str | os.PathLike[str], *, types: Iterable[type] = ()) 
 
 
 def save_tables(path: str | os.PathLike[str], codes: CalibratedCodes) -> None:
-    """Writes the calibrated presets of a model, as `save_cache` does; equal tables once."""
+    """Writes the calibrated presets of a model; tables that several presets share are written once.
+
+    Args:
+        path: file to write, as for `save_cache`.
+        codes: from `models.calibrate_codes`.
+
+    Raises:
+        ValueError: as for `save_cache`.
+    """
     _save(path, codes, "tables", share=True)
 
 

@@ -72,7 +72,15 @@ def _quantize(
 
 @jax.jit
 def dequantize(q: QuantizedTensor, tables: SideTables | None = None) -> Float[Array, "*lead V H"]:
-    """The float32 values that the codes stand for; `tables` as for `quantize`."""
+    """The values that the codes stand for, float32.
+
+    Args:
+        q: codes of `quantize`.
+        tables: the same that were given to `quantize`; None where none were.
+
+    Raises:
+        ValueError: tables are missing, do not fit, or the codes read none.
+    """
     if isinstance(q := q.plain(), DictionaryTensor):
         return q.dequantize(tables)
     if tables is not None:

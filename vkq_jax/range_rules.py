@@ -43,6 +43,8 @@ __all__ = ["MSE", "MeanMagnitude", "MinMax", "Quantile", "RangeRule", "Shrink"]
 
 type Ends = tuple[Float[Array, "*groups"], Float[Array, "*groups"]]
 RangeRule = Callable[[Array, Array, int | float], tuple[Array, Array]]
+"""Finds lower and upper level of each group: (x [*groups, E] float32, valid [*groups, E], bits) ->
+two arrays [*groups]. Hashable, so that it can be a setting of codes."""
 
 # Half the width, in standard deviations, of the uniform grid of least squared error for a normal
 # distribution (J. Max, "Quantizing for minimum distortion", 1960, table II; 8 bits numerically).

@@ -102,6 +102,8 @@ class ClassMap:
         words: class of each position, 2-bit fields, see `vkq_jax.packing`.
         valid: 1-bit fields, which positions are tokens; None where something else says so.
         num_positions: V. capacities: slots of each class.
+
+    Methods take `valid`, which positions are tokens; None: as the map itself says.
     """
 
     words: UInt32[Array, "*lead W"]
@@ -119,7 +121,7 @@ class ClassMap:
     def from_classes(
         cls, number: Int32[Array, "*lead V"], classes: Sequence[TokenClass]
     ) -> ClassMap:
-        """The map of class numbers; len(classes) marks what is no token."""
+        """The map of the class `number` of each position; len(classes) marks what is no token."""
         valid = number < len(classes)
         return cls(
             packing.pack(jnp.where(valid, number, 0).astype(jnp.uint32), _MAP_BITS),

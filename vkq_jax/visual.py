@@ -13,7 +13,11 @@ __all__ = ["VisualSpan", "left_pack", "visual_mask", "visual_spans"]
 
 @dataclasses.dataclass(frozen=True)
 class VisualSpan:
-    """A run of consecutive visual positions of one sequence: [start, start + length)."""
+    """A run of consecutive visual positions of one sequence: [start, start + length).
+
+    Attributes:
+        start: first position. length: number of positions.
+    """
 
     start: int
     length: int
@@ -27,7 +31,11 @@ class VisualSpan:
 def visual_mask(
     input_ids: Int32[Array, "*lead T"], visual_token_ids: int | tuple[int, ...]
 ) -> Bool[Array, "*lead T"]:
-    """True where a token is one of the model's image or video tokens."""
+    """True where a token is one of the model's image or video tokens.
+
+    Args:
+        input_ids: token ids. visual_token_ids: ids that stand for visual tokens.
+    """
     ids = (visual_token_ids,) if isinstance(visual_token_ids, int) else visual_token_ids
     mask = jnp.zeros(input_ids.shape, bool)
     for token in ids:
@@ -38,7 +46,12 @@ def visual_mask(
 def visual_spans(
     input_ids: np.ndarray, visual_token_ids: int | tuple[int, ...]
 ) -> list[list[VisualSpan]]:
-    """The spans of each sequence of a batch [B, T], in order (host side, for people and plots)."""
+    """The runs of visual tokens of each sequence, in order; computed on the host.
+
+    Args:
+        input_ids: token ids [B, T], or [T] of one sequence.
+        visual_token_ids: ids that stand for visual tokens.
+    """
     mask = np.isin(np.atleast_2d(input_ids), visual_token_ids)
     return [list(_runs(row)) for row in mask]
 

@@ -15,7 +15,15 @@ __all__ = ["forward"]
 
 
 def forward(model: Model, inputs: Inputs) -> Float[Array, "B T vocab"]:
-    """Logits of the next token at every position, float32; those of padding mean nothing."""
+    """Logits of the next token at every position, float32, without a cache; differentiable.
+
+    Args:
+        model: from `models.load`.
+        inputs: from `models.prepare`; logits at its padding mean nothing.
+
+    Raises:
+        ValueError: on a mesh, a batch that `data` does not divide.
+    """
     # The counts are static but unused here: without them one compilation serves all prompts of
     # one padded length.
     check_batch(model.mesh, inputs)

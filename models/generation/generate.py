@@ -180,10 +180,16 @@ def stream(
     chunk: int = 4,
     **options: Unpack[GenerateOptions],
 ) -> Iterator[Generation]:
-    """`generate` for people who watch: yields the answer so far after every `chunk` tokens.
+    """`generate` that yields the answer so far after every few tokens. Not for use inside jit.
 
-    The last one yielded is what `generate` returns for the same arguments; errors are the same
-    too, those of arguments when the first answer is asked for. Not for use inside jit.
+    The last one yielded is what `generate` returns for the same arguments.
+
+    Args:
+        model, inputs, max_new_tokens, options: as for `generate`.
+        chunk: tokens between two yields.
+
+    Raises:
+        ValueError: as `generate`, when the first answer is asked for, or `chunk` below 1.
     """
     chunk = checks.check_count("chunk", chunk)
     max_new_tokens = checks.check_count("max_new_tokens", max_new_tokens)

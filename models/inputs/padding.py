@@ -23,6 +23,12 @@ def pad_to_multiple(inputs: Inputs, multiple: int = 32) -> Inputs:
     Compiled functions are kept per shape and per `prompt_shape`: rounded to multiples of 32, the
     prompts of a whole evaluation compile once or twice. Answers do not change; caches grow by the
     rounding of the text counts (visual counts stay exact).
+
+    Args:
+        inputs: from `models.prepare`. multiple: of tokens.
+
+    Raises:
+        ValueError: `multiple` is no whole number of at least 1.
     """
     if not isinstance(multiple, int) or multiple < 1:
         raise ValueError(f"multiple must be a whole number of at least 1, got {show(multiple)}")

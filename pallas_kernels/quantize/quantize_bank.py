@@ -75,7 +75,14 @@ def choose_coding(
     *,
     implementation: str | None = None,
 ) -> str:
-    """The implementation that `quantize_bank` runs; arrays may be abstract. Raises as it does."""
+    """The implementation that `quantize_bank` runs with these arguments; arrays may be abstract.
+
+    Args:
+        key, value, index, quant, implementation: as for `quantize_bank`.
+
+    Raises:
+        ValueError, NotImplementedError: as `quantize_bank`.
+    """
     if implementation not in (None, "mosaic_gpu"):
         return choose_implementation(implementation)
     reason = _unavailable(key, value, index, quant)
@@ -87,7 +94,11 @@ def choose_coding(
 
 
 def explain_coding(key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig) -> str:
-    """The default way of `quantize_bank` and its reason, like `explain` for attention."""
+    """The implementation that `quantize_bank` takes by default, and why, as one line.
+
+    Args:
+        key, value, index, quant: as for `quantize_bank`; arrays may be abstract.
+    """
     reason, untried = _unavailable(key, value, index, quant), untried_reason("mosaic_gpu")
     if reason is None and untried:
         reason = f"on request, {untried}"
