@@ -6,7 +6,14 @@ from typing import Annotated
 import jax
 import typer
 
-from vkq_apps.cli.arguments import JsonOption, MeshOption, QuantizeAtOption, load_model
+from vkq_apps.cli.arguments import (
+    JsonOption,
+    MeshOption,
+    ModelOption,
+    QuantizeAtOption,
+    TablesOption,
+    load_model,
+)
 from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.cli.hosts import check_mesh_of, on_all_hosts
 from vkq_apps.codes_option import FORMS
@@ -28,9 +35,7 @@ DEFAULT_PRESETS = "vkq-1bit,quantile-1bit,calibquant-1bit,kivi-2bit"
 
 
 def evaluate(
-    model: Annotated[
-        str, typer.Option(metavar="PATH", help='Checkpoint folder, a Hub name, or "tiny".')
-    ] = "tiny",
+    model: ModelOption = "tiny",
     tasks: Annotated[
         str | None,
         typer.Option(
@@ -62,12 +67,7 @@ def evaluate(
             f"of most attention. {FORMS}",
         ),
     ] = DEFAULT_PRESETS,
-    tables: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Calibrated presets; by default those found beside the checkpoint."
-        ),
-    ] = None,
+    tables: TablesOption = None,
     quantize_at: QuantizeAtOption = "image",
     samples: Annotated[
         int,
