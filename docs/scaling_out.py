@@ -147,6 +147,12 @@ def unsplit_seconds(shape: ModelShape, model: int) -> float:
     return shape.num_layers * UNSPLIT * (1 - 1 / model)
 
 
+def split_step(shape: ModelShape, one: float, sequences: float, model: int) -> float:
+    """Seconds of a step of `model` devices together that takes one device `one` seconds."""
+    sums = sum_seconds(shape, sequences, model)
+    return one / model + unsplit_seconds(shape, model) + sums
+
+
 def wire_bytes(shape: ModelShape, sequences: float, model: int) -> float:
     """Bytes that each device sends in a step: a ring sends 2 (n - 1) / n of what it sums.
 

@@ -7,6 +7,7 @@ pasted, and `tests/test_docs.py` holds both pages to them.
 
 import json
 import pathlib
+import runpy
 from typing import Any
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
@@ -248,23 +249,30 @@ def ablation_rows(name: str = "ablation.json") -> list[str]:
 def mesh_rows() -> list[str]:
     """Decode steps on several GPUs beside those of one, by shape and visual cache.
 
-    Each is compared with one GPU's at as many sequences a part of `data`.
+    Each is compared with one GPU's at as many sequences a part of `data`, and with what
+    `scaling_out.py` works out from that.
     """
     from models.sharding.mesh import check_text
+    from pallas_kernels.shapes import find_shape
 
+    work_out = runpy.run_path(str(pathlib.Path(__file__).with_name("scaling_out.py")))["split_step"]
     lines = [
-        "| shape | visual cache | mesh | sequences | step, ms | tokens/s | of one GPU's "
-        "| GB a GPU: cache | peak |",
-        f"|{'---|' * 9}",
+        "| shape | visual cache | mesh | sequences | step, ms | worked out | tokens/s "
+        "| of one GPU's | GB a GPU: cache | peak |",
+        f"|{'---|' * 10}",
     ]
     found = _mesh_rows_by_key()
     for (shape, preset, mesh, batch), row in sorted(found.items(), key=_place_of_mesh):
-        alone = found.get((shape, preset, "data=1", batch // check_text(mesh).get("data", 1)))
-        ratio = ""
-        if alone is not None:
+        sizes = check_text(mesh)
+        each = batch // sizes.get("data", 1)
+        alone, ratio, expected = found.get((shape, preset, "data=1", each)), "", ""
+        if alone is not None and alone is not row:
             ratio = f"{row['tokens_per_second'] / alone['tokens_per_second']:.2f}x"
+            one = 1e-3 * alone["step_ms"]
+            seconds = work_out(find_shape(shape), one, each, sizes.get("model", 1))
+            expected = f"{1e3 * seconds:.2f}"
         lines.append(
-            f"| {shape} | `{preset}` | {mesh} | {batch} | {row['step_ms']:.2f} "
+            f"| {shape} | `{preset}` | {mesh} | {batch} | {row['step_ms']:.2f} | {expected} "
             f"| {row['tokens_per_second']:,.0f} | {ratio} "
             f"| {row['cache_bytes_per_device'] / 1e9:.1f} "
             f"| {', '.join(f'{peak / 1e9:.1f}' for peak in row['peak_bytes_per_device'])} |"

@@ -5,8 +5,8 @@
 Every kind of text decoder answers on one device and on each mesh of two or more of them: with a
 batch that is shared out, and with one sequence, which is in parts where devices share its heads.
 The file has a row for each; the exit code is 1 where tokens, lengths or codes differ. Processes for
-some kinds each run beside each other on the same devices (XLA_PYTHON_CLIENT_PREALLOCATE=false), and
-`--join` makes one file of theirs.
+some kinds and meshes each run beside each other on the same devices
+(XLA_PYTHON_CLIENT_PREALLOCATE=false), and `--join` makes one file of theirs.
 """
 
 import argparse
@@ -72,6 +72,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write, row by row")
     parser.add_argument("--kinds", nargs="+", choices=CONFIGS, default=list(CONFIGS))
+    parser.add_argument("--meshes", nargs="+", help="such as data=2,model=1; all by default")
     parser.add_argument("--join", nargs="+", type=Path, help="files of runs: compare nothing anew")
     arguments = parser.parse_args()
     if arguments.join:
@@ -82,7 +83,7 @@ def main() -> int:
         raise SystemExit("on_gpus: expected two devices or more, got one")
     cases = Cases(Path(tempfile.mkdtemp()))
     for name in arguments.kinds:
-        for mesh in meshes(record["devices"]):
+        for mesh in arguments.meshes or meshes(record["devices"]):
             data = int(mesh.partition(",")[0].partition("=")[2])
             for quant, batch in [(quant, BATCH) for quant in QUANTS] + [("vkq-1bit", data)]:
                 row = {"kind": name, "mesh": mesh, "quant": quant, "batch": batch}
