@@ -10,8 +10,8 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-import pallas_kernels
 from models.calibration.attached import OwnTables
+from models.generation.backend import ModelBackend
 from models.model import Model
 from models.sharding.placing import place_cache
 from models.text.key_bias import key_bias_for
@@ -38,11 +38,14 @@ def recode(
     quant: Quant,
     tables: OwnTables = None,
     text_bits: TextBits = None,
+    implementation: str | None = None,
 ) -> AnyCache:
     """The cache of prompts that `model` read with `none`, its visual tokens coded with `quant`.
 
-    `models.generation.prefill` makes the same of these prompts with `quant` and `text_bits`.
+    `models.generation.prefill` makes the same of these prompts with `quant`, `text_bits` and
+    `implementation`.
     """
+    backend = ModelBackend(implementation)
     if text_bits is not None:
         cache = map_parts(cache, lambda part: dataclasses.replace(part, text=part.text.in_8_bits()))
     kinds = tuple(zip(cache.parts, cells_of(cache), strict=True))
@@ -55,7 +58,7 @@ def recode(
         places = ((each.within(own.layers), settings) for each, settings in groups)
         split = split_layers(join_banks(part), LayerGroups(tuple(places)))
         for each, (of_group, settings) in zip(split.parts, groups, strict=True):
-            parts.append(_recode(model, each, settings, next(own_tables), of_group))
+            parts.append(_recode(model, each, settings, next(own_tables), of_group, backend))
             cells.append(of_group)
     given = quant if isinstance(quant, LayerGroups) else None
     if isinstance(cache, LayeredCache):  # layers of several kinds, as full precision is one setting
@@ -71,14 +74,19 @@ def _recode(
     quant: KVQuantConfig,
     tables: CodeTables | None,
     cells: Cells,
+    backend: ModelBackend,
 ) -> KVCache:
     bias = take_bias(key_bias_for(model.module().text, quant), cells)
-    banks = tuple(_code_bank(bank, quant, tables, bias) for bank in cache.visual)
+    banks = tuple(_code_bank(bank, quant, tables, bias, backend) for bank in cache.visual)
     return dataclasses.replace(cache, visual=banks, quant=quant, tables=tables, key_bias=bias)
 
 
 def _code_bank(
-    bank: VisualBank, quant: KVQuantConfig, tables: CodeTables | None, bias: KeyBias | None
+    bank: VisualBank,
+    quant: KVQuantConfig,
+    tables: CodeTables | None,
+    bias: KeyBias | None,
+    backend: ModelBackend,
 ) -> VisualBank:
     assert isinstance(bank.key, DenseTensor)
     assert isinstance(bank.value, DenseTensor)
@@ -92,7 +100,7 @@ def _code_bank(
         if bias is not None:
             assert bank.position is not None
             key = bias.of_layer(number).taken_out(key, bank.position)
-        coded = pallas_kernels.quantize_bank(key, value, index, taken, quant, tables=own)
+        coded = backend.quantize(key, value, index, taken, quant, own)
         return coded.key, coded.value, coded.class_map
 
     numbers = jnp.arange(len(bank.key.values), dtype=jnp.int32)

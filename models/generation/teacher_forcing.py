@@ -102,7 +102,7 @@ def parts_of(model: Model, inputs: Inputs) -> tuple[Inputs, Inputs | None]:
     return (inputs, None) if model.visual_depends_on_question else split_after_images(inputs)
 
 
-@partial(jax.jit, static_argnames="cache_length")
+@partial(jax.jit, static_argnames=("cache_length", "implementation"))
 def read(
     model: Model,
     pictures: Inputs,
@@ -110,16 +110,27 @@ def read(
     owner: Int32[Array, "B"],
     *,
     cache_length: int,
+    implementation: str | None = None,
 ) -> Reading:
-    """Reads P pictures and Q questions about them in full precision, see `parts_of`."""
-    logits, cache = prefill(model, pictures, quant=FULL_PRECISION, cache_length=cache_length)
+    """Reads P pictures and Q questions about them in full precision, see `parts_of`.
+
+    `implementation`, here and below: of attention over the cache and of coding, as for `prefill`.
+    """
+    logits, cache = prefill(
+        model,
+        pictures,
+        quant=FULL_PRECISION,
+        cache_length=cache_length,
+        implementation=implementation,
+    )
     expanded = take_sequences(cache, owner)
     if question is None:
         return Reading(cache, None, owner, Prompted(logits[owner], expanded))
-    return Reading(cache, question, owner, read_question(model, question, expanded))
+    read_whole = read_question(model, question, expanded, implementation=implementation)
+    return Reading(cache, question, owner, read_whole)
 
 
-@partial(jax.jit, static_argnames=("quant", "quantize_at", "text_bits"))
+@partial(jax.jit, static_argnames=("quant", "quantize_at", "text_bits", "implementation"))
 def read_coded(
     model: Model,
     reading: Reading,
@@ -128,26 +139,48 @@ def read_coded(
     quant: Quant,
     quantize_at: QuantizeAt,
     text_bits: TextBits = None,
+    implementation: str | None = None,
 ) -> Prompted:
     """The rows of `reading` as `quant` has them, with its tables, when the answer begins."""
-    code = partial(recode, model, quant=quant, tables=tables, text_bits=text_bits)
+    code = partial(
+        recode,
+        model,
+        quant=quant,
+        tables=tables,
+        text_bits=text_bits,
+        implementation=implementation,
+    )
     if quantize_at == "prompt":
         return Prompted(reading.prompted.logits, code(reading.prompted.cache))
     assert reading.question is not None, "pictures are coded before a question apart from them"
     cache = take_sequences(code(reading.pictures), reading.owner)
-    return read_question(model, reading.question, cache)
+    return read_question(model, reading.question, cache, implementation=implementation)
 
 
-def read_question(model: Model, question: Inputs, cache: AnyCache) -> Prompted:
+def read_question(
+    model: Model, question: Inputs, cache: AnyCache, *, implementation: str | None = None
+) -> Prompted:
     """Reads what follows the pictures that a cache holds, with the codes of that cache."""
     logits, cache = prefill(
-        model, question, cache, quant=cache.quant, cache_length=cache.cache_length
+        model,
+        question,
+        cache,
+        quant=cache.quant,
+        cache_length=cache.cache_length,
+        implementation=implementation,
     )
     return Prompted(logits, cache)
 
 
-@partial(jax.jit, static_argnames="steps")
-def answer(model: Model, prompted: Prompted, limit: int, *, steps: int) -> Answered:
+@partial(jax.jit, static_argnames=("steps", "implementation"))
+def answer(
+    model: Model,
+    prompted: Prompted,
+    limit: int,
+    *,
+    steps: int,
+    implementation: str | None = None,
+) -> Answered:
     """Goes on from the prompts greedily and keeps the distributions.
 
     Args:
@@ -155,6 +188,7 @@ def answer(model: Model, prompted: Prompted, limit: int, *, steps: int) -> Answe
         prompted: where the answers begin.
         limit: most tokens of an answer, at most `steps`.
         steps: size of the buffers.
+        implementation: as for `read`.
     """
     fixed = prompted.cache.fixed()  # beside the carry: the loop does not change it
     stops = jnp.asarray(model.config.eos_token_ids, jnp.int32)
@@ -170,7 +204,9 @@ def answer(model: Model, prompted: Prompted, limit: int, *, steps: int) -> Answe
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         going_on = active & ~(token[:, None] == stops[None]).any(-1)
         tokens = tokens.at[:, place].set(jnp.where(active, token, 0))
-        logits, cache = decode_step(model, token, cache.with_fixed(fixed), active)
+        logits, cache = decode_step(
+            model, token, cache.with_fixed(fixed), active, implementation=implementation
+        )
         cache = cache.without_fixed()
         return place + 1, going_on, logits, cache, tokens, lengths + active, kept
 
@@ -193,6 +229,8 @@ def follow(
     prompted: Prompted,
     tokens: Int32[Array, "B steps"],
     lengths: Int32[Array, "B"],
+    *,
+    implementation: str | None = None,
 ) -> Answered:
     """The distributions along given answers (teacher forcing), all tokens read at once.
 
@@ -202,16 +240,18 @@ def follow(
     longest, steps = int(lengths.max()), tokens.shape[1]
     # Few sizes, which many batches share: each is compiled once.
     size = next((size for size in (16, 32, 64) if longest <= size < steps), steps)
-    kept = _follow(model, prompted, tokens[:, :size], lengths)
+    kept = _follow(model, prompted, tokens[:, :size], lengths, implementation=implementation)
     return Answered(tokens, lengths, jnp.pad(kept, ((0, 0), (0, steps - size), (0, 0))))
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="implementation")
 def _follow(
     model: Model,
     prompted: Prompted,
     tokens: Int32[Array, "B T"],
     lengths: Int32[Array, "B"],
+    *,
+    implementation: str | None,
 ) -> Float[Array, "B T vocab"]:
     cache, count = prompted.cache, tokens.shape[1] - 1
     mask = jnp.arange(1, count + 1, dtype=jnp.int32)[None] < lengths[:, None]
@@ -222,7 +262,14 @@ def _follow(
         positions=jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), mask.shape),
         prompt_shape=PromptShape(0, count, 0, count),
     )
-    hidden, _ = run_prompt(model, given, cache, quant=cache.quant, cache_length=cache.cache_length)
+    hidden, _ = run_prompt(
+        model,
+        given,
+        cache,
+        quant=cache.quant,
+        cache_length=cache.cache_length,
+        implementation=implementation,
+    )
     logits = jnp.concatenate([prompted.logits[:, None], model.module().text.logits(hidden)], axis=1)
     return jax.nn.log_softmax(logits.astype(jnp.float32))
 

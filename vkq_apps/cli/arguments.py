@@ -175,8 +175,10 @@ def load_and_prepare(
     return model, prompt, inputs
 
 
-def load_model(source: str, *, mesh: str | None = None) -> Model:
+def load_model(source: str, *, mesh: str | None = None, layers_apart: bool | None = None) -> Model:
     """The model, in bfloat16; says before how much memory its weights take, and how much is free.
+
+    Arguments as those of `models.load`.
 
     Raises:
         MemoryError: they do not fit. Else as `models.load`.
@@ -184,7 +186,7 @@ def load_model(source: str, *, mesh: str | None = None) -> Model:
     free = free_memory()
     room = "" if free is None else f", {human_bytes(free)} free"
     with stage(f"loading {source}: {human_bytes(weight_bytes(source))} of weights{room}"):
-        return models.load(source, mesh=mesh)
+        return models.load(source, mesh=mesh, layers_apart=layers_apart)
 
 
 def check_before_loading(

@@ -6,6 +6,8 @@ from typing import Annotated
 import jax
 import typer
 
+from pallas_kernels import IMPLEMENTATIONS
+from vkq_apps.bench.options import implementation_of
 from vkq_apps.cli.arguments import (
     JsonOption,
     MeshOption,
@@ -103,6 +105,15 @@ def evaluate(
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="Questions answered at once.")
     ] = 16,
+    implementation: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"Attention over the cache and coding: auto or {', '.join(IMPLEMENTATIONS)}. With "
+            "xla a GPU has the layers in stacks and the cache's layout of a CPU; programs "
+            "compile in a fraction of the time.",
+        ),
+    ] = "auto",
     results: Annotated[
         Path | None,
         typer.Option(
@@ -138,7 +149,7 @@ def evaluate(
 
     Intervals are 95 %: Wilson's of shares, else the bootstrap over pictures.
     """
-    names = preset_names(quant)
+    names, chosen = preset_names(quant), implementation_of(implementation)
     if resume and results is None:
         raise ValueError("--resume: expected --out FILE, whose log is gone on from")
     if quantize_at != "image" and any(name.startswith("keep-") for name in names):
@@ -152,11 +163,19 @@ def evaluate(
         raise ValueError("--resume: expected one host, whose log alone is gone on from")
     if jax.process_index():
         results = plots = None  # the first host writes
-    options = Options(quantize_at, samples, seed, batch_size, control=control, by_layer=by_layer)
+    options = Options(
+        quantize_at,
+        samples,
+        seed,
+        batch_size,
+        control=control,
+        by_layer=by_layer,
+        implementation=chosen,
+    )
     with on_all_hosts() as alike:
         check_mesh_of(model, mesh, batch_size)
         own = read_data(data or (), metric)
-        loaded = load_model(model, mesh=mesh)
+        loaded = load_model(model, mesh=mesh, layers_apart=False if chosen == "xla" else None)
         settings = settings_of(loaded, names, tables)
         known = known_tasks(loaded, own, synthetic=synthetic)
         with stage("choosing questions"):

@@ -37,11 +37,22 @@ class Answers(Protocol):
 class Written:
     """Greedy answers, no longer than the task allows."""
 
-    def __init__(self, model: Model, batch: Batch, prompted: Prompted, *, steps: int):
+    def __init__(
+        self,
+        model: Model,
+        batch: Batch,
+        prompted: Prompted,
+        *,
+        steps: int,
+        implementation: str | None = None,
+    ):
         """Full precision's own, from its prompts."""
         self._model, self._batch, self._steps = model, batch, steps
+        self._implementation = implementation
         own = self._write(prompted)
-        self.exact = teacher_forcing.follow(model, prompted, own.tokens, own.lengths)
+        self.exact = teacher_forcing.follow(
+            model, prompted, own.tokens, own.lengths, implementation=implementation
+        )
         self._own = self._texts(own)
 
     def rows(self, exact: Comparison) -> list[int]:
@@ -68,7 +79,9 @@ class Written:
 
     def _write(self, prompted: Prompted) -> Answered:
         limit = self._batch.task.max_new_tokens
-        return teacher_forcing.answer(self._model, prompted, limit, steps=self._steps)
+        return teacher_forcing.answer(
+            self._model, prompted, limit, steps=self._steps, implementation=self._implementation
+        )
 
     def _texts(self, answered: Answered) -> list[str]:
         texts = models.decode(self._model, answered.tokens, answered.lengths)
@@ -83,11 +96,20 @@ def _rows(prompted: Prompted, rows: Int32[Array, "n"]) -> Prompted:
 class Chosen:
     """The most likely choices: log-likelihood over the length in bytes, as lm-eval's `acc_norm`."""
 
-    def __init__(self, model: Model, prepared: Prepared, prompted: Prompted):
+    def __init__(
+        self,
+        model: Model,
+        prepared: Prepared,
+        prompted: Prompted,
+        *,
+        implementation: str | None = None,
+    ):
         """Full precision along all choices of a batch."""
         assert prepared.choices is not None
         self._batch = prepared.batch
-        self.exact = teacher_forcing.follow(model, prompted, *prepared.choices)
+        self.exact = teacher_forcing.follow(
+            model, prompted, *prepared.choices, implementation=implementation
+        )
 
     def rows(self, exact: Comparison) -> list[int]:
         """The row of each sample's best choice."""

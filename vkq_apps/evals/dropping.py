@@ -96,10 +96,18 @@ def keep_tokens(
     return dataclasses.replace(cache, visual=(few_tokens,))
 
 
-@partial(jax.jit, static_argnames="share")
-def read_kept(model: Model, reading: Reading, pictures: Inputs, *, share: float) -> Prompted:
+@partial(jax.jit, static_argnames=("share", "implementation"))
+def read_kept(
+    model: Model,
+    reading: Reading,
+    pictures: Inputs,
+    *,
+    share: float,
+    implementation: str | None = None,
+) -> Prompted:
     """The rows of `reading`, whose questions see that share of the visual tokens."""
     assert reading.question is not None, "tokens are dropped before a question apart from them"
     mass = attention_mass(model, pictures)
     cache = keep_tokens(reading.pictures, mass, share, model.config.text.sliding_window)
-    return read_question(model, reading.question, take_sequences(cache, reading.owner))
+    cache = take_sequences(cache, reading.owner)
+    return read_question(model, reading.question, cache, implementation=implementation)

@@ -39,6 +39,7 @@ class Options:
     batch_size: int
     control: bool = False
     by_layer: bool = False
+    implementation: str | None = None
 
 
 def evaluate_model(
@@ -112,6 +113,7 @@ def evaluate_model(
             log,
             quantize_at=options.quantize_at,
             by_layer=options.by_layer,
+            implementation=options.implementation,
             on_batch=on_batch,
         )
         rows = summarize(log, one.tasks, some, seed=options.seed)

@@ -5,7 +5,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FinishedRun"]
+__all__ = ["FinishedRun", "check_marks", "read_results"]
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The record of an evaluation.
+
+    Raises:
+        ValueError: the file does not hold one.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        parts = record["marks"], record["marks"]["codes"], record["presets"]
+        if not all(isinstance(part, dict) for part in parts):
+            raise TypeError("expected objects")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"expected results of `vkq eval` in {path}") from error
+    return record
+
+
+def check_marks(found: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:
+    """Raises ValueError unless both are of the same questions, weights, options and device."""
+    for name in expected:
+        if name != "codes" and found.get(name) != expected[name]:
+            raise ValueError(
+                f"{path} was made with other settings: {name} is {str(found.get(name))[:80]!r} "
+                f"there and {str(expected[name])[:80]!r} here"
+            )
 
 
 class FinishedRun:
@@ -23,22 +49,13 @@ class FinishedRun:
         """
         self._path = path
         try:
-            self.record = json.loads(path.read_text(encoding="utf-8"))
+            self.record = read_results(path)
             found, self._rows = self.record["marks"], self.record["presets"]
-            if not all(isinstance(part, dict) for part in (found, found["codes"], self._rows)):
-                raise TypeError("expected objects")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            check_marks(found, marks, path)
+        except ValueError as error:
             raise ValueError(
-                f"--resume: expected results of `vkq eval` in {path}; leave --resume out to start "
-                "anew"
+                f"--resume: {error}; give the same settings, or leave --resume out to start anew"
             ) from error
-        for name in marks:
-            if name != "codes" and found.get(name) != marks[name]:
-                raise ValueError(
-                    f"--resume: {path} was made with other settings: {name} is "
-                    f"{str(found.get(name))[:80]!r} there and {str(marks[name])[:80]!r} here; give "
-                    "the same settings, or leave --resume out to start anew"
-                )
         self._codes = marks["codes"]
         self.known = {
             name

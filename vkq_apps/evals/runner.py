@@ -30,6 +30,7 @@ def run(
     *,
     quantize_at: QuantizeAt,
     by_layer: bool = False,
+    implementation: str | None = None,
     on_batch: Callable[[Batch], None] = lambda batch: None,
 ) -> None:
     """Asks every sample with every setting and logs what is not in the log yet.
@@ -41,6 +42,7 @@ def run(
         log: of earlier and new records.
         quantize_at: as for `models.generate`.
         by_layer: also measure the errors in each layer, at each answer's first token.
+        implementation: of attention over the cache and of coding, as for `models.generate`.
         on_batch: called when a batch is done, also one that was done before.
     """
     steps = max(batch.task.max_new_tokens for batch in batches)
@@ -52,7 +54,7 @@ def run(
         else:
             on_batch(batch)
     for prepared, missing in _prepared_ahead(model, todo, steps):
-        _run_batch(model, prepared, missing, log, steps, quantize_at, by_layer)
+        _run_batch(model, prepared, missing, log, steps, quantize_at, by_layer, implementation)
         on_batch(prepared.batch)
 
 
@@ -81,25 +83,35 @@ def _run_batch(
     steps: int,
     quantize_at: QuantizeAt,
     by_layer: bool,
+    implementation: str | None,
 ) -> None:
     suffix = 0 if prepared.question is None else prepared.question.prompt_shape.suffix
     room = prepared.pictures.prompt_shape.text + suffix + steps
     reading = teacher_forcing.read(
-        model, prepared.pictures, prepared.question, prepared.owner, cache_length=room
+        model,
+        prepared.pictures,
+        prepared.question,
+        prepared.owner,
+        cache_length=room,
+        implementation=implementation,
     )
     answers: Answers
     if prepared.choices is None:
-        answers = Written(model, prepared.batch, reading.prompted, steps=steps)
+        answers = Written(
+            model, prepared.batch, reading.prompted, steps=steps, implementation=implementation
+        )
     else:
-        answers = Chosen(model, prepared, reading.prompted)
+        answers = Chosen(model, prepared, reading.prompted, implementation=implementation)
     exact = answers.exact
     own = _fetched(teacher_forcing.compare(exact, exact))
     rows, lengths = answers.rows(own), to_host(exact.lengths)
     for setting in missing:
         prompted, comparison = reading.prompted, own
         if not setting.exact:
-            prompted = _read(model, prepared, reading, setting, quantize_at)
-            coded = teacher_forcing.follow(model, prompted, exact.tokens, exact.lengths)
+            prompted = _read(model, prepared, reading, setting, quantize_at, implementation)
+            coded = teacher_forcing.follow(
+                model, prompted, exact.tokens, exact.lengths, implementation=implementation
+            )
             comparison = _fetched(teacher_forcing.compare(exact, coded))
         layers = None
         if by_layer and setting.kept is None and not setting.exact:
@@ -124,10 +136,16 @@ def _run_batch(
 
 
 def _read(
-    model: Model, prepared: Prepared, reading: Reading, setting: Setting, quantize_at: QuantizeAt
+    model: Model,
+    prepared: Prepared,
+    reading: Reading,
+    setting: Setting,
+    quantize_at: QuantizeAt,
+    implementation: str | None,
 ) -> Prompted:
     if setting.kept is not None:
-        return read_kept(model, reading, prepared.pictures, share=setting.kept)
+        share, pictures = setting.kept, prepared.pictures
+        return read_kept(model, reading, pictures, share=share, implementation=implementation)
     return teacher_forcing.read_coded(
         model,
         reading,
@@ -135,6 +153,7 @@ def _read(
         quant=setting.quant,
         quantize_at=quantize_at,
         text_bits=setting.text_bits,
+        implementation=implementation,
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -104,8 +105,7 @@ def code(plan: Plan, key: np.ndarray, value: np.ndarray) -> Coded:
     bits = np.zeros(2)
     for layer in range(len(key)):
         tables = take_layer(plan.tables, layer)
-        bank = _code_layer(key[layer], value[layer], valid, plan.quant, tables)
-        key_hat, value_hat = bank.dequantize(tables)
+        bank, key_hat, value_hat = _code_layer(key[layer], value[layer], valid, plan.quant, tables)
         decoded.append((np.asarray(key_hat), np.asarray(value_hat)))
         bits += _bits(bank, key[layer].size)
     keys, values = (np.stack(side) for side in zip(*decoded, strict=True))
@@ -113,7 +113,13 @@ def code(plan: Plan, key: np.ndarray, value: np.ndarray) -> Coded:
     return Coded(keys, values, (float(mean[0]), float(mean[1])))
 
 
-_code_layer = jax.jit(code_bank, static_argnames="quant")
+@partial(jax.jit, static_argnames="quant")
+def _code_layer(
+    key: Array, value: Array, valid: Array, quant: KVQuantConfig, tables: CodeTables | None
+) -> tuple[VisualBank, Array, Array]:
+    """A layer's bank, and its keys and values decoded."""
+    bank = code_bank(key, value, valid, quant, tables)
+    return bank, *bank.dequantize(tables)
 
 
 def _bits(bank: VisualBank, elements: int) -> np.ndarray:

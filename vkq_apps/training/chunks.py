@@ -2,11 +2,19 @@
 
 import dataclasses
 import random
+from collections.abc import Mapping
 
 import numpy as np
 
 from vkq_apps.training.encoding import RECIPE, Encoding
-from vkq_apps.training.pictures import GRID, NUM_SLOTS, SIZE, choose_kind, make_picture
+from vkq_apps.training.pictures import (
+    GRID,
+    KINDS,
+    NUM_SLOTS,
+    SIZE,
+    choose_kind,
+    make_picture,
+)
 from vkq_apps.training.rows import LANES, pack_row
 
 __all__ = ["ChunkArrays", "fill_chunk", "new_chunk", "render_row"]
@@ -43,14 +51,18 @@ def new_chunk(size: int, row_length: int = RECIPE.row_length) -> ChunkArrays:
 
 
 def fill_chunk(
-    chunk: ChunkArrays, seed: str, difficulty: float, encoding: Encoding = RECIPE
+    chunk: ChunkArrays,
+    seed: str,
+    difficulty: float,
+    encoding: Encoding = RECIPE,
+    shares: Mapping[str, float] = KINDS,
 ) -> None:
-    """Renders training examples: most at `difficulty`, the rest easier."""
+    """Renders training examples: most at `difficulty`, the rest easier; kinds by their shares."""
     for index in range(len(chunk.images)):
         rng = random.Random(f"{seed}/{index}")
         level = difficulty if rng.random() < 0.7 else rng.uniform(0.1, difficulty)
         picture = f"train/{seed}/{index}"
-        render_row(chunk, index, choose_kind(rng), picture, level, rng, encoding)
+        render_row(chunk, index, choose_kind(rng, shares), picture, level, rng, encoding)
 
 
 def render_row(

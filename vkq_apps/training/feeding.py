@@ -6,6 +6,7 @@ until a new chunk takes its chunk's place. A batch mixes several chunks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 
 from vkq_apps.training.chunks import ChunkArrays, fill_chunk, new_chunk
 from vkq_apps.training.encoding import RECIPE, Encoding
+from vkq_apps.training.pictures import KINDS
 from vkq_apps.training.rendering import Renderers
 from vkq_jax.array_types import Array
 from vkq_jax.pytree import frozen_pytree
@@ -54,14 +56,21 @@ class Feed(Protocol):
 class InlineFeed:
     """Renders each batch when it is asked for: slow, and the same whatever happened before."""
 
-    def __init__(self, batch: int, seed: int, encoding: Encoding = RECIPE):
+    def __init__(
+        self,
+        batch: int,
+        seed: int,
+        encoding: Encoding = RECIPE,
+        shares: Mapping[str, float] = KINDS,
+    ):
         self._batch, self._seed, self.rendered = batch, seed, 0
-        self._encoding = encoding
+        self._encoding, self._shares = encoding, shares
 
     def sources(self, step: int, difficulty: float) -> tuple[tuple[Chunk, ...], Array]:
         """The batch of a step."""
         arrays = new_chunk(self._batch, self._encoding.row_length)
-        fill_chunk(arrays, f"{self._seed}/inline/{step}", difficulty, self._encoding)
+        seed = f"{self._seed}/inline/{step}"
+        fill_chunk(arrays, seed, difficulty, self._encoding, self._shares)
         self.rendered += self._batch
         return (to_device(arrays),), jnp.arange(self._batch, dtype=jnp.int32)[None]
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from vkq_apps.training.judge_parts import check_parts, parts_info, read_parts
 from vkq_apps.training.model import ModelSize, create_model, with_checkpoint
 from vkq_apps.training.optimizer import Schedule
 from vkq_apps.training.options import TrainOptions
+from vkq_apps.training.pictures import shares_of
 from vkq_apps.training.rendering import Renderers
 from vkq_apps.training.step import TrainState, bind, initial_state, make_predict, make_train_step
 from vkq_apps.training.text_tower import read_tower
@@ -56,13 +57,14 @@ def train(options: TrainOptions) -> TrainState:
     schedule = Schedule(
         steps=options.steps, peak=options.peak, warmup=options.warmup, easy=options.easy
     )
+    shares = shares_of(options.shares)
     first = checkpointing.read_info(file)["step"] if options.resume else 0
     options.out.mkdir(parents=True, exist_ok=True)
     prepare = _prepare_judge if options.text_tower else _prepare_embedded
     encoding, make_subject = prepare(options, schedule)
     with contextlib.ExitStack() as stack:
         # Processes start before JAX takes the device, and render while the step compiles.
-        renderers = _start_renderers(options, first, schedule, encoding, stack)
+        renderers = _start_renderers(options, first, schedule, encoding, shares, stack)
         implementation, refused = choose_implementation(options.attention)
         subject = make_subject(implementation)
         state = subject.state
@@ -83,7 +85,7 @@ def train(options: TrainOptions) -> TrainState:
         piece = _Piece(
             options,
             schedule,
-            feed=_start_feed(options, renderers, encoding),
+            feed=_start_feed(options, renderers, encoding, shares),
             step=subject.step,
             score=lambda params, roll=0: evaluate(
                 bind(subject.predict, params), test, options.heldout, roll=roll
@@ -279,6 +281,7 @@ def _start_renderers(
     first: int,
     schedule: Schedule,
     encoding: Encoding,
+    shares: Mapping[str, float],
     stack: contextlib.ExitStack,
 ) -> Renderers | None:
     if not options.workers:
@@ -291,13 +294,19 @@ def _start_renderers(
         seed=f"{options.seed}/{first}",
         difficulty=schedule.difficulty(first),
         encoding=encoding,
+        shares=shares,
     )
     return stack.enter_context(renderers)
 
 
-def _start_feed(options: TrainOptions, renderers: Renderers | None, encoding: Encoding) -> Feed:
+def _start_feed(
+    options: TrainOptions,
+    renderers: Renderers | None,
+    encoding: Encoding,
+    shares: Mapping[str, float],
+) -> Feed:
     if renderers is None:
-        return InlineFeed(options.batch, options.seed, encoding)
+        return InlineFeed(options.batch, options.seed, encoding, shares)
     return PooledFeed(
         renderers,
         chunks=options.pool,

@@ -28,6 +28,11 @@ class TrainOptions:
     easy: float = option(
         0.1, help="Share of the steps over which pictures grow to full difficulty."
     )
+    shares: str = option(
+        "",
+        help="Shares of kinds of pictures, as text=0.5,table=0.2; the other kinds keep theirs.",
+        metavar="KIND=NUMBER,...",
+    )
     start_from: str = option(
         "",
         help="Checkpoint folder whose weights a new training begins with; of a --text-tower, "

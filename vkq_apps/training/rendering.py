@@ -12,7 +12,7 @@ import os
 import queue
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from vkq_apps.training.chunks import ChunkArrays, fill_chunk, shapes
 from vkq_apps.training.encoding import RECIPE, Encoding
+from vkq_apps.training.pictures import KINDS
 
 __all__ = ["Renderers"]
 
@@ -33,6 +34,7 @@ class _Job:
     chunk_size: int
     seed: str
     encoding: Encoding
+    shares: Mapping[str, float]
 
 
 class Renderers:
@@ -51,6 +53,7 @@ class Renderers:
         seed: str,
         difficulty: float,
         encoding: Encoding = RECIPE,
+        shares: Mapping[str, float] = KINDS,
     ):
         """Starts `workers` processes that fill `slots` chunks over and over."""
         needed = slots * sum(
@@ -58,7 +61,7 @@ class Renderers:
             for shape, dtype in shapes(chunk_size, encoding.row_length).values()
         )
         self._folder = tempfile.mkdtemp(prefix="vkq-chunks-", dir=_memory_folder(needed))
-        job = _Job(self._folder, slots, chunk_size, seed, encoding)
+        job = _Job(self._folder, slots, chunk_size, seed, encoding, dict(shares))
         self._slots = _map_slots(job, "w+")
         self._chunk_size = chunk_size
         self.rendered = 0
@@ -142,6 +145,6 @@ def _work(job: _Job, worker: int, free: Any, ready: Any, difficulty: Any) -> Non
         except queue.Empty:
             continue
         seed = f"{job.seed}/{worker}/{number}"
-        fill_chunk(slots[slot], seed, difficulty.value, job.encoding)
+        fill_chunk(slots[slot], seed, difficulty.value, job.encoding, job.shares)
         number += 1
         ready.put(slot)

@@ -139,10 +139,11 @@ def test_own_data_with_choices_errors_by_layer_and_codes_at_the_prompt(own, caps
     code, out, _ = run(
         capsys, "eval", "--data", f"jsonl={own}", "--metric", "anls", "--quant", "minmax-8bit",
         "--quantize-at", "prompt", "--by-layer", "--batch-size", "4", "--json",
+        "--implementation", "xla",
     )  # fmt: skip
     assert code == 0
     record = json.loads(out)
-    assert record["tasks"] == ["own"]
+    assert (record["tasks"], record["implementation"]) == (["own"], "xla")
     preset = record["presets"]["minmax-8bit"]
     assert 8 < preset["bits_per_element"]["mean"] < 9
     task = preset["tasks"]["own"]
@@ -178,6 +179,8 @@ def test_another_checkpoint_is_not_asked_about_the_recipes_pictures(tmp_path):
         (["--quant", "keep-7%", "--quantize-at", "prompt"], "expected --quantize-at image"),
         (["--data", "docvqa=/none"], "/none does not exist"),
         (["--quantize-at", "never"], "'never' is not one of"),
+        (["--implementation", "cuda"], "implementation must be auto, mosaic_gpu, xla"),
+        (["--implementation", "mosaic_gpu"], "'mosaic_gpu' does not apply here"),
     ],
 )
 def test_bad_options_are_one_clear_line(arguments, message, capsys):

@@ -1,10 +1,12 @@
 """Presets are added to results of a finished run, and to no others."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from vkq_apps.evals.finished import FinishedRun
+from vkq_apps.evals.join import join, main
 
 MARKS = {"seed": 3, "weights": "w", "codes": {"none": "n", "a": "1", "b": "2"}}
 
@@ -49,3 +51,44 @@ def test_results_of_other_questions_are_refused(path):
         path.write_text(content)
         with pytest.raises(ValueError, match="expected results of `vkq eval`"):
             FinishedRun(path, MARKS)
+
+
+def results(folder, name: str, rows: dict, **others) -> Path:
+    marks = MARKS | {"codes": dict.fromkeys(rows, name)}
+    record = {"marks": marks, "presets": rows, "quantize_at": "image", "versions": {"jax": "1"}}
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({**record, "offline_table_bytes": {}, "seconds": 2.0, **others}))
+    return path
+
+
+def test_presets_asked_apart_stand_in_one_file(tmp_path):
+    one = results(tmp_path, "one", {"none": row(0.9), "a": row(0.8)})
+    two = results(tmp_path, "two", {"none": row(0.9), "b": row(0.7)}, offline_table_bytes={"b": 5})
+    joined = join([one, two])
+    assert list(joined["presets"]) == joined["quant"] == ["none", "a", "b"]
+    assert joined["marks"]["codes"] == {"none": "two", "a": "one", "b": "two"}
+    assert joined["presets"]["b"] == row(0.7)
+    assert (joined["seconds"], joined["offline_table_bytes"], joined["joined"]) == (4, {"b": 5}, 2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "others", "message"),
+    [
+        ({"none": row(0.9), "a": row(0.7)}, {}, "presets that no earlier file has, got 'a'"),
+        ({"none": row(0.8), "b": row(0.7)}, {}, "full precision has other figures"),
+        ({"none": row(0.9)}, {"marks": MARKS | {"seed": 4}}, "made with other settings: seed"),
+        ({"none": row(0.9)}, {"versions": {"jax": "2"}}, "expected the versions of"),
+        ({"a": row(0.9)}, {}, "it lacks 'none'"),
+        ({"none": row(0.9)}, {"presets": []}, "expected results of `vkq eval`"),
+    ],
+)
+def test_files_that_do_not_belong_together_are_one_clear_error(
+    tmp_path, capsys, rows, others, message
+):
+    one = results(tmp_path, "one", {"none": row(0.9), "a": row(0.8)})
+    two = results(tmp_path, "two", rows, **others)
+    assert main(["--out", str(tmp_path / "all.json"), str(one), str(two)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error) < 400
+    assert not (tmp_path / "all.json").exists()

@@ -1,5 +1,6 @@
 """The recipe of the embedded checkpoint, in its smoke size."""
 
+import random
 import signal
 
 import jax
@@ -10,7 +11,7 @@ from transformers import AutoTokenizer
 
 import models
 from models.loading import TINY
-from vkq_apps.training import prompts
+from vkq_apps.training import chunks, prompts
 from vkq_apps.training.catalogue import (
     SPRITES,
     character_class,
@@ -25,9 +26,17 @@ from vkq_apps.training.losses import answer_loss
 from vkq_apps.training.model import ModelSize, create_model, with_checkpoint
 from vkq_apps.training.optimizer import Schedule, make_optimizer
 from vkq_apps.training.options import SMOKE, TrainOptions
-from vkq_apps.training.pictures import KINDS, NUM_FACTS, Turn, make_picture
+from vkq_apps.training.pictures import (
+    KINDS,
+    NUM_FACTS,
+    Turn,
+    choose_kind,
+    make_picture,
+    shares_of,
+)
 from vkq_apps.training.rows import pack_row
 from vkq_apps.training.tokenizer import vocab_size
+from vkq_apps.training.train import main
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -116,6 +125,33 @@ def test_pictures_of_different_uses_and_seeds_are_different():
         make_picture("shapes", "train/1/0"),
     ]
     assert len({picture.image.tobytes() for picture in pictures}) == len(pictures)
+
+
+def test_shares_of_kinds_are_those_that_were_asked_for(monkeypatch):
+    shares = shares_of("text=3, table=1,document=0,scene=0,shapes=0,bars=0")
+    rng = random.Random(0)
+    drawn = [choose_kind(rng, shares) for _ in range(400)]
+    assert set(drawn) == {"text", "table"}
+    assert drawn.count("text") == pytest.approx(300, abs=40)
+    assert shares_of("") == dict(KINDS)
+    kinds = []
+    monkeypatch.setattr(chunks, "render_row", lambda chunk, index, kind, *of: kinds.append(kind))
+    chunks.fill_chunk(chunks.new_chunk(20), "seed", 1.0, shares=shares)
+    assert set(kinds) == {"text", "table"}
+
+
+@pytest.mark.parametrize("shares", ["text", "words=1", "text=-1", "text=nan", "text=x", "text=inf"])
+def test_wrong_shares_are_one_clear_error(tmp_path, capsys, shares):
+    assert main(["--out", str(tmp_path / "run"), "--smoke", "--shares", shares]) == 2
+    error = capsys.readouterr().err
+    assert "expected KIND=NUMBER with commas between, kinds of text, document, " in error
+    assert shares in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_shares_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="expected a share above 0, got 0 for all kinds"):
+        shares_of(",".join(f"{kind}=0" for kind in KINDS))
 
 
 @pytest.mark.parametrize("text", ["$385.16", "Ra Qak", "2 boats, 2 cars", "what is the total?"])

@@ -1,7 +1,8 @@
 """Pictures out of a seed: six kinds, one file each."""
 
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from vkq_apps.training.pictures import bars, documents, scenes, shapes, tables, text_lines
@@ -17,6 +18,7 @@ __all__ = [
     "Turn",
     "choose_kind",
     "make_picture",
+    "shares_of",
 ]
 
 _DRAW: dict[str, Callable[[random.Random, float], Picture]] = {
@@ -49,6 +51,31 @@ def make_picture(kind: str, seed: int | str, difficulty: float = 1.0) -> Picture
     return _DRAW[kind](random.Random(f"{kind}/{seed}"), difficulty)
 
 
-def choose_kind(rng: random.Random) -> str:
-    """A kind, drawn as `KINDS` says."""
-    return rng.choices(list(KINDS), list(KINDS.values()))[0]
+def choose_kind(rng: random.Random, shares: Mapping[str, float] = KINDS) -> str:
+    """A kind, drawn by its share; shares need not add up to 1."""
+    return rng.choices(list(shares), list(shares.values()))[0]
+
+
+def shares_of(text: str) -> dict[str, float]:
+    """Shares of all kinds from text such as "text=0.5,table=0.2"; the others keep theirs.
+
+    Raises:
+        ValueError: an entry of another form, a kind that is none, a share that is no finite number
+            from 0 on, or nothing but zeros.
+    """
+    shares = dict(KINDS)
+    for entry in filter(None, map(str.strip, text.split(","))):
+        kind, _, number = map(str.strip, entry.partition("="))
+        try:
+            share = float(number)
+        except ValueError:
+            share = math.nan
+        if kind not in KINDS or not 0 <= share < math.inf:
+            raise ValueError(
+                f"--shares: expected KIND=NUMBER with commas between, kinds of {', '.join(KINDS)}, "
+                f"got {entry[:60]!r}"
+            )
+        shares[kind] = share
+    if not any(shares.values()):
+        raise ValueError("--shares: expected a share above 0, got 0 for all kinds")
+    return shares
