@@ -76,16 +76,13 @@ def empty_cache(
 
     Raises:
         ValueError: a size below 1, an unknown preset, other bits of text, or layers, or settings of
-            layers or heads, that are not there.
+            layers or heads, that are not there, or of layers that hold no visual tokens.
         NotImplementedError: settings of heads where layers differ in their number, or more than
             two kinds of layers.
     """
     sizes = _Sizes(
         num_layers, batch, num_kv_heads, head_dim, cache_length, dtype, keep_indices, text_bits
     )
-    if isinstance(quant, PerLayer | LayerGroups):
-        quant = quant.settle(num_layers, num_kv_heads)
-    settled = quant if isinstance(quant, LayerGroups) else resolve(quant)
     crossed = not isinstance(cross_layers, list | tuple) or bool(cross_layers)
     kinds = {
         "cross_layers": crossed,
@@ -95,6 +92,12 @@ def empty_cache(
     asked = [name for name, is_given in kinds.items() if is_given]
     if len(asked) > 1:
         raise NotImplementedError(f"{' and '.join(asked)}: expected one of them, got {len(asked)}")
+    if isinstance(quant, PerLayer):
+        without = _without_visual_tokens(num_layers, cross_layers, recurrent)
+        quant = quant.settle(num_layers, num_kv_heads, without=without)
+    elif isinstance(quant, LayerGroups):
+        quant = quant.settle(num_layers, num_kv_heads)
+    settled = quant if isinstance(quant, LayerGroups) else resolve(quant)
     if other_layers is not None:
         return _with_other_layers(sizes, settled, other_layers)
     if recurrent is not None:
@@ -181,6 +184,18 @@ def _with_cross_layers(sizes: _Sizes, quant: Quant, cross_layers: Sequence[int])
     parts, cells = own_sizes.parts(cross, quant)
     first = sizes.part(text, parts[0].quant)
     return LayeredCache((first, *parts), (text, *cells), cross=True, given=_groups_in(quant))
+
+
+def _without_visual_tokens(
+    num_layers: int, cross_layers: Sequence[int], recurrent: RecurrentState | None
+) -> tuple[int, ...]:
+    """Layers that hold none: those beside cross-attention layers, and those with a state."""
+    if isinstance(recurrent, RecurrentState):
+        check_fields(recurrent)
+        return _two_kinds(num_layers, recurrent.layers, "recurrent.layers")[1].layers
+    if not isinstance(cross_layers, list | tuple) or cross_layers:
+        return _two_kinds(num_layers, cross_layers, "cross_layers")[0].layers
+    return ()
 
 
 def _two_kinds(num_layers: int, layers: Sequence[int], name: str) -> tuple[Cells, Cells]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from vkq_jax.config import KVQuantConfig
@@ -165,12 +165,13 @@ class PerLayer:
 
     Attributes:
         default: name of a preset or settings.
-        changes: number of a layer, number of a KV head and their settings. Numbers that are
-            negative count from the last one; None stands for all layers, or all heads of a layer.
+        changes: a layer or a range of them, number of a KV head, and their settings. Numbers that
+            are negative count from the last one; None stands for all layers, or all heads of a
+            layer.
     """
 
     default: str | KVQuantConfig
-    changes: tuple[tuple[int | None, int | None, str | KVQuantConfig], ...]
+    changes: tuple[tuple[Numbers | None, int | None, str | KVQuantConfig], ...]
 
     @property
     def named(self) -> tuple[str | KVQuantConfig, ...]:
@@ -182,22 +183,30 @@ class PerLayer:
         num_layers: int,
         num_kv_heads: int,
         find: Callable[[str | KVQuantConfig], KVQuantConfig] = resolve,
+        *,
+        without: Collection[int] = (),
     ) -> Quant:
         """The settings of each head of a model; plain ones where all heads have the same.
 
         Args:
             num_layers, num_kv_heads: L and K of a model.
             find: what a name or settings stand for.
+            without: layers that hold no visual tokens, so that settings of them mean nothing.
 
         Raises:
-            ValueError: a layer or head that the model does not have, or that is named twice.
+            ValueError: a layer or head that the model does not have, or that is named twice; a
+                layer of `without`, or a range with no others.
         """
         own: dict[tuple[int | None, int | None], str | KVQuantConfig] = {}
-        for layer, head, quant in self.changes:
-            place = (_counted("layer", layer, num_layers), _counted("head", head, num_kv_heads))
-            if place in own:
-                raise ValueError(f"per_layer: {_place_name(*place)} is named twice")
-            own[place] = quant
+        for layers, head, quant in self.changes:
+            counted = [_counted("layer", layer, num_layers) for layer in _each(layers)]
+            if layers is not None and set(counted) <= set(without):
+                raise _without_effect(layers, num_layers, without)
+            for layer in counted:
+                place = (layer, _counted("head", head, num_kv_heads))
+                if place in own:
+                    raise ValueError(f"per_layer: {_place_name(*place)} is named twice")
+                own[place] = quant
         groups: dict[tuple[KVQuantConfig, int], dict[int, tuple[int, ...]]] = {}
         for layer in range(num_layers):
             heads: dict[KVQuantConfig, list[int]] = {}
@@ -229,6 +238,19 @@ def _counted(kind: str, number: int | None, count: int) -> int | None:
     return number % count
 
 
+def _each(layers: Numbers | None) -> Sequence[int | None]:
+    return layers if isinstance(layers, range) else (layers,)
+
+
+def _without_effect(layers: Numbers, num_layers: int, without: Collection[int]) -> ValueError:
+    held = [number for number in range(num_layers) if number not in without]
+    named = f"layer {layers}" if isinstance(layers, int) else f"layers {shown(list(layers))}"
+    return ValueError(
+        f"per_layer: expected layers that hold visual tokens, which in this model are "
+        f"{shown(held)}; settings of {named} would have no effect"
+    )
+
+
 def _place_name(layer: int | None, head: int | None) -> str:
     if head is None:
         return f"layer {layer}"
@@ -251,7 +273,7 @@ def per_layer(
         default: of what is not named: a preset's name or settings.
         changes: by the number of a layer, -1 for the last one, or by a layer and one of its KV
             heads, `(layer, head)`, where the layer may be "all". Ranges stand for all of their
-            numbers.
+            numbers. A layer has to hold visual tokens; in a range one layer has to.
 
     Raises:
         ValueError: an unknown preset, or something other than layers, heads and settings.
@@ -262,11 +284,11 @@ def per_layer(
     for place, quant in changes.items():
         if isinstance(place, tuple) and len(place) == 2:
             layers, heads = place
-            chosen = (None,) if layers == "all" else _listed(layers, place)
-            own = _listed(heads, place)
+            chosen = None if layers == "all" else _checked(layers, place)
+            own = _each(_checked(heads, place))
         else:
-            chosen, own = _listed(place, place), (None,)
-        listed += [(layer, head, quant) for layer in chosen for head in own]
+            chosen, own = _checked(place, place), (None,)
+        listed += [(chosen, head, quant) for head in own]
     settings = PerLayer(default, tuple(listed))
     for quant in settings.named:
         resolve(quant)
@@ -290,8 +312,8 @@ def per_head(
     return per_layer(default, {("all", head): quant for head, quant in changes.items()})
 
 
-def _listed(numbers: Any, place: Any) -> tuple[int, ...]:
-    """The numbers that a number or a range names."""
+def _checked(numbers: Any, place: Any) -> Numbers:
+    """A number or a range of some; raises ValueError for anything else."""
     if isinstance(numbers, range):
         if not numbers:
             raise ValueError(f"changes: expected layers or heads, got the empty {shown(numbers)}")
@@ -300,13 +322,13 @@ def _listed(numbers: Any, place: Any) -> tuple[int, ...]:
                 f"changes: expected numbers from -{MOST_NUMBERS} to {MOST_NUMBERS}, got "
                 f"{shown(place)}"
             )
-        return tuple(numbers)
+        return numbers
     if type(numbers) is not int or abs(numbers) > MOST_NUMBERS:
         raise ValueError(
             "changes: expected integers or ranges, or pairs of them for a layer and its heads, of "
             f"at most {MOST_NUMBERS}, got {shown(place)}"
         )
-    return (numbers,)
+    return numbers
 
 
 def settings_of(quant: Quant) -> tuple[KVQuantConfig, ...]:

@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from models.checkpoints.fingerprint import fingerprint
 from models.model import AttachedCodes, Model
-from models.text.coded_layers import coded_layers
+from models.text.coded_layers import coded_layers, settle_layers
 from models.text.config import TextConfig
 from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.code_tables import CodeTables
@@ -125,7 +125,7 @@ def _of_layers(
         tables[settings] = own
         return settings
 
-    settled = quant.settle(text.num_own_layers, text.num_key_value_heads, find)
+    settled = settle_layers(text, quant, find)
     return settled, tables_of_parts(text, settled, tables.__getitem__)
 
 

@@ -1,11 +1,15 @@
 """Layers whose visual keys and values are coded, and whose codes each layer reads."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from models.text.config import FULL_STACKS, TextConfig
+from vkq_jax.config import KVQuantConfig
 from vkq_jax.empty import LayerSizes
+from vkq_jax.layer_settings import LayerGroups, PerLayer, Quant
+from vkq_jax.presets import resolve
 
-__all__ = ["ReadLayers", "coded_layers", "other_layers", "read_layers"]
+__all__ = ["ReadLayers", "coded_layers", "other_layers", "read_layers", "settle_layers"]
 
 
 def coded_layers(text: TextConfig) -> tuple[LayerSizes, ...]:
@@ -57,3 +61,26 @@ def read_layers(text: TextConfig) -> dict[str, ReadLayers]:
             if layers[0] in own.layers:
                 found[name] = ReadLayers(kind, layers, tuple(map(own.layers.index, layers)))
     return found
+
+
+def settle_layers(
+    text: TextConfig,
+    quant: PerLayer | LayerGroups,
+    find: Callable[[str | KVQuantConfig], KVQuantConfig] = resolve,
+) -> Quant:
+    """Settings of layers and heads for a decoder; `find` as for `PerLayer.settle`.
+
+    Raises:
+        ValueError: a layer or head that the decoder does not have, or layers without visual tokens.
+    """
+    layers, heads = text.num_hidden_layers, text.num_key_value_heads
+    if isinstance(quant, LayerGroups):
+        return quant.settle(text.num_own_layers, heads, find)
+    held = {number for kind in coded_layers(text) for number in kind.layers}
+    settled = quant.settle(
+        layers, heads, find, without=[number for number in range(layers) if number not in held]
+    )
+    if not isinstance(settled, LayerGroups):
+        return settled
+    groups = settled.of_layers(range(text.num_own_layers))
+    return LayerGroups(groups) if len(groups) > 1 else groups[0][1]

@@ -9,11 +9,15 @@ import pytest
 import models
 import vkq_jax
 from models.calibration.attached import find_codes
+from models.families.registry import family_of
 from models.generation.prefill import prefill
 from models.generation.recoding import FULL_PRECISION, recode
+from models.text.coded_layers import settle_layers
 from pallas_kernels import decode_attention, explain
+from tests.models.families import test_gemma4, test_mllama
+from tests.support import qwen_vl
 from tests.support.tiny_llava import batch, prompt, tiny_model
-from vkq_jax.layer_settings import Cells
+from vkq_jax.layer_settings import Cells, LayerGroups
 
 MIXED = vkq_jax.per_layer("minmax-1bit", {0: "none", -1: "none", (1, 1): "none"})
 INPUTS = batch(prompt(3, "image", 5), prompt(2, "image", 1, seed=1))
@@ -100,6 +104,30 @@ def test_calibrated_tables_come_with_their_heads():
     assert full is None
     for own, whole in zip(*map(jax.tree.leaves, (coded, calibrated.tables)), strict=True):
         np.testing.assert_array_equal(own, whole[:, 1:])
+
+
+LINEAR = qwen_vl.config_json("qwen3_5")
+CROSS = test_mllama.config_json()
+SHARED = test_gemma4.config_json(text={"num_kv_shared_layers": 2})
+
+
+@pytest.mark.parametrize(
+    ("config", "held", "others"),
+    [(LINEAR, [1, 4], [0, 2, -2]), (CROSS, [1, 3], [0, -2]), (SHARED, [0, -3], [-1, -2])],
+)
+def test_layers_without_visual_tokens_have_no_settings(config, held, others):
+    """Linear attention, text alone, another layer's keys; a range needs one layer with some."""
+    text = family_of(config["model_type"]).read_config(config).text
+    settled = settle_layers(text, vkq_jax.per_layer("none", dict.fromkeys(held, "kivi-2bit")))
+    kivi = vkq_jax.presets["kivi-2bit"]
+    layers = sorted(number % text.num_hidden_layers for number in held)
+    groups = settled.groups if isinstance(settled, LayerGroups) else [(Cells(tuple(layers)), settled)]
+    assert [list(cells.layers) for cells, quant in groups if quant == kivi] == [layers]
+    for place in (*others, (others[0], 0), range(others[0], others[0] + 1)):
+        with pytest.raises(ValueError, match="hold visual tokens.*would have no effect") as caught:
+            settle_layers(text, vkq_jax.per_layer("none", {place: "kivi-2bit"}))
+        assert len(str(caught.value)) < 400
+    settle_layers(text, vkq_jax.per_layer("none", {range(text.num_hidden_layers): "kivi-2bit"}))
 
 
 @pytest.mark.parametrize(

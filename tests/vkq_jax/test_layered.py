@@ -153,6 +153,10 @@ def test_equal_settings_are_one_cache():
         (lambda: vkq_jax.per_layer("none", {True: CODES}), r"integers or ranges.*got True"),
         (lambda: vkq_jax.per_layer("none", {range(2, 2): CODES}), r"the empty range\(2, 2\)"),
         (lambda: vkq_jax.per_layer("none", [CODES]), r"changes: expected layers and their"),
+        (
+            lambda: vkq_jax.per_layer("none", {range(2): CODES}).settle(3, 1, without=(0, 1)),
+            r"visual tokens, which in this model are \[2\]; settings of layers \[0, 1\] would",
+        ),
         (lambda: empty(vkq_jax.per_layer("none", {3: CODES})), r"\[-3, 3\) for a model of 3, got"),
         (lambda: empty(vkq_jax.per_layer("none", {2: CODES, -1: CODES})), "layer 2 is named twice"),
         (

@@ -9,6 +9,7 @@ import vkq_jax
 from models import Model
 from models.calibration.attached import OwnTables, find_codes
 from models.generation.recoding import FULL_PRECISION
+from models.text.coded_layers import settle_layers
 from vkq_apps.codes_option import parse_codes
 from vkq_jax.layer_settings import Quant
 from vkq_jax.presets import calibrated_presets
@@ -118,6 +119,5 @@ def _codes(
         return find_codes(model, parse_codes(name), given)
     codes = parse_codes(name.removesuffix(PLAIN))
     if isinstance(codes, vkq_jax.PerLayer):
-        text = model.config.text
-        return codes.settle(text.num_hidden_layers, text.num_key_value_heads), None
+        return settle_layers(model.config.text, codes), None
     return vkq_jax.resolve(codes), None

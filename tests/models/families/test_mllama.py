@@ -183,7 +183,7 @@ def test_scores_of_cross_attention_layers_are_calibrated(model, inputs):
 
 @pytest.mark.ci  # compiles a decoder three times
 def test_cross_attention_layers_have_settings_of_their_own(model, inputs):
-    """As when a cache in full precision is coded; layers of text are named without effect."""
+    """As when a cache in full precision is coded; layers of text lie in the range, too."""
     settings = vkq_jax.per_layer("none", {range(3): "signs-1bit"})
     options = {"max_new_tokens": 1, "stop_tokens": ()}
     mixed = models.generate(model, inputs, quant=settings, **options).cache

@@ -352,7 +352,7 @@ def test_layers_beside_those_with_a_state_are_calibrated(hybrid):
 
 @pytest.mark.ci  # compiles a hybrid decoder twice
 def test_layers_beside_those_with_a_state_have_settings_of_their_own(hybrid, tmp_path):
-    """As when a cache in full precision is coded; layers with a state are named without effect."""
+    """As when a cache in full precision is coded; layers with a state lie in the range, too."""
     model, inputs = hybrid
     settings = vkq_jax.per_layer("none", {range(2, 5): "signs-1bit"})
     options = {"max_new_tokens": 1, "stop_tokens": ()}
