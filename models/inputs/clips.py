@@ -1,4 +1,4 @@
-"""Clips from wherever they come: arrays, lists of pictures, folders, animated files."""
+"""Clips from wherever they come: arrays, lists of pictures, folders, animated and video files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from PIL import Image
 from models.checkpoints.foreign_errors import named
 from models.inputs.images import Picture, read_picture
 from models.inputs.rgb import to_rgb
+from models.inputs.video_files import VIDEO_SUFFIXES, open_video
 from models.messages import show, show_path
 
 __all__ = ["ASSUMED_FPS", "Clip", "ReadClip", "Video", "Videos", "group_clips", "read_clip"]
@@ -26,8 +27,6 @@ _RATES = (1e-6, 1e6)  # frames per second: times of all frames stay in the range
 
 _MOST_PIXELS = 2**34  # of an animated file, all of whose frames are decoded for their durations
 
-_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
-
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
@@ -35,8 +34,8 @@ class Clip:
 
     Attributes:
         frames: uint8 pixels [frames, height, width, 1, 3 or 4]; the list of pictures; or a path: of
-            a folder, whose files are the frames in the order of the numbers in their names, or of
-            an animated GIF, WebP or PNG file.
+            a folder, whose files are the frames in the order of the numbers in their names, of a
+            video file, or of an animated GIF, WebP or PNG file.
         fps: frames per second, 1e-6 to 1e6; None: the rate that the file states, if it states one.
     """
 
@@ -152,7 +151,7 @@ def _all_pictures(value: Any) -> bool:
 def _not_a_clip(value: Any) -> ValueError:
     return ValueError(
         "video: expected uint8 [frames, height, width, 3], a list of pictures, the path of a "
-        f"folder or of an animated file, or a Clip of one of these, got {show(value)}"
+        f"folder or of a video or animated file, or a Clip of one of these, got {show(value)}"
     )
 
 
@@ -171,6 +170,7 @@ def read_clip(
 
     Raises:
         FileNotFoundError: no such file.
+        ModuleNotFoundError: a video file, without PyAV, which decodes it.
         ValueError: no clip, a broken one, one without frames, or frames of several sizes.
     """
     source = _source(clip)
@@ -264,12 +264,9 @@ def _by_numbers(path: Path) -> list[tuple[bool, int, str]]:
 
 
 def _from_file(path: Path) -> _Source:
-    if path.suffix.lower() in _SUFFIXES:
-        raise ValueError(
-            f"video: {show_path(path)}: video files are not decoded here; write the frames into a "
-            f"folder (ffmpeg -i {show_path(path.name)} -vf fps=2 FOLDER/%05d.png) and give that, "
-            "with its frames per second"
-        )
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        file = open_video(path)
+        return _Source(len(file.times), file.fps, file.read)
     with named(f"cannot read video {show_path(path)}"), Image.open(path) as image:
         total = getattr(image, "n_frames", 1)
         if total * image.width * image.height > _MOST_PIXELS:

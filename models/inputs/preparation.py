@@ -47,9 +47,9 @@ def prepare(
         images: a path, PIL image or uint8 array; one such entry, or a list of them, or None, for
             each prompt. With one prompt, the list of its pictures.
         videos: in families with video, a clip: uint8 [frames, height, width, 3], a list of
-            pictures, the path of a folder of frames or of an animated GIF, WebP or PNG file, or a
-            `models.Clip` of one of these with its frames per second; one such entry, or a list of
-            them, or None, for each prompt. With one prompt, the list of its clips.
+            pictures, the path of a video file, of a folder of frames or of an animated GIF, WebP or
+            PNG file, or a `models.Clip` of one of these with its frames per second; one such entry,
+            or a list of them, or None, for each prompt. With one prompt, the list of its clips.
         num_frames: frames that the model is shown of each clip; by default those that the
             checkpoint's settings ask for, else all.
         later_turn: the prompts follow finished answers, as `chat_prompt(..., later_turn=True)`
@@ -62,6 +62,7 @@ def prepare(
 
     Raises:
         FileNotFoundError: an image or video file, or the processor's files, do not exist.
+        ModuleNotFoundError: a video file, without PyAV ("vkq-jax[video]").
         NotImplementedError: clips for a model that takes pictures alone.
         ValueError: an unreadable image or clip, or one that would be resized to more than 64
             million pixels (clips: 268 million); pictures and clips that do not match the prompts'

@@ -3,8 +3,10 @@
 import dataclasses
 import io
 import json
+import struct
 import sys
 
+import av
 import jax
 import numpy as np
 import pytest
@@ -15,12 +17,16 @@ import models
 from models.families.registry import family_of
 from models.inputs.clip_processing import _crop
 from models.inputs.clips import group_clips, read_clip
+from models.inputs.video_files import open_video
 from models.layers.linear import Maker
 from models.model import Model
 from tests.goldens.clips import FILE
 from tests.support.clip_cases import CASES, clip, write_files
 from tests.support.random_checkpoint import write_random_checkpoint
 from vkq_apps.cli.main import main
+from vkq_apps.evals.batches import in_batches, prepare
+from vkq_apps.evals.datasets import read_data
+from vkq_apps.evals.samples import exchange_pictures
 
 LEVEL = 1 / 255
 
@@ -73,6 +79,19 @@ def test_clips_come_out_as_of_transformers(model_of, title):
 FRAMES = clip(12, 8, 10)
 
 
+def write_film(path, frames, fps, codec, pixels="yuv420p", **settings):
+    """A video file; `ffv1` keeps all levels."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pixels
+        for name, value in settings.items():
+            setattr(stream.codec_context, name, value)
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
 def frames_of(videos, choose=lambda total, fps: range(total), fps=None):
     return read_clip(models.Clip(videos, fps), choose)
 
@@ -86,6 +105,7 @@ def files(tmp_path_factory):
         pictures[0].save(
             folder / name, save_all=True, append_images=pictures[1:], duration=20, **options
         )
+    write_film(folder / "a.mkv", FRAMES, fps=50, codec="ffv1", pixels="bgr0")
     (folder / "frames").mkdir()
     for number, picture in enumerate(pictures):
         picture.save(folder / "frames" / f"frame{number}.png")
@@ -102,6 +122,7 @@ def test_frames_of_every_kind_of_clip_are_the_same(files):
         "a.webp": (str(files / "a.webp"), 50.0),
         "a.png": (files / "a.png", 50.0),
         "a.gif": (files / "a.gif", 50.0),
+        "a.mkv": (files / "a.mkv", 50.0),
     }
     for name, (videos, fps) in sources.items():
         got = frames_of(videos, choose=lambda total, fps: [1, total - 1])
@@ -132,7 +153,8 @@ def test_clips_are_grouped_by_prompt(files):
     [
         ("missing.gif", FileNotFoundError, "does not exist"),
         ("empty", ValueError, "has no frames"),
-        ("a.mp4", ValueError, "ffmpeg -i a.mp4"),
+        ("broken.mp4", ValueError, "cannot read video broken.mp4: Invalid data"),
+        ("empty.mkv", ValueError, "without any"),
         ("broken.gif", ValueError, "cannot read video"),
         (FRAMES[:0], ValueError, "without any"),
         (FRAMES.astype(float), ValueError, "frame 0: image: expected uint8"),
@@ -148,13 +170,65 @@ def test_clips_are_grouped_by_prompt(files):
 )
 def test_what_is_no_clip_is_refused(model_of, files, monkeypatch, videos, error, words):
     monkeypatch.chdir(files)
-    (files / "a.mp4").write_bytes(b"\0")
+    (files / "broken.mp4").write_bytes(b"\0")
+    (files / "empty.mkv").write_bytes((files / "a.mkv").read_bytes()[:600])
     (files / "broken.gif").write_bytes(b"GIF89a")
     model = model_of("qwen3_vl: times between the frames")
     with pytest.raises(error) as caught:
         models.prepare(model, prompts="<video> a", videos=videos)
     assert words in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.mpg"])
+def test_frames_of_films_are_those_that_transformers_reads(tmp_path, name):
+    """Key frames and ones that refer to later ones; MPEG's key frames are not found by time."""
+    from transformers.video_utils import read_video_pyav
+
+    codec = {"a.mp4": "mpeg4", "a.webm": "libvpx", "a.mpg": "mpeg2video"}[name]
+    later = {} if codec == "libvpx" else {"max_b_frames": 2}
+    write_film(tmp_path / name, clip(40, 16, 16), 25, codec, gop_size=6, **later)
+    expected, metadata = read_video_pyav(str(tmp_path / name), lambda metadata: list(range(40)))
+    for chosen in (range(40), [0, 0, 17, 18, 39], [5], [39], [1, 23]):
+        got = frames_of(tmp_path / name, choose=lambda total, fps, chosen=chosen: chosen)
+        assert (got.total, got.fps) == (40, metadata.fps)
+        np.testing.assert_array_equal(np.stack(got.frames), expected[list(chosen)])
+
+
+def test_a_film_of_a_telephone_is_turned_upright(tmp_path):
+    """It lies on its side in the file, whose header has the matrix that turns it."""
+    write_film(tmp_path / "a.mov", clip(2, 16, 32), 25, "mpeg4")
+    (lying,) = frames_of(tmp_path / "a.mov", choose=lambda total, fps: [1]).frames
+    content = (tmp_path / "a.mov").read_bytes()
+    start = content.index(b"tkhd") + 44
+    for entries, turns in (((0, 1, -1, 0), 3), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)):
+        a, b, c, d = (entry << 16 for entry in entries)
+        matrix = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+        turned = tmp_path / "turned.mov"
+        turned.write_bytes(content[:start] + matrix + content[start + len(matrix) :])
+        (upright,) = frames_of(turned, choose=lambda total, fps: [1]).frames
+        np.testing.assert_array_equal(upright, np.rot90(lying, turns))
+
+
+def test_films_need_an_extra(files, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        frames_of(files / "a.mkv")
+    assert 'a.mkv: expected PyAV, which decodes video files: pip install "vkq-jax[video]"' in str(
+        caught.value
+    )
+    assert len(str(caught.value)) < 400
+
+
+def test_a_film_that_is_cut_off_ends_in_one_error(tmp_path):
+    write_film(tmp_path / "a.webm", clip(40, 16, 16), 25, "libvpx", gop_size=6)
+    whole = (tmp_path / "a.webm").read_bytes()
+    (tmp_path / "a.webm").write_bytes(whole[: len(whole) // 2])
+    assert 0 < frames_of(tmp_path / "a.webm").total < 40
+    video = open_video(tmp_path / "a.webm")
+    damaged = dataclasses.replace(video, times=(*video.times, video.times[-1] + 1))
+    with pytest.raises(ValueError, match=r"a.webm: frame \d+ of \d+ cannot be decoded"):
+        list(damaged.read([len(video.times)]))
 
 
 @pytest.mark.parametrize(
@@ -211,15 +285,32 @@ def test_settings_of_clips_that_cannot_be_are_refused(tmp_path, changes, words):
         models.prepare(stand_in(tmp_path, case), prompts="<video>", videos=FRAMES)
 
 
+def test_an_evaluation_asks_about_clips_and_pictures(model_of, files):
+    records = [{"video": "a.mkv"}, {"images": ["frames/frame1.png"]}]
+    records.append({"video": "frames", "image": "frames/frame2.png"})
+    lines = [json.dumps({"question": "q", "answer": "a"} | record) for record in records]
+    (files / "own.jsonl").write_text("\n".join(lines))
+    task = read_data([f"jsonl={files / 'own.jsonl'}"])["own"]
+    (batch,) = in_batches(task, task.choose(9, 0), size=4)
+    model = model_of("llava_onevision: a picture between two clips")
+    prepared = prepare(model, batch, steps=2)
+    clip, picture = 3 * 4 + 1, 9 + 15  # a tile of 3 x 3, and newlines behind 3 rows of 4
+    assert prepared.pictures.visual_mask.sum(-1).tolist() == [clip, picture, picture + clip, clip]
+    control, *_ = exchange_pictures(batch.samples)
+    assert (control.clips, control.num_pictures) == ((), 1)
+    (files / "own.jsonl").write_text(lines[0].replace("a.mkv", "none.mkv"))
+    with pytest.raises(ValueError, match=r"expected a video file or folder .*none.mkv"):
+        read_data([f"jsonl={files / 'own.jsonl'}"])
+
+
 @pytest.mark.ci  # compiles a whole model
 def test_clips_of_different_lengths_are_answered_in_1_bit(files, tmp_path, capsys, monkeypatch):
-    """`vkq generate` about a file and a folder, in one prompt; `vkq chat` turn by turn."""
+    """`vkq generate` about a film and a folder, in one prompt; `vkq chat` turn by turn."""
     case = CASES["llava_onevision: a picture between two clips"]
     write_files(tmp_path, case._replace(videos=case.videos | {"do_sample_frames": False}))
     write_random_checkpoint(tmp_path, case.config)
-    pictures = [Image.fromarray(frame) for frame in FRAMES[:2]]
-    short = tmp_path / "short.gif"
-    pictures[0].save(short, save_all=True, append_images=pictures[1:])
+    short = tmp_path / "short.mp4"
+    write_film(short, FRAMES[:2], 25, "mpeg4")
     clips = [str(short), str(files / "frames")]
     arguments = ["generate", "--model", str(tmp_path), "--prompt", "<video> a <video>"]
     arguments += [word for path in clips for word in ("--video", path)]

@@ -17,7 +17,7 @@ from pallas_kernels import decode_attention, explain
 from tests.models.families import test_gemma4, test_mllama
 from tests.support import qwen_vl
 from tests.support.tiny_llava import batch, prompt, tiny_model
-from vkq_jax.layer_settings import Cells, LayerGroups
+from vkq_jax.layer_settings import Cells, groups_of
 
 MIXED = vkq_jax.per_layer("minmax-1bit", {0: "none", -1: "none", (1, 1): "none"})
 INPUTS = batch(prompt(3, "image", 5), prompt(2, "image", 1, seed=1))
@@ -120,12 +120,15 @@ def test_layers_without_visual_tokens_have_no_settings(config, held, others):
     text = family_of(config["model_type"]).read_config(config).text
     settled = settle_layers(text, vkq_jax.per_layer("none", dict.fromkeys(held, "kivi-2bit")))
     kivi = vkq_jax.presets["kivi-2bit"]
-    layers = sorted(number % text.num_hidden_layers for number in held)
-    groups = settled.groups if isinstance(settled, LayerGroups) else [(Cells(tuple(layers)), settled)]
-    assert [list(cells.layers) for cells, quant in groups if quant == kivi] == [layers]
+    layers = [number % text.num_hidden_layers for number in held]
+    found = [
+        cells.layers for cells, own in groups_of(settled, range(text.num_own_layers)) if own == kivi
+    ]
+    assert found == [tuple(sorted(layers))]
     for place in (*others, (others[0], 0), range(others[0], others[0] + 1)):
-        with pytest.raises(ValueError, match="hold visual tokens.*would have no effect") as caught:
-            settle_layers(text, vkq_jax.per_layer("none", {place: "kivi-2bit"}))
+        changed = vkq_jax.per_layer("none", {place: "kivi-2bit"})
+        with pytest.raises(ValueError, match=r"hold visual tokens.*would have no effect") as caught:
+            settle_layers(text, changed)
         assert len(str(caught.value)) < 400
     settle_layers(text, vkq_jax.per_layer("none", {range(text.num_hidden_layers): "kivi-2bit"}))
 

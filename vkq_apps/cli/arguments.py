@@ -66,7 +66,8 @@ VideoOption = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FILE_OR_FOLDER",
-        help="Clip: an animated GIF, WebP or PNG file, or a folder of frames; repeat for several.",
+        help="Clip: a video file such as MP4, an animated GIF, WebP or PNG file, or a folder of "
+        "frames; repeat for several.",
     ),
 ]
 VideoFpsOption = Annotated[

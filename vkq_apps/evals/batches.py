@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -90,15 +91,24 @@ def prepare(model: Model, batch: Batch, *, steps: int) -> Prepared:
     """Reads or draws the pictures and tokenizes the questions of a batch.
 
     Raises:
-        ValueError: a picture that cannot be read, or a prompt that leaves its answer no room in the
+        NotImplementedError: clips for a model that takes pictures alone.
+        ValueError: a picture or clip that cannot be read, or a prompt that leaves its answer no room in the
             model's context.
     """
     asked = [batch.samples[max(place, 0)] for place, _ in batch.rows]
     prompts = [
-        models.chat_prompt(model, batch.task.ask(sample), num_images=sample.num_pictures)
+        models.chat_prompt(
+            model,
+            batch.task.ask(sample),
+            num_images=sample.num_pictures,
+            num_videos=len(sample.clips),
+        )
         for sample in asked
     ]
-    loaded = {sample.picture: list(sample.load()) for sample in batch.samples}
+    loaded = {
+        sample.picture: (list(sample.load()) or None, list(sample.clips) or None)
+        for sample in batch.samples
+    }
     names = list(loaded)
     whole = _inputs(model, [loaded[sample.picture] for sample in asked], prompts)
     _check_context(model, batch.task, asked, np.asarray(whole.mask.sum(axis=1)))
@@ -131,9 +141,12 @@ def _check_context(model: Model, task: Task, asked: Sequence[Sample], lengths: n
         )
 
 
-def _inputs(model: Model, pictures: list, prompts: list[str]) -> Inputs:
-    """Inputs padded to lengths that many batches share."""
-    return models.pad_to_multiple(models.prepare(model, images=pictures, prompts=prompts), 32)
+def _inputs(model: Model, visuals: list[tuple[Any, Any]], prompts: list[str]) -> Inputs:
+    """Inputs padded to lengths that many batches share; pictures and clips of each prompt."""
+    pictures, clips = (list(each) for each in zip(*visuals, strict=True))
+    videos = clips if any(clips) else None
+    inputs = models.prepare(model, images=pictures, videos=videos, prompts=prompts)
+    return models.pad_to_multiple(inputs, 32)
 
 
 def _few(pictures: int, rows: int) -> int:

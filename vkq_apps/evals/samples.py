@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from models import Clip
 from models.inputs.images import Picture
 
 __all__ = ["Sample", "exchange_pictures"]
@@ -14,12 +15,13 @@ class Sample:
 
     Attributes:
         key: names the sample within its task; the same in every run.
-        picture: names its pictures; samples of one name share their features and prefix.
+        picture: names its pictures and clips; samples of one name share their features and prefix.
         load: the pictures, read or drawn when they are needed.
         num_pictures: how many `load` gives.
         question: without image tokens or chat template.
         answers: what counts as right; the metric says how.
         choices: answers to choose from by log-likelihood; empty where the model writes its own.
+        clips: behind the pictures; their frames are read when they are needed.
         part: a finer class than the task, such as "read_line"; reported beside the task.
     """
 
@@ -30,6 +32,7 @@ class Sample:
     answers: tuple[str, ...]
     choices: tuple[str, ...] = ()
     num_pictures: int = 1
+    clips: tuple[Clip, ...] = ()
     part: str = ""
 
 
@@ -53,7 +56,11 @@ def exchange_pictures(samples: Sequence[Sample]) -> list[Sample]:
         other = first[following[sample.picture]]
         exchanged.append(
             dataclasses.replace(
-                sample, picture=other.picture, load=other.load, num_pictures=other.num_pictures
+                sample,
+                picture=other.picture,
+                load=other.load,
+                num_pictures=other.num_pictures,
+                clips=other.clips,
             )
         )
     return exchanged

@@ -1,10 +1,11 @@
-"""Data of one's own: a JSONL of {image or images, question, answer or answers}."""
+"""Data of one's own: a JSONL of {image(s) or video(s), question, answer or answers}."""
 
 import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from models import Clip
 from vkq_apps.evals.datasets.entries import Entry, jsonl_entries
 from vkq_apps.evals.datasets.format import Format
 from vkq_apps.evals.metrics.text import EXACT_IGNORING_CASE
@@ -22,23 +23,38 @@ def _read(path: Path) -> Iterator[Sample]:
         if key in keys:
             raise entry.error("an id of its own", key)
         keys.add(key)
-        images = [path.parent / name for name in entry.texts(_either(entry, "image", "images"))]
-        for image in images:
-            if not os.path.isfile(image):  # nor a name that no file can have
-                raise entry.error(f"a picture file {image}", "no such file")
+        images, videos = _files(entry, path.parent, "image"), _files(entry, path.parent, "video")
+        if not images and not videos:
+            raise entry.error(
+                "a field 'image', 'images' or 'video'", sorted(map(str, entry.fields))
+            )
         answers = entry.texts(_either(entry, "answer", "answers"))
         choices = entry.texts("choices") if "choices" in entry.fields else ()
         if choices and not set(answers) <= set(choices):
             raise entry.error(f"the answer to be one of {list(choices)}", list(answers))
         yield Sample(
             key=key,
-            picture="\n".join(map(str, images)),
+            picture="\n".join(map(str, images + videos)),
             load=partial(list, images),
             question=entry.text("question"),
             answers=answers,
             choices=choices,
             num_pictures=len(images),
+            clips=tuple(map(Clip, videos)),
         )
+
+
+def _files(entry: Entry, folder: Path, kind: str) -> list[Path]:
+    """Those of pictures, or of clips, which may also be folders."""
+    if not {kind, f"{kind}s"} & set(entry.fields):
+        return []
+    files = [folder / name for name in entry.texts(_either(entry, kind, f"{kind}s"))]
+    for file in files:
+        # Nor a name that no file can have.
+        if not os.path.isfile(file) and not (kind == "video" and os.path.isdir(file)):
+            what = "picture file" if kind == "image" else "video file or folder of frames"
+            raise entry.error(f"a {what} {file}", "no such file")
+    return files
 
 
 def _either(entry: Entry, one: str, several: str) -> str:
@@ -51,7 +67,8 @@ def _either(entry: Entry, one: str, several: str) -> str:
 
 JSONL = Format(
     "jsonl",
-    "one object a line: image (or images), question, answer (or answers), and perhaps choices, id",
+    "one object a line: image or video (or images, videos), question, answer (or answers), and "
+    "perhaps choices, id",
     _read,
     EXACT_IGNORING_CASE,
     prompt="{question}",
