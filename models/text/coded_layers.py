@@ -82,5 +82,5 @@ def settle_layers(
     )
     if not isinstance(settled, LayerGroups):
         return settled
-    groups = settled.of_layers(range(text.num_own_layers))
-    return LayerGroups(groups) if len(groups) > 1 else groups[0][1]
+    (_, first), *others = groups = settled.of_layers(range(text.num_own_layers))
+    return LayerGroups(groups) if others else first

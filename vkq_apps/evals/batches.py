@@ -92,8 +92,8 @@ def prepare(model: Model, batch: Batch, *, steps: int) -> Prepared:
 
     Raises:
         NotImplementedError: clips for a model that takes pictures alone.
-        ValueError: a picture or clip that cannot be read, or a prompt that leaves its answer no room in the
-            model's context.
+        ValueError: a picture or clip that cannot be read, or a prompt that leaves its answer no
+            room in the model's context.
     """
     asked = [batch.samples[max(place, 0)] for place, _ in batch.rows]
     prompts = [

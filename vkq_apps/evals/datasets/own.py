@@ -25,9 +25,7 @@ def _read(path: Path) -> Iterator[Sample]:
         keys.add(key)
         images, videos = _files(entry, path.parent, "image"), _files(entry, path.parent, "video")
         if not images and not videos:
-            raise entry.error(
-                "a field 'image', 'images' or 'video'", sorted(map(str, entry.fields))
-            )
+            raise entry.error("a field 'image' or 'video'", sorted(map(str, entry.fields)))
         answers = entry.texts(_either(entry, "answer", "answers"))
         choices = entry.texts("choices") if "choices" in entry.fields else ()
         if choices and not set(answers) <= set(choices):
