@@ -1,6 +1,7 @@
 """Imports point one way: vkq_jax -> pallas_kernels -> models -> vkq_apps."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,10 @@ def test_torch_is_imported_where_pretrained_text_towers_are_read_only():
     }
     readers = {"vkq_apps/evals/text_bed_model.py", "vkq_apps/training/gguf_files.py"}
     assert importing == readers
+
+
+def test_the_map_of_vkq_jax_has_each_of_its_modules_once():
+    modules = {path.stem for path in (ROOT / "vkq_jax").glob("*.py")} - {"__init__"}
+    map_of_modules = ast.get_docstring(ast.parse((ROOT / "vkq_jax" / "__init__.py").read_text()))
+    named = re.findall(r"`(\w+)`", map_of_modules or "")
+    assert sorted(named) == sorted(modules)

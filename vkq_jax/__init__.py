@@ -1,4 +1,24 @@
-"""The visual KV cache of multimodal LLMs in 1 bit: pure JAX, the layer that all others use."""
+"""The visual KV cache of multimodal LLMs in 1 bit: pure JAX, the layer that all others use.
+
+| to read about | begin with | then |
+|---|---|---|
+| codes of a tensor | `quantize`, `quantized` | `level_codes` (`range_rules`, `groups`), \
+`sign_codes`, `mixed_codes`, `dense`, `error_measures` |
+| codes by classes of tokens | `dictionary_codes` | `dictionary_tensor`, `token_classes`, \
+`image_centres`, `normal_steps`; tables of a model: `code_tables`, `codebooks`, `dictionaries` |
+| bits and products with them | `packing` | `packed_products`, `exact_einsum`, `rotation`, \
+`log_scale` |
+| settings | `config`, `presets` | `layer_settings`, `calibrated` |
+| the cache | `cache`, `empty` | `text_bank`, `visual`, `slots`, `visibility`, `key_bias`, \
+`cache_updates`, `sharing`, `accounting`, `summaries` |
+| layers and heads of several kinds | `layered` | `head_groups`, `recurrent` |
+| attention | `reference`, `attention` | `attention_weights`, `calibration`, `soft_cap`, `backend` |
+| a pass through a model's layers | `prefill`, `decode` | `prefill_pass`, `decode_pass`, `coding`, \
+`layer_step`, `pass_checks`; of several kinds: `layered_passes`, `cross_pass` |
+| devices and hosts | `sharding` | `bank_parts`, `split_tensor`, `hosts` |
+| files | `persistence` | `consistency`, `sliced_arrays`, `atomic_write` |
+| what all of them use | `array_types`, `pytree` | `validation`, `display`, `byte_units` |
+"""
 
 from vkq_jax import summaries as summaries  # registers the short forms of caches and tensors
 from vkq_jax.accounting import CacheBytes, cache_nbytes

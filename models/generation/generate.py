@@ -28,7 +28,7 @@ from models.inputs.split import split_after_images
 from models.model import Model
 from models.sharding.inputs import check_batch, place_inputs
 from models.sharding.placing import place_cache, place_shared
-from vkq_jax.array_types import Array, Bool, Int32
+from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.hosts import to_host
@@ -241,13 +241,8 @@ def _begin(
     stops = checks.check_stop_tokens(model, stop_tokens)
     sampling = checks.settle_sampling(model, sampling, key)
     chooser = TokenChooser.create(sampling, stops)
-    if cache is not None and chooser.looks_back:
-        warnings.warn(
-            f"{', '.join(chooser.looks_back)}: only the tokens of this turn count, since a cache "
-            "holds no token ids of earlier ones; to have all count, as in transformers, give the "
-            "whole conversation as one prompt, without cache",
-            stacklevel=3,
-        )
+    if cache is not None:
+        _warn_of_earlier_turns(chooser)
     pallas_kernels.choose_implementation(implementation)
     settings, own_tables = settle_codes(model, quant, tables, cache)
     if score_map is not None:
@@ -255,21 +250,19 @@ def _begin(
         _check_score_map(model, score_map)
         score_map.check_codes(settings)
     checks.check_type("bucketing", bucketing, bool)
-    needed = _check_length(inputs, cache, cache_length, max_new_tokens)
-    past_text = needed - inputs.prompt_shape.text - max_new_tokens
     bits = checks.check_text_bits(text_bits, cache)
+    needed = _check_length(inputs, cache, cache_length, max_new_tokens)
     check_answer_fits(
         model,
         inputs,
         max_new_tokens,
         quant=settings,
         text_bits=bits,
-        past_text=past_text,
+        past_text=needed - inputs.prompt_shape.text - max_new_tokens,
         past_tokens=_longest(cache),
         cache_length=cache_length,
         rounded=lambda count: _room(count, bucketing),
     )
-    own_length = 0 if cache is None else cache.cache_length
     warn_past_context(
         model.config,
         before=_longest(cache),
@@ -277,13 +270,15 @@ def _begin(
         max_new_tokens=max_new_tokens,
         stacklevel=3,
     )
+    own_length = 0 if cache is None else cache.cache_length
     if bucketing:
         inputs = in_buckets(model, inputs)
     inputs = place_inputs(model.mesh, inputs)
     if cache is not None:
         inputs, cache = inputs.continuing(), place_cache(model.mesh, cache)
-    run = partial(
+    read = partial(
         prefill_part,
+        model,
         quant=settings,
         cache_length=cache_length or max(_room(needed, bucketing), own_length),
         implementation=implementation,
@@ -291,15 +286,7 @@ def _begin(
         tables=place_shared(model.mesh, own_tables),
         text_bits=bits,
     )
-    if quantize_at == "prompt" or not inputs.prompt_shape.has_pictures:
-        logits, filled = run(model, inputs, cache)
-    else:
-        images, question = split_after_images(inputs)
-        logits, filled = run(model, images, cache)
-        if inputs.prompt_shape.suffix:
-            after, filled = run(model, question, filled)
-            # A prompt that ends with its image has nothing in the second piece.
-            logits = jnp.where(question.mask.any(-1)[:, None], after, logits)
+    logits, filled = _read_prompt(read, inputs, cache, quantize_at)
     emit = partial(
         decode_loop,
         model,
@@ -313,6 +300,38 @@ def _begin(
         history = TokenHistory.of_prompts(inputs, max_new_tokens, room)
     draws = None if sampling.greedy else place_shared(model.mesh, key)
     return DecodeState.start(logits, filled, draws, history), emit
+
+
+def _read_prompt(
+    read: Callable[..., tuple[Array, AnyCache]],
+    inputs: Inputs,
+    cache: AnyCache | None,
+    quantize_at: QuantizeAt,
+) -> tuple[Float[Array, "B vocab"], AnyCache]:
+    """Logits of the first new token and the cache, from a `prefill_part` with its other arguments.
+
+    Where images are coded before the question, the prompt is read in two pieces.
+    """
+    if quantize_at == "prompt" or not inputs.prompt_shape.has_pictures:
+        return read(inputs, cache)
+    images, question = split_after_images(inputs)
+    logits, filled = read(images, cache)
+    if inputs.prompt_shape.suffix:
+        after, filled = read(question, filled)
+        # A prompt that ends with its image has nothing in the second piece.
+        logits = jnp.where(question.mask.any(-1)[:, None], after, logits)
+    return logits, filled
+
+
+def _warn_of_earlier_turns(chooser: TokenChooser) -> None:
+    """Says where penalties look back at tokens that a cache does not hold."""
+    if chooser.looks_back:
+        warnings.warn(
+            f"{', '.join(chooser.looks_back)}: only the tokens of this turn count, since a cache "
+            "holds no token ids of earlier ones; to have all count, as in transformers, give the "
+            "whole conversation as one prompt, without cache",
+            stacklevel=4,
+        )
 
 
 def _check_score_map(model: Model, score_map: ScoreMap) -> None:
