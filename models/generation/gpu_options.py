@@ -3,6 +3,8 @@
 import jax
 from jax.sharding import Mesh
 
+from models.sharding.placing import model_parts
+
 __all__ = ["gpu_options"]
 
 # One read of the weights of `gate_proj` and `up_proj`: matrix products of one input are merged
@@ -16,14 +18,20 @@ _SUMS = {
         "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,COLLECTIVES"
     ),
 }
+# Two devices send each other what they have, and the kernel behind adds it up. Among more devices
+# this sends more than a sum does.
+_SUMS_OF_TWO = {"xla_gpu_unsupported_enable_all_reduce_decomposer": True}
 
 
 def gpu_options(mesh: Mesh | None) -> dict[str, int | str] | None:
     """`compiler_options` of `jax.jit` for a decode loop of a model on this mesh; None: no GPU.
 
-    On two H200, steps are 2% faster on one and 3% on both (docs/scaling_benchmarks.md). Graphs of
-    several processes are left alone: they were not tried.
+    What they save is in docs/scaling_benchmarks.md. Graphs of several processes are left alone:
+    they were not tried.
     """
     if jax.default_backend() != "gpu":
         return None
-    return _MERGED | (_SUMS if mesh is not None and jax.process_count() == 1 else {})
+    options: dict[str, int | str] = {**_MERGED}
+    if mesh is not None and jax.process_count() == 1:
+        options |= _SUMS | (_SUMS_OF_TWO if model_parts(mesh) == 2 else {})
+    return options

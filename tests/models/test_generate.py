@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +118,21 @@ def test_options_for_gpus_change_no_token_and_no_outer_jit(model, monkeypatch):
 
     within = jax.jit(decode)()  # where JAX takes no options
     np.testing.assert_array_equal(decode(consume=True), within)
+
+
+def test_two_devices_add_what_they_send_each_other(monkeypatch):
+    """More devices sum as XLA does, and several hosts take none of its graphs."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    alone = gpu_options(None)
+    one, two, four = (
+        gpu_options(SimpleNamespace(shape={"data": 2, "kv_heads": heads, "group": group}))
+        for heads, group in ((1, 1), (1, 2), (2, 2))
+    )
+    assert set(two) - set(one) == {"xla_gpu_unsupported_enable_all_reduce_decomposer"}
+    assert one == four
+    assert set(one) > set(alone)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert gpu_options(SimpleNamespace(shape={})) == alone
 
 
 def test_the_text_bank_does_not_exist_twice(model):

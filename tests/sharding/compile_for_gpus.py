@@ -30,6 +30,7 @@ import vkq_jax
 from models import Model
 from models.families.registry import family_of
 from models.generation.decode_loop import decode_step
+from models.generation.gpu_options import gpu_options
 from models.generation.prefill import prefill
 from models.layers.linear import Maker
 from models.sharding.mesh import check_text, fit_mesh
@@ -110,7 +111,8 @@ def compile_programs(kind: str, mesh: str, quant: str, batch: int) -> None:
         lambda x, sharding: x.update(sharding=sharding), cache, cache_shardings(fitted, cache)
     )
     tokens = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=whole)
-    jax.jit(decode_step).lower(model, tokens, cache).compile()
+    step = jax.jit(decode_step).lower(model, tokens, cache)
+    step.compile(compiler_options=gpu_options(model.mesh))
 
 
 def main() -> int:
