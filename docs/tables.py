@@ -249,8 +249,8 @@ def ablation_rows(name: str = "ablation.json") -> list[str]:
 def mesh_rows() -> list[str]:
     """Decode steps on several GPUs beside those of one, by shape and visual cache.
 
-    Each is compared with one GPU's at as many sequences a part of `data`, and with what
-    `scaling_out.py` works out from that.
+    Each is compared with one GPU's of the same run at as many sequences a part of `data`, and with
+    what `scaling_out.py` works out from that.
     """
     from models.sharding.mesh import check_text
     from pallas_kernels.shapes import find_shape
@@ -261,12 +261,17 @@ def mesh_rows() -> list[str]:
         "| of one GPU's | GB a GPU: cache | peak |",
         f"|{'---|' * 10}",
     ]
+    one_gpu = {
+        (row["run"], row["shape"], row["preset"], row["fixed_batch"]): row
+        for row in _measured_mesh_rows()
+        if row["mesh"] == "data=1"
+    }
     found = _mesh_rows_by_key()
     for (shape, preset, mesh, batch), row in sorted(found.items(), key=_place_of_mesh):
         sizes = check_text(mesh)
         each = batch // sizes.get("data", 1)
-        alone, ratio, expected = found.get((shape, preset, "data=1", each)), "", ""
-        if alone is not None and alone is not row:
+        alone, ratio, expected = one_gpu.get((row["run"], shape, preset, each)), "", ""
+        if alone is not None and mesh != "data=1":
             ratio = f"{row['tokens_per_second'] / alone['tokens_per_second']:.2f}x"
             one = 1e-3 * alone["step_ms"]
             seconds = work_out(find_shape(shape), one, each, sizes.get("model", 1))
@@ -301,20 +306,22 @@ def mesh_profile_rows() -> list[str]:
 
 
 def _mesh_rows_by_key() -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Measured rows by shape, preset, mesh and batch; the newest counts.
+    """The newest measured row of each shape, preset, mesh and batch."""
+    rows = sorted(_measured_mesh_rows(), key=lambda row: row["run"])
+    names = ("shape", "preset", "mesh", "fixed_batch")
+    return {tuple(row[name] for name in names): row for row in rows}
 
-    They come from all files `mesh_*.json` of `vkq bench scaling --mesh`.
-    """
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for file in sorted(RESULTS.glob("mesh_*.json")):
-        record = json.loads(file.read_text())
-        if record.get("command") != "vkq bench scaling --mesh":
-            continue
-        for row in record["rows"]:
-            key = (row["shape"], row["preset"], row["mesh"], row["fixed_batch"])
-            if row["status"] == "measured" and row["run"] >= found.get(key, row)["run"]:
-                found[key] = row
-    return found
+
+def _measured_mesh_rows() -> list[dict[str, Any]]:
+    """Those of all files `mesh_*.json` of `vkq bench scaling --mesh`."""
+    records = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("mesh_*.json"))]
+    return [
+        row
+        for record in records
+        if record.get("command") == "vkq bench scaling --mesh"
+        for row in record["rows"]
+        if row["status"] == "measured"
+    ]
 
 
 def _place_of_mesh(item: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Any, ...]:
