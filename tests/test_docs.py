@@ -202,6 +202,8 @@ def test_figures_in_the_text_of_readme_are_those_of_the_result_files():
     assert f"decodes {min(gains):.2f} to {max(gains):.2f} times faster" in readme
     saved = answers["presets"]["vkq-1bit"]["visual_kv_reduction"]
     assert f"visual_reduction # {saved:.3f} of the visual bytes saved" in readme
+    assert f"{100 * saved:.0f} % of the visual cache is saved" in readme
+    assert f"[{answers['presets']['vkq-1bit']['tasks']['all']['lost']:.1f} points lost]" in readme
     assert f"answers {answers['samples']:,} questions" in readme
     bits = answers["presets"]["vkq-1bit:plain"]["bits_per_element"]["mean"]
     assert f"in about {bits:.1f} bits per number" in readme
