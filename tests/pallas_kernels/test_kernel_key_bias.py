@@ -19,22 +19,23 @@ from vkq_jax import KeyBias
 VISUAL = (300, (300, 33))
 CODES = kernel_cases.CODES | DICTIONARIES
 
-# head_dim, query heads per KV head, codes, tuning, window
+# head_dim, query heads per KV head, codes, tuning, window, axes of known positions (0: not known)
 SLOW = pytest.mark.ci  # emulating many planes, or centroids, takes seconds each
 CASES = [
-    (128, 1, "signs", TuningConfig(4, 2), True),
-    (96, 3, "signs", TuningConfig(4, 2, 2, queries=3), False),
-    (64, 7, "levels", TuningConfig(4, 2, queries=7), False),
-    (64, 1, "levels, calibrated", TuningConfig(4, 2), False),
-    (128, 3, "signs, calibrated", TuningConfig(4, 2, 2, queries=3), True),
-    (64, 1, "vkq-1bit", TuningConfig(4, 2), True),
-    pytest.param(128, 3, "vkq-2bit", TuningConfig(4, 2, 2, queries=3), False, marks=SLOW),
-    pytest.param(64, 4, "a codebook", TuningConfig(4, 2, queries=4), False, marks=SLOW),
-    pytest.param(64, 1, "learned", None, False, marks=SLOW),
+    (128, 1, "signs", TuningConfig(4, 2), True, 3),
+    (96, 3, "signs", TuningConfig(4, 2, 2, queries=3), False, 1),
+    (64, 7, "levels", TuningConfig(4, 2, queries=6), False, 3),
+    (64, 1, "levels, calibrated", TuningConfig(4, 2), False, 0),
+    (128, 3, "signs, calibrated", TuningConfig(4, 2, 2, queries=3), True, 3),
+    (64, 1, "vkq-1bit", TuningConfig(4, 2), True, 3),
+    pytest.param(64, 5, "signs", TuningConfig(4, 2, queries=5), True, 0, marks=SLOW),
+    pytest.param(128, 3, "vkq-2bit", TuningConfig(4, 2, 2, queries=3), False, 1, marks=SLOW),
+    pytest.param(64, 4, "a codebook", TuningConfig(4, 2, queries=4), False, 3, marks=SLOW),
+    pytest.param(64, 1, "learned", None, False, 3, marks=SLOW),
 ]
 
 
-def layer_of(head_dim, per_kv_head, codes):
+def layer_of(head_dim, per_kv_head, codes, axes=0):
     shape = Shape(head_dim=head_dim, num_heads=2 * per_kv_head, visual=(VISUAL,))
     query, layer = random_layer(shape, CODES[codes])
     rng = np.random.default_rng(3)
@@ -42,21 +43,25 @@ def layer_of(head_dim, per_kv_head, codes):
     bias = KeyBias(
         bias=jnp.asarray(2 * rng.normal(size=(2, head_dim)), jnp.float32),
         frequencies=jnp.asarray(rng.uniform(0.01, 1.0, half), jnp.float32),
-        axis_of_pair=tuple(rng.integers(0, 3, half).tolist()),
+        axis_of_pair=None if axes == 1 else tuple(rng.integers(0, 3, half).tolist()),
     )
-    position = jnp.asarray(rng.integers(0, 90, (2, VISUAL[0], 3)), jnp.int32)
+    if axes:
+        bias = bias.with_waves(90, VISUAL[0])
+        assert bias.waves is not None
+    last = (2, VISUAL[0]) if axes == 1 else (2, VISUAL[0], 3)
+    position = jnp.asarray(rng.integers(0, 90, last), jnp.int32)
     (bank,) = layer.visual
     bank = dataclasses.replace(bank, position=position)
     return query, dataclasses.replace(layer, visual=(bank,), key_bias=bias)
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "per_kv_head", "codes", "tuning", "windowed"),
+    ("head_dim", "per_kv_head", "codes", "tuning", "windowed", "axes"),
     CASES,
     ids=str,
 )
-def test_kernel_equals_the_oracle(head_dim, per_kv_head, codes, tuning, windowed):
-    query, layer = layer_of(head_dim, per_kv_head, codes)
+def test_kernel_equals_the_oracle(head_dim, per_kv_head, codes, tuning, windowed, axes):
+    query, layer = layer_of(head_dim, per_kv_head, codes, axes)
     starts = random_starts(query, layer) if windowed else None
     kernel_cases.check(query, layer, tuning, starts=starts)
 
