@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from pallas_kernels.attention import outer_dictionary, outer_rotation
 from pallas_kernels.attention.banks import Banks, packed_classes, packed_operands
 from pallas_kernels.attention.kernel_spec import BOOK, Dense, KernelSpec, Packed, Task, TuningConfig
-from pallas_kernels.attention.key_bias import BiasShare, bias_operands
+from pallas_kernels.attention.key_bias import BiasShare, bias_operands, entry_slots
 from pallas_kernels.attention.launch import Launch, result_shapes
 from pallas_kernels.attention.mapped_axes import fold_mapped_axes
 from pallas_kernels.attention.table_rows import TableRows, table_rows
@@ -200,7 +200,7 @@ def _fold(run, rows, seen, banks: Banks, layer, bias: BiasShare | None) -> tuple
     """`fold_mapped_axes` with what a key bias has beside its rows."""
     if bias is None:
         return fold_mapped_axes(run, rows, seen, banks, layer)
-    banks = dataclasses.replace(banks, entries=bias.entries)
+    banks = dataclasses.replace(banks, entries=bias.entries, class_words=bias.class_words)
     return fold_mapped_axes(run, rows, seen, banks, layer, bias.waves)
 
 
@@ -233,19 +233,20 @@ def _launch(
         bias_positions=0 if waves is None else waves.shape[1],
         logits_soft_cap=logits_soft_cap,
     )
+    if waves is not None and banks.packed is not None:
+        spec = spec.with_options(entry_slots=entry_slots(packed_classes(banks.packed)))
     operands = {}
     if not spec.part:
         operands["query"] = layouts.pad_channels(query).reshape(-1, spec.head_dim)
     operands |= {name: rows[name].reshape(-1) for name in ("slope", "shift") if name in rows}
     if spec.products:
         operands["products"] = rows["products"].reshape(-1, spec.products)
-    if spec.layers > 1:
-        operands["layer"] = layer.reshape(1)
+    of_layer = {"layer": layer.reshape(1)} if spec.layers > 1 else {}
+    operands |= of_layer
     if banks.packed is not None:
         operands |= packed_operands(banks.packed)
         if spec.biased:
-            classes = packed_classes(banks.packed)
-            operands |= bias_operands(spec, rows["bias"], waves, banks.entries, classes)
+            operands |= bias_operands(spec, rows["bias"], waves, banks, of_layer, launch)
     for name, bank in banks.dense.items():
         operands |= bank.operands(name)
     for what, by_bank in seen.items():

@@ -195,6 +195,7 @@ class KernelSpec:
         biased: whether something of their row and slot is, the share of a key bias.
         bias_axes: axes of positions by which that is looked up; 0: it is given for each slot.
         bias_positions: positions that each of these axes has.
+        entry_slots: where that is looked up, slots of whole blocks of each class, by its number.
         logits_soft_cap: of the scores of all banks, mapped ones after the map; None: no cap.
         calibration: of the scores of the packed bank, whose range the launch finds itself.
         head_dim: H, as it is stored: 64, 128 or, without dense banks, 256. A part with a learned
@@ -228,6 +229,7 @@ class KernelSpec:
     biased: bool = False
     bias_axes: int = 0
     bias_positions: int = 0
+    entry_slots: tuple[int, ...] = ()
     logits_soft_cap: float | None = None
     calibration: ScoreCalibration | None = None
     tuning: TuningConfig = TuningConfig()

@@ -11,21 +11,25 @@ other: of two sets queries t and t + 4, which are columns 2t and 2t + 1 of the t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.attention.banks import Banks, packed_classes
+from pallas_kernels.attention.body.slot_entries import SlotSpec
 from pallas_kernels.attention.kernel_spec import SET, KernelSpec, Packed
+from pallas_kernels.attention.launch import Launch
 from pallas_kernels.layout import layouts
-from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.array_types import Array, Float, Int32, UInt32
 from vkq_jax.attention import bias_scores
 from vkq_jax.cache import VisualBank
 from vkq_jax.exact_einsum import exact_einsum
 from vkq_jax.key_bias import KeyBias
-from vkq_jax.pytree import frozen_pytree
+from vkq_jax.pytree import frozen_pytree, take_layer
 
-__all__ = ["BiasShare", "bias_operands", "bias_share"]
+__all__ = ["BiasShare", "bias_operands", "bias_share", "entry_slots"]
 
 
 @frozen_pytree
@@ -35,43 +39,77 @@ class BiasShare:
     Attributes:
         rows: the share in each slot; with waves the factors of each query that these have, see
             `vkq_jax.KeyBias.coefficients`.
-        waves: of positions below a bound. entries: of the slots; for one head or for each.
+        waves: of positions below a bound. entries: of the tokens, as they came.
+        class_words: of the map of their classes, of all layers, where they lie class by class.
     """
 
     rows: Float[Array, "B K Q S"]
     waves: Float[Array, "A N S"] | None = None
-    entries: Int32[Array, "B k slots"] | None = None
+    entries: Int32[Array, "B V"] | None = None
+    class_words: UInt32[Array, "L B K W"] | None = None
 
 
-def bias_share(q: Float[Array, "B K Q H"], bank: VisualBank, bias: KeyBias) -> BiasShare:
-    """The share in the scores of one layer of a bank, for queries times `logits_scale`.
+def bias_share(
+    q: Float[Array, "B K Q H"], bank: VisualBank, layer: Int32[Array, ""] | int, bias: KeyBias
+) -> BiasShare:
+    """The share in the scores of one layer of a bank of all, for queries times `logits_scale`.
 
     Raises:
         ValueError: the bank does not know the positions of its tokens.
     """
     if bias.waves is None or bank.position is None:
-        return BiasShare(bias_scores(q, bank, bias))
-    entries = bank.tokens_in_slots(bias.entries(bank.position))
-    return BiasShare(bias.coefficients(q), bias.waves, entries)
+        class_map = take_layer(bank.class_map, layer)
+        return BiasShare(bias_scores(q, dataclasses.replace(bank, class_map=class_map), bias))
+    words = None if bank.class_map is None else bank.class_map.words
+    return BiasShare(bias.coefficients(q), bias.waves, bias.entries(bank.position), words)
 
 
 def bias_operands(
     spec: KernelSpec,
     rows: Float[Array, "Z B K Q S"],
     waves: Float[Array, "A N S"] | None,
-    entries: Int32[Array, "Z B k slots"] | None,
-    classes: Sequence[Packed],
+    banks: Banks,
+    of_layer: dict[str, Int32[Array, "1"]],
+    launch: Launch,
 ) -> dict[str, Array]:
-    """A `BiasShare` with an axis Z in front, by operand name.
+    """A `BiasShare` with an axis Z in front, by operand name; `of_layer` is the layer's number.
 
     The share of each class's slots [rows, slots of whole blocks]; or bias [axes * N, columns] and
-    the words of each class's slots [heads or sequences, slots of whole blocks].
+    the entries of all slots of whole blocks [sequences or heads, slots].
     """
+    assert banks.packed is not None
+    classes, entries = packed_classes(banks.packed), banks.entries
     if waves is None or entries is None:
         return _of_classes("bias", rows, classes)
     columns = jnp.take(rows, _queries_of_columns(spec), axis=3).reshape(-1, rows.shape[-1])
     table = exact_einsum("anc,rc->anr", waves, columns)
-    return {"bias": table.reshape(-1, table.shape[-1])} | _of_classes("entry", entries, classes)
+    operands = {"bias": table.reshape(-1, table.shape[-1])}
+    if banks.class_words is None:
+        return operands | _of_classes("entry", entries, classes)
+    slots = SlotSpec(
+        outer=spec.outer,
+        layers=spec.layers,
+        batch=spec.batch,
+        kv_heads=spec.kv_heads,
+        num_positions=entries.shape[-1],
+        slots=spec.entry_slots,
+    )
+    (entry,) = launch(
+        slots,
+        {
+            "class_map": banks.class_words.reshape(-1, banks.class_words.shape[-1]),
+            "length": banks.packed.length.reshape(-1),
+            "number": entries.reshape(-1, entries.shape[-1]),
+            **of_layer,
+        },
+    )
+    return operands | {"entry": entry}
+
+
+def entry_slots(classes: Sequence[Packed]) -> tuple[int, ...]:
+    """Slots of whole blocks of each class, by its number; of codes without classes of the bank."""
+    slots = {packed.number: packed.blocks * layouts.BLOCK for packed in classes}
+    return tuple(slots.get(number, 0) for number in range(1 + max(slots)))
 
 
 def _queries_of_columns(spec: KernelSpec) -> np.ndarray:

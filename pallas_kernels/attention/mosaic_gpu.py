@@ -227,9 +227,8 @@ def _bias_shares(
     """The share of a key bias in the scores of each coded bank; none without one."""
     if cache.key_bias is None:
         return []
-    bias, map_of_layer = cache.key_bias.of_layer(index), functools.partial(take_layer, index=index)
-    banks = (dataclasses.replace(x, class_map=map_of_layer(x.class_map)) for x in cache.visual)
-    return [bias_share(rows, bank, bias) for bank in banks]
+    bias = cache.key_bias.of_layer(index)
+    return [bias_share(rows, bank, index, bias) for bank in cache.visual]
 
 
 def _calibration(

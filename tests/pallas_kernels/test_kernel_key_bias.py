@@ -9,12 +9,16 @@ import pytest
 
 import pallas_kernels
 from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention.body.slot_entries import SlotSpec
 from pallas_kernels.attention.description import describe
 from pallas_kernels.attention.kernel_spec import TuningConfig
 from tests.pallas_kernels import kernel_cases
 from tests.pallas_kernels.test_dictionary_kernel import CODES as DICTIONARIES
 from tests.support.caches import Shape, random_layer, random_starts
 from vkq_jax import KeyBias
+from vkq_jax.cache import VisualBank
+from vkq_jax.dense import DenseTensor
+from vkq_jax.token_classes import TokenClass, assign_classes
 
 VISUAL = (300, (300, 33))
 CODES = kernel_cases.CODES | DICTIONARIES
@@ -89,6 +93,34 @@ def test_the_bias_is_that_of_the_layer():
     np.testing.assert_allclose(got.output, expected.output, atol=1e-5)
     other = run(query, cache, jnp.int32(0))
     assert jnp.abs(got.output - other.output).max() > 0.1
+
+
+def test_entries_are_put_in_the_order_of_slots():
+    classes = (TokenClass(0.3, 2), TokenClass(0.1, 1), TokenClass(0.6, 0))
+    count, lengths = 9000, jnp.asarray([9000, 33, 0], jnp.int32)  # more than a round of the threads
+    valid = jnp.arange(count)[None] < lengths[:, None]
+    per_head = jnp.broadcast_to(valid[None, :, None], (2, 3, 2, count))
+    energy = jnp.asarray(np.random.default_rng(0).random((2, 3, 2, count)), jnp.float32)
+    class_map = assign_classes(energy, per_head, classes)
+    numbers = jnp.asarray(np.random.default_rng(1).integers(1, 99, (3, count)), jnp.int32)
+    blocks = [-(-slots // 256) for slots in class_map.capacities]
+    spec = SlotSpec(1, 2, 3, 2, count, tuple(256 * n for n in blocks))
+    operands = {
+        "class_map": class_map.words.reshape(12, -1),
+        "length": lengths,
+        "number": numbers,
+        "layer": jnp.ones(1, jnp.int32),
+    }
+    (entry,) = kernel_cases.emulated_launch(spec, operands)
+    found = jnp.split(entry, np.cumsum(spec.slots)[:-1], -1)
+    of_layer = jax.tree.map(lambda x: x[1], class_map)
+    key = DenseTensor(jnp.zeros((3, 2, count, 0)))
+    bank = VisualBank(key, key, lengths, class_map=of_layer)
+    expected = jnp.split(bank.tokens_in_slots(numbers), np.cumsum(class_map.capacities)[:-1], -1)
+    for got, own in zip(found, expected, strict=True):
+        got = got.reshape(3, 2, -1)
+        np.testing.assert_array_equal(got[..., : own.shape[-1]], own)
+        assert not got[..., own.shape[-1] :].any()
 
 
 def test_what_is_not_covered_says_so():

@@ -205,7 +205,7 @@ def attend(
     layer, mapped, in_launch = jnp.int32(0), None, None
     share = None
     if bias is not None and banks.packed is not None:
-        share = bias_share(query, banks.packed.of_layer(0), bias)
+        share = bias_share(query, banks.packed, layer, bias)
     if calibration == "per step":
         assert banks.packed is not None
         if keeps_scores(banks, query.shape, tuning):

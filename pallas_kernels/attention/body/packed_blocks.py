@@ -27,9 +27,9 @@ class PackedBlocks:
     words of each head; with several centroids {key,value}_id: words of each head; with a window
     packed_start [sequences, positions] int32: the first position that the queries see; with a key
     bias bias [rows, slots of whole blocks] float32, natural: its share of each score; where that is
-    looked up, bias [axes * positions, columns] and entry [sequences, slots of whole blocks], see
-    `key_bias`. Names of operands of a class of tokens begin with the class, but for that table, and
-    length is [heads, classes]; starts and entries are those of each head.
+    looked up, bias [axes * positions, columns] and entry [sequences or heads, slots of whole blocks
+    of all classes], see `key_bias`. Names of other operands of a class of tokens begin with the
+    class, and length is [heads, classes]; starts are those of each head.
     """
 
     def __init__(self, ops: Operations, spec: KernelSpec, packed: Packed, work: Work):
@@ -256,8 +256,9 @@ class PackedBlocks:
         """`add_bias` by each slot's positions, from a table of all queries."""
         ops, spec, work, packed = self._ops, self._spec, self._work, self._packed
         owner = work.head if packed.of_classes else work.sequence
-        words = ops.address(ops.pointer(f"{packed.name}entry"), owner, 4 * BLOCK * packed.blocks)
+        words = ops.address(ops.pointer("entry"), owner, 4 * sum(spec.entry_slots))
         words = ops.address(ops.address(words, block, 4 * BLOCK), place, 4)
+        first = 4 * sum(spec.entry_slots[: packed.number])
         row_bytes = 4 * spec.bias_columns * spec.teams
         table = ops.address(ops.pointer("bias"), work.number, 4 * spec.bias_columns)
         if spec.uses_bytes:
@@ -265,7 +266,7 @@ class PackedBlocks:
         found: list[list[Value]] = [[] for _ in sets]
         for i, scores in enumerate(zip(*sets, strict=True)):
             totals = list(scores)
-            for axis, field in enumerate(self._fields(ops.load(words, 4 * stride * i))):
+            for axis, field in enumerate(self._fields(ops.load(words, first + 4 * stride * i))):
                 address = ops.address(table, field, row_bytes)
                 offset = axis * spec.bias_positions * row_bytes
                 load = ops.load_float2 if len(sets) == 2 else ops.load_float
