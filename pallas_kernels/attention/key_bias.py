@@ -25,7 +25,7 @@ from pallas_kernels.layout import layouts
 from vkq_jax.array_types import Array, Float, Int32, UInt32
 from vkq_jax.attention import bias_scores
 from vkq_jax.cache import VisualBank
-from vkq_jax.exact_einsum import exact_einsum
+from vkq_jax.exact_einsum import large_einsum
 from vkq_jax.key_bias import KeyBias
 from vkq_jax.pytree import frozen_pytree, take_layer
 
@@ -82,7 +82,7 @@ def bias_operands(
     if waves is None or entries is None:
         return _of_classes("bias", rows, classes)
     columns = jnp.take(rows, _queries_of_columns(spec), axis=3).reshape(-1, rows.shape[-1])
-    table = exact_einsum("anc,rc->anr", waves, columns)
+    table = large_einsum("anc,rc->anr", waves, columns)
     operands = {"bias": table.reshape(-1, table.shape[-1])}
     if banks.class_words is None:
         return operands | _of_classes("entry", entries, classes)
