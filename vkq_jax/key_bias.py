@@ -33,6 +33,7 @@ from vkq_jax.pytree import frozen_pytree, static_field, take_layer
 __all__ = ["FIELD_BITS", "KeyBias", "visual_reach"]
 
 FIELD_BITS = 10  # of a position on one of several axes, in `KeyBias.entries`
+_FEW = 512  # positions that always pay
 
 
 @frozen_pytree
@@ -106,7 +107,9 @@ class KeyBias:
         for `num_tokens` visual tokens a sequence, and where positions do not fit into `entries`.
         """
         axes = self.num_axes
-        if below is None or axes * below > 4 * num_tokens or (axes > 1 and below > 1 << FIELD_BITS):
+        if below is None or axes * below > max(4 * num_tokens, _FEW):
+            return self
+        if axes > 1 and below > 1 << FIELD_BITS:
             return self
         positions = jnp.arange(below, dtype=jnp.int32)[None]
         cos, sin = self._angles(positions)
@@ -188,5 +191,5 @@ def visual_reach(
     if min(map(int, lowest)) < 0:
         return None
     count = 1 + max(map(int, highest))
-    step = max(128, 1 << max(0, (count - 1).bit_length() - 3))
+    step = max(128, 1 << max(0, (count - 1).bit_length() - 4))
     return -(-count // step) * step

@@ -1,6 +1,7 @@
 """The fused kernel where keys are coded without their bias: emulated on the CPU, by the oracle."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.attention.body.slot_entries import SlotSpec
 from pallas_kernels.attention.description import describe
 from pallas_kernels.attention.kernel_spec import TuningConfig
+from pallas_kernels.attention.launch import program_of
 from tests.pallas_kernels import kernel_cases
 from tests.pallas_kernels.test_dictionary_kernel import CODES as DICTIONARIES
-from tests.support.caches import Shape, random_layer, random_starts
+from tests.support.caches import Shape, oracle, random_layer, random_starts, relative_error
+from tests.support.compiling import lower_to_cuda, ptxas
 from vkq_jax import KeyBias
 from vkq_jax.cache import VisualBank
 from vkq_jax.dense import DenseTensor
@@ -93,6 +96,46 @@ def test_the_bias_is_that_of_the_layer():
     np.testing.assert_allclose(got.output, expected.output, atol=1e-5)
     other = run(query, cache, jnp.int32(0))
     assert jnp.abs(got.output - other.output).max() > 0.1
+
+
+@pytest.mark.parametrize("codes", ["signs", pytest.param("vkq-1bit", marks=SLOW)])
+def test_mapped_queries_and_banks(codes):
+    query, layer = layer_of(64, 1, codes, axes=3)
+
+    def mapped(
+        layer, x
+    ):  # arrays of the bank are mapped, what all layers and sequences share is not
+        bias = dataclasses.replace(layer.key_bias, bias=x(layer.key_bias.bias))
+        return dataclasses.replace(jax.tree.map(x, layer), key_bias=bias)
+
+    both = jnp.stack([query, 0.5 * query])
+    several = mapped(layer, lambda x: jnp.stack([x, x]))
+    axes = jax.tree.map(lambda _: 0, several)
+    axes = dataclasses.replace(
+        axes, key_bias=dataclasses.replace(axes.key_bias, frequencies=None, waves=None)
+    )
+    expected = jax.vmap(kernel_cases.attend, in_axes=(0, None))(both, layer)
+    got = jax.vmap(kernel_cases.attend, in_axes=(0, axes))(both, several)
+    for one, other, q in zip(got.output, expected.output, both, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+        assert relative_error(other, oracle(q, layer).output) < 3e-4
+
+
+def test_a_launch_and_its_entries_are_assembled(tmp_path):
+    found = []
+
+    def launch(spec, operands):
+        found.append((program_of(spec), operands))
+        return tuple(jnp.zeros(x.shape, x.dtype) for x in found[-1][0].results.values())
+
+    query, layer = layer_of(64, 3, "vkq-1bit", axes=3)
+    jax.eval_shape(lambda: mosaic_gpu.attend_cache(query, layer, launch=launch))
+    assert len(found) == 2
+    for program, operands in found:
+        shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in operands.items()}
+        assert "mosaic_gpu" in lower_to_cuda(program, shapes)
+        if shutil.which("ptxas"):
+            assert "Used" in ptxas(program, shapes, tmp_path, ("sm_80", "sm_90a", "sm_120a"))
 
 
 def test_entries_are_put_in_the_order_of_slots():

@@ -87,7 +87,7 @@ def test_a_bound_of_positions():
     assert of([[0, 5]]) == of([[0, 127]], [[3]]) == of([[[0, 9, 1]]], np.zeros((2, 0))) == 128
     assert of([[128]]) == 256
     assert of([[4095]]) == 4096
-    assert of([[4096]]) == 5120
+    assert of([[4096]]) == 4608
     assert of([[-1, 5]]) is None
     assert of() is None
     assert of(np.zeros((2, 0))) is None
