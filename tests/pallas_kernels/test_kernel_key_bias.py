@@ -102,20 +102,14 @@ def test_the_bias_is_that_of_the_layer():
 def test_mapped_queries_and_banks(codes):
     query, layer = layer_of(64, 1, codes, axes=3)
 
-    def mapped(
-        layer, x
-    ):  # arrays of the bank are mapped, what all layers and sequences share is not
-        bias = dataclasses.replace(layer.key_bias, bias=x(layer.key_bias.bias))
-        return dataclasses.replace(jax.tree.map(x, layer), key_bias=bias)
-
     both = jnp.stack([query, 0.5 * query])
-    several = mapped(layer, lambda x: jnp.stack([x, x]))
-    axes = jax.tree.map(lambda _: 0, several)
-    axes = dataclasses.replace(
-        axes, key_bias=dataclasses.replace(axes.key_bias, frequencies=None, waves=None)
-    )
-    expected = jax.vmap(kernel_cases.attend, in_axes=(0, None))(both, layer)
-    got = jax.vmap(kernel_cases.attend, in_axes=(0, axes))(both, several)
+    expected = jax.vmap(lambda q: kernel_cases.attend(q, layer))(both)
+    banks = jax.tree.map(lambda x: jnp.stack([x, x]), layer.visual)
+
+    def attend(q, banks):
+        return kernel_cases.attend(q, dataclasses.replace(layer, visual=banks))
+
+    got = jax.vmap(attend)(both, banks)
     for one, other, q in zip(got.output, expected.output, both, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
         assert relative_error(other, oracle(q, layer).output) < 3e-4
