@@ -300,8 +300,9 @@ def bias_scores(
     """
     if bank.position is None:
         raise ValueError("a cache with a key bias needs the RoPE positions of its visual tokens")
-    share = bias.scores(rows, bank.position)
-    return bank.in_slots(share, bank.class_map.num_slots if bank.class_map else share.shape[-1])
+    if bias.waves is not None:
+        return bias.looked_up(rows, bank.tokens_in_slots(bias.entries(bank.position)))
+    return bank.in_slots(bias.scores(rows, bank.position))
 
 
 def per_kv_head(

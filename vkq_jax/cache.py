@@ -18,7 +18,7 @@ from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dictionary_codes import DictionaryCodes, quantize_pair
 from vkq_jax.dictionary_tensor import DictionaryTensor
-from vkq_jax.key_bias import KeyBias
+from vkq_jax.key_bias import KeyBias, visual_reach
 from vkq_jax.pytree import frozen_pytree, static_field, take_layer
 from vkq_jax.quantize import dequantize, quantize
 from vkq_jax.quantized import QuantizedTensor
@@ -95,18 +95,30 @@ class VisualBank:
         valid = filled(jnp.broadcast_to(self.length[:, None], heads), num_positions)
         return jnp.broadcast_to(position[:, None], (*heads, position.shape[-1])), valid
 
-    def in_slots(self, scores: Float[Array, "B K Q V"], capacity: int) -> Float[Array, "B K Q S"]:
+    def in_slots(self, scores: Float[Array, "B K Q V"]) -> Float[Array, "B K Q S"]:
         """Scores of one layer's tokens as they came, in the order of its slots; 0 in free ones."""
         if self.class_map is None:
             return scores
-        _, valid = self._per_head(self.length[:, None])
-        slot = jnp.where(valid, self.class_map.slots_of_positions(valid), capacity)
         # Numbers are put in their places, not scores: those of all queries are gathered by them.
-        numbers = jnp.broadcast_to(jnp.arange(slot.shape[-1], dtype=jnp.int32), slot.shape)
-        none = jnp.full((*slot.shape[:-1], capacity), slot.shape[-1], jnp.int32)
-        taken = jnp.put_along_axis(none, slot, numbers, axis=-1, inplace=False, mode="drop")
-        taken = jnp.broadcast_to(taken[:, :, None], (*scores.shape[:-1], capacity))
+        count = scores.shape[-1]
+        numbers = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (len(scores), count))
+        taken = self.tokens_in_slots(numbers, count)
+        taken = jnp.broadcast_to(taken[:, :, None], (*scores.shape[:-1], taken.shape[-1]))
         return jnp.take_along_axis(scores, taken, axis=-1, mode="fill", fill_value=0)
+
+    def tokens_in_slots(self, x: Int32[Array, "B V"], absent: int = 0) -> Int32[Array, "B k S"]:
+        """A number of each token, in the order of one layer's slots; `absent` in free ones.
+
+        k is 1 where all heads have their tokens as they came, else K.
+        """
+        if self.class_map is None:
+            return x[:, None]
+        _, valid = self._per_head(self.length[:, None])
+        capacity = self.class_map.num_slots
+        slot = jnp.where(valid, self.class_map.slots_of_positions(valid), capacity)
+        numbers = jnp.broadcast_to(x[:, None], slot.shape)
+        none = jnp.full((*slot.shape[:-1], capacity), absent, jnp.int32)
+        return jnp.put_along_axis(none, slot, numbers, axis=-1, inplace=False, mode="drop")
 
     def in_positions(self, x: Float[Array, "B K Q S"], absent: float) -> Float[Array, "B K Q V"]:
         """Numbers of one layer's slots, in the order in which the tokens came.
@@ -169,6 +181,24 @@ class FixedParts:
     score_map: ScoreMap | None
     tables: CodeTables | None
     key_bias: KeyBias | None
+
+    def visual_reach(self) -> int | None:
+        """A bound of visual tokens' RoPE positions where a key bias asks for them, outside jit."""
+        if self.key_bias is None:
+            return None
+        known = [bank.position for bank in self.visual if bank.position is not None]
+        return visual_reach(known) if len(known) == len(self.visual) else None
+
+    def with_waves(self, below: int | None) -> FixedParts:
+        """The parts for a loop of decode steps, by a bound of positions, see `KeyBias.with_waves`.
+
+        For inside of jit: they are made once, and no cache that is kept has them.
+        """
+        if self.key_bias is None:
+            return self
+        tokens = sum(x.position.shape[1] for x in self.visual if x.position is not None)
+        bias = self.key_bias.with_waves(below, tokens)
+        return dataclasses.replace(self, key_bias=bias)
 
 
 @frozen_pytree

@@ -30,7 +30,7 @@ from models.sharding.placing import (
 from models.text.coded_layers import read_layers
 from models.text.masks import cache_starts
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.cache import KVCache
+from vkq_jax.cache import FixedParts, KVCache
 from vkq_jax.decode import begin_decode
 from vkq_jax.layered import AnyCache
 from vkq_jax.pytree import frozen_pytree
@@ -125,6 +125,7 @@ def decode_loop(
         steps=steps,
         pad=pad,
         implementation=implementation,
+        reach=_reach(fixed),
     )
     return tokens, lengths, _with_fixed(state, fixed)
 
@@ -140,9 +141,14 @@ def _emit_tokens(
     steps: int,
     pad: int,
     implementation: str | None,
+    reach: int | None = None,
 ) -> tuple[Int32[Array, "B steps"], Int32[Array, "B"], DecodeState]:
-    """`decode_loop`, to be compiled, with the fixed parts and the key beside the state."""
+    """`decode_loop`, to be compiled, with the fixed parts and the key beside the state.
+
+    `reach` is a bound of visual tokens' RoPE positions, see `FixedParts.with_waves`.
+    """
     state = dataclasses.replace(state, key=key)
+    fixed = jax.tree.map(lambda part: part.with_waves(reach), fixed, is_leaf=_is_fixed)
     stops = jnp.asarray(chooser.stop_tokens, jnp.int32)
     batch = state.done.shape[0]
 
@@ -175,7 +181,7 @@ def _emit_tokens(
     return tokens, lengths, dataclasses.replace(state, done=done, finite=finite)
 
 
-_STATIC = ("steps", "pad", "implementation")
+_STATIC = ("steps", "pad", "implementation", "reach")
 emit_tokens = jax.jit(_emit_tokens, static_argnames=_STATIC)
 emit_tokens_in_place = jax.jit(_emit_tokens, static_argnames=_STATIC, donate_argnames="state")
 
@@ -285,6 +291,16 @@ def observed_step(
     cache = place_cache(model.mesh, step.finish())
     seen = {name: seen[name] for name in read_layers(text) if name in seen}
     return place_logits(model.mesh, module.text.logits(hidden)[:, 0]), cache, seen
+
+
+def _is_fixed(tree: Any) -> bool:
+    return isinstance(tree, FixedParts)
+
+
+def _reach(fixed: FixedParts | tuple[FixedParts, ...]) -> int | None:
+    """The bound of the visual positions of all parts, which are the same in all."""
+    parts = (fixed,) if isinstance(fixed, FixedParts) else fixed
+    return next((found for part in parts if (found := part.visual_reach())), None)
 
 
 def _without_fixed(state: DecodeState) -> DecodeState:

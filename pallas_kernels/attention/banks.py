@@ -11,7 +11,7 @@ from pallas_kernels.attention.kernel_spec import Coding, Packed
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import TiledLevels, TiledSigns
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
-from vkq_jax.array_types import Array, Float, Int8
+from vkq_jax.array_types import Array, Float, Int8, Int32, UInt32
 from vkq_jax.cache import VisualBank
 from vkq_jax.pytree import frozen_pytree
 
@@ -41,11 +41,15 @@ class DenseBank:
 class Banks:
     """The banks of one launch, of all layers: at most one packed (tiled), and dense ones.
 
-    Dense banks have one of `layouts.HEAD_DIMS`: padding others would copy them at every call.
+    Entries are those of the packed bank's tokens in a table of a key bias, class_words those of the
+    map of their classes, see `BiasShare`. Dense banks have one of `layouts.HEAD_DIMS`: padding
+    others would copy them at every call.
     """
 
     packed: VisualBank | None
     dense: dict[str, DenseBank]
+    entries: Int32[Array, "*Z B V"] | None = None
+    class_words: UInt32[Array, "*Z L B K W"] | None = None
 
 
 def packed_classes(bank: VisualBank) -> tuple[Packed, ...]:

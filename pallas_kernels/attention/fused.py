@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from pallas_kernels.attention import outer_dictionary, outer_rotation
 from pallas_kernels.attention.banks import Banks, packed_classes, packed_operands
 from pallas_kernels.attention.kernel_spec import BOOK, Dense, KernelSpec, Packed, Task, TuningConfig
+from pallas_kernels.attention.key_bias import BiasShare, bias_operands, entry_slots
 from pallas_kernels.attention.launch import Launch, result_shapes
 from pallas_kernels.attention.mapped_axes import fold_mapped_axes
 from pallas_kernels.attention.table_rows import TableRows, table_rows
@@ -42,7 +43,7 @@ def fused_attention(
     starts: Mapping[str, Int32[Array, "B ... T"]] | None = None,
     calibration: ScoreCalibration | None = None,
     tables: CodeTables | None = None,
-    bias: Float[Array, "B K Q S"] | None = None,
+    bias: BiasShare | None = None,
 ) -> tuple[Array, ...]:
     """One launch: attention of all queries of a KV head over one layer of its banks.
 
@@ -62,8 +63,8 @@ def fused_attention(
         calibration: of the scores of the packed bank, in this launch; instead of a score map, see
             `keeps_scores`.
         tables: of the layer [K, ...], that dictionary codes with a codebook were made with.
-        bias: float32, the share of a key bias in the scores of the packed bank's slots, natural;
-            not together with a soft-cap.
+        bias: the share of a key bias in the scores of the packed bank; not together with a
+            soft-cap.
 
     Returns:
         Output and natural log-sum-exp; -inf (and finite output) where nothing is visible. With a
@@ -77,11 +78,11 @@ def fused_attention(
         score_map = ScoreMap(score_map.slope, score_map.apply(lacking[..., None])[..., 0])
     rows = {"query": query}
     if bias is not None:
-        rows["bias"] = bias
+        rows["bias"] = bias.rows
     if score_map is not None:
         rows |= {"slope": score_map.slope, "shift": score_map.shift}
         if bias is not None:
-            rows["bias"] = bias * score_map.slope[..., None]
+            rows["bias"] = bias.rows * score_map.slope[..., None]
     groups = _groups(packed)
     if packed is not None and outer_dictionary.folds_outside(packed.key):
         rows |= outer_dictionary.scores_of_centres(query, packed.key, layer)
@@ -96,7 +97,7 @@ def fused_attention(
         calibration=calibration,
     )
     seen = {"visible": dict(visible), "start": dict(starts or {})}
-    output, logsumexp, *found = fold_mapped_axes(run, rows, seen, banks, layer)
+    output, logsumexp, *found = _fold(run, rows, seen, banks, layer, bias)
     of_value = _table_rows("value", packed, groups, tables)
     if packed is not None and outer_dictionary.folds_outside(packed.value):
         assert of_value is not None
@@ -179,7 +180,7 @@ def score_range(
     launch: Launch,
     tuning: TuningConfig | None = None,
     start: Int32[Array, "B T"] | None = None,
-    bias: Float[Array, "B K Q S"] | None = None,
+    bias: BiasShare | None = None,
 ) -> tuple[Float[Array, "B K Q"], Float[Array, "B K Q"]]:
     """One launch: each query's lowest and highest score over one layer of a packed bank.
 
@@ -190,9 +191,17 @@ def score_range(
         query, lacking = outer_rotation.rotate_query(query, packed.key, layer)
     run = functools.partial(_launch, launch=launch, tuning=tuning, task="score range")
     seen = {"visible": {}, "start": {} if start is None else {"packed": start}}
-    rows = {"query": query} | ({} if bias is None else {"bias": bias})
-    highest, lowest = fold_mapped_axes(run, rows, seen, Banks(packed, {}), layer)
+    rows = {"query": query} | ({} if bias is None else {"bias": bias.rows})
+    highest, lowest = _fold(run, rows, seen, Banks(packed, {}), layer, bias)
     return lowest + lacking, highest + lacking
+
+
+def _fold(run, rows, seen, banks: Banks, layer, bias: BiasShare | None) -> tuple[Array, ...]:
+    """`fold_mapped_axes` with what a key bias has beside its rows."""
+    if bias is None:
+        return fold_mapped_axes(run, rows, seen, banks, layer)
+    banks = dataclasses.replace(banks, entries=bias.entries, class_words=bias.class_words)
+    return fold_mapped_axes(run, rows, seen, banks, layer, bias.waves)
 
 
 # Compiled once for all layers of equal shapes, also where they are not in a loop.
@@ -204,13 +213,14 @@ def _launch(
     seen,
     banks: Banks,
     layer,
+    waves,
     launch: Launch,
     tuning: TuningConfig | None,
     task: Task,
     logits_soft_cap: float | None = None,
     calibration: ScoreCalibration | None = None,
 ) -> tuple[Array, ...]:
-    """With an axis Z in front of everything but the layer's number."""
+    """With an axis Z in front of everything but the layer's number and the waves of a key bias."""
     query = rows["query"]
     positions = next((x.shape[-1] for x in jax.tree.leaves(seen)), 1)
     spec = plan(banks, query.shape, positions, tuning, calibration).with_options(
@@ -219,20 +229,24 @@ def _launch(
         maps_scores="slope" in rows,
         shifts_scores="shift" in rows,
         biased="bias" in rows,
+        bias_axes=0 if waves is None else waves.shape[0],
+        bias_positions=0 if waves is None else waves.shape[1],
         logits_soft_cap=logits_soft_cap,
     )
+    if waves is not None and banks.packed is not None:
+        spec = spec.with_options(entry_slots=entry_slots(packed_classes(banks.packed)))
     operands = {}
     if not spec.part:
         operands["query"] = layouts.pad_channels(query).reshape(-1, spec.head_dim)
     operands |= {name: rows[name].reshape(-1) for name in ("slope", "shift") if name in rows}
     if spec.products:
         operands["products"] = rows["products"].reshape(-1, spec.products)
-    if spec.layers > 1:
-        operands["layer"] = layer.reshape(1)
+    of_layer = {"layer": layer.reshape(1)} if spec.layers > 1 else {}
+    operands |= of_layer
     if banks.packed is not None:
         operands |= packed_operands(banks.packed)
         if spec.biased:
-            operands |= _bias_operands(rows["bias"], packed_classes(banks.packed))
+            operands |= bias_operands(spec, rows["bias"], waves, banks, of_layer, launch)
     for name, bank in banks.dense.items():
         operands |= bank.operands(name)
     for what, by_bank in seen.items():
@@ -254,18 +268,6 @@ def _launch(
         else:
             joined += [x[0] for x in (output, logsumexp, *found)]
     return tuple(joined)
-
-
-def _bias_operands(bias: Float[Array, "Z B K Q S"], classes: Sequence[Packed]) -> dict[str, Array]:
-    """The share of each class's slots, of whole blocks, by operand name."""
-    found, first = {}, 0
-    for packed in classes:
-        own = bias[..., first : first + packed.num_positions]
-        more = packed.blocks * layouts.BLOCK - packed.num_positions
-        padded = jnp.pad(own, [(0, 0)] * (own.ndim - 1) + [(0, more)])
-        found[f"{packed.name}bias"] = padded.reshape(-1, padded.shape[-1])
-        first += packed.num_positions
-    return found
 
 
 def _join(logsumexp: Float[Array, "P *rows"], *results: Float[Array, "P *rows _"]) -> tuple:

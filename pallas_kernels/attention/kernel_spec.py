@@ -193,6 +193,9 @@ class KernelSpec:
         maps_scores: whether scores of the packed bank are multiplied by a slope of their row.
         shifts_scores: whether something of their row is added to them.
         biased: whether something of their row and slot is, the share of a key bias.
+        bias_axes: axes of positions by which that is looked up; 0: it is given for each slot.
+        bias_positions: positions that each of these axes has.
+        entry_slots: where that is looked up, slots of whole blocks of each class, by its number.
         logits_soft_cap: of the scores of all banks, mapped ones after the map; None: no cap.
         calibration: of the scores of the packed bank, whose range the launch finds itself.
         head_dim: H, as it is stored: 64, 128 or, without dense banks, 256. A part with a learned
@@ -224,6 +227,9 @@ class KernelSpec:
     maps_scores: bool = False
     shifts_scores: bool = False
     biased: bool = False
+    bias_axes: int = 0
+    bias_positions: int = 0
+    entry_slots: tuple[int, ...] = ()
     logits_soft_cap: float | None = None
     calibration: ScoreCalibration | None = None
     tuning: TuningConfig = TuningConfig()
@@ -330,6 +336,11 @@ class KernelSpec:
     def key_slots(self) -> int:
         """Blocks of keys that wait there: 16 warps, of one set each, have no room for two."""
         return self.sets
+
+    @property
+    def bias_columns(self) -> int:
+        """Columns that a team's queries have in a table of shares of a key bias."""
+        return SET * self.sets if self.tuning.queries > 1 else 1
 
     @property
     def exchange_words(self) -> int:

@@ -7,27 +7,40 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention.body.kernel import Kernel
 from pallas_kernels.attention.body.score_range import ScoreRange
+from pallas_kernels.attention.body.slot_entries import WARPS, SlotEntries, SlotSpec
 from pallas_kernels.attention.kernel_spec import BOOK, KernelSpec
 from pallas_kernels.isa.operations import Operations
 from pallas_kernels.isa.program import Program, run_emulated, run_on_gpu
 
 __all__ = ["Launch", "emulated_launch", "gpu_launch", "program_of", "result_shapes"]
 
-Launch = Callable[[KernelSpec, Mapping[str, jax.Array]], tuple[jax.Array, ...]]
+Launch = Callable[[KernelSpec | SlotSpec, Mapping[str, jax.Array]], tuple[jax.Array, ...]]
 
 
-def gpu_launch(spec: KernelSpec, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
-    """On a GPU: the results of `Kernel` or of `ScoreRange`, by the spec's task."""
+def gpu_launch(
+    spec: KernelSpec | SlotSpec, operands: Mapping[str, jax.Array]
+) -> tuple[jax.Array, ...]:
+    """On a GPU: the results of `Kernel`, of `ScoreRange` or of `SlotEntries`, by the spec."""
     return run_on_gpu(program_of(spec), operands)
 
 
-def emulated_launch(spec: KernelSpec, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+def emulated_launch(
+    spec: KernelSpec | SlotSpec, operands: Mapping[str, jax.Array]
+) -> tuple[jax.Array, ...]:
     """The same with `EmulatedOperations`, on the host."""
     return run_emulated(program_of(spec), operands)
 
 
-def program_of(spec: KernelSpec) -> Program:
+def program_of(spec: KernelSpec | SlotSpec) -> Program:
     """The program that computes a spec, all its parts."""
+    if isinstance(spec, SlotSpec):
+        return Program(
+            body=lambda ops: SlotEntries(ops, spec).run(),
+            results={"entry": jax.ShapeDtypeStruct((spec.heads, sum(spec.slots)), jnp.int32)},
+            grid=spec.heads,
+            warps=WARPS,
+            shared_words=2 * WARPS,
+        )
     shapes = {}
     for part in spec.parts:
         shapes |= {f"{part.part}{name}": shape for name, shape in result_shapes(part).items()}

@@ -14,25 +14,30 @@ __all__ = ["fold_mapped_axes"]
 
 
 def fold_mapped_axes(
-    run: Callable[..., tuple[Array, ...]], rows, seen, banks: Banks, layer: Array
+    run: Callable[..., tuple[Array, ...]],
+    rows,
+    seen,
+    banks: Banks,
+    layer: Array,
+    waves: Array | None = None,
 ) -> tuple[Array, ...]:
-    """`run(rows, seen, banks, layer)`, once whatever axes are mapped around it.
+    """`run(rows, seen, banks, layer, waves)`, once whatever axes are mapped around it.
 
     Args:
-        run: takes everything but the layer's number with an axis Z in front.
+        run: takes everything but the layer's number and waves with an axis Z in front.
         rows: arrays [B, K, Q, ...] by name.
         seen: of each query position, [B, T] or [B, K, T]: "visible" and "start", by bank.
-        banks, layer: see `fused_attention`.
+        banks, layer: see `fused_attention`. waves: see `BiasShare`.
     """
 
     @jax.custom_batching.custom_vmap
-    def attend(rows, seen, banks, layer):
-        return run(rows, seen, banks, layer)
+    def attend(rows, seen, banks, fixed):
+        return run(rows, seen, banks, *fixed)
 
     @attend.def_vmap
-    def fold(axis_size, in_batched, rows, seen, banks, layer):
-        rows_batched, seen_batched, banks_batched, layer_batched = in_batched
-        if layer_batched:
+    def fold(axis_size, in_batched, rows, seen, banks, fixed):
+        rows_batched, seen_batched, banks_batched, fixed_batched = in_batched
+        if any(jax.tree.leaves(fixed_batched)):
             raise NotImplementedError("mosaic_gpu: a mapped layer number")
 
         def mapped(tree, batched):
@@ -47,20 +52,20 @@ def fold_mapped_axes(
                 return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
             banks = mapped(banks, banks_batched)
-            results = attend(*outward((rows, seen, banks)), layer)
+            results = attend(*outward((rows, seen, banks)), fixed)
             unfolded = (x.reshape(axis_size, -1, *x.shape[1:]) for x in results)
         else:  # rows [Y, Z, B, K, Q, ...] -> [Z, B, K, Y * Q, ...], seen [..., T] alike
             flat = {name: _inward(x, 3) for name, x in rows.items()}
             seen = jax.tree.map(lambda x: _inward(x, x.ndim - 2), seen)
             unfolded = (
                 jnp.moveaxis(x.reshape(*x.shape[:3], axis_size, -1, *x.shape[4:]), 3, 0)
-                for x in attend(flat, seen, banks, layer)
+                for x in attend(flat, seen, banks, fixed)
             )
         results = tuple(unfolded)
         return results, (True,) * len(results)
 
     one = jax.tree.map(lambda x: x[None], (rows, seen, banks))
-    return tuple(x[0] for x in attend(*one, layer))
+    return tuple(x[0] for x in attend(*one, (layer, waves)))
 
 
 def _inward(x: Array, axis: int) -> Array:

@@ -23,12 +23,13 @@ from pallas_kernels.attention.fused import (
     score_range,
 )
 from pallas_kernels.attention.kernel_spec import TuningConfig
+from pallas_kernels.attention.key_bias import BiasShare, bias_share
 from pallas_kernels.attention.launch import Launch, gpu_launch
 from pallas_kernels.isa.architectures import ARCHITECTURES, architecture_here
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import tile, untileable_bank_reason
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.attention import AttentionOutput, bias_scores, map_of_rows, merge, scaled_rows
+from vkq_jax.attention import AttentionOutput, map_of_rows, merge, scaled_rows
 from vkq_jax.cache import KVCache, LayerCache, VisualBank
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.config import ScoreCalibration
@@ -222,13 +223,12 @@ def _attend(
 
 def _bias_shares(
     rows: Float[Array, "B K Q H"], cache: KVCache, index: Int32[Array, ""]
-) -> list[Float[Array, "B K Q S"]]:
-    """The share of a key bias in the scores of each coded bank's slots; none without one."""
+) -> list[BiasShare]:
+    """The share of a key bias in the scores of each coded bank; none without one."""
     if cache.key_bias is None:
         return []
-    bias, map_of_layer = cache.key_bias.of_layer(index), functools.partial(take_layer, index=index)
-    banks = (dataclasses.replace(x, class_map=map_of_layer(x.class_map)) for x in cache.visual)
-    return [bias_scores(rows, bank, bias) for bank in banks]
+    bias = cache.key_bias.of_layer(index)
+    return [bias_share(rows, bank, index, bias) for bank in cache.visual]
 
 
 def _calibration(

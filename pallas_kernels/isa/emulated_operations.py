@@ -136,6 +136,10 @@ class EmulatedOperations(EmulatedArithmetic, EmulatedProducts, Operations):
         """See `Operations.load_float`."""
         return self._load(address, offset, np.float32, 1)[0]
 
+    def load_float2(self, address, offset=0):
+        """See `Operations.load_float2`."""
+        return self._load(address, offset, np.float32, 2)
+
     def store_float(self, condition, address, offset, value):
         """See `Operations.store_float`."""
         self.store(condition, address, offset, self.as_bits(value))

@@ -9,8 +9,10 @@ import pytest
 
 import models
 import vkq_jax
+from models.generation.decode_loop import DecodeState, decode_loop, decode_step
 from models.generation.prefill import prefill
 from models.generation.recoding import recode
+from models.generation.sampling import Sampling
 from tests.support.tiny_llava import CONFIG, batch, prompt, tiny_model
 
 ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(9, seed=2))
@@ -83,3 +85,21 @@ def test_a_cache_goes_through_a_file_and_decodes(model, inputs, tmp_path):
     expected = models.generate(model, QUESTION, cache=answer.cache, **OPTIONS).tokens
     got = models.generate(model, QUESTION, cache=restored, **OPTIONS).tokens
     np.testing.assert_array_equal(got, expected)
+
+
+def test_decoding_looks_shares_up_by_position(model, inputs):
+    logits, cache = read(model, inputs, "vkq-1bit")
+    known = cache.fixed().with_waves(cache.fixed().visual_reach())
+    assert known.key_bias.waves.shape[1] == 128
+    state = DecodeState.start(logits, cache)
+    tokens, _, state = decode_loop(
+        model, state, steps=2, sampling=Sampling(temperature=0.0), stop_tokens=()
+    )
+    assert state.cache.key_bias.waves is None
+    step = jax.jit(decode_step)
+    for i in range(2):
+        logits, cache = step(model, tokens[:, i], cache)
+    np.testing.assert_allclose(state.logits, logits, atol=1e-3)
+    without = dataclasses.replace(cache, key_bias=None)
+    other, _ = step(model, tokens[:, 0], without)
+    assert jnp.abs(other - logits).max() > 0.01

@@ -1,6 +1,7 @@
 """The fused kernel where keys are coded without their bias: emulated on the CPU, by the oracle."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,32 +10,39 @@ import pytest
 
 import pallas_kernels
 from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention.body.slot_entries import SlotSpec
 from pallas_kernels.attention.description import describe
 from pallas_kernels.attention.kernel_spec import TuningConfig
+from pallas_kernels.attention.launch import program_of
 from tests.pallas_kernels import kernel_cases
 from tests.pallas_kernels.test_dictionary_kernel import CODES as DICTIONARIES
-from tests.support.caches import Shape, random_layer, random_starts
+from tests.support.caches import Shape, oracle, random_layer, random_starts, relative_error
+from tests.support.compiling import lower_to_cuda, ptxas
 from vkq_jax import KeyBias
+from vkq_jax.cache import VisualBank
+from vkq_jax.dense import DenseTensor
+from vkq_jax.token_classes import TokenClass, assign_classes
 
 VISUAL = (300, (300, 33))
 CODES = kernel_cases.CODES | DICTIONARIES
 
-# head_dim, query heads per KV head, codes, tuning, window
+# head_dim, query heads per KV head, codes, tuning, window, axes of known positions (0: not known)
 SLOW = pytest.mark.ci  # emulating many planes, or centroids, takes seconds each
 CASES = [
-    (128, 1, "signs", TuningConfig(4, 2), True),
-    (96, 3, "signs", TuningConfig(4, 2, 2, queries=3), False),
-    (64, 7, "levels", TuningConfig(4, 2, queries=7), False),
-    (64, 1, "levels, calibrated", TuningConfig(4, 2), False),
-    (128, 3, "signs, calibrated", TuningConfig(4, 2, 2, queries=3), True),
-    (64, 1, "vkq-1bit", TuningConfig(4, 2), True),
-    pytest.param(128, 3, "vkq-2bit", TuningConfig(4, 2, 2, queries=3), False, marks=SLOW),
-    pytest.param(64, 4, "a codebook", TuningConfig(4, 2, queries=4), False, marks=SLOW),
-    pytest.param(64, 1, "learned", None, False, marks=SLOW),
+    (128, 1, "signs", TuningConfig(4, 2), True, 3),
+    (96, 3, "signs", TuningConfig(4, 2, 2, queries=3), False, 1),
+    (64, 7, "levels", TuningConfig(4, 2, queries=6), False, 3),
+    (64, 1, "levels, calibrated", TuningConfig(4, 2), False, 0),
+    (128, 3, "signs, calibrated", TuningConfig(4, 2, 2, queries=3), True, 3),
+    (64, 1, "vkq-1bit", TuningConfig(4, 2), True, 3),
+    pytest.param(64, 5, "signs", TuningConfig(4, 2, queries=5), True, 0, marks=SLOW),
+    pytest.param(128, 3, "vkq-2bit", TuningConfig(4, 2, 2, queries=3), False, 1, marks=SLOW),
+    pytest.param(64, 4, "a codebook", TuningConfig(4, 2, queries=4), False, 3, marks=SLOW),
+    pytest.param(64, 1, "learned", None, False, 3, marks=SLOW),
 ]
 
 
-def layer_of(head_dim, per_kv_head, codes):
+def layer_of(head_dim, per_kv_head, codes, axes=0):
     shape = Shape(head_dim=head_dim, num_heads=2 * per_kv_head, visual=(VISUAL,))
     query, layer = random_layer(shape, CODES[codes])
     rng = np.random.default_rng(3)
@@ -42,21 +50,25 @@ def layer_of(head_dim, per_kv_head, codes):
     bias = KeyBias(
         bias=jnp.asarray(2 * rng.normal(size=(2, head_dim)), jnp.float32),
         frequencies=jnp.asarray(rng.uniform(0.01, 1.0, half), jnp.float32),
-        axis_of_pair=tuple(rng.integers(0, 3, half).tolist()),
+        axis_of_pair=None if axes == 1 else tuple(rng.integers(0, 3, half).tolist()),
     )
-    position = jnp.asarray(rng.integers(0, 90, (2, VISUAL[0], 3)), jnp.int32)
+    if axes:
+        bias = bias.with_waves(90, VISUAL[0])
+        assert bias.waves is not None
+    last = (2, VISUAL[0]) if axes == 1 else (2, VISUAL[0], 3)
+    position = jnp.asarray(rng.integers(0, 90, last), jnp.int32)
     (bank,) = layer.visual
     bank = dataclasses.replace(bank, position=position)
     return query, dataclasses.replace(layer, visual=(bank,), key_bias=bias)
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "per_kv_head", "codes", "tuning", "windowed"),
+    ("head_dim", "per_kv_head", "codes", "tuning", "windowed", "axes"),
     CASES,
     ids=str,
 )
-def test_kernel_equals_the_oracle(head_dim, per_kv_head, codes, tuning, windowed):
-    query, layer = layer_of(head_dim, per_kv_head, codes)
+def test_kernel_equals_the_oracle(head_dim, per_kv_head, codes, tuning, windowed, axes):
+    query, layer = layer_of(head_dim, per_kv_head, codes, axes)
     starts = random_starts(query, layer) if windowed else None
     kernel_cases.check(query, layer, tuning, starts=starts)
 
@@ -84,6 +96,68 @@ def test_the_bias_is_that_of_the_layer():
     np.testing.assert_allclose(got.output, expected.output, atol=1e-5)
     other = run(query, cache, jnp.int32(0))
     assert jnp.abs(got.output - other.output).max() > 0.1
+
+
+@pytest.mark.parametrize("codes", ["signs", pytest.param("vkq-1bit", marks=SLOW)])
+def test_mapped_queries_and_banks(codes):
+    query, layer = layer_of(64, 1, codes, axes=3)
+
+    both = jnp.stack([query, 0.5 * query])
+    expected = jax.vmap(lambda q: kernel_cases.attend(q, layer))(both)
+    banks = jax.tree.map(lambda x: jnp.stack([x, x]), layer.visual)
+
+    def attend(q, banks):
+        return kernel_cases.attend(q, dataclasses.replace(layer, visual=banks))
+
+    got = jax.vmap(attend)(both, banks)
+    for one, other, q in zip(got.output, expected.output, both, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+        assert relative_error(other, oracle(q, layer).output) < 3e-4
+
+
+def test_a_launch_and_its_entries_are_assembled(tmp_path):
+    found = []
+
+    def launch(spec, operands):
+        found.append((program_of(spec), operands))
+        return tuple(jnp.zeros(x.shape, x.dtype) for x in found[-1][0].results.values())
+
+    query, layer = layer_of(64, 3, "vkq-1bit", axes=3)
+    jax.eval_shape(lambda: mosaic_gpu.attend_cache(query, layer, launch=launch))
+    assert len(found) == 2
+    for program, operands in found:
+        shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in operands.items()}
+        assert "mosaic_gpu" in lower_to_cuda(program, shapes)
+        if shutil.which("ptxas"):
+            assert "Used" in ptxas(program, shapes, tmp_path, ("sm_80", "sm_90a", "sm_120a"))
+
+
+def test_entries_are_put_in_the_order_of_slots():
+    classes = (TokenClass(0.3, 2), TokenClass(0.1, 1), TokenClass(0.6, 0))
+    count, lengths = 9000, jnp.asarray([9000, 33, 0], jnp.int32)  # more than a round of the threads
+    valid = jnp.arange(count)[None] < lengths[:, None]
+    per_head = jnp.broadcast_to(valid[None, :, None], (2, 3, 2, count))
+    energy = jnp.asarray(np.random.default_rng(0).random((2, 3, 2, count)), jnp.float32)
+    class_map = assign_classes(energy, per_head, classes)
+    numbers = jnp.asarray(np.random.default_rng(1).integers(1, 99, (3, count)), jnp.int32)
+    blocks = [-(-slots // 256) for slots in class_map.capacities]
+    spec = SlotSpec(1, 2, 3, 2, count, tuple(256 * n for n in blocks))
+    operands = {
+        "class_map": class_map.words.reshape(12, -1),
+        "length": lengths,
+        "number": numbers,
+        "layer": jnp.ones(1, jnp.int32),
+    }
+    (entry,) = kernel_cases.emulated_launch(spec, operands)
+    found = jnp.split(entry, np.cumsum(spec.slots)[:-1], -1)
+    of_layer = jax.tree.map(lambda x: x[1], class_map)
+    key = DenseTensor(jnp.zeros((3, 2, count, 0)))
+    bank = VisualBank(key, key, lengths, class_map=of_layer)
+    expected = jnp.split(bank.tokens_in_slots(numbers), np.cumsum(class_map.capacities)[:-1], -1)
+    for got, own in zip(found, expected, strict=True):
+        got = got.reshape(3, 2, -1)
+        np.testing.assert_array_equal(got[..., : own.shape[-1]], own)
+        assert not got[..., own.shape[-1] :].any()
 
 
 def test_what_is_not_covered_says_so():

@@ -10,9 +10,10 @@ from vkq_jax.config import KVQuantConfig
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.presets import calibrated_presets, presets
 
-__all__ = ["CASES", "CHECKS", "Calibration", "Case"]
+__all__ = ["CASES", "CHECKS", "Calibration", "Case", "Positions"]
 
 Calibration = Literal["per step", "static"]
+Positions = Literal["picture", "line", "any"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Case:
         calibration: of the scores: "per step", which keeps them in the launch or takes one more,
             over the keys, before; or "static".
         window: positions of each bank, its last ones, that the queries see; None: all.
-        key_bias: whether the keys are coded without a bias, whose share is added to the scores.
+        key_bias: of keys that are coded without a bias, whose share is added to the scores, what
+            RoPE turns it by: "picture", rows and columns of one picture on three axes (M-RoPE),
+            "line", one position after the other, or "any", the same without a bound of positions.
     """
 
     batch: int
@@ -44,7 +47,7 @@ class Case:
     window: int | None = None
     goal: float | None = None
     text_bits: int = 16
-    key_bias: bool = False
+    key_bias: Positions | None = None
 
     @property
     def bits_stored(self) -> float:
@@ -136,8 +139,11 @@ CASES = {
     "gqa4-3328-vkq-1bit-text": Case(128, 8, 4, 3328, "vkq-1bit", text=64),
     "gqa8-32k-vkq-1bit": Case(16, 4, 8, 32768, "vkq-1bit"),
     "gqa7-8k-vkq-1bit": Case(16, 4, 7, 8192, "vkq-1bit"),
-    "gqa7-8k-signs8-bias": Case(16, 4, 7, 8192, "signs8", key_bias=True),
-    "gqa7-8k-vkq-1bit-bias": Case(16, 4, 7, 8192, "vkq-1bit", key_bias=True),
+    "gqa7-8k-signs8-bias": Case(16, 4, 7, 8192, "signs8", key_bias="picture"),
+    "gqa7-8k-signs8-bias-line": Case(16, 4, 7, 8192, "signs8", key_bias="line"),
+    "gqa7-8k-signs8-bias-any": Case(16, 4, 7, 8192, "signs8", key_bias="any"),
+    "gqa7-8k-vkq-1bit-bias": Case(16, 4, 7, 8192, "vkq-1bit", key_bias="picture"),
+    "gqa7-8k-vkq-1bit-bias-line": Case(16, 4, 7, 8192, "vkq-1bit", key_bias="line"),
     "h256-gqa4-8k-vkq-1bit": Case(16, 4, 4, 8192, "vkq-1bit", head_dim=256),
     "gqa4-8k-window4k-vkq-1bit": Case(16, 8, 4, 8192, "vkq-1bit", window=4096),
     "mha-32k-vkq-half": Case(16, 32, 1, 32768, "vkq-half"),
@@ -226,14 +232,15 @@ CHECKS += [
 # Keys without their bias: signs, levels calibrated in the launch, tokens without bits.
 CHECKS += [
     (
-        Case(2, 2, 7, 1700, "signs8", text=40, window=900, key_bias=True),
+        Case(2, 2, 7, 1700, "signs8", text=40, window=900, key_bias="picture"),
         TuningConfig(8, 4, 2, 7),
     ),
     (
-        Case(2, 2, 1, 700, "levels", 64, calibration="per step", key_bias=True),
+        Case(2, 2, 1, 700, "levels", 64, calibration="per step", key_bias="any"),
         TuningConfig(8, 4),
     ),
-    (Case(2, 2, 1, 1700, "vkq-1bit", key_bias=True), TuningConfig(8, 4, 2)),
+    (Case(2, 2, 1, 1700, "vkq-1bit", key_bias="line"), TuningConfig(8, 4, 2)),
+    (Case(2, 2, 4, 1700, "vkq-1bit", key_bias="picture"), TuningConfig(8, 4, 2, 4)),
 ]
 # Dictionary codes: classes of one, two and three planes, tokens that are only counted; windows.
 CHECKS += [

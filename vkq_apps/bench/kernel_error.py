@@ -5,6 +5,7 @@ Banks are random words: attention does not care what they mean.
 
 import dataclasses
 import functools
+import math
 import time
 from typing import Any
 
@@ -21,6 +22,7 @@ from pallas_kernels.attention.fused import (
     score_range,
 )
 from pallas_kernels.attention.kernel_spec import TuningConfig
+from pallas_kernels.attention.key_bias import bias_share
 from pallas_kernels.attention.launch import Launch
 from pallas_kernels.layout import layouts
 from vkq_apps.bench.cases import Calibration, Case
@@ -32,7 +34,7 @@ from vkq_jax.cache import VisualBank
 from vkq_jax.calibration import ScoreMap, calibrate, score_map
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.config import ScoreCalibration
-from vkq_jax.key_bias import KeyBias
+from vkq_jax.key_bias import KeyBias, visual_reach
 from vkq_jax.text_bank import TextBank
 
 __all__ = ["attend", "error", "random_banks"]
@@ -82,10 +84,12 @@ def random_banks(
     bias = None
     if case.key_bias:
         assert packed is not None
-        position = jnp.arange(case.positions, dtype=jnp.int32)
-        position = jnp.broadcast_to(position, (case.batch, case.positions))
-        packed = dataclasses.replace(packed, position=position)
+        position = _positions(case)
+        packed = dataclasses.replace(packed, position=jnp.asarray(position))
         bias = _random_bias(case, _key(seed))
+        if case.key_bias != "any":
+            bias = bias.with_waves(visual_reach([position]), case.positions)
+            assert bias.waves is not None
     return Banks(packed, dense), visible, starts, tables, bias
 
 
@@ -98,7 +102,20 @@ def _key(seed: int) -> jax.Array:
 def _random_bias(case: Case, key: jax.Array) -> KeyBias:
     half = case.head_dim // 2
     frequencies = 1e4 ** -(jnp.arange(half, dtype=jnp.float32) / half)
-    return KeyBias(2 * jax.random.normal(key, (case.kv_heads, case.head_dim)), frequencies)
+    axes = None
+    if case.key_bias == "picture":
+        axes = tuple(np.arange(half) * 8 // half * 3 // 8)
+    return KeyBias(2 * jax.random.normal(key, (case.kv_heads, case.head_dim)), frequencies, axes)
+
+
+def _positions(case: Case) -> Int32[np.ndarray, "B V *axes"]:
+    """Positions of the visual tokens, which begin at another one in each sequence."""
+    number, first = np.arange(case.positions), 16 + np.arange(case.batch)
+    if case.key_bias != "picture":
+        return (first[:, None] + number).astype(np.int32)
+    width = math.isqrt(case.positions)
+    axes = np.stack([0 * number, number // width, number % width], axis=-1)
+    return (first[:, None, None] + axes).astype(np.int32)
 
 
 @functools.partial(jax.jit, static_argnames="case")
@@ -186,7 +203,9 @@ def attend(
 ) -> tuple[jax.Array, jax.Array]:
     """Output and log-sum-exp by the kernel."""
     layer, mapped, in_launch = jnp.int32(0), None, None
-    share = _share(query, banks, bias)
+    share = None
+    if bias is not None and banks.packed is not None:
+        share = bias_share(query, banks.packed, layer, bias)
     if calibration == "per step":
         assert banks.packed is not None
         if keeps_scores(banks, query.shape, tuning):
@@ -220,6 +239,7 @@ def _share(query: jax.Array, banks: Banks, bias: KeyBias | None) -> jax.Array | 
     """The share of a key bias in the scores of the packed bank's slots [B, K, Q, S]."""
     if bias is None or banks.packed is None:
         return None
+    bias = dataclasses.replace(bias, waves=None)  # in another way than the kernel
     return bias_scores(query, banks.packed.of_layer(0), bias)
 
 

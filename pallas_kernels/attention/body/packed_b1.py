@@ -287,7 +287,8 @@ class PackedB1:
         return scales, self.products.ids(words[coding.scale_bits // 4 :], coding, count)
 
     def _biased(self, block: Value, scores: list[Value]) -> list[Value]:
-        return self._blocks.add_bias(block, scores, 0, self._work.place, 32)
+        (scores,) = self._blocks.add_bias(block, [scores], self._work.place, 32)
+        return scores
 
     def _hide(self, block: Value, scores: list[Value], hidden: float = 2 * LOWEST) -> list[Value]:
         (scores,) = self._blocks.hide(block, [scores], self._work.place, 32, hidden)

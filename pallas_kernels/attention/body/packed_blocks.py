@@ -11,6 +11,7 @@ from pallas_kernels.isa.operations import LINE, Operations, Value
 from pallas_kernels.isa.warp_math import LOG2_E, LOWEST
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.layouts import BLOCK, QUARTER, Plane
+from vkq_jax.key_bias import FIELD_BITS
 
 __all__ = ["WHOLE", "PackedBlocks"]
 
@@ -25,9 +26,10 @@ class PackedBlocks:
     Operands: key, value: words of each head; length [sequences]; for sign codes {key,value}_scale:
     words of each head; with several centroids {key,value}_id: words of each head; with a window
     packed_start [sequences, positions] int32: the first position that the queries see; with a key
-    bias bias [rows, slots of whole blocks] float32, natural: its share of each score. Names of
-    operands of a class of tokens begin with the class, but length is [heads, classes]; starts are
-    those of each head.
+    bias bias [rows, slots of whole blocks] float32, natural: its share of each score; where that is
+    looked up, bias [axes * positions, columns] and entry [sequences or heads, slots of whole blocks
+    of all classes], see `key_bias`. Names of other operands of a class of tokens begin with the
+    class, and length is [heads, classes]; starts are those of each head.
     """
 
     def __init__(self, ops: Operations, spec: KernelSpec, packed: Packed, work: Work):
@@ -216,20 +218,74 @@ class PackedBlocks:
         return scales
 
     def add_bias(
+        self, block: Value, sets: Sequence[list[Value]], place: Value, stride: int
+    ) -> list[list[Value]]:
+        """Scores with the key bias's share, if there is one.
+
+        Score i is that of the block's position place + stride * i, of the team's only query or, for
+        each set, of query t.
+        """
+        if not self._spec.biased:
+            return list(sets)
+        if self._spec.bias_axes:
+            return self._add_looked_up(block, sets, place, stride)
+        several = self._spec.uses_bytes
+        queries = [
+            self._work.team_query(self._work.t, SET * number) if several else 0
+            for number in range(len(sets))
+        ]
+        return [
+            self._add_given(block, scores, query, place, stride)
+            for scores, query in zip(sets, queries, strict=True)
+        ]
+
+    def _add_given(
         self, block: Value, scores: Sequence[Value], query: Value, place: Value, stride: int
     ) -> list[Value]:
-        """Scores of a query of the team with the key bias's share, if there is one.
-
-        Score i is that of the block's position place + stride * i.
-        """
+        """`add_bias` of the share of each slot, for one query of the team."""
         ops, work, packed = self._ops, self._work, self._packed
-        if not self._spec.biased:
-            return list(scores)
         row = work.row(work.query(query))
         address = ops.address(ops.pointer(f"{packed.name}bias"), row, 4 * BLOCK * packed.blocks)
         address = ops.address(ops.address(address, block, 4 * BLOCK), place, 4)
         shares = [ops.load_float(address, 4 * stride * i) for i in range(len(scores))]
         return [ops.fma(x, LOG2_E, score) for x, score in zip(shares, scores, strict=True)]
+
+    def _add_looked_up(
+        self, block: Value, sets: Sequence[list[Value]], place: Value, stride: int
+    ) -> list[list[Value]]:
+        """`add_bias` by each slot's positions, from a table of all queries."""
+        ops, spec, work, packed = self._ops, self._spec, self._work, self._packed
+        owner = work.head if packed.of_classes else work.sequence
+        words = ops.address(ops.pointer("entry"), owner, 4 * sum(spec.entry_slots))
+        words = ops.address(ops.address(words, block, 4 * BLOCK), place, 4)
+        first = 4 * sum(spec.entry_slots[: packed.number])
+        row_bytes = 4 * spec.bias_columns * spec.teams
+        table = ops.address(ops.pointer("bias"), work.number, 4 * spec.bias_columns)
+        if spec.uses_bytes:
+            table = ops.address(table, work.t, 4 * len(sets))
+        found: list[list[Value]] = [[] for _ in sets]
+        for i, scores in enumerate(zip(*sets, strict=True)):
+            totals = list(scores)
+            for axis, field in enumerate(self._fields(ops.load(words, first + 4 * stride * i))):
+                address = ops.address(table, field, row_bytes)
+                offset = axis * spec.bias_positions * row_bytes
+                load = ops.load_float2 if len(sets) == 2 else ops.load_float
+                shares = load(address, offset)
+                shares = shares if len(sets) == 2 else [shares]
+                totals = [ops.fma(x, LOG2_E, y) for x, y in zip(shares, totals, strict=True)]
+            for of_set, total in zip(found, totals, strict=True):
+                of_set.append(total)
+        return found
+
+    def _fields(self, word: Value) -> list[Value]:
+        """The number of a position on each axis, see `vkq_jax.KeyBias.entries`."""
+        ops, axes = self._ops, self._spec.bias_axes
+        if axes == 1:
+            return [word]
+        shifted = [
+            ops.shift_right(word, FIELD_BITS * axis) if axis else word for axis in range(axes)
+        ]
+        return [ops.bit_and(x, (1 << FIELD_BITS) - 1) for x in shifted]
 
     def hide(
         self,

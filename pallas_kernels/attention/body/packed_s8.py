@@ -354,11 +354,7 @@ class PackedS8:
         return self._hide(block, self._biased(block, scores))
 
     def _biased(self, block: Value, scores: list[list[Value]]) -> list[list[Value]]:
-        work = self._work
-        return [
-            self._blocks.add_bias(block, of_set, work.team_query(work.t, SET * number), work.g, 8)
-            for number, of_set in enumerate(scores)
-        ]
+        return self._blocks.add_bias(block, scores, self._work.g, 8)
 
     def _hide(
         self, block: Value, scores: list[list[Value]], hidden: float = 2 * LOWEST

@@ -23,6 +23,7 @@ class Work:
         head: (outer * batch) * KV heads + KV head. sequence: outer * batch.
         stored_head: number of the KV head in the bank's arrays, layers counted.
         first_query: of the team, among those of the KV head.
+        number: of the team in the launch.
         has_work: a word, 0 where the launch has more teams than work.
     """
 
@@ -42,7 +43,7 @@ class Work:
         self.split = ops.rem(block, tuning.splits)
         team = ops.mad(ops.div(block, tuning.splits), spec.block_teams, self.team)
         self.has_work = ops.where_less(team, spec.teams, 1, 0)
-        team = ops.min(team, spec.teams - 1)
+        team = self.number = ops.min(team, spec.teams - 1)
         self.head = ops.div(team, spec.head_teams)
         self.first_query = ops.mad(ops.rem(team, spec.head_teams), tuning.queries, 0)
         self.sequence = ops.div(self.head, spec.kv_heads)
