@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from models.checkpoints.foreign_errors import named
 from models.inputs.rgb import to_rgb
@@ -63,8 +63,17 @@ def read_picture(picture: Picture) -> Image.Image:
         raise ValueError(f"image: expected a picture file, got the folder {show_path(file)}")
     if not os.path.isfile(file):
         raise FileNotFoundError(f"image file {show_path(file)} does not exist")
-    with named(f"cannot read image {show_path(file)}"), Image.open(file) as image:
+    with named(f"cannot read image {show_path(file)}"), _open(file) as image:
         return to_rgb(image)
+
+
+def _open(file: str) -> Image.Image:
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            "expected PNG, JPEG, WebP or another format of Pillow, got none or a damaged one"
+        ) from error
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
