@@ -47,11 +47,6 @@ class ModelShape:
         """Query heads that read each key/value head."""
         return self.num_heads // self.num_kv_heads
 
-    @property
-    def token_elements(self) -> int:
-        """Elements of the keys and values of one token, all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
-
 
 SHAPES: Mapping[str, ModelShape] = MappingProxyType(
     {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.code_tables import SideTables
 from vkq_jax.pytree import frozen_pytree
-from vkq_jax.quantize import quantize
+from vkq_jax.quantize import dequantize, quantize
 from vkq_jax.quantized import Quantizer
 
 __all__ = ["QuantizationError", "cosine", "quantization_error", "relative_squared_error"]
@@ -26,17 +27,21 @@ class QuantizationError:
 
 
 def quantization_error(
-    x: Float[Array, "*lead V H"], config: Quantizer, *, valid: Bool[Array, "*lead V"] | None = None
+    x: Float[Array, "*lead V H"],
+    config: Quantizer,
+    *,
+    valid: Bool[Array, "*lead V"] | None = None,
+    tables: SideTables | None = None,
 ) -> QuantizationError:
     """Error that coding `x` with `config` makes, over the valid positions.
 
     Args:
-        x, config, valid: as for `quantize`; codes that need tables are refused.
+        x, config, valid, tables: as for `quantize`.
 
     Raises:
         ValueError: as for `quantize`.
     """
-    x_hat = quantize(x, config, valid=valid).dequantize()
+    x_hat = dequantize(quantize(x, config, valid=valid, tables=tables), tables)
     return QuantizationError(
         relative_squared_error(x, x_hat, valid=valid), cosine(x, x_hat, valid=valid)
     )

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 import pallas_kernels
 from models.sharding.axes import DATA, GROUP, KV_HEADS, MODEL
 from models.sharding.split_backend import SplitBackend
+from vkq_jax.array_types import Array, Float
 from vkq_jax.backend import Backend
 from vkq_jax.bank_parts import join_banks, parts_to_kernel_layout, split_bank
 from vkq_jax.cache import KVCache, VisualBank
@@ -108,8 +109,8 @@ def place_sequences[T](mesh: Mesh | None, arrays: T) -> T:
     )
 
 
-def place_logits(mesh: Mesh | None, logits: jax.Array) -> jax.Array:
-    """Logits [B, vocab] as the output head leaves them, so that every step has them alike."""
+def place_logits(mesh: Mesh | None, logits: Float[Array, "B vocab"]) -> Float[Array, "B vocab"]:
+    """Logits as the output head leaves them, so that every step has them alike."""
     if mesh is None:
         return logits
     return place(mesh, logits, PartitionSpec(data_axis(mesh, len(logits)), MODEL))

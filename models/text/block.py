@@ -14,7 +14,7 @@ from models.layers.norms import LayerNorm, OffsetRmsNorm, RmsNorm, WideRmsNorm, 
 from models.layers.rope import apply_rope, pairs_to_halves
 from models.sharding.placing import place_sequences
 from models.text.config import TextConfig
-from vkq_jax.array_types import Array
+from vkq_jax.array_types import Array, Float, Int32
 
 __all__ = ["Block", "Projections", "decoder_mlp", "decoder_norm"]
 
@@ -46,18 +46,23 @@ class Block(nnx.Module):
 
     def __call__(
         self,
-        x: Array,
-        cos: Array,
-        sin: Array,
-        layer: Array,
+        x: Float[Array, "B T hidden_size"],
+        cos: Float[Array, "B T half"],
+        sin: Float[Array, "B T half"],
+        layer: Int32[Array, ""] | int,
         attend: Attend,
         carry: Any,
-        query_scale: Array | None = None,
-        per_layer: Array | None = None,
-    ) -> tuple[Array, Any, Any]:
-        """The next residual stream, and what `attend` gave; `query_scale` is [B, T].
+        query_scale: Float[Array, "B T"] | None = None,
+        per_layer: Float[Array, "B T width"] | None = None,
+    ) -> tuple[Float[Array, "B T hidden_size"], Any, Any]:
+        """The next residual stream, the next carry, and what `attend` gave.
 
-        `per_layer` [B, T, width] is the layer's own input, see `PerLayerInputs`.
+        Args:
+            x: the residual stream.
+            cos, sin: by which RoPE turns queries and keys.
+            layer, carry: what `attend` takes besides queries, keys and values, see `Attend`.
+            query_scale: factor of each token's queries.
+            per_layer: the layer's own input, see `PerLayerInputs`.
         """
         normed = self.input_layernorm(x)
         query, key, value, gate = self.self_attn(normed, cos, sin)
@@ -78,7 +83,7 @@ class Block(nnx.Module):
         added = place_sequences(self.mesh, self.mlp(self.post_attention_layernorm(x)))
         return x + self._residual(added), carry, out
 
-    def feed_forward(self, x: Array) -> Array:
+    def feed_forward(self, x: Float[Array, "B T hidden_size"]) -> Float[Array, "B T hidden_size"]:
         """The MLP's output for a residual stream, between sandwich norms."""
         return self.mlp(self.pre_feedforward_layernorm(x))
 
@@ -124,9 +129,17 @@ class Projections(nnx.Module):
                 self.k_norm = decoder_norm(config, make, config.head_dim)
 
     def __call__(
-        self, x: Array, cos: Array, sin: Array
-    ) -> tuple[Array, Array | None, Array | None, Array | None]:
-        """Queries [B, T, N, H] and keys [B, T, K, H] with RoPE, values, and the queries' gate.
+        self,
+        x: Float[Array, "B T hidden_size"],
+        cos: Float[Array, "B T half"],
+        sin: Float[Array, "B T half"],
+    ) -> tuple[
+        Float[Array, "B T N H"],
+        Float[Array, "B T K H"] | None,
+        Float[Array, "B T K H"] | None,
+        Float[Array, "B T N H"] | None,
+    ]:
+        """Queries and keys with RoPE, values, and what the queries' attention is multiplied by.
 
         Keys and values are None where another layer makes them.
         """
@@ -138,8 +151,10 @@ class Projections(nnx.Module):
             query, key = (pairs_to_halves(each, self.config.rope.head_dim) for each in (query, key))
         return apply_rope(query, cos, sin), apply_rope(key, cos, sin), value, gate
 
-    def query(self, x: Array) -> tuple[Array, Array | None]:
-        """Queries [B, T, N, H], not turned, and what their attention is multiplied by, if any."""
+    def query(
+        self, x: Float[Array, "B T hidden_size"]
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N H"] | None]:
+        """Queries, not turned, and what their attention is multiplied by, if any."""
         query, gate = self.q_proj(x), None
         if self.config.attention_gate:
             both = query.reshape(*x.shape[:2], -1, 2 * self.config.head_dim)
@@ -147,8 +162,10 @@ class Projections(nnx.Module):
         query = self._heads(query)
         return self.q_norm(query) if self.config.query_key_norm else query, gate
 
-    def key_value(self, x: Array) -> tuple[Array, Array]:
-        """Keys, not turned, and values, [B, T, K, H]."""
+    def key_value(
+        self, x: Float[Array, "B T hidden_size"]
+    ) -> tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """Keys, not turned, and values."""
         key = value = self._heads(self.k_proj(x))
         if not self.config.keys_as_values:
             value = self._heads(self.v_proj(x))

@@ -14,12 +14,14 @@ from models.layers.linear import Maker
 from models.sharding.placing import place_sequences
 from models.text.block import Projections, decoder_mlp, decoder_norm
 from models.text.config import TextConfig
-from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cross_pass import PromptPictures
 
 __all__ = ["CrossAttend", "CrossBlock", "CrossReading", "read_pictures"]
 
-type CrossAttend = Callable[[Array, Array, Array | None, Array | None, Any], tuple[Array, Any, Any]]
+type CrossAttend = Callable[
+    [Array | int, Array, Array | None, Array | None, Any], tuple[Array, Any, Any]
+]
 """`attend(layer, query, key, value, carry) -> (output, carry, out)`, as `Attend`, for pictures.
 
 Keys and values are those of the prompt's pictures [B, V, K, H]; None where it has none.
@@ -55,9 +57,13 @@ class CrossBlock(nnx.Module):
         self.cross_attn_mlp_gate = nnx.Param(jnp.zeros(1, make.param_dtype))
 
     def __call__(
-        self, x: Array, reading: CrossReading, layer: Array, carry: Any
-    ) -> tuple[Array, Any, Any]:
-        """The next residual stream, and what `reading.attend` gave."""
+        self,
+        x: Float[Array, "B T hidden_size"],
+        reading: CrossReading,
+        layer: Int32[Array, ""] | int,
+        carry: Any,
+    ) -> tuple[Float[Array, "B T hidden_size"], Any, Any]:
+        """The next residual stream, the next carry, and what `reading.attend` gave."""
         (query, _), key, value = self.cross_attn.query(self.input_layernorm(x)), None, None
         if reading.features is not None:
             key, value = self.cross_attn.key_value(reading.features)

@@ -38,15 +38,15 @@ class Gemma4Block(Block):
 
     def __call__(
         self,
-        x: Array,
-        cos: Array,
-        sin: Array,
-        layer: Array,
+        x: Float[Array, "B T hidden_size"],
+        cos: Float[Array, "B T half"],
+        sin: Float[Array, "B T half"],
+        layer: Int32[Array, ""] | int,
         attend: Attend,
         carry: Any,
-        query_scale: Array | None = None,
-        per_layer: Array | None = None,
-    ) -> tuple[Array, Any, Any]:
+        query_scale: Float[Array, "B T"] | None = None,
+        per_layer: Float[Array, "B T width"] | None = None,
+    ) -> tuple[Float[Array, "B T hidden_size"], Any, Any]:
         """See `Block.__call__`."""
         x, carry, out = super().__call__(x, cos, sin, layer, attend, carry, query_scale)
         if per_layer is not None:
@@ -55,7 +55,7 @@ class Gemma4Block(Block):
             x = x + self.post_per_layer_input_norm(own)
         return x * self.layer_scalar[...].astype(x.dtype), carry, out
 
-    def feed_forward(self, x: Array) -> Array:
+    def feed_forward(self, x: Float[Array, "B T hidden_size"]) -> Float[Array, "B T hidden_size"]:
         """See `Block.feed_forward`; the experts read the residual stream, too."""
         dense = super().feed_forward(x)
         if self.config.moe_beside_mlp is None:

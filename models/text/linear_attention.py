@@ -26,7 +26,7 @@ from models.sharding.placing import data_axis, place_sequences
 from models.sharding.shards import on_shards
 from models.text.block import decoder_mlp, decoder_norm
 from models.text.config import LinearAttentionConfig, TextConfig
-from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.pytree import take_layer
 from vkq_jax.recurrent import RecurrentState
 from vkq_jax.visual import left_pack
@@ -91,8 +91,12 @@ class LinearBlock(nnx.Module):
         self.mlp = decoder_mlp(config, make)
 
     def __call__(
-        self, x: Array, recurrence: Recurrence, layer: Array, carry: Any
-    ) -> tuple[Array, Any]:
+        self,
+        x: Float[Array, "B T hidden_size"],
+        recurrence: Recurrence,
+        layer: Int32[Array, ""] | int,
+        carry: Any,
+    ) -> tuple[Float[Array, "B T hidden_size"], Any]:
         """The next residual stream and carry."""
         before = recurrence.read(layer, carry)
         mixed, after = self.linear_attn(self.input_layernorm(x), recurrence.valid, before)

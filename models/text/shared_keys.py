@@ -10,13 +10,15 @@ import jax.numpy as jnp
 
 from models.layers.attention import Attend
 from models.text.config import TextConfig
-from vkq_jax.array_types import Array
+from vkq_jax.array_types import Array, Float
 
 __all__ = ["keeping", "nothing_held", "reading"]
 
 
-def nothing_held(config: TextConfig, x: Array) -> dict[str, tuple[Array, Array]]:
-    """Keys and values [B, T, K, H] of each stack that has its own, before the first layer."""
+def nothing_held(
+    config: TextConfig, x: Float[Array, "B T hidden_size"]
+) -> dict[str, tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]]:
+    """Keys and values of each stack that has its own, before the first layer."""
     found = {}
     for name in config.stacks:
         if not name.startswith("shared_"):

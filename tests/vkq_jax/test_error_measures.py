@@ -1,7 +1,15 @@
 import jax.numpy as jnp
 import pytest
 
-from vkq_jax import LevelCodes, cosine, quantization_error, relative_squared_error
+from vkq_jax import (
+    DictionaryCodes,
+    LevelCodes,
+    SideTables,
+    TokenClass,
+    cosine,
+    quantization_error,
+    relative_squared_error,
+)
 
 
 def test_definitions_per_head():
@@ -22,3 +30,13 @@ def test_quantization_error_has_one_number_per_head():
     assert error.cosine.shape == error.relative_squared_error.shape == (2, 3)
     assert error.cosine.min() == pytest.approx(1, abs=1e-4)
     assert error.relative_squared_error.max() < 1e-4
+
+
+def test_codes_of_a_model_are_measured_with_its_tables():
+    codebook = jnp.array([[[1.0, 2.0, 3.0, 4.0], [-1.0, 0.0, 2.0, 1.0]]])
+    x = codebook[:, jnp.array([0, 1, 1, 0])]
+    codes = DictionaryCodes((TokenClass(1.0, 1),), centres=0, codebook=2)
+    error = quantization_error(x, codes, tables=SideTables(codebook=codebook))
+    assert error.relative_squared_error.tolist() == [0]
+    with pytest.raises(ValueError, match="need the tables of a model"):
+        quantization_error(x, codes)
