@@ -37,6 +37,34 @@ CASES = {
 }
 
 
+# The most that each preset was to have, by file of results and model.
+GOALS: dict[str, tuple[str, dict[str, dict[str, float]]]] = {
+    "answers.json": (
+        "embedded",
+        {
+            "vkq-1bit": {
+                "bits": 1.25,
+                "points lost": 0.5,
+                "points lost of the worst kind": 1.0,
+                "KL": 0.001,
+            },
+            "vkq-half": {"bits": 0.7, "points lost": 1.0, "KL": 0.0025},
+            "vkq-1bit:plain": {"bits": 1.25, "points lost": 2.0, "KL": 0.005},
+            "vkq-2bit": {"bits": 2.2, "KL": 0.0003},
+        },
+    ),
+    "judge_gemma.json": (
+        "judge",
+        {"vkq-1bit": {"bits": 1.15, "points lost": 0.5, "points lost of the worst kind": 1.0}},
+    ),
+    "text_bed.json": (
+        "text bed",
+        {
+            "vkq-1bit": {"bits": 1.15, "KL": 0.068},
+            "vkq-1bit, no tables": {"bits": 1.25, "KL": 0.4},
+        },
+    ),
+}
 ANSWER_HEAD = "| visual cache | bits | saved | right | points lost | agree | KL |"
 KERNEL_HEAD = (
     "| case | cuDNN bf16 | packed | ratio | goal | of the bandwidth | relative error |",
@@ -193,8 +221,16 @@ def text_bed_ablation_rows() -> list[str]:
 
 def short_answer_rows() -> list[str]:
     """The table of `answer_rows` without the kinds of pictures."""
-    cells = [line.split("|") for line in answer_rows()]
-    return ["|".join([*line[:8], ""]) for line in cells]
+    return _without_kinds(answer_rows())
+
+
+def short_judge_rows() -> list[str]:
+    """The table of `judge_rows` without the kinds of pictures."""
+    return _without_kinds(judge_rows())
+
+
+def _without_kinds(lines: list[str]) -> list[str]:
+    return ["|".join([*line.split("|")[:8], ""]) for line in lines]
 
 
 def answer_rows(file: str = "answers.json") -> list[str]:
@@ -225,9 +261,36 @@ def judge_rows() -> list[str]:
     return answer_rows("judge_gemma.json")
 
 
-def judge_document_rows() -> list[str]:
-    """The same for lines and documents together, without the rows that need tables."""
-    return answer_rows("judge_gemma_documents.json")
+def goal_rows() -> list[str]:
+    """A row for each goal of a preset's answers: what it is, and what was measured."""
+    lines = ["| model | visual cache | measure | goal | measured |", f"|{'---|' * 5}"]
+    for file, (model, goals) in GOALS.items():
+        presets = read(file)["presets"]
+        for name, measures in goals.items():
+            for measure, goal in measures.items():
+                value, shown = _measured(presets[name], measure)
+                shown += "" if value <= goal else ", **missed**"
+                lines.append(f"| {model} | `{name}` | {measure} | {goal:g} | {shown} |")
+    return lines
+
+
+def _measured(row: dict[str, Any], measure: str) -> tuple[float, str]:
+    """A figure, which a goal is the most of, and how a table shows it."""
+    if measure == "bits":
+        bits = row["bits_per_element"]["mean"]
+        return bits, f"{bits:.2f}"
+    tasks = row.get("tasks", {"all": row})
+    if measure == "points lost of the worst kind":
+        kind, worst = max(
+            ((name, one) for name, one in tasks.items() if name != "all"),
+            key=lambda item: item[1]["lost"],
+        )
+        low, high = worst["lost_interval"]
+        return worst["lost"], f"{worst['lost']:.2f} [{low:.2f}, {high:.2f}], {kind}"
+    figure = {"points lost": "lost", "KL": "kl"}[measure]
+    whole, digits = tasks["all"], 2 if figure == "lost" else 5
+    low, high = whole[f"{figure}_interval"]
+    return whole[figure], f"{whole[figure]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def ablation_rows(name: str = "ablation.json") -> list[str]:

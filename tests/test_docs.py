@@ -267,30 +267,37 @@ def test_figures_in_the_text_of_the_judge_are_those_of_its_log():
     assert f"ended at {losses[steps]:.2f}" in page
 
 
-def test_figures_in_the_text_of_the_judge_are_those_of_its_files():
-    read = runpy.run_path(str(DOCS / "tables.py"))["read"]
+def test_figures_in_the_text_of_the_judge_are_those_of_its_file():
+    record = runpy.run_path(str(DOCS / "tables.py"))["read"]("judge_gemma.json")
+    rows = {name: row["tasks"] for name, row in record["presets"].items()}
     page = " ".join((DOCS / "benchmarks.md").read_text().split())
 
-    def figures(file):
-        return {name: row["tasks"]["all"] for name, row in read(file)["presets"].items()}
+    def lost(name):
+        low, high = rows[name]["all"]["lost_interval"]
+        return f"{rows[name]['all']['lost']:.2f} ({low:.2f} to {high:.2f})"
 
-    def lost(row):
-        low, high = row["lost_interval"]
-        return f"{row['lost']:.1f} ({low:.1f} to {high:.1f})"
-
-    lines, both = figures("judge_gemma.json"), figures("judge_gemma_documents.json")
-    own, kivi = lines["vkq-1bit"], lines["kivi-2bit"]
-    assert own["lost_interval"][0] < 0 < 0.5 < own["lost"]
-    assert f"On {own['samples']} questions about lines, the hardest kind" in page
-    assert f"`vkq-1bit` loses {lost(own)} points" in page
-    assert f"{lost(kivi)} with 3 bits, at {kivi['kl'] / own['kl']:.1f} times the KL" in page
-    assert f"right in {100 * both['none']['exact']:.0f} %, and KIVI" in page
-    assert f"On {both['none']['samples']} questions about lines and documents" in page
-    others = [both[name]["lost"] for name in ("keep-7%", "calibquant-1bit", "vkq-1bit:plain")]
-    dropped, calibquant, plain = others
-    assert f"KIVI loses {lost(both['kivi-2bit'])}, token dropping (`keep-7%`) {dropped:.0f}" in page
-    assert f"and CalibQuant {calibquant:.0f} points" in page
-    assert f"Without tables `vkq-1bit` loses {plain:.0f}: calibrate" in page
+    own, kivi = rows["vkq-1bit"], rows["kivi-2bit"]
+    bits = record["presets"]["vkq-1bit"]["bits_per_element"]["mean"]
+    assert f"then it was asked {own['all']['samples']:,} questions" in page.lower()
+    assert f"`vkq-1bit` loses {lost('vkq-1bit')} points at {bits:.2f} bits" in page
+    assert own["all"]["lost"] > 0.5, "the page says that its goal is missed"
+    times = kivi["all"]["kl"] / own["all"]["kl"]
+    assert f"which loses {lost('kivi-2bit')} at {times:.1f} times the KL" in page
+    assert f"(`keep-7%`) loses {rows['keep-7%']['all']['lost']:.0f} points" in page
+    others = [one["lost"] for kind, one in own.items() if kind not in ("text", "all")]
+    text = f"lines of text, {own['text']['lost']:.1f} points of them; other kinds of pictures lose"
+    assert f"{text} {sum(others) / len(others):.1f} on average" in page
+    assert f"lines worst, {100 * rows['none']['text']['exact']:.0f} % at full precision" in page
+    plain = rows["vkq-1bit:plain"]["all"]["lost"]
+    assert f"Without tables `vkq-1bit` loses {plain:.0f} points" in page
+    choosing, limits = (
+        " ".join((DOCS / page).read_text().split()) for page in ("choosing_codes.md", "limits.md")
+    )
+    with_tables = f"{own['all']['lost']:.1f}"
+    assert f"`vkq-1bit` loses {with_tables} points with them and {plain:.0f} without" in choosing
+    assert f"{rows['vkq-half']['all']['lost']:.1f} on the judge" in choosing
+    assert f"points of the first one's answers and {with_tables} of the other's" in limits
+    assert f"without tables loses {plain:.0f} points on the judge" in limits
 
 
 def test_the_figures_of_several_gpus_are_those_that_the_script_works_out():
