@@ -285,8 +285,9 @@ def test_figures_in_the_text_of_the_judge_are_those_of_its_file():
     assert f"which loses {lost('kivi-2bit')} at {times:.1f} times the KL" in page
     assert f"(`keep-7%`) loses {rows['keep-7%']['all']['lost']:.0f} points" in page
     others = [one["lost"] for kind, one in own.items() if kind not in ("text", "all")]
-    text = f"lines of text, {own['text']['lost']:.1f} points of them; other kinds of pictures lose"
-    assert f"{text} {sum(others) / len(others):.1f} on average" in page
+    text = f"Questions about lines of text lose {own['text']['lost']:.1f} points with `vkq-1bit`"
+    rest = f"those about other kinds of pictures lose {sum(others) / len(others):.1f} on average"
+    assert f"{text}; {rest}" in page
     assert f"lines worst, {100 * rows['none']['text']['exact']:.0f} % at full precision" in page
     plain = rows["vkq-1bit:plain"]["all"]["lost"]
     assert f"Without tables `vkq-1bit` loses {plain:.0f} points" in page
