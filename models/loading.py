@@ -15,7 +15,12 @@ from safetensors.numpy import save_file
 
 from models.calibration.attached import TABLES_FILE, attach_tables
 from models.checkpoints.folder import Checkpoint
-from models.checkpoints.foreign import recognise_files, recognise_model_type, recognise_names
+from models.checkpoints.foreign import (
+    check_plain_weights,
+    recognise_files,
+    recognise_model_type,
+    recognise_weights,
+)
 from models.checkpoints.hf_fields import TokenIds, token_ids
 from models.checkpoints.hf_settings import Settings, errors_of, read_json
 from models.checkpoints.location import TINY, check_path, find_folder
@@ -178,6 +183,12 @@ def _read_config(folder: Path) -> ModelConfig:
     file = folder / "config.json"
     if not file.is_file() and (known := recognise_files(folder)):
         raise FileNotFoundError(f"{show_path(file)} is missing: the folder {known}")
+    inner = [] if file.is_file() else sorted(folder.glob("*/config.json"))
+    if inner:
+        found = some([each.parent.name for each in inner])
+        raise FileNotFoundError(
+            f"{show_path(file)} is missing: give one of the folders inside that have one: {found}"
+        )
     content = read_json(file)
     model_type = content.get("model_type")
     if model_type not in MODEL_TYPES:
@@ -187,6 +198,7 @@ def _read_config(folder: Path) -> ModelConfig:
             f"{', '.join(FAMILY_NAMES)} (README.md lists each model_type)"
             + (f"; this is {hint}" if hint else "")
         )
+    check_plain_weights(folder, content)
     with errors_of(file):
         config = family_of(model_type).read_config(content)
     generation = folder / "generation_config.json"
@@ -212,7 +224,7 @@ def _misfit(
     for kind, name, detail in problems:
         kinds.setdefault(kind, []).append(f"{name} ({detail})" if detail else name)
     text = f"{show_path(folder)}: {summary} ({len(problems)}): "
-    known = recognise_names(checkpoint.tensors)
+    known = recognise_weights({name: info.dtype for name, info in checkpoint.tensors.items()})
     hint = f"; this looks like {known}" if known else ""
     for most, longest in ((3, 120), (2, 120), (1, 120), (1, 40), (1, 20)):
         parts = [f"{kind}: {some(names, most, longest)}" for kind, names in kinds.items()]

@@ -1,24 +1,36 @@
 """Checkpoints that cannot be loaded: how to know them, and what to do with them."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from models.messages import some
+from models.messages import show, show_path, some
 
-__all__ = ["recognise_files", "recognise_model_type", "recognise_names"]
+__all__ = [
+    "check_plain_weights",
+    "recognise_files",
+    "recognise_model_type",
+    "recognise_weights",
+]
 
 _ADAPTER = "a LoRA adapter: merge it into its base model (peft's merge_and_unload) and save that"
 _ORIGINAL = "the original LLaVA layout: take its `-hf` checkpoint"
 _CONVERT = f"{_ORIGINAL}, or convert it (transformers' convert_llava_weights_to_hf.py)"
+_CONVERTED = "InternVL's own layout: take its `-hf` checkpoint"
+_QUANTIZED = "quantized weights: take the checkpoint in 16 or 32 bits"
 _TEXT_ONLY = "a text-only model: take one that sees, such as llava-hf/llava-1.5-7b-hf"
 
 # Found in any name. The first that matches applies.
 _MARKS = (
-    (r"\.lora_[AB]\b|\.lora_(down|up)\b|^base_model\.model\.", _ADAPTER),
     (
-        r"\.(qweight|qzeros|scales|SCB|absmax|quant_map|weight_packed|weight_scale)$",
-        "quantized weights: take the checkpoint in 16 or 32 bits",
+        r"\.lora_[AB]\b|\.lora_(down|up)\b|^base_model\.model\.|\.modules_to_save\.|\.base_layer\.",
+        _ADAPTER,
+    ),
+    (
+        r"\.(qweight|qzeros|scales|SCB|absmax|quant_map|W_q|weight_(packed|blocks|scales?)|"
+        r"weight_scale_(inv|2))$",
+        _QUANTIZED,
     ),
     (r"\bmm_projector\.", _CONVERT),
     (r"^(model\.)?image_newline$", "a LLaVA-NeXT or LLaVA-OneVision model, not LLaVA-1.5"),
@@ -37,12 +49,51 @@ _FILES = (
     ("adapter_model.*", f"is {_ADAPTER}"),
     ("consolidated*", "has weights only in Mistral's or Meta's own layout: take the one converted"),
     ("*.gguf", "has weights only as GGUF: take the checkpoint in safetensors"),
+    ("*.onnx", "has weights only as ONNX: take the checkpoint in safetensors"),
+    (
+        "*.distcp",
+        "has weights only as parts of a training in PyTorch: merge them, and save safetensors",
+    ),
 )
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
-def recognise_names(names: Collection[str]) -> str | None:
-    """A guess at the checkpoint that has these tensors, with what to do; None: there is none."""
+_TEXT_TYPES = (
+    *("llama", "mistral", "ministral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2"),
+    *("phi", "phi3", "qwen2_moe", "qwen3_moe", "gpt_oss", "granite", "cohere", "cohere2", "glm4"),
+    *("olmo2", "smollm3", "deepseek_v3"),
+)
+
+
+def check_plain_weights(folder: Path, content: Mapping[str, Any]) -> None:
+    """Checks that a checkpoint's weights are all there is, and not quantized, by its small files.
+
+    Raises:
+        NotImplementedError: config.json says that the weights are quantized.
+        ValueError: an adapter lies beside the weights, which would be left out.
+    """
+    for where in ("", "text_config", "vision_config"):
+        inner = content.get(where) if where else content
+        for name in ("quantization_config", "compression_config", "quantization"):
+            found = inner.get(name) if isinstance(inner, Mapping) else None
+            if found:
+                method = found.get("quant_method") if isinstance(found, Mapping) else None
+                by = f" by {show(method)}" if method else ""
+                raise NotImplementedError(
+                    f"{show_path(folder / 'config.json')}: {where and f'{where}.'}{name}: expected "
+                    f"weights in 16 or 32 bits, got ones that are quantized{by}: take the "
+                    "checkpoint that they were made of"
+                )
+    if (folder / "adapter_config.json").is_file() and any(folder.glob("model*.safetensors*")):
+        raise ValueError(f"{show_path(folder)} has beside its weights {_ADAPTER}")
+
+
+def recognise_weights(dtypes: Mapping[str, str]) -> str | None:
+    """A guess at the checkpoint whose tensors have these names and dtypes, with what to do.
+
+    None: there is none.
+    """
+    names = dtypes.keys()
     for wrapper in _WRAPPERS:
         if names and all(name.startswith(wrapper) for name in names):
             return f"weights of a wrapped module: save the inner module's, without `{wrapper}`"
@@ -50,6 +101,11 @@ def recognise_names(names: Collection[str]) -> str | None:
         mark = re.compile(pattern)
         if any(mark.search(name) for name in names):
             return meaning
+    if any(
+        name.endswith(".weight") and dtype[:2] in ("F8", "F4", "I8", "U8")
+        for name, dtype in dtypes.items()
+    ):
+        return _QUANTIZED
     if any(map(_READS.search, names)) and not any(map(_SEES.search, names)):
         return _TEXT_ONLY
     return None
@@ -57,9 +113,11 @@ def recognise_names(names: Collection[str]) -> str | None:
 
 def recognise_model_type(model_type: object) -> str | None:
     """The kind of model that has this `model_type`, with what to do; None: it is not known."""
-    if model_type in ("llava_llama", "llava_mistral", "llava_mpt"):
+    if model_type in ("llava_llama", "llava_mistral", "llava_mpt", "llava_qwen"):
         return _ORIGINAL
-    if model_type in ("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gpt2", "phi3"):
+    if model_type == "internvl_chat":
+        return _CONVERTED
+    if model_type in _TEXT_TYPES or (isinstance(model_type, str) and model_type.endswith("_text")):
         return _TEXT_ONLY
     return None
 

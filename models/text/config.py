@@ -218,20 +218,6 @@ class TextConfig:
         own = {name: name.removeprefix("shared_") for name in stacks if name.startswith("shared_")}
         return {name: (of, stacks[of][-1]) for name, of in own.items()}
 
-    def check_one_stack(self, reader: str) -> None:
-        """Raises NotImplementedError for layers of several kinds, which `reader` does not cover."""
-        kinds = {
-            "cross-attention": self.cross_layers,
-            "linear attention": self.linear,
-            "other heads": self.full_layers_apart,
-            "another layer's keys": self.shared_layers,
-        }
-        if kind := next((kind for kind, found in kinds.items() if found), None):
-            raise NotImplementedError(
-                f"{reader} needs text and visual tokens in every layer, all alike; this model has "
-                f"layers of {kind} beside others"
-            )
-
     @property
     def logits_scale(self) -> float:
         """The factor of attention scores."""

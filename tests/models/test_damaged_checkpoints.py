@@ -2,6 +2,7 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -47,6 +48,11 @@ def text_only(weights):
             "weights of a wrapped module",
         ),
         (lambda w: rename(w, lambda key: f"{key}.qweight"), "quantized weights"),
+        (lambda w: rename(w, lambda key: f"{key}.modules_to_save.default"), "a LoRA adapter"),
+        (
+            lambda w: {k: v.astype(ml_dtypes.float8_e4m3fn) for k, v in w.items()},
+            "quantized weights",
+        ),
         (
             lambda w: rename(
                 w, lambda key: key.replace("multi_modal_projector.linear_1", "model.mm_projector.0")
@@ -73,13 +79,39 @@ def test_a_foreign_checkpoint_is_told_in_one_line(tmp_path, make, message):
         (["params.json", "consolidated.safetensors"], "only in Mistral's or Meta's own layout"),
         (["model-q4.gguf"], "only as GGUF"),
         (["config.json", "a.pth", "b.pth", "c.pth"], "only as a.pth, b.pth and 1 more"),
+        (["config.json", "model.onnx"], "only as ONNX"),
+        (["config.json", "__0_0.distcp"], "only as parts of a training"),
+        (["step-5/config.json"], "the folders inside that have one: step-5"),
     ],
 )
 def test_a_folder_of_another_kind_is_told_in_one_line(tmp_path, files, message):
     for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(json.dumps(config_json()))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         models.load(tmp_path)
+
+
+def test_an_adapter_beside_whole_weights_is_not_left_out(tmp_path):
+    write_checkpoint(tmp_path, random_weights())
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="has beside its weights a LoRA adapter: merge"):
+        models.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized by 'awq'"),
+        ({"compression_config": {}, "quantization": {"bits": 4}}, r"\.json: quantization: "),
+        ({"text": {"quantization_config": {"quant_method": "fp8"}}}, "text_config.quantization"),
+    ],
+)
+def test_quantized_weights_are_known_from_the_config(tmp_path, changes, message):
+    folder = write_checkpoint(tmp_path, random_weights(), config=config_json(**changes))
+    with pytest.raises(NotImplementedError, match=message) as e:
+        models.load(folder)
+    assert len(str(e.value)) < 400
 
 
 def remove_shard(folder):

@@ -1,10 +1,12 @@
 """Token dropping: a few visual tokens in full precision instead of all tokens in few bits.
 
 The tokens that stay are those of the largest attention, summed over the queries of the prompt, each
-KV head of each layer by itself (H2O, arXiv 2306.14048; VL-Cache, arXiv 2410.23317).
+KV head of each layer by itself (H2O, arXiv 2306.14048; VL-Cache, arXiv 2410.23317). Keys and values
+are dropped; a recurrent state keeps what it has of the pictures.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -13,15 +15,15 @@ import jax.numpy as jnp
 from models.generation.teacher_forcing import Prompted, Reading, read_question
 from models.inputs.batch import Inputs
 from models.layers.attention import dense_attention
-from models.layers.layer_kinds import in_layer_order
 from models.model import Model
+from models.text.coded_layers import coded_layers, read_layers
 from models.text.masks import prompt_masks
 from vkq_jax.array_types import Array, Float
 from vkq_jax.bank_parts import join_banks
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.cache_updates import take_sequences
 from vkq_jax.dense import DenseTensor
-from vkq_jax.layered import AnyCache
+from vkq_jax.layered import AnyCache, map_parts
 from vkq_jax.soft_cap import soft_cap
 from vkq_jax.visual import left_pack
 
@@ -29,14 +31,25 @@ __all__ = ["attention_mass", "keep_tokens", "read_kept"]
 
 
 @jax.jit
-def attention_mass(model: Model, inputs: Inputs) -> Float[Array, "L B K V"]:
+def attention_mass(model: Model, inputs: Inputs) -> tuple[Float[Array, "L B K V"], ...]:
     """Attention that each visual token gets from all queries of its prompt, in full precision.
 
-    Tokens are in the order of the prompt, as in its visual bank; 0 where there is none.
+    Returns:
+        For each kind of layers, see `coded_layers`, the mass of their tokens in the order of the
+        prompt, as in its visual bank; 0 where there is none. Queries of layers that read the keys
+        of another one count there.
+
+    Raises:
+        NotImplementedError: a model whose pictures lie in cross-attention layers.
     """
     module = model.module()
     text = model.config.text
-    text.check_one_stack("token dropping")
+    if text.cross_layers:
+        raise NotImplementedError(
+            "token dropping: expected visual tokens beside the text, got a "
+            f"{model.config.model_type} model, whose cross-attention layers tell pictures apart by "
+            "numbers that all heads share, so that heads cannot keep different tokens"
+        )
     mask_of = prompt_masks(text, inputs)
     index, taken = left_pack(inputs.visual_mask & inputs.mask, inputs.prompt_shape.visual)
 
@@ -46,7 +59,7 @@ def attention_mass(model: Model, inputs: Inputs) -> Float[Array, "L B K V"]:
         output = dense_attention(
             query, key, value, mask, logits_scale=text.logits_scale, logits_soft_cap=cap
         )
-        q = query.reshape(*query.shape[:2], text.num_key_value_heads, -1, text.head_dim)
+        q = query.reshape(*query.shape[:2], key.shape[2], -1, key.shape[3])
         scores = jnp.einsum("btkmh,bskh->bkmts", q, key, preferred_element_type=jnp.float32)
         scores = soft_cap(scores * text.logits_scale, cap)
         scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
@@ -55,13 +68,22 @@ def attention_mass(model: Model, inputs: Inputs) -> Float[Array, "L B K V"]:
         mass = jnp.take_along_axis(seen, index[:, None], axis=-1)
         return output, carry, jnp.where(taken[:, None], mass, 0.0)
 
-    _, _, mass = module.read(inputs, attend)
-    return in_layer_order(text.stacks, mass)
+    _, _, seen = module.read(inputs, attend)
+    mass = [
+        jnp.zeros((len(kind.layers), len(index), kind.num_kv_heads, index.shape[1]))
+        for kind in coded_layers(text)
+    ]
+    for name, read in read_layers(text).items():
+        mass[read.kind] = mass[read.kind].at[jnp.asarray(read.rows)].add(seen[name])
+    return tuple(mass)
 
 
 def keep_tokens(
-    cache: AnyCache, mass: Float[Array, "L B K V"], share: float, window: int | None = None
-) -> KVCache:
+    cache: AnyCache,
+    mass: Sequence[Float[Array, "L B K V"]],
+    share: float,
+    window: int | None = None,
+) -> AnyCache:
     """The cache of prompts read with `none`, with that share of each sequence's visual tokens.
 
     Args:
@@ -71,13 +93,17 @@ def keep_tokens(
     Raises:
         NotImplementedError: the window hides tokens, so it has to know the position of each.
     """
-    slots = mass.shape[-1] + cache.cache_length
+    slots = mass[0].shape[-1] + cache.cache_length
     if cache.keeps_indices and (window is None or window < slots):
         raise NotImplementedError(
             f"token dropping needs a sliding window that shows all of the {slots} slots of a "
             f"prompt and its answer, got one of {window}"
         )
-    assert isinstance(cache, KVCache), "full precision has one setting for all layers"
+    left = iter(mass)
+    return map_parts(cache, lambda part: _keep_of_part(part, next(left), share))
+
+
+def _keep_of_part(cache: KVCache, mass: Float[Array, "L B K V"], share: float) -> KVCache:
     (bank,) = join_banks(cache).visual
     assert isinstance(bank.key, DenseTensor)
     assert isinstance(bank.value, DenseTensor)

@@ -15,8 +15,8 @@ from vkq_jax.attention import to_kv_heads
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.code_tables import CodeTables
 from vkq_jax.error_measures import relative_squared_error
-from vkq_jax.layer_settings import LayerGroups
-from vkq_jax.layered import at_layer, map_parts, split_layers
+from vkq_jax.layer_settings import Cells, LayerGroups
+from vkq_jax.layered import AnyCache, at_layer, cells_of, map_groups, split_layers
 from vkq_jax.soft_cap import soft_cap
 
 __all__ = ["layer_errors"]
@@ -40,14 +40,13 @@ def layer_errors(
         score: squared error of the visual scores over the square of these scores, both taken from
             their means over the tokens, which the softmax does not see.
         output: |coded - exact|^2 / |exact|^2 of attention's output.
+        Both are 0 in layers that read no visual tokens.
     """
-    model.config.text.check_one_stack("errors by layer")
-    scale, cap = model.config.text.logits_scale, model.config.text.attn_logit_softcapping
-    visible = (coded.cache.text_length + 1)[:, None]
-    full = exact.cache
-    assert isinstance(full, KVCache), "full precision has one setting for all layers"
-    groups = coded.cache.quant
-    full_parts = split_layers(full, groups).parts if isinstance(groups, LayerGroups) else (full,)
+    text = model.config.text
+    scale, cap = text.logits_scale, text.attn_logit_softcapping
+    # Cross-attention layers hold no text.
+    visible = (coded.cache.text_length + 1)[:, None] * (not text.cross_layers)
+    full_parts = _in_groups_of(coded.cache, exact.cache)
 
     def observe(query, cache, layer, starts):
         def measure(part: KVCache, place: Array, query: Array) -> tuple[Array, Array]:
@@ -65,16 +64,14 @@ def layer_errors(
             scores = [_centred_scores(scaled, bank, view.tables, cap) for bank in view.visual]
             return attended.output[:, 0], jnp.concatenate(scores, axis=-1)
 
-        left = iter(full_parts)
-
-        def uncoded(part: KVCache) -> KVCache:
-            own = next(left)
+        def uncoded(part: KVCache, cells: Cells) -> KVCache:
+            own = full_parts[cells]
             return dataclasses.replace(
                 part, visual=own.visual, quant=own.quant, tables=None, key_bias=None
             )
 
         outputs, scores = zip(
-            *(at_layer(one, layer, query, measure) for one in (map_parts(cache, uncoded), cache)),
+            *(at_layer(one, layer, query, measure) for one in (map_groups(cache, uncoded), cache)),
             strict=True,
         )
         return {
@@ -83,7 +80,21 @@ def layer_errors(
         }
 
     _, _, seen = observed_step(model, token, coded.cache, observe=observe)
-    return jax.tree.map(lambda x: x.T, in_layer_order(model.config.text.stacks, seen))
+    numbers = jnp.asarray(sorted(n for name in seen for n in text.stacks[name]))
+    nothing = jnp.zeros((len(token), text.num_hidden_layers))
+    found = in_layer_order(text.stacks, seen)
+    return jax.tree.map(lambda x: nothing.at[:, numbers].set(x.T), found)
+
+
+def _in_groups_of(coded: AnyCache, exact: AnyCache) -> dict[Cells, KVCache]:
+    """A cache of one setting in the groups of layers and heads of another one."""
+    found: dict[Cells, KVCache] = {}
+    for part, kind in zip(exact.parts, cells_of(exact), strict=True):
+        own = [cells for cells in cells_of(coded) if set(cells.layers) <= set(kind.layers)]
+        groups = tuple((cells.within(kind.layers), part.quant) for cells in own)
+        split = split_layers(part, LayerGroups(groups)).parts
+        found |= dict(zip(own, split, strict=True))
+    return found
 
 
 def _centred_scores(

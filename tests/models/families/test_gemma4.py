@@ -205,11 +205,6 @@ def test_what_cannot_be_honoured_is_named(changes, error, named):
     assert named in str(raised.value)
 
 
-def test_readers_of_equal_layers_say_why_they_refuse():
-    with pytest.raises(NotImplementedError, match=r"token dropping needs .* layers of other heads"):
-        Gemma4Config.from_hf(config_json()).text.check_one_stack("token dropping")
-
-
 @pytest.mark.ci  # compiles prefill, decoding and calibration
 def test_layers_of_both_sizes_are_calibrated(model):
     mark = models.chat_prompt(model, "what is this ?")

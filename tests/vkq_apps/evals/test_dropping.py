@@ -40,7 +40,7 @@ def test_keeping_all_tokens_in_another_order_changes_nothing(model, parts, readi
 
 
 def test_attention_mass_is_that_of_the_visual_tokens(model, parts):
-    mass = np.asarray(attention_mass(model, parts[0]))
+    mass = np.asarray(*attention_mass(model, parts[0]))
     layers, heads = model.config.text.num_hidden_layers, model.config.text.num_key_value_heads
     assert mass.shape == (layers, 2, heads, 2 * VISUAL_TOKENS)
     assert (mass[:, 0, :, VISUAL_TOKENS:] == 0).all()
@@ -57,7 +57,7 @@ def test_attention_mass_is_that_of_the_visual_tokens(model, parts):
 def test_the_tokens_of_most_attention_are_kept(reading):
     shape = (3, 2, 2, 2 * VISUAL_TOKENS)
     mass = jnp.asarray(np.random.default_rng(0).uniform(size=shape), jnp.float32)
-    kept = keep_tokens(reading.pictures, mass, 0.25)
+    kept = keep_tokens(reading.pictures, [mass], 0.25)
     (before,), (after,) = reading.pictures.visual, kept.visual
     assert after.length.tolist() == [VISUAL_TOKENS // 4, 2 * VISUAL_TOKENS // 4]
     for row, valid in enumerate((VISUAL_TOKENS, 2 * VISUAL_TOKENS)):
@@ -70,7 +70,7 @@ def test_the_tokens_of_most_attention_are_kept(reading):
 
 def test_bytes_count_against_all_elements(reading):
     mass = jnp.ones((3, 2, 2, 2 * VISUAL_TOKENS))
-    size = cache_size(keep_tokens(reading.pictures, mass, 0.25), reading.pictures)
+    size = cache_size(keep_tokens(reading.pictures, [mass], 0.25), reading.pictures)
     assert size.key_bytes == size.value_bytes == size.full_bytes / 8
     assert 8 * size.key_bytes / size.elements == 0.25 * 32  # float32
 
@@ -81,7 +81,7 @@ def test_a_sliding_window_that_hides_tokens_is_refused():
     _, cache = prefill(model, images, quant=FULL_PRECISION, cache_length=8)
     mass, slots = jnp.ones((3, 2, 2, 2 * VISUAL_TOKENS)), 2 * VISUAL_TOKENS + 8
     with pytest.raises(NotImplementedError, match=f"shows all of the {slots} slots"):
-        keep_tokens(cache, mass, 0.5, window=slots - 1)
+        keep_tokens(cache, [mass], 0.5, window=slots - 1)
 
 
 def test_a_sliding_window_that_shows_all_tokens_changes_nothing(model, parts, reading):
