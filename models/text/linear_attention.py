@@ -210,6 +210,11 @@ class _GatedDeltaNet(nnx.Module):
         state: State,
     ) -> tuple[Array, State]:
         *past, memory = state
+        heads = [before.shape[1] for before in past]
+        alike = len({before.shape[-1] for before in past}) == 1
+        if alike:  # one convolution: a decode step of few sequences waits for launches
+            projected = [jnp.concatenate(projected, axis=-1)]
+            weights, past = [jnp.concatenate(weights)], [jnp.concatenate(past, axis=1)]
         count = valid.sum(-1, dtype=jnp.int32)
         last = count[:, None] + jnp.arange(self.config.kernel - 1, dtype=jnp.int32)
         mixed, inputs = [], []
@@ -218,6 +223,9 @@ class _GatedDeltaNet(nnx.Module):
             window = jnp.concatenate([before.astype(x.dtype), own], axis=2)
             inputs.append(jnp.take_along_axis(window, last[:, None, :, None], axis=2))
             mixed.append(activate(_convolve(window, weight), self.act))
+        if alike:
+            edges = list(itertools.accumulate(heads))[:-1]
+            mixed, inputs = jnp.split(mixed[0], edges, axis=2), jnp.split(inputs[0], edges, axis=1)
         query, key, value = mixed
         output, memory = gated_delta_rule(query, key, value, decay, rate, memory)
         query_inputs, key_inputs, value_inputs = inputs
