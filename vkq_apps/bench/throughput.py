@@ -173,7 +173,8 @@ def measure_throughput(
         codes=read_codes(setup.preset),
         implementation=implementation,
     )
-    layer = jax.jit(draw)(jax.random.key(0))
+    # On the host, from where each process may hand it to a program of all devices.
+    layer = jax.device_get(jax.jit(draw)(jax.random.key(0)))
     if setup.compare_steps:
         row["agreement"] = None
         if implementation != "xla":
