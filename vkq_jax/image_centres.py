@@ -24,16 +24,18 @@ def image_centres(
         return jnp.zeros((*x.shape[:-2], count, x.shape[-1]), jnp.float32)
     weight = valid.astype(jnp.float32)
     total = jnp.maximum(weight.sum(-1), 1.0)
-    mean = (x * weight[..., None]).sum(-2) / total[..., None]
+    mean = (x.astype(jnp.float32) * weight[..., None]).sum(-2) / total[..., None]
     centres = jnp.zeros((*x.shape[:-2], count, x.shape[-1]), jnp.float32)
     centres = centres.at[..., 0, :].set(mean)
-    far = jnp.where(valid, jnp.square(x - mean[..., None, :]).sum(-1), -1.0)
+    distance = jnp.square(x.astype(jnp.float32) - mean[..., None, :]).sum(-1)
+    far = jnp.where(valid, distance, -1.0)
 
     def add(i, state):
         centres, far = state
         token = jnp.argmax(far, axis=-1)
         new = jnp.take_along_axis(x, token[..., None, None], axis=-2, mode="promise_in_bounds")
-        distance = jnp.square(x - new.astype(jnp.float32)).sum(-1)
+        new = new.astype(jnp.float32)
+        distance = jnp.square(x.astype(jnp.float32) - new).sum(-1)
         return centres.at[..., i, :].set(new[..., 0, :]), jnp.minimum(far, distance)
 
     centres, _ = jax.lax.fori_loop(1, count, add, (centres, far))
