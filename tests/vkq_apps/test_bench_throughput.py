@@ -208,7 +208,7 @@ def test_a_group_of_which_a_row_is_missing_is_measured_anew(tmp_path):
     assert [(row["number"], "old" in row) for row in resumed.rows] == [(0, False), (1, False)]
 
 
-@pytest.mark.parametrize("name", ["signs-1bit", "vkq-1bit-tables:text8"])
+@pytest.mark.parametrize("name", ["signs-1bit", "vkq-1bit", "vkq-1bit-tables:text8"])
 def test_planned_caches_are_those_of_a_prefill(name):
     shape, codes = find_shape("tiny"), read_codes(name)
     tables = jax.eval_shape(lambda: random_tables_of(codes, shape, jax.random.key(0)))
