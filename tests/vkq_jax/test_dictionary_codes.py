@@ -173,10 +173,10 @@ def test_keys_and_values_have_classes_of_the_same_shares():
 
 def test_centres_of_bfloat16_tokens_are_those_of_float32(monkeypatch):
     """On a GPU, whose products of bfloat16 take the centres in two parts, as elsewhere."""
-    token = jax.random.normal(jax.random.key(0), (2, 90, 32))
-    kind = (jnp.arange(90) % 3).astype(jnp.float32)
-    token = (token + 2.0 * kind[:, None]).astype(jnp.bfloat16)
-    valid = jnp.arange(90, dtype=jnp.int32) < jnp.array([[90], [60]], jnp.int32)
+    rng = np.random.default_rng(0)
+    token = rng.normal(size=(2, 90, 32)) + 2.0 * (np.arange(90) % 3)[:, None]
+    token = jnp.asarray(token, jnp.bfloat16)
+    valid = jnp.asarray(np.arange(90) < np.array([[90], [60]]))
     expected = image_centres(token.astype(jnp.float32), valid, 3)
     monkeypatch.setattr(exact_einsum, "on_gpu", lambda: True)
     found = image_centres(token, valid, 3)
