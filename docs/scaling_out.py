@@ -13,6 +13,7 @@ import numpy as np
 import vkq_jax
 from models.sharding.mesh import check_text
 from pallas_kernels.shapes import ModelShape
+from vkq_apps.bench.codes import read_codes
 from vkq_apps.bench.random_model import text_config
 from vkq_apps.bench.sequence_cache import abstract_cache, per_sequence
 
@@ -167,7 +168,7 @@ def rows(deployment: Deployment, step: StepTime) -> list[str]:
     shape = deployment.shape
     one = {
         preset: per_sequence(
-            vkq_jax.cache_nbytes(abstract_cache(shape, vkq_jax.presets[preset], 1, TEXT_CAPACITY)),
+            vkq_jax.cache_nbytes(abstract_cache(shape, read_codes(preset), 1, TEXT_CAPACITY)),
             1,
         )["total"]
         for preset in PRESETS

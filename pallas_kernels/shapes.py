@@ -8,6 +8,7 @@ tokens are those of the usual prompt, by the model's own way of cutting pictures
 | llava-1.5-7b | llava-hf/llava-1.5-7b-hf (Vicuna 7B) | a picture of (336 / 14)^2 |
 | llava-next-7b | llava-hf/llava-v1.6-mistral-7b-hf (Mistral 7B) | 4 tiles, an overview, 576 each |
 | internvl2.5-8b | OpenGVLab/InternVL2_5-8B (InternLM2.5 7B) | 12 tiles, an overview, 256 each |
+| qwen3-vl-8b | Qwen/Qwen3-VL-8B-Instruct | 3,328: this project's choice, InternVL's |
 | qwen2.5-vl-7b | Qwen/Qwen2.5-VL-7B-Instruct | 8,192 of video: this project's choice |
 
 What changes no byte and no operation of a decode step is left out: norms' epsilon, InternLM's
@@ -55,6 +56,7 @@ SHAPES: Mapping[str, ModelShape] = MappingProxyType(
             ModelShape("llava-1.5-7b", 32, 32, 32, 128, 4096, 11008, 32064, 576),
             ModelShape("llava-next-7b", 32, 32, 8, 128, 4096, 14336, 32064, 2880, 1e6),
             ModelShape("internvl2.5-8b", 32, 32, 8, 128, 4096, 14336, 92553, 3328, 1e6),
+            ModelShape("qwen3-vl-8b", 36, 32, 8, 128, 4096, 12288, 151936, 3328, 5e6),
             ModelShape("qwen2.5-vl-7b", 28, 28, 4, 128, 3584, 18944, 152064, 8192, 1e6),
             # No published model: what a laptop runs in a test.
             ModelShape("tiny", 2, 4, 2, 64, 128, 192, 256, 320),

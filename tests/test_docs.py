@@ -198,7 +198,11 @@ def test_figures_in_the_text_of_readme_are_those_of_the_result_files():
     readme = " ".join((DOCS.parent / "README.md").read_text().split())
     tables = runpy.run_path(str(DOCS / "tables.py"))
     answers, throughput = tables["read"]("answers.json"), tables["read"]("throughput.json")
-    gains = [row["ratio_to_bf16_at_equal_batch"] for row in throughput["rows"][1::2]]
+    gains = [
+        row["ratio_to_bf16_at_equal_batch"]
+        for row in throughput["rows"]
+        if "ratio_to_bf16_at_equal_batch" in row
+    ]
     assert f"decodes {min(gains):.2f} to {max(gains):.2f} times faster" in readme
     saved = answers["presets"]["vkq-1bit"]["visual_kv_reduction"]
     assert f"visual_reduction # {saved:.3f} of the visual bytes saved" in readme

@@ -195,12 +195,15 @@ def _centre(
     tables: SideTables | None,
 ) -> _Centred:
     _check_tables(codes, tables, x.shape)
+    given = x.dtype
     x, bad = groups.coded_input(x, valid, _LARGEST)
     ids = None
     if codes.centres > 1:
-        centre = groups.as_stored(image_centres(x, valid, codes.centres), codes.table_dtype)
+        # Clipped values of bfloat16 are such values still.
+        tokens = x.astype(given) if given == jnp.bfloat16 else x
+        centre = groups.as_stored(image_centres(tokens, valid, codes.centres), codes.table_dtype)
         own = centre.astype(jnp.float32)
-        ids = nearest(x, own)
+        ids = nearest(tokens, own)
         residual = x - _rows_at(own, ids)
     elif not codes.centres:
         centre = jnp.zeros((*x.shape[:-2], 0, x.shape[-1]), codes.table_dtype)

@@ -246,6 +246,8 @@ def gated_delta_rule(
     query, key = (jnp.repeat(_unit(x), repeat, axis=2) for x in (query, key))
     query = query * key.shape[-1] ** -0.5
     tokens = value.shape[1]
+    if tokens == 1:
+        return _one_token(query, key, value, decay, rate, state)
     size = min(_CHUNK, tokens)
     arrays = (query, key, value.astype(jnp.float32), decay, rate)
     # [chunks, B, heads, chunk, ...]
@@ -281,6 +283,22 @@ def gated_delta_rule(
         )
     output = output.transpose(1, 0, 3, 2, 4)  # [B, chunks, chunk, heads, V]
     return output.reshape(output.shape[0], -1, *output.shape[3:])[:, :tokens], state
+
+
+def _one_token(
+    query: Float[Array, "B 1 v K"],
+    key: Float[Array, "B 1 v K"],
+    value: Float[Array, "B 1 v V"],
+    decay: Float[Array, "B 1 v"],
+    rate: Float[Array, "B 1 v"],
+    state: Float[Array, "B v K V"],
+) -> tuple[Float[Array, "B 1 v V"], Float[Array, "B v K V"]]:
+    """A decode step: no system to solve, the state read twice."""
+    query, key, decay, rate = (x[:, 0, ..., None] for x in (query, key, decay, rate))
+    state = state.astype(jnp.float32) * jnp.exp(decay)[..., None]
+    added = rate * (value[:, 0].astype(jnp.float32) - (key * state).sum(-2))
+    state = state + key * added[..., None, :]
+    return (query * state).sum(-2)[:, None], state
 
 
 def _running_sums(

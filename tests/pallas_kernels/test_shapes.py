@@ -12,13 +12,14 @@ def test_heads_share_the_keys_evenly(shape):
 
 
 # Parameters of the text towers, in 10^9, as published: Vicuna / Llama 2 7B (64 rows of vocabulary
-# added), Mistral 7B v0.2 (likewise), InternLM2.5 7B, Qwen2.5 7B.
+# added), Mistral 7B v0.2 (likewise), InternLM2.5 7B, Qwen3 8B, Qwen2.5 7B.
 @pytest.mark.parametrize(
     ("name", "billions"),
     [
         ("llava-1.5-7b", 6.739),
         ("llava-next-7b", 7.242),
         ("internvl2.5-8b", 7.738),
+        ("qwen3-vl-8b", 8.190),
         ("qwen2.5-vl-7b", 7.616),
     ],
 )

@@ -1,42 +1,35 @@
-"""`vkq bench throughput`: its rows, their order and ratios, at a tiny shape."""
+"""`vkq bench throughput` and `prefill`: rows, their order and ratios, at a tiny shape."""
 
 import dataclasses
 import json
+import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import vkq_jax
+from models.generation.decode_loop import DecodeState
+from models.generation.prefill import prefill
 from pallas_kernels.shapes import find_shape
 from tests.support.command import run
 from vkq_apps.bench import rows, throughput, worker
-from vkq_apps.bench.decoding import compare_implementations, first_state
-from vkq_apps.bench.prefilling import measure_prefill, most_sequences
-from vkq_apps.bench.random_model import abstract_model, prompts, random_params
+from vkq_apps.bench.codes import read_codes
+from vkq_apps.bench.decoding import compare_implementations
+from vkq_apps.bench.prefilling import most_sequences
+from vkq_apps.bench.random_model import abstract_model, drawn_model, prompts
 from vkq_apps.bench.results_file import ResultsFile
-from vkq_apps.bench.sequence_cache import abstract_cache
+from vkq_apps.bench.sequence_cache import (
+    abstract_cache,
+    random_layer,
+    random_tables_of,
+    repeated_cache,
+)
 from vkq_apps.bench.throughput_plan import compare_throughput, floors, plan_throughput
 
 HEAD = {"command": "vkq bench x", "device": "cpu", "commit": "c", "time": "now"}
 TINY = ["--shape", "tiny", "--budget", "0.001", "--sequences", "5", "--repeats", "1"]
-TINY += ["--steps", "2,16", "--compare-steps", "2"]
-
-
-@pytest.fixture(scope="module")
-def prefilled():
-    """A tiny model, and logits and cache of two prompts coded in one bit."""
-    shape = find_shape("tiny")
-    model = abstract_model(shape)
-    model = dataclasses.replace(model, params=random_params(model.params))
-    logits, cache, _ = measure_prefill(
-        model,
-        prompts(shape, 2, 6),
-        quant=vkq_jax.resolve("signs-1bit"),
-        cache_length=16,
-        implementation=None,
-        repeats=1,
-    )
-    return model, logits, cache
+TINY += ["--steps", "2,16", "--compare-steps", "2", "--quant", "signs-1bit"]
 
 
 def test_throughput_measures_compares_and_resumes(capsys, tmp_path, calls):
@@ -51,7 +44,6 @@ def test_throughput_measures_compares_and_resumes(capsys, tmp_path, calls):
     assert [figures["batch"] for figures in dense["batches"]] == [dense["batch"]]
     assert coded["equal_batch"] == dense["batch"] == 2
     assert coded["batch"] == 5  # the budget holds more, --sequences does not
-    assert {row["prefill_sequences"] for row in record["rows"]} == {5}
     assert [figures["batch"] for figures in coded["batches"]][-1] == coded["equal_batch"]
     assert coded["ratio_to_bf16_at_equal_batch"] > 0
     assert "ratio_to_bf16_at_equal_batch" not in dense
@@ -64,7 +56,7 @@ def test_throughput_measures_compares_and_resumes(capsys, tmp_path, calls):
         assert row["ratio_to_bf16"] == pytest.approx(ratio)
         assert row["implementation_taken"] == "xla"
         assert row["device"] == record["device"]
-        assert {"weights_ms", "ttft_ms", "peak_bytes", "decode_compile_seconds"} <= set(row)
+        assert {"weights_ms", "peak_bytes", "decode_compile_seconds"} <= set(row)
 
     calls.clear()
     resumed = ["bench", "throughput", *TINY, "--out", str(path), "--resume"]
@@ -78,8 +70,8 @@ def test_throughput_measures_compares_and_resumes(capsys, tmp_path, calls):
 
 
 def test_a_budget_below_one_sequence_is_a_row_that_says_so(capsys, calls):
-    arguments = ["throughput", "--shape", "tiny", "--budget", "0.00005", "--json"]
-    code, out, _ = run(capsys, "bench", *arguments)
+    arguments = ["--shape", "tiny", "--budget", "0.00005", "--quant", "signs-1bit", "--json"]
+    code, out, _ = run(capsys, "bench", "throughput", *arguments)
     assert code == 0
     dense, coded = json.loads(out)["rows"]
     assert dense["status"] == coded["status"] == "does not fit"
@@ -149,8 +141,6 @@ def test_ratios_are_to_the_fastest_bf16_row():
             "preset": preset,
             "implementation_taken": implementation,
             "tokens_per_second": speed,
-            "ttft_ms": 1.0,
-            "prefill_device_ms": speed / 10,
             "batches": [{"batch": 3, "tokens_per_second": speed / 4}],
             "equal_batch": equal,
         }
@@ -161,7 +151,6 @@ def test_ratios_are_to_the_fastest_bf16_row():
     assert (slow["ratio_to_bf16"], coded["ratio_to_bf16"]) == (0.25, 2.5)
     assert coded["baseline_implementation"] == "fused"
     assert coded["ratio_to_bf16_at_equal_batch"] == 2.5
-    assert (coded["ttft_ratio_to_bf16"], coded["prefill_ratio_to_bf16"]) == (1.0, 2.5)
     assert "ratio_to_bf16_at_equal_batch" not in slow
     unpaired = row("x", "fused", 100)
     compare_throughput(unpaired, [slow | {"status": "out of memory"}])
@@ -219,21 +208,112 @@ def test_a_group_of_which_a_row_is_missing_is_measured_anew(tmp_path):
     assert [(row["number"], "old" in row) for row in resumed.rows] == [(0, False), (1, False)]
 
 
-def test_planned_bytes_are_those_of_the_cache(prefilled):
-    _, _, cache = prefilled
-    quant = vkq_jax.resolve("signs-1bit")
-    planned = abstract_cache(find_shape("tiny"), quant, 2, 16)
+@pytest.mark.parametrize("name", ["signs-1bit", "vkq-1bit", "vkq-1bit-tables:text8"])
+def test_planned_caches_are_those_of_a_prefill(name):
+    shape, codes = find_shape("tiny"), read_codes(name)
+    tables = jax.eval_shape(lambda: random_tables_of(codes, shape, jax.random.key(0)))
+
+    def fill(model, inputs, tables):
+        return prefill(
+            model,
+            inputs,
+            None,
+            quant=codes.quant,
+            cache_length=16,
+            tables=tables,
+            text_bits=codes.text_bits,
+        )[1]
+
+    cache = jax.eval_shape(fill, abstract_model(shape), prompts(shape, 2, 6), tables)
+    planned = abstract_cache(shape, codes, 2, 16)
     assert vkq_jax.cache_nbytes(planned) == vkq_jax.cache_nbytes(cache)
     shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(planned)]
     assert shapes == [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(cache)]
 
 
-def test_implementations_are_compared_token_by_token(prefilled):
-    model, logits, cache = prefilled
-    found = compare_implementations(model, first_state(logits, cache), "xla", "reference", 4)
+def test_implementations_are_compared_token_by_token():
+    shape = find_shape("tiny")
+    layer = random_layer(
+        jax.random.key(0), shape, shape.visual_tokens, 16, read_codes("signs-1bit")
+    )
+    logits = jax.nn.one_hot(jnp.array([3, 5]), shape.vocab_size)
+    state = DecodeState.start(logits, repeated_cache(layer, shape, 2, 6))
+    model = drawn_model(abstract_model(shape))
+    found = compare_implementations(model, state, "xla", "reference", 4)
     assert (found["against"], found["sequences"], found["steps"]) == ("reference", 2, 4)
     assert found["equal_tokens"] == 1.0
     assert found["logits_relative_error"] < 0.02  # activations are bfloat16
+
+
+@pytest.mark.parametrize(
+    ("name", "has_tables", "text_bits"),
+    [("vkq-1bit:plain", False, None), ("vkq-1bit-tables:text8", True, 8), ("none", False, None)],
+)
+def test_names_of_codes(name, has_tables, text_bits):
+    codes = read_codes(name)
+    assert (codes.has_tables, codes.text_bits) == (has_tables, text_bits)
+
+
+def test_codes_without_a_plan_of_tables_have_none():
+    with pytest.raises(ValueError, match="signs-1bit-tables: expected a preset that takes tables"):
+        read_codes("signs-1bit-tables")
+
+
+def test_prefill_measures_compiling_time_and_memory(capsys, tmp_path, calls):
+    path = tmp_path / "prefill.json"
+    arguments = ["prefill", "--shape", "tiny", "--quant", "signs-1bit", "--sequences", "1"]
+    arguments += ["--repeats", "1", "--out", str(path)]
+    code, out, _ = run(capsys, "bench", *arguments)
+    assert code == 0
+    assert "prefill of a few prompts at once" in out
+    dense, coded = json.loads(path.read_text())["rows"]
+    assert (dense["preset"], coded["preset"]) == ("none", "signs-1bit")
+    assert coded["ratio_to_bf16"] == coded["milliseconds"] / dense["milliseconds"]
+    for row in (dense, coded):
+        assert row["status"] == "measured"
+        assert (row["sequences_at_once"], row["tokens"]) == (1, 352)
+        assert min(row["compile_seconds"], row["milliseconds"], row["temporary_bytes"]) > 0
+
+
+def test_transformers_is_a_row_where_pytorch_is(capsys, monkeypatch, calls):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    arguments = ["--baseline", "transformers", "--implementation", "mosaic_gpu", "--json"]
+    code, out, _ = run(capsys, "bench", "throughput", *TINY, *arguments)
+    assert code == 0
+    rival, _ = json.loads(out)["rows"]
+    assert rival["status"] == "not supported"
+    assert "PyTorch" in rival["message"]
+
+
+@pytest.mark.parity
+def test_transformers_generates_as_many_sequences_as_bfloat16(capsys, calls):
+    arguments = ["--baseline", "transformers", "--implementation", "mosaic_gpu", "--json"]
+    code, out, _ = run(capsys, "bench", "throughput", *TINY, *arguments)
+    assert code == 0
+    rival, _ = json.loads(out)["rows"]
+    assert (rival["status"], rival["batch"]) == ("measured", 2)
+    assert rival["tokens_per_second"] == pytest.approx(2e3 / rival["step_ms"])
+
+
+def test_files_of_one_device_are_joined(capsys, tmp_path):
+    def write(name, device="GPU", budget=5.0):
+        row = {"shape": "tiny", "preset": "none", "budget_gb": budget, "status": "failed"}
+        head = {"command": "vkq bench throughput", "device": device, "bandwidth": 1e9}
+        (tmp_path / name).write_text(json.dumps(head | {"rows": [row | {"message": "broken"}]}))
+        return str(tmp_path / name)
+
+    first, second = write("a.json"), write("b.json", budget=30.0)
+    out = tmp_path / "all.json"
+    assert run(capsys, "bench", "join", first, second, "--out", str(out))[0] == 0
+    assert [row["budget_gb"] for row in json.loads(out.read_text())["rows"]] == [5.0, 30.0]
+    for other, message in (
+        (write("c.json", device="CPU"), "expected rows of GPU"),
+        (write("d.json"), "expected each row in one file"),
+    ):
+        code, _, err = run(capsys, "bench", "join", first, other, "--out", str(tmp_path / "no"))
+        assert code == 2
+        assert message in err
+    assert not (tmp_path / "no").exists()
 
 
 def test_prefill_takes_few_sequences_at_once_where_they_are_long():

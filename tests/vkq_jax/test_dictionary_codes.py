@@ -10,8 +10,9 @@ import pytest
 
 import vkq_jax
 from tests.support.caches import random_side_tables, random_tables
-from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass, dequantize, quantize
+from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass, dequantize, exact_einsum, quantize
 from vkq_jax.cache import code_bank
+from vkq_jax.image_centres import image_centres, nearest
 
 H = 64
 CLASSES = (TokenClass(0.1, 3), TokenClass(0.2, 2), TokenClass(0.3, 1), TokenClass(0.4, 0))
@@ -168,3 +169,18 @@ def test_keys_and_values_have_classes_of_the_same_shares():
         KVQuantConfig(key=PLAIN, value=other)
     with pytest.raises(ValueError, match="same shares"):
         KVQuantConfig(key=PLAIN, value=vkq_jax.SignCodes())
+
+
+def test_centres_of_bfloat16_tokens_are_those_of_float32(monkeypatch):
+    """On a GPU, whose products of bfloat16 take the centres in two parts, as elsewhere."""
+    rng = np.random.default_rng(0)
+    token = rng.normal(size=(2, 90, 32)) + 2.0 * (np.arange(90) % 3)[:, None]
+    token = jnp.asarray(token, jnp.bfloat16)
+    valid = jnp.asarray(np.arange(90) < np.array([[90], [60]]))
+    expected = image_centres(token.astype(jnp.float32), valid, 3)
+    monkeypatch.setattr(exact_einsum, "on_gpu", lambda: True)
+    found = image_centres(token, valid, 3)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    ids = nearest(token.astype(jnp.float32), expected)
+    np.testing.assert_array_equal(nearest(token, expected), ids)

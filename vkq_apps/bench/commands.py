@@ -11,6 +11,7 @@ from typing import Any
 from models.sharding.mesh import check_devices, check_text
 from vkq_apps.bench import device_memory, worker
 from vkq_apps.bench.mesh_scaling import compare_meshes
+from vkq_apps.bench.prefilling import PrefillSetup, compare_prefill
 from vkq_apps.bench.quantize import QuantizeSetup, measure_quantize
 from vkq_apps.bench.results_file import ResultsFile
 from vkq_apps.bench.rows import attempt, run_groups
@@ -22,7 +23,14 @@ from vkq_apps.cli.hosts import hosts_named
 from vkq_apps.provenance import provenance
 from vkq_jax.atomic_write import check_writable
 
-__all__ = ["Output", "run_meshes", "run_quantize", "run_scaling", "run_throughput"]
+__all__ = [
+    "Output",
+    "run_meshes",
+    "run_prefill",
+    "run_quantize",
+    "run_scaling",
+    "run_throughput",
+]
 
 Say = Callable[[str], None]
 
@@ -52,17 +60,23 @@ def run_throughput(groups: Sequence[Sequence[ThroughputSetup]], output: Output) 
         OSError: the first process, which only looks at the device, fails.
         ValueError: a mesh takes more devices than there are.
     """
-    return _run_apart("vkq bench throughput", groups, output, compare_throughput)
+    return _run_apart("vkq bench throughput", "throughput", groups, output, compare_throughput)
 
 
 def run_meshes(groups: Sequence[Sequence[ThroughputSetup]], output: Output) -> ResultsFile:
     """As `run_throughput`, for rows of one batch on several meshes."""
-    return _run_apart("vkq bench scaling --mesh", groups, output, compare_meshes)
+    return _run_apart("vkq bench scaling --mesh", "throughput", groups, output, compare_meshes)
+
+
+def run_prefill(groups: Sequence[Sequence[PrefillSetup]], output: Output) -> ResultsFile:
+    """As `run_throughput`, for prefills."""
+    return _run_apart("vkq bench prefill", "prefill", groups, output, compare_prefill)
 
 
 def _run_apart(
     command: str,
-    groups: Sequence[Sequence[ThroughputSetup]],
+    task: str,
+    groups: Sequence[Sequence[ThroughputSetup | PrefillSetup]],
     output: Output,
     compare: Callable[[dict[str, Any], Sequence[dict[str, Any]]], None],
 ) -> ResultsFile:
@@ -79,8 +93,8 @@ def _run_apart(
                 check_devices(check_text(setup.mesh), hosts * devices, hosts)
         results = output.open(command, head)
 
-        def measure(setup: ThroughputSetup) -> dict[str, Any]:
-            row = worker.call("throughput", vars(setup), compile_cache=cache)
+        def measure(setup: ThroughputSetup | PrefillSetup) -> dict[str, Any]:
+            row = worker.call(task, vars(setup), compile_cache=cache)
             floors(row, head["bandwidth"])
             return row
 

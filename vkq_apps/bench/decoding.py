@@ -20,29 +20,13 @@ from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
 from vkq_apps.bench.mesh_scaling import mesh_figures
 from vkq_apps.bench.step_profile import profile_step
-from vkq_jax.array_types import Array, Float
 from vkq_jax.hosts import to_host
-from vkq_jax.layered import AnyCache
 
 __all__ = [
     "compare_implementations",
-    "first_state",
     "measure_decoding",
     "place_state",
-    "replicate",
 ]
-
-
-def first_state(logits: Float[Array, "B vocab"], cache: AnyCache) -> DecodeState:
-    """The state that greedy decoding starts from."""
-    return DecodeState.start(logits, cache)
-
-
-def replicate(state: DecodeState, batch: int) -> DecodeState:
-    """The state of `batch` sequences, those of `state` over and over, in memory of their own."""
-    index = jnp.arange(batch, dtype=jnp.int32) % state.done.shape[0]
-    cache = vkq_jax.take_sequences(state.cache, index)
-    return first_state(jnp.take(state.logits, index, axis=0), cache)
 
 
 def place_state(mesh: Mesh | None, state: DecodeState) -> DecodeState:
@@ -70,7 +54,7 @@ def measure_decoding[T](
     repeats: int,
     profile: bool = False,
 ) -> dict[str, Any]:
-    """Time of a step of `models`' decode loop at `batch`, from the state that `make(given)` makes.
+    """Time of a step of `models`' decode loop at `batch`, from `make(given)` on the model's mesh.
 
     One compiled loop runs for a few and for more steps: the difference is that of whole steps, free
     of what a call costs. The loop's state is donated, so that the cache exists once. With
@@ -97,7 +81,7 @@ def measure_decoding[T](
             implementation=implementation,
         )
 
-    grow = jax.jit(lambda given: place_state(model.mesh, make(given)))
+    grow = jax.jit(make)
     grown, making = jax.eval_shape(grow, given), grow.lower(given).compile()
     if model.mesh is not None:
         grown = jax.tree.map(
@@ -154,10 +138,10 @@ def measure_decoding[T](
 def compare_implementations(
     model: Model, state: DecodeState, ours: str, other: str, steps: int
 ) -> dict[str, Any]:
-    """How far two implementations agree on the few prefilled sequences.
+    """How far two implementations agree on a few sequences.
 
     Tokens are greedy and free-running, each implementation reading its own; logits are those behind
-    the first token, which both get from the prefill.
+    the first token, which both get from `state`.
     """
 
     def run(implementation, limit):

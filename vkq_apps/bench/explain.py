@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pallas_kernels
 import vkq_jax
 from pallas_kernels.shapes import find_shape
+from vkq_apps.bench.codes import read_codes
 from vkq_apps.bench.sequence_cache import abstract_cache, abstract_visual, per_sequence
 
 __all__ = ["explain_shape"]
@@ -21,10 +22,10 @@ def explain_shape(
     Raises:
         ValueError: no such shape or preset, or a number that is not positive.
     """
-    shape, quant = find_shape(name), vkq_jax.resolve(preset)
+    shape, codes = find_shape(name), read_codes(preset)
     if min(batch, queries_per_step, text_capacity) < 1:
         raise ValueError("batch, queries per step and text capacity must be positive")
-    cache = abstract_cache(shape, quant, batch, text_capacity)
+    cache = abstract_cache(shape, codes, batch, text_capacity)
     x, index = abstract_visual(shape)
     query = (batch, queries_per_step, shape.num_heads, shape.head_dim)
     return {
@@ -38,5 +39,5 @@ def explain_shape(
         "explanation": pallas_kernels.explain(
             cache, jax.ShapeDtypeStruct(query, jnp.bfloat16)
         ).splitlines(),
-        "coding_explanation": pallas_kernels.explain_coding(x, x, index, quant).splitlines(),
+        "coding_explanation": pallas_kernels.explain_coding(x, x, index, codes.quant).splitlines(),
     }

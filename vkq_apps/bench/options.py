@@ -11,6 +11,7 @@ import pallas_kernels
 import vkq_jax
 from models.sharding.mesh import check_text
 from pallas_kernels.shapes import SHAPES
+from vkq_apps.bench.codes import CODES_HELP
 from vkq_apps.cli.counts import LARGEST, check_count
 from vkq_apps.cli.hosts import HOSTS_HELP
 
@@ -51,14 +52,17 @@ Shapes = Annotated[
 Presets = Annotated[
     str,
     typer.Option(
-        "--preset",
         "--quant",
         metavar="NAMES",
-        help=f"Presets of the visual cache, comma-separated: {', '.join(vkq_jax.presets)}.",
+        help="Codes of the visual cache, comma-separated: "
+        f"{', '.join(vkq_jax.presets)}. {CODES_HELP}",
     ),
 ]
 Preset = Annotated[
-    str, typer.Option("--preset", "--quant", metavar="NAME", help="Preset of the visual cache.")
+    str,
+    typer.Option(
+        "--quant", metavar="NAME", help=f"Codes of the visual cache, a preset. {CODES_HELP}"
+    ),
 ]
 Implementations = Annotated[
     str,
@@ -70,7 +74,11 @@ Implementations = Annotated[
 ]
 Baselines = Annotated[
     str,
-    typer.Option(metavar="NAMES", help="The same for bf16; rows are compared with the fastest."),
+    typer.Option(
+        metavar="NAMES",
+        help="The same for bf16; rows are compared with the fastest. Of throughput transformers, "
+        "too: its own generate, where PyTorch is installed.",
+    ),
 ]
 Meshes = Annotated[
     list[str] | None,

@@ -3,13 +3,13 @@
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vkq_jax.atomic_write import atomic_write, check_writable
 
-__all__ = ["ResultsFile", "read_json", "source_digest", "write_json"]
+__all__ = ["ResultsFile", "join_files", "read_json", "source_digest", "write_json"]
 
 PACKAGES = ("vkq_jax", "pallas_kernels", "models", "vkq_apps")
 FINAL = ("measured", "out of memory", "does not fit", "not supported")
@@ -100,6 +100,35 @@ def read_json(path: Path, command: str) -> dict[str, Any]:
     ):
         raise ValueError(f"{path} was not written by `{command}`")
     return head
+
+
+def join_files(paths: Sequence[Path], command: str, settings: Sequence[str]) -> dict[str, Any]:
+    """The record of all rows of files that one command wrote on one kind of device.
+
+    Rows stay as they were measured, each with the commit and the time of its run.
+
+    Args:
+        paths: of the files. command: that wrote them.
+        settings: names of the settings that tell rows from each other.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file of another command or device, or two rows of the same settings.
+    """
+    records = [read_json(path, command) for path in paths]
+    found: dict[tuple[Any, ...], Path] = {}
+    for path, record in zip(paths, records, strict=True):
+        if record["device"] != records[0]["device"]:
+            raise ValueError(
+                f"{path}: expected rows of {records[0]['device']}, as in {paths[0]}, got "
+                f"{record['device']}"
+            )
+        for row in record["rows"]:
+            key = tuple(row.get(name) for name in settings)
+            if (other := found.setdefault(key, path)) is not path:
+                raise ValueError(f"expected each row in one file, got one in {other} and {path}")
+    rows = [row for record in records for row in record["rows"]]
+    return {**records[0], "left_out": [], "rows": rows}
 
 
 def write_json(path: Path | None, record: Mapping[str, Any]) -> None:

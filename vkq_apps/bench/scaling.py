@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 
 import pallas_kernels
-import vkq_jax
 from pallas_kernels.shapes import ModelShape, find_shape
 from vkq_apps.bench import device_memory
+from vkq_apps.bench.codes import MeasuredCodes, read_codes
 from vkq_apps.bench.compiling import compile_ahead
 from vkq_apps.bench.sequence_cache import random_layer
 from vkq_apps.bench.timing import time_of_calls
 from vkq_jax.cache import LayerCache
-from vkq_jax.config import KVQuantConfig
 
 __all__ = ["ScalingSetup", "compare_scaling", "measure_scaling", "plan_scaling"]
 
@@ -46,7 +45,7 @@ class ScalingSetup:
     def __post_init__(self) -> None:
         """Checks names and numbers."""
         find_shape(self.shape)
-        vkq_jax.resolve(self.preset)
+        read_codes(self.preset)
         if min(self.length, self.batch, self.text, self.repeats) < 1:
             raise ValueError(f"lengths, batches and repeats must be positive, got {self}")
 
@@ -87,11 +86,11 @@ def measure_scaling(setup: ScalingSetup, row: dict[str, Any]) -> None:
     All sequences hold the same coded tokens, each in memory of its own; so do the layers that are
     chained to keep the device's cache out of it.
     """
-    shape, quant = find_shape(setup.shape), vkq_jax.resolve(setup.preset)
+    shape, codes = find_shape(setup.shape), read_codes(setup.preset)
     # First of all: where this does not fit, tracing what codes it may already take for ever.
     uncoded = 4 * setup.length * shape.num_kv_heads * shape.head_dim
     device_memory.check_fits(uncoded, "the keys and values of one sequence in bfloat16")
-    sequence = partial(_sequence, shape, setup.length, setup.text, quant)
+    sequence = partial(_sequence, shape, setup.length, setup.text, codes)
     row["implementation_taken"] = implementation = pallas_kernels.choose_implementation(
         setup.implementation, jax.eval_shape(partial(sequence, "reference"))
     )
@@ -112,7 +111,7 @@ def measure_scaling(setup: ScalingSetup, row: dict[str, Any]) -> None:
             outputs.append(_ends(attended.output))
         return query, outputs[0]
 
-    dimensions = shape, setup.length, setup.text, quant, implementation
+    dimensions = shape, setup.length, setup.text, codes, implementation
     single = compile_ahead(_sequence, *dimensions).call()
     ends = _ends(query)
     expected = compile_ahead(_oracle, ends, single).call(ends, single)  # first: it takes memory
@@ -144,14 +143,16 @@ def compare_scaling(row: dict[str, Any], group: Sequence[dict[str, Any]]) -> Non
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _sequence(
-    shape: ModelShape, length: int, text: int, quant: KVQuantConfig, implementation: str
+    shape: ModelShape, length: int, text: int, codes: MeasuredCodes, implementation: str
 ) -> LayerCache:
-    return random_layer(jax.random.key(0), shape, length, text, quant, implementation)
+    return random_layer(jax.random.key(0), shape, length, text, codes, implementation)
 
 
 @partial(jax.jit, static_argnums=1)
 def _repeat(layer: LayerCache, batch: int) -> LayerCache:
-    return jax.tree.map(lambda x: jnp.repeat(x, batch, axis=0), layer)
+    banks = layer.visual, layer.text
+    visual, text = jax.tree.map(lambda x: jnp.repeat(x, batch, axis=0), banks)
+    return dataclasses.replace(layer, visual=visual, text=text)
 
 
 @jax.jit

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 
 import pallas_kernels
 from pallas_kernels.shapes import ModelShape
+from vkq_apps.bench.codes import MeasuredCodes
+from vkq_apps.bench.dictionary_banks import random_tables
 from vkq_jax.accounting import CacheBytes
 from vkq_jax.array_types import Array, Float
 from vkq_jax.cache import KVCache, LayerCache, quantize_visual
-from vkq_jax.config import KVQuantConfig
+from vkq_jax.code_tables import CodeTables
 from vkq_jax.text_bank import TextBank
 
-__all__ = ["abstract_cache", "per_sequence", "random_layer", "repeated_cache"]
+__all__ = ["abstract_cache", "per_sequence", "random_layer", "random_tables_of", "repeated_cache"]
 
 
 def random_layer(
@@ -21,13 +23,17 @@ def random_layer(
     shape: ModelShape,
     visual: int,
     text: int,
-    quant: KVQuantConfig,
+    codes: MeasuredCodes,
     implementation: str | None = None,
 ) -> LayerCache:
     """One layer of one sequence, as `implementation` reads it, with a full text bank.
 
-    Keys and values are random, their channels of different scales.
+    Keys and values are random, their channels of different scales. Tables are random, too, where
+    the codes have any.
     """
+    quant, tables = codes.quant, None
+    if codes.has_tables:
+        tables = random_tables(quant, shape.num_kv_heads, shape.head_dim, key)
 
     def tensor(number: int, positions: int) -> Float[Array, "1 S K H"]:
         lead = jax.random.fold_in(key, number)
@@ -38,12 +44,15 @@ def random_layer(
 
     index = jnp.arange(visual, dtype=jnp.int32)[None]
     bank = quantize_visual(
-        tensor(0, visual), tensor(1, visual), index, jnp.ones((1, visual), bool), quant
+        tensor(0, visual), tensor(1, visual), index, jnp.ones((1, visual), bool), quant, tables
     )
     bank = pallas_kernels.to_kernel_layout(bank, implementation=implementation)
     text_key, text_value = (tensor(number, text).swapaxes(1, 2) for number in (2, 3))
     length = jnp.full(1, text, jnp.int32)
-    return LayerCache((bank,), TextBank(text_key, text_value, length), quant=quant)
+    bank_of_text = TextBank(text_key, text_value, length)
+    if codes.text_bits is not None:
+        bank_of_text = bank_of_text.in_8_bits()
+    return LayerCache((bank,), bank_of_text, quant=quant, tables=tables)
 
 
 def abstract_visual(shape: ModelShape) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
@@ -53,42 +62,55 @@ def abstract_visual(shape: ModelShape) -> tuple[jax.ShapeDtypeStruct, jax.ShapeD
 
 
 def abstract_cache(
-    shape: ModelShape, quant: KVQuantConfig, batch: int, text_capacity: int
-) -> KVCache:
-    """The whole cache of `batch` sequences without memory, as prefill leaves it by default."""
-    return jax.eval_shape(lambda: repeated_cache(shape, quant, batch, text_capacity, 0))
-
-
-def repeated_cache(
     shape: ModelShape,
-    quant: KVQuantConfig,
+    codes: MeasuredCodes,
     batch: int,
     text_capacity: int,
-    text_length: int,
     implementation: str | None = None,
 ) -> KVCache:
-    """A cache whose layers and sequences all hold the `random_layer`, as a prefill leaves it.
+    """The whole cache of `batch` sequences without memory, as prefill leaves it for the default."""
 
-    The text bank has room for `text_capacity` tokens and holds `text_length`.
+    def make(key: jax.Array) -> KVCache:
+        visual = shape.visual_tokens
+        layer = random_layer(key, shape, visual, text_capacity, codes, implementation)
+        return repeated_cache(layer, shape, batch, 0)
+
+    return jax.eval_shape(make, jax.random.key(0))
+
+
+def repeated_cache(layer: LayerCache, shape: ModelShape, batch: int, text_length: int) -> KVCache:
+    """A cache whose layers and sequences all hold this `random_layer`, as a prefill leaves it.
+
+    The text bank has room for all of the layer's text and holds `text_length` tokens.
     """
-    layer = random_layer(
-        jax.random.key(0), shape, shape.visual_tokens, text_capacity, quant, implementation
-    )
 
     def counts(number: int) -> jax.Array:
         return jnp.full(batch, number, jnp.int32)
 
-    def per_layer(x: jax.Array) -> jax.Array:
+    def repeat(x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x, (shape.num_layers, batch, *x.shape[1:]))
 
-    visual, text = jax.tree.map(per_layer, (layer.visual, layer.text))
+    visual, text = jax.tree.map(repeat, (layer.visual, layer.text))
     return KVCache(
         tuple(dataclasses.replace(bank, length=counts(shape.visual_tokens)) for bank in visual),
         dataclasses.replace(text, length=counts(text_length)),
         position=counts(shape.visual_tokens + text_length),
         calibration_skipped=counts(0),
-        quant=quant,
+        quant=layer.quant,
+        tables=_of_all_layers(layer.tables, shape),
     )
+
+
+def random_tables_of(codes: MeasuredCodes, shape: ModelShape, key: jax.Array) -> CodeTables | None:
+    """Tables of all layers, those of one `random_layer`; None where the codes have none."""
+    if not codes.has_tables:
+        return None
+    tables = random_tables(codes.quant, shape.num_kv_heads, shape.head_dim, key)
+    return _of_all_layers(tables, shape)
+
+
+def _of_all_layers(tables: CodeTables | None, shape: ModelShape) -> CodeTables | None:
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (shape.num_layers, *x.shape)), tables)
 
 
 def per_sequence(nbytes: CacheBytes, batch: int) -> dict[str, int]:

@@ -12,7 +12,7 @@ from vkq_apps.bench.quantize import GOAL_PERCENT
 from vkq_apps.bench.step_profile import GROUPS
 from vkq_jax.byte_units import human_bytes
 
-__all__ = ["mesh_table", "quantize_table", "scaling_table", "throughput_table"]
+__all__ = ["mesh_table", "prefill_table", "quantize_table", "scaling_table", "throughput_table"]
 
 Row = dict[str, Any]
 Columns = Mapping[str, Callable[[Row], str]]
@@ -31,7 +31,6 @@ def throughput_table(record: dict[str, Any]) -> Table:
         "x bf16": _ratios,
         "step ms": lambda row: f"{row['step_ms']:.2f}",
         "read ms": lambda row: f"{row['weights_ms']:.2f}",
-        "TTFT ms": lambda row: f"{row['ttft_ms']:.0f} ({_prefill_ratio(row):.2f})",
         "peak GB": lambda row: f"{row['peak_bytes'] / 1e9:.1f}",
         "as xla": lambda row: f"{row['agreement']['equal_tokens']:.0%}",
     }
@@ -45,10 +44,35 @@ def throughput_table(record: dict[str, Any]) -> Table:
             "x bf16": "tokens/s, in brackets both at bf16's largest batch",
             "read ms": "to read the weights once at the bandwidth of a copy, "
             f"{record['bandwidth'] / 1e9:.0f} GB/s",
-            "TTFT ms": "prefill of a few prompts at once (x bf16, of the device's time where it "
-            "is known)",
             "as xla": "greedy tokens that XLA's attention gives too; blank where XLA itself runs "
             "or nothing was compared",
+        },
+    )
+
+
+def prefill_table(record: dict[str, Any]) -> Table:
+    """Rows of `vkq bench prefill`."""
+    columns: Columns = {
+        "shape": lambda row: row["shape"],
+        "mesh": lambda row: row["mesh"] or "",
+        "cache": lambda row: row["preset"],
+        "prompts": lambda row: f"{row['sequences_at_once']} x {row['tokens']}",
+        "ms": lambda row: f"{row['milliseconds']:.1f}",
+        "x bf16": lambda row: f"{row['ratio_to_bf16']:.3f}",
+        "wall ms": lambda row: f"{row['wall_milliseconds']:.1f}",
+        "compile s": lambda row: "" if row["compile_cached"] else f"{row['compile_seconds']:.1f}",
+        "temporary GB": lambda row: f"{row['temporary_bytes'] / 1e9:.2f}",
+        "peak GB": lambda row: f"{row['peak_bytes'] / 1e9:.1f}",
+    }
+    return _table(
+        record,
+        columns,
+        "prefill of a few prompts at once",
+        {
+            "ms": "of the device, where it is known",
+            "wall ms": "until the first token's logits are there",
+            "compile s": "tracing, lowering and compiling; blank where a program was kept on disk",
+            "temporary GB": "scratch memory of a call, by the compiler's plan",
         },
     )
 
@@ -184,10 +208,6 @@ def _cell(row: Row, show: Callable[[Row], str]) -> str:
 def _ratios(row: Row) -> str:
     equal = row.get("ratio_to_bf16_at_equal_batch")
     return f"{row['ratio_to_bf16']:.2f}" + ("" if equal is None else f" ({equal:.2f})")
-
-
-def _prefill_ratio(row: Row) -> float:
-    return row.get("prefill_ratio_to_bf16") or row["ttft_ratio_to_bf16"]
 
 
 def _microseconds(group: str, row: Row) -> str:

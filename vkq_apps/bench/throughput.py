@@ -1,4 +1,8 @@
-"""One row of `vkq bench throughput`: generation at one shape, memory budget and preset.
+"""One row of `vkq bench throughput` or `vkq bench scaling --mesh`: decode steps from a full cache.
+
+Prefills take most of a row's time and say nothing of a step, so the cache is coded from random keys
+and values instead: those of one layer of one sequence, which all others hold as well. `vkq bench
+prefill` measures prefills.
 
 Runs in a process of its own (see `worker`): a device's peak of memory never falls within one.
 """
@@ -12,34 +16,32 @@ import jax
 
 import pallas_kernels
 import vkq_jax
-from models.generation.prefill import prefill
-from models.inputs.batch import Inputs
+from models.generation.decode_loop import DecodeState
 from models.model import Model
-from models.sharding.inputs import place_inputs
 from models.sharding.mesh import check_fit, check_text
 from models.sharding.placing import sequence_parts
 from pallas_kernels.shapes import find_shape
 from vkq_apps.bench import device_memory
-from vkq_apps.bench.decoding import (
-    compare_implementations,
-    first_state,
-    measure_decoding,
-    place_state,
-    replicate,
-)
-from vkq_apps.bench.prefilling import measure_prefill, most_sequences
+from vkq_apps.bench.codes import read_codes
+from vkq_apps.bench.decoding import compare_implementations, measure_decoding, place_state
 from vkq_apps.bench.random_model import (
-    VISION_LAYERS,
     abstract_model,
     decode_weight_bytes,
     drawn_model,
     llava_config,
-    prompts,
 )
-from vkq_apps.bench.sequence_cache import per_sequence
-from vkq_jax.cache import KVCache
+from vkq_apps.bench.sequence_cache import (
+    abstract_cache,
+    per_sequence,
+    random_layer,
+    repeated_cache,
+)
+from vkq_jax.cache import KVCache, LayerCache
 
-__all__ = ["ThroughputSetup", "measure_throughput"]
+__all__ = ["TRANSFORMERS", "ThroughputSetup", "batches_of", "measure_throughput"]
+
+TRANSFORMERS = "transformers"
+"""In place of an implementation: transformers' own `generate`, in PyTorch."""
 
 _MOST_GB = 1e9
 
@@ -50,19 +52,18 @@ class ThroughputSetup:
 
     Attributes:
         shape: name in `pallas_kernels.shapes`. preset: of the visual cache.
-        implementation: of attention over the cache; None takes the default.
+        implementation: of attention over the cache; None takes the default, `TRANSFORMERS` runs
+            none of this library.
         budget_gb: 10^9 bytes for the caches of all sequences.
         round_to: besides the largest batch that fits, that batch rounded down to a multiple of this
             is measured, which matrix products like better; the faster one counts. 0: it is not.
         equal_to: preset at whose largest batch the row is measured as well; None: none.
         text_capacity: text tokens a sequence can hold. prompt_text: those of the prompt.
-        sequences: most of the whole run: of a batch that is decoded, whatever the budget, and of
-            those prefilled at once; None: what the budget holds, and what `most_sequences` says.
+        sequences: most of a batch, whatever the budget; None: what the budget holds.
         short_steps, long_steps: of the two runs whose difference is timed. repeats: of the pair.
         compare_steps: greedy tokens to compare with the "xla" implementation; 0: none.
         mesh: devices to split the model over, each with its own `budget_gb`; None: one.
-        fixed_batch: sequences to decode, whatever would fit, see `measure_fixed_batch`; None: as
-            many as fit.
+        fixed_batch: sequences to decode, whatever the budget; None: as many as fit.
         profile: of a step of a `fixed_batch`, see `measure_decoding`.
     """
 
@@ -86,7 +87,7 @@ class ThroughputSetup:
     def __post_init__(self) -> None:
         """Checks names and numbers before a process is started."""
         find_shape(self.shape)
-        vkq_jax.resolve(self.preset)
+        read_codes(self.preset)
         if not 0 < self.short_steps < self.long_steps or self.repeats < 1:
             raise ValueError(
                 f"steps must be two rising numbers and repeats positive, got "
@@ -125,65 +126,60 @@ class ThroughputSetup:
 def measure_throughput(
     setup: ThroughputSetup, row: dict[str, Any], say: Callable[[str], None]
 ) -> None:
-    """Fills `row` as it goes: what is known before memory runs out stays in it."""
+    """Fills `row` as it goes: what is known before memory runs out stays in it.
+
+    Raises:
+        DoesNotFit: the device has less memory than the caches take.
+        NotImplementedError: `setup.fixed_batch` is no multiple of the mesh's parts of a batch.
+    """
 
     def stage(text: str) -> None:
         row["stage"] = text
         say(text)
 
     stage("planning")
-    shape, quant = find_shape(setup.shape), vkq_jax.resolve(setup.preset)
+    shape = find_shape(setup.shape)
     model = abstract_model(shape, setup.mesh)
     parts = sequence_parts(model.mesh)
-    sequences = setup.sequences or max(most_sequences(shape, setup.prompt_text), parts)
-    inputs = prompts(shape, -(-sequences // parts) * parts, setup.prompt_text)
-    inputs = place_inputs(model.mesh, inputs)
-    sequences = len(inputs.mask)
-    cache = _planned_cache(model, inputs, setup.preset, setup.text_capacity, setup.implementation)
+    cache = _planned_cache(setup, setup.preset, parts, setup.implementation)
     implementation = pallas_kernels.choose_implementation(setup.implementation, cache)
+    nbytes = per_sequence(vkq_jax.cache_nbytes(cache), parts)
     row |= {
         "implementation_taken": implementation,
         "visual_tokens": shape.visual_tokens,
-        "vision_layers": VISION_LAYERS,
-        "bytes_per_sequence": per_sequence(vkq_jax.cache_nbytes(cache), sequences),
+        "bytes_per_sequence": nbytes,
         "weight_bytes": decode_weight_bytes(model),
     }
-    one = row["bytes_per_sequence"]["total"]
     devices = 1 if model.mesh is None else model.mesh.size
-    largest = row["batch"] = _batch(setup, one, devices) // parts * parts
+    own, equal = batches_of(setup, nbytes["total"], devices, parts)
+    row["batch"] = largest = max(own)
     if not largest:
         row |= {
             "status": "does not fit",
-            "message": f"a sequence of {setup.preset} takes {one} bytes, more than the budget",
+            "message": f"a sequence of {setup.preset} takes {nbytes['total']} bytes, more than the "
+            "budget",
         }
         return
-    device_memory.check_fits(largest * one // devices, f"the caches of {largest} sequences")
-    own = {largest}
-    if setup.round_to:
-        own.add(largest // (setup.round_to * parts) * setup.round_to * parts)
-    equal = 0
-    if setup.equal_to is not None:
-        other = _planned_cache(model, inputs, setup.equal_to, setup.text_capacity, None)
-        one = per_sequence(vkq_jax.cache_nbytes(other), sequences)["total"]
-        equal = _batch(setup, one, devices) // parts * parts
+    needed = largest * nbytes["total"] // devices
+    device_memory.check_fits(needed, f"the caches of {largest} sequences")
 
     stage("drawing weights")
     model = drawn_model(model)
-    stage(f"prefilling {sequences} sequences")
-    logits, cache, figures = measure_prefill(
-        model,
-        inputs,
-        quant=quant,
-        cache_length=setup.text_capacity,
-        implementation=setup.implementation,
-        repeats=setup.repeats,
+    draw = partial(
+        random_layer,
+        shape=shape,
+        visual=shape.visual_tokens,
+        text=setup.text_capacity,
+        codes=read_codes(setup.preset),
+        implementation=implementation,
     )
-    row |= figures
-    state = place_state(model.mesh, first_state(logits, cache))
+    # On the host, from where each process may hand it to a program of all devices.
+    layer = jax.device_get(jax.jit(draw)(jax.random.key(0)))
     if setup.compare_steps:
         row["agreement"] = None
         if implementation != "xla":
-            stage(f"comparing with xla on {sequences} sequences")
+            stage("comparing with xla")
+            state = jax.jit(partial(_start, setup, model, parts))(layer)
             row["agreement"] = compare_implementations(
                 model, state, implementation, "xla", setup.compare_steps
             )
@@ -192,12 +188,13 @@ def measure_throughput(
         stage(f"decoding {batch} sequences")
         figures = measure_decoding(
             model,
-            partial(replicate, batch=batch),
-            state,
+            partial(_start, setup, model, batch),
+            layer,
             batch,
             implementation=implementation,
             steps=(setup.short_steps, setup.long_steps),
             repeats=setup.repeats,
+            profile=setup.profile,
         )
         row["batches"].append({"batch": batch, **figures})
     row |= max(
@@ -211,26 +208,44 @@ def measure_throughput(
     del row["stage"]
 
 
-def _batch(setup: ThroughputSetup, one: int, devices: int) -> int:
-    """Sequences of `one` byte count that the budgets hold, and no more than were asked for."""
-    held = int(devices * setup.budget_gb * 1e9 // one)
-    return held if setup.sequences is None else min(held, setup.sequences)
-
-
 def _planned_cache(
-    model: Model, inputs: Inputs, preset: str, text_capacity: int, implementation: str | None
+    setup: ThroughputSetup, preset: str, batch: int, implementation: str | None
 ) -> KVCache:
-    """The cache that prefill fills and decoding reads, abstract."""
+    """The cache that decoding reads, abstract."""
+    shape = find_shape(setup.shape)
+    return abstract_cache(shape, read_codes(preset), batch, setup.text_capacity, implementation)
 
-    def build(model: Model, inputs: Inputs) -> KVCache:
-        _, cache = prefill(
-            model,
-            inputs,
-            None,
-            quant=vkq_jax.resolve(preset),
-            cache_length=text_capacity,
-            implementation=implementation,
-        )
-        return cache
 
-    return jax.eval_shape(build, model, inputs)
+def _start(setup: ThroughputSetup, model: Model, batch: int, layer: LayerCache) -> DecodeState:
+    """The state before the first tokens of `batch` sequences, which are random."""
+    shape = find_shape(setup.shape)
+    tokens = jax.random.randint(jax.random.key(1), (batch,), 0, shape.vocab_size)
+    # A mesh pads the vocabulary.
+    logits = jax.nn.one_hot(tokens, len(model.params["text"]["lm_head"]["weight"]))
+    cache = repeated_cache(layer, shape, batch, setup.prompt_text)
+    return place_state(model.mesh, DecodeState.start(logits, cache))
+
+
+def batches_of(setup: ThroughputSetup, one: int, devices: int, parts: int) -> tuple[set[int], int]:
+    """Batches of sequences of `one` byte count: the row's own, and that of the preset it equals.
+
+    Both are multiples of `parts`; 0 where the budget holds no such batch, or no preset is named.
+    """
+    if (batch := setup.fixed_batch) is not None:
+        if batch % parts:
+            raise NotImplementedError(f"{setup.mesh} takes batches of a multiple of {parts}")
+        return {batch}, 0
+
+    def largest(one: int) -> int:
+        held = int(devices * setup.budget_gb * 1e9 // one)
+        most = held if setup.sequences is None else min(held, setup.sequences)
+        return most // parts * parts
+
+    own = {largest(one)}
+    if setup.round_to:
+        step = setup.round_to * parts
+        own |= {batch // step * step for batch in own}
+    if setup.equal_to is None:
+        return own, 0
+    cache = _planned_cache(setup, setup.equal_to, parts, None)
+    return own, largest(per_sequence(vkq_jax.cache_nbytes(cache), parts)["total"])

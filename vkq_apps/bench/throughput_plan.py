@@ -99,9 +99,6 @@ def compare_throughput(row: dict[str, Any], group: Sequence[dict[str, Any]]) -> 
     best = max(baselines, key=lambda other: other["tokens_per_second"])
     row["baseline_implementation"] = best["implementation_taken"]
     row["ratio_to_bf16"] = row["tokens_per_second"] / best["tokens_per_second"]
-    row["ttft_ratio_to_bf16"] = row["ttft_ms"] / best["ttft_ms"]
-    if row["prefill_device_ms"] and best["prefill_device_ms"]:
-        row["prefill_ratio_to_bf16"] = row["prefill_device_ms"] / best["prefill_device_ms"]
     fastest = _speed_at(row, [row])
     rival = _speed_at(row, baselines)
     if fastest and rival:

@@ -16,10 +16,11 @@ from typing import Any
 import jax
 
 from vkq_apps.bench import device_memory
-from vkq_apps.bench.fixed_batch import measure_fixed_batch
+from vkq_apps.bench.prefilling import PrefillSetup, measure_prefill
 from vkq_apps.bench.rows import attempt
-from vkq_apps.bench.throughput import ThroughputSetup, measure_throughput
+from vkq_apps.bench.throughput import TRANSFORMERS, ThroughputSetup, measure_throughput
 from vkq_apps.bench.timing import bandwidth
+from vkq_apps.bench.transformers_rival import measure_transformers
 from vkq_apps.cli.console import log
 from vkq_apps.cli.errors import show_tracebacks, tracebacks_shown
 from vkq_apps.cli.hosts import join_hosts, leave_hosts
@@ -48,13 +49,24 @@ def probe() -> dict[str, Any]:
 def throughput(**settings: Any) -> dict[str, Any]:
     """A row without what its settings say already."""
     setup = ThroughputSetup(**settings)
-    if setup.mesh is not None:
+    measure = measure_throughput
+    if setup.implementation == TRANSFORMERS:
+        jax.config.update("jax_platforms", "cpu")  # the device is PyTorch's
+        measure = measure_transformers
+    elif setup.mesh is not None:
         join_hosts()
-    measure = measure_throughput if setup.fixed_batch is None else measure_fixed_batch
     return attempt(lambda row: measure(setup, row, _say), {})
 
 
-TASKS: dict[str, Task] = {"probe": probe, "throughput": throughput}
+def prefill(**settings: Any) -> dict[str, Any]:
+    """As `throughput`, of `vkq bench prefill`."""
+    setup = PrefillSetup(**settings)
+    if setup.mesh is not None:
+        join_hosts()
+    return attempt(lambda row: measure_prefill(setup, row, _say), {})
+
+
+TASKS: dict[str, Task] = {"probe": probe, "throughput": throughput, "prefill": prefill}
 
 
 def call(

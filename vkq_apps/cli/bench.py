@@ -2,22 +2,23 @@
 
 import contextlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from pallas_kernels.shapes import SHAPES
 from vkq_apps.bench import tables
 from vkq_apps.bench.baselines import BASELINES
 from vkq_apps.bench.cases import CASES
-from vkq_apps.bench.commands import Output, run_meshes, run_quantize, run_scaling, run_throughput
+from vkq_apps.bench.commands import (
+    Output,
+    run_meshes,
+    run_quantize,
+    run_scaling,
+)
 from vkq_apps.bench.explain import explain_shape
 from vkq_apps.bench.options import (
-    Baselines,
-    Implementations,
     Meshes,
     Out,
     Preset,
@@ -34,13 +35,14 @@ from vkq_apps.bench.options import (
     numbers,
 )
 from vkq_apps.bench.quantize import plan_quantize
-from vkq_apps.bench.results_file import ResultsFile, read_json, write_json
+from vkq_apps.bench.results_file import read_json, write_json
 from vkq_apps.bench.scaling import plan_scaling
-from vkq_apps.bench.throughput_plan import BASELINE, plan_meshes, plan_throughput
+from vkq_apps.bench.throughput_plan import BASELINE, plan_meshes
 from vkq_apps.cli.arguments import JsonOption
-from vkq_apps.cli.console import log, out, print_json
+from vkq_apps.cli.bench_generation import REAL_SHAPES, join, prefill, throughput
+from vkq_apps.cli.bench_output import output_on_hosts, say, show
+from vkq_apps.cli.console import out, print_json
 from vkq_apps.cli.counts import check_count
-from vkq_apps.cli.hosts import hosts_named, leave_results_to_first
 from vkq_apps.provenance import provenance
 from vkq_jax.byte_units import human_bytes
 
@@ -48,9 +50,13 @@ __all__ = ["bench"]
 
 bench = typer.Typer(help="Speed and memory: attention, coding, whole generation.")
 
-REAL_SHAPES = ",".join(name for name in SHAPES if name != "tiny")
 BATCHES = "1,4,16,64,256,1024"
 LENGTHS = ",".join(str(1024 * 2**i) for i in range(8))
+
+
+bench.command()(throughput)
+bench.command()(join)
+bench.command()(prefill)
 
 
 @bench.callback(invoke_without_command=True)
@@ -112,68 +118,6 @@ def kernel(
 
 
 @bench.command()
-def throughput(
-    shape: Shapes = REAL_SHAPES,
-    budget: Annotated[
-        str, typer.Option(metavar="GB", help="GB of KV cache a device, comma-separated.")
-    ] = "5,10,30",
-    preset: Presets = "signs-1bit",
-    implementation: Implementations = "auto",
-    baseline: Baselines = "auto",
-    text_capacity: TextCapacity = 64,
-    prompt_text: PromptText = 32,
-    sequences: Sequences = None,
-    steps: Annotated[
-        str, typer.Option(metavar="N,N", help="Steps of the two runs whose difference counts.")
-    ] = "4,20",
-    round_to: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            callback=check_count,
-            help="Also try the largest batch, rounded down to a multiple of this; 0: do not.",
-        ),
-    ] = 64,
-    compare_steps: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            callback=check_count,
-            help="Greedy tokens to compare with xla; 0: none.",
-        ),
-    ] = 8,
-    mesh: Meshes = None,
-    repeats: Repeats = 3,
-    seconds: Seconds = None,
-    resume: Resume = False,
-    results: Out = None,
-    json: JsonOption = False,
-) -> None:
-    """Whole generation at real shapes and random weights: bf16 and coded, in a budget of GB."""
-    short, long = numbers("--steps", steps, int, count=2)
-    groups = plan_throughput(
-        names("--shape", shape),
-        numbers("--budget", budget, float),
-        [name for name in names("--preset", preset) if name != "none"],
-        [implementation_of(name) for name in names("--implementation", implementation)],
-        [implementation_of(name) for name in names("--baseline", baseline)],
-        compare_steps=compare_steps,
-        meshes=mesh or [None],
-        round_to=round_to,
-        text_capacity=text_capacity,
-        prompt_text=prompt_text,
-        sequences=sequences,
-        short_steps=short,
-        long_steps=long,
-        repeats=repeats,
-    )
-    output = _on_hosts(mesh, results, resume=resume, seconds=seconds)
-    _finish(run_throughput(groups, output), tables.throughput_table, json)
-
-
-@bench.command()
 def quantize(
     shape: Shapes = REAL_SHAPES,
     preset: Presets = "signs-1bit,quantile-1bit",
@@ -188,13 +132,13 @@ def quantize(
     """Coding a layer's keys and values beside the prefill of that layer."""
     setups = plan_quantize(
         names("--shape", shape),
-        names("--preset", preset),
+        names("--quant", preset),
         prompt_text=prompt_text,
         sequences=sequences,
         repeats=repeats,
     )
-    output = Output(results, resume=resume, seconds=seconds, say=_say)
-    _finish(run_quantize(setups, output), tables.quantize_table, json)
+    output = Output(results, resume=resume, seconds=seconds, say=say)
+    show(run_quantize(setups, output), tables.quantize_table, json)
 
 
 @bench.command()
@@ -266,8 +210,8 @@ def scaling(
             weak=weak,
             profile=profile,
         )
-        output = _on_hosts(mesh, results, resume=resume, seconds=seconds)
-        _finish(run_meshes(setups, output), tables.mesh_table, json)
+        output = output_on_hosts(mesh, results, resume=resume, seconds=seconds)
+        show(run_meshes(setups, output), tables.mesh_table, json)
         return
     if weak:
         raise ValueError("--weak-scaling: expected --mesh, whose data axis it is about")
@@ -282,14 +226,14 @@ def scaling(
         shape=shape,
         repeats=repeats,
     )
-    output = Output(results, resume=resume, seconds=seconds, say=_say)
+    output = Output(results, resume=resume, seconds=seconds, say=say)
     measured = run_scaling(groups, output)
     if results is not None:
         try:
             plot(results)
         except ImportError as error:  # a machine that only measures
-            _say(f"no plot: {error}; `vkq bench plot {results}` draws it elsewhere")
-    _finish(measured, tables.scaling_table, json)
+            say(f"no plot: {error}; `vkq bench plot {results}` draws it elsewhere")
+    show(measured, tables.scaling_table, json)
 
 
 @bench.command()
@@ -348,33 +292,3 @@ def explain(
         out.print(f"  {line}")
     for line in record["coding_explanation"]:
         out.print(f"  coding, {line}")
-
-
-def _say(text: str) -> None:
-    log.print(text)
-
-
-def _on_hosts(
-    mesh: list[str] | None, path: Path | None, *, resume: bool, seconds: float | None
-) -> Output:
-    """Where rows go: the first host writes and shows those of meshes that span several."""
-    count, number = hosts_named() if mesh else (1, 0)
-    if count > 1 and (resume or seconds is not None):
-        raise ValueError(
-            f"{'--resume' if resume else '--seconds'}: expected one host, got {count}, which have "
-            "to measure the same rows"
-        )
-    if number:
-        leave_results_to_first()
-    return Output(None if number else path, resume=resume, seconds=seconds, say=_say)
-
-
-def _finish(results: ResultsFile, table: Callable[[dict[str, Any]], Table], json: bool) -> None:
-    """Shows what was measured; a row that failed fails the command."""
-    record = results.record()
-    if json:
-        print_json(record)
-    else:
-        out.print(table(record))
-    if any(row["status"] == "failed" for row in results.rows):
-        raise typer.Exit(1)

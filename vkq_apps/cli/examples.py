@@ -32,12 +32,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "vkq bench kernel --check",
         "vkq bench kernel --cases mha-32k --baselines xla",
     ),
-    "bench throughput": ("vkq bench throughput --shape llava-1.5-7b --budget 30 --out speed.json",),
+    "bench throughput": (
+        "vkq bench throughput --shape llava-1.5-7b --budget 30 --out speed.json",
+        "vkq bench throughput --baseline auto,transformers --quant vkq-1bit:text8 --budget 5",
+    ),
+    "bench prefill": ("vkq bench prefill --shape internvl2.5-8b --out prefill.json",),
     "bench quantize": ("vkq bench quantize --shape internvl2.5-8b --out coding.json",),
     "bench scaling": (
         "vkq bench scaling --length 4096,16384 --batch 1,16 --out scaling.json",
         "vkq bench scaling --mesh data=1 --mesh model=2 --batch 64 --out mesh.json",
     ),
+    "bench join": ("vkq bench join here.json there.json --out results/throughput.json",),
     "bench plot": ("vkq bench plot scaling.json",),
     "bench explain": ("vkq bench explain --shape qwen2.5-vl-7b --batch 16",),
 }
