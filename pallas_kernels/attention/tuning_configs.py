@@ -12,6 +12,7 @@ __all__ = ["choose_tuning", "keeping_tuning"]
 
 _MULTIPROCESSORS = 132  # of an H100
 _RESERVED_BYTES = 12 * 1024  # of a thread block's shared memory: for what the launch takes itself
+_EIGHT_WARPS = 119 * 8  # of thread blocks of eight that nearly fill the device
 _WARPS = 16  # that one of them holds at 128 registers a thread
 
 
@@ -36,6 +37,9 @@ def choose_tuning(
     planes). More than four, or several of 256 channels, need twice the registers: half as many
     warps.
 
+    Short banks of several classes of tokens are divided class after class: more than four warps
+    would have none of a small class's blocks, and eight in a thread block keep their registers.
+
     Many teams of up to four with short banks: two warps each, in small thread blocks, which fill
     the device evenly whatever their number; in large ones where those do too. Otherwise large ones;
     long banks and few heads are shared by more warps, then by more thread blocks, whose results
@@ -57,6 +61,10 @@ def choose_tuning(
     if short and 2 * teams >= 7 * _MULTIPROCESSORS:
         large = per_team > 1 and _fills_evenly(-(-2 * teams // warps))
         tuning = TuningConfig(warps=warps if large else 4, team=2, queries=per_team)
+        return _within_memory(tuning, head_dim, classes, architecture)
+    several = short and per_team > 1 and classes[0].of_classes > 1
+    if several and 4 * teams >= _EIGHT_WARPS:
+        tuning = TuningConfig(warps=8, team=4, queries=per_team)
         return _within_memory(tuning, head_dim, classes, architecture)
     blocks = packed_blocks + sum(-(-bank.capacity // 16) for bank in dense)
     wanted = _MULTIPROCESSORS * warps // 2
