@@ -63,7 +63,7 @@ def choose_tuning(
         tuning = TuningConfig(warps=warps if large else 4, team=2, queries=per_team)
         return _within_memory(tuning, head_dim, classes, architecture)
     several = short and per_team > 1 and classes[0].of_classes > 1
-    if several and 4 * teams >= _EIGHT_WARPS:
+    if several and not classes[0].key.codebook and 4 * teams >= _EIGHT_WARPS:
         tuning = TuningConfig(warps=8, team=4, queries=per_team)
         return _within_memory(tuning, head_dim, classes, architecture)
     blocks = packed_blocks + sum(-(-bank.capacity // 16) for bank in dense)
