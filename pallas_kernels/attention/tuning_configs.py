@@ -12,7 +12,6 @@ __all__ = ["choose_tuning", "keeping_tuning"]
 
 _MULTIPROCESSORS = 132  # of an H100
 _RESERVED_BYTES = 12 * 1024  # of a thread block's shared memory: for what the launch takes itself
-_EIGHT_WARPS = 119 * 8  # of thread blocks of eight that nearly fill the device
 _WARPS = 16  # that one of them holds at 128 registers a thread
 
 
@@ -38,7 +37,8 @@ def choose_tuning(
     warps.
 
     Short banks of several classes of tokens are divided class after class: more than four warps
-    would have none of a small class's blocks, and eight in a thread block keep their registers.
+    would have none of a small class's blocks, and eight in a thread block keep their registers. So
+    they are cut where thread blocks of two such teams fill the device once.
 
     Many teams of up to four with short banks: two warps each, in small thread blocks, which fill
     the device evenly whatever their number; in large ones where those do too. Otherwise large ones;
@@ -63,7 +63,9 @@ def choose_tuning(
         tuning = TuningConfig(warps=warps if large else 4, team=2, queries=per_team)
         return _within_memory(tuning, head_dim, classes, architecture)
     several = short and per_team > 1 and classes[0].of_classes > 1
-    if several and not classes[0].key.codebook and 4 * teams >= _EIGHT_WARPS:
+    of_eight = -(-teams // 2)  # thread blocks
+    one_round = of_eight <= _MULTIPROCESSORS and _fills_evenly(of_eight)
+    if several and not classes[0].key.codebook and one_round:
         tuning = TuningConfig(warps=8, team=4, queries=per_team)
         return _within_memory(tuning, head_dim, classes, architecture)
     blocks = packed_blocks + sum(-(-bank.capacity // 16) for bank in dense)
