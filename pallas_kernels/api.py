@@ -283,7 +283,7 @@ def _own_query(
 
 _SLOW_BIAS = (
     "attention over this coded cache may be slower here than over a bfloat16 cache: XLA computes "
-    "the share of the keys' bias in each score"
+    "the share of the keys' bias in each score at all positions"
 )
 
 
@@ -294,8 +294,8 @@ def slowdown_reason(
 ) -> str | None:
     """One line where attention over a coded cache takes longer than over bfloat16; else None.
 
-    XLA on a GPU does, and the fused kernel may with a key bias. On other devices arithmetic, not
-    memory, takes the time of both.
+    XLA on a GPU does, and the fused kernel may with a key bias whose positions have one axis. On
+    other devices arithmetic, not memory, takes the time of both.
 
     Args:
         cache, logits_soft_cap: as `explain`. implementation: as `decode_attention`.
@@ -312,7 +312,9 @@ def slowdown_reason(
     if not coded or jax.default_backend() != "gpu":
         return None
     if name == "mosaic_gpu":
-        return _SLOW_BIAS if cache.key_bias is not None else None
+        # Positions of several axes are few numbers each.
+        one_axis = cache.key_bias is not None and cache.key_bias.num_axes == 1
+        return _SLOW_BIAS if one_axis else None
     reason = unavailable_reason("mosaic_gpu", cache, logits_soft_cap)
     if reason is None and (untried := untried_reason("mosaic_gpu")) and implementation is None:
         reason = f'{untried}; implementation="mosaic_gpu" asks for it'

@@ -39,7 +39,7 @@ def program_of(spec: KernelSpec | SlotSpec) -> Program:
             results={"entry": jax.ShapeDtypeStruct((spec.heads, sum(spec.slots)), jnp.int32)},
             grid=spec.heads,
             warps=WARPS,
-            shared_words=2 * WARPS,
+            shared_words=spec.shared_words,
         )
     shapes = {}
     for part in spec.parts:

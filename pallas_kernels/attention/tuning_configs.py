@@ -36,6 +36,10 @@ def choose_tuning(
     planes). More than four, or several of 256 channels, need twice the registers: half as many
     warps.
 
+    Short banks of several classes of tokens are divided class after class: more than four warps
+    would have none of a small class's blocks, and eight in a thread block keep their registers. So
+    they are cut where thread blocks of two such teams fill the device once.
+
     Many teams of up to four with short banks: two warps each, in small thread blocks, which fill
     the device evenly whatever their number; in large ones where those do too. Otherwise large ones;
     long banks and few heads are shared by more warps, then by more thread blocks, whose results
@@ -57,6 +61,12 @@ def choose_tuning(
     if short and 2 * teams >= 7 * _MULTIPROCESSORS:
         large = per_team > 1 and _fills_evenly(-(-2 * teams // warps))
         tuning = TuningConfig(warps=warps if large else 4, team=2, queries=per_team)
+        return _within_memory(tuning, head_dim, classes, architecture)
+    several = short and per_team > 1 and classes[0].of_classes > 1
+    of_eight = -(-teams // 2)  # thread blocks
+    one_round = of_eight <= _MULTIPROCESSORS and _fills_evenly(of_eight)
+    if several and not classes[0].key.codebook and one_round:
+        tuning = TuningConfig(warps=8, team=4, queries=per_team)
         return _within_memory(tuning, head_dim, classes, architecture)
     blocks = packed_blocks + sum(-(-bank.capacity // 16) for bank in dense)
     wanted = _MULTIPROCESSORS * warps // 2

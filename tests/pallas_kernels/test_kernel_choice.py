@@ -143,6 +143,21 @@ def test_tunings_that_were_measured(heads, queries, positions, tuning):
     assert choose_tuning(heads, queries, 128, (packed,), (Dense("text", 64),)) == tuning
 
 
+def test_short_banks_of_classes_fill_the_device_once_by_teams_of_four():
+    def classes(codebook):
+        codings = (Coding(8, bits, rotated=True, codebook=codebook) for bits in (2, 1, 0))
+        slots = (832, 1631, 865)
+        return [
+            Packed(count, coding, coding, number, of_classes=3)
+            for number, (count, coding) in enumerate(zip(slots, codings, strict=True))
+        ]
+
+    assert choose_tuning(64 * 4, 4, 128, classes(False), ()) == TuningConfig(8, 4, 1, 4)
+    assert choose_tuning(64 * 2, 7, 128, classes(False), ()) == TuningConfig(8, 4, 1, 4)
+    assert choose_tuning(64 * 4, 4, 128, classes(True), ()).warps == 16
+    assert choose_tuning(75 * 4, 4, 128, classes(False), ()).warps == 16  # two rounds
+
+
 def test_explain_says_how_the_work_is_divided():
     query, layer = shapes_of(Shape(head_dim=128, num_heads=8, num_queries=2), CODES["signs"])
     text = pallas_kernels.explain(stacked_shapes(layer, 3), query)

@@ -15,6 +15,7 @@ TOKENS = 16  # of a word of the map, two bits each
 WARPS = 16
 THREADS = 32 * WARPS
 _LOW_BITS = 0x55555555
+_MOST_BYTES = 80 * 1024  # of shared memory for entries, on any architecture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,16 @@ class SlotSpec:
     def words(self) -> int:
         """Words of the map of one head."""
         return -(-self.num_positions // TOKENS)
+
+    @property
+    def collects(self) -> bool:
+        """Whether shared memory has room for a head's entries, which then leave it in order."""
+        return 4 * sum(self.slots) <= _MOST_BYTES
+
+    @property
+    def shared_words(self) -> int:
+        """Words of shared memory of a thread block: sums of warps, entries."""
+        return 2 * WARPS + (sum(self.slots) if self.collects else 0)
 
 
 class SlotEntries:
@@ -84,16 +95,24 @@ class SlotEntries:
         counts = ops.loop(
             rounds, [0] * len(spec.classes), lambda i, before: self._round(i, before, length)
         )
+        ops.barrier()
         for number, count in zip(spec.classes, counts, strict=True):
             first, slots = sum(spec.slots[:number]), spec.slots[number]
 
-            def empty(i, _, first=first, slots=slots, count=count):
+            def finish(i, _, first=first, slots=slots, count=count):
                 slot = ops.mad(i, THREADS, self._thread)
-                free = ops.where_less(slot, count, 0, ops.where_less(slot, slots, 1, 0))
-                ops.store(free, ops.address(self._entries, slot, 4), 4 * first, 0)
+                entry = 0
+                if spec.collects:
+                    at = ops.mad(ops.min(slot, slots - 1), 4, ops.shared())
+                    entry = ops.as_bits(ops.load_shared(at, 4 * (2 * WARPS + first)))
+                    entry = ops.where_less(slot, count, entry, 0)
+                there = ops.where_less(slot, slots, 1, 0)
+                if not spec.collects:  # the others are where they belong
+                    there = ops.where_less(slot, count, 0, there)
+                ops.store(there, ops.address(self._entries, slot, 4), 4 * first, entry)
                 return []
 
-            ops.loop(-(-slots // THREADS), [], empty)
+            ops.loop(-(-slots // THREADS), [], finish)
 
     def _round(self, i: Value, before: list[Value], length: Value) -> list[Value]:
         """Writes the entries of a word of each thread; the tokens of each class so far."""
@@ -120,7 +139,11 @@ class SlotEntries:
             position = ops.min(ops.add(first, token), spec.num_positions - 1)
             entry = ops.load(ops.address(self._numbers, position, 4))
             there = ops.where_less(token, count, 1, 0)
-            ops.store(there, ops.address(self._entries, slot, 4), 0, entry)
+            if spec.collects:
+                at = ops.mad(slot, 4, ops.shared())
+                ops.store_shared(there, at, 4 * 2 * WARPS, ops.from_bits(entry))
+            else:
+                ops.store(there, ops.address(self._entries, slot, 4), 0, entry)
         return [ops.add(x, y) for x, y in zip(before, totals, strict=True)]
 
     def _members(self, word: Value, valid: Value, number: int) -> Value:
