@@ -41,6 +41,7 @@ from vkq_apps.cli.arguments import JsonOption
 from vkq_apps.cli.console import log, out, print_json
 from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.hosts import hosts_named, leave_results_to_first
+from vkq_apps.outputs import check_record_place
 from vkq_apps.provenance import provenance
 from vkq_jax.byte_units import human_bytes
 
@@ -282,6 +283,8 @@ def scaling(
         shape=shape,
         repeats=repeats,
     )
+    if results is not None:
+        _plot_of(results)
     output = Output(results, resume=resume, seconds=seconds, say=_say)
     measured = run_scaling(groups, output)
     if results is not None:
@@ -306,12 +309,20 @@ def plot(
     title = f"Decode attention on {record.get('device')}, heads of {record.get('shape')}"
     rows = [row for row in record["rows"] if row.get("shape") == record.get("shape")]
     try:
-        plot_scaling(results.with_suffix(".png"), rows, title)
+        plot_scaling(_plot_of(results), rows, title)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{results}: expected rows as `vkq bench scaling` writes them, got one that lacks or "
             f"changes {error}"
         ) from error
+
+
+def _plot_of(results: Path) -> Path:
+    """The plot beside a file of results; raises ValueError where both have one name."""
+    plot = results.with_suffix(".png")
+    if plot == results:
+        raise ValueError(f"{results}: expected another ending, .png is that of the plot beside it")
+    return plot
 
 
 @bench.command()
@@ -330,8 +341,11 @@ def explain(
     json: JsonOption = False,
 ) -> None:
     """Which implementations, of attention and coding, a shape takes on this device, and why."""
+    command = "vkq bench explain"
+    if results is not None:
+        check_record_place(results, command)
     record = {
-        "command": "vkq bench explain",
+        "command": command,
         **provenance(),
         **explain_shape(shape, batch, preset, queries_per_step, text_capacity),
     }
