@@ -18,6 +18,7 @@ from typing import Any, Literal, Union
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import AbstractArray, jaxtyped
 
 from vkq_jax.array_types import Array
@@ -90,7 +91,7 @@ def check_type(name: str, value: Any, expected: type | tuple[type, ...], *, hint
 
 def check_untraced(name: str, tree: Any) -> None:
     """Raises ValueError where any array of a pytree is traced, whose values are needed."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
         raise ValueError(
             f"{name}: expected arrays with values, got traced ones: call this outside of jit, vmap "
             "and grad"
