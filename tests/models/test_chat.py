@@ -275,6 +275,8 @@ def test_the_process_of_templates_keeps_to_the_lower_limit_of_memory(tmp_path, m
     """With a stand-in of transformers, which takes seconds to import and more memory."""
     utils = tmp_path / "transformers" / "utils"
     utils.mkdir(parents=True)
+    for package in (utils.parent, utils):
+        (package / "__init__.py").touch()
     (utils / "chat_template_utils.py").write_text(
         "import resource\n"
         "def render_jinja_template(**request):\n"
