@@ -228,6 +228,15 @@ def test_a_missing_device_is_named(monkeypatch, capsys, command, failure):
     assert "JAX finds no device with JAX_PLATFORMS=x: expected cpu" in err
 
 
+def test_a_deleted_current_folder_is_named(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    code, err = run(capsys, ["--version"])
+    assert (code, err) == (2, "vkq: error: the current folder was deleted: change to another one\n")
+
+
 @pytest.fixture
 def command(monkeypatch, tmp_path):
     """Makes `vkq demo` a program of the test's own."""
