@@ -1,7 +1,9 @@
 """Annotation files and logs of `vkq eval`, damaged: read, or refused in one clear line."""
 
 import base64
+import errno
 import json
+import os
 import random
 from pathlib import Path
 
@@ -170,3 +172,15 @@ def test_devices_that_never_end_are_refused(place, one_clear_error):
     with pytest.raises(ValueError, match="got a device") as error:
         read_text(Path(place))
     one_clear_error(error.value)
+
+
+def test_a_log_on_a_full_disk_is_named(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    record = Record("none", "t", "0", "a", 3, 0.5, 1, 1.0, 1.0, 8, 32)
+    log = SampleLog(tmp_path / "log", {})
+    monkeypatch.setattr(os, "fsync", fail)
+    for write in (lambda: SampleLog(tmp_path / "other", {}), lambda: log.add([record])):
+        with pytest.raises(OSError, match="(log|other) cannot be written: No space left"):
+            write()
