@@ -78,7 +78,8 @@ def dequantize(q: QuantizedTensor, tables: SideTables | None = None) -> Float[Ar
         tables: the same that were given to `quantize`; None where none were.
 
     Raises:
-        ValueError: q is no `QuantizedTensor`; tables are missing, do not fit, or the codes read none.
+        ValueError: q is no `QuantizedTensor`; tables are missing, do not fit, or the codes read
+            none.
     """
     if not isinstance(q, QuantizedTensor):
         raise ValueError(f"q must be codes, from quantize(x, config), got {shown(q)}")

@@ -182,5 +182,5 @@ def test_a_log_on_a_full_disk_is_named(tmp_path, monkeypatch):
     log = SampleLog(tmp_path / "log", {})
     monkeypatch.setattr(os, "fsync", fail)
     for write in (lambda: SampleLog(tmp_path / "other", {}), lambda: log.add([record])):
-        with pytest.raises(OSError, match="(log|other) cannot be written: No space left"):
+        with pytest.raises(OSError, match=r"(log|other) cannot be written: No space left"):
             write()
