@@ -10,7 +10,7 @@ from vkq_jax.persistence import is_written_here
 __all__ = ["check_record_place", "check_stored_place"]
 
 _MARKS = {"device", "commit", "time"}
-"""Fields of every record, see `vkq_apps.provenance`."""
+"""Fields by which the records of kernels are known, which did not name their command at first."""
 
 
 def check_record_place(path: Path, command: str) -> None:
@@ -40,11 +40,11 @@ def _is_record(path: Path, command: str) -> bool:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return False
-    return (
-        isinstance(record, dict)
-        and record.keys() >= _MARKS
-        and record.get("command", command) == command
-    )
+    if not isinstance(record, dict):
+        return False
+    if "command" in record:
+        return record["command"] == command
+    return record.keys() >= _MARKS
 
 
 def _foreign(path: Path, command: str) -> ValueError:
