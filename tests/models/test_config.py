@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 
@@ -401,3 +402,26 @@ def test_files_of_these_families_hold_no_weights_that_are_not_read(model_type):
     names = family_of(model_type).weights(config)
     assert not names.is_unused("vision.blocks.99.weight")
     assert not names.is_unused("text.layers.0.weight")
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "theirs"),
+    [
+        ("aya_vision", "_VISION", "AyaVisionConfig"),
+        ("idefics3", "_TEXT", "Idefics3Config"),
+        ("llava", "_VISION", "LlavaConfig"),
+        ("llava_onevision", "_VISION", "LlavaOnevisionConfig"),
+        ("mistral3", "_VISION", "Mistral3Config"),
+        ("mistral3", "_TEXT", "Mistral3Config"),
+        ("paligemma", "_VISION", "PaliGemmaConfig"),
+        ("paligemma", "_TEXT", "PaliGemmaConfig"),
+    ],
+)
+def test_towers_of_a_file_without_them_are_those_of_transformers(family, name, theirs):
+    own = dict(getattr(importlib.import_module(f"models.families.{family}.config"), name))
+    expected = getattr(getattr(transformers, theirs)(), f"{name[1:].lower()}_config").to_dict()
+    # transformers has the base of RoPE among other settings of it.
+    base = own.pop("rope_theta", None)
+    assert base in (None, expected.get("rope_parameters", {}).get("rope_theta"))
+    assert own
+    assert own == {field: expected[field] for field in own}
