@@ -44,7 +44,8 @@ def _(model: Model) -> dict[str, str] | None:
 def _(generation: Generation) -> dict[str, str] | None:
     rows = {"tokens": describe_array(generation.tokens)}
     lengths = generation.lengths
-    if isinstance(lengths, jax.Array) and not isinstance(lengths, Tracer):
+    known = isinstance(lengths, jax.Array) and not isinstance(lengths, Tracer)
+    if known and not lengths.is_deleted():
         shown = np.asarray(lengths).ravel().tolist()
         rest = len(shown) - 8
         rows["lengths"] = ", ".join(map(str, shown[:8])) + (f" and {rest} more" if rest > 0 else "")

@@ -5,7 +5,7 @@ import dataclasses
 from vkq_jax.cache import KVCache
 from vkq_jax.dense import DenseTensor
 from vkq_jax.display import table
-from vkq_jax.layered import AnyCache, LayeredCache
+from vkq_jax.layered import AnyCache, LayeredCache, check_cache_type
 from vkq_jax.pytree import nbytes
 from vkq_jax.quantized import QuantizedTensor
 from vkq_jax.split_tensor import SplitTensor
@@ -60,6 +60,7 @@ def cache_nbytes(cache: AnyCache) -> CacheBytes:
     All that grows with the tokens: not counters per sequence, nor a score map, which all caches of
     a model share.
     """
+    check_cache_type(cache)
     sizes = [dataclasses.astuple(_part_nbytes(part)) for part in cache.parts]
     total = CacheBytes(*map(sum, zip(*sizes, strict=True)))
     if isinstance(cache, LayeredCache):

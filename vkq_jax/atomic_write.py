@@ -12,12 +12,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from vkq_jax.validation import as_path
+
 try:
     import fcntl
 except ImportError:  # Windows: folders stay unlocked there, and none is taken for a killed writer's
     fcntl = None
 
-__all__ = ["atomic_write", "check_place", "check_writable", "lock", "part_folder"]
+__all__ = ["atomic_write", "check_place", "check_writable", "lock", "part_folder", "reserved"]
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
@@ -28,7 +30,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: something other than a regular file is there, or no file can be made there.
     """
-    path = Path(path)
+    path = as_path(path)
     # A link to a file is written through, as by `open`; replacing it would leave the file as it is.
     target = Path(os.path.realpath(path))
     # `realpath` leaves a link in place only where links lead in a circle.
@@ -106,8 +108,7 @@ def part_folder(target: Path, parent: Path | None = None) -> Iterator[Path]:
         OSError: no folder can be made there.
     """
     parent = target.parent if parent is None else parent
-    # The name itself may be too long to be part of another name.
-    prefix = f".part-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}-"
+    prefix = _prefix(target)
     for left in list(parent.glob(f"{prefix}*")):
         with contextlib.suppress(OSError), _locked(left):
             shutil.rmtree(left, ignore_errors=True)
@@ -115,6 +116,37 @@ def part_folder(target: Path, parent: Path | None = None) -> Iterator[Path]:
         folder = _make_locked(prefix, parent, stack)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
+
+
+@contextmanager
+def reserved(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keeps other processes from work towards the same file until the block ends.
+
+    Raises:
+        ValueError: another process has reserved it, or as `check_writable` does.
+    """
+    target = check_writable(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.parent / f"{_prefix(target)}held"
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(exist_ok=True)
+            stack.enter_context(_locked(folder))
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{path} is being written by another process: wait for its end, or give another "
+                "file"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield
+
+
+def _prefix(target: Path) -> str:
+    """How the names of all folders for parts of `target` begin."""
+    # The name itself may be too long to be part of another name.
+    return f".part-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}-"
 
 
 def _make_locked(prefix: str, parent: Path, stack: contextlib.ExitStack) -> Path:

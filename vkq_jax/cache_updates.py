@@ -14,9 +14,9 @@ from jax.typing import ArrayLike
 from vkq_jax.array_types import Array, Bool, Float, Shaped
 from vkq_jax.cache import KVCache, VisualBank
 from vkq_jax.head_groups import take_cells
-from vkq_jax.layered import LayeredCache, map_parts, map_recurrent
+from vkq_jax.layered import LayeredCache, check_cache_type, map_parts, map_recurrent
 from vkq_jax.sharing import is_shared
-from vkq_jax.validation import shown
+from vkq_jax.validation import shown, whole_number
 
 __all__ = ["append", "grow", "take_sequences"]
 
@@ -41,6 +41,7 @@ def append[C: KVCache | LayeredCache](
         ValueError: the tokens do not fit and the lengths are known (outside jit); inside jit what
             does not fit is dropped, so `grow` the cache beforehand.
     """
+    check_cache_type(cache)
     if isinstance(cache, LayeredCache):
         if cache.cross or cache.recurrent is not None or cache.sizes_differ:
             raise NotImplementedError("append: a model with several kinds of layers is not covered")
@@ -70,13 +71,17 @@ def grow[C: KVCache | LayeredCache](cache: C, cache_length: int) -> C:
     """The same cache with room for at least `cache_length` text tokens a sequence.
 
     Raises:
-        ValueError: `cache_length` is no integer.
+        ValueError: no cache, or `cache_length` is no integer below 2**31.
     """
-    if isinstance(cache_length, bool) or not isinstance(cache_length, int | np.integer):
-        raise ValueError(f"cache_length: expected a number of tokens, got {shown(cache_length)}")
+    check_cache_type(cache)
+    length = whole_number(cache_length)
+    if length is None or length >= 2**31:
+        raise ValueError(
+            f"cache_length: expected a number of tokens below 2**31, got {shown(cache_length)}"
+        )
     if isinstance(cache, KVCache):
-        return _grow(cache, cache_length)
-    grown = tuple(_grow(part, cache_length) for part in cache.text_parts)
+        return _grow(cache, length)
+    grown = tuple(_grow(part, length) for part in cache.text_parts)
     return dataclasses.replace(cache, parts=grown + cache.parts[len(grown) :])
 
 
@@ -108,6 +113,7 @@ def take_sequences[C: KVCache | LayeredCache](cache: C, indices: ArrayLike | Seq
 
     Visual banks that all sequences share (see `share_visual`) stay as they are.
     """
+    check_cache_type(cache)
     indices = _checked_indices(indices, cache.position.shape[0])
     taken = map_parts(cache, lambda part: _take_sequences(part, indices))
     return map_recurrent(taken, lambda x: _take(x, indices, axis=1))

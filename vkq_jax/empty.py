@@ -21,7 +21,7 @@ from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.presets import resolve
 from vkq_jax.recurrent import RecurrentState
 from vkq_jax.text_bank import TextBank, TextBits, check_text_bits
-from vkq_jax.validation import check_dtype, check_fields, check_size, shown
+from vkq_jax.validation import check_dtype, check_fields, check_size, shown, whole_number
 
 __all__ = ["LayerSizes", "empty_cache"]
 
@@ -200,9 +200,10 @@ def _without_visual_tokens(
 
 def _two_kinds(num_layers: int, layers: Sequence[int], name: str) -> tuple[Cells, Cells]:
     """The layers that hold text, and the others."""
-    if not isinstance(layers, list | tuple) or not all(type(n) is int for n in layers):
+    numbers = [whole_number(n) for n in layers] if isinstance(layers, list | tuple) else [None]
+    if None in numbers:
         raise ValueError(f"{name}: expected numbers of layers, got {shown(layers)}")
-    cross = tuple(sorted(set(layers)))
+    cross = tuple(sorted({n for n in numbers if n is not None}))
     others = tuple(n for n in range(num_layers) if n not in cross)
     if (
         not cross

@@ -9,6 +9,7 @@ from vkq_jax.code_tables import SideTables
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.quantize import dequantize, quantize
 from vkq_jax.quantized import Quantizer
+from vkq_jax.validation import as_array
 
 __all__ = ["QuantizationError", "cosine", "quantization_error", "relative_squared_error"]
 
@@ -54,7 +55,7 @@ def relative_squared_error(
     valid: Bool[Array, "*lead V"] | None = None,
 ) -> Float[Array, "*lead"]:
     """|x_hat - x|^2 / |x|^2 over the valid positions, float32; 0 / 0 is 0."""
-    x, x_hat = _masked(x, valid), _masked(x_hat, valid)
+    x, x_hat = _masked("x", x, valid), _masked("x_hat", x_hat, valid)
     return _ratio(jnp.square(x_hat - x).sum((-2, -1)), jnp.square(x).sum((-2, -1)))
 
 
@@ -65,15 +66,15 @@ def cosine(
     valid: Bool[Array, "*lead V"] | None = None,
 ) -> Float[Array, "*lead"]:
     """Cosine of x_hat[t] and x[t], mean over the valid positions, float32; 0 for a zero vector."""
-    x, x_hat = _masked(x, valid), _masked(x_hat, valid)
+    x, x_hat = _masked("x", x, valid), _masked("x_hat", x_hat, valid)
     norms = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(x_hat, axis=-1)
     cosines = _ratio((x * x_hat).sum(-1), norms)
     count = jnp.full(x.shape[:-2], x.shape[-2]) if valid is None else valid.sum(-1)
     return _ratio(cosines.sum(-1), count.astype(jnp.float32))
 
 
-def _masked(x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"] | None) -> Array:
-    x = x.astype(jnp.float32)
+def _masked(name: str, x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"] | None) -> Array:
+    x = as_array(name, x).astype(jnp.float32)
     return x if valid is None else jnp.where(valid[..., None], x, 0.0)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.presets import resolve
-from vkq_jax.validation import shown
+from vkq_jax.validation import shown, whole_number
 
 __all__ = [
     "MOST_NUMBERS",
@@ -323,12 +323,13 @@ def _checked(numbers: Any, place: Any) -> Numbers:
                 f"{shown(place)}"
             )
         return numbers
-    if type(numbers) is not int or abs(numbers) > MOST_NUMBERS:
+    number = whole_number(numbers)
+    if number is None or abs(number) > MOST_NUMBERS:
         raise ValueError(
             "changes: expected integers or ranges, or pairs of them for a layer and its heads, of "
             f"at most {MOST_NUMBERS}, got {shown(place)}"
         )
-    return numbers
+    return number
 
 
 def settings_of(quant: Quant) -> tuple[KVQuantConfig, ...]:

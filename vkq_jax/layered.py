@@ -34,7 +34,7 @@ from vkq_jax.pass_checks import static_layer
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.recurrent import RecurrentState
 from vkq_jax.text_bank import TextBits
-from vkq_jax.validation import shown
+from vkq_jax.validation import check_type, shown
 
 __all__ = [
     "AnyCache",
@@ -256,6 +256,11 @@ def heads_of_layer(cache: AnyCache, layer: int) -> tuple[tuple[tuple[int, ...], 
         own = tuple(every) if heads is None else heads[place]
         views.append((own, cache.parts[part].layer(place)))
     return tuple(views)
+
+
+def check_cache_type(cache: Any) -> None:
+    """Raises ValueError for anything but a whole cache."""
+    check_type("cache", cache, (KVCache, LayeredCache), hint="Generation.cache, or empty_cache")
 
 
 def map_parts[C: KVCache | LayeredCache](cache: C, function: Callable[[KVCache], KVCache]) -> C:

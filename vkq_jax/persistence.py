@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,12 @@ from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.calibration import ScoreMap
 from vkq_jax.consistency import check_cache
 from vkq_jax.hosts import spans_hosts, to_host
-from vkq_jax.layered import AnyCache, LayeredCache, map_parts
+from vkq_jax.layered import AnyCache, LayeredCache, check_cache_type, map_parts
 from vkq_jax.sliced_arrays import digest_of_file, outlines, read_shards
-from vkq_jax.validation import check_tree, shorten, shown
+from vkq_jax.validation import as_path, check_tree, check_type, check_untraced, shorten, shown
 
 __all__ = [
+    "is_written_here",
     "load_cache",
     "load_score_map",
     "load_tables",
@@ -55,9 +56,11 @@ def save_cache(path: str | os.PathLike[str], cache: AnyCache) -> None:
         cache: of concrete arrays.
 
     Raises:
-        ValueError: something other than a regular file is there, or the cache uses what has no
-            stored form.
+        ValueError: no cache, or one whose arrays are traced; something other than a regular file
+            is there, or the cache uses what has no stored form.
     """
+    check_cache_type(cache)
+    check_untraced("cache", cache)
     _save(path, map_parts(cache, join_banks), "cache")
 
 
@@ -96,8 +99,10 @@ def save_score_map(path: str | os.PathLike[str], score_map: ScoreMap) -> None:
         score_map: slopes and shifts [L, N], from `models.calibrate_scores`.
 
     Raises:
-        ValueError: as for `save_cache`.
+        ValueError: no score map, or as for `save_cache`.
     """
+    check_type("score_map", score_map, ScoreMap, hint="models.calibrate_scores")
+    check_untraced("score_map", score_map)
     _save(path, score_map, "score map")
 
 
@@ -123,8 +128,10 @@ def save_tables(path: str | os.PathLike[str], codes: CalibratedCodes) -> None:
         codes: from `models.calibrate_codes`.
 
     Raises:
-        ValueError: as for `save_cache`.
+        ValueError: no `CalibratedCodes`, or as for `save_cache`.
     """
+    check_type("codes", codes, CalibratedCodes, hint="models.calibrate_codes")
+    check_untraced("codes", codes)
     _save(path, codes, "tables", share=True)
 
 
@@ -141,6 +148,16 @@ def load_tables(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> 
             package's nor in `types`.
     """
     return _load(path, "tables", (CalibratedCodes,), types)
+
+
+def is_written_here(path: str | os.PathLike[str], kind: Literal["score map", "tables"]) -> bool:
+    """Whether a file was written by `save_score_map` or `save_tables`, of any version."""
+    try:
+        with safe_open(path, framework="np") as file:
+            found = (file.metadata() or {}).get("format", "")
+    except (OSError, SafetensorError):
+        return False
+    return found.rpartition(" ")[0] == _format(kind).rpartition(" ")[0]
 
 
 def _save(path: str | os.PathLike[str], value: Any, kind: str, *, share: bool = False) -> None:
@@ -170,7 +187,7 @@ def _load[T](
     check: Callable[[T], None] = lambda value: None,
     shardings: Callable[[T], Any] | None = None,
 ) -> T:
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no {kind} file at {path}")
     known = {known.__qualname__: known for known in [*_own_types(), *types]}

@@ -11,7 +11,7 @@ from vkq_jax.code_tables import SideTables
 from vkq_jax.dictionary_codes import DictionaryCodes
 from vkq_jax.dictionary_tensor import DictionaryTensor
 from vkq_jax.quantized import QuantizedTensor, Quantizer
-from vkq_jax.validation import shown
+from vkq_jax.validation import as_array, shown
 
 __all__ = ["dequantize", "fake_quantize", "quantize"]
 
@@ -37,22 +37,22 @@ def quantize(
             Other codes take none.
 
     Raises:
-        ValueError: config is no `Quantizer`; tables are missing, do not fit or are those of other
-            codes; x is not floating, has less than two axes or no channels; valid is not boolean or
-            does not broadcast to x.shape[:-1].
+        ValueError: config is no `Quantizer`; tables are missing, do not fit, are those of other
+            codes or no `SideTables`; x is not floating, has less than two axes or no channels;
+            valid is not boolean or does not broadcast to x.shape[:-1].
     """
     if not isinstance(config, Quantizer):
         raise ValueError(
             "config must be the settings of one code family, such as LevelCodes(bits=1) or "
             f'presets["vkq-1bit"].key (or .value), got {shown(config)}'
         )
-    x = jnp.asarray(x)
+    x = as_array("x", x)
     if x.ndim < 2 or not x.shape[-1] or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"x must be floating, of shape [..., V, H] with at least one channel; got {x.dtype} of "
             f"shape {x.shape}"
         )
-    if tables is not None and not isinstance(config, DictionaryCodes):
+    if _check_tables(tables) is not None and not isinstance(config, DictionaryCodes):
         raise ValueError(_unread_tables(config))
     return _quantize(x, _check_valid(valid, x.shape[:-1]), config, tables)
 
@@ -70,7 +70,6 @@ def _quantize(
     return config.quantize(x, valid)
 
 
-@jax.jit
 def dequantize(q: QuantizedTensor, tables: SideTables | None = None) -> Float[Array, "*lead V H"]:
     """The values that the codes stand for, float32.
 
@@ -79,8 +78,16 @@ def dequantize(q: QuantizedTensor, tables: SideTables | None = None) -> Float[Ar
         tables: the same that were given to `quantize`; None where none were.
 
     Raises:
-        ValueError: tables are missing, do not fit, or the codes read none.
+        ValueError: q is no `QuantizedTensor`; tables are missing, do not fit, or the codes read
+            none.
     """
+    if not isinstance(q, QuantizedTensor):
+        raise ValueError(f"q must be codes, from quantize(x, config), got {shown(q)}")
+    return _dequantize(q, _check_tables(tables))
+
+
+@jax.jit
+def _dequantize(q: QuantizedTensor, tables: SideTables | None) -> Float[Array, "*lead V H"]:
     if isinstance(q := q.plain(), DictionaryTensor):
         return q.dequantize(tables)
     if tables is not None:
@@ -109,6 +116,7 @@ def fake_quantize(
     """
     if gradient not in ("straight_through", "zero"):
         raise ValueError(f'gradient must be "straight_through" or "zero", got {shown(gradient)}')
+    x = as_array("x", x)
     coded = quantize(jax.lax.stop_gradient(x), config, valid=valid, tables=tables)
     decoded = dequantize(coded, tables).astype(x.dtype)
     if gradient == "zero":
@@ -134,10 +142,16 @@ def _unread_tables(codes: Quantizer | QuantizedTensor) -> str:
     return f"tables: expected None, only DictionaryCodes read them; got some for {shown(codes)}"
 
 
+def _check_tables(tables: SideTables | None) -> SideTables | None:
+    if tables is not None and not isinstance(tables, SideTables):
+        raise ValueError(f"tables must be SideTables, one side of CodeTables, got {shown(tables)}")
+    return tables
+
+
 def _check_valid(valid: Shaped[Array, "..."] | None, shape: tuple[int, ...]) -> Bool[Array, "..."]:
     if valid is None:
         return jnp.ones(shape, bool)
-    valid = jnp.asarray(valid)
+    valid = as_array("valid", valid)
     try:
         if valid.dtype == bool:
             return jnp.broadcast_to(valid, shape)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Shaped
 from vkq_jax.cache import KVCache, LayerCache, VisualBank
-from vkq_jax.layered import LayeredCache, map_parts, map_recurrent
-from vkq_jax.validation import shown
+from vkq_jax.layered import LayeredCache, check_cache_type, map_parts, map_recurrent
+from vkq_jax.validation import shown, whole_number
 
 __all__ = ["is_shared", "join_sequences", "share_visual", "shares_visual", "split_sequences"]
 
@@ -41,14 +41,15 @@ def share_visual[C: KVCache | LayeredCache](cache: C, batch: int) -> C:
     Raises:
         ValueError: the cache holds another number of sequences, or `batch` is below 1.
     """
-    held = cache.position.shape[0]
-    if held != 1 or type(batch) is not int or batch < 1:
+    check_cache_type(cache)
+    held, count = cache.position.shape[0], whole_number(batch)
+    if held != 1 or count is None or count < 1:
         raise ValueError(
             f"share_visual: expected a cache of 1 sequence and a batch of at least 1, got {held} "
             f"sequences and {shown(batch)}; take_sequences(cache, [i]) selects one"
         )
-    shared = map_parts(cache, lambda part: _share_visual(part, batch))
-    return map_recurrent(shared, lambda x: jnp.repeat(x, batch, axis=1))
+    shared = map_parts(cache, lambda part: _share_visual(part, count))
+    return map_recurrent(shared, lambda x: jnp.repeat(x, count, axis=1))
 
 
 def _share_visual(cache: KVCache, batch: int) -> KVCache:

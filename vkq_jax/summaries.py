@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from vkq_jax.accounting import CacheBytes, cache_nbytes
@@ -116,8 +117,11 @@ def _bits(size: int, elements: int) -> str:
 
 def _lengths(length: Any) -> str:
     """How many tokens the sequences hold, where that is known."""
-    if isinstance(length, Tracer) or not isinstance(length, jax.Array) or not length.size:
+    known = isinstance(length, jax.Array | np.ndarray) and not isinstance(length, Tracer)
+    if not known or not length.size:
         return ""
+    if isinstance(length, jax.Array) and length.is_deleted():
+        return "deleted, "
     low, high = int(jnp.min(length)), int(jnp.max(length))
     return f"{low if low == high else f'{low} to {high}'}, "
 

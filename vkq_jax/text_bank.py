@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from vkq_jax.array_types import Array, Bool, Float, Int8, Int32, Shaped
 from vkq_jax.exact_einsum import split_einsum
 from vkq_jax.pytree import frozen_pytree
-from vkq_jax.validation import shown
+from vkq_jax.validation import shown, whole_number
 
 __all__ = ["TextBank", "TextBits", "check_text_bits"]
 
@@ -24,8 +24,8 @@ _LARGEST = 127  # of a code's magnitude
 
 def check_text_bits(bits: object) -> TextBits:
     """The bits of text keys and values, None for the model's dtype; ValueError for others."""
-    if bits is None or (type(bits) is int and bits == 8):
-        return 8 if bits == 8 else None
+    if bits is None or whole_number(bits) == 8:
+        return None if bits is None else 8
     raise ValueError(f"text_bits must be 8, or None for the model's dtype, got {shown(bits)}")
 
 

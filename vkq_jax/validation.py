@@ -8,17 +8,34 @@ import dataclasses
 import functools
 import numbers
 import operator
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal, Union
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import AbstractArray, jaxtyped
 
-__all__ = ["check_dtype", "check_fields", "check_size", "check_tree", "shorten", "shown"]
+from vkq_jax.array_types import Array
+
+__all__ = [
+    "as_array",
+    "as_path",
+    "check_dtype",
+    "check_fields",
+    "check_size",
+    "check_tree",
+    "check_type",
+    "check_untraced",
+    "shorten",
+    "shown",
+    "whole_number",
+]
 
 _PLAIN = {int: "an integer", float: "a number", str: "a string", bool: "a bool"}
 
@@ -57,14 +74,58 @@ def check_tree(tree: Any, name: str) -> None:
 
 def check_size(name: str, size: Any, most: int = 2**31 - 1) -> None:
     """Raises ValueError unless `size` is an integer from 1 to `most`."""
-    try:
-        number = None if isinstance(size, bool) else operator.index(size)
-    except TypeError:
-        number = None
+    number = whole_number(size)
     if number is None or number > most:
         raise ValueError(f"{name}: expected an integer from 1 to {most}, got {shown(size)}")
     if number < 1:
         raise ValueError(f"{name} must be at least 1, got {shown(size)}")
+
+
+def check_type(name: str, value: Any, expected: type | tuple[type, ...], *, hint: str = "") -> None:
+    """Raises ValueError unless `value` is an `expected`; `hint` says where to get one."""
+    if not isinstance(value, expected):
+        classes = expected if isinstance(expected, tuple) else (expected,)
+        kinds = " or ".join(each.__name__ for each in classes)
+        raise ValueError(f"{name}: expected {kinds}{hint and f' ({hint})'}, got {shown(value)}")
+
+
+def check_untraced(name: str, tree: Any) -> None:
+    """Raises ValueError where any array of a pytree is traced, whose values are needed."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+        raise ValueError(
+            f"{name}: expected arrays with values, got traced ones: call this outside of jit, vmap "
+            "and grad"
+        )
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """A path from outside; raises ValueError for anything else."""
+    try:
+        return Path(os.fsdecode(path))
+    except TypeError as error:
+        raise ValueError(f"path: expected text or a Path, got {shown(path)}") from error
+
+
+def whole_number(value: Any) -> int | None:
+    """The integer that an integer of Python, NumPy or JAX is; None for anything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:  # that of a traced value, too
+        return None
+
+
+def as_array(name: str, x: Any) -> Array:
+    """An argument as an array of JAX.
+
+    Raises:
+        ValueError: it stands for no array, or for one of other things than numbers.
+    """
+    if isinstance(x, np.ndarray) and not x.dtype.isnative:
+        x = x.astype(x.dtype.newbyteorder("="))
+    try:
+        return jnp.asarray(x)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected an array of numbers, got {shown(x)}") from error
 
 
 def check_dtype(name: str, dtype: Any) -> None:
@@ -85,6 +146,7 @@ def check_fields(value: Any) -> None:
     """Checks the fields of a dataclass against their annotations.
 
     Axes of one letter have one size throughout the fields. A bool does not count as a number.
+    NumPy's scalars become Python's: equal settings have one `repr`, which digests are made of.
     Annotations with names that only type checkers know are skipped.
 
     Raises:
@@ -93,7 +155,9 @@ def check_fields(value: Any) -> None:
     # One frame for all arrays: jaxtyping gives every function its own axes.
     with jaxtyped("context"):
         for name, options in _annotations(type(value)).items():
-            held = getattr(value, name)
+            held = _plain(getattr(value, name))
+            if held is not getattr(value, name):
+                object.__setattr__(value, name, held)
             if not any(
                 isinstance(held, option) if _is_array(option) else _holds(held, option)
                 for option in options
@@ -113,6 +177,17 @@ def shown(value: Any) -> str:
 def shorten(text: str, longest: int) -> str:
     """The beginning of a text that is longer."""
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of NumPy as Python's, in tuples too; anything else as it is."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is tuple and any(isinstance(item, np.generic | tuple) for item in value):
+        items = tuple(map(_plain, value))
+        same = all(new is old for new, old in zip(items, value, strict=True))
+        return value if same else items
+    return value
 
 
 def _beside(value: Any, name: str) -> str:

@@ -36,7 +36,7 @@ def visual_mask(
     Args:
         input_ids: token ids. visual_token_ids: ids that stand for visual tokens.
     """
-    ids = (visual_token_ids,) if isinstance(visual_token_ids, int) else visual_token_ids
+    ids = visual_token_ids if isinstance(visual_token_ids, tuple | list) else (visual_token_ids,)
     mask = jnp.zeros(input_ids.shape, bool)
     for token in ids:
         mask = mask | (input_ids == jnp.asarray(token, input_ids.dtype))

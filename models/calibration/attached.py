@@ -24,7 +24,7 @@ from vkq_jax.layer_settings import AnyQuant, LayerGroups, PerLayer, Quant, group
 from vkq_jax.layered import AnyCache
 from vkq_jax.persistence import load_tables
 from vkq_jax.presets import calibrated_presets, resolve
-from vkq_jax.validation import shown
+from vkq_jax.validation import check_type, shown
 
 __all__ = [
     "DEFAULT_QUANT",
@@ -55,6 +55,7 @@ def attach_tables(model: Model, file: str | os.PathLike[str]) -> Model:
         FileNotFoundError: no such file.
         ValueError: a broken file, or one that was made for another model.
     """
+    check_type("model", model, Model, hint="models.load")
     codes = load_tables(file)
     _check(model, codes, str(file))
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()

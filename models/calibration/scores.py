@@ -24,6 +24,7 @@ from vkq_jax.calibration import ScoreMap, score_map
 from vkq_jax.hosts import to_host
 from vkq_jax.layer_settings import AnyQuant, Cells, LayerGroups, Quant, settings_of
 from vkq_jax.layered import at_layer
+from vkq_jax.validation import check_type
 
 __all__ = ["calibrate_scores"]
 
@@ -69,7 +70,7 @@ def calibrate_scores(
         ValueError: an argument of a wrong type, settings without a calibration, or no visual tokens
             to calibrate with, or none that a query sees.
     """
-    checks.check_type("model", model, Model, hint="models.load")
+    check_type("model", model, Model, hint="models.load")
     settings, tables = find_codes(model, quant)
     if all(own.calibration is None for own in settings_of(settings)):
         raise ValueError(f"there is no score calibration in quant={quant!r}")
@@ -81,7 +82,7 @@ def calibrate_scores(
     batches: Any = [inputs] if one else inputs
     sums, count = jnp.float32(0.0), jnp.int32(0)
     for batch in batches:
-        checks.check_type("inputs", batch, Inputs, hint="models.prepare")
+        check_type("inputs", batch, Inputs, hint="models.prepare")
         if not batch.prompt_shape.has_pictures:
             continue
         check_answer_fits(model, batch, steps, quant=settings)

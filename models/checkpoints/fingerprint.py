@@ -17,6 +17,7 @@ from models.model import Model
 from models.text.config import TextConfig
 from models.text.sizes import table_rows
 from vkq_jax.hosts import to_host
+from vkq_jax.validation import check_type, check_untraced
 
 __all__ = ["fingerprint"]
 
@@ -33,7 +34,12 @@ def fingerprint(model: Model) -> str:
     Weights count as they are in bfloat16. (float16 of a checkpoint in float32 is rounded twice and
     may have another fingerprint.) Where devices of several hosts hold them, all hosts call this
     together. A model's second call costs nothing.
+
+    Raises:
+        ValueError: no model, or one whose weights are traced by jit.
     """
+    check_type("model", model, Model, hint="models.load")
+    check_untraced("model", model)
     if model not in _known:
         digest = hashlib.sha256()
         leaves = jax.tree_util.tree_leaves_with_path(

@@ -18,6 +18,7 @@ from models.model import Model
 from vkq_jax.cache import KVCache
 from vkq_jax.layered import AnyCache, LayeredCache
 from vkq_jax.text_bank import TextBits
+from vkq_jax.validation import check_type
 
 __all__ = [
     "check_cache",
@@ -27,17 +28,8 @@ __all__ = [
     "check_quantize_at",
     "check_stop_tokens",
     "check_text_bits",
-    "check_type",
     "settle_sampling",
 ]
-
-
-def check_type(name: str, value: Any, expected: type, *, hint: str = "") -> None:
-    """Raises ValueError unless `value` is an `expected`; `hint` says where to get one."""
-    if not isinstance(value, expected):
-        raise ValueError(
-            f"{name}: expected {expected.__name__}{hint and f' ({hint})'}, got {show(value)}"
-        )
 
 
 def check_count(name: str, value: Any) -> int:

@@ -10,6 +10,7 @@ from models.model import Model
 from models.sharding.inputs import check_batch, place_inputs
 from models.text.masks import prompt_masks
 from vkq_jax.array_types import Array, Float
+from vkq_jax.validation import check_type
 
 __all__ = ["forward"]
 
@@ -22,8 +23,10 @@ def forward(model: Model, inputs: Inputs) -> Float[Array, "B T vocab"]:
         inputs: from `models.prepare`; logits at its padding mean nothing.
 
     Raises:
-        ValueError: on a mesh, a batch that `data` does not divide.
+        ValueError: no model or inputs; on a mesh, a batch that `data` does not divide.
     """
+    check_type("model", model, Model, hint="models.load")
+    check_type("inputs", inputs, Inputs, hint="models.prepare")
     # The counts are static but unused here: without them one compilation serves all prompts of
     # one padded length.
     check_batch(model.mesh, inputs)

@@ -37,7 +37,7 @@ from vkq_jax.layered import AnyCache
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.sharing import share_visual
 from vkq_jax.text_bank import TextBits
-from vkq_jax.validation import check_tree
+from vkq_jax.validation import check_tree, check_type, check_untraced
 
 __all__ = ["GenerateOptions", "Generation", "QuantizeAt", "generate", "stream"]
 
@@ -191,6 +191,7 @@ def stream(
     Raises:
         ValueError: as `generate`, when the first answer is asked for, or `chunk` below 1.
     """
+    check_untraced("stream", (model, inputs, options.get("cache")))
     chunk = checks.check_count("chunk", chunk)
     max_new_tokens = checks.check_count("max_new_tokens", max_new_tokens)
     state, emit = _begin(model, inputs, max_new_tokens=max_new_tokens, **options)
@@ -227,8 +228,8 @@ def _begin(
     bucketing: bool = True,
 ) -> tuple[DecodeState, Callable[..., tuple[Array, Array, DecodeState]]]:
     """Checks the arguments, prefills, and binds those of `decode_loop` that stay the same."""
-    checks.check_type("model", model, Model, hint="models.load")
-    checks.check_type("inputs", inputs, Inputs, hint="models.prepare")
+    check_type("model", model, Model, hint="models.load")
+    check_type("inputs", inputs, Inputs, hint="models.prepare")
     checks.check_choice("quantize_at", quantize_at, QuantizeAt)
     checks.check_quantize_at(model, quantize_at)
     key = checks.check_key(key)
@@ -246,10 +247,10 @@ def _begin(
     pallas_kernels.choose_implementation(implementation)
     settings, own_tables = settle_codes(model, quant, tables, cache)
     if score_map is not None:
-        checks.check_type("score_map", score_map, ScoreMap, hint="models.calibrate_scores")
+        check_type("score_map", score_map, ScoreMap, hint="models.calibrate_scores")
         _check_score_map(model, score_map)
         score_map.check_codes(settings)
-    checks.check_type("bucketing", bucketing, bool)
+    check_type("bucketing", bucketing, bool)
     bits = checks.check_text_bits(text_bits, cache)
     needed = _check_length(inputs, cache, cache_length, max_new_tokens)
     check_answer_fits(

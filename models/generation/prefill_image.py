@@ -19,6 +19,7 @@ from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.layer_settings import AnyQuant
 from vkq_jax.layered import AnyCache
 from vkq_jax.text_bank import TextBits
+from vkq_jax.validation import check_type
 
 __all__ = ["in_buckets", "prefill_image", "prefill_part"]
 
@@ -59,9 +60,9 @@ def prefill_image(
         ValueError: a prompt without a picture, or arguments that `generate` refuses.
         NotImplementedError: a model whose pictures attend to the question.
     """
-    checks.check_type("model", model, Model, hint="models.load")
-    checks.check_type("inputs", inputs, Inputs, hint="models.prepare")
-    checks.check_type("bucketing", bucketing, bool)
+    check_type("model", model, Model, hint="models.load")
+    check_type("inputs", inputs, Inputs, hint="models.prepare")
+    check_type("bucketing", bucketing, bool)
     checks.check_quantize_at(model, "image")
     text_bits = checks.check_text_bits(text_bits, None)
     pallas_kernels.choose_implementation(implementation)

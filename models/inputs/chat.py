@@ -9,6 +9,7 @@ from models.inputs.processor import processor_of
 from models.inputs.visuals import check_takes_clips
 from models.messages import show, show_path
 from models.model import Model
+from vkq_jax.validation import whole_number
 
 __all__ = ["chat_prompt"]
 
@@ -56,7 +57,8 @@ def chat_prompt(
     if not isinstance(question, str):
         raise ValueError(f"question: expected text, got {show(question)}")
     for name, number in (("num_images", num_images), ("num_videos", num_videos)):
-        if type(number) is not int or not 0 <= number <= _MOST:
+        count = whole_number(number)
+        if count is None or not 0 <= count <= _MOST:
             raise ValueError(
                 f"{name}: expected a number of 0 or more, {_MOST} at most, got {show(number)}"
             )

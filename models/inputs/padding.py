@@ -10,6 +10,7 @@ from jax.core import Tracer
 from models.inputs.batch import Inputs
 from models.inputs.pixels import bucket
 from models.messages import show
+from vkq_jax.validation import check_type, whole_number
 
 __all__ = ["TEXT_STEP", "pad_to_buckets", "pad_to_multiple", "text_bucket"]
 
@@ -30,8 +31,11 @@ def pad_to_multiple(inputs: Inputs, multiple: int = 32) -> Inputs:
     Raises:
         ValueError: `multiple` is no whole number of at least 1.
     """
-    if not isinstance(multiple, int) or multiple < 1:
+    check_type("inputs", inputs, Inputs, hint="models.prepare")
+    count = whole_number(multiple)
+    if count is None or count < 1:
         raise ValueError(f"multiple must be a whole number of at least 1, got {show(multiple)}")
+    multiple = count
 
     def round_up(count: int) -> int:
         return -(-count // multiple) * multiple
@@ -85,7 +89,9 @@ def _pad(inputs: Inputs, width: int) -> Inputs:
 
     def pad(values):
         widths = [(0, 0), (0, missing), *[(0, 0)] * (values.ndim - 2)]
-        if isinstance(values, Tracer) or len(values.devices()) > 1:
+        if isinstance(values, Tracer) or (
+            isinstance(values, jax.Array) and len(values.devices()) > 1
+        ):
             return jnp.pad(values, widths)
         # NumPy compiles nothing, JAX would for each length.
         return jax.device_put(np.pad(np.asarray(values), widths))

@@ -1,6 +1,6 @@
 """Prompts and pictures to `Inputs`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from models.inputs.tokenizing import pad_row, stack_rows, tokenize
 from models.inputs.visuals import Visuals, clip_settings, with_placeholders
 from models.messages import show, some
 from models.model import Model
+from vkq_jax.validation import check_type
 
 __all__ = ["prepare", "prepare_questions"]
 
@@ -69,6 +70,7 @@ def prepare(
             tokens; a clip of fewer than `num_frames` frames; an empty prompt; broken processor
             files; or arrays that `Inputs.from_arrays` refuses.
     """
+    check_type("model", model, Model, hint="models.load")
     if processor_output:
         given = (prompts, images, videos, num_frames)
         if later_turn or any(each is not None for each in given):
@@ -146,7 +148,7 @@ def _from_processor_output(config: ModelConfig, output: dict[str, Any]) -> Input
             f"processor output: expected {', '.join(taken)}, got also {some(unknown)}, "
             "which this model does not take"
         )
-    if "input_ids" not in output:
+    if output.get("input_ids") is None:
         raise ValueError(f"processor output: expected input_ids, got {some(sorted(output))}")
     arrays = {name: to_numpy(name, output[name]) for name in taken if output.get(name) is not None}
     arrays: dict[str, Any] = _expand(config, arrays)
@@ -191,7 +193,7 @@ def _process(
 
 
 def _texts(prompts: Any) -> list[str]:
-    several = isinstance(prompts, Iterable) and not isinstance(prompts, str)
+    several = isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping)
     texts: list[Any] = list(prompts) if several else [prompts]
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"empty prompt: expected text, got {show(prompts)}")

@@ -19,6 +19,7 @@ from models.inputs.from_transformers import from_transformers
 from models.inputs.processing import Processing
 from models.messages import show, show_path
 from models.model import Model
+from vkq_jax.validation import check_type, check_untraced
 
 __all__ = ["Processor", "decode", "processor_of"]
 
@@ -87,7 +88,10 @@ def decode(model: Model, tokens: ArrayLike, lengths: ArrayLike | None = None) ->
         ValueError: a wrong shape or dtype, tokens outside the vocabulary, or lengths outside
             [0, T].
     """
-    rows = np.atleast_2d(np.asarray(tokens))
+    check_type("model", model, Model, hint="models.load")
+    check_untraced("tokens", tokens)
+    with named("tokens: cannot be read as an array"):
+        rows = np.atleast_2d(np.asarray(tokens))
     if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.integer):
         raise ValueError(f"tokens: expected integers [B, T], got {rows.dtype} {rows.shape}")
     width = rows.shape[1]
@@ -113,6 +117,7 @@ def processor_of(model: Model) -> Processor:
         FileNotFoundError: the folder lacks the processor's files.
         ValueError: the model comes from no folder, the files are broken, or do not fit the model.
     """
+    check_type("model", model, Model, hint="models.load")
     if model.source is None:
         raise ValueError("the model was not loaded from a folder, so it has no processor")
     return _load(Path(model.source), model.config)

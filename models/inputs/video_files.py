@@ -106,14 +106,19 @@ def open_video(path: Path) -> VideoFile:
         ValueError: no video file, or a damaged one.
     """
     with _opened(path) as (container, stream):
-        packets = [packet for packet in container.demux(stream) if packet.size]
+        # What is coded in a packet is not kept: a film of hours has gigabytes.
+        packets = [
+            (packet.pts, packet.is_discard, packet.is_keyframe)
+            for packet in container.demux(stream)
+            if packet.size
+        ]
         rate: Fraction | None = stream.average_rate or stream.guessed_rate
     fps = float(rate) if rate else None
-    timed = [packet for packet in packets if packet.pts is not None]
-    times = sorted({packet.pts for packet in timed if not packet.is_discard})
-    if len(times) < sum(not packet.is_discard for packet in packets):
+    timed = [packet for packet in packets if packet[0] is not None]
+    times = sorted({time for time, is_discard, _ in timed if not is_discard})
+    if len(times) < sum(not is_discard for _, is_discard, _ in packets):
         return VideoFile(path, range(len(packets)), (), fps)
-    keys = sorted(packet.pts for packet in timed if packet.is_keyframe)
+    keys = sorted(time for time, _, is_key in timed if is_key)
     # A recording may start between key frames: what is before the first cannot be decoded.
     return VideoFile(path, [time for time in times if keys and time >= keys[0]], keys, fps)
 

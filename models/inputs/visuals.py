@@ -18,6 +18,7 @@ from models.inputs.processor import Processor
 from models.inputs.tokenizing import placeholder_pattern
 from models.messages import show
 from models.model import Model
+from vkq_jax.validation import whole_number
 
 __all__ = ["Visuals", "check_takes_clips", "clip_settings", "with_placeholders"]
 
@@ -43,8 +44,11 @@ def clip_settings(model: Model, processor: Processor, num_frames: int | None) ->
         ValueError: an impossible setting, or one that does not fit the model.
     """
     check_takes_clips(model.config)
-    if num_frames is not None and (type(num_frames) is not int or num_frames < 1):
-        raise ValueError(f"num_frames: expected a whole number above 0, got {show(num_frames)}")
+    if num_frames is not None:
+        count = whole_number(num_frames)
+        if count is None or count < 1:
+            raise ValueError(f"num_frames: expected a whole number above 0, got {show(num_frames)}")
+        num_frames = count
     assert processor.clips is not None
     settings = read_clip_settings(Path(model.source or ""), processor.clips.settings, num_frames)
     processor.clips.check(model.config, settings)

@@ -10,14 +10,17 @@ import subprocess
 import sys
 import textwrap
 
+import jax.numpy as jnp
 import pytest
 import typer
 from PIL import Image
 
+import vkq_jax
 from tests.hostile.conftest import LONGEST_ERROR
 from vkq_apps.bench import commands, kernel, worker
 from vkq_apps.cli.app import COMMANDS, Place
 from vkq_apps.cli.main import main
+from vkq_apps.outputs import check_record_place, check_stored_place
 
 NUMBERS = ["0", "-1", "1", "3", "1.5", "nan", "inf", "-inf", "1e400", "9" * 30, "9" * 5000, "0x10"]
 NUMBERS += ["1_0", "٣", " 2 ", "2,3", "1,,2", ",", "2147483648"]
@@ -136,6 +139,102 @@ def test_any_arguments_end_with_one_clear_line(cases, capsys, places, nothing_ru
         assert code in (0, 2), (arguments, code, err)
         refused += code == 2
     assert refused
+
+
+def test_every_whole_number_is_bounded(capsys, places, nothing_runs):
+    """Seeds, too: NumPy and JAX take none of a hundred bits."""
+    checked = 0
+    for words, parameters in every_command():
+        for parameter in parameters:
+            if parameter.metavar == "N" and isinstance(parameter.min, int):
+                needed = [p for p in parameters if p.required and p is not parameter]
+                given = [part for p in needed for part in (p.opts[0], GOOD.get(p.opts[0], "x"))]
+                code, err = run(capsys, [*words, *given, parameter.opts[0], "9" * 30])
+                assert code == 2
+                assert parameter.opts[0] in err
+                checked += 1
+    assert checked > 20
+
+
+WRITERS = {
+    "calibrate": ["--model", "tiny", "--out"],
+    "calibrate-scores": ["--model", "tiny", "--image", "picture.png", "--prompt", "q", "--out"],
+    "eval": ["--out"],
+    "inspect": ["--model", "tiny", "--image", "picture.png", "--prompt", "q", "--out"],
+    "bench explain": ["--shape", "tiny", "--out"],
+    "bench quantize": ["--shape", "tiny", "--out"],
+    "bench scaling": ["--shape", "tiny", "--out"],
+    "bench throughput": ["--shape", "tiny", "--out"],
+    "bench kernel": ["--out"],
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_output_takes_the_place_of_nothing_but_an_earlier_one(
+    capsys, places, nothing_runs, monkeypatch, name
+):
+    monkeypatch.setattr(commands, "provenance", lambda: PROVENANCE)
+    other = {**PROVENANCE, "command": "vkq bench other", "rows": []}
+    contents = [b"a diary", b"{}", b"null", b"\x93NUMPY", json.dumps(other).encode()]
+    contents.append((places / "picture.png").read_bytes())
+    for content in contents:
+        file = places / "mine"
+        file.write_bytes(content)
+        code, err = run(capsys, [*name.split(), *WRITERS[name], "mine"])
+        assert code == 2
+        assert "mine " in err
+        assert file.read_bytes() == content
+    names = {path.name for path in places.iterdir()}
+    assert not {name for name in names if name.startswith((".part", "mine."))}
+
+
+PROVENANCE = {"device": "d", "commit": "c", "time": "t"}
+
+
+@pytest.mark.parametrize("command", ["vkq eval", "vkq bench scaling"])
+def test_an_earlier_output_and_an_empty_file_may_be_written_over(tmp_path, command):
+    for record in ({**PROVENANCE, "command": command}, PROVENANCE):  # kernel tables had no command
+        (tmp_path / "file").write_text(json.dumps(record))
+        check_record_place(tmp_path / "file", command)
+    (tmp_path / "file").write_text("")
+    check_record_place(tmp_path / "file", command)
+    check_stored_place(tmp_path / "file", "tables", "vkq calibrate")
+    slope = jnp.ones((1, 1), jnp.float32)
+    vkq_jax.save_score_map(tmp_path / "file", vkq_jax.ScoreMap(slope, slope))
+    check_stored_place(tmp_path / "file", "score map", "vkq calibrate-scores")
+    with pytest.raises(ValueError, match="no output of `vkq calibrate`"):
+        check_stored_place(tmp_path / "file", "tables", "vkq calibrate")
+
+
+def test_a_plot_does_not_take_the_place_of_its_own_figures(capsys, places, nothing_runs):
+    code, err = run(capsys, ["bench", "scaling", "--shape", "tiny", "--out", "rows.png"])
+    assert code == 2
+    assert "expected another ending" in err
+    assert not (places / "rows.png").exists()
+
+
+@pytest.mark.parametrize(
+    "failure", [AssertionError(), RuntimeError("Unable to initialize backend 'x'")]
+)
+def test_a_missing_device_is_named(monkeypatch, capsys, command, failure):
+    def fail():
+        raise failure
+
+    command("import jax\ndef demo(): jax.default_backend()")
+    monkeypatch.setattr("jax.default_backend", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "x")
+    code, err = run(capsys, ["demo"])
+    assert code == 2
+    assert "JAX finds no device with JAX_PLATFORMS=x: expected cpu" in err
+
+
+def test_a_deleted_current_folder_is_named(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    code, err = run(capsys, ["--version"])
+    assert (code, err) == (2, "vkq: error: the current folder was deleted: change to another one\n")
 
 
 @pytest.fixture

@@ -1,13 +1,21 @@
 """Annotation files and logs of `vkq eval`, damaged: read, or refused in one clear line."""
 
+import base64
+import errno
 import json
+import os
 import random
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from models.inputs.images import read_picture
 from tests.vkq_apps.evals.test_datasets import FIXTURES, GOOD, save_picture
 from vkq_apps.evals.datasets import read_data
 from vkq_apps.evals.records import Record, SampleLog
+from vkq_apps.text_files import read_text
 
 STRANGE = [None, True, -1, 1e999, "", " ", "\x00", "x" * 2000, [], [[]], {}, {"a": []}, ["a", 3]]
 
@@ -136,3 +144,43 @@ def test_marks_and_ends_of_lines_of_other_systems_change_nothing(name, tmp_path,
     with pytest.raises(Exception) as error:  # noqa: PT011  # its type is checked
         use(read_data([f"{name}={data}"])[task].choose(10, 0))
     one_clear_error(error.value)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "LA"])
+def test_pictures_in_base64_are_read_as_those_of_files(tmp_path, mode):
+    """A dark receipt in 16 bits is not white, and what is transparent is."""
+    make, *_ = FIXTURES["mmbench"]
+    make(tmp_path)
+    grey = np.full((4, 4), 20_000, np.uint16)
+    picture = Image.fromarray(grey) if mode == "I;16" else Image.new("LA", (4, 4), (0, 0))
+    picture.save(tmp_path / "one.png")
+    file = tmp_path / "mmbench_dev_en.tsv"
+    head, first, *rest = file.read_text().splitlines()
+    cells = first.split("\t")
+    cells[head.split("\t").index("image")] = base64.b64encode(
+        (tmp_path / "one.png").read_bytes()
+    ).decode()
+    file.write_text("\n".join([head, "\t".join(cells), *rest]) + "\n")
+    sample, *_ = read_data([f"mmbench={tmp_path}"])["mmbench"].choose(2, 0)
+    (read,) = sample.load()
+    assert read.tobytes() == read_picture(tmp_path / "one.png").tobytes()
+    assert read.getpixel((0, 0)) == ((78,) * 3 if mode == "I;16" else (255,) * 3)
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "/dev/urandom"])
+def test_devices_that_never_end_are_refused(place, one_clear_error):
+    with pytest.raises(ValueError, match="got a device") as error:
+        read_text(Path(place))
+    one_clear_error(error.value)
+
+
+def test_a_log_on_a_full_disk_is_named(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    record = Record("none", "t", "0", "a", 3, 0.5, 1, 1.0, 1.0, 8, 32)
+    log = SampleLog(tmp_path / "log", {})
+    monkeypatch.setattr(os, "fsync", fail)
+    for write in (lambda: SampleLog(tmp_path / "other", {}), lambda: log.add([record])):
+        with pytest.raises(OSError, match=r"(log|other) cannot be written: No space left"):
+            write()

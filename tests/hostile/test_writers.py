@@ -12,7 +12,7 @@ import time
 import pytest
 
 from tests.support.killed_writers import WRITERS
-from vkq_jax.atomic_write import atomic_write, check_writable, part_folder
+from vkq_jax.atomic_write import atomic_write, check_writable, part_folder, reserved
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,20 @@ def test_a_live_writer_keeps_its_part(record, tmp_path):
         assert path.read_text() == "second"
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_reserved_place_is_one_processs_own(tmp_path):
+    path = tmp_path / "new" / "file"
+    with reserved(path):
+        with atomic_write(path) as part:  # its holder writes as often as it likes
+            part.write_text("first")
+        with pytest.raises(ValueError, match="is being written by another process"), reserved(path):
+            pass
+        with reserved(path.with_name("other")):
+            pass
+    with reserved(path):
+        assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_full_disk_is_one_clear_error_and_changes_nothing(record):

@@ -1,6 +1,10 @@
 import dataclasses
 import json
+import resource
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -264,3 +268,32 @@ def test_a_template_that_forgets_answers_has_no_later_turns(model, use):
 def test_bad_arguments_are_named(model, arguments, message):
     with pytest.raises(ValueError, match=message):
         models.chat_prompt(model, **arguments)
+
+
+@pytest.mark.parametrize("hard", [None, 2**28])
+def test_the_process_of_templates_keeps_to_the_lower_limit_of_memory(tmp_path, monkeypatch, hard):
+    """With a stand-in of transformers, which takes seconds to import and more memory."""
+    utils = tmp_path / "transformers" / "utils"
+    utils.mkdir(parents=True)
+    for package in (utils.parent, utils):
+        (package / "__init__.py").touch()
+    (utils / "chat_template_utils.py").write_text(
+        "import resource\n"
+        "def render_jinja_template(**request):\n"
+        "    return [str(resource.getrlimit(resource.RLIMIT_DATA))], None\n"
+    )
+    worker = Path(chat_template.__file__).with_name("template_worker.py")
+    limit = "" if hard is None else f"ulimit -d {hard // 1024}; "
+    done = subprocess.run(
+        ["bash", "-c", f"{limit}exec {sys.executable} -P {worker}"],
+        env={"PYTHONPATH": str(tmp_path)},
+        input='{"chat_template": "x"}\n',
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    most = resource.getrlimit(resource.RLIMIT_DATA)[1] if hard is None else hard
+    ready, answer = map(json.loads, done.stdout.splitlines())
+    assert ready == {"text": ""}
+    assert answer == {"text": str((hard or 2**30, most))}

@@ -1,11 +1,14 @@
 import dataclasses
+import importlib
 import json
+from pathlib import Path
 
 import pytest
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models import families
 from models.families.aya_vision.config import AyaVisionSettings
 from models.families.gemma3.config import Gemma3ModelSettings
 from models.families.gemma4.config import (
@@ -28,6 +31,7 @@ from models.families.mllama.config import (
 )
 from models.families.paligemma.config import PaliGemmaSettings
 from models.families.qwen_vl.config import Qwen35Settings, QwenVLSettings
+from models.families.registry import FAMILY_NAMES, family_of
 from models.families.vipllava.config import VipLlavaSettings
 from models.layers.activations import Activation
 from models.layers.rope import RopeKind
@@ -36,6 +40,7 @@ from models.vision.grid_settings import GRID_SETTINGS, Glm4vVisionSettings
 from models.vision.pixtral_settings import PixtralVisionSettings
 from models.vision.settings import ClipVisionSettings, SiglipVisionSettings
 from tests.models.hf_files import config_json
+from tests.support.qwen_vl import config_json as qwen_config_json
 
 MISTRAL = {"model_type": "mistral", "head_dim": 4}
 MINISTRAL = MISTRAL | {"model_type": "ministral"}
@@ -384,3 +389,39 @@ def test_the_vision_tower_of_a_file_without_one():
     without = config_json()
     del without["vision_config"]
     assert read(without).vision == read(without | {"vision_config": theirs["vision_config"]}).vision
+
+
+def test_families_are_the_folders_of_models_families():
+    folders = {path.name for path in Path(families.__file__).parent.iterdir() if path.is_dir()}
+    assert set(FAMILY_NAMES) == folders - {"__pycache__"}
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+def test_files_of_these_families_hold_no_weights_that_are_not_read(model_type):
+    config = family_of(model_type).read_config(qwen_config_json(model_type))
+    names = family_of(model_type).weights(config)
+    assert not names.is_unused("vision.blocks.99.weight")
+    assert not names.is_unused("text.layers.0.weight")
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "theirs"),
+    [
+        ("aya_vision", "_VISION", "AyaVisionConfig"),
+        ("idefics3", "_TEXT", "Idefics3Config"),
+        ("llava", "_VISION", "LlavaConfig"),
+        ("llava_onevision", "_VISION", "LlavaOnevisionConfig"),
+        ("mistral3", "_VISION", "Mistral3Config"),
+        ("mistral3", "_TEXT", "Mistral3Config"),
+        ("paligemma", "_VISION", "PaliGemmaConfig"),
+        ("paligemma", "_TEXT", "PaliGemmaConfig"),
+    ],
+)
+def test_towers_of_a_file_without_them_are_those_of_transformers(family, name, theirs):
+    own = dict(getattr(importlib.import_module(f"models.families.{family}.config"), name))
+    expected = getattr(getattr(transformers, theirs)(), f"{name[1:].lower()}_config").to_dict()
+    # transformers has the base of RoPE among other settings of it.
+    base = own.pop("rope_theta", None)
+    assert base in (None, expected.get("rope_parameters", {}).get("rope_theta"))
+    assert own
+    assert own == {field: expected[field] for field in own}

@@ -41,3 +41,28 @@ def _every_expert(module: MoeMlp, x: np.ndarray, norm: bool) -> np.ndarray:
     gated = np.einsum("btd,edi->btei", x, gate)
     inner = gated / (1 + np.exp(-gated)) * np.einsum("btd,edi->btei", x, up)
     return np.einsum("btei,eid,bte->btd", inner, down, weight)
+
+
+def test_groups_are_chosen_by_their_two_best_experts():
+    """DeepSeek-V3, section 2.1.2: the bias counts in the choice alone."""
+    config = MoeConfig(
+        num_experts=6,
+        num_experts_per_tok=2,
+        intermediate_size=4,
+        sigmoid=True,
+        num_groups=3,
+        topk_group=1,
+    )
+    module = MoeMlp(Maker.create(nnx.Rngs(0)), 8, config, Activation.SILU)
+    rng = np.random.default_rng(0)
+    bias = rng.normal(size=6).astype(np.float32)
+    module.e_score_correction_bias[...] = bias
+    module.gate.kernel[...] = 3 * module.gate.kernel[...]
+    tokens = rng.normal(size=(40, 8)).astype(np.float32)
+    shares = 1 / (1 + np.exp(-np.asarray(tokens, np.float64) @ np.asarray(module.gate.kernel[...])))
+    sums = (shares + bias).reshape(40, 3, 2).sum(-1)  # of groups of two both are the best
+    group = sums.argmax(-1)
+    assert len(set(group)) > 1
+    share, expert = module._chosen_with_bias(jax.numpy.asarray(tokens))
+    np.testing.assert_array_equal(np.asarray(expert) // 2, np.repeat(group[:, None], 2, axis=1))
+    np.testing.assert_allclose(share, np.take_along_axis(shares, expert, axis=-1), atol=1e-5)

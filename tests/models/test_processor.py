@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 import models
+from models.inputs.clip_processing import ClipProcessing
+from models.inputs.processing import Processing
+from models.inputs.processor import Processor
 from tests.models.hf_files import random_weights, write_checkpoint, write_processor
 
 QUESTION = "USER: <image> what is this ? ASSISTANT:"
@@ -162,3 +165,18 @@ def test_prompts_are_padded_with_a_token_that_the_model_has(tmp_path, model, own
     inputs = models.prepare(other, prompts=["what is", "what"])
     np.testing.assert_array_equal(inputs.input_ids, [[1, 6, 7], [used, 1, 6]])
     np.testing.assert_array_equal(inputs.mask, [[1, 1, 1], [0, 1, 1]])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<image>", "a <image> b <video>"),
+        ("[IMG]", "a [IMG] b <video>"),
+        ("<s><image></s>", "a <image> b <video>"),  # processors write the rest around it
+    ],
+)
+def test_marks_of_pictures_become_their_text_unless_that_holds_the_mark(text, expected):
+    made = Processor(None, None, Processing(), None, text, text)
+    assert made.with_placeholders("a <image> b <video>") == expected
+    clips = dataclasses.replace(made, clips=ClipProcessing(), clip_text="(clip)")
+    assert clips.with_placeholders("a <image> b <video>") == expected.replace("<video>", "(clip)")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from models.checkpoints.hf_rope import read_rope
+from models.generation.context import context_length
 from models.layers.rope import (
     RopeConfig,
     RopeKind,
@@ -16,6 +17,7 @@ from models.layers.rope import (
     rope,
 )
 from models.text.registry import TEXT_SETTINGS
+from tests.support.tiny_llava import CONFIG
 
 PLAIN = RopeConfig(head_dim=8, max_length=64)
 
@@ -145,3 +147,13 @@ def test_llama3_keeps_fast_pairs_and_stretches_slow_ones():
     ratio = inverse_frequencies(config, 1) / inverse_frequencies(PLAIN, 1)
     np.testing.assert_allclose(ratio[:2], [1.0, 1.0], atol=1e-6)
     assert float(ratio[-1]) == pytest.approx(1 / 8)
+
+
+@pytest.mark.parametrize("kind", RopeKind)
+def test_the_context_of_stretched_positions_is_longer_where_the_stated_one_is_not_yet(kind):
+    ones = (1.0,) * (CONFIG.text.rope.head_dim // 2)
+    changes = {"kind": kind, "factor": 2.5, "short_factor": ones, "long_factor": ones}
+    rope = dataclasses.replace(CONFIG.text.rope, max_length=100, **changes)
+    text = dataclasses.replace(CONFIG.text, rope=rope)
+    expected = 250 if kind in (RopeKind.LINEAR, RopeKind.DYNAMIC) else 100
+    assert context_length(dataclasses.replace(CONFIG, text=text)) == expected

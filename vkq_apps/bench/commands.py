@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from vkq_apps.bench.throughput_plan import compare_throughput, floors
 from vkq_apps.bench.timing import bandwidth
 from vkq_apps.cli.hosts import hosts_named
 from vkq_apps.provenance import provenance
-from vkq_jax.atomic_write import check_writable
+from vkq_jax.atomic_write import check_writable, reserved
 
 __all__ = [
     "Output",
@@ -48,9 +48,11 @@ class Output:
             raise ValueError("--seconds: expected a number, got nan")
         self.path, self.resume, self.seconds, self.say = path, resume, seconds, say
 
-    def open(self, command: str, head: dict[str, Any]) -> ResultsFile:
-        """The file, with the rows that need no measuring."""
-        return ResultsFile(self.path, {"command": command, **head}, resume=self.resume)
+    @contextlib.contextmanager
+    def open(self, command: str, head: dict[str, Any]) -> Iterator[ResultsFile]:
+        """The file, with the rows that need no measuring; no other process may write it then."""
+        with contextlib.nullcontext() if self.path is None else reserved(self.path):
+            yield ResultsFile(self.path, {"command": command, **head}, resume=self.resume)
 
 
 def run_throughput(groups: Sequence[Sequence[ThroughputSetup]], output: Output) -> ResultsFile:
@@ -91,7 +93,7 @@ def _run_apart(
         for setup in itertools.chain(*groups):
             if setup.mesh is not None:
                 check_devices(check_text(setup.mesh), hosts * devices, hosts)
-        results = output.open(command, head)
+        results = stack.enter_context(output.open(command, head))
 
         def measure(setup: ThroughputSetup | PrefillSetup) -> dict[str, Any]:
             row = worker.call(task, vars(setup), compile_cache=cache)
@@ -112,15 +114,15 @@ def _run_apart(
 def run_quantize(setups: Sequence[QuantizeSetup], output: Output) -> ResultsFile:
     """All rows in this process."""
     device_memory.claim_memory()
-    results = output.open("vkq bench quantize", provenance())
-    run_groups(
-        [[setup] for setup in setups],
-        lambda setup: attempt(lambda row: measure_quantize(setup, row), {}),
-        results,
-        compare=lambda row, group: None,
-        say=output.say,
-        seconds=output.seconds,
-    )
+    with output.open("vkq bench quantize", provenance()) as results:
+        run_groups(
+            [[setup] for setup in setups],
+            lambda setup: attempt(lambda row: measure_quantize(setup, row), {}),
+            results,
+            compare=lambda row, group: None,
+            say=output.say,
+            seconds=output.seconds,
+        )
     return results
 
 
@@ -128,13 +130,13 @@ def run_scaling(groups: Sequence[Sequence[ScalingSetup]], output: Output) -> Res
     """Runs all rows in this process: bytes are counted, not read from the device's peak."""
     device_memory.claim_memory()
     head = provenance() | {"shape": groups[0][0].shape, "bandwidth": bandwidth()}
-    results = output.open("vkq bench scaling", head)
-    run_groups(
-        groups,
-        lambda setup: attempt(lambda row: measure_scaling(setup, row), {}),
-        results,
-        compare=compare_scaling,
-        say=output.say,
-        seconds=output.seconds,
-    )
+    with output.open("vkq bench scaling", head) as results:
+        run_groups(
+            groups,
+            lambda setup: attempt(lambda row: measure_scaling(setup, row), {}),
+            results,
+            compare=compare_scaling,
+            say=output.say,
+            seconds=output.seconds,
+        )
     return results

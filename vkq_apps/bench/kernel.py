@@ -36,8 +36,8 @@ from vkq_apps.bench.results_file import source_digest, write_json
 from vkq_apps.bench.timing import LayerTime, bandwidth, chain_of_layers, time_of_calls
 from vkq_apps.cli.console import log
 from vkq_apps.cli.errors import describe
+from vkq_apps.outputs import check_record_place
 from vkq_apps.provenance import provenance
-from vkq_jax.atomic_write import check_writable
 
 __all__ = [
     "CASES",
@@ -255,15 +255,16 @@ def measure_cases(
 
     Raises:
         NotImplementedError: the kernel cannot run here.
-        ValueError: `out` cannot be written to.
+        ValueError: `out` cannot be written to, or is a file of something else.
     """
     if out is not None:
-        check_writable(out)
+        check_record_place(out, "vkq bench kernel")
     take_memory_as_needed()
     require_gpu()
     ceiling = bandwidth()
     print(f"{jax.devices()[0].device_kind}, copy {ceiling / 1e12:.2f} TB/s", flush=True)
     record: dict[str, Any] = {
+        "command": "vkq bench kernel",
         **provenance(),
         "source": source_digest(),
         "torch": torch_version(),

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vkq_jax.atomic_write import atomic_write, check_writable
+from vkq_apps.outputs import check_record_place
+from vkq_jax.atomic_write import atomic_write
 
 __all__ = ["ResultsFile", "join_files", "read_json", "source_digest", "write_json"]
 
@@ -31,10 +32,11 @@ class ResultsFile:
             resume: take over the rows that are in the file.
 
         Raises:
-            ValueError: the path cannot be written to, or another command's file is resumed.
+            ValueError: the path cannot be written to, or holds something other than the command's
+                results.
         """
         if path is not None:
-            check_writable(path)
+            check_record_place(path, head["command"])
         self.path, self.head = path, dict(head)
         self.marks = {
             "device": head["device"],

@@ -43,6 +43,7 @@ from vkq_apps.cli.bench_generation import REAL_SHAPES, join, prefill, throughput
 from vkq_apps.cli.bench_output import output_on_hosts, say, show
 from vkq_apps.cli.console import out, print_json
 from vkq_apps.cli.counts import check_count
+from vkq_apps.outputs import check_record_place
 from vkq_apps.provenance import provenance
 from vkq_jax.byte_units import human_bytes
 
@@ -226,6 +227,8 @@ def scaling(
         shape=shape,
         repeats=repeats,
     )
+    if results is not None:
+        _plot_of(results)
     output = Output(results, resume=resume, seconds=seconds, say=say)
     measured = run_scaling(groups, output)
     if results is not None:
@@ -250,12 +253,20 @@ def plot(
     title = f"Decode attention on {record.get('device')}, heads of {record.get('shape')}"
     rows = [row for row in record["rows"] if row.get("shape") == record.get("shape")]
     try:
-        plot_scaling(results.with_suffix(".png"), rows, title)
+        plot_scaling(_plot_of(results), rows, title)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{results}: expected rows as `vkq bench scaling` writes them, got one that lacks or "
             f"changes {error}"
         ) from error
+
+
+def _plot_of(results: Path) -> Path:
+    """The plot beside a file of results; raises ValueError where both have one name."""
+    plot = results.with_suffix(".png")
+    if plot == results:
+        raise ValueError(f"{results}: expected another ending, .png is that of the plot beside it")
+    return plot
 
 
 @bench.command()
@@ -274,8 +285,11 @@ def explain(
     json: JsonOption = False,
 ) -> None:
     """Which implementations, of attention and coding, a shape takes on this device, and why."""
+    command = "vkq bench explain"
+    if results is not None:
+        check_record_place(results, command)
     record = {
-        "command": "vkq bench explain",
+        "command": command,
         **provenance(),
         **explain_shape(shape, batch, preset, queries_per_step, text_capacity),
     }

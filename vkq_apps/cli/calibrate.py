@@ -5,6 +5,7 @@ import itertools
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,8 +29,10 @@ from vkq_apps.cli.sample_prompts import AnswerTokensOption, BatchSizeOption, bat
 from vkq_apps.evals.checkpoint_digest import files_digest
 from vkq_apps.evals.progress import progress
 from vkq_apps.evals.synthetic import is_recipe_folder
+from vkq_apps.outputs import check_stored_place
 from vkq_apps.recipe import check_recipe
-from vkq_jax.atomic_write import check_writable
+from vkq_apps.text_files import read_text
+from vkq_jax.atomic_write import reserved
 
 __all__ = ["calibrate"]
 
@@ -71,7 +74,10 @@ def calibrate(
     ] = 128,
     max_new_tokens: AnswerTokensOption = 24,
     batch_size: BatchSizeOption = 16,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of what is drawn.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", callback=check_count, help="Seed of what is drawn."),
+    ] = 0,
     resume: Annotated[
         bool,
         typer.Option(
@@ -98,7 +104,7 @@ def calibrate(
         )
     if out_file is None:
         raise ValueError("--out: expected a file to write the tables to")
-    check_writable(out_file)
+    check_stored_place(out_file, "tables", "vkq calibrate")
     several = jax.process_count() > 1
     if resume and several:
         raise ValueError("--resume: expected one host, whose parts alone are gone on from")
@@ -122,10 +128,10 @@ def calibrate(
             "options": lambda: (names, max_new_tokens, batch_size, seed),
         }
     found: dict[str, list[float]] = {}
-    part = out_file.with_name(f"{out_file.name}.part")
-    if not resume and jax.process_index() == 0:
-        shutil.rmtree(part, ignore_errors=True)
-    with progress(log, "prompts") as show:
+    part, first = out_file.with_name(f"{out_file.name}.part"), jax.process_index() == 0
+    with reserved(out_file) if first else nullcontext(), progress(log, "prompts") as show:
+        if not resume and first:
+            shutil.rmtree(part, ignore_errors=True)
         codes = models.calibrate_codes(
             loaded,
             batches_of(loaded, pairs, batch_size),
@@ -137,9 +143,9 @@ def calibrate(
             on_plan=lambda name, number: log.print(f"{name}: plan {number} has its tables"),
             on_preset=lambda name, kl: found.update({name: [float(x) for x in kl]}),
         )
-    if jax.process_index() == 0:
-        vkq_jax.save_tables(out_file, codes)
-        shutil.rmtree(part, ignore_errors=several)  # which keep no parts
+        if first:
+            vkq_jax.save_tables(out_file, codes)
+            shutil.rmtree(part, ignore_errors=several)  # which keep no parts
     record = {
         "model": model,
         "prompts": len(pairs),
@@ -179,9 +185,9 @@ def _read_prompts(file: Path | None) -> Sequence[str]:
     if file is None:
         return PROMPTS
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--prompts: {file} cannot be read as text: {error}") from error
+        lines = [line.strip() for line in read_text(file).splitlines()]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--prompts: {error}") from error
     found = [line for line in lines if line]
     if not found:
         raise ValueError(f"--prompts: expected a question a line in {file}, got none")

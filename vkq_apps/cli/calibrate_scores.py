@@ -30,7 +30,7 @@ from vkq_apps.cli.sample_prompts import (
 )
 from vkq_apps.codes_option import parse_codes
 from vkq_apps.evals.progress import progress
-from vkq_jax.atomic_write import check_writable
+from vkq_apps.outputs import check_stored_place
 
 __all__ = ["calibrate_scores"]
 
@@ -61,7 +61,7 @@ def calibrate_scores(
         raise ValueError(
             f"--quant: expected a preset that calibrates scores ({known}), got {quant!r}"
         )
-    check_writable(out_file)
+    check_stored_place(out_file, "score map", "vkq calibrate-scores")
     check_before_loading(model, image, prompt, per_prompt=1, max_new_tokens=max_new_tokens)
     loaded = load_model(model)
     pairs = list(itertools.product(image, prompt))

@@ -1,6 +1,8 @@
 """Any exception in one line of bounded length."""
 
 import logging
+import os
+import sys
 from typing import Any
 
 import typer
@@ -62,6 +64,13 @@ def _words(error: BaseException) -> str:
         return f"{message.rstrip('.')}; see `{command} --help`"
     if is_out_of_memory(error):
         return f"out of memory: {error}"
+    if isinstance(error, RuntimeError | AssertionError) and _has_no_device():
+        platforms = os.environ.get("JAX_PLATFORMS")
+        asked = f"JAX_PLATFORMS={platforms}" if platforms else "JAX_PLATFORMS unset"
+        return (
+            f"JAX finds no device with {asked}: expected cpu, or cuda on a machine with an NVIDIA "
+            'GPU (pip install "vkq-jax[cuda13]")'
+        )
     if isinstance(error, ModuleNotFoundError):
         return f'{error.name} is not installed: expected the extras of pip install "vkq-jax[all]"'
     if isinstance(error, OSError) and error.strerror:
@@ -70,6 +79,18 @@ def _words(error: BaseException) -> str:
     if isinstance(error, ValueError | NotImplementedError | OSError) and str(error):
         return str(error)
     return f"unexpected {type(error).__name__}: {error}; `vkq --traceback ...` shows where from"
+
+
+def _has_no_device() -> bool:
+    """Whether JAX cannot start; it says so in several ways, a bare assertion among them."""
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return False
+    try:
+        jax.default_backend()
+    except (RuntimeError, AssertionError):
+        return True
+    return False
 
 
 def _shorten(text: str) -> str:

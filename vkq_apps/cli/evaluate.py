@@ -17,6 +17,7 @@ from vkq_apps.cli.arguments import (
     load_model,
 )
 from vkq_apps.cli.console import log, out, print_json, stage
+from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.hosts import check_mesh_of, on_all_hosts
 from vkq_apps.codes_option import FORMS
 from vkq_apps.evals.checkpoint_digest import files_digest
@@ -29,6 +30,7 @@ from vkq_apps.evals.progress import progress
 from vkq_apps.evals.records import log_path
 from vkq_apps.evals.settings import PLAIN, TEXT, preset_names, settings_of
 from vkq_apps.evals.table import results_tables
+from vkq_apps.outputs import check_record_place
 from vkq_jax.atomic_write import check_writable
 
 __all__ = ["evaluate"]
@@ -76,6 +78,7 @@ def evaluate(
         typer.Option(
             min=1,
             metavar="N",
+            callback=check_count,
             help="Questions in all, spread evenly over the tasks (the first ones get one more; a "
             "task that has fewer gives all it has, and the others share the rest).",
         ),
@@ -83,7 +86,10 @@ def evaluate(
     seed: Annotated[
         int,
         typer.Option(
-            min=0, metavar="N", help="Seed of the pictures or samples drawn, and of the intervals."
+            min=0,
+            metavar="N",
+            callback=check_count,
+            help="Seed of the pictures or samples drawn, and of the intervals.",
         ),
     ] = 0,
     control: Annotated[
@@ -103,7 +109,8 @@ def evaluate(
         ),
     ] = False,
     batch_size: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Questions answered at once.")
+        int,
+        typer.Option(min=1, metavar="N", callback=check_count, help="Questions answered at once."),
     ] = 16,
     implementation: Annotated[
         str,
@@ -155,7 +162,7 @@ def evaluate(
     if quantize_at != "image" and any(name.startswith("keep-") for name in names):
         raise ValueError("--quant keep-N%: expected --quantize-at image, where tokens are dropped")
     if results is not None:
-        check_writable(results)
+        check_record_place(results, "vkq eval")
         check_writable(log_path(results))
     if plots is not None:
         check_writable(plots / "accuracy.png")

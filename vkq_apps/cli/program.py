@@ -42,6 +42,10 @@ def _run(arguments: list[str] | None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal without the letters of an answer shows their numbers.
             stream.reconfigure(errors="backslashreplace")
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:  # libraries fail on it in ways that do not say so
+        raise OSError("the current folder was deleted: change to another one") from error
     from vkq_apps.cli.app import run
 
     code = run(arguments)

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vkq_jax.atomic_write import lock
 from vkq_jax.validation import check_fields
@@ -66,6 +66,7 @@ class SampleLog:
         Raises:
             ValueError: the file belongs to other settings, is no such log, or another process is
                 writing it.
+            OSError: it cannot be written, for example because the disk is full.
         """
         self._path, self._head = path, dict(head)
         self._records: dict[tuple[str, str, str], Record] = {}
@@ -76,14 +77,18 @@ class SampleLog:
         if resume:
             self._read(path)
         else:
-            path.write_text(json.dumps(self._head) + "\n", encoding="utf-8")
+            _write(path, json.dumps(self._head) + "\n")
 
     def get(self, preset: str, task: str, sample: str) -> Record | None:
         """The record of one sample, if there is one."""
         return self._records.get((preset, task, sample))
 
     def add(self, records: Iterable[Record]) -> None:
-        """Adds records; once this returns they outlast a kill."""
+        """Adds records; once this returns they outlast a kill.
+
+        Raises:
+            OSError: the log cannot be written, for example because the disk is full.
+        """
         lines = ""
         for record in records:
             key = (record.preset, record.task, record.sample)
@@ -91,17 +96,14 @@ class SampleLog:
             self._records[key] = record
             lines += json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n"
         if self._path is not None and lines:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(lines)
-                file.flush()
-                os.fsync(file.fileno())
+            _write(self._path, lines, mode="a")
 
     def _read(self, path: Path) -> None:
         content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         lines = whole.split(b"\n")[:-1]
         if not lines:  # killed before the first line was whole
-            path.write_text(json.dumps(self._head) + "\n", encoding="utf-8")
+            _write(path, json.dumps(self._head) + "\n")
             return
         head = _parse(path, 1, lines[0])
         _check_head(path, head, json.loads(json.dumps(self._head)))
@@ -111,6 +113,17 @@ class SampleLog:
         if len(whole) < len(content):
             with path.open("r+b") as file:
                 file.truncate(len(whole))
+
+
+def _write(path: Path, lines: str, mode: Literal["a", "w"] = "w") -> None:
+    """Writes lines that outlast a kill once this returns."""
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}") from error
 
 
 _held: set[str] = set()  # logs that this process has locked

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import models
+from models.families.idefics3.clips import SmolVLMClipSettings
 from models.families.idefics3.config import Idefics3Config
 from models.families.idefics3.tiles import visual_inputs
 from models.loading import save_weights
@@ -282,3 +283,15 @@ def test_tiles_share_buckets_and_a_layout_is_made_only_where_it_is_needed(model)
         pixel_attention_mask=np.tril(np.ones((9, SIZE, SIZE))),
     )
     assert jax.tree.map(np.shape, partly.vision_layout).visible == (10, 16)
+
+
+@pytest.mark.parametrize("side", [0, -1, 4097, 10**9, 16.0, "16", True, None])
+def test_sides_of_frames_that_cannot_be_are_refused(side):
+    settings = SmolVLMClipSettings.read({"max_image_size": {"longest_edge": side}})
+    with pytest.raises(ValueError, match="expected longest_edge from 1 to 4096"):
+        _ = settings.side
+
+
+@pytest.mark.parametrize(("written", "side"), [(None, 364), ({"longest_edge": 4096}, 4096)])
+def test_sides_of_frames(written, side):
+    assert SmolVLMClipSettings.read({"max_image_size": written}).side == side

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import models
 from models.families.mistral3.config import Mistral3Config
 from models.families.registry import family_of
 from models.loading import save_weights
+from models.vision.pixtral_weights import pixtral_names
 from tests.support.hf_parity import assert_parity, randomize, save
 from tests.support.pictures import random_picture
 from tests.support.processor_files import WORDS, write_processor
@@ -349,3 +351,11 @@ def test_a_tokenizer_without_the_tokens_that_end_rows_is_refused(tmp_path, model
     file.write_text(file.read_text().replace("[IMG_END]", "[OTHER]"))
     with pytest.raises(ValueError, match=r"no token \[IMG_END\]"):
         models.chat_prompt(dataclasses.replace(model, source=str(tmp_path)), "what ?")
+
+
+@pytest.mark.parametrize(("layer", "expected"), [(1, False), (2, True), (3, True), (4, False)])
+def test_layers_of_the_tower_behind_the_last_that_is_read_may_be_in_the_files(layer, expected):
+    encoder = SimpleNamespace(num_hidden_layers=4, hidden_size=8, intermediate_size=16)
+    names = pixtral_names(SimpleNamespace(encoder=encoder, num_layers=2, patch_size=2))
+    assert names.is_unused(f"vision.encoder.layers.{layer}.mlp.up_proj.weight") == expected
+    assert not names.is_unused("text.embed_tokens.weight")

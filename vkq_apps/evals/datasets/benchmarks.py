@@ -1,7 +1,6 @@
 """MMBench and MME: questions with letters or yes and no to choose from."""
 
 import base64
-import binascii
 import io
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -9,12 +8,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from vkq_apps.evals.datasets.entries import Entry, read_text, tsv_entries
+from models.inputs.images import read_picture
+from vkq_apps.evals.datasets.entries import Entry, tsv_entries
 from vkq_apps.evals.datasets.files import Pictures, find_files
 from vkq_apps.evals.datasets.format import SHORT_ANSWER, Format, picture_sample
 from vkq_apps.evals.metrics.text import EXACT
 from vkq_apps.evals.metrics.yes_no import MME as MME_METRIC
 from vkq_apps.evals.samples import Sample
+from vkq_apps.text_files import read_text
 
 __all__ = ["MMBENCH", "MME"]
 
@@ -50,8 +51,9 @@ def _read_mmbench(folder: Path) -> Iterator[Sample]:
 def _decode(image: str, entry: Entry) -> Sequence[Image.Image]:
     try:
         with Image.open(io.BytesIO(base64.b64decode(image, validate=True))) as picture:
-            return [picture.convert("RGB")]
-    except (binascii.Error, OSError) as error:
+            return [read_picture(picture)]
+    # Pillow raises exceptions of many types.
+    except Exception as error:
         raise entry.error("'image' to be a picture in base64", image) from error
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoints.hf_settings import named_once
+from vkq_apps.text_files import read_text
 
 __all__ = [
     "Entry",
@@ -17,7 +18,6 @@ __all__ = [
     "json_mapping",
     "jsonl_entries",
     "read_json",
-    "read_text",
     "tsv_entries",
 ]
 
@@ -211,17 +211,3 @@ def _skip(text: str, place: int) -> int:
     while place < len(text) and text[place] in " \t\r\n,":
         place += 1
     return place
-
-
-def read_text(path: Path) -> str:
-    """The content of a text file.
-
-    Raises:
-        ValueError: it is not UTF-8, or a folder.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text: {error}") from error
-    except IsADirectoryError as error:
-        raise ValueError(f"{path}: expected a file, got a folder") from error
