@@ -104,7 +104,7 @@ def _random_bias(case: Case, key: jax.Array) -> KeyBias:
     frequencies = 1e4 ** -(jnp.arange(half, dtype=jnp.float32) / half)
     axes = None
     if case.key_bias == "picture":
-        axes = tuple(np.arange(half) * 8 // half * 3 // 8)
+        axes = tuple((np.arange(half) * 8 // half * 3 // 8).tolist())
     return KeyBias(2 * jax.random.normal(key, (case.kv_heads, case.head_dim)), frequencies, axes)
 
 
