@@ -254,6 +254,8 @@ def _follow(
     implementation: str | None,
 ) -> Float[Array, "B T vocab"]:
     cache, count = prompted.cache, tokens.shape[1] - 1
+    if not count:  # the prompt alone says how likely an answer's only token is
+        return jax.nn.log_softmax(prompted.logits[:, None].astype(jnp.float32))
     mask = jnp.arange(1, count + 1, dtype=jnp.int32)[None] < lengths[:, None]
     given = Inputs(
         tokens[:, :-1],

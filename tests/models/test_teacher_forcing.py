@@ -1,5 +1,6 @@
 """Answers followed in one pass are those of decoding, token by token."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -35,3 +36,13 @@ def test_following_an_answer_is_decoding_it(config, name):
     same = teacher_forcing.compare(followed, followed)
     np.testing.assert_array_equal(same.kl, 0)
     np.testing.assert_array_equal(same.first_difference, lengths)
+
+
+def test_an_answer_of_one_token_is_followed():
+    logits = jnp.asarray([[1.0, 3.0, 2.0]])
+    prompted = teacher_forcing.Prompted(logits, None)  # type: ignore[arg-type]
+    got = teacher_forcing.follow(
+        tiny_model(), prompted, jnp.asarray([[1]], jnp.int32), jnp.asarray([1], jnp.int32)
+    )
+    np.testing.assert_allclose(got.kept[:, 0], jax.nn.log_softmax(logits), atol=1e-6)
+    assert got.kept.shape == (1, 1, 3)
