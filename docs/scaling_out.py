@@ -17,7 +17,7 @@ from vkq_apps.bench.codes import read_codes
 from vkq_apps.bench.random_model import text_config
 from vkq_apps.bench.sequence_cache import abstract_cache, per_sequence
 
-RESULTS = pathlib.Path(__file__).parents[1] / "results" / "throughput.json"
+RESULTS = pathlib.Path(__file__).parents[1] / "results" / "throughput_h100.json"
 PRESETS = ("none", "signs-1bit")
 TEXT_CAPACITY = 64
 
@@ -80,7 +80,7 @@ class StepTime:
 
     @classmethod
     def fit(cls) -> "StepTime":
-        """The fit to results/throughput.json."""
+        """The fit to results/throughput_h100.json."""
         record = json.loads(RESULTS.read_text())
         rows = [(row, figures) for row in record["rows"] for figures in row["batches"]]
         bandwidth = record["bandwidth"]

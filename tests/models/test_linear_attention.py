@@ -61,9 +61,9 @@ def test_chunks_are_tokens_one_by_one(compiled, decays):
 
 
 def test_a_decode_step_is_the_recurrence(compiled):
-    *sequences, state = draw("mixed")
-    arrays = (*(x[:, :1] for x in sequences), state)
-    output, new = compiled(*map(jnp.asarray, arrays))
-    expected, last = one_by_one(*arrays)
+    query, key, value, decay, rate, state = draw("mixed")
+    token = [x[:, :1] for x in (query, key, value, decay, rate)]
+    output, new = compiled(*map(jnp.asarray, token), jnp.asarray(state))
+    expected, last = one_by_one(*token, state=state)
     np.testing.assert_allclose(output, expected, atol=2e-6)
     np.testing.assert_allclose(new, last, atol=2e-6)
