@@ -244,6 +244,21 @@ def test_figures_in_the_text_of_the_ablation_are_those_of_its_file():
         assert figures(f"{half}: {part}")["kl"] <= figures(half)["kl"]
 
 
+def test_figures_in_the_text_of_the_text_bed_are_those_of_its_files():
+    read = runpy.run_path(str(DOCS / "tables.py"))["read"]
+    rows = read("text_bed_ablation.json")["presets"]
+    page = " ".join((DOCS / "benchmarks.md").read_text().split())
+    half, one, scales = "vkq-half, plan 0", "vkq-1bit, plan 0", "scales of least squared error"
+    planes = rows[f"{half}: Hadamard planes"]
+    assert planes["more_interval"][0] > 0, "the page says that learned dictionaries help"
+    assert f"add {planes['more']:.2f} to the KL of `vkq-half`" in page
+    assert all(rows[f"{plan}: {scales}"]["more_interval"][1] < 0 for plan in (half, one))
+    fallen = rows[one]["kl"], rows[f"{one}: {scales}"]["kl"]
+    assert f"falls from {fallen[0]:.2f} to {fallen[1]:.2f}" in page
+    chosen = read("text_bed.json")["presets"]["vkq-1bit"]
+    assert f"takes plan {chosen['plan']} here, which has {chosen['kl']:.2f}" in page
+
+
 def test_figures_in_the_text_of_the_judge_are_those_of_its_log():
     text = (DOCS.parent / "results/judge_training.jsonl").read_text()
     log = [json.loads(line) for line in text.splitlines()]
