@@ -211,6 +211,19 @@ def test_figures_in_the_text_of_readme_are_those_of_the_result_files():
     assert f"answers {answers['samples']:,} questions" in readme
     bits = answers["presets"]["vkq-1bit:plain"]["bits_per_element"]["mean"]
     assert f"in about {bits:.1f} bits per number" in readme
+    judge = tables["read"]("judge_gemma.json")["presets"]
+
+    def lost(name: str) -> str:
+        whole = judge[name]["tasks"]["all"]
+        low, high = whole["lost_interval"]
+        return f"{whole['lost']:.1f}{{}} [{low:.1f}, {high:.1f}]"
+
+    bits = {name: row["bits_per_element"]["mean"] for name, row in judge.items()}
+    first = lost("vkq-1bit").format(" points")
+    assert f"`vkq-1bit` loses {first} at {bits['vkq-1bit']:.2f} bits" in readme
+    second = lost("kivi-2bit").format("")
+    assert f"`kivi-2bit` {second} at {bits['kivi-2bit']:.2f}" in readme
+    assert f"without tables {lost('vkq-1bit:plain').format('')}" in readme
 
 
 def test_every_table_of_the_site_has_rows_of_one_width():

@@ -229,7 +229,10 @@ def check_question(prompt: str) -> None:
 def say_if_uncalibrated(model: Model, quant: str, tables: object | None) -> None:
     """Says where a preset runs without tables of the model that it could have."""
     if tables is None and is_uncalibrated(model, quant):
-        log.print(f"no tables of this model: {quant} as it is without; `vkq calibrate` makes them")
+        log.print(
+            f"{quant}: this model has no tables, without which answers may be lost "
+            "(docs/calibration.md); `vkq calibrate` makes them"
+        )
 
 
 def whole_prompt(model: Model, prompt: str, *, num_images: int = 1, num_videos: int = 0) -> str:
