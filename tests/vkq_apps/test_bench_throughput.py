@@ -314,6 +314,11 @@ def test_files_of_one_device_are_joined(capsys, tmp_path):
         assert code == 2
         assert message in err
     assert not (tmp_path / "no").exists()
+    (tmp_path / "picture.png").write_bytes(b"a picture")
+    code, _, err = run(capsys, "bench", "join", first, "--out", str(tmp_path / "picture.png"))
+    assert code == 2
+    assert "is no output of `vkq bench throughput`" in err
+    assert (tmp_path / "picture.png").read_bytes() == b"a picture"
 
 
 def test_prefill_takes_few_sequences_at_once_where_they_are_long():

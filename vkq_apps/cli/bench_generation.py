@@ -34,6 +34,7 @@ from vkq_apps.cli.arguments import JsonOption
 from vkq_apps.cli.bench_output import output_on_hosts, show
 from vkq_apps.cli.console import out, print_json
 from vkq_apps.cli.counts import check_count
+from vkq_apps.outputs import check_record_place
 
 __all__ = ["REAL_SHAPES", "join", "prefill", "throughput"]
 
@@ -153,8 +154,10 @@ def join(
     json: JsonOption = False,
 ) -> None:
     """Rows of several files of `vkq bench throughput`, from one kind of device, in one file."""
+    command = "vkq bench throughput"
+    check_record_place(results, command)
     settings = [field.name for field in dataclasses.fields(ThroughputSetup)]
-    record = join_files(files, "vkq bench throughput", settings)
+    record = join_files(files, command, settings)
     write_json(results, record)
     if json:
         print_json(record)

@@ -35,9 +35,9 @@ from vkq_apps.evals.plan import make_plan
 from vkq_apps.evals.progress import progress
 from vkq_apps.evals.settings import FULL, Setting
 from vkq_apps.evals.synthetic import synthetic_tasks
+from vkq_apps.outputs import check_record_place
 from vkq_apps.training.heldout import calibration_questions
 from vkq_apps.training.pictures import KINDS
-from vkq_jax.atomic_write import check_writable
 from vkq_jax.code_tables import ClassTables, CodeTables
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.presets import calibrated_presets
@@ -166,7 +166,7 @@ def _measure(options: AblationOptions) -> dict[str, Any]:
     plans = names("--plans", options.plans, PLANS)
     kinds = names("--kinds", options.kinds, KINDS)
     calibrate_kinds = names("--calibrate-kinds", options.calibrate_kinds, KINDS)
-    check_writable(options.out)
+    check_record_place(options.out, COMMAND)
     model = models.load("tiny")
     part = options.out.with_name(f"{options.out.name}.part") / source_digest()
     kept = CalibrationFolder(part)

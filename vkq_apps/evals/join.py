@@ -19,7 +19,7 @@ from vkq_apps.cli.standalone import argument, option, run_standalone
 from vkq_apps.evals.finished import check_marks, read_results
 from vkq_apps.evals.settings import NONE
 from vkq_apps.evals.table import results_tables
-from vkq_jax.atomic_write import check_writable
+from vkq_apps.outputs import check_record_place
 
 __all__ = ["join", "main"]
 
@@ -78,7 +78,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def run(options: JoinOptions) -> None:
     """Joins, writes the file and shows it."""
-    check_writable(options.out)
+    check_record_place(options.out, "vkq eval")
     record = join(options.files)
     write_json(options.out, record)
     for table in results_tables(record):

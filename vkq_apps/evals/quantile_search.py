@@ -28,9 +28,9 @@ from vkq_apps.bench.results_file import source_digest, write_json
 from vkq_apps.cli.console import log, out
 from vkq_apps.cli.sample_prompts import batches_of
 from vkq_apps.cli.standalone import option, run_standalone
+from vkq_apps.outputs import check_record_place
 from vkq_apps.provenance import provenance
 from vkq_apps.training.heldout import calibration_questions
-from vkq_jax.atomic_write import check_writable
 from vkq_jax.config import KVQuantConfig
 from vkq_jax.dense import Dense
 from vkq_jax.level_codes import Granularity, LevelCodes
@@ -160,7 +160,7 @@ class SearchOptions:
 
 def run(options: SearchOptions) -> None:
     """Searches and writes the file."""
-    check_writable(options.out)
+    check_record_place(options.out, COMMAND)
     model = models.load(options.model)
     pairs = calibration_questions(options.samples, seed=options.seed)
     batches = list(batches_of(model, pairs, 32))

@@ -29,8 +29,8 @@ from vkq_apps.evals.progress import progress
 from vkq_apps.evals.text_bed_codes import Plan, code, fitted, plans_of, samples_of, uncalibrated
 from vkq_apps.evals.text_bed_model import Span, TextModel
 from vkq_apps.evals.text_bed_texts import Excerpt, cut_texts
+from vkq_apps.outputs import check_record_place
 from vkq_apps.provenance import provenance
-from vkq_jax.atomic_write import check_writable
 
 __all__ = ["BedOptions", "MeasuredTexts", "figures", "judge", "main", "sample"]
 
@@ -197,14 +197,15 @@ class BedOptions:
     )
     seed: int = option(0, help="Seed of texts, fits and intervals.", min=0)
 
-    def load(self) -> tuple[TextModel, list[Excerpt], list[Excerpt]]:
+    def load(self, command: str) -> tuple[TextModel, list[Excerpt], list[Excerpt]]:
         """The model, the texts to calibrate with and those to measure on.
 
         Raises:
-            ValueError: see `TextModel.load` and `cut_texts`; `out` cannot be written.
+            ValueError: see `TextModel.load` and `cut_texts`; `out` cannot be written, or is no
+                output of `command`.
         """
         if self.out is not None:
-            check_writable(self.out)
+            check_record_place(self.out, command)
         span = Span(self.dense, self.coded, self.predicted)
         model = TextModel.load(self.model, span)
         calibration, texts = cut_texts(
@@ -261,7 +262,7 @@ def run(options: TextBedOptions) -> None:
     names = list(dict.fromkeys(name for name in map(str.strip, options.quant.split(",")) if name))
     for name in names:
         uncalibrated(name)
-    model, calibration, texts = options.load()
+    model, calibration, texts = options.load(COMMAND)
     with progress(log, "texts") as show:
         rows = judge(model, names, calibration, texts, seed=options.seed, show=show)
     record = options.record(COMMAND, rows, calibration, texts)

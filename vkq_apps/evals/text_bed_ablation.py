@@ -165,7 +165,7 @@ def run(options: TextBedAblationOptions) -> None:
     )
     if options.resume and options.out is None:
         raise ValueError("--resume: expected --out FILE, beside which the parts are")
-    model, calibration, texts = options.load()
+    model, calibration, texts = options.load(COMMAND)
     folder = None if options.out is None else options.out.with_name(f"{options.out.name}.part")
     if folder is not None and not options.resume:
         shutil.rmtree(folder, ignore_errors=True)

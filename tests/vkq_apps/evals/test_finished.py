@@ -92,3 +92,12 @@ def test_files_that_do_not_belong_together_are_one_clear_error(
     assert message in error
     assert len(error) < 400
     assert not (tmp_path / "all.json").exists()
+
+
+def test_joined_results_take_the_place_of_no_other_file(tmp_path, capsys):
+    other = tmp_path / "tokenizer.json"
+    other.write_text("{}")
+    one = results(tmp_path, "one", {"none": row(0.9)})
+    assert main(["--out", str(other), str(one)]) == 2
+    assert "is no output of `vkq eval`" in capsys.readouterr().err
+    assert other.read_text() == "{}"
