@@ -27,6 +27,7 @@ from models.sharding.shards import on_shards
 from models.text.block import decoder_mlp, decoder_norm
 from models.text.config import LinearAttentionConfig, TextConfig
 from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.exact_einsum import exact_einsum
 from vkq_jax.pytree import take_layer
 from vkq_jax.recurrent import RecurrentState
 from vkq_jax.visual import left_pack
@@ -293,12 +294,19 @@ def _one_token(
     rate: Float[Array, "B 1 v"],
     state: Float[Array, "B v K V"],
 ) -> tuple[Float[Array, "B 1 v V"], Float[Array, "B v K V"]]:
-    """A decode step: no system to solve, the state read twice."""
-    query, key, decay, rate = (x[:, 0, ..., None] for x in (query, key, decay, rate))
-    state = state.astype(jnp.float32) * jnp.exp(decay)[..., None]
-    added = rate * (value[:, 0].astype(jnp.float32) - (key * state).sum(-2))
-    state = state + key * added[..., None, :]
-    return (query * state).sum(-2)[:, None], state
+    """A decode step, without a system to solve.
+
+    With S decayed, the next state is S + k d and the output q . S + (q . k) d, so that one product
+    reads the state for both, and it is read once more to be changed.
+    """
+    query, key = query[:, 0], key[:, 0]
+    decay, rate = jnp.exp(decay[:, 0, :, None]), rate[:, 0, :, None]
+    state = state.astype(jnp.float32)
+    rows = jnp.stack([query, key], axis=2) * decay[..., None]
+    from_query, from_key = jnp.moveaxis(exact_einsum("bvrk,bvkd->bvrd", rows, state), 2, 0)
+    added = rate * (value[:, 0].astype(jnp.float32) - from_key)
+    output = from_query + (query * key).sum(-1, keepdims=True) * added
+    return output[:, None], state * decay[..., None] + key[..., None] * added[..., None, :]
 
 
 def _running_sums(
