@@ -90,8 +90,9 @@ def check_quantize_at(model: Model, quantize_at: str) -> None:
     """Raises NotImplementedError for coding pictures before a question that they depend on."""
     if quantize_at == "image" and model.visual_depends_on_question:
         raise NotImplementedError(
-            f'quantize_at="image": in {model.config.model_type} models visual tokens attend to the '
-            'question, so their keys and values are not known before it; use quantize_at="prompt"'
+            f"a picture cannot be coded before its question: in {model.config.model_type} models "
+            "visual tokens attend to the question, so their keys and values are not known before "
+            'it; use generate(..., quantize_at="prompt")'
         )
 
 
