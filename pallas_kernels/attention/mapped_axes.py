@@ -49,7 +49,9 @@ def fold_mapped_axes(
         if any(jax.tree.leaves(banks_batched)):
 
             def outward(tree):  # [Y, Z, ...] -> [Y * Z, ...]
-                return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree)
+                return jax.tree.map(
+                    lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree
+                )
 
             banks = mapped(banks, banks_batched)
             results = attend(*outward((rows, seen, banks)), fixed)
