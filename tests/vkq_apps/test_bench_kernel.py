@@ -128,7 +128,7 @@ def test_baselines_that_cannot_run_here_are_left_out_and_say_so(capsys):
     measured = baselines.measure_baselines(SHAPE)
     assert set(measured.times) == {"xla", "xla_fp8"}
     assert set(measured.left_out) == {"cudnn", "torch"}
-    assert "torch is left out: No module named 'torch'" in capsys.readouterr().err
+    assert "torch is left out: " in capsys.readouterr().err
     assert measured.strongest() == "xla"
     assert measured.microseconds(baselines.FP8_BASELINES) == {
         "xla_fp8": pytest.approx(1e6 * measured.times["xla_fp8"].best)
