@@ -49,7 +49,7 @@ NAMES = {
     "smolvlm": "SmolVLM, SmolVLM2",
     "vipllava": "ViP-LLaVA",
 }
-"""What people call the models of a `model_type`; their checkpoints in transformers' format."""
+"""Names by which people know the models of a `model_type`, in transformers' format."""
 
 # Families that share a row: descendants of LLaVA with tiles or clips, and Gemma's versions.
 _KIN = dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision", "vipllava"), "llava kin")

@@ -24,11 +24,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.exact_einsum import exact_einsum
 from vkq_jax.pytree import frozen_pytree, static_field, take_layer
+from vkq_jax.validation import is_traced
 
 __all__ = ["FIELD_BITS", "KeyBias", "visual_reach"]
 
@@ -181,7 +181,7 @@ def visual_reach(
     None where they are traced or negative, and where there are none. Rounding, to few sizes between
     two powers of two, lets conversations share compiled programs.
     """
-    if any(isinstance(x, Tracer) for x in positions):
+    if is_traced(positions):
         return None
     positions = [x for x in positions if x.size]
     if not positions:

@@ -32,6 +32,7 @@ __all__ = [
     "check_tree",
     "check_type",
     "check_untraced",
+    "is_traced",
     "shorten",
     "shown",
     "whole_number",
@@ -89,9 +90,14 @@ def check_type(name: str, value: Any, expected: type | tuple[type, ...], *, hint
         raise ValueError(f"{name}: expected {kinds}{hint and f' ({hint})'}, got {shown(value)}")
 
 
+def is_traced(tree: Any) -> bool:
+    """Whether any array of a pytree is traced, so that its values are not known."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
 def check_untraced(name: str, tree: Any) -> None:
     """Raises ValueError where any array of a pytree is traced, whose values are needed."""
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+    if is_traced(tree):
         raise ValueError(
             f"{name}: expected arrays with values, got traced ones: call this outside of jit, vmap "
             "and grad"

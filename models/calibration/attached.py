@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from jax.core import Tracer
 
 from models.checkpoints.fingerprint import fingerprint
 from models.model import AttachedCodes, Model
@@ -24,7 +23,7 @@ from vkq_jax.layer_settings import AnyQuant, LayerGroups, PerLayer, Quant, group
 from vkq_jax.layered import AnyCache
 from vkq_jax.persistence import load_tables
 from vkq_jax.presets import calibrated_presets, resolve
-from vkq_jax.validation import check_type, shown
+from vkq_jax.validation import check_type, is_traced, shown
 
 __all__ = [
     "DEFAULT_QUANT",
@@ -190,7 +189,7 @@ def _given(
 
 
 def _check(model: Model, codes: CalibratedCodes, name: str) -> None:
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(model)):
+    if is_traced(model):
         return  # inside jit weights have no values yet; the caller has loaded model and tables
     try:
         codes.check_model(fingerprint(model))

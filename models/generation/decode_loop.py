@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 from models.generation.backend import ModelBackend
@@ -34,6 +33,7 @@ from vkq_jax.cache import FixedParts, KVCache
 from vkq_jax.decode import begin_decode
 from vkq_jax.layered import AnyCache
 from vkq_jax.pytree import frozen_pytree
+from vkq_jax.validation import is_traced
 from vkq_jax.visibility import Starts
 
 __all__ = [
@@ -188,7 +188,7 @@ emit_tokens_in_place = jax.jit(_emit_tokens, static_argnames=_STATIC, donate_arg
 
 def _emitter(model: Model, state: DecodeState, consume: bool) -> Callable[..., Any]:
     """The compiled loop for this call: an inner jit takes no options, and donates nothing."""
-    if any(isinstance(x, Tracer) for x in (*jax.tree.leaves((model, state)), jnp.zeros(()))):
+    if is_traced((model, state, jnp.zeros(()))):
         return emit_tokens
     options = gpu_options(model.mesh)
     if options is not None:

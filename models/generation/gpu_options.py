@@ -26,8 +26,8 @@ _SUMS_OF_TWO = {"xla_gpu_unsupported_enable_all_reduce_decomposer": True}
 def gpu_options(mesh: Mesh | None) -> dict[str, int | str] | None:
     """`compiler_options` of `jax.jit` for a decode loop of a model on this mesh; None: no GPU.
 
-    What they save is in docs/scaling_benchmarks.md. Graphs of several processes are left alone:
-    they were not tried.
+    docs/scaling_benchmarks.md has the times that they save. Options of CUDA graphs are left alone
+    where there are several processes, on which they were not tried.
     """
     if jax.default_backend() != "gpu":
         return None

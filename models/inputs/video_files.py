@@ -106,7 +106,7 @@ def open_video(path: Path) -> VideoFile:
         ValueError: no video file, or a damaged one.
     """
     with _opened(path) as (container, stream):
-        # What is coded in a packet is not kept: a film of hours has gigabytes.
+        # Packets themselves are not kept: those of a long film take gigabytes.
         packets = [
             (packet.pts, packet.is_discard, packet.is_keyframe)
             for packet in container.demux(stream)

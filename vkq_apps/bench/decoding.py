@@ -20,6 +20,7 @@ from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
 from vkq_apps.bench.mesh_scaling import mesh_figures
 from vkq_apps.bench.step_profile import profile_step
+from vkq_apps.bench.timing import step_figures
 from vkq_jax.hosts import to_host
 
 __all__ = [
@@ -116,7 +117,7 @@ def measure_decoding[T](
         fast, _, full = timed(full, short)
         slow, _, full = timed(full, long)
         times.append((slow - fast) / (long - short))
-    if (step := statistics.median(times)) <= 0:
+    if statistics.median(times) <= 0:
         raise RuntimeError(f"{len(times)} pairs of runs cannot tell a step from noise")
     figures = {
         "cache_bytes": nbytes.total,
@@ -124,9 +125,7 @@ def measure_decoding[T](
         "decode_temporary_bytes": compiled.temporary_bytes,
         "decode_compile_seconds": compiled.seconds,
         "decode_compile_cached": compiled.cached,
-        "step_ms": 1e3 * step,
-        "step_ms_range": [1e3 * min(times), 1e3 * max(times)],
-        "tokens_per_second": batch / step,
+        **step_figures(batch, times),
     }
     if model.mesh is not None:
         figures |= mesh_figures(model, full.cache, compiled.text)

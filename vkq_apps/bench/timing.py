@@ -19,6 +19,7 @@ __all__ = [
     "recorded",
     "seconds_of_calls",
     "seconds_of_kernels",
+    "step_figures",
     "time_of_calls",
     "time_per_layer",
 ]
@@ -45,6 +46,16 @@ class LayerTime:
     def timed_by(self) -> str:
         """Whose time is the best: "device" or "clock"."""
         return "clock" if self.device is None else "device"
+
+
+def step_figures(batch: int, seconds: Sequence[float]) -> dict[str, Any]:
+    """A row's figures of a decode step of `batch` sequences, which took these times."""
+    step = statistics.median(seconds)
+    return {
+        "step_ms": 1e3 * step,
+        "step_ms_range": [1e3 * min(seconds), 1e3 * max(seconds)],
+        "tokens_per_second": batch / step,
+    }
 
 
 def time_per_layer(

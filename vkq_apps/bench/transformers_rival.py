@@ -6,7 +6,6 @@ of pictures, and the cache that `generate` takes by default. JAX keeps off the d
 
 import importlib
 import importlib.metadata
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +13,18 @@ from typing import Any
 import vkq_jax
 from pallas_kernels.shapes import ModelShape, find_shape
 from vkq_apps.bench.codes import read_codes
-from vkq_apps.bench.random_model import abstract_model, decode_weight_bytes
+from vkq_apps.bench.random_model import abstract_model, decode_weight_bytes, text_config
 from vkq_apps.bench.sequence_cache import abstract_cache, per_sequence
 from vkq_apps.bench.throughput import ThroughputSetup, batches_of
+from vkq_apps.bench.timing import step_figures
 
 __all__ = ["measure_transformers"]
+
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+)
+"""Fields of a text tower that are called the same here and there."""
 
 
 def measure_transformers(
@@ -61,26 +67,16 @@ def measure_transformers(
         model.eval()
         tokens = torch.randint(shape.vocab_size, (batch, shape.visual_tokens + setup.prompt_text))
         steps = [_seconds_a_step(torch, model, tokens, setup) for _ in range(1 + setup.repeats)][1:]
-    step = statistics.median(steps)
-    figures = {
-        "step_ms": 1e3 * step,
-        "step_ms_range": [1e3 * min(steps), 1e3 * max(steps)],
-        "tokens_per_second": batch / step,
-    }
+    figures = step_figures(batch, steps)
     row |= {"batches": [{"batch": batch, **figures}], **figures}
     row["peak_bytes"] = torch.cuda.max_memory_allocated() if device == "cuda" else None
 
 
 def _config(transformers: Any, shape: ModelShape) -> Any:
+    ours = text_config(shape)
     return transformers.LlamaConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.width,
-        intermediate_size=shape.mlp_width,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=32768,
+        **{name: getattr(ours, name) for name in _SIZES},
+        max_position_embeddings=ours.rope.max_length,
         tie_word_embeddings=False,
         eos_token_id=None,
     )
