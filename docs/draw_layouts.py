@@ -18,7 +18,7 @@ from PIL import Image
 
 from pallas_kernels.layout import layouts
 from vkq_apps.inspection.plots.style import AFTER, BEFORE, INK, SHADE, TEXT, new_figure, styled
-from vkq_jax import packing
+from vkq_jax.bits import packing
 
 _HUES = np.array([to_rgb(colour) for colour in (BEFORE, TEXT, "#009E73", AFTER)])
 _REST = 72  # positions of the block that is cut short

@@ -44,7 +44,7 @@ from models.model import Model
 from models.sharding.mesh import fit_mesh
 from models.sharding.rules import parameter_sharding
 from models.text.sizes import table_sources
-from vkq_jax.atomic_write import atomic_write
+from vkq_jax.files.atomic_write import atomic_write
 from vkq_jax.pytree import nbytes
 
 __all__ = ["TINY", "load", "read_config", "save_weights"]

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from models.families.base import ModelConfig, MultimodalModel
 from models.families.registry import family_of
 from models.layers.layer_scan import UnstackedParam, unstack_layers
-from vkq_jax.calibrated import CalibratedCodes
 from vkq_jax.pytree import frozen_pytree, static_field
+from vkq_jax.settings.calibrated import CalibratedCodes
 
 __all__ = ["AttachedCodes", "Model"]
 

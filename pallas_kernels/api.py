@@ -6,21 +6,21 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 
-import vkq_jax.attention
-import vkq_jax.reference
+import vkq_jax.attention.post_scaled
+import vkq_jax.attention.reference
 from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.attention.description import describe
 from pallas_kernels.layout.tiled import tile
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.attention import AttentionOutput
-from vkq_jax.bank_parts import shape_of_part
-from vkq_jax.cache import KVCache, LayerCache, VisualBank
-from vkq_jax.dense import DenseTensor
-from vkq_jax.layered import AnyCache, LayeredCache
-from vkq_jax.soft_cap import check_soft_cap, is_finite_number
-from vkq_jax.summaries import cells_name
+from vkq_jax.attention.post_scaled import AttentionOutput
+from vkq_jax.attention.soft_cap import check_soft_cap, is_finite_number
+from vkq_jax.cache.kv_cache import KVCache, LayerCache, VisualBank
+from vkq_jax.cache.layered import AnyCache, LayeredCache
+from vkq_jax.cache.summaries import cells_name
+from vkq_jax.cache.visibility import Starts
+from vkq_jax.codes.dense import DenseTensor
+from vkq_jax.sharding.bank_parts import shape_of_part
 from vkq_jax.validation import shown
-from vkq_jax.visibility import Starts
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -39,8 +39,8 @@ __all__ = [
 IMPLEMENTATIONS: Mapping[str, Callable[..., AttentionOutput]] = MappingProxyType(
     {
         "mosaic_gpu": mosaic_gpu.attend_cache,
-        "xla": vkq_jax.attention.attend_cache,
-        "reference": vkq_jax.reference.attend_cache,
+        "xla": vkq_jax.attention.post_scaled.attend_cache,
+        "reference": vkq_jax.attention.reference.attend_cache,
     }
 )
 

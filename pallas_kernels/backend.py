@@ -3,21 +3,21 @@
 import dataclasses
 from typing import Unpack
 
-import vkq_jax.backend
+import vkq_jax.attention.backend
 from pallas_kernels.api import attend_layer, to_kernel_layout
 from pallas_kernels.quantize.quantize_bank import quantize_bank
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.attention import AttentionOutput
-from vkq_jax.backend import CacheOptions
-from vkq_jax.cache import KVCache, VisualBank
-from vkq_jax.code_tables import CodeTables
-from vkq_jax.config import KVQuantConfig
+from vkq_jax.attention.backend import CacheOptions
+from vkq_jax.attention.post_scaled import AttentionOutput
+from vkq_jax.cache.kv_cache import KVCache, VisualBank
+from vkq_jax.codes.code_tables import CodeTables
+from vkq_jax.settings.config import KVQuantConfig
 
 __all__ = ["Backend"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Backend(vkq_jax.backend.Backend):
+class Backend(vkq_jax.attention.backend.Backend):
     """Attention and coding by the first implementation that applies, or by the one asked for.
 
     Attributes:

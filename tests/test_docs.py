@@ -23,8 +23,8 @@ from pallas_kernels.layout.tiled import untileable_reason
 from pallas_kernels.quantize.quantize_bank import unfused_reason
 from tests.support.caches import Shape, random_layer, with_score_map
 from vkq_jax import KVQuantConfig, LevelCodes, ScoreCalibration, SignCodes
-from vkq_jax.dense import Dense
-from vkq_jax.level_codes import Granularity
+from vkq_jax.codes.dense import Dense
+from vkq_jax.codes.level_codes import Granularity
 
 DOCS = Path(__file__).parents[1] / "docs"
 SIGNS, BANK = SignCodes(scale_bits=8), {"head_dim": 64, "visual": ((300, (300, 3)),)}

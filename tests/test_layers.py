@@ -43,8 +43,28 @@ def test_torch_is_imported_where_pretrained_text_towers_are_read_only():
     assert importing == readers
 
 
+def rows_of_the_map() -> dict[str, list[str]]:
+    """Modules by folder, "" for those outside, from the table in the docstring of vkq_jax."""
+    table = ast.get_docstring(ast.parse((ROOT / "vkq_jax" / "__init__.py").read_text())) or ""
+    rows = re.findall(r"^\| (?:`(\w+)`)? ?\|(.*)$", table, re.MULTILINE)
+    return {folder: re.findall(r"`(\w+)`", names) for folder, names in rows}
+
+
 def test_the_map_of_vkq_jax_has_each_of_its_modules_once():
-    modules = {path.stem for path in (ROOT / "vkq_jax").glob("*.py")} - {"__init__"}
-    map_of_modules = ast.get_docstring(ast.parse((ROOT / "vkq_jax" / "__init__.py").read_text()))
-    named = re.findall(r"`(\w+)`", map_of_modules or "")
+    files = [path for path in (ROOT / "vkq_jax").rglob("*.py") if path.stem != "__init__"]
+    modules = [(path.parent.name.removeprefix("vkq_jax"), path.stem) for path in files]
+    named = [(folder, name) for folder, names in rows_of_the_map().items() for name in names]
     assert sorted(named) == sorted(modules)
+
+
+def test_a_folder_of_vkq_jax_imports_only_from_those_above_it():
+    *folders, outside = rows_of_the_map()
+    order = [outside, *folders]
+    offenders = []
+    for path in (ROOT / "vkq_jax").glob("*/*.py"):
+        below = set(order[order.index(path.parent.name) + 1 :])
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = getattr(node, "module", None) or ""
+            if module.startswith("vkq_jax.") and module.split(".")[1] in below:
+                offenders.append((path.name, module))
+    assert offenders == []

@@ -14,7 +14,7 @@ from models.generation.context import context_length
 from models.inputs.images import Picture
 from models.inputs.processor import processor_of
 from vkq_apps.answering import stream_texts
-from vkq_jax.layered import AnyCache
+from vkq_jax.cache.layered import AnyCache
 
 __all__ = ["CacheSize", "Conversation", "Turn"]
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from vkq_jax.atomic_write import check_writable
-from vkq_jax.persistence import is_written_here
+from vkq_jax.files.atomic_write import check_writable
+from vkq_jax.files.persistence import is_written_here
 
 __all__ = ["check_record_place", "check_stored_place"]
 

@@ -35,6 +35,7 @@ __all__ = [
     "is_traced",
     "shorten",
     "shown",
+    "static_layer",
     "whole_number",
 ]
 
@@ -260,3 +261,13 @@ def _expected(hint: Any) -> str:
     if isinstance(hint, type) and typing.get_origin(hint) is None:
         return _PLAIN.get(hint, f"a {hint.__name__}")
     return str(hint).replace("typing.", "")
+
+
+def static_layer(layer: Any, num_layers: int) -> int | None:
+    """The layer's number where it is known, None in a traced loop; ValueError out of range."""
+    if isinstance(layer, Tracer):
+        return None
+    number = operator.index(layer)
+    if not 0 <= number < num_layers:
+        raise ValueError(f"layer must be in [0, {num_layers}), got {number}")
+    return number

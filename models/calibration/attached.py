@@ -14,15 +14,15 @@ from models.checkpoints.fingerprint import fingerprint
 from models.model import AttachedCodes, Model
 from models.text.coded_layers import coded_layers, settle_layers
 from models.text.config import TextConfig
-from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
-from vkq_jax.code_tables import CodeTables
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.dictionary_codes import DictionaryCodes
-from vkq_jax.head_groups import take_cells
-from vkq_jax.layer_settings import AnyQuant, LayerGroups, PerLayer, Quant, groups_of
-from vkq_jax.layered import AnyCache
-from vkq_jax.persistence import load_tables
-from vkq_jax.presets import calibrated_presets, resolve
+from vkq_jax.cache.head_groups import take_cells
+from vkq_jax.cache.layered import AnyCache
+from vkq_jax.codes.code_tables import CodeTables
+from vkq_jax.codes.dictionary_codes import DictionaryCodes
+from vkq_jax.files.persistence import load_tables
+from vkq_jax.settings.calibrated import CalibratedCodes, CalibratedPreset
+from vkq_jax.settings.config import KVQuantConfig
+from vkq_jax.settings.layer_settings import AnyQuant, LayerGroups, PerLayer, Quant, groups_of
+from vkq_jax.settings.presets import calibrated_presets, resolve
 from vkq_jax.validation import check_type, is_traced, shown
 
 __all__ = [

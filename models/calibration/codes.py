@@ -24,9 +24,9 @@ from models.messages import show
 from models.model import Model
 from models.sharding.inputs import place_inputs
 from models.sharding.placing import place_shared
-from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.presets import calibrated_presets
+from vkq_jax.settings.calibrated import CalibratedCodes, CalibratedPreset
+from vkq_jax.settings.config import KVQuantConfig
+from vkq_jax.settings.presets import calibrated_presets
 
 __all__ = ["calibrate_codes", "gather_samples"]
 
@@ -67,7 +67,7 @@ def calibrate_codes(
         on_batch: is told the number of prompts of each batch that is read.
         on_plan: is told the preset and the number of each plan that has its tables.
         on_preset: is told each preset and the KL of its plans, of which the least is taken, see
-            `vkq_jax.presets.calibrated_presets`.
+            `vkq_jax.settings.presets.calibrated_presets`.
 
     Raises:
         ValueError: no presets or an unknown one, no prompts, or a prompt without an image.

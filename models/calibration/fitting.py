@@ -11,13 +11,13 @@ import numpy as np
 
 from models.calibration.samples import CodeSamples
 from vkq_jax.array_types import Array, Float
-from vkq_jax.code_tables import ClassTables, CodeTables, SideTables
-from vkq_jax.codebooks import fit_codebook
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.dictionaries import fit_dictionary, metric_root, mixed_basis
-from vkq_jax.dictionary_codes import DictionaryCodes
-from vkq_jax.image_centres import nearest
-from vkq_jax.token_classes import TokenClass
+from vkq_jax.codes.code_tables import ClassTables, CodeTables, SideTables
+from vkq_jax.codes.codebooks import fit_codebook
+from vkq_jax.codes.dictionary_codes import DictionaryCodes
+from vkq_jax.codes.fitting import fit_dictionary, metric_root, mixed_basis
+from vkq_jax.codes.image_centres import nearest
+from vkq_jax.codes.token_classes import TokenClass
+from vkq_jax.settings.config import KVQuantConfig
 
 __all__ = ["CodeFitter"]
 

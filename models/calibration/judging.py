@@ -16,7 +16,7 @@ from models.inputs.batch import Inputs
 from models.model import Model
 from models.sharding.inputs import place_inputs
 from models.sharding.placing import place_shared
-from vkq_jax.config import KVQuantConfig
+from vkq_jax.settings.config import KVQuantConfig
 
 __all__ = ["divergences"]
 

@@ -14,9 +14,9 @@ from models.inputs.batch import Inputs
 from models.inputs.split import split_after_images
 from models.model import Model
 from vkq_jax.array_types import Array, Bool
-from vkq_jax.layer_settings import Quant
-from vkq_jax.layered import AnyCache
-from vkq_jax.visibility import Starts
+from vkq_jax.cache.layered import AnyCache
+from vkq_jax.cache.visibility import Starts
+from vkq_jax.settings.layer_settings import Quant
 
 __all__ = ["observe_answers"]
 

@@ -14,20 +14,20 @@ from models.text.coded_layers import coded_layers, read_layers
 from models.text.config import TextConfig
 from models.text.key_bias import key_bias_of
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.attention import attend_cache, per_kv_head, scaled_rows, to_kv_heads
-from vkq_jax.bank_parts import join_banks
-from vkq_jax.cache import KVCache, VisualBank
-from vkq_jax.dense import DenseTensor
-from vkq_jax.empty import LayerSizes
-from vkq_jax.head_groups import take_bias
-from vkq_jax.key_bias import KeyBias
-from vkq_jax.layer_settings import Cells
-from vkq_jax.layered import LayeredCache, at_layer
-from vkq_jax.presets import presets
+from vkq_jax.attention.post_scaled import attend_cache, per_kv_head, scaled_rows, to_kv_heads
+from vkq_jax.attention.soft_cap import soft_cap
+from vkq_jax.cache.empty import LayerSizes
+from vkq_jax.cache.head_groups import take_bias
+from vkq_jax.cache.key_bias import KeyBias
+from vkq_jax.cache.kv_cache import KVCache, VisualBank
+from vkq_jax.cache.layered import LayeredCache, at_layer
+from vkq_jax.cache.visibility import Starts
+from vkq_jax.codes.dense import DenseTensor
 from vkq_jax.pytree import frozen_pytree
+from vkq_jax.settings.layer_settings import Cells
+from vkq_jax.settings.presets import presets
+from vkq_jax.sharding.bank_parts import join_banks
 from vkq_jax.slots import filled
-from vkq_jax.soft_cap import soft_cap
-from vkq_jax.visibility import Starts
 
 __all__ = ["CodeSamples", "sample_codes"]
 

@@ -19,11 +19,11 @@ from models.sharding.inputs import place_inputs
 from models.sharding.placing import place_shared
 from models.text.coded_layers import read_layers
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.attention import score_range
-from vkq_jax.calibration import ScoreMap, score_map
-from vkq_jax.hosts import to_host
-from vkq_jax.layer_settings import AnyQuant, Cells, LayerGroups, Quant, settings_of
-from vkq_jax.layered import at_layer
+from vkq_jax.attention.post_scaled import score_range
+from vkq_jax.cache.layered import at_layer
+from vkq_jax.settings.layer_settings import AnyQuant, Cells, LayerGroups, Quant, settings_of
+from vkq_jax.settings.score_maps import ScoreMap, score_map
+from vkq_jax.sharding.hosts import to_host
 from vkq_jax.validation import check_type
 
 __all__ = ["calibrate_scores"]

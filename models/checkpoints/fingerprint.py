@@ -16,7 +16,7 @@ from models.layers.layer_scan import UnstackedParam
 from models.model import Model
 from models.text.config import TextConfig
 from models.text.sizes import table_rows
-from vkq_jax.hosts import to_host
+from vkq_jax.sharding.hosts import to_host
 from vkq_jax.validation import check_type, check_untraced
 
 __all__ = ["fingerprint"]

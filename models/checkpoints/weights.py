@@ -16,7 +16,7 @@ from flax import nnx
 
 from models.checkpoints.folder import Checkpoint
 from models.messages import show_name
-from vkq_jax.hosts import in_shards
+from vkq_jax.sharding.hosts import in_shards
 
 __all__ = [
     "FLOATS",

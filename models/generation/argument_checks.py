@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import vkq_jax.text_bank
+import vkq_jax.cache.text_bank
 from models.generation.prefill import new_cache
 from models.generation.sampling import Sampling, is_integer
 from models.inputs.batch import Inputs
 from models.messages import show
 from models.model import Model
-from vkq_jax.cache import KVCache
-from vkq_jax.layered import AnyCache, LayeredCache
-from vkq_jax.text_bank import TextBits
+from vkq_jax.cache.kv_cache import KVCache
+from vkq_jax.cache.layered import AnyCache, LayeredCache
+from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.validation import check_type
 
 __all__ = [
@@ -173,7 +173,7 @@ def check_text_bits(text_bits: Any, cache: AnyCache | None) -> TextBits:
     Raises:
         ValueError: other bits than 8, or a cache whose text is dense, which stays so.
     """
-    bits = vkq_jax.text_bank.check_text_bits(text_bits)
+    bits = vkq_jax.cache.text_bank.check_text_bits(text_bits)
     if cache is None or bits == cache.text_bits:
         return bits
     if bits is None:

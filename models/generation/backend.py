@@ -6,7 +6,7 @@ from typing import Unpack
 import pallas_kernels
 from models.layers.attention import dense_attention
 from vkq_jax.array_types import Array, Bool, Float
-from vkq_jax.backend import LogitsOptions
+from vkq_jax.attention.backend import LogitsOptions
 
 __all__ = ["ModelBackend"]
 

@@ -29,12 +29,12 @@ from models.sharding.placing import (
 from models.text.coded_layers import read_layers
 from models.text.masks import cache_starts
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.cache import FixedParts, KVCache
-from vkq_jax.decode import begin_decode
-from vkq_jax.layered import AnyCache
+from vkq_jax.cache.kv_cache import FixedParts, KVCache
+from vkq_jax.cache.layered import AnyCache
+from vkq_jax.cache.visibility import Starts
+from vkq_jax.passes.decode import begin_decode
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.validation import is_traced
-from vkq_jax.visibility import Starts
 
 __all__ = [
     "DecodeState",

@@ -29,14 +29,14 @@ from models.model import Model
 from models.sharding.inputs import check_batch, place_inputs
 from models.sharding.placing import place_cache, place_shared
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.calibrated import CalibratedCodes
-from vkq_jax.calibration import ScoreMap
-from vkq_jax.hosts import to_host
-from vkq_jax.layer_settings import AnyQuant
-from vkq_jax.layered import AnyCache
+from vkq_jax.cache.layered import AnyCache
+from vkq_jax.cache.sharing import share_visual
+from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.pytree import frozen_pytree
-from vkq_jax.sharing import share_visual
-from vkq_jax.text_bank import TextBits
+from vkq_jax.settings.calibrated import CalibratedCodes
+from vkq_jax.settings.layer_settings import AnyQuant
+from vkq_jax.settings.score_maps import ScoreMap
+from vkq_jax.sharding.hosts import to_host
 from vkq_jax.validation import check_tree, check_type, check_untraced
 
 __all__ = ["GenerateOptions", "Generation", "QuantizeAt", "generate", "stream"]

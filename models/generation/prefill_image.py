@@ -15,10 +15,10 @@ from models.inputs.split import split_after_images
 from models.model import Model
 from models.sharding.placing import place_shared
 from vkq_jax.array_types import Array
-from vkq_jax.calibrated import CalibratedCodes
-from vkq_jax.layer_settings import AnyQuant
-from vkq_jax.layered import AnyCache
-from vkq_jax.text_bank import TextBits
+from vkq_jax.cache.layered import AnyCache
+from vkq_jax.cache.text_bank import TextBits
+from vkq_jax.settings.calibrated import CalibratedCodes
+from vkq_jax.settings.layer_settings import AnyQuant
 from vkq_jax.validation import check_type
 
 __all__ = ["in_buckets", "prefill_image", "prefill_part"]

@@ -15,17 +15,17 @@ from models.generation.backend import ModelBackend
 from models.model import Model
 from models.sharding.placing import place_cache
 from models.text.key_bias import key_bias_for
-from vkq_jax.bank_parts import join_banks
-from vkq_jax.cache import KVCache, VisualBank
-from vkq_jax.code_tables import CodeTables
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.dense import DenseTensor
-from vkq_jax.head_groups import take_bias
-from vkq_jax.key_bias import KeyBias
-from vkq_jax.layer_settings import Cells, LayerGroups, Quant, groups_of
-from vkq_jax.layered import AnyCache, LayeredCache, cells_of, map_parts, split_layers
-from vkq_jax.presets import presets
-from vkq_jax.text_bank import TextBits
+from vkq_jax.cache.head_groups import take_bias
+from vkq_jax.cache.key_bias import KeyBias
+from vkq_jax.cache.kv_cache import KVCache, VisualBank
+from vkq_jax.cache.layered import AnyCache, LayeredCache, cells_of, map_parts, split_layers
+from vkq_jax.cache.text_bank import TextBits
+from vkq_jax.codes.code_tables import CodeTables
+from vkq_jax.codes.dense import DenseTensor
+from vkq_jax.settings.config import KVQuantConfig
+from vkq_jax.settings.layer_settings import Cells, LayerGroups, Quant, groups_of
+from vkq_jax.settings.presets import presets
+from vkq_jax.sharding.bank_parts import join_banks
 
 __all__ = ["FULL_PRECISION", "recode"]
 

@@ -14,11 +14,11 @@ from models.generation.prefill import cache_for
 from models.inputs.batch import Inputs
 from models.model import Model
 from models.text.config import TextConfig
-from vkq_jax.accounting import cache_nbytes
 from vkq_jax.byte_units import human_bytes
-from vkq_jax.layer_settings import Quant
-from vkq_jax.presets import presets
-from vkq_jax.text_bank import TextBits
+from vkq_jax.cache.accounting import cache_nbytes
+from vkq_jax.cache.text_bank import TextBits
+from vkq_jax.settings.layer_settings import Quant
+from vkq_jax.settings.presets import presets
 
 __all__ = ["check_answer_fits", "check_text_fits"]
 

@@ -22,10 +22,10 @@ from models.inputs.split import split_after_images
 from models.model import Model
 from models.sharding.placing import place
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.cache_updates import take_sequences
-from vkq_jax.layer_settings import Quant
-from vkq_jax.layered import AnyCache
-from vkq_jax.text_bank import TextBits
+from vkq_jax.cache.layered import AnyCache
+from vkq_jax.cache.text_bank import TextBits
+from vkq_jax.cache.updates import take_sequences
+from vkq_jax.settings.layer_settings import Quant
 
 __all__ = [
     "Answered",

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from models.inputs.batch import Inputs
 from vkq_jax.array_types import Array, Bool, Int32
+from vkq_jax.cache.visual import left_pack
 from vkq_jax.pytree import frozen_pytree
-from vkq_jax.visual import left_pack
 
 __all__ = ["TokenHistory"]
 

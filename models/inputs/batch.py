@@ -14,9 +14,9 @@ from models.checkpoints.foreign_errors import named
 from models.families.base import ModelConfig, PicturePlaces
 from models.families.registry import family_of
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.cross_pass import PromptPictures
+from vkq_jax.cache.visual import left_pack
+from vkq_jax.passes.cross_pass import PromptPictures
 from vkq_jax.pytree import frozen_pytree, static_field
-from vkq_jax.visual import left_pack
 
 __all__ = ["Inputs", "PromptShape", "to_numpy"]
 

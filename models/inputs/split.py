@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from models.inputs.batch import Inputs, PromptShape
-from vkq_jax.visual import left_pack
+from vkq_jax.cache.visual import left_pack
 
 __all__ = ["split_after_images"]
 

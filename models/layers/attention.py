@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float
-from vkq_jax.attention import attend_dense
+from vkq_jax.attention.post_scaled import attend_dense
 
 __all__ = ["Attend", "attend_with_mask", "causal_mask", "dense_attention"]
 
@@ -59,7 +59,7 @@ def dense_attention(
     N is a multiple of K: consecutive query heads share a key/value head. `logits_scale=None` is
     H ** -0.5. A query that may see nothing (padding) gets the mean of all values, not NaN.
     `mask=None` lets everything be seen. Scores are capped before the mask where there is a cap, see
-    `vkq_jax.soft_cap`; it needs a mask, and a query that sees nothing then gets 0.
+    `vkq_jax.attention.soft_cap`; it needs a mask, and a query that sees nothing then gets 0.
     """
     if logits_soft_cap is not None:
         assert mask is not None

@@ -10,7 +10,7 @@ import vkq_jax
 from models.sharding.axes import DATA, MODEL
 from models.sharding.mesh import check_states, over_heads
 from models.sharding.placing import cache_shardings, place_cache
-from vkq_jax.layered import AnyCache
+from vkq_jax.cache.layered import AnyCache
 
 __all__ = ["load_cache"]
 

@@ -16,7 +16,7 @@ from models.families.base import ModelConfig
 from models.messages import show
 from models.sharding.axes import DATA, GROUP, KV_HEADS
 from models.text.coded_layers import coded_layers
-from vkq_jax.layered import AnyCache, LayeredCache
+from vkq_jax.cache.layered import AnyCache, LayeredCache
 
 __all__ = [
     "check_devices",

@@ -16,16 +16,16 @@ from models.sharding.split_backend import SplitBackend
 from models.text.cross_attention import CrossReading
 from models.text.linear_attention import Recurrence
 from vkq_jax.array_types import Array, Bool, Float
-from vkq_jax.bank_parts import TextPart
-from vkq_jax.cross_pass import CrossPass
-from vkq_jax.decode import Decode, LayeredDecode
-from vkq_jax.layer_settings import Cells
-from vkq_jax.layered import AnyCache
-from vkq_jax.layered_passes import attend_in_groups
-from vkq_jax.prefill import LayeredPrefill, Prefill
-from vkq_jax.sharding import CacheAxes, pass_specs
-from vkq_jax.text_bank import TextBank
-from vkq_jax.visibility import Starts
+from vkq_jax.cache.layered import AnyCache
+from vkq_jax.cache.text_bank import TextBank
+from vkq_jax.cache.visibility import Starts
+from vkq_jax.passes.cross_pass import CrossPass
+from vkq_jax.passes.decode import Decode, LayeredDecode
+from vkq_jax.passes.layered_passes import attend_in_groups
+from vkq_jax.passes.prefill import LayeredPrefill, Prefill
+from vkq_jax.settings.layer_settings import Cells
+from vkq_jax.sharding.bank_parts import TextPart
+from vkq_jax.sharding.specs import CacheAxes, pass_specs
 
 __all__ = ["attend", "read_pictures", "recurrence"]
 

@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 
 import pallas_kernels
-import vkq_jax.attention
+import vkq_jax.attention.post_scaled
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.attention import AttentionOutput, merge, score_range
-from vkq_jax.backend import Backend, CacheOptions, LogitsOptions
-from vkq_jax.bank_parts import part_of_cache, parts_to_kernel_layout, split_bank, take_part
-from vkq_jax.cache import KVCache, VisualBank
-from vkq_jax.calibration import score_map
-from vkq_jax.code_tables import CodeTables
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.sharding import CacheAxes
-from vkq_jax.split_tensor import SplitTensor
+from vkq_jax.attention.backend import Backend, CacheOptions, LogitsOptions
+from vkq_jax.attention.post_scaled import AttentionOutput, merge, score_range
+from vkq_jax.cache.kv_cache import KVCache, VisualBank
+from vkq_jax.cache.split_tensor import SplitTensor
+from vkq_jax.codes.code_tables import CodeTables
+from vkq_jax.settings.config import KVQuantConfig
+from vkq_jax.settings.score_maps import score_map
+from vkq_jax.sharding.bank_parts import part_of_cache, parts_to_kernel_layout, split_bank, take_part
+from vkq_jax.sharding.specs import CacheAxes
 
 __all__ = ["SplitBackend"]
 
@@ -75,7 +75,7 @@ class SplitBackend(Backend):
             gamma, delta = jax.lax.pmax(jnp.stack([-gamma, delta]), self.axes.parts)
             mapped, skipped = score_map(-gamma, delta, cache.quant.calibration)
             taken = dataclasses.replace(taken, score_map=mapped)
-            attended = vkq_jax.attention.attend_cache(queries, taken, **options)
+            attended = vkq_jax.attention.post_scaled.attend_cache(queries, taken, **options)
             counted = skipped.sum((1, 2), dtype=jnp.int32)
             if self._own_heads:  # the devices' counts are summed up
                 counted = jnp.where(number == 0, counted, 0)

@@ -109,8 +109,8 @@ class TextConfig:
         attention_multiplier: what scores are multiplied by; None: head_dim ** -0.5.
         llama_4_scaling_beta: makes queries longer at later positions, see
             `models.layers.rope.query_scale`; None: it does not.
-        attn_logit_softcapping: of scores, see `vkq_jax.soft_cap`. final_logit_softcapping: of
-            logits.
+        attn_logit_softcapping: of scores, see `vkq_jax.attention.soft_cap`.
+            final_logit_softcapping: of logits.
         fused_projections: files hold queries, keys and values as one tensor, and the two inner
             layers of an MLP. fused_mlp: the latter alone.
         cross_layers: numbers of the layers that attend to pictures instead of tokens.

@@ -15,7 +15,7 @@ from models.sharding.placing import place_sequences
 from models.text.block import Projections, decoder_mlp, decoder_norm
 from models.text.config import TextConfig
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.cross_pass import PromptPictures
+from vkq_jax.passes.cross_pass import PromptPictures
 
 __all__ = ["CrossAttend", "CrossBlock", "CrossReading", "read_pictures"]
 

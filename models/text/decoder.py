@@ -21,7 +21,7 @@ from models.text.gemma4_block import Gemma4Block, PerLayerEmbedding
 from models.text.linear_attention import LinearBlock, Recurrence
 from models.text.shared_keys import keeping, nothing_held, reading
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.soft_cap import soft_cap
+from vkq_jax.attention.soft_cap import soft_cap
 
 __all__ = ["TextDecoder"]
 

@@ -8,9 +8,9 @@ from models.layers.layer_scan import restack_layers
 from models.layers.rope import RopeKind, attention_scaling, inverse_frequencies, pairs_to_halves
 from models.text.config import TextConfig
 from models.text.decoder import TextDecoder
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.dense import Dense
-from vkq_jax.key_bias import KeyBias
+from vkq_jax.cache.key_bias import KeyBias
+from vkq_jax.codes.dense import Dense
+from vkq_jax.settings.config import KVQuantConfig
 
 __all__ = ["has_key_bias", "key_bias_for", "key_bias_of"]
 

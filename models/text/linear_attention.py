@@ -27,10 +27,10 @@ from models.sharding.shards import on_shards
 from models.text.block import decoder_mlp, decoder_norm
 from models.text.config import LinearAttentionConfig, TextConfig
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.exact_einsum import exact_einsum
+from vkq_jax.bits.exact_einsum import exact_einsum
+from vkq_jax.cache.recurrent import RecurrentState
+from vkq_jax.cache.visual import left_pack
 from vkq_jax.pytree import take_layer
-from vkq_jax.recurrent import RecurrentState
-from vkq_jax.visual import left_pack
 
 __all__ = ["LinearBlock", "Recurrence", "empty_states", "gated_delta_rule", "without_past"]
 

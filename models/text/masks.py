@@ -15,8 +15,8 @@ from models.layers.attention import causal_mask
 from models.layers.layer_kinds import by_kind
 from models.text.config import TextConfig
 from vkq_jax.array_types import Array, Bool, Int32
-from vkq_jax.layered import AnyCache
-from vkq_jax.visibility import Starts, window_starts
+from vkq_jax.cache.layered import AnyCache
+from vkq_jax.cache.visibility import Starts, window_starts
 
 __all__ = ["cache_starts", "prompt_masks"]
 

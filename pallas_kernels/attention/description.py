@@ -8,7 +8,7 @@ from pallas_kernels.attention.mosaic_gpu import calibrates_in_launch, launches_o
 from pallas_kernels.attention.outer_dictionary import folds_outside
 from pallas_kernels.attention.outer_rotation import rotates_outside
 from pallas_kernels.layout import layouts
-from vkq_jax.cache import KVCache
+from vkq_jax.cache.kv_cache import KVCache
 
 __all__ = ["describe"]
 

@@ -23,10 +23,10 @@ from pallas_kernels.isa.architectures import HOPPER, Architecture, architecture_
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.cache import VisualBank, take_layer
-from vkq_jax.calibration import ScoreMap
-from vkq_jax.code_tables import CodeTables
-from vkq_jax.config import ScoreCalibration
+from vkq_jax.cache.kv_cache import VisualBank, take_layer
+from vkq_jax.codes.code_tables import CodeTables
+from vkq_jax.settings.config import ScoreCalibration
+from vkq_jax.settings.score_maps import ScoreMap
 
 __all__ = ["fused_attention", "keeps_scores", "packed_starts", "plan", "score_range"]
 
@@ -55,8 +55,8 @@ def fused_attention(
         launch: runs the kernel.
         tuning: how the work is cut; None chooses by shape.
         score_map: [B, K, Q], of each query's scores over the packed bank.
-        logits_soft_cap: of all scores, see `vkq_jax.soft_cap`; not together with a score map, which
-            would come first.
+        logits_soft_cap: of all scores, see `vkq_jax.attention.soft_cap`; not together with a score
+            map, which would come first.
         starts: with a window, where what they see begins: of each dense bank, and of the packed one
             by the name of "packed", or [B, K, T] of each class of tokens see
             `packed_starts`.

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.layouts import Plane
-from vkq_jax.config import ScoreCalibration
+from vkq_jax.settings.config import ScoreCalibration
 
 __all__ = [
     "BOOK",

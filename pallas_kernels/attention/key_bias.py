@@ -23,10 +23,10 @@ from pallas_kernels.attention.kernel_spec import SET, KernelSpec, Packed
 from pallas_kernels.attention.launch import Launch
 from pallas_kernels.layout import layouts
 from vkq_jax.array_types import Array, Float, Int32, UInt32
-from vkq_jax.attention import bias_scores
-from vkq_jax.cache import VisualBank
-from vkq_jax.exact_einsum import large_einsum
-from vkq_jax.key_bias import KeyBias
+from vkq_jax.attention.post_scaled import bias_scores
+from vkq_jax.bits.exact_einsum import large_einsum
+from vkq_jax.cache.key_bias import KeyBias
+from vkq_jax.cache.kv_cache import VisualBank
 from vkq_jax.pytree import frozen_pytree, take_layer
 
 __all__ = ["BiasShare", "bias_operands", "bias_share", "entry_slots"]

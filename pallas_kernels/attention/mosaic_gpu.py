@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-import vkq_jax.attention
-import vkq_jax.calibration
+import vkq_jax.attention.post_scaled
+import vkq_jax.settings.score_maps
 from pallas_kernels.attention.banks import Banks, DenseBank
 from pallas_kernels.attention.fused import (
     fused_attention,
@@ -29,16 +29,16 @@ from pallas_kernels.isa.architectures import ARCHITECTURES, architecture_here
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import tile, untileable_bank_reason
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.attention import AttentionOutput, map_of_rows, merge, scaled_rows
-from vkq_jax.cache import KVCache, LayerCache, VisualBank
-from vkq_jax.calibration import ScoreMap
-from vkq_jax.config import ScoreCalibration
-from vkq_jax.dense import DenseTensor
+from vkq_jax.attention.post_scaled import AttentionOutput, map_of_rows, merge, scaled_rows
+from vkq_jax.attention.soft_cap import check_soft_cap
+from vkq_jax.cache.kv_cache import KVCache, LayerCache, VisualBank
+from vkq_jax.cache.sharing import shares_visual
+from vkq_jax.cache.text_bank import TextBank
+from vkq_jax.cache.visibility import Starts, causal_text
+from vkq_jax.codes.dense import DenseTensor
 from vkq_jax.pytree import take_layer
-from vkq_jax.sharing import shares_visual
-from vkq_jax.soft_cap import check_soft_cap
-from vkq_jax.text_bank import TextBank
-from vkq_jax.visibility import Starts, causal_text
+from vkq_jax.settings.config import ScoreCalibration
+from vkq_jax.settings.score_maps import ScoreMap
 
 __all__ = [
     "attend_cache",
@@ -116,7 +116,7 @@ def attend_layer(
     launch: Launch = gpu_launch,
     tuning: TuningConfig | None = None,
 ) -> AttentionOutput:
-    """Same contract as `vkq_jax.attention.attend_cache` on `cache.layer(index)`.
+    """Same contract as `vkq_jax.attention.post_scaled.attend_cache` on `cache.layer(index)`.
 
     The kernel reads its layer in place: no bank is sliced or copied. The gradient, with respect to
     queries, the text bank and a score map, is that of post-scaled attention in XLA.
@@ -204,7 +204,7 @@ def _attend(
     if uncovered_text(text) and text.cache_length:
         layer = dataclasses.replace(cache, visual=()).layer(index)
         parts.append(
-            vkq_jax.attention.attend_cache(
+            vkq_jax.attention.post_scaled.attend_cache(
                 query,
                 layer,
                 visible_text=visible_text,
@@ -234,9 +234,9 @@ def _bias_shares(
 def _calibration(
     ranges: Sequence[Sequence[Float[Array, "B K Q"]]], settings: ScoreCalibration
 ) -> tuple[ScoreMap, Bool[Array, "B K Q"]]:
-    """`vkq_jax.calibration.score_map` of scores whose lowest and highest in each bank these are."""
+    """The `score_map` of scores whose lowest and highest in each bank these are."""
     lowest, highest = zip(*ranges, strict=True)
-    return vkq_jax.calibration.score_map(
+    return vkq_jax.settings.score_maps.score_map(
         functools.reduce(jnp.minimum, lowest), functools.reduce(jnp.maximum, highest), settings
     )
 
@@ -288,7 +288,7 @@ def _backward(logits_scale, logits_soft_cap, launch, tuning, residuals, cotangen
 
     def reference(differentiable):
         query, text, static = differentiable
-        attended = vkq_jax.attention.attend_cache(
+        attended = vkq_jax.attention.post_scaled.attend_cache(
             query,
             dataclasses.replace(cache, text=text, score_map=static).layer(index),
             visible_text=visible_text,

@@ -22,8 +22,8 @@ from pallas_kernels.attention.kernel_spec import Packed
 from pallas_kernels.attention.table_rows import TableRows
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.codes.quantized import QuantizedTensor
 from vkq_jax.pytree import take_layer
-from vkq_jax.quantized import QuantizedTensor
 
 __all__ = [
     "class_groups",

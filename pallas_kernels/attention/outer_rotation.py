@@ -1,7 +1,7 @@
 """The rotation of sign codes where it is not the kernel's own: in XLA, before and after a launch.
 
 The kernel rotates by the Hadamard matrix of the channels that are stored, 64, 128 or 256. For
-another H the codes were made with the R of H channels (`vkq_jax.rotation`), so that the launch
+another H the codes were made with the R of H channels (`vkq_jax.bits.rotation`), so that the launch
 takes them as not rotated. With q' = R q, whose length is that of q, it computes
 
     s'[t] = q' . c + a[t] (2 sum_i q'_i code[t, i] - sum_i q'_i - kappa a[t]),    o' = c + x
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import TiledSigns
-from vkq_jax import rotation
 from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.bits import rotation
+from vkq_jax.codes.quantized import QuantizedTensor
 from vkq_jax.pytree import take_layer
-from vkq_jax.quantized import QuantizedTensor
 
 __all__ = ["rotate_query", "rotates_outside", "unrotate_output"]
 

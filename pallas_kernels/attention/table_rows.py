@@ -19,9 +19,9 @@ import numpy as np
 from pallas_kernels.attention.kernel_spec import BOOK
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from vkq_jax.array_types import Array, Float
-from vkq_jax.code_tables import ClassTables, SideTables
-from vkq_jax.dictionary_tensor import hadamard_dictionary
-from vkq_jax.exact_einsum import split_einsum
+from vkq_jax.bits.exact_einsum import split_einsum
+from vkq_jax.codes.code_tables import ClassTables, SideTables
+from vkq_jax.codes.dictionary_tensor import hadamard_dictionary
 
 __all__ = ["TableRows", "table_rows"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pallas_kernels.attention.kernel_spec import SET, Dense, KernelSpec, Packed, TuningConfig
 from pallas_kernels.isa.architectures import HOPPER, Architecture
 from pallas_kernels.layout.layouts import HEAD_DIMS
-from vkq_jax.config import ScoreCalibration
+from vkq_jax.settings.config import ScoreCalibration
 
 __all__ = ["choose_tuning", "keeping_tuning"]
 

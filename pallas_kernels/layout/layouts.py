@@ -18,8 +18,8 @@ A block is H / 16 rows of 32 lanes of 4 words; lane = 4 g + t, as in the tensor 
     row 0  | lane 0: 4 words | lane 1: 4 words | ... | lane 31: 4 words |   512 bytes
     row 1  | ...                                                        |
 
-**Keys** keep 32 consecutive channels of one position in a word, as `vkq_jax.packing` does, so that
-a row of the tensor core's left operand is a position (H = 128) or a pair of them (H = 64):
+**Keys** keep 32 consecutive channels of one position in a word, as `vkq_jax.bits.packing` does, so
+that a row of the tensor core's left operand is a position (H = 128) or a pair of them (H = 64):
 
     H = 128   row 2k + c, word 2e + r   position 64k + 32r + 8 (2c + e) + g,   channels 32t...
     H = 64    row k, word 2c + r        position 64k + 32r + 8 (2c + t//2) + g, channels 32 (t%2)...
@@ -52,8 +52,8 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vkq_jax import packing
 from vkq_jax.array_types import Array, Int32, Shaped, UInt32
+from vkq_jax.bits import packing
 
 __all__ = [
     "BLOCK",
@@ -148,7 +148,7 @@ def value_words(num_positions: int, head_dim: int) -> int:
 
 
 def tile_keys(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead n"]:
-    """Key words from the order of `vkq_jax.packing`; missing positions and channels are zero."""
+    """Key words from the order of `bits.packing`; missing positions and channels are zero."""
     packed = _by_plane(packed)
     *lead, num_positions, words = packed.shape
     sizes, order = _KEY_AXES[32 * words]
@@ -173,7 +173,7 @@ def untile_keys(
 
 
 def tile_values(packed: UInt32[Array, "*lead V W"]) -> UInt32[Array, "*lead n"]:
-    """Value words from the order of `vkq_jax.packing`; missing positions and channels are zero."""
+    """Value words from the order of `bits.packing`; missing positions and channels are zero."""
     packed = _by_plane(packed)
     *lead, num_positions, words = packed.shape
     codes = _in_blocks(packing.unpack(packed, 1, 32 * words).astype(bool), axis=-2)

@@ -19,14 +19,14 @@ from pallas_kernels.layout.tiled_dictionary import (
     tile_pair,
     untileable_pair_reason,
 )
-from vkq_jax import packing
 from vkq_jax.array_types import Array, Float, UInt32
-from vkq_jax.cache import VisualBank
-from vkq_jax.dictionary_tensor import DictionaryTensor
-from vkq_jax.level_codes import Granularity, LevelTensor
+from vkq_jax.bits import packing
+from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.codes.dictionary_tensor import DictionaryTensor
+from vkq_jax.codes.level_codes import Granularity, LevelTensor
+from vkq_jax.codes.quantized import AffineTensor, QuantizedTensor
+from vkq_jax.codes.sign_codes import SignTensor
 from vkq_jax.pytree import frozen_pytree, static_field
-from vkq_jax.quantized import AffineTensor, QuantizedTensor
-from vkq_jax.sign_codes import SignTensor
 
 __all__ = [
     "Side",

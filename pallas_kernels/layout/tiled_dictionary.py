@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.layouts import Side
-from vkq_jax import packing
 from vkq_jax.array_types import Array, Float, Int32, UInt32
-from vkq_jax.cache import VisualBank
-from vkq_jax.dictionary_tensor import DictionaryTensor
+from vkq_jax.bits import packing
+from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.codes.dictionary_tensor import DictionaryTensor
+from vkq_jax.codes.quantized import AffineTensor, QuantizedTensor
 from vkq_jax.pytree import frozen_pytree, static_field
-from vkq_jax.quantized import AffineTensor, QuantizedTensor
 
 __all__ = [
     "MOST_CENTRES",
@@ -27,7 +27,7 @@ __all__ = [
 MOST_CENTRES = 4  # of an image: a number's two bits choose among what a lane has in registers
 _MOST_BITS = 4
 _MOST_VIRTUAL = 3 * layouts.HEAD_DIMS[-1]  # of a class with a learned dictionary
-_SCALE_OF_ONE = 128  # see `vkq_jax.log_scale`
+_SCALE_OF_ONE = 128  # see `vkq_jax.bits.log_scale`
 
 
 @frozen_pytree
@@ -116,7 +116,7 @@ class TiledDictionary(QuantizedTensor):
         return jax.eval_shape(TiledDictionary.plain, self).num_elements()
 
     def _untile_words(self, number: int) -> UInt32[Array, "*lead C W"]:
-        """Words of a class in the order of `vkq_jax.packing`."""
+        """Words of a class in the order of `vkq_jax.bits.packing`."""
         words, stored, capacity = self.packed[number], self.stored[number], self.capacities[number]
         if not stored:
             return jnp.zeros((*words.shape[:-1], capacity, 0), jnp.uint32)

@@ -14,7 +14,7 @@ WARPS = HALF // 32
 PIECE = 16  # bytes that a lane copies at once
 # Bits of floats: all but the sign; infinity, which are all of the exponent.
 MAGNITUDE, INFINITY = 0x7FFFFFFF, 0x7F800000
-_LARGEST = 2.0**100  # elements saturate, see vkq_jax.sign_codes
+_LARGEST = 2.0**100  # elements saturate, see vkq_jax.codes.sign_codes
 
 
 @dataclasses.dataclass(frozen=True)

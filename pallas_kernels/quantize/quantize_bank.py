@@ -21,13 +21,13 @@ from pallas_kernels.layout.tiled import Side, TiledSigns
 from pallas_kernels.quantize.half_block import HALF, WARPS, QuantizeSpec
 from pallas_kernels.quantize.quantize_kernel import QuantizeKernel
 from pallas_kernels.quantize.sum_kernel import SumKernel
-from vkq_jax import groups
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.cache import VisualBank, quantize_visual
-from vkq_jax.code_tables import CodeTables
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.quantized import Quantizer
-from vkq_jax.sign_codes import SignCodes, error_ratio
+from vkq_jax.cache.kv_cache import VisualBank, quantize_visual
+from vkq_jax.codes import groups
+from vkq_jax.codes.code_tables import CodeTables
+from vkq_jax.codes.quantized import Quantizer
+from vkq_jax.codes.sign_codes import SignCodes, error_ratio
+from vkq_jax.settings.config import KVQuantConfig
 
 __all__ = ["choose_coding", "explain_coding", "fused_bank", "quantize_bank", "unfused_reason"]
 
@@ -48,7 +48,7 @@ def quantize_bank(
 
     Args:
         key, value: of all tokens; keys with RoPE.
-        index, valid: the visual ones among them, see `vkq_jax.visual.left_pack`.
+        index, valid: the visual ones among them, see `vkq_jax.cache.visual.left_pack`.
         quant: how they are coded.
         tables: offline tables of the codes, of this layer.
         implementation: "mosaic_gpu" is the fused kernel, two passes each over keys and values, of

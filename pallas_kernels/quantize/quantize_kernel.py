@@ -38,7 +38,7 @@ from pallas_kernels.quantize.half_block import (
 
 __all__ = ["QuantizeKernel"]
 
-_ZERO_POINT, _PER_OCTAVE = 128, 8.0  # of 8-bit scales, see vkq_jax.log_scale
+_ZERO_POINT, _PER_OCTAVE = 128, 8.0  # of 8-bit scales, see vkq_jax.bits.log_scale
 _ONE = 0x3F800000  # bits of 1.0
 # Bits of 2^-100, 2^120: a sum of squares between these has lost nothing.
 _LEAST_SQUARES, _MOST_SQUARES = (127 - 100) << 23, (127 + 120) << 23

@@ -12,7 +12,7 @@ import numpy as np
 
 import vkq_jax
 from tests.support.caches import Shape, attend, random_layer, random_starts, with_score_map
-from vkq_jax.attention import attend_dense, merge
+from vkq_jax.attention.post_scaled import attend_dense, merge
 
 PRESETS = ["vkq-1bit", "signs-1bit", "calibquant-1bit", "kivi-2bit", "none"]
 SHAPES = [

@@ -18,10 +18,10 @@ import models
 import vkq_jax
 from tests.support.caches import Shape, attend, random_layer
 from tests.support.mutated_files import mutated_bytes, mutated_fields, refused_or
-from vkq_jax import persistence
-from vkq_jax.layer_settings import Cells
-from vkq_jax.layered import LayeredCache, split_layers
-from vkq_jax.recurrent import RecurrentState
+from vkq_jax.cache.layered import LayeredCache, split_layers
+from vkq_jax.cache.recurrent import RecurrentState
+from vkq_jax.files import persistence
+from vkq_jax.settings.layer_settings import Cells
 
 SHAPE = Shape(visual=((40, (40, 11)),))
 

@@ -28,8 +28,8 @@ from vkq_jax import (
     dequantize,
     quantize,
 )
-from vkq_jax.groups import LARGEST
-from vkq_jax.packing import TERNARY, highest_code
+from vkq_jax.bits.packing import TERNARY, highest_code
+from vkq_jax.codes.groups import LARGEST
 
 LARGEST_SIGN, LARGEST_TOKEN, LARGEST_SCALE = 2.0**100, 2.0**48, 6.2e4
 TABLE_MAX = {"bfloat16": LARGEST, "float16": 65504.0, "float32": LARGEST}

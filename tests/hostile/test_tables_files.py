@@ -14,8 +14,8 @@ from models.checkpoints.fingerprint import fingerprint
 from tests.support.caches import random_tables
 from tests.support.mutated_files import mutated_bytes, mutated_fields, refused_or
 from tests.support.tiny_llava import tiny_model
-from vkq_jax import persistence
-from vkq_jax.cache import code_bank
+from vkq_jax.cache.kv_cache import code_bank
+from vkq_jax.files import persistence
 from vkq_jax.pytree import take_layer
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")

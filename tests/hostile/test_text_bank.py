@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vkq_jax.text_bank import TextBank
+from vkq_jax.cache.text_bank import TextBank
 
 SHAPE = (1, 2, 2, 6, 8)  # layers, sequences, heads, slots, channels
 TOKENS = 4

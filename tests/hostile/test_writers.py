@@ -12,7 +12,7 @@ import time
 import pytest
 
 from tests.support.killed_writers import WRITERS
-from vkq_jax.atomic_write import atomic_write, check_writable, part_folder, reserved
+from vkq_jax.files.atomic_write import atomic_write, check_writable, part_folder, reserved
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from pallas_kernels.isa.program import run_emulated
 from pallas_kernels.quantize import quantize_bank
 from pallas_kernels.quantize.quantize_bank import fused_bank
 from tests.support.tiny_llava import CONFIG, batch, prompt, tiny_model
-from vkq_jax import coding
+from vkq_jax.passes import coding
 
 ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(6, seed=2))
 

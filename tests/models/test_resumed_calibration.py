@@ -11,7 +11,7 @@ from models.calibration import codes as calibration
 from models.calibration import judging
 from tests.support.tiny_llava import batch, prompt, tiny_model
 from vkq_jax import CodeTables, DictionaryCodes, KVQuantConfig, SideTables, TokenClass
-from vkq_jax.calibrated import CalibratedCodes, CalibratedPreset
+from vkq_jax.settings.calibrated import CalibratedCodes, CalibratedPreset
 
 ROWS = (prompt(3, "image", 5), prompt(2, "image", 3, seed=1))
 HALVES = (TokenClass(0.5, 1), TokenClass(0.5, 0))

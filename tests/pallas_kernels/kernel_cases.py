@@ -9,7 +9,7 @@ import numpy as np
 
 import pallas_kernels
 import vkq_jax
-import vkq_jax.reference
+import vkq_jax.attention.reference
 from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.attention.kernel_spec import TuningConfig
 from pallas_kernels.attention.launch import emulated_launch
@@ -20,9 +20,9 @@ from tests.support.caches import (
     relative_error,
 )
 from vkq_jax import KVQuantConfig, LevelCodes, ScoreCalibration, SignCodes
-from vkq_jax.cache import KVCache, VisualBank
-from vkq_jax.dense import DenseTensor
-from vkq_jax.text_bank import TextBank
+from vkq_jax.cache.kv_cache import KVCache, VisualBank
+from vkq_jax.cache.text_bank import TextBank
+from vkq_jax.codes.dense import DenseTensor
 
 attend = functools.partial(mosaic_gpu.attend_cache, launch=emulated_launch)
 

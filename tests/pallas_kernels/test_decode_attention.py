@@ -10,7 +10,7 @@ import pytest
 
 import pallas_kernels
 import vkq_jax
-import vkq_jax.reference
+import vkq_jax.attention.reference
 from tests.support.caches import (
     SHAPES,
     Shape,
@@ -215,7 +215,7 @@ def test_dense_attention_with_a_soft_cap_equals_that_of_a_cache():
     key, value = (jnp.moveaxis(x, 1, 2) for x in (layer.text.key, layer.text.value))
     seen = jnp.asarray([[1, 4], [2, 9]], jnp.int32)
     mask = jnp.arange(key.shape[1])[None, None] < seen[..., None]
-    got = vkq_jax.attention.attend_dense(query, key, value, mask, logits_soft_cap=5.0)
+    got = vkq_jax.attention.post_scaled.attend_dense(query, key, value, mask, logits_soft_cap=5.0)
     expected = oracle(query, layer, visible_text=seen, logits_soft_cap=5.0)
     assert relative_error(got.output, expected.output) < 3e-6
     np.testing.assert_allclose(got.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
@@ -342,6 +342,6 @@ def test_gradients_equal_the_oracles(implementation, soft_cap):
     grad = jax.grad(loss, argnums=(0, 1, 2))
     arguments = (query, layer.text.key, layer.text.value)
     got = grad(*arguments, fast)
-    expected = grad(*arguments, vkq_jax.reference.attend_cache)
+    expected = grad(*arguments, vkq_jax.attention.reference.attend_cache)
     for g, e in zip(got, expected, strict=True):
         assert relative_error(g, e) < 1e-5

@@ -11,7 +11,7 @@ import pytest
 
 import pallas_kernels
 import vkq_jax
-import vkq_jax.reference
+import vkq_jax.attention.reference
 from tests.support.caches import (
     Shape,
     random_layer,
@@ -89,7 +89,7 @@ def test_a_soft_cap_that_is_no_finite_positive_number_is_an_error(cap):
     key = jnp.ones((2, 3, 2, 16))
     mask = jnp.ones((2, 1, 3), bool)
     attend = [functools.partial(f, query, layer) for f in pallas_kernels.IMPLEMENTATIONS.values()]
-    attend += [functools.partial(vkq_jax.attention.attend_dense, query, key, key, mask)]
+    attend += [functools.partial(vkq_jax.attention.post_scaled.attend_dense, query, key, key, mask)]
     for call in attend:
         with pytest.raises(ValueError, match=f"logits_soft_cap .* or None, got {cap}"):
             call(logits_soft_cap=cap)

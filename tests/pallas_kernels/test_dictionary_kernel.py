@@ -10,7 +10,7 @@ import pytest
 
 import pallas_kernels
 import vkq_jax
-import vkq_jax.reference
+import vkq_jax.attention.reference
 from pallas_kernels import TiledDictionary
 from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.attention.description import describe
@@ -20,8 +20,8 @@ from pallas_kernels.layout.tiled import untileable_bank_reason
 from tests.support.caches import Shape, oracle, random_layer, random_starts, relative_error
 from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
 from vkq_jax import Dense, DictionaryCodes, KVQuantConfig, TokenClass
-from vkq_jax.cache import VisualBank
-from vkq_jax.presets import calibrated_presets
+from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.settings.presets import calibrated_presets
 
 
 def hadamard(*classes, **settings):
@@ -203,7 +203,9 @@ def test_a_tiled_bank_is_what_it_was_made_from(head_dim, codes):
 def test_xla_reads_a_tiled_bank():
     query, layer = layer_of(64, 2, "vkq-1bit", 70)
     tiled = dataclasses.replace(layer, visual=tuple(map(tile, layer.visual)))
-    got, expected = (jax.jit(vkq_jax.attention.attend_cache)(query, x) for x in (tiled, layer))
+    got, expected = (
+        jax.jit(vkq_jax.attention.post_scaled.attend_cache)(query, x) for x in (tiled, layer)
+    )
     np.testing.assert_array_equal(got.output, expected.output)
     (got,), (expected,) = (
         [jax.jit(VisualBank.dequantize)(bank) for bank in x.visual] for x in (tiled, layer)

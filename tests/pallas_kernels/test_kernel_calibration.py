@@ -10,7 +10,7 @@ import pytest
 
 import pallas_kernels
 import vkq_jax
-import vkq_jax.reference
+import vkq_jax.attention.reference
 from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.attention.fused import score_range
 from pallas_kernels.attention.kernel_spec import Coding, Packed, TuningConfig
@@ -32,8 +32,8 @@ from tests.support.caches import (
     with_score_map,
 )
 from vkq_jax import KVQuantConfig, ScoreCalibration
-from vkq_jax.attention import from_kv_heads, to_kv_heads
-from vkq_jax.cache import VisualBank
+from vkq_jax.attention.post_scaled import from_kv_heads, to_kv_heads
+from vkq_jax.cache.kv_cache import VisualBank
 
 
 @pytest.mark.parametrize("codes", ["levels, calibrated", "groups, calibrated"])
@@ -118,7 +118,7 @@ def test_a_querys_own_static_map_is_the_calibration_of_its_step():
         for bank in map(pallas_kernels.tile, layer.visual)
     ]
     found = [score_range(rows, bank, jnp.int32(0), emulated_launch) for bank in banks]
-    own, _ = vkq_jax.calibration.score_map(
+    own, _ = vkq_jax.settings.score_maps.score_map(
         functools.reduce(jnp.minimum, [lowest for lowest, _ in found]),
         functools.reduce(jnp.maximum, [highest for _, highest in found]),
         layer.quant.calibration,

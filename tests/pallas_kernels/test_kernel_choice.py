@@ -9,7 +9,7 @@ import pytest
 
 import pallas_kernels
 import vkq_jax
-import vkq_jax.reference
+import vkq_jax.attention.reference
 from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.attention.kernel_spec import Coding, Dense, KernelSpec, Packed, TuningConfig
 from pallas_kernels.attention.tuning_configs import choose_tuning

@@ -8,7 +8,7 @@ import pytest
 
 import pallas_kernels
 import vkq_jax
-import vkq_jax.reference
+import vkq_jax.attention.reference
 from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.attention.body import s8_queries
 from pallas_kernels.attention.launch import emulated_launch
@@ -84,12 +84,12 @@ def test_hard_inputs(case, codes, heads):
             value *= 1e6
     text = random_layer(Shape(head_dim=128, num_heads=1, num_kv_heads=1), CODES[codes])[1].text
     text = dataclasses.replace(text, length=jnp.zeros(2, jnp.int32))
-    bank = vkq_jax.cache.VisualBank(
+    bank = vkq_jax.cache.kv_cache.VisualBank(
         vkq_jax.quantize(jnp.asarray(key), CODES[codes].key),
         vkq_jax.quantize(jnp.asarray(value), CODES[codes].value),
         jnp.asarray([600, 257], jnp.int32),
     )
-    layer = vkq_jax.cache.LayerCache((bank,), text, quant=CODES[codes])
+    layer = vkq_jax.cache.kv_cache.LayerCache((bank,), text, quant=CODES[codes])
     check(jnp.asarray(query), layer)
 
 

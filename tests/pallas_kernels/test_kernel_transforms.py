@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import vkq_jax
-import vkq_jax.reference
+import vkq_jax.attention.reference
 from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.attention.launch import emulated_launch
 from tests.pallas_kernels.kernel_cases import (
@@ -112,7 +112,7 @@ def test_gradients_equal_the_oracles(shape, soft_cap, windowed):
 
     inputs = (query, layer.text.key, layer.text.value, layer.score_map)
     got = jax.grad(loss)(inputs, attend)
-    expected = jax.grad(loss)(inputs, vkq_jax.reference.attend_cache)
+    expected = jax.grad(loss)(inputs, vkq_jax.attention.reference.attend_cache)
     for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert relative_error(g, e) < 1e-3
 

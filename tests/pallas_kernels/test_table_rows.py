@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-import vkq_jax.exact_einsum
+import vkq_jax.bits.exact_einsum
 from pallas_kernels.attention.kernel_spec import BOOK
 from pallas_kernels.attention.table_rows import table_rows
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from tests.support.caches import Shape, random_layer, random_tables, relative_error
 from vkq_jax import ClassTables, DictionaryCodes, KVQuantConfig, SideTables, TokenClass
-from vkq_jax.dictionary_tensor import hadamard_dictionary
-from vkq_jax.presets import calibrated_presets
+from vkq_jax.codes.dictionary_tensor import hadamard_dictionary
+from vkq_jax.settings.presets import calibrated_presets
 
 HEAD_DIM, QUERIES = 64, 3
 PARTS = [(0, 256), (1, 128), (2, 64)]
@@ -57,7 +57,7 @@ def expected_rows(tables: SideTables) -> np.ndarray:
 @pytest.mark.parametrize("split", [False, True])
 def test_both_products_equal_those_in_float64(coded, split, monkeypatch):
     """In float32, and in two products of bfloat16 as a GPU takes them."""
-    monkeypatch.setattr(vkq_jax.exact_einsum, "on_gpu", lambda: split)
+    monkeypatch.setattr(vkq_jax.bits.exact_einsum, "on_gpu", lambda: split)
     key, tables = coded
     rows = table_rows(key, PARTS, tables)
     assert rows.rows.dtype == jnp.bfloat16

@@ -23,10 +23,10 @@ import models
 from models.sharding.placing import sequence_parts
 from tests.sharding.cases import BATCH, CONFIGS, STEPS, Cases, inputs_of
 from vkq_apps.provenance import provenance
-from vkq_jax.atomic_write import atomic_write
-from vkq_jax.bank_parts import join_banks
-from vkq_jax.hosts import to_host
-from vkq_jax.layered import map_parts
+from vkq_jax.cache.layered import map_parts
+from vkq_jax.files.atomic_write import atomic_write
+from vkq_jax.sharding.bank_parts import join_banks
+from vkq_jax.sharding.hosts import to_host
 
 QUANTS = ("none", "signs-1bit", "vkq-1bit")
 FLIPPED = 1e-3  # of the bits, as in `cases.assert_same`: sums in another order round otherwise

@@ -9,8 +9,8 @@ import vkq_jax
 from models.calibration import codes as code_calibration
 from tests.sharding.cases import STEPS, assert_same, inputs_of
 from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass
-from vkq_jax.bank_parts import join_banks
-from vkq_jax.split_tensor import SplitTensor
+from vkq_jax.cache.split_tensor import SplitTensor
+from vkq_jax.sharding.bank_parts import join_banks
 
 NAME, MESH = "4 KV heads", "data=2,model=4"
 

@@ -10,8 +10,8 @@ import models
 import vkq_jax
 from models import Inputs
 from tests.sharding.cases import BATCH, STEPS, assert_same
-from vkq_jax import sliced_arrays
-from vkq_jax.hosts import in_shards
+from vkq_jax.files import sliced_arrays
+from vkq_jax.sharding.hosts import in_shards
 
 NAME, MESH, QUANT = "2 KV heads, odd vocabulary", "data=2,model=4", "signs-1bit"
 

@@ -9,8 +9,8 @@ import models
 import vkq_jax
 from tests.sharding.cases import BATCH, STEPS, assert_same, inputs_of
 from tests.sharding.test_parts import CALIBRATED, later_turn
-from vkq_jax.bank_parts import join_banks
-from vkq_jax.layered import map_parts
+from vkq_jax.cache.layered import map_parts
+from vkq_jax.sharding.bank_parts import join_banks
 
 LAYERS = vkq_jax.per_layer("signs-1bit", {0: "none"})
 HEADS = vkq_jax.per_layer("signs-1bit", {(0, 1): "none", ("all", 0): CALIBRATED})

@@ -12,8 +12,8 @@ import vkq_jax
 from models import Inputs
 from models.sharding.placing import attention_axes
 from tests.sharding.cases import STEPS, assert_same, inputs_of
-from vkq_jax.bank_parts import join_banks
-from vkq_jax.split_tensor import SplitTensor
+from vkq_jax.cache.split_tensor import SplitTensor
+from vkq_jax.sharding.bank_parts import join_banks
 
 CALIBRATED = dataclasses.replace(
     vkq_jax.resolve("calibquant-1bit"), calibration=vkq_jax.ScoreCalibration(tau1=0.0, tau2=1e-3)
@@ -48,7 +48,7 @@ def check(cases, name, mesh, batch, quant, **options):
         expected_sharding = NamedSharding(many.mesh, axes.of_parts)
         assert not x.size or x.sharding.is_equivalent_to(expected_sharding, x.ndim)
     # No key lies twice: every device has its part, filled up to as many positions.
-    words = vkq_jax.accounting._codes(bank.key), vkq_jax.accounting._codes(whole.key)
+    words = vkq_jax.cache.accounting._codes(bank.key), vkq_jax.cache.accounting._codes(whole.key)
     (own,), total = bytes_per_device(words[0]), sum(map(vkq_jax.pytree.nbytes, words[1:]))
     assert total / many.mesh.size <= own <= 2 * total / many.mesh.size
     return expected.cache, got.cache

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import vkq_jax
-from vkq_jax import attention, reference
-from vkq_jax.cache import LayerCache, VisualBank, quantize_visual
-from vkq_jax.text_bank import TextBank
+from vkq_jax.attention import post_scaled as attention
+from vkq_jax.attention import reference
+from vkq_jax.cache.kv_cache import LayerCache, VisualBank, quantize_visual
+from vkq_jax.cache.text_bank import TextBank
 
 
 @dataclasses.dataclass(frozen=True)

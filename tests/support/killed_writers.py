@@ -19,7 +19,7 @@ import vkq_jax
 from vkq_apps.bench.results_file import write_json
 from vkq_apps.inspection.output_folder import SUMMARY, WRITTEN_BY, complete_or_nothing
 from vkq_apps.training import checkpointing
-from vkq_jax.atomic_write import atomic_write
+from vkq_jax.files.atomic_write import atomic_write
 
 # What Python tells of before it happens: https://docs.python.org/3/library/audit_events.html
 STEPS = ("open", "os.", "shutil.", "tempfile.", "fcntl.")

@@ -6,7 +6,7 @@ import pytest
 
 import vkq_jax
 from vkq_apps.codes_option import parse_codes
-from vkq_jax.presets import _PRESETS
+from vkq_jax.settings.presets import _PRESETS
 
 MODULE = """
 import vkq_jax

@@ -37,7 +37,7 @@ from vkq_apps.inspection.pictures import patch_maps, seen_pictures
 from vkq_apps.inspection.plots.style import choose_layers
 from vkq_apps.inspection.ranges import FRACTIONS, channel_ranges
 from vkq_apps.inspection.summary import raw_arrays, summarize
-from vkq_jax import rotation
+from vkq_jax.bits import rotation
 
 SCALE = CONFIG.text.logits_scale
 LAYERS, HEADS, KV_HEADS, HEAD_DIM = 3, 4, 2, 16

@@ -11,9 +11,9 @@ import pytest
 import vkq_jax
 from vkq_jax import Granularity, LevelCodes, Quantile, ScoreCalibration, Shrink, SignCodes
 from vkq_jax.array_types import Array, Float, Int32
+from vkq_jax.attention.soft_cap import check_soft_cap
 from vkq_jax.byte_units import human_bytes
 from vkq_jax.pytree import frozen_pytree, static_field
-from vkq_jax.soft_cap import check_soft_cap
 from vkq_jax.validation import check_fields, check_tree, shown
 
 if TYPE_CHECKING:

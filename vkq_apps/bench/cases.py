@@ -6,9 +6,9 @@ from typing import Literal
 from pallas_kernels.attention.kernel_spec import TuningConfig
 from pallas_kernels.layout import layouts
 from vkq_apps.bench.dictionary_banks import bits_of_tokens
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.dictionary_codes import DictionaryCodes
-from vkq_jax.presets import calibrated_presets, presets
+from vkq_jax.codes.dictionary_codes import DictionaryCodes
+from vkq_jax.settings.config import KVQuantConfig
+from vkq_jax.settings.presets import calibrated_presets, presets
 
 __all__ = ["CASES", "CHECKS", "Calibration", "Case", "Positions"]
 

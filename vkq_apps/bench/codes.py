@@ -3,9 +3,9 @@
 import dataclasses
 
 import vkq_jax
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.presets import calibrated_presets
-from vkq_jax.text_bank import TextBits
+from vkq_jax.cache.text_bank import TextBits
+from vkq_jax.settings.config import KVQuantConfig
+from vkq_jax.settings.presets import calibrated_presets
 
 __all__ = ["CODES_HELP", "MeasuredCodes", "read_codes"]
 

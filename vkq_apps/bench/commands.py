@@ -21,7 +21,7 @@ from vkq_apps.bench.throughput_plan import compare_throughput, floors
 from vkq_apps.bench.timing import bandwidth
 from vkq_apps.cli.hosts import hosts_named
 from vkq_apps.provenance import provenance
-from vkq_jax.atomic_write import check_writable, reserved
+from vkq_jax.files.atomic_write import check_writable, reserved
 
 __all__ = [
     "Output",

@@ -21,7 +21,7 @@ from vkq_apps.bench.compiling import compile_ahead
 from vkq_apps.bench.mesh_scaling import mesh_figures
 from vkq_apps.bench.step_profile import profile_step
 from vkq_apps.bench.timing import step_figures
-from vkq_jax.hosts import to_host
+from vkq_jax.sharding.hosts import to_host
 
 __all__ = [
     "compare_implementations",

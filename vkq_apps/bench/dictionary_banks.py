@@ -10,12 +10,12 @@ from pallas_kernels.layout import layouts
 from pallas_kernels.layout.layouts import Side
 from pallas_kernels.layout.tiled_dictionary import stored_virtual
 from vkq_jax.array_types import Array, Bool, Int32
-from vkq_jax.cache import VisualBank
-from vkq_jax.code_tables import ClassTables, CodeTables, SideTables
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.dictionary_codes import DictionaryCodes
-from vkq_jax.quantized import Quantizer
-from vkq_jax.token_classes import assign_classes
+from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.codes.code_tables import ClassTables, CodeTables, SideTables
+from vkq_jax.codes.dictionary_codes import DictionaryCodes
+from vkq_jax.codes.quantized import Quantizer
+from vkq_jax.codes.token_classes import assign_classes
+from vkq_jax.settings.config import KVQuantConfig
 
 __all__ = ["bits_of_tokens", "random_bank", "random_tables"]
 

@@ -29,13 +29,13 @@ from vkq_apps.bench.cases import Calibration, Case
 from vkq_apps.bench.dictionary_banks import random_bank, random_tables
 from vkq_jax import slots
 from vkq_jax.array_types import Array, Int32
-from vkq_jax.attention import bias_scores, per_kv_head
-from vkq_jax.cache import VisualBank
-from vkq_jax.calibration import ScoreMap, calibrate, score_map
-from vkq_jax.code_tables import CodeTables
-from vkq_jax.config import ScoreCalibration
-from vkq_jax.key_bias import KeyBias, visual_reach
-from vkq_jax.text_bank import TextBank
+from vkq_jax.attention.post_scaled import bias_scores, per_kv_head
+from vkq_jax.cache.key_bias import KeyBias, visual_reach
+from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.cache.text_bank import TextBank
+from vkq_jax.codes.code_tables import CodeTables
+from vkq_jax.settings.config import ScoreCalibration
+from vkq_jax.settings.score_maps import ScoreMap, calibrate, score_map
 
 __all__ = ["attend", "error", "random_banks"]
 

@@ -9,7 +9,7 @@ import jax
 from models.model import Model
 from models.sharding.placing import cache_axes
 from vkq_apps.bench.wire import sent_by
-from vkq_jax.layered import AnyCache
+from vkq_jax.cache.layered import AnyCache
 
 __all__ = ["compare_meshes", "mesh_figures"]
 

@@ -15,7 +15,7 @@ from vkq_apps.bench.codes import MeasuredCodes, read_codes
 from vkq_apps.bench.compiling import compile_ahead
 from vkq_apps.bench.sequence_cache import random_layer
 from vkq_apps.bench.timing import time_of_calls
-from vkq_jax.cache import LayerCache
+from vkq_jax.cache.kv_cache import LayerCache
 
 __all__ = ["ScalingSetup", "compare_scaling", "measure_scaling", "plan_scaling"]
 

@@ -9,11 +9,11 @@ import pallas_kernels
 from pallas_kernels.shapes import ModelShape
 from vkq_apps.bench.codes import MeasuredCodes
 from vkq_apps.bench.dictionary_banks import random_tables
-from vkq_jax.accounting import CacheBytes
 from vkq_jax.array_types import Array, Float
-from vkq_jax.cache import KVCache, LayerCache, quantize_visual
-from vkq_jax.code_tables import CodeTables
-from vkq_jax.text_bank import TextBank
+from vkq_jax.cache.accounting import CacheBytes
+from vkq_jax.cache.kv_cache import KVCache, LayerCache, quantize_visual
+from vkq_jax.cache.text_bank import TextBank
+from vkq_jax.codes.code_tables import CodeTables
 
 __all__ = ["abstract_cache", "per_sequence", "random_layer", "random_tables_of", "repeated_cache"]
 

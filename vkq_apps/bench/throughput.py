@@ -36,7 +36,7 @@ from vkq_apps.bench.sequence_cache import (
     random_layer,
     repeated_cache,
 )
-from vkq_jax.cache import KVCache, LayerCache
+from vkq_jax.cache.kv_cache import KVCache, LayerCache
 
 __all__ = ["TRANSFORMERS", "ThroughputSetup", "batches_of", "measure_throughput"]
 

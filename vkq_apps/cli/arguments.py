@@ -23,7 +23,7 @@ from vkq_apps.cli.hosts import HOSTS_HELP, check_mesh
 from vkq_apps.cli.room import check_room
 from vkq_apps.codes_option import FORMS
 from vkq_jax.byte_units import human_bytes
-from vkq_jax.text_bank import TextBits, check_text_bits
+from vkq_jax.cache.text_bank import TextBits, check_text_bits
 
 __all__ = [
     "PRESETS",

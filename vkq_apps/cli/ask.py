@@ -48,8 +48,8 @@ from vkq_apps.cli.hosts import check_mesh_of, on_all_hosts
 from vkq_apps.codes_option import FORMS, parse_codes
 from vkq_apps.evals.checkpoint_digest import files_digest
 from vkq_jax.byte_units import human_bytes
-from vkq_jax.layer_settings import AnyQuant
-from vkq_jax.text_bank import check_text_bits
+from vkq_jax.cache.text_bank import check_text_bits
+from vkq_jax.settings.layer_settings import AnyQuant
 
 __all__ = ["demo", "generate"]
 

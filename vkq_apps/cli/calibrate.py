@@ -32,7 +32,7 @@ from vkq_apps.evals.synthetic import is_recipe_folder
 from vkq_apps.outputs import check_stored_place
 from vkq_apps.recipe import check_recipe
 from vkq_apps.text_files import read_text
-from vkq_jax.atomic_write import reserved
+from vkq_jax.files.atomic_write import reserved
 
 __all__ = ["calibrate"]
 

@@ -44,7 +44,7 @@ from vkq_apps.cli.interrupts import first_interrupt_stops
 from vkq_apps.codes_option import parse_codes
 from vkq_apps.conversation import CacheSize, Conversation
 from vkq_jax.byte_units import human_bytes
-from vkq_jax.text_bank import check_text_bits
+from vkq_jax.cache.text_bank import check_text_bits
 
 __all__ = ["chat"]
 

@@ -31,7 +31,7 @@ from vkq_apps.evals.records import log_path
 from vkq_apps.evals.settings import PLAIN, TEXT, preset_names, settings_of
 from vkq_apps.evals.table import results_tables
 from vkq_apps.outputs import check_record_place
-from vkq_jax.atomic_write import check_writable
+from vkq_jax.files.atomic_write import check_writable
 
 __all__ = ["evaluate"]
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from models.families.base import ModelConfig
 from models.generation.context import context_length
 from models.generation.room import check_text_fits
-from vkq_jax.text_bank import TextBits
+from vkq_jax.cache.text_bank import TextBits
 
 __all__ = ["check_room"]
 

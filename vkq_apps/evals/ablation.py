@@ -38,10 +38,10 @@ from vkq_apps.evals.synthetic import synthetic_tasks
 from vkq_apps.outputs import check_record_place
 from vkq_apps.training.heldout import calibration_questions
 from vkq_apps.training.pictures import KINDS
-from vkq_jax.code_tables import ClassTables, CodeTables
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.presets import calibrated_presets
-from vkq_jax.token_classes import TokenClass
+from vkq_jax.codes.code_tables import ClassTables, CodeTables
+from vkq_jax.codes.token_classes import TokenClass
+from vkq_jax.settings.config import KVQuantConfig
+from vkq_jax.settings.presets import calibrated_presets
 
 __all__ = ["Variant", "main", "variants"]
 

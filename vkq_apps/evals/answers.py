@@ -11,7 +11,7 @@ from models.generation import teacher_forcing
 from models.generation.teacher_forcing import Answered, Comparison, Prompted
 from vkq_apps.evals.batches import Batch, Prepared
 from vkq_jax.array_types import Array, Int32
-from vkq_jax.cache_updates import take_sequences
+from vkq_jax.cache.updates import take_sequences
 
 __all__ = ["Answers", "Chosen", "Written"]
 

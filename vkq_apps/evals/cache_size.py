@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from vkq_jax.accounting import cache_nbytes
-from vkq_jax.layered import AnyCache
+from vkq_jax.cache.accounting import cache_nbytes
+from vkq_jax.cache.layered import AnyCache
 from vkq_jax.pytree import nbytes
 
 __all__ = ["CacheSize", "cache_size"]

@@ -11,13 +11,13 @@ from models.generation.decode_loop import observed_step
 from models.generation.teacher_forcing import Prompted
 from models.layers.layer_kinds import in_layer_order
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.attention import to_kv_heads
-from vkq_jax.cache import KVCache, VisualBank
-from vkq_jax.code_tables import CodeTables
-from vkq_jax.error_measures import relative_squared_error
-from vkq_jax.layer_settings import Cells, LayerGroups
-from vkq_jax.layered import AnyCache, at_layer, cells_of, map_groups, split_layers
-from vkq_jax.soft_cap import soft_cap
+from vkq_jax.attention.post_scaled import to_kv_heads
+from vkq_jax.attention.soft_cap import soft_cap
+from vkq_jax.cache.kv_cache import KVCache, VisualBank
+from vkq_jax.cache.layered import AnyCache, at_layer, cells_of, map_groups, split_layers
+from vkq_jax.codes.code_tables import CodeTables
+from vkq_jax.codes.error_measures import relative_squared_error
+from vkq_jax.settings.layer_settings import Cells, LayerGroups
 
 __all__ = ["layer_errors"]
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from vkq_apps.evals.report import ALL
 from vkq_apps.evals.settings import CONTROL, NONE
 from vkq_apps.inspection.plots.style import AFTER, BEFORE, INK, new_figure, styled
-from vkq_jax.atomic_write import atomic_write
+from vkq_jax.files.atomic_write import atomic_write
 
 __all__ = ["write_plots"]
 

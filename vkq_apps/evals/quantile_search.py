@@ -31,12 +31,12 @@ from vkq_apps.cli.standalone import option, run_standalone
 from vkq_apps.outputs import check_record_place
 from vkq_apps.provenance import provenance
 from vkq_apps.training.heldout import calibration_questions
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.dense import Dense
-from vkq_jax.level_codes import Granularity, LevelCodes
+from vkq_jax.codes.dense import Dense
+from vkq_jax.codes.level_codes import Granularity, LevelCodes
+from vkq_jax.codes.quantize import quantize
+from vkq_jax.codes.range_rules import Quantile
 from vkq_jax.pytree import nbytes
-from vkq_jax.quantize import quantize
-from vkq_jax.range_rules import Quantile
+from vkq_jax.settings.config import KVQuantConfig
 
 __all__ = ["choose", "main"]
 

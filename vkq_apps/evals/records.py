@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from vkq_jax.atomic_write import lock
+from vkq_jax.files.atomic_write import lock
 from vkq_jax.validation import check_fields
 
 __all__ = ["Record", "SampleLog", "log_path"]

@@ -17,7 +17,7 @@ from vkq_apps.evals.dropping import read_kept
 from vkq_apps.evals.layers import layer_errors
 from vkq_apps.evals.records import Record, SampleLog
 from vkq_apps.evals.settings import Setting
-from vkq_jax.hosts import of_first_host, to_host
+from vkq_jax.sharding.hosts import of_first_host, to_host
 
 __all__ = ["run"]
 

@@ -11,9 +11,9 @@ from models.calibration.attached import OwnTables, find_codes
 from models.generation.recoding import FULL_PRECISION
 from models.text.coded_layers import settle_layers
 from vkq_apps.codes_option import parse_codes
-from vkq_jax.layer_settings import Quant
-from vkq_jax.presets import calibrated_presets
-from vkq_jax.text_bank import TextBits
+from vkq_jax.cache.text_bank import TextBits
+from vkq_jax.settings.layer_settings import Quant
+from vkq_jax.settings.presets import calibrated_presets
 
 __all__ = ["CONTROL", "FULL", "NONE", "PLAIN", "TEXT", "Setting", "preset_names", "settings_of"]
 

@@ -34,8 +34,8 @@ from vkq_apps.evals.text_bed import BedOptions, MeasuredTexts, figures, sample
 from vkq_apps.evals.text_bed_codes import Plan
 from vkq_apps.evals.text_bed_model import TextModel
 from vkq_apps.evals.text_bed_texts import Excerpt
-from vkq_jax.code_tables import CodeTables
-from vkq_jax.dictionary_codes import DictionaryCodes
+from vkq_jax.codes.code_tables import CodeTables
+from vkq_jax.codes.dictionary_codes import DictionaryCodes
 
 __all__ = ["ablate", "chosen_rows", "main"]
 

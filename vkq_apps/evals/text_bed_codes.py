@@ -12,11 +12,11 @@ from models.calibration.fitting import CodeFitter
 from models.calibration.samples import CodeSamples
 from vkq_apps.evals.text_bed_model import Observed
 from vkq_jax.array_types import Array, Float
-from vkq_jax.cache import VisualBank, code_bank
-from vkq_jax.code_tables import CodeTables
-from vkq_jax.config import KVQuantConfig
-from vkq_jax.presets import calibrated_presets, resolve
+from vkq_jax.cache.kv_cache import VisualBank, code_bank
+from vkq_jax.codes.code_tables import CodeTables
 from vkq_jax.pytree import nbytes, take_layer
+from vkq_jax.settings.config import KVQuantConfig
+from vkq_jax.settings.presets import calibrated_presets, resolve
 
 __all__ = ["Coded", "Plan", "code", "fitted", "plans_of", "samples_of", "uncalibrated"]
 

@@ -16,9 +16,9 @@ from models.text.cross_attention import CrossReading
 from models.text.linear_attention import without_past
 from models.text.masks import prompt_masks
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.cross_pass import PromptPictures
+from vkq_jax.cache.visual import left_pack
+from vkq_jax.passes.cross_pass import PromptPictures
 from vkq_jax.pytree import frozen_pytree, static_field
-from vkq_jax.visual import left_pack
 
 __all__ = ["Capture", "capture"]
 

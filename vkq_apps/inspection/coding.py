@@ -14,13 +14,13 @@ from vkq_apps.inspection.capture import Capture
 from vkq_apps.inspection.ranges import ChannelRanges, channel_ranges
 from vkq_apps.inspection.spending import bits_of_tokens
 from vkq_jax.array_types import Array, Float
-from vkq_jax.cache import KVCache, TextBank, VisualBank
-from vkq_jax.dense import DenseTensor
-from vkq_jax.head_groups import take_cells
-from vkq_jax.layer_settings import Cells, LayerGroups, Quant, groups_of
-from vkq_jax.layered import AnyCache
-from vkq_jax.presets import presets
+from vkq_jax.cache.head_groups import take_cells
+from vkq_jax.cache.kv_cache import KVCache, TextBank, VisualBank
+from vkq_jax.cache.layered import AnyCache
+from vkq_jax.codes.dense import DenseTensor
 from vkq_jax.pytree import take_layer
+from vkq_jax.settings.layer_settings import Cells, LayerGroups, Quant, groups_of
+from vkq_jax.settings.presets import presets
 
 __all__ = ["Coded", "code", "exact_cache", "what_coding_leaves"]
 

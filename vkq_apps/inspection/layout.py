@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vkq_jax.visual import visual_spans
+from vkq_jax.cache.visual import visual_spans
 
 __all__ = ["Segment", "read_layout"]
 

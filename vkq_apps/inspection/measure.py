@@ -13,11 +13,11 @@ from vkq_apps.inspection.capture import Capture, capture
 from vkq_apps.inspection.coding import code, exact_cache, what_coding_leaves
 from vkq_apps.inspection.ranges import ChannelRanges
 from vkq_apps.inspection.spending import error_of_tokens
-from vkq_jax.accounting import CacheBytes, cache_nbytes
 from vkq_jax.array_types import Array, Float
-from vkq_jax.error_measures import QuantizationError, cosine, relative_squared_error
-from vkq_jax.layer_settings import Quant
+from vkq_jax.cache.accounting import CacheBytes, cache_nbytes
+from vkq_jax.codes.error_measures import QuantizationError, cosine, relative_squared_error
 from vkq_jax.pytree import frozen_pytree, static_field
+from vkq_jax.settings.layer_settings import Quant
 
 __all__ = ["Inspection", "TensorInspection", "inspect_visual"]
 

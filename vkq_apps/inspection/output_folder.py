@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vkq_jax.atomic_write import check_place, part_folder
+from vkq_jax.files.atomic_write import check_place, part_folder
 
 __all__ = ["SUMMARY", "WRITTEN_BY", "check_replaceable", "complete_or_nothing"]
 

@@ -2,13 +2,13 @@
 
 import jax.numpy as jnp
 
-from vkq_jax import packing, rotation
 from vkq_jax.array_types import Array, Float
-from vkq_jax.dense import DenseTensor
-from vkq_jax.dictionary_tensor import DictionaryTensor
-from vkq_jax.mixed_codes import MixedTensor
+from vkq_jax.bits import packing, rotation
+from vkq_jax.codes.dense import DenseTensor
+from vkq_jax.codes.dictionary_tensor import DictionaryTensor
+from vkq_jax.codes.mixed_codes import MixedTensor
+from vkq_jax.codes.quantized import AffineTensor, QuantizedTensor
 from vkq_jax.pytree import frozen_pytree
-from vkq_jax.quantized import AffineTensor, QuantizedTensor
 
 __all__ = ["FRACTIONS", "ChannelRanges", "channel_ranges"]
 

@@ -5,10 +5,10 @@ import math
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Float
-from vkq_jax.cache import VisualBank
-from vkq_jax.dictionary_tensor import DictionaryTensor
+from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.codes.dictionary_tensor import DictionaryTensor
+from vkq_jax.codes.quantized import QuantizedTensor
 from vkq_jax.pytree import nbytes
-from vkq_jax.quantized import QuantizedTensor
 
 __all__ = ["bits_of_tokens", "error_of_tokens"]
 

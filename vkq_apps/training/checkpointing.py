@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from vkq_jax.atomic_write import atomic_write
+from vkq_jax.files.atomic_write import atomic_write
 
 __all__ = ["read_info", "restore", "save"]
 

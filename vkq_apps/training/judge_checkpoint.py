@@ -24,7 +24,7 @@ from vkq_apps.training.processor import save_processor, write_json
 from vkq_apps.training.prompts import CHAT_TEMPLATE, IMAGE_TOKEN
 from vkq_apps.training.text_tower import TextTower
 from vkq_apps.training.used_vocabulary import recipe_texts, used_vocabulary
-from vkq_jax.atomic_write import atomic_write
+from vkq_jax.files.atomic_write import atomic_write
 
 __all__ = ["judge_encoding", "read_digest", "write_start"]
 

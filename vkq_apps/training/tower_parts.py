@@ -27,7 +27,7 @@ from vkq_apps.cli.standalone import argument, option, run_standalone
 from vkq_apps.training.gguf_files import gguf_tensors, read_gguf_settings
 from vkq_apps.training.processor import write_json
 from vkq_apps.training.used_vocabulary import recipe_texts, used_vocabulary
-from vkq_jax.atomic_write import atomic_write
+from vkq_jax.files.atomic_write import atomic_write
 
 __all__ = ["Blocks", "has_parts", "read_parts", "save_parts"]
 

@@ -1,7 +1,8 @@
 """A warp's part of attention with scores calibrated at each step, for one query, in one launch.
 
-The map of a query's scores follows from the lowest and the highest of them (`vkq_jax.calibration`).
-So the team goes over its keys first, keeps their scores in shared memory, finds the map, and then
+The map of a query's scores follows from the lowest and the highest of them
+(`vkq_jax.settings.score_maps`). So the team goes over its keys first, keeps their scores in shared
+memory, finds the map, and then
 goes over the values: nothing is read twice.
 """
 
@@ -39,7 +40,7 @@ class CalibratedB1:
         _Values(*parts, self._map(*found)).run(scratch)
 
     def _map(self, highest: Value, lowest: Value) -> tuple[Value, Value]:
-        """Slope and shift of `vkq_jax.calibration.score_map`, of scores in units of log2."""
+        """Slope and shift as of `score_maps.score_map`, for scores in units of log2."""
         ops, settings = self._ops, self._spec.calibration
         assert settings is not None
         narrowing = (settings.tau2 - settings.tau1) * LOG2_E

@@ -11,7 +11,7 @@ from pallas_kernels.isa.operations import LINE, Operations, Value
 from pallas_kernels.isa.warp_math import LOG2_E, LOWEST
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.layouts import BLOCK, QUARTER, Plane
-from vkq_jax.key_bias import FIELD_BITS
+from vkq_jax.cache.key_bias import FIELD_BITS
 
 __all__ = ["WHOLE", "PackedBlocks"]
 
@@ -202,7 +202,7 @@ class PackedBlocks:
         return ops.address(ops.pointer(f"{self._packed.name}{name}"), number, size)
 
     def decode_scales(self, words: Sequence[Value], coding: Coding) -> list[Value]:
-        """The lane's eight scales as floats, from bfloat16 or `vkq_jax.log_scale`; none of none."""
+        """The lane's eight scales as floats, from bfloat16 or `log_scale` codes; none of none."""
         ops = self._ops
         scales = []
         for i in range(8 if words else 0):

@@ -1,8 +1,8 @@
 """The body of one thread block: a number of each token of a head, put in the order of its slots.
 
-Tokens of dictionary codes lie class by class (`vkq_jax.token_classes`); what a launch looks up by a
-token's position has to be found by its slot. A lane takes a word of the class map, 16 tokens: its
-tokens' slots follow from how many of their classes lie before them.
+Tokens of dictionary codes lie class by class (`vkq_jax.codes.token_classes`); what a launch
+looks up by a token's position has to be found by its slot. A lane takes a word of the class map, 16
+tokens: its tokens' slots follow from how many of their classes lie before them.
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ from models.inputs.processor import processor_of
 from tests.support.pictures import random_picture
 from tests.support.processor_files import WORDS, write_processor
 from tests.support.random_checkpoint import write_random_checkpoint
-from vkq_jax.presets import presets
+from vkq_jax.settings.presets import presets
 
 SIZE, PER_IMAGE = 16, 4
 IMAGE = len(WORDS)

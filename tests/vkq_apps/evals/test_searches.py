@@ -9,9 +9,9 @@ import pytest
 
 from vkq_apps.evals import ablation, quantile_search
 from vkq_jax import Granularity, LevelCodes, Quantile
-from vkq_jax.code_tables import ClassTables, CodeTables, SideTables
-from vkq_jax.presets import calibrated_presets, presets
-from vkq_jax.quantize import quantize
+from vkq_jax.codes.code_tables import ClassTables, CodeTables, SideTables
+from vkq_jax.codes.quantize import quantize
+from vkq_jax.settings.presets import calibrated_presets, presets
 
 RESULTS = Path(__file__).parents[3] / "results"
 

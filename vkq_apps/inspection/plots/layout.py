@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from vkq_apps.inspection.layout import Segment
 from vkq_apps.inspection.plots.style import AFTER, BEFORE, TEXT, hide_frame, new_figure
-from vkq_jax.accounting import CacheBytes
 from vkq_jax.byte_units import human_bytes
+from vkq_jax.cache.accounting import CacheBytes
 
 __all__ = ["plot_layout"]
 

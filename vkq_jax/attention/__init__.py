@@ -1,0 +1,1 @@
+"""Attention over a cache: the oracle, the post-scaled form, the weights."""

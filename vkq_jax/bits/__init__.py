@@ -1,0 +1,1 @@
+"""Bits and products with them: packed words, rotations, scales in 8 bits."""

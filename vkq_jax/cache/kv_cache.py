@@ -1,0 +1,352 @@
+"""The KV cache: banks of packed visual tokens beside one bank of text, a frozen pytree.
+
+Attention does not care about the order of cached positions once keys carry RoPE. So the visual
+tokens of each prompt lie in a bank of their own, packed, and all text (system prompt, question,
+generated tokens) in one bank, dense or in 8 bits, whatever their order in the conversation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.bits import packing
+from vkq_jax.cache.key_bias import KeyBias, visual_reach
+from vkq_jax.cache.text_bank import TextBank, TextBits
+from vkq_jax.codes.code_tables import CodeTables
+from vkq_jax.codes.dictionary_codes import DictionaryCodes, quantize_pair
+from vkq_jax.codes.dictionary_tensor import DictionaryTensor
+from vkq_jax.codes.quantize import dequantize, quantize
+from vkq_jax.codes.quantized import QuantizedTensor
+from vkq_jax.codes.token_classes import ClassMap
+from vkq_jax.pytree import frozen_pytree, static_field, take_layer
+from vkq_jax.settings.config import KVQuantConfig
+from vkq_jax.settings.score_maps import ScoreMap
+from vkq_jax.slots import filled, visible
+
+__all__ = [
+    "FixedParts",
+    "KVCache",
+    "LayerCache",
+    "VisualBank",
+    "code_bank",
+    "quantize_visual",
+]
+
+
+@frozen_pytree
+class VisualBank:
+    """Keys (after RoPE) and values of the visual tokens that one prompt brought.
+
+    A bank of one sequence in a cache of several is shared by all of them, see `share_visual`.
+
+    Attributes:
+        key, value: logical shape [B, K, V, H], or [L, B, K, V, H] for all layers.
+        length: visual tokens of each sequence; positions from there on are padding.
+        index: number of each token in its whole sequence, for all layers; None: not kept, see
+            `empty_cache`.
+        class_map: of dictionary codes, which class each token of a head belongs to: the order in
+            which both tensors hold their tokens. None: they hold them as they came.
+        position: RoPE position of each token, for all layers; None: not kept, see
+            `KVCache.key_bias`.
+    """
+
+    key: QuantizedTensor
+    value: QuantizedTensor
+    length: Int32[Array, "B"]
+    index: Int32[Array, "B V"] | None = None
+    class_map: ClassMap | None = None
+    position: Int32[Array, "B V *axes"] | None = None
+
+    def of_layer(self, index: Int32[Array, ""] | int) -> VisualBank:
+        """One layer of a bank of all layers, without token indices; `index` may be traced."""
+        key, value, class_map = take_layer((self.key, self.value, self.class_map), index)
+        return VisualBank(key, value, self.length, position=self.position, class_map=class_map)
+
+    def visible(
+        self, start: Int32[Array, "B T"] | None, stop: Int32[Array, "B 1"], capacity: int
+    ) -> Bool[Array, "B k T S"]:
+        """Which slots of one layer hold a token of positions [start, stop).
+
+        Args:
+            start: the first position that each query sees; None: the first of all.
+            stop: one past the last. capacity: slots of the bank.
+        """
+        if self.class_map is None:
+            return visible(start, stop, capacity)[:, None]
+        seen = self.class_map.slots_below(*self._per_head(stop))
+        if start is None:
+            return seen
+        return seen & ~self.class_map.slots_below(*self._per_head(start))
+
+    def counts_below(self, position: Int32[Array, "B T"]) -> list[Int32[Array, "*L B K T"]]:
+        """How many of the first `position` tokens are in each class of the map."""
+        assert self.class_map is not None
+        return self.class_map.counts_below(*self._per_head(position))
+
+    def _per_head(
+        self, position: Int32[Array, "B T"]
+    ) -> tuple[Int32[Array, "*L B K T"], Bool[Array, "*L B K V"]]:
+        """The positions, and which ones hold tokens, for each head of the class map."""
+        assert self.class_map is not None
+        heads, num_positions = self.class_map.words.shape[:-1], self.class_map.num_positions
+        valid = filled(jnp.broadcast_to(self.length[:, None], heads), num_positions)
+        return jnp.broadcast_to(position[:, None], (*heads, position.shape[-1])), valid
+
+    def in_slots(self, scores: Float[Array, "B K Q V"]) -> Float[Array, "B K Q S"]:
+        """Scores of one layer's tokens as they came, in the order of its slots; 0 in free ones."""
+        if self.class_map is None:
+            return scores
+        # Numbers are put in their places, not scores: those of all queries are gathered by them.
+        count = scores.shape[-1]
+        numbers = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (len(scores), count))
+        taken = self.tokens_in_slots(numbers, count)
+        taken = jnp.broadcast_to(taken[:, :, None], (*scores.shape[:-1], taken.shape[-1]))
+        return jnp.take_along_axis(scores, taken, axis=-1, mode="fill", fill_value=0)
+
+    def tokens_in_slots(self, x: Int32[Array, "B V"], absent: int = 0) -> Int32[Array, "B k S"]:
+        """A number of each token, in the order of one layer's slots; `absent` in free ones.
+
+        k is 1 where all heads have their tokens as they came, else K.
+        """
+        if self.class_map is None:
+            return x[:, None]
+        _, valid = self._per_head(self.length[:, None])
+        capacity = self.class_map.num_slots
+        slot = jnp.where(valid, self.class_map.slots_of_positions(valid), capacity)
+        numbers = jnp.broadcast_to(x[:, None], slot.shape)
+        none = jnp.full((*slot.shape[:-1], capacity), absent, jnp.int32)
+        return jnp.put_along_axis(none, slot, numbers, axis=-1, inplace=False, mode="drop")
+
+    def in_positions(self, x: Float[Array, "B K Q S"], absent: float) -> Float[Array, "B K Q V"]:
+        """Numbers of one layer's slots, in the order in which the tokens came.
+
+        `absent` stands behind the last token of a sequence. The inverse of `in_slots`.
+        """
+        if self.class_map is None:
+            valid = filled(self.length, x.shape[-1])[:, None]
+        else:
+            _, valid = self._per_head(self.length[:, None])
+            slot = self.class_map.slots_of_positions(valid)[:, :, None]
+            shape = (*x.shape[:-1], slot.shape[-1])
+            x = jnp.take_along_axis(x, jnp.broadcast_to(slot, shape), axis=-1)
+        return jnp.where(valid[:, :, None], x, jnp.asarray(absent, x.dtype))
+
+    def dequantize(
+        self, tables: CodeTables | None = None
+    ) -> tuple[Float[Array, "*L B K V H"], Float[Array, "*L B K V H"]]:
+        """Float32 keys and values in the order in which the tokens came."""
+        if self.class_map is None:
+            return dequantize(self.key), dequantize(self.value)
+        key, value = self.key.plain(), self.value.plain()
+        assert isinstance(key, DictionaryTensor)
+        assert isinstance(value, DictionaryTensor)
+        _, valid = self._per_head(self.length[:, None])
+        class_map = dataclasses.replace(self.class_map, valid=packing.pack(valid, 1))
+        key_tables, value_tables = (None, None) if tables is None else (tables.key, tables.value)
+        return (
+            key.dequantize(key_tables, class_map),
+            value.dequantize(value_tables, class_map),
+        )
+
+
+@frozen_pytree
+class LayerCache:
+    """One layer's view of a `KVCache`: all that decode attention reads.
+
+    Attributes:
+        visual: banks without the layer axis; empty where no prompt had an image.
+        text: bank without the layer axis. Neither has token indices: see `visibility.Starts`.
+        quant: settings the banks were made with (attention needs the calibration).
+        score_map: static score calibration [N], see `KVCache`.
+        tables: offline tables of the codes, see `KVCache`.
+        key_bias: of the layer [K, H], see `KVCache`.
+    """
+
+    visual: tuple[VisualBank, ...]
+    text: TextBank
+    quant: KVQuantConfig = static_field()
+    score_map: ScoreMap | None = None
+    tables: CodeTables | None = None
+    key_bias: KeyBias | None = None
+
+
+@frozen_pytree
+class FixedParts:
+    """The parts of a cache that no decode step changes, see `KVCache`."""
+
+    visual: tuple[VisualBank, ...]
+    score_map: ScoreMap | None
+    tables: CodeTables | None
+    key_bias: KeyBias | None
+
+    def visual_reach(self) -> int | None:
+        """A bound of visual tokens' RoPE positions where a key bias asks for them, outside jit."""
+        if self.key_bias is None:
+            return None
+        known = [bank.position for bank in self.visual if bank.position is not None]
+        return visual_reach(known) if len(known) == len(self.visual) else None
+
+    def with_waves(self, below: int | None) -> FixedParts:
+        """The parts for a loop of decode steps, by a bound of positions, see `KeyBias.with_waves`.
+
+        For inside of jit: they are made once, and no cache that is kept has them.
+        """
+        if self.key_bias is None:
+            return self
+        tokens = sum(x.position.shape[1] for x in self.visual if x.position is not None)
+        bias = self.key_bias.with_waves(below, tokens)
+        return dataclasses.replace(self, key_bias=bias)
+
+
+@frozen_pytree
+class KVCache:
+    """Everything a conversation keeps between steps; every update returns a new one.
+
+    `vkq_jax.empty_cache` makes an empty one.
+
+    Attributes:
+        visual: one bank for each prompt that had images, stacked over layers.
+        text: the bank of text, stacked over layers.
+        position: RoPE position of the next token of each sequence.
+        calibration_skipped: how often the guard left a head's scores uncalibrated, summed
+            over layers, heads and queries of each sequence.
+        quant: settings for keys, values and scores.
+        score_map: static score calibration [L, N], shared by all sequences; where there is one, it
+            takes the place of the calibration that `quant` asks for at every step, and nothing is
+            calibration_skipped.
+        tables: offline tables of the model that the codes were made with [L, K, ...], shared by all
+            sequences; None where the codes need none.
+        key_bias: the keys' bias that the visual banks are coded without [L, K, H]; their tokens
+            keep their RoPE positions then, and scores get its share. None: keys are coded whole.
+    """
+
+    visual: tuple[VisualBank, ...]
+    text: TextBank
+    position: Int32[Array, "B"]
+    calibration_skipped: Int32[Array, "B"]
+    quant: KVQuantConfig = static_field()
+    score_map: ScoreMap | None = None
+    tables: CodeTables | None = None
+    key_bias: KeyBias | None = None
+
+    def fixed(self) -> FixedParts:
+        """The parts that decoding leaves as they are."""
+        return FixedParts(self.visual, self.score_map, self.tables, self.key_bias)
+
+    def with_fixed(self, fixed: FixedParts) -> KVCache:
+        """The same cache with other parts of those that decoding leaves as they are."""
+        return dataclasses.replace(
+            self,
+            visual=fixed.visual,
+            score_map=fixed.score_map,
+            tables=fixed.tables,
+            key_bias=fixed.key_bias,
+        )
+
+    def without_fixed(self) -> KVCache:
+        """The same cache without the parts that decoding leaves as they are."""
+        return self.with_fixed(FixedParts((), None, None, None))
+
+    @property
+    def parts(self) -> tuple[KVCache, ...]:
+        """Caches of groups of layers: itself, see `LayeredCache`."""
+        return (self,)
+
+    @property
+    def num_layers(self) -> int:
+        """L, layers of the model."""
+        return self.text.key.shape[0]
+
+    @property
+    def num_kv_heads(self) -> int:
+        """K, KV heads of each layer."""
+        return self.text.key.shape[2]
+
+    @property
+    def cache_length(self) -> int:
+        """Text tokens that a sequence can hold."""
+        return self.text.cache_length
+
+    @property
+    def text_bits(self) -> TextBits:
+        """Bits of a text key's or value's channel; None: they are in the model's dtype."""
+        return self.text.bits
+
+    @property
+    def text_length(self) -> Int32[Array, "B"]:
+        """Text tokens of each sequence."""
+        return self.text.length
+
+    @property
+    def visual_lengths(self) -> tuple[Int32[Array, "_"], ...]:
+        """Visual tokens of each sequence in each bank; of one where it is shared."""
+        return tuple(bank.length for bank in self.visual)
+
+    @property
+    def keeps_indices(self) -> bool:
+        """Whether the banks know the numbers of their tokens in the sequence."""
+        return self.text.index is not None
+
+    @property
+    def num_tokens(self) -> Int32[Array, "B"]:
+        """Tokens of each sequence, visual and text; M-RoPE positions may run slower."""
+        return sum((bank.length for bank in self.visual), self.text.length)
+
+    def layer(self, index: Int32[Array, ""] | int) -> LayerCache:
+        """The view of one layer; `index` may be traced."""
+        text = self.text
+        stored = (text.key, text.value, text.key_scale, text.value_scale)
+        key, value, *scales = take_layer(stored, index)
+        return LayerCache(
+            tuple(bank.of_layer(index) for bank in self.visual),
+            TextBank(key, value, text.length, None, *scales),
+            quant=self.quant,
+            score_map=take_layer(self.score_map, index),
+            tables=take_layer(self.tables, index),
+            key_bias=None if self.key_bias is None else self.key_bias.of_layer(index),
+        )
+
+
+def code_bank(
+    key: Float[Array, "B K V H"],
+    value: Float[Array, "B K V H"],
+    valid: Bool[Array, "B V"],
+    quant: KVQuantConfig,
+    tables: CodeTables | None = None,
+) -> VisualBank:
+    """Codes one layer's visual tokens; `valid` holds from the first position on."""
+    per_head = jnp.broadcast_to(valid[:, None], key.shape[:-1])
+    length = valid.sum(-1, dtype=jnp.int32)
+    if isinstance(quant.key, DictionaryCodes) and isinstance(quant.value, DictionaryCodes):
+        coded_key, coded_value, class_map = quantize_pair(
+            key, value, per_head, (quant.key, quant.value), tables
+        )
+        return VisualBank(coded_key, coded_value, length, class_map=class_map)
+    return VisualBank(
+        quantize(key, quant.key, valid=per_head),
+        quantize(value, quant.value, valid=per_head),
+        length,
+    )
+
+
+def quantize_visual(
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    index: Int32[Array, "B V"],
+    valid: Bool[Array, "B V"],
+    quant: KVQuantConfig,
+    tables: CodeTables | None = None,
+) -> VisualBank:
+    """Gathers one layer's visual positions (see `visual.left_pack`) and codes them.
+
+    `tables` are those of the layer.
+    """
+
+    def gather(x):
+        positions = jnp.take_along_axis(x, index[:, :, None, None], axis=1)
+        return positions.transpose(0, 2, 1, 3)  # [B, K, V, H]
+
+    return code_bank(gather(key), gather(value), valid, quant, tables)

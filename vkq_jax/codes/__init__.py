@@ -1,0 +1,1 @@
+"""Codes of one tensor: levels, signs, mixtures of both, and what all of them share."""

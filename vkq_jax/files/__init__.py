@@ -1,0 +1,1 @@
+"""Files of caches and tables: checked when they are read, whole when they are written."""

@@ -1,0 +1,362 @@
+"""Saving and restoring caches and score maps, each in one safetensors file.
+
+Its header holds the structure as JSON and a checksum of all that the file holds. Nothing is
+executed on restoring: types come from this package or from those the caller names. Fields are
+checked, too (see `vkq_jax.validation`): what is saved need not have been consistent.
+"""
+
+import contextlib
+import dataclasses
+import enum
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+import vkq_jax
+from vkq_jax.cache.kv_cache import KVCache
+from vkq_jax.cache.layered import AnyCache, LayeredCache, check_cache_type, map_parts
+from vkq_jax.files.atomic_write import atomic_write
+from vkq_jax.files.consistency import check_cache
+from vkq_jax.files.sliced_arrays import digest_of_file, outlines, read_shards
+from vkq_jax.settings.calibrated import CalibratedCodes
+from vkq_jax.settings.score_maps import ScoreMap
+from vkq_jax.sharding.bank_parts import join_banks
+from vkq_jax.sharding.hosts import spans_hosts, to_host
+from vkq_jax.validation import as_path, check_tree, check_type, check_untraced, shorten, shown
+
+__all__ = [
+    "is_written_here",
+    "load_cache",
+    "load_score_map",
+    "load_tables",
+    "save_cache",
+    "save_score_map",
+    "save_tables",
+]
+
+
+def save_cache(path: str | os.PathLike[str], cache: AnyCache) -> None:
+    """Writes a cache to a safetensors file, which appears whole or not at all.
+
+    A cache on several devices is written as if it were on one. Where it spans hosts all of them
+    call this together, and the first one writes.
+
+    Args:
+        path: file to write or to replace; a link is followed.
+        cache: of concrete arrays.
+
+    Raises:
+        ValueError: no cache, or one whose arrays are traced; something other than a regular file
+            is there, or the cache uses what has no stored form.
+    """
+    check_cache_type(cache)
+    check_untraced("cache", cache)
+    _save(path, map_parts(cache, join_banks), "cache")
+
+
+def load_cache(
+    path: str | os.PathLike[str],
+    *,
+    types: Iterable[type] = (),
+    shardings: Callable[[AnyCache], Any] | None = None,
+) -> AnyCache:
+    """Reads a cache back, leaf for leaf equal to the saved one, to the default device.
+
+    `models.generate` puts it on the mesh of its model, whatever mesh it was saved from, and
+    `models.load_cache` reads it straight to a mesh.
+
+    Args:
+        path: file written by `save_cache`.
+        types: classes of your own (code families, tensors, range rules) that the cache uses.
+        shardings: how each array is to lie on devices: of the cache with abstract arrays, the
+            cache with a `jax.sharding.Sharding` in the place of each. Each host then reads the
+            parts of its devices, and holds one part of one array at a time.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a whole cache file, bit for bit what was written; a type that is neither
+            this package's nor in `types`; fields that do not hold what their annotations say, do
+            not fit together, or are not finite.
+    """
+    return _load(path, "cache", (KVCache, LayeredCache), types, check_cache, shardings)
+
+
+def save_score_map(path: str | os.PathLike[str], score_map: ScoreMap) -> None:
+    """Writes a static score map and the settings of its codes.
+
+    Args:
+        path: file to write, as for `save_cache`.
+        score_map: slopes and shifts [L, N], from `models.calibrate_scores`.
+
+    Raises:
+        ValueError: no score map, or as for `save_cache`.
+    """
+    check_type("score_map", score_map, ScoreMap, hint="models.calibrate_scores")
+    check_untraced("score_map", score_map)
+    _save(path, score_map, "score map")
+
+
+def load_score_map(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> ScoreMap:
+    """Reads a static score map back; `models.generate` checks that it fits a model and its codes.
+
+    Args:
+        path: file written by `save_score_map`.
+        types: classes of your own that its codes use, as for `load_cache`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as for `load_cache`, or slopes that are negative.
+    """
+    return _load(path, "score map", (ScoreMap,), types)
+
+
+def save_tables(path: str | os.PathLike[str], codes: CalibratedCodes) -> None:
+    """Writes the calibrated presets of a model; tables that several presets share are written once.
+
+    Args:
+        path: file to write, as for `save_cache`.
+        codes: from `models.calibrate_codes`.
+
+    Raises:
+        ValueError: no `CalibratedCodes`, or as for `save_cache`.
+    """
+    check_type("codes", codes, CalibratedCodes, hint="models.calibrate_codes")
+    check_untraced("codes", codes)
+    _save(path, codes, "tables", share=True)
+
+
+def load_tables(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> CalibratedCodes:
+    """Reads calibrated presets back; `models.generate` checks that they fit a model.
+
+    Args:
+        path: file written by `save_tables`.
+        types: classes of your own that its codes use, as for `load_cache`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a whole and consistent file of tables, or a type that is neither this
+            package's nor in `types`.
+    """
+    return _load(path, "tables", (CalibratedCodes,), types)
+
+
+def is_written_here(path: str | os.PathLike[str], kind: Literal["score map", "tables"]) -> bool:
+    """Whether a file was written by `save_score_map` or `save_tables`, of any version."""
+    try:
+        with safe_open(path, framework="np") as file:
+            found = (file.metadata() or {}).get("format", "")
+    except (OSError, SafetensorError):
+        return False
+    return found.rpartition(" ")[0] == _format(kind).rpartition(" ")[0]
+
+
+def _save(path: str | os.PathLike[str], value: Any, kind: str, *, share: bool = False) -> None:
+    arrays: dict[str, np.ndarray] = {}
+    description = _describe(value, kind, arrays)
+    if share:
+        description, arrays = _shared(description, arrays)
+    structure = json.dumps(description)
+    metadata = {
+        "format": _format(kind),
+        "structure": structure,
+        "sha256": _digest(structure, arrays),
+    }
+    several = spans_hosts(value)
+    if not several or jax.process_index() == 0:
+        with atomic_write(path) as part:
+            save_file(arrays, part, metadata=metadata)
+    if several:
+        multihost_utils.sync_global_devices("the file is there for all hosts")
+
+
+def _load[T](
+    path: str | os.PathLike[str],
+    kind: str,
+    classes: tuple[type[T], ...],
+    types: Iterable[type],
+    check: Callable[[T], None] = lambda value: None,
+    shardings: Callable[[T], Any] | None = None,
+) -> T:
+    path = as_path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no {kind} file at {path}")
+    known = {known.__qualname__: known for known in [*_own_types(), *types]}
+    damaged = f"{path} is damaged: its contents are not those that were written"
+
+    def rebuilt(arrays: Mapping[str, Any]) -> T:
+        value = _rebuild(json.loads(structure), arrays, known)
+        if not isinstance(value, classes):
+            names = " or ".join(cls.__name__ for cls in classes)
+            raise ValueError(f"expected a {names}, got a {type(value).__name__}")
+        return value
+
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _format(kind) or "structure" not in metadata:
+                raise ValueError(f"{path} is not a {kind} written by vkq_jax")
+            structure = metadata["structure"]
+            if shardings is None:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                digest = _digest(structure, arrays)
+            else:
+                digest = digest_of_file(file, structure)
+                if digest != metadata.get("sha256"):
+                    raise ValueError(damaged)
+                with _errors_of(path):
+                    sharding_of = _shardings_of(outlines(file), rebuilt, shardings)
+                arrays = {name: read_shards(file, name, own) for name, own in sharding_of.items()}
+    except (SafetensorError, TypeError, AttributeError) as error:  # the latter for unknown dtypes
+        raise ValueError(f"{path} is damaged: {shorten(str(error), 200)}") from error
+    with _errors_of(path):
+        value = rebuilt(_on_device(arrays))
+        check_tree(value, kind)
+        check(value)
+    if digest != metadata.get("sha256"):
+        raise ValueError(damaged)
+    return value
+
+
+def _shardings_of(
+    arrays: Mapping[str, jax.ShapeDtypeStruct],
+    rebuilt: Callable[[Mapping[str, Any]], Any],
+    shardings: Callable[[Any], Any],
+) -> dict[str, jax.sharding.Sharding]:
+    """How each array of a file is to lie on devices, by name, see `load_cache`."""
+    names: list[str] = []
+
+    def outline(arrays: Mapping[str, jax.Array]) -> Any:
+        value = rebuilt(arrays)
+        name_of = {id(array): name for name, array in arrays.items()}
+        names.extend(name_of[id(leaf)] for leaf in jax.tree.leaves(value))
+        return value
+
+    value = jax.eval_shape(outline, dict(arrays))
+    return dict(zip(names, jax.tree.leaves(shardings(value)), strict=True))
+
+
+@contextlib.contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """Errors of a file's contents as ValueErrors that name it."""
+    try:
+        yield
+    except NotImplementedError:
+        raise
+    # Settings that a class does not take, JSON without an end, shapes that JAX refuses.
+    except Exception as error:
+        raise ValueError(f"{path}: {shorten(str(error), 250)}") from error
+
+
+def _digest(structure: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """A checksum of all that a file holds, whatever the order of its arrays."""
+    digest = hashlib.sha256(structure.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
+        digest.update(_content(array).data)
+    return digest.hexdigest()
+
+
+def _content(array: np.ndarray) -> np.ndarray:
+    """The bytes of an array, whatever they stand for: NaN equals NaN, and 0 is not -0."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _format(kind: str) -> str:
+    return f"vkq-jax {kind} 2"
+
+
+def _describe(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
+    """JSON of `value`; its arrays go to `arrays` under their path."""
+    if isinstance(value, jax.Array | np.ndarray):
+        arrays[name] = to_host(value)
+        return {"array": name}
+    if isinstance(value, enum.Enum):
+        return {"enum": type(value).__qualname__, "name": value.name}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            field.name: _describe(getattr(value, field.name), f"{name}.{field.name}", arrays)
+            for field in dataclasses.fields(value)
+        }
+        return {"type": type(value).__qualname__, "fields": fields}
+    if isinstance(value, tuple):
+        return {"tuple": [_describe(v, f"{name}.{i}", arrays) for i, v in enumerate(value)]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    raise ValueError(f"{name} is a {type(value).__qualname__}, which has no stored form")
+
+
+def _shared(
+    description: Any, arrays: Mapping[str, np.ndarray]
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """The same JSON and arrays, with equal arrays stored once, under the name of the first one."""
+    first: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+    kept = {}
+    for name, array in arrays.items():
+        content = hashlib.sha256(_content(array).data).digest()
+        kept[name] = first.setdefault((str(array.dtype), array.shape, content), name)
+
+    def renamed(node: Any) -> Any:
+        if isinstance(node, list):
+            return [renamed(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "array" in node:
+            return {"array": kept[node["array"]]}
+        return {key: renamed(item) for key, item in node.items()}
+
+    return renamed(description), {name: arrays[name] for name in first.values()}
+
+
+def _on_device(arrays: Mapping[str, np.ndarray | jax.Array]) -> dict[str, jax.Array]:
+    """Each array once, however many fields it stands for."""
+    found = {name: jnp.asarray(array) for name, array in arrays.items()}
+    for name, array in found.items():
+        if array.dtype != arrays[name].dtype:
+            raise ValueError(f"{name} is {arrays[name].dtype}: set jax_enable_x64 to load it")
+    return found
+
+
+def _rebuild(node: Any, arrays: Mapping[str, Any], known: Mapping[str, type]) -> Any:
+    match node:
+        case {"array": str(name)}:
+            if name not in arrays:
+                raise ValueError(f"expected an array {name}, got {', '.join(arrays) or 'none'}")
+            return arrays[name]
+        case {"enum": str(name), "name": str(member)}:
+            members: Mapping[str, Any] = getattr(_lookup(known, name), "__members__", {})
+            if member not in members:
+                raise ValueError(f"expected a member of {name}, got {member!r}")
+            return members[member]
+        case {"type": str(name), "fields": dict(fields)}:
+            cls = _lookup(known, name)
+            if not dataclasses.is_dataclass(cls):
+                raise ValueError(f"expected a type with fields, got {name}")
+            expected = sorted(field.name for field in dataclasses.fields(cls))
+            if sorted(fields) != expected:
+                raise ValueError(f"expected fields {expected} of {name}, got {sorted(fields)}")
+            return cls(**{key: _rebuild(field, arrays, known) for key, field in fields.items()})
+        case {"tuple": list(items)}:
+            return tuple(_rebuild(item, arrays, known) for item in items)
+        case {"value": value}:
+            return value
+    raise ValueError(f"unknown entry {shown(node)}")
+
+
+def _lookup(known: Mapping[str, type], name: str) -> type:
+    if name not in known:
+        raise ValueError(f"the file uses the type {name}: pass the class in types=[...]")
+    return known[name]
+
+
+def _own_types() -> Iterable[type]:
+    return (value for value in vars(vkq_jax).values() if isinstance(value, type))

@@ -1,0 +1,1 @@
+"""A pass through a model's layers, of a prompt and of one token."""

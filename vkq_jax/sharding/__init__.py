@@ -1,0 +1,1 @@
+"""A cache on several devices and hosts."""
