@@ -155,9 +155,9 @@ def _in_parts(cache: KVCache, parts: int) -> KVCache:
     return join_banks(cache, pallas_kernels.to_kernel_layout)
 
 
-def place_shared[T](mesh: Mesh | None, tables: T) -> T:
-    """Offline tables or a score map, whole on every device: each step takes what it needs."""
-    return place(mesh, tables, PartitionSpec())
+def place_shared[T](mesh: Mesh | None, arrays: T) -> T:
+    """A pytree of arrays, such as offline tables, whole on every device."""
+    return place(mesh, arrays, PartitionSpec())
 
 
 def _place(x: Any, sharding: Sharding) -> Any:

@@ -77,11 +77,11 @@ def row_attention(
 
 
 @functools.cache
-def choose_implementation(wanted: str = "auto") -> tuple[Implementation, str]:
+def choose_implementation(wanted: str = "auto", devices: int = 1) -> tuple[Implementation, str]:
     """The implementation that runs here, and why those before it in the order do not.
 
     With "auto", the first of cudnn, cudnn_padded and xla that computes and differentiates a small
-    example as XLA does.
+    example as XLA does; xla on several devices.
     """
     if wanted != "auto":
         for known in _IMPLEMENTATIONS:
@@ -92,6 +92,8 @@ def choose_implementation(wanted: str = "auto") -> tuple[Implementation, str]:
         )
     if jax.default_backend() != "gpu":
         return "xla", "cudnn needs a GPU"
+    if devices > 1:
+        return "xla", "cudnn is tried on one device alone"
     refusals = []
     for candidate in _IMPLEMENTATIONS[:-1]:
         try:

@@ -7,12 +7,16 @@ until a new chunk takes its chunk's place. A batch mixes several chunks.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
+from models.sharding.axes import DATA
+from models.sharding.placing import place, place_sequences
 from vkq_apps.training.chunks import ChunkArrays, fill_chunk, new_chunk
 from vkq_apps.training.encoding import RECIPE, Encoding
 from vkq_apps.training.pictures import KINDS
@@ -32,19 +36,25 @@ class Chunk:
     labels: Array
 
 
-def to_device(arrays: ChunkArrays) -> Chunk:
-    """A copy on the default device; returns once nothing reads `arrays` any more."""
+def to_device(arrays: ChunkArrays, mesh: Mesh | None = None) -> Chunk:
+    """A copy on the default device, or split over a mesh by examples.
+
+    Returns once nothing reads `arrays` any more.
+    """
     # On the CPU a device array may be a view of the host's memory, hence the copy.
-    return jax.block_until_ready(
-        Chunk(*(jax.device_put(np.array(x)) for x in (arrays.images, arrays.rows, arrays.labels)))
-    )
+    copies = [np.array(x) for x in (arrays.images, arrays.rows, arrays.labels)]
+    put = jax.device_put if mesh is None else partial(place_sequences, mesh)
+    return jax.block_until_ready(Chunk(*map(put, copies)))
 
 
 class Feed(Protocol):
     """A source of batches."""
 
     def sources(self, step: int, difficulty: float) -> tuple[tuple[Chunk, ...], Array]:
-        """Chunks and, for each, the places int32 [chunks, n] of the examples to take from it."""
+        """Chunks, and the places int32 [chunks, devices, n] of the examples to take from each.
+
+        Every device takes `n` examples of a chunk from its own part, where places count from 0.
+        """
         ...
 
     @property
@@ -62,9 +72,11 @@ class InlineFeed:
         seed: int,
         encoding: Encoding = RECIPE,
         shares: Mapping[str, float] = KINDS,
+        mesh: Mesh | None = None,
     ):
+        _check_parts(mesh, batch=batch)
         self._batch, self._seed, self.rendered = batch, seed, 0
-        self._encoding, self._shares = encoding, shares
+        self._encoding, self._shares, self._mesh = encoding, shares, mesh
 
     def sources(self, step: int, difficulty: float) -> tuple[tuple[Chunk, ...], Array]:
         """The batch of a step."""
@@ -72,7 +84,10 @@ class InlineFeed:
         seed = f"{self._seed}/inline/{step}"
         fill_chunk(arrays, seed, difficulty, self._encoding, self._shares)
         self.rendered += self._batch
-        return (to_device(arrays),), jnp.arange(self._batch, dtype=jnp.int32)[None]
+        parts = _parts(self._mesh)
+        places = np.arange(self._batch // parts, dtype=np.int32)
+        places = np.broadcast_to(places, (1, parts, len(places)))
+        return (to_device(arrays, self._mesh),), _put_places(places, self._mesh)
 
 
 class PooledFeed:
@@ -91,6 +106,7 @@ class PooledFeed:
         batch: int,
         chunk_size: int,
         seed: int,
+        mesh: Mesh | None = None,
     ):
         """Waits until `mixed` chunks are there.
 
@@ -99,14 +115,18 @@ class PooledFeed:
             chunks: size of the pool. mixed: chunks that a batch is drawn from.
             batch: examples of a batch, a multiple of `mixed`. chunk_size: examples of a chunk.
             seed: of the draws.
+            mesh: devices that the chunks are split over.
         """
         if batch % mixed:
             raise ValueError(f"batch must be a multiple of mixed={mixed}, got {batch}")
+        _check_parts(mesh, chunk=chunk_size, **{"batch / mixed": batch // mixed})
         self._renderers, self._capacity = renderers, chunks
         self._pool: list[Chunk] = []
         self._next = 0
         self._mixed, self._each, self._chunk_size = mixed, batch // mixed, chunk_size
-        self._seed = seed
+        self._seed, self._mesh = seed, mesh
+        # At least as many as training consumes; what is left over waits in memory.
+        self._refills = max(3, batch // chunk_size)
         while len(self._pool) < mixed:
             self._refill(timeout=1.0)
 
@@ -118,19 +138,20 @@ class PooledFeed:
     def sources(self, step: int, difficulty: float) -> tuple[tuple[Chunk, ...], Array]:
         """`mixed` random chunks and random places in them."""
         self._renderers.set_difficulty(difficulty)
-        # More than training consumes; what is left over waits in memory.
-        for _ in range(3):
+        for _ in range(self._refills):
             if not self._refill(timeout=0.0):
                 break
         rng = np.random.default_rng((self._seed, step))
         chosen = rng.choice(len(self._pool), self._mixed, replace=False)
         chunks = tuple(self._pool[index] for index in chosen)
-        places = rng.integers(self._chunk_size, size=(self._mixed, self._each), dtype=np.int32)
-        return chunks, jnp.asarray(places)
+        parts = _parts(self._mesh)
+        shape = (self._mixed, parts, self._each // parts)
+        places = rng.integers(self._chunk_size // parts, size=shape, dtype=np.int32)
+        return chunks, _put_places(places, self._mesh)
 
     def _refill(self, timeout: float) -> bool:
         """Moves one rendered chunk to the device; False if there is none in time."""
-        chunk = self._renderers.take(to_device, timeout)
+        chunk = self._renderers.take(partial(to_device, mesh=self._mesh), timeout)
         if chunk is None:
             return False
         if len(self._pool) < self._capacity:
@@ -139,3 +160,18 @@ class PooledFeed:
             self._pool[self._next] = chunk
             self._next = (self._next + 1) % self._capacity
         return True
+
+
+def _parts(mesh: Mesh | None) -> int:
+    return 1 if mesh is None else mesh.shape[DATA]
+
+
+def _check_parts(mesh: Mesh | None, **sizes: int) -> None:
+    parts = _parts(mesh)
+    for name, size in sizes.items():
+        if size % parts:
+            raise ValueError(f"{name} must be a multiple of devices={parts}, got {size}")
+
+
+def _put_places(places: np.ndarray, mesh: Mesh | None) -> Array:
+    return place(mesh, jnp.asarray(places), PartitionSpec(None, DATA))

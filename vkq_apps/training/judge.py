@@ -16,15 +16,17 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 import models
 from models import Model
 from models.families.llava.model import LlavaModel
+from models.sharding.placing import place_shared
 from vkq_apps.training.attention import Implementation
 from vkq_apps.training.feeding import Chunk
 from vkq_apps.training.forward import forward
 from vkq_apps.training.losses import answer_loss
-from vkq_apps.training.optimizer import Schedule
+from vkq_apps.training.optimizer import AnySchedule
 from vkq_apps.training.step import TrainState, take
 from vkq_jax.array_types import Array, Float, Shaped
 
@@ -61,14 +63,31 @@ class Judge:
         parameters: how many there are of both.
     """
 
-    def __init__(self, model: Model, rank: int, prefix: tuple[int, ...], seed: int = 0):
-        """`model`: what `write_start` wrote, layers stacked. `prefix`: ids before the image."""
+    def __init__(
+        self,
+        model: Model,
+        rank: int,
+        prefix: tuple[int, ...],
+        *,
+        seed: int = 0,
+        mesh: Mesh | None = None,
+    ):
+        """A judge at its start.
+
+        Args:
+            model: what `write_start` wrote, layers stacked.
+            rank: of the adapters.
+            prefix: ids before the image.
+            seed: of the adapters.
+            mesh: devices that share a step's batch, each with all parameters.
+        """
         module = nnx.merge(model.graphdef, model.params)
         _adapt(module.text.layers, rank, jax.random.key(seed))
-        self._graphdef, trained, self.frozen = nnx.split(module, _is_trained, ...)
-        self.trained = jax.tree.map(lambda x: x.astype(jnp.float32), trained)
-        self.parameters = sum(x.size for x in jax.tree.leaves((trained, self.frozen)))
-        self._prefix = prefix
+        self._graphdef, trained, frozen = nnx.split(module, _is_trained, ...)
+        trained = jax.tree.map(lambda x: x.astype(jnp.float32), trained)
+        self.trained, self.frozen = place_shared(mesh, (trained, frozen))
+        self.parameters = sum(x.size for x in jax.tree.leaves((trained, frozen)))
+        self._prefix, self._mesh = prefix, mesh
 
     def initial_state(self) -> TrainState:
         """The state before the first step."""
@@ -76,7 +95,7 @@ class Judge:
         return TrainState(self.trained, moments, jnp.zeros((), jnp.int32))
 
     def make_step(
-        self, schedule: Schedule, implementation: Implementation, *, unroll: bool
+        self, schedule: AnySchedule, implementation: Implementation, *, unroll: bool
     ) -> Callable[[TrainState, tuple[Chunk, ...], Array], tuple[TrainState, dict[str, Array]]]:
         """`(state, chunks, places) -> (state, losses)`; the given state's memory is used again."""
         optimizer = _optimizer()
@@ -91,18 +110,20 @@ class Judge:
         def step(
             state: TrainState, frozen: Any, rate: Array, chunks: tuple[Chunk, ...], places: Array
         ) -> tuple[TrainState, dict[str, Array]]:
-            batch = take(chunks, places)
+            batch = take(chunks, places, self._mesh)
             loss, gradient = jax.value_and_grad(loss_function)(state.params, frozen, batch)
             updates, moments = optimizer.update(gradient, state.optimizer, state.params)
             params = jax.tree.map(lambda x, u: x - rate * u, state.params, updates)
             losses = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-            return TrainState(params, moments, state.step + 1), losses
+            return place_shared(self._mesh, TrainState(params, moments, state.step + 1)), losses
 
         def scheduled(
             state: TrainState, chunks: tuple[Chunk, ...], places: Array
         ) -> tuple[TrainState, dict[str, Array]]:
             # The rate is an argument, so that a schedule of another length compiles nothing.
-            return step(state, self.frozen, schedule.learning_rate(state.step), chunks, places)
+            # One device computes it: operations outside jit take long on many.
+            rate = schedule.learning_rate(state.step.addressable_data(0))
+            return step(state, self.frozen, place_shared(self._mesh, rate), chunks, places)
 
         return scheduled
 
@@ -133,10 +154,14 @@ class Judge:
 
 
 def load_judge(
-    folder: Path, rank: int, prefix: tuple[int, ...], dtype: Any = jnp.bfloat16
+    folder: Path,
+    rank: int,
+    prefix: tuple[int, ...],
+    dtype: Any = jnp.bfloat16,
+    mesh: Mesh | None = None,
 ) -> Judge:
     """The judge at its start, from the folder that `write_start` wrote."""
-    return Judge(models.load(folder, dtype=dtype, layers_apart=False), rank, prefix)
+    return Judge(models.load(folder, dtype=dtype, layers_apart=False), rank, prefix, mesh=mesh)
 
 
 def merged(model: Model, trained: nnx.State) -> Model:

@@ -14,8 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from models.sharding.mesh import make_mesh
+from models.sharding.placing import place_shared
 from vkq_apps.training import checkpointing
 from vkq_apps.training.attention import Implementation, choose_implementation
 from vkq_apps.training.encoding import RECIPE, Encoding
@@ -26,11 +29,17 @@ from vkq_apps.training.judge import load_judge
 from vkq_apps.training.judge_checkpoint import judge_encoding, read_digest, write_start
 from vkq_apps.training.judge_parts import check_parts, parts_info, read_parts
 from vkq_apps.training.model import ModelSize, create_model, with_checkpoint
-from vkq_apps.training.optimizer import Schedule
+from vkq_apps.training.optimizer import AnySchedule, FittedSchedule, Schedule
 from vkq_apps.training.options import TrainOptions
 from vkq_apps.training.pictures import shares_of
 from vkq_apps.training.rendering import Renderers
-from vkq_apps.training.step import TrainState, bind, initial_state, make_predict, make_train_step
+from vkq_apps.training.step import (
+    TrainState,
+    bind,
+    initial_state,
+    make_predict,
+    make_train_step,
+)
 from vkq_apps.training.text_tower import read_tower
 
 __all__ = ["PARTS_FILE", "SMALL", "STATE_FILE", "train"]
@@ -54,22 +63,29 @@ def train(options: TrainOptions) -> TrainState:
         )
     if options.resume and options.start_from:
         raise SystemExit("--resume goes on from the saved state: leave out --start-from")
-    schedule = Schedule(
+    schedule: AnySchedule = Schedule(
         steps=options.steps, peak=options.peak, warmup=options.warmup, easy=options.easy
     )
+    deadline = started + (options.stop_after_seconds or float("inf"))
+    if options.fit_steps:
+        if not (options.text_tower and options.stop_after_seconds):
+            raise SystemExit("--fit-steps needs --text-tower and --stop-after-seconds")
+        schedule = FittedSchedule(schedule, deadline)
+    mesh = make_mesh(f"data={options.devices}") if options.devices > 1 else None
     shares = shares_of(options.shares)
     first = checkpointing.read_info(file)["step"] if options.resume else 0
     options.out.mkdir(parents=True, exist_ok=True)
     prepare = _prepare_judge if options.text_tower else _prepare_embedded
-    encoding, make_subject = prepare(options, schedule)
+    encoding, make_subject = prepare(options, schedule, mesh)
     with contextlib.ExitStack() as stack:
         # Processes start before JAX takes the device, and render while the step compiles.
         renderers = _start_renderers(options, first, schedule, encoding, shares, stack)
-        implementation, refused = choose_implementation(options.attention)
+        implementation, refused = choose_implementation(options.attention, options.devices)
         subject = make_subject(implementation)
         state = subject.state
         if options.resume:
             state, _ = checkpointing.restore(file, state)
+        state = place_shared(mesh, state)  # all of it, so that the step is compiled once
         log = _Log(options.out / LOG_FILE)
         log(
             event="start",
@@ -85,17 +101,17 @@ def train(options: TrainOptions) -> TrainState:
         piece = _Piece(
             options,
             schedule,
-            feed=_start_feed(options, renderers, encoding, shares),
+            feed=_start_feed(options, renderers, encoding, shares, mesh),
             step=subject.step,
             score=lambda params, roll=0: evaluate(
-                bind(subject.predict, params), test, options.heldout, roll=roll
+                bind(subject.predict, params, mesh), test, options.heldout, roll=roll
             ),
             save=lambda state, number: subject.save(
-                file, state, {"step": number, "steps": options.steps}
+                file, state, {"step": number, "steps": schedule.steps}
             ),
             log=log,
             stop=stack.enter_context(_stop_signals()),
-            deadline=started + (options.stop_after_seconds or float("inf")),
+            deadline=deadline,
         )
         return piece.run(state, first)
 
@@ -120,8 +136,11 @@ class _Subject:
 type _MakeSubject = Callable[[Implementation], _Subject]
 
 
-def _prepare_embedded(options: TrainOptions, schedule: Schedule) -> tuple[Encoding, _MakeSubject]:
+def _prepare_embedded(
+    options: TrainOptions, schedule: AnySchedule, mesh: Mesh | None
+) -> tuple[Encoding, _MakeSubject]:
     """The embedded model, all of whose parameters are trained."""
+    assert isinstance(schedule, Schedule)  # compiled into the step
     size = SMALL if options.smoke else ModelSize()
 
     def make(implementation: Implementation) -> _Subject:
@@ -132,7 +151,7 @@ def _prepare_embedded(options: TrainOptions, schedule: Schedule) -> tuple[Encodi
         return _Subject(
             initial_state(params, schedule),
             sum(leaf.size for leaf in jax.tree.leaves(params["llava"])),
-            make_train_step(graphdef, schedule, implementation, unroll=options.unroll),
+            make_train_step(graphdef, schedule, implementation, unroll=options.unroll, mesh=mesh),
             make_predict(graphdef, implementation),
             lambda file, state, info: checkpointing.save(file, state, info | {"size": vars(size)}),
         )
@@ -140,7 +159,9 @@ def _prepare_embedded(options: TrainOptions, schedule: Schedule) -> tuple[Encodi
     return RECIPE, make
 
 
-def _prepare_judge(options: TrainOptions, schedule: Schedule) -> tuple[Encoding, _MakeSubject]:
+def _prepare_judge(
+    options: TrainOptions, schedule: AnySchedule, mesh: Mesh | None
+) -> tuple[Encoding, _MakeSubject]:
     """A pretrained text tower with the embedded model's vision tower."""
     folder, tower = options.out / "start", Path(options.text_tower)
     parts = Path(options.start_from) if options.start_from else None
@@ -158,6 +179,7 @@ def _prepare_judge(options: TrainOptions, schedule: Schedule) -> tuple[Encoding,
             options.rank,
             encoding.prefix,
             dtype=jnp.float32 if options.smoke else jnp.bfloat16,
+            mesh=mesh,
         )
         known = {"tower": read_digest(folder), "rank": options.rank}
         state = judge.initial_state()
@@ -185,7 +207,7 @@ class _Piece:
     """Settings and state of one piece of a training."""
 
     options: TrainOptions
-    schedule: Schedule
+    schedule: AnySchedule
     feed: Feed
     step: Callable[..., Any]
     score: Callable[..., dict[str, float]]
@@ -198,8 +220,8 @@ class _Piece:
         """Steps until the schedule, the time or a signal ends the piece; saves and scores."""
         saved = scored = time.perf_counter()
         window = _Window(number)
-        with _progress_bar(self.options.steps, number) as advance:
-            while number < self.options.steps:
+        with _progress_bar(self.schedule.steps, number) as advance:
+            while number < self.schedule.steps:
                 now = time.perf_counter()
                 if self.stop or now > self.deadline:
                     break
@@ -215,13 +237,15 @@ class _Piece:
                 number += 1
                 window.add(losses)
                 advance(number)
-                if number % _LOG_STEPS == 0 or number == self.options.steps or self.options.smoke:
+                if number % _LOG_STEPS == 0 or number == self.schedule.steps or self.options.smoke:
                     self._log_window(window, number)
                     window = _Window(number)
+                    if isinstance(self.schedule, FittedSchedule):
+                        self.schedule.measure(number, time.perf_counter())
         self.save(state, number)
         if not self.stop:  # whoever sent a signal does not want to wait
             self.log(event="evaluation", step=number, exact=self.score(state.params))
-            if number >= self.options.steps:
+            if number >= self.schedule.steps:
                 exact = self.score(state.params, roll=1)
                 self.log(event="shuffled_control", step=number, exact=exact)
         self.log(event="end", step=number)
@@ -279,7 +303,7 @@ class _Log:
 def _start_renderers(
     options: TrainOptions,
     first: int,
-    schedule: Schedule,
+    schedule: AnySchedule,
     encoding: Encoding,
     shares: Mapping[str, float],
     stack: contextlib.ExitStack,
@@ -304,9 +328,10 @@ def _start_feed(
     renderers: Renderers | None,
     encoding: Encoding,
     shares: Mapping[str, float],
+    mesh: Mesh | None,
 ) -> Feed:
     if renderers is None:
-        return InlineFeed(options.batch, options.seed, encoding, shares)
+        return InlineFeed(options.batch, options.seed, encoding, shares, mesh)
     return PooledFeed(
         renderers,
         chunks=options.pool,
@@ -314,6 +339,7 @@ def _start_feed(
         batch=options.batch,
         chunk_size=options.chunk,
         seed=options.seed,
+        mesh=mesh,
     )
 
 

@@ -56,7 +56,7 @@ def measure_step(
     fill_chunk(arrays, "measure", 0.2)
     chunk = to_device(arrays)
     step = make_train_step(graphdef, schedule, implementation, unroll=unroll)
-    places = (jnp.arange(batch, dtype=jnp.int32) % len(arrays.images))[None]
+    places = (jnp.arange(batch, dtype=jnp.int32) % len(arrays.images))[None, None]
     began = time.perf_counter()
     state, losses = jax.block_until_ready(step(state, (chunk,), places))
     compiled = time.perf_counter()

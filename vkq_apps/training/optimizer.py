@@ -15,7 +15,7 @@ import optax
 
 from vkq_jax.array_types import Array, Float
 
-__all__ = ["Schedule", "make_optimizer", "param_group"]
+__all__ = ["AnySchedule", "FittedSchedule", "Schedule", "make_optimizer", "param_group"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,44 @@ class Schedule:
         if self.easy <= 0:
             return 1.0
         return min(1.0, 0.2 + 0.8 * step / (self.easy * self.steps))
+
+
+class FittedSchedule:
+    """A schedule of as many steps as fit into a time, fitted as they are measured.
+
+    Attributes:
+        fitted: the schedule as it stands.
+    """
+
+    def __init__(self, schedule: Schedule, ends: float):
+        """`schedule`: until steps are measured. `ends`: time of the last step, in seconds."""
+        self.fitted, self._ends = schedule, ends
+        self._first: tuple[int, float] | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps of the schedule as it stands."""
+        return self.fitted.steps
+
+    def measure(self, step: int, now: float) -> None:
+        """Takes note that so many steps were done at a time; the first call begins."""
+        if self._first is None:
+            self._first = step, now
+        elif now < self._ends:
+            first, began = self._first
+            left = int((step - first) / (now - began) * (self._ends - now))
+            self.fitted = dataclasses.replace(self.fitted, steps=step + left)
+
+    def learning_rate(self, step: Any) -> Float[Array, ""]:
+        """See `Schedule.learning_rate`."""
+        return self.fitted.learning_rate(step)
+
+    def difficulty(self, step: int) -> float:
+        """See `Schedule.difficulty`."""
+        return self.fitted.difficulty(step)
+
+
+type AnySchedule = Schedule | FittedSchedule
 
 
 def make_optimizer(schedule: Schedule, weight_decay: float = 0.05) -> optax.GradientTransformation:

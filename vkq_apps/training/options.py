@@ -20,11 +20,12 @@ class TrainOptions:
     pool: int = option(480, help="Chunks of pictures held on the device.")
     chunk: int = option(64, help="Pictures of a chunk.")
     mixed: int = option(8, help="Chunks that a batch is drawn from.")
+    devices: int = option(1, help="Devices of this host that share every batch.", min=1)
     slots: int = option(28, help="Chunks in memory shared with the rendering processes.")
     heldout: int = option(128, help="Held-out pictures of each kind.")
     seed: int = option(1, help="Seed of parameters and pictures.")
     peak: float = option(3e-3, help="Highest learning rate.")
-    warmup: int = option(150, help="Steps up to it.")
+    warmup: int = option(150, help="Steps up to it.", min=1)
     easy: float = option(
         0.1, help="Share of the steps over which pictures grow to full difficulty."
     )
@@ -47,6 +48,11 @@ class TrainOptions:
     rank: int = option(8, help="Rank of the adapters of a --text-tower.", min=1)
     stop_after_seconds: float = option(
         0.0, help="End this piece after so long, state saved (0: never)."
+    )
+    fit_steps: bool = option(
+        False,
+        help="Take as many --steps as fit into --stop-after-seconds, measured while it runs; the "
+        "learning rate falls by them (with --text-tower).",
     )
     save_every: float = option(60.0, help="Seconds between saved states.")
     evaluate_every: float = option(60.0, help="Seconds between evaluations.")

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
+from models.sharding.placing import place_sequences, place_shared
 from vkq_apps.training.attention import Implementation
 from vkq_apps.training.encoding import RECIPE
 from vkq_apps.training.evaluation import Predict
@@ -51,6 +53,7 @@ def make_train_step(
     implementation: Implementation,
     *,
     unroll: bool,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, tuple[Chunk, ...], Array], tuple[TrainState, dict[str, Array]]]:
     """`(state, chunks, places) -> (state, losses)`; the given state's memory is used again.
 
@@ -76,12 +79,12 @@ def make_train_step(
     def train_step(
         state: TrainState, chunks: tuple[Chunk, ...], places: Array
     ) -> tuple[TrainState, dict[str, Array]]:
-        batch = take(chunks, places)
+        batch = take(chunks, places, mesh)
         gradient, losses = jax.grad(loss_function, has_aux=True)(state.params, batch, state.step)
         updates, moments = optimizer.update(gradient, state.optimizer, state.params)
         losses |= {"gradient_norm": optax.tree.norm(gradient)}
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, moments, state.step + 1), losses
+        return place_shared(mesh, TrainState(params, moments, state.step + 1)), losses
 
     return jax.jit(train_step, donate_argnums=0)
 
@@ -102,15 +105,28 @@ def make_predict(
     return predict
 
 
-def bind(predict: Callable[[Any, Array, Array], Array], params: Any) -> Predict:
-    """`predict` of these parameters."""
-    return lambda images, rows: predict(params, images, rows)
+def bind(
+    predict: Callable[[Any, Array, Array], Array], params: Any, mesh: Mesh | None = None
+) -> Predict:
+    """`predict` of these parameters, its examples split over `mesh`."""
+    return lambda images, rows: predict(params, *place_sequences(mesh, (images, rows)))
 
 
-def take(chunks: tuple[Chunk, ...], places: Array) -> Chunk:
-    """The examples at `places` of each chunk, as one batch."""
-    picked = [
-        jax.tree.map(lambda x, index=index: jnp.take(x, index, axis=0), chunk)
-        for chunk, index in zip(chunks, places, strict=True)
-    ]
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *picked)
+def take(chunks: tuple[Chunk, ...], places: Array, mesh: Mesh | None = None) -> Chunk:
+    """The examples at `places` of each chunk, see `Feed.sources`, as one batch split over `mesh`.
+
+    No device reads another one's part of a chunk.
+    """
+    devices = places.shape[1]
+
+    def pick(*parts: Array) -> Array:
+        split = [x.reshape(devices, -1, *x.shape[1:]) for x in parts]
+        picked = [jax.vmap(_at)(x, index) for x, index in zip(split, places, strict=True)]
+        joined = jnp.concatenate(picked, axis=1)
+        return joined.reshape(-1, *joined.shape[2:])
+
+    return place_sequences(mesh, jax.tree.map(pick, *chunks))
+
+
+def _at(x: Array, index: Array) -> Array:
+    return jnp.take(x, index, axis=0)

@@ -24,7 +24,7 @@ from vkq_apps.training.heldout import calibration_picture, heldout
 from vkq_apps.training.loop import SMALL, STATE_FILE, _Piece, train
 from vkq_apps.training.losses import answer_loss
 from vkq_apps.training.model import ModelSize, create_model, with_checkpoint
-from vkq_apps.training.optimizer import Schedule, make_optimizer
+from vkq_apps.training.optimizer import FittedSchedule, Schedule, make_optimizer
 from vkq_apps.training.options import SMOKE, TrainOptions
 from vkq_apps.training.pictures import (
     KINDS,
@@ -220,3 +220,16 @@ def _stop_after(steps):
         return run(piece, state, number)
 
     return stopped
+
+
+def test_a_fitted_schedule_ends_with_its_time():
+    schedule = FittedSchedule(Schedule(steps=10_000), ends=100.0)
+    schedule.measure(100, 10.0)
+    assert schedule.steps == 10_000
+    schedule.measure(200, 20.0)
+    assert schedule.steps == 1000
+    schedule.measure(700, 80.0)  # 60 steps in 7 seconds
+    assert schedule.steps == 700 + int(600 / 70 * 20)
+    assert schedule.learning_rate(schedule.steps) == pytest.approx(0.02 * 3e-3)
+    schedule.measure(900, 101.0)
+    assert schedule.steps == 871
