@@ -7,13 +7,13 @@ plain text, and one whose file is missing breaks the build (`mkdocs build --stri
 import importlib
 import logging
 import re
-import runpy
 from pathlib import Path
 from typing import Any
 
 import typer
 from typer.cli import get_docs_for_click
 
+from docs import tables
 from vkq_apps.cli.app import COMMANDS, load_command
 
 _ROOT = Path(__file__).parents[1]
@@ -42,8 +42,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def _table(mark: re.Match[str]) -> str:
-    tables = runpy.run_path(str(_ROOT / "docs" / "tables.py"))
-    return "\n".join(tables[mark[1]]())
+    return "\n".join(getattr(tables, mark[1])())
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> None:

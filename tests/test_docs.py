@@ -16,6 +16,9 @@ from PIL import Image
 import models
 import pallas_kernels
 import vkq_jax
+from docs import tables
+from docs.tables.kernels import kernel_rows
+from docs.tables.results import read
 from models.families.registry import FAMILY_NAMES, MODEL_TYPES
 from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.layout import layouts
@@ -182,22 +185,20 @@ def rows_of_figures(page):
 
 
 def test_tables_of_figures_are_those_of_the_result_files():
-    """README.md and kernel_benchmarks.md have the rows that `docs/tables.py` makes."""
-    tables = runpy.run_path(str(DOCS / "tables.py"))
-    made_for = (tables["kernel_rows"], *tables["KERNEL_ROWS"])
+    """README.md and kernel_benchmarks.md have the rows that `docs/tables` makes."""
+    made_for = (kernel_rows, *tables.KERNEL_TABLES)
     kernel = {line for rows in made_for for line in rows()}
     assert kernel <= rows_of_figures(DOCS / "kernel_benchmarks.md")
     readme = (DOCS.parent / "README.md").read_text()
-    for made in (tables["short_answer_rows"](), tables["speed_rows"]()):
+    for made in (tables.short_answer_rows(), tables.speed_rows()):
         assert "\n".join(["", *made, "", ""]) in readme
-    made = {*tables["short_answer_rows"](), *tables["speed_rows"]()}
+    made = {*tables.short_answer_rows(), *tables.speed_rows()}
     assert rows_of_figures(DOCS.parent / "README.md") <= made
 
 
 def test_figures_in_the_text_of_readme_are_those_of_the_result_files():
     readme = " ".join((DOCS.parent / "README.md").read_text().split())
-    tables = runpy.run_path(str(DOCS / "tables.py"))
-    answers, throughput = tables["read"]("answers.json"), tables["read"]("throughput.json")
+    answers, throughput = read("answers.json"), read("throughput.json")
     gains = [
         row["ratio_to_bf16_at_equal_batch"]
         for row in throughput["rows"]
@@ -211,7 +212,7 @@ def test_figures_in_the_text_of_readme_are_those_of_the_result_files():
     assert f"answers {answers['samples']:,} questions" in readme
     bits = answers["presets"]["vkq-1bit:plain"]["bits_per_element"]["mean"]
     assert f"in about {bits:.1f} bits per number" in readme
-    judge = tables["read"]("judge_gemma.json")["presets"]
+    judge = read("judge_gemma.json")["presets"]
 
     def lost(name: str) -> str:
         whole = judge[name]["tasks"]["all"]
@@ -227,18 +228,17 @@ def test_figures_in_the_text_of_readme_are_those_of_the_result_files():
 
 
 def test_every_table_of_the_site_has_rows_of_one_width():
-    tables = runpy.run_path(str(DOCS / "tables.py"))
     marks = [re.findall(r"<!-- table: (\w+) -->", page.read_text()) for page in DOCS.glob("*.md")]
     named = [name for some in marks for name in some]
     assert "ablation_rows" in named
     for name in named:
-        head, line, *rows = tables[name]()
+        head, line, *rows = getattr(tables, name)()
         assert rows, name
         assert {row.count("|") for row in (line, *rows)} == {head.count("|")}, name
 
 
 def test_figures_in_the_text_of_the_ablation_are_those_of_its_file():
-    rows = runpy.run_path(str(DOCS / "tables.py"))["read"]("ablation.json")["presets"]
+    rows = read("ablation.json")["presets"]
     page = " ".join((DOCS / "benchmarks.md").read_text().split())
 
     def figures(name):
@@ -258,7 +258,6 @@ def test_figures_in_the_text_of_the_ablation_are_those_of_its_file():
 
 
 def test_figures_in_the_text_of_the_text_bed_are_those_of_its_files():
-    read = runpy.run_path(str(DOCS / "tables.py"))["read"]
     rows = read("text_bed_ablation.json")["presets"]
     page = " ".join((DOCS / "benchmarks.md").read_text().split())
     half, one, scales = "vkq-half, plan 0", "vkq-1bit, plan 0", "scales of least squared error"
@@ -300,7 +299,7 @@ def test_figures_in_the_text_of_the_judge_are_those_of_its_log():
 
 
 def test_figures_in_the_text_of_the_judge_are_those_of_its_file():
-    record = runpy.run_path(str(DOCS / "tables.py"))["read"]("judge_gemma.json")
+    record = read("judge_gemma.json")
     rows = {name: row["tasks"] for name, row in record["presets"].items()}
     page = " ".join((DOCS / "benchmarks.md").read_text().split())
 

@@ -1,0 +1,91 @@
+"""What codes do to the answers of models and to the predictions of a text model."""
+
+from docs.tables.results import read
+
+ANSWER_HEAD = "| visual cache | bits | saved | right | points lost | agree | KL |"
+
+
+def answer_rows(file: str = "answers.json") -> list[str]:
+    """A row for each preset: bits, saved, right, lost, agreement, KL, points lost by kind."""
+    record = read(file)
+    kinds = [task for task in record["presets"]["none"]["tasks"] if task != "all"]
+    lines = [f"{ANSWER_HEAD} {' | '.join(kinds)} |", f"|{'---|' * (7 + len(kinds))}"]
+    for name, row in record["presets"].items():
+        bits, whole = row["bits_per_element"]["mean"], row["tasks"]["all"]
+        cells = [f"`{name}`", f"{bits:.2f}", f"{row['visual_kv_reduction']:.1%}"]
+        cells.append(f"{whole['exact']:.1%}")
+        if name == "none":
+            lost = ["", "", "", *[f"{row['tasks'][kind]['exact']:.1%}" for kind in kinds]]
+        else:
+            low, high = whole["lost_interval"]
+            lost = [
+                f"{whole['lost']:.1f} [{low:.1f}, {high:.1f}]",
+                f"{whole['agreement']:.1%}",
+                f"{whole['kl']:.4f}",
+                *[f"{row['tasks'][kind]['lost']:.1f}" for kind in kinds],
+            ]
+        lines.append("| " + " | ".join([*cells, *lost]) + " |")
+    return lines
+
+
+def short_answer_rows() -> list[str]:
+    """The table of `answer_rows` without the kinds of pictures."""
+    return _without_kinds(answer_rows())
+
+
+def judge_rows() -> list[str]:
+    """The table of `answer_rows` for the judge on Gemma-3-270M."""
+    return answer_rows("judge_gemma.json")
+
+
+def short_judge_rows() -> list[str]:
+    """The table of `judge_rows` without the kinds of pictures."""
+    return _without_kinds(judge_rows())
+
+
+def _without_kinds(lines: list[str]) -> list[str]:
+    return ["|".join([*line.split("|")[:8], ""]) for line in lines]
+
+
+def ablation_rows(name: str = "ablation.json") -> list[str]:
+    """A row for each plan and for each part of it that was left out: bits, lost, KL."""
+    lines = ["| codes | bits | points lost | KL |", "|---|---|---|---|"]
+    for label, row in read(name)["presets"].items():
+        if label == "none":
+            continue
+        whole = row["tasks"]["all"]
+        lost, kl = whole["lost_interval"], whole["kl_interval"]
+        lines.append(
+            f"| {label} | {row['bits_per_element']['mean']:.2f} "
+            f"| {whole['lost']:.1f} [{lost[0]:.1f}, {lost[1]:.1f}] "
+            f"| {whole['kl']:.4f} [{kl[0]:.4f}, {kl[1]:.4f}] |"
+        )
+    return lines
+
+
+def kinds_rows() -> list[str]:
+    """A row for each plan, fitted to other kinds of pictures than those asked about."""
+    return ablation_rows("kinds_apart.json")
+
+
+def text_bed_rows() -> list[str]:
+    """A row for each preset on the pretrained text model: bits, KL, agreement."""
+    lines = ["| codes | bits | KL | equal predictions |", f"|{'---|' * 4}"]
+    for name, row in read("text_bed.json")["presets"].items():
+        low, high = row["kl_interval"]
+        lines.append(
+            f"| {name} | {row['bits_per_element']['mean']:.2f} "
+            f"| {row['kl']:.3f} [{low:.3f}, {high:.3f}] | {row['agreement']:.1%} |"
+        )
+    return lines
+
+
+def text_bed_ablation_rows() -> list[str]:
+    """A row for each plan on the text model and for each part left out: bits, KL, what it adds."""
+    lines = ["| codes | bits | KL | more than the whole plan |", f"|{'---|' * 4}"]
+    for name, row in read("text_bed_ablation.json")["presets"].items():
+        low, high = row["more_interval"]
+        more = f"{row['more']:+.3f} [{low:+.3f}, {high:+.3f}]" if ": " in name else ""
+        bits = row["bits_per_element"]["mean"]
+        lines.append(f"| {name} | {bits:.2f} | {row['kl']:.3f} | {more} |")
+    return lines
