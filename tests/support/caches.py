@@ -160,11 +160,17 @@ def relative_error(got: jax.Array, expected: jax.Array) -> float:
     return float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30))
 
 
+def deleted(tree) -> list[bool]:
+    """Which buffers have been given away."""
+    return [x.is_deleted() for x in jax.tree.leaves(tree)]
+
+
 __all__ = [
     "SHAPES",
     "Shape",
     "VisualBank",
     "attend",
+    "deleted",
     "oracle",
     "random_layer",
     "random_side_tables",
