@@ -11,7 +11,7 @@ import numpy as np
 from models.calibration.attached import ModelTables, tables_of_parts
 from models.calibration.folder import CalibrationFolder, digest_of
 from models.checkpoints.fingerprint import fingerprint
-from models.generation import teacher_forcing
+from models.generation.teacher_forcing import EvaluatedModel, compare, parts_of
 from models.inputs.batch import Inputs
 from models.model import Model
 from models.sharding.inputs import place_inputs
@@ -56,25 +56,24 @@ def _judge(
 ) -> list[float]:
     """Positions of the answers to one batch, and the KL of each plan summed over them."""
     images, question = (
-        None if part is None else place_inputs(model.mesh, part)
-        for part in teacher_forcing.parts_of(model, inputs)
+        None if part is None else place_inputs(model.mesh, part) for part in parts_of(model, inputs)
     )
     assert images is not None
     owner = place_shared(model.mesh, jnp.arange(len(inputs.mask), dtype=jnp.int32))
     room = inputs.prompt_shape.text + steps
-    reading = teacher_forcing.read(model, images, question, owner, cache_length=room)
-    own = teacher_forcing.answer(model, reading.prompted, steps, steps=steps)
-    exact = teacher_forcing.follow(model, reading.prompted, own.tokens, own.lengths)
+    evaluated = EvaluatedModel(model)
+    reading = evaluated.read(images, question, owner, cache_length=room)
+    own = evaluated.answer(reading.prompted, steps, steps=steps)
+    exact = evaluated.follow(reading.prompted, own.tokens, own.lengths)
     found = [float(exact.lengths.sum())]
     for quant, of_model in plans:
         tables = tables_of_parts(model.config.text, quant, lambda _, own=of_model: own)
-        coded = teacher_forcing.read_coded(
-            model,
+        coded = evaluated.read_coded(
             reading,
             place_shared(model.mesh, tables),
             quant=quant,
             quantize_at="prompt" if question is None else "image",
         )
-        followed = teacher_forcing.follow(model, coded, exact.tokens, exact.lengths)
-        found.append(float(teacher_forcing.compare(exact, followed).kl.sum()))
+        followed = evaluated.follow(coded, exact.tokens, exact.lengths)
+        found.append(float(compare(exact, followed).kl.sum()))
     return found

@@ -25,20 +25,17 @@ from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache.layered import AnyCache
 from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.cache.updates import take_sequences
+from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.settings.layer_settings import Quant
 
 __all__ = [
     "Answered",
     "Comparison",
+    "EvaluatedModel",
     "Prompted",
     "Reading",
-    "answer",
     "compare",
-    "follow",
     "parts_of",
-    "read",
-    "read_coded",
-    "read_question",
 ]
 
 
@@ -102,178 +99,164 @@ def parts_of(model: Model, inputs: Inputs) -> tuple[Inputs, Inputs | None]:
     return (inputs, None) if model.visual_depends_on_question else split_after_images(inputs)
 
 
-@partial(jax.jit, static_argnames=("cache_length", "implementation"))
-def read(
-    model: Model,
-    pictures: Inputs,
-    question: Inputs | None,
-    owner: Int32[Array, "B"],
-    *,
-    cache_length: int,
-    implementation: str | None = None,
-) -> Reading:
-    """Reads P pictures and Q questions about them in full precision, see `parts_of`.
+@frozen_pytree
+class EvaluatedModel:
+    """A model as evaluations run it: one implementation for all of its passes.
 
-    `implementation`, here and below: of attention over the cache and of coding, as for `prefill`.
-    """
-    logits, cache = prefill(
-        model,
-        pictures,
-        quant=FULL_PRECISION,
-        cache_length=cache_length,
-        implementation=implementation,
-    )
-    expanded = take_sequences(cache, owner)
-    if question is None:
-        return Reading(cache, None, owner, Prompted(logits[owner], expanded))
-    read_whole = read_question(model, question, expanded, implementation=implementation)
-    return Reading(cache, question, owner, read_whole)
-
-
-@partial(jax.jit, static_argnames=("quant", "quantize_at", "text_bits", "implementation"))
-def read_coded(
-    model: Model,
-    reading: Reading,
-    tables: OwnTables = None,
-    *,
-    quant: Quant,
-    quantize_at: QuantizeAt,
-    text_bits: TextBits = None,
-    implementation: str | None = None,
-) -> Prompted:
-    """The rows of `reading` as `quant` has them, with its tables, when the answer begins."""
-    code = partial(
-        recode,
-        model,
-        quant=quant,
-        tables=tables,
-        text_bits=text_bits,
-        implementation=implementation,
-    )
-    if quantize_at == "prompt":
-        return Prompted(reading.prompted.logits, code(reading.prompted.cache))
-    assert reading.question is not None, "pictures are coded before a question apart from them"
-    cache = take_sequences(code(reading.pictures), reading.owner)
-    return read_question(model, reading.question, cache, implementation=implementation)
-
-
-def read_question(
-    model: Model, question: Inputs, cache: AnyCache, *, implementation: str | None = None
-) -> Prompted:
-    """Reads what follows the pictures that a cache holds, with the codes of that cache."""
-    logits, cache = prefill(
-        model,
-        question,
-        cache,
-        quant=cache.quant,
-        cache_length=cache.cache_length,
-        implementation=implementation,
-    )
-    return Prompted(logits, cache)
-
-
-@partial(jax.jit, static_argnames=("steps", "implementation"))
-def answer(
-    model: Model,
-    prompted: Prompted,
-    limit: int,
-    *,
-    steps: int,
-    implementation: str | None = None,
-) -> Answered:
-    """Goes on from the prompts greedily and keeps the distributions.
-
-    Args:
+    Attributes:
         model: weights and configuration.
-        prompted: where the answers begin.
-        limit: most tokens of an answer, at most `steps`.
-        steps: size of the buffers.
-        implementation: as for `read`.
+        implementation: of attention over the cache and of coding, as for `prefill`.
     """
-    fixed = prompted.cache.fixed()  # beside the carry: the loop does not change it
-    stops = jnp.asarray(model.config.eos_token_ids, jnp.int32)
-    batch, vocab = prompted.logits.shape
 
-    def unfinished(carry):
-        place, active, *_ = carry
-        return active.any() & (place < limit)
+    model: Model
+    implementation: str | None = static_field(default=None)
 
-    def step(carry):
-        place, active, logits, cache, tokens, lengths, kept = carry
-        kept = kept.at[:, place].set(jax.nn.log_softmax(logits.astype(jnp.float32)))
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        going_on = active & ~(token[:, None] == stops[None]).any(-1)
-        tokens = tokens.at[:, place].set(jnp.where(active, token, 0))
-        logits, cache = decode_step(
-            model, token, cache.with_fixed(fixed), active, implementation=implementation
+    @partial(jax.jit, static_argnames="cache_length")
+    def read(
+        self,
+        pictures: Inputs,
+        question: Inputs | None,
+        owner: Int32[Array, "B"],
+        *,
+        cache_length: int,
+    ) -> Reading:
+        """Reads P pictures and Q questions about them in full precision, see `parts_of`."""
+        logits, cache = prefill(
+            self.model,
+            pictures,
+            quant=FULL_PRECISION,
+            cache_length=cache_length,
+            implementation=self.implementation,
         )
-        cache = cache.without_fixed()
-        return place + 1, going_on, logits, cache, tokens, lengths + active, kept
+        expanded = take_sequences(cache, owner)
+        if question is None:
+            return Reading(cache, None, owner, Prompted(logits[owner], expanded))
+        return Reading(cache, question, owner, self.read_question(question, expanded))
 
-    start = (
-        jnp.int32(0),
-        jnp.ones(batch, bool),
-        prompted.logits,
-        prompted.cache.without_fixed(),
-        jnp.zeros((batch, steps), jnp.int32),
-        jnp.zeros(batch, jnp.int32),
-        jnp.zeros((batch, steps, vocab), jnp.float32),
-    )
-    *_, tokens, lengths, kept = jax.lax.while_loop(unfinished, step, start)
-    tokens, lengths = place(model.mesh, (tokens, lengths), PartitionSpec())  # for every host
-    return Answered(tokens, lengths, kept)
+    @partial(jax.jit, static_argnames=("quant", "quantize_at", "text_bits"))
+    def read_coded(
+        self,
+        reading: Reading,
+        tables: OwnTables = None,
+        *,
+        quant: Quant,
+        quantize_at: QuantizeAt,
+        text_bits: TextBits = None,
+    ) -> Prompted:
+        """The rows of `reading` as `quant` has them, with its tables, when the answer begins."""
+        code = partial(
+            recode,
+            self.model,
+            quant=quant,
+            tables=tables,
+            text_bits=text_bits,
+            implementation=self.implementation,
+        )
+        if quantize_at == "prompt":
+            return Prompted(reading.prompted.logits, code(reading.prompted.cache))
+        assert reading.question is not None, "pictures are coded before a question apart from them"
+        cache = take_sequences(code(reading.pictures), reading.owner)
+        return self.read_question(reading.question, cache)
 
+    def read_question(self, question: Inputs, cache: AnyCache) -> Prompted:
+        """Reads what follows the pictures that a cache holds, with the codes of that cache."""
+        logits, cache = prefill(
+            self.model,
+            question,
+            cache,
+            quant=cache.quant,
+            cache_length=cache.cache_length,
+            implementation=self.implementation,
+        )
+        return Prompted(logits, cache)
 
-def follow(
-    model: Model,
-    prompted: Prompted,
-    tokens: Int32[Array, "B steps"],
-    lengths: Int32[Array, "B"],
-    *,
-    implementation: str | None = None,
-) -> Answered:
-    """The distributions along given answers (teacher forcing), all tokens read at once.
+    @partial(jax.jit, static_argnames="steps")
+    def answer(self, prompted: Prompted, limit: int, *, steps: int) -> Answered:
+        """Goes on from the prompts greedily and keeps the distributions.
 
-    Each token sees what it would see if it came by itself, so that the distributions are those of
-    decoding up to rounding.
-    """
-    longest, steps = int(lengths.max()), tokens.shape[1]
-    # Few sizes, which many batches share: each is compiled once.
-    size = next((size for size in (16, 32, 64) if longest <= size < steps), steps)
-    kept = _follow(model, prompted, tokens[:, :size], lengths, implementation=implementation)
-    return Answered(tokens, lengths, jnp.pad(kept, ((0, 0), (0, steps - size), (0, 0))))
+        Args:
+            prompted: where the answers begin.
+            limit: most tokens of an answer, at most `steps`.
+            steps: size of the buffers.
+        """
+        fixed = prompted.cache.fixed()  # beside the carry: the loop does not change it
+        stops = jnp.asarray(self.model.config.eos_token_ids, jnp.int32)
+        batch, vocab = prompted.logits.shape
 
+        def unfinished(carry):
+            place, active, *_ = carry
+            return active.any() & (place < limit)
 
-@partial(jax.jit, static_argnames="implementation")
-def _follow(
-    model: Model,
-    prompted: Prompted,
-    tokens: Int32[Array, "B T"],
-    lengths: Int32[Array, "B"],
-    *,
-    implementation: str | None,
-) -> Float[Array, "B T vocab"]:
-    cache, count = prompted.cache, tokens.shape[1] - 1
-    if not count:  # the prompt alone says how likely an answer's only token is
-        return jax.nn.log_softmax(prompted.logits[:, None].astype(jnp.float32))
-    mask = jnp.arange(1, count + 1, dtype=jnp.int32)[None] < lengths[:, None]
-    given = Inputs(
-        tokens[:, :-1],
-        mask,
-        visual_mask=jnp.zeros_like(mask),  # an answer has no images, whatever its tokens
-        positions=jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), mask.shape),
-        prompt_shape=PromptShape(0, count, 0, count),
-    )
-    hidden, _ = run_prompt(
-        model,
-        given,
-        cache,
-        quant=cache.quant,
-        cache_length=cache.cache_length,
-        implementation=implementation,
-    )
-    logits = jnp.concatenate([prompted.logits[:, None], model.module().text.logits(hidden)], axis=1)
-    return jax.nn.log_softmax(logits.astype(jnp.float32))
+        def step(carry):
+            place, active, logits, cache, tokens, lengths, kept = carry
+            kept = kept.at[:, place].set(jax.nn.log_softmax(logits.astype(jnp.float32)))
+            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            going_on = active & ~(token[:, None] == stops[None]).any(-1)
+            tokens = tokens.at[:, place].set(jnp.where(active, token, 0))
+            logits, cache = decode_step(
+                self.model,
+                token,
+                cache.with_fixed(fixed),
+                active,
+                implementation=self.implementation,
+            )
+            cache = cache.without_fixed()
+            return place + 1, going_on, logits, cache, tokens, lengths + active, kept
+
+        start = (
+            jnp.int32(0),
+            jnp.ones(batch, bool),
+            prompted.logits,
+            prompted.cache.without_fixed(),
+            jnp.zeros((batch, steps), jnp.int32),
+            jnp.zeros(batch, jnp.int32),
+            jnp.zeros((batch, steps, vocab), jnp.float32),
+        )
+        *_, tokens, lengths, kept = jax.lax.while_loop(unfinished, step, start)
+        # For every host.
+        tokens, lengths = place(self.model.mesh, (tokens, lengths), PartitionSpec())
+        return Answered(tokens, lengths, kept)
+
+    def follow(
+        self, prompted: Prompted, tokens: Int32[Array, "B steps"], lengths: Int32[Array, "B"]
+    ) -> Answered:
+        """The distributions along given answers (teacher forcing), all tokens read at once.
+
+        Each token sees what it would see if it came by itself, so that the distributions are those
+        of decoding up to rounding.
+        """
+        longest, steps = int(lengths.max()), tokens.shape[1]
+        # Few sizes, which many batches share: each is compiled once.
+        size = next((size for size in (16, 32, 64) if longest <= size < steps), steps)
+        kept = self._follow(prompted, tokens[:, :size], lengths)
+        return Answered(tokens, lengths, jnp.pad(kept, ((0, 0), (0, steps - size), (0, 0))))
+
+    @jax.jit
+    def _follow(
+        self, prompted: Prompted, tokens: Int32[Array, "B T"], lengths: Int32[Array, "B"]
+    ) -> Float[Array, "B T vocab"]:
+        cache, count = prompted.cache, tokens.shape[1] - 1
+        if not count:  # the prompt alone says how likely an answer's only token is
+            return jax.nn.log_softmax(prompted.logits[:, None].astype(jnp.float32))
+        mask = jnp.arange(1, count + 1, dtype=jnp.int32)[None] < lengths[:, None]
+        given = Inputs(
+            tokens[:, :-1],
+            mask,
+            visual_mask=jnp.zeros_like(mask),  # an answer has no images, whatever its tokens
+            positions=jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), mask.shape),
+            prompt_shape=PromptShape(0, count, 0, count),
+        )
+        hidden, _ = run_prompt(
+            self.model,
+            given,
+            cache,
+            quant=cache.quant,
+            cache_length=cache.cache_length,
+            implementation=self.implementation,
+        )
+        behind = self.model.module().text.logits(hidden)
+        logits = jnp.concatenate([prompted.logits[:, None], behind], axis=1)
+        return jax.nn.log_softmax(logits.astype(jnp.float32))
 
 
 @jax.jit

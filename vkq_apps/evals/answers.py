@@ -6,9 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
-from models import Model
-from models.generation import teacher_forcing
-from models.generation.teacher_forcing import Answered, Comparison, Prompted
+from models.generation.teacher_forcing import Answered, Comparison, EvaluatedModel, Prompted
 from vkq_apps.evals.batches import Batch, Prepared
 from vkq_jax.array_types import Array, Int32
 from vkq_jax.cache.updates import take_sequences
@@ -37,22 +35,11 @@ class Answers(Protocol):
 class Written:
     """Greedy answers, no longer than the task allows."""
 
-    def __init__(
-        self,
-        model: Model,
-        batch: Batch,
-        prompted: Prompted,
-        *,
-        steps: int,
-        implementation: str | None = None,
-    ):
+    def __init__(self, evaluated: EvaluatedModel, batch: Batch, prompted: Prompted, *, steps: int):
         """Full precision's own, from its prompts."""
-        self._model, self._batch, self._steps = model, batch, steps
-        self._implementation = implementation
+        self._evaluated, self._batch, self._steps = evaluated, batch, steps
         own = self._write(prompted)
-        self.exact = teacher_forcing.follow(
-            model, prompted, own.tokens, own.lengths, implementation=implementation
-        )
+        self.exact = evaluated.follow(prompted, own.tokens, own.lengths)
         self._own = self._texts(own)
 
     def rows(self, exact: Comparison) -> list[int]:
@@ -79,12 +66,10 @@ class Written:
 
     def _write(self, prompted: Prompted) -> Answered:
         limit = self._batch.task.max_new_tokens
-        return teacher_forcing.answer(
-            self._model, prompted, limit, steps=self._steps, implementation=self._implementation
-        )
+        return self._evaluated.answer(prompted, limit, steps=self._steps)
 
     def _texts(self, answered: Answered) -> list[str]:
-        texts = models.decode(self._model, answered.tokens, answered.lengths)
+        texts = models.decode(self._evaluated.model, answered.tokens, answered.lengths)
         return [text.strip() for text in texts]
 
 
@@ -96,20 +81,11 @@ def _rows(prompted: Prompted, rows: Int32[Array, "n"]) -> Prompted:
 class Chosen:
     """The most likely choices: log-likelihood over the length in bytes, as lm-eval's `acc_norm`."""
 
-    def __init__(
-        self,
-        model: Model,
-        prepared: Prepared,
-        prompted: Prompted,
-        *,
-        implementation: str | None = None,
-    ):
+    def __init__(self, evaluated: EvaluatedModel, prepared: Prepared, prompted: Prompted):
         """Full precision along all choices of a batch."""
         assert prepared.choices is not None
         self._batch = prepared.batch
-        self.exact = teacher_forcing.follow(
-            model, prompted, *prepared.choices, implementation=implementation
-        )
+        self.exact = evaluated.follow(prompted, *prepared.choices)
 
     def rows(self, exact: Comparison) -> list[int]:
         """The row of each sample's best choice."""

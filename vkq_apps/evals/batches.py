@@ -45,7 +45,7 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A batch as the model takes it; fields as in `teacher_forcing.read`.
+    """A batch as the model takes it; fields as in `EvaluatedModel.read`.
 
     Attributes:
         choices: tokens [Q, steps] and lengths [Q] of the choices; None where answers are free.

@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from models.generation.teacher_forcing import Prompted, Reading, read_question
+from models.generation.teacher_forcing import EvaluatedModel, Prompted, Reading
 from models.inputs.batch import Inputs
 from models.layers.attention import dense_attention
 from models.model import Model
@@ -122,18 +122,14 @@ def _keep_of_part(cache: KVCache, mass: Float[Array, "L B K V"], share: float) -
     return dataclasses.replace(cache, visual=(few_tokens,))
 
 
-@partial(jax.jit, static_argnames=("share", "implementation"))
+@partial(jax.jit, static_argnames="share")
 def read_kept(
-    model: Model,
-    reading: Reading,
-    pictures: Inputs,
-    *,
-    share: float,
-    implementation: str | None = None,
+    evaluated: EvaluatedModel, reading: Reading, pictures: Inputs, *, share: float
 ) -> Prompted:
     """The rows of `reading`, whose questions see that share of the visual tokens."""
     assert reading.question is not None, "tokens are dropped before a question apart from them"
+    model = evaluated.model
     mass = attention_mass(model, pictures)
     cache = keep_tokens(reading.pictures, mass, share, model.config.text.sliding_window)
     cache = take_sequences(cache, reading.owner)
-    return read_question(model, reading.question, cache, implementation=implementation)
+    return evaluated.read_question(reading.question, cache)

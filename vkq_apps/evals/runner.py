@@ -7,9 +7,8 @@ from typing import Any
 import jax
 
 from models import Model
-from models.generation import teacher_forcing
 from models.generation.generate import QuantizeAt
-from models.generation.teacher_forcing import Prompted, Reading
+from models.generation.teacher_forcing import EvaluatedModel, Prompted, Reading, compare
 from vkq_apps.evals.answers import Answers, Chosen, Written
 from vkq_apps.evals.batches import Batch, Prepared, prepare
 from vkq_apps.evals.cache_size import cache_size
@@ -53,8 +52,9 @@ def run(
             todo.append((batch, missing))
         else:
             on_batch(batch)
+    evaluated = EvaluatedModel(model, implementation)
     for prepared, missing in _prepared_ahead(model, todo, steps):
-        _run_batch(model, prepared, missing, log, steps, quantize_at, by_layer, implementation)
+        _run_batch(evaluated, prepared, missing, log, steps, quantize_at, by_layer)
         on_batch(prepared.batch)
 
 
@@ -76,46 +76,38 @@ def _prepared_ahead(
 
 
 def _run_batch(
-    model: Model,
+    evaluated: EvaluatedModel,
     prepared: Prepared,
     missing: Sequence[Setting],
     log: SampleLog,
     steps: int,
     quantize_at: QuantizeAt,
     by_layer: bool,
-    implementation: str | None,
 ) -> None:
     suffix = 0 if prepared.question is None else prepared.question.prompt_shape.suffix
     room = prepared.pictures.prompt_shape.text + suffix + steps
-    reading = teacher_forcing.read(
-        model,
-        prepared.pictures,
-        prepared.question,
-        prepared.owner,
-        cache_length=room,
-        implementation=implementation,
+    reading = evaluated.read(
+        prepared.pictures, prepared.question, prepared.owner, cache_length=room
     )
     answers: Answers
     if prepared.choices is None:
-        answers = Written(
-            model, prepared.batch, reading.prompted, steps=steps, implementation=implementation
-        )
+        answers = Written(evaluated, prepared.batch, reading.prompted, steps=steps)
     else:
-        answers = Chosen(model, prepared, reading.prompted, implementation=implementation)
+        answers = Chosen(evaluated, prepared, reading.prompted)
     exact = answers.exact
-    own = _fetched(teacher_forcing.compare(exact, exact))
+    own = _fetched(compare(exact, exact))
     rows, lengths = answers.rows(own), to_host(exact.lengths)
     for setting in missing:
         prompted, comparison = reading.prompted, own
         if not setting.exact:
-            prompted = _read(model, prepared, reading, setting, quantize_at, implementation)
-            coded = teacher_forcing.follow(
-                model, prompted, exact.tokens, exact.lengths, implementation=implementation
-            )
-            comparison = _fetched(teacher_forcing.compare(exact, coded))
+            prompted = _read(evaluated, prepared, reading, setting, quantize_at)
+            coded = evaluated.follow(prompted, exact.tokens, exact.lengths)
+            comparison = _fetched(compare(exact, coded))
         layers = None
         if by_layer and setting.kept is None and not setting.exact:
-            layers = _fetched(layer_errors(model, reading.prompted, prompted, exact.tokens[:, 0]))
+            layers = _fetched(
+                layer_errors(evaluated.model, reading.prompted, prompted, exact.tokens[:, 0])
+            )
         texts = answers.texts(prompted, comparison)
         size = vars(cache_size(prompted.cache, reading.prompted.cache))
         log.add(
@@ -136,24 +128,20 @@ def _run_batch(
 
 
 def _read(
-    model: Model,
+    evaluated: EvaluatedModel,
     prepared: Prepared,
     reading: Reading,
     setting: Setting,
     quantize_at: QuantizeAt,
-    implementation: str | None,
 ) -> Prompted:
     if setting.kept is not None:
-        share, pictures = setting.kept, prepared.pictures
-        return read_kept(model, reading, pictures, share=share, implementation=implementation)
-    return teacher_forcing.read_coded(
-        model,
+        return read_kept(evaluated, reading, prepared.pictures, share=setting.kept)
+    return evaluated.read_coded(
         reading,
         setting.tables,
         quant=setting.quant,
         quantize_at=quantize_at,
         text_bits=setting.text_bits,
-        implementation=implementation,
     )
 
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.generation import teacher_forcing
 from models.generation.prefill import prefill
 from models.generation.recoding import FULL_PRECISION
+from models.generation.teacher_forcing import EvaluatedModel
 from models.inputs.split import split_after_images
 from tests.support.tiny_llava import VISUAL_TOKENS, WINDOWED, batch, prompt, tiny_model
 from vkq_apps.evals.cache_size import cache_size
@@ -31,11 +31,11 @@ def parts():
 @pytest.fixture(scope="module")
 def reading(model, parts):
     owner = jnp.arange(2, dtype=jnp.int32)
-    return teacher_forcing.read(model, *parts, owner, cache_length=16)
+    return EvaluatedModel(model).read(*parts, owner, cache_length=16)
 
 
 def test_keeping_all_tokens_in_another_order_changes_nothing(model, parts, reading):
-    kept = read_kept(model, reading, parts[0], share=1 - 1e-9)
+    kept = read_kept(EvaluatedModel(model), reading, parts[0], share=1 - 1e-9)
     np.testing.assert_allclose(kept.logits, reading.prompted.logits, atol=2e-5)
 
 
@@ -87,9 +87,9 @@ def test_a_sliding_window_that_hides_tokens_is_refused():
 def test_a_sliding_window_that_shows_all_tokens_changes_nothing(model, parts, reading):
     text = dataclasses.replace(WINDOWED.text, sliding_window=2 * VISUAL_TOKENS + 16)
     windowed = tiny_model(config=dataclasses.replace(WINDOWED, text=text))
-    same = teacher_forcing.read(windowed, *parts, reading.owner, cache_length=16)
-    kept = read_kept(windowed, same, parts[0], share=0.25)
-    expected = read_kept(model, reading, parts[0], share=0.25)
+    same = EvaluatedModel(windowed).read(*parts, reading.owner, cache_length=16)
+    kept = read_kept(EvaluatedModel(windowed), same, parts[0], share=0.25)
+    expected = read_kept(EvaluatedModel(model), reading, parts[0], share=0.25)
     assert kept.cache.keeps_indices
     np.testing.assert_allclose(kept.logits, expected.logits, atol=2e-5)
 

@@ -9,7 +9,7 @@ import pytest
 import models
 import vkq_jax
 from models.calibration.attached import find_codes
-from models.generation import teacher_forcing
+from models.generation.teacher_forcing import EvaluatedModel, parts_of
 from tests.models.families import test_gemma4, test_mllama
 from tests.support import qwen_vl
 from tests.support.pictures import random_picture
@@ -45,9 +45,9 @@ def read(request):
     pictures = [random_picture(8, 8), random_picture(20, 45)]
     prompts = ["<image> what is this ?", "what <image> is this"]
     whole = models.prepare(model, prompts=prompts, images=pictures)
-    parts = teacher_forcing.parts_of(model, whole)
+    parts = parts_of(model, whole)
     owner = jnp.arange(2, dtype=jnp.int32)
-    reading = teacher_forcing.read(model, *parts, owner, cache_length=32)
+    reading = EvaluatedModel(model).read(*parts, owner, cache_length=32)
     return model, parts[0], reading, request.param
 
 
@@ -58,14 +58,14 @@ def test_every_kind_of_layer(read):
         with pytest.raises(NotImplementedError, match=r"token dropping: .* a mllama model"):
             attention_mass(model, pictures)
     else:
-        kept = read_kept(model, reading, pictures, share=1 - 1e-9)
+        kept = read_kept(EvaluatedModel(model), reading, pictures, share=1 - 1e-9)
         np.testing.assert_allclose(kept.logits, reading.prompted.logits, atol=1e-4)
-        few = read_kept(model, reading, pictures, share=0.25)
+        few = read_kept(EvaluatedModel(model), reading, pictures, share=0.25)
         assert np.abs(few.logits - reading.prompted.logits).max() > 1e-2
     layers = KINDS[name]
     changes = vkq_jax.per_layer("none", {layers[1]: "minmax-1bit"})
     quant, tables = find_codes(model, changes)
-    coded = teacher_forcing.read_coded(model, reading, tables, quant=quant, quantize_at="prompt")
+    coded = EvaluatedModel(model).read_coded(reading, tables, quant=quant, quantize_at="prompt")
     errors = layer_errors(model, reading.prompted, coded, jnp.asarray([5, 6], jnp.int32))
     # The last layer of Gemma 4 reads the keys of the second one.
     wrong = {layers[1], *((3,) if name == "gemma4" else ())}
