@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,19 +13,17 @@ from jax.sharding import PartitionSpec
 
 from models.checkpoints.naming import WeightNames
 from models.generation.sampling import Sampling
+from models.inputs.batch import Inputs, PicturePlaces
 from models.inputs.processing import Processing
 from models.layers.attention import Attend
 from models.layers.linear import Maker
 from models.sharding.placing import place
 from models.text.config import TextConfig
 from models.text.cross_attention import CrossReading, read_pictures
+from models.text.decoder import TextDecoder
 from models.text.linear_attention import without_past
-from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.pytree import frozen_pytree
-
-if TYPE_CHECKING:
-    from models.inputs.batch import Inputs
-    from models.text.decoder import TextDecoder
 
 __all__ = ["Embedded", "Family", "ModelConfig", "MultimodalModel", "VisualInputs"]
 
@@ -73,21 +71,6 @@ class Embedded:
     additions: Float[Array, "A B T hidden_size"] | None = None
     pictures: Float[Array, "B V hidden_size"] | None = None
     tokens: Int32[Array, "B T"] | None = None
-
-
-@frozen_pytree
-class PicturePlaces:
-    """Where a batch's pictures lie in cross-attention layers: V places for each sequence.
-
-    Attributes:
-        row: of `image_features`, of each place.
-        picture: number of its picture in the sequence; -1 where a place is empty.
-        kept: places that later tokens see; the others are seen by tokens before all pictures.
-    """
-
-    row: Int32[Array, "B V"]
-    picture: Int32[Array, "B V"]
-    kept: Bool[Array, "B V"]
 
 
 class MultimodalModel(nnx.Module):

@@ -8,7 +8,8 @@ import numpy as np
 from models.checkpoints.foreign_errors import named
 from models.families.base import ModelConfig
 from models.families.registry import family_of
-from models.inputs.batch import Inputs, to_numpy
+from models.inputs.arrays import inputs_from_arrays, to_numpy
+from models.inputs.batch import Inputs
 from models.inputs.clips import Clip, Video, Videos, group_clips
 from models.inputs.images import Picture, Pictures, group_by_prompt
 from models.inputs.processor import processor_of
@@ -68,7 +69,7 @@ def prepare(
         ValueError: an unreadable image or clip, or one that would be resized to more than 64
             million pixels (clips: 268 million); pictures and clips that do not match the prompts'
             tokens; a clip of fewer than `num_frames` frames; an empty prompt; broken processor
-            files; or arrays that `Inputs.from_arrays` refuses.
+            files; or arrays that `inputs_from_arrays` refuses.
     """
     check_type("model", model, Model, hint="models.load")
     if processor_output:
@@ -136,7 +137,7 @@ def prepare_questions(
             rows.append(ids[last + 1 :])
             if not rows[-1].size:
                 raise ValueError(f"prompt {row} has nothing behind its last image token")
-    return Inputs.from_arrays(model.config, *stack_rows(model.config, processor.tokenizer, rows))
+    return inputs_from_arrays(model.config, *stack_rows(model.config, processor.tokenizer, rows))
 
 
 def _from_processor_output(config: ModelConfig, output: dict[str, Any]) -> Inputs:
@@ -152,7 +153,7 @@ def _from_processor_output(config: ModelConfig, output: dict[str, Any]) -> Input
         raise ValueError(f"processor output: expected input_ids, got {some(sorted(output))}")
     arrays = {name: to_numpy(name, output[name]) for name in taken if output.get(name) is not None}
     arrays: dict[str, Any] = _expand(config, arrays)
-    return Inputs.from_arrays(config, **arrays)
+    return inputs_from_arrays(config, **arrays)
 
 
 def _process(
@@ -182,7 +183,7 @@ def _process(
                 arrays.append(made)
             rows.append(tokenize(processor, text, inserted, later_turn=later_turn))
     ids, mask = stack_rows(model.config, tokenizer, rows)
-    return Inputs.from_arrays(
+    return inputs_from_arrays(
         model.config,
         ids,
         mask,

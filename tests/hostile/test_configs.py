@@ -17,6 +17,7 @@ import transformers
 import models
 from models.checkpoints.hf_rope import RopeSettings, read_rope
 from models.families.llava.config import LlavaSettings
+from models.inputs.arrays import inputs_from_arrays
 from models.text.registry import TEXT_SETTINGS
 from models.vision.settings import ClipVisionSettings
 from tests.models.hf_files import config_json, random_weights, write_checkpoint
@@ -150,7 +151,7 @@ def check_answer(model, known):
         pixels = np.random.default_rng(0).normal(size=(1, 3, size, size)).astype(np.float32)
     else:
         ids, pixels = [[first, *rest]], None
-    logits = models.forward(model, models.Inputs.from_arrays(model.config, ids, None, pixels))
+    logits = models.forward(model, inputs_from_arrays(model.config, ids, None, pixels))
     assert bool(jnp.isfinite(logits).all()), model.config
 
 

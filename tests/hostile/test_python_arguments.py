@@ -12,7 +12,7 @@ import pytest
 
 import models
 import vkq_jax
-from models.inputs.batch import Inputs
+from models.inputs.arrays import inputs_from_arrays
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
@@ -36,7 +36,7 @@ def cache():
 
 @pytest.fixture(scope="module")
 def inputs():
-    return Inputs.from_arrays(models.read_config("tiny"), np.ones((1, 5), int))
+    return inputs_from_arrays(models.read_config("tiny"), np.ones((1, 5), int))
 
 
 TAKERS = {

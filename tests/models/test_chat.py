@@ -13,6 +13,7 @@ import transformers
 
 import models
 from models.inputs import chat_template
+from models.inputs.arrays import inputs_from_arrays
 from models.inputs.processor import processor_of
 from tests.models.hf_files import random_weights, write_checkpoint, write_processor
 from tests.support.tiny_llava import CONFIG
@@ -191,7 +192,7 @@ def test_only_a_bos_at_the_start_is_left_out(model, bos, multiple):
 
 
 def test_a_prompt_of_bos_alone_keeps_it():
-    inputs = models.Inputs.from_arrays(CONFIG, [[0, 1], [1, 5]], [[0, 1], [1, 1]], bos_token_id=1)
+    inputs = inputs_from_arrays(CONFIG, [[0, 1], [1, 5]], [[0, 1], [1, 1]], bos_token_id=1)
     np.testing.assert_array_equal(inputs.continuing().mask, [[0, 1], [0, 1]])
     assert inputs.continuing().continuing().bos_token_id is None
 

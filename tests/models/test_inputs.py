@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from models import Inputs, PromptShape
+from models import PromptShape
+from models.inputs.arrays import inputs_from_arrays
 from tests.support.tiny_llava import CONFIG, IMAGE, VISUAL_TOKENS, batch, prompt
 
 PIXELS = np.zeros((1, 3, 16, 16), np.float32)
@@ -66,11 +67,11 @@ def test_it_is_a_pytree_whose_counts_are_structure():
 )
 def test_bad_arrays_are_one_clear_error(ids, mask, pixels, message):
     with pytest.raises(ValueError, match=message):
-        Inputs.from_arrays(CONFIG, ids, mask, pixels)
+        inputs_from_arrays(CONFIG, ids, mask, pixels)
 
 
 def test_an_image_token_beyond_the_vocabulary_is_no_error():
     """Some checkpoints have an embedding without a row for it."""
     config = CONFIG.__class__(vision=CONFIG.vision, text=CONFIG.text, image_token_id=1000)
     ids = [[1] + [1000] * VISUAL_TOKENS]
-    assert Inputs.from_arrays(config, ids, None, PIXELS).prompt_shape.visual == VISUAL_TOKENS
+    assert inputs_from_arrays(config, ids, None, PIXELS).prompt_shape.visual == VISUAL_TOKENS

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import models
+from models.inputs.arrays import inputs_from_arrays
 from models.loading import TINY
 from tests.models.hf_files import (
     config_json,
@@ -26,7 +27,7 @@ IDS = [[1, 12, 12, 12, 12, 5, 6]]
 
 
 def logits(model):
-    return models.forward(model, models.Inputs.from_arrays(model.config, IDS, None, PICTURE))
+    return models.forward(model, inputs_from_arrays(model.config, IDS, None, PICTURE))
 
 
 def in_memory_of_transformers_5(key):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import models
+from models.inputs.arrays import inputs_from_arrays
 from models.layers.attention import causal_mask, dense_attention
 
 torch = pytest.importorskip("torch")
@@ -138,7 +139,7 @@ def prompts(config, seed=0):
     mask = np.array([[0] * (length - len(row)) + [1] * len(row) for row in rows])
     size = config.vision.image_size
     pixels = rng.normal(size=(3, 3, size, size)).astype(np.float32)
-    return models.Inputs.from_arrays(config, ids, mask, pixels)
+    return inputs_from_arrays(config, ids, mask, pixels)
 
 
 def logits_of(model, inputs):
@@ -222,7 +223,7 @@ def test_right_padding_and_text_alone(tmp_path):
     model = models.load(tmp_path, dtype=jnp.float32)
     ids = np.array([[5, 6, 7, 8], [9, 10, 0, 0]])
     mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
-    inputs = models.Inputs.from_arrays(model.config, ids, mask)
+    inputs = inputs_from_arrays(model.config, ids, mask)
     with torch.no_grad():
         expected = expected_model(
             input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask)
@@ -265,7 +266,7 @@ def test_gradients(tmp_path):
     model = models.load(tmp_path, dtype=jnp.float32)
     inputs = prompts(model.config)
     ids = np.asarray(inputs.input_ids)
-    inputs = models.Inputs.from_arrays(model.config, ids, None, inputs.pixel_values)
+    inputs = inputs_from_arrays(model.config, ids, None, inputs.pixel_values)
     output = expected_model(
         input_ids=torch.tensor(ids, dtype=torch.long),
         pixel_values=torch.tensor(np.asarray(inputs.pixel_values)),

@@ -9,6 +9,7 @@ from flax import nnx
 
 import models
 from models.families.llava.model import LlavaModel
+from models.inputs.arrays import inputs_from_arrays
 from models.layers.attention import attend_with_mask, causal_mask, dense_attention
 from models.layers.layer_scan import stack_layers
 from models.layers.linear import Maker
@@ -203,7 +204,7 @@ def test_an_image_token_beyond_the_embedding_is_replaced_like_any_other(model):
     beyond = dataclasses.replace(CONFIG, image_token_id=5000)
     inputs = batch(prompt(2, "image", 3))
     ids = np.where(inputs.visual_mask, 5000, inputs.input_ids)
-    moved = models.Inputs.from_arrays(beyond, ids, None, inputs.pixel_values)
+    moved = inputs_from_arrays(beyond, ids, None, inputs.pixel_values)
     embed = jax.jit(lambda inputs: model.module().embed_inputs(inputs).hidden)
     np.testing.assert_array_equal(embed(moved), embed(inputs))
     assert IMAGE not in ids

@@ -10,6 +10,7 @@ import numpy as np
 
 import models
 from models import Generation, Inputs, Model
+from models.inputs.arrays import inputs_from_arrays
 from tests.models.families import test_gemma4, test_mllama
 from tests.models.hf_files import IMAGE_TOKEN, config_json
 from tests.support import qwen_vl
@@ -126,13 +127,13 @@ def inputs_of(model: Model, batch: int = BATCH) -> Inputs:
     if model.config.model_type != "llava":
         rows = [[2 + row % 3, ("image", 4, 4 + 2 * (row % 2)), 3] for row in range(batch)]
         arrays = qwen_vl.batch(rows, rng)
-        return Inputs.from_arrays(model.config, **arrays)
+        return inputs_from_arrays(model.config, **arrays)
     ids = rng.integers(IMAGE_TOKEN + 1, model.config.text.vocab_size, (batch, 14))
     ids[:, 3:7] = IMAGE_TOKEN
     mask = np.ones(ids.shape, bool)
     mask[1:2, :2] = False
     pixels = rng.normal(size=(batch, 3, 28, 28)).astype(np.float32)
-    return Inputs.from_arrays(model.config, ids, mask, pixels)
+    return inputs_from_arrays(model.config, ids, mask, pixels)
 
 
 def _with_tiles(model: Model, rng: np.random.Generator, batch: int) -> Inputs:
@@ -144,7 +145,7 @@ def _with_tiles(model: Model, rng: np.random.Generator, batch: int) -> Inputs:
     tiles = np.zeros((batch, test_mllama.TILES), int)
     tiles[:, 0] = tiles[::2, 1] = 1
     side = test_mllama.SIZE
-    return Inputs.from_arrays(
+    return inputs_from_arrays(
         model.config,
         ids,
         mask,
@@ -162,7 +163,7 @@ def _with_patches(model: Model, rng: np.random.Generator, batch: int) -> Inputs:
     mask[1:2, :2] = False
     places = np.tile(np.indices((4, 4))[::-1].reshape(2, -1).T, (batch, 1, 1))
     pixels = rng.uniform(size=(batch, 16, 3 * test_gemma4.PATCH**2)).astype(np.float32)
-    return Inputs.from_arrays(model.config, ids, mask, pixels, image_position_ids=places)
+    return inputs_from_arrays(model.config, ids, mask, pixels, image_position_ids=places)
 
 
 def assert_same(got: Any, expected: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 import models
 import vkq_jax
-from models import Inputs
+from models.inputs.arrays import inputs_from_arrays
 from tests.sharding.cases import BATCH, STEPS, assert_same
 from vkq_jax.files import sliced_arrays
 from vkq_jax.sharding.hosts import in_shards
@@ -18,7 +18,7 @@ NAME, MESH, QUANT = "2 KV heads, odd vocabulary", "data=2,model=4", "signs-1bit"
 
 def later_turn(config, batch):
     ids = np.random.default_rng(1).integers(13, config.text.vocab_size, (batch, 4))
-    return Inputs.from_arrays(config, ids)
+    return inputs_from_arrays(config, ids)
 
 
 def test_a_file_is_read_straight_to_a_mesh(cases, tmp_path, monkeypatch):

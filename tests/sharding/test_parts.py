@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 
 import models
 import vkq_jax
-from models import Inputs
+from models.inputs.arrays import inputs_from_arrays
 from models.sharding.placing import attention_axes
 from tests.sharding.cases import STEPS, assert_same, inputs_of
 from vkq_jax.cache.split_tensor import SplitTensor
@@ -56,7 +56,7 @@ def check(cases, name, mesh, batch, quant, **options):
 
 def later_turn(config, batch):
     ids = np.random.default_rng(1).integers(13, 40, (batch, 4))
-    return Inputs.from_arrays(config, ids)
+    return inputs_from_arrays(config, ids)
 
 
 def test_few_sequences_are_split(cases):

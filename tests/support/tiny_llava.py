@@ -10,6 +10,7 @@ from flax import nnx
 from models import Inputs, Model, forward
 from models.families.llava.config import LlavaConfig
 from models.families.llava.model import LlavaModel
+from models.inputs.arrays import inputs_from_arrays
 from models.layers.activations import Activation
 from models.layers.linear import Maker
 from models.layers.rope import RopeConfig
@@ -88,7 +89,7 @@ def batch(*rows: list[int], side: str = "right", seed: int = 0) -> Inputs:
         ids[i, place], mask[i, place] = row, True
     images = int((ids == IMAGE).sum()) // VISUAL_TOKENS
     pixels = np.random.default_rng(seed).normal(size=(images, 3, 16, 16)).astype(np.float32)
-    return Inputs.from_arrays(CONFIG, ids, mask, pixels if images else None)
+    return inputs_from_arrays(CONFIG, ids, mask, pixels if images else None)
 
 
 def greedy_without_cache(model: Model, inputs: Inputs, steps: int) -> np.ndarray:
@@ -100,6 +101,6 @@ def greedy_without_cache(model: Model, inputs: Inputs, steps: int) -> np.ndarray
     ids = np.pad(np.asarray(inputs.input_ids), ((0, 0), (0, steps)))
     for end in range(start, start + steps):
         mask = np.arange(start + steps)[None] < end
-        again = Inputs.from_arrays(model.config, ids, mask, inputs.pixel_values)
+        again = inputs_from_arrays(model.config, ids, mask, inputs.pixel_values)
         ids[0, end] = int(forward(model, again)[0, end - 1].argmax())
     return ids[0, start:]

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from models.families.llava.config import LlavaConfig
 from models.families.llava.model import LlavaModel
+from models.inputs.arrays import inputs_from_arrays
 from models.inputs.batch import Inputs
 from models.layers.activations import Activation
 from models.layers.linear import Maker
@@ -170,7 +171,7 @@ def prompts(shape: ModelShape, sequences: int, text_tokens: int, seed: int = 0) 
     images = sequences * shape.visual_tokens // config.vision.num_features
     size = config.vision.image_size
     one = rng.normal(size=(1, 3, size, size)).astype(np.float32)
-    inputs = Inputs.from_arrays(config, ids, None, np.broadcast_to(one, (images, 3, size, size)))
+    inputs = inputs_from_arrays(config, ids, None, np.broadcast_to(one, (images, 3, size, size)))
     # Pictures that differ, without drawing them all on the host.
     gain = jnp.linspace(0.5, 1.5, images)[:, None, None, None]
     assert inputs.pixel_values is not None

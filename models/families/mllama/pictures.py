@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from models.families.base import PicturePlaces, VisualInputs
+from models.families.base import VisualInputs
 from models.families.mllama.config import MllamaConfig
 from models.families.mllama.model import TileLayout
+from models.inputs.batch import PicturePlaces
 from models.inputs.pixels import check_image_tokens, check_pixels
 from models.messages import show
 

@@ -17,6 +17,7 @@ from models.families.qwen_vl.family import FAMILY
 from models.families.qwen_vl.model import QwenVLModel
 from models.generation.prefill import prefill
 from models.generation.recoding import recode
+from models.inputs.arrays import inputs_from_arrays
 from models.inputs.batch import Inputs
 from models.inputs.padding import pad_to_buckets
 from models.inputs.pixels import bucket
@@ -42,7 +43,7 @@ def build(config: QwenVLConfig) -> Model:
 
 def inputs_of(config: QwenVLConfig, rows) -> Inputs:
     arrays = batch(rows, np.random.default_rng(3), frames_apart=config.frames_apart)
-    return Inputs.from_arrays(config, **arrays)
+    return inputs_from_arrays(config, **arrays)
 
 
 def test_flat_and_nested_settings_read_the_same():
@@ -109,7 +110,7 @@ def test_positions_of_pictures_and_clips():
     """Text goes on behind the longer side of a picture; a clip's times do not count there."""
     config = read()
     arrays = batch([[2, ("image", 4, 6), 1, ("video", 3, 2, 2), 1]], RNG)
-    got = Inputs.from_arrays(config, **arrays, second_per_grid_ts=[1.5])
+    got = inputs_from_arrays(config, **arrays, second_per_grid_ts=[1.5])
     expected = [[0] * 3, [1] * 3, [2] * 3]  # two of text, and the start token
     expected += [[3, 3 + row, 3 + column] for row in range(2) for column in range(3)]
     expected += [[6] * 3, [7] * 3, [8] * 3]  # end, text, start
@@ -122,7 +123,7 @@ def test_positions_of_pictures_and_clips():
 
 def test_frames_of_qwen3_lie_apart():
     arrays = batch([[("video", 2, 2, 4)]], RNG, frames_apart=True)
-    got = Inputs.from_arrays(read("qwen3_vl"), **arrays)
+    got = inputs_from_arrays(read("qwen3_vl"), **arrays)
     assert got.positions[0, :, 0].tolist() == [0, 1, 2, 2, 4, 5, 6, 7, 7, 9]
     assert got.positions[0, :, 2].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
 
@@ -151,7 +152,7 @@ def test_arrays_that_do_not_fit_are_one_clear_error(changes, message):
     if "input_ids" in changes:
         del arrays["mm_token_type_ids"]
     with pytest.raises(ValueError, match=message):
-        Inputs.from_arrays(read(), **arrays)
+        inputs_from_arrays(read(), **arrays)
 
 
 def test_tokens_of_a_picture_lie_side_by_side():
@@ -159,7 +160,7 @@ def test_tokens_of_a_picture_lie_side_by_side():
     del arrays["mm_token_type_ids"]
     arrays["input_ids"][0, [2, 6]] = arrays["input_ids"][0, [6, 2]]
     with pytest.raises(ValueError, match="expected 4 tokens 40 side by side"):
-        Inputs.from_arrays(read(), **arrays)
+        inputs_from_arrays(read(), **arrays)
 
 
 def test_ten_sizes_compile_as_often_as_they_fill_buckets():
@@ -203,7 +204,7 @@ def test_padding_of_pictures_changes_nothing():
     together = inputs_of(config, rows)
     features = module.image_features(together.pixel_values, together.vision_layout)
     pixels = together.pixel_values[:1, :24]
-    alone = Inputs.from_arrays(
+    alone = inputs_from_arrays(
         config,
         input_ids=[[START, *[IMAGE] * 6, END]],
         pixel_values=np.asarray(pixels[0]),
@@ -240,7 +241,7 @@ def test_a_conversation_from_a_folder(folder):
     got = models.generate(model, second, cache=answer.cache, **options)
 
     spans = [inputs.positions[0], answer.tokens[0], second.positions[0]]
-    whole = Inputs.from_arrays(
+    whole = inputs_from_arrays(
         model.config,
         input_ids=np.concatenate([inputs.input_ids, answer.tokens, second.input_ids], axis=1),
         pixel_values=np.concatenate(
