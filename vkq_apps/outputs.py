@@ -9,9 +9,6 @@ from vkq_jax.files.persistence import is_written_here
 
 __all__ = ["check_record_place", "check_stored_place"]
 
-_MARKS = {"device", "commit", "time"}
-"""Fields by which the records of kernels are known, which did not name their command at first."""
-
 
 def check_record_place(path: Path, command: str) -> None:
     """Checks that a command can write its JSON record to `path`.
@@ -40,11 +37,7 @@ def _is_record(path: Path, command: str) -> bool:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return False
-    if not isinstance(record, dict):
-        return False
-    if "command" in record:
-        return record["command"] == command
-    return record.keys() >= _MARKS
+    return isinstance(record, dict) and record.get("command") == command
 
 
 def _foreign(path: Path, command: str) -> ValueError:

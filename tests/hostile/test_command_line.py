@@ -193,9 +193,12 @@ PROVENANCE = {"device": "d", "commit": "c", "time": "t"}
 
 @pytest.mark.parametrize("command", ["vkq eval", "vkq bench scaling"])
 def test_an_earlier_output_and_an_empty_file_may_be_written_over(tmp_path, command):
-    for record in ({**PROVENANCE, "command": command}, PROVENANCE):  # kernel tables had no command
+    (tmp_path / "file").write_text(json.dumps({**PROVENANCE, "command": command}))
+    check_record_place(tmp_path / "file", command)
+    for record in (PROVENANCE, {**PROVENANCE, "command": "vkq bench kernel"}):
         (tmp_path / "file").write_text(json.dumps(record))
-        check_record_place(tmp_path / "file", command)
+        with pytest.raises(ValueError, match=f"no output of `{command}`"):
+            check_record_place(tmp_path / "file", command)
     (tmp_path / "file").write_text("")
     check_record_place(tmp_path / "file", command)
     check_stored_place(tmp_path / "file", "tables", "vkq calibrate")
