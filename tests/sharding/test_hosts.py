@@ -134,7 +134,7 @@ def test_the_same_commands_on_two_hosts_answer_and_calibrate_as_one(capsys, monk
     monkeypatch.setattr(code_calibration, "calibrated_presets", {"vkq-1bit": RIVALS[:1]})
     asked = ["eval", "--tasks", "shapes", "--samples", "12", "--batch-size", "12"]
     asked += ["--quant", "vkq-1bit,keep-7%", "--by-layer", "--json", "--out"]
-    fitted = ["calibrate", "--model", "tiny", "--presets", "vkq-1bit", "--pictures", "4"]
+    fitted = ["calibrate", "--model", "tiny", "--quant", "vkq-1bit", "--samples", "4"]
     fitted += ["--max-new-tokens", "2", "--batch-size", "4", "--json", "--out"]
     told = ["generate", "--model", "tiny", "--image", str(PICTURE), "--prompt", "what is it?"]
     told += ["--no-compare", "--max-new-tokens", "4", "--json"]

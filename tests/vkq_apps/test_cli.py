@@ -263,7 +263,7 @@ def test_questions_of_a_file_as_windows_writes_it(tmp_path):
         (["nonsense"], "No such command"),
         (["chat", "--model", "tiny", "--quant", "vkq-1bit/9=none"], "expected layers in [-6, 6)"),
         (["demo", "--quant"], "'--quant' requires an argument; see `vkq demo --help`"),
-        (["calibrate", "--model", "tiny", "--presets", ","], "--presets: expected all, or some of"),
+        (["calibrate", "--model", "tiny", "--quant", ","], "--quant: expected all, or some of"),
         (["eval", "--quant", ","], "--quant: expected names of presets with commas between"),
         (["generate", "--model", "tiny", "--image", "/", "--prompt", "y"], "got the folder /"),
         (["demo", "--quant", "vkq-7bit"], "unknown preset 'vkq-7bit'"),

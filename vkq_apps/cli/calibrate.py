@@ -63,14 +63,12 @@ def calibrate(
             "itself.",
         ),
     ] = None,
-    presets: Annotated[
+    quant: Annotated[
         str, typer.Option(metavar="NAMES", help="Presets to calibrate, comma-separated, or all.")
     ] = "all",
-    most: Annotated[
+    samples: Annotated[
         int,
-        typer.Option(
-            "--pictures", min=1, metavar="N", callback=check_count, help="Most pictures to look at."
-        ),
+        typer.Option(min=1, metavar="N", callback=check_count, help="Most pictures to look at."),
     ] = 128,
     max_new_tokens: AnswerTokensOption = 24,
     batch_size: BatchSizeOption = 16,
@@ -96,7 +94,7 @@ def calibrate(
     and others that its recipe trained take pictures of that recipe if no folder is given.
     """
     started = time.perf_counter()
-    names = _names(presets)
+    names = _names(quant)
     if images is None and model != "tiny" and not is_recipe_folder(Path(model)):
         raise ValueError(
             "--images: expected a folder of pictures (only models that the recipe trained, such as "
@@ -113,9 +111,9 @@ def calibrate(
         check_recipe("--images FOLDER, with pictures of your own")
         from vkq_apps.training.heldout import calibration_questions  # not in the wheel
 
-        files, pairs = [], calibration_questions(most, seed=seed)
+        files, pairs = [], calibration_questions(samples, seed=seed)
     else:
-        files = _pictures(images)[:most]
+        files = _pictures(images)[:samples]
         pairs = _asked(files, questions)
     with on_all_hosts() as alike:
         check_mesh_of(model, mesh)
@@ -168,16 +166,16 @@ def calibrate(
     out.print(f"{out_file}: calibrated on {len(pairs)} prompts", soft_wrap=True)
 
 
-def _names(presets: str) -> list[str]:
+def _names(quant: str) -> list[str]:
     known = list(vkq_jax.calibrated_presets)
-    names = [name for name in map(str.strip, presets.split(",")) if name]
+    names = [name for name in map(str.strip, quant.split(",")) if name]
     if names == ["all"]:
         return known
     if not names:
-        raise ValueError(f"--presets: expected all, or some of {', '.join(known)}, got {presets!r}")
+        raise ValueError(f"--quant: expected all, or some of {', '.join(known)}, got {quant!r}")
     for name in names:
         if name not in known:
-            raise ValueError(f"--presets: expected some of {', '.join(known)}, got {name!r}")
+            raise ValueError(f"--quant: expected some of {', '.join(known)}, got {name!r}")
     return names
 
 

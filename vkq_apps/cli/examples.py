@@ -17,7 +17,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "inspect": (f"vkq inspect {_PHOTO} --out report",),
     "calibrate": (
         "vkq calibrate --model FOLDER --images photos --out FOLDER/vkq_tables.safetensors",
-        "vkq calibrate --model tiny --presets vkq-1bit --out tables.safetensors",
+        "vkq calibrate --model tiny --quant vkq-1bit --out tables.safetensors",
     ),
     "calibrate-scores": (
         f"vkq calibrate-scores {_PHOTO} --out map.safetensors",
