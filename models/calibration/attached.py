@@ -12,6 +12,7 @@ import jax
 
 from models.checkpoints.fingerprint import fingerprint
 from models.model import AttachedCodes, Model
+from models.sharding.placing import place_tables, table_shardings
 from models.text.coded_layers import coded_layers, settle_layers
 from models.text.config import TextConfig
 from vkq_jax.cache.head_groups import take_cells
@@ -55,7 +56,7 @@ def attach_tables(model: Model, file: str | os.PathLike[str]) -> Model:
         ValueError: a broken file, or one that was made for another model.
     """
     check_type("model", model, Model, hint="models.load")
-    codes = load_tables(file)
+    codes = load_tables(file, shardings=table_shardings(model.mesh))
     _check(model, codes, str(file))
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     return dataclasses.replace(model, calibrated=AttachedCodes(digest, codes))
@@ -92,7 +93,7 @@ def settle_codes(
             f"tables: expected a calibrated preset {', '.join(map(repr, wanted))}, got "
             f"{', '.join(given.names)}"
         )
-    return _of_layers(model, given, name)
+    return _on_devices(model, *_of_layers(model, given, name))
 
 
 def find_codes(
@@ -108,7 +109,12 @@ def find_codes(
         ValueError: an unknown preset, tables of another model, or codes that need tables where
             there are none.
     """
-    return _of_layers(model, _given(model, tables), DEFAULT_QUANT if quant is None else quant)
+    found = _of_layers(model, _given(model, tables), DEFAULT_QUANT if quant is None else quant)
+    return _on_devices(model, *found)
+
+
+def _on_devices(model: Model, quant: Quant, tables: OwnTables) -> tuple[Quant, OwnTables]:
+    return quant, place_tables(model.mesh, tables, quant)
 
 
 def _of_layers(
@@ -182,7 +188,7 @@ def _given(
         _check(model, tables, "tables")
         return tables
     if isinstance(tables, str | os.PathLike):
-        codes = load_tables(tables)
+        codes = load_tables(tables, shardings=table_shardings(model.mesh))
         _check(model, codes, str(tables))
         return codes
     raise ValueError(f"tables must be CalibratedCodes or the path of a file, got {shown(tables)}")

@@ -23,7 +23,7 @@ from models.inputs.batch import Inputs
 from models.messages import show
 from models.model import Model
 from models.sharding.inputs import place_inputs
-from models.sharding.placing import place_shared
+from models.sharding.placing import place_shared, place_tables
 from vkq_jax.settings.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.presets import calibrated_presets
@@ -107,7 +107,7 @@ def calibrate_codes(
         quant, tables = some[int(np.argmin(divergence))]
         chosen.append(CalibratedPreset(tables, None, name=name, quant=quant))
         on_preset(name, divergence)
-    return CalibratedCodes(tuple(chosen), model=mark)
+    return place_tables(model.mesh, CalibratedCodes(tuple(chosen), model=mark))
 
 
 def gather_samples(

@@ -15,7 +15,7 @@ from models.generation.teacher_forcing import EvaluatedModel, compare, parts_of
 from models.inputs.batch import Inputs
 from models.model import Model
 from models.sharding.inputs import place_inputs
-from models.sharding.placing import place_shared
+from models.sharding.placing import place_shared, place_tables
 from vkq_jax.settings.config import KVQuantConfig
 
 __all__ = ["divergences"]
@@ -70,7 +70,7 @@ def _judge(
         tables = tables_of_parts(model.config.text, quant, lambda _, own=of_model: own)
         coded = evaluated.read_coded(
             reading,
-            place_shared(model.mesh, tables),
+            place_tables(model.mesh, tables, quant),
             quant=quant,
             quantize_at="prompt" if question is None else "image",
         )

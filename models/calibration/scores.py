@@ -16,7 +16,6 @@ from models.generation.room import check_answer_fits
 from models.inputs.batch import Inputs
 from models.model import Model
 from models.sharding.inputs import place_inputs
-from models.sharding.placing import place_shared
 from models.text.coded_layers import read_layers
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.post_scaled import score_range
@@ -93,7 +92,7 @@ def calibrate_scores(
             steps=steps,
             quantize_at=quantize_at,
             stop_tokens=stops,
-            tables=place_shared(model.mesh, tables),
+            tables=tables,
         )
         sums, count = sums + to_host(more), count + to_host(queries)
     if not count.any():

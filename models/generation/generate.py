@@ -27,7 +27,7 @@ from models.inputs.padding import text_bucket
 from models.inputs.split import split_after_images
 from models.model import Model
 from models.sharding.inputs import check_batch, place_inputs
-from models.sharding.placing import place_cache, place_shared
+from models.sharding.placing import place_cache, place_shared, place_tables
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache.layered import AnyCache
 from vkq_jax.cache.sharing import share_visual
@@ -283,8 +283,8 @@ def _begin(
         quant=settings,
         cache_length=cache_length or max(_room(needed, bucketing), own_length),
         implementation=implementation,
-        score_map=place_shared(model.mesh, score_map),
-        tables=place_shared(model.mesh, own_tables),
+        score_map=place_tables(model.mesh, score_map, settings),
+        tables=own_tables,
         text_bits=bits,
     )
     logits, filled = _read_prompt(read, inputs, cache, quantize_at)

@@ -13,7 +13,6 @@ from models.inputs.batch import Inputs
 from models.inputs.padding import pad_to_buckets, text_bucket
 from models.inputs.split import split_after_images
 from models.model import Model
-from models.sharding.placing import place_shared
 from vkq_jax.array_types import Array
 from vkq_jax.cache.layered import AnyCache
 from vkq_jax.cache.text_bank import TextBits
@@ -80,7 +79,7 @@ def prefill_image(
         quant=settings,
         cache_length=text_bucket(text) if bucketing else text,
         implementation=implementation,
-        tables=place_shared(model.mesh, own_tables),
+        tables=own_tables,
         text_bits=text_bits,
     )
     return cache

@@ -5,6 +5,7 @@ With `mesh=None` each function gives back what it gets: one device needs none of
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from vkq_jax.attention.backend import Backend
 from vkq_jax.cache.kv_cache import KVCache, VisualBank
 from vkq_jax.cache.layered import AnyCache, LayeredCache, map_parts
 from vkq_jax.cache.split_tensor import SplitTensor
+from vkq_jax.settings.layer_settings import LayerGroups, Quant
 from vkq_jax.sharding.bank_parts import join_banks, parts_to_kernel_layout, split_bank
 from vkq_jax.sharding.specs import CacheAxes, cache_specs
 
@@ -35,8 +37,10 @@ __all__ = [
     "place_logits",
     "place_sequences",
     "place_shared",
+    "place_tables",
     "sequence_parts",
     "split_attention",
+    "table_shardings",
 ]
 
 
@@ -156,8 +160,39 @@ def _in_parts(cache: KVCache, parts: int) -> KVCache:
 
 
 def place_shared[T](mesh: Mesh | None, arrays: T) -> T:
-    """A pytree of arrays, such as offline tables, whole on every device."""
+    """A pytree of arrays, whole on every device."""
     return place(mesh, arrays, PartitionSpec())
+
+
+def place_tables[T](mesh: Mesh | None, tables: T, quant: Quant | None = None) -> T:
+    """Offline tables or score maps [L, heads, ...], on the devices that attend with them.
+
+    Each device has those of its KV heads. With settings by head, which `quant` may have, devices
+    share out sequences instead of heads, see `attention_axes`, and each has all tables.
+    """
+    groups = quant.groups if isinstance(quant, LayerGroups) else ()
+    apart = any(cells.heads is not None for cells, _ in groups)
+    return place(mesh, tables, _table_spec(heads_alike=not apart))
+
+
+def table_shardings(mesh: Mesh | None) -> Callable[[Any], Any] | None:
+    """How `vkq_jax.load_tables` reads tables to a mesh: each device's KV heads.
+
+    Tables of heads that the mesh does not divide are another model's, which says so: they are read
+    whole.
+    """
+    if mesh is None:
+        return None
+
+    def own(x: Any) -> NamedSharding:
+        divided = x.ndim > 1 and x.shape[1] % mesh.shape[KV_HEADS] == 0
+        return NamedSharding(mesh, _table_spec() if divided else PartitionSpec())
+
+    return lambda codes: jax.tree.map(own, codes)
+
+
+def _table_spec(*, heads_alike: bool = True) -> PartitionSpec:
+    return CacheAxes(kv_heads=KV_HEADS if heads_alike else None).of_tables
 
 
 def _place(x: Any, sharding: Sharding) -> Any:

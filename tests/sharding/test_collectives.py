@@ -34,21 +34,29 @@ def collectives(lowered: jax.stages.Lowered) -> Counter[str]:
 
 
 def programs(
-    cases, name: str, mesh: str, quant: str | vkq_jax.PerLayer, batch: int = BATCH
+    cases,
+    name: str,
+    mesh: str,
+    quant: str | vkq_jax.PerLayer,
+    batch: int = BATCH,
+    tables: vkq_jax.CalibratedCodes | None = None,
 ) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
     """A prefill and the decode step behind it, not compiled yet."""
     model = cases.model(name, mesh)
     inputs = place_inputs(model.mesh, inputs_of(model, batch))
-    settled, _ = find_codes(model, quant)
+    settled, own_tables = find_codes(model, quant, tables)
     options = {"quant": settled, "cache_length": 24}
     _, cache = jax.eval_shape(
-        lambda model, inputs: prefill(model, inputs, **options), model, inputs
+        lambda *arguments: prefill(*arguments[:2], tables=arguments[2], **options),
+        model,
+        inputs,
+        own_tables,
     )
     placed = jax.tree.map(
         lambda x, sharding: x.update(sharding=sharding), cache, cache_shardings(model.mesh, cache)
     )
     step = jax.jit(decode_step).lower(model, jnp.zeros(batch, jnp.int32), placed)
-    return prefill.lower(model, inputs, **options), step
+    return prefill.lower(model, inputs, tables=own_tables, **options), step
 
 
 # Queries go to all devices of a head, and results of each part to the device of their heads.

@@ -14,6 +14,7 @@ import vkq_jax
 from models import Clip, GenerateOptions
 from models.calibration.attached import find_codes
 from models.calibration.folder import digest_of
+from models.sharding.placing import place_tables
 from vkq_apps.answering import Answer, ask
 from vkq_apps.cli.arguments import (
     PRESETS,
@@ -207,7 +208,8 @@ def _answer(
             "pictures and prompt": lambda: digest_of(inputs),
             "options": lambda: (max_new_tokens, compare, digest_of(draws, options)),
         }
-    say_if_uncalibrated(model, name, options.get("tables"))
+    options["tables"] = place_tables(model.mesh, options.get("tables"))
+    say_if_uncalibrated(model, name, options["tables"])
     exact: Answer | None = None
     compiling = partial(compiling_for, inputs) if watched else None
     if compare:

@@ -33,6 +33,7 @@ from vkq_apps.outputs import check_stored_place
 from vkq_apps.recipe import check_recipe
 from vkq_apps.text_files import read_text
 from vkq_jax.files.atomic_write import reserved
+from vkq_jax.sharding.hosts import spans_hosts
 
 __all__ = ["calibrate"]
 
@@ -141,8 +142,9 @@ def calibrate(
             on_plan=lambda name, number: log.print(f"{name}: plan {number} has its tables"),
             on_preset=lambda name, kl: found.update({name: [float(x) for x in kl]}),
         )
-        if first:
+        if first or spans_hosts(codes):  # which all hosts save together
             vkq_jax.save_tables(out_file, codes)
+        if first:
             shutil.rmtree(part, ignore_errors=several)  # which keep no parts
     record = {
         "model": model,

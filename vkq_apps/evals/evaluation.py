@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from models import Model
 from models.generation.argument_checks import check_quantize_at
@@ -25,6 +24,7 @@ from vkq_apps.evals.runner import run
 from vkq_apps.evals.settings import CONTROL, NONE, Setting
 from vkq_apps.provenance import provenance
 from vkq_jax.pytree import nbytes
+from vkq_jax.sharding.hosts import to_host
 
 __all__ = ["Options", "evaluate_model", "marks_of"]
 
@@ -164,5 +164,5 @@ def _digest(setting: Setting) -> str:
     """A digest of the codes and their tables: a run with other codes is not resumed."""
     digest = hashlib.sha256(repr(setting.quant).encode())
     for leaf in jax.tree.leaves(setting.tables):
-        digest.update(np.asarray(leaf).tobytes())
+        digest.update(to_host(leaf).tobytes())
     return digest.hexdigest()[:16]

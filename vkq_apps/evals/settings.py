@@ -9,6 +9,7 @@ import vkq_jax
 from models import Model
 from models.calibration.attached import OwnTables, find_codes
 from models.generation.recoding import FULL_PRECISION
+from models.sharding.placing import table_shardings
 from models.text.coded_layers import settle_layers
 from vkq_apps.codes_option import parse_codes
 from vkq_jax.cache.text_bank import TextBits
@@ -96,7 +97,9 @@ def settings_of(
         FileNotFoundError: no such file.
         ValueError: the tables belong to another model, or a preset needs tables and has none.
     """
-    given = None if tables is None else vkq_jax.load_tables(tables)
+    given = None
+    if tables is not None:
+        given = vkq_jax.load_tables(tables, shardings=table_shardings(model.mesh))
     settings = [FULL]
     for name in names:
         if (share := _kept(name)) is not None:

@@ -135,19 +135,25 @@ def save_tables(path: str | os.PathLike[str], codes: CalibratedCodes) -> None:
     _save(path, codes, "tables", share=True)
 
 
-def load_tables(path: str | os.PathLike[str], *, types: Iterable[type] = ()) -> CalibratedCodes:
+def load_tables(
+    path: str | os.PathLike[str],
+    *,
+    types: Iterable[type] = (),
+    shardings: Callable[[CalibratedCodes], Any] | None = None,
+) -> CalibratedCodes:
     """Reads calibrated presets back; `models.generate` checks that they fit a model.
 
     Args:
         path: file written by `save_tables`.
         types: classes of your own that its codes use, as for `load_cache`.
+        shardings: how each array is to lie on devices, as for `load_cache`.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a whole and consistent file of tables, or a type that is neither this
             package's nor in `types`.
     """
-    return _load(path, "tables", (CalibratedCodes,), types)
+    return _load(path, "tables", (CalibratedCodes,), types, shardings=shardings)
 
 
 def is_written_here(path: str | os.PathLike[str], kind: Literal["score map", "tables"]) -> bool:

@@ -53,6 +53,11 @@ class CacheAxes:
         return PartitionSpec(None, self.sequences, self.kv_heads)
 
     @property
+    def of_tables(self) -> PartitionSpec:
+        """The spec of offline tables and score maps of all layers [L, heads, ...]."""
+        return PartitionSpec(None, self.kv_heads)
+
+    @property
     def of_parts(self) -> PartitionSpec:
         """The spec of arrays of all layers of a bank in parts [L, B, K, P, ...]."""
         return PartitionSpec(None, self.sequences, self.kv_heads, self.parts)
@@ -127,7 +132,7 @@ def _spec_of(cache: KVCache, axes: CacheAxes) -> Callable[[KeyPath], PartitionSp
             case ["text", "key" | "value" | "key_scale" | "value_scale"]:
                 return text
             case ["tables" | "score_map", *_] | ["key_bias", "bias"]:
-                return PartitionSpec(None, axes.kv_heads)
+                return axes.of_tables
             case ["key_bias", *_]:
                 return PartitionSpec()
         return PartitionSpec(own.counts)
