@@ -76,7 +76,7 @@ def _measured_mesh_rows() -> list[dict[str, Any]]:
         for record in records
         if record.get("command") == "vkq bench scaling --mesh"
         for row in record["rows"]
-        if row["status"] == "measured"
+        if row["status"] == "measured" and row["mesh"] is not None
     ]
 
 

@@ -89,7 +89,9 @@ def test_numbers_of_a_scheduler_that_are_none_are_named(monkeypatch, name):
             hosts.hosts_named()
 
 
-@pytest.mark.parametrize("option", [["--resume", "--out", "rows.json"], ["--seconds", "9"]])
+@pytest.mark.parametrize(
+    "option", [["--resume", "--out", "rows.json"], ["--seconds", "9"], ["--mesh", "none"]]
+)
 def test_hosts_that_measure_together_take_no_option_of_one(capsys, joined, monkeypatch, option):
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_PROCID", "1")
@@ -97,7 +99,9 @@ def test_hosts_that_measure_together_take_no_option_of_one(capsys, joined, monke
     with pytest.raises(SystemExit) as exit_:
         main(["bench", "scaling", "--mesh", "data=2", *option])
     assert exit_.value.code == 2
-    assert f"{option[0]}: expected one host, got 2" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert option[0] in said
+    assert ": expected one host, got 2" in said
 
 
 @pytest.mark.parametrize("command", ["eval", "calibrate"])
@@ -151,3 +155,19 @@ def test_all_meshes_are_checked_before_a_row_is_measured(capsys, joined, monkeyp
     assert exit_.value.code == 2
     assert "mesh data=4 needs 4 devices, there are 2" in capsys.readouterr().err
     assert calls == ["probe"]
+
+
+def test_one_device_without_a_mesh_stands_beside_meshes(capsys, monkeypatch):
+    found = []
+
+    def call(task, settings, *, compile_cache=None):
+        found.append((settings.get("mesh"), settings.get("fixed_batch")))
+        return {"status": "not supported", "device": "cpu", "commit": "0", "time": "0", **BARE}
+
+    monkeypatch.setattr(worker, "call", call)
+    meshes = ["--mesh", "none", "--mesh", "data=1", "--weak-scaling", "--batch", "8"]
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", "scaling", *meshes, "--baseline", "none"])
+    assert exit_.value.code == 0
+    assert found[1:] == [(None, 8), ("data=1", 8)]
+    assert "none" in capsys.readouterr().out

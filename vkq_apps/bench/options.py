@@ -16,6 +16,7 @@ from vkq_apps.cli.counts import LARGEST, check_count
 from vkq_apps.cli.hosts import HOSTS_HELP
 
 __all__ = [
+    "NO_MESH",
     "Baselines",
     "Implementations",
     "Meshes",
@@ -30,14 +31,24 @@ __all__ = [
     "Shapes",
     "TextCapacity",
     "implementation_of",
+    "meshes_of",
     "names",
     "numbers",
 ]
 
 
+NO_MESH = "none"
+
+
+def meshes_of(texts: list[str] | None) -> list[str | None]:
+    """Meshes as rows have them: None for one device without a mesh."""
+    return [None if text == NO_MESH else text for text in texts or [NO_MESH]]
+
+
 def _check_meshes(texts: list[str] | None) -> list[str] | None:
     for text in texts or ():
-        check_text(text)
+        if text != NO_MESH:
+            check_text(text)
     return texts
 
 
@@ -86,7 +97,8 @@ Meshes = Annotated[
         "--mesh",
         metavar="data=N,model=N",
         callback=_check_meshes,
-        help="Devices to split the model over; repeat for several meshes. " + HOSTS_HELP,
+        help="Devices to split the model over; repeat for several meshes; none: one device. "
+        + HOSTS_HELP,
     ),
 ]
 Repeats = Annotated[

@@ -132,7 +132,7 @@ def scaling_table(record: dict[str, Any]) -> Table:
 def mesh_table(record: dict[str, Any]) -> Table:
     """Rows of `vkq bench scaling --mesh`."""
     columns: dict[str, Callable[[Row], str]] = {
-        "mesh": lambda row: row["mesh"],
+        "mesh": lambda row: row["mesh"] or "none",
         "devices": lambda row: str(row["devices"]),
         "batch": lambda row: str(row["batch"]),
         "cache": lambda row: row["preset"],

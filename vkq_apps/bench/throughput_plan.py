@@ -57,7 +57,7 @@ def plan_throughput(
 
 def plan_meshes(
     shape: str,
-    meshes: Sequence[str],
+    meshes: Sequence[str | None],
     batches: Sequence[int],
     sides: Sequence[tuple[str, str | None]],
     repeats: int,
@@ -78,7 +78,7 @@ def plan_meshes(
                 implementation=implementation,
                 budget_gb=1.0,  # not read
                 mesh=mesh,
-                fixed_batch=batch * (check_text(mesh).get("data", 1) if weak else 1),
+                fixed_batch=batch * (_data_parts(mesh) if weak else 1),
                 repeats=repeats,
                 profile=profile,
             )
@@ -87,6 +87,10 @@ def plan_meshes(
         ]
         for batch in batches
     ]
+
+
+def _data_parts(mesh: str | None) -> int:
+    return 1 if mesh is None else check_text(mesh).get("data", 1)
 
 
 def compare_throughput(row: dict[str, Any], group: Sequence[dict[str, Any]]) -> None:

@@ -31,6 +31,7 @@ from vkq_apps.bench.options import (
     Shapes,
     TextCapacity,
     implementation_of,
+    meshes_of,
     names,
     numbers,
 )
@@ -204,7 +205,7 @@ def scaling(
         sides = [(BASELINE, baseline), (preset, implementation)][baseline == "none" :]
         setups = plan_meshes(
             shape,
-            mesh,
+            meshes_of(mesh),
             batches,
             [(name, implementation_of(by)) for name, by in sides],
             repeats,

@@ -23,6 +23,7 @@ from vkq_apps.bench.options import (
     Shapes,
     TextCapacity,
     implementation_of,
+    meshes_of,
     names,
     numbers,
 )
@@ -95,7 +96,7 @@ def throughput(
             for name in names("--baseline", baseline)
         ],
         compare_steps=compare_steps,
-        meshes=mesh or [None],
+        meshes=meshes_of(mesh),
         round_to=round_to,
         text_capacity=text_capacity,
         prompt_text=prompt_text,
@@ -140,7 +141,7 @@ def prefill(
             for codes in dict.fromkeys([BASELINE, *names("--quant", preset)])
         ]
         for name in names("--shape", shape)
-        for devices in mesh or [None]
+        for devices in meshes_of(mesh)
     ]
     output = output_on_hosts(mesh, results, resume=resume, seconds=seconds)
     show(run_prefill(groups, output), tables.prefill_table, json)

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from vkq_apps.bench.commands import Output
+from vkq_apps.bench.options import NO_MESH
 from vkq_apps.bench.results_file import ResultsFile
 from vkq_apps.cli.console import log, out, print_json
 from vkq_apps.cli.hosts import hosts_named, leave_results_to_first
@@ -30,6 +31,8 @@ def output_on_hosts(
             f"{'--resume' if resume else '--seconds'}: expected one host, got {count}, which have "
             "to measure the same rows"
         )
+    if count > 1 and mesh and NO_MESH in mesh:
+        raise ValueError(f"--mesh {NO_MESH}: expected one host, got {count}")
     if number:
         leave_results_to_first()
     return Output(None if number else path, resume=resume, seconds=seconds, say=say)
