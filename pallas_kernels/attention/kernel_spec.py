@@ -62,6 +62,16 @@ class Coding:
     centred: bool = True
 
     @property
+    def count(self) -> Any:
+        """`bits`; of a class that is chosen at run time a word, see `class_row`."""
+        return self.bits
+
+    @property
+    def greatest(self) -> Any:
+        """The greatest code, a float; see `count`."""
+        return 2.0**self.bits - 1.0
+
+    @property
     def signs(self) -> bool:
         """Sign codes with a scale per position."""
         return self.scale_bits > 0
@@ -309,9 +319,10 @@ class KernelSpec:
         return self.packed is not None and self.tuning.queries > 1
 
     def stages_words(self, packed: Packed) -> bool:
-        """Whether words of a class's next block wait in shared memory: of one plane a side."""
+        """Whether words wait in shared memory: of classes, or of one plane a side."""
         books = packed.key.codebook or packed.value.codebook  # tables take the room
-        return packed.most_bits * self.halves == 1 and self.uses_bytes and not books
+        planes = self.halves if packed.of_classes else self.halves * packed.most_bits
+        return planes == 1 and self.uses_bytes and not books
 
     @property
     def shortens_queries(self) -> bool:

@@ -273,11 +273,14 @@ class EmulatedOperations(EmulatedArithmetic, EmulatedProducts, Operations):
         return memory.view(dtype), position // size
 
     def _load(self, address, offset, dtype, count) -> list[np.ndarray]:
-        used = np.broadcast_to(self._active[:, None], self._shape)
-        memory, index = self._resolve(address, offset, dtype, count, used)
+        active = np.broadcast_to(self._active[:, None], self._shape)
         values = [np.zeros(self._shape, dtype) for _ in range(count)]
-        for i, value in enumerate(values):
-            value[used] = memory[index[used] + i]
+        operands = np.broadcast_to(address // _OPERAND, self._shape)
+        for operand in np.unique(operands[active]):  # warps may read different ones
+            used = active & (operands == operand)
+            memory, index = self._resolve(address, offset, dtype, count, used)
+            for i, value in enumerate(values):
+                value[used] = memory[index[used] + i]
         return values
 
     def _store(self, condition, address, offset, values) -> None:

@@ -74,7 +74,8 @@ class MlirOperations(Operations):
         """See `Operations.cond`."""
         old = [self._value(value) for value in carried]
         holds = arith.cmpi(arith.CmpIPredicate.ne, self._value(condition), self._value(0))
-        branch = scf.IfOp(holds, [value.type for value in old], has_else=bool(old))
+        has_else = bool(old) or otherwise is not list
+        branch = scf.IfOp(holds, [value.type for value in old], has_else=has_else)
         with ir.InsertionPoint(branch.then_block):
             scf.YieldOp([self._value(value) for value in body(old)])
         if branch.else_block is not None:

@@ -141,7 +141,7 @@ class BlockSoftmax:
         unit = ops.fmul(ops.fmul(new, largest), 1.0 / self._greatest)
         if scales:
             mass = ops.fma(block_mass, new, ops.fmul(mass, old))
-            of_codes = unit if value.bits == 1 else ops.fmul(unit, 2.0**value.bits - 1.0)
+            of_codes = unit if value.bits == 1 else ops.fmul(unit, value.greatest)
             scaled_mass = ops.fma(total, of_codes, ops.fmul(scaled_mass, old))
             of_centres = [
                 ops.fma(x, new, ops.fmul(sum, old))

@@ -95,7 +95,8 @@ class FoldedQuery:
         """Scores less `common`."""
         if not key.signs:
             return [ops.fmul(x, self.unit) for x in sums]
-        twice, less = ops.fmul(self.unit, 2.0), ops.fmul(self.query_sum, 1.0 - 2**key.bits)
+        twice = ops.fmul(self.unit, 2.0)
+        less = ops.fmul(ops.fsub(0.0, self.query_sum), key.greatest)
         scores = [ops.fma(x, twice, less) for x in sums]
         if key.score_error_factor:
             minus = ops.fsub(0.0, self.kappa)

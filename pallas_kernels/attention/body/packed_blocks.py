@@ -48,7 +48,7 @@ class PackedBlocks:
             name = f"{packed.name or 'packed_'}start"
             starts = work.of_queries(name, 0, spec.tuning.queries, owner)
             self.hidden = ops.min(ops.div(functools.reduce(ops.min, starts), BLOCK), blocks)
-            self._last_start = functools.reduce(ops.max, starts)
+            self.last_start = functools.reduce(ops.max, starts)
             self.starts = [work.mine(starts[i : i + SET]) for i in range(0, len(starts), SET)]
         self.stop = blocks
         self.take(*work.share(blocks, self.hidden))
@@ -58,9 +58,6 @@ class PackedBlocks:
         ops, packed = self._ops, self._packed
         self.first, self.last = first, last
         self.last_whole = ops.min(last, packed.whole_blocks)
-        # A class treats the block cut short like the others: code of its own is dear, see
-        # `PackedS8`.
-        self.last_alike = last if packed.of_classes else self.last_whole
         self.has_rest = ops.where_less(packed.whole_blocks, last, 1, 0)
 
     def load_rows(self, name: str, block: Value, quarters: int, plane: Plane) -> list[list[Value]]:
@@ -107,13 +104,11 @@ class PackedBlocks:
 
         return ops.cond(ops.where_less(block, whole, 1, 0), [0] * 4, of_whole, of_rest)
 
-    def copy_rows(
-        self, scratch: Scratch, name: str, block: Value, slot: Value, quarters: int = WHOLE
-    ) -> None:
-        """Starts to copy this lane's words of a block, of one plane, to shared memory."""
+    def copy_rows(self, scratch: Scratch, name: str, block: Value, slot: Value) -> None:
+        """Starts to copy this lane's words of a whole block, of one plane, to shared memory."""
         ops = self._ops
         (plane,) = self._planes(name)
-        address, rows, row_bytes = self._rows(name, block, quarters, plane)
+        address, rows, row_bytes = self._rows(name, block, WHOLE, plane)
         address = ops.address(address, self._work.lane, row_bytes // 32)
         for row in range(rows):
             scratch.copy_row(name, row, slot, address, row_bytes * row, row_bytes // 32)
@@ -150,8 +145,7 @@ class PackedBlocks:
         count = layouts.key_words if name == "key" else layouts.value_words
         plane_bytes = 4 * count(self._packed.num_positions, dim)
         number = ops.mad(self._work.stored_head, len(self._planes(name)), plane.number)
-        pointer = ops.pointer(f"{self._packed.name}{name}")
-        address = ops.address(pointer, number, plane_bytes)
+        address = ops.address(self._operand(name), number, plane_bytes)
         address = ops.address(address, block, BLOCK * dim // 8)
         rows, row_bytes = dim // 16, 512
         if name == "key":
@@ -198,8 +192,22 @@ class PackedBlocks:
     def _of_block(self, name: str, block: Value, size: int) -> Value:
         """Address of what belongs to a block, `size` bytes."""
         ops = self._ops
-        number = ops.mad(self._work.stored_head, self._packed.blocks, block)
-        return ops.address(ops.pointer(f"{self._packed.name}{name}"), number, size)
+        number = ops.mad(self._work.stored_head, self._num_blocks, block)
+        return ops.address(self._operand(name), number, size)
+
+    def _operand(self, name: str) -> Value:
+        """Address of an operand of the class's own."""
+        return self._ops.pointer(f"{self._packed.name}{name}")
+
+    @property
+    def _num_blocks(self) -> Value:
+        """Blocks of the class."""
+        return self._packed.blocks
+
+    @property
+    def _first_entry(self) -> Value:
+        """Where the class's entries begin among those of all classes."""
+        return sum(self._spec.entry_slots[: self._packed.number])
 
     def decode_scales(self, words: Sequence[Value], coding: Coding) -> list[Value]:
         """The lane's eight scales as floats, from bfloat16 or `log_scale` codes; none of none."""
@@ -243,10 +251,12 @@ class PackedBlocks:
         self, block: Value, scores: Sequence[Value], query: Value, place: Value, stride: int
     ) -> list[Value]:
         """`add_bias` of the share of each slot, for one query of the team."""
-        ops, work, packed = self._ops, self._work, self._packed
+        ops, work = self._ops, self._work
         row = work.row(work.query(query))
-        address = ops.address(ops.pointer(f"{packed.name}bias"), row, 4 * BLOCK * packed.blocks)
-        address = ops.address(ops.address(address, block, 4 * BLOCK), place, 4)
+        address = ops.address(
+            self._operand("bias"), ops.mad(row, self._num_blocks, block), 4 * BLOCK
+        )
+        address = ops.address(address, place, 4)
         shares = [ops.load_float(address, 4 * stride * i) for i in range(len(scores))]
         return [ops.fma(x, LOG2_E, score) for x, score in zip(shares, scores, strict=True)]
 
@@ -257,8 +267,8 @@ class PackedBlocks:
         ops, spec, work, packed = self._ops, self._spec, self._work, self._packed
         owner = work.head if packed.of_classes else work.sequence
         words = ops.address(ops.pointer("entry"), owner, 4 * sum(spec.entry_slots))
-        words = ops.address(ops.address(words, block, 4 * BLOCK), place, 4)
-        first = 4 * sum(spec.entry_slots[: packed.number])
+        words = ops.address(words, ops.mad(block, BLOCK, self._first_entry), 4)
+        words = ops.address(words, place, 4)
         row_bytes = 4 * spec.bias_columns * spec.teams
         table = ops.address(ops.pointer("bias"), work.number, 4 * spec.bias_columns)
         if spec.uses_bytes:
@@ -266,7 +276,7 @@ class PackedBlocks:
         found: list[list[Value]] = [[] for _ in sets]
         for i, scores in enumerate(zip(*sets, strict=True)):
             totals = list(scores)
-            for axis, field in enumerate(self._fields(ops.load(words, first + 4 * stride * i))):
+            for axis, field in enumerate(self._fields(ops.load(words, 4 * stride * i))):
                 address = ops.address(table, field, row_bytes)
                 offset = axis * spec.bias_positions * row_bytes
                 load = ops.load_float2 if len(sets) == 2 else ops.load_float
@@ -321,6 +331,6 @@ class PackedBlocks:
         scores = [score for of_set in sets for score in of_set]
         scores = ops.cond(ops.where_less(left, stride * count, 1, 0), scores, hide_padding)
         if self._spec.windowed:
-            hides = ops.where_less(before, self._last_start, 1, 0)
+            hides = ops.where_less(before, self.last_start, 1, 0)
             scores = ops.cond(hides, scores, hide_beginning)
         return [scores[i : i + count] for i in range(0, len(scores), count)]

@@ -6,10 +6,13 @@ class without planes is counted first, see `CentreTokens`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 from pallas_kernels.attention.body.block_softmax import empty_sums
 from pallas_kernels.attention.body.centre_tokens import CentreTokens
+from pallas_kernels.attention.body.class_row import ClassRow, divided_by_work
+from pallas_kernels.attention.body.class_tiles import ClassTiles
 from pallas_kernels.attention.body.codebook import BookMasses, load_book
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.packed_b1 import PackedB1
@@ -64,19 +67,9 @@ class _Classes:
         return any(packed.blocks < 2 * parts for packed in self._coded)
 
     def _divide_work(self, found: Sequence[PackedBlocks]) -> None:
-        ops = self._ops
-        counts = [ops.sub(blocks.stop, blocks.hidden) for blocks in found]
-        units = [packed.key.bits + 1 for packed in self._coded]
-        ends = [0]
-        for count, unit in zip(counts, units, strict=True):
-            ends.append(ops.mad(count, unit, ends[-1]))
-        bounds = self._work.share(ends[-1])
-        for blocks, count, unit, begin in zip(found, counts, units, ends[:-1], strict=True):
-            before = [
-                ops.min(ops.div(ops.add(ops.max(ops.sub(x, begin), 0), unit - 1), unit), count)
-                for x in bounds
-            ]
-            blocks.take(*(ops.add(blocks.hidden, x) for x in before))
+        before = divided_by_work(self._ops, self._work, self._coded, found)
+        for blocks, *bounds in zip(found, *before, strict=True):
+            blocks.take(*(self._ops.add(blocks.hidden, x) for x in bounds))
 
     @property
     def _reads_centroids(self) -> bool:
@@ -157,38 +150,82 @@ class ClassesB1(_Classes):
 
 
 class ClassesS8(_Classes):
-    """`run()` does the work, for several queries."""
+    """`run()` does the work, for several queries.
+
+    The blocks of all classes are one loop (`ClassRow`). Of 256 channels and more, which have
+    several planes for each bit, each class is a loop of its own.
+    """
 
     def run(self, scratch: Scratch) -> None:
         """Leaves a partial result for each query."""
         ops, spec, packed, work = self._ops, self._spec, self._packed, self._work
-        parts = [PackedS8(ops, spec, x, work) for x in self._coded]
+        row, apart = None, self._coded
+        if spec.halves == 1 and self._coded:
+            row, apart = ClassRow(ops, spec, self._coded, work), []
         ends = PackedS8(ops, spec, packed, work)
         ends.queries.prepare(scratch)
-        shares = self._shared_blocks()
+        shares = self._shared_blocks() if apart else []
         ends.values.prefetch_tables()
         ops.barrier()
         queries = ends.queries.load(scratch)
         if packed.value.codebook:
             columns = [ops.add(work.t, SET * number) for number in range(spec.sets)]
-            masses = [BookMasses(ops, scratch, column, work.g, 8) for column in columns]
-            for of_set in masses:
+            ends.masses = [BookMasses(ops, scratch, column, work.g, 8) for column in columns]
+            for of_set in ends.masses:
                 of_set.clear()
-            for part in (*parts, ends):
-                part.masses = masses
         if self._reads_centroids:
             sums = empty_sums(packed.value, spec.head_dim // 8) * spec.sets
             for uncoded in self._uncoded:
-                part = PackedS8(ops, spec, uncoded, work)
-                part.masses = ends.masses
+                part = self._part(uncoded, ends)
                 sums = part.add_centroids(queries, self._blocks(uncoded), sums)
         else:
             sums = self._uncoded_sums(queries, spec.head_dim // 8, ends.products.row_max)
-        for part, blocks in zip(parts, shares, strict=True):
+        if row is not None:
+            sums = self._add_row(scratch, queries, row, sums, ends)
+        for coded, blocks in zip(apart, shares, strict=True):
 
-            def add(sums: Sequence[Value], part=part, blocks=blocks) -> list[Value]:
-                ahead = part.load_ahead(scratch, blocks)
-                return part.add_blocks(scratch, queries, ahead, sums)
+            def add(sums: Sequence[Value], coded=coded, blocks=blocks) -> list[Value]:
+                part = self._part(coded, ends)
+                return part.add_blocks(scratch, queries, part.load_ahead(scratch, blocks), sums)
 
             sums = ops.cond(self._has_work(blocks), sums, add)
         ends.store(scratch, queries, sums)
+
+    def _part(self, packed: Packed, ends: PackedS8) -> PackedS8:
+        """The part of a class, whose weights by centroid are those of all."""
+        part = PackedS8(self._ops, self._spec, packed, self._work)
+        part.masses = ends.masses
+        return part
+
+    def _add_row(
+        self,
+        scratch: Scratch,
+        queries: list[FoldedQuery],
+        row: ClassRow,
+        sums: Sequence[Value],
+        ends: PackedS8,
+    ) -> list[Value]:
+        """The sums with the warp's blocks of the row added."""
+        ops, staged = self._ops, self._spec.staged_words > 0
+
+        def step(i: Value, carried: list[Value]) -> list[Value]:
+            slot, old, ahead = carried[0], carried[1 : 1 + len(sums)], carried[1 + len(sums) :]
+            number = ops.add(row.first, i)
+            here, following = row.at(number), row.at(ops.add(number, 1))
+            tiles = ClassTiles(ops, scratch, here, following, slot)
+            load = tiles.load_row if staged else here.load_plane_row
+            if not staged:
+                following.prefetch_planes()
+            load_rows = {side: functools.partial(load, side) for side in ("key", "value")}
+            part = self._part(here.packed, ends)
+            new, words = part.add_chosen(scratch, queries, here, following, ahead, load_rows, old)
+            return [tiles.next_slot, *new, *words]
+
+        first = row.at(row.first)
+        if staged:
+            ClassTiles(ops, scratch, first, first, 0).start()
+        else:
+            first.prefetch_planes()
+        ahead = self._part(first.packed, ends).load_chosen(first)
+        count = ops.sub(row.last, row.first)
+        return ops.loop(count, [0, *sums, *ahead], step)[1 : 1 + len(sums)]

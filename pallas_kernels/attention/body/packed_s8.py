@@ -3,13 +3,14 @@
 A block's codes are made into bytes once for all of them. The queries are prepared once for the
 team, each by one of its warps. All positions share their tables.
 
-Words of several code planes are not staged in shared memory, which has no room for them beside 16
-warps (for one bit of 256 channels, beside 8 warps, it would have: not tried).
+Words of one code plane wait in shared memory, and those of a row of classes (`ClassRow`), plane by
+plane. Others do not: it has no room for them beside 16 warps (for one bit of 256 channels, beside 8
+warps, it would have: not tried).
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pallas_kernels.attention.body.block_softmax import (
     BlockWeights,
@@ -17,6 +18,7 @@ from pallas_kernels.attention.body.block_softmax import (
     num_totals,
 )
 from pallas_kernels.attention.body.centre_ids import Ids
+from pallas_kernels.attention.body.class_row import ChosenBlock
 from pallas_kernels.attention.body.codebook import BookMasses
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.packed_blocks import WHOLE, PackedBlocks
@@ -74,16 +76,14 @@ class PackedS8:
 
     @property
     def _staged(self) -> bool:
-        some = self._packed.whole_blocks > 0 or self._packed.of_classes > 0
-        return self._spec.stages_words(self._packed) and some
+        return self._spec.stages_words(self._packed) and self._packed.whole_blocks > 0
 
     def load_ahead(self, scratch: Scratch, blocks: PackedBlocks) -> list[Value]:
         """Starts to copy the first of the warp's blocks; the words of its positions."""
         ops, self._blocks = self._ops, blocks
         if not self._staged:
             return []
-        last = (self._packed.blocks if self._packed.of_classes else self._packed.whole_blocks) - 1
-        ahead = self._load_position_words(ops.min(blocks.first, last))
+        ahead = self._load_position_words(ops.min(blocks.first, self._packed.whole_blocks - 1))
         for i in range(self._spec.key_slots):
             self._copy(scratch, "key", ops.add(blocks.first, i), i)
         self._copy(scratch, "value", blocks.first)
@@ -124,6 +124,36 @@ class PackedS8:
         if packed.quarters:
             sums = ops.cond(blocks.has_rest, sums, rest)
         return list(sums)
+
+    def add_chosen(
+        self,
+        scratch: Scratch,
+        queries: list[FoldedQuery],
+        blocks: ChosenBlock,
+        following: ChosenBlock,
+        ahead: Sequence[Value],
+        load_rows: Mapping[str, LoadRow],
+        sums: Sequence[Value],
+    ) -> tuple[list[Value], list[Value]]:
+        """The sums with a block added, and the words of the following one's positions.
+
+        Args:
+            scratch, queries, sums: see `add_blocks`. blocks: the block, whose class this is.
+            following: the next one. ahead: words of the block's positions.
+            load_rows: of each side, see `S8Products`.
+        """
+        self._blocks = blocks
+        ids = self._spread_scales(scratch, ahead)
+        words = self.load_chosen(following)
+        sums, weights = self._weigh(
+            scratch, queries, blocks.block, WHOLE, sums, load_rows["key"], ids
+        )
+        self._ops.warp_barrier()
+        return self._add_values(scratch, sums, weights, load_rows["value"]), words
+
+    def load_chosen(self, blocks: ChosenBlock) -> list[Value]:
+        """Words of a block's positions, of keys and of values."""
+        return [word for x in self._sides for word in blocks.load_position_words(x, blocks.block)]
 
     def add_centroids(
         self, queries: list[FoldedQuery], blocks: PackedBlocks, sums: Sequence[Value]
@@ -180,21 +210,14 @@ class PackedS8:
             )
 
     def _copy(self, scratch: Scratch, name: str, block: Value, slot: Value = 0) -> None:
-        """Starts to copy this lane's words of a block, if it is one of the warp's.
+        """Starts to copy this lane's words of a block, if it is one of the warp's whole ones."""
+        ops, blocks = self._ops, self._blocks
 
-        One that is cut short only where `PackedBlocks.last_alike` says so.
-        """
-        ops, blocks, packed = self._ops, self._blocks, self._packed
-
-        def copy(_, quarters=WHOLE):
-            blocks.copy_rows(scratch, name, block, slot, quarters)
+        def copy(_):
+            blocks.copy_rows(scratch, name, block, slot)
             return []
 
         ops.cond(ops.where_less(block, blocks.last_whole, 1, 0), [], copy)
-        if packed.of_classes and packed.quarters:
-            cut_short = ops.equal(block, packed.whole_blocks)
-            cut_short = ops.where_less(block, blocks.last, cut_short, 0)
-            ops.cond(cut_short, [], functools.partial(copy, quarters=packed.quarters))
         ops.group_copies()
 
     def _staged_block(
@@ -214,7 +237,7 @@ class PackedS8:
         slot = ops.bit_and(ops.sub(block, blocks.first), self._spec.key_slots - 1)
         ops.wait_for_copies(self._spec.key_slots)
         ids = self._spread_scales(scratch, of_positions)
-        last = ops.sub(blocks.last_alike, 1)
+        last = ops.sub(blocks.last_whole, 1)
         of_positions = self._load_position_words(ops.min(following, last))
 
         def load_row(name, slot, plane, row):

@@ -168,7 +168,8 @@ class S8Products:
 
         turning = [w for of_half in halves for x in of_half[0] for w in x] if count > 1 else []
         carried = [*([0.0] * sums), 1.0, *turning]
-        totals = ops.loop(key.bits * count, carried, add)[:sums]
+        planes = key.count if count == 1 else key.bits * count
+        totals = ops.loop(planes, carried, add)[:sums]
         scores: list[list[Value]] = [[None] * size for _ in queries]
         for first, q in groups:
             at = places(first, q)
@@ -290,7 +291,8 @@ class S8Products:
                 return [x for of_set in of_sets for x in _turned(of_set, halves)] + [*units]
             return [*sums, *(ops.fmul(unit, 2.0) for unit in units)]
 
-        found = ops.loop(value.bits * halves, [*old, *(x.unit for x in weights)], add)
+        planes = value.count if halves == 1 else value.bits * halves
+        found = ops.loop(planes, [*old, *(x.unit for x in weights)], add)
         return [list(found[i : i + size]) for i in range(0, len(old), size)]
 
     def _value_sums(

@@ -1,0 +1,209 @@
+"""The blocks of all coded classes of a bank in a row, for one loop over them.
+
+A loop for each class would have its instructions as often as there are classes: more than their
+cache holds. So what differs between classes, where their words lie and how many planes these have,
+is chosen anew for each block, which costs some fifty of its 3,000 instructions.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Literal
+
+from pallas_kernels.attention.body.packed_blocks import WHOLE, PackedBlocks
+from pallas_kernels.attention.body.work import Work
+from pallas_kernels.attention.kernel_spec import Coding, KernelSpec, Packed
+from pallas_kernels.isa.operations import LINE, Operations, Value
+from pallas_kernels.layout import layouts
+from pallas_kernels.layout.layouts import BLOCK, Plane
+
+__all__ = ["ChosenBlock", "ClassRow", "Side", "divided_by_work"]
+
+Side = Literal["key", "value"]
+_UNIT = 512  # bytes that all blocks of a plane, and all planes of a head, are multiples of
+
+
+@dataclasses.dataclass(frozen=True)
+class _ChosenCoding(Coding):
+    """The coding of a class that is known at run time only; `bits` are the most of any class."""
+
+    count: Value = 0
+    greatest: Value = 0.0
+
+
+def divided_by_work(
+    ops: Operations, work: Work, classes: Sequence[Packed], blocks: Sequence[PackedBlocks]
+) -> list[list[Value]]:
+    """Of each class the visible blocks before the warp's first one, then those before its end.
+
+    Blocks of all classes stand in a row. One counts as many units of work as it has planes of keys,
+    and one more for what is alike in all; a warp takes those that begin in its part of the units.
+    """
+    counts = [ops.sub(x.stop, x.hidden) for x in blocks]
+    units = [packed.key.bits + 1 for packed in classes]
+    begins = [0]
+    for count, unit in zip(counts, units, strict=True):
+        begins.append(ops.mad(count, unit, begins[-1]))
+
+    def before(bound: Value, begin: Value, unit: int, count: Value) -> Value:
+        left = ops.max(ops.sub(bound, begin), 0)
+        return ops.min(ops.div(ops.add(left, unit - 1), unit), count)
+
+    return [
+        [before(bound, *of_class) for of_class in zip(begins[:-1], units, counts, strict=True)]
+        for bound in work.share(begins[-1])
+    ]
+
+
+class ClassRow:
+    """The warp's blocks [first, last) of the row, see `divided_by_work`."""
+
+    def __init__(self, ops: Operations, spec: KernelSpec, classes: Sequence[Packed], work: Work):
+        """Divides the blocks that show anything between the warps of the team."""
+        self._ops, self._spec, self._work, self._classes = ops, spec, work, classes
+        self._of_classes = [PackedBlocks(ops, spec, packed, work) for packed in classes]
+        begins = [0]
+        for blocks in self._of_classes:
+            begins.append(ops.add(begins[-1], ops.sub(blocks.stop, blocks.hidden)))
+        self._begins = begins[:-1]
+        self._last = ops.max(ops.sub(begins[-1], 1), 0)
+        self.first, self.last = (
+            functools.reduce(ops.add, before)
+            for before in divided_by_work(ops, work, classes, self._of_classes)
+        )
+
+    def at(self, number: Value) -> "ChosenBlock":
+        """Block `number` of the row, or the last one where there are fewer."""
+        ops = self._ops
+        number = ops.min(number, self._last)
+        return ChosenBlock(
+            ops, self._spec, self._classes, self._work, self._of_classes, self._begins, number
+        )
+
+
+class ChosenBlock(PackedBlocks):
+    """A block of a class that is known at run time only.
+
+    Attributes:
+        packed: its class, whose sizes are not to be asked for. block: its number in the class.
+        is_whole: a word, 0 where it is cut short. rows: of a plane of a whole one.
+        most_quarters: of a block that is cut short, in any class.
+    """
+
+    def __init__(
+        self,
+        ops: Operations,
+        spec: KernelSpec,
+        classes: Sequence[Packed],
+        work: Work,
+        of_classes: Sequence[PackedBlocks],
+        begins: Sequence[Value],
+        number: Value,
+    ):
+        """Chooses what `PackedBlocks` knows."""
+        self._ops, self._spec, self._work, self._classes = ops, spec, work, classes
+        self._class: Value = 0
+        for begin in begins[1:]:
+            self._class = ops.add(self._class, ops.where_less(number, begin, 0, 1))
+        hidden = self._choose([blocks.hidden for blocks in of_classes])
+        self.block = ops.add(ops.sub(number, self._choose(begins)), hidden)
+        self.length = self._choose([blocks.length for blocks in of_classes])
+        self.starts = []
+        if spec.windowed:
+            each = zip(*(blocks.starts for blocks in of_classes), strict=True)
+            self.starts = [self._choose(starts) for starts in each]
+            self.last_start = self._choose([blocks.last_start for blocks in of_classes])
+        self.packed = self._packed = dataclasses.replace(
+            classes[0], key=self._coding_of("key"), value=self._coding_of("value")
+        )
+        self.work, self.rows = work, spec.plane_dim // 16
+        self.most_quarters = max(packed.quarters for packed in classes)
+        whole = self._choose([packed.whole_blocks for packed in classes])
+        self.is_whole = ops.where_less(self.block, whole, 1, 0)
+
+    def plane(self, side: Side, number: Value) -> Value:
+        """Address of the first row of a plane of the block."""
+        ops, dim = self._ops, self._spec.plane_dim
+        words = layouts.key_words if side == "key" else layouts.value_words
+        sizes = [4 * words(packed.num_positions, dim) // _UNIT for packed in self._classes]
+        count = self._choose([getattr(packed, side).bits for packed in self._classes])
+        plane = ops.mad(self._work.stored_head, count, number)
+        index = ops.mad(self.block, BLOCK * dim // 8 // _UNIT, 0)
+        index = ops.mad(plane, self._choose(sizes), index)
+        return ops.address(self._operand(side), index, _UNIT)
+
+    @property
+    def quarters(self) -> Value:
+        """Of the class's block that is cut short; 0: there is none."""
+        return self._choose([packed.quarters for packed in self._classes])
+
+    def load_plane_row(self, side: Side, plane: Plane, row: int) -> list[Value]:
+        """This lane's words of a row of a plane; what a block cut short lacks are any words."""
+        ops, lane, rows = self._ops, self.work.lane, self.rows
+        address = self.plane(side, plane.number)
+        quarters = [packed.quarters for packed in self._classes]
+        quarter = 4 * row // rows
+        if side == "key":
+            # Of a row that is not there the first one is loaded instead.
+            if any(0 < count <= quarter for count in quarters):
+                lacks = self._choose([int(0 < count <= quarter) for count in quarters])
+                there = ops.max(self.is_whole, ops.sub(1, lacks))
+                lane = ops.mad(ops.mad(there, row, 0), 32, lane)
+                return ops.load4(ops.address(address, lane, 16), 0)
+        elif any(0 < count < 3 for count in quarters):
+            # Half as wide: two loads, of which the second one repeats the first.
+            narrow = self._choose([int(0 < count < 3) for count in quarters])
+            wide = ops.max(self.is_whole, ops.sub(1, narrow))
+            place = ops.mad(lane, 8, ops.mad(ops.mad(wide, lane, 0), 8, 0))
+            row_bytes = ops.mad(wide, 256 * row, 256 * row)
+            address = ops.address(address, ops.add(place, row_bytes), 1)
+            upper = ops.address(address, wide, 8)
+            return [*ops.load2(address, 0), *ops.load2(upper, 0)]
+        return ops.load4(ops.address(address, lane, 16), 512 * row)
+
+    def prefetch_planes(self) -> None:
+        """Has the words of the block brought near; of one that is cut short a first part."""
+        ops, lines = self._ops, BLOCK * self._spec.plane_dim // 8 // LINE
+        last = lines - 1
+        if self.most_quarters:
+            last = ops.where_less(self.is_whole, 1, lines // WHOLE - 1, last)
+        line = ops.min(self.work.lane, last)
+        for side in ("key", "value"):
+            coding = self._coding(side)
+            for number in range(coding.bits):
+                plane = self.plane(side, ops.min(number, ops.sub(coding.count, 1)))
+                ops.prefetch(ops.address(plane, line, LINE), 0)
+
+    def _choose(self, values: Sequence[Value]) -> Value:
+        """The word of the block's class, of one for each class."""
+        *others, chosen = values
+        for number, value in reversed(list(enumerate(others))):
+            if not (isinstance(value, int) and isinstance(chosen, int) and value == chosen):
+                chosen = self._ops.where_less(self._class, number + 1, value, chosen)
+        return chosen
+
+    def _coding_of(self, side: Side) -> _ChosenCoding:
+        ops, codings = self._ops, [getattr(packed, side) for packed in self._classes]
+        fields = {x.name: getattr(codings[0], x.name) for x in dataclasses.fields(Coding)}
+        count = self._choose([coding.bits for coding in codings])
+        greatest = self._choose([int(coding.greatest) for coding in codings])
+        fields["bits"] = max(coding.bits for coding in codings)
+        return _ChosenCoding(**fields, count=count, greatest=ops.to_float(greatest))
+
+    def _operand(self, name: str) -> Value:
+        """See `PackedBlocks`."""
+        *others, chosen = (self._ops.pointer(f"{packed.name}{name}") for packed in self._classes)
+        for number, pointer in reversed(list(enumerate(others))):
+            chosen = self._ops.where_less_address(self._class, number + 1, pointer, chosen)
+        return chosen
+
+    @property
+    def _num_blocks(self) -> Value:
+        """See `PackedBlocks`."""
+        return self._choose([packed.blocks for packed in self._classes])
+
+    @property
+    def _first_entry(self) -> Value:
+        """See `PackedBlocks`."""
+        slots = self._spec.entry_slots
+        return self._choose([sum(slots[: packed.number]) for packed in self._classes])
