@@ -132,6 +132,27 @@ def test_defaults_are_those_of_transformers(name):
     assert schema.read(written | needed) == schema.read(needed)
 
 
+# Their rotary channels depend on other fields, which every file states.
+OWN_ROPES = ("Gemma4TextConfig", "Glm4vTextConfig", "Glm4vMoeTextConfig")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in TOWERS if hasattr(TOWERS[name], "ropes") and name not in OWN_ROPES]
+)
+def test_the_rope_of_a_file_without_one_is_that_of_transformers(name):
+    schema, theirs = TOWERS[name], getattr(transformers, name)()
+    needed = {"model_type": theirs.model_type}
+    head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
+    own, given = (
+        (each.ropes(head_dim, ""), each.switches())
+        for each in (
+            schema.read(needed),
+            schema.read(needed | {"rope_parameters": theirs.to_dict()["rope_parameters"]}),
+        )
+    )
+    assert own == given
+
+
 def test_the_vision_tower_of_a_file_without_one():
     theirs = transformers.LlavaConfig(text_config=config_json()["text_config"]).to_dict()
     without = config_json()

@@ -1,14 +1,18 @@
 """Gemma 4: settings, processing, refusals, caches of layers with unlike heads."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import models
 import vkq_jax
 from models.families.gemma4.clips import Gemma4ClipProcessing
 from models.families.gemma4.config import Gemma4Config
 from models.inputs.processor import processor_of
+from models.layers.linear import Maker
+from models.text.gemma4_block import PerLayerEmbedding
 from tests.support.calibrated import check_calibration
 from tests.support.pictures import random_picture
 from tests.support.processor_files import WORDS, write_processor
@@ -130,6 +134,20 @@ def test_a_picture_is_answered_in_one_bit_and_its_cache_saved(model, tmp_path):
     vkq_jax.save_cache(tmp_path / "cache", cache)
     loaded = vkq_jax.load_cache(tmp_path / "cache")
     jax.tree.map(np.testing.assert_array_equal, loaded, cache)
+
+
+def test_each_layer_s_own_inputs_are_those_of_the_token_and_of_its_embedding():
+    text = Gemma4Config.from_hf(config_json()).text
+    module = PerLayerEmbedding(text, text.per_layer_inputs, Maker.create(nnx.Rngs(0)))
+    hidden, tokens = np.full((1, 3, 16), 2.0, np.float32), np.asarray([[4, 0, 31]], np.int32)
+    hidden += np.arange(16, dtype=np.float32)
+    got = module(jnp.asarray(hidden), jnp.asarray(tokens))
+    of_token = np.asarray(module.embed_tokens_per_layer(jnp.asarray(tokens)), np.float64) * 4**0.5
+    seen = np.asarray(hidden, np.float64) @ module.per_layer_model_projection.kernel[...] / 16**0.5
+    seen = seen.reshape(1, 3, 4, 4)
+    seen /= np.sqrt(np.square(seen).mean(-1, keepdims=True) + text.rms_norm_eps)
+    expected = (seen + of_token.reshape(1, 3, 4, 4)) / 2**0.5
+    np.testing.assert_allclose(got, np.moveaxis(expected, 2, 0), atol=1e-5)
 
 
 def test_speech_is_refused_by_name(model):
