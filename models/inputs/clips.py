@@ -18,7 +18,16 @@ from models.inputs.rgb import to_rgb
 from models.inputs.video_files import VIDEO_SUFFIXES, open_video
 from models.messages import show, show_path
 
-__all__ = ["ASSUMED_FPS", "Clip", "ReadClip", "Video", "Videos", "group_clips", "read_clip"]
+__all__ = [
+    "ASSUMED_FPS",
+    "Clip",
+    "ReadClip",
+    "Video",
+    "Videos",
+    "group_clips",
+    "is_clip_file",
+    "read_clip",
+]
 
 ASSUMED_FPS = 24
 """Frames per second where nothing says a clip's rate, as transformers assumes."""
@@ -241,6 +250,11 @@ def _read_frame(index: int, picture: Any) -> Image.Image:
         return read_picture(picture)
     except ValueError as error:
         raise ValueError(f"video: frame {index}: {error}") from error
+
+
+def is_clip_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of a video file, by its name, or of an animated picture."""
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES or _is_animated_file(path)
 
 
 def _is_animated_file(path: str | os.PathLike[str]) -> bool:

@@ -20,12 +20,17 @@ from models.messages import show
 from models.model import Model
 from vkq_jax.validation import whole_number
 
-__all__ = ["Visuals", "check_takes_clips", "clip_settings", "with_placeholders"]
+__all__ = ["Visuals", "check_takes_clips", "clip_settings", "takes_clips", "with_placeholders"]
+
+
+def takes_clips(config: ModelConfig) -> bool:
+    """Whether a model takes clips beside pictures."""
+    return family_of(config.model_type).processing().clips(config) is not None
 
 
 def check_takes_clips(config: ModelConfig) -> None:
     """Raises NotImplementedError for a model that takes pictures alone."""
-    if family_of(config.model_type).processing().clips(config) is None:
+    if not takes_clips(config):
         raise NotImplementedError(
             f"videos: {config.model_type} models take pictures alone; give frames as pictures, one "
             "<image> in the prompt for each"

@@ -10,18 +10,14 @@ import av
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 import models
-from models.families.registry import family_of
 from models.inputs.clip_processing import _crop
 from models.inputs.clips import group_clips, read_clip
 from models.inputs.video_files import open_video
-from models.layers.linear import Maker
-from models.model import Model
 from tests.goldens.clips import FILE
-from tests.support.clip_cases import CASES, clip, write_files
+from tests.support.clip_cases import CASES, clip, stand_in, write_files
 from tests.support.random_checkpoint import write_random_checkpoint
 from vkq_apps.cli.main import main
 from vkq_apps.evals.batches import in_batches, prepare
@@ -29,17 +25,6 @@ from vkq_apps.evals.datasets import read_data
 from vkq_apps.evals.samples import exchange_pictures
 
 LEVEL = 1 / 255
-
-
-def stand_in(folder, case):
-    """A model without weights, which `prepare` does not look at."""
-    folder.mkdir(exist_ok=True)
-    write_files(folder, case)
-    config = models.read_config(folder)
-    module = nnx.eval_shape(
-        lambda: family_of(config.model_type).build(config, Maker.create(nnx.Rngs(0)))
-    )
-    return dataclasses.replace(Model.from_module(module), source=str(folder))
 
 
 @pytest.fixture(scope="module")

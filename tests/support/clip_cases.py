@@ -1,5 +1,6 @@
 """Families with video: processor files of tiny models, and prompts with clips for each."""
 
+import dataclasses
 import json
 import string
 from collections.abc import Mapping
@@ -8,11 +9,16 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax import nnx
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
+from models.families.registry import family_of
+from models.layers.linear import Maker
+from models.loading import read_config
+from models.model import Model
 from tests.support.qwen_vl import config_json as qwen_config
 
-__all__ = ["CASES", "Case", "clip", "write_files"]
+__all__ = ["CASES", "Case", "clip", "stand_in", "write_files"]
 
 LETTERS = ["<unk>", "<pad>", *sorted(string.printable)]
 SPECIAL = (
@@ -378,3 +384,14 @@ def write_files(folder: Path, case: Case) -> None:
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
+
+
+def stand_in(folder: Path, case: Case) -> Model:
+    """A model without weights, which `prepare` does not look at."""
+    folder.mkdir(exist_ok=True)
+    write_files(folder, case)
+    config = read_config(folder)
+    module = nnx.eval_shape(
+        lambda: family_of(config.model_type).build(config, Maker.create(nnx.Rngs(0)))
+    )
+    return dataclasses.replace(Model.from_module(module), source=str(folder))

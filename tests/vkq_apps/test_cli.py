@@ -23,8 +23,8 @@ from models.layers.rope import RopeConfig, RopeKind
 from tests.support.command import run
 from tests.support.tiny_llava import CONFIG, WINDOWED, tiny_model
 from vkq_apps.cli.app import COMMANDS
-from vkq_apps.cli.calibrate import _read_prompts
 from vkq_apps.cli.room import check_room
+from vkq_apps.cli.sample_folder import read_prompts
 
 LINEAR = RopeConfig(head_dim=16, max_length=512, kind=RopeKind.LINEAR, factor=4.0)
 ASK = ["generate", "--model", "tiny", "--image", "x", "--prompt", "y"]
@@ -249,7 +249,7 @@ def test_calibrating_codes_checks_room_and_pictures_before_it_loads_a_model(
 def test_questions_of_a_file_as_windows_writes_it(tmp_path):
     file = tmp_path / "questions.txt"
     file.write_text("What is it?\r\n\r\nWhere?\r\n", encoding="utf-8-sig", newline="")
-    assert _read_prompts(file) == ["What is it?", "Where?"]
+    assert read_prompts(file) == ["What is it?", "Where?"]
 
 
 @pytest.mark.parametrize(
@@ -260,6 +260,9 @@ def test_questions_of_a_file_as_windows_writes_it(tmp_path):
         ([*ASK, "--num-frames", "2"], "--num-frames=2: expected a clip (--video) beside it"),
         ([*ASK[:3], "--video", "x", "--prompt", "y"], "llava models take pictures alone"),
         (["chat", "--model", "tiny", "--num-frames", "2"], "llava models take pictures alone"),
+        (["inspect", *ASK[1:3], "--prompt", "y", "--out", "z"], "expected a picture or a clip"),
+        (["inspect", *ASK[1:3], "--video", "x", "--prompt", "y", "--out", "z"], "pictures alone"),
+        (["calibrate-scores", *ASK[1:3], "--prompt", "y", "--out", "z"], "a picture or a clip"),
         (["nonsense"], "No such command"),
         (["chat", "--model", "tiny", "--quant", "vkq-1bit/9=none"], "expected layers in [-6, 6)"),
         (["demo", "--quant"], "'--quant' requires an argument; see `vkq demo --help`"),

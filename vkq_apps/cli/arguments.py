@@ -60,7 +60,7 @@ ModelOption = Annotated[
     ),
 ]
 ImageOption = Annotated[
-    list[Path], typer.Option(metavar="FILE", help="Picture file; repeat for several.")
+    list[Path] | None, typer.Option(metavar="FILE", help="Picture file; repeat for several.")
 ]
 VideoOption = Annotated[
     list[Path] | None,

@@ -18,6 +18,7 @@ from models.sharding.placing import place_tables
 from vkq_apps.answering import Answer, ask
 from vkq_apps.cli.arguments import (
     PRESETS,
+    ImageOption,
     JsonOption,
     MeshOption,
     ModelOption,
@@ -78,9 +79,7 @@ def demo(quant: QuantOption = DEFAULT_PRESET, json: JsonOption = False) -> None:
 def generate(
     model: ModelOption,
     prompt: PromptOption,
-    image: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Picture file; repeat for several.")
-    ] = None,
+    image: ImageOption = None,
     video: VideoOption = None,
     video_fps: VideoFpsOption = None,
     num_frames: NumFramesOption = None,

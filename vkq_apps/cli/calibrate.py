@@ -1,55 +1,53 @@
-"""`vkq calibrate`: tables of codes for a model, from a folder of pictures."""
+"""`vkq calibrate`: tables of codes for a model, from a folder of pictures and clips."""
 
 import hashlib
-import itertools
 import shutil
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import typer
 
 import models
 import vkq_jax
+from models import Clip
 from vkq_apps.bench.results_file import source_digest
 from vkq_apps.cli.arguments import (
     JsonOption,
     MeshOption,
     ModelOption,
+    NumFramesOption,
     check_before_loading,
+    check_clips,
     load_model,
 )
 from vkq_apps.cli.console import log, out, print_json
 from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.hosts import check_mesh_of, on_all_hosts
+from vkq_apps.cli.sample_folder import asked, read_folder, read_prompts
 from vkq_apps.cli.sample_prompts import AnswerTokensOption, BatchSizeOption, batches_of
 from vkq_apps.evals.checkpoint_digest import files_digest
 from vkq_apps.evals.progress import progress
 from vkq_apps.evals.synthetic import is_recipe_folder
 from vkq_apps.outputs import check_stored_place
 from vkq_apps.recipe import check_recipe
-from vkq_apps.text_files import read_text
 from vkq_jax.files.atomic_write import reserved
 from vkq_jax.sharding.hosts import spans_hosts
 
 __all__ = ["calibrate"]
-
-PROMPTS = (
-    "describe the picture.",
-    "what is written in the picture?",
-    "how many things are there, and where?",
-)
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
 
 def calibrate(
     model: ModelOption,
     images: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Pictures like those to come; a few dozen do."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Pictures like those to come, a few dozen; clips, too, where the model takes "
+            "them: video files and animated GIF, WebP and PNG files.",
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -69,8 +67,9 @@ def calibrate(
     ] = "all",
     samples: Annotated[
         int,
-        typer.Option(min=1, metavar="N", callback=check_count, help="Most pictures to look at."),
+        typer.Option(min=1, metavar="N", callback=check_count, help="Most of them to see."),
     ] = 128,
+    num_frames: NumFramesOption = None,
     max_new_tokens: AnswerTokensOption = 24,
     batch_size: BatchSizeOption = 16,
     seed: Annotated[
@@ -90,9 +89,9 @@ def calibrate(
 ) -> None:
     """Fits codebooks and dictionaries to a model's own keys, values and queries.
 
-    The model answers questions about the pictures at full precision; then plans of equal bits are
-    compared on its own answers, and the best is kept for each preset. The embedded model ("tiny")
-    and others that its recipe trained take pictures of that recipe if no folder is given.
+    The model answers questions about pictures and clips at full precision; then plans of equal bits
+    are compared on its own answers, and the best is kept for each preset. The embedded model
+    ("tiny") and others that its recipe trained take pictures of that recipe if no folder is given.
     """
     started = time.perf_counter()
     names = _names(quant)
@@ -107,24 +106,37 @@ def calibrate(
     several = jax.process_count() > 1
     if resume and several:
         raise ValueError("--resume: expected one host, whose parts alone are gone on from")
-    questions = _read_prompts(prompts)
+    questions = read_prompts(prompts)
     if images is None:
         check_recipe("--images FOLDER, with pictures of your own")
         from vkq_apps.training.heldout import calibration_questions  # not in the wheel
 
-        files, pairs = [], calibration_questions(samples, seed=seed)
+        visuals, pairs = [], calibration_questions(samples, seed=seed)
     else:
-        files = _pictures(images)[:samples]
-        pairs = _asked(files, questions)
+        visuals = read_folder(images, models.read_config(model))[:samples]
+        pairs = asked(visuals, questions)
+    clips = [visual for visual in visuals if isinstance(visual, Clip)]
+    pictures = [visual for visual in visuals if not isinstance(visual, Clip)]
+    files = [*pictures, *(Path(str(clip.frames)) for clip in clips)]
+    if num_frames is not None and not clips:
+        raise ValueError(f"--num-frames={num_frames}: expected a clip in --images, got none")
     with on_all_hosts() as alike:
         check_mesh_of(model, mesh)
-        check_before_loading(model, files, questions, per_prompt=1, max_new_tokens=max_new_tokens)
+        check_before_loading(
+            model,
+            pictures,
+            [question for _, question in pairs],
+            per_prompt=1 if pictures else 0,
+            max_new_tokens=max_new_tokens,
+        )
+        if clips:
+            check_clips(models.read_config(model), clips)
         loaded = load_model(model, mesh=mesh)
         alike |= {
             "weights": lambda: files_digest(loaded),
             "pictures": lambda: [hashlib.sha256(file.read_bytes()).digest() for file in files],
             "questions": lambda: [question for _, question in pairs],
-            "options": lambda: (names, max_new_tokens, batch_size, seed),
+            "options": lambda: (names, max_new_tokens, batch_size, seed, num_frames),
         }
     found: dict[str, list[float]] = {}
     part, first = out_file.with_name(f"{out_file.name}.part"), jax.process_index() == 0
@@ -133,7 +145,7 @@ def calibrate(
             shutil.rmtree(part, ignore_errors=True)
         codes = models.calibrate_codes(
             loaded,
-            batches_of(loaded, pairs, batch_size),
+            batches_of(loaded, pairs, batch_size, num_frames=num_frames),
             presets=names,
             max_new_tokens=max_new_tokens,
             seed=seed,
@@ -179,30 +191,3 @@ def _names(quant: str) -> list[str]:
         if name not in known:
             raise ValueError(f"--quant: expected some of {', '.join(known)}, got {name!r}")
     return names
-
-
-def _read_prompts(file: Path | None) -> Sequence[str]:
-    if file is None:
-        return PROMPTS
-    try:
-        lines = [line.strip() for line in read_text(file).splitlines()]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--prompts: {error}") from error
-    found = [line for line in lines if line]
-    if not found:
-        raise ValueError(f"--prompts: expected a question a line in {file}, got none")
-    return found
-
-
-def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise ValueError(f"--images: expected a folder of pictures, {folder} is none")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
-    if not found:
-        raise ValueError(f"--images: expected pictures ({', '.join(_PICTURES)}) in {folder}")
-    return found
-
-
-def _asked(pictures: Sequence[Path], questions: Sequence[str]) -> list[tuple[Any, str]]:
-    """Each picture with one question, the questions in turn."""
-    return list(zip(pictures, itertools.cycle(questions), strict=False))

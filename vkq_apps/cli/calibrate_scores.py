@@ -15,9 +15,14 @@ from models import Inputs
 from vkq_apps.cli.arguments import (
     JsonOption,
     ModelOption,
+    NumFramesOption,
     QuantizeAtOption,
     QuantOption,
+    VideoFpsOption,
+    VideoOption,
     check_before_loading,
+    check_clips,
+    check_visuals,
     load_model,
 )
 from vkq_apps.cli.console import log, out, print_json
@@ -37,22 +42,26 @@ __all__ = ["calibrate_scores"]
 
 def calibrate_scores(
     model: ModelOption,
-    image: Annotated[
-        list[Path], typer.Option(metavar="FILE", help="Sample picture; repeat for several.")
-    ],
     prompt: Annotated[
         list[str],
         typer.Option(metavar="TEXT", help="Sample question, or prompt; repeat for several."),
     ],
     out_file: TablesOutOption,
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Sample picture; repeat for several.")
+    ] = None,
+    video: VideoOption = None,
+    video_fps: VideoFpsOption = None,
+    num_frames: NumFramesOption = None,
     quant: QuantOption = "calibquant-1bit",
     quantize_at: QuantizeAtOption = "prompt",
     max_new_tokens: AnswerTokensOption = 16,
     batch_size: BatchSizeOption = 8,
     json: JsonOption = False,
 ) -> None:
-    """Calibrates visual scores once, asking each question about each picture."""
+    """Calibrates visual scores once, asking each question about each picture and clip."""
     started = time.perf_counter()
+    clips = check_visuals(image, video, video_fps, num_frames)
     codes = parse_codes(quant)
     named = codes.named if isinstance(codes, vkq_jax.PerLayer) else (codes,)
     calibrations = {vkq_jax.resolve(own).calibration for own in named} - {None}
@@ -62,13 +71,17 @@ def calibrate_scores(
             f"--quant: expected a preset that calibrates scores ({known}), got {quant!r}"
         )
     check_stored_place(out_file, "score map", "vkq calibrate-scores")
-    check_before_loading(model, image, prompt, per_prompt=1, max_new_tokens=max_new_tokens)
+    check_before_loading(
+        model, image or [], prompt, per_prompt=1 if image else 0, max_new_tokens=max_new_tokens
+    )
+    if clips:
+        check_clips(models.read_config(model), clips)
     loaded = load_model(model)
-    pairs = list(itertools.product(image, prompt))
+    pairs = list(itertools.product([*(image or []), *clips], prompt))
     with progress(log, "prompts") as show:
 
         def batches() -> Iterator[Inputs]:
-            for inputs in batches_of(loaded, pairs, batch_size):
+            for inputs in batches_of(loaded, pairs, batch_size, num_frames=num_frames):
                 shape = inputs.prompt_shape
                 check_room(
                     loaded.config,

@@ -14,7 +14,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'vkq generate --model FOLDER --video frames --video-fps 2 --prompt "What happens?"',
     ),
     "chat": ("vkq chat --model tiny --image receipt.png", "vkq chat --model FOLDER --text-bits 8"),
-    "inspect": (f"vkq inspect {_PHOTO} --out report",),
+    "inspect": (
+        f"vkq inspect {_PHOTO} --out report",
+        'vkq inspect --model FOLDER --video clip.mp4 --prompt "What happens?" --out report',
+    ),
     "calibrate": (
         "vkq calibrate --model FOLDER --images photos --out FOLDER/vkq_tables.safetensors",
         "vkq calibrate --model tiny --quant vkq-1bit --out tables.safetensors",

@@ -2,18 +2,19 @@
 
 import json as jsonlib
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from PIL import Image
 from rich.table import Table
 
-from models import Inputs, Model, Sampling
+from models import Clip, Inputs, Model, Sampling
 from models.calibration.attached import find_codes
 from models.families.registry import family_of
+from models.inputs.clips import read_clip
 from models.inputs.images import read_picture
 from models.inputs.processor import processor_of
 from models.vision.vit import VitConfig
@@ -22,8 +23,12 @@ from vkq_apps.cli.arguments import (
     ImageOption,
     JsonOption,
     ModelOption,
+    NumFramesOption,
     PromptOption,
     QuantOption,
+    VideoFpsOption,
+    VideoOption,
+    check_visuals,
     describe_images,
     load_and_prepare,
 )
@@ -48,15 +53,19 @@ __all__ = ["inspect"]
 
 ARRAYS = "arrays.npz"
 _PAGE_SIDE = 512  # pixels of a picture on the page
+_FRAMES_SHOWN = 4  # of each clip
 
 
 def inspect(
     model: ModelOption,
-    image: ImageOption,
     prompt: PromptOption,
     out_folder: Annotated[
         Path, typer.Option("--out", metavar="FOLDER", help="Folder for plots and figures.")
     ],
+    image: ImageOption = None,
+    video: VideoOption = None,
+    video_fps: VideoFpsOption = None,
+    num_frames: NumFramesOption = None,
     quant: QuantOption = "vkq-1bit",
     max_new_tokens: Annotated[
         int,
@@ -71,13 +80,22 @@ def inspect(
 ) -> None:
     """Plots channel ranges, errors, attention before and after coding, and bits of each token.
 
-    report.html in the folder shows all plots on one page, with the picture and both answers. Maps
-    over the picture are drawn where each visual token is one patch of it.
+    report.html in the folder shows all plots on one page, with the pictures, some frames of each
+    clip, and both answers. Maps over a picture are drawn where each visual token is one patch of
+    it.
     """
     started = time.perf_counter()
+    clips = check_visuals(image, video, video_fps, num_frames)
     asked = parse_codes(quant)  # before anything is loaded
     check_replaceable(out_folder)
-    loaded, prompt, inputs = load_and_prepare(model, image, prompt, max_new_tokens=max_new_tokens)
+    loaded, prompt, inputs = load_and_prepare(
+        model,
+        image or [],
+        prompt,
+        videos=clips,
+        num_frames=num_frames,
+        max_new_tokens=max_new_tokens,
+    )
     codes, tables = find_codes(loaded, asked)
     quantize_at = "prompt" if loaded.visual_depends_on_question else "image"
     compiling = None if json else partial(compiling_for, inputs)
@@ -100,7 +118,8 @@ def inspect(
         record = {
             "written_by": WRITTEN_BY,
             "model": model,
-            "image": describe_images(image),
+            "image": describe_images(image or []),
+            "video": describe_images(video or []),
             "prompt": prompt,
             "quant": quant,
             "quantize_at": quantize_at,
@@ -112,8 +131,9 @@ def inspect(
         # Here and not above, because this import takes a second.
         from vkq_apps.inspection.plots.write import write_plots
 
-        vision = _tower(loaded)
-        pictures = _given_pictures(image)
+        vision = None if clips else _tower(loaded)
+        pictures = [_for_page(read_picture(file)) for file in image or []]
+        pictures += [_for_page(frame) for clip in clips for frame in _some_frames(clip)]
         if vision is not None:
             pictures = list(_seen_pictures(loaded, inputs, vision))
         plots = write_plots(
@@ -161,14 +181,19 @@ def _seen_pictures(model: Model, inputs: Inputs, vision: VitConfig) -> np.ndarra
     return seen_pictures(np.asarray(inputs.pixel_values), np.asarray(mean), np.asarray(std), vision)
 
 
-def _given_pictures(files: Sequence[Path]) -> list[np.ndarray]:
-    """Pictures as they are in their files, small enough for a page."""
-    found = []
-    for file in files:
-        picture = read_picture(file)
-        picture.thumbnail((_PAGE_SIDE, _PAGE_SIDE))
-        found.append(np.asarray(picture))
-    return found
+def _for_page(picture: Image.Image) -> np.ndarray:
+    """A picture as it is in its file, small enough for a page."""
+    picture.thumbnail((_PAGE_SIDE, _PAGE_SIDE))
+    return np.asarray(picture)
+
+
+def _some_frames(clip: Clip) -> list[Image.Image]:
+    """A few frames from the first to the last."""
+
+    def choose(total: int, fps: float | None) -> list[int]:
+        return np.linspace(0, total - 1, min(total, _FRAMES_SHOWN)).round().astype(int).tolist()
+
+    return read_clip(clip, choose).frames
 
 
 def _tower(model: Model) -> VitConfig | None:
