@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import pallas_kernels
 from models.calibration.attached import ModelTables
 from models.calibration.fitting import CodeFitter
 from models.calibration.folder import CalibrationFolder, digest_of
@@ -43,6 +44,7 @@ def calibrate_codes(
     max_new_tokens: int = 16,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
+    implementation: str | None = None,
     on_batch: Callable[[int], None] = lambda prompts: None,
     on_plan: Callable[[str, int], None] = lambda name, number: None,
     on_preset: Callable[[str, Sequence[float]], None] = lambda name, divergence: None,
@@ -64,13 +66,15 @@ def calibrate_codes(
         folder: where samples and tables are kept as they are found. A call with the same model and
             arguments takes them from there, for instance after a kill; files are never removed.
             None on several hosts.
+        implementation: of attention over the cache and of coding, as for `models.generate`.
         on_batch: is told the number of prompts of each batch that is read.
         on_plan: is told the preset and the number of each plan that has its tables.
         on_preset: is told each preset and the KL of its plans, of which the least is taken, see
             `vkq_jax.settings.presets.calibrated_presets`.
 
     Raises:
-        ValueError: no presets or an unknown one, no prompts, or a prompt without an image.
+        ValueError: no presets or an unknown one, no prompts, a prompt without an image, or an
+            unknown implementation.
     """
     names = list(calibrated_presets) if presets is None else list(presets)
     known = ", ".join(calibrated_presets)
@@ -79,6 +83,7 @@ def calibrate_codes(
     for name in names:
         if name not in calibrated_presets:
             raise ValueError(f"presets: expected some of {known}, got {show(name)}")
+    pallas_kernels.choose_implementation(implementation)
     kept, mark = CalibrationFolder(folder), fingerprint(model)
     batches = _read(inputs, on_batch)
     judges: list[Inputs] = []
@@ -89,7 +94,13 @@ def calibrate_codes(
     first = next(batches, None)
     sampled = iter(judges) if first is None else itertools.chain([first], batches)
     samples, digest = gather_samples(
-        model, sampled, tokens=tokens, max_new_tokens=max_new_tokens, seed=seed, kept=kept
+        model,
+        sampled,
+        tokens=tokens,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        kept=kept,
+        implementation=implementation,
     )
     fitters = [CodeFitter(own, seed) for own in samples]
     plans: dict[str, list[tuple[KVQuantConfig, ModelTables]]] = {name: [] for name in names}
@@ -100,7 +111,10 @@ def calibrate_codes(
             on_plan(name, number)
     # The only plan of a preset needs no judge.
     rivals = [plan for some in plans.values() if len(some) > 1 for plan in some]
-    judged = iter(divergences(model, judges, rivals, steps=max_new_tokens, kept=kept))
+    divergence_of = functools.partial(
+        divergences, model, steps=max_new_tokens, kept=kept, implementation=implementation
+    )
+    judged = iter(divergence_of(judges, rivals))
     chosen = []
     for name, some in plans.items():
         divergence = [next(judged) for _ in some] if len(some) > 1 else [0.0]
@@ -118,6 +132,7 @@ def gather_samples(
     max_new_tokens: int,
     seed: int,
     kept: CalibrationFolder,
+    implementation: str | None = None,
 ) -> tuple[tuple[CodeSamples, ...], str]:
     """Samples of all batches together, and a digest of all that they depend on.
 
@@ -127,7 +142,7 @@ def gather_samples(
     mark, key, samples, digests = fingerprint(model), jax.random.key(seed), [], []
     for number, batch in enumerate(inputs):
         check_answer_fits(model, batch, max_new_tokens)
-        digests.append(digest_of(mark, batch, number, seed, tokens, max_new_tokens))
+        digests.append(digest_of(mark, batch, number, seed, tokens, max_new_tokens, implementation))
         make = functools.partial(
             sample_codes,
             model,
@@ -136,6 +151,7 @@ def gather_samples(
             tokens=tokens,
             steps=max_new_tokens,
             stop_tokens=model.config.eos_token_ids,
+            implementation=implementation,
         )
         samples.append(kept.samples(digests[-1], make))
     joined = tuple(_join(of_kind, seed) for of_kind in zip(*samples, strict=True))

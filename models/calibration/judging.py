@@ -28,6 +28,7 @@ def divergences(
     *,
     steps: int,
     kept: CalibrationFolder,
+    implementation: str | None = None,
 ) -> list[float]:
     """Each plan's mean KL of the next token, in nats, along the model's own answers.
 
@@ -38,13 +39,15 @@ def divergences(
         plans: codes with their tables, if they have any.
         steps: most tokens of an answer.
         kept: has what was measured before.
+        implementation: of attention over the cache and of coding, as for `prefill`.
     """
     if not plans:
         return []
     totals = np.zeros(1 + len(plans))  # positions, then each plan's sum
     for inputs in batches:
-        digest = digest_of(fingerprint(model), inputs, steps, plans)
-        totals += kept.numbers(digest, functools.partial(_judge, model, inputs, plans, steps))
+        digest = digest_of(fingerprint(model), inputs, steps, plans, implementation)
+        judge = functools.partial(_judge, model, inputs, plans, steps, implementation)
+        totals += kept.numbers(digest, judge)
     return (totals[1:] / totals[0]).tolist()
 
 
@@ -53,6 +56,7 @@ def _judge(
     inputs: Inputs,
     plans: Sequence[tuple[KVQuantConfig, ModelTables]],
     steps: int,
+    implementation: str | None,
 ) -> list[float]:
     """Positions of the answers to one batch, and the KL of each plan summed over them."""
     images, question = (
@@ -61,7 +65,7 @@ def _judge(
     assert images is not None
     owner = place_shared(model.mesh, jnp.arange(len(inputs.mask), dtype=jnp.int32))
     room = inputs.prompt_shape.text + steps
-    evaluated = EvaluatedModel(model)
+    evaluated = EvaluatedModel(model, implementation)
     reading = evaluated.read(images, question, owner, cache_length=room)
     own = evaluated.answer(reading.prompted, steps, steps=steps)
     exact = evaluated.follow(reading.prompted, own.tokens, own.lengths)

@@ -33,6 +33,7 @@ def observe_answers[T](
     add: Callable[[T, Any, Bool[Array, "B"]], T],
     start: T,
     tables: OwnTables = None,
+    implementation: str | None = None,
 ) -> tuple[T, AnyCache]:
     """Adds up what is observed over the queries of the answers, to be traced.
 
@@ -50,6 +51,7 @@ def observe_answers[T](
         add: `(sum, observed, active) -> sum`, where active says whose token was fed.
         start: the sum before any.
         tables: offline tables of the codes.
+        implementation: of attention over the cache and of coding, as for `prefill`.
 
     Returns:
         The sum, and the cache at the end.
@@ -58,14 +60,23 @@ def observe_answers[T](
     if quantize_at == "image":
         images, question = split_after_images(inputs)
     length = inputs.prompt_shape.text + steps
-    logits, cache = prefill(model, images, quant=quant, cache_length=length, tables=tables)
+    logits, cache = prefill(
+        model,
+        images,
+        quant=quant,
+        cache_length=length,
+        tables=tables,
+        implementation=implementation,
+    )
     fixed = cache.fixed()  # beside the carry: they never change
     stops = jnp.asarray(stop_tokens, jnp.int32)
 
     def feed(carry, token, active):
         logits, cache, total = carry
         cache = cache.with_fixed(fixed)
-        after, cache, seen = observed_step(model, token, cache, active, observe=observe)
+        after, cache, seen = observed_step(
+            model, token, cache, active, observe=observe, implementation=implementation
+        )
         logits = jnp.where(active[:, None], after, logits)
         return logits, cache.without_fixed(), add(total, seen, active)
 

@@ -63,7 +63,7 @@ class CodeSamples:
         return self.query_moment / weight[..., None, None]
 
 
-@partial(jax.jit, static_argnames=("tokens", "steps", "stop_tokens"))
+@partial(jax.jit, static_argnames=("tokens", "steps", "stop_tokens", "implementation"))
 def sample_codes(
     model: Model,
     inputs: Inputs,
@@ -72,6 +72,7 @@ def sample_codes(
     tokens: int,
     steps: int,
     stop_tokens: tuple[int, ...],
+    implementation: str | None = None,
 ) -> tuple[CodeSamples, ...]:
     """Answers a batch of prompts at full precision and keeps what calibration needs.
 
@@ -80,6 +81,7 @@ def sample_codes(
         key: PRNG key of the tokens to keep.
         tokens: how many tokens of each sequence to keep, n = B * tokens.
         steps: most tokens of an answer. stop_tokens: ids that end one.
+        implementation: of attention over the cache, as for `prefill`.
 
     Returns:
         Samples of each kind of `models.text.coded_layers.coded_layers`.
@@ -114,6 +116,7 @@ def sample_codes(
             _nothing(kind, len(inputs.mask), shape.cross if text.cross_layers else shape.visual)
             for kind in kinds
         ),
+        implementation=implementation,
     )
     parts = cache.parts
     if isinstance(cache, LayeredCache) and cache.cross:

@@ -8,6 +8,7 @@ import re
 import resource
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -246,6 +247,26 @@ def test_calibrating_codes_checks_room_and_pictures_before_it_loads_a_model(
     assert message in err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("name", "taken", "layers_apart"), [("auto", None, None), ("xla", "xla", False)]
+)
+def test_codes_are_calibrated_by_the_implementation_that_is_asked_for(
+    capsys, monkeypatch, tmp_path, name, taken, layers_apart
+):
+    asked: dict[str, Any] = {}
+
+    def calibrate_codes(model, inputs, **options):
+        raise ValueError(f"calibrated by {options['implementation']}")
+
+    monkeypatch.setattr("models.load", lambda folder, **options: asked.update(options))
+    monkeypatch.setattr("models.calibrate_codes", calibrate_codes)
+    ask = ["calibrate", "--model", "tiny", "--out", str(tmp_path / "x")]
+    code, _, err = run(capsys, *ask, "--samples", "1", "--implementation", name)
+    assert code == 2
+    assert err.splitlines()[-1] == f"vkq: error: calibrated by {taken}"
+    assert asked["layers_apart"] is layers_apart
+
+
 def test_questions_of_a_file_as_windows_writes_it(tmp_path):
     file = tmp_path / "questions.txt"
     file.write_text("What is it?\r\n\r\nWhere?\r\n", encoding="utf-8-sig", newline="")
@@ -267,6 +288,10 @@ def test_questions_of_a_file_as_windows_writes_it(tmp_path):
         (["chat", "--model", "tiny", "--quant", "vkq-1bit/9=none"], "expected layers in [-6, 6)"),
         (["demo", "--quant"], "'--quant' requires an argument; see `vkq demo --help`"),
         (["calibrate", "--model", "tiny", "--quant", ","], "--quant: expected all, or some of"),
+        (
+            ["calibrate", "--model", "tiny", "--implementation", "fast"],
+            "implementation must be auto, mosaic_gpu, xla, reference, got 'fast'",
+        ),
         (["eval", "--quant", ","], "--quant: expected names of presets with commas between"),
         (["generate", "--model", "tiny", "--image", "/", "--prompt", "y"], "got the folder /"),
         (["demo", "--quant", "vkq-7bit"], "unknown preset 'vkq-7bit'"),

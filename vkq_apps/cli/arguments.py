@@ -17,6 +17,7 @@ from models.generation.generate import QuantizeAt
 from models.inputs.clips import read_clip
 from models.inputs.images import read_picture
 from models.inputs.visuals import check_takes_clips
+from pallas_kernels import IMPLEMENTATIONS
 from vkq_apps.cli.console import log, stage
 from vkq_apps.cli.counts import check_count
 from vkq_apps.cli.hosts import HOSTS_HELP, check_mesh
@@ -28,6 +29,7 @@ from vkq_jax.cache.text_bank import TextBits, check_text_bits
 __all__ = [
     "PRESETS",
     "ImageOption",
+    "ImplementationOption",
     "JsonOption",
     "MeshOption",
     "ModelOption",
@@ -104,6 +106,15 @@ QuantizeAtOption = Annotated[
     QuantizeAt, typer.Option(help="Code images after the whole prompt, or before the question.")
 ]
 
+ImplementationOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help=f"Attention over the cache and coding: auto or {', '.join(IMPLEMENTATIONS)}. With xla "
+        "a GPU has the layers in stacks and the cache's layout of a CPU; programs compile in a "
+        "fraction of the time.",
+    ),
+]
 TablesOption = Annotated[
     Path | None,
     typer.Option(

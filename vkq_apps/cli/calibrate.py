@@ -13,8 +13,10 @@ import typer
 import models
 import vkq_jax
 from models import Clip
+from vkq_apps.bench.options import implementation_of
 from vkq_apps.bench.results_file import source_digest
 from vkq_apps.cli.arguments import (
+    ImplementationOption,
     JsonOption,
     MeshOption,
     ModelOption,
@@ -84,6 +86,7 @@ def calibrate(
             "starts anew.",
         ),
     ] = False,
+    implementation: ImplementationOption = "auto",
     mesh: MeshOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -94,7 +97,7 @@ def calibrate(
     ("tiny") and others that its recipe trained take pictures of that recipe if no folder is given.
     """
     started = time.perf_counter()
-    names = _names(quant)
+    names, chosen = _names(quant), implementation_of(implementation)
     if images is None and model != "tiny" and not is_recipe_folder(Path(model)):
         raise ValueError(
             "--images: expected a folder of pictures (only models that the recipe trained, such as "
@@ -131,12 +134,12 @@ def calibrate(
         )
         if clips:
             check_clips(models.read_config(model), clips)
-        loaded = load_model(model, mesh=mesh)
+        loaded = load_model(model, mesh=mesh, layers_apart=False if chosen == "xla" else None)
         alike |= {
             "weights": lambda: files_digest(loaded),
             "pictures": lambda: [hashlib.sha256(file.read_bytes()).digest() for file in files],
             "questions": lambda: [question for _, question in pairs],
-            "options": lambda: (names, max_new_tokens, batch_size, seed, num_frames),
+            "options": lambda: (names, max_new_tokens, batch_size, seed, num_frames, chosen),
         }
     found: dict[str, list[float]] = {}
     part, first = out_file.with_name(f"{out_file.name}.part"), jax.process_index() == 0
@@ -150,6 +153,7 @@ def calibrate(
             max_new_tokens=max_new_tokens,
             seed=seed,
             folder=None if several else part / source_digest(),
+            implementation=chosen,
             on_batch=lambda done: show("answering", done, len(pairs)),
             on_plan=lambda name, number: log.print(f"{name}: plan {number} has its tables"),
             on_preset=lambda name, kl: found.update({name: [float(x) for x in kl]}),

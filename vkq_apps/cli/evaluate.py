@@ -6,9 +6,9 @@ from typing import Annotated
 import jax
 import typer
 
-from pallas_kernels import IMPLEMENTATIONS
 from vkq_apps.bench.options import implementation_of
 from vkq_apps.cli.arguments import (
+    ImplementationOption,
     JsonOption,
     MeshOption,
     ModelOption,
@@ -112,15 +112,7 @@ def evaluate(
         int,
         typer.Option(min=1, metavar="N", callback=check_count, help="Questions answered at once."),
     ] = 16,
-    implementation: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help=f"Attention over the cache and coding: auto or {', '.join(IMPLEMENTATIONS)}. With "
-            "xla a GPU has the layers in stacks and the cache's layout of a CPU; programs "
-            "compile in a fraction of the time.",
-        ),
-    ] = "auto",
+    implementation: ImplementationOption = "auto",
     results: Annotated[
         Path | None,
         typer.Option(
