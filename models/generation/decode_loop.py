@@ -190,7 +190,7 @@ def _emitter(model: Model, state: DecodeState, consume: bool) -> Callable[..., A
     """The compiled loop for this call: an inner jit takes no options, and donates nothing."""
     if is_traced((model, state, jnp.zeros(()))):
         return emit_tokens
-    options = gpu_options(model.mesh)
+    options = gpu_options(model.mesh, len(state.done))
     if options is not None:
         return _emit_on_gpu(tuple(options.items()), consume)
     return emit_tokens_in_place if consume else emit_tokens

@@ -48,9 +48,9 @@ def test_decoding_in_place_consumes_all_but_visual_banks_and_key(model):
 def test_options_for_gpus_change_no_token_and_no_outer_jit(model, monkeypatch):
     with monkeypatch.context() as on_gpu:
         on_gpu.setattr(jax, "default_backend", lambda: "gpu")
-        options = gpu_options(None)
+        options = gpu_options(None, 2)
     assert options
-    monkeypatch.setattr("models.generation.decode_loop.gpu_options", lambda mesh: options)
+    monkeypatch.setattr("models.generation.decode_loop.gpu_options", lambda mesh, batch: options)
     logits, cache = prefill(model, batch(*ROWS), quant=vkq_jax.resolve("vkq-1bit"), cache_length=16)
     state = DecodeState.start(logits, cache)
 
@@ -66,16 +66,25 @@ def test_options_for_gpus_change_no_token_and_no_outer_jit(model, monkeypatch):
 def test_two_devices_add_what_they_send_each_other(monkeypatch):
     """More devices sum as XLA does, and several hosts take none of its graphs."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    alone = gpu_options(None)
+    alone = gpu_options(None, 8)
     one, two, four = (
-        gpu_options(SimpleNamespace(shape={"data": 2, "kv_heads": heads, "group": group}))
+        gpu_options(SimpleNamespace(shape={"data": 2, "kv_heads": heads, "group": group}), 8)
         for heads, group in ((1, 1), (1, 2), (2, 2))
     )
     assert set(two) - set(one) == {"xla_gpu_unsupported_enable_all_reduce_decomposer"}
     assert one == four
     assert set(one) > set(alone)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert gpu_options(SimpleNamespace(shape={})) == alone
+    assert gpu_options(SimpleNamespace(shape={"data": 1}), 8) == alone
+
+
+def test_products_of_many_sequences_are_not_merged(monkeypatch):
+    """Those of each device count."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    mesh = SimpleNamespace(shape={"data": 4, "kv_heads": 1, "group": 1})
+    name = "xla_gpu_dot_merger_threshold_mb"
+    found = [name in gpu_options(*of) for of in ((None, 64), (None, 256), (mesh, 256))]
+    assert found == [True, False, True]
 
 
 def test_the_text_bank_does_not_exist_twice(model):

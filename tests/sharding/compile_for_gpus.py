@@ -112,7 +112,7 @@ def compile_programs(kind: str, mesh: str, quant: str, batch: int) -> None:
     )
     tokens = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=whole)
     step = jax.jit(decode_step).lower(model, tokens, cache)
-    step.compile(compiler_options=gpu_options(model.mesh))
+    step.compile(compiler_options=gpu_options(model.mesh, batch))
 
 
 def main() -> int:

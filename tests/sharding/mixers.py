@@ -5,7 +5,7 @@
 
 A step runs six mixers, without their MLPs, at the sizes of Qwen3.5-9B and random weights in
 bfloat16; a loop over steps carries their states, as a decode loop does. Each checkout is timed by a
-process of its own, twice and by turns, because it is the same GPU that they take.
+process of its own, one after the other on the same GPU.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import os
 import statistics
 import subprocess
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 import jax
@@ -27,7 +26,7 @@ from models.text.config import LinearAttentionConfig, TextConfig
 from models.text.linear_attention import LinearBlock, empty_states
 from vkq_apps.bench.timing import seconds_of_calls
 
-LAYERS, STEPS, REPEATS, TURNS = 6, 64, 9, 2
+LAYERS, STEPS, REPEATS = 6, 64, 15
 BATCHES = 1, 64
 LINEAR = LinearAttentionConfig(
     layers=tuple(range(LAYERS)),
@@ -104,16 +103,12 @@ def main() -> int:
     arguments = parser.parse_args()
     here = Path(__file__).parents[2]
     sides = {"before": (arguments.before, ["none"]), "now": (here, ["none", "data=1"])}
-    times: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for _ in range(TURNS):
-        for code, (folder, meshes) in sides.items():
-            for mesh, of_batches in timed_by(folder, meshes).items():
-                for batch, found in of_batches.items():
-                    times[code, mesh, batch] += found
     rows = [
         {"code": code, "mesh": mesh, "batch": int(batch), "step_ms": statistics.median(found)}
         | {"step_ms_range": [min(found), max(found)]}
-        for (code, mesh, batch), found in times.items()
+        for code, (folder, meshes) in sides.items()
+        for mesh, of_batches in timed_by(folder, meshes).items()
+        for batch, found in of_batches.items()
     ]
     record = {"command": "python -m tests.sharding.mixers", **provenance(), "rows": rows}
     arguments.out.write_text(json.dumps(record, indent=1))

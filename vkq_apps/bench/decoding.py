@@ -88,7 +88,7 @@ def measure_decoding[T](
         grown = jax.tree.map(
             lambda x, sharding: x.update(sharding=sharding), grown, making.output_shardings
         )
-    loop = jax.jit(run, donate_argnums=1, compiler_options=gpu_options(model.mesh))
+    loop = jax.jit(run, donate_argnums=1, compiler_options=gpu_options(model.mesh, batch))
     compiled = compile_ahead(loop, model, grown, short)
     full = jax.block_until_ready(making(given))
     nbytes, held = vkq_jax.cache_nbytes(full.cache), device_memory.in_use()
