@@ -287,6 +287,11 @@ def test_questions_of_a_file_as_windows_writes_it(tmp_path):
         (["nonsense"], "No such command"),
         (["chat", "--model", "tiny", "--quant", "vkq-1bit/9=none"], "expected layers in [-6, 6)"),
         (["demo", "--quant"], "'--quant' requires an argument; see `vkq demo --help`"),
+        (["generat"], "Did you mean 'generate'? See `vkq --help`"),
+        (
+            ["calibrate", "--model", "tiny", "--images", "/none", "--out", "z"],
+            "/none does not exist",
+        ),
         (["calibrate", "--model", "tiny", "--quant", ","], "--quant: expected all, or some of"),
         (
             ["calibrate", "--model", "tiny", "--implementation", "fast"],

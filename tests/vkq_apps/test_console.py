@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.status import Status
 
 from vkq_apps.cli import compiling, console
+from vkq_apps.evals.progress import resumable
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +45,20 @@ def test_a_terminal_shows_it_beside_the_spinner(monkeypatch):
         show("yes")
     assert updates == ["answering: compiling [3] ...", "answering: [bold]yes"]
     assert "answering" in shown.getvalue()
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, ValueError])
+def test_a_run_that_ends_early_says_what_it_left(tmp_path, failure):
+    shown = io.StringIO()
+    log = Console(file=shown, width=400)
+    with pytest.raises(failure), resumable(log, tmp_path / "none"):
+        raise failure
+    with pytest.raises(failure), resumable(log, None):
+        raise failure
+    assert shown.getvalue() == ""
+    with pytest.raises(failure), resumable(log, tmp_path):
+        raise failure
+    assert shown.getvalue() == f"{tmp_path} keeps what is done: --resume goes on from it\n"
+    with resumable(log, tmp_path):
+        shown.truncate(shown.seek(0))
+    assert shown.getvalue() == ""

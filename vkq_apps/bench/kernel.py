@@ -242,7 +242,7 @@ def require_gpu() -> None:
     """Raises NotImplementedError where the kernel cannot run."""
     reason = mosaic_gpu.device_reason()
     if reason:
-        raise NotImplementedError(reason)
+        raise NotImplementedError(f"{reason}; --check --emulate runs the small cases without one")
 
 
 def measure_cases(

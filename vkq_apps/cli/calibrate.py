@@ -31,7 +31,7 @@ from vkq_apps.cli.hosts import check_mesh_of, on_all_hosts
 from vkq_apps.cli.sample_folder import asked, read_folder, read_prompts
 from vkq_apps.cli.sample_prompts import AnswerTokensOption, BatchSizeOption, batches_of
 from vkq_apps.evals.checkpoint_digest import files_digest
-from vkq_apps.evals.progress import progress
+from vkq_apps.evals.progress import progress, resumable
 from vkq_apps.evals.synthetic import is_recipe_folder
 from vkq_apps.outputs import check_stored_place
 from vkq_apps.recipe import check_recipe
@@ -143,7 +143,11 @@ def calibrate(
         }
     found: dict[str, list[float]] = {}
     part, first = out_file.with_name(f"{out_file.name}.part"), jax.process_index() == 0
-    with reserved(out_file) if first else nullcontext(), progress(log, "prompts") as show:
+    with (
+        reserved(out_file) if first else nullcontext(),
+        resumable(log, part if first else None),
+        progress(log, "prompts") as show,
+    ):
         if not resume and first:
             shutil.rmtree(part, ignore_errors=True)
         codes = models.calibrate_codes(

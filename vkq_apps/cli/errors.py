@@ -61,7 +61,8 @@ def _words(error: BaseException) -> str:
         context = getattr(error, "ctx", None)
         command = "vkq" if context is None else context.command_path
         message = error.format_message()  # type: ignore[attr-defined]
-        return f"{message.rstrip('.')}; see `{command} --help`"
+        link = " See" if message.endswith("?") else "; see"
+        return f"{message.rstrip('.')}{link} `{command} --help`"
     if is_out_of_memory(error):
         return f"out of memory: {error}"
     if isinstance(error, RuntimeError | AssertionError) and _has_no_device():

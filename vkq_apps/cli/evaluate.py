@@ -26,7 +26,7 @@ from vkq_apps.evals.evaluation import Options, evaluate_model, marks_of
 from vkq_apps.evals.metrics import METRICS
 from vkq_apps.evals.plan import known_tasks, make_plan
 from vkq_apps.evals.plots import write_plots
-from vkq_apps.evals.progress import progress
+from vkq_apps.evals.progress import progress, resumable
 from vkq_apps.evals.records import log_path
 from vkq_apps.evals.settings import PLAIN, TEXT, preset_names, settings_of
 from vkq_apps.evals.table import results_tables
@@ -183,7 +183,8 @@ def evaluate(
             "weights": lambda: files_digest(loaded),
             "questions, codes and options": lambda: marks_of(plan, settings, options),
         }
-    with progress(log, "questions") as show:
+    place = None if results is None else log_path(results)
+    with resumable(log, place), progress(log, "questions") as show:
         record = evaluate_model(
             loaded, plan, settings, options, results=results, resume=resume, progress=show
         )

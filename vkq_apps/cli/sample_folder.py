@@ -51,7 +51,8 @@ def read_folder(folder: Path, config: ModelConfig) -> list[Path | Clip]:
         ValueError: no folder, or neither a picture nor a clip in it.
     """
     if not folder.is_dir():
-        raise ValueError(f"--images: expected a folder of pictures, {folder} is none")
+        problem = "is no folder" if folder.exists() else "does not exist"
+        raise ValueError(f"--images: expected a folder of pictures, {folder} {problem}")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     if not files:
         raise ValueError(

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["progress"]
+__all__ = ["progress", "resumable"]
 
 _SECONDS = 10.0
 
@@ -39,3 +40,14 @@ def progress(console: Console, what: str) -> Iterator[Callable[[str, int, int], 
             console.print(f"{stage}: {done} of {total} {what}, about {left:.0f} s left")
 
     yield show
+
+
+@contextmanager
+def resumable(console: Console, place: Path | None) -> Iterator[None]:
+    """Says of a run that ends early what it leaves at `place` for `--resume`, if it leaves any."""
+    try:
+        yield
+    except BaseException:  # Ctrl-C, too
+        if place is not None and place.exists():
+            console.print(f"{place} keeps what is done: --resume goes on from it", soft_wrap=True)
+        raise
