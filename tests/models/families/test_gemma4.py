@@ -136,6 +136,14 @@ def test_a_picture_is_answered_in_one_bit_and_its_cache_saved(model, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, cache)
 
 
+@pytest.mark.parametrize("place", [("all", 0), (0, 1), (1, 0), (1, 1)])
+def test_settings_of_heads_are_refused_where_layers_have_unlike_numbers_of_them(model, place):
+    inputs = models.prepare(model, prompts="what is this ?")
+    quant = vkq_jax.per_layer("vkq-1bit", {place: "none"})
+    with pytest.raises(NotImplementedError, match="whole layers for a model whose .* 2 or 1 KV"):
+        models.generate(model, inputs, quant=quant, max_new_tokens=1)
+
+
 def test_each_layer_s_own_inputs_are_those_of_the_token_and_of_its_embedding():
     text = Gemma4Config.from_hf(config_json()).text
     module = PerLayerEmbedding(text, text.per_layer_inputs, Maker.create(nnx.Rngs(0)))
