@@ -1,5 +1,6 @@
 """Prompts and pictures to `Inputs`."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ def prepare(
     prompts: str | Sequence[str] | None = None,
     images: Pictures = None,
     videos: Videos = None,
-    num_frames: int | None = None,
+    num_frames: int | Sequence[int | None] | None = None,
     later_turn: bool = False,
     **processor_output: Any,
 ) -> Inputs:
@@ -52,8 +53,8 @@ def prepare(
             pictures, the path of a video file, of a folder of frames or of an animated GIF, WebP or
             PNG file, or a `models.Clip` of one of these with its frames per second; one such entry,
             or a list of them, or None, for each prompt. With one prompt, the list of its clips.
-        num_frames: frames that the model is shown of each clip; by default those that the
-            checkpoint's settings ask for, else all.
+        num_frames: frames that the model is shown of each clip, or of the clips of each prompt; by
+            default, or where it is None, those that the checkpoint's settings ask for, else all.
         later_turn: the prompts follow finished answers, as `chat_prompt(..., later_turn=True)`
             writes them: tokens are those of the text alone, as they are behind an answer.
         **processor_output: instead of the above, `input_ids`, `attention_mask`, `pixel_values` and
@@ -82,9 +83,7 @@ def prepare(
     texts, single = _texts(prompts), isinstance(prompts, str)
     pictures = group_by_prompt(images, texts, single=single)
     clips = group_clips(videos, texts, single=single)
-    if num_frames is not None and not any(clips):
-        raise ValueError(f"num_frames={show(num_frames)}: expected videos beside it, got none")
-    return _process(model, texts, pictures, clips, num_frames, later_turn)
+    return _process(model, texts, pictures, clips, _counts(num_frames, clips), later_turn)
 
 
 def prepare_questions(
@@ -161,11 +160,11 @@ def _process(
     texts: list[str],
     pictures: list[list[Picture]],
     clips: list[list[Clip]],
-    num_frames: int | None,
+    num_frames: Sequence[int | None],
     later_turn: bool,
 ) -> Inputs:
     processor = processor_of(model)
-    settings = clip_settings(model, processor, num_frames) if any(clips) else None
+    settings = functools.cache(functools.partial(clip_settings, model, processor))
     texts = [
         with_placeholders(processor, text, row, len(pictures[row]), len(clips[row]))
         for row, text in enumerate(texts)
@@ -175,7 +174,8 @@ def _process(
     for row, text in enumerate(texts):
         visuals = None
         if pictures[row] or clips[row]:
-            visuals = Visuals(model, processor, pictures[row], clips[row], settings)
+            own = settings(num_frames[row]) if clips[row] else None
+            visuals = Visuals(model, processor, pictures[row], clips[row], own)
         with named(f"the checkpoint's processor fails on prompt {row} or its pictures"):
             inserted = None
             if visuals is not None:
@@ -191,6 +191,23 @@ def _process(
         **processor.processing.token_arrays(ids),
         **(processor.processing.join(arrays) if arrays else {}),
     )
+
+
+def _counts(num_frames: Any, clips: Sequence[Sequence[Clip]]) -> list[Any]:
+    """The number of frames to take of the clips of each prompt."""
+    if not isinstance(num_frames, (list, tuple)):
+        if num_frames is not None and not any(clips):
+            raise ValueError(f"num_frames={show(num_frames)}: expected videos beside it, got none")
+        return [num_frames] * len(clips)
+    if len(num_frames) != len(clips):
+        raise ValueError(
+            f"num_frames: expected one number, or one for each of {len(clips)} prompts, got "
+            f"{len(num_frames)}"
+        )
+    for row, (count, own) in enumerate(zip(num_frames, clips, strict=True)):
+        if count is not None and not own:
+            raise ValueError(f"num_frames={show(count)}: expected videos of prompt {row}, got none")
+    return list(num_frames)
 
 
 def _texts(prompts: Any) -> list[str]:

@@ -221,6 +221,8 @@ def test_a_film_that_is_cut_off_ends_in_one_error(tmp_path):
     [
         ({"num_frames": 13}, "at least num_frames=13 frames, got 12"),
         ({"num_frames": 1, "videos": None, "prompts": "a"}, "num_frames=1: expected videos"),
+        ({"num_frames": [2, 2]}, "one number, or one for each of 1 prompts, got 2"),
+        ({"num_frames": [2], "videos": None, "prompts": ["a"]}, "videos of prompt 0, got none"),
         ({"num_frames": 0}, "num_frames"),
         ({"num_frames": 2.5}, "num_frames"),
         ({"videos": models.Clip(FRAMES[:1], 1.0)}, "at least 2 frames, got 1"),
@@ -249,6 +251,13 @@ def test_num_frames_are_taken_of_each_clip(model_of):
         num_frames=4,
     )
     assert inputs.visual_mask.sum(-1).tolist() == [2 * (4 * 4 + 1), 0, 4 * 4 + 1]
+    own = models.prepare(
+        model_of(title),
+        prompts=["<video> a <video>", "b", "<video>"],
+        videos=[[FRAMES, FRAMES[:5]], None, clip(4, 30, 7)],
+        num_frames=[4, None, 2],
+    )
+    assert own.visual_mask.sum(-1).tolist() == [2 * (4 * 4 + 1), 0, 2 * 4 + 1]
     with pytest.raises(NotImplementedError, match="llava models take pictures alone"):
         models.prepare(models.load("tiny"), prompts="<image>", videos=FRAMES)
 
@@ -283,6 +292,11 @@ def test_an_evaluation_asks_about_clips_and_pictures(model_of, files):
     assert prepared.pictures.visual_mask.sum(-1).tolist() == [clip, picture, picture + clip, clip]
     control, *_ = exchange_pictures(batch.samples)
     assert (control.clips, control.num_pictures) == ((), 1)
+    (files / "own.jsonl").write_text("\n".join([lines[0], lines[0][:-1] + ', "num_frames": 2}']))
+    task = read_data([f"jsonl={files / 'own.jsonl'}"])["own"]
+    (batch,) = in_batches(task, task.choose(9, 0), size=2)
+    fewer = prepare(model, batch, steps=2).pictures.visual_mask.sum(-1)
+    assert fewer.tolist() == [clip, 2 * 4 + 1]
     (files / "own.jsonl").write_text(lines[0].replace("a.mkv", "none.mkv"))
     with pytest.raises(ValueError, match=r"expected a video file or folder .*none.mkv"):
         read_data([f"jsonl={files / 'own.jsonl'}"])

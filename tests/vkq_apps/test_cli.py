@@ -267,6 +267,15 @@ def test_codes_are_calibrated_by_the_implementation_that_is_asked_for(
     assert asked["layers_apart"] is layers_apart
 
 
+def test_clips_are_refused_before_a_model_without_video_is_loaded(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("models.load", None)
+    record = {"video": str(tmp_path), "question": "q", "answer": "a"}
+    (tmp_path / "own.jsonl").write_text(json.dumps(record))
+    code, _, err = run(capsys, "eval", "--data", f"jsonl={tmp_path / 'own.jsonl'}")
+    assert code == 2
+    assert "llava models take pictures alone" in err.splitlines()[-1]
+
+
 def test_questions_of_a_file_as_windows_writes_it(tmp_path):
     file = tmp_path / "questions.txt"
     file.write_text("What is it?\r\n\r\nWhere?\r\n", encoding="utf-8-sig", newline="")

@@ -6,6 +6,8 @@ from typing import Annotated
 import jax
 import typer
 
+import models
+from models.inputs.visuals import check_takes_clips
 from vkq_apps.bench.options import implementation_of
 from vkq_apps.cli.arguments import (
     ImplementationOption,
@@ -174,6 +176,8 @@ def evaluate(
     with on_all_hosts() as alike:
         check_mesh_of(model, mesh, batch_size)
         own = read_data(data or (), metric)
+        if any(task.has_clips for task in own.values()):
+            check_takes_clips(models.read_config(model))
         loaded = load_model(model, mesh=mesh, layers_apart=False if chosen == "xla" else None)
         settings = settings_of(loaded, names, tables)
         known = known_tasks(loaded, own, synthetic=synthetic)

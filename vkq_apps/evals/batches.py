@@ -106,7 +106,11 @@ def prepare(model: Model, batch: Batch, *, steps: int) -> Prepared:
         for sample in asked
     ]
     loaded = {
-        sample.picture: (list(sample.load()) or None, list(sample.clips) or None)
+        sample.picture: (
+            list(sample.load()) or None,
+            list(sample.clips) or None,
+            sample.num_frames,
+        )
         for sample in batch.samples
     }
     names = list(loaded)
@@ -141,11 +145,11 @@ def _check_context(model: Model, task: Task, asked: Sequence[Sample], lengths: n
         )
 
 
-def _inputs(model: Model, visuals: list[tuple[Any, Any]], prompts: list[str]) -> Inputs:
-    """Inputs padded to lengths that many batches share; pictures and clips of each prompt."""
-    pictures, clips = (list(each) for each in zip(*visuals, strict=True))
-    videos = clips if any(clips) else None
-    inputs = models.prepare(model, images=pictures, videos=videos, prompts=prompts)
+def _inputs(model: Model, visuals: list[tuple[Any, Any, Any]], prompts: list[str]) -> Inputs:
+    """Inputs padded to lengths that many batches share; each prompt's pictures, clips, frames."""
+    pictures, clips, frames = (list(each) for each in zip(*visuals, strict=True))
+    videos: dict[str, Any] = {"videos": clips, "num_frames": frames} if any(clips) else {}
+    inputs = models.prepare(model, images=pictures, prompts=prompts, **videos)
     return models.pad_to_multiple(inputs, 32)
 
 

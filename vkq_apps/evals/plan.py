@@ -34,6 +34,8 @@ class Plan:
         for name, (task, some) in self.tasks.items():
             for sample in some:
                 asked = [name, sample.key, task.ask(sample), *sample.answers, *sample.choices]
+                if sample.clips:
+                    asked.append(str([clip.fps for clip in sample.clips] + [sample.num_frames]))
                 digest.update(json.dumps(asked).encode())
         return digest.hexdigest()[:16]
 

@@ -22,6 +22,7 @@ class Sample:
         answers: what counts as right; the metric says how.
         choices: answers to choose from by log-likelihood; empty where the model writes its own.
         clips: behind the pictures; their frames are read when they are needed.
+        num_frames: of each clip, see `models.prepare`.
         part: a finer class than the task, such as "read_line"; reported beside the task.
     """
 
@@ -33,6 +34,7 @@ class Sample:
     choices: tuple[str, ...] = ()
     num_pictures: int = 1
     clips: tuple[Clip, ...] = ()
+    num_frames: int | None = None
     part: str = ""
 
 
@@ -61,6 +63,7 @@ def exchange_pictures(samples: Sequence[Sample]) -> list[Sample]:
                 load=other.load,
                 num_pictures=other.num_pictures,
                 clips=other.clips,
+                num_frames=other.num_frames,
             )
         )
     return exchanged

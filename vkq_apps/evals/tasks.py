@@ -20,6 +20,7 @@ class Task:
         max_new_tokens: most tokens of an answer.
         prompt: what the model is asked, with `{question}` in it.
         available: number of samples there are; None: as many as are asked for.
+        has_clips: whether some samples show clips, which not all models take.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Task:
     max_new_tokens: int = 40
     prompt: str = "{question}"
     available: int | None = None
+    has_clips: bool = False
 
     def ask(self, sample: Sample) -> str:
         """The whole question, without image tokens or chat template."""

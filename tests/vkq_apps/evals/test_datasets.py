@@ -170,6 +170,10 @@ GOOD = {"image": "x.png", "question": "what?", "answer": "a"}
         ({**GOOD, "answer": {"a": 1}}, "expected 'answer' to be a text or a list of texts"),
         ({**GOOD, "choices": ["b", "c"]}, "expected the answer to be one of"),
         ({**GOOD, "id": "1"}, "expected an id of its own"),
+        ({**GOOD, "fps": 2}, "expected a field 'video' or 'videos' beside 'fps', got 2"),
+        ({**GOOD, "video": ".", "fps": 0}, "expected 'fps' to be a number above 0, got 0"),
+        ({**GOOD, "video": ".", "fps": 1e9}, "clip: fps: expected frames per second"),
+        ({**GOOD, "video": ".", "num_frames": 2.5}, "expected 'num_frames' to be a whole number"),
         ([1, 2], "expected a JSON object, got [1, 2]"),
     ],
 )

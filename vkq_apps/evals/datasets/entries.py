@@ -69,6 +69,13 @@ class Entry:
             raise self.error(f"{name!r} to be a number or a text", value)
         return str(value)
 
+    def number(self, name: str) -> float:
+        """A number above 0."""
+        value = self.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+            raise self.error(f"{name!r} to be a number above 0", value)
+        return value
+
     def texts(self, name: str) -> tuple[str, ...]:
         """One text, or a list of at least one; numbers count as texts."""
         value = self.get(name)

@@ -51,6 +51,7 @@ class Format:
             max_new_tokens=self.max_new_tokens,
             prompt=self.prompt,
             available=len(samples),
+            has_clips=any(sample.clips for sample in samples),
         )
 
 

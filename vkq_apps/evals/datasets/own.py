@@ -28,20 +28,37 @@ def _read(path: Path) -> Iterator[Sample]:
             raise entry.error(
                 "a field 'image', 'images' or 'video'", sorted(map(str, entry.fields))
             )
+        clips, num_frames = _clips(entry, videos)
         answers = entry.texts(_either(entry, "answer", "answers"))
         choices = entry.texts("choices") if "choices" in entry.fields else ()
         if choices and not set(answers) <= set(choices):
             raise entry.error(f"the answer to be one of {list(choices)}", list(answers))
         yield Sample(
             key=key,
-            picture="\n".join(map(str, images + videos)),
+            picture=repr((images, clips, num_frames)),
             load=partial(list, images),
             question=entry.text("question"),
             answers=answers,
             choices=choices,
             num_pictures=len(images),
-            clips=tuple(map(Clip, videos)),
+            clips=clips,
+            num_frames=num_frames,
         )
+
+
+def _clips(entry: Entry, videos: list[Path]) -> tuple[tuple[Clip, ...], int | None]:
+    """The record's clips, with their frames per second, and how many frames to take of each."""
+    for name in ("fps", "num_frames"):
+        if name in entry.fields and not videos:
+            raise entry.error(f"a field 'video' or 'videos' beside {name!r}", entry.fields[name])
+    fps = entry.number("fps") if "fps" in entry.fields else None
+    count = entry.number("num_frames") if "num_frames" in entry.fields else None
+    if isinstance(count, float):
+        raise entry.error("'num_frames' to be a whole number", count)
+    try:
+        return tuple(Clip(video, fps) for video in videos), count
+    except ValueError as error:
+        raise ValueError(f"{entry.where}: {error}") from error
 
 
 def _files(entry: Entry, folder: Path, kind: str) -> list[Path]:
@@ -68,7 +85,7 @@ def _either(entry: Entry, one: str, several: str) -> str:
 JSONL = Format(
     "jsonl",
     "one object a line: image or video (or images, videos), question, answer (or answers), and "
-    "perhaps choices, id",
+    "perhaps choices, id, and fps and num_frames of the videos",
     _read,
     EXACT_IGNORING_CASE,
     prompt="{question}",
