@@ -140,7 +140,7 @@ def test_a_picture_is_answered_in_one_bit_and_its_cache_saved(model, tmp_path):
 def test_settings_of_heads_are_refused_where_layers_have_unlike_numbers_of_them(model, place):
     inputs = models.prepare(model, prompts="what is this ?")
     quant = vkq_jax.per_layer("vkq-1bit", {place: "none"})
-    with pytest.raises(NotImplementedError, match="whole layers for a model whose .* 2 or 1 KV"):
+    with pytest.raises(NotImplementedError, match=r"whole layers for a model whose .* 2 or 1 KV"):
         models.generate(model, inputs, quant=quant, max_new_tokens=1)
 
 
