@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from models.checkpoints.foreign_errors import named
-from models.inputs.images import Picture, read_picture
+from models.inputs.images import Picture, missing_file, read_picture
 from models.inputs.rgb import to_rgb
 from models.inputs.video_files import VIDEO_SUFFIXES, open_video
 from models.messages import show, show_path
@@ -219,7 +219,7 @@ def _source(clip: Clip) -> _Source:
             raise ValueError(f"video: the folder {show_path(path)} has no frames")
         return _from_pictures(sorted(files, key=_by_numbers))
     if not path.is_file():
-        raise FileNotFoundError(f"video: {show_path(path)} does not exist")
+        raise missing_file("video file", os.fsdecode(frames))
     return _from_file(path)
 
 

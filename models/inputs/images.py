@@ -11,7 +11,7 @@ from models.checkpoints.foreign_errors import named
 from models.inputs.rgb import to_rgb
 from models.messages import show, show_path
 
-__all__ = ["Picture", "Pictures", "group_by_prompt", "read_picture"]
+__all__ = ["Picture", "Pictures", "group_by_prompt", "missing_file", "read_picture"]
 
 type Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 """A file's path, a PIL image, or uint8 pixels [height, width] or [height, width, 1, 3 or 4]."""
@@ -62,9 +62,17 @@ def read_picture(picture: Picture) -> Image.Image:
     if os.path.isdir(file):
         raise ValueError(f"image: expected a picture file, got the folder {show_path(file)}")
     if not os.path.isfile(file):
-        raise FileNotFoundError(f"image file {show_path(file)} does not exist")
+        raise missing_file("image file", file)
     with named(f"cannot read image {show_path(file)}"), _open(file) as image:
         return to_rgb(image)
+
+
+def missing_file(kind: str, path: str | os.PathLike[str]) -> FileNotFoundError:
+    """The error for a file that is not there."""
+    # `Path` makes one slash of two.
+    is_url = str(path).startswith(("http:/", "https:/"))
+    hint = "; nothing is downloaded: give a local file" if is_url else ""
+    return FileNotFoundError(f"{kind} {show_path(path)} does not exist{hint}")
 
 
 def _open(file: str) -> Image.Image:

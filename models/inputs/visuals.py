@@ -87,7 +87,7 @@ def _describe(kind: str, marks: int, given: int) -> str:
     if given == 0:
         return f"{kind} tokens without {a}"
     if marks == 0:
-        return f"no {kind} token for {a}"
+        return f"no {kind} token for {a}; models.chat_prompt puts them before a question"
     return f"more {kind}s than tokens" if given > marks else f"more tokens than {kind}s"
 
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -62,7 +64,7 @@ def test_pictures_come_as_files_images_and_arrays(model, tmp_path):
     ("arguments", "message"),
     [
         ({"prompts": QUESTION}, "1 image tokens .*image tokens without an image"),
-        ({"prompts": "what", "images": PICTURE}, "no image token for an image"),
+        ({"prompts": "what", "images": PICTURE}, "no image token for an image; models.chat_prompt"),
         ({"prompts": QUESTION, "images": [PICTURE] * 2}, "more images than tokens"),
         ({"prompts": "<image> <image>", "images": PICTURE}, "more tokens than images"),
         ({"prompts": [QUESTION] * 2, "images": [PICTURE]}, "each of 2 prompts, got 1"),
@@ -96,8 +98,12 @@ def test_bad_prompts_and_pictures_are_one_clear_error(model, arguments, message)
 
 
 def test_unreadable_files_are_named(model, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.png does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png does not exist$"):
         models.prepare(model, images=tmp_path / "nowhere.png", prompts=QUESTION)
+    url = "https://nowhere.org/a.png"
+    for given in (url, Path(url)):
+        with pytest.raises(FileNotFoundError, match="nothing is downloaded: give a local file"):
+            models.prepare(model, images=given, prompts=QUESTION)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"cannot read image .*text\.png"):
         models.prepare(model, images=tmp_path / "text.png", prompts=QUESTION)
