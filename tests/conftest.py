@@ -27,6 +27,12 @@ def pytest_addoption(parser):
         default=None,
         help="cases of each fuzzer in tests/hostile (a few by default)",
     )
+    parser.addoption(
+        "--first-case",
+        type=int,
+        default=0,
+        help="number of the first of them: other numbers are cases that never ran",
+    )
 
 
 def pytest_collection_modifyitems(config, items):

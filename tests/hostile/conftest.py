@@ -2,6 +2,7 @@
 
 Every fuzzer takes its randomness from `random.Random(f"{name}/{case}")`, so that a failing case is
 found again by its number. `pytest -m hostile --cases 2000` runs many; the suite runs a few.
+`--first-case 10000` runs others than the last time.
 """
 
 from pathlib import Path
@@ -20,9 +21,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def cases(request):
-    """Number of cases for each fuzzer, given its own small default: `cases(20)`."""
-    asked = request.config.getoption("--cases")
-    return lambda default: range(default if asked is None else asked)
+    """Numbers of the cases of each fuzzer, given its own small default: `cases(20)`."""
+    asked, first = (request.config.getoption(name) for name in ("--cases", "--first-case"))
+    return lambda default: range(first, first + (default if asked is None else asked))
 
 
 @pytest.fixture
