@@ -1,6 +1,5 @@
 """Prompts and pictures to `Inputs`."""
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -164,7 +163,10 @@ def _process(
     later_turn: bool,
 ) -> Inputs:
     processor = processor_of(model)
-    settings = functools.cache(functools.partial(clip_settings, model, processor))
+    settings = [
+        clip_settings(model, processor, count) if own else None
+        for count, own in zip(num_frames, clips, strict=True)
+    ]
     texts = [
         with_placeholders(processor, text, row, len(pictures[row]), len(clips[row]))
         for row, text in enumerate(texts)
@@ -174,8 +176,7 @@ def _process(
     for row, text in enumerate(texts):
         visuals = None
         if pictures[row] or clips[row]:
-            own = settings(num_frames[row]) if clips[row] else None
-            visuals = Visuals(model, processor, pictures[row], clips[row], own)
+            visuals = Visuals(model, processor, pictures[row], clips[row], settings[row])
         with named(f"the checkpoint's processor fails on prompt {row} or its pictures"):
             inserted = None
             if visuals is not None:
