@@ -1,12 +1,14 @@
 """Products straight from the words, as on a GPU, against products with unpacked codes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vkq_jax.bits import packed_products, packing
-from vkq_jax.bits.exact_einsum import exact_einsum, split_einsum
+from vkq_jax.bits.exact_einsum import exact_einsum, large_einsum, split_einsum
 
 
 def normal(rng, *shape):
@@ -98,3 +100,16 @@ def test_split_rows_keep_sixteen_bits(monkeypatch):
     same(split_einsum(spec, rows, x), expected)
     # A GPU's XLA takes bfloat16 and back for nothing, which would leave only eight bits.
     assert "reduce_precision" in str(jax.make_jaxpr(lambda rows: split_einsum(spec, rows, x))(rows))
+
+
+@pytest.mark.parametrize("rows", [8, 1100])
+def test_large_products_keep_sixteen_bits(rows, monkeypatch):
+    """As on a GPU: three products of tf32 for few rows, for many one of bfloat16."""
+    rng = np.random.default_rng(2)
+    a, b = normal(rng, 2, rows, 128), normal(rng, 3, 128)
+    run = functools.partial(large_einsum, "anc,rc->anr")
+    expected = run(a, b)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert ("reduce_precision" in str(jax.make_jaxpr(run)(a, b))) == (rows > 1024)
+    if rows > 1024:  # tf32 is a GPU's
+        np.testing.assert_allclose(run(a, b), expected, rtol=1e-5, atol=1e-3)
