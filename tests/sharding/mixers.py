@@ -103,17 +103,18 @@ def main() -> int:
     arguments = parser.parse_args()
     here = Path(__file__).parents[2]
     sides = {"before": (arguments.before, ["none"]), "now": (here, ["none", "data=1"])}
-    rows = [
-        {"code": code, "mesh": mesh, "batch": int(batch), "step_ms": statistics.median(found)}
-        | {"step_ms_range": [min(found), max(found)]}
-        for code, (folder, meshes) in sides.items()
-        for mesh, of_batches in timed_by(folder, meshes).items()
-        for batch, found in of_batches.items()
-    ]
-    record = {"command": "python -m tests.sharding.mixers", **provenance(), "rows": rows}
-    arguments.out.write_text(json.dumps(record, indent=1))
-    for row in rows:
-        print(json.dumps(row))
+    record = {"command": "python -m tests.sharding.mixers", **provenance(), "rows": []}
+    for code, (folder, meshes) in sides.items():
+        for mesh, of_batches in timed_by(folder, meshes).items():
+            for batch, found in of_batches.items():
+                row = {"code": code, "mesh": mesh, "batch": int(batch)}
+                row |= {
+                    "step_ms": statistics.median(found),
+                    "step_ms_range": [min(found), max(found)],
+                }
+                record["rows"].append(row)
+                print(json.dumps(row), flush=True)
+        arguments.out.write_text(json.dumps(record, indent=1))
     return 0
 
 
