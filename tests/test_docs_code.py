@@ -26,8 +26,24 @@ NOT_OURS = {"export", "hf", "mkdocs", "pip", "pyright", "ruff"}
 WITH_A_VALUE = ("--group", "--with", "--extra")
 
 
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+PACKAGES = ("models", "vkq_jax", "pallas_kernels", "vkq_apps")
+
+
 def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def code_cells(notebook):
+    cells = json.loads(notebook.read_text())["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def has(owner, name):
+    """Whether a module, by its name, has a part or module of that name."""
+    return hasattr(importlib.import_module(owner), name) or bool(
+        importlib.util.find_spec(f"{owner}.{name}")
+    )
 
 
 def commands(page):
@@ -84,14 +100,19 @@ def test_a_wrong_option_would_be_found():
         parse(["demo", "--wrong"])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda page: page.stem)
 def test_code_names_what_the_packages_export(page):
-    """Attributes of `models`, `vkq_jax` and `pallas_kernels` in a page's code exist."""
-    for block in blocks(page, "python"):
+    """Attributes of packages, and what is imported from them, in the code of pages exist."""
+    notebook = page.suffix == ".ipynb"
+    code = ["".join(cell["source"]) for cell in code_cells(page)] if notebook else None
+    for block in code or blocks(page, "python"):
         for node in ast.walk(ast.parse(block)):
             owner = getattr(getattr(node, "value", None), "id", None)
-            if isinstance(node, ast.Attribute) and owner in ("models", "vkq_jax", "pallas_kernels"):
-                assert hasattr(importlib.import_module(owner), node.attr), f"{owner}.{node.attr}"
+            if isinstance(node, ast.Attribute) and owner in PACKAGES:
+                assert has(owner, node.attr), f"{owner}.{node.attr}"
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in PACKAGES:
+                for alias in node.names:
+                    assert has(node.module, alias.name), f"{node.module}.{alias.name}"
 
 
 @pytest.mark.ci
@@ -111,7 +132,7 @@ def test_code_runs(page, monkeypatch):
 
 @pytest.mark.ci
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda x: x.stem)
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda x: x.stem)
 def test_notebooks_print_what_they_show(file, monkeypatch, capsys):
     """The code prints what the committed outputs hold; measured numbers depend on the machine."""
 
@@ -120,9 +141,8 @@ def test_notebooks_print_what_they_show(file, monkeypatch, capsys):
 
     monkeypatch.chdir(file.parent)
     namespace = {"__name__": file.stem}
-    cells = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
-    assert cells
-    for number, cell in enumerate(cells):
+    assert code_cells(file)
+    for number, cell in enumerate(code_cells(file)):
         exec(compile("".join(cell["source"]), f"{file.name}, cell {number}", "exec"), namespace)
         kept = [each for each in cell["outputs"] if each.get("name") == "stdout"]
         shown = "".join("".join(each["text"]) for each in kept)
