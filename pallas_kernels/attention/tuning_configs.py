@@ -36,9 +36,9 @@ def choose_tuning(
     planes). More than four, or several of 256 channels, need twice the registers: half as many
     warps.
 
-    Short banks of several classes of tokens are divided class after class: more than four warps
-    would have none of a small class's blocks, and eight in a thread block keep their registers. So
-    they are cut where thread blocks of two such teams fill the device once.
+    Short banks of several classes of tokens have too few blocks to divide evenly between more than
+    four warps, and eight in a thread block keep their registers. So they are cut where thread
+    blocks of two such teams fill the device once.
 
     Many teams of up to four with short banks: two warps each, in small thread blocks, which fill
     the device evenly whatever their number; in large ones where those do too. Otherwise large ones;
