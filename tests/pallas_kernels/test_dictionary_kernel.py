@@ -131,6 +131,16 @@ def test_whole_blocks_of_each_class():
     check(got, oracle(query, layer, starts=starts))
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize("codes", ["vkq-1bit", "a codebook"])
+def test_a_warp_takes_several_blocks_of_each_class(codes):
+    """Of several queries: blocks stand in a row, their planes take turns in two slots."""
+    query, layer = layer_of(64, 2, codes, 1500)
+    starts = random_starts(query, layer)
+    got = attend(query, layer, tuning=TuningConfig(4, 1, 1, 2), starts=starts)
+    check(got, oracle(query, layer, starts=starts))
+
+
 def test_a_codebook_needs_its_tables():
     query, layer = layer_of(64, 1, "a codebook", 2900)
     with pytest.raises(ValueError, match="cannot be read without them: pass the same `tables`"):
