@@ -298,6 +298,25 @@ def test_figures_in_the_text_of_the_judge_are_those_of_its_log():
     assert f"ended at {losses[steps]:.2f}" in page
 
 
+def test_figures_in_the_text_of_the_judge_trained_further_are_those_of_its_log():
+    text = (DOCS.parent / "results/judge_training_further.jsonl").read_text()
+    log = [json.loads(line) for line in text.splitlines()]
+    *_, exact = (entry["exact"] for entry in log if entry["event"] == "evaluation")
+    percent = {task: f"{100 * share:.0f}" for task, share in exact.items()}
+    page = " ".join((DOCS / "benchmarks.md").read_text().split())
+    assert f"A third piece of {log[-1]['step']:,} steps" in page
+    assert (
+        f"fields of documents in {percent['document_field']} %, "
+        f"captions in {percent['caption']} %, "
+        f"single lines in {percent['read_line']}-{percent['read_one']} % and all lines together in "
+        f"{percent['read_lines']} %"
+    ) in page
+    fields, one, several = (
+        round(90 - 100 * exact[task]) for task in ("document_field", "read_one", "read_line")
+    )
+    assert f"the goal is missed by {fields}, {one} and {several} points" in page
+
+
 def test_figures_in_the_text_of_the_judge_are_those_of_its_file():
     record = read("judge_gemma.json")
     rows = {name: row["tasks"] for name, row in record["presets"].items()}

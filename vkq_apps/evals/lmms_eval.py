@@ -1,6 +1,6 @@
 """A model of lmms-eval (EvolvingLMMs-Lab/lmms-eval), by the interface of its "simple" models.
 
-    python -m lmms_eval --model vkq_jax --model_args pretrained=FOLDER,quant=vkq-1bit --tasks pope
+    lmms-eval --model vkq_jax --model_args pretrained=FOLDER,quant=vkq-1bit --tasks pope
 
 lmms-eval finds `manifest` by an entry point. It imports PyTorch for itself; nothing here does.
 """
