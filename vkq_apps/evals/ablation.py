@@ -1,4 +1,4 @@
-"""The use of each part of the presets with tables: the same codes with one part left out.
+"""The use of each part of the presets: the same codes with one part left out.
 
     python -m vkq_apps.evals.ablation --out results/ablation.json
 
@@ -41,7 +41,7 @@ from vkq_apps.training.pictures import KINDS
 from vkq_jax.codes.code_tables import ClassTables, CodeTables
 from vkq_jax.codes.token_classes import TokenClass
 from vkq_jax.settings.config import KVQuantConfig
-from vkq_jax.settings.presets import calibrated_presets
+from vkq_jax.settings.presets import calibrated_presets, presets
 
 __all__ = ["Variant", "main", "variants"]
 
@@ -61,6 +61,12 @@ class Variant:
     quant: KVQuantConfig
     samples: Callable[[CodeSamples], CodeSamples] = lambda samples: samples
     tables: Callable[[CodeTables], CodeTables] = lambda tables: tables
+
+    @property
+    def uses_tables(self) -> bool:
+        """Whether its codes need tables."""
+        assert isinstance(self.quant.key, vkq_jax.DictionaryCodes)
+        return self.quant.key.uses_tables
 
     @property
     def part(self) -> str:
@@ -88,8 +94,16 @@ def one_class(quant: KVQuantConfig) -> KVQuantConfig:
 
 
 def whole_planes(quant: KVQuantConfig) -> KVQuantConfig:
-    """Hadamard planes in place of learned dictionaries."""
-    return changed(quant, learned=False, metric=False, basis="principal", scale="unbiased")
+    """Hadamard planes in place of learned dictionaries; tokens have scales where they had none."""
+
+    def planes(codes: vkq_jax.Quantizer) -> vkq_jax.DictionaryCodes:
+        assert isinstance(codes, vkq_jax.DictionaryCodes)
+        scale = codes.scale or "norm"
+        return dataclasses.replace(
+            codes, learned=False, metric=False, basis="principal", scale=scale
+        )
+
+    return KVQuantConfig(planes(quant.key), planes(quant.value))
 
 
 def equal_weights(samples: CodeSamples) -> CodeSamples:
@@ -114,9 +128,12 @@ def without_gains(tables: CodeTables) -> CodeTables:
     return CodeTables(side(tables.key), side(tables.value))
 
 
-def variants(name: str, number: int) -> Iterator[Variant]:
-    """A plan of a preset and its rows, the whole plan first."""
-    quant = calibrated_presets[name][number]
+def variants(name: str, number: str) -> Iterator[Variant]:
+    """A plan of a preset and its rows, the whole plan first; "plain": that without tables."""
+    if number == PLAIN:
+        yield from _plain_variants(name)
+        return
+    quant = calibrated_presets[name][int(number)]
     label = f"{name}, plan {number}"
     key, value = quant.key, quant.value
     assert isinstance(key, vkq_jax.DictionaryCodes)
@@ -136,9 +153,30 @@ def variants(name: str, number: int) -> Iterator[Variant]:
         yield Variant(f"{label}: Hadamard planes", whole_planes(quant))
     if key.scale == "unbiased":
         yield Variant(f"{label}: scales of least squared error", changed(quant, scale="norm"))
+    elif key.scale == "norm":
+        yield Variant(f"{label}: unbiased scales", changed(quant, scale="unbiased"))
 
 
-PLANS = [f"{name}/{i}" for name, some in calibrated_presets.items() for i in range(len(some))]
+def _plain_variants(name: str) -> Iterator[Variant]:
+    quant, label = presets[name], f"{name} without tables"
+    yield Variant(label, quant)
+    yield Variant(f"{label}: one class of tokens", one_class(quant))
+    yield Variant(f"{label}: one centre", changed(quant, centres=1))
+    assert isinstance(quant.key, vkq_jax.DictionaryCodes)
+    if quant.key.smoothing:
+        alike = dataclasses.replace(quant.key, smoothing=0.0)
+        yield Variant(f"{label}: channels in one unit", KVQuantConfig(alike, quant.value))
+    if quant.key.scale != "unbiased":
+        yield Variant(f"{label}: unbiased scales", changed(quant, scale="unbiased"))
+
+
+PLAIN = "plain"
+PLANS = [
+    f"{name}/{number}"
+    for name, some in calibrated_presets.items()
+    for number in [*range(len(some)), *[PLAIN] * name.startswith("vkq-")]
+]
+DEFAULT_PLANS = ",".join(x for x in PLANS if x.startswith("vkq-") and not x.endswith(PLAIN))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +185,7 @@ class AblationOptions:
 
     out: Path = option(help="JSON file to write; the log lies beside it.", metavar="FILE")
     plans: str = option(
-        ",".join(plan for plan in PLANS if plan.startswith("vkq-")),
+        DEFAULT_PLANS,
         help=f"PRESET/PLAN, of {', '.join(PLANS)}.",
         metavar="NAMES",
     )
@@ -170,35 +208,27 @@ def _measure(options: AblationOptions) -> dict[str, Any]:
     model = models.load("tiny")
     part = options.out.with_name(f"{options.out.name}.part") / source_digest()
     kept = CalibrationFolder(part)
-    pairs = calibration_questions(options.calibration, kinds=calibrate_kinds)
-    with progress(log, "calibration prompts") as show:
-
-        def batches():
-            for batch in batches_of(model, pairs, 32):
-                yield batch
-                show("answering", len(batch.mask), len(pairs))
-
-        (samples,), digest = gather_samples(  # of a model whose layers are alike
-            model, batches(), tokens=256, max_new_tokens=24, seed=0, kept=kept
-        )
-    settings, fitters = [FULL], {}
+    rows: list[Variant] = []
     for plan in plans:
         name, _, number = plan.partition("/")
-        whole, *rows = variants(name, int(number))
-        for variant in [whole] if options.whole else [whole, *rows]:
-            if variant.samples not in fitters:
-                fitters[variant.samples] = CodeFitter(variant.samples(samples))
-            fitter, quant = fitters[variant.samples], variant.quant
+        whole, *others = variants(name, number)
+        rows += [whole] if options.whole else [whole, *others]
+    settings, fitters = [FULL], {}
+    sampled = None
+    for row in rows:
+        quant, tables = row.quant, None
+        if row.uses_tables:
+            sampled = sampled or _sampled(model, options, calibrate_kinds, kept)
+            samples, digest = sampled
+            if row.samples not in fitters:
+                fitters[row.samples] = CodeFitter(row.samples(samples))
 
-            def fit(fitter=fitter, quant=quant, tables=variant.tables):
-                return tables(fitter.fit(quant))
+            def fit(fitter=fitters[row.samples], row=row):
+                return row.tables(fitter.fit(row.quant))
 
-            tables = None
-            assert isinstance(quant.key, vkq_jax.DictionaryCodes)
-            if quant.key.uses_tables:
-                tables = kept.tables(digest_of(digest, variant.name, quant), quant, fit)
-            settings.append(Setting(variant.name, quant, tables))
-            log.print(f"{variant.name}: has its tables")
+            tables = kept.tables(digest_of(digest, row.name, quant), quant, fit)
+            log.print(f"{row.name}: has its tables")
+        settings.append(Setting(row.name, quant, tables))
     known = synthetic_tasks()
     asked = make_plan(",".join(kinds), known, {}, samples=options.samples, seed=options.seed)
     with progress(log, "questions") as show:
@@ -211,11 +241,32 @@ def _measure(options: AblationOptions) -> dict[str, Any]:
             resume=options.resume,
             progress=show,
         )
-    rows = {"calibration": options.calibration, "calibrate_kinds": calibrate_kinds}
-    record = record | {"command": COMMAND} | rows
+    fitted = {"calibration": options.calibration, "calibrate_kinds": calibrate_kinds}
+    record = record | {"command": COMMAND} | fitted
     write_json(options.out, record)
     shutil.rmtree(part.parent, ignore_errors=True)
     return record
+
+
+def _sampled(
+    model: models.Model,
+    options: AblationOptions,
+    calibrate_kinds: list[str],
+    kept: CalibrationFolder,
+) -> tuple[CodeSamples, str]:
+    """What tables are fitted to, and its digest."""
+    pairs = calibration_questions(options.calibration, kinds=calibrate_kinds)
+    with progress(log, "calibration prompts") as show:
+
+        def batches():
+            for batch in batches_of(model, pairs, 32):
+                yield batch
+                show("answering", len(batch.mask), len(pairs))
+
+        (samples,), digest = gather_samples(  # of a model whose layers are alike
+            model, batches(), tokens=256, max_new_tokens=24, seed=0, kept=kept
+        )
+    return samples, digest
 
 
 def results_table(record: dict[str, Any]) -> Table:

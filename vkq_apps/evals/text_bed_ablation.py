@@ -23,11 +23,12 @@ from rich.table import Table
 
 from models.calibration.fitting import CodeFitter
 from models.calibration.folder import CalibrationFolder, digest_of
+from models.calibration.samples import CodeSamples
 from vkq_apps.bench.options import names
 from vkq_apps.bench.results_file import source_digest
 from vkq_apps.cli.console import log, out
 from vkq_apps.cli.standalone import option, run_standalone
-from vkq_apps.evals.ablation import PLANS, Variant, variants
+from vkq_apps.evals.ablation import DEFAULT_PLANS, PLANS, Variant, variants
 from vkq_apps.evals.intervals import bootstrap
 from vkq_apps.evals.progress import progress
 from vkq_apps.evals.text_bed import BedOptions, MeasuredTexts, figures, sample
@@ -35,12 +36,11 @@ from vkq_apps.evals.text_bed_codes import Plan
 from vkq_apps.evals.text_bed_model import TextModel
 from vkq_apps.evals.text_bed_texts import Excerpt
 from vkq_jax.codes.code_tables import CodeTables
-from vkq_jax.codes.dictionary_codes import DictionaryCodes
 
 __all__ = ["ablate", "chosen_rows", "main"]
 
 COMMAND = "text_bed_ablation"
-ROWS = {plan: list(variants(name, int(i))) for plan in PLANS for name, i in [plan.split("/")]}
+ROWS = {plan: list(variants(name, i)) for plan in PLANS for name, i in [plan.split("/")]}
 PARTS = list(dict.fromkeys(row.part for some in ROWS.values() for row in some if row.part))
 
 
@@ -72,27 +72,32 @@ def ablate(
     """
     kept = kept or CalibrationFolder(None)
     rows = [row for some in plans for row in some]
-    total = len(calibration) + len(texts) * (1 + len(rows))
+    fits = any(row.uses_tables for row in rows)
+    total = len(calibration) * fits + len(texts) * (1 + len(rows))
 
     def done(stage: str) -> Callable[[], None]:
         return lambda: show(stage, 1, total)
 
     of_samples = digest_of(mark, model.span, [text.ids for text in calibration])
-    (samples,) = kept.samples(
-        of_samples, lambda: (sample(model, calibration, done("calibrating")),)
-    )
+
+    @functools.cache
+    def samples() -> CodeSamples:
+        (found,) = kept.samples(
+            of_samples, lambda: (sample(model, calibration, done("calibrating")),)
+        )
+        return found
+
     marks = {row.name: digest_of(of_samples, seed, row.name, row.quant) for row in rows}
     fitters: dict[Any, CodeFitter] = {}
     fitted: dict[str, Plan] = {}
 
     def plan_of(row: Variant) -> Plan:
         if row.name not in fitted:
-            if row.samples not in fitters:
-                fitters[row.samples] = CodeFitter(row.samples(samples), seed)
-            tables, key, fitter = None, row.quant.key, fitters[row.samples]
-            assert isinstance(key, DictionaryCodes)
-            if key.uses_tables:
-                make = functools.partial(_fit, fitter, row)
+            tables = None
+            if row.uses_tables:
+                if row.samples not in fitters:
+                    fitters[row.samples] = CodeFitter(row.samples(samples()), seed)
+                make = functools.partial(_fit, fitters[row.samples], row)
                 tables = kept.tables(marks[row.name], row.quant, make)
                 assert isinstance(tables, CodeTables)
             fitted[row.name] = Plan(row.quant, tables)
@@ -136,7 +141,7 @@ class TextBedAblationOptions(BedOptions):
     """The command line; lists are comma-separated."""
 
     plans: str = option(
-        ",".join(plan for plan in PLANS if plan.startswith("vkq-")),
+        DEFAULT_PLANS,
         help=f"PRESET/PLAN, of {', '.join(PLANS)}.",
         metavar="NAMES",
     )

@@ -70,12 +70,15 @@ def test_the_search_takes_what_measures_least(monkeypatch):
 @pytest.mark.parametrize("name", ["vkq-1bit", "vkq-half", "vkq-2bit"])
 def test_every_row_differs_from_the_whole_plan_in_one_part(name):
     for number, plan in enumerate(calibrated_presets[name]):
-        whole, *rows = ablation.variants(name, number)
+        whole, *rows = ablation.variants(name, str(number))
         assert whole.quant == plan
         assert len({row.name for row in rows}) == len(rows) >= 5
         for row in rows:
             same_fit = row.samples is whole.samples and row.tables is whole.tables
             assert (row.quant == plan) != same_fit
+    whole, *rows = ablation.variants(name, ablation.PLAIN)
+    assert whole.quant == presets[name]
+    assert len({row.quant for row in rows} - {whole.quant}) == len(rows) >= 2
 
 
 def test_without_gains_channels_keep_their_steps():
