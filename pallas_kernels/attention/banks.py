@@ -65,7 +65,14 @@ def packed_classes(bank: VisualBank) -> tuple[Packed, ...]:
         if outer_dictionary.folds_outside(x):
             return Coding(8, x.bits[number], codebook=x.codebook, centred=False)
         centres = max(1, x.centre.shape[-2])
-        return Coding(8, x.bits[number], rotated=True, centres=centres, codebook=x.codebook)
+        return Coding(
+            8,
+            x.bits[number],
+            rotated=True,
+            in_units=x.unit is not None,
+            centres=centres,
+            codebook=x.codebook,
+        )
 
     count = len(key.capacities)
     return tuple(
@@ -101,6 +108,8 @@ def packed_operands(bank: VisualBank) -> dict[str, Array]:
     for name, x in (("key", key), ("value", value)):
         if not outer_dictionary.folds_outside(x):
             operands[f"{name}_centre"] = _centre_rows(x)
+        if x.unit is not None:
+            operands[f"{name}_unit"] = x.unit.reshape(-1, x.head_dim)
     for number, slots in enumerate(key.capacities):
         if not slots:
             continue

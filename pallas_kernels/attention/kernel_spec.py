@@ -48,6 +48,7 @@ class Coding:
             `outer_dictionary`.
         groups: groups of positions, each with its own levels. group_blocks: blocks of a group.
         rotated: whether the launch rotates channels, by the Hadamard matrix of the stored ones.
+        in_units: whether channels are coded in units of their own (keys only).
         score_error_factor: see `vkq_jax.SignTensor` (keys only).
     """
 
@@ -56,6 +57,7 @@ class Coding:
     groups: int = 1
     group_blocks: int = 0
     rotated: bool = False
+    in_units: bool = False
     score_error_factor: float = 0.0
     centres: int = 1
     codebook: bool = False

@@ -39,7 +39,7 @@ class TiledDictionary(QuantizedTensor):
             a learned dictionary virtual channels take the place of channels, with bits of zero
             behind them up to `stored`.
         token_scale: for each class, words of four 8-bit scales; None: the class has no bits.
-        centre: as in `DictionaryTensor`.
+        centre, unit: as in `DictionaryTensor`.
         centre_id: for each class, words of centroid numbers (of a codebook bytes, in the order of
             scales); None: there is one.
         taken: slots of each class of each head that hold a token.
@@ -55,6 +55,7 @@ class TiledDictionary(QuantizedTensor):
     centre: Float[Array, "*lead M H"]
     centre_id: tuple[UInt32[Array, "*lead _ _ _"], ...] | None
     taken: Int32[Array, "*lead C"]
+    unit: Float[Array, "*lead H"] | None = None
     side: Side = static_field(kw_only=True)
     virtual: tuple[int, ...] = static_field(kw_only=True)
     stored: tuple[int, ...] = static_field(kw_only=True)
@@ -98,6 +99,7 @@ class TiledDictionary(QuantizedTensor):
             ),
             centre=self.centre,
             centre_id=ids,
+            unit=self.unit,
             virtual=self.virtual,
             head_dim=self.head_dim,
             num_positions=self.num_positions,
@@ -190,6 +192,7 @@ def _tile(
         x.centre,
         ids,
         taken,
+        x.unit,
         side=side,
         virtual=x.virtual,
         stored=stored,
@@ -218,6 +221,8 @@ def untileable_pair_reason(bank: VisualBank) -> str | None:
         if reason := _untileable_reason(x):
             return f"{name}: {reason}"
     assert isinstance(bank.key, DictionaryTensor)
+    if bank.value.unit is not None:
+        return "values: channels in units of their own"
     if bank.key.learned != bank.value.learned:
         return "dictionaries of the model's tables for only one of keys and values"
     if [n > 0 for n in bank.key.virtual] != [n > 0 for n in bank.value.virtual]:

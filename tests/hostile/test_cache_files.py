@@ -35,7 +35,7 @@ SETTINGS = {
     "levels": vkq_jax.presets["calibquant-1bit"],
     "levels per token": vkq_jax.presets["kivi-2bit"],
     "full precision": vkq_jax.presets["none"],
-    "classes of tokens": both(vkq_jax.DictionaryCodes(centres=3)),
+    "classes of tokens": both(vkq_jax.DictionaryCodes(centres=3, smoothing=0.5)),
     "tables": both(vkq_jax.DictionaryCodes(codebook=5, learned=True)),
 }
 

@@ -78,7 +78,11 @@ def random_codes(rng):
                 table_dtype=table_dtype,
             )
         case 3:
-            return DictionaryCodes(centres=rng.choice([1, 3]), table_dtype=table_dtype)
+            return DictionaryCodes(
+                centres=rng.choice([1, 3]),
+                smoothing=rng.choice([0.0, 0.5]),
+                table_dtype=table_dtype,
+            )
         case 4:
             narrow = LevelCodes(range_rule=rng.choice(RULES), table_dtype=table_dtype)
             wide = LevelCodes(bits=2, table_dtype=table_dtype)

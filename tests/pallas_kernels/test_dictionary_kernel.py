@@ -40,6 +40,10 @@ CODES = {
         hadamard((0.3, 2), (0.4, 1), (0.3, 0), centres=4), hadamard((0.3, 1), (0.4, 3), (0.3, 0))
     ),
     "two classes that are counted": both(hadamard((0.3, 0), (0.3, 1), (0.4, 0), centres=2)),
+    "keys in units of their channels": KVQuantConfig(
+        hadamard((0.3, 2), (0.4, 1), (0.3, 0), centres=3, smoothing=0.5, scale="between"),
+        hadamard((0.3, 2), (0.4, 1), (0.3, 0), centres=3),
+    ),
     "a codebook": calibrated_presets["vkq-1bit"][0],
     "a codebook of keys, no centre": KVQuantConfig(
         hadamard((0.5, 1), (0.5, 0), codebook=16, centres=0),
@@ -76,6 +80,8 @@ CASES = [
     (64, 2, "two classes that are counted", None, None, True),
     (64, 1, "only centroids", TuningConfig(4, 2), 5.0, True),
     (256, 1, "vkq-1bit", TuningConfig(4, 2), None, False),
+    (128, 1, "keys in units of their channels", TuningConfig(4, 2), 5.0, True),
+    (64, 4, "keys in units of their channels", TuningConfig(4, 2, 1, 4), None, False),
     (128, 4, "a codebook", TuningConfig(4, 2, 2, 4), None, True),
     (64, 3, "a codebook of keys, no centre", TuningConfig(4, 4, 1, 3), 5.0, False),
     (64, 7, "a codebook of values", TuningConfig(4, 2, 1, 7), None, False),
@@ -243,6 +249,7 @@ def test_xla_reads_a_tiled_bank():
         (both(hadamard((1.0, 5))), 64, "keys: 5 planes in a class, more than 4"),
         (both(hadamard((1.0, 1), table_dtype="float32")), 64, "keys: tables in float32"),
         (both(hadamard((1.0, 2.5))), 64, "keys: a class of tokens with half a plane"),
+        (both(hadamard((1.0, 1), smoothing=0.5)), 64, "values: channels in units of their own"),
         (
             KVQuantConfig(hadamard((0.5, 1), (0.5, 0)), hadamard((0.5, 1), (0.5, 1))),
             64,
@@ -279,7 +286,7 @@ def test_explain_says_what_is_launched():
     query, layer = layer_of(64, 2, "vkq-1bit", 70)
     assert mosaic_gpu.unsupported_reason(layer) is None
     (line,) = describe(stacked(layer), jax.ShapeDtypeStruct(query.shape, query.dtype))
-    parts = "18 packed in 2 planes, 34 packed in 1 plane, 18 counted by centroid, 9 dense (text)"
+    parts = "17 packed in 2 planes, 35 packed in 1 plane, 18 counted by centroid, 9 dense (text)"
     assert line.startswith(f"one launch over {parts}:")
     query, layer = layer_of(80, 2, "learned, no codebook")
     shape = jax.ShapeDtypeStruct(query.shape, query.dtype)

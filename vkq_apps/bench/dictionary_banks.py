@@ -90,12 +90,17 @@ def random_bank(
             )
         packed, token_scale, centre_id = zip(*of_classes, strict=True)
         centre = 0.3 * jax.random.normal(next(keys), (*lead, codes.centres, head_dim))
+        unit = None
+        if codes.smoothing:
+            unit = jnp.exp(0.3 * jax.random.normal(next(keys), (*lead, head_dim)))
+            unit = unit.astype(jnp.bfloat16)
         return TiledDictionary(
             packed,
             token_scale,
             centre.astype(jnp.bfloat16),
             centre_id if codes.id_bits else None,
             taken,
+            unit,
             side=side,
             virtual=virtual,
             stored=of_tokens,

@@ -165,6 +165,7 @@ def _split_classes(x: DictionaryTensor, parts: int) -> DictionaryTensor:
             for scale, n in zip(x.token_scale, part_sizes, strict=True)
         ),
         centre=_repeated(x.centre, parts, -2),
+        unit=None if x.unit is None else _repeated(x.unit, parts, -1),
         centre_id=None if ids is None else packing.pack(jnp.concatenate(ids, -1), x.id_bits),
         num_slots=sum(part_sizes),
     )
@@ -208,6 +209,7 @@ def _joined_classes(x: DictionaryTensor, sizes: tuple[int, ...]) -> DictionaryTe
             for scale, size in zip(x.token_scale, sizes, strict=True)
         ),
         centre=x.centre[..., 0, :, :],
+        unit=None if x.unit is None else x.unit[..., 0, :],
         centre_id=None if ids is None else packing.pack(ids, x.id_bits),
         num_slots=sum(sizes),
     )

@@ -31,10 +31,10 @@ class DictionaryCodes(Quantizer):
     """Settings of dictionary codes, see `DictionaryTensor`.
 
     Tokens are sorted by the energy of what their centre leaves, and get precision by class: tokens
-    differ in how much there is to code, and their order says where the bits are. The scale of a
-    token, a = |u|^2 / <u, D s>, makes <x_hat - centre, x - centre> exact (the estimator of RaBitQ,
-    arXiv 2405.12497): a key shrunk by a code of least squared error would lower the score of just
-    the tokens that matter.
+    differ in how much there is to code, and their order says where the bits are. The unbiased scale
+    of a token, a = |u|^2 / <u, D s>, makes <x_hat - centre, x - centre> exact (the estimator of
+    RaBitQ, arXiv 2405.12497): a key shrunk by a code of least squared error would lower the score
+    of just the tokens that matter.
 
     Attributes:
         classes: shares of the tokens and their bits per channel, from the greatest energy on. With
@@ -51,11 +51,16 @@ class DictionaryCodes(Quantizer):
         metric: whether tokens are compared by |A u| with the A of the tables; otherwise by |u|.
         scale: a of each token: "unbiased" as above; "norm", the root mean square of A u, with steps
             of least squared error for N(0, 1), or for dictionaries that are unbiased themselves;
-            None: 1, the learned dictionary has fixed steps.
-        table_dtype: dtype in which centres are stored: bfloat16, float16 or float32.
+            "between", the geometric mean of both (gamma = 1/2 of `SignCodes`); None: 1, the learned
+            dictionary has fixed steps.
+        smoothing: alpha in [0, 1]: channel i is coded in units of rms_i^alpha, the root mean square
+            of what the mean of the image's tokens leaves of it (alpha is that of SmoothQuant, arXiv
+            2211.10438). Large channels then take more of the error. Without tables.
+        table_dtype: dtype in which centres and units are stored: bfloat16, float16 or float32.
 
     Raises:
-        ValueError: a setting is none of these, or several centres go with a codebook.
+        ValueError: a setting is none of these, several centres go with a codebook, or smoothing
+            with tables.
     """
 
     classes: tuple[TokenClass, ...] = (
@@ -68,7 +73,8 @@ class DictionaryCodes(Quantizer):
     learned: bool = False
     basis: Literal["principal", "queries"] = "principal"
     metric: bool = False
-    scale: Literal["unbiased", "norm"] | None = "unbiased"
+    scale: Literal["unbiased", "between", "norm"] | None = "unbiased"
+    smoothing: float = 0.0
     table_dtype: str = "bfloat16"
 
     def __post_init__(self):
@@ -85,6 +91,10 @@ class DictionaryCodes(Quantizer):
             raise ValueError("centres of the image's own and a codebook exclude each other")
         if not self.learned and self.scale is None:
             raise ValueError('Hadamard planes need a scale, "unbiased" or "norm", got None')
+        if not 0 <= self.smoothing <= 1:
+            raise ValueError(f"smoothing must be in [0, 1], got {self.smoothing}")
+        if self.smoothing and self.uses_tables:
+            raise ValueError("smoothing is for codes without tables: these are of plain channels")
         if self.basis == "queries" and (self.metric or not self.learned):
             raise ValueError('basis="queries" is one of learned dictionaries without a metric')
 
@@ -179,10 +189,12 @@ class _Centred:
     """Tokens, less their centre.
 
     Attributes:
+        unit: of each channel, as stored; None: 1. All else is in these units.
         centre: as stored. ids: centroid of each token; None: there is one. residual: u.
         energy: |A u|^2.
     """
 
+    unit: Float[Array, "*lead H"] | None
     centre: Float[Array, "*lead M H"]
     ids: Int32[Array, "*lead V"] | None
     residual: Float[Array, "*lead V H"]
@@ -198,10 +210,13 @@ def _centre(
     _check_tables(codes, tables, x.shape)
     given = x.dtype
     x, bad = groups.coded_input(x, valid, _LARGEST)
-    ids = None
+    ids = unit = None
+    if codes.smoothing:
+        unit = groups.as_stored(_units(x, valid, codes.smoothing), codes.table_dtype)
+        x = x / unit.astype(jnp.float32)[..., None, :]
     if codes.centres > 1:
         # Clipped values of bfloat16 are such values still.
-        tokens = x.astype(given) if given == jnp.bfloat16 else x
+        tokens = x.astype(given) if given == jnp.bfloat16 and unit is None else x
         centre = groups.as_stored(image_centres(tokens, valid, codes.centres), codes.table_dtype)
         own = centre.astype(jnp.float32)
         ids = nearest(tokens, own)
@@ -224,7 +239,18 @@ def _centre(
     energy = jnp.square(_measure(residual, codes, tables)).sum(-1)
     # The scale of a token has no NaN, and its bits have none; the centre has.
     centre = jnp.where(bad.any((-2, -1))[..., None, None], jnp.nan, centre)
-    return _Centred(centre, ids, residual, energy)
+    return _Centred(unit, centre, ids, residual, energy)
+
+
+def _units(
+    x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"], smoothing: float
+) -> Float[Array, "*lead H"]:
+    """What each channel is measured in, rms^smoothing; 1 where all tokens are alike."""
+    taken = valid[..., None]
+    count = jnp.maximum(taken.sum(-2), 1).astype(jnp.float32)
+    mean = jnp.where(taken, x, 0.0).sum(-2) / count
+    square = jnp.where(taken, jnp.square(x - mean[..., None, :]), 0.0).sum(-2) / count
+    return jnp.where(square > 0, square, 1.0) ** (smoothing / 2)
 
 
 def _encode(
@@ -249,6 +275,7 @@ def _encode(
     return DictionaryTensor(
         packed=tuple(packed),
         token_scale=tuple(scales),
+        unit=centred.unit,
         centre=centred.centre,
         centre_id=packing.pack(jnp.concatenate(ids, -1), codes.id_bits) if ids else None,
         virtual=tuple(codes.virtual_channels(c, head_dim) for c in range(len(codes.classes))),
@@ -286,19 +313,20 @@ def _encode_class(
         bit = jnp.concatenate(planes, axis=-1)
         # In units of half the first channel's step, as the dictionary is.
         decoded = (2 * code - top).astype(jnp.float32) * unit
-        if codes.scale == "norm":
-            scale = size[..., 0] * (step[0] / 2)
-            return packing.pack(bit.astype(jnp.uint32), 1), log_scale.encode(scale)
+        norm = size[..., 0] * (step[0] / 2)
     else:
         bit, decoded = _encode_learned(u, learned, codes, tables)
+        norm = _size(u, codes, tables)[..., 0]
         z, decoded = _measure(u, codes, tables), _measure(decoded, codes, tables)
     words = packing.pack(bit.astype(jnp.uint32), 1)
     if codes.scale is None:
         return words, None
     if codes.scale == "norm":
-        return words, log_scale.encode(_size(u, codes, tables)[..., 0])
+        return words, log_scale.encode(norm)
     along = (z * decoded).sum(-1)
     scale = jnp.square(z).sum(-1) / jnp.where(along > 0, along, jnp.inf)
+    if codes.scale == "between":
+        scale = jnp.sqrt(scale * norm)
     return words, log_scale.encode(scale)
 
 

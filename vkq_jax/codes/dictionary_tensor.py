@@ -41,11 +41,15 @@ class DictionaryTensor(QuantizedTensor):
 
     Tokens lie in slots, class by class, see `ClassMap`.
 
+    With `unit` all of these are in units w of the channels: x_hat is w times as large, channel by
+    channel, scores take w q in the place of q, and `out` is times w.
+
     Attributes:
         packed: for each class, bits (1 for +1) of its slots' virtual channels.
         token_scale: for each class a, uint8 as `vkq_jax.bits.log_scale` defines it; None: 1.
         centre: c, one row; or, without a codebook, several rows that `centre_id` chooses from.
         centre_id: which centroid each slot has, bit fields of `id_bits`; None: there is one.
+        unit: w, of each channel; None: 1.
         class_map: which slot holds which position; None: the bank has it.
         virtual: n of each class. head_dim: H. num_positions: V. num_slots: of all classes. id_bits:
             of a centroid's number, 0: there are no numbers. codebook, learned: whether centroids
@@ -56,6 +60,7 @@ class DictionaryTensor(QuantizedTensor):
     token_scale: tuple[Shaped[Array, "*lead _"] | None, ...]
     centre: Float[Array, "*lead M H"]
     centre_id: UInt32[Array, "*lead W2"] | None
+    unit: Float[Array, "*lead H"] | None = None
     class_map: ClassMap | None = None
     virtual: tuple[int, ...] = static_field(kw_only=True)
     head_dim: int = static_field(kw_only=True)
@@ -96,6 +101,7 @@ class DictionaryTensor(QuantizedTensor):
     ) -> Float[Array, "*lead Q S"]:
         """See `QuantizedTensor.scores`; S slots, in the order of `ClassMap`."""
         self._check_tables(tables)
+        query = self._in_units(query)
         parts = []
         for number, packed, scale in self._classes():
             if not self.virtual[number]:
@@ -135,7 +141,7 @@ class DictionaryTensor(QuantizedTensor):
             part = part if scale is None else part * scale[..., None, :]
             product = packed_products.sign_sums(part, packed, self.virtual[number])
             total = total + self._unfold(product, number, tables)
-        return total
+        return self._in_units(total)
 
     def dequantize(
         self, tables: SideTables | None = None, class_map: ClassMap | None = None
@@ -163,6 +169,7 @@ class DictionaryTensor(QuantizedTensor):
             centroids = jnp.broadcast_to(centroids, (*slots.shape[:-2], *centroids.shape[-2:]))
             ids = self._ids(slots.shape[:-1])[..., None]
             slots = slots + jnp.take_along_axis(centroids, ids, axis=-2)
+        slots = self._in_units(slots)
         return jnp.take_along_axis(slots, class_map.slots_of_positions()[..., None], axis=-2)
 
     def num_elements(self) -> int:
@@ -173,6 +180,10 @@ class DictionaryTensor(QuantizedTensor):
         """Number, bits and float32 scales of each class."""
         for number, (packed, scale) in enumerate(zip(self.packed, self.token_scale, strict=True)):
             yield number, packed, None if scale is None else log_scale.decode(scale)
+
+    def _in_units(self, x: Float[Array, "*lead A H"]) -> Float[Array, "*lead A H"]:
+        """W x."""
+        return x if self.unit is None else x * self.unit.astype(jnp.float32)[..., None, :]
 
     def _centres(self, tables: SideTables | None, ndim: int) -> tuple[Array | None, Array | None]:
         """The row that all tokens share, and those that `centre_id` chooses from."""

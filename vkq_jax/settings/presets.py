@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from vkq_jax.bits.packing import TERNARY
 from vkq_jax.codes.dense import Dense
@@ -29,6 +29,22 @@ def _hadamard(*classes: tuple[int | float, int | float], **settings: Any) -> Dic
     return DictionaryCodes(tuple(TokenClass(*c) for c in classes), **settings)
 
 
+def _image_alone(
+    *classes: tuple[int | float, int | float], scale: Literal["unbiased", "between"] = "between"
+) -> KVQuantConfig:
+    """Classes of tokens around centres of the image's own, keys in units of its channels.
+
+    Keys of pretrained text models have channels much larger than others, values have not.
+
+    Args:
+        scale: of keys.
+    """
+    return KVQuantConfig(
+        key=_hadamard(*classes, centres=3, smoothing=0.5, scale=scale),
+        value=_hadamard(*classes, centres=3),
+    )
+
+
 def _turboquant(bits: int | float) -> KVQuantConfig:
     """TurboQuant (arXiv 2504.19874): rotated tokens, in units of their norm, on a fixed grid.
 
@@ -40,11 +56,11 @@ def _turboquant(bits: int | float) -> KVQuantConfig:
 
 
 _PRESETS: dict[str, KVQuantConfig] = {
-    # This project's own, where nothing is calibrated: centres of the image's own, classes of
-    # tokens, an unbiased scale.
-    "vkq-1bit": _both(_hadamard((0.25, 2), (0.49, 1), (0.26, 0), centres=3)),
-    "vkq-half": _both(_hadamard((0.1, 2), (0.2, 1), (0.7, 0), centres=3)),
-    "vkq-2bit": _both(_hadamard((0.23, 3), (0.45, 2), (0.32, 1), centres=3)),
+    # This project's own, where nothing is calibrated: all that is in units of, or around something,
+    # takes that from the image.
+    "vkq-1bit": _image_alone((0.24, 2), (0.5, 1), (0.26, 0)),
+    "vkq-half": _image_alone((0.1, 2), (0.2, 1), (0.7, 0), scale="unbiased"),
+    "vkq-2bit": _image_alone((0.23, 3), (0.45, 2), (0.32, 1)),
     # One bit of every channel: what the fused kernel multiplies as it is stored.
     "signs-1bit": _both(SignCodes(gamma=1.0, scale_bits=8)),
     # arXiv 2502.14882v1, group-specific and quantile-based, with the settings that do least to

@@ -24,8 +24,9 @@ class PackedQuery:
 
     Operands: query [rows, H] float32, times logits_scale, or that of a part in products [rows, n],
     see `KernelSpec`; for level codes key_{lower,upper}
-    [heads, G, H] bfloat16, for sign codes key_centre [heads, M, H] bfloat16; where scores are
-    mapped slope, where they are shifted shift [rows] float32, natural.
+    [heads, G, H] bfloat16, for sign codes key_centre [heads, M, H] bfloat16, where channels have
+    units key_unit [heads, H] bfloat16; where scores are mapped slope, where they are shifted shift
+    [rows] float32, natural.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class PackedQuery:
         self._centres = [
             self._table("key_centre", entry=number) for number in range(packed.key.own_centres)
         ]
+        self._units = self._table("key_unit") if packed.key.in_units else None
         self._more_of_centres: list[Value] = []
         self._shared_score = self._query_sum = self._kappa = 0.0
         self._slope = self._shift = None
@@ -59,6 +61,8 @@ class PackedQuery:
         """Does what needs no levels: rotates the query, and sums that sign codes ask for."""
         ops, key = self._ops, self._packed.key
         query = [ops.fmul(q, LOG2_E) for q in self._query]
+        if self._units is not None:
+            query = [ops.fmul(q, unit) for q, unit in zip(query, self._units, strict=True)]
         if key.signs and key.score_error_factor:
             # |q|^2 / log2(e)^2 times the factor, in units of log2: times log2(e).
             factor = key.score_error_factor / LOG2_E

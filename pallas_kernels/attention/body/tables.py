@@ -18,7 +18,7 @@ def load_table(
     offsets: Sequence[int],
     name: str,
     block: Value = None,
-    entry: int = 0,
+    entry: int | None = None,
 ) -> list[Value]:
     """Channels `start` plus each offset of a bfloat16 table [heads, G, H], as floats.
 
@@ -26,12 +26,12 @@ def load_table(
         ops, spec, work: of the kernel. coding: of the table's side.
         start, offsets: of this lane's channels.
         name: of the operand. block: of positions, which tells the group; of one group none.
-        entry: number of the centroid.
+        entry: number of the centroid; None: the table has a row for all.
     """
     row = work.stored_head
     if coding.groups > 1:
         row = ops.mad(row, coding.groups, ops.div(block, coding.group_blocks))
-    if coding.centres > 1:
+    if coding.centres > 1 and entry is not None:
         row = ops.mad(row, coding.centres, entry)
     address = _row(ops, spec, name, row)
     address = ops.address(address, start, 2)

@@ -18,6 +18,7 @@ from vkq_jax.codes.image_centres import image_centres, nearest
 H = 64
 CLASSES = (TokenClass(0.1, 3), TokenClass(0.2, 2), TokenClass(0.3, 1), TokenClass(0.4, 0))
 PLAIN = DictionaryCodes(CLASSES)
+IN_UNITS = dataclasses.replace(PLAIN, smoothing=0.5, scale="between")
 
 
 def tokens(*shape: int, seed: int = 0) -> jax.Array:
@@ -66,7 +67,44 @@ def test_a_class_without_bits_may_stand_before_others():
     assert len(np.unique(np.asarray(rows[0]), axis=0)) > 20
 
 
-@pytest.mark.parametrize("codes", [PLAIN, dataclasses.replace(PLAIN, centres=5)])
+def test_a_scale_between_is_the_mean_of_both():
+    x = tokens(2, 300, H)
+    scales = [
+        np.asarray(quantize(x, dataclasses.replace(PLAIN, scale=scale)).token_scale[2], int)
+        for scale in ("norm", "between", "unbiased")
+    ]
+    # Codes are logarithms.
+    assert np.abs(2 * scales[1] - scales[0] - scales[2]).max() <= 2
+    taken = scales[0] > 0
+    assert (scales[2] > scales[0])[taken].all()
+
+
+def test_units_of_half_the_logarithm_suit_queries_that_are_alike_in_all_channels():
+    """Outliers among channels no longer spread their error over the others."""
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(size=(2, 300, H)) * np.exp(1.5 * rng.normal(size=H)), jnp.float32)
+    one = DictionaryCodes((TokenClass(1.0, 1),), scale="between")
+    errors = {
+        alpha: float(
+            jnp.square(dequantize(quantize(x, dataclasses.replace(one, smoothing=alpha))) - x).sum()
+        )
+        for alpha in (0.0, 0.5, 1.0)
+    }
+    assert errors[0.5] < 0.6 * min(errors[0.0], errors[1.0])
+
+
+def test_products_are_those_of_decoded_tokens_in_units():
+    coded = quantize(tokens(2, 40, H), IN_UNITS)
+    rows = coded.class_map.slots_of_positions()[..., None]
+    scores = coded.scores(jnp.broadcast_to(jnp.eye(H), (2, H, H)))
+    by_position = jnp.take_along_axis(jnp.swapaxes(scores, -1, -2), rows, axis=-2)
+    np.testing.assert_allclose(by_position, dequantize(coded), rtol=1e-4, atol=1e-4)
+    slots = scores.shape[-1]
+    sums = coded.weighted_sum(jnp.broadcast_to(jnp.eye(slots), (2, slots, slots)))
+    np.testing.assert_allclose(sums, jnp.swapaxes(scores, -1, -2), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("codes", [PLAIN, dataclasses.replace(PLAIN, centres=5), IN_UNITS])
 def test_padding_has_no_influence(codes):
     x = tokens(2, 90, H)
     valid = jnp.arange(90)[None] < jnp.asarray([[90], [55]])
@@ -142,6 +180,8 @@ def test_hardly_any_tokens(length):
         ({"centres": 2, "codebook": 8}, "exclude each other"),
         ({"basis": "queries"}, "one of learned dictionaries"),
         ({"scale": None}, "planes need a scale"),
+        ({"smoothing": 1.5}, r"smoothing must be in \[0, 1\]"),
+        ({"smoothing": 0.5, "codebook": 8}, "codes without tables"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):
