@@ -269,6 +269,15 @@ def test_figures_in_the_text_of_the_text_bed_are_those_of_its_files():
     assert f"falls from {fallen[0]:.2f} to {fallen[1]:.2f}" in page
     chosen = read("text_bed.json")["presets"]["vkq-1bit"]
     assert f"takes plan {chosen['plan']} here, which has {chosen['kl']:.2f}" in page
+    plain = read("text_bed_plain.json")["presets"]
+    whole, alike = (
+        plain[f"vkq-1bit without tables{x}"]["kl"] for x in ("", ": channels in one unit")
+    )
+    assert f"Without units the KL is {alike:.2f} in place of {whole:.2f}" in page
+    kl = read("answers.json")["presets"]["vkq-1bit:plain"]["tasks"]["all"]["kl"]
+    assert f"with a KL of {kl:.4f}, 0.0013 before" in page
+    bed = read("text_bed.json")["presets"]["vkq-1bit, no tables"]["kl"]
+    assert f"took the KL from 2.49 to {bed:.2f}" in page
 
 
 def test_figures_in_the_text_of_the_judge_are_those_of_its_log():
@@ -341,6 +350,12 @@ def test_figures_in_the_text_of_the_judge_are_those_of_its_file():
     assert f"lines worst, {100 * rows['none']['text']['exact']:.0f} % at full precision" in page
     plain = rows["vkq-1bit:plain"]["all"]["lost"]
     assert f"Without tables `vkq-1bit` loses {plain:.0f} points" in page
+    looked = read("judge_plain.json")
+    first = looked["presets"]["vkq-1bit:plain"]["tasks"]["all"]
+    assert f"{looked['samples']} of the questions on a CPU" in page
+    low, high = first["lost_interval"]
+    assert f"and it loses {first['lost']:.1f} points ({low:.1f} to {high:.1f})" in page
+    assert f"its KL is {first['kl']:.3f} in place of" in page
     choosing, limits = (
         " ".join((DOCS / page).read_text().split()) for page in ("choosing_codes.md", "limits.md")
     )

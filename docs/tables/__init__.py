@@ -13,6 +13,7 @@ from docs.tables.answers import (
     short_answer_rows,
     short_judge_rows,
     text_bed_ablation_rows,
+    text_bed_plain_rows,
     text_bed_rows,
 )
 from docs.tables.generation import prefill_rows, speed_rows, throughput_table
@@ -36,6 +37,7 @@ __all__ = [
     "short_judge_rows",
     "speed_rows",
     "text_bed_ablation_rows",
+    "text_bed_plain_rows",
     "text_bed_rows",
     "throughput_table",
 ]

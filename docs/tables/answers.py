@@ -80,12 +80,17 @@ def text_bed_rows() -> list[str]:
     return lines
 
 
-def text_bed_ablation_rows() -> list[str]:
+def text_bed_ablation_rows(file: str = "text_bed_ablation.json") -> list[str]:
     """A row for each plan on the text model and for each part left out: bits, KL, what it adds."""
     lines = ["| codes | bits | KL | more than the whole plan |", f"|{'---|' * 4}"]
-    for name, row in read("text_bed_ablation.json")["presets"].items():
+    for name, row in read(file)["presets"].items():
         low, high = row["more_interval"]
         more = f"{row['more']:+.3f} [{low:+.3f}, {high:+.3f}]" if ": " in name else ""
         bits = row["bits_per_element"]["mean"]
         lines.append(f"| {name} | {bits:.2f} | {row['kl']:.3f} | {more} |")
     return lines
+
+
+def text_bed_plain_rows() -> list[str]:
+    """The same for the plan without tables."""
+    return text_bed_ablation_rows("text_bed_plain.json")
