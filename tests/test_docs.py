@@ -225,6 +225,12 @@ def test_figures_in_the_text_of_readme_are_those_of_the_result_files():
     second = lost("kivi-2bit").format("")
     assert f"`kivi-2bit` {second} at {bits['kivi-2bit']:.2f}" in readme
     assert f"without tables {lost('vkq-1bit:plain').format('')}" in readme
+    today = read("judge_plain.json")["presets"]["vkq-1bit:plain"]["tasks"]["all"]
+    low, high = today["lost_interval"]
+    figures = (
+        f"{today['samples']} of the questions it loses {today['lost']:.1f} [{low:.1f}, {high:.1f}]"
+    )
+    assert figures in readme
 
 
 def test_every_table_of_the_site_has_rows_of_one_width():
