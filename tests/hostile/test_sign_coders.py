@@ -140,6 +140,7 @@ def test_what_is_not_finite_spoils_its_head_and_nothing_else(cases, coder):
 
 def test_the_kernel_codes_as_xla_does(cases):
     """Codes, NaN and scales agree for every class of values, also in heads that are spoilt."""
+    alike = []
     for case in cases(8):
         rng = random.Random(f"sign coders, both/{case}")
         codes, (value_class, x, valid) = rng.choice(SETTINGS), draw(rng)
@@ -153,11 +154,15 @@ def test_the_kernel_codes_as_xla_does(cases):
         assert differing <= 2e-3 * 32 * ours[0].size, (message, differing)
         centre, right = np.nan_to_num(ours[1]), np.nan_to_num(theirs[1])
         assert (np.abs(centre - right) <= 2**-7 * np.abs(right) + 1e-37).all(), message
-        # The norm around the centre is that of the scale, whatever the codes.
-        taken = np.broadcast_to(valid[None, :, None, :], ours[2].shape[:-1])
+        # The norm around the centre is that of the scale, whatever the codes. A mean between two
+        # numbers of bfloat16 may be rounded either way, and tokens lie elsewhere around the other.
+        same = (centre == right).all(-1)
+        alike.append(same.mean())
+        taken = valid[None, :, None, :] & same[..., None]
         norm, right = (
             np.linalg.norm(np.nan_to_num(values - centre[..., None, :]), axis=-1)[taken]
             for _, centre, values in (ours, theirs)
         )
         allowed = 0.1 if codes.scale_bits == 8 else 2**-6
         assert (np.abs(norm - right) <= allowed * right + 1e-35).all(), message
+    assert np.mean(alike) > 0.8
