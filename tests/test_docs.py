@@ -228,7 +228,7 @@ def test_figures_in_the_text_of_readme_are_those_of_the_result_files():
     today = read("judge_plain.json")["presets"]["vkq-1bit:plain"]["tasks"]["all"]
     low, high = today["lost_interval"]
     figures = (
-        f"{today['samples']} of the questions it loses {today['lost']:.1f} [{low:.1f}, {high:.1f}]"
+        f"{today['samples']} of the questions: it loses {today['lost']:.1f} [{low:.1f}, {high:.1f}]"
     )
     assert figures in readme
 
@@ -366,10 +366,12 @@ def test_figures_in_the_text_of_the_judge_are_those_of_its_file():
         " ".join((DOCS / page).read_text().split()) for page in ("choosing_codes.md", "limits.md")
     )
     with_tables = f"{own['all']['lost']:.1f}"
-    assert f"`vkq-1bit` loses {with_tables} points with them and {plain:.0f} without" in choosing
+    bed = read("text_bed.json")["presets"]
+    kl, plain_kl = (bed[name]["kl"] for name in ("vkq-1bit", "vkq-1bit, no tables"))
+    assert f"KL of `vkq-1bit` is {kl:.2f} with them and {plain_kl:.2f} without" in choosing
     assert f"{rows['vkq-half']['all']['lost']:.1f} on the judge" in choosing
     assert f"points of the first one's answers and {with_tables} of the other's" in limits
-    assert f"without tables loses {plain:.0f} points on the judge" in limits
+    assert f"(KL {plain_kl:.2f} and {kl:.2f}," in limits
 
 
 def test_the_figures_of_several_gpus_are_those_that_the_script_works_out():
