@@ -1,4 +1,4 @@
-"""What codes do to the answers of models and to the predictions of a text model."""
+"""Tables of what codes do to answers of models and to predictions of a text model."""
 
 from docs.tables.results import read
 

@@ -1,4 +1,4 @@
-"""What the presets were to reach, beside what was measured."""
+"""The table of the presets' goals, each beside what was measured."""
 
 from typing import Any
 

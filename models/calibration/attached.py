@@ -56,8 +56,7 @@ def attach_tables(model: Model, file: str | os.PathLike[str]) -> Model:
         ValueError: a broken file, or one that was made for another model.
     """
     check_type("model", model, Model, hint="models.load")
-    codes = load_tables(file, shardings=table_shardings(model.mesh))
-    _check(model, codes, str(file))
+    codes = _read(model, file)
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     return dataclasses.replace(model, calibrated=AttachedCodes(digest, codes))
 
@@ -188,10 +187,15 @@ def _given(
         _check(model, tables, "tables")
         return tables
     if isinstance(tables, str | os.PathLike):
-        codes = load_tables(tables, shardings=table_shardings(model.mesh))
-        _check(model, codes, str(tables))
-        return codes
+        return _read(model, tables)
     raise ValueError(f"tables must be CalibratedCodes or the path of a file, got {shown(tables)}")
+
+
+def _read(model: Model, file: str | os.PathLike[str]) -> CalibratedCodes:
+    """The presets of a file, each device's KV heads on that device, if they are this model's."""
+    codes = load_tables(file, shardings=table_shardings(model.mesh))
+    _check(model, codes, str(file))
+    return codes
 
 
 def _check(model: Model, codes: CalibratedCodes, name: str) -> None:

@@ -8,10 +8,9 @@ from models.sharding.placing import model_parts
 
 __all__ = ["gpu_options"]
 
-# Of few sequences, one read of the weights of `gate_proj` and `up_proj`: matrix products of one
-# input are merged where their arrays are up to so many MB. Of many, which arithmetic binds, the
-# merged ones are the slower ones: XLA joins their weights in a kernel of its own, at half the speed
-# of cuBLAS.
+# XLA merges matrix products of one input where their arrays are up to so many MB: few sequences
+# then read the weights of `gate_proj` and `up_proj` once. Many sequences are bound by arithmetic,
+# and there XLA runs the merged products in a kernel of its own, at half the speed of cuBLAS.
 _MERGED = {"xla_gpu_dot_merger_threshold_mb": 512}
 _MOST_MERGED = 128
 # A step waits for each of its sums: on a stream of their own they only wait longer. In CUDA graphs

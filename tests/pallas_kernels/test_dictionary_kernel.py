@@ -140,7 +140,7 @@ def test_whole_blocks_of_each_class():
 @pytest.mark.ci
 @pytest.mark.parametrize("codes", ["vkq-1bit", "a codebook"])
 def test_a_warp_takes_several_blocks_of_each_class(codes):
-    """Of several queries: blocks stand in a row, their planes take turns in two slots."""
+    """Several queries take blocks in a row, whose planes take turns in two slots."""
     query, layer = layer_of(64, 2, codes, 1500)
     starts = random_starts(query, layer)
     got = attend(query, layer, tuning=TuningConfig(4, 1, 1, 2), starts=starts)

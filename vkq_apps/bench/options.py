@@ -31,6 +31,7 @@ __all__ = [
     "Shapes",
     "TextCapacity",
     "implementation_of",
+    "layers_apart_with",
     "meshes_of",
     "names",
     "numbers",
@@ -176,3 +177,8 @@ def implementation_of(name: str) -> str | None:
         known = ", ".join(pallas_kernels.IMPLEMENTATIONS)
         raise ValueError(f"implementation must be auto, {known}, got {name!r}")
     return name
+
+
+def layers_apart_with(implementation: str | None) -> bool | None:
+    """`layers_apart` of `models.load`: XLA takes stacks of layers, which compile faster."""
+    return False if implementation == "xla" else None

@@ -160,11 +160,10 @@ def load_and_prepare(
         images,
         [prompt],
         per_prompt=len(images),
+        clips=videos,
         max_new_tokens=max_new_tokens,
         text_bits=text_bits,
     )
-    if videos:
-        check_clips(models.read_config(source), videos)
     model = load_model(source, mesh=mesh)
     with stage("reading the prompt"):
         prompt = whole_prompt(model, prompt, num_images=len(images), num_videos=len(videos))
@@ -205,6 +204,7 @@ def check_before_loading(
     images: Sequence[Path],
     prompts: Sequence[str],
     *,
+    clips: Sequence[Clip] = (),
     per_prompt: int,
     max_new_tokens: int,
     text_bits: TextBits = None,
@@ -212,14 +212,14 @@ def check_before_loading(
     """Checks arguments before a model is loaded, which takes long.
 
     Args:
-        source: folder of the model. images, prompts: as given.
+        source: folder of the model. images, prompts, clips: as given.
         per_prompt: images of one prompt. max_new_tokens: of the answer; 0 for none.
         text_bits: of text keys and values.
 
     Raises:
         FileNotFoundError: a file that is not there.
-        NotImplementedError: a model that `models.load` refuses.
-        ValueError: an empty prompt, an unreadable image, or no room for the answer.
+        NotImplementedError: a model that `models.load` refuses, or clips that it does not take.
+        ValueError: an empty prompt, an unreadable image or clip, or no room for the answer.
     """
     for prompt in prompts:
         check_question(prompt)
@@ -229,6 +229,8 @@ def check_before_loading(
     check_room(config, visual=visual, text=0, max_new_tokens=max_new_tokens, text_bits=text_bits)
     for path in images:
         read_picture(path)
+    if clips:
+        check_clips(config, clips)
 
 
 def check_question(prompt: str) -> None:

@@ -13,7 +13,7 @@ import typer
 import models
 import vkq_jax
 from models import Clip
-from vkq_apps.bench.options import implementation_of
+from vkq_apps.bench.options import implementation_of, layers_apart_with
 from vkq_apps.bench.results_file import source_digest
 from vkq_apps.cli.arguments import (
     ImplementationOption,
@@ -22,7 +22,6 @@ from vkq_apps.cli.arguments import (
     ModelOption,
     NumFramesOption,
     check_before_loading,
-    check_clips,
     load_model,
 )
 from vkq_apps.cli.console import log, out, print_json
@@ -129,12 +128,11 @@ def calibrate(
             model,
             pictures,
             [question for _, question in pairs],
+            clips=clips,
             per_prompt=1 if pictures else 0,
             max_new_tokens=max_new_tokens,
         )
-        if clips:
-            check_clips(models.read_config(model), clips)
-        loaded = load_model(model, mesh=mesh, layers_apart=False if chosen == "xla" else None)
+        loaded = load_model(model, mesh=mesh, layers_apart=layers_apart_with(chosen))
         alike |= {
             "weights": lambda: files_digest(loaded),
             "pictures": lambda: [hashlib.sha256(file.read_bytes()).digest() for file in files],

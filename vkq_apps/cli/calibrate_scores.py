@@ -21,7 +21,6 @@ from vkq_apps.cli.arguments import (
     VideoFpsOption,
     VideoOption,
     check_before_loading,
-    check_clips,
     check_visuals,
     load_model,
 )
@@ -72,10 +71,13 @@ def calibrate_scores(
         )
     check_stored_place(out_file, "score map", "vkq calibrate-scores")
     check_before_loading(
-        model, image or [], prompt, per_prompt=1 if image else 0, max_new_tokens=max_new_tokens
+        model,
+        image or [],
+        prompt,
+        clips=clips,
+        per_prompt=1 if image else 0,
+        max_new_tokens=max_new_tokens,
     )
-    if clips:
-        check_clips(models.read_config(model), clips)
     loaded = load_model(model)
     pairs = list(itertools.product([*(image or []), *clips], prompt))
     with progress(log, "prompts") as show:

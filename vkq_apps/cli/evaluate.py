@@ -8,7 +8,7 @@ import typer
 
 import models
 from models.inputs.visuals import check_takes_clips
-from vkq_apps.bench.options import implementation_of
+from vkq_apps.bench.options import implementation_of, layers_apart_with
 from vkq_apps.cli.arguments import (
     ImplementationOption,
     JsonOption,
@@ -178,7 +178,7 @@ def evaluate(
         own = read_data(data or (), metric)
         if any(task.has_clips for task in own.values()):
             check_takes_clips(models.read_config(model))
-        loaded = load_model(model, mesh=mesh, layers_apart=False if chosen == "xla" else None)
+        loaded = load_model(model, mesh=mesh, layers_apart=layers_apart_with(chosen))
         settings = settings_of(loaded, names, tables)
         known = known_tasks(loaded, own, synthetic=synthetic)
         with stage("choosing questions"):

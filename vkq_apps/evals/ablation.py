@@ -254,7 +254,7 @@ def _sampled(
     calibrate_kinds: list[str],
     kept: CalibrationFolder,
 ) -> tuple[CodeSamples, str]:
-    """What tables are fitted to, and its digest."""
+    """The samples that tables are fitted to, and their digest."""
     pairs = calibration_questions(options.calibration, kinds=calibrate_kinds)
     with progress(log, "calibration prompts") as show:
 

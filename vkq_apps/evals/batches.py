@@ -10,13 +10,13 @@ import numpy as np
 import models
 from models import Inputs, Model
 from models.generation.context import context_length
-from models.generation.teacher_forcing import parts_of
+from models.generation.teacher_forcing import EvaluatedModel, Reading, parts_of
 from models.inputs.processor import processor_of
 from models.messages import show
 from vkq_apps.evals.samples import Sample
 from vkq_apps.evals.tasks import Task
 
-__all__ = ["Batch", "Prepared", "in_batches", "prepare"]
+__all__ = ["Batch", "Prepared", "in_batches", "prepare", "whole_inputs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,12 @@ class Prepared:
     owner: jnp.ndarray
     choices: tuple[jnp.ndarray, jnp.ndarray] | None = None
 
+    def read(self, evaluated: EvaluatedModel, *, steps: int) -> Reading:
+        """The batch in full precision, with room for answers of `steps` tokens."""
+        suffix = 0 if self.question is None else self.question.prompt_shape.suffix
+        room = self.pictures.prompt_shape.text + suffix + steps
+        return evaluated.read(self.pictures, self.question, self.owner, cache_length=room)
+
 
 def in_batches(task: Task, samples: Sequence[Sample], size: int) -> Iterator[Batch]:
     """Batches of `size` rows; no sample is split.
@@ -96,23 +102,8 @@ def prepare(model: Model, batch: Batch, *, steps: int) -> Prepared:
             room in the model's context.
     """
     asked = [batch.samples[max(place, 0)] for place, _ in batch.rows]
-    prompts = [
-        models.chat_prompt(
-            model,
-            batch.task.ask(sample),
-            num_images=sample.num_pictures,
-            num_videos=len(sample.clips),
-        )
-        for sample in asked
-    ]
-    loaded = {
-        sample.picture: (
-            list(sample.load()) or None,
-            list(sample.clips) or None,
-            sample.num_frames,
-        )
-        for sample in batch.samples
-    }
+    prompts = [_prompt(model, batch.task, sample) for sample in asked]
+    loaded = {sample.picture: _visuals(sample) for sample in batch.samples}
     names = list(loaded)
     whole = _inputs(model, [loaded[sample.picture] for sample in asked], prompts)
     _check_context(model, batch.task, asked, np.asarray(whole.mask.sum(axis=1)))
@@ -132,6 +123,22 @@ def prepare(model: Model, batch: Batch, *, steps: int) -> Prepared:
     if batch.samples[0].choices:
         choices = _choice_tokens(model, prompts, [choice for _, choice in batch.rows], steps)
     return Prepared(batch, pictures, question, jnp.asarray(owner, jnp.int32), choices)
+
+
+def whole_inputs(model: Model, task: Task, samples: Sequence[Sample]) -> Inputs:
+    """Pictures, clips and questions of samples, each with its own, as the model takes them."""
+    prompts = [_prompt(model, task, sample) for sample in samples]
+    return _inputs(model, [_visuals(sample) for sample in samples], prompts)
+
+
+def _prompt(model: Model, task: Task, sample: Sample) -> str:
+    pictures, clips = sample.num_pictures, len(sample.clips)
+    return models.chat_prompt(model, task.ask(sample), num_images=pictures, num_videos=clips)
+
+
+def _visuals(sample: Sample) -> tuple[Any, Any, Any]:
+    """A sample's pictures, clips and number of frames, as `models.prepare` takes them."""
+    return list(sample.load()) or None, list(sample.clips) or None, sample.num_frames
 
 
 def _check_context(model: Model, task: Task, asked: Sequence[Sample], lengths: np.ndarray) -> None:

@@ -23,9 +23,9 @@ from models import Clip, Sampling
 from models.calibration.attached import find_codes
 from models.generation.generate import QuantizeAt
 from models.generation.teacher_forcing import EvaluatedModel
-from vkq_apps.bench.options import implementation_of
+from vkq_apps.bench.options import implementation_of, layers_apart_with
 from vkq_apps.codes_option import parse_codes
-from vkq_apps.evals.batches import Batch, prepare
+from vkq_apps.evals.batches import Batch, prepare, whole_inputs
 from vkq_apps.evals.metrics.text import EXACT
 from vkq_apps.evals.samples import Sample
 from vkq_apps.evals.tasks import Task
@@ -79,7 +79,7 @@ class VkqJax(lmms):
         self.batch_size = int(str(batch_size))
         chosen = implementation_of(implementation)
         codes, given = parse_codes(quant), None if tables is None else vkq_jax.load_tables(tables)
-        model = models.load(pretrained, layers_apart=False if chosen == "xla" else None)
+        model = models.load(pretrained, layers_apart=layers_apart_with(chosen))
         self._evaluated = EvaluatedModel(model, chosen)
         self._quant, self._tables = find_codes(model, codes, given)
         self._quantize_at: QuantizeAt = quantize_at
@@ -159,22 +159,9 @@ class VkqJax(lmms):
         temperature = options.get("temperature") or 0.0
         drawn = bool(options.get("do_sample", temperature > 0)) and temperature > 0
         model, filled = self._evaluated.model, _filled(samples, self.batch_size)
-        prompts = [
-            models.chat_prompt(
-                model, one.question, num_images=one.num_pictures, num_videos=len(one.clips)
-            )
-            for one in filled
-        ]
-        clips = [list(one.clips) or None for one in filled]
-        inputs = models.prepare(
-            model,
-            prompts=prompts,
-            images=[list(one.load()) or None for one in filled],
-            videos=clips if any(clips) else None,
-        )
         seen = all(one.num_pictures or one.clips for one in filled)
         generation = self._generate(
-            models.pad_to_multiple(inputs, 32),
+            whole_inputs(model, _QUESTION, filled),
             quantize_at=self._quantize_at if seen else "prompt",
             max_new_tokens=int(options.get("max_new_tokens", _ANSWER_TOKENS)),
             sampling=Sampling(
@@ -196,12 +183,7 @@ class VkqJax(lmms):
         model = self._evaluated.model
         batch = Batch(_QUESTION, tuple(filled), rows)
         prepared = prepare(model, batch, steps=_CHOICE_TOKENS)
-        asked = prepared.pictures.prompt_shape.text + _CHOICE_TOKENS
-        if prepared.question is not None:
-            asked += prepared.question.prompt_shape.suffix
-        reading = self._evaluated.read(
-            prepared.pictures, prepared.question, prepared.owner, cache_length=asked
-        )
+        reading = prepared.read(self._evaluated, steps=_CHOICE_TOKENS)
         prompted = self._evaluated.read_coded(
             reading, self._tables, quant=self._quant, quantize_at=self._quantize_at
         )

@@ -84,11 +84,7 @@ def _run_batch(
     quantize_at: QuantizeAt,
     by_layer: bool,
 ) -> None:
-    suffix = 0 if prepared.question is None else prepared.question.prompt_shape.suffix
-    room = prepared.pictures.prompt_shape.text + suffix + steps
-    reading = evaluated.read(
-        prepared.pictures, prepared.question, prepared.owner, cache_length=room
-    )
+    reading = prepared.read(evaluated, steps=steps)
     answers: Answers
     if prepared.choices is None:
         answers = Written(evaluated, prepared.batch, reading.prompted, steps=steps)

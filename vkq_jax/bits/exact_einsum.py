@@ -64,7 +64,7 @@ def split_einsum(spec: str, rows: Array, x: Array) -> Array:
 
 
 def _halves(x: Array) -> tuple[Array, Array]:
-    """What bfloat16 holds of float32 numbers, and what it leaves."""
+    """Float32 numbers as a sum of two of bfloat16: the nearest, and what it leaves."""
     # Not by way of bfloat16 and back, which XLA leaves out on a GPU: nothing would remain.
     upper = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
     return upper.astype(jnp.bfloat16), (x - upper).astype(jnp.bfloat16)

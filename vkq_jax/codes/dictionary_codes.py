@@ -245,11 +245,10 @@ def _centre(
 def _units(
     x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"], smoothing: float
 ) -> Float[Array, "*lead H"]:
-    """What each channel is measured in, rms^smoothing; 1 where all tokens are alike."""
-    taken = valid[..., None]
-    count = jnp.maximum(taken.sum(-2), 1).astype(jnp.float32)
-    mean = jnp.where(taken, x, 0.0).sum(-2) / count
-    square = jnp.where(taken, jnp.square(x - mean[..., None, :]), 0.0).sum(-2) / count
+    """The unit of each channel, rms^smoothing; 1 where all tokens are alike."""
+    tokens, of_channels = jnp.swapaxes(x, -1, -2), _per_channel(valid, x.shape)
+    mean = groups.masked_mean(tokens, of_channels)
+    square = groups.masked_mean(jnp.square(tokens - mean[..., None]), of_channels)
     return jnp.where(square > 0, square, 1.0) ** (smoothing / 2)
 
 

@@ -2,8 +2,7 @@
 
 The map of a query's scores follows from the lowest and the highest of them
 (`vkq_jax.settings.score_maps`). So the team goes over its keys first, keeps their scores in shared
-memory, finds the map, and then
-goes over the values: nothing is read twice.
+memory, finds the map, and then goes over the values: nothing is read twice.
 """
 
 from collections.abc import Iterator, Sequence

@@ -34,7 +34,7 @@ class _ChosenCoding(Coding):
 def divided_by_work(
     ops: Operations, work: Work, classes: Sequence[Packed], blocks: Sequence[PackedBlocks]
 ) -> list[list[Value]]:
-    """Of each class the visible blocks before the warp's first one, then those before its end.
+    """Counts each class's visible blocks before the warp's first one, then those before its end.
 
     Blocks of all classes stand in a row. One counts as many units of work as it has planes of keys,
     and one more for what is alike in all; a warp takes those that begin in its part of the units.
@@ -134,7 +134,7 @@ class ChosenBlock(PackedBlocks):
 
     @property
     def quarters(self) -> Value:
-        """Of the class's block that is cut short; 0: there is none."""
+        """Quarters of the class's block that is cut short; 0: there is none."""
         return self._choose([packed.quarters for packed in self._classes])
 
     def load_plane_row(self, side: Side, plane: Plane, row: int) -> list[Value]:
@@ -144,7 +144,7 @@ class ChosenBlock(PackedBlocks):
         quarters = [packed.quarters for packed in self._classes]
         quarter = 4 * row // rows
         if side == "key":
-            # Of a row that is not there the first one is loaded instead.
+            # A row that is not there is replaced by the first one.
             if any(0 < count <= quarter for count in quarters):
                 lacks = self._choose([int(0 < count <= quarter) for count in quarters])
                 there = ops.max(self.is_whole, ops.sub(1, lacks))

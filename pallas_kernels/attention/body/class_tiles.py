@@ -73,7 +73,7 @@ class ClassTiles:
     ) -> None:
         """Starts to copy this lane's words of a plane to a slot of shared memory.
 
-        What a block that is cut short lacks stays as it is there.
+        The slot keeps its old words where a block is cut short.
 
         Args:
             slot: number of the slot. address: of the plane.

@@ -15,7 +15,7 @@ MODULE = "vkq_apps.evals.lmms_eval"
 
 
 class Base:
-    """What lmms-eval's `lmms` gives its models."""
+    """The stand-in has the attributes that lmms-eval's `lmms` gives its models."""
 
     def __init__(self):
         self.task_dict, self.partial = {}, []
