@@ -40,7 +40,7 @@ def fused_sources(text: TextConfig) -> dict[str, Source]:
 def linear_sources(text: TextConfig) -> dict[str, Source]:
     """Sources of linear attention's queries, keys and values, which files hold as one tensor.
 
-    Projections are apart on a mesh alone.
+    Projections are apart where several devices share the heads, and there alone.
     """
     if text.linear is None:
         return {}

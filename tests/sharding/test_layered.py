@@ -32,6 +32,7 @@ def pair(cases, quant, name, mesh, batch):
         (HEADS, "2 KV heads, odd vocabulary", "data=2,model=4", 2),
         ("signs-1bit", CROSS, "model=8", 3),
         ("signs-1bit", LINEAR, "model=4", 3),
+        ("signs-1bit", LINEAR, "data=4", BATCH),
         (MIXED, CROSS, "data=2,model=2", BATCH),
         (MIXED, UNLIKE, "data=2,model=4", BATCH),
     ],
