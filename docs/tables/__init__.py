@@ -19,7 +19,7 @@ from docs.tables.answers import (
 from docs.tables.generation import prefill_rows, speed_rows, throughput_table
 from docs.tables.goals import goal_rows
 from docs.tables.kernels import KERNEL_TABLES, kernel_table, quantize_rows
-from docs.tables.meshes import mesh_profile_rows, mesh_rows
+from docs.tables.meshes import mesh_profile_rows, mesh_rows, mixer_rows, one_gpu_rows
 
 __all__ = [
     "KERNEL_TABLES",
@@ -31,6 +31,8 @@ __all__ = [
     "kinds_rows",
     "mesh_profile_rows",
     "mesh_rows",
+    "mixer_rows",
+    "one_gpu_rows",
     "prefill_rows",
     "quantize_rows",
     "short_answer_rows",

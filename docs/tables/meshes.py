@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from docs.scaling_out import split_step
-from docs.tables.results import RESULTS
+from docs.tables.results import RESULTS, read
 from models.sharding.mesh import check_text
 from pallas_kernels.shapes import find_shape
 
@@ -61,6 +61,29 @@ def mesh_profile_rows() -> list[str]:
     return lines
 
 
+def one_gpu_rows() -> list[str]:
+    """Decode steps of one GPU without a mesh and with a mesh of one."""
+    lines = ["| visual cache | no mesh, ms | `data=1`, ms |", "|---|---|---|"]
+    steps: dict[str, dict[str | None, float]] = {}
+    for row in read("mesh_one_gpu.json")["rows"]:
+        steps.setdefault(row["preset"], {})[row["mesh"]] = row["step_ms"]
+    for preset, by_mesh in steps.items():
+        lines.append(f"| `{preset}` | {by_mesh[None]:.2f} | {by_mesh['data=1']:.2f} |")
+    return lines
+
+
+def mixer_rows() -> list[str]:
+    """Decode steps of linear attention before meshes, and without and with a mesh of one."""
+    lines = ["| sequences | before, ms | no mesh, ms | `data=1`, ms |", "|---|---|---|---|"]
+    steps: dict[int, dict[tuple[str, str], float]] = {}
+    for row in read("mesh_mixers.json")["rows"]:
+        steps.setdefault(row["batch"], {})[row["code"], row["mesh"]] = row["step_ms"]
+    for batch, found in steps.items():
+        cases = ("before", "none"), ("now", "none"), ("now", "data=1")
+        lines.append(f"| {batch} | {' | '.join(f'{found[case]:.3f}' for case in cases)} |")
+    return lines
+
+
 def _mesh_rows_by_key() -> dict[tuple[Any, ...], dict[str, Any]]:
     """The newest measured row of each shape, preset, mesh and batch."""
     rows = sorted(_measured_mesh_rows(), key=lambda row: row["run"])
@@ -69,12 +92,13 @@ def _mesh_rows_by_key() -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 def _measured_mesh_rows() -> list[dict[str, Any]]:
-    """Those of all files `mesh_*.json` of `vkq bench scaling --mesh`."""
+    """Those of all files `mesh_*.json` of `vkq bench scaling --mesh` that have several GPUs."""
     records = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("mesh_*.json"))]
     return [
         row
         for record in records
         if record.get("command") == "vkq bench scaling --mesh"
+        and any(row["mesh"] not in (None, "data=1") for row in record["rows"])
         for row in record["rows"]
         if row["status"] == "measured" and row["mesh"] is not None
     ]
