@@ -130,7 +130,7 @@ class _GatedDeltaNet(nnx.Module):
 
     On a mesh each device has the heads of its own, from the projections to the state. Devices that
     share the heads have the projections apart, too. A device that has all heads has them as one
-    product, which a decode step of few sequences runs in little more than half of the time of three.
+    product: a decode step of few sequences runs it in little more than half of the time of three.
     """
 
     def __init__(self, config: TextConfig, make: Maker):
