@@ -190,8 +190,8 @@ def _line(row: dict[str, Any]) -> str:
             *(f"{baseline} {us:.1f} us" for baseline, us in times.items()),
             f"kernel {row['microseconds']:.1f} us (by the clock {row['wall_microseconds']:.1f})",
             *(f"{ratio:.2f}x ({to})" for to, ratio in ratios.items() if ratio is not None),
-            f"goal {row['goal']}",
-            f"{row['part_of_bandwidth']:.0%} of the bandwidth",
+            f"{row['part_of_bandwidth']:.0%} of the bandwidth"
+            + ("" if row["goal"] is None else f" (goal {row['goal']:.0%})"),
             f"error {row['relative_error']:.1e}",
         ]
     )
