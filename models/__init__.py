@@ -6,7 +6,8 @@ from models.calibration.codes import calibrate_codes
 from models.calibration.scores import calibrate_scores
 from models.checkpoints.fingerprint import fingerprint
 from models.generation.forward import forward
-from models.generation.generate import GenerateOptions, Generation, generate, stream
+from models.generation.generate import Generation, generate, stream
+from models.generation.options import GenerateOptions
 from models.generation.prefill_image import prefill_image
 from models.generation.sampling import Sampling
 from models.inputs.batch import Inputs, PromptShape

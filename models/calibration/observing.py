@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from models.calibration.attached import OwnTables
 from models.generation.decode_loop import observed_step
-from models.generation.generate import QuantizeAt
+from models.generation.options import QuantizeAt
 from models.generation.prefill import prefill
 from models.inputs.batch import Inputs
 from models.inputs.split import split_after_images

@@ -11,7 +11,7 @@ import numpy as np
 from models.calibration.attached import OwnTables, find_codes
 from models.calibration.observing import observe_answers
 from models.generation import argument_checks as checks
-from models.generation.generate import QuantizeAt
+from models.generation.options import QuantizeAt
 from models.generation.room import check_answer_fits
 from models.inputs.batch import Inputs
 from models.model import Model

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from models.calibration.attached import OwnTables
 from models.generation.decode_loop import decode_step
-from models.generation.generate import QuantizeAt
+from models.generation.options import QuantizeAt
 from models.generation.prefill import prefill, run_prompt
 from models.generation.recoding import FULL_PRECISION, recode
 from models.inputs.batch import Inputs, PromptShape

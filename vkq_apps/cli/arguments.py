@@ -13,7 +13,7 @@ from models.calibration.attached import is_uncalibrated
 from models.checkpoints.memory import free_memory, weight_bytes
 from models.families.base import ModelConfig
 from models.families.registry import family_of
-from models.generation.generate import QuantizeAt
+from models.generation.options import QuantizeAt
 from models.inputs.clips import read_clip
 from models.inputs.images import read_picture
 from models.inputs.visuals import check_takes_clips

@@ -11,7 +11,7 @@ import jax
 
 from models import Model
 from models.generation.argument_checks import check_quantize_at
-from models.generation.generate import QuantizeAt
+from models.generation.options import QuantizeAt
 from models.loading import TINY
 from vkq_apps.bench.results_file import source_digest, write_json
 from vkq_apps.evals.batches import Batch

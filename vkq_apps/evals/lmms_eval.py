@@ -21,7 +21,7 @@ import models
 import vkq_jax
 from models import Clip, Sampling
 from models.calibration.attached import find_codes
-from models.generation.generate import QuantizeAt
+from models.generation.options import QuantizeAt
 from models.generation.teacher_forcing import EvaluatedModel
 from vkq_apps.bench.options import implementation_of, layers_apart_with
 from vkq_apps.codes_option import parse_codes

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from models import Model
-from models.generation.generate import QuantizeAt
+from models.generation.options import QuantizeAt
 from models.generation.teacher_forcing import EvaluatedModel, Prompted, Reading, compare
 from vkq_apps.evals.answers import Answers, Chosen, Written
 from vkq_apps.evals.batches import Batch, Prepared, prepare
