@@ -112,11 +112,7 @@ def generate(
             nothing is raised for logits: see `Generation.finite`.
     """
     max_new_tokens = checks.check_count("max_new_tokens", max_new_tokens)
-    state, emit = begin(
-        model,
-        inputs,
-        max_new_tokens=max_new_tokens,
-        bucketing=bucketing,
+    options = GenerateOptions(
         quant=quant,
         sampling=sampling,
         key=key,
@@ -128,7 +124,9 @@ def generate(
         score_map=score_map,
         tables=tables,
         text_bits=text_bits,
+        bucketing=bucketing,
     )
+    state, emit = begin(model, inputs, max_new_tokens, options)
     # Nobody else holds the state that prefill left. `stream` shows its states, and keeps them.
     steps = buffer_size(max_new_tokens, bucketing)
     tokens, lengths, state = emit(state, max_new_tokens, steps=steps, consume=True)
@@ -157,10 +155,13 @@ def stream(
     Raises:
         ValueError: as `generate`, when the first answer is asked for, or `chunk` below 1.
     """
+    unknown = sorted(options.keys() - GenerateOptions.__optional_keys__)
+    if unknown:
+        raise TypeError(f"stream: expected options of `generate`, got {', '.join(unknown)}")
     check_untraced("stream", (model, inputs, options.get("cache")))
     chunk = checks.check_count("chunk", chunk)
     max_new_tokens = checks.check_count("max_new_tokens", max_new_tokens)
-    state, emit = begin(model, inputs, max_new_tokens=max_new_tokens, **options)
+    state, emit = begin(model, inputs, max_new_tokens, options)
     batch = inputs.input_ids.shape[0]
     tokens, lengths = np.zeros((batch, max_new_tokens), np.int32), np.zeros(batch, np.int32)
     for start in range(0, max_new_tokens, chunk):

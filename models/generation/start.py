@@ -1,11 +1,9 @@
 """The start of an answer: arguments checked, the prompt read, the decode loop bound."""
 
-import os
 import warnings
 from collections.abc import Callable
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -15,7 +13,7 @@ from models.calibration.attached import settle_codes
 from models.generation import argument_checks as checks
 from models.generation.context import warn_past_context
 from models.generation.decode_loop import DecodeState, decode_loop
-from models.generation.options import QuantizeAt
+from models.generation.options import GenerateOptions, QuantizeAt
 from models.generation.prefill_image import in_buckets, prefill_part
 from models.generation.room import check_answer_fits
 from models.generation.sampling import Sampling
@@ -31,8 +29,7 @@ from vkq_jax.array_types import Array, Float
 from vkq_jax.cache.layered import AnyCache
 from vkq_jax.cache.sharing import share_visual
 from vkq_jax.cache.text_bank import TextBits
-from vkq_jax.settings.calibrated import CalibratedCodes
-from vkq_jax.settings.layer_settings import AnyQuant
+from vkq_jax.settings.layer_settings import Quant
 from vkq_jax.settings.score_maps import ScoreMap
 from vkq_jax.sharding.hosts import to_host
 from vkq_jax.validation import check_tree, check_type
@@ -41,68 +38,47 @@ __all__ = ["begin", "buffer_size"]
 
 
 def begin(
-    model: Model,
-    inputs: Inputs,
-    *,
-    max_new_tokens: int,
-    quant: AnyQuant | None = None,
-    sampling: Sampling = Sampling(),
-    key: jax.Array | None = None,
-    stop_tokens: tuple[int, ...] | None = None,
-    quantize_at: QuantizeAt = "prompt",
-    cache: AnyCache | None = None,
-    cache_length: int | None = None,
-    implementation: str | None = None,
-    score_map: ScoreMap | None = None,
-    tables: CalibratedCodes | str | os.PathLike[str] | None = None,
-    text_bits: TextBits = None,
-    bucketing: bool = True,
+    model: Model, inputs: Inputs, max_new_tokens: int, options: GenerateOptions
 ) -> tuple[DecodeState, Callable[..., tuple[Array, Array, DecodeState]]]:
-    """Checks the arguments, prefills, and binds those of `decode_loop` that stay the same."""
+    """Checks the arguments of `generate`, and reads the prompt.
+
+    Returns:
+        The state before the first token, and `decode_loop` without its first argument and with all
+        that stays the same from call to call.
+    """
     check_type("model", model, Model, hint="models.load")
     check_type("inputs", inputs, Inputs, hint="models.prepare")
+    quantize_at = options.get("quantize_at", "prompt")
     checks.check_choice("quantize_at", quantize_at, QuantizeAt)
     checks.check_quantize_at(model, quantize_at)
-    key = checks.check_key(key)
+    key = checks.check_key(options.get("key"))
+    cache = options.get("cache")
     checks.check_cache(model, inputs, cache)
     check_batch(model.mesh, inputs)
     if cache is not None and cache.position.shape[0] < inputs.input_ids.shape[0]:
         cache = share_visual(cache, inputs.input_ids.shape[0])
-    if cache_length is not None:
-        cache_length = checks.check_count("cache_length", cache_length)
-    stops = checks.check_stop_tokens(model, stop_tokens)
-    sampling = checks.settle_sampling(model, sampling, key)
+    stops = checks.check_stop_tokens(model, options.get("stop_tokens"))
+    sampling = checks.settle_sampling(model, options.get("sampling", Sampling()), key)
     chooser = TokenChooser.create(sampling, stops)
     if cache is not None:
         _warn_of_earlier_turns(chooser)
+    implementation = options.get("implementation")
     pallas_kernels.choose_implementation(implementation)
-    settings, own_tables = settle_codes(model, quant, tables, cache)
-    if score_map is not None:
-        check_type("score_map", score_map, ScoreMap, hint="models.calibrate_scores")
-        _check_score_map(model, score_map)
-        score_map.check_codes(settings)
+    settings, tables = settle_codes(model, options.get("quant"), options.get("tables"), cache)
+    score_map = _check_score_map(model, options.get("score_map"), settings)
+    bucketing = options.get("bucketing", True)
     check_type("bucketing", bucketing, bool)
-    bits = checks.check_text_bits(text_bits, cache)
-    needed = _check_length(inputs, cache, cache_length, max_new_tokens)
-    check_answer_fits(
+    text_bits = checks.check_text_bits(options.get("text_bits"), cache)
+    cache_length = _settle_cache_length(
         model,
         inputs,
+        cache,
+        options.get("cache_length"),
         max_new_tokens,
         quant=settings,
-        text_bits=bits,
-        past_text=needed - inputs.prompt_shape.text - max_new_tokens,
-        past_tokens=_longest(cache),
-        cache_length=cache_length,
-        rounded=lambda count: buffer_size(count, bucketing),
+        text_bits=text_bits,
+        bucketing=bucketing,
     )
-    warn_past_context(
-        model.config,
-        before=_longest(cache),
-        prompt=_prompt_tokens(inputs),
-        max_new_tokens=max_new_tokens,
-        stacklevel=3,
-    )
-    own_length = 0 if cache is None else cache.cache_length
     if bucketing:
         inputs = in_buckets(model, inputs)
     inputs = place_inputs(model.mesh, inputs)
@@ -112,26 +88,63 @@ def begin(
         prefill_part,
         model,
         quant=settings,
-        cache_length=cache_length or max(buffer_size(needed, bucketing), own_length),
+        cache_length=cache_length,
         implementation=implementation,
         score_map=place_tables(model.mesh, score_map, settings),
-        tables=own_tables,
-        text_bits=bits,
+        tables=tables,
+        text_bits=text_bits,
     )
     logits, filled = _read_prompt(read, inputs, cache, quantize_at)
-    emit = partial(
-        decode_loop,
-        model,
-        sampling=sampling,
-        stop_tokens=stops,
-        implementation=implementation,
-    )
     history = None
     if chooser.needs_history:
-        room = buffer_size(max_new_tokens, bucketing)
-        history = TokenHistory.of_prompts(inputs, max_new_tokens, room)
+        size = buffer_size(max_new_tokens, bucketing)
+        history = TokenHistory.of_prompts(inputs, max_new_tokens, size)
     draws = None if sampling.greedy else place_shared(model.mesh, key)
+    emit = partial(
+        decode_loop, model, sampling=sampling, stop_tokens=stops, implementation=implementation
+    )
     return DecodeState.start(logits, filled, draws, history), emit
+
+
+def _settle_cache_length(
+    model: Model,
+    inputs: Inputs,
+    cache: AnyCache | None,
+    cache_length: int | None,
+    max_new_tokens: int,
+    *,
+    quant: Quant,
+    text_bits: TextBits,
+    bucketing: bool,
+) -> int:
+    """Text tokens that the new cache has room for.
+
+    Refuses what fits neither `cache_length` nor memory, and warns past the model's context.
+    """
+    if cache_length is not None:
+        cache_length = checks.check_count("cache_length", cache_length)
+    past_text, past_tokens = (0, 0) if cache is None else (_longest_text(cache), _longest(cache))
+    needed = _check_length(inputs, past_text, cache_length, max_new_tokens)
+    check_answer_fits(
+        model,
+        inputs,
+        max_new_tokens,
+        quant=quant,
+        text_bits=text_bits,
+        past_text=past_text,
+        past_tokens=past_tokens,
+        cache_length=cache_length,
+        rounded=lambda count: buffer_size(count, bucketing),
+    )
+    warn_past_context(
+        model.config,
+        before=past_tokens,
+        prompt=_prompt_tokens(inputs),
+        max_new_tokens=max_new_tokens,
+        stacklevel=4,
+    )
+    own_length = 0 if cache is None else cache.cache_length
+    return cache_length or max(buffer_size(needed, bucketing), own_length)
 
 
 def _read_prompt(
@@ -166,8 +179,11 @@ def _warn_of_earlier_turns(chooser: TokenChooser) -> None:
         )
 
 
-def _check_score_map(model: Model, score_map: ScoreMap) -> None:
-    """Raises ValueError for a map of another model, or one that cannot be."""
+def _check_score_map(model: Model, score_map: ScoreMap | None, quant: Quant) -> ScoreMap | None:
+    """The map; raises ValueError for one of another model or other codes, or one that cannot be."""
+    if score_map is None:
+        return None
+    check_type("score_map", score_map, ScoreMap, hint="models.calibrate_scores")
     text = model.config.text
     expected = (text.num_own_layers, text.num_attention_heads)
     for name in ("slope", "shift"):
@@ -179,6 +195,8 @@ def _check_score_map(model: Model, score_map: ScoreMap) -> None:
             )
     if not isinstance(score_map.slope, Tracer):
         check_tree(score_map, "score_map")
+    score_map.check_codes(quant)
+    return score_map
 
 
 def buffer_size(count: int, bucketing: bool) -> int:
@@ -187,16 +205,15 @@ def buffer_size(count: int, bucketing: bool) -> int:
 
 
 def _check_length(
-    inputs: Inputs, cache: AnyCache | None, cache_length: int | None, max_new_tokens: int
+    inputs: Inputs, past_text: int, cache_length: int | None, max_new_tokens: int
 ) -> int:
     """The text tokens that a sequence of the cache has to hold; refuses a shorter cache."""
-    filled = 0 if cache is None else _longest_text(cache)
     text = inputs.prompt_shape.text
-    needed = filled + text + max_new_tokens
+    needed = past_text + text + max_new_tokens
     if cache_length is not None and cache_length < needed:
         raise ValueError(
             f"the prompt is longer than the cache: {text} text tokens and {max_new_tokens} new "
-            f"ones behind {filled} need cache_length={needed}, got {cache_length}"
+            f"ones behind {past_text} need cache_length={needed}, got {cache_length}"
         )
     return needed
 
@@ -208,9 +225,9 @@ def _prompt_tokens(inputs: Inputs) -> int:
     return int(to_host(inputs.mask).sum(axis=1).max())
 
 
-def _longest(cache: AnyCache | None) -> int:
+def _longest(cache: AnyCache) -> int:
     """Tokens of the longest sequence of a cache; 0 where they are traced, and none are known."""
-    if cache is None or isinstance(cache.text_length, Tracer):
+    if isinstance(cache.text_length, Tracer):
         return 0
     first = cache.parts[0]  # visual tokens of cross-attention layers are none of the sequence
     lengths = map(to_host, (*first.visual_lengths, first.text_length))
