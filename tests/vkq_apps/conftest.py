@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+from PIL import Image
 
 from vkq_apps.bench import worker
 
@@ -14,3 +16,11 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(worker, "call", call)
     return made
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """The name of a file with a grey picture."""
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.full((40, 40, 3), 200, np.uint8)).save(path)
+    return str(path)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.models.hf_files import random_weights, write_checkpoint, write_processor
-from tests.vkq_apps.test_cli import run
+from tests.support.command import run
 from vkq_apps.cli.chat import _Printed
 
 
