@@ -117,7 +117,7 @@ def whole_number(value: Any) -> int | None:
     """The integer that an integer of Python, NumPy or JAX is; None for anything else."""
     try:
         return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:  # that of a traced value, too
+    except TypeError:  # also for a traced value
         return None
 
 

@@ -84,7 +84,7 @@ def settle_codes(
             )
         if tables is not None:
             raise ValueError("a conversation keeps the tables of its cache: leave tables out")
-        return cache.quant, None  # which keeps its tables
+        return cache.quant, None  # the cache keeps its tables
     given, name = _given(model, tables), DEFAULT_QUANT if quant is None else quant
     wanted = name.named if isinstance(name, PerLayer | LayerGroups) else (name,)
     if tables is not None and given is not None and not any(map(given.find, wanted)):

@@ -99,7 +99,7 @@ def test_a_stack_is_its_blocks_one_after_another(model):
         states.append(block(states[-1], None, layer, attend, None)[0])
     expected = jnp.concatenate([states[2], states[0], states[1]], axis=-1)[:, 1:]
     np.testing.assert_allclose(jax.jit(stacked)(x), expected, atol=1e-5)
-    # Of a tower whose second last layer is asked for, the last layer does not exist.
+    # A tower whose second last layer is asked for is made without its last layer.
     assert tower.encoder.layers.self_attn.q_proj.kernel.shape[0] == 1
 
 

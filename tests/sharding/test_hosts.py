@@ -81,7 +81,7 @@ def test_two_processes_answer_as_one(cases, monkeypatch, tmp_path, mesh):
         assert sum(result["read"]) == (whole if mesh.startswith("data") else whole // 2)
     assert_same(vkq_jax.load_cache(tmp_path / "cache"), one.cache)
     assert results[0].get("tables") == results[1].get("tables")
-    if mesh.startswith("data"):  # which the program calibrates
+    if mesh.startswith("data"):  # the program calibrates on these
         model = cases.model(name)
         expected = models.calibrate_scores(model, [inputs_of(model)], max_new_tokens=2)
         monkeypatch.setattr(code_calibration, "calibrated_presets", {"vkq-1bit": RIVALS})

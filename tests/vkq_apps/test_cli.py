@@ -54,7 +54,7 @@ def test_help_fits_80_columns(capsys, monkeypatch):
         code, out, _ = run(capsys, *words, "--help")
         assert code == 0
         assert max(map(len, out.splitlines())) <= 80
-        assert "…" not in out or words == ["eval"]  # whose file names are longer than a column
+        assert "…" not in out or words == ["eval"]  # names in it are longer than a column
     _, out, _ = run(capsys)
     for name, place in COMMANDS.items():
         assert f"{name} " in out

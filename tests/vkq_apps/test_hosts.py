@@ -134,7 +134,7 @@ def test_the_first_host_alone_keeps_rows(capsys, joined, monkeypatch, tmp_path):
         with pytest.raises(SystemExit) as exit_:
             main(["bench", "scaling", *meshes, "--out", str(tmp_path / f"{number}.json")])
         if number:
-            sys.stdout.close()  # which swallowed what was printed
+            sys.stdout.close()  # the stand-in that swallowed the output
         monkeypatch.setattr(sys, "stdout", stdout)
         assert exit_.value.code == 0
     assert (tmp_path / "0.json").exists()

@@ -39,12 +39,12 @@ class LayerTime:
 
     @property
     def best(self) -> float:
-        """The device's, where it is known."""
+        """Seconds by the device where that is known, else by the clock."""
         return self.wall if self.device is None else self.device
 
     @property
     def timed_by(self) -> str:
-        """Whose time is the best: "device" or "clock"."""
+        """What `best` was timed by: "device" or "clock"."""
         return "clock" if self.device is None else "device"
 
 

@@ -104,7 +104,8 @@ def chat(
         max_new_tokens=max_new_tokens,
         text_bits=bits,
     )
-    if clips or video_fps is not None or num_frames is not None:  # which heed clips to come, too
+    # The options of clips are for those of later lines, too.
+    if clips or video_fps is not None or num_frames is not None:
         check_clips(models.read_config(model), clips)
     loaded = load_model(model)
     find_codes(loaded, codes, given)  # layers, heads and tables that the model does not have

@@ -152,7 +152,7 @@ def evaluate(
     """
     names, chosen = preset_names(quant), implementation_of(implementation)
     if resume and results is None:
-        raise ValueError("--resume: expected --out FILE, whose log is gone on from")
+        raise ValueError("--resume: expected --out FILE, beside which the log lies")
     if quantize_at != "image" and any(name.startswith("keep-") for name in names):
         raise ValueError("--quant keep-N%: expected --quantize-at image, where tokens are dropped")
     if results is not None:
@@ -161,7 +161,7 @@ def evaluate(
     if plots is not None:
         check_writable(plots / "accuracy.png")
     if resume and jax.process_count() > 1:
-        raise ValueError("--resume: expected one host, whose log alone is gone on from")
+        raise ValueError("--resume: expected one host: several hosts keep no log")
     if jax.process_index():
         results = plots = None  # the first host writes
     options = Options(

@@ -50,7 +50,7 @@ def code(model: Model, caught: Capture, quant: Quant, tables: OwnTables) -> AnyC
     text, layers = model.config.text, caught.layers
     kinds = [kind.layers for kind in coded_layers(text)]
     before = sum(len(groups_of(quant, own)) for own in kinds[: kinds.index(layers)])
-    first = before + bool(text.cross_layers)  # whose cache has a part for text in front
+    first = before + bool(text.cross_layers)  # their cache has a part for text in front
     groups = groups_of(quant, layers)
     own = tables[first : first + len(groups)] if isinstance(tables, tuple) else tables
     if not isinstance(quant, LayerGroups):

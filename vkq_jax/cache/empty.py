@@ -127,7 +127,8 @@ class _Sizes:
 
     def __post_init__(self):
         """Checks the sizes."""
-        for name in ("num_layers", "num_kv_heads"):  # which settings count by
+        # Settings name layers and heads by numbers of at most MOST_NUMBERS.
+        for name in ("num_layers", "num_kv_heads"):
             check_size(name, getattr(self, name), MOST_NUMBERS)
         for name in ("batch", "cache_length", "head_dim"):
             check_size(name, getattr(self, name))

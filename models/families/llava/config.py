@@ -17,9 +17,9 @@ __all__ = ["FeatureLayers", "LlavaConfig", "LlavaSettings"]
 
 _Layer = Annotated[int, Between(-4097, 4096)]
 FeatureLayers = _Layer | tuple[_Layer, ...]
-"""Whose outputs are the features."""
+"""The layers of the tower, one or several, whose outputs are the features; -1 is the last."""
 
-# The tower of a file that says nothing of it.
+# The tower where config.json has no vision_config.
 _VISION = {
     "model_type": "clip_vision_model",
     "hidden_size": 1024,

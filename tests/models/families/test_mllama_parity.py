@@ -110,7 +110,7 @@ def test_transformers_model_gives_the_same_logits_and_tokens(name, tmp_path):
     ours = save(theirs, tmp_path, save_original_format="layer 0" not in name)
     rows = padded_rows([3, IMAGE, 5, 6, IMAGE, 7, 8], [IMAGE, IMAGE, 4])
     arrays = with_mask(rows, pictures([6, 1], [2, 5]))
-    if "layer 0" in name:  # where transformers cannot generate
+    if "layer 0" in name:  # transformers cannot generate here
         import torch
 
         with torch.no_grad():

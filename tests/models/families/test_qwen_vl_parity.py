@@ -129,7 +129,7 @@ def test_experts_one_by_one_load_the_same(tmp_path):
 
 
 def test_ids_and_pixels_are_those_of_the_real_processor(tmp_path):
-    """Whose class wants a video processor, which needs torchvision: pictures do without."""
+    """Pictures alone: the real processor's class wants torchvision for its video processor."""
     from transformers import AutoTokenizer, Qwen2_5_VLProcessor
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 

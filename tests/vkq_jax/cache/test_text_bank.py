@@ -138,7 +138,7 @@ def test_bytes_and_summaries():
         assert f"{shown} for 5" in repr(dataclasses.replace(dense, text=text))
     assert coded.text.dtype == jnp.bfloat16
     assert "int8, not" not in pallas_kernels.explain(coded)
-    assert "text in 8 bits" not in pallas_kernels.explain(coded)  # which the kernel reads
+    assert "text in 8 bits" not in pallas_kernels.explain(coded)  # the kernel reads it
 
 
 def test_what_is_not_finite_stays_so():

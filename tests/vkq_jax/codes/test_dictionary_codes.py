@@ -52,7 +52,7 @@ def test_more_planes_are_closer():
     error = np.asarray(jnp.square(dequantize(coded) - x).sum(-1) / jnp.square(x - centre).sum(-1))
     number = np.asarray(coded.class_map.classes())
     means = [error[number == c].mean() for c in range(4)]
-    # Of N(0, 1), unbiased: 1 / (1 - D) - 1 for the D of a uniform grid; 1 without bits.
+    # Unbiased codes of N(0, 1) err by 1 / (1 - D) - 1, D that of a uniform grid; 1 without bits.
     np.testing.assert_allclose(means, [0.039, 0.135, 0.571, 1.0], rtol=0.15)
 
 

@@ -75,7 +75,7 @@ def _files(entry: Entry, folder: Path, kind: str) -> list[Path]:
 
 
 def _either(entry: Entry, one: str, several: str) -> str:
-    """Which of two fields there is."""
+    """The one of two fields that an entry has; raises its error for none and for both."""
     given = [name for name in (one, several) if name in entry.fields]
     if len(given) != 1:
         raise entry.error(f"a field {one!r} or {several!r}", sorted(map(str, entry.fields)))
