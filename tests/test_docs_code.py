@@ -17,7 +17,7 @@ from vkq_apps.cli.examples import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SKETCHES = {"adding_a_family.md", "kernel.md", "scaling_out.md", "video.md"}
+SKETCHES = {"adding_a_family.md", "scaling_out.md", "video.md"}
 """Pages whose code is excerpts, with names from elsewhere."""
 
 NOT_OURS = {"export", "git", "hf", "lmms-eval", "mkdocs", "pip", "pyright", "ruff"}
