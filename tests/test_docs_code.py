@@ -149,6 +149,29 @@ def test_notebooks_print_what_they_show(file, monkeypatch, capsys):
         assert without_numbers(capsys.readouterr().out) == without_numbers(shown)
 
 
+def test_there_are_notebooks():
+    assert {path.stem for path in NOTEBOOKS} >= {"quickstart", "your_own_codes"}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_nothing_of_the_machine_that_ran_it_is_stored(notebook):
+    text = notebook.read_text(encoding="utf-8")
+    for sign in ("/home/", "/root/", "/tmp/", "/work/", "Users\\\\"):
+        assert sign not in text
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_stored(notebook):
+    """A reader sees results without running anything: cells were run once, in their order."""
+    code = code_cells(notebook)
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert len(outputs) >= len(code) // 2
+    assert {output["output_type"] for output in outputs} >= {"stream", "display_data"}
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+
+
 def literal_texts():
     """Every text of the packages' sources, its formatted parts left out."""
     for package in ("vkq_jax", "pallas_kernels", "models", "vkq_apps"):
