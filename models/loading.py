@@ -39,12 +39,12 @@ from models.families.registry import FAMILY_NAMES, MODEL_TYPES, family_of
 from models.generation.generation_config import read_sampling
 from models.layers.layer_scan import restack_layers
 from models.layers.linear import Maker
-from models.messages import LONGEST, show, show_path, some
 from models.model import Model
 from models.sharding.mesh import fit_mesh
 from models.sharding.rules import parameter_sharding
 from models.text.sizes import table_sources
 from vkq_jax.files.atomic_write import atomic_write
+from vkq_jax.messages import LONGEST, show, show_path, some
 from vkq_jax.pytree import nbytes
 
 __all__ = ["TINY", "load", "read_config", "save_weights"]
@@ -228,7 +228,7 @@ def _misfit(
     hint = f"; this looks like {known}" if known else ""
     for most, longest in ((3, 120), (2, 120), (1, 120), (1, 40), (1, 20)):
         parts = [f"{kind}: {some(names, most, longest)}" for kind, names in kinds.items()]
-        if len(line := text + "; ".join(parts) + hint) < LONGEST:
+        if len(line := text + "; ".join(parts) + hint) <= LONGEST:
             break
     return ValueError(line)
 

@@ -19,8 +19,8 @@ from vkq_jax.cache.layered import AnyCache, LayeredCache
 from vkq_jax.cache.summaries import cells_name
 from vkq_jax.cache.visibility import Starts
 from vkq_jax.codes.dense import DenseTensor
+from vkq_jax.messages import show
 from vkq_jax.sharding.bank_parts import shape_of_part
-from vkq_jax.validation import shown
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -198,7 +198,7 @@ def choose_implementation(
         )
     if name not in IMPLEMENTATIONS:
         known = ", ".join(IMPLEMENTATIONS)
-        raise ValueError(f"implementation must be one of {known} or None, got {shown(name)}")
+        raise ValueError(f"implementation must be one of {known} or None, got {show(name)}")
     reason = unavailable_reason(name, cache, logits_soft_cap)
     if reason:
         raise NotImplementedError(f"implementation {name!r} does not apply here: {reason}")
@@ -370,5 +370,5 @@ def _check_options(
     if logits_scale is not None and not is_finite_number(logits_scale):
         raise ValueError(
             "logits_scale must be a finite number, static under jit, or None, got "
-            f"{shown(logits_scale)}"
+            f"{show(logits_scale)}"
         )

@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 import vkq_jax
-from vkq_jax.validation import shorten, shown
+from vkq_jax.messages import shorten, show
 
 __all__ = ["FORMS", "Codes", "parse_codes"]
 
@@ -44,12 +44,12 @@ def parse_codes(text: str) -> Codes:
         if not equals:
             raise ValueError(
                 "--quant: expected LAYER=NAME, LAYER.HEAD=NAME, key=... or value=..., "
-                f"got {shown(change)}"
+                f"got {show(change)}"
             )
         own = _named(name)
         if isinstance(codes, vkq_jax.PerLayer) or isinstance(own, vkq_jax.PerLayer):
             raise ValueError(
-                f"--quant: {shown(first)} has settings of its layers, got {shown(change)}"
+                f"--quant: {show(first)} has settings of its layers, got {show(change)}"
             )
         if place in ("key", "value"):
             sides = {place: getattr(vkq_jax.resolve(own), place)}
@@ -59,7 +59,7 @@ def parse_codes(text: str) -> Codes:
             )
         else:
             if (number := _place(place)) in places:
-                raise ValueError(f"--quant: {shorten(place, 40)} is named twice in {shown(text)}")
+                raise ValueError(f"--quant: {shorten(place, 40)} is named twice in {show(text)}")
             places[number] = own
     if not places or isinstance(codes, vkq_jax.PerLayer):
         return codes
@@ -74,7 +74,7 @@ def _place(text: str) -> Any:
     if layer is None or (dot and head is None):
         raise ValueError(
             "--quant: expected a layer such as 0, -1 or 0-3, a head of it such as 0.2 or all.2, "
-            f"key or value, got {shown(text)}"
+            f"key or value, got {show(text)}"
         )
     return (layer, head) if dot else layer
 
@@ -99,7 +99,7 @@ def _named(name: str) -> Codes:
         return found
     raise ValueError(
         f"--quant {shorten(name, 100)}: expected a KVQuantConfig, a Quantizer or per_layer(...), "
-        f"got {shown(found)}"
+        f"got {show(found)}"
     )
 
 

@@ -22,6 +22,7 @@ from jax.core import Tracer
 from jaxtyping import AbstractArray, jaxtyped
 
 from vkq_jax.array_types import Array
+from vkq_jax.messages import show
 
 __all__ = [
     "as_array",
@@ -33,8 +34,6 @@ __all__ = [
     "check_type",
     "check_untraced",
     "is_traced",
-    "shorten",
-    "shown",
     "static_layer",
     "whole_number",
 ]
@@ -78,9 +77,9 @@ def check_size(name: str, size: Any, most: int = 2**31 - 1) -> None:
     """Raises ValueError unless `size` is an integer from 1 to `most`."""
     number = whole_number(size)
     if number is None or number > most:
-        raise ValueError(f"{name}: expected an integer from 1 to {most}, got {shown(size)}")
+        raise ValueError(f"{name}: expected an integer from 1 to {most}, got {show(size)}")
     if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {shown(size)}")
+        raise ValueError(f"{name} must be at least 1, got {show(size)}")
 
 
 def check_type(name: str, value: Any, expected: type | tuple[type, ...], *, hint: str = "") -> None:
@@ -88,7 +87,7 @@ def check_type(name: str, value: Any, expected: type | tuple[type, ...], *, hint
     if not isinstance(value, expected):
         classes = expected if isinstance(expected, tuple) else (expected,)
         kinds = " or ".join(each.__name__ for each in classes)
-        raise ValueError(f"{name}: expected {kinds}{hint and f' ({hint})'}, got {shown(value)}")
+        raise ValueError(f"{name}: expected {kinds}{hint and f' ({hint})'}, got {show(value)}")
 
 
 def is_traced(tree: Any) -> bool:
@@ -110,7 +109,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(os.fsdecode(path))
     except TypeError as error:
-        raise ValueError(f"path: expected text or a Path, got {shown(path)}") from error
+        raise ValueError(f"path: expected text or a Path, got {show(path)}") from error
 
 
 def whole_number(value: Any) -> int | None:
@@ -132,7 +131,7 @@ def as_array(name: str, x: Any) -> Array:
     try:
         return jnp.asarray(x)
     except (OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{name}: expected an array of numbers, got {shown(x)}") from error
+        raise ValueError(f"{name}: expected an array of numbers, got {show(x)}") from error
 
 
 def check_dtype(name: str, dtype: Any) -> None:
@@ -145,7 +144,7 @@ def check_dtype(name: str, dtype: Any) -> None:
     if not floats or jax.dtypes.canonicalize_dtype(found) != found:
         raise ValueError(
             f"{name}: expected bfloat16, float16 or float32 (float64 with jax_enable_x64), got "
-            f"{shown(dtype)}"
+            f"{show(dtype)}"
         )
 
 
@@ -170,20 +169,8 @@ def check_fields(value: Any) -> None:
                 for option in options
             ):
                 expected = " or ".join(_expected(option) for option in options)
-                got = f"{shown(held)}{_beside(value, name)}"
+                got = f"{show(held)}{_beside(value, name)}"
                 raise ValueError(f"{name} must be {expected}, got {got}")
-
-
-def shown(value: Any) -> str:
-    """A short form of any value for a message."""
-    if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
-        return f"{value.dtype} {list(value.shape)}"
-    return shorten(repr(value), 100)
-
-
-def shorten(text: str, longest: int) -> str:
-    """The beginning of a text that is longer."""
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def _plain(value: Any) -> Any:
@@ -201,7 +188,7 @@ def _beside(value: Any, name: str) -> str:
     """The arrays before a field, whose axes it shares."""
     names = [field.name for field in dataclasses.fields(value)]
     before = {n: getattr(value, n) for n in names[: names.index(name)]}
-    arrays = [f"{n} {shown(x)}" for n, x in before.items() if isinstance(x, jax.Array)]
+    arrays = [f"{n} {show(x)}" for n, x in before.items() if isinstance(x, jax.Array)]
     return f" beside {', '.join(arrays)}" if arrays else ""
 
 

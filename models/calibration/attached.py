@@ -20,11 +20,12 @@ from vkq_jax.cache.layered import AnyCache
 from vkq_jax.codes.code_tables import CodeTables
 from vkq_jax.codes.dictionary_codes import DictionaryCodes
 from vkq_jax.files.persistence import load_tables
+from vkq_jax.messages import show
 from vkq_jax.settings.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.layer_settings import AnyQuant, LayerGroups, PerLayer, Quant, groups_of
 from vkq_jax.settings.presets import calibrated_presets, resolve
-from vkq_jax.validation import check_type, is_traced, shown
+from vkq_jax.validation import check_type, is_traced
 
 __all__ = [
     "DEFAULT_QUANT",
@@ -80,7 +81,7 @@ def settle_codes(
         if quant is not None and not _stands_for(model, quant, cache.quant):
             raise ValueError(
                 "a conversation keeps the codes of its cache: leave quant out, or pass "
-                f"cache.quant; got {shown(quant)}"
+                f"cache.quant; got {show(quant)}"
             )
         if tables is not None:
             raise ValueError("a conversation keeps the tables of its cache: leave tables out")
@@ -188,7 +189,7 @@ def _given(
         return tables
     if isinstance(tables, str | os.PathLike):
         return _read(model, tables)
-    raise ValueError(f"tables must be CalibratedCodes or the path of a file, got {shown(tables)}")
+    raise ValueError(f"tables must be CalibratedCodes or the path of a file, got {show(tables)}")
 
 
 def _read(model: Model, file: str | os.PathLike[str]) -> CalibratedCodes:
@@ -219,21 +220,21 @@ def _check_sizes(model: Model, preset: CalibratedPreset) -> None:
     of_kinds = tables if isinstance(tables, tuple) else (tables,) * len(kinds)
     if len(of_kinds) != len(kinds):
         raise ValueError(
-            f"preset {shown(preset.name)}: expected tables of {len(kinds)} kinds of layers, got "
+            f"preset {show(preset.name)}: expected tables of {len(kinds)} kinds of layers, got "
             f"{len(of_kinds)}"
         )
     for kind, own in zip(kinds, of_kinds, strict=True):
         for leaf in jax.tree.leaves(own):
             if leaf.shape[:2] != (len(kind.layers), kind.num_kv_heads):
                 raise ValueError(
-                    f"preset {shown(preset.name)}: expected tables of {len(kind.layers)} layers "
-                    f"and {kind.num_kv_heads} KV heads, got {shown(leaf)}"
+                    f"preset {show(preset.name)}: expected tables of {len(kind.layers)} layers "
+                    f"and {kind.num_kv_heads} KV heads, got {show(leaf)}"
                 )
     scores = preset.score_map
     if scores is not None and scores.slope.shape != (layers, text.num_attention_heads):
         raise ValueError(
-            f"preset {shown(preset.name)}: expected a score map of {layers} layers and "
-            f"{text.num_attention_heads} query heads, got {shown(scores.slope)}"
+            f"preset {show(preset.name)}: expected a score map of {layers} layers and "
+            f"{text.num_attention_heads} query heads, got {show(scores.slope)}"
         )
 
 

@@ -21,10 +21,10 @@ from models.calibration.samples import CodeSamples, sample_codes
 from models.checkpoints.fingerprint import fingerprint
 from models.generation.room import check_answer_fits
 from models.inputs.batch import Inputs
-from models.messages import show
 from models.model import Model
 from models.sharding.inputs import place_inputs
 from models.sharding.placing import place_shared, place_tables
+from vkq_jax.messages import show
 from vkq_jax.settings.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.presets import calibrated_presets

@@ -19,9 +19,9 @@ from safetensors.numpy import save_file
 from models.calibration.attached import ModelTables
 from models.calibration.samples import CodeSamples
 from models.checkpoints.foreign_errors import named
-from models.messages import show, show_path
 from vkq_jax.files.atomic_write import atomic_write
 from vkq_jax.files.persistence import load_tables, save_tables
+from vkq_jax.messages import show, show_path
 from vkq_jax.settings.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.sharding.hosts import of_first_host, to_host

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from models.checkpoints.foreign import recognise_files
 from models.checkpoints.hf_settings import Settings, errors_of, read_json
-from models.messages import show, show_name, show_path, some
+from vkq_jax.messages import show, show_name, show_path, some
 
 __all__ = ["Checkpoint", "TensorInfo"]
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.messages import show, show_path, some
+from vkq_jax.messages import show, show_path, some
 
 __all__ = [
     "check_plain_weights",

@@ -30,7 +30,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 from typing import get_type_hints as type_hints
 
-from models.messages import show, show_path
+from vkq_jax.messages import show, show_path
 
 __all__ = [
     "Between",

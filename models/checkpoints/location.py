@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from models.messages import show, show_path
+from vkq_jax.messages import show, show_path
 
 __all__ = ["TINY", "check_path", "find_folder"]
 

@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 
 from models.checkpoints.folder import Checkpoint
 from models.checkpoints.location import find_folder
-from models.messages import show_path
 from models.sharding.axes import DATA
 from vkq_jax.byte_units import human_bytes
+from vkq_jax.messages import show_path
 
 __all__ = ["check_memory", "free_memory", "own_devices", "weight_bytes"]
 

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from models.checkpoints.folder import Checkpoint
-from models.messages import show_name
+from vkq_jax.messages import show_name
 from vkq_jax.sharding.hosts import in_shards
 
 __all__ = [

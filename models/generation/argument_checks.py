@@ -13,11 +13,11 @@ import vkq_jax.cache.text_bank
 from models.generation.prefill import new_cache
 from models.generation.sampling import Sampling, is_integer
 from models.inputs.batch import Inputs
-from models.messages import show
 from models.model import Model
 from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.layered import AnyCache, LayeredCache
 from vkq_jax.cache.text_bank import TextBits
+from vkq_jax.messages import show
 from vkq_jax.validation import check_type
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 
 from models.checkpoints.hf_settings import read_json
 from models.generation.sampling import Sampling
-from models.messages import show, show_path
+from vkq_jax.messages import show, show_path
 
 __all__ = ["read_sampling"]
 

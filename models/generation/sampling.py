@@ -5,7 +5,7 @@ import numbers
 from collections.abc import Iterable
 from typing import Any, Self, TypeGuard
 
-from models.messages import show
+from vkq_jax.messages import show
 
 __all__ = ["Sampling", "is_integer"]
 

@@ -7,8 +7,8 @@ from models.checkpoints.foreign_errors import named
 from models.inputs import chat_template
 from models.inputs.processor import processor_of
 from models.inputs.visuals import check_takes_clips
-from models.messages import show, show_path
 from models.model import Model
+from vkq_jax.messages import show, show_path
 from vkq_jax.validation import whole_number
 
 __all__ = ["chat_prompt"]

@@ -12,8 +12,8 @@ from PIL import Image
 
 from models.inputs.clip_settings import ClipSettings
 from models.inputs.clips import ReadClip
-from models.messages import show
 from vkq_jax.array_types import Float
+from vkq_jax.messages import show
 
 __all__ = [
     "ClipProcessing",

@@ -12,7 +12,7 @@ from PIL import Image
 
 from models.checkpoints.hf_fields import Count
 from models.checkpoints.hf_settings import Between, Settings, errors_of, read_json
-from models.messages import show
+from vkq_jax.messages import show
 
 __all__ = ["ClipSettings", "Rate", "Scale", "read_clip_settings"]
 

@@ -16,7 +16,7 @@ from models.checkpoints.foreign_errors import named
 from models.inputs.images import Picture, missing_file, read_picture
 from models.inputs.rgb import to_rgb
 from models.inputs.video_files import VIDEO_SUFFIXES, open_video
-from models.messages import show, show_path
+from vkq_jax.messages import show, show_path
 
 __all__ = [
     "ASSUMED_FPS",

@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from models.messages import show
+from vkq_jax.messages import show
 
 __all__ = [
     "MOST_TILES",

@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from models.checkpoints.foreign_errors import named
 from models.inputs.rgb import to_rgb
-from models.messages import show, show_path
+from vkq_jax.messages import show, show_path
 
 __all__ = ["Picture", "Pictures", "group_by_prompt", "missing_file", "read_picture"]
 

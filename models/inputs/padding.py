@@ -9,7 +9,7 @@ from jax.core import Tracer
 
 from models.inputs.batch import Inputs
 from models.inputs.pixels import bucket
-from models.messages import show
+from vkq_jax.messages import show
 from vkq_jax.validation import check_type, whole_number
 
 __all__ = ["TEXT_STEP", "pad_to_buckets", "pad_to_multiple", "text_bucket"]

@@ -15,8 +15,8 @@ from models.inputs.images import Picture, Pictures, group_by_prompt
 from models.inputs.processor import processor_of
 from models.inputs.tokenizing import pad_row, stack_rows, tokenize
 from models.inputs.visuals import Visuals, clip_settings, with_placeholders
-from models.messages import show, some
 from models.model import Model
+from vkq_jax.messages import show, some
 from vkq_jax.validation import check_type
 
 __all__ = ["prepare", "prepare_questions"]

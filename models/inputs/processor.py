@@ -17,8 +17,8 @@ from models.families.registry import family_of
 from models.inputs.clip_processing import ClipProcessing
 from models.inputs.from_transformers import from_transformers
 from models.inputs.processing import Processing
-from models.messages import show, show_path
 from models.model import Model
+from vkq_jax.messages import show, show_path
 from vkq_jax.validation import check_type, check_untraced
 
 __all__ = ["Processor", "decode", "processor_of"]

@@ -8,7 +8,7 @@ import numpy as np
 
 from models.families.base import ModelConfig
 from models.inputs.processor import Processor
-from models.messages import show
+from vkq_jax.messages import show
 
 __all__ = ["pad_row", "placeholder_pattern", "stack_rows", "tokenize"]
 

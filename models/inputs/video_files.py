@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from models.checkpoints.foreign_errors import named
-from models.messages import show_path
+from vkq_jax.messages import show_path
 
 __all__ = ["VIDEO_SUFFIXES", "VideoFile", "open_video"]
 

@@ -16,8 +16,8 @@ from models.inputs.clips import Clip, ReadClip, read_clip
 from models.inputs.images import Picture, read_picture
 from models.inputs.processor import Processor
 from models.inputs.tokenizing import placeholder_pattern
-from models.messages import show
 from models.model import Model
+from vkq_jax.messages import show
 from vkq_jax.validation import whole_number
 
 __all__ = ["Visuals", "check_takes_clips", "clip_settings", "takes_clips", "with_placeholders"]

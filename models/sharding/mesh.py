@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from models.families.base import ModelConfig
-from models.messages import show
 from models.sharding.axes import DATA, GROUP, KV_HEADS
 from models.text.coded_layers import coded_layers
 from vkq_jax.cache.layered import AnyCache, LayeredCache
+from vkq_jax.messages import show
 
 __all__ = [
     "check_devices",

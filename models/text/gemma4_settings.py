@@ -20,10 +20,10 @@ from models.checkpoints.hf_settings import Between, Settings
 from models.layers.activations import Activation
 from models.layers.moe import MoeConfig
 from models.layers.rope import RopeConfig, RopeKind
-from models.messages import some
 from models.text.config import FullLayersConfig, PerLayerInputs
 from models.text.gemma_settings import FULL, SLIDING, rope_by_kind
 from models.text.settings import TextSettings
+from vkq_jax.messages import some
 
 __all__ = ["Gemma4TextSettings"]
 

@@ -18,8 +18,8 @@ from models.checkpoints.hf_rope import rope_of
 from models.checkpoints.hf_settings import Between, Settings
 from models.layers.activations import Activation
 from models.layers.rope import RopeConfig
-from models.messages import some
 from models.text.settings import TextSettings
+from vkq_jax.messages import some
 
 __all__ = [
     "FULL",

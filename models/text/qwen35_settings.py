@@ -8,9 +8,9 @@ from models.checkpoints.hf_rope import given_rope, rope_of
 from models.checkpoints.hf_settings import Between
 from models.layers.moe import MoeConfig
 from models.layers.rope import MRope, RopeConfig
-from models.messages import some
 from models.text.config import LinearAttentionConfig
 from models.text.settings import TextSettings
+from vkq_jax.messages import some
 
 __all__ = ["Qwen35MoeTextSettings", "Qwen35TextSettings"]
 

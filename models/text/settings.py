@@ -18,8 +18,8 @@ from models.checkpoints.hf_rope import read_rope
 from models.checkpoints.hf_settings import Settings
 from models.layers.activations import Activation
 from models.layers.rope import MRope, RopeConfig
-from models.messages import some
 from models.text.config import TextConfig
+from vkq_jax.messages import some
 
 __all__ = [
     "GraniteSettings",

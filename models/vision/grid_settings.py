@@ -16,9 +16,9 @@ from models.checkpoints.hf_fields import (
 )
 from models.checkpoints.hf_settings import Between, Settings
 from models.layers.activations import Activation
-from models.messages import show, some
 from models.vision.encoder import EncoderConfig
 from models.vision.grid_tower import GridConfig
+from vkq_jax.messages import show, some
 
 __all__ = [
     "GRID_SETTINGS",

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from models.checkpoints.hf_fields import NO_EFFECT, ActivationName, Count, Epsilon, Side, Width
 from models.checkpoints.hf_settings import Settings, read_by_type
 from models.layers.activations import Activation
-from models.messages import show
 from models.vision.encoder import EncoderConfig
 from models.vision.vit import VitConfig
+from vkq_jax.messages import show
 
 __all__ = [
     "VISION_SETTINGS",

@@ -18,9 +18,11 @@ from PIL import Image
 import vkq_jax
 from tests.hostile.conftest import LONGEST_ERROR
 from vkq_apps.bench import commands, kernel, worker
+from vkq_apps.cli import errors
 from vkq_apps.cli.app import COMMANDS, Place
 from vkq_apps.cli.main import main
 from vkq_apps.outputs import check_record_place, check_stored_place
+from vkq_jax import messages
 
 NUMBERS = ["0", "-1", "1", "3", "1.5", "nan", "inf", "-inf", "1e400", "9" * 30, "9" * 5000, "0x10"]
 NUMBERS += ["1_0", "٣", " 2 ", "2,3", "1,,2", ",", "2147483648"]
@@ -297,6 +299,10 @@ def test_ctrl_c_ends_with_130_and_one_line(capsys, command, program):
     assert code == 130
     assert err == "vkq: interrupted\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_every_error_has_one_greatest_length():
+    assert errors.LONGEST == messages.LONGEST < LONGEST_ERROR - len("vkq: error: ")
 
 
 @pytest.mark.parametrize(

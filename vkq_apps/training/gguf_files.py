@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoints.foreign_errors import named
-from models.messages import show_path
+from vkq_jax.messages import show_path
 
 __all__ = ["gguf_errors", "gguf_tensors", "read_gguf_settings"]
 

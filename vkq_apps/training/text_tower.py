@@ -13,9 +13,9 @@ import numpy as np
 from models.checkpoints.folder import Checkpoint
 from models.checkpoints.foreign_errors import named
 from models.checkpoints.hf_settings import read_json
-from models.messages import show_path, some
 from vkq_apps.training.gguf_files import gguf_errors, gguf_tensors, read_gguf_settings
 from vkq_apps.training.tower_parts import has_parts, read_parts
+from vkq_jax.messages import show_path, some
 
 __all__ = ["TextTower", "read_tower"]
 

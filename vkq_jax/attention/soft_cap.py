@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Float
-from vkq_jax.validation import shown
+from vkq_jax.messages import show
 
 __all__ = ["check_soft_cap", "is_finite_number", "soft_cap"]
 
@@ -23,7 +23,7 @@ def check_soft_cap(cap: Any) -> None:
     if cap is not None and not (is_finite_number(cap) and cap > 0):
         raise ValueError(
             f"logits_soft_cap must be a finite positive number, static under jit, or None, "
-            f"got {shown(cap)}"
+            f"got {show(cap)}"
         )
 
 

@@ -10,6 +10,7 @@ from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.layered import AnyCache, LayeredCache
 from vkq_jax.cache.recurrent import RecurrentState
 from vkq_jax.cache.text_bank import TextBank, TextBits, check_text_bits
+from vkq_jax.messages import show
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.layer_settings import (
     MOST_NUMBERS,
@@ -21,7 +22,7 @@ from vkq_jax.settings.layer_settings import (
     groups_of,
 )
 from vkq_jax.settings.presets import resolve
-from vkq_jax.validation import check_dtype, check_fields, check_size, shown, whole_number
+from vkq_jax.validation import check_dtype, check_fields, check_size, whole_number
 
 __all__ = ["LayerSizes", "empty_cache"]
 
@@ -134,9 +135,7 @@ class _Sizes:
             check_size(name, getattr(self, name))
         check_dtype("dtype", self.dtype)
         if not isinstance(self.keep_indices, bool):
-            raise ValueError(
-                f"keep_indices: expected True or False, got {shown(self.keep_indices)}"
-            )
+            raise ValueError(f"keep_indices: expected True or False, got {show(self.keep_indices)}")
         check_text_bits(self.text_bits)
 
     def parts(self, kind: Cells, quant: Quant) -> tuple[tuple[KVCache, ...], tuple[Cells, ...]]:
@@ -162,7 +161,7 @@ def _groups_in(quant: Quant) -> LayerGroups | None:
 def _with_other_layers(sizes: _Sizes, quant: Quant, other_layers: LayerSizes) -> LayeredCache:
     """The cache of a model with two sizes of heads."""
     if not isinstance(other_layers, LayerSizes):
-        raise ValueError(f"other_layers: expected LayerSizes, got {shown(other_layers)}")
+        raise ValueError(f"other_layers: expected LayerSizes, got {show(other_layers)}")
     others, own = _two_kinds(sizes.num_layers, other_layers.layers, "other_layers.layers")
     given = _groups_in(quant)
     if given is not None and given.num_kv_heads and other_layers.num_kv_heads != sizes.num_kv_heads:
@@ -203,7 +202,7 @@ def _two_kinds(num_layers: int, layers: Sequence[int], name: str) -> tuple[Cells
     """The layers that hold text, and the others."""
     numbers = [whole_number(n) for n in layers] if isinstance(layers, list | tuple) else [None]
     if None in numbers:
-        raise ValueError(f"{name}: expected numbers of layers, got {shown(layers)}")
+        raise ValueError(f"{name}: expected numbers of layers, got {show(layers)}")
     cross = tuple(sorted({n for n in numbers if n is not None}))
     others = tuple(n for n in range(num_layers) if n not in cross)
     if (
@@ -215,7 +214,7 @@ def _two_kinds(num_layers: int, layers: Sequence[int], name: str) -> tuple[Cells
     ):
         raise ValueError(
             f"{name}: expected some of the layers in [0, {num_layers}), each once, and not "
-            f"all, got {shown(list(layers))}"
+            f"all, got {show(list(layers))}"
         )
     return Cells(others), Cells(cross)
 
@@ -223,12 +222,12 @@ def _two_kinds(num_layers: int, layers: Sequence[int], name: str) -> tuple[Cells
 def _beside_states(recurrent: RecurrentState, num_layers: int, batch: int) -> Cells:
     """The layers that have keys, beside those with a state; checks the states."""
     if not isinstance(recurrent, RecurrentState):
-        raise ValueError(f"recurrent: expected a RecurrentState, got {shown(recurrent)}")
+        raise ValueError(f"recurrent: expected a RecurrentState, got {show(recurrent)}")
     check_fields(recurrent)
     others, states = _two_kinds(num_layers, recurrent.layers, "recurrent.layers")
     if any(x.shape[:2] != (len(states.layers), batch) for x in recurrent.values):
         raise ValueError(
             f"recurrent: expected arrays [{len(states.layers)} layers, {batch} sequences, ...],"
-            f" got {shown([list(x.shape) for x in recurrent.values])}"
+            f" got {show([list(x.shape) for x in recurrent.values])}"
         )
     return others

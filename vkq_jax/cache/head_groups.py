@@ -14,10 +14,10 @@ from jax.core import Tracer
 
 from vkq_jax.array_types import Array, Float, Int32, Shaped
 from vkq_jax.cache.key_bias import KeyBias
+from vkq_jax.messages import show
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.layer_settings import Cells
 from vkq_jax.settings.score_maps import ScoreMap
-from vkq_jax.validation import shown
 
 __all__ = [
     "Routes",
@@ -54,7 +54,7 @@ def place_in(cells: Cells, layer: Int32[Array, ""] | int) -> Int32[Array, ""] | 
         return jnp.asarray(table)[layer]
     number = operator.index(layer)  # type: ignore[arg-type]
     if number not in cells.layers:
-        raise ValueError(f"layer: expected one of {shown(list(cells.layers))}, got {number}")
+        raise ValueError(f"layer: expected one of {show(list(cells.layers))}, got {number}")
     return cells.layers.index(number)
 
 

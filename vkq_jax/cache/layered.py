@@ -31,9 +31,10 @@ from vkq_jax.cache.head_groups import (
 from vkq_jax.cache.kv_cache import FixedParts, KVCache, LayerCache, VisualBank
 from vkq_jax.cache.recurrent import RecurrentState
 from vkq_jax.cache.text_bank import TextBits
+from vkq_jax.messages import show
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.settings.layer_settings import Cells, LayerGroups, Quant, num_heads
-from vkq_jax.validation import check_type, shown, static_layer
+from vkq_jax.validation import check_type, static_layer
 
 __all__ = [
     "AnyCache",
@@ -197,7 +198,7 @@ class LayeredCache:
         if not found:
             known = sorted(set(self.sizes))
             raise ValueError(
-                f"key: expected [B, T, K, H] with K and H of {shown(known)}, got {shown(key)}"
+                f"key: expected [B, T, K, H] with K and H of {show(known)}, got {show(key)}"
             )
         return found
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from vkq_jax.array_types import Array, Shaped
 from vkq_jax.cache.kv_cache import KVCache, LayerCache, VisualBank
 from vkq_jax.cache.layered import LayeredCache, check_cache_type, map_parts, map_recurrent
-from vkq_jax.validation import shown, whole_number
+from vkq_jax.messages import show
+from vkq_jax.validation import whole_number
 
 __all__ = ["is_shared", "join_sequences", "share_visual", "shares_visual", "split_sequences"]
 
@@ -46,7 +47,7 @@ def share_visual[C: KVCache | LayeredCache](cache: C, batch: int) -> C:
     if held != 1 or count is None or count < 1:
         raise ValueError(
             f"share_visual: expected a cache of 1 sequence and a batch of at least 1, got {held} "
-            f"sequences and {shown(batch)}; take_sequences(cache, [i]) selects one"
+            f"sequences and {show(batch)}; take_sequences(cache, [i]) selects one"
         )
     shared = map_parts(cache, lambda part: _share_visual(part, count))
     return map_recurrent(shared, lambda x: jnp.repeat(x, count, axis=1))

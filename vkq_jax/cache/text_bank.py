@@ -12,8 +12,9 @@ from jax.typing import DTypeLike
 
 from vkq_jax.array_types import Array, Bool, Float, Int8, Int32, Shaped
 from vkq_jax.bits.exact_einsum import split_einsum
+from vkq_jax.messages import show
 from vkq_jax.pytree import frozen_pytree
-from vkq_jax.validation import shown, whole_number
+from vkq_jax.validation import whole_number
 
 __all__ = ["TextBank", "TextBits", "check_text_bits"]
 
@@ -26,7 +27,7 @@ def check_text_bits(bits: object) -> TextBits:
     """The bits of text keys and values, None for the model's dtype; ValueError for others."""
     if bits is None or whole_number(bits) == 8:
         return None if bits is None else 8
-    raise ValueError(f"text_bits must be 8, or None for the model's dtype, got {shown(bits)}")
+    raise ValueError(f"text_bits must be 8, or None for the model's dtype, got {show(bits)}")
 
 
 @frozen_pytree

@@ -16,7 +16,8 @@ from vkq_jax.cache.head_groups import take_cells
 from vkq_jax.cache.kv_cache import KVCache, VisualBank
 from vkq_jax.cache.layered import LayeredCache, check_cache_type, map_parts, map_recurrent
 from vkq_jax.cache.sharing import is_shared
-from vkq_jax.validation import shown, whole_number
+from vkq_jax.messages import show
+from vkq_jax.validation import whole_number
 
 __all__ = ["append", "grow", "take_sequences"]
 
@@ -77,7 +78,7 @@ def grow[C: KVCache | LayeredCache](cache: C, cache_length: int) -> C:
     length = whole_number(cache_length)
     if length is None or length >= 2**31:
         raise ValueError(
-            f"cache_length: expected a number of tokens below 2**31, got {shown(cache_length)}"
+            f"cache_length: expected a number of tokens below 2**31, got {show(cache_length)}"
         )
     if isinstance(cache, KVCache):
         return _grow(cache, length)
@@ -178,7 +179,7 @@ def _checked_indices(indices: ArrayLike | Sequence[int], batch: int) -> Shaped[A
     if got is None or got.ndim != 1 or got.dtype.kind not in "biu" or not got.size:
         raise ValueError(
             f"sequences must be a list of integers in [0, {batch}) or of {batch} booleans, with at "
-            f"least one, got {shown(indices)}"
+            f"least one, got {show(indices)}"
         )
     if isinstance(got, Tracer):
         if got.dtype == bool:
@@ -188,11 +189,11 @@ def _checked_indices(indices: ArrayLike | Sequence[int], batch: int) -> Shaped[A
         if got.size != batch or not got.any():
             raise ValueError(
                 f"a mask of sequences must be {batch} booleans, one of them true, got "
-                f"{shown(got.tolist())}"
+                f"{show(got.tolist())}"
             )
         got = np.flatnonzero(got)
     if got.min() < 0 or got.max() >= batch:
-        raise ValueError(f"sequence indices must lie in [0, {batch}), got {shown(got.tolist())}")
+        raise ValueError(f"sequence indices must lie in [0, {batch}), got {show(got.tolist())}")
     return jnp.asarray(got, jnp.int32)
 
 

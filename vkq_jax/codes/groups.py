@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float, Shaped
-from vkq_jax.validation import shown
+from vkq_jax.messages import show
 
 __all__ = [
     "LARGEST",
@@ -35,7 +35,7 @@ def check_group_size(group_size: int | None) -> None:
 def check_table_dtype(table_dtype: str) -> None:
     """Raises ValueError unless tables can be stored in `table_dtype`."""
     if table_dtype not in TABLE_DTYPES:
-        raise ValueError(f"table_dtype must be one of {TABLE_DTYPES}, got {shown(table_dtype)}")
+        raise ValueError(f"table_dtype must be one of {TABLE_DTYPES}, got {show(table_dtype)}")
 
 
 def coded_input(

@@ -11,7 +11,8 @@ from vkq_jax.codes.code_tables import SideTables
 from vkq_jax.codes.dictionary_codes import DictionaryCodes
 from vkq_jax.codes.dictionary_tensor import DictionaryTensor
 from vkq_jax.codes.quantized import QuantizedTensor, Quantizer
-from vkq_jax.validation import as_array, shown
+from vkq_jax.messages import show
+from vkq_jax.validation import as_array
 
 __all__ = ["dequantize", "fake_quantize", "quantize"]
 
@@ -44,7 +45,7 @@ def quantize(
     if not isinstance(config, Quantizer):
         raise ValueError(
             "config must be the settings of one code family, such as LevelCodes(bits=1) or "
-            f'presets["vkq-1bit"].key (or .value), got {shown(config)}'
+            f'presets["vkq-1bit"].key (or .value), got {show(config)}'
         )
     x = as_array("x", x)
     if x.ndim < 2 or not x.shape[-1] or not jnp.issubdtype(x.dtype, jnp.floating):
@@ -82,7 +83,7 @@ def dequantize(q: QuantizedTensor, tables: SideTables | None = None) -> Float[Ar
             none.
     """
     if not isinstance(q, QuantizedTensor):
-        raise ValueError(f"q must be codes, from quantize(x, config), got {shown(q)}")
+        raise ValueError(f"q must be codes, from quantize(x, config), got {show(q)}")
     return _dequantize(q, _check_tables(tables))
 
 
@@ -115,7 +116,7 @@ def fake_quantize(
         ValueError: as for `quantize`, or gradient is neither of the two.
     """
     if gradient not in ("straight_through", "zero"):
-        raise ValueError(f'gradient must be "straight_through" or "zero", got {shown(gradient)}')
+        raise ValueError(f'gradient must be "straight_through" or "zero", got {show(gradient)}')
     x = as_array("x", x)
     coded = quantize(jax.lax.stop_gradient(x), config, valid=valid, tables=tables)
     decoded = dequantize(coded, tables).astype(x.dtype)
@@ -139,12 +140,12 @@ def _straight_through_jvp(primals, tangents):
 
 
 def _unread_tables(codes: Quantizer | QuantizedTensor) -> str:
-    return f"tables: expected None, only DictionaryCodes read them; got some for {shown(codes)}"
+    return f"tables: expected None, only DictionaryCodes read them; got some for {show(codes)}"
 
 
 def _check_tables(tables: SideTables | None) -> SideTables | None:
     if tables is not None and not isinstance(tables, SideTables):
-        raise ValueError(f"tables must be SideTables, one side of CodeTables, got {shown(tables)}")
+        raise ValueError(f"tables must be SideTables, one side of CodeTables, got {show(tables)}")
     return tables
 
 

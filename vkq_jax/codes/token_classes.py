@@ -18,9 +18,10 @@ import numpy as np
 
 from vkq_jax.array_types import Array, Bool, Float, Int32, UInt32
 from vkq_jax.bits import packing
+from vkq_jax.messages import show
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.slots import filled
-from vkq_jax.validation import check_fields, shown
+from vkq_jax.validation import check_fields
 
 __all__ = ["ClassMap", "TokenClass", "assign_classes", "check_classes"]
 
@@ -52,7 +53,7 @@ class TokenClass:
 def check_classes(classes: Sequence[TokenClass]) -> None:
     """Raises ValueError unless `classes` is a tuple of classes whose shares sum to 1."""
     if not isinstance(classes, tuple) or not all(isinstance(c, TokenClass) for c in classes):
-        raise ValueError(f"classes must be a tuple of TokenClass, got {shown(classes)}")
+        raise ValueError(f"classes must be a tuple of TokenClass, got {show(classes)}")
     if not 1 <= len(classes) <= MOST_CLASSES:
         raise ValueError(f"there can be 1 to {MOST_CLASSES} classes of tokens, got {len(classes)}")
     for c in classes:

@@ -17,10 +17,10 @@ from vkq_jax.cache.text_bank import TextBank
 from vkq_jax.codes.dictionary_tensor import DictionaryTensor
 from vkq_jax.codes.quantized import QuantizedTensor
 from vkq_jax.codes.token_classes import ClassMap
+from vkq_jax.messages import show
 from vkq_jax.pytree import take_layer
 from vkq_jax.settings.layer_settings import Cells, check_cells
 from vkq_jax.slots import filled
-from vkq_jax.validation import shown
 
 __all__ = ["check_cache"]
 
@@ -59,7 +59,7 @@ def check_cache(cache: AnyCache) -> None:
     ]
     if held != named:
         raise ValueError(
-            f"cells: expected layers and heads of the parts, {shown(held)}, got {shown(named)}"
+            f"cells: expected layers and heads of the parts, {show(held)}, got {show(named)}"
         )
     lengths = ("position", "text_length", "visual_lengths", "cache_length")
     for name in (*lengths, "keeps_indices", "text_bits"):
@@ -85,7 +85,7 @@ def _check_states(states: RecurrentState, cache: LayeredCache) -> None:
     if any(x.shape[:2] != expected for x in states.values):
         raise ValueError(
             f"recurrent: expected arrays {[*expected, '...']}, got "
-            f"{shown([list(x.shape) for x in states.values])}"
+            f"{show([list(x.shape) for x in states.values])}"
         )
 
 
@@ -134,13 +134,13 @@ def _check_cross(cache: LayeredCache) -> None:
 def _check_part(cache: KVCache, whole: AnyCache) -> None:
     key = cache.text.key
     if key.ndim != 5 or not key.size:
-        raise ValueError(f"text must have keys and values [L, B, K, S, H], got {shown(key)}")
+        raise ValueError(f"text must have keys and values [L, B, K, S, H], got {show(key)}")
     for name in ("position", "calibration_skipped"):
         counts = getattr(cache, name)
         if counts.shape != key.shape[1:2] or (counts < 0).any():
             raise ValueError(
                 f"{name} must be a number of at least 0 for each of {key.shape[1]} sequences, got "
-                f"{shown(counts.tolist())}"
+                f"{show(counts.tolist())}"
             )
     _check_filled("text", cache.text, cache, whole, cache.text.cache_length)
     if cache.key_bias is not None:
@@ -159,11 +159,11 @@ def _check_key_bias(bias: KeyBias, text_key: tuple[int, ...]) -> None:
     if bias.bias.shape != expected or 2 * half > head_dim:
         raise ValueError(
             f"key_bias must be {list(expected)} with at most {head_dim // 2} frequencies, got "
-            f"{shown(bias.bias)} with {half}"
+            f"{show(bias.bias)} with {half}"
         )
     axes = bias.axis_of_pair
     if axes is not None and (len(axes) != half or not set(axes) <= {0, 1, 2}):
-        raise ValueError(f"key_bias: expected {half} axes in 0 to 2, got {shown(list(axes))}")
+        raise ValueError(f"key_bias: expected {half} axes in 0 to 2, got {show(list(axes))}")
 
 
 def _check_positions(name: str, bank: VisualBank, cache: KVCache) -> None:
@@ -173,7 +173,7 @@ def _check_positions(name: str, bank: VisualBank, cache: KVCache) -> None:
         if cache.key_bias is not None:
             raise ValueError(f"{name}: a cache with a key bias keeps positions, got none")
     elif position.shape[0] != bank.length.shape[0] or position.shape[2:] not in ((), axes):
-        raise ValueError(f"{name} must have the axes [B, V, {axes}], got {shown(position)}")
+        raise ValueError(f"{name} must have the axes [B, V, {axes}], got {show(position)}")
 
 
 def _check_filled(
@@ -190,14 +190,14 @@ def _check_filled(
     if length.shape != (batch,) or ((length < 0) | (length > capacity)).any():
         raise ValueError(
             f"{name}.length must be in [0, {capacity}] for each of {batch} sequences, got "
-            f"{shown(length.tolist())}"
+            f"{show(length.tolist())}"
         )
     if (index is not None) != cache.keeps_indices:
         raise ValueError(f"{name}: either all banks keep the numbers of their tokens, or none")
     if index is None:
         return
     if index.shape != (batch, capacity):
-        raise ValueError(f"{name}.index must be {[batch, capacity]}, got {shown(index)}")
+        raise ValueError(f"{name}.index must be {[batch, capacity]}, got {show(index)}")
     late = filled(length, capacity) & (index >= whole.num_tokens[:, None])
     if (late | (index < 0)).any():
         raise ValueError(f"{name}.index must be in [0, the number of tokens)")
@@ -208,7 +208,7 @@ def _check_bank(name: str, bank: VisualBank, cache: KVCache, whole: AnyCache) ->
     batch = 1 if is_shared(bank, batch) else batch
     for leaf in jax.tree.leaves((bank.key, bank.value, bank.class_map, cache.tables)):
         if leaf.shape[:1] != (num_layers,):
-            raise ValueError(f"{name}: expected parts of {num_layers} layers, got {shown(leaf)}")
+            raise ValueError(f"{name}: expected parts of {num_layers} layers, got {show(leaf)}")
     layer, tables = jax.eval_shape(lambda: (bank.of_layer(0), take_layer(cache.tables, 0)))
     try:
         key, value = jax.eval_shape(VisualBank.dequantize, layer, tables)
@@ -260,7 +260,7 @@ def _check_classes(name: str, class_map: ClassMap, valid: Bool[Array, "L B K V"]
 def _bank_difference(bank: VisualBank, made: VisualBank) -> str | None:
     """The first part in which a layer's bank differs from one that the settings make, or None."""
     if (bank.class_map is None) != (made.class_map is None):
-        return f"expected class_map {shown(made.class_map)}, got {shown(bank.class_map)}"
+        return f"expected class_map {show(made.class_map)}, got {show(bank.class_map)}"
     for side in ("key", "value", "class_map"):
         if (difference := _difference(getattr(bank, side), getattr(made, side))) is not None:
             return f"{side}: {difference}"
@@ -301,7 +301,7 @@ def _parts(tree: Any) -> dict[str, Any]:
 
     def described(field):
         parts, structure = jax.tree.flatten(getattr(tree, field.name))
-        return [shown(x) if hasattr(x, "shape") else x for x in parts], structure
+        return [show(x) if hasattr(x, "shape") else x for x in parts], structure
 
     return {field.name: described(field) for field in dataclasses.fields(tree)}
 

@@ -28,11 +28,12 @@ from vkq_jax.cache.layered import AnyCache, LayeredCache, check_cache_type, map_
 from vkq_jax.files.atomic_write import atomic_write
 from vkq_jax.files.consistency import check_cache
 from vkq_jax.files.sliced_arrays import digest_of_file, outlines, read_shards
+from vkq_jax.messages import shorten, show
 from vkq_jax.settings.calibrated import CalibratedCodes
 from vkq_jax.settings.score_maps import ScoreMap
 from vkq_jax.sharding.bank_parts import join_banks
 from vkq_jax.sharding.hosts import spans_hosts, to_host
-from vkq_jax.validation import as_path, check_tree, check_type, check_untraced, shorten, shown
+from vkq_jax.validation import as_path, check_tree, check_type, check_untraced
 
 __all__ = [
     "is_written_here",
@@ -355,7 +356,7 @@ def _rebuild(node: Any, arrays: Mapping[str, Any], known: Mapping[str, type]) ->
             return tuple(_rebuild(item, arrays, known) for item in items)
         case {"value": value}:
             return value
-    raise ValueError(f"unknown entry {shown(node)}")
+    raise ValueError(f"unknown entry {show(node)}")
 
 
 def _lookup(known: Mapping[str, type], name: str) -> type:

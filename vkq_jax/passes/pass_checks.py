@@ -10,7 +10,7 @@ from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.recurrent import RecurrentState
 from vkq_jax.cache.visibility import Starts, window_starts
-from vkq_jax.validation import shown
+from vkq_jax.messages import show
 
 __all__ = [
     "check_all_done",
@@ -35,7 +35,7 @@ def check_mask(name: str, mask: Any, cache: KVCache, tokens: int | None = None) 
     expected = f"[B={batch}, T{'' if tokens is None else f'={tokens}'}]"
     fits = mask.ndim == 2 and mask.shape[0] == batch and tokens in (None, mask.shape[1])
     if mask.dtype != bool or not fits:
-        raise ValueError(f"{name} must be booleans {expected}, got {shown(mask)}")
+        raise ValueError(f"{name} must be booleans {expected}, got {show(mask)}")
     return mask
 
 
@@ -69,20 +69,20 @@ def check_heads(
     num_kv_heads = num_kv_heads or own_heads
     for name, x in (("query", query), ("key", key), ("value", value)):
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"{name}: expected floating numbers, got {shown(x)}")
+            raise ValueError(f"{name}: expected floating numbers, got {show(x)}")
     axis, size = ("T", tokens) if places is None else ("V", places)
     for name, x in (("key", key), ("value", value)):
         if x.shape != (batch, size, num_kv_heads, head_dim):
             raise ValueError(
                 f"{name} must be [B, {axis}, K, H] = {[batch, size, num_kv_heads, head_dim]} for "
-                f"this cache, got {shown(x)}"
+                f"this cache, got {show(x)}"
             )
     shape = query.shape
     fits = len(shape) == 4 and (*shape[:2], shape[3]) == (batch, tokens, head_dim)
     if not fits or shape[2] % num_kv_heads:
         raise ValueError(
             f"query must be [B={batch}, T={tokens}, N=multiple of {num_kv_heads}, H={head_dim}], "
-            f"got {shown(query)}"
+            f"got {show(query)}"
         )
 
 
@@ -137,5 +137,5 @@ def check_all_done(done: Done) -> None:
         missing = np.flatnonzero(~np.asarray(done)).tolist()
         raise ValueError(
             f"finish() needs attend() of all {len(done)} layers before it, got none of layers "
-            f"{shown(missing)}; keep the pass that each attend() returns"
+            f"{show(missing)}; keep the pass that each attend() returns"
         )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from vkq_jax.codes.code_tables import CodeTables
+from vkq_jax.messages import show
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.score_maps import ScoreMap
-from vkq_jax.validation import shown
 
 __all__ = ["CalibratedCodes", "CalibratedPreset"]
 
@@ -44,7 +44,7 @@ class CalibratedCodes:
     def check(self) -> None:
         """Raises ValueError for a preset that is there twice."""
         if len(set(self.names)) < len(self.presets):
-            raise ValueError(f"presets: expected one of each name, got {shown(self.names)}")
+            raise ValueError(f"presets: expected one of each name, got {show(self.names)}")
 
     @property
     def names(self) -> tuple[str, ...]:

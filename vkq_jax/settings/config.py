@@ -5,7 +5,8 @@ import math
 
 from vkq_jax.codes.dictionary_codes import DictionaryCodes
 from vkq_jax.codes.quantized import Quantizer
-from vkq_jax.validation import check_fields, shown
+from vkq_jax.messages import show
+from vkq_jax.validation import check_fields
 
 __all__ = ["KVQuantConfig", "ScoreCalibration"]
 
@@ -63,7 +64,7 @@ class KVQuantConfig:
             if not isinstance(family, Quantizer):
                 raise ValueError(
                     f"{name} must be a Quantizer such as LevelCodes, SignCodes or Dense, "
-                    f"got {shown(family)}"
+                    f"got {show(family)}"
                 )
         if not isinstance(self.calibration, ScoreCalibration | None):
             raise ValueError(
@@ -81,4 +82,4 @@ class KVQuantConfig:
         try:
             hash(self)
         except TypeError as error:
-            raise ValueError(f"settings must be hashable, got {shown(self)}") from error
+            raise ValueError(f"settings must be hashable, got {show(self)}") from error

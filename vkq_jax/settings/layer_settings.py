@@ -7,9 +7,10 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
+from vkq_jax.messages import show
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.presets import resolve
-from vkq_jax.validation import shown, whole_number
+from vkq_jax.validation import whole_number
 
 __all__ = [
     "MOST_NUMBERS",
@@ -128,20 +129,20 @@ def check_cells(groups: tuple[Cells, ...]) -> None:
         if len(rows) != len(cells.layers) or len({len(row or ()) for row in rows}) > 1:
             raise ValueError(
                 "groups: expected equally many heads for each layer of a group, got "
-                f"{shown(rows)} for layers {shown(cells.layers)}"
+                f"{show(rows)} for layers {show(cells.layers)}"
             )
         for layer, row in zip(cells.layers, rows, strict=True):
             found[layer].append(row)
     if not found or sorted(found) != list(range(len(found))):
         raise ValueError(
-            f"groups: expected each layer from 0 on in one group, got {shown(sorted(found))}"
+            f"groups: expected each layer from 0 on in one group, got {show(sorted(found))}"
         )
     every = list(range(num_heads(groups) or 0))
     for layer, rows in found.items():
         heads = sorted(head for row in rows for head in row or ())
         if rows != [None] and (None in rows or heads != every):
             raise ValueError(
-                f"groups: expected each head of layer {layer} in one group, got {shown(rows)}"
+                f"groups: expected each head of layer {layer} in one group, got {show(rows)}"
             )
 
 
@@ -233,7 +234,7 @@ def _counted(kind: str, number: int | None, count: int) -> int | None:
     if type(number) is not int or not -count <= number < count:
         raise ValueError(
             f"per_layer: expected {kind}s in [-{count}, {count}) for a model of {count}, "
-            f"got {shown(number)}"
+            f"got {show(number)}"
         )
     return number % count
 
@@ -244,10 +245,10 @@ def _each(layers: Numbers | None) -> Sequence[int | None]:
 
 def _without_effect(layers: Numbers, num_layers: int, without: Collection[int]) -> ValueError:
     held = [number for number in range(num_layers) if number not in without]
-    named = f"layer {layers}" if isinstance(layers, int) else f"layers {shown(list(layers))}"
+    named = f"layer {layers}" if isinstance(layers, int) else f"layers {show(list(layers))}"
     return ValueError(
         f"per_layer: expected layers that hold visual tokens, which in this model are "
-        f"{shown(held)}; settings of {named} would have no effect"
+        f"{show(held)}; settings of {named} would have no effect"
     )
 
 
@@ -279,7 +280,7 @@ def per_layer(
         ValueError: an unknown preset, or something other than layers, heads and settings.
     """
     if not isinstance(changes, Mapping):
-        raise ValueError(f"changes: expected layers and their settings, got {shown(changes)}")
+        raise ValueError(f"changes: expected layers and their settings, got {show(changes)}")
     listed = []
     for place, quant in changes.items():
         if isinstance(place, tuple) and len(place) == 2:
@@ -308,7 +309,7 @@ def per_head(
         ValueError: an unknown preset, or something other than heads and settings.
     """
     if not isinstance(changes, Mapping):
-        raise ValueError(f"changes: expected heads and their settings, got {shown(changes)}")
+        raise ValueError(f"changes: expected heads and their settings, got {show(changes)}")
     return per_layer(default, {("all", head): quant for head, quant in changes.items()})
 
 
@@ -316,18 +317,18 @@ def _checked(numbers: Any, place: Any) -> Numbers:
     """A number or a range of some; raises ValueError for anything else."""
     if isinstance(numbers, range):
         if not numbers:
-            raise ValueError(f"changes: expected layers or heads, got the empty {shown(numbers)}")
+            raise ValueError(f"changes: expected layers or heads, got the empty {show(numbers)}")
         if max(map(abs, (numbers[0], numbers[-1]))) > MOST_NUMBERS:
             raise ValueError(
                 f"changes: expected numbers from -{MOST_NUMBERS} to {MOST_NUMBERS}, got "
-                f"{shown(place)}"
+                f"{show(place)}"
             )
         return numbers
     number = whole_number(numbers)
     if number is None or abs(number) > MOST_NUMBERS:
         raise ValueError(
             "changes: expected integers or ranges, or pairs of them for a layer and its heads, of "
-            f"at most {MOST_NUMBERS}, got {shown(place)}"
+            f"at most {MOST_NUMBERS}, got {show(place)}"
         )
     return number
 

@@ -15,8 +15,8 @@ from vkq_jax.codes.quantized import Quantizer
 from vkq_jax.codes.range_rules import MSE, MeanMagnitude, Quantile, Shrink
 from vkq_jax.codes.sign_codes import SignCodes
 from vkq_jax.codes.token_classes import TokenClass
+from vkq_jax.messages import shorten, show
 from vkq_jax.settings.config import KVQuantConfig, ScoreCalibration
-from vkq_jax.validation import shorten, shown
 
 __all__ = ["calibrated_presets", "presets", "register_preset", "resolve"]
 
@@ -168,11 +168,11 @@ def register_preset(name: str, quant: KVQuantConfig | Quantizer) -> KVQuantConfi
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(
-            f"name: expected letters, digits, dots, dashes and underscores, got {shown(name)}"
+            f"name: expected letters, digits, dots, dashes and underscores, got {show(name)}"
         )
     settings = _both(quant) if isinstance(quant, Quantizer) else quant
     if not isinstance(settings, KVQuantConfig):
-        raise ValueError(f"quant: expected a KVQuantConfig or a Quantizer, got {shown(quant)}")
+        raise ValueError(f"quant: expected a KVQuantConfig or a Quantizer, got {show(quant)}")
     if _PRESETS.setdefault(name, settings) != settings:
         raise ValueError(f"name: {name!r} is a preset with other settings; choose another name")
     return settings
@@ -188,12 +188,12 @@ def resolve(quant: str | KVQuantConfig) -> KVQuantConfig:
         return quant
     if not isinstance(quant, str):
         raise ValueError(
-            f"quant must be the name of a preset or a KVQuantConfig, got {shown(quant)}"
+            f"quant must be the name of a preset or a KVQuantConfig, got {show(quant)}"
         )
     if quant not in presets:
         close = difflib.get_close_matches(quant, presets, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"unknown preset {shown(quant)}, known are {shorten(', '.join(presets), 250)}{hint}"
+            f"unknown preset {show(quant)}, known are {shorten(', '.join(presets), 250)}{hint}"
         )
     return presets[quant]

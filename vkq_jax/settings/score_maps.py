@@ -7,10 +7,10 @@ from the ranges of sample prompts; decoding then has none to find.
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.messages import show
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.settings.config import KVQuantConfig, ScoreCalibration
 from vkq_jax.settings.layer_settings import Cells, LayerGroups, Quant
-from vkq_jax.validation import shown
 
 __all__ = ["ScoreMap", "calibrate", "score_map", "visible_range"]
 
@@ -68,7 +68,7 @@ class ScoreMap:
                 if getattr(expected, name) != getattr(got, name):
                     raise ValueError(
                         f"score_map was calibrated with other codes: expected {name}="
-                        f"{shown(getattr(expected, name))}, got {name}={shown(getattr(got, name))}"
+                        f"{show(getattr(expected, name))}, got {name}={show(getattr(got, name))}"
                     )
 
     def check_heads(self, *, num_layers: int, num_kv_heads: int) -> None:

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from models.checkpoints.hf_fields import Count, Epsilon, TokenId, Width
 from models.checkpoints.hf_settings import Between
 from models.families.llava.config import LlavaConfig, LlavaSettings
-from models.messages import show
 from models.text.config import TextConfig
 from models.text.settings import TextSettings
 from models.vision.vit import VitConfig
+from vkq_jax.messages import show
 
 __all__ = ["AyaVisionConfig", "AyaVisionSettings"]
 

@@ -18,7 +18,7 @@ from models.inputs.clip_processing import (
 )
 from models.inputs.clip_settings import ClipSettings, Scale
 from models.inputs.clips import ReadClip
-from models.messages import show
+from vkq_jax.messages import show
 
 __all__ = ["SmolVLMClipProcessing", "marks"]
 

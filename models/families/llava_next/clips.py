@@ -10,7 +10,7 @@ from models.families.llava_next.pixels import picture_tiles
 from models.inputs.clip_processing import ClipProcessing, frame_pixels
 from models.inputs.clips import ReadClip
 from models.inputs.pixels import check_image_tokens, check_pixels
-from models.messages import show
+from vkq_jax.messages import show
 
 __all__ = ["CLIP_LENGTHS", "LlavaClipProcessing", "order_of_rows", "tiles_and_clips"]
 

@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from models.checkpoints.hf_fields import Side
 from models.families.llava.config import LlavaConfig, LlavaSettings
-from models.messages import show
 from models.vision.vit import VitConfig
+from vkq_jax.messages import show
 
 __all__ = ["LlavaNextConfig", "LlavaNextSettings"]
 

@@ -17,7 +17,7 @@ from models.families.llava_next.tiles import num_tiles, picture_rows, tile_layou
 from models.inputs.image_settings import check_image_settings
 from models.inputs.pixels import check_image_sizes, check_image_tokens, pad_to_bucket
 from models.inputs.processing import Processing
-from models.messages import show
+from vkq_jax.messages import show
 
 __all__ = ["FAMILY", "LlavaNextProcessing", "llava_next_names"]
 

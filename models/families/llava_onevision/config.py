@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 from models.checkpoints.hf_fields import TokenId
 from models.families.llava.config import FeatureLayers, LlavaSettings
 from models.families.llava_next.config import LlavaNextConfig, LlavaNextSettings
-from models.messages import show
 from models.vision.vit import VitConfig
+from vkq_jax.messages import show
 
 __all__ = ["LlavaOnevisionConfig", "LlavaOnevisionSettings"]
 

@@ -30,7 +30,7 @@ from models.inputs.clip_processing import ClipProcessing
 from models.inputs.clip_settings import ClipSettings
 from models.inputs.image_settings import check_resized
 from models.inputs.pixels import check_image_sizes, pad_to_bucket
-from models.messages import show
+from vkq_jax.messages import show
 
 __all__ = ["FAMILY"]
 

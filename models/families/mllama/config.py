@@ -21,11 +21,11 @@ from models.families.base import ModelConfig
 from models.families.mllama.vision import MllamaVisionConfig
 from models.families.settings import FamilySettings
 from models.layers.activations import Activation
-from models.messages import show
 from models.text.config import TextConfig
 from models.text.settings import LlamaSettings
 from models.vision.encoder import EncoderConfig
 from models.vision.settings import square
+from vkq_jax.messages import show
 
 __all__ = ["MllamaConfig", "MllamaSettings", "MllamaTextSettings", "MllamaVisionSettings"]
 

@@ -10,7 +10,7 @@ from models.families.mllama.config import MllamaConfig
 from models.families.mllama.model import TileLayout
 from models.inputs.batch import PicturePlaces
 from models.inputs.pixels import check_image_tokens, check_pixels
-from models.messages import show
+from vkq_jax.messages import show
 
 __all__ = ["visual_inputs"]
 

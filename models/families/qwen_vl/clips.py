@@ -14,7 +14,7 @@ from models.families.qwen_vl.config import QwenVLConfig
 from models.inputs.clip_processing import ClipProcessing, check_tower, frame_pixels
 from models.inputs.clip_settings import ClipSettings, Rate, Scale
 from models.inputs.clips import ASSUMED_FPS, ReadClip
-from models.messages import show
+from vkq_jax.messages import show
 
 __all__ = ["Qwen3ClipProcessing", "QwenClipProcessing"]
 

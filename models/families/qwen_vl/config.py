@@ -7,11 +7,11 @@ from typing import Any, Literal, Self
 from models.checkpoints.hf_fields import NO_EFFECT, TokenId
 from models.families.base import ModelConfig
 from models.families.settings import FamilySettings
-from models.messages import show
 from models.text.registry import TEXT_SETTINGS
 from models.text.settings import TextSettings
 from models.vision.grid_settings import GRID_SETTINGS, Qwen25VisionSettings
 from models.vision.grid_tower import GridConfig
+from vkq_jax.messages import show
 
 __all__ = ["Qwen35Settings", "QwenVLConfig", "QwenVLSettings"]
 

@@ -1,22 +1,28 @@
 """Foreign values in error messages: bounded in length, and on one line whatever they hold."""
 
+import dataclasses
 import os
 import reprlib
 from collections.abc import Collection
+from enum import Enum
 from typing import Any
 
+import jax
 import numpy as np
 
-__all__ = ["LONGEST", "show", "show_name", "show_path", "some"]
+__all__ = ["LONGEST", "shorten", "show", "show_name", "show_path", "some"]
 
-LONGEST = 400
-"""Characters that an error message stays below."""
+LONGEST = 380
+"""Most characters of an error's message. With `vkq: error: ` before it the line stays below 400."""
 
 
 class _Short(reprlib.Repr):
-    """Shows plain values by their `repr`, everything else by its type: no array is fetched."""
+    """Plain values and settings by their `repr`, everything else by its type.
 
-    _PLAIN = (bool, float, complex, bytes, type, type(None), np.generic, os.PathLike)
+    No array is fetched.
+    """
+
+    _PLAIN = (bool, float, complex, bytes, type, type(None), range, Enum, np.generic, os.PathLike)
 
     def repr_int(self, x: int, level: int) -> str:
         try:
@@ -27,9 +33,17 @@ class _Short(reprlib.Repr):
     def repr_instance(self, x: Any, level: int) -> str:
         if isinstance(x, self._PLAIN):
             return super().repr_instance(x, level)
+        if _is_settings(x):
+            return shorten(" ".join(repr(x).split()), 90)
         if hasattr(x, "dtype") and hasattr(x, "shape"):
-            return f"an array {x.dtype}{list(x.shape)}"
+            return f"{x.dtype} {list(x.shape)}"
         return f"a {type(x).__name__}"
+
+
+def _is_settings(x: Any) -> bool:
+    """Whether it is a dataclass without arrays: those with arrays are pytrees."""
+    is_instance = dataclasses.is_dataclass(x) and not isinstance(x, type)
+    return is_instance and jax.tree_util.all_leaves([x])
 
 
 _SHORT = _Short(
@@ -41,10 +55,15 @@ _LONGEST_PATH = 80
 def show(value: object) -> str:
     """A value as text, at most 100 characters long, however deep its nesting.
 
-    Plain values and containers of them by their `repr`, arrays by dtype and shape, else the type.
+    Plain values, settings and containers of them by their `repr`, arrays by dtype and shape, else
+    the type.
     """
-    text = _SHORT.repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
+    return shorten(_SHORT.repr(value), 100)
+
+
+def shorten(text: str, longest: int) -> str:
+    """The beginning of a text that is longer."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def show_path(path: str | os.PathLike[str]) -> str:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import messages
+from vkq_jax import DenseTensor, Granularity, Quantile, messages, presets
 
 
 class Unfetched:
@@ -28,10 +28,13 @@ class Unfetched:
         (np.float32(2), "np.float32(2.0)"),
         (float, "<class 'float'>"),
         (10**30, "1000000000...00000000000"),
-        (Unfetched(), "an array float32[2, 3]"),
-        ([Unfetched()], "[an array float32[2, 3]]"),
-        (jnp.ones((2, 1)), "an array float32[2, 1]"),
+        (Unfetched(), "float32 [2, 3]"),
+        ([Unfetched()], "[float32 [2, 3]]"),
+        (jnp.ones((2, 1)), "float32 [2, 1]"),
         ({"a": object()}, "{'a': a object}"),
+        (Granularity.PER_TOKEN, "<Granularity.PER_TOKEN: 'per_token'>"),
+        (Quantile(0.25), "Quantile(q=0.25)"),
+        (DenseTensor(jnp.ones((2, 1))), "a DenseTensor"),
         ([[[[1]]]], "[[[...]]]"),
         (list(range(99)), "[0, 1, 2, 3, ...]"),
     ],
@@ -40,10 +43,16 @@ def test_a_value_in_a_message(value, shown):
     assert messages.show(value) == shown
 
 
+def test_long_settings_and_texts_are_cut():
+    assert messages.show(presets["signs-1bit"]).startswith("KVQuantConfig(key=SignCodes(")
+    for value in (presets["signs-1bit"], "x" * 1000, [presets["signs-1bit"]] * 9):
+        assert len(messages.show(value)) <= 100
+
+
 def test_an_integer_that_python_does_not_write_out():
     assert messages.show(-(10**5000)) == "an integer of 16610 bits"
     assert messages.show([10**5000]) == "[an integer of 16610 bits]"
 
 
 def test_a_traced_value_in_a_message():
-    assert jax.jit(lambda x: len(messages.show(x)) * x)(jnp.int32(1)) == len("an array int32[]")
+    assert jax.jit(lambda x: len(messages.show(x)) * x)(jnp.int32(1)) == len("int32 []")
