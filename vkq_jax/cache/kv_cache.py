@@ -16,7 +16,8 @@ from vkq_jax.bits import packing
 from vkq_jax.cache.key_bias import KeyBias, visual_reach
 from vkq_jax.cache.text_bank import TextBank, TextBits
 from vkq_jax.codes.code_tables import CodeTables
-from vkq_jax.codes.dictionary_codes import DictionaryCodes, quantize_pair
+from vkq_jax.codes.dictionary_codes import DictionaryCodes
+from vkq_jax.codes.dictionary_encoder import encode_pair
 from vkq_jax.codes.dictionary_tensor import DictionaryTensor
 from vkq_jax.codes.quantize import dequantize, quantize
 from vkq_jax.codes.quantized import QuantizedTensor
@@ -321,7 +322,7 @@ def code_bank(
     per_head = jnp.broadcast_to(valid[:, None], key.shape[:-1])
     length = valid.sum(-1, dtype=jnp.int32)
     if isinstance(quant.key, DictionaryCodes) and isinstance(quant.value, DictionaryCodes):
-        coded_key, coded_value, class_map = quantize_pair(
+        coded_key, coded_value, class_map = encode_pair(
             key, value, per_head, (quant.key, quant.value), tables
         )
         return VisualBank(coded_key, coded_value, length, class_map=class_map)
