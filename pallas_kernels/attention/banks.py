@@ -7,7 +7,7 @@ import math
 import jax.numpy as jnp
 
 from pallas_kernels.attention import outer_dictionary, outer_rotation
-from pallas_kernels.attention.kernel_spec import Coding, Packed
+from pallas_kernels.attention.codings import Coding, Packed
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import TiledLevels, TiledSigns
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary

@@ -2,8 +2,9 @@
 
 import jax
 
+from pallas_kernels.attention.codings import Packed
 from pallas_kernels.attention.fused import plan
-from pallas_kernels.attention.kernel_spec import KernelSpec, Packed
+from pallas_kernels.attention.kernel_spec import KernelSpec
 from pallas_kernels.attention.mosaic_gpu import calibrates_in_launch, launches_of, uncovered_text
 from pallas_kernels.attention.outer_dictionary import folds_outside
 from pallas_kernels.attention.outer_rotation import rotates_outside

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention import outer_dictionary, outer_rotation
 from pallas_kernels.attention.banks import Banks, packed_classes, packed_operands
-from pallas_kernels.attention.kernel_spec import BOOK, Dense, KernelSpec, Packed, Task, TuningConfig
+from pallas_kernels.attention.codings import Dense, Packed
+from pallas_kernels.attention.kernel_spec import BOOK, KernelSpec, Task, TuningConfig
 from pallas_kernels.attention.key_bias import BiasShare, bias_operands, entry_slots
 from pallas_kernels.attention.launch import Launch, result_shapes
 from pallas_kernels.attention.mapped_axes import fold_mapped_axes

@@ -19,7 +19,8 @@ import numpy as np
 
 from pallas_kernels.attention.banks import Banks, packed_classes
 from pallas_kernels.attention.body.slot_entries import SlotSpec
-from pallas_kernels.attention.kernel_spec import SET, KernelSpec, Packed
+from pallas_kernels.attention.codings import Packed
+from pallas_kernels.attention.kernel_spec import SET, KernelSpec
 from pallas_kernels.attention.launch import Launch
 from pallas_kernels.layout import layouts
 from vkq_jax.array_types import Array, Float, Int32, UInt32

@@ -18,7 +18,7 @@ from typing import TypeGuard
 
 import jax.numpy as jnp
 
-from pallas_kernels.attention.kernel_spec import Packed
+from pallas_kernels.attention.codings import Packed
 from pallas_kernels.attention.table_rows import TableRows
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from vkq_jax.array_types import Array, Float, Int32

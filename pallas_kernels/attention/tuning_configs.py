@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from pallas_kernels.attention.kernel_spec import SET, Dense, KernelSpec, Packed, TuningConfig
+from pallas_kernels.attention.codings import Dense, Packed
+from pallas_kernels.attention.kernel_spec import SET, KernelSpec, TuningConfig
 from pallas_kernels.isa.architectures import HOPPER, Architecture
 from pallas_kernels.layout.layouts import HEAD_DIMS
 from vkq_jax.settings.config import ScoreCalibration

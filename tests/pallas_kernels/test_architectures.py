@@ -7,7 +7,8 @@ import jax
 import pytest
 
 import pallas_kernels
-from pallas_kernels.attention.kernel_spec import Coding, KernelSpec, Packed, TuningConfig
+from pallas_kernels.attention.codings import Coding, Packed
+from pallas_kernels.attention.kernel_spec import KernelSpec, TuningConfig
 from pallas_kernels.attention.launch import program_of
 from pallas_kernels.attention.tuning_configs import choose_tuning, keeping_tuning
 from pallas_kernels.isa.architectures import ARCHITECTURES

@@ -12,8 +12,9 @@ import pallas_kernels
 import vkq_jax
 import vkq_jax.attention.reference
 from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention.codings import Coding, Packed
 from pallas_kernels.attention.fused import score_range
-from pallas_kernels.attention.kernel_spec import Coding, Packed, TuningConfig
+from pallas_kernels.attention.kernel_spec import TuningConfig
 from pallas_kernels.attention.launch import emulated_launch
 from pallas_kernels.attention.tuning_configs import keeping_tuning
 from tests.pallas_kernels.kernel_cases import (

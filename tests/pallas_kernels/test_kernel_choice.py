@@ -11,7 +11,8 @@ import pallas_kernels
 import vkq_jax
 import vkq_jax.attention.reference
 from pallas_kernels.attention import mosaic_gpu
-from pallas_kernels.attention.kernel_spec import Coding, Dense, KernelSpec, Packed, TuningConfig
+from pallas_kernels.attention.codings import Coding, Dense, Packed
+from pallas_kernels.attention.kernel_spec import KernelSpec, TuningConfig
 from pallas_kernels.attention.tuning_configs import choose_tuning
 from tests.pallas_kernels.kernel_cases import (
     CODES,

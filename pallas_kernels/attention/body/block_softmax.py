@@ -10,7 +10,7 @@ from typing import Any
 
 from pallas_kernels.attention.body.centre_ids import BookIds, CentreIds, Ids, centre_sums
 from pallas_kernels.attention.body.codebook import BookMasses
-from pallas_kernels.attention.kernel_spec import Coding
+from pallas_kernels.attention.codings import Coding
 from pallas_kernels.isa.fixed_point import TO_INT, TO_INT_BITS
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import LOWEST, in_chains

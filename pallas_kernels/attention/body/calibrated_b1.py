@@ -13,7 +13,8 @@ from pallas_kernels.attention.body.packed_blocks import WHOLE
 from pallas_kernels.attention.body.score_range import RangeB1, team_range, write_range
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.attention.body.work import Work
-from pallas_kernels.attention.kernel_spec import KernelSpec, Packed
+from pallas_kernels.attention.codings import Packed
+from pallas_kernels.attention.kernel_spec import KernelSpec
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import LOG2_E
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.packed_blocks import PackedBlocks
 from pallas_kernels.attention.body.work import Work
-from pallas_kernels.attention.kernel_spec import Coding, Packed
+from pallas_kernels.attention.codings import Coding, Packed
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import LOWEST, dot
 from pallas_kernels.layout.layouts import BLOCK

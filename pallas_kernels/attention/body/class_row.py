@@ -12,7 +12,8 @@ from typing import Literal
 
 from pallas_kernels.attention.body.packed_blocks import WHOLE, PackedBlocks
 from pallas_kernels.attention.body.work import Work
-from pallas_kernels.attention.kernel_spec import Coding, KernelSpec, Packed
+from pallas_kernels.attention.codings import Coding, Packed
+from pallas_kernels.attention.kernel_spec import KernelSpec
 from pallas_kernels.isa.operations import LINE, Operations, Value
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.layouts import BLOCK, Plane

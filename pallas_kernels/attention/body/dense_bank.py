@@ -19,7 +19,8 @@ from collections.abc import Sequence
 
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.attention.body.work import Work
-from pallas_kernels.attention.kernel_spec import SET, Dense, KernelSpec
+from pallas_kernels.attention.codings import Dense
+from pallas_kernels.attention.kernel_spec import SET, KernelSpec
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import (
     LOG2_E,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pallas_kernels.attention.body.centre_ids import BookIds, Ids
-from pallas_kernels.attention.kernel_spec import Coding
+from pallas_kernels.attention.codings import Coding
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import soft_capped
 

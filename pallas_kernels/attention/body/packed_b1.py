@@ -17,7 +17,8 @@ from pallas_kernels.attention.body.packed_query import PackedQuery
 from pallas_kernels.attention.body.packed_values import PackedValues
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.attention.body.work import Work
-from pallas_kernels.attention.kernel_spec import Coding, KernelSpec, Packed
+from pallas_kernels.attention.codings import Coding, Packed
+from pallas_kernels.attention.kernel_spec import KernelSpec
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import ALL_LANES, LOWEST, join_planes, merge
 from pallas_kernels.layout.layouts import BLOCK, Plane

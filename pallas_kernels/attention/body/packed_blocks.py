@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.attention.body.work import Work
-from pallas_kernels.attention.kernel_spec import SET, Coding, KernelSpec, Packed
+from pallas_kernels.attention.codings import Coding, Packed
+from pallas_kernels.attention.kernel_spec import SET, KernelSpec
 from pallas_kernels.isa.fixed_point import TO_INT, TO_INT_BITS
 from pallas_kernels.isa.operations import LINE, Operations, Value
 from pallas_kernels.isa.warp_math import LOG2_E, LOWEST

@@ -21,7 +21,8 @@ from pallas_kernels.attention.body.packed_query import PackedQuery
 from pallas_kernels.attention.body.packed_s8 import PackedS8
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.attention.body.work import Work
-from pallas_kernels.attention.kernel_spec import SET, KernelSpec, Packed
+from pallas_kernels.attention.codings import Packed
+from pallas_kernels.attention.kernel_spec import SET, KernelSpec
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import merge
 

@@ -5,7 +5,8 @@ import functools
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.tables import load_table
 from pallas_kernels.attention.body.work import Work
-from pallas_kernels.attention.kernel_spec import KernelSpec, Packed
+from pallas_kernels.attention.codings import Packed
+from pallas_kernels.attention.kernel_spec import KernelSpec
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import LOG2_E, dot, rotate, warp_sum
 

@@ -27,7 +27,8 @@ from pallas_kernels.attention.body.s8_products import S8Products
 from pallas_kernels.attention.body.s8_queries import S8Queries
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.attention.body.work import Work
-from pallas_kernels.attention.kernel_spec import SET, KernelSpec, Packed
+from pallas_kernels.attention.codings import Packed
+from pallas_kernels.attention.kernel_spec import SET, KernelSpec
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import LOWEST, SAME_QUERY
 from pallas_kernels.layout.layouts import BLOCK, Plane

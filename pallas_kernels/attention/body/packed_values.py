@@ -8,7 +8,8 @@ from pallas_kernels.attention.body.centre_ids import centroid_masses
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.attention.body.tables import load_table, prefetch_table
 from pallas_kernels.attention.body.work import Work
-from pallas_kernels.attention.kernel_spec import KernelSpec, Packed
+from pallas_kernels.attention.codings import Packed
+from pallas_kernels.attention.kernel_spec import KernelSpec
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import rotate, warp_sum
 

@@ -34,7 +34,8 @@ from pallas_kernels.attention.body.codebook import BookMasses
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.s8_queries import code_places
 from pallas_kernels.attention.body.work import Work
-from pallas_kernels.attention.kernel_spec import Coding, KernelSpec
+from pallas_kernels.attention.codings import Coding
+from pallas_kernels.attention.kernel_spec import KernelSpec
 from pallas_kernels.isa.fixed_point import TO_INT_BITS
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import SAME_QUERY, exchange_float, join_planes

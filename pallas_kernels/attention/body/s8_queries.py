@@ -12,7 +12,8 @@ from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.packed_query import PackedQuery
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.attention.body.work import Work
-from pallas_kernels.attention.kernel_spec import SET, Coding, KernelSpec, Packed
+from pallas_kernels.attention.codings import Coding, Packed
+from pallas_kernels.attention.kernel_spec import SET, KernelSpec
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import LOG2_E, by_lane_pair
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from pallas_kernels.attention.body.work import Work
-from pallas_kernels.attention.kernel_spec import Coding, KernelSpec
+from pallas_kernels.attention.codings import Coding
+from pallas_kernels.attention.kernel_spec import KernelSpec
 from pallas_kernels.isa.operations import LINE, Operations, Value
 
 __all__ = ["load_table", "prefetch_table"]
