@@ -18,7 +18,7 @@ from docs.tables.answers import (
 )
 from docs.tables.generation import prefill_rows, speed_rows, throughput_table
 from docs.tables.goals import goal_rows
-from docs.tables.kernels import KERNEL_TABLES, kernel_table, quantize_rows
+from docs.tables.kernels import KERNEL_TABLES, kernel_goal_table, quantize_rows
 from docs.tables.meshes import mesh_profile_rows, mesh_rows, mixer_rows, one_gpu_rows
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "answer_rows",
     "goal_rows",
     "judge_rows",
-    "kernel_table",
+    "kernel_goal_table",
     "kinds_rows",
     "mesh_profile_rows",
     "mesh_rows",

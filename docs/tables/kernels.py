@@ -3,82 +3,55 @@
 from typing import Any
 
 from docs.tables.results import read
-
-CASES = {
-    "mha-32k": "32 heads, 32,768 positions, level codes",
-    "mha-32k-signs8": "the same, sign codes (`signs-1bit`)",
-    "mha-8k": "32 heads, 8,192 positions, level codes",
-    "mha-2304": "32 heads, 2,304 positions, level codes",
-    "b1-mha-32k": "one sequence, 32 heads, 32,768 positions, level codes",
-    "gqa4-32k": "8 KV heads, 4 queries each, 32,768 positions, level codes",
-    "gqa4-32k-signs8": "the same, sign codes",
-    "gqa8-32k": "4 KV heads, 8 queries each, 32,768 positions, level codes",
-    "gqa8-32k-signs8": "the same with sign codes",
-    "gqa7-8k-signs8": "4 KV heads, 7 queries each, 8,192 positions, sign codes",
-    "mha-32k-2bit": "32 heads, 32,768 positions, 2 bits",
-    "mha-32k-4bit": "32 heads, 32,768 positions, 4 bits",
-    "gqa4-3328-signs8-text": "128 sequences, 8 KV heads, 4 queries, 3,328 and 64 text, sign codes",
-    "mha-32k-signs8-text": "32 heads, 32,768 positions and 256 text, sign codes",
-    "gqa4-32k-static-map": "8 KV heads, 4 queries, 32,768 positions, level codes, static score map",
-    "gqa4-8k-window4k-signs8": "8 KV heads, 4 queries, a window of 4,096 of 8,192, sign codes",
-    "h256-8k-signs8": "16 heads of 256 channels, 8,192 positions, sign codes",
-    "h256-gqa4-8k-signs8": "4 KV heads of 256 channels, 4 queries, 8,192 positions, sign codes",
-    "h96-8k-signs8": "32 heads of 96 channels, 8,192 positions, sign codes",
-    "mha-32k-calibrated": "32 heads, 32,768 positions, level codes, calibrated each step",
-    "mha-2304-calibrated": "32 heads, 2,304 positions, the same",
-    "gqa4-32k-calibrated": "8 KV heads, 4 queries, 32,768 positions, the same",
-}
-
+from vkq_apps.bench.cases import CASES
 
 KERNEL_HEAD = (
-    "| case | cuDNN bf16 | packed | ratio | goal | of the bandwidth | relative error |",
+    "| case | cuDNN bf16 | packed | ratio | of the bandwidth | goal | relative error |",
     f"|{'---|' * 7}",
 )
 
 
-def dictionary_rows(name: str = "kernel_dictionary.json") -> list[str]:
-    """Rows as `kernel_rows` without goals, of a run with dictionary codes; cases by name."""
-    return [_row_of_codes(row) for row in read(name)["rows"]]
+def kernel_rows() -> list[str]:
+    """A row for each case of codes without tables; without a head, as all rows here."""
+    return _rows("kernel.json")
 
 
-def class_rows() -> list[str]:
-    """Rows as `dictionary_rows`, behind the times of earlier runs: a loop for each class."""
-    earlier = ("kernel_dictionary.json", "kernel_tables.json", "kernel_bias.json")
-    before = {row["case"]: row["microseconds"] for name in earlier for row in read(name)["rows"]}
-    return [
-        _row_of_codes(row, f"{before[row['case']]:.1f} us")
-        for row in read("kernel_classes.json")["rows"]
-    ]
+def kernel_goal_table() -> list[str]:
+    """The cases of `kernel_rows` that have a goal, with a head."""
+    return [*KERNEL_HEAD, *(row for row in kernel_rows() if row.split(" | ")[5])]
 
 
-def _row_of_codes(row: dict[str, Any], *before: str) -> str:
-    microseconds, ratio = row["microseconds"], row["ratio_to_cudnn"]
-    rival = ("", "") if ratio is None else (f"{ratio * microseconds:,.0f} us", f"{ratio:.1f}x")
-    tuning = ",".join(map(str, (row["tuning"] or {}).values()))
-    name = f"`{row['case']}`" + (f", {tuning}" if tuning else "")
-    times = (rival[0], *before, f"{microseconds:.1f} us")
-    shares = (rival[1], f"{row['part_of_bandwidth']:.0%}", f"{row['relative_error']:.0e}")
-    return f"| {' | '.join((name, *times, *shares))} |"
-
-
-def codebook_rows() -> list[str]:
-    """Rows as `dictionary_rows`, of the plans of a calibrated model."""
-    return dictionary_rows("kernel_tables.json")
-
-
-def text_rows() -> list[str]:
-    """Rows as `dictionary_rows`, of text in 16 and in 8 bits beside the codes."""
-    return dictionary_rows("kernel_text.json")
-
-
-def bias_rows() -> list[str]:
-    """Rows as `dictionary_rows`, of keys with and without a bias that is kept out."""
-    return dictionary_rows("kernel_bias.json")
+def plan_rows() -> list[str]:
+    """A row for each plan of a calibrated model."""
+    return _rows("kernel_tables.json")
 
 
 def portable_rows() -> list[str]:
-    """Rows as `dictionary_rows`, of one query by bits and as bytes."""
-    return dictionary_rows("kernel_portable.json")
+    """A row for one query by bits, and rows for the same as bytes."""
+    return _rows("kernel_portable.json")
+
+
+def _rows(name: str) -> list[str]:
+    """Of each row of a file: cuDNN's and the kernel's time, ratio, bandwidth, goal, error."""
+    return [_row(row) for row in read(name)["rows"]]
+
+
+def _row(row: dict[str, Any]) -> str:
+    microseconds, ratio, share = (
+        row[name] for name in ("microseconds", "ratio_to_cudnn", "part_of_bandwidth")
+    )
+    tuning = ",".join(map(str, (row["tuning"] or {}).values()))
+    goal = CASES[row["case"]].goal
+    cells = (
+        f"`{row['case']}`" + (f", {tuning}" if tuning else ""),
+        f"{ratio * microseconds:,.0f} us",
+        f"{microseconds:.1f} us",
+        f"{ratio:.1f}x",
+        f"{share:.0%}",
+        "" if goal is None else f"{goal:.0%}" if share >= goal else f"**{goal:.0%} missed**",
+        f"{row['relative_error']:.0e}",
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def learned_rows() -> list[str]:
@@ -96,28 +69,6 @@ def learned_rows() -> list[str]:
     return lines
 
 
-def kernel_rows() -> list[str]:
-    """A row for each case: cuDNN's and the kernel's time, ratio, goal, bandwidth, error."""
-    return [
-        f"| {CASES[row['case']]} | {row['ratio_to_cudnn'] * row['microseconds']:,.0f} us "
-        f"| {row['microseconds']:.1f} us | {row['ratio_to_cudnn']:.1f}x | {_goal(row)} "
-        f"| {row['part_of_bandwidth']:.0%} | {row['relative_error']:.0e} |"
-        for row in read("kernel.json")["rows"]
-    ]
-
-
-def _goal(row: dict[str, Any]) -> str:
-    if row["goal"] is None:
-        return ""
-    missed = row["ratio_to_cudnn"] < row["goal"]
-    return f"**{row['goal']:g}x missed**" if missed else f"{row['goal']:g}x"
-
-
-def kernel_table() -> list[str]:
-    """The table of `kernel_rows`."""
-    return [*KERNEL_HEAD, *kernel_rows()]
-
-
 def quantize_rows() -> list[str]:
     """A row for each shape and implementation: a decoder block's prefill, and what coding adds."""
     lines = ["| shape | coded by | decoder block | coding | share |", f"|{'---|' * 5}"]
@@ -128,13 +79,5 @@ def quantize_rows() -> list[str]:
     ]
 
 
-# Each without its head, for a table of kernel_benchmarks.md.
-KERNEL_TABLES = (
-    dictionary_rows,
-    class_rows,
-    codebook_rows,
-    learned_rows,
-    text_rows,
-    bias_rows,
-    portable_rows,
-)
+# For tables of kernel_benchmarks.md.
+KERNEL_TABLES = (kernel_rows, plan_rows, learned_rows, portable_rows)
