@@ -153,7 +153,11 @@ def test_the_kernel_codes_as_xla_does(cases):
         differing = np.bitwise_count(ours[0] ^ theirs[0]).sum()
         assert differing <= 2e-3 * 32 * ours[0].size, (message, differing)
         centre, right = np.nan_to_num(ours[1]), np.nan_to_num(theirs[1])
-        assert (np.abs(centre - right) <= 2**-7 * np.abs(right) + 1e-37).all(), message
+        # Terms of a sum that is close to 0 cancel, in another order to other digits.
+        terms = np.abs(by_head(np.nan_to_num(np.where(valid[..., None, None], x, 0.0))))
+        terms = np.minimum(terms, LARGEST_SIGN).max(-2)
+        allowed = 2**-7 * np.abs(right) + 2**-20 * terms + 1e-37
+        assert (np.abs(centre - right) <= allowed).all(), message
         # The norm around the centre is that of the scale, whatever the codes. A mean between two
         # numbers of bfloat16 may be rounded either way, and tokens lie elsewhere around the other.
         same = (centre == right).all(-1)
