@@ -52,11 +52,12 @@ def _cached_snapshot(name: str) -> Path:
     """The newest snapshot of a Hub model in the local cache; the network is never asked."""
     # Here and not above, because these imports take half a second.
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    # A name that cannot be, or a file of the cache that is no text.
+    except (LocalEntryNotFoundError, OSError, ValueError) as error:
         raise FileNotFoundError(
             f"checkpoint folder {show_path(name)} does not exist, and the cache of the Hugging "
             f"Face Hub, {show_path(constants.HF_HUB_CACHE)}, holds no model of that name; nothing "

@@ -52,6 +52,14 @@ def test_a_name_that_is_not_in_the_cache_is_one_clear_error(cache, name):
     assert len(said) < 400
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a\0b", b"0" * 5000])
+def test_a_damaged_cache_is_one_clear_error(cache, content):
+    (cache.parents[1] / "refs" / "main").write_bytes(content)
+    with pytest.raises(FileNotFoundError, match="holds no model of that name") as error:
+        models.read_config(NAME)
+    assert len(str(error.value)) < 400
+
+
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(cache, monkeypatch):
     assert weight_bytes(NAME, 4) >= nbytes(models.load(NAME, dtype=jnp.float32).params)
     assert weight_bytes(NAME) == weight_bytes(NAME, 4) // 2  # in bfloat16
