@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,9 @@ def decode(model: Model, tokens: ArrayLike, lengths: ArrayLike | None = None) ->
     if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.integer):
         raise ValueError(f"tokens: expected integers [B, T], got {rows.dtype} {rows.shape}")
     width = rows.shape[1]
-    counts = np.full(len(rows), width) if lengths is None else np.atleast_1d(np.asarray(lengths))
+    with named("lengths: cannot be read as an array"):
+        given = np.full(len(rows), width) if lengths is None else np.asarray(lengths)
+    counts = np.atleast_1d(given)
     if counts.shape != (len(rows),):
         raise ValueError(f"lengths: expected shape ({len(rows)},), got {counts.shape}")
     if not np.issubdtype(counts.dtype, np.integer) or ((counts < 0) | (counts > width)).any():
@@ -111,7 +114,7 @@ def decode(model: Model, tokens: ArrayLike, lengths: ArrayLike | None = None) ->
 
 
 def processor_of(model: Model) -> Processor:
-    """The processor of a loaded model; made once for each folder.
+    """The processor of a loaded model; made once for each state of a folder's files.
 
     Raises:
         FileNotFoundError: the folder lacks the processor's files.
@@ -120,11 +123,25 @@ def processor_of(model: Model) -> Processor:
     check_type("model", model, Model, hint="models.load")
     if model.source is None:
         raise ValueError("the model was not loaded from a folder, so it has no processor")
-    return _load(Path(model.source), model.config)
+    folder = Path(model.source)
+    return _load(folder, model.config, _state_of(folder))
+
+
+def _state_of(folder: Path) -> frozenset[tuple[str, int, int, int]]:
+    """What changes where a file of the folder does, weights left out: a mended template counts."""
+    found = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.endswith(".safetensors"):
+                with contextlib.suppress(OSError):  # a link to nowhere
+                    stat = entry.stat()
+                    found.append((entry.name, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return frozenset(found)
 
 
 @functools.lru_cache(maxsize=8)
-def _load(folder: Path, config: ModelConfig) -> Processor:
+def _load(folder: Path, config: ModelConfig, state: frozenset[Any]) -> Processor:
+    del state
     missing = [
         " or ".join(names)
         for names in _NEEDED

@@ -9,7 +9,7 @@ import pytest
 import models
 from models.inputs.clip_processing import ClipProcessing
 from models.inputs.processing import Processing
-from models.inputs.processor import Processor
+from models.inputs.processor import Processor, processor_of
 from tests.models.hf_files import random_weights, write_checkpoint, write_processor
 
 QUESTION = "USER: <image> what is this ? ASSISTANT:"
@@ -42,6 +42,20 @@ def test_decode_stops_at_each_length(model):
     for token in (-1, 20, 2**40):
         with pytest.raises(ValueError, match=rf"tokens: expected ids in \[0, 20\), got {token}"):
             models.decode(model, [[4, token]])
+
+
+def test_files_that_change_are_read_again(tmp_path):
+    """A template that was mended is the one that the next prompt is written with."""
+    write_processor(tmp_path)
+    model = models.load(write_checkpoint(tmp_path, random_weights()))
+    assert processor_of(model) is processor_of(model)
+    file = tmp_path / "chat_template.jinja"
+    for word in ("red", "blue"):
+        file.write_text(f"{word} {{{{ messages[0]['content'] }}}}")
+        assert models.chat_prompt(model, "what?").startswith(word)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        models.prepare(model, images=PICTURE, prompts=QUESTION)
 
 
 @pytest.mark.parametrize(
