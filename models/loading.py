@@ -43,9 +43,10 @@ from models.model import Model
 from models.sharding.mesh import fit_mesh
 from models.sharding.rules import parameter_sharding
 from models.text.sizes import table_sources
-from vkq_jax.files.atomic_write import atomic_write
+from vkq_jax.files.atomic_write import atomic_write, check_writable
 from vkq_jax.messages import LONGEST, show, show_path, some
 from vkq_jax.pytree import nbytes
+from vkq_jax.validation import check_type, check_untraced
 
 __all__ = ["TINY", "load", "read_config", "save_weights"]
 
@@ -145,8 +146,15 @@ def save_weights(model: Model, folder: str | os.PathLike[str]) -> None:
 
     config.json and the processor's files are the caller's. Vision layers that the model does not
     use are not written. A missing folder is made; the file appears whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: no model, one that is traced, or no place for a file.
     """
+    check_type("model", model, Model, hint="models.load")
+    check_untraced("model", model)
     file = Path(check_path(folder)) / "model.safetensors"
+    check_writable(file)
     names = _weight_names(model.config)
     stored = to_stored(restack_layers(model.params), names.source)
     tensors = {names.to_published(name): tensor for name, tensor in stored.items()}

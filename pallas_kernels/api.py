@@ -11,6 +11,7 @@ import vkq_jax.attention.reference
 from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.attention.description import describe
 from pallas_kernels.layout.tiled import tile
+from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.post_scaled import AttentionOutput
 from vkq_jax.attention.soft_cap import check_soft_cap, is_finite_number
@@ -45,6 +46,7 @@ IMPLEMENTATIONS: Mapping[str, Callable[..., AttentionOutput]] = MappingProxyType
 )
 
 
+@checked
 def decode_attention(
     query: Float[Array, "B T N H"],
     cache_layer: LayerCache,
@@ -90,6 +92,7 @@ def decode_attention(
     return attended.output.astype(query.dtype)
 
 
+@checked
 def attend_cache(
     query: Float[Array, "B T N H"],
     cache_layer: LayerCache,
@@ -122,6 +125,7 @@ def attend_cache(
     )
 
 
+@checked
 def attend_layer(
     query: Float[Array, "B T N H"],
     cache: KVCache,
@@ -158,6 +162,7 @@ def attend_layer(
     return IMPLEMENTATIONS[name](query, cache.layer(index), **options)
 
 
+@checked
 def to_kernel_layout(bank: VisualBank, *, implementation: str | None = None) -> VisualBank:
     """A bank of one layer, or of all, in the layout of the implementation that will read it.
 
@@ -172,6 +177,7 @@ def to_kernel_layout(bank: VisualBank, *, implementation: str | None = None) -> 
     return tile(bank) if implementation or mosaic_gpu.untried_reason() is None else bank
 
 
+@checked
 def choose_implementation(
     name: str | None = None,
     cache: LayerCache | KVCache | None = None,
@@ -205,6 +211,7 @@ def choose_implementation(
     return name
 
 
+@checked
 def unavailable_reason(
     name: str,
     cache: LayerCache | KVCache | None = None,
@@ -232,6 +239,7 @@ def untried_reason(name: str) -> str | None:
     return mosaic_gpu.untried_reason() if name == "mosaic_gpu" else None
 
 
+@checked
 def explain(
     cache: LayerCache | AnyCache,
     query: jax.ShapeDtypeStruct | None = None,
@@ -287,6 +295,7 @@ _SLOW_BIAS = (
 )
 
 
+@checked
 def slowdown_reason(
     cache: LayerCache | AnyCache,
     implementation: str | None = None,

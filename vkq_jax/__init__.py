@@ -22,8 +22,8 @@ tables of a model: `code_tables`, `codebooks`, `fitting` |
 | `sharding` | devices and hosts | `specs` | `bank_parts`, `hosts` |
 | `files` | caches and tables in files | `persistence` | `consistency`, `sliced_arrays`, \
 `atomic_write` |
-| | for all of them | `array_types`, `pytree` | `messages`, `validation`, `display`, \
-`byte_units`, `slots` |
+| | for all of them | `array_types`, `pytree` | `arguments`, `validation`, `annotations`, \
+`messages`, `display`, `byte_units`, `slots` |
 """
 
 from vkq_jax.attention.attention_weights import AttentionWeights, attention_weights, token_numbers

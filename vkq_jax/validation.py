@@ -6,26 +6,26 @@ A class states what its fields may hold in their annotations, and what else has 
 
 import dataclasses
 import functools
-import numbers
 import operator
 import os
-import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import AbstractArray, jaxtyped
+from jaxtyping import jaxtyped
 
+from vkq_jax.annotations import alternatives, describe, holds, is_array, plain
 from vkq_jax.array_types import Array
 from vkq_jax.messages import show
 
 __all__ = [
     "as_array",
+    "as_items",
     "as_path",
     "check_dtype",
     "check_fields",
@@ -37,8 +37,6 @@ __all__ = [
     "static_layer",
     "whole_number",
 ]
-
-_PLAIN = {int: "an integer", float: "a number", str: "a string", bool: "a bool"}
 
 
 def check_tree(tree: Any, name: str) -> None:
@@ -107,9 +105,25 @@ def check_untraced(name: str, tree: Any) -> None:
 def as_path(path: str | os.PathLike[str]) -> Path:
     """A path from outside; raises ValueError for anything else."""
     try:
-        return Path(os.fsdecode(path))
+        text = os.fsdecode(path)
     except TypeError as error:
         raise ValueError(f"path: expected text or a Path, got {show(path)}") from error
+    if "\0" in text:
+        raise ValueError(f"path: expected text without a null character, got {show(path)}")
+    return Path(text)
+
+
+def as_items(value: Any) -> tuple[Any, ...] | None:
+    """What a list, an array or the like holds; None for anything else, text and objects among it.
+
+    Arrays without axes claim to be iterable.
+    """
+    if isinstance(value, str | bytes | Mapping):
+        return None
+    try:
+        return tuple(value)
+    except TypeError:
+        return None
 
 
 def whole_number(value: Any) -> int | None:
@@ -161,27 +175,16 @@ def check_fields(value: Any) -> None:
     # One frame for all arrays: jaxtyping gives every function its own axes.
     with jaxtyped("context"):
         for name, options in _annotations(type(value)).items():
-            held = _plain(getattr(value, name))
+            held = plain(getattr(value, name))
             if held is not getattr(value, name):
                 object.__setattr__(value, name, held)
             if not any(
-                isinstance(held, option) if _is_array(option) else _holds(held, option)
+                isinstance(held, option) if is_array(option) else holds(held, option)
                 for option in options
             ):
-                expected = " or ".join(_expected(option) for option in options)
+                expected = " or ".join(describe(option) for option in options)
                 got = f"{show(held)}{_beside(value, name)}"
                 raise ValueError(f"{name} must be {expected}, got {got}")
-
-
-def _plain(value: Any) -> Any:
-    """A scalar of NumPy as Python's, in tuples too; anything else as it is."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if type(value) is tuple and any(isinstance(item, np.generic | tuple) for item in value):
-        items = tuple(map(_plain, value))
-        same = all(new is old for new, old in zip(items, value, strict=True))
-        return value if same else items
-    return value
 
 
 def _beside(value: Any, name: str) -> str:
@@ -200,54 +203,9 @@ def _annotations(cls: type) -> dict[str, tuple[Any, ...]]:
     except NameError:
         hints = {}
     return {
-        field.name: tuple(_alternatives(hints.get(field.name, Any)))
+        field.name: tuple(alternatives(hints.get(field.name, Any)))
         for field in dataclasses.fields(cls)
     }
-
-
-def _alternatives(hint: Any) -> Iterable[Any]:
-    if typing.get_origin(hint) not in (Union, types.UnionType):
-        return [hint]
-    return [option for part in typing.get_args(hint) for option in _alternatives(part)]
-
-
-def _is_array(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, AbstractArray)
-
-
-def _holds(value: Any, hint: Any) -> bool:
-    """Whether a value is what an annotation of one alternative says."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if hint in (int, float):
-        kind = numbers.Integral if hint is int else numbers.Real
-        return isinstance(value, kind) and not isinstance(value, bool)
-    if hint is None:
-        return value is None
-    if origin is Literal:
-        return any(type(value) is type(choice) and value == choice for choice in arguments)
-    if origin is tuple and isinstance(value, tuple):
-        items = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
-        return len(items) == len(value) and all(
-            any(_holds(item, option) for option in _alternatives(expected))
-            for item, expected in zip(value, items, strict=True)
-        )
-    if origin is Callable:
-        return callable(value)
-    return isinstance(value, origin or hint)
-
-
-def _expected(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return f"one of {typing.get_args(hint)}"
-    if _is_array(hint):
-        return f"{hint.dtype.__name__} [{', '.join(hint.dim_str.split())}]"
-    if hint in (None, types.NoneType):
-        return "None"
-    if isinstance(hint, type) and typing.get_origin(hint) is None:
-        return _PLAIN.get(hint, f"a {hint.__name__}")
-    return str(hint).replace("typing.", "")
 
 
 def static_layer(layer: Any, num_layers: int) -> int | None:

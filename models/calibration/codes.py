@@ -19,8 +19,9 @@ from models.calibration.folder import CalibrationFolder, digest_of
 from models.calibration.judging import divergences
 from models.calibration.samples import CodeSamples, sample_codes
 from models.checkpoints.fingerprint import fingerprint
+from models.generation.argument_checks import check_count
 from models.generation.room import check_answer_fits
-from models.inputs.batch import Inputs
+from models.inputs.batch import Inputs, batches_of
 from models.model import Model
 from models.sharding.inputs import place_inputs
 from models.sharding.placing import place_shared, place_tables
@@ -28,6 +29,7 @@ from vkq_jax.messages import show
 from vkq_jax.settings.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.presets import calibrated_presets
+from vkq_jax.validation import as_items, check_size, check_type, whole_number
 
 __all__ = ["calibrate_codes", "gather_samples"]
 
@@ -73,16 +75,23 @@ def calibrate_codes(
             `vkq_jax.settings.presets.calibrated_presets`.
 
     Raises:
-        ValueError: no presets or an unknown one, no prompts, a prompt without an image, or an
-            unknown implementation.
+        ValueError: no presets or an unknown one, no prompts, a prompt without an image, an
+            unknown implementation, or another argument of a wrong type or size.
     """
-    names = list(calibrated_presets) if presets is None else list(presets)
+    check_type("model", model, Model, hint="models.load")
+    names = tuple(calibrated_presets) if presets is None else as_items(presets)
     known = ", ".join(calibrated_presets)
     if not names:
-        raise ValueError(f"presets: expected some of {known}, got none")
+        got = show(presets) if names is None else "none"
+        raise ValueError(f"presets: expected some of {known}, got {got}")
     for name in names:
         if name not in calibrated_presets:
             raise ValueError(f"presets: expected some of {known}, got {show(name)}")
+    check_size("tokens", tokens, MOST_TOKENS)
+    max_new_tokens = check_count("max_new_tokens", max_new_tokens)
+    if (drawn := whole_number(seed)) is None or not 0 <= drawn < 2**31:
+        raise ValueError(f"seed: expected a whole number from 0 to {2**31 - 1}, got {show(seed)}")
+    seed = drawn
     pallas_kernels.choose_implementation(implementation)
     kept, mark = CalibrationFolder(folder), fingerprint(model)
     batches = _read(inputs, on_batch)
@@ -166,7 +175,7 @@ def _fit(fitters: Sequence[CodeFitter], quant: KVQuantConfig) -> ModelTables:
 
 def _read(inputs: Iterable[Inputs], on_batch: Callable[[int], None]) -> Iterator[Inputs]:
     """The batches, each checked."""
-    for batch in inputs:
+    for batch in batches_of(inputs):
         if not bool((batch.visual_mask & batch.mask).any(-1).all()):
             raise ValueError("every sample prompt needs an image to calibrate with")
         if not batch.prompt_shape.suffix:

@@ -25,6 +25,7 @@ from vkq_jax.messages import show, show_path
 from vkq_jax.settings.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.sharding.hosts import of_first_host, to_host
+from vkq_jax.validation import as_path
 
 __all__ = ["CalibrationFolder", "digest_of"]
 
@@ -60,7 +61,7 @@ class CalibrationFolder:
                 f"folder: expected None on {jax.process_count()} hosts, which would have to find "
                 f"the same in theirs, got {show(str(folder))}"
             )
-        self._folder = None if folder is None else Path(folder)
+        self._folder = None if folder is None else as_path(folder)
 
     def samples(
         self, digest: str, make: Callable[[], tuple[CodeSamples, ...]]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +12,14 @@ from models.calibration.observing import observe_answers
 from models.generation import argument_checks as checks
 from models.generation.options import QuantizeAt
 from models.generation.room import check_answer_fits
-from models.inputs.batch import Inputs
+from models.inputs.batch import Inputs, batches_of
 from models.model import Model
 from models.sharding.inputs import place_inputs
 from models.text.coded_layers import read_layers
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.post_scaled import score_range
 from vkq_jax.cache.layered import at_layer
+from vkq_jax.messages import show
 from vkq_jax.settings.layer_settings import AnyQuant, Cells, LayerGroups, Quant, settings_of
 from vkq_jax.settings.score_maps import ScoreMap, score_map
 from vkq_jax.sharding.hosts import to_host
@@ -72,16 +72,13 @@ def calibrate_scores(
     check_type("model", model, Model, hint="models.load")
     settings, tables = find_codes(model, quant)
     if all(own.calibration is None for own in settings_of(settings)):
-        raise ValueError(f"there is no score calibration in quant={quant!r}")
+        raise ValueError(f"there is no score calibration in quant={show(quant)}")
     steps = checks.check_count("max_new_tokens", max_new_tokens)
     checks.check_choice("quantize_at", quantize_at, QuantizeAt)
     checks.check_quantize_at(model, quantize_at)
     stops = checks.check_stop_tokens(model, stop_tokens)
-    one = isinstance(inputs, str | bytes | dict) or not isinstance(inputs, Iterable)
-    batches: Any = [inputs] if one else inputs
     sums, count = jnp.float32(0.0), jnp.int32(0)
-    for batch in batches:
-        check_type("inputs", batch, Inputs, hint="models.prepare")
+    for batch in batches_of(inputs):
         if not batch.prompt_shape.has_pictures:
             continue
         check_answer_fits(model, batch, steps, quant=settings)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import warnings
-from collections.abc import Iterable
 from typing import Any, get_args
 
 import jax
@@ -18,7 +17,7 @@ from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.layered import AnyCache, LayeredCache
 from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.messages import show
-from vkq_jax.validation import check_type
+from vkq_jax.validation import as_items, check_type
 
 __all__ = [
     "check_cache",
@@ -56,9 +55,9 @@ def check_stop_tokens(model: Model, value: Any) -> tuple[int, ...]:
         return model.config.eos_token_ids
     vocab = model.config.text.vocab_size
     expected = f"stop_tokens: expected token ids in [0, {vocab}), () for none, None for the model's"
-    if not isinstance(value, Iterable) or isinstance(value, str | bytes | dict):
+    tokens = as_items(value)
+    if tokens is None:
         raise ValueError(f"{expected}, got {show(value)}")
-    tokens = tuple(value)
     for token in tokens:
         if not is_integer(token) or not 0 <= token < vocab:
             raise ValueError(f"{expected}, got {show(token)} among them")

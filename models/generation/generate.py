@@ -161,6 +161,7 @@ def stream(
     check_untraced("stream", (model, inputs, options.get("cache")))
     chunk = checks.check_count("chunk", chunk)
     max_new_tokens = checks.check_count("max_new_tokens", max_new_tokens)
+    chunk = min(chunk, max_new_tokens)
     state, emit = begin(model, inputs, max_new_tokens, options)
     batch = inputs.input_ids.shape[0]
     tokens, lengths = np.zeros((batch, max_new_tokens), np.int32), np.zeros(batch, np.int32)

@@ -2,10 +2,10 @@
 
 import dataclasses
 import numbers
-from collections.abc import Iterable
 from typing import Any, Self, TypeGuard
 
 from vkq_jax.messages import show
+from vkq_jax.validation import as_items
 
 __all__ = ["Sampling", "is_integer"]
 
@@ -156,7 +156,7 @@ def _check(name: str, value: Any) -> Any:
     number = _check_number(name, value)
     above = number > 0 if name in _POSITIVE else number >= 0
     if not above or (high and number > 1):
-        raise ValueError(f"{name} must be {low}{high}, got {value}")
+        raise ValueError(f"{name} must be {low}{high}, got {show(value)}")
     return number
 
 
@@ -195,9 +195,10 @@ def _check_bias(name: str, pair: Any) -> tuple[TokenIds, float]:
 
 
 def _items(name: str, value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, Iterable) or isinstance(value, str | bytes | dict):
+    items = as_items(value)
+    if items is None:
         raise ValueError(f"{name}: expected a list, got {show(value)}")
-    return tuple(value)
+    return items
 
 
 def is_integer(value: Any) -> TypeGuard[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,10 +11,12 @@ import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache.visual import left_pack
+from vkq_jax.messages import show
 from vkq_jax.passes.cross_pass import PromptPictures
 from vkq_jax.pytree import frozen_pytree, static_field
+from vkq_jax.validation import check_type
 
-__all__ = ["Inputs", "PicturePlaces", "PromptShape"]
+__all__ = ["Inputs", "PicturePlaces", "PromptShape", "batches_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,3 +210,22 @@ def _like(per_token: Array, values: Array) -> Array:
 
 def _count(mask: Bool[Array, "B T"]) -> Int32[Array, "B T"]:
     return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
+
+
+def batches_of(inputs: Any) -> Iterator[Inputs]:
+    """One batch or several from outside, each checked when its turn comes.
+
+    Raises:
+        ValueError: something else than `Inputs`.
+    """
+    hint = "models.prepare"
+    try:
+        batches: Iterator[Any] = iter(
+            [inputs] if isinstance(inputs, Inputs | Mapping | str) else inputs
+        )
+    except TypeError as error:
+        expected = f"inputs: expected Inputs ({hint}) or several of them"
+        raise ValueError(f"{expected}, got {show(inputs)}") from error
+    for batch in batches:
+        check_type("inputs", batch, Inputs, hint=hint)
+        yield batch

@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from models.checkpoints.foreign_errors import named
 from models.inputs import chat_template
 from models.inputs.processor import processor_of
 from models.inputs.visuals import check_takes_clips
 from models.model import Model
 from vkq_jax.messages import show, show_path
-from vkq_jax.validation import whole_number
+from vkq_jax.validation import check_type, whole_number
 
 __all__ = ["chat_prompt"]
 
@@ -62,6 +64,7 @@ def chat_prompt(
             raise ValueError(
                 f"{name}: expected a number of 0 or more, {_MOST} at most, got {show(number)}"
             )
+    check_type("later_turn", later_turn, (bool, np.bool))
     processor = processor_of(model)
     if num_videos:
         check_takes_clips(model.config)

@@ -15,6 +15,7 @@ from vkq_jax.validation import check_type, whole_number
 __all__ = ["TEXT_STEP", "pad_to_buckets", "pad_to_multiple", "text_bucket"]
 
 TEXT_STEP = 64
+_LARGEST_MULTIPLE = 2**20
 """Counts of text tokens are rounded up to multiples of this by default."""
 
 
@@ -29,12 +30,14 @@ def pad_to_multiple(inputs: Inputs, multiple: int = 32) -> Inputs:
         inputs: from `models.prepare`. multiple: of tokens.
 
     Raises:
-        ValueError: `multiple` is no whole number of at least 1.
+        ValueError: `multiple` is no whole number from 1 to 1048576.
     """
     check_type("inputs", inputs, Inputs, hint="models.prepare")
     count = whole_number(multiple)
-    if count is None or count < 1:
-        raise ValueError(f"multiple must be a whole number of at least 1, got {show(multiple)}")
+    if count is None or not 1 <= count <= _LARGEST_MULTIPLE:
+        raise ValueError(
+            f"multiple must be a whole number from 1 to {_LARGEST_MULTIPLE}, got {show(multiple)}"
+        )
     multiple = count
 
     def round_up(count: int) -> int:

@@ -1,6 +1,7 @@
 """Prompts and pictures to `Inputs`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from models.inputs.tokenizing import pad_row, stack_rows, tokenize
 from models.inputs.visuals import Visuals, clip_settings, with_placeholders
 from models.model import Model
 from vkq_jax.messages import show, some
-from vkq_jax.validation import check_type
+from vkq_jax.validation import as_items, check_type
 
 __all__ = ["prepare", "prepare_questions"]
 
@@ -72,6 +73,7 @@ def prepare(
             files; or arrays that `inputs_from_arrays` refuses.
     """
     check_type("model", model, Model, hint="models.load")
+    check_type("later_turn", later_turn, (bool, np.bool))
     if processor_output:
         given = (prompts, images, videos, num_frames)
         if later_turn or any(each is not None for each in given):
@@ -212,10 +214,17 @@ def _counts(num_frames: Any, clips: Sequence[Sequence[Clip]]) -> list[Any]:
 
 
 def _texts(prompts: Any) -> list[str]:
-    several = isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping)
-    texts: list[Any] = list(prompts) if several else [prompts]
+    items = as_items(prompts)
+    texts: list[Any] = [prompts] if items is None else list(items)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"empty prompt: expected text, got {show(prompts)}")
+    for row, text in enumerate(texts):
+        # Python puts surrogates in place of bytes that are no text in the terminal's encoding.
+        if wrong := re.search(r"[\ud800-\udfff]", text):
+            raise ValueError(
+                f"prompt {row}: expected Unicode text, got the surrogate {show(wrong[0])} at "
+                f"character {wrong.start()}; from a terminal, LANG=C.UTF-8 has text read as UTF-8"
+            )
     return texts
 
 

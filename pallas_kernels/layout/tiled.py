@@ -19,6 +19,7 @@ from pallas_kernels.layout.tiled_dictionary import (
     tile_pair,
     untileable_pair_reason,
 )
+from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Float, UInt32
 from vkq_jax.bits import packing
 from vkq_jax.cache.kv_cache import VisualBank
@@ -118,6 +119,7 @@ class TiledSigns(QuantizedTensor):
         return self.plain().decoding()
 
 
+@checked
 def tile(bank: VisualBank) -> VisualBank:
     """The bank in the kernel's layout, at the end of a layer's prefill; any leading axes.
 

@@ -21,12 +21,14 @@ from pallas_kernels.layout.tiled import Side, TiledSigns
 from pallas_kernels.quantize.half_block import HALF, WARPS, QuantizeSpec
 from pallas_kernels.quantize.quantize_kernel import QuantizeKernel
 from pallas_kernels.quantize.sum_kernel import SumKernel
+from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache.kv_cache import VisualBank, quantize_visual
 from vkq_jax.codes import groups
 from vkq_jax.codes.code_tables import CodeTables
 from vkq_jax.codes.quantized import Quantizer
 from vkq_jax.codes.sign_codes import SignCodes, error_ratio
+from vkq_jax.messages import show
 from vkq_jax.settings.config import KVQuantConfig
 
 __all__ = ["choose_coding", "explain_coding", "fused_bank", "quantize_bank", "unfused_reason"]
@@ -34,6 +36,7 @@ __all__ = ["choose_coding", "explain_coding", "fused_bank", "quantize_bank", "un
 Arrays = Array | jax.ShapeDtypeStruct
 
 
+@checked
 def quantize_bank(
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
@@ -67,6 +70,7 @@ def quantize_bank(
     return to_kernel_layout(bank, implementation=implementation)
 
 
+@checked
 def choose_coding(
     key: Arrays,
     value: Arrays,
@@ -93,6 +97,7 @@ def choose_coding(
     raise NotImplementedError(f"implementation 'mosaic_gpu' does not apply here: {reason}")
 
 
+@checked
 def explain_coding(key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig) -> str:
     """The implementation that `quantize_bank` takes by default, and why, as one line.
 
@@ -113,6 +118,11 @@ def _unavailable(key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig
 
 def _uncovered(key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig) -> str | None:
     """Why the kernel does not code these, whatever the device."""
+    if (len(key.shape), len(value.shape), len(index.shape)) != (4, 4, 2):
+        raise ValueError(
+            f"expected keys and values [B, T, K, H] and index [B, V], got key {show(key)}, value "
+            f"{show(value)} and index {show(index)}"
+        )
     for side, x, codes in (("key", key, quant.key), ("value", value, quant.value)):
         reason = unfused_reason(x, index, codes)
         if reason:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import pickle
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import models
+import pallas_kernels
 import vkq_jax
 from models.inputs.arrays import inputs_from_arrays
 
@@ -61,6 +63,13 @@ TAKERS = {
     "input_ids": lambda x: models.prepare(MODEL, input_ids=x),
     "pixel_values": lambda x: models.prepare(MODEL, input_ids=None, pixel_values=x),
     "chat_prompt": lambda x: models.chat_prompt(x, "question"),
+    "chat later_turn": lambda x: models.chat_prompt(MODEL, "question", later_turn=x),
+    "later_turn": lambda x: models.prepare(MODEL, prompts="question", later_turn=x),
+    "save_weights": lambda x: models.save_weights(x, "never"),
+    "presets": lambda x: x is None or models.calibrate_codes(MODEL, [], presets=x),
+    "tokens": lambda x: x == 3 or models.calibrate_codes(MODEL, [], tokens=x),
+    "seed": lambda x: x == 3 or models.calibrate_codes(MODEL, [], seed=x),
+    "calibrate_scores": lambda x: models.calibrate_scores(MODEL, x),
     "decode": lambda x: models.decode(x, [1]),
     "forward": lambda x: models.forward(x, x),
     "fingerprint": models.fingerprint,
@@ -83,6 +92,70 @@ def test_other_things_are_one_clear_error(tmp_path, monkeypatch, one_clear_error
             refused += 1
     assert refused > 2
     assert not list(tmp_path.iterdir())
+
+
+# These say more in checks of their own, tested above and by their own suites.
+CHECKED_OTHERWISE = {"dequantize", "empty_cache", "fake_quantize", "grow", "load_cache"}
+CHECKED_OTHERWISE |= {"load_score_map", "load_tables", "per_head", "per_layer", "quantize"}
+CHECKED_OTHERWISE |= {"register_preset", "resolve", "save_cache", "save_score_map", "save_tables"}
+CHECKED_OTHERWISE |= {"share_visual", "take_sequences", "visual_spans", "cache_nbytes"}
+
+
+def checked_functions():
+    """Public functions whose arguments are checked against their annotations."""
+    for package in (vkq_jax, pallas_kernels):
+        for name in package.__all__:
+            if inspect.isfunction(getattr(package, name)) and name not in CHECKED_OTHERWISE:
+                yield pytest.param(getattr(package, name), id=name)
+
+
+@pytest.mark.parametrize("function", [*checked_functions()])
+def test_every_argument_is_checked_by_its_annotation(one_clear_error, cache, function):
+    query, tokens = jnp.ones((1, 1, 1, 8), jnp.float32), jnp.ones((1, 1, 1, 1, 8), jnp.float32)
+    common = {
+        "bank": vkq_jax.VisualBank(CODES, CODES, jnp.ones(2, jnp.int32)),
+        "cache": cache,
+        "cache_layer": cache.layer(0),
+        "config": SIGNS,
+        "index": jnp.zeros((1, 1), jnp.int32),
+        "input_ids": jnp.ones((1, 2), jnp.int32),
+        "key": query,
+        "layer": 0,
+        "name": "xla",
+        "quant": vkq_jax.presets["signs-1bit"],
+        "query": query,
+        "valid": jnp.ones((1, 1), bool),
+        "value": query,
+        "visual": jnp.zeros((1, 1), bool),
+        "visual_token_ids": 1,
+        "window": 1,
+        "x": X,
+        "x_hat": X,
+    }
+    own = {"append": {"key": tokens, "value": tokens}, "attend_layer": {"index": 0}}
+    parameters = inspect.signature(function).parameters
+    needed = [name for name, p in parameters.items() if p.default is p.empty]
+    good = {name: common[name] for name in needed} | own.get(function.__name__, {})
+    for name in parameters:
+        for wrong in (object(), b"bytes", {"a": 1}, jax.random.key(0), np.ones((1,) * 9, complex)):
+            with pytest.raises(ValueError, match=name) as error:
+                function(**good | {name: wrong})
+            one_clear_error(error.value)
+
+
+def test_what_stands_for_an_array_is_one(cache):
+    """NumPy's arrays of 64 bits and lists, in functions that check their arguments."""
+    ids = np.asarray([[5, 7, 5]])
+    for given in (ids, ids.tolist(), jnp.asarray(ids)):
+        assert vkq_jax.visual_mask(given, [np.int64(5)]).tolist() == [[True, False, True]]
+    with pytest.raises(ValueError, match="input_ids must lie in"):
+        vkq_jax.visual_mask(ids + 2**40, 5)
+    with pytest.raises(ValueError, match="visual_token_ids"):
+        vkq_jax.visual_mask(ids, 2**40)
+    assert vkq_jax.cosine(X.astype(np.float64), X.tolist()).shape == (2,)
+    assert vkq_jax.heads_of_layer(cache, jnp.int32(0))[0][0] == (0,)
+    longer = vkq_jax.append(cache, *np.ones((2, 1, 1, 2, 1, 8)), valid=[[True, False]])
+    assert int(longer.text_length[0]) == 1
 
 
 @pytest.mark.parametrize("dtype", ["S1", "O", "U3", "M8[s]", "c8", "i4", "?", "V4"])
@@ -145,6 +218,65 @@ def test_traced_arrays_where_values_are_needed(tmp_path, one_clear_error, cache,
     traced(lambda given: vkq_jax.save_cache(tmp_path / "x", given[0]))
     traced(lambda given: list(models.stream(None, given[1], max_new_tokens=1)))  # type: ignore
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "y/" * 3000])
+def test_impossible_paths_are_one_clear_error(one_clear_error, cache, path):
+    for call in (
+        lambda: vkq_jax.save_cache(path, cache),
+        lambda: vkq_jax.load_cache(path),
+        lambda: vkq_jax.load_tables(path),
+        lambda: models.save_weights(MODEL, path),
+        lambda: models.load(path),
+        lambda: models.prepare(MODEL, prompts="<image>", images=path),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            call()
+        one_clear_error(error.value)
+
+
+def test_classes_of_ones_own_are_classes(tmp_path, one_clear_error, cache):
+    vkq_jax.save_cache(tmp_path / "file", cache)
+    for types in ("text", [1], 3, None, jax.random.key(0)):
+        with pytest.raises(ValueError, match="types: expected a list of classes") as error:
+            vkq_jax.load_cache(tmp_path / "file", types=types)  # type: ignore[arg-type]
+        one_clear_error(error.value)
+
+
+def test_a_measure_of_errors_takes_one_shape_and_counts_valid_positions(one_clear_error):
+    """A mask of one row stands for all, as in `quantize`; it counted one position."""
+    x_hat, valid = X * 1.5 + 0.1, np.arange(8) < 3
+    for measure in (vkq_jax.cosine, vkq_jax.relative_squared_error):
+        np.testing.assert_array_equal(
+            measure(X, x_hat, valid=valid), measure(X, x_hat, valid=np.tile(valid, (2, 1)))
+        )
+        for wrong in ({"x_hat": X[:1]}, {"x_hat": X[0]}, {"x_hat": X, "valid": np.ones(3, bool)}):
+            with pytest.raises(ValueError, match=r"x_hat must have|valid must be") as error:
+                measure(X, **wrong)
+            one_clear_error(error.value)
+    one = vkq_jax.quantization_error(X, SIGNS, valid=np.ones((1, 1), bool))
+    np.testing.assert_array_equal(one.cosine, vkq_jax.quantization_error(X, SIGNS).cosine)
+
+
+@pytest.mark.parametrize("begin", [vkq_jax.begin_decode, None])
+def test_tensors_of_a_layer_are_checked(one_clear_error, cache, begin):
+    made = begin(cache) if begin else vkq_jax.begin_prefill(cache, np.zeros((1, 1), bool))
+    x = np.ones((1, 1, 1, 8), np.float32)
+    assert made.attend(np.int64(0), x, x, x)[0].shape == x.shape
+    for arguments, options in (
+        ((0, None, x, x), {}),
+        ((0, [[1]], x, x), {}),
+        ((True, x, x, x), {}),
+        (("a", x, x, x), {}),
+        ((2**40, x, x, x), {}),
+        ((0, x, x, x), {"starts": "x"}),
+        ((0, x, x, x), {"logits_scale": "x"}),
+        ((0, x, x, x), {"logits_soft_cap": 2**70}),
+        ((0, x, x, x), {"window": 2**40}),
+    ):
+        with pytest.raises(ValueError, match="must be") as error:
+            made.attend(*arguments, **options)
+        one_clear_error(error.value)
 
 
 def test_a_cache_survives_copies_and_shows_itself_when_its_buffers_are_gone(cache):

@@ -72,6 +72,7 @@ def test_pictures_come_as_files_images_and_arrays(model, tmp_path):
         ({"prompts": "  "}, "empty prompt"),
         ({"prompts": []}, "empty prompt"),
         ({"prompts": [3]}, "empty prompt: expected text"),
+        ({"prompts": ["what", "q\udcc3"]}, r"prompt 1: expected Unicode text, .* at character 1"),
         ({}, "prepare needs prompts"),
         ({"images": PICTURE}, "prepare needs prompts"),
         ({"prompts": QUESTION, "input_ids": [[1]]}, "not both"),

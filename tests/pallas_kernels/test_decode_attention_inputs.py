@@ -41,7 +41,7 @@ def test_unknown_implementation_and_bad_shapes_are_errors():
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("logits_soft_cap", ["3", [5.0], True], "logits_soft_cap must be a finite positive"),
+        ("logits_soft_cap", ["3", [5.0], True], "logits_soft_cap must be a"),
         ("logits_scale", ["3", [5.0], True, float("nan"), float("inf")], "logits_scale must be a"),
     ],
 )
@@ -57,10 +57,10 @@ def test_a_factor_that_is_no_number_is_an_error(as_users_run_it, name, values, m
 
     for attend in (pallas_kernels.decode_attention, pallas_kernels.attend_cache, of_layer):
         for value in values:
-            with pytest.raises(ValueError, match=rf"{message}.*static under jit, or None, got"):
+            with pytest.raises(ValueError, match=rf"{message}.* or None.*, got"):
                 attend(query, layer, **{name: value})
         traced = jax.jit(lambda value, attend=attend: attend(query, layer, **{name: value}))
-        with pytest.raises(ValueError, match=rf"{message}.*static under jit, or None, got"):
+        with pytest.raises(ValueError, match=rf"{message}.* static under jit, got"):
             traced(5.0)
         number = attend(query, layer, **{name: np.float32(5.0)})
         chex.assert_trees_all_equal(number, attend(query, layer, **{name: 5.0}))
@@ -68,9 +68,9 @@ def test_a_factor_that_is_no_number_is_an_error(as_users_run_it, name, values, m
 
 def test_arrays_that_do_not_fit_are_errors(as_users_run_it):
     query, layer = random_layer(Shape(), vkq_jax.presets["none"])
-    with pytest.raises(ValueError, match="expected a float query, got int32"):
+    with pytest.raises(ValueError, match=r"query must be Float .* got int32"):
         pallas_kernels.decode_attention(query.astype(jnp.int32), layer)
-    with pytest.raises(ValueError, match=r"query must be \[B=2, T, .* got \[2, 4, 16\]"):
+    with pytest.raises(ValueError, match=r"query must be .* got float32 \[2, 4, 16\]"):
         pallas_kernels.decode_attention(query[:, 0], layer)
     with pytest.raises(ValueError, match=r"visible_text must be \[B, T\] = \[2, 1\].*got \[2, 3\]"):
         pallas_kernels.decode_attention(query, layer, visible_text=jnp.ones((2, 3), jnp.int32))

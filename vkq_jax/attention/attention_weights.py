@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.post_scaled import from_kv_heads, joint_scores, masked_softmax
 from vkq_jax.cache.kv_cache import KVCache, LayerCache
@@ -43,6 +44,7 @@ class AttentionWeights:
         return jnp.concatenate([*self.visual, self.text], axis=-1)
 
 
+@checked
 def attention_weights(
     query: Float[Array, "B T N H"],
     cache_layer: LayerCache,
@@ -86,6 +88,7 @@ def attention_weights(
     return AttentionWeights(tuple(visual), text, tuple(visual_scores), text_scores)
 
 
+@checked
 def token_numbers(cache: AnyCache) -> Int32[Array, "B P"]:
     """Which token of its sequence each place of `AttentionWeights.joined` is; -1 for free ones.
 

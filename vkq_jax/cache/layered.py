@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache.head_groups import (
     heads_at,
@@ -236,6 +237,7 @@ class LayeredCache:
 type AnyCache = KVCache | LayeredCache
 
 
+@checked
 def heads_of_layer(cache: AnyCache, layer: int) -> tuple[tuple[tuple[int, ...], LayerCache], ...]:
     """Views of one layer's heads: numbers of KV heads with equal settings, and their cache.
 

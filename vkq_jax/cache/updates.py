@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
+from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Bool, Float, Shaped
 from vkq_jax.cache.head_groups import take_cells
 from vkq_jax.cache.kv_cache import KVCache, VisualBank
@@ -22,6 +23,7 @@ from vkq_jax.validation import whole_number
 __all__ = ["append", "grow", "take_sequences"]
 
 
+@checked
 def append[C: KVCache | LayeredCache](
     cache: C,
     key: Float[Array, "L B T K H"],

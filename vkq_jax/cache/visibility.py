@@ -8,6 +8,7 @@ hides its first slots.
 
 import jax.numpy as jnp
 
+from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Int32
 from vkq_jax.cache.kv_cache import KVCache, VisualBank
 from vkq_jax.cache.text_bank import TextBank
@@ -29,6 +30,7 @@ class Starts:
     text: Int32[Array, "B T"]
 
 
+@checked
 def window_starts(cache: KVCache, index: Int32[Array, "B T"], window: int) -> Starts:
     """Starts for the queries of tokens `index`, which see `window` tokens up to their own.
 

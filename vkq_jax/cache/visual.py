@@ -6,7 +6,10 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
+from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Bool, Int32
+from vkq_jax.messages import show
+from vkq_jax.validation import as_items
 
 __all__ = ["VisualSpan", "left_pack", "visual_mask", "visual_spans"]
 
@@ -28,6 +31,7 @@ class VisualSpan:
         return self.start + self.length
 
 
+@checked
 def visual_mask(
     input_ids: Int32[Array, "*lead T"], visual_token_ids: int | tuple[int, ...]
 ) -> Bool[Array, "*lead T"]:
@@ -35,8 +39,14 @@ def visual_mask(
 
     Args:
         input_ids: token ids. visual_token_ids: ids that stand for visual tokens.
+
+    Raises:
+        ValueError: ids that are no integers of 32 bits.
     """
-    ids = visual_token_ids if isinstance(visual_token_ids, tuple | list) else (visual_token_ids,)
+    ids = visual_token_ids if isinstance(visual_token_ids, tuple) else (visual_token_ids,)
+    for token in ids:
+        if not -(2**31) <= token < 2**31:
+            raise ValueError(f"visual_token_ids: expected integers of 32 bits, got {show(token)}")
     mask = jnp.zeros(input_ids.shape, bool)
     for token in ids:
         mask = mask | (input_ids == jnp.asarray(token, input_ids.dtype))
@@ -51,8 +61,20 @@ def visual_spans(
     Args:
         input_ids: token ids [B, T], or [T] of one sequence.
         visual_token_ids: ids that stand for visual tokens.
+
+    Raises:
+        ValueError: ids that are no integers, or of another number of axes.
     """
-    mask = np.isin(np.atleast_2d(input_ids), visual_token_ids)
+    tokens = as_items(visual_token_ids)
+    try:
+        ids = np.asarray(input_ids)
+        visual = np.asarray([visual_token_ids] if tokens is None else tokens, np.int64)
+    except (OverflowError, TypeError, ValueError) as error:
+        got = f"{show(input_ids)} and {show(visual_token_ids)}"
+        raise ValueError(f"input_ids, visual_token_ids: expected integers, got {got}") from error
+    if ids.ndim not in (1, 2) or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"input_ids: expected integers [B, T] or [T], got {show(ids)}")
+    mask = np.isin(np.atleast_2d(ids), visual)
     return [list(_runs(row)) for row in mask]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.codes.code_tables import SideTables
-from vkq_jax.codes.quantize import dequantize, quantize
+from vkq_jax.codes.quantize import check_valid, dequantize, quantize
 from vkq_jax.codes.quantized import Quantizer
+from vkq_jax.messages import show
 from vkq_jax.pytree import frozen_pytree
-from vkq_jax.validation import as_array
 
 __all__ = ["QuantizationError", "cosine", "quantization_error", "relative_squared_error"]
 
@@ -27,11 +28,12 @@ class QuantizationError:
     cosine: Float[Array, "*lead"]
 
 
+@checked
 def quantization_error(
     x: Float[Array, "*lead V H"],
     config: Quantizer,
     *,
-    valid: Bool[Array, "*lead V"] | None = None,
+    valid: Bool[Array, "*#lead #V"] | None = None,
     tables: SideTables | None = None,
 ) -> QuantizationError:
     """Error that coding `x` with `config` makes, over the valid positions.
@@ -48,34 +50,51 @@ def quantization_error(
     )
 
 
+@checked
 def relative_squared_error(
     x: Float[Array, "*lead V H"],
     x_hat: Float[Array, "*lead V H"],
     *,
-    valid: Bool[Array, "*lead V"] | None = None,
+    valid: Bool[Array, "*#lead #V"] | None = None,
 ) -> Float[Array, "*lead"]:
-    """|x_hat - x|^2 / |x|^2 over the valid positions, float32; 0 / 0 is 0."""
-    x, x_hat = _masked("x", x, valid), _masked("x_hat", x_hat, valid)
+    """|x_hat - x|^2 / |x|^2 over the valid positions, float32; 0 / 0 is 0.
+
+    Raises:
+        ValueError: dtypes or shapes that do not fit.
+    """
+    x, x_hat, _ = _masked(x, x_hat, valid)
     return _ratio(jnp.square(x_hat - x).sum((-2, -1)), jnp.square(x).sum((-2, -1)))
 
 
+@checked
 def cosine(
     x: Float[Array, "*lead V H"],
     x_hat: Float[Array, "*lead V H"],
     *,
-    valid: Bool[Array, "*lead V"] | None = None,
+    valid: Bool[Array, "*#lead #V"] | None = None,
 ) -> Float[Array, "*lead"]:
-    """Cosine of x_hat[t] and x[t], mean over the valid positions, float32; 0 for a zero vector."""
-    x, x_hat = _masked("x", x, valid), _masked("x_hat", x_hat, valid)
+    """Cosine of x_hat[t] and x[t], mean over the valid positions, float32; 0 for a zero vector.
+
+    Raises:
+        ValueError: dtypes or shapes that do not fit.
+    """
+    x, x_hat, valid = _masked(x, x_hat, valid)
     norms = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(x_hat, axis=-1)
     cosines = _ratio((x * x_hat).sum(-1), norms)
-    count = jnp.full(x.shape[:-2], x.shape[-2]) if valid is None else valid.sum(-1)
-    return _ratio(cosines.sum(-1), count.astype(jnp.float32))
+    return _ratio(cosines.sum(-1), valid.sum(-1, dtype=jnp.int32).astype(jnp.float32))
 
 
-def _masked(name: str, x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"] | None) -> Array:
-    x = as_array(name, x).astype(jnp.float32)
-    return x if valid is None else jnp.where(valid[..., None], x, 0.0)
+def _masked(
+    x: Float[Array, "*lead V H"],
+    x_hat: Float[Array, "*lead V H"],
+    valid: Bool[Array, "*#lead #V"] | None,
+) -> tuple[Float[Array, "*lead V H"], Float[Array, "*lead V H"], Bool[Array, "*lead V"]]:
+    """Both in float32, 0 where they are not valid, and which positions are valid."""
+    if x.shape != x_hat.shape:
+        raise ValueError(f"x_hat must have the shape of x, {list(x.shape)}, got {show(x_hat)}")
+    valid = check_valid(valid, x.shape[:-1])
+    x, x_hat = (jnp.where(valid[..., None], y.astype(jnp.float32), 0.0) for y in (x, x_hat))
+    return x, x_hat, valid
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:

@@ -13,6 +13,7 @@ from vkq_jax.bits import packing, rotation
 from vkq_jax.codes import groups
 from vkq_jax.codes.quantized import AffineTensor, QuantizedTensor, Quantizer
 from vkq_jax.codes.range_rules import MinMax, RangeRule
+from vkq_jax.messages import show
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.validation import check_fields
 
@@ -58,7 +59,7 @@ class LevelCodes(Quantizer):
     def __post_init__(self):
         """Checks the settings."""
         if not callable(self.range_rule) or self.range_rule.__hash__ is None:
-            raise ValueError(f"range_rule must be a hashable callable, got {self.range_rule!r}")
+            raise ValueError(f"range_rule must be a hashable callable, got {show(self.range_rule)}")
         check_fields(self)
         packing.check_bits(self.bits)
         groups.check_group_size(self.group_size)
@@ -130,7 +131,7 @@ class LevelCodes(Quantizer):
         ends = self.range_rule(x, valid, self.bits)
         if any(jnp.shape(end) != x.shape[:-1] for end in ends):
             raise ValueError(
-                f"range_rule {self.range_rule!r} must return levels of shape {x.shape[:-1]}, "
+                f"range_rule {show(self.range_rule)} must return levels of shape {x.shape[:-1]}, "
                 f"got {[jnp.shape(end) for end in ends]}"
             )
         some = valid.any(-1)

@@ -14,7 +14,7 @@ from vkq_jax.codes.quantized import QuantizedTensor, Quantizer
 from vkq_jax.messages import show
 from vkq_jax.validation import as_array
 
-__all__ = ["dequantize", "fake_quantize", "quantize"]
+__all__ = ["check_valid", "dequantize", "fake_quantize", "quantize"]
 
 
 def quantize(
@@ -55,7 +55,7 @@ def quantize(
         )
     if _check_tables(tables) is not None and not isinstance(config, DictionaryCodes):
         raise ValueError(_unread_tables(config))
-    return _quantize(x, _check_valid(valid, x.shape[:-1]), config, tables)
+    return _quantize(x, check_valid(valid, x.shape[:-1]), config, tables)
 
 
 # Compiled, also when the caller is not: a few dozen operations on the whole cache become one.
@@ -122,7 +122,7 @@ def fake_quantize(
     decoded = dequantize(coded, tables).astype(x.dtype)
     if gradient == "zero":
         return decoded
-    return _straight_through(x, decoded, _check_valid(valid, x.shape[:-1]))
+    return _straight_through(x, decoded, check_valid(valid, x.shape[:-1]))
 
 
 # Not the usual x + stop_gradient(decoded - x): that rounds twice, and is NaN where padding is.
@@ -149,7 +149,8 @@ def _check_tables(tables: SideTables | None) -> SideTables | None:
     return tables
 
 
-def _check_valid(valid: Shaped[Array, "..."] | None, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+def check_valid(valid: Shaped[Array, "..."] | None, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """The valid ones of positions of this shape; raises ValueError unless it is booleans for it."""
     if valid is None:
         return jnp.ones(shape, bool)
     valid = as_array("valid", valid)

@@ -59,9 +59,9 @@ def check_classes(classes: Sequence[TokenClass]) -> None:
     for c in classes:
         thousandths = c.share * _PARTS
         if not 0 < c.share <= 1 or abs(thousandths - round(thousandths)) > 1e-6:
-            raise ValueError(f"share must be a multiple of 0.001 in (0, 1], got {c.share!r}")
+            raise ValueError(f"share must be a multiple of 0.001 in (0, 1], got {show(c.share)}")
         if not 0 <= c.planes <= 8:
-            raise ValueError(f"planes must lie in [0, 8], got {c.planes!r}")
+            raise ValueError(f"planes must lie in [0, 8], got {show(c.planes)}")
     if _bounds(classes)[-1] != _PARTS:
         raise ValueError(f"shares must sum to 1, got {[c.share for c in classes]}")
 

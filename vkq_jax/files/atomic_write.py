@@ -12,6 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from vkq_jax.messages import show_path
 from vkq_jax.validation import as_path
 
 try:
@@ -35,7 +36,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     target = Path(os.path.realpath(path))
     # `realpath` leaves a link in place only where links lead in a circle.
     if (os.path.exists(path) and not path.is_file()) or os.path.islink(target):
-        raise ValueError(f"{path}: expected a regular file, or none yet, to write to")
+        raise ValueError(f"{show_path(path)}: expected a regular file, or none yet, to write to")
     check_place(target, path)
     return target
 
@@ -54,7 +55,9 @@ def check_place(target: Path, path: str | os.PathLike[str]) -> None:
     """
     nearest = next((folder for folder in target.parents if os.path.exists(folder)), target)
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"{path}: expected a folder that can be written to, got {nearest}")
+        raise ValueError(
+            f"{show_path(path)}: expected a folder that can be written to, got {show_path(nearest)}"
+        )
     try:
         with part_folder(target, nearest) as folder:
             trial = folder / target.relative_to(nearest)
@@ -62,7 +65,8 @@ def check_place(target: Path, path: str | os.PathLike[str]) -> None:
             trial.touch()
     except OSError as error:
         raise ValueError(
-            f"{path}: expected a place that can be written to, got {error.strerror!r} in {nearest}"
+            f"{show_path(path)}: expected a place that can be written to, got "
+            f"{error.strerror!r} in {show_path(nearest)}"
         ) from error
 
 
@@ -89,7 +93,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(part, target)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise OSError(f"{path} cannot be written: {reason}") from error
+        raise OSError(f"{show_path(path)} cannot be written: {reason}") from error
 
 
 @contextmanager
@@ -134,8 +138,8 @@ def reserved(path: str | os.PathLike[str]) -> Iterator[None]:
             stack.enter_context(_locked(folder))
         except BlockingIOError as error:
             raise ValueError(
-                f"{path} is being written by another process: wait for its end, or give another "
-                "file"
+                f"{show_path(path)} is being written by another process: wait for its end, or give "
+                "another file"
             ) from error
         except OSError:
             pass  # a file system without locks

@@ -28,12 +28,12 @@ from vkq_jax.cache.layered import AnyCache, LayeredCache, check_cache_type, map_
 from vkq_jax.files.atomic_write import atomic_write
 from vkq_jax.files.consistency import check_cache
 from vkq_jax.files.sliced_arrays import digest_of_file, outlines, read_shards
-from vkq_jax.messages import shorten, show
+from vkq_jax.messages import shorten, show, show_path
 from vkq_jax.settings.calibrated import CalibratedCodes
 from vkq_jax.settings.score_maps import ScoreMap
 from vkq_jax.sharding.bank_parts import join_banks
 from vkq_jax.sharding.hosts import spans_hosts, to_host
-from vkq_jax.validation import as_path, check_tree, check_type, check_untraced
+from vkq_jax.validation import as_items, as_path, check_tree, check_type, check_untraced
 
 __all__ = [
     "is_written_here",
@@ -195,10 +195,13 @@ def _load[T](
     shardings: Callable[[T], Any] | None = None,
 ) -> T:
     path = as_path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no {kind} file at {path}")
-    known = {known.__qualname__: known for known in [*_own_types(), *types]}
-    damaged = f"{path} is damaged: its contents are not those that were written"
+    if not os.path.isfile(path):  # pathlib's raises for some impossible names
+        raise FileNotFoundError(f"no {kind} file at {show_path(path)}")
+    own = as_items(types)
+    if own is None or not all(isinstance(cls, type) for cls in own):
+        raise ValueError(f"types: expected a list of classes, got {show(types)}")
+    known = {known.__qualname__: known for known in [*_own_types(), *own]}
+    damaged = f"{show_path(path)} is damaged: its contents are not those that were written"
 
     def rebuilt(arrays: Mapping[str, Any]) -> T:
         value = _rebuild(json.loads(structure), arrays, known)
@@ -211,7 +214,7 @@ def _load[T](
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _format(kind) or "structure" not in metadata:
-                raise ValueError(f"{path} is not a {kind} written by vkq_jax")
+                raise ValueError(f"{show_path(path)} is not a {kind} written by vkq_jax")
             structure = metadata["structure"]
             if shardings is None:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -224,7 +227,7 @@ def _load[T](
                     sharding_of = _shardings_of(outlines(file), rebuilt, shardings)
                 arrays = {name: read_shards(file, name, own) for name, own in sharding_of.items()}
     except (SafetensorError, TypeError, AttributeError) as error:  # the latter for unknown dtypes
-        raise ValueError(f"{path} is damaged: {shorten(str(error), 200)}") from error
+        raise ValueError(f"{show_path(path)} is damaged: {shorten(str(error), 200)}") from error
     with _errors_of(path):
         value = rebuilt(_on_device(arrays))
         check_tree(value, kind)
@@ -261,7 +264,7 @@ def _errors_of(path: Path) -> Iterator[None]:
         raise
     # Settings that a class does not take, JSON without an end, shapes that JAX refuses.
     except Exception as error:
-        raise ValueError(f"{path}: {shorten(str(error), 250)}") from error
+        raise ValueError(f"{show_path(path)}: {shorten(str(error), 250)}") from error
 
 
 def _digest(structure: str, arrays: Mapping[str, np.ndarray]) -> str:
@@ -342,7 +345,7 @@ def _rebuild(node: Any, arrays: Mapping[str, Any], known: Mapping[str, type]) ->
         case {"enum": str(name), "name": str(member)}:
             members: Mapping[str, Any] = getattr(_lookup(known, name), "__members__", {})
             if member not in members:
-                raise ValueError(f"expected a member of {name}, got {member!r}")
+                raise ValueError(f"expected a member of {name}, got {show(member)}")
             return members[member]
         case {"type": str(name), "fields": dict(fields)}:
             cls = _lookup(known, name)

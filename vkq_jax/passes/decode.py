@@ -8,6 +8,7 @@ cache = step.finish()
 
 from __future__ import annotations
 
+from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Bool
 from vkq_jax.attention.backend import Backend
 from vkq_jax.cache.layered import AnyCache, LayeredCache
@@ -19,6 +20,7 @@ from vkq_jax.passes.layered_passes import LayeredDecode
 __all__ = ["Decode", "LayeredDecode", "begin_decode"]
 
 
+@checked
 def begin_decode(
     cache: AnyCache, valid: Bool[Array, "B T"] | None = None, *, backend: Backend = Backend()
 ) -> Decode | LayeredDecode:

@@ -7,6 +7,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention.backend import Backend
 from vkq_jax.cache.kv_cache import KVCache
@@ -45,6 +46,7 @@ class Decode:
     done: Bool[Array, "L"] | Bool[np.ndarray, "L"]
     backend: Backend = static_field(kw_only=True)
 
+    @checked
     def attend(
         self,
         layer: Int32[Array, ""] | int,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache.head_groups import heads_at, join_heads, place_in, places_of, routes, take_heads
 from vkq_jax.cache.kv_cache import KVCache
@@ -75,6 +76,7 @@ class _LayeredPass[P: (Prefill, Decode)]:
             tuple(own.unfinished for own in self.cross),
         )
 
+    @checked
     def attend[Own: _LayeredPass](
         self: Own,
         layer: Int32[Array, ""] | int,
@@ -98,6 +100,7 @@ class _LayeredPass[P: (Prefill, Decode)]:
             output = checks.spoil(output, parts[0].fits).astype(query.dtype)
         return output, dataclasses.replace(self, parts=tuple(parts))
 
+    @checked
     def attend_cross[Own: _LayeredPass](
         self: Own,
         layer: Int32[Array, ""] | int,

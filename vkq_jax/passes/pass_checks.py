@@ -67,9 +67,6 @@ def check_heads(
     """
     _, batch, own_heads, _, head_dim = cache.text.key.shape
     num_kv_heads = num_kv_heads or own_heads
-    for name, x in (("query", query), ("key", key), ("value", value)):
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"{name}: expected floating numbers, got {show(x)}")
     axis, size = ("T", tokens) if places is None else ("V", places)
     for name, x in (("key", key), ("value", value)):
         if x.shape != (batch, size, num_kv_heads, head_dim):

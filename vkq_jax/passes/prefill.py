@@ -8,6 +8,7 @@ cache = reading.finish()
 
 from __future__ import annotations
 
+from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Bool, Int32
 from vkq_jax.attention.backend import Backend
 from vkq_jax.cache.kv_cache import KVCache
@@ -20,6 +21,7 @@ from vkq_jax.passes.prefill_pass import Prefill, start_prefill
 __all__ = ["LayeredPrefill", "Prefill", "begin_prefill"]
 
 
+@checked
 def begin_prefill(
     cache: AnyCache,
     visual: Bool[Array, "B T"],

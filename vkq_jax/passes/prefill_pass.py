@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention.backend import Backend, LogitsOptions
 from vkq_jax.attention.post_scaled import attend_dense, merge
@@ -63,6 +64,7 @@ class Prefill:
     keep_positions: bool = static_field(kw_only=True)
     backend: Backend = static_field(kw_only=True)
 
+    @checked
     def attend(
         self,
         layer: Int32[Array, ""] | int,

@@ -68,7 +68,7 @@ class KVQuantConfig:
                 )
         if not isinstance(self.calibration, ScoreCalibration | None):
             raise ValueError(
-                f"calibration must be a ScoreCalibration or None, got {self.calibration!r}"
+                f"calibration must be a ScoreCalibration or None, got {show(self.calibration)}"
             )
         shares = [
             [c.share for c in side.classes] if isinstance(side, DictionaryCodes) else None

@@ -174,7 +174,7 @@ def register_preset(name: str, quant: KVQuantConfig | Quantizer) -> KVQuantConfi
     if not isinstance(settings, KVQuantConfig):
         raise ValueError(f"quant: expected a KVQuantConfig or a Quantizer, got {show(quant)}")
     if _PRESETS.setdefault(name, settings) != settings:
-        raise ValueError(f"name: {name!r} is a preset with other settings; choose another name")
+        raise ValueError(f"name: {show(name)} is a preset with other settings; choose another name")
     return settings
 
 

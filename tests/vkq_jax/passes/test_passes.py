@@ -197,7 +197,7 @@ def test_what_has_no_room_is_an_error_or_nan():
     ("begin", "message"),
     [
         (lambda: vkq_jax.begin_decode(empty(), jnp.ones((3, 1), bool)), r"booleans \[B=2, T\]"),
-        (lambda: vkq_jax.begin_decode(empty(), jnp.ones((2, 1))), r"booleans.*got float32"),
+        (lambda: vkq_jax.begin_decode(empty(), jnp.ones((2, 1))), r"Bool \[B, T\].*got float32"),
         (lambda: vkq_jax.begin_prefill(empty(), IS_VISUAL, valid=VALID[:, 1:]), r"T=13\], got"),
         (
             lambda: vkq_jax.begin_prefill(empty(), IS_VISUAL, advance=jnp.ones(2, jnp.int32)),
@@ -219,7 +219,7 @@ def test_what_has_no_room_is_an_error_or_nan():
             lambda: vkq_jax.begin_decode(empty()).attend(
                 0, *(x.astype(int) for x in project(WEIGHTS[0], NEXT[:, :1]))
             ),
-            "query: expected floating numbers, got int",
+            r"query must be Float \[B, T, N, H\], got int",
         ),
         (
             lambda: vkq_jax.begin_decode(empty()).attend(0, *project(WEIGHTS[0], NEXT)),
