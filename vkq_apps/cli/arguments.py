@@ -27,6 +27,7 @@ from vkq_jax.byte_units import human_bytes
 from vkq_jax.cache.text_bank import TextBits, check_text_bits
 
 __all__ = [
+    "IMPLEMENTATION_HELP",
     "PRESETS",
     "ImageOption",
     "ImplementationOption",
@@ -106,15 +107,12 @@ QuantizeAtOption = Annotated[
     QuantizeAt, typer.Option(help="Code images after the whole prompt, or before the question.")
 ]
 
-ImplementationOption = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help=f"Attention over the cache and coding: auto or {', '.join(IMPLEMENTATIONS)}. With xla "
-        "a GPU has the layers in stacks and the cache's layout of a CPU; programs compile in a "
-        "fraction of the time.",
-    ),
-]
+IMPLEMENTATION_HELP = (
+    f"Attention over the cache and coding: auto or {', '.join(IMPLEMENTATIONS)}. With xla a GPU "
+    "has the layers in stacks and the cache's layout of a CPU; programs compile in a fraction of "
+    "the time."
+)
+ImplementationOption = Annotated[str, typer.Option(metavar="NAME", help=IMPLEMENTATION_HELP)]
 TablesOption = Annotated[
     Path | None,
     typer.Option(

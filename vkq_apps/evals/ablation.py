@@ -25,8 +25,9 @@ from models.calibration.codes import gather_samples
 from models.calibration.fitting import CodeFitter
 from models.calibration.folder import CalibrationFolder, digest_of
 from models.calibration.samples import CodeSamples
-from vkq_apps.bench.options import names
+from vkq_apps.bench.options import implementation_of, layers_apart_with, names
 from vkq_apps.bench.results_file import source_digest, write_json
+from vkq_apps.cli.arguments import IMPLEMENTATION_HELP
 from vkq_apps.cli.console import log, out
 from vkq_apps.cli.sample_prompts import batches_of
 from vkq_apps.cli.standalone import option, run_standalone
@@ -196,6 +197,7 @@ class AblationOptions:
     calibrate_kinds: str = option(",".join(KINDS), help="Kinds to fit to.", metavar="NAMES")
     kinds: str = option(",".join(KINDS), help="Kinds to ask about.", metavar="NAMES")
     batch_size: int = option(50, help="Questions answered at once.", min=1)
+    implementation: str = option("auto", help=IMPLEMENTATION_HELP, metavar="NAME")
     resume: bool = option(False, help="Go on from the log.")
 
 
@@ -204,8 +206,9 @@ def _measure(options: AblationOptions) -> dict[str, Any]:
     plans = names("--plans", options.plans, PLANS)
     kinds = names("--kinds", options.kinds, KINDS)
     calibrate_kinds = names("--calibrate-kinds", options.calibrate_kinds, KINDS)
+    chosen = implementation_of(options.implementation)
     check_record_place(options.out, COMMAND)
-    model = models.load("tiny")
+    model = models.load("tiny", layers_apart=layers_apart_with(chosen))
     part = options.out.with_name(f"{options.out.name}.part") / source_digest()
     kept = CalibrationFolder(part)
     rows: list[Variant] = []
@@ -236,7 +239,13 @@ def _measure(options: AblationOptions) -> dict[str, Any]:
             model,
             asked,
             settings,
-            Options("image", options.samples, options.seed, options.batch_size),
+            Options(
+                "image",
+                options.samples,
+                options.seed,
+                options.batch_size,
+                implementation=chosen,
+            ),
             results=options.out,
             resume=options.resume,
             progress=show,
@@ -264,7 +273,13 @@ def _sampled(
                 show("answering", len(batch.mask), len(pairs))
 
         (samples,), digest = gather_samples(  # of a model whose layers are alike
-            model, batches(), tokens=256, max_new_tokens=24, seed=0, kept=kept
+            model,
+            batches(),
+            tokens=256,
+            max_new_tokens=24,
+            seed=0,
+            kept=kept,
+            implementation=implementation_of(options.implementation),
         )
     return samples, digest
 

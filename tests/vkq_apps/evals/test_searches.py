@@ -90,3 +90,9 @@ def test_without_gains_channels_keep_their_steps():
     side = SideTables(classes=(one,))
     plain = ablation.without_gains(CodeTables(side, side)).key.classes[0]
     np.testing.assert_allclose(plain.weight, [[0.25, 0.5, 1.0]])
+
+
+def test_the_ablation_knows_its_implementations(tmp_path, capsys):
+    """Told before the model is loaded."""
+    assert ablation.main(["--out", str(tmp_path / "a.json"), "--implementation", "fast"]) == 2
+    assert "implementation must be auto, " in capsys.readouterr().err
