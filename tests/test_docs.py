@@ -188,9 +188,9 @@ def test_tables_of_figures_are_those_of_the_result_files():
     kernel = {line for rows in tables.KERNEL_TABLES for line in rows()}
     assert kernel <= rows_of_figures(DOCS / "kernel_benchmarks.md")
     readme = (DOCS.parent / "README.md").read_text()
-    for made in (tables.short_answer_rows(), tables.speed_rows()):
+    for made in (tables.readme_answer_rows(), tables.speed_rows()):
         assert "\n".join(["", *made, "", ""]) in readme
-    made = {*tables.short_answer_rows(), *tables.speed_rows()}
+    made = {*tables.readme_answer_rows(), *tables.speed_rows()}
     assert rows_of_figures(DOCS.parent / "README.md") <= made
 
 
@@ -241,6 +241,19 @@ def test_every_table_of_the_site_has_rows_of_one_width():
         assert {row.count("|") for row in (line, *rows)} == {head.count("|")}, name
 
 
+def test_figures_in_the_text_of_the_answers_are_those_of_their_file():
+    rows = read("answers.json")["presets"]
+    lost = {name: f"{row['tasks']['all']['lost']:.1f}" for name, row in rows.items()}
+    page, choosing = (
+        " ".join((DOCS / name).read_text().split())
+        for name in ("benchmarks.md", "choosing_codes.md")
+    )
+    with_tables, plain = lost["vkq-half"], lost["vkq-half:plain"]
+    assert f"without tables `vkq-half` loses {plain} points, with them {with_tables}." in page
+    assert f"dropping at the same bytes loses {lost['keep-7%']} points (`keep-7%`)" in page
+    assert f"{with_tables} points on the embedded model with tables and {plain} without" in choosing
+
+
 def test_figures_in_the_text_of_the_ablation_are_those_of_its_file():
     rows = read("ablation.json")["presets"]
     page = " ".join((DOCS / "benchmarks.md").read_text().split())
@@ -259,6 +272,10 @@ def test_figures_in_the_text_of_the_ablation_are_those_of_its_file():
     assert f"the weights of tokens by {less(two, 'tokens not weighted')}" in page
     for part in ("Hadamard planes", "scales of least squared error"):
         assert figures(f"{half}: {part}")["kl"] <= figures(half)["kl"]
+    plain = "vkq-1bit without tables"
+    one = figures(f"{plain}: one class of tokens")["kl"] / figures(plain)["kl"]
+    assert f"they divide the KL by {one:.0f}" in page
+    assert figures(f"{plain}: channels in one unit")["kl"] < figures(plain)["kl"]
 
 
 def test_figures_in_the_text_of_the_text_bed_are_those_of_its_files():

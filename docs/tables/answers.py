@@ -2,6 +2,9 @@
 
 from docs.tables.results import read
 
+_NOT_IN_README = tuple(
+    f"| `{name}` |" for name in ("vkq-2bit:plain", "turboquant-2.5bit", "keep-4%")
+)
 ANSWER_HEAD = "| visual cache | bits | saved | right | points lost | agree | KL |"
 
 
@@ -31,6 +34,11 @@ def answer_rows(file: str = "answers.json") -> list[str]:
 def short_answer_rows() -> list[str]:
     """The table of `answer_rows` without the kinds of pictures."""
     return _without_kinds(answer_rows())
+
+
+def readme_answer_rows() -> list[str]:
+    """The table of `short_answer_rows` without some presets, for README.md, which is short."""
+    return [line for line in short_answer_rows() if not line.startswith(_NOT_IN_README)]
 
 
 def judge_rows() -> list[str]:

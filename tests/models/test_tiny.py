@@ -40,6 +40,11 @@ def answers(model, asked):
     return {quant: answer(quant) for quant in ("none", "minmax-8bit", "vkq-1bit")}
 
 
+def test_its_tables_are_those_of_todays_presets(model):
+    for preset in model.calibrated.codes.presets:
+        assert preset.quant in vkq_jax.calibrated_presets[preset.name]
+
+
 def test_it_reads(asked, answers):
     right = [a == turn.answer for a, (_, turn) in zip(answers["none"][0], asked, strict=True)]
     assert sum(right) >= 0.9 * len(asked)
