@@ -1,21 +1,17 @@
-"""The training loop: feeds steps, logs, evaluates, saves, stops in time."""
+"""A piece of a training from its options: what is trained, the feed, the log, the saved state."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from models.sharding.mesh import make_mesh
 from models.sharding.placing import place_shared
@@ -32,6 +28,7 @@ from vkq_apps.training.model import ModelSize, create_model, with_checkpoint
 from vkq_apps.training.optimizer import AnySchedule, FittedSchedule, Schedule
 from vkq_apps.training.options import TrainOptions
 from vkq_apps.training.pictures import shares_of
+from vkq_apps.training.piece import Piece
 from vkq_apps.training.rendering import Renderers
 from vkq_apps.training.step import (
     TrainState,
@@ -41,14 +38,12 @@ from vkq_apps.training.step import (
     make_train_step,
 )
 from vkq_apps.training.text_tower import read_tower
+from vkq_apps.training.watching import Log, stop_signals
 
 __all__ = ["PARTS_FILE", "SMALL", "STATE_FILE", "train"]
 
 STATE_FILE, PARTS_FILE, LOG_FILE = "state.safetensors", "parts.safetensors", "log.jsonl"
 SMALL = ModelSize(width=64, num_layers=2, vision_mlp_width=128, text_mlp_width=96)
-_LOG_STEPS = 100
-_AHEAD = 2
-"""Steps that may be under way: more would only delay stopping."""
 
 
 def train(options: TrainOptions) -> TrainState:
@@ -86,7 +81,7 @@ def train(options: TrainOptions) -> TrainState:
         if options.resume:
             state, _ = checkpointing.restore(file, state)
         state = place_shared(mesh, state)  # all of it, so that the step is compiled once
-        log = _Log(options.out / LOG_FILE)
+        log = Log(options.out / LOG_FILE)
         log(
             event="start",
             step=first,
@@ -98,7 +93,7 @@ def train(options: TrainOptions) -> TrainState:
             options={name: str(value) for name, value in vars(options).items()},
         )
         test = heldout_chunk(options.heldout, encoding)
-        piece = _Piece(
+        piece = Piece(
             options,
             schedule,
             feed=_start_feed(options, renderers, encoding, shares, mesh),
@@ -110,7 +105,7 @@ def train(options: TrainOptions) -> TrainState:
                 file, state, {"step": number, "steps": schedule.steps}
             ),
             log=log,
-            stop=stack.enter_context(_stop_signals()),
+            stop=stack.enter_context(stop_signals()),
             deadline=deadline,
         )
         return piece.run(state, first)
@@ -202,104 +197,6 @@ def _prepare_judge(
     return encoding, make
 
 
-@dataclasses.dataclass
-class _Piece:
-    """Settings and state of one piece of a training."""
-
-    options: TrainOptions
-    schedule: AnySchedule
-    feed: Feed
-    step: Callable[..., Any]
-    score: Callable[..., dict[str, float]]
-    save: Callable[[TrainState, int], None]
-    log: _Log
-    stop: list[int]
-    deadline: float
-
-    def run(self, state: TrainState, number: int) -> TrainState:
-        """Steps until the schedule, the time or a signal ends the piece; saves and scores."""
-        saved = scored = time.perf_counter()
-        window = _Window(number)
-        with _progress_bar(self.schedule.steps, number) as advance:
-            while number < self.schedule.steps:
-                now = time.perf_counter()
-                if self.stop or now > self.deadline:
-                    break
-                if now - saved > self.options.save_every:
-                    self.save(state, number)
-                    saved = now
-                if now - scored > self.options.evaluate_every:
-                    self.log(event="evaluation", step=number, exact=self.score(state.params))
-                    scored = now
-                    window = _Window(number)
-                difficulty = self.schedule.difficulty(number)
-                state, losses = self.step(state, *self.feed.sources(number, difficulty))
-                number += 1
-                window.add(losses)
-                advance(number)
-                if number % _LOG_STEPS == 0 or number == self.schedule.steps or self.options.smoke:
-                    self._log_window(window, number)
-                    window = _Window(number)
-                    if isinstance(self.schedule, FittedSchedule):
-                        self.schedule.measure(number, time.perf_counter())
-        self.save(state, number)
-        if not self.stop:  # whoever sent a signal does not want to wait
-            self.log(event="evaluation", step=number, exact=self.score(state.params))
-            if number >= self.schedule.steps:
-                exact = self.score(state.params, roll=1)
-                self.log(event="shuffled_control", step=number, exact=exact)
-        self.log(event="end", step=number)
-        return state
-
-    def _log_window(self, window: _Window, number: int) -> None:
-        means = window.means()
-        seconds = time.perf_counter() - window.began
-        self.log(
-            event="steps",
-            step=number,
-            **means,
-            learning_rate=float(self.schedule.learning_rate(number - 1)),
-            pictures_per_second=round((number - window.first) * self.options.batch / seconds, 1),
-            rendered=self.feed.rendered,
-        )
-
-
-class _Window:
-    """Losses since the last log entry, left on the device until then."""
-
-    def __init__(self, first: int):
-        self.first, self.began = first, time.perf_counter()
-        self._losses: list[dict[str, jax.Array]] = []
-
-    def add(self, losses: dict[str, jax.Array]) -> None:
-        """Adds a step's, and waits for the step before the last."""
-        self._losses.append(losses)
-        if len(self._losses) > _AHEAD:
-            self._losses[-1 - _AHEAD]["loss"].block_until_ready()
-
-    def means(self) -> dict[str, float]:
-        """Mean of each."""
-        names = self._losses[0]
-        return {name: round(float(np.mean([x[name] for x in self._losses])), 5) for name in names}
-
-
-class _Log:
-    """Appends JSON lines to a file and prints them."""
-
-    def __init__(self, file: Path):
-        self._file, self._began = file, time.perf_counter()
-
-    def __call__(self, **entry: Any) -> None:
-        entry["seconds"] = round(time.perf_counter() - self._began, 1)
-        stats = jax.devices()[0].memory_stats() or {}
-        if "peak_bytes_in_use" in stats:
-            entry["peak_gib"] = round(stats["peak_bytes_in_use"] / 2**30, 2)
-        line = json.dumps(entry)
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        print(line, flush=True)
-
-
 def _start_renderers(
     options: TrainOptions,
     first: int,
@@ -341,31 +238,3 @@ def _start_feed(
         seed=options.seed,
         mesh=mesh,
     )
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that gets the number of a signal to stop, so that a step is never cut in two."""
-    received: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, frame: received.append(number))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _progress_bar(steps: int, first: int) -> Iterator[Callable[[int], None]]:
-    """Shows steps where somebody watches; elsewhere the log's lines are enough."""
-    columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
-        if not progress.console.is_terminal:
-            progress.stop()
-            yield lambda number: None
-            return
-        task = progress.add_task("steps", total=steps, completed=first)
-        yield lambda number: progress.update(task, completed=number)

@@ -21,7 +21,7 @@ from vkq_apps.training.catalogue import (
 )
 from vkq_apps.training.export import export_state
 from vkq_apps.training.heldout import calibration_picture, heldout
-from vkq_apps.training.loop import SMALL, STATE_FILE, _Piece, train
+from vkq_apps.training.loop import SMALL, STATE_FILE, train
 from vkq_apps.training.losses import answer_loss
 from vkq_apps.training.model import ModelSize, create_model, with_checkpoint
 from vkq_apps.training.optimizer import FittedSchedule, Schedule, make_optimizer
@@ -34,6 +34,7 @@ from vkq_apps.training.pictures import (
     make_picture,
     shares_of,
 )
+from vkq_apps.training.piece import Piece
 from vkq_apps.training.rows import pack_row
 from vkq_apps.training.tokenizer import vocab_size
 from vkq_apps.training.train import main
@@ -189,7 +190,7 @@ def test_a_resumed_training_equals_one_piece_and_its_export_loads(tmp_path, monk
 
     whole = train(options("whole"))
     with monkeypatch.context() as patch:
-        patch.setattr("vkq_apps.training.loop._Piece.run", _stop_after(2))
+        patch.setattr("vkq_apps.training.piece.Piece.run", _stop_after(2))
         train(options("pieces"))
     pieces = train(options("pieces", resume=True))
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(pieces.params), strict=True):
@@ -205,8 +206,8 @@ def test_a_resumed_training_equals_one_piece_and_its_export_loads(tmp_path, monk
 
 
 def _stop_after(steps):
-    """`_Piece.run` that gets a signal to stop while it draws the batch of step `steps`."""
-    run = _Piece.run
+    """`Piece.run` that gets a signal to stop while it draws the batch of step `steps`."""
+    run = Piece.run
 
     def stopped(piece, state, number):
         draw = piece.feed.sources
