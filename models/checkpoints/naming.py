@@ -13,7 +13,7 @@ from typing import Any
 
 from flax import nnx
 
-from models.checkpoints.weights import Layout, Size, Source
+from models.checkpoints.sources import Layout, Size, Source
 
 __all__ = ["WeightNames"]
 

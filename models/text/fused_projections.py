@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from models.checkpoints.weights import Layout, Rows, Source
+from models.checkpoints.sources import Layout, Rows, Source
 from models.text.config import TextConfig
 from models.text.sizes import layer_numbers
 

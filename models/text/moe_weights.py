@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from models.checkpoints.weights import Layout, Rows, Source
+from models.checkpoints.sources import Layout, Rows, Source
 from models.layers.moe import MoeConfig
 from models.text.config import TextConfig
 from models.text.sizes import layer_numbers
@@ -52,7 +52,7 @@ def expert_sources(
     Args:
         experts: canonical name of all of a layer's, with `{}` for its number.
         inner: hidden channels of an expert.
-        numbers: see `models.checkpoints.weights.Source`.
+        numbers: see `models.checkpoints.sources.Source`.
     """
     ways = []
     for layout, axis in ((Layout.SWAPPED, 1), (Layout.SAME, 2)):

@@ -1,6 +1,6 @@
 """Where weight files show the sizes of a text decoder that config.json states."""
 
-from models.checkpoints.weights import Rows, Size, Source
+from models.checkpoints.sources import Rows, Size, Source
 from models.text.config import TextConfig
 
 __all__ = ["STACKED", "layer_numbers", "stack_rules", "table_rows", "table_sources", "text_sizes"]

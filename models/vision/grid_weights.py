@@ -1,6 +1,6 @@
 """Weights of a vision tower over a grid of any size: names in Qwen-VL's files, and sources."""
 
-from models.checkpoints.weights import Layout, Rows, Size, Source
+from models.checkpoints.sources import Layout, Rows, Size, Source
 from models.vision.grid_tower import GridConfig
 
 __all__ = ["GRID_RULES", "grid_published", "grid_sizes", "grid_special"]

@@ -2,7 +2,7 @@
 
 import re
 
-from models.checkpoints.weights import Layout, Size, Source
+from models.checkpoints.sources import Layout, Size, Source
 from models.vision.grid_tower import GridConfig
 from models.vision.tower_names import TowerNames
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from models.checkpoints.weights import Size, Source
+from models.checkpoints.sources import Size, Source
 
 __all__ = ["TowerNames"]
 

@@ -2,7 +2,7 @@
 
 import re
 
-from models.checkpoints.weights import Layout, Size, Source
+from models.checkpoints.sources import Layout, Size, Source
 from models.vision.tower_names import TowerNames
 from models.vision.vit import VitConfig
 

@@ -1,7 +1,7 @@
 """Names of Gemma 4's weights in files."""
 
 from models.checkpoints.naming import WeightNames
-from models.checkpoints.weights import Size, Source
+from models.checkpoints.sources import Size, Source
 from models.families.gemma4.config import Gemma4Config
 from models.text.moe_weights import expert_sources
 from models.text.sizes import STACKED, layer_numbers, stack_rules, text_sizes

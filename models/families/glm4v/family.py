@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from models.checkpoints.naming import WeightNames
-from models.checkpoints.weights import Layout, Source
+from models.checkpoints.sources import Layout, Source
 from models.families.base import Family, MultimodalModel, VisualInputs
 from models.families.glm4v.clips import Glm4vClipProcessing, Glm46vClipProcessing
 from models.families.glm4v.config import Glm4vConfig

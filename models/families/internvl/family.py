@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from models.checkpoints.naming import WeightNames
-from models.checkpoints.weights import Source
+from models.checkpoints.sources import Source
 from models.families.base import Family
 from models.families.fixed_grid import TileProcessing, bucketed_pixels
 from models.families.internvl.config import InternVLConfig

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from models.checkpoints.naming import WeightNames
-from models.checkpoints.weights import Source
+from models.checkpoints.sources import Source
 from models.text.config import TextConfig
 from models.text.fused_projections import fused_sources
 from models.text.moe_weights import moe_alternatives

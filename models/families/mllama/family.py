@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from models.checkpoints.naming import WeightNames
-from models.checkpoints.weights import Layout, Size, Source
+from models.checkpoints.sources import Layout, Size, Source
 from models.families.base import Family
 from models.families.llava.naming import llava_names
 from models.families.mllama.config import MllamaConfig
