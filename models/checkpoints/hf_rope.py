@@ -5,7 +5,7 @@ from typing import Annotated, Any, Protocol
 
 from models.checkpoints.hf_fields import Factor, Length, Theta
 from models.checkpoints.hf_settings import Between, OneOf, Settings
-from models.layers.rope import MRope, RopeConfig, RopeKind
+from models.layers.rope_config import MRope, RopeConfig, RopeKind
 from vkq_jax.messages import show, some
 
 __all__ = ["RopeSettings", "given_rope", "read_rope", "rope_of"]

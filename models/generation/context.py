@@ -3,7 +3,7 @@
 import warnings
 
 from models.families.base import ModelConfig
-from models.layers.rope import RopeKind
+from models.layers.rope_config import RopeKind
 
 __all__ = ["context_length", "warn_past_context"]
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from models.checkpoints.hf_fields import Count, Epsilon, Length, TokenIds, Width
-from models.layers.rope import RopeConfig
+from models.layers.rope_config import RopeConfig
 from models.text.settings import TextSettings
 
 __all__ = ["Cohere2Settings"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from models.layers.activations import Activation
 from models.layers.moe import MoeConfig
-from models.layers.rope import RopeConfig
+from models.layers.rope_config import RopeConfig
 
 __all__ = [
     "FULL_STACKS",

@@ -19,7 +19,7 @@ from models.checkpoints.hf_rope import rope_of
 from models.checkpoints.hf_settings import Between, Settings
 from models.layers.activations import Activation
 from models.layers.moe import MoeConfig
-from models.layers.rope import RopeConfig, RopeKind
+from models.layers.rope_config import RopeConfig, RopeKind
 from models.text.config import FullLayersConfig, PerLayerInputs
 from models.text.gemma_settings import FULL, SLIDING, rope_by_kind
 from models.text.settings import TextSettings

@@ -17,7 +17,7 @@ from models.checkpoints.hf_fields import (
 from models.checkpoints.hf_rope import rope_of
 from models.checkpoints.hf_settings import Between, Settings
 from models.layers.activations import Activation
-from models.layers.rope import RopeConfig
+from models.layers.rope_config import RopeConfig
 from models.text.settings import TextSettings
 from vkq_jax.messages import some
 

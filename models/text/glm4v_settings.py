@@ -7,7 +7,7 @@ from models.checkpoints.hf_fields import Count, Epsilon, Factor, Length, TokenId
 from models.checkpoints.hf_rope import given_rope, rope_of
 from models.checkpoints.hf_settings import Between
 from models.layers.moe import MoeConfig
-from models.layers.rope import MRope, RopeConfig
+from models.layers.rope_config import MRope, RopeConfig
 from models.text.settings import TextSettings
 
 __all__ = ["Glm4vMoeTextSettings", "Glm4vTextSettings"]

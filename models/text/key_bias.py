@@ -5,7 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.layers.layer_scan import restack_layers
-from models.layers.rope import RopeKind, attention_scaling, inverse_frequencies, pairs_to_halves
+from models.layers.rope import pairs_to_halves
+from models.layers.rope_config import RopeKind
+from models.layers.rope_frequencies import attention_scaling, inverse_frequencies
 from models.text.config import TextConfig
 from models.text.decoder import TextDecoder
 from vkq_jax.cache.key_bias import KeyBias

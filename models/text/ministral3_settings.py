@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from models.checkpoints.hf_fields import Count, Epsilon, Length, Width
 from models.checkpoints.hf_rope import given_rope, rope_of
 from models.checkpoints.hf_settings import Between, Settings
-from models.layers.rope import RopeConfig
+from models.layers.rope_config import RopeConfig
 from models.text.settings import TextSettings
 
 __all__ = ["Ministral3Settings"]

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from models.checkpoints.hf_fields import Count, Epsilon, Length, TokenIds, Width
 from models.checkpoints.hf_rope import given_rope, rope_of
-from models.layers.rope import RopeConfig, RopeKind
+from models.layers.rope_config import RopeConfig, RopeKind
 from models.text.settings import TextSettings
 
 __all__ = ["Phi3Settings"]

@@ -7,7 +7,7 @@ from models.checkpoints.hf_fields import Count, Length, TokenIds, Width
 from models.checkpoints.hf_rope import given_rope, rope_of
 from models.checkpoints.hf_settings import Between
 from models.layers.moe import MoeConfig
-from models.layers.rope import MRope, RopeConfig
+from models.layers.rope_config import MRope, RopeConfig
 from models.text.config import LinearAttentionConfig
 from models.text.settings import TextSettings
 from vkq_jax.messages import some

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from models.checkpoints.hf_fields import Count, Epsilon, Length, Theta, TokenIds, Width
-from models.layers.rope import MRope
+from models.layers.rope_config import MRope
 from models.text.qwen_moe_settings import MoeSettings
 from models.text.settings import Qwen2Settings, TextSettings
 

@@ -17,7 +17,7 @@ from models.checkpoints.hf_fields import (
 from models.checkpoints.hf_rope import read_rope
 from models.checkpoints.hf_settings import Settings
 from models.layers.activations import Activation
-from models.layers.rope import MRope, RopeConfig
+from models.layers.rope_config import MRope, RopeConfig
 from models.text.config import TextConfig
 from vkq_jax.messages import some
 

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from models.families.llava.config import LlavaConfig
 from models.layers.activations import Activation
-from models.layers.rope import RopeKind
+from models.layers.rope_config import RopeKind
 from tests.models.hf_files import config_json
 
 MISTRAL = {"model_type": "mistral", "head_dim": 4}

@@ -8,14 +8,9 @@ import pytest
 
 from models.checkpoints.hf_rope import read_rope
 from models.generation.context import context_length
-from models.layers.rope import (
-    RopeConfig,
-    RopeKind,
-    apply_rope,
-    attention_scaling,
-    inverse_frequencies,
-    rope,
-)
+from models.layers.rope import apply_rope, rope
+from models.layers.rope_config import RopeConfig, RopeKind
+from models.layers.rope_frequencies import attention_scaling, inverse_frequencies
 from models.text.registry import TEXT_SETTINGS
 from tests.support.tiny_llava import CONFIG
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.layers.linear import Maker
-from models.layers.rope import RopeConfig
+from models.layers.rope_config import RopeConfig
 from models.text.config import LinearAttentionConfig, TextConfig
 from models.text.linear_attention import LinearBlock, empty_states
 from vkq_apps.bench.timing import seconds_of_calls

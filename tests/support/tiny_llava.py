@@ -13,7 +13,7 @@ from models.families.llava.model import LlavaModel
 from models.inputs.arrays import inputs_from_arrays
 from models.layers.activations import Activation
 from models.layers.linear import Maker
-from models.layers.rope import RopeConfig
+from models.layers.rope_config import RopeConfig
 from models.text.config import TextConfig
 from models.vision.encoder import EncoderConfig
 from models.vision.vit import VitConfig

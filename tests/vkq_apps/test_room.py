@@ -8,7 +8,7 @@ import pytest
 
 from models.generation.context import context_length
 from models.generation.room import check_text_fits
-from models.layers.rope import RopeConfig, RopeKind
+from models.layers.rope_config import RopeConfig, RopeKind
 from tests.support.tiny_llava import CONFIG
 from vkq_apps.cli.room import check_room
 

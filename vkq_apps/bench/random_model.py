@@ -20,7 +20,7 @@ from models.inputs.arrays import inputs_from_arrays
 from models.inputs.batch import Inputs
 from models.layers.activations import Activation
 from models.layers.linear import Maker
-from models.layers.rope import RopeConfig
+from models.layers.rope_config import RopeConfig
 from models.model import Model
 from models.sharding.mesh import fit_mesh
 from models.sharding.rules import parameter_sharding

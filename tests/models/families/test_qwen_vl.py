@@ -22,7 +22,7 @@ from models.inputs.batch import Inputs
 from models.inputs.padding import pad_to_buckets
 from models.inputs.pixels import bucket
 from models.layers.linear import Maker
-from models.layers.rope import MRope, RopeKind
+from models.layers.rope_config import MRope, RopeKind
 from models.loading import save_weights
 from tests.support.calibrated import check_calibration
 from tests.support.qwen_vl import END, IMAGE, START, batch, config_json, write_processor
