@@ -9,7 +9,12 @@ __all__ = ["MRope", "RopeConfig", "RopeKind"]
 
 
 class RopeKind(StrEnum):
-    """How frequencies are stretched."""
+    """How frequencies are stretched.
+
+    Sources: linear, position interpolation (arXiv 2306.15595); yarn (2309.00071), whose section 3
+    has dynamic scaling, too; longrope (2402.13753); llama3 and proportional, transformers'
+    `modeling_rope_utils.py`.
+    """
 
     DEFAULT = "default"
     LINEAR = "linear"
