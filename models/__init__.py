@@ -1,5 +1,6 @@
 """Multimodal models in Flax NNX: loading, preparing prompts, running."""
 
+from models import extras as extras  # first: names what is not installed
 from models import summaries as summaries  # registers the short forms of models and answers
 from models.calibration.attached import attach_tables
 from models.calibration.codes import calibrate_codes

@@ -1,5 +1,6 @@
 """The wheel's content, and that it works where nothing else is installed."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from models.extras import check_installed
 from vkq_apps.cli.errors import describe
 from vkq_apps.cli.main import main
 from vkq_apps.evals.synthetic import synthetic_tasks
@@ -56,6 +58,18 @@ def test_a_missing_extra_is_named():
     )
 
 
+def test_models_name_the_extra_that_is_missing(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: found(name) if name != "jinja2" else None
+    )
+    with pytest.raises(
+        ModuleNotFoundError, match=r'jinja2.*pip install "vkq-jax\[models\]"'
+    ) as error:
+        check_installed()
+    assert error.value.name == "jinja2"
+
+
 @needs_uv
 def test_the_wheel_has_what_users_run_and_no_more(wheel):
     with zipfile.ZipFile(wheel) as archive:
@@ -90,6 +104,8 @@ def test_the_core_needs_jax_and_little_else(wheel, tmp_path):
     """`vkq_jax` and the kernels import without the extras; `vkq` says what it misses."""
     python = install(tmp_path, wheel)
     assert run(python, "-c", CORE, cwd=tmp_path) == (0, f"{2 * 64 * 64}\n", "")
+    _, _, errors = run(python, "-c", "import models", cwd=tmp_path)
+    assert 'models needs flax, which is not installed: pip install "vkq-jax[models]"' in errors
     code, out, errors = run(python.parent / "vkq", "demo", cwd=tmp_path)
     assert (code, out) == (2, "")
     assert errors == (
