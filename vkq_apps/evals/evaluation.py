@@ -95,33 +95,7 @@ def evaluate_model(
     names = [setting.name for setting in todo]
     log_marks = {**asked, **marks, "quant": names, "source": source_digest()}
     log = SampleLog(path, log_marks, resume=resume)
-    jobs: list[tuple[Plan, Sequence[Setting]]] = [(plan, todo)]
-    if options.control:
-        jobs.append((plan.exchanged(), [CONTROL]))
-    work = [(one.batches(options.batch_size), some) for one, some in jobs]
-    total = sum(len(batch.samples) for batches, _ in work for batch in batches)
-
-    def on_batch(batch: Batch) -> None:
-        progress(batch.task.name, len(batch.samples), total)
-
-    presets: dict[str, Any] = {}
-    for (one, _), (batches, some) in zip(jobs, work, strict=True):
-        run(
-            model,
-            batches,
-            some,
-            log,
-            quantize_at=options.quantize_at,
-            by_layer=options.by_layer,
-            implementation=options.implementation,
-            on_batch=on_batch,
-        )
-        rows = summarize(log, one.tasks, some, seed=options.seed)
-        codes = {setting.name: repr(setting.quant) for setting in some}
-        presets |= {
-            name: {"codes": codes[name], "commit": head["commit"], **row}
-            for name, row in rows.items()
-        }
+    presets = _ask(model, plan, todo, options, log, head["commit"], progress)
     seconds = time.perf_counter() - started
     if finished is not None:
         order = [*asked["quant"], *(n for n in presets if n not in asked["quant"])]
@@ -145,6 +119,48 @@ def evaluate_model(
     if finished is not None and path is not None:
         path.unlink()
     return record
+
+
+def _ask(
+    model: Model,
+    plan: Plan,
+    settings: Sequence[Setting],
+    options: Options,
+    log: SampleLog,
+    commit: str | None,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, dict[str, Any]]:
+    """The row of each setting, and that of the control: the questions about other pictures.
+
+    `commit` is that of the code; the other arguments are those of `evaluate_model`.
+    """
+    jobs: list[tuple[Plan, Sequence[Setting]]] = [(plan, settings)]
+    if options.control:
+        jobs.append((plan.exchanged(), [CONTROL]))
+    batches_of = [one.batches(options.batch_size) for one, _ in jobs]
+    total = sum(len(batch.samples) for batches in batches_of for batch in batches)
+
+    def on_batch(batch: Batch) -> None:
+        progress(batch.task.name, len(batch.samples), total)
+
+    found: dict[str, dict[str, Any]] = {}
+    for (one, some), batches in zip(jobs, batches_of, strict=True):
+        run(
+            model,
+            batches,
+            some,
+            log,
+            quantize_at=options.quantize_at,
+            by_layer=options.by_layer,
+            implementation=options.implementation,
+            on_batch=on_batch,
+        )
+        rows = summarize(log, one.tasks, some, seed=options.seed)
+        codes = {setting.name: repr(setting.quant) for setting in some}
+        found |= {
+            name: {"codes": codes[name], "commit": commit, **row} for name, row in rows.items()
+        }
+    return found
 
 
 def marks_of(plan: Plan, settings: Sequence[Setting], options: Options) -> dict[str, Any]:
