@@ -71,8 +71,8 @@ def calibrate_codes(
         implementation: of attention over the cache and of coding, as for `models.generate`.
         on_batch: is told the number of prompts of each batch that is read.
         on_plan: is told the preset and the number of each plan that has its tables.
-        on_preset: is told each preset and the KL of its plans, of which the least is taken, see
-            `vkq_jax.settings.presets.calibrated_presets`.
+        on_preset: is told each preset and the KL of its plans, of which the least is taken (none
+            where there is one plan), see `vkq_jax.settings.presets.calibrated_presets`.
 
     Raises:
         ValueError: no presets or an unknown one, no prompts, a prompt without an image, an
@@ -126,8 +126,8 @@ def calibrate_codes(
     judged = iter(divergence_of(judges, rivals))
     chosen = []
     for name, some in plans.items():
-        divergence = [next(judged) for _ in some] if len(some) > 1 else [0.0]
-        quant, tables = some[int(np.argmin(divergence))]
+        divergence = [next(judged) for _ in some] if len(some) > 1 else []
+        quant, tables = some[int(np.argmin(divergence))] if divergence else some[0]
         chosen.append(CalibratedPreset(tables, None, name=name, quant=quant))
         on_preset(name, divergence)
     return place_tables(model.mesh, CalibratedCodes(tuple(chosen), model=mark))

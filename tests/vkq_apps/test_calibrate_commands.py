@@ -2,10 +2,12 @@
 
 import json
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import vkq_jax
@@ -123,6 +125,27 @@ def test_codes_are_calibrated_by_the_implementation_that_is_asked_for(
     assert code == 2
     assert err.splitlines()[-1] == f"vkq: error: calibrated by {taken}"
     assert asked["layers_apart"] is layers_apart
+
+
+def test_calibrate_shows_the_kl_of_plans_that_it_compared(capsys, monkeypatch, tmp_path):
+    def calibrate_codes(model, inputs, *, on_preset, folder, **options):
+        folder.mkdir(parents=True)
+        on_preset("vkq-1bit", [0.25, 0.5])
+        on_preset("vkq-half", [])  # nothing to compare a single plan with
+        tables = np.zeros(250_000, np.float32)
+        presets = [SimpleNamespace(name=name, tables=tables) for name in ("vkq-1bit", "vkq-half")]
+        return SimpleNamespace(presets=presets)
+
+    monkeypatch.setattr("models.load", lambda folder, **options: None)
+    monkeypatch.setattr("models.calibrate_codes", calibrate_codes)
+    monkeypatch.setattr("vkq_jax.save_tables", lambda file, codes: None)
+    ask = ["calibrate", "--model", "tiny", "--out", str(tmp_path / "x"), "--samples", "1"]
+    code, out, _ = run(capsys, *ask)
+    assert code == 0
+    assert out.splitlines()[:2] == [
+        "vkq-1bit: KL of its plans 0.2500 / 0.5000, 1.0 MB of tables",
+        "vkq-half: one plan, 1.0 MB of tables",
+    ]
 
 
 def test_questions_of_a_file_as_windows_writes_it(tmp_path):

@@ -3,9 +3,10 @@
 import hashlib
 import shutil
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import typer
@@ -46,13 +47,16 @@ def calibrate(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Pictures like those to come, a few dozen; clips, too, where the model takes "
-            "them: video files and animated GIF, WebP and PNG files.",
+            help="Pictures like those that the model will see, a few dozen; clips, too, where it "
+            "takes them: video files and animated GIF, WebP and PNG files.",
         ),
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Questions about them, one a line; some are built in."),
+        typer.Option(
+            metavar="FILE",
+            help="Questions about the pictures, one a line; built-in ones by default.",
+        ),
     ] = None,
     out_file: Annotated[
         Path | None,
@@ -68,14 +72,16 @@ def calibrate(
     ] = "all",
     samples: Annotated[
         int,
-        typer.Option(min=1, metavar="N", callback=check_count, help="Most of them to see."),
+        typer.Option(
+            min=1, metavar="N", callback=check_count, help="Most pictures and clips to take."
+        ),
     ] = 128,
     num_frames: NumFramesOption = None,
     max_new_tokens: AnswerTokensOption = 24,
     batch_size: BatchSizeOption = 16,
     seed: Annotated[
         int,
-        typer.Option(min=0, metavar="N", callback=check_count, help="Seed of what is drawn."),
+        typer.Option(min=0, metavar="N", callback=check_count, help="Seed of all random draws."),
     ] = 0,
     resume: Annotated[
         bool,
@@ -97,26 +103,8 @@ def calibrate(
     """
     started = time.perf_counter()
     names, chosen = _names(quant), implementation_of(implementation)
-    if images is None and model != "tiny" and not is_recipe_folder(Path(model)):
-        raise ValueError(
-            "--images: expected a folder of pictures (only models that the recipe trained, such as "
-            '"tiny", draw their own)'
-        )
-    if out_file is None:
-        raise ValueError("--out: expected a file to write the tables to")
-    check_stored_place(out_file, "tables", "vkq calibrate")
-    several = jax.process_count() > 1
-    if resume and several:
-        raise ValueError("--resume: expected one host, whose parts alone are gone on from")
-    questions = read_prompts(prompts)
-    if images is None:
-        check_recipe("--images FOLDER, with pictures of your own")
-        from vkq_apps.training.heldout import calibration_questions  # not in the wheel
-
-        visuals, pairs = [], calibration_questions(samples, seed=seed)
-    else:
-        visuals = read_folder(images, models.read_config(model))[:samples]
-        pairs = asked(visuals, questions)
+    out_file = _check_files(model, images, out_file, resume)
+    visuals, pairs = _samples(model, images, prompts, samples, seed)
     clips = [visual for visual in visuals if isinstance(visual, Clip)]
     pictures = [visual for visual in visuals if not isinstance(visual, Clip)]
     files = [*pictures, *(Path(str(clip.frames)) for clip in clips)]
@@ -140,30 +128,21 @@ def calibrate(
             "options": lambda: (names, max_new_tokens, batch_size, seed, num_frames, chosen),
         }
     found: dict[str, list[float]] = {}
-    part, first = out_file.with_name(f"{out_file.name}.part"), jax.process_index() == 0
-    with (
-        reserved(out_file) if first else nullcontext(),
-        resumable(log, part if first else None),
-        progress(log, "prompts") as show,
-    ):
-        if not resume and first:
-            shutil.rmtree(part, ignore_errors=True)
+    with _kept_parts(out_file, resume) as part, progress(log, "prompts") as show:
         codes = models.calibrate_codes(
             loaded,
             batches_of(loaded, pairs, batch_size, num_frames=num_frames),
             presets=names,
             max_new_tokens=max_new_tokens,
             seed=seed,
-            folder=None if several else part / source_digest(),
+            folder=None if part is None else part / source_digest(),
             implementation=chosen,
             on_batch=lambda done: show("answering", done, len(pairs)),
             on_plan=lambda name, number: log.print(f"{name}: plan {number} has its tables"),
             on_preset=lambda name, kl: found.update({name: [float(x) for x in kl]}),
         )
-        if first or spans_hosts(codes):  # which all hosts save together
+        if not jax.process_index() or spans_hosts(codes):  # all hosts save what lies on several
             vkq_jax.save_tables(out_file, codes)
-        if first:
-            shutil.rmtree(part, ignore_errors=several)  # which keep no parts
     record = {
         "model": model,
         "prompts": len(pairs),
@@ -182,8 +161,55 @@ def calibrate(
         return
     for name, one in record["presets"].items():
         plans = " / ".join(f"{kl:.4f}" for kl in one["plan_kl"])
-        out.print(f"{name}: KL of its plans {plans}, {one['table_bytes'] / 1e6:.1f} MB of tables")
+        compared = f"KL of its plans {plans}" if plans else "one plan"
+        out.print(f"{name}: {compared}, {one['table_bytes'] / 1e6:.1f} MB of tables")
     out.print(f"{out_file}: calibrated on {len(pairs)} prompts", soft_wrap=True)
+
+
+def _check_files(model: str, images: Path | None, out_file: Path | None, resume: bool) -> Path:
+    """The file of --out; refuses files that are missing or not this command's."""
+    if images is None and model != "tiny" and not is_recipe_folder(Path(model)):
+        raise ValueError(
+            "--images: expected a folder of pictures (only models that the recipe trained, such as "
+            '"tiny", draw their own)'
+        )
+    if out_file is None:
+        raise ValueError("--out: expected a file to write the tables to")
+    check_stored_place(out_file, "tables", "vkq calibrate")
+    if resume and jax.process_count() > 1:
+        raise ValueError("--resume: expected one host: several hosts keep no FILE.part")
+    return out_file
+
+
+def _samples(
+    model: str, images: Path | None, prompts: Path | None, samples: int, seed: int
+) -> tuple[list[Path | Clip], list[tuple[Any, str]]]:
+    """Files and clips of --images, none where the recipe draws; each picture with its question."""
+    questions = read_prompts(prompts)
+    if images is None:
+        check_recipe("--images FOLDER, with pictures of your own")
+        from vkq_apps.training.heldout import calibration_questions  # not in the wheel
+
+        return [], calibration_questions(samples, seed=seed)
+    visuals = read_folder(images, models.read_config(model))[:samples]
+    return visuals, asked(visuals, questions)
+
+
+@contextmanager
+def _kept_parts(out_file: Path, resume: bool) -> Iterator[Path | None]:
+    """Reserves a file, and gives the folder of what --resume takes, which goes once all is done.
+
+    The folder is None on several hosts, which keep nothing.
+    """
+    part, several = out_file.with_name(f"{out_file.name}.part"), jax.process_count() > 1
+    if jax.process_index():  # the first host writes
+        yield None
+        return
+    with reserved(out_file), resumable(log, part):
+        if not resume:
+            shutil.rmtree(part, ignore_errors=True)
+        yield None if several else part
+        shutil.rmtree(part, ignore_errors=several)
 
 
 def _names(quant: str) -> list[str]:
