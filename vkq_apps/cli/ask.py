@@ -179,11 +179,14 @@ def _answer(
     """Asks the model; returns the record of its answer.
 
     Args:
-        clips, num_frames: see `models.prepare`.
-        name: of the codes. watched: whether a person looks on: shows
-            the answer while it grows, and that it is compiled.
-        compare: also ask at full precision. mesh: devices to split the model over.
-        draws: options of both answers. options: of the answer from the coded cache.
+        source, mesh: as for `models.load`.
+        images, prompt, clips, num_frames: as for `models.prepare`.
+        max_new_tokens: most tokens of each answer.
+        name: of the codes.
+        watched: a person looks on, who is shown the answer while it grows and what is compiled.
+        compare: also ask at full precision.
+        draws: options of both answers.
+        options: of the answer from the coded cache.
     """
     started = time.perf_counter()
     draws = draws or {}

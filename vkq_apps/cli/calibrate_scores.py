@@ -2,16 +2,16 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
 import models
 import vkq_jax
-from models import Inputs
+from models import Inputs, Model
 from vkq_apps.cli.arguments import (
     JsonOption,
     ModelOption,
@@ -35,6 +35,7 @@ from vkq_apps.cli.sample_prompts import (
 from vkq_apps.codes_option import parse_codes
 from vkq_apps.evals.progress import progress
 from vkq_apps.outputs import check_stored_place
+from vkq_jax.settings.layer_settings import AnyQuant
 
 __all__ = ["calibrate_scores"]
 
@@ -104,7 +105,6 @@ def calibrate_scores(
     vkq_jax.save_score_map(out_file, score_map)
     slope = np.asarray(score_map.slope)
     layers, heads = slope.shape
-    left_alone = int((slope == 1).sum())
     record = {
         "model": model,
         "quant": quant,
@@ -112,7 +112,7 @@ def calibrate_scores(
         "sample_prompts": len(pairs),
         "layers": layers,
         "query_heads": heads,
-        "heads_left_alone": left_alone,
+        "heads_left_alone": int((slope == 1).sum()),
         "mean_slope": round(float(slope.mean()), 4),
         "file": str(out_file),
         "seconds": round(time.perf_counter() - started, 2),
@@ -120,16 +120,23 @@ def calibrate_scores(
     if json:
         print_json(record)
         return
-    text = f"{out_file}: {layers} x {heads} heads from {len(pairs)} sample prompts, "
-    text += f"mean slope {slope.mean():.2f}"
-    if left_alone:
-        spans = sorted({one.tau2 - one.tau1 for one in calibrations if one is not None})
-        text += (
-            f"; {left_alone} of {layers} x {heads} heads kept the identity: their scores span less "
-            f"than tau2 - tau1 = {' or '.join(f'{span:g}' for span in spans)}"
-        )
-        if isinstance(codes, vkq_jax.PerLayer):
-            text += ", or their settings calibrate no scores"
-        if loaded.config.text.sliding_window is not None:
-            text += ", or their sliding window hides the pictures"
-    out.print(text, soft_wrap=True)
+    spans = sorted({one.tau2 - one.tau1 for one in calibrations if one is not None})
+    out.print(_sentence(record, loaded, codes, spans), soft_wrap=True)
+
+
+def _sentence(record: dict[str, Any], model: Model, codes: AnyQuant, spans: Sequence[float]) -> str:
+    """What was made, and why some heads' scores stay as they are; `spans` are tau2 - tau1."""
+    heads = f"{record['layers']} x {record['query_heads']} heads"
+    text = f"{record['file']}: {heads} from {record['sample_prompts']} sample prompts, "
+    text += f"mean slope {record['mean_slope']:.2f}"
+    if not record["heads_left_alone"]:
+        return text
+    text += (
+        f"; {record['heads_left_alone']} of {heads} kept the identity: their scores span less than "
+        f"tau2 - tau1 = {' or '.join(f'{span:g}' for span in spans)}"
+    )
+    if isinstance(codes, vkq_jax.PerLayer):
+        text += ", or their settings calibrate no scores"
+    if model.config.text.sliding_window is not None:
+        text += ", or their sliding window hides the pictures"
+    return text

@@ -2,6 +2,7 @@
 
 import json as jsonlib
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +38,7 @@ from vkq_apps.cli.console import log, out, print_json, stage
 from vkq_apps.cli.counts import check_count
 from vkq_apps.codes_option import parse_codes
 from vkq_apps.inspection.layout import Segment, read_layout
-from vkq_apps.inspection.measure import inspect_visual
+from vkq_apps.inspection.measure import Inspection, inspect_visual
 from vkq_apps.inspection.output_folder import (
     SUMMARY,
     WRITTEN_BY,
@@ -127,32 +128,13 @@ def inspect(
             "answer_full_precision": answers["none"],
             **summarize(kinds, segments),
         }
+    vision = None if clips else _tower(loaded)
+    pictures = [_for_page(read_picture(file)) for file in image or []]
+    pictures += [_for_page(frame) for clip in clips for frame in _some_frames(clip)]
+    if vision is not None:
+        pictures = list(_seen_pictures(loaded, inputs, vision))
     with stage("plotting"), complete_or_nothing(out_folder) as folder:
-        # Here and not above, because this import takes a second.
-        from vkq_apps.inspection.plots.write import write_plots
-
-        vision = None if clips else _tower(loaded)
-        pictures = [_for_page(read_picture(file)) for file in image or []]
-        pictures += [_for_page(frame) for clip in clips for frame in _some_frames(clip)]
-        if vision is not None:
-            pictures = list(_seen_pictures(loaded, inputs, vision))
-        plots = write_plots(
-            folder,
-            quant=quant,
-            kinds=kinds,
-            segments=segments,
-            pictures=pictures,
-            vision=vision,
-        )
-        arrays = raw_arrays(kinds)  # none of them is called allow_pickle
-        np.savez_compressed(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
-        record["files"] = [REPORT, SUMMARY, ARRAYS, *plots]
-        bits = float(np.concatenate([kind.bits for kind in kinds]).mean())
-        write_report(folder, record, pictures, plots, bits=bits)
-        record["seconds"] = round(time.perf_counter() - started, 2)
-        text = jsonlib.dumps(record, indent=1, ensure_ascii=False) + "\n"
-        # The bytes of a file name that are no UTF-8 become JSON's escapes.
-        (folder / SUMMARY).write_text(text, encoding="utf-8", errors="backslashreplace")
+        _write(folder, record, kinds, segments, pictures, vision, started)
     if json:
         print_json(record)
     else:
@@ -161,6 +143,38 @@ def inspect(
             log.print("keys are without their projection's bias, which the cache keeps exactly")
         log.print(f"{out_folder}: {', '.join(record['files'])}", soft_wrap=True)
         log.print(f"{record['seconds']} s; {REPORT} shows all plots on one page")
+
+
+def _write(
+    folder: Path,
+    record: dict[str, Any],
+    kinds: Sequence[Inspection],
+    segments: Sequence[Segment],
+    pictures: Sequence[np.ndarray],
+    vision: VitConfig | None,
+    started: float,
+) -> None:
+    """Writes plots, arrays, page and summary; the record gets their names and the seconds."""
+    # Here and not above, because this import takes a second.
+    from vkq_apps.inspection.plots.write import write_plots
+
+    plots = write_plots(
+        folder,
+        quant=record["quant"],
+        kinds=kinds,
+        segments=segments,
+        pictures=pictures,
+        vision=vision,
+    )
+    arrays = raw_arrays(kinds)  # none of them is called allow_pickle
+    np.savez_compressed(folder / ARRAYS, **arrays)  # type: ignore[arg-type]
+    record["files"] = [REPORT, SUMMARY, ARRAYS, *plots]
+    bits = float(np.concatenate([kind.bits for kind in kinds]).mean())
+    write_report(folder, record, pictures, plots, bits=bits)
+    record["seconds"] = round(time.perf_counter() - started, 2)
+    text = jsonlib.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    # The bytes of a file name that are no UTF-8 become JSON's escapes.
+    (folder / SUMMARY).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _segments(model: Model, inputs: Inputs) -> list[Segment]:
