@@ -88,8 +88,9 @@ Baselines = Annotated[
     str,
     typer.Option(
         metavar="NAMES",
-        help="The same for bf16; rows are compared with the fastest. Of throughput transformers, "
-        "too: its own generate, where PyTorch is installed.",
+        help="Implementations of attention in bf16, comma-separated; rows are compared with the "
+        "fastest. `vkq bench throughput` takes transformers, too: its own generate, where PyTorch "
+        "is installed.",
     ),
 ]
 Meshes = Annotated[
@@ -104,7 +105,7 @@ Meshes = Annotated[
 ]
 Repeats = Annotated[
     int,
-    typer.Option(min=1, max=1000, metavar="N", help="Timings of each; the median counts."),
+    typer.Option(min=1, max=1000, metavar="N", help="Timings of each row; the median counts."),
 ]
 PromptText = Annotated[
     int, typer.Option(min=2, metavar="N", callback=check_count, help="Text tokens of a prompt.")

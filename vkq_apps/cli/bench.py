@@ -81,7 +81,7 @@ def kernel(
         str,
         typer.Option(
             metavar="NAMES",
-            help=f"Others to time, comma-separated: {', '.join(BASELINES)}; or none.",
+            help=f"Other attention to time, comma-separated: {', '.join(BASELINES)}; or none.",
             show_default="all",
         ),
     ] = ",".join(BASELINES),
@@ -170,7 +170,9 @@ def scaling(
     ] = "auto",
     baseline: Annotated[
         str,
-        typer.Option(metavar="NAME", help="The same for bf16; none with --mesh: coded only."),
+        typer.Option(
+            metavar="NAME", help="Implementation for bf16; with --mesh, none leaves bf16 out."
+        ),
     ] = "auto",
     mesh: Meshes = None,
     weak: Annotated[

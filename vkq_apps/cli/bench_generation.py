@@ -113,7 +113,10 @@ def prefill(
     shape: Shapes = REAL_SHAPES,
     preset: Presets = "vkq-1bit,vkq-1bit-tables,vkq-half",
     implementation: Annotated[
-        str, typer.Option(metavar="NAME", help="Of attention, for which codes are laid out.")
+        str,
+        typer.Option(
+            metavar="NAME", help="Implementation of attention that codes are laid out for."
+        ),
     ] = "auto",
     text_capacity: TextCapacity = 64,
     prompt_text: PromptText = 32,

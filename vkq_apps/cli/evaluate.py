@@ -61,7 +61,7 @@ def evaluate(
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help=f"For jsonl data: {', '.join(METRICS)}."),
+        typer.Option(metavar="NAME", help=f"Metric of jsonl data: {', '.join(METRICS)}."),
     ] = None,
     quant: Annotated[
         str,
@@ -96,7 +96,9 @@ def evaluate(
     ] = 0,
     control: Annotated[
         bool,
-        typer.Option("--control", help="Also ask about another picture: what guessing would get."),
+        typer.Option(
+            "--control", help="Also ask each question about another picture: what guessing gets."
+        ),
     ] = False,
     by_layer: Annotated[
         bool,
