@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.text.linear_attention import gated_delta_rule
+from models.text.delta_rule import gated_delta_rule
 
 TOKENS = 70  # two chunks
 
