@@ -2,7 +2,7 @@
 
 from models import extras as extras  # first: names what is not installed
 from models import summaries as summaries  # registers the short forms of models and answers
-from models.calibration.attached import attach_tables
+from models.attached_tables import attach_tables
 from models.calibration.codes import calibrate_codes
 from models.calibration.scores import calibrate_scores
 from models.checkpoints.fingerprint import fingerprint

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from models.calibration.attached import TABLES_FILE, attach_tables
+from models.attached_tables import TABLES_FILE, attach_tables
 from models.checkpoints.folder import Checkpoint
 from models.checkpoints.foreign import (
     check_plain_weights,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import pallas_kernels
-from models.calibration.attached import ModelTables
+from models.attached_tables import ModelTables
 from models.calibration.fitting import CodeFitter
 from models.calibration.folder import CalibrationFolder, digest_of
 from models.calibration.judging import divergences

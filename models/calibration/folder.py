@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from models.calibration.attached import ModelTables
+from models.attached_tables import ModelTables
 from models.calibration.samples import CodeSamples
 from models.checkpoints.foreign_errors import named
 from vkq_jax.files.atomic_write import atomic_write

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from models.calibration.attached import ModelTables, tables_of_parts
+from models.attached_tables import ModelTables, tables_of_parts
 from models.calibration.folder import CalibrationFolder, digest_of
 from models.checkpoints.fingerprint import fingerprint
 from models.generation.teacher_forcing import EvaluatedModel, compare, parts_of

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from models.calibration.attached import OwnTables
+from models.attached_tables import OwnTables
 from models.generation.decode_loop import observed_step
 from models.generation.options import QuantizeAt
 from models.generation.prefill import prefill

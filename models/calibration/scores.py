@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.calibration.attached import OwnTables, find_codes
+from models.attached_tables import OwnTables, find_codes
 from models.calibration.observing import observe_answers
 from models.generation import argument_checks as checks
 from models.generation.options import QuantizeAt

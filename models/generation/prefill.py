@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from models.calibration.attached import OwnTables
+from models.attached_tables import OwnTables
 from models.generation.backend import ModelBackend
 from models.inputs.batch import Inputs
 from models.model import Model

@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 import pallas_kernels
-from models.calibration.attached import settle_codes
+from models.attached_tables import settle_codes
 from models.families.registry import family_of
 from models.generation import argument_checks as checks
 from models.generation.prefill import prefill

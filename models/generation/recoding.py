@@ -10,7 +10,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from models.calibration.attached import OwnTables
+from models.attached_tables import OwnTables
 from models.generation.backend import ModelBackend
 from models.model import Model
 from models.sharding.placing import place_cache

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 import pallas_kernels
-from models.calibration.attached import settle_codes
+from models.attached_tables import settle_codes
 from models.generation import argument_checks as checks
 from models.generation.context import warn_past_context
 from models.generation.decode_loop import DecodeState, decode_loop

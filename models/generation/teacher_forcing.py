@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from models.calibration.attached import OwnTables
+from models.attached_tables import OwnTables
 from models.generation.decode_loop import decode_step
 from models.generation.options import QuantizeAt
 from models.generation.prefill import prefill, run_prompt

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import vkq_jax
-from models.calibration.attached import find_codes
+from models.attached_tables import find_codes
 from models.checkpoints.fingerprint import fingerprint
 from tests.support.caches import random_tables
 from tests.support.mutated_files import mutated_bytes, mutated_fields, refused_or

@@ -8,7 +8,7 @@ import pytest
 
 import models
 import vkq_jax
-from models.calibration.attached import find_codes
+from models.attached_tables import find_codes
 from models.families.registry import family_of
 from models.generation.prefill import prefill
 from models.generation.recoding import FULL_PRECISION, recode

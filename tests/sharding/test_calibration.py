@@ -6,8 +6,8 @@ import pytest
 
 import models
 import vkq_jax
+from models.attached_tables import attach_tables, find_codes
 from models.calibration import codes as code_calibration
-from models.calibration.attached import attach_tables, find_codes
 from tests.sharding.cases import STEPS, assert_same, inputs_of
 from tests.sharding.test_collectives import SUMS, collectives, programs
 from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import vkq_jax
-from models.calibration.attached import find_codes
+from models.attached_tables import find_codes
 from models.generation.decode_loop import decode_step
 from models.generation.prefill import prefill
 from models.sharding.inputs import place_inputs

@@ -9,7 +9,7 @@ import typer
 import models
 import vkq_jax
 from models import Clip, Inputs, Model
-from models.calibration.attached import is_uncalibrated
+from models.attached_tables import is_uncalibrated
 from models.checkpoints.memory import free_memory, weight_bytes
 from models.families.base import ModelConfig
 from models.families.registry import family_of

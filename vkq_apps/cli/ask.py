@@ -12,7 +12,7 @@ from rich.table import Table
 
 import vkq_jax
 from models import Clip, GenerateOptions
-from models.calibration.attached import find_codes
+from models.attached_tables import find_codes
 from models.calibration.folder import digest_of
 from models.sharding.placing import place_tables
 from vkq_apps.answering import Answer, ask

@@ -11,7 +11,7 @@ import typer
 import models
 import vkq_jax
 from models import Clip, Inputs
-from models.calibration.attached import find_codes
+from models.attached_tables import find_codes
 from models.inputs.images import read_picture
 from vkq_apps.cli.arguments import (
     JsonOption,

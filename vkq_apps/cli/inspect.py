@@ -13,7 +13,7 @@ from PIL import Image
 from rich.table import Table
 
 from models import Clip, Inputs, Model, Sampling
-from models.calibration.attached import find_codes
+from models.attached_tables import find_codes
 from models.families.registry import family_of
 from models.inputs.clips import read_clip
 from models.inputs.images import read_picture

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 import models
-from models.calibration.attached import TABLES_FILE
+from models.attached_tables import TABLES_FILE
 
 __all__ = ["checkpoint_digest", "files_digest"]
 

@@ -20,7 +20,7 @@ from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 import models
 import vkq_jax
 from models import Clip, Sampling
-from models.calibration.attached import find_codes
+from models.attached_tables import find_codes
 from models.generation.options import QuantizeAt
 from models.generation.teacher_forcing import EvaluatedModel
 from vkq_apps.bench.options import implementation_of, layers_apart_with

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import vkq_jax
 from models import Model
-from models.calibration.attached import OwnTables, find_codes
+from models.attached_tables import OwnTables, find_codes
 from models.generation.recoding import FULL_PRECISION
 from models.sharding.placing import table_shardings
 from models.text.coded_layers import settle_layers

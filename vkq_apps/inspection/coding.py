@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from models import Model
-from models.calibration.attached import OwnTables
+from models.attached_tables import OwnTables
 from models.generation.recoding import recode
 from models.text.coded_layers import coded_layers
 from vkq_apps.inspection.capture import Capture

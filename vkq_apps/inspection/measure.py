@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from models import Inputs, Model
-from models.calibration.attached import OwnTables
+from models.attached_tables import OwnTables
 from models.generation.prefill import prefill
 from vkq_apps.inspection.attention import LastTokenAttention, over_cache
 from vkq_apps.inspection.capture import Capture, capture

@@ -8,7 +8,7 @@ import pytest
 
 import models
 import vkq_jax
-from models.calibration.attached import find_codes
+from models.attached_tables import find_codes
 from models.generation.teacher_forcing import EvaluatedModel, parts_of
 from tests.models.families import test_gemma4, test_mllama
 from tests.support import qwen_vl
