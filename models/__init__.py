@@ -5,7 +5,6 @@ from models import summaries as summaries  # registers the short forms of models
 from models.attached_tables import attach_tables
 from models.calibration.codes import calibrate_codes
 from models.calibration.scores import calibrate_scores
-from models.checkpoints.fingerprint import fingerprint
 from models.generation.forward import forward
 from models.generation.generate import Generation, generate, stream
 from models.generation.options import GenerateOptions
@@ -19,6 +18,7 @@ from models.inputs.preparation import prepare, prepare_questions
 from models.inputs.processor import decode
 from models.loading import load, read_config, save_weights
 from models.model import Model
+from models.model_fingerprint import fingerprint
 from models.sharding.cache_file import load_cache
 
 __all__ = [

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jax
 
-from models.checkpoints.fingerprint import fingerprint
 from models.model import AttachedCodes, Model
+from models.model_fingerprint import fingerprint
 from models.sharding.placing import place_tables, table_shardings
 from models.text.coded_layers import coded_layers, settle_layers
 from models.text.config import TextConfig

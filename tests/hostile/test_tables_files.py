@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 import vkq_jax
 from models.attached_tables import find_codes
-from models.checkpoints.fingerprint import fingerprint
+from models.model_fingerprint import fingerprint
 from tests.support.caches import random_tables
 from tests.support.mutated_files import mutated_bytes, mutated_fields, refused_or
 from tests.support.tiny_llava import tiny_model
