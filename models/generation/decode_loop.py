@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from models.generation import passes
 from models.generation.backend import ModelBackend
 from models.generation.gpu_options import gpu_options
 from models.generation.sampling import Sampling
 from models.generation.token_chooser import TokenChooser
 from models.generation.token_history import TokenHistory
 from models.model import Model
-from models.sharding import passes
 from models.sharding.placing import (
     place,
     place_cache,
