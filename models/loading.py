@@ -35,12 +35,12 @@ from models.checkpoints.weights import (
     to_stored,
 )
 from models.families.base import ModelConfig
+from models.families.mesh_fit import fit_mesh
 from models.families.registry import FAMILY_NAMES, MODEL_TYPES, family_of
 from models.generation.generation_config import read_sampling
 from models.layers.layer_scan import restack_layers
 from models.layers.linear import Maker
 from models.model import Model
-from models.sharding.mesh import fit_mesh
 from models.sharding.rules import parameter_sharding
 from models.text.sizes import table_sources
 from vkq_jax.files.atomic_write import atomic_write, check_writable

@@ -40,7 +40,7 @@ class Model:
         config: the architecture's settings.
         source: folder that the model was loaded from, if any (its processor lies there).
         calibrated: presets calibrated for this model, if any.
-        mesh: devices that the model is split over, as `models.sharding.mesh.fit_mesh` has them;
+        mesh: devices that the model is split over, as `models.families.mesh_fit.fit_mesh` has them;
             None: one device holds it.
     """
 

@@ -1,4 +1,4 @@
-"""Names of the axes of a mesh that fits a model, see `models.sharding.mesh.fit_mesh`."""
+"""Names of the axes of a mesh that fits a model, see `models.families.mesh_fit.fit_mesh`."""
 
 __all__ = ["DATA", "GROUP", "KV_HEADS", "MODEL"]
 

@@ -1,4 +1,4 @@
-"""Meshes of devices: written as `data=2,model=4`, checked against a model's sizes.
+"""Meshes of devices: written as `data=2,model=4`.
 
 Sequences are split over `data`. Heads, MLP channels, experts and the vocabulary are split over
 `model` (tensor parallel, Megatron-LM, arXiv 1909.08053). A mesh may span several hosts, each with
@@ -12,18 +12,16 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from models.families.base import ModelConfig
 from models.sharding.axes import DATA, GROUP, KV_HEADS
-from models.text.coded_layers import coded_layers
 from vkq_jax.cache.layered import AnyCache, LayeredCache
 from vkq_jax.messages import show
 
 __all__ = [
     "check_devices",
-    "check_fit",
+    "check_heads",
     "check_states",
     "check_text",
-    "fit_mesh",
+    "divisors",
     "make_mesh",
     "over_heads",
 ]
@@ -54,55 +52,15 @@ def make_mesh(mesh: str | Mesh) -> Mesh:
     return Mesh(devices.reshape(shape), _NAMES, axis_types=(AxisType.Auto,) * len(_NAMES))
 
 
-def fit_mesh(mesh: str | Mesh, config: ModelConfig) -> Mesh:
-    """The mesh for a model: its axis `model` in two, `KV_HEADS` and `GROUP`.
-
-    Raises:
-        ValueError: as `check_fit` and `make_mesh`.
-    """
-    plain = make_mesh(mesh)
-    check_fit(plain.shape["model"], config)
-    return over_heads(plain, _kv_heads(config))
-
-
-def check_fit(parts: int, config: ModelConfig) -> None:
-    """Checks that a model can be split over `parts` devices of the axis `model`; asks no device.
-
-    Raises:
-        ValueError: a size of the text decoder that `parts` does not divide.
-    """
-    text = config.text
-    sizes = {"num_attention_heads": text.num_attention_heads}
-    if text.moe is None or text.dense_layers:
-        sizes["intermediate_size"] = text.intermediate_size
-    for moe in (text.moe, text.moe_beside_mlp):
-        if moe is not None:
-            sizes["num_experts"] = moe.num_experts
-    if text.linear is not None:
-        sizes["linear_num_key_heads"] = text.linear.num_key_heads
-    for name, size in sizes.items():
-        if size % parts:
-            raise ValueError(
-                f"mesh axis model={parts} does not divide {name}={size}: use one of "
-                f"{_divisors(math.gcd(*sizes.values()))}"
-            )
-    _check_heads(parts, _kv_heads(config))
-
-
-def _kv_heads(config: ModelConfig) -> int:
-    """Layers with other heads share the mesh: it splits what divides the heads of all."""
-    return math.gcd(*(kind.num_kv_heads for kind in coded_layers(config.text)))
-
-
 def over_heads(mesh: str | Mesh, kv_heads: int) -> Mesh:
-    """The mesh for caches of so many KV heads, as `fit_mesh` makes it for a model that has them.
+    """The mesh for caches of so many KV heads: its axis `model` in two, `KV_HEADS` and `GROUP`.
 
     Raises:
         ValueError: as `make_mesh`, or `model` neither divides `kv_heads` nor is a multiple of them.
     """
     plain = make_mesh(mesh)
     parts = plain.shape["model"]
-    _check_heads(parts, kv_heads)
+    check_heads(parts, kv_heads)
     split = min(kv_heads, parts)
     devices = plain.devices.reshape(plain.shape["data"], split, parts // split)
     names = (DATA, KV_HEADS, GROUP)
@@ -134,7 +92,8 @@ def check_text(text: str) -> dict[str, int]:
     return sizes
 
 
-def _check_heads(parts: int, kv_heads: int) -> None:
+def check_heads(parts: int, kv_heads: int) -> None:
+    """Raises ValueError unless parts of `model` share out KV heads, or heads share out parts."""
     if kv_heads % parts and parts % kv_heads:
         raise ValueError(
             f"mesh axis model={parts} is neither a divisor nor a multiple of "
@@ -165,5 +124,6 @@ def _devices(sizes: dict[str, int]) -> np.ndarray:
     )
 
 
-def _divisors(number: int) -> str:
+def divisors(number: int) -> str:
+    """The divisors of a number up to 4,096, for a message."""
     return ", ".join(str(n) for n in range(1, min(number, 4096) + 1) if number % n == 0)

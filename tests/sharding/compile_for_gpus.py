@@ -28,12 +28,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import vkq_jax
 from models import Model
+from models.families.mesh_fit import fit_mesh
 from models.families.registry import family_of
 from models.generation.decode_loop import decode_step
 from models.generation.gpu_options import gpu_options
 from models.generation.prefill import prefill
 from models.layers.linear import Maker
-from models.sharding.mesh import check_text, fit_mesh
+from models.sharding.mesh import check_text
 from models.sharding.placing import cache_shardings
 from models.sharding.rules import parameter_sharding
 from pallas_kernels.attention import mosaic_gpu

@@ -14,9 +14,10 @@ import models
 import vkq_jax
 from models.checkpoints import fingerprint as fingerprints
 from models.checkpoints.folder import Checkpoint
+from models.families.mesh_fit import fit_mesh
 from models.generation.prefill import new_cache
 from models.layers.layer_scan import restack_layers
-from models.sharding.mesh import check_states, fit_mesh, make_mesh, over_heads
+from models.sharding.mesh import check_states, make_mesh, over_heads
 from tests.models.hf_files import config_json
 from tests.sharding.cases import CONFIGS, assert_same, inputs_of
 

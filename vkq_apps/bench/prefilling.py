@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 
+from models.families.mesh_fit import check_fit
 from models.generation.prefill import prefill
 from models.sharding.inputs import place_inputs
-from models.sharding.mesh import check_fit, check_text
+from models.sharding.mesh import check_text
 from models.sharding.placing import sequence_parts
 from pallas_kernels.shapes import ModelShape, find_shape
 from vkq_apps.bench import device_memory

@@ -16,9 +16,10 @@ import jax
 
 import pallas_kernels
 import vkq_jax
+from models.families.mesh_fit import check_fit
 from models.generation.decode_loop import DecodeState
 from models.model import Model
-from models.sharding.mesh import check_fit, check_text
+from models.sharding.mesh import check_text
 from models.sharding.placing import sequence_parts
 from pallas_kernels.shapes import find_shape
 from vkq_apps.bench import device_memory
