@@ -21,7 +21,8 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
     queries = positions * num_heads // kv_heads
     lines, launches = [], [banks for banks, _ in jax.eval_shape(launches_of, cache, 0)]
     calibration = cache.quant.calibration if cache.score_map is None else None
-    if not calibrates_in_launch(launches, (batch, kv_heads, queries, head_dim)):
+    shape = (batch, kv_heads, queries, head_dim)
+    if calibration is not None and not calibrates_in_launch(launches, shape):
         calibration = None
     for banks in launches:
         shape = (1, batch, kv_heads, queries, head_dim)

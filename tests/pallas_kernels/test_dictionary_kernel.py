@@ -293,6 +293,9 @@ def test_explain_says_what_is_launched():
     first, *others = describe(stacked(layer), shape)
     assert "540 packed in 128 virtual channels, 60 counted by centroid:" in first
     assert "products of queries and results with dictionaries: by xla" in others
+    query, layer = layer_of(128, 4, "learned")
+    shape = jax.ShapeDtypeStruct(query.shape, query.dtype)
+    assert "9 dense (text)" in describe(stacked(layer), shape)[0]
 
 
 def test_a_coded_cache_that_is_slower_than_bfloat16_says_so(monkeypatch):
