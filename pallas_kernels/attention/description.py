@@ -6,10 +6,11 @@ from pallas_kernels.attention.codings import Packed
 from pallas_kernels.attention.fused import plan
 from pallas_kernels.attention.kernel_spec import KernelSpec
 from pallas_kernels.attention.mosaic_gpu import calibrates_in_launch, launches_of, uncovered_text
-from pallas_kernels.attention.outer_dictionary import folds_outside
 from pallas_kernels.attention.outer_rotation import rotates_outside
+from pallas_kernels.attention.side_tables import Side, launched_tables, side_tables
 from pallas_kernels.layout import layouts
-from vkq_jax.cache.kv_cache import KVCache
+from vkq_jax.cache.kv_cache import KVCache, VisualBank
+from vkq_jax.codes.code_tables import CodeTables
 
 __all__ = ["describe"]
 
@@ -56,8 +57,7 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
             rotated = [name for name, x in tensors if rotates_outside(x)]
             if rotated:
                 lines.append(f"rotation of {' and '.join(rotated)}: by xla")
-            if folds_outside(banks.packed.key):
-                lines.append("products of queries and results with dictionaries: by xla")
+            lines += _table_lines(banks.packed, cache.tables)
             if cache.key_bias is not None:
                 lines.append("share of the key bias in scores: by xla")
     stored = layouts.stored_head_dim(head_dim)
@@ -67,6 +67,22 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
     if reason and cache.text.cache_length:
         lines.append(f"text bank by xla, joined by its log-sum-exp: {reason}")
     return lines
+
+
+def _table_lines(packed: VisualBank, tables: CodeTables | None) -> list[str]:
+    """What multiplies queries and results by the model's tables."""
+    places: dict[str, list[str]] = {}
+    sides: tuple[tuple[str, Side], ...] = (("queries", "key"), ("results", "value"))
+    for name, side in sides:
+        if tables is None or side_tables(side, packed, tables) is None:
+            continue
+        launched = launched_tables(side, packed, tables) is not None
+        place = "one launch each, before and behind" if launched else "by xla"
+        places.setdefault(place, []).append(f"of {name}")
+    return [
+        f"products {' and '.join(names)} with the model's tables: {place}"
+        for place, names in places.items()
+    ]
 
 
 def _called(packed: Packed, part: KernelSpec) -> str:

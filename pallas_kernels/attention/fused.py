@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +17,14 @@ from pallas_kernels.attention.kernel_spec import BOOK, KernelSpec, Task, TuningC
 from pallas_kernels.attention.key_bias import BiasShare, bias_operands, entry_slots
 from pallas_kernels.attention.launch import Launch, result_shapes
 from pallas_kernels.attention.mapped_axes import fold_mapped_axes
-from pallas_kernels.attention.table_rows import TableRows, table_rows
+from pallas_kernels.attention.side_tables import launched_tables, rows_in_xla
+from pallas_kernels.attention.table_launches import fold_queries, join_parts, part_groups
 from pallas_kernels.attention.tuning_configs import choose_tuning, keeping_tuning
 from pallas_kernels.isa.architectures import HOPPER, Architecture, architecture_here
 from pallas_kernels.layout import layouts
-from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache.kv_cache import VisualBank, take_layer
-from vkq_jax.codes.code_tables import CodeTables
+from vkq_jax.codes.code_tables import CodeTables, SideTables
 from vkq_jax.settings.config import ScoreCalibration
 from vkq_jax.settings.score_maps import ScoreMap
 
@@ -63,7 +62,7 @@ def fused_attention(
             `packed_starts`.
         calibration: of the scores of the packed bank, in this launch; instead of a score map, see
             `keeps_scores`.
-        tables: of the layer [K, ...], that dictionary codes with a codebook were made with.
+        tables: of all layers, that dictionary codes with a codebook were made with.
         bias: the share of a key bias in the scores of the packed bank; not together with a
             soft-cap.
 
@@ -84,11 +83,15 @@ def fused_attention(
         rows |= {"slope": score_map.slope, "shift": score_map.shift}
         if bias is not None:
             rows["bias"] = bias.rows * score_map.slope[..., None]
-    groups = _groups(packed)
-    if packed is not None and outer_dictionary.folds_outside(packed.key):
-        rows |= outer_dictionary.scores_of_centres(query, packed.key, layer)
-    if (of_key := _table_rows("key", packed, groups, tables)) is not None:
-        rows["products"] = of_key.scores(query)
+    launched = {
+        "key": launched_tables("key", packed, tables),
+        "value": launched_tables("value", packed, tables),
+    }
+    if launched["key"] is None:
+        if packed is not None and outer_dictionary.folds_outside(packed.key):
+            rows |= outer_dictionary.scores_of_centres(query, packed.key, layer)
+        if (of_key := rows_in_xla("key", packed, tables, layer)) is not None:
+            rows["products"] = of_key.scores(query)
     run = functools.partial(
         _launch,
         launch=launch,
@@ -98,47 +101,22 @@ def fused_attention(
         calibration=calibration,
     )
     seen = {"visible": dict(visible), "start": dict(starts or {})}
-    output, logsumexp, *found = _fold(run, rows, seen, banks, layer, bias)
-    of_value = _table_rows("value", packed, groups, tables)
+    output, logsumexp, *found = _fold(run, rows, seen, banks, layer, bias, launched)
+    if launched["value"] is not None:
+        return output, logsumexp
+    of_value = rows_in_xla("value", packed, tables, layer)
     if packed is not None and outer_dictionary.folds_outside(packed.value):
         assert of_value is not None
         results = output, logsumexp, *found
-        return outer_dictionary.join_parts(results, packed.value, len(groups), of_value, layer)
+        return outer_dictionary.join_parts(
+            results, packed.value, len(part_groups(packed)), of_value, layer
+        )
     if of_value is not None:
         mass, *found = found
         output = output + of_value.weighted_sum(mass)
     if packed is not None and outer_rotation.rotates_outside(packed.value):
         output = outer_rotation.unrotate_output(output, logsumexp, packed.value, layer)
     return output, logsumexp, *reversed(found)
-
-
-def _groups(packed: VisualBank | None) -> list[tuple[Packed, ...]]:
-    """The classes of each part of codes with learned dictionaries; none of others."""
-    if packed is None or not outer_dictionary.folds_outside(packed.key):
-        return []
-    return outer_dictionary.class_groups(packed_classes(packed))
-
-
-def _table_rows(
-    name: Literal["key", "value"],
-    packed: VisualBank | None,
-    groups: Sequence[Sequence[Packed]],
-    tables: CodeTables | None,
-) -> TableRows | None:
-    """The rows of tables that a side of a packed bank is multiplied by outside, if any."""
-    x = None if packed is None else getattr(packed, name)
-    if not isinstance(x, TiledDictionary) or not (x.codebook or groups):
-        return None
-    return table_rows(x, outer_dictionary.table_parts(x, groups), getattr(_needed(tables), name))
-
-
-def _needed(tables: CodeTables | None) -> CodeTables:
-    if tables is None:
-        raise ValueError(
-            "these codes were made with the model's tables and cannot be read without "
-            "them: pass the same `tables`"
-        )
-    return tables
 
 
 def packed_starts(
@@ -197,12 +175,14 @@ def score_range(
     return lowest + lacking, highest + lacking
 
 
-def _fold(run, rows, seen, banks: Banks, layer, bias: BiasShare | None) -> tuple[Array, ...]:
+def _fold(
+    run, rows, seen, banks: Banks, layer, bias: BiasShare | None, tables=None
+) -> tuple[Array, ...]:
     """`fold_mapped_axes` with what a key bias has beside its rows."""
     if bias is None:
-        return fold_mapped_axes(run, rows, seen, banks, layer)
+        return fold_mapped_axes(run, rows, seen, banks, layer, tables=tables)
     banks = dataclasses.replace(banks, entries=bias.entries, class_words=bias.class_words)
-    return fold_mapped_axes(run, rows, seen, banks, layer, bias.waves)
+    return fold_mapped_axes(run, rows, seen, banks, layer, bias.waves, tables)
 
 
 # Compiled once for all layers of equal shapes, also where they are not in a loop.
@@ -215,14 +195,16 @@ def _launch(
     banks: Banks,
     layer,
     waves,
+    tables: Mapping[str, SideTables | None] | None,
     launch: Launch,
     tuning: TuningConfig | None,
     task: Task,
     logits_soft_cap: float | None = None,
     calibration: ScoreCalibration | None = None,
 ) -> tuple[Array, ...]:
-    """With an axis Z in front of everything but the layer's number and the waves of a key bias."""
-    query = rows["query"]
+    """With an axis Z in front of everything but the layer, the waves of a key bias and tables."""
+    query, tables = rows["query"], tables or {}
+    of_key, of_value = tables.get("key"), tables.get("value")
     positions = next((x.shape[-1] for x in jax.tree.leaves(seen)), 1)
     spec = plan(banks, query.shape, positions, tuning, calibration).with_options(
         windowed=bool(seen["start"]),
@@ -236,13 +218,16 @@ def _launch(
     )
     if waves is not None and banks.packed is not None:
         spec = spec.with_options(entry_slots=entry_slots(packed_classes(banks.packed)))
+    of_layer = {"layer": layer.reshape(1)} if spec.layers > 1 else {}
+    if of_key is not None:
+        rows = rows | fold_queries(spec, query, banks.packed, of_key, of_layer, launch)
+        spec = spec.with_options(shifts_scores="shift" in rows)
     operands = {}
     if not spec.part:
         operands["query"] = layouts.pad_channels(query).reshape(-1, spec.head_dim)
     operands |= {name: rows[name].reshape(-1) for name in ("slope", "shift") if name in rows}
     if spec.products:
         operands["products"] = rows["products"].reshape(-1, spec.products)
-    of_layer = {"layer": layer.reshape(1)} if spec.layers > 1 else {}
     operands |= of_layer
     if banks.packed is not None:
         operands |= packed_operands(banks.packed)
@@ -257,6 +242,12 @@ def _launch(
     if task == "score range":
         highest, lowest = (x.reshape(splits, *query.shape[:-1]) for x in results)
         return functools.reduce(jnp.maximum, highest), functools.reduce(jnp.minimum, lowest)
+    if of_value is not None:
+        head_dim = query.shape[-1]
+        output, logsumexp = join_parts(
+            spec, head_dim, results, banks.packed, of_value, of_layer, launch
+        )
+        return output.reshape(query.shape), logsumexp.reshape(query.shape[:-1])
     rest, joined = iter(results), []
     for part in spec.parts:
         own = [next(rest) for _ in result_shapes(part)]

@@ -5,34 +5,36 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.attention.body.fold_queries import FoldQueries
+from pallas_kernels.attention.body.join_parts import JoinParts
 from pallas_kernels.attention.body.kernel import Kernel
 from pallas_kernels.attention.body.score_range import ScoreRange
 from pallas_kernels.attention.body.slot_entries import WARPS, SlotEntries, SlotSpec
 from pallas_kernels.attention.kernel_spec import BOOK, KernelSpec
+from pallas_kernels.attention.table_specs import FoldSpec, JoinSpec
 from pallas_kernels.isa.operations import Operations
 from pallas_kernels.isa.program import Program, run_emulated, run_on_gpu
 
-__all__ = ["Launch", "emulated_launch", "gpu_launch", "program_of", "result_shapes"]
+__all__ = ["AnySpec", "Launch", "emulated_launch", "gpu_launch", "program_of", "result_shapes"]
 
-Launch = Callable[[KernelSpec | SlotSpec, Mapping[str, jax.Array]], tuple[jax.Array, ...]]
+AnySpec = KernelSpec | SlotSpec | FoldSpec | JoinSpec
+Launch = Callable[[AnySpec, Mapping[str, jax.Array]], tuple[jax.Array, ...]]
 
 
-def gpu_launch(
-    spec: KernelSpec | SlotSpec, operands: Mapping[str, jax.Array]
-) -> tuple[jax.Array, ...]:
-    """On a GPU: the results of `Kernel`, of `ScoreRange` or of `SlotEntries`, by the spec."""
+def gpu_launch(spec: AnySpec, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+    """On a GPU: the results of what a spec stands for, see `program_of`."""
     return run_on_gpu(program_of(spec), operands)
 
 
-def emulated_launch(
-    spec: KernelSpec | SlotSpec, operands: Mapping[str, jax.Array]
-) -> tuple[jax.Array, ...]:
+def emulated_launch(spec: AnySpec, operands: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
     """The same with `EmulatedOperations`, on the host."""
     return run_emulated(program_of(spec), operands)
 
 
-def program_of(spec: KernelSpec | SlotSpec) -> Program:
+def program_of(spec: AnySpec) -> Program:
     """The program that computes a spec, all its parts."""
+    if isinstance(spec, FoldSpec | JoinSpec):
+        return _table_program(spec)
     if isinstance(spec, SlotSpec):
         return Program(
             body=lambda ops: SlotEntries(ops, spec).run(),
@@ -57,6 +59,25 @@ def program_of(spec: KernelSpec | SlotSpec) -> Program:
         grid=spec.grid,
         warps=spec.tuning.warps,
         shared_words=max(part.shared_words for part in spec.parts),
+    )
+
+
+def _table_program(spec: FoldSpec | JoinSpec) -> Program:
+    shapes: dict[str, tuple[int, ...]] = {"products": (spec.rows, spec.products)}
+    if isinstance(spec, JoinSpec):
+        shapes = {"joined": (spec.rows, spec.head_dim), "joined_logsumexp": (spec.rows,)}
+    elif spec.centred:
+        shapes["shift"] = (spec.rows,)
+
+    def body(ops: Operations) -> None:
+        (JoinParts(ops, spec) if isinstance(spec, JoinSpec) else FoldQueries(ops, spec)).run()
+
+    return Program(
+        body=body,
+        results={name: jax.ShapeDtypeStruct(x, jnp.float32) for name, x in shapes.items()},
+        grid=spec.grid,
+        warps=spec.warps,
+        shared_words=spec.shared_words,
     )
 
 

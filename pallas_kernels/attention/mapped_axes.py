@@ -20,14 +20,16 @@ def fold_mapped_axes(
     banks: Banks,
     layer: Array,
     waves: Array | None = None,
+    tables=None,
 ) -> tuple[Array, ...]:
-    """`run(rows, seen, banks, layer, waves)`, once whatever axes are mapped around it.
+    """`run(rows, seen, banks, layer, waves, tables)`, once whatever axes are mapped around it.
 
     Args:
-        run: takes everything but the layer's number and waves with an axis Z in front.
+        run: takes everything but the layer's number, waves and tables with an axis Z in front.
         rows: arrays [B, K, Q, ...] by name.
         seen: of each query position, [B, T] or [B, K, T]: "visible" and "start", by bank.
         banks, layer: see `fused_attention`. waves: see `BiasShare`.
+        tables: of both sides that are multiplied by in launches.
     """
 
     @jax.custom_batching.custom_vmap
@@ -36,9 +38,22 @@ def fold_mapped_axes(
 
     @attend.def_vmap
     def fold(axis_size, in_batched, rows, seen, banks, fixed):
-        rows_batched, seen_batched, banks_batched, fixed_batched = in_batched
+        rows_batched, seen_batched, banks_batched, (*fixed_batched, tables_batched) = in_batched
         if any(jax.tree.leaves(fixed_batched)):
             raise NotImplementedError("mosaic_gpu: a mapped layer number")
+        if any(jax.tree.leaves(tables_batched)):  # of several models: one after the other
+
+            def of_one(number):
+                return attend(
+                    *jax.tree.map(
+                        lambda x, batched: x[number] if batched else x,
+                        (rows, seen, banks, fixed),
+                        tuple(in_batched),
+                    )
+                )
+
+            results = jax.lax.map(of_one, jnp.arange(axis_size))
+            return results, (True,) * len(results)
 
         def mapped(tree, batched):
             return jax.tree.map(
@@ -67,7 +82,7 @@ def fold_mapped_axes(
         return results, (True,) * len(results)
 
     one = jax.tree.map(lambda x: x[None], (rows, seen, banks))
-    return tuple(x[0] for x in attend(*one, (layer, waves)))
+    return tuple(x[0] for x in attend(*one, (layer, waves, tables)))
 
 
 def _inward(x: Array, axis: int) -> Array:

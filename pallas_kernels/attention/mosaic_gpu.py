@@ -195,7 +195,7 @@ def _attend(
             logits_soft_cap,
             begins,
             in_launch,
-            take_layer(cache.tables, index),
+            cache.tables,
             bias,
         )
         if in_launch is not None:

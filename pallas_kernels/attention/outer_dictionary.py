@@ -1,4 +1,4 @@
-"""Learned dictionaries: products with them in XLA, before and after a launch over their bits.
+"""Learned dictionaries: products with them outside of the launch over their bits.
 
 Each class of tokens has a dictionary of its own, D [H, n]. A launch takes its n virtual channels in
 place of the channels, as sign codes without a centre that are not rotated, and the query D^T q:
@@ -8,6 +8,7 @@ place of the channels, as sign codes without a centre that are not rotated, and 
 
 So a class is a *part* of the launch, with a query and results of its own: sums over its virtual
 channels, relative to its own log-sum-exp. Parts are joined by these before the second product.
+Both products are launches (`table_launches`) or XLA's (`table_rows`).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Products with the model's tables in XLA: of queries before a launch, of its sums behind it.
 
-Both sides take one matrix [N, H] for each KV head: the rows of all dictionaries D^T, one class
-after the other, then the centroids of the codebook. A row of D^T is a row of a table times a number
-of its own. So the matrix is made of rows as the tables hold them, in bfloat16, and the numbers
-multiply what comes out of the first product and goes into the second: the tensor core takes both,
-see `split_einsum`. Rows are gathered at each step, which costs no more than the copy of a layer's
-rows that a loop over layers would make of a matrix that is kept.
+For tables that `table_launches` does not take, such as those in float32. Both sides take one matrix
+[N, H] for each KV head: the rows of all dictionaries D^T, one class after the other, then the
+centroids of the codebook. A row of D^T is a row of a table times a number of its own. So the matrix
+is made of rows as the tables hold them, and the numbers multiply what comes out of the first
+product and goes into the second: where rows are in bfloat16 the tensor core takes both, see
+`split_einsum`. Rows are gathered at each step.
 """
 
 from __future__ import annotations

@@ -17,7 +17,14 @@ from pallas_kernels.attention.description import describe
 from pallas_kernels.attention.kernel_spec import TuningConfig
 from pallas_kernels.attention.launch import emulated_launch, program_of
 from pallas_kernels.layout.tiled import untileable_bank_reason
-from tests.support.caches import Shape, oracle, random_layer, random_starts, relative_error
+from tests.support.caches import (
+    Shape,
+    in_bfloat16,
+    oracle,
+    random_layer,
+    random_starts,
+    relative_error,
+)
 from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
 from vkq_jax import Dense, DictionaryCodes, KVQuantConfig, TokenClass
 from vkq_jax.cache.kv_cache import VisualBank
@@ -102,7 +109,7 @@ def layer_of(head_dim, per_kv_head, codes, length=600):
         num_kv_heads=1,
         visual=((length, (length, length // 3)),),
     )
-    return random_layer(shape, CODES[codes])
+    return in_bfloat16(random_layer(shape, CODES[codes]))
 
 
 def check(got, expected):
@@ -292,10 +299,12 @@ def test_explain_says_what_is_launched():
     shape = jax.ShapeDtypeStruct(query.shape, query.dtype)
     first, *others = describe(stacked(layer), shape)
     assert "540 packed in 128 virtual channels, 60 counted by centroid:" in first
-    assert "products of queries and results with dictionaries: by xla" in others
+    assert "products of queries and of results with the model's tables: by xla" in others
     query, layer = layer_of(128, 4, "learned")
     shape = jax.ShapeDtypeStruct(query.shape, query.dtype)
-    assert "9 dense (text)" in describe(stacked(layer), shape)[0]
+    first, *others = describe(stacked(layer), shape)
+    assert "9 dense (text)" in first
+    assert "one launch each, before and behind" in others[0]
 
 
 def test_a_coded_cache_that_is_slower_than_bfloat16_says_so(monkeypatch):
@@ -327,8 +336,8 @@ LAUNCHES = [
 ]
 
 
-def launch_of(head_dim, per_kv_head, codes, tuning, soft_cap, windowed):
-    """KernelSpec and operands' shapes of a layer of a cache with its text bank."""
+def launches_of(head_dim, per_kv_head, codes, tuning, soft_cap, windowed):
+    """Programs and operands' shapes of a layer of a cache with its text bank."""
     query, layer = layer_of(head_dim, per_kv_head, codes)
     found = []
 
@@ -342,16 +351,17 @@ def launch_of(head_dim, per_kv_head, codes, tuning, soft_cap, windowed):
     if windowed:
         options["starts"] = random_starts(query, layer)
     jax.eval_shape(lambda: mosaic_gpu.attend_layer(query, stacked(layer), 1, **options))
-    ((spec, operands),) = found
-    return program_of(spec), operands
+    return [(program_of(spec), operands) for spec, operands in found]
 
 
 @pytest.mark.parametrize("case", LAUNCHES)
 def test_lowers_to_cuda(case):
-    assert "mosaic_gpu" in lower_to_cuda(*launch_of(*case))
+    for program, operands in launches_of(*case):
+        assert "mosaic_gpu" in lower_to_cuda(program, operands)
 
 
 @needs_ptxas
 @pytest.mark.parametrize("case", LAUNCHES)
 def test_ptxas_accepts_every_instruction(case, tmp_path):
-    assert "Used" in ptxas(*launch_of(*case), tmp_path)
+    for program, operands in launches_of(*case):
+        assert "Used" in ptxas(program, operands, tmp_path)

@@ -129,6 +129,13 @@ def random_layer(shape: Shape, quant: vkq_jax.KVQuantConfig, seed: int = 0):
     return query, LayerCache(tuple(banks), text, quant=quant, tables=tables)
 
 
+def in_bfloat16(pair):
+    """A query and a layer, its tables' matrices in bfloat16, as calibration writes them."""
+    query, layer = pair
+    tables = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.ndim > 2 else x, layer.tables)
+    return query, dataclasses.replace(layer, tables=tables)
+
+
 def with_score_map(layer: LayerCache, num_heads: int) -> LayerCache:
     """The layer with a static score map, unlike for each query head."""
     slope = jnp.linspace(0.3, 1.2, num_heads, dtype=jnp.float32)

@@ -229,7 +229,7 @@ def attend(
         mapped,
         starts=begins,
         calibration=in_launch,
-        tables=tables,
+        tables=jax.tree.map(lambda x: x[None], tables),
         bias=share,
     )
     return output, logsumexp
