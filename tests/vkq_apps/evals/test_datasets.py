@@ -158,13 +158,22 @@ def test_a_subset_is_drawn_by_the_seed_in_the_order_of_the_data(tmp_path):
 GOOD = {"image": "x.png", "question": "what?", "answer": "a"}
 
 
+def test_null_stands_for_no_field(tmp_path):
+    save_picture(tmp_path / "x.png")
+    nulls = dict.fromkeys(("id", "images", "video", "answers", "choices", "fps", "num_frames"))
+    (tmp_path / "own.jsonl").write_text(json.dumps({**GOOD, **nulls}))
+    (sample,) = read_data([f"jsonl={tmp_path / 'own.jsonl'}"])["own"].choose(1, 0)
+    assert (sample.key, sample.answers, sample.num_pictures) == ("1", ("a",), 1)
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
         ({**GOOD, "image": "none.png"}, "expected a picture file"),
         ({"image": "x.png", "answer": "a"}, "expected a field 'question'"),
         ({"image": "x.png", "question": "what?"}, "expected a field 'answer' or 'answers'"),
-        ({**GOOD, "answers": ["b"]}, "expected a field 'answer' or 'answers'"),
+        ({**GOOD, "answers": ["b"]}, "expected a field 'answer' or 'answers', not both"),
+        ({**GOOD, "answer": None}, "'answer' or 'answers', got ['image', 'question']"),
         ({**GOOD, "question": " "}, "expected 'question' to be a text"),
         ({**GOOD, "answer": []}, "expected 'answer' to be a text or a list of texts"),
         ({**GOOD, "answer": {"a": 1}}, "expected 'answer' to be a text or a list of texts"),

@@ -18,7 +18,10 @@ def _read(path: Path) -> Iterator[Sample]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a JSONL file, there is none")
     keys: set[str] = set()
-    for number, entry in enumerate(jsonl_entries(path), 1):
+    for number, record in enumerate(jsonl_entries(path), 1):
+        # Tables written as JSON have null where a record has no such field.
+        given = {name: value for name, value in record.fields.items() if value is not None}
+        entry = record.within(given)
         key = entry.name("id") if "id" in entry.fields else str(number)
         if key in keys:
             raise entry.error("an id of its own", key)
@@ -78,7 +81,8 @@ def _either(entry: Entry, one: str, several: str) -> str:
     """The one of two fields that an entry has; raises its error for none and for both."""
     given = [name for name in (one, several) if name in entry.fields]
     if len(given) != 1:
-        raise entry.error(f"a field {one!r} or {several!r}", sorted(map(str, entry.fields)))
+        both = ", not both" * bool(given)
+        raise entry.error(f"a field {one!r} or {several!r}{both}", sorted(map(str, entry.fields)))
     return given[0]
 
 
