@@ -9,8 +9,8 @@ import pytest
 
 import models
 import vkq_jax
+from models import model_fingerprint as fingerprints
 from models.calibration import codes as code_calibration
-from models.checkpoints import fingerprint as fingerprints
 from tests.support.tiny_llava import WINDOWED, batch, prompt, tiny_model
 from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass
 

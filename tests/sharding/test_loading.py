@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 import models
 import vkq_jax
-from models.checkpoints import fingerprint as fingerprints
+from models import model_fingerprint as fingerprints
 from models.checkpoints.folder import Checkpoint
 from models.families.mesh_fit import fit_mesh
 from models.generation.prefill import new_cache
