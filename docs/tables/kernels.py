@@ -54,21 +54,6 @@ def _row(row: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def learned_rows() -> list[str]:
-    """A row for each case: the launch and what is beside it, before and after a change of that."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in read("kernel_learned.json")["rows"]:
-        found.setdefault(row["case"], {})[row["code"]] = row
-    lines = []
-    for case, rows in found.items():
-        both = (rows["before"], rows["after"])
-        launch = [x["launch_microseconds"] for x in both]
-        beside = [x["microseconds"] - x["launch_microseconds"] for x in both]
-        figures = [*launch, *beside, rows["after"]["microseconds"]]
-        lines.append(f"| `{case}` | {' | '.join(f'{x:.1f} us' for x in figures)} |")
-    return lines
-
-
 def quantize_rows() -> list[str]:
     """A row for each shape and implementation: a decoder block's prefill, and what coding adds."""
     lines = ["| shape | coded by | decoder block | coding | share |", f"|{'---|' * 5}"]
@@ -80,4 +65,4 @@ def quantize_rows() -> list[str]:
 
 
 # For tables of kernel_benchmarks.md.
-KERNEL_TABLES = (kernel_rows, plan_rows, learned_rows, portable_rows)
+KERNEL_TABLES = (kernel_rows, plan_rows, portable_rows)
