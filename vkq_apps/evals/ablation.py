@@ -12,7 +12,7 @@ to some kinds of pictures and ask about others.
 import dataclasses
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from vkq_jax.codes.token_classes import TokenClass
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.presets import calibrated_presets, presets
 
-__all__ = ["Variant", "main", "variants"]
+__all__ = ["PARTS", "PARTS_HELP", "PLANS", "Variant", "chosen_rows", "main", "variants"]
 
 COMMAND = "ablation"
 
@@ -177,7 +177,15 @@ PLANS = [
     for name, some in calibrated_presets.items()
     for number in [*range(len(some)), *[PLAIN] * name.startswith("vkq-")]
 ]
+ROWS = {plan: list(variants(name, i)) for plan in PLANS for name, i in [plan.split("/")]}
+PARTS = list(dict.fromkeys(row.part for some in ROWS.values() for row in some if row.part))
+PARTS_HELP = "Rows of the plans to measure, beside the whole ones."
 DEFAULT_PLANS = ",".join(x for x in PLANS if x.startswith("vkq-") and not x.endswith(PLAIN))
+
+
+def chosen_rows(plans: Sequence[str], parts: Sequence[str]) -> list[list[Variant]]:
+    """The rows of each plan, the whole one first, then those of `parts` that it has."""
+    return [[row for row in ROWS[plan] if not row.part or row.part in parts] for plan in plans]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +198,7 @@ class AblationOptions:
         help=f"PRESET/PLAN, of {', '.join(PLANS)}.",
         metavar="NAMES",
     )
+    parts: str = option(",".join(PARTS), help=PARTS_HELP, metavar="NAMES")
     whole: bool = option(False, help="Only the whole plans.")
     samples: int = option(300, help="Questions.", min=1)
     seed: int = option(21, help="Seed of the questions.", min=0)
@@ -211,11 +220,8 @@ def _measure(options: AblationOptions) -> dict[str, Any]:
     model = models.load("tiny", layers_apart=layers_apart_with(chosen))
     part = options.out.with_name(f"{options.out.name}.part") / source_digest()
     kept = CalibrationFolder(part)
-    rows: list[Variant] = []
-    for plan in plans:
-        name, _, number = plan.partition("/")
-        whole, *others = variants(name, number)
-        rows += [whole] if options.whole else [whole, *others]
+    parts = () if options.whole else names("--parts", options.parts, PARTS)
+    rows = [row for some in chosen_rows(plans, parts) for row in some]
     settings, fitters = [FULL], {}
     sampled = None
     for row in rows:

@@ -28,7 +28,14 @@ from vkq_apps.bench.options import names
 from vkq_apps.bench.results_file import source_digest
 from vkq_apps.cli.console import log, out
 from vkq_apps.cli.standalone import option, run_standalone
-from vkq_apps.evals.ablation import DEFAULT_PLANS, PLANS, Variant, variants
+from vkq_apps.evals.ablation import (
+    DEFAULT_PLANS,
+    PARTS,
+    PARTS_HELP,
+    PLANS,
+    Variant,
+    chosen_rows,
+)
 from vkq_apps.evals.intervals import bootstrap
 from vkq_apps.evals.progress import progress
 from vkq_apps.evals.text_bed import BedOptions, MeasuredTexts, figures, sample
@@ -37,16 +44,9 @@ from vkq_apps.evals.text_bed_model import TextModel
 from vkq_apps.evals.text_bed_texts import Excerpt
 from vkq_jax.codes.code_tables import CodeTables
 
-__all__ = ["ablate", "chosen_rows", "main"]
+__all__ = ["ablate", "main"]
 
 COMMAND = "text_bed_ablation"
-ROWS = {plan: list(variants(name, i)) for plan in PLANS for name, i in [plan.split("/")]}
-PARTS = list(dict.fromkeys(row.part for some in ROWS.values() for row in some if row.part))
-
-
-def chosen_rows(plans: Sequence[str], parts: Sequence[str]) -> list[list[Variant]]:
-    """The rows of each plan, the whole one first, then those of `parts` that it has."""
-    return [[row for row in ROWS[plan] if not row.part or row.part in parts] for plan in plans]
 
 
 def ablate(
@@ -145,7 +145,7 @@ class TextBedAblationOptions(BedOptions):
         help=f"PRESET/PLAN, of {', '.join(PLANS)}.",
         metavar="NAMES",
     )
-    parts: str = option(",".join(PARTS), help="Rows of the plans to measure.", metavar="NAMES")
+    parts: str = option(",".join(PARTS), help=PARTS_HELP, metavar="NAMES")
     resume: bool = option(False, help="Go on from what a run that was stopped left in OUT.part.")
 
 

@@ -96,3 +96,10 @@ def test_the_ablation_knows_its_implementations(tmp_path, capsys):
     """Told before the model is loaded."""
     assert ablation.main(["--out", str(tmp_path / "a.json"), "--implementation", "fast"]) == 2
     assert "implementation must be auto, " in capsys.readouterr().err
+
+
+def test_parts_are_rows_beside_the_whole_plan():
+    part = "scales of least squared error"
+    half, one = ablation.chosen_rows(["vkq-half/0", "vkq-1bit/1"], [part])
+    assert [row.part for row in half] == ["", part]
+    assert [row.part for row in one] == [""]  # which has no such row
