@@ -29,10 +29,21 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
     """The checkpoint folder of a path, a name on the Hub, or "tiny"; see `models.load`.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none, or a settings file in it is a link to nowhere.
         ValueError: no path, or that of a file.
     """
-    text = check_path(path)
+    folder = _named_folder(check_path(path))
+    for file in sorted(folder.glob("*.json")) + sorted(folder.glob("*.jinja")):
+        # A file that may be missing would count as such, and another prompt be written.
+        if not os.path.isfile(file):
+            raise FileNotFoundError(
+                f"{show_path(file)}: expected a file, got a folder or a link to a file that "
+                "is missing: get it anew"
+            )
+    return folder
+
+
+def _named_folder(text: str) -> Path:
     folder = TINY if text == "tiny" else Path(text)
     # pathlib's is_dir raises for some impossible names.
     if os.path.isdir(folder):

@@ -52,6 +52,15 @@ def test_a_name_that_is_not_in_the_cache_is_one_clear_error(cache, name):
     assert len(said) < 400
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.jinja"])
+def test_a_link_to_a_blob_that_is_missing_is_named(cache, name):
+    """As a stopped download leaves it; without the file other prompts would be written."""
+    (cache / name).unlink(missing_ok=True)
+    (cache / name).symlink_to("../../blobs/none")
+    with pytest.raises(FileNotFoundError, match=rf"{name}: expected a file, got .* get it anew"):
+        models.load(NAME)
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"a\0b", b"0" * 5000])
 def test_a_damaged_cache_is_one_clear_error(cache, content):
     (cache.parents[1] / "refs" / "main").write_bytes(content)
