@@ -204,7 +204,7 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> Any:
     """The template of the processor's files, of transformers 5 or 4; None: the tokenizer's own."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")  # a byte order mark is no part of a prompt
     file = folder / "chat_template.json"
     if file.is_file():
         return read_json(file).get("chat_template")
