@@ -12,6 +12,7 @@ from PIL import Image
 
 from models.checkpoints.hf_fields import Count
 from models.checkpoints.hf_settings import Between, Settings, errors_of, read_json
+from models.inputs.image_settings import MEANS, SCALES
 from vkq_jax.messages import show
 
 __all__ = ["ClipSettings", "Rate", "Scale", "read_clip_settings"]
@@ -23,7 +24,7 @@ _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 Rate = Annotated[float, Between(1e-6, 1e6)]
-Scale = Annotated[float, Between(1e-9, 1e9)]
+Scale = Annotated[float, SCALES]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class ClipSettings(Settings):
     do_rescale: bool = True
     rescale_factor: Scale = 1 / 255
     do_normalize: bool = True
-    image_mean: tuple[float, ...] = _CLIP_MEAN
+    image_mean: tuple[Annotated[float, MEANS], ...] = _CLIP_MEAN
     image_std: tuple[Scale, ...] = _CLIP_STD
     default_size: ClassVar[Mapping[str, int]] = {}
     default_crop: ClassVar[Mapping[str, int]] = {}

@@ -5,10 +5,13 @@ from typing import Any
 
 from PIL import Image
 
+from models.checkpoints.hf_settings import Between
 from vkq_jax.messages import show
 
 __all__ = [
+    "MEANS",
     "MOST_TILES",
+    "SCALES",
     "check_area_settings",
     "check_image_settings",
     "check_longest_edge",
@@ -24,6 +27,9 @@ _LARGEST_RESIZED = 2**26
 """Pixels of a resized or padded picture: 1 GB while transformers works on it."""
 
 _LARGEST_EDGE = 2**16
+MEANS, SCALES = Between(-255, 255), Between(1e-6, 255)
+"""Of pixels from 0 to 255, or rescaled ones; numbers beyond leave nothing of a picture."""
+
 MOST_TILES = 128
 """Tiles of one picture."""
 
@@ -134,15 +140,14 @@ def _check_steps(image_processor: Any) -> None:
         value = getattr(image_processor, name, None)
         _check(name, value, value is None or isinstance(value, bool), "true or false")
     if image_processor.do_normalize:
-        for name, low in (("image_mean", -math.inf), ("image_std", 0.0)):
+        for name, range_ in (("image_mean", MEANS), ("image_std", SCALES)):
             value = getattr(image_processor, name)
             numbers = value if isinstance(value, (list, tuple)) else [value] * 3
-            valid = len(numbers) == 3 and all(_is_number(number, low) for number in numbers)
-            above = " above 0" if low == 0 else ""
-            _check(name, value, valid, f"three finite numbers{above}")
+            valid = len(numbers) == 3 and all(_lies_in(range_, number) for number in numbers)
+            _check(name, value, valid, f"three numbers from {range_.low} to {range_.high}")
     if image_processor.do_rescale:
-        factor = image_processor.rescale_factor
-        _check("rescale_factor", factor, _is_number(factor, 0.0), "a finite number above 0")
+        factor, described = image_processor.rescale_factor, f"{SCALES.low} to {SCALES.high}"
+        _check("rescale_factor", factor, _lies_in(SCALES, factor), f"a number from {described}")
     if image_processor.do_resize:
         resample = image_processor.resample
         known = isinstance(resample, int) and resample in list(Image.Resampling)
@@ -223,10 +228,10 @@ def _sizes(size: Any) -> dict[str, int]:
     return {name: value for name, value in dict(size).items() if value is not None}
 
 
-def _is_number(value: object, above: float) -> bool:
+def _lies_in(range_: Between, value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    return above < value < math.inf
+    return range_.low <= value <= range_.high
 
 
 def _check(name: str, value: object, valid: bool, expected: str) -> None:

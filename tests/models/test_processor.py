@@ -53,6 +53,8 @@ def test_files_that_change_are_read_again(tmp_path):
     for word in ("red", "blue"):
         file.write_text(f"{word} {{{{ messages[0]['content'] }}}}")
         assert models.chat_prompt(model, "what?").startswith(word)
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert models.chat_prompt(model, "what?").startswith("blue")
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         models.prepare(model, images=PICTURE, prompts=QUESTION)
@@ -86,14 +88,17 @@ def test_missing_processor_files_are_named(tmp_path, missing, message):
             r"image_mean: expected .* got \(0.5,\)",
         ),
         (IMAGES, {"image_mean": {"a": 1}}, "image_mean: expected three"),
+        (IMAGES, {"image_mean": 1e6}, "image_mean: expected three numbers from -255 to 255"),
+        (IMAGES, {"image_std": 1e30}, "image_std: expected three numbers from 1e-06 to 255"),
+        (IMAGES, {"rescale_factor": 1e-300}, "rescale_factor: expected a number from 1e-06"),
         (
             IMAGES,
             {"do_normalize": "no"},
             "do_normalize: expected true or false",
         ),
         (IMAGES, {"do_resize": 1}, "do_resize: expected true or false"),
-        (IMAGES, {"rescale_factor": 0}, "rescale_factor: expected a finite"),
-        (IMAGES, {"rescale_factor": [1]}, "rescale_factor: expected a finite"),
+        (IMAGES, {"rescale_factor": 0}, "rescale_factor: expected a number from"),
+        (IMAGES, {"rescale_factor": [1]}, "rescale_factor: expected a number from"),
         (IMAGES, {"resample": 99}, "resample: expected one of"),
         (IMAGES, {"size": {"shortest_edge": -1}}, "size.shortest_edge"),
         (IMAGES, {"size": {"shortest_edge": "28"}}, "size.shortest_edge"),
