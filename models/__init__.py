@@ -9,7 +9,6 @@ from models.generation.forward import forward
 from models.generation.generate import Generation, generate, stream
 from models.generation.options import GenerateOptions
 from models.generation.prefill_image import prefill_image
-from models.generation.sampling import Sampling
 from models.inputs.batch import Inputs, PromptShape
 from models.inputs.chat import chat_prompt
 from models.inputs.clips import Clip
@@ -19,6 +18,7 @@ from models.inputs.processor import decode
 from models.loading import load, read_config, save_weights
 from models.model import Model
 from models.model_fingerprint import fingerprint
+from models.sampling import Sampling
 from models.sharding.cache_file import load_cache
 
 __all__ = [

@@ -12,11 +12,11 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from models.checkpoints.naming import WeightNames
-from models.generation.sampling import Sampling
 from models.inputs.batch import Inputs, PicturePlaces
 from models.inputs.processing import Processing
 from models.layers.attention import Attend
 from models.layers.linear import Maker
+from models.sampling import Sampling
 from models.sharding.placing import place
 from models.text.config import TextConfig
 from models.text.cross_attention import CrossReading, read_pictures

@@ -10,9 +10,9 @@ import numpy as np
 
 import vkq_jax.cache.text_bank
 from models.generation.prefill import new_cache
-from models.generation.sampling import Sampling, is_integer
 from models.inputs.batch import Inputs
 from models.model import Model
+from models.sampling import Sampling, is_integer
 from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.layered import AnyCache, LayeredCache
 from vkq_jax.cache.text_bank import TextBits

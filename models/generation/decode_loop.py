@@ -15,10 +15,10 @@ from jax.sharding import PartitionSpec
 from models.generation import passes
 from models.generation.backend import ModelBackend
 from models.generation.gpu_options import gpu_options
-from models.generation.sampling import Sampling
 from models.generation.token_chooser import TokenChooser
 from models.generation.token_history import TokenHistory
 from models.model import Model
+from models.sampling import Sampling
 from models.sharding.placing import (
     place,
     place_cache,

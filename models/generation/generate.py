@@ -11,10 +11,10 @@ from jax.core import Tracer
 from models.generation import argument_checks as checks
 from models.generation.finite_check import refuse_non_finite
 from models.generation.options import GenerateOptions, QuantizeAt
-from models.generation.sampling import Sampling
 from models.generation.start import begin, buffer_size
 from models.inputs.batch import Inputs
 from models.model import Model
+from models.sampling import Sampling
 from vkq_jax.array_types import Array, Bool, Int32
 from vkq_jax.cache.layered import AnyCache
 from vkq_jax.cache.text_bank import TextBits

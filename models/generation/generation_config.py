@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoints.hf_settings import read_json
-from models.generation.sampling import Sampling
+from models.sampling import Sampling
 from vkq_jax.messages import show, show_path
 
 __all__ = ["read_sampling"]

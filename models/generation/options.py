@@ -5,7 +5,7 @@ from typing import Literal, TypedDict
 
 import jax
 
-from models.generation.sampling import Sampling
+from models.sampling import Sampling
 from vkq_jax.cache.layered import AnyCache
 from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.settings.calibrated import CalibratedCodes

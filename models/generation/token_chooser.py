@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.generation import logits_processors as processors
-from models.generation.sampling import Sampling
 from models.generation.token_history import TokenHistory
+from models.sampling import Sampling
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.pytree import frozen_pytree, static_field
 

@@ -10,7 +10,7 @@ import models
 import vkq_jax
 from models.generation.decode_loop import emit_tokens_in_place
 from models.generation.prefill import prefill
-from models.generation.sampling import Sampling
+from models.sampling import Sampling
 from tests.support import sampling_oracle
 from tests.support.caches import deleted, relative_error
 from tests.support.tiny_llava import batch, greedy_without_cache, prompt, tiny_model

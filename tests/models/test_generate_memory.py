@@ -12,8 +12,8 @@ import vkq_jax
 from models.generation.decode_loop import DecodeState, decode_loop, emit_tokens_in_place
 from models.generation.gpu_options import gpu_options
 from models.generation.prefill import prefill
-from models.generation.sampling import Sampling
 from models.generation.token_chooser import TokenChooser
+from models.sampling import Sampling
 from tests.support.caches import deleted
 from tests.support.tiny_llava import batch, prompt, tiny_model
 

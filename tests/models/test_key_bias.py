@@ -12,7 +12,7 @@ import vkq_jax
 from models.generation.decode_loop import DecodeState, decode_loop, decode_step
 from models.generation.prefill import prefill
 from models.generation.recoding import recode
-from models.generation.sampling import Sampling
+from models.sampling import Sampling
 from tests.support.tiny_llava import CONFIG, batch, prompt, tiny_model
 
 ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(9, seed=2))

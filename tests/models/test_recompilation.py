@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import models
-from models.generation.sampling import Sampling
+from models.sampling import Sampling
 from tests.support.compiling import count_compilations
 from tests.support.tiny_llava import batch, prompt, tiny_model
 

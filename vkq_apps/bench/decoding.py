@@ -13,8 +13,8 @@ from jax.sharding import Mesh, PartitionSpec
 import vkq_jax
 from models.generation.decode_loop import DecodeState, decode_loop
 from models.generation.gpu_options import gpu_options
-from models.generation.sampling import Sampling
 from models.model import Model
+from models.sampling import Sampling
 from models.sharding.placing import place, place_cache, place_logits, place_sequences
 from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
