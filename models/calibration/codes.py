@@ -21,9 +21,9 @@ from models.calibration.samples import CodeSamples, sample_codes
 from models.generation.argument_checks import check_count
 from models.generation.room import check_answer_fits
 from models.inputs.batch import Inputs, batches_of
+from models.inputs.on_mesh import place_inputs
 from models.model import Model
 from models.model_fingerprint import fingerprint
-from models.sharding.inputs import place_inputs
 from models.sharding.placing import place_shared, place_tables
 from vkq_jax.messages import show
 from vkq_jax.settings.calibrated import CalibratedCodes, CalibratedPreset

@@ -12,9 +12,9 @@ from models.attached_tables import ModelTables, tables_of_parts
 from models.calibration.folder import CalibrationFolder, digest_of
 from models.generation.teacher_forcing import EvaluatedModel, compare, parts_of
 from models.inputs.batch import Inputs
+from models.inputs.on_mesh import place_inputs
 from models.model import Model
 from models.model_fingerprint import fingerprint
-from models.sharding.inputs import place_inputs
 from models.sharding.placing import place_shared, place_tables
 from vkq_jax.settings.config import KVQuantConfig
 

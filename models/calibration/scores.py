@@ -13,8 +13,8 @@ from models.generation import argument_checks as checks
 from models.generation.options import QuantizeAt
 from models.generation.room import check_answer_fits
 from models.inputs.batch import Inputs, batches_of
+from models.inputs.on_mesh import place_inputs
 from models.model import Model
-from models.sharding.inputs import place_inputs
 from models.text.coded_layers import read_layers
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.post_scaled import score_range

@@ -5,9 +5,9 @@ import dataclasses
 import jax
 
 from models.inputs.batch import Inputs, PromptShape
+from models.inputs.on_mesh import check_batch, place_inputs
 from models.layers.attention import attend_with_mask
 from models.model import Model
-from models.sharding.inputs import check_batch, place_inputs
 from models.text.masks import prompt_masks
 from vkq_jax.array_types import Array, Float
 from vkq_jax.validation import check_type

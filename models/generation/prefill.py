@@ -14,8 +14,8 @@ from models.attached_tables import OwnTables
 from models.generation import passes
 from models.generation.backend import ModelBackend
 from models.inputs.batch import Inputs
+from models.inputs.on_mesh import place_inputs
 from models.model import Model
-from models.sharding.inputs import place_inputs
 from models.sharding.placing import place_cache, place_logits, split_attention
 from models.text.coded_layers import other_layers
 from models.text.config import TextConfig

@@ -19,11 +19,11 @@ from models.generation.room import check_answer_fits
 from models.generation.token_chooser import TokenChooser
 from models.generation.token_history import TokenHistory
 from models.inputs.batch import Inputs
+from models.inputs.on_mesh import check_batch, place_inputs
 from models.inputs.padding import text_bucket
 from models.inputs.split import split_after_images
 from models.model import Model
 from models.sampling import Sampling
-from models.sharding.inputs import check_batch, place_inputs
 from models.sharding.placing import place_cache, place_shared, place_tables
 from vkq_jax.array_types import Array, Float
 from vkq_jax.cache.layered import AnyCache

@@ -11,7 +11,7 @@ import vkq_jax
 from models.attached_tables import find_codes
 from models.generation.decode_loop import decode_step
 from models.generation.prefill import prefill
-from models.sharding.inputs import place_inputs
+from models.inputs.on_mesh import place_inputs
 from models.sharding.placing import cache_shardings
 from tests.sharding.cases import BATCH, inputs_of
 from tests.sharding.test_layered import HEADS, LAYERS

@@ -11,7 +11,7 @@ import jax
 
 from models.families.mesh_fit import check_fit
 from models.generation.prefill import prefill
-from models.sharding.inputs import place_inputs
+from models.inputs.on_mesh import place_inputs
 from models.sharding.mesh import check_text
 from models.sharding.placing import sequence_parts
 from pallas_kernels.shapes import ModelShape, find_shape

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from models import read_config
 from models.families.mesh_fit import check_fit
-from models.sharding.inputs import check_divides
+from models.inputs.on_mesh import check_divides
 from models.sharding.mesh import check_text, make_mesh
 from vkq_apps.cli.console import log, out
 from vkq_apps.cli.endings import at_failure
