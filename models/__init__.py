@@ -1,4 +1,17 @@
-"""Multimodal models in Flax NNX: loading, preparing prompts, running."""
+"""Multimodal models in Flax NNX: loading, preparing prompts, running.
+
+| folder | holds | begin with |
+|---|---|---|
+| `sharding` | meshes of devices, arrays on them | `mesh`, `placing` |
+| `layers` | parts that towers share: norms, RoPE, MLPs, experts, loops over layers | `layer_scan` |
+| `checkpoints` | Hugging Face's files: settings, names, tensors | `hf_settings`, `weights` |
+| `text` | text decoders and their settings | `decoder`, `block`, `registry` |
+| `vision` | vision towers and projectors | `vit`, `grid_tower`, `projectors` |
+| `inputs` | prompts, pictures and clips on their way to `Inputs` | `preparation`, `batch` |
+| `families` | what differs between `model_type`s | `base`, `registry`, `internvl` |
+| `generation` | prefill, decode loop, sampling | `generate`, `start`, `decode_loop` |
+| `calibration` | tables of codes and score maps of a model | `codes`, `scores` |
+"""
 
 from models import extras as extras  # first: names what is not installed
 from models import summaries as summaries  # registers the short forms of models and answers
