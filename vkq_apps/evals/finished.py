@@ -1,9 +1,12 @@
 """Results of a finished evaluation, which presets can be added to."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from vkq_apps.evals.report import ALL
 
 __all__ = ["FinishedRun", "check_marks", "read_results"]
 
@@ -19,9 +22,22 @@ def read_results(path: Path) -> dict[str, Any]:
         parts = record["marks"], record["marks"]["codes"], record["presets"]
         if not all(isinstance(part, dict) for part in parts):
             raise TypeError("expected objects")
+        for row in record["presets"].values():
+            _check_row(row)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"expected results of `vkq eval` in {path}") from error
     return record
+
+
+def _check_row(row: Mapping[str, Any]) -> None:
+    """Raises KeyError, TypeError or ValueError unless a row has what tables and joins read."""
+    numbers = [row["visual_kv_reduction"], row["bits_per_element"]["mean"]]
+    for figures in (row["tasks"][ALL], *row["tasks"].values()):
+        low, high = figures["lost_interval"]
+        numbers += [figures["samples"], figures["exact"], figures["lost"], low, high]
+        numbers += [x for x in (figures["kl"], figures.get("score")) if x is not None]
+    if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
+        raise TypeError("expected finite numbers")
 
 
 def check_marks(found: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:

@@ -1,6 +1,7 @@
 """Presets are added to results of a finished run, and to no others."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,13 @@ MARKS = {"seed": 3, "weights": "w", "codes": {"none": "n", "a": "1", "b": "2"}}
 
 
 def row(exact: float) -> dict:
-    return {"tasks": {"text": {"exact": exact}, "all": {"exact": exact}}}
+    figures = {"samples": 2, "exact": exact, "lost": 0.0, "lost_interval": [0.0, 0.0], "kl": 0.0}
+    figures["agreement"] = 1.0
+    return {
+        "bits_per_element": {"mean": 1.0},
+        "visual_kv_reduction": 0.9,
+        "tasks": {"text": figures, "all": figures.copy()},
+    }
 
 
 @pytest.fixture
@@ -51,6 +58,29 @@ def test_results_of_other_questions_are_refused(path):
         path.write_text(content)
         with pytest.raises(ValueError, match="expected results of `vkq eval`"):
             FinishedRun(path, MARKS)
+
+
+@pytest.mark.parametrize("wrong", [None, "x", [], {}, math.nan])
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("tasks",),
+        ("tasks", "all"),
+        ("tasks", "text", "exact"),
+        ("tasks", "all", "lost_interval"),
+        ("bits_per_element",),
+        ("visual_kv_reduction",),
+    ],
+)
+def test_rows_that_lack_figures_are_no_results(path, place, wrong):
+    record = json.loads(path.read_text())
+    part = record["presets"]["a"]
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = wrong
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="expected results of `vkq eval`"):
+        FinishedRun(path, MARKS)
 
 
 def results(folder, name: str, rows: dict, **others) -> Path:
