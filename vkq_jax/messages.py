@@ -1,6 +1,7 @@
 """Foreign values in error messages: bounded in length, and on one line whatever they hold."""
 
 import dataclasses
+import inspect
 import os
 import reprlib
 from collections.abc import Collection
@@ -17,7 +18,7 @@ LONGEST = 380
 
 
 class _Short(reprlib.Repr):
-    """Plain values and settings by their `repr`, everything else by its type.
+    """Plain values and settings by their `repr`, functions by name, everything else by its type.
 
     No array is fetched.
     """
@@ -37,6 +38,8 @@ class _Short(reprlib.Repr):
             return shorten(" ".join(repr(x).split()), 90)
         if hasattr(x, "dtype") and hasattr(x, "shape"):
             return f"{x.dtype} {list(x.shape)}"
+        if inspect.isroutine(x):
+            return f"the function {shorten(x.__qualname__.split('.')[-1], 40)}"
         return f"a {type(x).__name__}"
 
 
@@ -55,8 +58,8 @@ _LONGEST_PATH = 80
 def show(value: object) -> str:
     """A value as text, at most 100 characters long, however deep its nesting.
 
-    Plain values, settings and containers of them by their `repr`, arrays by dtype and shape, else
-    the type.
+    Plain values, settings and containers of them by their `repr`, arrays by dtype and shape,
+    functions by name, else the type.
     """
     return shorten(_SHORT.repr(value), 100)
 
