@@ -29,8 +29,6 @@ ONE_AS_BYTES = TuningConfig(4, 2, queries=2)
 def launch(name):
     if name == "coding of values":
         return test_quantize_bank.program_of("values")
-    if name == "a codebook, four queries":
-        return test_dictionary_kernel.launch_of(*test_dictionary_kernel.LAUNCHES[1])
     ((spec, operands),) = test_kernel_lowering.launches_of(name.removesuffix(" as bytes"))
     if name.endswith(" as bytes"):
         spec = dataclasses.replace(spec, tuning=ONE_AS_BYTES)
@@ -48,8 +46,11 @@ def test_ptxas_assembles_each_path_for_every_architecture(name, tmp_path):
 
 @needs_ptxas
 @pytest.mark.ci  # half a minute
-def test_ptxas_assembles_a_codebook_for_every_architecture(tmp_path):
-    assert "Used" in ptxas(*launch("a codebook, four queries"), tmp_path, TARGETS)
+@pytest.mark.parametrize("case", test_dictionary_kernel.LAUNCHES[1::2])
+def test_ptxas_assembles_launches_with_tables_for_every_architecture(case, tmp_path):
+    """Of a codebook and of learned dictionaries, four queries."""
+    for program, operands in test_dictionary_kernel.launches_of(*case):
+        assert "Used" in ptxas(program, operands, tmp_path, TARGETS)
 
 
 @pytest.mark.parametrize("capability", ["8.0", "12.0"])
