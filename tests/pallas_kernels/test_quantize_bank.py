@@ -10,7 +10,7 @@ import pytest
 
 import pallas_kernels
 from pallas_kernels.attention import mosaic_gpu
-from pallas_kernels.isa import program
+from pallas_kernels.isa import emulated_operations
 from pallas_kernels.isa.emulated_operations import EmulatedOperations
 from pallas_kernels.isa.program import run_emulated
 from pallas_kernels.quantize import quantize_bank
@@ -131,7 +131,7 @@ def test_each_word_is_written_once(monkeypatch):
         def _unwritten(self):
             return sum((m.view(np.uint32) == 0xFFFFFFFF).sum() for m in self._memory[-2:])
 
-    monkeypatch.setattr(program, "EmulatedOperations", Counting)
+    monkeypatch.setattr(emulated_operations, "EmulatedOperations", Counting)
     check(*layer(128, 300, (300, 7)), SIGNS)
     check(*layer(64, 70, (70, 33)), SignCodes(scale_bits=16))
 
