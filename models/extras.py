@@ -5,7 +5,7 @@ import importlib.util
 __all__ = ["check_installed"]
 
 NEEDED = ("flax", "transformers", "tokenizers", "jinja2", "PIL")
-"""What the extra `vkq-jax[models]` brings, by the names of imports."""
+"""Packages that the extra `vkq-jax[models]` brings, by the names of imports."""
 
 
 def check_installed() -> None:

@@ -59,10 +59,7 @@ def _settle(name: str, value: Any, options: Sequence[Any] | None) -> Any:
     value = _as_arrays(name, value, arrays) if arrays else _as_plain(value, options)
     # One frame each: jaxtyping would hold one letter to one size for all.
     with jaxtyped("context"):
-        if not any(
-            isinstance(value, option) if option in arrays else holds(value, option)
-            for option in options
-        ):
+        if not any(holds(value, option) for option in options):
             expected = " or ".join(map(describe, options))
             expected += ", static under jit" * (isinstance(value, Tracer) and not arrays)
             raise ValueError(f"{name} must be {expected}, got {show(value)}")

@@ -19,7 +19,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import jaxtyped
 
-from vkq_jax.annotations import alternatives, describe, holds, is_array, plain
+from vkq_jax.annotations import alternatives, describe, holds, plain
 from vkq_jax.array_types import Array
 from vkq_jax.messages import show
 
@@ -178,10 +178,7 @@ def check_fields(value: Any) -> None:
             held = plain(getattr(value, name))
             if held is not getattr(value, name):
                 object.__setattr__(value, name, held)
-            if not any(
-                isinstance(held, option) if is_array(option) else holds(held, option)
-                for option in options
-            ):
+            if not any(holds(held, option) for option in options):
                 expected = " or ".join(describe(option) for option in options)
                 got = f"{show(held)}{_beside(value, name)}"
                 raise ValueError(f"{name} must be {expected}, got {got}")

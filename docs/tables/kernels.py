@@ -18,7 +18,8 @@ def kernel_rows() -> list[str]:
 
 def kernel_goal_table() -> list[str]:
     """The cases of `kernel_rows` that have a goal, with a head."""
-    return [*KERNEL_HEAD, *(row for row in kernel_rows() if row.split(" | ")[5])]
+    rows = read("kernel.json")["rows"]
+    return [*KERNEL_HEAD, *(_row(row) for row in rows if CASES[row["case"]].goal is not None)]
 
 
 def plan_rows() -> list[str]:
@@ -32,11 +33,11 @@ def portable_rows() -> list[str]:
 
 
 def _rows(name: str) -> list[str]:
-    """Of each row of a file: cuDNN's and the kernel's time, ratio, bandwidth, goal, error."""
     return [_row(row) for row in read(name)["rows"]]
 
 
 def _row(row: dict[str, Any]) -> str:
+    """A case's times in cuDNN and in the kernel, their ratio, bandwidth, goal and error."""
     microseconds, ratio, share = (
         row[name] for name in ("microseconds", "ratio_to_cudnn", "part_of_bandwidth")
     )

@@ -28,7 +28,7 @@ _LARGEST_RESIZED = 2**26
 
 _LARGEST_EDGE = 2**16
 MEANS, SCALES = Between(-255, 255), Between(1e-6, 255)
-"""Of pixels from 0 to 255, or rescaled ones; numbers beyond leave nothing of a picture."""
+"""Ranges for pixels from 0 to 255 or rescaled; numbers beyond leave nothing of a picture."""
 
 MOST_TILES = 128
 """Tiles of one picture."""

@@ -128,7 +128,7 @@ def processor_of(model: Model) -> Processor:
 
 
 def _state_of(folder: Path) -> frozenset[tuple[str, int, int, int]]:
-    """What changes where a file of the folder does, weights left out: a mended template counts."""
+    """The folder's files but weights, so that a mended template is another state."""
     found = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:

@@ -70,7 +70,7 @@ def describe(cache: KVCache, query: jax.ShapeDtypeStruct) -> list[str]:
 
 
 def _table_lines(packed: VisualBank, tables: CodeTables | None) -> list[str]:
-    """What multiplies queries and results by the model's tables."""
+    """Lines that say whether launches or XLA multiply by the model's tables."""
     places: dict[str, list[str]] = {}
     sides: tuple[tuple[str, Side], ...] = (("queries", "key"), ("results", "value"))
     for name, side in sides:

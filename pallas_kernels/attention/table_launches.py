@@ -19,7 +19,7 @@ from pallas_kernels.attention.table_specs import Dictionary, FoldSpec, JoinSpec
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from vkq_jax.array_types import Array, Float
 from vkq_jax.cache.kv_cache import VisualBank
-from vkq_jax.codes.code_tables import SideTables
+from vkq_jax.codes.code_tables import ClassTables, SideTables
 
 __all__ = ["fold_queries", "join_parts", "launches_tables", "part_groups"]
 
@@ -54,7 +54,7 @@ def launches_tables(
             return False
         if of_class.channel.dtype != jnp.int32 or of_class.weight.dtype != jnp.float32:
             return False
-        matrices.append(of_class.analysis if of_class.synthesis is None else of_class.synthesis)
+        matrices.append(_matrix(of_class))
     if groups and x.centre.shape[-2]:
         matrices.append(x.centre)
     return x.head_dim % _CHUNK == 0 and all(m.dtype == jnp.bfloat16 for m in matrices)
@@ -115,6 +115,11 @@ def join_parts(
     return output, logsumexp
 
 
+def _matrix(learned: ClassTables) -> Array:
+    """The channels of a dictionary as its tables hold them: a synthesis has them in columns."""
+    return learned.analysis if learned.synthesis is None else learned.synthesis
+
+
 def _shape(
     spec: KernelSpec,
     head_dim: int,
@@ -122,7 +127,7 @@ def _shape(
     groups: Sequence[Sequence[Packed]],
     tables: SideTables,
 ) -> dict:
-    """What `FoldSpec` and `JoinSpec` have in common."""
+    """The fields of `TableSpec`, which `FoldSpec` and `JoinSpec` share."""
     dictionaries = []
     for group, (number, size) in zip(groups, outer_dictionary.table_parts(x, groups), strict=True):
         learned = tables.of_class(number)
@@ -153,7 +158,7 @@ def _table_operands(
     for group, dictionary in zip(groups, spec.dictionaries, strict=True):
         learned = tables.of_class(group[0].number)
         assert learned is not None
-        matrix = learned.analysis if learned.synthesis is None else learned.synthesis
+        matrix = _matrix(learned)
         found |= {
             f"{dictionary.part}matrix": matrix.reshape(-1, *matrix.shape[-2:]),
             f"{dictionary.part}channel": learned.channel.reshape(-1, dictionary.virtual),

@@ -27,7 +27,7 @@ class Dictionary:
 
 @dataclasses.dataclass(frozen=True)
 class TableSpec:
-    """What both launches have in common.
+    """The shapes and tables of either launch.
 
     Attributes:
         outer, layers, batch, kv_heads, queries: as in `KernelSpec`. head_dim: H.

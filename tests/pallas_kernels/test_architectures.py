@@ -48,7 +48,7 @@ def test_ptxas_assembles_each_path_for_every_architecture(name, tmp_path):
 @pytest.mark.ci  # half a minute
 @pytest.mark.parametrize("case", test_dictionary_kernel.LAUNCHES[1::2])
 def test_ptxas_assembles_launches_with_tables_for_every_architecture(case, tmp_path):
-    """Of a codebook and of learned dictionaries, four queries."""
+    """The tables are a codebook, or learned dictionaries; four queries."""
     for program, operands in test_dictionary_kernel.launches_of(*case):
         assert "Used" in ptxas(program, operands, tmp_path, TARGETS)
 

@@ -44,7 +44,7 @@ class LayerTime:
 
     @property
     def timed_by(self) -> str:
-        """What `best` was timed by: "device" or "clock"."""
+        """The clock of `best`: "device" or "clock"."""
         return "clock" if self.device is None else "device"
 
 

@@ -125,7 +125,7 @@ def calibrate_scores(
 
 
 def _sentence(record: dict[str, Any], model: Model, codes: AnyQuant, spans: Sequence[float]) -> str:
-    """What was made, and why some heads' scores stay as they are; `spans` are tau2 - tau1."""
+    """A sentence on the map and on heads whose scores it leaves; `spans` are tau2 - tau1."""
     heads = f"{record['layers']} x {record['query_heads']} heads"
     text = f"{record['file']}: {heads} from {record['sample_prompts']} sample prompts, "
     text += f"mean slope {record['mean_slope']:.2f}"

@@ -70,8 +70,12 @@ def join(files: Sequence[Path]) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     record = read_results(file)
-    needed = {"versions": dict, "seconds": float | int, "offline_table_bytes": dict}
-    needed |= {"quantize_at": str}
+    needed = {
+        "versions": dict,
+        "seconds": float | int,
+        "offline_table_bytes": dict,
+        "quantize_at": str,
+    }
     missing = [name for name, kind in needed.items() if not isinstance(record.get(name), kind)]
     if missing := missing + [NONE] * (NONE not in record["presets"]):
         raise ValueError(f"expected results of `vkq eval` in {file}: it lacks {missing[0]!r}")

@@ -57,7 +57,7 @@ def encode_pair(
     """
     if codes[0] == codes[1] and not codes[0].uses_tables:
         # As one tensor: half as many kernels to compile and to launch.
-        return _quantize_both(jnp.stack([key, value]), valid, codes[0])
+        return _encode_both(jnp.stack([key, value]), valid, codes[0])
     sides = (None, None) if tables is None else (tables.key, tables.value)
     centred = [
         _centre(x, valid, side_codes, side)
@@ -73,7 +73,7 @@ def encode_pair(
     return coded[0], coded[1], dataclasses.replace(class_map, valid=None)
 
 
-def _quantize_both(
+def _encode_both(
     x: Float[Array, "2 B K V H"], valid: Bool[Array, "B K V"], codes: DictionaryCodes
 ) -> tuple[DictionaryTensor, DictionaryTensor, ClassMap]:
     """`encode_pair` of keys and values, stacked, with the same codes and without tables."""

@@ -42,8 +42,8 @@ class FoldQueries:
         """Everything, for this warp."""
         ops, spec, tile = self._ops, self._spec, self._tile
         slots = -(-max([x.size for x in spec.dictionaries] + [1]) // (32 * spec.warps))
-        # Of this thread's numbers: first one, how many there are, how many are not zero; columns
-        # and weights.
+        # This thread's numbers: the first one, how many there are, how many are not zero, then
+        # their columns and weights.
         found: list[Value] = [0, 0, 0, *[0] * slots, *[0.0] * slots]
         first = 0
         for number, dictionary in enumerate(spec.dictionaries):

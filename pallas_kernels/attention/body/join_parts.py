@@ -226,7 +226,7 @@ class JoinParts:
         )
 
     def _direct(self, row: Value, weights: Sequence[Sequence[Value]], number: int) -> Value:
-        """What a row's result has beside: in channel `number` times 32 and the lane's."""
+        """A row's share of `output` and centre, in channel `number` times 32 plus the lane's."""
         ops, spec, tile = self._ops, self._spec, self._tile
         column = ops.add(ops.mad(tile.lane, 1, self._first_column), _COLUMNS * number)
         total: Value = 0.0
