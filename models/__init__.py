@@ -23,14 +23,14 @@ from models.generation.generate import Generation, generate, stream
 from models.generation.options import GenerateOptions
 from models.generation.prefill_image import prefill_image
 from models.inputs.batch import Inputs, PromptShape
-from models.inputs.chat import chat_prompt
 from models.inputs.clips import Clip
 from models.inputs.padding import pad_to_multiple
-from models.inputs.preparation import prepare, prepare_questions
-from models.inputs.processor import decode
 from models.loading import load, read_config, save_weights
 from models.model import Model
 from models.model_fingerprint import fingerprint
+from models.prompts.chat import chat_prompt
+from models.prompts.preparation import prepare, prepare_questions
+from models.prompts.processor import decode
 from models.sampling import Sampling
 from models.sharding.cache_file import load_cache
 

@@ -12,7 +12,7 @@ import vkq_jax
 from models import Clip, GenerateOptions, Generation, Inputs, Model
 from models.generation.context import context_length
 from models.inputs.images import Picture
-from models.inputs.processor import processor_of
+from models.prompts.processor import processor_of
 from vkq_apps.answering import stream_texts
 from vkq_jax.cache.layered import AnyCache
 

@@ -1,1 +1,1 @@
-"""Prompts and pictures, from text and files to checked arrays."""
+"""The pytree that a model reads, and the arrays in it. No file here knows a family."""

@@ -156,8 +156,8 @@ def test_prompts_with_clips_of_every_family(model_of, cases, one_clear_error):
 
 def test_every_number_of_frames_can_be_taken_of_a_clip(model_of, cases):
     """Indices rise and stay in the clip, for settings of all families."""
-    from models.inputs.processor import processor_of
-    from models.inputs.visuals import clip_settings
+    from models.prompts.processor import processor_of
+    from models.prompts.visuals import clip_settings
 
     for case in cases(300):
         rng = random.Random(f"counts/{case}")

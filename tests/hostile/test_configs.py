@@ -17,7 +17,7 @@ import transformers
 import models
 from models.checkpoints.hf_rope import RopeSettings, read_rope
 from models.families.llava.config import LlavaSettings
-from models.inputs.arrays import inputs_from_arrays
+from models.prompts.arrays import inputs_from_arrays
 from models.text.registry import TEXT_SETTINGS
 from models.vision.settings import ClipVisionSettings
 from tests.models.hf_files import config_json, random_weights, write_checkpoint

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import models
-from models.inputs import chat_template
+from models.prompts import chat_template
 from tests.models.hf_files import random_weights, write_checkpoint, write_processor
 
 FILES = (

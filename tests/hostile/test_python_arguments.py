@@ -14,7 +14,7 @@ import pytest
 import models
 import pallas_kernels
 import vkq_jax
-from models.inputs.arrays import inputs_from_arrays
+from models.prompts.arrays import inputs_from_arrays
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 

@@ -12,9 +12,9 @@ import pytest
 import transformers
 
 import models
-from models.inputs import chat_template
-from models.inputs.arrays import inputs_from_arrays
-from models.inputs.processor import processor_of
+from models.prompts import chat_template
+from models.prompts.arrays import inputs_from_arrays
+from models.prompts.processor import processor_of
 from tests.models.hf_files import random_weights, write_checkpoint, write_processor
 from tests.support.tiny_llava import CONFIG
 

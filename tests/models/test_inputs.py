@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from models import PromptShape
-from models.inputs.arrays import inputs_from_arrays
+from models.prompts.arrays import inputs_from_arrays
 from tests.support.tiny_llava import CONFIG, IMAGE, VISUAL_TOKENS, batch, prompt
 
 PIXELS = np.zeros((1, 3, 16, 16), np.float32)

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import models
-from models.inputs.arrays import inputs_from_arrays
 from models.loading import TINY
+from models.prompts.arrays import inputs_from_arrays
 from tests.models.hf_files import (
     config_json,
     random_weights,

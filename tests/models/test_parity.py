@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import models
-from models.inputs.arrays import inputs_from_arrays
 from models.layers.attention import causal_mask, dense_attention
+from models.prompts.arrays import inputs_from_arrays
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

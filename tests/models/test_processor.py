@@ -9,7 +9,7 @@ import pytest
 import models
 from models.inputs.clip_processing import ClipProcessing
 from models.inputs.processing import Processing
-from models.inputs.processor import Processor, processor_of
+from models.prompts.processor import Processor, processor_of
 from tests.models.hf_files import random_weights, write_checkpoint, write_processor
 
 QUESTION = "USER: <image> what is this ? ASSISTANT:"

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import models
-from models.inputs.processor import processor_of
 from models.loading import TINY
+from models.prompts.processor import processor_of
 from vkq_apps.training.heldout import heldout
 
 pytestmark = pytest.mark.parity

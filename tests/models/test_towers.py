@@ -9,11 +9,11 @@ from flax import nnx
 
 import models
 from models.families.llava.model import LlavaModel
-from models.inputs.arrays import inputs_from_arrays
 from models.layers.attention import attend_with_mask, causal_mask, dense_attention
 from models.layers.layer_scan import stack_layers
 from models.layers.linear import Maker
 from models.model import Model
+from models.prompts.arrays import inputs_from_arrays
 from tests.support.tiny_llava import CONFIG, IMAGE, VISUAL_TOKENS, batch, prompt, tiny_model
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 import models
 from models import Generation, Inputs, Model
-from models.inputs.arrays import inputs_from_arrays
+from models.prompts.arrays import inputs_from_arrays
 from tests.models.families import test_gemma4, test_mllama
 from tests.models.hf_files import IMAGE_TOKEN, config_json
 from tests.support import qwen_vl

@@ -8,7 +8,7 @@ import pytest
 
 import models
 import vkq_jax
-from models.inputs.arrays import inputs_from_arrays
+from models.prompts.arrays import inputs_from_arrays
 from tests.sharding.cases import BATCH, STEPS, assert_same
 from vkq_jax.files import sliced_arrays
 from vkq_jax.sharding.hosts import in_shards

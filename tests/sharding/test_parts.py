@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 
 import models
 import vkq_jax
-from models.inputs.arrays import inputs_from_arrays
+from models.prompts.arrays import inputs_from_arrays
 from models.sharding.placing import attention_axes
 from tests.sharding.cases import STEPS, assert_same, inputs_of
 from vkq_jax.cache.split_tensor import SplitTensor

@@ -10,10 +10,10 @@ from flax import nnx
 from models import Inputs, Model, forward
 from models.families.llava.config import LlavaConfig
 from models.families.llava.model import LlavaModel
-from models.inputs.arrays import inputs_from_arrays
 from models.layers.activations import Activation
 from models.layers.linear import Maker
 from models.layers.rope_config import RopeConfig
+from models.prompts.arrays import inputs_from_arrays
 from models.text.config import TextConfig
 from models.vision.encoder import EncoderConfig
 from models.vision.vit import VitConfig

@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 from models.families.llava.config import LlavaConfig
 from models.families.llava.model import LlavaModel
 from models.families.mesh_fit import fit_mesh
-from models.inputs.arrays import inputs_from_arrays
 from models.inputs.batch import Inputs
 from models.layers.activations import Activation
 from models.layers.linear import Maker
 from models.layers.rope_config import RopeConfig
 from models.model import Model
+from models.prompts.arrays import inputs_from_arrays
 from models.sharding.rules import parameter_sharding
 from models.text.config import TextConfig
 from models.vision.encoder import EncoderConfig

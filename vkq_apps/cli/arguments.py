@@ -16,7 +16,7 @@ from models.families.registry import family_of
 from models.generation.options import QuantizeAt
 from models.inputs.clips import read_clip
 from models.inputs.images import read_picture
-from models.inputs.visuals import check_takes_clips
+from models.prompts.visuals import check_takes_clips
 from pallas_kernels import IMPLEMENTATIONS
 from vkq_apps.cli.console import log, stage
 from vkq_apps.cli.counts import check_count

@@ -7,7 +7,7 @@ import jax
 import typer
 
 import models
-from models.inputs.visuals import check_takes_clips
+from models.prompts.visuals import check_takes_clips
 from vkq_apps.bench.options import implementation_of, layers_apart_with
 from vkq_apps.cli.arguments import (
     ImplementationOption,

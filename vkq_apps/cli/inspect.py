@@ -17,7 +17,7 @@ from models.attached_tables import find_codes
 from models.families.registry import family_of
 from models.inputs.clips import read_clip
 from models.inputs.images import read_picture
-from models.inputs.processor import processor_of
+from models.prompts.processor import processor_of
 from models.vision.vit import VitConfig
 from vkq_apps.answering import ask
 from vkq_apps.cli.arguments import (

@@ -9,7 +9,7 @@ from models import Clip
 from models.families.base import ModelConfig
 from models.inputs.clips import is_clip_file
 from models.inputs.video_files import VIDEO_SUFFIXES
-from models.inputs.visuals import check_takes_clips, takes_clips
+from models.prompts.visuals import check_takes_clips, takes_clips
 from vkq_apps.cli.console import log
 from vkq_apps.text_files import read_text
 

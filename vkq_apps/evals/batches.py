@@ -11,7 +11,7 @@ import models
 from models import Inputs, Model
 from models.generation.context import context_length
 from models.generation.teacher_forcing import EvaluatedModel, Reading, parts_of
-from models.inputs.processor import processor_of
+from models.prompts.processor import processor_of
 from vkq_apps.evals.samples import Sample
 from vkq_apps.evals.tasks import Task
 from vkq_jax.messages import show

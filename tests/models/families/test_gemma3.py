@@ -6,7 +6,7 @@ import transformers
 
 import models
 from models.families.gemma3.config import Gemma3Config
-from models.inputs.processor import processor_of
+from models.prompts.processor import processor_of
 from tests.support.pictures import random_picture
 from tests.support.processor_files import WORDS, write_processor
 from tests.support.random_checkpoint import write_random_checkpoint

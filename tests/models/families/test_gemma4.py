@@ -10,8 +10,8 @@ import models
 import vkq_jax
 from models.families.gemma4.clips import Gemma4ClipProcessing
 from models.families.gemma4.config import Gemma4Config
-from models.inputs.processor import processor_of
 from models.layers.linear import Maker
+from models.prompts.processor import processor_of
 from models.text.gemma4_block import PerLayerEmbedding
 from tests.support.calibrated import check_calibration
 from tests.support.pictures import random_picture

@@ -227,7 +227,7 @@ def changed(expected, **arrays):
     ],
 )
 def test_arrays_that_do_not_fit_are_named(model, change, message):
-    from models.inputs.processor import processor_of
+    from models.prompts.processor import processor_of
 
     output = processor_of(model).image_processor([[WIDE]], return_tensors="np")
     ids = np.array([[1, 4, IMAGE, 6, 7]])

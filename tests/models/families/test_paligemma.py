@@ -9,7 +9,7 @@ import models
 from models.calibration.folder import CalibrationFolder
 from models.calibration.judging import divergences
 from models.families.paligemma.config import PaliGemmaConfig
-from models.inputs.processor import processor_of
+from models.prompts.processor import processor_of
 from tests.support.pictures import random_picture
 from tests.support.processor_files import WORDS, write_processor
 from tests.support.random_checkpoint import write_random_checkpoint

@@ -17,13 +17,13 @@ from models.families.qwen_vl.family import FAMILY
 from models.families.qwen_vl.model import QwenVLModel
 from models.generation.prefill import prefill
 from models.generation.recoding import recode
-from models.inputs.arrays import inputs_from_arrays
 from models.inputs.batch import Inputs
 from models.inputs.padding import pad_to_buckets
 from models.inputs.pixels import bucket
 from models.layers.linear import Maker
 from models.layers.rope_config import MRope, RopeKind
 from models.loading import save_weights
+from models.prompts.arrays import inputs_from_arrays
 from tests.support.calibrated import check_calibration
 from tests.support.qwen_vl import END, IMAGE, START, batch, config_json, write_processor
 

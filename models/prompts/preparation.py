@@ -9,14 +9,14 @@ import numpy as np
 from models.checkpoints.foreign_errors import named
 from models.families.base import ModelConfig
 from models.families.registry import family_of
-from models.inputs.arrays import inputs_from_arrays, to_numpy
 from models.inputs.batch import Inputs
 from models.inputs.clips import Clip, Video, Videos, group_clips
 from models.inputs.images import Picture, Pictures, group_by_prompt
-from models.inputs.processor import processor_of
-from models.inputs.tokenizing import pad_row, stack_rows, tokenize
-from models.inputs.visuals import Visuals, clip_settings, with_placeholders
 from models.model import Model
+from models.prompts.arrays import inputs_from_arrays, to_numpy
+from models.prompts.processor import processor_of
+from models.prompts.tokenizing import pad_row, stack_rows, tokenize
+from models.prompts.visuals import Visuals, clip_settings, with_placeholders
 from vkq_jax.messages import show, some
 from vkq_jax.validation import as_items, check_type
 

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from models.checkpoints.foreign_errors import named
-from models.inputs import chat_template
-from models.inputs.processor import processor_of
-from models.inputs.visuals import check_takes_clips
 from models.model import Model
+from models.prompts import chat_template
+from models.prompts.processor import processor_of
+from models.prompts.visuals import check_takes_clips
 from vkq_jax.messages import show, show_path
 from vkq_jax.validation import check_type, whole_number
 

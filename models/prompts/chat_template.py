@@ -2,7 +2,7 @@
 
 Templates are programs that come with a checkpoint: jinja2's sandbox keeps them from files and from
 Python's insides, not from endless loops or from filling the memory. They run in a process of their
-own (`models/inputs/template_worker.py`), kept for the next template and ended where one takes too
+own (`models/prompts/template_worker.py`), kept for the next template and ended where one takes too
 long.
 """
 

@@ -14,9 +14,9 @@ from models.inputs.clip_processing import resized_frame
 from models.inputs.clip_settings import ClipSettings, read_clip_settings
 from models.inputs.clips import Clip, ReadClip, read_clip
 from models.inputs.images import Picture, read_picture
-from models.inputs.processor import Processor
-from models.inputs.tokenizing import placeholder_pattern
 from models.model import Model
+from models.prompts.processor import Processor
+from models.prompts.tokenizing import placeholder_pattern
 from vkq_jax.messages import show
 from vkq_jax.validation import whole_number
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from models.families.base import ModelConfig
-from models.inputs.processor import Processor
+from models.prompts.processor import Processor
 from vkq_jax.messages import show
 
 __all__ = ["pad_row", "placeholder_pattern", "stack_rows", "tokenize"]

@@ -1,4 +1,4 @@
-"""Renders chat templates in a process of its own: `models.inputs.chat_template` starts and ends it.
+"""Renders chat templates in a process of its own, which `models.prompts.chat_template` starts.
 
 Reads one JSON object a line, the arguments of transformers' `render_jinja_template`, and answers
 each with one line, `{"text": ...}` or `{"error": ...}`. The first line says that it is ready.
