@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from typer.core import TyperGroup
 
-from vkq_apps.cli import hosts
 from vkq_apps.cli.app import load_command
 from vkq_apps.cli.examples import EXAMPLES
+from vkq_apps.terminal import hosts
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

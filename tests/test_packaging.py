@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from models.extras import check_installed
-from vkq_apps.cli.errors import describe
 from vkq_apps.cli.main import main
 from vkq_apps.evals.synthetic import synthetic_tasks
+from vkq_apps.terminal.errors import describe
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("vkq_jax", "pallas_kernels", "models", "vkq_apps")

@@ -18,10 +18,10 @@ from PIL import Image
 import vkq_jax
 from tests.hostile.conftest import LONGEST_ERROR
 from vkq_apps.bench import commands, kernel, worker
-from vkq_apps.cli import errors
 from vkq_apps.cli.app import COMMANDS, Place
 from vkq_apps.cli.main import main
-from vkq_apps.outputs import check_record_place, check_stored_place
+from vkq_apps.files.outputs import check_record_place, check_stored_place
+from vkq_apps.terminal import errors
 from vkq_jax import messages
 
 NUMBERS = ["0", "-1", "1", "3", "1.5", "nan", "inf", "-inf", "1e400", "9" * 30, "9" * 5000, "0x10"]
@@ -338,7 +338,7 @@ def test_any_exception_is_one_line(capsys, command, error, message):
 
 
 ANSWER = """
-from vkq_apps.cli.console import out, print_json
+from vkq_apps.terminal.console import out, print_json
 from vkq_apps.cli.ask import _show
 def demo(json: bool = False):
     record = {"answer": "[red]5 € :smile: 🧾", "prompt": "[/]é", "answer_full_precision": None,

@@ -15,7 +15,7 @@ from models.inputs.images import read_picture
 from tests.vkq_apps.evals.test_datasets import FIXTURES, GOOD, save_picture
 from vkq_apps.evals.datasets import read_data
 from vkq_apps.evals.records import Record, SampleLog
-from vkq_apps.text_files import read_text
+from vkq_apps.files.text_files import read_text
 
 STRANGE = [None, True, -1, 1e999, "", " ", "\x00", "x" * 2000, [], [[]], {}, {"a": []}, ["a", 3]]
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 import vkq_jax
-from vkq_apps.codes_option import parse_codes
+from vkq_apps.terminal.codes_option import parse_codes
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 

@@ -95,7 +95,7 @@ def timed_by(folder: Path, meshes: list[str]) -> dict[str, dict[str, list[float]
 
 def main() -> int:
     """Times both checkouts and writes the file."""
-    from vkq_apps.provenance import provenance
+    from vkq_apps.files.provenance import provenance
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", type=Path, required=True, help="checkout to compare with")

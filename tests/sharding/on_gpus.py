@@ -22,7 +22,7 @@ import numpy as np
 import models
 from models.sharding.placing import sequence_parts
 from tests.sharding.cases import BATCH, CONFIGS, STEPS, Cases, inputs_of
-from vkq_apps.provenance import provenance
+from vkq_apps.files.provenance import provenance
 from vkq_jax.cache.layered import map_parts
 from vkq_jax.files.atomic_write import atomic_write
 from vkq_jax.sharding.bank_parts import join_banks

@@ -7,8 +7,8 @@ import time
 
 from models.calibration import codes as code_calibration
 from tests.sharding.cases import RIVALS
-from vkq_apps.cli.hosts import join_hosts, leave_hosts
 from vkq_apps.cli.main import main
+from vkq_apps.terminal.hosts import join_hosts, leave_hosts
 
 if __name__ == "__main__":
     code_calibration.calibrated_presets = {"vkq-1bit": RIVALS[:1]}

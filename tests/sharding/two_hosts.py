@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vkq_apps.cli.hosts import join_hosts
+from vkq_apps.terminal.hosts import join_hosts
 
 join_hosts()
 

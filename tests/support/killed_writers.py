@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import safe_open
 
 import vkq_jax
-from vkq_apps.bench.results_file import write_json
+from vkq_apps.files.results_file import write_json
 from vkq_apps.inspection.output_folder import SUMMARY, WRITTEN_BY, complete_or_nothing
 from vkq_apps.training import checkpointing
 from vkq_jax.files.atomic_write import atomic_write

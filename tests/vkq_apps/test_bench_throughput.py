@@ -18,7 +18,6 @@ from vkq_apps.bench.codes import read_codes
 from vkq_apps.bench.decoding import compare_implementations
 from vkq_apps.bench.prefilling import most_sequences
 from vkq_apps.bench.random_model import abstract_model, drawn_model, prompts
-from vkq_apps.bench.results_file import ResultsFile
 from vkq_apps.bench.sequence_cache import (
     abstract_cache,
     random_layer,
@@ -26,6 +25,7 @@ from vkq_apps.bench.sequence_cache import (
     repeated_cache,
 )
 from vkq_apps.bench.throughput_plan import compare_throughput, floors, plan_throughput
+from vkq_apps.files.results_file import ResultsFile
 
 HEAD = {"command": "vkq bench x", "device": "cpu", "commit": "c", "time": "now"}
 TINY = ["--shape", "tiny", "--budget", "0.001", "--sequences", "5", "--repeats", "1"]

@@ -12,7 +12,7 @@ from tests.support.clip_cases import CASES, clip, stand_in, write_files
 from tests.support.random_checkpoint import write_random_checkpoint
 from vkq_apps.cli.main import main
 from vkq_apps.cli.sample_folder import CLIP_PROMPTS, PROMPTS, asked, read_folder
-from vkq_apps.cli.sample_prompts import batches_of
+from vkq_apps.terminal.sample_prompts import batches_of
 
 CASE = CASES["llava_onevision: a picture between two clips"]
 OF_CLIP, OF_PICTURE = 2 * 4 + 1, 9 + 15  # two frames of 2 x 2; a tile and newlines behind rows

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import vkq_jax
-from vkq_apps.codes_option import parse_codes
+from vkq_apps.terminal.codes_option import parse_codes
 from vkq_jax.settings.presets import _PRESETS
 
 MODULE = """

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from rich.status import Status
 
-from vkq_apps.cli import compiling, console
-from vkq_apps.evals.progress import resumable
+from vkq_apps.terminal import compiling, console
+from vkq_apps.terminal.progress import resumable
 
 
 @pytest.fixture(autouse=True)

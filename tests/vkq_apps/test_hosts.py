@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from vkq_apps.bench import worker
-from vkq_apps.cli import hosts
 from vkq_apps.cli.main import main
+from vkq_apps.terminal import hosts
 
 BARE = {"message": "", "bandwidth": 1.0, "devices": 2}
 

@@ -60,7 +60,7 @@ def checkpoint(tmp_path_factory):
 def arguments(checkpoint, tmp_path, monkeypatch):
     loaded = dataclasses.replace(tiny_model(), source=str(checkpoint))
     monkeypatch.setattr(models, "load", lambda path, **options: loaded)
-    monkeypatch.setattr("vkq_apps.cli.arguments.weight_bytes", lambda path: 0)
+    monkeypatch.setattr("vkq_apps.terminal.arguments.weight_bytes", lambda path: 0)
     monkeypatch.setattr(models, "read_config", lambda path: loaded.config)
     return {
         "model": "random",

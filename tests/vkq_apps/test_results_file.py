@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from vkq_apps.bench.results_file import ResultsFile, write_json
+from vkq_apps.files.results_file import ResultsFile, write_json
 
 HEAD = {"command": "vkq bench x", "device": "d", "commit": "c", "time": "t"}
 

@@ -10,7 +10,7 @@ from models.generation.context import context_length
 from models.generation.room import check_text_fits
 from models.layers.rope_config import RopeConfig, RopeKind
 from tests.support.tiny_llava import CONFIG
-from vkq_apps.cli.room import check_room
+from vkq_apps.terminal.room import check_room
 
 LINEAR = RopeConfig(head_dim=16, max_length=512, kind=RopeKind.LINEAR, factor=4.0)
 

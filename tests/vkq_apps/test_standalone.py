@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vkq_apps.cli.standalone import argument, option, run_standalone
+from vkq_apps.terminal.standalone import argument, option, run_standalone
 from vkq_apps.training import train
 from vkq_apps.training.options import TrainOptions
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from vkq_apps.bench.timing import LayerTime, seconds_of_calls, time_per_layer
-from vkq_apps.cli.console import log
-from vkq_apps.cli.errors import describe
+from vkq_apps.terminal.console import log
+from vkq_apps.terminal.errors import describe
 
 __all__ = [
     "BASELINES",

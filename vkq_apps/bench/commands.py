@@ -13,14 +13,14 @@ from vkq_apps.bench import device_memory, worker
 from vkq_apps.bench.mesh_scaling import compare_meshes
 from vkq_apps.bench.prefilling import PrefillSetup, compare_prefill
 from vkq_apps.bench.quantize import QuantizeSetup, measure_quantize
-from vkq_apps.bench.results_file import ResultsFile
 from vkq_apps.bench.rows import attempt, run_groups
 from vkq_apps.bench.scaling import ScalingSetup, compare_scaling, measure_scaling
 from vkq_apps.bench.throughput import ThroughputSetup
 from vkq_apps.bench.throughput_plan import compare_throughput, floors
 from vkq_apps.bench.timing import bandwidth
-from vkq_apps.cli.hosts import hosts_named
-from vkq_apps.provenance import provenance
+from vkq_apps.files.provenance import provenance
+from vkq_apps.files.results_file import ResultsFile
+from vkq_apps.terminal.hosts import hosts_named
 from vkq_jax.files.atomic_write import check_writable, reserved
 
 __all__ = [

@@ -32,12 +32,12 @@ from vkq_apps.bench.baselines import (
 from vkq_apps.bench.cases import CASES, CHECKS, Calibration, Case
 from vkq_apps.bench.kernel_error import attend, error, random_banks
 from vkq_apps.bench.processes import process_pool, take_memory_as_needed
-from vkq_apps.bench.results_file import source_digest, write_json
 from vkq_apps.bench.timing import LayerTime, bandwidth, chain_of_layers, time_of_calls
-from vkq_apps.cli.console import log
-from vkq_apps.cli.errors import describe
-from vkq_apps.outputs import check_record_place
-from vkq_apps.provenance import provenance
+from vkq_apps.files.outputs import check_record_place
+from vkq_apps.files.provenance import provenance
+from vkq_apps.files.results_file import source_digest, write_json
+from vkq_apps.terminal.console import log
+from vkq_apps.terminal.errors import describe
 
 __all__ = [
     "CASES",

@@ -12,8 +12,8 @@ import vkq_jax
 from models.sharding.mesh import check_text
 from pallas_kernels.shapes import SHAPES
 from vkq_apps.bench.codes import CODES_HELP
-from vkq_apps.cli.counts import LARGEST, check_count
-from vkq_apps.cli.hosts import HOSTS_HELP
+from vkq_apps.terminal.counts import LARGEST, check_count
+from vkq_apps.terminal.hosts import HOSTS_HELP
 
 __all__ = [
     "NO_MESH",

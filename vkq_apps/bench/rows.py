@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from vkq_apps.bench.device_memory import DoesNotFit
-from vkq_apps.bench.results_file import ResultsFile
-from vkq_apps.cli.errors import describe, is_out_of_memory
+from vkq_apps.files.results_file import ResultsFile
+from vkq_apps.terminal.errors import describe, is_out_of_memory
 
 __all__ = ["Setup", "attempt", "run_groups"]
 

@@ -21,10 +21,10 @@ from vkq_apps.bench.rows import attempt
 from vkq_apps.bench.throughput import TRANSFORMERS, ThroughputSetup, measure_throughput
 from vkq_apps.bench.timing import bandwidth
 from vkq_apps.bench.transformers_rival import measure_transformers
-from vkq_apps.cli.console import log
-from vkq_apps.cli.errors import show_tracebacks, tracebacks_shown
-from vkq_apps.cli.hosts import join_hosts, leave_hosts
-from vkq_apps.provenance import provenance
+from vkq_apps.files.provenance import provenance
+from vkq_apps.terminal.console import log
+from vkq_apps.terminal.errors import show_tracebacks, tracebacks_shown
+from vkq_apps.terminal.hosts import join_hosts, leave_hosts
 
 __all__ = ["TASKS", "call", "main"]
 

@@ -8,8 +8,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vkq_apps.cli.compilation_cache import use_compilation_cache
-from vkq_apps.cli.errors import UsageError, show_tracebacks
 from vkq_apps.cli.examples import add_examples
+from vkq_apps.terminal.errors import UsageError, show_tracebacks
 
 __all__ = ["COMMANDS", "load_command", "run"]
 

@@ -16,7 +16,8 @@ from models.attached_tables import find_codes
 from models.calibration.folder import digest_of
 from models.sharding.placing import place_tables
 from vkq_apps.answering import Answer, ask
-from vkq_apps.cli.arguments import (
+from vkq_apps.evals.checkpoint_digest import files_digest
+from vkq_apps.terminal.arguments import (
     PRESETS,
     ImageOption,
     JsonOption,
@@ -35,10 +36,11 @@ from vkq_apps.cli.arguments import (
     load_and_prepare,
     say_if_uncalibrated,
 )
-from vkq_apps.cli.compiling import compiling_for
-from vkq_apps.cli.console import log, out, print_json, stage
-from vkq_apps.cli.counts import check_count
-from vkq_apps.cli.draws import (
+from vkq_apps.terminal.codes_option import FORMS, parse_codes
+from vkq_apps.terminal.compiling import compiling_for
+from vkq_apps.terminal.console import log, out, print_json, stage
+from vkq_apps.terminal.counts import check_count
+from vkq_apps.terminal.draws import (
     SeedOption,
     TemperatureOption,
     TopKOption,
@@ -46,9 +48,7 @@ from vkq_apps.cli.draws import (
     check_draws,
     draw_options,
 )
-from vkq_apps.cli.hosts import check_mesh_of, on_all_hosts
-from vkq_apps.codes_option import FORMS, parse_codes
-from vkq_apps.evals.checkpoint_digest import files_digest
+from vkq_apps.terminal.hosts import check_mesh_of, on_all_hosts
 from vkq_jax.byte_units import human_bytes
 from vkq_jax.cache.text_bank import check_text_bits
 from vkq_jax.settings.layer_settings import AnyQuant

@@ -36,16 +36,16 @@ from vkq_apps.bench.options import (
     numbers,
 )
 from vkq_apps.bench.quantize import plan_quantize
-from vkq_apps.bench.results_file import read_json, write_json
 from vkq_apps.bench.scaling import plan_scaling
 from vkq_apps.bench.throughput_plan import BASELINE, plan_meshes
-from vkq_apps.cli.arguments import JsonOption
 from vkq_apps.cli.bench_generation import REAL_SHAPES, join, prefill, throughput
 from vkq_apps.cli.bench_output import output_on_hosts, say, show
-from vkq_apps.cli.console import out, print_json
-from vkq_apps.cli.counts import check_count
-from vkq_apps.outputs import check_record_place
-from vkq_apps.provenance import provenance
+from vkq_apps.files.outputs import check_record_place
+from vkq_apps.files.provenance import provenance
+from vkq_apps.files.results_file import read_json, write_json
+from vkq_apps.terminal.arguments import JsonOption
+from vkq_apps.terminal.console import out, print_json
+from vkq_apps.terminal.counts import check_count
 from vkq_jax.byte_units import human_bytes
 
 __all__ = ["bench"]

@@ -28,14 +28,14 @@ from vkq_apps.bench.options import (
     numbers,
 )
 from vkq_apps.bench.prefilling import PrefillSetup
-from vkq_apps.bench.results_file import join_files, write_json
 from vkq_apps.bench.throughput import TRANSFORMERS, ThroughputSetup
 from vkq_apps.bench.throughput_plan import BASELINE, plan_throughput
-from vkq_apps.cli.arguments import JsonOption
 from vkq_apps.cli.bench_output import output_on_hosts, show
-from vkq_apps.cli.console import out, print_json
-from vkq_apps.cli.counts import check_count
-from vkq_apps.outputs import check_record_place
+from vkq_apps.files.outputs import check_record_place
+from vkq_apps.files.results_file import join_files, write_json
+from vkq_apps.terminal.arguments import JsonOption
+from vkq_apps.terminal.console import out, print_json
+from vkq_apps.terminal.counts import check_count
 
 __all__ = ["REAL_SHAPES", "join", "prefill", "throughput"]
 

@@ -9,9 +9,9 @@ from rich.table import Table
 
 from vkq_apps.bench.commands import Output
 from vkq_apps.bench.options import NO_MESH
-from vkq_apps.bench.results_file import ResultsFile
-from vkq_apps.cli.console import log, out, print_json
-from vkq_apps.cli.hosts import hosts_named, leave_results_to_first
+from vkq_apps.files.results_file import ResultsFile
+from vkq_apps.terminal.console import log, out, print_json
+from vkq_apps.terminal.hosts import hosts_named, leave_results_to_first
 
 __all__ = ["output_on_hosts", "say", "show"]
 

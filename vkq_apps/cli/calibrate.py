@@ -15,8 +15,13 @@ import models
 import vkq_jax
 from models import Clip
 from vkq_apps.bench.options import implementation_of, layers_apart_with
-from vkq_apps.bench.results_file import source_digest
-from vkq_apps.cli.arguments import (
+from vkq_apps.cli.sample_folder import asked, read_folder, read_prompts
+from vkq_apps.evals.checkpoint_digest import files_digest
+from vkq_apps.evals.synthetic import is_recipe_folder
+from vkq_apps.files.outputs import check_stored_place
+from vkq_apps.files.results_file import source_digest
+from vkq_apps.recipe import check_recipe
+from vkq_apps.terminal.arguments import (
     ImplementationOption,
     JsonOption,
     MeshOption,
@@ -25,16 +30,11 @@ from vkq_apps.cli.arguments import (
     check_before_loading,
     load_model,
 )
-from vkq_apps.cli.console import log, out, print_json
-from vkq_apps.cli.counts import check_count
-from vkq_apps.cli.hosts import check_mesh_of, on_all_hosts
-from vkq_apps.cli.sample_folder import asked, read_folder, read_prompts
-from vkq_apps.cli.sample_prompts import AnswerTokensOption, BatchSizeOption, batches_of
-from vkq_apps.evals.checkpoint_digest import files_digest
-from vkq_apps.evals.progress import progress, resumable
-from vkq_apps.evals.synthetic import is_recipe_folder
-from vkq_apps.outputs import check_stored_place
-from vkq_apps.recipe import check_recipe
+from vkq_apps.terminal.console import log, out, print_json
+from vkq_apps.terminal.counts import check_count
+from vkq_apps.terminal.hosts import check_mesh_of, on_all_hosts
+from vkq_apps.terminal.progress import progress, resumable
+from vkq_apps.terminal.sample_prompts import AnswerTokensOption, BatchSizeOption, batches_of
 from vkq_jax.files.atomic_write import reserved
 from vkq_jax.sharding.hosts import spans_hosts
 

@@ -12,7 +12,8 @@ import typer
 import models
 import vkq_jax
 from models import Inputs, Model
-from vkq_apps.cli.arguments import (
+from vkq_apps.files.outputs import check_stored_place
+from vkq_apps.terminal.arguments import (
     JsonOption,
     ModelOption,
     NumFramesOption,
@@ -24,17 +25,16 @@ from vkq_apps.cli.arguments import (
     check_visuals,
     load_model,
 )
-from vkq_apps.cli.console import log, out, print_json
-from vkq_apps.cli.room import check_room
-from vkq_apps.cli.sample_prompts import (
+from vkq_apps.terminal.codes_option import parse_codes
+from vkq_apps.terminal.console import log, out, print_json
+from vkq_apps.terminal.progress import progress
+from vkq_apps.terminal.room import check_room
+from vkq_apps.terminal.sample_prompts import (
     AnswerTokensOption,
     BatchSizeOption,
     TablesOutOption,
     batches_of,
 )
-from vkq_apps.codes_option import parse_codes
-from vkq_apps.evals.progress import progress
-from vkq_apps.outputs import check_stored_place
 from vkq_jax.settings.layer_settings import AnyQuant
 
 __all__ = ["calibrate_scores"]

@@ -13,7 +13,8 @@ import vkq_jax
 from models import Clip, Inputs
 from models.attached_tables import find_codes
 from models.inputs.images import read_picture
-from vkq_apps.cli.arguments import (
+from vkq_apps.conversation import CacheSize, Conversation
+from vkq_apps.terminal.arguments import (
     JsonOption,
     ModelOption,
     NumFramesOption,
@@ -28,10 +29,11 @@ from vkq_apps.cli.arguments import (
     load_model,
     say_if_uncalibrated,
 )
-from vkq_apps.cli.compiling import compiling_for
-from vkq_apps.cli.console import log, print_json, stage
-from vkq_apps.cli.counts import check_count
-from vkq_apps.cli.draws import (
+from vkq_apps.terminal.codes_option import parse_codes
+from vkq_apps.terminal.compiling import compiling_for
+from vkq_apps.terminal.console import log, print_json, stage
+from vkq_apps.terminal.counts import check_count
+from vkq_apps.terminal.draws import (
     SeedOption,
     TemperatureOption,
     TopKOption,
@@ -39,10 +41,8 @@ from vkq_apps.cli.draws import (
     check_draws,
     draw_options,
 )
-from vkq_apps.cli.errors import describe
-from vkq_apps.cli.interrupts import first_interrupt_stops
-from vkq_apps.codes_option import parse_codes
-from vkq_apps.conversation import CacheSize, Conversation
+from vkq_apps.terminal.errors import describe
+from vkq_apps.terminal.interrupts import first_interrupt_stops
 from vkq_jax.byte_units import human_bytes
 from vkq_jax.cache.text_bank import check_text_bits
 

@@ -9,7 +9,17 @@ import typer
 import models
 from models.prompts.visuals import check_takes_clips
 from vkq_apps.bench.options import implementation_of, layers_apart_with
-from vkq_apps.cli.arguments import (
+from vkq_apps.evals.checkpoint_digest import files_digest
+from vkq_apps.evals.datasets import FORMATS, read_data
+from vkq_apps.evals.evaluation import Options, evaluate_model, marks_of
+from vkq_apps.evals.metrics import METRICS
+from vkq_apps.evals.plan import known_tasks, make_plan
+from vkq_apps.evals.plots import write_plots
+from vkq_apps.evals.records import log_path
+from vkq_apps.evals.settings import PLAIN, TEXT, preset_names, settings_of
+from vkq_apps.evals.table import results_tables
+from vkq_apps.files.outputs import check_record_place
+from vkq_apps.terminal.arguments import (
     ImplementationOption,
     JsonOption,
     MeshOption,
@@ -18,21 +28,11 @@ from vkq_apps.cli.arguments import (
     TablesOption,
     load_model,
 )
-from vkq_apps.cli.console import log, out, print_json, stage
-from vkq_apps.cli.counts import check_count
-from vkq_apps.cli.hosts import check_mesh_of, on_all_hosts
-from vkq_apps.codes_option import FORMS
-from vkq_apps.evals.checkpoint_digest import files_digest
-from vkq_apps.evals.datasets import FORMATS, read_data
-from vkq_apps.evals.evaluation import Options, evaluate_model, marks_of
-from vkq_apps.evals.metrics import METRICS
-from vkq_apps.evals.plan import known_tasks, make_plan
-from vkq_apps.evals.plots import write_plots
-from vkq_apps.evals.progress import progress, resumable
-from vkq_apps.evals.records import log_path
-from vkq_apps.evals.settings import PLAIN, TEXT, preset_names, settings_of
-from vkq_apps.evals.table import results_tables
-from vkq_apps.outputs import check_record_place
+from vkq_apps.terminal.codes_option import FORMS
+from vkq_apps.terminal.console import log, out, print_json, stage
+from vkq_apps.terminal.counts import check_count
+from vkq_apps.terminal.hosts import check_mesh_of, on_all_hosts
+from vkq_apps.terminal.progress import progress, resumable
 from vkq_jax.files.atomic_write import check_writable
 
 __all__ = ["evaluate"]

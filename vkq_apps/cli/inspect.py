@@ -20,7 +20,18 @@ from models.inputs.images import read_picture
 from models.prompts.processor import processor_of
 from models.vision.vit import VitConfig
 from vkq_apps.answering import ask
-from vkq_apps.cli.arguments import (
+from vkq_apps.inspection.layout import Segment, read_layout
+from vkq_apps.inspection.measure import Inspection, inspect_visual
+from vkq_apps.inspection.output_folder import (
+    SUMMARY,
+    WRITTEN_BY,
+    check_replaceable,
+    complete_or_nothing,
+)
+from vkq_apps.inspection.pictures import seen_pictures
+from vkq_apps.inspection.report import REPORT, write_report
+from vkq_apps.inspection.summary import raw_arrays, summarize
+from vkq_apps.terminal.arguments import (
     ImageOption,
     JsonOption,
     ModelOption,
@@ -33,21 +44,10 @@ from vkq_apps.cli.arguments import (
     describe_images,
     load_and_prepare,
 )
-from vkq_apps.cli.compiling import compiling_for
-from vkq_apps.cli.console import log, out, print_json, stage
-from vkq_apps.cli.counts import check_count
-from vkq_apps.codes_option import parse_codes
-from vkq_apps.inspection.layout import Segment, read_layout
-from vkq_apps.inspection.measure import Inspection, inspect_visual
-from vkq_apps.inspection.output_folder import (
-    SUMMARY,
-    WRITTEN_BY,
-    check_replaceable,
-    complete_or_nothing,
-)
-from vkq_apps.inspection.pictures import seen_pictures
-from vkq_apps.inspection.report import REPORT, write_report
-from vkq_apps.inspection.summary import raw_arrays, summarize
+from vkq_apps.terminal.codes_option import parse_codes
+from vkq_apps.terminal.compiling import compiling_for
+from vkq_apps.terminal.console import log, out, print_json, stage
+from vkq_apps.terminal.counts import check_count
 from vkq_jax.byte_units import human_bytes
 
 __all__ = ["inspect"]

@@ -5,8 +5,8 @@ import os
 import sys
 from typing import Any
 
-from vkq_apps.cli.endings import at_failure
-from vkq_apps.cli.interrupts import hear_interrupts
+from vkq_apps.terminal.endings import at_failure
+from vkq_apps.terminal.interrupts import hear_interrupts
 
 __all__ = ["run_program"]
 
@@ -68,7 +68,7 @@ def _describe(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         _discard(sys.stdout)
         return 1
-    from vkq_apps.cli.errors import describe
+    from vkq_apps.terminal.errors import describe
 
     _say(f"vkq: error: {describe(error)}")
     return 2

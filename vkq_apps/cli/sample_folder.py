@@ -10,8 +10,8 @@ from models.families.base import ModelConfig
 from models.inputs.clips import is_clip_file
 from models.inputs.video_files import VIDEO_SUFFIXES
 from models.prompts.visuals import check_takes_clips, takes_clips
-from vkq_apps.cli.console import log
-from vkq_apps.text_files import read_text
+from vkq_apps.files.text_files import read_text
+from vkq_apps.terminal.console import log
 
 __all__ = ["PROMPTS", "asked", "read_folder", "read_prompts"]
 

@@ -26,17 +26,17 @@ from models.calibration.fitting import CodeFitter
 from models.calibration.folder import CalibrationFolder, digest_of
 from models.calibration.samples import CodeSamples
 from vkq_apps.bench.options import implementation_of, layers_apart_with, names
-from vkq_apps.bench.results_file import source_digest, write_json
-from vkq_apps.cli.arguments import IMPLEMENTATION_HELP
-from vkq_apps.cli.console import log, out
-from vkq_apps.cli.sample_prompts import batches_of
-from vkq_apps.cli.standalone import option, run_standalone
 from vkq_apps.evals.evaluation import Options, evaluate_model
 from vkq_apps.evals.plan import make_plan
-from vkq_apps.evals.progress import progress
 from vkq_apps.evals.settings import FULL, Setting
 from vkq_apps.evals.synthetic import synthetic_tasks
-from vkq_apps.outputs import check_record_place
+from vkq_apps.files.outputs import check_record_place
+from vkq_apps.files.results_file import source_digest, write_json
+from vkq_apps.terminal.arguments import IMPLEMENTATION_HELP
+from vkq_apps.terminal.console import log, out
+from vkq_apps.terminal.progress import progress
+from vkq_apps.terminal.sample_prompts import batches_of
+from vkq_apps.terminal.standalone import option, run_standalone
 from vkq_apps.training.heldout import calibration_questions
 from vkq_apps.training.pictures import KINDS
 from vkq_jax.codes.code_tables import ClassTables, CodeTables

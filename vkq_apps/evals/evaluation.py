@@ -13,7 +13,6 @@ from models import Model
 from models.generation.argument_checks import check_quantize_at
 from models.generation.options import QuantizeAt
 from models.loading import TINY
-from vkq_apps.bench.results_file import source_digest, write_json
 from vkq_apps.evals.batches import Batch
 from vkq_apps.evals.checkpoint_digest import checkpoint_digest
 from vkq_apps.evals.finished import FinishedRun
@@ -22,7 +21,8 @@ from vkq_apps.evals.records import SampleLog, log_path
 from vkq_apps.evals.report import summarize
 from vkq_apps.evals.runner import run
 from vkq_apps.evals.settings import CONTROL, NONE, Setting
-from vkq_apps.provenance import provenance
+from vkq_apps.files.provenance import provenance
+from vkq_apps.files.results_file import source_digest, write_json
 from vkq_jax.pytree import nbytes
 from vkq_jax.sharding.hosts import to_host
 

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vkq_apps.bench.results_file import write_json
-from vkq_apps.cli.console import out
-from vkq_apps.cli.standalone import argument, option, run_standalone
 from vkq_apps.evals.finished import check_marks, read_results
 from vkq_apps.evals.settings import NONE
 from vkq_apps.evals.table import results_tables
-from vkq_apps.outputs import check_record_place
+from vkq_apps.files.outputs import check_record_place
+from vkq_apps.files.results_file import write_json
+from vkq_apps.terminal.console import out
+from vkq_apps.terminal.standalone import argument, option, run_standalone
 
 __all__ = ["join", "main"]
 

@@ -24,12 +24,12 @@ import models
 from models import Inputs, Model
 from models.calibration.folder import CalibrationFolder
 from models.calibration.judging import divergences
-from vkq_apps.bench.results_file import source_digest, write_json
-from vkq_apps.cli.console import log, out
-from vkq_apps.cli.sample_prompts import batches_of
-from vkq_apps.cli.standalone import option, run_standalone
-from vkq_apps.outputs import check_record_place
-from vkq_apps.provenance import provenance
+from vkq_apps.files.outputs import check_record_place
+from vkq_apps.files.provenance import provenance
+from vkq_apps.files.results_file import source_digest, write_json
+from vkq_apps.terminal.console import log, out
+from vkq_apps.terminal.sample_prompts import batches_of
+from vkq_apps.terminal.standalone import option, run_standalone
 from vkq_apps.training.heldout import calibration_questions
 from vkq_jax.codes.dense import Dense
 from vkq_jax.codes.level_codes import Granularity, LevelCodes

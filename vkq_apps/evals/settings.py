@@ -11,7 +11,7 @@ from models.attached_tables import OwnTables, find_codes
 from models.generation.recoding import FULL_PRECISION
 from models.sharding.placing import table_shardings
 from models.text.coded_layers import settle_layers
-from vkq_apps.codes_option import parse_codes
+from vkq_apps.terminal.codes_option import parse_codes
 from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.settings.layer_settings import Quant
 from vkq_jax.settings.presets import calibrated_presets

@@ -21,16 +21,16 @@ import numpy as np
 from rich.table import Table
 
 from models.calibration.samples import CodeSamples
-from vkq_apps.bench.results_file import write_json
-from vkq_apps.cli.console import log, out
-from vkq_apps.cli.standalone import option, run_standalone
 from vkq_apps.evals.intervals import bootstrap
-from vkq_apps.evals.progress import progress
 from vkq_apps.evals.text_bed_codes import Plan, code, fitted, plans_of, samples_of, uncalibrated
 from vkq_apps.evals.text_bed_model import Span, TextModel
 from vkq_apps.evals.text_bed_texts import Excerpt, cut_texts
-from vkq_apps.outputs import check_record_place
-from vkq_apps.provenance import provenance
+from vkq_apps.files.outputs import check_record_place
+from vkq_apps.files.provenance import provenance
+from vkq_apps.files.results_file import write_json
+from vkq_apps.terminal.console import log, out
+from vkq_apps.terminal.progress import progress
+from vkq_apps.terminal.standalone import option, run_standalone
 
 __all__ = ["BedOptions", "MeasuredTexts", "figures", "judge", "main", "sample"]
 

@@ -25,9 +25,6 @@ from models.calibration.fitting import CodeFitter
 from models.calibration.folder import CalibrationFolder, digest_of
 from models.calibration.samples import CodeSamples
 from vkq_apps.bench.options import names
-from vkq_apps.bench.results_file import source_digest
-from vkq_apps.cli.console import log, out
-from vkq_apps.cli.standalone import option, run_standalone
 from vkq_apps.evals.ablation import (
     DEFAULT_PLANS,
     PARTS,
@@ -37,11 +34,14 @@ from vkq_apps.evals.ablation import (
     chosen_rows,
 )
 from vkq_apps.evals.intervals import bootstrap
-from vkq_apps.evals.progress import progress
 from vkq_apps.evals.text_bed import BedOptions, MeasuredTexts, figures, sample
 from vkq_apps.evals.text_bed_codes import Plan
 from vkq_apps.evals.text_bed_model import TextModel
 from vkq_apps.evals.text_bed_texts import Excerpt
+from vkq_apps.files.results_file import source_digest
+from vkq_apps.terminal.console import log, out
+from vkq_apps.terminal.progress import progress
+from vkq_apps.terminal.standalone import option, run_standalone
 from vkq_jax.codes.code_tables import CodeTables
 
 __all__ = ["ablate", "main"]

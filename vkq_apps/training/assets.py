@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vkq_apps.cli.standalone import argument, run_standalone
+from vkq_apps.terminal.standalone import argument, run_standalone
 
 ASSETS = Path(__file__).parent / "assets"
 

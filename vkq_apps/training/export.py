@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from models.checkpoints.weights import to_stored
 from models.families.llava.config import LlavaConfig
 from models.families.registry import family_of
-from vkq_apps.cli.standalone import argument, option, run_standalone
+from vkq_apps.terminal.standalone import argument, option, run_standalone
 from vkq_apps.training import checkpointing
 from vkq_apps.training.judge_export import export_judge
 from vkq_apps.training.model import ModelSize, create_model, hf_config

@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from vkq_apps.cli.standalone import option, run_standalone
+from vkq_apps.terminal.standalone import option, run_standalone
 
 
 def measure_rendering(workers: int, seconds: float, chunk_size: int) -> dict[str, Any]:

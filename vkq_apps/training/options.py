@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from vkq_apps.cli.standalone import option
+from vkq_apps.terminal.standalone import option
 
 __all__ = ["JUDGE", "SMOKE", "TrainOptions", "other_defaults"]
 

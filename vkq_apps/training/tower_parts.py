@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from models.checkpoints.foreign_errors import named
-from vkq_apps.cli.standalone import argument, option, run_standalone
+from vkq_apps.terminal.standalone import argument, option, run_standalone
 from vkq_apps.training.gguf_files import gguf_tensors, read_gguf_settings
 from vkq_apps.training.processor import write_json
 from vkq_apps.training.used_vocabulary import recipe_texts, used_vocabulary

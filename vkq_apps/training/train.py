@@ -14,7 +14,7 @@ pictures (see `model_card.md`):
 
 import sys
 
-from vkq_apps.cli.standalone import run_standalone
+from vkq_apps.terminal.standalone import run_standalone
 from vkq_apps.training.options import TrainOptions, other_defaults
 
 

@@ -15,7 +15,7 @@ from vkq_apps.evals.datasets.format import SHORT_ANSWER, Format, picture_sample
 from vkq_apps.evals.metrics.text import EXACT
 from vkq_apps.evals.metrics.yes_no import MME as MME_METRIC
 from vkq_apps.evals.samples import Sample
-from vkq_apps.text_files import read_text
+from vkq_apps.files.text_files import read_text
 
 __all__ = ["MMBENCH", "MME"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoints.hf_settings import named_once
-from vkq_apps.text_files import read_text
+from vkq_apps.files.text_files import read_text
 
 __all__ = [
     "Entry",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from vkq_apps.cli.errors import describe
+from vkq_apps.terminal.errors import describe
 
 __all__ = ["argument", "option", "run_standalone"]
 

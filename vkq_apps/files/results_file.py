@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vkq_apps.outputs import check_record_place
+from vkq_apps.files.outputs import check_record_place
 from vkq_jax.files.atomic_write import atomic_write
 
 __all__ = ["ResultsFile", "join_files", "read_json", "source_digest", "write_json"]

@@ -17,8 +17,8 @@ from models import read_config
 from models.families.mesh_fit import check_fit
 from models.inputs.on_mesh import check_divides
 from models.sharding.mesh import check_text, make_mesh
-from vkq_apps.cli.console import log, out
-from vkq_apps.cli.endings import at_failure
+from vkq_apps.terminal.console import log, out
+from vkq_apps.terminal.endings import at_failure
 
 __all__ = [
     "HOSTS_HELP",

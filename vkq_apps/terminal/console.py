@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from vkq_apps.cli.compiling import on_compiling
+from vkq_apps.terminal.compiling import on_compiling
 
 __all__ = ["log", "out", "print_json", "stage"]
 

@@ -7,7 +7,7 @@ import typer
 
 import models
 from models import GenerateOptions
-from vkq_apps.cli.counts import check_count
+from vkq_apps.terminal.counts import check_count
 
 __all__ = [
     "SeedOption",

@@ -18,11 +18,11 @@ from models.inputs.clips import read_clip
 from models.inputs.images import read_picture
 from models.prompts.visuals import check_takes_clips
 from pallas_kernels import IMPLEMENTATIONS
-from vkq_apps.cli.console import log, stage
-from vkq_apps.cli.counts import check_count
-from vkq_apps.cli.hosts import HOSTS_HELP, check_mesh
-from vkq_apps.cli.room import check_room
-from vkq_apps.codes_option import FORMS
+from vkq_apps.terminal.codes_option import FORMS
+from vkq_apps.terminal.console import log, stage
+from vkq_apps.terminal.counts import check_count
+from vkq_apps.terminal.hosts import HOSTS_HELP, check_mesh
+from vkq_apps.terminal.room import check_room
 from vkq_jax.byte_units import human_bytes
 from vkq_jax.cache.text_bank import TextBits, check_text_bits
 

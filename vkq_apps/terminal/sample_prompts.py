@@ -9,8 +9,8 @@ import typer
 
 import models
 from models import Clip, Inputs, Model
-from vkq_apps.cli.arguments import whole_prompt
-from vkq_apps.cli.counts import check_count
+from vkq_apps.terminal.arguments import whole_prompt
+from vkq_apps.terminal.counts import check_count
 
 __all__ = ["AnswerTokensOption", "BatchSizeOption", "TablesOutOption", "batches_of"]
 

@@ -1,0 +1,1 @@
+"""Options, messages and endings that the programs of this package share."""
