@@ -1,6 +1,7 @@
 """Imports point one way: vkq_jax -> pallas_kernels -> models -> vkq_apps."""
 
 import ast
+import graphlib
 import re
 from pathlib import Path
 
@@ -68,3 +69,26 @@ def test_a_folder_of_vkq_jax_imports_only_from_those_above_it():
             if module.startswith("vkq_jax.") and module.split(".")[1] in below:
                 offenders.append((path.name, module))
     assert offenders == []
+
+
+def folder_imports(package: str) -> dict[str, set[str]]:
+    """The folders (and modules outside folders) of a package that each of them imports."""
+    imports: dict[str, set[str]] = {}
+    for path in (ROOT / package).rglob("*.py"):
+        place = path.relative_to(ROOT / package).with_suffix("").parts[0]
+        found = imports.setdefault(place, set())
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            names = [module + alias.name for alias in node.names]
+            found |= {name.split(".")[1] for name in names if name.startswith(f"{package}.")}
+        found -= {place}
+    return imports
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_no_two_folders_of_a_package_need_each_other(package):
+    imports = folder_imports(package)
+    assert len(imports) > 3
+    tuple(graphlib.TopologicalSorter(imports).static_order())  # else a CycleError with the folders
