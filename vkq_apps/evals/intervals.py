@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["bootstrap", "wilson"]
+__all__ = ["bootstrap", "paired", "wilson"]
 
 _Z = 1.959963984540054  # of 95 %
 _RESAMPLES = 2000
@@ -51,3 +51,18 @@ def bootstrap(
         means.append(sums[drawn].sum(-1) / np.maximum(counts[drawn].sum(-1), 1e-12))
     low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
     return float(low), float(high)
+
+
+def paired(
+    differences: Sequence[float], clusters: Sequence[str], *, seed: int
+) -> tuple[float, float]:
+    """Bootstrap interval of a mean of paired differences, each between -100 and 100 points.
+
+    A bootstrap of samples without a difference says that none is possible, however few the samples
+    are. Such samples get the exact (Clopper-Pearson) bound of an event that was never seen, to both
+    sides.
+    """
+    if any(differences):
+        return bootstrap(differences, clusters, seed=seed)
+    reach = 100 * (1 - 0.025 ** (1 / len(set(clusters))))
+    return -reach, reach

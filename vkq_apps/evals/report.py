@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vkq_apps.evals.intervals import bootstrap, wilson
+from vkq_apps.evals.intervals import bootstrap, paired, wilson
 from vkq_apps.evals.records import Record, SampleLog
 from vkq_apps.evals.samples import Sample
 from vkq_apps.evals.settings import CONTROL, NONE, Setting
@@ -104,11 +104,19 @@ def _figures(judged: Sequence[Judged], seed: int) -> dict[str, Any]:
         "exact": right / count,
         "exact_interval": wilson(right, count),
         "lost": sum(lost) / count,
-        "lost_interval": bootstrap(lost, pictures, seed=seed),
+        "lost_interval": _lost_interval(judged, lost, seed),
         "agreement": agree / count,
         "agreement_interval": wilson(agree, count),
         **along,
     }
+
+
+def _lost_interval(
+    judged: Sequence[Judged], lost: Sequence[float], seed: int
+) -> tuple[float, float]:
+    if judged[0].record.preset == judged[0].full.preset:
+        return 0.0, 0.0  # full precision beside itself
+    return paired(lost, [one.sample.picture for one in judged], seed=seed)
 
 
 def _by_metric(task: Task, judged: Sequence[Judged], seed: int) -> dict[str, Any]:
@@ -126,7 +134,7 @@ def _by_metric(task: Task, judged: Sequence[Judged], seed: int) -> dict[str, Any
         "score": sum(scores) / len(scores),
         "score_interval": bootstrap(scores, pictures, seed=seed),
         "score_lost": sum(lost) / len(lost),
-        "score_lost_interval": bootstrap(lost, pictures, seed=seed),
+        "score_lost_interval": _lost_interval(judged, lost, seed),
         **overall,
     }
 

@@ -56,6 +56,7 @@ def test_the_record_says_what_the_command_promises(whole):
             assert (figures["kl"] is None) is (name == "none, other pictures")
     full = record["presets"]["none"]["tasks"]["all"]
     assert (full["lost"], full["agreement"], full["kl"]) == (0, 1, 0)
+    assert full["lost_interval"] == [0, 0]
     assert full["first_diverging_step"] is None
 
 
