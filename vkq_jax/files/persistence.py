@@ -2,7 +2,7 @@
 
 Its header holds the structure as JSON and a checksum of all that the file holds. Nothing is
 executed on restoring: types come from this package or from those the caller names. Fields are
-checked, too (see `vkq_jax.validation`): what is saved need not have been consistent.
+checked on writing and on restoring (see `vkq_jax.validation`): what is written can be read.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from vkq_jax.settings.calibrated import CalibratedCodes
 from vkq_jax.settings.score_maps import ScoreMap
 from vkq_jax.sharding.bank_parts import join_banks
 from vkq_jax.sharding.hosts import spans_hosts, to_host
-from vkq_jax.validation import as_items, as_path, check_tree, check_type, check_untraced
+from vkq_jax.validation import as_array, as_items, as_path, check_tree, check_type, check_untraced
 
 __all__ = [
     "is_written_here",
@@ -57,12 +57,13 @@ def save_cache(path: str | os.PathLike[str], cache: AnyCache) -> None:
         cache: of concrete arrays.
 
     Raises:
-        ValueError: no cache, or one whose arrays are traced; something other than a regular file
-            is there, or the cache uses what has no stored form.
+        ValueError: no cache, or one whose arrays are traced; a cache that `load_cache` would
+            refuse, since its fields do not fit together or are not finite; something other than a
+            regular file is there, or the cache uses what has no stored form.
     """
     check_cache_type(cache)
     check_untraced("cache", cache)
-    _save(path, map_parts(cache, join_banks), "cache")
+    _save(path, map_parts(cache, join_banks), "cache", check_cache)
 
 
 def load_cache(
@@ -167,7 +168,18 @@ def is_written_here(path: str | os.PathLike[str], kind: Literal["score map", "ta
     return found.rpartition(" ")[0] == _format(kind).rpartition(" ")[0]
 
 
-def _save(path: str | os.PathLike[str], value: Any, kind: str, *, share: bool = False) -> None:
+def _save[T](
+    path: str | os.PathLike[str],
+    value: T,
+    kind: str,
+    check: Callable[[T], None] = lambda value: None,
+    *,
+    share: bool = False,
+) -> None:
+    # What is made by hand may hold arrays of NumPy.
+    value = jax.tree.map(lambda x: as_array(kind, x) if isinstance(x, np.ndarray) else x, value)
+    check_tree(value, kind)
+    check(value)
     arrays: dict[str, np.ndarray] = {}
     description = _describe(value, kind, arrays)
     if share:

@@ -92,6 +92,5 @@ def test_what_does_not_fit_is_named(cache, tmp_path):
     ):
         empty(cross_layers=(1,))
     few = vkq_jax.RecurrentState(tuple(x[:, :1] for x in states().values), (0, 2))
-    vkq_jax.save_cache(tmp_path / "cache", dataclasses.replace(cache, recurrent=few))
     with pytest.raises(ValueError, match=r"recurrent: expected arrays \[2, 2"):
-        vkq_jax.load_cache(tmp_path / "cache")
+        vkq_jax.save_cache(tmp_path / "cache", dataclasses.replace(cache, recurrent=few))
