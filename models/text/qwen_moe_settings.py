@@ -56,9 +56,15 @@ class Qwen3MoeSettings(MoeSettings, Qwen3Settings):
     num_key_value_heads: Count | None = 4
     head_dim: Count | None = None
     norm_topk_prob: bool = False
+    layer_types: None = None
     ignored = Qwen3Settings.ignored | {"output_router_logits", "router_aux_loss_coef"}
 
     def switches(self) -> dict[str, Any]:
         """The switches of Qwen3, and its experts."""
         experts = self.experts(self.num_hidden_layers, norm_topk_prob=self.norm_topk_prob)
         return super().switches() | experts
+
+    def kinds(self) -> tuple[str, ...]:
+        """All layers have a window, or none: unlike Qwen3, this looks at no `max_window_layers`."""
+        sliding = self.use_sliding_window and self.sliding_window is not None
+        return ("sliding_attention" if sliding else "full_attention",) * self.num_hidden_layers

@@ -9,6 +9,7 @@ from tests.models.hf_files import config_json
 
 MISTRAL = {"model_type": "mistral", "head_dim": 4}
 MINISTRAL = MISTRAL | {"model_type": "ministral"}
+QWEN = {"head_dim": 4, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
 
 
 def read(config):
@@ -127,6 +128,9 @@ def test_what_cannot_be_honoured_is_refused_by_name(changes, setting):
         (MINISTRAL | {"layer_types": ["full_attention", "sliding_attention"]}, 4096, (0,)),
         (MINISTRAL | {"layer_types": ["full_attention"] * 2}, None, ()),
         ({"sliding_window": None}, None, ()),
+        (QWEN | {"model_type": "qwen3"}, 7, (0,)),
+        (QWEN | {"model_type": "qwen3_moe"}, 7, ()),
+        (QWEN | {"model_type": "qwen3_moe", "use_sliding_window": False}, None, ()),
     ],
 )
 def test_sliding_windows(text, window, full_layers):
