@@ -235,8 +235,9 @@ def untile_scales(
 def tile_ids(ids: Int32[Array, "*lead V"], bits: int) -> UInt32[Array, "*lead blocks 8 bits"]:
     """Centroid numbers below 2^bits, a word for each bit; missing ones are zero."""
     blocks = _in_blocks(ids, axis=-1)
-    by_row = blocks.reshape(*blocks.shape[:-1], 32, 8).swapaxes(-1, -2)
-    return jnp.concatenate([packing.pack(by_row >> bit & 1, 1) for bit in range(bits)], axis=-1)
+    by_row = blocks.reshape(*blocks.shape[:-1], 32, 8).swapaxes(-1, -2)[..., None, :]
+    bit = jnp.arange(bits, dtype=ids.dtype).reshape(*[1] * (by_row.ndim - 2), -1, 1)
+    return packing.pack(by_row >> bit & 1, 1)[..., 0]
 
 
 def untile_ids(

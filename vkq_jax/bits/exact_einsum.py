@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from vkq_jax.array_types import Array
 
-__all__ = ["exact_einsum", "large_einsum", "on_gpu", "split_einsum"]
+__all__ = ["exact_einsum", "halves", "large_einsum", "on_gpu", "split_einsum"]
 
 _FEW_ROWS = 1024  # up to which the operands' halves would take longer than they save
 
@@ -37,33 +37,38 @@ def large_einsum(spec: str, a: Array, b: Array) -> Array:
         return exact_einsum(spec, a, b)
     if a.shape[-2] <= _FEW_ROWS:
         return jnp.einsum(spec, a, b, precision=jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3)
-    (upper_a, lower_a), (upper_b, lower_b) = _halves(a), _halves(b)
+    (upper_a, lower_a), (upper_b, lower_b) = halves(a), halves(b)
     left = jnp.concatenate([upper_a, upper_a, lower_a], axis=-1)
     right = jnp.concatenate([upper_b, lower_b, upper_b], axis=-1)
     return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
 
 
 def split_einsum(spec: str, rows: Array, x: Array) -> Array:
-    """`jnp.einsum` of float32 rows with anything, in float32.
+    """`jnp.einsum` of float32 (or boolean) rows with anything, in float32.
 
     On a GPU the products with bfloat16, or with whole numbers up to 256, are the tensor core's: the
     rows are split into what bfloat16 holds of them and what it leaves, 16 bits of mantissa
-    together. Rows are few, and twice as many cost no more; x is not copied to float32.
+    together. Rows are few, and twice as many cost no more; x is not copied to float32. Rows that
+    are booleans need no second half.
 
     Args:
         spec: "...qXY,...Z->...qW": the same axes of both before q, as many behind it in the result.
     """
     exact = x.dtype == jnp.bfloat16 or jnp.issubdtype(x.dtype, jnp.integer)
     if not exact or not on_gpu():
-        return exact_einsum(spec, rows, x.astype(jnp.float32))
+        return exact_einsum(spec, rows.astype(jnp.float32), x.astype(jnp.float32))
+    x = x.astype(jnp.bfloat16)
+    if rows.dtype == bool:
+        rows = rows.astype(jnp.bfloat16)
+        return jnp.einsum(spec, rows, x, preferred_element_type=jnp.float32)
     axis = rows.ndim + spec.index("q") - spec.index(",")
-    both = jnp.concatenate(_halves(rows), axis)
-    found = jnp.einsum(spec, both, x.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+    both = jnp.concatenate(halves(rows), axis)
+    found = jnp.einsum(spec, both, x, preferred_element_type=jnp.float32)
     first, second = jnp.split(found, 2, axis)
     return first + second
 
 
-def _halves(x: Array) -> tuple[Array, Array]:
+def halves(x: Array) -> tuple[Array, Array]:
     """Float32 numbers as a sum of two of bfloat16: the nearest, and what it leaves."""
     # Not by way of bfloat16 and back, which XLA leaves out on a GPU: nothing would remain.
     upper = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)

@@ -72,18 +72,21 @@ def num_words(length: int, bits: int | float) -> int:
     return -(-length // _per_word(bits))
 
 
-def pack(codes: Shaped[Array, "*lead n"], bits: int | float) -> Words:
-    """Packs unsigned integer (or, at 1 bit, boolean) codes, at least 0, along the last axis."""
-    *lead, length = codes.shape
+def pack(codes: Shaped[Array, "*shape"], bits: int | float, axis: int = -1) -> Words:
+    """Packs unsigned integer (or, at 1 bit, boolean) codes, at least 0, along an axis."""
+    axis %= codes.ndim
+    length = codes.shape[axis]
     words, per_word = num_words(length, bits), _per_word(bits)
     fields, missing = codes.astype(jnp.uint32), words * per_word - length
     if missing:
-        fields = jnp.pad(fields, [(0, 0)] * len(lead) + [(0, missing)])
-    fields = fields.reshape(*lead, words, per_word)
+        fields = jnp.pad(fields, [(0, missing if n == axis else 0) for n in range(codes.ndim)])
+    fields = fields.reshape(*codes.shape[:axis], words, per_word, *codes.shape[axis + 1 :])
+    places = (1,) * (axis + 1) + (per_word,) + (1,) * (codes.ndim - axis - 1)
     # Fields do not overlap, so a sum is a bitwise or.
     if bits == TERNARY:
-        return (fields * _powers_of_three(fields.ndim)).sum(-1).astype(jnp.uint8)
-    return (fields << _shifts(int(bits), fields.ndim)).sum(-1, dtype=jnp.uint32)
+        fields = fields * _powers_of_three(1).reshape(places)
+        return fields.sum(axis + 1).astype(jnp.uint8)
+    return (fields << _shifts(int(bits), 1).reshape(places)).sum(axis + 1, dtype=jnp.uint32)
 
 
 def unpack(packed: Words, bits: int | float, length: int) -> Int32[Array, "*lead n"]:

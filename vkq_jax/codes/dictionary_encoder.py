@@ -14,7 +14,7 @@ from vkq_jax.bits import log_scale, packing, rotation
 from vkq_jax.codes import groups
 from vkq_jax.codes.code_tables import ClassTables, CodeTables, SideTables, align
 from vkq_jax.codes.dictionary_tensor import DictionaryTensor, hadamard_bits
-from vkq_jax.codes.image_centres import image_centres, nearest
+from vkq_jax.codes.image_centres import image_centres, in_units, mean_token, nearest
 from vkq_jax.codes.normal_steps import NORMAL_STEPS
 from vkq_jax.codes.token_classes import ClassMap, assign_classes
 from vkq_jax.pytree import frozen_pytree
@@ -34,9 +34,9 @@ def encode(
     tables: SideTables | None = None,
 ) -> DictionaryTensor:
     """`DictionaryCodes.quantize`, arguments and errors are its own."""
-    centred = _centre(x, valid, codes, tables)
+    centred = _centre(x, valid, codes, tables, codes.smoothing)
     class_map = assign_classes(centred.energy, valid, codes.classes)
-    tensor = _encode(centred, class_map, class_map.positions_of_slots(), codes, tables)
+    (tensor,) = _encode(centred, class_map, class_map.positions_of_slots(), (codes,), tables)
     return dataclasses.replace(tensor, class_map=class_map)
 
 
@@ -55,55 +55,82 @@ def encode_pair(
         Keys, values and the map, which neither tensor holds; positions must be valid from the
         first one on, so that a length says which ones are.
     """
-    if codes[0] == codes[1] and not codes[0].uses_tables:
-        # As one tensor: half as many kernels to compile and to launch.
-        return _encode_both(jnp.stack([key, value]), valid, codes[0])
+    if _alike(codes, tables):
+        return _encode_both(key, value, valid, codes, tables)
     sides = (None, None) if tables is None else (tables.key, tables.value)
     centred = [
-        _centre(x, valid, side_codes, side)
+        _centre(x, valid, side_codes, side, side_codes.smoothing)
         for x, side_codes, side in zip((key, value), codes, sides, strict=True)
     ]
     of_keys, of_values = (_in_units_of_mean(c.energy, valid) for c in centred)
     class_map = assign_classes(of_keys + of_values, valid, codes[0].classes)
     slots = class_map.positions_of_slots()
     coded = [
-        _encode(c, class_map, slots, side_codes, side)
+        _encode(c, class_map, slots, (side_codes,), side)[0]
         for c, side_codes, side in zip(centred, codes, sides, strict=True)
     ]
     return coded[0], coded[1], dataclasses.replace(class_map, valid=None)
 
 
+def _alike(codes: tuple[DictionaryCodes, DictionaryCodes], tables: CodeTables | None) -> bool:
+    """Whether keys and values can be coded as one tensor."""
+    key, value = codes
+    value = dataclasses.replace(value, smoothing=key.smoothing)
+    if not key.learned:  # whose bits do not depend on the rule of scales
+        value = dataclasses.replace(value, scale=key.scale)
+    sides = () if tables is None else (tables.key, tables.value)
+    of_sides = {
+        (jax.tree.structure(side), *((x.shape, x.dtype) for x in jax.tree.leaves(side)))
+        for side in sides
+    }
+    return key == value and len(of_sides) < 2
+
+
 def _encode_both(
-    x: Float[Array, "2 B K V H"], valid: Bool[Array, "B K V"], codes: DictionaryCodes
+    key: Float[Array, "B K V H"],
+    value: Float[Array, "B K V H"],
+    valid: Bool[Array, "B K V"],
+    codes: tuple[DictionaryCodes, DictionaryCodes],
+    tables: CodeTables | None,
 ) -> tuple[DictionaryTensor, DictionaryTensor, ClassMap]:
-    """`encode_pair` of keys and values, stacked, with the same codes and without tables."""
-    both = jnp.stack([valid, valid])
-    centred = _centre(x, both, codes, None)
+    """`encode_pair` of codes that are alike: half as many kernels to compile and to launch."""
+
+    def stack(key: Array, value: Array) -> Array:
+        return jnp.stack([key, value])
+
+    both = stack(valid, valid)
+    of_both = None
+    if tables is not None:  # [K, ...] of each side, for tokens [2, B, K, ...]
+        of_both = jax.tree.map(lambda *x: stack(*x)[:, None], tables.key, tables.value)
+    smoothing = np.asarray([c.smoothing for c in codes], np.float32).reshape(2, 1, 1, 1)
+    centred = _centre(stack(key, value), both, codes[0], of_both, smoothing)
     of_keys, of_values = _in_units_of_mean(centred.energy, both)
-    class_map = assign_classes(of_keys + of_values, valid, codes.classes)
-    slots = [
-        (jnp.stack([position] * 2), jnp.stack([taken] * 2))
-        for position, taken in class_map.positions_of_slots()
-    ]
-    coded = _encode(centred, class_map, slots, codes, None)
-    key, value = (jax.tree.map(lambda x, side=side: x[side], coded) for side in range(2))
-    return key, value, dataclasses.replace(class_map, valid=None)
+    class_map = assign_classes(of_keys + of_values, valid, codes[0].classes)
+    position, taken = class_map.positions_of_slots()
+    slots = stack(position, position), stack(taken, taken)
+    coded = _encode(centred, class_map, slots, codes, of_both)
+    return coded[0], coded[1], dataclasses.replace(class_map, valid=None)
 
 
 @frozen_pytree
 class _Centred:
-    """Tokens, less their centre.
+    """Tokens and what they are coded around.
 
     Attributes:
+        tokens: those that are not valid or not finite are 0; in bfloat16 as they came, else in
+            float32.
         unit: of each channel, as stored; None: 1. All else is in these units.
-        centre: as stored. ids: centroid of each token; None: there is one. residual: u.
+        centre: as stored, finite. spoilt: heads whose centre is stored as NaN.
+        book: the codebook. ids: centroid of each token; None: there is one.
         energy: |A u|^2.
     """
 
+    tokens: Float[Array, "*lead V H"]
     unit: Float[Array, "*lead H"] | None
     centre: Float[Array, "*lead M H"]
+    spoilt: Bool[Array, "*lead"]
+    book: Float[Array, "*lead N H"] | None
     ids: Int32[Array, "*lead V"] | None
-    residual: Float[Array, "*lead V H"]
     energy: Float[Array, "*lead V"]
 
 
@@ -112,85 +139,142 @@ def _centre(
     valid: Bool[Array, "*lead V"],
     codes: DictionaryCodes,
     tables: SideTables | None,
+    smoothing: float | Float[np.ndarray, "*#lead 1"],
 ) -> _Centred:
     _check_tables(codes, tables, x.shape)
-    given = x.dtype
-    x, bad = groups.coded_input(x, valid, _LARGEST)
-    ids = unit = None
-    if codes.smoothing:
-        unit = groups.as_stored(_units(x, valid, codes.smoothing), codes.table_dtype)
-        x = x / unit.astype(jnp.float32)[..., None, :]
+    tokens, bad = groups.coded_input(x, valid, _LARGEST, keep_bfloat16=True)
+    # Or XLA keeps them in float32, for which half of what reads them asks.
+    tokens = jax.lax.optimization_barrier(tokens)
+    ids = unit = book = None
+    if np.any(smoothing):
+        unit = groups.as_stored(_units(tokens, valid, smoothing), codes.table_dtype)
     if codes.centres > 1:
-        # Clipped values of bfloat16 are such values still.
-        tokens = x.astype(given) if given == jnp.bfloat16 and unit is None else x
-        centre = groups.as_stored(image_centres(tokens, valid, codes.centres), codes.table_dtype)
-        own = centre.astype(jnp.float32)
-        ids = nearest(tokens, own)
-        residual = x - _rows_at(own, ids)
+        found = image_centres(tokens, valid, codes.centres, unit)
     elif not codes.centres:
-        centre = jnp.zeros((*x.shape[:-2], 0, x.shape[-1]), codes.table_dtype)
-        residual = x
+        found = jnp.zeros((*x.shape[:-2], 0, x.shape[-1]), jnp.float32)
     else:
-        mean = groups.masked_mean(jnp.swapaxes(x, -1, -2), _per_channel(valid, x.shape))
-        centre = groups.as_stored(mean[..., None, :], codes.table_dtype)
-        residual = x - centre.astype(jnp.float32)
+        found = in_units(mean_token(tokens, valid)[..., None, :], unit)
+    centre = groups.as_stored(found, codes.table_dtype)
+    if codes.centres > 1:
+        ids = nearest(tokens, centre.astype(jnp.float32), unit)
+    residual = _residual(tokens, unit, centre, None, ids)
     if codes.codebook:
         assert tables is not None
         assert tables.codebook is not None
         book = align(tables.codebook, x.ndim)
         book = jnp.broadcast_to(book, (*x.shape[:-2], *book.shape[-2:]))
         ids = nearest(_measure(residual, codes, tables), _measure(book, codes, tables))
-        residual = residual - _rows_at(book, ids)
-    residual = jnp.where(valid[..., None], residual, 0.0)
+        residual = _residual(tokens, unit, centre, book, ids)
     energy = jnp.square(_measure(residual, codes, tables)).sum(-1)
-    # The scale of a token has no NaN, and its bits have none; the centre has.
-    centre = jnp.where(bad.any((-2, -1))[..., None, None], jnp.nan, centre)
-    return _Centred(unit, centre, ids, residual, energy)
+    energy = jnp.where(valid, energy, 0.0)
+    return _Centred(tokens, unit, centre, bad.any((-2, -1)), book, ids, energy)
+
+
+def _residual(
+    tokens: Float[Array, "*lead V H"],
+    unit: Float[Array, "*lead H"] | None,
+    centre: Float[Array, "*lead M H"],
+    book: Float[Array, "*lead N H"] | None,
+    ids: Int32[Array, "*lead V"] | None,
+) -> Float[Array, "*lead V H"]:
+    """What centre and centroid leave of tokens, in units."""
+    u, own = in_units(tokens, unit), centre.astype(jnp.float32)
+    if ids is None or book is not None:
+        u = u - own if own.shape[-2] else u
+    rows = own if book is None else book
+    return u if ids is None else u - _rows_at(rows, ids)
 
 
 def _units(
-    x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"], smoothing: float
+    tokens: Float[Array, "*lead V H"],
+    valid: Bool[Array, "*lead V"],
+    smoothing: float | Float[np.ndarray, "*#lead 1"],
 ) -> Float[Array, "*lead H"]:
     """The unit of each channel, rms^smoothing; 1 where all tokens are alike."""
-    tokens, of_channels = jnp.swapaxes(x, -1, -2), _per_channel(valid, x.shape)
-    mean = groups.masked_mean(tokens, of_channels)
-    square = groups.masked_mean(jnp.square(tokens - mean[..., None]), of_channels)
+    mean = mean_token(tokens, valid)
+    # Without a mask, see there: tokens that are not valid are 0, each adds the square of the mean.
+    count = valid.sum(-1, dtype=jnp.int32)[..., None]
+    added = jnp.square(mean) * (valid.shape[-1] - count).astype(jnp.float32)
+    total = jnp.square(tokens.astype(jnp.float32) - mean[..., None, :]).sum(-2)
+    square = (total - added) / jnp.maximum(count, 1).astype(jnp.float32)
     return jnp.where(square > 0, square, 1.0) ** (smoothing / 2)
 
 
 def _encode(
     centred: _Centred,
     class_map: ClassMap,
-    slots: list[tuple[Int32[Array, "*lead _"], Bool[Array, "*lead _"]]],
-    codes: DictionaryCodes,
+    slots: tuple[Int32[Array, "*lead S"], Bool[Array, "*lead S"]],
+    codes: tuple[DictionaryCodes, ...],
     tables: SideTables | None,
-) -> DictionaryTensor:
-    packed, scales, ids = [], [], []
-    head_dim = centred.residual.shape[-1]
-    for number, (position, taken) in enumerate(slots):
-        u = _rows_at(centred.residual, position)
-        u = jnp.where(taken[..., None], u, 0.0)
-        virtual = codes.virtual_channels(number, head_dim)
-        words, scale = _encode_class(u, virtual, number, codes, tables)
+) -> list[DictionaryTensor]:
+    """The tensor of these codes; of two, those of keys and values that are stacked."""
+    position, taken = slots
+    head_dim, settings = centred.tokens.shape[-1], codes[0]
+    virtual = [settings.virtual_channels(c, head_dim) for c in range(len(settings.classes))]
+    ids = None
+    if centred.ids is not None:
+        ids = jnp.take_along_axis(centred.ids, position, axis=-1, mode="promise_in_bounds")
+        ids = jnp.where(taken, ids, 0)
+    packed, sizes, stop = [], [], 0
+    for number, (capacity, channels) in enumerate(zip(class_map.capacities, virtual, strict=True)):
+        start, stop = stop, stop + capacity
+        if not channels:
+            packed.append(jnp.zeros((*position.shape[:-1], capacity, 0), jnp.uint32))
+            sizes.append(None)
+            continue
+        tokens = _rows_at(centred.tokens, position[..., start:stop])
+        own_ids = None if ids is None else ids[..., start:stop]
+        u = _residual(tokens, centred.unit, centred.centre, centred.book, own_ids)
+        u = jnp.where(taken[..., start:stop, None], u, 0.0)
+        words, size = _encode_class(u, channels, number, settings, tables)
         packed.append(words)
-        scales.append(scale)
-        if centred.ids is not None:
-            chosen = jnp.take_along_axis(centred.ids, position, axis=-1, mode="promise_in_bounds")
-            ids.append(jnp.where(taken, chosen, 0))
-    return DictionaryTensor(
+        sizes.append(size)
+    whole = DictionaryTensor(
         packed=tuple(packed),
-        token_scale=tuple(scales),
+        token_scale=(),
         unit=centred.unit,
-        centre=centred.centre,
-        centre_id=packing.pack(jnp.concatenate(ids, -1), codes.id_bits) if ids else None,
-        virtual=tuple(codes.virtual_channels(c, head_dim) for c in range(len(codes.classes))),
+        centre=jnp.where(centred.spoilt[..., None, None], jnp.nan, centred.centre),
+        centre_id=None if ids is None else packing.pack(ids, settings.id_bits),
+        virtual=tuple(virtual),
         head_dim=head_dim,
         num_positions=class_map.num_positions,
         num_slots=class_map.num_slots,
-        id_bits=codes.id_bits,
-        codebook=codes.codebook > 0,
-        learned=codes.learned,
+        id_bits=settings.id_bits,
+        codebook=settings.codebook > 0,
+        learned=settings.learned,
     )
+    tensors = []
+    for side, own in enumerate(codes):
+        tensor, own_sizes = whole, sizes
+        if len(codes) > 1:
+            tensor, own_sizes = jax.tree.map(lambda x, side=side: x[side], (whole, sizes))
+        scales = tuple(None if size is None else _scale(own.scale, size) for size in own_sizes)
+        unit = tensor.unit if own.smoothing else None
+        tensors.append(dataclasses.replace(tensor, token_scale=scales, unit=unit))
+    return tensors
+
+
+@frozen_pytree
+class _Sizes:
+    """What the scale of a token is made of.
+
+    Attributes:
+        square: |u|^2. along: <u, D s>. norm: root mean square of u, in units of D.
+    """
+
+    square: Float[Array, "*lead C"]
+    along: Float[Array, "*lead C"]
+    norm: Float[Array, "*lead C"]
+
+
+def _scale(rule: str | None, size: _Sizes) -> Shaped[Array, "*lead C"] | None:
+    """The scales of tokens, in 8 bits."""
+    if rule is None:
+        return None
+    if rule == "norm":
+        return log_scale.encode(size.norm)
+    scale = size.square / jnp.where(size.along > 0, size.along, jnp.inf)
+    return log_scale.encode(jnp.sqrt(scale * size.norm) if rule == "between" else scale)
 
 
 def _encode_class(
@@ -199,40 +283,39 @@ def _encode_class(
     number: int,
     codes: DictionaryCodes,
     tables: SideTables | None,
-) -> tuple[UInt32[Array, "*lead C W"], Shaped[Array, "*lead C"] | None]:
-    """Bits and scales of the tokens of one class."""
-    if not virtual:
-        return packing.pack(jnp.zeros((*u.shape[:-1], 0), jnp.uint32), 1), None
+) -> tuple[UInt32[Array, "*lead C W"], _Sizes]:
+    """Bits and sizes of the tokens of one class."""
     learned = tables.of_class(number) if codes.learned and tables is not None else None
     if learned is None:
-        z = rotation.rotate(u)
-        size = jnp.sqrt(jnp.square(z).mean(-1, keepdims=True))
-        bits = hadamard_bits(u.shape[-1], virtual)
-        step = np.asarray(NORMAL_STEPS, np.float32)[bits]
-        top, unit, step_or_one = (
-            x.reshape(*[1] * (u.ndim - 1), -1)
-            for x in (2**bits - 1, step / step[0], np.where(bits, step, 1))
-        )
-        code = _grid(z / (_or_one(size) * step_or_one), top)
-        planes = [(code >> j & 1)[..., bits > j] for j in range(bits[0])]
-        bit = jnp.concatenate(planes, axis=-1)
-        # In units of half the first channel's step, as the dictionary is.
-        decoded = (2 * code - top).astype(jnp.float32) * unit
-        norm = size[..., 0] * (step[0] / 2)
-    else:
-        bit, decoded = _encode_learned(u, learned, codes, tables)
-        norm = _size(u, codes, tables)[..., 0]
-        z, decoded = _measure(u, codes, tables), _measure(decoded, codes, tables)
-    words = packing.pack(bit.astype(jnp.uint32), 1)
-    if codes.scale is None:
-        return words, None
-    if codes.scale == "norm":
-        return words, log_scale.encode(norm)
-    along = (z * decoded).sum(-1)
-    scale = jnp.square(z).sum(-1) / jnp.where(along > 0, along, jnp.inf)
-    if codes.scale == "between":
-        scale = jnp.sqrt(scale * norm)
-    return words, log_scale.encode(scale)
+        return _encode_hadamard(u, virtual)
+    bit, decoded = _encode_learned(u, learned, codes, tables)
+    norm = _size(u, codes, tables)[..., 0]
+    z, decoded = _measure(u, codes, tables), _measure(decoded, codes, tables)
+    sizes = _Sizes(jnp.square(z).sum(-1), (z * decoded).sum(-1), norm)
+    return packing.pack(bit, 1), sizes
+
+
+def _encode_hadamard(
+    u: Float[Array, "*lead C H"], virtual: int
+) -> tuple[UInt32[Array, "*lead C W"], _Sizes]:
+    """Bits on a uniform grid of the rotated channels, in units of their root mean square."""
+    z = rotation.rotate_tokens(u)  # channels first: sums over them take a thread for each token
+    square = jnp.square(z).sum(0)
+    size = jnp.sqrt(square / u.shape[-1])
+    bits = hadamard_bits(u.shape[-1], virtual)
+    step = np.asarray(NORMAL_STEPS, np.float32)[bits]
+    top, unit, step_or_one = (
+        x.reshape(-1, *[1] * (z.ndim - 1))
+        for x in (2**bits - 1, step / step[0], np.where(bits, step, 1))
+    )
+    code = _grid(z / (_or_one(size)[None] * step_or_one), top)
+    # The first channels have the most bits.
+    planes = [(code >> j & 1)[: np.count_nonzero(bits > j)] for j in range(bits[0])]
+    words = packing.pack(jnp.concatenate(planes), 1, axis=0)
+    # In units of half the first channel's step, as the dictionary is.
+    decoded = (2 * code - top).astype(jnp.float32) * unit
+    sizes = _Sizes(square, (z * decoded).sum(0), size * (step[0] / 2))
+    return jnp.moveaxis(words, 0, -1), sizes
 
 
 def _encode_learned(
@@ -288,10 +371,6 @@ def _rows_at(
 ) -> Float[Array, "*lead V H"]:
     """The rows of these numbers, which must be those of rows: nothing is checked."""
     return jnp.take_along_axis(x, number[..., None], axis=-2, mode="promise_in_bounds")
-
-
-def _per_channel(valid: Bool[Array, "*lead V"], shape: tuple[int, ...]) -> Bool[Array, "..."]:
-    return jnp.broadcast_to(valid[..., None, :], (*shape[:-2], shape[-1], shape[-2]))
 
 
 def _or_one(x: Float[Array, "*x"]) -> Float[Array, "*x"]:

@@ -39,17 +39,24 @@ def check_table_dtype(table_dtype: str) -> None:
 
 
 def coded_input(
-    x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"], largest: float
+    x: Float[Array, "*lead V H"],
+    valid: Bool[Array, "*lead V"],
+    largest: float,
+    *,
+    keep_bfloat16: bool = False,
 ) -> tuple[Float[Array, "*lead V H"], Bool[Array, "*lead V H"]]:
     """The input of a quantizer in float32, and which valid elements are NaN or infinite.
+
+    With `keep_bfloat16`, an input in bfloat16 stays so: `largest` has to be one of its numbers.
 
     Elements saturate at +-largest. Elements that are not valid or not finite become 0, so that they
     spoil no other group; the quantizer marks their own group as NaN.
     """
-    wide = x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+    kept = jnp.bfloat16 if keep_bfloat16 and x.dtype == jnp.bfloat16 else jnp.float32
+    wide = x if x.dtype == jnp.float64 else x.astype(kept)
     finite = jnp.isfinite(wide)
     taken = valid[..., None]
-    x = jnp.clip(jnp.where(taken & finite, wide, 0.0), -largest, largest).astype(jnp.float32)
+    x = jnp.clip(jnp.where(taken & finite, wide, 0.0), -largest, largest).astype(kept)
     return x, taken & ~finite
 
 

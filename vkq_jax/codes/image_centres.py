@@ -4,62 +4,102 @@ import jax
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.bits.exact_einsum import split_einsum
+from vkq_jax.bits.exact_einsum import large_einsum, split_einsum
 
-__all__ = ["image_centres", "nearest"]
+__all__ = ["image_centres", "in_units", "mean_token", "nearest"]
 
 _STEPS = 8
+_FEW = 4
 
 
 def image_centres(
-    x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"], count: int
+    x: Float[Array, "*lead V H"],
+    valid: Bool[Array, "*lead V"],
+    count: int,
+    unit: Float[Array, "*lead H"] | None = None,
 ) -> Float[Array, "*lead M H"]:
     """k-means centroids of the valid tokens, from a start at tokens far from each other.
 
     Deterministic: the first centre is the mean, each further one the token farthest from those
     there are (Gonzalez 1985), then eight steps of Lloyd's algorithm. A centre without tokens stays
     where it is. Sums are in float32; tokens in bfloat16 are faster on a GPU.
+
+    Args:
+        x: tokens, finite, 0 where they are not valid. valid: which ones there are.
+        count: M.
+        unit: of each channel: centroids of x / unit, float32. None: 1.
     """
     if not x.shape[-2]:  # no token to start from
         return jnp.zeros((*x.shape[:-2], count, x.shape[-1]), jnp.float32)
-    weight = valid.astype(jnp.float32)
-    total = jnp.maximum(weight.sum(-1), 1.0)
-    mean = (x.astype(jnp.float32) * weight[..., None]).sum(-2) / total[..., None]
+    mean = in_units(mean_token(x, valid)[..., None, :], unit)
     centres = jnp.zeros((*x.shape[:-2], count, x.shape[-1]), jnp.float32)
-    centres = centres.at[..., 0, :].set(mean)
-    distance = jnp.square(x.astype(jnp.float32) - mean[..., None, :]).sum(-1)
-    far = jnp.where(valid, distance, -1.0)
+    centres = centres.at[..., :1, :].set(mean)
+    far = jnp.where(valid, _squared_distance(x, mean, unit), -1.0)
 
     def add(i, state):
         centres, far = state
         token = jnp.argmax(far, axis=-1)
         new = jnp.take_along_axis(x, token[..., None, None], axis=-2, mode="promise_in_bounds")
-        new = new.astype(jnp.float32)
-        distance = jnp.square(x.astype(jnp.float32) - new).sum(-1)
-        return centres.at[..., i, :].set(new[..., 0, :]), jnp.minimum(far, distance)
+        new = in_units(new, unit)
+        return (
+            centres.at[..., i, :].set(new[..., 0, :]),
+            jnp.minimum(far, _squared_distance(x, new, unit)),
+        )
 
-    centres, _ = jax.lax.fori_loop(1, count, add, (centres, far))
+    few = count <= _FEW  # a loop's own kernels would take as long as its body's
+    centres, _ = jax.lax.fori_loop(1, count, add, (centres, far), unroll=few or None)
 
     def step(_, centres):
         # Tokens on the last axis: a sum along it is one pass over rows.
         number = jnp.arange(count, dtype=jnp.int32).reshape(*[1] * (x.ndim - 2), -1, 1)
-        member = (nearest(x, centres)[..., None, :] == number) & valid[..., None, :]
-        member = member.astype(jnp.float32)
-        size = member.sum(-1)
+        member = (nearest(x, centres, unit)[..., None, :] == number) & valid[..., None, :]
+        size = member.sum(-1)[..., None]
         sums = split_einsum("...qv,...vh->...qh", member, x)
-        moved = sums / jnp.maximum(size, 1.0)[..., None]
-        return jnp.where(size[..., None] > 0, moved, centres)
+        moved = in_units(sums, unit) / jnp.maximum(size, 1).astype(jnp.float32)
+        return jnp.where(size > 0, moved, centres)
 
     return jax.lax.fori_loop(0, _STEPS, step, centres)
 
 
 def nearest(
-    x: Float[Array, "*lead V H"], centres: Float[Array, "*lead M H"]
+    x: Float[Array, "*lead V H"],
+    centres: Float[Array, "*lead M H"],
+    unit: Float[Array, "*lead H"] | None = None,
 ) -> Int32[Array, "*lead V"]:
-    """Number of the centre that is nearest to each token."""
+    """Number of the centre that is nearest to each token.
+
+    Args:
+        x: tokens. centres: of x / unit.
+        unit: of each channel; None: 1.
+    """
+    # Units go to the centres, which are few: tokens of bfloat16 stay what they are.
+    rows = in_units(centres, unit)
     if x.dtype == jnp.bfloat16:
-        dot = split_einsum("...qh,...vh->...qv", centres, x).swapaxes(-1, -2)
+        dot = split_einsum("...qh,...vh->...qv", rows, x).swapaxes(-1, -2)
     else:
-        dot = jnp.einsum("...vh,...mh->...vm", x, centres, precision=jax.lax.Precision.HIGHEST)
+        dot = large_einsum("...vh,...mh->...vm", x, rows)
     distance = jnp.square(centres).sum(-1)[..., None, :] - 2.0 * dot
     return jnp.argmin(distance, axis=-1).astype(jnp.int32)
+
+
+def mean_token(
+    x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"]
+) -> Float[Array, "*lead H"]:
+    """Mean of the valid tokens, float32, where the others are 0; 0 where there are none."""
+    # No mask: XLA for GPUs fuses none into a sum over tokens, but writes what it leaves.
+    count = jnp.maximum(valid.sum(-1), 1).astype(jnp.float32)[..., None]
+    return x.astype(jnp.float32).sum(-2) / count
+
+
+def in_units(
+    x: Float[Array, "*lead V H"], unit: Float[Array, "*lead H"] | None
+) -> Float[Array, "*lead V H"]:
+    """x / unit, float32."""
+    x = x.astype(jnp.float32)
+    return x if unit is None else x / unit.astype(jnp.float32)[..., None, :]
+
+
+def _squared_distance(
+    x: Float[Array, "*lead V H"], row: Float[Array, "*lead 1 H"], unit: Array | None
+) -> Float[Array, "*lead V"]:
+    return jnp.square(in_units(x, unit) - row).sum(-1)

@@ -145,20 +145,24 @@ class ClassMap:
 
     def positions_of_slots(
         self, valid: Bool[Array, "*lead V"] | None = None
-    ) -> list[tuple[Int32[Array, "*lead C"], Bool[Array, "*lead C"]]]:
-        """For each class, the position that each of its slots holds, and which slots are taken."""
+    ) -> tuple[Int32[Array, "*lead S"], Bool[Array, "*lead S"]]:
+        """The position that each slot holds, class by class, and which slots are taken."""
         number = self.classes(valid)
-        order = jnp.argsort(number, axis=-1, stable=True).astype(jnp.int32)
-        found, start = [], jnp.zeros((*number.shape[:-1], 1), jnp.int32)
-        for c, capacity in enumerate(self.capacities):
-            count = (number == c).sum(-1, keepdims=True, dtype=jnp.int32)
-            slot = jnp.arange(capacity, dtype=jnp.int32).reshape(*[1] * (number.ndim - 1), -1)
-            taken = slot < count
-            place = jnp.where(taken, start + slot, 0)
-            position = jnp.take_along_axis(order, place, axis=-1, mode="promise_in_bounds")
-            found.append((position, taken))
-            start = start + count
-        return found
+        # One word for class and position: a sort of numbers alone is cheaper than one of pairs.
+        places = jax.lax.broadcasted_iota(jnp.int32, number.shape, number.ndim - 1)
+        order = jnp.sort(number * self.num_positions + places, axis=-1, stable=False)
+        classes = np.arange(len(self.capacities), dtype=np.int32)
+        one_each = classes.reshape(*[1] * (number.ndim - 1), -1, 1)
+        count = (number[..., None, :] == one_each).sum(-1, dtype=jnp.int32)
+        start = jnp.cumsum(count, axis=-1) - count
+        of_slot = np.repeat(classes, self.capacities)
+        within = np.arange(self.num_slots) - np.asarray(self._offsets())[of_slot]
+        within = within.astype(np.int32).reshape(*[1] * (number.ndim - 1), -1)
+        taken = count[..., of_slot] > within
+        place = jnp.where(taken, start[..., of_slot] + within, 0)
+        found = jnp.take_along_axis(order, place, axis=-1, mode="promise_in_bounds")
+        earlier = (self.num_positions * of_slot).astype(np.int32).reshape(within.shape)
+        return jnp.where(taken, found - earlier, 0), taken
 
     def slots_of_positions(
         self, valid: Bool[Array, "*lead V"] | None = None
@@ -177,13 +181,15 @@ class ClassMap:
         self, position: Int32[Array, "*lead T"], valid: Bool[Array, "*lead V"] | None = None
     ) -> list[Int32[Array, "*lead T"]]:
         """How many tokens of each class lie in the first `position` positions."""
-        number = self.classes(valid)
-        shape = (*position.shape, self.num_positions)
-        before = jax.lax.broadcasted_iota(jnp.int32, shape, position.ndim) < position[..., None]
-        return [
-            (before & (number == c)[..., None, :]).sum(-1, dtype=jnp.int32)
-            for c in range(len(self.capacities))
-        ]
+        number = self.classes(valid)[..., None, None, :]
+        shape = (*position.shape, 1, self.num_positions)
+        axis = len(shape) - 1
+        before = jax.lax.broadcasted_iota(jnp.int32, shape, axis) < position[..., None, None]
+        # One sum for all classes: on a GPU each takes a kernel.
+        classes = jnp.arange(len(self.capacities), dtype=jnp.int32)
+        ours = before & (number == classes.reshape(*[1] * (axis - 1), -1, 1))
+        counts = ours.sum(-1, dtype=jnp.int32)
+        return [counts[..., c] for c in range(len(self.capacities))]
 
     def slots_below(
         self, position: Int32[Array, "*lead T"], valid: Bool[Array, "*lead V"] | None = None

@@ -102,6 +102,16 @@ def test_split_rows_keep_sixteen_bits(monkeypatch):
     assert "reduce_precision" in str(jax.make_jaxpr(lambda rows: split_einsum(spec, rows, x))(rows))
 
 
+def test_boolean_rows_need_no_second_part(monkeypatch):
+    rng = np.random.default_rng(2)
+    rows, x = jnp.asarray(rng.random((3, 50)) < 0.3), normal(rng, 50, 64).astype(jnp.bfloat16)
+    run = functools.partial(split_einsum, "...qv,...vh->...qh")
+    expected = run(rows, x)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    same(run(rows, x), expected)
+    assert "reduce_precision" not in str(jax.make_jaxpr(run)(rows, x))
+
+
 @pytest.mark.parametrize("rows", [8, 1100])
 def test_large_products_keep_sixteen_bits(rows, monkeypatch):
     """As on a GPU: three products of tf32 for few rows, for many one of bfloat16."""

@@ -41,6 +41,13 @@ def test_booleans_pack_as_one_bit():
     assert packing.pack(jnp.array([True, False, True]), 1).tolist() == [5]
 
 
+@pytest.mark.parametrize("bits", [1, 2, packing.TERNARY])
+def test_any_axis_packs_as_the_last_one(bits):
+    codes = jnp.asarray(np.random.default_rng(0).integers(0, 2, (3, 37, 4)), jnp.uint32)
+    expected = packing.pack(jnp.swapaxes(codes, 1, 2), bits)
+    np.testing.assert_array_equal(packing.pack(codes, bits, axis=1), jnp.swapaxes(expected, 1, 2))
+
+
 @pytest.mark.parametrize("bits", [0, 3, 16])
 def test_other_widths_are_refused(bits):
     with pytest.raises(ValueError, match=rf"one of \(1, 2, 4, 8\), got {bits}"):

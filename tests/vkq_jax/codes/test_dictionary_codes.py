@@ -13,12 +13,14 @@ from tests.support.caches import random_side_tables, random_tables
 from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass, dequantize, quantize
 from vkq_jax.bits import exact_einsum
 from vkq_jax.cache.kv_cache import code_bank
-from vkq_jax.codes.image_centres import image_centres, nearest
+from vkq_jax.codes import dictionary_encoder
+from vkq_jax.codes.image_centres import image_centres, in_units, nearest
 
 H = 64
 CLASSES = (TokenClass(0.1, 3), TokenClass(0.2, 2), TokenClass(0.3, 1), TokenClass(0.4, 0))
 PLAIN = DictionaryCodes(CLASSES)
 IN_UNITS = dataclasses.replace(PLAIN, smoothing=0.5, scale="between")
+LEARNED = DictionaryCodes(CLASSES, codebook=16, learned=True, metric=True)
 
 
 def tokens(*shape: int, seed: int = 0) -> jax.Array:
@@ -216,12 +218,49 @@ def test_centres_of_bfloat16_tokens_are_those_of_float32(monkeypatch):
     """On a GPU, whose products of bfloat16 take the centres in two parts, as elsewhere."""
     rng = np.random.default_rng(0)
     token = rng.normal(size=(2, 90, 32)) + 2.0 * (np.arange(90) % 3)[:, None]
-    token = jnp.asarray(token, jnp.bfloat16)
     valid = jnp.asarray(np.arange(90) < np.array([[90], [60]]))
-    expected = image_centres(token.astype(jnp.float32), valid, 3)
+    token = jnp.where(valid[..., None], jnp.asarray(token, jnp.bfloat16), 0)
+    unit = jnp.asarray(np.exp(rng.normal(size=(2, 32))), jnp.bfloat16)
+    cases = []
+    for own in (None, unit):
+        wide = in_units(token, own)
+        expected = image_centres(wide, valid, 3)
+        cases.append((own, expected, nearest(wide, expected)))
     monkeypatch.setattr(exact_einsum, "on_gpu", lambda: True)
-    found = image_centres(token, valid, 3)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    ids = nearest(token.astype(jnp.float32), expected)
-    np.testing.assert_array_equal(nearest(token, expected), ids)
+    for own, expected, ids in cases:
+        found = image_centres(token, valid, 3, own)
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(nearest(token, expected, own), ids)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    ("key_codes", "value_codes", "dtype"),
+    [
+        (
+            dataclasses.replace(IN_UNITS, centres=3),
+            dataclasses.replace(PLAIN, centres=3),
+            jnp.bfloat16,
+        ),
+        (LEARNED, LEARNED, jnp.float32),
+    ],
+)
+def test_keys_and_values_in_one_tensor_are_coded_as_apart(
+    key_codes, value_codes, dtype, monkeypatch
+):
+    """Keys in units and values not, with tables, an element that is not finite."""
+    quant = KVQuantConfig(key=key_codes, value=value_codes)
+    key, value = (tokens(2, 2, 70, H, seed=seed).astype(dtype) for seed in (0, 1))
+    key = key.at[0, 1, 3, 5].set(jnp.nan)
+    valid = jnp.arange(70)[None] < jnp.asarray([[70], [41]])
+    tables = random_tables(quant, 2, H)
+    assert dictionary_encoder._alike((key_codes, value_codes), tables)
+    # Functions of their own, or the second would be the first one's program.
+    together = jax.jit(lambda k, v: code_bank(k, v, valid, quant, tables))(key, value)
+    monkeypatch.setattr(dictionary_encoder, "_alike", lambda *_: False)
+    apart = jax.jit(lambda k, v: code_bank(k, v, valid, quant, tables))(key, value)
+    assert isinstance(apart.key, vkq_jax.DictionaryTensor)
+    assert jnp.isnan(apart.key.centre[0, 1]).all()
+    for one, other in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_array_equal(one.astype(jnp.float32), other.astype(jnp.float32))

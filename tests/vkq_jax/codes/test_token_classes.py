@@ -68,9 +68,9 @@ def test_slots_and_positions_lead_to_each_other():
     valid = jnp.asarray(np.random.default_rng(1).random((2, 61)) < 0.6)
     class_map = assign_classes(energies(3, 61), valid, CLASSES)
     slots = np.asarray(class_map.slots_of_positions())
-    positions = [np.asarray(x) for x, _ in class_map.positions_of_slots()]
-    taken = [np.asarray(x) for _, x in class_map.positions_of_slots()]
-    whole, used = np.concatenate(positions, -1), np.concatenate(taken, -1)
+    whole, used = (np.asarray(x) for x in class_map.positions_of_slots())
+    stops = np.cumsum(class_map.capacities)[:-1]
+    positions, taken = (np.split(x, stops, axis=-1) for x in (whole, used))
     for row in range(2):
         for position in np.flatnonzero(valid[row]):
             assert used[row, slots[row, position]]
