@@ -49,9 +49,7 @@ def test_bootstrap_of_a_ratio_weighs_by_positions():
 def test_paired_differences_that_were_never_seen_are_bounded_by_the_number_of_pictures():
     low, high = paired([0.0] * 12, [str(n // 2) for n in range(12)], seed=0)  # six pictures
     assert high == -low
-    assert 1 - (1 - high / 100) ** 6 == pytest.approx(
-        0.975
-    )  # seen in 97.5 %
+    assert 1 - (1 - high / 100) ** 6 == pytest.approx(0.975)  # seen in 97.5 %
     assert paired([0.0] * 2000, [str(n) for n in range(2000)], seed=0)[1] < 0.2
     some = [0.0, 100.0, 0.0, -100.0, 0.0]
     assert paired(some, list("abcde"), seed=3) == bootstrap(some, list("abcde"), seed=3)
