@@ -158,4 +158,8 @@ def rope_by_kind(given: dict[str, Any] | None, where: str) -> tuple[dict[str, An
     if unread := _RopeByKind.unread(given or {}):
         raise NotImplementedError(f"{where} has {some(unread)}, which is not supported")
     kinds = _RopeByKind.read(given or {}, where)
+    for kind in (FULL, SLIDING):
+        if (getattr(kinds, kind) or {}).get("truncate") is False:
+            # transformers looks for it beside the kinds, where it is for neither.
+            raise NotImplementedError(f"{where}.{kind}.truncate=false; supported: true")
     return kinds.full_attention or {}, kinds.sliding_attention or {}

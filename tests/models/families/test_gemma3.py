@@ -154,6 +154,10 @@ def test_old_and_new_names_of_ropes_and_layers_mean_the_same():
         ({"text": {"final_logit_softcapping": 30.0}}, "text_config.final_logit_softcapping=30.0"),
         ({"text": {"use_bidirectional_attention": True}}, "use_bidirectional_attention=True"),
         ({"text": {"rope_parameters": {"rope_type": "linear"}}}, "rope_parameters has rope_type"),
+        (
+            {"text": {"rope_parameters": {"full_attention": {"truncate": False}}}},
+            "rope_parameters.full_attention.truncate=false",
+        ),
         ({"text": {"model_type": "llama"}}, "text_config.model_type='llama'"),
         ({"vision_config": {"model_type": "clip_vision_model"}}, "vision_config.model_type"),
     ],
