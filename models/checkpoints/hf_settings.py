@@ -65,6 +65,8 @@ class Settings:
 
     ignored: ClassVar[frozenset[str]] = frozenset()
     """Fields that are known and change nothing that is computed here."""
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Other names of fields; where a file has both, the other name applies, as in transformers."""
 
     @classmethod
     def read(cls, content: Mapping[str, Any], where: str = "") -> Self:
@@ -81,9 +83,11 @@ class Settings:
         hints = type_hints(cls, include_extras=True)
         values = {}
         for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
-            name = f"{where}.{field.name}" if where else field.name
-            if field.name in content:
-                values[field.name] = _convert(hints[field.name], content[field.name], name)
+            others = (name for name, meant in cls.aliases.items() if meant == field.name)
+            key = next((name for name in others if content.get(name) is not None), field.name)
+            name = f"{where}.{key}" if where else key
+            if key in content:
+                values[field.name] = _convert(hints[field.name], content[key], name)
             elif field.default is dataclasses.MISSING:
                 raise ValueError(f"{name} is missing: expected {_describe(hints[field.name])}")
         return cls(**values)
@@ -92,7 +96,7 @@ class Settings:
     def unread(cls, content: Mapping[str, Any]) -> list[str]:
         """Names in a JSON object that the schema neither reads nor knows to be of no effect."""
         fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
-        known = {field.name for field in fields} | cls.ignored
+        known = {field.name for field in fields} | cls.ignored | cls.aliases.keys()
         return [name for name in content if name not in known]
 
 

@@ -1,7 +1,8 @@
 """Settings of the text decoders of GLM-4.1V and GLM-4.5V in config.json."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from models.checkpoints.hf_fields import Count, Epsilon, Factor, Length, TokenIds, Width
 from models.checkpoints.hf_rope import given_rope, rope_of
@@ -71,6 +72,7 @@ class Glm4vMoeTextSettings(TextSettings):
     first_k_dense_replace: Annotated[int, Between(0, 2**12)] = 1
     norm_topk_prob: bool = True
     ignored = TextSettings.ignored | {"output_router_logits", "router_aux_loss_coef"}
+    aliases: ClassVar[Mapping[str, str]] = {"num_local_experts": "n_routed_experts"}
     mrope = MRope((8, 12, 12))
 
     def switches(self) -> dict[str, Any]:

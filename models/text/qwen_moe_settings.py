@@ -1,7 +1,8 @@
 """Experts of Qwen3's text decoders in config.json."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from models.checkpoints.hf_fields import Count, Width
 from models.checkpoints.hf_settings import Settings
@@ -16,11 +17,11 @@ class MoeSettings(Settings):
     """Fields of a mixture of experts in each layer, or in some of them."""
 
     num_experts: Count = 128
-    num_local_experts: Count | None = None  # what transformers 5 calls num_experts
     num_experts_per_tok: Count = 8
     moe_intermediate_size: Width = 768
     decoder_sparse_step: Count = 1
     mlp_only_layers: tuple[int, ...] | None = None
+    aliases: ClassVar[Mapping[str, str]] = {"num_local_experts": "num_experts"}
 
     def experts(self, num_layers: int, *, norm_topk_prob: bool) -> dict[str, Any]:
         """Fields of `TextConfig`: the experts, and the layers without.
@@ -30,7 +31,7 @@ class MoeSettings(Settings):
         Raises:
             ValueError: more experts for a token than there are.
         """
-        count = self.num_local_experts or self.num_experts
+        count = self.num_experts
         if self.num_experts_per_tok > count:
             raise ValueError(
                 f"text_config.num_experts_per_tok: expected at most num_experts={count}, "

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from models.checkpoints.hf_fields import (
     NO_EFFECT,
@@ -73,6 +73,10 @@ class GridVisionSettings(Settings):
     temporal_patch_size: Count = 2
     rope_parameters: dict[str, Any] | None = None
     ignored = NO_EFFECT | {"model_type"}
+    aliases: ClassVar[Mapping[str, str]] = {
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "depth",
+    }
 
     @property
     def width(self) -> int:

@@ -116,6 +116,19 @@ def test_every_field_of_transformers_is_read_or_known_to_have_no_effect(name):
 
 
 @pytest.mark.parametrize("name", TOWERS)
+def test_other_names_of_fields_are_read(name):
+    """transformers takes a field under two names; the heads of a tower would else be a default."""
+    theirs = getattr(transformers, name)
+    own = {field.name for field in dataclasses.fields(TOWERS[name])}
+    others = {a: b for a, b in theirs.attribute_map.items() if a not in own | {"num_classes"}}
+    assert TOWERS[name].unread(others) == []
+    for alias, meant in others.items():
+        if meant in own:
+            content = {"model_type": theirs.model_type, meant: 7, alias: 5}
+            assert getattr(TOWERS[name].read(content), meant) == 5
+
+
+@pytest.mark.parametrize("name", TOWERS)
 def test_defaults_are_those_of_transformers(name):
     """Files of the hub leave out what equals transformers' default."""
     schema, theirs = TOWERS[name], getattr(transformers, name)

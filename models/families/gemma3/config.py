@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from models.checkpoints.hf_fields import NO_EFFECT, Count, TokenId
 from models.families.fixed_grid import FixedGridConfig
@@ -23,9 +23,13 @@ class Gemma3ModelSettings(FamilySettings):
     boi_token_index: TokenId = 255999
     eoi_token_index: TokenId = 256000
     image_token_index: TokenId = 262144
-    image_token_id: TokenId | None = None  # another name of image_token_index, which it overrides
     tie_word_embeddings: bool = True
     ignored = NO_EFFECT
+    aliases: ClassVar[Mapping[str, str]] = {
+        "image_token_id": "image_token_index",
+        "boi_token_id": "boi_token_index",
+        "eoi_token_id": "eoi_token_index",
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +73,7 @@ class Gemma3Config(FixedGridConfig):
             pool=_pool(vision.side, hf.mm_tokens_per_image),
             begin_image_id=hf.boi_token_index,
             end_image_id=hf.eoi_token_index,
-            image_token_id=hf.image_token_index if hf.image_token_id is None else hf.image_token_id,
+            image_token_id=hf.image_token_index,
             eos_token_ids=hf.eos_token_ids(text),
         )
 

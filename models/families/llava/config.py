@@ -37,13 +37,13 @@ class LlavaSettings(FamilySettings):
 
     model_type: Literal["llava"]
     image_token_index: TokenId = 32000
-    image_token_id: TokenId | None = None  # another name of image_token_index, which it overrides
     projector_hidden_act: ActivationName = Activation.GELU
     multimodal_projector_bias: bool = True
     vision_feature_layer: FeatureLayers = -2
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     # How long an image is follows from the vision tower.
     ignored = NO_EFFECT | {"ignore_index", "image_seq_length"}
+    aliases: ClassVar[Mapping[str, str]] = {"image_token_id": "image_token_index"}
     default_vision: ClassVar[Mapping[str, Any]] = _VISION
     default_text: ClassVar[str] = "llama"
 
@@ -80,7 +80,7 @@ class LlavaConfig(FixedGridConfig):
         return cls(
             vision=vision,
             text=hf.decoder(text),
-            image_token_id=hf.image_token_index if hf.image_token_id is None else hf.image_token_id,
+            image_token_id=hf.image_token_index,
             projector_hidden_act=hf.projector_hidden_act,
             multimodal_projector_bias=hf.multimodal_projector_bias,
             eos_token_ids=hf.eos_token_ids(text),

@@ -1,6 +1,7 @@
 """Settings of a LLaVA-NeXT-Video model."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from models.checkpoints.hf_fields import TokenId
@@ -19,11 +20,14 @@ class LlavaNextVideoSettings(LlavaNextSettings):
     model_type: Literal["llava_next_video"]  # pyright: ignore[reportIncompatibleVariableOverride]
     image_token_index: TokenId = 32001
     video_token_index: TokenId = 32000
-    video_token_id: TokenId | None = None  # another name of video_token_index
     spatial_pool_mode: Literal["average", "max"] = "average"
     spatial_pool_stride: Annotated[int, Between(1, 64)] = 2
     # How long a clip is follows from the vision tower.
     ignored = LlavaNextSettings.ignored | {"video_seq_length"}
+    aliases: ClassVar[Mapping[str, str]] = {
+        **LlavaNextSettings.aliases,
+        "video_token_id": "video_token_index",
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,9 +52,8 @@ class LlavaNextVideoConfig(LlavaNextConfig):
                 f"spatial_pool_stride: expected at most the {vision.side} patches of a side, "
                 f"got {hf.spatial_pool_stride}"
             )
-        video = hf.video_token_index if hf.video_token_id is None else hf.video_token_id
         return super().more(hf, vision) | {
-            "video_token_id": video,
+            "video_token_id": hf.video_token_index,
             "pool_stride": hf.spatial_pool_stride,
             "pool_max": hf.spatial_pool_mode == "max",
         }

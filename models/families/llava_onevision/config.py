@@ -33,10 +33,13 @@ class LlavaOnevisionSettings(LlavaNextSettings):
     model_type: Literal["llava_onevision"]  # pyright: ignore[reportIncompatibleVariableOverride]
     image_token_index: TokenId = 151646
     video_token_index: TokenId = 151647
-    video_token_id: TokenId | None = None  # another name of video_token_index
     vision_feature_layer: FeatureLayers = -1
     vision_feature_select_strategy: Literal["default", "full"] = "full"
     vision_aspect_ratio: str = "anyres_max_9"
+    aliases: ClassVar[Mapping[str, str]] = {
+        **LlavaNextSettings.aliases,
+        "video_token_id": "video_token_index",
+    }
     default_vision: ClassVar[Mapping[str, Any]] = _VISION
     default_text: ClassVar[str] = "qwen2"
     default_pinpoints: ClassVar[tuple[tuple[int, int], ...]] = tuple(
@@ -59,5 +62,7 @@ class LlavaOnevisionConfig(LlavaNextConfig):
             raise NotImplementedError(
                 f"vision_aspect_ratio={show(hf.vision_aspect_ratio)}; supported: 'anyres_max_N'"
             )
-        video = hf.video_token_index if hf.video_token_id is None else hf.video_token_id
-        return super().more(hf, vision) | {"max_tiles": int(found[1]), "video_token_id": video}
+        return super().more(hf, vision) | {
+            "max_tiles": int(found[1]),
+            "video_token_id": hf.video_token_index,
+        }

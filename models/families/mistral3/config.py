@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from models.checkpoints.hf_fields import NO_EFFECT, ActivationName, Count, TokenId
 from models.families.base import ModelConfig
@@ -38,13 +38,13 @@ class Mistral3Settings(FamilySettings):
 
     model_type: Literal["mistral3"]
     image_token_index: TokenId = 10
-    image_token_id: TokenId | None = None  # another name of image_token_index, which it overrides
     projector_hidden_act: ActivationName = Activation.GELU
     multimodal_projector_bias: bool = False
     vision_feature_layer: FeatureLayers = -1
     spatial_merge_size: Count = 2
     tie_word_embeddings: bool = True
     ignored = NO_EFFECT
+    aliases: ClassVar[Mapping[str, str]] = {"image_token_id": "image_token_index"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class Mistral3Config(ModelConfig):
         return cls(
             vision=tower.to_config(hf.vision_feature_layer, merge=merge or 1),
             text=hf.decoder(decoder),
-            image_token_id=hf.image_token_index if hf.image_token_id is None else hf.image_token_id,
+            image_token_id=hf.image_token_index,
             projector_hidden_act=hf.projector_hidden_act,
             multimodal_projector_bias=hf.multimodal_projector_bias,
             norm_and_merge=merge is not None,

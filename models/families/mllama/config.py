@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from models.checkpoints.hf_fields import (
     NO_EFFECT,
@@ -46,7 +46,6 @@ class MllamaVisionSettings(Settings):
     num_hidden_layers: Count = 32
     num_global_layers: Count = 8
     attention_heads: Count = 16
-    num_attention_heads: Count | None = None  # another name of attention_heads, which it overrides
     num_channels: Literal[3] = 3
     intermediate_size: Width = 5120
     vision_output_dim: Width = 7680
@@ -57,6 +56,7 @@ class MllamaVisionSettings(Settings):
     intermediate_layers_indices: tuple[_Layer, ...] | None = (3, 7, 15, 23, 30)
     supported_aspect_ratios: tuple[tuple[_Tiles, ...], ...] | None = _RATIOS
     ignored = NO_EFFECT
+    aliases: ClassVar[Mapping[str, str]] = {"num_attention_heads": "attention_heads"}
 
     def to_config(self) -> MllamaVisionConfig:
         """The tower's configuration.
@@ -67,7 +67,6 @@ class MllamaVisionSettings(Settings):
         """
         where, depth = "vision_config", self.num_hidden_layers
         heads = self.attention_heads
-        heads = heads if self.num_attention_heads is None else self.num_attention_heads
         if self.hidden_size % heads:
             raise ValueError(
                 f"{where}.hidden_size: expected a multiple of attention_heads={heads}, got "
@@ -155,8 +154,8 @@ class MllamaSettings(FamilySettings):
 
     model_type: Literal["mllama"]
     image_token_index: TokenId = 128256
-    image_token_id: TokenId | None = None  # another name of image_token_index, which it overrides
     ignored = NO_EFFECT | {"tie_word_embeddings"}
+    aliases: ClassVar[Mapping[str, str]] = {"image_token_id": "image_token_index"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,7 +177,7 @@ class MllamaConfig(ModelConfig):
         hf = MllamaSettings.read(content)
         text = MllamaTextSettings.read(hf.text_config or {}, "text_config")
         config = text.to_config("text_config", tie_word_embeddings=False)
-        token = hf.image_token_index if hf.image_token_id is None else hf.image_token_id
+        token = hf.image_token_index
         rows = config.vocab_size + config.extra_embeddings
         if token >= rows:
             raise ValueError(

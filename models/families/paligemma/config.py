@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from models.checkpoints.hf_fields import NO_EFFECT, TokenId, Width
 from models.families.fixed_grid import FixedGridConfig
@@ -20,11 +20,11 @@ class PaliGemmaSettings(FamilySettings):
 
     model_type: Literal["paligemma"]
     image_token_index: TokenId = 256000
-    image_token_id: TokenId | None = None  # another name of image_token_index, which it overrides
     projection_dim: Width = 2048
     tie_word_embeddings: bool = True
     # The text tower's own fields are looked at.
     ignored = NO_EFFECT | {"hidden_size", "vocab_size", "ignore_index"}
+    aliases: ClassVar[Mapping[str, str]] = {"image_token_id": "image_token_index"}
 
 
 # The towers of a file that says nothing of them.
@@ -83,6 +83,6 @@ class PaliGemmaConfig(FixedGridConfig):
                 final_logit_softcapping=cap,
                 groups_cross_window=True,
             ),
-            image_token_id=hf.image_token_index if hf.image_token_id is None else hf.image_token_id,
+            image_token_id=hf.image_token_index,
             eos_token_ids=hf.eos_token_ids(text),
         )

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from models.checkpoints.hf_fields import Epsilon
 from models.families.llava.config import FeatureLayers, LlavaConfig, LlavaSettings
@@ -17,10 +17,14 @@ class VipLlavaSettings(LlavaSettings):
 
     model_type: Literal["vipllava"]  # pyright: ignore[reportIncompatibleVariableOverride]
     vision_feature_layer: FeatureLayers = (-2, -5, -8, -11, 6)
-    vision_feature_layers: FeatureLayers | None = None  # its name before transformers 5.18
     projector_layernorm_eps: Epsilon = 1e-5
     multimodal_projector_bias: Literal[True] = True
     vision_feature_select_strategy: Literal["default"] = "default"
+    # Files before transformers 5.18 have the other name.
+    aliases: ClassVar[Mapping[str, str]] = {
+        **LlavaSettings.aliases,
+        "vision_feature_layers": "vision_feature_layer",
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,14 +34,6 @@ class VipLlavaConfig(LlavaConfig):
     model_type: str = "vipllava"
     projector_layernorm_eps: float
     settings: ClassVar[type[LlavaSettings]] = VipLlavaSettings
-
-    @classmethod
-    def from_hf(cls, content: Mapping[str, Any]) -> Self:
-        """As `LlavaConfig.from_hf`; files of both names of the feature layers."""
-        older = VipLlavaSettings.read(content).vision_feature_layers
-        if older is not None:
-            content = {**content, "vision_feature_layer": content["vision_feature_layers"]}
-        return super().from_hf(content)
 
     @classmethod
     def more(cls, hf: Any, vision: VitConfig) -> dict[str, Any]:
