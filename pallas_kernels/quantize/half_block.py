@@ -7,7 +7,16 @@ from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import Side
 
-__all__ = ["HALF", "INFINITY", "MAGNITUDE", "PIECE", "WARPS", "HalfBlock", "QuantizeSpec"]
+__all__ = [
+    "HALF",
+    "INFINITY",
+    "MAGNITUDE",
+    "PIECE",
+    "WARPS",
+    "HalfBlock",
+    "QuantizeSpec",
+    "image_bytes",
+]
 
 HALF = layouts.BLOCK // 2  # positions of a thread block
 WARPS = HALF // 32
@@ -15,6 +24,11 @@ PIECE = 16  # bytes that a lane copies at once
 # Bits of floats: all but the sign; infinity, which are all of the exponent.
 MAGNITUDE, INFINITY = 0x7FFFFFFF, 0x7F800000
 _LARGEST = 2.0**100  # elements saturate, see vkq_jax.codes.sign_codes
+
+
+def image_bytes(head_dim: int) -> int:
+    """Shared memory of the words of a plane of a half block."""
+    return HALF * head_dim // 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +89,9 @@ class QuantizeSpec:
         return 32 * self.stride + 32 * PIECE
 
     @property
-    def image_bytes(self) -> int:
-        """Shared memory of the half block's words."""
-        return HALF * self.head_dim // 8
-
-    @property
     def shared_words(self) -> int:
         """Words of shared memory of a thread block: warps, image, scales."""
-        return (WARPS * self.warp_bytes + self.image_bytes) // 4 + HALF
+        return (WARPS * self.warp_bytes + image_bytes(self.head_dim)) // 4 + HALF
 
 
 class HalfBlock:

@@ -34,7 +34,9 @@ from pallas_kernels.quantize.half_block import (
     WARPS,
     HalfBlock,
     QuantizeSpec,
+    image_bytes,
 )
+from pallas_kernels.quantize.tiled_image import TiledImage
 
 __all__ = ["QuantizeKernel"]
 
@@ -58,12 +60,19 @@ class QuantizeKernel:
         share = self._share = HalfBlock(ops, spec)
         self._thread, self._lane, self._warp = share.thread, share.lane, share.warp
         self._head, self._half = share.head, share.half
-        self._block, self._upper = ops.shift_right(self._half, 1), ops.bit_and(self._half, 1)
-        # Whether the block has no second half.
-        lower = ops.sub(1, self._upper)
-        self._alone = ops.where_less(spec.halves - 2, self._half, lower, 0)
-        self._image = ops.add(ops.shared(), WARPS * spec.warp_bytes)
-        self._scales = ops.add(self._image, spec.image_bytes)
+        image = ops.add(ops.shared(), WARPS * spec.warp_bytes)
+        self._image = TiledImage(
+            ops,
+            spec.head_dim,
+            share.thread,
+            share.lane,
+            share.warp,
+            share.half,
+            halves=spec.halves,
+            words=spec.words,
+            image=image,
+            scales=ops.add(image, image_bytes(spec.head_dim)),
+        )
 
     def run(self) -> None:
         """Everything, for this warp."""
@@ -71,16 +80,14 @@ class QuantizeKernel:
         position, valid = self._share.load_position()
         nothing = [0] * (spec.head_dim // 32 + 1)
         *words, scale = ops.cond(ops.ballot(valid), nothing, lambda _: self._code(position, valid))
-        if spec.side == "key":
-            self._put_key_words(words)
-        else:
-            self._put_value_words([self._transpose(word) for word in words])
-        t, g = ops.shift_right(self._lane, 3), ops.bit_and(self._lane, 7)  # position 8 t + g
-        place = ops.mad(self._warp, 32, ops.mad(g, 4, t))
-        ops.store_shared(1, ops.mad(place, 4, self._scales), 0, ops.from_bits(scale))
+        image = self._image
+        image.put_words(spec.side, words)
+        image.put_scale(scale)
         ops.barrier()
-        self._write_words()
-        self._write_scales()
+        image.write_words(spec.side, ops.pointer("words"), ops.mad(self._head, spec.words, 0))
+        blocks = layouts.num_blocks(spec.num_positions)
+        block = ops.mad(self._head, blocks, ops.shift_right(self._half, 1))
+        image.write_scales(spec.scale_bits, ops.pointer("scale"), block)
 
     # One position a lane --------------------------------------------------------------------------
 
@@ -187,94 +194,6 @@ class QuantizeKernel:
             scale = ops.pack_bfloat16(ops.exp2(logarithm), 0.0)
         # Neither padding nor a position at the centre has one; floats >= 0 are ordered as words.
         return ops.where_less(0, ops.as_bits(absolute), ops.mad(scale, valid, 0), 0)
-
-    # The half block's words, in shared memory as `layouts` orders them ----------------------------
-
-    def _put_key_words(self, words: list[Value]) -> None:
-        """Position 64 k + 32 r + 8 (2 c + e) + g; the warp is 2 k + r."""
-        ops = self._ops
-        k, r = ops.shift_right(self._warp, 1), ops.bit_and(self._warp, 1)
-        c = ops.shift_right(self._lane, 4)
-        e = ops.bit_and(ops.shift_right(self._lane, 3), 1)
-        g = ops.bit_and(self._lane, 7)
-        if self._spec.head_dim == 128:  # row 2 k + c, lane 4 g + t, word 2 e + r
-            place = ops.mad(e, 2, ops.mad(c, 128, ops.mad(k, 256, r)))
-        else:  # row k, lane 4 g + 2 e + t % 2, word 2 c + r
-            place = ops.mad(e, 8, ops.mad(c, 2, ops.mad(k, 128, r)))
-        self._put(ops.mad(g, 16, place), words, [4 * t for t in range(len(words))])
-
-    def _put_value_words(self, words: list[Value]) -> None:
-        """Channel 16 m + 8 r + g; row m, lane 4 g + t, word r; the warp is t."""
-        ops = self._ops
-        upper = ops.shift_right(self._lane, 4)
-        r = ops.bit_and(ops.shift_right(self._lane, 3), 1)
-        place = ops.mad(ops.bit_and(self._lane, 7), 8, ops.mad(self._warp, 2, r))
-        place = ops.mad(upper, 64, place)
-        self._put(place, words, [128 * k for k in range(len(words))])
-
-    def _put(self, place: Value, words: list[Value], offsets: list[int]) -> None:
-        ops = self._ops
-        at = ops.mad(place, 4, self._image)
-        for word, offset in zip(words, offsets, strict=True):
-            ops.store_shared(1, at, 4 * offset, ops.from_bits(word))
-
-    def _transpose(self, word: Value) -> Value:
-        """Bit j of lane i goes to bit i of lane j: five butterflies."""
-        ops = self._ops
-        masks = (0x55555555, 0x33333333, 0x0F0F0F0F, 0x00FF00FF, 0x0000FFFF)
-        for bit, mask in zip((1, 2, 4, 8, 16), masks, strict=True):
-            upper = ops.bit_and(self._lane, bit)
-            kept = ops.where_less(upper, 1, mask, ~mask & 0xFFFFFFFF)
-            turn = ops.where_less(upper, 1, bit, 32 - bit)
-            word = ops.bit_select(kept, word, ops.rotate_left(ops.exchange(word, bit), turn))
-        return word
-
-    # To device memory -----------------------------------------------------------------------------
-
-    def _write_words(self) -> None:
-        """Four words a thread, of keys in a row, of values two and two."""
-        ops, spec = self._ops, self._spec
-        image_words = spec.image_bytes // 4
-        writers = image_words // 4
-        inside = ops.where_less(self._thread, writers, 1, 0)
-        words = ops.load_shared4(
-            ops.mad(ops.bit_and(self._thread, writers - 1), 16, self._image), 0
-        )
-        head = ops.address(ops.pointer("words"), self._head, 4 * spec.words)
-        if spec.side == "key":
-            first = ops.mad(self._half, image_words, ops.mad(self._thread, 4, 0))
-            exists = ops.where_less(first, spec.words, inside, 0)
-            ops.store4(exists, ops.address(head, first, 4), 0, words)
-            return
-        # The other half's pairs lie in between, if there is one.
-        stride = ops.where_less(0, self._alone, 2, 4)
-        first = ops.mad(self._block, 2 * image_words, ops.mad(self._upper, 2, 0))
-        first = ops.mad(ops.mad(self._thread, 2, 0), stride, first)
-        for i in (0, 1):
-            place = ops.mad(stride, i, first)
-            ops.store2(inside, ops.address(head, place, 4), 0, words[2 * i : 2 * i + 2])
-
-    def _write_scales(self) -> None:
-        """The first warp writes those of all, and zeros where the other half would be missing."""
-        ops, spec = self._ops, self._spec
-        at = ops.mad(self._lane, 4, self._scales)
-        scales = [ops.as_bits(ops.load_shared(at, 128 * i)) for i in range(WARPS)]
-        bits = spec.scale_bits
-        while bits < 32:  # two of them to a word
-            pairs = zip(scales[::2], scales[1::2], strict=True)
-            scales = [ops.mad(second, 1 << bits, first) for first, second in pairs]
-            bits *= 2
-        half_bytes = 4 * len(scales)
-        blocks = layouts.num_blocks(spec.num_positions)
-        block = ops.mad(self._head, blocks, self._block)
-        lanes = ops.address(ops.pointer("scale"), block, 32 * 2 * half_bytes)
-        lower = ops.address(lanes, self._lane, 2 * half_bytes)
-        here = ops.address(lower, self._upper, half_bytes)
-        writes = ops.equal(self._warp, 0)
-        fills = ops.bit_and(writes, self._alone)
-        for i, word in enumerate(scales):
-            ops.store(writes, here, 4 * i, word)
-            ops.store(fills, lower, half_bytes + 4 * i, 0)
 
 
 def _by_word(x: list[Value]) -> list[list[Value]]:
