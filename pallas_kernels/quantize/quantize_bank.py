@@ -18,6 +18,7 @@ from pallas_kernels.api import (
 from pallas_kernels.isa.program import Program, Run, run_on_gpu
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import Side, TiledSigns
+from pallas_kernels.quantize.dictionary_bank import dictionary_bank, unfused_pair_reason
 from pallas_kernels.quantize.half_block import HALF, WARPS, QuantizeSpec
 from pallas_kernels.quantize.quantize_kernel import QuantizeKernel
 from pallas_kernels.quantize.sum_kernel import SumKernel
@@ -26,6 +27,7 @@ from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache.kv_cache import VisualBank, quantize_visual
 from vkq_jax.codes import groups
 from vkq_jax.codes.code_tables import CodeTables
+from vkq_jax.codes.dictionary_codes import DictionaryCodes
 from vkq_jax.codes.quantized import Quantizer
 from vkq_jax.codes.sign_codes import SignCodes, error_ratio
 from vkq_jax.messages import show
@@ -123,6 +125,10 @@ def _uncovered(key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig) 
             f"expected keys and values [B, T, K, H] and index [B, V], got key {show(key)}, value "
             f"{show(value)} and index {show(index)}"
         )
+    pair = _dictionaries(quant)
+    if pair is not None:
+        reason = unfused_pair_reason(key, pair, index.shape[1])
+        return reason and f"coding keys and values: {reason}"
     for side, x, codes in (("key", key, quant.key), ("value", value, quant.value)):
         reason = unfused_reason(x, index, codes)
         if reason:
@@ -147,6 +153,9 @@ def fused_bank(
     reason = _uncovered(key, value, index, quant)
     if reason:
         raise NotImplementedError(f"mosaic_gpu: {reason}")
+    pair = _dictionaries(quant)
+    if pair is not None:
+        return dictionary_bank(key, value, index, valid, pair, run=run)
 
     def code(side: Side, x: Array, codes: Quantizer) -> TiledSigns:
         assert isinstance(codes, SignCodes)
@@ -157,6 +166,13 @@ def fused_bank(
         code("value", value, quant.value),
         valid.sum(-1, dtype=jnp.int32),
     )
+
+
+def _dictionaries(quant: KVQuantConfig) -> tuple[DictionaryCodes, DictionaryCodes] | None:
+    """Both codes, where they are dictionary codes."""
+    if isinstance(quant.key, DictionaryCodes) and isinstance(quant.value, DictionaryCodes):
+        return quant.key, quant.value
+    return None
 
 
 def unfused_reason(x: Arrays, index: Arrays, codes: Quantizer) -> str | None:

@@ -22,9 +22,9 @@ from vkq_jax.pytree import frozen_pytree
 if TYPE_CHECKING:
     from vkq_jax.codes.dictionary_codes import DictionaryCodes
 
-__all__ = ["encode", "encode_pair"]
+__all__ = ["LARGEST", "alike", "encode", "encode_pair", "in_units_of_mean", "units_of"]
 
-_LARGEST = 2.0**48
+LARGEST = 2.0**48
 
 
 def encode(
@@ -55,14 +55,14 @@ def encode_pair(
         Keys, values and the map, which neither tensor holds; positions must be valid from the
         first one on, so that a length says which ones are.
     """
-    if _alike(codes, tables):
+    if alike(codes, tables):
         return _encode_both(key, value, valid, codes, tables)
     sides = (None, None) if tables is None else (tables.key, tables.value)
     centred = [
         _centre(x, valid, side_codes, side, side_codes.smoothing)
         for x, side_codes, side in zip((key, value), codes, sides, strict=True)
     ]
-    of_keys, of_values = (_in_units_of_mean(c.energy, valid) for c in centred)
+    of_keys, of_values = (in_units_of_mean(c.energy, valid) for c in centred)
     class_map = assign_classes(of_keys + of_values, valid, codes[0].classes)
     slots = class_map.positions_of_slots()
     coded = [
@@ -72,7 +72,7 @@ def encode_pair(
     return coded[0], coded[1], dataclasses.replace(class_map, valid=None)
 
 
-def _alike(codes: tuple[DictionaryCodes, DictionaryCodes], tables: CodeTables | None) -> bool:
+def alike(codes: tuple[DictionaryCodes, DictionaryCodes], tables: CodeTables | None) -> bool:
     """Whether keys and values can be coded as one tensor."""
     key, value = codes
     value = dataclasses.replace(value, smoothing=key.smoothing)
@@ -104,7 +104,7 @@ def _encode_both(
         of_both = jax.tree.map(lambda *x: stack(*x)[:, None], tables.key, tables.value)
     smoothing = np.asarray([c.smoothing for c in codes], np.float32).reshape(2, 1, 1, 1)
     centred = _centre(stack(key, value), both, codes[0], of_both, smoothing)
-    of_keys, of_values = _in_units_of_mean(centred.energy, both)
+    of_keys, of_values = in_units_of_mean(centred.energy, both)
     class_map = assign_classes(of_keys + of_values, valid, codes[0].classes)
     position, taken = class_map.positions_of_slots()
     slots = stack(position, position), stack(taken, taken)
@@ -142,7 +142,7 @@ def _centre(
     smoothing: float | Float[np.ndarray, "*#lead 1"],
 ) -> _Centred:
     _check_tables(codes, tables, x.shape)
-    tokens, bad = groups.coded_input(x, valid, _LARGEST, keep_bfloat16=True)
+    tokens, bad = groups.coded_input(x, valid, LARGEST, keep_bfloat16=True)
     # Or XLA keeps them in float32, for which half of what reads them asks.
     tokens = jax.lax.optimization_barrier(tokens)
     ids = unit = book = None
@@ -196,7 +196,13 @@ def _units(
     count = valid.sum(-1, dtype=jnp.int32)[..., None]
     added = jnp.square(mean) * (valid.shape[-1] - count).astype(jnp.float32)
     total = jnp.square(tokens.astype(jnp.float32) - mean[..., None, :]).sum(-2)
-    square = (total - added) / jnp.maximum(count, 1).astype(jnp.float32)
+    return units_of((total - added) / jnp.maximum(count, 1).astype(jnp.float32), smoothing)
+
+
+def units_of(
+    square: Float[Array, "*lead H"], smoothing: float | Float[np.ndarray, "*#lead 1"]
+) -> Float[Array, "*lead H"]:
+    """The units of channels with this mean square of the distance to their mean."""
     return jnp.where(square > 0, square, 1.0) ** (smoothing / 2)
 
 
@@ -377,9 +383,10 @@ def _or_one(x: Float[Array, "*x"]) -> Float[Array, "*x"]:
     return jnp.where(x == 0, 1.0, x)
 
 
-def _in_units_of_mean(
+def in_units_of_mean(
     energy: Float[Array, "*lead V"], valid: Bool[Array, "*lead V"]
 ) -> Float[Array, "*lead V"]:
+    """Energies of tokens over the mean of the valid ones, which have any."""
     return energy / _or_one(groups.masked_mean(energy, valid))[..., None]
 
 

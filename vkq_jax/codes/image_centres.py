@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.bits.exact_einsum import large_einsum, split_einsum
 
-__all__ = ["image_centres", "in_units", "mean_token", "nearest"]
+__all__ = ["STEPS", "far_centres", "image_centres", "in_units", "mean_token", "nearest"]
 
-_STEPS = 8
+STEPS = 8  # of Lloyd's algorithm
 _FEW = 4
 
 
@@ -31,7 +31,29 @@ def image_centres(
     """
     if not x.shape[-2]:  # no token to start from
         return jnp.zeros((*x.shape[:-2], count, x.shape[-1]), jnp.float32)
-    mean = in_units(mean_token(x, valid)[..., None, :], unit)
+    centres = far_centres(x, valid, mean_token(x, valid), count, unit)
+
+    def step(_, centres):
+        # Tokens on the last axis: a sum along it is one pass over rows.
+        number = jnp.arange(count, dtype=jnp.int32).reshape(*[1] * (x.ndim - 2), -1, 1)
+        member = (nearest(x, centres, unit)[..., None, :] == number) & valid[..., None, :]
+        size = member.sum(-1)[..., None]
+        sums = split_einsum("...qv,...vh->...qh", member, x)
+        moved = in_units(sums, unit) / jnp.maximum(size, 1).astype(jnp.float32)
+        return jnp.where(size > 0, moved, centres)
+
+    return jax.lax.fori_loop(0, STEPS, step, centres)
+
+
+def far_centres(
+    x: Float[Array, "*lead V H"],
+    valid: Bool[Array, "*lead V"],
+    mean: Float[Array, "*lead H"],
+    count: int,
+    unit: Float[Array, "*lead H"] | None = None,
+) -> Float[Array, "*lead M H"]:
+    """Where `image_centres` starts: the mean, and tokens far from each other, in units."""
+    mean = in_units(mean[..., None, :], unit)
     centres = jnp.zeros((*x.shape[:-2], count, x.shape[-1]), jnp.float32)
     centres = centres.at[..., :1, :].set(mean)
     far = jnp.where(valid, _squared_distance(x, mean, unit), -1.0)
@@ -47,18 +69,7 @@ def image_centres(
         )
 
     few = count <= _FEW  # a loop's own kernels would take as long as its body's
-    centres, _ = jax.lax.fori_loop(1, count, add, (centres, far), unroll=few or None)
-
-    def step(_, centres):
-        # Tokens on the last axis: a sum along it is one pass over rows.
-        number = jnp.arange(count, dtype=jnp.int32).reshape(*[1] * (x.ndim - 2), -1, 1)
-        member = (nearest(x, centres, unit)[..., None, :] == number) & valid[..., None, :]
-        size = member.sum(-1)[..., None]
-        sums = split_einsum("...qv,...vh->...qh", member, x)
-        moved = in_units(sums, unit) / jnp.maximum(size, 1).astype(jnp.float32)
-        return jnp.where(size > 0, moved, centres)
-
-    return jax.lax.fori_loop(0, _STEPS, step, centres)
+    return jax.lax.fori_loop(1, count, add, (centres, far), unroll=few or None)[0]
 
 
 def nearest(

@@ -23,7 +23,14 @@ from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.slots import filled
 from vkq_jax.validation import check_fields
 
-__all__ = ["ClassMap", "TokenClass", "assign_classes", "check_classes"]
+__all__ = [
+    "ClassMap",
+    "TokenClass",
+    "assign_classes",
+    "capacities",
+    "check_classes",
+    "share_bounds",
+]
 
 MOST_CLASSES = 4
 _MAP_BITS = 2
@@ -62,7 +69,7 @@ def check_classes(classes: Sequence[TokenClass]) -> None:
             raise ValueError(f"share must be a multiple of 0.001 in (0, 1], got {show(c.share)}")
         if not 0 <= c.planes <= 8:
             raise ValueError(f"planes must lie in [0, 8], got {show(c.planes)}")
-    if _bounds(classes)[-1] != _PARTS:
+    if share_bounds(classes)[-1] != _PARTS:
         raise ValueError(f"shares must sum to 1, got {[c.share for c in classes]}")
 
 
@@ -70,7 +77,7 @@ def capacities(classes: Sequence[TokenClass], num_positions: int) -> tuple[int, 
     """Slots of each class, enough for any number of tokens up to `num_positions`."""
     # A thousand more tokens never take fewer slots of a class.
     tokens = np.arange(max(0, num_positions - _PARTS), num_positions + 1)[:, None]
-    stops = (tokens * np.asarray(_bounds(classes)) + _PARTS // 2) // _PARTS
+    stops = (tokens * np.asarray(share_bounds(classes)) + _PARTS // 2) // _PARTS
     return tuple(int(x) for x in np.diff(stops, axis=-1, prepend=0).max(0))
 
 
@@ -88,7 +95,7 @@ def assign_classes(
     falling = jnp.argsort(-energy, axis=-1, stable=True)
     rank = jnp.argsort(falling, axis=-1, stable=True).astype(jnp.int32)
     count = valid.sum(-1, dtype=jnp.int32)[..., None, None]
-    bounds = jnp.asarray(_bounds(classes)[:-1], jnp.int32).reshape(*[1] * energy.ndim, -1)
+    bounds = jnp.asarray(share_bounds(classes)[:-1], jnp.int32).reshape(*[1] * energy.ndim, -1)
     thousands, rest = count // _PARTS, count % _PARTS  # their product with bounds stays an int32
     stops = thousands * bounds + (rest * bounds + _PARTS // 2) // _PARTS
     number = (rank[..., None] >= stops).sum(-1, dtype=jnp.int32)
@@ -203,6 +210,6 @@ class ClassMap:
         return [sum(self.capacities[:c]) for c in range(len(self.capacities))]
 
 
-def _bounds(classes: Sequence[TokenClass]) -> list[int]:
+def share_bounds(classes: Sequence[TokenClass]) -> list[int]:
     """Where each class ends, in thousandths of the tokens."""
     return np.cumsum([round(c.share * _PARTS) for c in classes]).tolist()

@@ -255,10 +255,10 @@ def test_keys_and_values_in_one_tensor_are_coded_as_apart(
     key = key.at[0, 1, 3, 5].set(jnp.nan)
     valid = jnp.arange(70)[None] < jnp.asarray([[70], [41]])
     tables = random_tables(quant, 2, H)
-    assert dictionary_encoder._alike((key_codes, value_codes), tables)
+    assert dictionary_encoder.alike((key_codes, value_codes), tables)
     # Functions of their own, or the second would be the first one's program.
     together = jax.jit(lambda k, v: code_bank(k, v, valid, quant, tables))(key, value)
-    monkeypatch.setattr(dictionary_encoder, "_alike", lambda *_: False)
+    monkeypatch.setattr(dictionary_encoder, "alike", lambda *_: False)
     apart = jax.jit(lambda k, v: code_bank(k, v, valid, quant, tables))(key, value)
     assert isinstance(apart.key, vkq_jax.DictionaryTensor)
     assert jnp.isnan(apart.key.centre[0, 1]).all()

@@ -1,0 +1,179 @@
+"""A layer's visual tokens in dictionary codes, k-means and codes each by a kernel.
+
+What lies between, XLA makes as for plain coding: units, energies, the order of the tokens.
+"""
+
+import dataclasses
+import functools
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.isa.program import Run, run_on_gpu
+from pallas_kernels.layout import layouts
+from pallas_kernels.layout.tiled_dictionary import TiledDictionary
+from pallas_kernels.quantize.class_kernel import SIDES, ScaleRule
+from pallas_kernels.quantize.classes import code_classes
+from pallas_kernels.quantize.gathering import gather_tokens
+from pallas_kernels.quantize.lloyd import assign_tokens
+from pallas_kernels.quantize.lloyd_kernel import MOST_CENTRES
+from pallas_kernels.quantize.order_kernel import MOST_POSITIONS, padded_capacities
+from pallas_kernels.quantize.ordering import order_tokens
+from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.codes import groups
+from vkq_jax.codes.dictionary_codes import DictionaryCodes
+from vkq_jax.codes.dictionary_encoder import alike, units_of
+from vkq_jax.codes.image_centres import STEPS, far_centres
+from vkq_jax.codes.token_classes import ClassMap, capacities
+
+__all__ = ["dictionary_bank", "unfused_pair_reason"]
+
+_MOST_PLANES = 4
+
+
+def unfused_pair_reason(
+    key: Array | jax.ShapeDtypeStruct,
+    codes: tuple[DictionaryCodes, DictionaryCodes],
+    num_positions: int,
+) -> str | None:
+    """Why the kernels do not code keys and values like `key`; None if they do."""
+    head_dim, first = key.shape[-1], codes[0]
+    if head_dim not in layouts.HEAD_DIMS:
+        return f"head_dim {head_dim} is none of {layouts.HEAD_DIMS}"
+    if key.dtype != jnp.bfloat16:
+        return f"activations in {key.dtype}, not bfloat16"
+    if not num_positions:
+        return "the bank has no positions"
+    if num_positions > MOST_POSITIONS:
+        return f"{num_positions} positions, more than {MOST_POSITIONS}"
+    if any(c.uses_tables for c in codes):
+        return "tables of the model"
+    if not alike(codes, None):
+        return "keys and values in codes that differ in more than units and scales"
+    if not 1 < first.centres <= MOST_CENTRES:
+        return f"centres={first.centres}, not 2 to {MOST_CENTRES}"
+    if codes[1].smoothing:
+        return "values: channels in units of their own"
+    if first.table_dtype != "bfloat16":
+        return f"tables in {first.table_dtype}, not bfloat16"
+    if not min(capacities(first.classes, num_positions)):
+        return "a class of tokens without slots"
+    planes = [c.planes for c in first.classes]
+    if any(p != int(p) for p in planes):
+        return "a class of tokens with half a plane"
+    if not 0 < max(planes) <= _MOST_PLANES:
+        return f"{max(planes)} planes in a class, not 1 to {_MOST_PLANES}"
+    return None
+
+
+def dictionary_bank(
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    index: Int32[Array, "B V"],
+    valid: Bool[Array, "B V"],
+    codes: tuple[DictionaryCodes, DictionaryCodes],
+    *,
+    run: Run = run_on_gpu,
+) -> VisualBank:
+    """Visual tokens gathered and coded, in the layout of attention; see `unfused_pair_reason`.
+
+    Mapped axes become part of the batch; the codes have no gradient.
+
+    Args:
+        key, value, index, valid: see `quantize_bank`; valid from the first position on.
+        codes: of keys and of values. run: runs the kernels; tests emulate them.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def code(operands):
+        return _code(*operands, codes=codes, run=run)
+
+    @code.def_vmap
+    def fold(axis_size, in_batched, operands):
+        def outward(x, batched):  # [Y, B, ...] -> [Y * B, ...]
+            x = x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+            return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+        bank = code(jax.tree.map(outward, operands, in_batched[0]))
+        unfolded = jax.tree.map(
+            lambda x: x.reshape(axis_size, x.shape[0] // axis_size, *x.shape[1:]), bank
+        )
+        return unfolded, jax.tree.map(lambda _: True, unfolded)
+
+    return code(jax.lax.stop_gradient((key, value, index, valid)))
+
+
+@functools.partial(jax.jit, static_argnames=("codes", "run"))
+def _code(
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    index: Int32[Array, "B V"],
+    valid: Bool[Array, "B V"],
+    codes: tuple[DictionaryCodes, DictionaryCodes],
+    run: Run,
+) -> VisualBank:
+    batch, _, kv_heads, head_dim = key.shape
+    positions, settings, lead = index.shape[1], codes[0], (batch, kv_heads)
+    per_head = jnp.broadcast_to(valid[:, None], (*lead, positions)).reshape(-1, positions)
+    both = jnp.stack([per_head, per_head])
+    gathered = gather_tokens(key, value, index, valid, run=run)
+    smoothing = np.asarray([c.smoothing for c in codes], np.float32).reshape(2, 1, 1)
+    unit = groups.as_stored(units_of(gathered.square, smoothing), settings.table_dtype)
+    start = far_centres(gathered.x, both, gathered.mean, settings.centres, unit)
+    centre, ids, energy = assign_tokens(gathered.x, both, start, unit, STEPS, run=run)
+    number, slot, count = order_tokens(energy, per_head, settings.classes, run=run)
+    class_map = ClassMap.from_classes(number, settings.classes)
+    coded = code_classes(
+        gathered.x,
+        slot,
+        ids,
+        centre,
+        unit,
+        capacities=class_map.capacities,
+        planes=[int(c.planes) for c in settings.classes],
+        rules=cast(tuple[ScaleRule, ScaleRule], tuple(c.scale for c in codes)),
+        run=run,
+    )
+    chosen = jnp.take_along_axis(
+        ids, jnp.stack([jnp.maximum(slot, 0)] * 2), axis=-1, mode="promise_in_bounds"
+    )
+    stops = np.cumsum(padded_capacities(class_map.capacities))[:-1].tolist()
+    numbers = [
+        layouts.tile_ids(x, settings.id_bits)
+        for x in jnp.split(jnp.where(slot < 0, 0, chosen), stops, axis=-1)
+    ]
+    centre = jnp.where(gathered.spoilt[..., None, None], jnp.nan, centre).astype(jnp.bfloat16)
+    virtual = tuple(settings.virtual_channels(c, head_dim) for c in range(len(settings.classes)))
+
+    def shaped(x: Array) -> Array:
+        return x.reshape(*lead, *x.shape[1:])
+
+    tensors = [
+        TiledDictionary(
+            tuple(map(shaped, words)),
+            tuple(None if x is None else shaped(x) for x in scales),
+            shaped(centre[number]),
+            tuple(shaped(x[number]) for x in numbers),
+            shaped(count),
+            shaped(unit[number]) if codes[number].smoothing else None,
+            side=side,
+            virtual=virtual,
+            stored=virtual,
+            capacities=class_map.capacities,
+            head_dim=head_dim,
+            num_positions=positions,
+            id_bits=settings.id_bits,
+            codebook=False,
+            learned=False,
+        )
+        for number, (side, (words, scales)) in enumerate(zip(SIDES, coded, strict=True))
+    ]
+    return VisualBank(
+        tensors[0],
+        tensors[1],
+        valid.sum(-1, dtype=jnp.int32),
+        class_map=dataclasses.replace(class_map, words=shaped(class_map.words), valid=None),
+    )
