@@ -20,6 +20,8 @@ class Coding:
         centres: centroids, one of which each position of sign codes has as its centre.
         codebook: whether each position has a centroid of the model's codebook beside its centre, of
             which there is one then.
+        apart: whether planes are channels of their own, of a learned dictionary, not the bits of
+            numbers.
         centred: whether the launch adds the centre; else it is added outside, see
             `outer_dictionary`.
         groups: groups of positions, each with its own levels. group_blocks: blocks of a group.
@@ -38,6 +40,7 @@ class Coding:
     centres: int = 1
     codebook: bool = False
     centred: bool = True
+    apart: bool = False
 
     @property
     def count(self) -> Any:
@@ -47,7 +50,11 @@ class Coding:
     @property
     def greatest(self) -> Any:
         """The greatest code, a float; see `count`."""
-        return 2.0**self.bits - 1.0
+        return 1.0 if self.apart else 2.0**self.bits - 1.0
+
+    def of_planes(self, count: int) -> "Coding":
+        """The same where each bit has so many code planes, which are channels of their own."""
+        return dataclasses.replace(self, bits=self.bits * count, apart=True)
 
     @property
     def signs(self) -> bool:

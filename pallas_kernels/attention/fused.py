@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,12 @@ from pallas_kernels.attention.launch import Launch, result_shapes
 from pallas_kernels.attention.mapped_axes import fold_mapped_axes
 from pallas_kernels.attention.side_tables import launched_tables, rows_in_xla
 from pallas_kernels.attention.table_launches import fold_queries, join_parts, part_groups
-from pallas_kernels.attention.tuning_configs import choose_tuning, keeping_tuning
+from pallas_kernels.attention.tuning_configs import (
+    choose_tuning,
+    fits_at_once,
+    keeping_tuning,
+    tunings_at_once,
+)
 from pallas_kernels.isa.architectures import HOPPER, Architecture, architecture_here
 from pallas_kernels.layout import layouts
 from vkq_jax.array_types import Array, Float, Int32
@@ -320,6 +325,7 @@ def plan(
     of_book = bool(classes) and classes[0].key.codebook
     heads = outer * batch * kv_heads
     here = _architecture()
+    at_once = [tuning] if tuning else tunings_at_once(heads, queries, classes)
     tuning = tuning or choose_tuning(heads, queries, widest, classes, dense, here)
     if calibration is not None:
         if tuning.queries > 1:
@@ -340,12 +346,25 @@ def plan(
         tuning=tuning,
         products=sum(dim for _, dim in groups) + (BOOK if of_book else 0),
     )
+    in_one_loop = [
+        one
+        for one in (dataclasses.replace(spec, tuning=x) for x in at_once)
+        if fits_at_once(_own_parts(one, groups), here)
+    ]
+    spec = next(iter(in_one_loop), spec)
+    parts = _own_parts(spec, groups)
+    parts = [spec, *parts] if dense or not parts else parts
+    return dataclasses.replace(parts[0], others=tuple(parts[1:]), at_once=bool(in_one_loop))
+
+
+def _own_parts(
+    spec: KernelSpec, groups: Sequence[tuple[tuple[Packed, ...], int]]
+) -> list[KernelSpec]:
+    """The parts of a launch with a query of their own, from their classes and virtual channels."""
     starts = itertools.accumulate((dim for _, dim in groups), initial=0)
-    parts = [
+    return [
         dataclasses.replace(
             spec, head_dim=dim, classes=group, dense=(), part=group[0].name, first_product=start
         )
         for (group, dim), start in zip(groups, starts, strict=False)
     ]
-    parts = [spec, *parts] if dense or not parts else parts
-    return dataclasses.replace(parts[0], others=tuple(parts[1:]))

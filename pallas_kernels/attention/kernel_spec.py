@@ -13,6 +13,7 @@ __all__ = [
     "BOOK_STRIDE",
     "EXCHANGE_WORDS",
     "QUERY_STRIDE",
+    "SCALARS",
     "SET",
     "KernelSpec",
     "Task",
@@ -23,6 +24,7 @@ Task = Literal["attention", "score range"]
 
 SET = 4  # queries whose products are columns of one right operand, two each
 QUERY_STRIDE = 36  # words from 32 channels of a query to the next ones; see `Scratch`
+SCALARS = 8  # of a query, at most
 BOOK = 256  # centroids that a table of scores, or of weights, has room for
 # From a query's table to the next one's: lanes that ask for one centroid's entries in four of them
 # do not meet; behind a table of weights is what they are relative to.
@@ -87,8 +89,10 @@ class KernelSpec:
         products: numbers of a query's products with the model's tables, which are made outside: of
             each such part its query, then the scores by centroid of a codebook.
         first_product: of the query of this part.
-        others: further parts of the launch, which the same thread blocks take one after the other,
-            each with results of its own.
+        others: further parts of the launch, which the same thread blocks take, each with results of
+            its own.
+        at_once: whether one loop takes the parts with a query of their own, see `parts_s8`; else
+            they come one after the other.
     """
 
     batch: int
@@ -115,6 +119,7 @@ class KernelSpec:
     products: int = 0
     first_product: int = 0
     others: tuple["KernelSpec", ...] = ()
+    at_once: bool = False
 
     def with_options(self, **options: Any) -> "KernelSpec":
         """The launch with other values of attributes that all parts share."""
@@ -125,6 +130,14 @@ class KernelSpec:
     def parts(self) -> tuple["KernelSpec", ...]:
         """All parts of the launch."""
         return (self, *self.others)
+
+    @property
+    def rounds(self) -> list[tuple["KernelSpec", ...]]:
+        """All parts, those together that one loop takes."""
+        if not self.at_once:
+            return [(part,) for part in self.parts]
+        own = tuple(part for part in self.parts if part.part)
+        return [*((part,) for part in self.parts if not part.part), own]
 
     @property
     def packed(self) -> Packed | None:
@@ -155,6 +168,11 @@ class KernelSpec:
     def block_teams(self) -> int:
         """Teams in a thread block."""
         return self.tuning.warps // self.tuning.team
+
+    @property
+    def block_queries(self) -> int:
+        """Queries of a thread block's teams."""
+        return self.block_teams * self.tuning.queries
 
     @property
     def grid(self) -> int:
@@ -229,13 +247,17 @@ class KernelSpec:
     @property
     def warp_words(self) -> int:
         """Words of a warp: of its results, or what it needs before it has them."""
-        before = self.exchange_words + (1 + self.key_slots) * self.staged_words
-        return max(self.joined_words * self.tuning.queries, before)
+        return max(self.joined_words * self.tuning.queries, self.words_before_results)
+
+    @property
+    def words_before_results(self) -> int:
+        """Words of a warp that it needs before it has results."""
+        return self.exchange_words + (1 + self.key_slots) * self.staged_words
 
     @property
     def query_words(self) -> int:
         """Words in which a team keeps a query: channels, at most eight scalars."""
-        return QUERY_STRIDE * self.head_dim // 32 + 8 if self.uses_bytes else 0
+        return QUERY_STRIDE * self.head_dim // 32 + SCALARS if self.uses_bytes else 0
 
     @property
     def book_words(self) -> int:
@@ -255,29 +277,11 @@ class KernelSpec:
         return 2 * self.tuning.warps if self.packed and self.packed.value.codebook else 0
 
     @property
-    def shared_words_before_books(self) -> int:
-        """Words of shared memory of a thread block, less those of tables and kept scores."""
-        queries = self.block_teams * self.tuning.queries * self.query_words
-        return self.tuning.warps * self.warp_words + queries
-
-    @property
     def kept_blocks(self) -> int:
         """Blocks of which a warp keeps the scores until it knows their map."""
         if self.calibration is None or self.packed is None:
             return 0
         return -(-self.packed.blocks // self.tuning.team)
-
-    @property
-    def shared_words_before_kept(self) -> int:
-        """Words of shared memory of a thread block, less those of kept scores."""
-        tables = self.book_tables + self.mass_tables
-        return self.shared_words_before_books + tables * self.book_words
-
-    @property
-    def shared_words(self) -> int:
-        """Words of shared memory of a thread block."""
-        kept = self.tuning.warps * self.kept_blocks * layouts.BLOCK
-        return self.shared_words_before_kept + kept
 
     def __post_init__(self):
         """Checks what the parts do not know of each other."""

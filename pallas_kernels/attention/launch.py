@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from pallas_kernels.attention.body.fold_queries import FoldQueries
 from pallas_kernels.attention.body.join_parts import JoinParts
 from pallas_kernels.attention.body.kernel import Kernel
+from pallas_kernels.attention.body.parts_s8 import PartsS8
 from pallas_kernels.attention.body.score_range import ScoreRange
 from pallas_kernels.attention.body.slot_entries import WARPS, SlotEntries, SlotSpec
 from pallas_kernels.attention.kernel_spec import BOOK, KernelSpec
+from pallas_kernels.attention.regions import Regions
 from pallas_kernels.attention.table_specs import FoldSpec, JoinSpec
 from pallas_kernels.isa.operations import Operations
 from pallas_kernels.isa.program import Program, run_emulated, run_on_gpu
@@ -48,17 +50,20 @@ def program_of(spec: AnySpec) -> Program:
         shapes |= {f"{part.part}{name}": shape for name, shape in result_shapes(part).items()}
 
     def body(ops: Operations) -> None:
-        for number, part in enumerate(spec.parts):
+        for number, parts in enumerate(spec.rounds):
             if number:  # shared memory is the next part's
                 ops.barrier()
-            (ScoreRange if part.task == "score range" else Kernel)(ops, part).run()
+            if len(parts) > 1:  # at once
+                PartsS8(ops, parts).run()
+            else:
+                (ScoreRange if spec.task == "score range" else Kernel)(ops, *parts).run()
 
     return Program(
         body=body,
         results={name: jax.ShapeDtypeStruct(x, jnp.float32) for name, x in shapes.items()},
         grid=spec.grid,
         warps=spec.tuning.warps,
-        shared_words=max(part.shared_words for part in spec.parts),
+        shared_words=max(Regions.of(parts).words for parts in spec.rounds),
     )
 
 

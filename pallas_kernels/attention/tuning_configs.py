@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 from pallas_kernels.attention.codings import Dense, Packed
 from pallas_kernels.attention.kernel_spec import SET, KernelSpec, TuningConfig
+from pallas_kernels.attention.regions import Regions
 from pallas_kernels.isa.architectures import HOPPER, Architecture
 from pallas_kernels.layout.layouts import HEAD_DIMS
 from vkq_jax.settings.config import ScoreCalibration
 
-__all__ = ["choose_tuning", "keeping_tuning"]
+__all__ = ["choose_tuning", "fits_at_once", "keeping_tuning", "tunings_at_once"]
 
 _MULTIPROCESSORS = 132  # of an H100
 _RESERVED_BYTES = 12 * 1024  # of a thread block's shared memory: for what the launch takes itself
@@ -95,7 +96,7 @@ def _within_memory(
     """
     while tuning.warps > 4 and not architecture.tried:
         spec = _of_one_head(tuning, head_dim, classes)
-        if 4 * spec.shared_words + 1024 <= architecture.shared_bytes:
+        if 4 * Regions.of((spec,)).words + 1024 <= architecture.shared_bytes:
             break
         # Teams that no longer fit one thread block are shared by more of them.
         warps = tuning.warps // 2 if tuning.warps % 8 == 0 else 4
@@ -103,6 +104,32 @@ def _within_memory(
         splits = tuning.splits * tuning.team // team
         tuning = dataclasses.replace(tuning, warps=warps, team=team, splits=splits)
     return tuning
+
+
+def tunings_at_once(heads: int, queries: int, classes: Sequence[Packed]) -> list[TuningConfig]:
+    """The tunings for parts that one loop takes, the best one first; not all fit into memory.
+
+    One thread block of eight warps fills a multiprocessor's memory: one team of eight or, where
+    there are more teams than multiprocessors, two of four. Tokens without bits count, too: they
+    are read one by one for the centroids of a codebook.
+    """
+    per_team = -(-queries // -(-queries // SET))
+    teams, warps = heads * -(-queries // per_team), _WARPS // 2
+    blocks, splits = sum(packed.blocks for packed in classes), 1
+    while 2 * splits * teams <= _MULTIPROCESSORS and 2 * splits * warps <= blocks:
+        splits *= 2
+    one = TuningConfig(warps=warps, team=warps, splits=splits, queries=per_team)
+    two = [dataclasses.replace(one, team=warps // 2)] if teams > _MULTIPROCESSORS else []
+    return [*two, one]
+
+
+def fits_at_once(parts: Sequence[KernelSpec], architecture: Architecture) -> bool:
+    """Whether one loop takes these parts, see `body.parts_s8`: they fit into shared memory."""
+    if len(parts) < 2 or not 1 < parts[0].tuning.queries <= SET:
+        return False
+    if any(part.plane_dim != HEAD_DIMS[-1] for part in parts):
+        return False
+    return 4 * Regions.of(parts).words + 1024 <= architecture.shared_bytes
 
 
 def _of_one_head(
@@ -135,7 +162,7 @@ def keeping_tuning(
         return None
     while True:
         spec = _of_one_head(tuning, head_dim, (packed,), ScoreCalibration())
-        if 4 * spec.shared_words <= architecture.shared_bytes - _RESERVED_BYTES:
+        if 4 * Regions.of((spec,)).words <= architecture.shared_bytes - _RESERVED_BYTES:
             return tuning
         if 2 * tuning.team > tuning.warps:
             return None

@@ -10,6 +10,7 @@ import pallas_kernels
 from pallas_kernels.attention.codings import Coding, Packed
 from pallas_kernels.attention.kernel_spec import KernelSpec, TuningConfig
 from pallas_kernels.attention.launch import program_of
+from pallas_kernels.attention.regions import Regions
 from pallas_kernels.attention.tuning_configs import choose_tuning, keeping_tuning
 from pallas_kernels.isa.architectures import ARCHITECTURES
 from tests.pallas_kernels import (
@@ -84,7 +85,7 @@ def test_a_thread_block_has_the_shared_memory_it_needs(architecture):
                 packed = Packed(positions, coding, coding)
                 tuning = choose_tuning(heads, queries, head_dim, (packed,), (), architecture)
                 spec = KernelSpec(heads, 1, queries, head_dim, (packed,), tuning=tuning)
-                assert 4 * spec.shared_words <= architecture.shared_bytes
+                assert 4 * Regions.of((spec,)).words <= architecture.shared_bytes
                 assert spec.grid * spec.block_teams >= spec.teams
                 assert spec.uses_bytes == (queries > 1 or not architecture.multiplies_bits)
                 if not spec.uses_bytes:

@@ -12,7 +12,7 @@ import pallas_kernels
 import vkq_jax
 import vkq_jax.attention.reference
 from pallas_kernels import TiledDictionary
-from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention import mosaic_gpu, regions
 from pallas_kernels.attention.description import describe
 from pallas_kernels.attention.kernel_spec import TuningConfig
 from pallas_kernels.attention.launch import emulated_launch, program_of
@@ -62,6 +62,9 @@ CODES = {
     "only centroids": both(hadamard((1.0, 0), centres=4)),
     "learned": calibrated_presets["vkq-half"][0],
     "learned, steps of its own": calibrated_presets["vkq-2bit"][1],
+    "learned, two classes, no codebook": both(
+        hadamard((0.3, 1.5), (0.4, 1), (0.3, 0), learned=True, scale="norm")
+    ),
     "learned, no codebook": both(hadamard((0.9, 1.5), (0.1, 0), learned=True, scale="norm")),
 }
 attend = jax.jit(
@@ -152,6 +155,34 @@ def test_a_warp_takes_several_blocks_of_each_class(codes):
     starts = random_starts(query, layer)
     got = attend(query, layer, tuning=TuningConfig(4, 1, 1, 2), starts=starts)
     check(got, oracle(query, layer, starts=starts))
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    ("head_dim", "codes", "tuning", "length"),
+    [
+        (128, "learned", TuningConfig(4, 1, 2, 3), 1500),
+        (128, "learned", TuningConfig(8, 8, 1, 3), 2500),
+        (128, "learned", TuningConfig(4, 4, 1, 3), 3),
+        (80, "learned, two classes, no codebook", TuningConfig(4, 2, 1, 3), 900),
+        (64, "learned", TuningConfig(4, 2, 1, 3), 600),  # small planes: one part after the other
+    ],
+)
+def test_parts_with_dictionaries_of_their_own(head_dim, codes, tuning, length):
+    """A warp takes blocks of all parts, of some, or of none."""
+    query, layer = layer_of(head_dim, 3, codes, length)
+    starts = random_starts(query, layer)
+    got = attend(query, layer, tuning=tuning, starts=starts)
+    check(got, oracle(query, layer, starts=starts))
+
+
+@pytest.mark.ci
+def test_tokens_without_bits_are_counted_by_pair_of_centroids(monkeypatch):
+    """Here of a short bank, too."""
+    monkeypatch.setattr(regions, "_FEWEST", 1)
+    query, layer = layer_of(128, 3, "learned", 1200)
+    tuning = TuningConfig(8, 8, 1, 3)
+    check(attend(query, layer, tuning=tuning), oracle(query, layer))
 
 
 def test_a_codebook_needs_its_tables():

@@ -13,7 +13,8 @@ import vkq_jax.attention.reference
 from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.attention.codings import Coding, Dense, Packed
 from pallas_kernels.attention.kernel_spec import KernelSpec, TuningConfig
-from pallas_kernels.attention.tuning_configs import choose_tuning
+from pallas_kernels.attention.regions import Regions
+from pallas_kernels.attention.tuning_configs import choose_tuning, tunings_at_once
 from tests.pallas_kernels.kernel_cases import (
     CODES,
     LEVELS,
@@ -126,7 +127,7 @@ def test_a_tuning_fits_any_shape(heads, queries, positions, head_dim):
         assert tuning.warps <= 8
         assert tuning.queries <= 4
     assert spec.grid * spec.block_teams >= spec.teams
-    assert 4 * spec.shared_words <= 227 * 1024  # what a thread block of an H100 can have
+    assert 4 * Regions.of((spec,)).words <= 227 * 1024  # what a thread block of an H100 can have
 
 
 @pytest.mark.parametrize(
@@ -157,6 +158,14 @@ def test_short_banks_of_classes_fill_the_device_once_by_teams_of_four():
     assert choose_tuning(64 * 2, 7, 128, classes(False), ()) == TuningConfig(8, 4, 1, 4)
     assert choose_tuning(64 * 4, 4, 128, classes(True), ()).warps == 16
     assert choose_tuning(75 * 4, 4, 128, classes(False), ()).warps == 16  # two rounds
+
+
+def test_parts_in_one_loop_fill_a_multiprocessor():
+    long = [Packed(2048, Coding(8), Coding(8), 0, of_classes=1)]
+    assert tunings_at_once(128, 4, long) == [TuningConfig(8, 8, 1, 4)]
+    assert tunings_at_once(64, 7, long) == [TuningConfig(8, 8, 1, 4)]
+    assert tunings_at_once(1024, 4, long) == [TuningConfig(8, 4, 1, 4), TuningConfig(8, 8, 1, 4)]
+    assert tunings_at_once(8, 3, [*long, *long]) == [TuningConfig(8, 8, 2, 3)]
 
 
 def test_explain_says_how_the_work_is_divided():

@@ -33,22 +33,30 @@ class _ChosenCoding(Coding):
 
 
 def divided_by_work(
-    ops: Operations, work: Work, classes: Sequence[Packed], blocks: Sequence[PackedBlocks]
+    ops: Operations,
+    spec: KernelSpec,
+    work: Work,
+    classes: Sequence[Packed],
+    blocks: Sequence[PackedBlocks],
 ) -> list[list[Value]]:
     """Counts each class's visible blocks before the warp's first one, then those before its end.
 
-    Blocks of all classes stand in a row. One counts as many units of work as it has planes of keys,
-    and one more for what is alike in all; a warp takes those that begin in its part of the units.
+    Blocks of all classes stand in a row, and a warp takes those that lie in its part of the units
+    of work. Of one query a block counts one for each plane of keys and one for what is alike in
+    all, and lies where it begins; of several it counts two for each plane, and lies where its
+    middle is (measured).
     """
     counts = [ops.sub(x.stop, x.hidden) for x in blocks]
-    units = [packed.key.bits + 1 for packed in classes]
+    of_plane = 2 if spec.uses_bytes else 1
+    units = [of_plane * packed.key.bits + 1 for packed in classes]
     begins = [0]
     for count, unit in zip(counts, units, strict=True):
         begins.append(ops.mad(count, unit, begins[-1]))
 
     def before(bound: Value, begin: Value, unit: int, count: Value) -> Value:
+        place = unit // 2 if spec.uses_bytes else 0
         left = ops.max(ops.sub(bound, begin), 0)
-        return ops.min(ops.div(ops.add(left, unit - 1), unit), count)
+        return ops.min(ops.div(ops.add(left, unit - 1 - place), unit), count)
 
     return [
         [before(bound, *of_class) for of_class in zip(begins[:-1], units, counts, strict=True)]
@@ -70,7 +78,7 @@ class ClassRow:
         self._last = ops.max(ops.sub(begins[-1], 1), 0)
         self.first, self.last = (
             functools.reduce(ops.add, before)
-            for before in divided_by_work(ops, work, classes, self._of_classes)
+            for before in divided_by_work(ops, spec, work, classes, self._of_classes)
         )
 
     def at(self, number: Value) -> "ChosenBlock":
@@ -86,7 +94,8 @@ class ChosenBlock(PackedBlocks):
     """A block of a class that is known at run time only.
 
     Attributes:
-        packed: its class, whose sizes are not to be asked for. block: its number in the class.
+        packed: its class, whose sizes are not to be asked for. index: of the class, in the row.
+        block: its number in the class.
         is_whole: a word, 0 where it is cut short. rows: of a plane of a whole one.
         most_quarters: of a block that is cut short, in any class.
     """
@@ -103,23 +112,23 @@ class ChosenBlock(PackedBlocks):
     ):
         """Chooses what `PackedBlocks` knows."""
         self._ops, self._spec, self._work, self._classes = ops, spec, work, classes
-        self._class: Value = 0
+        self.index: Value = 0
         for begin in begins[1:]:
-            self._class = ops.add(self._class, ops.where_less(number, begin, 0, 1))
-        hidden = self._choose([blocks.hidden for blocks in of_classes])
-        self.block = ops.add(ops.sub(number, self._choose(begins)), hidden)
-        self.length = self._choose([blocks.length for blocks in of_classes])
+            self.index = ops.add(self.index, ops.where_less(number, begin, 0, 1))
+        hidden = self.choose([blocks.hidden for blocks in of_classes])
+        self.block = ops.add(ops.sub(number, self.choose(begins)), hidden)
+        self.length = self.choose([blocks.length for blocks in of_classes])
         self.starts = []
         if spec.windowed:
             each = zip(*(blocks.starts for blocks in of_classes), strict=True)
-            self.starts = [self._choose(starts) for starts in each]
-            self.last_start = self._choose([blocks.last_start for blocks in of_classes])
+            self.starts = [self.choose(starts) for starts in each]
+            self.last_start = self.choose([blocks.last_start for blocks in of_classes])
         self.packed = self._packed = dataclasses.replace(
             classes[0], key=self._coding_of("key"), value=self._coding_of("value")
         )
         self.work, self.rows = work, spec.plane_dim // 16
         self.most_quarters = max(packed.quarters for packed in classes)
-        whole = self._choose([packed.whole_blocks for packed in classes])
+        whole = self.choose([packed.whole_blocks for packed in classes])
         self.is_whole = ops.where_less(self.block, whole, 1, 0)
 
     def plane(self, side: Side, number: Value) -> Value:
@@ -127,16 +136,16 @@ class ChosenBlock(PackedBlocks):
         ops, dim = self._ops, self._spec.plane_dim
         words = layouts.key_words if side == "key" else layouts.value_words
         sizes = [4 * words(packed.num_positions, dim) // _UNIT for packed in self._classes]
-        count = self._choose([getattr(packed, side).bits for packed in self._classes])
+        count = self.choose([getattr(packed, side).bits for packed in self._classes])
         plane = ops.mad(self._work.stored_head, count, number)
         index = ops.mad(self.block, BLOCK * dim // 8 // _UNIT, 0)
-        index = ops.mad(plane, self._choose(sizes), index)
+        index = ops.mad(plane, self.choose(sizes), index)
         return ops.address(self._operand(side), index, _UNIT)
 
     @property
     def quarters(self) -> Value:
         """Quarters of the class's block that is cut short; 0: there is none."""
-        return self._choose([packed.quarters for packed in self._classes])
+        return self.choose([packed.quarters for packed in self._classes])
 
     def load_plane_row(self, side: Side, plane: Plane, row: int) -> list[Value]:
         """This lane's words of a row of a plane; what a block cut short lacks are any words."""
@@ -147,13 +156,13 @@ class ChosenBlock(PackedBlocks):
         if side == "key":
             # A row that is not there is replaced by the first one.
             if any(0 < count <= quarter for count in quarters):
-                lacks = self._choose([int(0 < count <= quarter) for count in quarters])
+                lacks = self.choose([int(0 < count <= quarter) for count in quarters])
                 there = ops.max(self.is_whole, ops.sub(1, lacks))
                 lane = ops.mad(ops.mad(there, row, 0), 32, lane)
                 return ops.load4(ops.address(address, lane, 16), 0)
         elif any(0 < count < 3 for count in quarters):
             # Half as wide: two loads, of which the second one repeats the first.
-            narrow = self._choose([int(0 < count < 3) for count in quarters])
+            narrow = self.choose([int(0 < count < 3) for count in quarters])
             wide = ops.max(self.is_whole, ops.sub(1, narrow))
             place = ops.mad(lane, 8, ops.mad(ops.mad(wide, lane, 0), 8, 0))
             row_bytes = ops.mad(wide, 256 * row, 256 * row)
@@ -175,19 +184,19 @@ class ChosenBlock(PackedBlocks):
                 plane = self.plane(side, ops.min(number, ops.sub(coding.count, 1)))
                 ops.prefetch(ops.address(plane, line, LINE), 0)
 
-    def _choose(self, values: Sequence[Value]) -> Value:
+    def choose(self, values: Sequence[Value]) -> Value:
         """The word of the block's class, of one for each class."""
         *others, chosen = values
         for number, value in reversed(list(enumerate(others))):
             if not (isinstance(value, int) and isinstance(chosen, int) and value == chosen):
-                chosen = self._ops.where_less(self._class, number + 1, value, chosen)
+                chosen = self._ops.where_less(self.index, number + 1, value, chosen)
         return chosen
 
     def _coding_of(self, side: Side) -> _ChosenCoding:
         ops, codings = self._ops, [getattr(packed, side) for packed in self._classes]
         fields = {x.name: getattr(codings[0], x.name) for x in dataclasses.fields(Coding)}
-        count = self._choose([coding.bits for coding in codings])
-        greatest = self._choose([int(coding.greatest) for coding in codings])
+        count = self.choose([coding.bits for coding in codings])
+        greatest = self.choose([int(coding.greatest) for coding in codings])
         fields["bits"] = max(coding.bits for coding in codings)
         return _ChosenCoding(**fields, count=count, greatest=ops.to_float(greatest))
 
@@ -195,16 +204,16 @@ class ChosenBlock(PackedBlocks):
         """See `PackedBlocks`."""
         *others, chosen = (self._ops.pointer(f"{packed.name}{name}") for packed in self._classes)
         for number, pointer in reversed(list(enumerate(others))):
-            chosen = self._ops.where_less_address(self._class, number + 1, pointer, chosen)
+            chosen = self._ops.where_less_address(self.index, number + 1, pointer, chosen)
         return chosen
 
     @property
     def _num_blocks(self) -> Value:
         """See `PackedBlocks`."""
-        return self._choose([packed.blocks for packed in self._classes])
+        return self.choose([packed.blocks for packed in self._classes])
 
     @property
     def _first_entry(self) -> Value:
         """See `PackedBlocks`."""
         slots = self._spec.entry_slots
-        return self._choose([sum(slots[: packed.number]) for packed in self._classes])
+        return self.choose([sum(slots[: packed.number]) for packed in self._classes])

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pallas_kernels.attention.body.centre_ids import BookIds
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.attention.body.work import Work
-from pallas_kernels.attention.kernel_spec import BOOK, KernelSpec
+from pallas_kernels.attention.kernel_spec import BOOK, SET, KernelSpec
 from pallas_kernels.isa.fixed_point import TO_INT, TO_INT_BITS
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import LOG2_E
 
-__all__ = ["BookMasses", "load_book", "write_masses"]
+__all__ = ["BookMasses", "load_book", "set_masses", "write_masses"]
 
 _GREATEST = 2.0**22 - 1  # number of a block's largest weight: 256 of them fit into a word
 
@@ -87,6 +87,12 @@ class BookMasses:
 
     def _offsets(self) -> range:
         return range(0, 4 * BOOK, 16 * self._lanes)
+
+
+def set_masses(ops: Operations, spec: KernelSpec, work: Work, scratch: Scratch) -> list[BookMasses]:
+    """Weights by centroid of each set of several queries, not cleared yet."""
+    columns = [ops.add(work.t, SET * number) for number in range(spec.sets)]
+    return [BookMasses(ops, scratch, column, work.g, 8) for column in columns]
 
 
 def load_book(

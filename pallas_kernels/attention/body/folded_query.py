@@ -24,7 +24,8 @@ class FoldedQuery:
     """A query, ready for the scores of a block.
 
     Attributes:
-        operands: the query's channels in fixed point, as numbers or as the products take them.
+        operands: the query's channels in fixed point, as numbers or as the products take them; a
+            function from a plane's number, where planes are channels of their own.
         unit: what a number of 1 is worth.
         query_sum: sum over the rotated channels (sign codes).
         kappa: factor of a squared scale in a score (sign codes with a score bias).
@@ -34,7 +35,7 @@ class FoldedQuery:
         book: address of what they have more by centroid of the codebook, see `codebook`.
     """
 
-    operands: Sequence[Any]
+    operands: Any
     unit: Value
     query_sum: Value
     kappa: Value

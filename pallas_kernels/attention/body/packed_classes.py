@@ -13,7 +13,7 @@ from pallas_kernels.attention.body.block_softmax import empty_sums
 from pallas_kernels.attention.body.centre_tokens import CentreTokens
 from pallas_kernels.attention.body.class_row import ClassRow, divided_by_work
 from pallas_kernels.attention.body.class_tiles import ClassTiles
-from pallas_kernels.attention.body.codebook import BookMasses, load_book
+from pallas_kernels.attention.body.codebook import BookMasses, load_book, set_masses
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.packed_b1 import PackedB1
 from pallas_kernels.attention.body.packed_blocks import PackedBlocks
@@ -22,7 +22,7 @@ from pallas_kernels.attention.body.packed_s8 import PackedS8
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.attention.body.work import Work
 from pallas_kernels.attention.codings import Packed
-from pallas_kernels.attention.kernel_spec import SET, KernelSpec
+from pallas_kernels.attention.kernel_spec import KernelSpec
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.isa.warp_math import merge
 
@@ -68,7 +68,7 @@ class _Classes:
         return any(packed.blocks < 2 * parts for packed in self._coded)
 
     def _divide_work(self, found: Sequence[PackedBlocks]) -> None:
-        before = divided_by_work(self._ops, self._work, self._coded, found)
+        before = divided_by_work(self._ops, self._spec, self._work, self._coded, found)
         for blocks, *bounds in zip(found, *before, strict=True):
             blocks.take(*(self._ops.add(blocks.hidden, x) for x in bounds))
 
@@ -170,8 +170,7 @@ class ClassesS8(_Classes):
         ops.barrier()
         queries = ends.queries.load(scratch)
         if packed.value.codebook:
-            columns = [ops.add(work.t, SET * number) for number in range(spec.sets)]
-            ends.masses = [BookMasses(ops, scratch, column, work.g, 8) for column in columns]
+            ends.masses = set_masses(ops, spec, work, scratch)
             for of_set in ends.masses:
                 of_set.clear()
         if self._reads_centroids:

@@ -46,6 +46,11 @@ class PackedS8:
     masses: Sequence[BookMasses] = ()  # of each set, of values with a codebook
 
     @property
+    def _num_channels(self) -> int:
+        """Sums of channels of a lane, for each set."""
+        return self._spec.head_dim // 8
+
+    @property
     def _as_sums(self) -> bool:
         """Whether scores stay the sums that they are made of, for the softmax to measure."""
         spec = self._spec
@@ -329,7 +334,7 @@ class PackedS8:
     def _of_set(self, sums: Sequence[Value], number: int) -> tuple[list[Value], list[Value]]:
         """A set's totals and channels."""
         first = num_totals(self._packed.value)
-        size = first + self._spec.head_dim // 8
+        size = first + self._num_channels
         of_set = list(sums[size * number : size * (number + 1)])
         return of_set[:first], of_set[first:]
 

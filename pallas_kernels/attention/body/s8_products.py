@@ -129,6 +129,8 @@ class S8Products:
         """
         if not coding.signs:
             return False
+        if coding.apart:
+            return True
         return self._spec.halves > 1 if self._spec.part else coding.bits > 1 == self._spec.halves
 
     def _scores_by_plane(
@@ -142,7 +144,8 @@ class S8Products:
     ) -> list[list[Value]]:
         """`scores`, plane after plane.
 
-        Each half has right operands of its own, which take turns in the same registers.
+        Each half has right operands of its own, which take turns in the same registers; planes that
+        are channels of their own are asked for theirs.
         """
         ops, size = self._ops, 8 * quarters
         halves, count = queries[0].operands, self._spec.halves
@@ -154,17 +157,20 @@ class S8Products:
 
         def add(number, carried):
             totals, weight, turning = carried[:sums], carried[sums], carried[sums + 1 :]
-            operands = halves[0]
+            operands = [_in_eights(halves(number))] * 2 if key.apart else halves[0]
             if count > 1:
                 operands = [_in_eights(turning[: len(turning) // count])] * 2
             load = functools.cache(functools.partial(load_row, Plane(number, number, 0)))
+            if key.apart:  # all at once: eight warps, which wait for none other, have the registers
+                for row in range(self._spec.plane_dim // 16 * quarters // 4):
+                    load(row)
             for first, q in groups:
                 words = [load(row)[at : at + 2] for row, at in self._tiles(first, q, quarters)]
                 found = self._key_sums(words, operands[q % 2], len(queries))
                 for of_set, start in zip(found, range(0, len(totals), size), strict=True):
                     for p, x in zip(places(first, q), of_set, strict=True):
                         totals[start + p] = ops.fma(x, weight, totals[start + p])
-            following = weight if count > 1 else ops.fmul(weight, 2.0)
+            following = weight if count > 1 or key.apart else ops.fmul(weight, 2.0)
             return [*totals, following, *_turned(turning, count)]
 
         turning = [w for of_half in halves for x in of_half[0] for w in x] if count > 1 else []
@@ -295,6 +301,34 @@ class S8Products:
         planes = value.count if halves == 1 else value.bits * halves
         found = ops.loop(planes, [*old, *(x.unit for x in weights)], add)
         return [list(found[i : i + size]) for i in range(0, len(old), size)]
+
+    def add_values_apart(
+        self,
+        weights: BlockWeights,
+        value: Coding,
+        load_row: Callable[[Plane, int], Sequence[Value]],
+        load_sums: Callable[[Value], Sequence[Value]],
+        store_sums: Callable[[Value, Sequence[Value]], None],
+    ) -> None:
+        """Adds a block to sums that are kept elsewhere, of planes that are channels of their own.
+
+        Args:
+            weights, value, load_row: see `add_values`, for one set.
+            load_sums, store_sums: of a plane's channels 16 m + 8 r + g, by its number.
+        """
+        ops, unit = self._ops, self._ops.fmul(weights.unit, 1.0 / _VALUE_UNIT)
+
+        def add(number, _):
+            plane, sums = Plane(number, number, 0), []
+            rows = [load_row(plane, row) for row in range(self._spec.plane_dim // 16)]
+            for m in range(0, len(rows), 2):
+                for (found,) in self._value_sums(rows[m : m + 2], [weights.operands]):
+                    sums += found
+            old = [ops.fmul(x, weights.old) for x in load_sums(number)]
+            store_sums(number, [ops.fma(x, unit, y) for x, y in zip(sums, old, strict=True)])
+            return []
+
+        ops.loop(value.count, [], add)
 
     def _value_sums(
         self, tiles: Sequence[Sequence[Value]], sets: Sequence[Sequence[Sequence[Value]]]

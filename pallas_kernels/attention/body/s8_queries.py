@@ -40,16 +40,22 @@ class S8Queries:
         self._ops, self._spec, self._packed, self._work = ops, spec, packed, work
         self._odd = ops.bit_and(work.g, 1)
 
-    def prepare(self, scratch: Scratch) -> None:
-        """Each warp of the team prepares some of its queries: one after `team` others."""
+    def prepare(self, scratch: Scratch, first: int = 0, *, book: bool = True) -> None:
+        """Each warp of the team prepares some of its queries: one after `team` others.
+
+        Args:
+            scratch: where to. first: the warp that begins, so that several parts take several.
+            book: whether to fill the tables of scores by centroid, if there are any.
+        """
         ops, spec, packed, work = self._ops, self._spec, self._packed, self._work
         tuning = spec.tuning
+        member = work.member_after(first)
         # Channels 32 k + 8 t + g of a query lie in bits b with b % 8 = g: worth 2^(b % places).
         exponent = ops.bit_and(work.g, code_places(spec) - 1)
         factor = ops.from_bits(ops.shift_left(ops.sub(127, exponent), 23))
 
         def prepare(_):
-            numbers = [ops.add(work.member, i) for i in range(0, tuning.queries, tuning.team)]
+            numbers = [ops.add(member, i) for i in range(0, tuning.queries, tuning.team)]
             queries = [PackedQuery(ops, spec, packed, work, number) for number in numbers]
             for number, query in zip(numbers, queries, strict=True):
                 query.prepare()
@@ -61,14 +67,14 @@ class S8Queries:
 
                 def store(_, number=number, folded=folded, digits=digits, lost=lost):
                     scratch.store_query(number, folded, digits, lost)
-                    if packed.key.codebook:
+                    if packed.key.codebook and book:
                         load_book(ops, spec, work, scratch, number)
                     return []
 
                 ops.cond(ops.where_less(number, tuning.queries, 1, 0), [], store)
             return []
 
-        ops.cond(ops.where_less(work.member, tuning.queries, 1, 0), [], prepare)
+        ops.cond(ops.where_less(member, tuning.queries, 1, 0), [], prepare)
 
     def shortening(
         self,
@@ -128,6 +134,15 @@ class S8Queries:
             return [operands] * 2
         pairs = [by_lane_pair(ops, self._work.t, words) for words in operands]
         return [list(of_quarter) for of_quarter in zip(*pairs, strict=True)]
+
+    def encode_channels(self, at: Value) -> list[Value]:
+        """Right operands of a plane of 128 channels, and of their lower bytes, as one list.
+
+        Args:
+            at: `Scratch.query_channels` of query g // 2, of the only set.
+        """
+        channels = [word for i in range(8) for word in self._ops.load_shared4(at, 16 * i)]
+        return [word for operand in self._encode([channels])[0] for word in operand]
 
     def _signed_digits(self, numbers: Sequence[Value]) -> list[Value]:
         """Numbers whose lower three bytes, taken as signed ones, sum up to them."""

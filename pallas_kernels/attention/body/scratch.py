@@ -27,8 +27,10 @@ from pallas_kernels.attention.kernel_spec import (
     BOOK_STRIDE,
     EXCHANGE_WORDS,
     QUERY_STRIDE,
+    SCALARS,
     KernelSpec,
 )
+from pallas_kernels.attention.regions import OPERANDS, SUMS, Regions
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.layout.layouts import BLOCK
 
@@ -38,14 +40,21 @@ __all__ = ["Scratch"]
 class Scratch:
     """Reads and writes the regions; queries are numbered within the team (numbers or words)."""
 
-    def __init__(self, ops: Operations, spec: KernelSpec, work: Work):
-        """Lays the regions out, as `KernelSpec.shared_words` counts them."""
+    def __init__(
+        self,
+        ops: Operations,
+        spec: KernelSpec,
+        work: Work,
+        parts: Sequence[KernelSpec] = (),
+        number: int = 0,
+    ):
+        """Finds the regions of a part; of those that one loop takes, of part `number`."""
         self._ops, self._spec, self._work = ops, spec, work
-        tuning = spec.tuning
-        self._warp_bytes, self._result_bytes = 4 * spec.warp_words, 4 * spec.joined_words
-        self._queries = self._warp_bytes * tuning.warps
+        self._regions = Regions.of(parts or (spec,))
+        self._warp_bytes, self._result_bytes = 4 * self._regions.warp_words, 4 * spec.joined_words
+        self._queries = 4 * self._regions.queries[number]
+        self._planes, self._number = sum(part.halves for part in parts), number
         self._query_bytes = 4 * spec.query_words
-        self._scalars = 4 * QUERY_STRIDE * spec.head_dim // 32
         self._scales = {"key": 0, "value": 2 * EXCHANGE_WORDS}
         values = 4 * spec.exchange_words
         self._staged = {"value": values, "key": values + 4 * spec.staged_words}
@@ -89,6 +98,74 @@ class Scratch:
         starts = (warp * self._warp_bytes for warp in range(team))
         return [self._load(base, start, self._work.lane, offsets) for start in starts]
 
+    # Parts in one loop, see `parts_s8` ------------------------------------------------------------
+
+    def store_operands(self, plane: Value, words: Sequence[Value]) -> None:
+        """Leaves this lane's right operands of a plane, for all warps of the team."""
+        for i in range(0, len(words), 4):
+            self._ops.store_shared4(self._operands(plane), 128 * i, words[i : i + 4])
+
+    def load_operands(self, plane: Value) -> list[Value]:
+        """What `store_operands` left."""
+        at = self._operands(plane)
+        return [x for i in range(0, OPERANDS, 4) for x in self._ops.load_shared4(at, 128 * i)]
+
+    def store_sums(self, plane: Value, sums: Sequence[Value]) -> None:
+        """Keeps this lane's sums of the channels of a plane."""
+        words = [self._ops.as_bits(x) for x in sums]
+        for i in range(0, len(words), 4):
+            self._ops.store_shared4(self._sums(plane), 128 * i, words[i : i + 4])
+
+    def load_sums(self, plane: Value) -> list[Value]:
+        """What `store_sums` keeps."""
+        at = self._sums(plane)
+        words = [x for i in range(0, SUMS, 4) for x in self._ops.load_shared4(at, 128 * i)]
+        return [self._ops.from_bits(x) for x in words]
+
+    def store_totals(self, number: Value, totals: Sequence[Value]) -> None:
+        """Keeps two of this lane's numbers, of a part, or behind all parts of the whole row."""
+        for i, x in enumerate(totals):
+            self._ops.store_shared(1, self._totals(number), 128 * i, x)
+
+    def load_totals(self, number: Value) -> list[Value]:
+        """What `store_totals` keeps."""
+        return [self._ops.load_shared(self._totals(number), 128 * i) for i in range(2)]
+
+    def member_totals(self, member: Value, number: Value, query: Value) -> list[Value]:
+        """The same of a warp of this team, from a lane of a query."""
+        ops, work = self._ops, self._work
+        warp = ops.mad(work.team, self._spec.tuning.team, member)
+        at = ops.mad(
+            number, 256, ops.mad(query, 4, self._state(warp, self._planes * 4 * 32 * SUMS))
+        )
+        return [ops.load_shared(at, 128 * i) for i in range(2)]
+
+    def member_sums(self, member: Value, plane: Value, query: Value) -> list[Value]:
+        """Channels lane + 32 k of a plane of a query, summed by a warp of this team."""
+        ops, work = self._ops, self._work
+        warp = ops.mad(work.team, self._spec.tuning.team, member)
+        # Channel 8 i + g is number i of lane 4 g + query.
+        lane = ops.mad(ops.bit_and(work.lane, 7), 4, query)
+        at = ops.mad(plane, 4 * 32 * SUMS, self._state(warp, 0))
+        at = ops.mad(ops.shift_right(work.lane, 3), 4, ops.mad(lane, 16, at))
+        return [ops.load_shared(at, 512 * k) for k in range(SUMS // 4)]
+
+    def _operands(self, plane: Value) -> Value:
+        ops, size = self._ops, 4 * 32 * OPERANDS
+        begin = ops.mad(self._work.lane, 16, ops.add(ops.shared(), 4 * self._regions.operands))
+        return ops.mad(ops.mad(self._work.team, self._planes, plane), size, begin)
+
+    def _sums(self, plane: Value) -> Value:
+        at = self._ops.mad(self._work.lane, 16, self._state(self._work.warp, 0))
+        return self._ops.mad(plane, 4 * 32 * SUMS, at)
+
+    def _totals(self, number: Value) -> Value:
+        at = self._state(self._work.warp, self._planes * 4 * 32 * SUMS)
+        return self._ops.mad(number, 256, self._ops.mad(self._work.lane, 4, at))
+
+    def _state(self, warp: Value, offset: int) -> Value:
+        return self._ops.add(self._warp(warp), 4 * self._regions.state + offset)
+
     # Queries of a team of several -----------------------------------------------------------------
 
     def store_query(
@@ -106,19 +183,26 @@ class Scratch:
         first = ops.where_less(work.lane, 1, 1, 0)
         scalars = (folded.unit, folded.query_sum, folded.kappa, folded.common, lost)
         scalars = (*scalars, *folded.centres)
+        at = self.query_scalars(query)
         for i, x in enumerate(scalars):
-            ops.store_shared(first, base, self._scalars + 4 * i, x)
+            ops.store_shared(first, at, 4 * i, x)
+
+    def load_scalars(self, first: int) -> FoldedQuery:
+        """Query first + t that `store_query` wrote, without its channels."""
+        ops, work, spec = self._ops, self._work, self._spec
+        at = self.query_scalars(work.team_query(work.t, first))
+        scalars = (ops.load_shared(at, 4 * i) for i in range(4))
+        more = spec.packed.key.centres - 1 if spec.packed else 0
+        centres = [ops.load_shared(at, 4 * (5 + i)) for i in range(more)]
+        return FoldedQuery([], *scalars, soft_cap=spec.logits_soft_cap, centres=centres)
 
     def load_queries(self, first: int) -> tuple[FoldedQuery, list[list[Value]]]:
-        """The queries that `store_query` wrote: scalars of first + t, channels of first + g // 2.
+        """`load_scalars`, and channels of query first + g // 2.
 
-        The channels are, of each half, 32 t ... 32 t + 31, of small heads 32 (t % 2) ....
+        These are, of each half, 32 t ... 32 t + 31, of small heads 32 (t % 2) ....
         """
         ops, work, spec = self._ops, self._work, self._spec
-        base = self._folded(work.team_query(work.t, first))
-        scalars = (ops.load_shared(base, self._scalars + 4 * i) for i in range(4))
-        more = spec.packed.key.centres - 1 if spec.packed else 0
-        centres = [ops.load_shared(base, self._scalars + 4 * (5 + i)) for i in range(more)]
+        scalars = self.load_scalars(first)
         query = work.team_query(ops.shift_right(work.g, 1), first)
         part = ops.bit_and(work.t, spec.plane_dim // 32 - 1)
         at = ops.mad(part, 4 * QUERY_STRIDE, self._folded(query))
@@ -127,13 +211,26 @@ class Scratch:
             [word for i in range(8) for word in ops.load_shared4(at, half * number + 16 * i)]
             for number in range(spec.halves)
         ]
-        cap = spec.logits_soft_cap
-        return FoldedQuery([], *scalars, soft_cap=cap, centres=centres), channels
+        return scalars, channels
+
+    def query_scalars(self, query: Value) -> Value:
+        """Address of a query's scalars, as `store_query` orders them."""
+        ops, spec, begin = self._ops, self._spec, self._regions.scalars
+        if begin is None:  # behind its channels
+            return ops.add(self._folded(query), 4 * QUERY_STRIDE * spec.head_dim // 32)
+        first = ops.mad(self._work.team, 4 * SCALARS * spec.tuning.queries, ops.shared())
+        first = ops.add(first, 4 * (begin + self._number * SCALARS * spec.block_queries))
+        return ops.mad(query, 4 * SCALARS, first)
+
+    def query_channels(self, query: Value, half: int) -> Value:
+        """Address of channels 32 t to 32 t + 31 of a half of a query, 16 bytes at a time."""
+        at = self._ops.mad(self._work.t, 4 * QUERY_STRIDE, self._folded(query))
+        return self._ops.add(at, 4 * QUERY_STRIDE * half * self._spec.plane_dim // 32)
 
     def load_lost_variance(self, first: int) -> Value:
         """The `lost_variance` of query first + t."""
-        base = self._folded(self._work.team_query(self._work.t, first))
-        return self._ops.load_shared(base, self._scalars + 16)
+        at = self.query_scalars(self._work.team_query(self._work.t, first))
+        return self._ops.load_shared(at, 16)
 
     # Scores of a query, kept until their map is known ---------------------------------------------
 
@@ -212,24 +309,30 @@ class Scratch:
     def book_table(self, query: Value) -> Value:
         """Address of the scores of a query of the team."""
         team = self._work.team if self._spec.uses_bytes else self._work.warp
-        return self._book(0, team, query)
+        return self._book(self._regions.books, team, query)
 
     def book_masses(self, query: Value) -> tuple[Value, Value]:
         """Addresses of this warp's weights of a query: integers, and floats."""
-        first = self._spec.book_tables
-        floats = first + self._spec.tuning.warps
-        return self._book(first, self._work.warp, query), self._book(floats, self._work.warp, query)
+        first, warp = self._regions.masses, self._work.warp
+        return self._book(first, warp, query), self._book(self._floats, warp, query)
 
-    def member_masses(self, member: int, query: int) -> Value:
+    def member_masses(self, member: Value, query: Value) -> Value:
         """Address of the floats of a warp of this team."""
-        first = self._spec.book_tables + self._spec.tuning.warps + member
-        return self._book(first, self._ops.mad(self._work.team, self._spec.tuning.team, 0), query)
+        warp = self._ops.mad(self._work.team, self._spec.tuning.team, member)
+        return self._book(self._floats, warp, query)
+
+    def pairs(self) -> Value:
+        """Address of the counts of pairs of centroids, where other regions will be."""
+        return self._ops.add(self._ops.shared(), 4 * self._regions.warps)
+
+    @property
+    def _floats(self) -> int:
+        return self._regions.masses + self._spec.tuning.warps * self._spec.book_words
 
     def _book(self, first: int, table: Value, query: Value) -> Value:
-        """Address of a query's part of table `first` + `table`."""
-        ops, spec = self._ops, self._spec
-        base = 4 * (spec.shared_words_before_books + first * spec.book_words)
-        at = ops.mad(table, 4 * spec.book_words, ops.add(ops.shared(), base))
+        """Address of a query's part of a table, of those that begin at word `first`."""
+        ops = self._ops
+        at = ops.mad(table, 4 * self._spec.book_words, ops.add(ops.shared(), 4 * first))
         return ops.mad(query, 4 * BOOK_STRIDE, at)
 
     # Addresses ------------------------------------------------------------------------------------
@@ -244,7 +347,7 @@ class Scratch:
     def _kept(self, number: Value) -> Value:
         ops, spec = self._ops, self._spec
         block = ops.mad(self._work.warp, spec.kept_blocks, number)
-        at = ops.mad(block, 4 * BLOCK, ops.add(ops.shared(), 4 * spec.shared_words_before_kept))
+        at = ops.mad(block, 4 * BLOCK, ops.add(ops.shared(), 4 * self._regions.kept))
         return ops.mad(self._work.lane, 16, at)
 
     def _staged_lane(self, slot: Value) -> Value:
@@ -252,7 +355,8 @@ class Scratch:
         return self._ops.mad(slot, 4 * self._spec.staged_words, lane)
 
     def _warp(self, warp: Value) -> Value:
-        return self._ops.mad(warp, self._warp_bytes, self._ops.shared())
+        begin = self._ops.add(self._ops.shared(), 4 * self._regions.warps)
+        return self._ops.mad(warp, self._warp_bytes, begin)
 
     def _result(self, warp: Value, query: Value) -> Value:
         return self._ops.mad(query, self._result_bytes, self._warp(warp))

@@ -107,6 +107,11 @@ class Work:
         last = self._spec.queries - 1
         return self._ops.min(self._ops.add(self.first_query, number), last)
 
+    def member_after(self, first: int) -> Value:
+        """Number of this warp in the team where warp `first` (modulo the team) is number 0."""
+        ops, team = self._ops, self._spec.tuning.team
+        return ops.rem(ops.add(self.member, -first % team), team) if first % team else self.member
+
     def for_each_query(self, action: Callable[[int], None]) -> None:
         """Runs `action` once for each query of the team, each in one of its warps."""
         ops, tuning = self._ops, self._spec.tuning
@@ -118,7 +123,7 @@ class Work:
 
             ops.cond(ops.equal(self.member, number % tuning.team), [], run)
 
-    def result_row(self, number: int) -> tuple[Value, Value]:
+    def result_row(self, number: Value) -> tuple[Value, Value]:
         """Whether query `number` of the team exists, a word, and the row of its results."""
         ops, spec = self._ops, self._spec
         exists = ops.add(self.first_query, number)

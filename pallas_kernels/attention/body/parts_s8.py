@@ -1,0 +1,331 @@
+"""Parts of a launch with dictionaries of their own in one loop, for up to four queries.
+
+A loop for each part would have its instructions as often as there are parts: they would have to be
+fetched anew in each launch, for few blocks. So the planes of all parts are prepared at once, and
+one loop takes the blocks of all (`ClassRow`), each with as many planes as its part has. Right
+operands of a plane, and sums of its channels, wait in shared memory. The greatest score and the
+mass are those of all parts; sums of a part are relative to the greatest score when it was added to
+last. Each part is given an equal share of the mass, so that joining parts by their log-sum-exps
+gives what all have in common.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from pallas_kernels.attention.body.centroid_pairs import CentroidPairs
+from pallas_kernels.attention.body.class_row import ChosenBlock, ClassRow
+from pallas_kernels.attention.body.class_tiles import ClassTiles
+from pallas_kernels.attention.body.codebook import BookMasses, set_masses
+from pallas_kernels.attention.body.folded_query import FoldedQuery
+from pallas_kernels.attention.body.packed_blocks import WHOLE, PackedBlocks
+from pallas_kernels.attention.body.packed_s8 import LoadRow, PackedS8
+from pallas_kernels.attention.body.s8_queries import S8Queries
+from pallas_kernels.attention.body.scratch import Scratch
+from pallas_kernels.attention.body.work import Work
+from pallas_kernels.attention.kernel_spec import BOOK, KernelSpec
+from pallas_kernels.attention.regions import SUMS, counts_pairs, row_of
+from pallas_kernels.isa.operations import Operations, Value
+from pallas_kernels.isa.warp_math import LOWEST, SAME_QUERY, warp_max_float, warp_sum
+
+__all__ = ["PartsS8"]
+
+
+class _RowS8(PackedS8):
+    """A row's products and softmax. Channels are not among its sums, but in shared memory."""
+
+    @property
+    def _num_channels(self) -> int:
+        return 0
+
+    def add_to_row(
+        self,
+        scratch: Scratch,
+        query: FoldedQuery,
+        first_plane: Value,
+        here: ChosenBlock,
+        following: ChosenBlock,
+        ahead: Sequence[Value],
+        load_rows: Mapping[str, LoadRow],
+        totals: Sequence[Value],
+    ) -> tuple[list[Value], list[Value]]:
+        """The row's totals with a block added, and the words of the following one's positions.
+
+        Args:
+            scratch: of the row. query: of the block's part. first_plane: of that part, among all.
+            here: the block. following: the next one. ahead: words of the block's positions.
+            load_rows: of each side, see `S8Products`. totals: greatest score, mass.
+        """
+        ops, value = self._ops, here.packed.value
+        self._blocks = here
+        ids = self._spread_scales(scratch, ahead)
+        words = self.load_chosen(following)
+        new, (weights,) = self._weigh(
+            scratch, [query], here.block, WHOLE, [*totals, 0.0], load_rows["key"], ids
+        )
+        *totals, in_part = new
+        ops.warp_barrier()
+        top, scaled = scratch.load_totals(here.index)
+        old = ops.exp2(ops.fsub(top, totals[0]))
+        scratch.store_totals(here.index, [totals[0], ops.fma(scaled, old, in_part)])
+        operands = [scratch.load_weights(0, half) for half in range(2)]
+        self.products.add_values_apart(
+            dataclasses.replace(weights, operands=operands, old=old),
+            value,
+            load_rows["value"],
+            lambda number: scratch.load_sums(ops.add(first_plane, number)),
+            lambda number, sums: scratch.store_sums(ops.add(first_plane, number), sums),
+        )
+        return totals, words
+
+
+class PartsS8:
+    """`run()` does the work of one warp. Operands and results: those of `Kernel`, of each part."""
+
+    def __init__(self, ops: Operations, specs: Sequence[KernelSpec]):
+        """Finds out which part of the work is this warp's."""
+        self._ops, self._specs = ops, specs
+        spec = self._spec = row_of(specs)
+        work = self._work = Work(ops, spec)
+        self._scratches = [Scratch(ops, x, work, specs, n) for n, x in enumerate(specs)]
+        self._scratch = Scratch(ops, spec, work, specs)
+        self._coded = [packed for packed in spec.classes if packed.key.bits]
+        self._uncoded = [packed for packed in spec.classes if not packed.key.bits]
+        self._row = ClassRow(ops, spec, self._coded, work)
+        self._planes = [(n, half) for n, x in enumerate(specs) for half in range(x.halves)]
+
+    def run(self) -> None:
+        """Everything, for this warp."""
+        ops, specs = self._ops, self._specs
+        for number, (spec, scratch) in enumerate(zip(specs, self._scratches, strict=True)):
+            assert spec.packed is not None
+            queries = S8Queries(ops, spec, spec.packed, self._work)
+            queries.prepare(scratch, number * spec.tuning.queries, book=number == 0)
+        ops.barrier()
+        self._encode()
+        ops.barrier()
+        self._attend()
+        ops.barrier()
+        for number in range(len(specs)):
+            self._for_each_query(number, functools.partial(self._write, number))
+        if self._coded[0].value.codebook:
+            self._for_each_query(len(specs), self._write_masses)
+
+    def _encode(self) -> None:
+        """Each warp of the team makes some planes' right operands: one after `team` others."""
+        ops, work, spec = self._ops, self._work, self._spec
+        queries = S8Queries(ops, spec, self._coded[0], work)
+        own = work.team_query(ops.shift_right(work.g, 1), 0)
+        places = [self._scratches[n].query_channels(own, half) for n, half in self._planes]
+
+        def encode(first):
+            plane = ops.add(work.member, first)
+            at = _chosen(ops, plane, places)
+
+            def store(_):
+                self._scratch.store_operands(plane, queries.encode_channels(at))
+                return []
+
+            ops.cond(ops.where_less(plane, len(places), 1, 0), [], store)
+
+        for first in range(0, len(places), spec.tuning.team):
+            encode(first)
+
+    def _attend(self) -> None:
+        """Leaves sums of this warp's blocks in shared memory."""
+        ops, work, scratch, count = self._ops, self._work, self._scratch, len(self._specs)
+        part = _RowS8(ops, self._spec, self._coded[0], work)
+        team_query = work.team_query(work.t, 0)
+        query = self._scratches[0].load_scalars(0)
+        if self._coded[0].key.codebook:
+            query = dataclasses.replace(query, book=scratch.book_table(team_query))
+        masses: list[BookMasses] = []
+        if self._coded[0].value.codebook:
+            masses = set_masses(ops, self._spec, work, scratch)
+        totals = [LOWEST, 0.0, 0.0]
+        counted = [packed for packed in self._uncoded if counts_pairs(self._spec, packed)]
+        for packed in counted:
+            pairs = CentroidPairs(ops, self._spec, work, scratch)
+            totals = pairs.sums(PackedBlocks(ops, self._spec, packed, work), masses[0])
+        if not counted:
+            for of_set in masses:
+                of_set.clear()
+        self._clear()
+        for uncoded in [] if counted else self._uncoded:
+            of_class = _RowS8(ops, self._spec, uncoded, work)
+            of_class.masses = masses
+            blocks = PackedBlocks(ops, self._spec, uncoded, work)
+            totals = of_class.add_centroids([query], blocks, totals)
+        totals = self._add_row(part, query, team_query, masses, totals[:2])
+        highest, mass = totals
+
+        def close(number, _):
+            top, scaled = scratch.load_totals(number)
+            less = ops.fsub(0.0, warp_sum(ops, scaled, SAME_QUERY))
+            scratch.store_totals(number, [top, less])
+            return []
+
+        ops.loop(count, [], close)
+        scratch.store_totals(count, [highest, warp_sum(ops, mass, SAME_QUERY)])
+        mine = ops.where_less(work.t, self._spec.tuning.queries, 1, 0)
+        for of_set in masses:
+            of_set.leave(ops.fadd(highest, query.offset), ops.where_less(work.g, 1, mine, 0))
+
+    def _clear(self) -> None:
+        """Makes the sums of all parts zero."""
+        ops, scratch = self._ops, self._scratch
+
+        def clear_sums(number, _):
+            scratch.store_sums(number, [0.0] * SUMS)
+            return []
+
+        def clear_totals(number, _):
+            scratch.store_totals(number, [LOWEST, 0.0])
+            return []
+
+        ops.loop(len(self._planes), [], clear_sums)
+        ops.loop(len(self._specs), [], clear_totals)
+
+    def _add_row(
+        self,
+        part: _RowS8,
+        query: FoldedQuery,
+        team_query: Value,
+        masses: Sequence[BookMasses],
+        totals: Sequence[Value],
+    ) -> list[Value]:
+        """The totals with the warp's blocks of the row added."""
+        ops, scratch, row = self._ops, self._scratch, self._row
+        staged = self._spec.staged_words > 0
+        scalars = [x.query_scalars(team_query) for x in self._scratches]
+        firsts = [sum(x.halves for x in self._specs[:n]) for n in range(len(self._specs))]
+
+        def step(i: Value, carried: list[Value]) -> list[Value]:
+            slot, old, ahead = carried[0], carried[1:3], carried[3:]
+            number = ops.add(row.first, i)
+            here, following = row.at(number), row.at(ops.add(number, 1))
+            tiles = ClassTiles(ops, scratch, here, following, slot)
+            load = tiles.load_row if staged else here.load_plane_row
+            if not staged:
+                following.prefetch_planes()
+            load_rows = {side: functools.partial(load, side) for side in ("key", "value")}
+            at, first = here.choose(scalars), here.choose(firsts)
+            own = dataclasses.replace(
+                query,
+                operands=lambda plane: scratch.load_operands(ops.add(first, plane)),
+                unit=ops.load_shared(at, 0),
+                query_sum=ops.load_shared(at, 4),
+            )
+            block = _RowS8(ops, self._spec, here.packed, self._work)
+            block.masses = masses
+            new, words = block.add_to_row(
+                scratch, own, first, here, following, ahead, load_rows, old
+            )
+            return [tiles.next_slot, *new, *words]
+
+        first = row.at(row.first)
+        if staged:
+            ClassTiles(ops, scratch, first, first, 0).start()
+        else:
+            first.prefetch_planes()
+        ahead = _RowS8(ops, self._spec, first.packed, self._work).load_chosen(first)
+        count = ops.sub(row.last, row.first)
+        found = ops.loop(count, [0, *totals, *ahead], step)[1:3]
+        ops.wait_for_copies()
+        return found
+
+    # Results --------------------------------------------------------------------------------------
+
+    def _for_each_query(self, number: int, action: Callable[[Value], None]) -> None:
+        """Runs `action`, the launch's one of that number, for each query, each in one warp."""
+        ops, tuning = self._ops, self._spec.tuning
+        member = self._work.member_after(number * tuning.queries)
+        for first in range(0, tuning.queries, tuning.team):
+            query = ops.add(member, first)
+
+            def run(_, query=query):
+                action(query)
+                return []
+
+            ops.cond(ops.where_less(query, tuning.queries, 1, 0), [], run)
+
+    def _of_team(self, query: Value) -> tuple[Value, Value, Value]:
+        """The warp of this lane's number, in all further ones the last; greatest score, mass."""
+        ops, lane, team = self._ops, self._work.lane, self._spec.tuning.team
+        member = ops.min(lane, team - 1)
+        highest, mass = self._scratch.member_totals(member, len(self._specs), query)
+        top = warp_max_float(ops, highest)
+        mass = ops.fmul(mass, ops.exp2(ops.fsub(highest, top)))
+        return member, top, warp_sum(ops, ops.where_less_float(lane, team, mass, 0.0))
+
+    def _offset(self, query: Value) -> Value:
+        """What all scores of a query lack."""
+        if self._spec.logits_soft_cap is not None:
+            return 0.0
+        return self._ops.load_shared(self._scratches[0].query_scalars(query), 12)
+
+    def _write(self, number: int, query: Value) -> None:
+        """Joins the sums of a part for a query of the team, normalizes and writes them."""
+        ops, work, spec = self._ops, self._work, self._specs[number]
+        scratch, parts = self._scratch, len(self._specs)
+        member, top, mass = self._of_team(query)
+        own_top, less = scratch.member_totals(member, number, query)
+        share = ops.as_bits(ops.exp2(ops.fsub(own_top, top)))
+        less = ops.as_bits(less)
+        first = sum(x.halves for x in self._specs[:number])
+
+        def add(i, channels):
+            of_warp, minus = (ops.from_bits(ops.take(x, i)) for x in (share, less))
+            found = [
+                x
+                for half in range(spec.halves)
+                for x in scratch.member_sums(i, first + half, query)
+            ]
+            found = [ops.fma(x, 2.0, minus) for x in found]
+            return [ops.fma(x, of_warp, sum) for x, sum in zip(found, channels, strict=True)]
+
+        channels = ops.loop(spec.tuning.team, [0.0] * (spec.head_dim // 32), add)
+        normalize = ops.fmul(ops.reciprocal(ops.fmax(mass, 1e-30)), float(parts))
+        exists, row = work.result_row(query)
+        address = ops.address(ops.pointer(f"{spec.part}output"), row, 4 * spec.head_dim)
+        address = ops.address(address, work.lane, 4)
+        for k, x in enumerate(channels):
+            ops.store_float(exists, address, 128 * k, ops.fmul(x, normalize))
+        log = ops.fadd(ops.fadd(top, self._offset(query)), ops.log2(mass))
+        ops.store_float(
+            ops.where_less(work.lane, 1, exists, 0),
+            ops.address(ops.pointer(f"{spec.part}logsumexp"), row, 4),
+            0,
+            ops.fma(log, math.log(2.0), -math.log(parts)),
+        )
+
+    def _write_masses(self, query: Value) -> None:
+        """Joins the weights by centroid and writes them, for each part the same."""
+        ops, work = self._ops, self._work
+        _, top, mass = self._of_team(query)
+        top = ops.fadd(top, self._offset(query))
+        normalize = ops.reciprocal(ops.fmax(mass, 1e-30))
+
+        def add(member, sums):
+            floats = self._scratch.member_masses(member, query)
+            share = ops.exp2(ops.fsub(ops.load_shared(floats, 4 * BOOK), top))
+            share = ops.fmul(share, normalize)
+            at = ops.mad(work.lane, 4, floats)
+            return [ops.fma(ops.load_shared(at, 128 * k), share, x) for k, x in enumerate(sums)]
+
+        sums = ops.loop(self._spec.tuning.team, [0.0] * (BOOK // 32), add)
+        exists, row = work.result_row(query)
+        for spec in self._specs:
+            address = ops.address(ops.pointer(f"{spec.part}value_mass"), row, 4 * BOOK)
+            address = ops.address(address, work.lane, 4)
+            for k, x in enumerate(sums):
+                ops.store_float(exists, address, 128 * k, x)
+
+
+def _chosen(ops: Operations, number: Value, values: Sequence[Value]) -> Value:
+    """The word of that number."""
+    *others, chosen = values
+    for i, value in reversed(list(enumerate(others))):
+        chosen = ops.where_less(number, i + 1, value, chosen)
+    return chosen
