@@ -12,7 +12,6 @@ import vkq_jax
 from models import Clip, GenerateOptions, Generation, Inputs, Model
 from models.generation.context import context_length
 from models.inputs.images import Picture
-from models.prompts.processor import processor_of
 from vkq_apps.answering import stream_texts
 from vkq_jax.cache.layered import AnyCache
 
@@ -158,9 +157,8 @@ class Conversation:
             num_images=len(pictures),
             num_videos=len(clips),
             later_turn=later,
+            finished=self._finished,
         )
-        if not self._finished:  # a later turn lies behind a stop token, which a cut answer lacks
-            prompt = (processor_of(self.model).tokenizer.eos_token or "") + prompt
         return models.prepare(
             self.model,
             prompts=prompt,

@@ -36,6 +36,7 @@ def chat_prompt(
     num_images: int = 1,
     num_videos: int = 0,
     later_turn: bool = False,
+    finished: bool = True,
 ) -> str:
     """The prompt that asks `question` about `num_images` new pictures and `num_videos` clips.
 
@@ -46,9 +47,11 @@ def chat_prompt(
         model: from `models.load`.
         question: what the user says.
         num_images, num_videos: pictures and clips that come with it, clips behind pictures.
-        later_turn: whether the prompt follows an answer that ended with its stop token, as that of
-            `generate(..., cache=previous.cache)` does: what the template writes between that token
-            and the next answer. Prepare it with `prepare(..., later_turn=True)`.
+        later_turn: whether the prompt follows an answer, as that of
+            `generate(..., cache=previous.cache)` does: what the template writes between its stop
+            token and the next answer. Prepare it with `prepare(..., later_turn=True)`.
+        finished: whether that answer ended with its stop token. A prompt behind one that was cut
+            begins with what the template writes at the end of an answer.
 
     Raises:
         FileNotFoundError: the folder lacks the processor's files.
@@ -65,6 +68,11 @@ def chat_prompt(
                 f"{name}: expected a number of 0 or more, {_MOST} at most, got {show(number)}"
             )
     check_type("later_turn", later_turn, (bool, np.bool))
+    check_type("finished", finished, (bool, np.bool))
+    if not (finished or later_turn):
+        raise ValueError(
+            "finished=False is of the answer before a later turn: give later_turn=True"
+        )
     processor = processor_of(model)
     if num_videos:
         check_takes_clips(model.config)
@@ -76,11 +84,12 @@ def chat_prompt(
             template = processor.clips.chat_template or template
     if template is None:
         clips = f"{processor.clip_text}\n" * num_videos
-        return processor.processing.plain_prompt(
+        end = "" if finished else processor.tokenizer.eos_token or ""
+        return end + processor.processing.plain_prompt(
             processor.placeholder, clips + question, num_images
         )
     with named(subject):
-        return _render(model, processor, template, asked, later_turn)
+        return _render(model, processor, template, asked, later_turn, finished)
 
 
 def _template(processor: Any) -> str | None:
@@ -97,7 +106,9 @@ def _template(processor: Any) -> str | None:
     return template
 
 
-def _render(model: Model, processor: Any, template: str, asked: _Asked, later_turn: bool) -> str:
+def _render(
+    model: Model, processor: Any, template: str, asked: _Asked, later_turn: bool, finished: bool
+) -> str:
     """Renders with messages of typed parts or, for templates that take none, of plain text."""
     tokenizer, question = processor.tokenizer, asked.question
     image, clip = processor.placeholder, processor.clip_placeholder
@@ -120,7 +131,7 @@ def _render(model: Model, processor: Any, template: str, asked: _Asked, later_tu
             if not found:
                 problem = problem or ValueError("it leaves out earlier answers")
                 continue
-            text = _without_stop_token(model, tokenizer, text)
+            text = _without_stop_token(model, tokenizer, text) if finished else text
         marks = text.count(image) - question.count(image)
         clips = text.count(clip) - question.count(clip)
         # A template of plain text writes a list of parts as Python shows it.

@@ -120,6 +120,21 @@ def test_turns_put_together_are_hugging_faces_conversation(model, use, name, ima
     np.testing.assert_array_equal(together, ids)
 
 
+@pytest.mark.parametrize("end", ["{{- eos_token -}}", "?\n", "{{- ' ' -}}"])
+def test_an_answer_that_was_cut_gets_the_end_that_the_template_writes(model, use, end):
+    """Gemma's turns end with another token than its EOS, GLM-V's with none."""
+    use(TEMPLATES["with BOS"].replace("{{- eos_token -}}", end))
+    talk = [says("user", "what is", 1), says("assistant", "red"), says("user", "this ?")]
+    ids, _ = hf_ids(model, talk, [PICTURE])
+    first = models.prepare(model, prompts=models.chat_prompt(model, "what is"), images=PICTURE)
+    prompt = models.chat_prompt(model, "this ?", num_images=0, later_turn=True, finished=False)
+    later = models.prepare(model, prompts=prompt, later_turn=True)
+    together = np.concatenate([first.input_ids, [[RED]], later.input_ids], axis=1)
+    np.testing.assert_array_equal(together, ids)
+    with pytest.raises(ValueError, match="give later_turn=True"):
+        models.chat_prompt(model, "what", finished=False)
+
+
 def test_a_template_of_plain_text_gets_plain_text(model, use):
     use(TEMPLATES["plain text"])
     assert models.chat_prompt(model, "what") == "<s>USER: <image>\nwhat ASSISTANT:"
