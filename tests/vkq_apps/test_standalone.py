@@ -1,10 +1,14 @@
 """Programs beside `vkq`, whose options are the fields of a dataclass."""
 
 import dataclasses
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 
+from vkq_apps.terminal.program import run_module
 from vkq_apps.terminal.standalone import argument, option, run_standalone
 from vkq_apps.training import train
 from vkq_apps.training.options import TrainOptions
@@ -79,3 +83,48 @@ def test_a_smoke_training_is_small_but_for_what_is_given(monkeypatch):
     small, whole = found
     assert (small.steps, small.workers, small.unroll) == (5, 0, False)
     assert whole == TrainOptions()
+
+
+PRESS = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+MAIN = """
+from tests.vkq_apps.test_standalone import Options, press
+from vkq_apps.terminal.standalone import run_standalone
+def main(): return run_standalone(Options, press, module="a.b", help=None, arguments=["x"])
+"""
+
+
+def press(options):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
+def test_ctrl_c_is_one_line(capsys):
+    assert read("x", run=press)[0] == 130
+    assert capsys.readouterr().err == "a.b: interrupted\n"
+
+
+@pytest.mark.parametrize("program", [PRESS, MAIN], ids=["in the imports", "in the command"])
+@pytest.mark.usefixtures("hears_ctrl_c")
+def test_ctrl_c_in_a_module_that_runs_is_one_line(capsys, monkeypatch, tmp_path, program):
+    name = f"program_{len(program)}"
+    (tmp_path / f"{name}.py").write_text(program)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        run_module(name)
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err == f"{name}: interrupted\n"
+    sys.modules.pop(name, None)
+
+
+def test_a_module_whose_imports_fail_is_one_line(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run_module("vkq_apps.no_such")
+    assert exit_.value.code == 2
+    assert "vkq_apps.no_such is not installed" in capsys.readouterr().err
+
+
+def test_a_training_says_what_contradicts_what_is_there(capsys, tmp_path):
+    assert train.main(["--smoke", "--resume", "--out", str(tmp_path / "none")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("state.safetensors does not exist: leave out --resume")
+    assert not list(tmp_path.iterdir())

@@ -15,9 +15,9 @@ def main(arguments: list[str] | None = None) -> None:
         130: interrupted by Ctrl-C.
     """
     try:
-        from vkq_apps.cli.program import run_program
+        from vkq_apps.terminal.program import run_program
 
-        code = run_program(arguments)
+        code = run_program("vkq", lambda: _run(arguments))
     except ModuleNotFoundError as error:  # of the core alone not even typer is there
         extras = 'expected the extras of pip install "vkq-jax[all]"'
         print(f"vkq: {error.name} is not installed: {extras}", file=sys.stderr)
@@ -26,6 +26,12 @@ def main(arguments: list[str] | None = None) -> None:
         print("vkq: interrupted", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
+    from vkq_apps.cli.app import run
+
+    return run(arguments)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,13 @@ full precision, and KL of the next token, with 95 % intervals. `--calibrate-kind
 to some kinds of pictures and ask about others.
 """
 
+if __name__ == "__main__":  # here: Ctrl-C is heard in the imports below, too
+    from vkq_apps.terminal.program import run_module
+
+    run_module("vkq_apps.evals.ablation")
+
 import dataclasses
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -318,7 +322,3 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 for bad input."""
     module = f"vkq_apps.evals.{COMMAND}"
     return run_standalone(AblationOptions, run, module=module, help=__doc__, arguments=arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

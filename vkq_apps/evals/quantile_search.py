@@ -10,9 +10,13 @@ quantile; finally it compares both sides together with the best before the quant
 next token along the model's own answers, in nats.
 """
 
+if __name__ == "__main__":  # here: Ctrl-C is heard in the imports below, too
+    from vkq_apps.terminal.program import run_module
+
+    run_module("vkq_apps.evals.quantile_search")
+
 import dataclasses
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -197,7 +201,3 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 for bad input."""
     module = f"vkq_apps.evals.{COMMAND}"
     return run_standalone(SearchOptions, run, module=module, help=__doc__, arguments=arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

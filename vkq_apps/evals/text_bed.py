@@ -10,9 +10,12 @@ plans the one of least KL on a few of those texts is taken. PyTorch runs the mod
 (`uv run --group parity`, for GGUF files also `--with gguf --with accelerate`).
 """
 
+if __name__ == "__main__":  # here: Ctrl-C is heard in the imports below, too
+    from vkq_apps.terminal.program import run_module
+
+    run_module("vkq_apps.evals.text_bed")
+
 import dataclasses
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -252,7 +255,6 @@ class TextBedOptions(BedOptions):
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 for bad input."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     module = f"vkq_apps.evals.{COMMAND}"
     return run_standalone(TextBedOptions, run, module=module, help=__doc__, arguments=arguments)
 
@@ -267,7 +269,3 @@ def run(options: TextBedOptions) -> None:
         rows = judge(model, names, calibration, texts, seed=options.seed, show=show)
     record = options.record(COMMAND, rows, calibration, texts)
     out.print(results_table(record["presets"], f"{options.samples} texts (95 % intervals)"))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,12 +8,15 @@ on the same texts, in nats, with a 95 % interval; above 0 the part helps. Each w
 measured whatever `--parts` names.
 """
 
+if __name__ == "__main__":  # here: Ctrl-C is heard in the imports below, too
+    from vkq_apps.terminal.program import run_module
+
+    run_module("vkq_apps.evals.text_bed_ablation")
+
 import dataclasses
 import functools
 import hashlib
-import os
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -203,12 +206,7 @@ def _digest(model: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 for bad input."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     module = f"vkq_apps.evals.{COMMAND}"
     return run_standalone(
         TextBedAblationOptions, run, module=module, help=__doc__, arguments=arguments
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,13 +2,12 @@
 
 import dataclasses
 import inspect
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from vkq_apps.terminal.errors import describe
+from vkq_apps.terminal.program import run_program
 
 __all__ = ["argument", "option", "run_standalone"]
 
@@ -50,7 +49,7 @@ def run_standalone[T](
         overrides: other defaults, from the options that were given.
 
     Returns:
-        The exit code: 0, or 2 for an error.
+        The exit code, as of `vkq_apps.cli.main`.
     """
 
     def command(context: typer.Context, **values: Any) -> None:
@@ -71,12 +70,8 @@ def run_standalone[T](
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(help=help)(command)
     name = f"python -m {module}"
-    try:
-        group = typer.main.get_command(app)
-        return group(arguments, prog_name=name, standalone_mode=False) or 0
-    except Exception as error:
-        print(f"{module}: error: {describe(error)}", file=sys.stderr)
-        return 2
+    group = typer.main.get_command(app)
+    return run_program(module, lambda: group(arguments, prog_name=name, standalone_mode=False) or 0)
 
 
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -1,8 +1,6 @@
 """`python -m vkq_apps.training`: see `vkq_apps.training.train`."""
 
-import sys
-
-from vkq_apps.training.train import main
+from vkq_apps.terminal.program import run_module
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_module("vkq_apps.training.train")

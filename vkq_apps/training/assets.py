@@ -10,9 +10,13 @@ Each font is cut down to printable ASCII. The licences let changed fonts keep ne
 "Liberation" nor "Bitstream Vera", so every subset gets a neutral name.
 """
 
+if __name__ == "__main__":  # here: Ctrl-C is heard in the imports below, too
+    from vkq_apps.terminal.program import run_module
+
+    run_module("vkq_apps.training.assets")
+
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -135,7 +139,3 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 for bad input."""
     module = "vkq_apps.training.assets"
     return run_standalone(AssetOptions, run, module=module, help=__doc__, arguments=arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

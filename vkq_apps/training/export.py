@@ -8,10 +8,14 @@ The second puts the trained parts of a judge and the tower that they were traine
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # here: Ctrl-C is heard in the imports below, too
+    from vkq_apps.terminal.program import run_module
+
+    run_module("vkq_apps.training.export")
+
 import dataclasses
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +130,3 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 for bad input."""
     module = "vkq_apps.training.export"
     return run_standalone(ExportOptions, run, module=module, help=__doc__, arguments=arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -47,24 +47,28 @@ SMALL = ModelSize(width=64, num_layers=2, vision_mlp_width=128, text_mlp_width=9
 
 
 def train(options: TrainOptions) -> TrainState:
-    """Runs one piece of a training and returns the state at its end."""
+    """Runs one piece of a training and returns the state at its end.
+
+    Raises:
+        ValueError: options that contradict each other or what `--out` holds.
+    """
     started = time.perf_counter()
     file = options.out / STATE_FILE
     if file.exists() != options.resume:
-        raise SystemExit(
+        raise ValueError(
             f"{file} does not exist: leave out --resume"
             if options.resume
             else f"{file} exists: give --resume to go on, or another --out"
         )
     if options.resume and options.start_from:
-        raise SystemExit("--resume goes on from the saved state: leave out --start-from")
+        raise ValueError("--resume goes on from the saved state: leave out --start-from")
     schedule: AnySchedule = Schedule(
         steps=options.steps, peak=options.peak, warmup=options.warmup, easy=options.easy
     )
     deadline = started + (options.stop_after_seconds or float("inf"))
     if options.fit_steps:
         if not (options.text_tower and options.stop_after_seconds):
-            raise SystemExit("--fit-steps needs --text-tower and --stop-after-seconds")
+            raise ValueError("--fit-steps needs --text-tower and --stop-after-seconds")
         schedule = FittedSchedule(schedule, deadline)
     mesh = make_mesh(f"data={options.devices}") if options.devices > 1 else None
     shares = shares_of(options.shares)

@@ -6,9 +6,13 @@ the stack of blocks is fastest, how many steps fit a budget, and what they need 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # here: Ctrl-C is heard in the imports below, too
+    from vkq_apps.terminal.program import run_module
+
+    run_module("vkq_apps.training.measure")
+
 import dataclasses
 import json
-import sys
 import time
 from typing import Any
 
@@ -120,7 +124,3 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 for bad input."""
     module = "vkq_apps.training.measure"
     return run_standalone(MeasureOptions, run, module=module, help=__doc__, arguments=arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,16 +1,19 @@
 """Processes that render chunks into memory shared with the trainer.
 
 The processes are spawned, so that they inherit nothing of JAX, and end with the trainer however it
-ends. A file in memory (/dev/shm, else a temporary folder) holds the slots that they fill in turn.
+ends; Ctrl-C is the trainer's matter. Files in memory (/dev/shm, else a temporary folder) hold the
+slots that they fill in turn; what a killed trainer leaves of them the next one removes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import queue
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -56,12 +59,17 @@ class Renderers:
         shares: Mapping[str, float] = KINDS,
     ):
         """Starts `workers` processes that fill `slots` chunks over and over."""
+        # Here, since it imports JAX, which the processes import this module without.
+        from vkq_jax.files.atomic_write import part_folder
+
         needed = slots * sum(
             int(np.prod(shape)) * np.dtype(dtype).itemsize
             for shape, dtype in shapes(chunk_size, encoding.row_length).values()
         )
-        self._folder = tempfile.mkdtemp(prefix="vkq-chunks-", dir=_memory_folder(needed))
-        job = _Job(self._folder, slots, chunk_size, seed, encoding, dict(shares))
+        self._files = contextlib.ExitStack()
+        memory = _memory_folder(needed)
+        folder = self._files.enter_context(part_folder(memory / "vkq-chunks"))
+        job = _Job(str(folder), slots, chunk_size, seed, encoding, dict(shares))
         self._slots = _map_slots(job, "w+")
         self._chunk_size = chunk_size
         self.rendered = 0
@@ -78,8 +86,11 @@ class Renderers:
             )
             for worker in range(workers)
         ]
+        # A blocked signal stays blocked in the processes: they hear no Ctrl-C, not even in imports.
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         for process in self._processes:
             process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +104,7 @@ class Renderers:
             channel.cancel_join_thread()
             channel.close()
         self._slots.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._files.close()
 
     def set_difficulty(self, difficulty: float) -> None:
         """Difficulty of the chunks begun from now on."""
@@ -107,8 +118,12 @@ class Renderers:
         try:
             slot = self._ready.get(timeout=timeout)
         except queue.Empty:
-            if not all(process.is_alive() for process in self._processes):
-                raise RuntimeError("a rendering process died") from None
+            for process in self._processes:
+                if not process.is_alive():
+                    raise ChildProcessError(
+                        f"a rendering process ended with code {process.exitcode} (-9: killed, as "
+                        "for want of memory); give fewer --workers, and --resume"
+                    ) from None
             return None
         result = use(self._slots[slot])
         self.rendered += self._chunk_size
@@ -116,11 +131,11 @@ class Renderers:
         return result
 
 
-def _memory_folder(needed: int) -> str | None:
+def _memory_folder(needed: int) -> Path:
     shared = Path("/dev/shm")
     if shared.is_dir() and shutil.disk_usage(shared).free > 1.25 * needed:
-        return str(shared)
-    return None
+        return shared
+    return Path(tempfile.gettempdir())
 
 
 def _map_slots(job: _Job, mode: Any) -> list[ChunkArrays]:

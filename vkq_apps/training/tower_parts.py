@@ -10,9 +10,13 @@ which is pure Python.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # here: Ctrl-C is heard in the imports below, too
+    from vkq_apps.terminal.program import run_module
+
+    run_module("vkq_apps.training.tower_parts")
+
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -152,7 +156,3 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code, 2 for bad input."""
     module = "vkq_apps.training.tower_parts"
     return run_standalone(PartsOptions, run, module=module, help=__doc__, arguments=arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,11 @@ pictures (see `model_card.md`):
     python -m vkq_apps.training.export runs/second/state.safetensors models/tiny_checkpoint
 """
 
-import sys
+if __name__ == "__main__":  # here: Ctrl-C is heard in the imports below, too
+    from vkq_apps.terminal.program import run_module
+
+    run_module("vkq_apps.training.train")
+
 
 from vkq_apps.terminal.standalone import run_standalone
 from vkq_apps.training.options import TrainOptions, other_defaults
@@ -36,7 +40,3 @@ def main(arguments: list[str] | None = None) -> int:
         arguments=arguments,
         overrides=other_defaults,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,39 +1,59 @@
-"""One run of `vkq`: streams, interrupts, and any failure told in one line."""
+"""One run of a program: streams, interrupts, and any failure told in one line."""
 
+import importlib
 import io
 import os
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from vkq_apps.terminal.endings import at_failure
 from vkq_apps.terminal.interrupts import hear_interrupts
 
-__all__ = ["run_program"]
+__all__ = ["run_module", "run_program"]
+
+_is_running = False
 
 
-def run_program(arguments: list[str] | None) -> int:
-    """Runs the command line; returns the exit code that `main` documents."""
+def run_program(name: str, run: Callable[[], int]) -> int:
+    """Calls `run`; returns the exit code that `vkq_apps.cli.main` documents.
+
+    Args:
+        name: of the program, before each line about its end.
+        run: does the work, imports included, and returns an exit code.
+    """
     # transformers advises installing PyTorch, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    global _is_running
+    if _is_running:  # `main` of a module that `run_module` runs: the end is told once
+        return run()
     with hear_interrupts() as interrupted:
         code, failure = 0, None
         try:
-            code = _run(arguments)
+            _is_running = True
+            code = _run(run)
         except BaseException as error:
             failure = error
+        finally:
+            _is_running = False
         if interrupted.is_set():
-            _say("vkq: interrupted")
+            _say(f"{name}: interrupted")
             code = 130
         elif failure is not None:
-            code = _describe(failure)
+            code = _describe(name, failure)
     if code:
         for end in at_failure:
             end(code)
     return code
 
 
-def _run(arguments: list[str] | None) -> int:
+def run_module(name: str) -> NoReturn:
+    """Calls `main` of a module and exits with its code; Ctrl-C is heard in its imports, too."""
+    sys.exit(run_program(name, lambda: importlib.import_module(name).main()))
+
+
+def _run(run: Callable[[], int]) -> int:
     if sys.stderr is None:  # closed by the caller, as stdout below
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # stays open until the process ends
     if sys.stdout is None:
@@ -46,9 +66,7 @@ def _run(arguments: list[str] | None) -> int:
         os.getcwd()
     except FileNotFoundError as error:  # libraries fail on it in ways that do not say so
         raise OSError("the current folder was deleted: change to another one") from error
-    from vkq_apps.cli.app import run
-
-    code = run(arguments)
+    code = run()
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -59,7 +77,7 @@ def _run(arguments: list[str] | None) -> int:
     return code
 
 
-def _describe(error: BaseException) -> int:
+def _describe(name: str, error: BaseException) -> int:
     """Says what went wrong, if anybody has to hear of it; returns the exit code."""
     if isinstance(error, SystemExit):  # of a library that ends the process by itself
         return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -70,7 +88,7 @@ def _describe(error: BaseException) -> int:
         return 1
     from vkq_apps.terminal.errors import describe
 
-    _say(f"vkq: error: {describe(error)}")
+    _say(f"{name}: error: {describe(error)}")
     return 2
 
 
