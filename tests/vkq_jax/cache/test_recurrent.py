@@ -91,6 +91,8 @@ def test_what_does_not_fit_is_named(cache, tmp_path):
         NotImplementedError, match="cross_layers and recurrent: expected one of them, got 2"
     ):
         empty(cross_layers=(1,))
+    with pytest.raises(NotImplementedError, match="append: a model with several kinds of layers"):
+        vkq_jax.append(cache, *jnp.zeros((2, 1, BATCH, 1, 1, 1)))
     few = vkq_jax.RecurrentState(tuple(x[:, :1] for x in states().values), (0, 2))
     with pytest.raises(ValueError, match=r"recurrent: expected arrays \[2, 2"):
         vkq_jax.save_cache(tmp_path / "cache", dataclasses.replace(cache, recurrent=few))

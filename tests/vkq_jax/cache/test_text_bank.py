@@ -23,6 +23,7 @@ from tests.vkq_jax.passes.test_passes import (
     empty,
     run,
 )
+from vkq_jax.cache.text_bank import check_text_bits
 
 SIZES = {"num_layers": 2, "batch": 3, "num_kv_heads": 2, "head_dim": 16, "cache_length": 5}
 
@@ -149,6 +150,12 @@ def test_what_is_not_finite_stays_so():
         False
     ] * 3
     assert jnp.isfinite(text.dequantize()[1][:, 1:]).all()
+
+
+@pytest.mark.parametrize("bits", [None, 8, np.int64(8)])
+def test_bits_are_eight_or_none(bits):
+    assert check_text_bits(bits) == bits
+    assert type(check_text_bits(bits)) in (int, type(None))
 
 
 @pytest.mark.parametrize("bits", [4, 16, True, "8", 8.0])

@@ -87,6 +87,8 @@ def test_layers_of_both_sizes_have_settings_of_their_own(tmp_path):
     file = tmp_path / "cache.safetensors"
     vkq_jax.save_cache(file, cache)
     chex.assert_trees_all_equal(vkq_jax.load_cache(file), cache)
+    with pytest.raises(NotImplementedError, match="append: a model with several kinds of layers"):
+        vkq_jax.append(cache, *jnp.zeros((2, 3, 1, 1, 2, 8)))
     with pytest.raises(ValueError, match="given: expected the settings of the parts"):
         vkq_jax.save_cache(file, dataclasses.replace(cache, given=None))
 

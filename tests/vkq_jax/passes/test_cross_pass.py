@@ -212,6 +212,7 @@ def test_a_cache_with_pictures_and_text_in_one_part_is_not_written(turns, tmp_pa
     wrong = dataclasses.replace(
         cache, parts=(dataclasses.replace(text, visual=cross.visual), cross)
     )
+    assert cache.cross_cache.cells == cache.cells[1:]
     with pytest.raises(ValueError, match="cross-attention layers"):
         vkq_jax.save_cache(tmp_path / "cache", wrong)
 
