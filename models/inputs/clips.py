@@ -180,12 +180,13 @@ def read_clip(
     Raises:
         FileNotFoundError: no such file.
         ModuleNotFoundError: a video file, without PyAV, which decodes it.
-        ValueError: no clip, a broken one, one without frames, or frames of several sizes.
+        ValueError: no clip, a broken one, one without frames, frames of several sizes, or a file
+            that states a rate which cannot be, where `clip` has none.
     """
     source = _source(clip)
     if not source.total:
         raise ValueError("video: expected frames, got a clip without any")
-    fps = source.fps if clip.fps is None else float(clip.fps)
+    fps = _stated_rate(clip, source.fps) if clip.fps is None else float(clip.fps)
     indices = [int(index) for index in choose(source.total, fps)]
     if not indices or min(indices) < 0 or max(indices) >= source.total:
         raise ValueError(
@@ -200,6 +201,18 @@ def read_clip(
             raise ValueError(f"video: expected frames of one size, got {shown}: resize them first")
         frames.append(shrink(frame, len(indices)))
     return ReadClip(frames, indices, source.total, fps)
+
+
+def _stated_rate(clip: Clip, fps: float | None) -> float | None:
+    """The rate of a clip's file; ValueError for one that only a damaged header states."""
+    slowest, fastest = _RATES
+    if fps is None or slowest <= fps <= fastest:
+        return fps
+    name = show_path(os.fsdecode(clip.frames))  # type: ignore[arg-type]  # others state no rate
+    raise ValueError(
+        f"video: {name} states {fps:g} frames per second: expected {slowest:g} to {fastest:g}; "
+        "give Clip(path, fps=...)"
+    )
 
 
 def _source(clip: Clip) -> _Source:

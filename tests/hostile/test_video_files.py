@@ -1,6 +1,7 @@
 """Video files damaged byte by byte: frames of one size, or one clear error, in bounded time."""
 
 import random
+import struct
 import time
 
 import numpy as np
@@ -50,6 +51,22 @@ def damaged(rng, content):
                     data[at : at + 9],
                 )
     return bytes(data)
+
+
+@pytest.mark.parametrize(("scale", "rate"), [(2**31 - 1, 1), (1, 2**31 - 1)])
+def test_a_rate_that_cannot_be_is_no_time_of_a_frame(films, tmp_path, scale, rate, one_clear_error):
+    """Positions of frames would leave the range of int32."""
+    content = bytearray(films["a.avi"])
+    at = content.index(b"strh") + 28  # dwScale and dwRate of the stream's header
+    assert struct.unpack_from("<II", content, at) == (1, 25)
+    struct.pack_into("<II", content, at, scale, rate)
+    file = tmp_path / "a.avi"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.avi states .* frames per second: expected") as caught:
+        read_clip(Clip(file), lambda total, fps: [0])
+    one_clear_error(caught.value)
+    found = read_clip(Clip(file, fps=25), lambda total, fps: [0, total - 1])
+    assert (found.fps, found.total) == (25, 12)
 
 
 def test_damaged_films(films, tmp_path, cases, one_clear_error):

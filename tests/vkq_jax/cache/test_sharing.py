@@ -11,7 +11,7 @@ import pallas_kernels
 import vkq_jax
 from tests.support import caches
 from tests.support.caches import Shape, random_layer, random_starts, relative_error
-from vkq_jax.cache.sharing import share_visual
+from vkq_jax.cache.sharing import is_shared, share_visual
 
 ONE = Shape(batch=1, num_queries=2, text=(5,), visual=((40, (33,)), (9, (9,))))
 THREE = Shape(batch=3, num_queries=2, text=(5, 9, 2), visual=())
@@ -71,6 +71,8 @@ def test_sharing_repeats_text_alone_and_survives_a_file(tmp_path, keep_indices):
     assert after.visual == before.visual
     assert after.text == 3 * before.text
     assert shared.visual[0].key is one.visual[0].key
+    assert is_shared(shared.visual[0], 3)
+    assert not is_shared(one.visual[0], 1)
     assert shared.num_tokens.tolist() == [33, 33, 33]
     vkq_jax.save_cache(tmp_path / "cache", shared)
     jax.tree.map(np.testing.assert_array_equal, vkq_jax.load_cache(tmp_path / "cache"), shared)
