@@ -21,7 +21,7 @@ from jaxtyping import jaxtyped
 
 from vkq_jax.annotations import alternatives, describe, holds, plain
 from vkq_jax.array_types import Array
-from vkq_jax.messages import show
+from vkq_jax.messages import show, show_path
 
 __all__ = [
     "as_array",
@@ -29,6 +29,7 @@ __all__ = [
     "as_path",
     "check_dtype",
     "check_fields",
+    "check_readable",
     "check_size",
     "check_tree",
     "check_type",
@@ -111,6 +112,22 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     if "\0" in text:
         raise ValueError(f"path: expected text without a null character, got {show(path)}")
     return Path(text)
+
+
+def check_readable(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for a file or folder that may not be read; one that is not there may.
+
+    `os.path.isfile` and safetensors say of such a file that it does not exist.
+    """
+    try:
+        os.stat(path)
+        allowed = os.access(path, os.R_OK)
+    except PermissionError:
+        allowed = False
+    except (OSError, ValueError):  # not there, or an impossible name: the caller's matter
+        return
+    if not allowed:
+        raise ValueError(f"{show_path(path)} cannot be read: Permission denied")
 
 
 def as_items(value: Any) -> tuple[Any, ...] | None:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from models.checkpoints.foreign import recognise_files
 from models.checkpoints.hf_settings import Settings, errors_of, read_json
 from vkq_jax.messages import show, show_name, show_path, some
+from vkq_jax.validation import check_readable
 
 __all__ = ["Checkpoint", "TensorInfo"]
 
@@ -72,6 +73,7 @@ class Checkpoint(contextlib.ExitStack):
         return handle.get_tensor(name) if whole else handle.get_slice(name)[index]
 
     def _open(self, file: Path, shard_of: Mapping[str, Path]) -> None:
+        check_readable(file)
         try:
             handle = self.enter_context(safe_open(file, framework="numpy"))
         except (SafetensorError, OSError) as error:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from vkq_jax.messages import show, show_path
+from vkq_jax.validation import check_readable
 
 __all__ = ["TINY", "check_path", "find_folder"]
 
@@ -30,7 +31,7 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
 
     Raises:
         FileNotFoundError: there is none, or a settings file in it is a link to nowhere.
-        ValueError: no path, or that of a file.
+        ValueError: no path, that of a file, or a folder that may not be read.
     """
     folder = _named_folder(check_path(path))
     for file in sorted(folder.glob("*.json")) + sorted(folder.glob("*.jinja")):
@@ -45,6 +46,7 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
 
 def _named_folder(text: str) -> Path:
     folder = TINY if text == "tiny" else Path(text)
+    check_readable(folder)
     # pathlib's is_dir raises for some impossible names.
     if os.path.isdir(folder):
         return folder

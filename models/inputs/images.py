@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from models.checkpoints.foreign_errors import named
 from models.inputs.rgb import to_rgb
 from vkq_jax.messages import show, show_path
+from vkq_jax.validation import check_readable
 
 __all__ = ["Picture", "Pictures", "group_by_prompt", "missing_file", "read_picture"]
 
@@ -68,7 +69,8 @@ def read_picture(picture: Picture) -> Image.Image:
 
 
 def missing_file(kind: str, path: str | os.PathLike[str]) -> FileNotFoundError:
-    """The error for a file that is not there."""
+    """The error for a file that is not there; ValueError is raised for one that may not be read."""
+    check_readable(path)
     # `Path` makes one slash of two.
     is_url = str(path).startswith(("http:/", "https:/"))
     hint = "; nothing is downloaded: give a local file" if is_url else ""

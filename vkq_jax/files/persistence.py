@@ -33,7 +33,15 @@ from vkq_jax.settings.calibrated import CalibratedCodes
 from vkq_jax.settings.score_maps import ScoreMap
 from vkq_jax.sharding.bank_parts import join_banks
 from vkq_jax.sharding.hosts import spans_hosts, to_host
-from vkq_jax.validation import as_array, as_items, as_path, check_tree, check_type, check_untraced
+from vkq_jax.validation import (
+    as_array,
+    as_items,
+    as_path,
+    check_readable,
+    check_tree,
+    check_type,
+    check_untraced,
+)
 
 __all__ = [
     "is_written_here",
@@ -207,6 +215,7 @@ def _load[T](
     shardings: Callable[[T], Any] | None = None,
 ) -> T:
     path = as_path(path)
+    check_readable(path)
     if not os.path.isfile(path):  # pathlib's raises for some impossible names
         raise FileNotFoundError(f"no {kind} file at {show_path(path)}")
     own = as_items(types)
