@@ -207,8 +207,8 @@ class OrderKernel:
                 found.append(count)
             return found
 
-        before, _ = self._scan(totals(equals), 0)
-        _, greater = self._scan(totals(above), 1)
+        before, _ = self._scan(totals(equals), 1)
+        _, greater = self._scan(totals(above), 0)
         numbers: list[Value] = [0] * len(keys)
         for b, stop in enumerate(stops):
             room = ops.sub(ops.sub(stop, greater[b]), before[b])  # for equal ones, from here on
