@@ -25,7 +25,7 @@ def pytest_addoption(parser):
         "--cases",
         type=int,
         default=None,
-        help="cases of each fuzzer in tests/hostile (a few by default)",
+        help="cases of each test that draws them by number (a few by default)",
     )
     parser.addoption(
         "--first-case",
@@ -55,6 +55,13 @@ def strict_numerics(request):
         return
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture
+def cases(request):
+    """Numbers of the cases that a test draws, given its own small default: `cases(20)`."""
+    asked, first = (request.config.getoption(name) for name in ("--cases", "--first-case"))
+    return lambda default: range(first, first + (default if asked is None else asked))
 
 
 @pytest.fixture

@@ -20,13 +20,6 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
-def cases(request):
-    """Numbers of the cases of each fuzzer, given its own small default: `cases(20)`."""
-    asked, first = (request.config.getoption(name) for name in ("--cases", "--first-case"))
-    return lambda default: range(first, first + (default if asked is None else asked))
-
-
-@pytest.fixture
 def one_clear_error():
     """Checks that an exception is what bad input should get: a ValueError or the like, short."""
 

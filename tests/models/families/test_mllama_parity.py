@@ -5,6 +5,7 @@ import pytest
 
 import models
 from tests.support.hf_parity import assert_parity, randomize, save
+from tests.support.mllama import with_mask
 from tests.support.rows import padded_rows
 
 pytestmark = pytest.mark.parity
@@ -65,27 +66,6 @@ def pictures(*rows, seed=0):
     return {"pixel_values": pixels, "aspect_ratio_ids": ratio, "aspect_ratio_mask": is_tile}
 
 
-def with_mask(rows, images):
-    """The processor's mask, made by transformers."""
-    from transformers.models.mllama.processing_mllama import (
-        convert_sparse_cross_attention_mask_to_dense,
-        get_cross_attention_token_mask,
-    )
-
-    mask = convert_sparse_cross_attention_mask_to_dense(
-        [get_cross_attention_token_mask(row.tolist(), IMAGE) for row in rows["input_ids"]],
-        num_tiles=[
-            [int(tiles.sum()) for tiles, shape in zip(row, shapes, strict=True) if shape]
-            for row, shapes in zip(
-                images["aspect_ratio_mask"], images["aspect_ratio_ids"], strict=True
-            )
-        ],
-        max_num_tiles=TILES,
-        length=rows["input_ids"].shape[1],
-    )
-    return rows | images | {"cross_attention_mask": mask}
-
-
 CASES = {
     "cross-attention in layers 1 and 4": {},
     "a repeating pattern, layer 0, RoPE of Llama 3": {
@@ -109,7 +89,7 @@ def test_transformers_model_gives_the_same_logits_and_tokens(name, tmp_path):
     theirs = torch_model(**CASES[name])
     ours = save(theirs, tmp_path, save_original_format="layer 0" not in name)
     rows = padded_rows([3, IMAGE, 5, 6, IMAGE, 7, 8], [IMAGE, IMAGE, 4])
-    arrays = with_mask(rows, pictures([6, 1], [2, 5]))
+    arrays = with_mask(rows, pictures([6, 1], [2, 5]), IMAGE)
     if "layer 0" in name:  # transformers cannot generate here
         import torch
 
@@ -137,7 +117,7 @@ def test_each_row_is_what_transformers_makes_of_it_alone(tmp_path):
     ours = save(theirs, tmp_path)
     tokens = [3, IMAGE, 5, IMAGE, 6], [7, 8, 9], [4, IMAGE, IMAGE, 5, IMAGE]
     shapes = [5, 1], [], [2, 6, 3]
-    inputs = models.prepare(ours, **with_mask(padded_rows(*tokens), pictures(*shapes)))
+    inputs = models.prepare(ours, **with_mask(padded_rows(*tokens), pictures(*shapes), IMAGE))
     got = np.asarray(models.forward(ours, inputs))
     flat = [row for row in pictures(*shapes)["aspect_ratio_ids"].ravel().tolist() if row]
     assert inputs.vision_layout.aspect_ratio.tolist() == flat
@@ -146,7 +126,7 @@ def test_each_row_is_what_transformers_makes_of_it_alone(tmp_path):
         if shapes[row]:
             images = pictures(*shapes)
             held = {name: x[row : row + 1, : len(shapes[row])] for name, x in images.items()}
-            alone = with_mask(alone, held)
+            alone = with_mask(alone, held, IMAGE)
         expected = logits_of(theirs, alone)[0]
         assert np.abs(got[row][np.asarray(inputs.mask)[row]] - expected).max() < 1e-4
 
@@ -170,7 +150,7 @@ def test_turns_one_after_another_are_a_whole_conversation(tmp_path):
         count = said.count(IMAGE)
         seen = {name: x[:, :count] for name, x in images.items()}
         for token in np.asarray(answer.tokens)[0].tolist():
-            whole = with_mask(padded_rows(said), seen)
+            whole = with_mask(padded_rows(said), seen, IMAGE)
             assert token == logits_of(theirs, whole)[0, -1].argmax()
             said.append(token)
     assert [n.tolist() for n in cache.visual_lengths] == [[3 * 5], [2 * 5]]
