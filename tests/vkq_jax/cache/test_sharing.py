@@ -69,6 +69,8 @@ def test_sharing_repeats_text_alone_and_survives_a_file(tmp_path, keep_indices):
     shared = share_visual(one, 3)
     before, after = vkq_jax.cache_nbytes(one), vkq_jax.cache_nbytes(shared)
     assert after.visual == before.visual
+    share = before.visual / before.visual_full_precision
+    assert before.visual_reduction == pytest.approx(1 - share)
     assert after.text == 3 * before.text
     assert shared.visual[0].key is one.visual[0].key
     assert is_shared(shared.visual[0], 3)

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,13 @@ def test_spans_of_several_images_none_and_nothing_else():
     ]
     assert visual_spans(IDS, (8, 9))[0] == [VisualSpan(1, 3), VisualSpan(5, 2)]
     assert VisualSpan(5, 2).stop == 7
+
+
+def test_spans_are_of_one_sequence_or_of_several(as_users_run_it):
+    assert visual_spans(IDS[0], 9) == visual_spans(IDS[:1], 9)
+    for ids in (IDS[0, 0], IDS[None]):
+        with pytest.raises(ValueError, match=r"expected integers \[B, T\] or \[T\]"):
+            visual_spans(ids, 9)
 
 
 def test_mask_of_one_and_of_several_tokens():
