@@ -264,10 +264,11 @@ CHECKS += [
     (Case(2, 2, 7, 1700, "vkq-1bit-tables", window=900), TuningConfig(8, 4, 2, 7)),
     (Case(2, 2, 3, 700, "vkq-1bit-tables", head_dim=256), TuningConfig(8, 4, 1, 3)),
 ]
-# Learned dictionaries: a part of the launch for each class.
+# Learned dictionaries: a part of the launch for each class; pairs of centroids of a long bank.
 CHECKS += [
     (Case(2, 2, 1, 2304, "vkq-half-tables", text=40), TuningConfig(16, 4)),
     (Case(2, 2, 1, 700, "vkq-2bit-tables", head_dim=64, window=300), TuningConfig(8, 4, 2)),
     (Case(2, 2, 4, 3328, "vkq-half-tables", text=130), TuningConfig(8, 8, 2, 4)),
     (Case(2, 2, 3, 1700, "vkq-2bit-tables", window=900), TuningConfig(8, 4, 1, 3)),
+    (Case(2, 1, 4, 9000, "vkq-half-tables"), TuningConfig(8, 8, 1, 4)),
 ]

@@ -11,8 +11,7 @@ gives what all have in common.
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from pallas_kernels.attention.body.centroid_pairs import CentroidPairs
 from pallas_kernels.attention.body.class_row import ChosenBlock, ClassRow
@@ -21,13 +20,14 @@ from pallas_kernels.attention.body.codebook import BookMasses, set_masses
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.packed_blocks import WHOLE, PackedBlocks
 from pallas_kernels.attention.body.packed_s8 import LoadRow, PackedS8
+from pallas_kernels.attention.body.row_results import RowResults
 from pallas_kernels.attention.body.s8_queries import S8Queries
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.attention.body.work import Work
-from pallas_kernels.attention.kernel_spec import BOOK, KernelSpec
+from pallas_kernels.attention.kernel_spec import KernelSpec
 from pallas_kernels.attention.regions import SUMS, counts_pairs, row_of
 from pallas_kernels.isa.operations import Operations, Value
-from pallas_kernels.isa.warp_math import LOWEST, SAME_QUERY, warp_max_float, warp_sum
+from pallas_kernels.isa.warp_math import LOWEST, SAME_QUERY, warp_sum
 
 __all__ = ["PartsS8"]
 
@@ -107,10 +107,7 @@ class PartsS8:
         ops.barrier()
         self._attend()
         ops.barrier()
-        for number in range(len(specs)):
-            self._for_each_query(number, functools.partial(self._write, number))
-        if self._coded[0].value.codebook:
-            self._for_each_query(len(specs), self._write_masses)
+        RowResults(ops, self._specs, self._work, self._scratch, self._scratches[0]).write()
 
     def _encode(self) -> None:
         """Each warp of the team makes some planes' right operands: one after `team` others."""
@@ -234,93 +231,6 @@ class PartsS8:
         found = ops.loop(count, [0, *totals, *ahead], step)[1:3]
         ops.wait_for_copies()
         return found
-
-    # Results --------------------------------------------------------------------------------------
-
-    def _for_each_query(self, number: int, action: Callable[[Value], None]) -> None:
-        """Runs `action`, the launch's one of that number, for each query, each in one warp."""
-        ops, tuning = self._ops, self._spec.tuning
-        member = self._work.member_after(number * tuning.queries)
-        for first in range(0, tuning.queries, tuning.team):
-            query = ops.add(member, first)
-
-            def run(_, query=query):
-                action(query)
-                return []
-
-            ops.cond(ops.where_less(query, tuning.queries, 1, 0), [], run)
-
-    def _of_team(self, query: Value) -> tuple[Value, Value, Value]:
-        """The warp of this lane's number, in all further ones the last; greatest score, mass."""
-        ops, lane, team = self._ops, self._work.lane, self._spec.tuning.team
-        member = ops.min(lane, team - 1)
-        highest, mass = self._scratch.member_totals(member, len(self._specs), query)
-        top = warp_max_float(ops, highest)
-        mass = ops.fmul(mass, ops.exp2(ops.fsub(highest, top)))
-        return member, top, warp_sum(ops, ops.where_less_float(lane, team, mass, 0.0))
-
-    def _offset(self, query: Value) -> Value:
-        """What all scores of a query lack."""
-        if self._spec.logits_soft_cap is not None:
-            return 0.0
-        return self._ops.load_shared(self._scratches[0].query_scalars(query), 12)
-
-    def _write(self, number: int, query: Value) -> None:
-        """Joins the sums of a part for a query of the team, normalizes and writes them."""
-        ops, work, spec = self._ops, self._work, self._specs[number]
-        scratch, parts = self._scratch, len(self._specs)
-        member, top, mass = self._of_team(query)
-        own_top, less = scratch.member_totals(member, number, query)
-        share = ops.as_bits(ops.exp2(ops.fsub(own_top, top)))
-        less = ops.as_bits(less)
-        first = sum(x.halves for x in self._specs[:number])
-
-        def add(i, channels):
-            of_warp, minus = (ops.from_bits(ops.take(x, i)) for x in (share, less))
-            found = [
-                x
-                for half in range(spec.halves)
-                for x in scratch.member_sums(i, first + half, query)
-            ]
-            found = [ops.fma(x, 2.0, minus) for x in found]
-            return [ops.fma(x, of_warp, sum) for x, sum in zip(found, channels, strict=True)]
-
-        channels = ops.loop(spec.tuning.team, [0.0] * (spec.head_dim // 32), add)
-        normalize = ops.fmul(ops.reciprocal(ops.fmax(mass, 1e-30)), float(parts))
-        exists, row = work.result_row(query)
-        address = ops.address(ops.pointer(f"{spec.part}output"), row, 4 * spec.head_dim)
-        address = ops.address(address, work.lane, 4)
-        for k, x in enumerate(channels):
-            ops.store_float(exists, address, 128 * k, ops.fmul(x, normalize))
-        log = ops.fadd(ops.fadd(top, self._offset(query)), ops.log2(mass))
-        ops.store_float(
-            ops.where_less(work.lane, 1, exists, 0),
-            ops.address(ops.pointer(f"{spec.part}logsumexp"), row, 4),
-            0,
-            ops.fma(log, math.log(2.0), -math.log(parts)),
-        )
-
-    def _write_masses(self, query: Value) -> None:
-        """Joins the weights by centroid and writes them, for each part the same."""
-        ops, work = self._ops, self._work
-        _, top, mass = self._of_team(query)
-        top = ops.fadd(top, self._offset(query))
-        normalize = ops.reciprocal(ops.fmax(mass, 1e-30))
-
-        def add(member, sums):
-            floats = self._scratch.member_masses(member, query)
-            share = ops.exp2(ops.fsub(ops.load_shared(floats, 4 * BOOK), top))
-            share = ops.fmul(share, normalize)
-            at = ops.mad(work.lane, 4, floats)
-            return [ops.fma(ops.load_shared(at, 128 * k), share, x) for k, x in enumerate(sums)]
-
-        sums = ops.loop(self._spec.tuning.team, [0.0] * (BOOK // 32), add)
-        exists, row = work.result_row(query)
-        for spec in self._specs:
-            address = ops.address(ops.pointer(f"{spec.part}value_mass"), row, 4 * BOOK)
-            address = ops.address(address, work.lane, 4)
-            for k, x in enumerate(sums):
-                ops.store_float(exists, address, 128 * k, x)
 
 
 def _chosen(ops: Operations, number: Value, values: Sequence[Value]) -> Value:
