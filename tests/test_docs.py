@@ -203,6 +203,10 @@ def test_figures_in_the_text_of_readme_are_those_of_the_result_files():
         if "ratio_to_bf16_at_equal_batch" in row
     ]
     assert f"decodes {min(gains):.2f} to {max(gains):.2f} times faster" in readme
+    full, coded = read("prefill.json")["rows"]
+    wall = coded["wall_milliseconds"] / full["wall_milliseconds"]
+    times = f"takes {coded['ratio_to_bf16']:.2f} times as long as in 16 bits by the device's clock"
+    assert f"{times}, {wall:.2f} by the wall clock" in readme
     saved = answers["presets"]["vkq-1bit"]["visual_kv_reduction"]
     assert f"visual_reduction # {saved:.3f} of the visual bytes saved" in readme
     assert f"{100 * saved:.0f} % of the visual cache is saved" in readme
@@ -223,7 +227,7 @@ def test_figures_in_the_text_of_readme_are_those_of_the_result_files():
     second = lost("kivi-2bit").format("")
     assert f"`kivi-2bit` {second} at {bits['kivi-2bit']:.2f}" in readme
     assert f"`vkq-1bit:plain` {lost('vkq-1bit:plain').format('')}" in readme
-    assert f"of {judge['vkq-1bit']['tasks']['all']['samples']:,} questions" in readme
+    assert f"({judge['vkq-1bit']['tasks']['all']['samples']:,} questions)" in readme
 
 
 def test_every_table_of_the_site_has_rows_of_one_width():
