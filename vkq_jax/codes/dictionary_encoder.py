@@ -191,12 +191,10 @@ def _units(
     smoothing: float | Float[np.ndarray, "*#lead 1"],
 ) -> Float[Array, "*lead H"]:
     """The unit of each channel, rms^smoothing; 1 where all tokens are alike."""
-    mean = mean_token(tokens, valid)
-    # Without a mask, see there: tokens that are not valid are 0, each adds the square of the mean.
-    count = valid.sum(-1, dtype=jnp.int32)[..., None]
-    added = jnp.square(mean) * (valid.shape[-1] - count).astype(jnp.float32)
-    total = jnp.square(tokens.astype(jnp.float32) - mean[..., None, :]).sum(-2)
-    return units_of((total - added) / jnp.maximum(count, 1).astype(jnp.float32), smoothing)
+    away = tokens.astype(jnp.float32) - mean_token(tokens, valid)[..., None, :]
+    total = jnp.square(jnp.where(valid[..., None], away, 0.0)).sum(-2)
+    count = jnp.maximum(valid.sum(-1), 1).astype(jnp.float32)[..., None]
+    return units_of(total / count, smoothing)
 
 
 def units_of(

@@ -264,3 +264,14 @@ def test_keys_and_values_in_one_tensor_are_coded_as_apart(
     assert jnp.isnan(apart.key.centre[0, 1]).all()
     for one, other in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
         np.testing.assert_array_equal(one.astype(jnp.float32), other.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("count", [1, 2, 17])
+def test_units_of_few_tokens_do_not_depend_on_the_room_of_their_bank(count):
+    """Channels far from 0 beside the spread of their tokens: sums of squares must not cancel."""
+    offset = 100 * jax.random.normal(jax.random.key(1), (1, 1, 1, 64))
+    tokens = jax.random.normal(jax.random.key(0), (1, 1, count, 64)) + offset
+    roomy = jnp.zeros((1, 1, 3328, 64)).at[..., :count, :].set(tokens)
+    valid = jnp.arange(3328)[None, None] < count
+    unit = quantize(roomy, IN_UNITS, valid=valid).unit
+    np.testing.assert_allclose(unit, quantize(tokens, IN_UNITS).unit, rtol=2**-8)
