@@ -79,6 +79,7 @@ class OrderKernel:
         self._head = ops.block_index()
         self._shared = ops.shared()
         self._first = ops.mad(self._thread, spec.each, 0)
+        self._scans = itertools.count(_BITS)  # behind as many sums, which take buffers by turns
         self._length = ops.load(ops.address(ops.pointer("length"), self._head, 4))
 
     def run(self) -> None:
@@ -96,7 +97,7 @@ class OrderKernel:
                 own = ops.where_less(ops.bit_xor(number, c), 1, counts[c], own)
                 counts[c] = ops.add(counts[c], ops.equal(number, c))
             within.append(own)
-        before, totals = self._scan(counts, 1)
+        before, totals = self._scan(counts)
         for j, (number, own) in enumerate(zip(numbers, within, strict=True)):
             position = ops.add(self._first, j)
             place = ops.mad(self._head, spec.positions, position)
@@ -207,8 +208,8 @@ class OrderKernel:
                 found.append(count)
             return found
 
-        before, _ = self._scan(totals(equals), 1)
-        _, greater = self._scan(totals(above), 0)
+        before, _ = self._scan(totals(equals))
+        _, greater = self._scan(totals(above))
         numbers: list[Value] = [0] * len(keys)
         for b, stop in enumerate(stops):
             room = ops.sub(ops.sub(stop, greater[b]), before[b])  # for equal ones, from here on
@@ -238,9 +239,9 @@ class OrderKernel:
         read = [ops.as_bits(ops.load_shared(at, 4 * WARPS * i)) for i in range(len(words))]
         return self._unpacked([ops.warp_add(word) for word in read], len(counts))
 
-    def _scan(self, counts: Sequence[Value], parity: int) -> tuple[list[Value], list[Value]]:
+    def _scan(self, counts: Sequence[Value]) -> tuple[list[Value], list[Value]]:
         """Sums of the counts of all threads before this one, and of all."""
-        ops = self._ops
+        ops, parity = self._ops, next(self._scans) % 2
         packed = self._packed(counts)
         base = ops.add(self._shared, 4 * 4 * WARPS * parity)
         upto = [self._up_to_here(word) for word in packed]
