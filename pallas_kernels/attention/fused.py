@@ -325,7 +325,9 @@ def plan(
     of_book = bool(classes) and classes[0].key.codebook
     heads = outer * batch * kv_heads
     here = _architecture()
-    at_once = [tuning] if tuning else tunings_at_once(heads, queries, classes)
+    at_once: Sequence[TuningConfig] = []  # of dictionaries in one loop
+    if groups and calibration is None:
+        at_once = [tuning] if tuning else tunings_at_once(heads, queries, classes)
     tuning = tuning or choose_tuning(heads, queries, widest, classes, dense, here)
     if calibration is not None:
         if tuning.queries > 1:
