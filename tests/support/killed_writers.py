@@ -36,11 +36,6 @@ def read_results(path: Path) -> int:
     return number if len(rows) == 100 else -1
 
 
-# A process that has used JAX cannot fork any more: arrays stay NumPy's, and are not checked.
-persistence.as_array = lambda name, x: x
-persistence.check_tree = lambda tree, name: None
-
-
 def write_score_map(path: Path, number: int) -> None:
     table = np.full((50, 60), float(number), np.float32)
     vkq_jax.save_score_map(path, vkq_jax.ScoreMap(table, table))  # type: ignore[arg-type]
@@ -178,6 +173,9 @@ def fill_the_disk(folder: Path) -> list[str]:
 
 
 def main(folder: Path) -> None:
+    # A process that has used JAX cannot fork any more: arrays stay NumPy's, and are not checked.
+    persistence.as_array = lambda name, x: x
+    persistence.check_tree = lambda tree, name: None
     record: dict[str, object] = {}
     for name in WRITERS:
         place = folder / name
