@@ -9,8 +9,8 @@ last row.
 `rotation`, `log_scale` |
 | `codes` | codes of a tensor | `quantize`, `quantized` | `level_codes` (`range_rules`, `groups`), \
 `sign_codes`, `mixed_codes`, `dense`, `error_measures`; by classes of tokens: `dictionary_codes`, \
-`dictionary_encoder`, `dictionary_tensor`, `token_classes`, `image_centres`, `normal_steps`; \
-tables of a model: `code_tables`, `codebooks`, `fitting` |
+`dictionary_centring`, `dictionary_encoder`, `dictionary_tensor`, `token_classes`, \
+`image_centres`, `normal_steps`; tables of a model: `code_tables`, `codebooks`, `fitting` |
 | `settings` | what is chosen | `config`, `presets` | `layer_settings`, `calibrated`, `score_maps` |
 | `cache` | the cache | `kv_cache`, `empty` | `text_bank`, `visual`, `visibility`, `key_bias`, \
 `updates`, `sharing`, `accounting`, `summaries`; layers and heads of several kinds: `layered`, \

@@ -24,8 +24,9 @@ from pallas_kernels.quantize.ordering import order_tokens
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache.kv_cache import VisualBank
 from vkq_jax.codes import groups
+from vkq_jax.codes.dictionary_centring import units_of
 from vkq_jax.codes.dictionary_codes import DictionaryCodes
-from vkq_jax.codes.dictionary_encoder import alike, units_of
+from vkq_jax.codes.dictionary_encoder import alike
 from vkq_jax.codes.image_centres import STEPS, far_centres
 from vkq_jax.codes.token_classes import ClassMap, capacities
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from pallas_kernels.isa.program import Program, Run, run_on_gpu
 from pallas_kernels.quantize.gather_kernel import CHUNK, WARPS, GatherKernel, GatherSpec
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.codes.dictionary_encoder import LARGEST
+from vkq_jax.codes.dictionary_centring import LARGEST
 from vkq_jax.pytree import frozen_pytree
 
 __all__ = ["Gathered", "gather_tokens"]

@@ -1,4 +1,4 @@
-"""The encoder of dictionary codes: centres, classes of tokens, bits and scales."""
+"""The encoder of dictionary codes: classes of tokens, bits and scales."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ from vkq_jax.array_types import Array, Bool, Float, Int32, Shaped, UInt32
 from vkq_jax.bits import log_scale, packing, rotation
 from vkq_jax.codes import groups
 from vkq_jax.codes.code_tables import ClassTables, CodeTables, SideTables, align
+from vkq_jax.codes.dictionary_centring import (
+    Centred,
+    centre_tokens,
+    measure,
+    residual_of,
+    rows_at,
+)
 from vkq_jax.codes.dictionary_tensor import DictionaryTensor, hadamard_bits
-from vkq_jax.codes.image_centres import image_centres, in_units, mean_token, nearest
 from vkq_jax.codes.normal_steps import NORMAL_STEPS
 from vkq_jax.codes.token_classes import ClassMap, assign_classes
 from vkq_jax.pytree import frozen_pytree
@@ -22,9 +28,7 @@ from vkq_jax.pytree import frozen_pytree
 if TYPE_CHECKING:
     from vkq_jax.codes.dictionary_codes import DictionaryCodes
 
-__all__ = ["LARGEST", "alike", "encode", "encode_pair", "in_units_of_mean", "units_of"]
-
-LARGEST = 2.0**48
+__all__ = ["alike", "encode", "encode_pair", "in_units_of_mean"]
 
 
 def encode(
@@ -34,7 +38,7 @@ def encode(
     tables: SideTables | None = None,
 ) -> DictionaryTensor:
     """`DictionaryCodes.quantize`, arguments and errors are its own."""
-    centred = _centre(x, valid, codes, tables, codes.smoothing)
+    centred = centre_tokens(x, valid, codes, tables, codes.smoothing)
     class_map = assign_classes(centred.energy, valid, codes.classes)
     (tensor,) = _encode(centred, class_map, class_map.positions_of_slots(), (codes,), tables)
     return dataclasses.replace(tensor, class_map=class_map)
@@ -59,7 +63,7 @@ def encode_pair(
         return _encode_both(key, value, valid, codes, tables)
     sides = (None, None) if tables is None else (tables.key, tables.value)
     centred = [
-        _centre(x, valid, side_codes, side, side_codes.smoothing)
+        centre_tokens(x, valid, side_codes, side, side_codes.smoothing)
         for x, side_codes, side in zip((key, value), codes, sides, strict=True)
     ]
     of_keys, of_values = (in_units_of_mean(c.energy, valid) for c in centred)
@@ -103,7 +107,7 @@ def _encode_both(
     if tables is not None:  # [K, ...] of each side, for tokens [2, B, K, ...]
         of_both = jax.tree.map(lambda *x: stack(*x)[:, None], tables.key, tables.value)
     smoothing = np.asarray([c.smoothing for c in codes], np.float32).reshape(2, 1, 1, 1)
-    centred = _centre(stack(key, value), both, codes[0], of_both, smoothing)
+    centred = centre_tokens(stack(key, value), both, codes[0], of_both, smoothing)
     of_keys, of_values = in_units_of_mean(centred.energy, both)
     class_map = assign_classes(of_keys + of_values, valid, codes[0].classes)
     position, taken = class_map.positions_of_slots()
@@ -112,100 +116,8 @@ def _encode_both(
     return coded[0], coded[1], dataclasses.replace(class_map, valid=None)
 
 
-@frozen_pytree
-class _Centred:
-    """Tokens and what they are coded around.
-
-    Attributes:
-        tokens: those that are not valid or not finite are 0; in bfloat16 as they came, else in
-            float32.
-        unit: of each channel, as stored; None: 1. All else is in these units.
-        centre: as stored, finite. spoilt: heads whose centre is stored as NaN.
-        book: the codebook. ids: centroid of each token; None: there is one.
-        energy: |A u|^2.
-    """
-
-    tokens: Float[Array, "*lead V H"]
-    unit: Float[Array, "*lead H"] | None
-    centre: Float[Array, "*lead M H"]
-    spoilt: Bool[Array, "*lead"]
-    book: Float[Array, "*lead N H"] | None
-    ids: Int32[Array, "*lead V"] | None
-    energy: Float[Array, "*lead V"]
-
-
-def _centre(
-    x: Float[Array, "*lead V H"],
-    valid: Bool[Array, "*lead V"],
-    codes: DictionaryCodes,
-    tables: SideTables | None,
-    smoothing: float | Float[np.ndarray, "*#lead 1"],
-) -> _Centred:
-    _check_tables(codes, tables, x.shape)
-    tokens, bad = groups.coded_input(x, valid, LARGEST, keep_bfloat16=True)
-    # Or XLA keeps them in float32, for which half of what reads them asks.
-    tokens = jax.lax.optimization_barrier(tokens)
-    ids = unit = book = None
-    if np.any(smoothing):
-        unit = groups.as_stored(_units(tokens, valid, smoothing), codes.table_dtype)
-    if codes.centres > 1:
-        found = image_centres(tokens, valid, codes.centres, unit)
-    elif not codes.centres:
-        found = jnp.zeros((*x.shape[:-2], 0, x.shape[-1]), jnp.float32)
-    else:
-        found = in_units(mean_token(tokens, valid)[..., None, :], unit)
-    centre = groups.as_stored(found, codes.table_dtype)
-    if codes.centres > 1:
-        ids = nearest(tokens, centre.astype(jnp.float32), unit)
-    residual = _residual(tokens, unit, centre, None, ids)
-    if codes.codebook:
-        assert tables is not None
-        assert tables.codebook is not None
-        book = align(tables.codebook, x.ndim)
-        book = jnp.broadcast_to(book, (*x.shape[:-2], *book.shape[-2:]))
-        ids = nearest(_measure(residual, codes, tables), _measure(book, codes, tables))
-        residual = _residual(tokens, unit, centre, book, ids)
-    energy = jnp.square(_measure(residual, codes, tables)).sum(-1)
-    energy = jnp.where(valid, energy, 0.0)
-    return _Centred(tokens, unit, centre, bad.any((-2, -1)), book, ids, energy)
-
-
-def _residual(
-    tokens: Float[Array, "*lead V H"],
-    unit: Float[Array, "*lead H"] | None,
-    centre: Float[Array, "*lead M H"],
-    book: Float[Array, "*lead N H"] | None,
-    ids: Int32[Array, "*lead V"] | None,
-) -> Float[Array, "*lead V H"]:
-    """What centre and centroid leave of tokens, in units."""
-    u, own = in_units(tokens, unit), centre.astype(jnp.float32)
-    if ids is None or book is not None:
-        u = u - own if own.shape[-2] else u
-    rows = own if book is None else book
-    return u if ids is None else u - _rows_at(rows, ids)
-
-
-def _units(
-    tokens: Float[Array, "*lead V H"],
-    valid: Bool[Array, "*lead V"],
-    smoothing: float | Float[np.ndarray, "*#lead 1"],
-) -> Float[Array, "*lead H"]:
-    """The unit of each channel, rms^smoothing; 1 where all tokens are alike."""
-    away = tokens.astype(jnp.float32) - mean_token(tokens, valid)[..., None, :]
-    total = jnp.square(jnp.where(valid[..., None], away, 0.0)).sum(-2)
-    count = jnp.maximum(valid.sum(-1), 1).astype(jnp.float32)[..., None]
-    return units_of(total / count, smoothing)
-
-
-def units_of(
-    square: Float[Array, "*lead H"], smoothing: float | Float[np.ndarray, "*#lead 1"]
-) -> Float[Array, "*lead H"]:
-    """The units of channels with this mean square of the distance to their mean."""
-    return jnp.where(square > 0, square, 1.0) ** (smoothing / 2)
-
-
 def _encode(
-    centred: _Centred,
+    centred: Centred,
     class_map: ClassMap,
     slots: tuple[Int32[Array, "*lead S"], Bool[Array, "*lead S"]],
     codes: tuple[DictionaryCodes, ...],
@@ -226,9 +138,9 @@ def _encode(
             packed.append(jnp.zeros((*position.shape[:-1], capacity, 0), jnp.uint32))
             sizes.append(None)
             continue
-        tokens = _rows_at(centred.tokens, position[..., start:stop])
+        tokens = rows_at(centred.tokens, position[..., start:stop])
         own_ids = None if ids is None else ids[..., start:stop]
-        u = _residual(tokens, centred.unit, centred.centre, centred.book, own_ids)
+        u = residual_of(tokens, centred.unit, centred.centre, centred.book, own_ids)
         u = jnp.where(taken[..., start:stop, None], u, 0.0)
         words, size = _encode_class(u, channels, number, settings, tables)
         packed.append(words)
@@ -260,7 +172,7 @@ def _encode(
 
 @frozen_pytree
 class _Sizes:
-    """What the scale of a token is made of.
+    """The figures that the scale of a token is made of.
 
     Attributes:
         square: |u|^2. along: <u, D s>. norm: root mean square of u, in units of D.
@@ -294,7 +206,7 @@ def _encode_class(
         return _encode_hadamard(u, virtual)
     bit, decoded = _encode_learned(u, learned, codes, tables)
     norm = _size(u, codes, tables)[..., 0]
-    z, decoded = _measure(u, codes, tables), _measure(decoded, codes, tables)
+    z, decoded = measure(u, codes, tables), measure(decoded, codes, tables)
     sizes = _Sizes(jnp.square(z).sum(-1), (z * decoded).sum(-1), norm)
     return packing.pack(bit, 1), sizes
 
@@ -349,32 +261,13 @@ def _size(
     u: Float[Array, "*lead C H"], codes: DictionaryCodes, tables: SideTables | None
 ) -> Float[Array, "*lead C 1"]:
     """Root mean square of A u over channels."""
-    return jnp.sqrt(jnp.square(_measure(u, codes, tables)).mean(-1, keepdims=True))
+    return jnp.sqrt(jnp.square(measure(u, codes, tables)).mean(-1, keepdims=True))
 
 
 def _grid(v: Float[Array, "*x"], top: Int32[Array, "*#x"] | np.ndarray) -> Int32[Array, "*x"]:
     """The codes 0 to `top` of numbers on a grid of step 1 around 0."""
     highest = jnp.asarray(top, jnp.float32)
     return jnp.clip(jnp.round(v + highest / 2), 0.0, highest).astype(jnp.int32)
-
-
-def _measure(
-    x: Float[Array, "*lead V H"], codes: DictionaryCodes, tables: SideTables | None
-) -> Float[Array, "*lead V H"]:
-    """A x: what tokens are compared by."""
-    if not codes.metric:
-        return x
-    assert tables is not None
-    assert tables.metric is not None
-    metric = align(tables.metric, x.ndim)
-    return jnp.einsum("...vh,...gh->...vg", x, metric, precision=jax.lax.Precision.HIGHEST)
-
-
-def _rows_at(
-    x: Float[Array, "*lead M H"], number: Int32[Array, "*lead V"]
-) -> Float[Array, "*lead V H"]:
-    """The rows of these numbers, which must be those of rows: nothing is checked."""
-    return jnp.take_along_axis(x, number[..., None], axis=-2, mode="promise_in_bounds")
 
 
 def _or_one(x: Float[Array, "*x"]) -> Float[Array, "*x"]:
@@ -386,34 +279,3 @@ def in_units_of_mean(
 ) -> Float[Array, "*lead V"]:
     """Energies of tokens over the mean of the valid ones, which have any."""
     return energy / _or_one(groups.masked_mean(energy, valid))[..., None]
-
-
-def _check_tables(
-    codes: DictionaryCodes, tables: SideTables | None, shape: tuple[int, ...]
-) -> None:
-    if codes.uses_tables and tables is None:
-        raise ValueError(
-            "these codes need the tables of a model (`vkq calibrate` makes them): pass `tables`"
-        )
-    if tables is None:
-        return
-    head_dim = shape[-1]
-    if codes.codebook and (tables.codebook is None or tables.codebook.shape[-2] != codes.codebook):
-        found = None if tables.codebook is None else tables.codebook.shape[-2]
-        raise ValueError(f"expected a codebook of {codes.codebook} centroids, got {found}")
-    if codes.learned and (tables.classes is None or len(tables.classes) != len(codes.classes)):
-        raise ValueError(f"expected dictionaries of {len(codes.classes)} classes in the tables")
-    if codes.metric and tables.metric is None:
-        raise ValueError("expected a metric in the tables, got none")
-    of_channels = [c.analysis for c in tables.classes or () if c is not None]
-    for table in (tables.codebook, tables.metric, *of_channels):
-        if table is not None and table.shape[-1] != head_dim:
-            raise ValueError(f"expected tables of head_dim {head_dim}, got {list(table.shape)}")
-    if codes.learned and tables.classes is not None:
-        for number, learned in enumerate(tables.classes):
-            expected = codes.virtual_channels(number, head_dim)
-            if learned is not None and learned.virtual != expected:
-                raise ValueError(
-                    f"class {number}: expected a dictionary of {expected} columns, got "
-                    f"{learned.virtual}"
-                )
