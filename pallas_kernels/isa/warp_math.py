@@ -15,6 +15,7 @@ __all__ = [
     "butterflies",
     "by_lane_pair",
     "bytes_as_bfloat16",
+    "chosen",
     "dot",
     "exchange_float",
     "in_chains",
@@ -22,6 +23,7 @@ __all__ = [
     "merge",
     "rotate",
     "soft_capped",
+    "split_bfloat16",
     "warp_max_float",
     "warp_sum",
 ]
@@ -149,3 +151,17 @@ def merge(ops: Operations, parts: Sequence[Sequence[Value]]) -> list[Value]:
     shares = [ops.exp2(ops.fsub(part[0], top)) for part in parts]
     sums = zip(*(part[1:] for part in parts), strict=True)
     return [top, *(dot(ops, column, shares) for column in sums)]
+
+
+def split_bfloat16(ops: Operations, word: Value) -> tuple[Value, Value]:
+    """Both numbers of a word of bfloat16 as the bits of floats, the lower one first."""
+    return ops.shift_left(word, 16), ops.bit_and(word, 0xFFFF0000)
+
+
+def chosen(ops: Operations, number: Value, values: Sequence[Value]) -> Value:
+    """The word of that number, of these."""
+    *others, found = values
+    for i, value in reversed(list(enumerate(others))):
+        if not (isinstance(value, int) and isinstance(found, int) and value == found):
+            found = ops.where_less(number, i + 1, value, found)
+    return found

@@ -21,10 +21,10 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from pallas_kernels.isa.operations import Operations, Value
-from pallas_kernels.isa.warp_math import butterflies, dot, in_chains
+from pallas_kernels.isa.warp_math import butterflies, chosen, dot, in_chains, split_bfloat16
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import Side
-from pallas_kernels.quantize.half_block import HALF, PIECE, WARPS, image_bytes
+from pallas_kernels.quantize.half_block import HALF, PIECE, WARPS, image_bytes, log_scale_code
 from pallas_kernels.quantize.tiled_image import TiledImage
 from vkq_jax.codes.normal_steps import NORMAL_STEPS
 
@@ -33,7 +33,6 @@ __all__ = ["SIDES", "ClassKernel", "ClassesSpec", "ScaleRule"]
 SIDES: tuple[Side, ...] = ("key", "value")
 ScaleRule = Literal["unbiased", "between", "norm"]
 _SHARES = {"unbiased": (1.0, 0.0), "between": (0.5, 0.5), "norm": (0.0, 1.0)}
-_ZERO_POINT, _PER_OCTAVE = 128, 8.0  # of 8-bit scales, see vkq_jax.bits.log_scale
 _ROUND = 2.0**23  # a float from here on has no digits behind the point
 _LEAST = 2.0**-126
 
@@ -146,16 +145,12 @@ class ClassKernel:
 
     def _of_class(self, numbers: Sequence[int]) -> Value:
         """The number of this thread block's class, from those of classes with bits."""
-        ops = self._ops
-        value: Value = numbers[0]
-        for place, number in enumerate(numbers[1:], 1):
-            value = ops.where_less(self._class, place, value, number)
-        return value
+        return chosen(self._ops, self._class, numbers)
 
-    def _float_of(self, chosen: Value, numbers: Sequence[float]) -> Value:
+    def _float_of(self, place: Value, numbers: Sequence[float]) -> Value:
         value: Value = numbers[0]
-        for place, number in enumerate(numbers[1:], 1):
-            value = self._ops.where_less_float(chosen, place, value, number)
+        for i, number in enumerate(numbers[1:], 1):
+            value = self._ops.where_less_float(place, i, value, number)
         return value
 
     def run(self) -> None:
@@ -238,11 +233,7 @@ class ClassKernel:
         u = []
         for first in range(0, spec.head_dim, 8):
             words = ops.load_shared4(mine, 2 * first)
-            x = [
-                ops.from_bits(bits)
-                for word in words
-                for bits in (ops.shift_left(word, 16), ops.bit_and(word, 0xFFFF0000))
-            ]
+            x = [ops.from_bits(bits) for word in words for bits in split_bfloat16(ops, word)]
             unit, centre = (
                 [
                     ops.from_bits(word)
@@ -301,9 +292,7 @@ class ClassKernel:
         shares = zip(*(_SHARES[rule] for rule in spec.rules), strict=True)
         fit, unscaled = (self._float_of(self._side, share) for share in shares)
         logarithm = ops.fma(of_fit, fit, ops.fmul(of_norm, unscaled))
-        code = ops.to_int(ops.fmul(logarithm, _PER_OCTAVE))
-        code = ops.min(ops.max(ops.add(code, _ZERO_POINT), 0), 255)
-        return ops.mad(code, some, 0)
+        return ops.mad(log_scale_code(ops, logarithm), some, 0)
 
     # To device memory -----------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ distances to the head's first token: near enough to the mean that float32 has th
 import dataclasses
 
 from pallas_kernels.isa.operations import Operations, Value
-from pallas_kernels.isa.warp_math import exchange_float
+from pallas_kernels.isa.warp_math import exchange_float, split_bfloat16
 from pallas_kernels.quantize.half_block import INFINITY, MAGNITUDE, PIECE
 
 __all__ = ["CHUNK", "WARPS", "GatherKernel", "GatherSpec"]
@@ -143,7 +143,7 @@ class GatherKernel:
         found, spoilt = [], 0
         for word in words:
             word = ops.bit_and(word, kept)
-            for bits in (ops.shift_left(word, 16), ops.bit_and(word, 0xFFFF0000)):
+            for bits in split_bfloat16(ops, word):
                 magnitude = ops.bit_and(bits, MAGNITUDE)
                 x = ops.where_less_float(magnitude, INFINITY, ops.from_bits(bits), 0.0)
                 spoilt = ops.where_less(magnitude, INFINITY, spoilt, 1)

@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from pallas_kernels.isa.operations import Operations, Value
+from pallas_kernels.isa.warp_math import split_bfloat16
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import Side
+from vkq_jax.bits.log_scale import PER_OCTAVE, ZERO_POINT
 
 __all__ = [
     "HALF",
@@ -16,6 +18,7 @@ __all__ = [
     "HalfBlock",
     "QuantizeSpec",
     "image_bytes",
+    "log_scale_code",
 ]
 
 HALF = layouts.BLOCK // 2  # positions of a thread block
@@ -29,6 +32,12 @@ _LARGEST = 2.0**100  # elements saturate, see vkq_jax.codes.sign_codes
 def image_bytes(head_dim: int) -> int:
     """Shared memory of the words of a plane of a half block."""
     return HALF * head_dim // 8
+
+
+def log_scale_code(ops: Operations, logarithm: Value) -> Value:
+    """The code of a scale in 8 bits, of its logarithm to base 2; see vkq_jax.bits.log_scale."""
+    code = ops.to_int(ops.fmul(logarithm, float(PER_OCTAVE)))
+    return ops.min(ops.max(ops.add(code, ZERO_POINT), 0), 255)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,11 +143,7 @@ class HalfBlock:
         ops = self._ops
         if self._spec.element_bytes == 4:
             return [ops.from_bits(word) for word in words]
-        return [
-            ops.from_bits(bits)
-            for word in words
-            for bits in (ops.shift_left(word, 16), ops.bit_and(word, 0xFFFF0000))
-        ]
+        return [ops.from_bits(bits) for word in words for bits in split_bfloat16(ops, word)]
 
     def saturated(self, x: Value) -> Value:
         """An activation as it is coded: 0 where it is not finite, else between +-2^100."""

@@ -16,7 +16,7 @@ to the centres as they are stored, and says how far away they are.
 import dataclasses
 
 from pallas_kernels.isa.operations import Operations, Value
-from pallas_kernels.isa.warp_math import dot, in_chains, warp_sum
+from pallas_kernels.isa.warp_math import dot, in_chains, split_bfloat16, warp_sum
 
 __all__ = ["CHUNK", "MOST_CENTRES", "WARPS", "LloydKernel", "LloydSpec"]
 
@@ -253,7 +253,7 @@ class LloydKernel:
             x = [
                 ops.from_bits(bits)
                 for word in ops.load_shared4(row, 2 * first)
-                for bits in (ops.shift_left(word, 16), ops.bit_and(word, 0xFFFF0000))
+                for bits in split_bfloat16(ops, word)
             ]
             units, centres = (
                 [

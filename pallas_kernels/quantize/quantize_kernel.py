@@ -35,12 +35,12 @@ from pallas_kernels.quantize.half_block import (
     HalfBlock,
     QuantizeSpec,
     image_bytes,
+    log_scale_code,
 )
 from pallas_kernels.quantize.tiled_image import TiledImage
 
 __all__ = ["QuantizeKernel"]
 
-_ZERO_POINT, _PER_OCTAVE = 128, 8.0  # of 8-bit scales, see vkq_jax.bits.log_scale
 _ONE = 0x3F800000  # bits of 1.0
 # Bits of 2^-100, 2^120: a sum of squares between these has lost nothing.
 _LEAST_SQUARES, _MOST_SQUARES = (127 - 100) << 23, (127 + 120) << 23
@@ -188,8 +188,7 @@ class QuantizeKernel:
             logarithm = ops.fma(mean_square, gamma, logarithm)
         logarithm = ops.fadd(logarithm, octaves)
         if spec.scale_bits == 8:
-            code = ops.to_int(ops.fmul(logarithm, _PER_OCTAVE))
-            scale = ops.min(ops.max(ops.add(code, _ZERO_POINT), 0), 255)
+            scale = log_scale_code(ops, logarithm)
         else:
             scale = ops.pack_bfloat16(ops.exp2(logarithm), 0.0)
         # Neither padding nor a position at the centre has one; floats >= 0 are ordered as words.

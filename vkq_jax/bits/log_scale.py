@@ -13,19 +13,19 @@ import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Float, Shaped
 
-__all__ = ["decode", "encode"]
+__all__ = ["PER_OCTAVE", "ZERO_POINT", "decode", "encode"]
 
-_ZERO_POINT, _PER_OCTAVE = 128, 8
+ZERO_POINT, PER_OCTAVE = 128, 8
 
 
 def encode(a: Float[Array, "*shape"]) -> Shaped[Array, "*shape"]:
     """The uint8 codes of numbers that are not negative."""
-    code = jnp.round(_PER_OCTAVE * jnp.log2(a)) + _ZERO_POINT  # -inf for 0
+    code = jnp.round(PER_OCTAVE * jnp.log2(a)) + ZERO_POINT  # -inf for 0
     code = jnp.where(jnp.isnan(code), 0.0, code)  # the integer that NaN becomes is undefined
     return jnp.clip(code, 0, 255).astype(jnp.uint8)
 
 
 def decode(code: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The float32 numbers that uint8 codes stand for."""
-    exponent = (code.astype(jnp.float32) - _ZERO_POINT) / _PER_OCTAVE
+    exponent = (code.astype(jnp.float32) - ZERO_POINT) / PER_OCTAVE
     return jnp.where(code == 0, 0.0, jnp.exp2(exponent))

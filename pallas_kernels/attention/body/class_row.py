@@ -15,6 +15,7 @@ from pallas_kernels.attention.body.work import Work
 from pallas_kernels.attention.codings import Coding, Packed
 from pallas_kernels.attention.kernel_spec import KernelSpec
 from pallas_kernels.isa.operations import LINE, Operations, Value
+from pallas_kernels.isa.warp_math import chosen
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.layouts import BLOCK, Plane
 
@@ -186,11 +187,7 @@ class ChosenBlock(PackedBlocks):
 
     def choose(self, values: Sequence[Value]) -> Value:
         """The word of the block's class, of one for each class."""
-        *others, chosen = values
-        for number, value in reversed(list(enumerate(others))):
-            if not (isinstance(value, int) and isinstance(chosen, int) and value == chosen):
-                chosen = self._ops.where_less(self.index, number + 1, value, chosen)
-        return chosen
+        return chosen(self._ops, self.index, values)
 
     def _coding_of(self, side: Side) -> _ChosenCoding:
         ops, codings = self._ops, [getattr(packed, side) for packed in self._classes]

@@ -1,12 +1,16 @@
 """Where the planes of a row of blocks wait in shared memory, see `class_row`."""
 
-from pallas_kernels.attention.body.class_row import ChosenBlock, Side
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+from pallas_kernels.attention.body.class_row import ChosenBlock, ClassRow, Side
 from pallas_kernels.attention.body.packed_blocks import WHOLE
+from pallas_kernels.attention.body.packed_s8 import LoadRow
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.layout.layouts import Plane
 
-__all__ = ["ClassTiles"]
+__all__ = ["ClassTiles", "add_row"]
 
 
 class ClassTiles:
@@ -104,3 +108,51 @@ class ClassTiles:
         else:
             copy(0, rows, 512)
         ops.group_copies()
+
+
+AddBlock = Callable[
+    [ChosenBlock, ChosenBlock, Sequence[Value], Mapping[str, LoadRow], Sequence[Value]],
+    tuple[list[Value], list[Value]],
+]
+
+
+def add_row(
+    ops: Operations,
+    scratch: Scratch,
+    row: ClassRow,
+    sums: Sequence[Value],
+    load: Callable[[ChosenBlock], list[Value]],
+    add: AddBlock,
+    *,
+    staged: bool,
+) -> list[Value]:
+    """The sums with the warp's blocks of a row added, one after the other.
+
+    Args:
+        ops, scratch: of the warp. row: of blocks. sums: before.
+        load: the words of a block's positions, of the first one. add: from a block, the next one,
+            words of the block's positions, `load_rows` of both sides (see `S8Products`) and sums:
+            the new sums, and words of the next block's positions.
+        staged: planes wait in shared memory; else they are prefetched to the L2 cache.
+    """
+
+    def step(i: Value, carried: list[Value]) -> list[Value]:
+        slot, old, ahead = carried[0], carried[1 : 1 + len(sums)], carried[1 + len(sums) :]
+        number = ops.add(row.first, i)
+        here, following = row.at(number), row.at(ops.add(number, 1))
+        tiles = ClassTiles(ops, scratch, here, following, slot)
+        load_row = tiles.load_row if staged else here.load_plane_row
+        if not staged:
+            following.prefetch_planes()
+        load_rows = {side: functools.partial(load_row, side) for side in ("key", "value")}
+        new, words = add(here, following, ahead, load_rows, old)
+        return [tiles.next_slot, *new, *words]
+
+    first = row.at(row.first)
+    if staged:
+        ClassTiles(ops, scratch, first, first, 0).start()
+    else:
+        first.prefetch_planes()
+    ahead = load(first)
+    count = ops.sub(row.last, row.first)
+    return ops.loop(count, [0, *sums, *ahead], step)[1 : 1 + len(sums)]

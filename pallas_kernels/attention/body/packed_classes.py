@@ -6,19 +6,18 @@ class without planes is counted first, see `CentreTokens`.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pallas_kernels.attention.body.block_softmax import empty_sums
 from pallas_kernels.attention.body.centre_tokens import CentreTokens
-from pallas_kernels.attention.body.class_row import ClassRow, divided_by_work
-from pallas_kernels.attention.body.class_tiles import ClassTiles
+from pallas_kernels.attention.body.class_row import ChosenBlock, ClassRow, divided_by_work
+from pallas_kernels.attention.body.class_tiles import add_row
 from pallas_kernels.attention.body.codebook import BookMasses, load_book, set_masses
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.packed_b1 import PackedB1
 from pallas_kernels.attention.body.packed_blocks import PackedBlocks
 from pallas_kernels.attention.body.packed_query import PackedQuery
-from pallas_kernels.attention.body.packed_s8 import PackedS8
+from pallas_kernels.attention.body.packed_s8 import LoadRow, PackedS8
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.attention.body.work import Work
 from pallas_kernels.attention.codings import Packed
@@ -206,26 +205,19 @@ class ClassesS8(_Classes):
         ends: PackedS8,
     ) -> list[Value]:
         """The sums with the warp's blocks of the row added."""
-        ops, staged = self._ops, self._spec.staged_words > 0
 
-        def step(i: Value, carried: list[Value]) -> list[Value]:
-            slot, old, ahead = carried[0], carried[1 : 1 + len(sums)], carried[1 + len(sums) :]
-            number = ops.add(row.first, i)
-            here, following = row.at(number), row.at(ops.add(number, 1))
-            tiles = ClassTiles(ops, scratch, here, following, slot)
-            load = tiles.load_row if staged else here.load_plane_row
-            if not staged:
-                following.prefetch_planes()
-            load_rows = {side: functools.partial(load, side) for side in ("key", "value")}
+        def add(
+            here: ChosenBlock,
+            following: ChosenBlock,
+            ahead: Sequence[Value],
+            load_rows: Mapping[str, LoadRow],
+            old: Sequence[Value],
+        ) -> tuple[list[Value], list[Value]]:
             part = self._part(here.packed, ends)
-            new, words = part.add_chosen(scratch, queries, here, following, ahead, load_rows, old)
-            return [tiles.next_slot, *new, *words]
+            return part.add_chosen(scratch, queries, here, following, ahead, load_rows, old)
 
-        first = row.at(row.first)
-        if staged:
-            ClassTiles(ops, scratch, first, first, 0).start()
-        else:
-            first.prefetch_planes()
-        ahead = self._part(first.packed, ends).load_chosen(first)
-        count = ops.sub(row.last, row.first)
-        return ops.loop(count, [0, *sums, *ahead], step)[1 : 1 + len(sums)]
+        def load(first: ChosenBlock) -> list[Value]:
+            return self._part(first.packed, ends).load_chosen(first)
+
+        staged = self._spec.staged_words > 0
+        return add_row(self._ops, scratch, row, sums, load, add, staged=staged)

@@ -10,12 +10,11 @@ gives what all have in common.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 
 from pallas_kernels.attention.body.centroid_pairs import CentroidPairs
 from pallas_kernels.attention.body.class_row import ChosenBlock, ClassRow
-from pallas_kernels.attention.body.class_tiles import ClassTiles
+from pallas_kernels.attention.body.class_tiles import add_row
 from pallas_kernels.attention.body.codebook import BookMasses, set_masses
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.packed_blocks import WHOLE, PackedBlocks
@@ -27,7 +26,7 @@ from pallas_kernels.attention.body.work import Work
 from pallas_kernels.attention.kernel_spec import KernelSpec
 from pallas_kernels.attention.regions import SUMS, counts_pairs, row_of
 from pallas_kernels.isa.operations import Operations, Value
-from pallas_kernels.isa.warp_math import LOWEST, SAME_QUERY, warp_sum
+from pallas_kernels.isa.warp_math import LOWEST, SAME_QUERY, chosen, warp_sum
 
 __all__ = ["PartsS8"]
 
@@ -118,7 +117,7 @@ class PartsS8:
 
         def encode(first):
             plane = ops.add(work.member, first)
-            at = _chosen(ops, plane, places)
+            at = chosen(ops, plane, places)
 
             def store(_):
                 self._scratch.store_operands(plane, queries.encode_channels(at))
@@ -194,19 +193,16 @@ class PartsS8:
     ) -> list[Value]:
         """The totals with the warp's blocks of the row added."""
         ops, scratch, row = self._ops, self._scratch, self._row
-        staged = self._spec.staged_words > 0
         scalars = [x.query_scalars(team_query) for x in self._scratches]
         firsts = [sum(x.halves for x in self._specs[:n]) for n in range(len(self._specs))]
 
-        def step(i: Value, carried: list[Value]) -> list[Value]:
-            slot, old, ahead = carried[0], carried[1:3], carried[3:]
-            number = ops.add(row.first, i)
-            here, following = row.at(number), row.at(ops.add(number, 1))
-            tiles = ClassTiles(ops, scratch, here, following, slot)
-            load = tiles.load_row if staged else here.load_plane_row
-            if not staged:
-                following.prefetch_planes()
-            load_rows = {side: functools.partial(load, side) for side in ("key", "value")}
+        def add(
+            here: ChosenBlock,
+            following: ChosenBlock,
+            ahead: Sequence[Value],
+            load_rows: Mapping[str, LoadRow],
+            old: Sequence[Value],
+        ) -> tuple[list[Value], list[Value]]:
             at, first = here.choose(scalars), here.choose(firsts)
             own = dataclasses.replace(
                 query,
@@ -216,26 +212,12 @@ class PartsS8:
             )
             block = _RowS8(ops, self._spec, here.packed, self._work)
             block.masses = masses
-            new, words = block.add_to_row(
-                scratch, own, first, here, following, ahead, load_rows, old
-            )
-            return [tiles.next_slot, *new, *words]
+            return block.add_to_row(scratch, own, first, here, following, ahead, load_rows, old)
 
-        first = row.at(row.first)
-        if staged:
-            ClassTiles(ops, scratch, first, first, 0).start()
-        else:
-            first.prefetch_planes()
-        ahead = _RowS8(ops, self._spec, first.packed, self._work).load_chosen(first)
-        count = ops.sub(row.last, row.first)
-        found = ops.loop(count, [0, *totals, *ahead], step)[1:3]
+        def load(first: ChosenBlock) -> list[Value]:
+            return _RowS8(ops, self._spec, first.packed, self._work).load_chosen(first)
+
+        staged = self._spec.staged_words > 0
+        found = add_row(ops, scratch, row, totals, load, add, staged=staged)
         ops.wait_for_copies()
         return found
-
-
-def _chosen(ops: Operations, number: Value, values: Sequence[Value]) -> Value:
-    """The word of that number."""
-    *others, chosen = values
-    for i, value in reversed(list(enumerate(others))):
-        chosen = ops.where_less(number, i + 1, value, chosen)
-    return chosen
