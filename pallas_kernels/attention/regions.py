@@ -17,7 +17,7 @@ SUMS = 16  # a lane's sums of the channels of a plane
 
 
 def row_of(parts: Sequence[KernelSpec]) -> KernelSpec:
-    """What parts have in common that one loop takes, see `body.parts_s8`.
+    """The spec that parts in one loop have in common, see `body.parts_s8`.
 
     Their classes stand in a row, each with as many code planes as its part has halves.
     """

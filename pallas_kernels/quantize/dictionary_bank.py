@@ -1,6 +1,6 @@
 """A layer's visual tokens in dictionary codes, k-means and codes each by a kernel.
 
-What lies between, XLA makes as for plain coding: units, energies, the order of the tokens.
+XLA finds the units of channels and the tokens that k-means begins with, as in plain coding.
 """
 
 import dataclasses

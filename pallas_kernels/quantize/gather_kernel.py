@@ -35,7 +35,7 @@ class GatherSpec:
 
     @property
     def heads(self) -> int:
-        """Of all sequences."""
+        """KV heads of all sequences."""
         return self.batch * self.kv_heads
 
     @property

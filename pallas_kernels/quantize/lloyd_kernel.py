@@ -275,7 +275,7 @@ class LloydKernel:
         ops.store_float(exists, ops.address(ops.pointer("energy"), place, 4), 0, energy)
 
     def _sums(self) -> tuple[list[list[Value]], Value]:
-        """Of this warp's tokens: sums by 16 channels, and in lane t how many are centre t's.
+        """Sums of this warp's tokens by 16 channels, and in lane t how many are centre t's.
 
         Lane 4 g + t has sums of channels g and g + 8 for centres 2 t and 2 t + 1.
         """
@@ -328,7 +328,7 @@ class LloydKernel:
         return words
 
     def _store(self, sums: list[list[Value]], count: Value) -> None:
-        """What the warps have found, added up."""
+        """Adds up the sums and counts of the warps, and writes them."""
         ops, spec = self._ops, self._spec
         size = 4 * spec.head_dim
         at = ops.mad(self._warp, MOST_CENTRES * size, ops.mad(self._g, 4, self._rows))

@@ -17,7 +17,7 @@ from pallas_kernels.quantize import quantize_bank
 from pallas_kernels.quantize.dictionary_bank import dictionary_bank, unfused_pair_reason
 from pallas_kernels.quantize.ordering import order_tokens
 from tests.pallas_kernels.test_quantize_bank import layer, plain_bank
-from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
+from tests.support.compiling import lower_to_cuda, needs_ptxas, programs_of, ptxas
 from vkq_jax import KVQuantConfig, TokenClass
 from vkq_jax.codes.dictionary_encoder import in_units_of_mean
 from vkq_jax.codes.token_classes import assign_classes
@@ -128,15 +128,8 @@ REGISTERS = (255, 128, 128, 64, 255)  # a register more is waiting in memory
 
 def program_of(name, codes="vkq-1bit", head_dim=128):
     """A program and its operands' shapes."""
-    found = []
-
-    def run(program, operands):
-        shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in operands.items()}
-        found.append((program, shapes))
-        return tuple(jnp.zeros(x.shape, x.dtype) for x in program.results.values())
-
-    arguments = layer(head_dim, 300, (300,))
-    jax.eval_shape(lambda *x: dictionary_bank(*x, CODES[codes], run=run), *arguments)
+    code = functools.partial(dictionary_bank, codes=CODES[codes])
+    found = programs_of(code, *layer(head_dim, 300, (300,)))
     return dict(zip(PROGRAMS, (found[0], found[1], *found[-3:]), strict=True))[name]
 
 

@@ -16,7 +16,7 @@ from pallas_kernels.isa.program import run_emulated
 from pallas_kernels.quantize import quantize_bank
 from pallas_kernels.quantize.quantize_bank import fused_bank, unfused_reason
 from tests.support.caches import relative_error
-from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
+from tests.support.compiling import lower_to_cuda, needs_ptxas, programs_of, ptxas
 from vkq_jax import KVQuantConfig, LevelCodes, SignCodes
 from vkq_jax.cache.kv_cache import quantize_visual
 from vkq_jax.cache.visual import left_pack
@@ -153,15 +153,8 @@ PROGRAMS = {
 def program_of(name):
     """A program and its operands' shapes."""
     head_dim, dtype, what, codes = PROGRAMS[name]
-    found = []
-
-    def run(program, operands):
-        shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in operands.items()}
-        found.append((program, shapes))
-        return tuple(jnp.zeros(x.shape, x.dtype) for x in program.results.values())
-
-    quant = KVQuantConfig(codes, codes)
-    jax.eval_shape(lambda *x: fused_bank(*x, quant, run=run), *layer(head_dim, 300, (300,), dtype))
+    code = functools.partial(fused_bank, quant=KVQuantConfig(codes, codes))
+    found = programs_of(code, *layer(head_dim, 300, (300,), dtype))
     return found[("key sums", "key", "value sums", "value").index(what)]
 
 

@@ -6,17 +6,33 @@ import functools
 import pathlib
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from pallas_kernels.isa.program import Program, run_on_gpu
 from tests.support.ptx_operations import PtxOperations
 
-__all__ = ["count_compilations", "lower_to_cuda", "needs_ptxas", "ptxas"]
+__all__ = ["count_compilations", "lower_to_cuda", "needs_ptxas", "programs_of", "ptxas"]
 
 needs_ptxas = pytest.mark.skipif(shutil.which("ptxas") is None, reason="needs ptxas")
+
+
+def programs_of(
+    code: Callable[..., object], *arguments: object
+) -> list[tuple[Program, dict[str, jax.ShapeDtypeStruct]]]:
+    """The programs that `code(*arguments, run=...)` runs, and shapes of their operands."""
+    found = []
+
+    def run(program, operands):
+        shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in operands.items()}
+        found.append((program, shapes))
+        return tuple(jnp.zeros(x.shape, x.dtype) for x in program.results.values())
+
+    jax.eval_shape(functools.partial(code, run=run), *arguments)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

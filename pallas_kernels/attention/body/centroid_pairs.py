@@ -119,7 +119,7 @@ class CentroidPairs:
         return ops.loop(self._rows, [0], step)[0]
 
     def _weights(self, seen: Value) -> list[tuple[Value, Value]]:
-        """Of each query the greatest score of the warp's rows, and the weight of this lane's."""
+        """The greatest score of the warp's rows and the weight of this lane's, for each query."""
         ops, found = self._ops, []
         row = ops.add(self._first_row, ops.min(self._work.lane, self._rows - 1))
         for query in range(SET):
@@ -131,7 +131,7 @@ class CentroidPairs:
         return found
 
     def _products(self, weights: list[Value]) -> list[list[Value]]:
-        """Of each query the weights of this lane's centroids of values, over the warp's rows."""
+        """Weights of this lane's centroids of values, over the warp's rows, for each query."""
         ops = self._ops
 
         def step(i, carried):

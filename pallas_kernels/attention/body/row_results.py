@@ -64,7 +64,7 @@ class RowResults:
         return member, top, warp_sum(ops, ops.where_less_float(lane, team, mass, 0.0))
 
     def _offset(self, query: Value) -> Value:
-        """What all scores of a query lack."""
+        """The term that all scores of a query lack."""
         if self._specs[0].logits_soft_cap is not None:
             return 0.0
         return self._ops.load_shared(self._of_queries.query_scalars(query), 12)

@@ -106,7 +106,7 @@ class Scratch:
             self._ops.store_shared4(self._operands(plane), 128 * i, words[i : i + 4])
 
     def load_operands(self, plane: Value) -> list[Value]:
-        """What `store_operands` left."""
+        """The operands that `store_operands` left."""
         at = self._operands(plane)
         return [x for i in range(0, OPERANDS, 4) for x in self._ops.load_shared4(at, 128 * i)]
 
@@ -117,7 +117,7 @@ class Scratch:
             self._ops.store_shared4(self._sums(plane), 128 * i, words[i : i + 4])
 
     def load_sums(self, plane: Value) -> list[Value]:
-        """What `store_sums` keeps."""
+        """The sums that `store_sums` keeps."""
         at = self._sums(plane)
         words = [x for i in range(0, SUMS, 4) for x in self._ops.load_shared4(at, 128 * i)]
         return [self._ops.from_bits(x) for x in words]
@@ -128,7 +128,7 @@ class Scratch:
             self._ops.store_shared(1, self._totals(number), 128 * i, x)
 
     def load_totals(self, number: Value) -> list[Value]:
-        """What `store_totals` keeps."""
+        """The totals that `store_totals` keeps."""
         return [self._ops.load_shared(self._totals(number), 128 * i) for i in range(2)]
 
     def member_totals(self, member: Value, number: Value, query: Value) -> list[Value]:

@@ -1,4 +1,4 @@
-"""What a draw is, and transformers' model of it."""
+"""One draw of a configuration, and transformers' model of it."""
 
 import dataclasses
 from collections.abc import Callable
