@@ -161,6 +161,11 @@ class EmulatedOperations(EmulatedArithmetic, EmulatedProducts, Operations):
         for i, word in enumerate(self._load(address, address_offset, np.uint32, size // 4)):
             self.store_shared(1, shared, offset + 4 * i, self.from_bits(word))
 
+    def copy_to_shared_where(self, condition, shared, address):
+        """See `Operations.copy_to_shared_where`: at once."""
+        for i, word in enumerate(self._load(address, 0, np.uint32, 4)):
+            self.store_shared(condition, shared, 4 * i, self.from_bits(word))
+
     def group_copies(self):
         """See `Operations.group_copies`."""
 

@@ -90,6 +90,11 @@ class Memory(Instructions):
         ptx = f"cp.async.{cache}.shared.global [$0+{offset}], [$1+{address_offset}], {size};"
         self.emit(ptx, "", "rl", shared, address, ordered=True)
 
+    def copy_to_shared_where(self, condition: Value, shared: Value, address: Value) -> None:
+        """`copy_to_shared` of 16 bytes in the lanes whose word `condition` is not 0."""
+        ptx = "{ .reg .pred p; setp.ne.b32 p, $0, 0; @p cp.async.cg.shared.global [$1], [$2], 16; }"
+        self.emit(ptx, "", "rrl", condition, shared, address, ordered=True)
+
     def group_copies(self) -> None:
         """Makes a group of this lane's copies since the last one, for `wait_for_copies`."""
         self.emit("cp.async.commit_group;", "", "", ordered=True)

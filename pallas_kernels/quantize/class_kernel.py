@@ -198,11 +198,13 @@ class ClassKernel:
         for name, first, count in (("centre", 0, spec.centres), ("unit", spec.centres, 1)):
             base = ops.address(ops.pointer(name), self._row, 4 * spec.head_dim * count)
             for start in range(0, count * pieces, 32 * WARPS):
-                number = ops.min(ops.add(self._thread, start), count * pieces - 1)
+                number = ops.add(self._thread, start)
+                exists = ops.where_less(number, count * pieces, 1, 0)
+                number = ops.min(number, count * pieces - 1)
                 row, piece = ops.div(number, pieces), ops.rem(number, pieces)
                 target = ops.mad(ops.add(row, first), spec.table_stride, self._tables)
                 target = ops.mad(piece, PIECE, target)
-                ops.copy_to_shared(target, 0, ops.address(base, number, PIECE))
+                ops.copy_to_shared_where(exists, target, ops.address(base, number, PIECE))
 
     def _copy_rows(self, position: Value) -> list[Value]:
         """Starts to copy the rows of this warp's tokens, whole rows side by side."""
