@@ -44,11 +44,21 @@ class Backend(vkq_jax.attention.backend.Backend):
         valid: Bool[Array, "B V"],
         quant: KVQuantConfig,
         tables: CodeTables | None,
+        attention: Float[Array, "B K V"] | None = None,
     ) -> VisualBank:
         """Codes one layer's visual tokens in the layout of attention, see `quantize_bank`."""
         # Attention's kernel covers more codes than the one that codes: asked for, it asks for no
         # other.
         coding = None if self.implementation == "mosaic_gpu" else self.implementation
-        bank = quantize_bank(key, value, index, valid, quant, tables=tables, implementation=coding)
+        bank = quantize_bank(
+            key,
+            value,
+            index,
+            valid,
+            quant,
+            tables=tables,
+            attention=attention,
+            implementation=coding,
+        )
         # Coded by default, which a card that the kernels have not been tried on lays out for XLA.
         return to_kernel_layout(bank, implementation=self.implementation)

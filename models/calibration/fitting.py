@@ -14,6 +14,7 @@ from vkq_jax.array_types import Array, Float
 from vkq_jax.codes.code_tables import ClassTables, CodeTables, SideTables
 from vkq_jax.codes.codebooks import fit_codebook
 from vkq_jax.codes.dictionary_codes import DictionaryCodes
+from vkq_jax.codes.dictionary_encoder import ATTENTION_FLOOR
 from vkq_jax.codes.fitting import fit_dictionary, metric_root, mixed_basis
 from vkq_jax.codes.image_centres import nearest
 from vkq_jax.codes.token_classes import TokenClass
@@ -50,7 +51,11 @@ class CodeFitter:
             for one, name in zip(codes, ("key", "value"), strict=True)
         ]
         of_keys, of_values = (_per_prompt_mean(np.asarray(side.energy), prompt) for side in sides)
-        member = _classes_of(of_keys + of_values, prompt, codes[0].classes)
+        order = of_keys + of_values
+        if codes[0].order == "attention":
+            paid = _per_prompt_mean(np.asarray(self._samples.attention[number]), prompt)
+            order = order * (paid + ATTENTION_FLOOR)
+        member = _classes_of(order, prompt, codes[0].classes)
         rng = (self._seed, number)
         return CodeTables(*(_side_tables(s, member, np.random.default_rng(rng)) for s in sides))
 
@@ -137,21 +142,21 @@ def _fit_class(
     return fit_dictionary(tokens, weight, side.metric, virtual, side.basis)
 
 
-def _per_prompt_mean(energy: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-    """Energies [K, n] in units of the mean of their prompt."""
+def _per_prompt_mean(x: np.ndarray, prompt: np.ndarray) -> np.ndarray:
+    """Numbers of tokens [K, n] in units of the mean of their prompt."""
     count = np.maximum(np.bincount(prompt), 1)
-    mean = np.stack([np.bincount(prompt, weights=row) for row in energy]) / count
-    return energy / np.where(mean == 0, 1.0, mean)[:, prompt]
+    mean = np.stack([np.bincount(prompt, weights=row) for row in x]) / count
+    return x / np.where(mean == 0, 1.0, mean)[:, prompt]
 
 
 def _classes_of(
-    energy: np.ndarray, prompt: np.ndarray, classes: tuple[TokenClass, ...]
+    number: np.ndarray, prompt: np.ndarray, classes: tuple[TokenClass, ...]
 ) -> np.ndarray:
-    """The class of each token [K, n], by its rank among those of its prompt."""
+    """The class of each token [K, n], by the rank of its number among those of its prompt."""
     stops = np.cumsum([c.share for c in classes])[:-1]
     start = np.concatenate([[0], np.cumsum(np.bincount(prompt))])
-    found = np.empty(energy.shape, int)
-    for row, out in zip(energy, found, strict=True):
+    found = np.empty(number.shape, int)
+    for row, out in zip(number, found, strict=True):
         order = np.lexsort((-row, prompt))
         of = prompt[order]
         rank = (np.arange(len(order)) - start[of] + 0.5) / np.diff(start)[of]

@@ -21,15 +21,15 @@ from vkq_jax.cache.kv_cache import KVCache, VisualBank
 from vkq_jax.cache.layered import AnyCache, LayeredCache, cells_of, map_parts, split_layers
 from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.codes.code_tables import CodeTables
-from vkq_jax.codes.dense import DenseTensor
+from vkq_jax.codes.dense import Dense, DenseTensor
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.layer_settings import Cells, LayerGroups, Quant, groups_of
-from vkq_jax.settings.presets import presets
 from vkq_jax.sharding.bank_parts import join_banks
 
 __all__ = ["FULL_PRECISION", "recode"]
 
-FULL_PRECISION = presets["none"]
+# The preset "none", with all that codes ask for.
+FULL_PRECISION = KVQuantConfig(Dense(keeps_attention=True), Dense())
 
 
 def recode(
@@ -95,15 +95,15 @@ def _code_bank(
     index = jnp.where(taken, slots[None], 0)
 
     def code_layer(layer):
-        *pair, own, number = layer
+        *pair, attention, own, number = layer
         key, value = (x.transpose(0, 2, 1, 3) for x in pair)  # [B, V, K, H]
         if bias is not None:
             assert bank.position is not None
             key = bias.of_layer(number).taken_out(key, bank.position)
-        coded = backend.quantize(key, value, index, taken, quant, own)
+        coded = backend.quantize(key, value, index, taken, quant, own, attention)
         return coded.key, coded.value, coded.class_map
 
     numbers = jnp.arange(len(bank.key.values), dtype=jnp.int32)
-    layers = (bank.key.values, bank.value.values, tables, numbers)
+    layers = (bank.key.values, bank.value.values, bank.key.attention, tables, numbers)
     key, value, class_map = jax.lax.map(code_layer, layers)
     return dataclasses.replace(bank, key=key, value=value, class_map=class_map)

@@ -91,12 +91,16 @@ class Comparison(NamedTuple):
     log_likelihood: Float[Array, "B"]
 
 
-def parts_of(model: Model, inputs: Inputs) -> tuple[Inputs, Inputs | None]:
+def parts_of(
+    model: Model, inputs: Inputs, quantize_at: QuantizeAt = "image"
+) -> tuple[Inputs, Inputs | None]:
     """Prompts up to their last image token and what follows.
 
-    Whole prompts, and None, where visual tokens attend to the question.
+    Whole prompts, and None, where visual tokens attend to the question or are coded behind it.
     """
-    return (inputs, None) if model.visual_depends_on_question else split_after_images(inputs)
+    if quantize_at == "prompt" or model.visual_depends_on_question:
+        return inputs, None
+    return split_after_images(inputs)
 
 
 @frozen_pytree

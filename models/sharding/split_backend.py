@@ -98,6 +98,19 @@ class SplitBackend(Backend):
         """
         return self.inner.attend_prompt(query, key, value, mask, **options)
 
+    def attention_paid(
+        self,
+        query: Float[Array, "B T N H"],
+        key: Float[Array, "B T K H"],
+        mask: Bool[Array, "#B T T"],
+        valid: Bool[Array, "B T"],
+        index: Int32[Array, "B V"],
+        **options: Unpack[LogitsOptions],
+    ) -> Float[Array, "B K V"]:
+        """What the query heads of all devices pay, the same on each of them."""
+        own = self.inner.attention_paid(query, key, mask, valid, index, **options)
+        return jax.lax.psum(own, self.axes.parts) if self._own_heads and self.on_device else own
+
     def quantize(
         self,
         key: Float[Array, "B T K H"],
@@ -106,13 +119,14 @@ class SplitBackend(Backend):
         valid: Bool[Array, "B V"],
         quant: KVQuantConfig,
         tables: CodeTables | None,
+        attention: Float[Array, "B K V"] | None = None,
     ) -> VisualBank:
         """Codes one layer's visual tokens; a device keeps its own part.
 
         Its codes are those of the whole: each device has all keys and values of its head, codes
         them and sends nothing.
         """
-        whole = self.inner.quantize(key, value, index, valid, quant, tables)
+        whole = self.inner.quantize(key, value, index, valid, quant, tables, attention)
         bank = split_bank(whole, self.axes.num_parts)
         if not isinstance(bank.key, SplitTensor):
             return bank

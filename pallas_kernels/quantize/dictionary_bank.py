@@ -26,7 +26,7 @@ from vkq_jax.cache.kv_cache import VisualBank
 from vkq_jax.codes import groups
 from vkq_jax.codes.dictionary_centring import units_of
 from vkq_jax.codes.dictionary_codes import DictionaryCodes
-from vkq_jax.codes.dictionary_encoder import alike
+from vkq_jax.codes.dictionary_encoder import alike, attention_weights
 from vkq_jax.codes.image_centres import STEPS, far_centres
 from vkq_jax.codes.token_classes import ClassMap, capacities
 
@@ -76,6 +76,7 @@ def dictionary_bank(
     index: Int32[Array, "B V"],
     valid: Bool[Array, "B V"],
     codes: tuple[DictionaryCodes, DictionaryCodes],
+    attention: Float[Array, "B K V"] | None = None,
     *,
     run: Run = run_on_gpu,
 ) -> VisualBank:
@@ -84,7 +85,7 @@ def dictionary_bank(
     Mapped axes become part of the batch; the codes have no gradient.
 
     Args:
-        key, value, index, valid: see `quantize_bank`; valid from the first position on.
+        key, value, index, valid, attention: see `quantize_bank`; valid from the first position on.
         codes: of keys and of values. run: runs the kernels; tests emulate them.
     """
 
@@ -104,7 +105,7 @@ def dictionary_bank(
         )
         return unfolded, jax.tree.map(lambda _: True, unfolded)
 
-    return code(jax.lax.stop_gradient((key, value, index, valid)))
+    return code(jax.lax.stop_gradient((key, value, index, valid, attention)))
 
 
 @functools.partial(jax.jit, static_argnames=("codes", "run"))
@@ -113,6 +114,7 @@ def _code(
     value: Float[Array, "B T K H"],
     index: Int32[Array, "B V"],
     valid: Bool[Array, "B V"],
+    attention: Float[Array, "B K V"] | None,
     codes: tuple[DictionaryCodes, DictionaryCodes],
     run: Run,
 ) -> VisualBank:
@@ -125,7 +127,10 @@ def _code(
     unit = groups.as_stored(units_of(gathered.square, smoothing), settings.table_dtype)
     start = far_centres(gathered.x, both, gathered.mean, settings.centres, unit)
     centre, ids, energy = assign_tokens(gathered.x, both, start, unit, STEPS, run=run)
-    number, slot, count = order_tokens(energy, per_head, settings.classes, run=run)
+    weight = None
+    if attention is not None:
+        weight = attention_weights(attention.reshape(-1, positions), per_head)
+    number, slot, count = order_tokens(energy, per_head, settings.classes, weight, run=run)
     class_map = ClassMap.from_classes(number, settings.classes)
     coded = code_classes(
         gathered.x,

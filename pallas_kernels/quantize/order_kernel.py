@@ -33,12 +33,14 @@ class OrderSpec:
     Attributes:
         heads: of all sequences. positions: V. capacities: slots of each class.
         bounds: where each class ends, in thousandths of the tokens.
+        weighted: whether energies are multiplied by weights.
     """
 
     heads: int
     positions: int
     capacities: tuple[int, ...]
     bounds: tuple[int, ...]
+    weighted: bool
 
     @property
     def each(self) -> int:
@@ -65,9 +67,9 @@ class OrderKernel:
     """`run()` does the work of one warp.
 
     Operands: energy [2 * heads, V] float32, of keys, then of values, at least 0; length [heads]
-    int32. Results: number [heads, V] int32, the class of each token, as many as there are where
-    there is none; slot [heads, sum of padded] int32, the position in each slot, -1 where there is
-    none; count [heads, classes] int32.
+    int32; weight [heads, V] float32, above 0, if there are weights. Results: number [heads, V]
+    int32, the class of each token, as many as there are where there is none; slot [heads, sum of
+    padded] int32, the position in each slot, -1 where there is none; count [heads, classes] int32.
     """
 
     def __init__(self, ops: Operations, spec: OrderSpec):
@@ -155,7 +157,12 @@ class OrderKernel:
         keys = []
         for j, (of_key, of_value) in enumerate(zip(*sides, strict=True)):
             energy = ops.fadd(ops.fmul(of_key, units[0]), ops.fmul(of_value, units[1]))
-            valid = ops.where_less(ops.add(self._first, j), self._length, 1, 0)
+            position = ops.add(self._first, j)
+            if spec.weighted:
+                row = ops.mad(self._head, spec.positions, ops.min(position, spec.positions - 1))
+                weight = ops.load_float(ops.address(ops.pointer("weight"), row, 4))
+                energy = ops.fmul(energy, weight)
+            valid = ops.where_less(position, self._length, 1, 0)
             keys.append(ops.where_less(0, valid, ops.as_bits(energy), -1))
         return keys
 

@@ -17,14 +17,16 @@ def order_tokens(
     energy: Float[Array, "2 heads V"],
     valid: Bool[Array, "heads V"],
     classes: Sequence[TokenClass],
+    weight: Float[Array, "heads V"] | None = None,
     *,
     run: Run = run_on_gpu,
 ) -> tuple[Int32[Array, "heads V"], Int32[Array, "heads S"], Int32[Array, "heads C"]]:
-    """`assign_classes` of energies of keys and values, each in units of its mean.
+    """`assign_classes` of energies of keys and values, each in units of its mean, times `weight`.
 
     Args:
         energy: 0 where there is no token. valid: which ones there are: none behind one that is not.
-        classes: of tokens. run: runs the kernel; tests emulate it.
+        classes: of tokens. weight: of each token, above 0; None: all the same.
+        run: runs the kernel; tests emulate it.
 
     Returns:
         The class of each token, as many as there are classes where there is none; the position in
@@ -32,7 +34,13 @@ def order_tokens(
         the tokens of each class.
     """
     heads, positions = valid.shape
-    spec = OrderSpec(heads, positions, capacities(classes, positions), tuple(share_bounds(classes)))
+    spec = OrderSpec(
+        heads,
+        positions,
+        capacities(classes, positions),
+        tuple(share_bounds(classes)),
+        weighted=weight is not None,
+    )
     program = Program(
         body=lambda ops: OrderKernel(ops, spec).run(),
         results={
@@ -48,5 +56,7 @@ def order_tokens(
         "energy": energy.reshape(-1, positions),
         "length": valid.sum(-1, dtype=jnp.int32),
     }
+    if weight is not None:
+        operands["weight"] = weight
     number, slot, count = run(program, operands)
     return number, slot, count

@@ -47,6 +47,7 @@ def quantize_bank(
     quant: KVQuantConfig,
     *,
     tables: CodeTables | None = None,
+    attention: Float[Array, "B K V"] | None = None,
     implementation: str | None = None,
 ) -> VisualBank:
     """Gathers one layer's visual positions and codes them, in the layout of attention's kernel.
@@ -56,6 +57,7 @@ def quantize_bank(
         index, valid: the visual ones among them, see `vkq_jax.cache.visual.left_pack`.
         quant: how they are coded.
         tables: offline tables of the codes, of this layer.
+        attention: what codes sort tokens by, see `vkq_jax.Backend`.
         implementation: "mosaic_gpu" is the fused kernel, two passes each over keys and values, of
             which the first sums up the centres; the other names of `IMPLEMENTATIONS` code in XLA
             and lay the bank out for that name. None takes the kernel where it applies, see
@@ -67,8 +69,8 @@ def quantize_bank(
         NotImplementedError: the fused kernel does not cover these codes, shapes or this device.
     """
     if choose_coding(key, value, index, quant, implementation=implementation) == "mosaic_gpu":
-        return fused_bank(key, value, index, valid, quant)
-    bank = quantize_visual(key, value, index, valid, quant, tables)
+        return fused_bank(key, value, index, valid, quant, attention)
+    bank = quantize_visual(key, value, index, valid, quant, tables, attention)
     return to_kernel_layout(bank, implementation=implementation)
 
 
@@ -142,6 +144,7 @@ def fused_bank(
     index: Int32[Array, "B V"],
     valid: Bool[Array, "B V"],
     quant: KVQuantConfig,
+    attention: Float[Array, "B K V"] | None = None,
     *,
     run: Run = run_on_gpu,
 ) -> VisualBank:
@@ -155,7 +158,7 @@ def fused_bank(
         raise NotImplementedError(f"mosaic_gpu: {reason}")
     pair = _dictionaries(quant)
     if pair is not None:
-        return dictionary_bank(key, value, index, valid, pair, run=run)
+        return dictionary_bank(key, value, index, valid, pair, attention, run=run)
 
     def code(side: Side, x: Array, codes: Quantizer) -> TiledSigns:
         assert isinstance(codes, SignCodes)

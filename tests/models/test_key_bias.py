@@ -11,7 +11,7 @@ import models
 import vkq_jax
 from models.generation.decode_loop import DecodeState, decode_loop, decode_step
 from models.generation.prefill import prefill
-from models.generation.recoding import recode
+from models.generation.recoding import FULL_PRECISION, recode
 from models.sampling import Sampling
 from tests.support.tiny_llava import CONFIG, batch, prompt, tiny_model
 
@@ -66,7 +66,7 @@ def test_keys_come_out_of_codes_as_close_as_without_a_bias(model, inputs):
 
 
 def test_coding_later_is_coding_at_once(model, inputs):
-    exact = read(model, inputs, "none")[1]
+    exact = read(model, inputs, FULL_PRECISION)[1]
     assert exact.key_bias is None
     expected = read(model, inputs, "vkq-1bit")[1]
     got = recode(model, exact, vkq_jax.resolve("vkq-1bit"))

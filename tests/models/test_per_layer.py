@@ -91,7 +91,10 @@ def test_calibrated_tables_come_with_their_layers():
     quant = vkq_jax.per_layer("vkq-1bit", {0: "none"})
     groups, (full, coded) = find_codes(model, quant)
     calibrated = model.calibrated.codes.find("vkq-1bit")
-    assert [settings for _, settings in groups.groups] == [FULL_PRECISION, calibrated.quant]
+    assert [settings for _, settings in groups.groups] == [
+        vkq_jax.presets["none"],
+        calibrated.quant,
+    ]
     assert full is None
     for own, whole in zip(*map(jax.tree.leaves, (coded, calibrated.tables)), strict=True):
         np.testing.assert_array_equal(own, whole[1:])

@@ -19,7 +19,7 @@ from pallas_kernels.quantize.ordering import order_tokens
 from tests.pallas_kernels.test_quantize_bank import layer, plain_bank
 from tests.support.compiling import lower_to_cuda, needs_ptxas, programs_of, ptxas
 from vkq_jax import KVQuantConfig, TokenClass
-from vkq_jax.codes.dictionary_encoder import in_units_of_mean
+from vkq_jax.codes.dictionary_encoder import sorting_energy
 from vkq_jax.codes.token_classes import assign_classes
 
 NAMES = ("vkq-1bit", "vkq-half", "vkq-2bit")
@@ -30,10 +30,10 @@ def changed(codes, **changes):
     return tuple(dataclasses.replace(x, **changes) for x in codes)
 
 
-def check(arguments, codes, run=run_emulated):
+def check(arguments, codes, attention=None, run=run_emulated):
     """Equal, apart from words of slots without a token, and tokens between two centres."""
-    got = dictionary_bank(*arguments, codes, run=run)
-    plain = plain_bank(*arguments, KVQuantConfig(*codes))
+    got = dictionary_bank(*arguments, codes, attention, run=run)
+    plain = plain_bank(*arguments, KVQuantConfig(*codes), attention)
     assert jax.tree.structure(got) == jax.tree.structure(plain)
     pairs = zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(plain), strict=True)
     for (path, ours), theirs in pairs:
@@ -96,17 +96,26 @@ def test_elements_that_are_not_finite_and_tokens_that_are_alike():
     check((key, jnp.ones_like(value), index, valid), CODES["vkq-1bit"])
 
 
+@pytest.mark.ci
+def test_classes_go_by_attention():
+    attention = np.random.default_rng(1).exponential(size=(2, 2, 300)).astype(np.float32)
+    attention[0, 0, 5], attention[1] = np.nan, 0
+    check(layer(64, 300, (300, 200)), CODES["vkq-1bit"], jnp.asarray(attention))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("lengths", [(300, 7, 0), (299, 1, 2)])
-def test_tokens_are_put_into_classes_as_by_sorts(lengths):
+def test_tokens_are_put_into_classes_as_by_sorts(lengths, weighted):
     """Equally large energies keep the order of their positions."""
     classes = (TokenClass(0.1, 3), TokenClass(0.2, 2), TokenClass(0.3, 1), TokenClass(0.4, 0))
     energy = np.random.default_rng(0).exponential(size=(2, 3, 300)).astype(np.float32)
     energy[:, :, 100:180] = energy[:, :, :1]
     valid = jnp.arange(300)[None] < jnp.asarray(lengths)[:, None]
     energy = jnp.where(valid, energy, 0.0)
-    number, slot, count = order_tokens(energy, valid, classes, run=run_emulated)
-    of_keys, of_values = in_units_of_mean(energy, jnp.stack([valid, valid]))
-    expected = assign_classes(of_keys + of_values, valid, classes)
+    weight = energy[0][:, ::-1] + 0.3 if weighted else None
+    number, slot, count = order_tokens(energy, valid, classes, weight, run=run_emulated)
+    order = sorting_energy(*energy, valid, None)
+    expected = assign_classes(order if weight is None else order * weight, valid, classes)
     np.testing.assert_array_equal(number, expected.classes())
     position, taken = expected.positions_of_slots()
     of_slots = np.where(taken, position, -1)

@@ -51,6 +51,7 @@ from vkq_jax.settings.presets import calibrated_presets, presets
 __all__ = ["PARTS", "PARTS_HELP", "PLANS", "Variant", "chosen_rows", "main", "variants"]
 
 COMMAND = "ablation"
+BY_ENERGY = "classes by energy alone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +146,8 @@ def variants(name: str, number: str) -> Iterator[Variant]:
     assert isinstance(value, vkq_jax.DictionaryCodes)
     yield Variant(label, quant)
     yield Variant(f"{label}: one class of tokens", one_class(quant))
+    if key.order == "attention":
+        yield Variant(f"{label}: {BY_ENERGY}", changed(quant, order="energy"))
     yield Variant(f"{label}: no codebook", changed(quant, codebook=0, centres=1))
     if key.centres:
         yield Variant(f"{label}: no mean of the image's own", changed(quant, centres=0))
@@ -166,6 +169,7 @@ def _plain_variants(name: str) -> Iterator[Variant]:
     quant, label = presets[name], f"{name} without tables"
     yield Variant(label, quant)
     yield Variant(f"{label}: one class of tokens", one_class(quant))
+    yield Variant(f"{label}: {BY_ENERGY}", changed(quant, order="energy"))
     yield Variant(f"{label}: one centre", changed(quant, centres=1))
     assert isinstance(quant.key, vkq_jax.DictionaryCodes)
     if quant.key.smoothing:

@@ -10,6 +10,7 @@ import numpy as np
 import models
 from models import Inputs, Model
 from models.generation.context import context_length
+from models.generation.options import QuantizeAt
 from models.generation.teacher_forcing import EvaluatedModel, Reading, parts_of
 from models.prompts.processor import processor_of
 from vkq_apps.evals.samples import Sample
@@ -93,8 +94,10 @@ def _fill(task: Task, samples: list[Sample], rows: list, size: int) -> Batch:
     return Batch(task, tuple(samples), (*rows, *[filler] * (size - len(rows))))
 
 
-def prepare(model: Model, batch: Batch, *, steps: int) -> Prepared:
-    """Reads or draws the pictures and tokenizes the questions of a batch.
+def prepare(
+    model: Model, batch: Batch, *, steps: int, quantize_at: QuantizeAt = "image"
+) -> Prepared:
+    """Reads or draws the pictures and tokenizes the questions of a batch, see `parts_of`.
 
     Raises:
         NotImplementedError: clips for a model that takes pictures alone.
@@ -107,7 +110,7 @@ def prepare(model: Model, batch: Batch, *, steps: int) -> Prepared:
     names = list(loaded)
     whole = _inputs(model, [loaded[sample.picture] for sample in asked], prompts)
     _check_context(model, batch.task, asked, np.asarray(whole.mask.sum(axis=1)))
-    pictures, question = parts_of(model, whole)
+    pictures, question = parts_of(model, whole, quantize_at)
     few = _few(len(names), len(asked))
     if question is not None and few < len(asked):
         first = {sample.picture: prompt for sample, prompt in zip(asked, prompts, strict=True)}

@@ -2,9 +2,8 @@
 
 import dataclasses
 
-from vkq_jax.cache.accounting import cache_nbytes
+from vkq_jax.cache.accounting import cache_nbytes, tensor_nbytes
 from vkq_jax.cache.layered import AnyCache
-from vkq_jax.pytree import nbytes
 
 __all__ = ["CacheSize", "cache_size"]
 
@@ -28,8 +27,8 @@ def cache_size(cache: AnyCache, full: AnyCache) -> CacheSize:
     """
     batch = cache.position.shape[0]
     banks = [bank for part in cache.parts for bank in part.visual]
-    key = sum(nbytes(bank.key) for bank in banks)
-    value = sum(nbytes(bank.value) for bank in banks)
+    key = sum(tensor_nbytes(bank.key) for bank in banks)
+    value = sum(tensor_nbytes(bank.value) for bank in banks)
     # Parts that belong to neither are shared: an order of the tokens, a window's positions.
     shared = (cache_nbytes(cache).visual - key - value) / 2
     return CacheSize(

@@ -182,7 +182,7 @@ class VkqJax(lmms):
         rows = tuple((place, one.choices[0]) for place, one in enumerate(filled))
         model = self._evaluated.model
         batch = Batch(_QUESTION, tuple(filled), rows)
-        prepared = prepare(model, batch, steps=_CHOICE_TOKENS)
+        prepared = prepare(model, batch, steps=_CHOICE_TOKENS, quantize_at=self._quantize_at)
         reading = prepared.read(self._evaluated, steps=_CHOICE_TOKENS)
         prompted = self._evaluated.read_coded(
             reading, self._tables, quant=self._quant, quantize_at=self._quantize_at

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -53,7 +54,7 @@ def run(
         else:
             on_batch(batch)
     evaluated = EvaluatedModel(model, implementation)
-    for prepared, missing in _prepared_ahead(model, todo, steps):
+    for prepared, missing in _prepared_ahead(model, todo, steps, quantize_at):
         _run_batch(evaluated, prepared, missing, log, steps, quantize_at, by_layer)
         on_batch(prepared.batch)
 
@@ -63,15 +64,19 @@ def _unknown(log: SampleLog, batch: Batch, setting: Setting) -> bool:
 
 
 def _prepared_ahead(
-    model: Model, todo: Sequence[tuple[Batch, list[Setting]]], steps: int
+    model: Model,
+    todo: Sequence[tuple[Batch, list[Setting]]],
+    steps: int,
+    quantize_at: QuantizeAt,
 ) -> Iterator[tuple[Prepared, list[Setting]]]:
     """Prepares the next batch on the host while the device works on this one."""
     with ThreadPoolExecutor(1) as pool:
         coming = None
+        ready = partial(prepare, model, steps=steps, quantize_at=quantize_at)
         for place, (batch, missing) in enumerate(todo):
-            prepared = (coming or pool.submit(prepare, model, batch, steps=steps)).result()
+            prepared = (coming or pool.submit(ready, batch)).result()
             if place + 1 < len(todo):
-                coming = pool.submit(prepare, model, todo[place + 1][0], steps=steps)
+                coming = pool.submit(ready, todo[place + 1][0])
             yield prepared, missing
 
 

@@ -48,17 +48,20 @@ class MeasuredTexts:
 
     def __init__(self, model: TextModel, texts: Sequence[Excerpt], done: Callable[[], None]):
         self.model, self.texts = model, texts
-        self.caches, self.exact = [], []
+        self.caches, self.exact, attention = [], [], []
         for text in texts:
-            self.caches.append(model.read(text.ids))
+            cache, paid = model.read(text.ids)
+            self.caches.append(cache)
+            attention.append(paid)
             self.exact.append(model.predict(text.ids, self.caches[-1]).half())
             done()
         sides = zip(*(model.coded_part(cache) for cache in self.caches), strict=True)
         self.key, self.value = (np.stack(side, 1) for side in sides)  # [L, B, K, V, H]
+        self.attention = np.stack(attention, 1)  # [L, B, K, V]
 
     def measure(self, plan: Plan, done: Callable[[], None]) -> dict[str, Any]:
         """KL and agreement of each text, and bits per element."""
-        coded = code(plan, self.key, self.value)
+        coded = code(plan, self.key, self.value, self.attention)
         kl, same = [], []
         for number, (text, cache) in enumerate(zip(self.texts, self.caches, strict=True)):
             found = self.model.predict(text.ids, cache, coded.of_text(number))

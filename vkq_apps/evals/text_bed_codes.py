@@ -23,7 +23,10 @@ __all__ = ["Coded", "Plan", "code", "fitted", "plans_of", "samples_of", "uncalib
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Settings with the tables they need; `number` among the preset's, None without tables."""
+    """Settings with the tables they need.
+
+    `number` is that among the preset's plans, None without tables.
+    """
 
     quant: KVQuantConfig
     tables: CodeTables | None = None
@@ -93,19 +96,28 @@ def samples_of(texts: Sequence[Observed]) -> CodeSamples:
         prompt=jnp.repeat(jnp.arange(len(texts), dtype=jnp.int32), texts[0].key.shape[2]),
         key_weight=weight("key_weight"),
         value_weight=weight("value_weight"),
+        attention=weight("attention"),
         query_moment=total("query_moment"),
         query_weight=total("query_weight"),
     )
 
 
-def code(plan: Plan, key: np.ndarray, value: np.ndarray) -> Coded:
-    """Codes and decodes the keys and values [L, B, K, V, H] of some texts, layer by layer."""
+def code(
+    plan: Plan, key: np.ndarray, value: np.ndarray, attention: np.ndarray | None = None
+) -> Coded:
+    """Codes and decodes the keys and values [L, B, K, V, H] of some texts, layer by layer.
+
+    `attention` [L, B, K, V] is that of `TextModel.read`.
+    """
     valid = jnp.ones((key.shape[1], key.shape[3]), bool)
     decoded: list[tuple[np.ndarray, np.ndarray]] = []
     bits = np.zeros(2)
     for layer in range(len(key)):
         tables = take_layer(plan.tables, layer)
-        bank, key_hat, value_hat = _code_layer(key[layer], value[layer], valid, plan.quant, tables)
+        paid = None if attention is None else attention[layer]
+        bank, key_hat, value_hat = _code_layer(
+            key[layer], value[layer], paid, valid, plan.quant, tables
+        )
         decoded.append((np.asarray(key_hat), np.asarray(value_hat)))
         bits += _bits(bank, key[layer].size)
     keys, values = (np.stack(side) for side in zip(*decoded, strict=True))
@@ -115,10 +127,15 @@ def code(plan: Plan, key: np.ndarray, value: np.ndarray) -> Coded:
 
 @partial(jax.jit, static_argnames="quant")
 def _code_layer(
-    key: Array, value: Array, valid: Array, quant: KVQuantConfig, tables: CodeTables | None
+    key: Array,
+    value: Array,
+    attention: Array | None,
+    valid: Array,
+    quant: KVQuantConfig,
+    tables: CodeTables | None,
 ) -> tuple[VisualBank, Array, Array]:
     """A layer's bank, and its keys and values decoded."""
-    bank = code_bank(key, value, valid, quant, tables)
+    bank = code_bank(key, value, valid, quant, tables, attention)
     return bank, *bank.dequantize(tables)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vkq_jax.array_types import Float
+from vkq_jax.attention.last_queries import LAST_QUERIES
 
 __all__ = ["Observed", "Span", "TextModel", "register"]
 
@@ -49,6 +50,7 @@ class Observed:
     value: Float[np.ndarray, "L K V H"]
     key_weight: Float[np.ndarray, "L K V"]
     value_weight: Float[np.ndarray, "L K V"]
+    attention: Float[np.ndarray, "L K V"]
     query_moment: Float[np.ndarray, "L K H H"]
     query_weight: Float[np.ndarray, "L K"]
 
@@ -104,15 +106,24 @@ class TextModel:
 
         return cls(model.eval(), tokenize, span)
 
-    def read(self, ids: list[int]) -> Any:
-        """The cache of a text's prefix, at full precision."""
+    def read(self, ids: list[int]) -> tuple[Any, Float[np.ndarray, "L K V"]]:
+        """The cache of a text's prefix, at full precision.
+
+        And the attention that coded positions get from the prefix's last queries, see
+        `vkq_jax.attention.last_queries`.
+        """
         import torch  # pyright: ignore[reportMissingImports]
         from transformers import DynamicCache
 
+        paid: dict[int, Any] = {}
+
+        def look(layer: int, query: Any, weights: Any) -> None:
+            paid[layer] = self._paid(weights)
+
         cache = DynamicCache(config=self.model.config)
-        with torch.inference_mode():
+        with torch.inference_mode(), _observed(self.model, look):
             self._forward(ids[: self.span.prefix], cache)
-        return cache
+        return cache, np.stack([paid[layer].numpy() for layer in range(self.num_layers)])
 
     def coded_part(self, cache: Any) -> tuple[np.ndarray, np.ndarray]:
         """Keys and values [L, K, V, H] at the coded positions."""
@@ -157,7 +168,8 @@ class TextModel:
             spread = p * (1 - p)
             w = spread.sum(-1)
             moment = torch.einsum("kgt,kgth,kgti->khi", w, q, q)
-            seen[layer] = (spread.sum((1, 2)), (p * p).sum((1, 2)), moment, w.sum((1, 2)))
+            of_tokens = spread.sum((1, 2)), (p * p).sum((1, 2)), self._paid(weights)
+            seen[layer] = (*of_tokens, moment, w.sum((1, 2)))
 
         from transformers import DynamicCache
 
@@ -169,6 +181,12 @@ class TextModel:
             *self.coded_part(cache),
             *(np.stack([x.numpy() for x in field]) for field in zip(*looks, strict=True)),
         )
+
+    def _paid(self, weights: Any) -> Any:
+        """The attention [K, V] of the prefix's last queries, from weights [1, N, T, T]."""
+        prefix = self.span.prefix
+        p = weights[0, :, max(0, prefix - LAST_QUERIES) : prefix, self.span.dense : prefix]
+        return (p * (1 - p)).unflatten(0, (self.num_kv_heads, -1)).sum((1, 2))
 
     def _forward(self, ids: list[int], cache: Any, *, logits: bool = False) -> Any:
         import torch  # pyright: ignore[reportMissingImports]

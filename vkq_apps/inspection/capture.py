@@ -16,6 +16,7 @@ from models.text.cross_attention import CrossReading
 from models.text.linear_attention import without_past
 from models.text.masks import prompt_masks
 from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.attention.last_queries import attention_of_last_queries
 from vkq_jax.cache.visual import left_pack
 from vkq_jax.passes.cross_pass import PromptPictures
 from vkq_jax.pytree import frozen_pytree, static_field
@@ -33,6 +34,8 @@ class Capture:
         text_key, text_value: of the S other tokens; S is 0 in cross-attention layers.
         visual_start, text_start: how many of the visual and of the other tokens, the first ones,
             the last token does not see.
+        attention: that of the visual tokens, see `vkq_jax.attention.last_queries`; None in
+            cross-attention layers.
         position: RoPE positions of the visual tokens; None in cross-attention layers.
         layers: numbers of the layers in the model.
     """
@@ -44,6 +47,7 @@ class Capture:
     text_value: Float[Array, "L K S H"]
     visual_start: Int32[Array, "L"]
     text_start: Int32[Array, "L"]
+    attention: Float[Array, "L K V"] | None
     position: Int32[Array, "1 V *axes"] | None
     layers: tuple[int, ...] = static_field(kw_only=True)
 
@@ -124,6 +128,15 @@ def _attend(
         if text.cross_layers:  # no visual token is read here
             return output, carry, None
         hidden = ~mask[0, last]
+        paid = attention_of_last_queries(
+            query,
+            key,
+            mask,
+            inputs.mask,
+            visual,
+            logits_scale=text.logits_scale,
+            logits_soft_cap=text.attn_logit_softcapping,
+        )
         caught = Capture(
             query=query[0, last],
             key=_pick(key, visual),
@@ -132,6 +145,7 @@ def _attend(
             text_value=_pick(value, others),
             visual_start=hidden[visual[0]].sum(dtype=jnp.int32),
             text_start=hidden[others[0]].sum(dtype=jnp.int32),
+            attention=paid[0],
             position=position,
             layers=(),
         )
@@ -158,6 +172,7 @@ def _caught_in_cross_layers(
             text_value=nothing,
             visual_start=hidden.sum(dtype=jnp.int32),
             text_start=jnp.int32(0),
+            attention=None,
             position=None,
             layers=(),
         )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from models import Model
 from models.attached_tables import OwnTables
-from models.generation.recoding import recode
+from models.generation.recoding import FULL_PRECISION, recode
 from models.text.coded_layers import coded_layers
 from vkq_apps.inspection.capture import Capture
 from vkq_apps.inspection.ranges import ChannelRanges, channel_ranges
@@ -20,7 +20,6 @@ from vkq_jax.cache.layered import AnyCache
 from vkq_jax.codes.dense import DenseTensor
 from vkq_jax.pytree import take_layer
 from vkq_jax.settings.layer_settings import Cells, LayerGroups, Quant, groups_of
-from vkq_jax.settings.presets import presets
 
 __all__ = ["Coded", "code", "exact_cache", "what_coding_leaves"]
 
@@ -31,7 +30,8 @@ def exact_cache(caught: Capture) -> KVCache:
         name: jnp.full(1, tensor.shape[2], jnp.int32)
         for name, tensor in (("visual", caught.key), ("text", caught.text_key))
     }
-    key, value = (DenseTensor(x[:, None]) for x in (caught.key, caught.value))
+    attention = None if caught.attention is None else caught.attention[:, None]
+    key, value = DenseTensor(caught.key[:, None], attention), DenseTensor(caught.value[:, None])
     # Layers without text have a slot that stays empty.
     room = ((0, 0), (0, 0), (0, 0), (0, int(not caught.text_key.shape[2])), (0, 0))
     text_key, text_value = (jnp.pad(x[:, None], room) for x in (caught.text_key, caught.text_value))
@@ -41,7 +41,7 @@ def exact_cache(caught: Capture) -> KVCache:
         text,
         position=length["visual"] + length["text"],
         calibration_skipped=jnp.zeros(1, jnp.int32),
-        quant=presets["none"],
+        quant=FULL_PRECISION,
     )
 
 

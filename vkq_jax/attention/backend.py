@@ -4,6 +4,7 @@ import dataclasses
 from typing import TypedDict, Unpack
 
 from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.attention.last_queries import attention_of_last_queries
 from vkq_jax.attention.post_scaled import AttentionOutput, attend_cache, attend_dense
 from vkq_jax.cache.kv_cache import KVCache, VisualBank, quantize_visual
 from vkq_jax.cache.visibility import Starts
@@ -74,6 +75,18 @@ class Backend:
         """
         return attend_dense(query, key, value, mask, **options).output.astype(query.dtype)
 
+    def attention_paid(
+        self,
+        query: Float[Array, "B T N H"],
+        key: Float[Array, "B T K H"],
+        mask: Bool[Array, "#B T T"],
+        valid: Bool[Array, "B T"],
+        index: Int32[Array, "B V"],
+        **options: Unpack[LogitsOptions],
+    ) -> Float[Array, "B K V"]:
+        """What codes sort a prompt's tokens by, see `attention_of_last_queries`."""
+        return attention_of_last_queries(query, key, mask, valid, index, **options)
+
     def quantize(
         self,
         key: Float[Array, "B T K H"],
@@ -82,6 +95,7 @@ class Backend:
         valid: Bool[Array, "B V"],
         quant: KVQuantConfig,
         tables: CodeTables | None,
+        attention: Float[Array, "B K V"] | None = None,
     ) -> VisualBank:
         """Codes one layer's visual tokens.
 
@@ -89,5 +103,6 @@ class Backend:
             key, value: of all tokens of the prompt; keys with RoPE.
             index, valid: the visual ones among them, see `vkq_jax.cache.visual.left_pack`.
             quant: settings of both sides. tables: of this layer, for codes that need some.
+            attention: of the visual ones, from `attention_paid`, for codes that sort them by it.
         """
-        return quantize_visual(key, value, index, valid, quant, tables)
+        return quantize_visual(key, value, index, valid, quant, tables, attention)

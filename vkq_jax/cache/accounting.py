@@ -10,7 +10,7 @@ from vkq_jax.codes.quantized import QuantizedTensor
 from vkq_jax.display import table
 from vkq_jax.pytree import nbytes
 
-__all__ = ["CacheBytes", "cache_nbytes"]
+__all__ = ["CacheBytes", "cache_nbytes", "tensor_nbytes"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def cache_nbytes(cache: AnyCache) -> CacheBytes:
     """Counts the bytes of a cache's buffers (shapes suffice: tracers are welcome).
 
     All that grows with the tokens: not counters per sequence, nor a score map, which all caches of
-    a model share.
+    a model share, nor the attention that keys keep for codes made later (`Dense.keeps_attention`).
     """
     check_cache_type(cache)
     sizes = [dataclasses.astuple(_part_nbytes(part)) for part in cache.parts]
@@ -76,11 +76,17 @@ def _part_nbytes(cache: KVCache) -> CacheBytes:
     itemsize, text = cache.text.dtype.itemsize, cache.text
     return CacheBytes(
         visual_codes=codes,
-        visual_tables=nbytes((tensors, indices, orders)) - codes,
+        visual_tables=sum(map(tensor_nbytes, tensors)) + nbytes((indices, orders)) - codes,
         text=nbytes((text.key, text.value, text.key_scale, text.value_scale, text.index)),
         visual_full_precision=nbytes(indices)
         + sum(tensor.num_elements() for tensor in tensors) * itemsize,
     )
+
+
+def tensor_nbytes(tensor: QuantizedTensor) -> int:
+    """Bytes of a bank's keys or values, without the attention that keys may keep."""
+    inner = tensor.parts if isinstance(tensor, SplitTensor) else tensor
+    return nbytes(tensor) - (nbytes(inner.attention) if isinstance(inner, DenseTensor) else 0)
 
 
 def _codes(tensor: QuantizedTensor):

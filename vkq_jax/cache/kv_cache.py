@@ -16,6 +16,7 @@ from vkq_jax.bits import packing
 from vkq_jax.cache.key_bias import KeyBias, visual_reach
 from vkq_jax.cache.text_bank import TextBank, TextBits
 from vkq_jax.codes.code_tables import CodeTables
+from vkq_jax.codes.dense import DenseTensor
 from vkq_jax.codes.dictionary_codes import DictionaryCodes
 from vkq_jax.codes.dictionary_encoder import encode_pair
 from vkq_jax.codes.dictionary_tensor import DictionaryTensor
@@ -317,20 +318,25 @@ def code_bank(
     valid: Bool[Array, "B V"],
     quant: KVQuantConfig,
     tables: CodeTables | None = None,
+    attention: Float[Array, "B K V"] | None = None,
 ) -> VisualBank:
-    """Codes one layer's visual tokens; `valid` holds from the first position on."""
+    """Codes one layer's visual tokens; `valid` holds from the first position on.
+
+    `attention` is what tokens got so far, see `KVQuantConfig.needs_attention`.
+    """
     per_head = jnp.broadcast_to(valid[:, None], key.shape[:-1])
     length = valid.sum(-1, dtype=jnp.int32)
+    if not quant.needs_attention:
+        attention = None
     if isinstance(quant.key, DictionaryCodes) and isinstance(quant.value, DictionaryCodes):
         coded_key, coded_value, class_map = encode_pair(
-            key, value, per_head, (quant.key, quant.value), tables
+            key, value, per_head, (quant.key, quant.value), tables, attention
         )
         return VisualBank(coded_key, coded_value, length, class_map=class_map)
-    return VisualBank(
-        quantize(key, quant.key, valid=per_head),
-        quantize(value, quant.value, valid=per_head),
-        length,
-    )
+    coded_key = quantize(key, quant.key, valid=per_head)
+    if isinstance(coded_key, DenseTensor):
+        coded_key = dataclasses.replace(coded_key, attention=attention)
+    return VisualBank(coded_key, quantize(value, quant.value, valid=per_head), length)
 
 
 def quantize_visual(
@@ -340,14 +346,15 @@ def quantize_visual(
     valid: Bool[Array, "B V"],
     quant: KVQuantConfig,
     tables: CodeTables | None = None,
+    attention: Float[Array, "B K V"] | None = None,
 ) -> VisualBank:
     """Gathers one layer's visual positions (see `visual.left_pack`) and codes them.
 
-    `tables` are those of the layer.
+    `tables` are those of the layer; `attention` as for `code_bank`, of the gathered positions.
     """
 
     def gather(x):
         positions = jnp.take_along_axis(x, index[:, :, None, None], axis=1)
         return positions.transpose(0, 2, 1, 3)  # [B, K, V, H]
 
-    return code_bank(gather(key), gather(value), valid, quant, tables)
+    return code_bank(gather(key), gather(value), valid, quant, tables, attention)

@@ -117,7 +117,7 @@ def _fields(x: QuantizedTensor) -> tuple[Mapping[str, int], tuple[str, ...]]:
     """Fields with one row per position, with their axis of positions; those with one per group."""
     match x:
         case DenseTensor():
-            return {"values": -2}, ()
+            return {"values": -2, "attention": -1}, ()
         case SignTensor():
             return {"packed": -2, "token_scale": -1}, ("centre",)
         case LevelTensor(granularity=Granularity.PER_CHANNEL):

@@ -17,7 +17,14 @@ __all__ = ["Dense", "DenseTensor"]
 
 @dataclasses.dataclass(frozen=True)
 class Dense(Quantizer):
-    """Settings of the tensor that is stored as it is: the "none" preset, and the baseline."""
+    """Settings of the tensor that is stored as it is: the "none" preset, and the baseline.
+
+    Attributes:
+        keeps_attention: keys keep the attention that a prompt's last queries pay to them, for codes
+            that are made from this tensor later.
+    """
+
+    keeps_attention: bool = False
 
     def quantize(self, x: Float[Array, "*lead V H"], valid: Bool[Array, "*lead V"]) -> DenseTensor:
         """Stores `x`, zero where it is not valid."""
@@ -34,9 +41,11 @@ class DenseTensor(QuantizedTensor):
 
     Attributes:
         values: floating; 0 at positions that are not valid.
+        attention: of keys, see `Dense.keeps_attention`; None: not kept.
     """
 
     values: Float[Array, "*lead V H"]
+    attention: Float[Array, "*lead V"] | None = None
 
     def decoding(self) -> AffineTensor:
         """Raises NotImplementedError: there are no codes."""

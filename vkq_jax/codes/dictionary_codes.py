@@ -32,6 +32,9 @@ class DictionaryCodes(Quantizer):
         classes: shares of the tokens and their bits per channel, from the greatest energy on. With
             a fraction of a bit, the first rotated channels have one bit more than the others;
             learned dictionaries round the bits of a token up to whole words of 32.
+        order: what sorts tokens: their "energy", or "attention", their energy times the attention
+            that a prompt's last queries pay to them (see
+            `vkq_jax.attention.last_queries`). Where no attention is known it is the energy.
         centres: centroids that each image brings of its own: 1 (the mean) to 256, or 0: none.
         codebook: centroids of the model's codebook, added to the mean if there is one; needs
             tables. 0: none.
@@ -60,6 +63,7 @@ class DictionaryCodes(Quantizer):
         TokenClass(0.5, 1),
         TokenClass(0.25, 0),
     )
+    order: Literal["energy", "attention"] = "energy"
     centres: int = 1
     codebook: int = 0
     learned: bool = False

@@ -28,7 +28,16 @@ from vkq_jax.pytree import frozen_pytree
 if TYPE_CHECKING:
     from vkq_jax.codes.dictionary_codes import DictionaryCodes
 
-__all__ = ["alike", "encode", "encode_pair", "in_units_of_mean"]
+__all__ = [
+    "ATTENTION_FLOOR",
+    "alike",
+    "attention_weights",
+    "encode",
+    "encode_pair",
+    "sorting_energy",
+]
+
+ATTENTION_FLOOR = 0.3  # attention that a token may still get, in units of the mean
 
 
 def encode(
@@ -50,24 +59,26 @@ def encode_pair(
     valid: Bool[Array, "B K V"],
     codes: tuple[DictionaryCodes, DictionaryCodes],
     tables: CodeTables | None = None,
+    attention: Float[Array, "B K V"] | None = None,
 ) -> tuple[DictionaryTensor, DictionaryTensor, ClassMap]:
     """Codes keys and values of the same tokens, whose classes and slots they share.
 
-    A token's energy is that of its key and of its value, each in units of their mean.
+    A token's energy is that of its key and of its value, each in units of their mean. Tokens are
+    sorted by it, times the `attention` that they got so far, if that is given.
 
     Returns:
         Keys, values and the map, which neither tensor holds; positions must be valid from the
         first one on, so that a length says which ones are.
     """
     if alike(codes, tables):
-        return _encode_both(key, value, valid, codes, tables)
+        return _encode_both(key, value, valid, codes, tables, attention)
     sides = (None, None) if tables is None else (tables.key, tables.value)
     centred = [
         centre_tokens(x, valid, side_codes, side, side_codes.smoothing)
         for x, side_codes, side in zip((key, value), codes, sides, strict=True)
     ]
-    of_keys, of_values = (in_units_of_mean(c.energy, valid) for c in centred)
-    class_map = assign_classes(of_keys + of_values, valid, codes[0].classes)
+    order = sorting_energy(centred[0].energy, centred[1].energy, valid, attention)
+    class_map = assign_classes(order, valid, codes[0].classes)
     slots = class_map.positions_of_slots()
     coded = [
         _encode(c, class_map, slots, (side_codes,), side)[0]
@@ -96,6 +107,7 @@ def _encode_both(
     valid: Bool[Array, "B K V"],
     codes: tuple[DictionaryCodes, DictionaryCodes],
     tables: CodeTables | None,
+    attention: Float[Array, "B K V"] | None,
 ) -> tuple[DictionaryTensor, DictionaryTensor, ClassMap]:
     """`encode_pair` of codes that are alike: half as many kernels to compile and to launch."""
 
@@ -108,8 +120,8 @@ def _encode_both(
         of_both = jax.tree.map(lambda *x: stack(*x)[:, None], tables.key, tables.value)
     smoothing = np.asarray([c.smoothing for c in codes], np.float32).reshape(2, 1, 1, 1)
     centred = centre_tokens(stack(key, value), both, codes[0], of_both, smoothing)
-    of_keys, of_values = in_units_of_mean(centred.energy, both)
-    class_map = assign_classes(of_keys + of_values, valid, codes[0].classes)
+    order = sorting_energy(centred.energy[0], centred.energy[1], valid, attention)
+    class_map = assign_classes(order, valid, codes[0].classes)
     position, taken = class_map.positions_of_slots()
     slots = stack(position, position), stack(taken, taken)
     coded = _encode(centred, class_map, slots, codes, of_both)
@@ -274,7 +286,26 @@ def _or_one(x: Float[Array, "*x"]) -> Float[Array, "*x"]:
     return jnp.where(x == 0, 1.0, x)
 
 
-def in_units_of_mean(
+def sorting_energy(
+    of_keys: Float[Array, "*lead V"],
+    of_values: Float[Array, "*lead V"],
+    valid: Bool[Array, "*lead V"],
+    attention: Float[Array, "*lead V"] | None,
+) -> Float[Array, "*lead V"]:
+    """The number that tokens are sorted by; the first two arguments are energies."""
+    energy = _in_units_of_mean(of_keys, valid) + _in_units_of_mean(of_values, valid)
+    return energy if attention is None else energy * attention_weights(attention, valid)
+
+
+def attention_weights(
+    attention: Float[Array, "*lead V"], valid: Bool[Array, "*lead V"]
+) -> Float[Array, "*lead V"]:
+    """What energies of tokens are multiplied by, from the attention that the tokens get."""
+    attention = jnp.where(jnp.isfinite(attention), attention, 0.0)
+    return _in_units_of_mean(attention, valid) + ATTENTION_FLOOR
+
+
+def _in_units_of_mean(
     energy: Float[Array, "*lead V"], valid: Bool[Array, "*lead V"]
 ) -> Float[Array, "*lead V"]:
     """Energies of tokens over the mean of the valid ones, which have any."""

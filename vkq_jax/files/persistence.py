@@ -234,8 +234,15 @@ def _load[T](
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != _format(kind) or "structure" not in metadata:
+            written, name = metadata.get("format", ""), _format(kind)
+            own = written.rpartition(" ")[0] == name.rpartition(" ")[0]
+            if not own or "structure" not in metadata:
                 raise ValueError(f"{show_path(path)} is not a {kind} written by vkq_jax")
+            if written != name:
+                raise ValueError(
+                    f"{show_path(path)}: expected a file of the format {name!r}, got "
+                    f"{show(written)}: make it again with this version of vkq_jax"
+                )
             structure = metadata["structure"]
             if shardings is None:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -303,7 +310,7 @@ def _content(array: np.ndarray) -> np.ndarray:
 
 
 def _format(kind: str) -> str:
-    return f"vkq-jax {kind} 2"
+    return f"vkq-jax {kind} 3"
 
 
 def _describe(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:

@@ -28,10 +28,14 @@ def code_layer(
     index: Int32[Array, "B V"],
     taken: Bool[Array, "B V"],
     output: Float[Array, "..."],
+    attention: Float[Array, "B K V"] | None = None,
 ) -> tuple[Float[Array, "..."], Coded]:
-    """The codes of one layer's tokens at `index`, and `output`, which waits for them."""
+    """The codes of one layer's tokens at `index`, and `output`, which waits for them.
+
+    `attention` is that of these tokens, see `Backend.quantize`.
+    """
     tables = take_layer(cache.tables, layer)
-    coded = _code(backend, cache.quant, key, value, index, taken, tables)
+    coded = _code(backend, cache.quant, key, value, index, taken, tables, attention)
     # Codes first, then the next layer: or XLA may put off coding and keep the values.
     return jax.lax.optimization_barrier((output, coded))
 
@@ -46,8 +50,9 @@ def _code(
     index: Int32[Array, "B V"],
     taken: Bool[Array, "B V"],
     tables: CodeTables | None,
+    attention: Float[Array, "B K V"] | None,
 ) -> Coded:
-    bank = backend.quantize(key, value, index, taken, quant, tables)
+    bank = backend.quantize(key, value, index, taken, quant, tables, attention)
     return bank.key, bank.value, bank.class_map
 
 
@@ -57,13 +62,19 @@ def coding_room(
     index: Int32[Array, "B V"],
     taken: Bool[Array, "B V"],
     tokens: int,
+    with_attention: bool,
 ) -> Coded:
-    """Zeros of the shape of what coding makes of all layers, from `tokens` a sequence."""
+    """Zeros of the shape of what coding makes of all layers, from `tokens` a sequence.
+
+    `with_attention` says whether `code_layer` is given some.
+    """
     num_layers, batch, num_kv_heads, _, head_dim = cache.text.key.shape
     x = jax.ShapeDtypeStruct((batch, tokens, num_kv_heads, head_dim), cache.text.dtype)
     code = partial(backend.quantize, quant=cache.quant)
     tables = jax.eval_shape(lambda: take_layer(cache.tables, 0))
-    bank = jax.eval_shape(code, x, x, index, taken, tables=tables)
+    paid = jax.ShapeDtypeStruct((batch, num_kv_heads, index.shape[1]), jnp.float32)
+    attention = paid if with_attention else None
+    bank = jax.eval_shape(code, x, x, index, taken, tables=tables, attention=attention)
     return jax.tree.map(
         lambda leaf: jnp.zeros((num_layers, *leaf.shape), leaf.dtype),
         (bank.key, bank.value, bank.class_map),

@@ -261,7 +261,7 @@ def start_cross(
     def start(part: KVCache) -> CrossPass:
         coded = None
         if index is not None and taken is not None and mask is not None:
-            coded = coding_room(backend, part, index, taken, mask.shape[-1])
+            coded = coding_room(backend, part, index, taken, mask.shape[-1], with_attention=False)
         return CrossPass(
             unfinished=part,
             sees=shown >= 0,

@@ -155,10 +155,15 @@ class Prefill:
             output, skipped = attended.output.astype(query.dtype), attended.calibration_skipped
         if self.coded is None or kv_shared:
             return output, (skipped, None)
+        attention = None
+        if cache.quant.needs_attention:
+            attention = self.backend.attention_paid(
+                query, key, mask, self.valid, self.index, **scores
+            )
         if cache.key_bias is not None:
             key = cache.key_bias.of_layer(layer).taken_out(key, self.positions)
         output, coded = code_layer(
-            self.backend, cache, layer, key, value, self.index, self.taken, output
+            self.backend, cache, layer, key, value, self.index, self.taken, output, attention
         )
         return output, (skipped, coded)
 
@@ -284,7 +289,9 @@ def start_prefill(
         valid,
         visual,
         cache,
-        coding_room(backend, cache, index, taken, tokens) if num_visual else None,
+        coding_room(backend, cache, index, taken, tokens, cache.quant.needs_attention)
+        if num_visual
+        else None,
         index,
         taken,
         advance,

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from vkq_jax.codes.dense import Dense
 from vkq_jax.codes.dictionary_codes import DictionaryCodes
 from vkq_jax.codes.quantized import Quantizer
 from vkq_jax.messages import show
@@ -50,7 +51,8 @@ class KVQuantConfig:
 
     Raises:
         ValueError: an attribute is of another type, or not hashable; or only one side has
-            dictionary codes, or the two have different shares of tokens (a head keeps one order).
+            dictionary codes, or the two have different shares or another order of tokens (a head
+            keeps one order).
     """
 
     key: Quantizer
@@ -70,16 +72,28 @@ class KVQuantConfig:
             raise ValueError(
                 f"calibration must be a ScoreCalibration or None, got {show(self.calibration)}"
             )
-        shares = [
-            [c.share for c in side.classes] if isinstance(side, DictionaryCodes) else None
+        orders = [
+            (side.order, [c.share for c in side.classes])
+            if isinstance(side, DictionaryCodes)
+            else None
             for side in (self.key, self.value)
         ]
-        if shares[0] != shares[1]:
+        if orders[0] != orders[1]:
             raise ValueError(
-                "dictionary codes of keys and of values must have classes of the same shares, got "
-                f"{shares[0]} and {shares[1]}"
+                "dictionary codes of keys and of values must have one order and classes of the "
+                f"same shares, got {orders[0]} and {orders[1]}"
             )
         try:
             hash(self)
         except TypeError as error:
             raise ValueError(f"settings must be hashable, got {show(self)}") from error
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether coding asks for the attention that tokens get."""
+        match self.key:
+            case Dense():
+                return self.key.keeps_attention
+            case DictionaryCodes():
+                return self.key.order == "attention" and len(self.key.classes) > 1
+        return False

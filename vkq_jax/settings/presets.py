@@ -1,5 +1,6 @@
 """Settings by name."""
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Mapping
@@ -34,14 +35,15 @@ def _image_alone(
 ) -> KVQuantConfig:
     """Classes of tokens around centres of the image's own, keys in units of its channels.
 
-    Keys of pretrained text models have channels much larger than others, values have not.
+    Keys of pretrained text models have channels much larger than others, values have not; and their
+    tokens that get most attention have less energy than others.
 
     Args:
         scale: of keys.
     """
     return KVQuantConfig(
-        key=_hadamard(*classes, centres=3, smoothing=0.5, scale=scale),
-        value=_hadamard(*classes, centres=3),
+        key=_hadamard(*classes, order="attention", centres=3, smoothing=0.5, scale=scale),
+        value=_hadamard(*classes, order="attention", centres=3),
     )
 
 
@@ -128,11 +130,24 @@ def _principal(
     )
 
 
+def _by_attention(quant: KVQuantConfig) -> KVQuantConfig:
+    """The same, with classes that go by attention, too."""
+    return KVQuantConfig(
+        **{
+            side: dataclasses.replace(getattr(quant, side), order="attention")
+            for side in ("key", "value")
+        }
+    )
+
+
+_TEXT_LIKE_1BIT = _principal((0.29, 0.5, 0.21), (1.5, 1, 0.5), (1.5, 1, 0.5))
+
 calibrated_presets: Mapping[str, tuple[KVQuantConfig, ...]] = MappingProxyType(
     {
         "vkq-1bit": (
             _both(_hadamard((0.1, 3), (0.2, 2), (0.3, 1), (0.4, 0), codebook=256)),
-            _principal((0.29, 0.5, 0.21), (1.5, 1, 0.5), (1.5, 1, 0.5)),
+            _TEXT_LIKE_1BIT,
+            _by_attention(_TEXT_LIKE_1BIT),
         ),
         "vkq-half": (
             _principal((0.045, 0.1, 0.15, 0.705), (3, 2, 1, 0), (3, 2, 1, 0), scale="unbiased"),
@@ -148,7 +163,8 @@ calibrated_presets: Mapping[str, tuple[KVQuantConfig, ...]] = MappingProxyType(
 """Plans of about equal bits that a preset's name may stand for once a model is calibrated.
 
 Calibration takes the one that does least to the model's own answers: which is best depends on the
-model (visual tokens like classes, text-like keys the principal channels under the queries' metric).
+model (visual tokens like classes, text-like keys the principal channels under the queries' metric,
+and classes by attention).
 """
 
 

@@ -14,6 +14,7 @@ from tests.support.tiny_llava import VISUAL_TOKENS, WINDOWED, batch, prompt, tin
 from vkq_apps.evals.cache_size import cache_size
 from vkq_apps.evals.dropping import attention_mass, keep_tokens, read_kept
 from vkq_apps.evals.settings import preset_names, settings_of
+from vkq_jax import presets
 
 ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 4, seed=1))
 
@@ -98,7 +99,7 @@ def test_settings_keep_a_share_or_take_the_plain_preset(model):
     names = preset_names("keep-7%, none,vkq-1bit:plain,keep-4.5%,keep-7%,none:text8,vkq-1bit:text8")
     assert names == ["keep-7%", "vkq-1bit:plain", "keep-4.5%", "none:text8", "vkq-1bit:text8"]
     full, seven, plain, four, *text = settings_of(model, names)
-    assert [(one.text_bits, one.quant == full.quant, one.exact) for one in text] == [
+    assert [(one.text_bits, one.quant == presets["none"], one.exact) for one in text] == [
         (8, True, False),
         (8, False, False),
     ]

@@ -71,7 +71,7 @@ def excerpts(count, seed=0):
 
 def test_exchanging_nothing_changes_nothing_and_equals_one_pass(model):
     ids = excerpts(1)[0].ids
-    cache = model.read(ids)
+    cache, _ = model.read(ids)
     exact = model.predict(ids, cache)
     with torch.inference_mode():
         whole = model.model(torch.tensor(ids)[None]).logits[0, SPAN.prefix : -1].log_softmax(-1)
@@ -86,7 +86,7 @@ def test_exchanging_nothing_changes_nothing_and_equals_one_pass(model):
 def test_observed_weights_are_those_of_the_queries_behind(model):
     ids = excerpts(1)[0].ids
     seen = model.observe(ids)
-    key, value = model.coded_part(model.read(ids))
+    key, value = model.coded_part(model.read(ids)[0])
     np.testing.assert_allclose(seen.key, key, atol=1e-4)
     np.testing.assert_allclose(seen.value, value, atol=1e-4)
     with torch.inference_mode():
@@ -100,7 +100,7 @@ def test_observed_weights_are_those_of_the_queries_behind(model):
 
 def test_codes_are_those_of_the_library(model):
     texts = excerpts(2)
-    sides = zip(*(model.coded_part(model.read(text.ids)) for text in texts), strict=True)
+    sides = zip(*(model.coded_part(model.read(text.ids)[0]) for text in texts), strict=True)
     key, value = (np.stack(side, 1) for side in sides)
     quant = vkq_jax.presets["signs-1bit"]
     coded = code(Plan(quant), key, value)
@@ -118,7 +118,7 @@ def test_tables_are_fitted_to_what_was_observed(model):
     np.testing.assert_allclose(samples.key.reshape(2, 2, 8, -1, 16).mean(3), 0, atol=1e-4)
     plans = fitted("vkq-half", samples, seed=0)
     assert [plan.number for plan in plans] == list(range(len(plans)))
-    key = np.stack([model.coded_part(model.read(excerpts(1)[0].ids))[0]], 1)
+    key = np.stack([model.coded_part(model.read(excerpts(1)[0].ids)[0])[0]], 1)
     for plan in plans:
         coded = code(plan, key, key)
         assert np.isfinite(coded.key).all()

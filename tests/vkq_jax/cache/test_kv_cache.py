@@ -16,6 +16,7 @@ import vkq_jax
 from tests.support import caches
 from vkq_jax.cache.kv_cache import VisualBank, quantize_visual
 from vkq_jax.cache.visual import left_pack
+from vkq_jax.files import persistence
 
 LAYERS, BATCH, HEADS, DIM = 3, 2, 2, 16
 
@@ -242,6 +243,15 @@ def test_saved_and_restored_with_a_score_map(tmp_path):
     chex.assert_trees_all_equal(restored, cache.score_map)
     assert restored.quant == cache.quant
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache.safetensors", "map.safetensors"]
+
+
+def test_a_file_of_another_version_is_to_be_made_again(tmp_path, monkeypatch):
+    path = tmp_path / "cache.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(persistence, "_format", lambda kind: f"vkq-jax {kind} 1")
+        vkq_jax.save_cache(path, empty())
+    with pytest.raises(ValueError, match=r"got 'vkq-jax cache 1': make it again"):
+        vkq_jax.load_cache(path)
 
 
 def test_score_map_files_that_are_none_are_one_clear_error(tmp_path):
