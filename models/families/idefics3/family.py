@@ -7,6 +7,7 @@ from models.families.idefics3.model import Idefics3Model
 from models.families.idefics3.processing import Idefics3Processing
 from models.families.idefics3.tiles import visual_inputs
 from models.families.llava.naming import llava_names
+from models.text.sizes import STACKED, stack_rules
 
 __all__ = ["FAMILY"]
 
@@ -20,9 +21,13 @@ _PARTS = (
 def _weights(config: Idefics3Config) -> WeightNames:
     return llava_names(
         config,
-        rules=tuple((file.replace(".", r"\."), here) for file, here in _PARTS),
+        rules=(
+            *stack_rules(config.text, r"model\.text_model\.layers\."),
+            *((file.replace(".", r"\."), here) for file, here in _PARTS),
+        ),
         published=(
             (r"text\.lm_head\.", "lm_head."),
+            (STACKED, "model.text_model.layers."),
             *((here.replace(".", r"\."), file) for file, here in _PARTS),
         ),
     )

@@ -10,6 +10,7 @@ import models
 from models.families.idefics3.clips import SmolVLMClipSettings
 from models.families.idefics3.config import Idefics3Config
 from models.families.idefics3.tiles import visual_inputs
+from models.families.registry import family_of
 from models.loading import save_weights
 from tests.support.hf_parity import assert_parity, randomize, save
 from tests.support.pictures import random_picture
@@ -172,6 +173,20 @@ class _EmbeddingConfig:
     image_size: int
     patch_size: int
     num_channels: int = 3
+
+
+def test_dense_layers_between_experts_have_the_numbers_of_the_file():
+    experts = {"model_type": "qwen3_moe", "num_experts": 2, "num_experts_per_tok": 1}
+    text = config_json()["text_config"] | experts
+    text |= {"moe_intermediate_size": 4, "head_dim": 8, "mlp_only_layers": [1]}
+    names = family_of("idefics3").weights(
+        Idefics3Config.from_hf(config_json("idefics3", text_config=text))
+    )
+    for number, stack in ((0, "layers"), (1, "dense_layers")):
+        key = f"model.text_model.layers.{number}.self_attn.q_proj.weight"
+        canonical = f"text.{stack}.{number}.self_attn.q_proj.weight"
+        assert names.canonical(key) == canonical
+        assert names.to_published(canonical) == key
 
 
 @pytest.fixture(scope="module")
