@@ -114,4 +114,7 @@ class Processing:
     def run(image_processor: Any, pictures: Sequence[Any], **options: Any) -> dict[str, np.ndarray]:
         """The output of transformers' image processor."""
         output = image_processor(list(pictures), return_tensors="np", **options)
-        return {name: np.asarray(values) for name, values in output.items()}
+        arrays = {name: np.asarray(values) for name, values in output.items()}
+        # Levels of 8 bits, where the file says that pixels are neither rescaled nor normalized.
+        levels = {name: x.astype(np.float32) for name, x in arrays.items() if x.dtype == np.uint8}
+        return arrays | levels

@@ -199,3 +199,11 @@ def test_marks_of_pictures_become_their_text_unless_that_holds_the_mark(text, ex
     assert made.with_placeholders("a <image> b <video>") == expected
     clips = dataclasses.replace(made, clips=ClipProcessing(), clip_text="(clip)")
     assert clips.with_placeholders("a <image> b <video>") == expected.replace("<video>", "(clip)")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_levels_that_no_setting_rescales_are_floats(dtype):
+    """With do_rescale and do_normalize off, transformers leaves pixels as 8-bit levels."""
+    made = Processing.run(lambda pictures, **_: {"pixel_values": dtype([[7, 255]])}, [])
+    assert made["pixel_values"].dtype == np.float32
+    np.testing.assert_array_equal(made["pixel_values"], [[7.0, 255.0]])
