@@ -33,6 +33,7 @@ NAMES = {
     "glm4v_moe": "GLM-4.5V",
     "idefics3": "Idefics3",
     "internvl": "InternVL2.5, InternVL3, InternVL3.5",
+    "lighton_ocr": "LightOnOCR",
     "llava": "LLaVA-1.5, Pixtral",
     "llava_next": "LLaVA-NeXT, Granite Vision",
     "llava_next_video": "LLaVA-NeXT-Video",

@@ -15,6 +15,7 @@ _MODULES = {
     "glm4v_moe": "models.families.glm4v.family",
     "idefics3": "models.families.idefics3.family",
     "internvl": "models.families.internvl.family",
+    "lighton_ocr": "models.families.lighton_ocr.family",
     "llava": "models.families.llava.family",
     "llava_next": "models.families.llava_next.family",
     "llava_next_video": "models.families.llava_next_video.family",

@@ -19,32 +19,14 @@ _PARTS = (
     ("ffn_norm.", "layer_norm2."),
     ("feed_forward.", "mlp."),
 )
-_RULES = (
-    (r"(?:model\.)?vision_tower\.patch_conv\.", "vision.patch_embedding."),
-    (r"(?:model\.)?vision_tower\.ln_pre\.", "vision.pre_norm."),
-    *(
-        (
-            rf"(?:model\.)?vision_tower\.transformer\.layers\.(\d+)\.{re.escape(file)}",
-            rf"vision.encoder.layers.\1.{here}",
-        )
-        for file, here in _PARTS
-    ),
-)
-_PUBLISHED = (
-    (r"vision\.patch_embedding\.", "vision_tower.patch_conv."),
-    (r"vision\.pre_norm\.", "vision_tower.ln_pre."),
-    *(
-        (
-            rf"vision\.encoder\.layers\.(\d+)\.{re.escape(here)}",
-            rf"vision_tower.transformer.layers.\1.{file}",
-        )
-        for file, here in _PARTS
-    ),
-)
 
 
-def pixtral_names(vision: GridConfig) -> TowerNames:
-    """Names and sources of the tower's weights."""
+def pixtral_names(vision: GridConfig, file: str = "vision_tower.") -> TowerNames:
+    """Names and sources of the tower's weights; `file` is what names in files begin with.
+
+    Files may also have "model." before that.
+    """
+    theirs = rf"(?:model\.)?{re.escape(file.removeprefix('model.'))}"
     encoder, block, side = vision.encoder, "vision.encoder.layers.0", vision.patch_size
     depth = encoder.num_hidden_layers
 
@@ -53,8 +35,28 @@ def pixtral_names(vision: GridConfig) -> TowerNames:
         return layer is not None and vision.num_layers <= int(layer[1]) < depth
 
     return TowerNames(
-        rules=_RULES,
-        published=_PUBLISHED,
+        rules=(
+            (rf"{theirs}patch_conv\.", "vision.patch_embedding."),
+            (rf"{theirs}ln_pre\.", "vision.pre_norm."),
+            *(
+                (
+                    rf"{theirs}transformer\.layers\.(\d+)\.{re.escape(part)}",
+                    rf"vision.encoder.layers.\1.{here}",
+                )
+                for part, here in _PARTS
+            ),
+        ),
+        published=(
+            (r"vision\.patch_embedding\.", f"{file}patch_conv."),
+            (r"vision\.pre_norm\.", f"{file}ln_pre."),
+            *(
+                (
+                    rf"vision\.encoder\.layers\.(\d+)\.{re.escape(here)}",
+                    rf"{file}transformer.layers.\1.{part}",
+                )
+                for part, here in _PARTS
+            ),
+        ),
         special={_PATCHES: Source(_PATCHES, Layout.CONVOLUTION, kernel=(3, side, side))},
         sizes=(
             Size("layers up to vision_feature_layer", vision.num_layers, block[:-1]),

@@ -19,6 +19,7 @@ from models.families.gemma4.config import (
 from models.families.glm4v.config import Glm4vMoeSettings, Glm4vSettings, Glm46vSettings
 from models.families.idefics3.config import Idefics3Settings, Idefics3VisionSettings
 from models.families.internvl.config import InternVisionSettings, InternVLSettings
+from models.families.lighton_ocr.config import LightOnOcrSettings
 from models.families.llava.config import LlavaConfig, LlavaSettings
 from models.families.llava_next.config import LlavaNextSettings
 from models.families.llava_next_video.config import LlavaNextVideoSettings
@@ -68,6 +69,7 @@ TOWERS = {
     "CLIPVisionConfig": ClipVisionSettings,
     "SiglipVisionConfig": SiglipVisionSettings,
     "LlavaConfig": LlavaSettings,
+    "LightOnOcrConfig": LightOnOcrSettings,
     "GraniteConfig": TEXT_SETTINGS["granite"],
     "LlavaNextConfig": LlavaNextSettings,
     "LlavaNextVideoConfig": LlavaNextVideoSettings,
@@ -192,6 +194,8 @@ def test_files_of_these_families_hold_no_weights_that_are_not_read(model_type):
     [
         ("aya_vision", "_VISION", "AyaVisionConfig"),
         ("idefics3", "_TEXT", "Idefics3Config"),
+        ("lighton_ocr", "_VISION", "LightOnOcrConfig"),
+        ("lighton_ocr", "_TEXT", "LightOnOcrConfig"),
         ("llava", "_VISION", "LlavaConfig"),
         ("llava_onevision", "_VISION", "LlavaOnevisionConfig"),
         ("mistral3", "_VISION", "Mistral3Config"),

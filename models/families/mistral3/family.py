@@ -14,7 +14,7 @@ from models.inputs.pixels import check_image_sizes, check_image_tokens, check_pi
 from models.vision.patch_grid import cut_patches, pack_frames
 from models.vision.pixtral_weights import pixtral_names
 
-__all__ = ["FAMILY"]
+__all__ = ["FAMILY", "padded_pixels"]
 
 _MERGING_LAYER = "multi_modal_projector.patch_merger.merging_layer."
 
@@ -33,7 +33,7 @@ def _visual_inputs(
 ) -> VisualInputs:
     """See `models.families.base.Family.visual_inputs`."""
     sizes = check_image_sizes(arrays)
-    pixels = _pixels(arrays["pixel_values"], sizes) if sizes else None
+    pixels = padded_pixels(arrays["pixel_values"], sizes) if sizes else None
     grids = [_grid(config, *size) for size in sizes]
     patch, merge = config.vision.patch_size, config.vision.merge
     blocks = [rows * columns // merge**2 for rows, columns in grids]
@@ -66,8 +66,12 @@ def _grid(config: Mistral3Config, height: int, width: int) -> tuple[int, int]:
     return rows, columns
 
 
-def _pixels(pixels: np.ndarray, sizes: list[tuple[int, int]]) -> np.ndarray:
-    """All pictures, padded to one size, in float32."""
+def padded_pixels(pixels: np.ndarray, sizes: list[tuple[int, int]]) -> np.ndarray:
+    """All pictures, padded to one size, in float32.
+
+    Raises:
+        ValueError: they do not have the sizes, of height and width, that come with them.
+    """
     pixels = check_pixels(pixels, (3, None, None), "[images, 3, height, width]")
     height, width = (max(each) for each in zip(*sizes, strict=True))
     if len(pixels) != len(sizes) or pixels.shape[2] < height or pixels.shape[3] < width:

@@ -24,6 +24,7 @@ def _mistral3(rng: random.Random, model_type: str = "mistral3") -> Drawn:
     tokens = Tokens.draw(rng)
     heads, channels, patch = rng.choice((1, 2, 3)), rng.choice((4, 6, 8)), rng.choice((2, 3, 4))
     merge = 1 if model_type == "llava" else rng.choice((1, 2, 3))
+    lighton = model_type == "lighton_ocr"
     image, line, end, *_ = tokens.marks
     tower = {
         "model_type": "pixtral",
@@ -49,19 +50,28 @@ def _mistral3(rng: random.Random, model_type: str = "mistral3") -> Drawn:
         "vision_feature_layer": layer if model_type == "llava" else rng.choice((layer, [layer])),
         "tie_word_embeddings": rng.random() < 0.3,
     }
-    content |= (
-        {"vision_feature_select_strategy": "full"}
-        if model_type == "llava"
-        else {"spatial_merge_size": merge}
-    )
+    if model_type == "llava":
+        content["vision_feature_select_strategy"] = "full"
+    else:
+        content["spatial_merge_size"] = merge
+    if lighton:
+        names = ("image_token_index", "projector_hidden_act", "multimodal_projector_bias")
+        for name in (*names, "vision_feature_layer"):
+            content.pop(name)
+        content["image_token_id"] = image
     counts = counts_of_rows(rng)
     # A batch of one visual token fails in transformers.
     sides = range(1, 12 // merge + 1)
     grids = [(rng.choice(sides), rng.choice(sides[1:])) for _ in range(sum(counts))]
     visuals = [[*(([image] * columns + [line]) * rows)[:-1], end] for rows, columns in grids]
+    if lighton:
+        visuals = [[image] * (rows * columns) for rows, columns in grids]
     rows, arrays = prompt_rows(rng, tokens, spread(counts, visuals)), {}
     if grids:
         sizes = np.array(grids) * merge * patch
+        if lighton:  # a rim of patches that makes no block, within the positions that there are
+            rim = [[rng.randrange(merge * patch) for _ in range(2)] for _ in grids]
+            sizes = np.minimum(sizes + rim, 12 * patch)
         pixels = np.zeros((len(grids), 3, *sizes.max(0)), np.float32)
         for picture, (height, width) in zip(pixels, sizes, strict=True):
             picture[:, :height, :width] = normal(rng, 3, height, width)
@@ -197,6 +207,7 @@ def _qwen(rng: random.Random, model_type: str) -> Drawn:
 _QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 DRAWS = {
     "mistral3": _mistral3,
+    "lighton_ocr": partial(_mistral3, model_type="lighton_ocr"),
     "llava_pixtral": partial(_mistral3, model_type="llava"),
     **{name: partial(_qwen, model_type=name) for name in (*_QWEN, "glm4v", "glm46v", "glm4v_moe")},
 }

@@ -16,6 +16,7 @@ def _pixtral(rng: random.Random, name: str) -> Served:
     content = DRAWS[name](rng).content
     size, patch, _ = tower_sizes(content)
     merge = content.get("spatial_merge_size", 1)
+    lighton = name == "lighton_ocr"
     largest = size // (patch * merge) * patch * merge
     edge = rng.randint(2 * patch * merge, largest)
     images = steps(rng) | {
@@ -24,19 +25,26 @@ def _pixtral(rng: random.Random, name: str) -> Served:
         "patch_size": rng.choice((patch, square(patch), 16)),
     }
     marks = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
+    names = dict(zip(("image_token", "image_break_token", "image_end_token"), marks, strict=True))
+    if lighton:
+        images["patch_size"] = patch * rng.choice((1, merge))
+        images["size"] = {"longest_edge": rng.randint(3 * patch * merge, 12 * patch)}
     return Served(
         content,
-        "PixtralProcessor",
+        "LightOnOcrProcessor" if lighton else "PixtralProcessor",
         images,
-        {"[IMG]": content["image_token_index"], "[IMG_BREAK]": None, "[IMG_END]": None},
+        {
+            "[IMG]": content["image_token_id" if lighton else "image_token_index"],
+            "[IMG_BREAK]": None,
+            "[IMG_END]": None,
+        },
         "[IMG]",
         options={
             "patch_size": patch,
             "spatial_merge_size": merge,
-            **dict(
-                zip(("image_token", "image_break_token", "image_end_token"), marks, strict=True)
-            ),
+            **({} if lighton else names),
         },
+        names=names if lighton else {},
         nested=True,
         sizes=lambda rng: (rng.randint(9, 50), rng.randint(9, 50)),
     )
@@ -176,7 +184,7 @@ def _mllama(rng: random.Random) -> Served:
 
 _QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 GRIDS = {
-    **{name: partial(_pixtral, name=name) for name in ("mistral3", "llava_pixtral")},
+    **{name: partial(_pixtral, name=name) for name in ("mistral3", "lighton_ocr", "llava_pixtral")},
     **{name: partial(_qwen, name=name) for name in _QWEN},
     **{name: partial(_glm, name=name) for name in ("glm4v", "glm46v", "glm4v_moe")},
     "gemma4": _gemma4,

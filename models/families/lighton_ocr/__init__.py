@@ -1,0 +1,1 @@
+"""LightOnOCR: Pixtral's tower and projector before Qwen3."""
