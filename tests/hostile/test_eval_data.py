@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import models
 from models.inputs.images import read_picture
 from tests.vkq_apps.evals.test_datasets import FIXTURES, GOOD, save_picture
+from vkq_apps.evals.batches import in_batches, prepare
 from vkq_apps.evals.datasets import read_data
 from vkq_apps.evals.records import Record, SampleLog
 from vkq_apps.files.text_files import read_text
@@ -165,6 +167,123 @@ def test_pictures_in_base64_are_read_as_those_of_files(tmp_path, mode):
     (read,) = sample.load()
     assert read.tobytes() == read_picture(tmp_path / "one.png").tobytes()
     assert read.getpixel((0, 0)) == ((78,) * 3 if mode == "I;16" else (255,) * 3)
+
+
+def _again(records):
+    records.append(records[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "change", "place"),
+    [
+        ("docvqa", "val*.json", lambda x: _again(x["data"]), ":12: expected an id of its own"),
+        ("vqav2", "*questions.json", lambda x: _again(x["questions"]), ":8: expected an id of"),
+        ("vqav2", "v2_m*.json", lambda x: _again(x["annotations"]), ":48: expected a question_id"),
+        ("coco", "capt*.json", lambda x: _again(x["images"]), ":7: expected an id of its own"),
+        (
+            "coco",
+            "capt*.json",
+            lambda x: x.update(info={"images": [[1]]}, images=[*x.pop("images"), {"id": 2}]),
+            ":26: expected a field 'file_name'",
+        ),
+        ("gqa", "*questions.json", lambda x: x.update({"\xe9": 3}), ":7: expected a JSON object"),
+        ("docvqa", "val*.json", lambda x: x.update(data=[]), "records, got an empty list"),
+    ],
+)
+def test_records_that_fit_no_data_set_are_named_by_their_line(
+    name, pattern, change, place, tmp_path, one_clear_error
+):
+    """Ids given twice, and records whose name stands elsewhere in the file, too."""
+    FIXTURES[name][0](tmp_path)
+    (file,) = tmp_path.rglob(pattern)
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False))
+    with pytest.raises(ValueError, match="expected") as error:
+        read_data([f"{name}={tmp_path}"])
+    one_clear_error(error.value)
+    assert str(file) in str(error.value)
+    assert place in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ("which?", '"which?', ":2: expected tab-separated text"),  # takes the rows below with it
+        ("which?", '"which" one?', ":2: expected tab-separated text"),
+        ("hint", "question", ":1: expected columns of different names, got 'question' twice"),
+        ("1000001", "1", ":3: expected an id of its own"),
+        ("1000001", "\udcff", ":3: expected UTF-8"),
+    ],
+)
+def test_tables_that_would_be_read_otherwise_are_named(old, new, place, tmp_path):
+    FIXTURES["mmbench"][0](tmp_path)
+    (file,) = tmp_path.rglob("*.tsv")
+    text = file.read_text().replace(old, new, 1)
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match="expected") as error:
+        read_data([f"mmbench={tmp_path}"])
+    assert f"{file}{place}" in str(error.value)
+
+
+def test_a_picture_of_another_folder_is_taken_only_where_there_is_one(tmp_path):
+    FIXTURES["ocrbench"][0](tmp_path)
+    (picture,) = tmp_path.rglob("1.png")
+
+    def read():
+        return read_data([f"ocrbench={tmp_path}"])["ocrbench"].choose(1, 0)[0].picture
+
+    moved = tmp_path / "deep" / "OCRBench_Images" / "IIIT5K" / "1.png"
+    moved.parent.mkdir(parents=True)
+    picture.rename(moved)
+    picture.mkdir()  # no picture
+    save_picture(tmp_path / "svt" / "1.png")
+    assert read() == str(moved)
+    moved.rename(moved.with_name("2.png"))
+    assert read() == str(tmp_path / "svt" / "1.png")
+    save_picture(tmp_path / "other" / "1.png")
+    with pytest.raises(ValueError, match=r"IIIT5K/1\.png, got 'none of this name, or several'"):
+        read()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"choices": ["a", "a"]}, "expected 'choices' to be different texts"),
+        ({"choices": ["a", " "]}, "expected 'choices' to be different texts"),
+        ({"id": "\ud800"}, "expected 'id' to be a whole number or a text"),
+        ({"id": " "}, "expected 'id' to be a whole number or a text"),
+        ({"answer": 10**500}, "expected numbers of at most 400 digits, got one of 501"),
+    ],
+)
+def test_a_record_that_cannot_be_asked_is_named(change, message, tmp_path, one_clear_error):
+    save_picture(tmp_path / "x.png")
+    path = tmp_path / "own.jsonl"
+    path.write_text(f"\n{json.dumps({**GOOD, **change})}")
+    with pytest.raises(ValueError, match=message) as error:
+        read_data([f"jsonl={path}"])
+    one_clear_error(error.value)
+    assert str(error.value).startswith(f"{path}:2: ")
+
+
+def test_a_sample_that_the_model_does_not_take_is_named_by_its_line(tmp_path, one_clear_error):
+    model, path = models.load("tiny"), tmp_path / "own.jsonl"
+    save_picture(tmp_path / "x.png")
+    (tmp_path / "bad.png").write_text("no picture")
+    for change, message in (
+        ({"image": "bad.png"}, "cannot read image"),
+        ({"question": "<image> what?"}, "more tokens than images"),
+        ({"question": "long " * 9999}, "expected at most 984 tokens"),
+        ({"answer": "a" * 500, "choices": ["a" * 500, "b"]}, "expected 1 to 40 tokens of its own"),
+    ):
+        records = [{**GOOD, "choices": ["a", "b"]}] if "choices" in change else [GOOD]
+        path.write_text("\n".join(json.dumps(one) for one in (*records, {**GOOD, **change})))
+        task = read_data([f"jsonl={path}"])["own"]
+        (batch,) = in_batches(task, task.choose(2, 0), 4)
+        with pytest.raises(ValueError, match=message) as error:
+            prepare(model, batch, steps=40)
+        one_clear_error(error.value)
+        assert str(error.value).startswith(f"{path}:2: sample '2': ")
 
 
 @pytest.mark.parametrize("place", ["/dev/zero", "/dev/urandom"])

@@ -66,7 +66,7 @@ class Prepared:
 
 
 def in_batches(task: Task, samples: Sequence[Sample], size: int) -> Iterator[Batch]:
-    """Batches of `size` rows; no sample is split.
+    """Batches of `size` rows; no sample is split, and all of a batch have choices or none has.
 
     Raises:
         ValueError: a sample has more choices than a batch has rows.
@@ -80,7 +80,8 @@ def in_batches(task: Task, samples: Sequence[Sample], size: int) -> Iterator[Bat
                 f"--batch-size: expected at least the {len(own)} choices of {task.name}'s sample "
                 f"{sample.key}, got {size}"
             )
-        if len(rows) + len(own) > size:
+        unlike = bool(taken) and bool(taken[0].choices) != bool(sample.choices)
+        if unlike or len(rows) + len(own) > size:
             yield _fill(task, taken, rows, size)
             taken, rows = [], []
         rows += [(len(taken), choice) for choice in own]
@@ -101,15 +102,29 @@ def prepare(
 
     Raises:
         NotImplementedError: clips for a model that takes pictures alone.
-        ValueError: a picture or clip that cannot be read, or a prompt that leaves its answer no
-            room in the model's context.
+        ValueError: a picture or clip that cannot be read, a prompt that the model does not take
+            or that leaves its answer no room in the context; names the sample's file and line.
     """
+    try:
+        return _prepare(model, batch, steps, quantize_at)
+    except ValueError:
+        for sample, rows in zip(batch.samples, batch.rows_of_samples, strict=True):
+            alone = tuple((0, batch.rows[row][1]) for row in rows)
+            try:
+                _prepare(model, Batch(batch.task, (sample,), alone), steps, quantize_at)
+            except ValueError as error:
+                place = batch.task.name if sample.place is None else sample.place()
+                raise ValueError(f"{place}: sample {show(sample.key)}: {error}") from error
+        raise
+
+
+def _prepare(model: Model, batch: Batch, steps: int, quantize_at: QuantizeAt) -> Prepared:
     asked = [batch.samples[max(place, 0)] for place, _ in batch.rows]
     prompts = [_prompt(model, batch.task, sample) for sample in asked]
     loaded = {sample.picture: _visuals(sample) for sample in batch.samples}
     names = list(loaded)
     whole = _inputs(model, [loaded[sample.picture] for sample in asked], prompts)
-    _check_context(model, batch.task, asked, np.asarray(whole.mask.sum(axis=1)))
+    _check_context(model, batch.task, np.asarray(whole.mask.sum(axis=1)))
     pictures, question = parts_of(model, whole, quantize_at)
     few = _few(len(names), len(asked))
     if question is not None and few < len(asked):
@@ -144,14 +159,12 @@ def _visuals(sample: Sample) -> tuple[Any, Any, Any]:
     return list(sample.load()) or None, list(sample.clips) or None, sample.num_frames
 
 
-def _check_context(model: Model, task: Task, asked: Sequence[Sample], lengths: np.ndarray) -> None:
-    longest, place = context_length(model.config), int(lengths.argmax())
-    most = longest - task.max_new_tokens
-    if lengths[place] > most:
+def _check_context(model: Model, task: Task, lengths: np.ndarray) -> None:
+    longest, most = context_length(model.config), int(lengths.max())
+    if most > longest - task.max_new_tokens:
         raise ValueError(
-            f"{task.name}: sample {show(asked[place].key)} has {lengths[place]} tokens: "
-            f"expected at most {most} beside an answer of {task.max_new_tokens}, since the model's "
-            f"context holds {longest}"
+            f"expected at most {longest - task.max_new_tokens} tokens beside an answer of "
+            f"{task.max_new_tokens}, since the model's context holds {longest}, got {most}"
         )
 
 
@@ -185,8 +198,8 @@ def _choice_tokens(
         added = whole[len(before) :]
         if whole[: len(before)] != before or not added or len(added) > steps:
             raise ValueError(
-                f"choice {choice!r}: expected 1 to {steps} tokens of its own behind the prompt, "
-                f"got {len(added)}"
+                f"choice {show(choice)}: expected 1 to {steps} tokens of its own behind the "
+                f"prompt, got {len(added)}"
             )
         tokens[row, : len(added)], lengths[row] = added, len(added)
     return jnp.asarray(tokens), jnp.asarray(lengths)

@@ -24,6 +24,7 @@ class Sample:
         clips: behind the pictures; their frames are read when they are needed.
         num_frames: of each clip, see `models.prepare`.
         part: a finer class than the task, such as "read_line"; reported beside the task.
+        place: gives the file and line of its record, for errors; None: it was drawn.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Sample:
     clips: tuple[Clip, ...] = ()
     num_frames: int | None = None
     part: str = ""
+    place: Callable[[], str] | None = None
 
 
 def exchange_pictures(samples: Sequence[Sample]) -> list[Sample]:

@@ -10,6 +10,7 @@ from vkq_apps.evals.metrics.text import (
     OCRBENCH,
     anls,
     character_error_rate,
+    contains,
     is_exact,
     is_exact_ignoring_case,
 )
@@ -38,6 +39,12 @@ def test_exact_match_sees_words_and_not_white_space():
     assert is_exact_ignoring_case("two dogs.", ["no", "Two dogs"])
 
 
+def test_an_empty_right_answer_is_contained_in_an_empty_answer_alone():
+    assert contains("no Cafe here", ["bar", "cafe"])
+    assert not contains("no cafe here", ["bar", ""])
+    assert contains(" ", ["bar", ""])
+
+
 def test_anls_is_that_of_the_paper():
     # ST-VQA's definition: 1 - edits / longer length, and 0 where that is 0.5 or less.
     assert anls("coca cola", ["Coca Cola", "Coca Cola Company"]) == 1.0
@@ -64,6 +71,8 @@ def test_character_error_rate_counts_edits_over_the_reference():
         ("Blue", "blue", True),
         ("blue", "red", False),
         ("2010", "2014", True),
+        ("5", "Infinity", False),
+        ("nan", "NaN", True),
     ],
 )
 def test_relaxed_accuracy_allows_five_percent_of_numbers(answer, right, near):

@@ -80,3 +80,9 @@ def test_batches_never_split_a_sample():
     assert second.rows_of_samples == [[0, 1, 2]]
     with pytest.raises(ValueError, match="at least the 3 choices"):
         list(in_batches(task("a"), samples, 2))
+
+
+def test_a_batch_is_of_samples_with_choices_or_of_samples_without():
+    samples = [sample(str(n), choices=("x", "y") if n == 1 else ()) for n in range(4)]
+    batches = list(in_batches(task("a"), samples, 8))
+    assert [[s.key for s in batch.samples] for batch in batches] == [["0"], ["1"], ["2", "3"]]

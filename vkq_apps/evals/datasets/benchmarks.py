@@ -45,6 +45,7 @@ def _read_mmbench(folder: Path) -> Iterator[Sample]:
             answers=(answer,),
             choices=tuple(given),
             part=entry.fields.get("category") or "",
+            place=entry.place,
         )
 
 
@@ -72,7 +73,8 @@ def _read_mme(folder: Path) -> Iterator[Sample]:
                 continue
             entry = Entry({}, f"{file}:{number}")
             question, tab, answer = line.rpartition("\t")
-            if not tab or answer.strip().lower() not in ("yes", "no"):
+            known = answer.strip().lower() in ("yes", "no")
+            if not tab or not known or not question.strip():
                 raise entry.error("a question, a tab, and Yes or No", line)
             yield picture_sample(
                 entry,

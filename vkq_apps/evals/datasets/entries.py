@@ -2,9 +2,10 @@
 
 import copy
 import csv
+import io
 import json
 import math
-import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 _SHOWN = 60
+_MOST_DIGITS = 400  # Python itself refuses more than 4,300
 
 
 class Entry:
@@ -46,8 +48,12 @@ class Entry:
     def error(self, expected: str, got: Any) -> ValueError:
         """The error that the record is not as expected."""
         return ValueError(
-            f"{self.where}: expected {_clipped(expected, 2 * _SHOWN)}, got {_clipped(repr(got))}"
+            f"{self.place()}: expected {_clipped(expected, 2 * _SHOWN)}, got {_clipped(repr(got))}"
         )
+
+    def place(self) -> str:
+        """The file and the line."""
+        return self.where
 
     def get(self, name: str) -> Any:
         """A field that has to be there."""
@@ -65,8 +71,9 @@ class Entry:
     def name(self, name: str) -> str:
         """A number or text that identifies something."""
         value = self.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-            raise self.error(f"{name!r} to be a number or a text", value)
+        known = isinstance(value, int | str) and _is_written(value)
+        if not known or not str(value).strip():
+            raise self.error(f"{name!r} to be a whole number or a text", value)
         return str(value)
 
     def number(self, name: str) -> float:
@@ -112,9 +119,17 @@ def _parse(text: str) -> Any:
         ValueError: it is not JSON, is nested too deep, or names a field of an object twice.
     """
     try:
-        return json.loads(text, object_pairs_hook=named_once)
+        return json.loads(text, object_pairs_hook=named_once, parse_int=_whole_number)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(
+            f"expected numbers of at most {_MOST_DIGITS} digits, got one of {len(digits)}"
+        )
+    return int(digits)
 
 
 def read_json(path: Path) -> Any:
@@ -123,8 +138,9 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: it is not JSON.
     """
+    text = read_text(path)
     try:
-        return _parse(read_text(path))
+        return _parse(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: expected JSON: {error.msg}") from error
     except ValueError as error:
@@ -142,7 +158,7 @@ def json_entries(path: Path, key: str | None = None) -> Iterator[Entry]:
         content = Entry(content, f"{path}:1").get(key)
     if not isinstance(content, list) or not content:
         what = "a list of records" if key is None else f"{key!r} to be a list of records"
-        raise ValueError(f"{path}:1: expected {what}, got {type(content).__name__}")
+        raise ValueError(f"{path}:1: expected {what}, got {_kind(content)}")
     for index, fields in enumerate(content):
         yield _Late(fields, path, key, index)
 
@@ -151,26 +167,39 @@ def json_mapping(path: Path) -> Iterator[tuple[str, Entry]]:
     """The objects of a JSON file's one object, by their names."""
     content = read_json(path)
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path}:1: expected an object of records, got {type(content).__name__}")
+        raise ValueError(f"{path}:1: expected an object of records, got {_kind(content)}")
     for name, fields in content.items():
         yield name, _Late(fields, path, name, None)
 
 
 def tsv_entries(path: Path) -> Iterator[Entry]:
-    """The rows of a tab-separated file with a head line."""
+    """The rows of a tab-separated file with a head line.
+
+    Raises:
+        ValueError: a row has more columns than the head line, two columns have one name, or a
+            quotation does not end.
+    """
     csv.field_size_limit(2**31 - 1)  # pictures in base64 are longer than the default
+    # Without `strict`, an opening quotation mark takes all rows up to the next one into its cell.
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter="\t", strict=True)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, delimiter="\t")
-            for row in rows:
-                if None in row:
-                    raise ValueError(
-                        f"{path}:{rows.line_num}: expected {len(rows.fieldnames or ())} columns, "
-                        f"as the head line has, got {len(row) - 1 + len(row[None])}"
-                    )
-                yield Entry(row, f"{path}:{rows.line_num}")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: expected tab-separated text: {error}") from error
+        names = rows.fieldnames or ()
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
+        if twice:
+            raise ValueError(
+                f"{path}:1: expected columns of different names, got {_clipped(repr(twice[0]))} "
+                "twice"
+            )
+        for row in rows:
+            if None in row:
+                raise ValueError(
+                    f"{path}:{rows.line_num}: expected {len(names)} columns, as the head line "
+                    f"has, got {len(row) - 1 + len(row[None])}"
+                )
+            yield Entry(row, f"{path}:{rows.line_num}")
+    except csv.Error as error:
+        where = f"{path}:{rows.line_num + 1}"  # where the row begins
+        raise ValueError(f"{where}: expected tab-separated text: {error}") from error
 
 
 class _Late(Entry):
@@ -180,10 +209,9 @@ class _Late(Entry):
         self._place = path, key, index
         super().__init__(fields, str(path))
 
-    def error(self, expected: str, got: Any) -> ValueError:
+    def place(self) -> str:
         path, key, index = self._place
-        self.where = f"{path}:{_line_of(read_text(path), key, index)}"
-        return super().error(expected, got)
+        return f"{path}:{_line_of(read_text(path), key, index)}"
 
 
 def _is_written(value: Any) -> bool:
@@ -198,23 +226,31 @@ def _clipped(text: str, length: int = _SHOWN) -> str:
     return text if len(text) <= length else f"{text[:length]}..."
 
 
+def _kind(content: Any) -> str:
+    return f"an empty {type(content).__name__}" if content in ([], {}) else type(content).__name__
+
+
 def _line_of(text: str, key: str | None, index: int | None) -> int:
-    """The line where element `index` of the list under `key` (or the value of `key`) begins."""
-    place = 0
+    """The line where element `index` of the list under `key` (or the value of `key`) begins.
+
+    `text` is valid JSON that has both.
+    """
+    decode, place = json.JSONDecoder().raw_decode, _skip(text, 0)
     if key is not None:
-        found = re.search(rf"{re.escape(json.dumps(key))}\s*:\s*", text)
-        place = found.end() if found else 0
-    if index is not None:
-        decoder = json.JSONDecoder()
-        place = text.index("[", place) + 1
-        for _ in range(index):
-            place = _skip(text, decoder.raw_decode(text, _skip(text, place))[1])
+        name, place = decode(text, _skip(text, place + 1))
+        while name != key:
+            place = _skip(text, decode(text, _skip(text, place))[1])
+            name, place = decode(text, place)
         place = _skip(text, place)
+    if index is not None:
+        place = _skip(text, place + 1)
+        for _ in range(index):
+            place = _skip(text, decode(text, place)[1])
     return text.count("\n", 0, place) + 1
 
 
 def _skip(text: str, place: int) -> int:
-    """The next place that is neither white space nor a comma."""
-    while place < len(text) and text[place] in " \t\r\n,":
+    """The next place that is no white space, comma or colon."""
+    while place < len(text) and text[place] in " \t\r\n,:":
         place += 1
     return place

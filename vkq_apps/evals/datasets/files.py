@@ -30,19 +30,29 @@ class Pictures:
         self._folder = folder
 
     def find(self, *names: str) -> Path | None:
-        """The file of one of these names, as a path from the folder or by its last part."""
+        """The file of one of these names: a path from the folder, or however deep it lies.
+
+        Files in other folders than a name says count where they alone have its last part: of two,
+        one would be another picture.
+        """
         for name in names:
             path = self._folder / name
             if os.path.isfile(path):  # False, too, for a name that no file can have
                 return path
         for name in names:
-            found = self._by_name.get(Path(name).name)
-            if found is not None:
-                return found
+            named = Path(name)
+            found = self._by_name.get(named.name, [])
+            as_named = [path for path in found if path.parts[-len(named.parts) :] == named.parts]
+            for some in (as_named, found):
+                if len(some) == 1:
+                    return some[0]
         return None
 
     @functools.cached_property
-    def _by_name(self) -> dict[str, Path]:
+    def _by_name(self) -> dict[str, list[Path]]:
         suffixes = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
-        paths = sorted(self._folder.rglob("*"), reverse=True)
-        return {path.name: path for path in paths if path.suffix.lower() in suffixes}
+        found: dict[str, list[Path]] = {}
+        for path in sorted(self._folder.rglob("*")):
+            if path.suffix.lower() in suffixes and path.is_file():
+                found.setdefault(path.name, []).append(path)
+        return found

@@ -11,6 +11,7 @@ from vkq_apps.evals.datasets.files import Pictures
 from vkq_apps.evals.metrics.metric import Metric
 from vkq_apps.evals.samples import Sample
 from vkq_apps.evals.tasks import Task
+from vkq_jax.messages import show
 
 __all__ = ["SHORT_ANSWER", "Format", "picture_sample"]
 
@@ -40,8 +41,17 @@ class Format:
     max_new_tokens: int = 16
 
     def task(self, path: Path, *, name: str | None = None, metric: Metric | None = None) -> Task:
-        """The task of a folder or file; reads all of its records."""
-        samples = list(self.read(path))
+        """The task of a folder or file; reads all of its records.
+
+        Raises:
+            ValueError: there is none, one is bad, or two have one key.
+        """
+        samples, keys = list(self.read(path)), set[str]()
+        for sample in samples:
+            if sample.key in keys:
+                place = path if sample.place is None else sample.place()
+                raise ValueError(f"{place}: expected an id of its own, got {show(sample.key)}")
+            keys.add(sample.key)
         if not samples:
             raise ValueError(f"{path}: expected at least one {self.name} record, got none")
         return Task(
@@ -75,11 +85,11 @@ def picture_sample(
     """A sample about one picture file, given by the names that it may have.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, or the question is empty.
     """
     path = pictures.find(*names)
     if path is None:
-        raise entry.error(f"a picture file {names[0]}", "no such file")
+        raise entry.error(f"a picture file {names[0]}", "none of this name, or several")
     return Sample(
         key=key,
         picture=str(path),
@@ -88,6 +98,7 @@ def picture_sample(
         answers=answers,
         part=part,
         choices=choices,
+        place=entry.place,
     )
 
 

@@ -17,15 +17,11 @@ __all__ = ["JSONL"]
 def _read(path: Path) -> Iterator[Sample]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a JSONL file, there is none")
-    keys: set[str] = set()
     for number, record in enumerate(jsonl_entries(path), 1):
         # Tables written as JSON have null where a record has no such field.
         given = {name: value for name, value in record.fields.items() if value is not None}
         entry = record.within(given)
         key = entry.name("id") if "id" in entry.fields else str(number)
-        if key in keys:
-            raise entry.error("an id of its own", key)
-        keys.add(key)
         images, videos = _files(entry, path.parent, "image"), _files(entry, path.parent, "video")
         if not images and not videos:
             raise entry.error(
@@ -34,6 +30,8 @@ def _read(path: Path) -> Iterator[Sample]:
         clips, num_frames = _clips(entry, videos)
         answers = entry.texts(_either(entry, "answer", "answers"))
         choices = entry.texts("choices") if "choices" in entry.fields else ()
+        if not all(choices) or len(set(choices)) < len(choices):
+            raise entry.error("'choices' to be different texts", list(choices))
         if choices and not set(answers) <= set(choices):
             raise entry.error(f"the answer to be one of {list(choices)}", list(answers))
         yield Sample(
@@ -46,6 +44,7 @@ def _read(path: Path) -> Iterator[Sample]:
             num_pictures=len(images),
             clips=clips,
             num_frames=num_frames,
+            place=entry.place,
         )
 
 

@@ -44,9 +44,10 @@ def _read_vqav2(folder: Path) -> Iterator[Sample]:
         people = entry.get("answers")
         if not isinstance(people, list) or not people:
             raise entry.error("'answers' to be a list", people)
-        answers[entry.name("question_id")] = tuple(
-            entry.within(one).text("answer") for one in people
-        )
+        key = entry.name("question_id")
+        if key in answers:
+            raise entry.error("a question_id of its own", key)
+        answers[key] = tuple(entry.within(one).text("answer") for one in people)
     for entry in json_entries(questions, "questions"):
         key, image = entry.name("question_id"), entry.name("image_id")
         if key not in answers:

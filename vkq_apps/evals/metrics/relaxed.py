@@ -1,5 +1,6 @@
 """Relaxed accuracy of ChartQA (arXiv 2203.10244): numbers within 5 %, else word for word."""
 
+import math
 from collections.abc import Sequence
 
 from vkq_apps.evals.metrics.metric import Metric, of_each
@@ -23,12 +24,14 @@ def _matches(answer: str, right: str) -> bool:
 
 
 def _number(text: str) -> float | None:
+    """The number that a text is; None: it is none, or "nan" or "infinity", which are words."""
     try:
-        if text.endswith("%"):
-            return float(text.removesuffix("%")) / 100
-        return float(text)
+        number = float(text.removesuffix("%"))
     except ValueError:
         return None
+    if not math.isfinite(number):
+        return None
+    return number / 100 if text.endswith("%") else number
 
 
 RELAXED = Metric("relaxed_accuracy", of_each(is_nearly), is_exact_ignoring_case)

@@ -48,9 +48,13 @@ def character_error_rate(answer: str, answers: Sequence[str]) -> float:
 
 
 def contains(answer: str, answers: Sequence[str]) -> bool:
-    """Whether a right answer stands anywhere in this one, in any case of letters."""
+    """Whether a right answer stands anywhere in this one, in any case of letters.
+
+    An empty right answer, which some data sets have beside others, stands in an empty one alone.
+    """
     text = answer.lower().replace("\n", " ")
-    return any(right.lower().replace("\n", " ").strip() in text for right in answers)
+    rights = [right.lower().replace("\n", " ").strip() for right in answers]
+    return any(right in text if right else not text.strip() for right in rights)
 
 
 def _ocrbench(answers: Sequence[str], samples: Sequence[Sample]) -> list[float]:
