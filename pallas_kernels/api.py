@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import jax
-import jax.numpy as jnp
 
 import vkq_jax.attention.post_scaled
 import vkq_jax.attention.reference
@@ -14,7 +13,8 @@ from pallas_kernels.layout.tiled import tile
 from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.post_scaled import AttentionOutput
-from vkq_jax.attention.soft_cap import check_soft_cap, is_finite_number
+from vkq_jax.attention.query_checks import check_attention_options, check_query
+from vkq_jax.attention.soft_cap import check_soft_cap
 from vkq_jax.cache.kv_cache import KVCache, LayerCache, VisualBank
 from vkq_jax.cache.layered import AnyCache, LayeredCache
 from vkq_jax.cache.summaries import cells_name
@@ -112,8 +112,8 @@ def attend_cache(
     Raises:
         ValueError, NotImplementedError: as `decode_attention`.
     """
-    _check_query(query, cache_layer)
-    _check_options(query, cache_layer, visible_text, starts, logits_scale)
+    check_query(query, cache_layer)
+    check_attention_options(query, cache_layer, visible_text, starts, logits_scale)
     name = choose_implementation(implementation, cache_layer, logits_soft_cap)
     return IMPLEMENTATIONS[name](
         query,
@@ -148,8 +148,8 @@ def attend_layer(
     Raises:
         ValueError, NotImplementedError: as `decode_attention`.
     """
-    _check_query(query, cache)
-    _check_options(query, cache, visible_text, starts, logits_scale)
+    check_query(query, cache)
+    check_attention_options(query, cache, visible_text, starts, logits_scale)
     name = choose_implementation(implementation, cache, logits_soft_cap)
     options = {
         "visible_text": visible_text,
@@ -270,7 +270,7 @@ def explain(
         requested = "on request" if untried is None else f"on request, {untried}"
         lines.append(f"{name}: {reason or ('taken' if name == chosen else requested)}")
     if query is not None and isinstance(cache, KVCache):
-        _check_query(query, cache)
+        check_query(query, cache)
         if mosaic_gpu.unsupported_reason(cache, logits_soft_cap) is None:
             lines += [f"mosaic_gpu: {line}" for line in describe(cache, query)]
     if slow := slowdown_reason(cache, logits_soft_cap=logits_soft_cap):
@@ -332,52 +332,3 @@ def slowdown_reason(
         f"attention over this coded cache is slower here than over a bfloat16 cache, by {name} "
         f"instead of the fused kernel: {reason}"
     )
-
-
-def _check_query(query: Array | jax.ShapeDtypeStruct, cache: LayerCache | KVCache) -> None:
-    batch, num_kv_heads, _, head_dim = cache.text.key.shape[-4:]
-    fits = len(query.shape) == 4 and (query.shape[0], query.shape[3]) == (batch, head_dim)
-    if not fits or query.shape[2] % num_kv_heads:
-        raise ValueError(
-            f"query must be [B={batch}, T, N=multiple of {num_kv_heads}, H={head_dim}] for this "
-            f"cache, got {list(query.shape)}"
-        )
-    if not jnp.issubdtype(query.dtype, jnp.floating):
-        raise ValueError(f"expected a float query, got {query.dtype}")
-    if cache.score_map is not None:
-        expected = (*cache.text.key.shape[:-4], query.shape[2])
-        if cache.score_map.slope.shape != expected:
-            raise ValueError(
-                f"score_map must be {list(expected)} (layers of the cache, query heads), got "
-                f"{list(cache.score_map.slope.shape)}"
-            )
-        cache.score_map.check_codes(cache.quant)
-
-
-def _check_options(
-    query: Array,
-    cache: LayerCache | KVCache,
-    visible_text: Array | None,
-    starts: Starts | None,
-    logits_scale: float | None,
-) -> None:
-    per_query = {} if visible_text is None else {"visible_text": visible_text}
-    if starts is not None:
-        if len(starts.visual) != len(cache.visual):
-            raise ValueError(
-                f"starts.visual must have one entry for each of {len(cache.visual)} visual banks, "
-                f"got {len(starts.visual)}"
-            )
-        per_query |= {f"starts.visual[{i}]": start for i, start in enumerate(starts.visual)}
-        per_query["starts.text"] = starts.text
-    for name, x in per_query.items():
-        if x.shape != query.shape[:2]:
-            raise ValueError(
-                f"{name} must be [B, T] = {list(query.shape[:2])}, as the query, got "
-                f"{list(x.shape)}"
-            )
-    if logits_scale is not None and not is_finite_number(logits_scale):
-        raise ValueError(
-            "logits_scale must be a finite number, static under jit, or None, got "
-            f"{show(logits_scale)}"
-        )

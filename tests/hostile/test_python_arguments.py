@@ -279,6 +279,56 @@ def test_tensors_of_a_layer_are_checked(one_clear_error, cache, begin):
         one_clear_error(error.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "valid", "message"),
+    [
+        ((1, 1, 3, 2, 8), None, None, r"key must be \[L, B, T, K, H\] = \[2, 1, 3, 2, 8\]"),
+        ((2, 1, 3, 1, 8), None, None, "key must be"),
+        ((2, 1, 3, 2, 8), (2, 1, 3, 2, 1), None, "value must be"),
+        ((2, 1, 3, 2, 8), (2, 1, 1, 2, 8), None, "value must be"),
+        ((2, 4, 3, 2, 8), None, None, "key must be"),
+        ((2, 1, 3, 2, 8), None, (1, 1), r"valid must be \[B, T\] = \[1, 3\]"),
+    ],
+)
+@pytest.mark.parametrize("quant", ["none", {0: "none", (1, 0): "vkq-1bit"}])
+def test_tokens_of_another_cache_are_not_appended(
+    one_clear_error, quant, key, value, valid, message
+):
+    """Fewer layers, and sizes of 1, were taken for all."""
+    per_layer = quant if isinstance(quant, str) else vkq_jax.per_layer("signs-1bit", quant)
+    sizes = {"num_layers": 2, "num_kv_heads": 2, "head_dim": 8, "cache_length": 4}
+    cache = vkq_jax.empty_cache(quant=per_layer, batch=1, dtype=jnp.float32, **sizes)
+    mask = None if valid is None else jnp.ones(valid, bool)
+    with pytest.raises(ValueError, match=message) as error:
+        vkq_jax.append(cache, jnp.ones(key), jnp.ones(value or key), mask)
+    one_clear_error(error.value)
+    longer = vkq_jax.append(cache, *jnp.ones((2, 2, 1, 3, 2, 8)), jnp.ones((1, 3), bool))
+    assert int(longer.text_length[0]) == 3
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 1, 8), (1, 1, 0, 8), (1, 1, 1, 4), (2, 1, 1, 8)])
+def test_queries_of_another_cache_have_no_weights(one_clear_error, cache, shape):
+    with pytest.raises(ValueError, match="query must be") as error:
+        vkq_jax.attention_weights(jnp.ones(shape), cache.layer(0))
+    one_clear_error(error.value)
+
+
+def test_a_pass_is_of_a_token_at_least(one_clear_error, cache):
+    for begin in (vkq_jax.begin_decode, vkq_jax.begin_prefill):
+        with pytest.raises(ValueError, match="must be booleans") as error:
+            begin(cache, jnp.ones((1, 0), bool))
+        one_clear_error(error.value)
+
+
+@pytest.mark.parametrize("groups", [None, 3, "text", [1], ((1, 2),), ((vkq_jax.Cells((0,)), 3),)])
+def test_groups_of_layers_are_groups(one_clear_error, groups):
+    with pytest.raises(ValueError, match="groups") as error:
+        vkq_jax.LayerGroups(groups)
+    one_clear_error(error.value)
+    with pytest.raises(ValueError, match="layers"):
+        vkq_jax.Cells(groups)
+
+
 def test_a_cache_survives_copies_and_shows_itself_when_its_buffers_are_gone(cache):
     for made in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache)), jax.device_get(cache)):
         assert repr(made) == repr(cache)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.post_scaled import from_kv_heads, joint_scores, masked_softmax
+from vkq_jax.attention.query_checks import check_attention_options, check_query
 from vkq_jax.cache.kv_cache import KVCache, LayerCache
 from vkq_jax.cache.layered import AnyCache
 from vkq_jax.cache.visibility import Starts
@@ -68,8 +69,10 @@ def attention_weights(
         logits_scale: H ** -0.5 by default. logits_soft_cap: of all scores, see `soft_cap`.
 
     Raises:
-        ValueError: query heads that cannot share the cache's KV heads.
+        ValueError: as `decode_attention`.
     """
+    check_query(query, cache_layer)
+    check_attention_options(query, cache_layer, visible_text, starts, logits_scale)
     parts, masks, _ = joint_scores(
         query, cache_layer, visible_text, starts, logits_scale, logits_soft_cap
     )

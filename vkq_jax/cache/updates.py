@@ -41,18 +41,20 @@ def append[C: KVCache | LayeredCache](
         A new cache, T tokens longer.
 
     Raises:
-        ValueError: the tokens do not fit and the lengths are known (outside jit); inside jit what
-            does not fit is dropped, so `grow` the cache beforehand.
+        ValueError: shapes of another cache; or the tokens have no room and the lengths are known
+            (outside jit): inside jit what has no room is dropped, so `grow` the cache beforehand.
     """
     check_cache_type(cache)
     if isinstance(cache, LayeredCache):
         if cache.cross or cache.recurrent is not None or cache.sizes_differ:
             raise NotImplementedError("append: a model with several kinds of layers is not covered")
+        _check_tokens(cache, key, value, valid)
         parts = []
         for part, cells in zip(cache.parts, cache.cells, strict=True):
             own_key, own_value = take_cells((key, value), cells, axis=3)
             parts.append(append(part, own_key, own_value, valid))
         return dataclasses.replace(cache, parts=tuple(parts))
+    _check_tokens(cache, key, value, valid)
     if valid is None:
         valid = jnp.ones(key.shape[1:3], bool)
     text = cache.text
@@ -68,6 +70,24 @@ def append[C: KVCache | LayeredCache](
     text = text.advance(valid, order)
     moved = cache.position + valid.sum(-1, dtype=jnp.int32)
     return dataclasses.replace(cache, text=text, position=moved)
+
+
+def _check_tokens(
+    cache: KVCache | LayeredCache, key: Array, value: Array, valid: Array | None
+) -> None:
+    """Raises ValueError unless the tokens are of this cache's layers, sequences and heads."""
+    part = cache if isinstance(cache, KVCache) else cache.parts[0]
+    batch, num_tokens, head_dim = part.position.shape[0], key.shape[2], part.text.key.shape[-1]
+    expected = (cache.num_layers, batch, num_tokens, cache.num_kv_heads, head_dim)
+    for name, x in (("key", key), ("value", value)):
+        if x.shape != expected:
+            raise ValueError(
+                f"{name} must be [L, B, T, K, H] = {list(expected)} for this cache, got {show(x)}"
+            )
+    if valid is not None and valid.shape != (batch, num_tokens):
+        raise ValueError(
+            f"valid must be [B, T] = {[batch, num_tokens]}, as the tokens, got {show(valid)}"
+        )
 
 
 def grow[C: KVCache | LayeredCache](cache: C, cache_length: int) -> C:

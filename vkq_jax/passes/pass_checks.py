@@ -33,7 +33,8 @@ def check_mask(name: str, mask: Any, cache: KVCache, tokens: int | None = None) 
     mask = jnp.asarray(mask)
     batch = cache.position.shape[0]
     expected = f"[B={batch}, T{'' if tokens is None else f'={tokens}'}]"
-    fits = mask.ndim == 2 and mask.shape[0] == batch and tokens in (None, mask.shape[1])
+    fits = mask.ndim == 2 and mask.shape[0] == batch and tokens in (None, mask.shape[-1])
+    fits &= mask.shape[-1:] != (0,)
     if mask.dtype != bool or not fits:
         raise ValueError(f"{name} must be booleans {expected}, got {show(mask)}")
     return mask

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from vkq_jax.messages import show
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.presets import resolve
-from vkq_jax.validation import whole_number
+from vkq_jax.validation import check_fields, whole_number
 
 __all__ = [
     "MOST_NUMBERS",
@@ -49,6 +49,10 @@ class Cells:
     layers: tuple[int, ...]
     heads: tuple[tuple[int, ...], ...] | None = None
 
+    def __post_init__(self):
+        """Raises ValueError for fields of other types."""
+        check_fields(self)
+
     def within(self, layers: Sequence[int]) -> Cells:
         """The same heads, their layers counted among `layers`, which has all of them."""
         return Cells(tuple(map(layers.index, self.layers)), self.heads)
@@ -66,6 +70,7 @@ class LayerGroups:
 
     def __post_init__(self):
         """Raises ValueError unless each head of each layer from 0 on is in just one group."""
+        check_fields(self)
         check_cells(tuple(cells for cells, _ in self.groups))
 
     @property
