@@ -4,6 +4,7 @@ import gc
 import importlib.util
 import os
 import signal
+import sys
 
 # Nearly all of the suite's time is XLA compiling small programs once. Before JAX is imported.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS") or (
@@ -71,8 +72,12 @@ def as_users_run_it(monkeypatch):
 
 
 @pytest.fixture
-def hears_ctrl_c():
-    """Shells start what runs in the background with Ctrl-C ignored: Python's own handler is set."""
+def hears_ctrl_c(monkeypatch):
+    """Shells start what runs in the background with Ctrl-C ignored: Python's own handler is set.
+
+    An interrupted program does not end the process of the tests.
+    """
+    monkeypatch.setattr(os, "_exit", sys.exit)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -37,6 +37,7 @@ from vkq_apps.files.outputs import check_record_place
 from vkq_apps.files.provenance import provenance
 from vkq_apps.files.results_file import source_digest, write_json
 from vkq_apps.terminal.console import log
+from vkq_apps.terminal.endings import closing_pool
 from vkq_apps.terminal.errors import describe
 
 __all__ = [
@@ -218,7 +219,7 @@ def check(launch: Launch) -> bool:
 def _workers(launch: Launch) -> contextlib.AbstractContextManager[Executor]:
     """For nearly nothing but compilation: processes; emulated there is little of it: threads."""
     if launch is not gpu_launch:
-        return ThreadPoolExecutor(os.cpu_count())
+        return closing_pool(ThreadPoolExecutor(os.cpu_count()))
     return process_pool(min(_CHECKING, os.cpu_count() or 1))
 
 

@@ -7,8 +7,10 @@ jaxlib compiles one Mosaic GPU kernel at a time in a process, under the lock of 
 import contextlib
 import multiprocessing
 import os
-from collections.abc import Iterator
+import signal
 from concurrent.futures import Executor, ProcessPoolExecutor
+
+from vkq_apps.terminal.endings import closing_pool, end_with_parent
 
 __all__ = ["process_pool", "take_memory_as_needed"]
 
@@ -18,12 +20,13 @@ def take_memory_as_needed() -> None:
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
 
 
-@contextlib.contextmanager
-def process_pool(size: int) -> Iterator[Executor]:
+def process_pool(size: int) -> contextlib.AbstractContextManager[Executor]:
     """A pool of `size` fresh processes; work that has not begun at the end is dropped."""
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(size, spawn, initializer=take_memory_as_needed)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return closing_pool(ProcessPoolExecutor(size, spawn, initializer=_begin))
+
+
+def _begin() -> None:
+    take_memory_as_needed()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that uses the pool hears it
+    end_with_parent()

@@ -30,9 +30,11 @@ __all__ = ["TASKS", "call", "main"]
 
 Task = Callable[..., dict[str, Any]]
 
-# Ctrl-C reaches both processes: the calling one hears it, and ends this one.
+# Ctrl-C reaches both processes: the calling one hears it, and ends this one. A calling process that
+# is killed cannot.
 _START = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from vkq_apps.terminal.endings import end_with_parent; end_with_parent(); "
     "from vkq_apps.bench.worker import main; main(sys.argv[1:])"
 )
 

@@ -15,17 +15,16 @@ def main(arguments: list[str] | None = None) -> None:
         130: interrupted by Ctrl-C.
     """
     try:
-        from vkq_apps.terminal.program import run_program
+        from vkq_apps.terminal.program import end_with, run_program
 
-        code = run_program("vkq", lambda: _run(arguments))
+        end_with(run_program("vkq", lambda: _run(arguments)))
     except ModuleNotFoundError as error:  # of the core alone not even typer is there
         extras = 'expected the extras of pip install "vkq-jax[all]"'
         print(f"vkq: {error.name} is not installed: {extras}", file=sys.stderr)
-        code = 2
+        sys.exit(2)
     except KeyboardInterrupt:  # before `run_program` listens
         print("vkq: interrupted", file=sys.stderr)
-        code = 130
-    sys.exit(code)
+        sys.exit(130)
 
 
 def _run(arguments: list[str] | None) -> int:

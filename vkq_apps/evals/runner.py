@@ -17,6 +17,7 @@ from vkq_apps.evals.dropping import read_kept
 from vkq_apps.evals.layers import layer_errors
 from vkq_apps.evals.records import Record, SampleLog
 from vkq_apps.evals.settings import Setting
+from vkq_apps.terminal.endings import closing_pool
 from vkq_jax.sharding.hosts import of_first_host, to_host
 
 __all__ = ["run"]
@@ -70,7 +71,7 @@ def _prepared_ahead(
     quantize_at: QuantizeAt,
 ) -> Iterator[tuple[Prepared, list[Setting]]]:
     """Prepares the next batch on the host while the device works on this one."""
-    with ThreadPoolExecutor(1) as pool:
+    with closing_pool(ThreadPoolExecutor(1)) as pool:
         coming = None
         ready = partial(prepare, model, steps=steps, quantize_at=quantize_at)
         for place, (batch, missing) in enumerate(todo):

@@ -1,8 +1,41 @@
-"""Steps that a failed run still has to take; imports nothing, so that `vkq` starts at once."""
+"""How a process ends with others; imports little, so that `vkq` starts at once."""
 
-from collections.abc import Callable
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 
-__all__ = ["at_failure"]
+__all__ = ["at_failure", "closing_pool", "end_with_parent"]
+
+SECONDS_BETWEEN_LOOKS = 0.5
 
 at_failure: list[Callable[[int], None]] = []
-"""Each is called with the exit code once the failure is told."""
+"""Steps that a failed run still has to take: each gets the exit code once the failure is told."""
+
+
+def end_with_parent() -> None:
+    """Ends this process, whatever it does, soon after the one that started it is gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def closing_pool[P: Executor](pool: P) -> Iterator[P]:
+    """The pool, ended behind the block; work that has not begun is dropped.
+
+    What still runs is waited for, but not where the block fails or Ctrl-C is heard.
+    """
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown(cancel_futures=True)

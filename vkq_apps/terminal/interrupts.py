@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from vkq_apps.terminal.wakeup import heard
+
 __all__ = ["first_interrupt_stops", "hear_interrupts"]
 
 SECONDS_UNTIL_REPEATED = 0.05
@@ -34,6 +36,7 @@ def hear_interrupts() -> Iterator[threading.Event]:
         return
 
     def interrupt(number: int, frame: Any) -> None:
+        heard()
         pressed.set()
         raise KeyboardInterrupt
 
@@ -98,6 +101,7 @@ def first_interrupt_stops(notice: str) -> Iterator[threading.Event]:
         return
 
     def interrupt(number: int, frame: Any) -> None:
+        heard()
         if stop.is_set():
             before(number, frame)
         stop.set()

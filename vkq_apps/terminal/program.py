@@ -1,5 +1,6 @@
 """One run of a program: streams, interrupts, and any failure told in one line."""
 
+import contextlib
 import importlib
 import io
 import os
@@ -9,8 +10,9 @@ from typing import Any, NoReturn
 
 from vkq_apps.terminal.endings import at_failure
 from vkq_apps.terminal.interrupts import hear_interrupts
+from vkq_apps.terminal.wakeup import watch_interrupts
 
-__all__ = ["run_module", "run_program"]
+__all__ = ["end_with", "run_module", "run_program"]
 
 _is_running = False
 
@@ -28,7 +30,7 @@ def run_program(name: str, run: Callable[[], int]) -> int:
     global _is_running
     if _is_running:  # `main` of a module that `run_module` runs: the end is told once
         return run()
-    with hear_interrupts() as interrupted:
+    with watch_interrupts(f"{name}: interrupted"), hear_interrupts() as interrupted:
         code, failure = 0, None
         try:
             _is_running = True
@@ -50,7 +52,21 @@ def run_program(name: str, run: Callable[[], int]) -> int:
 
 def run_module(name: str) -> NoReturn:
     """Calls `main` of a module and exits with its code; Ctrl-C is heard in its imports, too."""
-    sys.exit(run_program(name, lambda: importlib.import_module(name).main()))
+    try:
+        code = run_program(name, lambda: importlib.import_module(name).main())
+    except KeyboardInterrupt:  # pressed again while the first one was told
+        code = 130
+    end_with(code)
+
+
+def end_with(code: int) -> NoReturn:
+    """Ends the process; an interrupted one without its threads, which may compile for a minute."""
+    if code == 130:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(130)
+    sys.exit(code)
 
 
 def _run(run: Callable[[], int]) -> int:

@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vkq_apps.terminal.wakeup import heard
+
 __all__ = ["Log", "Window", "progress_bar", "stop_signals"]
 
 _AHEAD = 2
@@ -61,10 +63,13 @@ class Log:
 def stop_signals() -> Iterator[list[int]]:
     """A list that gets the number of a signal to stop, so that a step is never cut in two."""
     received: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, frame: received.append(number))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+
+    def receive(number: int, frame: Any) -> None:
+        heard()
+        received.append(number)
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, receive) for number in numbers}
     try:
         yield received
     finally:
