@@ -89,6 +89,8 @@ def _open(file: str) -> Image.Image:
 def _from_array(pixels: np.ndarray) -> Image.Image:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
+    if isinstance(pixels, np.ma.MaskedArray):
+        raise ValueError("image: expected an array without a mask, got a masked array: fill it")
     if pixels.dtype != np.uint8 or pixels.ndim < 2 or pixels.shape[2:] not in ((), (3,), (4,)):
         raise ValueError(
             "image: expected uint8 [height, width] or [height, width, 1, 3 or 4], "

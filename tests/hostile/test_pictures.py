@@ -133,6 +133,12 @@ def test_arrays_of_every_shape_and_type(cases, one_clear_error):
         assert got.size == shape[1::-1]
 
 
+def test_masked_pixels_are_not_shown(one_clear_error):
+    with pytest.raises(ValueError, match="without a mask") as caught:
+        read_picture(np.ma.masked_array(np.ones((4, 4), np.uint8), mask=True))
+    one_clear_error(caught.value)
+
+
 def test_a_picture_too_large_to_convert_is_refused_at_once(one_clear_error):
     with pytest.raises(ValueError, match="expected at most 178956970 pixels") as caught:
         read_picture(Image.new("1", (14_000, 14_000)))
