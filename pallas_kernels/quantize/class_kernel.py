@@ -1,7 +1,6 @@
 """The body of one thread block: tokens of one class coded in Hadamard planes.
 
-A launch takes keys and values of all classes with bits. As in `quantize_kernel`, a lane codes one
-token, with all its channels in registers:
+As in `quantize_kernel`, a lane codes one token, with all its channels in registers:
 
 | step | who | how |
 |---|---|---|
@@ -10,27 +9,24 @@ token, with all its channels in registers:
 | z = R u, codes, <u, D s> | lane | butterflies between registers; adding 2^23 rounds a code |
 | words and scale | thread block | `tiled_image`, a plane after another |
 
-A thread block finds out when it runs which class and which side are its own: numbers tell them
-apart, and branches where words are put in order. A warp without tokens reads nothing.
+A warp without tokens reads nothing.
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from pallas_kernels.isa.operations import Operations, Value
-from pallas_kernels.isa.warp_math import butterflies, chosen, dot, in_chains, split_bfloat16
-from pallas_kernels.layout import layouts
+from pallas_kernels.isa.warp_math import butterflies, dot, in_chains, split_bfloat16
 from pallas_kernels.layout.tiled import Side
+from pallas_kernels.quantize.class_block import SIDES, BlocksSpec, ClassBlock
 from pallas_kernels.quantize.half_block import HALF, PIECE, WARPS, image_bytes, log_scale_code
-from pallas_kernels.quantize.tiled_image import TiledImage
 from vkq_jax.codes.normal_steps import NORMAL_STEPS
 
-__all__ = ["SIDES", "ClassKernel", "ClassesSpec", "ScaleRule"]
+__all__ = ["ClassKernel", "ClassesSpec", "ScaleRule"]
 
-SIDES: tuple[Side, ...] = ("key", "value")
 ScaleRule = Literal["unbiased", "between", "norm"]
 _SHARES = {"unbiased": (1.0, 0.0), "between": (0.5, 0.5), "norm": (0.0, 1.0)}
 _ROUND = 2.0**23  # a float from here on has no digits behind the point
@@ -38,47 +34,15 @@ _LEAST = 2.0**-126
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassesSpec:
-    """One launch: keys and values of one layer, all classes.
+class ClassesSpec(BlocksSpec):
+    """One launch.
 
     Attributes:
-        heads: of all sequences. positions, head_dim: of tokens [2, heads, V, H].
-        centres: M. capacities, planes: of each class.
-        rules: of scales, of keys and of values.
+        centres: M. rules: of scales, of keys and of values.
     """
 
-    heads: int
-    positions: int
-    head_dim: int
     centres: int
-    capacities: tuple[int, ...]
-    planes: tuple[int, ...]
     rules: tuple[ScaleRule, ScaleRule]
-
-    @property
-    def coded(self) -> tuple[int, ...]:
-        """Classes that have bits."""
-        return tuple(c for c, planes in enumerate(self.planes) if planes)
-
-    @property
-    def halves(self) -> tuple[int, ...]:
-        """Half blocks of each class of a head."""
-        return tuple(-(-capacity // HALF) for capacity in self.capacities)
-
-    @property
-    def slots(self) -> int:
-        """Slots of a head, each class padded to whole half blocks."""
-        return HALF * sum(self.halves)
-
-    @property
-    def grid(self) -> int:
-        """Thread blocks: for each class with bits, of all heads of keys, then of values."""
-        return 2 * self.heads * sum(self.halves[c] for c in self.coded)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a token of a head, in bfloat16."""
-        return 2 * self.head_dim
 
     @property
     def stride(self) -> int:
@@ -97,71 +61,27 @@ class ClassesSpec:
         images = max(self.planes) * image_bytes(self.head_dim)
         return (32 * WARPS * self.stride + tables + images) // 4 + HALF
 
-    def words(self, number: int, side: Side) -> int:
-        """Words of a plane of a class of a head."""
-        count = layouts.key_words if side == "key" else layouts.value_words
-        return count(self.capacities[number], self.head_dim)
-
 
 class ClassKernel:
     """`run()` does the work of one warp.
 
-    Operands: x [2 * heads * V, H] bfloat16, finite; slot [heads, slots] int32, the position in each
-    slot, negative where there is none; ids [2 * heads, V] int32, of centroids; centre
-    [2 * heads, M, H] and unit [2 * heads, H] float32, 1 / unit. Results, for each side s and each
-    class c with bits: words_s_c [heads, planes, n] and scale_s_c [heads, blocks, 32, 2], as in
-    `TiledDictionary`.
+    Operands: those of `ClassBlock`; x [2 * heads * V, H] bfloat16, finite; ids [2 * heads, V]
+    int32, of centroids; centre [2 * heads, M, H] and unit [2 * heads, H] float32, 1 / unit.
+    Results: see `ClassBlock`.
     """
 
     def __init__(self, ops: Operations, spec: ClassesSpec):
         """Finds out which part of the work is this warp's."""
-        self._ops, self._spec = ops, spec
-        self._thread = ops.thread_index()
-        self._lane = ops.bit_and(self._thread, 31)
-        self._warp = ops.uniform(ops.shift_right(self._thread, 5))
+        self._ops, self._spec, self._block = ops, spec, ClassBlock(ops, spec)
         self._rows = ops.shared()
         self._tables = ops.add(self._rows, 32 * WARPS * spec.stride)
         self._images = ops.add(self._tables, (spec.centres + 1) * spec.table_stride)
         self._scales = ops.add(self._images, max(spec.planes) * image_bytes(spec.head_dim))
-        self._find_share()
-
-    def _find_share(self) -> None:
-        """Class (its place among those with bits), side, head and half block of this block."""
-        ops, spec = self._ops, self._spec
-        block = ops.block_index()
-        counts = [spec.halves[c] for c in spec.coded]
-        starts = [0, *itertools.accumulate(2 * spec.heads * n for n in counts)][:-1]
-        self._class: Value = 0
-        row: Value = 0
-        half: Value = 0
-        for place, (start, count) in enumerate(zip(starts, counts, strict=True)):
-            own = ops.sub(block, start)
-            self._class = ops.where_less(block, start, self._class, place)
-            row = ops.where_less(block, start, row, ops.div(own, count))
-            half = ops.where_less(block, start, half, ops.rem(own, count))
-        self._row, self._half = row, half  # row: of both sides
-        self._side = ops.where_less(row, spec.heads, 0, 1)
-        self._head = ops.where_less(row, spec.heads, row, ops.sub(row, spec.heads))
-
-    def _of_class(self, numbers: Sequence[int]) -> Value:
-        """The number of this thread block's class, from those of classes with bits."""
-        return chosen(self._ops, self._class, numbers)
-
-    def _float_of(self, place: Value, numbers: Sequence[float]) -> Value:
-        value: Value = numbers[0]
-        for i, number in enumerate(numbers[1:], 1):
-            value = self._ops.where_less_float(place, i, value, number)
-        return value
 
     def run(self) -> None:
         """Everything, for this warp."""
-        ops, spec = self._ops, self._spec
-        first = [HALF * sum(spec.halves[:c]) for c in spec.coded]
-        slot = ops.add(self._of_class(first), ops.mad(self._half, HALF, self._thread))
-        slot = ops.mad(self._head, spec.slots, slot)
-        position = ops.load(ops.address(ops.pointer("slot"), slot, 4))
-        valid = ops.where_less(position, 0, 0, 1)
-        position = ops.max(position, 0)
+        ops, spec, block = self._ops, self._spec, self._block
+        position, valid = block.load_position()
         any_valid = ops.ballot(valid)
         self._copy_tables()
         ops.cond(any_valid, [], lambda _: self._copy_rows(position))
@@ -174,31 +94,18 @@ class ClassKernel:
         each = spec.head_dim // 32
         planes = [words[i : i + each] for i in range(0, len(words), each)]
         for number, side in enumerate(SIDES):
-            self._where(self._side, number, functools.partial(self._put, side, planes, scale))
+            block.where(block.side, number, functools.partial(self._put, side, planes, scale))
         ops.barrier()
-        for number, side in enumerate(SIDES):
-            for place, c in enumerate(spec.coded):
-                own = ops.mad(self._class, len(SIDES), self._side)
-                here = len(SIDES) * place + number
-                self._where(own, here, functools.partial(self._write, side, c))
-
-    def _where(self, own: Value, number: int, work: Callable[[], None]) -> None:
-        """Does the work in thread blocks whose number is this one."""
-
-        def branch(_: list[Value]) -> list[Value]:
-            work()
-            return []
-
-        self._ops.cond(self._ops.equal(own, number), [], branch)
+        block.write(self._images, self._scales)
 
     def _copy_tables(self) -> None:
         """Starts to copy centroids and units to shared memory."""
         ops, spec = self._ops, self._spec
         pieces = spec.head_dim // 4
         for name, first, count in (("centre", 0, spec.centres), ("unit", spec.centres, 1)):
-            base = ops.address(ops.pointer(name), self._row, 4 * spec.head_dim * count)
+            base = ops.address(ops.pointer(name), self._block.row, 4 * spec.head_dim * count)
             for start in range(0, count * pieces, 32 * WARPS):
-                number = ops.add(self._thread, start)
+                number = ops.add(self._block.thread, start)
                 exists = ops.where_less(number, count * pieces, 1, 0)
                 number = ops.min(number, count * pieces - 1)
                 row, piece = ops.div(number, pieces), ops.rem(number, pieces)
@@ -211,10 +118,10 @@ class ClassKernel:
         ops, spec = self._ops, self._spec
         pieces = spec.row_bytes // PIECE
         at_once = 32 // pieces
-        row, piece = ops.div(self._lane, pieces), ops.rem(self._lane, pieces)
-        source = ops.mad(self._row, spec.positions, position)
+        row, piece = ops.div(self._block.lane, pieces), ops.rem(self._block.lane, pieces)
+        source = ops.mad(self._block.row, spec.positions, position)
         start = ops.address(ops.pointer("x"), piece, PIECE)
-        rows = ops.mad(self._warp, 32 * spec.stride, self._rows)
+        rows = ops.mad(self._block.warp, 32 * spec.stride, self._rows)
         target = ops.mad(piece, PIECE, ops.mad(row, spec.stride, rows))
         for first in range(0, 32, at_once):
             taken = ops.take(source, ops.add(row, first))
@@ -227,8 +134,8 @@ class ClassKernel:
     def _residual(self, position: Value) -> list[Value]:
         """The channels of x / unit - centre."""
         ops, spec = self._ops, self._spec
-        mine = ops.mad(self._thread, spec.stride, self._rows)
-        number = ops.mad(self._row, spec.positions, position)
+        mine = ops.mad(self._block.thread, spec.stride, self._rows)
+        number = ops.mad(self._block.row, spec.positions, position)
         ids = ops.load(ops.address(ops.pointer("ids"), number, 4))
         own = ops.mad(ids, spec.table_stride, self._tables)
         units = spec.centres * spec.table_stride
@@ -249,7 +156,7 @@ class ClassKernel:
 
     def _code(self, position: Value, valid: Value) -> list[Value]:
         """Words of this lane's token, plane after plane, then its scale's bits."""
-        ops, spec = self._ops, self._spec
+        ops, spec, block = self._ops, self._spec, self._block
         planes = [spec.planes[c] for c in spec.coded]
         u = self._residual(position)
         square = in_chains(ops.fadd, [dot(ops, u[i::8], u[i::8]) for i in range(8)])
@@ -258,8 +165,8 @@ class ClassKernel:
         first, dim = u[0], float(spec.head_dim)
         z = butterflies(ops, u)  # times sqrt(H)
         power = ops.exp2(ops.fmul(of_square, -0.5))  # 1 / (size sqrt(H))
-        factor = ops.fmul(power, self._float_of(self._class, [1 / NORMAL_STEPS[p] for p in planes]))
-        top = self._float_of(self._class, [2.0**p - 1 for p in planes])
+        factor = ops.fmul(power, block.float_of(block.place, [1 / NORMAL_STEPS[p] for p in planes]))
+        top = block.float_of(block.place, [2.0**p - 1 for p in planes])
         middle = ops.fmul(top, 0.5)
         words: list[list[Value]] = [[] for _ in range(max(planes))]
         products: list[Value] = [0.0] * 8
@@ -286,47 +193,19 @@ class ClassKernel:
 
     def _scale(self, of_square: Value, along: Value, some: Value) -> Value:
         """Bits of the scale, by the rule of this side, in logarithms."""
-        ops, spec = self._ops, self._spec
+        ops, spec, block = self._ops, self._spec, self._block
         steps = [NORMAL_STEPS[spec.planes[c]] for c in spec.coded]
-        norm = self._float_of(self._class, [step / (2 * spec.head_dim**0.5) for step in steps])
+        norm = block.float_of(block.place, [step / (2 * spec.head_dim**0.5) for step in steps])
         of_norm = ops.fma(of_square, 0.5, ops.log2(norm))
         of_fit = ops.fsub(of_square, ops.log2(ops.fmax(along, _LEAST)))
         shares = zip(*(_SHARES[rule] for rule in spec.rules), strict=True)
-        fit, unscaled = (self._float_of(self._side, share) for share in shares)
+        fit, unscaled = (block.float_of(block.side, share) for share in shares)
         logarithm = ops.fma(of_fit, fit, ops.fmul(of_norm, unscaled))
         return ops.mad(log_scale_code(ops, logarithm), some, 0)
 
-    # To device memory -----------------------------------------------------------------------------
-
-    def _image(self, side: Side, number: int) -> TiledImage:
-        """The half block, of a class of this number."""
-        spec = self._spec
-        return TiledImage(
-            self._ops,
-            spec.head_dim,
-            self._thread,
-            self._lane,
-            self._warp,
-            self._half,
-            halves=spec.halves[number],
-            words=spec.words(number, side),
-            image=self._images,
-            scales=self._scales,
-        )
-
     def _put(self, side: Side, planes: Sequence[Sequence[Value]], scale: Value) -> None:
-        image = self._image(side, self._spec.coded[0])  # the order of words is that of all classes
+        number = self._spec.coded[0]  # the order of words is that of all classes
+        image = self._block.image(side, number, self._images, self._scales)
         for plane, words in enumerate(planes):
             image.put_words(side, words, plane)
         image.put_scale(scale)
-
-    def _write(self, side: Side, number: int) -> None:
-        """All planes and the scales of a class."""
-        ops, spec, image = self._ops, self._spec, self._image(side, number)
-        base = ops.pointer(f"words_{side}_{number}")
-        for plane in range(spec.planes[number]):
-            row = ops.mad(self._head, spec.planes[number], plane)
-            image.write_words(side, base, ops.mad(row, image.words, 0), plane)
-        blocks = layouts.num_blocks(spec.capacities[number])
-        block = ops.mad(self._head, blocks, ops.shift_right(self._half, 1))
-        image.write_scales(8, ops.pointer(f"scale_{side}_{number}"), block)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from pallas_kernels.isa.program import Program, Run, run_on_gpu
 from pallas_kernels.layout import layouts
-from pallas_kernels.quantize.class_kernel import SIDES, ClassesSpec, ClassKernel, ScaleRule
+from pallas_kernels.quantize.class_block import SIDES
+from pallas_kernels.quantize.class_kernel import ClassesSpec, ClassKernel, ScaleRule
 from pallas_kernels.quantize.half_block import WARPS
 from vkq_jax.array_types import Array, Float, Int32, UInt32
 
@@ -40,7 +41,7 @@ def code_classes(
     """
     _, heads, positions, head_dim = x.shape
     spec = ClassesSpec(
-        heads, positions, head_dim, centre.shape[2], tuple(capacities), tuple(planes), rules
+        heads, positions, head_dim, tuple(capacities), tuple(planes), centre.shape[2], rules
     )
     operands = {
         "x": x.reshape(-1, head_dim),

@@ -14,7 +14,8 @@ import numpy as np
 from pallas_kernels.isa.program import Run, run_on_gpu
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
-from pallas_kernels.quantize.class_kernel import SIDES, ScaleRule
+from pallas_kernels.quantize.class_block import SIDES
+from pallas_kernels.quantize.class_kernel import ScaleRule
 from pallas_kernels.quantize.classes import code_classes
 from pallas_kernels.quantize.gathering import gather_tokens
 from pallas_kernels.quantize.lloyd import assign_tokens
