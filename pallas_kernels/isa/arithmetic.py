@@ -93,6 +93,11 @@ class Arithmetic(Instructions):
         ptx = "{ .reg .pred p; setp.lt.s32 p, $1, $2; selp.f32 $0, $3, $4, p; }"
         return self.emit(ptx, "f", "rrff", a, b, x, y)
 
+    def where_float_less(self, a: Value, b: Value, x: Value, y: Value) -> Value:
+        """The word x where the floats a < b, else the word y."""
+        ptx = "{ .reg .pred p; setp.lt.f32 p, $1, $2; selp.b32 $0, $3, $4, p; }"
+        return self.emit(ptx, "r", "ffrr", a, b, x, y)
+
     def where_bit_float(self, a: Value, bit: int, x: Value, y: Value) -> Value:
         """The float x where that bit of the word a is 1, else the float y."""
         ptx = (

@@ -102,6 +102,10 @@ class EmulatedArithmetic(EmulatedValues, Arithmetic):
         """See `Operations.where_less_float`."""
         return np.where(as_signed(a) < as_signed(b), as_float(x), as_float(y))
 
+    def where_float_less(self, a, b, x, y):
+        """See `Operations.where_float_less`."""
+        return np.where(as_float(a) < as_float(b), as_word(x), as_word(y))
+
     def where_bit_float(self, a, bit, x, y):
         """See `Operations.where_bit_float`."""
         return np.where(as_word(a) >> np.uint32(bit) & np.uint32(1) != 0, as_float(x), as_float(y))

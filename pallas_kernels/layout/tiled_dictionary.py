@@ -18,6 +18,7 @@ from vkq_jax.pytree import frozen_pytree, static_field
 
 __all__ = [
     "MOST_CENTRES",
+    "MOST_VIRTUAL",
     "TiledDictionary",
     "stored_virtual",
     "tile_pair",
@@ -25,8 +26,8 @@ __all__ = [
 ]
 
 MOST_CENTRES = 4  # of an image: a number's two bits choose among what a lane has in registers
+MOST_VIRTUAL = 3 * layouts.HEAD_DIMS[-1]  # of a class with a learned dictionary
 _MOST_BITS = 4
-_MOST_VIRTUAL = 3 * layouts.HEAD_DIMS[-1]  # of a class with a learned dictionary
 _SCALE_OF_ONE = 128  # see `vkq_jax.bits.log_scale`
 
 
@@ -251,8 +252,8 @@ def _untileable_reason(x: DictionaryTensor) -> str | None:
 def _untileable_learned_reason(x: DictionaryTensor) -> str | None:
     if x.centre.shape[-2] > 1:
         return "centroids of an image beside dictionaries of the model's tables"
-    if max(x.virtual) > _MOST_VIRTUAL:
-        return f"{max(x.virtual)} virtual channels in a class, more than {_MOST_VIRTUAL}"
+    if max(x.virtual) > MOST_VIRTUAL:
+        return f"{max(x.virtual)} virtual channels in a class, more than {MOST_VIRTUAL}"
     if not any(x.virtual):
         return "dictionaries of the model's tables without virtual channels"
     if not x.num_positions:

@@ -39,10 +39,14 @@ class ClassesSpec(BlocksSpec):
 
     Attributes:
         centres: M. rules: of scales, of keys and of values.
+        codebook: centroids of the model's codebook, which numbers of centroids are of; 0: those of
+            the heads themselves. kv_heads: that have codebooks of their own.
     """
 
     centres: int
     rules: tuple[ScaleRule, ScaleRule]
+    codebook: int = 0
+    kv_heads: int = 1
 
     @property
     def stride(self) -> int:
@@ -55,18 +59,31 @@ class ClassesSpec(BlocksSpec):
         return 4 * self.head_dim + PIECE
 
     @property
+    def rows_bytes(self) -> int:
+        """Shared memory of tokens, or of the centroids that they have in a codebook."""
+        return 32 * WARPS * self.stride
+
+    @property
+    def tables(self) -> dict[str, int]:
+        """Rows of float32 in shared memory: of which operands, and how many."""
+        units = {} if self.codebook else {"unit": 1}
+        return ({"centre": self.centres} if self.centres else {}) | units
+
+    @property
     def shared_words(self) -> int:
         """Words of shared memory: rows, centroids and units, images, scales."""
-        tables = (self.centres + 1) * self.table_stride
+        rows = self.rows_bytes * (2 if self.codebook else 1)
+        tables = sum(self.tables.values()) * self.table_stride
         images = max(self.planes) * image_bytes(self.head_dim)
-        return (32 * WARPS * self.stride + tables + images) // 4 + HALF
+        return (rows + tables + images) // 4 + HALF
 
 
 class ClassKernel:
     """`run()` does the work of one warp.
 
     Operands: those of `ClassBlock`; x [2 * heads * V, H] bfloat16, finite; ids [2 * heads, V]
-    int32, of centroids; centre [2 * heads, M, H] and unit [2 * heads, H] float32, 1 / unit.
+    int32, of centroids; centre [2 * heads, M, H] and unit [2 * heads, H] float32, 1 / unit. With a
+    codebook book [2 * KV heads * centroids, H] bfloat16 in the place of unit, and M is 0 or 1.
     Results: see `ClassBlock`.
     """
 
@@ -74,8 +91,10 @@ class ClassKernel:
         """Finds out which part of the work is this warp's."""
         self._ops, self._spec, self._block = ops, spec, ClassBlock(ops, spec)
         self._rows = ops.shared()
-        self._tables = ops.add(self._rows, 32 * WARPS * spec.stride)
-        self._images = ops.add(self._tables, (spec.centres + 1) * spec.table_stride)
+        self._centroids = ops.add(self._rows, spec.rows_bytes)
+        self._tables = ops.add(self._centroids, spec.rows_bytes if spec.codebook else 0)
+        tables = sum(spec.tables.values()) * spec.table_stride
+        self._images = ops.add(self._tables, tables)
         self._scales = ops.add(self._images, max(spec.planes) * image_bytes(spec.head_dim))
 
     def run(self) -> None:
@@ -84,13 +103,15 @@ class ClassKernel:
         position, valid = block.load_position()
         any_valid = ops.ballot(valid)
         self._copy_tables()
-        ops.cond(any_valid, [], lambda _: self._copy_rows(position))
+        number = ops.mad(block.row, spec.positions, position)
+        ids = ops.load(ops.address(ops.pointer("ids"), number, 4))
+        ops.cond(any_valid, [], lambda _: self._copy_tokens(number, ids))
         ops.group_copies()
         ops.wait_for_copies()
         ops.barrier()
         most = max(spec.planes)
         nothing = [0] * (most * spec.head_dim // 32 + 1)
-        *words, scale = ops.cond(any_valid, nothing, lambda _: self._code(position, valid))
+        *words, scale = ops.cond(any_valid, nothing, lambda _: self._code(ids, valid))
         each = spec.head_dim // 32
         planes = [words[i : i + each] for i in range(0, len(words), each)]
         for number, side in enumerate(SIDES):
@@ -102,7 +123,8 @@ class ClassKernel:
         """Starts to copy centroids and units to shared memory."""
         ops, spec = self._ops, self._spec
         pieces = spec.head_dim // 4
-        for name, first, count in (("centre", 0, spec.centres), ("unit", spec.centres, 1)):
+        first = 0
+        for name, count in spec.tables.items():
             base = ops.address(ops.pointer(name), self._block.row, 4 * spec.head_dim * count)
             for start in range(0, count * pieces, 32 * WARPS):
                 number = ops.add(self._block.thread, start)
@@ -112,60 +134,77 @@ class ClassKernel:
                 target = ops.mad(ops.add(row, first), spec.table_stride, self._tables)
                 target = ops.mad(piece, PIECE, target)
                 ops.copy_to_shared_where(exists, target, ops.address(base, number, PIECE))
+            first += count
 
-    def _copy_rows(self, position: Value) -> list[Value]:
-        """Starts to copy the rows of this warp's tokens, whole rows side by side."""
-        ops, spec = self._ops, self._spec
+    def _copy_tokens(self, number: Value, ids: Value) -> list[Value]:
+        """Starts to copy the rows of this warp's tokens, and of their centroids in a codebook."""
+        ops, spec, block = self._ops, self._spec, self._block
+        self._copy_rows("x", number, self._rows)
+        if spec.codebook:
+            head = ops.mad(block.side, spec.kv_heads, ops.rem(block.head, spec.kv_heads))
+            self._copy_rows("book", ops.mad(head, spec.codebook, ids), self._centroids)
+        return []
+
+    def _copy_rows(self, name: str, number: Value, rows: Value) -> None:
+        """Starts to copy the rows of these numbers, whole rows side by side."""
+        ops, spec, block = self._ops, self._spec, self._block
         pieces = spec.row_bytes // PIECE
         at_once = 32 // pieces
-        row, piece = ops.div(self._block.lane, pieces), ops.rem(self._block.lane, pieces)
-        source = ops.mad(self._block.row, spec.positions, position)
-        start = ops.address(ops.pointer("x"), piece, PIECE)
-        rows = ops.mad(self._block.warp, 32 * spec.stride, self._rows)
+        row, piece = ops.div(block.lane, pieces), ops.rem(block.lane, pieces)
+        start = ops.address(ops.pointer(name), piece, PIECE)
+        rows = ops.mad(block.warp, 32 * spec.stride, rows)
         target = ops.mad(piece, PIECE, ops.mad(row, spec.stride, rows))
         for first in range(0, 32, at_once):
-            taken = ops.take(source, ops.add(row, first))
+            taken = ops.take(number, ops.add(row, first))
             address = ops.address(start, taken, spec.row_bytes)
             ops.copy_to_shared(target, first * spec.stride, address)
-        return []
 
     # One token a lane -----------------------------------------------------------------------------
 
-    def _residual(self, position: Value) -> list[Value]:
+    def _residual(self, ids: Value) -> list[Value]:
         """The channels of x / unit - centre."""
         ops, spec = self._ops, self._spec
         mine = ops.mad(self._block.thread, spec.stride, self._rows)
-        number = ops.mad(self._block.row, spec.positions, position)
-        ids = ops.load(ops.address(ops.pointer("ids"), number, 4))
+        centroid = ops.mad(self._block.thread, spec.stride, self._centroids)
         own = ops.mad(ids, spec.table_stride, self._tables)
-        units = spec.centres * spec.table_stride
+        units = ops.add(self._tables, spec.centres * spec.table_stride)
         u = []
         for first in range(0, spec.head_dim, 8):
-            words = ops.load_shared4(mine, 2 * first)
-            x = [ops.from_bits(bits) for word in words for bits in split_bfloat16(ops, word)]
-            unit, centre = (
-                [
-                    ops.from_bits(word)
-                    for offset in (0, 16)
-                    for word in ops.load_shared4(at, 4 * first + offset)
-                ]
-                for at in (ops.add(self._tables, units), own)
-            )
-            u += [ops.fsub(ops.fmul(*pair), c) for *pair, c in zip(x, unit, centre, strict=True)]
+            x = self._bfloat16(mine, first)
+            if spec.codebook:
+                if spec.centres:
+                    x = map(ops.fsub, x, self._floats(self._tables, first))
+                u += map(ops.fsub, x, self._bfloat16(centroid, first))
+            else:
+                x = map(ops.fmul, x, self._floats(units, first))
+                u += map(ops.fsub, x, self._floats(own, first))
         return u
 
-    def _code(self, position: Value, valid: Value) -> list[Value]:
+    def _bfloat16(self, row: Value, first: int) -> list[Value]:
+        """Eight channels of a row of bfloat16 in shared memory."""
+        ops = self._ops
+        words = ops.load_shared4(row, 2 * first)
+        return [ops.from_bits(bits) for word in words for bits in split_bfloat16(ops, word)]
+
+    def _floats(self, row: Value, first: int) -> list[Value]:
+        """Eight channels of a row of float32 in shared memory."""
+        ops = self._ops
+        words = [word for i in (0, 16) for word in ops.load_shared4(row, 4 * first + i)]
+        return [ops.from_bits(word) for word in words]
+
+    def _code(self, ids: Value, valid: Value) -> list[Value]:
         """Words of this lane's token, plane after plane, then its scale's bits."""
         ops, spec, block = self._ops, self._spec, self._block
         planes = [spec.planes[c] for c in spec.coded]
-        u = self._residual(position)
+        u = self._residual(ids)
         square = in_chains(ops.fadd, [dot(ops, u[i::8], u[i::8]) for i in range(8)])
         some = ops.where_less(0, ops.as_bits(square), valid, 0)  # not all channels are 0
         of_square = ops.log2(ops.fmax(square, _LEAST))
         first, dim = u[0], float(spec.head_dim)
         z = butterflies(ops, u)  # times sqrt(H)
         power = ops.exp2(ops.fmul(of_square, -0.5))  # 1 / (size sqrt(H))
-        factor = ops.fmul(power, block.float_of(block.place, [1 / NORMAL_STEPS[p] for p in planes]))
+        steps = block.float_of(block.place, [1 / NORMAL_STEPS[p] for p in planes])
+        factor = ops.fmul(power, steps)
         top = block.float_of(block.place, [2.0**p - 1 for p in planes])
         middle = ops.fmul(top, 0.5)
         words: list[list[Value]] = [[] for _ in range(max(planes))]

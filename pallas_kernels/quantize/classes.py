@@ -1,18 +1,18 @@
 """Dictionary codes of all classes of tokens by one launch, in the layout of attention's kernel."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.isa.program import Program, Run, run_on_gpu
 from pallas_kernels.layout import layouts
-from pallas_kernels.quantize.class_block import SIDES
+from pallas_kernels.quantize.class_block import SIDES, BlocksSpec
 from pallas_kernels.quantize.class_kernel import ClassesSpec, ClassKernel, ScaleRule
 from pallas_kernels.quantize.half_block import WARPS
 from vkq_jax.array_types import Array, Float, Int32, UInt32
 
-__all__ = ["code_classes"]
+__all__ = ["Coded", "code_classes", "coded_results", "results_of"]
 
 Coded = tuple[
     tuple[UInt32[Array, "heads n"], ...], tuple[UInt32[Array, "heads blocks 32 2"] | None, ...]
@@ -24,7 +24,8 @@ def code_classes(
     slot: Int32[Array, "heads S"],
     ids: Int32[Array, "2 heads V"],
     centre: Float[Array, "2 heads M H"],
-    unit: Float[Array, "2 heads H"],
+    unit: Float[Array, "2 heads H"] | None = None,
+    book: Float[Array, "2 K N H"] | None = None,
     *,
     capacities: Sequence[int],
     planes: Sequence[int],
@@ -36,27 +37,37 @@ def code_classes(
     Args:
         x: tokens, bfloat16, finite. slot: the position in each slot, see `order_tokens`.
         ids: centroid of each token. centre: centroids of x / unit, finite.
-        unit: of each channel. capacities, planes: of each class. rules: of scales.
+        unit: of each channel. book: codebooks, bfloat16, whose centroids `ids` are and which are
+            around the centre, if there is one; then there are no units.
+        capacities, planes: of each class. rules: of scales.
         run: runs the kernel; tests emulate it.
     """
     _, heads, positions, head_dim = x.shape
-    spec = ClassesSpec(
-        heads, positions, head_dim, tuple(capacities), tuple(planes), centre.shape[2], rules
-    )
     operands = {
         "x": x.reshape(-1, head_dim),
         "slot": slot,
         "ids": ids.reshape(-1, positions),
-        "centre": centre.astype(jnp.float32).reshape(-1, *centre.shape[2:]),
-        "unit": (1.0 / unit.astype(jnp.float32)).reshape(-1, head_dim),
     }
-    results: dict[str, jax.ShapeDtypeStruct] = {}
-    for side in SIDES:
-        for c in spec.coded:
-            words = (heads, spec.planes[c] * spec.words(c, side))
-            scale = (heads, layouts.num_blocks(spec.capacities[c]), 32, 2)
-            results[f"words_{side}_{c}"] = jax.ShapeDtypeStruct(words, jnp.uint32)
-            results[f"scale_{side}_{c}"] = jax.ShapeDtypeStruct(scale, jnp.uint32)
+    if centre.shape[2]:
+        operands["centre"] = centre.astype(jnp.float32).reshape(-1, *centre.shape[2:])
+    codebook, kv_heads = 0, 1
+    if book is not None:
+        kv_heads, codebook = book.shape[1:3]
+        operands["book"] = book.reshape(-1, head_dim)
+    elif unit is not None:
+        operands["unit"] = (1.0 / unit.astype(jnp.float32)).reshape(-1, head_dim)
+    spec = ClassesSpec(
+        heads=heads,
+        positions=positions,
+        head_dim=head_dim,
+        capacities=tuple(capacities),
+        planes=tuple(planes),
+        centres=centre.shape[2],
+        rules=rules,
+        codebook=codebook,
+        kv_heads=kv_heads,
+    )
+    results = coded_results(spec)
     program = Program(
         body=lambda ops: ClassKernel(ops, spec).run(),
         results=results,
@@ -64,8 +75,24 @@ def code_classes(
         warps=WARPS,
         shared_words=spec.shared_words,
     )
-    found = dict(zip(results, run(program, operands), strict=True))
-    nothing = jnp.zeros((heads, 0), jnp.uint32)
+    return results_of(spec, dict(zip(results, run(program, operands), strict=True)))
+
+
+def coded_results(spec: BlocksSpec) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the results of `ClassBlock`."""
+    results: dict[str, jax.ShapeDtypeStruct] = {}
+    for side in SIDES:
+        for c in spec.coded:
+            words = (spec.heads, spec.planes[c] * spec.words(c, side))
+            scale = (spec.heads, layouts.num_blocks(spec.capacities[c]), 32, 2)
+            results[f"words_{side}_{c}"] = jax.ShapeDtypeStruct(words, jnp.uint32)
+            results[f"scale_{side}_{c}"] = jax.ShapeDtypeStruct(scale, jnp.uint32)
+    return results
+
+
+def results_of(spec: BlocksSpec, found: Mapping[str, Array]) -> list[Coded]:
+    """Words and scales of each class, of keys, then of values, from what a launch has found."""
+    nothing = jnp.zeros((spec.heads, 0), jnp.uint32)
     classes = range(len(spec.planes))
     return [
         (

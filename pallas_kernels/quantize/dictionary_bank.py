@@ -1,6 +1,7 @@
-"""A layer's visual tokens in dictionary codes, k-means and codes each by a kernel.
+"""A layer's visual tokens in dictionary codes, centres and codes each by a kernel.
 
-XLA finds the units of channels and the tokens that k-means begins with, as in plain coding.
+Centres are those of the image, by k-means, or its mean and the codebook of a model's tables. XLA
+finds the units of channels and the tokens that k-means begins with, as in plain coding.
 """
 
 import dataclasses
@@ -13,33 +14,37 @@ import numpy as np
 
 from pallas_kernels.isa.program import Run, run_on_gpu
 from pallas_kernels.layout import layouts
-from pallas_kernels.layout.tiled_dictionary import TiledDictionary
+from pallas_kernels.layout.tiled_dictionary import TiledDictionary, stored_virtual
+from pallas_kernels.quantize.centring import around_centres, around_means
 from pallas_kernels.quantize.class_block import SIDES
 from pallas_kernels.quantize.class_kernel import ScaleRule
 from pallas_kernels.quantize.classes import code_classes
+from pallas_kernels.quantize.covered_tables import (
+    learned_tables,
+    unfused_planes_reason,
+    unfused_tables_reason,
+    virtual_of,
+)
 from pallas_kernels.quantize.gathering import gather_tokens
-from pallas_kernels.quantize.lloyd import assign_tokens
+from pallas_kernels.quantize.learned import code_learned
 from pallas_kernels.quantize.lloyd_kernel import MOST_CENTRES
 from pallas_kernels.quantize.order_kernel import MOST_POSITIONS, padded_capacities
 from pallas_kernels.quantize.ordering import order_tokens
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache.kv_cache import VisualBank
-from vkq_jax.codes import groups
-from vkq_jax.codes.dictionary_centring import units_of
+from vkq_jax.codes.code_tables import CodeTables
 from vkq_jax.codes.dictionary_codes import DictionaryCodes
 from vkq_jax.codes.dictionary_encoder import alike, attention_weights
-from vkq_jax.codes.image_centres import STEPS, far_centres
 from vkq_jax.codes.token_classes import ClassMap, capacities
 
 __all__ = ["dictionary_bank", "unfused_pair_reason"]
-
-_MOST_PLANES = 4
 
 
 def unfused_pair_reason(
     key: Array | jax.ShapeDtypeStruct,
     codes: tuple[DictionaryCodes, DictionaryCodes],
     num_positions: int,
+    tables: CodeTables | None = None,
 ) -> str | None:
     """Why the kernels do not code keys and values like `key`; None if they do."""
     head_dim, first = key.shape[-1], codes[0]
@@ -51,24 +56,19 @@ def unfused_pair_reason(
         return "the bank has no positions"
     if num_positions > MOST_POSITIONS:
         return f"{num_positions} positions, more than {MOST_POSITIONS}"
+    if first.table_dtype != "bfloat16":
+        return f"tables in {first.table_dtype}, not bfloat16"
+    if not min(capacities(first.classes, num_positions)):
+        return "a class of tokens without slots"
     if any(c.uses_tables for c in codes):
-        return "tables of the model"
+        return unfused_tables_reason(codes, tables, *key.shape[-2:])
     if not alike(codes, None):
         return "keys and values in codes that differ in more than units and scales"
     if not 1 < first.centres <= MOST_CENTRES:
         return f"centres={first.centres}, not 2 to {MOST_CENTRES}"
     if codes[1].smoothing:
         return "values: channels in units of their own"
-    if first.table_dtype != "bfloat16":
-        return f"tables in {first.table_dtype}, not bfloat16"
-    if not min(capacities(first.classes, num_positions)):
-        return "a class of tokens without slots"
-    planes = [c.planes for c in first.classes]
-    if any(p != int(p) for p in planes):
-        return "a class of tokens with half a plane"
-    if not 0 < max(planes) <= _MOST_PLANES:
-        return f"{max(planes)} planes in a class, not 1 to {_MOST_PLANES}"
-    return None
+    return unfused_planes_reason(first)
 
 
 def dictionary_bank(
@@ -77,17 +77,20 @@ def dictionary_bank(
     index: Int32[Array, "B V"],
     valid: Bool[Array, "B V"],
     codes: tuple[DictionaryCodes, DictionaryCodes],
+    tables: CodeTables | None = None,
     attention: Float[Array, "B K V"] | None = None,
     *,
     run: Run = run_on_gpu,
 ) -> VisualBank:
     """Visual tokens gathered and coded, in the layout of attention; see `unfused_pair_reason`.
 
-    Mapped axes become part of the batch; the codes have no gradient.
+    Mapped axes become part of the batch, those of tables are taken one by one; the codes have no
+    gradient.
 
     Args:
         key, value, index, valid, attention: see `quantize_bank`; valid from the first position on.
-        codes: of keys and of values. run: runs the kernels; tests emulate them.
+        codes: of keys and of values. tables: those of the layer.
+        run: runs the kernels; tests emulate them.
     """
 
     @jax.custom_batching.custom_vmap
@@ -100,13 +103,22 @@ def dictionary_bank(
             x = x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
             return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
-        bank = code(jax.tree.map(outward, operands, in_batched[0]))
+        (*tokens, tables), (*batched, of_tables) = operands, in_batched[0]
+        if any(jax.tree.leaves(of_tables)):
+            spread = jax.tree.map(
+                lambda x, b: x if b else jnp.broadcast_to(x, (axis_size, *x.shape)),
+                operands,
+                tuple(in_batched[0]),
+            )
+            banks = jax.lax.map(code, spread)
+            return banks, jax.tree.map(lambda _: True, banks)
+        bank = code((*jax.tree.map(outward, tokens, batched), tables))
         unfolded = jax.tree.map(
             lambda x: x.reshape(axis_size, x.shape[0] // axis_size, *x.shape[1:]), bank
         )
         return unfolded, jax.tree.map(lambda _: True, unfolded)
 
-    return code(jax.lax.stop_gradient((key, value, index, valid, attention)))
+    return code(jax.lax.stop_gradient((key, value, index, valid, attention, tables)))
 
 
 @functools.partial(jax.jit, static_argnames=("codes", "run"))
@@ -116,44 +128,68 @@ def _code(
     index: Int32[Array, "B V"],
     valid: Bool[Array, "B V"],
     attention: Float[Array, "B K V"] | None,
+    tables: CodeTables | None,
     codes: tuple[DictionaryCodes, DictionaryCodes],
     run: Run,
 ) -> VisualBank:
     batch, _, kv_heads, head_dim = key.shape
     positions, settings, lead = index.shape[1], codes[0], (batch, kv_heads)
     per_head = jnp.broadcast_to(valid[:, None], (*lead, positions)).reshape(-1, positions)
-    both = jnp.stack([per_head, per_head])
     gathered = gather_tokens(key, value, index, valid, run=run)
-    smoothing = np.asarray([c.smoothing for c in codes], np.float32).reshape(2, 1, 1)
-    unit = groups.as_stored(units_of(gathered.square, smoothing), settings.table_dtype)
-    start = far_centres(gathered.x, both, gathered.mean, settings.centres, unit)
-    centre, ids, energy = assign_tokens(gathered.x, both, start, unit, STEPS, run=run)
+    if settings.codebook:
+        assert tables is not None
+        around = around_means(gathered, valid, codes, tables, run=run)
+    else:
+        around = around_centres(gathered, per_head, codes, run=run)
+    ids, centre, unit, book = around.ids, around.centre, around.unit, around.book
     weight = None
-    if attention is not None:
+    if attention is not None and settings.order == "attention":
         weight = attention_weights(attention.reshape(-1, positions), per_head)
-    number, slot, count = order_tokens(energy, per_head, settings.classes, weight, run=run)
+    number, slot, count = order_tokens(around.energy, per_head, settings.classes, weight, run=run)
     class_map = ClassMap.from_classes(number, settings.classes)
-    coded = code_classes(
-        gathered.x,
-        slot,
-        ids,
-        centre,
-        unit,
-        capacities=class_map.capacities,
-        planes=[int(c.planes) for c in settings.classes],
-        rules=cast(tuple[ScaleRule, ScaleRule], tuple(c.scale for c in codes)),
-        run=run,
-    )
+    sizes = class_map.capacities
+    virtual = [virtual_of(c, head_dim) for c in codes]
+    stored = virtual
+    if settings.learned:
+        assert book is not None
+        assert tables is not None
+        stored = [tuple(map(stored_virtual, map(max, *virtual)))] * 2
+        coded = code_learned(
+            gathered.x,
+            slot,
+            ids,
+            centre,
+            book,
+            learned_tables(tables, stored[0]),
+            capacities=sizes,
+            stored=stored[0],
+            rules=(codes[0].scale, codes[1].scale),
+            run=run,
+        )
+    else:
+        coded = code_classes(
+            gathered.x,
+            slot,
+            ids,
+            centre,
+            unit,
+            book,
+            capacities=sizes,
+            planes=[int(c.planes) for c in settings.classes],
+            rules=cast(tuple[ScaleRule, ScaleRule], tuple(c.scale for c in codes)),
+            run=run,
+        )
     chosen = jnp.take_along_axis(
         ids, jnp.stack([jnp.maximum(slot, 0)] * 2), axis=-1, mode="promise_in_bounds"
     )
-    stops = np.cumsum(padded_capacities(class_map.capacities))[:-1].tolist()
+    stops = np.cumsum(padded_capacities(sizes))[:-1].tolist()
     numbers = [
-        layouts.tile_ids(x, settings.id_bits)
+        layouts.tile_scales(x.astype(jnp.uint8))
+        if settings.codebook
+        else layouts.tile_ids(x, settings.id_bits)
         for x in jnp.split(jnp.where(slot < 0, 0, chosen), stops, axis=-1)
     ]
     centre = jnp.where(gathered.spoilt[..., None, None], jnp.nan, centre).astype(jnp.bfloat16)
-    virtual = tuple(settings.virtual_channels(c, head_dim) for c in range(len(settings.classes)))
 
     def shaped(x: Array) -> Array:
         return x.reshape(*lead, *x.shape[1:])
@@ -165,16 +201,17 @@ def _code(
             shaped(centre[number]),
             tuple(shaped(x[number]) for x in numbers),
             shaped(count),
-            shaped(unit[number]) if codes[number].smoothing else None,
+            None if unit is None or not codes[number].smoothing else shaped(unit[number]),
             side=side,
-            virtual=virtual,
-            stored=virtual,
-            capacities=class_map.capacities,
+            virtual=virtual[number],
+            stored=stored[number],
+            capacities=sizes,
             head_dim=head_dim,
             num_positions=positions,
             id_bits=settings.id_bits,
-            codebook=False,
-            learned=False,
+            codebook=settings.codebook > 0,
+            learned=settings.learned,
+            scaled=codes[number].scale is not None,
         )
         for number, (side, (words, scales)) in enumerate(zip(SIDES, coded, strict=True))
     ]

@@ -68,8 +68,9 @@ def quantize_bank(
         ValueError: unknown implementation.
         NotImplementedError: the fused kernel does not cover these codes, shapes or this device.
     """
-    if choose_coding(key, value, index, quant, implementation=implementation) == "mosaic_gpu":
-        return fused_bank(key, value, index, valid, quant, attention)
+    chosen = choose_coding(key, value, index, quant, tables=tables, implementation=implementation)
+    if chosen == "mosaic_gpu":
+        return fused_bank(key, value, index, valid, quant, tables, attention)
     bank = quantize_visual(key, value, index, valid, quant, tables, attention)
     return to_kernel_layout(bank, implementation=implementation)
 
@@ -81,19 +82,20 @@ def choose_coding(
     index: Arrays,
     quant: KVQuantConfig,
     *,
+    tables: CodeTables | None = None,
     implementation: str | None = None,
 ) -> str:
     """The implementation that `quantize_bank` runs with these arguments; arrays may be abstract.
 
     Args:
-        key, value, index, quant, implementation: as for `quantize_bank`.
+        key, value, index, quant, tables, implementation: as for `quantize_bank`.
 
     Raises:
         ValueError, NotImplementedError: as `quantize_bank`.
     """
     if implementation not in (None, "mosaic_gpu"):
         return choose_implementation(implementation)
-    reason = _unavailable(key, value, index, quant)
+    reason = _unavailable(key, value, index, quant, tables)
     if implementation is None and (reason or untried_reason("mosaic_gpu")):
         return "xla"
     if reason is None:
@@ -102,25 +104,35 @@ def choose_coding(
 
 
 @checked
-def explain_coding(key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig) -> str:
+def explain_coding(
+    key: Arrays,
+    value: Arrays,
+    index: Arrays,
+    quant: KVQuantConfig,
+    tables: CodeTables | None = None,
+) -> str:
     """The implementation that `quantize_bank` takes by default, and why, as one line.
 
     Args:
-        key, value, index, quant: as for `quantize_bank`; arrays may be abstract.
+        key, value, index, quant, tables: as for `quantize_bank`; arrays may be abstract.
     """
-    reason, untried = _unavailable(key, value, index, quant), untried_reason("mosaic_gpu")
+    reason, untried = _unavailable(key, value, index, quant, tables), untried_reason("mosaic_gpu")
     if reason is None and untried:
         reason = f"on request, {untried}"
     return f"mosaic_gpu: {reason or 'taken'}\nxla: {'taken' if reason else 'on request'}"
 
 
-def _unavailable(key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig) -> str | None:
+def _unavailable(
+    key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig, tables: CodeTables | None
+) -> str | None:
     """Why the kernel does not code these on this device, all reasons; None if it does."""
-    reasons = unavailable_reason("mosaic_gpu"), _uncovered(key, value, index, quant)
+    reasons = unavailable_reason("mosaic_gpu"), _uncovered(key, value, index, quant, tables)
     return "; ".join(filter(None, reasons)) or None
 
 
-def _uncovered(key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig) -> str | None:
+def _uncovered(
+    key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig, tables: CodeTables | None
+) -> str | None:
     """Why the kernel does not code these, whatever the device."""
     if (len(key.shape), len(value.shape), len(index.shape)) != (4, 4, 2):
         raise ValueError(
@@ -129,7 +141,7 @@ def _uncovered(key: Arrays, value: Arrays, index: Arrays, quant: KVQuantConfig) 
         )
     pair = _dictionaries(quant)
     if pair is not None:
-        reason = unfused_pair_reason(key, pair, index.shape[1])
+        reason = unfused_pair_reason(key, pair, index.shape[1], tables)
         return reason and f"coding keys and values: {reason}"
     for side, x, codes in (("key", key, quant.key), ("value", value, quant.value)):
         reason = unfused_reason(x, index, codes)
@@ -144,6 +156,7 @@ def fused_bank(
     index: Int32[Array, "B V"],
     valid: Bool[Array, "B V"],
     quant: KVQuantConfig,
+    tables: CodeTables | None = None,
     attention: Float[Array, "B K V"] | None = None,
     *,
     run: Run = run_on_gpu,
@@ -153,12 +166,12 @@ def fused_bank(
     Raises:
         NotImplementedError: the kernel does not cover it, see `unfused_reason`.
     """
-    reason = _uncovered(key, value, index, quant)
+    reason = _uncovered(key, value, index, quant, tables)
     if reason:
         raise NotImplementedError(f"mosaic_gpu: {reason}")
     pair = _dictionaries(quant)
     if pair is not None:
-        return dictionary_bank(key, value, index, valid, pair, attention, run=run)
+        return dictionary_bank(key, value, index, valid, pair, tables, attention, run=run)
 
     def code(side: Side, x: Array, codes: Quantizer) -> TiledSigns:
         assert isinstance(codes, SignCodes)

@@ -30,10 +30,10 @@ def changed(codes, **changes):
     return tuple(dataclasses.replace(x, **changes) for x in codes)
 
 
-def check(arguments, codes, attention=None, run=run_emulated):
+def check(arguments, codes, tables=None, attention=None, run=run_emulated):
     """Equal, apart from words of slots without a token, and tokens between two centres."""
-    got = dictionary_bank(*arguments, codes, attention, run=run)
-    plain = plain_bank(*arguments, KVQuantConfig(*codes), attention)
+    got = dictionary_bank(*arguments, codes, tables, attention, run=run)
+    plain = plain_bank(*arguments, KVQuantConfig(*codes), tables, attention)
     assert jax.tree.structure(got) == jax.tree.structure(plain)
     pairs = zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(plain), strict=True)
     for (path, ours), theirs in pairs:
@@ -42,12 +42,18 @@ def check(arguments, codes, attention=None, run=run_emulated):
             few_differ(ours, theirs)
     for ours, theirs in ((got.key, plain.key), (got.value, plain.value)):
         ours, theirs = ours.plain(), theirs.plain()
-        for words, expected, scale in zip(
-            ours.packed, theirs.packed, ours.token_scale, strict=True
+        valid = jnp.repeat(arguments[3][:, None], ours.centre.shape[1], axis=1)
+        _, taken = got.class_map.positions_of_slots(valid)
+        stops = np.cumsum([words.shape[-2] for words in ours.packed])[:-1]
+        for words, expected, scale, token in zip(
+            ours.packed,
+            theirs.packed,
+            ours.token_scale,
+            np.split(np.asarray(taken), stops, axis=-1),
+            strict=True,
         ):
-            if scale is not None:
-                there = np.asarray(scale)[..., None] > 0
-                few_differ(words, np.where(there, expected, 0))
+            there = token if scale is None else token & (np.asarray(scale) > 0)
+            few_differ(words, np.where(there[..., None], expected, 0))
 
 
 def few_differ(ours, theirs):
@@ -100,7 +106,7 @@ def test_elements_that_are_not_finite_and_tokens_that_are_alike():
 def test_classes_go_by_attention():
     attention = np.random.default_rng(1).exponential(size=(2, 2, 300)).astype(np.float32)
     attention[0, 0, 5], attention[1] = np.nan, 0
-    check(layer(64, 300, (300, 200)), CODES["vkq-1bit"], jnp.asarray(attention))
+    check(layer(64, 300, (300, 200)), CODES["vkq-1bit"], attention=jnp.asarray(attention))
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -39,8 +39,8 @@ def layer(head_dim, num_positions, lengths, dtype=jnp.bfloat16, kv_heads=2):
 
 
 @functools.partial(jax.jit, static_argnames="quant")
-def plain_bank(key, value, index, valid, quant, attention=None):
-    return pallas_kernels.tile(quantize_visual(key, value, index, valid, quant, None, attention))
+def plain_bank(key, value, index, valid, quant, tables=None, attention=None):
+    return pallas_kernels.tile(quantize_visual(key, value, index, valid, quant, tables, attention))
 
 
 @jax.jit

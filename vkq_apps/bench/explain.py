@@ -9,7 +9,12 @@ import pallas_kernels
 import vkq_jax
 from pallas_kernels.shapes import find_shape
 from vkq_apps.bench.codes import read_codes
-from vkq_apps.bench.sequence_cache import abstract_cache, abstract_visual, per_sequence
+from vkq_apps.bench.sequence_cache import (
+    abstract_cache,
+    abstract_tables,
+    abstract_visual,
+    per_sequence,
+)
 
 __all__ = ["explain_shape"]
 
@@ -27,6 +32,7 @@ def explain_shape(
         raise ValueError("batch, queries per step and text capacity must be positive")
     cache = abstract_cache(shape, codes, batch, text_capacity)
     x, index = abstract_visual(shape)
+    tables = abstract_tables(shape, codes)
     query = (batch, queries_per_step, shape.num_heads, shape.head_dim)
     return {
         "shape": name,
@@ -39,5 +45,7 @@ def explain_shape(
         "explanation": pallas_kernels.explain(
             cache, jax.ShapeDtypeStruct(query, jnp.bfloat16)
         ).splitlines(),
-        "coding_explanation": pallas_kernels.explain_coding(x, x, index, codes.quant).splitlines(),
+        "coding_explanation": pallas_kernels.explain_coding(
+            x, x, index, codes.quant, tables
+        ).splitlines(),
     }

@@ -15,7 +15,14 @@ from vkq_jax.cache.kv_cache import KVCache, LayerCache, quantize_visual
 from vkq_jax.cache.text_bank import TextBank
 from vkq_jax.codes.code_tables import CodeTables
 
-__all__ = ["abstract_cache", "per_sequence", "random_layer", "random_tables_of", "repeated_cache"]
+__all__ = [
+    "abstract_cache",
+    "abstract_tables",
+    "per_sequence",
+    "random_layer",
+    "random_tables_of",
+    "repeated_cache",
+]
 
 
 def random_layer(
@@ -59,6 +66,17 @@ def abstract_visual(shape: ModelShape) -> tuple[jax.ShapeDtypeStruct, jax.ShapeD
     """Keys (or values) of one layer of one sequence as they are coded, and their index."""
     dims = (1, shape.visual_tokens, shape.num_kv_heads, shape.head_dim)
     return jax.ShapeDtypeStruct(dims, jnp.bfloat16), jax.ShapeDtypeStruct(dims[:2], jnp.int32)
+
+
+def abstract_tables(shape: ModelShape, codes: MeasuredCodes) -> CodeTables | None:
+    """Tables of one layer without memory; None where the codes have none."""
+    if not codes.has_tables:
+        return None
+
+    def make(key: jax.Array) -> CodeTables | None:
+        return random_tables(codes.quant, shape.num_kv_heads, shape.head_dim, key)
+
+    return jax.eval_shape(make, jax.random.key(0))
 
 
 def abstract_cache(
