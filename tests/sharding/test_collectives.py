@@ -75,12 +75,21 @@ def test_two_sums_a_layer_whatever_the_codes(cases):
 
 @pytest.mark.mesh
 @pytest.mark.parametrize(
-    ("quant", "found"), [("vkq-1bit", {}), ("none", {}), ("calibquant-1bit", {"all-reduce": 1})]
+    ("quant", "coded", "found"),
+    [
+        ("vkq-1bit", {"all-reduce": 1}, {}),
+        ("signs-1bit", {}, {}),
+        ("none", {}, {}),
+        ("calibquant-1bit", {}, {"all-reduce": 1}),
+    ],
 )
-def test_parts_of_a_sequence_are_merged(cases, quant, found):
-    """Coding sends nothing; calibration at each step sends the range of a query's scores."""
+def test_parts_of_a_sequence_are_merged(cases, quant, coded, found):
+    """Coding adds up what all query heads pay where tokens are sorted by attention, else nothing.
+
+    Calibration at each step sends the range of a query's scores.
+    """
     prefilling, decoding = programs(cases, "1 KV head", "model=8", quant, batch=1)
-    assert collectives(prefilling) == SUMS
+    assert collectives(prefilling) == Counter(SUMS) + Counter(coded)
     assert collectives(decoding) == Counter(SUMS) + Counter(MERGED) + Counter(found)
 
 
