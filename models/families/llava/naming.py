@@ -78,7 +78,8 @@ def llava_names(
         special={
             **vision.special,
             **fused_sources(config.text),
-            **(dict(experts[1]) if experts else {}),
+            # One by one, as transformers 4 and 5 both read experts.
+            **(dict(experts[-1]) if experts else {}),
             **(special or {}),
         },
         alternatives=experts,
