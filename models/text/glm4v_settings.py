@@ -11,7 +11,7 @@ from models.layers.moe import MoeConfig
 from models.layers.rope_config import MRope, RopeConfig
 from models.text.settings import TextSettings
 
-__all__ = ["Glm4vMoeTextSettings", "Glm4vTextSettings"]
+__all__ = ["Glm4vMoeTextSettings", "Glm4vTextSettings", "GlmOcrTextSettings"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,21 @@ class Glm4vTextSettings(TextSettings):
         given, where = given_rope(self, where)
         rope = rope_of(given, self, head_dim, where, mrope=self.mrope, partial=True)
         return dataclasses.replace(rope, interleaved=True), None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GlmOcrTextSettings(Glm4vTextSettings):
+    """The decoder of GLM-OCR: no biases, heads of a width of their own."""
+
+    vocab_size: Width = 59392
+    hidden_size: Width = 1024
+    intermediate_size: Width = 4096
+    num_hidden_layers: Count = 16
+    num_attention_heads: Count = 16
+    num_key_value_heads: Count | None = 8
+    max_position_embeddings: Length = 131072
+    head_dim: Count | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    attention_bias: Literal[False] = False  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 from models.checkpoints.hf_settings import read_by_type
 from models.text.cohere2_settings import Cohere2Settings
 from models.text.gemma_settings import Gemma2Settings, Gemma3Settings, GemmaSettings
-from models.text.glm4v_settings import Glm4vMoeTextSettings, Glm4vTextSettings
+from models.text.glm4v_settings import Glm4vMoeTextSettings, Glm4vTextSettings, GlmOcrTextSettings
 from models.text.ministral3_settings import Ministral3Settings
 from models.text.phi3_settings import Phi3Settings
 from models.text.qwen35_settings import Qwen35MoeTextSettings, Qwen35TextSettings
@@ -35,6 +35,7 @@ TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
     "gemma3_text": Gemma3Settings,
     "glm4v_moe_text": Glm4vMoeTextSettings,
     "glm4v_text": Glm4vTextSettings,
+    "glm_ocr_text": GlmOcrTextSettings,
     "granite": GraniteSettings,
     "llama": LlamaSettings,
     "mistral": MistralSettings,

@@ -39,8 +39,8 @@ class EncoderConfig:
             tanh is taken.
         wide_norms: RMS norms multiply by their weight in float32.
         sandwich_norms: norms behind attention and the MLP as well as before them.
-        head_norms: RMS norms over each head's queries and keys, and one without a weight over its
-            values; scores are not scaled.
+        query_key_head_norms: RMS norms over each head's queries and keys.
+        head_norms: these, and one without a weight over each head's values; scores are not scaled.
         num_key_value_heads, head_dim: by default as many as query heads, and their share of
             `hidden_size`.
         clipped_linears: inputs and outputs of linear layers are cut to stored ranges.
@@ -64,6 +64,7 @@ class EncoderConfig:
     tanh_gates: bool = False
     wide_norms: bool = False
     sandwich_norms: bool = False
+    query_key_head_norms: bool = False
     head_norms: bool = False
     num_key_value_heads: int | None = None
     head_dim: int | None = None
@@ -201,7 +202,7 @@ class _Projections(nnx.Module):
             make.linear(width, each, bias=config.attention_bias) for each in (wide, narrow, narrow)
         )
         self.out_proj = make.linear(wide, width, bias=config.attention_output_bias)
-        if config.head_norms:
+        if config.head_norms or config.query_key_head_norms:
             self.q_norm, self.k_norm = (
                 encoder_norm(config, make, config.head_width) for _ in range(2)
             )
@@ -217,8 +218,9 @@ class _Projections(nnx.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         heads = (*x.shape[:2], -1, self.config.head_width)
         query, key, value = (each.reshape(heads) for each in (query, key, value))
-        if self.config.head_norms:
+        if self.config.head_norms or self.config.query_key_head_norms:
             query, key = self.q_norm(query), self.k_norm(key)
+        if self.config.head_norms:
             value = rms_norm(value, self.config.layer_norm_eps).astype(value.dtype)
         if rope is not None:
             turn = _turn_halves if self.config.axis_halves else apply_rope

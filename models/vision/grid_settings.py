@@ -23,6 +23,7 @@ from vkq_jax.messages import show, some
 __all__ = [
     "GRID_SETTINGS",
     "Glm4vVisionSettings",
+    "GlmOcrVisionSettings",
     "GridVisionSettings",
     "Qwen2VisionSettings",
     "Qwen3VisionSettings",
@@ -262,6 +263,11 @@ class Glm4vVisionSettings(GridVisionSettings):
         """Channels of a visual token."""
         return self.out_hidden_size
 
+    @property
+    def merger_width(self) -> int:
+        """Hidden channels of the projector's MLP."""
+        return self.intermediate_size
+
     def encoder_switches(self) -> dict[str, Any]:
         """Blocks of the text decoder's kind, biases of queries, keys and values apart."""
         return {
@@ -282,6 +288,39 @@ class Glm4vVisionSettings(GridVisionSettings):
             "table_side": max(self.image_size // self.patch_size, 1),
             "table_bicubic": True,
         }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GlmOcrVisionSettings(Glm4vVisionSettings):
+    """`vision_config` of GLM-OCR: no table of positions, norms of each head's queries and keys."""
+
+    hidden_size: Width = 1024
+    num_heads: Count = 16
+    attention_bias: bool = True
+    out_hidden_size: Width = 1536
+    intermediate_size: Width = 4096
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden channels of a block's MLP."""
+        return self.intermediate_size
+
+    @property
+    def merger_width(self) -> int:
+        """Hidden channels of the projector's MLP."""
+        return self.out_hidden_size * self.in_channels
+
+    def encoder_switches(self) -> dict[str, Any]:
+        """One field decides about the biases of all layers."""
+        return super().encoder_switches() | {
+            "attention_output_bias": self.attention_bias,
+            "mlp_bias": self.attention_bias,
+            "query_key_head_norms": True,
+        }
+
+    def switches(self) -> dict[str, Any]:
+        """A norm behind the blocks alone."""
+        return {"patch_bias": True, "post_norm": True}
 
 
 GRID_SETTINGS: Mapping[str, type[GridVisionSettings]] = {

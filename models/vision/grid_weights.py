@@ -1,9 +1,10 @@
 """Weights of a vision tower over a grid of any size: names in Qwen-VL's files, and sources."""
 
 from models.checkpoints.sources import Layout, Rows, Size, Source
+from models.vision.encoder import EncoderConfig
 from models.vision.grid_tower import GridConfig
 
-__all__ = ["GRID_RULES", "grid_published", "grid_sizes", "grid_special"]
+__all__ = ["GRID_RULES", "fused_qkv", "grid_published", "grid_sizes", "grid_special"]
 
 _PATCHES = "vision.patch_embedding.weight"
 _BLOCK = "vision.encoder.layers.{}"
@@ -14,6 +15,8 @@ _PARTS = (
     ("norm2.", "layer_norm2."),
     ("attn.qkv.", "self_attn.qkv."),
     ("attn.proj.", "self_attn.out_proj."),
+    ("attn.q_norm.", "self_attn.q_norm."),  # of GLM-OCR
+    ("attn.k_norm.", "self_attn.k_norm."),
     ("mlp.linear_", "mlp."),  # of Qwen3-VL
     ("mlp.", "mlp."),
 )
@@ -50,16 +53,21 @@ def grid_published(start: str, *, linear_in_names: bool) -> tuple[tuple[str, str
 
 def grid_special(vision: GridConfig) -> dict[str, Source]:
     """Sources of parameters that the general rule does not describe."""
-    side, width = vision.patch_size, vision.encoder.hidden_size
-    kernel = (3, vision.temporal_patch_size, side, side)
+    kernel = (3, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
     special = {_PATCHES: Source(_PATCHES, Layout.CONVOLUTION, kernel=kernel)}
+    return special | fused_qkv(vision.encoder)
+
+
+def fused_qkv(encoder: EncoderConfig) -> dict[str, Source]:
+    """Sources of queries, keys and values that lie in one tensor of a block."""
+    width, found = encoder.hidden_size, {}
     for number, part in enumerate(("q_proj", "k_proj", "v_proj")):
         rows = Rows(number * width, (number + 1) * width, 3 * width)
         leaves = [("weight", Layout.TRANSPOSED), ("bias", Layout.SAME)]
-        for leaf, layout in leaves[: 1 + vision.encoder.attention_bias]:
+        for leaf, layout in leaves[: 1 + encoder.attention_bias]:
             fused = f"{_BLOCK}.self_attn.qkv.{leaf}"
-            special[f"{_BLOCK}.self_attn.{part}.{leaf}"] = Source(fused, layout, rows=rows)
-    return special
+            found[f"{_BLOCK}.self_attn.{part}.{leaf}"] = Source(fused, layout, rows=rows)
+    return found
 
 
 def grid_sizes(vision: GridConfig) -> tuple[Size, ...]:

@@ -16,9 +16,15 @@ from models.families.gemma4.config import (
     Gemma4TextSettings,
     Gemma4VisionSettings,
 )
-from models.families.glm4v.config import Glm4vMoeSettings, Glm4vSettings, Glm46vSettings
+from models.families.glm4v.config import (
+    Glm4vMoeSettings,
+    Glm4vSettings,
+    Glm46vSettings,
+    GlmOcrSettings,
+)
 from models.families.idefics3.config import Idefics3Settings, Idefics3VisionSettings
 from models.families.internvl.config import InternVisionSettings, InternVLSettings
+from models.families.internvl.qianfan_ocr import QianfanOcrSettings, QianfanOcrVisionSettings
 from models.families.lighton_ocr.config import LightOnOcrSettings
 from models.families.llava.config import LlavaConfig, LlavaSettings
 from models.families.llava_next.config import LlavaNextSettings
@@ -35,7 +41,7 @@ from models.families.qwen_vl.config import Qwen35Settings, QwenVLSettings
 from models.families.registry import FAMILY_NAMES, family_of
 from models.families.vipllava.config import VipLlavaSettings
 from models.text.registry import TEXT_SETTINGS
-from models.vision.grid_settings import GRID_SETTINGS, Glm4vVisionSettings
+from models.vision.grid_settings import GRID_SETTINGS, Glm4vVisionSettings, GlmOcrVisionSettings
 from models.vision.pixtral_settings import PixtralVisionSettings
 from models.vision.settings import ClipVisionSettings, SiglipVisionSettings
 from tests.models.hf_files import config_json
@@ -65,6 +71,9 @@ TOWERS = {
     "Glm4vVisionConfig": Glm4vVisionSettings,
     "Glm4vConfig": Glm4vSettings,
     "Glm46VConfig": Glm46vSettings,
+    "GlmOcrTextConfig": TEXT_SETTINGS["glm_ocr_text"],
+    "GlmOcrVisionConfig": GlmOcrVisionSettings,
+    "GlmOcrConfig": GlmOcrSettings,
     "AyaVisionConfig": AyaVisionSettings,
     "CLIPVisionConfig": ClipVisionSettings,
     "SiglipVisionConfig": SiglipVisionSettings,
@@ -77,6 +86,8 @@ TOWERS = {
     "LlavaOnevisionConfig": LlavaOnevisionSettings,
     "InternVLVisionConfig": InternVisionSettings,
     "InternVLConfig": InternVLSettings,
+    "QianfanOCRVisionConfig": QianfanOcrVisionSettings,
+    "QianfanOCRConfig": QianfanOcrSettings,
     "PixtralVisionConfig": PixtralVisionSettings,
     "Mistral3Config": Mistral3Settings,
     "Ministral3Config": TEXT_SETTINGS["ministral3"],
@@ -148,7 +159,7 @@ def test_defaults_are_those_of_transformers(name):
 
 
 # Their rotary channels depend on other fields, which every file states.
-OWN_ROPES = ("Gemma4TextConfig", "Glm4vTextConfig", "Glm4vMoeTextConfig")
+OWN_ROPES = ("Gemma4TextConfig", "Glm4vTextConfig", "Glm4vMoeTextConfig", "GlmOcrTextConfig")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Settings of a GLM-4.1V, GLM-4.5V or GLM-4.6V model."""
+"""Settings of a GLM-4.1V, GLM-4.5V, GLM-4.6V or GLM-OCR model."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ from models.families.qwen_vl.config import QwenVLConfig
 from models.families.settings import FamilySettings
 from models.layers.activations import Activation
 from models.text.registry import read_text_settings
-from models.vision.grid_settings import Glm4vVisionSettings
+from models.vision.grid_settings import Glm4vVisionSettings, GlmOcrVisionSettings
 
-__all__ = ["Glm4vConfig", "Glm4vMoeSettings", "Glm4vSettings", "Glm46vSettings"]
+__all__ = ["Glm4vConfig", "Glm4vMoeSettings", "Glm4vSettings", "Glm46vSettings", "GlmOcrSettings"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class Glm4vSettings(FamilySettings):
 
     model_type: Literal["glm4v", "glm46v"]
     texts: ClassVar[tuple[str, ...]] = ("glm4v_text",)
+    tower: ClassVar[type[Glm4vVisionSettings]] = Glm4vVisionSettings
     image_token_id: TokenId = 151343
     video_token_id: TokenId = 151344
     image_start_token_id: TokenId = 151339
@@ -49,6 +50,21 @@ class Glm4vMoeSettings(Glm4vSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GlmOcrSettings(Glm4vSettings):
+    """The same of GLM-OCR, whose tower differs, too."""
+
+    model_type: Literal["glm_ocr"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    image_token_id: TokenId = 59280
+    video_token_id: TokenId = 59281
+    image_start_token_id: TokenId = 59256
+    image_end_token_id: TokenId = 59257
+    video_start_token_id: TokenId = 59258
+    video_end_token_id: TokenId = 59259
+    texts = ("glm_ocr_text",)
+    tower = GlmOcrVisionSettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Glm4vConfig(QwenVLConfig):
     """Fields of `QwenVLConfig`, and GLM's projector and tokens.
 
@@ -71,9 +87,13 @@ class Glm4vConfig(QwenVLConfig):
             NotImplementedError: a setting that this port cannot honour, named.
             ValueError: a field of a wrong type, out of range, or contradicting another, named.
         """
-        others = {"glm46v": Glm46vSettings, "glm4v_moe": Glm4vMoeSettings}
+        others = {
+            "glm46v": Glm46vSettings,
+            "glm4v_moe": Glm4vMoeSettings,
+            "glm_ocr": GlmOcrSettings,
+        }
         hf = others.get(str(content.get("model_type")), Glm4vSettings).read(content)
-        tower = Glm4vVisionSettings.read(hf.vision_config or {}, "vision_config")
+        tower = hf.tower.read(hf.vision_config or {}, "vision_config")
         text = read_text_settings(hf.text_config or {}, supported=hf.texts, default=hf.texts[0])
         if tower.output_width != text.hidden_size:
             raise ValueError(
@@ -91,7 +111,7 @@ class Glm4vConfig(QwenVLConfig):
             video_start_token_id=hf.video_start_token_id,
             video_end_token_id=hf.video_end_token_id,
             frames_apart=True,
-            merger_width=tower.intermediate_size,
+            merger_width=tower.merger_width,
             merger_act=tower.hidden_act,
             eos_token_ids=hf.eos_token_ids(text),
         )

@@ -137,7 +137,7 @@ class _Processing(QwenVLProcessing):
 
     def clips(self, config: QwenVLConfig) -> ClipProcessing:
         """See `Processing.clips`."""
-        newer = config.model_type == "glm46v"
+        newer = config.model_type in ("glm46v", "glm_ocr")
         return Glm46vClipProcessing() if newer else Glm4vClipProcessing()
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from models.checkpoints.hf_fields import (
     NO_EFFECT,
@@ -90,6 +90,9 @@ class InternVLConfig(FixedGridConfig):
     model_type: str = "internvl"
     merge: int
     projector_hidden_act: Activation
+    settings: ClassVar[type[InternVLSettings]] = InternVLSettings
+    tower: ClassVar[type[InternVisionSettings]] = InternVisionSettings
+    default_text: ClassVar[str] = "qwen2"
 
     @property
     def image_tokens(self) -> int:
@@ -104,8 +107,8 @@ class InternVLConfig(FixedGridConfig):
             NotImplementedError: a setting that this port cannot honour, named.
             ValueError: a field of a wrong type, out of range, or contradicting another, named.
         """
-        hf = InternVLSettings.read(content)
-        tower = InternVisionSettings.read(hf.vision_config or {}, "vision_config")
+        hf = cls.settings.read(content)
+        tower = cls.tower.read(hf.vision_config or {}, "vision_config")
         vision = tower.to_config(
             hf.vision_feature_layer,
             # Layer -1 is what the tower gives at its end, others are the outputs of blocks.
@@ -117,7 +120,7 @@ class InternVLConfig(FixedGridConfig):
                 f"downsample_ratio={hf.downsample_ratio}; supported: 1 divided by a divisor of the "
                 f"{vision.side} patches of a tile's side"
             )
-        text = read_text_settings(hf.text_config or {}, default="qwen2")
+        text = read_text_settings(hf.text_config or {}, default=cls.default_text)
         return cls(
             vision=vision,
             # The text decoder's own field is not looked at.

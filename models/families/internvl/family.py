@@ -17,7 +17,7 @@ from models.inputs.clip_processing import ClipProcessing, frame_pixels
 from models.inputs.clip_settings import ClipSettings
 from models.inputs.clips import ReadClip
 
-__all__ = ["FAMILY"]
+__all__ = ["FAMILY", "InternVLProcessing", "internvl_names"]
 
 _START, _END = "<img>", "</img>"
 
@@ -65,8 +65,13 @@ _SPECIAL = {
 }
 
 
-def _weights(config: InternVLConfig) -> WeightNames:
-    names = llava_names(config, rules=_RULES, published=_PUBLISHED, special=_SPECIAL)
+def internvl_names(
+    config: InternVLConfig,
+    rules: tuple[tuple[str, str], ...] = _RULES,
+    published: tuple[tuple[str, str], ...] = _PUBLISHED,
+) -> WeightNames:
+    """Names of an InternVL model's weights; `rules` and `published` go before LLaVA's."""
+    names = llava_names(config, rules=rules, published=published, special=_SPECIAL)
 
     def is_unused(name: str) -> bool:
         return name == "vision.embeddings.mask_token" or names.is_unused(name)
@@ -115,7 +120,7 @@ class _ClipProcessing(ClipProcessing):
         return {"pixel_values": np.concatenate(pixels)}, texts
 
 
-class _Processing(TileProcessing):
+class InternVLProcessing(TileProcessing):
     """Each picture cut into tiles, and once more as a whole where there are several."""
 
     def placeholder(self, config: InternVLConfig, tokenizer: Any) -> str:
@@ -127,7 +132,7 @@ class _Processing(TileProcessing):
 
     shares_pixels = True
 
-    def clips(self, config: InternVLConfig) -> ClipProcessing:
+    def clips(self, config: InternVLConfig) -> ClipProcessing | None:
         """See `Processing.clips`."""
         return _ClipProcessing()
 
@@ -141,8 +146,8 @@ class _Processing(TileProcessing):
 FAMILY = Family(
     read_config=InternVLConfig.from_hf,
     build=InternVLModel,
-    weights=_weights,
+    weights=internvl_names,
     array_names=("pixel_values",),
     visual_inputs=bucketed_pixels,
-    processing=_Processing,
+    processing=InternVLProcessing,
 )

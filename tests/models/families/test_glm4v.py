@@ -1,4 +1,4 @@
-"""GLM-4.1V and GLM-4.6V: settings and refusals; against transformers' models (parity)."""
+"""GLM-4.1V, GLM-4.6V and GLM-OCR: settings and refusals; against transformers' models (parity)."""
 
 import numpy as np
 import pytest
@@ -96,6 +96,9 @@ EXPERTS = {
     "moe_intermediate_size": 8,
     "routed_scaling_factor": 1.5,
 }
+OCR = {"model_type": "glm_ocr_text", "head_dim": 24}
+ROPE_OF_16 = ROPE | {"mrope_section": [3, 3, 2]}
+OCR_ROPE = {"rope_parameters": ROPE | {"mrope_section": [3, 5, 4]}}
 PICTURES = [[3, (4, 6), 5, (10, 8), 2], [4], [2, (8, 8), 3]]
 CLIPS = [[3, (2, 4, 6), 5], [4], [2, (3, 4, 4), 1]]
 
@@ -113,7 +116,7 @@ CLIPS = [[3, (2, 4, 6), 5], [4], [2, (3, 4, 4), 1]]
                 "vision": {"attention_bias": True, "rms_norm_eps": 1e-3, "hidden_act": "gelu"},
                 "text": {
                     "num_key_value_heads": 2,
-                    "rope_parameters": ROPE | {"mrope_section": [3, 3, 2]},
+                    "rope_parameters": ROPE_OF_16,
                 },
             },
             PICTURES,
@@ -127,6 +130,16 @@ CLIPS = [[3, (2, 4, 6), 5], [4], [2, (3, 4, 4), 1]]
             },
             CLIPS,
         ),
+        ({"model_type": "glm_ocr", "text": OCR | OCR_ROPE}, PICTURES),
+        (
+            {
+                "model_type": "glm_ocr",
+                "tie_word_embeddings": True,
+                "vision": {"attention_bias": False, "hidden_act": "gelu"},
+                "text": {"model_type": "glm_ocr_text", "rope_parameters": ROPE_OF_16},
+            },
+            CLIPS,
+        ),
     ],
 )
 def test_logits_and_greedy_tokens(changes, rows, tmp_path):
@@ -134,6 +147,7 @@ def test_logits_and_greedy_tokens(changes, rows, tmp_path):
 
     config = config_json(**changes)
     names = {"glm4v": "Glm4v", "glm46v": "Glm46V", "glm4v_moe": "Glm4vMoe"}
+    names["glm_ocr"] = "GlmOcr"
     name = names[config["model_type"]]
     settings = getattr(transformers, f"{name}Config")(**config)
     hf = randomize(getattr(transformers, f"{name}ForConditionalGeneration")(settings))
@@ -170,6 +184,7 @@ def test_a_number_of_frames_counts_where_no_rate_is_set(processing):
         ({"text": {"model_type": "glm4v_moe_text"}}, NotImplementedError, "'glm4v_moe_text'"),
         ({"vision": {"out_hidden_size": 16}}, ValueError, "text_config.hidden_size=32"),
         ({"text": {"attention_bias": False}}, NotImplementedError, "attention_bias=False"),
+        ({"model_type": "glm_ocr"}, NotImplementedError, "'glm4v_text'"),
         ({"model_type": "glm4v_moe", "text": EXPERTS | {"n_group": 4}}, ValueError, "n_group"),
     ],
 )

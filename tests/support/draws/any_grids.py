@@ -209,6 +209,9 @@ DRAWS = {
     "mistral3": _mistral3,
     "lighton_ocr": partial(_mistral3, model_type="lighton_ocr"),
     "llava_pixtral": partial(_mistral3, model_type="llava"),
-    **{name: partial(_qwen, model_type=name) for name in (*_QWEN, "glm4v", "glm46v", "glm4v_moe")},
+    **{
+        name: partial(_qwen, model_type=name)
+        for name in (*_QWEN, "glm4v", "glm46v", "glm4v_moe", "glm_ocr")
+    },
 }
 """By model_type."""

@@ -102,12 +102,12 @@ def _aya_vision(rng: random.Random) -> Drawn:
     return Drawn(content, lambda side: padded_rows(*rows, side=side) | arrays)
 
 
-def _internvl(rng: random.Random) -> Drawn:
+def _internvl(rng: random.Random, model_type: str = "internvl") -> Drawn:
     tokens, merge = Tokens.draw(rng), rng.choice((1, 2, 4))
-    tower = draw_tower(rng, "internvl_vision", side=merge * rng.choice((1, 2)))
+    tower = draw_tower(rng, f"{model_type}_vision", side=merge * rng.choice((1, 2)))
     size, side = _side(tower)
     content = {
-        "model_type": "internvl",
+        "model_type": model_type,
         "vision_config": tower,
         "text_config": draw_text(rng, rng.choice(KINDS), tokens.vocabulary),
         "image_token_id": tokens.marks[0],
@@ -118,6 +118,10 @@ def _internvl(rng: random.Random) -> Drawn:
     }
     rows, arrays, _ = _pictures(rng, tokens, size, (side // merge) ** 2, tiles=(1, 2, 3))
     return Drawn(content, lambda side: padded_rows(*rows, side=side) | arrays)
+
+
+def _qianfan_ocr(rng: random.Random) -> Drawn:
+    return _internvl(rng, "qianfan_ocr")
 
 
 def _gemma3(rng: random.Random) -> Drawn:
@@ -209,6 +213,7 @@ DRAWS = {
     "internvl": _internvl,
     "llava": _llava,
     "paligemma": _paligemma,
+    "qianfan_ocr": _qianfan_ocr,
     "smolvlm": _smolvlm,
     "vipllava": _vipllava,
 }

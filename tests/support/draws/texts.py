@@ -20,11 +20,14 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 _WITH_HEAD_DIM = (
     *("llama", "mistral", "ministral", "ministral3", "qwen3", "qwen3_moe", "granite"),
     *("gemma", "gemma2", "gemma3_text", "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text"),
-    *("qwen3_5_moe_text", "glm4v_moe_text"),
+    *("qwen3_5_moe_text", "glm4v_moe_text", "glm_ocr_text"),
 )
 # transformers' classes of these take none, or a number by default.
 _HEAD_DIM_STATED = ("ministral", "ministral3", "qwen3", "qwen3_vl_text")
-_PARTIAL = ("phi3", "glm4v_text", "glm4v_moe_text", "qwen3_5_text", "qwen3_5_moe_text")
+_PARTIAL = (
+    *("phi3", "glm4v_text", "glm4v_moe_text", "glm_ocr_text"),
+    *("qwen3_5_text", "qwen3_5_moe_text"),
+)
 _BIASES = (
     *("qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text", "glm4v_moe_text"),
     *("llama", "granite", "qwen3", "qwen3_moe", "cohere2", "gemma", "gemma2", "gemma3_text"),

@@ -28,7 +28,7 @@ def draw_tower(rng: random.Random, kind: str, *, side: int | None = None) -> dic
         found["vision_use_head"] = rng.random() < 0.5
     if kind == "clip_vision_model":
         found["projection_dim"] = rng.choice((3, 8))
-    if kind == "internvl_vision":
+    if kind in ("internvl_vision", "qianfan_ocr_vision"):
         for name in ("image_size", "patch_size"):
             found[name] = [found[name]] * 2
         found |= {

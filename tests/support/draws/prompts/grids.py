@@ -114,7 +114,7 @@ def _glm(rng: random.Random, name: str) -> Served:
         "video_start_token_id": "<|begin_of_video|>",
         "video_end_token_id": "<|end_of_video|>",
     }
-    kind = "Glm46V" if name == "glm46v" else "Glm4v"
+    kind = "Glm46V" if name in ("glm46v", "glm_ocr") else "Glm4v"
     return Served(
         content,
         f"{kind}Processor",
@@ -186,7 +186,7 @@ _QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3
 GRIDS = {
     **{name: partial(_pixtral, name=name) for name in ("mistral3", "lighton_ocr", "llava_pixtral")},
     **{name: partial(_qwen, name=name) for name in _QWEN},
-    **{name: partial(_glm, name=name) for name in ("glm4v", "glm46v", "glm4v_moe")},
+    **{name: partial(_glm, name=name) for name in ("glm4v", "glm46v", "glm4v_moe", "glm_ocr")},
     "gemma4": _gemma4,
     "mllama": _mllama,
 }

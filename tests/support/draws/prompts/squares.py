@@ -140,8 +140,8 @@ def _aya_vision(rng: random.Random) -> Served:
     )
 
 
-def _internvl(rng: random.Random) -> Served:
-    content = DRAWS["internvl"](rng).content
+def _internvl(rng: random.Random, name: str) -> Served:
+    content = DRAWS[name](rng).content
     side, _, patches = tower_sizes(content)
     names = {
         "start_image_token": "<img>",
@@ -152,10 +152,10 @@ def _internvl(rng: random.Random) -> Served:
     special = dict.fromkeys(names.values()) | {"<IMG_CONTEXT>": content["image_token_id"]}
     return Served(
         content,
-        "InternVLProcessor",
+        "InternVLProcessor" if name == "internvl" else "QianfanOCRProcessor",
         _tiles(rng, side),
         special,
-        "<IMG_CONTEXT>",
+        "<IMG_CONTEXT>" if name == "internvl" else "<image>",
         options={"image_seq_length": int(patches * content["downsample_ratio"]) ** 2},
         names=names,
     )
@@ -235,7 +235,7 @@ SQUARES = {
         for name in ("llava_next", "llava_next_video", "llava_onevision")
     },
     "aya_vision": _aya_vision,
-    "internvl": _internvl,
+    **{name: partial(_internvl, name=name) for name in ("internvl", "qianfan_ocr")},
     "gemma3": _gemma3,
     "paligemma": _paligemma,
     **{name: partial(_idefics3, name=name) for name in ("idefics3", "smolvlm")},
