@@ -41,6 +41,7 @@ NAMES = {
     "llava_onevision": "LLaVA-OneVision",
     "mistral3": "Mistral Small 3, Ministral 3",
     "mllama": "Llama 3.2 Vision",
+    "paddleocr_vl": "PaddleOCR-VL",
     "paligemma": "PaliGemma, PaliGemma 2",
     "qianfan_ocr": "Qianfan-OCR",
     "qwen2_5_vl": "Qwen2.5-VL",

@@ -23,6 +23,7 @@ _MODULES = {
     "llava_onevision": "models.families.llava_onevision.family",
     "mistral3": "models.families.mistral3.family",
     "mllama": "models.families.mllama.family",
+    "paddleocr_vl": "models.families.paddleocr_vl.family",
     "paligemma": "models.families.paligemma.family",
     "qianfan_ocr": "models.families.internvl.qianfan_ocr",
     "qwen2_vl": "models.families.qwen_vl.family",

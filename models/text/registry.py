@@ -5,6 +5,7 @@ from typing import Any
 
 from models.checkpoints.hf_settings import read_by_type
 from models.text.cohere2_settings import Cohere2Settings
+from models.text.ernie_settings import PaddleOcrTextSettings
 from models.text.gemma_settings import Gemma2Settings, Gemma3Settings, GemmaSettings
 from models.text.glm4v_settings import Glm4vMoeTextSettings, Glm4vTextSettings, GlmOcrTextSettings
 from models.text.ministral3_settings import Ministral3Settings
@@ -41,6 +42,7 @@ TEXT_SETTINGS: Mapping[str, type[TextSettings]] = {
     "mistral": MistralSettings,
     "ministral": MinistralSettings,
     "ministral3": Ministral3Settings,
+    "paddleocr_vl_text": PaddleOcrTextSettings,
     "phi3": Phi3Settings,
     "qwen2": Qwen2Settings,
     "qwen3": Qwen3Settings,

@@ -32,7 +32,7 @@ class GridConfig:
         window: patches of a window's side; None: patches see their whole frame.
         full_layers: numbers of the layers without windows.
         table_side: side of the table of positions that is stretched over a picture; None without.
-        table_bicubic: see `PatchGrids.place`.
+        table_edges, table_bicubic: see `PatchGrids.place`.
         axis_table: rows of each of two tables, by column and by row, whose sum is added to patches
             instead (Gemma 4); None without.
         deepstack_layers: layers whose outputs are features too.
@@ -52,6 +52,7 @@ class GridConfig:
     window: int | None = None
     full_layers: tuple[int, ...] = ()
     table_side: int | None = None
+    table_edges: bool = False
     table_bicubic: bool = False
     axis_table: int | None = None
     deepstack_layers: tuple[int, ...] = ()
@@ -113,7 +114,13 @@ class GridTransformer(nnx.Module):
             table = self.position_embedding.weight[...].reshape(
                 config.table_side, config.table_side, -1
             )
-            placed = grids.place(table, patches, config.merge, bicubic=config.table_bicubic)
+            placed = grids.place(
+                table,
+                patches,
+                config.merge,
+                edges=config.table_edges,
+                bicubic=config.table_bicubic,
+            )
             x = x + placed.astype(x.dtype)
         places = grids.rows_and_columns(patches, config.merge)
         if config.axis_table is not None:

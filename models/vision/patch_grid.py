@@ -59,20 +59,29 @@ class PatchGrids:
         return jnp.where(self.segments(patches) < 0, -1, rows * across + columns)
 
     def place(
-        self, table: Float[Array, "n n width"], patches: int, merge: int, *, bicubic: bool = False
+        self,
+        table: Float[Array, "n n width"],
+        patches: int,
+        merge: int,
+        *,
+        edges: bool = False,
+        bicubic: bool = False,
     ) -> Float[Array, "F P width"]:
         """A table of positions stretched over each frame.
 
-        Bilinear, corners on corners; or bicubic (a = -0.75), edges on edges, as GLM's.
+        Bilinear, corners on corners, or edges on edges; or bicubic (a = -0.75) and edges on edges,
+        as GLM's.
         """
         side = table.shape[0]
         places = self.rows_and_columns(patches, merge).astype(jnp.float32)
-        if bicubic:
-            return _bicubic(
-                table, (places + 0.5) / jnp.maximum(self.sizes, 1)[:, None] * side - 0.5
-            )
-        steps = jnp.maximum(self.sizes - 1, 1)[:, None].astype(jnp.float32)
-        places = places * (side - 1) / steps
+        if edges or bicubic:
+            places = (places + 0.5) / jnp.maximum(self.sizes, 1)[:, None] * side - 0.5
+            if bicubic:
+                return _bicubic(table, places)
+            places = jnp.maximum(places, 0)
+        else:
+            steps = jnp.maximum(self.sizes - 1, 1)[:, None].astype(jnp.float32)
+            places = places * (side - 1) / steps
         low = jnp.floor(places)
         above, (row, column) = places - low, jnp.moveaxis(low.astype(jnp.int32), -1, 0)
         total = jnp.zeros((), jnp.float32)

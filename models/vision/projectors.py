@@ -236,12 +236,13 @@ class PatchMerger(nnx.Module):
         merge: int,
         norm: type[LayerNorm] | type[RmsNorm],
         norm_of_block: bool = False,
+        epsilon: float = 1e-6,
     ):
         """Blocks of `merge` x `merge` patches of `width` channels to `hidden_size` channels."""
         self.merge, self.norm_of_block = merge, norm_of_block
         merged = width * merge**2
         self.norm = norm(
-            merged if norm_of_block else width, epsilon=1e-6, param_dtype=make.param_dtype
+            merged if norm_of_block else width, epsilon=epsilon, param_dtype=make.param_dtype
         )
         self.linear_fc1 = make.linear(merged, merged)
         self.linear_fc2 = make.linear(merged, hidden_size)

@@ -36,6 +36,7 @@ from models.families.mllama.config import (
     MllamaTextSettings,
     MllamaVisionSettings,
 )
+from models.families.paddleocr_vl.config import PaddleOcrVisionSettings, PaddleOcrVLSettings
 from models.families.paligemma.config import PaliGemmaSettings
 from models.families.qwen_vl.config import Qwen35Settings, QwenVLSettings
 from models.families.registry import FAMILY_NAMES, family_of
@@ -88,6 +89,9 @@ TOWERS = {
     "InternVLConfig": InternVLSettings,
     "QianfanOCRVisionConfig": QianfanOcrVisionSettings,
     "QianfanOCRConfig": QianfanOcrSettings,
+    "PaddleOCRTextConfig": TEXT_SETTINGS["paddleocr_vl_text"],
+    "PaddleOCRVisionConfig": PaddleOcrVisionSettings,
+    "PaddleOCRVLConfig": PaddleOcrVLSettings,
     "PixtralVisionConfig": PixtralVisionSettings,
     "Mistral3Config": Mistral3Settings,
     "Ministral3Config": TEXT_SETTINGS["ministral3"],

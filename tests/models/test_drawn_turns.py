@@ -29,7 +29,7 @@ from tests.support.rows import padded_rows
 
 pytestmark = [pytest.mark.parity, pytest.mark.ci]
 
-_AXES = ("qwen", "glm")
+_AXES = ("qwen", "glm", "paddleocr")
 _ONE_TURN = ("paligemma", "mllama")
 """Families whose pictures a later prompt's arrays do not say alone."""
 

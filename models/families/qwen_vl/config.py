@@ -13,7 +13,13 @@ from models.vision.grid_settings import GRID_SETTINGS, Qwen25VisionSettings
 from models.vision.grid_tower import GridConfig
 from vkq_jax.messages import show
 
-__all__ = ["Qwen35Settings", "QwenVLConfig", "QwenVLSettings"]
+__all__ = [
+    "Qwen35Settings",
+    "QwenVLConfig",
+    "QwenVLSettings",
+    "check_part",
+    "qwen_text_settings",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,9 +74,9 @@ class QwenVLConfig(ModelConfig):
         newer = str(content.get("model_type")).startswith("qwen3_5")
         hf = (Qwen35Settings if newer else QwenVLSettings).read(content)
         given = hf.vision_config or {}
-        _check_type("vision_config", given, hf.model_type, f"{hf.model_type}_vision")
+        check_part("vision_config", given, hf.model_type, f"{hf.model_type}_vision")
         tower = GRID_SETTINGS[hf.model_type].read(given, "vision_config")
-        text, where = _text_settings(hf, content)
+        text, where = qwen_text_settings(hf, content)
         if tower.output_width != text.hidden_size:
             raise ValueError(
                 f"vision_config: expected features of {where}.hidden_size={text.hidden_size} "
@@ -92,17 +98,17 @@ class QwenVLConfig(ModelConfig):
         )
 
 
-def _text_settings(hf: QwenVLSettings, content: Mapping[str, Any]) -> tuple[TextSettings, str]:
+def qwen_text_settings(hf: QwenVLSettings, content: Mapping[str, Any]) -> tuple[TextSettings, str]:
     """The decoder's settings and their name; older files have them beside all others."""
     where, given = "text_config", hf.text_config
     if given is None:
         where, given = "config.json", content
     kind = f"{hf.model_type}_text"
-    _check_type(where, given, hf.model_type, kind)
+    check_part(where, given, hf.model_type, kind)
     return TEXT_SETTINGS[kind].read(given, where), where
 
 
-def _check_type(where: str, given: Mapping[str, Any], *supported: str) -> None:
+def check_part(where: str, given: Mapping[str, Any], *supported: str) -> None:
     """Checks the model_type of a part; older files give it that of the whole model."""
     found = given.get("model_type")
     if found is not None and found not in supported:

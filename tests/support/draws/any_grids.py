@@ -204,10 +204,57 @@ def _qwen(rng: random.Random, model_type: str) -> Drawn:
     return Drawn(content, batch, positions=False)
 
 
+def _paddleocr_vl(rng: random.Random) -> Drawn:
+    tokens = Tokens.draw(rng)
+    text = draw_text(rng, "paddleocr_vl_text", tokens.vocabulary)
+    _with_sections(rng, text)
+    heads, patch, merge = rng.choice((1, 2, 3)), rng.choice((2, 3, 4)), rng.choice((1, 2, 3))
+    vision: dict[str, Any] = {
+        "hidden_size": heads * rng.choice((4, 8)),
+        "intermediate_size": rng.choice((7, 12)),
+        "num_hidden_layers": rng.choice((1, 2, 3)),
+        "num_attention_heads": heads,
+        "image_size": patch * rng.choice((1, 3, 5)) + rng.choice((0, 1)),
+        "patch_size": patch,
+        "spatial_merge_size": merge,
+        "hidden_act": rng.choice(ACTIVATIONS),
+        "layer_norm_eps": rng.choice((1e-6, 1e-3)),
+    }
+    if rng.random() < 0.3:
+        vision["rope_parameters"] = {"rope_type": "axial", "rope_theta": rng.choice((50.0, 1e3))}
+    image, video, start, end, *_ = tokens.marks
+    content = {
+        "model_type": "paddleocr_vl",
+        "vision_config": vision,
+        "text_config": text,
+        "image_token_id": image,
+        "video_token_id": video,
+        "vision_start_token_id": start,
+        "vision_end_token_id": end,
+        "tie_word_embeddings": rng.random() < 0.3,
+    }
+    counts = counts_of_rows(rng)
+    grids = [(merge * rng.randint(1, 4), merge * rng.randint(1, 4)) for _ in range(sum(counts))]
+    visuals = [[start, *[image] * (h * w // merge**2), end] for h, w in grids]
+    rows, arrays = prompt_rows(rng, tokens, spread(counts, visuals)), {}
+    if grids:
+        arrays = {
+            "pixel_values": normal(rng, sum(h * w for h, w in grids), 3, patch, patch),
+            "image_grid_thw": np.array([(1, *grid) for grid in grids]),
+        }
+
+    def batch(side: str) -> dict[str, np.ndarray]:
+        found = padded_rows(*rows, side=side)
+        return found | arrays | {"mm_token_type_ids": (found["input_ids"] == image).astype(int)}
+
+    return Drawn(content, batch, positions=False)
+
+
 _QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 DRAWS = {
     "mistral3": _mistral3,
     "lighton_ocr": partial(_mistral3, model_type="lighton_ocr"),
+    "paddleocr_vl": _paddleocr_vl,
     "llava_pixtral": partial(_mistral3, model_type="llava"),
     **{
         name: partial(_qwen, model_type=name)

@@ -20,10 +20,10 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 _WITH_HEAD_DIM = (
     *("llama", "mistral", "ministral", "ministral3", "qwen3", "qwen3_moe", "granite"),
     *("gemma", "gemma2", "gemma3_text", "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text"),
-    *("qwen3_5_moe_text", "glm4v_moe_text", "glm_ocr_text"),
+    *("qwen3_5_moe_text", "glm4v_moe_text", "glm_ocr_text", "paddleocr_vl_text"),
 )
 # transformers' classes of these take none, or a number by default.
-_HEAD_DIM_STATED = ("ministral", "ministral3", "qwen3", "qwen3_vl_text")
+_HEAD_DIM_STATED = ("ministral", "ministral3", "qwen3", "qwen3_vl_text", "paddleocr_vl_text")
 _PARTIAL = (
     *("phi3", "glm4v_text", "glm4v_moe_text", "glm_ocr_text"),
     *("qwen3_5_text", "qwen3_5_moe_text"),
@@ -191,6 +191,8 @@ def _own_fields(rng: random.Random, kind: str) -> dict[str, Any]:
                 "linear_key_head_dim": rng.choice((3, 6)),
                 "linear_value_head_dim": rng.choice((4, 5)),
             }
+        case "paddleocr_vl_text":
+            return {"use_bias": rng.random() < 0.5}
         case "gemma3_text":
             return {"query_pre_attn_scalar": rng.choice((5, 16))}
         case "cohere2":

@@ -97,6 +97,26 @@ def _qwen(rng: random.Random, name: str) -> Served:
     )
 
 
+def _paddleocr_vl(rng: random.Random) -> Served:
+    content = DRAWS["paddleocr_vl"](rng).content
+    images, sizes = _areas(rng, content["vision_config"] | {"temporal_patch_size": 1})
+    texts = {
+        "image_token_id": "<|IMAGE_PLACEHOLDER|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|IMAGE_START|>",
+        "vision_end_token_id": "<|IMAGE_END|>",
+    }
+    return Served(
+        content,
+        "PaddleOCRVLProcessor",
+        images | {"image_processor_type": "PaddleOCRVLImageProcessor"},
+        {text: content[key] for key, text in texts.items()},
+        "<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>",
+        names={"image_token": "<|IMAGE_PLACEHOLDER|>"},
+        sizes=sizes,
+    )
+
+
 def _glm(rng: random.Random, name: str) -> Served:
     content = DRAWS[name](rng).content
     images, sizes = _areas(rng, content["vision_config"])
@@ -187,6 +207,7 @@ GRIDS = {
     **{name: partial(_pixtral, name=name) for name in ("mistral3", "lighton_ocr", "llava_pixtral")},
     **{name: partial(_qwen, name=name) for name in _QWEN},
     **{name: partial(_glm, name=name) for name in ("glm4v", "glm46v", "glm4v_moe", "glm_ocr")},
+    "paddleocr_vl": _paddleocr_vl,
     "gemma4": _gemma4,
     "mllama": _mllama,
 }
