@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -214,7 +215,14 @@ def _read_config(folder: Path) -> ModelConfig:
         settings = read_json(generation)
         with errors_of(generation):
             stops = token_ids(_GenerationSettings.read(settings).eos_token_id)
-        config = dataclasses.replace(config, eos_token_ids=stops) if stops else config
+        if stops:
+            config = dataclasses.replace(config, eos_token_ids=stops)
+        elif config.eos_token_ids:
+            warnings.warn(
+                f"{show_path(generation)} has no eos_token_id: that of config.json ends answers, "
+                f"{show(config.eos_token_ids)}, where transformers goes on to the greatest length",
+                stacklevel=3,
+            )
     sampling = read_sampling(folder, content, config.text.vocab_size)
     return dataclasses.replace(config, sampling=sampling)
 

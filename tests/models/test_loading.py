@@ -231,6 +231,15 @@ def test_stop_tokens_come_from_the_generation_settings(tmp_path, eos, expected):
     assert models.load(tmp_path).config.eos_token_ids == expected
 
 
+@pytest.mark.parametrize("eos", [None, []])
+def test_stop_tokens_that_generation_settings_lack_are_those_of_the_configuration(tmp_path, eos):
+    write_checkpoint(tmp_path, random_weights())
+    expected = models.read_config(tmp_path).eos_token_ids
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    with pytest.warns(UserWarning, match="has no eos_token_id: that of config.json ends answers"):
+        assert models.read_config(tmp_path).eos_token_ids == expected
+
+
 def test_what_is_saved_is_what_is_loaded(tmp_path, reference):
     write_config(tmp_path)
     models.save_weights(reference, tmp_path)

@@ -8,12 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from transformers import GenerationConfig
 
 import models
 from models import Sampling
 from models.generation import argument_checks
 from models.generation.argument_checks import settle_sampling
-from models.generation.generation_config import read_sampling
+from models.generation.generation_config import (
+    CHANGES_NOTHING,
+    NOT_HONOURED,
+    READ,
+    read_sampling,
+)
 from tests.support.tiny_llava import batch, prompt, tiny_model
 
 VOCAB = 64
@@ -156,7 +162,7 @@ def read(folder, content, config=None):
             {"repetition_penalty": 1.05, "bad_words_ids": [[3]], "eos_token_id": 2},
             {"repetition_penalty": 1.05, "bad_words_ids": ((3,),)},
         ),
-        ({"num_beams": 1, "max_length": 20, "custom": {"a": 1}, "guidance_scale": 1.0}, {}),
+        ({"num_beams": 1, "max_length": 20, "custom": None, "guidance_scale": 1.0}, {}),
     ],
 )
 def test_generation_config(tmp_path, content, expected):
@@ -180,10 +186,27 @@ def test_what_is_not_honoured_is_named_in_one_warning(tmp_path):
     assert "num_beams=4, stop_strings=['xxx" in message
     assert len(message) < 300
     assert "num_beam_groups" not in message
+    unknown = {
+        "new_rule": 0.5,
+        "x\n" * 99: [1],
+        "none": None,
+        "off": False,
+        "transformers_version": "6",
+    }
+    with pytest.warns(UserWarning, match=r"not honoured: new_rule=0.5, 'x\\nx.*=\[1\]$") as caught:
+        assert read(tmp_path, unknown) == Sampling()
+    assert len(str(caught[0].message)) < 400
     many = {"num_beams": 2, "penalty_alpha": 0.6, "top_h": 0.5, "token_healing": True}
     many |= {"max_time": 1.0, "guidance_scale": 2, "remove_invalid_values": True}
     with pytest.warns(UserWarning, match="and 2 more$"):
         read(tmp_path, many)
+
+
+def test_every_setting_of_transformers_is_known():
+    """Of the installed transformers: a new one shows here, and says in a warning that it is new."""
+    known = {*READ, *NOT_HONOURED, *CHANGES_NOTHING}
+    assert set(vars(GenerationConfig())) <= known
+    assert len(known) == len(READ) + len(NOT_HONOURED) + len(CHANGES_NOTHING)
 
 
 @pytest.mark.parametrize(
