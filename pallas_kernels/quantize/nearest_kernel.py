@@ -25,8 +25,9 @@ TILE = 8  # centroids of a product
 _GROUP = 32  # tokens of a warp
 _RUN = 32  # channels of which a lane has eight in a row
 _PIECE = 16  # bytes that a lane copies at once
-_AT_ONCE = 264  # thread blocks of a device: more of them take several rounds each
+_DEVICE = 132  # multiprocessors of an H100 or H200
 _MOST_ROUNDS = 4
+_COPY = 0.1  # of a round, that copying a codebook takes
 _SAME_TOKEN = (1, 2)  # bits of lanes that share g
 
 
@@ -57,19 +58,27 @@ class NearestSpec:
 
     @property
     def rounds(self) -> int:
-        """Runs of tokens that a warp takes, one after the other."""
-        once = self.sides * self.kv_heads * -(-self.batch * self.groups // WARPS)
-        return max(1, min(_MOST_ROUNDS, once // _AT_ONCE))
+        """Runs of tokens that a warp takes, one after the other, so that a device is filled."""
+        at_once = _DEVICE if self.metric else 2 * _DEVICE
+
+        def cost(rounds: int) -> float:
+            return -(-self._grid(rounds) // at_once) * (rounds + _COPY)
+
+        return min(range(1, _MOST_ROUNDS + 1), key=cost)
 
     @property
     def blocks(self) -> int:
         """Thread blocks that share a codebook."""
-        return -(-self.batch * self.groups // (WARPS * self.rounds))
+        return self.grid // (self.sides * self.kv_heads)
 
     @property
     def grid(self) -> int:
         """Thread blocks."""
-        return self.sides * self.kv_heads * self.blocks
+        return self._grid(self.rounds)
+
+    def _grid(self, rounds: int) -> int:
+        blocks = -(-self.batch * self.groups // (WARPS * rounds))
+        return self.sides * self.kv_heads * blocks
 
     @property
     def row_bytes(self) -> int:
@@ -88,9 +97,14 @@ class NearestSpec:
         return book | ({"root": 2 * self.head_dim} if self.metric else {})
 
     @property
+    def tables_bytes(self) -> int:
+        """Shared memory of all rows."""
+        return sum(self.tables.values()) * self.row_bytes
+
+    @property
     def shared_words(self) -> int:
-        """Words of shared memory."""
-        return sum(self.tables.values()) * self.row_bytes // 4
+        """Words of shared memory: rows, and for each warp what its sums begin at."""
+        return self.tables_bytes // 4 + WARPS * self.centroids
 
 
 class NearestKernel:
@@ -117,6 +131,8 @@ class NearestKernel:
         self._side = ops.div(self._table, spec.kv_heads)
         self._kv_head = ops.rem(self._table, spec.kv_heads)
         self._book = ops.shared()
+        biases = ops.mad(self._warp, 4 * spec.centroids, self._book)
+        self._biases = ops.add(biases, spec.tables_bytes)
         # Rows of odd numbers have every other 64 bytes changed: eight lanes read from all banks.
         turn = ops.mad(ops.bit_and(self._g, 1), 64, 0)
         row = ops.mad(self._g, spec.row_bytes, ops.mad(self._t, _PIECE, self._book))
@@ -165,9 +181,12 @@ class NearestKernel:
         sequence = ops.div(group, spec.groups)
         first = ops.mad(ops.rem(group, spec.groups), _GROUP, 0)
         row = ops.mad(ops.mad(self._side, spec.batch, sequence), spec.kv_heads, self._kv_head)
+        self._copy_biases(row)
         tokens = [self._token(row, ops.add(first, ops.add(self._g, 8 * j))) for j in range(4)]
         squares = (self._measured if spec.metric else self._squares)(row, tokens)
-        least, ids = self._nearest(row, tokens)
+        ops.wait_for_copies()
+        ops.warp_barrier()
+        least, ids = self._nearest(tokens)
         energies = [ops.fmax(ops.fadd(a, b), 0.0) for a, b in zip(squares, least, strict=True)]
         own, energy = self._of_lane(ids), self._of_lane([ops.as_bits(e) for e in energies])
         position = ops.add(first, self._lane)
@@ -177,6 +196,19 @@ class NearestKernel:
         exists = ops.where_less(position, spec.positions, exists, 0)
         ops.store(exists, ops.address(ops.pointer("ids"), place, 4), 0, own)
         ops.store(exists, ops.address(ops.pointer("energy"), place, 4), 0, energy)
+
+    def _copy_biases(self, row: Value) -> None:
+        """Starts to copy what the sums of this warp's tokens begin at to shared memory."""
+        ops, spec = self._ops, self._spec
+        ops.warp_barrier()  # those of the last run of tokens are read
+        base = ops.address(ops.pointer("bias"), row, 4 * spec.centroids)
+        pieces = 4 * spec.centroids // _PIECE
+        for first in range(0, pieces, 32):
+            number = ops.add(self._lane, first)
+            exists = ops.where_less(number, pieces, 1, 0)
+            source = ops.address(base, ops.min(number, pieces - 1), _PIECE)
+            ops.copy_to_shared_where(exists, ops.mad(number, _PIECE, self._biases), source)
+        ops.group_copies()
 
     def _token(self, row: Value, position: Value) -> list[list[Value]]:
         """Four words of every 32 channels of a token."""
@@ -225,23 +257,20 @@ class NearestKernel:
         sums = ops.loop(spec.head_dim // TILE, [0.0] * 4, add)
         return [warp_sum(ops, x, _SAME_TOKEN) for x in sums]
 
-    def _nearest(
-        self, row: Value, tokens: list[list[list[Value]]]
-    ) -> tuple[list[Value], list[Value]]:
+    def _nearest(self, tokens: list[list[list[Value]]]) -> tuple[list[Value], list[Value]]:
         """The least distance, less |x - mean|^2, and whose it is, of each token of this lane's."""
         ops, spec = self._ops, self._spec
         tiles = spec.centroids // TILE
         unroll = 2 - tiles % 2
-        bias = ops.address(ops.pointer("bias"), row, 4 * spec.centroids)
-        bias = ops.address(bias, self._t, 8)
+        bias = ops.mad(self._t, 8, self._biases)
 
         def compare(i: Value, carried: list[Value]) -> list[Value]:
             least, ids = carried[:4], carried[4:]
             rows = [ops.mad(i, unroll * TILE * spec.row_bytes, x) for x in self._rows]
-            biases = ops.address(bias, i, 4 * unroll * TILE)
+            biases = ops.mad(i, 4 * unroll * TILE, bias)
             column = ops.mad(i, unroll * TILE, ops.mad(self._t, 2, 0))
             for tile in range(unroll):
-                start = ops.load_float2(biases, 4 * TILE * tile)
+                start = list(map(ops.from_bits, ops.load_shared2(biases, 4 * TILE * tile)))
                 offset = tile * TILE * spec.row_bytes
                 products = self._products(rows, offset, spec.centroids, tokens, start)
                 for j in range(4):

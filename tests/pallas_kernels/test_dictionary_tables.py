@@ -13,6 +13,7 @@ import pallas_kernels
 import vkq_jax
 from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.isa.program import run_emulated
+from pallas_kernels.quantize import nearest_kernel
 from pallas_kernels.quantize.dictionary_bank import dictionary_bank, unfused_pair_reason
 from tests.pallas_kernels.test_dictionary_bank import changed, check
 from tests.pallas_kernels.test_quantize_bank import layer
@@ -82,6 +83,16 @@ def with_codebook(count, centres=1):
 def test_equals_plain_coding_around_a_codebook(head_dim, num_positions, lengths, count, centres):
     codes = with_codebook(count, centres)
     check(layer(head_dim, num_positions, lengths), codes, tables_of(codes, head_dim))
+
+
+@pytest.mark.ci
+def test_thread_blocks_that_take_several_runs_of_tokens(monkeypatch):
+    monkeypatch.setattr(nearest_kernel, "_DEVICE", 1)
+    codes = with_codebook(8)
+    arguments = layer(64, 300, (300, 7, 290))
+    check(arguments, codes, tables_of(codes, 64))
+    spec = nearest_kernel.NearestSpec(2, 3, 2, 300, 64, 8, True, False)
+    assert (spec.rounds, spec.blocks) == (4, 1)
 
 
 def learned(name, plan=0, count=16, **changes):
