@@ -76,7 +76,7 @@ def _qwen(model_type: str) -> dict[str, Any]:
     return config
 
 
-def _glm(model_type: str, text: str) -> dict[str, Any]:
+def _glm(model_type: str, text: str, **tower_changes: Any) -> dict[str, Any]:
     names = {
         "image_token_id": "<|image|>",
         "video_token_id": "<|video|>",
@@ -92,7 +92,7 @@ def _glm(model_type: str, text: str) -> dict[str, Any]:
     return {
         "model_type": model_type,
         **ids,
-        "vision_config": tower | {"out_hidden_size": 16, "intermediate_size": 8},
+        "vision_config": tower | {"out_hidden_size": 16, "intermediate_size": 8} | tower_changes,
         "text_config": _TEXT | own,
     }
 
@@ -267,6 +267,19 @@ CASES = {
         {**_PATCHES, "size": {"shortest_edge": 64, "longest_edge": 1600}},
         2 * _GLM_PROMPT,
         ((8, 10, 17, 0.2), (5, 8, 8, 0.002)),
+        tokenizer=_GLM_TOKENS,
+    ),
+    "glm46v: a time for every second frame, patches of one": Case(
+        _glm("glm46v", "glm4v_text", temporal_patch_size=1),
+        "Glm46VProcessor",
+        _GLM_IMAGES | {"temporal_patch_size": 1},
+        {
+            **_PATCHES,
+            "temporal_patch_size": 1,
+            "size": {"shortest_edge": 64, "longest_edge": 1600},
+        },
+        _GLM_PROMPT,
+        ((12, 10, 17, 2.5),),
         tokenizer=_GLM_TOKENS,
     ),
     "gemma4: a picture between clips of unlike shapes": Case(

@@ -108,7 +108,9 @@ class Glm4vClipProcessing(Qwen3ClipProcessing):
         ids = [config.vision_start_token_id, config.image_token_id, config.vision_end_token_id]
         start, image, end = tokenizer.convert_ids_to_tokens(ids)
         run = f"{start}{image * (rows * columns // settings.merge_size**2)}{end}"
-        shown = clip.indices[:: settings.temporal_patch_size][:frames]
+        # As in transformers: the time of every second frame, whatever temporal_patch_size says.
+        shown = list(clip.indices[::2][:frames])
+        shown += shown[-1:] * (frames - len(shown))
         return "".join(run + self.written(index / clip.assumed_fps) for index in shown)
 
     def written(self, seconds: float) -> str:
