@@ -20,12 +20,13 @@ from pallas_kernels.isa.warp_math import exchange_float, split_bfloat16, warp_su
 
 __all__ = ["TILE", "WARPS", "NearestKernel", "NearestSpec"]
 
-WARPS = 8
+WARPS = 16  # so many that no lane has more than 128 registers
 TILE = 8  # centroids of a product
 _GROUP = 32  # tokens of a warp
 _RUN = 32  # channels of which a lane has eight in a row
 _PIECE = 16  # bytes that a lane copies at once
-_DEVICE = 132  # multiprocessors of an H100 or H200
+_DEVICE = 132  # multiprocessors of an H100 or H200, a thread block each
+_UNROLL = 2  # products with 8 centroids in the body of the loop
 _MOST_ROUNDS = 4
 _COPY = 0.1  # of a round, that copying a codebook takes
 _SAME_TOKEN = (1, 2)  # bits of lanes that share g
@@ -59,10 +60,9 @@ class NearestSpec:
     @property
     def rounds(self) -> int:
         """Runs of tokens that a warp takes, one after the other, so that a device is filled."""
-        at_once = _DEVICE if self.metric else 2 * _DEVICE
 
         def cost(rounds: int) -> float:
-            return -(-self._grid(rounds) // at_once) * (rounds + _COPY)
+            return -(-self._grid(rounds) // _DEVICE) * (rounds + _COPY)
 
         return min(range(1, _MOST_ROUNDS + 1), key=cost)
 
@@ -261,7 +261,7 @@ class NearestKernel:
         """The least distance, less |x - mean|^2, and whose it is, of each token of this lane's."""
         ops, spec = self._ops, self._spec
         tiles = spec.centroids // TILE
-        unroll = 2 - tiles % 2
+        unroll = 1 if tiles % _UNROLL else _UNROLL
         bias = ops.mad(self._t, 8, self._biases)
 
         def compare(i: Value, carried: list[Value]) -> list[Value]:

@@ -92,7 +92,7 @@ def test_thread_blocks_that_take_several_runs_of_tokens(monkeypatch):
     arguments = layer(64, 300, (300, 7, 290))
     check(arguments, codes, tables_of(codes, 64))
     spec = nearest_kernel.NearestSpec(2, 3, 2, 300, 64, 8, True, False)
-    assert (spec.rounds, spec.blocks) == (4, 1)
+    assert (spec.rounds, spec.blocks) == (2, 1)
 
 
 def learned(name, plan=0, count=16, **changes):
