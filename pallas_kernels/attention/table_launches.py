@@ -107,6 +107,7 @@ def join_parts(
         splits=spec.tuning.splits,
         direct=not spec.part,
         packed=not groups,
+        alike=spec.at_once,
     )
     names = [f"{part.part}{name}" for part in spec.parts for name in result_shapes(part)]
     operands = {**dict(zip(names, results, strict=True)), **of_layer}

@@ -7,6 +7,8 @@ from pallas_kernels.attention.kernel_spec import BOOK
 __all__ = ["ROWS", "Dictionary", "FoldSpec", "JoinSpec", "TableSpec"]
 
 ROWS = 16  # queries of a tile
+_MOST_TILES = 4  # of a thread block, whose shared memory has room for their sums
+_THREAD_BLOCKS = 120
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +59,24 @@ class TableSpec:
         return self.outer * self.batch * self.queries
 
     @property
-    def tiles(self) -> int:
-        """Tiles of a head's queries."""
-        return -(-self.head_rows // ROWS)
+    def units(self) -> int:
+        """Thread blocks that share a tile."""
+        raise NotImplementedError
+
+    @property
+    def block_tiles(self) -> int:
+        """Tiles of a thread block."""
+        return 1
+
+    @property
+    def head_blocks(self) -> int:
+        """Runs of `block_tiles` tiles of a head's queries."""
+        return -(-self.head_rows // (ROWS * self.block_tiles))
+
+    @property
+    def grid(self) -> int:
+        """Thread blocks."""
+        return self.kv_heads * self.head_blocks * self.units
 
     @property
     def products(self) -> int:
@@ -76,13 +93,8 @@ class FoldSpec(TableSpec):
 
     @property
     def units(self) -> int:
-        """Thread blocks of a tile: one for each dictionary and for each part of the codebook."""
+        """One for each dictionary and for each part of the codebook."""
         return len(self.dictionaries) + (BOOK // self.columns if self.centroids else 0)
-
-    @property
-    def grid(self) -> int:
-        """Thread blocks."""
-        return self.kv_heads * self.tiles * self.units
 
     @property
     def stride(self) -> int:
@@ -103,13 +115,26 @@ class JoinSpec(TableSpec):
         splits: as in `TuningConfig`.
         direct: whether a part has output in the channels themselves.
         packed: whether that part is of the packed bank and has weights by centroid.
+        alike: whether weights by centroid are the same in all parts that have them.
     """
 
     splits: int = 1
     direct: bool = False
     packed: bool = False
+    alike: bool = False
 
     warps = 16
+
+    @property
+    def block_tiles(self) -> int:
+        """As many as leave a thread block for nearly each multiprocessor.
+
+        Each loads its part of the tables once for all of them.
+        """
+        of_one, count = self.kv_heads * -(-self.head_rows // ROWS) * self.units, _MOST_TILES
+        while count > 1 and of_one < _THREAD_BLOCKS * count:
+            count //= 2
+        return count
 
     @property
     def columns(self) -> int:
@@ -122,11 +147,11 @@ class JoinSpec(TableSpec):
         return self.warps // (self.columns // 32)
 
     @property
-    def grid(self) -> int:
-        """Thread blocks."""
-        return self.kv_heads * self.tiles * (self.head_dim // self.columns)
+    def units(self) -> int:
+        """One for each run of columns."""
+        return self.head_dim // self.columns
 
     @property
     def shared_words(self) -> int:
-        """Words of shared memory of a thread block: sums of each warp."""
-        return self.warps * ROWS * 32
+        """Words of shared memory of a thread block: sums of each warp, for each tile."""
+        return self.block_tiles * self.warps * ROWS * 32

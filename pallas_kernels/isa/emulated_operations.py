@@ -140,6 +140,10 @@ class EmulatedOperations(EmulatedArithmetic, EmulatedProducts, Operations):
         """See `Operations.load_float2`."""
         return self._load(address, offset, np.float32, 2)
 
+    def load_float4(self, address, offset=0):
+        """See `Operations.load_float4`."""
+        return self._load(address, offset, np.float32, 4)
+
     def store_float(self, condition, address, offset, value):
         """See `Operations.store_float`."""
         self.store(condition, address, offset, self.as_bits(value))

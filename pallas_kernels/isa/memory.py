@@ -52,6 +52,11 @@ class Memory(Instructions):
         ptx = f"ld.global.nc.v2.f32 {{$0, $1}}, [$2+{offset}];"
         return self.emit(ptx, "ff", "l", address, ordered=True)
 
+    def load_float4(self, address: Value, offset: int = 0) -> list[Value]:
+        """Four floats from 16 bytes of device memory."""
+        ptx = f"ld.global.nc.v4.f32 {{$0, $1, $2, $3}}, [$4+{offset}];"
+        return self.emit(ptx, "ffff", "l", address, ordered=True)
+
     def store_float(self, condition: Value, address: Value, offset: int, value: Value) -> None:
         """Writes a float to device memory in the lanes whose word `condition` is not 0."""
         ptx = f"{{ .reg .pred p; setp.ne.b32 p, $0, 0; @p st.global.f32 [$1+{offset}], $2; }}"

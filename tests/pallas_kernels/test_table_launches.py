@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention import mosaic_gpu, table_specs
 from pallas_kernels.attention.kernel_spec import BOOK, KernelSpec
 from pallas_kernels.attention.launch import emulated_launch, program_of
 from pallas_kernels.attention.table_specs import Dictionary, FoldSpec, JoinSpec
@@ -93,18 +93,22 @@ def test_queries_are_multiplied_by_tables(shape, rng):
         np.testing.assert_allclose(shift[0], expected.reshape(-1), rtol=1e-4, atol=1e-4)
 
 
-def join_spec(shape, direct, splits):
+def join_spec(shape, direct, splits, *, alike=False):
     own = OF_ALL | SHAPES[shape]
     dictionaries = [dataclasses.replace(x, by_columns=False) for x in own.get("dictionaries", ())]
     own["dictionaries"] = tuple(dictionaries)
     packed = not dictionaries
-    return JoinSpec(**own, splits=splits, direct=direct or packed, packed=packed)
+    return JoinSpec(**own, splits=splits, direct=direct or packed, packed=packed, alike=alike)
 
 
 @pytest.mark.parametrize(("direct", "splits"), [(False, 1), (True, 2)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_parts_are_joined(shape, direct, splits, rng):
-    spec = join_spec(shape, direct, splits)
+def test_parts_are_joined(shape, direct, splits, rng, monkeypatch):
+    """Tile by tile, with the same weights by centroid in all parts; all tiles in a thread block."""
+    if direct:
+        monkeypatch.setattr(table_specs, "_THREAD_BLOCKS", 0)
+    spec = join_spec(shape, direct, splits, alike=not direct)
+    assert spec.head_blocks == (1 if direct else 2)
     operands, rows, centre = tables_of(spec, rng)
     names = ([""] if spec.direct else []) + [x.part for x in spec.dictionaries]
     total = np.full((splits, len(names), spec.rows), -np.inf)
@@ -128,8 +132,9 @@ def test_parts_are_joined(shape, direct, splits, rng):
         if name or (spec.packed and not spec.dictionaries):
             shares.append(weights[:, number].sum(0))
             if spec.centroids:
-                mass = rng.random(size=(splits, spec.rows, BOOK)).astype(np.float32)
-                mass[..., spec.centroids :] = 0.0
+                if len(shares) == 1 or not spec.alike:
+                    mass = rng.random(size=(splits, spec.rows, BOOK)).astype(np.float32)
+                    mass[..., spec.centroids :] = 0.0
                 operands[f"{name}value_mass"] = mass.reshape(-1, BOOK)
                 weighed[:, -BOOK:] += (weights[:, number, :, None] * mass).sum(0)
         if name:

@@ -25,7 +25,7 @@ class FoldQueries:
     def __init__(self, ops: Operations, spec: FoldSpec):
         """Loads the queries."""
         self._ops, self._spec = ops, spec
-        tile = self._tile = QueryTile(ops, spec, spec.units)
+        tile = self._tile = QueryTile(ops, spec)
         self._rows = [tile.row(ops.add(tile.g, i)) for i in (0, 8)]
         self._query = []
         for row in self._rows:
@@ -113,12 +113,14 @@ class FoldQueries:
             matrix: address. count: of them.
         """
         ops, spec, tile = self._ops, self._spec, self._tile
-        lefts = [tile.lefts(*(of_row[c] for of_row in self._query)) for c in self._chunks]
+        lefts: list = []
         for i in range(0, -(-count // 32), spec.warps):
             block = ops.min(ops.add(tile.warp, i), -(-count // 32) - 1)
             start = ops.mad(block, 32, 0)
             load = self._columns if by_columns else self._rows_of
             rights = load(matrix, start, count)
+            if not lefts:  # of queries, which were on their way together with the table
+                lefts = [tile.lefts(*(of_row[c] for of_row in self._query)) for c in self._chunks]
             sums: list[list[Value]] = [[0.0] * 4 for _ in range(4)]
             for c in self._chunks:
                 sums = tile.add(sums, lefts[c], rights[c])

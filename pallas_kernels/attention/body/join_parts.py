@@ -1,14 +1,16 @@
-"""The body of one thread block: results of a launch's parts as one, for 16 queries of a head.
+"""The body of one thread block: results of a launch's parts as one, for its queries of a head.
 
     o = c sum_p w_p + sum_k C[k] sum_p w_p m_p[k] + sum_p w_p D_p o_p
 
 with the shares w of the parts, and of the thread blocks that share a team's positions, by their
-log-sum-exps. Warps share the sum over virtual channels and centroids, 32 at a time.
+log-sum-exps. Warps share the sum over virtual channels and centroids, 32 at a time: each loads its
+part of the tables once for all queries.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from pallas_kernels.attention.body.query_tile import QueryTile
 from pallas_kernels.attention.kernel_spec import BOOK
@@ -33,13 +35,12 @@ class JoinParts:
     def __init__(self, ops: Operations, spec: JoinSpec):
         """Finds out which part of the work is this warp's."""
         self._ops, self._spec = ops, spec
-        tile = self._tile = QueryTile(ops, spec, spec.head_dim // spec.columns)
+        tile = self._tile = QueryTile(ops, spec)
         blocks = spec.columns // _COLUMNS
         self._share = ops.div(tile.warp, blocks)
         self._first_column = ops.mad(tile.unit, spec.columns, 0)
         block = ops.mad(ops.rem(tile.warp, blocks), _COLUMNS, self._first_column)
         self._columns = ops.mad(tile.g, 4, block)  # four of a lane's table entries
-        self._rows = [tile.row(ops.add(tile.g, i)) for i in (0, 8)]
 
     @property
     def _parts(self) -> list[str]:
@@ -55,24 +56,41 @@ class JoinParts:
 
     def run(self) -> None:
         """Everything, for this warp."""
-        ops, spec, tile = self._ops, self._spec, self._tile
-        weights = [self._weights(row)[0] for row in self._rows]
-        own = tile.row(tile.warp)
-        own_weights, logsumexp = self._weights(own)
+        ops, tile = self._ops, self._tile
+        products = [*self._channels(), *self._centroids()]
+        tile.for_each(functools.partial(self._add, products))
+        ops.barrier()
+        tile.for_each(self._write)
+
+    def _add(self, products: Sequence["_Product"], first: Value) -> None:
+        """Leaves this warp's part of the sums of the tile that begins with query `first`."""
+        ops, tile = self._ops, self._tile
+        rows = [tile.row(ops.add(ops.add(tile.g, i), first)) for i in (0, 8)]
+        weights = [self._weights(row)[0] for row in rows]
         sums: list[list[Value]] = [[0.0] * 4 for _ in range(4)]
-        chunks = [*self._channels(weights), *self._centroids(weights)]
-        for left, right in chunks:
+        lefts = [(product.left(rows, weights), product.right) for product in products]
+        for left, right in lefts:
             sums = tile.add(sums, left(), right())
-        at = ops.mad(tile.warp, 4 * ROWS * _COLUMNS, ops.shared())
-        at = ops.mad(tile.t, 32, ops.mad(tile.g, 4 * _COLUMNS, at))
+        at = ops.mad(tile.t, 32, ops.mad(tile.g, 4 * _COLUMNS, self._sums_of(first, tile.warp)))
         for j, of_tile in enumerate(sums):
             for k, x in enumerate(of_tile):
                 place = 8 * (k // 2) * _COLUMNS + 4 * (k % 2) + j
                 ops.store_shared(1, at, 4 * place, x)
+
+    def _sums_of(self, first: Value, warp: Value) -> Value:
+        """Address of a warp's sums of the tile that begins with query `first`."""
+        ops, words = self._ops, _COLUMNS * self._spec.warps
+        return ops.mad(first, 4 * words, ops.mad(warp, 4 * ROWS * _COLUMNS, ops.shared()))
+
+    def _write(self, first: Value) -> None:
+        """Joins the sums of all warps for one query of a tile and writes them."""
+        ops, spec, tile = self._ops, self._spec, self._tile
+        number = ops.add(first, tile.warp)
+        own, there = tile.row(number), tile.exists(number)
+        own_weights, logsumexp = self._weights(own)
         direct = [self._direct(own, own_weights, i) for i in range(spec.columns // _COLUMNS)]
-        ops.barrier()
-        there = tile.exists(tile.warp)
-        at = ops.mad(tile.lane, 4, ops.mad(tile.warp, 4 * _COLUMNS, ops.shared()))
+        at = ops.mad(tile.warp, 4 * _COLUMNS, self._sums_of(first, 0))
+        at = ops.mad(tile.lane, 4, at)
         result = ops.address(ops.pointer("joined"), own, 4 * spec.head_dim)
         result = ops.address(result, ops.add(self._first_column, tile.lane), 4)
         for i, total in enumerate(direct):
@@ -107,16 +125,14 @@ class JoinParts:
         """Where a row's results of each split are."""
         return [self._ops.add(row, i * self._spec.rows) for i in range(self._spec.splits)]
 
-    # Parts of the sum: functions that return operands, whose loads are under way ------------------
+    # Parts of the sum -----------------------------------------------------------------------------
 
-    def _channels(self, weights: Sequence[Sequence[Sequence[Value]]]) -> list[tuple]:
+    def _channels(self) -> list["_Product"]:
         """This warp's runs of 32 virtual channels."""
         ops, spec, tile = self._ops, self._spec, self._tile
         begins = [0]
         for x in spec.dictionaries:
             begins.append(begins[-1] + x.size // 32)
-        if not begins[-1]:
-            return []
         found = []
         for i in range(0, begins[-1], spec.shares):
             chunk = ops.add(self._share, i)
@@ -125,7 +141,6 @@ class JoinParts:
             part = _Choice(ops, chunk, begins[1:-1])
             begin = part.of(begins[:-1])
             number = ops.mad(tile.t, 8, ops.mad(ops.sub(chunk, begin), 32, 0))
-            size = part.of([x.size for x in spec.dictionaries])
             virtual = part.of([x.virtual for x in spec.dictionaries])
             # Virtual channels of zeros have none of their own; there are eight or none.
             own = ops.min(number, ops.sub(virtual, 8))
@@ -139,18 +154,34 @@ class JoinParts:
                 ]
                 for name in ("channel", "weight")
             )
-            outputs = self._pointer(part, "output")
+            found.append((part, number, valid, channels, of_channels))
+        return [self._of_channels(*x) for x in found]
+
+    def _of_channels(
+        self,
+        part: "_Choice",
+        number: Value,
+        valid: Value,
+        channels: Sequence[Value],
+        of_channels: Sequence[Value],
+    ) -> "_Product":
+        """A run of virtual channels from `number` on, those of a lane, of a dictionary."""
+        ops, spec, tile = self._ops, self._spec, self._tile
+        size = part.of([x.size for x in spec.dictionaries])
+        matrix = ops.address(self._pointer(part, "matrix"), tile.table, 2 * spec.head_dim**2)
+        rows = [self._table_row(matrix, channel) for channel in channels]
+        outputs = self._pointer(part, "output")
+
+        def left(queries: Sequence[Value], weights: Sequence[Sequence[Sequence[Value]]]):
             loaded = [
                 [
                     tile.load8(ops.address(outputs, ops.mad(place, size, number), 4))
                     for place in self._places(row)
                 ]
-                for row in self._rows
+                for row in queries
             ]
-            matrix = ops.address(self._pointer(part, "matrix"), tile.table, 2 * spec.head_dim**2)
-            rows = [self._table_row(matrix, channel) for channel in channels]
 
-            def left(loaded=loaded, of_channels=of_channels, valid=valid, part=part):
+            def compute():
                 factors = [ops.fmul(ops.from_bits(x), valid) for x in of_channels]
                 lefts = []
                 for of_row, own in zip(loaded, weights, strict=True):
@@ -163,48 +194,66 @@ class JoinParts:
                     lefts.append([ops.fmul(x, y) for x, y in zip(total, factors, strict=True)])
                 return tile.lefts(*lefts)
 
-            found.append((left, functools.partial(tile.rights_of_rows, rows)))
-        return found
+            return compute
 
-    def _centroids(self, weights: Sequence[Sequence[Sequence[Value]]]) -> list[tuple]:
+        return _Product(left, functools.partial(tile.rights_of_rows, rows))
+
+    def _centroids(self) -> list["_Product"]:
         """This warp's runs of 32 centroids."""
         ops, spec, tile = self._ops, self._spec, self._tile
-        if not spec.centroids:
-            return []
         found = []
-        for i in range(0, BOOK // 32, spec.shares):
+        for i in range(0, BOOK // 32 if spec.centroids else 0, spec.shares):
             chunk = ops.add(self._share, i)
             valid = ops.where_less_float(chunk, BOOK // 32, 1.0, 0.0)
             number = ops.mad(tile.t, 8, ops.mad(ops.min(chunk, BOOK // 32 - 1), 32, 0))
-            loaded = [
-                [
-                    tile.load8(
-                        ops.address(
-                            ops.pointer(f"{self._parts[part]}value_mass"),
-                            ops.mad(place, BOOK, number),
-                            4,
-                        )
-                    )
-                    for part in self._of_packed
-                    for place in self._places(row)
-                ]
-                for row in self._rows
-            ]
             book = ops.address(ops.pointer("book"), tile.table, 2 * spec.head_dim * spec.centroids)
             rows = [
                 self._table_row(book, ops.min(ops.add(number, k), spec.centroids - 1))
                 for k in range(8)
             ]
-
-            def left(loaded=loaded, valid=valid):
-                lefts = []
-                for of_row, own in zip(loaded, weights, strict=True):
-                    shares = [ops.fmul(x, valid) for part in self._of_packed for x in own[part]]
-                    lefts.append(self._sum(of_row, shares))
-                return tile.lefts(*lefts)
-
-            found.append((left, functools.partial(tile.rights_of_rows, rows)))
+            left = functools.partial(self._of_centroids, number, valid)
+            found.append(_Product(left, functools.partial(tile.rights_of_rows, rows)))
         return found
+
+    def _of_centroids(
+        self,
+        number: Value,
+        valid: Value,
+        queries: Sequence[Value],
+        weights: Sequence[Sequence[Sequence[Value]]],
+    ):
+        """Weights of centroids from `number` on, those of a lane: a function, loads under way."""
+        ops, spec, tile = self._ops, self._spec, self._tile
+        parts = self._of_packed[:1] if spec.alike else self._of_packed
+        loaded = [
+            [
+                tile.load8(
+                    ops.address(
+                        ops.pointer(f"{self._parts[part]}value_mass"),
+                        ops.mad(place, BOOK, number),
+                        4,
+                    )
+                )
+                for part in parts
+                for place in self._places(row)
+            ]
+            for row in queries
+        ]
+
+        def compute():
+            lefts = []
+            for of_row, own in zip(loaded, weights, strict=True):
+                shares = [x for part in self._of_packed for x in own[part]]
+                if spec.alike:  # the same weights, in all these shares
+                    shares = [
+                        functools.reduce(ops.fadd, shares[k :: spec.splits])
+                        for k in range(spec.splits)
+                    ]
+                shares = [ops.fmul(x, valid) for x in shares]
+                lefts.append(self._sum(of_row, shares))
+            return tile.lefts(*lefts)
+
+        return compute
 
     def _sum(self, loaded: Sequence[Sequence[Value]], shares: Sequence[Value]) -> list[Value]:
         """Eight numbers, of all parts or splits in their shares."""
@@ -241,6 +290,18 @@ class JoinParts:
             centre = ops.from_bits(ops.shift_left(half, 16))
             total = ops.fma(centre, functools.reduce(ops.fadd, shares), total)
         return total
+
+
+class _Product(NamedTuple):
+    """A part of the sum.
+
+    Attributes:
+        left: from rows of queries and their shares, a function that returns left operands, whose
+            loads are under way then. right: returns right operands, which are loaded once.
+    """
+
+    left: Callable[..., Callable[[], Any]]
+    right: Callable[[], list[list[list[Value]]]]
 
 
 class _Choice:

@@ -1,11 +1,11 @@
-"""A tile of 16 queries of one head, of all sequences, for products with its tables.
+"""Tiles of 16 queries of one head, of all sequences, for products with its tables.
 
 Lanes are numbered lane = 4 g + t. Left operands have queries g and g + 8, of 32 channels 8 t to
 8 t + 7: two products of 16. Numbers are split into what bfloat16 holds of them and what it leaves,
 16 bits of mantissa together; tables are in bfloat16.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pallas_kernels.attention.table_specs import ROWS, TableSpec
 from pallas_kernels.isa.operations import Operations, Value
@@ -16,37 +16,37 @@ _HIGH = 0xFFFF0000  # what a float and a bfloat16 have in common
 
 
 class QueryTile:
-    """Which tile is this thread block's, and where its data lie.
+    """Which tiles are this thread block's, and where its data lie.
 
     Attributes:
         lane, t, g, warp: numbers of this lane and warp.
-        head: KV head. unit: number of the thread block among those of the tile.
+        head: KV head. unit: number of the thread block among those that share its tiles.
         table: number of the head in tables of all layers.
     """
 
-    def __init__(self, ops: Operations, spec: TableSpec, units: int):
-        """Computes them all; `units`: thread blocks of a tile."""
+    def __init__(self, ops: Operations, spec: TableSpec):
+        """Computes them all."""
         self._ops, self._spec = ops, spec
         self.thread = ops.thread_index()
         self.lane = ops.bit_and(self.thread, 31)
         self.t, self.g = ops.bit_and(self.lane, 3), ops.shift_right(self.lane, 2)
         self.warp = ops.uniform(ops.shift_right(self.thread, 5))
         block = ops.block_index()
-        self.unit, tile = ops.rem(block, units), ops.div(block, units)
-        self.head = ops.div(tile, spec.tiles)
-        self._first = ops.mad(ops.rem(tile, spec.tiles), ROWS, 0)
+        self.unit, run = ops.rem(block, spec.units), ops.div(block, spec.units)
+        self.head = ops.div(run, spec.head_blocks)
+        self._first = ops.mad(ops.rem(run, spec.head_blocks), ROWS * spec.block_tiles, 0)
         self.layer: Value = 0
         if spec.layers > 1:
             self.layer = ops.uniform(ops.load(ops.pointer("layer")))
         self.table = ops.mad(self.layer, spec.kv_heads, self.head)
 
     def exists(self, number: Value) -> Value:
-        """A word, 0 where the tile has no query of that number."""
+        """A word, 0 where there is no query of that number, from the thread block's first one."""
         ops = self._ops
         return ops.where_less(ops.add(self._first, number), self._spec.head_rows, 1, 0)
 
     def row(self, number: Value) -> Value:
-        """The row of a query of the tile in arrays of queries; of the last one where it is none."""
+        """The row of such a query in arrays of queries; of the last one where there is none."""
         ops, spec = self._ops, self._spec
         of_head = ops.min(ops.add(self._first, number), spec.head_rows - 1)
         sequence, query = ops.div(of_head, spec.queries), ops.rem(of_head, spec.queries)
@@ -62,11 +62,22 @@ class QueryTile:
         behind = ops.mad(ops.div(head, inner), (spec.layers - 1) * inner, head)
         return ops.mad(self.layer, inner, behind)
 
+    def for_each(self, action: Callable[[Value], None]) -> None:
+        """Runs `action` for each tile of the thread block, with the number of its first query."""
+        ops, count = self._ops, self._spec.block_tiles
+
+        def run(tile: Value, _) -> list[Value]:
+            action(ops.mad(tile, ROWS, 0))
+            return []
+
+        if count == 1:
+            action(0)
+        else:
+            ops.loop(count, [], run)
+
     def load8(self, address: Value, offset: int = 0) -> list[Value]:
-        """Eight floats."""
-        ops = self._ops
-        words = [word for i in (0, 16) for word in ops.load4(address, offset + i)]
-        return [ops.from_bits(word) for word in words]
+        """Eight floats, whose sectors other loads share."""
+        return [x for i in (0, 16) for x in self._ops.load_float4(address, offset + i)]
 
     def lefts(
         self, first: Sequence[Value], second: Sequence[Value]
