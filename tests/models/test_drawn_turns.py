@@ -17,7 +17,12 @@ import pytest
 
 import models
 from models import Model
-from tests.support.draws.comparing import NEW_TOKENS, check_answers, check_logits
+from tests.support.draws.comparing import (
+    NEW_TOKENS,
+    check_answers,
+    check_logits,
+    frequencies_grow,
+)
 from tests.support.draws.drawn import Drawn, torch_model
 from tests.support.draws.layouts import write_checkpoint
 from tests.support.draws.prompts import SERVED
@@ -51,15 +56,10 @@ def compare(name: str, case: int, folder: Path) -> None:
     drawn = Drawn(served.content, batch, positions=not name.startswith(_AXES))
     check_logits(ours, theirs, drawn, case, rng.choice(("left", "right")))
     check_answers(ours, drawn, case, rng)
-    if name in _ONE_TURN or _frequencies_grow(served.content["text_config"]):
+    if name in _ONE_TURN or frequencies_grow(served.content["text_config"]):
         return
     first = models.prepare(ours, prompts=texts, images=groups)
     check_later_turn(rng, ours, torch_model(served.content, case), real, served, (first, groups))
-
-
-def _frequencies_grow(text: dict[str, Any]) -> bool:
-    """Whether RoPE's frequencies depend on the length of a call, so that turns differ."""
-    return any(kind in str(text.get("rope_parameters")) for kind in ("dynamic", "longrope"))
 
 
 def check_later_turn(
