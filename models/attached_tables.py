@@ -185,6 +185,7 @@ def _given(
     if tables is None:
         return None if model.calibrated is None else model.calibrated.codes
     if isinstance(tables, CalibratedCodes):
+        tables.check()
         _check(model, tables, "tables")
         return tables
     if isinstance(tables, str | os.PathLike):

@@ -39,6 +39,8 @@ __all__ = [
     "whole_number",
 ]
 
+_LARGEST = 2**63
+
 
 def check_tree(tree: Any, name: str) -> None:
     """Checks a pytree of dataclasses, the innermost first.
@@ -199,6 +201,8 @@ def check_fields(value: Any) -> None:
                 expected = " or ".join(describe(option) for option in options)
                 got = f"{show(held)}{_beside(value, name)}"
                 raise ValueError(f"{name} must be {expected}, got {got}")
+            if isinstance(held, int) and abs(held) > _LARGEST:  # no setting is as large
+                raise ValueError(f"{name} must lie in [-2**63, 2**63], got {show(held)}")
 
 
 def _beside(value: Any, name: str) -> str:

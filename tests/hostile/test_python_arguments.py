@@ -183,6 +183,20 @@ def test_integers_of_numpy_and_jax_are_integers(cache):
         vkq_jax.grow(cache, 2**31)
 
 
+@pytest.mark.parametrize("number", [10**400, -(10**400), 2**64])
+def test_settings_of_hundreds_of_digits_are_one_clear_error(one_clear_error, number):
+    for make in (
+        lambda: vkq_jax.LevelCodes(bits=number),
+        lambda: vkq_jax.LevelCodes(bits=1, group_size=number),
+        lambda: vkq_jax.Quantile(number),
+        lambda: vkq_jax.ScoreCalibration(tau1=number),
+        lambda: dataclasses.replace(SIGNS, gamma=number),
+    ):
+        with pytest.raises(ValueError, match="must lie in") as error:
+            make()
+        one_clear_error(error.value)
+
+
 def test_settings_of_numpys_scalars_equal_those_of_pythons():
     """A digest of settings is made of their `repr`."""
     pairs = [

@@ -237,7 +237,8 @@ def _load[T](
             written, name = metadata.get("format", ""), _format(kind)
             own = written.rpartition(" ")[0] == name.rpartition(" ")[0]
             if not own or "structure" not in metadata:
-                raise ValueError(f"{show_path(path)} is not a {kind} written by vkq_jax")
+                what = kind if kind.endswith("s") else f"a {kind}"
+                raise ValueError(f"{show_path(path)} is not {what} written by vkq_jax")
             if written != name:
                 raise ValueError(
                     f"{show_path(path)}: expected a file of the format {name!r}, got "
