@@ -80,6 +80,9 @@ def choose_tuning(
         splits *= 2
     while warps > max(4, team) and 2 * splits * -(-teams * team // warps) <= _MULTIPROCESSORS:
         warps //= 2
+    if per_team > 1 and team == 16 and any(x.key.codebook for x in classes):
+        # Tables of centroids leave no room for words that wait: more registers serve better.
+        warps, team = 8, 8
     tuning = TuningConfig(warps=warps, team=team, splits=splits, queries=per_team)
     return _within_memory(tuning, head_dim, classes, architecture)
 
@@ -109,9 +112,9 @@ def _within_memory(
 def tunings_at_once(heads: int, queries: int, classes: Sequence[Packed]) -> list[TuningConfig]:
     """The tunings for parts that one loop takes, the best one first; not all fit into memory.
 
-    One thread block of eight warps fills a multiprocessor's memory: one team of eight or, where
-    there are more teams than multiprocessors, two of four. Tokens without bits count, too: they
-    are read one by one for the centroids of a codebook.
+    Eight warps fill a multiprocessor's memory: one team of eight or, where there are more teams
+    than multiprocessors, two of four, which need not wait for each other in thread blocks of their
+    own. Tokens without bits count, too: they are read one by one for the centroids of a codebook.
     """
     per_team = -(-queries // -(-queries // SET))
     teams, warps = heads * -(-queries // per_team), _WARPS // 2
@@ -119,8 +122,8 @@ def tunings_at_once(heads: int, queries: int, classes: Sequence[Packed]) -> list
     while 2 * splits * teams <= _MULTIPROCESSORS and 2 * splits * warps <= blocks:
         splits *= 2
     one = TuningConfig(warps=warps, team=warps, splits=splits, queries=per_team)
-    two = [dataclasses.replace(one, team=warps // 2)] if teams > _MULTIPROCESSORS else []
-    return [*two, one]
+    half = dataclasses.replace(one, warps=warps // 2, team=warps // 2)
+    return [half, one] if teams > _MULTIPROCESSORS else [one]
 
 
 def fits_at_once(parts: Sequence[KernelSpec], architecture: Architecture) -> bool:

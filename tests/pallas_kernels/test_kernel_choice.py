@@ -160,11 +160,20 @@ def test_short_banks_of_classes_fill_the_device_once_by_teams_of_four():
     assert choose_tuning(75 * 4, 4, 128, classes(False), ()).warps == 16  # two rounds
 
 
+def test_long_banks_with_a_codebook_take_eight_warps():
+    def classes(codebook):
+        codings = [Coding(8, bits, rotated=True, codebook=codebook) for bits in (2, 0)]
+        return [Packed(8192, x, x, number, of_classes=2) for number, x in enumerate(codings)]
+
+    assert choose_tuning(16 * 8, 4, 128, classes(True), ()) == TuningConfig(8, 8, 1, 4)
+    assert choose_tuning(16 * 8, 4, 128, classes(False), ()) == TuningConfig(16, 16, 1, 4)
+
+
 def test_parts_in_one_loop_fill_a_multiprocessor():
     long = [Packed(2048, Coding(8), Coding(8), 0, of_classes=1)]
     assert tunings_at_once(128, 4, long) == [TuningConfig(8, 8, 1, 4)]
     assert tunings_at_once(64, 7, long) == [TuningConfig(8, 8, 1, 4)]
-    assert tunings_at_once(1024, 4, long) == [TuningConfig(8, 4, 1, 4), TuningConfig(8, 8, 1, 4)]
+    assert tunings_at_once(1024, 4, long) == [TuningConfig(4, 4, 1, 4), TuningConfig(8, 8, 1, 4)]
     assert tunings_at_once(8, 3, [*long, *long]) == [TuningConfig(8, 8, 2, 3)]
 
 

@@ -44,18 +44,19 @@ def divided_by_work(
 
     Blocks of all classes stand in a row, and a warp takes those that lie in its part of the units
     of work. Of one query a block counts one for each plane of keys and one for what is alike in
-    all, and lies where it begins; of several it counts two for each plane, and lies where its
-    middle is (measured).
+    all, and lies where it begins, with a codebook where its middle is; of several it counts two for
+    each plane, and lies where its middle is (measured).
     """
     counts = [ops.sub(x.stop, x.hidden) for x in blocks]
     of_plane = 2 if spec.uses_bytes else 1
     units = [of_plane * packed.key.bits + 1 for packed in classes]
+    middle = spec.uses_bytes or classes[0].key.codebook or classes[0].value.codebook
     begins = [0]
     for count, unit in zip(counts, units, strict=True):
         begins.append(ops.mad(count, unit, begins[-1]))
 
     def before(bound: Value, begin: Value, unit: int, count: Value) -> Value:
-        place = unit // 2 if spec.uses_bytes else 0
+        place = unit // 2 if middle else 0
         left = ops.max(ops.sub(bound, begin), 0)
         return ops.min(ops.div(ops.add(left, unit - 1 - place), unit), count)
 
@@ -66,10 +67,26 @@ def divided_by_work(
 
 
 class ClassRow:
-    """The warp's blocks [first, last) of the row, see `divided_by_work`."""
+    """The warp's blocks [first, last) of the row, see `divided_by_work`.
 
-    def __init__(self, ops: Operations, spec: KernelSpec, classes: Sequence[Packed], work: Work):
-        """Divides the blocks that show anything between the warps of the team."""
+    Attributes:
+        read: the warp's blocks of classes without bits that are read one by one.
+    """
+
+    def __init__(
+        self,
+        ops: Operations,
+        spec: KernelSpec,
+        classes: Sequence[Packed],
+        work: Work,
+        read: Sequence[Packed] = (),
+    ):
+        """Divides the blocks that show anything between the warps of the team.
+
+        Args:
+            ops, spec, work: of the kernel. classes: those with bits.
+            read: classes without bits, whose tokens are read one by one: they are divided, too.
+        """
         self._ops, self._spec, self._work, self._classes = ops, spec, work, classes
         self._of_classes = [PackedBlocks(ops, spec, packed, work) for packed in classes]
         begins = [0]
@@ -77,10 +94,16 @@ class ClassRow:
             begins.append(ops.add(begins[-1], ops.sub(blocks.stop, blocks.hidden)))
         self._begins = begins[:-1]
         self._last = ops.max(ops.sub(begins[-1], 1), 0)
+        self.read = [PackedBlocks(ops, spec, packed, work) for packed in read]
+        every = [*self.read, *self._of_classes]
+        bounds = divided_by_work(ops, spec, work, [*read, *classes], every)
         self.first, self.last = (
-            functools.reduce(ops.add, before)
-            for before in divided_by_work(ops, spec, work, classes, self._of_classes)
+            functools.reduce(ops.add, before[len(read) :]) for before in bounds
         )
+        for blocks, *own in zip(
+            self.read, *(before[: len(read)] for before in bounds), strict=True
+        ):
+            blocks.take(*(ops.add(blocks.hidden, x) for x in own))
 
     def at(self, number: Value) -> "ChosenBlock":
         """Block `number` of the row, or the last one where there are fewer."""

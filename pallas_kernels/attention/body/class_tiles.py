@@ -151,8 +151,6 @@ def add_row(
     first = row.at(row.first)
     if staged:
         ClassTiles(ops, scratch, first, first, 0).start()
-    else:
-        first.prefetch_planes()
     ahead = load(first)
     count = ops.sub(row.last, row.first)
     return ops.loop(count, [0, *sums, *ahead], step)[1 : 1 + len(sums)]

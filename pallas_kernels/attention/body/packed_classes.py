@@ -78,8 +78,21 @@ class _Classes:
         The 256 centroids of a codebook are too many to count; a key bias gives each token a score
         of its own.
         """
-        books = self._packed.key.codebook or self._packed.value.codebook
-        return books or self._spec.biased
+        return self._has_books or self._spec.biased
+
+    @property
+    def _has_books(self) -> bool:
+        return self._packed.key.codebook or self._packed.value.codebook
+
+    @property
+    def _in_row(self) -> list[Packed]:
+        """Classes without bits whose blocks are divided together with those of the others.
+
+        Of several queries, in small teams: in large ones warps would be in unlike loops, which
+        takes longer than it saves.
+        """
+        small = self._spec.uses_bytes and self._spec.tuning.team <= 2
+        return self._uncoded if small and self._has_books else []
 
     def _uncoded_sums(
         self, queries: Sequence[FoldedQuery], channels: int, row_max: Callable[[Value], Value]
@@ -161,10 +174,12 @@ class ClassesS8(_Classes):
         ops, spec, packed, work = self._ops, self._spec, self._packed, self._work
         row, apart = None, self._coded
         if spec.halves == 1 and self._coded:
-            row, apart = ClassRow(ops, spec, self._coded, work), []
+            row, apart = ClassRow(ops, spec, self._coded, work, self._in_row), []
         ends = PackedS8(ops, spec, packed, work)
         ends.queries.prepare(scratch)
         shares = self._shared_blocks() if apart else []
+        if row is not None and not spec.staged_words:
+            row.at(row.first).prefetch_planes()
         ends.values.prefetch_tables()
         ops.barrier()
         queries = ends.queries.load(scratch)
@@ -174,9 +189,10 @@ class ClassesS8(_Classes):
                 of_set.clear()
         if self._reads_centroids:
             sums = empty_sums(packed.value, spec.head_dim // 8) * spec.sets
-            for uncoded in self._uncoded:
-                part = self._part(uncoded, ends)
-                sums = part.add_centroids(queries, self._blocks(uncoded), sums)
+            read = row.read if row is not None else []
+            read = read or [self._blocks(packed) for packed in self._uncoded]
+            for uncoded, blocks in zip(self._uncoded, read, strict=True):
+                sums = self._part(uncoded, ends).add_centroids(queries, blocks, sums)
         else:
             sums = self._uncoded_sums(queries, spec.head_dim // 8, ends.products.row_max)
         if row is not None:

@@ -96,11 +96,15 @@ class PartsS8:
 
     def run(self) -> None:
         """Everything, for this warp."""
-        ops, specs = self._ops, self._specs
-        for number, (spec, scratch) in enumerate(zip(specs, self._scratches, strict=True)):
-            assert spec.packed is not None
-            queries = S8Queries(ops, spec, spec.packed, self._work)
-            queries.prepare(scratch, number * spec.tuning.queries, book=number == 0)
+        ops, specs, count = self._ops, self._specs, self._spec.tuning.queries
+        of_parts = [S8Queries(ops, x, x.classes[0], self._work) for x in specs]
+        begun = [queries.begin(number * count) for number, queries in enumerate(of_parts)]
+        for number, queries in enumerate(of_parts):
+            queries.prepare(
+                self._scratches[number], number * count, begun=begun[number], book=number == 0
+            )
+        if not self._spec.staged_words:
+            self._row.at(self._row.first).prefetch_planes()
         ops.barrier()
         self._encode()
         ops.barrier()

@@ -40,11 +40,31 @@ class S8Queries:
         self._ops, self._spec, self._packed, self._work = ops, spec, packed, work
         self._odd = ops.bit_and(work.g, 1)
 
-    def prepare(self, scratch: Scratch, first: int = 0, *, book: bool = True) -> None:
+    def begin(self, first: int) -> list[PackedQuery]:
+        """The queries that the warp prepares, their loads under way; see `prepare`."""
+        numbers = self._numbers(self._work.member_after(first))
+        return [
+            PackedQuery(self._ops, self._spec, self._packed, self._work, number)
+            for number in numbers
+        ]
+
+    def _numbers(self, member: Value) -> list[Value]:
+        tuning = self._spec.tuning
+        return [self._ops.add(member, i) for i in range(0, tuning.queries, tuning.team)]
+
+    def prepare(
+        self,
+        scratch: Scratch,
+        first: int = 0,
+        *,
+        begun: Sequence[PackedQuery] = (),
+        book: bool = True,
+    ) -> None:
         """Each warp of the team prepares some of its queries: one after `team` others.
 
         Args:
             scratch: where to. first: the warp that begins, so that several parts take several.
+            begun: the queries, if they are loaded already.
             book: whether to fill the tables of scores by centroid, if there are any.
         """
         ops, spec, packed, work = self._ops, self._spec, self._packed, self._work
@@ -55,8 +75,8 @@ class S8Queries:
         factor = ops.from_bits(ops.shift_left(ops.sub(127, exponent), 23))
 
         def prepare(_):
-            numbers = [ops.add(member, i) for i in range(0, tuning.queries, tuning.team)]
-            queries = [PackedQuery(ops, spec, packed, work, number) for number in numbers]
+            numbers = self._numbers(member)
+            queries = begun or [PackedQuery(ops, spec, packed, work, number) for number in numbers]
             for number, query in zip(numbers, queries, strict=True):
                 query.prepare()
                 folded = query.fold(0, _GREATEST, factor)
