@@ -14,7 +14,6 @@ from vkq_jax.array_types import Array, Float
 from vkq_jax.codes.code_tables import ClassTables, CodeTables, SideTables
 from vkq_jax.codes.codebooks import fit_codebook
 from vkq_jax.codes.dictionary_codes import DictionaryCodes
-from vkq_jax.codes.dictionary_encoder import ATTENTION_FLOOR
 from vkq_jax.codes.fitting import fit_dictionary, metric_root, mixed_basis
 from vkq_jax.codes.image_centres import nearest
 from vkq_jax.codes.token_classes import TokenClass
@@ -51,11 +50,9 @@ class CodeFitter:
             for one, name in zip(codes, ("key", "value"), strict=True)
         ]
         of_keys, of_values = (_per_prompt_mean(np.asarray(side.energy), prompt) for side in sides)
-        order = of_keys + of_values
-        if codes[0].order == "attention":
-            paid = _per_prompt_mean(np.asarray(self._samples.attention[number]), prompt)
-            order = order * (paid + ATTENTION_FLOOR)
-        member = _classes_of(order, prompt, codes[0].classes)
+        # Classes go by energy, whatever `order` says: by attention, those with few bits would be
+        # fitted to tokens that no sample looked at.
+        member = _classes_of(of_keys + of_values, prompt, codes[0].classes)
         rng = (self._seed, number)
         return CodeTables(*(_side_tables(s, member, np.random.default_rng(rng)) for s in sides))
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from models.calibration.observing import observe_answers
-from models.generation.recoding import FULL_PRECISION
 from models.inputs.batch import Inputs
 from models.model import Model
 from models.text.coded_layers import coded_layers, read_layers
@@ -26,6 +25,7 @@ from vkq_jax.cache.visibility import Starts
 from vkq_jax.codes.dense import DenseTensor
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.settings.layer_settings import Cells
+from vkq_jax.settings.presets import presets
 from vkq_jax.sharding.bank_parts import join_banks
 from vkq_jax.slots import filled
 
@@ -41,7 +41,6 @@ class CodeSamples:
         key_mean, value_mean: those means. prompt: which of the P prompts a token is from.
         key_weight: sum of p (1 - p) over the queries that read a token with weight p: the effect of
             its key on attention. value_weight: sum of p^2, the effect of its value on the output.
-        attention: that a token gets where it is coded, see `vkq_jax.attention.last_queries`.
         query_moment: sum of w q q^T over queries and the query heads of a KV head, where
             w = sum_t p_t (1 - p_t) over visual tokens: the effect of a key's error on attention.
         query_weight: sum of w.
@@ -54,7 +53,6 @@ class CodeSamples:
     prompt: Int32[Array, "n"]
     key_weight: Float[Array, "L K n"]
     value_weight: Float[Array, "L K n"]
-    attention: Float[Array, "L K n"]
     query_moment: Float[Array, "L K H H"]
     query_weight: Float[Array, "L K"]
 
@@ -108,7 +106,7 @@ def sample_codes(
     totals, cache = observe_answers(
         model,
         inputs,
-        quant=FULL_PRECISION,
+        quant=presets["none"],
         steps=steps,
         quantize_at="prompt" if model.visual_depends_on_question else "image",
         stop_tokens=stop_tokens,
@@ -207,15 +205,9 @@ def _samples_of(
         prompt=jnp.repeat(jnp.arange(len(bank.length), dtype=jnp.int32), tokens),
         key_weight=pick(of_keys[..., None])[..., 0],
         value_weight=pick(of_values[..., None])[..., 0],
-        attention=pick(_attention(bank.key)[..., None])[..., 0],
         query_moment=moment,
         query_weight=weight,
     )
-
-
-def _attention(key: DenseTensor) -> Float[Array, "L B K V"]:
-    """What keys get; all the same where none is known."""
-    return jnp.ones(key.values.shape[:-1]) if key.attention is None else key.attention
 
 
 def _without_bias(

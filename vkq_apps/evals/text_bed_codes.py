@@ -96,7 +96,6 @@ def samples_of(texts: Sequence[Observed]) -> CodeSamples:
         prompt=jnp.repeat(jnp.arange(len(texts), dtype=jnp.int32), texts[0].key.shape[2]),
         key_weight=weight("key_weight"),
         value_weight=weight("value_weight"),
-        attention=weight("attention"),
         query_moment=total("query_moment"),
         query_weight=total("query_weight"),
     )

@@ -50,7 +50,6 @@ class Observed:
     value: Float[np.ndarray, "L K V H"]
     key_weight: Float[np.ndarray, "L K V"]
     value_weight: Float[np.ndarray, "L K V"]
-    attention: Float[np.ndarray, "L K V"]
     query_moment: Float[np.ndarray, "L K H H"]
     query_weight: Float[np.ndarray, "L K"]
 
@@ -115,14 +114,16 @@ class TextModel:
         import torch  # pyright: ignore[reportMissingImports]
         from transformers import DynamicCache
 
+        prefix = self.span.prefix
         paid: dict[int, Any] = {}
 
         def look(layer: int, query: Any, weights: Any) -> None:
-            paid[layer] = self._paid(weights)
+            p = weights[0, :, -LAST_QUERIES:, self.span.dense : prefix]
+            paid[layer] = (p * (1 - p)).unflatten(0, (self.num_kv_heads, -1)).sum((1, 2))
 
         cache = DynamicCache(config=self.model.config)
         with torch.inference_mode(), _observed(self.model, look):
-            self._forward(ids[: self.span.prefix], cache)
+            self._forward(ids[:prefix], cache)
         return cache, np.stack([paid[layer].numpy() for layer in range(self.num_layers)])
 
     def coded_part(self, cache: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -168,8 +169,7 @@ class TextModel:
             spread = p * (1 - p)
             w = spread.sum(-1)
             moment = torch.einsum("kgt,kgth,kgti->khi", w, q, q)
-            of_tokens = spread.sum((1, 2)), (p * p).sum((1, 2)), self._paid(weights)
-            seen[layer] = (*of_tokens, moment, w.sum((1, 2)))
+            seen[layer] = (spread.sum((1, 2)), (p * p).sum((1, 2)), moment, w.sum((1, 2)))
 
         from transformers import DynamicCache
 
@@ -181,12 +181,6 @@ class TextModel:
             *self.coded_part(cache),
             *(np.stack([x.numpy() for x in field]) for field in zip(*looks, strict=True)),
         )
-
-    def _paid(self, weights: Any) -> Any:
-        """The attention [K, V] of the prefix's last queries, from weights [1, N, T, T]."""
-        prefix = self.span.prefix
-        p = weights[0, :, max(0, prefix - LAST_QUERIES) : prefix, self.span.dense : prefix]
-        return (p * (1 - p)).unflatten(0, (self.num_kv_heads, -1)).sum((1, 2))
 
     def _forward(self, ids: list[int], cache: Any, *, logits: bool = False) -> Any:
         import torch  # pyright: ignore[reportMissingImports]

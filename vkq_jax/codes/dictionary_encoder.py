@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from vkq_jax.codes.dictionary_codes import DictionaryCodes
 
 __all__ = [
-    "ATTENTION_FLOOR",
     "alike",
     "attention_weights",
     "encode",
@@ -37,7 +36,7 @@ __all__ = [
     "sorting_energy",
 ]
 
-ATTENTION_FLOOR = 0.3  # attention that a token may still get, in units of the mean
+_FLOOR = 0.3  # attention that a token may still get, in units of the mean
 
 
 def encode(
@@ -302,7 +301,7 @@ def attention_weights(
 ) -> Float[Array, "*lead V"]:
     """What energies of tokens are multiplied by, from the attention that the tokens get."""
     attention = jnp.where(jnp.isfinite(attention), attention, 0.0)
-    return _in_units_of_mean(attention, valid) + ATTENTION_FLOOR
+    return _in_units_of_mean(attention, valid) + _FLOOR
 
 
 def _in_units_of_mean(
