@@ -36,7 +36,7 @@ __all__ = [
     "sorting_energy",
 ]
 
-_FLOOR = 0.3  # attention that a token may still get, in units of the mean
+_FLOOR = 1.0  # attention that a token may still get, in units of the mean
 
 
 def encode(
