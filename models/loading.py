@@ -204,8 +204,7 @@ def _read_config(folder: Path) -> ModelConfig:
         hint = recognise_model_type(model_type)
         raise NotImplementedError(
             f"{show_path(file)}: model_type={show(model_type)}; supported families: "
-            f"{', '.join(FAMILY_NAMES)} (README.md lists each model_type)"
-            + (f"; this is {hint}" if hint else "")
+            f"{', '.join(FAMILY_NAMES)} (see README.md)" + (f"; this is {hint}" if hint else "")
         )
     check_plain_weights(folder, content)
     with errors_of(file):

@@ -16,7 +16,7 @@ last row.
 `updates`, `sharing`, `accounting`, `summaries`; layers and heads of several kinds: `layered`, \
 `head_groups`, `recurrent`; split over devices: `split_tensor` |
 | `attention` | attention over a cache | `reference`, `post_scaled` | `attention_weights`, \
-`soft_cap`, `query_checks`, `backend` |
+`last_queries`, `soft_cap`, `query_checks`, `backend` |
 | `passes` | a pass through the layers | `prefill`, `decode` | `prefill_pass`, `decode_pass`, \
 `coding`, `layer_step`, `pass_checks`; of several kinds: `layered_passes`, `cross_pass` |
 | `sharding` | devices and hosts | `specs` | `bank_parts`, `hosts` |

@@ -89,7 +89,8 @@ def rope(rng):
 
 def mutated_files(rng):
     """A config.json and perhaps a generation_config.json, most of them with hostile values."""
-    files = {"config.json": config_json(text={"model_type": rng.choice(list(TEXT_SETTINGS))})}
+    kind = rng.choice(["llama", rng.choice(list(TEXT_SETTINGS))])  # the weights are of the first
+    files = {"config.json": config_json(text={"model_type": kind})}
     if rng.random() < 0.5:
         files["config.json"]["text_config"]["rope_parameters"] = rope(rng)
     if rng.random() < 0.2:

@@ -131,7 +131,7 @@ def test_hostile_fields_of_every_family(cases, one_clear_error, tmp_path):
         shapes = [leaf.shape for leaf in jax.tree.leaves(nnx.state(module))]
         assert all(size > 0 for shape in shapes for size in shape), case
         built += 1
-    assert len(cases(40)) // 8 <= built < len(cases(40))
+    assert len(cases(40)) // 16 <= built < len(cases(40))
 
 
 @pytest.mark.parametrize("name", sorted(configs()))
