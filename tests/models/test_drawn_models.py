@@ -6,11 +6,9 @@ many; a failing one is found again by its number (`-k llava --first-case 37`).
 """
 
 import dataclasses
-import gc
 import random
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import pytest
 
@@ -18,7 +16,7 @@ import models
 from models.families.registry import MODEL_TYPES
 from tests.models.test_config_fields import TOWERS
 from tests.support.draws import DRAWS
-from tests.support.draws.comparing import check_answers, check_logits
+from tests.support.draws.comparing import check_answers, check_draws, check_logits
 from tests.support.draws.drawn import torch_model
 from tests.support.draws.layouts import write_checkpoint
 from tests.support.hf_parity import since
@@ -48,18 +46,7 @@ def compare(name: str, case: int, folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", DRAWS)
 def test_drawn_models(name, cases, tmp_path):
-    failed = []
-    for case in cases(1):
-        try:
-            compare(name, case, tmp_path / str(case))
-        except Exception as error:
-            error.add_note(f"case {case} of {name}")
-            failed.append(error)
-        if case % 20 == 19:
-            jax.clear_caches()
-            gc.collect()
-    if failed:
-        raise ExceptionGroup(f"{len(failed)} draws of {name}", failed)
+    check_draws(compare, name, cases(1), tmp_path)
 
 
 def test_every_family_and_every_field_that_a_port_reads_is_drawn():

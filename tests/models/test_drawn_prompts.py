@@ -22,9 +22,10 @@ from models.families.registry import family_of
 from models.layers.linear import Maker
 from models.loading import read_config
 from tests.support.draws import DRAWS
+from tests.support.draws.comparing import check_draws
 from tests.support.draws.prompts import SERVED
 from tests.support.draws.prompts.batches import draw_groups, draw_prompt, draw_text, real_arrays
-from tests.support.draws.prompts.served import Served, real_processor, write_files
+from tests.support.draws.prompts.served import Served, served_processor, write_files
 from tests.support.draws.prompts.templates import draw_template
 from tests.support.hf_parity import since
 
@@ -54,7 +55,7 @@ def compare(name: str, case: int, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(served.content))
     template = draw_template(rng, served.mark)
     write_files(rng, folder, served, template)
-    ours, real = stand_in(folder), real_processor(folder, served, template)
+    ours, real = stand_in(folder), served_processor(folder, served, template)
     groups = draw_groups(rng, served)
     texts = [draw_prompt(rng, served, len(group)) for group in groups]
     expected = real_arrays(real, served, texts, groups)
@@ -110,12 +111,4 @@ def test_every_family_is_drawn():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", SERVED)
 def test_drawn_prompts(name, cases, tmp_path):
-    failed = []
-    for case in cases(2):
-        try:
-            compare(name, case, tmp_path / str(case))
-        except Exception as error:
-            error.add_note(f"case {case} of {name}")
-            failed.append(error)
-    if failed:
-        raise ExceptionGroup(f"{len(failed)} draws of {name}", failed)
+    check_draws(compare, name, cases(2), tmp_path)

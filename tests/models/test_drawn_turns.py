@@ -5,12 +5,10 @@ on the arrays of transformers' processor; a later turn's are those of the whole 
 """
 
 import dataclasses
-import gc
 import random
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from models import Model
 from tests.support.draws.comparing import (
     NEW_TOKENS,
     check_answers,
+    check_draws,
     check_logits,
     frequencies_grow,
 )
@@ -27,7 +26,7 @@ from tests.support.draws.drawn import Drawn, torch_model
 from tests.support.draws.layouts import write_checkpoint
 from tests.support.draws.prompts import SERVED
 from tests.support.draws.prompts.batches import draw_groups, draw_prompt, draw_text, real_arrays
-from tests.support.draws.prompts.served import Served, real_processor, write_files
+from tests.support.draws.prompts.served import Served, served_processor, write_files
 from tests.support.draws.prompts.templates import draw_template
 from tests.support.hf_parity import since
 from tests.support.rows import padded_rows
@@ -46,7 +45,7 @@ def compare(name: str, case: int, folder: Path) -> None:
     write_checkpoint(rng, theirs, folder)
     template = draw_template(rng, served.mark)
     write_files(rng, folder, served, template)
-    ours, real = models.load(folder, dtype=jnp.float32), real_processor(folder, served, template)
+    ours, real = models.load(folder, dtype=jnp.float32), served_processor(folder, served, template)
     groups = draw_groups(rng, served)
     texts = [draw_prompt(rng, served, len(group)) for group in groups]
 
@@ -118,15 +117,4 @@ def _rows(inputs: models.Inputs) -> list[list[int]]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", SERVED)
 def test_drawn_turns(name, cases, tmp_path):
-    failed = []
-    for case in cases(1):
-        try:
-            compare(name, case, tmp_path / str(case))
-        except Exception as error:
-            error.add_note(f"case {case} of {name}")
-            failed.append(error)
-        if case % 20 == 19:
-            jax.clear_caches()
-            gc.collect()
-    if failed:
-        raise ExceptionGroup(f"{len(failed)} draws of {name}", failed)
+    check_draws(compare, name, cases(1), tmp_path)

@@ -203,7 +203,7 @@ def test_what_is_not_honoured_is_named_in_one_warning(tmp_path):
 
 
 def test_every_setting_of_transformers_is_known():
-    """Of the installed transformers: a new one shows here, and says in a warning that it is new."""
+    """A setting that a new transformers adds fails here, and is named in a warning until then."""
     known = {*READ, *NOT_HONOURED, *CHANGES_NOTHING}
     assert set(vars(GenerationConfig())) <= known
     assert len(known) == len(READ) + len(NOT_HONOURED) + len(CHANGES_NOTHING)

@@ -15,7 +15,7 @@ import models
 from models import Model
 from models.families.registry import family_of
 
-__all__ = ["assert_parity", "randomize", "save", "since"]
+__all__ = ["assert_parity", "assert_saved", "randomize", "save", "since"]
 
 
 def since(version: str, reason: str) -> pytest.MarkDecorator:
@@ -43,6 +43,17 @@ def save(model: Any, folder: Path, **options: Any) -> Model:
     """Saved by transformers, loaded by this library in float32."""
     model.save_pretrained(folder, **options)
     return models.load(folder, dtype=jnp.float32)
+
+
+def assert_saved(
+    theirs: Any, ours: Model, folder: Path, kept: Callable[[str], bool] = lambda name: True
+) -> None:
+    """transformers reads the weights that are saved here; `kept` says which names are."""
+    models.save_weights(ours, folder)
+    again = type(theirs).from_pretrained(folder).state_dict()
+    for name, tensor in theirs.state_dict().items():
+        if kept(name):
+            np.testing.assert_array_equal(again[name], tensor)
 
 
 def assert_parity(

@@ -17,6 +17,7 @@ from tests.support.calibrated import check_calibration
 from tests.support.pictures import random_picture
 from tests.support.processor_files import WORDS, write_processor
 from tests.support.random_checkpoint import write_random_checkpoint
+from tests.support.real_processor import unchecked
 
 BEGIN, SOFT, END = "<|image>", "<|image|>", "<image|>"
 SPECIAL = (BEGIN, SOFT, END, "<|video|>", "<|audio|>", "<|audio>", "<audio|>")
@@ -96,11 +97,7 @@ def real_processor(image_processor, tokenizer):
         "transformers.models.gemma4.processing_gemma4", exc_type=ImportError
     )
 
-    class Processor(theirs.Gemma4Processor):
-        def check_argument_for_proper_class(self, name, argument):
-            return type(argument)
-
-    return Processor(None, image_processor, tokenizer, None)
+    return unchecked(theirs.Gemma4Processor)(None, image_processor, tokenizer, None)
 
 
 def test_ids_and_pixels_are_those_of_the_real_processor(model):

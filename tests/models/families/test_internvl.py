@@ -6,10 +6,10 @@ from PIL import Image
 
 import models
 from models.families.internvl.config import InternVLConfig
-from models.loading import save_weights
-from tests.support.hf_parity import assert_parity, randomize, save
+from tests.support.hf_parity import assert_parity, assert_saved, randomize, save
 from tests.support.processor_files import WORDS, write_processor
 from tests.support.random_checkpoint import write_random_checkpoint
+from tests.support.real_processor import real_processor
 from tests.support.rows import padded_rows
 
 SIZE, TILE_TOKENS, IMAGE = 28, 4, 60
@@ -87,10 +87,7 @@ def test_transformers_model_gives_the_same_logits_and_tokens(name, tmp_path):
     )
     assert_parity(theirs, ours, rows | {"pixel_values": tiles(5)})
     if "MoE" in name:  # transformers reads what is saved here
-        save_weights(ours, tmp_path)
-        again = type(theirs).from_pretrained(tmp_path).state_dict()
-        for key, tensor in theirs.state_dict().items():
-            np.testing.assert_array_equal(again[key], tensor)
+        assert_saved(theirs, ours, tmp_path)
 
 
 TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<video>")
@@ -162,18 +159,11 @@ def model(tmp_path_factory):
 
 
 def test_ids_and_tiles_are_those_of_the_real_processor(model):
-    from transformers import AutoTokenizer, InternVLProcessor
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers import InternVLProcessor
 
-    class Real(InternVLProcessor):
-        def check_argument_for_proper_class(self, *names):
-            """Videos need torch, so that there is no video processor."""
-
-    real = Real(
-        AutoImageProcessor.from_pretrained(model.source, backend="pil"),
-        AutoTokenizer.from_pretrained(model.source),
-        None,
-        image_seq_length=TILE_TOKENS,
+    # Videos need torch, so that there is no video processor.
+    real = real_processor(
+        model.source, InternVLProcessor, video_processor=None, image_seq_length=TILE_TOKENS
     )
     pictures = [picture(40, 90), picture(30, 30, seed=1)]
     text = "what <IMG_CONTEXT> is this <IMG_CONTEXT> ?"

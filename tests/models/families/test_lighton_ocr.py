@@ -6,11 +6,11 @@ import pytest
 
 import models
 from models.families.lighton_ocr.config import LightOnOcrConfig
-from models.loading import save_weights
-from tests.support.hf_parity import assert_parity, randomize, save
+from tests.support.hf_parity import assert_parity, assert_saved, randomize, save
 from tests.support.pictures import random_picture
 from tests.support.processor_files import WORDS, write_processor
 from tests.support.random_checkpoint import write_random_checkpoint
+from tests.support.real_processor import real_processor
 from tests.support.rows import padded_rows
 
 PATCH, IMAGE = 4, len(WORDS)
@@ -95,10 +95,7 @@ def test_transformers_model_gives_the_same_logits_and_tokens(name, tmp_path):
     first, second, third = ([IMAGE] * ((h // block) * (w // block)) for h, w in sizes)
     rows = padded_rows([3, first, 5, second, 7], [8, 9, 10], [4, third, 6])
     assert_parity(hf, ours, rows | arrays(*sizes))
-    save_weights(ours, tmp_path)
-    again = type(hf).from_pretrained(tmp_path)
-    for key, tensor in hf.state_dict().items():
-        np.testing.assert_array_equal(again.state_dict()[key], tensor)
+    assert_saved(hf, ours, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -109,19 +106,9 @@ def model(tmp_path_factory):
 
 
 def test_ids_and_pixels_are_those_of_the_real_processor(model):
-    from transformers import AutoTokenizer, LightOnOcrProcessor
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers import LightOnOcrProcessor
 
-    class Real(LightOnOcrProcessor):
-        def check_argument_for_proper_class(self, name, argument):
-            """The image processor on PIL is not the class that is asked for."""
-            return type(argument)
-
-    real = Real(
-        AutoImageProcessor.from_pretrained(model.source, backend="pil"),
-        AutoTokenizer.from_pretrained(model.source),
-        patch_size=PATCH,
-    )
+    real = real_processor(model.source, LightOnOcrProcessor, patch_size=PATCH)
     pictures = [random_picture(24, 20), random_picture(9, 17, seed=1)]
     text = "what <|image_pad|> is this <|image_pad|> ?"
     expected = real(text=[text], images=[pictures], return_tensors="np")

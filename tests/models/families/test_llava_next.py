@@ -12,6 +12,7 @@ from models.families.llava_onevision.config import LlavaOnevisionConfig
 from models.families.registry import family_of
 from tests.support.processor_files import WORDS, write_processor
 from tests.support.random_checkpoint import write_random_checkpoint
+from tests.support.real_processor import real_processor
 
 SIZE, IMAGE, VIDEO = 12, len(WORDS), len(WORDS) + 1
 PINPOINTS = [[12, 24], [24, 12], [24, 24], [36, 12]]
@@ -91,27 +92,13 @@ def pictures(*sizes):
     return [Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)) for size in sizes]
 
 
-def real_processor(model, name, **settings):
-    """transformers' own; videos would need torch, so that there is no video processor."""
-    import transformers
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-    class Real(getattr(transformers, name)):
-        def check_argument_for_proper_class(self, *names):
-            pass
-
-    return Real(
-        AutoImageProcessor.from_pretrained(model.source, backend="pil"),
-        transformers.AutoTokenizer.from_pretrained(model.source),
-        **settings,
-    )
-
-
 @pytest.mark.parametrize("sizes", [[(30, 11), (7, 40)], [(20, 20)], [(5, 90), (64, 37), (1, 300)]])
 def test_llava_next_prepares_as_the_real_processor(model, sizes):
+    from transformers import LlavaNextProcessor
+
     real = real_processor(
-        model,
-        "LlavaNextProcessor",
+        model.source,
+        LlavaNextProcessor,
         patch_size=4,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -127,9 +114,11 @@ def test_llava_next_prepares_as_the_real_processor(model, sizes):
 
 @pytest.mark.parametrize("sizes", [[(24, 23)], [(30, 11), (7, 40)]])
 def test_onevision_prepares_as_the_real_processor(onevision, sizes):
+    from transformers import LlavaOnevisionProcessor
+
     real = real_processor(
-        onevision,
-        "LlavaOnevisionProcessor",
+        onevision.source,
+        LlavaOnevisionProcessor,
         num_image_tokens=SIDE**2,
         vision_feature_select_strategy="full",
         vision_aspect_ratio="anyres_max_2",

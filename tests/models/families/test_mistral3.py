@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -17,6 +18,7 @@ from tests.support.hf_parity import assert_parity, randomize, save
 from tests.support.pictures import random_picture
 from tests.support.processor_files import WORDS, write_processor
 from tests.support.random_checkpoint import write_random_checkpoint
+from tests.support.real_processor import real_processor
 from tests.support.rows import padded_rows
 
 PATCH = 4
@@ -180,28 +182,14 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def real_processor(monkeypatch):
+def real_pixtral(monkeypatch):
     """transformers' class, which imports torchvision for a function that is not called."""
-    import transformers
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
     from transformers.models.pixtral import image_processing_pil_pixtral as on_pil
 
     monkeypatch.setitem(sys.modules, "transformers.models.pixtral.image_processing_pixtral", on_pil)
     from transformers.models.pixtral.processing_pixtral import PixtralProcessor
 
-    class Real(PixtralProcessor):
-        def check_argument_for_proper_class(self, *names):
-            """The image processor on PIL is not the class that is asked for."""
-
-    def of(folder, **settings):
-        return Real(
-            AutoImageProcessor.from_pretrained(folder, backend="pil"),
-            transformers.AutoTokenizer.from_pretrained(folder),
-            patch_size=PATCH,
-            **settings,
-        )
-
-    return of
+    return partial(real_processor, processor_class=PixtralProcessor, patch_size=PATCH)
 
 
 def assert_prepares_as(real, model):
@@ -225,8 +213,8 @@ def assert_prepares_as(real, model):
     jax.tree.map(np.testing.assert_array_equal, got.vision_layout, again.vision_layout)
 
 
-def test_ids_and_pixels_are_those_of_the_real_processor(model, real_processor):
-    assert_prepares_as(real_processor(model.source, spatial_merge_size=2), model)
+def test_ids_and_pixels_are_those_of_the_real_processor(model, real_pixtral):
+    assert_prepares_as(real_pixtral(model.source, spatial_merge_size=2), model)
 
 
 def test_pictures_of_different_sizes_in_1_bit(model):
@@ -243,11 +231,11 @@ def test_pictures_of_different_sizes_in_1_bit(model):
     assert len(models.decode(model, answer.tokens, answer.lengths)) == 2
 
 
-def test_a_pixtral_of_llava_is_a_family_of_its_own(tmp_path, real_processor):
+def test_a_pixtral_of_llava_is_a_family_of_its_own(tmp_path, real_pixtral):
     write_tiny_processor(tmp_path, 1)
     pixtral = write_random_checkpoint(tmp_path, config_json(**LLAVA))
     assert pixtral.config.vision.merge == 1
-    assert_prepares_as(real_processor(tmp_path, spatial_merge_size=1), pixtral)
+    assert_prepares_as(real_pixtral(tmp_path, spatial_merge_size=1), pixtral)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import pytest
 
 import models
 from models.families.paddleocr_vl.config import PaddleOcrVLConfig
-from models.loading import save_weights
-from tests.support.hf_parity import assert_parity, randomize, save
+from tests.support.hf_parity import assert_parity, assert_saved, randomize, save
 from tests.support.pictures import random_picture
 from tests.support.processor_files import WORDS, write_processor
 from tests.support.random_checkpoint import write_random_checkpoint
+from tests.support.real_processor import real_processor
 from tests.support.rows import padded_rows
 
 PATCH, IMAGE = 4, len(WORDS)
@@ -86,10 +86,7 @@ def test_transformers_model_gives_the_same_logits_and_tokens(name, original, tmp
     hf = randomize(AutoModelForImageTextToText.from_config(settings))
     ours = save(hf, tmp_path, save_original_format=original)
     assert_parity(hf, ours, batch((4, 6), (10, 2), (6, 6)))
-    save_weights(ours, tmp_path)
-    again = type(hf).from_pretrained(tmp_path).state_dict()
-    for key, tensor in hf.state_dict().items():
-        np.testing.assert_array_equal(again[key], tensor)
+    assert_saved(hf, ours, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -112,18 +109,9 @@ def model(tmp_path_factory):
 
 
 def test_ids_and_pixels_are_those_of_the_real_processor(model):
-    from transformers import AutoTokenizer, PaddleOCRVLProcessor
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers import PaddleOCRVLProcessor
 
-    class Real(PaddleOCRVLProcessor):
-        def check_argument_for_proper_class(self, name, argument):
-            """The image processor on PIL is not the class that is asked for."""
-            return type(argument)
-
-    real = Real(
-        AutoImageProcessor.from_pretrained(model.source, backend="pil"),
-        AutoTokenizer.from_pretrained(model.source),
-    )
+    real = real_processor(model.source, PaddleOCRVLProcessor)
     pictures = [random_picture(30, 21), random_picture(3, 17, seed=1)]
     text = models.chat_prompt(model, "what ?", num_images=2)
     expected = real(text=[text], images=pictures, return_tensors="np")

@@ -6,11 +6,11 @@ import pytest
 
 import models
 from models.families.internvl.qianfan_ocr import QianfanOcrConfig
-from models.loading import save_weights
-from tests.support.hf_parity import assert_parity, randomize, save
+from tests.support.hf_parity import assert_parity, assert_saved, randomize, save
 from tests.support.pictures import random_picture
 from tests.support.processor_files import WORDS, write_processor
 from tests.support.random_checkpoint import write_random_checkpoint
+from tests.support.real_processor import real_processor
 from tests.support.rows import padded_rows
 
 SIZE, TILE_TOKENS = 28, 4
@@ -81,12 +81,12 @@ def test_transformers_model_gives_the_same_logits_and_tokens(name, original, tmp
     rows = padded_rows([3, first, 5, second, 7], [8, 9, 10], [4, third, 6])
     pixels = np.random.default_rng(0).normal(size=(5, 3, SIZE, SIZE)).astype(np.float32)
     assert_parity(hf, ours, rows | {"pixel_values": pixels})
-    save_weights(ours, tmp_path)
-    again = type(hf).from_pretrained(tmp_path).state_dict()
-    for key, tensor in hf.state_dict().items():
-        # What lies behind the chosen layer, and the token that training alone uses, is not kept.
-        if "mask_token" not in key and (".layers.1." not in key or "another" not in name):
-            np.testing.assert_array_equal(again[key], tensor)
+
+    def kept(key):
+        """Layers behind the chosen one are not, nor is the token that training alone uses."""
+        return "mask_token" not in key and (".layers.1." not in key or "another" not in name)
+
+    assert_saved(hf, ours, tmp_path, kept)
 
 
 @pytest.fixture(scope="module")
@@ -108,20 +108,9 @@ def model(tmp_path_factory):
 
 
 def test_ids_and_tiles_are_those_of_the_real_processor(model):
-    from transformers import AutoTokenizer
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
     from transformers.models.qianfan_ocr.processing_qianfan_ocr import QianfanOCRProcessor
 
-    class Real(QianfanOCRProcessor):
-        def check_argument_for_proper_class(self, name, argument):
-            """The image processor on PIL is not the class that is asked for."""
-            return type(argument)
-
-    real = Real(
-        AutoImageProcessor.from_pretrained(model.source, backend="pil"),
-        AutoTokenizer.from_pretrained(model.source),
-        image_seq_length=TILE_TOKENS,
-    )
+    real = real_processor(model.source, QianfanOCRProcessor, image_seq_length=TILE_TOKENS)
     pictures = [random_picture(40, 90), random_picture(30, 30, seed=1)]
     text = "what <image> is this <image> ?"
     expected = real(images=pictures, text=[text], return_tensors="np")

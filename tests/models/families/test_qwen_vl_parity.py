@@ -9,6 +9,7 @@ import models
 import vkq_jax
 from tests.support.hf_parity import assert_parity, randomize, save, since
 from tests.support.qwen_vl import batch, config_json, write_processor
+from tests.support.real_processor import real_processor
 
 pytestmark = pytest.mark.parity
 
@@ -130,18 +131,12 @@ def test_experts_one_by_one_load_the_same(tmp_path):
 
 def test_ids_and_pixels_are_those_of_the_real_processor(tmp_path):
     """Pictures alone: the real processor's class wants torchvision for its video processor."""
-    from transformers import AutoTokenizer, Qwen2_5_VLProcessor
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-    class Theirs(Qwen2_5_VLProcessor):
-        def check_argument_for_proper_class(self, name, argument):
-            return type(argument)
+    from transformers import Qwen2_5_VLProcessor
 
     hf = theirs("qwen2_5_vl")
     ours = save(hf, tmp_path)
     write_processor(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    processor = Theirs(AutoImageProcessor.from_pretrained(tmp_path, backend="pil"), tokenizer)
+    processor = real_processor(tmp_path, Qwen2_5_VLProcessor)
     rng = np.random.default_rng(5)
     pictures = [
         Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in ((30, 21), (9, 70))

@@ -1,17 +1,39 @@
 """A drawn model against transformers' own: logits of prompts, and greedy answers."""
 
+import gc
 import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 import models
 from models import Model
 from tests.support.draws.drawn import Drawn, torch_model
 
-__all__ = ["NEW_TOKENS", "check_answers", "check_logits", "frequencies_grow"]
+__all__ = ["NEW_TOKENS", "check_answers", "check_draws", "check_logits", "frequencies_grow"]
 
 TOLERANCE, NEW_TOKENS = 1e-4, 6
+
+
+def check_draws(
+    compare: Callable[[str, int, Path], None], name: str, cases: Iterable[int], folder: Path
+) -> None:
+    """Compares the draws of a name, each in a folder of its own; says which ones differ."""
+    failed = []
+    for case in cases:
+        try:
+            compare(name, case, folder / str(case))
+        except Exception as error:
+            error.add_note(f"case {case} of {name}")
+            failed.append(error)
+        if case % 20 == 19:
+            jax.clear_caches()
+            gc.collect()
+    if failed:
+        raise ExceptionGroup(f"{len(failed)} draws of {name}", failed)
 
 
 def logits_of(theirs: Any, drawn: Drawn, arrays: dict[str, np.ndarray]) -> np.ndarray:

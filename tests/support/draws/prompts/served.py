@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.draws.prompts.tokenizers import BOS, EOS, PAD, write_tokenizer
+from tests.support.real_processor import real_processor
 
-__all__ = ["Served", "any_size", "real_processor", "write_files"]
+__all__ = ["Served", "any_size", "served_processor", "write_files"]
 
 type Sizes = Callable[[random.Random], tuple[int, int]]
 _VOCABULARY = 500
@@ -98,23 +99,12 @@ def write_files(rng: random.Random, folder: Path, served: Served, template: str 
         (folder / name).write_text(json.dumps(content))
 
 
-def real_processor(folder: Path, served: Served, template: str | None) -> Any:
-    """transformers' class, on PIL, without its checks for parts that need torch."""
-    from transformers import AutoTokenizer
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-    class Real(_class_of(served.processor)):
-        def check_argument_for_proper_class(self, name, argument):
-            return type(argument)
-
-    parts: dict[str, Any] = {
-        "image_processor": AutoImageProcessor.from_pretrained(folder, backend="pil"),
-        "tokenizer": AutoTokenizer.from_pretrained(folder),
-        "chat_template": template,
-    }
-    wanted = inspect.signature(Real.__init__).parameters
-    parts |= {name: None for name in ("video_processor", "feature_extractor") if name in wanted}
-    return Real(**parts, **served.options)
+def served_processor(folder: Path, served: Served, template: str | None) -> Any:
+    """transformers' processor of these files, without parts that need torch."""
+    theirs = _class_of(served.processor)
+    wanted = inspect.signature(theirs.__init__).parameters
+    missing = {name: None for name in ("video_processor", "feature_extractor") if name in wanted}
+    return real_processor(folder, theirs, chat_template=template, **missing, **served.options)
 
 
 def _class_of(name: str) -> Any:

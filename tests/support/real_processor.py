@@ -1,0 +1,28 @@
+"""transformers' own processors on PIL, as the ones that prompts prepared here are compared with."""
+
+from os import PathLike
+from typing import Any
+
+__all__ = ["real_processor", "unchecked"]
+
+
+def unchecked(processor_class: Any) -> Any:
+    """The class without its checks: image processors on PIL, and parts that need torch missing."""
+
+    class Unchecked(processor_class):
+        def check_argument_for_proper_class(self, name, argument):
+            return type(argument)
+
+    return Unchecked
+
+
+def real_processor(folder: str | PathLike[str], processor_class: Any, **settings: Any) -> Any:
+    """The processor of a checkpoint's files; `settings` are further arguments of its class."""
+    from transformers import AutoTokenizer
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    return unchecked(processor_class)(
+        image_processor=AutoImageProcessor.from_pretrained(folder, backend="pil"),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        **settings,
+    )
