@@ -139,21 +139,21 @@ def _fit_class(
     return fit_dictionary(tokens, weight, side.metric, virtual, side.basis)
 
 
-def _per_prompt_mean(x: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-    """Numbers of tokens [K, n] in units of the mean of their prompt."""
+def _per_prompt_mean(energy: np.ndarray, prompt: np.ndarray) -> np.ndarray:
+    """Energies [K, n] in units of the mean of their prompt."""
     count = np.maximum(np.bincount(prompt), 1)
-    mean = np.stack([np.bincount(prompt, weights=row) for row in x]) / count
-    return x / np.where(mean == 0, 1.0, mean)[:, prompt]
+    mean = np.stack([np.bincount(prompt, weights=row) for row in energy]) / count
+    return energy / np.where(mean == 0, 1.0, mean)[:, prompt]
 
 
 def _classes_of(
-    number: np.ndarray, prompt: np.ndarray, classes: tuple[TokenClass, ...]
+    energy: np.ndarray, prompt: np.ndarray, classes: tuple[TokenClass, ...]
 ) -> np.ndarray:
-    """The class of each token [K, n], by the rank of its number among those of its prompt."""
+    """The class of each token [K, n], by its rank among those of its prompt."""
     stops = np.cumsum([c.share for c in classes])[:-1]
     start = np.concatenate([[0], np.cumsum(np.bincount(prompt))])
-    found = np.empty(number.shape, int)
-    for row, out in zip(number, found, strict=True):
+    found = np.empty(energy.shape, int)
+    for row, out in zip(energy, found, strict=True):
         order = np.lexsort((-row, prompt))
         of = prompt[order]
         rank = (np.arange(len(order)) - start[of] + 0.5) / np.diff(start)[of]

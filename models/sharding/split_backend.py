@@ -107,7 +107,7 @@ class SplitBackend(Backend):
         index: Int32[Array, "B V"],
         **options: Unpack[LogitsOptions],
     ) -> Float[Array, "B K V"]:
-        """What the query heads of all devices pay, the same on each of them."""
+        """The attention that the query heads of all devices pay, the same on each device."""
         own = self.inner.attention_paid(query, key, mask, valid, index, **options)
         return jax.lax.psum(own, self.axes.parts) if self._own_heads and self.on_device else own
 

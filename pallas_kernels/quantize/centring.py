@@ -1,4 +1,4 @@
-"""What the kernels code tokens around: the image's own centres, or its mean and a codebook."""
+"""Centres that the kernels code tokens around: the image's own, or its mean and a codebook."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +20,7 @@ __all__ = ["Around", "around_centres", "around_means"]
 
 @frozen_pytree
 class Around:
-    """What tokens of B sequences and K heads are coded around.
+    """Centres and units of the tokens of B sequences and K heads.
 
     Attributes:
         centre: as stored, finite, of each head. unit: of each channel; None: 1.

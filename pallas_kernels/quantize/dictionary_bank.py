@@ -143,7 +143,7 @@ def _code(
         around = around_centres(gathered, per_head, codes, run=run)
     ids, centre, unit, book = around.ids, around.centre, around.unit, around.book
     weight = None
-    if attention is not None and settings.order == "attention":
+    if attention is not None:
         weight = attention_weights(attention.reshape(-1, positions), per_head)
     number, slot, count = order_tokens(around.energy, per_head, settings.classes, weight, run=run)
     class_map = ClassMap.from_classes(number, settings.classes)

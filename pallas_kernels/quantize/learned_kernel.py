@@ -147,7 +147,8 @@ class LearnedKernel:
     def _put_tables(self) -> None:
         """Numbers of channels and of virtual channels to shared memory.
 
-        Of a channel 1 / step, half the greatest code, that itself, and what its lowest bit weighs.
+        A channel has four: 1 / step, half the greatest code, the greatest code, and the weight of
+        its lowest bit.
         """
         ops, spec, thread = self._ops, self._spec, self._block.thread
         exists = ops.where_less(thread, spec.head_dim, 1, 0)

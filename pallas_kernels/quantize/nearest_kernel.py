@@ -313,7 +313,7 @@ class NearestKernel:
         return sums
 
     def _join(self, least: Value, number: Value) -> tuple[Value, Value]:
-        """Of the lanes of a token: the least distance, and of equal ones the first number."""
+        """The least distance among the lanes of a token; the first number among equal distances."""
         ops = self._ops
         for bit in _SAME_TOKEN:
             other, theirs = exchange_float(ops, least, bit), ops.exchange(number, bit)

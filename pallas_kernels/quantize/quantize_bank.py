@@ -171,6 +171,8 @@ def fused_bank(
         raise NotImplementedError(f"mosaic_gpu: {reason}")
     pair = _dictionaries(quant)
     if pair is not None:
+        if not quant.needs_attention:
+            attention = None
         return dictionary_bank(key, value, index, valid, pair, tables, attention, run=run)
 
     def code(side: Side, x: Array, codes: Quantizer) -> TiledSigns:

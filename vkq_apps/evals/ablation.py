@@ -80,13 +80,6 @@ class Variant:
         return self.name.partition(": ")[2]
 
 
-def changed(quant: KVQuantConfig, **settings: Any) -> KVQuantConfig:
-    """The codes with other settings on both sides."""
-    return KVQuantConfig(
-        **{side: dataclasses.replace(getattr(quant, side), **settings) for side in ("key", "value")}
-    )
-
-
 def one_class(quant: KVQuantConfig) -> KVQuantConfig:
     """All tokens alike, with the mean of the classes' bits, to the next half."""
 
@@ -147,36 +140,36 @@ def variants(name: str, number: str) -> Iterator[Variant]:
     yield Variant(label, quant)
     yield Variant(f"{label}: one class of tokens", one_class(quant))
     if key.order == "attention":
-        yield Variant(f"{label}: {BY_ENERGY}", changed(quant, order="energy"))
-    yield Variant(f"{label}: no codebook", changed(quant, codebook=0, centres=1))
+        yield Variant(f"{label}: {BY_ENERGY}", quant.with_codes(order="energy"))
+    yield Variant(f"{label}: no codebook", quant.with_codes(codebook=0, centres=1))
     if key.centres:
-        yield Variant(f"{label}: no mean of the image's own", changed(quant, centres=0))
+        yield Variant(f"{label}: no mean of the image's own", quant.with_codes(centres=0))
     else:
-        yield Variant(f"{label}: with the image's own mean", changed(quant, centres=1))
+        yield Variant(f"{label}: with the image's own mean", quant.with_codes(centres=1))
     yield Variant(f"{label}: tokens not weighted", quant, samples=equal_weights)
     if key.learned:
         yield Variant(f"{label}: no gains", quant, tables=without_gains)
         if key.metric:
-            yield Variant(f"{label}: no metric", changed(quant, metric=False))
+            yield Variant(f"{label}: no metric", quant.with_codes(metric=False))
         yield Variant(f"{label}: Hadamard planes", whole_planes(quant))
     if key.scale == "unbiased":
-        yield Variant(f"{label}: scales of least squared error", changed(quant, scale="norm"))
+        yield Variant(f"{label}: scales of least squared error", quant.with_codes(scale="norm"))
     elif key.scale == "norm":
-        yield Variant(f"{label}: unbiased scales", changed(quant, scale="unbiased"))
+        yield Variant(f"{label}: unbiased scales", quant.with_codes(scale="unbiased"))
 
 
 def _plain_variants(name: str) -> Iterator[Variant]:
     quant, label = presets[name], f"{name} without tables"
     yield Variant(label, quant)
     yield Variant(f"{label}: one class of tokens", one_class(quant))
-    yield Variant(f"{label}: {BY_ENERGY}", changed(quant, order="energy"))
-    yield Variant(f"{label}: one centre", changed(quant, centres=1))
+    yield Variant(f"{label}: {BY_ENERGY}", quant.with_codes(order="energy"))
+    yield Variant(f"{label}: one centre", quant.with_codes(centres=1))
     assert isinstance(quant.key, vkq_jax.DictionaryCodes)
     if quant.key.smoothing:
         alike = dataclasses.replace(quant.key, smoothing=0.0)
         yield Variant(f"{label}: channels in one unit", KVQuantConfig(alike, quant.value))
     if quant.key.scale != "unbiased":
-        yield Variant(f"{label}: unbiased scales", changed(quant, scale="unbiased"))
+        yield Variant(f"{label}: unbiased scales", quant.with_codes(scale="unbiased"))
 
 
 PLAIN = "plain"

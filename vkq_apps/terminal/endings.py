@@ -31,7 +31,7 @@ def end_with_parent() -> None:
 def closing_pool[P: Executor](pool: P) -> Iterator[P]:
     """The pool, ended behind the block; work that has not begun is dropped.
 
-    What still runs is waited for, but not where the block fails or Ctrl-C is heard.
+    The block waits for work that still runs, unless it fails or hears Ctrl-C.
     """
     try:
         yield pool

@@ -84,7 +84,7 @@ class Backend:
         index: Int32[Array, "B V"],
         **options: Unpack[LogitsOptions],
     ) -> Float[Array, "B K V"]:
-        """What codes sort a prompt's tokens by, see `attention_of_last_queries`."""
+        """The attention that codes sort a prompt's tokens by, see `attention_of_last_queries`."""
         return attention_of_last_queries(query, key, mask, valid, index, **options)
 
     def quantize(

@@ -299,7 +299,7 @@ def sorting_energy(
 def attention_weights(
     attention: Float[Array, "*lead V"], valid: Bool[Array, "*lead V"]
 ) -> Float[Array, "*lead V"]:
-    """What energies of tokens are multiplied by, from the attention that the tokens get."""
+    """Factors of the energies of tokens, from the attention that the tokens get."""
     attention = jnp.where(jnp.isfinite(attention), attention, 0.0)
     return _in_units_of_mean(attention, valid) + _FLOOR
 

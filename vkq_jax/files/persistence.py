@@ -173,7 +173,7 @@ def is_written_here(path: str | os.PathLike[str], kind: Literal["score map", "ta
             found = (file.metadata() or {}).get("format", "")
     except (OSError, SafetensorError):
         return False
-    return found.rpartition(" ")[0] == _format(kind).rpartition(" ")[0]
+    return _is_of_kind(found, kind)
 
 
 def _save[T](
@@ -234,14 +234,13 @@ def _load[T](
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            written, name = metadata.get("format", ""), _format(kind)
-            own = written.rpartition(" ")[0] == name.rpartition(" ")[0]
-            if not own or "structure" not in metadata:
+            written = metadata.get("format", "")
+            if not _is_of_kind(written, kind) or "structure" not in metadata:
                 what = kind if kind.endswith("s") else f"a {kind}"
                 raise ValueError(f"{show_path(path)} is not {what} written by vkq_jax")
-            if written != name:
+            if written != _format(kind):
                 raise ValueError(
-                    f"{show_path(path)}: expected a file of the format {name!r}, got "
+                    f"{show_path(path)}: expected a file of the format {_format(kind)!r}, got "
                     f"{show(written)}: make it again with this version of vkq_jax"
                 )
             structure = metadata["structure"]
@@ -312,6 +311,11 @@ def _content(array: np.ndarray) -> np.ndarray:
 
 def _format(kind: str) -> str:
     return f"vkq-jax {kind} 3"
+
+
+def _is_of_kind(written: str, kind: str) -> bool:
+    """Whether a file's format is that of a kind, of any version."""
+    return written.rpartition(" ")[0] == _format(kind).rpartition(" ")[0]
 
 
 def _describe(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from vkq_jax.codes.dense import Dense
 from vkq_jax.codes.dictionary_codes import DictionaryCodes
@@ -87,6 +88,12 @@ class KVQuantConfig:
             hash(self)
         except TypeError as error:
             raise ValueError(f"settings must be hashable, got {show(self)}") from error
+
+    def with_codes(self, **settings: Any) -> "KVQuantConfig":
+        """The same, with other settings of the codes of both sides."""
+        sides = {side: getattr(self, side) for side in ("key", "value")}
+        changed = {side: dataclasses.replace(codes, **settings) for side, codes in sides.items()}
+        return dataclasses.replace(self, **changed)
 
     @property
     def needs_attention(self) -> bool:

@@ -1,6 +1,5 @@
 """Settings by name."""
 
-import dataclasses
 import difflib
 import re
 from collections.abc import Mapping
@@ -130,16 +129,6 @@ def _principal(
     )
 
 
-def _by_attention(quant: KVQuantConfig) -> KVQuantConfig:
-    """The same, with classes that go by attention, too."""
-    return KVQuantConfig(
-        **{
-            side: dataclasses.replace(getattr(quant, side), order="attention")
-            for side in ("key", "value")
-        }
-    )
-
-
 _TEXT_LIKE_1BIT = _principal((0.29, 0.5, 0.21), (1.5, 1, 0.5), (1.5, 1, 0.5))
 
 calibrated_presets: Mapping[str, tuple[KVQuantConfig, ...]] = MappingProxyType(
@@ -147,7 +136,7 @@ calibrated_presets: Mapping[str, tuple[KVQuantConfig, ...]] = MappingProxyType(
         "vkq-1bit": (
             _both(_hadamard((0.1, 3), (0.2, 2), (0.3, 1), (0.4, 0), codebook=256)),
             _TEXT_LIKE_1BIT,
-            _by_attention(_TEXT_LIKE_1BIT),
+            _TEXT_LIKE_1BIT.with_codes(order="attention"),
         ),
         "vkq-half": (
             _principal((0.045, 0.1, 0.15, 0.705), (3, 2, 1, 0), (3, 2, 1, 0), scale="unbiased"),

@@ -17,7 +17,7 @@ from models.inputs.clip_processing import ClipProcessing, frame_pixels
 from models.inputs.clip_settings import ClipSettings
 from models.inputs.clips import ReadClip
 
-__all__ = ["FAMILY", "InternVLProcessing", "internvl_names"]
+__all__ = ["FAMILY", "InternVLProcessing", "internvl_names", "published_tower"]
 
 _START, _END = "<img>", "</img>"
 
@@ -36,24 +36,31 @@ _RULES = (
 )
 
 _OURS = r"vision\.encoder\.layers\.(\d+)\."
-_THEIRS = r"vision_tower.encoder.layer.\1."
-_PUBLISHED = (
-    (_OURS + r"self_attn\.out_proj\.", _THEIRS + "attention.projection_layer."),
-    (_OURS + r"self_attn\.", _THEIRS + "attention."),
-    (_OURS + r"layer_norm1\.", _THEIRS + "layernorm_before."),
-    (_OURS + r"layer_norm2\.", _THEIRS + "layernorm_after."),
-    (_OURS, _THEIRS),
-    (r"vision\.embeddings\.class_embedding\Z", "vision_tower.embeddings.cls_token"),
-    (
-        r"vision\.embeddings\.position_embedding\.weight\Z",
-        "vision_tower.embeddings.position_embeddings",
-    ),
-    (
-        r"vision\.embeddings\.patch_embedding\.",
-        "vision_tower.embeddings.patch_embeddings.projection.",
-    ),
-    (r"vision\.post_layernorm\.", "vision_tower.layernorm."),
-)
+
+
+def published_tower(tower: str, layers: str) -> tuple[tuple[str, str], ...]:
+    """Names of a tower's weights in files, which has its layers under `tower + layers`."""
+    theirs = tower + layers + r"\1."
+    return (
+        (_OURS + r"self_attn\.out_proj\.", theirs + "attention.projection_layer."),
+        (_OURS + r"self_attn\.", theirs + "attention."),
+        (_OURS + r"layer_norm1\.", theirs + "layernorm_before."),
+        (_OURS + r"layer_norm2\.", theirs + "layernorm_after."),
+        (_OURS, theirs),
+        (r"vision\.embeddings\.class_embedding\Z", tower + "embeddings.cls_token"),
+        (
+            r"vision\.embeddings\.position_embedding\.weight\Z",
+            tower + "embeddings.position_embeddings",
+        ),
+        (
+            r"vision\.embeddings\.patch_embedding\.",
+            tower + "embeddings.patch_embeddings.projection.",
+        ),
+        (r"vision\.post_layernorm\.", tower + "layernorm."),
+    )
+
+
+_PUBLISHED = published_tower("vision_tower.", "encoder.layer.")
 
 # Files have an axis for a batch and, for the class token, one for positions.
 _SPECIAL = {

@@ -11,7 +11,7 @@ from models.families.internvl.config import (
     InternVLConfig,
     InternVLSettings,
 )
-from models.families.internvl.family import InternVLProcessing, internvl_names
+from models.families.internvl.family import InternVLProcessing, internvl_names, published_tower
 from models.families.internvl.model import InternVLModel
 from models.text.sizes import stack_rules
 from models.vision.grid_weights import fused_qkv
@@ -46,24 +46,8 @@ _RULES = (
 )
 _TEXT_LAYERS = r"language_model\.model\.encoder\.layers\."
 
-_OURS = r"vision\.encoder\.layers\.(\d+)\."
-_THEIRS = r"model.vision_tower.layers.\1."
 _PUBLISHED = (
-    (_OURS + r"self_attn\.out_proj\.", _THEIRS + "attention.projection_layer."),
-    (_OURS + r"self_attn\.", _THEIRS + "attention."),
-    (_OURS + r"layer_norm1\.", _THEIRS + "layernorm_before."),
-    (_OURS + r"layer_norm2\.", _THEIRS + "layernorm_after."),
-    (_OURS, _THEIRS),
-    (r"vision\.embeddings\.class_embedding\Z", "model.vision_tower.embeddings.cls_token"),
-    (
-        r"vision\.embeddings\.position_embedding\.weight\Z",
-        "model.vision_tower.embeddings.position_embeddings",
-    ),
-    (
-        r"vision\.embeddings\.patch_embedding\.",
-        "model.vision_tower.embeddings.patch_embeddings.projection.",
-    ),
-    (r"vision\.post_layernorm\.", "model.vision_tower.layernorm."),
+    *published_tower("model.vision_tower.", "layers."),
     (r"projector\.", "model.multi_modal_projector."),
 )
 

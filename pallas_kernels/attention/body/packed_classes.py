@@ -88,8 +88,8 @@ class _Classes:
     def _in_row(self) -> list[Packed]:
         """Classes without bits whose blocks are divided together with those of the others.
 
-        Of several queries, in small teams: in large ones warps would be in unlike loops, which
-        takes longer than it saves.
+        There are some where small teams of warps serve several queries. Warps of large teams
+        would be in unlike loops, which takes longer than it saves.
         """
         small = self._spec.uses_bytes and self._spec.tuning.team <= 2
         return self._uncoded if small and self._has_books else []
