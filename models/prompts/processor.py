@@ -73,6 +73,13 @@ class Processor:
             prompt = prompt if mark in text else prompt.replace(mark, text)
         return prompt
 
+    def places_visuals(self, prompt: str, *, clips: bool) -> bool:
+        """Whether a prompt says itself where its pictures go, or where its clips do."""
+        marks = [self.processing.image_mark, self.placeholder]
+        if clips and self.clips is not None:
+            marks += [self.clips.mark, self.clip_placeholder]
+        return any(mark in prompt for mark in marks)
+
 
 def decode(model: Model, tokens: ArrayLike, lengths: ArrayLike | None = None) -> list[str]:
     """Text of generated tokens, special tokens left out.

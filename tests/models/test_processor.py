@@ -207,3 +207,28 @@ def test_levels_that_no_setting_rescales_are_floats(dtype):
     made = Processing.run(lambda pictures, **_: {"pixel_values": dtype([[7, 255]])}, [])
     assert made["pixel_values"].dtype == np.float32
     np.testing.assert_array_equal(made["pixel_values"], [[7.0, 255.0]])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pictures", "clips"),
+    [
+        ("what is this?", False, False),
+        ("<image> what?", True, True),
+        ("<|begin|><|pad|><|end|> what?", True, True),
+        ("<video> what?", False, True),
+        ("<|clip|> what?", False, True),
+    ],
+)
+def test_prompts_place_pictures_by_the_models_own_token_too(prompt, pictures, clips):
+    made = Processor(
+        None,
+        None,
+        Processing(),
+        None,
+        placeholder="<|pad|>",
+        picture_text="<|begin|><|pad|><|end|>",
+        clips=ClipProcessing(),
+        clip_placeholder="<|clip|>",
+    )
+    assert made.places_visuals(prompt, clips=False) == pictures
+    assert made.places_visuals(prompt, clips=True) == clips

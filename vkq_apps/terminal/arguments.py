@@ -16,6 +16,7 @@ from models.families.registry import family_of
 from models.generation.options import QuantizeAt
 from models.inputs.clips import read_clip
 from models.inputs.images import read_picture
+from models.prompts.processor import processor_of
 from models.prompts.visuals import check_takes_clips
 from pallas_kernels import IMPLEMENTATIONS
 from vkq_apps.terminal.codes_option import FORMS
@@ -247,8 +248,11 @@ def say_if_uncalibrated(model: Model, quant: str, tables: object | None) -> None
 
 
 def whole_prompt(model: Model, prompt: str, *, num_images: int = 1, num_videos: int = 0) -> str:
-    """A bare question in the chat template; a prompt with <image> or <video> in it as it is."""
-    if "<image>" in prompt or (num_videos and "<video>" in prompt):
+    """A bare question in the chat template; a prompt that places its pictures or clips as it is.
+
+    `<image>`, `<video>` and the model's own tokens for them place one.
+    """
+    if processor_of(model).places_visuals(prompt, clips=num_videos > 0):
         return prompt
     return models.chat_prompt(model, prompt, num_images=num_images, num_videos=num_videos)
 
