@@ -9,6 +9,7 @@ from enum import Enum, auto
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 __all__ = ["Index", "Layout", "Rows", "Size", "Source"]
 
@@ -75,8 +76,17 @@ class Source:
             places[0] = [self.numbers[place] for place in places[0]]
         return [self.name.format(*number) for number in itertools.product(*places)]
 
+    def empty(self, shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
+        """Room for a parameter in the order in memory of its stored tensors.
+
+        Copies from those then run at the speed of memory; devices transpose as they take it.
+        """
+        if self.layout is Layout.SAME:
+            return np.empty(shape, dtype)
+        return np.empty((*shape[:-2], shape[-1], shape[-2]), dtype).swapaxes(-1, -2)
+
     def parts(self, parameter: np.ndarray) -> np.ndarray:
-        """The parameter's parts of one stored tensor each, in the order of `names`."""
+        """The parameter's parts of one stored tensor each, in the order of `names`; views."""
         return parameter.reshape(-1, *parameter.shape[self.stacked :])
 
     def stored_shape(self, parameter: Any) -> tuple[int, ...]:

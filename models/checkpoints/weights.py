@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -108,9 +109,9 @@ def read_weights(
 ) -> nnx.State:
     """Parameters of the shapes and dtypes that `params` states.
 
-    On the host there is at most one shard of a parameter (a stack over layers) and one slice of a
-    stored tensor at a time; each is looked through for NaN and infinity while it is there. Shards
-    of other hosts are not read.
+    On the host there is at most one shard of a parameter (a stack over layers) at a time, and of
+    the stored tensors one slice a thread; each is looked through for NaN and infinity while it is
+    there. Shards of other hosts are not read.
 
     Args:
         params: `jax.ShapeDtypeStruct`s.
@@ -123,9 +124,9 @@ def read_weights(
         ValueError: a value that is not finite, or not once it is cast; the tensor is named.
     """
 
-    def read(path: ParameterPath, parameter: Any) -> jax.Array:
+    def read(path: ParameterPath, parameter: Any, threads: Executor) -> jax.Array:
         def part(own: Index) -> np.ndarray:
-            return _read(parameter, own, source(path), keys, checkpoint)
+            return _read(parameter, own, source(path), keys, checkpoint, threads)
 
         if sharding_of is None:
             whole = tuple(slice(0, size) for size in parameter.shape)
@@ -133,43 +134,62 @@ def read_weights(
             return jax.block_until_ready(jax.device_put(part(whole)))
         return in_shards(parameter.shape, sharding_of(path), part)
 
-    return nnx.from_flat_state(
-        (path, parameter.replace(read(path, parameter)))
-        for path, parameter in nnx.to_flat_state(params)
-    )
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return nnx.from_flat_state(
+            (path, parameter.replace(read(path, parameter, threads)))
+            for path, parameter in nnx.to_flat_state(params)
+        )
+
+
+_THREADS = 4  # to copy tensors and look through them while the next one is read
 
 
 def _read(
-    parameter: Any, own: Index, origin: Source, keys: Mapping[str, str], checkpoint: Checkpoint
+    parameter: Any,
+    own: Index,
+    origin: Source,
+    keys: Mapping[str, str],
+    checkpoint: Checkpoint,
+    threads: Executor,
 ) -> np.ndarray:
     """A part of a parameter, from the slices of the stored tensors that it lies in."""
-    stack: np.ndarray = np.empty([s.stop - s.start for s in own], parameter.dtype)
+    stack = origin.empty([s.stop - s.start for s in own], parameter.dtype)
     index = origin.stored_index(own)
-    parts = origin.parts(stack)
     if any(s.start == s.stop for s in index):  # nothing but padding
         stack[...] = 0
         return stack
-    for number, name in enumerate(origin.names(parameter, own)):
-        part = parts[number, ...]  # a view, of a single number, too
+    parts = origin.parts(stack)
+
+    def fill(number: int, name: str) -> None:
         tensor = origin.to_parameter(checkpoint.read(keys[name], *index))
+        part = parts[number, ...]  # a view, of a single number, too
         if origin.rows is not None:
             part[len(tensor) :] = 0
             part = part[: len(tensor)]
-        # Transposes and casts in one pass, without another array.
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.copyto(part, tensor, casting="unsafe")
-        if origin.infinite and not np.isnan(part).any():
-            continue
-        if not all_finite(part):
-            if all_finite(tensor):
-                raise ValueError(
-                    f"{show_name(keys[name])} has values too large for {part.dtype}: "
-                    f"load with another dtype"
-                )
-            raise ValueError(
-                f"{show_name(keys[name])} has NaN or infinite values: get the file anew"
-            )
+        _copy_checked(keys[name], tensor, part, infinite=origin.infinite)
+
+    names = origin.names(parameter, own)
+    for _ in threads.map(fill, range(len(names)), names):  # raises what a thread does
+        pass
     return stack
+
+
+def _copy_checked(key: str, tensor: np.ndarray, part: np.ndarray, *, infinite: bool) -> None:
+    """Copies a stored tensor, cast in the same pass; `infinite`: infinity is a value like others.
+
+    Raises:
+        ValueError: a value that is not finite, or not once it is cast.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.copyto(part, tensor, casting="unsafe")
+    if infinite and not np.isnan(part).any():
+        return
+    if not all_finite(part):
+        if all_finite(tensor):
+            raise ValueError(
+                f"{show_name(key)} has values too large for {part.dtype}: load with another dtype"
+            )
+        raise ValueError(f"{show_name(key)} has NaN or infinite values: get the file anew")
 
 
 _FINITE_BLOCK = 2**16  # elements, whose copy stays in the processor's cache
