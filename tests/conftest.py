@@ -10,6 +10,8 @@ import sys
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS") or (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+# Runs of `vkq` must not leave the suite's small programs in the user's cache.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import jax
 import jaxtyping

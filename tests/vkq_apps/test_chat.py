@@ -5,7 +5,6 @@ import json
 import signal
 import sys
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -107,22 +106,3 @@ def test_bad_options_end_it_before_the_model_loads(chat, capsys, monkeypatch, op
     code, out, err = run(capsys, *chat[0], *options)
     assert (code, out) == (2, "")
     assert message in err.splitlines()[-1]
-
-
-def test_compiled_programs_are_kept_in_a_folder(capsys, tmp_path):
-    names = ["jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"]
-    names += ["jax_persistent_cache_min_entry_size_bytes"]
-    before = {name: getattr(jax.config, name) for name in names}
-    (tmp_path / "file").touch()
-    code, _, err = run(capsys, "--compilation-cache", str(tmp_path / "file"), "bench")
-    assert code == 2
-    assert "--compilation-cache: " in err
-    assert "cannot be made a folder" in err
-    try:
-        code, _, _ = run(capsys, "--compilation-cache", str(tmp_path / "new" / "kept"), "bench")
-        assert code == 0
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "new" / "kept")
-        assert (tmp_path / "new" / "kept").is_dir()
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vkq_apps.cli.compilation_cache import use_compilation_cache
+from vkq_apps.cli.compilation_cache import use_compilation_cache, use_default_cache
 from vkq_apps.cli.examples import add_examples
 from vkq_apps.terminal.errors import UsageError, show_tracebacks
 
@@ -107,14 +107,16 @@ def _root(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Keep compiled programs here, which later runs then do not compile again; goes "
-            "before the command.",
+            help="Keep compiled programs here, which later runs then do not compile again, "
+            "instead of in the user's cache; goes before the command.",
         ),
     ] = None,
 ) -> None:
     show_tracebacks(traceback)
     if compilation_cache is not None:
         use_compilation_cache(compilation_cache)
+    elif context.invoked_subcommand not in (None, "bench"):  # that measures compiling, too
+        use_default_cache()
     if context.invoked_subcommand is None:
         print(context.get_help())
 

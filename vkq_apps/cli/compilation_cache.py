@@ -1,9 +1,10 @@
 """JAX's persistent compilation cache: programs compiled by one run, found by the next."""
 
 import os
+from collections.abc import MutableMapping
 from pathlib import Path
 
-__all__ = ["use_compilation_cache"]
+__all__ = ["use_compilation_cache", "use_default_cache"]
 
 _SECONDS = 0.2
 """Programs that compile faster are not kept: reading one back takes about as long."""
@@ -34,3 +35,24 @@ def use_compilation_cache(folder: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _SECONDS)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def use_default_cache(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Has JAX, once it is imported, keep compiled programs in the user's own cache.
+
+    The folder is `vkq-jax/compiled` in $XDG_CACHE_HOME, which is ~/.cache by default. JAX's own
+    variables come first: $JAX_COMPILATION_CACHE_DIR for another folder,
+    $JAX_ENABLE_COMPILATION_CACHE=false for none. Where the folder cannot be made, nothing is kept.
+    """
+    if {"JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"} & environment.keys():
+        return
+    try:
+        home = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home, "vkq-jax", "compiled").absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: nobody knows a home folder
+        return
+    if os.access(folder, os.W_OK | os.X_OK):
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(_SECONDS)
+        environment["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
