@@ -116,12 +116,19 @@ class MultimodalModel(nnx.Module):
             return None
         return read_pictures(pictures, embedded.pictures, self.config.text.logits_scale)
 
+    def text_ids(self, input_ids: Int32[Array, "B T"]) -> Int32[Array, "B T"]:
+        """Ids whose embeddings stand where no picture's features do: these, in most families.
+
+        An answer may hold the token of a picture, too.
+        """
+        return input_ids
+
     def embed_inputs(self, inputs: Inputs) -> Embedded:
         """Embeddings of a prompt: text from the table, visual tokens from the pictures.
 
         Row k of the features goes to the k-th visual token of `input_ids.ravel()`.
         """
-        text = self.text.embed(inputs.input_ids)
+        text = self.text.embed(self.text_ids(inputs.input_ids))
         if inputs.pixel_values is None:
             return Embedded(text)
         features = self.image_features(inputs.pixel_values, inputs.vision_layout)

@@ -276,16 +276,16 @@ def observed_step(
         own = cache if isinstance(cache, KVCache) else cache.of_sizes(key)
         return output, step, observe(query, own, layer, starts)
 
-    embedded = module.text.embed(token[:, None])
+    ids = module.text_ids(token[:, None])
     pictures = passes.read_pictures(model.mesh, step, None, text.logits_scale, observe)
     hidden, step, seen = module.text(
-        embedded,
+        module.text.embed(ids),
         step.positions,
         attend,
         step,
         pictures=pictures,
         recurrence=passes.recurrence(step),
-        tokens=token[:, None],
+        tokens=ids,
         attend_shared_kv=partial(attend, kv_shared=True),
     )
     cache = place_cache(model.mesh, step.finish())

@@ -89,6 +89,11 @@ class RopeConfig:
     interleaved: bool = False
     mrope: MRope | None = None
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether frequencies depend on the length of the call."""
+        return self.kind in (RopeKind.DYNAMIC, RopeKind.LONGROPE)
+
     def __post_init__(self):
         """Checks what the settings say together; their ranges are those of the file they come from.
 

@@ -65,12 +65,10 @@ class PerLayerInputs:
 
     Attributes:
         vocab_size: rows of their table. width: channels for each layer.
-        pad_token_id: the token whose row stands for visual tokens.
     """
 
     vocab_size: int
     width: int
-    pad_token_id: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,9 +90,7 @@ class Gemma4TextSettings(TextSettings):
             "moe_beside_mlp": self._experts(),
             "shared_layers": self._shared_layers(),
             "shared_intermediate_size": self.intermediate_size * (1 + self.use_double_wide_mlp),
-            "per_layer_inputs": PerLayerInputs(
-                self.vocab_size_per_layer_input, own, self.pad_token_id or 0
-            )
+            "per_layer_inputs": PerLayerInputs(self.vocab_size_per_layer_input, own)
             if own
             else None,
         }

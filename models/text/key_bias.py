@@ -6,7 +6,6 @@ from flax import nnx
 
 from models.layers.layer_scan import restack_layers
 from models.layers.rope import pairs_to_halves
-from models.layers.rope_config import RopeKind
 from models.layers.rope_frequencies import attention_scaling, inverse_frequencies
 from models.text.config import TextConfig
 from models.text.decoder import TextDecoder
@@ -16,9 +15,6 @@ from vkq_jax.settings.config import KVQuantConfig
 
 __all__ = ["has_key_bias", "key_bias_for", "key_bias_of"]
 
-# Their frequencies depend on the length of the call that makes a key.
-_CHANGING = (RopeKind.DYNAMIC, RopeKind.LONGROPE)
-
 
 def has_key_bias(config: TextConfig) -> bool:
     """Whether keys have a bias whose share of a key follows from the position alone.
@@ -26,7 +22,7 @@ def has_key_bias(config: TextConfig) -> bool:
     The share depends on more behind a norm of the keys, and with frequencies that differ from layer
     to layer or call to call.
     """
-    varies = config.sliding_rope is not None or config.rope.kind in _CHANGING
+    varies = config.sliding_rope is not None or config.rope.depends_on_length
     varies = varies or not config.full_layers_turn
     return config.attention_bias and not config.query_key_norm and not varies
 

@@ -20,7 +20,6 @@ from tests.support.draws.comparing import (
     check_answers,
     check_draws,
     check_logits,
-    frequencies_grow,
 )
 from tests.support.draws.drawn import Drawn, torch_model
 from tests.support.draws.layouts import write_checkpoint
@@ -28,10 +27,11 @@ from tests.support.draws.prompts import SERVED
 from tests.support.draws.prompts.batches import draw_groups, draw_prompt, draw_text, real_arrays
 from tests.support.draws.prompts.served import Served, served_processor, write_files
 from tests.support.draws.prompts.templates import draw_template
+from tests.support.draws.texts import frequencies_grow
 from tests.support.hf_parity import since
 from tests.support.rows import padded_rows
 
-pytestmark = [pytest.mark.parity, pytest.mark.ci]
+pytestmark = pytest.mark.parity
 
 _AXES = ("qwen", "glm", "paddleocr")
 _ONE_TURN = ("paligemma", "mllama")

@@ -113,6 +113,7 @@ class Gemma4Config(ModelConfig):
         begin_image_id, end_image_id: tokens around a picture's own.
         pictures_see_themselves: tokens of a picture see each other, in layers with a window.
         audio_token_id: token of speech, which this port does not take.
+        pad_token_id: token whose embedding the decoder reads for those of pictures and speech.
     """
 
     vision: GridConfig
@@ -121,6 +122,7 @@ class Gemma4Config(ModelConfig):
     end_image_id: int
     pictures_see_themselves: bool
     audio_token_id: int | None
+    pad_token_id: int
 
     @classmethod
     def from_hf(cls, content: Mapping[str, Any]) -> Self:
@@ -144,6 +146,7 @@ class Gemma4Config(ModelConfig):
             end_image_id=hf.eoi_token_id,
             pictures_see_themselves=text.use_bidirectional_attention is not None,
             audio_token_id=hf.audio_token_id,
+            pad_token_id=text.pad_token_id or 0,
             image_token_id=hf.image_token_id,
             video_token_id=hf.video_token_id,
             eos_token_ids=hf.eos_token_ids(text),

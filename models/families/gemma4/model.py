@@ -13,13 +13,15 @@ from models.layers.norms import rms_norm
 from models.text.decoder import TextDecoder
 from models.vision.grid_tower import GridTransformer
 from models.vision.patch_grid import PatchGrids
-from vkq_jax.array_types import Array, Float
+from vkq_jax.array_types import Array, Float, Int32
 
 __all__ = ["Gemma4Model"]
 
 
 class Gemma4Model(MultimodalModel):
     """Three parts: `vision`, `projector`, `text`."""
+
+    config: Gemma4Config
 
     def __init__(self, config: Gemma4Config, make: Maker):
         """Random parameters."""
@@ -35,14 +37,19 @@ class Gemma4Model(MultimodalModel):
         patches, _ = self.vision(2 * (pixel_values - 0.5), layout)
         return layout.in_order(self.projector(patches))
 
+    def text_ids(self, input_ids: Int32[Array, "B T"]) -> Int32[Array, "B T"]:
+        """See `MultimodalModel.text_ids`; tokens of pictures, clips and speech count as padding."""
+        config = self.config
+        holders = (*config.visual_token_ids, config.audio_token_id)
+        replaced = jnp.asarray([token for token in holders if token is not None], jnp.int32)
+        return jnp.where(jnp.isin(input_ids, replaced), jnp.int32(config.pad_token_id), input_ids)
+
     def embed_inputs(self, inputs: Inputs) -> Embedded:
-        """See `MultimodalModel.embed_inputs`; visual tokens count as padding by themselves."""
-        embedded, config = super().embed_inputs(inputs), self.config.text
-        if config.per_layer_inputs is None:
+        """See `MultimodalModel.embed_inputs`; layers may have inputs of their own."""
+        embedded = super().embed_inputs(inputs)
+        if self.config.text.per_layer_inputs is None:
             return embedded
-        padding = jnp.int32(config.per_layer_inputs.pad_token_id)
-        tokens = jnp.where(inputs.visual_mask, padding, inputs.input_ids)
-        return dataclasses.replace(embedded, tokens=tokens)
+        return dataclasses.replace(embedded, tokens=self.text_ids(inputs.input_ids))
 
 
 class _Projector(nnx.Module):

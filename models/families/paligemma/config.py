@@ -75,11 +75,18 @@ class PaliGemmaConfig(FixedGridConfig):
                 f"projection_dim: expected text_config.hidden_size={text.hidden_size}, "
                 f"got {hf.projection_dim}"
             )
+        decoder = hf.decoder(text)
+        if decoder.rope.depends_on_length:
+            # Its positions count from 1 in transformers, and so does the length of a call.
+            raise NotImplementedError(
+                f"text_config.rope_parameters.rope_type={decoder.rope.kind.value!r}; supported for "
+                "this model_type: those whose frequencies do not depend on a prompt's length"
+            )
         cap = text.final_logit_softcapping if isinstance(text, Gemma2Settings) else None
         return cls(
             vision=tower.to_config(-1, post_norm=True),
             text=dataclasses.replace(
-                hf.decoder(text),
+                decoder,
                 final_logit_softcapping=cap,
                 groups_cross_window=True,
             ),

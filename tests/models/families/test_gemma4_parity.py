@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import models
 from tests.support.hf_parity import assert_parity, randomize, save, since
 from tests.support.rows import padded_rows
 
@@ -159,6 +160,22 @@ def test_clips(tmp_path):
     theirs = make(**MODELS["larger: values are keys, other heads, pictures see themselves"])
     batch = arrays([(4, 6)] * 3, [], [(6, 2), (6, 2)], token=VIDEO)
     assert_parity(theirs, save(theirs, tmp_path), batch, new_tokens=4)
+
+
+@pytest.mark.parametrize("name", list(MODELS)[:2])
+def test_an_answer_may_hold_tokens_of_pictures(tmp_path, name):
+    """They count as padding."""
+    theirs = make(**MODELS[name])
+    with torch.no_grad():
+        theirs.get_input_embeddings().weight[IMAGE] *= 30  # the head, too
+    ours, batch = save(theirs, tmp_path), arrays([(4, 6)], [])
+    tensors = {name: torch.tensor(value) for name, value in batch.items()}
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 6}
+    expected = theirs.generate(**tensors, **options)[:, batch["input_ids"].shape[1] :].numpy()
+    assert (expected[:, :-1] == IMAGE).any()
+    options = {"quant": "none", "stop_tokens": (), "max_new_tokens": 6}
+    answer = models.generate(ours, models.prepare(ours, **batch), **options)
+    np.testing.assert_array_equal(answer.tokens, expected)
 
 
 def test_no_pictures_at_all(tmp_path):

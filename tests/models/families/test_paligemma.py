@@ -143,6 +143,9 @@ def test_settings_of_both_versions():
     assert (plain.text.num_hidden_layers, plain.vision.num_features) == (18, 256)
     with pytest.raises(ValueError, match=r"projection_dim: expected text_config.hidden_size=16"):
         PaliGemmaConfig.from_hf(config_json(projection_dim=8))
+    growing = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    with pytest.raises(NotImplementedError, match=r"rope_type='dynamic'; supported for this"):
+        PaliGemmaConfig.from_hf(config_json(text={"rope_parameters": growing}))
 
 
 def test_plans_of_codes_are_compared_once_the_question_is_read(model):

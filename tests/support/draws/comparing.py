@@ -12,8 +12,9 @@ import numpy as np
 import models
 from models import Model
 from tests.support.draws.drawn import Drawn, torch_model
+from tests.support.draws.texts import frequencies_grow
 
-__all__ = ["NEW_TOKENS", "check_answers", "check_draws", "check_logits", "frequencies_grow"]
+__all__ = ["NEW_TOKENS", "check_answers", "check_draws", "check_logits"]
 
 TOLERANCE, NEW_TOKENS = 1e-4, 6
 
@@ -73,11 +74,6 @@ def check_logits(ours: Model, theirs: Any, drawn: Drawn, case: int, side: str) -
         )
 
 
-def frequencies_grow(text: dict[str, Any]) -> bool:
-    """Whether RoPE's frequencies depend on the length of a call, so that two calls differ."""
-    return any(kind in str(text.get("rope_parameters")) for kind in ("dynamic", "longrope"))
-
-
 def check_answers(ours: Model, drawn: Drawn, case: int, rng: random.Random) -> None:
     """Greedy tokens are equal, in one way of coding; an answer in 1 bit is one."""
     import torch
@@ -92,7 +88,7 @@ def check_answers(ours: Model, drawn: Drawn, case: int, rng: random.Random) -> N
             eos_token_id=None,
             pad_token_id=0,
         )[:, arrays["input_ids"].shape[1] :].numpy()
-    inputs = models.prepare(ours, **arrays)
+    inputs = models.prepare(ours, **drawn.arrays(rng.choice(("left", "right")), theirs))
     # Pictures coded by themselves are a shorter call, in which such a RoPE turns otherwise.
     one_call = ours.visual_depends_on_question or frequencies_grow(drawn.content["text_config"])
     times = ("prompt",) if one_call else ("prompt", "image")

@@ -12,6 +12,7 @@ __all__ = [
     "draw_rope",
     "draw_ropes",
     "draw_text",
+    "frequencies_grow",
     "head_counts",
 ]
 
@@ -91,6 +92,11 @@ def draw_rope(rng: random.Random, channels: int, types: tuple[str, ...] = TYPES)
             if rng.random() < 0.3:
                 found["attention_factor"] = rng.choice((0.8, 1.3))
     return found
+
+
+def frequencies_grow(text: dict[str, Any]) -> bool:
+    """Whether RoPE's frequencies depend on the length of a call, so that two calls differ."""
+    return any(kind in str(text.get("rope_parameters")) for kind in ("dynamic", "longrope"))
 
 
 def draw_ropes(
@@ -180,7 +186,8 @@ def _own_fields(rng: random.Random, kind: str) -> dict[str, Any]:
             return {
                 "query_pre_attn_scalar": rng.choice((5, 16)),
                 "attn_logit_softcapping": rng.choice((None, 1.5, 50.0)),
-                "final_logit_softcapping": rng.choice((None, 2.0, 30.0)),
+                # A tighter cap would make equal numbers of the largest logits.
+                "final_logit_softcapping": rng.choice((None, 8.0, 30.0)),
             }
         case "qwen3_5_text" | "qwen3_5_moe_text":
             keys = rng.choice((1, 2, 3))
