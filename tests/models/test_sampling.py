@@ -16,6 +16,7 @@ from models.generation import argument_checks
 from models.generation.argument_checks import settle_sampling
 from models.generation.generation_config import (
     CHANGES_NOTHING,
+    KNOWN,
     NOT_HONOURED,
     READ,
     read_sampling,
@@ -204,9 +205,54 @@ def test_what_is_not_honoured_is_named_in_one_warning(tmp_path):
 
 def test_every_setting_of_transformers_is_known():
     """A setting that a new transformers adds fails here, and is named in a warning until then."""
-    known = {*READ, *NOT_HONOURED, *CHANGES_NOTHING}
-    assert set(vars(GenerationConfig())) <= known
-    assert len(known) == len(READ) + len(NOT_HONOURED) + len(CHANGES_NOTHING)
+    assert set(vars(GenerationConfig())) <= KNOWN
+    groups = [READ, NOT_HONOURED, *CHANGES_NOTHING.values()]
+    assert sum(map(len, groups)) == len(KNOWN)
+
+
+DEFAULTS = GenerationConfig._get_default_generation_params()
+CHANGED = {
+    **dict.fromkeys(vars(GenerationConfig()), 7),
+    **dict.fromkeys(("top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"), 0.5),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), (7,)),
+    "bad_words_ids": [[7]],
+    "sequence_bias": [[[7], 0.5]],
+    "temperature": 0.5,
+    "num_assistant_tokens_schedule": "heuristic_transient",
+    "cache_implementation": "quantized",
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(vars(GenerationConfig())) - {"do_sample"}))
+def test_a_setting_is_honoured_named_or_has_no_effect(tmp_path, name):
+    value, default = CHANGED[name], DEFAULTS.get(name)
+    without = read(tmp_path, {"do_sample": True})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        changed = read(tmp_path, {"do_sample": True, name: value})
+    honoured = changed != without
+    named = [str(warning.message) for warning in caught]
+    assert honoured == (name in READ)
+    assert len(named) == (name in NOT_HONOURED)
+    assert all(f"not honoured: {name}=" in message for message in named)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read(tmp_path, {"do_sample": True, name: None}) == without
+        same = read(tmp_path, {"do_sample": True, name: default})
+        harmless = [
+            read(tmp_path, {"do_sample": True, name: v}) for v in NOT_HONOURED.get(name, ())
+        ]
+    assert all(each == without for each in harmless)
+    if name not in READ:
+        assert same == without
+
+
+def test_defaults_of_transformers_ask_for_nothing(tmp_path):
+    """Files of transformers 4 hold each setting, most of them at the default."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        settled = read(tmp_path, DEFAULTS)
+    assert settled.greedy
 
 
 @pytest.mark.parametrize(
@@ -214,6 +260,8 @@ def test_every_setting_of_transformers_is_known():
     [
         ({"temperature": "warm"}, "temperature: expected a finite number, got 'warm'"),
         ({"do_sample": "yes"}, "do_sample must be true or false, got 'yes'"),
+        ({"do_sample": True, "temperature": 0}, "do_sample is true and temperature is 0: expected"),
+        ({"do_sample": True, "temperature": False}, "temperature: expected a finite number"),
         ({"do_sample": 1}, "do_sample must be true or false, got 1"),
         ({"bad_words_ids": [[99]]}, r"bad_words_ids: expected tokens in \[0, 64\), got 99"),
     ],
