@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +21,7 @@ from models.checkpoints.foreign import (
     recognise_model_type,
     recognise_weights,
 )
-from models.checkpoints.hf_fields import TokenIds, token_ids
-from models.checkpoints.hf_settings import Settings, errors_of, read_json
+from models.checkpoints.hf_settings import errors_of, read_json
 from models.checkpoints.location import TINY, check_path, find_folder
 from models.checkpoints.memory import check_memory
 from models.checkpoints.naming import WeightNames
@@ -39,6 +37,7 @@ from models.families.base import ModelConfig
 from models.families.mesh_fit import fit_mesh
 from models.families.registry import FAMILY_NAMES, MODEL_TYPES, family_of
 from models.generation.generation_config import read_sampling
+from models.generation.special_tokens import with_special_tokens
 from models.layers.layer_scan import restack_layers
 from models.layers.linear import Maker
 from models.model import Model
@@ -209,26 +208,9 @@ def _read_config(folder: Path) -> ModelConfig:
     check_plain_weights(folder, content)
     with errors_of(file):
         config = family_of(model_type).read_config(content)
-    generation = folder / "generation_config.json"
-    if generation.is_file():
-        settings = read_json(generation)
-        with errors_of(generation):
-            stops = token_ids(_GenerationSettings.read(settings).eos_token_id)
-        if stops:
-            config = dataclasses.replace(config, eos_token_ids=stops)
-        elif config.eos_token_ids:
-            warnings.warn(
-                f"{show_path(generation)} has no eos_token_id: that of config.json ends answers, "
-                f"{show(config.eos_token_ids)}, where transformers goes on to the greatest length",
-                stacklevel=3,
-            )
+    config = with_special_tokens(config, folder, content)
     sampling = read_sampling(folder, content, config.text.vocab_size)
     return dataclasses.replace(config, sampling=sampling)
-
-
-@dataclasses.dataclass(frozen=True)
-class _GenerationSettings(Settings):
-    eos_token_id: TokenIds | None = None
 
 
 def _misfit(

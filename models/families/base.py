@@ -39,6 +39,7 @@ class ModelConfig:
         image_token_id: the token whose positions hold a picture's features.
         video_token_id: the same for frames of a video, where the family has one.
         eos_token_ids: tokens that end an answer.
+        pad_token_ids: tokens that pad prompts of a batch, where the checkpoint says so.
         sampling: how the checkpoint wants tokens chosen.
     """
 
@@ -47,6 +48,7 @@ class ModelConfig:
     image_token_id: int
     video_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    pad_token_ids: tuple[int, ...] = ()
     sampling: Sampling = Sampling()
 
     @property

@@ -1,5 +1,6 @@
 """A batch of prompts, checked on the host."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from models.families.base import ModelConfig
 from models.families.registry import family_of
 from models.inputs.batch import Inputs, PicturePlaces, PromptShape
 
-__all__ = ["inputs_from_arrays", "to_numpy"]
+__all__ = ["inputs_from_arrays", "mask_of_padding", "to_numpy"]
 
 
 def inputs_from_arrays(
@@ -86,6 +87,44 @@ def inputs_from_arrays(
         prompt_shape=_prompt_shape(config, visual, mask, pictures.places),
         bos_token_id=bos_token_id,
     )
+
+
+def mask_of_padding(config: ModelConfig, ids: np.ndarray) -> np.ndarray:
+    """The mask of prompts that came without one, as transformers' `generate` infers it.
+
+    Padding is the checkpoint's padding token at the ends of a prompt, unless that token ends
+    answers, too.
+
+    Args:
+        config: of the model that will take them.
+        ids: integers [B, T].
+
+    Warns:
+        UserWarning: padding cannot be told from tokens, and there may be some.
+
+    Raises:
+        ValueError: a padding token inside a prompt.
+    """
+    pads, tokens = config.pad_token_ids, ~np.isin(ids, config.pad_token_ids)
+    if set(pads) & set(config.eos_token_ids) or not pads:
+        why = f"token {pads[0]} pads and ends answers" if pads else "there is no pad_token_id"
+        if not tokens[:, [0, -1]].all() or (not pads and len(ids) > 1):
+            warnings.warn(
+                "input_ids without attention_mask: every token counts as one of a prompt, for the "
+                f"checkpoint does not tell padding from tokens ({why}); give attention_mask",
+                stacklevel=4,
+            )
+        return np.ones(ids.shape, bool)
+    before = np.maximum.accumulate(tokens, axis=-1)
+    behind = np.maximum.accumulate(tokens[:, ::-1], axis=-1)[:, ::-1]
+    inside = np.argwhere(~tokens & before & behind)
+    if len(inside):
+        row, column = inside[0]
+        raise ValueError(
+            f"input_ids: prompt {row} has the padding token {ids[row, column]} inside, at "
+            f"{column}: give attention_mask, which says what counts"
+        )
+    return tokens
 
 
 def to_numpy(name: str, values: Any) -> np.ndarray:

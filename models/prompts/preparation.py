@@ -13,7 +13,7 @@ from models.inputs.batch import Inputs
 from models.inputs.clips import Clip, Video, Videos, group_clips
 from models.inputs.images import Picture, Pictures, group_by_prompt
 from models.model import Model
-from models.prompts.arrays import inputs_from_arrays, to_numpy
+from models.prompts.arrays import inputs_from_arrays, mask_of_padding, to_numpy
 from models.prompts.processor import processor_of
 from models.prompts.tokenizing import pad_row, stack_rows, tokenize
 from models.prompts.visuals import Visuals, clip_settings, with_placeholders
@@ -61,7 +61,12 @@ def prepare(
             whatever else the family's own processor gives, NumPy or PyTorch; the one image token
             of a legacy processor becomes as many as an image has features. `token_type_ids`,
             `mm_token_type_ids` and `special_tokens_mask` are accepted where they say nothing new.
-            The ids are taken as they are: those of a later turn should not start with BOS.
+            The ids are taken as they are: those of a later turn should not start with BOS. Without
+            `attention_mask` the checkpoint's `pad_token_id` at the ends of a prompt is padding,
+            unless it also ends answers.
+
+    Warns:
+        UserWarning: `input_ids` without `attention_mask`, where padding cannot be told from tokens.
 
     Raises:
         FileNotFoundError: an image or video file, or the processor's files, do not exist.
@@ -152,6 +157,10 @@ def _from_processor_output(config: ModelConfig, output: dict[str, Any]) -> Input
     if output.get("input_ids") is None:
         raise ValueError(f"processor output: expected input_ids, got {some(sorted(output))}")
     arrays = {name: to_numpy(name, output[name]) for name in taken if output.get(name) is not None}
+    ids = arrays["input_ids"]
+    well_formed = ids.ndim == 2 and ids.size and np.issubdtype(ids.dtype, np.integer)
+    if "attention_mask" not in arrays and well_formed:
+        arrays["attention_mask"] = mask_of_padding(config, ids)
     arrays: dict[str, Any] = _expand(config, arrays)
     return inputs_from_arrays(config, **arrays)
 

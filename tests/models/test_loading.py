@@ -240,6 +240,39 @@ def test_stop_tokens_that_generation_settings_lack_are_those_of_the_configuratio
         assert models.read_config(tmp_path).eos_token_ids == expected
 
 
+@pytest.mark.parametrize(
+    ("generation", "outer", "inner", "expected"),
+    [
+        (7, 8, 9, (7,)),
+        ([7, 8], 9, None, (7, 8)),
+        (None, 8, 9, (8,)),
+        (None, None, 0, (0,)),
+        (-1, None, None, (-1,)),  # of the first LLaMA models: no token is that
+        (None, None, None, ()),
+    ],
+)
+def test_padding_tokens_come_from_the_first_file_that_has_one(
+    tmp_path, generation, outer, inner, expected
+):
+    write_config(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text()) | {"pad_token_id": outer}
+    content["text_config"]["pad_token_id"] = inner
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    settings = {"eos_token_id": 2, "pad_token_id": generation}
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    assert models.read_config(tmp_path).pad_token_ids == expected
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_padding_token_of_a_wrong_type_is_named_with_its_file(tmp_path, name):
+    write_config(tmp_path)
+    file = tmp_path / name
+    content = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(content | {"pad_token_id": "<pad>"}))
+    with pytest.raises(ValueError, match=rf"{name}: pad_token_id: expected an integer.*'<pad>'"):
+        models.read_config(tmp_path)
+
+
 def test_what_is_saved_is_what_is_loaded(tmp_path, reference):
     write_config(tmp_path)
     models.save_weights(reference, tmp_path)

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -143,6 +144,46 @@ def test_redundant_outputs_of_a_processor_are_accepted(model):
     extra = {"token_type_ids": 0 * ids, "mm_token_type_ids": ids == 12, "special_tokens_mask": ids}
     inputs = models.prepare(model, input_ids=ids, pixel_values=images, **extra)
     np.testing.assert_array_equal(inputs.input_ids, ids)
+
+
+def with_tokens(model, **tokens):
+    """The model, whose checkpoint says so of its special tokens."""
+    return dataclasses.replace(model, config=dataclasses.replace(model.config, **tokens))
+
+
+def test_padding_is_inferred_without_a_mask(model):
+    """As transformers' `generate` does: the padding token, unless it ends answers."""
+    padded = with_tokens(model, pad_token_ids=(0,))
+    assert 0 not in model.config.eos_token_ids
+    ids = [[0, 0, 4, 5], [3, 4, 5, 6], [3, 4, 0, 0]]
+    inputs = models.prepare(padded, input_ids=ids)
+    np.testing.assert_array_equal(inputs.mask, np.array(ids) != 0)
+    whole = models.prepare(padded, input_ids=ids, attention_mask=np.ones((3, 4), int))
+    assert whole.mask.all()
+    # One image token becomes as many as features, behind the padding.
+    picture = np.zeros((1, 3, 28, 28), np.float32)
+    inputs = models.prepare(padded, input_ids=[[0, 1, 12, 5]], pixel_values=picture)
+    np.testing.assert_array_equal(inputs.mask, [[0, 1, 1, 1, 1, 1, 1]])
+    with pytest.raises(ValueError, match="prompt 1 has the padding token 0 inside, at 2: give att"):
+        models.prepare(padded, input_ids=[[0, 0, 3, 4], [3, 4, 0, 5]])
+    with pytest.raises(ValueError, match="empty prompt: row 1 is all padding"):
+        models.prepare(padded, input_ids=[[3, 4], [0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("pads", "ids", "reason"),
+    [
+        ((2,), [[2, 2, 3, 4]], r"\(token 2 pads and ends answers\)"),
+        ((2,), [[3, 4], [3, 2]], r"\(token 2 pads and ends answers\)"),
+        ((), [[3, 4], [3, 5]], r"\(there is no pad_token_id\)"),
+    ],
+)
+def test_padding_that_cannot_be_told_is_named(model, pads, ids, reason):
+    unknown = with_tokens(model, pad_token_ids=pads, eos_token_ids=(2,))
+    with pytest.warns(UserWarning, match=f"every token counts as one of a prompt.*{reason}"):
+        assert models.prepare(unknown, input_ids=ids).mask.all()
+    assert models.prepare(unknown, input_ids=ids, attention_mask=np.ones_like(ids)).mask.all()
+    assert models.prepare(unknown, input_ids=[[3, 4, 5]]).mask.all()
 
 
 @pytest.mark.parity
