@@ -6,6 +6,7 @@ bits). The unused high bits of the last word are zero. Codes of three levels (`T
 digits of bytes in base 3, five to a byte, the first the lowest.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,6 +18,7 @@ __all__ = [
     "SUPPORTED_BITS",
     "TERNARY",
     "Words",
+    "as_words",
     "check_bits",
     "check_words",
     "highest_code",
@@ -87,6 +89,19 @@ def pack(codes: Shaped[Array, "*shape"], bits: int | float, axis: int = -1) -> W
         fields = fields * _powers_of_three(1).reshape(places)
         return fields.sum(axis + 1).astype(jnp.uint8)
     return (fields << _shifts(int(bits), 1).reshape(places)).sum(axis + 1, dtype=jnp.uint32)
+
+
+def as_words(x: Shaped[Array, "*lead n"]) -> UInt32[Array, "*lead W"]:
+    """The bits of elements of 1, 2 or 4 bytes, several to a word; n is a multiple of those.
+
+    Their bitcast, made of shifts: XLA fuses those with what makes `x`.
+    """
+    size = x.dtype.itemsize
+    fields = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * size}")).astype(jnp.uint32)
+    words = fields[..., :: 4 // size]
+    for n in range(1, 4 // size):
+        words |= fields[..., n :: 4 // size] << jnp.uint32(8 * size * n)
+    return words
 
 
 def unpack(packed: Words, bits: int | float, length: int) -> Int32[Array, "*lead n"]:

@@ -1,7 +1,6 @@
 """Codes of a prompt's visual tokens, layer by layer: made, and put into a stack over layers."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,11 @@ from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention.backend import Backend
 from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.codes.code_tables import CodeTables
+from vkq_jax.passes.joined_codes import JoinedCodes
 from vkq_jax.pytree import take_layer
 from vkq_jax.settings.config import KVQuantConfig
 
-__all__ = ["Coded", "code_layer", "coding_room", "nothing_coded", "put_coded"]
-
-type Coded = tuple[Any, Any, Any]
-"""Keys, values and class map of a bank."""
+__all__ = ["code_layer", "coding_room", "nothing_coded", "put_coded"]
 
 
 def code_layer(
@@ -29,7 +26,7 @@ def code_layer(
     taken: Bool[Array, "B V"],
     output: Float[Array, "..."],
     attention: Float[Array, "B K V"] | None = None,
-) -> tuple[Float[Array, "..."], Coded]:
+) -> tuple[Float[Array, "..."], JoinedCodes]:
     """The codes of one layer's tokens at `index`, and `output`, which waits for them.
 
     `attention` is that of these tokens, see `Backend.quantize`.
@@ -51,9 +48,10 @@ def _code(
     taken: Bool[Array, "B V"],
     tables: CodeTables | None,
     attention: Float[Array, "B K V"] | None,
-) -> Coded:
+) -> JoinedCodes:
     bank = backend.quantize(key, value, index, taken, quant, tables, attention)
-    return bank.key, bank.value, bank.class_map
+    codes = (bank.key, bank.value, bank.class_map)
+    return JoinedCodes.of_layer(codes, (key.shape[0], key.shape[2]))
 
 
 def coding_room(
@@ -63,22 +61,19 @@ def coding_room(
     taken: Bool[Array, "B V"],
     tokens: int,
     with_attention: bool,
-) -> Coded:
+) -> JoinedCodes:
     """Zeros of the shape of what coding makes of all layers, from `tokens` a sequence.
 
     `with_attention` says whether `code_layer` is given some.
     """
     num_layers, batch, num_kv_heads, _, head_dim = cache.text.key.shape
     x = jax.ShapeDtypeStruct((batch, tokens, num_kv_heads, head_dim), cache.text.dtype)
-    code = partial(backend.quantize, quant=cache.quant)
+    code = partial(_code, backend, cache.quant)
     tables = jax.eval_shape(lambda: take_layer(cache.tables, 0))
     paid = jax.ShapeDtypeStruct((batch, num_kv_heads, index.shape[1]), jnp.float32)
     attention = paid if with_attention else None
-    bank = jax.eval_shape(code, x, x, index, taken, tables=tables, attention=attention)
-    return jax.tree.map(
-        lambda leaf: jnp.zeros((num_layers, *leaf.shape), leaf.dtype),
-        (bank.key, bank.value, bank.class_map),
-    )
+    coded = jax.eval_shape(code, x, x, index, taken, tables, attention)
+    return jax.tree.map(lambda leaf: jnp.zeros((num_layers, *leaf.shape), leaf.dtype), coded)
 
 
 def put_coded[C](
@@ -94,6 +89,6 @@ def put_coded[C](
     return jax.tree.map(put, stack, coded)
 
 
-def nothing_coded(coded: Coded | None) -> Coded | None:
+def nothing_coded(coded: JoinedCodes | None) -> JoinedCodes | None:
     """Zeros in the place of one layer's codes, where `coded` holds those of all layers."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), coded)
