@@ -217,9 +217,7 @@ def tile_scales(scales: Shaped[Array, "*lead V"]) -> UInt32[Array, "*lead blocks
     blocks = _in_blocks(scales, axis=-1)
     axes = blocks.reshape(*lead, -1, 8, 4, 8)  # position = 32 i + 8 t + g
     per_lane = _permute(axes, (2, 1, 0)).reshape(*lead, blocks.shape[-2], 32, 8)
-    per_word = 4 // scales.dtype.itemsize
-    grouped = per_lane.reshape(*per_lane.shape[:-1], 8 // per_word, per_word)
-    return jax.lax.bitcast_convert_type(grouped, jnp.uint32)
+    return packing.as_words(per_lane)
 
 
 def untile_scales(

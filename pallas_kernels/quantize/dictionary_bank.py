@@ -30,7 +30,7 @@ from pallas_kernels.quantize.learned import code_learned
 from pallas_kernels.quantize.lloyd_kernel import MOST_CENTRES
 from pallas_kernels.quantize.order_kernel import MOST_POSITIONS, padded_capacities
 from pallas_kernels.quantize.ordering import order_tokens
-from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.array_types import Array, Bool, Float, Int32, UInt32
 from vkq_jax.cache.kv_cache import VisualBank
 from vkq_jax.codes.code_tables import CodeTables
 from vkq_jax.codes.dictionary_codes import DictionaryCodes
@@ -179,16 +179,7 @@ def _code(
             rules=cast(tuple[ScaleRule, ScaleRule], tuple(c.scale for c in codes)),
             run=run,
         )
-    chosen = jnp.take_along_axis(
-        ids, jnp.stack([jnp.maximum(slot, 0)] * 2), axis=-1, mode="promise_in_bounds"
-    )
-    stops = np.cumsum(padded_capacities(sizes))[:-1].tolist()
-    numbers = [
-        layouts.tile_scales(x.astype(jnp.uint8))
-        if settings.codebook
-        else layouts.tile_ids(x, settings.id_bits)
-        for x in jnp.split(jnp.where(slot < 0, 0, chosen), stops, axis=-1)
-    ]
+    numbers = _tiled_numbers(ids, slot, sizes, None if settings.codebook else settings.id_bits)
     centre = jnp.where(gathered.spoilt[..., None, None], jnp.nan, centre).astype(jnp.bfloat16)
 
     def shaped(x: Array) -> Array:
@@ -221,3 +212,31 @@ def _code(
         valid.sum(-1, dtype=jnp.int32),
         class_map=dataclasses.replace(class_map, words=shaped(class_map.words), valid=None),
     )
+
+
+def _tiled_numbers(
+    ids: Int32[Array, "2 heads V"],
+    slot: Int32[Array, "heads S"],
+    sizes: tuple[int, ...],
+    bits: int | None,
+) -> list[UInt32[Array, "2 heads blocks _ _"]]:
+    """Numbers of centroids in the order of slots, for each class; bytes where `bits` is None.
+
+    All classes in one, because XLA makes kernels for each otherwise.
+    """
+    chosen = jnp.take_along_axis(
+        ids, jnp.stack([jnp.maximum(slot, 0)] * 2), axis=-1, mode="promise_in_bounds"
+    )
+    stops = np.cumsum(padded_capacities(sizes))[:-1].tolist()
+    classes = jnp.split(jnp.where(slot < 0, 0, chosen), stops, axis=-1)
+    blocks = [layouts.num_blocks(x.shape[-1]) for x in classes]
+    filled = [
+        jnp.pad(x, ((0, 0), (0, 0), (0, layouts.BLOCK * n - x.shape[-1])))
+        for x, n in zip(classes, blocks, strict=True)
+    ]
+    whole = jnp.concatenate(filled, axis=-1)
+    if bits is None:
+        tiled = layouts.tile_scales(whole.astype(jnp.uint8))
+    else:
+        tiled = layouts.tile_ids(whole, bits)
+    return jnp.split(tiled, np.cumsum(blocks)[:-1].tolist(), axis=2)

@@ -42,21 +42,20 @@ def nearest_centroids(
     mean = centre.astype(jnp.float32).reshape(sides, batch, kv_heads, -1, head_dim)
     operands = {"x": x.reshape(-1, head_dim), "length": valid.sum(-1, dtype=jnp.int32)}
     if metric is None:
-        bias = jnp.square(rows).sum(-1)
+        # |row|^2 + 2 mean . row, one sum: XLA makes one kernel of it.
+        bias = (rows[:, None] * (rows[:, None] + 2.0 * mean if centred else rows[:, None])).sum(-1)
         operands["book"] = (-2.0 * rows).astype(jnp.bfloat16)
         operands |= {"centre": mean} if centred else {}
     else:
         root = metric.astype(jnp.float32)
         measured = exact_einsum("sknh,skgh->skng", rows, root)
-        bias = jnp.square(measured).sum(-1)
+        bias = jnp.square(measured).sum(-1)[:, None]
         rows = exact_einsum("skng,skgh->sknh", measured, root)
         operands["book"] = jnp.concatenate(halves(-2.0 * rows), axis=2)
         operands["root"] = jnp.concatenate(halves(root), axis=2)
         if centred:
             operands["away"] = -exact_einsum("sbkmh,skgh->sbkmg", mean, root)
-    bias = bias[:, None]
-    if centred:
-        bias = bias + 2.0 * exact_einsum("sbkmh,sknh->sbkn", mean, rows)
+            bias = bias + 2.0 * exact_einsum("sbkmh,sknh->sbkn", mean, rows)
     bias = jnp.broadcast_to(bias, (sides, batch, kv_heads, count))
     for name in ("book", "root", "centre", "away"):
         if name in operands:
