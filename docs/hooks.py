@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: tables from results/, help of commands, links to source files, complete APIs.
+"""Hooks of mkdocs: help of commands, links to source files, complete APIs.
 
 Links that leave docs/ point at files of the repository, which the site does not hold: they become
 plain text, and one whose file is missing breaks the build (`mkdocs build --strict`).
@@ -13,18 +13,16 @@ from typing import Any
 import typer
 from typer.cli import get_docs_for_click
 
-from docs import tables
 from vkq_apps.cli.app import COMMANDS, load_command
 
 _ROOT = Path(__file__).parents[1]
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)(#[^)\s]*)?\)")
-_TABLE = re.compile(r"^<!-- table: (\w+) -->$", re.MULTILINE)
 _COMMANDS = "<!-- commands -->"
 _log = logging.getLogger("mkdocs.hooks.vkq")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """The text of a page with its tables, and without links that leave docs/."""
+    """The text of a page with the help of commands, and without links that leave docs/."""
     folder = Path(page.file.abs_src_path).parent
 
     def shown(link: re.Match[str]) -> str:
@@ -35,14 +33,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             _log.warning("%s links to %s, which does not exist", page.file.src_path, link[2])
         return link[1]
 
-    markdown = _TABLE.sub(_table, markdown)
     if _COMMANDS in markdown:
         markdown = markdown.replace(_COMMANDS, "\n".join(command_reference()))
     return _LINK.sub(shown, markdown)
-
-
-def _table(mark: re.Match[str]) -> str:
-    return "\n".join(getattr(tables, mark[1])())
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> None:

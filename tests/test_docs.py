@@ -5,7 +5,6 @@ import json
 import re
 import runpy
 import types
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ import models
 import pallas_kernels
 import vkq_jax
 from docs import tables
+from docs.tables.pages import DOCS, PAGES, with_tables
 from docs.tables.results import read
 from models.families.registry import FAMILY_NAMES, MODEL_TYPES
 from pallas_kernels.attention import mosaic_gpu
@@ -28,7 +28,6 @@ from vkq_jax import KVQuantConfig, LevelCodes, ScoreCalibration, SignCodes
 from vkq_jax.codes.dense import Dense
 from vkq_jax.codes.level_codes import Granularity
 
-DOCS = Path(__file__).parents[1] / "docs"
 SIGNS, BANK = SignCodes(scale_bits=8), {"head_dim": 64, "visual": ((300, (300, 3)),)}
 
 
@@ -177,21 +176,22 @@ def test_docstrings_of_public_functions_name_their_arguments(package):
         assert [each for each in parameters if each not in words] == [], name
 
 
-def rows_of_figures(page):
-    """The rows of a page's tables that hold times, bytes or bits."""
-    signs = (" us | ", " GB | ", "% | ")
-    return {line for line in page.read_text().splitlines() if any(sign in line for sign in signs)}
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tables_are_those_of_the_result_files(page):
+    """`python -m docs.tables` would change nothing, and each table has rows of one width."""
+    text = page.read_text()
+    assert with_tables(text) == text
+    marks = re.findall(r"<!-- (table: \w+|/table) -->", text)
+    assert [mark.startswith("table") for mark in marks] == [True, False] * (len(marks) // 2)
+    for name in (mark.removeprefix("table: ") for mark in marks[::2]):
+        head, line, *rows = getattr(tables, name)()
+        assert rows, name
+        assert {row.count("|") for row in (line, *rows)} == {head.count("|")}, name
 
 
-def test_tables_of_figures_are_those_of_the_result_files():
-    """README.md and kernel_benchmarks.md have the rows that `docs/tables` makes."""
-    kernel = {line for rows in tables.KERNEL_TABLES for line in rows()}
-    assert kernel <= rows_of_figures(DOCS / "kernel_benchmarks.md")
-    readme = (DOCS.parent / "README.md").read_text()
-    for made in (tables.readme_answer_rows(), tables.speed_rows()):
-        assert "\n".join(["", *made, "", ""]) in readme
-    made = {*tables.readme_answer_rows(), *tables.speed_rows()}
-    assert rows_of_figures(DOCS.parent / "README.md") <= made
+def test_every_table_stands_in_a_page():
+    text = "".join(page.read_text() for page in PAGES)
+    assert [name for name in tables.__all__ if f"<!-- table: {name} -->" not in text] == []
 
 
 def test_figures_in_the_text_of_readme_are_those_of_the_result_files():
@@ -204,17 +204,18 @@ def test_figures_in_the_text_of_readme_are_those_of_the_result_files():
     ]
     assert f"decodes {min(gains):.2f} to {max(gains):.2f} times faster" in readme
     full, plain, tables = read("prefill.json")["rows"]
-    clocks = [
-        "{ratio_to_bf16:.2f}".format(**row) + f" and {row['wall_milliseconds'] / wall:.2f}"
-        for wall in [full["wall_milliseconds"]]
+    (device, wall), (plain_device, plain_wall) = (
+        [f"{row[clock] / full[clock]:.2f}" for clock in ("milliseconds", "wall_milliseconds")]
         for row in (tables, plain)
-    ]
-    assert f"takes {clocks[0]} times as long as in 16 bits by the device's and the wall" in readme
-    assert f"without tables {clocks[1]}" in readme
+    )
+    assert f"takes {device} times as long as one in 16 bits by the device's clock and {wall}" in (
+        readme
+    )
+    assert f"without tables {plain_device} and {plain_wall}" in readme
     saved = answers["presets"]["vkq-1bit"]["visual_kv_reduction"]
     assert f"visual_reduction # {saved:.3f} of the visual bytes saved" in readme
     assert f"{100 * saved:.0f} % of the visual cache is saved" in readme
-    assert f"[{answers['presets']['vkq-1bit']['tasks']['all']['lost']:.1f} points lost]" in readme
+    assert f"[{answers['presets']['vkq-1bit']['tasks']['all']['lost']:.1f} points]" in readme
     assert f"answers {answers['samples']:,} questions" in readme
     bits = answers["presets"]["vkq-1bit:plain"]["bits_per_element"]["mean"]
     assert f"in about {bits:.1f} bits per number" in readme
@@ -226,22 +227,13 @@ def test_figures_in_the_text_of_readme_are_those_of_the_result_files():
         return f"{whole['lost']:.1f}{{}} [{low:.1f}, {high:.1f}]"
 
     bits = {name: row["bits_per_element"]["mean"] for name, row in judge.items()}
+    assert f"pretrained text tower {judge['vkq-1bit']['tasks']['all']['lost']:.1f}." in readme
     first = lost("vkq-1bit").format(" points")
     assert f"`vkq-1bit` loses {first} at {bits['vkq-1bit']:.2f} bits" in readme
     second = lost("kivi-2bit").format("")
     assert f"`kivi-2bit` {second} at {bits['kivi-2bit']:.2f}" in readme
     assert f"`vkq-1bit:plain` {lost('vkq-1bit:plain').format('')}" in readme
     assert f"({judge['vkq-1bit']['tasks']['all']['samples']:,} questions)" in readme
-
-
-def test_every_table_of_the_site_has_rows_of_one_width():
-    marks = [re.findall(r"<!-- table: (\w+) -->", page.read_text()) for page in DOCS.glob("*.md")]
-    named = [name for some in marks for name in some]
-    assert "ablation_rows" in named
-    for name in named:
-        head, line, *rows = getattr(tables, name)()
-        assert rows, name
-        assert {row.count("|") for row in (line, *rows)} == {head.count("|")}, name
 
 
 def test_figures_in_the_text_of_the_answers_are_those_of_their_file():
@@ -365,12 +357,11 @@ def test_figures_in_the_text_of_the_judge_are_those_of_its_file():
     assert f"(KL {plain_kl:.2f} and {kl:.2f}," in limits
 
 
-def test_the_figures_of_several_gpus_are_those_that_the_script_works_out():
+def test_the_fit_of_decode_steps_is_that_of_the_script():
     script = runpy.run_path(str(DOCS / "scaling_out.py"))
-    page = (DOCS / "scaling_benchmarks.md").read_text()
-    assert "\n".join(script["table"]()) in page
-    assert script["fit_line"]() in " ".join(page.split())
+    assert script["fit_line"]() in " ".join((DOCS / "scaling_benchmarks.md").read_text().split())
 
 
 def test_readme_is_short():
-    assert len((DOCS.parent / "README.md").read_text().splitlines()) < 150
+    lines = (DOCS.parent / "README.md").read_text().splitlines()
+    assert len([line for line in lines if line and not line.startswith("<!--")]) <= 116

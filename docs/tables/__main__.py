@@ -1,6 +1,5 @@
-"""Prints the tables of README.md and kernel_benchmarks.md."""
+"""Writes the tables of README.md and of the pages of docs/ anew, from the files under results/."""
 
-from docs.tables import KERNEL_TABLES, readme_answer_rows, speed_rows
+from docs.tables.pages import write
 
-for table in (readme_answer_rows, speed_rows, *KERNEL_TABLES):
-    print("\n".join(table()), end="\n\n")
+print("changed:", ", ".join(write()) or "nothing")

@@ -1,5 +1,6 @@
 """Times of the attention kernels and of coding."""
 
+import re
 from typing import Any
 
 from docs.tables.results import read
@@ -11,29 +12,76 @@ KERNEL_HEAD = (
 )
 
 
-def kernel_rows() -> list[str]:
-    """A row for each case of codes without tables; without a head, as all rows here."""
-    return _rows("kernel.json")
+def level_kernel_rows() -> list[str]:
+    """Cases of level codes."""
+    return _kernel_rows("level")
 
 
-def kernel_goal_table() -> list[str]:
-    """The cases of `kernel_rows` that have a goal, with a head."""
+def sign_kernel_rows() -> list[str]:
+    """Cases of sign codes."""
+    return _kernel_rows("sign")
+
+
+def dictionary_kernel_rows() -> list[str]:
+    """Cases of dictionary codes without a model's tables."""
+    return _kernel_rows("dictionary")
+
+
+def calibration_kernel_rows() -> list[str]:
+    """Cases with score calibration or a sliding window."""
+    return _kernel_rows("calibration")
+
+
+def text_kernel_rows() -> list[str]:
+    """Cases with text beside the pictures."""
+    return _kernel_rows("text")
+
+
+def bias_kernel_rows() -> list[str]:
+    """Cases of keys coded without their bias."""
+    return _kernel_rows("bias")
+
+
+def dense_kernel_rows() -> list[str]:
+    """Cases of caches in bfloat16."""
+    return _kernel_rows("dense")
+
+
+def goal_kernel_rows() -> list[str]:
+    """The cases of all these tables that have a goal."""
     rows = read("kernel.json")["rows"]
     return [*KERNEL_HEAD, *(_row(row) for row in rows if CASES[row["case"]].goal is not None)]
 
 
 def plan_rows() -> list[str]:
     """A row for each plan of a calibrated model."""
-    return _rows("kernel_tables.json")
+    return [*KERNEL_HEAD, *map(_row, read("kernel_tables.json")["rows"])]
 
 
 def portable_rows() -> list[str]:
     """A row for one query by bits, and rows for the same as bytes."""
-    return _rows("kernel_portable.json")
+    return [*KERNEL_HEAD, *map(_row, read("kernel_portable.json")["rows"])]
 
 
-def _rows(name: str) -> list[str]:
-    return [_row(row) for row in read(name)["rows"]]
+# The first pattern that a case's name has says which table it stands in.
+_SUBJECTS = (
+    ("text", "-text"),
+    ("bias", "-bias"),
+    ("dense", "-bfloat16"),
+    ("calibration", "-calibrated|-static-map|-window"),
+    ("dictionary", "-vkq-"),
+    ("sign", "-signs"),
+    ("level", ""),
+)
+
+
+def _kernel_rows(subject: str) -> list[str]:
+    rows = read("kernel.json")["rows"]
+    return [*KERNEL_HEAD, *(_row(row) for row in rows if _subject(row["case"]) == subject)]
+
+
+def _subject(case: str) -> str:
+    return next(subject for subject, pattern in _SUBJECTS if re.search(pattern, case))
 
 
 def _row(row: dict[str, Any]) -> str:
@@ -63,7 +111,3 @@ def quantize_rows() -> list[str]:
         f"| {row['coding_ms']:.3f} ms | {row['coding_percent']:.1f} % |"
         for row in read("quantize.json")["rows"]
     ]
-
-
-# For tables of kernel_benchmarks.md.
-KERNEL_TABLES = (kernel_rows, plan_rows, portable_rows)

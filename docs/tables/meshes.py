@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from docs.scaling_out import split_step
+from docs import scaling_out
 from docs.tables.results import RESULTS, read
 from models.sharding.mesh import check_text
 from pallas_kernels.shapes import find_shape
@@ -33,7 +33,7 @@ def mesh_rows() -> list[str]:
         if alone is not None and mesh != "data=1":
             ratio = f"{row['tokens_per_second'] / alone['tokens_per_second']:.2f}x"
             one = 1e-3 * alone["step_ms"]
-            seconds = split_step(find_shape(shape), one, each, sizes.get("model", 1))
+            seconds = scaling_out.split_step(find_shape(shape), one, each, sizes.get("model", 1))
             expected = f"{1e3 * seconds:.2f}"
         lines.append(
             f"| {shape} | `{preset}` | {mesh} | {batch} | {row['step_ms']:.2f} | {expected} "
@@ -42,6 +42,11 @@ def mesh_rows() -> list[str]:
             f"| {', '.join(f'{peak / 1e9:.1f}' for peak in row['peak_bytes_per_device'])} |"
         )
     return lines
+
+
+def expected_rows() -> list[str]:
+    """Sequences, decode steps and tokens/s of more GPUs, as `scaling_out.py` works them out."""
+    return scaling_out.table()
 
 
 def mesh_profile_rows() -> list[str]:
