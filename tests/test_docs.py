@@ -245,7 +245,7 @@ def test_figures_in_the_text_of_the_answers_are_those_of_their_file():
     )
     with_tables, plain = lost["vkq-half"], lost["vkq-half:plain"]
     assert f"without tables `vkq-half` loses {plain} points, with them {with_tables}." in page
-    assert f"dropping at the same bytes loses {lost['keep-7%']} points (`keep-7%`)" in page
+    assert f"tokens** at the same bytes loses {lost['keep-7%']} points (`keep-7%`)" in page
     assert f"{with_tables} points on the embedded model with tables and {plain} without" in choosing
 
 
