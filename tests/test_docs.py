@@ -353,7 +353,7 @@ def test_figures_in_the_text_of_the_judge_are_those_of_its_file():
     kl, plain_kl = (bed[name]["kl"] for name in ("vkq-1bit", "vkq-1bit, no tables"))
     assert f"KL of `vkq-1bit` is {kl:.2f} with them and {plain_kl:.2f} without" in choosing
     assert f"{rows['vkq-half']['all']['lost']:.1f} on the judge" in choosing
-    assert f"points of the first one's answers and {with_tables} of the other's" in limits
+    assert f"points of the embedded model's answers and {with_tables} of the judge's" in limits
     assert f"(KL {plain_kl:.2f} and {kl:.2f}," in limits
 
 

@@ -16,7 +16,7 @@ def mesh_rows() -> list[str]:
     what `scaling_out.py` works out from that.
     """
     lines = [
-        "| shape | visual cache | mesh | sequences | step, ms | worked out | tokens/s "
+        "| shape | visual cache | mesh | sequences | step, ms | estimated | tokens/s "
         "| of one GPU's | GB a GPU: cache | peak |",
         f"|{'---|' * 10}",
     ]
