@@ -15,10 +15,11 @@ from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.post_scaled import AttentionOutput
 from vkq_jax.attention.query_checks import check_attention_options, check_query
 from vkq_jax.attention.soft_cap import check_soft_cap
-from vkq_jax.cache.kv_cache import KVCache, LayerCache, VisualBank
+from vkq_jax.cache.kv_cache import KVCache, LayerCache
 from vkq_jax.cache.layered import AnyCache, LayeredCache
 from vkq_jax.cache.summaries import cells_name
 from vkq_jax.cache.visibility import Starts
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.dense import DenseTensor
 from vkq_jax.messages import show
 from vkq_jax.sharding.bank_parts import shape_of_part

@@ -9,7 +9,8 @@ from pallas_kernels.quantize.quantize_bank import quantize_bank
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention.backend import CacheOptions
 from vkq_jax.attention.post_scaled import AttentionOutput
-from vkq_jax.cache.kv_cache import KVCache, VisualBank
+from vkq_jax.cache.kv_cache import KVCache
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.code_tables import CodeTables
 from vkq_jax.settings.config import KVQuantConfig
 

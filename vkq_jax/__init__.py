@@ -12,7 +12,8 @@ last row.
 `dictionary_centring`, `dictionary_encoder`, `dictionary_tensor`, `token_classes`, \
 `image_centres`, `normal_steps`; tables of a model: `code_tables`, `codebooks`, `fitting` |
 | `settings` | what is chosen | `config`, `presets` | `layer_settings`, `calibrated`, `score_maps` |
-| `cache` | the cache | `kv_cache`, `empty` | `text_bank`, `visual`, `visibility`, `key_bias`, \
+| `cache` | the cache | `kv_cache`, `empty` | `visual_bank`, `text_bank`, `visual`, \
+`visibility`, `key_bias`, \
 `updates`, `sharing`, `accounting`, `summaries`; layers and heads of several kinds: `layered`, \
 `head_groups`, `recurrent`; split over devices: `split_tensor` |
 | `attention` | attention over a cache | `reference`, `post_scaled` | `attention_weights`, \
@@ -33,7 +34,7 @@ from vkq_jax.cache import summaries as summaries  # registers the short forms of
 from vkq_jax.cache.accounting import CacheBytes, cache_nbytes
 from vkq_jax.cache.empty import LayerSizes, empty_cache
 from vkq_jax.cache.key_bias import KeyBias
-from vkq_jax.cache.kv_cache import KVCache, LayerCache, VisualBank
+from vkq_jax.cache.kv_cache import KVCache, LayerCache
 from vkq_jax.cache.layered import LayeredCache, heads_of_layer
 from vkq_jax.cache.recurrent import RecurrentState
 from vkq_jax.cache.sharing import share_visual
@@ -41,6 +42,7 @@ from vkq_jax.cache.text_bank import TextBank
 from vkq_jax.cache.updates import append, grow, take_sequences
 from vkq_jax.cache.visibility import Starts, window_starts
 from vkq_jax.cache.visual import VisualSpan, visual_mask, visual_spans
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.code_tables import ClassTables, CodeTables, SideTables
 from vkq_jax.codes.dense import Dense, DenseTensor
 from vkq_jax.codes.dictionary_codes import DictionaryCodes

@@ -19,9 +19,10 @@ from vkq_jax.attention.soft_cap import soft_cap
 from vkq_jax.cache.empty import LayerSizes
 from vkq_jax.cache.head_groups import take_bias
 from vkq_jax.cache.key_bias import KeyBias
-from vkq_jax.cache.kv_cache import KVCache, VisualBank
+from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.layered import LayeredCache, at_layer
 from vkq_jax.cache.visibility import Starts
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.dense import DenseTensor
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.settings.layer_settings import Cells

@@ -14,8 +14,9 @@ import vkq_jax.attention.post_scaled
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention.backend import Backend, CacheOptions, LogitsOptions
 from vkq_jax.attention.post_scaled import AttentionOutput, merge, score_range
-from vkq_jax.cache.kv_cache import KVCache, VisualBank
+from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.split_tensor import SplitTensor
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.code_tables import CodeTables
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.score_maps import score_map

@@ -12,7 +12,7 @@ from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import TiledLevels, TiledSigns
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from vkq_jax.array_types import Array, Float, Int8, Int32, UInt32
-from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.pytree import frozen_pytree
 
 __all__ = ["Banks", "DenseBank", "packed_classes", "packed_operands"]

@@ -9,7 +9,8 @@ from pallas_kernels.attention.mosaic_gpu import calibrates_in_launch, launches_o
 from pallas_kernels.attention.outer_rotation import rotates_outside
 from pallas_kernels.attention.side_tables import Side, launched_tables, side_tables
 from pallas_kernels.layout import layouts
-from vkq_jax.cache.kv_cache import KVCache, VisualBank
+from vkq_jax.cache.kv_cache import KVCache
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.code_tables import CodeTables
 
 __all__ = ["describe"]

@@ -28,8 +28,9 @@ from pallas_kernels.attention.tuning_configs import (
 from pallas_kernels.isa.architectures import HOPPER, Architecture, architecture_here
 from pallas_kernels.layout import layouts
 from vkq_jax.array_types import Array, Float, Int32
-from vkq_jax.cache.kv_cache import VisualBank, take_layer
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.code_tables import CodeTables, SideTables
+from vkq_jax.pytree import take_layer
 from vkq_jax.settings.config import ScoreCalibration
 from vkq_jax.settings.score_maps import ScoreMap
 

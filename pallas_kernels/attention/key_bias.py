@@ -27,7 +27,7 @@ from vkq_jax.array_types import Array, Float, Int32, UInt32
 from vkq_jax.attention.post_scaled import bias_scores
 from vkq_jax.bits.exact_einsum import large_einsum
 from vkq_jax.cache.key_bias import KeyBias
-from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.pytree import frozen_pytree, take_layer
 
 __all__ = ["BiasShare", "bias_operands", "bias_share", "entry_slots"]

@@ -31,10 +31,11 @@ from pallas_kernels.layout.tiled import tile, untileable_bank_reason
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention.post_scaled import AttentionOutput, map_of_rows, merge, scaled_rows
 from vkq_jax.attention.soft_cap import check_soft_cap
-from vkq_jax.cache.kv_cache import KVCache, LayerCache, VisualBank
+from vkq_jax.cache.kv_cache import KVCache, LayerCache
 from vkq_jax.cache.sharing import shares_visual
 from vkq_jax.cache.text_bank import TextBank
 from vkq_jax.cache.visibility import Starts, causal_text
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.dense import DenseTensor
 from vkq_jax.pytree import take_layer
 from vkq_jax.settings.config import ScoreCalibration

@@ -9,8 +9,9 @@ from pallas_kernels.attention.table_launches import launches_tables, part_groups
 from pallas_kernels.attention.table_rows import TableRows, table_rows
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from vkq_jax.array_types import Array, Int32
-from vkq_jax.cache.kv_cache import VisualBank, take_layer
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.code_tables import CodeTables, SideTables
+from vkq_jax.pytree import take_layer
 
 __all__ = ["Side", "launched_tables", "rows_in_xla", "side_tables"]
 

@@ -18,7 +18,7 @@ from pallas_kernels.attention.launch import Launch, result_shapes
 from pallas_kernels.attention.table_specs import Dictionary, FoldSpec, JoinSpec
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary
 from vkq_jax.array_types import Array, Float
-from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.code_tables import ClassTables, SideTables
 
 __all__ = ["fold_queries", "join_parts", "launches_tables", "part_groups"]

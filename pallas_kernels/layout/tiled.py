@@ -22,7 +22,7 @@ from pallas_kernels.layout.tiled_dictionary import (
 from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Float, UInt32
 from vkq_jax.bits import packing
-from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.dictionary_tensor import DictionaryTensor
 from vkq_jax.codes.level_codes import Granularity, LevelTensor
 from vkq_jax.codes.quantized import AffineTensor, QuantizedTensor

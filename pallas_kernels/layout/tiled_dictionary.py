@@ -11,7 +11,7 @@ from pallas_kernels.layout import layouts
 from pallas_kernels.layout.layouts import Side
 from vkq_jax.array_types import Array, Float, Int32, UInt32
 from vkq_jax.bits import packing
-from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.dictionary_tensor import DictionaryTensor
 from vkq_jax.codes.quantized import AffineTensor, QuantizedTensor
 from vkq_jax.pytree import frozen_pytree, static_field

@@ -24,7 +24,7 @@ from pallas_kernels.quantize.quantize_kernel import QuantizeKernel
 from pallas_kernels.quantize.sum_kernel import SumKernel
 from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.cache.kv_cache import VisualBank, quantize_visual
+from vkq_jax.cache.visual_bank import VisualBank, quantize_visual
 from vkq_jax.codes import groups
 from vkq_jax.codes.code_tables import CodeTables
 from vkq_jax.codes.dictionary_codes import DictionaryCodes

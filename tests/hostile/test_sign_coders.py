@@ -17,7 +17,7 @@ from pallas_kernels.isa.program import run_emulated
 from pallas_kernels.quantize.quantize_bank import fused_bank
 from tests.hostile.test_quantizers import LARGEST_SIGN, VALUES
 from vkq_jax import KVQuantConfig, SignCodes
-from vkq_jax.cache.kv_cache import quantize_visual
+from vkq_jax.cache.visual_bank import quantize_visual
 
 HEAD_DIM, POSITIONS = 64, 40
 SETTINGS = [

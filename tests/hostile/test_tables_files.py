@@ -14,7 +14,7 @@ from models.model_fingerprint import fingerprint
 from tests.support.caches import random_tables
 from tests.support.mutated_files import mutated_bytes, mutated_fields, refused_or
 from tests.support.tiny_llava import tiny_model
-from vkq_jax.cache.kv_cache import code_bank
+from vkq_jax.cache.visual_bank import code_bank
 from vkq_jax.files import persistence
 from vkq_jax.pytree import take_layer
 

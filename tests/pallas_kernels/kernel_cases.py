@@ -20,8 +20,9 @@ from tests.support.caches import (
     relative_error,
 )
 from vkq_jax import KVQuantConfig, LevelCodes, ScoreCalibration, SignCodes
-from vkq_jax.cache.kv_cache import KVCache, VisualBank
+from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.text_bank import TextBank
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.dense import DenseTensor
 
 attend = functools.partial(mosaic_gpu.attend_cache, launch=emulated_launch)

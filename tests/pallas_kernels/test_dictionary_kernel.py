@@ -27,7 +27,7 @@ from tests.support.caches import (
 )
 from tests.support.compiling import lower_to_cuda, needs_ptxas, ptxas
 from vkq_jax import Dense, DictionaryCodes, KVQuantConfig, TokenClass
-from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.settings.presets import calibrated_presets
 
 

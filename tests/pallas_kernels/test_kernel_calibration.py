@@ -34,7 +34,7 @@ from tests.support.caches import (
 )
 from vkq_jax import KVQuantConfig, ScoreCalibration
 from vkq_jax.attention.post_scaled import from_kv_heads, to_kv_heads
-from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.cache.visual_bank import VisualBank
 
 
 @pytest.mark.parametrize("codes", ["levels, calibrated", "groups, calibrated"])

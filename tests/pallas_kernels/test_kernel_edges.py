@@ -84,7 +84,7 @@ def test_hard_inputs(case, codes, heads):
             value *= 1e6
     text = random_layer(Shape(head_dim=128, num_heads=1, num_kv_heads=1), CODES[codes])[1].text
     text = dataclasses.replace(text, length=jnp.zeros(2, jnp.int32))
-    bank = vkq_jax.cache.kv_cache.VisualBank(
+    bank = vkq_jax.VisualBank(
         vkq_jax.quantize(jnp.asarray(key), CODES[codes].key),
         vkq_jax.quantize(jnp.asarray(value), CODES[codes].value),
         jnp.asarray([600, 257], jnp.int32),

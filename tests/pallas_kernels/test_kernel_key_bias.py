@@ -19,7 +19,7 @@ from tests.pallas_kernels.test_dictionary_kernel import CODES as DICTIONARIES
 from tests.support.caches import Shape, oracle, random_layer, random_starts, relative_error
 from tests.support.compiling import lower_to_cuda, ptxas
 from vkq_jax import KeyBias
-from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.dense import DenseTensor
 from vkq_jax.codes.token_classes import TokenClass, assign_classes
 

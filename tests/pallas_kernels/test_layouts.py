@@ -12,7 +12,7 @@ from pallas_kernels import tile
 from pallas_kernels.layout import layouts
 from vkq_jax import KVQuantConfig, LevelCodes, SignCodes
 from vkq_jax.bits import packing
-from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.cache.visual_bank import VisualBank
 
 
 def random_words(*shape):

@@ -18,8 +18,8 @@ from pallas_kernels.quantize.quantize_bank import fused_bank, unfused_reason
 from tests.support.caches import relative_error
 from tests.support.compiling import lower_to_cuda, needs_ptxas, programs_of, ptxas
 from vkq_jax import KVQuantConfig, LevelCodes, SignCodes
-from vkq_jax.cache.kv_cache import quantize_visual
 from vkq_jax.cache.visual import left_pack
+from vkq_jax.cache.visual_bank import quantize_visual
 
 SIGNS = SignCodes(scale_bits=8)
 

@@ -9,8 +9,9 @@ import numpy as np
 import vkq_jax
 from vkq_jax.attention import post_scaled as attention
 from vkq_jax.attention import reference
-from vkq_jax.cache.kv_cache import LayerCache, VisualBank, quantize_visual
+from vkq_jax.cache.kv_cache import LayerCache
 from vkq_jax.cache.text_bank import TextBank
+from vkq_jax.cache.visual_bank import VisualBank, quantize_visual
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,9 @@ import vkq_jax
 from tests.support.caches import Shape, random_layer
 from vkq_jax.attention import reference
 from vkq_jax.attention.post_scaled import attend_cache
-from vkq_jax.cache.kv_cache import KVCache, VisualBank
+from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.text_bank import TextBank
+from vkq_jax.cache.visual_bank import VisualBank
 
 SETTINGS = {
     "tracer leaks": jax.checking_leaks,

@@ -10,7 +10,7 @@ from pallas_kernels.layout import layouts
 from pallas_kernels.layout.layouts import Side
 from pallas_kernels.layout.tiled_dictionary import stored_virtual
 from vkq_jax.array_types import Array, Bool, Int32
-from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.code_tables import ClassTables, CodeTables, SideTables
 from vkq_jax.codes.dictionary_codes import DictionaryCodes
 from vkq_jax.codes.quantized import Quantizer

@@ -31,8 +31,8 @@ from vkq_jax import slots
 from vkq_jax.array_types import Array, Int32
 from vkq_jax.attention.post_scaled import bias_scores, per_kv_head
 from vkq_jax.cache.key_bias import KeyBias, visual_reach
-from vkq_jax.cache.kv_cache import VisualBank
 from vkq_jax.cache.text_bank import TextBank
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.code_tables import CodeTables
 from vkq_jax.settings.config import ScoreCalibration
 from vkq_jax.settings.score_maps import ScoreMap, calibrate, score_map

@@ -29,7 +29,7 @@ from vkq_apps.bench.random_model import random_params, text_config
 from vkq_apps.bench.sequence_cache import abstract_visual
 from vkq_apps.bench.timing import LayerTime, time_of_calls
 from vkq_jax.array_types import Array
-from vkq_jax.cache.kv_cache import VisualBank, quantize_visual
+from vkq_jax.cache.visual_bank import VisualBank, quantize_visual
 from vkq_jax.settings.config import KVQuantConfig
 
 __all__ = ["GOAL_PERCENT", "QuantizeSetup", "measure_quantize", "plan_quantize"]

@@ -11,8 +11,9 @@ from vkq_apps.bench.codes import MeasuredCodes
 from vkq_apps.bench.dictionary_banks import random_tables
 from vkq_jax.array_types import Array, Float
 from vkq_jax.cache.accounting import CacheBytes
-from vkq_jax.cache.kv_cache import KVCache, LayerCache, quantize_visual
+from vkq_jax.cache.kv_cache import KVCache, LayerCache
 from vkq_jax.cache.text_bank import TextBank
+from vkq_jax.cache.visual_bank import quantize_visual
 from vkq_jax.codes.code_tables import CodeTables
 
 __all__ = [

@@ -12,7 +12,7 @@ from models.calibration.fitting import CodeFitter
 from models.calibration.samples import CodeSamples
 from vkq_apps.evals.text_bed_model import Observed
 from vkq_jax.array_types import Array, Float
-from vkq_jax.cache.kv_cache import VisualBank, code_bank
+from vkq_jax.cache.visual_bank import VisualBank, code_bank
 from vkq_jax.codes.code_tables import CodeTables
 from vkq_jax.pytree import nbytes, take_layer
 from vkq_jax.settings.config import KVQuantConfig

@@ -15,8 +15,10 @@ from vkq_apps.inspection.ranges import ChannelRanges, channel_ranges
 from vkq_apps.inspection.spending import bits_of_tokens
 from vkq_jax.array_types import Array, Float
 from vkq_jax.cache.head_groups import take_cells
-from vkq_jax.cache.kv_cache import KVCache, TextBank, VisualBank
+from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.layered import AnyCache
+from vkq_jax.cache.text_bank import TextBank
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.dense import DenseTensor
 from vkq_jax.pytree import take_layer
 from vkq_jax.settings.layer_settings import Cells, LayerGroups, Quant, groups_of

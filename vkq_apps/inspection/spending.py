@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Float
-from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.dictionary_tensor import DictionaryTensor
 from vkq_jax.codes.quantized import QuantizedTensor
 from vkq_jax.pytree import nbytes

@@ -6,8 +6,9 @@ from typing import TypedDict, Unpack
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention.last_queries import attention_of_last_queries
 from vkq_jax.attention.post_scaled import AttentionOutput, attend_cache, attend_dense
-from vkq_jax.cache.kv_cache import KVCache, VisualBank, quantize_visual
+from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.visibility import Starts
+from vkq_jax.cache.visual_bank import VisualBank, quantize_visual
 from vkq_jax.codes.code_tables import CodeTables
 from vkq_jax.settings.config import KVQuantConfig
 

@@ -13,9 +13,10 @@ from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention.soft_cap import soft_cap
 from vkq_jax.bits.exact_einsum import exact_einsum
 from vkq_jax.cache.key_bias import KeyBias
-from vkq_jax.cache.kv_cache import LayerCache, VisualBank
+from vkq_jax.cache.kv_cache import LayerCache
 from vkq_jax.cache.sharing import is_shared, join_sequences, split_sequences
 from vkq_jax.cache.visibility import Starts, causal_text
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.settings.score_maps import ScoreMap, calibrate, visible_range
 from vkq_jax.slots import visible

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.post_scaled import AttentionOutput
 from vkq_jax.attention.soft_cap import soft_cap
-from vkq_jax.cache.kv_cache import LayerCache, VisualBank
+from vkq_jax.cache.kv_cache import LayerCache
 from vkq_jax.cache.visibility import Starts
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.quantized import QuantizedTensor
 from vkq_jax.settings.score_maps import calibrate
 

@@ -29,9 +29,10 @@ from vkq_jax.cache.head_groups import (
     take_heads,
     take_score_map,
 )
-from vkq_jax.cache.kv_cache import FixedParts, KVCache, LayerCache, VisualBank
+from vkq_jax.cache.kv_cache import FixedParts, KVCache, LayerCache
 from vkq_jax.cache.recurrent import RecurrentState
 from vkq_jax.cache.text_bank import TextBits
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.messages import show
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.settings.layer_settings import Cells, LayerGroups, Quant, num_heads

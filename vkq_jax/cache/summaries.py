@@ -9,8 +9,9 @@ from jax.core import Tracer
 
 from vkq_jax.byte_units import human_bytes
 from vkq_jax.cache.accounting import CacheBytes, cache_nbytes
-from vkq_jax.cache.kv_cache import KVCache, VisualBank
+from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.layered import LayeredCache
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.quantized import QuantizedTensor
 from vkq_jax.display import is_array, summarize
 from vkq_jax.pytree import nbytes

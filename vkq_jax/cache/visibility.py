@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Int32
-from vkq_jax.cache.kv_cache import KVCache, VisualBank
+from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.text_bank import TextBank
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.slots import filled
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool
 from vkq_jax.cache.key_bias import KeyBias
-from vkq_jax.cache.kv_cache import KVCache, VisualBank, code_bank
+from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.layered import AnyCache, LayeredCache
 from vkq_jax.cache.recurrent import RecurrentState
 from vkq_jax.cache.sharing import is_shared
 from vkq_jax.cache.text_bank import TextBank
+from vkq_jax.cache.visual_bank import VisualBank, code_bank
 from vkq_jax.codes.dictionary_tensor import DictionaryTensor
 from vkq_jax.codes.quantized import QuantizedTensor
 from vkq_jax.codes.token_classes import ClassMap

@@ -18,9 +18,10 @@ from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention.backend import Backend, LogitsOptions
 from vkq_jax.attention.post_scaled import attend_dense, merge
-from vkq_jax.cache.kv_cache import KVCache, VisualBank
+from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.visibility import Starts
 from vkq_jax.cache.visual import left_pack
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.passes import pass_checks as checks
 from vkq_jax.passes.coding import code_layer, coding_room, nothing_coded, put_coded
 from vkq_jax.passes.joined_codes import JoinedCodes

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Int32
-from vkq_jax.cache.kv_cache import KVCache, LayerCache, VisualBank
+from vkq_jax.cache.kv_cache import KVCache, LayerCache
 from vkq_jax.cache.split_tensor import SplitTensor, can_be_split, split_tensor, whole_groups
 from vkq_jax.cache.text_bank import TextBank
 from vkq_jax.cache.visibility import Starts
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.token_classes import ClassMap
 from vkq_jax.pytree import frozen_pytree
 

@@ -9,7 +9,7 @@ import pytest
 
 import vkq_jax
 from vkq_jax.attention.last_queries import LAST_QUERIES, attention_of_last_queries
-from vkq_jax.cache.kv_cache import code_bank
+from vkq_jax.cache.visual_bank import code_bank
 
 
 @pytest.mark.parametrize("soft_cap", [None, 2.0])

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 import vkq_jax
 from tests.support import caches
-from vkq_jax.cache.kv_cache import VisualBank, quantize_visual
 from vkq_jax.cache.visual import left_pack
+from vkq_jax.cache.visual_bank import VisualBank, quantize_visual
 from vkq_jax.files import persistence
 
 LAYERS, BATCH, HEADS, DIM = 3, 2, 2, 16

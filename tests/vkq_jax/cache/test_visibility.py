@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vkq_jax
-from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.slots import visible
 
 WINDOW = 5

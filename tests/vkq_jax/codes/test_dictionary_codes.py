@@ -12,7 +12,7 @@ import vkq_jax
 from tests.support.caches import random_side_tables, random_tables
 from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass, dequantize, quantize
 from vkq_jax.bits import exact_einsum
-from vkq_jax.cache.kv_cache import code_bank
+from vkq_jax.cache.visual_bank import code_bank
 from vkq_jax.codes import dictionary_encoder
 from vkq_jax.codes.image_centres import image_centres, in_units, nearest
 
