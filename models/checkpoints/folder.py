@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import math
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import ml_dtypes  # noqa: F401  # lets NumPy hold bfloat16, which safetensors asks it for
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -22,6 +25,7 @@ __all__ = ["Checkpoint", "TensorInfo"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Checkpoint(contextlib.ExitStack):
         super().__init__()
         self.tensors: dict[str, TensorInfo] = {}
         self._handles: dict[Path, Any] = {}
+        self._mapped: dict[Path, _MappedFile] = {}
         single = folder / _SINGLE
         shard_of = {} if single.is_file() else _read_index(folder)
         with contextlib.ExitStack() as on_error:
@@ -61,16 +66,15 @@ class Checkpoint(contextlib.ExitStack):
             on_error.pop_all()
 
     def read(self, name: str, *index: slice) -> np.ndarray:
-        """A copy of one tensor, or of a slice of its first axes, in the dtype of the file.
+        """One tensor, or a slice of its first axes, in the dtype of the file.
 
-        No more than the slice is read.
+        Floats are views of the mapped file: no more than the slice is read, once it is used, and
+        several threads read at a time. The arrays outlive the checkpoint.
         """
         info = self.tensors[name]
-        handle = self._handles[info.file]
-        whole = all(
-            s.indices(size) == (0, size, 1) for s, size in zip(index, info.shape, strict=False)
-        )
-        return handle.get_tensor(name) if whole else handle.get_slice(name)[index]
+        if info.dtype in _DTYPES:
+            return self._mapped[info.file].read(name, info)[index]
+        return self._handles[info.file].get_tensor(name)[index]
 
     def _open(self, file: Path, shard_of: Mapping[str, Path]) -> None:
         check_readable(file)
@@ -79,6 +83,7 @@ class Checkpoint(contextlib.ExitStack):
         except (SafetensorError, OSError) as error:
             raise ValueError(_broken(file, error)) from error
         self._handles[file] = handle
+        self._mapped[file] = _MappedFile(file)
         for name in handle.keys():  # noqa: SIM118  # a handle is no dict
             entry = handle.get_slice(name)
             info = TensorInfo(file, tuple(entry.get_shape()), entry.get_dtype())
@@ -89,6 +94,30 @@ class Checkpoint(contextlib.ExitStack):
                 )
             if earlier is None or shard_of[name] == file:
                 self.tensors[name] = info
+
+
+class _MappedFile:
+    """A safetensors file, whose header the library has checked, in memory as it lies on disk.
+
+    The library copies each tensor under Python's lock, a tenth as fast as threads read the map.
+    """
+
+    def __init__(self, file: Path):
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self._starts = {
+            name: 8 + length + entry["data_offsets"][0]
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+
+    def read(self, name: str, info: TensorInfo) -> np.ndarray:
+        """A tensor in the file, not to be written to."""
+        dtype, start = _DTYPES[info.dtype], self._starts[name]
+        flat = np.frombuffer(self._map, dtype, math.prod(info.shape), start)
+        return flat.reshape(info.shape)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import models
+from models.checkpoints.folder import Checkpoint
+from models.checkpoints.weights import put
 from models.loading import TINY
 from models.prompts.arrays import inputs_from_arrays
 from tests.models.hf_files import (
@@ -154,6 +156,28 @@ def test_the_index_tells_which_of_two_shards_has_a_weight(tmp_path, reference):
     write_index(tmp_path, index)
     with pytest.raises(ValueError, match=r"norm.weight is stored in .* and in model-"):
         models.load(tmp_path)
+
+
+def test_an_accelerator_transposes_what_lies_otherwise_in_files(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    stored = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    for values in (stored, stored.swapaxes(-1, -2)):
+        np.testing.assert_array_equal(put(values), values)
+
+
+def test_tensors_outlive_the_files_they_were_read_from(tmp_path):
+    tensors = {
+        "bytes": np.arange(3, dtype=np.uint8),  # those behind it start at an odd byte
+        "matrix": np.arange(12, dtype=np.float32).reshape(3, 4),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    with Checkpoint(tmp_path) as checkpoint:
+        read = {name: checkpoint.read(name) for name in tensors}
+        rows = checkpoint.read("matrix", slice(1, 3))
+    (tmp_path / "model.safetensors").unlink()
+    np.testing.assert_array_equal(rows, tensors["matrix"][1:])
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(read[name], tensor)
 
 
 @pytest.mark.skipif(TINY.is_dir(), reason="the embedded checkpoint is here")
