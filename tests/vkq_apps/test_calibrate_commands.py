@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -119,6 +120,7 @@ def test_codes_are_calibrated_by_the_implementation_that_is_asked_for(
         raise ValueError(f"calibrated by {options['implementation']}")
 
     monkeypatch.setattr("models.load", lambda folder, **options: asked.update(options))
+    monkeypatch.setattr("vkq_apps.cli.calibrate.files_digest", lambda model: "0")
     monkeypatch.setattr("models.calibrate_codes", calibrate_codes)
     ask = ["calibrate", "--model", "tiny", "--out", str(tmp_path / "x")]
     code, _, err = run(capsys, *ask, "--samples", "1", "--implementation", name)
@@ -129,7 +131,7 @@ def test_codes_are_calibrated_by_the_implementation_that_is_asked_for(
 
 def test_calibrate_shows_the_kl_of_plans_that_it_compared(capsys, monkeypatch, tmp_path):
     def calibrate_codes(model, inputs, *, on_preset, folder, **options):
-        folder.mkdir(parents=True)
+        assert [file.name for file in folder.iterdir()] == ["settings.json"]
         on_preset("vkq-1bit", [0.25, 0.5])
         on_preset("vkq-half", [])  # nothing to compare a single plan with
         tables = np.zeros(250_000, np.float32)
@@ -137,6 +139,7 @@ def test_calibrate_shows_the_kl_of_plans_that_it_compared(capsys, monkeypatch, t
         return SimpleNamespace(presets=presets)
 
     monkeypatch.setattr("models.load", lambda folder, **options: None)
+    monkeypatch.setattr("vkq_apps.cli.calibrate.files_digest", lambda model: "0")
     monkeypatch.setattr("models.calibrate_codes", calibrate_codes)
     monkeypatch.setattr("vkq_jax.save_tables", lambda file, codes: None)
     ask = ["calibrate", "--model", "tiny", "--out", str(tmp_path / "x"), "--samples", "1"]
@@ -146,6 +149,34 @@ def test_calibrate_shows_the_kl_of_plans_that_it_compared(capsys, monkeypatch, t
         "vkq-1bit: KL of its plans 0.2500 / 0.5000, 1.0 MB of tables",
         "vkq-half: one plan, 1.0 MB of tables",
     ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calibrate_resumes_with_the_same_settings_alone(capsys, monkeypatch, tmp_path):
+    found = []
+
+    def stopped(model, inputs, *, folder, **options):
+        found.append((folder / "samples-0").exists())
+        (folder / "samples-0").touch()
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("models.load", lambda folder, **options: None)
+    monkeypatch.setattr("vkq_apps.cli.calibrate.files_digest", lambda model: "0")
+    monkeypatch.setattr("models.calibrate_codes", stopped)
+    ask = ["calibrate", "--model", "tiny", "--out", str(tmp_path / "x"), "--samples", "1"]
+    code, _, err = run(capsys, *ask)
+    assert code == 2
+    assert "x.part keeps what is done: --resume goes on from it" in err.replace("\n", "")
+    code, _, err = run(capsys, *ask, "--seed", "1", "--resume")
+    assert code == 2
+    assert "x.part was made with other settings: " in err.splitlines()[-1]
+    run(capsys, *ask, "--resume")
+    assert found == [False, True]
+    shutil.rmtree(tmp_path / "x.part")
+    (tmp_path / "x.part").touch()
+    code, _, err = run(capsys, *ask)
+    assert code == 2
+    assert "x.part exists and was not made by `vkq calibrate`" in err.splitlines()[-1]
 
 
 def test_questions_of_a_file_as_windows_writes_it(tmp_path):

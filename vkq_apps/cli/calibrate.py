@@ -1,9 +1,8 @@
 """`vkq calibrate`: tables of codes for a model, from a folder of pictures and clips."""
 
 import hashlib
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +19,7 @@ from vkq_apps.evals.checkpoint_digest import files_digest
 from vkq_apps.evals.synthetic import is_recipe_folder
 from vkq_apps.files.outputs import check_stored_place
 from vkq_apps.files.results_file import source_digest
+from vkq_apps.files.resuming import check_part_folder, kept_parts
 from vkq_apps.recipe import check_recipe
 from vkq_apps.terminal.arguments import (
     ImplementationOption,
@@ -39,6 +39,8 @@ from vkq_jax.files.atomic_write import reserved
 from vkq_jax.sharding.hosts import spans_hosts
 
 __all__ = ["calibrate"]
+
+_COMMAND = "vkq calibrate"
 
 
 def calibrate(
@@ -121,21 +123,40 @@ def calibrate(
             max_new_tokens=max_new_tokens,
         )
         loaded = load_model(model, mesh=mesh, layers_apart=layers_apart_with(chosen))
+        options = {
+            "quant": names,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            "seed": seed,
+            "num_frames": num_frames,
+            "implementation": chosen,
+        }
         alike |= {
             "weights": lambda: files_digest(loaded),
             "pictures": lambda: [hashlib.sha256(file.read_bytes()).digest() for file in files],
             "questions": lambda: [question for _, question in pairs],
-            "options": lambda: (names, max_new_tokens, batch_size, seed, num_frames, chosen),
+            "options": lambda: options,
         }
+    settings = options | {
+        "mesh": mesh,
+        "samples": len(pairs),
+        "model weights": files_digest(loaded),
+        "pictures": _digest(file.read_bytes() for file in files),
+        "questions": _digest(question.encode() for _, question in pairs),
+        "source": source_digest(),
+    }
     found: dict[str, list[float]] = {}
-    with _kept_parts(out_file, resume) as part, progress(log, "prompts") as show:
+    with (
+        _reserved(out_file, settings, resume=resume) as part,
+        progress(log, "prompts") as show,
+    ):
         codes = models.calibrate_codes(
             loaded,
             batches_of(loaded, pairs, batch_size, num_frames=num_frames),
             presets=names,
             max_new_tokens=max_new_tokens,
             seed=seed,
-            folder=None if part is None else part / source_digest(),
+            folder=part,
             implementation=chosen,
             on_batch=lambda done: show("answering", done, len(pairs)),
             on_plan=lambda name, number: log.print(f"{name}: plan {number} has its tables"),
@@ -175,7 +196,8 @@ def _check_files(model: str, images: Path | None, out_file: Path | None, resume:
         )
     if out_file is None:
         raise ValueError("--out: expected a file to write the tables to")
-    check_stored_place(out_file, "tables", "vkq calibrate")
+    check_stored_place(out_file, "tables", _COMMAND)
+    check_part_folder(out_file, _COMMAND)
     if resume and jax.process_count() > 1:
         raise ValueError("--resume: expected one host: several hosts keep no FILE.part")
     return out_file
@@ -196,20 +218,18 @@ def _samples(
 
 
 @contextmanager
-def _kept_parts(out_file: Path, resume: bool) -> Iterator[Path | None]:
-    """Reserves a file, and gives the folder of what --resume takes, which goes once all is done.
-
-    The folder is None on several hosts, which keep nothing.
-    """
-    part, several = out_file.with_name(f"{out_file.name}.part"), jax.process_count() > 1
+def _reserved(out_file: Path, settings: dict[str, Any], *, resume: bool) -> Iterator[Path | None]:
+    """Reserves the file, and gives the folder of what --resume takes; None on several hosts."""
     if jax.process_index():  # the first host writes
         yield None
         return
-    with reserved(out_file), resumable(log, part):
-        if not resume:
-            shutil.rmtree(part, ignore_errors=True)
-        yield None if several else part
-        shutil.rmtree(part, ignore_errors=several)
+    with reserved(out_file):
+        if jax.process_count() > 1:
+            yield None
+            return
+        kept = kept_parts(out_file, _COMMAND, settings, resume=resume)
+        with kept as part, resumable(log, part):
+            yield part
 
 
 def _names(quant: str) -> list[str]:
@@ -223,3 +243,10 @@ def _names(quant: str) -> list[str]:
         if name not in known:
             raise ValueError(f"--quant: expected some of {', '.join(known)}, got {name!r}")
     return names
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()[:16]

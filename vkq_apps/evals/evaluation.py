@@ -88,10 +88,11 @@ def evaluate_model(
     path = None if results is None else log_path(results)
     if resume and results is not None and results.exists():
         finished = FinishedRun(results, marks)
+        path = log_path(results.with_name(f"{results.name}.added"))
         if finished.has([*marks["codes"], *([CONTROL.name] if options.control else [])]):
+            path.unlink(missing_ok=True)  # a kill may have come between the two
             return finished.record
         todo = [s for s in settings if s.name not in finished.known or s.name == NONE]
-        path = log_path(results.with_name(f"{results.name}.added"))
     names = [setting.name for setting in todo]
     log_marks = {**asked, **marks, "quant": names, "source": source_digest()}
     log = SampleLog(path, log_marks, resume=resume)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from vkq_apps.files.resuming import check_settings
 from vkq_jax.files.atomic_write import lock
 from vkq_jax.validation import check_fields
 
@@ -106,7 +107,7 @@ class SampleLog:
             _write(path, json.dumps(self._head) + "\n")
             return
         head = _parse(path, 1, lines[0])
-        _check_head(path, head, json.loads(json.dumps(self._head)))
+        check_settings(path, head, self._head)
         for number, line in enumerate(lines[1:], 2):
             record = _record(path, number, _parse(path, number, line))
             self._records[record.preset, record.task, record.sample] = record
@@ -168,13 +169,3 @@ def _record(path: Path, number: int, fields: Mapping[str, Any]) -> Record:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}:{number}: expected a record: {str(error)[:200]}") from error
     return record
-
-
-def _check_head(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    for name in sorted(set(found) | set(asked)):
-        if found.get(name) != asked.get(name):
-            raise ValueError(
-                f"--resume: {path} was made with other settings: {name} is "
-                f"{str(found.get(name))[:80]!r} there and {str(asked.get(name))[:80]!r} here; "
-                "give the same settings, or leave --resume out to start anew"
-            )

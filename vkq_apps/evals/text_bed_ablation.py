@@ -16,8 +16,8 @@ if __name__ == "__main__":  # here: Ctrl-C is heard in the imports below, too
 import dataclasses
 import functools
 import hashlib
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from vkq_apps.evals.text_bed_codes import Plan
 from vkq_apps.evals.text_bed_model import TextModel
 from vkq_apps.evals.text_bed_texts import Excerpt
 from vkq_apps.files.results_file import source_digest
+from vkq_apps.files.resuming import kept_parts
 from vkq_apps.terminal.console import log, out
 from vkq_apps.terminal.progress import progress
 from vkq_apps.terminal.standalone import option, run_standalone
@@ -174,23 +175,25 @@ def run(options: TextBedAblationOptions) -> None:
     if options.resume and options.out is None:
         raise ValueError("--resume: expected --out FILE, beside which the parts are")
     model, calibration, texts = options.load(COMMAND)
-    folder = None if options.out is None else options.out.with_name(f"{options.out.name}.part")
-    if folder is not None and not options.resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    with progress(log, "texts") as show:
+    mark = _digest(options.model)
+    settings = {"seed": options.seed, "model weights": mark, "source": source_digest()}
+    kept = (
+        nullcontext()
+        if options.out is None
+        else kept_parts(options.out, COMMAND, settings, resume=options.resume)
+    )
+    with kept as folder, progress(log, "texts") as show:
         rows = ablate(
             model,
             plans,
             calibration,
             texts,
             seed=options.seed,
-            kept=CalibrationFolder(folder and folder / source_digest()),
-            mark=_digest(options.model),
+            kept=CalibrationFolder(folder),
+            mark=mark,
             show=show,
         )
-    options.record(COMMAND, rows, calibration, texts)
-    if folder is not None:
-        shutil.rmtree(folder)
+        options.record(COMMAND, rows, calibration, texts)
     out.print(results_table(rows, f"{options.samples} texts (95 % intervals)"))
 
 

@@ -92,10 +92,13 @@ def test_a_killed_run_resumes_to_the_same_results(whole, folder, capsys):
     resumed = log.read_text().splitlines()
     assert sorted(resumed) == sorted(lines)
     before = log.read_bytes()
+    added = folder / "part.json.added.samples.jsonl"  # of a run killed behind its results
+    added.write_text("{}\n")
     code, out, _ = run(capsys, *command)  # nothing is left to do
     assert code == 0
     assert json.loads(out)["presets"] == record["presets"]
     assert log.read_bytes() == before
+    assert not added.exists()
 
 
 def test_answers_are_those_of_generate(whole):

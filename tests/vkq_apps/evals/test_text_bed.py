@@ -169,7 +169,7 @@ def test_ablation_compares_rows_with_their_whole_plan_and_goes_on(on_texts, tmp_
         patch.setattr(text_bed_ablation, "figures", killed)  # its numbers are kept by then
         assert text_bed_ablation.main([*arguments, *plans]) == 2
     names = {path.name.split("-")[0] for path in (tmp_path / "f.json.part").rglob("*.*")}
-    assert names == {"samples", "tables", "numbers"}
+    assert names == {"samples", "tables", "numbers", "settings.json"}
     with monkeypatch.context() as patch:
         patch.setattr(TextModel, "observe", killed)  # it would have to be done again
         assert text_bed_ablation.main([*arguments, *plans, "--resume"]) == 0
