@@ -1,10 +1,12 @@
 """Annotation files and logs of `vkq eval`, damaged: read, or refused in one clear line."""
 
 import base64
+import concurrent.futures
 import errno
 import json
 import os
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -291,6 +293,35 @@ def test_devices_that_never_end_are_refused(place, one_clear_error):
     with pytest.raises(ValueError, match="got a device") as error:
         read_text(Path(place))
     one_clear_error(error.value)
+
+
+@pytest.mark.parametrize("pauses", [(0.0, 0.0), (0.1, 0.0), (0.0, 0.1)])
+def test_a_pipe_is_read_to_its_end_however_late_somebody_writes(tmp_path, pauses):
+    pipe, text = tmp_path / "pipe", "\ufeffWhat is it?\r\nWhere?\n" * 9999
+    os.mkfifo(pipe)
+
+    def write():
+        time.sleep(pauses[0])
+        with pipe.open("wb") as file:
+            time.sleep(pauses[1])
+            file.write(text.encode())
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        written = pool.submit(write)
+        assert read_text(pipe) == text[1:].replace("\r\n", "\n")
+        written.result()
+
+
+def test_a_pipe_that_nobody_writes_to_is_no_hang(tmp_path, monkeypatch, one_clear_error):
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr("vkq_apps.files.text_files._WAIT", 0.1)
+    with pytest.raises(
+        ValueError, match="pipe: expected a text file, got a pipe that nob"
+    ) as error:
+        read_text(tmp_path / "pipe")
+    one_clear_error(error.value)
+    with pytest.raises(ValueError, match="got a pipe that nobody writes to"):
+        read_data([f"jsonl={tmp_path / 'pipe'}"])
 
 
 def test_a_log_on_a_full_disk_is_named(tmp_path, monkeypatch):

@@ -211,6 +211,8 @@ class _Late(Entry):
 
     def place(self) -> str:
         path, key, index = self._place
+        if not path.is_file():  # a pipe is read once
+            return str(path)
         return f"{path}:{_line_of(read_text(path), key, index)}"
 
 

@@ -15,7 +15,7 @@ __all__ = ["JSONL"]
 
 
 def _read(path: Path) -> Iterator[Sample]:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path}: expected a JSONL file, there is none")
     for number, record in enumerate(jsonl_entries(path), 1):
         # Tables written as JSON have null where a record has no such field.
