@@ -23,7 +23,8 @@ from vkq_jax.files.persistence import load_tables
 from vkq_jax.messages import show
 from vkq_jax.settings.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.settings.config import KVQuantConfig
-from vkq_jax.settings.layer_settings import AnyQuant, LayerGroups, PerLayer, Quant, groups_of
+from vkq_jax.settings.layer_groups import LayerGroups, Quant, groups_of
+from vkq_jax.settings.layer_settings import AnyQuant, PerLayer
 from vkq_jax.settings.presets import calibrated_presets, resolve
 from vkq_jax.validation import check_type, is_traced
 

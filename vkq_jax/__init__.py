@@ -11,7 +11,8 @@ last row.
 `sign_codes`, `mixed_codes`, `dense`, `error_measures`; by classes of tokens: `dictionary_codes`, \
 `dictionary_centring`, `dictionary_encoder`, `dictionary_tensor`, `token_classes`, \
 `image_centres`, `normal_steps`; tables of a model: `code_tables`, `codebooks`, `fitting` |
-| `settings` | what is chosen | `config`, `presets` | `layer_settings`, `calibrated`, `score_maps` |
+| `settings` | what is chosen | `config`, `presets` | `layer_settings`, `layer_groups`, \
+`calibrated`, `score_maps` |
 | `cache` | the cache | `kv_cache`, `empty` | `visual_bank`, `text_bank`, `visual`, \
 `visibility`, `key_bias`, \
 `updates`, `sharing`, `accounting`, `summaries`; layers and heads of several kinds: `layered`, \
@@ -21,8 +22,8 @@ last row.
 | `passes` | a pass through the layers | `prefill`, `decode` | `prefill_pass`, `decode_pass`, \
 `coding`, `layer_step`, `pass_checks`; of several kinds: `layered_passes`, `cross_pass` |
 | `sharding` | devices and hosts | `specs` | `bank_parts`, `hosts` |
-| `files` | caches and tables in files | `persistence` | `consistency`, `sliced_arrays`, \
-`atomic_write` |
+| `files` | caches and tables in files | `persistence` | `stored_form`, `consistency`, \
+`sliced_arrays`, `atomic_write` |
 | | for all of them | `array_types`, `pytree` | `arguments`, `validation`, `annotations`, \
 `messages`, `display`, `byte_units`, `slots` |
 """
@@ -73,7 +74,8 @@ from vkq_jax.passes.decode import Decode, LayeredDecode, begin_decode
 from vkq_jax.passes.prefill import LayeredPrefill, Prefill, begin_prefill
 from vkq_jax.settings.calibrated import CalibratedCodes, CalibratedPreset
 from vkq_jax.settings.config import KVQuantConfig, ScoreCalibration
-from vkq_jax.settings.layer_settings import Cells, LayerGroups, PerLayer, per_head, per_layer
+from vkq_jax.settings.layer_groups import Cells, LayerGroups
+from vkq_jax.settings.layer_settings import PerLayer, per_head, per_layer
 from vkq_jax.settings.presets import calibrated_presets, presets, register_preset, resolve
 from vkq_jax.settings.score_maps import ScoreMap
 

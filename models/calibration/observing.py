@@ -16,7 +16,7 @@ from models.model import Model
 from vkq_jax.array_types import Array, Bool
 from vkq_jax.cache.layered import AnyCache
 from vkq_jax.cache.visibility import Starts
-from vkq_jax.settings.layer_settings import Quant
+from vkq_jax.settings.layer_groups import Quant
 
 __all__ = ["observe_answers"]
 

@@ -25,7 +25,7 @@ from vkq_jax.cache.visibility import Starts
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.dense import DenseTensor
 from vkq_jax.pytree import frozen_pytree
-from vkq_jax.settings.layer_settings import Cells
+from vkq_jax.settings.layer_groups import Cells
 from vkq_jax.settings.presets import presets
 from vkq_jax.sharding.bank_parts import join_banks
 from vkq_jax.slots import filled

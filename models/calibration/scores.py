@@ -20,7 +20,8 @@ from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.post_scaled import score_range
 from vkq_jax.cache.layered import at_layer
 from vkq_jax.messages import show
-from vkq_jax.settings.layer_settings import AnyQuant, Cells, LayerGroups, Quant, settings_of
+from vkq_jax.settings.layer_groups import Cells, LayerGroups, Quant, settings_of
+from vkq_jax.settings.layer_settings import AnyQuant
 from vkq_jax.settings.score_maps import ScoreMap, score_map
 from vkq_jax.sharding.hosts import to_host
 from vkq_jax.validation import check_type

@@ -23,7 +23,7 @@ from vkq_jax.passes.cross_pass import CrossPass
 from vkq_jax.passes.decode import Decode, LayeredDecode
 from vkq_jax.passes.layered_passes import attend_in_groups
 from vkq_jax.passes.prefill import LayeredPrefill, Prefill
-from vkq_jax.settings.layer_settings import Cells
+from vkq_jax.settings.layer_groups import Cells
 from vkq_jax.sharding.bank_parts import TextPart
 from vkq_jax.sharding.specs import CacheAxes, pass_specs
 

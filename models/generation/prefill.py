@@ -30,7 +30,7 @@ from vkq_jax.cache.layered import AnyCache, LayeredCache, map_groups
 from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.cache.updates import grow
 from vkq_jax.passes.prefill import begin_prefill
-from vkq_jax.settings.layer_settings import Cells, Quant
+from vkq_jax.settings.layer_groups import Cells, Quant
 from vkq_jax.settings.score_maps import ScoreMap
 
 __all__ = ["cache_for", "new_cache", "prefill", "run_prompt"]

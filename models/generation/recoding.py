@@ -24,7 +24,7 @@ from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.code_tables import CodeTables
 from vkq_jax.codes.dense import Dense, DenseTensor
 from vkq_jax.settings.config import KVQuantConfig
-from vkq_jax.settings.layer_settings import Cells, LayerGroups, Quant, groups_of
+from vkq_jax.settings.layer_groups import Cells, LayerGroups, Quant, groups_of
 from vkq_jax.sharding.bank_parts import join_banks
 
 __all__ = ["FULL_PRECISION", "recode"]

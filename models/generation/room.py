@@ -17,7 +17,7 @@ from models.text.config import TextConfig
 from vkq_jax.byte_units import human_bytes
 from vkq_jax.cache.accounting import cache_nbytes
 from vkq_jax.cache.text_bank import TextBits
-from vkq_jax.settings.layer_settings import Quant
+from vkq_jax.settings.layer_groups import Quant
 from vkq_jax.settings.presets import presets
 
 __all__ = ["check_answer_fits", "check_text_fits"]

@@ -29,7 +29,7 @@ from vkq_jax.array_types import Array, Float
 from vkq_jax.cache.layered import AnyCache
 from vkq_jax.cache.sharing import share_visual
 from vkq_jax.cache.text_bank import TextBits
-from vkq_jax.settings.layer_settings import Quant
+from vkq_jax.settings.layer_groups import Quant
 from vkq_jax.settings.score_maps import ScoreMap
 from vkq_jax.sharding.hosts import to_host
 from vkq_jax.validation import check_tree, check_type

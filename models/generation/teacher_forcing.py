@@ -26,7 +26,7 @@ from vkq_jax.cache.layered import AnyCache
 from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.cache.updates import take_sequences
 from vkq_jax.pytree import frozen_pytree, static_field
-from vkq_jax.settings.layer_settings import Quant
+from vkq_jax.settings.layer_groups import Quant
 
 __all__ = [
     "Answered",

@@ -23,7 +23,7 @@ from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.layered import AnyCache, LayeredCache, map_parts
 from vkq_jax.cache.split_tensor import SplitTensor
 from vkq_jax.cache.visual_bank import VisualBank
-from vkq_jax.settings.layer_settings import LayerGroups, Quant
+from vkq_jax.settings.layer_groups import LayerGroups, Quant
 from vkq_jax.sharding.bank_parts import join_banks, parts_to_kernel_layout, split_bank
 from vkq_jax.sharding.specs import CacheAxes, cache_specs
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from models.text.config import FULL_STACKS, TextConfig
 from vkq_jax.cache.empty import LayerSizes
 from vkq_jax.settings.config import KVQuantConfig
-from vkq_jax.settings.layer_settings import LayerGroups, PerLayer, Quant
+from vkq_jax.settings.layer_groups import LayerGroups, Quant
+from vkq_jax.settings.layer_settings import PerLayer
 from vkq_jax.settings.presets import resolve
 
 __all__ = ["ReadLayers", "coded_layers", "other_layers", "read_layers", "settle_layers"]

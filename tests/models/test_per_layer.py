@@ -17,7 +17,7 @@ from pallas_kernels import decode_attention, explain
 from tests.models.families import test_gemma4, test_mllama
 from tests.support import qwen_vl
 from tests.support.tiny_llava import batch, prompt, tiny_model
-from vkq_jax.settings.layer_settings import Cells, groups_of
+from vkq_jax.settings.layer_groups import Cells, groups_of
 
 MIXED = vkq_jax.per_layer("minmax-1bit", {0: "none", -1: "none", (1, 1): "none"})
 INPUTS = batch(prompt(3, "image", 5), prompt(2, "image", 1, seed=1))

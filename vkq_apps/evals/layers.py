@@ -18,7 +18,7 @@ from vkq_jax.cache.layered import AnyCache, at_layer, cells_of, map_groups, spli
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.code_tables import CodeTables
 from vkq_jax.codes.error_measures import relative_squared_error
-from vkq_jax.settings.layer_settings import Cells, LayerGroups
+from vkq_jax.settings.layer_groups import Cells, LayerGroups
 
 __all__ = ["layer_errors"]
 

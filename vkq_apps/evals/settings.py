@@ -13,7 +13,7 @@ from models.sharding.placing import table_shardings
 from models.text.coded_layers import settle_layers
 from vkq_apps.terminal.codes_option import parse_codes
 from vkq_jax.cache.text_bank import TextBits
-from vkq_jax.settings.layer_settings import Quant
+from vkq_jax.settings.layer_groups import Quant
 from vkq_jax.settings.presets import calibrated_presets
 
 __all__ = ["CONTROL", "FULL", "NONE", "PLAIN", "TEXT", "Setting", "preset_names", "settings_of"]

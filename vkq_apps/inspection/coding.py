@@ -21,7 +21,7 @@ from vkq_jax.cache.text_bank import TextBank
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.dense import DenseTensor
 from vkq_jax.pytree import take_layer
-from vkq_jax.settings.layer_settings import Cells, LayerGroups, Quant, groups_of
+from vkq_jax.settings.layer_groups import Cells, LayerGroups, Quant, groups_of
 
 __all__ = ["Coded", "code", "exact_cache", "what_coding_leaves"]
 

@@ -17,7 +17,7 @@ from vkq_jax.array_types import Array, Float
 from vkq_jax.cache.accounting import CacheBytes, cache_nbytes
 from vkq_jax.codes.error_measures import QuantizationError, cosine, relative_squared_error
 from vkq_jax.pytree import frozen_pytree, static_field
-from vkq_jax.settings.layer_settings import Quant
+from vkq_jax.settings.layer_groups import Quant
 
 __all__ = ["Inspection", "TensorInspection", "inspect_visual"]
 

@@ -12,15 +12,8 @@ from vkq_jax.cache.recurrent import RecurrentState
 from vkq_jax.cache.text_bank import TextBank, TextBits, check_text_bits
 from vkq_jax.messages import show
 from vkq_jax.settings.config import KVQuantConfig
-from vkq_jax.settings.layer_settings import (
-    MOST_NUMBERS,
-    AnyQuant,
-    Cells,
-    LayerGroups,
-    PerLayer,
-    Quant,
-    groups_of,
-)
+from vkq_jax.settings.layer_groups import Cells, LayerGroups, Quant, groups_of
+from vkq_jax.settings.layer_settings import MOST_NUMBERS, AnyQuant, PerLayer
 from vkq_jax.settings.presets import resolve
 from vkq_jax.validation import check_dtype, check_fields, check_size, whole_number
 

@@ -16,7 +16,7 @@ from vkq_jax.array_types import Array, Float, Int32, Shaped
 from vkq_jax.cache.key_bias import KeyBias
 from vkq_jax.messages import show
 from vkq_jax.settings.config import KVQuantConfig
-from vkq_jax.settings.layer_settings import Cells
+from vkq_jax.settings.layer_groups import Cells
 from vkq_jax.settings.score_maps import ScoreMap
 
 __all__ = [

@@ -35,7 +35,7 @@ from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.messages import show
 from vkq_jax.pytree import frozen_pytree, static_field
-from vkq_jax.settings.layer_settings import Cells, LayerGroups, Quant, num_heads
+from vkq_jax.settings.layer_groups import Cells, LayerGroups, Quant, num_heads
 from vkq_jax.validation import check_type, static_layer
 
 __all__ = [

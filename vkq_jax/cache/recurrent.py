@@ -9,7 +9,7 @@ import jax
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache.head_groups import place_in
 from vkq_jax.pytree import frozen_pytree, static_field, take_layer
-from vkq_jax.settings.layer_settings import Cells
+from vkq_jax.settings.layer_groups import Cells
 
 __all__ = ["RecurrentState"]
 

@@ -16,7 +16,7 @@ from vkq_jax.codes.quantized import QuantizedTensor
 from vkq_jax.display import is_array, summarize
 from vkq_jax.pytree import nbytes
 from vkq_jax.settings.config import KVQuantConfig
-from vkq_jax.settings.layer_settings import Cells
+from vkq_jax.settings.layer_groups import Cells
 from vkq_jax.settings.presets import presets
 
 __all__ = ["cells_name", "codes_name"]

@@ -20,7 +20,7 @@ from vkq_jax.codes.quantized import QuantizedTensor
 from vkq_jax.codes.token_classes import ClassMap
 from vkq_jax.messages import show
 from vkq_jax.pytree import take_layer
-from vkq_jax.settings.layer_settings import Cells, check_cells
+from vkq_jax.settings.layer_groups import Cells, check_cells
 from vkq_jax.slots import filled
 
 __all__ = ["check_cache"]

@@ -28,7 +28,7 @@ from vkq_jax.passes.decode_pass import Decode
 from vkq_jax.passes.layer_step import LayerStep, Made
 from vkq_jax.passes.prefill_pass import Prefill
 from vkq_jax.pytree import frozen_pytree, static_field
-from vkq_jax.settings.layer_settings import Cells, LayerGroups
+from vkq_jax.settings.layer_groups import Cells, LayerGroups
 from vkq_jax.validation import static_layer
 
 __all__ = ["LayeredDecode", "LayeredPrefill", "attend_in_groups"]

@@ -10,7 +10,7 @@ from vkq_jax.array_types import Array, Bool, Float
 from vkq_jax.messages import show
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.settings.config import KVQuantConfig, ScoreCalibration
-from vkq_jax.settings.layer_settings import Cells, LayerGroups, Quant
+from vkq_jax.settings.layer_groups import Cells, LayerGroups, Quant
 
 __all__ = ["ScoreMap", "calibrate", "score_map", "visible_range"]
 

@@ -25,7 +25,7 @@ from tests.vkq_jax.passes.test_passes import (
     scanned,
 )
 from vkq_jax.cache.layered import at_layer, split_layers
-from vkq_jax.settings.layer_settings import Cells
+from vkq_jax.settings.layer_groups import Cells
 
 MIXED = vkq_jax.per_layer(CODES, {(0, 1): "none", (1, 0): "none"})
 SETTINGS = ((CODES, "none"), ("none", CODES), (CODES, CODES))  # of each layer's heads

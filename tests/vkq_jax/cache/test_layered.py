@@ -25,7 +25,7 @@ from tests.vkq_jax.passes.test_passes import (
     run,
     scanned,
 )
-from vkq_jax.settings.layer_settings import Cells
+from vkq_jax.settings.layer_groups import Cells
 
 MIXED = vkq_jax.per_layer(CODES, {0: "none", -1: "none"})
 SETTINGS = ("none", CODES, "none")
