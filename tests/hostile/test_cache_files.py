@@ -20,8 +20,8 @@ from tests.support.caches import Shape, attend, random_layer
 from tests.support.mutated_files import mutated_bytes, mutated_fields, refused_or
 from vkq_jax.cache.layered import LayeredCache, split_layers
 from vkq_jax.cache.recurrent import RecurrentState
-from vkq_jax.files import persistence
-from vkq_jax.settings.layer_settings import Cells
+from vkq_jax.files.stored_form import digest_of
+from vkq_jax.settings.layer_groups import Cells
 
 SHAPE = Shape(visual=((40, (40, 11)),))
 
@@ -195,7 +195,7 @@ def test_mutated_fields_with_a_new_checksum_are_refused_or_consistent(
         rng = random.Random(f"checksum/{case}")
         _, original = rng.choice(all_saved)
         arrays, metadata = mutated_fields(original, rng)
-        metadata["sha256"] = persistence._digest(metadata["structure"], arrays)
+        metadata["sha256"] = digest_of(metadata["structure"], arrays)
         save_file(arrays, path, metadata)
         refused_or(path, one_clear_error, can_be_read, any_loader(rng))
 
@@ -303,7 +303,7 @@ def test_mutated_score_maps_are_refused_or_harmless(saved, tmp_path, cases, one_
             accept = equal_to(whole)
         else:
             arrays, metadata = mutated_fields(original, rng)
-            metadata["sha256"] = persistence._digest(metadata["structure"], arrays)
+            metadata["sha256"] = digest_of(metadata["structure"], arrays)
             save_file(arrays, path, metadata)
 
             def accept(loaded):

@@ -15,7 +15,7 @@ from tests.support.caches import random_tables
 from tests.support.mutated_files import mutated_bytes, mutated_fields, refused_or
 from tests.support.tiny_llava import tiny_model
 from vkq_jax.cache.visual_bank import code_bank
-from vkq_jax.files import persistence
+from vkq_jax.files.stored_form import digest_of
 from vkq_jax.pytree import take_layer
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
@@ -77,7 +77,7 @@ def test_mutated_tables_are_refused_or_fit_the_model(whole, tmp_path, cases, one
 
         else:
             arrays, metadata = mutated_fields(original, rng)
-            metadata["sha256"] = persistence._digest(metadata["structure"], arrays)
+            metadata["sha256"] = digest_of(metadata["structure"], arrays)
             save_file(arrays, path, metadata)
 
             def load(path):

@@ -6,9 +6,6 @@ checked on writing and on restoring (see `vkq_jax.validation`): what is written 
 """
 
 import contextlib
-import dataclasses
-import enum
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,11 +25,12 @@ from vkq_jax.cache.layered import AnyCache, LayeredCache, check_cache_type, map_
 from vkq_jax.files.atomic_write import atomic_write
 from vkq_jax.files.consistency import check_cache
 from vkq_jax.files.sliced_arrays import digest_of_file, outlines, read_shards
+from vkq_jax.files.stored_form import describe, digest_of, rebuild, share_equal
 from vkq_jax.messages import shorten, show, show_path
 from vkq_jax.settings.calibrated import CalibratedCodes
 from vkq_jax.settings.score_maps import ScoreMap
 from vkq_jax.sharding.bank_parts import join_banks
-from vkq_jax.sharding.hosts import spans_hosts, to_host
+from vkq_jax.sharding.hosts import spans_hosts
 from vkq_jax.validation import (
     as_array,
     as_items,
@@ -189,14 +187,14 @@ def _save[T](
     check_tree(value, kind)
     check(value)
     arrays: dict[str, np.ndarray] = {}
-    description = _describe(value, kind, arrays)
+    description = describe(value, kind, arrays)
     if share:
-        description, arrays = _shared(description, arrays)
+        description, arrays = share_equal(description, arrays)
     structure = json.dumps(description)
     metadata = {
         "format": _format(kind),
         "structure": structure,
-        "sha256": _digest(structure, arrays),
+        "sha256": digest_of(structure, arrays),
     }
     several = spans_hosts(value)
     if not several or jax.process_index() == 0:
@@ -225,7 +223,7 @@ def _load[T](
     damaged = f"{show_path(path)} is damaged: its contents are not those that were written"
 
     def rebuilt(arrays: Mapping[str, Any]) -> T:
-        value = _rebuild(json.loads(structure), arrays, known)
+        value = rebuild(json.loads(structure), arrays, known)
         if not isinstance(value, classes):
             names = " or ".join(cls.__name__ for cls in classes)
             raise ValueError(f"expected a {names}, got a {type(value).__name__}")
@@ -246,7 +244,7 @@ def _load[T](
             structure = metadata["structure"]
             if shardings is None:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                digest = _digest(structure, arrays)
+                digest = digest_of(structure, arrays)
             else:
                 digest = digest_of_file(file, structure)
                 if digest != metadata.get("sha256"):
@@ -295,20 +293,6 @@ def _errors_of(path: Path) -> Iterator[None]:
         raise ValueError(f"{show_path(path)}: {shorten(str(error), 250)}") from error
 
 
-def _digest(structure: str, arrays: Mapping[str, np.ndarray]) -> str:
-    """A checksum of all that a file holds, whatever the order of its arrays."""
-    digest = hashlib.sha256(structure.encode())
-    for name, array in sorted(arrays.items()):
-        digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
-        digest.update(_content(array).data)
-    return digest.hexdigest()
-
-
-def _content(array: np.ndarray) -> np.ndarray:
-    """The bytes of an array, whatever they stand for: NaN equals NaN, and 0 is not -0."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
 def _format(kind: str) -> str:
     return f"vkq-jax {kind} 3"
 
@@ -318,48 +302,6 @@ def _is_of_kind(written: str, kind: str) -> bool:
     return written.rpartition(" ")[0] == _format(kind).rpartition(" ")[0]
 
 
-def _describe(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
-    """JSON of `value`; its arrays go to `arrays` under their path."""
-    if isinstance(value, jax.Array | np.ndarray):
-        arrays[name] = to_host(value)
-        return {"array": name}
-    if isinstance(value, enum.Enum):
-        return {"enum": type(value).__qualname__, "name": value.name}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            field.name: _describe(getattr(value, field.name), f"{name}.{field.name}", arrays)
-            for field in dataclasses.fields(value)
-        }
-        return {"type": type(value).__qualname__, "fields": fields}
-    if isinstance(value, tuple):
-        return {"tuple": [_describe(v, f"{name}.{i}", arrays) for i, v in enumerate(value)]}
-    if value is None or isinstance(value, bool | int | float | str):
-        return {"value": value}
-    raise ValueError(f"{name} is a {type(value).__qualname__}, which has no stored form")
-
-
-def _shared(
-    description: Any, arrays: Mapping[str, np.ndarray]
-) -> tuple[Any, dict[str, np.ndarray]]:
-    """The same JSON and arrays, with equal arrays stored once, under the name of the first one."""
-    first: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-    kept = {}
-    for name, array in arrays.items():
-        content = hashlib.sha256(_content(array).data).digest()
-        kept[name] = first.setdefault((str(array.dtype), array.shape, content), name)
-
-    def renamed(node: Any) -> Any:
-        if isinstance(node, list):
-            return [renamed(item) for item in node]
-        if not isinstance(node, dict):
-            return node
-        if "array" in node:
-            return {"array": kept[node["array"]]}
-        return {key: renamed(item) for key, item in node.items()}
-
-    return renamed(description), {name: arrays[name] for name in first.values()}
-
-
 def _on_device(arrays: Mapping[str, np.ndarray | jax.Array]) -> dict[str, jax.Array]:
     """Each array once, however many fields it stands for."""
     found = {name: jnp.asarray(array) for name, array in arrays.items()}
@@ -367,38 +309,6 @@ def _on_device(arrays: Mapping[str, np.ndarray | jax.Array]) -> dict[str, jax.Ar
         if array.dtype != arrays[name].dtype:
             raise ValueError(f"{name} is {arrays[name].dtype}: set jax_enable_x64 to load it")
     return found
-
-
-def _rebuild(node: Any, arrays: Mapping[str, Any], known: Mapping[str, type]) -> Any:
-    match node:
-        case {"array": str(name)}:
-            if name not in arrays:
-                raise ValueError(f"expected an array {name}, got {', '.join(arrays) or 'none'}")
-            return arrays[name]
-        case {"enum": str(name), "name": str(member)}:
-            members: Mapping[str, Any] = getattr(_lookup(known, name), "__members__", {})
-            if member not in members:
-                raise ValueError(f"expected a member of {name}, got {show(member)}")
-            return members[member]
-        case {"type": str(name), "fields": dict(fields)}:
-            cls = _lookup(known, name)
-            if not dataclasses.is_dataclass(cls):
-                raise ValueError(f"expected a type with fields, got {name}")
-            expected = sorted(field.name for field in dataclasses.fields(cls))
-            if sorted(fields) != expected:
-                raise ValueError(f"expected fields {expected} of {name}, got {sorted(fields)}")
-            return cls(**{key: _rebuild(field, arrays, known) for key, field in fields.items()})
-        case {"tuple": list(items)}:
-            return tuple(_rebuild(item, arrays, known) for item in items)
-        case {"value": value}:
-            return value
-    raise ValueError(f"unknown entry {show(node)}")
-
-
-def _lookup(known: Mapping[str, type], name: str) -> type:
-    if name not in known:
-        raise ValueError(f"the file uses the type {name}: pass the class in types=[...]")
-    return known[name]
 
 
 def _own_types() -> Iterable[type]:
