@@ -21,14 +21,15 @@ __all__ = ["Gemma4Model"]
 class Gemma4Model(MultimodalModel):
     """Three parts: `vision`, `projector`, `text`."""
 
-    config: Gemma4Config
-
     def __init__(self, config: Gemma4Config, make: Maker):
         """Random parameters."""
         self.config = config
         self.vision = GridTransformer(config.vision, make)
         self.projector = _Projector(config, make)
         self.text = TextDecoder(config.text, make)
+        holders = (*config.visual_token_ids, config.audio_token_id)
+        self.holders = tuple(token for token in holders if token is not None)
+        self.pad_token_id = config.pad_token_id
 
     def image_features(
         self, pixel_values: Float[Array, "F P patch_width"], layout: PatchGrids
@@ -39,10 +40,8 @@ class Gemma4Model(MultimodalModel):
 
     def text_ids(self, input_ids: Int32[Array, "B T"]) -> Int32[Array, "B T"]:
         """See `MultimodalModel.text_ids`; tokens of pictures, clips and speech count as padding."""
-        config = self.config
-        holders = (*config.visual_token_ids, config.audio_token_id)
-        replaced = jnp.asarray([token for token in holders if token is not None], jnp.int32)
-        return jnp.where(jnp.isin(input_ids, replaced), jnp.int32(config.pad_token_id), input_ids)
+        held = jnp.isin(input_ids, jnp.asarray(self.holders, jnp.int32))
+        return jnp.where(held, jnp.int32(self.pad_token_id), input_ids)
 
     def embed_inputs(self, inputs: Inputs) -> Embedded:
         """See `MultimodalModel.embed_inputs`; layers may have inputs of their own."""
