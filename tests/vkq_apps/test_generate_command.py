@@ -3,6 +3,7 @@
 import json
 
 from tests.support.command import run
+from vkq_apps.cli.ask import _show
 
 
 def test_demo_reads_the_receipt_from_one_bit(capsys):
@@ -66,6 +67,23 @@ def test_generate_shows_a_table_to_people(capsys, picture):
     assert "vkq-1bit" in out
     assert "576 visual tokens" in out
     assert "in all" in err
+
+
+def test_an_empty_answer_is_not_one_that_nobody_asked_for(capsys):
+    record = {
+        "answer": "",
+        "answer_full_precision": None,
+        "prompt": "hi",
+        "visual_tokens": 1,
+        "visual_kv_bytes": 1,
+        "visual_kv_bytes_full_precision": 2,
+        "visual_kv_reduction": 0.5,
+        "seconds": 1,
+    }
+    _show(record, "vkq-1bit", json=False)
+    full, coded = capsys.readouterr().out.splitlines()[-3:-1]
+    assert "(not asked)" in full
+    assert "(empty)" in coded
 
 
 def test_an_unreadable_image_and_more_images_than_the_context_holds(capsys, tmp_path, picture):

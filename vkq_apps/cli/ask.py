@@ -251,15 +251,20 @@ def _show(record: dict[str, Any], quant: str, json: bool) -> None:
         table.add_column(column)
     table.add_row(
         "full precision",
-        record["answer_full_precision"] or "(not asked)",
+        _shown(record["answer_full_precision"]),
         human_bytes(record["visual_kv_bytes_full_precision"]),
     )
     table.add_row(
         quant,
-        record["answer"],
+        _shown(record["answer"]),
         f"{human_bytes(record['visual_kv_bytes'])} (-{record['visual_kv_reduction']:.1%})",
     )
     out.print(table)
     rate = record.get("tokens_per_second")
     speed = f", {rate:.1f} tokens/s once compiled" if rate else ""
     log.print(f"{record['seconds']} s in all{speed}")
+
+
+def _shown(answer: str | None) -> str:
+    """An answer in the table, where an empty one must not look like one that nobody asked for."""
+    return "(not asked)" if answer is None else answer or "(empty)"
