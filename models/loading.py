@@ -88,34 +88,34 @@ def load(
     config = _read_config(folder)
     fitted = None if mesh is None else fit_mesh(mesh, config)
     family = family_of(config.model_type)
-    with Checkpoint(folder) as checkpoint:
+    checkpoint = Checkpoint(folder)
+    names = _weight_names(config)
+    keys = {names.canonical(key): key for key in checkpoint.tensors}
+    if problems := check_sizes(names.sizes, keys, checkpoint):
+        raise _misfit(folder, "config.json does not fit the weights", problems, checkpoint)
+    if config.text.tie_word_embeddings and not _is_tied(checkpoint, keys):
+        config = dataclasses.replace(
+            config, text=dataclasses.replace(config.text, tie_word_embeddings=False)
+        )
         names = _weight_names(config)
-        keys = {names.canonical(key): key for key in checkpoint.tensors}
-        if problems := check_sizes(names.sizes, keys, checkpoint):
-            raise _misfit(folder, "config.json does not fit the weights", problems, checkpoint)
-        if config.text.tie_word_embeddings and not _is_tied(checkpoint, keys):
-            config = dataclasses.replace(
-                config, text=dataclasses.replace(config.text, tie_word_embeddings=False)
-            )
-            names = _weight_names(config)
-        module = nnx.eval_shape(
-            lambda: family.build(config, Maker.create(nnx.Rngs(0), dtype, mesh=fitted))
+    module = nnx.eval_shape(
+        lambda: family.build(config, Maker.create(nnx.Rngs(0), dtype, mesh=fitted))
+    )
+    graphdef, params = nnx.split(module)
+    names = names.fitted(
+        params, {name: checkpoint.tensors[key].shape for name, key in keys.items()}
+    )
+    if problems := check_weights(params, names.source, keys, checkpoint, names.is_unused):
+        raise _misfit(folder, "weights do not fit config.json", problems, checkpoint)
+    check_memory(folder, nbytes(params), fitted)
+    with errors_of(folder):
+        params = read_weights(
+            params,
+            names.source,
+            keys,
+            checkpoint,
+            None if fitted is None else partial(parameter_sharding, mesh=fitted),
         )
-        graphdef, params = nnx.split(module)
-        names = names.fitted(
-            params, {name: checkpoint.tensors[key].shape for name, key in keys.items()}
-        )
-        if problems := check_weights(params, names.source, keys, checkpoint, names.is_unused):
-            raise _misfit(folder, "weights do not fit config.json", problems, checkpoint)
-        check_memory(folder, nbytes(params), fitted)
-        with errors_of(folder):
-            params = read_weights(
-                params,
-                names.source,
-                keys,
-                checkpoint,
-                None if fitted is None else partial(parameter_sharding, mesh=fitted),
-            )
     # Absolute, for the processor is read later, perhaps from another working directory.
     model = Model(
         params=params,

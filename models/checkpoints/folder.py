@@ -25,7 +25,14 @@ __all__ = ["Checkpoint", "TensorInfo"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_DTYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    **{f"{kind.upper()}{8 * size}": f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)},
+    "BOOL": np.bool_,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +44,8 @@ class TensorInfo:
     dtype: str
 
 
-class Checkpoint(contextlib.ExitStack):
-    """An opened checkpoint folder; a context manager that closes its files.
+class Checkpoint:
+    """A checkpoint folder, whose files are mapped into memory.
 
     Attributes:
         tensors: every stored tensor by name.
@@ -53,40 +60,38 @@ class Checkpoint(contextlib.ExitStack):
             FileNotFoundError: no weights, or a shard is missing.
             ValueError: weights of another format, or a broken file.
         """
-        super().__init__()
         self.tensors: dict[str, TensorInfo] = {}
-        self._handles: dict[Path, Any] = {}
         self._mapped: dict[Path, _MappedFile] = {}
         single = folder / _SINGLE
         shard_of = {} if single.is_file() else _read_index(folder)
-        with contextlib.ExitStack() as on_error:
-            on_error.push(self)
-            for file in sorted(set(shard_of.values())) or [single]:
-                self._open(file, shard_of)
-            on_error.pop_all()
+        for file in sorted(set(shard_of.values())) or [single]:
+            self._open(file, shard_of)
 
     def read(self, name: str, *index: slice) -> np.ndarray:
         """One tensor, or a slice of its first axes, in the dtype of the file.
 
-        Floats are views of the mapped file: no more than the slice is read, once it is used, and
-        several threads read at a time. The arrays outlive the checkpoint.
+        It is a view of the mapped file: no more than the slice is read, once it is used, and
+        several threads read at a time. The file must not be written over
+        while a view lives, but another one may take its place.
+
+        Raises:
+            ValueError: a dtype that NumPy does not have.
         """
         info = self.tensors[name]
-        if info.dtype in _DTYPES:
-            return self._mapped[info.file].read(name, info)[index]
-        return self._handles[info.file].get_tensor(name)[index]
+        if info.dtype not in _DTYPES:
+            raise ValueError(
+                f"{show_name(name)} has dtype {info.dtype}: expected one of {', '.join(_DTYPES)}"
+            )
+        return self._mapped[info.file].read(name, info)[index]
 
     def _open(self, file: Path, shard_of: Mapping[str, Path]) -> None:
         check_readable(file)
         try:
-            handle = self.enter_context(safe_open(file, framework="numpy"))
+            with safe_open(file, framework="numpy"):
+                self._mapped[file] = mapped = _MappedFile(file)
         except (SafetensorError, OSError) as error:
             raise ValueError(_broken(file, error)) from error
-        self._handles[file] = handle
-        self._mapped[file] = _MappedFile(file)
-        for name in handle.keys():  # noqa: SIM118  # a handle is no dict
-            entry = handle.get_slice(name)
-            info = TensorInfo(file, tuple(entry.get_shape()), entry.get_dtype())
+        for name, info in mapped.tensors.items():
             earlier = self.tensors.get(name)
             if earlier is not None and shard_of.get(name) not in (earlier.file, file):
                 raise ValueError(
@@ -99,24 +104,25 @@ class Checkpoint(contextlib.ExitStack):
 class _MappedFile:
     """A safetensors file, whose header the library has checked, in memory as it lies on disk.
 
-    The library copies each tensor under Python's lock, a tenth as fast as threads read the map.
+    The library itself copies each tensor, and under Python's lock: several threads gain nothing.
     """
 
     def __init__(self, file: Path):
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
+            self._header = json.loads(stream.read(length))
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        self._starts = {
-            name: 8 + length + entry["data_offsets"][0]
-            for name, entry in header.items()
-            if name != "__metadata__"
+        self._data = 8 + length
+        self._header.pop("__metadata__", None)
+        self.tensors = {
+            name: TensorInfo(file, tuple(entry["shape"]), entry["dtype"])
+            for name, entry in self._header.items()
         }
 
     def read(self, name: str, info: TensorInfo) -> np.ndarray:
         """A tensor in the file, not to be written to."""
-        dtype, start = _DTYPES[info.dtype], self._starts[name]
-        flat = np.frombuffer(self._map, dtype, math.prod(info.shape), start)
+        start = self._data + self._header[name]["data_offsets"][0]
+        flat = np.frombuffer(self._map, _DTYPES[info.dtype], math.prod(info.shape), start)
         return flat.reshape(info.shape)
 
 

@@ -46,8 +46,8 @@ def weight_bytes(path: str | os.PathLike[str], itemsize: int = 2) -> int:
     Raises:
         FileNotFoundError, ValueError: as `models.load`.
     """
-    with Checkpoint(find_folder(path)) as checkpoint:
-        return itemsize * sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    tensors = Checkpoint(find_folder(path)).tensors
+    return itemsize * sum(math.prod(info.shape) for info in tensors.values())
 
 
 def own_devices(mesh: Mesh) -> list[Any]:

@@ -73,10 +73,10 @@ def test_rows_added_to_a_vocabulary_stay_on_the_mesh(cases, tmp_path):
     assert [len(x.params["text"]["lm_head"]["weight"][...]) for x in (one, many)] == [61, 256]
     assert models.forward(many, inputs_of(many)).shape[-1] == 61
     models.save_weights(many, tmp_path)
-    with Checkpoint(cases.folder / name) as expected, Checkpoint(tmp_path) as saved:
-        assert saved.tensors.keys() == expected.tensors.keys()
-        for key in expected.tensors:
-            np.testing.assert_array_equal(saved.read(key), expected.read(key))
+    expected, saved = Checkpoint(cases.folder / name), Checkpoint(tmp_path)
+    assert saved.tensors.keys() == expected.tensors.keys()
+    for key in expected.tensors:
+        np.testing.assert_array_equal(saved.read(key), expected.read(key))
     ids = np.array([[60, 61, 63, 300, -1]])
     assert_same(many.module().text.embed(ids), one.module().text.embed(ids))
 

@@ -98,9 +98,9 @@ def _text_tensors(tower: TextTower, rows: list[int]) -> dict[str, np.ndarray]:
 
 
 def _vision() -> dict[str, np.ndarray]:
-    with Checkpoint(TINY) as checkpoint:
-        names = [name for name in checkpoint.tensors if name.startswith("vision_tower.")]
-        return {name: checkpoint.read(name) for name in names}
+    checkpoint = Checkpoint(TINY)
+    names = [name for name in checkpoint.tensors if name.startswith("vision_tower.")]
+    return {name: checkpoint.read(name) for name in names}
 
 
 def _projector(width: int) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from vkq_apps.training.judge import Judge, merged
 from vkq_apps.training.judge_checkpoint import read_digest, write_start
 from vkq_apps.training.judge_parts import check_parts, parts_info, read_parts
 from vkq_apps.training.text_tower import read_tower
+from vkq_jax.files.atomic_write import atomic_write
 
 __all__ = ["export_judge"]
 
@@ -55,8 +56,9 @@ def _put_in(parts: Path, rank: int, folder: Path) -> None:
     model = models.load(folder, dtype=jnp.float32, layers_apart=False)
     trained = read_parts(parts, Judge(model, rank, ()).trained)
     names = family_of(model.config.model_type).weights(model.config)
-    with Checkpoint(folder) as checkpoint:
-        tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
+    checkpoint = Checkpoint(folder)
+    tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
     for name, tensor in to_stored(merged(model, trained).params, names.source).items():
         tensors[names.to_published(name)] = tensor.astype(ml_dtypes.bfloat16)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with atomic_write(folder / "model.safetensors") as part:  # whose tensors some still are
+        save_file(tensors, part, metadata={"format": "pt"})

@@ -76,8 +76,8 @@ def _read_folder(folder: Path) -> TextTower:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     if has_parts(folder):
         return _tower(config, read_parts(folder), tokenizer)
-    with Checkpoint(folder) as checkpoint:
-        tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
+    checkpoint = Checkpoint(folder)
+    tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
     return _tower(config, tensors, tokenizer)
 
 
