@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -22,6 +23,7 @@ from vkq_apps.cli.app import COMMANDS, Place
 from vkq_apps.cli.main import main
 from vkq_apps.files.outputs import check_record_place, check_stored_place
 from vkq_apps.terminal import errors
+from vkq_apps.terminal.program import run_program
 from vkq_jax import messages
 
 NUMBERS = ["0", "-1", "1", "3", "1.5", "nan", "inf", "-inf", "1e400", "9" * 30, "9" * 5000, "0x10"]
@@ -231,6 +233,35 @@ def test_a_missing_device_is_named(monkeypatch, capsys, command, failure):
     code, err = run(capsys, ["demo"])
     assert code == 2
     assert "JAX finds no device with JAX_PLATFORMS=x: expected cpu" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--compilation-cache", "", "demo"],
+        ["calibrate", "--model", "tiny", "--images", "", "--out", "x"],
+        ["calibrate", "--model", "tiny", "--out="],
+        ["inspect", "--model", "tiny", "--image", "picture.png", "--prompt", "x", "--out", ""],
+        ["eval", "--plots", ""],
+        ["bench", "scaling", "--out="],
+    ],
+)
+def test_an_empty_place_is_not_the_current_folder(capsys, places, arguments):
+    """As `--out "$UNSET"` in a script gives it."""
+    before = sorted(Path().iterdir())
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "expected the name of a f" in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "39", "1001", "9" * 30, "-1", "x", "²"])
+def test_a_width_that_shows_nothing_is_forgotten(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert run_program("vkq", lambda: "COLUMNS" in os.environ) == 0
+    monkeypatch.setenv("COLUMNS", "40")
+    assert run_program("vkq", lambda: "COLUMNS" in os.environ) == 1
 
 
 def test_a_deleted_current_folder_is_named(tmp_path, monkeypatch, capsys):

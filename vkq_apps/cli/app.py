@@ -1,6 +1,9 @@
 """The commands of `vkq`, each imported when it is called: `vkq --help` needs none of them."""
 
 import importlib
+import itertools
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -74,12 +77,25 @@ class _OnDemand(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
         command = load_command(self._name)
+        _check_places(command, args)
         try:
             return command.make_context(info_name, args, *rest, **extra)
         except UsageError as error:
             if error.ctx is None:  # a value that is missing is found before there is a context
                 error.ctx = typer.Context(command, extra.get("parent"), info_name)
             raise
+
+
+def _check_places(command: TyperCommand | TyperGroup, arguments: Sequence[str]) -> None:
+    """Raises ValueError for an empty file or folder: pathlib would take the current folder."""
+    inner = command.commands.values() if isinstance(command, TyperGroup) else ()
+    for parameter in (each for one in (command, *inner) for each in one.params):
+        if str(parameter.metavar).startswith(("FILE", "FOLDER")):
+            for option in parameter.opts:
+                pairs = itertools.pairwise((*arguments, None))
+                if f"{option}=" in arguments or (option, "") in pairs:
+                    kind = str(parameter.metavar).lower()
+                    raise ValueError(f"{option}: expected the name of a {kind}, got an empty text")
 
 
 def _print_version(wanted: bool) -> None:
@@ -125,6 +141,7 @@ def run(arguments: list[str] | None) -> int:
     """Runs the command line; returns its exit code. Raises what the command raises."""
     group = typer.main.get_command(_app)
     assert isinstance(group, TyperGroup)
+    _check_places(group, sys.argv[1:] if arguments is None else arguments)
     for name, place in COMMANDS.items():
         group.add_command(_OnDemand(name, place))
     return group(arguments, prog_name="vkq", standalone_mode=False) or 0

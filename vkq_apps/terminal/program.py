@@ -14,6 +14,7 @@ from vkq_apps.terminal.wakeup import watch_interrupts
 
 __all__ = ["end_with", "run_module", "run_program"]
 
+_COLUMNS = range(40, 1001)
 _is_running = False
 
 
@@ -78,6 +79,7 @@ def _run(run: Callable[[], int]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal without the letters of an answer shows their numbers.
             stream.reconfigure(errors="backslashreplace")
+    _settle_width()
     try:
         os.getcwd()
     except FileNotFoundError as error:  # libraries fail on it in ways that do not say so
@@ -91,6 +93,13 @@ def _run(run: Callable[[], int]) -> int:
             return 1
         raise OSError(f"standard output cannot be written: {error.strerror}") from error
     return code
+
+
+def _settle_width() -> None:
+    """Forgets a width of the environment at which tables lose their words, or fill the memory."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns and not (columns.isdecimal() and int(columns[:9]) in _COLUMNS):
+        del os.environ["COLUMNS"]
 
 
 def _describe(name: str, error: BaseException) -> int:
