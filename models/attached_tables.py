@@ -142,7 +142,8 @@ def tables_of_parts(
     """Offline tables of the parts of a cache, from those of each of its settings.
 
     Args:
-        text: the decoder. quant: settings of its cache.
+        text: the decoder.
+        quant: settings of its cache.
         tables_of: gives a model's tables for settings of `quant`.
     """
     kinds = coded_layers(text)

@@ -23,7 +23,8 @@ class AttachedCodes:
     """Calibrated presets as a model's static part: equal where their files are equal.
 
     Attributes:
-        digest: of the file. codes: its content.
+        digest: of the file.
+        codes: its content.
     """
 
     digest: str

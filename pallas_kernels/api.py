@@ -107,7 +107,8 @@ def attend_cache(
     """`decode_attention` in float32, with log-sum-exp and count of skipped calibrations.
 
     Args:
-        query: with RoPE, unscaled. cache_layer: the queries' own keys and values already appended.
+        query: with RoPE, unscaled.
+        cache_layer: the queries' own keys and values already appended.
         implementation, visible_text, starts, logits_scale, logits_soft_cap: as `decode_attention`.
 
     Raises:
@@ -143,7 +144,9 @@ def attend_layer(
     An implementation that reads its layer in place spares the copy that taking it out would be.
 
     Args:
-        query: with RoPE, unscaled. cache: of all layers. index: number of the layer.
+        query: with RoPE, unscaled.
+        cache: of all layers.
+        index: number of the layer.
         implementation, visible_text, starts, logits_scale, logits_soft_cap: as `decode_attention`.
 
     Raises:
@@ -168,7 +171,8 @@ def to_kernel_layout(bank: VisualBank, *, implementation: str | None = None) -> 
     """A bank of one layer, or of all, in the layout of the implementation that will read it.
 
     Args:
-        bank: as `vkq_jax` codes it. implementation: as `decode_attention`.
+        bank: as `vkq_jax` codes it.
+        implementation: as `decode_attention`.
 
     Returns:
         The bank in the new layout, or unchanged where the implementation does not cover it.
@@ -308,7 +312,8 @@ def slowdown_reason(
     other devices arithmetic, not memory, takes the time of both.
 
     Args:
-        cache, logits_soft_cap: as `explain`. implementation: as `decode_attention`.
+        cache, logits_soft_cap: as `explain`.
+        implementation: as `decode_attention`.
 
     Raises:
         ValueError, NotImplementedError: as `choose_implementation`.

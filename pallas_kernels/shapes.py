@@ -27,7 +27,8 @@ class ModelShape:
     """Sizes of a model: those that its text tower and its cache depend on.
 
     Attributes:
-        width: channels of a token. mlp_width: hidden channels of a block's gated MLP.
+        width: channels of a token.
+        mlp_width: hidden channels of a block's gated MLP.
         visual_tokens: of the usual prompt.
         rope_theta: base of RoPE's wavelengths.
     """

@@ -176,6 +176,25 @@ def test_docstrings_of_public_functions_name_their_arguments(package):
         assert [each for each in parameters if each not in words] == [], name
 
 
+@pytest.mark.parametrize("package", [vkq_jax, models, pallas_kernels], ids=lambda x: x.__name__)
+def test_each_argument_begins_a_line(package):
+    """Two on one line would be one entry of the site, named after the first."""
+    known = {name: getattr(package, name) for name in package.__all__}
+    for name, each in known.items():
+        _, found, entries = (inspect.getdoc(each) or "").partition("Attributes:\n")
+        if not found:
+            _, found, entries = (inspect.getdoc(each) or "").partition("Args:\n")
+        if not found or not (isinstance(each, type) or inspect.isfunction(each)):
+            continue
+        entries = entries.partition("\n\n")[0]
+        begun = set(
+            re.findall(r"\w+", " ".join(re.findall(r"^    (\S.*?):", entries, re.MULTILINE)))
+        )
+        inside = set(re.findall(r"[.)] (\w+): ", entries.replace("\n", " ")))
+        parameters = inspect.signature(each).parameters
+        assert inside & set(parameters) <= begun, name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_tables_are_those_of_the_result_files(page):
     """`python -m docs.tables` would change nothing, and each table has rows of one width."""

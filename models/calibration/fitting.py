@@ -95,9 +95,13 @@ class _Side:
     """One side of a layer on the way to its tables.
 
     Attributes:
-        codes: settings. metric: A, or None. basis: of the dictionaries; None: the principal one.
+        codes: settings.
+        metric: A, or None.
+        basis: of the dictionaries; None: the principal one.
         codebook: centroids, or None.
-        residual: tokens less their centres. weight: of each token. energy: |A residual|^2.
+        residual: tokens less their centres.
+        weight: of each token.
+        energy: |A residual|^2.
     """
 
     codes: DictionaryCodes

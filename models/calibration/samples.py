@@ -39,9 +39,11 @@ class CodeSamples:
 
     Attributes:
         key, value: tokens of each head, less the mean of their prompt's.
-        key_mean, value_mean: those means. prompt: which of the P prompts a token is from.
+        key_mean, value_mean: those means.
+        prompt: which of the P prompts a token is from.
         key_weight: sum of p (1 - p) over the queries that read a token with weight p: the effect of
-            its key on attention. value_weight: sum of p^2, the effect of its value on the output.
+            its key on attention.
+        value_weight: sum of p^2, the effect of its value on the output.
         query_moment: sum of w q q^T over queries and the query heads of a KV head, where
             w = sum_t p_t (1 - p_t) over visual tokens: the effect of a key's error on attention.
         query_weight: sum of w.
@@ -81,7 +83,8 @@ def sample_codes(
         model, inputs: the model and the prompts that it answers; every prompt has visual tokens.
         key: PRNG key of the tokens to keep.
         tokens: how many tokens of each sequence to keep, n = B * tokens.
-        steps: most tokens of an answer. stop_tokens: ids that end one.
+        steps: most tokens of an answer.
+        stop_tokens: ids that end one.
         implementation: of attention over the cache, as for `prefill`.
 
     Returns:

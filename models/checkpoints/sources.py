@@ -145,9 +145,11 @@ class Size(NamedTuple):
     """A size that config.json states and that a stored tensor shows.
 
     Attributes:
-        setting: the field. value: what it says, or what it and others make of that axis.
-        name: of the tensor. axis: of the tensor; None for a prefix of names that the number of a
-            layer follows, where the files hold at least `value` layers.
+        setting: the field.
+        value: what it says, or what it and others make of that axis.
+        name: of the tensor.
+        axis: of the tensor; None for a prefix of names that the number of a layer follows, where
+            the files hold at least `value` layers.
     """
 
     setting: str

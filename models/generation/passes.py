@@ -91,7 +91,8 @@ def _on_own_parts(
     """`function(layer, query, key, value, passing, *rows)`, by each device on its own part.
 
     Args:
-        mesh: of the model. axes: how attention is split.
+        mesh: of the model.
+        axes: how attention is split.
         function: attends in a layer; gives the output and the pass behind it.
         layer: its number, which all devices have.
         query, key_value: of all heads.

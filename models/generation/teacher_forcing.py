@@ -50,8 +50,8 @@ class Reading(NamedTuple):
     """A batch read in full precision.
 
     Attributes:
-        pictures: P prompts, up to their last image token. question: what follows, Q rows, if that
-            can be apart.
+        pictures: P prompts, up to their last image token.
+        question: what follows, Q rows, if that can be apart.
         owner: int32 [Q], which of the P pictures each row asks about.
         prompted: the Q rows, read to their ends.
     """
@@ -66,7 +66,8 @@ class Answered(NamedTuple):
     """Answers, and the distributions that their tokens were chosen from.
 
     Attributes:
-        tokens: the answers, 0 behind their ends. lengths: their tokens, stop token included.
+        tokens: the answers, 0 behind their ends.
+        lengths: their tokens, stop token included.
         kept: log-probabilities of the next token before each of them; those behind an
             answer's end mean nothing.
     """

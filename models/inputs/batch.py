@@ -24,8 +24,10 @@ class PromptShape:
     """Largest numbers over a batch, padding not counted: what sizes a cache.
 
     Attributes:
-        visual: visual tokens. text: other tokens.
-        prefix: tokens up to and including the last visual token. suffix: tokens after it.
+        visual: visual tokens.
+        text: other tokens.
+        prefix: tokens up to and including the last visual token.
+        suffix: tokens after it.
         cross: visual tokens in cross-attention layers, which are no tokens of a prompt; there a
             picture's one token counts as text, and as the visual token of prefix and suffix.
     """

@@ -157,7 +157,8 @@ def read_clip_settings[S: ClipSettings](
     the settings of pictures; what they do not say has the family's defaults.
 
     Args:
-        folder: of the checkpoint. kind: of the settings.
+        folder: of the checkpoint.
+        kind: of the settings.
         num_frames: frames to take of each clip, in place of what the files say.
 
     Raises:

@@ -19,7 +19,8 @@ class Span(NamedTuple):
     """The visual tokens of one picture or clip.
 
     Attributes:
-        times: of each frame, from 0. rows, columns: visual tokens of a frame.
+        times: of each frame, from 0.
+        rows, columns: visual tokens of a frame.
     """
 
     times: tuple[int, ...]
@@ -43,7 +44,8 @@ def mrope_positions(
     """The positions of a batch, from 0 at each prompt's first token.
 
     Args:
-        ids: tokens [B, T]. mask: False where they are padding.
+        ids: tokens [B, T].
+        mask: False where they are padding.
         spans: for each visual token's id its spans in the order of their tokens in the batch, as
             many as the tokens need.
 

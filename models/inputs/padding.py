@@ -27,7 +27,8 @@ def pad_to_multiple(inputs: Inputs, multiple: int = 32) -> Inputs:
     rounding of the text counts (visual counts stay exact).
 
     Args:
-        inputs: from `models.prepare`. multiple: of tokens.
+        inputs: from `models.prepare`.
+        multiple: of tokens.
 
     Raises:
         ValueError: `multiple` is no whole number from 1 to 1048576.

@@ -77,8 +77,10 @@ def check_image_tokens(
     """Raises ValueError unless there are as many image tokens as the pictures have features.
 
     Args:
-        token: id of the image token. tokens: how many a batch has.
-        images: its pictures. needed: the features of all of them.
+        token: id of the image token.
+        tokens: how many a batch has.
+        images: its pictures.
+        needed: the features of all of them.
         kind: "image", or "video" for tokens of clips.
     """
     if tokens == needed:

@@ -21,7 +21,8 @@ class Maker:
 
     Attributes:
         rngs: where random parameters come from.
-        dtype: of the computation. param_dtype: of the parameters.
+        dtype: of the computation.
+        param_dtype: of the parameters.
         mesh: devices that the layers are split over; None: one.
         clipped: linear layers are `ClippedLinear`s.
     """

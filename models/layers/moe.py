@@ -26,11 +26,14 @@ class MoeConfig:
     """A layer's experts.
 
     Attributes:
-        num_experts: E. num_experts_per_tok: how many of them a token goes through.
+        num_experts: E.
+        num_experts_per_tok: how many of them a token goes through.
         intermediate_size: hidden channels of an expert.
         norm_topk_prob: the weights of a token's experts are made to sum to 1.
-        sigmoid: see `MoeMlp`. num_groups: groups of as many experts; topk_group: how many of them,
-            those with the best two experts, a token chooses from. scaling: of the weights.
+        sigmoid: see `MoeMlp`.
+        num_groups: groups of as many experts; topk_group: how many of them, those with the best two
+            experts, a token chooses from.
+        scaling: of the weights.
         shared_size: hidden channels of an MLP that all tokens go through; 0 without.
         shared_gate: its output is multiplied by the sigmoid of a number of each token (Qwen3.5).
     """

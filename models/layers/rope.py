@@ -98,7 +98,9 @@ def query_scale(
     """1 + beta * ln(1 + floor(position / length)): what Ministral 3 multiplies queries by.
 
     Args:
-        positions: of the queries. beta: 0 or more. length: positions of pretraining.
+        positions: of the queries.
+        beta: 0 or more.
+        length: positions of pretraining.
         dtype: of what is returned; the logarithm is float32.
     """
     steps = (positions // length).astype(jnp.float32)

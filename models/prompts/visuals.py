@@ -41,7 +41,8 @@ def clip_settings(model: Model, processor: Processor, num_frames: int | None) ->
     """The settings of clips in the checkpoint's files.
 
     Args:
-        model: from `models.load`. processor: its own.
+        model: from `models.load`.
+        processor: its own.
         num_frames: see `models.prepare`.
 
     Raises:
@@ -105,7 +106,8 @@ class Visuals:
         """Reads the pictures and clips.
 
         Args:
-            model: from `models.load`. processor: its own.
+            model: from `models.load`.
+            processor: its own.
             pictures, clips: of one prompt.
             settings: of clips, where there are any.
 

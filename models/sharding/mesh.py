@@ -105,7 +105,8 @@ def check_devices(sizes: dict[str, int], there: int, hosts: int) -> None:
     """Raises ValueError where a mesh takes more devices than there are, or leaves hosts out.
 
     Args:
-        sizes: from `check_text`. there: devices of all hosts together.
+        sizes: from `check_text`.
+        there: devices of all hosts together.
     """
     wanted = math.prod(sizes.values())
     if wanted > there or (hosts > 1 and wanted < there):

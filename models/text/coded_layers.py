@@ -43,8 +43,9 @@ class ReadLayers(NamedTuple):
     """The layers whose coded visual tokens the layers of a stack read: their own, or earlier ones.
 
     Attributes:
-        kind: place in `coded_layers`. layers: numbers, one for each layer of the stack. rows: their
-            places among the layers of the kind.
+        kind: place in `coded_layers`.
+        layers: numbers, one for each layer of the stack.
+        rows: their places among the layers of the kind.
     """
 
     kind: int

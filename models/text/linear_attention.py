@@ -45,7 +45,8 @@ class Recurrence:
 
     Attributes:
         valid: tokens that count; the others, padding anywhere, leave the state as it is.
-        read: `(layer, carry) -> state`. write: `(layer, state, carry) -> carry`.
+        read: `(layer, carry) -> state`.
+        write: `(layer, state, carry) -> carry`.
     """
 
     valid: Bool[Array, "B T"]

@@ -27,7 +27,8 @@ class EncoderConfig:
     """A stack of equal encoder blocks.
 
     Attributes:
-        hidden_size: channels of a patch. intermediate_size: hidden channels of a block's MLP.
+        hidden_size: channels of a patch.
+        intermediate_size: hidden channels of a block's MLP.
         num_hidden_layers: blocks that are held and run.
         rms_norms: RMS norms in place of layer norms.
         gated_mlp: an MLP with gate_proj, up_proj and down_proj in place of fc1 and fc2.

@@ -50,8 +50,10 @@ class TiledLevels(QuantizedTensor):
         packed: words in the layout of keys or of values; code planes of the lowest bit, then of the
             next ones.
         lower, upper: as in `LevelTensor`, 0 for channels that are only stored.
-        side: which of the two layouts. num_positions: V, without the padding of the last block.
-        head_dim: H, without the padding to S. group_size: positions that share a pair of levels.
+        side: which of the two layouts.
+        num_positions: V, without the padding of the last block.
+        head_dim: H, without the padding to S.
+        group_size: positions that share a pair of levels.
         bits: of a code.
     """
 
@@ -89,8 +91,10 @@ class TiledSigns(QuantizedTensor):
         packed: words in the layout of keys or of values.
         centre: as in `SignTensor`, one group; 0 for channels that are only stored.
         token_scale: words of four 8-bit or two bfloat16 scales.
-        side: which of the two layouts. num_positions: V, without the padding of the last block.
-        head_dim: H, without the padding to S. rotated, score_error_factor: as in `SignTensor`.
+        side: which of the two layouts.
+        num_positions: V, without the padding of the last block.
+        head_dim: H, without the padding to S.
+        rotated, score_error_factor: as in `SignTensor`.
     """
 
     packed: UInt32[Array, "*lead n"]

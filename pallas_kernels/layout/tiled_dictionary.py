@@ -44,10 +44,14 @@ class TiledDictionary(QuantizedTensor):
         centre_id: for each class, words of centroid numbers (of a codebook bytes, in the order of
             scales); None: there is one.
         taken: slots of each class of each head that hold a token.
-        side: which of the two layouts. virtual: n of each class. stored: bits of a token of each
-            class, those of zero included. capacities: slots of each.
-        head_dim: H. num_positions: V. id_bits: of a centroid's number. codebook, learned: as in
-            `DictionaryTensor`.
+        side: which of the two layouts.
+        virtual: n of each class.
+        stored: bits of a token of each class, those of zero included.
+        capacities: slots of each.
+        head_dim: H.
+        num_positions: V.
+        id_bits: of a centroid's number.
+        codebook, learned: as in `DictionaryTensor`.
         scaled: whether tokens have a scale; else `token_scale` is 1.
     """
 

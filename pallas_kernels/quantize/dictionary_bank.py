@@ -31,7 +31,7 @@ from pallas_kernels.quantize.lloyd_kernel import MOST_CENTRES
 from pallas_kernels.quantize.order_kernel import MOST_POSITIONS, padded_capacities
 from pallas_kernels.quantize.ordering import order_tokens
 from vkq_jax.array_types import Array, Bool, Float, Int32, UInt32
-from vkq_jax.cache.kv_cache import VisualBank
+from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.code_tables import CodeTables
 from vkq_jax.codes.dictionary_codes import DictionaryCodes
 from vkq_jax.codes.dictionary_encoder import alike, attention_weights

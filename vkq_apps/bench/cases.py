@@ -25,8 +25,8 @@ class Case:
             the name of a preset of dictionary codes, "NAME-tables" for the first plan that such a
             name may stand for once a model is calibrated, or "bfloat16", the kernel's own dense
             path.
-        text: positions of a dense bank beside the visual one, in the same launch. text_bits: 16
-            (bfloat16), or 8 with a scale for each position.
+        text: positions of a dense bank beside the visual one, in the same launch.
+        text_bits: 16 (bfloat16), or 8 with a scale for each position.
         calibration: of the scores: "per step", which keeps them in the launch or takes one more,
             over the keys, before; or "static".
         window: positions of each bank, its last ones, that the queries see; None: all.

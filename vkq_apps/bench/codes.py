@@ -22,7 +22,8 @@ class MeasuredCodes:
     """Codes of a visual cache and bits of its text.
 
     Attributes:
-        quant: of the visual cache. has_tables: whether random tables stand for a model's own.
+        quant: of the visual cache.
+        has_tables: whether random tables stand for a model's own.
         text_bits: of text; None: the model's dtype.
     """
 

@@ -38,10 +38,12 @@ class PrefillSetup:
     """Settings of one row.
 
     Attributes:
-        shape: name in `pallas_kernels.shapes`. preset: codes of the cache, see `read_codes`.
+        shape: name in `pallas_kernels.shapes`.
+        preset: codes of the cache, see `read_codes`.
         implementation: of attention over the cache, for which codes are laid out; None takes the
             default.
-        text_capacity: text tokens a sequence can hold. prompt_text: those of the prompt.
+        text_capacity: text tokens a sequence can hold.
+        prompt_text: those of the prompt.
         sequences: prompts at once; None: as many as `most_sequences` says.
         repeats: of the timing.
         mesh: devices to split the model over; None: one.

@@ -45,9 +45,11 @@ class QuantizeSetup:
     """Settings of one row.
 
     Attributes:
-        shape: name in `pallas_kernels.shapes`. preset: of the visual cache.
+        shape: name in `pallas_kernels.shapes`.
+        preset: of the visual cache.
         prompt_text: text tokens of a prompt beside the visual ones.
-        sequences: at once; None: as many as `most_sequences` says. repeats: of each timing.
+        sequences: at once; None: as many as `most_sequences` says.
+        repeats: of each timing.
         implementation: of coding, see `pallas_kernels.quantize_bank`.
     """
 

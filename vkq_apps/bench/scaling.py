@@ -30,8 +30,10 @@ class ScalingSetup:
     """Settings of one row: `batch` sequences of `length` visual and `text` text tokens.
 
     Attributes:
-        shape: name in `pallas_kernels.shapes`, whose heads are taken. preset: of the visual cache.
-        implementation: of attention; None takes the default. repeats: of the timing.
+        shape: name in `pallas_kernels.shapes`, whose heads are taken.
+        preset: of the visual cache.
+        implementation: of attention; None takes the default.
+        repeats: of the timing.
     """
 
     shape: str

@@ -52,16 +52,19 @@ class ThroughputSetup:
     """Settings of one row.
 
     Attributes:
-        shape: name in `pallas_kernels.shapes`. preset: of the visual cache.
+        shape: name in `pallas_kernels.shapes`.
+        preset: of the visual cache.
         implementation: of attention over the cache; None takes the default, `TRANSFORMERS` runs
             none of this library.
         budget_gb: 10^9 bytes for the caches of all sequences.
         round_to: besides the largest batch that fits, that batch rounded down to a multiple of this
             is measured, which matrix products like better; the faster one counts. 0: it is not.
         equal_to: preset at whose largest batch the row is measured as well; None: none.
-        text_capacity: text tokens a sequence can hold. prompt_text: those of the prompt.
+        text_capacity: text tokens a sequence can hold.
+        prompt_text: those of the prompt.
         sequences: most of a batch, whatever the budget; None: what the budget holds.
-        short_steps, long_steps: of the two runs whose difference is timed. repeats: of the pair.
+        short_steps, long_steps: of the two runs whose difference is timed.
+        repeats: of the pair.
         compare_steps: greedy tokens to compare with the "xla" implementation; 0: none.
         mesh: devices to split the model over, each with its own `budget_gb`; None: one.
         fixed_batch: sequences to decode, whatever the budget; None: as many as fit.

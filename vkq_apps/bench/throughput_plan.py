@@ -28,7 +28,8 @@ def plan_throughput(
 
     Args:
         shapes, budgets, presets: what is multiplied out.
-        implementations: that presets are measured with. baselines: that bfloat16 is measured with.
+        implementations: that presets are measured with.
+        baselines: that bfloat16 is measured with.
         compare_steps: of the rows of the first budget.
         meshes: devices that the model is split over; None for one.
         **options: of every `ThroughputSetup`.

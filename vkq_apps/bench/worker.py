@@ -77,7 +77,8 @@ def call(
     """Runs a task in a fresh process, and returns what it printed.
 
     Args:
-        task: a name of `TASKS`. settings: its arguments.
+        task: a name of `TASKS`.
+        settings: its arguments.
         compile_cache: folder in which processes leave compiled programs for each other, unless
             the environment names one.
     """

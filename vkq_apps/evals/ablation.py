@@ -59,8 +59,10 @@ class Variant:
     """One row: a plan with a part left out.
 
     Attributes:
-        name: of the row. quant: the codes.
-        samples: what is done to the samples before tables are fitted. tables: to the tables.
+        name: of the row.
+        quant: the codes.
+        samples: what is done to the samples before tables are fitted.
+        tables: to the tables.
     """
 
     name: str

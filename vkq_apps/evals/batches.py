@@ -25,7 +25,8 @@ class Batch:
     """Samples that run together.
 
     Attributes:
-        task: of the samples. samples: those that count.
+        task: of the samples.
+        samples: those that count.
         rows: one (sample's place, choice) for each row of the device's batch: a sample without
             choices has one row, with choice None; rows that only fill up have place -1.
     """

@@ -88,7 +88,9 @@ def keep_tokens(
     """The cache of prompts read with `none`, with that share of each sequence's visual tokens.
 
     Args:
-        cache: of the prompts. mass: from `attention_mass`. share: of the tokens that stay.
+        cache: of the prompts.
+        mass: from `attention_mass`.
+        share: of the tokens that stay.
         window: tokens that the model's sliding window shows, if it has one.
 
     Raises:

@@ -57,9 +57,11 @@ class Search:
     """The model and prompts of the search, and all that it measured.
 
     Attributes:
-        model: the one whose cache is coded. batches: calibration prompts. steps: most tokens of an
-            answer.
-        kept: what an earlier run measured. tried: rows of the results.
+        model: the one whose cache is coded.
+        batches: calibration prompts.
+        steps: most tokens of an answer.
+        kept: what an earlier run measured.
+        tried: rows of the results.
     """
 
     model: Model

@@ -30,7 +30,9 @@ class Setting:
     """One way to keep the visual cache.
 
     Attributes:
-        name: in the results. quant: the codes. tables: their offline tables, if they have any.
+        name: in the results.
+        quant: the codes.
+        tables: their offline tables, if they have any.
         kept: share of the visual tokens that are kept, see `dropping`; None: all of them.
         text_bits: of text, see `vkq_jax.empty_cache`.
     """

@@ -84,8 +84,10 @@ def judge(
     """The figures of presets: with tables where they have some, and without.
 
     Args:
-        model: whose keys and values are coded. names: of presets.
-        calibration: texts for tables. texts: those to measure on.
+        model: whose keys and values are coded.
+        names: of presets.
+        calibration: texts for tables.
+        texts: those to measure on.
         seed: of fits and intervals.
         show: told what is done, how many more texts, and how many in all.
 

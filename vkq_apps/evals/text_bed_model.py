@@ -139,7 +139,8 @@ class TextModel:
         """Log-probabilities [predicted - 1, vocabulary] behind the prefix, as a tensor.
 
         Args:
-            ids: of the whole text. cache: from `read`; stays as it is.
+            ids: of the whole text.
+            cache: from `read`; stays as it is.
             coded: keys and values to put in the place of the coded part's.
         """
         import torch  # pyright: ignore[reportMissingImports]

@@ -48,7 +48,8 @@ def cut_texts(
 
     Args:
         tokenize: token ids of a text, without special tokens.
-        calibration, test: how many of each. tokens: of each text.
+        calibration, test: how many of each.
+        tokens: of each text.
         folder: take the code and prose in this folder instead, by the files' suffixes.
         seed: of the order of the sources.
 

@@ -110,7 +110,8 @@ def join_files(paths: Sequence[Path], command: str, settings: Sequence[str]) -> 
     Rows stay as they were measured, each with the commit and the time of its run.
 
     Args:
-        paths: of the files. command: that wrote them.
+        paths: of the files.
+        command: that wrote them.
         settings: names of the settings that tell rows from each other.
 
     Raises:

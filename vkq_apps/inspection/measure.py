@@ -27,7 +27,8 @@ class TensorInspection:
     """Keys or values: what coding does to them.
 
     Attributes:
-        ranges: of channels, with lead L K. error: for each layer and KV head.
+        ranges: of channels, with lead L K.
+        error: for each layer and KV head.
         error_of_tokens: relative squared error of each token, over its heads and channels.
     """
 

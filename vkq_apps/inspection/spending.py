@@ -20,7 +20,8 @@ def bits_of_tokens(bank: VisualBank, shape: tuple[int, ...]) -> Float[Array, "L 
     divided equally among them, so that the mean is that of all the bank's bytes.
 
     Args:
-        bank: without padding. shape: [L, K, V, H] of its keys.
+        bank: without padding.
+        shape: [L, K, V, H] of its keys.
     """
     layers, heads, tokens, head_dim = shape
     tensors = [tensor.plain() for tensor in (bank.key, bank.value)]

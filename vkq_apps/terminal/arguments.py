@@ -211,8 +211,10 @@ def check_before_loading(
     """Checks arguments before a model is loaded, which takes long.
 
     Args:
-        source: folder of the model. images, prompts, clips: as given.
-        per_prompt: images of one prompt. max_new_tokens: of the answer; 0 for none.
+        source: folder of the model.
+        images, prompts, clips: as given.
+        per_prompt: images of one prompt.
+        max_new_tokens: of the answer; 0 for none.
         text_bits: of text keys and values.
 
     Raises:

@@ -60,7 +60,8 @@ def check_mesh_of(source: str, mesh: str | None, batch: int | None = None) -> No
     """Checks that a mesh splits a model and batches, before anything of them is read.
 
     Args:
-        source: folder of the model. mesh: from `check_mesh`.
+        source: folder of the model.
+        mesh: from `check_mesh`.
         batch: sequences at once, where `data` has to divide their number.
 
     Raises:

@@ -25,7 +25,8 @@ class Encoding:
 
     Attributes:
         prefix: ids before the image.
-        pad: fills rows up. eos: ends an answer.
+        pad: fills rows up.
+        eos: ends an answer.
         encode: ids of text without special tokens.
     """
 

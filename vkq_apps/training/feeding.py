@@ -112,8 +112,10 @@ class PooledFeed:
 
         Args:
             renderers: where chunks come from.
-            chunks: size of the pool. mixed: chunks that a batch is drawn from.
-            batch: examples of a batch, a multiple of `mixed`. chunk_size: examples of a chunk.
+            chunks: size of the pool.
+            mixed: chunks that a batch is drawn from.
+            batch: examples of a batch, a multiple of `mixed`.
+            chunk_size: examples of a chunk.
             seed: of the draws.
             mesh: devices that the chunks are split over.
         """

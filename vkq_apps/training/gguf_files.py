@@ -33,7 +33,8 @@ def gguf_tensors(file: Path, config: Any) -> dict[str, Any]:
     """The tensors of a GGUF file, as gguf reads them, by the names of Hugging Face's files.
 
     Args:
-        file: the file. config: its configuration.
+        file: the file.
+        config: its configuration.
 
     Raises:
         ValueError: a tensor of another size than the configuration says, or a package is missing.

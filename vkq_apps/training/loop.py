@@ -120,8 +120,10 @@ class _Subject:
     """The model that is trained, and its functions.
 
     Attributes:
-        state: at the start. parameters: how many the model has.
-        step: see `make_train_step`. predict: see `make_predict`.
+        state: at the start.
+        parameters: how many the model has.
+        step: see `make_train_step`.
+        predict: see `make_predict`.
         save: writes a state and what is known about it to a file.
     """
 

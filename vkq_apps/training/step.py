@@ -32,7 +32,9 @@ class TrainState:
     """Everything that a step changes.
 
     Attributes:
-        params: float32 parameters. optimizer: moments and counts. step: steps done, int32 scalar.
+        params: float32 parameters.
+        optimizer: moments and counts.
+        step: steps done, int32 scalar.
     """
 
     params: Any

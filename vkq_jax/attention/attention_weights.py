@@ -66,7 +66,8 @@ def attention_weights(
         visible_text: text entries that each query sees; by default the queries are the last T
             entries and see causally.
         starts: of a sliding window, from `window_starts`.
-        logits_scale: H ** -0.5 by default. logits_soft_cap: of all scores, see `soft_cap`.
+        logits_scale: H ** -0.5 by default.
+        logits_soft_cap: of all scores, see `soft_cap`.
 
     Raises:
         ValueError: as `decode_attention`.

@@ -19,7 +19,8 @@ class LogitsOptions(TypedDict):
     """How scores become logits; static under jit.
 
     Attributes:
-        logits_scale: H ** -0.5 where it is None. logits_soft_cap: see `vkq_jax.attention.soft_cap`.
+        logits_scale: H ** -0.5 where it is None.
+        logits_soft_cap: see `vkq_jax.attention.soft_cap`.
     """
 
     logits_scale: float | None
@@ -103,7 +104,8 @@ class Backend:
         Args:
             key, value: of all tokens of the prompt; keys with RoPE.
             index, valid: the visual ones among them, see `vkq_jax.cache.visual.left_pack`.
-            quant: settings of both sides. tables: of this layer, for codes that need some.
+            quant: settings of both sides.
+            tables: of this layer, for codes that need some.
             attention: of the visual ones, from `attention_paid`, for codes that sort them by it.
         """
         return quantize_visual(key, value, index, valid, quant, tables, attention)

@@ -27,10 +27,12 @@ def attention_of_last_queries(
     An error of a score moves its weight p by p (1 - p) times as much.
 
     Args:
-        query, key: with RoPE, unscaled. mask: which keys each query sees. valid: which tokens are
-            no padding.
+        query, key: with RoPE, unscaled.
+        mask: which keys each query sees.
+        valid: which tokens are no padding.
         index: the tokens asked about.
-        logits_scale: H ** -0.5 where it is None. logits_soft_cap: see `soft_cap`.
+        logits_scale: H ** -0.5 where it is None.
+        logits_soft_cap: see `soft_cap`.
     """
     tokens, num_kv_heads = key.shape[1:3]
     last = jnp.argsort(jnp.where(valid, jnp.arange(tokens), -1), axis=-1)[:, -LAST_QUERIES:]

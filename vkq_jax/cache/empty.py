@@ -25,7 +25,8 @@ class LayerSizes:
     """Layers of a model whose keys and values have sizes of their own.
 
     Attributes:
-        layers: their numbers. num_kv_heads, head_dim: K and H of each.
+        layers: their numbers.
+        num_kv_heads, head_dim: K and H of each.
     """
 
     layers: tuple[int, ...]

@@ -35,7 +35,8 @@ class SplitTensor(QuantizedTensor):
     Attributes:
         parts: the parts as one tensor [*lead, P, V / P, H]; positions behind the last one are
             padding.
-        sizes: V; of dictionary codes, the slots of each class. part_sizes: the sizes of one part.
+        sizes: V; of dictionary codes, the slots of each class.
+        part_sizes: the sizes of one part.
         group_size: positions of a group of the whole tensor; None where it has no groups.
     """
 

@@ -24,7 +24,8 @@ class Starts:
     """The first slot of each bank that each query sees; a start at the bank's length hides it all.
 
     Attributes:
-        visual: of each visual bank. text: of the text bank.
+        visual: of each visual bank.
+        text: of the text bank.
     """
 
     visual: tuple[Int32[Array, "B T"], ...]

@@ -19,7 +19,8 @@ class VisualSpan:
     """A run of consecutive visual positions of one sequence: [start, start + length).
 
     Attributes:
-        start: first position. length: number of positions.
+        start: first position.
+        length: number of positions.
     """
 
     start: int
@@ -38,7 +39,8 @@ def visual_mask(
     """True where a token is one of the model's image or video tokens.
 
     Args:
-        input_ids: token ids. visual_token_ids: ids that stand for visual tokens.
+        input_ids: token ids.
+        visual_token_ids: ids that stand for visual tokens.
 
     Raises:
         ValueError: ids that are no integers of 32 bits.

@@ -59,7 +59,8 @@ class VisualBank:
 
         Args:
             start: the first position that each query sees; None: the first of all.
-            stop: one past the last. capacity: slots of the bank.
+            stop: one past the last.
+            capacity: slots of the bank.
         """
         if self.class_map is None:
             return visible(start, stop, capacity)[:, None]

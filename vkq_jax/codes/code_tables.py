@@ -25,9 +25,12 @@ class ClassTables:
     each, made when it is needed, so that the tables have H^2 numbers whatever n is.
 
     Attributes:
-        analysis: E. synthesis: F; None: the transpose of E.
-        step: between the codes of a channel. top: greatest code, 2^bits - 1.
-        channel: of each virtual channel. shift: which bit of its channel's code it is.
+        analysis: E.
+        synthesis: F; None: the transpose of E.
+        step: between the codes of a channel.
+        top: greatest code, 2^bits - 1.
+        channel: of each virtual channel.
+        shift: which bit of its channel's code it is.
         weight: what the bit adds or takes away, gain * step * 2^(shift - 1).
     """
 

@@ -38,8 +38,10 @@ class Centred:
         tokens: those that are not valid or not finite are 0; in bfloat16 as they came, else in
             float32.
         unit: of each channel, as stored; None: 1. All else is in these units.
-        centre: as stored, finite. spoilt: heads whose centre is stored as NaN.
-        book: the codebook. ids: centroid of each token; None: there is one.
+        centre: as stored, finite.
+        spoilt: heads whose centre is stored as NaN.
+        book: the codebook.
+        ids: centroid of each token; None: there is one.
         energy: |A u|^2.
     """
 

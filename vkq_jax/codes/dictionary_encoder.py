@@ -186,7 +186,9 @@ class _Sizes:
     """The figures that the scale of a token is made of.
 
     Attributes:
-        square: |u|^2. along: <u, D s>. norm: root mean square of u, in units of D.
+        square: |u|^2.
+        along: <u, D s>.
+        norm: root mean square of u, in units of D.
     """
 
     square: Float[Array, "*lead C"]

@@ -51,9 +51,12 @@ class DictionaryTensor(QuantizedTensor):
         centre_id: which centroid each slot has, bit fields of `id_bits`; None: there is one.
         unit: w, of each channel; None: 1.
         class_map: which slot holds which position; None: the bank has it.
-        virtual: n of each class. head_dim: H. num_positions: V. num_slots: of all classes. id_bits:
-            of a centroid's number, 0: there are no numbers. codebook, learned: whether centroids
-            and dictionaries are those of the model's tables.
+        virtual: n of each class.
+        head_dim: H.
+        num_positions: V.
+        num_slots: of all classes.
+        id_bits: of a centroid's number, 0: there are no numbers.
+        codebook, learned: whether centroids and dictionaries are those of the model's tables.
     """
 
     packed: tuple[UInt32[Array, "*lead _ _"], ...]

@@ -25,7 +25,8 @@ def image_centres(
     where it is. Sums are in float32; tokens in bfloat16 are faster on a GPU.
 
     Args:
-        x: tokens, finite, 0 where they are not valid. valid: which ones there are.
+        x: tokens, finite, 0 where they are not valid.
+        valid: which ones there are.
         count: M.
         unit: of each channel: centroids of x / unit, float32. None: 1.
     """
@@ -80,7 +81,8 @@ def nearest(
     """Number of the centre that is nearest to each token.
 
     Args:
-        x: tokens. centres: of x / unit.
+        x: tokens.
+        centres: of x / unit.
         unit: of each channel; None: 1.
     """
     # Units go to the centres, which are few: tokens of bfloat16 stay what they are.

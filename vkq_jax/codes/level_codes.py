@@ -156,10 +156,11 @@ class LevelTensor(QuantizedTensor):
         packed: codes as little-endian bit fields, see `vkq_jax.bits.packing`.
         lower, upper: the level of the least and of the greatest code, in the table dtype: per group
             of positions and channel (PER_CHANNEL), or per position and run of channels (PER_TOKEN).
-        bits: width of a code. head_dim: H. group_size: positions (PER_CHANNEL) or channels
-            (PER_TOKEN) that share a pair of levels.
-        granularity: PER_CHANNEL or PER_TOKEN. rotated: whether the levels are those of the
-            Hadamard-rotated channels.
+        bits: width of a code.
+        head_dim: H.
+        group_size: positions (PER_CHANNEL) or channels (PER_TOKEN) that share a pair of levels.
+        granularity: PER_CHANNEL or PER_TOKEN.
+        rotated: whether the levels are those of the Hadamard-rotated channels.
     """
 
     packed: UInt32[Array, "*lead V W"] | UInt8[Array, "*lead V W"]

@@ -70,8 +70,8 @@ class MixedTensor(QuantizedTensor):
     """A tensor in two parts, each with its own channels; for attention a sum of two products.
 
     Attributes:
-        wide, narrow: the parts. channel: number in x of each channel of the parts, the wide ones
-            first.
+        wide, narrow: the parts.
+        channel: number in x of each channel of the parts, the wide ones first.
     """
 
     wide: LevelTensor

@@ -108,8 +108,9 @@ class AffineTensor(QuantizedTensor):
         score_error: mean squared error per channel of each position (a key's |x_hat - x|^2 / H),
             already times the strength with which it is to be taken off the position's score
             (`SignCodes.beta`); absent when the codes do not correct scores.
-        bits: width of a code, see `vkq_jax.bits.packing`. head_dim: H. group_size: positions that
-            share a channel table.
+        bits: width of a code, see `vkq_jax.bits.packing`.
+        head_dim: H.
+        group_size: positions that share a channel table.
         rotated: whether the codes describe Hadamard-rotated channels.
     """
 

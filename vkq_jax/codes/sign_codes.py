@@ -115,7 +115,9 @@ class SignTensor(QuantizedTensor):
         packed: codes as little-endian bit fields, see `vkq_jax.bits.packing`.
         centre: per group and channel, in the table dtype, not rotated.
         token_scale: a per position: bfloat16, or uint8 as `vkq_jax.bits.log_scale` defines it.
-        head_dim: H. group_size: positions that share a centre. rotated: whether R is Hadamard.
+        head_dim: H.
+        group_size: positions that share a centre.
+        rotated: whether R is Hadamard.
         score_error_factor: `score_error` of the decoding in units of a^2; 0: no score correction.
     """
 

@@ -109,7 +109,8 @@ class ClassMap:
     Attributes:
         words: class of each position, 2-bit fields, see `vkq_jax.bits.packing`.
         valid: 1-bit fields, which positions are tokens; None where something else says so.
-        num_positions: V. capacities: slots of each class.
+        num_positions: V.
+        capacities: slots of each class.
 
     Methods take `valid`, which positions are tokens; None: as the map itself says.
     """

@@ -41,8 +41,8 @@ class PromptPictures:
 
     Attributes:
         kept: places whose tokens are coded; the others are padding, or seen by this prompt alone.
-        number: of each place. shown: number of what each of the T tokens sees; -1: none of these
-            pictures.
+        number: of each place.
+        shown: number of what each of the T tokens sees; -1: none of these pictures.
         mask: the places that a token sees that sees nothing of earlier turns: those of `shown`, or
             whatever else the model lets it attend to.
         num_kept: most kept places of a sequence, the size of the new bank.
@@ -99,8 +99,10 @@ class CrossPass:
 
         Args:
             layer: its place among the cross-attention layers, traced or not.
-            query: not scaled. key, value: of the prompt's pictures, if it has any.
-            logits_scale: H ** -0.5 by default. logits_soft_cap: see `vkq_jax.attention.soft_cap`.
+            query: not scaled.
+            key, value: of the prompt's pictures, if it has any.
+            logits_scale: H ** -0.5 by default.
+            logits_soft_cap: see `vkq_jax.attention.soft_cap`.
 
         Returns:
             Attention in the query's dtype, 0 where a token sees nothing; and the pass behind it.

@@ -69,7 +69,8 @@ class Decode:
             value: as the model makes them.
             window: how many tokens each one sees, itself the last; needs `keep_indices`.
             starts: instead of `window`, where what each query sees begins.
-            logits_scale: H ** -0.5 by default. logits_soft_cap: see `vkq_jax.attention.soft_cap`.
+            logits_scale: H ** -0.5 by default.
+            logits_soft_cap: see `vkq_jax.attention.soft_cap`.
             kv_shared: this layer reads the keys and values of `layer`, which has attended:
                 nothing is written.
 

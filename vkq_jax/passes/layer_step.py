@@ -18,7 +18,8 @@ class LayerStep:
     """A layer's turn in a pass.
 
     Attributes:
-        layer: its number, traced or not. number: that of a layer that is not traced.
+        layer: its number, traced or not.
+        number: that of a layer that is not traced.
         key, value: of the new tokens, or of the prompt's pictures, which may have none.
         own: whether the layer is one of the pass, which another leaves as it is; None: it is.
     """

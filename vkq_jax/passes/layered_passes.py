@@ -41,8 +41,8 @@ class _LayeredPass[P: (Prefill, Decode)]:
     Attributes:
         parts: the passes of the groups that hold text, which have the same tokens.
         cross: the passes of the groups of cross-attention layers, if there are any.
-        recurrent: states of layers that have one, if there are any. moved: which of them have a new
-            one.
+        recurrent: states of layers that have one, if there are any.
+        moved: which of them have a new one.
         cells, given: see `LayeredCache`.
     """
 

@@ -39,7 +39,8 @@ class Prefill:
     Attributes:
         positions: RoPE positions of queries and keys; three axes with M-RoPE.
         order: number of each token in its whole sequence.
-        valid: which tokens are no padding. visual: which ones are coded.
+        valid: which tokens are no padding.
+        visual: which ones are coded.
         unfinished: the cache with the text of the layers so far; `finish` gives the whole one.
         coded: keys, values and class map of the layers so far, stacked; None without visual tokens.
         index, taken: the visual tokens moved to the front, see `vkq_jax.cache.visual.left_pack`.
@@ -92,7 +93,8 @@ class Prefill:
                 itself and all before it.
             window: how many tokens each one sees, itself the last; needs `keep_indices`.
             starts: instead of `window`, where what each query sees of earlier turns begins.
-            logits_scale: H ** -0.5 by default. logits_soft_cap: see `vkq_jax.attention.soft_cap`.
+            logits_scale: H ** -0.5 by default.
+            logits_soft_cap: see `vkq_jax.attention.soft_cap`.
             kv_shared: this layer reads the keys and values of `layer`, which has attended:
                 nothing is written or coded.
 

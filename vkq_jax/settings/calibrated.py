@@ -20,7 +20,8 @@ class CalibratedPreset:
             coded; of each kind, where they have heads of two sizes (Gemma 4); None: there are none.
         score_map: static score calibration [L, N]; None: scores are left alone, or calibrated at
             every step if `quant` says so.
-        name: of the preset. quant: its settings, which calibration may have chosen.
+        name: of the preset.
+        quant: its settings, which calibration may have chosen.
     """
 
     tables: CodeTables | tuple[CodeTables, ...] | None

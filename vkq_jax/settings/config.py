@@ -47,7 +47,8 @@ class KVQuantConfig:
     """How visual keys and values are coded, and whether visual scores are calibrated. Hashable.
 
     Attributes:
-        key: quantizer of the keys (after RoPE). value: quantizer of the values.
+        key: quantizer of the keys (after RoPE).
+        value: quantizer of the values.
         calibration: map of the visual scores before the softmax; None leaves them alone.
 
     Raises:

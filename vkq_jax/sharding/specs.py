@@ -32,10 +32,12 @@ class CacheAxes:
     """Axes of a mesh that a cache is split over, as `PartitionSpec` takes them.
 
     Attributes:
-        sequences: that banks are split over by sequence, B. kv_heads: by KV head, K.
+        sequences: that banks are split over by sequence, B.
+        kv_heads: by KV head, K.
         heads: that queries are split over by head, N.
         counts: that lengths, positions and numbers of tokens are split over, B.
-        parts: that banks are split over along the sequence. num_parts: devices along it.
+        parts: that banks are split over along the sequence.
+        num_parts: devices along it.
         states: that recurrent states are split over by head.
     """
 

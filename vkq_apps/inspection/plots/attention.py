@@ -67,7 +67,8 @@ def plot_tokens(
     """Bits, attention and error of each visual token of one picture.
 
     Args:
-        quant: name of the codes. picture: uint8 [side, side, 3].
+        quant: name of the codes.
+        picture: uint8 [side, side, 3].
         maps: titled figures of the patches, [rows, columns], mean over layers.
         bits: mean of the bits per element.
     """

@@ -23,9 +23,11 @@ def plot_ranges(
     """One row a layer; a second column where codes describe rotated channels.
 
     Args:
-        name: "keys" or "values". quant: name of the preset.
+        name: "keys" or "values".
+        quant: name of the preset.
         quantiles, coded_quantiles: [5, L, K, H], see `FRACTIONS`.
-        lowest, highest: [L, K, H]. numbers: of the L layers.
+        lowest, highest: [L, K, H].
+        numbers: of the L layers.
     """
     layers = choose_layers(quantiles.shape[1])
     columns = 1 if coded_quantiles is None else 2

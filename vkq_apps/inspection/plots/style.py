@@ -64,7 +64,8 @@ def new_figure(width: float, height: float, title: str, explanation: str = "") -
 
     Args:
         width, height: in inches, `height` without the explanation.
-        title: above it. explanation: how to read it, below; wrapped.
+        title: above it.
+        explanation: how to read it, below; wrapped.
     """
     lines = textwrap.wrap(explanation, int(width * 15))
     figure = Figure(figsize=(width, height + 0.18 * len(lines)), layout="constrained")
