@@ -43,7 +43,7 @@ class Sampling:
         no_repeat_ngram_size: no run of this many tokens occurs twice [0].
         bad_words_ids: runs of tokens that are never emitted; a stop token alone is left out [()].
         sequence_bias: pairs of a run of tokens and what is added to the logit of its last one
-            behind the others [()].
+            after the others [()].
         suppress_tokens: tokens that are never emitted [()].
         begin_suppress_tokens: tokens that are not the first one of an answer [()].
         forced_bos_token_id: the token that follows a prompt of a single token [()].

@@ -31,7 +31,7 @@ class Layout(Enum):
 class Rows(NamedTuple):
     """The rows [start, stop) of a stored tensor, which has `total` of them along `axis`.
 
-    A parameter may have more: padding behind them, of zeros.
+    A parameter may have more: padding after them, of zeros.
     """
 
     start: int

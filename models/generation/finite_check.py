@@ -95,7 +95,7 @@ def _places(model: Model, inputs: Inputs) -> Iterator[tuple[str, Array]]:
 
 @jax.jit
 def _vision_flags(model: Model, pixel_values: Array, layout: Any) -> tuple[Array | None, Array]:
-    """Flags of the states before and behind each vision layer, where known, and of the features."""
+    """Flags of the states before and after each vision layer, where known, and of the features."""
     module = model.module()
     finite = jnp.isfinite(module.image_features(pixel_values, layout)).all()
     tower = getattr(module, "vision", None)
@@ -135,7 +135,7 @@ def _text_flags(model: Model, inputs: Inputs) -> tuple[Array, Array, Array]:
 
 
 def _whole(inputs: Inputs, tokens: Array, lengths: Array) -> Inputs:
-    """Prompts with their answers behind them."""
+    """Prompts with their answers after them."""
     emitted = jnp.arange(tokens.shape[1]) < lengths[:, None]
     whole = inputs.followed_by(tokens, emitted)
     return whole.take_tokens(*left_pack(whole.mask, whole.mask.shape[1]))

@@ -32,7 +32,7 @@ class Generation:
     """Generated tokens, and the cache to go on from.
 
     Attributes:
-        tokens: emitted tokens, stop token included, 0 behind the last one.
+        tokens: emitted tokens, stop token included, 0 after the last one.
         lengths: emitted tokens of each sequence.
         cache: holds the prompt and every emitted token: pass it to the next turn.
         finite: sequences all of whose tokens were chosen from finite logits. Outside jit and vmap

@@ -21,7 +21,7 @@ _SUMS = {
         "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,COLLECTIVES"
     ),
 }
-# Two devices send each other what they have, and the kernel behind adds it up. Among more devices
+# Two devices send each other what they have, and the kernel after adds it up. Among more devices
 # this sends more than a sum does.
 _SUMS_OF_TWO = {"xla_gpu_unsupported_enable_all_reduce_decomposer": True}
 

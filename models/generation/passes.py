@@ -93,7 +93,7 @@ def _on_own_parts(
     Args:
         mesh: of the model.
         axes: how attention is split.
-        function: attends in a layer; gives the output and the pass behind it.
+        function: attends in a layer; gives the output and the pass after it.
         layer: its number, which all devices have.
         query, key_value: of all heads.
         passing: between two layers.

@@ -49,7 +49,7 @@ def prefill(
     tables: OwnTables = None,
     text_bits: TextBits = None,
 ) -> tuple[Float[Array, "B vocab"], AnyCache]:
-    """Runs a prompt, behind what `cache` holds if one is given.
+    """Runs a prompt, after what `cache` holds if one is given.
 
     Args:
         model: weights and configuration.
@@ -57,7 +57,7 @@ def prefill(
         cache: that of earlier turns, made with the same `quant`; None starts a conversation.
         quant: how the visual tokens are coded.
         cache_length: text tokens a sequence of the new cache can hold; those of this prompt must
-            fit behind those of `cache`, as must the ones that will be generated.
+            fit after those of `cache`, as must the ones that will be generated.
         implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
         score_map: static score calibration of the new cache; that of `cache` by default.
         tables: offline tables of the codes; those of `cache` by default.
@@ -93,7 +93,7 @@ def run_prompt(
     tables: OwnTables = None,
     text_bits: TextBits = None,
 ) -> tuple[Float[Array, "B T D"], AnyCache]:
-    """`prefill` behind `past`, to be traced: every token's normed hidden state, and the cache."""
+    """`prefill` after `past`, to be traced: every token's normed hidden state, and the cache."""
     module, text_config = model.module(), model.config.text
     inputs = place_inputs(model.mesh, inputs)
     if past is None:

@@ -48,7 +48,7 @@ def prefill_image(
     Args:
         model: from `models.load`.
         inputs: from `models.prepare`: one prompt with its pictures, or several, each with its own.
-            Tokens behind the last picture are not read.
+            Tokens after the last picture are not read.
         quant, tables, implementation, text_bits, bucketing: as for `generate`.
 
     Returns:

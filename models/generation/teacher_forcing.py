@@ -66,9 +66,9 @@ class Answered(NamedTuple):
     """Answers, and the distributions that their tokens were chosen from.
 
     Attributes:
-        tokens: the answers, 0 behind their ends.
+        tokens: the answers, 0 after their ends.
         lengths: their tokens, stop token included.
-        kept: log-probabilities of the next token before each of them; those behind an
+        kept: log-probabilities of the next token before each of them; those after an
             answer's end mean nothing.
     """
 
@@ -97,7 +97,7 @@ def parts_of(
 ) -> tuple[Inputs, Inputs | None]:
     """Prompts up to their last image token and what follows.
 
-    Whole prompts, and None, where visual tokens attend to the question or are coded behind it.
+    Whole prompts, and None, where visual tokens attend to the question or are coded after it.
     """
     if quantize_at == "prompt" or model.visual_depends_on_question:
         return inputs, None

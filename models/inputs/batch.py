@@ -101,7 +101,7 @@ class Inputs:
     def next_position(self) -> Int32[Array, "B"]:
         """The RoPE position that follows each prompt's last token, 0 where there is none.
 
-        With three axes the time does not count: behind a picture or clip text goes on at the
+        With three axes the time does not count: after a picture or clip text goes on at the
         larger of the last token's row and column plus 1, wherever the clip's time has come to.
         """
         last = self.mask.shape[1] - 1 - jnp.argmax(self.mask[:, ::-1], axis=1)
@@ -167,7 +167,7 @@ class Inputs:
         return self.map_tokens(take)
 
     def followed_by(self, tokens: Int32[Array, "B S"], valid: Bool[Array, "B S"]) -> Inputs:
-        """These prompts with text behind them, padding between where there is any."""
+        """These prompts with text after them, padding between where there is any."""
         count = jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1
         after = self.next_position[:, None] + count
         after = jnp.broadcast_to(

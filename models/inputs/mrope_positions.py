@@ -1,7 +1,7 @@
 """Positions of prompts with M-RoPE: time, row and column of each token.
 
 Text counts on all three axes alike. A picture at position p has time p, rows p + i and columns
-p + j over the grid of its visual tokens, and the text behind it goes on at p + max(rows, columns).
+p + j over the grid of its visual tokens, and the text after it goes on at p + max(rows, columns).
 Source: Qwen2-VL, arXiv 2409.12191, section 2.1, as transformers computes it.
 """
 

@@ -88,7 +88,7 @@ def pad_to_buckets(inputs: Inputs, *, visual: bool = False) -> Inputs:
 
 
 def _pad(inputs: Inputs, width: int) -> Inputs:
-    """The same prompts in `width` tokens, padding behind them."""
+    """The same prompts in `width` tokens, padding after them."""
     missing = width - inputs.input_ids.shape[1]
 
     def pad(values):

@@ -28,7 +28,7 @@ def check_pixels(
 
     Args:
         pixels: as given.
-        shape: what is expected behind the first axis; None where any number is right.
+        shape: what is expected after the first axis; None where any number is right.
         described: the whole shape in words.
         name: of the array, for errors.
 
@@ -110,7 +110,7 @@ def bucket(count: int, smallest: int = 1) -> int:
 
 
 def pad_to_bucket(values: np.ndarray) -> np.ndarray:
-    """`values` with zeros behind them, up to the `bucket` of the first axis."""
+    """`values` with zeros after them, up to the `bucket` of the first axis."""
     missing = bucket(len(values)) - len(values)
     return np.pad(values, [(0, missing), *[(0, 0)] * (values.ndim - 1)])
 

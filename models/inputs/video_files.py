@@ -93,7 +93,7 @@ class VideoFile:
         return self.keys[bisect.bisect_right(self.keys, time) - 1]
 
     def _skips(self, at: int | None, key: int) -> bool:
-        """Whether frames lie between one that is decoded, if any, and a key frame behind it."""
+        """Whether frames lie between one that is decoded, if any, and a key frame after it."""
         done = 0 if at is None else bisect.bisect_right(self.times, at)
         return bisect.bisect_left(self.times, key) > done
 

@@ -29,7 +29,7 @@ def activate(x: Float[Array, "*shape"], activation: Activation) -> Float[Array, 
         case Activation.GELU:
             return jax.nn.gelu(x, approximate=False)
         case Activation.GELU_TANH:
-            # (1 + tanh(u)) / 2 without the cancellation, which a norm behind it would show.
+            # (1 + tanh(u)) / 2 without the cancellation, which a norm after it would show.
             return x * jax.nn.sigmoid(2 * _TANH_SCALE * (x + 0.044715 * x * x * x))
         case Activation.QUICK_GELU:
             return x * jax.nn.sigmoid(1.702 * x)

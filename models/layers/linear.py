@@ -66,7 +66,7 @@ class Maker:
         return nnx.Param(draw(self.rngs.params(), shape, self.param_dtype))
 
     def embedding(self, rows: int, width: int, *, multiple: int = 1) -> "Embedding":
-        """A table of `rows` vectors, and padding behind them up to a multiple of `multiple`."""
+        """A table of `rows` vectors, and padding after them up to a multiple of `multiple`."""
         return Embedding(self.normal(-(-rows // multiple) * multiple, width), rows, self.dtype)
 
 
@@ -96,7 +96,7 @@ def _cut(x: Float[Array, "*shape"], low: nnx.Param, high: nnx.Param) -> Float[Ar
 
 
 class Embedding(nnx.Module):
-    """A table of vectors: the first `rows` of `weight`, behind which there may be padding."""
+    """A table of vectors: the first `rows` of `weight`, after which there may be padding."""
 
     def __init__(self, weight: nnx.Param, rows: int, dtype: DTypeLike):
         """The table, read in `dtype`."""

@@ -15,7 +15,7 @@ from vkq_jax.validation import check_type, whole_number
 
 __all__ = ["chat_prompt"]
 
-# Stands for the answer before a later turn: the text behind it is the later turn's prompt.
+# Stands for the answer before a later turn: the text after it is the later turn's prompt.
 _ANSWER = "the-answer-before"
 _MOST = 2**16  # pictures or clips; more would fill the memory before a template is asked
 _SHOWN_PART = "{'type': "
@@ -46,11 +46,11 @@ def chat_prompt(
     Args:
         model: from `models.load`.
         question: what the user says.
-        num_images, num_videos: pictures and clips that come with it, clips behind pictures.
+        num_images, num_videos: pictures and clips that come with it, clips after pictures.
         later_turn: whether the prompt follows an answer, as that of
             `generate(..., cache=previous.cache)` does: what the template writes between its stop
             token and the next answer. Prepare it with `prepare(..., later_turn=True)`.
-        finished: whether that answer ended with its stop token. A prompt behind one that was cut
+        finished: whether that answer ended with its stop token. A prompt after one that was cut
             begins with what the template writes at the end of an answer.
 
     Raises:
@@ -163,7 +163,7 @@ def _plain_text(image_token: str, clip_token: str) -> Callable[[_Asked], str]:
 
 
 def _without_stop_token(model: Model, tokenizer: Any, text: str) -> str:
-    """The text behind an answer's stop token, which is in the cache already."""
+    """The text after an answer's stop token, which is in the cache already."""
     stops = tokenizer.convert_ids_to_tokens(list(model.config.eos_token_ids))
     for stop in filter(None, (tokenizer.eos_token, *stops)):
         before, found, after = text.partition(stop)

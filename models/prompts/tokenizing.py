@@ -65,7 +65,7 @@ def stack_rows(
 
 
 def pad_row(row: np.ndarray, width: int, at_back: bool, value: int = 0) -> np.ndarray:
-    """A row in `width` elements, `value` behind it or before it."""
+    """A row in `width` elements, `value` after it or before it."""
     missing = width - len(row)
     return np.pad(row, (0, missing) if at_back else (missing, 0), constant_values=value)
 

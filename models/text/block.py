@@ -72,7 +72,7 @@ class Block(nnx.Module):
         mixed = mixed.astype(x.dtype)
         mixed = mixed if gate is None else mixed * jax.nn.sigmoid(gate)
         mixed = self.self_attn.o_proj(mixed.reshape(*x.shape[:2], -1))
-        mixed = place_sequences(self.mesh, mixed)  # summed up over devices here, and behind the MLP
+        mixed = place_sequences(self.mesh, mixed)  # summed up over devices here, and after the MLP
         if self.config.parallel_blocks:
             return x + mixed + place_sequences(self.mesh, self.mlp(normed)), carry, out
         if self.config.sandwich_norms:

@@ -35,7 +35,7 @@ class CrossReading:
     Attributes:
         attend: attention of the layers.
         features: of the prompt's pictures; None where there are those of earlier turns alone.
-        sees: tokens that see a picture; the MLP behind the attention is left out of the others.
+        sees: tokens that see a picture; the MLP after the attention is left out of the others.
     """
 
     attend: CrossAttend

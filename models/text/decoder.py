@@ -84,7 +84,7 @@ class TextDecoder(nnx.Module):
             positions: what RoPE turns queries and keys by.
             attend: see `Attend`.
             carry: what the first block's `attend` gets.
-            additions: added behind the first A layers (deepstack).
+            additions: added after the first A layers (deepstack).
             pictures: what cross-attention layers read; they are left out without it.
             recurrence: the states of layers with linear attention, which need it.
             tokens: ids that the embeddings stand for, see `PerLayerInputs`.
@@ -129,7 +129,7 @@ class TextDecoder(nnx.Module):
         remat: bool = False,
         unroll: bool = False,
     ) -> tuple[Float[Array, "B T hidden_size"], Any, dict[str, Any], Any]:
-        """`__call__` without the final norm, and what `look(x, layer)` gives behind each layer.
+        """`__call__` without the final norm, and what `look(x, layer)` gives after each layer.
 
         The latter has a leading axis of all layers that ran.
         """

@@ -27,7 +27,7 @@ def gated_delta_rule(
     rate: Float[Array, "B T v"],
     state: Float[Array, "B v K V"],
 ) -> tuple[Float[Array, "B T v V"], Float[Array, "B v K V"]]:
-    """Outputs of T tokens and the state behind them, float32; see the module.
+    """Outputs of T tokens and the state after them, float32; see the module.
 
     Each key head serves as many value heads that follow each other. Queries and keys are normed to
     length 1 here, and queries divided by the square root of K. `decay` is g, at most 0; a token
@@ -105,7 +105,7 @@ def _running_sums(
     """Running sums of at most 64 decays in two parts, whose differences keep a weak decay's digits.
 
     The first part is exact: multiples of 2^-11 up to 2^13. One float32 sum would round a weak
-    decay behind strong ones to the last digit of hundreds.
+    decay after strong ones to the last digit of hundreds.
     """
     decay = jnp.maximum(decay, -128.0)  # exp(-128) is 0 in float32
     coarse = jnp.round(decay * 2048) / 2048
@@ -119,7 +119,7 @@ def _unit(x: Float[Array, "*lead n"]) -> Float[Array, "*lead n"]:
 
 
 def _chunks(x: Float[Array, "B T heads *rest"], size: int) -> Float[Array, "n B heads c *rest"]:
-    """Tokens in chunks, zeros behind the last one."""
+    """Tokens in chunks, zeros after the last one."""
     missing = -x.shape[1] % size
     x = jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
     x = x.reshape(x.shape[0], -1, size, *x.shape[2:])

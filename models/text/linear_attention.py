@@ -156,7 +156,7 @@ class _GatedDeltaNet(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T width"], valid: Bool[Array, "B T"], state: State
     ) -> tuple[Float[Array, "B T width"], State]:
-        # Tokens that count stand together, right behind those of the state.
+        # Tokens that count stand together, right after those of the state.
         index, taken = left_pack(valid, valid.shape[1])
         x = jnp.take_along_axis(x, index[..., None], axis=1)
         step = jax.nn.softplus(

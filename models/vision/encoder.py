@@ -39,7 +39,7 @@ class EncoderConfig:
         tanh_gates: one factor each for all channels of the same (gate_attn, gate_ffn), of which the
             tanh is taken.
         wide_norms: RMS norms multiply by their weight in float32.
-        sandwich_norms: norms behind attention and the MLP as well as before them.
+        sandwich_norms: norms after attention and the MLP as well as before them.
         query_key_head_norms: RMS norms over each head's queries and keys.
         head_norms: these, and one without a weight over each head's values; scores are not scaled.
         num_key_value_heads, head_dim: by default as many as query heads, and their share of
@@ -147,7 +147,7 @@ class Encoder(nnx.Module):
 
 
 class _Block(nnx.Module):
-    """Attention, then an MLP, each behind a norm and added to the residual stream."""
+    """Attention, then an MLP, each after a norm and added to the residual stream."""
 
     def __init__(self, config: EncoderConfig, make: Maker):
         self.config = config

@@ -319,7 +319,7 @@ class GlmOcrVisionSettings(Glm4vVisionSettings):
         }
 
     def switches(self) -> dict[str, Any]:
-        """A norm behind the blocks alone."""
+        """A norm after the blocks alone."""
         return {"patch_bias": True, "post_norm": True}
 
 

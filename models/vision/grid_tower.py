@@ -27,7 +27,7 @@ class GridConfig:
         merge: patches of the side of a block that becomes one visual token.
         patch_bias: bias of the patch embedding.
         pre_norm: a norm of embedded patches, before positions are added.
-        post_norm: a norm behind the last block.
+        post_norm: a norm after the last block.
         rope_theta: base of the wavelengths of 2-D RoPE.
         alternating_rope: see `models.layers.rope.grid_rope`.
         window: patches of a window's side; None: patches see their whole frame.

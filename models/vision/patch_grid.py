@@ -28,7 +28,7 @@ class PatchGrids:
     Attributes:
         sizes: rows and columns of patches of each frame; (0, 0) is padding.
         feature_index: for each visual token of the batch its block among the blocks of all frames,
-            counted with the padding of each frame; 0 behind the last one.
+            counted with the padding of each frame; 0 after the last one.
     """
 
     sizes: Int32[Array, "F 2"]
@@ -143,7 +143,7 @@ def pack_frames(
     feature_frames: Int32[np.ndarray, "features"],
     merge: int,
 ) -> tuple[Float[np.ndarray, "F P width"], PatchGrids]:
-    """Frames one behind another as a batch, on the host.
+    """Frames one after another as a batch, on the host.
 
     Args:
         patches: of all frames.

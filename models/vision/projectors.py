@@ -94,7 +94,7 @@ class PoolingProjector(nnx.Module):
 
 
 class MergingProjector(MlpProjector):
-    """The MLP behind a layer norm of neighbouring features side by side: InternVL."""
+    """The MLP after a layer norm of neighbouring features side by side: InternVL."""
 
     def __init__(
         self, make: Maker, feature_width: int, hidden_size: int, act: Activation, *, merge: int
@@ -113,7 +113,7 @@ class MergingProjector(MlpProjector):
 
 
 class GatedMergingProjector(nnx.Module):
-    """linear_2(silu(gate) * x) behind a layer norm of neighbouring features: Aya Vision.
+    """linear_2(silu(gate) * x) after a layer norm of neighbouring features: Aya Vision.
 
     linear_1 makes both of them, x first. Source: Aya Vision, arXiv 2505.08751.
     """
@@ -171,7 +171,7 @@ class ConvolvingMerger(nnx.Module):
 
 
 class NormedMergingProjector(MlpProjector):
-    """The MLP behind an RMS norm and a linear layer over blocks of neighbours: Mistral Small 3."""
+    """The MLP after an RMS norm and a linear layer over blocks of neighbours: Mistral Small 3."""
 
     def __init__(
         self,

@@ -110,7 +110,7 @@ class ClipVisionSettings(VisionSettings):
 class SiglipVisionSettings(VisionSettings):
     """`vision_config` of a SigLIP tower."""
 
-    # The pooling head is behind all features.
+    # The pooling head is after all features.
     ignored = VisionSettings.ignored | {"vision_use_head"}
 
     def switches(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ class VitConfig:
     """A vision transformer over square images.
 
     Attributes:
-        encoder: its blocks; those behind the last feature layer are neither held nor run.
+        encoder: its blocks; those after the last feature layer are neither held nor run.
         image_size, patch_size: pixels of a side.
         feature_layers: after how many blocks features are taken; several are concatenated.
         class_token: whether a learned token goes before the patches.
@@ -27,7 +27,7 @@ class VitConfig:
         drop_first_patch: whether the first patch is none of the features.
         patch_bias: bias of the patch embedding.
         pre_norm: a layer norm before the first block, whatever the norms within blocks.
-        post_norm: a layer norm of the features, behind the last block.
+        post_norm: a layer norm of the features, after the last block.
     """
 
     encoder: EncoderConfig

@@ -33,7 +33,7 @@ class MeasuredCodes:
 
 
 def read_codes(name: str) -> MeasuredCodes:
-    """The codes of a name: a preset's, `NAME-tables`, either with `:text8` behind it.
+    """The codes of a name: a preset's, `NAME-tables`, either with `:text8` after it.
 
     `NAME:plain`, which elsewhere leaves a model's tables out, is the same as `NAME`.
 

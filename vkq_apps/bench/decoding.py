@@ -139,7 +139,7 @@ def compare_implementations(
 ) -> dict[str, Any]:
     """How far two implementations agree on a few sequences.
 
-    Tokens are greedy and free-running, each implementation reading its own; logits are those behind
+    Tokens are greedy and free-running, each implementation reading its own; logits are those after
     the first token, which both get from `state`.
     """
 

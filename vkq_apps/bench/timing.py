@@ -70,7 +70,7 @@ def chain_of_layers(step: Callable[..., jax.Array]) -> Any:
     """`step(query, layer)` for each of a list of layers, one after the other, in one jit.
 
     Layers have buffers of their own, so that no cache of the device holds them, and a barrier
-    orders each step behind the one before. Each repeat runs the chain several times before it
+    orders each step after the one before. Each repeat runs the chain several times before it
     waits, so that Python is not measured; what the host needs for a launch may be, and of short
     kernels it can be most of the wall time.
     """

@@ -55,7 +55,7 @@ def add_examples(name: str, command: TyperCommand | TyperGroup) -> None:
     """Ends the help of a command, or of each one of a group, with its examples.
 
     Args:
-        name: how it is called behind `vkq`, a key of EXAMPLES or the start of several.
+        name: how it is called after `vkq`, a key of EXAMPLES or the start of several.
         command: changed in place: its `epilog`.
     """
     if isinstance(command, TyperGroup):

@@ -21,7 +21,7 @@ class Sample:
         question: without image tokens or chat template.
         answers: what counts as right; the metric says how.
         choices: answers to choose from by log-likelihood; empty where the model writes its own.
-        clips: behind the pictures; their frames are read when they are needed.
+        clips: after the pictures; their frames are read when they are needed.
         num_frames: of each clip, see `models.prepare`.
         part: a finer class than the task, such as "read_line"; reported beside the task.
         place: gives the file and line of its record, for errors; None: it was drawn.

@@ -22,7 +22,7 @@ NONE = "none"
 PLAIN = ":plain"
 """Suffix of a preset's name: without the tables that the model has for it."""
 TEXT = ":text8"
-"""Suffix of a preset's name, behind all others: with keys and values of text in 8 bits."""
+"""Suffix of a preset's name, after all others: with keys and values of text in 8 bits."""
 
 
 @dataclasses.dataclass(frozen=True)

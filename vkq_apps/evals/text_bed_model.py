@@ -41,7 +41,7 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Observed:
-    """Keys and values at the coded positions of a text, and how the queries behind read them.
+    """Keys and values at the coded positions of a text, and how the queries after read them.
 
     Fields as those of `models.calibration.samples.CodeSamples`.
     """
@@ -136,7 +136,7 @@ class TextModel:
     def predict(
         self, ids: list[int], cache: Any, coded: tuple[np.ndarray, np.ndarray] | None = None
     ) -> Any:
-        """Log-probabilities [predicted - 1, vocabulary] behind the prefix, as a tensor.
+        """Log-probabilities [predicted - 1, vocabulary] after the prefix, as a tensor.
 
         Args:
             ids: of the whole text.

@@ -136,7 +136,7 @@ def _of_part(caught: Capture, part: KVCache, cells: Cells) -> Coded:
 def _joined(
     groups: tuple[Cells, ...], arrays: tuple[Array, ...], shape: tuple[int, int], axis: int
 ) -> Array:
-    """One array of all L layers and K heads, which stand at `axis` and behind it, from groups'."""
+    """One array of all L layers and K heads, which stand at `axis` and after it, from groups'."""
     moved = [jnp.moveaxis(x, (axis, axis + 1), (0, 1)) for x in arrays]
     whole = jnp.zeros((*shape, *moved[0].shape[2:]), moved[0].dtype)
     for cells, x in zip(groups, moved, strict=True):

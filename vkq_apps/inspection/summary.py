@@ -1,4 +1,4 @@
-"""The figures behind the plots: per layer and head for reading, arrays for all the rest."""
+"""The figures after the plots: per layer and head for reading, arrays for all the rest."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -29,7 +29,7 @@ def end_with_parent() -> None:
 
 @contextlib.contextmanager
 def closing_pool[P: Executor](pool: P) -> Iterator[P]:
-    """The pool, ended behind the block; work that has not begun is dropped.
+    """The pool, ended after the block; work that has not begun is dropped.
 
     The block waits for work that still runs, unless it fails or hears Ctrl-C.
     """

@@ -37,7 +37,7 @@ class Encoding:
 
     @property
     def text_start(self) -> int:
-        """Position of the first token behind the image."""
+        """Position of the first token after the image."""
         return len(self.prefix) + IMAGE_TOKENS
 
     @property

@@ -52,7 +52,7 @@ def export_judge(parts: Path, folder: Path, tower: Path) -> dict[str, Any]:
 
 
 def _put_in(parts: Path, rank: int, folder: Path) -> None:
-    """The checkpoint before training becomes that behind it."""
+    """The checkpoint before training becomes that after it."""
     model = models.load(folder, dtype=jnp.float32, layers_apart=False)
     trained = read_parts(parts, Judge(model, rank, ()).trained)
     names = family_of(model.config.model_type).weights(model.config)

@@ -9,7 +9,7 @@ ANSWER_PREFIX = " "
 
 
 def suffix(question: str) -> str:
-    """The text behind the image in a prompt."""
+    """The text after the image in a prompt."""
     return f"\n{question} ASSISTANT:"
 
 

@@ -19,7 +19,7 @@ __all__ = ["LANES", "pack_row"]
 
 LANES = ("tokens", "turn", "position", "target", "task")
 """Rows of an int16 [5, R] array, R = `Encoding.row_length`: input id; number of the turn, -1 in
-padding; position behind the image; id to predict, -1 where none; index of the turn's task, -1 in
+padding; position after the image; id to predict, -1 where none; index of the turn's task, -1 in
 padding."""
 
 

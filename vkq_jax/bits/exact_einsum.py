@@ -27,7 +27,7 @@ def large_einsum(spec: str, a: Array, b: Array) -> Array:
     On a GPU it is three products of what tf32 holds of the operands and what it leaves, 22
     bits of mantissa together, and takes a fifth of the time of `exact_einsum`. Where `a` has more
     than 1,024 rows, they are products of what bfloat16 holds and leaves, 16 bits of mantissa
-    together, which stand one behind the other in one product of half the time.
+    together, which stand one after the other in one product of half the time.
 
     Args:
         spec: the last axis of both operands is summed over, the one before it in `a` is its rows.
@@ -52,7 +52,7 @@ def split_einsum(spec: str, rows: Array, x: Array) -> Array:
     are booleans need no second half.
 
     Args:
-        spec: "...qXY,...Z->...qW": the same axes of both before q, as many behind it in the result.
+        spec: "...qXY,...Z->...qW": the same axes of both before q, as many after it in the result.
     """
     exact = x.dtype == jnp.bfloat16 or jnp.issubdtype(x.dtype, jnp.integer)
     if not exact or not on_gpu():

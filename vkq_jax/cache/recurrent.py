@@ -16,7 +16,7 @@ __all__ = ["RecurrentState"]
 
 @frozen_pytree
 class RecurrentState:
-    """The state of linear attention, a convolution or the like behind all tokens so far.
+    """The state of linear attention, a convolution or the like after all tokens so far.
 
     Attributes:
         values: any number of arrays, stacked over these layers, each with an axis of heads.

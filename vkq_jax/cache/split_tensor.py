@@ -33,7 +33,7 @@ class SplitTensor(QuantizedTensor):
     """A tensor [*lead, V, H] as P parts of consecutive positions, or of slots of each class.
 
     Attributes:
-        parts: the parts as one tensor [*lead, P, V / P, H]; positions behind the last one are
+        parts: the parts as one tensor [*lead, P, V / P, H]; positions after the last one are
             padding.
         sizes: V; of dictionary codes, the slots of each class.
         part_sizes: the sizes of one part.

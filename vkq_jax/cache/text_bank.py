@@ -127,7 +127,7 @@ class TextBank:
         value: Float[Array, "B T K H"],
         valid: Bool[Array, "B T"],
     ) -> TextBank:
-        """Writes one layer's new tokens behind the filled positions, leaving `length` as it is.
+        """Writes one layer's new tokens after the filled positions, leaving `length` as it is.
 
         Tokens that are not `valid` take no slot. Tokens without a free slot are dropped, since
         nothing can be raised under jit: `grow` first.
@@ -183,7 +183,7 @@ class TextBank:
         return key * key_scale, value * value_scale
 
     def _slots(self, valid: Bool[Array, "B T"]) -> tuple[Int32[Array, "B 1"], Int32[Array, "B T"]]:
-        """Sequence and slot of each new token; behind the capacity for one that is not valid."""
+        """Sequence and slot of each new token; beyond the capacity for one that is not valid."""
         rank = jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1
         slot = jnp.where(valid, self.length[:, None] + rank, self.cache_length)
         if slot.shape[1] > 1:  # or XLA fuses the sum into a scatter, and adds up for every element

@@ -111,7 +111,7 @@ class VisualBank:
     def in_positions(self, x: Float[Array, "B K Q S"], absent: float) -> Float[Array, "B K Q V"]:
         """Numbers of one layer's slots, in the order in which the tokens came.
 
-        `absent` stands behind the last token of a sequence. The inverse of `in_slots`.
+        `absent` stands after the last token of a sequence. The inverse of `in_slots`.
         """
         if self.class_map is None:
             valid = filled(self.length, x.shape[-1])[:, None]

@@ -105,7 +105,7 @@ class CrossPass:
             logits_soft_cap: see `vkq_jax.attention.soft_cap`.
 
         Returns:
-            Attention in the query's dtype, 0 where a token sees nothing; and the pass behind it.
+            Attention in the query's dtype, 0 where a token sees nothing; and the pass after it.
 
         Raises:
             ValueError: keys and values without pictures or the reverse, or tensors that do not fit.
@@ -172,7 +172,7 @@ class CrossPass:
         return output, (skipped, coded)
 
     def after(self, step: LayerStep, made: Made) -> CrossPass:
-        """The pass behind a layer, codes put in their place."""
+        """The pass after a layer, codes put in their place."""
         skipped, coded = made
         if coded is not None:
             coded = put_coded(self.coded, step.layer, coded, step.own)

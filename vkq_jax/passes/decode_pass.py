@@ -132,7 +132,7 @@ class Decode:
         return jnp.zeros_like(self.skipped), None
 
     def after(self, step: LayerStep, made: Made) -> Decode:
-        """The pass behind a layer, with more calibrations that the guard left out."""
+        """The pass after a layer, with more calibrations that the guard left out."""
         skipped, _ = made
         return dataclasses.replace(self, skipped=self.skipped + skipped)
 

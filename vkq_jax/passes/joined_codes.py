@@ -32,7 +32,7 @@ class JoinedCodes:
 
     Scales, centres, numbers of centroids: codes of several classes of tokens have some thirty
     arrays, and each one that is written into the stack of its layers is a launch on a GPU. Most of
-    them are small. So the small ones lie in one array, behind each other.
+    them are small. So the small ones lie in one array, after each other.
 
     Attributes:
         large: arrays that take a quarter of a layer's bytes or more, as they are.

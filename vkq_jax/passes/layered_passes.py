@@ -125,7 +125,7 @@ class _LayeredPass[P: (Prefill, Decode)]:
     def with_state[Own: _LayeredPass](
         self: Own, layer: Int32[Array, ""] | int, values: tuple[Float[Array, "B ..."], ...]
     ) -> Own:
-        """The pass with a layer's state behind the tokens; sequences without a token keep theirs.
+        """The pass with a layer's state after the tokens; sequences without a token keep theirs.
 
         `valid` tells padding, which must leave the state as it is.
         """
@@ -184,7 +184,7 @@ def attend_in_groups[P: OnePass](
     arrays: tuple[Array, Array | None, Array | None],
     options: dict[str, Any],
 ) -> tuple[Array, tuple[P, ...]]:
-    """One layer of those that are in these groups, and the passes of all groups behind it."""
+    """One layer of those that are in these groups, and the passes of all groups after it."""
     query, key, value = arrays
 
     def own_heads(group: int, place: Any, *arrays: Array | None) -> tuple[Any, list[Any]]:

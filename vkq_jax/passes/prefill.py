@@ -35,7 +35,7 @@ def begin_prefill(
     pictures: PromptPictures | None = None,
     backend: Backend = Backend(),
 ) -> Prefill | LayeredPrefill:
-    """Begins a prompt of B sequences and T tokens behind what the cache holds.
+    """Begins a prompt of B sequences and T tokens after what the cache holds.
 
     Args:
         cache: an empty one, from `empty_cache`, or that of earlier turns.
@@ -45,7 +45,7 @@ def begin_prefill(
             where it is static; counted by default.
         positions: RoPE positions from 0 at the prompt's first token, which those of earlier turns
             are added to; by default tokens are counted.
-        advance: with `positions`, how far they move on: the position behind the last token.
+        advance: with `positions`, how far they move on: the position after the last token.
         first_turn: the cache is empty, so that nothing of it is read. Only for speed.
         keep_positions: keep the visual tokens' RoPE positions; they are where the cache has a
             `key_bias`, which needs them.

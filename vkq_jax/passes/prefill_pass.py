@@ -176,7 +176,7 @@ class Prefill:
         return jnp.zeros_like(self.skipped), nothing_coded(self.coded)
 
     def after(self, step: LayerStep, made: Made) -> Prefill:
-        """The pass behind a layer, text written and codes put in their place."""
+        """The pass after a layer, text written and codes put in their place."""
         skipped, coded = made
         valid = checks.if_own(self.valid & ~self.visual, step.own)
         text = self.unfinished.text.write(step.layer, *step.tokens, valid)
