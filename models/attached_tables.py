@@ -53,6 +53,10 @@ TABLES_FILE = "vkq_tables.safetensors"
 def attach_tables(model: Model, file: str | os.PathLike[str]) -> Model:
     """The model with the calibrated presets of a file, which `generate` then takes by itself.
 
+    Args:
+        model: from `models.load`.
+        file: written by `vkq calibrate` or `vkq_jax.save_tables`.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: a broken file, or one that was made for another model.

@@ -35,6 +35,9 @@ def fingerprint(model: Model) -> str:
     may have another fingerprint.) Where devices of several hosts hold them, all hosts call this
     together. A model's second call costs nothing.
 
+    Args:
+        model: from `models.load`.
+
     Raises:
         ValueError: no model, or one whose weights are traced by jit.
     """

@@ -96,6 +96,9 @@ def attention_weights(
 def token_numbers(cache: AnyCache) -> Int32[Array, "B P"]:
     """Which token of its sequence each place of `AttentionWeights.joined` is; -1 for free ones.
 
+    Args:
+        cache: made by `empty_cache(..., keep_indices=True)`.
+
     Raises:
         ValueError: the cache does not keep the numbers of its tokens.
     """

@@ -55,10 +55,20 @@ class CacheBytes:
 
 
 def cache_nbytes(cache: AnyCache) -> CacheBytes:
-    """Counts the bytes of a cache's buffers (shapes suffice: tracers are welcome).
+    """Counts the bytes of a cache's buffers, padding included.
 
-    All that grows with the tokens: not counters per sequence, nor a score map, which all caches of
-    a model share, nor the attention that keys keep for codes made later (`Dense.keeps_attention`).
+    All that grows with the tokens counts. Not counted are counters per sequence, tables and score
+    maps, which all caches of a model share, and the attention that keys keep for codes made later
+    (`Dense.keeps_attention`).
+
+    Args:
+        cache: of arrays, of shapes alone (`jax.eval_shape`), or traced.
+
+    Returns:
+        Bytes of visual codes, their tables, and text, of all layers and sequences.
+
+    Raises:
+        ValueError: no cache.
     """
     check_cache_type(cache)
     sizes = [dataclasses.astuple(_part_nbytes(part)) for part in cache.parts]

@@ -245,6 +245,10 @@ def heads_of_layer(cache: AnyCache, layer: int) -> tuple[tuple[tuple[int, ...], 
     One of all heads where the layer has one setting; none where it has a recurrent state.
     `attention_weights` and `decode_attention` take each view with the queries of its heads.
 
+    Args:
+        cache: of all layers.
+        layer: its number in [0, L), not traced.
+
     Raises:
         ValueError: the cache has no such layer.
     """

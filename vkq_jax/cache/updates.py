@@ -94,6 +94,11 @@ def _check_tokens(
 def grow[C: KVCache | LayeredCache](cache: C, cache_length: int) -> C:
     """The same cache with room for at least `cache_length` text tokens a sequence.
 
+    Args:
+        cache: of any sequences; visual banks stay as they are.
+        cache_length: text tokens, those that the cache holds included. A smaller number than the
+            cache has room for changes nothing.
+
     Raises:
         ValueError: no cache, or `cache_length` is no integer below 2**31.
     """

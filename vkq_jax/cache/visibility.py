@@ -36,6 +36,11 @@ class Starts:
 def window_starts(cache: KVCache, index: Int32[Array, "B T"], window: int) -> Starts:
     """Starts for the queries of tokens `index`, which see `window` tokens up to their own.
 
+    Args:
+        cache: made by `empty_cache(..., keep_indices=True)`.
+        index: number of each query's token in its whole sequence.
+        window: tokens that a query sees, its own included.
+
     Raises:
         ValueError: the window is empty, or the cache does not keep the numbers of its tokens.
     """

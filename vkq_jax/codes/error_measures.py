@@ -59,6 +59,11 @@ def relative_squared_error(
 ) -> Float[Array, "*lead"]:
     """|x_hat - x|^2 / |x|^2 over the valid positions, float32; 0 / 0 is 0.
 
+    Args:
+        x: exact values, any float dtype.
+        x_hat: values from codes, of the same shape.
+        valid: False at padding; all positions count by default.
+
     Raises:
         ValueError: dtypes or shapes that do not fit.
     """
@@ -74,6 +79,11 @@ def cosine(
     valid: Bool[Array, "*#lead #V"] | None = None,
 ) -> Float[Array, "*lead"]:
     """Cosine of x_hat[t] and x[t], mean over the valid positions, float32; 0 for a zero vector.
+
+    Args:
+        x: exact values, any float dtype.
+        x_hat: values from codes, of the same shape.
+        valid: False at padding; all positions count by default.
 
     Raises:
         ValueError: dtypes or shapes that do not fit.

@@ -186,6 +186,9 @@ def register_preset(name: str, quant: KVQuantConfig | Quantizer) -> KVQuantConfi
 def resolve(quant: str | KVQuantConfig) -> KVQuantConfig:
     """The settings that a name stands for; settings are returned as they are.
 
+    Args:
+        quant: a key of `presets`, or settings.
+
     Raises:
         ValueError: there is no preset of this name, or `quant` is neither name nor settings.
     """
