@@ -1,7 +1,7 @@
 """Expectations of models that outgrow a GPU, worked out from one GPU's measured decode steps.
 
 `uv run python docs/scaling_out.py` prints the tables of scaling_benchmarks.md;
-`tests/test_docs.py` holds the page to them. Nothing here was measured on several GPUs.
+`tests/test_docs_figures.py` holds the page to them. Nothing here was measured on several GPUs.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Tables that are made from the files under results/.
 
 A page has one between `<!-- table: NAME -->` and `<!-- /table -->`; NAME is a function of this
-package.
-`python -m docs.tables` writes all of them anew, and `tests/test_docs.py` holds the pages to them.
+package. `python -m docs.tables` writes all of them anew, and `tests/test_docs_figures.py` holds the
+pages to them.
 """
 
 from docs.tables.answers import (
