@@ -44,7 +44,7 @@ def restore(file: Path, like: Any) -> tuple[Any, dict[str, Any]]:
         def read(path: Any, leaf: Any) -> jax.Array:
             name = jax.tree_util.keystr(path)
             if name not in names:
-                raise ValueError(f"{file} has no {name}: it belongs to another model or optimiser")
+                raise ValueError(f"{file} has no {name}: it belongs to another model or optimizer")
             tensor = stored.get_tensor(name)
             if tensor.shape != leaf.shape:
                 raise ValueError(f"{file}: {name} has {tensor.shape}, expected {leaf.shape}")

@@ -1,4 +1,4 @@
-"""The optimiser and everything that changes as training goes on.
+"""The optimizer and everything that changes as training goes on.
 
 Muon orthogonalises the momentum of each hidden matrix (query, key, value, gate, ... are matrices
 of their own here); AdamW moves tables, heads and vectors. Both are optax's. Muon's update is scaled

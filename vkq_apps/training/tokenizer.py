@@ -2,7 +2,7 @@
 
 It is a byte-free BPE without merges (`ignore_merges`): a piece of text that is in the vocabulary is
 that token, any other falls apart into characters. Pieces are lines, "?" and "," by themselves, and
-words with the space before them, written "▁". Nothing is normalised, so text of printable ASCII
+words with the space before them, written "▁". Nothing is normalized, so text of printable ASCII
 comes back exactly.
 """
 
