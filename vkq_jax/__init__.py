@@ -20,7 +20,8 @@ last row.
 | `attention` | attention over a cache | `reference`, `post_scaled` | `attention_weights`, \
 `last_queries`, `soft_cap`, `query_checks`, `backend` |
 | `passes` | a pass through the layers | `prefill`, `decode` | `prefill_pass`, `decode_pass`, \
-`coding`, `layer_step`, `pass_checks`; of several kinds: `layered_passes`, `cross_pass` |
+`coding`, `joined_codes`, `layer_step`, `pass_checks`; of several kinds: `layered_passes`, \
+`cross_pass` |
 | `sharding` | devices and hosts | `specs` | `bank_parts`, `hosts` |
 | `files` | caches and tables in files | `persistence` | `stored_form`, `consistency`, \
 `sliced_arrays`, `atomic_write` |
