@@ -1,5 +1,6 @@
 """Sizes and options of a cache of one's own: a cache of these sizes, or one clear error."""
 
+import dataclasses
 import random
 
 import jax.numpy as jnp
@@ -77,3 +78,22 @@ def test_sizes_that_cannot_be_are_refused(cases, one_clear_error):
         with pytest.raises((ValueError, NotImplementedError)) as caught:
             print(vkq_jax.empty_cache(**options))
         one_clear_error(caught.value)
+
+
+def test_cross_attention_layers_hold_no_text(tmp_path):
+    cache = vkq_jax.empty_cache(
+        quant="signs-1bit",
+        batch=1,
+        num_layers=2,
+        num_kv_heads=1,
+        head_dim=8,
+        cache_length=4,
+        dtype=jnp.float32,
+        cross_layers=(1,),
+    )
+    vkq_jax.save_cache(tmp_path / "whole", cache)
+    text, cross = cache.parts
+    filled = dataclasses.replace(cross.text, length=cross.text.length + 1)
+    parts = (text, dataclasses.replace(cross, text=filled))
+    with pytest.raises(ValueError, match="parts: expected text in the first and pictures in all"):
+        vkq_jax.save_cache(tmp_path / "text", dataclasses.replace(cache, parts=parts))
