@@ -21,6 +21,7 @@ __all__ = [
     "in_chains",
     "join_planes",
     "merge",
+    "of_lane_row",
     "rotate",
     "soft_capped",
     "split_bfloat16",
@@ -156,6 +157,15 @@ def merge(ops: Operations, parts: Sequence[Sequence[Value]]) -> list[Value]:
 def split_bfloat16(ops: Operations, word: Value) -> tuple[Value, Value]:
     """Both numbers of a word of bfloat16 as the bits of floats, the lower one first."""
     return ops.shift_left(word, 16), ops.bit_and(word, 0xFFFF0000)
+
+
+def of_lane_row(ops: Operations, lane: Value, words: Sequence[Value]) -> Value:
+    """The word of row `lane` of 32, of which lanes 4 g + t have words[j], of row 8 j + g."""
+    source = ops.mad(ops.bit_and(lane, 7), 4, 0)
+    own: Value = 0
+    for j, word in enumerate(words):
+        own = ops.where_less(lane, 8 * j, own, ops.take(word, source))
+    return own
 
 
 def chosen(ops: Operations, number: Value, values: Sequence[Value]) -> Value:

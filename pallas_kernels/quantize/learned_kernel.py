@@ -17,7 +17,7 @@ import functools
 from typing import Literal
 
 from pallas_kernels.isa.operations import Operations, Value
-from pallas_kernels.isa.warp_math import split_bfloat16, warp_sum
+from pallas_kernels.isa.warp_math import of_lane_row, split_bfloat16, warp_sum
 from pallas_kernels.layout import layouts
 from pallas_kernels.quantize.class_block import SIDES, BlocksSpec, ClassBlock
 from pallas_kernels.quantize.half_block import HALF, PIECE, WARPS, image_bytes, log_scale_code
@@ -290,13 +290,10 @@ class LearnedKernel:
         return [joined[j // 2][2 * (j % 2) : 2 * (j % 2) + 2] for j in range(4)]
 
     def _of_lane(self, values: list[Value]) -> Value:
-        """The float of this lane's token, 8 j + g, from those of all j."""
-        ops, lane = self._ops, self._block.lane
-        source = ops.mad(ops.bit_and(lane, 7), 4, 0)
-        own: Value = 0
-        for j, value in enumerate(values):
-            own = ops.where_less(lane, 8 * j, own, ops.take(ops.as_bits(value), source))
-        return ops.from_bits(own)
+        """The float of this lane's token."""
+        ops = self._ops
+        bits = [ops.as_bits(value) for value in values]
+        return ops.from_bits(of_lane_row(ops, self._block.lane, bits))
 
     # One token a lane -----------------------------------------------------------------------------
 

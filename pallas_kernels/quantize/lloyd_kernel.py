@@ -16,7 +16,7 @@ to the centres as they are stored, and says how far away they are.
 import dataclasses
 
 from pallas_kernels.isa.operations import Operations, Value
-from pallas_kernels.isa.warp_math import dot, in_chains, split_bfloat16, warp_sum
+from pallas_kernels.isa.warp_math import dot, in_chains, of_lane_row, split_bfloat16, warp_sum
 
 __all__ = ["CHUNK", "MOST_CENTRES", "WARPS", "LloydKernel", "LloydSpec"]
 
@@ -238,13 +238,8 @@ class LloydKernel:
         """Centre and energy of each token, a lane one."""
         ops, spec = self._ops, self._spec
         right, square = self._centres()
-        own: Value = 0
-        first = ops.mad(ops.bit_and(self._lane, 7), 4, 0)
-        for tile in range(0, 32, _ROWS):
-            _, ids = self._tile(tile, right, square)
-            for i, number in enumerate(ids):
-                taken = ops.take(number, first)
-                own = ops.where_less(self._lane, tile + 8 * i, own, taken)
+        tiles = [self._tile(tile, right, square) for tile in range(0, 32, _ROWS)]
+        own = of_lane_row(ops, self._lane, [number for _, ids in tiles for number in ids])
         centre = ops.mad(own, spec.table_stride, self._tables)
         unit = ops.add(self._tables, MOST_CENTRES * spec.table_stride)
         row = ops.mad(self._thread, spec.stride, self._rows)

@@ -16,7 +16,7 @@ metric, |A u|^2, the centroids are A^T A c: two halves in bfloat16, as the rows 
 import dataclasses
 
 from pallas_kernels.isa.operations import Operations, Value
-from pallas_kernels.isa.warp_math import exchange_float, split_bfloat16, warp_sum
+from pallas_kernels.isa.warp_math import exchange_float, of_lane_row, split_bfloat16, warp_sum
 
 __all__ = ["TILE", "WARPS", "NearestKernel", "NearestSpec"]
 
@@ -188,7 +188,8 @@ class NearestKernel:
         ops.warp_barrier()
         least, ids = self._nearest(tokens)
         energies = [ops.fmax(ops.fadd(a, b), 0.0) for a, b in zip(squares, least, strict=True)]
-        own, energy = self._of_lane(ids), self._of_lane([ops.as_bits(e) for e in energies])
+        own = of_lane_row(ops, self._lane, ids)
+        energy = of_lane_row(ops, self._lane, [ops.as_bits(e) for e in energies])
         position = ops.add(first, self._lane)
         length = ops.load(ops.address(ops.pointer("length"), sequence, 4))
         energy = ops.where_less(position, length, energy, 0)
@@ -322,12 +323,3 @@ class NearestKernel:
             number = ops.where_float_less(other, least, theirs, chosen)
             least = ops.fmin(least, other)
         return least, number
-
-    def _of_lane(self, words: list[Value]) -> Value:
-        """The word of this lane's token, 8 j + g, from those of all j."""
-        ops = self._ops
-        source = ops.mad(ops.bit_and(self._lane, 7), 4, 0)
-        own: Value = 0
-        for j, word in enumerate(words):
-            own = ops.where_less(self._lane, 8 * j, own, ops.take(word, source))
-        return own
