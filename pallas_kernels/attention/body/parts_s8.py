@@ -19,9 +19,9 @@ from pallas_kernels.attention.body.codebook import BookMasses, set_masses
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.packed_blocks import WHOLE, PackedBlocks
 from pallas_kernels.attention.body.packed_s8 import LoadRow, PackedS8
+from pallas_kernels.attention.body.part_scratch import PartScratch
 from pallas_kernels.attention.body.row_results import RowResults
 from pallas_kernels.attention.body.s8_queries import S8Queries
-from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.attention.body.work import Work
 from pallas_kernels.attention.kernel_spec import KernelSpec
 from pallas_kernels.attention.regions import SUMS, counts_pairs, row_of
@@ -40,7 +40,7 @@ class _RowS8(PackedS8):
 
     def add_to_row(
         self,
-        scratch: Scratch,
+        scratch: PartScratch,
         query: FoldedQuery,
         first_plane: Value,
         here: ChosenBlock,
@@ -87,8 +87,8 @@ class PartsS8:
         self._ops, self._specs = ops, specs
         spec = self._spec = row_of(specs)
         work = self._work = Work(ops, spec)
-        self._scratches = [Scratch(ops, x, work, specs, n) for n, x in enumerate(specs)]
-        self._scratch = Scratch(ops, spec, work, specs)
+        self._scratches = [PartScratch(ops, x, work, specs, n) for n, x in enumerate(specs)]
+        self._scratch = PartScratch(ops, spec, work, specs)
         self._coded = [packed for packed in spec.classes if packed.key.bits]
         self._uncoded = [packed for packed in spec.classes if not packed.key.bits]
         self._row = ClassRow(ops, spec, self._coded, work)

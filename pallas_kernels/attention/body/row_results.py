@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 
-from pallas_kernels.attention.body.scratch import Scratch
+from pallas_kernels.attention.body.part_scratch import PartScratch
 from pallas_kernels.attention.body.work import Work
 from pallas_kernels.attention.kernel_spec import BOOK, KernelSpec
 from pallas_kernels.isa.operations import Operations, Value
@@ -26,8 +26,8 @@ class RowResults:
         ops: Operations,
         specs: Sequence[KernelSpec],
         work: Work,
-        scratch: Scratch,
-        of_queries: Scratch,
+        scratch: PartScratch,
+        of_queries: PartScratch,
     ):
         """Keeps what the methods need."""
         self._ops, self._specs, self._work = ops, specs, work

@@ -32,7 +32,7 @@ from pallas_kernels.attention.body.block_softmax import (
 from pallas_kernels.attention.body.centre_ids import BookIds, BookWord, CentreIds, Ids
 from pallas_kernels.attention.body.codebook import BookMasses
 from pallas_kernels.attention.body.folded_query import FoldedQuery
-from pallas_kernels.attention.body.s8_queries import code_places
+from pallas_kernels.attention.body.s8_sums import S8Sums
 from pallas_kernels.attention.body.work import Work
 from pallas_kernels.attention.codings import Coding
 from pallas_kernels.attention.kernel_spec import KernelSpec
@@ -57,13 +57,11 @@ class S8Products:
         def power(exponent: Value) -> Value:  # 2^-exponent
             return ops.from_bits(ops.shift_left(ops.sub(127, exponent), 23))
 
-        self._places = code_places(spec)
         odd = ops.bit_and(work.g, 1)  # positions 8 p + g lie in bits b with b % 8 = g
         self.softmax = BlockSoftmax(
             ops, _MAX_WEIGHT, self.row_max, down=power(odd), up=power(ops.sub(0, odd))
         )
-        # Factors that the compiler does not know: shifts would take the busier pipe.
-        self._byte, self._two_bytes = ops.unknown(1 << 8), ops.unknown(1 << 16)
+        self._sums = S8Sums(ops, spec)
 
     def scores(
         self,
@@ -99,7 +97,7 @@ class S8Products:
                 for plane in planes:
                     words = [load_row(plane, row)[at : at + 2] for row, at in tiles]
                     rights = operands[plane.half][q % 2]
-                    of_planes.append(self._key_sums(words, rights, len(queries)))
+                    of_planes.append(self._sums.of_keys(words, rights, len(queries)))
                 sums = [
                     join_planes(self._ops, planes, of_set)
                     for of_set in zip(*of_planes, strict=True)
@@ -166,7 +164,7 @@ class S8Products:
                     load(row)
             for first, q in groups:
                 words = [load(row)[at : at + 2] for row, at in self._tiles(first, q, quarters)]
-                found = self._key_sums(words, operands[q % 2], len(queries))
+                found = self._sums.of_keys(words, operands[q % 2], len(queries))
                 for of_set, start in zip(found, range(0, len(totals), size), strict=True):
                     for p, x in zip(places(first, q), of_set, strict=True):
                         totals[start + p] = ops.fma(x, weight, totals[start + p])
@@ -256,7 +254,7 @@ class S8Products:
             half, row = divmod(m, spec.plane_dim // 16)
             planes = spec.planes(value)[half :: spec.halves]
             of_planes = [
-                self._value_sums([load_row(plane, row + i) for i in (0, 1)], operands)
+                self._sums.of_values([load_row(plane, row + i) for i in (0, 1)], operands)
                 for plane in planes
             ]
             for i, *of_tile in zip((m, m + 1), *of_planes, strict=True):
@@ -289,7 +287,7 @@ class S8Products:
             plane = Plane(number, number, 0)
             for m in range(0, self._spec.plane_dim // 16, 2):
                 rows = [load_row(plane, m + i) for i in (0, 1)]
-                for i, of_tile in enumerate(self._value_sums(rows, operands), m):
+                for i, of_tile in enumerate(self._sums.of_values(rows, operands), m):
                     for of_set, (found, unit) in enumerate(zip(of_tile, units, strict=True)):
                         for at, x in enumerate(found, size * of_set + 2 * i):
                             sums[at] = ops.fma(x, unit, sums[at])
@@ -322,79 +320,13 @@ class S8Products:
             plane, sums = Plane(number, number, 0), []
             rows = [load_row(plane, row) for row in range(self._spec.plane_dim // 16)]
             for m in range(0, len(rows), 2):
-                for (found,) in self._value_sums(rows[m : m + 2], [weights.operands]):
+                for (found,) in self._sums.of_values(rows[m : m + 2], [weights.operands]):
                     sums += found
             old = [ops.fmul(x, weights.old) for x in load_sums(number)]
             store_sums(number, [ops.fma(x, unit, y) for x, y in zip(sums, old, strict=True)])
             return []
 
         ops.loop(value.count, [], add)
-
-    def _value_sums(
-        self, tiles: Sequence[Sequence[Value]], sets: Sequence[Sequence[Sequence[Value]]]
-    ) -> list[list[list[Value]]]:
-        """For each tile and set sums over positions of weight times code, at rows g and g + 8.
-
-        Tiles take turns: a product is long under way before its sum is needed.
-        """
-        ops = self._ops
-        sums: list[list[list[Value]]] = [[[0, 0, 0, 0] for _ in sets] for _ in tiles]
-        for h in range(len(tiles[0]) // 2):
-            for n in range(4):
-                for words, of_tile in zip(tiles, sums, strict=True):
-                    # Bits 2n and 2n + 1 of each byte as 64 and 128.
-                    pair = words[2 * h : 2 * h + 2]
-                    if n < 3:
-                        pair = [ops.shift_left(w, 6 - 2 * n) for w in pair]
-                    left = self._bits(pair, 6)
-                    for number, halves in enumerate(sets):
-                        right = halves[h][2 * n : 2 * n + 2]
-                        of_tile[number] = ops.mma_u8_u8(left, right, of_tile[number])
-        return [
-            [
-                [ops.to_float(ops.mad(x[row], self._byte, x[row + 1])) for row in (0, 2)]
-                for x in of_tile
-            ]
-            for of_tile in sums
-        ]
-
-    def _key_sums(
-        self,
-        tiles: Sequence[Sequence[Value]],
-        operands: Sequence[Sequence[Value]],
-        sets: int,
-    ) -> list[list[Value]]:
-        """For each set sums over channels of number times code: of each tile at rows g and g + 8.
-
-        Tiles take turns, as in `_value_sums`. Shortened queries count without their lowest digit.
-        """
-        ops, short = self._ops, len(operands) == sets
-        sums: list[list[list[Value]]] = [[[0, 0, 0, 0] for _ in operands] for _ in tiles]
-        for n in range(4):
-            # Bits 2n and 2n + 1 of each byte, in one of the lowest places.
-            shift, bit = divmod(2 * n, self._places)
-            for words, of_tile in zip(tiles, sums, strict=True):
-                shifted = [ops.shift_right(w, shift * self._places) for w in words]
-                left = self._bits(shifted if shift else words, bit)
-                for i, right in enumerate(operands):
-                    of_tile[i] = ops.mma_u8_s8(left, right[2 * n : 2 * n + 2], of_tile[i])
-
-        def total(of_tile: list[list[Value]], number: int, row: int) -> Value:
-            upper, middle = of_tile[number][row : row + 2]
-            if short:
-                return ops.to_float(ops.mad(upper, self._byte, middle))
-            last = ops.mad(middle, self._byte, of_tile[-1][row + number])
-            return ops.to_float(ops.mad(upper, self._two_bytes, last))
-
-        return [
-            [total(of_tile, number, row) for of_tile in sums for row in (0, 2)]
-            for number in range(sets)
-        ]
-
-    def _bits(self, rows: Sequence[Value], bit: int) -> list[Value]:
-        """Left operand: bits `bit` and `bit + 1` of each byte of rows g and g + 8, in place."""
-        masks = (0x01010101 << bit, 0x01010101 << bit + 1)
-        return [self._ops.bit_and(w, mask) for mask in masks for w in rows]
 
     def row_max(self, x: Value) -> Value:
         """The maximum over the lanes that share t."""
