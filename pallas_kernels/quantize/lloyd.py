@@ -45,7 +45,7 @@ def assign_tokens(
         "unit": 1.0 / unit.astype(jnp.float32).reshape(-1, head_dim),
     }
 
-    def launch(spec: LloydSpec, results: dict[str, jax.ShapeDtypeStruct], state):
+    def launch(spec: LloydSpec, results: dict[str, jax.ShapeDtypeStruct], operands):
         program = Program(
             body=lambda ops: LloydKernel(ops, spec).run(),
             results={"centre": jax.ShapeDtypeStruct(centres.shape, jnp.float32), **results},
@@ -53,19 +53,28 @@ def assign_tokens(
             warps=WARPS,
             shared_words=spec.shared_words,
         )
-        return run(program, {**operands, **state})
+        return run(program, operands)
 
-    def shapes(**arrays: Array) -> dict[str, jax.ShapeDtypeStruct]:
-        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
+    sums = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype)
+        for name, x in (("found", found), ("size", size))
+    }
+
+    # Traced and lowered once: jax 0.11 would compile the kernel of each launch anew.
+    @jax.jit
+    def step(operands):
+        return launch(spec, sums, operands)
 
     for _ in range(steps):
         state = {"old": centres, "sum": found, "count": size}
-        centres, found, size = launch(spec, shapes(found=found, size=size), state)
+        centres, found, size = step(operands | state)
     state = {"old": centres, "sum": found, "count": size}
     tokens = jax.ShapeDtypeStruct((heads * positions,), jnp.int32)
     energies = jax.ShapeDtypeStruct((heads * positions,), jnp.float32)
     centres, ids, energy = launch(
-        dataclasses.replace(spec, last=True), {"ids": tokens, "energy": energies}, state
+        dataclasses.replace(spec, last=True),
+        {"ids": tokens, "energy": energies},
+        operands | state,
     )
     of_tokens = (*lead, positions)
     return (
