@@ -1,5 +1,6 @@
 """Arguments of public functions, checked against the annotations that say what they are."""
 
+import dataclasses
 import functools
 import inspect
 import typing
@@ -15,7 +16,7 @@ from jaxtyping import jaxtyped
 from vkq_jax.annotations import alternatives, describe, holds, is_array, plain
 from vkq_jax.array_types import Int32
 from vkq_jax.messages import show
-from vkq_jax.validation import as_array, whole_number
+from vkq_jax.validation import as_array, check_alive, from_host, whole_number
 
 __all__ = ["checked"]
 
@@ -65,7 +66,8 @@ def _settle(name: str, value: Any, options: Sequence[Any] | None) -> Any:
             raise ValueError(f"{name} must be {expected}, got {show(value)}")
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _LARGEST:
         raise ValueError(f"{name} must be at most {_LARGEST}, got {show(value)}")
-    return value
+    check_alive(name, value)
+    return from_host(value) if dataclasses.is_dataclass(value) else value
 
 
 def _as_arrays(name: str, value: Any, options: Sequence[Any]) -> Any:

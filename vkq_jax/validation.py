@@ -27,6 +27,7 @@ __all__ = [
     "as_array",
     "as_items",
     "as_path",
+    "check_alive",
     "check_dtype",
     "check_fields",
     "check_readable",
@@ -34,6 +35,7 @@ __all__ = [
     "check_tree",
     "check_type",
     "check_untraced",
+    "from_host",
     "is_traced",
     "static_layer",
     "whole_number",
@@ -84,11 +86,15 @@ def check_size(name: str, size: Any, most: int = 2**31 - 1) -> None:
 
 
 def check_type(name: str, value: Any, expected: type | tuple[type, ...], *, hint: str = "") -> None:
-    """Raises ValueError unless `value` is an `expected`; `hint` says where to get one."""
+    """Raises ValueError unless `value` is an `expected`, whose arrays are all there.
+
+    `hint` says where to get one.
+    """
     if not isinstance(value, expected):
         classes = expected if isinstance(expected, tuple) else (expected,)
         kinds = " or ".join(each.__name__ for each in classes)
         raise ValueError(f"{name}: expected {kinds}{hint and f' ({hint})'}, got {show(value)}")
+    check_alive(name, value)
 
 
 def is_traced(tree: Any) -> bool:
@@ -161,10 +167,30 @@ def as_array(name: str, x: Any) -> Array:
     """
     if isinstance(x, np.ndarray) and not x.dtype.isnative:
         x = x.astype(x.dtype.newbyteorder("="))
+    check_alive(name, x)
+    if isinstance(x, jax.ShapeDtypeStruct):  # JAX makes an array of its shape
+        raise ValueError(f"{name}: expected an array of numbers, got {show(x)}")
     try:
         return jnp.asarray(x)
     except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{name}: expected an array of numbers, got {show(x)}") from error
+
+
+def check_alive(name: str, tree: Any) -> None:
+    """Raises ValueError for an array whose buffer is gone, in a pytree that is an argument."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
+            raise ValueError(
+                f"{name}: expected arrays, got {leaf.dtype} {list(leaf.shape)} whose buffer was "
+                "deleted, or donated to a jitted function"
+            )
+
+
+def from_host[T](tree: T) -> T:
+    """A pytree whose arrays of NumPy, as `jax.device_get` leaves them, are JAX's again."""
+    if not any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(tree)):
+        return tree
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, tree)
 
 
 def check_dtype(name: str, dtype: Any) -> None:

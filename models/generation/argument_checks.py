@@ -17,7 +17,7 @@ from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.layered import AnyCache, LayeredCache
 from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.messages import show
-from vkq_jax.validation import as_items, check_type
+from vkq_jax.validation import as_items, check_alive, check_type
 
 __all__ = [
     "check_cache",
@@ -105,6 +105,7 @@ def check_cache(model: Model, inputs: Inputs, cache: Any) -> None:
     hint = "Generation.cache of an earlier turn, or vkq_jax.load_cache"
     if not isinstance(cache, KVCache | LayeredCache):
         check_type("cache", cache, KVCache, hint=hint)
+    check_alive("cache", cache)
     batch, layers = inputs.input_ids.shape[0], model.config.text.num_own_layers
     if cache.num_layers != layers:
         raise ValueError(

@@ -94,6 +94,53 @@ def test_other_things_are_one_clear_error(tmp_path, monkeypatch, one_clear_error
     assert not list(tmp_path.iterdir())
 
 
+def kept_in(cache):
+    """What functions of a whole cache make of it."""
+    tokens, query = np.ones((1, 1, 1, 1, 8), np.float32), np.ones((1, 1, 1, 8), np.float32)
+    yield "append", lambda cache: vkq_jax.append(cache, tokens, tokens)
+    yield "attend_layer", lambda cache: pallas_kernels.attend_layer(query, cache, 0)
+    yield "grow", lambda cache: vkq_jax.grow(cache, 9)
+    yield "share_visual", lambda cache: vkq_jax.share_visual(cache, 2)
+    yield "take_sequences", lambda cache: vkq_jax.take_sequences(cache, [0, 0])
+
+
+def test_a_cache_that_waited_on_the_host_goes_on(cache):
+    for name, use in kept_in(cache):
+        parked, kept = use(jax.device_get(cache)), use(cache)
+        assert jax.tree.structure(parked) == jax.tree.structure(kept), name
+        jax.tree.map(np.testing.assert_array_equal, parked, kept)
+
+
+def test_arrays_that_were_deleted_are_named(one_clear_error, cache, inputs):
+    lost = jax.tree.map(lambda x: jnp.array(x, copy=True), inputs)
+    jax.tree.map(lambda x: x.delete(), lost)
+    gone = jax.tree.map(lambda x: jnp.array(x, copy=True), cache)
+    jax.tree.map(lambda x: x.delete(), gone)
+    array = jnp.ones((1, 8, 8))
+    array.delete()
+    uses = [(name, lambda use=use: use(gone)) for name, use in kept_in(cache)]
+    uses += [("cosine", lambda: vkq_jax.cosine(array, X[:1]))]
+    uses += [("quantize", lambda: vkq_jax.quantize(array, SIGNS))]
+    uses += [("valid", lambda: vkq_jax.quantize(X, SIGNS, valid=array))]
+    uses += [("pad_to_multiple", lambda: models.pad_to_multiple(lost))]
+    for name, use in uses:
+        with pytest.raises(ValueError, match="whose buffer was deleted, or donated") as error:
+            use()
+        one_clear_error(error.value)
+        assert name
+
+
+def test_shapes_are_no_arrays(one_clear_error):
+    for use in (
+        lambda: vkq_jax.quantize(X, SIGNS, valid=jax.ShapeDtypeStruct((2, 8), bool)),
+        lambda: vkq_jax.quantize(jax.ShapeDtypeStruct((2, 8, 8), jnp.float32), SIGNS),
+        lambda: vkq_jax.cosine(X, jax.ShapeDtypeStruct((2, 8, 8), jnp.float32)),
+    ):
+        with pytest.raises(ValueError, match=r"expected|must be") as error:
+            use()
+        one_clear_error(error.value)
+
+
 # These say more in checks of their own, tested above and by their own suites.
 CHECKED_OTHERWISE = {"dequantize", "empty_cache", "fake_quantize", "grow", "load_cache"}
 CHECKED_OTHERWISE |= {"load_score_map", "load_tables", "per_head", "per_layer", "quantize"}

@@ -166,6 +166,8 @@ def test_padding_is_inferred_without_a_mask(model):
     np.testing.assert_array_equal(inputs.mask, [[0, 1, 1, 1, 1, 1, 1]])
     with pytest.raises(ValueError, match="prompt 1 has the padding token 0 inside, at 2: give att"):
         models.prepare(padded, input_ids=[[0, 0, 3, 4], [3, 4, 0, 5]])
+    with pytest.raises(ValueError, match="prompt 0 has the padding token 0 inside, at 1: give att"):
+        models.prepare(padded, input_ids=[[3, 0, 4]])
     with pytest.raises(ValueError, match="empty prompt: row 1 is all padding"):
         models.prepare(padded, input_ids=[[3, 4], [0, 0]])
 

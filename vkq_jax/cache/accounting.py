@@ -55,7 +55,7 @@ class CacheBytes:
 
 
 def cache_nbytes(cache: AnyCache) -> CacheBytes:
-    """Counts the bytes of a cache's buffers, padding included.
+    """Counts the bytes of a cache's buffers, padding included (deleted arrays have shapes, too).
 
     All that grows with the tokens counts. Not counted are counters per sequence, tables and score
     maps, which all caches of a model share, and the attention that keys keep for codes made later
@@ -70,7 +70,7 @@ def cache_nbytes(cache: AnyCache) -> CacheBytes:
     Raises:
         ValueError: no cache.
     """
-    check_cache_type(cache)
+    check_cache_type(cache, deleted=True)
     sizes = [dataclasses.astuple(_part_nbytes(part)) for part in cache.parts]
     total = CacheBytes(*map(sum, zip(*sizes, strict=True)))
     if isinstance(cache, LayeredCache):

@@ -265,9 +265,11 @@ def heads_of_layer(cache: AnyCache, layer: int) -> tuple[tuple[tuple[int, ...], 
     return tuple(views)
 
 
-def check_cache_type(cache: Any) -> None:
-    """Raises ValueError for anything but a whole cache."""
-    check_type("cache", cache, (KVCache, LayeredCache), hint="Generation.cache, or empty_cache")
+def check_cache_type(cache: Any, *, deleted: bool = False) -> None:
+    """Raises ValueError for anything but a whole cache; its arrays may be `deleted` if so said."""
+    kinds = (KVCache, LayeredCache)
+    if not (deleted and isinstance(cache, kinds)):
+        check_type("cache", cache, kinds, hint="Generation.cache, or empty_cache")
 
 
 def map_parts[C: KVCache | LayeredCache](cache: C, function: Callable[[KVCache], KVCache]) -> C:

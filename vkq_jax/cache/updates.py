@@ -19,7 +19,7 @@ from vkq_jax.cache.layered import LayeredCache, check_cache_type, map_parts, map
 from vkq_jax.cache.sharing import is_shared
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.messages import show
-from vkq_jax.validation import whole_number
+from vkq_jax.validation import from_host, whole_number
 
 __all__ = ["append", "grow", "take_sequences"]
 
@@ -143,6 +143,7 @@ def take_sequences[C: KVCache | LayeredCache](cache: C, indices: ArrayLike | Seq
     Visual banks that all sequences share (see `share_visual`) stay as they are.
     """
     check_cache_type(cache)
+    cache = from_host(cache)
     indices = _checked_indices(indices, cache.position.shape[0])
     taken = map_parts(cache, lambda part: _take_sequences(part, indices))
     return map_recurrent(taken, lambda x: _take(x, indices, axis=1))
