@@ -104,12 +104,12 @@ class SplitBackend(Backend):
         query: Float[Array, "B T N H"],
         key: Float[Array, "B T K H"],
         mask: Bool[Array, "#B T T"],
-        valid: Bool[Array, "B T"],
+        asking: Bool[Array, "B T"],
         index: Int32[Array, "B V"],
         **options: Unpack[LogitsOptions],
     ) -> Float[Array, "B K V"]:
         """The attention that the query heads of all devices pay, the same on each device."""
-        own = self.inner.attention_paid(query, key, mask, valid, index, **options)
+        own = self.inner.attention_paid(query, key, mask, asking, index, **options)
         return jax.lax.psum(own, self.axes.parts) if self._own_heads and self.on_device else own
 
     def quantize(

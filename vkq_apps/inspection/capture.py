@@ -132,7 +132,7 @@ def _attend(
             query,
             key,
             mask,
-            inputs.mask,
+            inputs.mask & ~is_visual,
             visual,
             logits_scale=text.logits_scale,
             logits_soft_cap=text.attn_logit_softcapping,

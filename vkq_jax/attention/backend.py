@@ -82,12 +82,12 @@ class Backend:
         query: Float[Array, "B T N H"],
         key: Float[Array, "B T K H"],
         mask: Bool[Array, "#B T T"],
-        valid: Bool[Array, "B T"],
+        asking: Bool[Array, "B T"],
         index: Int32[Array, "B V"],
         **options: Unpack[LogitsOptions],
     ) -> Float[Array, "B K V"]:
         """The attention that codes sort a prompt's tokens by, see `attention_of_last_queries`."""
-        return attention_of_last_queries(query, key, mask, valid, index, **options)
+        return attention_of_last_queries(query, key, mask, asking, index, **options)
 
     def quantize(
         self,

@@ -1,4 +1,4 @@
-"""Attention that a prompt's last queries pay to its tokens: a forecast of what is read later."""
+"""Attention that a prompt's last text queries pay to its tokens: a forecast of what is read later."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def attention_of_last_queries(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B T K H"],
     mask: Bool[Array, "#B T T"],
-    valid: Bool[Array, "B T"],
+    asking: Bool[Array, "B T"],
     index: Int32[Array, "B V"],
     *,
     logits_scale: float | None,
@@ -24,22 +24,23 @@ def attention_of_last_queries(
 ) -> Float[Array, "B K V"]:
     """The sum of p (1 - p) over the last queries of each sequence and the query heads of a KV head.
 
-    An error of a score moves its weight p by p (1 - p) times as much.
+    An error of a score moves its weight p by p (1 - p) times as much. Text asks: where a prompt
+    ends with a picture, whose tokens say little about what a question will read, the sum is 0.
 
     Args:
         query, key: with RoPE, unscaled.
         mask: which keys each query sees.
-        valid: which tokens are no padding.
+        asking: tokens whose queries count: text, no padding.
         index: the tokens asked about.
         logits_scale: H ** -0.5 where it is None.
         logits_soft_cap: see `soft_cap`.
     """
     tokens, num_kv_heads = key.shape[1:3]
-    last = jnp.argsort(jnp.where(valid, jnp.arange(tokens), -1), axis=-1)[:, -LAST_QUERIES:]
+    last = jnp.argsort(jnp.where(asking, jnp.arange(tokens), -1), axis=-1)[:, -LAST_QUERIES:]
     rows = jnp.take_along_axis(query, last[:, :, None, None], axis=1)
     mask = jnp.broadcast_to(mask, (len(last), *mask.shape[1:]))
     seen = jnp.take_along_axis(mask, last[:, :, None], axis=1)
-    seen = seen & jnp.take_along_axis(valid, last, axis=1)[:, :, None]
+    seen = seen & jnp.take_along_axis(asking, last, axis=1)[:, :, None]
     q = scaled_rows(rows, num_kv_heads, logits_scale)
     logits = jnp.einsum(  # a forecast: products in the dtype of the keys do
         "bkqh,bskh->bkqs", q.astype(key.dtype), key, preferred_element_type=jnp.float32

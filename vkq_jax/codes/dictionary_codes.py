@@ -33,8 +33,8 @@ class DictionaryCodes(Quantizer):
             a fraction of a bit, the first rotated channels have one bit more than the others;
             learned dictionaries round the bits of a token up to whole words of 32.
         order: what sorts tokens: their "energy", or "attention", their energy times the attention
-            that a prompt's last queries pay to them (see
-            `vkq_jax.attention.last_queries`). Where no attention is known it is the energy.
+            that a prompt's last queries of text pay to them (see
+            `vkq_jax.attention.last_queries`). Where none follow, it is the energy.
         centres: centroids that each image brings of its own: 1 (the mean) to 256, or 0: none.
         codebook: centroids of the model's codebook, added to the mean if there is one; needs
             tables. 0: none.

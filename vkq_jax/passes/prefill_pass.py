@@ -162,7 +162,7 @@ class Prefill:
         attention = None
         if cache.quant.needs_attention:
             attention = self.backend.attention_paid(
-                query, key, mask, self.valid, self.index, **scores
+                query, key, mask, self.valid & ~self.visual, self.index, **scores
             )
         if cache.key_bias is not None:
             key = cache.key_bias.of_layer(layer).taken_out(key, self.positions)
