@@ -43,7 +43,8 @@ def choose_tuning(
     blocks of two such teams fill the device once.
 
     Many teams of up to four with short banks: two warps each, in small thread blocks, which fill
-    the device evenly whatever their number; in large ones where those do too. Otherwise large ones;
+    the device evenly whatever their number; in large ones where those do too (of one query with a
+    codebook, whose tables take registers, in blocks of eight warps). Otherwise large ones;
     long banks and few heads are shared by more warps, then by more thread blocks, whose results
     have to be joined. A launch that would leave half of the device without a thread block is
     cut into smaller ones.
@@ -60,8 +61,12 @@ def choose_tuning(
     warps = _WARPS // 2 if wide or (per_team > 1 and head_dim > HEAD_DIMS[-1]) else _WARPS
     packed_blocks = sum(packed.blocks for packed in classes if packed.most_bits)
     short = bool(classes) and packed_blocks <= 16 and not wide
+    # Learned dictionaries, a loop for each part, were slower in thread blocks of eight warps.
+    alone = per_team == 1 and any(x.key.codebook and x.key.centred for x in classes)
     if short and 2 * teams >= 7 * _MULTIPROCESSORS:
-        large = per_team > 1 and _fills_evenly(-(-2 * teams // warps))
+        if alone and -(-2 * teams // 8) <= _MULTIPROCESSORS:
+            warps = 8
+        large = (per_team > 1 or warps == 8) and _fills_evenly(-(-2 * teams // warps))
         tuning = TuningConfig(warps=warps if large else 4, team=2, queries=per_team)
         return _within_memory(tuning, head_dim, classes, architecture)
     several = short and per_team > 1 and classes[0].of_classes > 1
@@ -80,7 +85,8 @@ def choose_tuning(
         splits *= 2
     while warps > max(4, team) and 2 * splits * -(-teams * team // warps) <= _MULTIPROCESSORS:
         warps //= 2
-    if per_team > 1 and team == 16 and any(x.key.codebook for x in classes):
+    of_book = per_team > 1 and any(x.key.codebook for x in classes)
+    if team == 16 and (of_book or (alone and splits > 1)):
         # Tables of centroids leave no room for words that wait: more registers serve better.
         warps, team = 8, 8
     tuning = TuningConfig(warps=warps, team=team, splits=splits, queries=per_team)

@@ -167,6 +167,20 @@ def test_long_banks_with_a_codebook_take_eight_warps():
 
     assert choose_tuning(16 * 8, 4, 128, classes(True), ()) == TuningConfig(8, 8, 1, 4)
     assert choose_tuning(16 * 8, 4, 128, classes(False), ()) == TuningConfig(16, 16, 1, 4)
+    assert choose_tuning(32, 1, 128, classes(True), ()) == TuningConfig(8, 8, 2, 1)
+    assert choose_tuning(32, 1, 128, classes(False), ()) == TuningConfig(16, 16, 2, 1)
+
+
+def test_one_query_with_a_codebook_fills_the_device_once_in_blocks_of_eight_warps():
+    coding = Coding(8, rotated=True, codebook=True)
+    learned = dataclasses.replace(coding, centred=False)
+
+    def tuning(heads, coding):
+        return choose_tuning(heads, 1, 128, (Packed(2304, coding, coding),), ())
+
+    assert tuning(16 * 32, coding) == TuningConfig(8, 2)
+    assert tuning(17 * 32, coding) == TuningConfig(4, 2)  # two rounds
+    assert tuning(16 * 32, learned) == TuningConfig(4, 2)
 
 
 def test_parts_in_one_loop_fill_a_multiprocessor():
