@@ -26,6 +26,7 @@ HEAD = "| models | `model_type` | text decoders compared | video | logits differ
 
 NAMES = {
     "aya_vision": "Aya Vision",
+    "deepseek_vl": "DeepSeek-VL",
     "gemma3": "Gemma 3",
     "gemma4": "Gemma 4",
     "glm46v": "GLM-4.6V",
@@ -55,8 +56,9 @@ NAMES = {
 }
 """Names by which people know the models of a `model_type`, in transformers' format."""
 
-# Families that share a row: descendants of LLaVA with tiles or clips, and Gemma's versions.
-_KIN = dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision", "vipllava"), "llava kin")
+# Families that share a row: descendants of LLaVA, and Gemma's versions.
+_LLAVA_KIN = ("deepseek_vl", "llava_next", "llava_next_video", "llava_onevision", "vipllava")
+_KIN = dict.fromkeys(_LLAVA_KIN, "llava kin")
 _KIN |= dict.fromkeys(("gemma3", "gemma4"), "gemma")
 
 

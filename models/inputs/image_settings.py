@@ -16,6 +16,7 @@ __all__ = [
     "check_image_settings",
     "check_longest_edge",
     "check_max_tiles",
+    "check_padded_square",
     "check_patch_settings",
     "check_resized",
     "check_tile_counts",
@@ -194,6 +195,24 @@ def check_max_tiles(image_processor: Any, side: int, tiles: int) -> None:
     squares = size == {"height": side, "width": side}
     _check("size", size, squares, f"height and width {side}, as in the vision tower")
     _check("max_image_tiles", most, most == tiles, f"{tiles}, as in the vision tower")
+
+
+def check_padded_square(image_processor: Any, side: int) -> None:
+    """Checks that pictures are resized to `side` pixels at most, and then padded to a square.
+
+    Raises:
+        ValueError: a setting of a wrong type or out of range, named.
+    """
+    check_image_settings(image_processor, side)
+    if image_processor.do_resize:
+        size, least = _sizes(image_processor.size), image_processor.min_size
+        square = size == {"height": side, "width": side}
+        _check("size", size, square, f"height and width {side}, as in the vision tower")
+        valid = type(least) is int and 0 < least <= side
+        _check("min_size", least, valid, f"a whole number from 1 to {side}")
+    mean = image_processor.image_mean
+    color = mean is None or all(_lies_in(Between(0, 1), each) for each in mean)
+    _check("image_mean", mean, color, "three numbers from 0 to 1: the color that is padded with")
 
 
 def check_resized(image_processor: Any, picture: Image.Image) -> None:

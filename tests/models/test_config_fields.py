@@ -10,6 +10,7 @@ import transformers
 
 from models import families
 from models.families.aya_vision.config import AyaVisionSettings
+from models.families.deepseek_vl.config import DeepseekVLSettings
 from models.families.gemma3.config import Gemma3ModelSettings
 from models.families.gemma4.config import (
     Gemma4Settings,
@@ -76,6 +77,7 @@ TOWERS = {
     "GlmOcrVisionConfig": GlmOcrVisionSettings,
     "GlmOcrConfig": GlmOcrSettings,
     "AyaVisionConfig": AyaVisionSettings,
+    "DeepseekVLConfig": DeepseekVLSettings,
     "CLIPVisionConfig": ClipVisionSettings,
     "SiglipVisionConfig": SiglipVisionSettings,
     "LlavaConfig": LlavaSettings,

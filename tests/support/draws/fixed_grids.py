@@ -81,6 +81,21 @@ def _vipllava(rng: random.Random) -> Drawn:
     return _llava(rng, "vipllava")
 
 
+def _deepseek_vl(rng: random.Random) -> Drawn:
+    tokens = Tokens.draw(rng)
+    tower = draw_tower(rng, "siglip_vision_model")
+    size, side = _side(tower)
+    content = {
+        "model_type": "deepseek_vl",
+        "vision_config": tower,
+        "text_config": draw_text(rng, rng.choice(("llama", *KINDS)), tokens.vocabulary),
+        "image_token_id": tokens.marks[0],
+        "tie_word_embeddings": rng.random() < 0.5,
+    }
+    rows, arrays, _ = _pictures(rng, tokens, size, side**2)
+    return Drawn(content, lambda side: padded_rows(*rows, side=side) | arrays)
+
+
 def _aya_vision(rng: random.Random) -> Drawn:
     tokens, merge = Tokens.draw(rng), rng.choice((1, 2, 3))
     tower = draw_tower(rng, "siglip_vision_model", side=merge * rng.choice((1, 2)))
@@ -210,6 +225,7 @@ def _smolvlm(rng: random.Random) -> Drawn:
 
 DRAWS = {
     "aya_vision": _aya_vision,
+    "deepseek_vl": _deepseek_vl,
     "gemma3": _gemma3,
     "idefics3": _idefics3,
     "internvl": _internvl,

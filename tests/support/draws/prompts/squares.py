@@ -140,6 +140,27 @@ def _aya_vision(rng: random.Random) -> Served:
     )
 
 
+def _deepseek_vl(rng: random.Random) -> Served:
+    content = DRAWS["deepseek_vl"](rng).content
+    side, _, patches = tower_sizes(content)
+    images = steps(rng, rim=True) | {
+        "image_processor_type": rng.choice(
+            ("DeepseekVLImageProcessor", "DeepseekVLImageProcessorFast")
+        ),
+        "size": square(side),
+        "min_size": rng.randint(1, side),
+    }
+    return Served(
+        content,
+        "DeepseekVLProcessor",
+        images,
+        {"<image_placeholder>": content["image_token_id"]},
+        "<image_placeholder>",
+        options={"num_image_tokens": patches**2},
+        names={"image_token": "<image_placeholder>"},
+    )
+
+
 def _internvl(rng: random.Random, name: str) -> Served:
     content = DRAWS[name](rng).content
     side, _, patches = tower_sizes(content)
@@ -235,6 +256,7 @@ SQUARES = {
         for name in ("llava_next", "llava_next_video", "llava_onevision")
     },
     "aya_vision": _aya_vision,
+    "deepseek_vl": _deepseek_vl,
     **{name: partial(_internvl, name=name) for name in ("internvl", "qianfan_ocr")},
     "gemma3": _gemma3,
     "paligemma": _paligemma,

@@ -1,0 +1,1 @@
+"""DeepSeek-VL: SigLIP, a two-layer projector, a LLaMA decoder; pictures keep their shapes."""
