@@ -1,4 +1,4 @@
-"""Attention that a prompt's last text queries pay to its tokens: a forecast of what is read later."""
+"""Attention that the last text of a prompt pays to its tokens: a forecast of what is read later."""
 
 import jax
 import jax.numpy as jnp
