@@ -71,8 +71,8 @@ class Checkpoint:
         """One tensor, or a slice of its first axes, in the dtype of the file.
 
         It is a view of the mapped file: no more than the slice is read, once it is used, and
-        several threads read at a time. The file must not be written over
-        while a view lives, but another one may take its place.
+        several threads read at a time. The file must not be written over while a view lives, but
+        another one may take its place.
 
         Raises:
             ValueError: a dtype that NumPy does not have.
