@@ -87,9 +87,11 @@ def cache_axes(mesh: Mesh, cache: AnyCache) -> CacheAxes:
 
 def split_attention(mesh: Mesh | None, cache: AnyCache, backend: Backend) -> Backend:
     """The backend of a pass over a cache, which merges parts of sequences where there are."""
-    if mesh is None or (axes := cache_axes(mesh, cache)).parts is None:
+    if mesh is None:
         return backend
-    return SplitBackend(backend, axes)
+    backend = dataclasses.replace(backend, joins_codes=False)
+    axes = cache_axes(mesh, cache)
+    return backend if axes.parts is None else SplitBackend(backend, axes, joins_codes=False)
 
 
 def place[T](mesh: Mesh | None, arrays: T, specs: Any) -> T:

@@ -45,7 +45,13 @@ class Backend:
 
     `pallas_kernels.Backend` takes the fused kernels where they apply. A subclass is a frozen
     dataclass too: passes keep their backend as a static part.
+
+    Attributes:
+        joins_codes: whether a prefill joins small arrays of a layer's codes into one, see
+            `vkq_jax.passes.joined_codes`; not where devices hold parts of each array.
     """
+
+    joins_codes: bool = dataclasses.field(default=True, kw_only=True)
 
     def attend_cache(
         self,

@@ -9,7 +9,7 @@ from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention.backend import Backend
 from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.codes.code_tables import CodeTables
-from vkq_jax.passes.joined_codes import JoinedCodes
+from vkq_jax.passes.joined_codes import Coded, JoinedCodes
 from vkq_jax.pytree import take_layer
 from vkq_jax.settings.config import KVQuantConfig
 
@@ -26,7 +26,7 @@ def code_layer(
     taken: Bool[Array, "B V"],
     output: Float[Array, "..."],
     attention: Float[Array, "B K V"] | None = None,
-) -> tuple[Float[Array, "..."], JoinedCodes]:
+) -> tuple[Float[Array, "..."], Coded]:
     """The codes of one layer's tokens at `index`, and `output`, which waits for them.
 
     `attention` is that of these tokens, see `Backend.quantize`.
@@ -48,9 +48,11 @@ def _code(
     taken: Bool[Array, "B V"],
     tables: CodeTables | None,
     attention: Float[Array, "B K V"] | None,
-) -> JoinedCodes:
+) -> Coded:
     bank = backend.quantize(key, value, index, taken, quant, tables, attention)
     codes = (bank.key, bank.value, bank.class_map)
+    if not backend.joins_codes:
+        return codes
     return JoinedCodes.of_layer(codes, (key.shape[0], key.shape[2]))
 
 
@@ -61,7 +63,7 @@ def coding_room(
     taken: Bool[Array, "B V"],
     tokens: int,
     with_attention: bool,
-) -> JoinedCodes:
+) -> Coded:
     """Zeros of the shape of what coding makes of all layers, from `tokens` a sequence.
 
     `with_attention` says whether `code_layer` is given some.
@@ -89,6 +91,6 @@ def put_coded[C](
     return jax.tree.map(put, stack, coded)
 
 
-def nothing_coded(coded: JoinedCodes | None) -> JoinedCodes | None:
+def nothing_coded(coded: Coded | None) -> Coded | None:
     """Zeros in the place of one layer's codes, where `coded` holds those of all layers."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), coded)

@@ -22,7 +22,7 @@ from vkq_jax.cache.visual import left_pack
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.passes import pass_checks as checks
 from vkq_jax.passes.coding import code_layer, coding_room, nothing_coded, put_coded
-from vkq_jax.passes.joined_codes import JoinedCodes
+from vkq_jax.passes.joined_codes import Coded, codes_of_all_layers
 from vkq_jax.passes.layer_step import LayerStep, Made
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.slots import filled
@@ -73,7 +73,7 @@ class CrossPass:
     starts: Starts
     mask: Bool[Array, "B T V"] | None
     number: Int32[Array, "B V"] | None
-    coded: JoinedCodes | None
+    coded: Coded | None
     index: Int32[Array, "B C"] | None
     taken: Bool[Array, "B C"] | None
     skipped: Int32[Array, "B"]
@@ -200,7 +200,7 @@ class CrossPass:
             assert self.number is not None
             assert self.index is not None
             assert self.taken is not None
-            key, value, class_map = self.coded.of_all_layers()
+            key, value, class_map = codes_of_all_layers(self.coded)
             numbers = jnp.take_along_axis(self.number, self.index, axis=1)
             numbers = jnp.where(self.taken, numbers, 0)
             length = self.taken.sum(-1, dtype=jnp.int32)

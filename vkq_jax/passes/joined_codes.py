@@ -13,7 +13,7 @@ from vkq_jax.array_types import Array, Shaped, UInt32
 from vkq_jax.bits.packing import as_words
 from vkq_jax.pytree import frozen_pytree, nbytes, static_field
 
-__all__ = ["JoinedCodes"]
+__all__ = ["Coded", "JoinedCodes", "codes_of_all_layers"]
 
 _LARGE = 1 / 4  # of a layer's bytes
 
@@ -72,6 +72,15 @@ class JoinedCodes:
             leaves.append(_from_words(self.small[..., start:stop], leaf))
             start = stop
         return jax.tree.unflatten(self.form.tree, leaves)
+
+
+type Coded = JoinedCodes | tuple[Any, Any, Any]
+"""Codes of keys, of values, and their class map; joined, or as they are."""
+
+
+def codes_of_all_layers(coded: Coded) -> tuple[Any, Any, Any]:
+    """Keys, values and class map, from stacks of all layers."""
+    return coded.of_all_layers() if isinstance(coded, JoinedCodes) else coded
 
 
 def _num_words(x: Array | jax.ShapeDtypeStruct) -> int:

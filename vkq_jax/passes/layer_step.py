@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.passes.joined_codes import JoinedCodes
+from vkq_jax.passes.joined_codes import Coded
 
 __all__ = ["LayerStep", "Made"]
 
-type Made = tuple[Int32[Array, "B"], JoinedCodes | None]
+type Made = tuple[Int32[Array, "B"], Coded | None]
 """Calibrations of scores that were left out, and the layer's codes, if it has any."""
 
 

@@ -24,7 +24,7 @@ from vkq_jax.cache.visual import left_pack
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.passes import pass_checks as checks
 from vkq_jax.passes.coding import code_layer, coding_room, nothing_coded, put_coded
-from vkq_jax.passes.joined_codes import JoinedCodes
+from vkq_jax.passes.joined_codes import Coded, codes_of_all_layers
 from vkq_jax.passes.layer_step import LayerStep, Made
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.validation import static_layer
@@ -56,7 +56,7 @@ class Prefill:
     valid: Bool[Array, "B T"]
     visual: Bool[Array, "B T"]
     unfinished: KVCache
-    coded: JoinedCodes | None
+    coded: Coded | None
     index: Int32[Array, "B V"]
     taken: Bool[Array, "B V"]
     advance: Int32[Array, "B"]
@@ -198,7 +198,7 @@ class Prefill:
         checks.check_all_done(self.done)
         cache, banks = self.unfinished, self.unfinished.visual
         if self.coded is not None:
-            key, value, class_map = self.coded.of_all_layers()
+            key, value, class_map = codes_of_all_layers(self.coded)
             numbers = positions = None
             if cache.keeps_indices:
                 numbers = jnp.take_along_axis(self.order, self.index, axis=1)
