@@ -201,9 +201,10 @@ def _read_config(folder: Path) -> ModelConfig:
     model_type = content.get("model_type")
     if model_type not in MODEL_TYPES:
         hint = recognise_model_type(model_type)
+        families = f"supported families: {', '.join(FAMILY_NAMES)} (see README.md)"
         raise NotImplementedError(
-            f"{show_path(file)}: model_type={show(model_type)}; supported families: "
-            f"{', '.join(FAMILY_NAMES)} (see README.md)" + (f"; this is {hint}" if hint else "")
+            f"{show_path(file)}: model_type={show(model_type)}; "
+            + (f"this is {hint}" if hint else families)
         )
     check_plain_weights(folder, content)
     with errors_of(file):

@@ -13,11 +13,11 @@ from vkq_apps.terminal import endings
 LISTENING = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 # Locks a mutex of C twice: no signal wakes the main thread, as in XLA.
 STUCK = """
-import ctypes
+import ctypes, threading
 lock = ctypes.CDLL(None).pthread_mutex_lock
 mutex = ctypes.create_string_buffer(64)
 def run():
-    print("ready", flush=True)
+    threading.Timer(0.5, print, ["ready"], {"flush": True}).start()
     lock(mutex), lock(mutex)
 """
 COMPILING = """
