@@ -60,7 +60,7 @@ def test_nothing_is_kept_where_no_folder_can_be_made(tmp_path):
 def test_a_second_process_finds_what_the_first_compiled(tmp_path):
     environment = {
         name: value for name, value in os.environ.items() if name != "JAX_ENABLE_COMPILATION_CACHE"
-    } | {"XDG_CACHE_HOME": str(tmp_path)}
+    } | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [sys.executable, "-m", "vkq_apps.cli.main", "demo", "--json"]
     kept = []
     for _ in range(2):

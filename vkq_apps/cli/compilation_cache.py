@@ -54,5 +54,5 @@ def use_default_cache(environment: MutableMapping[str, str] = os.environ) -> Non
         return
     if os.access(folder, os.W_OK | os.X_OK):
         environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(_SECONDS)
-        environment["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+        environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(_SECONDS))
+        environment.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
