@@ -5,9 +5,13 @@ found again by its number. `pytest -m hostile --cases 2000` runs many; the suite
 `--first-case 10000` runs others than the last time.
 """
 
+import textwrap
 from pathlib import Path
 
 import pytest
+
+from vkq_apps.cli.app import COMMANDS, Place
+from vkq_apps.cli.main import main
 
 LONGEST_ERROR = 400
 
@@ -31,3 +35,32 @@ def one_clear_error():
         assert len(text) < LONGEST_ERROR, f"{len(text)} characters: {text}"
 
     return check
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Makes `vkq demo` a program of the test's own."""
+
+    def make(program):
+        name = f"program_{abs(hash(program))}"
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(program))
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setitem(COMMANDS, "demo", Place(name, "demo", "A test."))
+
+    return make
+
+
+def run(capsys, arguments):
+    """Exit code and stderr; checks what every run owes."""
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    out, err = capsys.readouterr()
+    code = exit_.value.code
+    assert "Traceback" not in out + err
+    if code == 2:
+        (line,) = [line for line in err.splitlines() if line.startswith("vkq: error: ")]
+        assert len(line) < LONGEST_ERROR, line
+        assert line.isprintable(), line
+        assert not line.startswith("vkq: error: unexpected "), line
+        assert out == ""
+    return code, err
