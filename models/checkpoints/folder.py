@@ -1,4 +1,4 @@
-"""A folder of safetensors files as one set of named tensors, read one at a time."""
+"""A folder of safetensors files as one set of named tensors, mapped into memory."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Checkpoint:
             raise ValueError(
                 f"{show_name(name)} has dtype {info.dtype}: expected one of {', '.join(_DTYPES)}"
             )
-        return self._mapped[info.file].read(name, info)[index]
+        return self._mapped[info.file].read(name)[index]
 
     def _open(self, file: Path, shard_of: Mapping[str, Path]) -> None:
         check_readable(file)
@@ -110,18 +110,18 @@ class _MappedFile:
     def __init__(self, file: Path):
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            self._header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length))
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        self._data = 8 + length
-        self._header.pop("__metadata__", None)
+        header.pop("__metadata__", None)
+        self._starts = {name: 8 + length + each["data_offsets"][0] for name, each in header.items()}
         self.tensors = {
-            name: TensorInfo(file, tuple(entry["shape"]), entry["dtype"])
-            for name, entry in self._header.items()
+            name: TensorInfo(file, tuple(each["shape"]), each["dtype"])
+            for name, each in header.items()
         }
 
-    def read(self, name: str, info: TensorInfo) -> np.ndarray:
+    def read(self, name: str) -> np.ndarray:
         """A tensor in the file, not to be written to."""
-        start = self._data + self._header[name]["data_offsets"][0]
+        info, start = self.tensors[name], self._starts[name]
         flat = np.frombuffer(self._map, _DTYPES[info.dtype], math.prod(info.shape), start)
         return flat.reshape(info.shape)
 

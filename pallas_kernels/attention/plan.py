@@ -1,4 +1,4 @@
-"""What one launch of the fused kernel does: its description, from banks and a query's shape."""
+"""The plan of one launch of the fused kernel, made from banks and the shape of a query."""
 
 import dataclasses
 import itertools

@@ -95,7 +95,7 @@ def test_other_things_are_one_clear_error(tmp_path, monkeypatch, one_clear_error
 
 
 def kept_in(cache):
-    """What functions of a whole cache make of it."""
+    """Results of the functions that take a whole cache."""
     tokens, query = np.ones((1, 1, 1, 1, 8), np.float32), np.ones((1, 1, 1, 8), np.float32)
     yield "append", lambda cache: vkq_jax.append(cache, tokens, tokens)
     yield "attend_layer", lambda cache: pallas_kernels.attend_layer(query, cache, 0)

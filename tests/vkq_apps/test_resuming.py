@@ -1,4 +1,4 @@
-"""What `--resume` goes on from: the command's own folder, of the same settings, and no other."""
+"""`--resume` goes on from the command's own folder, of the same settings, and from no other."""
 
 import contextlib
 import json

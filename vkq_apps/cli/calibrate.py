@@ -13,6 +13,7 @@ import typer
 import models
 import vkq_jax
 from models import Clip
+from models.calibration.folder import digest_of
 from vkq_apps.bench.options import implementation_of, layers_apart_with
 from vkq_apps.cli.sample_folder import asked, read_folder, read_prompts
 from vkq_apps.evals.checkpoint_digest import files_digest
@@ -107,6 +108,7 @@ def calibrate(
     names, chosen = _names(quant), implementation_of(implementation)
     out_file = _check_files(model, images, out_file, resume)
     visuals, pairs = _samples(model, images, prompts, samples, seed)
+    questions = [question for _, question in pairs]
     clips = [visual for visual in visuals if isinstance(visual, Clip)]
     pictures = [visual for visual in visuals if not isinstance(visual, Clip)]
     files = [*pictures, *(Path(str(clip.frames)) for clip in clips)]
@@ -117,7 +119,7 @@ def calibrate(
         check_before_loading(
             model,
             pictures,
-            [question for _, question in pairs],
+            questions,
             clips=clips,
             per_prompt=1 if pictures else 0,
             max_new_tokens=max_new_tokens,
@@ -133,16 +135,16 @@ def calibrate(
         }
         alike |= {
             "weights": lambda: files_digest(loaded),
-            "pictures": lambda: [hashlib.sha256(file.read_bytes()).digest() for file in files],
-            "questions": lambda: [question for _, question in pairs],
+            "pictures": lambda: _digests(files),
+            "questions": lambda: questions,
             "options": lambda: options,
         }
     settings = options | {
         "mesh": mesh,
         "samples": len(pairs),
         "model weights": files_digest(loaded),
-        "pictures": _digest(file.read_bytes() for file in files),
-        "questions": _digest(question.encode() for _, question in pairs),
+        "pictures": digest_of(_digests(files)),
+        "questions": digest_of(questions),
         "source": source_digest(),
     }
     found: dict[str, list[float]] = {}
@@ -245,8 +247,5 @@ def _names(quant: str) -> list[str]:
     return names
 
 
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(hashlib.sha256(part).digest())
-    return digest.hexdigest()[:16]
+def _digests(files: Iterable[Path]) -> list[str]:
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]

@@ -6,8 +6,11 @@ from pathlib import Path
 
 __all__ = ["use_compilation_cache", "use_default_cache"]
 
-_SECONDS = 0.2
-"""Programs that compile faster are not kept: reading one back takes about as long."""
+_SETTINGS = {
+    # Programs that compile faster are not kept: reading one back takes about as long.
+    "jax_persistent_cache_min_compile_time_secs": 0.2,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
 
 
 def use_compilation_cache(folder: Path) -> None:
@@ -32,9 +35,8 @@ def use_compilation_cache(folder: Path) -> None:
         )
     import jax  # here: `vkq --help` should not wait for it
 
-    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _SECONDS)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    for name, value in {"jax_compilation_cache_dir": str(folder.absolute()), **_SETTINGS}.items():
+        jax.config.update(name, value)
 
 
 def use_default_cache(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -54,5 +56,5 @@ def use_default_cache(environment: MutableMapping[str, str] = os.environ) -> Non
         return
     if os.access(folder, os.W_OK | os.X_OK):
         environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-        environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(_SECONDS))
-        environment.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        for name, value in _SETTINGS.items():
+            environment.setdefault(name.upper(), str(value))

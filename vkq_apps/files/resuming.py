@@ -1,4 +1,4 @@
-"""What a stopped run leaves for `--resume`, and whether it is of the same settings."""
+"""The folder that a stopped run leaves for `--resume`, and the check of its settings."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What shared memory holds of parts in one loop, see `parts_s8`: operands, sums and totals."""
+"""Shared memory of parts in one loop, see `parts_s8`: their operands, sums and totals."""
 
 from collections.abc import Sequence
 
