@@ -14,8 +14,7 @@ from PIL import Image
 import vkq_jax
 from tests.hostile.conftest import run
 from vkq_apps.bench import commands, kernel, worker
-from vkq_apps.cli.app import COMMANDS
-from vkq_apps.cli.main import main
+from vkq_apps.cli.app import COMMANDS, load_command
 from vkq_apps.files.outputs import check_record_place, check_stored_place
 from vkq_apps.terminal.program import run_program
 
@@ -86,9 +85,7 @@ def every_command():
             group = typer.main.get_group(found)
             yield from (([name, inner], c.params) for inner, c in group.commands.items())
         else:
-            single = typer.Typer(add_completion=False)
-            single.command(name)(found)
-            yield [name], typer.main.get_command(single).params
+            yield [name], load_command(name).params
 
 
 def hostile_arguments(rng):
@@ -106,7 +103,8 @@ def hostile_arguments(rng):
         elif getattr(parameter, "is_flag", False):
             arguments += [name]
         else:
-            arguments += [name, value] * rng.choice([1, 1, 1, 2])
+            times = rng.choice([1, 1, 2]) if parameter.multiple or rng.random() < 0.03 else 1
+            arguments += [name, value] * times
     if rng.random() < 0.1:
         arguments.insert(rng.randrange(len(arguments) + 1), rng.choice([*TEXTS, "--bogus"]))
     return arguments
@@ -127,7 +125,7 @@ def test_every_whole_number_is_bounded(capsys, places, nothing_runs):
     checked = 0
     for words, parameters in every_command():
         for parameter in parameters:
-            if parameter.metavar == "N" and isinstance(parameter.min, int):
+            if parameter.metavar == "N" and isinstance(getattr(parameter, "min", None), int):
                 needed = [p for p in parameters if p.required and p is not parameter]
                 given = [part for p in needed for part in (p.opts[0], GOOD.get(p.opts[0], "x"))]
                 code, err = run(capsys, [*words, *given, parameter.opts[0], "9" * 30])
@@ -212,25 +210,43 @@ def test_a_missing_device_is_named(monkeypatch, capsys, command, failure):
     assert "JAX finds no device with JAX_PLATFORMS=x: expected cpu" in err
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--compilation-cache", "", "demo"],
-        ["calibrate", "--model", "tiny", "--images", "", "--out", "x"],
-        ["calibrate", "--model", "tiny", "--out="],
-        ["inspect", "--model", "tiny", "--image", "picture.png", "--prompt", "x", "--out", ""],
-        ["eval", "--plots", ""],
-        ["bench", "scaling", "--out="],
-    ],
-)
-def test_an_empty_place_is_not_the_current_folder(capsys, places, arguments):
+def options_of_all_commands():
+    """The arguments that name each command, and each option, those of `vkq` itself included."""
+    yield [], "--compilation-cache", "FOLDER", False
+    for words, parameters in every_command():
+        for parameter in parameters:
+            if not getattr(parameter, "is_flag", False):
+                yield words, parameter.opts[-1], parameter.metavar, parameter.multiple
+
+
+def test_an_empty_place_is_not_the_current_folder(capsys, places):
     """As `--out "$UNSET"` in a script gives it."""
     before = sorted(Path().iterdir())
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
-    assert "expected the name of a f" in capsys.readouterr().err.splitlines()[-1]
+    checked = 0
+    for words, option, metavar, _ in options_of_all_commands():
+        if str(metavar).startswith(("FILE", "FOLDER")):
+            for given in [[option, ""], [f"{option}="]] if option.startswith("-") else [[""]]:
+                code, err = run(capsys, [*words, *given])
+                assert code == 2
+                assert "expected the name of a file or folder, got an empty text" in err, words
+                assert option.lstrip("-").lower() in err.lower() or metavar in err
+                checked += 1
+    assert checked > 50
     assert sorted(Path().iterdir()) == before
+
+
+def test_an_option_of_one_value_is_given_once(capsys, places):
+    checked = 0
+    for words, option, _, multiple in options_of_all_commands():
+        if option.startswith("-") and not multiple:
+            code, err = run(capsys, [*words, option, "1", f"{option}=2"])
+            assert code == 2
+            assert f"Invalid value for '{option}': expected once, got 2 times; see `vkq" in err
+            checked += 1
+    assert checked > 100
+    code, err = run(capsys, ["generate", "--compare", "--no-compare"])
+    assert code == 2
+    assert "expected once" in err
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "39", "1001", "9" * 30, "-1", "x", "²"])

@@ -54,6 +54,8 @@ def test_given_options_go_before_overrides_and_overrides_before_defaults():
     [
         ([], "Missing argument"),
         (["x", "--steps", "0"], "--steps"),
+        (["x", "--steps", "2", "--steps", "3"], "'--steps': expected once, got 2 times"),
+        ([""], "expected the name of a file or folder, got an empty text"),
         (["x", "--bogus"], "No such option: --bogus; see `python -m a.b --help`"),
     ],
 )

@@ -1,17 +1,14 @@
 """The commands of `vkq`, each imported when it is called: `vkq --help` needs none of them."""
 
 import importlib
-import itertools
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from vkq_apps.cli.compilation_cache import use_compilation_cache, use_default_cache
 from vkq_apps.cli.examples import add_examples
+from vkq_apps.terminal.command_line import App, Command, Group, read_place
 from vkq_apps.terminal.errors import UsageError, show_tracebacks
 
 __all__ = ["COMMANDS", "load_command", "run"]
@@ -45,30 +42,29 @@ COMMANDS = {
     "bench": Place("vkq_apps.cli.bench", "bench", "Measure time and memory."),
 }
 
-_app = typer.Typer(
+_app = App(
     name="vkq",
     help="Multimodal LLMs in JAX with their visual KV cache in 1 bit.",
     epilog="`vkq COMMAND --help` shows the options of a command, and examples.",
-    pretty_exceptions_enable=False,
 )
 
 
-def load_command(name: str) -> TyperCommand | TyperGroup:
+def load_command(name: str) -> Command | Group:
     """A command of COMMANDS with its options and its help, its module imported."""
     place = COMMANDS[name]
     found = getattr(importlib.import_module(place.module), place.attribute)
     if isinstance(found, typer.Typer):
         command = typer.main.get_group(found)
     else:
-        single = typer.Typer(add_completion=False)
+        single = App(add_completion=False)
         single.command(name)(found)
         command = typer.main.get_command(single)
-        assert isinstance(command, TyperCommand)
+    assert isinstance(command, Command | Group)
     add_examples(name, command)
     return command
 
 
-class _OnDemand(TyperCommand):
+class _OnDemand(Command):
     """A command that is known by its name and summary until it is called."""
 
     def __init__(self, name: str, place: Place):
@@ -77,25 +73,12 @@ class _OnDemand(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
         command = load_command(self._name)
-        _check_places(command, args)
         try:
             return command.make_context(info_name, args, *rest, **extra)
         except UsageError as error:
             if error.ctx is None:  # a value that is missing is found before there is a context
                 error.ctx = typer.Context(command, extra.get("parent"), info_name)
             raise
-
-
-def _check_places(command: TyperCommand | TyperGroup, arguments: Sequence[str]) -> None:
-    """Raises ValueError for an empty file or folder: pathlib would take the current folder."""
-    inner = command.commands.values() if isinstance(command, TyperGroup) else ()
-    for parameter in (each for one in (command, *inner) for each in one.params):
-        if str(parameter.metavar).startswith(("FILE", "FOLDER")):
-            for option in parameter.opts:
-                pairs = itertools.pairwise((*arguments, None))
-                if f"{option}=" in arguments or (option, "") in pairs:
-                    kind = str(parameter.metavar).lower()
-                    raise ValueError(f"{option}: expected the name of a {kind}, got an empty text")
 
 
 def _print_version(wanted: bool) -> None:
@@ -123,6 +106,7 @@ def _root(
         Path | None,
         typer.Option(
             metavar="FOLDER",
+            parser=read_place,
             help="Keep compiled programs here, which later runs then do not compile again, "
             "instead of in the user's cache; goes before the command.",
         ),
@@ -140,8 +124,7 @@ def _root(
 def run(arguments: list[str] | None) -> int:
     """Runs the command line; returns its exit code. Raises what the command raises."""
     group = typer.main.get_command(_app)
-    assert isinstance(group, TyperGroup)
-    _check_places(group, sys.argv[1:] if arguments is None else arguments)
+    assert isinstance(group, Group)
     for name, place in COMMANDS.items():
         group.add_command(_OnDemand(name, place))
     return group(arguments, prog_name="vkq", standalone_mode=False) or 0

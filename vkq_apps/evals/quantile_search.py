@@ -31,6 +31,7 @@ from models.calibration.judging import divergences
 from vkq_apps.files.outputs import check_record_place
 from vkq_apps.files.provenance import provenance
 from vkq_apps.files.results_file import source_digest, write_json
+from vkq_apps.terminal.command_line import read_name
 from vkq_apps.terminal.console import log, out
 from vkq_apps.terminal.sample_prompts import batches_of
 from vkq_apps.terminal.standalone import option, run_standalone
@@ -158,7 +159,9 @@ class SearchOptions:
     """The command line of the search."""
 
     out: Path = option(help="JSON file to write.", metavar="FILE")
-    model: str = option("tiny", help="Hugging Face checkpoint folder.", metavar="FOLDER")
+    model: str = option(
+        "tiny", help="Hugging Face checkpoint folder.", metavar="FOLDER", parser=read_name
+    )
     samples: int = option(64, help="Calibration prompts.", min=1)
     bits: float = option(1.5, help="Most bits per element.")
     seed: int = option(0, help="Seed of the pictures.", min=0)

@@ -1,12 +1,15 @@
 """Programs beside `vkq`: one command each, whose options are the fields of a dataclass."""
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from vkq_apps.terminal.command_line import App, read_place
 from vkq_apps.terminal.program import run_program
 
 __all__ = ["argument", "option", "run_standalone"]
@@ -67,7 +70,7 @@ def run_standalone[T](
             *map(_parameter, *_fields(settings)),
         ]
     )
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app = App(add_completion=False, rich_markup_mode=None)
     app.command(help=help)(command)
     name = f"python -m {module}"
     group = typer.main.get_command(app)
@@ -83,10 +86,14 @@ def _fields(settings: type) -> tuple[list[dataclasses.Field], list[Any]]:
 
 
 def _parameter(field: dataclasses.Field, kind: Any) -> inspect.Parameter:
+    info = field.metadata["option"]
+    if Path in (kind, *get_args(kind)):
+        info = copy.copy(info)
+        info.parser = read_place
     default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
-        annotation=Annotated[kind, field.metadata["option"]],
+        annotation=Annotated[kind, info],
     )

@@ -114,13 +114,15 @@ class ExportOptions:
 
     state: Path = argument(help="state.safetensors of a training, or parts.safetensors of a judge.")
     folder: Path = argument(help="Checkpoint folder to write.")
-    text_tower: str = option("", help="The text tower that a judge was trained on.", metavar="PATH")
+    text_tower: Path | None = option(
+        None, help="The text tower that a judge was trained on.", metavar="PATH"
+    )
 
 
 def run(options: ExportOptions) -> None:
     """Writes the checkpoint, and one line of JSON about it."""
-    if options.text_tower:
-        info = export_judge(options.state, options.folder, Path(options.text_tower))
+    if options.text_tower is not None:
+        info = export_judge(options.state, options.folder, options.text_tower)
     else:
         info = export_state(options.state, options.folder)
     print(json.dumps({"step": info["step"], "of": info["steps"], "folder": str(options.folder)}))

@@ -148,7 +148,7 @@ def _prepare_embedded(
         dtype = jnp.float32 if options.smoke else jnp.bfloat16
         graphdef, params = create_model(size, options.seed, dtype)
         if options.start_from:
-            params = with_checkpoint(params, options.start_from)
+            params = with_checkpoint(params, str(options.start_from))
         return _Subject(
             initial_state(params, schedule),
             sum(leaf.size for leaf in jax.tree.leaves(params["llava"])),
@@ -164,8 +164,8 @@ def _prepare_judge(
     options: TrainOptions, schedule: AnySchedule, mesh: Mesh | None
 ) -> tuple[Encoding, _MakeSubject]:
     """A pretrained text tower with the embedded model's vision tower."""
-    folder, tower = options.out / "start", Path(options.text_tower)
-    parts = Path(options.start_from) if options.start_from else None
+    folder, tower, parts = options.out / "start", options.text_tower, options.start_from
+    assert tower is not None
     if parts is not None and (rank := parts_info(parts)["rank"]) != options.rank:
         raise ValueError(f"--start-from: {parts} has adapters of rank {rank}, give --rank {rank}")
     if not options.resume:

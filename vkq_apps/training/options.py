@@ -34,13 +34,14 @@ class TrainOptions:
         help="Shares of kinds of pictures, as text=0.5,table=0.2; the other kinds keep theirs.",
         metavar="KIND=NUMBER,...",
     )
-    start_from: str = option(
-        "",
+    start_from: Path | None = option(
+        None,
         help="Checkpoint folder whose weights a new training begins with; of a --text-tower, "
         "parts.safetensors of an earlier training.",
+        metavar="PATH",
     )
-    text_tower: str = option(
-        "",
+    text_tower: Path | None = option(
+        None,
         help="Folder or GGUF file of a pretrained text model: train a judge on it, whose vision "
         "tower is the embedded model's.",
         metavar="PATH",
