@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pallas_kernels.attention.body.class_row import ChosenBlock, ClassRow, Side
 from pallas_kernels.attention.body.packed_blocks import WHOLE
-from pallas_kernels.attention.body.packed_s8 import LoadRow
+from pallas_kernels.attention.body.s8_blocks import LoadRow
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.isa.operations import Operations, Value
 from pallas_kernels.layout.layouts import Plane

@@ -17,7 +17,8 @@ from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.packed_b1 import PackedB1
 from pallas_kernels.attention.body.packed_blocks import PackedBlocks
 from pallas_kernels.attention.body.packed_query import PackedQuery
-from pallas_kernels.attention.body.packed_s8 import LoadRow, PackedS8
+from pallas_kernels.attention.body.packed_s8 import PackedS8
+from pallas_kernels.attention.body.s8_blocks import LoadRow
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.attention.body.work import Work
 from pallas_kernels.attention.codings import Packed

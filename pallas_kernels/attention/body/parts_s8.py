@@ -18,9 +18,9 @@ from pallas_kernels.attention.body.class_tiles import add_row
 from pallas_kernels.attention.body.codebook import BookMasses, set_masses
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.packed_blocks import WHOLE, PackedBlocks
-from pallas_kernels.attention.body.packed_s8 import LoadRow, PackedS8
 from pallas_kernels.attention.body.part_scratch import PartScratch
 from pallas_kernels.attention.body.row_results import RowResults
+from pallas_kernels.attention.body.s8_blocks import LoadRow, S8Blocks
 from pallas_kernels.attention.body.s8_queries import S8Queries
 from pallas_kernels.attention.body.work import Work
 from pallas_kernels.attention.kernel_spec import KernelSpec
@@ -31,7 +31,7 @@ from pallas_kernels.isa.warp_math import LOWEST, SAME_QUERY, chosen, warp_sum
 __all__ = ["PartsS8"]
 
 
-class _RowS8(PackedS8):
+class _RowS8(S8Blocks):
     """A row's products and softmax. Channels are not among its sums, but in shared memory."""
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pallas_kernels.attention.body.folded_query import FoldedQuery
 from pallas_kernels.attention.body.packed_b1 import PackedB1
 from pallas_kernels.attention.body.packed_blocks import WHOLE, PackedBlocks
-from pallas_kernels.attention.body.packed_s8 import PackedS8
+from pallas_kernels.attention.body.s8_blocks import S8Blocks
 from pallas_kernels.attention.body.scratch import Scratch
 from pallas_kernels.attention.body.work import Work
 from pallas_kernels.attention.kernel_spec import SET, KernelSpec
@@ -95,7 +95,7 @@ class RangeB1(PackedB1):
         scratch.store_result(0, found, at=0, offsets=(), where=0, once=once)
 
 
-class _RangeS8(PackedS8):
+class _RangeS8(S8Blocks):
     """The part of a warp for several queries; blocks straight from device memory."""
 
     _sides = ("key",)
