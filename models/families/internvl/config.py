@@ -99,6 +99,11 @@ class InternVLConfig(FixedGridConfig):
         """Visual tokens of one tile."""
         return self.vision.num_patches // self.merge**2
 
+    @staticmethod
+    def ends_tower(layer: int, depth: int) -> bool:
+        """Whether a layer is what the tower gives at its end; others are the outputs of blocks."""
+        return layer == -1
+
     @classmethod
     def from_hf(cls, content: Mapping[str, Any]) -> Self:
         """From the content of a config.json.
@@ -111,8 +116,8 @@ class InternVLConfig(FixedGridConfig):
         tower = cls.tower.read(hf.vision_config or {}, "vision_config")
         vision = tower.to_config(
             hf.vision_feature_layer,
-            # Layer -1 is what the tower gives at its end, others are the outputs of blocks.
-            post_norm=hf.vision_feature_layer == -1 and not tower.use_mean_pooling,
+            post_norm=not tower.use_mean_pooling
+            and cls.ends_tower(hf.vision_feature_layer, tower.num_hidden_layers),
         )
         merge = round(1 / hf.downsample_ratio)
         if merge * hf.downsample_ratio != 1 or vision.side % merge:

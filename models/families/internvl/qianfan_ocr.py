@@ -79,6 +79,11 @@ class QianfanOcrConfig(InternVLConfig):
     tower = QianfanOcrVisionSettings
     default_text = "qwen3"
 
+    @staticmethod
+    def ends_tower(layer: int, depth: int) -> bool:
+        """See `InternVLConfig.ends_tower`; here the last layer has one meaning by either number."""
+        return layer in (-1, depth)
+
 
 def _weights(config: QianfanOcrConfig) -> WeightNames:
     rules = (

@@ -65,6 +65,10 @@ CASES = {
         "vision_feature_layer": -2,
         "vision": {"use_mask_token": True, "norm_type": "rms_norm"},
     },
+    "the last layer by its number": {
+        "vision_feature_layer": 2,
+        "vision": {"use_mean_pooling": False},
+    },
 }
 
 
@@ -119,6 +123,17 @@ def test_ids_and_tiles_are_those_of_the_real_processor(model):
     again = models.prepare(model, **expected)
     jax.tree.map(np.testing.assert_array_equal, got.pixel_values, again.pixel_values)
     assert got.visual_mask.sum() == (3 + 1) * TILE_TOKENS
+
+
+def test_the_last_layer_has_its_norm_by_either_number():
+    tower = {"use_mean_pooling": False}
+    last = {
+        layer: QianfanOcrConfig.from_hf(config_json(tower, vision_feature_layer=layer)).vision
+        for layer in (-1, 2, 1)
+    }
+    assert last[-1] == last[2]
+    assert last[2].post_norm
+    assert not last[1].post_norm
 
 
 def test_clips_are_refused(model):
