@@ -26,6 +26,7 @@ HEAD = "| models | `model_type` | text decoders compared | video | logits differ
 
 NAMES = {
     "aya_vision": "Aya Vision",
+    "cohere2_vision": "Command A Vision",
     "deepseek_vl": "DeepSeek-VL",
     "gemma3": "Gemma 3",
     "gemma4": "Gemma 4",

@@ -8,6 +8,7 @@ __all__ = ["FAMILY_NAMES", "MODEL_TYPES", "family_folder", "family_of"]
 
 _MODULES = {
     "aya_vision": "models.families.aya_vision.family",
+    "cohere2_vision": "models.families.aya_vision.cohere2_vision",
     "deepseek_vl": "models.families.deepseek_vl.family",
     "gemma3": "models.families.gemma3.family",
     "gemma4": "models.families.gemma4.family",

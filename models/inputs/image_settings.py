@@ -19,6 +19,7 @@ __all__ = [
     "check_padded_square",
     "check_patch_settings",
     "check_resized",
+    "check_square",
     "check_tile_counts",
     "check_tile_size",
     "check_whole_blocks",
@@ -36,6 +37,7 @@ MOST_TILES = 128
 
 _LARGEST_TILE = 2**12
 _SWITCHES = ("do_convert_rgb", "do_resize", "do_center_crop", "do_rescale", "do_normalize")
+_SWITCHES += ("crop_to_patches",)
 
 
 def check_image_settings(image_processor: Any, image_size: int) -> None:
@@ -191,10 +193,20 @@ def check_max_tiles(image_processor: Any, side: int, tiles: int) -> None:
     Raises:
         ValueError: another number or size, named.
     """
-    size, most = _sizes(image_processor.size), image_processor.max_image_tiles
-    squares = size == {"height": side, "width": side}
-    _check("size", size, squares, f"height and width {side}, as in the vision tower")
+    most = image_processor.max_image_tiles
+    check_square(image_processor, side)
     _check("max_image_tiles", most, most == tiles, f"{tiles}, as in the vision tower")
+
+
+def check_square(image_processor: Any, side: int) -> None:
+    """Checks that `size` is the square of the vision tower.
+
+    Raises:
+        ValueError: another size.
+    """
+    size = _sizes(image_processor.size)
+    square = size == {"height": side, "width": side}
+    _check("size", size, square, f"height and width {side}, as in the vision tower")
 
 
 def check_padded_square(image_processor: Any, side: int) -> None:
@@ -205,9 +217,8 @@ def check_padded_square(image_processor: Any, side: int) -> None:
     """
     check_image_settings(image_processor, side)
     if image_processor.do_resize:
-        size, least = _sizes(image_processor.size), image_processor.min_size
-        square = size == {"height": side, "width": side}
-        _check("size", size, square, f"height and width {side}, as in the vision tower")
+        least = image_processor.min_size
+        check_square(image_processor, side)
         valid = type(least) is int and 0 < least <= side
         _check("min_size", least, valid, f"a whole number from 1 to {side}")
     mean = image_processor.image_mean

@@ -113,7 +113,7 @@ class MergingProjector(MlpProjector):
 
 
 class GatedMergingProjector(nnx.Module):
-    """linear_2(silu(gate) * x) after a layer norm of neighbouring features: Aya Vision.
+    """linear_2(silu(gate) * x) of neighbouring features, after a layer norm or none: Aya Vision.
 
     linear_1 makes both of them, x first. Source: Aya Vision, arXiv 2505.08751.
     """
@@ -126,12 +126,13 @@ class GatedMergingProjector(nnx.Module):
         hidden_size: int,
         *,
         merge: int,
-        epsilon: float,
+        epsilon: float | None = None,
     ):
-        """A square of `merge` x `merge` features becomes one visual token."""
+        """A square of `merge` x `merge` features becomes one visual token; None: no norm."""
         width = feature_width * merge**2
-        self.merge = merge
-        self.layernorm = LayerNorm(width, epsilon=epsilon, param_dtype=make.param_dtype)
+        self.merge, self.normed = merge, epsilon is not None
+        if epsilon is not None:
+            self.layernorm = LayerNorm(width, epsilon=epsilon, param_dtype=make.param_dtype)
         self.linear_1 = make.linear(width, inner)
         self.linear_2 = make.linear(inner // 2, hidden_size)
 
@@ -139,7 +140,8 @@ class GatedMergingProjector(nnx.Module):
         self, features: Float[Array, "images features feature_width"]
     ) -> Float[Array, "images merged hidden_size"]:
         """Embeddings of the visual tokens of each image, row by row."""
-        both = self.linear_1(self.layernorm(_merge_square(features, self.merge)))
+        squares = _merge_square(features, self.merge)
+        both = self.linear_1(self.layernorm(squares) if self.normed else squares)
         x, gate = jnp.split(both, 2, axis=-1)
         return self.linear_2(activate(gate, Activation.SILU) * x)
 

@@ -9,6 +9,7 @@ import pytest
 import transformers
 
 from models import families
+from models.families.aya_vision.cohere2_vision import Cohere2VisionSettings
 from models.families.aya_vision.config import AyaVisionSettings
 from models.families.deepseek_vl.config import DeepseekVLSettings
 from models.families.gemma3.config import Gemma3ModelSettings
@@ -76,6 +77,7 @@ TOWERS = {
     "GlmOcrTextConfig": TEXT_SETTINGS["glm_ocr_text"],
     "GlmOcrVisionConfig": GlmOcrVisionSettings,
     "GlmOcrConfig": GlmOcrSettings,
+    "Cohere2VisionConfig": Cohere2VisionSettings,
     "AyaVisionConfig": AyaVisionSettings,
     "DeepseekVLConfig": DeepseekVLSettings,
     "CLIPVisionConfig": ClipVisionSettings,
@@ -207,22 +209,23 @@ def test_files_of_these_families_hold_no_weights_that_are_not_read(model_type):
 
 
 @pytest.mark.parametrize(
-    ("family", "name", "theirs"),
+    ("module", "name", "theirs"),
     [
-        ("aya_vision", "_VISION", "AyaVisionConfig"),
-        ("idefics3", "_TEXT", "Idefics3Config"),
-        ("lighton_ocr", "_VISION", "LightOnOcrConfig"),
-        ("lighton_ocr", "_TEXT", "LightOnOcrConfig"),
-        ("llava", "_VISION", "LlavaConfig"),
-        ("llava_onevision", "_VISION", "LlavaOnevisionConfig"),
-        ("mistral3", "_VISION", "Mistral3Config"),
-        ("mistral3", "_TEXT", "Mistral3Config"),
-        ("paligemma", "_VISION", "PaliGemmaConfig"),
-        ("paligemma", "_TEXT", "PaliGemmaConfig"),
+        ("aya_vision.config", "_VISION", "AyaVisionConfig"),
+        ("aya_vision.cohere2_vision", "_VISION", "Cohere2VisionConfig"),
+        ("idefics3.config", "_TEXT", "Idefics3Config"),
+        ("lighton_ocr.config", "_VISION", "LightOnOcrConfig"),
+        ("lighton_ocr.config", "_TEXT", "LightOnOcrConfig"),
+        ("llava.config", "_VISION", "LlavaConfig"),
+        ("llava_onevision.config", "_VISION", "LlavaOnevisionConfig"),
+        ("mistral3.config", "_VISION", "Mistral3Config"),
+        ("mistral3.config", "_TEXT", "Mistral3Config"),
+        ("paligemma.config", "_VISION", "PaliGemmaConfig"),
+        ("paligemma.config", "_TEXT", "PaliGemmaConfig"),
     ],
 )
-def test_towers_of_a_file_without_them_are_those_of_transformers(family, name, theirs):
-    own = dict(getattr(importlib.import_module(f"models.families.{family}.config"), name))
+def test_towers_of_a_file_without_them_are_those_of_transformers(module, name, theirs):
+    own = dict(getattr(importlib.import_module(f"models.families.{module}"), name))
     expected = getattr(getattr(transformers, theirs)(), f"{name[1:].lower()}_config").to_dict()
     # transformers has the base of RoPE among other settings of it.
     base = own.pop("rope_theta", None)

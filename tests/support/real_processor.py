@@ -3,6 +3,8 @@
 from os import PathLike
 from typing import Any
 
+from tests.support.cohere2_images import cohere2_image_processor
+
 __all__ = ["real_processor", "unchecked"]
 
 
@@ -21,8 +23,12 @@ def real_processor(folder: str | PathLike[str], processor_class: Any, **settings
     from transformers import AutoTokenizer
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+    if processor_class.__name__ == "Cohere2VisionProcessor":
+        image_processor = cohere2_image_processor(folder)
+    else:
+        image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     return unchecked(processor_class)(
-        image_processor=AutoImageProcessor.from_pretrained(folder, backend="pil"),
+        image_processor=image_processor,
         tokenizer=AutoTokenizer.from_pretrained(folder),
         **settings,
     )

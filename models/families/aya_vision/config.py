@@ -12,7 +12,7 @@ from models.text.settings import TextSettings
 from models.vision.vit import VitConfig
 from vkq_jax.messages import show
 
-__all__ = ["AyaVisionConfig", "AyaVisionSettings"]
+__all__ = ["AyaVisionConfig", "AyaVisionSettings", "check_projector"]
 
 _VISION = {
     "model_type": "siglip_vision_model",
@@ -46,6 +46,21 @@ class AyaVisionSettings(LlavaSettings):
         return text.to_config(where, tie_word_embeddings=self.tie_word_embeddings)
 
 
+def check_projector(vision: VitConfig, merge: int, inner: int | None) -> None:
+    """Checks that squares of `merge` x `merge` features fill a tile; `inner` channels halve.
+
+    Raises:
+        NotImplementedError, ValueError: they do not, with the field's name.
+    """
+    if vision.class_token or vision.side % merge:
+        raise NotImplementedError(
+            f"downsample_factor={merge}; supported: a divisor of the "
+            f"{vision.side} patches of a tile's side, in a tower without a class token"
+        )
+    if inner is not None and inner % 2:
+        raise ValueError(f"alignment_intermediate_size: expected an even number, got {show(inner)}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AyaVisionConfig(LlavaConfig):
     """An Aya Vision model: fields of `LlavaConfig` and its projector; a tile is an image.
@@ -70,16 +85,8 @@ class AyaVisionConfig(LlavaConfig):
     @classmethod
     def more(cls, hf: Any, vision: VitConfig) -> dict[str, Any]:
         """As `LlavaConfig.more`."""
-        if vision.class_token or vision.side % hf.downsample_factor:
-            raise NotImplementedError(
-                f"downsample_factor={hf.downsample_factor}; supported: a divisor of the "
-                f"{vision.side} patches of a tile's side, in a tower without a class token"
-            )
         inner = hf.alignment_intermediate_size
-        if inner is not None and inner % 2:
-            raise ValueError(
-                f"alignment_intermediate_size: expected an even number, got {show(inner)}"
-            )
+        check_projector(vision, hf.downsample_factor, inner)
         return {
             "merge": hf.downsample_factor,
             "adapter_layer_norm_eps": hf.adapter_layer_norm_eps,

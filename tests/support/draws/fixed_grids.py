@@ -96,25 +96,35 @@ def _deepseek_vl(rng: random.Random) -> Drawn:
     return Drawn(content, lambda side: padded_rows(*rows, side=side) | arrays)
 
 
-def _aya_vision(rng: random.Random) -> Drawn:
+def _aya_vision(rng: random.Random, model_type: str = "aya_vision") -> Drawn:
     tokens, merge = Tokens.draw(rng), rng.choice((1, 2, 3))
     tower = draw_tower(rng, "siglip_vision_model", side=merge * rng.choice((1, 2)))
     size, side = _side(tower)
     text = draw_text(rng, rng.choice(("cohere2", "cohere2", *KINDS)), tokens.vocabulary)
     content = {
-        "model_type": "aya_vision",
+        "model_type": model_type,
         "vision_config": tower,
         "text_config": text,
-        "image_token_index": tokens.marks[0],
-        "vision_feature_layer": draw_feature_layer(rng, tower, several=False),
         "downsample_factor": merge,
-        "adapter_layer_norm_eps": rng.choice((1e-6, 1e-2)),
         "tie_word_embeddings": rng.random() < 0.6,
     }
-    if rng.random() < 0.5 or text["hidden_size"] % 2:
+    if model_type == "aya_vision":
+        content |= {
+            "image_token_index": tokens.marks[0],
+            "vision_feature_layer": draw_feature_layer(rng, tower, several=False),
+            "adapter_layer_norm_eps": rng.choice((1e-6, 1e-2)),
+        }
+    else:
+        content["image_token_id"] = tokens.marks[0]
+    own = model_type == "cohere2_vision" or text["hidden_size"] % 2
+    if own or rng.random() < 0.5:
         content["alignment_intermediate_size"] = rng.choice((6, 14))
     rows, arrays, _ = _pictures(rng, tokens, size, (side // merge) ** 2, tiles=(1, 2, 3))
     return Drawn(content, lambda side: padded_rows(*rows, side=side) | arrays)
+
+
+def _cohere2_vision(rng: random.Random) -> Drawn:
+    return _aya_vision(rng, "cohere2_vision")
 
 
 def _internvl(rng: random.Random, model_type: str = "internvl") -> Drawn:
@@ -225,6 +235,7 @@ def _smolvlm(rng: random.Random) -> Drawn:
 
 DRAWS = {
     "aya_vision": _aya_vision,
+    "cohere2_vision": _cohere2_vision,
     "deepseek_vl": _deepseek_vl,
     "gemma3": _gemma3,
     "idefics3": _idefics3,

@@ -140,6 +140,32 @@ def _aya_vision(rng: random.Random) -> Served:
     )
 
 
+def _cohere2_vision(rng: random.Random) -> Served:
+    content = DRAWS["cohere2_vision"](rng).content
+    side, _, patches = tower_sizes(content)
+    names = {
+        "image_token": "<|IMG_PATCH|>",
+        "boi_token": "<|START_OF_IMG|>",
+        "eoi_token": "<|END_OF_IMG|>",
+        "img_line_break_token": "<|IMG_LINE_BREAK|>",
+    }
+    images = _tiles(rng, side) | {
+        "image_processor_type": rng.choice(
+            ("Cohere2VisionImageProcessor", "Cohere2VisionImageProcessorFast")
+        ),
+        # Its square is how many tokens a tile has in prompts.
+        "patch_size": patches // content["downsample_factor"],
+    }
+    return Served(
+        content,
+        "Cohere2VisionProcessor",
+        images,
+        dict.fromkeys(names.values()) | {"<|IMG_PATCH|>": content["image_token_id"]},
+        "<|IMG_PATCH|>",
+        names=names,
+    )
+
+
 def _deepseek_vl(rng: random.Random) -> Served:
     content = DRAWS["deepseek_vl"](rng).content
     side, _, patches = tower_sizes(content)
@@ -256,6 +282,7 @@ SQUARES = {
         for name in ("llava_next", "llava_next_video", "llava_onevision")
     },
     "aya_vision": _aya_vision,
+    "cohere2_vision": _cohere2_vision,
     "deepseek_vl": _deepseek_vl,
     **{name: partial(_internvl, name=name) for name in ("internvl", "qianfan_ocr")},
     "gemma3": _gemma3,
