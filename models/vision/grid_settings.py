@@ -47,8 +47,8 @@ class _RopeSettings(Settings):
     ignored = frozenset({"type"})
 
 
-def axial_theta(given: dict[str, Any] | None, default: float = 10000.0) -> float:
-    """The base of wavelengths that `rope_parameters` states, or else `default`.
+def axial_theta(given: dict[str, Any] | None, default: float) -> float:
+    """The base of wavelengths that `rope_parameters` states, or else the tower's `rope_theta`.
 
     Raises:
         NotImplementedError: a setting that is not supported, named.
@@ -73,6 +73,7 @@ class GridVisionSettings(Settings):
     spatial_merge_size: Count = 2
     temporal_patch_size: Count = 2
     rope_parameters: dict[str, Any] | None = None
+    rope_theta: Theta = 10000.0
     ignored = NO_EFFECT | {"model_type"}
     aliases: ClassVar[Mapping[str, str]] = {
         "num_attention_heads": "num_heads",
@@ -119,7 +120,7 @@ class GridVisionSettings(Settings):
             patch_size=self.patch_size,
             temporal_patch_size=self.temporal_patch_size,
             merge=self.spatial_merge_size,
-            rope_theta=axial_theta(self.rope_parameters),
+            rope_theta=axial_theta(self.rope_parameters, self.rope_theta),
             **self.switches(),
         )
 

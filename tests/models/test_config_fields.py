@@ -187,6 +187,22 @@ def test_the_rope_of_a_file_without_one_is_that_of_transformers(name):
     assert own == given
 
 
+TOWERS_THAT_TURN = [name for name, each in TOWERS.items() if "Vision" in each.__name__]
+TOWERS_THAT_TURN = [n for n in TOWERS_THAT_TURN if "rope_parameters" in dir(TOWERS[n])]
+
+
+@pytest.mark.parametrize("name", TOWERS_THAT_TURN)
+def test_the_rope_of_a_tower_has_its_base_by_the_older_name_too(name):
+    content = {"model_type": getattr(transformers, name).model_type}
+    schema, axial = TOWERS[name], {"rope_type": "axial", "rope_theta": 50.0}
+    arguments = {} if name != "PixtralVisionConfig" else {"chosen": -1, "merge": 1}
+    older, newer, neither = (
+        schema.read(content | each).to_config(**arguments)
+        for each in ({"rope_theta": 50.0}, {"rope_parameters": axial}, {})
+    )
+    assert older == newer != neither
+
+
 def test_the_vision_tower_of_a_file_without_one():
     theirs = transformers.LlavaConfig(text_config=config_json()["text_config"]).to_dict()
     without = config_json()

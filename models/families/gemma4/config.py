@@ -10,6 +10,7 @@ from models.checkpoints.hf_fields import (
     Count,
     Epsilon,
     Side,
+    Theta,
     TokenId,
     Width,
 )
@@ -39,6 +40,7 @@ class Gemma4VisionSettings(Settings):
     hidden_activation: ActivationName = Activation.GELU_TANH
     rms_norm_eps: Epsilon = 1e-6
     rope_parameters: dict[str, Any] | None = None
+    rope_theta: Theta = 100.0
     pooling_kernel_size: Count = 3
     patch_size: Side = 16
     position_embedding_size: Width = 10240
@@ -85,7 +87,7 @@ class Gemma4VisionSettings(Settings):
             temporal_patch_size=1,
             merge=self.pooling_kernel_size,
             axis_table=self.position_embedding_size,
-            rope_theta=axial_theta(self.rope_parameters, 100.0),
+            rope_theta=axial_theta(self.rope_parameters, self.rope_theta),
         )
 
 

@@ -10,6 +10,7 @@ from models.checkpoints.hf_fields import (
     Count,
     Epsilon,
     Side,
+    Theta,
     TokenId,
     Width,
 )
@@ -44,6 +45,7 @@ class PaddleOcrVisionSettings(Settings):
     hidden_act: ActivationName = Activation.GELU_TANH
     layer_norm_eps: Epsilon = 1e-6
     rope_parameters: dict[str, Any] | None = None
+    rope_theta: Theta = 10000.0
     # Files of the Hub also have what the tower's ancestors did with clips.
     ignored = NO_EFFECT | {"model_type", "temporal_patch_size", "tokens_per_second"}
 
@@ -74,7 +76,7 @@ class PaddleOcrVisionSettings(Settings):
             merge=self.spatial_merge_size,
             patch_bias=True,
             post_norm=True,
-            rope_theta=axial_theta(self.rope_parameters),
+            rope_theta=axial_theta(self.rope_parameters, self.rope_theta),
             table_side=max(self.image_size // patch, 1),
             table_edges=True,
         )

@@ -1,10 +1,11 @@
 """A drawn checkpoint in one of the layouts that files of the hub have."""
 
-import copy
 import json
 import random
 from pathlib import Path
 from typing import Any
+
+from tests.support.draws.spellings import respelled
 
 __all__ = ["write_checkpoint"]
 
@@ -16,31 +17,23 @@ _NAMES = (
 
 
 def write_checkpoint(rng: random.Random, model: Any, folder: Path) -> None:
-    """Saved by transformers: old or new names, one file or several, config.json of 4 or of 5."""
-    from transformers import AutoConfig
-
+    """Saved by transformers: old or new names, one file or several, config.json spelled anyhow."""
     model.save_pretrained(folder, **rng.choice(_NAMES))
     file = folder / "config.json"
-    newer = file.read_text()
-    older = _of_transformers_4(json.loads(newer))
-    if older is None or rng.random() < 0.5:
-        return
-    before = AutoConfig.from_pretrained(folder).to_dict()
-    file.write_text(json.dumps(older))
-    if AutoConfig.from_pretrained(folder).to_dict() != before:
-        file.write_text(newer)  # what the old names cannot say
+    saved = file.read_text()
+    meant = _meaning(folder)
+    for _ in range(rng.randrange(4)):
+        file.write_text(json.dumps(respelled(rng, json.loads(saved))))
+        if _meaning(folder) == meant:
+            return
+    file.write_text(saved)
 
 
-def _of_transformers_4(config: dict[str, Any]) -> dict[str, Any] | None:
-    """A config.json with RoPE in its earlier names; None where kinds of layers differ in it."""
-    config = copy.deepcopy(config)
-    text = config["text_config"]
-    rope = text.pop("rope_parameters")
-    if "rope_type" not in rope:
+def _meaning(folder: Path) -> dict[str, Any] | None:
+    """What transformers reads in config.json; None where it refuses the file."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder).to_dict()
+    except Exception:
         return None
-    text["rope_theta"] = rope.pop("rope_theta")
-    if "partial_rotary_factor" in rope:
-        text["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
-    if rope != {"rope_type": "default"}:
-        text["rope_scaling"] = rope
-    return config
