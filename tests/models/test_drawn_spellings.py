@@ -18,7 +18,6 @@ from models.families.base import ModelConfig
 from tests.support.draws import DRAWS
 from tests.support.draws.comparing import check_draws
 from tests.support.draws.spellings import respelled
-from tests.support.hf_parity import since
 
 pytestmark = pytest.mark.parity
 
@@ -48,7 +47,6 @@ def compare(name: str, case: int, folder: Path) -> None:
     assert reading(folder, content) == reading(folder, whole)
 
 
-@since("5.24", "towers have no settings of RoPE in earlier versions")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", DRAWS)
 def test_drawn_spellings(name, cases, tmp_path):

@@ -64,7 +64,8 @@ def _any(rng: random.Random, config: Config) -> tuple[Config, str]:
 
 def _without_a_field(rng: random.Random, config: Config) -> Config | None:
     at, name = _any(rng, config)
-    if name in ("text_config", "vision_config"):
+    # Heads that do not divide the default width are refused here; transformers rounds down.
+    if name in ("text_config", "vision_config", "hidden_size", "num_attention_heads"):
         return None
     del at[name]
     return config
@@ -142,6 +143,33 @@ def _with_words_of_old_files(rng: random.Random, config: Config) -> Config:
     return config
 
 
+def _with_other_token_names(rng: random.Random, config: Config) -> Config:
+    """Ids of tokens end in `_id` or in `_index`; heads and experts have two names, too."""
+    ends = {"_token_id": "_token_index", "_token_index": "_token_id"}
+    for name in [name for name in config if "_token_i" in name]:
+        end = name[name.index("_token_i") :]
+        config[name.replace(end, ends[end])] = config.pop(name)
+    return config
+
+
+def _with_other_names(rng: random.Random, config: Config) -> Config:
+    """Some classes of transformers know a field of theirs by the name that others have."""
+    names = {
+        "num_heads": "num_attention_heads",
+        "depth": "num_hidden_layers",
+        "num_experts": "num_local_experts",
+        "n_routed_experts": "num_local_experts",
+        "hidden_act": "hidden_activation",
+        "embed_dim": "hidden_size",
+    }
+    for at in (config["text_config"], config["vision_config"]):
+        for name in sorted(set(names) & set(at)):
+            other = names[name]
+            if rng.random() < 0.5 and other not in at:
+                at[other] = at.pop(name)
+    return config
+
+
 def _flat(rng: random.Random, config: Config) -> Config | None:
     """Qwen2-VL's first files have the decoder's fields beside the tower."""
     if config["model_type"] not in ("qwen2_vl", "qwen2_5_vl"):
@@ -157,6 +185,7 @@ def _flat(rng: random.Random, config: Config) -> Config | None:
 _SPELLINGS: tuple[Callable[[random.Random, Config], Config | None], ...] = (
     *(_with_older_rope, _with_older_tower_rope, _without_a_field, _without_a_field, _with_null),
     *(_with_whole_numbers, _with_a_tied_head, _with_a_period, _with_words_of_old_files, _flat),
+    *(_with_other_token_names, _with_other_names),
 )
 
 
