@@ -132,10 +132,12 @@ class TextBank:
         Tokens that are not `valid` take no slot. Tokens without a free slot are dropped, since
         nothing can be raised under jit: `grow` first.
         """
-        row, slot = self._slots(valid)
+        row, slot = (x[..., None] for x in self._slots(valid))
+        head = jnp.arange(key.shape[2])
 
         def scatter(bank, new):
-            return bank.at[layer, row, :, slot].set(new.astype(bank.dtype), mode="drop")
+            # With the head's number, too, or XLA transposes the bank of all layers there and back.
+            return bank.at[layer, row, head, slot].set(new.astype(bank.dtype), mode="drop")
 
         if self.key_scale is None or self.value_scale is None:
             return dataclasses.replace(
