@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import string
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -16,135 +15,18 @@ from models.families.registry import family_of
 from models.layers.linear import Maker
 from models.loading import read_config
 from models.model import Model
-from tests.support.qwen_vl import config_json as qwen_config
+from tests.support.clip_configs import (
+    LETTERS,
+    SPECIAL,
+    gemma4,
+    glm,
+    internvl,
+    llava,
+    qwen,
+    smolvlm,
+)
 
 __all__ = ["CASES", "Case", "clip", "stand_in", "write_files"]
-
-LETTERS = ["<unk>", "<pad>", *sorted(string.printable)]
-SPECIAL = (
-    "<image>",
-    "<video>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-    "<img>",
-    "</img>",
-    "<IMG_CONTEXT>",
-    "<fake_token_around_image>",
-    "<global-img>",
-    "<|begin_of_image|>",
-    "<|image|>",
-    "<|end_of_image|>",
-    "<|begin_of_video|>",
-    "<|video|>",
-    "<|end_of_video|>",
-    "<|image>",
-    "<image|>",
-    "<|audio|>",
-    "<|audio>",
-    "<audio|>",
-)
-IDS = {token: len(LETTERS) + i for i, token in enumerate(SPECIAL)}
-VOCAB = len(LETTERS) + len(SPECIAL)
-
-_TEXT = {
-    "model_type": "llama",
-    "vocab_size": VOCAB,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}
-
-
-def _tower(**changes: Any) -> dict[str, Any]:
-    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2}
-    return {"num_attention_heads": 2, "image_size": 12, "patch_size": 4, **sizes, **changes}
-
-
-def _qwen(model_type: str) -> dict[str, Any]:
-    ids = {
-        "image_token_id": IDS["<|image_pad|>"],
-        "video_token_id": IDS["<|video_pad|>"],
-        "vision_start_token_id": IDS["<|vision_start|>"],
-        "vision_end_token_id": IDS["<|vision_end|>"],
-    }
-    config = qwen_config(model_type, **ids)
-    config["text_config"] |= {"vocab_size": VOCAB}
-    return config
-
-
-def _glm(model_type: str, text: str, **tower_changes: Any) -> dict[str, Any]:
-    names = {
-        "image_token_id": "<|image|>",
-        "video_token_id": "<|video|>",
-        "image_start_token_id": "<|begin_of_image|>",
-        "image_end_token_id": "<|end_of_image|>",
-        "video_start_token_id": "<|begin_of_video|>",
-        "video_end_token_id": "<|end_of_video|>",
-    }
-    ids = {name: IDS[token] for name, token in names.items()}
-    tower = {"depth": 1, "hidden_size": 8, "num_heads": 1, "patch_size": 4, "image_size": 20}
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 2, 1]}
-    own = {"model_type": text, "rope_parameters": rope | {"partial_rotary_factor": 1.0}}
-    return {
-        "model_type": model_type,
-        **ids,
-        "vision_config": tower | {"out_hidden_size": 16, "intermediate_size": 8} | tower_changes,
-        "text_config": _TEXT | own,
-    }
-
-
-def _gemma4() -> dict[str, Any]:
-    names = {
-        "image_token_id": "<|image|>",
-        "video_token_id": "<|video|>",
-        "boi_token_id": "<|image>",
-        "eoi_token_id": "<image|>",
-        "audio_token_id": "<|audio|>",
-    }
-    tower = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 4}
-    blocks = {"patch_size": 4, "pooling_kernel_size": 2, "position_embedding_size": 300}
-    own = {"hidden_size_per_layer_input": 0, "head_dim": 8, "num_hidden_layers": 2}
-    return {
-        "model_type": "gemma4",
-        **{name: IDS[token] for name, token in names.items()},
-        "vision_config": tower | heads | blocks,
-        "text_config": {**_TEXT, **own, "model_type": "gemma4_text"},
-    }
-
-
-def _llava(model_type: str, tower: str) -> dict[str, Any]:
-    return {
-        "model_type": model_type,
-        "image_token_index": IDS["<image>"],
-        "video_token_index": IDS["<video>"],
-        "image_grid_pinpoints": [[12, 24], [24, 12]],
-        "vision_config": _tower(model_type=tower),
-        "text_config": _TEXT,
-    }
-
-
-def _internvl() -> dict[str, Any]:
-    return {
-        "model_type": "internvl",
-        "image_token_id": IDS["<IMG_CONTEXT>"],
-        "vision_config": _tower(image_size=[8, 8], patch_size=[4, 4]),
-        "text_config": _TEXT | {"model_type": "qwen2"},
-    }
-
-
-def _smolvlm() -> dict[str, Any]:
-    return {
-        "model_type": "smolvlm",
-        "image_token_id": IDS["<image>"],
-        "scale_factor": 2,
-        "vision_config": _tower(image_size=16),
-        "text_config": _TEXT,
-    }
 
 
 class Case(NamedTuple):
@@ -193,7 +75,7 @@ _SMALL = {"height": 12, "width": 12}
 
 CASES = {
     "qwen2_vl: all frames, an odd number": Case(
-        _qwen("qwen2_vl"),
+        qwen("qwen2_vl"),
         "Qwen2VLProcessor",
         _QWEN_IMAGES,
         {**_PATCHES, "min_pixels": 64, "max_pixels": 400},
@@ -201,7 +83,7 @@ CASES = {
         ((5, 30, 21, None),),
     ),
     "qwen2_5_vl: frames by a rate, a picture before and two clips": Case(
-        _qwen("qwen2_5_vl"),
+        qwen("qwen2_5_vl"),
         "Qwen2_5_VLProcessor",
         _QWEN_IMAGES,
         {
@@ -217,7 +99,7 @@ CASES = {
         ((20, 11),),
     ),
     "qwen3_vl: times between the frames": Case(
-        _qwen("qwen3_vl"),
+        qwen("qwen3_vl"),
         "Qwen3VLProcessor",
         _QWEN_IMAGES,
         {**_PATCHES, "size": {"shortest_edge": 256, "longest_edge": 2048}, "fps": 1.5},
@@ -225,7 +107,7 @@ CASES = {
         ((11, 13, 17, 3.0),),
     ),
     "qwen3_vl: all frames, no rate": Case(
-        _qwen("qwen3_vl"),
+        qwen("qwen3_vl"),
         "Qwen3VLProcessor",
         _QWEN_IMAGES,
         {
@@ -237,7 +119,7 @@ CASES = {
         ((5, 6, 17, None),),
     ),
     "glm4v: a picture and two clips, one longer than max_duration": Case(
-        _glm("glm4v", "glm4v_text"),
+        glm("glm4v", "glm4v_text"),
         "Glm4vProcessor",
         _GLM_IMAGES,
         {
@@ -252,7 +134,7 @@ CASES = {
         tokenizer=_GLM_TOKENS,
     ),
     "glm46v: a short clip": Case(
-        _glm("glm46v", "glm4v_text"),
+        glm("glm46v", "glm4v_text"),
         "Glm46VProcessor",
         _GLM_IMAGES,
         {**_PATCHES, "size": {"shortest_edge": 64, "longest_edge": 1600}},
@@ -261,7 +143,7 @@ CASES = {
         tokenizer=_GLM_TOKENS,
     ),
     "glm46v: few frames of a long clip": Case(
-        _glm("glm46v", "glm4v_text"),
+        glm("glm46v", "glm4v_text"),
         "Glm46VProcessor",
         _GLM_IMAGES,
         {**_PATCHES, "size": {"shortest_edge": 64, "longest_edge": 1600}},
@@ -270,7 +152,7 @@ CASES = {
         tokenizer=_GLM_TOKENS,
     ),
     "glm46v: a time for every second frame, patches of one": Case(
-        _glm("glm46v", "glm4v_text", temporal_patch_size=1),
+        glm("glm46v", "glm4v_text", temporal_patch_size=1),
         "Glm46VProcessor",
         _GLM_IMAGES | {"temporal_patch_size": 1},
         {
@@ -283,7 +165,7 @@ CASES = {
         tokenizer=_GLM_TOKENS,
     ),
     "gemma4: a picture between clips of unlike shapes": Case(
-        _gemma4(),
+        gemma4(),
         "Gemma4Processor",
         _GEMMA4_SIZES | {"image_processor_type": "Gemma4ImageProcessor"},
         {**_GEMMA4_SIZES, "num_frames": 3},
@@ -300,7 +182,7 @@ CASES = {
         },
     ),
     "llava_onevision: a picture between two clips": Case(
-        _llava("llava_onevision", "siglip_vision_model"),
+        llava("llava_onevision", "siglip_vision_model"),
         "LlavaOnevisionProcessor",
         {
             "image_processor_type": "LlavaOnevisionImageProcessor",
@@ -314,7 +196,7 @@ CASES = {
         options={"num_image_tokens": 9, "vision_feature_select_strategy": "full"},
     ),
     "llava_next_video: the middle of frames": Case(
-        _llava("llava_next_video", "clip_vision_model"),
+        llava("llava_next_video", "clip_vision_model"),
         "LlavaNextVideoProcessor",
         {
             "image_processor_type": "LlavaNextImageProcessor",
@@ -328,7 +210,7 @@ CASES = {
         options={"patch_size": 6, "vision_feature_select_strategy": "default"},
     ),
     "internvl: clips and pictures in one array": Case(
-        _internvl(),
+        internvl(),
         "InternVLProcessor",
         {
             "image_processor_type": "GotOcr2ImageProcessorFast",
@@ -348,7 +230,7 @@ CASES = {
         options={"image_seq_length": 1},
     ),
     "smolvlm: times before the frames": Case(
-        _smolvlm(),
+        smolvlm(),
         "SmolVLMProcessor",
         {
             "image_processor_type": "SmolVLMImageProcessor",
