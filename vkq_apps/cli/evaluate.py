@@ -1,4 +1,4 @@
-"""`vkq eval`: does 1 bit keep the answer? Many questions, several presets, one table."""
+"""`vkq eval`: many questions, several presets, one table of right answers."""
 
 from pathlib import Path
 from typing import Annotated
@@ -98,7 +98,7 @@ def evaluate(
     control: Annotated[
         bool,
         typer.Option(
-            "--control", help="Also ask each question about another picture: what guessing gets."
+            "--control", help="Also ask each question about another picture: the score of guessing."
         ),
     ] = False,
     by_layer: Annotated[
@@ -146,11 +146,11 @@ def evaluate(
     mesh: MeshOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Right answers, and what each preset loses against full precision, question by question.
+    """Counts right answers, and those that each preset loses against full precision.
 
     exact: share of answers that are right word for word.
 
-    lost: points of it that full precision has more, paired.
+    lost: percentage points by which full precision is more often exact, on the same questions.
 
     agreement: share of answers equal to full precision's own.
 

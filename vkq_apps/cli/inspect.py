@@ -1,4 +1,4 @@
-"""`vkq inspect`: what the visual KV of one prompt looks like, before and after coding."""
+"""`vkq inspect`: plots of one prompt's visual keys and values, before and after coding."""
 
 import json as jsonlib
 import time
