@@ -17,9 +17,9 @@ from models.attached_tables import TABLES_FILE, attach_tables
 from models.checkpoints.folder import Checkpoint
 from models.checkpoints.foreign import (
     check_plain_weights,
-    recognise_files,
-    recognise_model_type,
-    recognise_weights,
+    unsupported_files_reason,
+    unsupported_model_type_reason,
+    unsupported_weights_reason,
 )
 from models.checkpoints.hf_settings import errors_of, read_json
 from models.checkpoints.location import TINY, check_path, find_folder
@@ -189,7 +189,7 @@ def _check_dtype(dtype: DTypeLike) -> np.dtype:
 
 def _read_config(folder: Path) -> ModelConfig:
     file = folder / "config.json"
-    if not file.is_file() and (known := recognise_files(folder)):
+    if not file.is_file() and (known := unsupported_files_reason(folder)):
         raise FileNotFoundError(f"{show_path(file)} is missing: the folder {known}")
     inner = [] if file.is_file() else sorted(folder.glob("*/config.json"))
     if inner:
@@ -200,7 +200,7 @@ def _read_config(folder: Path) -> ModelConfig:
     content = read_json(file)
     model_type = content.get("model_type")
     if model_type not in MODEL_TYPES:
-        hint = recognise_model_type(model_type)
+        hint = unsupported_model_type_reason(model_type)
         families = f"supported families: {', '.join(FAMILY_NAMES)} (see README.md)"
         raise NotImplementedError(
             f"{show_path(file)}: model_type={show(model_type)}; "
@@ -222,7 +222,9 @@ def _misfit(
     for kind, name, detail in problems:
         kinds.setdefault(kind, []).append(f"{name} ({detail})" if detail else name)
     text = f"{show_path(folder)}: {summary} ({len(problems)}): "
-    known = recognise_weights({name: info.dtype for name, info in checkpoint.tensors.items()})
+    known = unsupported_weights_reason(
+        {name: info.dtype for name, info in checkpoint.tensors.items()}
+    )
     hint = f"; this looks like {known}" if known else ""
     for most, longest in ((3, 120), (2, 120), (1, 120), (1, 40), (1, 20)):
         parts = [f"{kind}: {some(names, most, longest)}" for kind, names in kinds.items()]

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from models.checkpoints.foreign import recognise_files
+from models.checkpoints.foreign import unsupported_files_reason
 from models.checkpoints.hf_settings import Settings, errors_of, read_json
 from vkq_jax.messages import show, show_name, show_path, some
 from vkq_jax.validation import check_readable
@@ -172,7 +172,7 @@ def _broken(file: Path, error: Exception) -> str:
 
 def _no_weights(folder: Path) -> Exception:
     """The error for a folder without weights that can be read."""
-    if known := recognise_files(folder):
+    if known := unsupported_files_reason(folder):
         return ValueError(f"{show_path(folder)} {known}")
     shards = sorted(file.name for file in folder.glob("*.safetensors"))
     if shards:

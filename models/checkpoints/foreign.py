@@ -9,9 +9,9 @@ from vkq_jax.messages import show, show_path, some
 
 __all__ = [
     "check_plain_weights",
-    "recognise_files",
-    "recognise_model_type",
-    "recognise_weights",
+    "unsupported_files_reason",
+    "unsupported_model_type_reason",
+    "unsupported_weights_reason",
 ]
 
 _ADAPTER = "a LoRA adapter: merge it into its base model (peft's merge_and_unload) and save that"
@@ -88,7 +88,7 @@ def check_plain_weights(folder: Path, content: Mapping[str, Any]) -> None:
         raise ValueError(f"{show_path(folder)} has beside its weights {_ADAPTER}")
 
 
-def recognise_weights(dtypes: Mapping[str, str]) -> str | None:
+def unsupported_weights_reason(dtypes: Mapping[str, str]) -> str | None:
     """A guess at the checkpoint whose tensors have these names and dtypes, with what to do.
 
     None: there is none.
@@ -111,7 +111,7 @@ def recognise_weights(dtypes: Mapping[str, str]) -> str | None:
     return None
 
 
-def recognise_model_type(model_type: object) -> str | None:
+def unsupported_model_type_reason(model_type: object) -> str | None:
     """The kind of model that has this `model_type`, with what to do; None: it is not known."""
     if model_type in ("llava_llama", "llava_mistral", "llava_mpt", "llava_qwen"):
         return _ORIGINAL
@@ -122,7 +122,7 @@ def recognise_model_type(model_type: object) -> str | None:
     return None
 
 
-def recognise_files(folder: Path) -> str | None:
+def unsupported_files_reason(folder: Path) -> str | None:
     """The content of a folder without loadable weights, as the end of a sentence."""
     for pattern, meaning in _FILES:
         if any(folder.glob(pattern)):

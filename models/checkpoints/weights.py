@@ -15,7 +15,7 @@ from flax import nnx
 from models.checkpoints.folder import Checkpoint
 from models.checkpoints.sources import Index, Size, Source
 from vkq_jax.messages import show_name
-from vkq_jax.sharding.hosts import in_shards
+from vkq_jax.sharding.hosts import array_from_shards
 
 __all__ = [
     "FLOATS",
@@ -131,7 +131,7 @@ def read_weights(
 
         if sharding_of is None:
             return put(part(tuple(slice(0, size) for size in parameter.shape)))
-        return in_shards(parameter.shape, sharding_of(path), part)
+        return array_from_shards(parameter.shape, sharding_of(path), part)
 
     with ThreadPoolExecutor(_THREADS) as threads:
         return nnx.from_flat_state(

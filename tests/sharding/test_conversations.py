@@ -11,7 +11,7 @@ import vkq_jax
 from models.prompts.arrays import inputs_from_arrays
 from tests.sharding.cases import BATCH, STEPS, assert_same
 from vkq_jax.files import sliced_arrays
-from vkq_jax.sharding.hosts import in_shards
+from vkq_jax.sharding.hosts import array_from_shards
 
 NAME, MESH, QUANT = "2 KV heads, odd vocabulary", "data=2,model=4", "signs-1bit"
 
@@ -33,9 +33,9 @@ def test_a_file_is_read_straight_to_a_mesh(cases, tmp_path, monkeypatch):
             sizes.append((len(shape) > 2, math.prod(shape), values.size))
             return values
 
-        return in_shards(shape, sharding, counted)
+        return array_from_shards(shape, sharding, counted)
 
-    monkeypatch.setattr(sliced_arrays, "in_shards", recorded)
+    monkeypatch.setattr(sliced_arrays, "array_from_shards", recorded)
     placed = models.load_cache(file, mesh)
     for x, y in zip(jax.tree.leaves(placed), jax.tree.leaves(start), strict=True):
         assert x.sharding.is_equivalent_to(y.sharding, x.ndim)

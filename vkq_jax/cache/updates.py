@@ -192,11 +192,11 @@ def _take(x: Shaped[Array, "..."], indices: Shaped[Array, "b"], axis: int) -> Ar
         spec = [*sharding.spec, *[None] * (x.ndim - len(sharding.spec))]
         spec[axis] = None
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
-    return _take_in_shards(x, indices, axis, sharding)
+    return _take_from_shards(x, indices, axis, sharding)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _take_in_shards(
+def _take_from_shards(
     x: Shaped[Array, "..."], indices: Shaped[Array, "b"], axis: int, sharding: NamedSharding
 ) -> Array:
     taken = jnp.take(x, indices, axis=axis, mode="clip")

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vkq_jax.sharding.hosts import in_shards
+from vkq_jax.sharding.hosts import array_from_shards
 
 __all__ = ["digest_of_file", "outlines", "read_shards"]
 
@@ -54,7 +54,7 @@ def read_shards(file: Any, name: str, sharding: jax.sharding.Sharding) -> jax.Ar
     shape = tuple(entry.get_shape())
     if not math.prod(shape) or not shape:
         entry = file.get_tensor(name)
-    return in_shards(shape, sharding, lambda index: entry[index])
+    return array_from_shards(shape, sharding, lambda index: entry[index])
 
 
 def _rows(file: Any, name: str) -> Iterator[np.ndarray]:

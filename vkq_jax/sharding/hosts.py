@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-__all__ = ["in_shards", "of_first_host", "spans_hosts", "to_host"]
+__all__ = ["array_from_shards", "of_first_host", "spans_hosts", "to_host"]
 
 
 def spans_hosts(tree: Any) -> bool:
@@ -31,7 +31,7 @@ def of_first_host[T](tree: T) -> T:
     return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
 
-def in_shards(
+def array_from_shards(
     shape: tuple[int, ...],
     sharding: jax.sharding.Sharding,
     part: Callable[[tuple[slice, ...]], np.ndarray],
