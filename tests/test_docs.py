@@ -16,6 +16,7 @@ from docs.tables.pages import DOCS
 from models.families.registry import FAMILY_NAMES, MODEL_TYPES
 
 
+@pytest.mark.ci
 def test_the_layouts_are_drawn(tmp_path):
     script = runpy.run_path(str(DOCS / "draw_layouts.py"))
     script["main"](tmp_path / "layouts.png")
@@ -26,6 +27,7 @@ def test_the_layouts_are_drawn(tmp_path):
     np.testing.assert_array_equal(words[3, 4 * 5 + 2, 1], [64 + 32 + 16 + 5, 64])
 
 
+@pytest.mark.ci
 def test_the_answers_are_drawn(tmp_path):
     script = runpy.run_path(str(DOCS / "draw_answers.py"))
     script["main"](tmp_path / "answers.png")

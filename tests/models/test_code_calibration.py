@@ -147,6 +147,7 @@ def test_jit_with_the_model_as_an_argument(model, calibrated):
     np.testing.assert_array_equal(answer(model, batch(*ROWS)), expected)
 
 
+@pytest.mark.ci  # and `test_a_window_equals_the_oracle` without a model
 def test_a_sliding_window_hides_positions_whatever_their_slots():
     """Slots are in the order of classes; the oracle decodes them to the order of positions."""
     model, inputs = tiny_model(config=WINDOWED), batch(*ROWS)

@@ -77,12 +77,12 @@ def test_padding_that_is_not_finite_spoils_all_and_is_named(model):
     model = broken(model, "['text']['embed_tokens']", unused)
     assert first_non_finite(model, padded) == "in the token embeddings"
     with pytest.raises(ValueError, match="in the token embeddings"):
-        models.generate(model, padded, max_new_tokens=3, stop_tokens=())
+        models.generate(model, padded, quant="none", max_new_tokens=3, stop_tokens=())
 
 
 def test_generation_ends_in_an_error_and_says_so_under_jit(model):
     bad = broken(model, "['text']['layers']['mlp']['down_proj']['kernel']", (1, 1))
-    options = {"max_new_tokens": 3, "stop_tokens": ()}
+    options = {"quant": "signs-1bit", "max_new_tokens": 3, "stop_tokens": ()}
     message = "logits of sequence 0 are not finite: the first NaN or infinity is the output of text"
     with pytest.raises(ValueError, match=message) as error:
         models.generate(bad, batch(*ROWS), **options)

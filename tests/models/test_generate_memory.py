@@ -30,7 +30,7 @@ def model():
 def test_decoding_in_place_consumes_all_but_visual_banks_and_key(model):
     def decode(**options):
         logits, cache = prefill(
-            model, batch(*ROWS), quant=vkq_jax.resolve("vkq-1bit"), cache_length=16
+            model, batch(*ROWS), quant=vkq_jax.resolve("signs-1bit"), cache_length=16
         )
         state = DecodeState.start(logits, cache, jax.random.key(0))
         sampling = Sampling(temperature=1.0)
@@ -52,7 +52,9 @@ def test_options_for_gpus_change_no_token_and_no_outer_jit(model, monkeypatch):
         options = gpu_options(None, 2)
     assert options
     monkeypatch.setattr("models.generation.decode_loop.gpu_options", lambda mesh, batch: options)
-    logits, cache = prefill(model, batch(*ROWS), quant=vkq_jax.resolve("vkq-1bit"), cache_length=16)
+    logits, cache = prefill(
+        model, batch(*ROWS), quant=vkq_jax.resolve("signs-1bit"), cache_length=16
+    )
     state = DecodeState.start(logits, cache)
 
     def decode(**consumed):
@@ -100,7 +102,7 @@ def test_the_text_bank_does_not_exist_twice(model):
 
 
 def test_a_cache_can_be_gone_on_from_more_than_once(model):
-    one = models.generate(model, batch(ROWS[0]), **FOUR)
+    one = models.generate(model, batch(ROWS[0]), quant="signs-1bit", **FOUR)
     length = one.cache.text.cache_length + 8
 
     def turn(**options):
@@ -111,7 +113,7 @@ def test_a_cache_can_be_gone_on_from_more_than_once(model):
     np.testing.assert_array_equal(turn(), first)
     assert not any(deleted(one))
     # A cache with room enough is not copied to grow.
-    roomy = models.generate(model, batch(ROWS[0]), cache_length=length, **FOUR)
+    roomy = models.generate(model, batch(ROWS[0]), quant="signs-1bit", cache_length=length, **FOUR)
     for _ in range(2):
         models.generate(model, batch(prompt(2)), cache=roomy.cache, **FOUR)
     assert not any(deleted(roomy))

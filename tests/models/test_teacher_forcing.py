@@ -15,7 +15,7 @@ STEPS = 6
 
 
 @pytest.mark.parametrize(
-    ("config", "name"), [({}, "vkq-1bit"), ({"config": WINDOWED}, "kivi-2bit")]
+    ("config", "name"), [({}, "signs-1bit"), ({"config": WINDOWED}, "kivi-2bit")]
 )
 def test_following_an_answer_is_decoding_it(config, name):
     evaluated = EvaluatedModel(tiny_model(**config))

@@ -70,8 +70,20 @@ CODES = {
 }
 
 
-# Every family on a ragged cache of two banks; every shape with one family of each kind.
-CASES = [(codes, "two banks", None) for codes in CODES]
+# Every kind of codes on a ragged cache of two banks (of codes that differ in their bits alone one,
+# the others with `-m ci`); every shape with one of each kind.
+OTHER_BITS = {
+    "minmax-2bit",
+    "minmax-8bit",
+    "vkq-half",
+    "vkq-2bit",
+    "turboquant-2bit",
+    "turboquant-3bit",
+}
+CASES = [
+    pytest.param(codes, "two banks", None, marks=[pytest.mark.ci] * (codes in OTHER_BITS))
+    for codes in CODES
+]
 CASES += [
     (codes, shape, None)
     for shape in SHAPES

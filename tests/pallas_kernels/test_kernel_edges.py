@@ -48,7 +48,7 @@ def test_a_cache_without_room():
     assert mosaic_gpu.unsupported_reason(empty) == "the cache has no room for anything"
 
 
-@pytest.mark.parametrize("head_dim", [64, 96])
+@pytest.mark.parametrize("head_dim", [64, pytest.param(96, marks=pytest.mark.ci)])
 def test_two_banks_and_several_queries(head_dim):
     shape = Shape(
         head_dim=head_dim, num_queries=3, visual=((300, (300, 1)), (256, (0, 256))), num_heads=2
@@ -63,7 +63,7 @@ def test_two_banks_and_several_queries(head_dim):
 
 @pytest.mark.parametrize("codes", ["levels", "signs"])
 @pytest.mark.parametrize("case", ["peaked", "sink", "one channel rules", "constant", "huge"])
-@pytest.mark.parametrize("heads", [1, 4, 8])
+@pytest.mark.parametrize("heads", [1, pytest.param(4, marks=pytest.mark.ci), 8])
 def test_hard_inputs(case, codes, heads):
     rng = np.random.default_rng(1)
     key, value = rng.normal(size=(2, 2, 1, 600, 128)).astype(np.float32)

@@ -34,8 +34,8 @@ from tests.support.caches import (
     [
         (64, "levels"),
         (64, "levels, calibrated"),
-        (64, "levels, static map"),
-        (96, "signs"),
+        pytest.param(64, "levels, static map", marks=pytest.mark.ci),
+        pytest.param(96, "signs", marks=pytest.mark.ci),
         (96, "signs, static map"),
     ],
 )
@@ -68,7 +68,9 @@ def test_vmap_folds_the_axis_into_one_launch(head_dim, codes):
     assert shapes[-1] == (1, 2, 2)
 
 
-@pytest.mark.parametrize("codes", ["signs", "levels, calibrated"])
+@pytest.mark.parametrize(
+    "codes", [pytest.param("signs", marks=pytest.mark.ci), "levels, calibrated"]
+)
 def test_vmap_over_starts(codes):
     """Mapped queries with mapped starts over one bank, and over mapped ones."""
     shape = Shape(head_dim=64, num_heads=2, num_queries=2, visual=((300, (300, 270)),))

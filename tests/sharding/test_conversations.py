@@ -21,6 +21,7 @@ def later_turn(config, batch):
     return inputs_from_arrays(config, ids)
 
 
+@pytest.mark.mesh
 def test_a_file_is_read_straight_to_a_mesh(cases, tmp_path, monkeypatch):
     file, mesh = tmp_path / "cache", cases.model(NAME, MESH).mesh
     start = cases.generation(NAME, MESH, QUANT).cache
@@ -55,6 +56,7 @@ def test_a_file_is_read_straight_to_a_mesh(cases, tmp_path, monkeypatch):
         models.load_cache(file, mesh)
 
 
+@pytest.mark.mesh
 def test_a_cache_goes_on_where_it_is_taken_to(cases, tmp_path):
     one, many = cases.model(NAME), cases.model(NAME, MESH)
     file = tmp_path / "cache"

@@ -103,6 +103,7 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(chat, capsys, monke
 )
 def test_bad_options_end_it_before_the_model_loads(chat, capsys, monkeypatch, options, message):
     monkeypatch.setattr("models.load", None)
-    code, out, err = run(capsys, *chat[0], *options)
+    command = chat[0][:3] if "--max-new-tokens" in options else chat[0]  # an option is given once
+    code, out, err = run(capsys, *command, *options)
     assert (code, out) == (2, "")
     assert message in err.splitlines()[-1]

@@ -126,21 +126,6 @@ def test_ids_and_tiles_are_those_of_the_real_processor(model):
     assert got.visual_mask.sum() == (3 + 1) * TILE_TOKENS
 
 
-@pytest.mark.ci  # compiles a whole model
-def test_a_question_about_a_picture_in_1_bit(model):
-    pixels = np.full((20, 45, 3), 90, np.uint8)
-    prompt = models.chat_prompt(model, "what ?", num_images=1)
-    answer = models.generate(
-        model,
-        models.prepare(model, prompts=prompt, images=pixels),
-        quant="vkq-1bit",
-        max_new_tokens=2,
-        stop_tokens=(),
-        quantize_at="image",
-    )
-    assert answer.lengths.tolist() == [2]
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [

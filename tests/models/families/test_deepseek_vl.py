@@ -141,22 +141,6 @@ def test_image_settings_that_do_not_fit_are_refused(changes, words, tmp_path):
         _ = processor_of(write_random_checkpoint(folder, config_json())).image_processor
 
 
-@pytest.mark.ci  # compiles a whole model
-def test_a_question_about_pictures_in_1_bit(model):
-    prompts = [models.chat_prompt(model, "what is this ?", num_images=n) for n in (2, 0)]
-    groups = [[random_picture(30, 21), random_picture(9, 17)], None]
-    answer = models.generate(
-        model,
-        models.prepare(model, prompts=prompts, images=groups),
-        quant="vkq-1bit",
-        max_new_tokens=3,
-        stop_tokens=(),
-        quantize_at="image",
-    )
-    assert answer.lengths.tolist() == [3, 3]
-    assert len(models.decode(model, answer.tokens, answer.lengths)) == 2
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

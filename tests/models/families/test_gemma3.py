@@ -99,8 +99,6 @@ def test_tokens_of_a_picture_see_each_other(model):
     assert (group[0] == 0).sum() == PER_IMAGE
     assert ((group == 0) == inputs.visual_mask).all()
     assert (group[1] == -1).all()
-    answer = models.generate(model, inputs, quant="vkq-1bit", max_new_tokens=3, stop_tokens=())
-    assert answer.lengths.tolist() == [3, 3]
 
 
 @pytest.mark.ci

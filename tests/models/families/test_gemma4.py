@@ -122,12 +122,12 @@ def test_ids_and_pixels_are_those_of_the_real_processor(model):
 def test_a_picture_is_answered_in_one_bit_and_its_cache_saved(model, tmp_path):
     mark = models.chat_prompt(model, "what is this ?")
     inputs = models.prepare(model, prompts=[mark, "red"], images=[random_picture(8, 8), None])
-    answer = models.generate(model, inputs, quant="vkq-1bit", max_new_tokens=3, stop_tokens=())
+    answer = models.generate(model, inputs, quant="signs-1bit", max_new_tokens=3, stop_tokens=())
     assert answer.lengths.tolist() == [3, 3]
     cache = answer.cache
     # Two layers of four have keys of their own, each with other heads.
     assert [part.text.key.shape[::2] for part in cache.parts] == [(1, 2, 8), (1, 1, 16)]
-    assert cache.quant == vkq_jax.presets["vkq-1bit"]
+    assert cache.quant == vkq_jax.presets["signs-1bit"]
     vkq_jax.save_cache(tmp_path / "cache", cache)
     loaded = vkq_jax.load_cache(tmp_path / "cache")
     jax.tree.map(np.testing.assert_array_equal, loaded, cache)

@@ -122,18 +122,6 @@ def test_ids_and_pixels_are_those_of_the_real_processor(model):
     assert got.visual_mask.sum() == 6 + 2
 
 
-@pytest.mark.ci
-def test_pictures_of_different_sizes_in_1_bit(model):
-    prompts = [models.chat_prompt(model, "what is this ?", num_images=n) for n in (2, 0)]
-    groups = [[random_picture(30, 21), random_picture(9, 17)], None]
-    inputs = models.prepare(model, prompts=prompts, images=groups)
-    answer = models.generate(
-        model, inputs, quant="vkq-1bit", max_new_tokens=3, stop_tokens=(), quantize_at="image"
-    )
-    assert answer.lengths.tolist() == [3, 3]
-    assert len(models.decode(model, answer.tokens, answer.lengths)) == 2
-
-
 def test_a_picture_without_a_whole_block_is_refused(model):
     with pytest.raises(ValueError, match="has no block of 8 x 8 pixels"):
         models.prepare(model, prompts="<image> what", images=random_picture(4, 20))

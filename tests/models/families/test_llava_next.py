@@ -132,18 +132,6 @@ def test_onevision_prepares_as_the_real_processor(onevision, sizes):
     np.testing.assert_array_equal(got.vision_layout.rows, again.vision_layout.rows)
 
 
-@pytest.mark.ci
-def test_pictures_of_different_sizes_in_1_bit(model):
-    prompts = [models.chat_prompt(model, "what is this ?", num_images=n) for n in (2, 0, 1)]
-    groups = [pictures((30, 11), (20, 20)), None, pictures((7, 40))]
-    inputs = models.prepare(model, prompts=prompts, images=groups)
-    answer = models.generate(
-        model, inputs, quant="vkq-1bit", max_new_tokens=3, stop_tokens=(), quantize_at="image"
-    )
-    assert answer.lengths.tolist() == [3, 3, 3]
-    assert len(models.decode(model, answer.tokens)) == 3
-
-
 def test_sizes_of_a_few_buckets_are_padded_to(model):
     counts = {
         models.prepare(

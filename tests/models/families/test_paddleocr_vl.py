@@ -123,16 +123,6 @@ def test_ids_and_pixels_are_those_of_the_real_processor(model):
         jax.tree.map(np.testing.assert_array_equal, *pair)
 
 
-@pytest.mark.ci
-def test_a_picture_is_answered_in_1_bit(model):
-    prompts = [models.chat_prompt(model, "what is this ?", num_images=n) for n in (1, 0)]
-    inputs = models.prepare(model, prompts=prompts, images=[[random_picture(30, 21)], None])
-    answer = models.generate(
-        model, inputs, quant="vkq-1bit", max_new_tokens=3, stop_tokens=(), quantize_at="image"
-    )
-    assert answer.lengths.tolist() == [3, 3]
-
-
 def test_text_settings_may_lie_beside_all_others():
     """And a tower may have the model_type of the whole, as files of the Hub have it."""
     flat = {**TEXT, **config_json(vision={"model_type": "paddleocr_vl"})}
