@@ -37,17 +37,6 @@ def choose_tuning(
     where tables come in groups, four where there is no packed bank or a side has several code
     planes). More than four, or several of 256 channels, need twice the registers: half as many
     warps.
-
-    Short banks of several classes of tokens have too few blocks to divide evenly between more than
-    four warps, and eight in a thread block keep their registers. So they are cut where thread
-    blocks of two such teams fill the device once.
-
-    Many teams of up to four with short banks: two warps each, in small thread blocks, which fill
-    the device evenly whatever their number; in large ones where those do too (of one query with a
-    codebook, whose tables take registers, in blocks of eight warps). Otherwise large ones;
-    long banks and few heads are shared by more warps, then by more thread blocks, whose results
-    have to be joined. A launch that would leave half of the device without a thread block is
-    cut into smaller ones.
     """
     grouped = any(packed.chunk_blocks < packed.blocks for packed in classes)
     planes = max((packed.most_bits for packed in classes), default=0)
@@ -60,25 +49,53 @@ def choose_tuning(
     wide = per_team > SET
     warps = _WARPS // 2 if wide or (per_team > 1 and head_dim > HEAD_DIMS[-1]) else _WARPS
     packed_blocks = sum(packed.blocks for packed in classes if packed.most_bits)
-    short = bool(classes) and packed_blocks <= 16 and not wide
-    # Learned dictionaries, a loop for each part, were slower in thread blocks of eight warps.
-    alone = per_team == 1 and any(x.key.codebook and x.key.centred for x in classes)
-    if short and 2 * teams >= 7 * _MULTIPROCESSORS:
-        if alone and -(-2 * teams // 8) <= _MULTIPROCESSORS:
+    tuning = None
+    if classes and packed_blocks <= 16 and not wide:
+        tuning = _for_short_banks(teams, per_team, warps, classes)
+    if tuning is None:
+        blocks = packed_blocks + sum(-(-bank.capacity // 16) for bank in dense)
+        tuning = _for_long_banks(teams, per_team, warps, blocks, classes)
+    return _within_memory(tuning, head_dim, classes, architecture)
+
+
+def _for_short_banks(
+    teams: int, per_team: int, warps: int, classes: Sequence[Packed]
+) -> TuningConfig | None:
+    """The tuning for many teams with short banks, of up to four queries; None for few teams.
+
+    Many teams: two warps each, in small thread blocks, which fill the device evenly whatever their
+    number; in large ones where those do too (of one query with a codebook, whose tables take
+    registers, in blocks of eight warps).
+
+    Short banks of several classes of tokens have too few blocks to divide evenly between more than
+    four warps, and eight in a thread block keep their registers. So they are cut where thread
+    blocks of two such teams fill the device once.
+    """
+    if 2 * teams >= 7 * _MULTIPROCESSORS:
+        if _reads_codebook_alone(per_team, classes) and -(-2 * teams // 8) <= _MULTIPROCESSORS:
             warps = 8
         large = (per_team > 1 or warps == 8) and _fills_evenly(-(-2 * teams // warps))
-        tuning = TuningConfig(warps=warps if large else 4, team=2, queries=per_team)
-        return _within_memory(tuning, head_dim, classes, architecture)
-    several = short and per_team > 1 and classes[0].of_classes > 1
+        return TuningConfig(warps=warps if large else 4, team=2, queries=per_team)
+    several = per_team > 1 and classes[0].of_classes > 1
     of_eight = -(-teams // 2)  # thread blocks
     one_round = of_eight <= _MULTIPROCESSORS and _fills_evenly(of_eight)
     if several and not classes[0].key.codebook and one_round:
-        tuning = TuningConfig(warps=8, team=4, queries=per_team)
-        return _within_memory(tuning, head_dim, classes, architecture)
-    blocks = packed_blocks + sum(-(-bank.capacity // 16) for bank in dense)
+        return TuningConfig(warps=8, team=4, queries=per_team)
+    return None
+
+
+def _for_long_banks(
+    teams: int, per_team: int, warps: int, blocks: int, classes: Sequence[Packed]
+) -> TuningConfig:
+    """The tuning in large thread blocks, of `warps` warps.
+
+    Long banks and few heads are shared by more warps, then by more thread blocks, whose results
+    have to be joined. A launch that would leave half of the device without a thread block is cut
+    into smaller ones.
+    """
     wanted = _MULTIPROCESSORS * warps // 2
     splits = 1
-    team = 4 if wide else 1  # shared memory has room for the queries of two wide teams
+    team = 4 if per_team > SET else 1  # shared memory has room for the queries of two wide teams
     while team < warps and teams * team < wanted and 2 * team <= blocks:
         team *= 2
     while teams * team * splits < wanted and 2 * splits * team <= blocks:
@@ -86,11 +103,18 @@ def choose_tuning(
     while warps > max(4, team) and 2 * splits * -(-teams * team // warps) <= _MULTIPROCESSORS:
         warps //= 2
     of_book = per_team > 1 and any(x.key.codebook for x in classes)
-    if team == 16 and (of_book or (alone and splits > 1)):
+    if team == 16 and (of_book or (_reads_codebook_alone(per_team, classes) and splits > 1)):
         # Tables of centroids leave no room for words that wait: more registers serve better.
         warps, team = 8, 8
-    tuning = TuningConfig(warps=warps, team=team, splits=splits, queries=per_team)
-    return _within_memory(tuning, head_dim, classes, architecture)
+    return TuningConfig(warps=warps, team=team, splits=splits, queries=per_team)
+
+
+def _reads_codebook_alone(per_team: int, classes: Sequence[Packed]) -> bool:
+    """Whether one query a team reads a codebook, beside Hadamard planes.
+
+    Learned dictionaries, a loop for each part, were slower in thread blocks of eight warps.
+    """
+    return per_team == 1 and any(x.key.codebook and x.key.centred for x in classes)
 
 
 def _within_memory(
