@@ -15,17 +15,17 @@ import numpy as np
 from pallas_kernels.isa.program import Run, run_on_gpu
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled_dictionary import TiledDictionary, stored_virtual
-from pallas_kernels.quantize.centring import around_centres, around_means
+from pallas_kernels.quantize.centring import Around, around_centres, around_means
 from pallas_kernels.quantize.class_block import SIDES
 from pallas_kernels.quantize.class_kernel import ScaleRule
-from pallas_kernels.quantize.classes import code_classes
+from pallas_kernels.quantize.classes import Coded, code_classes
 from pallas_kernels.quantize.covered_tables import (
     learned_tables,
     unfused_planes_reason,
     unfused_tables_reason,
     virtual_of,
 )
-from pallas_kernels.quantize.gathering import gather_tokens
+from pallas_kernels.quantize.gathering import Gathered, gather_tokens
 from pallas_kernels.quantize.learned import code_learned
 from pallas_kernels.quantize.lloyd_kernel import MOST_CENTRES
 from pallas_kernels.quantize.order_kernel import MOST_POSITIONS, padded_capacities
@@ -132,6 +132,7 @@ def _code(
     codes: tuple[DictionaryCodes, DictionaryCodes],
     run: Run,
 ) -> VisualBank:
+    """Centres the tokens, puts them in the order of their classes, and codes them."""
     batch, _, kv_heads, head_dim = key.shape
     positions, settings, lead = index.shape[1], codes[0], (batch, kv_heads)
     per_head = jnp.broadcast_to(valid[:, None], (*lead, positions)).reshape(-1, positions)
@@ -141,7 +142,6 @@ def _code(
         around = around_means(gathered, valid, codes, tables, run=run)
     else:
         around = around_centres(gathered, per_head, codes, run=run)
-    ids, centre, unit, book = around.ids, around.centre, around.unit, around.book
     weight = None
     if attention is not None:
         weight = attention_weights(attention.reshape(-1, positions), per_head)
@@ -151,66 +151,83 @@ def _code(
     virtual = [virtual_of(c, head_dim) for c in codes]
     stored = virtual
     if settings.learned:
-        assert book is not None
-        assert tables is not None
         stored = [tuple(map(stored_virtual, map(max, *virtual)))] * 2
-        coded = code_learned(
-            gathered.x,
-            slot,
-            ids,
-            centre,
-            book,
-            learned_tables(tables, stored[0]),
-            capacities=sizes,
-            stored=stored[0],
-            rules=(codes[0].scale, codes[1].scale),
-            run=run,
-        )
-    else:
-        coded = code_classes(
-            gathered.x,
-            slot,
-            ids,
-            centre,
-            unit,
-            book,
-            capacities=sizes,
-            planes=[int(c.planes) for c in settings.classes],
-            rules=cast(tuple[ScaleRule, ScaleRule], tuple(c.scale for c in codes)),
-            run=run,
-        )
-    numbers = _tiled_numbers(ids, slot, sizes, None if settings.codebook else settings.id_bits)
-    centre = jnp.where(gathered.spoilt[..., None, None], jnp.nan, centre).astype(jnp.bfloat16)
+    coded = _code_slots(gathered, slot, around, sizes, stored[0], codes, tables, run)
+    numbers = _tiled_numbers(
+        around.ids, slot, sizes, None if settings.codebook else settings.id_bits
+    )
+    centre = jnp.where(gathered.spoilt[..., None, None], jnp.nan, around.centre)
+    centre = centre.astype(jnp.bfloat16)
 
     def shaped(x: Array) -> Array:
         return x.reshape(*lead, *x.shape[1:])
 
-    tensors = [
-        TiledDictionary(
+    def tensor(side: int) -> TiledDictionary:
+        (words, scales), own, unit = coded[side], codes[side], around.unit
+        return TiledDictionary(
             tuple(map(shaped, words)),
             tuple(None if x is None else shaped(x) for x in scales),
-            shaped(centre[number]),
-            tuple(shaped(x[number]) for x in numbers),
+            shaped(centre[side]),
+            tuple(shaped(x[side]) for x in numbers),
             shaped(count),
-            None if unit is None or not codes[number].smoothing else shaped(unit[number]),
-            side=side,
-            virtual=virtual[number],
-            stored=stored[number],
+            None if unit is None or not own.smoothing else shaped(unit[side]),
+            side=SIDES[side],
+            virtual=virtual[side],
+            stored=stored[side],
             capacities=sizes,
             head_dim=head_dim,
             num_positions=positions,
             id_bits=settings.id_bits,
             codebook=settings.codebook > 0,
             learned=settings.learned,
-            scaled=codes[number].scale is not None,
+            scaled=own.scale is not None,
         )
-        for number, (side, (words, scales)) in enumerate(zip(SIDES, coded, strict=True))
-    ]
+
     return VisualBank(
-        tensors[0],
-        tensors[1],
+        tensor(0),
+        tensor(1),
         valid.sum(-1, dtype=jnp.int32),
         class_map=dataclasses.replace(class_map, words=shaped(class_map.words), valid=None),
+    )
+
+
+def _code_slots(
+    gathered: Gathered,
+    slot: Int32[Array, "heads S"],
+    around: Around,
+    sizes: tuple[int, ...],
+    stored: tuple[int, ...],
+    codes: tuple[DictionaryCodes, DictionaryCodes],
+    tables: CodeTables | None,
+    run: Run,
+) -> list[Coded]:
+    """Words and scales of the classes of keys and of values, tokens in the order of slots."""
+    if codes[0].learned:
+        assert around.book is not None
+        assert tables is not None
+        return code_learned(
+            gathered.x,
+            slot,
+            around.ids,
+            around.centre,
+            around.book,
+            learned_tables(tables, stored),
+            capacities=sizes,
+            stored=stored,
+            rules=(codes[0].scale, codes[1].scale),
+            run=run,
+        )
+    return code_classes(
+        gathered.x,
+        slot,
+        around.ids,
+        around.centre,
+        around.unit,
+        around.book,
+        capacities=sizes,
+        planes=[int(c.planes) for c in codes[0].classes],
+        rules=cast(tuple[ScaleRule, ScaleRule], tuple(c.scale for c in codes)),
+        run=run,
     )
 
 
