@@ -13,25 +13,16 @@ from models.generation.decode_loop import DecodeState, decode_loop, decode_step
 from models.generation.prefill import prefill
 from models.generation.recoding import FULL_PRECISION, recode
 from models.sampling import Sampling
-from tests.support.tiny_llava import CONFIG, batch, prompt, tiny_model
+from tests.support.tiny_llava import batch, biased_model, prompt
 
 ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(9, seed=2))
 QUESTION = batch(*(prompt(4, seed=i) for i in (5, 6, 7)))
-BIASED = dataclasses.replace(
-    CONFIG, text=dataclasses.replace(CONFIG.text, attention_bias=True, attention_output_bias=True)
-)
 OPTIONS = {"max_new_tokens": 6, "stop_tokens": ()}
 
 
 @pytest.fixture(scope="module")
 def model():
-    """Its key biases dwarf what they are added to."""
-    model = tiny_model(config=BIASED)
-
-    def change(path, leaf):
-        return 150 * leaf if "['k_proj']['bias']" in jax.tree_util.keystr(path) else leaf
-
-    return dataclasses.replace(model, params=jax.tree_util.tree_map_with_path(change, model.params))
+    return biased_model()
 
 
 @pytest.fixture(scope="module")

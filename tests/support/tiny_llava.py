@@ -68,6 +68,17 @@ def tiny_model(dtype=jnp.float32, seed: int = 0, config: LlavaConfig = CONFIG) -
     return dataclasses.replace(shapes, params=jax.tree_util.tree_map_with_path(draw, shapes.params))
 
 
+def biased_model() -> Model:
+    """A tiny model whose key biases dwarf what they are added to, as Qwen2's do."""
+    text = dataclasses.replace(CONFIG.text, attention_bias=True, attention_output_bias=True)
+    model = tiny_model(config=dataclasses.replace(CONFIG, text=text))
+
+    def change(path, leaf):
+        return 150 * leaf if "['k_proj']['bias']" in jax.tree_util.keystr(path) else leaf
+
+    return dataclasses.replace(model, params=jax.tree_util.tree_map_with_path(change, model.params))
+
+
 def prompt(*parts: int | str, seed: int = 0) -> list[int]:
     """Token ids: an int is that many text tokens, "image" the tokens of one image."""
     rng = np.random.default_rng(seed)

@@ -18,6 +18,7 @@ from tests.support.tiny_llava import (
     VISUAL_TOKENS,
     WINDOWED,
     batch,
+    biased_model,
     prompt,
     tiny_model,
 )
@@ -174,15 +175,7 @@ def test_layers_and_heads_are_measured_as_they_are_coded():
 
 
 def test_keys_are_measured_without_the_bias_that_the_cache_keeps_out():
-    text = dataclasses.replace(CONFIG.text, attention_bias=True, attention_output_bias=True)
-    model = tiny_model(config=dataclasses.replace(CONFIG, text=text))
-
-    def strong(path, leaf):
-        return 150 * leaf if "['k_proj']['bias']" in jax.tree_util.keystr(path) else leaf
-
-    model = dataclasses.replace(
-        model, params=jax.tree_util.tree_map_with_path(strong, model.params)
-    )
+    model = biased_model()
     quant = vkq_jax.resolve("minmax-2bit")
     (found,) = inspect_visual(model, INPUTS, quant)
     assert found.key_bias

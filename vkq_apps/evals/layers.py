@@ -13,10 +13,9 @@ from models.layers.layer_kinds import in_layer_order
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.post_scaled import to_kv_heads
 from vkq_jax.attention.soft_cap import soft_cap
-from vkq_jax.cache.kv_cache import KVCache
+from vkq_jax.cache.kv_cache import KVCache, LayerCache
 from vkq_jax.cache.layered import AnyCache, at_layer, cells_of, map_groups, split_layers
 from vkq_jax.cache.visual_bank import VisualBank
-from vkq_jax.codes.code_tables import CodeTables
 from vkq_jax.codes.error_measures import relative_squared_error
 from vkq_jax.settings.layer_groups import Cells, LayerGroups
 
@@ -62,7 +61,7 @@ def layer_errors(
                 logits_soft_cap=cap,
             )
             view = part.layer(place)
-            scores = [_centred_scores(scaled, bank, view.tables, cap) for bank in view.visual]
+            scores = [_centred_scores(scaled, view, bank, cap) for bank in view.visual]
             return attended.output[:, 0], jnp.concatenate(scores, axis=-1)
 
         def uncoded(part: KVCache, cells: Cells) -> KVCache:
@@ -100,12 +99,12 @@ def _in_groups_of(coded: AnyCache, exact: AnyCache) -> dict[Cells, KVCache]:
 
 def _centred_scores(
     query: Float[Array, "B 1 N H"],
+    layer: LayerCache,
     bank: VisualBank,
-    tables: CodeTables | None,
     cap: float | None,
 ) -> Float[Array, "B N V"]:
     """Scores [B, N, V] of scaled queries, capped, less their mean over the bank's tokens."""
-    keys, _ = bank.dequantize(tables)
+    keys, _ = layer.decoded(bank)
     q = to_kv_heads(query, keys.shape[1])
     scores = jnp.einsum("bkmh,bkvh->bkmv", q, keys, precision="highest")
     scores = soft_cap(scores.reshape(scores.shape[0], -1, scores.shape[-1]), cap)

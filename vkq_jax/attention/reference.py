@@ -12,7 +12,6 @@ from vkq_jax.attention.post_scaled import AttentionOutput
 from vkq_jax.attention.soft_cap import soft_cap
 from vkq_jax.cache.kv_cache import LayerCache
 from vkq_jax.cache.visibility import Starts
-from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.quantized import QuantizedTensor
 from vkq_jax.settings.score_maps import calibrate
 
@@ -44,7 +43,7 @@ def attend_cache(
         return jnp.repeat(x.astype(jnp.float32), queries_per_kv_head, axis=1)
 
     def of_bank(bank):
-        key, value = _with_bias(bank, layer)
+        key, value = layer.decoded(bank)
         error = _score_error(bank.key)
         error = jnp.zeros(key.shape[:-1], jnp.float32) if error is None else error
         length = jnp.broadcast_to(bank.length, query.shape[:1])
@@ -96,15 +95,6 @@ def attend_cache(
             layer.score_map,
         )
     return AttentionOutput(output, logsumexp, calibration_skipped.sum((1, 2), dtype=jnp.int32))
-
-
-def _with_bias(bank: VisualBank, layer: LayerCache) -> tuple[Array, Array]:
-    """Keys as the model made them, and values."""
-    key, value = bank.dequantize(layer.tables)
-    if layer.key_bias is not None:
-        assert bank.position is not None
-        key = key + layer.key_bias.turned(bank.position).transpose(0, 2, 1, 3)
-    return key, value
 
 
 def _score_error(key: QuantizedTensor) -> Float[Array, "B K V"] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from vkq_jax.array_types import Array, Int32
+from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache.key_bias import KeyBias, visual_reach
 from vkq_jax.cache.text_bank import TextBank, TextBits
 from vkq_jax.cache.visual_bank import VisualBank
@@ -40,6 +40,14 @@ class LayerCache:
     score_map: ScoreMap | None = None
     tables: CodeTables | None = None
     key_bias: KeyBias | None = None
+
+    def decoded(self, bank: VisualBank) -> tuple[Float[Array, "B K V H"], Float[Array, "B K V H"]]:
+        """Keys of one of the banks as the model made them, with their bias, and values; float32."""
+        key, value = bank.dequantize(self.tables)
+        if self.key_bias is not None:
+            assert bank.position is not None
+            key = key + self.key_bias.turned(bank.position).transpose(0, 2, 1, 3)
+        return key, value
 
 
 @frozen_pytree

@@ -1,6 +1,7 @@
 """Token dropping and errors by layer, on decoders of several kinds of layers."""
 
 import shutil
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 import models
 import vkq_jax
 from models.attached_tables import find_codes
-from models.generation.teacher_forcing import EvaluatedModel, parts_of
+from models.generation.prefill import prefill
+from models.generation.teacher_forcing import EvaluatedModel, Prompted, parts_of
 from tests.models.families import test_gemma4, test_mllama
 from tests.support import qwen_vl
 from tests.support.pictures import random_picture
 from tests.support.random_checkpoint import write_random_checkpoint
+from tests.support.tiny_llava import batch, biased_model, prompt
 from vkq_apps.evals.dropping import attention_mass, read_kept
 from vkq_apps.evals.layers import layer_errors
 
@@ -73,3 +76,15 @@ def test_every_kind_of_layer(read):
         assert values.shape == (2, model.config.text.num_hidden_layers)
         for number, own in enumerate(np.asarray(values).T):
             assert (own.max() > 1e-4) if number in wrong else (own < 1e-9).all(), (number, own)
+
+
+def test_scores_of_a_tower_with_key_biases_have_them():
+    model, inputs = biased_model(), batch(prompt(3, "image", 4), prompt("image", 6))
+    read = partial(prefill, model, inputs, cache_length=12)
+    exact, coded = (
+        Prompted(*read(quant=vkq_jax.resolve(quant))) for quant in ("none", "minmax-8bit")
+    )
+    assert all(part.key_bias is not None for part in coded.cache.parts)
+    errors = layer_errors(model, exact, coded, jnp.asarray([5, 6], jnp.int32))
+    assert 0 < float(errors["score"].max()) < 1e-3
+    assert 0 < float(errors["output"].max()) < 1e-3
