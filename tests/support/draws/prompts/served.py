@@ -86,15 +86,24 @@ def write_files(rng: random.Random, folder: Path, served: Served, template: str 
     taken = {*special.values(), *served.special.values()}
     free = iter(sorted(set(range(100, 400)) - taken))
     own = {token: next(free) if n is None else n for token, n in served.special.items()}
-    settings = {"extra_special_tokens": served.names}
-    write_tokenizer(rng, folder, special | own, settings, bos=served.bos)
-    files = {"preprocessor_config.json": served.images}
-    if served.options or rng.random() < 0.5:
+    settings: dict[str, Any] = {"extra_special_tokens": served.names}
+    files: dict[str, Any] = {"preprocessor_config.json": served.images}
+    nested = rng.random() < 0.3  # as transformers 5 saves a processor
+    if nested or served.options or rng.random() < 0.5:
         files["processor_config.json"] = {"processor_class": served.processor, **served.options}
-    if template is not None and rng.random() < 0.3:
-        files.setdefault("processor_config.json", {})["chat_template"] = template
-    elif template is not None:
-        (folder / "chat_template.jinja").write_text(template)
+    if nested:
+        files["processor_config.json"]["image_processor"] = files.pop("preprocessor_config.json")
+    if template is not None:
+        match rng.randrange(5):
+            case 0:
+                files.setdefault("processor_config.json", {})["chat_template"] = template
+            case 1:
+                files["chat_template.json"] = {"chat_template": template}
+            case 2:
+                settings["chat_template"] = template
+            case _:
+                (folder / "chat_template.jinja").write_text(template)
+    write_tokenizer(rng, folder, special | own, settings, bos=served.bos)
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
 
