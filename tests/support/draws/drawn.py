@@ -33,7 +33,7 @@ class Drawn:
 
 
 def torch_model(content: dict[str, Any], seed: int) -> Any:
-    """transformers' model with random weights and buffers."""
+    """transformers' model with random weights and buffers, which bfloat16 holds."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -55,6 +55,9 @@ def torch_model(content: dict[str, Any], seed: int) -> Any:
             buffer.fill_(1.0)  # the others stay infinite
         elif part == "e_score_correction_bias":
             buffer.uniform_(-0.3, 0.3)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.bfloat16())
     return model
 
 
