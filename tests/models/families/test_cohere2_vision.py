@@ -108,15 +108,6 @@ def test_a_picture_is_cut_where_it_grows_least(model):
         assert int(got.visual_mask.sum()) == tiles * 4
 
 
-@pytest.mark.ci  # compiles a whole model
-def test_a_question_about_a_picture_in_1_bit(model):
-    prompt = models.chat_prompt(model, "what ?", num_images=1)
-    inputs = models.prepare(model, prompts=prompt, images=random_picture(20, 45))
-    options = {"quant": "vkq-1bit", "max_new_tokens": 2, "stop_tokens": ()}
-    answer = models.generate(model, inputs, quantize_at="image", **options)
-    assert answer.lengths.tolist() == [2]
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
