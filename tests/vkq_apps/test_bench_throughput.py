@@ -307,7 +307,7 @@ def test_files_of_one_device_are_joined(capsys, tmp_path):
     assert run(capsys, "bench", "join", first, second, "--out", str(out))[0] == 0
     assert [row["budget_gb"] for row in json.loads(out.read_text())["rows"]] == [5.0, 30.0]
     for other, message in (
-        (write("c.json", device="CPU"), "expected rows of GPU"),
+        (write("c.json", device="CPU"), "expected rows of 'GPU'"),
         (write("d.json"), "expected each row in one file"),
     ):
         code, _, err = run(capsys, "bench", "join", first, other, "--out", str(tmp_path / "no"))

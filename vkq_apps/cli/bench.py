@@ -42,7 +42,7 @@ from vkq_apps.cli.bench_generation import REAL_SHAPES, join, prefill, throughput
 from vkq_apps.cli.bench_output import output_on_hosts, say, show
 from vkq_apps.files.outputs import check_record_place
 from vkq_apps.files.provenance import provenance
-from vkq_apps.files.results_file import read_json, write_json
+from vkq_apps.files.results_file import as_written, read_json, write_json
 from vkq_apps.terminal.arguments import JsonOption
 from vkq_apps.terminal.command_line import App, read_place
 from vkq_apps.terminal.console import out, print_json
@@ -259,13 +259,9 @@ def plot(
     record = read_json(results, "vkq bench scaling")
     title = f"Decode attention on {record.get('device')}, heads of {record.get('shape')}"
     rows = [row for row in record["rows"] if row.get("shape") == record.get("shape")]
-    try:
-        plot_scaling(_plot_of(results), rows, title)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{results}: expected rows as `vkq bench scaling` writes them, got one that lacks or "
-            f"changes {error}"
-        ) from error
+    target = _plot_of(results)
+    with as_written(results, "vkq bench scaling"):
+        plot_scaling(target, rows, title)
 
 
 def _plot_of(results: Path) -> Path:

@@ -32,7 +32,7 @@ from vkq_apps.bench.throughput import TRANSFORMERS, ThroughputSetup
 from vkq_apps.bench.throughput_plan import BASELINE, plan_throughput
 from vkq_apps.cli.bench_output import output_on_hosts, show
 from vkq_apps.files.outputs import check_record_place
-from vkq_apps.files.results_file import join_files, write_json
+from vkq_apps.files.results_file import as_written, join_files, write_json
 from vkq_apps.terminal.arguments import JsonOption
 from vkq_apps.terminal.command_line import read_place
 from vkq_apps.terminal.console import out, print_json
@@ -168,8 +168,10 @@ def join(
     check_record_place(results, command)
     settings = [field.name for field in dataclasses.fields(ThroughputSetup)]
     record = join_files(files, command, settings)
+    with as_written(files[0], command):  # or a later one: before anything is written
+        table = tables.throughput_table(record)
     write_json(results, record)
     if json:
         print_json(record)
     else:
-        out.print(tables.throughput_table(record))
+        out.print(table)

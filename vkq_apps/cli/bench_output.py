@@ -9,7 +9,7 @@ from rich.table import Table
 
 from vkq_apps.bench.commands import Output
 from vkq_apps.bench.options import NO_MESH
-from vkq_apps.files.results_file import ResultsFile
+from vkq_apps.files.results_file import ResultsFile, as_written
 from vkq_apps.terminal.console import log, out, print_json
 from vkq_apps.terminal.hosts import hosts_named, leave_results_to_first
 
@@ -44,6 +44,8 @@ def show(results: ResultsFile, table: Callable[[dict[str, Any]], Table], json: b
     if json:
         print_json(record)
     else:
-        out.print(table(record))
+        with as_written(results.path, record["command"]):  # `--resume` keeps rows of the file
+            shown = table(record)
+        out.print(shown)
     if any(row["status"] == "failed" for row in results.rows):
         raise typer.Exit(1)

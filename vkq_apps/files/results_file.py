@@ -3,14 +3,23 @@
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vkq_apps.files.outputs import check_record_place
 from vkq_jax.files.atomic_write import atomic_write
+from vkq_jax.messages import shorten, show
 
-__all__ = ["ResultsFile", "join_files", "read_json", "source_digest", "write_json"]
+__all__ = [
+    "ResultsFile",
+    "as_written",
+    "join_files",
+    "read_json",
+    "source_digest",
+    "write_json",
+]
 
 PACKAGES = ("vkq_jax", "pallas_kernels", "models", "vkq_apps")
 FINAL = ("measured", "out of memory", "does not fit", "not supported")
@@ -104,6 +113,22 @@ def read_json(path: Path, command: str) -> dict[str, Any]:
     return head
 
 
+@contextmanager
+def as_written(path: Path | None, command: str) -> Iterator[None]:
+    """Whatever fails over rows of a file that was changed by hand is one clear error.
+
+    Raises:
+        ValueError: the block fails over a row that `command` did not write like this.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected rows as `{command}` writes them, got others: "
+            f"{type(error).__name__}, {shorten(str(error), 120)}"
+        ) from error
+
+
 def join_files(paths: Sequence[Path], command: str, settings: Sequence[str]) -> dict[str, Any]:
     """The record of all rows of files that one command wrote on one kind of device.
 
@@ -121,13 +146,13 @@ def join_files(paths: Sequence[Path], command: str, settings: Sequence[str]) -> 
     records = [read_json(path, command) for path in paths]
     found: dict[tuple[Any, ...], Path] = {}
     for path, record in zip(paths, records, strict=True):
-        if record["device"] != records[0]["device"]:
+        device, first = record.get("device"), records[0].get("device")
+        if device != first:
             raise ValueError(
-                f"{path}: expected rows of {records[0]['device']}, as in {paths[0]}, got "
-                f"{record['device']}"
+                f"{path}: expected rows of {show(first)}, as in {paths[0]}, got {show(device)}"
             )
         for row in record["rows"]:
-            key = tuple(row.get(name) for name in settings)
+            key = tuple(repr(row.get(name)) for name in settings)
             if (other := found.setdefault(key, path)) is not path:
                 raise ValueError(f"expected each row in one file, got one in {other} and {path}")
     rows = [row for record in records for row in record["rows"]]
