@@ -92,7 +92,7 @@ def check_type(name: str, value: Any, expected: type | tuple[type, ...], *, hint
     """
     if not isinstance(value, expected):
         classes = expected if isinstance(expected, tuple) else (expected,)
-        kinds = " or ".join(each.__name__ for each in classes)
+        kinds = " or ".join(dict.fromkeys(each.__name__ for each in classes))
         raise ValueError(f"{name}: expected {kinds}{hint and f' ({hint})'}, got {show(value)}")
     check_alive(name, value)
 

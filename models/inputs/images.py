@@ -69,11 +69,23 @@ def read_picture(picture: Picture) -> Image.Image:
 
 
 def missing_file(kind: str, path: str | os.PathLike[str]) -> FileNotFoundError:
-    """The error for a file that is not there; ValueError is raised for one that may not be read."""
+    """The error for a file that is not there.
+
+    Raises:
+        ValueError: it is there, but may not be read, or is a pipe or a device.
+    """
     check_readable(path)
+    if os.path.exists(path):
+        raise ValueError(
+            f"{kind} {show_path(path)}: expected a file, got a pipe, a device or the like: copy "
+            "its content into a file"
+        )
+    hint = ""
     # `Path` makes one slash of two.
-    is_url = str(path).startswith(("http:/", "https:/"))
-    hint = "; nothing is downloaded: give a local file" if is_url else ""
+    if str(path).startswith(("http:/", "https:/", "data:", "file:/")):
+        hint = "; nothing is downloaded: give a local file"
+    elif os.path.lexists(path):
+        hint = ": it is a link that leads nowhere"
     return FileNotFoundError(f"{kind} {show_path(path)} does not exist{hint}")
 
 

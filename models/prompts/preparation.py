@@ -82,7 +82,10 @@ def prepare(
     if processor_output:
         given = (prompts, images, videos, num_frames)
         if later_turn or any(each is not None for each in given):
-            raise ValueError("give prompts and images, or a processor's output, not both")
+            raise ValueError(
+                f"{some(sorted(processor_output))}: give prompts, images and videos, or a "
+                "processor's output, not both"
+            )
         return _from_processor_output(model.config, processor_output)
     if prompts is None:
         raise ValueError("prepare needs prompts, or a processor's output")
@@ -226,7 +229,9 @@ def _texts(prompts: Any) -> list[str]:
     items = as_items(prompts)
     texts: list[Any] = [prompts] if items is None else list(items)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(f"empty prompt: expected text, got {show(prompts)}")
+        raise ValueError(
+            f"prompts: expected text, or a list of texts, none of them empty, got {show(prompts)}"
+        )
     for row, text in enumerate(texts):
         # Python puts surrogates in place of bytes that are no text in the terminal's encoding.
         if wrong := re.search(r"[\ud800-\udfff]", text):

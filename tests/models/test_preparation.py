@@ -1,4 +1,5 @@
 import dataclasses
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -70,14 +71,15 @@ def test_pictures_come_as_files_images_and_arrays(model, tmp_path):
         ({"prompts": "<image> <image>", "images": PICTURE}, "more tokens than images"),
         ({"prompts": [QUESTION] * 2, "images": [PICTURE]}, "each of 2 prompts, got 1"),
         ({"prompts": ["what", QUESTION], "images": [None, None]}, "prompt 1 has 0 images"),
-        ({"prompts": "  "}, "empty prompt"),
-        ({"prompts": []}, "empty prompt"),
-        ({"prompts": [3]}, "empty prompt: expected text"),
+        ({"prompts": "  "}, "none of them empty"),
+        ({"prompts": []}, "none of them empty"),
+        ({"prompts": [3]}, "none of them empty"),
         ({"prompts": ["what", "q\udcc3"]}, r"prompt 1: expected Unicode text, .* at character 1"),
         ({}, "prepare needs prompts"),
         ({"images": PICTURE}, "prepare needs prompts"),
         ({"prompts": QUESTION, "input_ids": [[1]]}, "not both"),
-        ({"prompts": 3}, "empty prompt: expected text, got 3"),
+        ({"prompts": QUESTION, "image": PICTURE}, "image: give prompts, images and videos, or"),
+        ({"prompts": 3}, "prompts: expected text, or a list of texts, none of them empty, got 3"),
         ({"input_ids": [[1]], "later_turn": True}, "not both"),
         ({"attention_mask": [[1]]}, "expected input_ids, got attention_mask"),
         ({"input_ids": [[1], [1, 2]]}, "input_ids: cannot be read as an array"),
@@ -103,9 +105,15 @@ def test_unreadable_files_are_named(model, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png does not exist$"):
         models.prepare(model, images=tmp_path / "nowhere.png", prompts=QUESTION)
     url = "https://nowhere.org/a.png"
-    for given in (url, Path(url)):
+    for given in (url, Path(url), "data:image/png;base64,iVBORw0KGgo=", (tmp_path / "a").as_uri()):
         with pytest.raises(FileNotFoundError, match="nothing is downloaded: give a local file"):
             models.prepare(model, images=given, prompts=QUESTION)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"pipe: expected a file, got a pipe, a device or the"):
+        models.prepare(model, images=tmp_path / "pipe", prompts=QUESTION)
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(FileNotFoundError, match="does not exist: it is a link that leads nowhere"):
+        models.prepare(model, images=tmp_path / "link", prompts=QUESTION)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"cannot read image .*text\.png"):
         models.prepare(model, images=tmp_path / "text.png", prompts=QUESTION)
