@@ -34,7 +34,7 @@ from vkq_jax.array_types import Array, Bool, Float, Int32, UInt32
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.code_tables import CodeTables
 from vkq_jax.codes.dictionary_codes import DictionaryCodes
-from vkq_jax.codes.dictionary_encoder import alike, attention_weights
+from vkq_jax.codes.dictionary_encoder import alike
 from vkq_jax.codes.token_classes import ClassMap, capacities
 
 __all__ = ["dictionary_bank", "unfused_pair_reason"]
@@ -142,10 +142,11 @@ def _code(
         around = around_means(gathered, valid, codes, tables, run=run)
     else:
         around = around_centres(gathered, per_head, codes, run=run)
-    weight = None
     if attention is not None:
-        weight = attention_weights(attention.reshape(-1, positions), per_head)
-    number, slot, count = order_tokens(around.energy, per_head, settings.classes, weight, run=run)
+        attention = attention.reshape(-1, positions)
+    number, slot, count = order_tokens(
+        around.energy, per_head, settings.classes, attention, run=run
+    )
     class_map = ClassMap.from_classes(number, settings.classes)
     sizes = class_map.capacities
     virtual = [virtual_of(c, head_dim) for c in codes]

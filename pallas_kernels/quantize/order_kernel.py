@@ -19,6 +19,7 @@ WARPS = 32
 MOST_POSITIONS = 16 * 32 * WARPS  # also: counts have 16 bits
 _PARTS = 1000  # of tokens, see vkq_jax.codes.token_classes
 _BITS = 31  # of an energy, which has no sign
+_MAGNITUDE, _INFINITY = 0x7FFFFFFF, 0x7F800000  # of a float32's word
 
 
 def padded_capacities(capacities: Sequence[int]) -> tuple[int, ...]:
@@ -33,14 +34,15 @@ class OrderSpec:
     Attributes:
         heads: of all sequences. positions: V. capacities: slots of each class.
         bounds: where each class ends, in thousandths of the tokens.
-        weighted: whether energies are multiplied by weights.
+        floor: added to the attention that energies are multiplied by, in units of its mean; None:
+            energies alone count.
     """
 
     heads: int
     positions: int
     capacities: tuple[int, ...]
     bounds: tuple[int, ...]
-    weighted: bool
+    floor: float | None
 
     @property
     def each(self) -> int:
@@ -67,9 +69,10 @@ class OrderKernel:
     """`run()` does the work of one warp.
 
     Operands: energy [2 * heads, V] float32, of keys, then of values, at least 0; length [heads]
-    int32; weight [heads, V] float32, above 0, if there are weights. Results: number [heads, V]
-    int32, the class of each token, as many as there are where there is none; slot [heads, sum of
-    padded] int32, the position in each slot, -1 where there is none; count [heads, classes] int32.
+    int32; attention [heads, V] float32, at least 0 where it is finite, if there is a floor.
+    Results: number [heads, V] int32, the class of each token, as many as there are where there is
+    none; slot [heads, sum of padded] int32, the position in each slot, -1 where there is none;
+    count [heads, classes] int32.
     """
 
     def __init__(self, ops: Operations, spec: OrderSpec):
@@ -129,42 +132,58 @@ class OrderKernel:
     def _keys(self) -> list[Value]:
         """Energies in units of their means as words, which have their order; -1: no token."""
         ops, spec = self._ops, self._spec
-        sides, sums = [], []
-        for side in range(2):
-            row = ops.mad(ops.add(self._head, side * spec.heads), spec.positions, 0)
-            energies, total = [], 0.0
-            for j in range(spec.each):
-                position = ops.add(self._first, j)
-                place = ops.add(row, ops.min(position, spec.positions - 1))
-                energy = ops.load_float(ops.address(ops.pointer("energy"), place, 4))
-                energy = ops.where_less_float(position, self._length, energy, 0.0)
-                total = ops.fadd(total, energy)
-                energies.append(energy)
-            sides.append(energies)
-            sums.append(warp_sum(ops, total))
+        rows = [self._row("energy", side * spec.heads) for side in range(2)]
+        if spec.floor is not None:
+            rows.append([self._finite(x) for x in self._row("attention", 0)])
+        units = self._units(rows)
+        keys = []
+        for j, (of_key, of_value, *paid) in enumerate(zip(*rows, strict=True)):
+            energy = ops.fadd(ops.fmul(of_key, units[0]), ops.fmul(of_value, units[1]))
+            for attention in paid:
+                weight = ops.fadd(ops.fmul(attention, units[2]), spec.floor)
+                energy = ops.fmul(energy, weight)
+            position = ops.add(self._first, j)
+            valid = ops.where_less(position, self._length, 1, 0)
+            keys.append(ops.where_less(0, valid, ops.as_bits(energy), -1))
+        return keys
+
+    def _row(self, name: str, start: int) -> list[Value]:
+        """An operand's numbers of this thread's tokens; 0 where there is none."""
+        ops, spec = self._ops, self._spec
+        row = ops.mad(ops.add(self._head, start), spec.positions, 0)
+        found = []
+        for j in range(spec.each):
+            position = ops.add(self._first, j)
+            place = ops.add(row, ops.min(position, spec.positions - 1))
+            x = ops.load_float(ops.address(ops.pointer(name), place, 4))
+            found.append(ops.where_less_float(position, self._length, x, 0.0))
+        return found
+
+    def _finite(self, x: Value) -> Value:
+        """The number; 0 for NaN and infinity."""
+        ops = self._ops
+        return ops.where_less_float(ops.bit_and(ops.as_bits(x), _MAGNITUDE), _INFINITY, x, 0.0)
+
+    def _units(self, rows: Sequence[Sequence[Value]]) -> list[Value]:
+        """One over the mean of the head's tokens, of each kind of numbers; 1 if that is 0."""
+        ops = self._ops
         at = ops.mad(self._warp, 4, self._shared)
-        for side, total in enumerate(sums):
-            ops.store_shared(ops.equal(self._lane, 0), at, 4 * WARPS * side, total)
+        for i, row in enumerate(rows):
+            total: Value = 0.0
+            for x in row:
+                total = ops.fadd(total, x)
+            total = warp_sum(ops, total)
+            ops.store_shared(ops.equal(self._lane, 0), at, 4 * WARPS * i, total)
         ops.barrier()
         count = ops.to_float(ops.max(self._length, 1))
         at = ops.mad(self._lane, 4, self._shared)
         units = []
-        for side in range(2):
-            total = warp_sum(ops, ops.load_shared(at, 4 * WARPS * side))
+        for i in range(len(rows)):
+            total = warp_sum(ops, ops.load_shared(at, 4 * WARPS * i))
             share = ops.fmul(count, ops.reciprocal(ops.fmax(total, 2.0**-126)))
             units.append(ops.where_less_float(0, ops.as_bits(total), share, 1.0))
         ops.barrier()
-        keys = []
-        for j, (of_key, of_value) in enumerate(zip(*sides, strict=True)):
-            energy = ops.fadd(ops.fmul(of_key, units[0]), ops.fmul(of_value, units[1]))
-            position = ops.add(self._first, j)
-            if spec.weighted:
-                row = ops.mad(self._head, spec.positions, ops.min(position, spec.positions - 1))
-                weight = ops.load_float(ops.address(ops.pointer("weight"), row, 4))
-                energy = ops.fmul(energy, weight)
-            valid = ops.where_less(position, self._length, 1, 0)
-            keys.append(ops.where_less(0, valid, ops.as_bits(energy), -1))
-        return keys
+        return units
 
     def _stops(self) -> list[Value]:
         """How many tokens come before the end of each class but the last."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from pallas_kernels.isa.program import Program, Run, run_on_gpu
 from pallas_kernels.quantize.order_kernel import WARPS, OrderKernel, OrderSpec
 from vkq_jax.array_types import Array, Bool, Float, Int32
+from vkq_jax.codes.dictionary_encoder import ATTENTION_FLOOR
 from vkq_jax.codes.token_classes import TokenClass, capacities, share_bounds
 
 __all__ = ["order_tokens"]
@@ -17,15 +18,17 @@ def order_tokens(
     energy: Float[Array, "2 heads V"],
     valid: Bool[Array, "heads V"],
     classes: Sequence[TokenClass],
-    weight: Float[Array, "heads V"] | None = None,
+    attention: Float[Array, "heads V"] | None = None,
     *,
     run: Run = run_on_gpu,
 ) -> tuple[Int32[Array, "heads V"], Int32[Array, "heads S"], Int32[Array, "heads C"]]:
-    """`assign_classes` of energies of keys and values, each in units of its mean, times `weight`.
+    """`assign_classes` of the energies of keys and values, each in units of its mean.
+
+    Attention multiplies them as in `vkq_jax.codes.dictionary_encoder.sorting_energy`.
 
     Args:
         energy: 0 where there is no token. valid: which ones there are: none behind one that is not.
-        classes: of tokens. weight: of each token, above 0; None: all the same.
+        classes: of tokens. attention: that each token gets, if tokens are sorted by it.
         run: runs the kernel; tests emulate it.
 
     Returns:
@@ -39,7 +42,7 @@ def order_tokens(
         positions,
         capacities(classes, positions),
         tuple(share_bounds(classes)),
-        weighted=weight is not None,
+        floor=None if attention is None else ATTENTION_FLOOR,
     )
     program = Program(
         body=lambda ops: OrderKernel(ops, spec).run(),
@@ -56,7 +59,7 @@ def order_tokens(
         "energy": energy.reshape(-1, positions),
         "length": valid.sum(-1, dtype=jnp.int32),
     }
-    if weight is not None:
-        operands["weight"] = weight
+    if attention is not None:
+        operands["attention"] = attention
     number, slot, count = run(program, operands)
     return number, slot, count

@@ -118,10 +118,9 @@ def test_tokens_are_put_into_classes_as_by_sorts(lengths, weighted):
     energy[:, :, 100:180] = energy[:, :, :1]
     valid = jnp.arange(300)[None] < jnp.asarray(lengths)[:, None]
     energy = jnp.where(valid, energy, 0.0)
-    weight = energy[0][:, ::-1] + 0.3 if weighted else None
-    number, slot, count = order_tokens(energy, valid, classes, weight, run=run_emulated)
-    order = sorting_energy(*energy, valid, None)
-    expected = assign_classes(order if weight is None else order * weight, valid, classes)
+    attention = energy[0][:, ::-1].at[0, :2].set((jnp.nan, jnp.inf)) if weighted else None
+    number, slot, count = order_tokens(energy, valid, classes, attention, run=run_emulated)
+    expected = assign_classes(sorting_energy(*energy, valid, attention), valid, classes)
     np.testing.assert_array_equal(number, expected.classes())
     position, taken = expected.positions_of_slots()
     of_slots = np.where(taken, position, -1)

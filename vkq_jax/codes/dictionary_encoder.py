@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from vkq_jax.codes.dictionary_codes import DictionaryCodes
 
 __all__ = [
+    "ATTENTION_FLOOR",
     "alike",
-    "attention_weights",
     "encode",
     "encode_pair",
     "sorting_energy",
 ]
 
-_FLOOR = 1.0  # attention that a token may still get, in units of the mean
+ATTENTION_FLOOR = 1.0  # attention that a token may still get, in units of the mean
 
 
 def encode(
@@ -295,15 +295,15 @@ def sorting_energy(
 ) -> Float[Array, "*lead V"]:
     """The number that tokens are sorted by; the first two arguments are energies."""
     energy = _in_units_of_mean(of_keys, valid) + _in_units_of_mean(of_values, valid)
-    return energy if attention is None else energy * attention_weights(attention, valid)
+    return energy if attention is None else energy * _attention_weights(attention, valid)
 
 
-def attention_weights(
+def _attention_weights(
     attention: Float[Array, "*lead V"], valid: Bool[Array, "*lead V"]
 ) -> Float[Array, "*lead V"]:
     """Factors of the energies of tokens, from the attention that the tokens get."""
     attention = jnp.where(jnp.isfinite(attention), attention, 0.0)
-    return _in_units_of_mean(attention, valid) + _FLOOR
+    return _in_units_of_mean(attention, valid) + ATTENTION_FLOOR
 
 
 def _in_units_of_mean(
