@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.attention.post_scaled import masked_softmax, per_kv_head, scaled_rows
+from vkq_jax.attention.post_scaled import per_kv_head, scaled_rows
 from vkq_jax.attention.soft_cap import soft_cap
 
 __all__ = ["LAST_QUERIES", "attention_of_last_queries"]
@@ -45,7 +45,17 @@ def attention_of_last_queries(
     logits = jnp.einsum(  # a forecast: products in the dtype of the keys do
         "bkqh,bskh->bkqs", q.astype(key.dtype), key, preferred_element_type=jnp.float32
     )
-    logits = soft_cap(logits, logits_soft_cap)
-    weights, _ = masked_softmax(logits, per_kv_head(seen[:, None], logits))
+    weights = _softmax(soft_cap(logits, logits_soft_cap), per_kv_head(seen[:, None], logits))
     paid = jax.lax.stop_gradient((weights * (1 - weights)).sum(2))
     return jnp.take_along_axis(paid, index[:, None], axis=-1)
+
+
+def _softmax(
+    logits: Float[Array, "*lead n"], mask: Bool[Array, "*lead n"]
+) -> Float[Array, "*lead n"]:
+    """`masked_softmax` without its log-sum-exp, in the form that XLA makes one kernel of."""
+    lowest = jnp.finfo(logits.dtype).min
+    logits = jnp.where(mask, logits, lowest)
+    highest = logits.max(-1, keepdims=True)
+    weights = jnp.exp(logits - highest)
+    return jnp.where(mask, weights / weights.sum(-1, keepdims=True), 0.0)
