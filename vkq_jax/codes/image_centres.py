@@ -55,22 +55,17 @@ def far_centres(
 ) -> Float[Array, "*lead M H"]:
     """Where `image_centres` starts: the mean, and tokens far from each other, in units."""
     mean = in_units(mean[..., None, :], unit)
-    centres = jnp.zeros((*x.shape[:-2], count, x.shape[-1]), jnp.float32)
-    centres = centres.at[..., :1, :].set(mean)
     far = jnp.where(valid, _squared_distance(x, mean, unit), -1.0)
 
-    def add(i, state):
-        centres, far = state
+    def add(far, _):
         token = jnp.argmax(far, axis=-1)
         new = jnp.take_along_axis(x, token[..., None, None], axis=-2, mode="promise_in_bounds")
         new = in_units(new, unit)
-        return (
-            centres.at[..., i, :].set(new[..., 0, :]),
-            jnp.minimum(far, _squared_distance(x, new, unit)),
-        )
+        return jnp.minimum(far, _squared_distance(x, new, unit)), new[..., 0, :]
 
     few = count <= _FEW  # a loop's own kernels would take as long as its body's
-    return jax.lax.fori_loop(1, count, add, (centres, far), unroll=few or None)[0]
+    _, tokens = jax.lax.scan(add, far, length=count - 1, unroll=few)
+    return jnp.concatenate([mean, jnp.moveaxis(tokens, 0, -2)], axis=-2)
 
 
 def nearest(
