@@ -23,7 +23,7 @@ from tests.vkq_jax.passes.test_passes import (
     empty,
     run,
 )
-from vkq_jax.cache.text_bank import check_text_bits
+from vkq_jax.cache.text_bank import TextBank, check_text_bits
 
 SIZES = {"num_layers": 2, "batch": 3, "num_kv_heads": 2, "head_dim": 16, "cache_length": 5}
 
@@ -150,6 +150,17 @@ def test_what_is_not_finite_stays_so():
         False
     ] * 3
     assert jnp.isfinite(text.dequantize()[1][:, 1:]).all()
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_writing_scatters_rows_of_channels(bits):
+    """XLA would transpose the bank of all layers for a scatter of several heads' rows."""
+    bank = TextBank.empty((2, 3, 4, 5, 16), jnp.float32, bits=bits)
+    x = jnp.ones((3, 2, 4, 16))
+    jaxpr = jax.make_jaxpr(bank.write)(1, x, x, jnp.ones((3, 2), bool))
+    scatters = [each for each in jaxpr.eqns if each.primitive.name == "scatter"]
+    windows = [each.params["dimension_numbers"].update_window_dims for each in scatters]
+    assert windows == [(3,), (3,)] + ([(), ()] if bits else [])
 
 
 @pytest.mark.parametrize("bits", [None, 8, np.int64(8)])
