@@ -60,7 +60,11 @@ def model(request):
 
 @pytest.mark.parametrize(
     ("model", "quantize_at"),
-    [("float32", "prompt"), ("bfloat16", "image"), ("96 channels", "image")],
+    [
+        ("float32", "prompt"),
+        ("bfloat16", "image"),
+        pytest.param("96 channels", "image", marks=pytest.mark.ci),
+    ],
     indirect=["model"],
 )
 def test_one_bit_gives_the_tokens_of_xla(fused, model, quantize_at):
@@ -141,6 +145,11 @@ def test_a_static_score_map_gives_the_tokens_of_xla(fused, model):
     np.testing.assert_array_equal(run("mosaic_gpu"), run("xla"))
 
 
+@pytest.mark.parametrize(
+    "model",
+    ["float32", *(pytest.param(x, marks=pytest.mark.ci) for x in ("bfloat16", "96 channels"))],
+    indirect=True,
+)
 def test_a_conversation_goes_on(fused, model):
     """A second turn reads the packed bank with several query positions at once."""
     question = batch(prompt(4, seed=5), prompt(2, seed=6), prompt(3, seed=7))
