@@ -20,7 +20,7 @@ from vkq_apps.bench.prefilling import PrefillSetup, measure_prefill
 from vkq_apps.bench.rows import attempt
 from vkq_apps.bench.throughput import TRANSFORMERS, ThroughputSetup, measure_throughput
 from vkq_apps.bench.timing import bandwidth
-from vkq_apps.bench.transformers_rival import measure_transformers
+from vkq_apps.bench.transformers_baseline import measure_transformers
 from vkq_apps.files.provenance import provenance
 from vkq_apps.terminal.console import log
 from vkq_apps.terminal.errors import show_tracebacks, tracebacks_shown

@@ -1,4 +1,4 @@
-"""The seed's own method at its best: quantile levels at 1 bit, their settings chosen by measuring.
+"""Quantile levels at 1 bit with the settings that lose least, chosen by measuring.
 
     python -m vkq_apps.evals.quantile_search --out results/quantile_search.json
 
