@@ -8,8 +8,13 @@ found again by its number. `pytest -m hostile --cases 2000` runs many; the suite
 import textwrap
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import models
+import vkq_jax
+from models.prompts.arrays import inputs_from_arrays
 from vkq_apps.cli.app import COMMANDS, Place
 from vkq_apps.cli.main import main
 
@@ -21,6 +26,26 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.hostile)
+
+
+@pytest.fixture(scope="module")
+def cache():
+    """Of one layer, without visual tokens."""
+    return vkq_jax.empty_cache(
+        quant="signs-1bit",
+        batch=1,
+        num_layers=1,
+        num_kv_heads=1,
+        head_dim=8,
+        cache_length=4,
+        dtype=jnp.float32,
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    """Of five text tokens for the embedded model."""
+    return inputs_from_arrays(models.read_config("tiny"), np.ones((1, 5), int))
 
 
 @pytest.fixture
