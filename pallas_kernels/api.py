@@ -10,7 +10,7 @@ import vkq_jax.attention.reference
 from pallas_kernels.attention import mosaic_gpu
 from pallas_kernels.attention.description import describe
 from pallas_kernels.layout.tiled import tile
-from vkq_jax.arguments import checked
+from vkq_jax.arguments import checked, checked_shapes
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.post_scaled import AttentionOutput
 from vkq_jax.attention.query_checks import check_attention_options, check_query
@@ -182,7 +182,7 @@ def to_kernel_layout(bank: VisualBank, *, implementation: str | None = None) -> 
     return tile(bank) if implementation or mosaic_gpu.untried_reason() is None else bank
 
 
-@checked
+@checked_shapes
 def choose_implementation(
     name: str | None = None,
     cache: LayerCache | KVCache | None = None,
@@ -216,7 +216,7 @@ def choose_implementation(
     return name
 
 
-@checked
+@checked_shapes
 def unavailable_reason(
     name: str,
     cache: LayerCache | KVCache | None = None,
@@ -244,7 +244,7 @@ def untried_reason(name: str) -> str | None:
     return mosaic_gpu.untried_reason() if name == "mosaic_gpu" else None
 
 
-@checked
+@checked_shapes
 def explain(
     cache: LayerCache | AnyCache,
     query: jax.ShapeDtypeStruct | None = None,
@@ -300,7 +300,7 @@ _SLOW_BIAS = (
 )
 
 
-@checked
+@checked_shapes
 def slowdown_reason(
     cache: LayerCache | AnyCache,
     implementation: str | None = None,

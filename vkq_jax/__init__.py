@@ -25,8 +25,8 @@ last row.
 | `sharding` | devices and hosts | `specs` | `bank_parts`, `hosts` |
 | `files` | caches and tables in files | `persistence` | `stored_form`, `consistency`, \
 `sliced_arrays`, `atomic_write` |
-| | for all of them | `array_types`, `pytree` | `arguments`, `validation`, `annotations`, \
-`messages`, `display`, `byte_units`, `slots` |
+| | for all of them | `array_types`, `pytree` | `arguments`, `validation`, `structure`, \
+`annotations`, `messages`, `display`, `byte_units`, `slots` |
 """
 
 from vkq_jax.attention.attention_weights import AttentionWeights, attention_weights, token_numbers

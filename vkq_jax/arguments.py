@@ -16,9 +16,10 @@ from jaxtyping import jaxtyped
 from vkq_jax.annotations import alternatives, describe, holds, is_array, plain
 from vkq_jax.array_types import Int32
 from vkq_jax.messages import show
+from vkq_jax.structure import check_structure
 from vkq_jax.validation import as_array, check_alive, from_host, whole_number
 
-__all__ = ["checked"]
+__all__ = ["checked", "checked_shapes"]
 
 _LARGEST = 2**31 - 1  # what an index of JAX holds
 
@@ -29,6 +30,15 @@ def checked[**P, R](function: Callable[P, R]) -> Callable[P, R]:
     Dtypes and numbers of axes are checked; sizes, and what else has to hold, are the function's own
     matter. NumPy's arrays and lists of numbers become arrays of JAX, scalars Python's.
     """
+    return _checked(function, abstract=False)
+
+
+def checked_shapes[**P, R](function: Callable[P, R]) -> Callable[P, R]:
+    """As `checked`; shapes (`jax.ShapeDtypeStruct`) may stand in place of a pytree's arrays."""
+    return _checked(function, abstract=True)
+
+
+def _checked[**P, R](function: Callable[P, R], *, abstract: bool) -> Callable[P, R]:
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -38,7 +48,10 @@ def checked[**P, R](function: Callable[P, R]) -> Callable[P, R]:
         except TypeError:  # too few arguments, or too many: Python's own words say it best
             return function(*args, **kwargs)
         for name, value in bound.arguments.items():
-            bound.arguments[name] = _settle(name, value, _options(function).get(name))
+            settled = _settle(name, value, _options(function).get(name))
+            if dataclasses.is_dataclass(settled):
+                check_structure(name, settled, abstract=abstract)
+            bound.arguments[name] = settled
         return function(*bound.args, **bound.kwargs)
 
     return check_and_call

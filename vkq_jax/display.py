@@ -24,7 +24,7 @@ def summarize(value: Any) -> dict[str, str] | None:
 
 def describe(value: Any) -> str:
     """The value in one line, its type in front."""
-    rows = summarize(value)
+    rows = _summary(value)
     if rows is None:
         parts = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
         rows = {name: _item(part) for name, part in parts.items() if part is not None}
@@ -34,7 +34,7 @@ def describe(value: Any) -> str:
 
 def table(value: Any) -> str | None:
     """The summary as an HTML table, for notebooks; None where a value has none."""
-    rows = summarize(value)
+    rows = _summary(value)
     if rows is None:
         return None
     lines = "".join(
@@ -44,6 +44,14 @@ def table(value: Any) -> str | None:
     )
     title = html.escape(type(value).__name__)
     return f'<table><tr><th colspan="2" style="text-align:left">{title}</th></tr>{lines}</table>'
+
+
+def _summary(value: Any) -> dict[str, str] | None:
+    """As `summarize`; None where parts do not fit together, whose fields then say so."""
+    try:
+        return summarize(value)
+    except Exception:  # a repr never fails
+        return None
 
 
 def is_array(value: Any) -> bool:

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from models.inputs.batch import Inputs, PromptShape
+from models.inputs.batch import Inputs, PromptShape, check_inputs
 from models.inputs.on_mesh import check_batch, place_inputs
 from models.layers.attention import attend_with_mask
 from models.model import Model
@@ -26,7 +26,7 @@ def forward(model: Model, inputs: Inputs) -> Float[Array, "B T vocab"]:
         ValueError: no model or inputs; on a mesh, a batch that `data` does not divide.
     """
     check_type("model", model, Model, hint="models.load")
-    check_type("inputs", inputs, Inputs, hint="models.prepare")
+    check_inputs(inputs)
     # The counts are static but unused here: without them one compilation serves all prompts of
     # one padded length.
     check_batch(model.mesh, inputs)

@@ -9,7 +9,7 @@ from models.attached_tables import settle_codes
 from models.families.registry import family_of
 from models.generation import argument_checks as checks
 from models.generation.prefill import prefill
-from models.inputs.batch import Inputs
+from models.inputs.batch import Inputs, check_inputs
 from models.inputs.padding import pad_to_buckets, text_bucket
 from models.inputs.split import split_after_images
 from models.model import Model
@@ -60,7 +60,7 @@ def prefill_image(
         NotImplementedError: a model whose pictures attend to the question.
     """
     check_type("model", model, Model, hint="models.load")
-    check_type("inputs", inputs, Inputs, hint="models.prepare")
+    check_inputs(inputs)
     check_type("bucketing", bucketing, bool)
     checks.check_quantize_at(model, "image")
     text_bits = checks.check_text_bits(text_bits, None)

@@ -18,7 +18,7 @@ from models.generation.prefill_image import in_buckets, prefill_part
 from models.generation.room import check_answer_fits
 from models.generation.token_chooser import TokenChooser
 from models.generation.token_history import TokenHistory
-from models.inputs.batch import Inputs
+from models.inputs.batch import Inputs, check_inputs
 from models.inputs.on_mesh import check_batch, place_inputs
 from models.inputs.padding import text_bucket
 from models.inputs.split import split_after_images
@@ -47,7 +47,7 @@ def begin(
         that stays the same from call to call.
     """
     check_type("model", model, Model, hint="models.load")
-    check_type("inputs", inputs, Inputs, hint="models.prepare")
+    check_inputs(inputs)
     quantize_at = options.get("quantize_at", "prompt")
     checks.check_choice("quantize_at", quantize_at, QuantizeAt)
     checks.check_quantize_at(model, quantize_at)

@@ -14,9 +14,10 @@ from vkq_jax.cache.visual import left_pack
 from vkq_jax.messages import show
 from vkq_jax.passes.cross_pass import PromptPictures
 from vkq_jax.pytree import frozen_pytree, static_field
+from vkq_jax.structure import check_structure
 from vkq_jax.validation import check_type
 
-__all__ = ["Inputs", "PicturePlaces", "PromptShape", "batches_of"]
+__all__ = ["Inputs", "PicturePlaces", "PromptShape", "batches_of", "check_inputs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,20 +215,25 @@ def _count(mask: Bool[Array, "B T"]) -> Int32[Array, "B T"]:
     return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
 
 
+def check_inputs(inputs: Any) -> None:
+    """Raises ValueError for anything but `Inputs` whose arrays fit together."""
+    check_type("inputs", inputs, Inputs, hint="models.prepare")
+    check_structure("inputs", inputs)
+
+
 def batches_of(inputs: Any) -> Iterator[Inputs]:
     """One batch or several from outside, each checked when its turn comes.
 
     Raises:
         ValueError: something else than `Inputs`.
     """
-    hint = "models.prepare"
     try:
         batches: Iterator[Any] = iter(
             [inputs] if isinstance(inputs, Inputs | Mapping | str) else inputs
         )
     except TypeError as error:
-        expected = f"inputs: expected Inputs ({hint}) or several of them"
+        expected = "inputs: expected Inputs (models.prepare) or several of them"
         raise ValueError(f"{expected}, got {show(inputs)}") from error
     for batch in batches:
-        check_type("inputs", batch, Inputs, hint=hint)
+        check_inputs(batch)
         yield batch

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from models.inputs.batch import Inputs
+from models.inputs.batch import Inputs, check_inputs
 from models.inputs.pixels import bucket
 from vkq_jax.messages import show
-from vkq_jax.validation import check_type, whole_number
+from vkq_jax.validation import whole_number
 
 __all__ = ["TEXT_STEP", "pad_to_buckets", "pad_to_multiple", "text_bucket"]
 
@@ -33,7 +33,7 @@ def pad_to_multiple(inputs: Inputs, multiple: int = 32) -> Inputs:
     Raises:
         ValueError: `multiple` is no whole number from 1 to 1048576.
     """
-    check_type("inputs", inputs, Inputs, hint="models.prepare")
+    check_inputs(inputs)
     count = whole_number(multiple)
     if count is None or not 1 <= count <= _LARGEST_MULTIPLE:
         raise ValueError(

@@ -22,7 +22,7 @@ from pallas_kernels.quantize.dictionary_bank import dictionary_bank, unfused_pai
 from pallas_kernels.quantize.half_block import HALF, WARPS, QuantizeSpec
 from pallas_kernels.quantize.quantize_kernel import QuantizeKernel
 from pallas_kernels.quantize.sum_kernel import SumKernel
-from vkq_jax.arguments import checked
+from vkq_jax.arguments import checked, checked_shapes
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache.visual_bank import VisualBank, quantize_visual
 from vkq_jax.codes import groups
@@ -75,7 +75,7 @@ def quantize_bank(
     return to_kernel_layout(bank, implementation=implementation)
 
 
-@checked
+@checked_shapes
 def choose_coding(
     key: Arrays,
     value: Arrays,
@@ -103,7 +103,7 @@ def choose_coding(
     raise NotImplementedError(f"implementation 'mosaic_gpu' does not apply here: {reason}")
 
 
-@checked
+@checked_shapes
 def explain_coding(
     key: Arrays,
     value: Arrays,

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.cache.key_bias import KeyBias, visual_reach
+from vkq_jax.cache.split_tensor import SplitTensor
 from vkq_jax.cache.text_bank import TextBank, TextBits
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.code_tables import CodeTables
+from vkq_jax.messages import show
 from vkq_jax.pytree import frozen_pytree, static_field, take_layer
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.score_maps import ScoreMap
+from vkq_jax.structure import check_structure
 
 __all__ = ["FixedParts", "KVCache", "LayerCache"]
 
@@ -48,6 +53,17 @@ class LayerCache:
             assert bank.position is not None
             key = key + self.key_bias.turned(bank.position).transpose(0, 2, 1, 3)
         return key, value
+
+    def check_shapes(self) -> None:
+        """Raises ValueError for parts of several caches, by shapes alone."""
+        batch, num_kv_heads, _, head_dim = _axes(self.text, 4)
+        for number, bank in enumerate(self.visual):
+            if isinstance(bank.key, SplitTensor):  # a device has parts, which stand for nothing yet
+                continue
+            try:
+                bank.check_fits((batch, num_kv_heads, head_dim), self.tables)
+            except ValueError as error:
+                raise ValueError(f"visual.{number}: {error}") from error
 
 
 @frozen_pytree
@@ -108,6 +124,19 @@ class KVCache:
     score_map: ScoreMap | None = None
     tables: CodeTables | None = None
     key_bias: KeyBias | None = None
+
+    def check_shapes(self) -> None:
+        """Raises ValueError for parts of several caches, by shapes alone."""
+        num_layers, batch, *_ = _axes(self.text, 5)
+        for name in ("position", "calibration_skipped"):
+            count = len(getattr(self, name))
+            if count != batch:
+                raise ValueError(f"{name}: expected {batch} sequences, got {count}")
+        banks = [(bank.key, bank.value, bank.class_map) for bank in self.visual]
+        for part in jax.tree.leaves((banks, self.score_map, self.tables)):
+            if part.shape[:1] != (num_layers,):
+                raise ValueError(f"expected parts of {num_layers} layers, got {show(part)}")
+        self._layer(0).check_shapes()
 
     def fixed(self) -> FixedParts:
         """The parts that decoding leaves as they are."""
@@ -173,7 +202,15 @@ class KVCache:
         return sum((bank.length for bank in self.visual), self.text.length)
 
     def layer(self, index: Int32[Array, ""] | int) -> LayerCache:
-        """The view of one layer; `index` may be traced."""
+        """The view of one layer; `index` may be traced.
+
+        Raises:
+            ValueError: parts of several caches.
+        """
+        check_structure("cache", self)
+        return self._layer(index)
+
+    def _layer(self, index: Int32[Array, ""] | int) -> LayerCache:
         text = self.text
         stored = (text.key, text.value, text.key_scale, text.value_scale)
         key, value, *scales = take_layer(stored, index)
@@ -185,3 +222,11 @@ class KVCache:
             tables=take_layer(self.tables, index),
             key_bias=None if self.key_bias is None else self.key_bias.of_layer(index),
         )
+
+
+def _axes(text: TextBank, count: int) -> tuple[int, ...]:
+    """The sizes of a text bank's `count` axes; raises ValueError for another number of them."""
+    if text.key.ndim != count:
+        expected = "L, B, K, S, H"[-3 * count + 2 :]
+        raise ValueError(f"text: expected keys and values [{expected}], got {show(text.key)}")
+    return text.key.shape

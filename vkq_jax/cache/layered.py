@@ -36,6 +36,7 @@ from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.messages import show
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.settings.layer_groups import Cells, LayerGroups, Quant, num_heads
+from vkq_jax.structure import check_structure
 from vkq_jax.validation import check_type, static_layer
 
 __all__ = [
@@ -75,6 +76,29 @@ class LayeredCache:
     cross: bool = static_field(default=False)
     recurrent: RecurrentState | None = None
     given: LayerGroups | None = static_field(default=None)
+
+    def check_shapes(self) -> None:
+        """Raises ValueError for parts of several caches, by shapes alone."""
+        if not self.parts or len(self.parts) != len(self.cells):
+            raise ValueError(
+                f"cells: expected one entry for each part, got {len(self.cells)} for "
+                f"{len(self.parts)} parts"
+            )
+        layers = [len(cells.layers) for cells in self.cells]
+        held = [part.num_layers for part in self.parts]
+        if layers != held:
+            raise ValueError(f"cells: expected those of {show(held)} layers, got {show(layers)}")
+        batches = [part.position.shape[0] for part in self.parts]
+        if len(set(batches)) > 1:
+            raise ValueError(f"parts: expected one number of sequences, got {show(batches)}")
+        if self.recurrent is None:
+            return
+        expected = (len(self.recurrent.layers), batches[0])
+        if any(x.shape[:2] != expected for x in self.recurrent.values):
+            raise ValueError(
+                f"recurrent: expected arrays {[*expected, '...']}, got "
+                f"{show([list(x.shape) for x in self.recurrent.values])}"
+            )
 
     @property
     def text_parts(self) -> tuple[KVCache, ...]:
@@ -270,6 +294,7 @@ def check_cache_type(cache: Any, *, deleted: bool = False) -> None:
     kinds = (KVCache, LayeredCache)
     if not (deleted and isinstance(cache, kinds)):
         check_type("cache", cache, kinds, hint="Generation.cache, or empty_cache")
+    check_structure("cache", cache, abstract=deleted)
 
 
 def map_parts[C: KVCache | LayeredCache](cache: C, function: Callable[[KVCache], KVCache]) -> C:

@@ -14,6 +14,7 @@ from vkq_jax.array_types import Array, Bool, Float, Int8, Int32, Shaped
 from vkq_jax.bits.exact_einsum import split_einsum
 from vkq_jax.messages import show
 from vkq_jax.pytree import frozen_pytree
+from vkq_jax.structure import check_structure
 from vkq_jax.validation import whole_number
 
 __all__ = ["TextBank", "TextBits", "check_text_bits"]
@@ -175,7 +176,8 @@ class TextBank:
         return split_einsum("bkqs,bksh->bkqh", weights, self.value)
 
     def dequantize(self) -> tuple[Float[Array, "*L B K S H"], Float[Array, "*L B K S H"]]:
-        """Float32 keys and values."""
+        """Float32 keys and values; raises ValueError for parts of several banks."""
+        check_structure("text", self)
         key, value = self.key.astype(jnp.float32), self.value.astype(jnp.float32)
         if self.key_scale is None or self.value_scale is None:
             return key, value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Bool, Float, Int32
@@ -16,9 +17,11 @@ from vkq_jax.codes.dictionary_tensor import DictionaryTensor
 from vkq_jax.codes.quantize import dequantize, quantize
 from vkq_jax.codes.quantized import QuantizedTensor
 from vkq_jax.codes.token_classes import ClassMap
+from vkq_jax.messages import shorten, show
 from vkq_jax.pytree import frozen_pytree, take_layer
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.slots import filled, visible
+from vkq_jax.structure import check_structure
 
 __all__ = ["VisualBank", "code_bank", "quantize_visual"]
 
@@ -47,8 +50,40 @@ class VisualBank:
     class_map: ClassMap | None = None
     position: Int32[Array, "B V *axes"] | None = None
 
+    def check_fits(
+        self, sizes: tuple[int, int, int], tables: CodeTables | None = None
+    ) -> jax.ShapeDtypeStruct:
+        """Checks one layer's bank by shapes alone.
+
+        Args:
+            sizes: B, K and H of the cache.
+            tables: of the layer.
+
+        Returns:
+            Shape and dtype of the keys that the codes stand for.
+
+        Raises:
+            ValueError: parts that do not fit together, or are of another cache.
+        """
+        batch, num_kv_heads, head_dim = sizes
+        try:
+            key, value = jax.eval_shape(VisualBank.dequantize, self, tables)
+        except (AssertionError, AttributeError, IndexError, TypeError, ValueError) as error:
+            parts = f"keys {_described(self.key)}; values {_described(self.value)}"
+            raise ValueError(f"the parts do not fit together: {parts}") from error
+        length = self.length.shape[0]
+        expected = (length, num_kv_heads, key.shape[-2], head_dim)
+        if length not in (1, batch) or not key.shape == value.shape == expected:
+            raise ValueError(
+                f"must have the axes {[batch, num_kv_heads, '*', head_dim]} of the text in each "
+                f"layer, got keys {list(key.shape)} and values {list(value.shape)} of {length} "
+                "sequences"
+            )
+        return key
+
     def of_layer(self, index: Int32[Array, ""] | int) -> VisualBank:
         """One layer of a bank of all layers, without token indices; `index` may be traced."""
+        check_structure("bank", self)
         key, value, class_map = take_layer((self.key, self.value, self.class_map), index)
         return VisualBank(key, value, self.length, position=self.position, class_map=class_map)
 
@@ -125,7 +160,12 @@ class VisualBank:
     def dequantize(
         self, tables: CodeTables | None = None
     ) -> tuple[Float[Array, "*L B K V H"], Float[Array, "*L B K V H"]]:
-        """Float32 keys and values in the order in which the tokens came."""
+        """Float32 keys and values in the order in which the tokens came.
+
+        Raises:
+            ValueError: parts of several banks.
+        """
+        check_structure("bank", self)
         if self.class_map is None:
             return dequantize(self.key), dequantize(self.value)
         key, value = self.key.plain(), self.value.plain()
@@ -138,6 +178,13 @@ class VisualBank:
             key.dequantize(key_tables, class_map),
             value.dequantize(value_tables, class_map),
         )
+
+
+def _described(tensor: QuantizedTensor) -> str:
+    """Its arrays by dtype and shape, and its settings."""
+    parts = {field.name: getattr(tensor, field.name) for field in dataclasses.fields(tensor)}  # type: ignore[arg-type]
+    text = ", ".join(f"{name} {show(part)}" for name, part in parts.items() if part is not None)
+    return shorten(text, 140)
 
 
 def code_bank(

@@ -12,6 +12,7 @@ from vkq_jax.codes.dictionary_codes import DictionaryCodes
 from vkq_jax.codes.dictionary_tensor import DictionaryTensor
 from vkq_jax.codes.quantized import QuantizedTensor, Quantizer
 from vkq_jax.messages import show
+from vkq_jax.structure import check_structure
 from vkq_jax.validation import as_array
 
 __all__ = ["check_valid", "dequantize", "fake_quantize", "quantize"]
@@ -84,6 +85,7 @@ def dequantize(q: QuantizedTensor, tables: SideTables | None = None) -> Float[Ar
     """
     if not isinstance(q, QuantizedTensor):
         raise ValueError(f"q must be codes, from quantize(x, config), got {show(q)}")
+    check_structure("q", q)
     return _dequantize(q, _check_tables(tables))
 
 

@@ -11,7 +11,6 @@ from vkq_jax.array_types import Array, Bool
 from vkq_jax.cache.key_bias import KeyBias
 from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.layered import AnyCache, LayeredCache
-from vkq_jax.cache.recurrent import RecurrentState
 from vkq_jax.cache.sharing import is_shared
 from vkq_jax.cache.text_bank import TextBank
 from vkq_jax.cache.visual_bank import VisualBank, code_bank
@@ -22,6 +21,7 @@ from vkq_jax.messages import show
 from vkq_jax.pytree import take_layer
 from vkq_jax.settings.layer_groups import Cells, check_cells
 from vkq_jax.slots import filled
+from vkq_jax.structure import check_structure
 
 __all__ = ["check_cache"]
 
@@ -36,22 +36,16 @@ def check_cache(cache: AnyCache) -> None:
             the settings make; lengths or token numbers that are out of range, or numbers that only
             some banks keep; a score map of other heads or codes.
     """
+    check_structure("cache", cache)
     if isinstance(cache, KVCache):
         _check_part(cache, cache)
         return
-    if not cache.parts or len(cache.parts) != len(cache.cells):
-        raise ValueError(
-            f"cells: expected one entry for each part, got {len(cache.cells)} for "
-            f"{len(cache.parts)} parts"
-        )
     if cache.cross:
         _check_cross(cache)
     for part in cache.parts:
         _check_part(part, cache)
     states = cache.recurrent
     check_cells(cache.cells if states is None else (*cache.cells, Cells(states.layers)))
-    if states is not None:
-        _check_states(states, cache)
     _check_settings(cache)
     held = [part.text.key.shape[:3:2] for part in cache.parts]
     named = [
@@ -79,15 +73,6 @@ def _same(first: Any, other: Any) -> bool:
     return len(pairs[0]) == len(pairs[1]) and all(
         jnp.shape(x) == jnp.shape(y) and bool(jnp.all(x == y)) for x, y in zip(*pairs, strict=True)
     )
-
-
-def _check_states(states: RecurrentState, cache: LayeredCache) -> None:
-    expected = (len(states.layers), *cache.position.shape)
-    if any(x.shape[:2] != expected for x in states.values):
-        raise ValueError(
-            f"recurrent: expected arrays {[*expected, '...']}, got "
-            f"{show([list(x.shape) for x in states.values])}"
-        )
 
 
 def _check_settings(cache: LayeredCache) -> None:
@@ -212,17 +197,10 @@ def _check_bank(name: str, bank: VisualBank, cache: KVCache, whole: AnyCache) ->
             raise ValueError(f"{name}: expected parts of {num_layers} layers, got {show(leaf)}")
     layer, tables = jax.eval_shape(lambda: (bank.of_layer(0), take_layer(cache.tables, 0)))
     try:
-        key, value = jax.eval_shape(VisualBank.dequantize, layer, tables)
-    except Exception as error:  # whatever JAX says of shapes that do not fit
-        raise ValueError(
-            f"the parts of {name} do not fit together: {_described(layer.key, layer.value)}"
-        ) from error
+        key = layer.check_fits((cache.position.shape[0], num_kv_heads, head_dim), tables)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     capacity = key.shape[-2]
-    if key.shape != value.shape or key.shape != (batch, num_kv_heads, capacity, head_dim):
-        raise ValueError(
-            f"{name} must have the axes {[batch, num_kv_heads, '*', head_dim]} of the text bank in "
-            f"each layer, got keys {list(key.shape)} and values {list(value.shape)}"
-        )
     _check_filled(name, bank, cache, whole, capacity)
 
     def made(dtype: Any) -> VisualBank:
@@ -310,10 +288,3 @@ def _parts(tree: Any) -> dict[str, Any]:
 def _text(part: Any) -> str:
     leaves, _ = part
     return ", ".join(map(str, leaves)) or "None"
-
-
-def _described(*tensors: QuantizedTensor) -> str:
-    return "; ".join(
-        ", ".join(f"{name} {_text(part)}" for name, part in _parts(tensor).items())
-        for tensor in tensors
-    )
