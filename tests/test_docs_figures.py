@@ -160,6 +160,38 @@ def test_figures_in_the_text_of_the_judge_trained_further_are_those_of_its_log()
     assert by.format(*missed) in page
 
 
+def test_figures_in_the_text_of_the_judge_with_key_biases_are_those_of_its_files():
+    rows = {name: row["tasks"]["all"] for name, row in read("judge_qwen.json")["presets"].items()}
+    benchmarks, limits, readme = (
+        " ".join(path.read_text().split())
+        for path in (DOCS / "benchmarks.md", DOCS / "limits.md", DOCS.parent / "README.md")
+    )
+
+    def lost(name: str, form: str) -> str:
+        return form.format(rows[name]["lost"], *rows[name]["lost_interval"])
+
+    ours, kivi = (
+        lost(name, "{:.2f} ({:.2f} to {:.2f})") for name in ("vkq-1bit:plain", "kivi-2bit")
+    )
+    assert f"Without tables `vkq-1bit` loses {ours} points, where 2 is the goal" in benchmarks
+    assert f"KIVI loses {kivi} with 3 bits" in benchmarks
+    ours, kivi = (lost(name, "{:.1f} [{:.1f}, {:.1f}]") for name in ("vkq-1bit:plain", "kivi-2bit"))
+    assert f"`vkq-1bit:plain` loses {ours} and `kivi-2bit` {kivi};" in readme
+    assert f"it loses {rows['vkq-1bit:plain']['lost']:.1f} points there" in limits
+    text = (DOCS.parent / "results/judge_qwen_training.jsonl").read_text()
+    log = [json.loads(line) for line in text.splitlines()]
+    *_, exact = (entry["exact"] for entry in log if entry["event"] == "evaluation")
+    percent = {task: f"{100 * share:.0f}" for task, share in exact.items()}
+    assert (
+        f"fields of documents in {percent['document_field']} %, captions in {percent['caption']} % "
+        f"and single lines in {percent['read_line']}-{percent['read_one']} %"
+    ) in benchmarks
+    seconds, steps = log[-1]["seconds"], log[-1]["step"]
+    assert (
+        f"for {seconds:.0f} seconds on one H200, with {steps:,} steps of 32 pictures" in benchmarks
+    )
+
+
 def test_figures_in_the_text_of_the_judge_are_those_of_its_file():
     record = read("judge_gemma.json")
     rows = {name: row["tasks"] for name, row in record["presets"].items()}

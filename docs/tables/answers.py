@@ -41,14 +41,19 @@ def readme_answer_rows() -> list[str]:
     return [line for line in short_answer_rows() if not line.startswith(_NOT_IN_README)]
 
 
-def judge_rows() -> list[str]:
+def gemma_judge_rows() -> list[str]:
     """The table of `answer_rows` for the judge on Gemma-3-270M."""
     return answer_rows("judge_gemma.json")
 
 
-def short_judge_rows() -> list[str]:
-    """The table of `judge_rows` without the kinds of pictures."""
-    return _without_kinds(judge_rows())
+def qwen_judge_rows() -> list[str]:
+    """The table of `answer_rows` for the judge on Qwen2.5-Coder-0.5B."""
+    return answer_rows("judge_qwen.json")
+
+
+def short_gemma_judge_rows() -> list[str]:
+    """The table of `gemma_judge_rows` without the kinds of pictures."""
+    return _without_kinds(gemma_judge_rows())
 
 
 def _without_kinds(lines: list[str]) -> list[str]:
