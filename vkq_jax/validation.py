@@ -234,7 +234,11 @@ def check_fields(value: Any) -> None:
 def _beside(value: Any, name: str) -> str:
     """The arrays before a field, whose axes it shares."""
     names = [field.name for field in dataclasses.fields(value)]
-    before = {n: getattr(value, n) for n in names[: names.index(name)]}
+    before: dict[str, Any] = {}
+    for n in names[: names.index(name)]:
+        held = getattr(value, n)
+        several = isinstance(held, tuple)
+        before |= {f"{n}.{i}": x for i, x in enumerate(held)} if several else {n: held}
     arrays = [f"{n} {show(x)}" for n, x in before.items() if isinstance(x, jax.Array)]
     return f" beside {', '.join(arrays)}" if arrays else ""
 

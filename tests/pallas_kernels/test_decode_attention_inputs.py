@@ -76,8 +76,9 @@ def test_arrays_that_do_not_fit_are_errors(as_users_run_it):
         pallas_kernels.decode_attention(query, layer, visible_text=jnp.ones((2, 3), jnp.int32))
     one, three = (jnp.ones((2, n), jnp.int32) for n in (1, 3))
     with pytest.raises(ValueError, match=r"starts.visual\[0\] must be \[B, T\] = \[2, 1\], .* 3\]"):
-        pallas_kernels.decode_attention(query, layer, starts=vkq_jax.Starts((three,), one))
-    with pytest.raises(ValueError, match=r"starts.text must be \[B, T\] = \[2, 1\], .*\[2, 3\]"):
+        pallas_kernels.decode_attention(query, layer, starts=vkq_jax.Starts((three,), three))
+    beside = r"starts: text must be .*, got int32 \[2, 3\] beside visual.0 int32 \[2, 1\]"
+    with pytest.raises(ValueError, match=beside):
         pallas_kernels.decode_attention(query, layer, starts=vkq_jax.Starts((one,), three))
     with pytest.raises(ValueError, match="one entry for each of 1 visual banks, got 2"):
         pallas_kernels.decode_attention(query, layer, starts=vkq_jax.Starts((one, one), one))
