@@ -268,6 +268,7 @@ def test_a_case_that_fails_fails_the_command_and_stays_in_the_record(bench, caps
     failed = {"case": "gqa7-8k-signs8", "message": message}
     assert bench("--baselines", "xla", code=1)["failed"] == [failed]
     assert capsys.readouterr().err.splitlines() == [
+        "preparing gqa7-8k-signs8 ...",
         f"xla is left out: {message}",
         f"gqa7-8k-signs8  failed: {message}",
     ]
@@ -332,15 +333,17 @@ def test_torch_version_is_recorded_where_it_is_installed():
     assert (baselines.torch_version() is not None) == installed
 
 
-def test_rows_are_timed_once_all_are_prepared(bench, monkeypatch):
+def test_a_few_rows_are_prepared_and_then_timed_before_the_next(bench, monkeypatch):
     events = []
+    monkeypatch.setattr(kernel, "_MEASURING", 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(kernel, "error", lambda *_, **__: events.append("prepared") or {})
     monkeypatch.setattr(
         kernel, "time_of_calls", lambda *_, **__: events.append("timed") or LayerTime(2e-6, 1e-6)
     )
     monkeypatch.setattr(kernel, "_line", str)
     bench("--baselines", "none", "--tuning", "4,4,1,3", "--tuning", "4,2,1,3")
-    assert events == ["prepared"] * 3 + ["timed"] * 3
+    assert events == [*["prepared"] * 2, *["timed"] * 2, "prepared", "timed"]
 
 
 def test_processes_share_the_gpu_and_leave_what_has_not_begun():

@@ -107,12 +107,13 @@ _PREPARED: dict[Setup, tuple[jax.stages.Compiled, dict[str, float]]] = {}  # of 
 def _prepared(setups: Sequence[Setup]) -> Iterator[list[Callable[[], Taken]]]:
     """Functions that time a setup, or raise what its preparation or its run raised.
 
-    All setups are prepared at once, and are ready when this yields: times are taken undisturbed.
+    All setups are prepared at once, each in a process, and are ready when this yields: times are
+    taken undisturbed.
     """
+    log.print(f"preparing {', '.join(dict.fromkeys(setup.name for setup in setups))} ...")
     with contextlib.ExitStack() as stack:
-        count = min(_MEASURING, os.cpu_count() or 1, len(setups))
-        pools = [stack.enter_context(process_pool(1)) for _ in range(count)]
-        homes = list(zip(setups, itertools.cycle(pools), strict=False))
+        pools = [stack.enter_context(process_pool(1)) for _ in setups]
+        homes = list(zip(setups, pools, strict=True))
         waiting = [pool.submit(_prepare, setup) for setup, pool in homes]
         for future in waiting:
             future.exception()  # waits
@@ -275,14 +276,17 @@ def measure_cases(
     }
     measured = functools.cache(measure_baselines)  # many cases have the same shape
     setups = [Setup(name, CASES[name], tuning) for name in cases for tuning in (None, *tunings)]
-    with _prepared(setups) as takes:
-        for setup, take in zip(setups, takes, strict=True):
-            try:
-                others = measured(setup.shape, tuple(baselines))
-                record["rows"].append(measure(setup, take, ceiling, others))
-            except Exception as failure:
-                message = describe(failure)
-                log.print(f"{setup.name} {setup.tuning or ''} failed: {message}", soft_wrap=True)
-                record["failed"].append({"case": setup.name, "message": message})
-            write_json(out, record)  # after each row: nothing is lost when time runs out
+    # A few at a time, and a file after each row: little is lost when time runs out.
+    for some in itertools.batched(setups, min(_MEASURING, os.cpu_count() or 1)):
+        with _prepared(some) as takes:
+            for setup, take in zip(some, takes, strict=True):
+                try:
+                    others = measured(setup.shape, tuple(baselines))
+                    record["rows"].append(measure(setup, take, ceiling, others))
+                except Exception as failure:
+                    message = describe(failure)
+                    name = f"{setup.name} {setup.tuning or ''}"
+                    log.print(f"{name} failed: {message}", soft_wrap=True)
+                    record["failed"].append({"case": setup.name, "message": message})
+                write_json(out, record)
     return record
