@@ -147,7 +147,7 @@ def test_calibrate_shows_the_kl_of_plans_that_it_compared(capsys, monkeypatch, t
     code, out, _ = run(capsys, *ask)
     assert code == 0
     assert out.splitlines()[:2] == [
-        "vkq-1bit: KL of its plans 0.2500 / 0.5000, 1.0 MB of tables",
+        "vkq-1bit: KL of its plans 0.25 / 0.5, 1.0 MB of tables",
         "vkq-half: one plan, 1.0 MB of tables",
     ]
     assert list(tmp_path.iterdir()) == []

@@ -187,7 +187,7 @@ def calibrate(
         print_json(record)
         return
     for name, one in record["presets"].items():
-        plans = " / ".join(f"{kl:.4f}" for kl in one["plan_kl"])
+        plans = " / ".join(f"{kl:.3g}" for kl in one["plan_kl"])
         compared = f"KL of its plans {plans}" if plans else "one plan"
         out.print(f"{name}: {compared}, {one['table_bytes'] / 1e6:.1f} MB of tables")
     out.print(f"{out_file}: calibrated on {len(pairs)} prompts", soft_wrap=True)

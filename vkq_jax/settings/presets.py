@@ -144,6 +144,7 @@ calibrated_presets: Mapping[str, tuple[KVQuantConfig, ...]] = MappingProxyType(
         "vkq-2bit": (
             _principal((0.22, 0.5, 0.28), (3, 2, 1), (2.5, 1.75, 1), scale="unbiased"),
             _principal((0.9, 0.1), (2, 2), (2, 1.5)),
+            _both(_hadamard((0.2, 3), (0.5, 2), (0.3, 1), codebook=256)),
         ),
         # Tokens around their mean, rotated by the queries' covariance, 2 bits and a scale a token.
         "oscar-2bit": (_both(_hadamard((1.0, 2), learned=True, basis="queries", scale="norm")),),
