@@ -204,7 +204,8 @@ def test_ablation_refuses_what_it_does_not_know(on_texts, capsys):
     ],
 )
 def test_bad_input_ends_with_one_line(folder, capsys, arguments, problem):
-    assert text_bed.main(["--model", str(folder), *arguments]) == 2
+    model = [] if "--model" in arguments else ["--model", str(folder)]
+    assert text_bed.main([*model, *arguments]) == 2
     assert problem in capsys.readouterr().err.splitlines()[-1]
 
 
