@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from PIL import Image
@@ -56,6 +56,7 @@ class Cohere2VisionSettings(FamilySettings):
     downsample_factor: Count = 2
     alignment_intermediate_size: Width = 36864
     tie_word_embeddings: bool = True
+    decoder_ties: ClassVar[bool] = False
     ignored = NO_EFFECT
 
 
@@ -95,8 +96,7 @@ class Cohere2VisionConfig(FixedGridConfig):
         text = read_text_settings(hf.text_config or {}, default="cohere2")
         return cls(
             vision=vision,
-            # The text decoder's own field is not looked at.
-            text=text.to_config("text_config", tie_word_embeddings=hf.tie_word_embeddings),
+            text=hf.decoder(text),
             image_token_id=hf.image_token_id,
             merge=hf.downsample_factor,
             alignment_intermediate_size=hf.alignment_intermediate_size,

@@ -7,8 +7,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from models.checkpoints.hf_fields import Count, Epsilon, TokenId, Width
 from models.checkpoints.hf_settings import Between
 from models.families.llava.config import LlavaConfig, LlavaSettings
-from models.text.config import TextConfig
-from models.text.settings import TextSettings
 from models.vision.vit import VitConfig
 from vkq_jax.messages import show
 
@@ -40,10 +38,7 @@ class AyaVisionSettings(LlavaSettings):
     tie_word_embeddings: bool = True
     default_vision: ClassVar[Mapping[str, Any]] = _VISION
     default_text: ClassVar[str] = "cohere2"
-
-    def decoder(self, text: TextSettings, where: str = "text_config") -> TextConfig:
-        """As `FamilySettings.decoder`; the text decoder's own field is not looked at."""
-        return text.to_config(where, tie_word_embeddings=self.tie_word_embeddings)
+    decoder_ties: ClassVar[bool] = False
 
 
 def check_projector(vision: VitConfig, merge: int, inner: int | None) -> None:

@@ -75,6 +75,7 @@ class InternVLSettings(FamilySettings):
     vision_feature_layer: Annotated[int, Between(-4097, 4096)] = -1
     vision_feature_select_strategy: Literal["default"] = "default"
     tie_word_embeddings: bool = True
+    decoder_ties: ClassVar[bool] = False
     # How long a tile is follows from the vision tower.
     ignored = NO_EFFECT | {"image_seq_length"}
 
@@ -128,8 +129,7 @@ class InternVLConfig(FixedGridConfig):
         text = read_text_settings(hf.text_config or {}, default=cls.default_text)
         return cls(
             vision=vision,
-            # The text decoder's own field is not looked at.
-            text=text.to_config("text_config", tie_word_embeddings=hf.tie_word_embeddings),
+            text=hf.decoder(text),
             image_token_id=hf.image_token_id,
             merge=merge,
             projector_hidden_act=hf.projector_hidden_act,
