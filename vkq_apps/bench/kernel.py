@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -103,24 +103,21 @@ Taken = tuple[LayerTime, dict[str, float]]  # a step's time, and the kernel's er
 _PREPARED: dict[Setup, tuple[jax.stages.Compiled, dict[str, float]]] = {}  # of this process
 
 
-@contextlib.contextmanager
-def _prepared(setups: Sequence[Setup]) -> Iterator[list[Callable[[], Taken]]]:
+def _prepared(setups: Sequence[Setup], pools: Sequence[Executor]) -> list[Callable[[], Taken]]:
     """Functions that time a setup, or raise what its preparation or its run raised.
 
-    All setups are prepared at once, each in a process, and are ready when this yields: times are
-    taken undisturbed.
+    All setups are prepared at once, each in the process of a pool of its own, and are ready when
+    this returns: times are taken undisturbed.
     """
     log.print(f"preparing {', '.join(dict.fromkeys(setup.name for setup in setups))} ...")
-    with contextlib.ExitStack() as stack:
-        pools = [stack.enter_context(process_pool(1)) for _ in setups]
-        homes = list(zip(setups, pools, strict=True))
-        waiting = [pool.submit(_prepare, setup) for setup, pool in homes]
-        for future in waiting:
-            future.exception()  # waits
-        yield [
-            functools.partial(_take, future, pool, setup)
-            for future, (setup, pool) in zip(waiting, homes, strict=True)
-        ]
+    homes = list(zip(setups, pools, strict=False))
+    waiting = [pool.submit(_prepare, setup) for setup, pool in homes]
+    for future in waiting:
+        future.exception()  # waits
+    return [
+        functools.partial(_take, future, pool, setup)
+        for future, (setup, pool) in zip(waiting, homes, strict=True)
+    ]
 
 
 def _prepare(setup: Setup) -> None:
@@ -276,10 +273,12 @@ def measure_cases(
     }
     measured = functools.cache(measure_baselines)  # many cases have the same shape
     setups = [Setup(name, CASES[name], tuning) for name in cases for tuning in (None, *tunings)]
-    # A few at a time, and a file after each row: little is lost when time runs out.
-    for some in itertools.batched(setups, min(_MEASURING, os.cpu_count() or 1)):
-        with _prepared(some) as takes:
-            for setup, take in zip(some, takes, strict=True):
+    count = min(_MEASURING, os.cpu_count() or 1, len(setups))
+    with contextlib.ExitStack() as stack:
+        pools = [stack.enter_context(process_pool(1)) for _ in range(count)]
+        # A few at a time, and a file after each row: little is lost when time runs out.
+        for some in itertools.batched(setups, count):
+            for setup, take in zip(some, _prepared(some, pools), strict=True):
                 try:
                     others = measured(setup.shape, tuple(baselines))
                     record["rows"].append(measure(setup, take, ceiling, others))
