@@ -12,7 +12,6 @@ import vkq_jax
 from models.sharding.mesh import check_text
 from pallas_kernels.shapes import SHAPES
 from vkq_apps.bench.codes import CODES_HELP
-from vkq_apps.terminal.command_line import read_place
 from vkq_apps.terminal.counts import LARGEST, check_count
 from vkq_apps.terminal.hosts import HOSTS_HELP
 
@@ -125,10 +124,7 @@ TextCapacity = Annotated[
     typer.Option(min=1, metavar="N", callback=check_count, help="Text tokens a sequence can hold."),
 ]
 Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", metavar="FILE", parser=read_place, help="JSON file to write, row by row."
-    ),
+    Path | None, typer.Option("--out", metavar="FILE", help="JSON file to write, row by row.")
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Keep the file's rows of this code and device.")

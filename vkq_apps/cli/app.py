@@ -8,7 +8,7 @@ import typer
 
 from vkq_apps.cli.compilation_cache import use_compilation_cache, use_default_cache
 from vkq_apps.cli.examples import add_examples
-from vkq_apps.terminal.command_line import App, Command, Group, read_place
+from vkq_apps.terminal.command_line import App, Command, Group
 from vkq_apps.terminal.errors import UsageError, show_tracebacks
 
 __all__ = ["COMMANDS", "load_command", "run"]
@@ -106,7 +106,6 @@ def _root(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            parser=read_place,
             help="Keep compiled programs here, which later runs then do not compile again, "
             "instead of in the user's cache; goes before the command.",
         ),

@@ -37,7 +37,6 @@ from vkq_apps.terminal.arguments import (
     say_if_uncalibrated,
 )
 from vkq_apps.terminal.codes_option import FORMS, parse_codes
-from vkq_apps.terminal.command_line import read_place
 from vkq_apps.terminal.compiling import compiling_for
 from vkq_apps.terminal.console import log, out, print_json, stage
 from vkq_apps.terminal.counts import check_count
@@ -108,9 +107,7 @@ def generate(
     score_map: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
-            parser=read_place,
-            help="Static score calibration, a file of `vkq calibrate-scores`.",
+            metavar="FILE", help="Static score calibration, a file of `vkq calibrate-scores`."
         ),
     ] = None,
     tables: TablesOption = None,

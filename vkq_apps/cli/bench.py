@@ -44,7 +44,7 @@ from vkq_apps.files.outputs import check_record_place
 from vkq_apps.files.provenance import provenance
 from vkq_apps.files.results_file import as_written, read_json, write_json
 from vkq_apps.terminal.arguments import JsonOption
-from vkq_apps.terminal.command_line import App, read_place
+from vkq_apps.terminal.command_line import App
 from vkq_apps.terminal.console import out, print_json
 from vkq_apps.terminal.counts import check_count
 from vkq_jax.byte_units import human_bytes
@@ -246,10 +246,7 @@ def scaling(
 @bench.command()
 def plot(
     results: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE", parser=read_place, help="File that `vkq bench scaling` wrote."
-        ),
+        Path, typer.Argument(metavar="FILE", help="File that `vkq bench scaling` wrote.")
     ],
 ) -> None:
     """Draws the plot of a scaling file, a PNG beside it."""

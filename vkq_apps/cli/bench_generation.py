@@ -34,7 +34,6 @@ from vkq_apps.cli.bench_output import output_on_hosts, show
 from vkq_apps.files.outputs import check_record_place
 from vkq_apps.files.results_file import as_written, join_files, write_json
 from vkq_apps.terminal.arguments import JsonOption
-from vkq_apps.terminal.command_line import read_place
 from vkq_apps.terminal.console import out, print_json
 from vkq_apps.terminal.counts import check_count
 
@@ -153,14 +152,9 @@ def prefill(
 
 def join(
     files: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FILE...", parser=read_place, help="Files of `vkq bench throughput`."
-        ),
+        list[Path], typer.Argument(metavar="FILE...", help="Files of `vkq bench throughput`.")
     ],
-    results: Annotated[
-        Path, typer.Option("--out", metavar="FILE", parser=read_place, help="JSON file to write.")
-    ],
+    results: Annotated[Path, typer.Option("--out", metavar="FILE", help="JSON file to write.")],
     json: JsonOption = False,
 ) -> None:
     """Rows of several files of `vkq bench throughput`, from one kind of device, in one file."""

@@ -31,7 +31,6 @@ from vkq_apps.terminal.arguments import (
     check_before_loading,
     load_model,
 )
-from vkq_apps.terminal.command_line import read_place
 from vkq_apps.terminal.console import log, out, print_json
 from vkq_apps.terminal.counts import check_count
 from vkq_apps.terminal.hosts import check_mesh_of, on_all_hosts
@@ -51,7 +50,6 @@ def calibrate(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            parser=read_place,
             help="Pictures like those that the model will see, a few dozen; clips, too, where it "
             "takes them: video files and animated GIF, WebP and PNG files.",
         ),
@@ -60,7 +58,6 @@ def calibrate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            parser=read_place,
             help="Questions about the pictures, one a line; built-in ones by default.",
         ),
     ] = None,
@@ -69,7 +66,6 @@ def calibrate(
         typer.Option(
             "--out",
             metavar="FILE",
-            parser=read_place,
             help="File to write; beside the checkpoint, as vkq_tables.safetensors, it is found by "
             "itself.",
         ),

@@ -26,7 +26,6 @@ from vkq_apps.terminal.arguments import (
     load_model,
 )
 from vkq_apps.terminal.codes_option import parse_codes
-from vkq_apps.terminal.command_line import read_place
 from vkq_apps.terminal.console import log, out, print_json
 from vkq_apps.terminal.progress import progress
 from vkq_apps.terminal.room import check_room
@@ -49,8 +48,7 @@ def calibrate_scores(
     ],
     out_file: TablesOutOption,
     image: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", parser=read_place, help="Sample picture; repeat for several."),
+        list[Path] | None, typer.Option(metavar="FILE", help="Sample picture; repeat for several.")
     ] = None,
     video: VideoOption = None,
     video_fps: VideoFpsOption = None,

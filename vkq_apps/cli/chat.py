@@ -30,7 +30,6 @@ from vkq_apps.terminal.arguments import (
     say_if_uncalibrated,
 )
 from vkq_apps.terminal.codes_option import parse_codes
-from vkq_apps.terminal.command_line import read_place
 from vkq_apps.terminal.compiling import compiling_for
 from vkq_apps.terminal.console import log, print_json, stage
 from vkq_apps.terminal.counts import check_count
@@ -60,11 +59,7 @@ def chat(
     model: ModelOption,
     image: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            parser=read_place,
-            help="Picture of the first question; repeat for several.",
-        ),
+        typer.Option(metavar="FILE", help="Picture of the first question; repeat for several."),
     ] = None,
     video: VideoOption = None,
     video_fps: VideoFpsOption = None,

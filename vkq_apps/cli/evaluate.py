@@ -29,7 +29,6 @@ from vkq_apps.terminal.arguments import (
     load_model,
 )
 from vkq_apps.terminal.codes_option import FORMS
-from vkq_apps.terminal.command_line import read_place
 from vkq_apps.terminal.console import log, out, print_json, stage
 from vkq_apps.terminal.counts import check_count
 from vkq_apps.terminal.hosts import check_mesh_of, on_all_hosts
@@ -123,7 +122,6 @@ def evaluate(
         typer.Option(
             "--out",
             metavar="FILE",
-            parser=read_place,
             help="JSON file to write; FILE.samples.jsonl beside it is the log.",
         ),
     ] = None,
@@ -137,11 +135,7 @@ def evaluate(
     ] = False,
     plots: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            parser=read_place,
-            help="Folder for plots of accuracy and KL against bits.",
-        ),
+        typer.Option(metavar="FOLDER", help="Folder for plots of accuracy and KL against bits."),
     ] = None,
     mesh: MeshOption = None,
     json: JsonOption = False,

@@ -45,7 +45,6 @@ from vkq_apps.terminal.arguments import (
     load_and_prepare,
 )
 from vkq_apps.terminal.codes_option import parse_codes
-from vkq_apps.terminal.command_line import read_place
 from vkq_apps.terminal.compiling import compiling_for
 from vkq_apps.terminal.console import log, out, print_json, stage
 from vkq_apps.terminal.counts import check_count
@@ -62,10 +61,7 @@ def inspect(
     model: ModelOption,
     prompt: PromptOption,
     out_folder: Annotated[
-        Path,
-        typer.Option(
-            "--out", metavar="FOLDER", parser=read_place, help="Folder for plots and figures."
-        ),
+        Path, typer.Option("--out", metavar="FOLDER", help="Folder for plots and figures.")
     ],
     image: ImageOption = None,
     video: VideoOption = None,

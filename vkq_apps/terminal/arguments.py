@@ -20,7 +20,7 @@ from models.prompts.processor import processor_of
 from models.prompts.visuals import check_takes_clips
 from pallas_kernels import IMPLEMENTATIONS
 from vkq_apps.terminal.codes_option import FORMS
-from vkq_apps.terminal.command_line import read_name, read_place
+from vkq_apps.terminal.command_line import read_name
 from vkq_apps.terminal.console import log, stage
 from vkq_apps.terminal.counts import check_count
 from vkq_apps.terminal.hosts import HOSTS_HELP, check_mesh
@@ -66,14 +66,12 @@ ModelOption = Annotated[
     ),
 ]
 ImageOption = Annotated[
-    list[Path] | None,
-    typer.Option(metavar="FILE", parser=read_place, help="Picture file; repeat for several."),
+    list[Path] | None, typer.Option(metavar="FILE", help="Picture file; repeat for several.")
 ]
 VideoOption = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FILE_OR_FOLDER",
-        parser=read_place,
         help="Clip: a video file such as MP4, an animated GIF, WebP or PNG file, or a folder of "
         "frames; repeat for several.",
     ),
@@ -122,7 +120,6 @@ TablesOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        parser=read_place,
         help="Tables of the codes, a file of `vkq calibrate`; by default those beside the "
         "checkpoint.",
     ),

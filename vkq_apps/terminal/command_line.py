@@ -1,13 +1,15 @@
 """Typer as all programs here use it: each option once, and files and folders that have a name."""
 
+import inspect
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["App", "Command", "Group", "read_name", "read_place"]
+__all__ = ["App", "Command", "Group", "read_name"]
 
 
 class _OptionsOnce:
@@ -31,18 +33,27 @@ class Group(_OptionsOnce, TyperGroup):
 
 
 class App(typer.Typer):
-    """`typer.Typer` whose commands take each option once; errors are told by `run_program`."""
+    """`typer.Typer` whose commands take each option once, and no empty text for a `Path`.
+
+    Errors are told by `run_program`.
+    """
 
     def __init__(self, **settings: Any):
         super().__init__(cls=Group, pretty_exceptions_enable=False, **settings)
 
     def command(self, name: str | None = None, **settings: Any) -> Any:
         """As `typer.Typer.command`."""
-        return super().command(name, **{"cls": Command, **settings})
+        register = super().command(name, **{"cls": Command, **settings})
+        return lambda function: register(_reads_places(function))
+
+    def callback(self, **settings: Any) -> Any:
+        """As `typer.Typer.callback`."""
+        register = super().callback(**settings)
+        return lambda function: register(_reads_places(function))
 
 
 def read_name(text: str) -> str:
-    """What names a file or folder: the `parser` of such an option or argument, beside its metavar.
+    """The text that names a file or folder; the `parser` of an option that takes such a text.
 
     Raises:
         typer.BadParameter: an empty text, as `--out "$UNSET"` gives it, which pathlib takes for
@@ -53,6 +64,20 @@ def read_name(text: str) -> str:
     return text
 
 
-def read_place(text: str | Path) -> Path:
-    """The `parser` of an option or argument that is a `Path`; raises as `read_name`."""
+def _read_place(text: str | Path) -> Path:
+    """The `parser` of every `Path`; raises as `read_name`."""
     return Path(read_name(str(text)))
+
+
+def _reads_places[F: Callable[..., Any]](function: F) -> F:
+    """The function, its options and arguments that are a `Path`, or several, read as such."""
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        if get_origin(parameter.annotation) is Annotated:
+            kind, info, *_ = get_args(parameter.annotation)
+            if _holds_path(kind):
+                info.parser = _read_place
+    return function
+
+
+def _holds_path(kind: Any) -> bool:
+    return kind is Path or any(map(_holds_path, get_args(kind)))

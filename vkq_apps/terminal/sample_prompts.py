@@ -10,7 +10,6 @@ import typer
 import models
 from models import Clip, Inputs, Model
 from vkq_apps.terminal.arguments import whole_prompt
-from vkq_apps.terminal.command_line import read_place
 from vkq_apps.terminal.counts import check_count
 
 __all__ = ["AnswerTokensOption", "BatchSizeOption", "TablesOutOption", "batches_of"]
@@ -37,7 +36,7 @@ BatchSizeOption = Annotated[
 ]
 TablesOutOption = Annotated[
     Path,
-    typer.Option("--out", metavar="FILE", parser=read_place, help="safetensors file to write."),
+    typer.Option("--out", metavar="FILE", help="safetensors file to write."),
 ]
 
 

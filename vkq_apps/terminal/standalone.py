@@ -1,15 +1,13 @@
 """Programs beside `vkq`: one command each, whose options are the fields of a dataclass."""
 
-import copy
 import dataclasses
 import inspect
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from vkq_apps.terminal.command_line import App, read_place
+from vkq_apps.terminal.command_line import App
 from vkq_apps.terminal.program import run_program
 
 __all__ = ["argument", "option", "run_standalone"]
@@ -86,14 +84,10 @@ def _fields(settings: type) -> tuple[list[dataclasses.Field], list[Any]]:
 
 
 def _parameter(field: dataclasses.Field, kind: Any) -> inspect.Parameter:
-    info = field.metadata["option"]
-    if Path in (kind, *get_args(kind)):
-        info = copy.copy(info)
-        info.parser = read_place
     default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
-        annotation=Annotated[kind, info],
+        annotation=Annotated[kind, field.metadata["option"]],
     )
