@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def cache():
-    """Of one layer, without visual tokens."""
+    """A cache of one layer, without visual tokens."""
     return vkq_jax.empty_cache(
         quant="signs-1bit",
         batch=1,
@@ -44,7 +44,7 @@ def cache():
 
 @pytest.fixture(scope="module")
 def inputs():
-    """Of five text tokens for the embedded model."""
+    """A prompt of five text tokens for the embedded model."""
     return inputs_from_arrays(models.read_config("tiny"), np.ones((1, 5), int))
 
 

@@ -60,7 +60,7 @@ def _add_head(folder: Path) -> None:
 
 
 def _meaning(folder: Path) -> dict[str, Any] | None:
-    """What transformers reads in config.json; None where it refuses the file."""
+    """The settings that transformers reads in config.json; None where it refuses the file."""
     from transformers import AutoConfig
 
     try:
