@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -167,6 +168,9 @@ def load_judge(
 def merged(model: Model, trained: nnx.State) -> Model:
     """The model with trained parts in the place of its own: adapters added to their layers.
 
+    Sums are of float64, so that every machine's export has the same bits: tables that were
+    calibrated for one fit all.
+
     Args:
         model: the start that they were trained from, in float32, layers stacked.
         trained: parameters as `Judge.trained`.
@@ -177,8 +181,9 @@ def merged(model: Model, trained: nnx.State) -> Model:
     for part, names in _ADAPTED.items():
         for name in names:
             kernel = getattr(getattr(module.text.layers, part), name).kernel
-            down, up = (layers[part][name][side][...] for side in ("down", "up"))
-            kernel[...] = kernel[...] + jnp.matmul(down, up, precision="highest")
+            sides = (layers[part][name][side][...] for side in ("down", "up"))
+            start, down, up = (np.asarray(x, np.float64) for x in (kernel[...], *sides))
+            kernel[...] = jnp.asarray(start + down @ up, jnp.float32)
     return dataclasses.replace(model, params=nnx.state(module))
 
 
