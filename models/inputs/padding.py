@@ -12,11 +12,12 @@ from models.inputs.pixels import bucket
 from vkq_jax.messages import show
 from vkq_jax.validation import whole_number
 
-__all__ = ["TEXT_STEP", "pad_to_buckets", "pad_to_multiple", "text_bucket"]
+__all__ = ["pad_to_buckets", "pad_to_multiple", "text_bucket"]
 
-TEXT_STEP = 64
-_LARGEST_MULTIPLE = 2**20
+_TEXT_STEP = 64
 """Counts of text tokens are rounded up to multiples of this by default."""
+
+_LARGEST_MULTIPLE = 2**20
 
 
 def pad_to_multiple(inputs: Inputs, multiple: int = 32) -> Inputs:
@@ -58,7 +59,7 @@ def pad_to_multiple(inputs: Inputs, multiple: int = 32) -> Inputs:
 
 def text_bucket(count: int) -> int:
     """A size for `count` text tokens: a multiple of 64, and above 512 a `bucket`."""
-    return bucket(count, TEXT_STEP)
+    return bucket(count, _TEXT_STEP)
 
 
 def pad_to_buckets(inputs: Inputs, *, visual: bool = False) -> Inputs:

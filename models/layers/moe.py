@@ -78,7 +78,8 @@ class MoeMlp(nnx.Module):
         else:
             weight, expert = best_experts(self.gate(tokens), self.config.num_experts_per_tok)
         if self.config.norm_topk_prob:
-            weight = weight / weight.sum(-1, keepdims=True)
+            # Sigmoids of all of a token's experts may be 0; transformers adds the same.
+            weight = weight / (weight.sum(-1, keepdims=True) + 1e-20)
         weight = weight * self.config.scaling
         mixed = self.experts(tokens, expert, weight.astype(x.dtype)).reshape(x.shape)
         if not self.config.shared_size:

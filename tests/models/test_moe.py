@@ -66,3 +66,10 @@ def test_groups_are_chosen_by_their_two_best_experts():
     share, expert = module._chosen_with_bias(jax.numpy.asarray(tokens))
     np.testing.assert_array_equal(np.asarray(expert) // 2, np.repeat(group[:, None], 2, axis=1))
     np.testing.assert_allclose(share, np.take_along_axis(shares, expert, axis=-1), atol=1e-5)
+
+
+def test_a_token_whose_experts_all_have_weight_0_gets_0():
+    config = MoeConfig(num_experts=3, num_experts_per_tok=2, intermediate_size=4, sigmoid=True)
+    module = MoeMlp(Maker.create(nnx.Rngs(0)), 8, config, Activation.SILU)
+    module.gate.kernel[...] = np.full((8, 3), -100, np.float32)
+    np.testing.assert_array_equal(module(np.ones((1, 2, 8), np.float32)), np.zeros((1, 2, 8)))
