@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -133,17 +133,18 @@ def calibrate(
             "num_frames": num_frames,
             "implementation": chosen,
         }
+        weights, digests = files_digest(loaded), [_digest(file) for file in files]
         alike |= {
-            "weights": lambda: files_digest(loaded),
-            "pictures": lambda: _digests(files),
+            "weights": lambda: weights,
+            "pictures": lambda: digests,
             "questions": lambda: questions,
             "options": lambda: options,
         }
     settings = options | {
         "mesh": mesh,
         "samples": len(pairs),
-        "model weights": files_digest(loaded),
-        "pictures": digest_of(_digests(files)),
+        "model weights": weights,
+        "pictures": digest_of(digests),
         "questions": digest_of(questions),
         "source": source_digest(),
     }
@@ -247,5 +248,6 @@ def _names(quant: str) -> list[str]:
     return names
 
 
-def _digests(files: Iterable[Path]) -> list[str]:
-    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
