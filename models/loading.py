@@ -223,7 +223,8 @@ def _misfit(
         kinds.setdefault(kind, []).append(f"{name} ({detail})" if detail else name)
     text = f"{show_path(folder)}: {summary} ({len(problems)}): "
     known = unsupported_weights_reason(
-        {name: info.dtype for name, info in checkpoint.tensors.items()}
+        {name: info.dtype for name, info in checkpoint.tensors.items()},
+        [problem.name for problem in problems if problem.kind == "unexpected"],
     )
     hint = f"; this looks like {known}" if known else ""
     for most, longest in ((3, 120), (2, 120), (1, 120), (1, 40), (1, 20)):

@@ -1,7 +1,7 @@
 """Checkpoints that cannot be loaded: how to know them, and what to do with them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,13 @@ _MARKS = (
         _QUANTIZED,
     ),
     (r"\bmm_projector\.", _CONVERT),
-    (r"^(model\.)?image_newline$", "a LLaVA-NeXT or LLaVA-OneVision model, not LLaVA-1.5"),
-    (r"^(model\.)?visual\.", "a Qwen-VL or GLM-V model, not LLaVA-1.5"),
+)
+# Found in names that the model of config.json does not take: they tell another family.
+_FAMILY_MARKS = (
+    (r"^(model\.)?image_newline$", "a LLaVA-NeXT or LLaVA-OneVision model"),
+    (r"^(model\.)?visual\.", "a Qwen-VL or GLM-V model"),
     (r"^(model\.)?connector\.", "an Idefics or SmolVLM model"),
-    (r"\bmm_input_projection", "a Gemma 3 model, not LLaVA-1.5"),
+    (r"\bmm_input_projection", "a Gemma 3 model"),
 )
 # Prefixes that wrappers of training put before all names.
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.module.")
@@ -88,19 +91,26 @@ def check_plain_weights(folder: Path, content: Mapping[str, Any]) -> None:
         raise ValueError(f"{show_path(folder)} has beside its weights {_ADAPTER}")
 
 
-def unsupported_weights_reason(dtypes: Mapping[str, str]) -> str | None:
+def unsupported_weights_reason(
+    dtypes: Mapping[str, str], unexpected: Collection[str]
+) -> str | None:
     """A guess at the checkpoint whose tensors have these names and dtypes, with what to do.
 
-    None: there is none.
+    Args:
+        dtypes: of all stored tensors, by name.
+        unexpected: names that the model does not take.
+
+    Returns:
+        The end of the sentence "this looks like ..."; None: there is no guess.
     """
     names = dtypes.keys()
     for wrapper in _WRAPPERS:
         if names and all(name.startswith(wrapper) for name in names):
             return f"weights of a wrapped module: save the inner module's, without `{wrapper}`"
-    for pattern, meaning in _MARKS:
-        mark = re.compile(pattern)
-        if any(mark.search(name) for name in names):
-            return meaning
+    for marks, among in ((_MARKS, names), (_FAMILY_MARKS, unexpected)):
+        for pattern, meaning in marks:
+            if any(re.search(pattern, name) for name in among):
+                return meaning
     if any(
         name.endswith(".weight") and dtype[:2] in ("F8", "F4", "I8", "U8")
         for name, dtype in dtypes.items()

@@ -5,7 +5,7 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import models
 from tests.models.hf_files import (
@@ -15,6 +15,8 @@ from tests.models.hf_files import (
     write_config,
     write_index,
 )
+from tests.support import qwen_vl
+from tests.support.random_checkpoint import write_random_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,17 @@ def test_a_foreign_checkpoint_is_told_in_one_line(tmp_path, make, message):
         models.load(write_checkpoint(tmp_path, make(random_weights())))
     assert len(str(e.value)) < 400
     assert "\n" not in str(e.value)
+
+
+def test_a_family_is_not_told_from_tensors_that_its_models_take(tmp_path):
+    config = qwen_vl.config_json("qwen2_vl")
+    write_random_checkpoint(tmp_path, config)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    del weights[next(name for name in weights if name.endswith("visual.merger.mlp.0.bias"))]
+    save_file(weights, file)
+    with pytest.raises(ValueError, match=r"missing: [^;]+$"):
+        models.load(tmp_path)
 
 
 @pytest.mark.parametrize(
