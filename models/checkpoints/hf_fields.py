@@ -7,6 +7,7 @@ from models.layers.activations import Activation
 
 __all__ = [
     "NO_EFFECT",
+    "NO_EFFECT_OF_ROUTERS",
     "ActivationName",
     "Count",
     "Epsilon",
@@ -72,6 +73,9 @@ NO_EFFECT = frozenset(
     }
 )
 """Fields of training and of PyTorch's classes."""
+
+NO_EFFECT_OF_ROUTERS = frozenset({"output_router_logits", "router_aux_loss_coef"})
+"""The same of a mixture of experts."""
 
 
 def token_ids(setting: int | tuple[int, ...] | None) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from models.checkpoints.hf_fields import Count, Epsilon, Length, TokenIds, Width
 from models.layers.rope_config import RopeConfig
+from models.text.layer_types import every_nth_full
 from models.text.settings import TextSettings
 
 __all__ = ["Cohere2Settings"]
@@ -46,8 +47,4 @@ class Cohere2Settings(TextSettings):
         """By `layer_types` or, in files without them, by `sliding_window_pattern`."""
         if self.layer_types is not None:
             return self.layer_types
-        period = self.sliding_window_pattern
-        return tuple(
-            "sliding_attention" if (i + 1) % period else "full_attention"
-            for i in range(self.num_hidden_layers)
-        )
+        return every_nth_full(self.num_hidden_layers, self.sliding_window_pattern)

@@ -21,7 +21,8 @@ from models.layers.activations import Activation
 from models.layers.moe import MoeConfig
 from models.layers.rope_config import RopeConfig, RopeKind
 from models.text.config import FullLayersConfig, PerLayerInputs
-from models.text.gemma_settings import FULL, SLIDING, rope_by_kind
+from models.text.gemma_settings import rope_by_kind
+from models.text.layer_types import FULL, SLIDING, every_nth_full
 from models.text.settings import TextSettings
 from vkq_jax.messages import some
 
@@ -97,8 +98,7 @@ class Gemma4TextSettings(TextSettings):
 
     def kinds(self) -> tuple[str, ...]:
         """By `layer_types`, or every sixth without a window; the last one never has a window."""
-        numbers = range(1, self.num_hidden_layers + 1)
-        default = tuple(SLIDING if number % _PERIOD else FULL for number in numbers)
+        default = every_nth_full(self.num_hidden_layers, _PERIOD)
         return (*(self.layer_types or default)[:-1], FULL)
 
     def ropes(self, head_dim: int, where: str) -> tuple[RopeConfig, RopeConfig]:

@@ -18,19 +18,16 @@ from models.checkpoints.hf_rope import rope_of
 from models.checkpoints.hf_settings import Between, Settings
 from models.layers.activations import Activation
 from models.layers.rope_config import RopeConfig
+from models.text.layer_types import FULL, SLIDING, every_nth_full
 from models.text.settings import TextSettings
 from vkq_jax.messages import some
 
 __all__ = [
-    "FULL",
-    "SLIDING",
     "Gemma2Settings",
     "Gemma3Settings",
     "GemmaSettings",
     "rope_by_kind",
 ]
-
-FULL, SLIDING = "full_attention", "sliding_attention"
 
 # Scores are multiplied by its inverse square root.
 _QueryScalar = Annotated[float, Between(1e-6, 1e12)]
@@ -95,12 +92,7 @@ class Gemma2Settings(_GemmaSettings):
 
     def kinds(self) -> tuple[str, ...]:
         """By `layer_types` or, in files without them, the version's own order."""
-        return self.layer_types or self._every(2)
-
-    def _every(self, period: int) -> tuple[str, ...]:
-        """Every `period`-th layer sees all."""
-        numbers = range(1, self.num_hidden_layers + 1)
-        return tuple(SLIDING if number % period else FULL for number in numbers)
+        return self.layer_types or every_nth_full(self.num_hidden_layers, 2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +115,8 @@ class Gemma3Settings(Gemma2Settings):
 
     def kinds(self) -> tuple[str, ...]:
         """By `layer_types` or, in files without them, by `sliding_window_pattern`."""
-        return self.layer_types or self._every(self.sliding_window_pattern)
+        own = every_nth_full(self.num_hidden_layers, self.sliding_window_pattern)
+        return self.layer_types or own
 
     def ropes(self, head_dim: int, where: str) -> tuple[RopeConfig, RopeConfig]:
         """The frequencies of full layers, which `rope_scaling` stretches, and of sliding ones."""

@@ -4,7 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from models.checkpoints.hf_fields import Count, Epsilon, Factor, Length, TokenIds, Width
+from models.checkpoints.hf_fields import (
+    NO_EFFECT_OF_ROUTERS,
+    Count,
+    Epsilon,
+    Factor,
+    Length,
+    TokenIds,
+    Width,
+)
 from models.checkpoints.hf_rope import given_rope, rope_of
 from models.checkpoints.hf_settings import Between
 from models.layers.moe import MoeConfig
@@ -86,7 +94,7 @@ class Glm4vMoeTextSettings(TextSettings):
     topk_group: Count = 1
     first_k_dense_replace: Annotated[int, Between(0, 2**12)] = 1
     norm_topk_prob: bool = True
-    ignored = TextSettings.ignored | {"output_router_logits", "router_aux_loss_coef"}
+    ignored = TextSettings.ignored | NO_EFFECT_OF_ROUTERS
     aliases: ClassVar[Mapping[str, str]] = {"num_local_experts": "n_routed_experts"}
     mrope = MRope((8, 12, 12))
 

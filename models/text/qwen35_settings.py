@@ -3,18 +3,20 @@
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from models.checkpoints.hf_fields import Count, Length, TokenIds, Width
+from models.checkpoints.hf_fields import NO_EFFECT_OF_ROUTERS, Count, Length, TokenIds, Width
 from models.checkpoints.hf_rope import given_rope, rope_of
 from models.checkpoints.hf_settings import Between
 from models.layers.moe import MoeConfig
 from models.layers.rope_config import MRope, RopeConfig
 from models.text.config import LinearAttentionConfig
+from models.text.layer_types import FULL, LINEAR, every_nth_full
+from models.text.qwen_moe_settings import check_experts_per_token
 from models.text.settings import TextSettings
 from vkq_jax.messages import some
 
 __all__ = ["Qwen35MoeTextSettings", "Qwen35TextSettings"]
 
-_KINDS = {"linear_attention", "full_attention"}
+_KINDS = {LINEAR, FULL}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,11 +50,7 @@ class Qwen35TextSettings(TextSettings):
         """
         kinds, where = self.layer_types, "text_config"
         if kinds is None:
-            every = self.full_attention_interval
-            kinds = tuple(
-                "linear_attention" if (i + 1) % every else "full_attention"
-                for i in range(self.num_hidden_layers)
-            )
+            kinds = every_nth_full(self.num_hidden_layers, self.full_attention_interval, LINEAR)
         if len(kinds) != self.num_hidden_layers:
             raise ValueError(
                 f"{where}.layer_types: expected one for each of the {self.num_hidden_layers} "
@@ -73,7 +71,7 @@ class Qwen35TextSettings(TextSettings):
             "offset_norms": True,
             "attention_gate": True,
             "linear": LinearAttentionConfig(
-                layers=tuple(i for i, kind in enumerate(kinds) if kind == "linear_attention"),
+                layers=tuple(i for i, kind in enumerate(kinds) if kind == LINEAR),
                 kernel=self.linear_conv_kernel_dim,
                 num_key_heads=self.linear_num_key_heads,
                 num_value_heads=self.linear_num_value_heads,
@@ -102,7 +100,7 @@ class Qwen35MoeTextSettings(Qwen35TextSettings):
     num_experts_per_tok: Count = 8
     moe_intermediate_size: Width = 512
     shared_expert_intermediate_size: Width = 512
-    ignored = Qwen35TextSettings.ignored | {"output_router_logits", "router_aux_loss_coef"}
+    ignored = Qwen35TextSettings.ignored | NO_EFFECT_OF_ROUTERS
 
     def switches(self) -> dict[str, Any]:
         """The switches of Qwen3.5, and its experts.
@@ -110,11 +108,7 @@ class Qwen35MoeTextSettings(Qwen35TextSettings):
         Raises:
             ValueError: more experts for a token than there are.
         """
-        if self.num_experts_per_tok > self.num_experts:
-            raise ValueError(
-                "text_config.num_experts_per_tok: expected at most num_experts="
-                f"{self.num_experts}, got {self.num_experts_per_tok}"
-            )
+        check_experts_per_token(self.num_experts_per_tok, self.num_experts)
         moe = MoeConfig(
             self.num_experts,
             self.num_experts_per_tok,

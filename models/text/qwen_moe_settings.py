@@ -4,12 +4,21 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from models.checkpoints.hf_fields import Count, Width
+from models.checkpoints.hf_fields import NO_EFFECT_OF_ROUTERS, Count, Width
 from models.checkpoints.hf_settings import Settings
 from models.layers.moe import MoeConfig
+from models.text.layer_types import FULL, SLIDING
 from models.text.settings import Qwen3Settings
 
-__all__ = ["MoeSettings", "Qwen3MoeSettings"]
+__all__ = ["MoeSettings", "Qwen3MoeSettings", "check_experts_per_token"]
+
+
+def check_experts_per_token(chosen: int, count: int) -> None:
+    """Raises ValueError for more experts of a token than there are."""
+    if chosen > count:
+        raise ValueError(
+            f"text_config.num_experts_per_tok: expected at most num_experts={count}, got {chosen}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,13 +40,10 @@ class MoeSettings(Settings):
         Raises:
             ValueError: more experts for a token than there are.
         """
-        count = self.num_experts
-        if self.num_experts_per_tok > count:
-            raise ValueError(
-                f"text_config.num_experts_per_tok: expected at most num_experts={count}, "
-                f"got {self.num_experts_per_tok}"
-            )
-        moe = MoeConfig(count, self.num_experts_per_tok, self.moe_intermediate_size, norm_topk_prob)
+        check_experts_per_token(self.num_experts_per_tok, self.num_experts)
+        moe = MoeConfig(
+            self.num_experts, self.num_experts_per_tok, self.moe_intermediate_size, norm_topk_prob
+        )
         plain = self.mlp_only_layers or ()
         dense = tuple(
             n for n in range(num_layers) if n in plain or (n + 1) % self.decoder_sparse_step
@@ -58,7 +64,7 @@ class Qwen3MoeSettings(MoeSettings, Qwen3Settings):
     head_dim: Count | None = None
     norm_topk_prob: bool = False
     layer_types: None = None
-    ignored = Qwen3Settings.ignored | {"output_router_logits", "router_aux_loss_coef"}
+    ignored = Qwen3Settings.ignored | NO_EFFECT_OF_ROUTERS
 
     def switches(self) -> dict[str, Any]:
         """The switches of Qwen3, and its experts."""
@@ -68,4 +74,4 @@ class Qwen3MoeSettings(MoeSettings, Qwen3Settings):
     def kinds(self) -> tuple[str, ...]:
         """All layers have a window, or none: unlike Qwen3, this looks at no `max_window_layers`."""
         sliding = self.use_sliding_window and self.sliding_window is not None
-        return ("sliding_attention" if sliding else "full_attention",) * self.num_hidden_layers
+        return (SLIDING if sliding else FULL,) * self.num_hidden_layers

@@ -3,7 +3,15 @@
 import dataclasses
 from typing import Any, Literal
 
-from models.checkpoints.hf_fields import Count, Epsilon, Length, Theta, TokenIds, Width
+from models.checkpoints.hf_fields import (
+    NO_EFFECT_OF_ROUTERS,
+    Count,
+    Epsilon,
+    Length,
+    Theta,
+    TokenIds,
+    Width,
+)
 from models.layers.rope_config import MRope
 from models.text.qwen_moe_settings import MoeSettings
 from models.text.settings import Qwen2Settings, TextSettings
@@ -65,11 +73,7 @@ class Qwen3VLMoeTextSettings(MoeSettings, Qwen3VLTextSettings):
     num_experts_per_tok: Count = 4
     moe_intermediate_size: Width = 1408
     # Weights of a token's experts always sum to 1 in this decoder.
-    ignored = TextSettings.ignored | {
-        "norm_topk_prob",
-        "output_router_logits",
-        "router_aux_loss_coef",
-    }
+    ignored = TextSettings.ignored | NO_EFFECT_OF_ROUTERS | {"norm_topk_prob"}
 
     def switches(self) -> dict[str, Any]:
         """The switches of Qwen3-VL, and its experts."""

@@ -19,6 +19,7 @@ from models.checkpoints.hf_settings import Settings
 from models.layers.activations import Activation
 from models.layers.rope_config import MRope, RopeConfig
 from models.text.config import TextConfig
+from models.text.layer_types import FULL, SLIDING
 from vkq_jax.messages import some
 
 __all__ = [
@@ -129,18 +130,18 @@ class TextSettings(Settings):
         kinds = self.kinds()
         if kinds is None:
             return self.sliding_window, ()
-        if unknown := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
+        if unknown := sorted(set(kinds) - {FULL, SLIDING}):
             raise NotImplementedError(f"{where}.layer_types has {some(unknown)}")
         if len(kinds) != self.num_hidden_layers:
             raise ValueError(
                 f"{where}.layer_types: expected one for each of the {self.num_hidden_layers} "
                 f"layers, got {len(kinds)}"
             )
-        full = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
+        full = tuple(i for i, kind in enumerate(kinds) if kind == FULL)
         if len(full) == len(kinds):
             return None, ()
         if self.sliding_window is None:
-            raise ValueError(f"{where}.layer_types has sliding_attention, sliding_window is None")
+            raise ValueError(f"{where}.layer_types has {SLIDING}, sliding_window is None")
         return self.sliding_window, full
 
 
@@ -213,12 +214,12 @@ class Qwen2Settings(TextSettings):
     def kinds(self) -> tuple[str, ...]:
         """By `layer_types` or, in files without them, by `max_window_layers`."""
         if not self.use_sliding_window or self.sliding_window is None:
-            return ("full_attention",) * self.num_hidden_layers
+            return (FULL,) * self.num_hidden_layers
         if self.layer_types is not None:
             return self.layer_types
         full = min(max(self.max_window_layers, 0), self.num_hidden_layers)
         sliding = self.num_hidden_layers - full
-        return ("full_attention",) * full + ("sliding_attention",) * sliding
+        return (FULL,) * full + (SLIDING,) * sliding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
