@@ -34,11 +34,11 @@ class Glm4vTextSettings(TextSettings):
     rms_norm_eps: Epsilon = 1e-5
     sliding_window: None = None
     layer_types: None = None
-    head_dim: None = None
     attention_bias: Literal[True] = True
     mlp_bias: Literal[False] = False
     eos_token_id: TokenIds | None = None
     mrope = MRope((8, 12, 12))
+    head_dim_is_free = False
 
     def switches(self) -> dict[str, Any]:
         """The switches of GLM's blocks."""
@@ -62,7 +62,7 @@ class GlmOcrTextSettings(Glm4vTextSettings):
     num_attention_heads: Count = 16
     num_key_value_heads: Count | None = 8
     max_position_embeddings: Length = 131072
-    head_dim: Count | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    head_dim_is_free = True
     attention_bias: Literal[False] = False  # pyright: ignore[reportIncompatibleVariableOverride]
 
 

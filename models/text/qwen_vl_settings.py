@@ -29,12 +29,12 @@ class Qwen2VLTextSettings(Qwen2Settings):
     num_hidden_layers: Count = 80
     num_attention_heads: Count = 64
     num_key_value_heads: Count | None = 8
-    head_dim: None = None
     rope_theta: Theta = 1e6
     rms_norm_eps: Epsilon = 1e-5
     max_window_layers: int = 80
     eos_token_id: TokenIds | None = 151645
     mrope = MRope((16, 24, 24))
+    head_dim_is_free = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

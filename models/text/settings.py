@@ -62,6 +62,8 @@ class TextSettings(Settings):
     ignored = NO_EFFECT | {"model_type"}
     mrope: ClassVar[MRope | None] = None
     """M-RoPE of a file that does not state its sections; None in decoders without M-RoPE."""
+    head_dim_is_free: ClassVar[bool] = True
+    """Whether `head_dim` may differ from hidden_size / num_attention_heads."""
 
     def to_config(self, where: str, *, tie_word_embeddings: bool) -> TextConfig:
         """The decoder's configuration.
@@ -118,12 +120,20 @@ class TextSettings(Settings):
 
     def _head_dim(self, where: str) -> int:
         heads = self.num_attention_heads
-        if self.head_dim is None and self.hidden_size % heads:
+        if self.head_dim is not None and self.head_dim_is_free:
+            return self.head_dim
+        if self.hidden_size % heads:
             raise ValueError(
                 f"{where}.hidden_size: expected a multiple of num_attention_heads={heads}, "
                 f"got {self.hidden_size}"
             )
-        return self.hidden_size // heads if self.head_dim is None else self.head_dim
+        found = self.hidden_size // heads
+        if self.head_dim not in (None, found):
+            raise NotImplementedError(
+                f"{where}.head_dim={self.head_dim}; supported: {found}, which is hidden_size / "
+                "num_attention_heads"
+            )
+        return found
 
     def _window(self, where: str) -> tuple[int | None, tuple[int, ...]]:
         """Width of the sliding window, None without one, and the layers that it leaves alone."""

@@ -109,7 +109,9 @@ class PaddleOcrVLConfig(QwenVLConfig):
         hf = PaddleOcrVLSettings.read(content)
         given = hf.vision_config or {}
         check_part("vision_config", given, hf.model_type, f"{hf.model_type}_vision")
-        text, where = qwen_text_settings(hf, content)
+        # transformers keeps this one field of a flat file from the decoder.
+        beside = {name: x for name, x in content.items() if name != "tie_word_embeddings"}
+        text, where = qwen_text_settings(hf, beside)
         return cls(
             model_type=hf.model_type,
             vision=PaddleOcrVisionSettings.read(given, "vision_config").to_config(),

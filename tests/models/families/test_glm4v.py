@@ -184,6 +184,7 @@ def test_a_number_of_frames_counts_where_no_rate_is_set(processing):
         ({"text": {"model_type": "glm4v_moe_text"}}, NotImplementedError, "'glm4v_moe_text'"),
         ({"vision": {"out_hidden_size": 16}}, ValueError, "text_config.hidden_size=32"),
         ({"text": {"attention_bias": False}}, NotImplementedError, "attention_bias=False"),
+        ({"text": {"head_dim": 8}}, NotImplementedError, "head_dim=8; supported: 16, which is"),
         ({"model_type": "glm_ocr"}, NotImplementedError, "'glm4v_text'"),
         ({"model_type": "glm4v_moe", "text": EXPERTS | {"n_group": 4}}, ValueError, "n_group"),
     ],
@@ -191,3 +192,9 @@ def test_a_number_of_frames_counts_where_no_rate_is_set(processing):
 def test_what_cannot_be_honoured_is_refused_by_name(changes, error, words):
     with pytest.raises(error, match=words):
         Glm4vConfig.from_hf(config_json(**changes))
+
+
+def test_a_head_dim_that_other_fields_say_too_is_taken():
+    """transformers' class has no such field; files of the Hub have it."""
+    stated = Glm4vConfig.from_hf(config_json(text={"head_dim": 16}))
+    assert stated == Glm4vConfig.from_hf(config_json())

@@ -94,6 +94,15 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _with_stated_head_dim(rng: random.Random, config: Config) -> Config | None:
+    """Files state what follows from other fields, also where transformers' class has no field."""
+    text = config["text_config"]
+    if text.get("head_dim") is not None or text["hidden_size"] % text["num_attention_heads"]:
+        return None
+    text["head_dim"] = text["hidden_size"] // text["num_attention_heads"]
+    return config
+
+
 def _with_a_tied_head(rng: random.Random, config: Config) -> Config:
     for at in (config, config["text_config"]):
         match rng.randrange(3):
@@ -171,8 +180,8 @@ def _with_other_names(rng: random.Random, config: Config) -> Config:
 
 
 def _flat(rng: random.Random, config: Config) -> Config | None:
-    """Qwen2-VL's first files have the decoder's fields beside the tower."""
-    if config["model_type"] not in ("qwen2_vl", "qwen2_5_vl"):
+    """First files of Qwen2-VL and PaddleOCR-VL have the decoder's fields beside the tower."""
+    if config["model_type"] not in ("qwen2_vl", "qwen2_5_vl", "paddleocr_vl"):
         return None
     older = older_rope(config, "type")
     if older is None:
@@ -185,7 +194,7 @@ def _flat(rng: random.Random, config: Config) -> Config | None:
 _SPELLINGS: tuple[Callable[[random.Random, Config], Config | None], ...] = (
     *(_with_older_rope, _with_older_tower_rope, _without_a_field, _without_a_field, _with_null),
     *(_with_whole_numbers, _with_a_tied_head, _with_a_period, _with_words_of_old_files, _flat),
-    *(_with_other_token_names, _with_other_names),
+    *(_with_other_token_names, _with_other_names, _with_stated_head_dim),
 )
 
 
