@@ -21,7 +21,8 @@ def write_checkpoint(rng: random.Random, model: Any, folder: Path) -> None:
     model.save_pretrained(folder, **rng.choice(_NAMES))
     if rng.random() < 0.3:
         _halve(folder)
-    if rng.random() < 0.3 and model.config.tie_word_embeddings:
+    # MllamaConfig has no such field, and its head is never tied.
+    if rng.random() < 0.3 and getattr(model.config, "tie_word_embeddings", False):
         _add_head(folder)
     file = folder / "config.json"
     saved = file.read_text()
