@@ -1,6 +1,7 @@
 """Summaries of a model and of what it generated, see `vkq_jax.display`."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,13 +42,12 @@ def _(model: Model) -> dict[str, str] | None:
 
 
 @summarize.register
-def _(generation: Generation) -> dict[str, str] | None:
-    rows = {"tokens": describe_array(generation.tokens)}
+def _(generation: Generation) -> dict[str, Any] | None:
+    rows: dict[str, Any] = {"tokens": describe_array(generation.tokens)}
     lengths = generation.lengths
     known = isinstance(lengths, jax.Array) and not isinstance(lengths, Tracer)
     if known and not lengths.is_deleted():
         shown = np.asarray(lengths).ravel().tolist()
         rest = len(shown) - 8
         rows["lengths"] = ", ".join(map(str, shown[:8])) + (f" and {rest} more" if rest > 0 else "")
-    cache = summarize(generation.cache)
-    return rows | ({} if cache is None else {f"cache: {k}": v for k, v in cache.items()})
+    return rows | {"cache": generation.cache}

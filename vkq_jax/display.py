@@ -17,8 +17,11 @@ _LONGEST_ITEM, _MOST_ITEMS = 60, 4
 
 
 @functools.singledispatch
-def summarize(value: Any) -> dict[str, str] | None:
-    """Names and texts of what is worth saying of a value; None where its fields say it all."""
+def summarize(value: Any) -> dict[str, Any] | None:
+    """What is worth saying of a value, by name; None where its fields say it all.
+
+    Each thing is a text, or a value that has a summary itself.
+    """
     return None
 
 
@@ -29,7 +32,8 @@ def describe(value: Any) -> str:
         parts = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
         rows = {name: _item(part) for name, part in parts.items() if part is not None}
         return f"{type(value).__name__}({', '.join(f'{k}={v}' for k, v in rows.items())})"
-    return f"{type(value).__name__}({'; '.join(f'{k}: {v}' for k, v in rows.items())})"
+    texts = (f"{name}: {x if isinstance(x, str) else describe(x)}" for name, x in rows.items())
+    return f"{type(value).__name__}({'; '.join(texts)})"
 
 
 def table(value: Any) -> str | None:
@@ -39,14 +43,21 @@ def table(value: Any) -> str | None:
         return None
     lines = "".join(
         f'<tr><td style="text-align:left">{html.escape(name)}</td>'
-        f'<td style="text-align:left">{html.escape(text)}</td></tr>'
-        for name, text in rows.items()
+        f'<td style="text-align:left">{_cell(x)}</td></tr>'
+        for name, x in rows.items()
     )
     title = html.escape(type(value).__name__)
     return f'<table><tr><th colspan="2" style="text-align:left">{title}</th></tr>{lines}</table>'
 
 
-def _summary(value: Any) -> dict[str, str] | None:
+def _cell(x: Any) -> str:
+    """One thing of a summary in HTML."""
+    if isinstance(x, str):
+        return html.escape(x)
+    return table(x) or html.escape(describe(x))
+
+
+def _summary(value: Any) -> dict[str, Any] | None:
     """As `summarize`; None where parts do not fit together, whose fields then say so."""
     try:
         return summarize(value)

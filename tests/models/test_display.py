@@ -27,6 +27,7 @@ def test_a_cache_says_what_it_holds_and_saves(generation):
         assert part in text
     assert len(text) < 400
     assert len(repr(generation)) < 500
+    assert repr(generation).endswith(f"; cache: {text})")
     assert repr(cache.visual[0].key).startswith("DictionaryTensor(elements: 3072; bytes: ")
 
 
@@ -42,6 +43,7 @@ def test_a_notebook_shows_a_small_table(generation, name):
     table = shown._repr_html_()
     assert table.startswith("<table>")
     assert type(shown).__name__ in table
+    assert table.count("<table>") == table.count("</table>") == 1 + (name == "generation")
     assert 2 <= table.count("<tr>") <= 12
     assert len(table) < 2000
 

@@ -71,8 +71,9 @@ def _(cache: LayeredCache) -> dict[str, str] | None:
         sizes = [part.text.key.shape[2::2] for part in cache.parts]
     rows["KV heads"] = ", ".join(f"{count} of {channels} channels" for count, channels in sizes)
     for cells, part in zip(cache.cells, (first, *others), strict=True):
-        banks = [text for name, text in (part or {}).items() if name.startswith("visual tokens")]
-        rows[cells_name(cells)] = "; ".join([(part or {}).get("codes", ""), *banks])
+        found = part or {}
+        banks = [f"{name}: {x}" for name, x in found.items() if name.startswith("visual tokens")]
+        rows[cells_name(cells)] = ", ".join([found.get("codes", ""), *banks])
     if cache.recurrent is not None:
         states = f"recurrent state, {human_bytes(size.recurrent)}"
         rows[cells_name(Cells(cache.recurrent.layers))] = states
@@ -107,9 +108,10 @@ def _bank(bank: VisualBank, text: tuple[int, ...]) -> str:
     layers, batch, heads, _, head_dim = text
     elements = sum(x.num_elements() for x in (bank.key, bank.value))
     size = nbytes((bank.key, bank.value, bank.class_map))
-    positions = bank.key.num_elements() // (layers * batch * heads * head_dim)
-    bits = _bits(size, elements)
-    return f"{_lengths(bank.length)}room for {positions} a sequence{bits}"
+    sequences = bank.length.shape[0]
+    positions = bank.key.num_elements() // (layers * sequences * heads * head_dim)
+    owners = "a sequence" if sequences == batch else f"shared by {batch} sequences"
+    return f"{_lengths(bank.length)}room for {positions} {owners}{_bits(size, elements)}"
 
 
 def _bits(size: int, elements: int) -> str:

@@ -98,7 +98,7 @@ def test_bytes_are_those_of_the_layers(filled):
     assert got.text == sizes["none"].text
     assert 0 < got.visual_reduction < sizes[CODES].visual_reduction
     text = repr(cache)
-    assert "layers 0, 2: none" in text
+    assert "layers 0, 2: none, visual tokens: " in text
     assert "layers 1: minmax-1bit" in text
 
 

@@ -77,6 +77,7 @@ def test_sharing_repeats_text_alone_and_survives_a_file(tmp_path, keep_indices):
     assert not is_shared(one.visual[0], 1)
     for cache in (one, vkq_jax.take_sequences(one, [0, 0])):
         assert "room for 40 a sequence" in repr(cache)
+    assert "33, room for 40 shared by 3 sequences" in repr(shared)
     assert shared.num_tokens.tolist() == [33, 33, 33]
     vkq_jax.save_cache(tmp_path / "cache", shared)
     jax.tree.map(np.testing.assert_array_equal, vkq_jax.load_cache(tmp_path / "cache"), shared)
