@@ -260,7 +260,7 @@ def static_layer(layer: Any, num_layers: int) -> int | None:
     """The layer's number where it is known, None in a traced loop; ValueError out of range."""
     if isinstance(layer, Tracer):
         return None
-    number = operator.index(layer)
-    if not 0 <= number < num_layers:
-        raise ValueError(f"layer must be in [0, {num_layers}), got {number}")
+    number = whole_number(layer)
+    if number is None or not 0 <= number < num_layers:
+        raise ValueError(f"layer must be in [0, {num_layers}), got {show(layer)}")
     return number

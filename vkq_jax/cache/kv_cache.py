@@ -22,6 +22,7 @@ from vkq_jax.pytree import frozen_pytree, static_field, take_layer
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.score_maps import ScoreMap
 from vkq_jax.structure import check_structure
+from vkq_jax.validation import static_layer
 
 __all__ = ["FixedParts", "KVCache", "LayerCache"]
 
@@ -205,9 +206,10 @@ class KVCache:
         """The view of one layer; `index` may be traced.
 
         Raises:
-            ValueError: parts of several caches.
+            ValueError: parts of several caches, or the cache has no such layer.
         """
         check_structure("cache", self)
+        static_layer(index, self.num_layers)
         return self._layer(index)
 
     def _layer(self, index: Int32[Array, ""] | int) -> LayerCache:

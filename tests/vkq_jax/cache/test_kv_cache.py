@@ -122,6 +122,12 @@ def test_positions_are_counted():
     assert kept.visual_full_precision - plain.visual_full_precision == 4 * BATCH * 40
 
 
+@pytest.mark.parametrize("layer", [-1, LAYERS])
+def test_a_layer_that_the_cache_does_not_have_is_refused(layer):
+    with pytest.raises(ValueError, match=rf"layer must be in \[0, {LAYERS}\), got"):
+        empty().layer(layer)
+
+
 def test_append_leaves_the_given_cache_alone():
     cache = empty()
     before = jax.tree.map(np.asarray, cache)
