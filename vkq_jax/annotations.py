@@ -1,5 +1,6 @@
 """What an annotation says of a value: of a field, or of an argument."""
 
+import enum
 import numbers
 import types
 import typing
@@ -61,6 +62,8 @@ def describe(hint: Any) -> str:
         return f"{hint.dtype.__name__} [{', '.join(hint.dim_str.split())}]"
     if hint in (None, types.NoneType):
         return "None"
+    if isinstance(hint, enum.EnumType):
+        return " or ".join(map(str, hint))
     if isinstance(hint, type) and typing.get_origin(hint) is None:
         return _PLAIN.get(hint, f"a {hint.__name__}")
     return str(hint).replace("typing.", "")

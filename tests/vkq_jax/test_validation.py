@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vkq_jax
-from vkq_jax import LevelCodes, Quantile, ScoreCalibration, Shrink, SignCodes
+from vkq_jax import LevelCodes, MinMax, Quantile, ScoreCalibration, Shrink, SignCodes
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.soft_cap import check_soft_cap
 from vkq_jax.byte_units import human_bytes
@@ -85,9 +85,10 @@ def test_tuples_and_numbers_are_strict(limits):
         (LevelCodes, {"bits": True}, "bits must be an integer or a number, got True"),
         (LevelCodes, {"bits": 1.0}, r"bits must be 1.6 or one of \(1, 2, 4, 8\), got 1.0"),
         (LevelCodes, {"group_size": "64"}, "group_size must be an integer or None, got '64'"),
-        (LevelCodes, {"granularity": "x"}, "granularity must be a Granularity, got 'x'"),
+        (LevelCodes, {"granularity": "x"}, "must be Granularity.PER_CHANNEL or .*, got 'x'"),
         (LevelCodes, {"table_dtype": jnp.float32}, "table_dtype must be a string, got"),
-        (LevelCodes, {"range_rule": 3}, "range_rule must be a hashable callable, got 3"),
+        (LevelCodes, {"range_rule": 3}, r"range_rule must be .*, such as MinMax\(\) .*, got 3"),
+        (LevelCodes, {"range_rule": MinMax}, r"range_rule must be .*, got <class .*MinMax"),
         (SignCodes, {"scale_bits": 8.0}, r"scale_bits must be one of \(8, 16\), got 8.0"),
         (SignCodes, {"rotation": "x"}, r"rotation must be one of \('hadamard',\) or None"),
         (SignCodes, {"gamma": "1"}, "gamma must be a number, got '1'"),

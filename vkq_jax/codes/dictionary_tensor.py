@@ -158,7 +158,10 @@ class DictionaryTensor(QuantizedTensor):
         self._check_tables(tables)
         class_map = self.class_map if class_map is None else class_map
         if class_map is None:
-            raise ValueError("the order of the tokens is the bank's: use VisualBank.dequantize")
+            raise ValueError(
+                "dequantize: keys and values of a bank share one order of their tokens, which the "
+                "bank holds: expected its own dequantize(), such as cache.visual[0].dequantize()"
+            )
         parts = []
         for number, packed, scale in self._classes():
             signs = _signs(packed, self.virtual[number])

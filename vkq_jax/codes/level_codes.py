@@ -58,8 +58,12 @@ class LevelCodes(Quantizer):
 
     def __post_init__(self):
         """Checks the settings."""
-        if not callable(self.range_rule) or self.range_rule.__hash__ is None:
-            raise ValueError(f"range_rule must be a hashable callable, got {show(self.range_rule)}")
+        rule = self.range_rule
+        if not callable(rule) or isinstance(rule, type) or rule.__hash__ is None:
+            raise ValueError(
+                "range_rule must be a hashable callable, such as MinMax() or Quantile(0.1), got "
+                f"{show(rule)}"
+            )
         check_fields(self)
         packing.check_bits(self.bits)
         groups.check_group_size(self.group_size)

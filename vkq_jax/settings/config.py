@@ -67,8 +67,8 @@ class KVQuantConfig:
             family = getattr(self, name)
             if not isinstance(family, Quantizer):
                 raise ValueError(
-                    f"{name} must be a Quantizer such as LevelCodes, SignCodes or Dense, "
-                    f"got {show(family)}"
+                    f"{name} must be the settings of one side's codes, such as SignCodes() or "
+                    f'presets["vkq-1bit"].{name}, got {show(family)}'
                 )
         if not isinstance(self.calibration, ScoreCalibration | None):
             raise ValueError(

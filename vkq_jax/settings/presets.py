@@ -56,7 +56,18 @@ def _turboquant(bits: int | float) -> KVQuantConfig:
     return _both(_hadamard((1.0, bits), centres=0, scale="norm"))
 
 
-_PRESETS: dict[str, KVQuantConfig] = {
+class _Presets(dict[str, KVQuantConfig]):
+    """Settings by name; the error about a name that is none has those that are."""
+
+    def __missing__(self, name: object) -> KVQuantConfig:
+        raise KeyError(_unknown(name))
+
+    def __repr__(self) -> str:
+        return f"presets: {', '.join(self)}"
+
+
+_PRESETS = _Presets()
+_PRESETS |= {
     # This project's own, where nothing is calibrated: all that is in units of, or around something,
     # takes that from the image.
     "vkq-1bit": _image_alone((0.24, 2), (0.5, 1), (0.26, 0)),
@@ -196,13 +207,22 @@ def resolve(quant: str | KVQuantConfig) -> KVQuantConfig:
     if isinstance(quant, KVQuantConfig):
         return quant
     if not isinstance(quant, str):
+        hint = ""
+        if isinstance(quant, Quantizer):
+            hint = "; for both sides KVQuantConfig(key=codes, value=codes)"
         raise ValueError(
-            f"quant must be the name of a preset or a KVQuantConfig, got {show(quant)}"
+            f"quant must be the name of a preset or a KVQuantConfig, got {show(quant)}{hint}"
         )
     if quant not in presets:
-        close = difflib.get_close_matches(quant, presets, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"unknown preset {show(quant)}, known are {shorten(', '.join(presets), 250)}{hint}"
-        )
+        raise ValueError(_unknown(quant))
     return presets[quant]
+
+
+def _unknown(name: object) -> str:
+    """What is wrong with the name of a preset that there is not."""
+    close = difflib.get_close_matches(str(name), _PRESETS, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    if isinstance(name, str) and re.search("[/:]", name):
+        hint = "; NAME/... and NAME:... are the command line's: here per_layer or KVQuantConfig"
+    known = shorten(", ".join(_PRESETS), 290 - len(hint))
+    return f"unknown preset {show(name)}, known are {known}{hint}"

@@ -3,7 +3,7 @@ import inspect
 import jax
 import pytest
 
-from vkq_jax import Dense, KVQuantConfig, LevelCodes, ScoreCalibration, presets, resolve
+from vkq_jax import Dense, KVQuantConfig, LevelCodes, ScoreCalibration, SignCodes, presets, resolve
 
 
 def test_presets_are_hashable_read_only_and_distinct():
@@ -24,6 +24,19 @@ def test_resolve_names_the_known_presets():
         resolve("quantil-1bit")
     with pytest.raises(ValueError, match="name of a preset or a KVQuantConfig, got 1"):
         inspect.unwrap(resolve)(1)
+    with pytest.raises(ValueError, match=r"got SignCodes.*; for both sides KVQuantConfig\(key="):
+        inspect.unwrap(resolve)(SignCodes())
+    for name in ("vkq-1bit/0=none", "vkq-1bit:plain"):
+        with pytest.raises(ValueError, match=f"'{name}', known are .*command line's: here per_la"):
+            resolve(name)
+
+
+def test_the_mapping_names_the_known_presets():
+    with pytest.raises(KeyError, match=r"unknown preset 'vkq1bit', .*did you mean 'vkq-1bit'"):
+        presets["vkq1bit"]
+    assert presets.get("vkq1bit") is None
+    assert "vkq1bit" not in presets
+    assert repr(presets).startswith("mappingproxy(presets: vkq-1bit, vkq-half, ")
 
 
 def test_config_can_be_a_static_argument():
@@ -39,8 +52,8 @@ def test_config_can_be_a_static_argument():
 def test_config_is_checked():
     check = inspect.unwrap(KVQuantConfig.__post_init__)
     for field, value, message in [
-        ("key", "vkq-1bit", "key must be a Quantizer such as .*, got 'vkq-1bit'"),
-        ("value", None, "value must be a Quantizer"),
+        ("key", "vkq-1bit", r"key must be the settings .*\"vkq-1bit\"\]\.key, got 'vkq-1bit'"),
+        ("value", None, "value must be the settings of one side"),
         ("calibration", True, "calibration must be a ScoreCalibration or None, got True"),
     ]:
         config = KVQuantConfig(LevelCodes(), Dense())
