@@ -1,24 +1,26 @@
-"""Pictures from wherever they come: files, PIL images, NumPy arrays."""
+"""Pictures from wherever they come: files, PIL images, arrays of NumPy or JAX."""
 
 import os
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from models.checkpoints.foreign_errors import named
 from models.inputs.rgb import to_rgb
 from vkq_jax.messages import show, show_path
-from vkq_jax.validation import check_readable
+from vkq_jax.validation import check_readable, check_untraced
 
 __all__ = ["Picture", "Pictures", "group_by_prompt", "missing_file", "read_picture"]
 
-type Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+type Picture = str | os.PathLike[str] | Image.Image | np.ndarray | jax.Array
 """A file's path, a PIL image, or uint8 pixels [height, width] or [height, width, 1, 3 or 4]."""
 
 type Pictures = Picture | Sequence[Picture | Sequence[Picture] | None] | None
-"""One picture, or one entry for each prompt: a picture, several, or None."""
+"""One picture, or one entry for each prompt: a picture, several, or None. An array [images, height,
+width, channels] is a list of pictures."""
 
 
 def group_by_prompt(images: Pictures, prompts: list[str], *, single: bool) -> list[list[Picture]]:
@@ -30,9 +32,13 @@ def group_by_prompt(images: Pictures, prompts: list[str], *, single: bool) -> li
         single: whether the caller gave one prompt and not a list; `images` may then list the
             pictures of that prompt.
     """
-    entries: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
     if images is None:
         return [[] for _ in prompts]
+    entries: list[Any] = [images]
+    if isinstance(images, (list, tuple)) or (
+        isinstance(images, (np.ndarray, jax.Array)) and images.ndim == 4
+    ):
+        entries = list(images)
     if single and not any(isinstance(entry, (list, tuple)) for entry in entries):
         entries = [entries]
     if len(entries) != len(prompts):
@@ -50,15 +56,16 @@ def read_picture(picture: Picture) -> Image.Image:
         FileNotFoundError: no such file.
         ValueError: a folder, a file that is no picture, or a broken or empty picture.
     """
+    if isinstance(picture, jax.Array):
+        check_untraced("image", picture)
+        picture = np.asarray(picture)
     if isinstance(picture, np.ndarray):
         return _from_array(picture)
     if isinstance(picture, Image.Image):
         with named(f"cannot read a PIL image of mode {picture.mode}"):
             return to_rgb(picture)
     if not isinstance(picture, (str, os.PathLike)):
-        raise ValueError(
-            f"image: expected a path, a PIL image or a NumPy array, got {show(picture)}"
-        )
+        raise ValueError(f"image: expected a path, a PIL image or an array, got {show(picture)}")
     file = os.fsdecode(picture)
     if os.path.isdir(file):
         raise ValueError(f"image: expected a picture file, got the folder {show_path(file)}")

@@ -1,7 +1,7 @@
 """Prompts and pictures to `Inputs`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,9 @@ def prepare(
         model: from `models.load`; its folder holds the processor.
         prompts: one prompt or several, as the model wants them, with one `<image>` for each picture
             and one `<video>` for each clip, or the checkpoint's own placeholders.
-        images: a path, PIL image or uint8 array; one such entry, or a list of them, or None, for
-            each prompt. With one prompt, the list of its pictures.
+        images: a path, PIL image or uint8 array [height, width, 1, 3 or 4] of NumPy or JAX; one
+            such entry, or a list of them, or None, for each prompt. With one prompt, the list of
+            its pictures.
         videos: in families with video, a clip: uint8 [frames, height, width, 3], a list of
             pictures, the path of a video file, of a folder of frames or of an animated GIF, WebP or
             PNG file, or a `models.Clip` of one of these with its frames per second; one such entry,
@@ -80,6 +81,7 @@ def prepare(
     check_type("model", model, Model, hint="models.load")
     check_type("later_turn", later_turn, (bool, np.bool))
     if processor_output:
+        _check_names(model.config, processor_output)
         given = (prompts, images, videos, num_frames)
         if later_turn or any(each is not None for each in given):
             raise ValueError(
@@ -148,15 +150,28 @@ def prepare_questions(
     return inputs_from_arrays(model.config, *stack_rows(model.config, processor.tokenizer, rows))
 
 
-def _from_processor_output(config: ModelConfig, output: dict[str, Any]) -> Inputs:
-    family = family_of(config.model_type)
-    taken = ("input_ids", "attention_mask", *family.array_names)
+def _check_names(config: ModelConfig, output: Mapping[str, Any]) -> None:
+    """Raises ValueError for names of which the model's processor has none."""
+    family, taken = family_of(config.model_type), _names_taken(config)
     unknown = sorted(set(output) - {*taken, *family.unused_names, *_REDUNDANT_OUTPUT})
-    if unknown:
+    if unknown and "input_ids" in output:
         raise ValueError(
             f"processor output: expected {', '.join(taken)}, got also {some(unknown)}, "
             "which this model does not take"
         )
+    if unknown:
+        raise ValueError(
+            "prepare: expected prompts, images, videos, num_frames and later_turn, or a "
+            f"processor's input_ids with what belongs to them, got {some(unknown)}"
+        )
+
+
+def _names_taken(config: ModelConfig) -> tuple[str, ...]:
+    return "input_ids", "attention_mask", *family_of(config.model_type).array_names
+
+
+def _from_processor_output(config: ModelConfig, output: Mapping[str, Any]) -> Inputs:
+    taken = _names_taken(config)
     if output.get("input_ids") is None:
         raise ValueError(f"processor output: expected input_ids, got {some(sorted(output))}")
     arrays = {name: to_numpy(name, output[name]) for name in taken if output.get(name) is not None}

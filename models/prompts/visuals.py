@@ -77,7 +77,8 @@ def with_placeholders(
         marks = text.count(placeholder)
         if marks != given:
             raise ValueError(
-                f"prompt {row} has {given} {kind}s and {marks} {kind} tokens ({placeholder}): "
+                f"prompt {row} has {_count(given, kind)} and {_count(marks, f'{kind} token')} "
+                f"({placeholder}): "
                 f"{_describe(kind, marks, given)}"
             )
     return text
@@ -86,10 +87,15 @@ def with_placeholders(
 def _describe(kind: str, marks: int, given: int) -> str:
     a = "an image" if kind == "image" else f"a {kind}"
     if given == 0:
-        return f"{kind} tokens without {a}"
+        return f"{kind} tokens without {a}; give {kind}s=, or num_{kind}s=0 to chat_prompt"
     if marks == 0:
         return f"no {kind} token for {a}; models.chat_prompt puts them before a question"
-    return f"more {kind}s than tokens" if given > marks else f"more tokens than {kind}s"
+    more = f"more {kind}s than tokens" if given > marks else f"more tokens than {kind}s"
+    return f"{more}; models.chat_prompt(..., num_{kind}s={given}) writes as many tokens"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 class Visuals:

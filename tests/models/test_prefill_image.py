@@ -52,7 +52,7 @@ def test_questions_are_what_follows_the_picture_in_whole_prompts():
     for got, wanted in zip(rows_of(asked), rows_of(after), strict=True):
         assert got == wanted
     assert asked.pixel_values is None
-    with pytest.raises(ValueError, match="prompt 1 has 1 images and 2 image tokens"):
+    with pytest.raises(ValueError, match="prompt 1 has 1 image and 2 image tokens"):
         models.prepare_questions(tiny, images=picture, prompts=[prompts[0], "<image><image>"])
     with pytest.raises(ValueError, match="has nothing behind its last image token"):
         models.prepare_questions(tiny, images=picture, prompts="USER: <image>")

@@ -2,6 +2,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -52,22 +53,40 @@ def test_text_alone(model):
 def test_pictures_come_as_files_images_and_arrays(model, tmp_path):
     file = tmp_path / "picture.png"
     Image.fromarray(PICTURE).save(file)
-    forms = [str(file), file, Image.open(file), PICTURE, [file]]
+    forms = [
+        str(file),
+        file,
+        Image.open(file),
+        PICTURE,
+        [file],
+        jnp.asarray(PICTURE),
+        PICTURE[None],
+    ]
     expected = models.prepare(model, images=PICTURE, prompts=QUESTION).pixel_values
     for form in forms:
         got = models.prepare(model, images=form, prompts=QUESTION)
         np.testing.assert_array_equal(got.pixel_values, expected)
     forms[2].close()
-    two = models.prepare(model, images=[file, PICTURE], prompts="<image> <image>")
-    np.testing.assert_array_equal(two.pixel_values, np.repeat(expected, 2, 0))
+    for images, prompts in (
+        ([file, PICTURE], "<image> <image>"),
+        (np.stack([PICTURE] * 2), "<image> <image>"),
+        (jnp.stack([PICTURE] * 2), [QUESTION] * 2),
+    ):
+        two = models.prepare(model, images=images, prompts=prompts)
+        np.testing.assert_array_equal(two.pixel_values, np.repeat(expected, 2, 0))
+
+
+def test_a_traced_picture_is_refused(model):
+    with pytest.raises(ValueError, match="image: expected arrays with values, got traced ones"):
+        jax.jit(lambda x: models.prepare(model, images=x, prompts=QUESTION).pixel_values)(PICTURE)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prompts": QUESTION}, "1 image tokens .*image tokens without an image"),
+        ({"prompts": QUESTION}, "0 images and 1 image token .*without an image; give images="),
         ({"prompts": "what", "images": PICTURE}, "no image token for an image; models.chat_prompt"),
-        ({"prompts": QUESTION, "images": [PICTURE] * 2}, "more images than tokens"),
+        ({"prompts": QUESTION, "images": [PICTURE] * 2}, r"more images .*\(\.\.\., num_images=2\)"),
         ({"prompts": "<image> <image>", "images": PICTURE}, "more tokens than images"),
         ({"prompts": [QUESTION] * 2, "images": [PICTURE]}, "each of 2 prompts, got 1"),
         ({"prompts": ["what", QUESTION], "images": [None, None]}, "prompt 1 has 0 images"),
@@ -78,7 +97,8 @@ def test_pictures_come_as_files_images_and_arrays(model, tmp_path):
         ({}, "prepare needs prompts"),
         ({"images": PICTURE}, "prepare needs prompts"),
         ({"prompts": QUESTION, "input_ids": [[1]]}, "not both"),
-        ({"prompts": QUESTION, "image": PICTURE}, "image: give prompts, images and videos, or"),
+        ({"prompts": QUESTION, "image": PICTURE}, "expected prompts, images, .*, got image$"),
+        ({"image": PICTURE, "prompt": QUESTION}, "expected prompts, .*, got image, prompt$"),
         ({"prompts": 3}, "prompts: expected text, or a list of texts, none of them empty, got 3"),
         ({"input_ids": [[1]], "later_turn": True}, "not both"),
         ({"attention_mask": [[1]]}, "expected input_ids, got attention_mask"),
@@ -92,7 +112,7 @@ def test_pictures_come_as_files_images_and_arrays(model, tmp_path):
         ({"prompts": QUESTION, "images": PICTURE[:, :, :2]}, r"got uint8 \(50, 60, 2\)"),
         (
             {"prompts": QUESTION, "images": [3]},
-            "or a NumPy array, got 3",
+            "or an array, got 3",
         ),
     ],
 )
