@@ -97,6 +97,11 @@ def decode(model: Model, tokens: ArrayLike, lengths: ArrayLike | None = None) ->
             [0, T].
     """
     check_type("model", model, Model, hint="models.load")
+    if dataclasses.is_dataclass(tokens):  # a whole answer, of which only two parts are text
+        raise ValueError(
+            f"tokens: expected integers [B, T], got {show(tokens)}: give its tokens and lengths, "
+            "decode(model, generation.tokens, generation.lengths)"
+        )
     check_untraced("tokens", tokens)
     with named("tokens: cannot be read as an array"):
         rows = np.atleast_2d(np.asarray(tokens))

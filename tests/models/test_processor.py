@@ -31,6 +31,9 @@ def test_decode_stops_at_each_length(model):
     assert models.decode(model, tokens[0]) == ["USER: ASSISTANT: what"]
     with pytest.raises(ValueError, match="expected integers"):
         models.decode(model, tokens * 1.0)
+    answer = models.Generation(*[jnp.asarray(tokens)] * 2, cache=None, finite=jnp.ones(2, bool))
+    with pytest.raises(ValueError, match=r"got a Generation: .*generation\.tokens"):
+        models.decode(model, answer)
     for lengths, message in (
         ([1], r"lengths: expected shape \(2,\)"),
         ([1, 4], r"lengths: expected integers in \[0, 3\]"),
