@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+import models
 import vkq_jax
 from vkq_apps.terminal.codes_option import parse_codes
 from vkq_jax.settings.presets import _PRESETS
@@ -48,6 +49,16 @@ def test_layers_and_sides():
     assert parse_codes("vkq-1bit/0-1.1-3=none") == run
 
 
+def test_a_plain_preset_is_its_settings_which_find_no_tables():
+    calibrated = models.load("tiny").calibrated.codes
+    plain = parse_codes("vkq-1bit:plain")
+    assert plain == vkq_jax.presets["vkq-1bit"]
+    assert calibrated.find(plain) is None
+    assert calibrated.find(parse_codes("vkq-1bit")) is not None
+    changed = parse_codes("signs-1bit/0=vkq-2bit:plain").changes
+    assert changed == ((0, None, vkq_jax.presets["vkq-2bit"]),)
+
+
 def test_codes_of_ones_own(here):
     level = vkq_jax.LevelCodes(bits=4)
     assert parse_codes(f"{here}:codes") == vkq_jax.KVQuantConfig(key=level, value=level)
@@ -60,6 +71,7 @@ def test_codes_of_ones_own(here):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("vkq-1bt:plain", "got ModuleNotFoundError: No module named 'vkq-1bt'"),
         ("vkq-1bt", "unknown preset 'vkq-1bt'.*did you mean 'vkq-1bit'"),
         ("vkq-1bit/none", "LAYER=NAME, LAYER.HEAD=NAME, key=... or value=..., got 'none'"),
         ("vkq-1bit/first=none", "a layer such as 0, -1 or 0-3, a head of it .* got 'first'"),

@@ -16,7 +16,7 @@ from vkq_apps.evals.metrics import METRICS
 from vkq_apps.evals.plan import known_tasks, make_plan
 from vkq_apps.evals.plots import write_plots
 from vkq_apps.evals.records import log_path
-from vkq_apps.evals.settings import PLAIN, TEXT, preset_names, settings_of
+from vkq_apps.evals.settings import TEXT, preset_names, settings_of
 from vkq_apps.evals.table import results_tables
 from vkq_apps.files.outputs import check_record_place
 from vkq_apps.terminal.arguments import (
@@ -68,9 +68,8 @@ def evaluate(
         typer.Option(
             metavar="NAMES",
             help="Presets to compare with full precision, comma-separated; "
-            f"NAME{PLAIN} is a preset without the tables that the model has for it, NAME{TEXT} "
-            "(none too) has text in 8 bits, keep-7% drops all but 7 % of the visual tokens, those "
-            f"of most attention. {FORMS}",
+            f"NAME{TEXT} (none too) has text in 8 bits, keep-7% drops all but 7 % of the visual "
+            f"tokens, those of most attention. {FORMS}",
         ),
     ] = DEFAULT_PRESETS,
     tables: TablesOption = None,

@@ -1,6 +1,7 @@
 """Forms of `--quant`: a preset, codes of one's own, and changes for keys, values, layers and heads.
 
 vkq-1bit                            a preset
+vkq-1bit:plain                      the preset without tables, where the model has some for it
 my_codes:mine                       what `mine` is in my_codes.py, here or installed
 signs-1bit/key=minmax-4bit          keys with the codes of another one
 vkq-1bit/0=none/-1=vkq-2bit         the first and the last layer with settings of their own
@@ -17,11 +18,14 @@ from typing import Any
 import vkq_jax
 from vkq_jax.messages import shorten, show
 
-__all__ = ["FORMS", "Codes", "parse_codes"]
+__all__ = ["FORMS", "PLAIN", "Codes", "parse_codes"]
 
 type Codes = str | vkq_jax.KVQuantConfig | vkq_jax.PerLayer
 
+PLAIN = ":plain"
+
 FORMS = (
+    f"NAME{PLAIN} is a preset without the tables that the model has for it. "
     "Other codes for some parts: NAME/0=none/-1=NAME2 for the first and the last layer, "
     "NAME/5.2=none for KV head 2 of layer 5, NAME/all.2=none for that head of all layers, "
     "NAME/key=NAME2 or NAME/value=NAME2 for one side. MODULE:NAME takes settings from a Python "
@@ -89,6 +93,8 @@ def _numbers(text: str) -> int | range | None:
 
 def _named(name: str) -> Codes:
     module, colon, attribute = name.partition(":")
+    if colon + attribute == PLAIN and module in vkq_jax.presets:
+        return vkq_jax.presets[module]  # settings have no tables, which are found by the name
     if not colon:
         vkq_jax.resolve(name)
         return name
