@@ -12,7 +12,7 @@ import time
 import pytest
 
 from tests.support.killed_writers import WRITERS
-from vkq_jax.files.atomic_write import atomic_write, check_writable, part_folder, reserved
+from vkq_jax.files.atomic_write import atomic_write, check_writable, lock, part_folder, reserved
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,31 @@ def test_a_reserved_place_is_one_processs_own(tmp_path):
     with reserved(path):
         assert path.read_text() == "first"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_reservation_that_ends_while_another_begins_is_no_ones_twice(
+    tmp_path, monkeypatch, again
+):
+    """The last holder takes its folder away, or a third one makes it anew, before it is locked."""
+    taken = []
+
+    def late(descriptor):
+        held = list(tmp_path.glob("*-held"))
+        if held and not taken:
+            taken.extend(held)
+            shutil.rmtree(held[0])
+            if again:
+                held[0].mkdir()
+        lock(descriptor)
+
+    monkeypatch.setattr("vkq_jax.files.atomic_write.lock", late)
+    path = tmp_path / "file"
+    with reserved(path):
+        assert taken
+        with pytest.raises(ValueError, match="is being written by another process"), reserved(path):
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_one_clear_error_and_changes_nothing(record):

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -133,16 +134,21 @@ def reserved(path: str | os.PathLike[str]) -> Iterator[None]:
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = target.parent / f"{_prefix(target)}held"
     with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(exist_ok=True)
-            stack.enter_context(_locked(folder))
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{show_path(path)} is being written by another process: wait for its end, or give "
-                "another file"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
+        while True:
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+            try:
+                stack.enter_context(_locked(folder))
+            except FileNotFoundError:
+                continue  # its last holder took it away before it was locked
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"{show_path(path)} is being written by another process: wait for its end, or "
+                    "give another file"
+                ) from error
+            except OSError:
+                pass  # a file system without locks
+            break
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield
 
@@ -163,8 +169,7 @@ def _make_locked(prefix: str, parent: Path, stack: contextlib.ExitStack) -> Path
             continue  # another writer took the folder for a killed one's before it was locked
         except OSError:
             pass  # a file system without locks: there nobody removes a folder of another writer
-        if folder.is_dir():
-            return folder
+        return folder
 
 
 def lock(descriptor: int) -> None:
@@ -181,12 +186,20 @@ def lock(descriptor: int) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder; raises OSError where another has it, or there are no locks."""
+    """Holds the lock of a folder.
+
+    Raises:
+        BlockingIOError: another has it.
+        FileNotFoundError: the folder is gone, though another one may have its name by now.
+        OSError: there are no locks.
+    """
     if fcntl is None:
         raise OSError("this operating system has no locks of folders")
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         lock(descriptor)
+        if not os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
         yield
     finally:
         os.close(descriptor)
