@@ -75,7 +75,7 @@ class Checkpoint:
         another one may take its place.
 
         Raises:
-            ValueError: a dtype that NumPy does not have.
+            ValueError: a dtype that NumPy does not have, or a file that was written to meanwhile.
         """
         info = self.tensors[name]
         if info.dtype not in _DTYPES:
@@ -84,12 +84,18 @@ class Checkpoint:
             )
         return self._mapped[info.file].read(name)[index]
 
+    def check_unchanged(self) -> None:
+        """Raises ValueError where a file was written to since its header was read."""
+        for mapped in self._mapped.values():
+            mapped.check_unchanged()
+
     def _open(self, file: Path, shard_of: Mapping[str, Path]) -> None:
         check_readable(file)
         try:
+            state = _state(file)  # before the library looks: whatever comes later is noticed
             with safe_open(file, framework="numpy"):
-                self._mapped[file] = mapped = _MappedFile(file)
-        except (SafetensorError, OSError) as error:
+                self._mapped[file] = mapped = _MappedFile(file, state)
+        except (SafetensorError, ValueError, OSError) as error:
             raise ValueError(_broken(file, error)) from error
         for name, info in mapped.tensors.items():
             earlier = self.tensors.get(name)
@@ -107,7 +113,8 @@ class _MappedFile:
     The library itself copies each tensor, and under Python's lock: several threads gain nothing.
     """
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, state: tuple[int, ...]):
+        self._file, self._state = file, state
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
@@ -121,9 +128,26 @@ class _MappedFile:
 
     def read(self, name: str) -> np.ndarray:
         """A tensor in the file, not to be written to."""
+        self.check_unchanged()  # reading a mapped page behind the end of a file kills the process
         info, start = self.tensors[name], self._starts[name]
         flat = np.frombuffer(self._map, _DTYPES[info.dtype], math.prod(info.shape), start)
         return flat.reshape(info.shape)
+
+    def check_unchanged(self) -> None:
+        """Raises ValueError where the file was written to; one that was replaced lives on here."""
+        with contextlib.suppress(OSError):
+            now = _state(self._file)
+            if now != self._state and now[:2] == self._state[:2]:
+                raise ValueError(
+                    f"{show_path(self._file)} was written to while it was read: load the model "
+                    "again once the file is complete"
+                )
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    """Device and number of a file, and what writing to it changes."""
+    stat = os.stat(file)
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +191,8 @@ def _broken(file: Path, error: Exception) -> str:
     with contextlib.suppress(OSError), file.open("rb") as stream:
         if stream.read(64).startswith(b"version https://git-lfs"):
             return f"{show_path(file)} is only a pointer to the weights: run `git lfs pull`"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{show_path(file)} cannot be read: {error.strerror}"
     return f"{show_path(file)} is truncated or no safetensors file: {show_name(str(error))}"
 
 

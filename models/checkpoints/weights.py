@@ -122,7 +122,8 @@ def read_weights(
         sharding_of: how the parameter at a path lies on devices; None: all on the default one.
 
     Raises:
-        ValueError: a value that is not finite, or not once it is cast; the tensor is named.
+        ValueError: a value that is not finite, or not once it is cast; the tensor is named. Or a
+            file that was written to meanwhile.
     """
 
     def read(path: ParameterPath, parameter: Any, threads: Executor) -> jax.Array:
@@ -134,10 +135,12 @@ def read_weights(
         return array_from_shards(parameter.shape, sharding_of(path), part)
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        return nnx.from_flat_state(
+        state = nnx.from_flat_state(
             (path, parameter.replace(read(path, parameter, threads)))
             for path, parameter in nnx.to_flat_state(params)
         )
+    checkpoint.check_unchanged()
+    return state
 
 
 _THREADS = 8

@@ -1,9 +1,13 @@
 """Weight files and their index mutated by header, by bytes and by structure."""
 
+import importlib
+import itertools
 import json
+import os
 import random
 import shutil
 import struct
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -146,3 +150,53 @@ def test_indexes(tmp_path, cases, one_clear_error):
         loaded += load_or_error(folder, one_clear_error)
         shutil.rmtree(folder)
     assert 0 < loaded < len(cases(15))
+
+
+def _write_over(file):
+    with file.open("r+b") as stream:
+        stream.seek(-4, os.SEEK_END)
+        stream.write(bytes(4))
+
+
+def _replace(file):
+    shutil.copy(file, file.with_name("new"))
+    os.replace(file.with_name("new"), file)
+
+
+WRITES = {
+    "emptied": lambda file: os.truncate(file, 0),
+    "cut": lambda file: os.truncate(file, file.stat().st_size - 4),
+    "longer": lambda file: os.truncate(file, file.stat().st_size + 4),
+    "written over": _write_over,
+    "deleted": Path.unlink,
+    "replaced": _replace,
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("when", ["validated", "opened", "half read"])
+def test_files_that_change_while_they_are_read(tmp_path, monkeypatch, one_clear_error, when, write):
+    """What was mapped lives on in a file that is deleted or replaced, but not in one written to."""
+    file = write_checkpoint(tmp_path, random_weights()) / "model.safetensors"
+    os.utime(file, ns=(0, 0))  # clocks of file systems are coarse
+    calls = itertools.count()
+
+    def after(number, call):
+        def changed(*arguments, **options):
+            result = call(*arguments, **options)
+            if next(calls) == number:
+                WRITES[write](file)
+            return result
+
+        return changed
+
+    place, number = {
+        "validated": ("models.checkpoints.folder.safe_open", 0),
+        "opened": ("models.loading.Checkpoint", 0),
+        "half read": ("models.checkpoints.weights._copy_checked", 20),
+    }[when]
+    module, _, name = place.rpartition(".")
+    monkeypatch.setattr(place, after(number, getattr(importlib.import_module(module), name)))
+    expected = write == "replaced" or (write == "deleted" and when != "validated")
+    assert load_or_error(tmp_path, one_clear_error) == expected
+    assert next(calls) > number
