@@ -30,12 +30,13 @@ def find_folder(path: str | os.PathLike[str]) -> Path:
     """The checkpoint folder of a path, a name on the Hub, or "tiny"; see `models.load`.
 
     Raises:
-        FileNotFoundError: there is none, or a settings file in it is a link to nowhere.
+        FileNotFoundError: there is none, or settings or weights in it are a link to nowhere.
         ValueError: no path, that of a file, or a folder that may not be read.
     """
     folder = _named_folder(check_path(path))
-    for file in sorted(folder.glob("*.json")) + sorted(folder.glob("*.jinja")):
-        # A file that may be missing would count as such, and another prompt be written.
+    kinds = ("*.json", "*.jinja", "*.safetensors")
+    for file in sorted(file for kind in kinds for file in folder.glob(kind)):
+        # One that may be missing would count as such: another prompt, no calibrated tables.
         if not os.path.isfile(file):
             raise FileNotFoundError(
                 f"{show_path(file)}: expected a file, got a folder or a link to a file that "

@@ -52,9 +52,17 @@ def test_a_name_that_is_not_in_the_cache_is_one_clear_error(cache, name):
     assert len(said) < 400
 
 
-@pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "model.safetensors",
+        "vkq_tables.safetensors",
+    ],
+)
 def test_a_link_to_a_blob_that_is_missing_is_named(cache, name):
-    """As a stopped download leaves it; without the file other prompts would be written."""
+    """As a stopped download leaves it; without the file other prompts or codes would be made."""
     (cache / name).unlink(missing_ok=True)
     (cache / name).symlink_to("../../blobs/none")
     with pytest.raises(FileNotFoundError, match=rf"{name}: expected a file, got .* get it anew"):
