@@ -28,8 +28,7 @@ _NEEDED = (
     ("tokenizer.json", "tokenizer.model"),
     ("preprocessor_config.json", "processor_config.json"),
 )
-_JSON_FILES = (
-    "tokenizer.json",
+_SETTINGS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -163,9 +162,21 @@ def _load(folder: Path, config: ModelConfig, state: frozenset[Any]) -> Processor
         raise FileNotFoundError(
             f"processor files missing in {show_path(folder)}: {', '.join(missing)}"
         )
+    try:
+        os.fspath(folder).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{show_path(folder)}: expected a folder whose name is text in UTF-8, which the "
+            "tokenizer's library needs: rename it"
+        ) from error
+    # transformers would take the last of two fields of a name, and fail on others without a word
+    # of which file it is.
+    for file in (folder / name for name in _SETTINGS):
+        if file.is_file():
+            read_json(file)
     processing = family_of(config.model_type).processing()
     subject = f"cannot read the processor in {show_path(folder)}"
-    with _broken_files_first(folder), named(subject):
+    with _broken_tokenizer_first(folder), named(subject):
         tokenizer = from_transformers("AutoTokenizer").from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
@@ -196,14 +207,14 @@ def _load(folder: Path, config: ModelConfig, state: frozenset[Any]) -> Processor
 
 
 @contextlib.contextmanager
-def _broken_files_first(folder: Path) -> Iterator[None]:
-    """Names the file in place of an error of transformers, where one holds no JSON object."""
+def _broken_tokenizer_first(folder: Path) -> Iterator[None]:
+    """Names tokenizer.json in place of an error of transformers, where it holds no JSON object."""
     try:
         yield
     except ValueError:
-        for name in _JSON_FILES:
-            if (folder / name).is_file():
-                read_json(folder / name)
+        file = folder / "tokenizer.json"  # of tens of megabytes: not read twice for nothing
+        if file.is_file():
+            read_json(file)
         raise
 
 

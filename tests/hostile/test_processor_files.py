@@ -138,6 +138,25 @@ def test_files_with_one_value_changed(cases, one_clear_error, whole, tmp_path):
     assert made >= len(cases(60)) // 12
 
 
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"tokenizer.json"}))
+def test_a_setting_given_twice_is_named(whole, tmp_path, name):
+    model, folder = whole
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy" / name
+    setting = next(iter(json.loads(file.read_text())))
+    file.write_text(f'{file.read_text().rstrip()[:-1]}, "{setting}": 3}}')
+    with pytest.raises(ValueError, match=f"{name} is not valid JSON: '{setting}' is given twice"):
+        models.chat_prompt(dataclasses.replace(model, source=str(file.parent)), "what is")
+
+
+def test_a_folder_whose_name_is_no_text_is_named(one_clear_error, whole, tmp_path):
+    model, folder = whole
+    copy = shutil.copytree(folder, tmp_path / "\udcfe")
+    with pytest.raises(ValueError, match="expected a folder whose name is text in UTF-8") as error:
+        models.chat_prompt(dataclasses.replace(model, source=str(copy)), "what is")
+    one_clear_error(error.value)
+
+
 def test_templates_with_pieces_changed(cases, one_clear_error, whole, tmp_path, monkeypatch):
     model, folder = whole
     monkeypatch.setattr(chat_template, "TIME_LIMIT", 1.0)
