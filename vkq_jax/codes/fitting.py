@@ -77,7 +77,10 @@ def fit_dictionary(
     """
     heads, _, head_dim = tokens.shape
     if not 0 <= virtual <= _MOST_BITS * head_dim:
-        raise ValueError(f"virtual must be in [0, {_MOST_BITS * head_dim}], got {virtual}")
+        raise ValueError(
+            f"virtual: expected [0, {_MOST_BITS * head_dim}] bits of a token, what {head_dim} "
+            f"channels of a head can take, got {virtual}"
+        )
     identity = jnp.broadcast_to(jnp.eye(head_dim, dtype=jnp.float32), (heads, head_dim, head_dim))
     root = identity if metric is None else metric
     measured = _measure(tokens, weight, root, basis)

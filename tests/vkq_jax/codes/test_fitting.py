@@ -39,7 +39,7 @@ def test_every_bit_is_spent_once(virtual):
 
 
 def test_more_bits_than_channels_take_are_refused():
-    with pytest.raises(ValueError, match=r"virtual must be in \[0, 224\], got 225"):
+    with pytest.raises(ValueError, match=r"virtual: expected \[0, 224\] .* got 225"):
         fit_dictionary(channels(0), jnp.ones((K, N)), None, 7 * H + 1)
 
 
