@@ -136,6 +136,8 @@ class Gemma4TextSettings(TextSettings):
         """Sizes of the layers without a window; those that it leaves out have the others' sizes."""
         where = f"{_WHERE}.per_layer_config"
         full = {str(n) for n, kind in enumerate(self.kinds()) if kind == FULL}
+        # Numbers have as many digits as that of the last layer: "05" of twelve.
+        given = {layer.lstrip("0") or "0": own for layer, own in given.items()}
         if set(given) - full:
             raise NotImplementedError(
                 f"{where} has layers {some(sorted(set(given) - full))}; supported: those without a "

@@ -194,7 +194,8 @@ def test_sizes_of_layers_in_old_and_new_files_mean_the_same():
     for name in ("global_head_dim", "num_global_key_value_heads"):
         del new["text_config"][name]
     own = {"head_dim": 16, "num_key_value_heads": 1}
-    new["text_config"]["per_layer_config"] = {"1": own, "3": own}
+    # Numbers of ten layers and more have two digits.
+    new["text_config"]["per_layer_config"] = {"01": own, "3": own}
     first, second = (Gemma4Config.from_hf(each).text for each in (old, new))
     assert first == second
     assert first.stacks == {
