@@ -11,6 +11,7 @@ import models
 import vkq_jax
 from models import model_fingerprint as fingerprints
 from models.calibration import codes as code_calibration
+from models.calibration import fitting
 from tests.support.tiny_llava import WINDOWED, batch, prompt, tiny_model
 from vkq_jax import DictionaryCodes, KVQuantConfig, TokenClass
 
@@ -42,7 +43,10 @@ def calibrated(model):
     """Calibrated codes of two plans, of which the second has more bits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(code_calibration, "calibrated_presets", {"vkq-1bit": PLANS})
-        told = {}
+        told, weights, fit = {}, [], fitting.fit_codebook
+        patch.setattr(
+            fitting, "fit_codebook", lambda x, w, *rest: weights.append(w) or fit(x, w, *rest)
+        )
         codes = models.calibrate_codes(
             model,
             [batch(*ROWS), batch(*ROWS, seed=1)],
@@ -50,6 +54,8 @@ def calibrated(model):
             tokens=64,
             on_preset=lambda name, divergence: told.update({name: list(divergence)}),
         )
+    assert all(bool((w > 0.2 * w.mean(-1, keepdims=True)).all()) for w in weights)  # a floor
+    assert len(weights) > 0
     assert len(told["vkq-1bit"]) == 2
     assert codes.presets[0].quant == PLANS[int(np.argmin(told["vkq-1bit"]))]
     return codes

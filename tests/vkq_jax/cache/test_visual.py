@@ -27,6 +27,12 @@ def test_spans_are_of_one_sequence_or_of_several(as_users_run_it):
             visual_spans(ids, 9)
 
 
+@pytest.mark.parametrize("token", [2**31, -(2**31) - 1])
+def test_tokens_of_more_than_32_bits_are_refused(token):
+    with pytest.raises(ValueError, match=rf"expected integers of 32 bits, got {token}"):
+        visual_mask(jnp.asarray(IDS), (9, token))
+
+
 def test_mask_of_one_and_of_several_tokens():
     np.testing.assert_array_equal(visual_mask(jnp.asarray(IDS), 9), IDS == 9)
     np.testing.assert_array_equal(

@@ -229,3 +229,8 @@ def test_a_text_prompt_leaves_the_layers_out():
     cache = read(reading)
     assert (cache.visual_lengths, cache.text_length.tolist()) == ((), [3, 3])
     np.testing.assert_array_equal(cache.parts[1].position, [3, 3])
+
+
+def test_a_step_of_decoding_is_one_token_of_each_sequence():
+    (cross,) = vkq_jax.begin_decode(empty()).cross
+    assert cross.sees.shape == (BATCH, 1)
