@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import itertools
 import math
 import weakref
 from collections.abc import Iterator
@@ -72,10 +71,7 @@ def _as_on_any_mesh(
     if rows is not None:
         yield name, (rows, *shape[1:]), None
     elif "['in_proj_qkv']" in name and text.linear is not None:
-        sizes = [heads * channels for heads, channels in text.linear.heads]
-        edges = dict(zip("qkv", itertools.pairwise(np.cumsum([0, *sizes]).tolist()), strict=True))
-        for part in sorted(edges):
-            start, stop = edges[part]
+        for part, (start, stop) in sorted(text.linear.ranges.items()):
             own = name.replace("in_proj_qkv", f"in_proj_{part}")
             yield own, (*shape[:-1], stop - start), (start, stop)
     else:

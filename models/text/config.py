@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 from models.layers.activations import Activation
@@ -39,6 +40,17 @@ class LinearAttentionConfig:
         """Heads of queries, of keys and of values, and channels of one of each."""
         keys = self.num_key_heads, self.key_head_dim
         return keys, keys, (self.num_value_heads, self.value_head_dim)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of all heads of queries, of keys and of values."""
+        return tuple(heads * channels for heads, channels in self.heads)
+
+    @property
+    def ranges(self) -> dict[str, tuple[int, int]]:
+        """Rows [start, stop) of "q", "k" and "v" in a tensor that has one after another."""
+        ends = itertools.accumulate(self.widths, initial=0)
+        return dict(zip("qkv", itertools.pairwise(ends), strict=True))
 
 
 FULL_STACKS = ("full_layers", "shared_full_layers")

@@ -1,8 +1,6 @@
 """Where parameters of a decoder lie whose files hold several projections as one tensor."""
 
-from itertools import pairwise
-
-import numpy as np
+from itertools import accumulate, pairwise
 
 from models.checkpoints.sources import Layout, Rows, Source
 from models.text.config import TextConfig
@@ -27,7 +25,7 @@ def fused_sources(text: TextConfig) -> dict[str, Source]:
     sources = {}
     for whole, parts in fused.items():
         block = f"text.layers.{{}}.{whole.partition('.')[0]}"
-        edges = pairwise(np.cumsum([0, *parts.values()]).tolist())
+        edges = pairwise(accumulate(parts.values(), initial=0))
         for part, (start, stop) in zip(parts, edges, strict=True):
             sources[f"{block}.{part}.weight"] = Source(
                 f"text.layers.{{}}.{whole}.weight",
@@ -45,11 +43,10 @@ def linear_sources(text: TextConfig) -> dict[str, Source]:
     if text.linear is None:
         return {}
     block = "text.linear_layers.{}.linear_attn"
-    sizes = [heads * channels for heads, channels in text.linear.heads]
     numbers = layer_numbers(text).get("text.linear_layers")
     sources = {}
-    for part, (start, stop) in zip("qkv", pairwise(np.cumsum([0, *sizes]).tolist()), strict=True):
-        rows = Rows(start, stop, sum(sizes))
+    for part, (start, stop) in text.linear.ranges.items():
+        rows = Rows(start, stop, sum(text.linear.widths))
         sources[f"{block}.in_proj_{part}.weight"] = Source(
             f"{block}.in_proj_qkv.weight", Layout.TRANSPOSED, rows=rows, numbers=numbers
         )

@@ -7,7 +7,6 @@ Queries, keys and values go through short convolutions and the gated delta rule
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -136,13 +135,12 @@ class _GatedDeltaNet(nnx.Module):
         self.config, self.act, self.mesh = config.linear, config.hidden_act, make.mesh
         width, values = config.hidden_size, self.config.num_value_heads
         value_width = values * self.config.value_head_dim
-        parts = [heads * channels for heads, channels in self.config.heads]
-        for name, channels in zip("qkv", parts, strict=True):
+        for name, channels in zip("qkv", self.config.widths, strict=True):
             setattr(self, f"conv1d_{name}", _Convolution(channels, self.config.kernel, make))
             if self._apart:
                 setattr(self, f"in_proj_{name}", make.linear(width, channels, bias=False))
         if not self._apart:
-            self.in_proj_qkv = make.linear(width, sum(parts), bias=False)
+            self.in_proj_qkv = make.linear(width, sum(self.config.widths), bias=False)
         self.in_proj_z = make.linear(width, value_width, bias=False)
         self.in_proj_b = make.linear(width, values, bias=False)
         self.in_proj_a = make.linear(width, values, bias=False)
@@ -184,9 +182,8 @@ class _GatedDeltaNet(nnx.Module):
         """Queries, keys and values."""
         if self._apart:
             return [getattr(self, f"in_proj_{name}")(x) for name in "qkv"]
-        parts = [heads * channels for heads, channels in self.config.heads]
-        edges = list(itertools.accumulate(parts))[:-1]
-        return jnp.split(self.in_proj_qkv(x), edges, axis=-1)
+        (_, first), (_, second), _ = self.config.ranges.values()
+        return jnp.split(self.in_proj_qkv(x), (first, second), axis=-1)
 
     def _on_own_heads(
         self,
