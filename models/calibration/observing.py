@@ -87,7 +87,7 @@ def observe_answers[T](
         carry, done = carry
         token = jnp.argmax(carry[0], axis=-1).astype(jnp.int32)
         carry = feed(carry, token, ~done)
-        return (carry, done | jnp.any(token[:, None] == stops[None], axis=-1)), None
+        return (carry, done | jnp.isin(token, stops)), None
 
     carry = (logits, cache.without_fixed(), start)
     if question is not None:

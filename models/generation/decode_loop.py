@@ -165,7 +165,7 @@ def _emit_tokens(
         history = None if state.history is None else state.history.add(token, active)
         tokens = tokens.at[:, step].set(jnp.where(active, token, pad))
         lengths = lengths + active.astype(jnp.int32)
-        stopped = jnp.any(token[:, None] == stops[None], axis=-1)
+        stopped = jnp.isin(token, stops)
         cache = _with_fixed(state, fixed).cache
         logits, cache = decode_step(model, token, cache, active, implementation=implementation)
         state = DecodeState(logits, cache, state.done | stopped, finite, key, history)

@@ -18,6 +18,7 @@ from models.vision.vit import VisionTransformer
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache.layered import AnyCache, heads_of_layer
 from vkq_jax.cache.visual import left_pack
+from vkq_jax.slots import filled
 
 __all__ = ["first_non_finite", "refuse_non_finite"]
 
@@ -136,8 +137,7 @@ def _text_flags(model: Model, inputs: Inputs) -> tuple[Array, Array, Array]:
 
 def _whole(inputs: Inputs, tokens: Array, lengths: Array) -> Inputs:
     """Prompts with their answers after them."""
-    emitted = jnp.arange(tokens.shape[1]) < lengths[:, None]
-    whole = inputs.followed_by(tokens, emitted)
+    whole = inputs.followed_by(tokens, filled(lengths, tokens.shape[1]))
     return whole.take_tokens(*left_pack(whole.mask, whole.mask.shape[1]))
 
 

@@ -26,6 +26,7 @@ from vkq_jax.codes.dense import Dense, DenseTensor
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.layer_groups import Cells, LayerGroups, Quant, groups_of
 from vkq_jax.sharding.bank_parts import join_banks
+from vkq_jax.slots import filled
 
 __all__ = ["FULL_PRECISION", "recode"]
 
@@ -91,9 +92,8 @@ def _code_bank(
 ) -> VisualBank:
     assert isinstance(bank.key, DenseTensor)
     assert isinstance(bank.value, DenseTensor)
-    slots = jnp.arange(bank.key.values.shape[-2], dtype=jnp.int32)
-    taken = slots[None] < bank.length[:, None]
-    index = jnp.where(taken, slots[None], 0)
+    taken = filled(bank.length, bank.key.values.shape[-2])
+    index = jnp.where(taken, jnp.arange(taken.shape[-1], dtype=jnp.int32)[None], 0)
 
     def code_layer(layer):
         *pair, attention, own, number = layer

@@ -27,6 +27,7 @@ from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.cache.updates import take_sequences
 from vkq_jax.pytree import frozen_pytree, static_field
 from vkq_jax.settings.layer_groups import Quant
+from vkq_jax.slots import filled
 
 __all__ = [
     "Answered",
@@ -196,7 +197,7 @@ class EvaluatedModel:
             place, active, logits, cache, tokens, lengths, kept = carry
             kept = kept.at[:, place].set(jax.nn.log_softmax(logits.astype(jnp.float32)))
             token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-            going_on = active & ~(token[:, None] == stops[None]).any(-1)
+            going_on = active & ~jnp.isin(token, stops)
             tokens = tokens.at[:, place].set(jnp.where(active, token, 0))
             logits, cache = decode_step(
                 self.model,
@@ -243,7 +244,7 @@ class EvaluatedModel:
         cache, count = prompted.cache, tokens.shape[1] - 1
         if not count:  # the prompt alone says how likely an answer's only token is
             return jax.nn.log_softmax(prompted.logits[:, None].astype(jnp.float32))
-        mask = jnp.arange(1, count + 1, dtype=jnp.int32)[None] < lengths[:, None]
+        mask = filled(lengths - 1, count)
         given = Inputs(
             tokens[:, :-1],
             mask,
@@ -268,7 +269,7 @@ class EvaluatedModel:
 def compare(exact: Answered, coded: Answered) -> Comparison:
     """Compares full precision's answers with a preset that followed them."""
     steps = jnp.arange(exact.tokens.shape[1], dtype=jnp.int32)
-    within = steps[None] < exact.lengths[:, None]
+    within = filled(exact.lengths, len(steps))
     kl = (jnp.exp(exact.kept) * (exact.kept - coded.kept)).sum(-1)
     kl = jnp.maximum(kl, 0.0)  # rounding can bring it just below
     differs = (exact.kept.argmax(-1) != coded.kept.argmax(-1)) & within

@@ -10,6 +10,7 @@ from models.inputs.batch import Inputs
 from vkq_jax.array_types import Array, Bool, Int32
 from vkq_jax.cache.visual import left_pack
 from vkq_jax.pytree import frozen_pytree
+from vkq_jax.slots import filled
 
 __all__ = ["TokenHistory"]
 
@@ -47,7 +48,7 @@ class TokenHistory:
     @property
     def valid(self) -> Bool[Array, "B S"]:
         """Which slots are filled."""
-        return jnp.arange(self.tokens.shape[1], dtype=jnp.int32)[None] < self.length[:, None]
+        return filled(self.length, self.tokens.shape[1])
 
     def add(self, token: Int32[Array, "B"], active: Bool[Array, "B"]) -> TokenHistory:
         """The history with one more token of each active sequence."""

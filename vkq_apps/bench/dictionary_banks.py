@@ -18,6 +18,7 @@ from vkq_jax.codes.dictionary_codes import DictionaryCodes
 from vkq_jax.codes.quantized import Quantizer
 from vkq_jax.codes.token_classes import ClassMap, assign_classes
 from vkq_jax.settings.config import KVQuantConfig
+from vkq_jax.slots import filled
 
 __all__ = ["bits_of_tokens", "random_bank", "random_tables"]
 
@@ -61,8 +62,7 @@ def bits_of_tokens(codes: Quantizer, head_dim: int) -> float:
     """Bits of a token of one side, on average: planes, its scale and its centroid's number."""
     assert isinstance(codes, DictionaryCodes)
     has_scale = codes.scale is not None
-    virtual = [codes.virtual_channels(c, head_dim) for c in range(len(codes.classes))]
-    per_token = [8 * (n > 0 and has_scale) + n for n in virtual]
+    per_token = [8 * (n > 0 and has_scale) + n for n in _virtual_of(codes, head_dim)]
     shares = [c.share for c in codes.classes]
     return codes.id_bits + sum(s * bits for s, bits in zip(shares, per_token, strict=True))
 
@@ -79,8 +79,7 @@ def random_bank(
     assert isinstance(quant.key, DictionaryCodes)
     assert isinstance(quant.value, DictionaryCodes)
     draws = _Draws(lead, iter(jax.random.split(key, 64)))
-    valid = jnp.arange(positions, dtype=jnp.int32) < length[:, None, None]
-    valid: Bool[Array, "L B K V"] = jnp.broadcast_to(valid, (*lead, positions))
+    valid: Bool[Array, "L B K V"] = filled(jnp.broadcast_to(length[:, None], lead), positions)
     class_map = assign_classes(draws.uniform(positions), valid, quant.key.classes)
     number = class_map.classes()
     taken = jnp.stack(
@@ -172,10 +171,9 @@ def _random_side_tables(
         book = 0.3 * jax.random.normal(of_book, shape, jnp.bfloat16)
     if not codes.learned:
         return SideTables(codebook=book)
-    numbers = [codes.virtual_channels(c, head_dim) for c in range(len(codes.classes))]
     classes = [
         _random_dictionary(n, kv_heads, head_dim, own) if n else None
-        for n, own in zip(numbers, of_classes, strict=True)
+        for n, own in zip(_virtual_of(codes, head_dim), of_classes, strict=True)
     ]
     return SideTables(codebook=book, classes=tuple(classes))
 

@@ -27,6 +27,7 @@ from vkq_jax.cache.visual import left_pack
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.dense import DenseTensor
 from vkq_jax.sharding.bank_parts import join_banks
+from vkq_jax.slots import filled
 
 __all__ = ["attention_mass", "keep_tokens", "read_kept"]
 
@@ -110,7 +111,7 @@ def _keep_of_part(cache: KVCache, mass: Float[Array, "L B K V"], share: float) -
     (bank,) = join_banks(cache).visual
     assert isinstance(bank.key, DenseTensor)
     assert isinstance(bank.value, DenseTensor)
-    valid = jnp.arange(mass.shape[-1]) < bank.length[:, None]
+    valid = filled(bank.length, mass.shape[-1])
     most = max(1, round(share * mass.shape[-1]))
     _, kept = jax.lax.top_k(jnp.where(valid[:, None], mass, -1.0), most)
 

@@ -18,6 +18,7 @@ from vkq_jax.cache.layered import AnyCache, at_layer, cells_of, map_groups, spli
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.error_measures import relative_squared_error
 from vkq_jax.settings.layer_groups import Cells, LayerGroups
+from vkq_jax.slots import filled
 
 __all__ = ["layer_errors"]
 
@@ -108,6 +109,6 @@ def _centred_scores(
     q = to_kv_heads(query, keys.shape[1])
     scores = jnp.einsum("bkmh,bkvh->bkmv", q, keys, precision="highest")
     scores = soft_cap(scores.reshape(scores.shape[0], -1, scores.shape[-1]), cap)
-    valid = (jnp.arange(scores.shape[-1]) < bank.length[:, None])[:, None]
+    valid = filled(bank.length, scores.shape[-1])[:, None]
     mean = jnp.mean(scores, axis=-1, where=valid, keepdims=True)
     return jnp.where(valid, scores - mean, 0.0)
