@@ -22,7 +22,7 @@ from models.text.config import TextConfig
 from models.text.key_bias import has_key_bias, key_bias_for
 from models.text.linear_attention import empty_states
 from models.text.masks import cache_starts, prompt_masks
-from vkq_jax.array_types import Array, Bool, Float
+from vkq_jax.array_types import Array, Float
 from vkq_jax.cache.empty import empty_cache
 from vkq_jax.cache.head_groups import take_bias, take_score_map
 from vkq_jax.cache.kv_cache import KVCache
@@ -77,7 +77,8 @@ def prefill(
         tables=tables,
         text_bits=text_bits,
     )
-    logits = model.module().text.logits(_last(hidden, inputs.mask))
+    last = jnp.take_along_axis(hidden, inputs.last_token[:, None, None], axis=1)[:, 0]
+    logits = model.module().text.logits(last)
     return place_logits(model.mesh, logits), new
 
 
@@ -216,9 +217,3 @@ def cache_for(
         other_layers=other_layers(text),
         text_bits=text_bits,
     )
-
-
-def _last(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
-    """The hidden state of each sequence's last real token."""
-    index = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
-    return jnp.take_along_axis(hidden, index[:, None, None], axis=1)[:, 0]

@@ -96,7 +96,12 @@ class Inputs:
     @property
     def index(self) -> Int32[Array, "B T"]:
         """Number of each token in its prompt; 0 in leading padding."""
-        return _count(self.mask)
+        return jnp.maximum(jnp.cumsum(self.mask, axis=-1, dtype=jnp.int32) - 1, 0)
+
+    @property
+    def last_token(self) -> Int32[Array, "B"]:
+        """Place of each prompt's last token among T; T - 1 in a row that is all padding."""
+        return self.mask.shape[1] - 1 - jnp.argmax(self.mask[:, ::-1], axis=1)
 
     @property
     def next_position(self) -> Int32[Array, "B"]:
@@ -105,8 +110,8 @@ class Inputs:
         With three axes the time does not count: after a picture or clip text goes on at the
         larger of the last token's row and column plus 1, wherever the clip's time has come to.
         """
-        last = self.mask.shape[1] - 1 - jnp.argmax(self.mask[:, ::-1], axis=1)
-        found = jnp.take_along_axis(self.positions, _like(last[:, None], self.positions), axis=1)
+        last = _like(self.last_token[:, None], self.positions)
+        found = jnp.take_along_axis(self.positions, last, axis=1)
         found = found[..., 1:] if found.ndim > 2 else found
         found = found.reshape(len(found), -1).max(axis=1)
         return jnp.where(self.mask.any(axis=1), found + 1, 0)
@@ -209,10 +214,6 @@ class Inputs:
 def _like(per_token: Array, values: Array) -> Array:
     """An array [B, T] with the further axes of `values`, of one element each."""
     return per_token.reshape(per_token.shape + (1,) * (values.ndim - per_token.ndim))
-
-
-def _count(mask: Bool[Array, "B T"]) -> Int32[Array, "B T"]:
-    return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
 
 
 def check_inputs(inputs: Any) -> None:
