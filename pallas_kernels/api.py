@@ -7,7 +7,7 @@ import jax
 
 import vkq_jax.attention.post_scaled
 import vkq_jax.attention.reference
-from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention import mosaic_gpu, support
 from pallas_kernels.attention.description import describe
 from pallas_kernels.layout.tiled import tile
 from vkq_jax.arguments import checked, checked_shapes
@@ -177,9 +177,9 @@ def to_kernel_layout(bank: VisualBank, *, implementation: str | None = None) -> 
     Returns:
         The bank in the new layout, or unchanged where the implementation does not cover it.
     """
-    if implementation not in (None, "mosaic_gpu") or mosaic_gpu.device_reason() is not None:
+    if implementation not in (None, "mosaic_gpu") or support.device_reason() is not None:
         return bank
-    return tile(bank) if implementation or mosaic_gpu.untried_reason() is None else bank
+    return tile(bank) if implementation or support.untried_reason() is None else bank
 
 
 @checked_shapes
@@ -233,15 +233,15 @@ def unavailable_reason(
     """
     if name != "mosaic_gpu":
         return None
-    reasons = [mosaic_gpu.device_reason()]
+    reasons = [support.device_reason()]
     if cache is not None:
-        reasons.append(mosaic_gpu.unsupported_reason(cache, logits_soft_cap))
+        reasons.append(support.unsupported_reason(cache, logits_soft_cap))
     return "; ".join(filter(None, reasons)) or None
 
 
 def untried_reason(name: str) -> str | None:
     """Why an implementation that applies here is taken on request only; None if by default."""
-    return mosaic_gpu.untried_reason() if name == "mosaic_gpu" else None
+    return support.untried_reason() if name == "mosaic_gpu" else None
 
 
 @checked_shapes
@@ -276,7 +276,7 @@ def explain(
         lines.append(f"{name}: {reason or ('taken' if name == chosen else requested)}")
     if query is not None and isinstance(cache, KVCache):
         check_query(query, cache)
-        if mosaic_gpu.unsupported_reason(cache, logits_soft_cap) is None:
+        if support.unsupported_reason(cache, logits_soft_cap) is None:
             lines += [f"mosaic_gpu: {line}" for line in describe(cache, query)]
     if slow := slowdown_reason(cache, logits_soft_cap=logits_soft_cap):
         lines.append(f"warning: {slow}")

@@ -8,7 +8,7 @@ import pytest
 
 import vkq_jax
 from docs.tables.pages import DOCS
-from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention import support
 from pallas_kernels.layout import layouts
 from pallas_kernels.layout.tiled import untileable_reason
 from pallas_kernels.quantize.quantize_bank import unfused_reason
@@ -40,7 +40,7 @@ def test_codes_that_the_page_says_are_not_covered(codes):
     assert reason
     assert said(reason)
     layer = random_layer(Shape(**BANK), KVQuantConfig(codes, SIGNS))[1]
-    assert mosaic_gpu.unsupported_reason(layer) == f"keys: {reason}"
+    assert support.unsupported_reason(layer) == f"keys: {reason}"
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_codes_that_the_page_says_are_not_covered(codes):
 )
 def test_caches_that_the_page_says_are_not_covered(changes, quant):
     layer = random_layer(Shape(**BANK | changes), quant)[1]
-    reason = mosaic_gpu.unsupported_reason(layer)
+    reason = support.unsupported_reason(layer)
     assert reason
     assert said(reason)
 
@@ -62,25 +62,25 @@ def test_caches_that_the_page_says_are_not_covered(changes, quant):
 def test_dense_banks_that_the_page_says_are_not_covered():
     layer = random_layer(Shape(**BANK | {"head_dim": 96}), vkq_jax.presets["none"])[1]
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.ndim > 1 else x, layer)
-    assert said(str(mosaic_gpu.unsupported_reason(narrow)))
+    assert said(str(support.unsupported_reason(narrow)))
 
 
 def test_options_that_the_page_says_are_not_covered():
     calibrated = KVQuantConfig(SIGNS, SIGNS, ScoreCalibration())
     layer = random_layer(Shape(**BANK), calibrated)[1]
-    assert said(str(mosaic_gpu.unsupported_reason(layer, logits_soft_cap=50.0)))
+    assert said(str(support.unsupported_reason(layer, logits_soft_cap=50.0)))
 
 
 def test_an_uncoded_bank_takes_no_static_score_map_either():
     layer = with_score_map(random_layer(Shape(**BANK), vkq_jax.presets["none"])[1], num_heads=4)
-    assert mosaic_gpu.unsupported_reason(layer) == "score calibration of an uncoded bank"
+    assert support.unsupported_reason(layer) == "score calibration of an uncoded bank"
 
 
 @pytest.mark.parametrize("preset", ["signs-1bit", "minmax-1bit"])
 @pytest.mark.parametrize("head_dim", [*layouts.STORED_HEAD_DIMS, 80, 96, 160])
 def test_caches_that_the_page_says_are_covered(preset, head_dim):
     layer = random_layer(Shape(**BANK | {"head_dim": head_dim}), vkq_jax.presets[preset])[1]
-    assert mosaic_gpu.unsupported_reason(layer) is None
+    assert support.unsupported_reason(layer) is None
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_codes_that_the_page_says_are_not_coded_by_the_kernel(codes, head_dim, d
 
 def test_devices_that_the_page_names(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    assert said(str(mosaic_gpu.device_reason()))
+    assert said(str(support.device_reason()))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability="7.5")])
-    assert said(str(mosaic_gpu.device_reason()))
+    assert said(str(support.device_reason()))
     monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability="8.0")])
-    assert mosaic_gpu.device_reason() is None
-    assert said(str(mosaic_gpu.untried_reason()))
+    assert support.device_reason() is None
+    assert said(str(support.untried_reason()))

@@ -4,10 +4,11 @@ import jax
 
 from pallas_kernels.attention.codings import Packed
 from pallas_kernels.attention.kernel_spec import KernelSpec
-from pallas_kernels.attention.mosaic_gpu import calibrates_in_launch, launches_of, uncovered_text
+from pallas_kernels.attention.mosaic_gpu import calibrates_in_launch, launches_of
 from pallas_kernels.attention.outer_rotation import rotates_outside
 from pallas_kernels.attention.plan import plan
 from pallas_kernels.attention.side_tables import Side, launched_tables, side_tables
+from pallas_kernels.attention.support import uncovered_text
 from pallas_kernels.layout import layouts
 from vkq_jax.cache.kv_cache import KVCache
 from vkq_jax.cache.visual_bank import VisualBank

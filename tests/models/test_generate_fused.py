@@ -11,7 +11,7 @@ import models
 import vkq_jax
 from models.generation.prefill import prefill
 from pallas_kernels import TiledSigns
-from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention import mosaic_gpu, support
 from pallas_kernels.attention.launch import emulated_launch
 from pallas_kernels.isa.program import run_emulated
 from pallas_kernels.quantize import quantize_bank
@@ -25,7 +25,7 @@ ROWS = (prompt(3, "image", 5), prompt(2, "image", "image", 1, seed=1), prompt(6,
 @pytest.fixture
 def fused(monkeypatch):
     """As if there were a GPU, whose kernels are emulated."""
-    monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
+    monkeypatch.setattr(support, "device_reason", lambda: None)
     attend = functools.partial(mosaic_gpu.attend_layer, launch=emulated_launch)
     monkeypatch.setattr(mosaic_gpu, "attend_layer", attend)
     code = functools.partial(fused_bank, run=run_emulated)

@@ -12,7 +12,7 @@ import pallas_kernels
 import vkq_jax
 import vkq_jax.attention.reference
 from pallas_kernels import TiledDictionary
-from pallas_kernels.attention import mosaic_gpu, regions
+from pallas_kernels.attention import mosaic_gpu, regions, support
 from pallas_kernels.attention.description import describe
 from pallas_kernels.attention.kernel_spec import TuningConfig
 from pallas_kernels.attention.launch import emulated_launch, program_of
@@ -303,13 +303,13 @@ def test_xla_reads_a_tiled_bank():
 def test_what_is_not_covered_is_said(quant, head_dim, reason):
     shape = dataclasses.replace(SMALL, head_dim=head_dim)
     layer = jax.eval_shape(lambda: random_layer(shape, quant)[1])
-    assert mosaic_gpu.unsupported_reason(layer).startswith(reason)
+    assert support.unsupported_reason(layer).startswith(reason)
 
 
 @pytest.mark.parametrize("name", vkq_jax.presets)
 def test_each_preset_is_refused_or_traced(name):
     query, layer = jax.eval_shape(lambda: random_layer(SMALL, vkq_jax.presets[name]))
-    if mosaic_gpu.unsupported_reason(layer) is None:
+    if support.unsupported_reason(layer) is None:
         attended = jax.eval_shape(mosaic_gpu.attend_cache, query, layer)
         assert attended.output.shape == query.shape
 
@@ -322,7 +322,7 @@ def test_a_bank_without_its_classes_is_not_covered():
 
 def test_explain_says_what_is_launched():
     query, layer = layer_of(64, 2, "vkq-1bit", 70)
-    assert mosaic_gpu.unsupported_reason(layer) is None
+    assert support.unsupported_reason(layer) is None
     (line,) = describe(stacked(layer), jax.ShapeDtypeStruct(query.shape, query.dtype))
     parts = "17 packed in 2 planes, 35 packed in 1 plane, 18 counted by centroid, 9 dense (text)"
     assert line.startswith(f"one launch over {parts}:")
@@ -347,7 +347,7 @@ def test_a_coded_cache_that_is_slower_than_bfloat16_says_so(monkeypatch):
     )
     assert pallas_kernels.slowdown_reason(halved) is None
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
+    monkeypatch.setattr(support, "device_reason", lambda: None)
     line = pallas_kernels.slowdown_reason(halved)
     assert line.endswith("keys: a class of tokens with half a plane")
     assert pallas_kernels.explain(halved).splitlines()[-1] == f"warning: {line}"

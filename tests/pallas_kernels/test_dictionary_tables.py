@@ -11,7 +11,7 @@ import pytest
 
 import pallas_kernels
 import vkq_jax
-from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention import support
 from pallas_kernels.isa.program import run_emulated
 from pallas_kernels.quantize import nearest_kernel
 from pallas_kernels.quantize.dictionary_bank import dictionary_bank, unfused_pair_reason
@@ -190,7 +190,7 @@ def test_what_the_kernels_do_not_cover_is_said():
 
 
 def test_calibrated_plans_take_the_kernels_where_there_is_a_gpu(monkeypatch):
-    monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
+    monkeypatch.setattr(support, "device_reason", lambda: None)
     key, value, index, _ = layer(64, 33, (33,))
     taken = {}
     for name, plans in vkq_jax.calibrated_presets.items():

@@ -10,7 +10,7 @@ import pytest
 import pallas_kernels
 import vkq_jax
 import vkq_jax.attention.reference
-from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention import support
 from pallas_kernels.attention.codings import Coding, Dense, Packed
 from pallas_kernels.attention.kernel_spec import KernelSpec, TuningConfig
 from pallas_kernels.attention.regions import Regions
@@ -62,7 +62,7 @@ def test_the_choice_is_visible():
 def test_what_the_kernel_does_not_cover_is_said():
     def reason(**changes):
         shape = Shape(**{"head_dim": 64, "visual": ((300, (300, 3)),)} | changes)
-        return lambda quant: mosaic_gpu.unsupported_reason(shapes_of(shape, quant)[1])
+        return lambda quant: support.unsupported_reason(shapes_of(shape, quant)[1])
 
     signs = CODES["signs"]
     assert reason()(signs) is None
@@ -80,18 +80,18 @@ def test_what_the_kernel_does_not_cover_is_said():
     layer = shapes_of(Shape(head_dim=64), signs)[1]
     mixed = stacked_shapes(shapes_of(Shape(head_dim=64), vkq_jax.presets["none"])[1], 1)
     wide = jax.eval_shape(with_wide_keys, mixed)
-    reason = mosaic_gpu.unsupported_reason(wide)
+    reason = support.unsupported_reason(wide)
     assert reason == "dense banks in float32, not bfloat16"
     for head_dim in (80, 256):
         other = stacked_shapes(shapes_of(Shape(head_dim=head_dim), vkq_jax.presets["none"])[1], 1)
         for cache in (other, jax.eval_shape(without_pictures, other)):
-            reason = mosaic_gpu.unsupported_reason(cache)
+            reason = support.unsupported_reason(cache)
             assert reason == f"dense banks of head_dim {head_dim}, none of (64, 128)"
     coded = jax.eval_shape(
         lambda x: without_pictures(dataclasses.replace(x, text=x.text.in_8_bits())), layer
     )
     reason = "text in 8 bits with scales in float32, not bfloat16"
-    assert mosaic_gpu.unsupported_reason(coded) == reason
+    assert support.unsupported_reason(coded) == reason
     query, layer = shapes_of(Shape(head_dim=257), signs)
     with pytest.raises(NotImplementedError, match="head_dim 257"):
         jax.eval_shape(attend, query, layer)
@@ -103,8 +103,8 @@ def test_a_soft_cap_together_with_calibration_is_not_covered(monkeypatch):
     with pytest.raises(NotImplementedError, match=reason):
         jax.eval_shape(functools.partial(attend, logits_soft_cap=50.0), query, layer)
     only_text = jax.eval_shape(without_pictures, stacked_shapes(layer, 1))  # nothing to calibrate
-    assert mosaic_gpu.unsupported_reason(only_text, 50.0) is None
-    monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
+    assert support.unsupported_reason(only_text, 50.0) is None
+    monkeypatch.setattr(support, "device_reason", lambda: None)
     capped = functools.partial(pallas_kernels.decode_attention, logits_soft_cap=50.0)
     assert pallas_kernels.choose_implementation(None, layer) == "mosaic_gpu"
     assert pallas_kernels.choose_implementation(None, layer, 50.0) == "xla"

@@ -9,7 +9,7 @@ import pytest
 import pallas_kernels
 import vkq_jax
 import vkq_jax.attention.reference
-from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention import mosaic_gpu, support
 from pallas_kernels.attention.body import s8_queries
 from pallas_kernels.attention.launch import emulated_launch
 from pallas_kernels.isa.emulated_operations import EmulatedOperations
@@ -45,7 +45,7 @@ def test_a_text_bank_without_room(head_dim):
 def test_a_cache_without_room():
     layer = random_layer(Shape(head_dim=64, cache_length=0, text=(0, 0)), CODES["signs"])[1]
     empty = dataclasses.replace(stacked(layer, 1), visual=())
-    assert mosaic_gpu.unsupported_reason(empty) == "the cache has no room for anything"
+    assert support.unsupported_reason(empty) == "the cache has no room for anything"
 
 
 @pytest.mark.parametrize("head_dim", [64, pytest.param(96, marks=pytest.mark.ci)])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention import mosaic_gpu, support
 from pallas_kernels.attention.body.slot_entries import SlotSpec
 from pallas_kernels.attention.description import describe
 from pallas_kernels.attention.kernel_spec import TuningConfig
@@ -163,18 +163,18 @@ def test_entries_are_put_in_the_order_of_slots():
 
 def test_what_is_not_covered_says_so():
     *_, layer = layer_of(64, 1, "signs")
-    said = mosaic_gpu.unsupported_reason(layer, 30.0)
+    said = support.unsupported_reason(layer, 30.0)
     assert said == "logits soft-cap together with a key bias"
-    assert mosaic_gpu.unsupported_reason(layer) is None
+    assert support.unsupported_reason(layer) is None
     *_, uncoded = layer_of(64, 1, "dense")
-    assert mosaic_gpu.unsupported_reason(uncoded) == "a key bias beside an uncoded bank"
+    assert support.unsupported_reason(uncoded) == "a key bias beside an uncoded bank"
 
 
 def test_a_cache_that_a_bias_may_make_slower_than_bfloat16_says_so(monkeypatch):
     *_, layer = layer_of(64, 1, "signs", axes=1)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
-    monkeypatch.setattr(mosaic_gpu, "untried_reason", lambda: None)
+    monkeypatch.setattr(support, "device_reason", lambda: None)
+    monkeypatch.setattr(support, "untried_reason", lambda: None)
     assert pallas_kernels.slowdown_reason(layer).endswith(
         "the share of the keys' bias in each score at all positions"
     )

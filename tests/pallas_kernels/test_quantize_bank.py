@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention import support
 from pallas_kernels.isa import emulated_operations
 from pallas_kernels.isa.emulated_operations import EmulatedOperations
 from pallas_kernels.isa.program import run_emulated
@@ -179,7 +179,7 @@ def test_ptxas_accepts_every_instruction(name, tmp_path):
 @pytest.fixture
 def gpu(monkeypatch):
     """As if there were a GPU, whose coding kernel is emulated."""
-    monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
+    monkeypatch.setattr(support, "device_reason", lambda: None)
     emulated = functools.partial(fused_bank, run=run_emulated)
     monkeypatch.setattr(quantize_bank, "fused_bank", emulated)
 

@@ -37,7 +37,7 @@ from models.layers.linear import Maker
 from models.sharding.mesh import check_text
 from models.sharding.placing import cache_shardings
 from models.sharding.rules import parameter_sharding
-from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention import support
 from tests.sharding.cases import CONFIGS, inputs_of
 from tests.support.random_checkpoint import write_random_checkpoint
 
@@ -105,7 +105,7 @@ def compile_programs(kind: str, mesh: str, quant: str, batch: int) -> None:
     model = on_mesh(loaded, fitted)
     options = {"quant": vkq_jax.presets[quant], "cache_length": 24}
     jax.default_backend = lambda: "gpu"
-    mosaic_gpu.device_reason = mosaic_gpu.untried_reason = lambda: None
+    support.device_reason = support.untried_reason = lambda: None
     prefill.lower(model, inputs, **options).compile()
     _, cache = jax.eval_shape(lambda *of: prefill(*of, **options), model, inputs)
     cache = jax.tree.map(

@@ -12,7 +12,7 @@ import vkq_jax
 from models.generation.decode_loop import decode_step
 from models.generation.prefill import prefill
 from pallas_kernels import TiledSigns
-from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention import support
 from tests.models.test_generate_fused import fused  # noqa: F401  # a fixture
 from tests.sharding.cases import BATCH, inputs_of
 
@@ -27,7 +27,7 @@ def launches(function, *arguments) -> list[list[str]]:
 @pytest.mark.mesh
 def test_each_device_launches_the_kernels_on_its_own_part(cases, monkeypatch):
     """Coding and attention of a layer are launched once in the program of each device."""
-    monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
+    monkeypatch.setattr(support, "device_reason", lambda: None)
     model = cases.model("heads of 64", "data=2,model=4")
     options = {"quant": vkq_jax.presets["signs-1bit"], "cache_length": 20}
     inputs = inputs_of(model)
@@ -43,7 +43,7 @@ def test_each_device_launches_the_kernels_on_its_own_part(cases, monkeypatch):
 
 @pytest.mark.mesh
 def test_each_device_launches_attention_on_its_part_of_a_sequence(cases, monkeypatch):
-    monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
+    monkeypatch.setattr(support, "device_reason", lambda: None)
     model = cases.model("heads of 64", "model=8")
     options = {"quant": vkq_jax.presets["signs-1bit"], "cache_length": 20}
     _, cache = jax.eval_shape(lambda *of: prefill(*of, **options), model, inputs_of(model, 1))

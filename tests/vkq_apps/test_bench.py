@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention import support
 from tests.support.command import run
 from vkq_apps.bench import device_memory, scaling_plot, tables, throughput, worker
 from vkq_apps.bench.quantize import plan_quantize
@@ -29,7 +29,7 @@ def test_quantize_states_cost_and_errors(capsys, tmp_path):
 
 
 def test_quantize_has_a_row_for_the_fused_kernel_where_it_applies(monkeypatch):
-    monkeypatch.setattr(mosaic_gpu, "device_reason", lambda: None)
+    monkeypatch.setattr(support, "device_reason", lambda: None)
     monkeypatch.setattr(device_memory, "claim_memory", lambda: None)
     setups = plan_quantize(
         ["internvl2.5-8b"], ["signs-1bit", "minmax-1bit"], prompt_text=8, sequences=1, repeats=1

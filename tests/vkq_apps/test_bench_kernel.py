@@ -209,7 +209,7 @@ def test_a_row_compares_with_cudnn_and_with_the_strongest_over_bf16():
 @pytest.fixture
 def bench(monkeypatch, tmp_path):
     """Calls `vkq bench kernel` as on a GPU whose kernel takes a microsecond; gives its record."""
-    monkeypatch.setattr(kernel.mosaic_gpu, "device_reason", lambda: None)
+    monkeypatch.setattr(kernel.support, "device_reason", lambda: None)
     monkeypatch.setattr(kernel, "process_pool", ThreadPoolExecutor)
     monkeypatch.setattr(kernel, "bandwidth", lambda: 1e12)
     monkeypatch.setattr(kernel.Setup, "lower", lambda setup: jax.jit(lambda *_: 0.0).lower(1, [1]))

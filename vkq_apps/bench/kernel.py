@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from pallas_kernels.attention import mosaic_gpu
+from pallas_kernels.attention import support
 from pallas_kernels.attention.kernel_spec import TuningConfig
 from pallas_kernels.attention.launch import Launch, emulated_launch, gpu_launch
 from vkq_apps.bench.baselines import (
@@ -239,7 +239,7 @@ def check_without_times(emulate: bool) -> bool:
 
 def require_gpu() -> None:
     """Raises NotImplementedError where the kernel cannot run."""
-    reason = mosaic_gpu.device_reason()
+    reason = support.device_reason()
     if reason:
         raise NotImplementedError(f"{reason}; --check --emulate runs the small cases without one")
 
