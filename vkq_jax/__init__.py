@@ -16,7 +16,7 @@ last row.
 | `cache` | the cache | `kv_cache`, `empty` | `visual_bank`, `text_bank`, `visual`, \
 `visibility`, `key_bias`, \
 `updates`, `sharing`, `accounting`, `summaries`; layers and heads of several kinds: `layered`, \
-`head_groups`, `recurrent`; split over devices: `split_tensor` |
+`any_cache`, `head_groups`, `recurrent`; split over devices: `split_tensor` |
 | `attention` | attention over a cache | `reference`, `post_scaled` | `attention_weights`, \
 `last_queries`, `soft_cap`, `query_checks`, `backend` |
 | `passes` | a pass through the layers | `prefill`, `decode` | `prefill_pass`, `decode_pass`, \
@@ -34,10 +34,11 @@ from vkq_jax.attention.backend import Backend
 from vkq_jax.attention.post_scaled import AttentionOutput
 from vkq_jax.cache import summaries as summaries  # registers the short forms of caches and tensors
 from vkq_jax.cache.accounting import CacheBytes, cache_nbytes
+from vkq_jax.cache.any_cache import heads_of_layer
 from vkq_jax.cache.empty import LayerSizes, empty_cache
 from vkq_jax.cache.key_bias import KeyBias
 from vkq_jax.cache.kv_cache import KVCache, LayerCache
-from vkq_jax.cache.layered import LayeredCache, heads_of_layer
+from vkq_jax.cache.layered import LayeredCache
 from vkq_jax.cache.recurrent import RecurrentState
 from vkq_jax.cache.sharing import share_visual
 from vkq_jax.cache.text_bank import TextBank

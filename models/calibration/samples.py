@@ -16,11 +16,12 @@ from models.text.key_bias import key_bias_of
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.post_scaled import attend_cache, per_kv_head, scaled_rows, to_kv_heads
 from vkq_jax.attention.soft_cap import soft_cap
+from vkq_jax.cache.any_cache import at_layer
 from vkq_jax.cache.empty import LayerSizes
 from vkq_jax.cache.head_groups import take_bias
 from vkq_jax.cache.key_bias import KeyBias
 from vkq_jax.cache.kv_cache import KVCache
-from vkq_jax.cache.layered import LayeredCache, at_layer
+from vkq_jax.cache.layered import LayeredCache
 from vkq_jax.cache.visibility import Starts
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.dense import DenseTensor

@@ -18,7 +18,7 @@ from models.model import Model
 from models.text.coded_layers import read_layers
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.post_scaled import score_range
-from vkq_jax.cache.layered import at_layer
+from vkq_jax.cache.any_cache import at_layer
 from vkq_jax.messages import show
 from vkq_jax.settings.layer_groups import Cells, LayerGroups, Quant, settings_of
 from vkq_jax.settings.layer_settings import AnyQuant

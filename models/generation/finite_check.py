@@ -16,7 +16,8 @@ from models.text.linear_attention import without_past
 from models.text.masks import prompt_masks
 from models.vision.vit import VisionTransformer
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.cache.layered import AnyCache, heads_of_layer
+from vkq_jax.cache.any_cache import heads_of_layer
+from vkq_jax.cache.layered import AnyCache
 from vkq_jax.cache.visual import left_pack
 from vkq_jax.slots import filled
 

@@ -23,10 +23,11 @@ from models.text.key_bias import has_key_bias, key_bias_for
 from models.text.linear_attention import empty_states
 from models.text.masks import cache_starts, prompt_masks
 from vkq_jax.array_types import Array, Float
+from vkq_jax.cache.any_cache import map_groups
 from vkq_jax.cache.empty import empty_cache
 from vkq_jax.cache.head_groups import take_bias, take_score_map
 from vkq_jax.cache.kv_cache import KVCache
-from vkq_jax.cache.layered import AnyCache, LayeredCache, map_groups
+from vkq_jax.cache.layered import AnyCache, LayeredCache
 from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.cache.updates import grow
 from vkq_jax.passes.prefill import begin_prefill

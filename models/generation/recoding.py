@@ -15,10 +15,11 @@ from models.generation.backend import ModelBackend
 from models.model import Model
 from models.sharding.placing import place_cache
 from models.text.key_bias import key_bias_for
+from vkq_jax.cache.any_cache import cells_of, map_parts
 from vkq_jax.cache.head_groups import take_bias
 from vkq_jax.cache.key_bias import KeyBias
 from vkq_jax.cache.kv_cache import KVCache
-from vkq_jax.cache.layered import AnyCache, LayeredCache, cells_of, map_parts, split_layers
+from vkq_jax.cache.layered import AnyCache, LayeredCache, split_layers
 from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.code_tables import CodeTables

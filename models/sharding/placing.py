@@ -19,8 +19,9 @@ from models.sharding.axes import DATA, GROUP, KV_HEADS, MODEL
 from models.sharding.split_backend import SplitBackend
 from vkq_jax.array_types import Array, Float
 from vkq_jax.attention.backend import Backend
+from vkq_jax.cache.any_cache import map_parts
 from vkq_jax.cache.kv_cache import KVCache
-from vkq_jax.cache.layered import AnyCache, LayeredCache, map_parts
+from vkq_jax.cache.layered import AnyCache, LayeredCache
 from vkq_jax.cache.split_tensor import SplitTensor
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.settings.layer_groups import LayerGroups, Quant

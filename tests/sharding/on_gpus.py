@@ -23,7 +23,7 @@ import models
 from models.sharding.placing import sequence_parts
 from tests.sharding.cases import BATCH, CONFIGS, STEPS, Cases, inputs_of
 from vkq_apps.files.provenance import provenance
-from vkq_jax.cache.layered import map_parts
+from vkq_jax.cache.any_cache import map_parts
 from vkq_jax.files.atomic_write import atomic_write
 from vkq_jax.sharding.bank_parts import join_banks
 from vkq_jax.sharding.hosts import to_host

@@ -9,7 +9,7 @@ import models
 import vkq_jax
 from tests.sharding.cases import BATCH, STEPS, assert_same, inputs_of
 from tests.sharding.test_parts import CALIBRATED, later_turn
-from vkq_jax.cache.layered import map_parts
+from vkq_jax.cache.any_cache import map_parts
 from vkq_jax.sharding.bank_parts import join_banks
 
 LAYERS = vkq_jax.per_layer("signs-1bit", {0: "none"})

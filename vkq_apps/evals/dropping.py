@@ -20,8 +20,9 @@ from models.text.coded_layers import coded_layers, read_layers
 from models.text.masks import prompt_masks
 from vkq_jax.array_types import Array, Float
 from vkq_jax.attention.soft_cap import soft_cap
+from vkq_jax.cache.any_cache import map_parts
 from vkq_jax.cache.kv_cache import KVCache
-from vkq_jax.cache.layered import AnyCache, map_parts
+from vkq_jax.cache.layered import AnyCache
 from vkq_jax.cache.updates import take_sequences
 from vkq_jax.cache.visual import left_pack
 from vkq_jax.cache.visual_bank import VisualBank

@@ -13,8 +13,9 @@ from models.layers.layer_kinds import in_layer_order
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.post_scaled import to_kv_heads
 from vkq_jax.attention.soft_cap import soft_cap
+from vkq_jax.cache.any_cache import at_layer, cells_of, map_groups
 from vkq_jax.cache.kv_cache import KVCache, LayerCache
-from vkq_jax.cache.layered import AnyCache, at_layer, cells_of, map_groups, split_layers
+from vkq_jax.cache.layered import AnyCache, split_layers
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.error_measures import relative_squared_error
 from vkq_jax.settings.layer_groups import Cells, LayerGroups

@@ -13,8 +13,9 @@ from vkq_apps.inspection.capture import Capture
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.attention_weights import attention_weights
 from vkq_jax.attention.post_scaled import attend_cache
+from vkq_jax.cache.any_cache import at_layer
 from vkq_jax.cache.kv_cache import KVCache
-from vkq_jax.cache.layered import AnyCache, at_layer
+from vkq_jax.cache.layered import AnyCache
 from vkq_jax.cache.visibility import Starts
 from vkq_jax.pytree import frozen_pytree
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 
+from vkq_jax.cache.any_cache import check_cache_type
 from vkq_jax.cache.kv_cache import KVCache
-from vkq_jax.cache.layered import AnyCache, LayeredCache, check_cache_type
+from vkq_jax.cache.layered import AnyCache, LayeredCache
 from vkq_jax.cache.split_tensor import SplitTensor
 from vkq_jax.codes.dense import DenseTensor
 from vkq_jax.codes.quantized import QuantizedTensor

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from vkq_jax.array_types import Array, Shaped
+from vkq_jax.cache.any_cache import check_cache_type, map_parts, map_recurrent
 from vkq_jax.cache.kv_cache import KVCache, LayerCache
-from vkq_jax.cache.layered import LayeredCache, check_cache_type, map_parts, map_recurrent
+from vkq_jax.cache.layered import LayeredCache
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.messages import show
 from vkq_jax.validation import whole_number

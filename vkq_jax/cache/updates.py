@@ -13,9 +13,10 @@ from jax.typing import ArrayLike
 
 from vkq_jax.arguments import checked
 from vkq_jax.array_types import Array, Bool, Float, Shaped
+from vkq_jax.cache.any_cache import check_cache_type, map_parts, map_recurrent
 from vkq_jax.cache.head_groups import take_cells
 from vkq_jax.cache.kv_cache import KVCache
-from vkq_jax.cache.layered import LayeredCache, check_cache_type, map_parts, map_recurrent
+from vkq_jax.cache.layered import LayeredCache
 from vkq_jax.cache.sharing import is_shared
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.messages import show

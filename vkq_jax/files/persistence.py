@@ -20,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 import vkq_jax
+from vkq_jax.cache.any_cache import check_cache_type, map_parts
 from vkq_jax.cache.kv_cache import KVCache
-from vkq_jax.cache.layered import AnyCache, LayeredCache, check_cache_type, map_parts
+from vkq_jax.cache.layered import AnyCache, LayeredCache
 from vkq_jax.files.atomic_write import atomic_write
 from vkq_jax.files.consistency import check_cache
 from vkq_jax.files.sliced_arrays import digest_of_file, outlines, read_shards

@@ -24,7 +24,8 @@ from tests.vkq_jax.passes.test_passes import (
     run,
     scanned,
 )
-from vkq_jax.cache.layered import at_layer, split_layers
+from vkq_jax.cache.any_cache import at_layer
+from vkq_jax.cache.layered import split_layers
 from vkq_jax.settings.layer_groups import Cells
 
 MIXED = vkq_jax.per_layer(CODES, {(0, 1): "none", (1, 0): "none"})
