@@ -68,7 +68,7 @@ class MRopeSettings(Settings):
 
 
 class TowerSettings(Protocol):
-    """The fields of a text tower that say how its queries and keys turn."""
+    """The fields of a text tower that say what RoPE its queries and keys have."""
 
     @property
     def max_position_embeddings(self) -> int: ...
@@ -139,7 +139,7 @@ def rope_of(
         head_dim: channels of a head.
         where: name of the object in config.json.
         mrope: see `read_rope`.
-        partial: whether `partial_rotary_factor` may say that only the first channels turn.
+        partial: whether `partial_rotary_factor` may say that only the first channels are rotated.
     """
     unread = RopeSettings.unread(given)
     if mrope is not None:

@@ -1,7 +1,7 @@
 """Rotary position embedding: cosines and sines of positions, and their use.
 
-A pair of channels (i, i + H/2) of a query or key at position t turns by t * inverse_frequency[i],
-H being the channels of a head that turn.
+RoPE rotates a pair of channels (i, i + H/2) of a query or key at position t by
+t * inverse_frequency[i], H being the channels of a head that are rotated.
 """
 
 import jax.numpy as jnp
@@ -29,11 +29,11 @@ def rope(
     """
     frequencies = inverse_frequencies(config, positions.max() + 1)
     if positions.ndim == 2:
-        turned = positions[..., None]
+        of_pair = positions[..., None]
     else:
         assert config.mrope is not None, "positions of several axes need M-RoPE"
-        turned = positions[..., config.mrope.axis_of_pair(config.head_dim // 2)]
-    angles = turned.astype(jnp.float32) * frequencies
+        of_pair = positions[..., config.mrope.axis_of_pair(config.head_dim // 2)]
+    angles = of_pair.astype(jnp.float32) * frequencies
     scaling = attention_scaling(config)
     return (jnp.cos(angles) * scaling).astype(dtype), (jnp.sin(angles) * scaling).astype(dtype)
 
@@ -43,16 +43,16 @@ def apply_rope(
 ) -> Float[Array, "B T heads H"]:
     """Rotates queries or keys, in their own dtype: pairs (i, i + half) of the first channels."""
     half = cos.shape[-1]
-    first, second, still = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(turned + [still] * bool(still.shape[-1]), axis=-1)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(rotated + [rest] * bool(rest.shape[-1]), axis=-1)
 
 
 def pairs_to_halves(x: Float[Array, "*lead H"], width: int) -> Float[Array, "*lead H"]:
     """Pairs (2i, 2i + 1) of the first `width` channels moved to (i, i + width / 2).
 
-    Queries and keys reordered alike have the scores that they had, and turn as all others do.
+    Queries and keys reordered alike have the scores that they had, and are rotated as all others.
     """
     parts = [x[..., :width:2], x[..., 1:width:2], x[..., width:]]
     return jnp.concatenate(parts[: 3 if x.shape[-1] > width else 2], axis=-1)
@@ -66,10 +66,10 @@ def grid_rope(
     *,
     alternating: bool = False,
 ) -> tuple[Float[Array, "B P half"], Float[Array, "B P half"]]:
-    """Cosine and sine of patches of a grid: half of the channels turns with each axis.
+    """Cosine and sine of patches of a grid: half of the channels is rotated by each axis.
 
-    The first half of the pairs (i, i + head_dim / 2) turns with the row, the second half with the
-    column, both by the same frequencies. Source: Qwen2-VL, arXiv 2409.12191, section 2.1.
+    The first half of the pairs (i, i + head_dim / 2) is rotated by the row, the second half by
+    the column, both by the same frequencies. Source: Qwen2-VL, arXiv 2409.12191, section 2.1.
 
     Args:
         rows_and_columns: of each patch.

@@ -27,7 +27,7 @@ class RopeKind(StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class MRope:
-    """Multimodal RoPE: each pair of channels turns with one axis (time, row, column) of a position.
+    """Multimodal RoPE: one axis of a position (time, row, column) rotates each pair of channels.
 
     Source: Qwen2-VL, arXiv 2409.12191, section 2.1.
 
@@ -40,7 +40,7 @@ class MRope:
     interleaved: bool = False
 
     def axis_of_pair(self, pairs: int) -> np.ndarray:
-        """The axis, 0 to 2, that each of `pairs` pairs of channels turns with."""
+        """The axis, 0 to 2, that each of `pairs` pairs of channels is rotated by."""
         if not self.interleaved:
             return np.repeat(np.arange(3), self.section)
         axes = np.zeros(pairs, np.int64)
@@ -54,7 +54,7 @@ class RopeConfig:
     """Settings of the rotary embedding; each kind reads only what its formula needs.
 
     Attributes:
-        kind: the formula. head_dim: channels of a head that turn, the first ones.
+        kind: the formula. head_dim: channels of a head that are rotated, the first ones.
         theta: base of the geometric series of wavelengths.
         max_length: longest sequence the model is meant for.
         original_max_length: longest sequence of pretraining, before any stretching.
@@ -63,7 +63,7 @@ class RopeConfig:
         beta_fast, beta_slow, truncate, mscale, mscale_all_dim: yarn's ramp and scaling.
         low_freq_factor, high_freq_factor: llama3's band of interpolation.
         short_factor, long_factor: longrope's divisors, one per pair of channels.
-        turning: pairs of channels that turn, the first ones (proportional).
+        rotated_pairs: pairs of channels that are rotated, the first ones (proportional).
         interleaved: the channels of a pair lie side by side (2i, 2i + 1) in the weights, see
             `pairs_to_halves`.
         mrope: how pairs of channels are shared among the axes of a position; None: one axis.
@@ -85,7 +85,7 @@ class RopeConfig:
     high_freq_factor: float = 4.0
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
-    turning: int = 0
+    rotated_pairs: int = 0
     interleaved: bool = False
     mrope: MRope | None = None
 
@@ -119,7 +119,7 @@ class RopeConfig:
         if runs and sum(runs) != self.head_dim // 2:
             raise ValueError(
                 f"mrope_section: expected numbers that sum to {self.head_dim // 2}, half of the "
-                f"channels that turn, got {list(runs)}, whose sum is {sum(runs)}"
+                f"channels that are rotated, got {list(runs)}, whose sum is {sum(runs)}"
             )
         for name in ("short_factor", "long_factor") if self.kind is RopeKind.LONGROPE else ():
             if (count := len(getattr(self, name))) != self.head_dim // 2:

@@ -34,9 +34,9 @@ def inverse_frequencies(config: RopeConfig, length: Int32[Array, ""] | int) -> F
         case RopeKind.LLAMA3:
             return jnp.asarray(_llama3(config))
         case RopeKind.PROPORTIONAL:
-            turns = np.arange(config.head_dim // 2) < config.turning
+            rotated = np.arange(config.head_dim // 2) < config.rotated_pairs
             stretch = 1.0 if config.factor is None else config.factor
-            return jnp.asarray(geometric_series(config) * turns / np.float32(stretch))
+            return jnp.asarray(geometric_series(config) * rotated / np.float32(stretch))
 
 
 def attention_scaling(config: RopeConfig) -> float:
@@ -76,7 +76,7 @@ def _yarn(config: RopeConfig) -> np.ndarray:
     """Fast pairs keep their frequency, slow pairs are stretched, a linear ramp joins them."""
 
     def pair_of(rotations: float) -> float:
-        """The pair (as a real number) that makes so many turns over the pretraining length."""
+        """The pair (as a real number) that makes so many rotations over the pretraining length."""
         wavelength = config.pretraining_length / (rotations * 2 * math.pi)
         return config.head_dim * math.log(wavelength) / (2 * math.log(config.theta))
 
@@ -100,7 +100,7 @@ def _longrope(config: RopeConfig, length: Int32[Array, ""] | int) -> Float[Array
 def _llama3(config: RopeConfig) -> np.ndarray:
     """Wavelengths beyond the pretraining length are stretched, a smooth band joins them."""
     frequencies = geometric_series(config)
-    turns = np.float32(config.pretraining_length) * frequencies / np.float32(2 * math.pi)
+    rotations = np.float32(config.pretraining_length) * frequencies / np.float32(2 * math.pi)
     low, high = np.float32(config.low_freq_factor), np.float32(config.high_freq_factor)
-    kept = np.clip((turns - low) / (high - low), 0, 1)
+    kept = np.clip((rotations - low) / (high - low), 0, 1)
     return (1 - kept) * frequencies / np.float32(config.stretch) + kept * frequencies

@@ -59,7 +59,7 @@ class Block(nnx.Module):
 
         Args:
             x: the residual stream.
-            cos, sin: by which RoPE turns queries and keys.
+            cos, sin: of RoPE.
             layer, carry: what `attend` takes besides queries, keys and values, see `Attend`.
             query_scale: factor of each token's queries.
             per_layer: the layer's own input, see `PerLayerInputs`.
@@ -154,7 +154,7 @@ class Projections(nnx.Module):
     def query(
         self, x: Float[Array, "B T hidden_size"]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N H"] | None]:
-        """Queries, not turned, and what their attention is multiplied by, if any."""
+        """Queries without RoPE, and what their attention is multiplied by, if any."""
         query, gate = self.q_proj(x), None
         if self.config.attention_gate:
             both = query.reshape(*x.shape[:2], -1, 2 * self.config.head_dim)
@@ -165,7 +165,7 @@ class Projections(nnx.Module):
     def key_value(
         self, x: Float[Array, "B T hidden_size"]
     ) -> tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-        """Keys, not turned, and values."""
+        """Keys without RoPE, and values."""
         key = value = self._heads(self.k_proj(x))
         if not self.config.keys_as_values:
             value = self._heads(self.v_proj(x))

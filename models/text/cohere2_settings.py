@@ -13,7 +13,7 @@ __all__ = ["Cohere2Settings"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cohere2Settings(TextSettings):
-    """Parallel blocks; sliding layers turn queries and keys, full ones do not."""
+    """Parallel blocks; sliding layers have RoPE, full ones do not."""
 
     vocab_size: Width = 256000
     hidden_size: Width = 8192
@@ -35,7 +35,7 @@ class Cohere2Settings(TextSettings):
             "rms_norm_eps": self.layer_norm_eps,
             "layer_norms": True,
             "parallel_blocks": True,
-            "full_layers_turn": False,
+            "rope_in_full_layers": False,
         }
 
     def ropes(self, head_dim: int, where: str) -> tuple[RopeConfig, None]:

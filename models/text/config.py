@@ -91,8 +91,8 @@ class TextConfig:
         vocab_size: rows of the embedding. hidden_size: channels of a token.
         intermediate_size: hidden channels of a block's MLP.
         num_hidden_layers: L. num_attention_heads: N. num_key_value_heads: K. head_dim: H.
-        rope: how queries and keys turn. sliding_rope: the same in sliding layers, where it differs.
-        full_layers_turn: whether they turn in layers without a sliding window (Cohere2's do not).
+        rope: of queries and keys. sliding_rope: the same in sliding layers, where it differs.
+        rope_in_full_layers: whether layers without a sliding window have it (Cohere2's do not).
         tie_word_embeddings: whether the embedding doubles as the output head.
         attention_bias: biases of the projections of queries, keys and values.
         attention_output_bias: bias of the projection behind attention.
@@ -141,7 +141,7 @@ class TextConfig:
     head_dim: int
     rope: RopeConfig
     sliding_rope: RopeConfig | None = None
-    full_layers_turn: bool = True
+    rope_in_full_layers: bool = True
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     attention_output_bias: bool = False

@@ -81,7 +81,7 @@ class TextDecoder(nnx.Module):
 
         Args:
             x: embeddings in the compute dtype.
-            positions: what RoPE turns queries and keys by.
+            positions: of RoPE.
             attend: see `Attend`.
             carry: what the first block's `attend` gets.
             additions: added after the first A layers (deepstack).
@@ -134,7 +134,7 @@ class TextDecoder(nnx.Module):
         The latter has a leading axis of all layers that ran.
         """
         config = self.config
-        turn_of = self._turns(positions, x.dtype)
+        cos_sin_of = self._cos_sin(positions, x.dtype)
         per_layer = None
         if config.per_layer_inputs is not None:
             assert tokens is not None, "inputs of each layer's own need the tokens"
@@ -145,7 +145,7 @@ class TextDecoder(nnx.Module):
 
         def step(name, attend, block, layer, carry):
             x, inner = carry
-            cos, sin = turn_of(name, layer)
+            cos, sin = cos_sin_of(name, layer)
             own = {} if per_layer is None else {"per_layer": per_layer[layer]}
             x, inner, out = block(x, cos, sin, layer, attend, inner, scale, **own)
             if additions is not None:
@@ -190,16 +190,16 @@ class TextDecoder(nnx.Module):
         looks = in_layer_order(config.stacks, {name: own for name, (_, own) in ran.items()})
         return place_sequences(self.mesh, x), carry, outputs, looks
 
-    def _turns(
+    def _cos_sin(
         self, positions: Int32[Array, "B T *axes"], dtype: DTypeLike
     ) -> Callable[[str, Array], tuple[Array, Array]]:
-        """For a stack's name and a layer's number: cosine and sine of what RoPE turns it by."""
+        """For a stack's name and a layer's number: the cosine and sine of its RoPE."""
         config = self.config
         full = rope(positions, config.rope, dtype)
         sliding = full
         if config.sliding_rope is not None:
             sliding = rope(positions, config.sliding_rope, dtype)
-        if not config.full_layers_turn:
+        if not config.rope_in_full_layers:
             full = jnp.ones_like(full[0]), jnp.zeros_like(full[1])
             sliding = full if config.sliding_window is None else sliding
         if config.full_layers_apart is not None:

@@ -183,7 +183,7 @@ class _LayerSizes(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Proportional(Settings):
-    """RoPE of which the slow pairs stand still; frequencies are those of the whole head."""
+    """RoPE that leaves the slow pairs as they are; frequencies are those of the whole head."""
 
     rope_theta: Theta
     partial_rotary_factor: Annotated[float, Between(0, 1)] = 1.0
@@ -198,5 +198,5 @@ class _Proportional(Settings):
             kind=RopeKind.PROPORTIONAL,
             theta=self.rope_theta,
             factor=self.factor,
-            turning=int(self.partial_rotary_factor * head_dim // 2),
+            rotated_pairs=int(self.partial_rotary_factor * head_dim // 2),
         )

@@ -135,7 +135,7 @@ class Gemma3Settings(Gemma2Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _RopeByKind(Settings):
-    """`rope_parameters` of a decoder whose kinds of layers turn differently."""
+    """`rope_parameters` of a decoder whose kinds of layers have a RoPE each."""
 
     full_attention: dict[str, Any] | None = None
     sliding_attention: dict[str, Any] | None = None

@@ -24,7 +24,7 @@ __all__ = ["Glm4vMoeTextSettings", "Glm4vTextSettings", "GlmOcrTextSettings"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Glm4vTextSettings(TextSettings):
-    """Sandwich norms, biases of queries, keys and values; a part of each head turns, in pairs."""
+    """Sandwich norms, biases of queries, keys and values, RoPE of a part of each head, in pairs."""
 
     vocab_size: Width = 151552
     intermediate_size: Width = 13696
@@ -68,7 +68,7 @@ class GlmOcrTextSettings(Glm4vTextSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Glm4vMoeTextSettings(TextSettings):
-    """Blocks of LLaMA's kind with experts in all layers but the first; a part of each head turns.
+    """Blocks of LLaMA's kind with experts in all layers but the first; RoPE of a part of each head.
 
     A router of sigmoids chooses from groups of experts; every token also goes through a shared one.
     """
@@ -135,6 +135,6 @@ class Glm4vMoeTextSettings(TextSettings):
         return switches | {"moe": moe, "dense_layers": dense}
 
     def ropes(self, head_dim: int, where: str) -> tuple[RopeConfig, None]:
-        """See `TextSettings.ropes`; some channels of a head turn."""
+        """See `TextSettings.ropes`; some channels of a head are rotated."""
         given, where = given_rope(self, where)
         return rope_of(given, self, head_dim, where, mrope=self.mrope, partial=True), None

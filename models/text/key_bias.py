@@ -23,12 +23,12 @@ def has_key_bias(config: TextConfig) -> bool:
     to layer or call to call.
     """
     varies = config.sliding_rope is not None or config.rope.depends_on_length
-    varies = varies or not config.full_layers_turn
+    varies = varies or not config.rope_in_full_layers
     return config.attention_bias and not config.query_key_norm and not varies
 
 
 def key_bias_of(text: TextDecoder) -> KeyBias | None:
-    """The bias of the decoder's keys [L, K, H] as RoPE turns it, if `has_key_bias`."""
+    """The bias of the decoder's keys [L, K, H] as RoPE rotates it, if `has_key_bias`."""
     config = text.config
     if not has_key_bias(config):
         return None

@@ -13,7 +13,7 @@ __all__ = ["Phi3Settings"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Phi3Settings(TextSettings):
-    """Phi-3, arXiv 2404.14219: fused projections; RoPE may turn a part of each head only."""
+    """Phi-3, arXiv 2404.14219: fused projections; RoPE may rotate a part of each head only."""
 
     vocab_size: Width = 32064
     hidden_size: Width = 3072

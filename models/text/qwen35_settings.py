@@ -84,7 +84,7 @@ class Qwen35TextSettings(TextSettings):
         """No layer has a window."""
 
     def ropes(self, head_dim: int, where: str) -> tuple[RopeConfig, None]:
-        """See `TextSettings.ropes`; some channels of a head turn."""
+        """See `TextSettings.ropes`; some channels of a head are rotated."""
         given, where = given_rope(self, where)
         return rope_of(given, self, head_dim, where, mrope=self.mrope, partial=True), None
 

@@ -111,7 +111,7 @@ class TextSettings(Settings):
         return {}
 
     def ropes(self, head_dim: int, where: str) -> tuple[RopeConfig, RopeConfig | None]:
-        """How queries and keys turn, and how in sliding layers where it differs there."""
+        """RoPE of queries and keys, and that of sliding layers where it differs there."""
         return read_rope(self, head_dim, where, mrope=self.mrope), None
 
     def kinds(self) -> tuple[str, ...] | None:

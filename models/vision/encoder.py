@@ -45,7 +45,7 @@ class EncoderConfig:
         num_key_value_heads, head_dim: by default as many as query heads, and their share of
             `hidden_size`.
         clipped_linears: inputs and outputs of linear layers are cut to stored ranges.
-        axis_halves: RoPE turns each half of a head by itself, the first by the column and the
+        axis_halves: RoPE rotates each half of a head by itself, the first by the column and the
             second by the row.
     """
 
@@ -122,7 +122,7 @@ class Encoder(nnx.Module):
             x: embedded patches in the compute dtype.
             attend: see `models.layers.attention.Attend`.
             carry: what the first block's `attend` gets.
-            rope: cosine and sine that queries and keys are turned by, if any.
+            rope: cosine and sine of RoPE, if there is one.
             keep: numbers of the blocks whose outputs are returned, increasing.
             unroll: see `models.layers.layer_scan.scan_layers`.
 
@@ -224,13 +224,13 @@ class _Projections(nnx.Module):
         if self.config.head_norms:
             value = rms_norm(value, self.config.layer_norm_eps).astype(value.dtype)
         if rope is not None:
-            turn = _turn_halves if self.config.axis_halves else apply_rope
-            query, key = turn(query, *rope), turn(key, *rope)
+            rotate = _rotate_halves if self.config.axis_halves else apply_rope
+            query, key = rotate(query, *rope), rotate(key, *rope)
         return query, key, value
 
 
-def _turn_halves(x: Array, cos: Array, sin: Array) -> Array:
-    """Each half of a head's channels turned by itself: by the column, then by the row."""
+def _rotate_halves(x: Array, cos: Array, sin: Array) -> Array:
+    """Each half of a head's channels rotated by itself: by the column, then by the row."""
     angles = (jnp.split(each, 2, axis=-1)[::-1] for each in (cos, sin))
     halves = zip(jnp.split(x, 2, axis=-1), *angles, strict=True)
     return jnp.concatenate([apply_rope(*half) for half in halves], axis=-1)

@@ -102,7 +102,7 @@ class GridVisionSettings(Settings):
             NotImplementedError: a setting that is not supported, named.
             ValueError: settings that contradict each other, named.
         """
-        # Each half of a head's pairs turns with one axis.
+        # Each half of a head's pairs is rotated by one axis.
         if self.width % (4 * self.num_heads):
             raise ValueError(
                 f"{WHERE}: expected a width that is a multiple of 4 * num_heads="

@@ -48,7 +48,7 @@ def test_keys_come_out_of_codes_as_close_as_without_a_bias(model, inputs):
     def error(keys):
         return float(jnp.square(jnp.where(valid, keys - whole, 0)).sum())
 
-    share = bias.turned(bank.position).transpose(0, 2, 1, 3)
+    share = bias.rotated(bank.position).transpose(0, 2, 1, 3)
     with_remedy = error(ours.visual[0].of_layer(1).dequantize()[0] + share)
     plain = vkq_jax.cache.visual_bank.code_bank(
         whole, bank.value.values, jnp.asarray(valid[:, 0, :, 0]), settings

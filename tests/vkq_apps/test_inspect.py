@@ -184,7 +184,7 @@ def test_keys_are_measured_without_the_bias_that_the_cache_keeps_out():
     for layer in range(LAYERS):
         (bank,) = cache.layer(layer).visual
         key_hat, _ = bank.dequantize()
-        share = cache.key_bias.of_layer(layer).turned(bank.position)[0].transpose(1, 0, 2)
+        share = cache.key_bias.of_layer(layer).rotated(bank.position)[0].transpose(1, 0, 2)
         error = vkq_jax.relative_squared_error(exact.key[layer] - share, key_hat[0])
         np.testing.assert_allclose(found.key.error.relative_squared_error[layer], error, rtol=1e-3)
     assert float(jnp.abs(share).max()) > 10 * float(jnp.abs(exact.key[-1] - share).max())

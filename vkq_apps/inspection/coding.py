@@ -111,7 +111,7 @@ def _of_part(caught: Capture, part: KVCache, cells: Cells) -> Coded:
     if bias is not None:
         position = caught.position
         assert position is not None
-        share = jax.vmap(lambda n: bias.of_layer(n).turned(position)[0])(numbers)
+        share = jax.vmap(lambda n: bias.of_layer(n).rotated(position)[0])(numbers)
         key = key - jnp.swapaxes(share, 1, 2)
 
     def decode(number: Array) -> tuple[Array, Array]:

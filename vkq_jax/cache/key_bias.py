@@ -1,7 +1,7 @@
 """The bias of the keys' projection, kept out of the codes and added to the scores exactly.
 
 Some towers (Qwen2, Qwen2.5-VL, GLM-4V) add a bias to their keys whose norm is tens of times that of
-the rest. RoPE turns it by each token's position, so that it runs through the tokens as sinusoids
+the rest. RoPE rotates it by each token's position, so that it runs through the tokens as sinusoids
 which no centre of a channel can follow. Its share of a score needs no cache: keys are
 RoPE_t(k + b), so
 
@@ -38,13 +38,13 @@ _FEW = 512  # positions that always pay
 
 @frozen_pytree
 class KeyBias:
-    """A key bias b and how RoPE turns it: channels (i, i + half) by position * frequencies[i].
+    """A key bias b and how RoPE rotates it: channels (i, i + half) by position * frequencies[i].
 
     Attributes:
         bias: b of each KV head, float32; of all layers [L, K, H] or of one [K, H].
-        frequencies: radians a position, float32; channels from 2 * half on do not turn.
-        axis_of_pair: where positions have several axes (M-RoPE): the axis that turns each pair.
-        scaling: factor by which RoPE multiplies the turned channels.
+        frequencies: radians a position, float32; channels from 2 * half on are not rotated.
+        axis_of_pair: where positions have several axes (M-RoPE): the axis that rotates each pair.
+        scaling: factor by which RoPE multiplies the rotated channels.
         waves: cosines and sines at the positions 0 to N - 1 that all visual tokens have, see
             `with_waves`; None: they are made from the positions of each token.
     """
@@ -59,14 +59,14 @@ class KeyBias:
         """One layer's bias; `index` may be traced."""
         return dataclasses.replace(self, bias=take_layer(self.bias, index))
 
-    def turned(self, positions: Int32[Array, "B V *axes"]) -> Float[Array, "B V K H"]:
+    def rotated(self, positions: Int32[Array, "B V *axes"]) -> Float[Array, "B V K H"]:
         """RoPE_t(b) of one layer at `positions`, float32: the bias's share of each key."""
         cos, sin = self._angles(positions)
-        first, second, still = self._split(self.bias[None, None])
+        first, second, rest = self._split(self.bias[None, None])
         cos, sin = cos[:, :, None], sin[:, :, None]
-        shape = (*cos.shape[:2], *still.shape[2:])
+        shape = (*cos.shape[:2], *rest.shape[2:])
         parts = [first * cos - second * sin, second * cos + first * sin]
-        return jnp.concatenate([*parts, jnp.broadcast_to(still, shape)], axis=-1)
+        return jnp.concatenate([*parts, jnp.broadcast_to(rest, shape)], axis=-1)
 
     def taken_out(
         self, key: Float[Array, "B V K H"], positions: Int32[Array, "B V *axes"]
@@ -75,24 +75,24 @@ class KeyBias:
 
         The result has the dtype of `key`.
         """
-        return (key.astype(jnp.float32) - self.turned(positions)).astype(key.dtype)
+        return (key.astype(jnp.float32) - self.rotated(positions)).astype(key.dtype)
 
     def scores(
         self, q: Float[Array, "B K Q H"], positions: Int32[Array, "B V *axes"]
     ) -> Float[Array, "B K Q V"]:
         """q . RoPE_t(b) of one layer at `positions`, float32, without the [B, V, K, H] keys."""
-        waves = self._with_still(*self._angles(positions))
+        waves = self._with_rest(*self._angles(positions))
         return exact_einsum("bkqc,bvc->bkqv", self.coefficients(q), waves)
 
     def coefficients(self, q: Float[Array, "B K Q H"]) -> Float[Array, "B K Q C"]:
-        """Factors of cosines, of sines and of the channels that do not turn, in scores of `q`."""
-        q_first, q_second, q_still = self._split(q)
-        first, second, still = self._split(self.bias[None, :, None])
+        """Factors of cosines, of sines and of unrotated channels, in scores of `q`."""
+        q_first, q_second, q_rest = self._split(q)
+        first, second, rest = self._split(self.bias[None, :, None])
         even = q_first * first + q_second * second
         odd = q_second * first - q_first * second
         parts = [even, odd]
-        if still.shape[-1]:
-            parts.append((q_still * still).sum(-1, keepdims=True))
+        if rest.shape[-1]:
+            parts.append((q_rest * rest).sum(-1, keepdims=True))
         return jnp.concatenate(parts, axis=-1)
 
     @property
@@ -116,7 +116,7 @@ class KeyBias:
         numbers = np.arange(axes)[:, None, None]
         of_pair = np.zeros(len(self.frequencies)) if axes == 1 else np.asarray(self.axis_of_pair)
         own = of_pair[None, None] == numbers
-        waves = self._with_still(
+        waves = self._with_rest(
             jnp.where(own, cos, 0), jnp.where(own, sin, 0), jnp.asarray(numbers == 0)
         )
         return dataclasses.replace(self, waves=waves)
@@ -144,12 +144,12 @@ class KeyBias:
         first, *others = map(_take, found, fields)
         return sum(others, first)
 
-    def _with_still(self, cos: Array, sin: Array, still: Array | bool = True) -> Array:
-        """Cosines, sines and, where channels do not turn, what these are multiplied by."""
+    def _with_rest(self, cos: Array, sin: Array, rest: Array | bool = True) -> Array:
+        """Cosines, sines and, where channels are not rotated, what these are multiplied by."""
         if self.bias.shape[-1] == 2 * len(self.frequencies):
             return jnp.concatenate([cos, sin], axis=-1)
-        still = jnp.broadcast_to(jnp.asarray(still, jnp.float32), (*cos.shape[:-1], 1))
-        return jnp.concatenate([cos, sin, still], axis=-1)
+        rest = jnp.broadcast_to(jnp.asarray(rest, jnp.float32), (*cos.shape[:-1], 1))
+        return jnp.concatenate([cos, sin, rest], axis=-1)
 
     def _angles(
         self, positions: Int32[Array, "B V *axes"]

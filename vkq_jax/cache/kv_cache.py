@@ -52,7 +52,7 @@ class LayerCache:
         key, value = bank.dequantize(self.tables)
         if self.key_bias is not None:
             assert bank.position is not None
-            key = key + self.key_bias.turned(bank.position).transpose(0, 2, 1, 3)
+            key = key + self.key_bias.rotated(bank.position).transpose(0, 2, 1, 3)
         return key, value
 
     def check_shapes(self) -> None:

@@ -55,7 +55,7 @@ class _LayeredPass[P: (Prefill, Decode)]:
 
     @property
     def positions(self) -> Int32[Array, "B T *axes"]:
-        """The positions by which RoPE turns queries and keys."""
+        """The positions of RoPE of queries and keys."""
         return self.parts[0].positions
 
     @property

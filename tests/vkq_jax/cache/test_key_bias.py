@@ -31,20 +31,20 @@ def test_shares_of_scores_are_those_of_the_turned_bias(axes):
     shape = (2, 9) if axes is None else (2, 9, 3)
     positions = jnp.asarray(rng.integers(0, 40, shape), jnp.int32)
     q = jnp.asarray(rng.normal(size=(2, 2, 4, HEAD_DIM)), jnp.float32)
-    turned = bias.turned(positions)
+    rotated = bias.rotated(positions)
     # RoPE by its definition, on complex numbers.
     of_pair = positions[..., None] if axes is None else positions[..., jnp.asarray(axes)]
     wave = 1.3 * np.exp(1j * np.asarray(of_pair) * np.asarray(bias.frequencies))
     b = np.asarray(bias.bias)
     pairs = (b[:, :HALF] + 1j * b[:, HALF : 2 * HALF]) * wave[:, :, None]
-    still = np.broadcast_to(b[:, 2 * HALF :], (*turned.shape[:3], HEAD_DIM - 2 * HALF))
+    still = np.broadcast_to(b[:, 2 * HALF :], (*rotated.shape[:3], HEAD_DIM - 2 * HALF))
     # float32 knows an angle of 40 radians to 4e-6 of them.
     np.testing.assert_allclose(
-        turned, np.concatenate([pairs.real, pairs.imag, still], -1), atol=1e-4
+        rotated, np.concatenate([pairs.real, pairs.imag, still], -1), atol=1e-4
     )
-    expected = np.einsum("bkqh,bvkh->bkqv", q, turned)
+    expected = np.einsum("bkqh,bvkh->bkqv", q, rotated)
     np.testing.assert_allclose(bias.scores(q, positions), expected, atol=1e-4)
-    key = turned + 1.0
+    key = rotated + 1.0
     np.testing.assert_allclose(bias.taken_out(key, positions), jnp.ones_like(key), atol=1e-5)
 
 
@@ -74,8 +74,8 @@ def shares_in_float64(q, bias, positions):
     pairs = (b[:, :HALF] + 1j * b[:, HALF : 2 * HALF]) * np.exp(1j * angles)[:, :, None]
     pairs *= np.float64(np.float32(bias.scaling))
     still = np.broadcast_to(b[:, 2 * HALF :], (*pairs.shape[:3], b.shape[1] - 2 * HALF))
-    turned = np.concatenate([pairs.real, pairs.imag, still], -1)
-    return np.einsum("bkqh,bvkh->bkqv", np.asarray(q, np.float64), turned)
+    rotated = np.concatenate([pairs.real, pairs.imag, still], -1)
+    return np.einsum("bkqh,bvkh->bkqv", np.asarray(q, np.float64), rotated)
 
 
 def test_a_bound_of_positions():
