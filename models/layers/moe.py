@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,39 +24,41 @@ _LARGEST_BLOCK = 128  # tokens of one product, enough to be bound by arithmetic
 
 @dataclasses.dataclass(frozen=True)
 class MoeConfig:
-    """A layer's experts.
+    """A layer's experts, in Hugging Face's names.
 
     Attributes:
         num_experts: E.
         num_experts_per_tok: how many of them a token goes through.
-        intermediate_size: hidden channels of an expert.
+        moe_intermediate_size: hidden channels of an expert.
         norm_topk_prob: the weights of a token's experts are made to sum to 1.
-        sigmoid: see `MoeMlp`.
-        num_groups: groups of as many experts; topk_group: how many of them, those with the best two
+        scoring_func: of the router, see `MoeMlp`.
+        n_group: groups of as many experts; topk_group: how many of them, those with the best two
             experts, a token chooses from.
-        scaling: of the weights.
-        shared_size: hidden channels of an MLP that all tokens go through; 0 without.
-        shared_gate: its output is multiplied by the sigmoid of a number of each token (Qwen3.5).
+        routed_scaling_factor: of the weights.
+        shared_expert_intermediate_size: hidden channels of an MLP that all tokens go through; 0
+            without.
+        shared_expert_gate: its output is multiplied by the sigmoid of a number of each token
+            (Qwen3.5).
     """
 
     num_experts: int
     num_experts_per_tok: int
-    intermediate_size: int
+    moe_intermediate_size: int
     norm_topk_prob: bool = True
-    sigmoid: bool = False
-    num_groups: int = 1
+    scoring_func: Literal["softmax", "sigmoid"] = "softmax"
+    n_group: int = 1
     topk_group: int = 1
-    scaling: float = 1.0
-    shared_size: int = 0
-    shared_gate: bool = False
+    routed_scaling_factor: float = 1.0
+    shared_expert_intermediate_size: int = 0
+    shared_expert_gate: bool = False
 
 
 class MoeMlp(nnx.Module):
     """sum over the k best e of p[e] * down[e](act(gate[e](x)) * up[e](x)), p = softmax(router(x)).
 
     Router as in Switch Transformers, arXiv 2101.03961, with k experts as in Mixtral, 2401.04088.
-    With `sigmoid` p = sigmoid(router(x)), and a bias that files hold is added where experts are
-    chosen: DeepSeek-V3, arXiv 2412.19437, section 2.1.2.
+    With sigmoid as `scoring_func` p = sigmoid(router(x)), and a bias that files hold is added where
+    experts are chosen: DeepSeek-V3, arXiv 2412.19437, section 2.1.2.
     """
 
     def __init__(self, make: Maker, hidden_size: int, config: MoeConfig, act: Activation):
@@ -63,29 +66,29 @@ class MoeMlp(nnx.Module):
         self.config = config
         self.gate = make.linear(hidden_size, config.num_experts, bias=False)
         self.experts = Experts(make, hidden_size, config, act)
-        if config.sigmoid:
+        if config.scoring_func == "sigmoid":
             self.e_score_correction_bias = nnx.Param(jnp.zeros(config.num_experts, jnp.float32))
-        if config.shared_size:
-            self.shared_experts = GatedMlp(make, hidden_size, config.shared_size, act, bias=False)
-        if config.shared_gate:
+        if shared := config.shared_expert_intermediate_size:
+            self.shared_experts = GatedMlp(make, hidden_size, shared, act, bias=False)
+        if config.shared_expert_gate:
             self.shared_expert_gate = make.linear(hidden_size, 1, bias=False)
 
     def __call__(self, x: Float[Array, "B T width"]) -> Float[Array, "B T width"]:
         """The layer's output, in x's dtype."""
         tokens = x.reshape(-1, x.shape[-1])
-        if self.config.sigmoid:
+        if self.config.scoring_func == "sigmoid":
             weight, expert = self._chosen_with_bias(tokens)
         else:
             weight, expert = best_experts(self.gate(tokens), self.config.num_experts_per_tok)
         if self.config.norm_topk_prob:
             # Sigmoids of all of a token's experts may be 0; transformers adds the same.
             weight = weight / (weight.sum(-1, keepdims=True) + 1e-20)
-        weight = weight * self.config.scaling
+        weight = weight * self.config.routed_scaling_factor
         mixed = self.experts(tokens, expert, weight.astype(x.dtype)).reshape(x.shape)
-        if not self.config.shared_size:
+        if not self.config.shared_expert_intermediate_size:
             return mixed
         shared = self.shared_experts(x)
-        if self.config.shared_gate:
+        if self.config.shared_expert_gate:
             shared = shared * jax.nn.sigmoid(self.shared_expert_gate(x))
         return mixed + shared
 
@@ -96,10 +99,10 @@ class MoeMlp(nnx.Module):
         config, kernel = self.config, self.gate.kernel[...].astype(jnp.float32)
         shares = jax.nn.sigmoid(tokens.astype(jnp.float32) @ kernel)
         biased = shares + self.e_score_correction_bias[...].astype(jnp.float32)[None]
-        groups = biased.reshape(len(tokens), config.num_groups, -1)
+        groups = biased.reshape(len(tokens), config.n_group, -1)
         best = jax.lax.top_k(groups, 2)[0].sum(-1)
         _, taken = jax.lax.top_k(best, config.topk_group)
-        open_to = jax.nn.one_hot(taken, config.num_groups, dtype=bool).any(1)[..., None]
+        open_to = jax.nn.one_hot(taken, config.n_group, dtype=bool).any(1)[..., None]
         biased = jnp.where(open_to, groups, -jnp.inf).reshape(biased.shape)
         _, expert = jax.lax.top_k(biased, config.num_experts_per_tok)
         return jnp.take_along_axis(shares, expert, axis=-1), expert
@@ -119,7 +122,7 @@ class Experts(nnx.Module):
     def __init__(self, make: Maker, hidden_size: int, config: MoeConfig, act: Activation):
         """Random parameters."""
         self.act, self.mesh = act, make.mesh
-        inner, count = config.intermediate_size, config.num_experts
+        inner, count = config.moe_intermediate_size, config.num_experts
         self.gate_proj = make.normal(count, hidden_size, inner)
         self.up_proj = make.normal(count, hidden_size, inner)
         self.down_proj = make.normal(count, inner, hidden_size)

@@ -124,13 +124,13 @@ class Glm4vMoeTextSettings(TextSettings):
         moe = MoeConfig(
             num_experts=count,
             num_experts_per_tok=chosen,
-            intermediate_size=self.moe_intermediate_size,
+            moe_intermediate_size=self.moe_intermediate_size,
             norm_topk_prob=self.norm_topk_prob,
-            sigmoid=True,
-            num_groups=groups,
+            scoring_func="sigmoid",
+            n_group=groups,
             topk_group=self.topk_group,
-            scaling=self.routed_scaling_factor,
-            shared_size=self.moe_intermediate_size * self.n_shared_experts,
+            routed_scaling_factor=self.routed_scaling_factor,
+            shared_expert_intermediate_size=(self.moe_intermediate_size * self.n_shared_experts),
         )
         return switches | {"moe": moe, "dense_layers": dense}
 

@@ -31,12 +31,12 @@ def _of_stack(
 ) -> tuple[Mapping[str, Source], ...]:
     """`moe_alternatives` of one stack of layers."""
     own, mlp = numbers.get(stack), f"{stack}.{{}}.mlp"
-    ways = expert_sources(f"{mlp}.experts", moe.intermediate_size, own)
+    ways = expert_sources(f"{mlp}.experts", moe.moe_intermediate_size, own)
     more: dict[str, Source] = {}
-    if moe.sigmoid:
+    if moe.scoring_func == "sigmoid":
         bias = "e_score_correction_bias"
         more[f"{mlp}.{bias}"] = Source(f"{mlp}.gate.{bias}", numbers=own)
-    if moe.shared_gate:  # Qwen's name of what DeepSeek's files call shared_experts
+    if moe.shared_expert_gate:  # Qwen's name of what DeepSeek's files call shared_experts
         for part in ("gate_proj", "up_proj", "down_proj"):
             more[f"{mlp}.shared_experts.{part}.weight"] = Source(
                 f"{mlp}.shared_expert.{part}.weight", Layout.TRANSPOSED, numbers=own

@@ -113,7 +113,7 @@ class Qwen35MoeTextSettings(Qwen35TextSettings):
             self.num_experts,
             self.num_experts_per_tok,
             self.moe_intermediate_size,
-            shared_size=self.shared_expert_intermediate_size,
-            shared_gate=True,
+            shared_expert_intermediate_size=self.shared_expert_intermediate_size,
+            shared_expert_gate=True,
         )
         return super().switches() | {"moe": moe}

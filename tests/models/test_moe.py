@@ -14,7 +14,7 @@ from models.layers.moe import MoeConfig, MoeMlp
 @pytest.mark.parametrize("norm", [True, False])
 def test_tokens_go_through_their_best_experts(batch, tokens, norm):
     config = MoeConfig(
-        num_experts=5, num_experts_per_tok=2, intermediate_size=6, norm_topk_prob=norm
+        num_experts=5, num_experts_per_tok=2, moe_intermediate_size=6, norm_topk_prob=norm
     )
     module = MoeMlp(Maker.create(nnx.Rngs(0)), 8, config, Activation.SILU)
     x = 10 * jax.random.normal(jax.random.key(tokens), (batch, tokens, 8))
@@ -48,9 +48,9 @@ def test_groups_are_chosen_by_their_two_best_experts():
     config = MoeConfig(
         num_experts=6,
         num_experts_per_tok=2,
-        intermediate_size=4,
-        sigmoid=True,
-        num_groups=3,
+        moe_intermediate_size=4,
+        scoring_func="sigmoid",
+        n_group=3,
         topk_group=1,
     )
     module = MoeMlp(Maker.create(nnx.Rngs(0)), 8, config, Activation.SILU)
@@ -69,7 +69,9 @@ def test_groups_are_chosen_by_their_two_best_experts():
 
 
 def test_a_token_whose_experts_all_have_weight_0_gets_0():
-    config = MoeConfig(num_experts=3, num_experts_per_tok=2, intermediate_size=4, sigmoid=True)
+    config = MoeConfig(
+        num_experts=3, num_experts_per_tok=2, moe_intermediate_size=4, scoring_func="sigmoid"
+    )
     module = MoeMlp(Maker.create(nnx.Rngs(0)), 8, config, Activation.SILU)
     module.gate.kernel[...] = np.full((8, 3), -100, np.float32)
     np.testing.assert_array_equal(module(np.ones((1, 2, 8), np.float32)), np.zeros((1, 2, 8)))

@@ -66,7 +66,7 @@ def gemma4_names(config: Gemma4Config) -> WeightNames:
         for stack in text.stacks:
             experts = f"text.{stack}.{{}}.experts"
             own = numbers.get(f"text.{stack}")
-            special |= expert_sources(experts, text.moe_beside_mlp.intermediate_size, own)[0]
+            special |= expert_sources(experts, text.moe_beside_mlp.moe_intermediate_size, own)[0]
     if encoder.clipped_linears:
         block = "vision.encoder.layers.{}."
         linears = [f"self_attn.{part}_proj" for part in ("q", "k", "v", "out")]
