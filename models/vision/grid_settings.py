@@ -1,4 +1,4 @@
-"""Settings of a vision tower over any grid in config.json: fields, ranges, defaults."""
+"""Settings of Qwen-VL's vision towers in config.json, and what all towers over a grid share."""
 
 import dataclasses
 import math
@@ -9,7 +9,6 @@ from models.checkpoints.hf_fields import (
     NO_EFFECT,
     ActivationName,
     Count,
-    Epsilon,
     Side,
     Theta,
     Width,
@@ -18,21 +17,19 @@ from models.checkpoints.hf_settings import Between, Settings
 from models.layers.activations import Activation
 from models.vision.encoder import EncoderConfig
 from models.vision.grid_tower import GridConfig
+from models.vision.settings import WHERE
 from vkq_jax.messages import show, some
 
 __all__ = [
     "GRID_SETTINGS",
-    "Glm4vVisionSettings",
-    "GlmOcrVisionSettings",
     "GridVisionSettings",
     "Qwen2VisionSettings",
     "Qwen3VisionSettings",
     "Qwen25VisionSettings",
     "Qwen35VisionSettings",
+    "SizedVisionSettings",
     "axial_theta",
 ]
-
-WHERE = "vision_config"
 
 Layers = tuple[Annotated[int, Between(0, 2**12)], ...]
 
@@ -62,7 +59,7 @@ def axial_theta(given: dict[str, Any] | None, default: float) -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GridVisionSettings(Settings):
-    """Fields that the towers of all Qwen-VL models have."""
+    """Fields that all of these towers have."""
 
     depth: Count = 32
     hidden_size: Width = 3584
@@ -158,14 +155,11 @@ class Qwen2VisionSettings(GridVisionSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Qwen25VisionSettings(GridVisionSettings):
-    """`vision_config` of Qwen2.5-VL: windows in all but a few layers."""
+class SizedVisionSettings(GridVisionSettings):
+    """Fields of towers that state the widths of their MLPs and of visual tokens."""
 
-    intermediate_size: Width = 3420
+    intermediate_size: Width
     out_hidden_size: Width = 3584
-    window_size: Side = 112
-    fullatt_block_indexes: Layers = (7, 15, 23, 31)
-    tokens_per_second: Count = 4
 
     @property
     def mlp_width(self) -> int:
@@ -176,6 +170,16 @@ class Qwen25VisionSettings(GridVisionSettings):
     def output_width(self) -> int:
         """Channels of a visual token."""
         return self.out_hidden_size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Qwen25VisionSettings(SizedVisionSettings):
+    """`vision_config` of Qwen2.5-VL: windows in all but a few layers."""
+
+    intermediate_size: Width = 3420
+    window_size: Side = 112
+    fullatt_block_indexes: Layers = (7, 15, 23, 31)
+    tokens_per_second: Count = 4
 
     def encoder_switches(self) -> dict[str, Any]:
         """Blocks are those of the text decoder, with biases."""
@@ -196,7 +200,7 @@ class Qwen25VisionSettings(GridVisionSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Qwen3VisionSettings(GridVisionSettings):
+class Qwen3VisionSettings(SizedVisionSettings):
     """`vision_config` of Qwen3-VL: a table of positions, features of several layers (deepstack)."""
 
     depth: Count = 27
@@ -204,19 +208,8 @@ class Qwen3VisionSettings(GridVisionSettings):
     hidden_act: ActivationName = Activation.GELU_TANH
     intermediate_size: Width = 4304
     patch_size: Side = 16
-    out_hidden_size: Width = 3584
     num_position_embeddings: Width = 2304
     deepstack_visual_indexes: Layers = (8, 16, 24)
-
-    @property
-    def mlp_width(self) -> int:
-        """Hidden channels of a block's MLP."""
-        return self.intermediate_size
-
-    @property
-    def output_width(self) -> int:
-        """Channels of a visual token."""
-        return self.out_hidden_size
 
     def switches(self) -> dict[str, Any]:
         """Deepstack layers have to be some of the tower's, in its order; the table is a square."""
@@ -239,89 +232,6 @@ class Qwen35VisionSettings(Qwen3VisionSettings):
     """`vision_config` of Qwen3.5: Qwen3-VL's without deepstack."""
 
     deepstack_visual_indexes: Layers = ()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Glm4vVisionSettings(GridVisionSettings):
-    """`vision_config` of GLM-4.1V: a bicubic table of positions; MLPs as wide as visual tokens."""
-
-    depth: Count = 24
-    hidden_size: Width = 1536
-    num_heads: Count = 12
-    attention_bias: bool = False
-    image_size: Side = 336
-    rms_norm_eps: Epsilon = 1e-5
-    out_hidden_size: Width = 4096
-    intermediate_size: Width = 13696
-
-    @property
-    def mlp_width(self) -> int:
-        """Hidden channels of a block's MLP."""
-        return self.out_hidden_size
-
-    @property
-    def output_width(self) -> int:
-        """Channels of a visual token."""
-        return self.out_hidden_size
-
-    @property
-    def merger_width(self) -> int:
-        """Hidden channels of the projector's MLP."""
-        return self.intermediate_size
-
-    def encoder_switches(self) -> dict[str, Any]:
-        """Blocks of the text decoder's kind, biases of queries, keys and values apart."""
-        return {
-            "layer_norm_eps": self.rms_norm_eps,
-            "rms_norms": True,
-            "gated_mlp": True,
-            "attention_bias": self.attention_bias,
-            "attention_output_bias": False,
-            "mlp_bias": False,
-        }
-
-    def switches(self) -> dict[str, Any]:
-        """Norms around the blocks, and the table."""
-        return {
-            "patch_bias": True,
-            "pre_norm": True,
-            "post_norm": True,
-            "table_side": max(self.image_size // self.patch_size, 1),
-            "table_bicubic": True,
-        }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GlmOcrVisionSettings(Glm4vVisionSettings):
-    """`vision_config` of GLM-OCR: no table of positions, norms of each head's queries and keys."""
-
-    hidden_size: Width = 1024
-    num_heads: Count = 16
-    attention_bias: bool = True
-    out_hidden_size: Width = 1536
-    intermediate_size: Width = 4096
-
-    @property
-    def mlp_width(self) -> int:
-        """Hidden channels of a block's MLP."""
-        return self.intermediate_size
-
-    @property
-    def merger_width(self) -> int:
-        """Hidden channels of the projector's MLP."""
-        return self.out_hidden_size * self.in_channels
-
-    def encoder_switches(self) -> dict[str, Any]:
-        """One field decides about the biases of all layers."""
-        return super().encoder_switches() | {
-            "attention_output_bias": self.attention_bias,
-            "mlp_bias": self.attention_bias,
-            "query_key_head_norms": True,
-        }
-
-    def switches(self) -> dict[str, Any]:
-        """A norm after the blocks alone."""
-        return {"patch_bias": True, "post_norm": True}
 
 
 GRID_SETTINGS: Mapping[str, type[GridVisionSettings]] = {

@@ -7,9 +7,9 @@ from models.checkpoints.hf_fields import NO_EFFECT, ActivationName, Count, Side,
 from models.checkpoints.hf_settings import Settings
 from models.layers.activations import Activation
 from models.vision.encoder import EncoderConfig
-from models.vision.grid_settings import WHERE, axial_theta
+from models.vision.grid_settings import axial_theta
 from models.vision.grid_tower import GridConfig
-from models.vision.settings import feature_layers, square
+from models.vision.settings import WHERE, feature_layers, square
 from vkq_jax.messages import show
 
 __all__ = ["PixtralVisionSettings"]

@@ -44,7 +44,8 @@ from models.families.qwen_vl.config import Qwen35Settings, QwenVLSettings
 from models.families.registry import FAMILY_NAMES, family_of
 from models.families.vipllava.config import VipLlavaSettings
 from models.text.registry import TEXT_SETTINGS
-from models.vision.grid_settings import GRID_SETTINGS, Glm4vVisionSettings, GlmOcrVisionSettings
+from models.vision.glm_settings import Glm4vVisionSettings, GlmOcrVisionSettings
+from models.vision.grid_settings import GRID_SETTINGS
 from models.vision.pixtral_settings import PixtralVisionSettings
 from models.vision.settings import ClipVisionSettings, SiglipVisionSettings
 from tests.models.hf_files import config_json

@@ -9,7 +9,7 @@ from models.families.qwen_vl.config import QwenVLConfig
 from models.families.settings import FamilySettings
 from models.layers.activations import Activation
 from models.text.registry import read_text_settings
-from models.vision.grid_settings import Glm4vVisionSettings, GlmOcrVisionSettings
+from models.vision.glm_settings import Glm4vVisionSettings, GlmOcrVisionSettings
 
 __all__ = ["Glm4vConfig", "Glm4vMoeSettings", "Glm4vSettings", "Glm46vSettings", "GlmOcrSettings"]
 
