@@ -1,6 +1,7 @@
 """Vision towers over a fixed grid of patches: CLIP, SigLIP and their kin."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
@@ -111,12 +112,9 @@ class VisionTransformer(nnx.Module):
             unroll: see `models.layers.layer_scan.scan_layers`.
         """
         config = self.config
-        wanted = config.feature_layers
-        only_last = set(wanted) == {config.num_layers}
-        states = self.hidden_states(
-            pixel_values, attend, positions=positions, keep_all=not only_last, unroll=unroll
+        chosen = self.hidden_states(
+            pixel_values, attend, config.feature_layers, positions=positions, unroll=unroll
         )
-        chosen = [states[-1 if only_last else index] for index in wanted]
         if config.post_norm:
             chosen = [self.post_layernorm(x) for x in chosen]
         return jnp.concatenate(chosen, axis=-1)[:, config.first_feature :]
@@ -125,12 +123,15 @@ class VisionTransformer(nnx.Module):
         self,
         pixel_values: Float[Array, "images 3 size size"],
         attend: Attend | None = None,
+        layers: Sequence[int] | None = None,
         *,
         positions: Int32[Array, "images patches"] | None = None,
-        keep_all: bool = True,
         unroll: bool = False,
     ) -> list[Float[Array, "images positions hidden_size"]]:
-        """The embedded patches and every block's output; without `keep_all` only the last ones."""
+        """The state after each of these numbers of blocks; 0: the embedded patches.
+
+        By default all, in order. Other arguments are those of `__call__`.
+        """
         if attend is None:
             attend = attend_with_mask(
                 lambda layer: None, logits_scale=self.config.encoder.logits_scale
@@ -138,9 +139,14 @@ class VisionTransformer(nnx.Module):
         x = self.embeddings(pixel_values.astype(self.dtype), positions)
         if self.config.pre_norm:
             x = self.pre_layrnorm(x)
-        keep = tuple(range(self.config.num_layers)) if keep_all else ()
+        depth = self.config.num_layers
+        wanted = range(depth + 1) if layers is None else layers
+        between = sorted(set(wanted) - {0, depth})
+        keep = tuple(number - 1 for number in between)
         last, _, kept = self.encoder(x, attend, keep=keep, unroll=unroll)
-        return [x, last] if kept is None else [x, *kept]
+        states = {0: x, depth: last}
+        states |= {} if kept is None else dict(zip(between, kept, strict=True))
+        return [states[number] for number in wanted]
 
 
 def _norm(config: VitConfig, make: Maker) -> LayerNorm:
