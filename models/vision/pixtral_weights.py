@@ -4,12 +4,11 @@ import re
 
 from models.checkpoints.sources import Layout, Size, Source
 from models.vision.grid_tower import GridConfig
-from models.vision.tower_names import TowerNames
+from models.vision.tower_names import TowerNames, layer_of
 
 __all__ = ["pixtral_names"]
 
 _PATCHES = "vision.patch_embedding.weight"
-_LAYER = re.compile(r"vision\.encoder\.layers\.([0-9]{1,9})\.")
 
 # Parts of a block in files, and here.
 _PARTS = (
@@ -31,8 +30,8 @@ def pixtral_names(vision: GridConfig, file: str = "vision_tower.") -> TowerNames
     depth = encoder.num_hidden_layers
 
     def is_unused(name: str) -> bool:
-        layer = _LAYER.match(name)
-        return layer is not None and vision.num_layers <= int(layer[1]) < depth
+        layer = layer_of(name)
+        return layer is not None and vision.num_layers <= layer < depth
 
     return TowerNames(
         rules=(

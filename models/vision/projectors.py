@@ -165,10 +165,7 @@ class ConvolvingMerger(nnx.Module):
         self, patches: Float[Array, "images patches width"]
     ) -> Float[Array, "images blocks hidden_size"]:
         """One visual token's embedding for each block; patches lie in merge-block order."""
-        images, _, width = patches.shape
-        blocks = patches.reshape(images, -1, self.merge**2, width)
-        # The weights take all patches' first channel, then their second, and so on.
-        x = self.downsample(blocks.swapaxes(-1, -2).reshape(images, -1, self.merge**2 * width))
+        x = self.downsample(_merge_block(patches, self.merge))
         return self.mlp(activate(self.post_projection_norm(self.proj(x)), Activation.GELU))
 
 
@@ -196,10 +193,7 @@ class NormedMergingProjector(MlpProjector):
         self, patches: Float[Array, "images patches feature_width"]
     ) -> Float[Array, "images blocks hidden_size"]:
         """One visual token's embedding for each block; patches lie in merge-block order."""
-        images, _, width = patches.shape
-        blocks = self.norm(patches).reshape(images, -1, self.merge**2, width)
-        # The weights take all patches' first channel, then their second, and so on.
-        blocks = blocks.swapaxes(-1, -2).reshape(images, -1, self.merge**2 * width)
+        blocks = _merge_block(self.norm(patches), self.merge)
         return super().__call__(self.merging_layer(blocks))
 
 
@@ -221,6 +215,19 @@ def _merge_square(features: Float[Array, "images features width"], merge: int) -
     images, count, width = features.shape
     side = math.isqrt(count)
     return merge_neighbours(features.reshape(images, side, side, width), merge)
+
+
+def _merge_block(
+    patches: Float[Array, "images patches width"], merge: int
+) -> Float[Array, "images blocks merged_width"]:
+    """The channels of each block of patches, which lie in merge-block order.
+
+    All patches' first channel comes first, then their second, and so on: as a convolution with a
+    stride of its kernel's size takes them.
+    """
+    images, _, width = patches.shape
+    blocks = patches.reshape(images, -1, merge**2, width)
+    return blocks.swapaxes(-1, -2).reshape(images, -1, merge**2 * width)
 
 
 class PatchMerger(nnx.Module):

@@ -3,13 +3,12 @@
 import re
 
 from models.checkpoints.sources import Layout, Size, Source
-from models.vision.tower_names import TowerNames
+from models.vision.tower_names import TowerNames, layer_of
 from models.vision.vit import VitConfig
 
 __all__ = ["vit_names"]
 
 _PATCHES = "vision.embeddings.patch_embedding.weight"
-_LAYER = re.compile(r"vision\.encoder\.layers\.([0-9]{1,9})\.")
 # A buffer that older files carry, the norm of CLIP's pooled output, and SigLIP's pooling head.
 _NEVER_USED = re.compile(
     r"vision\.(embeddings\.position_ids|post_layernorm\.(weight|bias)|head\..*)"
@@ -50,6 +49,6 @@ def _sizes(vision: VitConfig) -> tuple[Size, ...]:
 
 
 def _is_unused(name: str, vision: VitConfig) -> bool:
-    if layer := _LAYER.match(name):
-        return vision.num_layers <= int(layer[1]) < vision.encoder.num_hidden_layers
+    if (layer := layer_of(name)) is not None:
+        return vision.num_layers <= layer < vision.encoder.num_hidden_layers
     return not (vision.post_norm and "post_layernorm" in name) and bool(_NEVER_USED.fullmatch(name))
