@@ -20,7 +20,7 @@ from models.sampling import Sampling
 from models.sharding.placing import place
 from models.text.config import TextConfig
 from models.text.cross_attention import CrossReading, read_pictures
-from models.text.decoder import TextDecoder
+from models.text.decoder import LayerInputs, TextDecoder
 from models.text.linear_attention import without_past
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.pytree import frozen_pytree
@@ -105,6 +105,12 @@ class MultimodalModel(nnx.Module):
             inputs.positions,
             attend,
             carry,
+            self.layer_inputs(inputs, embedded),
+        )
+
+    def layer_inputs(self, inputs: Inputs, embedded: Embedded) -> LayerInputs:
+        """What the layers read of whole prompts, without a cache."""
+        return LayerInputs(
             additions=embedded.additions,
             pictures=self.read_pictures(inputs, embedded),
             recurrence=without_past(self.config.text, inputs.mask, self.text.dtype),

@@ -27,6 +27,7 @@ from models.sharding.placing import (
     split_attention,
 )
 from models.text.coded_layers import read_layers
+from models.text.decoder import LayerInputs
 from models.text.masks import cache_starts
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.cache.kv_cache import FixedParts, KVCache
@@ -283,10 +284,12 @@ def observed_step(
         step.positions,
         attend,
         step,
-        pictures=pictures,
-        recurrence=passes.recurrence(step),
-        tokens=ids,
-        attend_shared_kv=partial(attend, kv_shared=True),
+        LayerInputs(
+            pictures=pictures,
+            recurrence=passes.recurrence(step),
+            tokens=ids,
+            attend_shared_kv=partial(attend, kv_shared=True),
+        ),
     )
     cache = place_cache(model.mesh, step.finish())
     seen = {name: seen[name] for name in read_layers(text) if name in seen}

@@ -12,7 +12,6 @@ from jax.core import Tracer
 from models.inputs.batch import Inputs, PromptShape
 from models.layers.attention import attend_with_mask
 from models.model import Model
-from models.text.linear_attention import without_past
 from models.text.masks import prompt_masks
 from models.vision.vit import VisionTransformer
 from vkq_jax.array_types import Array, Bool, Float, Int32
@@ -122,16 +121,13 @@ def _text_flags(model: Model, inputs: Inputs) -> tuple[Array, Array, Array]:
         logits_soft_cap=config.attn_logit_softcapping,
     )
     embedded = module.embed_inputs(inputs)
-    last, _, _, layers = module.text.run(
+    last, _, _, layers = module.text.run_layers(
         embedded.hidden,
         inputs.positions,
         attend,
         None,
         finite,
-        additions=embedded.additions,
-        pictures=module.read_pictures(inputs, embedded),
-        recurrence=without_past(config, inputs.mask, module.text.dtype),
-        tokens=embedded.tokens,
+        module.layer_inputs(inputs, embedded),
     )
     return finite(embedded.hidden), layers, finite(module.text.logits(module.text.norm(last)))
 

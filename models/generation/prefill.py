@@ -19,6 +19,7 @@ from models.model import Model
 from models.sharding.placing import place_cache, place_logits, split_attention
 from models.text.coded_layers import other_layers
 from models.text.config import TextConfig
+from models.text.decoder import LayerInputs
 from models.text.key_bias import has_key_bias, key_bias_for
 from models.text.linear_attention import empty_states
 from models.text.masks import cache_starts, prompt_masks
@@ -144,13 +145,15 @@ def run_prompt(
         reading.positions,
         attend,
         reading,
-        additions=embedded.additions,
-        pictures=passes.read_pictures(
-            model.mesh, reading, embedded.pictures, text_config.logits_scale
+        LayerInputs(
+            additions=embedded.additions,
+            pictures=passes.read_pictures(
+                model.mesh, reading, embedded.pictures, text_config.logits_scale
+            ),
+            recurrence=passes.recurrence(reading),
+            tokens=embedded.tokens,
+            attend_shared_kv=partial(attend, kv_shared=True),
         ),
-        recurrence=passes.recurrence(reading),
-        tokens=embedded.tokens,
-        attend_shared_kv=partial(attend, kv_shared=True),
     )
     return hidden, place_cache(model.mesh, reading.finish())
 

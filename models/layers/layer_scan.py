@@ -61,7 +61,6 @@ def scan_layers[C](
     carry: C,
     num_layers: int,
     *,
-    remat: bool = False,
     unroll: bool = False,
 ) -> tuple[C, Any]:
     """Runs stacked blocks one after another, compiled once whatever their number.
@@ -74,7 +73,6 @@ def scan_layers[C](
             or a plain integer where blocks are compiled one by one.
         carry: what goes from block to block.
         num_layers: L.
-        remat: recompute a block's activations in the backward pass instead of keeping them.
         unroll: compile block by block: the backward pass need not stack the activations that it
             keeps, which is faster to run and slower to compile.
 
@@ -82,7 +80,7 @@ def scan_layers[C](
         The last carry, and the outputs stacked along a leading axis L.
     """
     kinds = (0,) * num_layers
-    carry, (outputs,) = scan_kinds((layers,), kinds, (step,), carry, remat=remat, unroll=unroll)
+    carry, (outputs,) = scan_kinds((layers,), kinds, (step,), carry, unroll=unroll)
     return carry, outputs
 
 
@@ -92,7 +90,6 @@ def scan_kinds[C](
     steps: Sequence[Callable[[Any, Any, C], tuple[C, Any]]],
     carry: C,
     *,
-    remat: bool = False,
     unroll: bool = False,
 ) -> tuple[C, tuple[Any, ...]]:
     """`scan_layers` of several kinds of layers, each compiled a few times whatever their number.
@@ -105,7 +102,7 @@ def scan_kinds[C](
         kinds: of each layer, the number of its stack, whose blocks are in the order of the layers;
             None for a layer that is left out, as are all of its kind.
         steps: of each kind. Outputs of one have the same structure, shapes and dtypes.
-        carry, remat, unroll: see `scan_layers`.
+        carry, unroll: see `scan_layers`.
 
     Returns:
         The last carry, and the outputs of each kind, stacked along a leading axis in the order of
@@ -118,8 +115,7 @@ def scan_kinds[C](
             layer, params = item
             return steps[kind](nnx.merge(split[kind][0], params), layer, carry)
 
-        # Inside a scan nothing can be merged across iterations, so the barrier only costs time.
-        return jax.checkpoint(body, prevent_cse=False) if remat else body
+        return body
 
     bodies = [body_of(kind) for kind in range(len(stacks))]
     params = [params for _, params in split]

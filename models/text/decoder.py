@@ -1,5 +1,6 @@
 """A text decoder, with attention left to its caller."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,10 +24,29 @@ from models.text.shared_keys import keeping, nothing_held, reading
 from vkq_jax.array_types import Array, Float, Int32
 from vkq_jax.attention.soft_cap import soft_cap
 
-__all__ = ["TextDecoder"]
-
+__all__ = ["LayerInputs", "TextDecoder"]
 
 _ALIGNED_ROWS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerInputs:
+    """What some kinds of layers read beside the residual stream.
+
+    Attributes:
+        additions: added after the first A layers (deepstack).
+        pictures: what cross-attention layers read; they are left out without it.
+        recurrence: the states of layers with linear attention, which need it.
+        tokens: ids that the embeddings stand for, see `PerLayerInputs`.
+        attend_shared_kv: attention of layers that read the keys and values of an earlier layer,
+            whose number it gets; the other layers' by default.
+    """
+
+    additions: Float[Array, "A B T hidden_size"] | None = None
+    pictures: CrossReading | None = None
+    recurrence: Recurrence | None = None
+    tokens: Int32[Array, "B T"] | None = None
+    attend_shared_kv: Attend | None = None
 
 
 class TextDecoder(nnx.Module):
@@ -68,13 +88,8 @@ class TextDecoder(nnx.Module):
         positions: Int32[Array, "B T *axes"],
         attend: Attend,
         carry: Any = None,
+        inputs: LayerInputs = LayerInputs(),
         *,
-        additions: Float[Array, "A B T hidden_size"] | None = None,
-        pictures: CrossReading | None = None,
-        recurrence: Recurrence | None = None,
-        tokens: Int32[Array, "B T"] | None = None,
-        attend_shared_kv: Attend | None = None,
-        remat: bool = False,
         unroll: bool = False,
     ) -> tuple[Float[Array, "B T hidden_size"], Any, dict[str, Any]]:
         """Runs all blocks and the final norm.
@@ -84,52 +99,31 @@ class TextDecoder(nnx.Module):
             positions: of RoPE.
             attend: see `Attend`.
             carry: what the first block's `attend` gets.
-            additions: added after the first A layers (deepstack).
-            pictures: what cross-attention layers read; they are left out without it.
-            recurrence: the states of layers with linear attention, which need it.
-            tokens: ids that the embeddings stand for, see `PerLayerInputs`.
-            attend_shared_kv: attention of layers that read the keys and values of an earlier layer,
-                whose number it gets; `attend` by default.
-            remat, unroll: see `models.layers.layer_scan.scan_layers`.
+            inputs: what some kinds of layers read besides.
+            unroll: see `models.layers.layer_scan.scan_layers`.
 
         Returns:
             The normed x, the last carry, and `attend`'s outputs by the name of the stack (see
             `TextConfig.stacks`), with a leading axis of its layers; stacks that are left out are
             not there.
         """
-        x, carry, outputs, _ = self.run(
-            x,
-            positions,
-            attend,
-            carry,
-            _look_at_nothing,
-            additions=additions,
-            pictures=pictures,
-            recurrence=recurrence,
-            tokens=tokens,
-            attend_shared_kv=attend_shared_kv,
-            remat=remat,
-            unroll=unroll,
+        x, carry, outputs, _ = self.run_layers(
+            x, positions, attend, carry, lambda x, layer: None, inputs, unroll=unroll
         )
         return self.norm(x), carry, outputs
 
-    def run(
+    def run_layers(
         self,
         x: Float[Array, "B T hidden_size"],
         positions: Int32[Array, "B T *axes"],
         attend: Attend,
         carry: Any,
-        look: Callable[[Array, Array], Any],
+        observe: Callable[[Array, Array], Any],
+        inputs: LayerInputs = LayerInputs(),
         *,
-        additions: Float[Array, "A B T hidden_size"] | None = None,
-        pictures: CrossReading | None = None,
-        recurrence: Recurrence | None = None,
-        tokens: Int32[Array, "B T"] | None = None,
-        attend_shared_kv: Attend | None = None,
-        remat: bool = False,
         unroll: bool = False,
     ) -> tuple[Float[Array, "B T hidden_size"], Any, dict[str, Any], Any]:
-        """`__call__` without the final norm, and what `look(x, layer)` gives after each layer.
+        """`__call__` without the final norm, and what `observe(x, layer)` gives after each layer.
 
         The latter has a leading axis of all layers that ran.
         """
@@ -137,8 +131,8 @@ class TextDecoder(nnx.Module):
         cos_sin_of = self._cos_sin(positions, x.dtype)
         per_layer = None
         if config.per_layer_inputs is not None:
-            assert tokens is not None, "inputs of each layer's own need the tokens"
-            per_layer = self.per_layer(x, tokens)
+            assert inputs.tokens is not None, "inputs of each layer's own need the tokens"
+            per_layer = self.per_layer(x, inputs.tokens)
         scale, beta = None, config.llama_4_scaling_beta
         if beta is not None:
             scale = query_scale(positions, beta, config.rope.pretraining_length, x.dtype)
@@ -148,47 +142,46 @@ class TextDecoder(nnx.Module):
             cos, sin = cos_sin_of(name, layer)
             own = {} if per_layer is None else {"per_layer": per_layer[layer]}
             x, inner, out = block(x, cos, sin, layer, attend, inner, scale, **own)
-            if additions is not None:
+            if (additions := inputs.additions) is not None:
                 own = additions[jnp.minimum(layer, len(additions) - 1)]
                 x = x + jnp.where(layer < len(additions), own, 0).astype(x.dtype)
-            return (x, inner), (out, look(x, layer))
+            return (x, inner), (out, observe(x, layer))
 
         def cross_step(block, layer, carry):
             x, inner = carry
-            x, inner, out = block(x, pictures, layer, inner)
-            return (x, inner), (out, look(x, layer))
+            x, inner, out = block(x, inputs.pictures, layer, inner)
+            return (x, inner), (out, observe(x, layer))
 
         def linear_step(block, layer, carry):
             x, inner = carry
-            x, inner = block(x, recurrence, layer, inner)
-            return (x, inner), (None, look(x, layer))
+            x, inner = block(x, inputs.recurrence, layer, inner)
+            return (x, inner), (None, observe(x, layer))
 
         attends = dict.fromkeys(config.stacks, attend)
         if config.shared_layers:
             carry = carry, nothing_held(config, x)
             attends = {name: keeping(attend, name) for name in config.stacks}
             for name, (own, source) in config.sources.items():
-                attends[name] = reading(attend_shared_kv or attend, own, source)
+                attends[name] = reading(inputs.attend_shared_kv or attend, own, source)
         steps = {name: partial(step, name, own) for name, own in attends.items()}
         steps |= {"cross_layers": cross_step, "linear_layers": linear_step}
         kinds: list[int | None] = [None] * config.num_hidden_layers
         for kind, (name, layers) in enumerate(config.stacks.items()):
             for layer in layers:
-                kinds[layer] = None if name == "cross_layers" and pictures is None else kind
+                kinds[layer] = None if name == "cross_layers" and inputs.pictures is None else kind
         x = place_sequences(self.mesh, x)
         (x, carry), found = scan_kinds(
             [getattr(self, name) for name in config.stacks],
             kinds,
             [steps[name] for name in config.stacks],
             (x, carry),
-            remat=remat,
             unroll=unroll,
         )
         carry = carry[0] if config.shared_layers else carry
         ran = {name: own for name, own in zip(config.stacks, found, strict=True) if own is not None}
         outputs = {name: own for name, (own, _) in ran.items()}
-        looks = in_layer_order(config.stacks, {name: own for name, (_, own) in ran.items()})
-        return place_sequences(self.mesh, x), carry, outputs, looks
+        observed = in_layer_order(config.stacks, {name: own for name, (_, own) in ran.items()})
+        return place_sequences(self.mesh, x), carry, outputs, observed
 
     def _cos_sin(
         self, positions: Int32[Array, "B T *axes"], dtype: DTypeLike
@@ -239,7 +232,3 @@ def _creator(name: str, config: TextConfig, make: Maker) -> Callable[[nnx.Rngs],
     if name in config.sources:
         kind = partial(kind, has_keys=False)
     return lambda rngs: kind(config.of_stack(name), make.with_rngs(rngs))
-
-
-def _look_at_nothing(x: Array, layer: Array) -> None:
-    return None

@@ -114,20 +114,17 @@ def test_compiled_size_does_not_grow_with_depth(inputs):
     assert equations(2) == equations(7)
 
 
-def test_remat_changes_no_gradient(model):
+def test_every_layer_gets_a_gradient(model):
     embedded, positions = embeddings()
     attend = attend_causally(causal_mask(jnp.ones(positions.shape, bool)))
 
-    def loss(model, remat):
+    def loss(model):
         text = model.module().text
-        x, _, _ = text(embedded, positions, attend, jnp.int32(0), remat=remat)
+        x, _, _ = text(embedded, positions, attend, jnp.int32(0))
         return (text.logits(x) ** 2).mean()
 
-    kept, recomputed = (jax.jit(jax.grad(loss), static_argnums=1)(model, r) for r in (False, True))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), kept, recomputed
-    )
-    layers = jax.tree.leaves(kept.params["text"]["layers"])
+    gradient = jax.jit(jax.grad(loss))(model)
+    layers = jax.tree.leaves(gradient.params["text"]["layers"])
     assert all(jnp.abs(leaf).max(range(1, leaf.ndim)).min() > 0 for leaf in layers)
 
 

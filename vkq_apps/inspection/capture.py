@@ -13,7 +13,6 @@ from models.layers.attention import dense_attention
 from models.layers.layer_kinds import in_layer_order
 from models.text.coded_layers import coded_layers, read_layers
 from models.text.cross_attention import CrossReading
-from models.text.linear_attention import without_past
 from models.text.masks import prompt_masks
 from vkq_jax.array_types import Array, Bool, Float, Int32
 from vkq_jax.attention.last_queries import attention_of_last_queries
@@ -77,20 +76,18 @@ def capture(model: Model, inputs: Inputs) -> tuple[Capture, ...]:
 @partial(jax.jit, static_argnums=(2, 3))
 def _capture(model: Model, inputs: Inputs, num_visual: int, num_text: int) -> tuple[Capture, ...]:
     module, text = model.module(), model.config.text
-    # The last position that is not padding.
-    last = inputs.mask.shape[1] - 1 - jnp.argmax(inputs.mask[0, ::-1])
+    last = inputs.last_token[0]
     embedded, pictures = module.embed_inputs(inputs), inputs.prompt_pictures()
-    reading = module.read_pictures(inputs, embedded)
-    if reading is not None and pictures is not None:
-        reading = _caught_in_cross_layers(reading, pictures, last, num_visual)
+    layer_inputs = module.layer_inputs(inputs, embedded)
+    if layer_inputs.pictures is not None and pictures is not None:
+        caught = _caught_in_cross_layers(layer_inputs.pictures, pictures, last, num_visual)
+        layer_inputs = dataclasses.replace(layer_inputs, pictures=caught)
     _, _, outputs = module.text(
         embedded.hidden,
         inputs.positions,
         _attend(model, inputs, last, num_visual, num_text),
-        additions=embedded.additions,
-        pictures=reading,
-        recurrence=without_past(text, inputs.mask, module.text.dtype),
-        tokens=embedded.tokens,
+        None,
+        layer_inputs,
     )
     kinds, found = coded_layers(text), []
     for number, kind in enumerate(kinds):
