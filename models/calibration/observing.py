@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from models.attached_tables import OwnTables
-from models.generation.decode_loop import observed_step
+from models.generation.decode_step import observed_step
 from models.generation.options import QuantizeAt
 from models.generation.prefill import prefill
 from models.inputs.batch import Inputs
@@ -46,7 +46,7 @@ def observe_answers[T](
         steps: most tokens of an answer.
         quantize_at: when the visual tokens are coded, as for `generate`.
         stop_tokens: ids that end an answer.
-        observe: see `models.generation.decode_loop.observed_step`; gives arrays, stacked over
+        observe: see `models.generation.decode_step.observed_step`; gives arrays, stacked over
             layers.
         add: `(sum, observed, active) -> sum`, where active says whose token was fed.
         start: the sum before any.

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from models.generation import passes
-from models.generation.backend import ModelBackend
+from models.generation.decode_step import decode_step
 from models.generation.gpu_options import gpu_options
 from models.generation.token_chooser import TokenChooser
 from models.generation.token_history import TokenHistory
@@ -21,29 +19,18 @@ from models.model import Model
 from models.sampling import Sampling
 from models.sharding.placing import (
     place,
-    place_cache,
-    place_logits,
-    place_sequences,
-    split_attention,
 )
-from models.text.coded_layers import read_layers
-from models.text.decoder import LayerInputs
-from models.text.masks import cache_starts
 from vkq_jax.array_types import Array, Bool, Float, Int32
-from vkq_jax.cache.kv_cache import FixedParts, KVCache
+from vkq_jax.cache.kv_cache import FixedParts
 from vkq_jax.cache.layered import AnyCache
-from vkq_jax.cache.visibility import Starts
-from vkq_jax.passes.decode import begin_decode
 from vkq_jax.pytree import frozen_pytree
 from vkq_jax.validation import is_traced
 
 __all__ = [
     "DecodeState",
     "decode_loop",
-    "decode_step",
     "emit_tokens",
     "emit_tokens_in_place",
-    "observed_step",
 ]
 
 
@@ -205,95 +192,6 @@ def _emit_on_gpu(options: tuple[tuple[str, Any], ...], consume: bool) -> Callabl
         donate_argnames="state" if consume else (),
         compiler_options=dict(options),
     )
-
-
-def decode_step(
-    model: Model,
-    token: Int32[Array, "B"],
-    cache: AnyCache,
-    active: Bool[Array, "B"] | None = None,
-    *,
-    implementation: str | None = None,
-) -> tuple[Float[Array, "B vocab"], AnyCache]:
-    """Feeds one token to each active sequence.
-
-    Args:
-        model: weights and configuration.
-        token: the tokens.
-        cache: all before them; it must have room for one more text token.
-        active: sequences to go on with, all by default; the others' caches stay as they are.
-        implementation: of attention over the cache, see `pallas_kernels.IMPLEMENTATIONS`.
-
-    Returns:
-        Logits of the following token, float32, and the cache with this one in it.
-    """
-    logits, cache, _ = observed_step(
-        model, token, cache, active, implementation=implementation, observe=lambda *_: None
-    )
-    return logits, cache
-
-
-def observed_step(
-    model: Model,
-    token: Int32[Array, "B"],
-    cache: AnyCache,
-    active: Bool[Array, "B"] | None = None,
-    *,
-    implementation: str | None = None,
-    observe: Callable[[Array, AnyCache, Array, Starts | None], Any],
-) -> tuple[Float[Array, "B vocab"], AnyCache, Any]:
-    """`decode_step`, and the results of `observe` for each layer that reads coded visual tokens.
-
-    `observe(query, cache, layer, starts)` gets what attention reads: the queries [B, 1, N, H], with
-    RoPE and not scaled, the cache of layers of this kind with their own text in it, the number of
-    the layer whose keys are read, and the first tokens that the queries see. Results are those of
-    `models.text.decoder.TextDecoder`.
-    """
-    module, text = model.module(), model.config.text
-    cache = place_cache(model.mesh, cache)
-    token, active = place_sequences(model.mesh, (token, active))
-    valid = None if active is None else active[:, None]
-    backend = split_attention(model.mesh, cache, ModelBackend(implementation))
-    step = begin_decode(cache, valid, backend=backend)
-    starts_of = cache_starts(text, cache, step.order)
-
-    def attend(layer, query, key, value, step, **shared):
-        starts = starts_of(layer)
-        output, step = passes.attend(
-            model.mesh,
-            step,
-            layer,
-            query,
-            key,
-            value,
-            starts=starts,
-            logits_scale=text.logits_scale,
-            logits_soft_cap=text.attn_logit_softcapping,
-            **shared,
-        )
-        if text.cross_layers:  # no visual token is read here
-            return output, step, None
-        cache = step.unfinished
-        own = cache if isinstance(cache, KVCache) else cache.of_sizes(key)
-        return output, step, observe(query, own, layer, starts)
-
-    ids = module.text_ids(token[:, None])
-    pictures = passes.read_pictures(model.mesh, step, None, text.logits_scale, observe)
-    hidden, step, seen = module.text(
-        module.text.embed(ids),
-        step.positions,
-        attend,
-        step,
-        LayerInputs(
-            pictures=pictures,
-            recurrence=passes.recurrence(step),
-            tokens=ids,
-            attend_shared_kv=partial(attend, kv_shared=True),
-        ),
-    )
-    cache = place_cache(model.mesh, step.finish())
-    seen = {name: seen[name] for name in read_layers(text) if name in seen}
-    return place_logits(model.mesh, module.text.logits(hidden)[:, 0]), cache, seen
 
 
 def _is_fixed(tree: Any) -> bool:

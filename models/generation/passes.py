@@ -142,7 +142,7 @@ def read_pictures(
     """The pictures that cross-attention layers read in a pass; None without layers or pictures.
 
     `features` are those of the prompt's own pictures. `observe(query, cache, layer, starts)` gives
-    what the attention of a layer hands on, see `models.generation.decode_loop.observed_step`.
+    what the attention of a layer hands on, see `models.generation.decode_step.observed_step`.
     """
     cross = passing.cross if isinstance(passing, LayeredPrefill | LayeredDecode) else ()
     if not cross or cross[0].is_empty:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from models.attached_tables import OwnTables
-from models.generation.decode_loop import decode_step
+from models.generation.decode_step import decode_step
 from models.generation.options import QuantizeAt
 from models.generation.prefill import prefill, run_prompt
 from models.generation.recoding import FULL_PRECISION, recode

@@ -9,7 +9,8 @@ import pytest
 
 import models
 import vkq_jax
-from models.generation.decode_loop import DecodeState, decode_loop, decode_step
+from models.generation.decode_loop import DecodeState, decode_loop
+from models.generation.decode_step import decode_step
 from models.generation.prefill import prefill
 from models.generation.recoding import FULL_PRECISION, recode
 from models.sampling import Sampling

@@ -30,7 +30,7 @@ import vkq_jax
 from models import Model
 from models.families.mesh_fit import fit_mesh
 from models.families.registry import family_of
-from models.generation.decode_loop import decode_step
+from models.generation.decode_step import decode_step
 from models.generation.gpu_options import gpu_options
 from models.generation.prefill import prefill
 from models.layers.linear import Maker

@@ -9,7 +9,7 @@ import pytest
 
 import vkq_jax
 from models.attached_tables import find_codes
-from models.generation.decode_loop import decode_step
+from models.generation.decode_step import decode_step
 from models.generation.prefill import prefill
 from models.inputs.on_mesh import place_inputs
 from models.sharding.placing import cache_shardings

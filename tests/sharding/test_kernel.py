@@ -9,7 +9,7 @@ import pytest
 
 import models
 import vkq_jax
-from models.generation.decode_loop import decode_step
+from models.generation.decode_step import decode_step
 from models.generation.prefill import prefill
 from pallas_kernels import TiledSigns
 from pallas_kernels.attention import support

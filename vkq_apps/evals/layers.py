@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 import pallas_kernels
 from models import Model
-from models.generation.decode_loop import observed_step
+from models.generation.decode_step import observed_step
 from models.generation.teacher_forcing import Prompted
 from models.layers.layer_kinds import in_layer_order
 from vkq_jax.array_types import Array, Float, Int32
