@@ -1,7 +1,5 @@
 """Options that the commands of `vkq bench` share, and the lists in them."""
 
-import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +10,7 @@ import vkq_jax
 from models.sharding.mesh import check_text
 from pallas_kernels.shapes import SHAPES
 from vkq_apps.bench.codes import CODES_HELP
-from vkq_apps.terminal.counts import LARGEST, check_count
+from vkq_apps.terminal.counts import check_count
 from vkq_apps.terminal.hosts import HOSTS_HELP
 
 __all__ = [
@@ -30,11 +28,7 @@ __all__ = [
     "Sequences",
     "Shapes",
     "TextCapacity",
-    "implementation_of",
-    "layers_apart_with",
     "meshes_of",
-    "names",
-    "numbers",
 ]
 
 
@@ -133,53 +127,3 @@ Seconds = Annotated[
     float | None,
     typer.Option(min=0, metavar="S", help="Begin no row that would end later than this."),
 ]
-
-
-def names(option: str, text: str, known: Collection[str] | None = None) -> list[str]:
-    """The entries of a comma-separated list, each once; at least one, and all of them known."""
-    entries = _entries(text)
-    if not entries:
-        raise ValueError(f"{option}: expected names, comma-separated, got {text!r}")
-    unknown = [entry for entry in entries if known is not None and entry not in known]
-    if known is not None and unknown:
-        raise ValueError(
-            f"{option}: expected some of {', '.join(known)}, comma-separated, got {unknown[0]!r}"
-        )
-    return entries
-
-
-def numbers[N: (int, float)](option: str, text: str, kind: type[N], count: int = 0) -> list[N]:
-    """The numbers of a comma-separated list, `count` of them if it is given.
-
-    They are positive, and finite or at most `LARGEST`.
-    """
-    try:
-        numbers = [kind(entry) for entry in _entries(text)]
-    except ValueError:
-        numbers = []
-    most = LARGEST if kind is int else sys.float_info.max
-    in_range = all(0 < number <= most for number in numbers)
-    if not numbers or not in_range or (count and len(numbers) != count):
-        wanted = "positive integers below 2**31" if kind is int else "finite positive numbers"
-        wanted = f"{count} {wanted}" if count else wanted
-        raise ValueError(f"{option}: expected {wanted}, comma-separated, got {text!r}")
-    return numbers
-
-
-def _entries(text: str) -> list[str]:
-    return list(dict.fromkeys(entry for entry in map(str.strip, text.split(",")) if entry))
-
-
-def implementation_of(name: str) -> str | None:
-    """The name as the libraries take it: None for the default."""
-    if name == "auto":
-        return None
-    if name not in pallas_kernels.IMPLEMENTATIONS:
-        known = ", ".join(pallas_kernels.IMPLEMENTATIONS)
-        raise ValueError(f"implementation must be auto, {known}, got {name!r}")
-    return name
-
-
-def layers_apart_with(implementation: str | None) -> bool | None:
-    """`layers_apart` of `models.load`: XLA takes stacks of layers, which compile faster."""
-    return False if implementation == "xla" else None

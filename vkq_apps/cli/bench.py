@@ -30,10 +30,7 @@ from vkq_apps.bench.options import (
     Sequences,
     Shapes,
     TextCapacity,
-    implementation_of,
     meshes_of,
-    names,
-    numbers,
 )
 from vkq_apps.bench.quantize import plan_quantize
 from vkq_apps.bench.scaling import plan_scaling
@@ -47,6 +44,8 @@ from vkq_apps.terminal.arguments import JsonOption
 from vkq_apps.terminal.command_line import App
 from vkq_apps.terminal.console import out, print_json
 from vkq_apps.terminal.counts import check_count
+from vkq_apps.terminal.implementation import implementation_of
+from vkq_apps.terminal.lists import names, numbers
 from vkq_jax.byte_units import human_bytes
 
 __all__ = ["bench"]

@@ -22,10 +22,7 @@ from vkq_apps.bench.options import (
     Sequences,
     Shapes,
     TextCapacity,
-    implementation_of,
     meshes_of,
-    names,
-    numbers,
 )
 from vkq_apps.bench.prefilling import PrefillSetup
 from vkq_apps.bench.throughput import TRANSFORMERS, ThroughputSetup
@@ -36,6 +33,8 @@ from vkq_apps.files.results_file import as_written, join_files, write_json
 from vkq_apps.terminal.arguments import JsonOption
 from vkq_apps.terminal.console import out, print_json
 from vkq_apps.terminal.counts import check_count
+from vkq_apps.terminal.implementation import implementation_of
+from vkq_apps.terminal.lists import names, numbers
 
 __all__ = ["REAL_SHAPES", "join", "prefill", "throughput"]
 

@@ -14,7 +14,6 @@ import models
 import vkq_jax
 from models import Clip
 from models.calibration.folder import digest_of
-from vkq_apps.bench.options import implementation_of, layers_apart_with
 from vkq_apps.cli.sample_folder import asked, read_folder, read_prompts
 from vkq_apps.evals.checkpoint_digest import files_digest
 from vkq_apps.evals.synthetic import is_recipe_folder
@@ -34,6 +33,8 @@ from vkq_apps.terminal.arguments import (
 from vkq_apps.terminal.console import log, out, print_json
 from vkq_apps.terminal.counts import check_count
 from vkq_apps.terminal.hosts import check_mesh_of, on_all_hosts
+from vkq_apps.terminal.implementation import implementation_of, layers_apart_with
+from vkq_apps.terminal.lists import entries_of
 from vkq_apps.terminal.progress import progress, resumable
 from vkq_apps.terminal.sample_prompts import AnswerTokensOption, BatchSizeOption, batches_of
 from vkq_jax.files.atomic_write import reserved
@@ -237,7 +238,7 @@ def _reserved(out_file: Path, settings: dict[str, Any], *, resume: bool) -> Iter
 
 def _names(quant: str) -> list[str]:
     known = list(vkq_jax.calibrated_presets)
-    names = [name for name in map(str.strip, quant.split(",")) if name]
+    names = entries_of(quant)
     if names == ["all"]:
         return known
     if not names:

@@ -8,7 +8,6 @@ import typer
 
 import models
 from models.prompts.visuals import check_takes_clips
-from vkq_apps.bench.options import implementation_of, layers_apart_with
 from vkq_apps.evals.checkpoint_digest import files_digest
 from vkq_apps.evals.datasets import FORMATS, read_data
 from vkq_apps.evals.evaluation import Options, evaluate_model, marks_of
@@ -32,6 +31,7 @@ from vkq_apps.terminal.codes_option import FORMS
 from vkq_apps.terminal.console import log, out, print_json, stage
 from vkq_apps.terminal.counts import check_count
 from vkq_apps.terminal.hosts import check_mesh_of, on_all_hosts
+from vkq_apps.terminal.implementation import implementation_of, layers_apart_with
 from vkq_apps.terminal.progress import progress, resumable
 from vkq_jax.files.atomic_write import check_writable
 

@@ -29,7 +29,6 @@ from models.calibration.codes import gather_samples
 from models.calibration.fitting import CodeFitter
 from models.calibration.folder import CalibrationFolder, digest_of
 from models.calibration.samples import CodeSamples
-from vkq_apps.bench.options import implementation_of, layers_apart_with, names
 from vkq_apps.evals.evaluation import Options, evaluate_model
 from vkq_apps.evals.plan import make_plan
 from vkq_apps.evals.settings import FULL, Setting
@@ -38,6 +37,8 @@ from vkq_apps.files.outputs import check_record_place
 from vkq_apps.files.results_file import source_digest, write_json
 from vkq_apps.terminal.arguments import IMPLEMENTATION_HELP
 from vkq_apps.terminal.console import log, out
+from vkq_apps.terminal.implementation import implementation_of, layers_apart_with
+from vkq_apps.terminal.lists import names
 from vkq_apps.terminal.progress import progress
 from vkq_apps.terminal.sample_prompts import batches_of
 from vkq_apps.terminal.standalone import option, run_standalone

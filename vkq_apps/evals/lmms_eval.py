@@ -23,12 +23,12 @@ from models import Clip, Sampling
 from models.attached_tables import find_codes
 from models.generation.options import QuantizeAt
 from models.generation.teacher_forcing import EvaluatedModel
-from vkq_apps.bench.options import implementation_of, layers_apart_with
 from vkq_apps.evals.batches import Batch, prepare, whole_inputs
 from vkq_apps.evals.metrics.text import EXACT
 from vkq_apps.evals.samples import Sample
 from vkq_apps.evals.tasks import Task
 from vkq_apps.terminal.codes_option import parse_codes
+from vkq_apps.terminal.implementation import implementation_of, layers_apart_with
 
 __all__ = ["VkqJax", "manifest"]
 

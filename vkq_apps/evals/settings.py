@@ -12,6 +12,7 @@ from models.generation.recoding import FULL_PRECISION
 from models.sharding.placing import table_shardings
 from models.text.coded_layers import settle_layers
 from vkq_apps.terminal.codes_option import PLAIN, parse_codes
+from vkq_apps.terminal.lists import entries_of
 from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.settings.layer_groups import Quant
 from vkq_jax.settings.presets import calibrated_presets
@@ -60,10 +61,10 @@ def preset_names(text: str) -> list[str]:
     Raises:
         ValueError: no names, or no preset of a name.
     """
-    names = dict.fromkeys(name for name in map(str.strip, text.split(",")) if name)
+    names = entries_of(text)
     if not names:
         raise ValueError(f"--quant: expected names of presets with commas between, got {text!r}")
-    names.pop(NONE, None)
+    names = [name for name in names if name != NONE]
     for name in names:
         codes = name.removesuffix(TEXT)
         if _kept(codes) is not None:
@@ -71,7 +72,7 @@ def preset_names(text: str) -> list[str]:
                 raise ValueError(f"--quant: {codes} keeps text as it is, expected no {TEXT}")
         elif codes not in calibrated_presets:
             parse_codes(codes.removesuffix(PLAIN))
-    return list(names)
+    return names
 
 
 def _kept(name: str) -> float | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vkq_apps.evals.metrics.metric import Metric
 from vkq_apps.evals.samples import Sample
+from vkq_apps.terminal.lists import entries_of
 
 __all__ = ["Task", "choose_tasks", "spread"]
 
@@ -44,12 +45,12 @@ def choose_tasks(names: str, known: Mapping[str, Task]) -> list[Task]:
     """
     if names.strip() == "all":
         return list(known.values())
-    asked = [name for name in map(str.strip, names.split(",")) if name]
+    asked = entries_of(names)
     unknown = [name for name in asked if name not in known]
     if unknown or not asked:
         what = ", ".join(map(repr, unknown)) or repr(names)
         raise ValueError(f"--tasks: expected all or some of {', '.join(known)}, got {what}")
-    return [known[name] for name in dict.fromkeys(asked)]
+    return [known[name] for name in asked]
 
 
 def spread(samples: int, tasks: Sequence[Task]) -> dict[str, int]:

@@ -32,6 +32,7 @@ from vkq_apps.files.outputs import check_record_place
 from vkq_apps.files.provenance import provenance
 from vkq_apps.files.results_file import write_json
 from vkq_apps.terminal.console import log, out
+from vkq_apps.terminal.lists import entries_of
 from vkq_apps.terminal.progress import progress
 from vkq_apps.terminal.standalone import option, run_standalone
 
@@ -266,7 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: TextBedOptions) -> None:
     """Measures, writes the file and shows it."""
-    names = list(dict.fromkeys(name for name in map(str.strip, options.quant.split(",")) if name))
+    names = entries_of(options.quant)
     for name in names:
         uncalibrated(name)
     model, calibration, texts = options.load(COMMAND)

@@ -27,7 +27,6 @@ from rich.table import Table
 from models.calibration.fitting import CodeFitter
 from models.calibration.folder import CalibrationFolder, digest_of
 from models.calibration.samples import CodeSamples
-from vkq_apps.bench.options import names
 from vkq_apps.evals.ablation import (
     DEFAULT_PLANS,
     PARTS,
@@ -44,6 +43,7 @@ from vkq_apps.evals.text_bed_texts import Excerpt
 from vkq_apps.files.results_file import source_digest
 from vkq_apps.files.resuming import kept_parts
 from vkq_apps.terminal.console import log, out
+from vkq_apps.terminal.lists import names
 from vkq_apps.terminal.progress import progress
 from vkq_apps.terminal.standalone import option, run_standalone
 from vkq_jax.codes.code_tables import CodeTables
