@@ -1,5 +1,6 @@
 """The figures of an evaluation, from its log."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,14 +17,24 @@ __all__ = ["ALL", "Judged", "summarize"]
 ALL = "all"
 
 
+@dataclasses.dataclass(frozen=True)
 class Judged:
-    """One sample's records of a preset and of full precision, with their scores."""
+    """A sample's answers by a preset and by full precision.
 
-    def __init__(self, sample: Sample, record: Record, full: Record, marks: Mapping[str, Any]):
-        """`marks`: exact, full_exact, score, full_score."""
-        self.sample, self.record, self.full = sample, record, full
-        self.exact, self.full_exact = float(marks["exact"]), float(marks["full_exact"])
-        self.score, self.full_score = marks["score"], marks["full_score"]
+    Attributes:
+        sample: the question.
+        record, full: of the preset, and of full precision.
+        exact, full_exact: 1 for an exact match, else 0.
+        score, full_score: by the task's metric.
+    """
+
+    sample: Sample
+    record: Record
+    full: Record
+    exact: float
+    full_exact: float
+    score: float
+    full_score: float
 
 
 def summarize(
@@ -59,26 +70,31 @@ def summarize(
 def _judge(
     log: SampleLog, task: Task, samples: Sequence[Sample], preset: str, full: str
 ) -> list[Judged]:
+    own, others = (_records_of(log, task, samples, name) for name in (preset, full))
+    scores, full_scores = (
+        task.metric.scores([record.answer for record in some], samples) for some in (own, others)
+    )
+    return [
+        Judged(
+            sample,
+            record,
+            other,
+            exact=float(task.metric.is_exact(record.answer, sample.answers)),
+            full_exact=float(task.metric.is_exact(other.answer, sample.answers)),
+            score=score,
+            full_score=full_score,
+        )
+        for sample, record, other, score, full_score in zip(
+            samples, own, others, scores, full_scores, strict=True
+        )
+    ]
+
+
+def _records_of(log: SampleLog, task: Task, samples: Sequence[Sample], preset: str) -> list[Record]:
     records = [log.get(preset, task.name, sample.key) for sample in samples]
-    exact_records = [log.get(full, task.name, sample.key) for sample in samples]
-    answers = [record.answer for record in records if record]
-    exact_answers = [record.answer for record in exact_records if record]
-    assert len(answers) == len(exact_answers) == len(samples), "a sample is missing"
-    scores = task.metric.scores(answers, samples)
-    exact_scores = task.metric.scores(exact_answers, samples)
-    judged = []
-    for place, sample in enumerate(samples):
-        record, other = records[place], exact_records[place]
-        assert record is not None
-        assert other is not None
-        marks = {
-            "exact": task.metric.is_exact(record.answer, sample.answers),
-            "full_exact": task.metric.is_exact(other.answer, sample.answers),
-            "score": scores[place],
-            "full_score": exact_scores[place],
-        }
-        judged.append(Judged(sample, record, other, marks))
-    return judged
+    found = [record for record in records if record is not None]
+    assert len(found) == len(samples), "a sample is missing"
+    return found
 
 
 def _figures(judged: Sequence[Judged], seed: int) -> dict[str, Any]:
