@@ -31,6 +31,7 @@ from models.calibration.judging import divergences
 from vkq_apps.files.outputs import check_record_place
 from vkq_apps.files.provenance import provenance
 from vkq_apps.files.results_file import source_digest, write_json
+from vkq_apps.files.resuming import part_of
 from vkq_apps.terminal.command_line import read_name
 from vkq_apps.terminal.console import log, out
 from vkq_apps.terminal.sample_prompts import batches_of
@@ -177,7 +178,7 @@ def run(options: SearchOptions) -> None:
     candidates = settings_within(options.bits, positions, model.config.text.head_dim)
     if not candidates:
         raise ValueError(f"--bits: expected more than {options.bits}, which no levels fit into")
-    part = options.out.with_name(f"{options.out.name}.part") / source_digest()
+    part = part_of(options.out) / source_digest()
     search = Search(model, batches, 24, CalibrationFolder(part))
     quant, kl = choose(search, candidates)
     bits = {

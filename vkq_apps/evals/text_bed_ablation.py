@@ -27,7 +27,7 @@ from rich.table import Table
 from models.calibration.fitting import CodeFitter
 from models.calibration.folder import CalibrationFolder, digest_of
 from models.calibration.samples import CodeSamples
-from vkq_apps.evals.ablation import (
+from vkq_apps.evals.ablation_rows import (
     DEFAULT_PLANS,
     PARTS,
     PARTS_HELP,
@@ -101,7 +101,7 @@ def ablate(
             if row.uses_tables:
                 if row.samples not in fitters:
                     fitters[row.samples] = CodeFitter(row.samples(samples()), seed)
-                make = functools.partial(_fit, fitters[row.samples], row)
+                make = functools.partial(row.fit, fitters[row.samples])
                 tables = kept.tables(marks[row.name], row.quant, make)
                 assert isinstance(tables, CodeTables)
             fitted[row.name] = Plan(row.quant, tables)
@@ -134,10 +134,6 @@ def ablate(
                 "more_interval": [round(x, 5) for x in bootstrap(more, clusters, seed=seed)],
             }
     return results
-
-
-def _fit(fitter: CodeFitter, row: Variant) -> CodeTables:
-    return row.tables(fitter.fit(row.quant))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

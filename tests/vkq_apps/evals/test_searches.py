@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vkq_apps.evals import ablation, quantile_search
+from vkq_apps.evals import ablation, ablation_rows, quantile_search
 from vkq_jax import Granularity, LevelCodes, Quantile
 from vkq_jax.codes.code_tables import ClassTables, CodeTables, SideTables
 from vkq_jax.codes.quantize import quantize
@@ -70,13 +70,13 @@ def test_the_search_takes_what_measures_least(monkeypatch):
 @pytest.mark.parametrize("name", ["vkq-1bit", "vkq-half", "vkq-2bit"])
 def test_every_row_differs_from_the_whole_plan_in_one_part(name):
     for number, plan in enumerate(calibrated_presets[name]):
-        whole, *rows = ablation.variants(name, str(number))
+        whole, *rows = ablation_rows.variants(name, str(number))
         assert whole.quant == plan
         assert len({row.name for row in rows}) == len(rows) >= 5
         for row in rows:
             same_fit = row.samples is whole.samples and row.tables is whole.tables
             assert (row.quant == plan) != same_fit
-    whole, *rows = ablation.variants(name, ablation.PLAIN)
+    whole, *rows = ablation_rows.variants(name, ablation_rows.PLAIN)
     assert whole.quant == presets[name]
     assert len({row.quant for row in rows} - {whole.quant}) == len(rows) >= 2
 
@@ -88,7 +88,7 @@ def test_without_gains_channels_keep_their_steps():
     top = jnp.asarray([[3, 1]])
     one = ClassTables(jnp.eye(2)[None], None, step, top, channel, shift, weight)
     side = SideTables(classes=(one,))
-    plain = ablation.without_gains(CodeTables(side, side)).key.classes[0]
+    plain = ablation_rows.without_gains(CodeTables(side, side)).key.classes[0]
     np.testing.assert_allclose(plain.weight, [[0.25, 0.5, 1.0]])
 
 
@@ -100,6 +100,6 @@ def test_the_ablation_knows_its_implementations(tmp_path, capsys):
 
 def test_parts_are_rows_beside_the_whole_plan():
     part = "scales of least squared error"
-    half, one = ablation.chosen_rows(["vkq-half/0", "vkq-1bit/1"], [part])
+    half, one = ablation_rows.chosen_rows(["vkq-half/0", "vkq-1bit/1"], [part])
     assert [row.part for row in half] == ["", part]
     assert [row.part for row in one] == [""]  # which has no such row
