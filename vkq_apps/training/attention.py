@@ -29,13 +29,9 @@ def fused_attention(
     implementation: Implementation,
 ) -> Float[Array, "B T N H"]:
     """Attention of all positions to all, or to all before them; scores scaled by H^-1/2."""
-    if implementation == "xla":
+    if implementation != "cudnn_padded":
         return jax.nn.dot_product_attention(
-            query, key, value, is_causal=causal, implementation="xla"
-        )
-    if implementation == "cudnn":
-        return jax.nn.dot_product_attention(
-            query, key, value, is_causal=causal, implementation="cudnn"
+            query, key, value, is_causal=causal, implementation=implementation
         )
     batch, length = query.shape[:2]
     padding = ((0, 0), (0, -length % _BLOCK), (0, 0), (0, 0))

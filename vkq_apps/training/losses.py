@@ -1,7 +1,7 @@
 """Losses: the answers' tokens, and what the auxiliary head should see in each patch."""
 
-import jax
 import jax.numpy as jnp
+import optax
 
 from vkq_apps.training.pictures import NUM_FACTS
 from vkq_jax.array_types import Array, Float, Shaped
@@ -41,5 +41,4 @@ def _cross_entropy(
     logits: Float[Array, "*lead classes"], labels: Shaped[Array, "*lead"]
 ) -> Float[Array, "*lead"]:
     logits, labels = logits.astype(jnp.float32), labels.astype(jnp.int32)
-    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
