@@ -162,26 +162,20 @@ CASES = {
     "gqa4-3328-bfloat16": Case(64, 8, 4, 3328, "bfloat16"),
     "gqa7-8k-bfloat16": Case(16, 4, 7, 8192, "bfloat16"),
 }
-# Plans of a calibrated model; those of `vkq-1bit` have no name of codes in theirs.
-_OF_TABLES = {
-    "mha-32k": (16, 32, 1, 32768),
-    "mha-2304": (16, 32, 1, 2304),
-    "b1-mha-32k": (1, 32, 1, 32768),
-    "gqa4-32k": (16, 8, 4, 32768),
-    "gqa4-2304": (16, 8, 4, 2304),
-    "gqa4-3328": (128, 8, 4, 3328),
-    "gqa8-32k": (16, 4, 8, 32768),
-    "gqa7-8k": (16, 4, 7, 8192),
-}
+# Plans of a calibrated model, at shapes of `vkq-1bit`, whose own plan has no name of codes in its.
+_OF_TABLES = (
+    *("mha-32k", "mha-2304", "b1-mha-32k", "gqa4-32k", "gqa4-2304", "gqa4-3328", "gqa8-32k"),
+    "gqa7-8k",
+)
 _TABLES = {
     "tables": "vkq-1bit-tables",
     "vkq-half-tables": "vkq-half-tables",
     "vkq-2bit-tables": "vkq-2bit-tables",
 }
 CASES |= {
-    f"{shape}-{name}": Case(*numbers, codes)
+    f"{shape}-{name}": dataclasses.replace(CASES[f"{shape}-vkq-1bit"], codes=codes, goal=None)
     for name, codes in _TABLES.items()
-    for shape, numbers in _OF_TABLES.items()
+    for shape in _OF_TABLES
 }
 
 # Small shapes for --check: every code path, lengths that end inside and at the edge of blocks.

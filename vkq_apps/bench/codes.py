@@ -7,7 +7,10 @@ from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.presets import calibrated_presets
 
-__all__ = ["CODES_HELP", "MeasuredCodes", "read_codes"]
+__all__ = ["BASELINE", "CODES_HELP", "MeasuredCodes", "read_codes"]
+
+BASELINE = "none"
+"""The preset that rows of codes are compared with: keys and values in bfloat16."""
 
 _TABLES, _PLAIN, _TEXT = "-tables", ":plain", ":text8"
 

@@ -8,6 +8,7 @@ import jax
 
 from models.model import Model
 from models.sharding.placing import cache_axes
+from vkq_apps.bench.codes import BASELINE
 from vkq_apps.bench.wire import sent_by
 from vkq_jax.cache.layered import AnyCache
 
@@ -40,7 +41,8 @@ def compare_meshes(row: dict[str, Any], group: Sequence[dict[str, Any]]) -> None
         return
     measured = [other for other in group if other["status"] == "measured"]
     first = next((r for r in measured if r["preset"] == row["preset"]), None)
-    dense = next((r for r in measured if r["preset"] == "none" and r["mesh"] == row["mesh"]), None)
+    own = (BASELINE, row["mesh"])
+    dense = next((r for r in measured if (r["preset"], r["mesh"]) == own), None)
     if first is not None:
         row["speedup"] = row["tokens_per_second"] / first["tokens_per_second"]
     if dense is not None:

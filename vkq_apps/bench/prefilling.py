@@ -16,7 +16,7 @@ from models.sharding.mesh import check_text
 from models.sharding.placing import sequence_parts
 from pallas_kernels.shapes import ModelShape, find_shape
 from vkq_apps.bench import device_memory
-from vkq_apps.bench.codes import read_codes
+from vkq_apps.bench.codes import BASELINE, read_codes
 from vkq_apps.bench.compiling import compile_ahead
 from vkq_apps.bench.random_model import (
     VISION_LAYERS,
@@ -29,8 +29,6 @@ from vkq_apps.bench.sequence_cache import random_tables_of
 from vkq_apps.bench.timing import time_of_calls
 
 __all__ = ["PrefillSetup", "compare_prefill", "measure_prefill", "most_sequences"]
-
-BASELINE = "none"
 
 
 @dataclasses.dataclass(frozen=True)

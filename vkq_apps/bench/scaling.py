@@ -11,15 +11,13 @@ import jax.numpy as jnp
 import pallas_kernels
 from pallas_kernels.shapes import ModelShape, find_shape
 from vkq_apps.bench import device_memory
-from vkq_apps.bench.codes import MeasuredCodes, read_codes
+from vkq_apps.bench.codes import BASELINE, MeasuredCodes, read_codes
 from vkq_apps.bench.compiling import compile_ahead
 from vkq_apps.bench.sequence_cache import random_layer
 from vkq_apps.bench.timing import time_of_calls
 from vkq_jax.cache.kv_cache import LayerCache
 
 __all__ = ["ScalingSetup", "compare_scaling", "measure_scaling", "plan_scaling"]
-
-BASELINE = "none"
 
 # Layers are chained until their bytes leave a GPU's cache; more than this many are not compiled.
 _CACHE_BYTES, _MOST_LAYERS = 2.5e8, 8

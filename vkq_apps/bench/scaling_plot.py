@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from vkq_apps.bench.scaling import BASELINE
+from vkq_apps.bench.codes import BASELINE
 from vkq_apps.inspection.plots.style import AFTER, BEFORE, INK, new_figure, styled
 
 __all__ = ["plot_scaling"]

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from models.sharding.mesh import check_text
+from vkq_apps.bench.codes import BASELINE
 from vkq_apps.bench.throughput import ThroughputSetup
 
-__all__ = ["BASELINE", "compare_throughput", "floors", "plan_meshes", "plan_throughput"]
-
-BASELINE = "none"
+__all__ = ["compare_throughput", "floors", "plan_meshes", "plan_throughput"]
 
 
 def plan_throughput(

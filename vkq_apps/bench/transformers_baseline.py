@@ -12,7 +12,7 @@ from typing import Any
 
 import vkq_jax
 from pallas_kernels.shapes import ModelShape, find_shape
-from vkq_apps.bench.codes import read_codes
+from vkq_apps.bench.codes import BASELINE, read_codes
 from vkq_apps.bench.random_model import abstract_model, decode_weight_bytes, text_config
 from vkq_apps.bench.sequence_cache import abstract_cache, per_sequence
 from vkq_apps.bench.throughput import ThroughputSetup, batches_of
@@ -35,7 +35,7 @@ def measure_transformers(
     Raises:
         NotImplementedError: codes or a mesh, or no PyTorch.
     """
-    if setup.preset != "none" or setup.mesh is not None:
+    if setup.preset != BASELINE or setup.mesh is not None:
         raise NotImplementedError("transformers runs bfloat16 on one device")
     try:
         torch = importlib.import_module("torch")

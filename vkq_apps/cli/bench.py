@@ -11,6 +11,7 @@ from pallas_kernels.shapes import SHAPES
 from vkq_apps.bench import tables
 from vkq_apps.bench.baselines import BASELINES
 from vkq_apps.bench.cases import CASES
+from vkq_apps.bench.codes import BASELINE
 from vkq_apps.bench.commands import (
     Output,
     run_meshes,
@@ -34,7 +35,7 @@ from vkq_apps.bench.options import (
 )
 from vkq_apps.bench.quantize import plan_quantize
 from vkq_apps.bench.scaling import plan_scaling
-from vkq_apps.bench.throughput_plan import BASELINE, plan_meshes
+from vkq_apps.bench.throughput_plan import plan_meshes
 from vkq_apps.cli.bench_generation import REAL_SHAPES, join, prefill, throughput
 from vkq_apps.cli.bench_output import output_on_hosts, say, show
 from vkq_apps.files.outputs import check_record_place

@@ -8,6 +8,7 @@ import typer
 
 from pallas_kernels.shapes import SHAPES
 from vkq_apps.bench import tables
+from vkq_apps.bench.codes import BASELINE
 from vkq_apps.bench.commands import run_prefill, run_throughput
 from vkq_apps.bench.options import (
     Baselines,
@@ -26,7 +27,7 @@ from vkq_apps.bench.options import (
 )
 from vkq_apps.bench.prefilling import PrefillSetup
 from vkq_apps.bench.throughput import TRANSFORMERS, ThroughputSetup
-from vkq_apps.bench.throughput_plan import BASELINE, plan_throughput
+from vkq_apps.bench.throughput_plan import plan_throughput
 from vkq_apps.cli.bench_output import output_on_hosts, show
 from vkq_apps.files.outputs import check_record_place
 from vkq_apps.files.results_file import as_written, join_files, write_json
