@@ -26,7 +26,7 @@ from vkq_apps.bench import device_memory
 from vkq_apps.bench.compiling import compile_ahead
 from vkq_apps.bench.prefilling import most_sequences
 from vkq_apps.bench.random_model import random_params, text_config
-from vkq_apps.bench.sequence_cache import abstract_visual
+from vkq_apps.bench.sequence_cache import abstract_visual, random_tokens
 from vkq_apps.bench.timing import LayerTime, time_of_calls
 from vkq_jax.array_types import Array
 from vkq_jax.cache.visual_bank import VisualBank, quantize_visual
@@ -125,9 +125,8 @@ def measure_quantize(setup: QuantizeSetup, row: dict[str, Any]) -> None:
             )
             for key, value in layers
         )
-        return [
-            pallas_kernels.to_kernel_layout(bank) for bank in banks
-        ]  # as attention reads it here
+        # As attention reads it here.
+        return [pallas_kernels.to_kernel_layout(bank) for bank in banks]
 
     compiled = compile_ahead(jax.jit(code), layers, index, valid)
     arguments = layers, index, valid
@@ -183,15 +182,9 @@ def _time_of_block(shape: ModelShape, sequences: int, tokens: int, repeats: int)
 
 
 def _keys_and_values(dims: tuple[int, ...], seed: int) -> tuple[Array, Array]:
-    """Random keys and values whose channels have offsets and sizes of their own."""
-
-    @jax.jit
-    def draw(key):
-        offset, size = jax.random.normal(jax.random.fold_in(key, 1), (2, 1, 1, *dims[2:]))
-        return (jax.random.normal(key, dims) * jnp.exp(0.5 * size) + offset).astype(jnp.bfloat16)
-
+    draw = jax.jit(random_tokens, static_argnums=1)
     key, value = jax.random.split(jax.random.key(seed))
-    return draw(key), draw(value)
+    return draw(key, dims), draw(value, dims)
 
 
 @functools.partial(jax.jit, static_argnames="quant")

@@ -22,6 +22,7 @@ __all__ = [
     "per_sequence",
     "random_layer",
     "random_tables_of",
+    "random_tokens",
     "repeated_cache",
 ]
 
@@ -44,11 +45,8 @@ def random_layer(
         tables = random_tables(quant, shape.num_kv_heads, shape.head_dim, key)
 
     def tensor(number: int, positions: int) -> Float[Array, "1 S K H"]:
-        lead = jax.random.fold_in(key, number)
         dims = (1, positions, shape.num_kv_heads, shape.head_dim)
-        channels = jax.random.normal(jax.random.fold_in(lead, 1), (2, 1, 1, *dims[2:]))
-        x = jax.random.normal(lead, dims) * jnp.exp(0.5 * channels[0]) + channels[1]
-        return x.astype(jnp.bfloat16)
+        return random_tokens(jax.random.fold_in(key, number), dims)
 
     index = jnp.arange(visual, dtype=jnp.int32)[None]
     bank = quantize_visual(
@@ -61,6 +59,12 @@ def random_layer(
     if codes.text_bits is not None:
         bank_of_text = bank_of_text.in_8_bits()
     return LayerCache((bank,), bank_of_text, quant=quant, tables=tables)
+
+
+def random_tokens(key: jax.Array, dims: tuple[int, ...]) -> Float[Array, "B S K H"]:
+    """Random keys or values in bfloat16, whose channels have offsets and sizes of their own."""
+    size, offset = jax.random.normal(jax.random.fold_in(key, 1), (2, 1, 1, *dims[2:]))
+    return (jax.random.normal(key, dims) * jnp.exp(0.5 * size) + offset).astype(jnp.bfloat16)
 
 
 def abstract_visual(shape: ModelShape) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
