@@ -30,7 +30,8 @@ from vkq_apps.bench.baselines import (
     torch_version,
 )
 from vkq_apps.bench.cases import CASES, CHECKS, Calibration, Case
-from vkq_apps.bench.kernel_error import attend, error, random_banks
+from vkq_apps.bench.kernel_banks import random_banks
+from vkq_apps.bench.kernel_error import attend, error
 from vkq_apps.bench.processes import process_pool, take_memory_as_needed
 from vkq_apps.bench.timing import LayerTime, bandwidth, chain_of_layers, time_of_calls
 from vkq_apps.files.outputs import check_record_place
