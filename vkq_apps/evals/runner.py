@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -46,7 +47,6 @@ def run(
         implementation: of attention over the cache and of coding, as for `models.generate`.
         on_batch: called when a batch is done, also one that was done before.
     """
-    steps = max(batch.task.max_new_tokens for batch in batches)
     todo = []
     for batch in batches:
         missing = [setting for setting in settings if _unknown(log, batch, setting)]
@@ -54,9 +54,13 @@ def run(
             todo.append((batch, missing))
         else:
             on_batch(batch)
-    evaluated = EvaluatedModel(model, implementation)
-    for prepared, missing in _prepared_ahead(model, todo, steps, quantize_at):
-        _run_batch(evaluated, prepared, missing, log, steps, quantize_at, by_layer)
+    steps = max(batch.task.max_new_tokens for batch in batches)
+    evaluation = _Evaluation(
+        EvaluatedModel(model, implementation), log, steps, quantize_at, by_layer
+    )
+    ready = partial(prepare, model, steps=steps, quantize_at=quantize_at)
+    for prepared, missing in _prepared_ahead(ready, todo):
+        evaluation.run_batch(prepared, missing)
         on_batch(prepared.batch)
 
 
@@ -65,15 +69,11 @@ def _unknown(log: SampleLog, batch: Batch, setting: Setting) -> bool:
 
 
 def _prepared_ahead(
-    model: Model,
-    todo: Sequence[tuple[Batch, list[Setting]]],
-    steps: int,
-    quantize_at: QuantizeAt,
+    ready: Callable[[Batch], Prepared], todo: Sequence[tuple[Batch, list[Setting]]]
 ) -> Iterator[tuple[Prepared, list[Setting]]]:
     """Prepares the next batch on the host while the device works on this one."""
     with closing_pool(ThreadPoolExecutor(1)) as pool:
         coming = None
-        ready = partial(prepare, model, steps=steps, quantize_at=quantize_at)
         for place, (batch, missing) in enumerate(todo):
             prepared = (coming or pool.submit(ready, batch)).result()
             if place + 1 < len(todo):
@@ -81,70 +81,68 @@ def _prepared_ahead(
             yield prepared, missing
 
 
-def _run_batch(
-    evaluated: EvaluatedModel,
-    prepared: Prepared,
-    missing: Sequence[Setting],
-    log: SampleLog,
-    steps: int,
-    quantize_at: QuantizeAt,
-    by_layer: bool,
-) -> None:
-    reading = prepared.read(evaluated, steps=steps)
-    answers: Answers
-    if prepared.choices is None:
-        answers = Written(evaluated, prepared.batch, reading.prompted, steps=steps)
-    else:
-        answers = Chosen(evaluated, prepared, reading.prompted)
-    exact = answers.exact
-    own = _fetched(compare(exact, exact))
-    rows, lengths = answers.rows(own), to_host(exact.lengths)
-    for setting in missing:
-        prompted, comparison = reading.prompted, own
-        if not setting.exact:
-            prompted = _read(evaluated, prepared, reading, setting, quantize_at)
-            coded = evaluated.follow(prompted, exact.tokens, exact.lengths)
-            comparison = _fetched(compare(exact, coded))
-        layers = None
-        if by_layer and setting.kept is None and not setting.exact:
-            layers = _fetched(
-                layer_errors(evaluated.model, reading.prompted, prompted, exact.tokens[:, 0])
+@dataclass(frozen=True)
+class _Evaluation:
+    """What is the same for every batch; see `run`."""
+
+    evaluated: EvaluatedModel
+    log: SampleLog
+    steps: int  # the most tokens of an answer
+    quantize_at: QuantizeAt
+    by_layer: bool
+
+    def run_batch(self, prepared: Prepared, missing: Sequence[Setting]) -> None:
+        """Asks a batch at full precision, then with every setting, and logs the answers."""
+        reading = prepared.read(self.evaluated, steps=self.steps)
+        answers: Answers
+        if prepared.choices is None:
+            answers = Written(self.evaluated, prepared.batch, reading.prompted, steps=self.steps)
+        else:
+            answers = Chosen(self.evaluated, prepared, reading.prompted)
+        exact = answers.exact
+        own = _fetched(compare(exact, exact))
+        rows, lengths = answers.rows(own), to_host(exact.lengths)
+        for setting in missing:
+            prompted, comparison = reading.prompted, own
+            if not setting.exact:
+                prompted = self._read(prepared, reading, setting)
+                coded = self.evaluated.follow(prompted, exact.tokens, exact.lengths)
+                comparison = _fetched(compare(exact, coded))
+            layers = None
+            if self.by_layer and setting.kept is None and not setting.exact:
+                first_tokens = exact.tokens[:, 0]
+                layers = _fetched(
+                    layer_errors(self.evaluated.model, reading.prompted, prompted, first_tokens)
+                )
+            texts = answers.texts(prompted, comparison)
+            size = vars(cache_size(prompted.cache, reading.prompted.cache))
+            self.log.add(
+                Record(
+                    preset=setting.name,
+                    task=prepared.batch.task.name,
+                    sample=sample.key,
+                    answer=text,
+                    positions=int(lengths[row]),
+                    kl=float(comparison.kl[row]),
+                    first_difference=_before_end(comparison.first_difference[row], lengths[row]),
+                    layers=layers and {name: x[row].tolist() for name, x in layers.items()},
+                    **size,
+                )
+                for sample, text, row in zip(prepared.batch.samples, texts, rows, strict=True)
+                if self.log.get(setting.name, prepared.batch.task.name, sample.key) is None
             )
-        texts = answers.texts(prompted, comparison)
-        size = vars(cache_size(prompted.cache, reading.prompted.cache))
-        log.add(
-            Record(
-                preset=setting.name,
-                task=prepared.batch.task.name,
-                sample=sample.key,
-                answer=text,
-                positions=int(lengths[row]),
-                kl=float(comparison.kl[row]),
-                first_difference=_before_end(comparison.first_difference[row], lengths[row]),
-                layers=layers and {name: x[row].tolist() for name, x in layers.items()},
-                **size,
-            )
-            for sample, text, row in zip(prepared.batch.samples, texts, rows, strict=True)
-            if log.get(setting.name, prepared.batch.task.name, sample.key) is None
+
+    def _read(self, prepared: Prepared, reading: Reading, setting: Setting) -> Prompted:
+        """The prompts, read into the cache of a setting."""
+        if setting.kept is not None:
+            return read_kept(self.evaluated, reading, prepared.pictures, share=setting.kept)
+        return self.evaluated.read_coded(
+            reading,
+            setting.tables,
+            quant=setting.quant,
+            quantize_at=self.quantize_at,
+            text_bits=setting.text_bits,
         )
-
-
-def _read(
-    evaluated: EvaluatedModel,
-    prepared: Prepared,
-    reading: Reading,
-    setting: Setting,
-    quantize_at: QuantizeAt,
-) -> Prompted:
-    if setting.kept is not None:
-        return read_kept(evaluated, reading, prepared.pictures, share=setting.kept)
-    return evaluated.read_coded(
-        reading,
-        setting.tables,
-        quant=setting.quant,
-        quantize_at=quantize_at,
-        text_bits=setting.text_bits,
-    )
 
 
 def _fetched[T](arrays: T) -> T:
