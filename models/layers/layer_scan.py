@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,16 @@ __all__ = [
     "stack_layers",
     "unstack_layers",
 ]
+
+
+# Runs a block: (carry, (number of the layer, parameters)) -> (carry, output).
+type _Body[C] = Callable[[C, tuple[Any, Any]], tuple[C, Any]]
+
+
+class _Layer(NamedTuple):
+    kind: int
+    number: int  # among all layers
+    place: int  # in the stack of its kind
 
 
 def stack_layers[M: nnx.Module](
@@ -110,7 +120,7 @@ def scan_kinds[C](
     """
     split = [nnx.split(stack) for stack in stacks]
 
-    def body_of(kind: int) -> Callable[[C, tuple[Any, Any]], tuple[C, Any]]:
+    def body_of(kind: int) -> _Body[C]:
         def body(carry: C, item: tuple[Any, Any]) -> tuple[C, Any]:
             layer, params = item
             return steps[kind](nnx.merge(split[kind][0], params), layer, carry)
@@ -119,16 +129,23 @@ def scan_kinds[C](
 
     bodies = [body_of(kind) for kind in range(len(stacks))]
     params = [params for _, params in split]
-    layers = _places(kinds)
+    layers = _in_stacks(kinds)
     apart = any(map(_is_unstacked, jax.tree.leaves(params, is_leaf=_is_unstacked)))
     if apart or unroll:
         return _one_by_one(bodies, params, layers, carry)
-    if len({kind for kind, _, _ in layers}) == 1:
+    if len({layer.kind for layer in layers}) == 1:
         # The stack as the loop's own input: its gradient is made layer by layer.
-        numbers = jnp.asarray([number for _, number, _ in layers], jnp.int32)
-        kind = layers[0][0]
+        numbers = jnp.asarray([layer.number for layer in layers], jnp.int32)
+        kind = layers[0].kind
         carry, output = jax.lax.scan(bodies[kind], carry, (numbers, params[kind]))
         return carry, tuple(output if each == kind else None for each in range(len(stacks)))
+    return _in_repetitions(bodies, params, layers, carry)
+
+
+def _in_repetitions[C](
+    bodies: Sequence[_Body[C]], params: Sequence[Any], layers: Sequence[_Layer], carry: C
+) -> tuple[C, tuple[Any, ...]]:
+    """A loop over the repetitions of each pattern, in which equal neighbours are a loop."""
 
     def run(carry: C, kind: int, numbers: Array, places: Array) -> tuple[C, Any]:
         """Layers of one kind, at these places of its stack."""
@@ -139,12 +156,12 @@ def scan_kinds[C](
 
         return jax.lax.scan(body, carry, (numbers, places))
 
-    outputs: list[list[Any]] = [[] for _ in stacks]
-    for first, period, repeats in _repetitions([kind for kind, _, _ in layers]):
+    outputs: list[list[Any]] = [[] for _ in bodies]
+    for first, period, repeats in _repetitions([layer.kind for layer in layers]):
         block = layers[first : first + period * repeats]
         # table[i, j] has the number of layer j of repetition i, and its place in the stack.
-        table = jnp.asarray([each[1:] for each in block], jnp.int32).reshape(repeats, period, 2)
-        runs = _runs([kind for kind, _, _ in block[:period]])
+        table = jnp.asarray([(layer.number, layer.place) for layer in block], jnp.int32)
+        runs = _runs([layer.kind for layer in block[:period]])
 
         def repetition(carry: C, own: Array, runs: Any = runs) -> tuple[C, dict[int, Any]]:
             found: dict[int, list[Any]] = {}
@@ -153,21 +170,18 @@ def scan_kinds[C](
                 found.setdefault(kind, []).append(output)
             return carry, {kind: _joined(each) for kind, each in found.items()}
 
-        carry, found = jax.lax.scan(repetition, carry, table)
+        carry, found = jax.lax.scan(repetition, carry, table.reshape(repeats, period, 2))
         for kind, each in found.items():
             outputs[kind].append(jax.tree.map(_in_one_axis, each))
     return carry, tuple(_joined(each) if each else None for each in outputs)
 
 
 def _one_by_one[C](
-    bodies: Sequence[Callable[[C, tuple[Any, Any]], tuple[C, Any]]],
-    params: Sequence[Any],
-    layers: Sequence[tuple[int, int, int]],
-    carry: C,
+    bodies: Sequence[_Body[C]], params: Sequence[Any], layers: Sequence[_Layer], carry: C
 ) -> tuple[C, tuple[Any, ...]]:
     """Each layer compiled by itself."""
     outputs: list[Any] = [None] * len(bodies)
-    counts = Counter(kind for kind, _, _ in layers)
+    counts = Counter(layer.kind for layer in layers)
     for kind, number, place in layers:
         block_params = jax.tree.map(
             lambda x, place=place: x.layers[place] if _is_unstacked(x) else x[place],
@@ -180,18 +194,18 @@ def _one_by_one[C](
                 lambda x, count=counts[kind]: jnp.zeros((count, *x.shape), x.dtype), output
             )
         outputs[kind] = jax.tree.map(
-            lambda all, x, place=place: all.at[place].set(x), outputs[kind], output
+            lambda stack, x, place=place: stack.at[place].set(x), outputs[kind], output
         )
     return carry, tuple(outputs)
 
 
-def _places(kinds: Sequence[int | None]) -> list[tuple[int, int, int]]:
-    """Kind, number and place in its stack of each layer that is not left out."""
+def _in_stacks(kinds: Sequence[int | None]) -> list[_Layer]:
+    """Each layer that is not left out."""
     counts: Counter[int] = Counter()
     layers = []
     for number, kind in enumerate(kinds):
         if kind is not None:
-            layers.append((kind, number, counts[kind]))
+            layers.append(_Layer(kind, number, counts[kind]))
             counts[kind] += 1
     return layers
 
