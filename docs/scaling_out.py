@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 
 import vkq_jax
-from models.sharding.mesh import check_text
+from models.sharding.mesh import mesh_sizes
 from pallas_kernels.shapes import ModelShape
 from vkq_apps.bench.codes import read_codes
 from vkq_apps.bench.random_model import text_config
@@ -176,8 +176,7 @@ def rows(deployment: Deployment, step: StepTime) -> list[str]:
     whole, read = text_weight_bytes(shape)
     lines = []
     for mesh in deployment.meshes:
-        sizes = check_text(mesh)
-        data, model = sizes.get("data", 1), sizes.get("model", 1)
+        data, model = mesh_sizes(mesh)
         weights = whole / model + deployment.vision_bytes
         budget = step.memory - step.reserve - weights
         cells = [shape.name, mesh, f"{data * model}", f"{weights / 1e9:.0f}"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from docs import scaling_out
 from docs.tables.results import RESULTS, read
-from models.sharding.mesh import check_text
+from models.sharding.mesh import mesh_sizes
 from pallas_kernels.shapes import find_shape
 
 
@@ -27,13 +27,13 @@ def mesh_rows() -> list[str]:
     }
     found = _mesh_rows_by_key()
     for (shape, preset, mesh, batch), row in sorted(found.items(), key=_place_of_mesh):
-        sizes = check_text(mesh)
-        each = batch // sizes.get("data", 1)
+        sizes = mesh_sizes(mesh)
+        each = batch // sizes.data
         alone, ratio, expected = one_gpu.get((row["run"], shape, preset, each)), "", ""
         if alone is not None and mesh != "data=1":
             ratio = f"{row['tokens_per_second'] / alone['tokens_per_second']:.2f}x"
             one = 1e-3 * alone["step_ms"]
-            seconds = scaling_out.split_step(find_shape(shape), one, each, sizes.get("model", 1))
+            seconds = scaling_out.split_step(find_shape(shape), one, each, sizes.model)
             expected = f"{1e3 * seconds:.2f}"
         lines.append(
             f"| {shape} | `{preset}` | {mesh} | {batch} | {row['step_ms']:.2f} | {expected} "

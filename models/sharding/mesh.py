@@ -7,9 +7,9 @@ one process of `jax.distributed`.
 
 import math
 import re
+from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from models.sharding.axes import DATA, GROUP, KV_HEADS
@@ -17,16 +17,30 @@ from vkq_jax.cache.layered import AnyCache, LayeredCache
 from vkq_jax.messages import show
 
 __all__ = [
+    "MeshSizes",
     "check_devices",
     "check_heads",
     "check_states",
-    "check_text",
     "divisors",
     "make_mesh",
+    "mesh_sizes",
     "over_heads",
 ]
 
-_NAMES = ("data", "model")
+
+class MeshSizes(NamedTuple):
+    """Devices along each axis of a mesh."""
+
+    data: int = 1
+    model: int = 1
+
+    def __str__(self) -> str:
+        """As it is written: without the axes of one device."""
+        sizes = [f"{name}={size}" for name, size in self._asdict().items() if size != 1]
+        return ",".join(sizes) or "data=1"
+
+
+_NAMES = MeshSizes._fields
 
 
 def make_mesh(mesh: str | Mesh) -> Mesh:
@@ -39,17 +53,16 @@ def make_mesh(mesh: str | Mesh) -> Mesh:
     Raises:
         ValueError: text of another form, axes of other names, or more devices than there are.
     """
+    types = (AxisType.Auto,) * len(_NAMES)
     if isinstance(mesh, Mesh):
-        sizes = dict(mesh.shape)
-        if not sizes or not set(sizes) <= set(_NAMES):
-            raise ValueError(f"mesh: expected axes data and model, got {show(list(sizes))}")
-        order = [mesh.axis_names.index(name) for name in _NAMES if name in sizes]
-        devices = mesh.devices.transpose(order)
-    else:
-        sizes = check_text(mesh)
-        devices = _devices(sizes)
-    shape = [sizes.get(name, 1) for name in _NAMES]
-    return Mesh(devices.reshape(shape), _NAMES, axis_types=(AxisType.Auto,) * len(_NAMES))
+        names = mesh.axis_names
+        if not names or not set(names) <= set(_NAMES):
+            raise ValueError(f"mesh: expected axes data and model, got {show(list(names))}")
+        devices = mesh.devices.transpose([names.index(name) for name in _NAMES if name in names])
+        return Mesh(devices.reshape(MeshSizes(**mesh.shape)), _NAMES, axis_types=types)
+    sizes = mesh_sizes(mesh)
+    check_devices(sizes, jax.device_count(), jax.process_count())
+    return jax.make_mesh(sizes, _NAMES, axis_types=types)
 
 
 def over_heads(mesh: str | Mesh, kv_heads: int) -> Mesh:
@@ -78,8 +91,8 @@ def check_states(mesh: Mesh, cache: AnyCache) -> None:
             )
 
 
-def check_text(text: str) -> dict[str, int]:
-    """The sizes by axis that a text such as `data=2,model=4` states; raises as `make_mesh`."""
+def mesh_sizes(text: str) -> MeshSizes:
+    """The sizes that a text such as `data=2,model=4` states; raises as `make_mesh`."""
     expected = "mesh: expected sizes of the axes data and model, such as data=2,model=4"
     if not isinstance(text, str):
         raise ValueError(f"{expected}, or a jax.sharding.Mesh with them, got {show(text)}")
@@ -89,7 +102,7 @@ def check_text(text: str) -> dict[str, int]:
         if match is None or match[1] in sizes:
             raise ValueError(f"{expected}, got {show(text)}")
         sizes[match[1]] = int(match[2])
-    return sizes
+    return MeshSizes(**sizes)
 
 
 def check_heads(parts: int, kv_heads: int) -> None:
@@ -101,28 +114,17 @@ def check_heads(parts: int, kv_heads: int) -> None:
         )
 
 
-def check_devices(sizes: dict[str, int], there: int, hosts: int) -> None:
+def check_devices(sizes: MeshSizes, there: int, hosts: int) -> None:
     """Raises ValueError where a mesh takes more devices than there are, or leaves hosts out.
 
     Args:
-        sizes: from `check_text`.
+        sizes: from `mesh_sizes`.
         there: devices of all hosts together.
     """
-    wanted = math.prod(sizes.values())
+    wanted = math.prod(sizes)
     if wanted > there or (hosts > 1 and wanted < there):
-        written = ",".join(f"{name}={size}" for name, size in sizes.items())
         on = "" if hosts == 1 else f" on {hosts} hosts, and a mesh takes all of them"
-        raise ValueError(f"mesh {written} needs {wanted} devices, there are {there}{on}")
-
-
-def _devices(sizes: dict[str, int]) -> np.ndarray:
-    check_devices(sizes, jax.device_count(), jax.process_count())
-    names = tuple(name for name in _NAMES if name in sizes)
-    shape = tuple(sizes[name] for name in names)
-    auto = (AxisType.Auto,) * len(names)
-    return jax.make_mesh(shape, names, axis_types=auto).devices.reshape(
-        [sizes.get(name, 1) for name in _NAMES]
-    )
+        raise ValueError(f"mesh {sizes} needs {wanted} devices, there are {there}{on}")
 
 
 def divisors(number: int) -> str:

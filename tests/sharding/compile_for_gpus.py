@@ -34,7 +34,7 @@ from models.generation.decode_step import decode_step
 from models.generation.gpu_options import gpu_options
 from models.generation.prefill import prefill
 from models.layers.linear import Maker
-from models.sharding.mesh import check_text
+from models.sharding.mesh import mesh_sizes
 from models.sharding.placing import cache_shardings
 from models.sharding.rules import parameter_sharding
 from pallas_kernels.attention import support
@@ -61,8 +61,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 def gpu_mesh(text: str) -> Mesh:
     """A mesh of GPUs that are described, not there."""
-    sizes = check_text(text)
-    data, model = (sizes.get(name, 1) for name in ("data", "model"))
+    data, model = mesh_sizes(text)
     described = topologies.get_topology_desc(
         platform="cuda",
         topology_name="described",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.sharding.mesh import check_devices, check_text
+from models.sharding.mesh import check_devices, mesh_sizes
 from vkq_apps.bench import device_memory, worker
 from vkq_apps.bench.mesh_scaling import compare_meshes
 from vkq_apps.bench.prefilling import PrefillSetup, compare_prefill
@@ -92,7 +92,7 @@ def _run_apart(
         hosts, _ = hosts_named()
         for setup in itertools.chain(*groups):
             if setup.mesh is not None:
-                check_devices(check_text(setup.mesh), hosts * devices, hosts)
+                check_devices(mesh_sizes(setup.mesh), hosts * devices, hosts)
         results = stack.enter_context(output.open(command, head))
 
         def measure(setup: ThroughputSetup | PrefillSetup) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import typer
 
 import pallas_kernels
 import vkq_jax
-from models.sharding.mesh import check_text
+from models.sharding.mesh import mesh_sizes
 from pallas_kernels.shapes import SHAPES
 from vkq_apps.bench.codes import CODES_HELP
 from vkq_apps.terminal.counts import check_count
@@ -43,7 +43,7 @@ def meshes_of(texts: list[str] | None) -> list[str | None]:
 def _check_meshes(texts: list[str] | None) -> list[str] | None:
     for text in texts or ():
         if text != NO_MESH:
-            check_text(text)
+            mesh_sizes(text)
     return texts
 
 

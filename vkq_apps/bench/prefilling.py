@@ -12,7 +12,7 @@ import jax
 from models.families.mesh_fit import check_fit
 from models.generation.prefill import prefill
 from models.inputs.on_mesh import place_inputs
-from models.sharding.mesh import check_text
+from models.sharding.mesh import mesh_sizes
 from models.sharding.placing import sequence_parts
 from pallas_kernels.shapes import ModelShape, find_shape
 from vkq_apps.bench import device_memory
@@ -66,7 +66,7 @@ class PrefillSetup:
                 f"got {self.prompt_text} and {self.text_capacity}"
             )
         if self.mesh is not None:
-            check_fit(check_text(self.mesh).get("model", 1), llava_config(find_shape(self.shape)))
+            check_fit(mesh_sizes(self.mesh).model, llava_config(find_shape(self.shape)))
 
     @property
     def key(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import vkq_jax
 from models.families.mesh_fit import check_fit
 from models.generation.decode_loop import DecodeState
 from models.model import Model
-from models.sharding.mesh import check_text
+from models.sharding.mesh import mesh_sizes
 from models.sharding.placing import sequence_parts
 from pallas_kernels.shapes import find_shape
 from vkq_apps.bench import device_memory
@@ -108,7 +108,7 @@ class ThroughputSetup:
                 f"a budget must be positive and below {_MOST_GB:g} GB, got {self.budget_gb} GB"
             )
         if self.mesh is not None:
-            check_fit(check_text(self.mesh).get("model", 1), llava_config(find_shape(self.shape)))
+            check_fit(mesh_sizes(self.mesh).model, llava_config(find_shape(self.shape)))
         if self.round_to < 0:
             raise ValueError(f"a batch cannot be rounded to {self.round_to}")
 

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from models.sharding.mesh import check_text
+from models.sharding.mesh import mesh_sizes
 from vkq_apps.bench.codes import BASELINE
 from vkq_apps.bench.throughput import ThroughputSetup
 
@@ -90,7 +90,7 @@ def plan_meshes(
 
 
 def _data_parts(mesh: str | None) -> int:
-    return 1 if mesh is None else check_text(mesh).get("data", 1)
+    return 1 if mesh is None else mesh_sizes(mesh).data
 
 
 def compare_throughput(row: dict[str, Any], group: Sequence[dict[str, Any]]) -> None:

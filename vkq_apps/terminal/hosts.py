@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from models import read_config
 from models.families.mesh_fit import check_fit
 from models.inputs.on_mesh import check_divides
-from models.sharding.mesh import check_text, make_mesh
+from models.sharding.mesh import make_mesh, mesh_sizes
 from vkq_apps.terminal.console import log, out
 from vkq_apps.terminal.endings import at_failure
 
@@ -50,7 +50,7 @@ HOSTS_HELP = (
 def check_mesh(text: str | None) -> str | None:
     """The callback of `--mesh`: finds the other hosts before JAX starts, then the devices."""
     if text is not None:
-        check_text(text)
+        mesh_sizes(text)
         join_hosts()
         make_mesh(text)
     return text
@@ -68,10 +68,10 @@ def check_mesh_of(source: str, mesh: str | None, batch: int | None = None) -> No
         NotImplementedError, ValueError: as `models.load`, or `data` does not divide the batch.
     """
     if mesh is not None:
-        sizes = check_text(mesh)
-        check_fit(sizes.get("model", 1), read_config(source))
+        sizes = mesh_sizes(mesh)
+        check_fit(sizes.model, read_config(source))
         if batch is not None:
-            check_divides(sizes.get("data", 1), batch)
+            check_divides(sizes.data, batch)
 
 
 def join_hosts() -> None:
