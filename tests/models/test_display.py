@@ -9,6 +9,7 @@ import pytest
 import models
 import vkq_jax
 from tests.support.tiny_llava import batch, prompt, tiny_model
+from vkq_jax.cache.summaries import codes_name
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +91,10 @@ def test_codes_of_ones_own_are_named_by_their_types():
         num_layers=1, batch=1, num_kv_heads=1, head_dim=8, cache_length=3, quant=quant
     )
     assert "codes: keys LevelCodes, values SignCodes" in repr(cache)
+
+
+@pytest.mark.parametrize("name", vkq_jax.calibrated_presets)
+def test_codes_of_a_calibrated_model_have_their_presets_name(name):
+    assert codes_name(vkq_jax.presets[name]) == name
+    for plan in vkq_jax.calibrated_presets[name]:
+        assert codes_name(plan) == f"{name}, calibrated"

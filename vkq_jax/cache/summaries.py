@@ -17,16 +17,18 @@ from vkq_jax.display import is_array, summarize
 from vkq_jax.pytree import nbytes
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.layer_groups import Cells
-from vkq_jax.settings.presets import presets
+from vkq_jax.settings.presets import calibrated_presets, presets
 
 __all__ = ["cells_name", "codes_name"]
 
 
 def codes_name(quant: KVQuantConfig) -> str:
-    """The name of the preset that the settings are, or the types of their codes."""
+    """The name of the preset that the settings are, calibrated or not, or their codes' types."""
     for name, preset in presets.items():
         if preset == quant:
             return name
+        if quant in calibrated_presets.get(name, ()):
+            return f"{name}, calibrated"
     key, value = type(quant.key).__name__, type(quant.value).__name__
     return key if quant.key == quant.value else f"keys {key}, values {value}"
 
