@@ -30,6 +30,7 @@ NAMES = {
     "deepseek_vl": "DeepSeek-VL",
     "gemma3": "Gemma 3",
     "gemma4": "Gemma 4",
+    "gemma4_unified": "Gemma 4 12B",
     "glm46v": "GLM-4.6V",
     "glm4v": "GLM-4.1V",
     "glm4v_moe": "GLM-4.5V",

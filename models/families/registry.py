@@ -12,6 +12,7 @@ _MODULES = {
     "deepseek_vl": "models.families.deepseek_vl.family",
     "gemma3": "models.families.gemma3.family",
     "gemma4": "models.families.gemma4.family",
+    "gemma4_unified": "models.families.gemma4.unified",
     "glm4v": "models.families.glm4v.family",
     "glm46v": "models.families.glm4v.family",
     "glm4v_moe": "models.families.glm4v.family",

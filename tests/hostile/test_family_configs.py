@@ -16,6 +16,7 @@ from tests.hostile.test_configs import HOSTILE, check_one_line
 from tests.models.families import (
     test_aya_vision,
     test_gemma4,
+    test_gemma4_unified,
     test_glm4v,
     test_internvl,
     test_mllama,
@@ -54,6 +55,7 @@ def configs():
         "glm46v": test_glm4v.config_json("glm46v"),
         "glm4v_moe": test_glm4v.config_json("glm4v_moe", text=test_glm4v.EXPERTS),
         "gemma4": test_gemma4.config_json(),
+        "gemma4_unified": test_gemma4_unified.config_json(),
         "internvl, experts": internvl | {"text_config": moe(internvl["text_config"])},
         "qwen3_vl_moe": qwen_vl.config_json("qwen3_vl_moe"),
         "qwen3_5": qwen_vl.config_json("qwen3_5"),

@@ -18,6 +18,11 @@ from models.families.gemma4.config import (
     Gemma4TextSettings,
     Gemma4VisionSettings,
 )
+from models.families.gemma4.unified_config import (
+    Gemma4UnifiedSettings,
+    Gemma4UnifiedTextSettings,
+    Gemma4UnifiedVisionSettings,
+)
 from models.families.glm4v.config import (
     Glm4vMoeSettings,
     Glm4vSettings,
@@ -68,6 +73,9 @@ TOWERS = {
     "Gemma4TextConfig": Gemma4TextSettings,
     "Gemma4VisionConfig": Gemma4VisionSettings,
     "Gemma4Config": Gemma4Settings,
+    "Gemma4UnifiedTextConfig": Gemma4UnifiedTextSettings,
+    "Gemma4UnifiedVisionConfig": Gemma4UnifiedVisionSettings,
+    "Gemma4UnifiedConfig": Gemma4UnifiedSettings,
     "Glm4vMoeTextConfig": TEXT_SETTINGS["glm4v_moe_text"],
     "Glm4vMoeVisionConfig": Glm4vVisionSettings,
     "Glm4vMoeConfig": Glm4vMoeSettings,
@@ -168,7 +176,10 @@ def test_defaults_are_those_of_transformers(name):
 
 
 # Their rotary channels depend on other fields, which every file states.
-OWN_ROPES = ("Gemma4TextConfig", "Glm4vTextConfig", "Glm4vMoeTextConfig", "GlmOcrTextConfig")
+OWN_ROPES = (
+    *("Gemma4TextConfig", "Gemma4UnifiedTextConfig", "Glm4vTextConfig", "Glm4vMoeTextConfig"),
+    "GlmOcrTextConfig",
+)
 
 
 @pytest.mark.parametrize(

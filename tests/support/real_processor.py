@@ -4,6 +4,7 @@ from os import PathLike
 from typing import Any
 
 from tests.support.cohere2_images import cohere2_image_processor
+from tests.support.gemma4_images import gemma4_unified_image_processor
 
 __all__ = ["real_processor", "unchecked"]
 
@@ -23,10 +24,15 @@ def real_processor(folder: str | PathLike[str], processor_class: Any, **settings
     from transformers import AutoTokenizer
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    if processor_class.__name__ == "Cohere2VisionProcessor":
-        image_processor = cohere2_image_processor(folder)
-    else:
+    without_torchvision = {
+        "Cohere2VisionProcessor": cohere2_image_processor,
+        "Gemma4UnifiedProcessor": gemma4_unified_image_processor,
+    }
+    make = without_torchvision.get(processor_class.__name__)
+    if make is None:
         image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    else:
+        image_processor = make(folder)
     return unchecked(processor_class)(
         image_processor=image_processor,
         tokenizer=AutoTokenizer.from_pretrained(folder),

@@ -65,7 +65,7 @@ class Gemma4ClipProcessing(ClipProcessing):
 
     def check(self, config: Gemma4Config, settings: _Gemma4ClipSettings) -> None:
         """See `ClipProcessing.check`: patches and blocks are those of the tower."""
-        tower = {"patch_size": config.vision.patch_size, "pooling_kernel_size": config.vision.merge}
+        tower = {"patch_size": config.vision.patch_size, "pooling_kernel_size": config.pooling}
         check_tower(settings, tower)
 
     def preprocess(

@@ -23,7 +23,13 @@ from models.vision.encoder import EncoderConfig
 from models.vision.grid_settings import axial_theta
 from models.vision.grid_tower import GridConfig
 
-__all__ = ["Gemma4Config", "Gemma4Settings", "Gemma4TextSettings", "Gemma4VisionSettings"]
+__all__ = [
+    "Gemma4Config",
+    "Gemma4Settings",
+    "Gemma4TextSettings",
+    "Gemma4VisionSettings",
+    "common_fields",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,6 +132,11 @@ class Gemma4Config(ModelConfig):
     audio_token_id: int | None
     pad_token_id: int
 
+    @property
+    def pooling(self) -> int:
+        """The processor's patches on a side of the square that becomes one visual token."""
+        return self.vision.merge
+
     @classmethod
     def from_hf(cls, content: Mapping[str, Any]) -> Self:
         """From the content of a config.json.
@@ -140,16 +151,23 @@ class Gemma4Config(ModelConfig):
         vision = Gemma4VisionSettings.read(hf.vision_config, "vision_config")
         text = Gemma4TextSettings.read(hf.text_config or {}, "text_config")
         return cls(
-            model_type=hf.model_type,
             vision=vision.to_config(),
-            text=hf.decoder(text),
             standardize=vision.standardize,
-            begin_image_id=hf.boi_token_id,
-            end_image_id=hf.eoi_token_id,
-            pictures_see_themselves=text.use_bidirectional_attention is not None,
-            audio_token_id=hf.audio_token_id,
-            pad_token_id=text.pad_token_id or 0,
-            image_token_id=hf.image_token_id,
-            video_token_id=hf.video_token_id,
-            eos_token_ids=hf.eos_token_ids(text),
+            **common_fields(hf, text),
         )
+
+
+def common_fields(hf: Gemma4Settings, text: Gemma4TextSettings) -> dict[str, Any]:
+    """Fields of `Gemma4Config` that say nothing of a vision tower."""
+    return {
+        "model_type": hf.model_type,
+        "text": hf.decoder(text),
+        "begin_image_id": hf.boi_token_id,
+        "end_image_id": hf.eoi_token_id,
+        "pictures_see_themselves": text.use_bidirectional_attention is not None,
+        "audio_token_id": hf.audio_token_id,
+        "pad_token_id": text.pad_token_id or 0,
+        "image_token_id": hf.image_token_id,
+        "video_token_id": hf.video_token_id,
+        "eos_token_ids": hf.eos_token_ids(text),
+    }

@@ -16,12 +16,19 @@ from models.inputs.pixels import check_image_tokens, check_pixels, token_runs
 from models.inputs.processing import Processing
 from models.vision.patch_grid import block_order, pack_frames
 
-__all__ = ["FAMILY"]
+__all__ = ["ARRAYS", "FAMILY", "UNUSED_ARRAYS", "Gemma4Processing", "visual_inputs"]
+
+ARRAYS = (
+    *("pixel_values", "image_position_ids", "pixel_values_videos", "video_position_ids"),
+    *("num_frames_per_video", "mm_token_type_ids"),
+)
+UNUSED_ARRAYS = ("num_soft_tokens_per_image", "num_soft_tokens_per_video")
 
 
-def _visual_inputs(
+def visual_inputs(
     config: Gemma4Config, ids: np.ndarray, mask: np.ndarray, arrays: Mapping[str, np.ndarray]
 ) -> VisualInputs:
+    """See `Family.visual_inputs`."""
     if config.audio_token_id is not None and (ids == config.audio_token_id).any():
         raise NotImplementedError(
             f"input_ids: audio tokens (id {config.audio_token_id}); supported: text, images, video"
@@ -114,15 +121,15 @@ def _read_pictures(
             )
         if max(rows, columns) > most:
             raise ValueError(
-                f"{places_name}: expected numbers below position_embedding_size={most}, got "
-                f"{max(rows, columns) - 1}"
+                f"{places_name}: expected numbers below {most}, the rows of the table of "
+                f"positions, got {max(rows, columns) - 1}"
             )
         found.append(patches[block_order(rows, columns, merge)])
         sizes.append((rows, columns))
     return np.concatenate(found), sizes
 
 
-class _Processing(Processing):
+class Gemma4Processing(Processing):
     """Each picture resized to whole blocks of patches, its tokens between two of their own."""
 
     def clips(self, config: Gemma4Config) -> Gemma4ClipProcessing | None:
@@ -133,7 +140,7 @@ class _Processing(Processing):
         """See `Processing.check`: patches and blocks are those of the tower."""
         vision = config.vision
         check_patch_settings(
-            image_processor, patch_size=vision.patch_size, pooling_kernel_size=vision.merge
+            image_processor, patch_size=vision.patch_size, pooling_kernel_size=config.pooling
         )
 
     def check_picture(self, image_processor: Any, picture: Image.Image) -> None:
@@ -160,15 +167,8 @@ FAMILY = Family(
     read_config=Gemma4Config.from_hf,
     build=Gemma4Model,
     weights=gemma4_names,
-    array_names=(
-        "pixel_values",
-        "image_position_ids",
-        "pixel_values_videos",
-        "video_position_ids",
-        "num_frames_per_video",
-        "mm_token_type_ids",
-    ),
-    unused_names=("num_soft_tokens_per_image", "num_soft_tokens_per_video"),
-    visual_inputs=_visual_inputs,
-    processing=_Processing,
+    array_names=ARRAYS,
+    unused_names=UNUSED_ARRAYS,
+    visual_inputs=visual_inputs,
+    processing=Gemma4Processing,
 )

@@ -24,12 +24,16 @@ class Gemma4Model(MultimodalModel):
     def __init__(self, config: Gemma4Config, make: Maker):
         """Random parameters."""
         self.config = config
-        self.vision = GridTransformer(config.vision, make)
-        self.projector = _Projector(config, make)
+        self.make_tower(config, make)
         self.text = TextDecoder(config.text, make)
         holders = (*config.visual_token_ids, config.audio_token_id)
         self.holders = tuple(token for token in holders if token is not None)
         self.pad_token_id = config.pad_token_id
+
+    def make_tower(self, config: Gemma4Config, make: Maker) -> None:
+        """Makes `vision` and `projector`."""
+        self.vision = GridTransformer(config.vision, make)
+        self.projector = _Projector(config, make)
 
     def image_features(
         self, pixel_values: Float[Array, "F P patch_width"], layout: PatchGrids

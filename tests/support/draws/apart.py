@@ -1,6 +1,7 @@
 """Random models with towers and decoders of their own: Gemma 4 and Mllama."""
 
 import random
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ __all__ = ["DRAWS"]
 _RATIOS = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
 
 
-def _gemma4_text(rng: random.Random, vocabulary: int) -> dict[str, Any]:
+def _gemma4_text(rng: random.Random, vocabulary: int, *, plain: bool) -> dict[str, Any]:
+    """The decoder; a `plain` one has no inputs of layers and no experts."""
     heads, kv_heads = head_counts(rng)
     head_dim, full_dim, layers = (
         rng.choice((4, 8)),
@@ -62,19 +64,22 @@ def _gemma4_text(rng: random.Random, vocabulary: int) -> dict[str, Any]:
         "max_position_embeddings": rng.choice((30, 512)),
         "pad_token_id": 0,
         "eos_token_id": rng.choice((1, [1, 7])),
-        "hidden_size_per_layer_input": 0,
         "rope_parameters": ropes,
     }
     if rng.random() < 0.5:
         found["attention_k_eq_v"] = True
         divisors = [n for n in range(1, heads + 1) if heads % n == 0]
         found["num_global_key_value_heads"] = rng.choice((None, *divisors))
+    if not plain:
+        found["hidden_size_per_layer_input"] = 0
+    # Without inputs of layers, transformers' Gemma 4 cannot generate where keys are shared.
     if rng.random() < 0.5:
-        found |= {"hidden_size_per_layer_input": 3, "vocab_size_per_layer_input": vocabulary}
+        if not plain:
+            found |= {"hidden_size_per_layer_input": 3, "vocab_size_per_layer_input": vocabulary}
         shared = [n for n in range(layers) if set(kinds[: layers - n]) == set(kinds)]
         found["num_kv_shared_layers"] = rng.choice(shared)
         found["use_double_wide_mlp"] = rng.random() < 0.5
-    if rng.random() < 0.4:
+    if not plain and rng.random() < 0.4:
         count = rng.randint(2, 5)
         found |= {
             "enable_moe_block": True,
@@ -85,30 +90,47 @@ def _gemma4_text(rng: random.Random, vocabulary: int) -> dict[str, Any]:
     return found
 
 
-def _gemma4(rng: random.Random) -> Drawn:
-    tokens = Tokens.draw(rng, 7)
+def _gemma4_tower(rng: random.Random, pool: int, patch: int) -> dict[str, Any]:
     heads = rng.choice((1, 2, 3))
+    return {
+        "hidden_size": rng.choice((12, 16)),
+        "intermediate_size": rng.choice((7, 12)),
+        "num_hidden_layers": rng.choice((1, 2, 3)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": rng.choice((4, 8, 12)),
+        "hidden_activation": rng.choice(ACTIVATIONS),
+        "rms_norm_eps": rng.choice((1e-6, 1e-4)),
+        "patch_size": patch,
+        "pooling_kernel_size": pool,
+        "position_embedding_size": 4 * pool + rng.choice((0, 3)),
+        "rope_parameters": {"rope_type": "default", "rope_theta": rng.choice((30.0, 100.0))},
+        "use_clipped_linears": rng.random() < 0.3,
+        "standardize": rng.random() < 0.5,
+    }
+
+
+def _squares(rng: random.Random, pool: int, patch: int) -> dict[str, Any]:
+    width = rng.choice((12, 16))
+    return {
+        "patch_size": patch,
+        "pooling_kernel_size": pool,
+        "mm_embed_dim": width,
+        "output_proj_dims": width,
+        "mm_posemb_size": 4 + rng.choice((0, 3)),
+        "rms_norm_eps": rng.choice((1e-6, 1e-4)),
+    }
+
+
+def _gemma4(rng: random.Random, model_type: str) -> Drawn:
+    tokens = Tokens.draw(rng, 7)
     pool, patch = rng.choice((2, 3)), rng.choice((2, 3, 4))
     image, begin, end, video, audio, *others = tokens.marks
+    unified = model_type == "gemma4_unified"
     content = {
-        "model_type": "gemma4",
-        "text_config": _gemma4_text(rng, tokens.vocabulary),
-        "vision_config": {
-            "hidden_size": rng.choice((12, 16)),
-            "intermediate_size": rng.choice((7, 12)),
-            "num_hidden_layers": rng.choice((1, 2, 3)),
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads,
-            "head_dim": rng.choice((4, 8, 12)),
-            "hidden_activation": rng.choice(ACTIVATIONS),
-            "rms_norm_eps": rng.choice((1e-6, 1e-4)),
-            "patch_size": patch,
-            "pooling_kernel_size": pool,
-            "position_embedding_size": 4 * pool + rng.choice((0, 3)),
-            "rope_parameters": {"rope_type": "default", "rope_theta": rng.choice((30.0, 100.0))},
-            "use_clipped_linears": rng.random() < 0.3,
-            "standardize": rng.random() < 0.5,
-        },
+        "model_type": model_type,
+        "text_config": _gemma4_text(rng, tokens.vocabulary, plain=unified),
+        "vision_config": (_squares if unified else _gemma4_tower)(rng, pool, patch),
         "image_token_id": image,
         "boi_token_id": begin,
         "eoi_token_id": end,
@@ -118,6 +140,8 @@ def _gemma4(rng: random.Random) -> Drawn:
         "eoa_token_index": others[1],
         "tie_word_embeddings": rng.random() < 0.7,
     }
+    if unified:  # the processor's squares are the model's patches
+        pool, patch = 1, pool * patch
     most = 16 * pool**2
     counts = counts_of_rows(rng)
     clips, found = [], {"": ([], []), "_videos": ([], [])}
@@ -234,5 +258,8 @@ def _mllama(rng: random.Random) -> Drawn:
     return Drawn(content, batch)
 
 
-DRAWS = {"gemma4": _gemma4, "mllama": _mllama}
+DRAWS = {
+    **{name: partial(_gemma4, model_type=name) for name in ("gemma4", "gemma4_unified")},
+    "mllama": _mllama,
+}
 """By model_type."""

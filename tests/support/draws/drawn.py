@@ -45,7 +45,7 @@ def torch_model(content: dict[str, Any], seed: int) -> Any:
     randomize(model, seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if settings.model_type == "gemma4":
+            if settings.model_type.startswith("gemma4"):
                 _condition_gemma4(name, weight)
     for name, buffer in model.named_buffers():
         part = name.rsplit(".", 1)[-1]

@@ -16,7 +16,7 @@ def older_rope(config: Config, key: str = "rope_type") -> Config | None:
     """RoPE in the names of transformers 4, its kind by `key`; None where they cannot say it."""
     config = copy.deepcopy(config)
     text = config["text_config"]
-    if config["model_type"] == "gemma4":  # which is younger
+    if config["model_type"].startswith("gemma4"):  # which is younger
         return None
     rope = text.pop("rope_parameters", None)
     if rope is None:
@@ -75,7 +75,7 @@ def _with_null(rng: random.Random, config: Config) -> Config:
     at = rng.choice((config, config["text_config"]))
     names = ["num_key_value_heads", "head_dim", "layer_types", "sliding_window"]
     names += ["vision_feature_layer", "eos_token_id", "tie_word_embeddings"]
-    if config["model_type"] != "gemma4":  # transformers takes its RoPE away by this
+    if not config["model_type"].startswith("gemma4"):  # transformers takes its RoPE away by this
         names.append("rope_scaling")
     at[rng.choice(names)] = None
     return config

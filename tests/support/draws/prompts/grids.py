@@ -146,10 +146,11 @@ def _glm(rng: random.Random, name: str) -> Served:
     )
 
 
-def _gemma4(rng: random.Random) -> Served:
-    content = DRAWS["gemma4"](rng).content
-    vision = content["vision_config"]
-    vision["position_embedding_size"] = 300
+def _gemma4(rng: random.Random, name: str) -> Served:
+    content = DRAWS[name](rng).content
+    vision, unified = content["vision_config"], name == "gemma4_unified"
+    vision["mm_posemb_size" if unified else "position_embedding_size"] = 300
+    kind = "Gemma4Unified" if unified else "Gemma4"
     names = {
         "image_token": "<|image|>",
         "boi_token": "<|image>",
@@ -164,14 +165,14 @@ def _gemma4(rng: random.Random) -> Served:
     )
     special = {token: content[name] for token, name in zip(names.values(), ids, strict=True)}
     images = steps(rng) | {
-        "image_processor_type": "Gemma4ImageProcessor",
+        "image_processor_type": f"{kind}ImageProcessor",
         "patch_size": vision["patch_size"],
         "pooling_kernel_size": vision["pooling_kernel_size"],
         "max_soft_tokens": 70,
     }
     return Served(
         content,
-        "Gemma4Processor",
+        f"{kind}Processor",
         images,
         {**special, "<|video|>": content["video_token_id"]},
         "<|image|>",
@@ -208,7 +209,7 @@ GRIDS = {
     **{name: partial(_qwen, name=name) for name in _QWEN},
     **{name: partial(_glm, name=name) for name in ("glm4v", "glm46v", "glm4v_moe", "glm_ocr")},
     "paddleocr_vl": _paddleocr_vl,
-    "gemma4": _gemma4,
+    **{name: partial(_gemma4, name=name) for name in ("gemma4", "gemma4_unified")},
     "mllama": _mllama,
 }
 """By the names of `DRAWS`."""
