@@ -53,11 +53,11 @@ CODES = {
     ),
     "a codebook": calibrated_presets["vkq-1bit"][0],
     "a codebook of keys, no centre": KVQuantConfig(
-        hadamard((0.5, 1), (0.5, 0), codebook=16, centres=0),
+        hadamard((0.5, 4), (0.5, 0), codebook=16, centres=0),
         hadamard((0.5, 2), (0.5, 0), centres=3),
     ),
     "a codebook of values": KVQuantConfig(
-        hadamard((0.5, 1), (0.5, 0), centres=2), hadamard((0.5, 2), (0.5, 0), codebook=256)
+        hadamard((0.5, 1), (0.5, 0), centres=2), hadamard((0.5, 4), (0.5, 0), codebook=256)
     ),
     "only centroids": both(hadamard((1.0, 0), centres=4)),
     "learned": calibrated_presets["vkq-half"][0],

@@ -148,6 +148,8 @@ calibrated_presets: Mapping[str, tuple[KVQuantConfig, ...]] = MappingProxyType(
             _both(_hadamard((0.1, 3), (0.2, 2), (0.3, 1), (0.4, 0), codebook=256)),
             _TEXT_LIKE_1BIT,
             _TEXT_LIKE_1BIT.with_codes(order="attention"),
+            # Most tokens have their centroid alone, so that the others are nearly exact.
+            _both(_hadamard((0.16, 4), (0.12, 3), (0.72, 0), codebook=256)),
         ),
         "vkq-half": (
             _principal((0.045, 0.1, 0.15, 0.705), (3, 2, 1, 0), (3, 2, 1, 0), scale="unbiased"),
@@ -155,7 +157,7 @@ calibrated_presets: Mapping[str, tuple[KVQuantConfig, ...]] = MappingProxyType(
         "vkq-2bit": (
             _principal((0.22, 0.5, 0.28), (3, 2, 1), (2.5, 1.75, 1), scale="unbiased"),
             _principal((0.9, 0.1), (2, 2), (2, 1.5)),
-            _both(_hadamard((0.2, 3), (0.5, 2), (0.3, 1), codebook=256)),
+            _both(_hadamard((0.15, 4), (0.2, 3), (0.37, 2), (0.28, 0), codebook=256)),
         ),
         # Tokens around their mean, rotated by the queries' covariance, 2 bits and a scale a token.
         "oscar-2bit": (_both(_hadamard((1.0, 2), learned=True, basis="queries", scale="norm")),),
