@@ -149,8 +149,8 @@ def test_clips_are_grouped_by_prompt(files):
         ([FRAMES, 5], ValueError, "expected uint8"),
         (FRAMES[None], ValueError, "expected uint8"),
         (["a.gif", "a.gif"], ValueError, "is a clip of its own"),
-        ([FRAMES, FRAMES], ValueError, "2 videos and 1 video tokens"),
-        (None, ValueError, "0 videos and 1 video tokens"),
+        ([FRAMES, FRAMES], ValueError, "2 videos and 1 video token "),
+        (None, ValueError, "0 videos and 1 video token "),
     ],
 )
 def test_what_is_no_clip_is_refused(model_of, files, monkeypatch, videos, error, words):
