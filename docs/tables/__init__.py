@@ -17,6 +17,7 @@ from docs.tables.answers import (
     text_bed_ablation_rows,
     text_bed_plain_rows,
     text_bed_rows,
+    whole_plan_rows,
 )
 from docs.tables.generation import prefill_rows, speed_rows, throughput_table
 from docs.tables.goals import goal_rows
@@ -73,4 +74,5 @@ __all__ = [
     "text_bed_rows",
     "text_kernel_rows",
     "throughput_table",
+    "whole_plan_rows",
 ]

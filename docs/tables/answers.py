@@ -81,6 +81,11 @@ def kinds_rows() -> list[str]:
     return ablation_rows("kinds_apart.json")
 
 
+def whole_plan_rows() -> list[str]:
+    """A row for each plan of `vkq-1bit` and `vkq-2bit` that visual tokens like classes may take."""
+    return ablation_rows("plans.json")
+
+
 def text_bed_rows() -> list[str]:
     """A row for each preset on the pretrained text model: bits, KL, agreement."""
     lines = ["| codes | bits | KL | equal predictions |", f"|{'---|' * 4}"]
