@@ -72,6 +72,7 @@ def test_codes_of_ones_own(here):
     ("text", "message"),
     [
         ("vkq-1bt:plain", "got ModuleNotFoundError: No module named 'vkq-1bt'"),
+        ("vkq-1bit:plan", "a preset is vkq-1bit or vkq-1bit:plain, got 'vkq-1bit:plan'"),
         ("vkq-1bt", "unknown preset 'vkq-1bt'.*did you mean 'vkq-1bit'"),
         ("vkq-1bit/none", "LAYER=NAME, LAYER.HEAD=NAME, key=... or value=..., got 'none'"),
         ("vkq-1bit/first=none", "a layer such as 0, -1 or 0-3, a head of it .* got 'first'"),

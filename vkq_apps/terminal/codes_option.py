@@ -93,7 +93,9 @@ def _numbers(text: str) -> int | range | None:
 
 def _named(name: str) -> Codes:
     module, colon, attribute = name.partition(":")
-    if colon + attribute == PLAIN and module in vkq_jax.presets:
+    if colon and module in vkq_jax.presets:
+        if colon + attribute != PLAIN:
+            raise ValueError(f"--quant: a preset is {module} or {module}{PLAIN}, got {show(name)}")
         return vkq_jax.presets[module]  # settings have no tables, which are found by the name
     if not colon:
         vkq_jax.resolve(name)
