@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from models.checkpoints.hf_fields import (
     NO_EFFECT,
@@ -28,7 +28,6 @@ __all__ = [
     "Gemma4Settings",
     "Gemma4TextSettings",
     "Gemma4VisionSettings",
-    "common_fields",
 ]
 
 
@@ -132,6 +131,10 @@ class Gemma4Config(ModelConfig):
     audio_token_id: int | None
     pad_token_id: int
 
+    settings: ClassVar[type[Gemma4Settings]] = Gemma4Settings
+    text_settings: ClassVar[type[Gemma4TextSettings]] = Gemma4TextSettings
+    vision_settings: ClassVar[type[Any]] = Gemma4VisionSettings
+
     @property
     def pooling(self) -> int:
         """The processor's patches on a side of the square that becomes one visual token."""
@@ -145,29 +148,22 @@ class Gemma4Config(ModelConfig):
             NotImplementedError: a setting that this port cannot honour, named.
             ValueError: a field of a wrong type, out of range, or contradicting another, named.
         """
-        hf = Gemma4Settings.read(content)
+        hf = cls.settings.read(content)
         if hf.vision_config is None:
-            raise NotImplementedError("vision_config=null; supported: models with a vision tower")
-        vision = Gemma4VisionSettings.read(hf.vision_config, "vision_config")
-        text = Gemma4TextSettings.read(hf.text_config or {}, "text_config")
+            raise NotImplementedError("vision_config=null; supported: models that take pictures")
+        vision = cls.vision_settings.read(hf.vision_config, "vision_config")
+        text = cls.text_settings.read(hf.text_config or {}, "text_config")
         return cls(
+            model_type=hf.model_type,
             vision=vision.to_config(),
             standardize=vision.standardize,
-            **common_fields(hf, text),
+            text=hf.decoder(text),
+            begin_image_id=hf.boi_token_id,
+            end_image_id=hf.eoi_token_id,
+            pictures_see_themselves=text.use_bidirectional_attention is not None,
+            audio_token_id=hf.audio_token_id,
+            pad_token_id=text.pad_token_id or 0,
+            image_token_id=hf.image_token_id,
+            video_token_id=hf.video_token_id,
+            eos_token_ids=hf.eos_token_ids(text),
         )
-
-
-def common_fields(hf: Gemma4Settings, text: Gemma4TextSettings) -> dict[str, Any]:
-    """Fields of `Gemma4Config` that say nothing of a vision tower."""
-    return {
-        "model_type": hf.model_type,
-        "text": hf.decoder(text),
-        "begin_image_id": hf.boi_token_id,
-        "end_image_id": hf.eoi_token_id,
-        "pictures_see_themselves": text.use_bidirectional_attention is not None,
-        "audio_token_id": hf.audio_token_id,
-        "pad_token_id": text.pad_token_id or 0,
-        "image_token_id": hf.image_token_id,
-        "video_token_id": hf.video_token_id,
-        "eos_token_ids": hf.eos_token_ids(text),
-    }

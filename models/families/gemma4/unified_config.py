@@ -1,8 +1,7 @@
 """Settings of Gemma 4 12B, which has no vision tower."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from models.checkpoints.hf_fields import NO_EFFECT, Count, Epsilon, Length, Side, Width
 from models.checkpoints.hf_settings import Settings
@@ -10,7 +9,6 @@ from models.families.gemma4.config import (
     Gemma4Config,
     Gemma4Settings,
     Gemma4TextSettings,
-    common_fields,
 )
 
 __all__ = [
@@ -60,6 +58,7 @@ class Gemma4UnifiedVisionSettings(Settings):
     mm_posemb_size: Width = 1120
     rms_norm_eps: Epsilon = 1e-6
     output_proj_dims: Width = 3840
+    standardize: ClassVar[bool] = False  # there are no features of a tower
     # The first is the product of the two sizes, the second is the processor's `max_soft_tokens`.
     ignored = NO_EFFECT | {"model_patch_size", "num_soft_tokens"}
 
@@ -110,24 +109,12 @@ class Gemma4UnifiedConfig(Gemma4Config):
     """Fields of `Gemma4Config`, and squares in place of a tower."""
 
     vision: PixelSquares  # pyright: ignore[reportIncompatibleVariableOverride]
-    standardize: bool = False
+
+    settings = Gemma4UnifiedSettings
+    text_settings = Gemma4UnifiedTextSettings
+    vision_settings = Gemma4UnifiedVisionSettings
 
     @property
     def pooling(self) -> int:
         """See `Gemma4Config.pooling`."""
         return self.vision.pooling
-
-    @classmethod
-    def from_hf(cls, content: Mapping[str, Any]) -> Self:
-        """From the content of a config.json.
-
-        Raises:
-            NotImplementedError: a setting that this port cannot honour, named.
-            ValueError: a field of a wrong type, out of range, or contradicting another, named.
-        """
-        hf = Gemma4UnifiedSettings.read(content)
-        if hf.vision_config is None:
-            raise NotImplementedError("vision_config=null; supported: models that take pictures")
-        vision = Gemma4UnifiedVisionSettings.read(hf.vision_config, "vision_config")
-        text = Gemma4UnifiedTextSettings.read(hf.text_config or {}, "text_config")
-        return cls(vision=vision.to_config(), **common_fields(hf, text))
