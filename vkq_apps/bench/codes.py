@@ -3,6 +3,7 @@
 import dataclasses
 
 import vkq_jax
+from vkq_apps.terminal.codes_option import PLAIN, TEXT
 from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.settings.config import KVQuantConfig
 from vkq_jax.settings.presets import calibrated_presets
@@ -12,11 +13,11 @@ __all__ = ["BASELINE", "CODES_HELP", "MeasuredCodes", "read_codes"]
 BASELINE = "none"
 """The preset that rows of codes are compared with: keys and values in bfloat16."""
 
-_TABLES, _PLAIN, _TEXT = "-tables", ":plain", ":text8"
+_TABLES = "-tables"
 
 CODES_HELP = (
     f"No model is loaded: NAME has no tables, NAME{_TABLES} random ones of its first plan with "
-    f"tables; NAME{_TEXT} keeps text in 8 bits."
+    f"tables; NAME{TEXT} keeps text in 8 bits."
 )
 
 
@@ -43,8 +44,8 @@ def read_codes(name: str) -> MeasuredCodes:
     Raises:
         ValueError: no such preset, or one that no plan with tables belongs to.
     """
-    text_bits: TextBits = 8 if name.endswith(_TEXT) else None
-    codes = name.removesuffix(_TEXT).removesuffix(_PLAIN)
+    text_bits: TextBits = 8 if name.endswith(TEXT) else None
+    codes = name.removesuffix(TEXT).removesuffix(PLAIN)
     preset = codes.removesuffix(_TABLES)
     if preset == codes:
         return MeasuredCodes(vkq_jax.resolve(codes), False, text_bits)

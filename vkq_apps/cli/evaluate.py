@@ -15,7 +15,7 @@ from vkq_apps.evals.metrics import METRICS
 from vkq_apps.evals.plan import known_tasks, make_plan
 from vkq_apps.evals.plots import write_plots
 from vkq_apps.evals.records import log_path
-from vkq_apps.evals.settings import TEXT, preset_names, settings_of
+from vkq_apps.evals.settings import preset_names, settings_of
 from vkq_apps.evals.table import results_tables
 from vkq_apps.files.outputs import check_record_place
 from vkq_apps.terminal.arguments import (
@@ -27,7 +27,7 @@ from vkq_apps.terminal.arguments import (
     TablesOption,
     load_model,
 )
-from vkq_apps.terminal.codes_option import FORMS
+from vkq_apps.terminal.codes_option import FORMS, TEXT
 from vkq_apps.terminal.console import log, out, print_json, stage
 from vkq_apps.terminal.counts import check_count
 from vkq_apps.terminal.hosts import check_mesh_of, on_all_hosts

@@ -11,18 +11,15 @@ from models.attached_tables import OwnTables, find_codes
 from models.generation.recoding import FULL_PRECISION
 from models.sharding.placing import table_shardings
 from models.text.coded_layers import settle_layers
-from vkq_apps.terminal.codes_option import PLAIN, parse_codes
+from vkq_apps.terminal.codes_option import PLAIN, TEXT, parse_codes
 from vkq_apps.terminal.lists import entries_of
 from vkq_jax.cache.text_bank import TextBits
 from vkq_jax.settings.layer_groups import Quant
 from vkq_jax.settings.presets import calibrated_presets
 
-__all__ = ["CONTROL", "FULL", "NONE", "TEXT", "Setting", "preset_names", "settings_of"]
+__all__ = ["CONTROL", "FULL", "NONE", "Setting", "preset_names", "settings_of"]
 
 NONE = "none"
-"""Suffix of a preset's name: without the tables that the model has for it."""
-TEXT = ":text8"
-"""Suffix of a preset's name, after all others: with keys and values of text in 8 bits."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,11 +18,14 @@ from typing import Any
 import vkq_jax
 from vkq_jax.messages import shorten, show
 
-__all__ = ["FORMS", "PLAIN", "Codes", "parse_codes"]
+__all__ = ["FORMS", "PLAIN", "TEXT", "Codes", "parse_codes"]
 
 type Codes = str | vkq_jax.KVQuantConfig | vkq_jax.PerLayer
 
 PLAIN = ":plain"
+"""Suffix of a preset's name: without the tables that the model has for it."""
+TEXT = ":text8"
+"""Suffix of a name in evaluations and benchmarks, after all others: text is in 8 bits."""
 
 FORMS = (
     f"NAME{PLAIN} is a preset without the tables that the model has for it. "
