@@ -18,9 +18,9 @@ _LONGEST_ITEM, _MOST_ITEMS = 60, 4
 
 @functools.singledispatch
 def summarize(value: Any) -> dict[str, Any] | None:
-    """What is worth saying of a value, by name; None where its fields say it all.
+    """The things to say of a value, by name; None where its fields say them all.
 
-    Each thing is a text, or a value that has a summary itself.
+    Each is a text, or a value that has a summary itself.
     """
     return None
 

@@ -109,7 +109,7 @@ class MultimodalModel(nnx.Module):
         )
 
     def layer_inputs(self, inputs: Inputs, embedded: Embedded) -> LayerInputs:
-        """What the layers read of whole prompts, without a cache."""
+        """The layers' inputs of whole prompts, without a cache."""
         return LayerInputs(
             additions=embedded.additions,
             pictures=self.read_pictures(inputs, embedded),

@@ -31,7 +31,7 @@ _ALIGNED_ROWS = 64
 
 @dataclasses.dataclass(frozen=True)
 class LayerInputs:
-    """What some kinds of layers read beside the residual stream.
+    """Inputs that some kinds of layers read beside the residual stream.
 
     Attributes:
         additions: added after the first A layers (deepstack).

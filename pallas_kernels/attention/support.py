@@ -1,4 +1,4 @@
-"""What the fused GPU kernel runs on, and which caches it covers."""
+"""Devices that the fused GPU kernel runs on, and caches that it covers."""
 
 from __future__ import annotations
 

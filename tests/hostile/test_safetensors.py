@@ -176,7 +176,7 @@ WRITES = {
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("when", ["validated", "opened", "half read"])
 def test_files_that_change_while_they_are_read(tmp_path, monkeypatch, one_clear_error, when, write):
-    """What was mapped lives on in a file that is deleted or replaced, but not in one written to."""
+    """A mapped tensor outlives a file that is deleted or replaced, but not one written to."""
     file = write_checkpoint(tmp_path, random_weights()) / "model.safetensors"
     os.utime(file, ns=(0, 0))  # clocks of file systems are coarse
     calls = itertools.count()

@@ -83,7 +83,7 @@ def _prepared_ahead(
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """What is the same for every batch; see `run`."""
+    """Arguments that are the same for every batch; see `run`."""
 
     evaluated: EvaluatedModel
     log: SampleLog

@@ -1,4 +1,4 @@
-"""What is done with a cache of any kind: one `KVCache`, or several in a `LayeredCache`."""
+"""Functions of a cache of any kind: one `KVCache`, or several in a `LayeredCache`."""
 
 from __future__ import annotations
 

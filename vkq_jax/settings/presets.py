@@ -221,7 +221,7 @@ def resolve(quant: str | KVQuantConfig) -> KVQuantConfig:
 
 
 def _unknown(name: object) -> str:
-    """What is wrong with the name of a preset that there is not."""
+    """The error about a name that no preset has."""
     close = difflib.get_close_matches(str(name), _PRESETS, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     if isinstance(name, str) and re.search("[/:]", name):

@@ -12,7 +12,7 @@ from models.text.sizes import STACKED, layer_numbers, stack_rules, text_sizes
 __all__ = ["MODEL", "gemma4_names", "names_with_text"]
 
 MODEL = r"(?:model\.)?"
-"""What keys of older files begin with, or do not."""
+"""Keys of older files begin with this, or do not."""
 
 _TOWER = rf"{MODEL}vision_tower\."
 _LAYER = _TOWER + r"encoder\.layers\.(\d+)\."
