@@ -307,7 +307,7 @@ def test_bad_options_are_one_clear_line(capsys, arguments, message):
     assert message in line
 
 
-@pytest.mark.parametrize("codes", ["vkq-1bit", "vkq-half-tables", "vkq-2bit-tables"])
+@pytest.mark.parametrize("codes", ["vkq-1bit", "vkq-half-tables", "vkq-2bit-plan2"])
 def test_random_banks_have_the_form_of_coded_ones(codes):
     case = kernel.Case(1, 2, 1, 600, codes, head_dim=64)
     banks, *_ = jax.eval_shape(lambda: kernel.random_banks(case, 0))

@@ -26,6 +26,7 @@ from vkq_apps.bench.sequence_cache import (
 )
 from vkq_apps.bench.throughput_plan import compare_throughput, floors, plan_throughput
 from vkq_apps.files.results_file import ResultsFile
+from vkq_jax.settings.presets import calibrated_presets
 
 HEAD = {"command": "vkq bench x", "device": "cpu", "commit": "c", "time": "now"}
 TINY = ["--shape", "tiny", "--budget", "0.001", "--sequences", "5", "--repeats", "1"]
@@ -254,9 +255,23 @@ def test_names_of_codes(name, has_tables, text_bits):
     assert (codes.has_tables, codes.text_bits) == (has_tables, text_bits)
 
 
-def test_codes_without_a_plan_of_tables_have_none():
-    with pytest.raises(ValueError, match="signs-1bit-tables: expected a preset that takes tables"):
-        read_codes("signs-1bit-tables")
+def test_plans_with_tables_go_by_number():
+    plans = calibrated_presets["vkq-1bit"]
+    assert read_codes("vkq-1bit-tables").quant == plans[0]
+    assert read_codes("vkq-1bit-plan3").quant == plans[3]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("signs-1bit-tables", "a preset that takes tables"),
+        ("signs-1bit-plan0", "a preset that takes tables"),
+        ("vkq-half-plan9", "a plan of vkq-half from 0 to 0"),
+    ],
+)
+def test_codes_without_such_a_plan_have_none(name, expected):
+    with pytest.raises(ValueError, match=f"{name}: expected {expected}"):
+        read_codes(name)
 
 
 def test_prefill_measures_compiling_time_and_memory(capsys, tmp_path, calls):

@@ -5,10 +5,11 @@ from typing import Literal
 
 from pallas_kernels.attention.kernel_spec import TuningConfig
 from pallas_kernels.layout import layouts
+from vkq_apps.bench.codes import calibrated_plan
 from vkq_apps.bench.dictionary_banks import bits_of_tokens
 from vkq_jax.codes.dictionary_codes import DictionaryCodes
 from vkq_jax.settings.config import KVQuantConfig
-from vkq_jax.settings.presets import calibrated_presets, presets
+from vkq_jax.settings.presets import presets
 
 __all__ = ["CASES", "CHECKS", "Calibration", "Case", "Positions"]
 
@@ -22,9 +23,8 @@ class Case:
 
     Attributes:
         codes: "levels", "levels2" or "levels4" (bits), "signs8" or "signs16" (bits of a scale),
-            the name of a preset of dictionary codes, "NAME-tables" for the first plan that such a
-            name may stand for once a model is calibrated, or "bfloat16", the kernel's own dense
-            path.
+            the name of a preset of dictionary codes or of one of its plans with tables (see
+            `calibrated_plan`), or "bfloat16", the kernel's own dense path.
         text: positions of a dense bank beside the visual one, in the same launch.
         text_bits: 16 (bfloat16), or 8 with a scale for each position.
         calibration: of the scores: "per step", which keeps them in the launch or takes one more,
@@ -70,9 +70,7 @@ class Case:
     @property
     def dictionary(self) -> KVQuantConfig | None:
         """Settings of dictionary codes; None: these are others."""
-        quant = presets.get(self.codes)
-        if name := self.codes.removesuffix("-tables"):
-            quant = quant or next(iter(calibrated_presets.get(name, ())), None)
+        quant = presets.get(self.codes) or calibrated_plan(self.codes)
         return quant if quant and isinstance(quant.key, DictionaryCodes) else None
 
     @property
@@ -171,6 +169,8 @@ _TABLES = {
     "tables": "vkq-1bit-tables",
     "vkq-half-tables": "vkq-half-tables",
     "vkq-2bit-tables": "vkq-2bit-tables",
+    "plan3": "vkq-1bit-plan3",
+    "vkq-2bit-plan2": "vkq-2bit-plan2",
 }
 CASES |= {
     f"{shape}-{name}": dataclasses.replace(CASES[f"{shape}-vkq-1bit"], codes=codes, goal=None)
@@ -257,6 +257,11 @@ CHECKS += [
     (Case(2, 2, 4, 3328, "vkq-1bit-tables", text=130), TuningConfig(16, 8, 2, 4)),
     (Case(2, 2, 7, 1700, "vkq-1bit-tables", window=900), TuningConfig(8, 4, 2, 7)),
     (Case(2, 2, 3, 700, "vkq-1bit-tables", head_dim=256), TuningConfig(8, 4, 1, 3)),
+]
+# Four planes of a class.
+CHECKS += [
+    (Case(2, 2, 1, 2304, "vkq-1bit-plan3", text=40), TuningConfig(16, 4)),
+    (Case(2, 2, 4, 1700, "vkq-2bit-plan2", window=900), TuningConfig(8, 4, 2, 4)),
 ]
 # Learned dictionaries: a part of the launch for each class; pairs of centroids of a long bank.
 CHECKS += [
