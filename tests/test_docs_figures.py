@@ -161,7 +161,8 @@ def test_figures_in_the_text_of_the_judge_trained_further_are_those_of_its_log()
 
 
 def test_figures_in_the_text_of_the_judge_with_key_biases_are_those_of_its_files():
-    rows = {name: row["tasks"]["all"] for name, row in read("judge_qwen.json")["presets"].items()}
+    record = read("judge_qwen.json")
+    rows = {name: row["tasks"]["all"] for name, row in record["presets"].items()}
     benchmarks, limits, readme = (
         " ".join(path.read_text().split())
         for path in (DOCS / "benchmarks.md", DOCS / "limits.md", DOCS.parent / "README.md")
@@ -170,26 +171,38 @@ def test_figures_in_the_text_of_the_judge_with_key_biases_are_those_of_its_files
     def lost(name: str, form: str) -> str:
         return form.format(rows[name]["lost"], *rows[name]["lost_interval"])
 
-    ours, kivi = (
-        lost(name, "{:.2f} ({:.2f} to {:.2f})") for name in ("vkq-1bit:plain", "kivi-2bit")
+    points = "{:.2f} ({:.2f} to {:.2f})"
+    bits = {name: row["bits_per_element"]["mean"] for name, row in record["presets"].items()}
+    ours, kivi = (lost(name, points) for name in ("vkq-1bit", "kivi-2bit"))
+    times = rows["kivi-2bit"]["kl"] / rows["vkq-1bit"]["kl"]
+    assert f"`vkq-1bit` loses {ours} points at {bits['vkq-1bit']:.2f} bits, where 0.5" in benchmarks
+    assert f"KIVI loses {kivi} with 3 bits, at {times:.1f} times the KL" in benchmarks
+    plain, half = (lost(name, points) for name in ("vkq-1bit:plain", "vkq-half"))
+    assert f"Without tables `vkq-1bit` loses {plain} points, where 2 is the goal" in benchmarks
+    assert f"`vkq-half` loses {half}, where 1 is the goal" in benchmarks
+    ours, kivi, plain = (
+        lost(name, "{:.1f} [{:.1f}, {:.1f}]") for name in ("vkq-1bit", "kivi-2bit", "vkq-1bit:plain")
     )
-    assert f"Without tables `vkq-1bit` loses {ours} points, where 2 is the goal" in benchmarks
-    assert f"KIVI loses {kivi} with 3 bits" in benchmarks
-    ours, kivi = (lost(name, "{:.1f} [{:.1f}, {:.1f}]") for name in ("vkq-1bit:plain", "kivi-2bit"))
-    assert f"`vkq-1bit:plain` loses {ours} and `kivi-2bit` {kivi};" in readme
-    assert f"it loses {rows['vkq-1bit:plain']['lost']:.1f} points there" in limits
-    text = (DOCS.parent / "results/judge_qwen_training.jsonl").read_text()
-    log = [json.loads(line) for line in text.splitlines()]
-    *_, exact = (entry["exact"] for entry in log if entry["event"] == "evaluation")
+    assert (
+        f"`vkq-1bit` loses {ours} at {bits['vkq-1bit']:.2f} bits, `kivi-2bit` {kivi} at "
+        f"{bits['kivi-2bit']:.2f} and `vkq-1bit:plain` {plain}."
+    ) in readme
+    ours, plain = (f"{rows[name]['lost']:.1f}" for name in ("vkq-1bit", "vkq-1bit:plain"))
+    assert f"judge's and {ours} on the Qwen tower" in limits
+    assert f"without tables it loses {plain} points on the Qwen tower" in limits
+    first, second = (
+        [json.loads(line) for line in (DOCS.parent / f"results/{name}").read_text().splitlines()]
+        for name in ("judge_qwen_training.jsonl", "judge_qwen_training_further.jsonl")
+    )
+    *_, exact = (entry["exact"] for entry in second if entry["event"] == "evaluation")
     percent = {task: f"{100 * share:.0f}" for task, share in exact.items()}
     assert (
         f"fields of documents in {percent['document_field']} %, captions in {percent['caption']} % "
         f"and single lines in {percent['read_line']}-{percent['read_one']} %"
     ) in benchmarks
-    seconds, steps = log[-1]["seconds"], log[-1]["step"]
-    assert (
-        f"for {seconds:.0f} seconds on one H200, with {steps:,} steps of 32 pictures" in benchmarks
-    )
+    for log in (first, second):
+        seconds, steps = log[-1]["seconds"], log[-1]["step"]
+        assert f"for {seconds:.0f} seconds with {steps:,} steps" in benchmarks
 
 
 def test_figures_in_the_text_of_the_judge_are_those_of_its_file():
@@ -220,7 +233,7 @@ def test_figures_in_the_text_of_the_judge_are_those_of_its_file():
     kl, plain_kl = (bed[name]["kl"] for name in ("vkq-1bit", "vkq-1bit, no tables"))
     assert f"KL of `vkq-1bit` is {kl:.2f} with them and {plain_kl:.2f} without" in choosing
     assert f"{rows['vkq-half']['all']['lost']:.1f} on the judge" in choosing
-    assert f"points of the embedded model's answers and {with_tables} of the judge's" in limits
+    assert f"points of the embedded model's answers, {with_tables} of the judge's" in limits
     assert f"(KL {plain_kl:.2f} and {kl:.2f}," in limits
 
 

@@ -23,6 +23,14 @@ GOALS: dict[str, tuple[str, dict[str, dict[str, float]]]] = {
         "judge",
         {"vkq-1bit": {"bits": 1.15, "points lost": 0.5, "points lost of the worst kind": 1.0}},
     ),
+    "judge_qwen.json": (
+        "Qwen judge",
+        {
+            "vkq-1bit": {"bits": 1.25, "points lost": 0.5, "points lost of the worst kind": 1.0},
+            "vkq-half": {"bits": 0.7, "points lost": 1.0},
+            "vkq-1bit:plain": {"bits": 1.25, "points lost": 2.0},
+        },
+    ),
     "text_bed.json": (
         "text bed",
         {

@@ -54,8 +54,9 @@ def goal_kernel_rows() -> list[str]:
 
 
 def plan_rows() -> list[str]:
-    """A row for each plan of a calibrated model."""
-    return [*KERNEL_HEAD, *map(_row, read("kernel_tables.json")["rows"])]
+    """Rows of the plans of a calibrated model."""
+    files = ("kernel_tables.json", "kernel_plans.json")
+    return [*KERNEL_HEAD, *(_row(row) for file in files for row in read(file)["rows"])]
 
 
 def portable_rows() -> list[str]:
