@@ -62,7 +62,11 @@ def test_figures_in_the_text_of_readme_are_those_of_the_result_files():
         return f"{whole['lost']:.1f}{{}} [{low:.1f}, {high:.1f}]"
 
     bits = {name: row["bits_per_element"]["mean"] for name, row in judge.items()}
-    assert f"pretrained text tower {judge['vkq-1bit']['tasks']['all']['lost']:.1f}." in readme
+    judges = [
+        f"{read(file)['presets']['vkq-1bit']['tasks']['all']['lost']:.1f}"
+        for file in ("judge_gemma.json", "judge_qwen.json")
+    ]
+    assert f"two with pretrained text towers {' and '.join(judges)}." in readme
     first = lost("vkq-1bit").format(" points")
     assert f"`vkq-1bit` loses {first} at {bits['vkq-1bit']:.2f} bits" in readme
     second = lost("kivi-2bit").format("")
@@ -180,9 +184,8 @@ def test_figures_in_the_text_of_the_judge_with_key_biases_are_those_of_its_files
     plain, half = (lost(name, points) for name in ("vkq-1bit:plain", "vkq-half"))
     assert f"Without tables `vkq-1bit` loses {plain} points, where 2 is the goal" in benchmarks
     assert f"`vkq-half` loses {half}, where 1 is the goal" in benchmarks
-    ours, kivi, plain = (
-        lost(name, "{:.1f} [{:.1f}, {:.1f}]") for name in ("vkq-1bit", "kivi-2bit", "vkq-1bit:plain")
-    )
+    names = ("vkq-1bit", "kivi-2bit", "vkq-1bit:plain")
+    ours, kivi, plain = (lost(name, "{:.1f} [{:.1f}, {:.1f}]") for name in names)
     assert (
         f"`vkq-1bit` loses {ours} at {bits['vkq-1bit']:.2f} bits, `kivi-2bit` {kivi} at "
         f"{bits['kivi-2bit']:.2f} and `vkq-1bit:plain` {plain}."
@@ -232,7 +235,9 @@ def test_figures_in_the_text_of_the_judge_are_those_of_its_file():
     bed = read("text_bed.json")["presets"]
     kl, plain_kl = (bed[name]["kl"] for name in ("vkq-1bit", "vkq-1bit, no tables"))
     assert f"KL of `vkq-1bit` is {kl:.2f} with them and {plain_kl:.2f} without" in choosing
-    assert f"{rows['vkq-half']['all']['lost']:.1f} on the judge" in choosing
+    half = rows["vkq-half"]["all"]["lost"]
+    qwen_half = read("judge_qwen.json")["presets"]["vkq-half"]["tasks"]["all"]["lost"]
+    assert f"{half:.1f} and {qwen_half:.1f} on two judges" in choosing
     assert f"points of the embedded model's answers, {with_tables} of the judge's" in limits
     assert f"(KL {plain_kl:.2f} and {kl:.2f}," in limits
 

@@ -56,6 +56,11 @@ def short_gemma_judge_rows() -> list[str]:
     return _without_kinds(gemma_judge_rows())
 
 
+def short_qwen_judge_rows() -> list[str]:
+    """The table of `qwen_judge_rows` without the kinds of pictures."""
+    return _without_kinds(qwen_judge_rows())
+
+
 def _without_kinds(lines: list[str]) -> list[str]:
     return ["|".join([*line.split("|")[:8], ""]) for line in lines]
 

@@ -57,7 +57,7 @@ def evaluate_model(
     Args:
         model: from `models.load`.
         plan: from `make_plan`.
-        settings: from `parse_settings`: full precision first.
+        settings: from `settings_of`: full precision first.
         options: the rest.
         results: JSON file to write at the end; the log of samples lies beside it.
         resume: go on from the log; presets in the file are not asked again.
