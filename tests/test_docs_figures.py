@@ -104,6 +104,12 @@ def test_figures_in_the_text_of_the_ablation_are_those_of_its_file():
     gains = [less(plan, "no gains") for plan in (one, two)]
     assert f"gains divide the KL by {gains[0]} and {gains[1]}" in page
     assert f"the weights of tokens by {less(two, 'tokens not weighted')}" in page
+    four = read("ablation_four_planes.json")["presets"]
+    bare = four["vkq-1bit, plan 3: no codebook"]["tasks"]["all"]["lost"]
+    assert f"{bare:.1f} points are lost without it in `vkq-1bit`" in page
+    for name, row in four.items():
+        whole = four[name.partition(": ")[0]]["tasks"]["all"]["kl"]
+        assert row["tasks"]["all"]["kl"] >= whole, "the page says that each part lowers the KL"
     for part in ("Hadamard planes", "scales of least squared error"):
         assert figures(f"{half}: {part}")["kl"] <= figures(half)["kl"]
     plain = "vkq-1bit without tables"

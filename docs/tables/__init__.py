@@ -8,6 +8,7 @@ pages to them.
 from docs.tables.answers import (
     ablation_rows,
     answer_rows,
+    four_plane_ablation_rows,
     gemma_judge_rows,
     kinds_rows,
     qwen_judge_rows,
@@ -51,6 +52,7 @@ __all__ = [
     "dense_kernel_rows",
     "dictionary_kernel_rows",
     "expected_rows",
+    "four_plane_ablation_rows",
     "gemma_judge_rows",
     "goal_kernel_rows",
     "goal_rows",

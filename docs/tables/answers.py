@@ -65,8 +65,13 @@ def _without_kinds(lines: list[str]) -> list[str]:
     return ["|".join([*line.split("|")[:8], ""]) for line in lines]
 
 
-def ablation_rows(name: str = "ablation.json") -> list[str]:
-    """A row for each plan and for each part of it that was left out: bits, lost, KL."""
+def ablation_rows(name: str = "ablation.json", *, digits: int = 4) -> list[str]:
+    """A row for each plan and for each part of it that was left out: bits, lost, KL.
+
+    Args:
+        name: of the results file.
+        digits: of the KL, behind the point.
+    """
     lines = ["| codes | bits | points lost | KL |", "|---|---|---|---|"]
     for label, row in read(name)["presets"].items():
         if label == "none":
@@ -76,9 +81,14 @@ def ablation_rows(name: str = "ablation.json") -> list[str]:
         lines.append(
             f"| {label} | {row['bits_per_element']['mean']:.2f} "
             f"| {whole['lost']:.1f} [{lost[0]:.1f}, {lost[1]:.1f}] "
-            f"| {whole['kl']:.4f} [{kl[0]:.4f}, {kl[1]:.4f}] |"
+            f"| {whole['kl']:.{digits}f} [{kl[0]:.{digits}f}, {kl[1]:.{digits}f}] |"
         )
     return lines
+
+
+def four_plane_ablation_rows() -> list[str]:
+    """The same for the plans with a class of four planes."""
+    return ablation_rows("ablation_four_planes.json", digits=5)
 
 
 def kinds_rows() -> list[str]:
