@@ -31,6 +31,7 @@ def frozen_pytree[T](cls: type[T]) -> type[T]:
         # The arrays of a cache would fill a thousand lines.
         cls.__repr__ = describe  # type: ignore[assignment]
         cls._repr_html_ = table  # type: ignore[attr-defined]
+    cls.__array__ = _no_array  # type: ignore[attr-defined]
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     data = tuple(f.name for f in fields if not f.metadata.get("static"))
     static = tuple(f.name for f in fields if f.metadata.get("static"))
@@ -50,6 +51,15 @@ def frozen_pytree[T](cls: type[T]) -> type[T]:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
+
+
+def _no_array(tree: Any, *_: Any, **__: Any) -> Any:
+    """Refuses `np.asarray(tree)`, of which NumPy would make an array of one object."""
+    if hasattr(tree, "dequantize"):
+        hint = "its method dequantize() gives the values"
+    else:
+        hint = f"its fields are {', '.join(f.name for f in dataclasses.fields(tree))}"
+    raise TypeError(f"expected an array, got a {type(tree).__name__}, which is a pytree: {hint}")
 
 
 def take_layer[T](stacked: T, index: Int32[Array, ""] | int) -> T:

@@ -172,8 +172,11 @@ def as_array(name: str, x: Any) -> Array:
         raise ValueError(f"{name}: expected an array of numbers, got {show(x)}")
     try:
         return jnp.asarray(x)
-    except (OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{name}: expected an array of numbers, got {show(x)}") from error
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+        # PyTorch's tensors with gradients, in bfloat16 or on a device are none that NumPy reads.
+        hint = "; write x.detach().cpu().float()" if hasattr(x, "detach") else ""
+        message = f"{name}: expected an array of numbers, got {show(x)}{hint}"
+        raise ValueError(message) from error
 
 
 def check_alive(name: str, tree: Any) -> None:

@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import models
@@ -54,6 +55,26 @@ def test_other_pytrees_name_their_arrays(generation):
     assert f"key=float32[3,2,2,{length},16], value=float32" in repr(generation.cache.text)
     assert generation.cache.text._repr_html_() is None
     assert len(repr(generation.cache.layer)) < 500
+
+
+def test_a_layer_says_what_it_holds():
+    sizes = {"num_layers": 2, "batch": 1, "num_kv_heads": 2, "head_dim": 8, "cache_length": 4}
+    cache = vkq_jax.append(
+        vkq_jax.empty_cache(**sizes, quant="none"), *[jnp.ones((2, 1, 3, 2, 8), jnp.bfloat16)] * 2
+    )
+    assert repr(cache.layer(1)) == (
+        "LayerCache(codes: none; sequences: 1; KV heads: 2 of 8 channels; "
+        "text: 3, room for 4 a sequence in bfloat16, 256 B)"
+    )
+
+
+def test_no_pytree_is_an_array():
+    """NumPy would make an array of one object, and fail far from here."""
+    coded = vkq_jax.quantize(jnp.ones((4, 8)), vkq_jax.SignCodes())
+    with pytest.raises(TypeError, match=r"a SignTensor, .* its method dequantize\(\) gives"):
+        np.asarray(coded)
+    with pytest.raises(TypeError, match=r"a ScoreMap, .* its fields are slope, shift"):
+        jnp.asarray(vkq_jax.ScoreMap(*[jnp.ones(2)] * 2))
 
 
 def test_a_model_is_short():

@@ -9,7 +9,7 @@ from jax.core import Tracer
 
 from vkq_jax.byte_units import human_bytes
 from vkq_jax.cache.accounting import CacheBytes, cache_nbytes
-from vkq_jax.cache.kv_cache import KVCache
+from vkq_jax.cache.kv_cache import KVCache, LayerCache
 from vkq_jax.cache.layered import LayeredCache
 from vkq_jax.cache.visual_bank import VisualBank
 from vkq_jax.codes.quantized import QuantizedTensor
@@ -37,28 +37,21 @@ def codes_name(quant: KVQuantConfig) -> str:
 def _(cache: KVCache) -> dict[str, str] | None:
     if not _is_whole(cache) or cache.text.key.ndim != 5:  # stacked by vmap, or no cache of arrays
         return None
-    layers, batch, heads, capacity, head_dim = cache.text.key.shape
-    size = cache_nbytes(cache)
-    rows = {
-        "codes": codes_name(cache.quant),
-        "layers": str(layers),
-        "sequences": str(batch),
-        "KV heads": f"{heads} of {head_dim} channels",
-    }
-    for number, bank in enumerate(cache.visual):
-        name = "visual tokens" if len(cache.visual) == 1 else f"visual tokens {number}"
-        rows[name] = _bank(bank, cache.text.key.shape)
-    stored = cache.text.dtype if cache.text_bits is None else f"{cache.text_bits} bits"
-    rows["text"] = (
-        f"{_lengths(cache.text.length)}room for {capacity} a sequence in {stored}, "
-        f"{human_bytes(size.text)}"
-    )
+    rows = {"codes": codes_name(cache.quant), "layers": str(cache.num_layers)}
+    rows |= _banks(cache, cache.text.key.shape)
     if cache.visual:
-        rows["visual bytes"] = _saved(size)
+        rows["visual bytes"] = _saved(cache_nbytes(cache))
     extras = {"tables": cache.tables, "score map": cache.score_map, "key bias": cache.key_bias}
     if found := [name for name, part in extras.items() if part is not None]:
         rows["of the model"] = ", ".join(found)
     return rows
+
+
+@summarize.register
+def _(layer: LayerCache) -> dict[str, str] | None:
+    if not _is_whole(layer) or layer.text.key.ndim != 4:
+        return None
+    return {"codes": codes_name(layer.quant)} | _banks(layer, (1, *layer.text.key.shape))
 
 
 @summarize.register
@@ -104,6 +97,20 @@ def _(size: CacheBytes) -> dict[str, str] | None:
 def _saved(size: CacheBytes) -> str:
     full = human_bytes(size.visual_full_precision)
     return f"{human_bytes(size.visual)} instead of {full}, {size.visual_reduction:.1%} saved"
+
+
+def _banks(cache: KVCache | LayerCache, shape: tuple[int, ...]) -> dict[str, str]:
+    """Sizes, visual banks and text of a cache, or of one of its layers; `shape` of all text."""
+    _, batch, heads, capacity, head_dim = shape
+    rows = {"sequences": str(batch), "KV heads": f"{heads} of {head_dim} channels"}
+    for number, bank in enumerate(cache.visual):
+        name = "visual tokens" if len(cache.visual) == 1 else f"visual tokens {number}"
+        rows[name] = _bank(bank, shape)
+    text = cache.text
+    stored = text.dtype if text.bits is None else f"{text.bits} bits"
+    size = human_bytes(nbytes((text.key, text.value, text.key_scale, text.value_scale, text.index)))
+    room = f"room for {capacity} a sequence in {stored}, {size}"
+    return rows | {"text": f"{_lengths(text.length)}{room}"}
 
 
 def _bank(bank: VisualBank, text: tuple[int, ...]) -> str:

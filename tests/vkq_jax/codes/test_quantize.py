@@ -172,6 +172,19 @@ def test_bad_arguments_are_named():
         inspect.unwrap(fake_quantize)(x, config, gradient="none")
 
 
+def test_a_tensor_of_pytorch_that_numpy_cannot_read_says_how_to_make_one():
+    class Tensor:
+        dtype, shape = "torch.bfloat16", (2, 4)
+        detach = None
+
+        def __array__(self, *_, **__):
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+    message = r"x: expected .*got torch.bfloat16 \[2, 4\]; write x.detach\(\).cpu\(\).float\(\)"
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(quantize)(Tensor(), LevelCodes())
+
+
 def test_tables_that_no_code_would_read_are_refused():
     x, tables = jnp.ones((2, 4)), SideTables()
     with pytest.raises(ValueError, match=r"tables: expected None.* LevelCodes"):
