@@ -65,7 +65,8 @@ def read_picture(picture: Picture) -> Image.Image:
         with named(f"cannot read a PIL image of mode {picture.mode}"):
             return to_rgb(picture)
     if not isinstance(picture, (str, os.PathLike)):
-        raise ValueError(f"image: expected a path, a PIL image or an array, got {show(picture)}")
+        expected = "a path, a PIL image or an array of NumPy or JAX"
+        raise ValueError(f"image: expected {expected}, got {show(picture)}")
     file = os.fsdecode(picture)
     if os.path.isdir(file):
         raise ValueError(f"image: expected a picture file, got the folder {show_path(file)}")

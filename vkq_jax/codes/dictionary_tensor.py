@@ -155,13 +155,13 @@ class DictionaryTensor(QuantizedTensor):
             tables: of one side, for the axes [K] before the last two; those it was coded with.
             class_map: the bank's, where the tensor has none of its own.
         """
-        self._check_tables(tables)
         class_map = self.class_map if class_map is None else class_map
         if class_map is None:
             raise ValueError(
                 "dequantize: keys and values of a bank share one order of their tokens, which the "
-                "bank holds: expected its own dequantize(), such as cache.visual[0].dequantize()"
+                "bank holds: expected its own, cache.visual[0].dequantize(cache.tables)"
             )
+        self._check_tables(tables)
         parts = []
         for number, packed, scale in self._classes():
             signs = _signs(packed, self.virtual[number])
@@ -233,7 +233,7 @@ class DictionaryTensor(QuantizedTensor):
         if (self.codebook or self.learned) and tables is None:
             raise ValueError(
                 "these codes were made with the model's tables and cannot be read without them: "
-                "pass the same `tables`"
+                "pass the same `tables` (a cache has them, cache.tables)"
             )
 
 

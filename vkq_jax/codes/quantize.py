@@ -27,7 +27,7 @@ def quantize(
 ) -> QuantizedTensor:
     """Codes a tensor of V positions with H channels, independently for each leading index.
 
-    Pure; works under `jax.jit` and `jax.vmap`.
+    Pure; works under `jax.vmap` and under `jax.jit`, where `config` is a static argument.
 
     Args:
         x: any floating dtype; the arithmetic is float32.

@@ -202,8 +202,11 @@ def test_tables_that_do_not_fit_are_refused():
         quantize(x[..., :32], codes, tables=tables)
     with pytest.raises(ValueError, match="dictionaries of 4 classes"):
         quantize(x, dataclasses.replace(codes, learned=True), tables=tables)
-    with pytest.raises(ValueError, match="cannot be read without them"):
-        dequantize(quantize(x, codes, tables=tables))
+    coded = quantize(x, codes, tables=tables)
+    with pytest.raises(ValueError, match=r"cannot be read without them.*cache\.tables"):
+        dequantize(coded)
+    with pytest.raises(ValueError, match=r"cache\.visual\[0\]\.dequantize\(cache\.tables\)"):
+        dequantize(dataclasses.replace(coded, class_map=None))
 
 
 def test_keys_and_values_have_classes_of_the_same_shares():
