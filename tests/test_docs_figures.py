@@ -251,3 +251,35 @@ def test_figures_in_the_text_of_the_judge_are_those_of_its_file():
 def test_the_fit_of_decode_steps_is_that_of_the_script():
     script = runpy.run_path(str(DOCS / "scaling_out.py"))
     assert script["fit_line"]() in " ".join((DOCS / "scaling_benchmarks.md").read_text().split())
+
+
+def test_figures_in_the_text_of_the_kernels_are_those_of_their_files():
+    files = ("kernel.json", "kernel_tables.json")
+    rows = {row["case"]: row for file in files for row in read(file)["rows"]}
+    limits, kernels = (
+        " ".join((DOCS / name).read_text().split())
+        for name in ("limits.md", "kernel_benchmarks.md")
+    )
+
+    def speeds(*cases: str) -> str:
+        ratios = [rows[f"gqa7-8k-{case}"]["ratio_to_cudnn"] for case in cases]
+        return f"{min(ratios):.1f} to {max(ratios):.1f} times"
+
+    assert f"{speeds('vkq-half-tables', 'vkq-2bit-tables')} its speed at 7 queries" in limits
+    assert f"{speeds('signs8-bias', 'vkq-1bit-bias')} with M-RoPE" in limits
+    assert f"{speeds('signs8-bias-line', 'vkq-1bit-bias-line')} with positions on one" in limits
+
+    def biased(codes: str) -> tuple[str, str]:
+        before, after = (rows[f"gqa7-8k-{codes}{x}"]["microseconds"] for x in ("", "-bias"))
+        return f"{after - before:.0f}", f"{after / before:.1f} times"
+
+    (signs, slower), (ours, ours_slower) = biased("signs8"), biased("vkq-1bit")
+    assert f"costs {signs} microseconds (`signs8`: {slower} the time without)" in kernels
+    assert f"and {ours} (`vkq-1bit`: {ours_slower};" in kernels
+    calibrated = [
+        100 * (rows[f"{case}-calibrated"]["microseconds"] / rows[case]["microseconds"] - 1)
+        for case in ("mha-32k", "mha-2304", "gqa4-32k")
+    ]
+    assert calibrated[0] < 0, "the page says that it may cost nothing"
+    assert f"costs one query nothing to {calibrated[1]:.0f} %" in kernels
+    assert f"take {calibrated[2]:.0f} % longer" in kernels
