@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SKETCHES = {"adding_a_family.md", "scaling_out.md", "video.md"}
 """Pages whose code is excerpts, with names from elsewhere."""
 
-NOT_OURS = {"export", "git", "hf", "lmms-eval", "mkdocs", "pip", "pyright", "ruff"}
+NOT_OURS = {"export", "git", "hf", "jupyter", "lmms-eval", "mkdocs", "pip", "pyright", "ruff"}
 """Commands of other projects, which are not checked."""
 
 WITH_A_VALUE = ("--group", "--with", "--extra")
